@@ -755,22 +755,23 @@ DLRNI_INTERNAL void *dlrni_alloc_zero(dlrn_context *ctx, int64_t count, size_t e
 #define DLRNI_NEW(ctx, type, count) ((type *)dlrni_alloc((ctx), (count), sizeof(type)))
 #define DLRNI_NEW_ZERO(ctx, type, count) ((type *)dlrni_alloc_zero((ctx), (count), sizeof(type)))
 
-/* Room for `need` elements in *p, which holds *cap: grows by half at least; the first `used` are kept. 0: no memory
-   (then *p is as it was). */
-DLRNI_INTERNAL int dlrni_grow(dlrn_context *ctx, void **p, int64_t *cap, int64_t used, int64_t need, size_t element) {
+/* Room for `need` elements in the block that the pointer at `slot` names, which holds *cap: grows by half at least; the
+   first `used` are kept. 0: no memory (then all is as it was). The pointer is copied, since its type is the caller's. */
+DLRNI_INTERNAL int dlrni_grow(dlrn_context *ctx, void *slot, int64_t *cap, int64_t used, int64_t need, size_t element) {
     if (need <= *cap) return 1;
     int64_t wide = *cap <= INT64_MAX / 2 ? *cap + *cap / 2 : need;
     int64_t cap_new = wide > need ? wide : need;
-    void *q = dlrni_alloc(ctx, cap_new, element);
+    void *q = dlrni_alloc(ctx, cap_new, element), *p;
     if (!q) return 0;
-    if (used) memcpy(q, *p, (size_t)used * element);
-    dlrni_free(ctx, *p);
-    *p = q;
+    memcpy(&p, slot, sizeof p);
+    if (used) memcpy(q, p, (size_t)used * element);
+    dlrni_free(ctx, p);
+    memcpy(slot, &q, sizeof q);
     *cap = cap_new;
     return 1;
 }
 #define DLRNI_GROW(ctx, pointer, cap, used, need)                                                                      \
-    dlrni_grow((ctx), (void **)(pointer), (cap), (used), (need), sizeof **(pointer))
+    dlrni_grow((ctx), (pointer), (cap), (used), (need), sizeof **(pointer))
 
 DLRN_API const char *dlrn_error(const dlrn_context *ctx) {
     return ctx ? ctx->error : "no context: out of memory, or an unknown kernel set was asked for";
