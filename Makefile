@@ -1,0 +1,85 @@
+# dictlearn.h: everything is built and checked from here. GNU make and a C compiler (gcc or clang) are all that is needed;
+# the targets that speak to PyTorch make their own virtual environment in build/venv. `make help` lists the targets.
+
+CC      ?= cc
+CFLAGS  ?= -O2 -g
+WARN    := -Wall -Wextra -Wpedantic
+BUILD   ?= build
+PYTHON  ?= $(BUILD)/venv/bin/python
+SHELL   := /bin/sh
+
+# OpenMP where the compiler has it; the results are the same bits without.
+OPENMP  := $(shell mkdir -p $(BUILD) && printf '\#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n' \
+             > $(BUILD)/probe.c && $(CC) -fopenmp $(BUILD)/probe.c -o $(BUILD)/probe 2> /dev/null && echo -fopenmp)
+COMPILE  = $(CC) -std=c99 $(CFLAGS) $(WARN) $(OPENMP) -I. -Iexamples
+
+PROGRAMS := $(patsubst examples/%.c,$(BUILD)/%,$(wildcard examples/dictlearn.c examples/[0-9][0-9]_*.c))
+TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
+SAN      := $(patsubst tests/%.c,$(BUILD)/san/%,$(wildcard tests/test_*.c))
+HEADERS  := dictlearn.h $(wildcard examples/*.h)
+
+.PHONY: all demo test test-of-tests interop twin san lint doctest venv help clean format
+.DELETE_ON_ERROR:
+
+all: $(PROGRAMS) ## the program build/dictlearn and the examples
+
+$(BUILD)/%: examples/%.c $(HEADERS) $(wildcard examples/dictlearn_*)
+	$(COMPILE) $< -o $@ -lm
+
+$(BUILD)/test_%: tests/test_%.c tests/test.h $(HEADERS)
+	$(COMPILE) $< -o $@ -lm
+
+$(BUILD)/kernel_sets: tests/kernel_sets.c dictlearn.h
+	$(COMPILE) $< -o $@ -lm
+
+demo: all ## a dictionary from a language model, with its table (MODEL= TEXT= SITE= LAYER= EXPANSION= ROWS=)
+	MODEL='$(MODEL)' TEXT='$(TEXT)' SITE='$(SITE)' LAYER='$(LAYER)' EXPANSION='$(EXPANSION)' ROWS='$(ROWS)' \
+	  sh examples/demo.sh
+
+test: all $(TESTS) ## every test that needs no Python package; closes with `N passed, N failed`
+	@CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' sh tests/run.sh $(BUILD) $(TESTS) $(wildcard tests/test_*.sh)
+
+test-%: all $(BUILD)/test_% ## one C test by name, as `make test-json`
+	$(BUILD)/test_$*
+
+test-of-tests: ## plants faults in a copy of the header; each must be caught
+	@CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' sh tests/test_of_tests.sh $(BUILD)
+
+venv: $(BUILD)/venv/ready ## build/venv with PyTorch and the libraries that we compare with
+
+$(BUILD)/venv/ready:
+	python3 -m venv $(BUILD)/venv
+	$(BUILD)/venv/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 numpy scipy safetensors transformers tokenizers
+	@touch $@
+
+ifeq ($(PYTHON),$(BUILD)/venv/bin/python)
+VENV := $(BUILD)/venv/ready
+endif
+
+interop: all $(VENV) ## files and numbers against PyTorch, SciPy, safetensors, transformers, tokenizers
+	@PYTHON='$(PYTHON)' sh tests/run.sh $(BUILD) $(wildcard $(addprefix tests/,interop.py hf_check.py tokenizer_check.py twin.py))
+
+twin: all $(VENV) ## the program and a PyTorch twin of the reference's loop on the same rows, two tables side by side
+	$(PYTHON) tests/twin.py $(BUILD)
+
+$(BUILD)/san/test_%: tests/test_%.c tests/test.h $(HEADERS)
+	@mkdir -p $(@D)
+	$(CC) -std=c99 -O1 -g $(WARN) -I. -Iexamples -fsanitize=address,undefined -fno-sanitize-recover=all $< -o $@ -lm
+
+san: $(SAN) ## the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@sh tests/run.sh $(BUILD) $(SAN)
+
+doctest: all ## compiles and runs every example of README.md and of the manual
+	@CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' sh tests/run.sh $(BUILD) tests/test_doc.sh
+
+lint: ## style and hygiene: format, columns, function length, contents page, symbols, macros, strict warnings
+	@CC='$(CC)' sh tests/lint.sh $(BUILD)
+
+format: ## rewrites the C files as .clang-format says
+	clang-format -i dictlearn.h examples/*.[ch] tests/*.[ch]
+
+clean: ## removes build/ but for the virtual environment
+	rm -rf $(filter-out $(BUILD)/venv,$(wildcard $(BUILD)/*))
+
+help: ## this list
+	@sed -n 's/^\([a-z%-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-15s %s\n", $$1, $$2 }'
