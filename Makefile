@@ -9,14 +9,19 @@ PYTHON  ?= $(BUILD)/venv/bin/python
 SHELL   := /bin/sh
 
 # OpenMP where the compiler has it; the results are the same bits without.
-OPENMP  := $(shell mkdir -p $(BUILD) && printf '\#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n' \
-             > $(BUILD)/probe.c && $(CC) -fopenmp $(BUILD)/probe.c -o $(BUILD)/probe 2> /dev/null && echo -fopenmp)
+HASH    := \#
+PROBE   := $(HASH)include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n
+OPENMP  := $(shell mkdir -p $(BUILD) && printf '$(PROBE)' > $(BUILD)/probe.c && \
+             $(CC) -fopenmp $(BUILD)/probe.c -o $(BUILD)/probe 2> /dev/null && echo -fopenmp)
 COMPILE  = $(CC) -std=c99 $(CFLAGS) $(WARN) $(OPENMP) -I. -Iexamples
 
 PROGRAMS := $(patsubst examples/%.c,$(BUILD)/%,$(wildcard examples/dictlearn.c examples/[0-9][0-9]_*.c))
 TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
+SCRIPTS  := $(filter-out tests/test_of_tests.sh,$(wildcard tests/test_*.sh))
 SAN      := $(patsubst tests/%.c,$(BUILD)/san/%,$(wildcard tests/test_*.c))
 HEADERS  := dictlearn.h $(wildcard examples/*.h)
+
+TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
 .PHONY: all demo test test-of-tests interop twin san lint doctest venv help clean format
 .DELETE_ON_ERROR:
@@ -36,14 +41,14 @@ demo: all ## a dictionary from a language model, with its table (MODEL= TEXT= SI
 	MODEL='$(MODEL)' TEXT='$(TEXT)' SITE='$(SITE)' LAYER='$(LAYER)' EXPANSION='$(EXPANSION)' ROWS='$(ROWS)' \
 	  sh examples/demo.sh
 
-test: all $(TESTS) ## every test that needs no Python package; closes with `N passed, N failed`
-	@CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' sh tests/run.sh $(BUILD) $(TESTS) $(wildcard tests/test_*.sh)
+test: all $(TESTS) $(BUILD)/kernel_sets ## every test that needs no Python package; closes with `N passed, N failed`
+	@$(TOOLS) KERNEL_SETS="$$($(BUILD)/kernel_sets)" sh tests/run.sh $(BUILD) $(TESTS) $(SCRIPTS)
 
 test-%: all $(BUILD)/test_% ## one C test by name, as `make test-json`
 	$(BUILD)/test_$*
 
 test-of-tests: ## plants faults in a copy of the header; each must be caught
-	@CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' sh tests/test_of_tests.sh $(BUILD)
+	@$(TOOLS) sh tests/test_of_tests.sh $(BUILD)
 
 venv: $(BUILD)/venv/ready ## build/venv with PyTorch and the libraries that we compare with
 
@@ -70,10 +75,10 @@ san: $(SAN) ## the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@sh tests/run.sh $(BUILD) $(SAN)
 
 doctest: all ## compiles and runs every example of README.md and of the manual
-	@CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' sh tests/run.sh $(BUILD) tests/test_doc.sh
+	@$(TOOLS) sh tests/run.sh $(BUILD) tests/test_doc.sh
 
 lint: ## style and hygiene: format, columns, function length, contents page, symbols, macros, strict warnings
-	@CC='$(CC)' sh tests/lint.sh $(BUILD)
+	@$(TOOLS) sh tests/lint.sh $(BUILD)
 
 format: ## rewrites the C files as .clang-format says
 	clang-format -i dictlearn.h examples/*.[ch] tests/*.[ch]

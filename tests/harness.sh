@@ -1,0 +1,60 @@
+# harness.sh - what the shell tests share: `. tests/harness.sh` at the top, `finish` at the end.
+# They are run as `sh tests/test_x.sh BUILD` from the root of the repository, with CC, CFLAGS and OPENMP from the Makefile.
+BUILD=${1:-build}
+CC=${CC:-cc}
+CXX=${CXX:-c++}
+harness_passed=0 harness_failed=0 harness_skipped=0
+
+# check NAME COMMAND...: the command must succeed; its output is shown only if it does not.
+check() {
+    harness_name=$1
+    shift
+    if harness_out=$("$@" 2>&1); then
+        pass "$harness_name"
+    else
+        fail "$harness_name" "$harness_out"
+    fi
+}
+
+# check_fails NAME COMMAND...: the command must fail.
+check_fails() {
+    harness_name=$1
+    shift
+    if harness_out=$("$@" 2>&1); then
+        fail "$harness_name" "succeeded: $*"
+    else
+        pass "$harness_name"
+    fi
+}
+
+# check_equal NAME EXPECTED FOUND
+check_equal() {
+    if [ "$2" = "$3" ]; then pass "$1"; else fail "$1" "expected: $2
+found:    $3"; fi
+}
+
+pass() {
+    harness_passed=$((harness_passed + 1))
+    echo "ok   $1"
+}
+
+fail() { # fail NAME TEXT
+    harness_failed=$((harness_failed + 1))
+    echo "FAIL $1"
+    echo "$2" | head -n 40 | sed 's/^/     /'
+}
+
+skip() { # skip NAME WHY
+    harness_skipped=$((harness_skipped + 1))
+    echo "skip $1: $2"
+}
+
+have() {
+    command -v "$1" > /dev/null 2>&1
+}
+
+finish() {
+    echo "$harness_passed passed, $harness_failed failed, $harness_skipped skipped"
+    [ "$harness_failed" -eq 0 ]
+    exit
+}

@@ -1,0 +1,116 @@
+#!/bin/sh
+# lint.sh BUILD - style and hygiene of the C files, by what can be counted. Each check that needs a tool which is not here is
+# skipped, and says so.
+. tests/harness.sh
+dir=$BUILD/tmp/lint
+mkdir -p "$dir"
+sources=$(ls dictlearn.h examples/*.[ch] tests/*.[ch] bench/*.[ch] 2> /dev/null)
+scripts=$(ls Makefile .ci/run examples/*.sh tests/*.sh tests/*.py tests/golden/*.py 2> /dev/null)
+printf '#include "dictlearn.h"\n' > "$dir/header.c"
+
+# ---- text
+columns() {
+    LC_ALL=C.UTF-8 grep -nE '^.{121,}' $sources $scripts | cut -c 1-140 && return 1
+    return 0
+}
+blanks() {
+    grep -nE '[[:blank:]]$' $sources $scripts && return 1
+    grep -nP '\t' $sources && return 1
+    return 0
+}
+function_length() {
+    awk 'FNR == 1 { open = 0 }
+         /^[A-Za-z].*[^;,]$/ && !/^(typedef|struct|enum|extern "C")/ && !open { start = FNR; name = $0 }
+         /\) \{$/ && /^[A-Za-z ]/ && !open && start { open = 1 }
+         /^}/ { if (open && FNR - start + 1 > 80) { print FILENAME ":" start ": " FNR - start + 1 " lines: " name; bad = 1 }
+                open = 0; start = 0 }
+         END { exit bad }' $sources
+}
+contents() { # the manual's contents page names the rooms as they follow
+    sed -n '/^\/\/ >>manual/,/\*\//s/^ *\(>>[a-z-]*\) .*/\1/p' dictlearn.h > "$dir/contents"
+    sed -n 's/^\/\/ \(>>[a-z-]*\)$/\1/p' dictlearn.h > "$dir/banners"
+    diff "$dir/contents" "$dir/banners"
+}
+check "columns <= 120" columns
+check "no trailing blanks, no tabs" blanks
+check "functions <= 80 lines" function_length
+check "the contents page lists every room, in order" contents
+if have clang-format; then
+    check "clang-format" clang-format --dry-run -Werror $sources
+else
+    skip "clang-format" "not installed"
+fi
+
+# ---- what the header leaves in a program
+symbols() { # symbols FLAGS...: external names defined
+    $CC -std=c99 -O0 -DNDEBUG -I. -DDICTLEARN_IMPLEMENTATION "$@" -c "$dir/header.c" -o "$dir/header.o" || return 2
+    nm -g --defined-only "$dir/header.o" | awk '{ print $3 }'
+}
+only_prefixed() {
+    symbols > "$dir/symbols" || return 1
+    [ -s "$dir/symbols" ] || { echo "no symbols at all"; return 1; }
+    grep -v '^dlrn_' "$dir/symbols" && return 1
+    return 0
+}
+none_in_static() {
+    symbols -DDICTLEARN_STATIC > "$dir/symbols" || return 1
+    cat "$dir/symbols"
+    [ ! -s "$dir/symbols" ]
+}
+no_output_no_exit() { # and, at that, nothing that ends the process or writes to its streams
+    symbols > /dev/null || return 1
+    nm -u "$dir/header.o" | awk '{ print $2 }' | grep -xE 'printf|puts|putchar|perror|exit|_exit|abort|stderr|srand|rand' && return 1
+    return 0
+}
+macros() { # macros COMPILER MODE: every macro that the header adds to a file is its own; private ones are gone at its end
+    { sed -n 's/^ *\(#include <[a-z_]*\.*h*>\)$/\1/p' dictlearn.h; } | sort -u | grep -v omp.h | while read -r line; do
+        echo "$line" > "$dir/try.c"
+        $1 -E "$dir/try.c" > /dev/null 2>&1 && echo "$line"
+    done > "$dir/system.c"
+    { cat "$dir/system.c"; echo '#include "dictlearn.h"'; } > "$dir/with.c"
+    $1 -std=c99 -I. $2 -dM -E "$dir/system.c" | sort > "$dir/without.txt"
+    $1 -std=c99 -I. $2 -dM -E "$dir/with.c" | sort > "$dir/with.txt"
+    comm -13 "$dir/without.txt" "$dir/with.txt" | awk '{ print $2 }' | sed 's/(.*//' |
+        grep -vE '^(DLRN_|DICTLEARN_|DLRNI_IMPLEMENTED$)' && return 1
+    return 0
+}
+if have nm; then
+    check "external names begin with dlrn_" only_prefixed
+    check "no external name in static mode" none_in_static
+    check "no output, no exit" no_output_no_exit
+else
+    skip "names in the object file" "no nm"
+fi
+check "no foreign macro in the interface" macros "$CC" ""
+check "no private macro left by the implementation" macros "$CC" -DDICTLEARN_IMPLEMENTATION
+
+# ---- strict warnings
+strict="-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wcast-qual -Wundef -Wdouble-promotion -Wvla
+        -Wformat=2 -Werror"
+strict_c="$strict -Wstrict-prototypes -Wmissing-prototypes"
+for cc in gcc clang; do
+    have $cc || { skip "strict warnings, $cc" "not installed"; continue; }
+    for std in c99 c11 c17; do
+        check "strict warnings, $cc $std" $cc -std=$std $strict_c -fsyntax-only -I. -DDICTLEARN_IMPLEMENTATION "$dir/header.c"
+    done
+    check "strict warnings, $cc -O2" $cc -std=c99 -O2 $strict_c -I. -DDICTLEARN_IMPLEMENTATION -c "$dir/header.c" \
+        -o "$dir/header.o"
+    check "strict warnings, $cc, static and unused" $cc -std=c99 -O0 $strict_c -I. -DDICTLEARN_IMPLEMENTATION \
+        -DDICTLEARN_STATIC -c "$dir/header.c" -o "$dir/header.o"
+    for program in examples/dictlearn.c examples/[0-9][0-9]_*.c; do
+        [ -f "$program" ] || continue
+        check "strict warnings, $cc $program" $cc -std=c99 $strict_c -fsyntax-only -I. -Iexamples "$program"
+    done
+done
+for cxx in g++ clang++; do
+    have $cxx || { skip "strict warnings, $cxx" "not installed"; continue; }
+    for std in c++11 c++17; do
+        check "strict warnings, $cxx $std" $cxx -x c++ -std=$std $strict -fsyntax-only -I. -DDICTLEARN_IMPLEMENTATION \
+            "$dir/header.c"
+    done
+done
+if have clang++; then
+    check "no reserved names" clang++ -x c++ -std=c++11 -Wreserved-identifier -Werror -fsyntax-only -I. \
+        -DDICTLEARN_IMPLEMENTATION "$dir/header.c"
+fi
+finish

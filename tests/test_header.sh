@@ -1,0 +1,112 @@
+#!/bin/sh
+# Every way of taking the header into a program: as C and as C++, once and twice, static, renamed, from a sub-folder, with
+# each option. The program creates a dictionary, encodes, decodes, and prints the error.
+. tests/harness.sh
+dir=$BUILD/tmp/header
+rm -rf "$dir"
+mkdir -p "$dir/vendor/deep" "$dir/renamed"
+warn="-Wall -Wextra -Wpedantic -Werror"
+
+cat > "$dir/use.c" << 'END'
+#include USE_HEADER
+#include <stdio.h>
+int main(void) {
+    float x[8] = {1, 2, 3, 4, 5, 6, 7, 8}, x_hat[8], f[2 * 16], sum = 0;
+    dlrn_context *ctx = NULL;
+    dlrn_dictionary *ae = NULL;
+    if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return 1;
+    if (dlrn_autoencoder_create(ctx, 4, 16, 1, &ae) != DLRN_OK) return 2;
+    if (dlrn_encode(ae, x, 2, f) != DLRN_OK) return 3;
+    if (dlrn_decode(ae, f, 2, x_hat) != DLRN_OK) return 4;
+    for (int i = 0; i < 32; i++) sum += f[i];
+    dlrn_dictionary_destroy(ae);
+    ae = NULL;
+    if (dlrn_load(ctx, "no/such/file.pt", &ae) == DLRN_OK) return 5;
+    printf("%s | %d\n", dlrn_error(ctx), sum > 0);
+    dlrn_context_destroy(ctx);
+    return 0;
+}
+END
+cat > "$dir/implementation.c" << 'END'
+#define DICTLEARN_IMPLEMENTATION
+#include USE_HEADER
+END
+cat > "$dir/both.c" << 'END'
+#define DICTLEARN_IMPLEMENTATION
+#include "dictlearn.h"
+#include "use.c"
+END
+cat > "$dir/twice.c" << 'END'
+#include "dictlearn.h"
+#include "dictlearn.h"
+#define DICTLEARN_IMPLEMENTATION
+#include "dictlearn.h"
+#include "dictlearn.h"
+#include "use.c"
+END
+cat > "$dir/other.c" << 'END'
+#include "dictlearn.h"
+const char *other(void);
+const char *other(void) { return dlrn_status_name(DLRN_OK); }
+END
+cat > "$dir/allocator.c" << 'END'
+#include <stdlib.h>
+static int blocks;
+static void *my_malloc(size_t n) { blocks++; return malloc(n); }
+static void *my_realloc(void *p, size_t n) { blocks += !p; return realloc(p, n); }
+static void my_free(void *p) { blocks -= p != NULL; free(p); }
+#define DICTLEARN_MALLOC(n) my_malloc(n)
+#define DICTLEARN_REALLOC(p, n) my_realloc(p, n)
+#define DICTLEARN_FREE(p) my_free(p)
+#define DICTLEARN_IMPLEMENTATION
+#include "dictlearn.h"
+#define main use_main
+#include "use.c"
+#undef main
+int main(void) { return use_main() || blocks != 0; }
+END
+
+said="no/such/file.pt" # the error names the file
+build_and_run() { # build_and_run NAME COMPILER... : builds $dir/prog, runs it, looks at what it says
+    name=$1
+    shift
+    if ! harness_out=$("$@" -o "$dir/prog" -lm 2>&1); then fail "$name" "$harness_out"; return; fi
+    harness_out=$("$dir/prog" 2>&1) || { fail "$name" "exit status $?: $harness_out"; return; }
+    case $harness_out in *"$said"*"| 1") pass "$name" ;; *) fail "$name" "printed: $harness_out" ;; esac
+}
+
+c() { # c NAME ARGUMENTS...: as C99
+    name=$1
+    shift
+    build_and_run "$name" $CC -std=c99 -O0 $warn "-DUSE_HEADER=\"dictlearn.h\"" "$@"
+}
+
+c "one file" -I. "$dir/both.c"
+c "with OpenMP, if there is" -I. $OPENMP "$dir/both.c"
+c "included four times" -I. "$dir/twice.c"
+c "two files" -I. "$dir/implementation.c" "$dir/use.c" "$dir/other.c"
+c "static in two files" -I. -DDICTLEARN_STATIC -DDICTLEARN_IMPLEMENTATION "$dir/use.c" "$dir/other.c"
+c "without training" -I. -DDICTLEARN_NO_TRAINING "$dir/both.c"
+c "without vector kernels" -I. -DDICTLEARN_SIMD=0 "$dir/both.c"
+c "release build" -I. -DNDEBUG -O2 "$dir/both.c"
+c "own allocator, all blocks returned" -I. -I"$dir" "$dir/allocator.c"
+check_fails "half an own allocator is an error" $CC -std=c99 -fsyntax-only -I. "-DDICTLEARN_MALLOC(n)=malloc(n)" "$dir/both.c"
+
+cp dictlearn.h "$dir/vendor/deep/dictlearn.h"
+cp dictlearn.h "$dir/renamed/dl_renamed.h"
+build_and_run "from a sub-folder" $CC -std=c99 -O0 $warn "-DUSE_HEADER=\"vendor/deep/dictlearn.h\"" -I"$dir" \
+    -DDICTLEARN_IMPLEMENTATION "$dir/use.c"
+build_and_run "renamed" $CC -std=c99 -O0 $warn "-DUSE_HEADER=\"renamed/dl_renamed.h\"" -I"$dir" \
+    -DDICTLEARN_IMPLEMENTATION "-DDICTLEARN_HEADER_NAME=\"dl_renamed.h\"" "$dir/use.c"
+
+if have "$CXX"; then
+    cxx="$CXX -x c++ -O0 $warn -I. -DUSE_HEADER=\"dictlearn.h\""
+    build_and_run "C++11" $cxx -std=c++11 "$dir/both.c"
+    build_and_run "C++17, static" $cxx -std=c++17 -DDICTLEARN_STATIC -DDICTLEARN_IMPLEMENTATION "$dir/use.c" "$dir/other.c"
+    check "implementation in C" $CC -std=c99 -O0 -I. -c "-DUSE_HEADER=\"dictlearn.h\"" "$dir/implementation.c" -o "$dir/i.o"
+    check "... used from C++" $cxx -std=c++11 -c "$dir/use.c" -o "$dir/u.o"
+    build_and_run "... linked" $CXX "$dir/i.o" "$dir/u.o"
+else
+    skip "C++" "no $CXX"
+fi
+finish
