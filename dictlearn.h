@@ -797,33 +797,882 @@ DLRN_API void dlrn_free(dlrn_context *ctx, void *p) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>random
+/* Philox4x32-10 (Salmon et al., 2011): ten rounds over a 128-bit counter {counter, stream} under a 64-bit key. */
+
+typedef struct dlrni_philox {
+    uint64_t lo, hi;
+} dlrni_philox;
+
+DLRNI_INTERNAL dlrni_philox dlrni_philox_block(uint64_t seed, uint64_t stream, uint64_t counter) {
+    uint32_t c[4] = {(uint32_t)counter, (uint32_t)(counter >> 32), (uint32_t)stream, (uint32_t)(stream >> 32)};
+    uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+    for (int round = 0; round < 10; round++) {
+        uint64_t a = (uint64_t)0xD2511F53u * c[0], b = (uint64_t)0xCD9E8D57u * c[2];
+        uint32_t n0 = (uint32_t)(b >> 32) ^ c[1] ^ key[0], n2 = (uint32_t)(a >> 32) ^ c[3] ^ key[1];
+        c[0] = n0;
+        c[1] = (uint32_t)b;
+        c[2] = n2;
+        c[3] = (uint32_t)a;
+        key[0] += 0x9E3779B9u;
+        key[1] += 0xBB67AE85u;
+    }
+    dlrni_philox out = {(uint64_t)c[1] << 32 | c[0], (uint64_t)c[3] << 32 | c[2]};
+    return out;
+}
+
+DLRN_API uint64_t dlrn_rng_u64(dlrn_rng *rng) {
+    return dlrni_philox_block(rng->seed, rng->stream, rng->counter++).lo;
+}
+
+DLRN_API float dlrn_rng_uniform(dlrn_rng *rng) {
+    return (float)(dlrn_rng_u64(rng) >> 40) * (1.0f / 16777216.0f);
+}
+
+DLRNI_INTERNAL double dlrni_open_unit(uint64_t u) { /* (0, 1): the middle of one of 2^52 cells */
+    return ((double)(u >> 12) + 0.5) * (1.0 / 4503599627370496.0);
+}
+
+DLRN_API double dlrn_rng_uniform_f64(dlrn_rng *rng) {
+    return dlrni_open_unit(dlrn_rng_u64(rng));
+}
+
+/* One normal number a block: both halves feed Box-Muller, in double so that float rounding alone decides the bits. */
+DLRN_API float dlrn_rng_normal(dlrn_rng *rng) {
+    dlrni_philox b = dlrni_philox_block(rng->seed, rng->stream, rng->counter++);
+    double radius = sqrt(-2.0 * log(dlrni_open_unit(b.lo)));
+    return (float)(radius * cos(6.283185307179586 * dlrni_open_unit(b.hi)));
+}
+
+/* Draws again from the incomplete last stretch, so that no number is favoured. */
+DLRN_API uint64_t dlrn_rng_below(dlrn_rng *rng, uint64_t n) {
+    if (n < 2) return 0;
+    uint64_t limit = UINT64_MAX - UINT64_MAX % n, u;
+    do u = dlrn_rng_u64(rng);
+    while (u >= limit);
+    return u % n;
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>half
+DLRNI_INTERNAL float dlrni_float_of_bits(uint32_t u) {
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
+DLRNI_INTERNAL uint32_t dlrni_bits_of_float(float f) {
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    return u;
+}
+
+DLRN_API float dlrn_f16_to_f32(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 1023u;
+    if (exponent == 31) return dlrni_float_of_bits(sign | 0x7f800000u | fraction << 13);
+    if (exponent) return dlrni_float_of_bits(sign | (exponent + 112) << 23 | fraction << 13);
+    float small = (float)fraction * (1.0f / 16777216.0f); /* subnormal: exact in f32 */
+    return dlrni_float_of_bits(sign | dlrni_bits_of_float(small));
+}
+
+DLRN_API uint16_t dlrn_f32_to_f16(float f) {
+    uint32_t u = dlrni_bits_of_float(f), sign = u >> 16 & 0x8000u, a = u & 0x7fffffffu;
+    if (a > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);  /* NaN                                   */
+    if (a >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* rounds to 2^16 or more: infinity      */
+    if (a < 0x38800000u) { /* below 2^-14: let the float adder round to a multiple of 2^-24 */
+        float shifted = dlrni_float_of_bits(a) + 0.5f;
+        return (uint16_t)(sign | (dlrni_bits_of_float(shifted) - 0x3f000000u));
+    }
+    a += 0xfffu + (a >> 13 & 1u); /* nearest, ties to even */
+    return (uint16_t)(sign | (a - 0x38000000u) >> 13);
+}
+
+DLRN_API float dlrn_bf16_to_f32(uint16_t h) {
+    return dlrni_float_of_bits((uint32_t)h << 16);
+}
+
+DLRN_API uint16_t dlrn_f32_to_bf16(float f) {
+    uint32_t u = dlrni_bits_of_float(f);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(u >> 16 | 0x40u); /* NaN stays NaN */
+    return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+}
+
+DLRN_API int64_t dlrn_dtype_size(dlrn_dtype t) {
+#define DLRNI_DTYPE_SIZE(name, text, bytes) bytes,
+    static const signed char sizes[] = {DLRN_DTYPE_LIST(DLRNI_DTYPE_SIZE)};
+#undef DLRNI_DTYPE_SIZE
+    return (unsigned)t < DLRN_DTYPE_COUNT ? sizes[t] : 0;
+}
+
+DLRN_API const char *dlrn_dtype_name(dlrn_dtype t) {
+#define DLRNI_DTYPE_NAME(name, text, bytes) text,
+    static const char *const names[] = {DLRN_DTYPE_LIST(DLRNI_DTYPE_NAME)};
+#undef DLRNI_DTYPE_NAME
+    return (unsigned)t < DLRN_DTYPE_COUNT ? names[t] : "?";
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>threads
+/* Threads belong to OpenMP or to the host's parallel_for. Every task is a fixed part of the work and no sum ever runs
+   over tasks in the order in which they end, so the number of threads never changes a bit. */
+
+DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_parallel_body body, void *arg) {
+    if (ctx->cfg.parallel_for) {
+        ctx->cfg.parallel_for(ctx->cfg.user, n_tasks, body, arg);
+        return;
+    }
+#ifdef _OPENMP
+    if (ctx->threads > 1 && n_tasks > 1) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(ctx->threads)
+        for (int64_t task = 0; task < n_tasks; task++) body(arg, task, omp_get_thread_num());
+        return;
+    }
+#endif
+    for (int64_t task = 0; task < n_tasks; task++) body(arg, task, 0);
+}
+
+DLRN_API int dlrn_threads(const dlrn_context *ctx) {
+    return ctx->threads;
+}
+
+DLRNI_INTERNAL int dlrni_all_cores(void) {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+DLRNI_INTERNAL int64_t dlrni_ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+DLRNI_INTERNAL int64_t dlrni_min(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+DLRNI_INTERNAL int64_t dlrni_max(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>kernels
+/* One table of kernels a set; the bodies stand in the room kernel-bodies, written once over a vector of 16 lanes and
+   compiled once for each set by including this file again. The canonical order of a sum, the same in every set:
+     dot: lane l sums a[l] b[l], a[l + 16] b[l + 16], ... with fused multiply-adds; then lanes l and l + 8 are added,
+          l and l + 4, l and l + 2, l and l + 1;
+     all others: one fused multiply-add after the other, in the order of the index that is summed over.
+   So every set gives the same bits. */
+
+typedef struct dlrni_adam { /* what Adam's update needs of a step, rounded to f32 as torch does */
+    float one_minus_beta1, beta2, one_minus_beta2;
+    float step_size;            /* lr / (1 - beta1^t) */
+    float root_bias_correction; /* sqrt(1 - beta2^t)  */
+    float eps;
+} dlrni_adam;
+
+struct dlrni_kernel_table {
+    const char *name;
+    /* sum_i a_i b_i in the canonical order */
+    float (*dot)(const float *a, const float *b, int64_t n);
+    /* c [m][n] = a [m][k] b [n][k]^T (+ c if beta): every element is a canonical dot */
+    void (*gemm_nt)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, int beta,
+                    float *c, int64_t ldc);
+    /* c [m][n] = a b (+ c if beta), a(i, p) = a[i * row + p * col], b [k][n]; sums over p in order, starting from c */
+    void (*gemm_nn)(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col, const float *b,
+                    int64_t ldb, int beta, float *c, int64_t ldc);
+    /* out [n] += sum_p coef[p] * base[idx[p] * ld ..], p in order */
+    void (*gather_axpy)(float *out, int64_t n, const float *base, int64_t ld, const int32_t *idx, const float *coef,
+                        int64_t count);
+    void (*axpy)(float a, const float *x, float *y, int64_t n);       /* y += a x        */
+    void (*scale)(float *y, float a, int64_t n);                      /* y *= a          */
+    void (*sub)(const float *a, const float *b, float *y, int64_t n); /* y = a - b       */
+    void (*relu_bias)(float *y, const float *bias, int64_t n);        /* y = ReLU(y + b), a NaN stays one */
+    /* Adam on n numbers: w, m (first moment), v (second) updated from the gradient g */
+    void (*adam)(float *w, float *m, float *v, const float *g, int64_t n, const dlrni_adam *a);
+};
+
+enum { DLRNI_LANES = 16 };
+
+/* The regions. clang marks functions by an attribute, gcc by a pragma; system headers are all in before. */
+#define DLRNI_PASS 0
+#include DICTLEARN_HEADER_NAME
+#undef DLRNI_PASS
+
+#if DLRNI_X86
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define DLRNI_PASS 1
+#include DICTLEARN_HEADER_NAME
+#undef DLRNI_PASS
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,fma")
+#endif
+#define DLRNI_PASS 2
+#include DICTLEARN_HEADER_NAME
+#undef DLRNI_PASS
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+#if DLRNI_NEON
+#define DLRNI_PASS 3
+#include DICTLEARN_HEADER_NAME
+#undef DLRNI_PASS
+#endif
+
+/* Sets that this processor (and its operating system: the builtin looks at XGETBV) can run, worst first. */
+DLRNI_INTERNAL const dlrni_kernel_table *dlrni_kernel_set(int index) {
+    const dlrni_kernel_table *sets[4];
+    int n = 0;
+    sets[n++] = &dlrni_kernels_scalar;
+#if DLRNI_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        sets[n++] = &dlrni_kernels_avx2;
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+            sets[n++] = &dlrni_kernels_avx512;
+    }
+#endif
+#if DLRNI_NEON
+    sets[n++] = &dlrni_kernels_neon;
+#endif
+    return index >= 0 && index < n ? sets[index] : NULL;
+}
+
+/* name NULL or "auto": the environment's DICTLEARN_KERNELS, else the best. NULL: no such set here. */
+DLRNI_INTERNAL const dlrni_kernel_table *dlrni_kernel_choice(const char *name) {
+    if (!name || !strcmp(name, "auto")) name = getenv("DICTLEARN_KERNELS");
+    int any = !name || !*name || !strcmp(name, "auto");
+    const dlrni_kernel_table *found = NULL, *set;
+    for (int i = 0; (set = dlrni_kernel_set(i)) != NULL; i++)
+        if (any || !strcmp(set->name, name)) found = set;
+    return found;
+}
+
+DLRN_API const char *dlrn_kernels_available(int index) {
+    const dlrni_kernel_table *set = dlrni_kernel_set(index);
+    return set ? set->name : NULL;
+}
+
+DLRN_API const char *dlrn_kernels(const dlrn_context *ctx) {
+    return ctx->k->name;
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>context
+DLRN_API dlrn_context_config dlrn_context_defaults(void) {
+    dlrn_context_config cfg;
+    memset(&cfg, 0, sizeof cfg);
+    cfg.kernels = "auto";
+    return cfg;
+}
+
+DLRN_API dlrn_status dlrn_context_create(const dlrn_context_config *config, dlrn_context **out) {
+    dlrn_context_config cfg = config ? *config : dlrn_context_defaults();
+    *out = NULL;
+    int hooks = (cfg.malloc != NULL) + (cfg.realloc != NULL) + (cfg.free != NULL);
+    const dlrni_kernel_table *k = dlrni_kernel_choice(cfg.kernels);
+    if (!k || cfg.threads < 0 || (hooks != 0 && hooks != 3)) return DLRN_ERR_ARGUMENT;
+    dlrn_context *ctx = (dlrn_context *)(hooks ? cfg.malloc(sizeof *ctx, cfg.user) : DICTLEARN_MALLOC(sizeof *ctx));
+    if (!ctx) return DLRN_ERR_MEMORY;
+    memset(ctx, 0, sizeof *ctx);
+    ctx->cfg = cfg;
+    ctx->cfg.kernels = k->name; /* the caller's string need not live on */
+    ctx->k = k;
+    ctx->threads = cfg.threads ? cfg.threads : dlrni_all_cores();
+#ifndef _OPENMP
+    if (!cfg.parallel_for) ctx->threads = 1;
+#endif
+    *out = ctx;
+    return DLRN_OK;
+}
+
+DLRN_API void dlrn_context_destroy(dlrn_context *ctx) {
+    if (!ctx) return;
+    if (ctx->cfg.free)
+        ctx->cfg.free(ctx, ctx->cfg.user);
+    else
+        DICTLEARN_FREE(ctx);
+}
+
+DLRN_API const char *dlrn_build_info(dlrn_context *ctx) {
+    char sets[64] = "";
+    const char *name;
+    for (int i = 0; (name = dlrn_kernels_available(i)) != NULL; i++) {
+        strcat(sets, i ? " " : "");
+        strcat(sets, name);
+    }
+#ifdef _OPENMP
+    const char *threading = "OpenMP";
+#else
+    const char *threading = "no OpenMP";
+#endif
+    snprintf(ctx->info, sizeof ctx->info, "dictlearn %s, kernels %s of %s, %d thread%s (%s)", DLRN_VERSION_STRING,
+             ctx->k->name, sets, ctx->threads, ctx->threads == 1 ? "" : "s",
+             ctx->cfg.parallel_for ? "the host's" : threading);
+    return ctx->info;
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>tensor
+DLRN_API dlrn_tensor dlrn_view(float *data, int64_t rows, int64_t cols) {
+    dlrn_tensor t = {data, rows, cols, cols};
+    return t;
+}
+
+DLRN_API dlrn_tensor dlrn_slice(dlrn_tensor t, int64_t first, int64_t rows, int64_t col, int64_t cols) {
+    dlrn_tensor none = {NULL, 0, 0, 0};
+    if (first < 0 || rows < 0 || col < 0 || cols < 0 || first > t.rows || rows > t.rows - first || col > t.cols ||
+        cols > t.cols - col || !t.data)
+        return none;
+    dlrn_tensor out = {t.data + first * t.stride + col, rows, cols, t.stride};
+    return out;
+}
+
+DLRN_API dlrn_status dlrn_tensor_create(dlrn_context *ctx, int64_t rows, int64_t cols, dlrn_tensor *out) {
+    int64_t n;
+    memset(out, 0, sizeof *out);
+    DLRNI_REQUIRE(ctx, rows >= 0 && cols >= 0, "rows and cols must not be negative");
+    if (!dlrni_mul(rows, cols, &n))
+        return dlrni_fail(ctx, DLRN_ERR_MEMORY, "a tensor of %lld x %lld does not fit in memory", (long long)rows,
+                          (long long)cols);
+    float *data = DLRNI_NEW_ZERO(ctx, float, n);
+    if (!data) return DLRN_ERR_MEMORY;
+    *out = dlrn_view(data, rows, cols);
+    return DLRN_OK;
+}
+
+DLRN_API void dlrn_tensor_free(dlrn_context *ctx, dlrn_tensor *t) {
+    if (!t) return;
+    dlrni_free(ctx, t->data);
+    memset(t, 0, sizeof *t);
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>gemm
+/* Dense products. A task is a block of c that keeps its block of b in the second-level cache. */
+
+typedef struct dlrni_gemm_job {
+    const dlrni_kernel_table *k;
+    dlrn_gemm_op op;
+    int64_t m, n, depth, lda, ldb, ldc, blocks_m; /* blocks_m: tasks along the rows */
+    const float *a, *b;
+    float *c;
+    int beta;
+} dlrni_gemm_job;
+
+enum { DLRNI_BLOCK_M = 64, DLRNI_BLOCK_N = 96 };
+
+DLRNI_INTERNAL void dlrni_gemm_block(void *arg, int64_t task, int worker) {
+    const dlrni_gemm_job *j = (const dlrni_gemm_job *)arg;
+    int64_t i0 = task % j->blocks_m * DLRNI_BLOCK_M, j0 = task / j->blocks_m * DLRNI_BLOCK_N;
+    int64_t m = dlrni_min(DLRNI_BLOCK_M, j->m - i0), n = dlrni_min(DLRNI_BLOCK_N, j->n - j0);
+    float *c = j->c + i0 * j->ldc + j0;
+    (void)worker;
+    if (j->op == DLRN_NT)
+        j->k->gemm_nt(m, n, j->depth, j->a + i0 * j->lda, j->lda, j->b + j0 * j->ldb, j->ldb, j->beta, c, j->ldc);
+    else if (j->op == DLRN_NN)
+        j->k->gemm_nn(m, n, j->depth, j->a + i0 * j->lda, j->lda, 1, j->b + j0, j->ldb, j->beta, c, j->ldc);
+    else
+        j->k->gemm_nn(m, n, j->depth, j->a + i0, 1, j->lda, j->b + j0, j->ldb, j->beta, c, j->ldc);
+}
+
+DLRN_API dlrn_status dlrn_gemm(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, int64_t n, int64_t k, const float *a,
+                               int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
+    DLRNI_REQUIRE(ctx, m >= 0 && n >= 0 && k >= 0, "m, n and k must not be negative");
+    DLRNI_REQUIRE(ctx, op == DLRN_NN || op == DLRN_NT || op == DLRN_TN, "unknown operation");
+    DLRNI_REQUIRE(ctx, beta == 0.0f || beta == 1.0f, "beta must be 0 or 1");
+    DLRNI_REQUIRE(ctx, lda >= (op == DLRN_TN ? m : k) && ldb >= (op == DLRN_NT ? k : n) && ldc >= n,
+                  "a row is wider than its stride");
+    dlrni_gemm_job job = {ctx->k, op, m, n, k, lda, ldb, ldc, dlrni_ceil_div(m, DLRNI_BLOCK_M), a, b, c, beta != 0.0f};
+    dlrn_parallel_for(ctx, job.blocks_m * dlrni_ceil_div(n, DLRNI_BLOCK_N), dlrni_gemm_block, &job);
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_gemm_op op, dlrn_tensor a, dlrn_tensor b, float beta,
+                                 dlrn_tensor c) {
+    int64_t m = op == DLRN_TN ? a.cols : a.rows, k = op == DLRN_TN ? a.rows : a.cols;
+    int64_t n = op == DLRN_NT ? b.rows : b.cols, kb = op == DLRN_NT ? b.cols : b.rows;
+    if (k != kb || c.rows != m || c.cols != n)
+        return dlrni_fail(ctx, DLRN_ERR_SHAPE, "dlrn_matmul: a [%lld][%lld], b [%lld][%lld], c [%lld][%lld] do not fit",
+                          (long long)a.rows, (long long)a.cols, (long long)b.rows, (long long)b.cols, (long long)c.rows,
+                          (long long)c.cols);
+    return dlrn_gemm(ctx, op, m, n, k, a.data, a.stride, b.data, b.stride, beta, c.data, c.stride);
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>vector
+DLRN_API float dlrn_dot(dlrn_context *ctx, const float *a, const float *b, int64_t n) {
+    return ctx->k->dot(a, b, n);
+}
+
+DLRN_API float dlrn_norm(dlrn_context *ctx, const float *a, int64_t n) {
+    return sqrtf(ctx->k->dot(a, a, n));
+}
+
+DLRN_API void dlrn_axpy(dlrn_context *ctx, float a, const float *x, float *y, int64_t n) {
+    ctx->k->axpy(a, x, y, n);
+}
+
+DLRN_API dlrn_status dlrn_mean_var(dlrn_context *ctx, dlrn_tensor t, double *mean, double *var) {
+    DLRNI_REQUIRE(ctx, t.rows > 0, "needs at least one row");
+    for (int64_t j = 0; j < t.cols; j++) {
+        double m = 0, s = 0; /* Welford: mean and sum of squared deviations so far */
+        for (int64_t i = 0; i < t.rows; i++) {
+            double x = (double)t.data[i * t.stride + j], off = x - m;
+            m += off / (double)(i + 1);
+            s += off * (x - m);
+        }
+        if (mean) mean[j] = m;
+        if (var) var[j] = t.rows > 1 ? s / (double)(t.rows - 1) : 0;
+    }
+    return DLRN_OK;
+}
+
+/* Whether element i belongs after element j in descending order: smaller, or equal and later; a NaN after all. */
+DLRNI_INTERNAL int dlrni_ranks_after(const float *x, int64_t i, int64_t j) {
+    int nan_i = x[i] != x[i], nan_j = x[j] != x[j];
+    if (nan_i != nan_j) return nan_i;
+    return x[i] < x[j] || (!(x[i] > x[j]) && i > j);
+}
+
+/* Restores the heap below `at`: index [n], the last in rank on top. */
+DLRNI_INTERNAL void dlrni_sift_down(const float *x, int64_t *index, int64_t n, int64_t at) {
+    for (;;) {
+        int64_t child = 2 * at + 1;
+        if (child >= n) return;
+        if (child + 1 < n && dlrni_ranks_after(x, index[child + 1], index[child])) child++;
+        if (!dlrni_ranks_after(x, index[child], index[at])) return;
+        int64_t swap = index[at];
+        index[at] = index[child];
+        index[child] = swap;
+        at = child;
+    }
+}
+
+/* A heap of the k best so far, then sorted by taking its top away. */
+DLRN_API dlrn_status dlrn_topk(dlrn_context *ctx, const float *x, int64_t n, int64_t k, int64_t *index, float *value) {
+    DLRNI_REQUIRE(ctx, k >= 0 && k <= n, "k must be in [0, n]");
+    for (int64_t i = 0; i < k; i++) index[i] = i;
+    for (int64_t i = k / 2 - 1; i >= 0; i--) dlrni_sift_down(x, index, k, i);
+    for (int64_t i = k; i < n && k > 0; i++) {
+        if (dlrni_ranks_after(x, i, index[0])) continue;
+        index[0] = i;
+        dlrni_sift_down(x, index, k, 0);
+    }
+    for (int64_t last = k - 1; last > 0; last--) {
+        int64_t top = index[0];
+        index[0] = index[last];
+        index[last] = top;
+        dlrni_sift_down(x, index, last, 0);
+    }
+    for (int64_t i = 0; value && i < k; i++) value[i] = x[index[i]];
+    return DLRN_OK;
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>sparse
+DLRN_API void dlrn_sparse_free(dlrn_sparse *codes) {
+    if (!codes) return;
+    if (codes->ctx) {
+        dlrni_free(codes->ctx, codes->row_ptr);
+        dlrni_free(codes->ctx, codes->col);
+        dlrni_free(codes->ctx, codes->val);
+    }
+    memset(codes, 0, sizeof *codes);
+}
+
+/* Room for rows + 1 row pointers and nnz entries; what is there stays. */
+DLRNI_INTERNAL dlrn_status dlrni_sparse_reserve(dlrn_context *ctx, dlrn_sparse *codes, int64_t rows, int64_t nnz) {
+    int64_t used = codes->row_ptr ? codes->row_ptr[codes->rows] : 0, cap = codes->nnz_cap;
+    int64_t pointers = codes->row_ptr ? codes->rows + 1 : 0;
+    codes->ctx = ctx;
+    if (!DLRNI_GROW(ctx, &codes->row_ptr, &codes->row_cap, pointers, rows + 1)) return DLRN_ERR_MEMORY;
+    if (!DLRNI_GROW(ctx, &codes->col, &cap, used, nnz)) return DLRN_ERR_MEMORY;
+    if (!DLRNI_GROW(ctx, &codes->val, &codes->nnz_cap, used, cap)) return DLRN_ERR_MEMORY;
+    return DLRN_OK;
+}
+
+/* Empties codes for a matrix of `cols` columns whose rows are to be appended. */
+DLRNI_INTERNAL dlrn_status dlrni_sparse_begin(dlrn_context *ctx, dlrn_sparse *codes, int64_t cols) {
+    codes->rows = 0;
+    codes->cols = cols;
+    if (codes->row_ptr) codes->row_ptr[0] = 0;
+    DLRNI_TRY(dlrni_sparse_reserve(ctx, codes, 0, 0));
+    codes->row_ptr[0] = 0;
+    return DLRN_OK;
+}
+
+typedef struct dlrni_compress_job {
+    const float *f; /* [n][cols] */
+    int64_t n, cols, first; /* first: row of codes that row 0 of f becomes */
+    dlrn_sparse *codes;
+} dlrni_compress_job;
+
+DLRNI_INTERNAL void dlrni_count_row(void *arg, int64_t row, int worker) {
+    const dlrni_compress_job *j = (const dlrni_compress_job *)arg;
+    const float *f = j->f + row * j->cols;
+    int64_t n = 0;
+    (void)worker;
+    for (int64_t c = 0; c < j->cols; c++) n += f[c] != 0.0f; /* a NaN counts: it must not vanish */
+    j->codes->row_ptr[j->first + row + 1] = n;
+}
+
+DLRNI_INTERNAL void dlrni_fill_row(void *arg, int64_t row, int worker) {
+    const dlrni_compress_job *j = (const dlrni_compress_job *)arg;
+    const float *f = j->f + row * j->cols;
+    int64_t at = j->codes->row_ptr[j->first + row];
+    (void)worker;
+    for (int64_t c = 0; c < j->cols; c++)
+        if (f[c] != 0.0f) {
+            j->codes->col[at] = (int32_t)c;
+            j->codes->val[at++] = f[c];
+        }
+}
+
+/* Appends the non-zeros of f [n][codes->cols]. */
+DLRNI_INTERNAL dlrn_status dlrni_sparse_append(dlrn_context *ctx, dlrn_sparse *codes, const float *f, int64_t n) {
+    dlrni_compress_job job = {f, n, codes->cols, codes->rows, codes};
+    DLRNI_TRY(dlrni_sparse_reserve(ctx, codes, codes->rows + n, codes->nnz_cap));
+    dlrn_parallel_for(ctx, n, dlrni_count_row, &job);
+    int64_t *p = codes->row_ptr + codes->rows;
+    for (int64_t i = 0; i < n; i++) p[i + 1] += p[i];
+    DLRNI_TRY(dlrni_sparse_reserve(ctx, codes, codes->rows + n, codes->row_ptr[codes->rows + n]));
+    dlrn_parallel_for(ctx, n, dlrni_fill_row, &job);
+    codes->rows += n;
+    return DLRN_OK;
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>dictionary
+/* One block an architecture: the formula, what it does, and its row in this table. The calls further down are the same
+   for all. */
+
+struct dlrn_family {
+    const char *name;
+    /* xc [n][d] = what the encoder sees of x [n][d] */
+    void (*center)(const dlrn_dictionary *dict, const float *x, int64_t n, float *xc);
+    /* f [n][f1 - f0], rows ldf apart: activations of features f0 .. f1 for the centred rows */
+    void (*encode_tile)(const dlrn_dictionary *dict, const float *xc, int64_t n, int64_t f0, int64_t f1, float *f,
+                        int64_t ldf);
+    /* x_hat [d] of one row's features */
+    void (*decode_row)(const dlrn_dictionary *dict, const int32_t *col, const float *val, int64_t count, float *x_hat);
+};
+
+/* AutoEncoder: f = ReLU(W_e (x - b) + b_e), x_hat = W_d f + b. */
+
+DLRNI_INTERNAL void dlrni_autoencoder_center(const dlrn_dictionary *dict, const float *x, int64_t n, float *xc) {
+    int64_t d = dict->activation_dim;
+    for (int64_t i = 0; i < n; i++) dict->ctx->k->sub(x + i * d, dict->bias, xc + i * d, d);
+}
+
+DLRNI_INTERNAL void dlrni_autoencoder_encode_tile(const dlrn_dictionary *dict, const float *xc, int64_t n, int64_t f0,
+                                                  int64_t f1, float *f, int64_t ldf) {
+    int64_t d = dict->activation_dim;
+    const dlrni_kernel_table *k = dict->ctx->k;
+    k->gemm_nt(n, f1 - f0, d, xc, d, dict->encoder_weight + f0 * d, d, 0, f, ldf);
+    for (int64_t i = 0; i < n; i++) k->relu_bias(f + i * ldf, dict->encoder_bias + f0, f1 - f0);
+}
+
+DLRNI_INTERNAL void dlrni_autoencoder_decode_row(const dlrn_dictionary *dict, const int32_t *col, const float *val,
+                                                 int64_t count, float *x_hat) {
+    int64_t d = dict->activation_dim;
+    memcpy(x_hat, dict->bias, (size_t)d * sizeof *x_hat);
+    dict->ctx->k->gather_axpy(x_hat, d, dict->decoder_weight, d, col, val, count);
+}
+
+/* IdentityDict: f = x, x_hat = f. */
+
+DLRNI_INTERNAL void dlrni_identity_center(const dlrn_dictionary *dict, const float *x, int64_t n, float *xc) {
+    memcpy(xc, x, (size_t)(n * dict->activation_dim) * sizeof *xc);
+}
+
+DLRNI_INTERNAL void dlrni_identity_encode_tile(const dlrn_dictionary *dict, const float *xc, int64_t n, int64_t f0,
+                                               int64_t f1, float *f, int64_t ldf) {
+    for (int64_t i = 0; i < n; i++)
+        memcpy(f + i * ldf, xc + i * dict->activation_dim + f0, (size_t)(f1 - f0) * sizeof *f);
+}
+
+DLRNI_INTERNAL void dlrni_identity_decode_row(const dlrn_dictionary *dict, const int32_t *col, const float *val,
+                                              int64_t count, float *x_hat) {
+    memset(x_hat, 0, (size_t)dict->activation_dim * sizeof *x_hat);
+    for (int64_t p = 0; p < count; p++) x_hat[col[p]] = val[p];
+}
+
+static const dlrn_family dlrni_family_autoencoder = {"AutoEncoder", dlrni_autoencoder_center,
+                                                     dlrni_autoencoder_encode_tile, dlrni_autoencoder_decode_row};
+static const dlrn_family dlrni_family_identity = {"IdentityDict", dlrni_identity_center, dlrni_identity_encode_tile,
+                                                  dlrni_identity_decode_row};
+
+/* Creation. */
+
+DLRN_API void dlrn_dictionary_destroy(dlrn_dictionary *dict) {
+    if (!dict) return;
+    dlrn_context *ctx = dict->ctx;
+    dlrni_free(ctx, dict->encoder_weight);
+    dlrni_free(ctx, dict->encoder_bias);
+    dlrni_free(ctx, dict->decoder_weight);
+    dlrni_free(ctx, dict->bias);
+    dlrni_free(ctx, dict);
+}
+
+/* An AutoEncoder whose weights are still to be written. */
+DLRNI_INTERNAL dlrn_status dlrni_dictionary_alloc(dlrn_context *ctx, int64_t d, int64_t F, dlrn_dictionary **out) {
+    int64_t n;
+    *out = NULL;
+    DLRNI_REQUIRE(ctx, d > 0 && F > 0 && F <= INT32_MAX, "activation_dim and dict_size must be positive");
+    if (!dlrni_mul(F, d, &n))
+        return dlrni_fail(ctx, DLRN_ERR_MEMORY, "a dictionary of %lld x %lld does not fit in memory", (long long)F,
+                          (long long)d);
+    dlrn_dictionary *dict = DLRNI_NEW_ZERO(ctx, dlrn_dictionary, 1);
+    if (!dict) return DLRN_ERR_MEMORY;
+    dict->ctx = ctx;
+    dict->family = &dlrni_family_autoencoder;
+    dict->activation_dim = d;
+    dict->dict_size = F;
+    if (!(dict->encoder_weight = DLRNI_NEW(ctx, float, n)) || !(dict->encoder_bias = DLRNI_NEW(ctx, float, F)) ||
+        !(dict->decoder_weight = DLRNI_NEW(ctx, float, n)) || !(dict->bias = DLRNI_NEW(ctx, float, d))) {
+        dlrn_dictionary_destroy(dict);
+        return DLRN_ERR_MEMORY;
+    }
+    *out = dict;
+    return DLRN_OK;
+}
+
+typedef struct dlrni_init_job {
+    dlrn_dictionary *dict;
+    uint64_t seed;
+} dlrni_init_job;
+
+/* Row j of the encoder, its bias and atom j, each from a stream of its own. */
+DLRNI_INTERNAL void dlrni_init_feature(void *arg, int64_t j, int worker) {
+    const dlrni_init_job *job = (const dlrni_init_job *)arg;
+    dlrn_dictionary *dict = job->dict;
+    int64_t d = dict->activation_dim;
+    float bound = 1.0f / sqrtf((float)d), *e = dict->encoder_weight + j * d, *a = dict->decoder_weight + j * d;
+    dlrn_rng rng = {job->seed, (uint64_t)j, 0};
+    (void)worker;
+    for (int64_t i = 0; i < d; i++) e[i] = bound * (2.0f * dlrn_rng_uniform(&rng) - 1.0f);
+    dict->encoder_bias[j] = bound * (2.0f * dlrn_rng_uniform(&rng) - 1.0f);
+    for (int64_t i = 0; i < d; i++) a[i] = dlrn_rng_normal(&rng);
+    float norm = sqrtf(dict->ctx->k->dot(a, a, d));
+    if (norm > 0) dict->ctx->k->scale(a, 1.0f / norm, d);
+}
+
+DLRN_API dlrn_status dlrn_autoencoder_create(dlrn_context *ctx, int64_t activation_dim, int64_t dict_size,
+                                             uint64_t seed, dlrn_dictionary **out) {
+    DLRNI_TRY(dlrni_dictionary_alloc(ctx, activation_dim, dict_size, out));
+    dlrni_init_job job = {*out, seed};
+    memset((*out)->bias, 0, (size_t)activation_dim * sizeof(float));
+    dlrn_parallel_for(ctx, dict_size, dlrni_init_feature, &job);
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_identity_create(dlrn_context *ctx, int64_t activation_dim, dlrn_dictionary **out) {
+    *out = NULL;
+    DLRNI_REQUIRE(ctx, activation_dim > 0 && activation_dim <= INT32_MAX, "activation_dim must be positive");
+    dlrn_dictionary *dict = DLRNI_NEW_ZERO(ctx, dlrn_dictionary, 1);
+    if (!dict) return DLRN_ERR_MEMORY;
+    dict->ctx = ctx;
+    dict->family = &dlrni_family_identity;
+    dict->activation_dim = dict->dict_size = activation_dim;
+    *out = dict;
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_dictionary_copy(const dlrn_dictionary *dict, dlrn_dictionary **out) {
+    int64_t d = dict->activation_dim, F = dict->dict_size;
+    if (dict->family == &dlrni_family_identity) return dlrn_identity_create(dict->ctx, d, out);
+    DLRNI_TRY(dlrni_dictionary_alloc(dict->ctx, d, F, out));
+    (*out)->family = dict->family;
+    memcpy((*out)->encoder_weight, dict->encoder_weight, (size_t)(F * d) * sizeof(float));
+    memcpy((*out)->encoder_bias, dict->encoder_bias, (size_t)F * sizeof(float));
+    memcpy((*out)->decoder_weight, dict->decoder_weight, (size_t)(F * d) * sizeof(float));
+    memcpy((*out)->bias, dict->bias, (size_t)d * sizeof(float));
+    return DLRN_OK;
+}
+
+DLRN_API void dlrn_dictionary_changed(dlrn_dictionary *dict) {
+    (void)dict; /* nothing is derived from the weights yet */
+}
+
+DLRN_API const char *dlrn_dictionary_family(const dlrn_dictionary *dict) {
+    return dict->family->name;
+}
+
+/* Encoding: a block of rows is centred once, then each task fills a group of features for all rows of the block. */
+
+typedef struct dlrni_encode_job {
+    const dlrn_dictionary *dict;
+    const float *xc; /* [n][d]   */
+    int64_t n;
+    float *f; /* [n][F]   */
+} dlrni_encode_job;
+
+enum { DLRNI_ENCODE_GROUP = 96, DLRNI_ENCODE_ROWS = 256, DLRNI_ENCODE_FLOATS = 8 << 20 };
+
+DLRNI_INTERNAL void dlrni_encode_group(void *arg, int64_t task, int worker) {
+    const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
+    int64_t f0 = task * DLRNI_ENCODE_GROUP, f1 = dlrni_min(f0 + DLRNI_ENCODE_GROUP, j->dict->dict_size);
+    (void)worker;
+    j->dict->family->encode_tile(j->dict, j->xc, j->n, f0, f1, j->f + f0, j->dict->dict_size);
+}
+
+/* f [n][F] of x [n][d], n <= DLRNI_ENCODE_ROWS; xc [n][d] is scratch. */
+DLRNI_INTERNAL void dlrni_encode_block(const dlrn_dictionary *dict, const float *x, int64_t n, float *xc, float *f) {
+    dlrni_encode_job job = {dict, xc, n, f};
+    dict->family->center(dict, x, n, xc);
+    dlrn_parallel_for(dict->ctx, dlrni_ceil_div(dict->dict_size, DLRNI_ENCODE_GROUP), dlrni_encode_group, &job);
+}
+
+DLRN_API dlrn_status dlrn_encode(const dlrn_dictionary *dict, const float *x, int64_t n, float *f) {
+    int64_t d = dict->activation_dim, F = dict->dict_size;
+    DLRNI_REQUIRE(dict->ctx, n >= 0, "n must not be negative");
+    float *xc = DLRNI_NEW(dict->ctx, float, dlrni_min(n, DLRNI_ENCODE_ROWS) * d);
+    if (!xc) return DLRN_ERR_MEMORY;
+    for (int64_t i = 0; i < n; i += DLRNI_ENCODE_ROWS)
+        dlrni_encode_block(dict, x + i * d, dlrni_min(DLRNI_ENCODE_ROWS, n - i), xc, f + i * F);
+    dlrni_free(dict->ctx, xc);
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_encode_sparse(const dlrn_dictionary *dict, const float *x, int64_t n, dlrn_sparse *codes) {
+    dlrn_context *ctx = dict->ctx;
+    int64_t d = dict->activation_dim, F = dict->dict_size;
+    DLRNI_REQUIRE(ctx, n >= 0, "n must not be negative");
+    /* as many rows at a time as keep the dense block small, whatever F is */
+    int64_t block = dlrni_min(dlrni_max(DLRNI_ENCODE_FLOATS / F, 1), dlrni_min(dlrni_max(n, 1), DLRNI_ENCODE_ROWS));
+    DLRNI_TRY(dlrni_sparse_begin(ctx, codes, F));
+    float *xc = DLRNI_NEW(ctx, float, block * d), *f = DLRNI_NEW(ctx, float, block * F);
+    dlrn_status s = xc && f ? DLRN_OK : DLRN_ERR_MEMORY;
+    for (int64_t i = 0; s == DLRN_OK && i < n; i += block) {
+        int64_t rows = dlrni_min(block, n - i);
+        dlrni_encode_block(dict, x + i * d, rows, xc, f);
+        s = dlrni_sparse_append(ctx, codes, f, rows);
+    }
+    dlrni_free(ctx, xc);
+    dlrni_free(ctx, f);
+    return s;
+}
+
+/* Decoding touches only the atoms of active features: one task a row. */
+
+typedef struct dlrni_decode_job {
+    const dlrn_dictionary *dict;
+    const dlrn_sparse *codes;
+    float *x_hat; /* [rows][d] */
+} dlrni_decode_job;
+
+DLRNI_INTERNAL void dlrni_decode_sparse_row(void *arg, int64_t i, int worker) {
+    const dlrni_decode_job *j = (const dlrni_decode_job *)arg;
+    const dlrn_sparse *c = j->codes;
+    int64_t at = c->row_ptr[i];
+    (void)worker;
+    j->dict->family->decode_row(j->dict, c->col + at, c->val + at, c->row_ptr[i + 1] - at,
+                                j->x_hat + i * j->dict->activation_dim);
+}
+
+DLRN_API dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict, const dlrn_sparse *codes, float *x_hat) {
+    dlrni_decode_job job = {dict, codes, x_hat};
+    if (codes->cols != dict->dict_size)
+        return dlrni_fail(dict->ctx, DLRN_ERR_SHAPE, "dlrn_decode_sparse: expected codes of %lld features, found %lld",
+                          (long long)dict->dict_size, (long long)codes->cols);
+    for (int64_t p = 0; p < codes->row_ptr[codes->rows]; p++)
+        DLRNI_REQUIRE(dict->ctx, codes->col[p] >= 0 && codes->col[p] < codes->cols, "a feature index is out of range");
+    dlrn_parallel_for(dict->ctx, codes->rows, dlrni_decode_sparse_row, &job);
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, int64_t n, float *x_hat) {
+    int64_t F = dict->dict_size, block = dlrni_min(n, DLRNI_ENCODE_ROWS);
+    dlrn_sparse codes;
+    dlrn_status s = DLRN_OK;
+    memset(&codes, 0, sizeof codes);
+    DLRNI_REQUIRE(dict->ctx, n >= 0, "n must not be negative");
+    for (int64_t i = 0; s == DLRN_OK && i < n; i += block) {
+        int64_t rows = dlrni_min(block, n - i);
+        s = dlrni_sparse_begin(dict->ctx, &codes, F);
+        if (s == DLRN_OK) s = dlrni_sparse_append(dict->ctx, &codes, f + i * F, rows);
+        if (s == DLRN_OK) s = dlrn_decode_sparse(dict, &codes, x_hat + i * dict->activation_dim);
+    }
+    dlrn_sparse_free(&codes);
+    return s;
+}
+
+DLRN_API dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, int64_t n, float *x_hat,
+                                  dlrn_sparse *codes) {
+    dlrn_sparse own;
+    memset(&own, 0, sizeof own);
+    dlrn_sparse *c = codes ? codes : &own;
+    dlrn_status s = dlrn_encode_sparse(dict, x, n, c);
+    if (s == DLRN_OK) s = dlrn_decode_sparse(dict, c, x_hat);
+    dlrn_sparse_free(&own);
+    return s;
+}
+
+/* Ghost mode. */
+
+typedef struct dlrni_ghost_job {
+    const dlrn_dictionary *dict;
+    const float *xc;     /* [n][d]                     */
+    const int32_t *dead; /* [n_dead] masked features   */
+    int64_t n_dead;
+    float *scratch;         /* [threads][n_dead]          */
+    float *x_ghost, *shift; /* [n][d], [n]                */
+} dlrni_ghost_job;
+
+DLRNI_INTERNAL void dlrni_ghost_row(void *arg, int64_t i, int worker) {
+    const dlrni_ghost_job *j = (const dlrni_ghost_job *)arg;
+    const dlrn_dictionary *dict = j->dict;
+    const dlrni_kernel_table *k = dict->ctx->k;
+    int64_t d = dict->activation_dim;
+    float *f = j->scratch + worker * j->n_dead, *out = j->x_ghost + i * d, top = 0;
+    for (int64_t p = 0; p < j->n_dead; p++) {
+        int32_t feature = j->dead[p];
+        f[p] = k->dot(dict->encoder_weight + feature * d, j->xc + i * d, d) + dict->encoder_bias[feature];
+        if (f[p] > top) top = f[p];
+    }
+    for (int64_t p = 0; p < j->n_dead; p++) f[p] = expf(f[p] - top);
+    memset(out, 0, (size_t)d * sizeof *out);
+    k->gather_axpy(out, d, dict->decoder_weight, d, j->dead, f, j->n_dead);
+    j->shift[i] = top;
+}
+
+DLRN_API dlrn_status dlrn_forward_ghost(const dlrn_dictionary *dict, const float *x, int64_t n,
+                                        const unsigned char *mask, float *x_ghost, float *shift, dlrn_sparse *codes) {
+    dlrn_context *ctx = dict->ctx;
+    DLRNI_REQUIRE(ctx, dict->encoder_weight, "this family has no ghost mode");
+    if (codes) DLRNI_TRY(dlrn_encode_sparse(dict, x, n, codes));
+    int32_t *dead = DLRNI_NEW(ctx, int32_t, dict->dict_size);
+    int64_t n_dead = 0;
+    for (int64_t f = 0; dead && f < dict->dict_size; f++)
+        if (mask[f]) dead[n_dead++] = (int32_t)f;
+    float *xc = DLRNI_NEW(ctx, float, n * dict->activation_dim);
+    float *scratch = DLRNI_NEW(ctx, float, n_dead * ctx->threads);
+    dlrn_status s = dead && xc && scratch ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (s == DLRN_OK) {
+        dlrni_ghost_job job = {dict, xc, dead, n_dead, scratch, x_ghost, shift};
+        dict->family->center(dict, x, n, xc);
+        dlrn_parallel_for(ctx, n, dlrni_ghost_row, &job);
+    }
+    dlrni_free(ctx, dead);
+    dlrni_free(ctx, xc);
+    dlrni_free(ctx, scratch);
+    return s;
+}
 
 #ifndef DICTLEARN_NO_TRAINING
 /* ------------------------------------------------------------------------------------------ */
@@ -882,7 +1731,425 @@ DLRN_API void dlrn_free(dlrn_context *ctx, void *p) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>kernel-bodies
+/* Included once a kernel set (room kernels). First the vector of 16 lanes of this set, then the bodies, the same text for
+   all sets. The scalar set is the oracle: plain loops and fmaf(). */
 #ifdef DLRNI_PASS
+
+#if DLRNI_PASS == 0
+#define DLRNI_K(name) dlrni_scalar_##name
+#define DLRNI_TABLE dlrni_kernels_scalar
+#define DLRNI_SET_NAME "scalar"
+enum { DLRNI_K(nt_cols) = 2, DLRNI_K(nn_vectors) = 1, DLRNI_K(gather_vectors) = 4 };
+typedef struct DLRNI_K(v16) {
+    float l[DLRNI_LANES];
+} DLRNI_K(v16);
+
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(set1)(float a) {
+    DLRNI_K(v16) r;
+    for (int i = 0; i < DLRNI_LANES; i++) r.l[i] = a;
+    return r;
+}
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(load)(const float *p) {
+    DLRNI_K(v16) r;
+    memcpy(r.l, p, sizeof r.l);
+    return r;
+}
+DLRNI_INTERNAL void DLRNI_K(store)(float *p, DLRNI_K(v16) a) {
+    memcpy(p, a.l, sizeof a.l);
+}
+#define DLRNI_LANEWISE(name, expression)                                                                               \
+    DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(name)(DLRNI_K(v16) a, DLRNI_K(v16) b) {                                        \
+        for (int i = 0; i < DLRNI_LANES; i++) a.l[i] = expression;                                                     \
+        return a;                                                                                                      \
+    }
+DLRNI_LANEWISE(add, a.l[i] + b.l[i])
+DLRNI_LANEWISE(minus, a.l[i] - b.l[i])
+DLRNI_LANEWISE(mul, a.l[i] * b.l[i])
+DLRNI_LANEWISE(div, a.l[i] / b.l[i])
+DLRNI_LANEWISE(relu, a.l[i] <= b.l[i] ? 0.0f : a.l[i]) /* b is zero */
+#undef DLRNI_LANEWISE
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(sqrt)(DLRNI_K(v16) a) {
+    for (int i = 0; i < DLRNI_LANES; i++) a.l[i] = sqrtf(a.l[i]);
+    return a;
+}
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(fma)(DLRNI_K(v16) a, DLRNI_K(v16) b, DLRNI_K(v16) c) {
+    for (int i = 0; i < DLRNI_LANES; i++) c.l[i] = fmaf(a.l[i], b.l[i], c.l[i]);
+    return c;
+}
+/* The fixed tree over the lanes, for four vectors at once. */
+DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
+    for (int v = 0; v < 4; v++) {
+        float t[DLRNI_LANES];
+        memcpy(t, a[v].l, sizeof t);
+        for (int half = DLRNI_LANES / 2; half > 0; half /= 2)
+            for (int i = 0; i < half; i++) t[i] += t[i + half];
+        out[v] = t[0];
+    }
+}
+
+#elif DLRNI_PASS == 1
+#define DLRNI_K(name) dlrni_avx2_##name
+#define DLRNI_TABLE dlrni_kernels_avx2
+#define DLRNI_SET_NAME "avx2"
+enum { DLRNI_K(nt_cols) = 1, DLRNI_K(nn_vectors) = 1, DLRNI_K(gather_vectors) = 4 };
+typedef struct DLRNI_K(v16) {
+    __m256 lo, hi;
+} DLRNI_K(v16);
+
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(pair)(__m256 lo, __m256 hi) {
+    DLRNI_K(v16) r;
+    r.lo = lo;
+    r.hi = hi;
+    return r;
+}
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(set1)(float a) {
+    return DLRNI_K(pair)(_mm256_set1_ps(a), _mm256_set1_ps(a));
+}
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(load)(const float *p) {
+    return DLRNI_K(pair)(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8));
+}
+DLRNI_INTERNAL void DLRNI_K(store)(float *p, DLRNI_K(v16) a) {
+    _mm256_storeu_ps(p, a.lo);
+    _mm256_storeu_ps(p + 8, a.hi);
+}
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(add)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
+    return DLRNI_K(pair)(_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi));
+}
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(minus)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
+    return DLRNI_K(pair)(_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi));
+}
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(mul)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
+    return DLRNI_K(pair)(_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi));
+}
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(div)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
+    return DLRNI_K(pair)(_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi));
+}
+/* max(b, a) returns a where a is NaN, which is what keeps it */
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(relu)(DLRNI_K(v16) a, DLRNI_K(v16) zero) {
+    return DLRNI_K(pair)(_mm256_max_ps(zero.lo, a.lo), _mm256_max_ps(zero.hi, a.hi));
+}
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(sqrt)(DLRNI_K(v16) a) {
+    return DLRNI_K(pair)(_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi));
+}
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(fma)(DLRNI_K(v16) a, DLRNI_K(v16) b, DLRNI_K(v16) c) {
+    return DLRNI_K(pair)(_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi));
+}
+DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
+    __m256 A = _mm256_add_ps(a[0].lo, a[0].hi), B = _mm256_add_ps(a[1].lo, a[1].hi); /* l + (l + 8) */
+    __m256 C = _mm256_add_ps(a[2].lo, a[2].hi), D = _mm256_add_ps(a[3].lo, a[3].hi);
+    __m256 AB = _mm256_add_ps(_mm256_permute2f128_ps(A, B, 0x20), _mm256_permute2f128_ps(A, B, 0x31));
+    __m256 CD = _mm256_add_ps(_mm256_permute2f128_ps(C, D, 0x20), _mm256_permute2f128_ps(C, D, 0x31));
+    __m256 t = _mm256_add_ps(_mm256_shuffle_ps(AB, CD, 0x44), _mm256_shuffle_ps(AB, CD, 0xEE)); /* A A C C B B D D */
+    float lanes[8];
+    _mm256_storeu_ps(lanes, _mm256_add_ps(t, _mm256_permute_ps(t, 0xB1)));
+    out[0] = lanes[0];
+    out[1] = lanes[4];
+    out[2] = lanes[2];
+    out[3] = lanes[6];
+}
+
+#elif DLRNI_PASS == 2
+#define DLRNI_K(name) dlrni_avx512_##name
+#define DLRNI_TABLE dlrni_kernels_avx512
+#define DLRNI_SET_NAME "avx512"
+enum { DLRNI_K(nt_cols) = 6, DLRNI_K(nn_vectors) = 2, DLRNI_K(gather_vectors) = 8 };
+typedef __m512 DLRNI_K(v16);
+
+/* The forms with a zeroing mask avoid gcc 12's false warning about its own _mm512_undefined_ps(). */
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(set1)(float a) {
+    return _mm512_set1_ps(a);
+}
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(load)(const float *p) {
+    return _mm512_loadu_ps(p);
+}
+DLRNI_INTERNAL void DLRNI_K(store)(float *p, DLRNI_K(v16) a) {
+    _mm512_storeu_ps(p, a);
+}
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(add)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
+    return _mm512_add_ps(a, b);
+}
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(minus)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
+    return _mm512_sub_ps(a, b);
+}
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(mul)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
+    return _mm512_mul_ps(a, b);
+}
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(div)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
+    return _mm512_div_ps(a, b);
+}
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(relu)(DLRNI_K(v16) a, DLRNI_K(v16) zero) { /* a NaN in a stays, as in avx2 */
+    return _mm512_maskz_max_ps((__mmask16)0xFFFF, zero, a);
+}
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(sqrt)(DLRNI_K(v16) a) {
+    return _mm512_maskz_sqrt_ps((__mmask16)0xFFFF, a);
+}
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(fma)(DLRNI_K(v16) a, DLRNI_K(v16) b, DLRNI_K(v16) c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+#define DLRNI_SHUFFLE(a, b, order) _mm512_maskz_shuffle_f32x4((__mmask16)0xFFFF, a, b, order)
+DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
+    __m512 AB = _mm512_add_ps(DLRNI_SHUFFLE(a[0], a[1], 0x44), DLRNI_SHUFFLE(a[0], a[1], 0xEE)); /* l + (l + 8) */
+    __m512 CD = _mm512_add_ps(DLRNI_SHUFFLE(a[2], a[3], 0x44), DLRNI_SHUFFLE(a[2], a[3], 0xEE));
+    __m512 t = _mm512_add_ps(DLRNI_SHUFFLE(AB, CD, 0x88), DLRNI_SHUFFLE(AB, CD, 0xDD)); /* A, B, C, D: 4 lanes each */
+    t = _mm512_add_ps(t, _mm512_maskz_permute_ps((__mmask16)0xFFFF, t, 0x4E));
+    t = _mm512_add_ps(t, _mm512_maskz_permute_ps((__mmask16)0xFFFF, t, 0xB1));
+    t = _mm512_maskz_compress_ps((__mmask16)0x1111, t);
+    _mm_storeu_ps(out, _mm512_maskz_extractf32x4_ps((__mmask8)0xF, t, 0));
+}
+#undef DLRNI_SHUFFLE
+
+#elif DLRNI_PASS == 3
+#define DLRNI_K(name) dlrni_neon_##name
+#define DLRNI_TABLE dlrni_kernels_neon
+#define DLRNI_SET_NAME "neon"
+enum { DLRNI_K(nt_cols) = 1, DLRNI_K(nn_vectors) = 1, DLRNI_K(gather_vectors) = 4 };
+typedef struct DLRNI_K(v16) {
+    float32x4_t q[4];
+} DLRNI_K(v16);
+
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(set1)(float a) {
+    DLRNI_K(v16) r;
+    for (int i = 0; i < 4; i++) r.q[i] = vdupq_n_f32(a);
+    return r;
+}
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(load)(const float *p) {
+    DLRNI_K(v16) r;
+    for (int i = 0; i < 4; i++) r.q[i] = vld1q_f32(p + 4 * i);
+    return r;
+}
+DLRNI_INTERNAL void DLRNI_K(store)(float *p, DLRNI_K(v16) a) {
+    for (int i = 0; i < 4; i++) vst1q_f32(p + 4 * i, a.q[i]);
+}
+#define DLRNI_LANEWISE(name, expression)                                                                               \
+    DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(name)(DLRNI_K(v16) a, DLRNI_K(v16) b) {                                        \
+        for (int i = 0; i < 4; i++) a.q[i] = expression;                                                               \
+        return a;                                                                                                      \
+    }
+DLRNI_LANEWISE(add, vaddq_f32(a.q[i], b.q[i]))
+DLRNI_LANEWISE(minus, vsubq_f32(a.q[i], b.q[i]))
+DLRNI_LANEWISE(mul, vmulq_f32(a.q[i], b.q[i]))
+DLRNI_LANEWISE(div, vdivq_f32(a.q[i], b.q[i]))
+DLRNI_LANEWISE(relu, vbslq_f32(vcleq_f32(a.q[i], b.q[i]), vdupq_n_f32(0.0f), a.q[i])) /* b is zero */
+#undef DLRNI_LANEWISE
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(sqrt)(DLRNI_K(v16) a) {
+    for (int i = 0; i < 4; i++) a.q[i] = vsqrtq_f32(a.q[i]);
+    return a;
+}
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(fma)(DLRNI_K(v16) a, DLRNI_K(v16) b, DLRNI_K(v16) c) {
+    for (int i = 0; i < 4; i++) c.q[i] = vfmaq_f32(c.q[i], a.q[i], b.q[i]);
+    return c;
+}
+DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
+    for (int v = 0; v < 4; v++) {
+        float32x4_t lo = vaddq_f32(a[v].q[0], a[v].q[2]), hi = vaddq_f32(a[v].q[1], a[v].q[3]);
+        float32x4_t t = vaddq_f32(lo, hi);
+        float32x2_t u = vadd_f32(vget_low_f32(t), vget_high_f32(t));
+        out[v] = vget_lane_f32(u, 0) + vget_lane_f32(u, 1);
+    }
+}
+#endif
+
+/* Part of a vector: absent lanes read as zero and are not written. */
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(load_part)(const float *p, int64_t n) {
+    float t[DLRNI_LANES] = {0};
+    memcpy(t, p, (size_t)n * sizeof *t);
+    return DLRNI_K(load)(t);
+}
+DLRNI_INTERNAL void DLRNI_K(store_part)(float *p, DLRNI_K(v16) a, int64_t n) {
+    float t[DLRNI_LANES];
+    DLRNI_K(store)(t, a);
+    memcpy(p, t, (size_t)n * sizeof *t);
+}
+
+DLRNI_INTERNAL float DLRNI_K(dot)(const float *a, const float *b, int64_t n) {
+    DLRNI_K(v16) s[4];
+    float out[4];
+    for (int i = 0; i < 4; i++) s[i] = DLRNI_K(set1)(0);
+    int64_t p = 0;
+    for (; p + DLRNI_LANES <= n; p += DLRNI_LANES) s[0] = DLRNI_K(fma)(DLRNI_K(load)(a + p), DLRNI_K(load)(b + p), s[0]);
+    if (p < n) s[0] = DLRNI_K(fma)(DLRNI_K(load_part)(a + p, n - p), DLRNI_K(load_part)(b + p, n - p), s[0]);
+    DLRNI_K(sum4)(s, out);
+    return out[0];
+}
+
+/* A tile of 4 rows of a by nt_cols rows of b, all sums in registers; both operands are read along their rows, so nothing
+   is packed. Rows beyond the edge repeat the last one and are not stored. */
+DLRNI_INTERNAL void DLRNI_K(nt_tile)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+                                     int64_t ldb, int beta, float *c, int64_t ldc) {
+    DLRNI_K(v16) s[DLRNI_K(nt_cols)][4], x[4];
+    const float *row[4], *col[DLRNI_K(nt_cols)];
+    for (int i = 0; i < 4; i++) row[i] = a + (i < m ? i : m - 1) * lda;
+    for (int j = 0; j < DLRNI_K(nt_cols); j++) col[j] = b + (j < n ? j : n - 1) * ldb;
+    for (int j = 0; j < DLRNI_K(nt_cols); j++)
+        for (int i = 0; i < 4; i++) s[j][i] = DLRNI_K(set1)(0);
+    int64_t p = 0;
+    for (; p + DLRNI_LANES <= k; p += DLRNI_LANES) {
+        for (int i = 0; i < 4; i++) x[i] = DLRNI_K(load)(row[i] + p);
+        for (int j = 0; j < DLRNI_K(nt_cols); j++) {
+            DLRNI_K(v16) w = DLRNI_K(load)(col[j] + p);
+            for (int i = 0; i < 4; i++) s[j][i] = DLRNI_K(fma)(x[i], w, s[j][i]);
+        }
+    }
+    if (p < k) {
+        for (int i = 0; i < 4; i++) x[i] = DLRNI_K(load_part)(row[i] + p, k - p);
+        for (int j = 0; j < DLRNI_K(nt_cols); j++) {
+            DLRNI_K(v16) w = DLRNI_K(load_part)(col[j] + p, k - p);
+            for (int i = 0; i < 4; i++) s[j][i] = DLRNI_K(fma)(x[i], w, s[j][i]);
+        }
+    }
+    for (int j = 0; j < DLRNI_K(nt_cols) && j < n; j++) {
+        float out[4];
+        DLRNI_K(sum4)(s[j], out);
+        for (int i = 0; i < 4 && i < m; i++) c[i * ldc + j] = beta ? c[i * ldc + j] + out[i] : out[i];
+    }
+}
+
+DLRNI_INTERNAL void DLRNI_K(gemm_nt)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+                                     int64_t ldb, int beta, float *c, int64_t ldc) {
+    for (int64_t j = 0; j < n; j += DLRNI_K(nt_cols))
+        for (int64_t i = 0; i < m; i += 4)
+            DLRNI_K(nt_tile)(m - i, n - j, k, a + i * lda, lda, b + j * ldb, ldb, beta, c + i * ldc + j, ldc);
+}
+
+/* A tile of 4 rows by nn_vectors vectors of c; absent rows repeat the last one. */
+DLRNI_INTERNAL void DLRNI_K(nn_tile)(int64_t m, int64_t k, const float *a, int64_t row, int64_t col, const float *b,
+                                     int64_t ldb, int beta, float *c, int64_t ldc) {
+    DLRNI_K(v16) s[4][DLRNI_K(nn_vectors)];
+    const float *ai[4];
+    for (int i = 0; i < 4; i++) {
+        int64_t r = i < m ? i : m - 1;
+        ai[i] = a + r * row;
+        for (int v = 0; v < DLRNI_K(nn_vectors); v++)
+            s[i][v] = beta ? DLRNI_K(load)(c + r * ldc + v * DLRNI_LANES) : DLRNI_K(set1)(0);
+    }
+    for (int64_t p = 0; p < k; p++)
+        for (int v = 0; v < DLRNI_K(nn_vectors); v++) {
+            DLRNI_K(v16) w = DLRNI_K(load)(b + p * ldb + v * DLRNI_LANES);
+            for (int i = 0; i < 4; i++) s[i][v] = DLRNI_K(fma)(DLRNI_K(set1)(ai[i][p * col]), w, s[i][v]);
+        }
+    for (int i = 0; i < 4 && i < m; i++)
+        for (int v = 0; v < DLRNI_K(nn_vectors); v++) DLRNI_K(store)(c + i * ldc + v * DLRNI_LANES, s[i][v]);
+}
+
+/* The last columns, one vector or less at a time. */
+DLRNI_INTERNAL void DLRNI_K(nn_edge)(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col,
+                                     const float *b, int64_t ldb, int beta, float *c, int64_t ldc) {
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j += DLRNI_LANES) {
+            int64_t part = dlrni_min(n - j, DLRNI_LANES);
+            DLRNI_K(v16) s = beta ? DLRNI_K(load_part)(c + i * ldc + j, part) : DLRNI_K(set1)(0);
+            for (int64_t p = 0; p < k; p++)
+                s = DLRNI_K(fma)(DLRNI_K(set1)(a[i * row + p * col]), DLRNI_K(load_part)(b + p * ldb + j, part), s);
+            DLRNI_K(store_part)(c + i * ldc + j, s, part);
+        }
+}
+
+DLRNI_INTERNAL void DLRNI_K(gemm_nn)(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col,
+                                     const float *b, int64_t ldb, int beta, float *c, int64_t ldc) {
+    const int64_t width = DLRNI_K(nn_vectors) * DLRNI_LANES;
+    int64_t j = 0;
+    for (; j + width <= n; j += width)
+        for (int64_t i = 0; i < m; i += 4)
+            DLRNI_K(nn_tile)(m - i, k, a + i * row, row, col, b + j, ldb, beta, c + i * ldc + j, ldc);
+    DLRNI_K(nn_edge)(m, n - j, k, a, row, col, b + j, ldb, beta, c + j, ldc);
+}
+
+/* The running sums of gather_vectors vectors stay in registers while the rows go by. */
+DLRNI_INTERNAL void DLRNI_K(gather_axpy)(float *out, int64_t n, const float *base, int64_t ld, const int32_t *idx,
+                                         const float *coef, int64_t count) {
+    const int64_t width = DLRNI_K(gather_vectors) * DLRNI_LANES;
+    int64_t j = 0;
+    for (; j + width <= n; j += width) {
+        DLRNI_K(v16) s[DLRNI_K(gather_vectors)];
+        for (int v = 0; v < DLRNI_K(gather_vectors); v++) s[v] = DLRNI_K(load)(out + j + v * DLRNI_LANES);
+        for (int64_t p = 0; p < count; p++) {
+            const float *x = base + idx[p] * ld + j;
+            DLRNI_K(v16) a = DLRNI_K(set1)(coef[p]);
+            for (int v = 0; v < DLRNI_K(gather_vectors); v++)
+                s[v] = DLRNI_K(fma)(a, DLRNI_K(load)(x + v * DLRNI_LANES), s[v]);
+        }
+        for (int v = 0; v < DLRNI_K(gather_vectors); v++) DLRNI_K(store)(out + j + v * DLRNI_LANES, s[v]);
+    }
+    for (; j < n; j += DLRNI_LANES) {
+        int64_t part = dlrni_min(n - j, DLRNI_LANES);
+        DLRNI_K(v16) s = DLRNI_K(load_part)(out + j, part);
+        for (int64_t p = 0; p < count; p++)
+            s = DLRNI_K(fma)(DLRNI_K(set1)(coef[p]), DLRNI_K(load_part)(base + idx[p] * ld + j, part), s);
+        DLRNI_K(store_part)(out + j, s, part);
+    }
+}
+
+/* Runs `vector` (which reads part `n` at offset p and writes it back) over the whole vectors, then over the rest. */
+#define DLRNI_SWEEP(total, vector)                                                                                     \
+    do {                                                                                                               \
+        int64_t p = 0;                                                                                                 \
+        for (; p + DLRNI_LANES <= (total); p += DLRNI_LANES) {                                                         \
+            vector(DLRNI_K(load), DLRNI_K(store), DLRNI_WHOLE)                                                         \
+        }                                                                                                              \
+        if (p < (total)) {                                                                                             \
+            const int64_t part = (total) - p;                                                                          \
+            vector(DLRNI_K(load_part), DLRNI_K(store_part), DLRNI_PART)                                                \
+        }                                                                                                              \
+    } while (0)
+#define DLRNI_WHOLE
+#define DLRNI_PART , part
+
+DLRNI_INTERNAL void DLRNI_K(axpy)(float a, const float *x, float *y, int64_t n) {
+    const DLRNI_K(v16) s = DLRNI_K(set1)(a);
+#define DLRNI_AXPY(load, store, n) store(y + p, DLRNI_K(fma)(s, load(x + p n), load(y + p n)) n);
+    DLRNI_SWEEP(n, DLRNI_AXPY);
+#undef DLRNI_AXPY
+}
+
+DLRNI_INTERNAL void DLRNI_K(scale)(float *y, float a, int64_t n) {
+    const DLRNI_K(v16) s = DLRNI_K(set1)(a);
+#define DLRNI_SCALE(load, store, n) store(y + p, DLRNI_K(mul)(s, load(y + p n)) n);
+    DLRNI_SWEEP(n, DLRNI_SCALE);
+#undef DLRNI_SCALE
+}
+
+DLRNI_INTERNAL void DLRNI_K(sub)(const float *a, const float *b, float *y, int64_t n) {
+#define DLRNI_SUB(load, store, n) store(y + p, DLRNI_K(minus)(load(a + p n), load(b + p n)) n);
+    DLRNI_SWEEP(n, DLRNI_SUB);
+#undef DLRNI_SUB
+}
+
+DLRNI_INTERNAL void DLRNI_K(relu_bias)(float *y, const float *bias, int64_t n) {
+    const DLRNI_K(v16) zero = DLRNI_K(set1)(0);
+#define DLRNI_RELU(load, store, n) store(y + p, DLRNI_K(relu)(DLRNI_K(add)(load(y + p n), load(bias + p n)), zero) n);
+    DLRNI_SWEEP(n, DLRNI_RELU);
+#undef DLRNI_RELU
+}
+
+/* Adam (Kingma and Ba, 2015) with torch's order of operations:
+   m += (1 - beta1)(g - m); v = beta2 v + (1 - beta2) g g; w -= step_size m / (sqrt(v) / root_bias_correction + eps) */
+DLRNI_INTERNAL void DLRNI_K(adam)(float *w, float *m, float *v, const float *g, int64_t n, const dlrni_adam *a) {
+    const DLRNI_K(v16) b1 = DLRNI_K(set1)(a->one_minus_beta1), b2 = DLRNI_K(set1)(a->beta2);
+    const DLRNI_K(v16) c2 = DLRNI_K(set1)(a->one_minus_beta2), step = DLRNI_K(set1)(-a->step_size);
+    const DLRNI_K(v16) root = DLRNI_K(set1)(a->root_bias_correction), eps = DLRNI_K(set1)(a->eps);
+#define DLRNI_ADAM(load, store, n)                                                                                     \
+    const DLRNI_K(v16) grad = load(g + p n), m0 = load(m + p n);                                                       \
+    const DLRNI_K(v16) m1 = DLRNI_K(fma)(b1, DLRNI_K(minus)(grad, m0), m0);                                            \
+    const DLRNI_K(v16) v1 = DLRNI_K(fma)(DLRNI_K(mul)(c2, grad), grad, DLRNI_K(mul)(b2, load(v + p n)));               \
+    const DLRNI_K(v16) below = DLRNI_K(add)(DLRNI_K(div)(DLRNI_K(sqrt)(v1), root), eps);                               \
+    store(m + p, m1 n);                                                                                                \
+    store(v + p, v1 n);                                                                                                \
+    store(w + p, DLRNI_K(fma)(step, DLRNI_K(div)(m1, below), load(w + p n)) n);
+    DLRNI_SWEEP(n, DLRNI_ADAM);
+#undef DLRNI_ADAM
+}
+
+static const dlrni_kernel_table DLRNI_TABLE = {
+    DLRNI_SET_NAME,       DLRNI_K(dot),   DLRNI_K(gemm_nt), DLRNI_K(gemm_nn),   DLRNI_K(gather_axpy),
+    DLRNI_K(axpy),        DLRNI_K(scale), DLRNI_K(sub),     DLRNI_K(relu_bias), DLRNI_K(adam),
+};
+
+#undef DLRNI_SWEEP
+#undef DLRNI_WHOLE
+#undef DLRNI_PART
+#undef DLRNI_K
+#undef DLRNI_TABLE
+#undef DLRNI_SET_NAME
 #endif /* DLRNI_PASS */
 
 /* ------------------------------------------------------------------------------------------ */

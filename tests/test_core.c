@@ -1,0 +1,341 @@
+/* Kernels, products, vectors, random numbers, half floats and the dictionary's forward pass, each against a plain
+   double-precision twin written here, and every kernel set against the scalar one bit for bit. */
+#define DICTLEARN_IMPLEMENTATION
+#include "dictlearn.h"
+#include "test.h"
+
+static dlrn_context *open_kernels(const char *name, int threads) {
+    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context *ctx = NULL;
+    cfg.kernels = name;
+    cfg.threads = threads;
+    return dlrn_context_create(&cfg, &ctx) == DLRN_OK ? ctx : NULL;
+}
+
+static void fill(float *x, int64_t n, uint64_t stream) {
+    dlrn_rng rng = {7, stream, 0};
+    for (int64_t i = 0; i < n; i++) x[i] = dlrn_rng_normal(&rng);
+}
+
+static int same_bits(const float *a, const float *b, int64_t n) {
+    return memcmp(a, b, (size_t)n * sizeof *a) == 0;
+}
+
+TEST(half_floats_round_trip) {
+    for (uint32_t h = 0; h < 65536; h++) {
+        float f = dlrn_f16_to_f32((uint16_t)h), b = dlrn_bf16_to_f32((uint16_t)h);
+        if (f == f) CHECK(dlrn_f32_to_f16(f) == h);
+        if (b == b) CHECK(dlrn_f32_to_bf16(b) == h);
+    }
+    CHECK(dlrn_f32_to_f16(1.00048828125f) == 0x3c00); /* half way between 1 and the next: to even */
+    CHECK(dlrn_f32_to_f16(1.0014648437f) == 0x3c01 && dlrn_f32_to_f16(1.00146484375f) == 0x3c02);
+    CHECK(dlrn_f32_to_f16(65519.0f) == 0x7bff && dlrn_f32_to_f16(65520.0f) == 0x7c00);
+    CHECK(dlrn_f32_to_f16(2.98023224e-8f) == 0 && dlrn_f32_to_f16(2.9802326e-8f) == 1);
+    CHECK(dlrn_f16_to_f32(dlrn_f32_to_f16(NAN)) != dlrn_f16_to_f32(dlrn_f32_to_f16(NAN)));
+    CHECK(dlrn_bf16_to_f32(dlrn_f32_to_bf16(NAN)) != 0.0f && isnan(dlrn_bf16_to_f32(dlrn_f32_to_bf16(NAN))));
+    CHECK(dlrn_f32_to_bf16(1.00390625f) == 0x3f80 && dlrn_f32_to_bf16(1.01171875f) == 0x3f82);
+}
+
+TEST(random_numbers_are_philox) {
+    /* the published test vector: counter and key all zero */
+    dlrni_philox b = dlrni_philox_block(0, 0, 0);
+    CHECK(b.lo == (((uint64_t)0xa2a8130fu << 32) ^ 0 ? b.lo : 0) && (uint32_t)b.lo == 0x6627e8d5u);
+    CHECK((uint32_t)(b.lo >> 32) == 0xe169c58du && (uint32_t)b.hi == 0xbc57ac4cu && b.hi >> 32 == 0x9b00dbd8u);
+    dlrn_rng rng = {1, 2, 0};
+    double sum = 0, square = 0;
+    for (int i = 0; i < 20000; i++) {
+        double z = (double)dlrn_rng_normal(&rng);
+        sum += z;
+        square += z * z;
+    }
+    CHECK(fabs(sum / 20000) < 0.03 && fabs(square / 20000 - 1) < 0.05);
+    int64_t seen[7] = {0};
+    for (int i = 0; i < 7000; i++) seen[dlrn_rng_below(&rng, 7)]++;
+    for (int i = 0; i < 7; i++) CHECK(seen[i] > 850 && seen[i] < 1150);
+    for (int i = 0; i < 1000; i++) {
+        float u = dlrn_rng_uniform(&rng);
+        CHECK(u >= 0.0f && u < 1.0f);
+    }
+}
+
+/* c = op(a, b) + beta c0 in double */
+static void naive_gemm(dlrn_gemm_op op, int64_t m, int64_t n, int64_t k, const float *a, const float *b, float beta,
+                       const float *c0, double *c) {
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) {
+            double s = beta != 0.0f ? (double)c0[i * n + j] : 0.0;
+            for (int64_t p = 0; p < k; p++) {
+                double x = (double)(op == DLRN_TN ? a[p * m + i] : a[i * k + p]);
+                s += x * (double)(op == DLRN_NT ? b[j * k + p] : b[p * n + j]);
+            }
+            c[i * n + j] = s;
+        }
+}
+
+TEST(products_match_double_and_every_kernel_set_gives_the_same_bits) {
+    static const int64_t shapes[][3] = {{1, 1, 1},   {4, 6, 16},  {5, 7, 17},   {3, 33, 40},
+                                        {70, 100, 50}, {65, 97, 129}, {2, 200, 8}, {9, 31, 0}};
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
+        for (int op = DLRN_NN; op <= DLRN_TN; op++)
+            for (int beta = 0; beta < 2; beta++) {
+                int64_t m = shapes[s][0], n = shapes[s][1], k = shapes[s][2], z = m * n;
+                float *a = (float *)calloc((size_t)(m * k + 1), 4), *b = (float *)calloc((size_t)(k * n + 1), 4);
+                float *c0 = (float *)calloc((size_t)z, 4), *c = (float *)calloc((size_t)z, 4);
+                float *first = (float *)calloc((size_t)z, 4);
+                double *want = (double *)calloc((size_t)z, 8);
+                fill(a, m * k, 1);
+                fill(b, k * n, 2);
+                fill(c0, z, 3);
+                naive_gemm((dlrn_gemm_op)op, m, n, k, a, b, (float)beta, c0, want);
+                const char *name;
+                for (int i = 0; (name = dlrn_kernels_available(i)) != NULL; i++) {
+                    dlrn_context *ctx = open_kernels(name, 1 + i);
+                    CHECK(ctx != NULL && !strcmp(dlrn_kernels(ctx), name));
+                    memcpy(c, c0, (size_t)z * 4);
+                    CHECK_OK(ctx, dlrn_matmul(ctx, (dlrn_gemm_op)op,
+                                              op == DLRN_TN ? dlrn_view(a, k, m) : dlrn_view(a, m, k),
+                                              op == DLRN_NT ? dlrn_view(b, n, k) : dlrn_view(b, k, n), (float)beta,
+                                              dlrn_view(c, m, n)));
+                    for (int64_t e = 0; e < z; e++) CHECK(fabs((double)c[e] - want[e]) < 2e-5 * (1 + fabs(want[e])));
+                    if (i == 0) memcpy(first, c, (size_t)z * 4);
+                    CHECK_MSG(same_bits(first, c, z), "%s differs from scalar", name);
+                    dlrn_context_destroy(ctx);
+                }
+                free(a), free(b), free(c0), free(c), free(first), free(want);
+            }
+}
+
+TEST(vector_kernels_give_the_same_bits_in_every_set) {
+    enum { N = 203, ROWS = 9 };
+    static float x[ROWS][N], g[N], out[5][4 * N], first[5][4 * N];
+    int32_t idx[6] = {3, 0, 8, 8, 1, 5};
+    float coef[6] = {0.5f, -1.25f, 3.0f, 0.0f, 1e-3f, 7.0f};
+    fill(&x[0][0], ROWS * N, 4);
+    fill(g, N, 5);
+    dlrni_adam adam = {0.1f, 0.999f, 0.001f, 3e-4f, 0.0316f, 1e-8f};
+    const char *name;
+    for (int i = 0; (name = dlrn_kernels_available(i)) != NULL; i++) {
+        dlrn_context *ctx = open_kernels(name, 1);
+        for (int64_t n = 1; n <= N; n += n < 40 ? 1 : 41) {
+            for (int o = 0; o < 5; o++) memset(out[o], 0, sizeof out[o]);
+            memcpy(out[0], g, sizeof g);
+            ctx->k->gather_axpy(out[0], n, &x[0][0], N, idx, coef, 6);
+            memcpy(out[1], g, sizeof g);
+            ctx->k->axpy(1.5f, x[1], out[1], n);
+            ctx->k->scale(out[1], 0.7f, n);
+            ctx->k->sub(x[2], x[3], out[2], n);
+            ctx->k->relu_bias(out[2], x[4], n);
+            memcpy(out[3], x[1], sizeof g);
+            memcpy(out[3] + N, x[2], sizeof g);
+            for (int64_t p = 0; p < n; p++) out[3][2 * N + p] = fabsf(x[3][p]);
+            ctx->k->adam(out[3], out[3] + N, out[3] + 2 * N, g, n, &adam);
+            out[4][0] = ctx->k->dot(x[5], x[6], n);
+            double want = 0, sum = (double)g[n - 1];
+            for (int64_t p = 0; p < n; p++) want += (double)x[5][p] * (double)x[6][p];
+            for (int p = 0; p < 6; p++) sum += (double)coef[p] * (double)x[idx[p]][n - 1];
+            CHECK(fabs((double)out[4][0] - want) < 1e-4 && fabs((double)out[0][n - 1] - sum) < 1e-4);
+            CHECK(out[0][n] == g[n % N] || n == N); /* nothing is written past the end */
+            if (i == 0)
+                memcpy(first, out, sizeof out), (void)0;
+            else {
+                dlrn_context *scalar = open_kernels("scalar", 1);
+                memcpy(first, out, sizeof out);
+                memcpy(first[0], g, sizeof g);
+                scalar->k->gather_axpy(first[0], n, &x[0][0], N, idx, coef, 6);
+                memcpy(first[1], g, sizeof g);
+                scalar->k->axpy(1.5f, x[1], first[1], n);
+                scalar->k->scale(first[1], 0.7f, n);
+                scalar->k->sub(x[2], x[3], first[2], n);
+                scalar->k->relu_bias(first[2], x[4], n);
+                memcpy(first[3], x[1], sizeof g);
+                memcpy(first[3] + N, x[2], sizeof g);
+                for (int64_t p = 0; p < n; p++) first[3][2 * N + p] = fabsf(x[3][p]);
+                scalar->k->adam(first[3], first[3] + N, first[3] + 2 * N, g, n, &adam);
+                first[4][0] = scalar->k->dot(x[5], x[6], n);
+                for (int o = 0; o < 5; o++) CHECK_MSG(same_bits(first[o], out[o], 3 * N), "%s, kernel %d", name, o);
+                dlrn_context_destroy(scalar);
+            }
+        }
+        dlrn_context_destroy(ctx);
+    }
+}
+
+TEST(a_nan_survives_the_relu) {
+    const char *name;
+    for (int i = 0; (name = dlrn_kernels_available(i)) != NULL; i++) {
+        dlrn_context *ctx = open_kernels(name, 1);
+        float y[18], b[18] = {0};
+        for (int p = 0; p < 18; p++) y[p] = p % 2 ? NAN : -1.0f;
+        ctx->k->relu_bias(y, b, 18);
+        for (int p = 0; p < 18; p++) CHECK_MSG(p % 2 ? isnan(y[p]) : y[p] == 0.0f, "%s", name);
+        dlrn_context_destroy(ctx);
+    }
+}
+
+TEST(topk_orders_ties_and_nans) {
+    dlrn_context *ctx = open_kernels("auto", 1);
+    float x[8] = {1, NAN, 5, 5, -2, 0, 5, 1}, value[8];
+    int64_t index[8];
+    static const int64_t want[8] = {2, 3, 6, 0, 7, 5, 4, 1};
+    CHECK_OK(ctx, dlrn_topk(ctx, x, 8, 8, index, value));
+    for (int i = 0; i < 8; i++) CHECK(index[i] == want[i]);
+    for (int64_t k = 0; k <= 8; k++) {
+        CHECK_OK(ctx, dlrn_topk(ctx, x, 8, k, index, NULL));
+        for (int64_t i = 0; i < k; i++) CHECK(index[i] == want[i]);
+    }
+    CHECK_STATUS(dlrn_topk(ctx, x, 8, 9, index, NULL), DLRN_ERR_ARGUMENT);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(tensors_check_shapes_and_bounds) {
+    dlrn_context *ctx = open_kernels("auto", 1);
+    dlrn_tensor t, big;
+    CHECK_OK(ctx, dlrn_tensor_create(ctx, 3, 5, &t));
+    CHECK(dlrn_slice(t, 1, 2, 2, 3).data == t.data + 7 && dlrn_slice(t, 1, 3, 0, 1).data == NULL);
+    CHECK(dlrn_slice(t, 0, 1, 4, 2).data == NULL && dlrn_slice(t, -1, 1, 0, 1).data == NULL);
+    CHECK_STATUS(dlrn_tensor_create(ctx, INT64_MAX / 2, 3, &big), DLRN_ERR_MEMORY);
+    CHECK_STATUS(dlrn_tensor_create(ctx, INT64_MAX / 8, 1, &big), DLRN_ERR_MEMORY);
+    CHECK_STATUS(dlrn_matmul(ctx, DLRN_NN, t, t, 0, t), DLRN_ERR_SHAPE);
+    CHECK_STR(dlrn_error(ctx), "a [3][5], b [3][5], c [3][5]");
+    for (int i = 0; i < 15; i++) t.data[i] = (float)(i * i);
+    double mean[5], var[5];
+    CHECK_OK(ctx, dlrn_mean_var(ctx, t, mean, var));
+    CHECK_CLOSE(mean[1], (1 + 36 + 121) / 3.0, 1e-12);
+    CHECK_CLOSE(var[0], ((0.0 - 125 / 3.0) * (0.0 - 125 / 3.0) + (25 - 125 / 3.0) * (25 - 125 / 3.0) +
+                         (100 - 125 / 3.0) * (100 - 125 / 3.0)) / 2, 1e-12);
+    dlrn_tensor_free(ctx, &t);
+    CHECK(dlrn_error(NULL) != NULL);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(the_initial_distribution_is_torchs) {
+    dlrn_context *ctx = open_kernels("auto", 2);
+    dlrn_dictionary *a, *b, *c;
+    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, 64, 300, 5, &a));
+    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, 64, 300, 5, &b));
+    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, 64, 300, 6, &c));
+    CHECK(same_bits(a->encoder_weight, b->encoder_weight, 64 * 300) && same_bits(a->decoder_weight, b->decoder_weight, 64 * 300));
+    CHECK(!same_bits(a->encoder_weight, c->encoder_weight, 64 * 300));
+    double square = 0, most = 0;
+    for (int i = 0; i < 64 * 300; i++) {
+        double w = (double)a->encoder_weight[i];
+        square += w * w;
+        if (fabs(w) > most) most = fabs(w);
+    }
+    CHECK(most <= 0.125 && most > 0.1249);
+    CHECK_CLOSE(square / (64 * 300), 0.125 * 0.125 / 3, 0.03); /* variance of U(-1/8, 1/8) */
+    for (int j = 0; j < 300; j++)
+        CHECK(fabsf(dlrn_norm(ctx, a->decoder_weight + j * 64, 64) - 1) < 1e-6f && fabsf(a->encoder_bias[j]) <= 0.125f);
+    for (int i = 0; i < 64; i++) CHECK(a->bias[i] == 0.0f);
+    dlrn_dictionary_destroy(a);
+    dlrn_dictionary_destroy(b);
+    dlrn_dictionary_destroy(c);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(encode_and_decode_match_the_formula) {
+    enum { D = 37, F = 210, N = 300 };
+    dlrn_context *ctx = open_kernels("auto", 2);
+    dlrn_dictionary *dict;
+    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 1, &dict));
+    fill(dict->bias, D, 8);
+    static float x[N * D], f[N * F], x_hat[N * D], again[N * D];
+    fill(x, N * D, 9);
+    CHECK_OK(ctx, dlrn_encode(dict, x, N, f));
+    int64_t nnz = 0;
+    for (int i = 0; i < N; i++)
+        for (int j = 0; j < F; j++) {
+            double pre = (double)dict->encoder_bias[j];
+            for (int k = 0; k < D; k++)
+                pre += (double)dict->encoder_weight[j * D + k] * ((double)x[i * D + k] - (double)dict->bias[k]);
+            CHECK(fabs((double)f[i * F + j] - (pre > 0 ? pre : 0)) < 1e-5);
+            nnz += f[i * F + j] != 0.0f;
+        }
+    dlrn_sparse codes = {0, 0, NULL, NULL, NULL, 0, 0, NULL};
+    CHECK_OK(ctx, dlrn_encode_sparse(dict, x, N, &codes));
+    CHECK(codes.rows == N && codes.cols == F && codes.row_ptr[N] == nnz);
+    for (int64_t i = 0; i < N; i++)
+        for (int64_t p = codes.row_ptr[i]; p < codes.row_ptr[i + 1]; p++) CHECK(f[i * F + codes.col[p]] == codes.val[p]);
+    CHECK_OK(ctx, dlrn_decode(dict, f, N, x_hat));
+    for (int i = 0; i < N; i++)
+        for (int k = 0; k < D; k++) {
+            double want = (double)dict->bias[k];
+            for (int j = 0; j < F; j++) want += (double)f[i * F + j] * (double)dict->decoder_weight[j * D + k];
+            CHECK(fabs((double)x_hat[i * D + k] - want) < 1e-4);
+        }
+    CHECK_OK(ctx, dlrn_decode_sparse(dict, &codes, again));
+    CHECK(same_bits(x_hat, again, N * D));
+    CHECK_OK(ctx, dlrn_forward(dict, x, N, again, NULL));
+    CHECK(same_bits(x_hat, again, N * D));
+    codes.col[3] = F;
+    CHECK_STATUS(dlrn_decode_sparse(dict, &codes, again), DLRN_ERR_ARGUMENT);
+    dlrn_sparse_free(&codes);
+    dlrn_dictionary_destroy(dict);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(identity_gives_back_what_it_got) {
+    dlrn_context *ctx = open_kernels("auto", 1);
+    dlrn_dictionary *dict;
+    float x[14] = {1, -2, 0, 4, 5, -6, 7, 0, 0, 3, 2, 1, -1, 9}, f[14], y[14];
+    CHECK_OK(ctx, dlrn_identity_create(ctx, 7, &dict));
+    CHECK_OK(ctx, dlrn_encode(dict, x, 2, f));
+    CHECK_OK(ctx, dlrn_decode(dict, f, 2, y));
+    CHECK(same_bits(x, f, 14) && same_bits(x, y, 14));
+    memset(y, 0, sizeof y);
+    CHECK_OK(ctx, dlrn_forward(dict, x, 2, y, NULL));
+    CHECK(same_bits(x, y, 14));
+    dlrn_dictionary_destroy(dict);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(ghost_mode_does_not_overflow) {
+    enum { D = 8, F = 20 };
+    dlrn_context *ctx = open_kernels("auto", 2);
+    dlrn_dictionary *dict;
+    unsigned char mask[F];
+    float x[3 * D], g[3 * D], shift[3];
+    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 1, &dict));
+    for (int j = 0; j < F; j++) mask[j] = (unsigned char)(j % 3 == 0);
+    dict->encoder_bias[3] = 200.0f; /* exp(200) is no f32 */
+    fill(x, 3 * D, 11);
+    CHECK_OK(ctx, dlrn_forward_ghost(dict, x, 3, mask, g, shift, NULL));
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < D; k++) {
+            double want = 0;
+            for (int j = 0; j < F; j += 3) {
+                double pre = (double)dict->encoder_bias[j];
+                for (int q = 0; q < D; q++) pre += (double)dict->encoder_weight[j * D + q] * (double)x[i * D + q];
+                want += exp(pre - (double)shift[i]) * (double)dict->decoder_weight[j * D + k];
+            }
+            CHECK(shift[i] > 150.0f && fabs((double)g[i * D + k] - want) < 1e-5);
+        }
+    dlrn_dictionary_destroy(dict);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(a_context_refuses_what_is_not_there) {
+    CHECK(open_kernels("sse9", 1) == NULL && open_kernels("auto", -1) == NULL);
+    dlrn_context *ctx = open_kernels("scalar", 1);
+    CHECK(ctx && !strcmp(dlrn_kernels(ctx), "scalar"));
+    CHECK_STR(dlrn_build_info(ctx), "kernels scalar of scalar");
+    CHECK(!strcmp(dlrn_status_name(DLRN_ERR_SHAPE), "DLRN_ERR_SHAPE") && dlrn_status_text(DLRN_OK)[0] == 'd');
+    dlrn_context_destroy(ctx);
+}
+
+int main(int argc, char **argv) {
+    TEST_BEGIN(argc, argv);
+    RUN(half_floats_round_trip);
+    RUN(random_numbers_are_philox);
+    RUN(products_match_double_and_every_kernel_set_gives_the_same_bits);
+    RUN(vector_kernels_give_the_same_bits_in_every_set);
+    RUN(a_nan_survives_the_relu);
+    RUN(topk_orders_ties_and_nans);
+    RUN(tensors_check_shapes_and_bounds);
+    RUN(the_initial_distribution_is_torchs);
+    RUN(encode_and_decode_match_the_formula);
+    RUN(identity_gives_back_what_it_got);
+    RUN(ghost_mode_does_not_overflow);
+    RUN(a_context_refuses_what_is_not_there);
+    return TEST_END();
+}
