@@ -8,7 +8,259 @@
    then `cc app.c -lm`. Nothing else is needed; -fopenmp adds threads.
 */
 // >>manual
-/* MANUAL: written at the end, from what stands below. */
+/*
+   CONTENTS: grep for >>tag to get to a room
+
+   >>manual         this: quick start, words, options, memory, threads, determinism, errors, limits, compat, names
+   >>config         linkage, version
+   >>types          status codes, element types, context, tensor, sparse codes
+   >>api-easy       contexts; load, save, encode, decode
+   >>api-buffer     sources of rows, the activation buffer
+   >>api-train      configuration, trainer, checkpoints, the whole run in one call
+   >>api-metrics    evaluation with and without a language model
+   >>api-tensor     matrices, products, random numbers, half floats
+   >>api-files      archives of tensors, .npy and CSR writers, whole files, JSON
+   -                end of the interface
+   >>platform       compilers, system headers, allocator
+   >>base           checks, errors, allocation
+   >>random         counter-based generator
+   >>half           f16 and bf16
+   >>threads        one loop over tasks
+   >>kernels        table of kernels, which CPU runs which
+   >>context        creation, reports
+   >>tensor         views, means, top-k
+   >>gemm           dense products
+   >>vector         dot, norm, axpy, in the canonical order
+   >>sparse         codes by row and by feature
+   >>dictionary     one block an architecture: formula, forward, backward
+   >>optimiser      Adam with unit-norm atoms
+   >>trainer        the step
+   >>resampling     reviving dead features
+   >>buffer         sources, buffer
+   >>metrics        streaming evaluation, loss recovered
+   >>files          bounded reader, atomic writer
+   >>json           strict JSON
+   >>safetensors    read, write
+   >>npy            .npy read, write
+   >>zip            stored and ZIP64 archives, .npz
+   >>pickle         the restricted pickle machine of .pt files
+   >>archive        one face for all formats
+   >>load           dictionaries from and to files
+   >>checkpoint     trainers to and from files
+   >>undef          private macros are dropped
+   >>kernel-bodies  the kernels, compiled once for each instruction set
+   >>licence        MIT
+
+   ---- QUICK START ------------------------------------------------------------------------------------------------
+
+   Train a dictionary on rows in memory and save it. Put `main` into app.c, then `cc -O2 -fopenmp app.c -lm`:
+
+   ```c
+   #define DICTLEARN_IMPLEMENTATION
+   #include "dictlearn.h"
+   #include <stdio.h>
+
+   enum { ROWS = 4096, DIM = 32 };
+   static float x[ROWS * DIM]; // [ROWS][DIM]: the activations of your model
+
+   int main(void) {
+       dlrn_rng rng = {1, 0, 0};
+       for (int i = 0; i < ROWS * DIM; i++) x[i] = dlrn_rng_normal(&rng);
+
+       dlrn_context *ctx = NULL;
+       dlrn_buffer *buffer = NULL;
+       dlrn_dictionary *ae = NULL;
+       dlrn_source rows;
+       dlrn_status s = dlrn_context_create(NULL, &ctx);
+       if (!s) s = dlrn_source_from_array(ctx, x, NULL, ROWS, DIM, 4, &rows); // four times through it
+
+       dlrn_buffer_config shuffle = dlrn_buffer_defaults();
+       shuffle.n_ctxs = ROWS, shuffle.ctx_len = 1, shuffle.in_batch_size = 1024, shuffle.out_batch_size = 512;
+       if (!s) s = dlrn_buffer_create(ctx, &shuffle, &rows, 1, &buffer);
+
+       dlrn_train_config cfg = dlrn_train_defaults();
+       cfg.dict_size = 4 * DIM, cfg.warmup_steps = 10, cfg.sparsity_penalty = 0.05;
+       if (!s) s = dlrn_train(ctx, &cfg, buffer, NULL, NULL, &ae);
+       if (!s) s = dlrn_save(ae, "my_dictionary.pt"); // PyTorch opens it, too
+       if (s) fprintf(stderr, "%s\n", dlrn_error(ctx));
+
+       dlrn_dictionary_destroy(ae);
+       dlrn_buffer_destroy(buffer);
+       dlrn_context_destroy(ctx);
+       return s != DLRN_OK;
+   }
+   ```
+
+   Load a dictionary and look at the features of a row. What torch.save wrote loads the same way: a file, or the folder
+   with ae.pt and config.json in it:
+
+   ```c
+   #define DICTLEARN_IMPLEMENTATION
+   #include "dictlearn.h"
+   #include <stdio.h>
+
+   int main(int argc, char **argv) {
+       dlrn_context *ctx = NULL;
+       dlrn_dictionary *ae = NULL;
+       dlrn_sparse codes = {0};
+       float x[32] = {1, -2, 3}, x_hat[32]; // [1][activation_dim]
+       dlrn_status s = dlrn_context_create(NULL, &ctx);
+       if (!s) s = dlrn_load(ctx, argc > 1 ? argv[1] : "my_dictionary.pt", &ae);
+       if (!s && ae->activation_dim != 32) s = DLRN_ERR_SHAPE;
+       if (!s) s = dlrn_forward(ae, x, 1, x_hat, &codes);
+       for (int64_t k = 0; !s && k < codes.row_ptr[1]; k++)
+           printf("feature %d: %g\n", (int)codes.col[k], (double)codes.val[k]);
+       if (s) fprintf(stderr, "%s\n", dlrn_error(ctx));
+       dlrn_sparse_free(&codes);
+       dlrn_dictionary_destroy(ae);
+       dlrn_context_destroy(ctx);
+       return s != DLRN_OK;
+   }
+   ```
+
+   There are three tiers, and each is built on the next: the easy calls (>>api-easy, and dlrn_train, dlrn_evaluate); the
+   objects (dlrn_buffer, dlrn_trainer, dlrn_evaluator), which a host drives step by step; tensors, files and JSON, which
+   a model runner of your own can use. examples/ has a numbered program for each way of use.
+
+   ---- WORDS --------------------------------------------------------------------------------------------------------
+
+   activation x    one row of `activation_dim` (d) floats: what a language model holds at a site for one token
+   feature f       one of `dict_size` (F) non-negative numbers, most of them 0, that a row is encoded into
+   dictionary      the weights that encode and decode: a sparse autoencoder
+   atom            what a feature adds to the reconstruction: a row of decoder_weight [F][d], of unit norm
+   code            the features of some rows, as dlrn_sparse (CSR)
+   L0              how many features are non-zero on a row, on average
+   dead, alive     a feature that has not fired for a stated number of steps or rows; one that has
+   dense           a feature that fires on more than a tenth of the rows
+   source          callbacks that give rows, in their order
+   buffer          holds rows of a source, and hands them out shuffled
+   site            a place in the language model: embed, attn_out, mlp_in, mlp_out, resid_out
+   target y        the row to be reconstructed, where it is not x itself (in_to_out: the MLP stretcher)
+   reference       the Python project dictionary_learning, as it was in March 2024
+   compat          the setting that reproduces the reference's code where code and documentation part
+
+   ---- OPTIONS ------------------------------------------------------------------------------------------------------
+
+   macro                             where          what
+   DICTLEARN_IMPLEMENTATION          one file       this file holds the code
+   DICTLEARN_STATIC                  where included all functions are static: a private copy, no symbol leaves the file
+   DICTLEARN_NO_TRAINING             everywhere     no buffer, trainer, metrics: load, encode, decode, save remain
+   DICTLEARN_SIMD                    implementation 0: the scalar kernels alone. Default 1: all that the compiler knows
+   DICTLEARN_HEADER_NAME             implementation "new_name.h", if you rename this file: it includes itself
+   DICTLEARN_MALLOC, _REALLOC, _FREE implementation all three or none: malloc(size), realloc(p, size), free(p)
+   DICTLEARN_ASSERT                  implementation assert(condition); it checks our mistakes, never yours or a file's
+   DLRN_API                          everywhere     linkage of the public functions, for a DLL
+   NDEBUG                            implementation drops the assertions
+   -fopenmp                          implementation threads by OpenMP; without it one thread, or your own parallel_for
+
+   "Everywhere": the same in each file that includes the header. No macro changes the layout of a struct.
+   In the environment: DICTLEARN_KERNELS=scalar|avx2|... overrides the kernel choice "auto" of a context.
+
+   ---- MEMORY AND OWNERSHIP -----------------------------------------------------------------------------------------
+
+   Three words are used throughout. Borrowed: the caller's, read during the call (or as long as it says). Copied: the
+   caller may change or free it right after. Owned: yours, to be given to the matching _destroy, _free or _close, which
+   all take NULL. On failure an `out` pointer is left NULL and nothing is to be freed.
+
+   Objects belong to the context that made them: destroy them first, the context last. A dictionary's weights are plain
+   arrays: read them at will; if you write to them, call dlrn_dictionary_changed() before the next use.
+
+   All memory comes through the context's allocator, in blocks aligned to 64 bytes. Training never writes the dense
+   [rows][F] matrix of features or a matrix of gradients: weights, two moments for each, the codes of a batch, and a few
+   panels are all that it takes. dlrn_buffer_bytes() says what a buffer will take before it is taken: with the defaults
+   and d 512, 3.84 million rows, 7.9 GB in f32 or half of that as DLRN_BF16. dlrn_encode() writes n * F floats to your
+   array; dlrn_encode_sparse() writes only what fires.
+
+   ---- THREADS ------------------------------------------------------------------------------------------------------
+
+   A context runs its loops on its own number of threads: OpenMP's, or the host's through `parallel_for`. Calls on one
+   context and on its objects must not overlap. Different contexts share nothing and may run at the same time. Callbacks
+   (source, language model, progress, log) run on the thread that made the call.
+
+   ---- DETERMINISM AND NUMERICS -------------------------------------------------------------------------------------
+
+   Same inputs, configuration and seed: same bits, for any number of threads, with OpenMP or without. Work is cut into
+   tasks by shape alone, and sums run in a fixed order over rows and features, never over threads. Random numbers are
+   Philox4x32-10, a function of seed, stream and counter, so that no order of calls can disturb another stream.
+   A run that was stopped and resumed from its checkpoint gives the bits of a run that was not, where the source can
+   seek.
+
+   Do not compile with -ffast-math: checks for NaN and infinity would vanish, and they are part of the contract.
+   Weights, moments and thresholds are f32; losses and metrics are summed in f64. f16, bf16 and f64 in files are widened
+   or narrowed at the border.
+
+   ---- ERRORS -------------------------------------------------------------------------------------------------------
+
+   Every function that can fail returns a dlrn_status, 0 (DLRN_OK) for done; compilers warn if it is ignored. The text
+   with file, tensor, what was expected and what was found is dlrn_error(ctx), until the next failure on that context.
+   DLRN_END and DLRN_STOPPED are answers, not failures. The header never prints, exits or aborts. dlrn_context_create is
+   the one function with no context to ask; it fails for want of memory, or because of an unknown kernel set.
+
+   ---- WHAT IS TRUSTED ----------------------------------------------------------------------------------------------
+
+   Files never: each size, offset, count and shape is checked against the file before memory is taken or read, and what
+   is taken stays in proportion to the file. Of pickle only a whitelist of opcodes and of names is understood, enough to
+   describe tensors; nothing is imported, called or executed, and anything else is an error that names the opcode and
+   its offset. Arguments are checked where that is cheap (NULL, negative sizes, shapes). Callbacks, and the pointers in
+   a configuration, are trusted. See SECURITY.md for how to report a hole.
+
+   ---- LIMITS, AND WHAT THIS IS NOT ---------------------------------------------------------------------------------
+
+   One family is trained and loaded so far: AutoEncoder (ReLU, L1 or entropy), beside the identity. Files of other
+   classes are told apart and refused by name. One machine, its CPU; no GPU. f32 arithmetic. Up to 2^31 - 1 features.
+   It does not run language models: examples/gptneox.h does, for GPT-NeoX and Pythia folders, on this header's products,
+   and your own model plugs in by the same two callbacks: a source of rows, and a cross-entropy under an edit.
+   It downloads nothing: examples/pretrained_dictionary_downloader.sh does.
+
+   ---- COMPAT -------------------------------------------------------------------------------------------------------
+
+   Where the reference's code and its documentation (or the papers that it cites) part, the default does what the
+   documentation says. `compat = 1` in dlrn_train_config and dlrn_eval_config reproduces the code of March 2024, number
+   for number; checkpoints, config.json and reports say which of the two made them.
+
+   matter            default                                        compat
+   resampling        a dead feature gets the direction of a row,    no weight changes (the reference assigns to a copy);
+                     drawn by squared loss; its encoder row 0.2 x   only Adam's moments of the dead encoder rows are set
+                     the mean living norm; bias 0, moments 0        to zero
+   dead counters     each step counts once                          a logged step counts twice
+   mse_loss in a     mean ||y - x_hat||^2                           (mean ||y - x_hat||)^2
+   table
+
+   The training loss is in both modes the mean L2 distance (not its square) plus the penalty, because the published
+   penalties were tuned for that; DLRN_LOSS_SQUARED is there, and a penalty does not carry over from one to the other.
+
+   ---- COMING FROM dictionary_learning ------------------------------------------------------------------------------
+
+   AutoEncoder(d, F)                   dlrn_autoencoder_create(ctx, d, F, seed, &ae)
+   AutoEncoder.from_pretrained(path)   dlrn_load(ctx, path, &ae)             a file, or its folder
+   t.save(ae.state_dict(), path)       dlrn_save(ae, path)                   .pt, .safetensors, .npz
+   IdentityDict(d)                     dlrn_identity_create(ctx, d, &dict)
+   ae.encode(x)                        dlrn_encode, dlrn_encode_sparse
+   ae.decode(f)                        dlrn_decode, dlrn_decode_sparse
+   ae(x), ae(x, output_features=True)  dlrn_forward(ae, x, n, x_hat, NULL or &codes)
+   ae(x, ghost_mask=mask)              dlrn_forward_ghost
+   ae.encoder.weight                   ae->encoder_weight    [F][d]
+   ae.decoder.weight                   ae->decoder_weight    [F][d], transposed: one atom a row
+   ae.bias, ae.encoder.bias            ae->bias [d], ae->encoder_bias [F]
+   ActivationBuffer(data, model, ...)  dlrn_source + dlrn_buffer_create; n_ctxs, ctx_len, in_batch_size, out_batch_size
+   buffer io="in" | "out"              which rows the source gives
+   buffer io="in_to_out"               a source with has_target = 1
+   trainSAE(buffer, ...)               dlrn_train, or dlrn_trainer_create / _step / _save / _resume / _destroy
+     lr, sparsity_penalty, steps,      fields of the same name in dlrn_train_config
+     warmup_steps, resample_steps,
+     ghost_threshold, log_steps,
+     save_steps
+     entropy=True                      cfg.sparsity = DLRN_SPARSITY_ENTROPY
+     save_dir                          dlrn_trainer_save and dlrn_save from the progress callback
+   sae_loss(...)                       dlrn_trainer_loss; its terms are fields of dlrn_train_stats
+   ConstrainedAdam                     inside the step; dlrn_trainer_state_of() shows the moments
+   resample_neurons                    dlrn_trainer_resample_on, or cfg.resample_steps
+   evaluate(model, ae, buffer)         dlrn_evaluate(ae, &cfg, &source, &lm, &metrics); lm NULL leaves out the CE rows
+   loss_recovered(...)                 dlrn_loss_recovered, one or several sites at once
+   (later) cosine, l2_ratio, ...       fields of dlrn_metrics
+   frequency histogram                 dlrn_evaluator_histogram
+   pretrained_dictionary_downloader.sh examples/pretrained_dictionary_downloader.sh
+*/
 
 #ifndef DICTLEARN_H
 #define DICTLEARN_H
@@ -110,12 +362,12 @@ typedef struct dlrn_context_config {
     void (*free)(void *p, void *user);
     void (*log)(void *user, int level, const char *message); /* level 0 note, 1 warning; NULL: silent   */
     void (*parallel_for)(void *user, int64_t n_tasks, dlrn_parallel_body body, void *arg); /* NULL: OpenMP */
-    void *user;                                              /* handed to the callbacks above           */
+    void *user; /* handed to the callbacks above */
 } dlrn_context_config;
 
 /* A view of a matrix of f32: element (i, j) is data[i * stride + j]. Borrowed memory, never freed. */
 typedef struct dlrn_tensor {
-    float *data;    /* [rows][cols], rows `stride` floats apart */
+    float *data; /* [rows][cols], rows `stride` floats apart */
     int64_t rows, cols, stride;
 } dlrn_tensor;
 
@@ -183,8 +435,8 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_autoencoder_create(dlrn_context *ctx, int64
 /* f = x, x_hat = f: the baseline. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_identity_create(dlrn_context *ctx, int64_t activation_dim, dlrn_dictionary **out);
 DLRN_API DLRN_CHECK dlrn_status dlrn_dictionary_copy(const dlrn_dictionary *dict, dlrn_dictionary **out);
-DLRN_API void dlrn_dictionary_destroy(dlrn_dictionary *dict); /* NULL is fine */
-DLRN_API void dlrn_dictionary_changed(dlrn_dictionary *dict); /* drops what was derived from the weights */
+DLRN_API void dlrn_dictionary_destroy(dlrn_dictionary *dict);             /* NULL is fine */
+DLRN_API void dlrn_dictionary_changed(dlrn_dictionary *dict);             /* drops what was derived from the weights */
 DLRN_API const char *dlrn_dictionary_family(const dlrn_dictionary *dict); /* "AutoEncoder", "IdentityDict" */
 
 /* f = ReLU(W_e (x - b) + b_e).  x [n][d] borrowed, f [n][F] written. */
@@ -235,7 +487,7 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_source_from_npy(dlrn_context *ctx, const ch
 DLRN_API void dlrn_source_destroy(dlrn_source *source); /* calls its destroy, zeroes it */
 
 /* The activation buffer: holds up to `capacity` rows, is refilled from the source when fewer than half are unread, and
-   hands out rows drawn uniformly without replacement, O(1) a row. At the end of the source it drains to the last row. */
+   hands out rows drawn uniformly without replacement, O(1) a row. At the end of the source it drains to the last. */
 typedef struct dlrn_buffer_config {
     int64_t n_ctxs;         /* capacity = n_ctxs * ctx_len rows                                  30000 */
     int64_t ctx_len;        /* tokens of a context                                                 128 */
@@ -347,8 +599,8 @@ DLRN_API dlrn_trainer_state dlrn_trainer_state_of(dlrn_trainer *trainer);
 typedef struct dlrn_gradients {
     float *bias, *encoder_weight, *encoder_bias, *decoder_weight;
 } dlrn_gradients;
-DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_gradients(dlrn_trainer *trainer, const float *x, const float *y,
-                                                       int64_t n, const dlrn_gradients *out);
+DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_gradients(dlrn_trainer *trainer, const float *x, const float *y, int64_t n,
+                                                       const dlrn_gradients *out);
 
 /* Everything that is needed to go on with the same bits: weights, moments, counters, configuration, generator, the
    buffer's unread rows and the source's position (where it has one). One file, atomic. */
@@ -372,23 +624,23 @@ DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text
 /* Rates and means over `rows` rows, in one streaming pass. Fractions, not percents. NaN: not measured. */
 typedef struct dlrn_metrics {
     int64_t rows;
-    double mse_loss;           /* mean ||y - x_hat||^2; compat: the square of the mean norm, as the reference's code has */
-    double l2_loss;            /* mean ||y - x_hat||                                                                   */
-    double sparsity_loss;      /* mean L1 of f, or entropy                                                             */
-    double variance_explained; /* 1 - sum_j var(y - x_hat)_j / sum_j var(y)_j                                          */
-    double variance_explained_per_dim; /* mean_j of 1 - var(y - x_hat)_j / var(y)_j over dimensions with variance      */
-    double l0;                 /* mean number of non-zero features a row                                               */
-    double percent_alive;      /* fraction of features non-zero on at least one row                                    */
-    double cosine;             /* mean cos(y, x_hat), rows with a zero vector left out                                 */
-    double l2_ratio;           /* mean ||x_hat|| / ||y||                                                               */
-    double relative_reconstruction_bias; /* E ||x_hat||^2 / E <y, x_hat>                                               */
-    int64_t dead, dense;       /* features that never fire; that fire on more than 10 % of the rows                    */
+    double mse_loss;                     /* mean ||y - x_hat||^2; compat: the mean norm, squared               */
+    double l2_loss;                      /* mean ||y - x_hat||                                                 */
+    double sparsity_loss;                /* mean L1 of f, or entropy                                           */
+    double variance_explained;           /* 1 - sum_j var(y - x_hat)_j / sum_j var(y)_j                        */
+    double variance_explained_per_dim;   /* mean_j of 1 - var(y - x_hat)_j / var(y)_j, over j with variance    */
+    double l0;                           /* mean number of non-zero features a row                             */
+    double percent_alive;                /* fraction of features non-zero on at least one row                  */
+    double cosine;                       /* mean cos(y, x_hat), rows with a zero vector left out               */
+    double l2_ratio;                     /* mean ||x_hat|| / ||y||                                             */
+    double relative_reconstruction_bias; /* E ||x_hat||^2 / E <y, x_hat>                                       */
+    int64_t dead, dense;                 /* features that never fire; that fire on more than 10 % of the rows  */
     /* With a language model: cross-entropy in nats a token, as it is, with the site replaced by its reconstruction,
        with the site set to zero. */
     double loss_original, loss_reconstructed, loss_zero;
-    double ce_diff;            /* reconstructed - original                                                             */
-    double percent_recovered;  /* (reconstructed - zero) / (original - zero)                                           */
-    int64_t documents, tokens; /* of the cross-entropy rows                                                            */
+    double ce_diff;            /* reconstructed - original                       */
+    double percent_recovered;  /* (reconstructed - zero) / (original - zero)     */
+    int64_t documents, tokens; /* of the cross-entropy rows                      */
 } dlrn_metrics;
 
 /* A change to the activations of a model's sites while it runs. For each watched site the model calls
@@ -410,10 +662,10 @@ typedef struct dlrn_language_model {
 } dlrn_language_model;
 
 typedef struct dlrn_eval_config {
-    int64_t rows;            /* stop after so many; -1: all                          8192 */
-    int64_t batch_size;      /* rows at a time; never changes the result              256 */
-    dlrn_sparsity sparsity;  /* which sparsity_loss                                    L1 */
-    int compat;              /* the reference's formulas of March 2024                  0 */
+    int64_t rows;           /* stop after so many; -1: all                          8192 */
+    int64_t batch_size;     /* rows at a time; never changes the result              256 */
+    dlrn_sparsity sparsity; /* which sparsity_loss                                    L1 */
+    int compat;             /* the reference's formulas of March 2024                  0 */
 } dlrn_eval_config;
 
 typedef struct dlrn_evaluator dlrn_evaluator;
@@ -476,10 +728,10 @@ typedef struct dlrn_rng {
     uint64_t seed, stream, counter;
 } dlrn_rng;
 DLRN_API uint64_t dlrn_rng_u64(dlrn_rng *rng);
-DLRN_API float dlrn_rng_uniform(dlrn_rng *rng);               /* [0, 1), 24 bits  */
-DLRN_API double dlrn_rng_uniform_f64(dlrn_rng *rng);          /* (0, 1), 53 bits  */
-DLRN_API float dlrn_rng_normal(dlrn_rng *rng);                /* Box-Muller       */
-DLRN_API uint64_t dlrn_rng_below(dlrn_rng *rng, uint64_t n);  /* [0, n), unbiased */
+DLRN_API float dlrn_rng_uniform(dlrn_rng *rng);              /* [0, 1), 24 bits  */
+DLRN_API double dlrn_rng_uniform_f64(dlrn_rng *rng);         /* (0, 1), 53 bits  */
+DLRN_API float dlrn_rng_normal(dlrn_rng *rng);               /* Box-Muller       */
+DLRN_API uint64_t dlrn_rng_below(dlrn_rng *rng, uint64_t n); /* [0, n), unbiased */
 
 DLRN_API float dlrn_f16_to_f32(uint16_t h);
 DLRN_API uint16_t dlrn_f32_to_f16(float f); /* nearest even, overflow to infinity, NaN stays NaN */
@@ -507,7 +759,7 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_archive_open(dlrn_context *ctx, const char 
 /* The same from bytes in memory, borrowed; name stands for the path in errors. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_open_memory(dlrn_context *ctx, const void *bytes, size_t size,
                                                          const char *name, dlrn_archive **out);
-DLRN_API void dlrn_archive_close(dlrn_archive *a); /* NULL is fine */
+DLRN_API void dlrn_archive_close(dlrn_archive *a);               /* NULL is fine */
 DLRN_API const char *dlrn_archive_format(const dlrn_archive *a); /* "pt", "pt-legacy", "safetensors", "npz", "npy" */
 DLRN_API const char *dlrn_archive_path(const dlrn_archive *a);
 DLRN_API int64_t dlrn_archive_count(const dlrn_archive *a);
@@ -515,8 +767,8 @@ DLRN_API const dlrn_tensor_info *dlrn_archive_info(const dlrn_archive *a, int64_
 DLRN_API int64_t dlrn_archive_find(const dlrn_archive *a, const char *name);              /* -1: not there */
 /* Numbers and strings that a .pt holds beside tensors, and safetensors' __metadata__: text, or NULL. */
 DLRN_API const char *dlrn_archive_metadata(const dlrn_archive *a, const char *key);
-/* Rows [first, first + rows) (rows = slices of the first dimension; a 0-d tensor is one row) widened to f32 in row-major
-   order, strides and offsets honoured. dst holds rows * numel / shape[0] floats. */
+/* Rows [first, first + rows), that is slices of the first dimension (a 0-d tensor is one row), widened to f32, row-major,
+   strides and offsets honoured. dst holds rows * numel / shape[0] floats. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_read_rows(dlrn_archive *a, int64_t index, int64_t first, int64_t rows,
                                                        float *dst);
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index, float *dst); /* [numel] */
@@ -535,7 +787,7 @@ typedef struct dlrn_tensor_out {
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path, const dlrn_tensor_out *tensors,
                                                    int64_t count, const char *const *metadata);
 
-/* A growing .npy of f32 [rows][width], or a CSR .npz that scipy.sparse.load_npz opens: append, then close. "-" writes to
+/* A growing .npy of f32 [rows][width], or a CSR .npz that scipy.sparse.load_npz opens: append, close. "-" writes to
    stdout (.npy only; rows must then be known: rows_total >= 0). abort (or a failed close) leaves nothing behind. */
 typedef struct dlrn_writer dlrn_writer;
 DLRN_API DLRN_CHECK dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width, int64_t rows_total,
@@ -555,16 +807,22 @@ DLRN_API int dlrn_file_exists(const char *path); /* 0 no, 1 file, 2 folder */
 DLRN_API void dlrn_free(dlrn_context *ctx, void *p);
 
 /* Strict JSON (RFC 8259; duplicate keys are errors; depth <= 64): a tree in one block. Text is copied. */
-typedef enum dlrn_json_type { DLRN_JSON_NULL, DLRN_JSON_BOOL, DLRN_JSON_NUMBER, DLRN_JSON_STRING, DLRN_JSON_ARRAY,
-                              DLRN_JSON_OBJECT } dlrn_json_type;
-typedef struct dlrn_json {       /* one value                                                       */
+typedef enum dlrn_json_type {
+    DLRN_JSON_NULL,
+    DLRN_JSON_BOOL,
+    DLRN_JSON_NUMBER,
+    DLRN_JSON_STRING,
+    DLRN_JSON_ARRAY,
+    DLRN_JSON_OBJECT
+} dlrn_json_type;
+typedef struct dlrn_json { /* one value */
     dlrn_json_type type;
-    const char *key;             /* in an object: its name (UTF-8, may hold 0 bytes: key_len)       */
-    const char *text;            /* string: unescaped UTF-8; number: as written; else NULL          */
+    const char *key;  /* in an object: its name (UTF-8, may hold 0 bytes: key_len) */
+    const char *text; /* string: unescaped UTF-8; number: as written; else NULL */
     int64_t key_len, text_len;
-    double number;               /* number: its value; bool: 0 or 1                                 */
-    int64_t count;               /* array, object: how many children                                */
-    const struct dlrn_json *first, *next; /* first child; next sibling                              */
+    double number;                        /* number: its value; bool: 0 or 1 */
+    int64_t count;                        /* array, object: how many children */
+    const struct dlrn_json *first, *next; /* first child; next sibling */
 } dlrn_json;
 /* name stands for the file in errors. The result is freed with dlrn_json_free. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t size, const char *name,
@@ -756,7 +1014,7 @@ DLRNI_INTERNAL void *dlrni_alloc_zero(dlrn_context *ctx, int64_t count, size_t e
 #define DLRNI_NEW_ZERO(ctx, type, count) ((type *)dlrni_alloc_zero((ctx), (count), sizeof(type)))
 
 /* Room for `need` elements in the block that the pointer at `slot` names, which holds *cap: grows by half at least; the
-   first `used` are kept. 0: no memory (then all is as it was). The pointer is copied, since its type is the caller's. */
+   first `used` are kept. 0: no memory (all is as it was). The pointer is copied, since its type is the caller's. */
 DLRNI_INTERNAL int dlrni_grow(dlrn_context *ctx, void *slot, int64_t *cap, int64_t used, int64_t need, size_t element) {
     if (need <= *cap) return 1;
     int64_t wide = *cap <= INT64_MAX / 2 ? *cap + *cap / 2 : need;
@@ -2154,3 +2412,23 @@ static const dlrni_kernel_table DLRNI_TABLE = {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>licence
+/*
+   MIT License
+
+   Copyright (c) 2026 dictlearn.h contributors
+
+   Permission is hereby granted, free of charge, to any person obtaining a copy of this software
+   and associated documentation files (the "Software"), to deal in the Software without
+   restriction, including without limitation the rights to use, copy, modify, merge, publish,
+   distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the
+   Software is furnished to do so, subject to the following conditions:
+
+   The above copyright notice and this permission notice shall be included in all copies or
+   substantial portions of the Software.
+
+   THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING
+   BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
+   NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM,
+   DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+   OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+*/
