@@ -1,5 +1,5 @@
-# dictlearn.h: everything is built and checked from here. GNU make and a C compiler (gcc or clang) are all that is needed;
-# the targets that speak to PyTorch make their own virtual environment in build/venv. `make help` lists the targets.
+# dictlearn.h: everything is built and checked from here. GNU make and a C compiler (gcc or clang) are all that is
+# needed; the targets that speak to PyTorch make their own environment in build/venv. `make help` lists the targets.
 
 CC      ?= cc
 CFLAGS  ?= -O2 -g
@@ -19,6 +19,9 @@ PROGRAMS := $(patsubst examples/%.c,$(BUILD)/%,$(wildcard examples/dictlearn.c e
 TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
 SCRIPTS  := $(filter-out tests/test_of_tests.sh,$(wildcard tests/test_*.sh))
 SAN      := $(patsubst tests/%.c,$(BUILD)/san/%,$(wildcard tests/test_*.c))
+KERNEL_TESTS ?= test_core test_trainer test_golden test_metrics
+CHECKERS := $(wildcard tests/interop.py tests/hf_check.py tests/tokenizer_check.py tests/twin.py)
+PACKAGES := torch==2.13.0 numpy scipy safetensors transformers tokenizers
 HEADERS  := dictlearn.h $(wildcard examples/*.h)
 
 TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
@@ -42,7 +45,8 @@ demo: all ## a dictionary from a language model, with its table (MODEL= TEXT= SI
 	  sh examples/demo.sh
 
 test: all $(TESTS) $(BUILD)/kernel_sets ## every test that needs no Python package; closes with `N passed, N failed`
-	@$(TOOLS) KERNEL_SETS="$$($(BUILD)/kernel_sets)" sh tests/run.sh $(BUILD) $(TESTS) $(SCRIPTS)
+	@$(TOOLS) KERNEL_SETS="$$($(BUILD)/kernel_sets)" KERNEL_TESTS='$(KERNEL_TESTS)' \
+	  sh tests/run.sh $(BUILD) $(TESTS) $(SCRIPTS)
 
 test-%: all $(BUILD)/test_% ## one C test by name, as `make test-json`
 	$(BUILD)/test_$*
@@ -54,7 +58,7 @@ venv: $(BUILD)/venv/ready ## build/venv with PyTorch and the libraries that we c
 
 $(BUILD)/venv/ready:
 	python3 -m venv $(BUILD)/venv
-	$(BUILD)/venv/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 numpy scipy safetensors transformers tokenizers
+	$(BUILD)/venv/bin/pip install --quiet --disable-pip-version-check $(PACKAGES)
 	@touch $@
 
 ifeq ($(PYTHON),$(BUILD)/venv/bin/python)
@@ -62,7 +66,7 @@ VENV := $(BUILD)/venv/ready
 endif
 
 interop: all $(VENV) ## files and numbers against PyTorch, SciPy, safetensors, transformers, tokenizers
-	@PYTHON='$(PYTHON)' sh tests/run.sh $(BUILD) $(wildcard $(addprefix tests/,interop.py hf_check.py tokenizer_check.py twin.py))
+	@PYTHON='$(PYTHON)' sh tests/run.sh $(BUILD) $(CHECKERS)
 
 twin: all $(VENV) ## the program and a PyTorch twin of the reference's loop on the same rows, two tables side by side
 	$(PYTHON) tests/twin.py $(BUILD)

@@ -767,7 +767,7 @@ DLRN_API const dlrn_tensor_info *dlrn_archive_info(const dlrn_archive *a, int64_
 DLRN_API int64_t dlrn_archive_find(const dlrn_archive *a, const char *name);              /* -1: not there */
 /* Numbers and strings that a .pt holds beside tensors, and safetensors' __metadata__: text, or NULL. */
 DLRN_API const char *dlrn_archive_metadata(const dlrn_archive *a, const char *key);
-/* Rows [first, first + rows), that is slices of the first dimension (a 0-d tensor is one row), widened to f32, row-major,
+/* Rows [first, first + rows), slices of the first dimension (a 0-d tensor is one row), widened to f32, row-major,
    strides and offsets honoured. dst holds rows * numel / shape[0] floats. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_read_rows(dlrn_archive *a, int64_t index, int64_t first, int64_t rows,
                                                        float *dst);

@@ -1,5 +1,5 @@
 # harness.sh - what the shell tests share: `. tests/harness.sh` at the top, `finish` at the end.
-# They are run as `sh tests/test_x.sh BUILD` from the root of the repository, with CC, CFLAGS and OPENMP from the Makefile.
+# They run as `sh tests/test_x.sh BUILD` from the root of the repository, with CC, CFLAGS and OPENMP from the Makefile.
 BUILD=${1:-build}
 CC=${CC:-cc}
 CXX=${CXX:-c++}

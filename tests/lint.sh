@@ -1,6 +1,6 @@
 #!/bin/sh
-# lint.sh BUILD - style and hygiene of the C files, by what can be counted. Each check that needs a tool which is not here is
-# skipped, and says so.
+# lint.sh BUILD - style and hygiene of the C files, by what can be counted. A check whose tool is missing is skipped, and
+# says so.
 . tests/harness.sh
 dir=$BUILD/tmp/lint
 mkdir -p "$dir"
@@ -22,8 +22,11 @@ function_length() {
     awk 'FNR == 1 { open = 0 }
          /^[A-Za-z].*[^;,]$/ && !/^(typedef|struct|enum|extern "C")/ && !open { start = FNR; name = $0 }
          /\) \{$/ && /^[A-Za-z ]/ && !open && start { open = 1 }
-         /^}/ { if (open && FNR - start + 1 > 80) { print FILENAME ":" start ": " FNR - start + 1 " lines: " name; bad = 1 }
-                open = 0; start = 0 }
+         /^}/ {
+             lines = FNR - start + 1
+             if (open && lines > 80) { print FILENAME ":" start ": " lines " lines: " name; bad = 1 }
+             open = 0; start = 0
+         }
          END { exit bad }' $sources
 }
 contents() { # the manual's contents page names the rooms as they follow
@@ -59,10 +62,11 @@ none_in_static() {
 }
 no_output_no_exit() { # and, at that, nothing that ends the process or writes to its streams
     symbols > /dev/null || return 1
-    nm -u "$dir/header.o" | awk '{ print $2 }' | grep -xE 'printf|puts|putchar|perror|exit|_exit|abort|stderr|srand|rand' && return 1
+    nm -u "$dir/header.o" | awk '{ print $2 }' > "$dir/undefined"
+    grep -xE 'printf|puts|putchar|perror|exit|_exit|abort|stderr|srand|rand' "$dir/undefined" && return 1
     return 0
 }
-macros() { # macros COMPILER MODE: every macro that the header adds to a file is its own; private ones are gone at its end
+macros() { # macros COMPILER MODE: every macro that the header leaves in a file is a public one of its own
     { sed -n 's/^ *\(#include <[a-z_]*\.*h*>\)$/\1/p' dictlearn.h; } | sort -u | grep -v omp.h | while read -r line; do
         echo "$line" > "$dir/try.c"
         $1 -E "$dir/try.c" > /dev/null 2>&1 && echo "$line"
@@ -91,7 +95,8 @@ strict_c="$strict -Wstrict-prototypes -Wmissing-prototypes"
 for cc in gcc clang; do
     have $cc || { skip "strict warnings, $cc" "not installed"; continue; }
     for std in c99 c11 c17; do
-        check "strict warnings, $cc $std" $cc -std=$std $strict_c -fsyntax-only -I. -DDICTLEARN_IMPLEMENTATION "$dir/header.c"
+        check "strict warnings, $cc $std" $cc -std=$std $strict_c -fsyntax-only -I. -DDICTLEARN_IMPLEMENTATION \
+            "$dir/header.c"
     done
     check "strict warnings, $cc -O2" $cc -std=c99 -O2 $strict_c -I. -DDICTLEARN_IMPLEMENTATION -c "$dir/header.c" \
         -o "$dir/header.o"

@@ -1,11 +1,10 @@
 #!/bin/sh
-# run.sh BUILD TEST... - runs each test (a program, a .sh or a .py), adds up their closing lines `N passed, N failed[, N skipped]`,
-# repeats what failed and what was skipped and why, and closes with one such line alone. The exit status is the verdict.
-# A C test is run again with every other set of kernels that this machine has, unless its name stands in SLOW.
+# run.sh BUILD TEST... - runs each test (a program, a .sh or a .py), adds up their closing lines `N passed, N failed` (and
+# `, N skipped`), repeats what failed and what was skipped and why, and closes with one such line alone. The exit status is
+# the verdict. The C tests named in KERNEL_TESTS run again with each set of kernels in KERNEL_SETS.
 build=$1
 shift
 log=$build/test.log
-SLOW=${SLOW:-}
 passed=0 failed=0 skipped=0
 : > "$log.bad"
 : > "$log.skip"
@@ -36,7 +35,7 @@ for t in "$@"; do
     *.sh) run_one "$name" sh "$t" "$build" ;;
     *)
         run_one "$name" "$t"
-        case " $SLOW " in *" $name "*) continue ;; esac
+        case " ${KERNEL_TESTS:-} " in *" $name "*) ;; *) continue ;; esac
         for set in ${KERNEL_SETS:-}; do
             run_one "$name ($set)" env DICTLEARN_KERNELS="$set" "$t"
         done

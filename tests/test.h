@@ -12,8 +12,9 @@
            return TEST_END();
        }
 
-   The first failed check ends its test (also from inside a helper function), so what follows may rely on it. An argument
-   runs only the tests whose name contains it. Nothing here measures time. Programs run from the root of the repository.
+   The first failed check ends its test (also from inside a helper function), so what follows may rely on it. With an
+   argument, only the tests whose name contains it run. Nothing here measures time. Programs run from the root of the
+   repository.
 */
 #ifndef DICTLEARN_TEST_H
 #define DICTLEARN_TEST_H

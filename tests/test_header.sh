@@ -1,6 +1,6 @@
 #!/bin/sh
-# Every way of taking the header into a program: as C and as C++, once and twice, static, renamed, from a sub-folder, with
-# each option. The program creates a dictionary, encodes, decodes, and prints the error.
+# Every way of taking the header into a program: as C and as C++, once and twice, static, renamed, from a sub-folder,
+# with each option. The program creates a dictionary, encodes, decodes, and prints an error's text.
 . tests/harness.sh
 dir=$BUILD/tmp/header
 rm -rf "$dir"
@@ -90,7 +90,8 @@ c "without training" -I. -DDICTLEARN_NO_TRAINING "$dir/both.c"
 c "without vector kernels" -I. -DDICTLEARN_SIMD=0 "$dir/both.c"
 c "release build" -I. -DNDEBUG -O2 "$dir/both.c"
 c "own allocator, all blocks returned" -I. -I"$dir" "$dir/allocator.c"
-check_fails "half an own allocator is an error" $CC -std=c99 -fsyntax-only -I. "-DDICTLEARN_MALLOC(n)=malloc(n)" "$dir/both.c"
+check_fails "half an own allocator is an error" $CC -std=c99 -fsyntax-only -I. "-DDICTLEARN_MALLOC(n)=malloc(n)" \
+    "-DUSE_HEADER=\"dictlearn.h\"" "$dir/both.c"
 
 cp dictlearn.h "$dir/vendor/deep/dictlearn.h"
 cp dictlearn.h "$dir/renamed/dl_renamed.h"
@@ -102,8 +103,10 @@ build_and_run "renamed" $CC -std=c99 -O0 $warn "-DUSE_HEADER=\"renamed/dl_rename
 if have "$CXX"; then
     cxx="$CXX -x c++ -O0 $warn -I. -DUSE_HEADER=\"dictlearn.h\""
     build_and_run "C++11" $cxx -std=c++11 "$dir/both.c"
-    build_and_run "C++17, static" $cxx -std=c++17 -DDICTLEARN_STATIC -DDICTLEARN_IMPLEMENTATION "$dir/use.c" "$dir/other.c"
-    check "implementation in C" $CC -std=c99 -O0 -I. -c "-DUSE_HEADER=\"dictlearn.h\"" "$dir/implementation.c" -o "$dir/i.o"
+    build_and_run "C++17, static" $cxx -std=c++17 -DDICTLEARN_STATIC -DDICTLEARN_IMPLEMENTATION "$dir/use.c" \
+        "$dir/other.c"
+    check "implementation in C" $CC -std=c99 -O0 -I. -c "-DUSE_HEADER=\"dictlearn.h\"" "$dir/implementation.c" \
+        -o "$dir/i.o"
     check "... used from C++" $cxx -std=c++11 -c "$dir/use.c" -o "$dir/u.o"
     build_and_run "... linked" $CXX "$dir/i.o" "$dir/u.o"
 else
