@@ -1,6 +1,6 @@
 #!/bin/sh
-# lint.sh BUILD - style and hygiene of the C files, by what can be counted. A check whose tool is missing is skipped, and
-# says so.
+# lint.sh BUILD - style and hygiene of the C files, by what can be counted. A check whose tool is missing is skipped,
+# and says so.
 . tests/harness.sh
 dir=$BUILD/tmp/lint
 mkdir -p "$dir"

@@ -1,7 +1,7 @@
 #!/bin/sh
-# run.sh BUILD TEST... - runs each test (a program, a .sh or a .py), adds up their closing lines `N passed, N failed` (and
-# `, N skipped`), repeats what failed and what was skipped and why, and closes with one such line alone. The exit status is
-# the verdict. The C tests named in KERNEL_TESTS run again with each set of kernels in KERNEL_SETS.
+# run.sh BUILD TEST... - runs each test (a program, a .sh or a .py), adds up their closing lines `N passed, N failed`
+# (and `, N skipped`), repeats what failed and what was skipped and why, and closes with one such line alone. The exit
+# status is the verdict. The C tests named in KERNEL_TESTS run again with each set of kernels in KERNEL_SETS.
 build=$1
 shift
 log=$build/test.log

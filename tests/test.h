@@ -1,11 +1,10 @@
-/* test.h - the harness of the C tests: enough to say what failed, where, and with which numbers.
+/* test.h - the harness of the C tests: says what failed, where, and with which numbers.
 
        #define DICTLEARN_IMPLEMENTATION
        #include "dictlearn.h"
        #include "tests/test.h"
 
        TEST(addition) { CHECK(1 + 1 == 2); }
-
        int main(int argc, char **argv) {
            TEST_BEGIN(argc, argv);
            RUN(addition);
@@ -27,7 +26,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#if defined(__GNUC__) || defined(__clang__)
+#ifdef __GNUC__
 #define TEST_UNUSED __attribute__((unused)) static
 #define TEST_LEAVES(fmt, args) __attribute__((noreturn, format(printf, fmt, args)))
 #else
@@ -65,9 +64,7 @@ TEST_UNUSED void test_run(const char *name, void (*body)(void)) {
         test_state.skipped++;
         printf("skip %s: %s\n", name, test_state.why);
         break;
-    default:
-        test_state.failed++;
-        printf("FAIL %s: %s\n", name, test_state.why);
+    default: test_state.failed++; printf("FAIL %s: %s\n", name, test_state.why);
     }
     fflush(stdout);
 }
@@ -84,7 +81,7 @@ TEST_UNUSED int test_end(void) {
     return test_state.failed != 0 || test_state.passed + test_state.skipped == 0;
 }
 
-/* Relative to the larger of the two; equal values (also both 0) are close, a NaN never is. */
+/* Relative to the larger; equal values (also both 0) are close, a NaN never is. */
 TEST_UNUSED int test_close(double a, double b, double rel) {
     return a == b || fabs(a - b) <= rel * fmax(fabs(a), fabs(b));
 }
@@ -116,7 +113,6 @@ TEST_UNUSED char *shared_data(const char *name) {
 #define RUN(name) test_run(#name, test_##name)
 #define TEST_BEGIN(argc, argv) test_begin((argc), (argv))
 #define TEST_END() test_end()
-
 #define TEST_FAIL(...) test_leave(TEST_FAILED, __FILE__, __LINE__, __VA_ARGS__)
 #define SKIP(why) test_leave(TEST_SKIPPED, __FILE__, __LINE__, "%s", (why))
 
@@ -149,5 +145,4 @@ TEST_UNUSED char *shared_data(const char *name) {
         const char *test_h = (haystack), *test_n = (needle);                                                           \
         if (!test_h || !strstr(test_h, test_n)) TEST_FAIL("\"%s\" lacks \"%s\"", test_h ? test_h : "(null)", test_n);  \
     } while (0)
-
 #endif /* DICTLEARN_TEST_H */
