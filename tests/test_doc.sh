@@ -1,7 +1,7 @@
 #!/bin/sh
 # The code in README.md and in the manual of dictlearn.h is true: each ```c block is compiled as C99 and as C++11. One
-# with a `main` is a whole program and is run, in the order of the file; if an ```output block follows, it must print just
-# that. One without is a fragment, compiled inside a function where the usual names are declared.
+# with a `main` is a whole program and is run, in the order of the file; if an ```output block follows, it must print
+# just that. One without is a fragment, compiled inside a function where the usual names are declared.
 . tests/harness.sh
 root=$(pwd)
 dir=$BUILD/tmp/doc
