@@ -2009,7 +2009,7 @@ DLRN_API dlrn_status dlrn_forward_ghost(const dlrn_dictionary *dict, const float
 #define DLRNI_K(name) dlrni_scalar_##name
 #define DLRNI_TABLE dlrni_kernels_scalar
 #define DLRNI_SET_NAME "scalar"
-enum { DLRNI_K(nt_cols) = 2, DLRNI_K(nn_vectors) = 1, DLRNI_K(gather_vectors) = 4 };
+enum { DLRNI_K(nt_rows) = 2, DLRNI_K(nt_cols) = 2, DLRNI_K(nn_vectors) = 1, DLRNI_K(gather_vectors) = 4 };
 typedef struct DLRNI_K(v16) {
     float l[DLRNI_LANES];
 } DLRNI_K(v16);
@@ -2061,7 +2061,7 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
 #define DLRNI_K(name) dlrni_avx2_##name
 #define DLRNI_TABLE dlrni_kernels_avx2
 #define DLRNI_SET_NAME "avx2"
-enum { DLRNI_K(nt_cols) = 1, DLRNI_K(nn_vectors) = 1, DLRNI_K(gather_vectors) = 4 };
+enum { DLRNI_K(nt_rows) = 2, DLRNI_K(nt_cols) = 3, DLRNI_K(nn_vectors) = 1, DLRNI_K(gather_vectors) = 4 };
 typedef struct DLRNI_K(v16) {
     __m256 lo, hi;
 } DLRNI_K(v16);
@@ -2122,7 +2122,7 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
 #define DLRNI_K(name) dlrni_avx512_##name
 #define DLRNI_TABLE dlrni_kernels_avx512
 #define DLRNI_SET_NAME "avx512"
-enum { DLRNI_K(nt_cols) = 6, DLRNI_K(nn_vectors) = 2, DLRNI_K(gather_vectors) = 8 };
+enum { DLRNI_K(nt_rows) = 4, DLRNI_K(nt_cols) = 6, DLRNI_K(nn_vectors) = 2, DLRNI_K(gather_vectors) = 8 };
 typedef __m512 DLRNI_K(v16);
 
 /* The forms with a zeroing mask avoid gcc 12's false warning about its own _mm512_undefined_ps(). */
@@ -2172,7 +2172,7 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
 #define DLRNI_K(name) dlrni_neon_##name
 #define DLRNI_TABLE dlrni_kernels_neon
 #define DLRNI_SET_NAME "neon"
-enum { DLRNI_K(nt_cols) = 1, DLRNI_K(nn_vectors) = 1, DLRNI_K(gather_vectors) = 4 };
+enum { DLRNI_K(nt_rows) = 2, DLRNI_K(nt_cols) = 3, DLRNI_K(nn_vectors) = 1, DLRNI_K(gather_vectors) = 4 };
 typedef struct DLRNI_K(v16) {
     float32x4_t q[4];
 } DLRNI_K(v16);
@@ -2242,42 +2242,42 @@ DLRNI_INTERNAL float DLRNI_K(dot)(const float *a, const float *b, int64_t n) {
     return out[0];
 }
 
-/* A tile of 4 rows of a by nt_cols rows of b, all sums in registers; both operands are read along their rows, so nothing
-   is packed. Rows beyond the edge repeat the last one and are not stored. */
+/* A tile of nt_rows rows of a by nt_cols rows of b, all sums in registers; both operands are read along their rows, so
+   nothing is packed. Rows beyond the edge repeat the last one and are not stored. */
 DLRNI_INTERNAL void DLRNI_K(nt_tile)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                                      int64_t ldb, int beta, float *c, int64_t ldc) {
-    DLRNI_K(v16) s[DLRNI_K(nt_cols)][4], x[4];
-    const float *row[4], *col[DLRNI_K(nt_cols)];
-    DLRNI_UNROLL for (int i = 0; i < 4; i++) row[i] = a + (i < m ? i : m - 1) * lda;
-    DLRNI_UNROLL for (int j = 0; j < DLRNI_K(nt_cols); j++) col[j] = b + (j < n ? j : n - 1) * ldb;
-    DLRNI_UNROLL for (int j = 0; j < DLRNI_K(nt_cols); j++)
-        DLRNI_UNROLL for (int i = 0; i < 4; i++) s[j][i] = DLRNI_K(set1)(0);
+    enum { ROWS = DLRNI_K(nt_rows), COLS = DLRNI_K(nt_cols), SUMS = (ROWS * COLS + 3) / 4 * 4 };
+    DLRNI_K(v16) s[SUMS], x[ROWS];
+    const float *row[ROWS], *col[COLS];
+    float out[SUMS];
+    DLRNI_UNROLL for (int i = 0; i < ROWS; i++) row[i] = a + (i < m ? i : m - 1) * lda;
+    DLRNI_UNROLL for (int j = 0; j < COLS; j++) col[j] = b + (j < n ? j : n - 1) * ldb;
+    DLRNI_UNROLL for (int i = 0; i < SUMS; i++) s[i] = DLRNI_K(set1)(0);
     int64_t p = 0;
     for (; p + DLRNI_LANES <= k; p += DLRNI_LANES) {
-        DLRNI_UNROLL for (int i = 0; i < 4; i++) x[i] = DLRNI_K(load)(row[i] + p);
-        DLRNI_UNROLL for (int j = 0; j < DLRNI_K(nt_cols); j++) {
+        DLRNI_UNROLL for (int i = 0; i < ROWS; i++) x[i] = DLRNI_K(load)(row[i] + p);
+        DLRNI_UNROLL for (int j = 0; j < COLS; j++) {
             DLRNI_K(v16) w = DLRNI_K(load)(col[j] + p);
-            DLRNI_UNROLL for (int i = 0; i < 4; i++) s[j][i] = DLRNI_K(fma)(x[i], w, s[j][i]);
+            DLRNI_UNROLL for (int i = 0; i < ROWS; i++) s[j * ROWS + i] = DLRNI_K(fma)(x[i], w, s[j * ROWS + i]);
         }
     }
     if (p < k) {
-        DLRNI_UNROLL for (int i = 0; i < 4; i++) x[i] = DLRNI_K(load_part)(row[i] + p, k - p);
-        DLRNI_UNROLL for (int j = 0; j < DLRNI_K(nt_cols); j++) {
+        DLRNI_UNROLL for (int i = 0; i < ROWS; i++) x[i] = DLRNI_K(load_part)(row[i] + p, k - p);
+        DLRNI_UNROLL for (int j = 0; j < COLS; j++) {
             DLRNI_K(v16) w = DLRNI_K(load_part)(col[j] + p, k - p);
-            DLRNI_UNROLL for (int i = 0; i < 4; i++) s[j][i] = DLRNI_K(fma)(x[i], w, s[j][i]);
+            DLRNI_UNROLL for (int i = 0; i < ROWS; i++) s[j * ROWS + i] = DLRNI_K(fma)(x[i], w, s[j * ROWS + i]);
         }
     }
-    for (int j = 0; j < DLRNI_K(nt_cols) && j < n; j++) {
-        float out[4];
-        DLRNI_K(sum4)(s[j], out);
-        for (int i = 0; i < 4 && i < m; i++) c[i * ldc + j] = beta ? c[i * ldc + j] + out[i] : out[i];
-    }
+    DLRNI_UNROLL for (int i = 0; i < SUMS; i += 4) DLRNI_K(sum4)(s + i, out + i);
+    for (int j = 0; j < COLS && j < n; j++)
+        for (int i = 0; i < ROWS && i < m; i++)
+            c[i * ldc + j] = beta ? c[i * ldc + j] + out[j * ROWS + i] : out[j * ROWS + i];
 }
 
 DLRNI_INTERNAL void DLRNI_K(gemm_nt)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                                      int64_t ldb, int beta, float *c, int64_t ldc) {
     for (int64_t j = 0; j < n; j += DLRNI_K(nt_cols))
-        for (int64_t i = 0; i < m; i += 4)
+        for (int64_t i = 0; i < m; i += DLRNI_K(nt_rows))
             DLRNI_K(nt_tile)(m - i, n - j, k, a + i * lda, lda, b + j * ldb, ldb, beta, c + i * ldc + j, ldc);
 }
 
