@@ -179,11 +179,11 @@
 
    ---- DETERMINISM AND NUMERICS -------------------------------------------------------------------------------------
 
-   Same inputs, configuration and seed: same bits, for any number of threads, with OpenMP or without, and with any set of
-   kernels. Work is cut into tasks by shape alone; sums run in one documented order (>>kernels) over rows and features,
-   never over threads; a fused multiply-add stands where it is written, in all sets. Random numbers are Philox4x32-10, a
-   function of seed, stream and counter, so that no order of calls can disturb another stream. A run that was stopped and
-   resumed from its checkpoint gives the bits of a run that was not, where the source can seek.
+   Same inputs, configuration and seed: same bits, for any number of threads, with OpenMP or without, and with any set
+   of kernels. Work is cut into tasks by shape alone; sums run in one documented order (>>kernels) over rows and
+   features, never over threads; a fused multiply-add stands where it is written, in all sets. Random numbers are
+   Philox4x32-10, a function of seed, stream and counter, so that no order of calls can disturb another stream. A run
+   that was stopped and resumed from its checkpoint gives the bits of a run that was not, where the source can seek.
    Between compilers and C libraries the last bits may differ (log and cos are the library's). With -march= flags add
    -ffp-contract=off, or the compiler fuses further operations as it sees fit.
 
