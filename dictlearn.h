@@ -3117,6 +3117,19 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampl
 
 /* ------------------------------------------------------------------------------------------ */
 // >>undef
+/* Nothing private is left behind; DLRNI_IMPLEMENTED stays, so that a second inclusion is empty. */
+#undef DLRNI_GROW
+#undef DLRNI_INTERNAL
+#undef DLRNI_LIST_BUDGET
+#undef DLRNI_NEON
+#undef DLRNI_NEW
+#undef DLRNI_NEW_ZERO
+#undef DLRNI_PRINTF
+#undef DLRNI_REQUIRE
+#undef DLRNI_TRY
+#undef DLRNI_UNROLL
+#undef DLRNI_UNUSED
+#undef DLRNI_X86
 
 #endif /* DICTLEARN_IMPLEMENTATION */
 
