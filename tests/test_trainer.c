@@ -204,9 +204,422 @@ TEST(gradients_are_the_differences_of_the_loss) {
     dlrn_context_destroy(ctx);
 }
 
+/* ---- The same bits ---- */
+
+enum { MANY = 300 };
+
+static const float *many_rows(void) {
+    static float x[MANY * D];
+    dlrn_rng rng = {9, 1, 0};
+    for (int i = 0; i < MANY * D; i++) x[i] = dlrn_rng_normal(&rng);
+    return x;
+}
+
+/* One number for all weights, moments and counters of a trainer. */
+static uint64_t fingerprint(dlrn_trainer *t) {
+    dlrn_trainer_state s = dlrn_trainer_state_of(t);
+    dlrn_dictionary *ae = dlrn_trainer_dictionary(t);
+    const struct {
+        const void *data;
+        size_t size;
+    } part[] = {{ae->encoder_weight, F * D * 4},
+                {ae->decoder_weight, F * D * 4},
+                {ae->encoder_bias, F * 4},
+                {ae->bias, D * 4},
+                {s.m_encoder_weight, F * D * 4},
+                {s.v_encoder_weight, F * D * 4},
+                {s.m_decoder_weight, F * D * 4},
+                {s.v_decoder_weight, F * D * 4},
+                {s.m_encoder_bias, F * 4},
+                {s.v_encoder_bias, F * 4},
+                {s.m_bias, D * 4},
+                {s.v_bias, D * 4},
+                {s.steps_since_fired, F * 8}};
+    uint64_t hash = 14695981039346656037u; /* FNV-1a */
+    for (size_t p = 0; p < sizeof part / sizeof *part; p++)
+        for (size_t i = 0; i < part[p].size; i++)
+            hash = (hash ^ ((const unsigned char *)part[p].data)[i]) * 1099511628211u;
+    return hash;
+}
+
+static void three_workers_backwards(void *user, int64_t n_tasks, dlrn_parallel_body body, void *arg) {
+    (void)user;
+    for (int64_t task = n_tasks - 1; task >= 0; task--) body(arg, task, (int)(task % 3));
+}
+
+/* Some steps with everything switched on; the fingerprint. */
+static uint64_t run_bits(dlrn_context *ctx, dlrn_sparsity sparsity, int64_t budget) {
+    dlrn_train_config cfg = small_config();
+    cfg.sparsity = sparsity;
+    cfg.ghost_threshold = 10;
+    cfg.lr = 0.01;
+    dlrn_trainer *t = make_trainer(ctx, &cfg);
+    if (budget) t->w.budget = budget;
+    for (int i = 0; i < 5; i++) {
+        dlrn_train_stats stats;
+        CHECK_OK(ctx, dlrn_trainer_step_on(t, many_rows(), NULL, MANY, &stats));
+        CHECK(!budget || t->w.panel < t->w.groups);
+    }
+    uint64_t hash = fingerprint(t);
+    dlrn_trainer_destroy(t);
+    return hash;
+}
+
+TEST(panels_do_not_change_a_bit) {
+    dlrn_context *ctx = open_context("auto", 1);
+    for (int s = 0; s < 2; s++) CHECK(run_bits(ctx, (dlrn_sparsity)s, 0) == run_bits(ctx, (dlrn_sparsity)s, 1));
+    dlrn_context_destroy(ctx);
+}
+
+TEST(threads_do_not_change_a_bit) {
+    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context *one = open_context("auto", 1), *omp = open_context("auto", 2), *host = NULL;
+    cfg.threads = 3;
+    cfg.parallel_for = three_workers_backwards;
+    CHECK_STATUS(dlrn_context_create(&cfg, &host), DLRN_OK);
+    uint64_t wanted = run_bits(one, DLRN_SPARSITY_L1, 0);
+    CHECK(run_bits(host, DLRN_SPARSITY_L1, 0) == wanted);
+    CHECK(run_bits(omp, DLRN_SPARSITY_L1, 0) == wanted);
+    dlrn_context_destroy(one);
+    dlrn_context_destroy(omp);
+    dlrn_context_destroy(host);
+}
+
+TEST(kernels_do_not_change_a_bit) {
+    dlrn_context *scalar = open_context("scalar", 1);
+    uint64_t wanted = run_bits(scalar, DLRN_SPARSITY_L1, 0);
+    for (int i = 1; dlrn_kernels_available(i); i++) {
+        dlrn_context *ctx = open_context(dlrn_kernels_available(i), 1);
+        CHECK_MSG(run_bits(ctx, DLRN_SPARSITY_L1, 0) == wanted, "%s", dlrn_kernels_available(i));
+        dlrn_context_destroy(ctx);
+    }
+    dlrn_context_destroy(scalar);
+}
+
+/* ---- The update ---- */
+
+/* One of Adam's steps from zero moments, in double: w as it should be afterwards. */
+static double adam_from_zero(double w, double g, double lr) {
+    double m = 0.1 * g, v = 0.001 * g * g;
+    return w - lr / 0.1 * m / (sqrt(v) / sqrt(0.001) + 1e-8);
+}
+
+TEST(first_step_is_adam_with_unit_atoms) {
+    static float bias[D], we[F * D], be[F], wd[F * D];
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_gradients g = {bias, we, be, wd};
+    dlrn_train_config cfg = small_config();
+    dlrn_dictionary *old = NULL;
+    dlrn_trainer *t = make_trainer(ctx, &cfg);
+    dlrn_dictionary *ae = dlrn_trainer_dictionary(t);
+    CHECK_OK(ctx, dlrn_dictionary_copy(ae, &old));
+    CHECK_OK(ctx, dlrn_trainer_gradients(t, rows_x, rows_y, N, &g));
+    CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, rows_y, N, NULL));
+    CHECK(dlrn_trainer_steps_done(t) == 1);
+    for (int i = 0; i < F * D; i++) {
+        CHECK_CLOSE(t->state.m_encoder_weight[i], 0.1 * (double)we[i], 1e-6);
+        CHECK_CLOSE(t->state.v_encoder_weight[i], 0.001 * (double)we[i] * (double)we[i], 1e-6);
+        double wanted = adam_from_zero((double)old->encoder_weight[i], (double)we[i], 3e-4);
+        CHECK(fabs((double)ae->encoder_weight[i] - wanted) < 1e-7);
+    }
+    for (int i = 0; i < D; i++)
+        CHECK(fabs((double)ae->bias[i] - adam_from_zero((double)old->bias[i], (double)bias[i], 3e-4)) < 1e-7);
+    for (int j = 0; j < F; j++) {
+        double dot = 0, along = 0, norm = 0, moved[D];
+        for (int c = 0; c < D; c++) dot += (double)wd[j * D + c] * (double)old->decoder_weight[j * D + c];
+        for (int c = 0; c < D; c++) {
+            double a = (double)old->decoder_weight[j * D + c], free_part = (double)wd[j * D + c] - dot * a;
+            along += (double)t->state.m_decoder_weight[j * D + c] * a;
+            moved[c] = adam_from_zero(a, free_part, 3e-4);
+            norm += moved[c] * moved[c];
+        }
+        CHECK(fabs(along) < 1e-7);
+        for (int c = 0; c < D; c++) CHECK(fabs((double)ae->decoder_weight[j * D + c] - moved[c] / sqrt(norm)) < 2e-6);
+        CHECK(fabs((double)dlrn_norm(ctx, ae->decoder_weight + j * D, D) - 1) < 1e-6);
+    }
+    dlrn_dictionary_destroy(old);
+    dlrn_trainer_destroy(t);
+    dlrn_context_destroy(ctx);
+}
+
+static int all_finite(const float *a, int n) {
+    for (int i = 0; i < n; i++)
+        if (!(fabsf(a[i]) <= FLT_MAX)) return 0;
+    return 1;
+}
+
+TEST(zeros_survive) { /* a zero atom, zero rows, a perfect reconstruction */
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    cfg.ghost_threshold = 0;
+    static float zero[N * D];
+    for (int sparsity = 0; sparsity < 2; sparsity++) {
+        cfg.sparsity = (dlrn_sparsity)sparsity;
+        dlrn_trainer *t = make_trainer(ctx, &cfg);
+        dlrn_dictionary *ae = dlrn_trainer_dictionary(t);
+        memset(ae->decoder_weight, 0, 2 * D * sizeof(float));
+        memset(ae->decoder_weight + 10 * D, 0, D * sizeof(float));
+        CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, NULL));
+        for (int j = 0; j < F; j++) ae->encoder_bias[j] = -100;
+        memset(ae->bias, 0, D * sizeof(float));
+        for (int i = 0; i < 3; i++) CHECK_OK(ctx, dlrn_trainer_step_on(t, zero, NULL, N, NULL));
+        CHECK(all_finite(ae->decoder_weight, F * D) && all_finite(ae->encoder_weight, F * D));
+        CHECK(all_finite(ae->encoder_bias, F) && all_finite(ae->bias, D));
+        dlrn_trainer_destroy(t);
+    }
+    dlrn_context_destroy(ctx);
+}
+
+TEST(ghosts_of_large_activations_stay_finite) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    dlrn_train_stats stats;
+    cfg.ghost_threshold = 0;
+    dlrn_trainer *t = make_trainer(ctx, &cfg);
+    float *x_ghost = (float *)malloc(N * D * sizeof(float)), shift[N];
+    unsigned char mask[F] = {1, 1, 1};
+    for (int j = 0; j < 3; j++) t->dict->encoder_bias[j] = 500;
+    CHECK_OK(ctx, dlrn_forward_ghost(t->dict, rows_x, N, mask, x_ghost, shift, NULL));
+    CHECK(all_finite(x_ghost, N * D) && shift[0] > 400);
+    free(x_ghost);
+    for (int j = 0; j < F; j++) t->dict->encoder_bias[j] = -200;
+    CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, &stats));
+    CHECK(stats.l0 == 0 && stats.dead == F && stats.ghost_loss > 0);
+    CHECK(all_finite(t->dict->decoder_weight, F * D));
+    dlrn_trainer_destroy(t);
+    dlrn_context_destroy(ctx);
+}
+
+/* ---- Schedules and counters ---- */
+
+TEST(rate_ramps_up_and_again_after_resampling) {
+    dlrn_train_config cfg = small_config();
+    cfg.lr = 1;
+    CHECK(dlrni_learning_rate(&cfg, 0) == 1);
+    cfg.warmup_steps = 4;
+    CHECK(dlrni_learning_rate(&cfg, 0) == 0 && dlrni_learning_rate(&cfg, 3) == 0.75);
+    CHECK(dlrni_learning_rate(&cfg, 4) == 1 && dlrni_learning_rate(&cfg, 10) == 1);
+    cfg.resample_steps = 10;
+    CHECK(dlrni_learning_rate(&cfg, 9) == 1 && dlrni_learning_rate(&cfg, 10) == 0);
+    CHECK(dlrni_learning_rate(&cfg, 11) == 0.25);
+}
+
+TEST(logging_counts_twice_in_compat_alone) {
+    dlrn_context *ctx = open_context("auto", 1);
+    for (int compat = 0; compat < 2; compat++) {
+        dlrn_train_config cfg = small_config();
+        dlrn_train_stats stats, loss;
+        cfg.compat = compat;
+        cfg.log_steps = 2;
+        dlrn_trainer *t = make_trainer(ctx, &cfg);
+        for (int i = 0; i < 3; i++) CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, &stats));
+        CHECK(t->state.steps_since_fired[10] == 20 + 3 + (compat ? 2 : 0)); /* steps 0 and 2 are logged */
+        CHECK(stats.step == 2);
+        CHECK_OK(ctx, dlrn_trainer_loss(t, rows_x, NULL, N, &loss));
+        CHECK((loss.loss == stats.loss) == compat); /* compat logs the loss after the update */
+        CHECK(t->state.steps_since_fired[10] == 20 + 3 + (compat ? 2 : 0));
+        dlrn_trainer_destroy(t);
+    }
+    dlrn_context_destroy(ctx);
+}
+
+TEST(what_is_not_finite_is_named_and_changes_nothing) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    dlrn_trainer *t = make_trainer(ctx, &cfg);
+    float x[N * D];
+    memcpy(x, rows_x, sizeof x);
+    x[3 * D + 5] = (float)INFINITY;
+    uint64_t before = fingerprint(t);
+    CHECK_STATUS(dlrn_trainer_step_on(t, x, NULL, N, NULL), DLRN_ERR_VALUE);
+    CHECK_STR(dlrn_error(ctx), "x [3][5]");
+    CHECK_STATUS(dlrn_trainer_step_on(t, rows_x, x, N, NULL), DLRN_ERR_VALUE);
+    CHECK_STR(dlrn_error(ctx), "y [3][5]");
+    CHECK(fingerprint(t) == before);
+    t->dict->encoder_weight[70 * D] = (float)NAN;
+    before = fingerprint(t);
+    CHECK_STATUS(dlrn_trainer_step_on(t, rows_x, NULL, N, NULL), DLRN_ERR_VALUE);
+    CHECK_STR(dlrn_error(ctx), "step 0");
+    CHECK(fingerprint(t) == before && dlrn_trainer_steps_done(t) == 0);
+    dlrn_trainer_destroy(t);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(a_configuration_out_of_range_is_refused) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_trainer *t = NULL;
+#define REFUSE(change, name)                                                                                           \
+    do {                                                                                                               \
+        dlrn_train_config cfg = small_config();                                                                        \
+        change;                                                                                                        \
+        CHECK_STATUS(dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t), DLRN_ERR_ARGUMENT);                               \
+        CHECK_STR(dlrn_error(ctx), name);                                                                              \
+    } while (0)
+    REFUSE(cfg.lr = -1, "lr");
+    REFUSE(cfg.lr = NAN, "lr");
+    REFUSE(cfg.beta2 = 1, "beta2");
+    REFUSE(cfg.resample_steps = 0, "resample_steps");
+    REFUSE(cfg.warmup_steps = -1, "warmup_steps");
+    REFUSE(cfg.ghost_threshold = -2, "ghost_threshold");
+    REFUSE(cfg.dict_size = 0, "dict_size");
+    dlrn_train_config cfg = small_config();
+    dlrn_dictionary *other = NULL;
+    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D + 1, F, 0, &other));
+    CHECK_STATUS(dlrn_trainer_create(ctx, &cfg, other, NULL, &t), DLRN_ERR_SHAPE);
+    dlrn_dictionary_destroy(other);
+    CHECK_OK(ctx, dlrn_identity_create(ctx, D, &other));
+    CHECK_STATUS(dlrn_trainer_create(ctx, &cfg, other, NULL, &t), DLRN_ERR_UNSUPPORTED);
+    dlrn_dictionary_destroy(other);
+    CHECK(t == NULL);
+    dlrn_context_destroy(ctx);
+}
+
+/* ---- Resampling ---- */
+
+static double encoder_norm(const dlrn_trainer *t, int j) {
+    return (double)dlrn_norm(t->ctx, t->dict->encoder_weight + j * D, D);
+}
+
+/* The row of rows_x, rows_y that feature j was made from; -1: none. */
+static int origin(const dlrn_trainer *t, int j) {
+    for (int i = 0; i < N; i++) {
+        double norm = (double)dlrn_norm(t->ctx, rows_y + i * D, D), off = 0;
+        for (int c = 0; c < D; c++)
+            off += fabs((double)t->dict->decoder_weight[j * D + c] - (double)rows_y[i * D + c] / norm);
+        if (off < 1e-5) return i;
+    }
+    return -1;
+}
+
+TEST(the_dead_begin_again_from_rows) {
+    static const int dead[] = {10, 11, 50, 99};
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    int64_t revived = -1;
+    cfg.resample_steps = 40; /* silent for 20 is dead */
+    dlrn_trainer *t = make_trainer(ctx, &cfg);
+    double mean = 0;
+    int used[N] = {0};
+    for (int j = 0; j < F; j++)
+        if (j != 10 && j != 11 && j != 50 && j != 99) mean += encoder_norm(t, j) / (F - 4);
+    t->state.m_decoder_weight[50 * D] = t->state.v_encoder_bias[50] = 1;
+    CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, rows_y, N, &revived));
+    CHECK(revived == 4);
+    for (int p = 0; p < 4; p++) {
+        int j = dead[p], row = origin(t, j);
+        CHECK_MSG(row >= 0 && !used[row]++, "feature %d: row %d", j, row);
+        CHECK_CLOSE(encoder_norm(t, j), 0.2 * mean, 1e-5);
+        for (int c = 0; c < D; c++) { /* along x - bias */
+            double a =
+                (double)t->dict->encoder_weight[j * D + c] * ((double)rows_x[row * D] - (double)t->dict->bias[0]);
+            double b =
+                (double)t->dict->encoder_weight[j * D] * ((double)rows_x[row * D + c] - (double)t->dict->bias[c]);
+            CHECK(fabs(a - b) < 1e-6);
+        }
+        CHECK(t->dict->encoder_bias[j] == 0 && t->state.steps_since_fired[j] == 0);
+    }
+    CHECK(t->state.m_decoder_weight[50 * D] == 0 && t->state.v_encoder_bias[50] == 0);
+    CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, rows_y, N, &revived));
+    CHECK(revived == 0); /* none dead */
+    dlrn_trainer_destroy(t);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(resampling_with_too_few_rows_or_nothing_alive) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    int64_t revived = -1;
+    static float x[N * D], y[N * D];
+    cfg.resample_steps = 40;
+    dlrn_trainer *t = make_trainer(ctx, &cfg);
+    for (int j = 0; j < F; j++) t->state.steps_since_fired[j] = 20;
+    memcpy(x, rows_x, sizeof x);
+    memcpy(y, rows_y, sizeof y);
+    memset(y + 2 * D, 0, D * sizeof(float));
+    memcpy(x + 4 * D, t->dict->bias, D * sizeof(float));
+    CHECK_OK(ctx, dlrn_trainer_resample_on(t, x, y, N, &revived));
+    CHECK(revived == N - 2); /* two rows have no direction */
+    CHECK(all_finite(t->dict->encoder_weight, F * D) && all_finite(t->dict->decoder_weight, F * D));
+    CHECK(t->state.steps_since_fired[0] == 0 && t->state.steps_since_fired[F - 1] == 20);
+
+    for (int j = 0; j < F; j++) t->dict->encoder_bias[j] = -1000; /* x_hat = bias, and y = bias: no loss at all */
+    for (int i = 0; i < N; i++) memcpy(y + i * D, t->dict->bias, D * sizeof(float));
+    CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, y, N, &revived));
+    CHECK(revived == 0);
+
+    memset(t->dict->encoder_weight, 0, F * D * sizeof(float)); /* no norm to go by: 0.2 */
+    for (int j = 0; j < F; j++) t->state.steps_since_fired[j] = 20;
+    CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, rows_y, N, &revived));
+    CHECK(revived == N);
+    CHECK_CLOSE(encoder_norm(t, 0), 0.2, 1e-5);
+    dlrn_trainer_destroy(t);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(rows_are_drawn_by_weight) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    dlrn_trainer *t = make_trainer(ctx, &cfg);
+    int64_t first[4] = {0}, drawn[4], count, rounds = 4000;
+    for (int64_t i = 0; i < rounds; i++) {
+        float weight[4] = {1, 6, 0, 3};
+        t->step = i;
+        CHECK_OK(ctx, dlrni_draw_rows(t, weight, 4, 4, drawn, &count));
+        CHECK(count == 3 && drawn[0] != 2 && drawn[1] != 2 && drawn[2] != 2);
+        CHECK(drawn[0] != drawn[1] && drawn[1] != drawn[2] && drawn[0] != drawn[2]);
+        first[drawn[0]]++;
+    }
+    CHECK(first[0] > 300 && first[0] < 500); /* a tenth */
+    CHECK(first[1] > 2250 && first[1] < 2550);
+    CHECK(first[3] > 1080 && first[3] < 1320);
+    dlrn_trainer_destroy(t);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(resampling_in_compat_forgets_moments_alone) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    dlrn_train_stats stats;
+    dlrn_dictionary *old = NULL;
+    int64_t revived = -1;
+    cfg.compat = 1;
+    cfg.resample_steps = 40;
+    dlrn_trainer *t = make_trainer(ctx, &cfg);
+    CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, rows_y, N, &stats)); /* step 0 resamples, too: silent 21 > 20 */
+    CHECK(stats.resampled == 4);
+    dlrn_trainer_state *s = &t->state;
+    s->m_encoder_weight[10 * D] = s->v_encoder_weight[10 * D] = s->m_encoder_bias[10] = s->v_encoder_bias[10] = 1;
+    s->m_decoder_weight[10 * D] = 1;
+    CHECK_OK(ctx, dlrn_dictionary_copy(t->dict, &old));
+    CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, rows_y, N, &revived));
+    CHECK(revived == 4 && s->steps_since_fired[10] == 21);
+    CHECK(s->m_encoder_weight[10 * D] == 0 && s->v_encoder_weight[10 * D] == 0);
+    CHECK(s->m_encoder_bias[10] == 0 && s->v_encoder_bias[10] == 0 && s->m_decoder_weight[10 * D] == 1);
+    CHECK(!memcmp(old->encoder_weight, t->dict->encoder_weight, F * D * sizeof(float)));
+    CHECK(!memcmp(old->decoder_weight, t->dict->decoder_weight, F * D * sizeof(float)));
+    CHECK(!memcmp(old->encoder_bias, t->dict->encoder_bias, F * sizeof(float)));
+    dlrn_dictionary_destroy(old);
+    dlrn_trainer_destroy(t);
+    dlrn_context_destroy(ctx);
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     fill_rows();
     RUN(gradients_are_the_differences_of_the_loss);
+    RUN(panels_do_not_change_a_bit);
+    RUN(threads_do_not_change_a_bit);
+    RUN(kernels_do_not_change_a_bit);
+    RUN(first_step_is_adam_with_unit_atoms);
+    RUN(zeros_survive);
+    RUN(ghosts_of_large_activations_stay_finite);
+    RUN(rate_ramps_up_and_again_after_resampling);
+    RUN(logging_counts_twice_in_compat_alone);
+    RUN(what_is_not_finite_is_named_and_changes_nothing);
+    RUN(a_configuration_out_of_range_is_refused);
+    RUN(the_dead_begin_again_from_rows);
+    RUN(resampling_with_too_few_rows_or_nothing_alive);
+    RUN(rows_are_drawn_by_weight);
+    RUN(resampling_in_compat_forgets_moments_alone);
     return TEST_END();
 }
