@@ -76,7 +76,7 @@ $(BUILD)/san/test_%: tests/test_%.c tests/test.h $(HEADERS)
 	$(CC) -std=c99 -O1 -g $(WARN) -I. -Iexamples -fsanitize=address,undefined -fno-sanitize-recover=all $< -o $@ -lm
 
 san: $(SAN) ## the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	@sh tests/run.sh $(BUILD) $(SAN)
+	@ASAN_OPTIONS=allocator_may_return_null=1 sh tests/run.sh $(BUILD) $(SAN)
 
 doctest: all ## compiles and runs every example of README.md and of the manual
 	@$(TOOLS) sh tests/run.sh $(BUILD) tests/test_doc.sh
