@@ -224,9 +224,12 @@
    resampling        a dead feature gets the direction of a row,    no weight changes (the reference assigns to a copy);
                      drawn by squared loss; its encoder row 0.2 x   only Adam's moments of the dead encoder rows are set
                      the mean living norm; bias 0, moments 0        to zero
-   dead counters     each step counts once                          a logged step counts twice
+   first resampling  after step resample_steps                      after step 0, and so on
+   dead              silent for half a period or longer             silent for longer than half a period
+   counting          each step counts once                          a logged step counts twice
+   logged figures    of the step's own forward pass                 of a second pass, at the new weights
    mse_loss in a     mean ||y - x_hat||^2                           (mean ||y - x_hat||)^2
-   table
+   table of metrics
 
    The training loss is in both modes the mean L2 distance (not its square) plus the penalty, because the published
    penalties were tuned for that; DLRN_LOSS_SQUARED is there, and a penalty does not carry over from one to the other.
