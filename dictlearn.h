@@ -2747,7 +2747,7 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     *out = NULL;
     DLRNI_TRY(dlrni_check_config(ctx, cfg));
     if (init) DLRNI_TRY(dlrni_check_init(ctx, cfg, init));
-#ifdef DLRNI_BUFFER_ROOM
+#ifdef DLRNI_ALL_ROOMS
     if (buffer && dlrn_buffer_dim(buffer) != cfg->activation_dim)
         return dlrni_fail(ctx, DLRN_ERR_SHAPE, "dlrn_trainer_create: expected rows of %lld, found a buffer of %lld",
                           (long long)cfg->activation_dim, (long long)dlrn_buffer_dim(buffer));
@@ -2799,7 +2799,7 @@ DLRN_API dlrn_status dlrn_trainer_step_on(dlrn_trainer *t, const float *x, const
     return DLRN_OK;
 }
 
-#ifdef DLRNI_BUFFER_ROOM
+#ifdef DLRNI_ALL_ROOMS
 DLRN_API dlrn_status dlrn_trainer_step(dlrn_trainer *t, dlrn_train_stats *stats) {
     const float *x, *y;
     int64_t n;
@@ -2838,7 +2838,70 @@ DLRN_API dlrn_trainer_state dlrn_trainer_state_of(dlrn_trainer *t) {
     return t->state;
 }
 
-#ifdef DLRNI_BUFFER_ROOM
+/* ---- The configuration as text ---- */
+
+/* The numbers of a configuration, for writing and for reading; loss, sparsity, seed and compat are apart. */
+#define DLRNI_CONFIG_INTEGERS(X)                                                                                       \
+    X(activation_dim)                                                                                                  \
+    X(dict_size)                                                                                                       \
+    X(steps)                                                                                                           \
+    X(warmup_steps)                                                                                                    \
+    X(resample_steps)                                                                                                  \
+    X(resample_rows)                                                                                                   \
+    X(ghost_threshold)                                                                                                 \
+    X(log_steps)                                                                                                       \
+    X(save_steps)
+#define DLRNI_CONFIG_REALS(X) X(lr) X(sparsity_penalty) X(beta1) X(beta2) X(eps)
+
+typedef struct dlrni_text {
+    char *text; /* [size], NULL if size is 0 */
+    size_t size;
+    int64_t length; /* that it needs */
+} dlrni_text;
+
+/* Appends as snprintf does: cut to the size, closed with 0, length counted in full. */
+DLRNI_INTERNAL DLRNI_PRINTF(2, 3) void dlrni_put(dlrni_text *t, const char *format, ...) {
+    va_list args;
+    size_t used = (uint64_t)t->length < t->size ? (size_t)t->length : t->size;
+    va_start(args, format);
+    t->length += vsnprintf(used < t->size ? t->text + used : NULL, t->size - used, format, args);
+    va_end(args);
+}
+
+/* The shortest of 15 or 17 digits that reads back as the same number, with a point whatever the locale says. */
+DLRNI_INTERNAL void dlrni_put_real(dlrni_text *t, const char *name, double value) {
+    char number[40];
+    snprintf(number, sizeof number, "%.15g", value);
+    if (strtod(number, NULL) < value || strtod(number, NULL) > value) snprintf(number, sizeof number, "%.17g", value);
+    for (char *c = number; *c; c++)
+        if (*c == ',') *c = '.';
+    dlrni_put(t, "\"%s\": %s, ", name, number);
+}
+
+DLRNI_INTERNAL const char *dlrni_loss_name(dlrn_loss loss) {
+    return loss == DLRN_LOSS_SQUARED ? "squared" : "norm";
+}
+
+DLRNI_INTERNAL const char *dlrni_sparsity_name(dlrn_sparsity sparsity) {
+    return sparsity == DLRN_SPARSITY_ENTROPY ? "entropy" : "l1";
+}
+
+DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text, size_t size) {
+    dlrni_text t = {text, size, 0};
+    dlrni_put(&t, "{");
+#define DLRNI_PUT_INTEGER(field) dlrni_put(&t, "\"%s\": %lld, ", #field, (long long)cfg->field);
+#define DLRNI_PUT_REAL(field) dlrni_put_real(&t, #field, cfg->field);
+    DLRNI_CONFIG_INTEGERS(DLRNI_PUT_INTEGER)
+    DLRNI_CONFIG_REALS(DLRNI_PUT_REAL)
+#undef DLRNI_PUT_INTEGER
+#undef DLRNI_PUT_REAL
+    dlrni_put(&t, "\"loss\": \"%s\", \"sparsity\": \"%s\", ", dlrni_loss_name(cfg->loss),
+              dlrni_sparsity_name(cfg->sparsity));
+    dlrni_put(&t, "\"seed\": %llu, \"compat\": %s}", (unsigned long long)cfg->seed, cfg->compat ? "true" : "false");
+    return t.length;
+}
+
+#ifdef DLRNI_ALL_ROOMS
 /* ---- The whole run ---- */
 
 DLRNI_INTERNAL dlrn_status dlrni_run(dlrn_trainer *t, dlrn_progress progress, void *user) {
@@ -2899,7 +2962,7 @@ DLRNI_INTERNAL dlrn_status dlrni_rows_get(dlrni_rows *r, int64_t d, int64_t star
     }
     *x = r->bx;
     *y = r->by;
-#ifdef DLRNI_BUFFER_ROOM
+#ifdef DLRNI_ALL_ROOMS
     return *got > 0 ? dlrn_buffer_peek(r->buffer, start, *got, r->bx, r->by, got) : DLRN_OK;
 #else
     return DLRN_OK;
@@ -3112,6 +3175,329 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampl
 #ifndef DICTLEARN_NO_TRAINING
 /* ------------------------------------------------------------------------------------------ */
 // >>checkpoint
+/* A trainer in one archive: weights, moments, counters and the buffer's unread rows are its tensors, bit for bit; the
+   configuration, the step and the buffer's numbers its metadata. Random numbers of resampling are a function of seed and
+   step, so there is no further generator to keep. Atoms are stored as they stand in memory, [F][d]. */
+#ifdef DLRNI_ALL_ROOMS
+
+enum { DLRNI_CHECKPOINT_FLOATS = 12, DLRNI_CHECKPOINT_TENSORS = DLRNI_CHECKPOINT_FLOATS + 3 };
+#define DLRNI_CHECKPOINT_FORMAT "dictlearn checkpoint 1"
+
+/* The f32 tensors of a trainer, as views of where they live: for saving and for resuming. */
+DLRNI_INTERNAL void dlrni_checkpoint_floats(const dlrn_trainer *t, dlrn_tensor_out *out) {
+    const dlrn_trainer_state *s = &t->state;
+    const struct {
+        const char *name;
+        const void *data;
+    } part[DLRNI_CHECKPOINT_FLOATS] = {{"bias", t->dict->bias},
+                                       {"m.bias", s->m_bias},
+                                       {"v.bias", s->v_bias},
+                                       {"encoder_bias", t->dict->encoder_bias},
+                                       {"m.encoder_bias", s->m_encoder_bias},
+                                       {"v.encoder_bias", s->v_encoder_bias},
+                                       {"encoder_weight", t->dict->encoder_weight},
+                                       {"m.encoder_weight", s->m_encoder_weight},
+                                       {"v.encoder_weight", s->v_encoder_weight},
+                                       {"decoder_weight", t->dict->decoder_weight},
+                                       {"m.decoder_weight", s->m_decoder_weight},
+                                       {"v.decoder_weight", s->v_decoder_weight}};
+    memset(out, 0, DLRNI_CHECKPOINT_FLOATS * sizeof *out);
+    for (int i = 0; i < DLRNI_CHECKPOINT_FLOATS; i++) {
+        out[i].name = part[i].name;
+        out[i].data = part[i].data;
+        out[i].dtype = DLRN_F32;
+        out[i].ndim = i < 6 ? 1 : 2;
+        out[i].shape[0] = i < 3 ? t->cfg.activation_dim : t->cfg.dict_size;
+        out[i].shape[1] = i < 6 ? 0 : t->cfg.activation_dim;
+    }
+}
+
+DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_counters(const dlrn_trainer *t) {
+    dlrn_tensor_out out;
+    memset(&out, 0, sizeof out);
+    out.name = "steps_since_fired";
+    out.dtype = DLRN_I64;
+    out.ndim = 1;
+    out.shape[0] = t->cfg.dict_size;
+    out.data = t->state.steps_since_fired;
+    return out;
+}
+
+DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_rows(const char *name, const void *rows,
+                                                     const dlrni_buffer_state *state, int64_t d) {
+    dlrn_tensor_out out;
+    memset(&out, 0, sizeof out);
+    out.name = name;
+    out.dtype = state->store;
+    out.ndim = 2;
+    out.shape[0] = state->rows;
+    out.shape[1] = d;
+    out.data = rows;
+    return out;
+}
+
+DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_text *text, const dlrni_buffer_state *b) {
+    dlrni_put(text, "{\"rows\": %lld, \"store\": \"%s\", ", (long long)b->rows, dlrn_dtype_name(b->store));
+    dlrni_put(text, "\"seed\": %llu, \"stream\": %llu, \"counter\": %llu, ", (unsigned long long)b->rng.seed,
+              (unsigned long long)b->rng.stream, (unsigned long long)b->rng.counter);
+    dlrni_put(text, "\"has_position\": %s, \"position\": %llu, ", b->has_position ? "true" : "false",
+              (unsigned long long)b->source_position);
+    dlrni_put(text, "\"ended\": %s, \"rows_read\": %lld}", b->source_ended ? "true" : "false", (long long)b->rows_read);
+}
+
+DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) {
+    dlrn_tensor_out tensors[DLRNI_CHECKPOINT_TENSORS];
+    int64_t count = DLRNI_CHECKPOINT_FLOATS, d = t->cfg.activation_dim;
+    char config[1024], step[32], buffer[512];
+    dlrni_buffer_state b;
+    dlrni_text text = {buffer, sizeof buffer, 0};
+    dlrni_checkpoint_floats(t, tensors);
+    tensors[count++] = dlrni_checkpoint_counters(t);
+    dlrn_train_config_json(&t->cfg, config, sizeof config);
+    snprintf(step, sizeof step, "%lld", (long long)t->step);
+    if (t->buffer) {
+        DLRNI_TRY(dlrni_buffer_export(t->buffer, &b));
+        dlrni_put_buffer_state(&text, &b);
+        if (b.rows) tensors[count++] = dlrni_checkpoint_rows("buffer.x", b.x, &b, d);
+        if (b.rows && b.y) tensors[count++] = dlrni_checkpoint_rows("buffer.y", b.y, &b, d);
+    }
+    const char *metadata[] = {"format",
+                              DLRNI_CHECKPOINT_FORMAT,
+                              "made_by",
+                              "dictlearn " DLRN_VERSION_STRING,
+                              "family",
+                              t->dict->family->name,
+                              "config",
+                              config,
+                              "step",
+                              step,
+                              t->buffer ? "buffer" : NULL,
+                              buffer,
+                              NULL};
+    return dlrn_archive_write(t->ctx, path, tensors, count, metadata);
+}
+
+/* ---- Reading ---- */
+
+/* A whole number of a JSON object, exact beyond 2^53; 0 if it is not there or is not one. */
+DLRNI_INTERNAL int dlrni_json_u64(const dlrn_json *object, const char *name, uint64_t *out) {
+    const dlrn_json *value = dlrn_json_get(object, name);
+    uint64_t sum = 0;
+    if (!value || value->type != DLRN_JSON_NUMBER || !*value->text) return 0;
+    for (const char *c = value->text; *c; c++) {
+        if (*c < '0' || *c > '9' || sum > (UINT64_MAX - (uint64_t)(*c - '0')) / 10) return 0;
+        sum = sum * 10 + (uint64_t)(*c - '0');
+    }
+    *out = sum;
+    return 1;
+}
+
+DLRNI_INTERNAL int dlrni_json_i64(const dlrn_json *object, const char *name, int64_t *out) {
+    const dlrn_json *value = dlrn_json_get(object, name);
+    uint64_t u;
+    if (value && value->type == DLRN_JSON_NUMBER && !strcmp(value->text, "-1")) {
+        *out = -1;
+        return 1;
+    }
+    if (!dlrni_json_u64(object, name, &u) || u > INT64_MAX) return 0;
+    *out = (int64_t)u;
+    return 1;
+}
+
+DLRNI_INTERNAL int dlrni_json_real(const dlrn_json *object, const char *name, double *out) {
+    const dlrn_json *value = dlrn_json_get(object, name);
+    if (!value || value->type != DLRN_JSON_NUMBER) return 0;
+    *out = value->number;
+    return 1;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_checkpoint_lacks(dlrn_archive *a, dlrn_context *ctx, const char *what) {
+    return dlrni_fail(ctx, DLRN_ERR_FORMAT, "%s: not a checkpoint of a trainer: \"%s\" is missing or malformed",
+                      dlrn_archive_path(a), what);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a, const dlrn_json *json,
+                                             dlrn_train_config *cfg) {
+    memset(cfg, 0, sizeof *cfg);
+#define DLRNI_READ_INTEGER(field)                                                                                      \
+    if (!dlrni_json_i64(json, #field, &cfg->field)) return dlrni_checkpoint_lacks(a, ctx, "config." #field);
+#define DLRNI_READ_REAL(field)                                                                                         \
+    if (!dlrni_json_real(json, #field, &cfg->field)) return dlrni_checkpoint_lacks(a, ctx, "config." #field);
+    DLRNI_CONFIG_INTEGERS(DLRNI_READ_INTEGER)
+    DLRNI_CONFIG_REALS(DLRNI_READ_REAL)
+#undef DLRNI_READ_INTEGER
+#undef DLRNI_READ_REAL
+    const char *loss = dlrn_json_text(json, "loss", ""), *sparsity = dlrn_json_text(json, "sparsity", "");
+    const dlrn_json *compat = dlrn_json_get(json, "compat");
+    cfg->loss = !strcmp(loss, "squared") ? DLRN_LOSS_SQUARED : DLRN_LOSS_NORM;
+    cfg->sparsity = !strcmp(sparsity, "entropy") ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1;
+    if (strcmp(loss, dlrni_loss_name(cfg->loss))) return dlrni_checkpoint_lacks(a, ctx, "config.loss");
+    if (strcmp(sparsity, dlrni_sparsity_name(cfg->sparsity))) return dlrni_checkpoint_lacks(a, ctx, "config.sparsity");
+    if (!compat || compat->type != DLRN_JSON_BOOL) return dlrni_checkpoint_lacks(a, ctx, "config.compat");
+    cfg->compat = compat->number > 0;
+    if (!dlrni_json_u64(json, "seed", &cfg->seed)) return dlrni_checkpoint_lacks(a, ctx, "config.seed");
+    return dlrni_check_config(ctx, cfg);
+}
+
+/* The file's tensor of that name, type and shape; where < 0: an error that says what is wrong. */
+DLRNI_INTERNAL dlrn_status dlrni_checkpoint_find(dlrn_context *ctx, dlrn_archive *a, const dlrn_tensor_out *want,
+                                                 int64_t *where) {
+    *where = dlrn_archive_find(a, want->name);
+    if (*where < 0) return dlrni_checkpoint_lacks(a, ctx, want->name);
+    const dlrn_tensor_info *info = dlrn_archive_info(a, *where);
+    int same = info->dtype == want->dtype && info->ndim == want->ndim;
+    for (int i = 0; same && i < want->ndim; i++) same = info->shape[i] == want->shape[i];
+    if (same) return DLRN_OK;
+    return dlrni_fail(ctx, DLRN_ERR_SHAPE, "%s: tensor %s: expected %s [%lld][%lld], found %s [%lld][%lld]",
+                      dlrn_archive_path(a), want->name, dlrn_dtype_name(want->dtype), (long long)want->shape[0],
+                      (long long)(want->ndim > 1 ? want->shape[1] : 1), dlrn_dtype_name(info->dtype),
+                      (long long)(info->ndim > 0 ? info->shape[0] : 1),
+                      (long long)(info->ndim > 1 ? info->shape[1] : 1));
+}
+
+/* Before memory is taken for what the configuration claims: the largest tensor must be as large in the file. */
+DLRNI_INTERNAL dlrn_status dlrni_checkpoint_size(dlrn_context *ctx, dlrn_archive *a, const dlrn_train_config *cfg) {
+    dlrn_tensor_out want;
+    int64_t where;
+    memset(&want, 0, sizeof want);
+    want.name = "encoder_weight";
+    want.dtype = DLRN_F32;
+    want.ndim = 2;
+    want.shape[0] = cfg->dict_size;
+    want.shape[1] = cfg->activation_dim;
+    return dlrni_checkpoint_find(ctx, a, &want, &where);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_read_state(dlrn_trainer *t, dlrn_archive *a) {
+    dlrn_tensor_out want[DLRNI_CHECKPOINT_FLOATS], counters = dlrni_checkpoint_counters(t);
+    const char *step = dlrn_archive_metadata(a, "step");
+    int64_t where;
+    uint64_t done = 0;
+    dlrni_checkpoint_floats(t, want);
+    for (int i = 0; i < DLRNI_CHECKPOINT_FLOATS; i++) {
+        float *to;
+        memcpy(&to, &want[i].data, sizeof to); /* it is ours, and not const */
+        DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &want[i], &where));
+        DLRNI_TRY(dlrn_archive_read(a, where, to));
+    }
+    DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &counters, &where));
+    DLRNI_TRY(dlrn_archive_read_i64(a, where, t->state.steps_since_fired));
+    for (int64_t f = 0; f < t->cfg.dict_size; f++)
+        if (t->state.steps_since_fired[f] < 0 || t->state.steps_since_fired[f] > INT64_MAX / 4)
+            return dlrni_checkpoint_lacks(a, t->ctx, "steps_since_fired");
+    for (const char *c = step; c && *c; c++) {
+        if (*c < '0' || *c > '9' || done > INT64_MAX / 100) return dlrni_checkpoint_lacks(a, t->ctx, "step");
+        done = done * 10 + (uint64_t)(*c - '0');
+    }
+    if (!step || !*step) return dlrni_checkpoint_lacks(a, t->ctx, "step");
+    t->step = (int64_t)done;
+    dlrn_dictionary_changed(t->dict);
+    return DLRN_OK;
+}
+
+/* Rows [rows][d] as they were stored; *out is freed by the caller. Widening and narrowing give the same bits again. */
+DLRNI_INTERNAL dlrn_status dlrni_read_rows(dlrn_trainer *t, dlrn_archive *a, const char *name,
+                                           const dlrni_buffer_state *b, void **out) {
+    dlrn_tensor_out want = dlrni_checkpoint_rows(name, NULL, b, t->cfg.activation_dim);
+    int64_t where;
+    DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &want, &where));
+    int64_t n = dlrn_archive_info(a, where)->numel;
+    float *wide = DLRNI_NEW(t->ctx, float, n);
+    *out = wide;
+    if (!wide) return DLRN_ERR_MEMORY;
+    DLRNI_TRY(dlrn_archive_read(a, where, wide));
+    for (int64_t i = 0; b->store != DLRN_F32 && i < n; i++) { /* in place: what is written is behind what is read */
+        uint16_t h = b->store == DLRN_F16 ? dlrn_f32_to_f16(wide[i]) : dlrn_f32_to_bf16(wide[i]);
+        memcpy((char *)wide + 2 * i, &h, sizeof h);
+    }
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(dlrn_trainer *t, dlrn_archive *a, const dlrn_json *json,
+                                                   dlrni_buffer_state *b) {
+    const char *store = dlrn_json_text(json, "store", "");
+    memset(b, 0, sizeof *b);
+    b->store = !strcmp(store, "F16") ? DLRN_F16 : !strcmp(store, "BF16") ? DLRN_BF16 : DLRN_F32;
+    if (strcmp(store, dlrn_dtype_name(b->store)) || !dlrni_json_i64(json, "rows", &b->rows) || b->rows < 0 ||
+        !dlrni_json_u64(json, "seed", &b->rng.seed) || !dlrni_json_u64(json, "stream", &b->rng.stream) ||
+        !dlrni_json_u64(json, "counter", &b->rng.counter) || !dlrni_json_u64(json, "position", &b->source_position) ||
+        !dlrni_json_i64(json, "rows_read", &b->rows_read) || b->rows_read < 0)
+        return dlrni_checkpoint_lacks(a, t->ctx, "buffer");
+    b->has_position = dlrn_json_number(json, "has_position", 0) > 0;
+    b->source_ended = dlrn_json_number(json, "ended", 0) > 0;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_resume_buffer(dlrn_trainer *t, dlrn_archive *a, const dlrn_json *json) {
+    dlrni_buffer_state b;
+    void *x = NULL, *y = NULL;
+    DLRNI_TRY(dlrni_read_buffer_state(t, a, json, &b));
+    dlrn_status s = DLRN_OK;
+    if (b.rows) s = dlrni_read_rows(t, a, "buffer.x", &b, &x);
+    if (b.rows && s == DLRN_OK && dlrn_buffer_has_target(t->buffer)) s = dlrni_read_rows(t, a, "buffer.y", &b, &y);
+    b.x = x;
+    b.y = y;
+    if (s == DLRN_OK) s = dlrni_buffer_import(t->buffer, &b);
+    dlrni_free(t->ctx, x);
+    dlrni_free(t->ctx, y);
+    return s;
+}
+
+/* Parses a metadata entry; NULL and DLRN_OK if there is none. */
+DLRNI_INTERNAL dlrn_status dlrni_metadata_json(dlrn_context *ctx, dlrn_archive *a, const char *key, dlrn_json **out) {
+    const char *text = dlrn_archive_metadata(a, key);
+    *out = NULL;
+    return text ? dlrn_json_parse(ctx, text, strlen(text), dlrn_archive_path(a), out) : DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archive *a, const dlrn_train_config *given,
+                                                   dlrn_train_config *cfg) {
+    const char *format = dlrn_archive_metadata(a, "format");
+    dlrn_json *json;
+    if (!format || strcmp(format, DLRNI_CHECKPOINT_FORMAT)) return dlrni_checkpoint_lacks(a, ctx, "format");
+    DLRNI_TRY(dlrni_metadata_json(ctx, a, "config", &json));
+    dlrn_status s = dlrni_read_config(ctx, a, json, cfg);
+    dlrn_json_free(ctx, json);
+    if (s != DLRN_OK) return s;
+    if (given && (given->activation_dim != cfg->activation_dim || given->dict_size != cfg->dict_size))
+        return dlrni_fail(ctx, DLRN_ERR_SHAPE, "%s: a trainer of %lld x %lld, expected %lld x %lld",
+                          dlrn_archive_path(a), (long long)cfg->activation_dim, (long long)cfg->dict_size,
+                          (long long)given->activation_dim, (long long)given->dict_size);
+    if (given && !given->compat != !cfg->compat)
+        return dlrni_fail(ctx, DLRN_ERR_ARGUMENT, "%s: saved with compat %d, expected %d", dlrn_archive_path(a),
+                          cfg->compat, given->compat);
+    DLRNI_TRY(dlrni_checkpoint_size(ctx, a, cfg));
+    if (given) *cfg = *given;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_resume_from(dlrn_context *ctx, dlrn_archive *a, const dlrn_train_config *given,
+                                             dlrn_buffer *buffer, dlrn_trainer **out) {
+    dlrn_train_config cfg;
+    dlrn_json *json;
+    DLRNI_TRY(dlrni_checkpoint_config(ctx, a, given, &cfg));
+    DLRNI_TRY(dlrn_trainer_create(ctx, &cfg, NULL, buffer, out));
+    DLRNI_TRY(dlrni_read_state(*out, a));
+    if (!buffer) return DLRN_OK;
+    DLRNI_TRY(dlrni_metadata_json(ctx, a, "buffer", &json));
+    dlrn_status s = json ? dlrni_resume_buffer(*out, a, json) : DLRN_OK; /* saved without one: the given one starts */
+    dlrn_json_free(ctx, json);
+    return s;
+}
+
+DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path, const dlrn_train_config *cfg,
+                                         dlrn_buffer *buffer, dlrn_trainer **out) {
+    dlrn_archive *a;
+    *out = NULL;
+    DLRNI_TRY(dlrn_archive_open(ctx, path, &a));
+    dlrn_status s = dlrni_resume_from(ctx, a, cfg, buffer, out);
+    dlrn_archive_close(a);
+    if (s == DLRN_OK) return s;
+    dlrn_trainer_destroy(*out);
+    *out = NULL;
+    return s;
+}
+#endif
 #endif
 
 #ifdef __cplusplus
@@ -3121,6 +3507,9 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampl
 /* ------------------------------------------------------------------------------------------ */
 // >>undef
 /* Nothing private is left behind; DLRNI_IMPLEMENTED stays, so that a second inclusion is empty. */
+#undef DLRNI_CHECKPOINT_FORMAT
+#undef DLRNI_CONFIG_INTEGERS
+#undef DLRNI_CONFIG_REALS
 #undef DLRNI_GROW
 #undef DLRNI_INTERNAL
 #undef DLRNI_LIST_BUDGET
@@ -3184,7 +3573,7 @@ DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(fma)(DLRNI_K(v16) a, DLRNI_K(v16) b, DLRNI_K
     return c;
 }
 /* The fixed tree over the lanes, for four vectors at once. */
-DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) * a, float *out) {
+DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
     for (int v = 0; v < 4; v++) {
         float t[DLRNI_LANES];
         memcpy(t, a[v].l, sizeof t);
@@ -3241,7 +3630,7 @@ DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(sqrt)(DLRNI_K(v16) a) {
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(fma)(DLRNI_K(v16) a, DLRNI_K(v16) b, DLRNI_K(v16) c) {
     return DLRNI_K(pair)(_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi));
 }
-DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) * a, float *out) {
+DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
     __m256 A = _mm256_add_ps(a[0].lo, a[0].hi), B = _mm256_add_ps(a[1].lo, a[1].hi); /* l + (l + 8) */
     __m256 C = _mm256_add_ps(a[2].lo, a[2].hi), D = _mm256_add_ps(a[3].lo, a[3].hi);
     __m256 AB = _mm256_add_ps(_mm256_permute2f128_ps(A, B, 0x20), _mm256_permute2f128_ps(A, B, 0x31));
@@ -3294,7 +3683,7 @@ DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(fma)(DLRNI_K(v16) a, DLRNI_K(v16) b, DLRNI_K
     return _mm512_fmadd_ps(a, b, c);
 }
 #define DLRNI_SHUFFLE(a, b, order) _mm512_maskz_shuffle_f32x4((__mmask16)0xFFFF, a, b, order)
-DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) * a, float *out) {
+DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
     __m512 AB = _mm512_add_ps(DLRNI_SHUFFLE(a[0], a[1], 0x44), DLRNI_SHUFFLE(a[0], a[1], 0xEE)); /* l + (l + 8) */
     __m512 CD = _mm512_add_ps(DLRNI_SHUFFLE(a[2], a[3], 0x44), DLRNI_SHUFFLE(a[2], a[3], 0xEE));
     __m512 t = _mm512_add_ps(DLRNI_SHUFFLE(AB, CD, 0x88), DLRNI_SHUFFLE(AB, CD, 0xDD)); /* A, B, C, D: 4 lanes each */
@@ -3316,20 +3705,24 @@ typedef struct DLRNI_K(v16) {
 
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(set1)(float a) {
     DLRNI_K(v16) r;
-    DLRNI_UNROLL for (int i = 0; i < 4; i++) r.q[i] = vdupq_n_f32(a);
+    DLRNI_UNROLL
+    for (int i = 0; i < 4; i++) r.q[i] = vdupq_n_f32(a);
     return r;
 }
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(load)(const float *p) {
     DLRNI_K(v16) r;
-    DLRNI_UNROLL for (int i = 0; i < 4; i++) r.q[i] = vld1q_f32(p + 4 * i);
+    DLRNI_UNROLL
+    for (int i = 0; i < 4; i++) r.q[i] = vld1q_f32(p + 4 * i);
     return r;
 }
 DLRNI_INTERNAL void DLRNI_K(store)(float *p, DLRNI_K(v16) a) {
-    DLRNI_UNROLL for (int i = 0; i < 4; i++) vst1q_f32(p + 4 * i, a.q[i]);
+    DLRNI_UNROLL
+    for (int i = 0; i < 4; i++) vst1q_f32(p + 4 * i, a.q[i]);
 }
 #define DLRNI_LANEWISE(name, expression)                                                                               \
     DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(name)(DLRNI_K(v16) a, DLRNI_K(v16) b) {                                        \
-        DLRNI_UNROLL for (int i = 0; i < 4; i++) a.q[i] = expression;                                                  \
+        DLRNI_UNROLL                                                                                                   \
+        for (int i = 0; i < 4; i++) a.q[i] = expression;                                                               \
         return a;                                                                                                      \
     }
 DLRNI_LANEWISE(add, vaddq_f32(a.q[i], b.q[i]))
@@ -3339,14 +3732,16 @@ DLRNI_LANEWISE(div, vdivq_f32(a.q[i], b.q[i]))
 DLRNI_LANEWISE(relu, vbslq_f32(vcleq_f32(a.q[i], b.q[i]), vdupq_n_f32(0.0f), a.q[i])) /* b is zero */
 #undef DLRNI_LANEWISE
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(sqrt)(DLRNI_K(v16) a) {
-    DLRNI_UNROLL for (int i = 0; i < 4; i++) a.q[i] = vsqrtq_f32(a.q[i]);
+    DLRNI_UNROLL
+    for (int i = 0; i < 4; i++) a.q[i] = vsqrtq_f32(a.q[i]);
     return a;
 }
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(fma)(DLRNI_K(v16) a, DLRNI_K(v16) b, DLRNI_K(v16) c) {
-    DLRNI_UNROLL for (int i = 0; i < 4; i++) c.q[i] = vfmaq_f32(c.q[i], a.q[i], b.q[i]);
+    DLRNI_UNROLL
+    for (int i = 0; i < 4; i++) c.q[i] = vfmaq_f32(c.q[i], a.q[i], b.q[i]);
     return c;
 }
-DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) * a, float *out) {
+DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
     for (int v = 0; v < 4; v++) {
         float32x4_t lo = vaddq_f32(a[v].q[0], a[v].q[2]), hi = vaddq_f32(a[v].q[1], a[v].q[3]);
         float32x4_t t = vaddq_f32(lo, hi);
@@ -3371,7 +3766,8 @@ DLRNI_INTERNAL void DLRNI_K(store_part)(float *p, DLRNI_K(v16) a, int64_t n) {
 DLRNI_INTERNAL float DLRNI_K(dot)(const float *a, const float *b, int64_t n) {
     DLRNI_K(v16) s[4];
     float out[4];
-    DLRNI_UNROLL for (int i = 0; i < 4; i++) s[i] = DLRNI_K(set1)(0);
+    DLRNI_UNROLL
+    for (int i = 0; i < 4; i++) s[i] = DLRNI_K(set1)(0);
     int64_t p = 0;
     for (; p + DLRNI_LANES <= n; p += DLRNI_LANES)
         s[0] = DLRNI_K(fma)(DLRNI_K(load)(a + p), DLRNI_K(load)(b + p), s[0]);
@@ -3388,25 +3784,35 @@ DLRNI_INTERNAL void DLRNI_K(nt_tile)(int64_t m, int64_t n, int64_t k, const floa
     DLRNI_K(v16) s[SUMS], x[ROWS];
     const float *row[ROWS], *col[COLS];
     float out[SUMS];
-    DLRNI_UNROLL for (int i = 0; i < ROWS; i++) row[i] = a + (i < m ? i : m - 1) * lda;
-    DLRNI_UNROLL for (int j = 0; j < COLS; j++) col[j] = b + (j < n ? j : n - 1) * ldb;
-    DLRNI_UNROLL for (int i = 0; i < SUMS; i++) s[i] = DLRNI_K(set1)(0);
+    DLRNI_UNROLL
+    for (int i = 0; i < ROWS; i++) row[i] = a + (i < m ? i : m - 1) * lda;
+    DLRNI_UNROLL
+    for (int j = 0; j < COLS; j++) col[j] = b + (j < n ? j : n - 1) * ldb;
+    DLRNI_UNROLL
+    for (int i = 0; i < SUMS; i++) s[i] = DLRNI_K(set1)(0);
     int64_t p = 0;
     for (; p + DLRNI_LANES <= k; p += DLRNI_LANES) {
-        DLRNI_UNROLL for (int i = 0; i < ROWS; i++) x[i] = DLRNI_K(load)(row[i] + p);
-        DLRNI_UNROLL for (int j = 0; j < COLS; j++) {
+        DLRNI_UNROLL
+        for (int i = 0; i < ROWS; i++) x[i] = DLRNI_K(load)(row[i] + p);
+        DLRNI_UNROLL
+        for (int j = 0; j < COLS; j++) {
             DLRNI_K(v16) w = DLRNI_K(load)(col[j] + p);
-            DLRNI_UNROLL for (int i = 0; i < ROWS; i++) s[j * ROWS + i] = DLRNI_K(fma)(x[i], w, s[j * ROWS + i]);
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) s[j * ROWS + i] = DLRNI_K(fma)(x[i], w, s[j * ROWS + i]);
         }
     }
     if (p < k) {
-        DLRNI_UNROLL for (int i = 0; i < ROWS; i++) x[i] = DLRNI_K(load_part)(row[i] + p, k - p);
-        DLRNI_UNROLL for (int j = 0; j < COLS; j++) {
+        DLRNI_UNROLL
+        for (int i = 0; i < ROWS; i++) x[i] = DLRNI_K(load_part)(row[i] + p, k - p);
+        DLRNI_UNROLL
+        for (int j = 0; j < COLS; j++) {
             DLRNI_K(v16) w = DLRNI_K(load_part)(col[j] + p, k - p);
-            DLRNI_UNROLL for (int i = 0; i < ROWS; i++) s[j * ROWS + i] = DLRNI_K(fma)(x[i], w, s[j * ROWS + i]);
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) s[j * ROWS + i] = DLRNI_K(fma)(x[i], w, s[j * ROWS + i]);
         }
     }
-    DLRNI_UNROLL for (int i = 0; i < SUMS; i += 4) DLRNI_K(sum4)(s + i, out + i);
+    DLRNI_UNROLL
+    for (int i = 0; i < SUMS; i += 4) DLRNI_K(sum4)(s + i, out + i);
     for (int j = 0; j < COLS && j < n; j++)
         for (int i = 0; i < ROWS && i < m; i++)
             c[i * ldc + j] = beta ? c[i * ldc + j] + out[j * ROWS + i] : out[j * ROWS + i];
@@ -3424,19 +3830,22 @@ DLRNI_INTERNAL void DLRNI_K(nn_tile)(int64_t m, int64_t k, const float *a, int64
                                      int64_t ldb, int beta, float *c, int64_t ldc) {
     DLRNI_K(v16) s[4][DLRNI_K(nn_vectors)];
     const float *ai[4];
-    DLRNI_UNROLL for (int i = 0; i < 4; i++) {
+    DLRNI_UNROLL
+    for (int i = 0; i < 4; i++) {
         int64_t r = i < m ? i : m - 1;
         ai[i] = a + r * row;
-        DLRNI_UNROLL for (int v = 0; v < DLRNI_K(nn_vectors); v++) s[i][v] =
-            beta ? DLRNI_K(load)(c + r * ldc + v * DLRNI_LANES) : DLRNI_K(set1)(0);
+        DLRNI_UNROLL
+        for (int v = 0; v < DLRNI_K(nn_vectors); v++)
+            s[i][v] = beta ? DLRNI_K(load)(c + r * ldc + v * DLRNI_LANES) : DLRNI_K(set1)(0);
     }
-    for (int64_t p = 0; p < k; p++) DLRNI_UNROLL for (int v = 0; v < DLRNI_K(nn_vectors); v++) {
-            DLRNI_K(v16) w = DLRNI_K(load)(b + p * ldb + v * DLRNI_LANES);
-            DLRNI_UNROLL for (int i = 0; i < 4; i++) s[i][v] = DLRNI_K(fma)(DLRNI_K(set1)(ai[i][p * col]), w, s[i][v]);
-        }
-    for (int i = 0; i < 4 && i < m; i++)
-        DLRNI_UNROLL for (int v = 0; v < DLRNI_K(nn_vectors); v++)
-            DLRNI_K(store)(c + i * ldc + v * DLRNI_LANES, s[i][v]);
+    for (int64_t p = 0; p < k; p++) DLRNI_UNROLL
+    for (int v = 0; v < DLRNI_K(nn_vectors); v++) {
+        DLRNI_K(v16) w = DLRNI_K(load)(b + p * ldb + v * DLRNI_LANES);
+        DLRNI_UNROLL
+        for (int i = 0; i < 4; i++) s[i][v] = DLRNI_K(fma)(DLRNI_K(set1)(ai[i][p * col]), w, s[i][v]);
+    }
+    for (int i = 0; i < 4 && i < m; i++) DLRNI_UNROLL
+    for (int v = 0; v < DLRNI_K(nn_vectors); v++) DLRNI_K(store)(c + i * ldc + v * DLRNI_LANES, s[i][v]);
 }
 
 /* The last columns, one vector or less at a time. */
@@ -3454,7 +3863,7 @@ DLRNI_INTERNAL void DLRNI_K(nn_edge)(int64_t m, int64_t n, int64_t k, const floa
 
 DLRNI_INTERNAL void DLRNI_K(gemm_nn)(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col,
                                      const float *b, int64_t ldb, int beta, float *c, int64_t ldc) {
-    const int64_t width = DLRNI_K(nn_vectors) * DLRNI_LANES;
+    const int64_t width = DLRNI_K(nn_vectors) *DLRNI_LANES;
     int64_t j = 0;
     for (; j + width <= n; j += width)
         for (int64_t i = 0; i < m; i += 4)
@@ -3465,18 +3874,21 @@ DLRNI_INTERNAL void DLRNI_K(gemm_nn)(int64_t m, int64_t n, int64_t k, const floa
 /* The running sums of gather_vectors vectors stay in registers while the rows go by. */
 DLRNI_INTERNAL void DLRNI_K(gather_axpy)(float *out, int64_t n, const float *base, int64_t ld, const int32_t *idx,
                                          const float *coef, int64_t count) {
-    const int64_t width = DLRNI_K(gather_vectors) * DLRNI_LANES;
+    const int64_t width = DLRNI_K(gather_vectors) *DLRNI_LANES;
     int64_t j = 0;
     for (; j + width <= n; j += width) {
         DLRNI_K(v16) s[DLRNI_K(gather_vectors)];
-        DLRNI_UNROLL for (int v = 0; v < DLRNI_K(gather_vectors); v++) s[v] = DLRNI_K(load)(out + j + v * DLRNI_LANES);
+        DLRNI_UNROLL
+        for (int v = 0; v < DLRNI_K(gather_vectors); v++) s[v] = DLRNI_K(load)(out + j + v * DLRNI_LANES);
         for (int64_t p = 0; p < count; p++) {
             const float *x = base + idx[p] * ld + j;
             DLRNI_K(v16) a = DLRNI_K(set1)(coef[p]);
-            DLRNI_UNROLL for (int v = 0; v < DLRNI_K(gather_vectors); v++) s[v] =
-                DLRNI_K(fma)(a, DLRNI_K(load)(x + v * DLRNI_LANES), s[v]);
+            DLRNI_UNROLL
+            for (int v = 0; v < DLRNI_K(gather_vectors); v++)
+                s[v] = DLRNI_K(fma)(a, DLRNI_K(load)(x + v * DLRNI_LANES), s[v]);
         }
-        DLRNI_UNROLL for (int v = 0; v < DLRNI_K(gather_vectors); v++) DLRNI_K(store)(out + j + v * DLRNI_LANES, s[v]);
+        DLRNI_UNROLL
+        for (int v = 0; v < DLRNI_K(gather_vectors); v++) DLRNI_K(store)(out + j + v * DLRNI_LANES, s[v]);
     }
     for (; j < n; j += DLRNI_LANES) {
         int64_t part = dlrni_min(n - j, DLRNI_LANES);
