@@ -866,6 +866,18 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #include <omp.h>
 #endif
 
+#if defined(__unix__) || defined(__APPLE__)
+#define DLRNI_POSIX 1
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#else
+#define DLRNI_POSIX 0
+#include <errno.h>
+#endif
+
 /* DICTLEARN_SIMD 0 leaves the scalar kernels alone; by default every set that the compiler can build is built. */
 #ifndef DICTLEARN_SIMD
 #define DICTLEARN_SIMD 1
@@ -3150,27 +3162,2768 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampl
 
 /* ------------------------------------------------------------------------------------------ */
 // >>files
+/* Reading: a file is mapped (or, where there is no mmap, read whole) and walked through with one bounded cursor. Writing:
+   a temporary file beside the target takes its place only when it is whole and on the disk. */
+
+#if DLRNI_POSIX && defined(__STRICT_ANSI__) && !defined(__cplusplus)
+extern int fileno(FILE *); /* hidden from strict C99 although it is there */
+extern int fsync(int);
+#endif
+
+typedef struct dlrni_map {
+    const unsigned char *p;
+    size_t size;
+    void *owned; /* the block, if it was read and not mapped */
+} dlrni_map;
+
+DLRNI_INTERNAL void dlrni_map_close(dlrn_context *ctx, dlrni_map *m) {
+#if DLRNI_POSIX
+    if (m->p && !m->owned && m->size) munmap((void *)(uintptr_t)m->p, m->size);
+#endif
+    dlrni_free(ctx, m->owned);
+    memset(m, 0, sizeof *m);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_io_error(dlrn_context *ctx, const char *path, const char *what) {
+    return dlrni_fail(ctx, DLRN_ERR_IO, "%s: cannot %s: %s", path, what, strerror(errno));
+}
+
+/* The rest of a stream, with a 0 byte after it. */
+DLRNI_INTERNAL dlrn_status dlrni_read_stream(dlrn_context *ctx, FILE *f, const char *path, char **bytes, size_t *size) {
+    char *p = NULL;
+    int64_t cap = 0, used = 0;
+    for (;;) {
+        if (!DLRNI_GROW(ctx, &p, &cap, used, used + 65536)) break;
+        size_t got = fread(p + used, 1, (size_t)(cap - used - 1), f);
+        used += (int64_t)got;
+        if (got) continue;
+        if (ferror(f)) {
+            dlrni_free(ctx, p);
+            return dlrni_io_error(ctx, path, "read it");
+        }
+        p[used] = 0;
+        *bytes = p;
+        *size = (size_t)used;
+        return DLRN_OK;
+    }
+    dlrni_free(ctx, p);
+    return DLRN_ERR_MEMORY;
+}
+
+DLRN_API dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **bytes, size_t *size) {
+    *bytes = NULL;
+    *size = 0;
+    if (!strcmp(path, "-")) return dlrni_read_stream(ctx, stdin, "standard input", bytes, size);
+    if (dlrn_file_exists(path) == 2) return dlrni_fail(ctx, DLRN_ERR_IO, "%s: expected a file, found a folder", path);
+    FILE *f = fopen(path, "rb");
+    if (!f) return dlrni_io_error(ctx, path, "open it");
+    dlrn_status s = dlrni_read_stream(ctx, f, path, bytes, size);
+    fclose(f);
+    return s;
+}
+
+DLRN_API int dlrn_file_exists(const char *path) {
+#if DLRNI_POSIX
+    struct stat st;
+    if (stat(path, &st)) return 0;
+    return S_ISDIR(st.st_mode) ? 2 : 1;
+#else
+    FILE *f = fopen(path, "rb");
+    if (f) fclose(f);
+    return f != NULL;
+#endif
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_map_open(dlrn_context *ctx, const char *path, dlrni_map *m) {
+    memset(m, 0, sizeof *m);
+#if DLRNI_POSIX
+    struct stat st;
+    int fd = open(path, O_RDONLY);
+    if (fd < 0) return dlrni_io_error(ctx, path, "open it");
+    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size > 0 &&
+        (uint64_t)st.st_size <= SIZE_MAX) {
+        void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        close(fd);
+        if (p == MAP_FAILED) return dlrni_io_error(ctx, path, "map it");
+        m->p = (const unsigned char *)p;
+        m->size = (size_t)st.st_size;
+        return DLRN_OK;
+    }
+    close(fd); /* a pipe, a device, an empty file, a folder: read as a stream */
+#endif
+    char *bytes;
+    DLRNI_TRY(dlrn_file_read(ctx, path, &bytes, &m->size));
+    m->owned = bytes;
+    m->p = (const unsigned char *)bytes;
+    return DLRN_OK;
+}
+
+/* The only way through bytes that are not trusted: `take` gives n of them or NULL, and never looks past the end. */
+typedef struct dlrni_cursor {
+    const unsigned char *p, *end;
+} dlrni_cursor;
+
+DLRNI_INTERNAL const unsigned char *dlrni_take(dlrni_cursor *c, uint64_t n) {
+    if (n > (uint64_t)(c->end - c->p)) return NULL;
+    const unsigned char *at = c->p;
+    c->p += n;
+    return at;
+}
+
+/* n <= 8 bytes at p, little-endian. */
+DLRNI_INTERNAL uint64_t dlrni_le(const unsigned char *p, int n) {
+    uint64_t v = 0;
+    while (n-- > 0) v = v << 8 | p[n];
+    return v;
+}
+
+DLRNI_INTERNAL void dlrni_put_le(unsigned char *p, uint64_t v, int n) {
+    for (int i = 0; i < n; i++) p[i] = (unsigned char)(v >> 8 * i);
+}
+
+/* The sum that zip keeps of each member (CRC-32), four bits at a time. */
+DLRNI_INTERNAL uint32_t dlrni_crc32(uint32_t crc, const unsigned char *p, uint64_t n) {
+    static const uint32_t table[16] = {0x00000000u, 0x1db71064u, 0x3b6e20c8u, 0x26d930acu, 0x76dc4190u, 0x6b6b51f4u,
+                                       0x4db26158u, 0x5005713cu, 0xedb88320u, 0xf00f9344u, 0xd6d6a3e8u, 0xcb61b38cu,
+                                       0x9b64c2b0u, 0x86d3d2d4u, 0xa00ae278u, 0xbdbdf21cu};
+    for (crc = ~crc; n; n--) {
+        crc ^= *p++;
+        crc = crc >> 4 ^ table[crc & 15];
+        crc = crc >> 4 ^ table[crc & 15];
+    }
+    return ~crc;
+}
+
+/* A file being written under a temporary name. The first fault sticks and is told at the end. */
+typedef struct dlrni_out {
+    dlrn_context *ctx;
+    FILE *f;
+    char *path, *temporary; /* one block */
+    uint64_t at;            /* bytes written */
+    uint32_t crc;           /* of the bytes since it was last set to 0 */
+    dlrn_status status;
+} dlrni_out;
+
+DLRNI_INTERNAL dlrn_status dlrni_out_open(dlrn_context *ctx, const char *path, dlrni_out *o) {
+    size_t n = strlen(path);
+    memset(o, 0, sizeof *o);
+    o->ctx = ctx;
+    o->path = DLRNI_NEW(ctx, char, (int64_t)(2 * n + 32));
+    if (!o->path) return DLRN_ERR_MEMORY;
+    o->temporary = o->path + n + 1;
+    memcpy(o->path, path, n + 1);
+    long id = 0;
+#if DLRNI_POSIX
+    id = (long)getpid();
+#endif
+    snprintf(o->temporary, n + 31, "%s.%ld.tmp", path, id);
+    if (!strcmp(path, "-")) {
+        o->f = stdout;
+        o->temporary = NULL;
+    } else {
+        o->f = dlrn_file_exists(path) == 2 ? NULL : fopen(o->temporary, "wb");
+    }
+    if (o->f) return DLRN_OK;
+    dlrn_status s = dlrn_file_exists(path) == 2
+                        ? dlrni_fail(ctx, DLRN_ERR_IO, "%s: expected a file to write, found a folder", path)
+                        : dlrni_io_error(ctx, path, "create it");
+    dlrni_free(ctx, o->path);
+    return s;
+}
+
+DLRNI_INTERNAL void dlrni_out_write(dlrni_out *o, const void *bytes, uint64_t n) {
+    if (o->status != DLRN_OK || !n) return;
+    o->crc = dlrni_crc32(o->crc, (const unsigned char *)bytes, n);
+    o->at += n;
+    if (fwrite(bytes, 1, (size_t)n, o->f) != n) o->status = dlrni_io_error(o->ctx, o->path, "write it");
+}
+
+DLRNI_INTERNAL void dlrni_out_zeros(dlrni_out *o, uint64_t n) {
+    static const unsigned char zeros[64] = {0};
+    for (; n; n -= (uint64_t)dlrni_min((int64_t)n, 64)) dlrni_out_write(o, zeros, (uint64_t)dlrni_min((int64_t)n, 64));
+}
+
+/* Makes a rename last through a power cut. */
+DLRNI_INTERNAL void dlrni_sync_folder(const char *path) {
+#if DLRNI_POSIX
+    const char *slash = strrchr(path, '/');
+    char folder[4096] = ".";
+    size_t n = slash ? (size_t)(slash - path) : 0;
+    if (slash && n < sizeof folder) {
+        memcpy(folder, n ? path : "/", n ? n : 1);
+        folder[n ? n : 1] = 0;
+    }
+    int fd = open(folder, O_RDONLY);
+    if (fd >= 0) {
+        fsync(fd);
+        close(fd);
+    }
+#else
+    (void)path;
+#endif
+}
+
+/* Puts the file in place, or, if anything failed, removes it; frees o in both cases. */
+DLRNI_INTERNAL dlrn_status dlrni_out_close(dlrni_out *o) {
+    if (!o->temporary) { /* standard output */
+        if (o->status == DLRN_OK && fflush(o->f)) o->status = dlrni_io_error(o->ctx, "standard output", "write it");
+        dlrni_free(o->ctx, o->path);
+        return o->status;
+    }
+    int bad = fflush(o->f) != 0;
+#if DLRNI_POSIX
+    bad = bad || fsync(fileno(o->f)) != 0;
+#endif
+    if (bad && o->status == DLRN_OK) o->status = dlrni_io_error(o->ctx, o->path, "write it");
+    bad = fclose(o->f) != 0;
+    if (bad && o->status == DLRN_OK) o->status = dlrni_io_error(o->ctx, o->path, "write it");
+    if (o->status == DLRN_OK && rename(o->temporary, o->path)) o->status = dlrni_io_error(o->ctx, o->path, "put it in place");
+    if (o->status == DLRN_OK)
+        dlrni_sync_folder(o->path);
+    else
+        remove(o->temporary);
+    dlrni_free(o->ctx, o->path);
+    return o->status;
+}
+
+DLRN_API dlrn_status dlrn_file_write(dlrn_context *ctx, const char *path, const void *bytes, size_t size) {
+    dlrni_out o;
+    DLRNI_TRY(dlrni_out_open(ctx, path, &o));
+    dlrni_out_write(&o, bytes, size);
+    return dlrni_out_close(&o);
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>json
+/* A strict reader (RFC 8259). The number of values is at most one more than the commas and opening brackets, and no string
+   grows when it is unescaped, so one block in proportion to the text holds the whole tree. */
+
+typedef struct dlrni_json_reader {
+    dlrn_context *ctx;
+    const char *name, *start, *p, *end;
+    dlrn_json *nodes; /* next free value */
+    char *text;       /* next free byte  */
+    int depth;
+} dlrni_json_reader;
+
+enum { DLRNI_JSON_DEPTH = 64 };
+
+DLRNI_INTERNAL dlrn_status dlrni_json_error(dlrni_json_reader *r, const char *what) {
+    int64_t line = 1;
+    for (const char *q = r->start; q < r->p; q++) line += *q == '\n';
+    return dlrni_fail(r->ctx, DLRN_ERR_FORMAT, "%s: JSON, line %lld, byte %lld: %s", r->name, (long long)line,
+                      (long long)(r->p - r->start), what);
+}
+
+DLRNI_INTERNAL void dlrni_json_space(dlrni_json_reader *r) {
+    while (r->p < r->end && (*r->p == ' ' || *r->p == '\t' || *r->p == '\n' || *r->p == '\r')) r->p++;
+}
+
+DLRNI_INTERNAL int dlrni_hex4(const char *p, uint32_t *out) {
+    uint32_t v = 0;
+    for (int i = 0; i < 4; i++) {
+        char c = p[i];
+        if (c >= '0' && c <= '9') v = v << 4 | (uint32_t)(c - '0');
+        else if ((c | 32) >= 'a' && (c | 32) <= 'f') v = v << 4 | (uint32_t)((c | 32) - 'a' + 10);
+        else return 0;
+    }
+    *out = v;
+    return 1;
+}
+
+DLRNI_INTERNAL char *dlrni_utf8_put(char *to, uint32_t c) {
+    if (c < 0x80) {
+        *to++ = (char)c;
+    } else if (c < 0x800) {
+        *to++ = (char)(0xC0 | c >> 6);
+        *to++ = (char)(0x80 | (c & 63));
+    } else if (c < 0x10000) {
+        *to++ = (char)(0xE0 | c >> 12);
+        *to++ = (char)(0x80 | (c >> 6 & 63));
+        *to++ = (char)(0x80 | (c & 63));
+    } else {
+        *to++ = (char)(0xF0 | c >> 18);
+        *to++ = (char)(0x80 | (c >> 12 & 63));
+        *to++ = (char)(0x80 | (c >> 6 & 63));
+        *to++ = (char)(0x80 | (c & 63));
+    }
+    return to;
+}
+
+/* Bytes of the UTF-8 character at p, 0 if it is malformed (overlong, surrogate, beyond U+10FFFF, cut short). */
+DLRNI_INTERNAL int dlrni_utf8_length(const char *p, const char *end) {
+    const unsigned char *u = (const unsigned char *)p;
+    int64_t left = end - p;
+    if (u[0] < 0x80) return 1;
+    if (u[0] < 0xC2 || u[0] > 0xF4) return 0;
+    int n = u[0] < 0xE0 ? 2 : u[0] < 0xF0 ? 3 : 4;
+    if (left < n) return 0;
+    for (int i = 1; i < n; i++)
+        if ((u[i] & 0xC0) != 0x80) return 0;
+    if ((u[0] == 0xE0 && u[1] < 0xA0) || (u[0] == 0xED && u[1] > 0x9F)) return 0;
+    if ((u[0] == 0xF0 && u[1] < 0x90) || (u[0] == 0xF4 && u[1] > 0x8F)) return 0;
+    return n;
+}
+
+/* One escape after its backslash. */
+DLRNI_INTERNAL dlrn_status dlrni_json_escape(dlrni_json_reader *r) {
+    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
+    if (r->p >= r->end) return dlrni_json_error(r, "the text ends inside a string");
+    const char *at = *r->p ? strchr(from, *r->p) : NULL;
+    if (at) {
+        *r->text++ = to[at - from];
+        r->p++;
+        return DLRN_OK;
+    }
+    uint32_t c, low;
+    if (*r->p != 'u' || r->end - r->p < 5 || !dlrni_hex4(r->p + 1, &c)) return dlrni_json_error(r, "unknown escape");
+    r->p += 5;
+    if (c >= 0xD800 && c < 0xE000) { /* half of a pair: the other half must follow */
+        if (c >= 0xDC00 || r->end - r->p < 6 || r->p[0] != '\\' || r->p[1] != 'u' || !dlrni_hex4(r->p + 2, &low) ||
+            low < 0xDC00 || low > 0xDFFF)
+            return dlrni_json_error(r, "a surrogate without its partner");
+        c = 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00);
+        r->p += 6;
+    }
+    r->text = dlrni_utf8_put(r->text, c);
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_json_string(dlrni_json_reader *r, const char **text, int64_t *len) {
+    char *first = r->text;
+    if (r->p >= r->end || *r->p != '"') return dlrni_json_error(r, "expected a string");
+    for (r->p++; r->p < r->end && *r->p != '"';) {
+        if (*r->p == '\\') {
+            r->p++;
+            DLRNI_TRY(dlrni_json_escape(r));
+            continue;
+        }
+        int n = dlrni_utf8_length(r->p, r->end);
+        if (!n) return dlrni_json_error(r, "a string is not UTF-8");
+        if ((unsigned char)*r->p < 0x20) return dlrni_json_error(r, "a control character in a string");
+        while (n-- > 0) *r->text++ = *r->p++;
+    }
+    if (r->p >= r->end) return dlrni_json_error(r, "the text ends inside a string");
+    r->p++;
+    *text = first;
+    *len = r->text - first;
+    *r->text++ = 0;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL int64_t dlrni_json_digits(dlrni_json_reader *r) {
+    const char *from = r->p;
+    while (r->p < r->end && *r->p >= '0' && *r->p <= '9') r->p++;
+    return r->p - from;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_json_number_value(dlrni_json_reader *r, dlrn_json *v) {
+    const char *from = r->p;
+    if (*r->p == '-') r->p++;
+    int zero = r->p < r->end && *r->p == '0';
+    int64_t digits = dlrni_json_digits(r);
+    int bad = !digits || (zero && digits > 1);
+    if (!bad && r->p < r->end && *r->p == '.') {
+        r->p++;
+        bad = !dlrni_json_digits(r);
+    }
+    if (!bad && r->p < r->end && (*r->p | 32) == 'e') {
+        r->p++;
+        if (r->p < r->end && (*r->p == '+' || *r->p == '-')) r->p++;
+        bad = !dlrni_json_digits(r);
+    }
+    if (bad) return dlrni_json_error(r, "malformed number");
+    v->type = DLRN_JSON_NUMBER;
+    v->text = r->text;
+    v->text_len = r->p - from;
+    memcpy(r->text, from, (size_t)v->text_len);
+    r->text += v->text_len;
+    *r->text++ = 0;
+    v->number = strtod(v->text, NULL);
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL int dlrni_json_word(dlrni_json_reader *r, const char *word) {
+    size_t n = strlen(word);
+    if ((size_t)(r->end - r->p) < n || memcmp(r->p, word, n)) return 0;
+    r->p += n;
+    return 1;
+}
+
+DLRNI_INTERNAL uint64_t dlrni_hash(const char *p, int64_t n) { /* FNV-1a */
+    uint64_t h = 14695981039346656037u;
+    for (int64_t i = 0; i < n; i++) h = (h ^ (unsigned char)p[i]) * 1099511628211u;
+    return h;
+}
+
+/* Fails if two members share a key: an open-addressing table of at least twice their number. */
+DLRNI_INTERNAL dlrn_status dlrni_json_unique(dlrni_json_reader *r, const dlrn_json *object) {
+    int64_t size = 4;
+    dlrn_status s = DLRN_OK;
+    while (size < 2 * object->count) size *= 2;
+    const dlrn_json **table = DLRNI_NEW_ZERO(r->ctx, const dlrn_json *, size);
+    if (!table) return DLRN_ERR_MEMORY;
+    for (const dlrn_json *m = object->first; m && s == DLRN_OK; m = m->next) {
+        int64_t at = (int64_t)(dlrni_hash(m->key, m->key_len) & (uint64_t)(size - 1));
+        for (; table[at]; at = (at + 1) & (size - 1))
+            if (table[at]->key_len == m->key_len && !memcmp(table[at]->key, m->key, (size_t)m->key_len)) {
+                s = dlrni_fail(r->ctx, DLRN_ERR_FORMAT, "%s: JSON: the key \"%.60s\" stands twice in one object", r->name,
+                               m->key);
+                break;
+            }
+        table[at] = m;
+    }
+    dlrni_free(r->ctx, table);
+    return s;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_json_value(dlrni_json_reader *r, dlrn_json *v);
+
+/* Members of an object or elements of an array, after the opening bracket. */
+DLRNI_INTERNAL dlrn_status dlrni_json_children(dlrni_json_reader *r, dlrn_json *v, char close) {
+    const dlrn_json **link = &v->first;
+    if (++r->depth > DLRNI_JSON_DEPTH) return dlrni_json_error(r, "nested deeper than 64");
+    for (;;) {
+        dlrni_json_space(r);
+        if (r->p < r->end && *r->p == close && !v->count) break;
+        dlrn_json *child = r->nodes++;
+        memset(child, 0, sizeof *child);
+        if (close == '}') {
+            DLRNI_TRY(dlrni_json_string(r, &child->key, &child->key_len));
+            dlrni_json_space(r);
+            if (r->p >= r->end || *r->p != ':') return dlrni_json_error(r, "expected ':'");
+            r->p++;
+        }
+        DLRNI_TRY(dlrni_json_value(r, child));
+        *link = child;
+        link = &child->next;
+        v->count++;
+        dlrni_json_space(r);
+        if (r->p < r->end && *r->p == close) break;
+        if (r->p >= r->end || *r->p != ',') return dlrni_json_error(r, "expected ',' or the closing bracket");
+        r->p++;
+        dlrni_json_space(r);
+        if (r->p < r->end && *r->p == close) return dlrni_json_error(r, "a comma before the closing bracket");
+    }
+    r->p++;
+    r->depth--;
+    return close == '}' ? dlrni_json_unique(r, v) : DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_json_value(dlrni_json_reader *r, dlrn_json *v) {
+    dlrni_json_space(r);
+    if (r->p >= r->end) return dlrni_json_error(r, "the text ends where a value is expected");
+    char c = *r->p;
+    if (c == '{' || c == '[') {
+        v->type = c == '{' ? DLRN_JSON_OBJECT : DLRN_JSON_ARRAY;
+        r->p++;
+        return dlrni_json_children(r, v, c == '{' ? '}' : ']');
+    }
+    if (c == '"') {
+        v->type = DLRN_JSON_STRING;
+        return dlrni_json_string(r, &v->text, &v->text_len);
+    }
+    if (c == '-' || (c >= '0' && c <= '9')) return dlrni_json_number_value(r, v);
+    v->type = DLRN_JSON_BOOL;
+    if (dlrni_json_word(r, "true")) {
+        v->number = 1;
+        return DLRN_OK;
+    }
+    if (dlrni_json_word(r, "false")) return DLRN_OK;
+    v->type = DLRN_JSON_NULL;
+    return dlrni_json_word(r, "null") ? DLRN_OK : dlrni_json_error(r, "expected a value");
+}
+
+DLRN_API dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t size, const char *name,
+                                     dlrn_json **out) {
+    int64_t nodes = 1, bytes, total;
+    *out = NULL;
+    for (size_t i = 0; i < size; i++) nodes += text[i] == ',' || text[i] == '[' || text[i] == '{';
+    DLRNI_REQUIRE(ctx, size < INT64_MAX / 4, "the text is too long");
+    /* keys and values each take a terminating 0: at most two a value */
+    if (!dlrni_mul(nodes, (int64_t)sizeof(dlrn_json) + 2, &bytes) || !dlrni_add(bytes, (int64_t)size, &total))
+        return dlrni_fail(ctx, DLRN_ERR_MEMORY, "%s: JSON too large", name);
+    dlrn_json *root = (dlrn_json *)dlrni_alloc(ctx, total, 1);
+    if (!root) return DLRN_ERR_MEMORY;
+    dlrni_json_reader r = {ctx, name, text, text, text + size, root + 1, (char *)(root + nodes), 0};
+    memset(root, 0, sizeof *root);
+    dlrn_status s = dlrni_json_value(&r, root);
+    if (s == DLRN_OK) {
+        dlrni_json_space(&r);
+        if (r.p < r.end) s = dlrni_json_error(&r, "something follows the value");
+    }
+    if (s != DLRN_OK) {
+        dlrni_free(ctx, root);
+        return s;
+    }
+    *out = root;
+    return DLRN_OK;
+}
+
+DLRN_API void dlrn_json_free(dlrn_context *ctx, dlrn_json *root) {
+    dlrni_free(ctx, root);
+}
+
+DLRN_API const dlrn_json *dlrn_json_get(const dlrn_json *object, const char *path) {
+    while (object && *path) {
+        size_t n = strcspn(path, ".");
+        const dlrn_json *m = object->type == DLRN_JSON_OBJECT ? object->first : NULL;
+        while (m && !((size_t)m->key_len == n && !memcmp(m->key, path, n))) m = m->next;
+        object = m;
+        path += n + (path[n] == '.');
+    }
+    return object;
+}
+
+DLRN_API const char *dlrn_json_text(const dlrn_json *object, const char *path, const char *otherwise) {
+    const dlrn_json *v = dlrn_json_get(object, path);
+    return v && v->type == DLRN_JSON_STRING ? v->text : otherwise;
+}
+
+DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, double otherwise) {
+    const dlrn_json *v = dlrn_json_get(object, path);
+    return v && (v->type == DLRN_JSON_NUMBER || v->type == DLRN_JSON_BOOL) ? v->number : otherwise;
+}
+
+/* ------------------------------------------------------------------------------------------ */
+// >>entries
+/* An archive is a list of named tensors that lie somewhere in a mapped file. Every reader ends in dlrni_archive_add, which
+   checks that a tensor lies within the bytes it claims; after that, reading cannot leave them. */
+
+typedef struct dlrni_entry {
+    dlrn_tensor_info info;
+    const unsigned char *data; /* the storage */
+    int64_t offset;            /* of the first element, in elements */
+    int64_t stride[DLRN_MAX_DIMS]; /* in elements, never negative       */
+    int swap;                  /* big-endian                        */
+} dlrni_entry;
+
+typedef struct dlrni_meta {
+    char *key, *value;
+} dlrni_meta;
+
+struct dlrn_archive {
+    dlrn_context *ctx;
+    char *path;
+    const char *format;
+    dlrni_map map;
+    int borrowed; /* the map's bytes are the caller's */
+    dlrni_entry *entries;
+    int64_t count, cap;
+    dlrni_meta *meta;
+    int64_t metas, meta_cap;
+    void **blocks; /* names and unpacked members, freed with the archive */
+    int64_t n_blocks, block_cap;
+    dlrn_archive **shards;
+    int64_t n_shards;
+};
+
+/* An owned block that lives as long as the archive. */
+DLRNI_INTERNAL void *dlrni_archive_block(dlrn_archive *a, int64_t size) {
+    if (!DLRNI_GROW(a->ctx, &a->blocks, &a->block_cap, a->n_blocks, a->n_blocks + 1)) return NULL;
+    void *p = dlrni_alloc(a->ctx, size, 1);
+    if (p) a->blocks[a->n_blocks++] = p;
+    return p;
+}
+
+DLRNI_INTERNAL char *dlrni_archive_text(dlrn_archive *a, const char *text, int64_t len) {
+    char *copy = (char *)dlrni_archive_block(a, len + 1);
+    if (!copy) return NULL;
+    memcpy(copy, text, (size_t)len);
+    copy[len] = 0;
+    return copy;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_archive_note(dlrn_archive *a, const char *key, int64_t key_len, const char *value,
+                                              int64_t value_len) {
+    char *k = dlrni_archive_text(a, key, key_len), *v = dlrni_archive_text(a, value, value_len);
+    if (!k || !v || !DLRNI_GROW(a->ctx, &a->meta, &a->meta_cap, a->metas, a->metas + 1)) return DLRN_ERR_MEMORY;
+    a->meta[a->metas].key = k;
+    a->meta[a->metas++].value = v;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL void dlrni_shape_text(const int64_t *shape, int ndim, char *text, size_t size) {
+    size_t at = 0;
+    text[0] = 0;
+    for (int i = 0; i < ndim && at < size; i++)
+        at += (size_t)snprintf(text + at, size - at, "%s%lld", i ? ", " : "", (long long)shape[i]);
+}
+
+/* Adds a tensor over `bytes` bytes of storage. stride NULL: row-major. Names may come in any order; a second tensor of a
+   name is an error. */
+DLRNI_INTERNAL dlrn_status dlrni_archive_add(dlrn_archive *a, const char *name, int64_t name_len, dlrn_dtype dtype, int ndim,
+                                             const int64_t *shape, const int64_t *stride, int64_t offset,
+                                             const unsigned char *storage, uint64_t bytes, int swap) {
+    dlrni_entry e;
+    int64_t numel = 1, last = offset, span;
+    char text[128];
+    memset(&e, 0, sizeof e);
+    if (ndim < 0 || ndim > DLRN_MAX_DIMS)
+        return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%.*s': %d dimensions, at most %d are supported",
+                          a->path, (int)name_len, name, ndim, DLRN_MAX_DIMS);
+    dlrni_shape_text(shape, ndim, text, sizeof text);
+    for (int i = ndim - 1; i >= 0; i--) {
+        e.info.shape[i] = shape[i];
+        e.stride[i] = stride ? stride[i] : numel;
+        if (!dlrni_mul(numel, shape[i], &numel))
+            return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': shape [%s] overflows", a->path, (int)name_len,
+                              name, text);
+    }
+    for (int i = 0; i < ndim && numel; i++)
+        if (e.stride[i] < 0 || !dlrni_mul(e.stride[i], shape[i] - 1, &span) || !dlrni_add(last, span, &last)) last = -1;
+    uint64_t held = bytes / (uint64_t)dlrn_dtype_size(dtype);
+    if (offset < 0 || last < 0 || (numel && (uint64_t)last >= held) || (uint64_t)numel > held)
+        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': shape [%s] at offset %lld does not fit its storage: "
+                          "expected at most %llu elements", a->path, (int)name_len, name, text, (long long)offset,
+                          (unsigned long long)held);
+    e.info.name = dlrni_archive_text(a, name, name_len);
+    if (!e.info.name || !DLRNI_GROW(a->ctx, &a->entries, &a->cap, a->count, a->count + 1)) return DLRN_ERR_MEMORY;
+    if (dlrn_archive_find(a, e.info.name) >= 0)
+        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s' stands twice in the file", a->path, e.info.name);
+    e.info.dtype = dtype;
+    e.info.ndim = ndim;
+    e.info.numel = numel;
+    e.data = storage;
+    e.offset = offset;
+    e.swap = swap;
+    a->entries[a->count++] = e;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL void dlrni_reverse_bytes(unsigned char *p, int64_t n) {
+    for (int64_t i = 0; i < n / 2; i++) {
+        unsigned char t = p[i];
+        p[i] = p[n - 1 - i];
+        p[n - 1 - i] = t;
+    }
+}
+
+/* One element, widened. Integers beyond 2^53 lose their last bits here; _read_i64 keeps them. */
+DLRNI_INTERNAL double dlrni_element(const unsigned char *p, dlrn_dtype type, int swap, int64_t *integer) {
+    unsigned char raw[8] = {0};
+    int64_t size = dlrn_dtype_size(type);
+    memcpy(raw, p, (size_t)size);
+    if (swap) dlrni_reverse_bytes(raw, size);
+    uint64_t u = dlrni_le(raw, (int)size);
+    int64_t i = (int64_t)u;
+    double value;
+    switch (type) {
+    case DLRN_F32: value = (double)dlrni_float_of_bits((uint32_t)u); break;
+    case DLRN_F16: value = (double)dlrn_f16_to_f32((uint16_t)u); break;
+    case DLRN_BF16: value = (double)dlrn_bf16_to_f32((uint16_t)u); break;
+    case DLRN_F64: memcpy(&value, &u, sizeof value); break;
+    case DLRN_I32: i = (int32_t)(uint32_t)u; value = (double)i; break;
+    case DLRN_I16: i = (int16_t)(uint16_t)u; value = (double)i; break;
+    case DLRN_I8: i = (int8_t)(uint8_t)u; value = (double)i; break;
+    case DLRN_U64: value = (double)u; break;
+    default: value = (double)i; break;
+    }
+    if (integer) *integer = type == DLRN_F32 || type == DLRN_F16 || type == DLRN_BF16 || type == DLRN_F64 ? (int64_t)value : i;
+    return value;
+}
+
+/* n elements `step` elements apart, widened. */
+DLRNI_INTERNAL void dlrni_widen(const dlrni_entry *e, int64_t first, int64_t n, int64_t step, float *dst, int64_t *idst) {
+    int64_t size = dlrn_dtype_size(e->info.dtype);
+    const unsigned char *p = e->data + first * size;
+    if (dst && e->info.dtype == DLRN_F32 && step == 1 && !e->swap) {
+        memcpy(dst, p, (size_t)n * sizeof *dst);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++, p += step * size) {
+        double v = dlrni_element(p, e->info.dtype, e->swap, idst ? &idst[i] : NULL);
+        if (dst) dst[i] = (float)v;
+    }
+}
+
+/* Row-major elements of slices [first, first + rows) of the first dimension: one run along the last dimension at a time,
+   an odometer over the others. */
+DLRNI_INTERNAL void dlrni_entry_read(const dlrni_entry *e, int64_t first, int64_t rows, float *dst, int64_t *idst) {
+    int n = e->info.ndim;
+    int64_t at[DLRN_MAX_DIMS] = {0}, done = 0, total = n ? rows : 1, run = n ? e->info.shape[n - 1] : 1;
+    if (n == 1) run = rows;
+    for (int i = 1; i < n; i++) total *= e->info.shape[i];
+    int64_t base = e->offset + (n ? first * e->stride[0] : 0);
+    while (done < total) {
+        int64_t from = base;
+        for (int i = 0; i < n - 1; i++) from += at[i] * e->stride[i];
+        dlrni_widen(e, from, run, n ? e->stride[n - 1] : 1, dst ? dst + done : NULL, idst ? idst + done : NULL);
+        done += run;
+        for (int i = n - 2; i >= 0; i--) {
+            if (++at[i] < (i ? e->info.shape[i] : rows)) break;
+            at[i] = 0;
+        }
+    }
+}
+
+DLRN_API dlrn_status dlrn_archive_read_rows(dlrn_archive *a, int64_t index, int64_t first, int64_t rows, float *dst) {
+    DLRNI_REQUIRE(a->ctx, index >= 0 && index < a->count, "no such tensor");
+    const dlrni_entry *e = &a->entries[index];
+    int64_t all = e->info.ndim ? e->info.shape[0] : 1;
+    DLRNI_REQUIRE(a->ctx, first >= 0 && rows >= 0 && first <= all && rows <= all - first, "rows out of range");
+    dlrni_entry_read(e, first, rows, dst, NULL);
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index, float *dst) {
+    DLRNI_REQUIRE(a->ctx, index >= 0 && index < a->count, "no such tensor");
+    const dlrni_entry *e = &a->entries[index];
+    if (e->info.numel) dlrni_entry_read(e, 0, e->info.ndim ? e->info.shape[0] : 1, dst, NULL);
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_archive_read_i64(dlrn_archive *a, int64_t index, int64_t *dst) {
+    DLRNI_REQUIRE(a->ctx, index >= 0 && index < a->count, "no such tensor");
+    const dlrni_entry *e = &a->entries[index];
+    if (e->info.numel) dlrni_entry_read(e, 0, e->info.ndim ? e->info.shape[0] : 1, NULL, dst);
+    return DLRN_OK;
+}
+
+DLRN_API void dlrn_archive_close(dlrn_archive *a) {
+    if (!a) return;
+    dlrn_context *ctx = a->ctx;
+    for (int64_t i = 0; i < a->n_shards; i++) dlrn_archive_close(a->shards[i]);
+    for (int64_t i = 0; i < a->n_blocks; i++) dlrni_free(ctx, a->blocks[i]);
+    if (!a->borrowed) dlrni_map_close(ctx, &a->map);
+    dlrni_free(ctx, a->shards);
+    dlrni_free(ctx, a->blocks);
+    dlrni_free(ctx, a->meta);
+    dlrni_free(ctx, a->entries);
+    dlrni_free(ctx, a->path);
+    dlrni_free(ctx, a);
+}
+
+DLRN_API const char *dlrn_archive_format(const dlrn_archive *a) {
+    return a->format;
+}
+
+DLRN_API const char *dlrn_archive_path(const dlrn_archive *a) {
+    return a->path;
+}
+
+DLRN_API int64_t dlrn_archive_count(const dlrn_archive *a) {
+    return a->count;
+}
+
+DLRN_API const dlrn_tensor_info *dlrn_archive_info(const dlrn_archive *a, int64_t index) {
+    return index >= 0 && index < a->count ? &a->entries[index].info : NULL;
+}
+
+DLRN_API int64_t dlrn_archive_find(const dlrn_archive *a, const char *name) {
+    for (int64_t i = 0; i < a->count; i++)
+        if (!strcmp(a->entries[i].info.name, name)) return i;
+    return -1;
+}
+
+DLRN_API const char *dlrn_archive_metadata(const dlrn_archive *a, const char *key) {
+    for (int64_t i = 0; i < a->metas; i++)
+        if (!strcmp(a->meta[i].key, key)) return a->meta[i].value;
+    return NULL;
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>safetensors
+/* safetensors: 8 bytes of length, a JSON header, the data. */
+
+DLRNI_INTERNAL int dlrni_dtype_of(const char *name) {
+#define DLRNI_DTYPE_IS(value, text, bytes)                                                                             \
+    if (!strcmp(name, text)) return value;
+    DLRN_DTYPE_LIST(DLRNI_DTYPE_IS)
+#undef DLRNI_DTYPE_IS
+    return -1;
+}
+
+/* A whole number in [0, 2^53]. */
+DLRNI_INTERNAL int dlrni_json_size(const dlrn_json *v, int64_t *out) {
+    if (!v || v->type != DLRN_JSON_NUMBER || !(v->number >= 0 && v->number <= 9007199254740992.0)) return 0;
+    *out = (int64_t)v->number;
+    return (double)*out == v->number && !strpbrk(v->text, ".eE-");
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_safetensors_tensor(dlrn_archive *a, const dlrn_json *t, dlrni_cursor data) {
+    const char *dtype = dlrn_json_text(t, "dtype", "");
+    const dlrn_json *shape = dlrn_json_get(t, "shape"), *offsets = dlrn_json_get(t, "data_offsets");
+    int type = dlrni_dtype_of(dtype);
+    int64_t dims[DLRN_MAX_DIMS], begin, end, need = 1;
+    int ndim = 0;
+    if (type < 0)
+        return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%s': unknown dtype '%.20s'", a->path, t->key, dtype);
+    if (!shape || shape->type != DLRN_JSON_ARRAY || !offsets || offsets->type != DLRN_JSON_ARRAY || offsets->count != 2 ||
+        shape->count > DLRN_MAX_DIMS)
+        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s': expected a shape of at most %d sizes and two "
+                          "data_offsets", a->path, t->key, DLRN_MAX_DIMS);
+    int good = dlrni_json_size(offsets->first, &begin) && dlrni_json_size(offsets->first->next, &end) && begin <= end;
+    for (const dlrn_json *v = shape->first; v && good; v = v->next)
+        good = dlrni_json_size(v, &dims[ndim]) && dlrni_mul(need, dims[ndim++], &need);
+    good = good && dlrni_mul(need, dlrn_dtype_size((dlrn_dtype)type), &need);
+    if (!good) return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s': malformed shape or data_offsets", a->path, t->key);
+    if (end > data.end - data.p || end - begin != need)
+        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s': expected %lld bytes within the %lld that the file has, "
+                          "found data_offsets [%lld, %lld]", a->path, t->key, (long long)need,
+                          (long long)(data.end - data.p), (long long)begin, (long long)end);
+    return dlrni_archive_add(a, t->key, t->key_len, (dlrn_dtype)type, ndim, dims, NULL, 0, data.p + begin,
+                             (uint64_t)(end - begin), 0);
+}
+
+typedef struct dlrni_range {
+    int64_t begin, end;
+} dlrni_range;
+
+DLRNI_INTERNAL int dlrni_range_order(const void *a, const void *b) {
+    const dlrni_range *x = (const dlrni_range *)a, *y = (const dlrni_range *)b;
+    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
+    return x->end < y->end ? -1 : x->end > y->end;
+}
+
+/* The tensors must cover the data without gap or overlap. */
+DLRNI_INTERNAL dlrn_status dlrni_safetensors_cover(dlrn_archive *a, const unsigned char *data, int64_t size) {
+    dlrni_range *r = DLRNI_NEW(a->ctx, dlrni_range, a->count);
+    int64_t at = 0;
+    if (!r) return DLRN_ERR_MEMORY;
+    for (int64_t i = 0; i < a->count; i++) {
+        r[i].begin = a->entries[i].data - data;
+        r[i].end = r[i].begin + a->entries[i].info.numel * dlrn_dtype_size(a->entries[i].info.dtype);
+    }
+    qsort(r, (size_t)a->count, sizeof *r, dlrni_range_order);
+    for (int64_t i = 0; i < a->count && r[i].begin == at; i++) at = r[i].end;
+    dlrni_free(a->ctx, r);
+    if (at == size) return DLRN_OK;
+    return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: the tensors leave a gap or overlap at byte %lld of %lld of the data",
+                      a->path, (long long)at, (long long)size);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_safetensors_header(dlrn_archive *a, const dlrn_json *root, dlrni_cursor data) {
+    if (root->type != DLRN_JSON_OBJECT)
+        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected an object as header", a->path);
+    for (const dlrn_json *t = root->first; t; t = t->next) {
+        if (strcmp(t->key, "__metadata__")) {
+            DLRNI_TRY(dlrni_safetensors_tensor(a, t, data));
+            continue;
+        }
+        for (const dlrn_json *m = t->first; m; m = m->next)
+            if (m->type == DLRN_JSON_STRING)
+                DLRNI_TRY(dlrni_archive_note(a, m->key, m->key_len, m->text, m->text_len));
+    }
+    return dlrni_safetensors_cover(a, data.p, data.end - data.p);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_safetensors_open(dlrn_archive *a) {
+    dlrni_cursor c = {a->map.p, a->map.p + a->map.size};
+    const unsigned char *head = dlrni_take(&c, 8), *text;
+    uint64_t size = head ? dlrni_le(head, 8) : 0;
+    dlrn_json *root;
+    if (!head || size > 100u << 20 || !(text = dlrni_take(&c, size)))
+        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: a safetensors header of %llu bytes, expected at most 100 MiB and "
+                          "what the file has, %llu", a->path, (unsigned long long)size, (unsigned long long)a->map.size);
+    a->format = "safetensors";
+    DLRNI_TRY(dlrn_json_parse(a->ctx, (const char *)text, (size_t)size, a->path, &root));
+    dlrn_status s = dlrni_safetensors_header(a, root, c);
+    dlrn_json_free(a->ctx, root);
+    return s;
+}
+
+/* Writing. A text that grows, for headers. */
+typedef struct dlrni_text {
+    dlrn_context *ctx;
+    char *p;
+    int64_t len, cap;
+    int failed;
+} dlrni_text;
+
+DLRNI_INTERNAL void dlrni_text_add(dlrni_text *t, const void *bytes, int64_t n) {
+    if (t->failed || !DLRNI_GROW(t->ctx, &t->p, &t->cap, t->len, t->len + n + 1)) {
+        t->failed = 1;
+        return;
+    }
+    memcpy(t->p + t->len, bytes, (size_t)n);
+    t->len += n;
+    t->p[t->len] = 0;
+}
+
+DLRNI_INTERNAL DLRNI_PRINTF(2, 3) void dlrni_text_format(dlrni_text *t, const char *format, ...) {
+    char line[512];
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    dlrni_text_add(t, line, n < (int)sizeof line ? n : (int)sizeof line - 1);
+}
+
+DLRNI_INTERNAL void dlrni_text_json(dlrni_text *t, const char *s) { /* quoted */
+    dlrni_text_add(t, "\"", 1);
+    for (; *s; s++) {
+        if (*s == '"' || *s == '\\') dlrni_text_add(t, "\\", 1);
+        if ((unsigned char)*s < 0x20)
+            dlrni_text_format(t, "\\u%04x", (unsigned)(unsigned char)*s);
+        else
+            dlrni_text_add(t, s, 1);
+    }
+    dlrni_text_add(t, "\"", 1);
+}
+
+/* Elements and bytes of a tensor to be written. */
+DLRNI_INTERNAL dlrn_status dlrni_out_numel(dlrn_context *ctx, const dlrn_tensor_out *t, int64_t *numel, int64_t *bytes) {
+    *numel = 1;
+    int good = t->ndim >= 0 && t->ndim <= DLRN_MAX_DIMS;
+    for (int i = 0; good && i < t->ndim; i++) good = dlrni_mul(*numel, t->shape[i], numel);
+    if (good && dlrni_mul(*numel, dlrn_dtype_size(t->dtype), bytes)) return DLRN_OK;
+    return dlrni_fail(ctx, DLRN_ERR_ARGUMENT, "tensor '%s' to be written: malformed shape", t->name);
+}
+
+/* Elements are written little-endian whatever the machine is. */
+DLRNI_INTERNAL void dlrni_out_elements(dlrni_out *o, const void *data, int64_t numel, dlrn_dtype dtype) {
+    const union {
+        uint16_t u;
+        unsigned char c[2];
+    } probe = {1};
+    int64_t size = dlrn_dtype_size(dtype);
+    const unsigned char *p = (const unsigned char *)data;
+    if (probe.c[0] == 1 || size == 1) {
+        dlrni_out_write(o, data, (uint64_t)(numel * size));
+        return;
+    }
+    for (int64_t i = 0; i < numel; i++, p += size) {
+        unsigned char raw[8];
+        memcpy(raw, p, (size_t)size);
+        dlrni_reverse_bytes(raw, size);
+        dlrni_out_write(o, raw, (uint64_t)size);
+    }
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_safetensors_write(dlrni_out *o, const dlrn_tensor_out *tensors, int64_t count,
+                                                   const char *const *metadata) {
+    dlrni_text t = {o->ctx, NULL, 0, 0, 0};
+    int64_t at = 0, numel = 0, bytes = 0;
+    dlrni_text_add(&t, "{", 1);
+    if (metadata && metadata[0]) {
+        dlrni_text_format(&t, "\"__metadata__\":{");
+        for (int i = 0; metadata[i]; i += 2) {
+            if (i) dlrni_text_add(&t, ",", 1);
+            dlrni_text_json(&t, metadata[i]);
+            dlrni_text_add(&t, ":", 1);
+            dlrni_text_json(&t, metadata[i + 1]);
+        }
+        dlrni_text_format(&t, "}%s", count ? "," : "");
+    }
+    for (int64_t i = 0; i < count; i++, at += bytes) {
+        if (dlrni_out_numel(o->ctx, &tensors[i], &numel, &bytes) != DLRN_OK) break;
+        dlrni_text_json(&t, tensors[i].name);
+        dlrni_text_format(&t, ":{\"dtype\":\"%s\",\"shape\":[", dlrn_dtype_name(tensors[i].dtype));
+        for (int d = 0; d < tensors[i].ndim; d++)
+            dlrni_text_format(&t, "%s%lld", d ? "," : "", (long long)tensors[i].shape[d]);
+        dlrni_text_format(&t, "],\"data_offsets\":[%lld,%lld]}%s", (long long)at, (long long)(at + bytes),
+                          i + 1 < count ? "," : "");
+    }
+    dlrni_text_add(&t, "}", 1);
+    while (t.len % 8 && !t.failed) dlrni_text_add(&t, " ", 1);
+    unsigned char head[8];
+    dlrni_put_le(head, (uint64_t)t.len, 8);
+    if (t.failed) o->status = DLRN_ERR_MEMORY;
+    dlrni_out_write(o, head, 8);
+    dlrni_out_write(o, t.p, (uint64_t)t.len);
+    dlrni_free(o->ctx, t.p);
+    for (int64_t i = 0; i < count; i++) {
+        dlrn_status s = dlrni_out_numel(o->ctx, &tensors[i], &numel, &bytes);
+        if (s != DLRN_OK) return o->status = s;
+        dlrni_out_elements(o, tensors[i].data, numel, tensors[i].dtype);
+    }
+    return o->status;
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>npy
+/* .npy: magic, version, a Python dictionary as text, the data. */
+
+typedef struct dlrni_npy_head {
+    dlrn_dtype dtype;
+    int ndim, fortran, swap;
+    int64_t shape[DLRN_MAX_DIMS];
+} dlrni_npy_head;
+
+/* The text after 'key': in a header such as {'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), } */
+DLRNI_INTERNAL const char *dlrni_npy_field(const char *text, const char *key) {
+    const char *at = strstr(text, key);
+    if (!at) return NULL;
+    at += strlen(key);
+    while (*at == ' ') at++;
+    if (*at != ':') return NULL;
+    for (at++; *at == ' ';) at++;
+    return at;
+}
+
+DLRNI_INTERNAL int dlrni_npy_dtype(const char *descr, dlrni_npy_head *h) {
+    static const struct {
+        char code[3];
+        dlrn_dtype dtype;
+    } codes[] = {{"f4", DLRN_F32}, {"f2", DLRN_F16}, {"f8", DLRN_F64}, {"i8", DLRN_I64}, {"i4", DLRN_I32},
+                 {"i2", DLRN_I16}, {"i1", DLRN_I8},  {"u8", DLRN_U64}, {"u4", DLRN_U32}, {"u2", DLRN_U16},
+                 {"u1", DLRN_U8},  {"b1", DLRN_BOOL}};
+    if (descr[0] != '\'' || !strchr("<>|=", descr[1]) || !descr[1]) return 0;
+    h->swap = descr[1] == '>';
+    for (size_t i = 0; i < sizeof codes / sizeof *codes; i++)
+        if (!strncmp(descr + 2, codes[i].code, 2) && descr[4] == '\'') {
+            h->dtype = codes[i].dtype;
+            return 1;
+        }
+    return 0;
+}
+
+DLRNI_INTERNAL int dlrni_npy_shape(const char *at, dlrni_npy_head *h) {
+    if (*at++ != '(') return 0;
+    for (h->ndim = 0;;) {
+        while (*at == ' ' || *at == ',') at++;
+        if (*at == ')') return 1;
+        if (*at < '0' || *at > '9' || h->ndim == DLRN_MAX_DIMS) return 0;
+        int64_t n = 0;
+        for (; *at >= '0' && *at <= '9'; at++)
+            if (!dlrni_mul(n, 10, &n) || !dlrni_add(n, *at - '0', &n)) return 0;
+        h->shape[h->ndim++] = n;
+    }
+}
+
+/* Reads the header at c, which then stands at the data. `what` names the file or member. */
+DLRNI_INTERNAL dlrn_status dlrni_npy_parse(dlrn_context *ctx, const char *what, dlrni_cursor *c, dlrni_npy_head *h) {
+    char text[4096];
+    const unsigned char *magic = dlrni_take(c, 8), *raw;
+    int wide = magic && magic[6] >= 2;
+    const unsigned char *length = magic ? dlrni_take(c, wide ? 4 : 2) : NULL;
+    uint64_t n = length ? dlrni_le(length, wide ? 4 : 2) : 0;
+    if (!length || memcmp(magic, "\x93NUMPY", 6) || magic[6] < 1 || magic[6] > 3 || n >= sizeof text ||
+        !(raw = dlrni_take(c, n)))
+        return dlrni_fail(ctx, DLRN_ERR_FORMAT, "%s: expected a .npy header, found none that is whole", what);
+    memcpy(text, raw, (size_t)n);
+    text[n] = 0;
+    const char *descr = dlrni_npy_field(text, "'descr'"), *order = dlrni_npy_field(text, "'fortran_order'");
+    const char *shape = dlrni_npy_field(text, "'shape'");
+    if (!descr || !order || !shape || (strncmp(order, "True", 4) && strncmp(order, "False", 5)) ||
+        !dlrni_npy_shape(shape, h))
+        return dlrni_fail(ctx, DLRN_ERR_FORMAT, "%s: malformed .npy header", what);
+    h->fortran = *order == 'T';
+    if (dlrni_npy_dtype(descr, h)) return DLRN_OK;
+    return dlrni_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: unsupported dtype %.12s, expected a float, an integer or a bool",
+                      what, descr);
+}
+
+/* Adds the array at c as a tensor. */
+DLRNI_INTERNAL dlrn_status dlrni_npy_add(dlrn_archive *a, const char *what, const char *name, int64_t name_len,
+                                         dlrni_cursor c) {
+    dlrni_npy_head h;
+    int64_t stride[DLRN_MAX_DIMS], step = 1;
+    memset(&h, 0, sizeof h);
+    DLRNI_TRY(dlrni_npy_parse(a->ctx, what, &c, &h));
+    for (int i = 0; i < h.ndim; i++) {
+        stride[i] = step;
+        if (!dlrni_mul(step, h.shape[i], &step)) step = 0; /* dlrni_archive_add tells of the overflow */
+    }
+    return dlrni_archive_add(a, name, name_len, h.dtype, h.ndim, h.shape, h.fortran ? stride : NULL, 0, c.p,
+                             (uint64_t)(c.end - c.p), h.swap);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_npy_open_archive(dlrn_archive *a) {
+    dlrni_cursor c = {a->map.p, a->map.p + a->map.size};
+    a->format = "npy";
+    return dlrni_npy_add(a, a->path, "", 0, c);
+}
+
+/* Rows of a .npy of two dimensions, for sources that stream. */
+typedef struct dlrni_npy {
+    dlrn_archive *file;
+    int64_t rows, cols;
+} dlrni_npy;
+
+DLRNI_INTERNAL dlrn_status dlrni_npy_open(dlrn_context *ctx, const char *path, dlrni_npy *out) {
+    memset(out, 0, sizeof *out);
+    DLRNI_TRY(dlrn_archive_open(ctx, path, &out->file));
+    const dlrn_tensor_info *info = dlrn_archive_info(out->file, 0);
+    if (!strcmp(out->file->format, "npy") && info && info->ndim == 2) {
+        out->rows = info->shape[0];
+        out->cols = info->shape[1];
+        return DLRN_OK;
+    }
+    dlrn_status s = dlrni_fail(ctx, DLRN_ERR_SHAPE, "%s: expected an array [rows, width] in .npy, found %s of %d dimensions",
+                               path, out->file->format, info ? info->ndim : 0);
+    dlrn_archive_close(out->file);
+    out->file = NULL;
+    return s;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_npy_rows(dlrni_npy *npy, int64_t first, int64_t n, float *dst) {
+    return dlrn_archive_read_rows(npy->file, 0, first, n, dst);
+}
+
+DLRNI_INTERNAL void dlrni_npy_close(dlrni_npy *npy) {
+    dlrn_archive_close(npy->file);
+    memset(npy, 0, sizeof *npy);
+}
+
+/* Writing: the header has a fixed width of 128 bytes, so that the number of rows can be put in at the end. */
+enum { DLRNI_NPY_HEAD = 128 };
+
+DLRNI_INTERNAL dlrn_status dlrni_npy_header(dlrn_context *ctx, const dlrn_tensor_out *t, const char *descr,
+                                            unsigned char *head) {
+    static const char *const codes[DLRN_DTYPE_COUNT] = {"<f4", "<f2", NULL,  "<f8", "<i8", "<i4", "<i2",
+                                                        "|i1", "<u8", "<u4", "<u2", "|u1", "|b1"};
+    char shape[80], text[DLRNI_NPY_HEAD];
+    if (!descr) descr = codes[t->dtype];
+    dlrni_shape_text(t->shape, t->ndim, shape, sizeof shape);
+    if (!descr || strlen(shape) > 60)
+        return dlrni_fail(ctx, DLRN_ERR_UNSUPPORTED, "tensor '%s': .npy has no type %s", t->name, dlrn_dtype_name(t->dtype));
+    snprintf(text, sizeof text, "{'descr': '%s', 'fortran_order': False, 'shape': (%s%s), }", descr, shape,
+             t->ndim == 1 ? "," : "");
+    memset(head, ' ', DLRNI_NPY_HEAD);
+    memcpy(head, "\x93NUMPY\x01\x00\x76\x00", 10); /* 118 bytes of text follow */
+    memcpy(head + 10, text, strlen(text));
+    head[DLRNI_NPY_HEAD - 1] = '\n';
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_npy_write(dlrni_out *o, const dlrn_tensor_out *t) {
+    unsigned char head[DLRNI_NPY_HEAD];
+    int64_t numel, bytes;
+    dlrn_status s = dlrni_out_numel(o->ctx, t, &numel, &bytes);
+    if (s == DLRN_OK) s = dlrni_npy_header(o->ctx, t, NULL, head);
+    if (s != DLRN_OK) return o->status = s;
+    dlrni_out_write(o, head, sizeof head);
+    dlrni_out_elements(o, t->data, numel, t->dtype);
+    return o->status;
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>zip
+/* Zip: the central directory is the truth, the local headers must agree with it. Stored members are used where they lie;
+   deflated ones (numpy and scipy compress .npz) are unpacked, at most to the size that the directory declares. */
+
+typedef struct dlrni_member {
+    const char *name; /* not terminated */
+    int64_t name_len;
+    const unsigned char *data;
+    uint64_t size;   /* unpacked */
+    uint64_t packed; /* bytes at data */
+    int method;      /* 0 stored, 8 deflated */
+} dlrni_member;
+
+typedef struct dlrni_zip {
+    dlrni_member *m;
+    int64_t n, cap;
+} dlrni_zip;
+
+DLRNI_INTERNAL dlrn_status dlrni_zip_error(dlrn_archive *a, const char *what) {
+    return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: %s", a->path, what);
+}
+
+/* Where the central directory lies: from the end record, or its 64-bit form. */
+DLRNI_INTERNAL int dlrni_zip_end(const unsigned char *p, uint64_t size, uint64_t *at, uint64_t *bytes, uint64_t *count) {
+    if (size < 22) return 0;
+    uint64_t floor = size > 22 + 65535 ? size - 22 - 65535 : 0, end = size - 22;
+    while (dlrni_le(p + end, 4) != 0x06054b50u)
+        if (end-- == floor) return 0;
+    *count = dlrni_le(p + end + 10, 2);
+    *bytes = dlrni_le(p + end + 12, 4);
+    *at = dlrni_le(p + end + 16, 4);
+    if (end >= 20 && dlrni_le(p + end - 20, 4) == 0x07064b50u) {
+        uint64_t far = dlrni_le(p + end - 12, 8);
+        if (far > size || size - far < 56 || dlrni_le(p + far, 4) != 0x06064b50u) return 0;
+        *count = dlrni_le(p + far + 32, 8);
+        *bytes = dlrni_le(p + far + 40, 8);
+        *at = dlrni_le(p + far + 48, 8);
+    }
+    return *at <= size && *bytes <= size - *at;
+}
+
+/* The 64-bit sizes of a directory entry, in the order in which the 32-bit ones are all ones. */
+DLRNI_INTERNAL int dlrni_zip_extra(dlrni_cursor extra, uint64_t *size, uint64_t *packed, uint64_t *offset) {
+    uint64_t *fields[3] = {size, packed, offset};
+    const unsigned char *head;
+    while ((head = dlrni_take(&extra, 4)) != NULL) {
+        const unsigned char *body = dlrni_take(&extra, dlrni_le(head + 2, 2));
+        if (!body) return 0;
+        if (dlrni_le(head, 2) != 1) continue;
+        dlrni_cursor c = {body, body + dlrni_le(head + 2, 2)};
+        for (int i = 0; i < 3; i++) {
+            const unsigned char *v = *fields[i] == 0xFFFFFFFFu ? dlrni_take(&c, 8) : NULL;
+            if (*fields[i] == 0xFFFFFFFFu && !v) return 0;
+            if (v) *fields[i] = dlrni_le(v, 8);
+        }
+    }
+    return 1;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_zip_entry(dlrn_archive *a, dlrni_cursor *c, dlrni_zip *z) {
+    const unsigned char *h = dlrni_take(c, 46), *name, *extra, *local;
+    if (!h || dlrni_le(h, 4) != 0x02014b50u) return dlrni_zip_error(a, "malformed central directory");
+    uint64_t name_len = dlrni_le(h + 28, 2), extra_len = dlrni_le(h + 30, 2);
+    uint64_t packed = dlrni_le(h + 20, 4), size = dlrni_le(h + 24, 4), offset = dlrni_le(h + 42, 4);
+    if (!(name = dlrni_take(c, name_len)) || !(extra = dlrni_take(c, extra_len)) || !dlrni_take(c, dlrni_le(h + 32, 2)))
+        return dlrni_zip_error(a, "the central directory is cut short");
+    dlrni_cursor e = {extra, extra + extra_len}, file = {a->map.p, a->map.p + a->map.size};
+    if (!dlrni_zip_extra(e, &size, &packed, &offset)) return dlrni_zip_error(a, "malformed 64-bit sizes");
+    int method = (int)dlrni_le(h + 10, 2);
+    if ((dlrni_le(h + 8, 2) & 1) || (method != 0 && method != 8) || (method == 0 && size != packed))
+        return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: zip: member '%.*s' is encrypted or of compression method %d, "
+                          "expected stored or deflated", a->path, (int)name_len, (const char *)name, method);
+    if (!dlrni_take(&file, offset) || !(local = dlrni_take(&file, 30)) || dlrni_le(local, 4) != 0x04034b50u ||
+        dlrni_le(local + 26, 2) != name_len || dlrni_le(local + 8, 2) != (uint64_t)method)
+        return dlrni_zip_error(a, "a local header does not agree with the central directory");
+    const unsigned char *again = dlrni_take(&file, name_len);
+    if (!again || memcmp(again, name, (size_t)name_len) || !dlrni_take(&file, dlrni_le(local + 28, 2)))
+        return dlrni_zip_error(a, "a local header does not agree with the central directory");
+    dlrni_member m = {(const char *)name, (int64_t)name_len, file.p, size, packed, method};
+    if (!dlrni_take(&file, packed)) return dlrni_zip_error(a, "a member reaches beyond the end of the file");
+    for (int64_t i = 0; i < z->n; i++)
+        if (z->m[i].name_len == m.name_len && !memcmp(z->m[i].name, m.name, (size_t)m.name_len))
+            return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: member '%.*s' stands twice", a->path, (int)name_len,
+                              m.name);
+    if (!DLRNI_GROW(a->ctx, &z->m, &z->cap, z->n, z->n + 1)) return DLRN_ERR_MEMORY;
+    z->m[z->n++] = m;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_zip_list(dlrn_archive *a, dlrni_zip *z) {
+    uint64_t at, bytes, count;
+    if (!dlrni_zip_end(a->map.p, a->map.size, &at, &bytes, &count)) return dlrni_zip_error(a, "no central directory");
+    if (count > bytes / 46) return dlrni_zip_error(a, "more members than the central directory has room for");
+    dlrni_cursor c = {a->map.p + at, a->map.p + at + bytes};
+    for (uint64_t i = 0; i < count; i++) DLRNI_TRY(dlrni_zip_entry(a, &c, z));
+    return DLRN_OK;
+}
+
+/* Inflate (RFC 1951), canonical Huffman codes decoded a bit at a time: these files are small or stored. */
+
+typedef struct dlrni_bits {
+    const unsigned char *p, *end;
+    uint32_t hold;
+    int count, bad;
+} dlrni_bits;
+
+typedef struct dlrni_huffman {
+    uint16_t count[16], symbol[288];
+} dlrni_huffman;
+
+DLRNI_INTERNAL uint32_t dlrni_bits_get(dlrni_bits *b, int n) {
+    while (b->count < n) {
+        b->bad |= b->p >= b->end;
+        b->hold |= (uint32_t)(b->p < b->end ? *b->p++ : 0) << b->count;
+        b->count += 8;
+    }
+    uint32_t v = b->hold & ((1u << n) - 1);
+    b->hold >>= n;
+    b->count -= n;
+    return v;
+}
+
+/* The code of these lengths; 0 if they are over-subscribed. */
+DLRNI_INTERNAL int dlrni_huffman_build(dlrni_huffman *h, const unsigned char *length, int n) {
+    uint16_t offset[16] = {0};
+    int left = 1;
+    memset(h, 0, sizeof *h);
+    for (int i = 0; i < n; i++) h->count[length[i]]++;
+    h->count[0] = 0;
+    for (int len = 1; len < 16; len++) {
+        left = 2 * left - h->count[len];
+        if (left < 0) return 0;
+        if (len < 15) offset[len + 1] = (uint16_t)(offset[len] + h->count[len]);
+    }
+    for (int i = 0; i < n; i++)
+        if (length[i]) h->symbol[offset[length[i]]++] = (uint16_t)i;
+    return 1;
+}
+
+DLRNI_INTERNAL int dlrni_huffman_get(dlrni_bits *b, const dlrni_huffman *h) {
+    int code = 0, first = 0, index = 0;
+    for (int len = 1; len < 16; len++) {
+        code |= (int)dlrni_bits_get(b, 1);
+        if (code - h->count[len] < first) return h->symbol[index + (code - first)];
+        index += h->count[len];
+        first = (first + h->count[len]) << 1;
+        code <<= 1;
+    }
+    return -1;
+}
+
+/* Code lengths of a block with codes of its own. */
+DLRNI_INTERNAL int dlrni_inflate_codes(dlrni_bits *b, dlrni_huffman *literal, dlrni_huffman *distance) {
+    static const unsigned char order[19] = {16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15};
+    unsigned char length[320] = {0}, small[19] = {0};
+    int n_literal = (int)dlrni_bits_get(b, 5) + 257, n_distance = (int)dlrni_bits_get(b, 5) + 1;
+    int n_small = (int)dlrni_bits_get(b, 4) + 4;
+    for (int i = 0; i < n_small; i++) small[order[i]] = (unsigned char)dlrni_bits_get(b, 3);
+    if (n_literal > 286 || n_distance > 30 || !dlrni_huffman_build(literal, small, 19)) return 0;
+    for (int i = 0; i < n_literal + n_distance;) {
+        int symbol = dlrni_huffman_get(b, literal), times = 1, value = symbol;
+        if (symbol < 0 || symbol > 18 || (symbol == 16 && !i)) return 0;
+        if (symbol == 16) value = length[i - 1], times = 3 + (int)dlrni_bits_get(b, 2);
+        if (symbol == 17) value = 0, times = 3 + (int)dlrni_bits_get(b, 3);
+        if (symbol == 18) value = 0, times = 11 + (int)dlrni_bits_get(b, 7);
+        if (i + times > n_literal + n_distance || b->bad) return 0;
+        while (times--) length[i++] = (unsigned char)value;
+    }
+    return dlrni_huffman_build(literal, length, n_literal) && dlrni_huffman_build(distance, length + n_literal, n_distance);
+}
+
+DLRNI_INTERNAL void dlrni_inflate_fixed(dlrni_huffman *literal, dlrni_huffman *distance) {
+    unsigned char length[288];
+    for (int i = 0; i < 288; i++) length[i] = (unsigned char)(i < 144 ? 8 : i < 256 ? 9 : i < 280 ? 7 : 8);
+    dlrni_huffman_build(literal, length, 288);
+    memset(length, 5, 30);
+    dlrni_huffman_build(distance, length, 30);
+}
+
+/* Literals and copies up to the end of a block; returns the new position in out [size], -1 on a fault. */
+DLRNI_INTERNAL int64_t dlrni_inflate_block(dlrni_bits *b, const dlrni_huffman *literal, const dlrni_huffman *distance,
+                                           unsigned char *out, int64_t at, int64_t size) {
+    static const unsigned short base[29] = {3,  4,  5,  6,  7,  8,  9,  10, 11,  13,  15,  17,  19,  23, 27,
+                                            31, 35, 43, 51, 59, 67, 83, 99, 115, 131, 163, 195, 227, 258};
+    static const unsigned char extra[29] = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 0};
+    static const unsigned short far[30] = {1,   2,   3,   4,   5,   7,    9,    13,   17,   25,   33,   49,   65,    97,    129,
+                                           193, 257, 385, 513, 769, 1025, 1537, 2049, 3073, 4097, 6145, 8193, 12289, 16385, 24577};
+    for (;;) {
+        int symbol = dlrni_huffman_get(b, literal);
+        if (symbol == 256) return b->bad ? -1 : at;
+        if (symbol < 0 || symbol > 285 || b->bad || at >= size) return -1;
+        if (symbol < 256) {
+            out[at++] = (unsigned char)symbol;
+            continue;
+        }
+        int64_t length = base[symbol - 257] + (int64_t)dlrni_bits_get(b, extra[symbol - 257]);
+        int code = dlrni_huffman_get(b, distance);
+        if (code < 0 || code > 29) return -1;
+        int64_t back = far[code] + (int64_t)dlrni_bits_get(b, code < 4 ? 0 : code / 2 - 1);
+        if (back > at || length > size - at || b->bad) return -1;
+        for (; length; length--, at++) out[at] = out[at - back];
+    }
+}
+
+DLRNI_INTERNAL int dlrni_inflate(const unsigned char *in, uint64_t packed, unsigned char *out, int64_t size) {
+    dlrni_bits b = {in, in + packed, 0, 0, 0};
+    dlrni_huffman literal, distance;
+    int64_t at = 0;
+    for (int last = 0; !last;) {
+        last = (int)dlrni_bits_get(&b, 1);
+        int kind = (int)dlrni_bits_get(&b, 2);
+        if (kind == 0) {
+            b.hold = 0, b.count = 0;
+            if (b.end - b.p < 4) return 0;
+            int64_t n = (int64_t)dlrni_le(b.p, 2);
+            if ((dlrni_le(b.p + 2, 2) ^ 0xFFFF) != (uint64_t)n || b.end - b.p - 4 < n || n > size - at) return 0;
+            memcpy(out + at, b.p + 4, (size_t)n);
+            b.p += 4 + n;
+            at += n;
+            continue;
+        }
+        if (kind == 1)
+            dlrni_inflate_fixed(&literal, &distance);
+        else if (kind == 3 || !dlrni_inflate_codes(&b, &literal, &distance))
+            return 0;
+        if ((at = dlrni_inflate_block(&b, &literal, &distance, out, at, size)) < 0) return 0;
+    }
+    return at == size;
+}
+
+/* The bytes of a member: where they lie, or unpacked into a block of the archive. deflate shrinks by 1032 at most, which
+   bounds what a small file may ask for. */
+DLRNI_INTERNAL dlrn_status dlrni_member_bytes(dlrn_archive *a, const dlrni_member *m, const unsigned char **p) {
+    *p = m->data;
+    if (m->method == 0) return DLRN_OK;
+    if (m->size / 1032 > m->packed) return dlrni_zip_error(a, "a member claims to unpack to more than deflate can give");
+    unsigned char *out = (unsigned char *)dlrni_archive_block(a, (int64_t)m->size + 1);
+    if (!out) return DLRN_ERR_MEMORY;
+    *p = out;
+    if (dlrni_inflate(m->data, m->packed, out, (int64_t)m->size)) return DLRN_OK;
+    return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: member '%.*s' does not unpack to the %llu bytes declared",
+                      a->path, (int)m->name_len, m->name, (unsigned long long)m->size);
+}
+
+/* .npz: every member NAME.npy is the tensor NAME. */
+DLRNI_INTERNAL dlrn_status dlrni_npz_open(dlrn_archive *a, const dlrni_zip *z) {
+    a->format = "npz";
+    for (int64_t i = 0; i < z->n; i++) {
+        const dlrni_member *m = &z->m[i];
+        const unsigned char *p;
+        if (m->name_len < 4 || memcmp(m->name + m->name_len - 4, ".npy", 4)) continue;
+        DLRNI_TRY(dlrni_member_bytes(a, m, &p));
+        dlrni_cursor c = {p, p + m->size};
+        char what[512];
+        snprintf(what, sizeof what, "%.400s: %.*s", a->path, (int)dlrni_min(m->name_len, 100), m->name);
+        dlrn_status s = dlrni_npy_add(a, what, m->name, m->name_len - 4, c);
+        if (s == DLRN_ERR_UNSUPPORTED && p[m->size - 1] != 0) { /* a text, such as scipy's 'format': kept as metadata */
+            DLRNI_TRY(dlrni_archive_note(a, m->name, m->name_len - 4, (const char *)p + m->size - dlrni_min((int64_t)m->size, 3),
+                                         dlrni_min((int64_t)m->size, 3)));
+            continue;
+        }
+        DLRNI_TRY(s);
+    }
+    return DLRN_OK;
+}
+
+/* Writing: stored members, each aligned so that its data can be mapped. */
+
+typedef struct dlrni_zip_out {
+    dlrni_out *o;
+    dlrni_text directory;
+    uint64_t start, header; /* of the member in hand: its data, its local header */
+    int64_t members;
+    char name[256];
+} dlrni_zip_out;
+
+/* Opens a member whose size is known. 64 is torch's alignment; the padding is an extra field of its own kind. */
+DLRNI_INTERNAL void dlrni_zip_begin(dlrni_zip_out *z, const char *name, uint64_t size) {
+    unsigned char h[30] = {0}, pad[4];
+    uint64_t n = strlen(name);
+    int wide = size >= 0xFFFFFFFFu;
+    snprintf(z->name, sizeof z->name, "%s", name);
+    z->header = z->o->at;
+    uint64_t extra = wide ? 20 : 0, start = z->header + 30 + n + extra + 4, fill = (64 - start % 64) % 64;
+    dlrni_put_le(h, 0x04034b50u, 4);
+    dlrni_put_le(h + 4, wide ? 45 : 20, 2);
+    dlrni_put_le(h + 6, 8, 2); /* sizes and sum follow the data: they are not known yet */
+    dlrni_put_le(h + 12, 0x21, 2); /* 1 January 1980: the same bytes every time */
+    dlrni_put_le(h + 18, wide ? 0xFFFFFFFFu : 0, 4);
+    dlrni_put_le(h + 22, wide ? 0xFFFFFFFFu : 0, 4);
+    dlrni_put_le(h + 26, n, 2);
+    dlrni_put_le(h + 28, extra + 4 + fill, 2);
+    dlrni_out_write(z->o, h, sizeof h);
+    dlrni_out_write(z->o, name, n);
+    if (wide) {
+        unsigned char sizes[20] = {1, 0, 16, 0};
+        dlrni_out_write(z->o, sizes, sizeof sizes);
+    }
+    dlrni_put_le(pad, 0x4246, 2); /* "FB" */
+    dlrni_put_le(pad + 2, fill, 2);
+    dlrni_out_write(z->o, pad, sizeof pad);
+    dlrni_out_zeros(z->o, fill);
+    z->start = z->o->at;
+    z->o->crc = 0;
+}
+
+DLRNI_INTERNAL void dlrni_zip_finish_member(dlrni_zip_out *z) {
+    unsigned char d[24], h[46] = {0}, sizes[28] = {1, 0, 24, 0};
+    uint64_t size = z->o->at - z->start, crc = z->o->crc, n = strlen(z->name);
+    int wide = size >= 0xFFFFFFFFu || z->header >= 0xFFFFFFFFu, far = size >= 0xFFFFFFFFu;
+    dlrni_put_le(d, 0x08074b50u, 4);
+    dlrni_put_le(d + 4, crc, 4);
+    dlrni_put_le(d + 8, size, far ? 8 : 4);
+    dlrni_put_le(d + (far ? 16 : 12), size, far ? 8 : 4);
+    dlrni_out_write(z->o, d, far ? 24 : 16);
+    dlrni_put_le(h, 0x02014b50u, 4);
+    dlrni_put_le(h + 4, 45, 2);
+    dlrni_put_le(h + 6, wide ? 45 : 20, 2);
+    dlrni_put_le(h + 8, 8, 2);
+    dlrni_put_le(h + 14, 0x21, 2);
+    dlrni_put_le(h + 16, crc, 4);
+    dlrni_put_le(h + 20, wide ? 0xFFFFFFFFu : size, 4);
+    dlrni_put_le(h + 24, wide ? 0xFFFFFFFFu : size, 4);
+    dlrni_put_le(h + 28, n, 2);
+    dlrni_put_le(h + 30, wide ? sizeof sizes : 0, 2);
+    dlrni_put_le(h + 42, wide ? 0xFFFFFFFFu : z->header, 4);
+    dlrni_put_le(sizes + 4, size, 8);
+    dlrni_put_le(sizes + 12, size, 8);
+    dlrni_put_le(sizes + 20, z->header, 8);
+    dlrni_text_add(&z->directory, h, sizeof h);
+    dlrni_text_add(&z->directory, z->name, (int64_t)n);
+    if (wide) dlrni_text_add(&z->directory, sizes, sizeof sizes);
+    z->members++;
+}
+
+DLRNI_INTERNAL void dlrni_zip_member(dlrni_zip_out *z, const char *name, const void *bytes, uint64_t size) {
+    dlrni_zip_begin(z, name, size);
+    dlrni_out_write(z->o, bytes, size);
+    dlrni_zip_finish_member(z);
+}
+
+/* The central directory and the end record, in 64-bit form where the numbers need it. */
+DLRNI_INTERNAL dlrn_status dlrni_zip_close(dlrni_zip_out *z) {
+    unsigned char e[22] = {0}, far[76] = {0};
+    uint64_t at = z->o->at, size = (uint64_t)z->directory.len, n = (uint64_t)z->members;
+    int wide = at >= 0xFFFFFFFFu || size >= 0xFFFFFFFFu || n >= 0xFFFF;
+    if (z->directory.failed && z->o->status == DLRN_OK) z->o->status = DLRN_ERR_MEMORY;
+    dlrni_out_write(z->o, z->directory.p, size);
+    dlrni_free(z->o->ctx, z->directory.p);
+    dlrni_put_le(far, 0x06064b50u, 4);
+    dlrni_put_le(far + 4, 44, 8);
+    dlrni_put_le(far + 12, 45, 2);
+    dlrni_put_le(far + 14, 45, 2);
+    dlrni_put_le(far + 24, n, 8);
+    dlrni_put_le(far + 32, n, 8);
+    dlrni_put_le(far + 40, size, 8);
+    dlrni_put_le(far + 48, at, 8);
+    dlrni_put_le(far + 56, 0x07064b50u, 4);
+    dlrni_put_le(far + 64, at + size, 8);
+    dlrni_put_le(far + 72, 1, 4);
+    if (wide) dlrni_out_write(z->o, far, sizeof far);
+    dlrni_put_le(e, 0x06054b50u, 4);
+    dlrni_put_le(e + 8, wide ? 0xFFFF : n, 2);
+    dlrni_put_le(e + 10, wide ? 0xFFFF : n, 2);
+    dlrni_put_le(e + 12, wide ? 0xFFFFFFFFu : size, 4);
+    dlrni_put_le(e + 16, wide ? 0xFFFFFFFFu : at, 4);
+    dlrni_out_write(z->o, e, sizeof e);
+    return z->o->status;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_npz_write(dlrni_out *o, const dlrn_tensor_out *tensors, int64_t count) {
+    dlrni_zip_out z;
+    memset(&z, 0, sizeof z);
+    z.o = o;
+    z.directory.ctx = o->ctx;
+    for (int64_t i = 0; i < count && o->status == DLRN_OK; i++) {
+        char name[256];
+        int64_t numel, bytes;
+        o->status = dlrni_out_numel(o->ctx, &tensors[i], &numel, &bytes);
+        if (o->status != DLRN_OK) break;
+        snprintf(name, sizeof name, "%s.npy", tensors[i].name);
+        dlrni_zip_begin(&z, name, (uint64_t)bytes + DLRNI_NPY_HEAD);
+        dlrni_npy_write(o, &tensors[i]);
+        dlrni_zip_finish_member(&z);
+    }
+    return dlrni_zip_close(&z);
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>pickle
+/* A restricted pickle machine: it knows the opcodes and the few names that a file of tensors needs and executes nothing. A
+   value is a node of an arena; memory grows with the bytes read, since every opcode makes at most one node. */
+
+typedef enum dlrni_kind {
+    DLRNI_NONE, DLRNI_BOOL, DLRNI_INT, DLRNI_FLOAT, DLRNI_STRING, DLRNI_TUPLE, DLRNI_LIST, DLRNI_DICT, DLRNI_GLOBAL,
+    DLRNI_STORAGE, DLRNI_TENSOR, DLRNI_MARK
+} dlrni_kind;
+
+typedef struct dlrni_node dlrni_node;
+struct dlrni_node {
+    dlrni_kind kind;
+    int64_t integer; /* int, bool; storage: elements; tensor: offset */
+    double real;
+    const char *text; /* string, global ("module name"); storage: key; not terminated */
+    int64_t len;
+    dlrn_dtype dtype;          /* storage */
+    dlrni_node *first, *last;  /* tuple, list: items; dict: key, value, key, value ... */
+    dlrni_node *next;          /* sibling */
+    dlrni_node *storage;       /* tensor */
+    int64_t view_offset;       /* storage: elements before it in its base (older files) */
+    const dlrni_node *base;    /* storage: the one that it is a view of */
+    int ndim, seen;
+    int64_t shape[DLRN_MAX_DIMS], stride[DLRN_MAX_DIMS];
+};
+
+typedef struct dlrni_pickle {
+    dlrn_archive *a;
+    const char *what;            /* file and member, for errors */
+    const unsigned char *start;
+    dlrni_cursor c;
+    dlrni_node **stack, **memo, **chunks;
+    int64_t depth, stack_cap, memos, memo_cap, n_chunks, chunk_cap, in_chunk;
+    dlrni_node *result;
+} dlrni_pickle;
+
+enum { DLRNI_CHUNK = 256, DLRNI_PICKLE_NEST = 64 };
+
+DLRNI_INTERNAL dlrn_status dlrni_pickle_error(dlrni_pickle *p, const char *what) {
+    return dlrni_fail(p->a->ctx, DLRN_ERR_FORMAT, "%s: pickle, byte %lld: %s", p->what, (long long)(p->c.p - p->start),
+                      what);
+}
+
+DLRNI_INTERNAL dlrni_node *dlrni_new_node(dlrni_pickle *p, dlrni_kind kind) {
+    if (p->in_chunk == 0) {
+        if (!DLRNI_GROW(p->a->ctx, &p->chunks, &p->chunk_cap, p->n_chunks, p->n_chunks + 1)) return NULL;
+        dlrni_node *chunk = DLRNI_NEW_ZERO(p->a->ctx, dlrni_node, DLRNI_CHUNK);
+        if (!chunk) return NULL;
+        p->chunks[p->n_chunks++] = chunk;
+    }
+    dlrni_node *n = &p->chunks[p->n_chunks - 1][p->in_chunk];
+    p->in_chunk = (p->in_chunk + 1) % DLRNI_CHUNK;
+    n->kind = kind;
+    return n;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_push(dlrni_pickle *p, dlrni_node *n) {
+    if (!n || !DLRNI_GROW(p->a->ctx, &p->stack, &p->stack_cap, p->depth, p->depth + 1)) return DLRN_ERR_MEMORY;
+    p->stack[p->depth++] = n;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_push_int(dlrni_pickle *p, dlrni_kind kind, int64_t v) {
+    dlrni_node *n = dlrni_new_node(p, kind);
+    if (n) n->integer = v;
+    return dlrni_push(p, n);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_push_text(dlrni_pickle *p, uint64_t len) {
+    const unsigned char *text = dlrni_take(&p->c, len);
+    if (!text) return dlrni_pickle_error(p, "a string reaches beyond the end");
+    dlrni_node *n = dlrni_new_node(p, DLRNI_STRING);
+    if (n) n->text = (const char *)text, n->len = (int64_t)len;
+    return dlrni_push(p, n);
+}
+
+DLRNI_INTERNAL dlrni_node *dlrni_pop(dlrni_pickle *p) {
+    return p->depth && p->stack[p->depth - 1]->kind != DLRNI_MARK ? p->stack[--p->depth] : NULL;
+}
+
+/* A container keeps its items as a list of links, since one value may stand in several containers. */
+DLRNI_INTERNAL dlrn_status dlrni_append(dlrni_pickle *p, dlrni_node *to, dlrni_node *item) {
+    dlrni_node *link = dlrni_new_node(p, DLRNI_NONE);
+    if (!link) return DLRN_ERR_MEMORY;
+    link->storage = item;
+    if (to->last)
+        to->last->next = link;
+    else
+        to->first = link;
+    to->last = link;
+    to->integer++;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrni_node *dlrni_item(const dlrni_node *n, int64_t index) {
+    if (!n || (n->kind != DLRNI_TUPLE && n->kind != DLRNI_LIST)) return NULL;
+    const dlrni_node *link = n->first;
+    while (link && index-- > 0) link = link->next;
+    return link ? link->storage : NULL;
+}
+
+/* Moves what lies above the mark (or the top `count` values) into a container; count -1: to the mark, which goes. */
+DLRNI_INTERNAL dlrn_status dlrni_gather(dlrni_pickle *p, dlrni_node *to, int64_t count) {
+    int64_t from = p->depth - count, keep = from;
+    if (count < 0) {
+        for (from = p->depth; from > 0 && p->stack[from - 1]->kind != DLRNI_MARK;) from--;
+        keep = from - 1;
+    }
+    if (!to) return DLRN_ERR_MEMORY;
+    if (keep < 0) return dlrni_pickle_error(p, "the stack is too short");
+    for (int64_t i = from; i < p->depth; i++) {
+        if (p->stack[i]->kind == DLRNI_MARK) return dlrni_pickle_error(p, "a mark out of place");
+        DLRNI_TRY(dlrni_append(p, to, p->stack[i]));
+    }
+    p->depth = keep;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_pickle_tuple(dlrni_pickle *p, int64_t count) {
+    dlrni_node *t = dlrni_new_node(p, DLRNI_TUPLE);
+    DLRNI_TRY(dlrni_gather(p, t, count));
+    return dlrni_push(p, t);
+}
+
+/* APPEND(S), SETITEM(S): the values go into the container below them. */
+DLRNI_INTERNAL dlrn_status dlrni_pickle_extend(dlrni_pickle *p, dlrni_kind kind, int64_t count) {
+    dlrni_node items;
+    memset(&items, 0, sizeof items);
+    DLRNI_TRY(dlrni_gather(p, &items, count));
+    dlrni_node *to = p->depth ? p->stack[p->depth - 1] : NULL;
+    if (!to || to->kind != kind || (kind == DLRNI_DICT && items.integer % 2))
+        return dlrni_pickle_error(p, "items for something that is no container");
+    for (dlrni_node *link = items.first; link; link = link->next) DLRNI_TRY(dlrni_append(p, to, link->storage));
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_memo_put(dlrni_pickle *p, uint64_t index) {
+    if (!p->depth) return dlrni_pickle_error(p, "nothing to remember");
+    /* pickle numbers its memo without gaps, so an index beyond the bytes read is no honest one */
+    if (index > (uint64_t)(p->c.p - p->start)) return dlrni_pickle_error(p, "a memo index out of proportion");
+    int64_t old = p->memos, need = (int64_t)index + 1;
+    if (!DLRNI_GROW(p->a->ctx, &p->memo, &p->memo_cap, old, need)) return DLRN_ERR_MEMORY;
+    for (; p->memos < need; p->memos++) p->memo[p->memos] = NULL;
+    p->memo[index] = p->stack[p->depth - 1];
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_memo_get(dlrni_pickle *p, uint64_t index) {
+    if (index >= (uint64_t)p->memos || !p->memo[index]) return dlrni_pickle_error(p, "an unknown memo index");
+    return dlrni_push(p, p->memo[index]);
+}
+
+DLRNI_INTERNAL int dlrni_text_is(const dlrni_node *n, const char *text) {
+    return n && n->text && (size_t)n->len == strlen(text) && !memcmp(n->text, text, (size_t)n->len);
+}
+
+/* ---- Names ---- */
+
+DLRNI_INTERNAL int dlrni_storage_dtype(const dlrni_node *n, dlrn_dtype *dtype) {
+    static const struct {
+        const char *name;
+        dlrn_dtype dtype;
+    } types[] = {{"torch FloatStorage", DLRN_F32},   {"torch HalfStorage", DLRN_F16},  {"torch BFloat16Storage", DLRN_BF16},
+                 {"torch DoubleStorage", DLRN_F64},  {"torch LongStorage", DLRN_I64},  {"torch IntStorage", DLRN_I32},
+                 {"torch ShortStorage", DLRN_I16},   {"torch CharStorage", DLRN_I8},   {"torch ByteStorage", DLRN_U8},
+                 {"torch BoolStorage", DLRN_BOOL},   {"torch.storage UntypedStorage", DLRN_U8},
+                 {"torch float32", DLRN_F32},        {"torch float16", DLRN_F16},      {"torch bfloat16", DLRN_BF16},
+                 {"torch float64", DLRN_F64},        {"torch int64", DLRN_I64},        {"torch int32", DLRN_I32},
+                 {"torch int16", DLRN_I16},          {"torch int8", DLRN_I8},          {"torch uint8", DLRN_U8},
+                 {"torch uint16", DLRN_U16},         {"torch uint32", DLRN_U32},       {"torch uint64", DLRN_U64},
+                 {"torch bool", DLRN_BOOL}};
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if (dlrni_text_is(n, types[i].name)) {
+            *dtype = types[i].dtype;
+            return 1;
+        }
+    return 0;
+}
+
+/* Whether a name may be called: nothing is, but its result is known. */
+DLRNI_INTERNAL dlrn_status dlrni_pickle_global(dlrni_pickle *p, const char *module, int64_t m, const char *name, int64_t n) {
+    static const char *const known[] = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2",
+                                        "torch._utils _rebuild_tensor", "torch._utils _rebuild_parameter", "torch Size",
+                                        "torch._utils _rebuild_tensor_v3", "torch device"};
+    dlrn_dtype ignored;
+    dlrni_node *g = dlrni_new_node(p, DLRNI_GLOBAL);
+    char *text = (char *)dlrni_archive_block(p->a, m + n + 2);
+    if (!g || !text) return DLRN_ERR_MEMORY;
+    memcpy(text, module, (size_t)m);
+    text[m] = ' ';
+    memcpy(text + m + 1, name, (size_t)n);
+    text[m + n + 1] = 0;
+    g->text = text;
+    g->len = m + n + 1;
+    int good = dlrni_storage_dtype(g, &ignored);
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) good |= dlrni_text_is(g, known[i]);
+    if (good) return dlrni_push(p, g);
+    text[m] = '.';
+    return dlrni_fail(p->a->ctx, DLRN_ERR_UNSUPPORTED, "%s: pickle, byte %lld: the name '%.200s' is not one of those that a "
+                      "file of tensors needs; nothing was executed", p->what, (long long)(p->c.p - p->start), text);
+}
+
+/* A line of the older text opcodes, without its newline. */
+DLRNI_INTERNAL const char *dlrni_take_line(dlrni_pickle *p, int64_t *len) {
+    const unsigned char *from = p->c.p;
+    const void *end = from < p->c.end ? memchr(from, '\n', (size_t)(p->c.end - from)) : NULL;
+    if (!end) return NULL;
+    *len = (const unsigned char *)end - from;
+    p->c.p = (const unsigned char *)end + 1;
+    return (const char *)from;
+}
+
+/* ---- Calls that are known ---- */
+
+DLRNI_INTERNAL int dlrni_sizes(const dlrni_node *tuple, int64_t *out, int *ndim) {
+    int n = 0;
+    if (!tuple || (tuple->kind != DLRNI_TUPLE && tuple->kind != DLRNI_LIST) || tuple->integer > DLRN_MAX_DIMS) return 0;
+    for (const dlrni_node *link = tuple->first; link; link = link->next) {
+        if (link->storage->kind != DLRNI_INT) return 0;
+        out[n++] = link->storage->integer;
+    }
+    *ndim = n;
+    return 1;
+}
+
+/* _rebuild_tensor(_v2, _v3)(storage, offset, size, stride, ...) */
+DLRNI_INTERNAL dlrn_status dlrni_rebuild_tensor(dlrni_pickle *p, const dlrni_node *args, int version) {
+    dlrni_node *t = dlrni_new_node(p, DLRNI_TENSOR), *storage = dlrni_item(args, 0), *offset = dlrni_item(args, 1);
+    int strides = 0;
+    if (!t) return DLRN_ERR_MEMORY;
+    if (!storage || storage->kind != DLRNI_STORAGE || !offset || offset->kind != DLRNI_INT ||
+        !dlrni_sizes(dlrni_item(args, 2), t->shape, &t->ndim) || !dlrni_sizes(dlrni_item(args, 3), t->stride, &strides) ||
+        strides != t->ndim)
+        return dlrni_pickle_error(p, "malformed arguments of a tensor");
+    t->storage = storage;
+    t->integer = offset->integer;
+    t->dtype = storage->dtype;
+    if (version == 3 && !dlrni_storage_dtype(dlrni_item(args, 6), &t->dtype))
+        return dlrni_pickle_error(p, "a tensor of unknown dtype");
+    return dlrni_push(p, t);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_pickle_reduce(dlrni_pickle *p) {
+    dlrni_node *args = dlrni_pop(p), *callee = dlrni_pop(p);
+    if (!args || args->kind != DLRNI_TUPLE || !callee || callee->kind != DLRNI_GLOBAL)
+        return dlrni_pickle_error(p, "a call of something that is no name");
+    if (dlrni_text_is(callee, "collections OrderedDict")) {
+        dlrni_node *dict = dlrni_new_node(p, DLRNI_DICT), *pairs = dlrni_item(args, 0);
+        if (!dict) return DLRN_ERR_MEMORY;
+        for (const dlrni_node *l = pairs && pairs->kind == DLRNI_LIST ? pairs->first : NULL; l; l = l->next) {
+            dlrni_node *key = dlrni_item(l->storage, 0), *value = dlrni_item(l->storage, 1);
+            if (!key || !value) return dlrni_pickle_error(p, "malformed items of a dictionary");
+            DLRNI_TRY(dlrni_append(p, dict, key));
+            DLRNI_TRY(dlrni_append(p, dict, value));
+        }
+        return dlrni_push(p, dict);
+    }
+    if (dlrni_text_is(callee, "torch._utils _rebuild_tensor_v2") || dlrni_text_is(callee, "torch._utils _rebuild_tensor"))
+        return dlrni_rebuild_tensor(p, args, 2);
+    if (dlrni_text_is(callee, "torch._utils _rebuild_tensor_v3")) return dlrni_rebuild_tensor(p, args, 3);
+    if (dlrni_text_is(callee, "torch._utils _rebuild_parameter") || dlrni_text_is(callee, "torch Size") ||
+        dlrni_text_is(callee, "torch device")) {
+        dlrni_node *inner = dlrni_item(args, 0); /* the tensor, the tuple, the name */
+        return inner ? dlrni_push(p, inner) : dlrni_pickle_error(p, "a call without its argument");
+    }
+    return dlrni_pickle_error(p, "a call of a type");
+}
+
+/* ('storage', type, key, location, elements[, view]) */
+DLRNI_INTERNAL dlrn_status dlrni_pickle_storage(dlrni_pickle *p) {
+    dlrni_node *id = dlrni_pop(p), *s = dlrni_new_node(p, DLRNI_STORAGE), *key = dlrni_item(id, 2), *n = dlrni_item(id, 4);
+    dlrni_node *view = dlrni_item(id, 5);
+    if (!s) return DLRN_ERR_MEMORY;
+    if (!dlrni_text_is(dlrni_item(id, 0), "storage") || !key || key->kind != DLRNI_STRING || !n || n->kind != DLRNI_INT ||
+        !dlrni_storage_dtype(dlrni_item(id, 1), &s->dtype))
+        return dlrni_pickle_error(p, "a persistent id that is no storage");
+    s->text = key->text;
+    s->len = key->len;
+    s->integer = n->integer;
+    if (view && view->kind == DLRNI_TUPLE) { /* (key, offset, elements) of a part of that storage */
+        const dlrni_node *offset = dlrni_item(view, 1);
+        if (!offset || offset->kind != DLRNI_INT) return dlrni_pickle_error(p, "malformed view of a storage");
+        s->view_offset = offset->integer;
+    }
+    return dlrni_push(p, s);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_pickle_long(dlrni_pickle *p) {
+    const unsigned char *n = dlrni_take(&p->c, 1), *v = n ? dlrni_take(&p->c, *n) : NULL;
+    if (!v) return dlrni_pickle_error(p, "a number is cut short");
+    if (*n > 8) { /* more than 64 bits: only torch's magic number is such; kept as its bytes */
+        dlrni_node *text = dlrni_new_node(p, DLRNI_STRING);
+        if (text) text->text = (const char *)v, text->len = *n;
+        return dlrni_push(p, text);
+    }
+    uint64_t u = dlrni_le(v, *n);
+    if (*n && *n < 8 && (v[*n - 1] & 0x80)) u |= ~(uint64_t)0 << 8 * *n;
+    return dlrni_push_int(p, DLRNI_INT, (int64_t)u);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_pickle_float(dlrni_pickle *p) {
+    const unsigned char *v = dlrni_take(&p->c, 8);
+    unsigned char raw[8];
+    if (!v) return dlrni_pickle_error(p, "a number is cut short");
+    memcpy(raw, v, 8);
+    dlrni_reverse_bytes(raw, 8);
+    uint64_t u = dlrni_le(raw, 8);
+    dlrni_node *n = dlrni_new_node(p, DLRNI_FLOAT);
+    if (n) memcpy(&n->real, &u, sizeof u);
+    return dlrni_push(p, n);
+}
+
+/* Opcodes followed by a count of `bytes` bytes; *n is that count. */
+DLRNI_INTERNAL int dlrni_pickle_count(dlrni_pickle *p, int bytes, uint64_t *n) {
+    const unsigned char *v = dlrni_take(&p->c, (uint64_t)bytes);
+    *n = v ? dlrni_le(v, bytes) : 0;
+    return v != NULL;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_pickle_stack_global(dlrni_pickle *p) {
+    dlrni_node *name = dlrni_pop(p), *module = dlrni_pop(p);
+    if (!name || !module || name->kind != DLRNI_STRING || module->kind != DLRNI_STRING)
+        return dlrni_pickle_error(p, "a name that is no text");
+    return dlrni_pickle_global(p, module->text, module->len, name->text, name->len);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_pickle_line_global(dlrni_pickle *p) {
+    int64_t m, n;
+    const char *module = dlrni_take_line(p, &m), *name = module ? dlrni_take_line(p, &n) : NULL;
+    if (!name) return dlrni_pickle_error(p, "a name is cut short");
+    return dlrni_pickle_global(p, module, m, name, n);
+}
+
+/* One opcode with its argument; *done at STOP. */
+DLRNI_INTERNAL dlrn_status dlrni_pickle_op(dlrni_pickle *p, int op, int *done) {
+    uint64_t n = 0;
+    static const char with[] = "\x80KMJXqhrj\x8c\x8d\x95\x94UT"; /* opcodes with a count ...         */
+    static const signed char width[] = {1, 1, 2, 4, 4, 1, 1, 4, 4, 1, 8, 8, 0, 1, 4}; /* ... of this many bytes */
+    const char *at = op ? strchr(with, op) : NULL;
+    if (at && !dlrni_pickle_count(p, width[at - with], &n)) return dlrni_pickle_error(p, "an opcode is cut short");
+    switch (op) {
+    case 0x80: return n >= 2 && n <= 5 ? DLRN_OK : dlrni_pickle_error(p, "a protocol other than 2 to 5");
+    case 0x95: return DLRN_OK; /* FRAME: a hint */
+    case 'K': case 'M': return dlrni_push_int(p, DLRNI_INT, (int64_t)n);
+    case 'J': return dlrni_push_int(p, DLRNI_INT, (int32_t)(uint32_t)n);
+    case 0x8a: return dlrni_pickle_long(p);
+    case 'G': return dlrni_pickle_float(p);
+    case 'N': return dlrni_push(p, dlrni_new_node(p, DLRNI_NONE));
+    case 0x88: return dlrni_push_int(p, DLRNI_BOOL, 1);
+    case 0x89: return dlrni_push_int(p, DLRNI_BOOL, 0);
+    case 'X': case 0x8c: case 0x8d: case 'U': case 'T': return dlrni_push_text(p, n);
+    case '(': return dlrni_push(p, dlrni_new_node(p, DLRNI_MARK));
+    case ')': return dlrni_push(p, dlrni_new_node(p, DLRNI_TUPLE));
+    case ']': return dlrni_push(p, dlrni_new_node(p, DLRNI_LIST));
+    case '}': return dlrni_push(p, dlrni_new_node(p, DLRNI_DICT));
+    case 0x85: case 0x86: case 0x87: return dlrni_pickle_tuple(p, op - 0x84);
+    case 't': return dlrni_pickle_tuple(p, -1);
+    case 'a': return dlrni_pickle_extend(p, DLRNI_LIST, 1);
+    case 'e': return dlrni_pickle_extend(p, DLRNI_LIST, -1);
+    case 's': return dlrni_pickle_extend(p, DLRNI_DICT, 2);
+    case 'u': return dlrni_pickle_extend(p, DLRNI_DICT, -1);
+    case 'q': case 'r': return dlrni_memo_put(p, n);
+    case 0x94: return dlrni_memo_put(p, (uint64_t)p->memos);
+    case 'h': case 'j': return dlrni_memo_get(p, n);
+    case 'c': return dlrni_pickle_line_global(p);
+    case 0x93: return dlrni_pickle_stack_global(p);
+    case 'Q': return dlrni_pickle_storage(p);
+    case 'R': return dlrni_pickle_reduce(p);
+    case 'b': /* BUILD gives an object attributes, such as a state dict's _metadata: not needed */
+        return dlrni_pop(p) && p->depth ? DLRN_OK : dlrni_pickle_error(p, "the stack is too short");
+    case '0': return dlrni_pop(p) ? DLRN_OK : dlrni_pickle_error(p, "the stack is too short");
+    case '.':
+        *done = 1;
+        p->result = dlrni_pop(p);
+        return p->result ? DLRN_OK : dlrni_pickle_error(p, "it ends without a value");
+    default:
+        return dlrni_fail(p->a->ctx, DLRN_ERR_UNSUPPORTED, "%s: pickle, byte %lld: the opcode 0x%02x is not one of those "
+                          "that a file of tensors needs", p->what, (long long)(p->c.p - 1 - p->start), (unsigned)op);
+    }
+}
+
+/* Runs one pickle; the cursor then stands behind its STOP. */
+DLRNI_INTERNAL dlrn_status dlrni_pickle_run(dlrni_pickle *p) {
+    int done = 0;
+    p->start = p->c.p;
+    p->depth = p->memos = 0;
+    while (!done) {
+        const unsigned char *op = dlrni_take(&p->c, 1);
+        if (!op) return dlrni_pickle_error(p, "it ends before its STOP");
+        DLRNI_TRY(dlrni_pickle_op(p, *op, &done));
+    }
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL void dlrni_pickle_free(dlrni_pickle *p) {
+    for (int64_t i = 0; i < p->n_chunks; i++) dlrni_free(p->a->ctx, p->chunks[i]);
+    dlrni_free(p->a->ctx, p->chunks);
+    dlrni_free(p->a->ctx, p->stack);
+    dlrni_free(p->a->ctx, p->memo);
+}
+
+/* ---- From the value to tensors ---- */
+
+/* Where a storage's bytes are, for either container. */
+typedef struct dlrni_storages {
+    const dlrni_zip *zip; /* NULL: the older form */
+    const char *stem;
+    int64_t stem_len;
+    int swap;
+    dlrni_member *old; /* older form: key and bytes */
+    int64_t n_old;
+} dlrni_storages;
+
+DLRNI_INTERNAL const dlrni_member *dlrni_find_storage(const dlrni_storages *s, const dlrni_node *storage) {
+    int64_t n = s->zip ? s->zip->n : s->n_old;
+    for (int64_t i = 0; i < n; i++) {
+        const dlrni_member *m = s->zip ? &s->zip->m[i] : &s->old[i];
+        int64_t skip = s->zip ? s->stem_len + 5 : 0;
+        if (m->name_len != skip + storage->len || memcmp(m->name + skip, storage->text, (size_t)storage->len)) continue;
+        if (!s->zip || (!memcmp(m->name, s->stem, (size_t)s->stem_len) && !memcmp(m->name + s->stem_len, "data/", 5)))
+            return m;
+    }
+    return NULL;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_collect_tensor(dlrn_archive *a, const dlrni_storages *s, const dlrni_node *t,
+                                                const char *name, int64_t len) {
+    const dlrni_member *m = dlrni_find_storage(s, t->storage);
+    int64_t offset = t->integer, need = 0, held = dlrn_dtype_size(t->storage->dtype);
+    if (!m)
+        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': its storage '%.*s' is not in the file", a->path,
+                          (int)len, name, (int)dlrni_min(t->storage->len, 64), t->storage->text);
+    if (m->method) return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%.*s' is compressed", a->path, (int)len, name);
+    if (!dlrni_mul(t->storage->integer, held, &need) || (uint64_t)need > m->size)
+        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': expected a storage of %lld bytes, found %llu", a->path,
+                          (int)len, name, (long long)need, (unsigned long long)m->size);
+    if (t->storage->view_offset && !dlrni_add(offset, t->storage->view_offset, &offset)) offset = -1;
+    return dlrni_archive_add(a, name, len, t->dtype, t->ndim, t->shape, t->stride, offset, m->data,
+                             s->zip ? (uint64_t)need : m->size, s->swap);
+}
+
+typedef struct dlrni_walk {
+    dlrn_archive *a;
+    const dlrni_storages *storages;
+    char name[1024];
+    int depth;
+    int64_t visits, limit; /* shared values would let a small file unfold without end */
+} dlrni_walk;
+
+DLRNI_INTERNAL dlrn_status dlrni_collect_value(dlrni_walk *w, const dlrni_node *v, int64_t len);
+
+DLRNI_INTERNAL dlrn_status dlrni_collect_children(dlrni_walk *w, const dlrni_node *v, int64_t len) {
+    int64_t index = 0;
+    for (const dlrni_node *l = v->first; l; l = l->next, index++) {
+        const dlrni_node *key = l->storage, *value = key;
+        char number[32];
+        const char *part = number;
+        int64_t n;
+        snprintf(number, sizeof number, "%lld", (long long)(v->kind == DLRNI_DICT && key->kind == DLRNI_INT ? key->integer : index));
+        n = (int64_t)strlen(number);
+        if (v->kind == DLRNI_DICT) {
+            l = l->next;
+            value = l->storage;
+            if (key->kind == DLRNI_STRING) part = key->text, n = key->len;
+        }
+        if (len + n + 2 > (int64_t)sizeof w->name)
+            return dlrni_fail(w->a->ctx, DLRN_ERR_UNSUPPORTED, "%s: a tensor's name is longer than 1000 bytes", w->a->path);
+        int64_t at = len;
+        if (at) w->name[at++] = '.';
+        memcpy(w->name + at, part, (size_t)n);
+        DLRNI_TRY(dlrni_collect_value(w, value, at + n));
+    }
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_collect_value(dlrni_walk *w, const dlrni_node *v, int64_t len) {
+    char text[64];
+    if (++w->visits > w->limit || w->depth >= DLRNI_PICKLE_NEST)
+        return dlrni_fail(w->a->ctx, DLRN_ERR_FORMAT, "%s: pickle: values nested too deep or without end", w->a->path);
+    switch (v->kind) {
+    case DLRNI_TENSOR: return dlrni_collect_tensor(w->a, w->storages, v, w->name, len);
+    case DLRNI_DICT: case DLRNI_LIST: case DLRNI_TUPLE: {
+        w->depth++;
+        dlrn_status s = dlrni_collect_children(w, v, len);
+        w->depth--;
+        return s;
+    }
+    case DLRNI_STRING: return dlrni_archive_note(w->a, w->name, len, v->text, v->len);
+    case DLRNI_INT: snprintf(text, sizeof text, "%lld", (long long)v->integer); break;
+    case DLRNI_BOOL: snprintf(text, sizeof text, "%s", v->integer ? "true" : "false"); break;
+    case DLRNI_FLOAT: snprintf(text, sizeof text, "%.17g", v->real); break;
+    default: return DLRN_OK;
+    }
+    return dlrni_archive_note(w->a, w->name, len, text, (int64_t)strlen(text));
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_pickle_collect(dlrni_pickle *p, const dlrni_storages *storages) {
+    dlrni_walk w;
+    memset(&w, 0, sizeof w);
+    w.a = p->a;
+    w.storages = storages;
+    w.limit = 4 * p->n_chunks * DLRNI_CHUNK;
+    return dlrni_collect_value(&w, p->result, 0);
+}
+
+/* ---- The two containers ---- */
+
+/* Zip: STEM/data.pkl, STEM/data/KEY, STEM/byteorder. */
+DLRNI_INTERNAL dlrn_status dlrni_pt_open(dlrn_archive *a, const dlrni_zip *z, const dlrni_member *pkl) {
+    dlrni_storages s = {z, pkl->name, pkl->name_len - 8, 0, NULL, 0};
+    dlrni_pickle p;
+    char what[512];
+    a->format = "pt";
+    for (int64_t i = 0; i < z->n; i++)
+        if (z->m[i].name_len == s.stem_len + 9 && !memcmp(z->m[i].name, s.stem, (size_t)s.stem_len) &&
+            !memcmp(z->m[i].name + s.stem_len, "byteorder", 9))
+            s.swap = z->m[i].size == 3 && !memcmp(z->m[i].data, "big", 3);
+    if (pkl->method) return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: its data.pkl is compressed", a->path);
+    memset(&p, 0, sizeof p);
+    snprintf(what, sizeof what, "%.400s: data.pkl", a->path);
+    p.a = a;
+    p.what = what;
+    p.c.p = pkl->data;
+    p.c.end = pkl->data + pkl->size;
+    dlrn_status st = dlrni_pickle_run(&p);
+    if (st == DLRN_OK) st = dlrni_pickle_collect(&p, &s);
+    dlrni_pickle_free(&p);
+    return st;
+}
+
+/* Before torch 1.6: pickles of a magic number, a version, the system, the object, the keys of the storages; then each
+   storage, its number of elements (8 bytes) first. */
+DLRNI_INTERNAL dlrn_status dlrni_legacy_storages(dlrni_pickle *p, const dlrni_node *keys, dlrni_storages *s) {
+    for (const dlrni_node *l = keys->first; l; l = l->next) {
+        const dlrni_node *found = NULL;
+        for (int64_t c = 0; c < p->n_chunks * DLRNI_CHUNK && !found; c++) { /* its type stands where it was used */
+            const dlrni_node *n = &p->chunks[c / DLRNI_CHUNK][c % DLRNI_CHUNK];
+            if (n->kind == DLRNI_STORAGE && n->len == l->storage->len && !memcmp(n->text, l->storage->text, (size_t)n->len))
+                found = n;
+        }
+        const unsigned char *head = dlrni_take(&p->c, 8);
+        int64_t bytes;
+        if (!found || !head || !dlrni_mul((int64_t)dlrni_le(head, 8), dlrn_dtype_size(found->dtype), &bytes))
+            return dlrni_pickle_error(p, "malformed list of storages");
+        dlrni_member *m = &s->old[s->n_old++];
+        m->name = l->storage->text;
+        m->name_len = l->storage->len;
+        m->data = p->c.p;
+        m->size = (uint64_t)bytes;
+        m->method = 0;
+        if (!dlrni_take(&p->c, (uint64_t)bytes)) return dlrni_pickle_error(p, "a storage reaches beyond the end of the file");
+    }
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_legacy_run(dlrni_pickle *p, dlrni_storages *s) {
+    static const unsigned char magic[10] = {0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19};
+    DLRNI_TRY(dlrni_pickle_run(p));
+    if (p->result->len != 10 || memcmp(p->result->text, magic, 10)) return dlrni_pickle_error(p, "not torch's magic number");
+    DLRNI_TRY(dlrni_pickle_run(p));
+    if (p->result->integer != 1001) return dlrni_pickle_error(p, "not version 1001 of torch's older form");
+    DLRNI_TRY(dlrni_pickle_run(p));
+    DLRNI_TRY(dlrni_pickle_run(p));
+    dlrni_node *object = p->result;
+    DLRNI_TRY(dlrni_pickle_run(p));
+    dlrni_node *keys = p->result;
+    if (keys->kind != DLRNI_LIST) return dlrni_pickle_error(p, "expected the list of storages");
+    for (const dlrni_node *l = keys->first; l; l = l->next)
+        if (l->storage->kind != DLRNI_STRING) return dlrni_pickle_error(p, "expected the list of storages");
+    s->old = DLRNI_NEW(p->a->ctx, dlrni_member, keys->integer);
+    if (!s->old) return DLRN_ERR_MEMORY;
+    DLRNI_TRY(dlrni_legacy_storages(p, keys, s));
+    p->result = object;
+    return dlrni_pickle_collect(p, s);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_legacy_open(dlrn_archive *a) {
+    dlrni_storages s;
+    dlrni_pickle p;
+    memset(&s, 0, sizeof s);
+    memset(&p, 0, sizeof p);
+    a->format = "pt-legacy";
+    p.a = a;
+    p.what = a->path;
+    p.c.p = a->map.p;
+    p.c.end = a->map.p + a->map.size;
+    dlrn_status st = dlrni_legacy_run(&p, &s);
+    dlrni_free(a->ctx, s.old);
+    dlrni_pickle_free(&p);
+    return st;
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>archive
+/* What a file is, is told by its first bytes, never by its name. */
+
+DLRNI_INTERNAL dlrn_status dlrni_zip_open(dlrn_archive *a) {
+    dlrni_zip z;
+    memset(&z, 0, sizeof z);
+    dlrn_status s = dlrni_zip_list(a, &z);
+    const dlrni_member *pkl = NULL, *npy = NULL;
+    for (int64_t i = 0; i < z.n && s == DLRN_OK; i++) {
+        const dlrni_member *m = &z.m[i];
+        if (m->name_len >= 9 && !memcmp(m->name + m->name_len - 9, "/data.pkl", 9)) pkl = m;
+        if (m->name_len >= 4 && !memcmp(m->name + m->name_len - 4, ".npy", 4)) npy = m;
+    }
+    if (s == DLRN_OK && pkl)
+        s = dlrni_pt_open(a, &z, pkl);
+    else if (s == DLRN_OK && (npy || !z.n))
+        s = dlrni_npz_open(a, &z);
+    else if (s == DLRN_OK)
+        s = dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: a zip without data.pkl (torch) and without .npy members (numpy)",
+                       a->path);
+    dlrni_free(a->ctx, z.m);
+    return s;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_archive_detect(dlrn_archive *a) {
+    const unsigned char *p = a->map.p;
+    uint64_t n = a->map.size;
+    if (n >= 6 && !memcmp(p, "\x93NUMPY", 6)) return dlrni_npy_open_archive(a);
+    if (n >= 4 && (!memcmp(p, "PK\3\4", 4) || !memcmp(p, "PK\5\6", 4))) return dlrni_zip_open(a);
+    if (n >= 9 && p[8] == '{') return dlrni_safetensors_open(a);
+    if (n >= 2 && p[0] == 0x80 && p[1] >= 2 && p[1] <= 5) return dlrni_legacy_open(a);
+    if (n >= 262 && !memcmp(p + 257, "ustar", 5))
+        return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: a tar archive, the form of torch before 0.1.10: load and save "
+                          "it again with a newer torch", a->path);
+    return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected torch (.pt), safetensors, .npz or .npy, found none of them "
+                      "in its %llu bytes", a->path, (unsigned long long)n);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_archive_new(dlrn_context *ctx, const char *path, dlrn_archive **out) {
+    dlrn_archive *a = DLRNI_NEW_ZERO(ctx, dlrn_archive, 1);
+    *out = NULL;
+    if (!a) return DLRN_ERR_MEMORY;
+    a->ctx = ctx;
+    a->format = "?";
+    a->path = DLRNI_NEW(ctx, char, (int64_t)strlen(path) + 1);
+    if (!a->path) {
+        dlrni_free(ctx, a);
+        return DLRN_ERR_MEMORY;
+    }
+    memcpy(a->path, path, strlen(path) + 1);
+    *out = a;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_archive_done(dlrn_archive *a, dlrn_status s, dlrn_archive **out) {
+    if (s != DLRN_OK) {
+        dlrn_archive_close(a);
+        a = NULL;
+    }
+    *out = a;
+    return s;
+}
+
+DLRN_API dlrn_status dlrn_archive_open_memory(dlrn_context *ctx, const void *bytes, size_t size, const char *name,
+                                              dlrn_archive **out) {
+    dlrn_archive *a;
+    *out = NULL;
+    DLRNI_TRY(dlrni_archive_new(ctx, name, &a));
+    a->map.p = (const unsigned char *)bytes;
+    a->map.size = size;
+    a->borrowed = 1;
+    return dlrni_archive_done(a, dlrni_archive_detect(a), out);
+}
+
+/* folder of `path`, then `name`, into out [size]; 0: too long, or a name that leaves the folder. */
+DLRNI_INTERNAL int dlrni_sibling(const char *path, const char *name, char *out, size_t size) {
+    const char *slash = strrchr(path, '/');
+    int n = slash ? (int)(slash - path) + 1 : 0;
+    if (strchr(name, '/') || !*name) return 0;
+    return snprintf(out, size, "%.*s%s", n, path, name) < (int)size;
+}
+
+/* Opens each shard that weight_map names, once, and takes over its tensors. */
+DLRNI_INTERNAL dlrn_status dlrni_open_shards(dlrn_archive *a, const dlrn_json *map) {
+    char path[4096];
+    a->shards = DLRNI_NEW_ZERO(a->ctx, dlrn_archive *, map->count);
+    if (!a->shards) return DLRN_ERR_MEMORY;
+    for (const dlrn_json *m = map->first; m; m = m->next) {
+        if (m->type != DLRN_JSON_STRING || !dlrni_sibling(a->path, m->text, path, sizeof path))
+            return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: weight_map: '%s' names no file of its folder", a->path, m->key);
+        int64_t i = 0;
+        while (i < a->n_shards && strcmp(a->shards[i]->path, path)) i++;
+        if (i == a->n_shards) {
+            DLRNI_TRY(dlrn_archive_open(a->ctx, path, &a->shards[i]));
+            a->n_shards++;
+        }
+        int64_t at = dlrn_archive_find(a->shards[i], m->key);
+        if (at < 0)
+            return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected tensor '%s', which %s says is there", path, m->key, a->path);
+        if (!DLRNI_GROW(a->ctx, &a->entries, &a->cap, a->count, a->count + 1)) return DLRN_ERR_MEMORY;
+        a->entries[a->count++] = a->shards[i]->entries[at];
+    }
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_index_open(dlrn_archive *a) {
+    dlrn_json *root;
+    DLRNI_TRY(dlrn_json_parse(a->ctx, (const char *)a->map.p, a->map.size, a->path, &root));
+    const dlrn_json *map = dlrn_json_get(root, "weight_map");
+    a->format = "sharded";
+    dlrn_status s = map && map->type == DLRN_JSON_OBJECT
+                        ? dlrni_open_shards(a, map)
+                        : dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected an object weight_map", a->path);
+    dlrn_json_free(a->ctx, root);
+    return s;
+}
+
+DLRN_API dlrn_status dlrn_archive_open(dlrn_context *ctx, const char *path, dlrn_archive **out) {
+    dlrn_archive *a;
+    size_t n = strlen(path);
+    *out = NULL;
+    DLRNI_TRY(dlrni_archive_new(ctx, path, &a));
+    dlrn_status s = dlrni_map_open(ctx, path, &a->map);
+    if (s == DLRN_OK)
+        s = n > 11 && !strcmp(path + n - 11, ".index.json") ? dlrni_index_open(a) : dlrni_archive_detect(a);
+    return dlrni_archive_done(a, s, out);
+}
+
+/* ---- Writing torch's form ---- */
+
+DLRNI_INTERNAL void dlrni_pickle_text(dlrni_text *t, const char *s) { /* BINUNICODE */
+    unsigned char head[5] = {'X'};
+    dlrni_put_le(head + 1, strlen(s), 4);
+    dlrni_text_add(t, head, 5);
+    dlrni_text_add(t, s, (int64_t)strlen(s));
+}
+
+DLRNI_INTERNAL void dlrni_pickle_int(dlrni_text *t, int64_t v) { /* LONG1 of 8 bytes */
+    unsigned char raw[10] = {0x8a, 8};
+    dlrni_put_le(raw + 2, (uint64_t)v, 8);
+    dlrni_text_add(t, raw, 10);
+}
+
+/* An OrderedDict of tensors, each on a storage of its own, in protocol 2. */
+DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_text *t, const dlrn_tensor_out *tensors, int64_t count) {
+    static const char *const storage[DLRN_DTYPE_COUNT] = {"Float", "Half", "BFloat16", "Double", "Long", "Int", "Short",
+                                                          "Char",  NULL,   NULL,       NULL,     "Byte", "Bool"};
+    dlrni_text_format(t, "\x80\x02" "ccollections\nOrderedDict\n)R(");
+    for (int64_t i = 0; i < count; i++) {
+        const dlrn_tensor_out *x = &tensors[i];
+        int64_t numel, bytes, step = 1;
+        char key[32];
+        DLRNI_TRY(dlrni_out_numel(t->ctx, x, &numel, &bytes));
+        if (!storage[x->dtype])
+            return dlrni_fail(t->ctx, DLRN_ERR_UNSUPPORTED, "tensor '%s': torch's form has no storage of type %s", x->name,
+                              dlrn_dtype_name(x->dtype));
+        snprintf(key, sizeof key, "%lld", (long long)i);
+        dlrni_pickle_text(t, x->name);
+        dlrni_text_format(t, "ctorch._utils\n_rebuild_tensor_v2\n((");
+        dlrni_pickle_text(t, "storage");
+        dlrni_text_format(t, "ctorch\n%sStorage\n", storage[x->dtype]);
+        dlrni_pickle_text(t, key);
+        dlrni_pickle_text(t, "cpu");
+        dlrni_pickle_int(t, numel);
+        dlrni_text_add(t, "tQK\0(", 5); /* the storage; offset 0; the shape */
+        for (int d = 0; d < x->ndim; d++) dlrni_pickle_int(t, x->shape[d]);
+        dlrni_text_format(t, "t(");
+        for (int d = 0; d < x->ndim; d++) {
+            step = 1;
+            for (int e = d + 1; e < x->ndim; e++) step *= x->shape[e];
+            dlrni_pickle_int(t, step);
+        }
+        dlrni_text_format(t, "t\x89" "ccollections\nOrderedDict\n)RtR");
+    }
+    dlrni_text_format(t, "u.");
+    return t->failed ? DLRN_ERR_MEMORY : DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_pt_write(dlrni_out *o, const dlrn_tensor_out *tensors, int64_t count) {
+    dlrni_zip_out z;
+    dlrni_text pickle = {o->ctx, NULL, 0, 0, 0};
+    memset(&z, 0, sizeof z);
+    z.o = o;
+    z.directory.ctx = o->ctx;
+    o->status = dlrni_pt_pickle(&pickle, tensors, count);
+    dlrni_zip_member(&z, "archive/data.pkl", pickle.p, (uint64_t)pickle.len);
+    dlrni_free(o->ctx, pickle.p);
+    dlrni_zip_member(&z, "archive/byteorder", "little", 6);
+    for (int64_t i = 0; i < count && o->status == DLRN_OK; i++) {
+        char name[64];
+        int64_t numel, bytes;
+        if ((o->status = dlrni_out_numel(o->ctx, &tensors[i], &numel, &bytes)) != DLRN_OK) break;
+        snprintf(name, sizeof name, "archive/data/%lld", (long long)i);
+        dlrni_zip_begin(&z, name, (uint64_t)bytes);
+        dlrni_out_elements(o, tensors[i].data, numel, tensors[i].dtype);
+        dlrni_zip_finish_member(&z);
+    }
+    dlrni_zip_member(&z, "archive/version", "3\n", 2);
+    return dlrni_zip_close(&z);
+}
+
+DLRNI_INTERNAL int dlrni_has_suffix(const char *path, const char *suffix) {
+    size_t n = strlen(path), m = strlen(suffix);
+    return n >= m && !strcmp(path + n - m, suffix);
+}
+
+DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path, const dlrn_tensor_out *tensors, int64_t count,
+                                        const char *const *metadata) {
+    dlrni_out o;
+    int pt = dlrni_has_suffix(path, ".pt"), st = dlrni_has_suffix(path, ".safetensors");
+    int npz = dlrni_has_suffix(path, ".npz"), npy = dlrni_has_suffix(path, ".npy");
+    if (!pt && !st && !npz && !npy)
+        return dlrni_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected a name ending in .pt, .safetensors, .npz or .npy", path);
+    DLRNI_REQUIRE(ctx, !npy || count == 1, "a .npy holds one tensor");
+    DLRNI_TRY(dlrni_out_open(ctx, path, &o));
+    if (st) o.status = dlrni_safetensors_write(&o, tensors, count, metadata);
+    if (pt) o.status = dlrni_pt_write(&o, tensors, count);
+    if (npz) o.status = dlrni_npz_write(&o, tensors, count);
+    if (npy) o.status = dlrni_npy_write(&o, tensors);
+    return dlrni_out_close(&o);
+}
+
+/* ---- Growing files ---- */
+
+struct dlrn_writer {
+    dlrn_context *ctx;
+    dlrni_out o;       /* .npy: the file; CSR: the .npz, opened when the writer is closed */
+    int64_t width, rows, rows_total, nnz;
+    int csr;
+    FILE *part[3];     /* CSR: indptr, indices, data, in temporary files without a name */
+    char *path;
+};
+
+DLRNI_INTERNAL dlrn_status dlrni_writer_new(dlrn_context *ctx, const char *path, int64_t width, dlrn_writer **out) {
+    *out = NULL;
+    DLRNI_REQUIRE(ctx, width > 0, "width must be positive");
+    dlrn_writer *w = DLRNI_NEW_ZERO(ctx, dlrn_writer, 1);
+    char *copy = DLRNI_NEW(ctx, char, (int64_t)strlen(path) + 1);
+    if (!w || !copy) {
+        dlrni_free(ctx, w);
+        dlrni_free(ctx, copy);
+        return DLRN_ERR_MEMORY;
+    }
+    memcpy(copy, path, strlen(path) + 1);
+    w->ctx = ctx;
+    w->path = copy;
+    w->width = width;
+    *out = w;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL void dlrni_writer_free(dlrn_writer *w) {
+    for (int i = 0; i < 3; i++)
+        if (w->part[i]) fclose(w->part[i]);
+    dlrni_free(w->ctx, w->path);
+    dlrni_free(w->ctx, w);
+}
+
+DLRNI_INTERNAL void dlrni_writer_head(dlrn_writer *w, int64_t rows) {
+    unsigned char head[DLRNI_NPY_HEAD];
+    dlrn_tensor_out t = {w->path, DLRN_F32, 2, {rows, w->width}, NULL};
+    dlrn_status s = dlrni_npy_header(w->ctx, &t, NULL, head);
+    if (s != DLRN_OK && w->o.status == DLRN_OK) w->o.status = s;
+    dlrni_out_write(&w->o, head, sizeof head);
+}
+
+DLRN_API dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width, int64_t rows_total,
+                                     dlrn_writer **out) {
+    DLRNI_REQUIRE(ctx, strcmp(path, "-") || rows_total >= 0, "for standard output the number of rows must be known");
+    DLRNI_TRY(dlrni_writer_new(ctx, path, width, out));
+    (*out)->rows_total = rows_total;
+    dlrn_status s = dlrni_out_open(ctx, path, &(*out)->o);
+    if (s != DLRN_OK) {
+        dlrni_writer_free(*out);
+        *out = NULL;
+        return s;
+    }
+    dlrni_writer_head(*out, rows_total < 0 ? 0 : rows_total);
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_npy_append(dlrn_writer *w, const float *x, int64_t rows) {
+    DLRNI_REQUIRE(w->ctx, !w->csr && rows >= 0, "not a writer of .npy, or a negative number of rows");
+    dlrni_out_elements(&w->o, x, rows * w->width, DLRN_F32);
+    w->rows += rows;
+    return w->o.status;
+}
+
+DLRN_API dlrn_status dlrn_csr_create(dlrn_context *ctx, const char *path, int64_t width, dlrn_writer **out) {
+    DLRNI_TRY(dlrni_writer_new(ctx, path, width, out));
+    (*out)->csr = 1;
+    for (int i = 0; i < 3; i++)
+        if (!((*out)->part[i] = tmpfile())) {
+            dlrn_status s = dlrni_io_error(ctx, path, "open a temporary file for it");
+            dlrni_writer_free(*out);
+            *out = NULL;
+            return s;
+        }
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_csr_append(dlrn_writer *w, const dlrn_sparse *codes) {
+    DLRNI_REQUIRE(w->ctx, w->csr && codes->cols == w->width, "not a writer of CSR, or codes of another width");
+    size_t nnz = (size_t)codes->row_ptr[codes->rows];
+    int bad = 0;
+    for (int64_t i = 0; i < codes->rows; i++) {
+        int64_t end = w->nnz + codes->row_ptr[i + 1];
+        bad |= fwrite(&end, sizeof end, 1, w->part[0]) != 1;
+    }
+    bad |= nnz && (fwrite(codes->col, sizeof *codes->col, nnz, w->part[1]) != nnz ||
+                   fwrite(codes->val, sizeof *codes->val, nnz, w->part[2]) != nnz);
+    w->rows += codes->rows;
+    w->nnz += (int64_t)nnz;
+    if (bad && w->o.status == DLRN_OK) w->o.status = dlrni_io_error(w->ctx, w->path, "write a temporary file for it");
+    return w->o.status;
+}
+
+/* One member of the .npz from a temporary file, after `first` (the leading 0 of indptr). */
+DLRNI_INTERNAL void dlrni_csr_member(dlrn_writer *w, dlrni_zip_out *z, int part, const char *name, dlrn_dtype dtype,
+                                     int64_t n) {
+    static const int64_t zero = 0;
+    unsigned char head[DLRNI_NPY_HEAD], block[4096];
+    dlrn_tensor_out t = {name, dtype, 1, {n}, NULL};
+    dlrn_status s = dlrni_npy_header(w->ctx, &t, NULL, head);
+    if (s != DLRN_OK && w->o.status == DLRN_OK) w->o.status = s;
+    dlrni_zip_begin(z, name, (uint64_t)(n * dlrn_dtype_size(dtype)) + sizeof head);
+    dlrni_out_write(&w->o, head, sizeof head);
+    if (part == 0) dlrni_out_write(&w->o, &zero, sizeof zero);
+    rewind(w->part[part]);
+    for (size_t got; (got = fread(block, 1, sizeof block, w->part[part])) > 0;) dlrni_out_write(&w->o, block, got);
+    if (ferror(w->part[part]) && w->o.status == DLRN_OK) w->o.status = dlrni_io_error(w->ctx, w->path, "read back a part of it");
+    dlrni_zip_finish_member(z);
+}
+
+/* scipy's members: indices, indptr, format, shape, data. */
+DLRNI_INTERNAL dlrn_status dlrni_csr_assemble(dlrn_writer *w) {
+    dlrni_zip_out z;
+    unsigned char head[DLRNI_NPY_HEAD + 3];
+    int64_t shape[2] = {w->rows, w->width};
+    dlrn_tensor_out format = {"format", DLRN_U8, 0, {0}, NULL}, size = {"shape", DLRN_I64, 1, {2}, shape};
+    dlrn_status s = w->o.status;
+    if (s != DLRN_OK) return s;
+    DLRNI_TRY(dlrni_out_open(w->ctx, w->path, &w->o));
+    memset(&z, 0, sizeof z);
+    z.o = &w->o;
+    z.directory.ctx = w->ctx;
+    dlrni_csr_member(w, &z, 1, "indices.npy", DLRN_I32, w->nnz);
+    dlrni_csr_member(w, &z, 0, "indptr.npy", DLRN_I64, w->rows + 1);
+    s = dlrni_npy_header(w->ctx, &format, "|S3", head);
+    memcpy(head + DLRNI_NPY_HEAD, "csr", 3);
+    if (s != DLRN_OK && w->o.status == DLRN_OK) w->o.status = s;
+    dlrni_zip_member(&z, "format.npy", head, sizeof head);
+    dlrni_zip_begin(&z, "shape.npy", DLRNI_NPY_HEAD + sizeof shape);
+    dlrni_npy_write(&w->o, &size);
+    dlrni_zip_finish_member(&z);
+    dlrni_csr_member(w, &z, 2, "data.npy", DLRN_F32, w->nnz);
+    dlrni_zip_close(&z);
+    return dlrni_out_close(&w->o);
+}
+
+DLRN_API dlrn_status dlrn_writer_close(dlrn_writer *w) {
+    dlrn_status s;
+    if (w->csr) {
+        s = dlrni_csr_assemble(w);
+    } else {
+        if (w->rows_total >= 0 && w->rows != w->rows_total && w->o.status == DLRN_OK)
+            w->o.status = dlrni_fail(w->ctx, DLRN_ERR_ARGUMENT, "%s: %lld rows were announced and %lld written", w->path,
+                                     (long long)w->rows_total, (long long)w->rows);
+        if (w->rows_total < 0) { /* the number of rows is known only now */
+            if (fseek(w->o.f, 0, SEEK_SET) && w->o.status == DLRN_OK) w->o.status = dlrni_io_error(w->ctx, w->path, "seek in it");
+            dlrni_writer_head(w, w->rows);
+        }
+        s = dlrni_out_close(&w->o);
+    }
+    dlrni_writer_free(w);
+    return s;
+}
+
+DLRN_API void dlrn_writer_abort(dlrn_writer *w) {
+    if (!w) return;
+    if (!w->csr) {
+        w->o.status = DLRN_STOPPED; /* so that closing removes the temporary file */
+        (void)!dlrni_out_close(&w->o);
+    }
+    dlrni_writer_free(w);
+}
+
+/* ---- Reading CSR ---- */
+
+DLRNI_INTERNAL dlrn_status dlrni_csr_find(dlrn_archive *a, const char *name, int64_t *index, int64_t *n) {
+    *index = dlrn_archive_find(a, name);
+    const dlrn_tensor_info *info = dlrn_archive_info(a, *index);
+    if (!info || info->ndim != 1)
+        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected '%s' of one dimension, as scipy.sparse.save_npz writes it",
+                          a->path, name);
+    *n = info->numel;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_csr_check(dlrn_archive *a, const dlrn_sparse *c, int64_t nnz) {
+    if (c->row_ptr[0] != 0 || c->row_ptr[c->rows] != nnz)
+        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indptr: expected 0 to %lld", a->path, (long long)nnz);
+    for (int64_t i = 0; i < c->rows; i++)
+        if (c->row_ptr[i + 1] < c->row_ptr[i])
+            return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indptr falls at row %lld", a->path, (long long)i);
+    for (int64_t p = 0; p < nnz; p++)
+        if (c->col[p] < 0 || c->col[p] >= c->cols)
+            return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indices: entry %lld: expected [0, %lld), found %d", a->path,
+                              (long long)p, (long long)c->cols, (int)c->col[p]);
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_csr_read(dlrn_archive *a, dlrn_sparse *out) {
+    int64_t at[4], n[4], shape[2];
+    static const char *const names[4] = {"shape", "indptr", "indices", "data"};
+    const char *format = dlrn_archive_metadata(a, "format");
+    for (int i = 0; i < 4; i++) DLRNI_TRY(dlrni_csr_find(a, names[i], &at[i], &n[i]));
+    if (n[0] == 2) DLRNI_TRY(dlrn_archive_read_i64(a, at[0], shape));
+    if (n[0] != 2 || shape[0] < 0 || n[1] != shape[0] + 1 || n[2] != n[3] || shape[1] < 0 || shape[1] > INT32_MAX ||
+        (format && strcmp(format, "csr")))
+        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected format csr, and sizes that agree", a->path);
+    DLRNI_TRY(dlrni_sparse_begin(a->ctx, out, shape[1]));
+    DLRNI_TRY(dlrni_sparse_reserve(a->ctx, out, shape[0], n[2]));
+    out->rows = shape[0];
+    DLRNI_TRY(dlrn_archive_read_i64(a, at[1], out->row_ptr));
+    DLRNI_TRY(dlrn_archive_read(a, at[3], out->val));
+    int64_t *wide = DLRNI_NEW(a->ctx, int64_t, n[2]);
+    if (!wide) return DLRN_ERR_MEMORY;
+    dlrn_status s = dlrn_archive_read_i64(a, at[2], wide);
+    for (int64_t p = 0; p < n[2]; p++) out->col[p] = wide[p] >= 0 && wide[p] < shape[1] ? (int32_t)wide[p] : -1;
+    dlrni_free(a->ctx, wide);
+    return s == DLRN_OK ? dlrni_csr_check(a, out, n[2]) : s;
+}
+
+DLRN_API dlrn_status dlrn_csr_load(dlrn_context *ctx, const char *path, dlrn_sparse *out) {
+    dlrn_archive *a;
+    DLRNI_TRY(dlrn_archive_open(ctx, path, &a));
+    dlrn_status s = dlrni_csr_read(a, out);
+    if (s != DLRN_OK) dlrn_sparse_free(out);
+    dlrn_archive_close(a);
+    return s;
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>load
+/* Dictionaries on disk carry the reference's names: bias [d], encoder.weight [F][d], encoder.bias [F],
+   decoder.weight [d][F]. */
+
+/* Key sets of dictionaries that this version does not read, to name them. */
+DLRNI_INTERNAL const char *dlrni_other_family(const dlrn_archive *a) {
+    static const struct {
+        const char *key, *family;
+    } signs[] = {{"r_mag", "GatedAutoEncoder"}, {"b_gate", "a gated SAELens dictionary"},
+                 {"group_sizes", "MatryoshkaBatchTopKSAE"}, {"k", "AutoEncoderTopK or BatchTopKSAE"},
+                 {"pre_bias", "an OpenAI autoencoder"}, {"threshold", "JumpReluAutoEncoder"},
+                 {"decoder.bias", "AutoEncoderNew"}, {"W_enc", "a SAELens dictionary"},
+                 {"encoder_linear.weight", "a Goodfire autoencoder"}, {"W_dec", "an EleutherAI sparsify dictionary"}};
+    for (size_t i = 0; i < sizeof signs / sizeof *signs; i++)
+        if (dlrn_archive_find(a, signs[i].key) >= 0) return signs[i].family;
+    return NULL;
+}
+
+/* Index of a tensor of the reference's AutoEncoder, perhaps under `prefix`. */
+DLRNI_INTERNAL dlrn_status dlrni_expect(dlrn_archive *a, const char *prefix, const char *name, int ndim, int64_t rows,
+                                        int64_t cols, int64_t *index) {
+    char full[64], found[80] = "no such tensor";
+    snprintf(full, sizeof full, "%s%s", prefix, name);
+    *index = dlrn_archive_find(a, full);
+    const dlrn_tensor_info *info = dlrn_archive_info(a, *index);
+    if (info && info->ndim == ndim && (rows < 0 || info->shape[0] == rows) && (ndim < 2 || cols < 0 || info->shape[1] == cols))
+        return DLRN_OK;
+    if (info) {
+        char shape[64];
+        dlrni_shape_text(info->shape, info->ndim, shape, sizeof shape);
+        snprintf(found, sizeof found, "[%s]", shape);
+    }
+    char want[2][24] = {"F", "d"};
+    if (rows >= 0) snprintf(want[0], sizeof want[0], "%lld", (long long)rows);
+    if (cols >= 0) snprintf(want[1], sizeof want[1], "%lld", (long long)cols);
+    return dlrni_fail(a->ctx, DLRN_ERR_SHAPE, "%s: tensor '%s': expected shape [%s%s%s], found %s", a->path, full, want[0],
+                      ndim > 1 ? ", " : "", ndim > 1 ? want[1] : "", found);
+}
+
+typedef struct dlrni_transpose_job {
+    const float *from; /* [rows][cols] */
+    float *to;         /* [cols][rows] */
+    int64_t rows, cols;
+} dlrni_transpose_job;
+
+/* Task: 16 columns; blocks of 16 x 16 stay in the first cache. */
+DLRNI_INTERNAL void dlrni_transpose_block(void *arg, int64_t task, int worker) {
+    const dlrni_transpose_job *j = (const dlrni_transpose_job *)arg;
+    int64_t c0 = task * 16, c1 = dlrni_min(c0 + 16, j->cols);
+    (void)worker;
+    for (int64_t r0 = 0; r0 < j->rows; r0 += 16)
+        for (int64_t c = c0; c < c1; c++)
+            for (int64_t r = r0; r < dlrni_min(r0 + 16, j->rows); r++) j->to[c * j->rows + r] = j->from[r * j->cols + c];
+}
+
+DLRNI_INTERNAL void dlrni_transpose(dlrn_context *ctx, const float *from, int64_t rows, int64_t cols, float *to) {
+    dlrni_transpose_job job = {from, to, rows, cols};
+    dlrn_parallel_for(ctx, dlrni_ceil_div(cols, 16), dlrni_transpose_block, &job);
+}
+
+/* decoder.weight [d][F] into atoms [F][d], some rows of it at a time: no second copy of the matrix. */
+DLRNI_INTERNAL dlrn_status dlrni_read_atoms(dlrn_archive *a, int64_t index, dlrn_dictionary *dict) {
+    int64_t d = dict->activation_dim, F = dict->dict_size, step = dlrni_min(16, d);
+    float *rows = DLRNI_NEW(a->ctx, float, step * F);
+    if (!rows) return DLRN_ERR_MEMORY;
+    dlrn_status s = DLRN_OK;
+    for (int64_t r = 0; r < d && s == DLRN_OK; r += step) {
+        int64_t n = dlrni_min(step, d - r);
+        s = dlrn_archive_read_rows(a, index, r, n, rows);
+        for (int64_t j = 0; j < F && s == DLRN_OK; j++)
+            for (int64_t i = 0; i < n; i++) dict->decoder_weight[j * d + r + i] = rows[i * F + j];
+    }
+    dlrni_free(a->ctx, rows);
+    return s;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_check_weights(const char *path, const char *name, const dlrn_dictionary *dict,
+                                               const float *w, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (!(fabsf(w[i]) <= FLT_MAX))
+            return dlrni_fail(dict->ctx, DLRN_ERR_VALUE, "%s: tensor '%s': element %lld: expected a finite number, found %g",
+                              path, name, (long long)i, (double)w[i]);
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_fill_dictionary(dlrn_archive *a, const int64_t index[4], dlrn_dictionary *dict) {
+    int64_t d = dict->activation_dim, F = dict->dict_size;
+    DLRNI_TRY(dlrn_archive_read(a, index[0], dict->encoder_weight));
+    DLRNI_TRY(dlrn_archive_read(a, index[1], dict->encoder_bias));
+    DLRNI_TRY(dlrn_archive_read(a, index[2], dict->bias));
+    DLRNI_TRY(dlrni_read_atoms(a, index[3], dict));
+    DLRNI_TRY(dlrni_check_weights(a->path, "encoder.weight", dict, dict->encoder_weight, F * d));
+    DLRNI_TRY(dlrni_check_weights(a->path, "encoder.bias", dict, dict->encoder_bias, F));
+    DLRNI_TRY(dlrni_check_weights(a->path, "bias", dict, dict->bias, d));
+    return dlrni_check_weights(a->path, "decoder.weight (transposed)", dict, dict->decoder_weight, F * d);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_load_archive(dlrn_archive *a, dlrn_dictionary **out) {
+    /* a backup of dictionary_learning keeps its dictionary under "ae" */
+    const char *prefix = dlrn_archive_find(a, "ae.encoder.weight") >= 0 ? "ae." : "", *other = dlrni_other_family(a);
+    int64_t index[4];
+    if (other && !*prefix)
+        return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: expected an AutoEncoder, found the tensors of %s", a->path, other);
+    DLRNI_TRY(dlrni_expect(a, prefix, "encoder.weight", 2, -1, -1, &index[0]));
+    const int64_t F = dlrn_archive_info(a, index[0])->shape[0], d = dlrn_archive_info(a, index[0])->shape[1];
+    if (F < 1 || d < 1 || F > INT32_MAX)
+        return dlrni_fail(a->ctx, DLRN_ERR_SHAPE, "%s: tensor 'encoder.weight': expected a shape without 0, found [%lld, %lld]",
+                          a->path, (long long)F, (long long)d);
+    DLRNI_TRY(dlrni_expect(a, prefix, "encoder.bias", 1, F, -1, &index[1]));
+    DLRNI_TRY(dlrni_expect(a, prefix, "bias", 1, d, -1, &index[2]));
+    DLRNI_TRY(dlrni_expect(a, prefix, "decoder.weight", 2, d, F, &index[3]));
+    DLRNI_TRY(dlrni_dictionary_alloc(a->ctx, d, F, out));
+    dlrn_status s = dlrni_fill_dictionary(a, index, *out);
+    if (s != DLRN_OK) {
+        dlrn_dictionary_destroy(*out);
+        *out = NULL;
+    }
+    return s;
+}
+
+/* What config.json says of the dictionary must agree with the tensors. */
+DLRNI_INTERNAL dlrn_status dlrni_agrees_with_config(dlrn_context *ctx, const char *path, const dlrn_json *root,
+                                              const dlrn_dictionary *dict) {
+    static const char *const keys[2][2] = {{"activation_dim", "trainer.activation_dim"}, {"dict_size", "trainer.dict_size"}};
+    int64_t have[2] = {dict->activation_dim, dict->dict_size};
+    for (int i = 0; i < 2; i++)
+        for (int k = 0; k < 2; k++) {
+            double said = dlrn_json_number(root, keys[i][k], (double)have[i]);
+            if (said != (double)have[i])
+                return dlrni_fail(ctx, DLRN_ERR_SHAPE, "%s: %s: expected %lld as in the tensors, found %g", path, keys[i][k],
+                                  (long long)have[i], said);
+        }
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_check_class(dlrn_context *ctx, const char *path, const dlrn_json *root, int *identity) {
+    const char *name = dlrn_json_text(root, "trainer.dict_class", dlrn_json_text(root, "dict_class", "AutoEncoder"));
+    *identity = !strcmp(name, "IdentityDict");
+    if (*identity || !strcmp(name, "AutoEncoder")) return DLRN_OK;
+    return dlrni_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: dict_class: expected AutoEncoder, found %.80s", path, name);
+}
+
+/* The dictionary's file in a folder, or path itself if it is a file; config: the config.json beside it ("" if none). */
+DLRNI_INTERNAL dlrn_status dlrni_find_dictionary(dlrn_context *ctx, const char *path, char *file, char *config, size_t size) {
+    static const char *const names[] = {"ae.pt", "ae.safetensors", "ae.npz", "trainer_0/ae.pt"};
+    int kind = dlrn_file_exists(path);
+    *file = *config = 0;
+    if (strlen(path) > size - 32) return dlrni_fail(ctx, DLRN_ERR_ARGUMENT, "%s: the path is too long", path);
+    if (kind == 1) snprintf(file, size, "%s", path);
+    for (size_t i = 0; kind == 2 && i < sizeof names / sizeof *names && !*file; i++) {
+        snprintf(file, size, "%s/%s", path, names[i]);
+        if (dlrn_file_exists(file) != 1) *file = 0;
+    }
+    if (kind == 0) return dlrni_fail(ctx, DLRN_ERR_IO, "%s: no such file or folder", path);
+    if (kind == 2) snprintf(config, size, "%s/%sconfig.json", path, strstr(file, "/trainer_0/ae.pt") ? "trainer_0/" : "");
+    if (kind == 1 && !dlrni_sibling(path, "config.json", config, size)) *config = 0;
+    if (*config && dlrn_file_exists(config) != 1) *config = 0;
+    if (*file || *config) return DLRN_OK;
+    return dlrni_fail(ctx, DLRN_ERR_IO, "%s: expected ae.pt, ae.safetensors or ae.npz in this folder, found none", path);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, const char *config, const dlrn_json *root,
+                                           dlrn_dictionary **out) {
+    dlrn_archive *a;
+    int identity = 0;
+    if (root) DLRNI_TRY(dlrni_check_class(ctx, config, root, &identity));
+    if (identity) return dlrn_identity_create(ctx, (int64_t)dlrn_json_number(root, "activation_dim", 0), out);
+    DLRNI_TRY(dlrn_archive_open(ctx, file, &a));
+    dlrn_status s = dlrni_load_archive(a, out);
+    dlrn_archive_close(a);
+    if (s == DLRN_OK && root) s = dlrni_agrees_with_config(ctx, config, root, *out);
+    if (s != DLRN_OK) {
+        dlrn_dictionary_destroy(*out);
+        *out = NULL;
+    }
+    return s;
+}
+
+DLRN_API dlrn_status dlrn_load(dlrn_context *ctx, const char *path, dlrn_dictionary **out) {
+    char file[4096], config[4096], *text = NULL;
+    size_t size = 0;
+    dlrn_json *root = NULL;
+    *out = NULL;
+    DLRNI_TRY(dlrni_find_dictionary(ctx, path, file, config, sizeof file));
+    dlrn_status s = *config ? dlrn_file_read(ctx, config, &text, &size) : DLRN_OK;
+    if (s == DLRN_OK && *config) s = dlrn_json_parse(ctx, text, size, config, &root);
+    if (s == DLRN_OK) s = dlrni_load_with(ctx, file, config, root, out);
+    dlrn_json_free(ctx, root);
+    dlrn_free(ctx, text);
+    return s;
+}
+
+DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
+    dlrn_context *ctx = dict->ctx;
+    int64_t d = dict->activation_dim, F = dict->dict_size;
+    if (!dict->encoder_weight)
+        return dlrni_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: an %s has no weights to save", path, dict->family->name);
+    float *decoder = DLRNI_NEW(ctx, float, d * F);
+    if (!decoder) return DLRN_ERR_MEMORY;
+    dlrni_transpose(ctx, dict->decoder_weight, F, d, decoder);
+    dlrn_tensor_out tensors[4] = {{"bias", DLRN_F32, 1, {d}, dict->bias},
+                                  {"encoder.weight", DLRN_F32, 2, {F, d}, dict->encoder_weight},
+                                  {"encoder.bias", DLRN_F32, 1, {F}, dict->encoder_bias},
+                                  {"decoder.weight", DLRN_F32, 2, {d, F}, decoder}};
+    dlrn_status s = dlrn_archive_write(ctx, path, tensors, 4, NULL);
+    dlrni_free(ctx, decoder);
+    return s;
+}
 
 #ifndef DICTLEARN_NO_TRAINING
 /* ------------------------------------------------------------------------------------------ */
