@@ -4264,7 +4264,7 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_header(dlrn_context *ctx, const dlrn_tensor
                                             unsigned char *head) {
     static const char *const codes[DLRN_DTYPE_COUNT] = {"<f4", "<f2", NULL,  "<f8", "<i8", "<i4", "<i2",
                                                         "|i1", "<u8", "<u4", "<u2", "|u1", "|b1"};
-    char shape[80], text[DLRNI_NPY_HEAD];
+    char shape[80], text[2 * DLRNI_NPY_HEAD];
     if (!descr) descr = codes[t->dtype];
     dlrni_shape_text(t->shape, t->ndim, shape, sizeof shape);
     if (!descr || strlen(shape) > 60)
@@ -4273,7 +4273,7 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_header(dlrn_context *ctx, const dlrn_tensor
              t->ndim == 1 ? "," : "");
     memset(head, ' ', DLRNI_NPY_HEAD);
     memcpy(head, "\x93NUMPY\x01\x00\x76\x00", 10); /* 118 bytes of text follow */
-    memcpy(head + 10, text, strlen(text));
+    memcpy(head + 10, text, strlen(text)); /* at most 113: the shape was measured */
     head[DLRNI_NPY_HEAD - 1] = '\n';
     return DLRN_OK;
 }
