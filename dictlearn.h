@@ -4024,14 +4024,14 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_open(dlrn_archive *a) {
 }
 
 /* Writing. A text that grows, for headers. */
-typedef struct dlrni_text {
+typedef struct dlrni_growing {
     dlrn_context *ctx;
     char *p;
     int64_t len, cap;
     int failed;
-} dlrni_text;
+} dlrni_growing;
 
-DLRNI_INTERNAL void dlrni_text_add(dlrni_text *t, const void *bytes, int64_t n) {
+DLRNI_INTERNAL void dlrni_growing_add(dlrni_growing *t, const void *bytes, int64_t n) {
     if (t->failed || !DLRNI_GROW(t->ctx, &t->p, &t->cap, t->len, t->len + n + 1)) {
         t->failed = 1;
         return;
@@ -4041,25 +4041,25 @@ DLRNI_INTERNAL void dlrni_text_add(dlrni_text *t, const void *bytes, int64_t n) 
     t->p[t->len] = 0;
 }
 
-DLRNI_INTERNAL DLRNI_PRINTF(2, 3) void dlrni_text_format(dlrni_text *t, const char *format, ...) {
+DLRNI_INTERNAL DLRNI_PRINTF(2, 3) void dlrni_growing_format(dlrni_growing *t, const char *format, ...) {
     char line[512];
     va_list args;
     va_start(args, format);
     int n = vsnprintf(line, sizeof line, format, args);
     va_end(args);
-    dlrni_text_add(t, line, n < (int)sizeof line ? n : (int)sizeof line - 1);
+    dlrni_growing_add(t, line, n < (int)sizeof line ? n : (int)sizeof line - 1);
 }
 
-DLRNI_INTERNAL void dlrni_text_json(dlrni_text *t, const char *s) { /* quoted */
-    dlrni_text_add(t, "\"", 1);
+DLRNI_INTERNAL void dlrni_growing_json(dlrni_growing *t, const char *s) { /* quoted */
+    dlrni_growing_add(t, "\"", 1);
     for (; *s; s++) {
-        if (*s == '"' || *s == '\\') dlrni_text_add(t, "\\", 1);
+        if (*s == '"' || *s == '\\') dlrni_growing_add(t, "\\", 1);
         if ((unsigned char)*s < 0x20)
-            dlrni_text_format(t, "\\u%04x", (unsigned)(unsigned char)*s);
+            dlrni_growing_format(t, "\\u%04x", (unsigned)(unsigned char)*s);
         else
-            dlrni_text_add(t, s, 1);
+            dlrni_growing_add(t, s, 1);
     }
-    dlrni_text_add(t, "\"", 1);
+    dlrni_growing_add(t, "\"", 1);
 }
 
 /* Elements and bytes of a tensor to be written. */
@@ -4093,30 +4093,30 @@ DLRNI_INTERNAL void dlrni_out_elements(dlrni_out *o, const void *data, int64_t n
 
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_write(dlrni_out *o, const dlrn_tensor_out *tensors, int64_t count,
                                                    const char *const *metadata) {
-    dlrni_text t = {o->ctx, NULL, 0, 0, 0};
+    dlrni_growing t = {o->ctx, NULL, 0, 0, 0};
     int64_t at = 0, numel = 0, bytes = 0;
-    dlrni_text_add(&t, "{", 1);
+    dlrni_growing_add(&t, "{", 1);
     if (metadata && metadata[0]) {
-        dlrni_text_format(&t, "\"__metadata__\":{");
+        dlrni_growing_format(&t, "\"__metadata__\":{");
         for (int i = 0; metadata[i]; i += 2) {
-            if (i) dlrni_text_add(&t, ",", 1);
-            dlrni_text_json(&t, metadata[i]);
-            dlrni_text_add(&t, ":", 1);
-            dlrni_text_json(&t, metadata[i + 1]);
+            if (i) dlrni_growing_add(&t, ",", 1);
+            dlrni_growing_json(&t, metadata[i]);
+            dlrni_growing_add(&t, ":", 1);
+            dlrni_growing_json(&t, metadata[i + 1]);
         }
-        dlrni_text_format(&t, "}%s", count ? "," : "");
+        dlrni_growing_format(&t, "}%s", count ? "," : "");
     }
     for (int64_t i = 0; i < count; i++, at += bytes) {
         if (dlrni_out_numel(o->ctx, &tensors[i], &numel, &bytes) != DLRN_OK) break;
-        dlrni_text_json(&t, tensors[i].name);
-        dlrni_text_format(&t, ":{\"dtype\":\"%s\",\"shape\":[", dlrn_dtype_name(tensors[i].dtype));
+        dlrni_growing_json(&t, tensors[i].name);
+        dlrni_growing_format(&t, ":{\"dtype\":\"%s\",\"shape\":[", dlrn_dtype_name(tensors[i].dtype));
         for (int d = 0; d < tensors[i].ndim; d++)
-            dlrni_text_format(&t, "%s%lld", d ? "," : "", (long long)tensors[i].shape[d]);
-        dlrni_text_format(&t, "],\"data_offsets\":[%lld,%lld]}%s", (long long)at, (long long)(at + bytes),
+            dlrni_growing_format(&t, "%s%lld", d ? "," : "", (long long)tensors[i].shape[d]);
+        dlrni_growing_format(&t, "],\"data_offsets\":[%lld,%lld]}%s", (long long)at, (long long)(at + bytes),
                           i + 1 < count ? "," : "");
     }
-    dlrni_text_add(&t, "}", 1);
-    while (t.len % 8 && !t.failed) dlrni_text_add(&t, " ", 1);
+    dlrni_growing_add(&t, "}", 1);
+    while (t.len % 8 && !t.failed) dlrni_growing_add(&t, " ", 1);
     unsigned char head[8];
     dlrni_put_le(head, (uint64_t)t.len, 8);
     if (t.failed) o->status = DLRN_ERR_MEMORY;
@@ -4560,7 +4560,7 @@ DLRNI_INTERNAL dlrn_status dlrni_npz_open(dlrn_archive *a, const dlrni_zip *z) {
 
 typedef struct dlrni_zip_out {
     dlrni_out *o;
-    dlrni_text directory;
+    dlrni_growing directory;
     uint64_t start, header; /* of the member in hand: its data, its local header */
     int64_t members;
     char name[256];
@@ -4619,9 +4619,9 @@ DLRNI_INTERNAL void dlrni_zip_finish_member(dlrni_zip_out *z) {
     dlrni_put_le(sizes + 4, size, 8);
     dlrni_put_le(sizes + 12, size, 8);
     dlrni_put_le(sizes + 20, z->header, 8);
-    dlrni_text_add(&z->directory, h, sizeof h);
-    dlrni_text_add(&z->directory, z->name, (int64_t)n);
-    if (wide) dlrni_text_add(&z->directory, sizes, sizeof sizes);
+    dlrni_growing_add(&z->directory, h, sizeof h);
+    dlrni_growing_add(&z->directory, z->name, (int64_t)n);
+    if (wide) dlrni_growing_add(&z->directory, sizes, sizeof sizes);
     z->members++;
 }
 
@@ -5402,24 +5402,24 @@ DLRN_API dlrn_status dlrn_archive_open(dlrn_context *ctx, const char *path, dlrn
 
 /* ---- Writing torch's form ---- */
 
-DLRNI_INTERNAL void dlrni_pickle_text(dlrni_text *t, const char *s) { /* BINUNICODE */
+DLRNI_INTERNAL void dlrni_pickle_text(dlrni_growing *t, const char *s) { /* BINUNICODE */
     unsigned char head[5] = {'X'};
     dlrni_put_le(head + 1, strlen(s), 4);
-    dlrni_text_add(t, head, 5);
-    dlrni_text_add(t, s, (int64_t)strlen(s));
+    dlrni_growing_add(t, head, 5);
+    dlrni_growing_add(t, s, (int64_t)strlen(s));
 }
 
-DLRNI_INTERNAL void dlrni_pickle_int(dlrni_text *t, int64_t v) { /* LONG1 of 8 bytes */
+DLRNI_INTERNAL void dlrni_pickle_int(dlrni_growing *t, int64_t v) { /* LONG1 of 8 bytes */
     unsigned char raw[10] = {0x8a, 8};
     dlrni_put_le(raw + 2, (uint64_t)v, 8);
-    dlrni_text_add(t, raw, 10);
+    dlrni_growing_add(t, raw, 10);
 }
 
 /* An OrderedDict of tensors, each on a storage of its own, in protocol 2. */
-DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_text *t, const dlrn_tensor_out *tensors, int64_t count) {
+DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_growing *t, const dlrn_tensor_out *tensors, int64_t count) {
     static const char *const storage[DLRN_DTYPE_COUNT] = {"Float", "Half", "BFloat16", "Double", "Long", "Int", "Short",
                                                           "Char",  NULL,   NULL,       NULL,     "Byte", "Bool"};
-    dlrni_text_format(t, "\x80\x02" "ccollections\nOrderedDict\n)R(");
+    dlrni_growing_format(t, "\x80\x02" "ccollections\nOrderedDict\n)R(");
     for (int64_t i = 0; i < count; i++) {
         const dlrn_tensor_out *x = &tensors[i];
         int64_t numel, bytes, step = 1;
@@ -5430,29 +5430,29 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_text *t, const dlrn_tensor_out 
                               dlrn_dtype_name(x->dtype));
         snprintf(key, sizeof key, "%lld", (long long)i);
         dlrni_pickle_text(t, x->name);
-        dlrni_text_format(t, "ctorch._utils\n_rebuild_tensor_v2\n((");
+        dlrni_growing_format(t, "ctorch._utils\n_rebuild_tensor_v2\n((");
         dlrni_pickle_text(t, "storage");
-        dlrni_text_format(t, "ctorch\n%sStorage\n", storage[x->dtype]);
+        dlrni_growing_format(t, "ctorch\n%sStorage\n", storage[x->dtype]);
         dlrni_pickle_text(t, key);
         dlrni_pickle_text(t, "cpu");
         dlrni_pickle_int(t, numel);
-        dlrni_text_add(t, "tQK\0(", 5); /* the storage; offset 0; the shape */
+        dlrni_growing_add(t, "tQK\0(", 5); /* the storage; offset 0; the shape */
         for (int d = 0; d < x->ndim; d++) dlrni_pickle_int(t, x->shape[d]);
-        dlrni_text_format(t, "t(");
+        dlrni_growing_format(t, "t(");
         for (int d = 0; d < x->ndim; d++) {
             step = 1;
             for (int e = d + 1; e < x->ndim; e++) step *= x->shape[e];
             dlrni_pickle_int(t, step);
         }
-        dlrni_text_format(t, "t\x89" "ccollections\nOrderedDict\n)RtR");
+        dlrni_growing_format(t, "t\x89" "ccollections\nOrderedDict\n)RtR");
     }
-    dlrni_text_format(t, "u.");
+    dlrni_growing_format(t, "u.");
     return t->failed ? DLRN_ERR_MEMORY : DLRN_OK;
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_pt_write(dlrni_out *o, const dlrn_tensor_out *tensors, int64_t count) {
     dlrni_zip_out z;
-    dlrni_text pickle = {o->ctx, NULL, 0, 0, 0};
+    dlrni_growing pickle = {o->ctx, NULL, 0, 0, 0};
     memset(&z, 0, sizeof z);
     z.o = o;
     z.directory.ctx = o->ctx;
@@ -5989,7 +5989,7 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_rows(const char *name, const voi
     return out;
 }
 
-DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_text *text, const dlrni_buffer_state *b) {
+DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_growing *text, const dlrni_buffer_state *b) {
     dlrni_put(text, "{\"rows\": %lld, \"store\": \"%s\", ", (long long)b->rows, dlrn_dtype_name(b->store));
     dlrni_put(text, "\"seed\": %llu, \"stream\": %llu, \"counter\": %llu, ", (unsigned long long)b->rng.seed,
               (unsigned long long)b->rng.stream, (unsigned long long)b->rng.counter);
@@ -6003,7 +6003,7 @@ DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) 
     int64_t count = DLRNI_CHECKPOINT_FLOATS, d = t->cfg.activation_dim;
     char config[1024], step[32], buffer[512];
     dlrni_buffer_state b;
-    dlrni_text text = {buffer, sizeof buffer, 0};
+    dlrni_growing text = {buffer, sizeof buffer, 0};
     dlrni_checkpoint_floats(t, tensors);
     tensors[count++] = dlrni_checkpoint_counters(t);
     dlrn_train_config_json(&t->cfg, config, sizeof config);
