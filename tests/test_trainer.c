@@ -603,6 +603,117 @@ TEST(resampling_in_compat_forgets_moments_alone) {
     dlrn_context_destroy(ctx);
 }
 
+/* ---- Text and files ---- */
+
+TEST(the_configuration_as_json) {
+    char text[1024], cut[10];
+    dlrn_train_config cfg = small_config();
+    cfg.lr = 0.0003;
+    cfg.eps = 1.0 / 3;
+    cfg.seed = UINT64_MAX;
+    int64_t length = dlrn_train_config_json(&cfg, text, sizeof text);
+    CHECK(length == (int64_t)strlen(text) && text[0] == '{' && text[length - 1] == '}');
+    CHECK_STR(text, "\"activation_dim\": 7, ");
+    CHECK_STR(text, "\"lr\": 0.0003, ");
+    CHECK_STR(text, "\"eps\": 0.33333333333333331, ");
+    CHECK_STR(text, "\"loss\": \"norm\", \"sparsity\": \"l1\", ");
+    CHECK_STR(text, "\"seed\": 18446744073709551615, \"compat\": false}");
+    CHECK(dlrn_train_config_json(&cfg, cut, sizeof cut) == length && strlen(cut) == 9 && !strncmp(cut, text, 9));
+    CHECK(dlrn_train_config_json(&cfg, NULL, 0) == length);
+}
+
+#ifdef DLRNI_ALL_ROOMS
+TEST(a_resumed_trainer_goes_on_with_the_same_bits) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    cfg.ghost_threshold = 10;
+    cfg.warmup_steps = 3;
+    const char *path = tmp_path("trainer.safetensors");
+    dlrn_trainer *t = make_trainer(ctx, &cfg), *again = NULL;
+    for (int i = 0; i < 2; i++) CHECK_OK(ctx, dlrn_trainer_step_on(t, many_rows(), NULL, MANY, NULL));
+    CHECK_OK(ctx, dlrn_trainer_save(t, path));
+    CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, NULL, &again));
+    CHECK(fingerprint(again) == fingerprint(t) && dlrn_trainer_steps_done(again) == 2);
+    CHECK(!memcmp(&again->cfg, &t->cfg, sizeof cfg));
+    for (int i = 0; i < 3; i++) {
+        CHECK_OK(ctx, dlrn_trainer_step_on(t, many_rows(), NULL, MANY, NULL));
+        CHECK_OK(ctx, dlrn_trainer_step_on(again, many_rows(), NULL, MANY, NULL));
+    }
+    CHECK(fingerprint(again) == fingerprint(t));
+    dlrn_trainer_destroy(again);
+    cfg.compat = 1;
+    CHECK_STATUS(dlrn_trainer_resume(ctx, path, &cfg, NULL, &again), DLRN_ERR_ARGUMENT);
+    cfg = small_config();
+    cfg.dict_size++;
+    CHECK_STATUS(dlrn_trainer_resume(ctx, path, &cfg, NULL, &again), DLRN_ERR_SHAPE);
+    CHECK(again == NULL);
+    dlrn_trainer_destroy(t);
+    dlrn_context_destroy(ctx);
+}
+
+/* A trainer that takes its rows from an array of MANY rows, three times through, sixteen at a time. */
+static dlrn_buffer *make_buffer(dlrn_context *ctx) {
+    dlrn_buffer_config cfg = dlrn_buffer_defaults();
+    dlrn_buffer *buffer = NULL;
+    dlrn_source source;
+    cfg.n_ctxs = 100;
+    cfg.ctx_len = 1;
+    cfg.in_batch_size = 30;
+    cfg.out_batch_size = 16;
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, many_rows(), NULL, MANY, D, 3, &source));
+    CHECK_OK(ctx, dlrn_buffer_create(ctx, &cfg, &source, 1, &buffer));
+    return buffer;
+}
+
+TEST(a_resumed_run_draws_the_same_rows) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    const char *path = tmp_path("run.safetensors");
+    dlrn_buffer *one = make_buffer(ctx), *two = make_buffer(ctx);
+    dlrn_trainer *t = NULL, *again = NULL;
+    cfg.resample_steps = 6;
+    cfg.resample_rows = 64;
+    cfg.steps = 40;
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, one, &t));
+    t->dict->encoder_bias[3] = -1000;
+    int64_t revived = 0, steps = 0;
+    dlrn_train_stats stats;
+    for (int i = 0; i < 11; i++) CHECK_OK(ctx, dlrn_trainer_step(t, NULL));
+    CHECK_OK(ctx, dlrn_trainer_save(t, path));
+    CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, two, &again));
+    while (dlrn_trainer_step(t, &stats) == DLRN_OK) revived += stats.resampled, steps++;
+    while (dlrn_trainer_step(again, &stats) == DLRN_OK) revived -= stats.resampled;
+    CHECK(steps == 29 && revived == 0 && t->dict->encoder_bias[3] > -1000);
+    CHECK(fingerprint(again) == fingerprint(t));
+    dlrn_trainer_destroy(t);
+    dlrn_trainer_destroy(again);
+    dlrn_buffer_destroy(one);
+    dlrn_buffer_destroy(two);
+    dlrn_context_destroy(ctx);
+}
+
+static dlrn_status stop_at_five(void *user, dlrn_trainer *trainer, const dlrn_train_stats *stats) {
+    (void)trainer;
+    ++*(int *)user;
+    return stats->step == 4 ? DLRN_STOPPED : DLRN_OK;
+}
+
+TEST(a_whole_run_ends_with_the_data_or_when_told) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    dlrn_dictionary *ae = NULL;
+    dlrn_buffer *buffer = make_buffer(ctx);
+    int calls = 0;
+    CHECK_STATUS(dlrn_train(ctx, &cfg, buffer, stop_at_five, &calls, &ae), DLRN_STOPPED);
+    CHECK(calls == 5 && ae && ae->activation_dim == D);
+    dlrn_dictionary_destroy(ae);
+    CHECK_OK(ctx, dlrn_train(ctx, &cfg, buffer, NULL, NULL, &ae));
+    dlrn_dictionary_destroy(ae);
+    dlrn_buffer_destroy(buffer);
+    dlrn_context_destroy(ctx);
+}
+#endif
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     fill_rows();
@@ -621,5 +732,11 @@ int main(int argc, char **argv) {
     RUN(resampling_with_too_few_rows_or_nothing_alive);
     RUN(rows_are_drawn_by_weight);
     RUN(resampling_in_compat_forgets_moments_alone);
+    RUN(the_configuration_as_json);
+#ifdef DLRNI_ALL_ROOMS
+    RUN(a_resumed_trainer_goes_on_with_the_same_bits);
+    RUN(a_resumed_run_draws_the_same_rows);
+    RUN(a_whole_run_ends_with_the_data_or_when_told);
+#endif
     return TEST_END();
 }
