@@ -33,19 +33,20 @@
    >>vector         dot, norm, axpy, in the canonical order
    >>sparse         codes by row and by feature
    >>dictionary     one block an architecture: formula, forward, backward
-   >>optimiser      Adam with unit-norm atoms
-   >>trainer        the step
-   >>resampling     reviving dead features
-   >>buffer         sources, buffer
-   >>metrics        streaming evaluation, loss recovered
    >>files          bounded reader, atomic writer
    >>json           strict JSON
+   >>entries        named tensors in a file, read through their strides
    >>safetensors    read, write
    >>npy            .npy read, write
    >>zip            stored and ZIP64 archives, .npz
    >>pickle         the restricted pickle machine of .pt files
    >>archive        one face for all formats
    >>load           dictionaries from and to files
+   >>optimiser      Adam with unit-norm atoms
+   >>trainer        the step
+   >>resampling     reviving dead features
+   >>buffer         sources, buffer
+   >>metrics        streaming evaluation, loss recovered
    >>checkpoint     trainers to and from files
    >>undef          private macros are dropped
    >>kernel-bodies  the kernels, compiled once for each instruction set
@@ -1076,6 +1077,16 @@ DLRN_API const char *dlrn_status_text(dlrn_status s) {
     return (unsigned)s < DLRN_STATUS_COUNT ? texts[s] : "?";
 }
 
+/* A user's callback failed. Its text may be this context's own last error, so it is copied before that is overwritten. */
+DLRNI_INTERNAL dlrn_status dlrni_callback_error(dlrn_context *ctx, dlrn_status s, const char *who, const char *text) {
+    char copy[sizeof ctx->error - 64];
+    size_t n = text ? strlen(text) : 0;
+    if (n >= sizeof copy) n = sizeof copy - 1;
+    if (n) memcpy(copy, text, n);
+    copy[n] = 0;
+    return dlrni_fail(ctx, s, "%s failed: %s", who, n ? copy : dlrn_status_text(s));
+}
+
 DLRN_API void dlrn_free(dlrn_context *ctx, void *p) {
     dlrni_free(ctx, p);
 }
@@ -1958,1207 +1969,6 @@ DLRN_API dlrn_status dlrn_forward_ghost(const dlrn_dictionary *dict, const float
     dlrni_free(ctx, scratch);
     return s;
 }
-
-#ifndef DICTLEARN_NO_TRAINING
-/* ------------------------------------------------------------------------------------------ */
-// >>optimiser
-/* Adam under the constraint that atoms have unit norm: the part of an atom's gradient along the atom is taken out, Adam
-   moves the atom, and the atom is scaled back. A zero atom has no direction: nothing is taken out, nothing divided. */
-
-DLRNI_INTERNAL dlrni_adam dlrni_adam_at(const dlrn_train_config *cfg, double lr, int64_t updates) {
-    dlrni_adam a;
-    a.one_minus_beta1 = (float)(1.0 - cfg->beta1);
-    a.beta2 = (float)cfg->beta2;
-    a.one_minus_beta2 = (float)(1.0 - cfg->beta2);
-    a.step_size = (float)(lr / (1.0 - pow(cfg->beta1, (double)updates)));
-    a.root_bias_correction = (float)sqrt(1.0 - pow(cfg->beta2, (double)updates));
-    a.eps = (float)cfg->eps;
-    return a;
-}
-
-/* Adam's rate at step n: a ramp from 0 at the start and, with resampling, after every resampling. */
-DLRNI_INTERNAL double dlrni_learning_rate(const dlrn_train_config *cfg, int64_t n) {
-    int64_t since = cfg->resample_steps > 0 ? n % cfg->resample_steps : n;
-    return since < cfg->warmup_steps ? cfg->lr * ((double)since / (double)cfg->warmup_steps) : cfg->lr;
-}
-
-/* grad -= <grad, p> p, p the direction of the atom. */
-DLRNI_INTERNAL void dlrni_project(const dlrni_kernel_table *k, const float *atom, float *grad, int64_t d) {
-    float square = k->dot(atom, atom, d);
-    if (square > 0) k->axpy(-(k->dot(grad, atom, d) / square), atom, grad, d);
-}
-
-DLRNI_INTERNAL void dlrni_normalise(const dlrni_kernel_table *k, float *atom, int64_t d) {
-    float norm = sqrtf(k->dot(atom, atom, d));
-    if (norm > 0) k->scale(atom, 1.0f / norm, d);
-}
-
-/* ------------------------------------------------------------------------------------------ */
-// >>trainer
-/* One step, without a matrix [n][F] and without a matrix of gradients. Features go in groups; a group's activations are
-   kept as one list of rows a feature. As many groups as fit the budget form a panel; usually that is all of them.
-     1. each panel: encode into lists (a task is a group), turn them by row, add the atoms up into x_hat (a task is a
-        block of rows);
-     2. loss, and its derivative by x_hat: c_i e_i with e = x_hat - y, one factor a row;
-     3. each panel again (encoded again if there are several): in one visit a feature's gradients are summed, and Adam
-        moves its rows (a task is a group).
-   Every sum runs over ascending rows or features, whatever the panels and the threads are. */
-
-enum {
-    DLRNI_GROUP = 48,      /* features of a task                                     */
-    DLRNI_GROUP_SHIFT = 6, /* an entry is kept as row << shift | feature in its group */
-    DLRNI_TILE_ROWS = 64,  /* rows encoded at once: the tile stays in the first cache */
-    DLRNI_ROW_BLOCK = 128, /* rows of a task                                         */
-    DLRNI_GHOST_ROWS = 16, /* the same, for the dense columns of dead features       */
-    DLRNI_BATCH_MAX = 1 << 24
-};
-#define DLRNI_LIST_BUDGET ((int64_t)8 << 20) /* entries of a panel; 16 bytes each, by feature and by row */
-
-/* Activations of one group of features: those of feature j of the group are start[j] .. start[j + 1], by row. */
-typedef struct dlrni_lists {
-    int32_t *row; /* [row_cap] */
-    float *val;   /* [val_cap] */
-    int64_t row_cap, val_cap, start[DLRNI_GROUP + 1];
-    int whole; /* 0: there was no room; start is right all the same */
-} dlrni_lists;
-
-/* What a step needs beside weights and moments; kept from one step to the next. */
-typedef struct dlrni_work {
-    int64_t n, n_cap;    /* rows of the batch; rows there is room for            */
-    const float *y;      /* [n][d] borrowed                                      */
-    float *xc;           /* [n][d] what the encoder sees                         */
-    float *e;            /* [n][d] x_hat, then x_hat - y                         */
-    float *c;            /* [n] the loss's derivative by x_hat_i is c_i e_i      */
-    double *error;       /* [n] a row's share of mse_loss                        */
-    double *total;       /* [n] sum of the row's features                        */
-    double *sparse;      /* [n] a row's share of sparsity_loss                   */
-    double *tilt;        /* [n] entropy: sum_j h_j q_j                           */
-    int32_t *count_up;   /* [n] 0, 1, 2, ...                                     */
-    int64_t *silent;     /* [F] steps since fired, this batch counted            */
-    int64_t n_dead;      /* features with ghost gradients ...                    */
-    int32_t *dead;       /* [F] ... and which, ascending                         */
-    float *ghost;        /* [n][d] x_ghost, then its distance from the residual  */
-    float *ghost_shift;  /* [n] x_ghost is exp(shift) times what is kept         */
-    float *ghost_c;      /* [n] the loss's derivative by what is kept: c ghost_i */
-    double *ghost_error; /* [n] a row's share of ghost_loss                      */
-    dlrni_lists *lists;  /* [groups] of the panel in hand                        */
-    int64_t groups;      /* of the dictionary                                    */
-    int64_t panel;       /* groups of a panel                                    */
-    int64_t first;       /* first group of the panel in hand; -1: none           */
-    int64_t budget;      /* entries of a panel                                   */
-    int64_t nnz;         /* active features of the last batch; -1: not known     */
-    dlrn_sparse by_row;  /* the panel's activations by row                       */
-    int64_t *at;         /* [n] where the next entry of a row goes               */
-    float *bias_part;    /* [groups][d] a group's share of the gradient of bias  */
-    float *bias_grad;    /* [d]                                                  */
-    float *scratch;      /* [threads][scratch_floats]                            */
-    int64_t scratch_floats, scratch_cap, ghost_cap;
-} dlrni_work;
-
-struct dlrn_trainer {
-    dlrn_context *ctx;
-    dlrn_train_config cfg;
-    dlrn_dictionary *dict; /* owned              */
-    dlrn_buffer *buffer;   /* borrowed, or NULL  */
-    dlrn_trainer_state state;
-    int64_t step; /* steps done         */
-    dlrni_work w;
-};
-
-/* What a pass over the panels is for: the step (adam) or the bare gradients (out). */
-typedef struct dlrni_update {
-    dlrn_trainer *t;
-    const dlrni_adam *adam;
-    const dlrn_gradients *out;
-} dlrni_update;
-
-/* ---- Lists ---- */
-
-DLRNI_INTERNAL float *dlrni_worker_scratch(const dlrni_work *w, int worker) {
-    return w->scratch + worker * w->scratch_floats;
-}
-
-/* The first of list[from .. to) that is not below row. */
-DLRNI_INTERNAL int64_t dlrni_lower_bound(const int32_t *list, int64_t from, int64_t to, int64_t row) {
-    while (from < to) {
-        int64_t middle = from + (to - from) / 2;
-        if (list[middle] < row)
-            from = middle + 1;
-        else
-            to = middle;
-    }
-    return from;
-}
-
-/* Appends the positives of a tile f [rows][width], whose first row is `first`; returns how many there are now. A NaN is
-   no zero: it must reach the loss. */
-DLRNI_INTERNAL int64_t dlrni_collect(const float *f, int64_t rows, int64_t width, int64_t first, int32_t *key,
-                                     float *val, int64_t count) {
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < width; j++) {
-            float v = f[i * width + j];
-            if (v <= 0) continue;
-            key[count] = (int32_t)((first + i) << DLRNI_GROUP_SHIFT | j);
-            val[count++] = v;
-        }
-    return count;
-}
-
-/* Sorts entries, rows ascending, into lists by feature. Without room only the starts are set. */
-DLRNI_INTERNAL void dlrni_distribute(dlrni_lists *lists, const int32_t *key, const float *val, int64_t count) {
-    const int32_t mask = (1 << DLRNI_GROUP_SHIFT) - 1;
-    int64_t at[DLRNI_GROUP];
-    memset(lists->start, 0, sizeof lists->start);
-    for (int64_t p = 0; p < count; p++) lists->start[(key[p] & mask) + 1]++;
-    for (int j = 0; j < DLRNI_GROUP; j++) {
-        at[j] = lists->start[j];
-        lists->start[j + 1] += lists->start[j];
-    }
-    lists->whole = count <= lists->row_cap && count <= lists->val_cap;
-    for (int64_t p = 0; lists->whole && p < count; p++) {
-        int64_t to = at[key[p] & mask]++;
-        lists->row[to] = key[p] >> DLRNI_GROUP_SHIFT;
-        lists->val[to] = val[p];
-    }
-}
-
-/* Task: one group of the panel. */
-DLRNI_INTERNAL void dlrni_list_group(void *arg, int64_t task, int worker) {
-    dlrn_trainer *t = (dlrn_trainer *)arg;
-    dlrni_work *w = &t->w;
-    dlrni_lists *lists = &w->lists[task];
-    if (lists->whole) return;
-    int64_t d = t->dict->activation_dim, f0 = (w->first + task) * DLRNI_GROUP;
-    int64_t f1 = dlrni_min(f0 + DLRNI_GROUP, t->dict->dict_size), count = 0;
-    float *tile = dlrni_worker_scratch(w, worker), *val = tile + DLRNI_TILE_ROWS * DLRNI_GROUP;
-    int32_t *key = (int32_t *)(void *)(val + w->n * DLRNI_GROUP);
-    for (int64_t i = 0; i < w->n; i += DLRNI_TILE_ROWS) {
-        int64_t rows = dlrni_min(DLRNI_TILE_ROWS, w->n - i);
-        t->dict->family->encode_tile(t->dict, w->xc + i * d, rows, f0, f1, tile, f1 - f0);
-        count = dlrni_collect(tile, rows, f1 - f0, i, key, val, count);
-    }
-    dlrni_distribute(lists, key, val, count);
-}
-
-DLRNI_INTERNAL int64_t dlrni_panel_groups(const dlrni_work *w) {
-    return dlrni_min(w->panel, w->groups - w->first);
-}
-
-/* Groups of a panel whose features may all be active on all rows. */
-DLRNI_INTERNAL int64_t dlrni_dense_panel(const dlrni_work *w) {
-    return dlrni_min(dlrni_max(w->budget / (w->n * DLRNI_GROUP), 1), w->groups);
-}
-
-/* Makes room where a list did not fit; *missing says how many. A panel beyond the budget is cut to a dense one first. */
-DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrn_trainer *t, int64_t *missing) {
-    dlrni_work *w = &t->w;
-    int64_t total = 0, entries;
-    for (int64_t g = 0; g < dlrni_panel_groups(w); g++) total += w->lists[g].start[DLRNI_GROUP];
-    if (total > w->budget) w->panel = dlrni_min(w->panel, dlrni_dense_panel(w));
-    *missing = 0;
-    for (int64_t g = 0; g < dlrni_panel_groups(w); g++) {
-        dlrni_lists *lists = &w->lists[g];
-        if (lists->whole) continue;
-        entries = lists->start[DLRNI_GROUP];
-        entries = dlrni_min(entries + entries / 4, w->n * DLRNI_GROUP);
-        if (!DLRNI_GROW(t->ctx, &lists->row, &lists->row_cap, 0, entries)) return DLRN_ERR_MEMORY;
-        if (!DLRNI_GROW(t->ctx, &lists->val, &lists->val_cap, 0, entries)) return DLRN_ERR_MEMORY;
-        ++*missing;
-    }
-    return DLRN_OK;
-}
-
-/* The panel that begins with group `first`, unless it is in hand. */
-DLRNI_INTERNAL dlrn_status dlrni_load_panel(dlrn_trainer *t, int64_t first) {
-    dlrni_work *w = &t->w;
-    int64_t missing = 1;
-    if (w->first == first) return DLRN_OK;
-    w->first = first;
-    for (int64_t g = 0; g < dlrni_panel_groups(w); g++) w->lists[g].whole = 0;
-    while (missing) {
-        dlrn_parallel_for(t->ctx, dlrni_panel_groups(w), dlrni_list_group, t);
-        DLRNI_TRY(dlrni_make_room(t, &missing));
-    }
-    return DLRN_OK;
-}
-
-/* ---- The panel by row ---- */
-
-/* Task: counts (fill 0) or places (fill 1) the entries of a block of rows. */
-DLRNI_INTERNAL void dlrni_turn_block(dlrn_trainer *t, int64_t block, int fill) {
-    dlrni_work *w = &t->w;
-    int64_t r0 = block * DLRNI_ROW_BLOCK, r1 = dlrni_min(r0 + DLRNI_ROW_BLOCK, w->n);
-    if (!fill) memset(w->at + r0, 0, (size_t)(r1 - r0) * sizeof *w->at);
-    for (int64_t g = 0; g < dlrni_panel_groups(w); g++)
-        for (int64_t j = 0; j < DLRNI_GROUP; j++) {
-            const dlrni_lists *lists = &w->lists[g];
-            int64_t end = lists->start[j + 1];
-            for (int64_t p = dlrni_lower_bound(lists->row, lists->start[j], end, r0); p < end; p++) {
-                int32_t row = lists->row[p];
-                if (row >= r1) break;
-                int64_t to = w->at[row]++;
-                if (!fill) continue;
-                w->by_row.col[to] = (int32_t)((w->first + g) * DLRNI_GROUP + j);
-                w->by_row.val[to] = lists->val[p];
-            }
-        }
-}
-
-DLRNI_INTERNAL void dlrni_count_block(void *arg, int64_t block, int worker) {
-    (void)worker;
-    dlrni_turn_block((dlrn_trainer *)arg, block, 0);
-}
-
-DLRNI_INTERNAL void dlrni_fill_block(void *arg, int64_t block, int worker) {
-    (void)worker;
-    dlrni_turn_block((dlrn_trainer *)arg, block, 1);
-}
-
-/* Loads a panel and turns its lists into by_row. */
-DLRNI_INTERNAL dlrn_status dlrni_load_rows(dlrn_trainer *t, int64_t first) {
-    dlrni_work *w = &t->w;
-    int64_t blocks = dlrni_ceil_div(w->n, DLRNI_ROW_BLOCK), nnz = 0;
-    if (w->first == first && w->by_row.rows == w->n) return DLRN_OK;
-    DLRNI_TRY(dlrni_load_panel(t, first));
-    DLRNI_TRY(dlrni_sparse_begin(t->ctx, &w->by_row, t->dict->dict_size));
-    dlrn_parallel_for(t->ctx, blocks, dlrni_count_block, t);
-    for (int64_t i = 0; i < w->n; i++) nnz += w->at[i];
-    DLRNI_TRY(dlrni_sparse_reserve(t->ctx, &w->by_row, w->n, nnz));
-    for (int64_t i = 0; i < w->n; i++) {
-        w->by_row.row_ptr[i + 1] = w->by_row.row_ptr[i] + w->at[i];
-        w->at[i] = w->by_row.row_ptr[i];
-    }
-    dlrn_parallel_for(t->ctx, blocks, dlrni_fill_block, t);
-    w->by_row.rows = w->n;
-    return DLRN_OK;
-}
-
-/* ---- Forward ---- */
-
-/* Task: adds a panel's atoms to x_hat of one block of rows. */
-DLRNI_INTERNAL void dlrni_decode_block(void *arg, int64_t block, int worker) {
-    dlrn_trainer *t = (dlrn_trainer *)arg;
-    dlrni_work *w = &t->w;
-    int64_t d = t->dict->activation_dim, end = dlrni_min((block + 1) * DLRNI_ROW_BLOCK, w->n);
-    (void)worker;
-    for (int64_t i = block * DLRNI_ROW_BLOCK; i < end; i++) {
-        int64_t from = w->by_row.row_ptr[i], to = w->by_row.row_ptr[i + 1];
-        if (w->first == 0) {
-            memcpy(w->e + i * d, t->dict->bias, (size_t)d * sizeof *w->e);
-            w->total[i] = 0;
-        }
-        t->ctx->k->gather_axpy(w->e + i * d, d, t->dict->decoder_weight, d, w->by_row.col + from, w->by_row.val + from,
-                               to - from);
-        for (int64_t p = from; p < to; p++) w->total[i] += (double)w->by_row.val[p];
-    }
-}
-
-/* Entropy of a row: q = f / (sum f + eps), H = -sum q log(q + eps). Its derivative by f_k is (h_k - T) / (sum f + eps)
-   with h_k = -log(q_k + eps) - q_k / (q_k + eps) and T = sum_j h_j q_j. */
-static const double dlrni_entropy_eps = 1e-8;
-
-DLRNI_INTERNAL double dlrni_entropy_slope(double q) {
-    return -log(q + dlrni_entropy_eps) - q / (q + dlrni_entropy_eps);
-}
-
-DLRNI_INTERNAL void dlrni_entropy_block(void *arg, int64_t block, int worker) {
-    dlrn_trainer *t = (dlrn_trainer *)arg;
-    dlrni_work *w = &t->w;
-    int64_t end = dlrni_min((block + 1) * DLRNI_ROW_BLOCK, w->n);
-    (void)worker;
-    for (int64_t i = block * DLRNI_ROW_BLOCK; i < end; i++) {
-        if (w->first == 0) w->sparse[i] = w->tilt[i] = 0;
-        for (int64_t p = w->by_row.row_ptr[i]; p < w->by_row.row_ptr[i + 1]; p++) {
-            double q = (double)w->by_row.val[p] / (w->total[i] + dlrni_entropy_eps);
-            w->sparse[i] -= q * log(q + dlrni_entropy_eps);
-            w->tilt[i] += q * dlrni_entropy_slope(q);
-        }
-    }
-}
-
-/* Task: e = x_hat - y of one block of rows, each row's loss and its factor c. */
-DLRNI_INTERNAL void dlrni_error_block(void *arg, int64_t block, int worker) {
-    dlrn_trainer *t = (dlrn_trainer *)arg;
-    dlrni_work *w = &t->w;
-    int64_t d = t->dict->activation_dim, end = dlrni_min((block + 1) * DLRNI_ROW_BLOCK, w->n);
-    double n = (double)w->n;
-    (void)worker;
-    for (int64_t i = block * DLRNI_ROW_BLOCK; i < end; i++) {
-        float *e = w->e + i * d;
-        t->ctx->k->sub(e, w->y + i * d, e, d);
-        double square = (double)t->ctx->k->dot(e, e, d), norm = sqrt(square);
-        int squared = t->cfg.loss == DLRN_LOSS_SQUARED;
-        w->error[i] = squared ? square : norm;
-        w->c[i] = (float)(squared ? 2.0 / n : norm > 0 ? 1.0 / (n * norm) : 0.0);
-    }
-}
-
-/* Counts this batch in w->silent and w->nnz; the trainer's own counters are left alone. */
-DLRNI_INTERNAL void dlrni_note_fired(dlrn_trainer *t) {
-    dlrni_work *w = &t->w;
-    for (int64_t g = 0; g < dlrni_panel_groups(w); g++) {
-        int64_t f0 = (w->first + g) * DLRNI_GROUP, f1 = dlrni_min(f0 + DLRNI_GROUP, t->dict->dict_size);
-        const int64_t *start = w->lists[g].start;
-        for (int64_t f = f0; f < f1; f++)
-            w->silent[f] = start[f - f0 + 1] > start[f - f0] ? 0 : t->state.steps_since_fired[f] + 1;
-        w->nnz += w->lists[g].start[DLRNI_GROUP];
-    }
-}
-
-/* Reconstruction of all rows, panel after panel, and the sums over each row's features. */
-DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
-    dlrni_work *w = &t->w;
-    int64_t blocks = dlrni_ceil_div(w->n, DLRNI_ROW_BLOCK);
-    w->panel = w->nnz > w->budget / 2 ? dlrni_dense_panel(w) : w->groups;
-    w->first = -1;
-    w->by_row.rows = 0;
-    w->nnz = 0;
-    for (int64_t first = 0; first < w->groups; first += w->panel) {
-        DLRNI_TRY(dlrni_load_rows(t, first));
-        dlrni_note_fired(t);
-        dlrn_parallel_for(t->ctx, blocks, dlrni_decode_block, t);
-    }
-    dlrn_parallel_for(t->ctx, blocks, dlrni_error_block, t);
-    if (t->cfg.sparsity == DLRN_SPARSITY_L1) memcpy(w->sparse, w->total, (size_t)w->n * sizeof *w->sparse);
-    for (int64_t first = 0; t->cfg.sparsity == DLRN_SPARSITY_ENTROPY && first < w->groups; first += w->panel) {
-        DLRNI_TRY(dlrni_load_rows(t, first));
-        dlrn_parallel_for(t->ctx, blocks, dlrni_entropy_block, t);
-    }
-    return DLRN_OK;
-}
-
-/* ---- Ghost gradients ----
-   The dead features (silent for more than ghost_threshold steps) are made to predict the residual r = y - x_hat through
-   exp(pre): X = sum_j exp(pre_j) a_j, scaled to half of r's length. With the row's shift m = max(0, largest pre) taken
-   out, X = exp(m) X', everything stays finite, and the scale |r| / (2 |X| + eps) becomes |r| / (2 |X'| + eps exp(-m)).
-   Scale, r and the ratio of the losses are constants to the gradient. */
-static const double dlrni_ghost_eps = 1e-8;
-
-/* pre [rows][count] = encoder rows of the listed features on xc [rows][d], plus their bias; packed [count][d]: scratch. */
-DLRNI_INTERNAL void dlrni_ghost_pre(const dlrn_dictionary *dict, const float *xc, int64_t rows, const int32_t *feature,
-                                    int64_t count, float *packed, float *pre, int64_t ld) {
-    int64_t d = dict->activation_dim;
-    for (int64_t p = 0; p < count; p++)
-        memcpy(packed + p * d, dict->encoder_weight + feature[p] * d, (size_t)d * sizeof *packed);
-    dict->ctx->k->gemm_nt(rows, count, d, xc, d, packed, d, 0, pre, ld);
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t p = 0; p < count; p++) pre[i * ld + p] += dict->encoder_bias[feature[p]];
-}
-
-/* x_ghost, its distance v = s x_ghost - r from the residual, and the row's loss |v|; ghost_c keeps the scale s. */
-DLRNI_INTERNAL void dlrni_ghost_finish_row(dlrn_trainer *t, int64_t i, float *u) {
-    dlrni_work *w = &t->w;
-    const dlrni_kernel_table *k = t->ctx->k;
-    int64_t d = t->dict->activation_dim;
-    float top = 0, *v = w->ghost + i * d, *e = w->e + i * d;
-    for (int64_t p = 0; p < w->n_dead; p++) top = u[p] > top ? u[p] : top;
-    for (int64_t p = 0; p < w->n_dead; p++) u[p] = expf(u[p] - top);
-    memset(v, 0, (size_t)d * sizeof *v);
-    k->gather_axpy(v, d, t->dict->decoder_weight, d, w->dead, u, w->n_dead);
-    double length = sqrt((double)k->dot(e, e, d)), own = sqrt((double)k->dot(v, v, d));
-    float s = (float)(length / (2 * own + dlrni_ghost_eps * exp(-(double)top)));
-    k->scale(v, s, d);
-    k->axpy(1.0f, e, v, d); /* - r = e */
-    w->ghost_shift[i] = top;
-    w->ghost_c[i] = s;
-    w->ghost_error[i] = sqrt((double)k->dot(v, v, d));
-}
-
-/* Task: a few rows against all dead features. */
-DLRNI_INTERNAL void dlrni_ghost_block(void *arg, int64_t block, int worker) {
-    dlrn_trainer *t = (dlrn_trainer *)arg;
-    dlrni_work *w = &t->w;
-    int64_t d = t->dict->activation_dim, r0 = block * DLRNI_GHOST_ROWS, rows = dlrni_min(DLRNI_GHOST_ROWS, w->n - r0);
-    float *packed = dlrni_worker_scratch(w, worker), *pre = packed + DLRNI_GROUP * d;
-    for (int64_t p = 0; p < w->n_dead; p += DLRNI_GROUP)
-        dlrni_ghost_pre(t->dict, w->xc + r0 * d, rows, w->dead + p, dlrni_min(DLRNI_GROUP, w->n_dead - p), packed,
-                        pre + p, w->n_dead);
-    for (int64_t i = 0; i < rows; i++) dlrni_ghost_finish_row(t, r0 + i, pre + i * w->n_dead);
-}
-
-/* ---- Backward ---- */
-
-/* One feature on the rows where it counts. */
-typedef struct dlrni_visit {
-    int64_t count;
-    const int32_t *row;    /* [count]                                             */
-    const float *val;      /* [count] activation (ghost: exp(pre - shift))        */
-    float *coef;           /* [count] derivative by the atom: coef_p g_p          */
-    float *slope;          /* [count] derivative by the pre-activation            */
-    float *atom, *encoder; /* [d] the sums                                     */
-    double bias;
-} dlrni_visit;
-
-/* Derivative of the penalty by an activation of row i. */
-DLRNI_INTERNAL double dlrni_sparsity_slope(const dlrn_trainer *t, int64_t i, float f) {
-    const dlrni_work *w = &t->w;
-    double weight = t->cfg.sparsity_penalty / (double)w->n;
-    if (t->cfg.sparsity == DLRN_SPARSITY_L1) return weight;
-    double sum = w->total[i] + dlrni_entropy_eps;
-    return weight * (dlrni_entropy_slope((double)f / sum) - w->tilt[i]) / sum;
-}
-
-DLRNI_INTERNAL void dlrni_visit_slopes(const dlrn_trainer *t, int64_t j, dlrni_visit *v) {
-    const dlrni_work *w = &t->w;
-    int64_t d = t->dict->activation_dim;
-    const float *atom = t->dict->decoder_weight + j * d;
-    for (int64_t p = 0; p < v->count; p++) {
-        int64_t i = v->row[p];
-        v->coef[p] = v->val[p] * w->c[i];
-        v->slope[p] = w->c[i] * t->ctx->k->dot(w->e + i * d, atom, d) + (float)dlrni_sparsity_slope(t, i, v->val[p]);
-    }
-}
-
-/* The same for a dead feature: all rows, and the ghost term in place of the loss. val [n] is exp(pre - shift). */
-DLRNI_INTERNAL void dlrni_visit_ghost_slopes(const dlrn_trainer *t, int64_t j, dlrni_visit *v) {
-    const dlrni_work *w = &t->w;
-    int64_t d = t->dict->activation_dim;
-    const float *atom = t->dict->decoder_weight + j * d;
-    for (int64_t i = 0; i < w->n; i++) {
-        v->coef[i] = v->val[i] * w->ghost_c[i];
-        v->slope[i] = v->coef[i] * t->ctx->k->dot(w->ghost + i * d, atom, d);
-    }
-}
-
-/* The sums over rows, from coef and slope; g [n][d] is what the atom's gradient is made of. */
-DLRNI_INTERNAL void dlrni_visit_sum(const dlrn_trainer *t, const float *g, dlrni_visit *v) {
-    int64_t d = t->dict->activation_dim;
-    memset(v->atom, 0, (size_t)d * sizeof(float));
-    memset(v->encoder, 0, (size_t)d * sizeof(float));
-    v->bias = 0;
-    t->ctx->k->gather_axpy(v->atom, d, g, d, v->row, v->coef, v->count);
-    t->ctx->k->gather_axpy(v->encoder, d, t->w.xc, d, v->row, v->slope, v->count);
-    for (int64_t p = 0; p < v->count; p++) v->bias += (double)v->slope[p];
-}
-
-DLRNI_INTERNAL void dlrni_give_gradient(const dlrn_gradients *out, int64_t j, int64_t d, const dlrni_visit *v) {
-    if (out->decoder_weight) memcpy(out->decoder_weight + j * d, v->atom, (size_t)d * sizeof(float));
-    if (out->encoder_weight) memcpy(out->encoder_weight + j * d, v->encoder, (size_t)d * sizeof(float));
-    if (out->encoder_bias) out->encoder_bias[j] = (float)v->bias;
-}
-
-DLRNI_INTERNAL void dlrni_update_feature(dlrn_trainer *t, const dlrni_adam *adam, int64_t j, const dlrni_visit *v) {
-    const dlrni_kernel_table *k = t->ctx->k;
-    const dlrn_trainer_state *s = &t->state;
-    int64_t d = t->dict->activation_dim;
-    float *atom = t->dict->decoder_weight + j * d, bias = (float)v->bias;
-    dlrni_project(k, atom, v->atom, d);
-    k->adam(atom, s->m_decoder_weight + j * d, s->v_decoder_weight + j * d, v->atom, d, adam);
-    dlrni_normalise(k, atom, d);
-    k->adam(t->dict->encoder_weight + j * d, s->m_encoder_weight + j * d, s->v_encoder_weight + j * d, v->encoder, d,
-            adam);
-    k->adam(t->dict->encoder_bias + j, s->m_encoder_bias + j, s->v_encoder_bias + j, &bias, 1, adam);
-}
-
-/* Column `at` of the dead features' pre-activations [n][count], as exp(pre - shift), into val [n]. */
-DLRNI_INTERNAL void dlrni_ghost_column(const dlrni_work *w, const float *pre, int64_t count, int64_t at, float *val) {
-    for (int64_t i = 0; i < w->n; i++) val[i] = expf(pre[i * count + at] - w->ghost_shift[i]);
-}
-
-/* The dead features among those of a group: a piece of w->dead. */
-DLRNI_INTERNAL const int32_t *dlrni_dead_of(const dlrni_work *w, int64_t f0, int64_t f1, int64_t *count) {
-    int64_t from = dlrni_lower_bound(w->dead, 0, w->n_dead, f0);
-    *count = dlrni_lower_bound(w->dead, from, w->n_dead, f1) - from;
-    return w->dead + from;
-}
-
-/* Task: gradients of one group's features, each in one visit, and what is done with them. */
-DLRNI_INTERNAL void dlrni_update_group(void *arg, int64_t task, int worker) {
-    const dlrni_update *u = (const dlrni_update *)arg;
-    dlrn_trainer *t = u->t;
-    dlrni_work *w = &t->w;
-    const dlrni_lists *lists = &w->lists[task];
-    int64_t d = t->dict->activation_dim, n = w->n, group = w->first + task, f0 = group * DLRNI_GROUP;
-    int64_t f1 = dlrni_min(f0 + DLRNI_GROUP, t->dict->dict_size), ghosts, ghost = 0;
-    float *part = w->bias_part + group * d, *s = dlrni_worker_scratch(w, worker);
-    float *ghost_val = s + 2 * n + 2 * d, *packed = ghost_val + n, *pre = packed + DLRNI_GROUP * d;
-    const int32_t *dead = dlrni_dead_of(w, f0, f1, &ghosts);
-    memset(part, 0, (size_t)d * sizeof *part);
-    if (ghosts) dlrni_ghost_pre(t->dict, w->xc, n, dead, ghosts, packed, pre, ghosts);
-    for (int64_t j = f0; j < f1; j++) {
-        int64_t at = lists->start[j - f0], end = lists->start[j - f0 + 1];
-        dlrni_visit v = {end - at, lists->row + at, lists->val + at, s, s + n, s + 2 * n, s + 2 * n + d, 0};
-        if (ghost < ghosts && dead[ghost] == j) {
-            dlrni_ghost_column(w, pre, ghosts, ghost++, ghost_val);
-            v.count = n;
-            v.row = w->count_up;
-            v.val = ghost_val;
-            dlrni_visit_ghost_slopes(t, j, &v);
-            dlrni_visit_sum(t, w->ghost, &v);
-        } else {
-            dlrni_visit_slopes(t, j, &v);
-            dlrni_visit_sum(t, w->e, &v);
-        }
-        t->ctx->k->axpy(-(float)v.bias, t->dict->encoder_weight + j * d, part, d);
-        if (u->adam) dlrni_update_feature(t, u->adam, j, &v);
-        if (u->out) dlrni_give_gradient(u->out, j, d, &v);
-    }
-}
-
-/* Everything after the loss. The gradient of bias is sum_i c_i e_i - sum_j (sum_i slope_ij) w_j: a product with a
-   vector, where the chain rule as written would be one with a matrix. */
-DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *adam, const dlrn_gradients *out) {
-    dlrni_work *w = &t->w;
-    const dlrni_kernel_table *k = t->ctx->k;
-    int64_t d = t->dict->activation_dim;
-    dlrni_update u = {t, adam, out};
-    for (int64_t first = 0; first < w->groups; first += w->panel) {
-        DLRNI_TRY(dlrni_load_panel(t, first));
-        dlrn_parallel_for(t->ctx, dlrni_panel_groups(w), dlrni_update_group, &u);
-    }
-    memset(w->bias_grad, 0, (size_t)d * sizeof *w->bias_grad);
-    k->gather_axpy(w->bias_grad, d, w->e, d, w->count_up, w->c, w->n);
-    for (int64_t g = 0; g < w->groups; g++) k->axpy(1.0f, w->bias_part + g * d, w->bias_grad, d);
-    if (adam) k->adam(t->dict->bias, t->state.m_bias, t->state.v_bias, w->bias_grad, d, adam);
-    if (out && out->bias) memcpy(out->bias, w->bias_grad, (size_t)d * sizeof *out->bias);
-    if (adam) dlrn_dictionary_changed(t->dict);
-    return DLRN_OK;
-}
-
-/* ---- The batch ---- */
-
-/* Rows for the batch: everything that has a length of n. */
-DLRNI_INTERNAL dlrn_status dlrni_work_rows(dlrn_trainer *t, int64_t n) {
-    dlrni_work *w = &t->w;
-    int64_t d = t->dict->activation_dim, cap[9], nd;
-    w->n = n;
-    if (!dlrni_mul(n, d, &nd))
-        return dlrni_fail(t->ctx, DLRN_ERR_MEMORY, "a batch of this size does not fit in memory");
-    for (int i = 0; i < 9; i++) cap[i] = i < 2 ? w->n_cap * d : w->n_cap;
-    if (!DLRNI_GROW(t->ctx, &w->xc, &cap[0], 0, nd) || !DLRNI_GROW(t->ctx, &w->e, &cap[1], 0, nd) ||
-        !DLRNI_GROW(t->ctx, &w->c, &cap[2], 0, n) || !DLRNI_GROW(t->ctx, &w->error, &cap[3], 0, n) ||
-        !DLRNI_GROW(t->ctx, &w->total, &cap[4], 0, n) || !DLRNI_GROW(t->ctx, &w->sparse, &cap[5], 0, n) ||
-        !DLRNI_GROW(t->ctx, &w->tilt, &cap[6], 0, n) || !DLRNI_GROW(t->ctx, &w->at, &cap[7], 0, n) ||
-        !DLRNI_GROW(t->ctx, &w->count_up, &cap[8], 0, n))
-        return DLRN_ERR_MEMORY;
-    w->n_cap = dlrni_max(w->n_cap, n);
-    for (int64_t i = 0; i < n; i++) w->count_up[i] = (int32_t)i;
-    return DLRN_OK;
-}
-
-DLRNI_INTERNAL dlrn_status dlrni_work_scratch(dlrn_trainer *t) {
-    dlrni_work *w = &t->w;
-    int64_t n = w->n, d = t->dict->activation_dim, all;
-    int64_t list = DLRNI_TILE_ROWS * DLRNI_GROUP + 2 * n * DLRNI_GROUP;
-    int64_t update = 3 * n + 2 * d + DLRNI_GROUP * (d + (w->n_dead ? n : 0));
-    int64_t ghost = DLRNI_GROUP * d + DLRNI_GHOST_ROWS * w->n_dead;
-    w->scratch_floats = (dlrni_max(list, dlrni_max(update, ghost)) + DLRNI_LANES - 1) / DLRNI_LANES * DLRNI_LANES;
-    if (!dlrni_mul(w->scratch_floats, t->ctx->threads, &all) ||
-        !DLRNI_GROW(t->ctx, &w->scratch, &w->scratch_cap, 0, all))
-        return DLRN_ERR_MEMORY;
-    return DLRN_OK;
-}
-
-/* Rows for ghost gradients, taken when a feature first dies. */
-DLRNI_INTERNAL dlrn_status dlrni_work_ghost(dlrn_trainer *t) {
-    dlrni_work *w = &t->w;
-    int64_t d = t->dict->activation_dim, n = w->n,
-            cap[4] = {w->ghost_cap * d, w->ghost_cap, w->ghost_cap, w->ghost_cap};
-    if (!DLRNI_GROW(t->ctx, &w->ghost, &cap[0], 0, n * d) || !DLRNI_GROW(t->ctx, &w->ghost_shift, &cap[1], 0, n) ||
-        !DLRNI_GROW(t->ctx, &w->ghost_c, &cap[2], 0, n) || !DLRNI_GROW(t->ctx, &w->ghost_error, &cap[3], 0, n))
-        return DLRN_ERR_MEMORY;
-    w->ghost_cap = dlrni_max(w->ghost_cap, n);
-    return dlrni_work_scratch(t);
-}
-
-/* A number that is not finite, by row: the squared length of a row tells at once that there is none. */
-DLRNI_INTERNAL dlrn_status dlrni_check_rows(dlrn_trainer *t, const char *name, const float *x, int64_t n) {
-    int64_t d = t->dict->activation_dim;
-    for (int64_t i = 0; i < n; i++) {
-        if (t->ctx->k->dot(x + i * d, x + i * d, d) <= FLT_MAX) continue;
-        for (int64_t c = 0; c < d; c++)
-            if (!(fabsf(x[i * d + c]) <= FLT_MAX))
-                return dlrni_fail(t->ctx, DLRN_ERR_VALUE, "step %lld: %s [%lld][%lld] is not finite",
-                                  (long long)t->step, name, (long long)i, (long long)c);
-    }
-    return DLRN_OK;
-}
-
-DLRNI_INTERNAL dlrn_status dlrni_work_begin(dlrn_trainer *t, const float *x, const float *y, int64_t n) {
-    dlrni_work *w = &t->w;
-    DLRNI_REQUIRE(t->ctx, x, "x must not be NULL");
-    DLRNI_REQUIRE(t->ctx, n > 0 && n <= DLRNI_BATCH_MAX, "a batch has between 1 and 2^24 rows");
-    DLRNI_TRY(dlrni_check_rows(t, "x", x, n));
-    if (y && y != x) DLRNI_TRY(dlrni_check_rows(t, "y", y, n));
-    w->n_dead = 0;
-    DLRNI_TRY(dlrni_work_rows(t, n));
-    DLRNI_TRY(dlrni_work_scratch(t));
-    w->y = y ? y : x;
-    t->dict->family->center(t->dict, x, n, w->xc);
-    return DLRN_OK;
-}
-
-DLRNI_INTERNAL double dlrni_mean(const double *a, int64_t n) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += a[i];
-    return sum / (double)n;
-}
-
-/* The ghost term of the batch in hand: its loss, and the derivative of the whole loss by what is kept of x_ghost. */
-DLRNI_INTERNAL dlrn_status dlrni_ghost_forward(dlrn_trainer *t, dlrn_train_stats *stats) {
-    dlrni_work *w = &t->w;
-    for (int64_t f = 0; t->cfg.ghost_threshold >= 0 && f < t->dict->dict_size; f++)
-        if (w->silent[f] > t->cfg.ghost_threshold) w->dead[w->n_dead++] = (int32_t)f;
-    if (!w->n_dead) return DLRN_OK;
-    DLRNI_TRY(dlrni_work_ghost(t));
-    dlrn_parallel_for(t->ctx, dlrni_ceil_div(w->n, DLRNI_GHOST_ROWS), dlrni_ghost_block, t);
-    stats->ghost_loss = dlrni_mean(w->ghost_error, w->n);
-    double ratio = stats->mse_loss / (stats->ghost_loss + dlrni_ghost_eps);
-    stats->loss += stats->ghost_loss * ratio;
-    for (int64_t i = 0; i < w->n; i++) {
-        double length = w->ghost_error[i];
-        w->ghost_c[i] = (float)(length > 0 ? ratio * (double)w->ghost_c[i] / ((double)w->n * length) : 0.0);
-    }
-    return DLRN_OK;
-}
-
-/* Silent for at least half a resampling period; compat: for more, as the reference has it. */
-DLRNI_INTERNAL int dlrni_is_dead(const dlrn_train_config *cfg, int64_t silent) {
-    if (cfg->resample_steps > 0)
-        return cfg->compat ? 2 * silent > cfg->resample_steps : 2 * silent >= cfg->resample_steps;
-    return cfg->ghost_threshold >= 0 && silent > cfg->ghost_threshold;
-}
-
-/* The losses of a batch at the present weights; changes nothing but the work space. */
-DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, const float *y, int64_t n,
-                                              dlrn_train_stats *stats) {
-    dlrni_work *w = &t->w;
-    memset(stats, 0, sizeof *stats);
-    DLRNI_TRY(dlrni_work_begin(t, x, y, n));
-    DLRNI_TRY(dlrni_reconstruct(t));
-    stats->step = t->step;
-    stats->rows = n;
-    stats->lr = dlrni_learning_rate(&t->cfg, t->step);
-    stats->mse_loss = dlrni_mean(w->error, n);
-    stats->sparsity_loss = dlrni_mean(w->sparse, n);
-    stats->loss = stats->mse_loss + t->cfg.sparsity_penalty * stats->sparsity_loss;
-    stats->l0 = (double)w->nnz / (double)n;
-    for (int64_t f = 0; f < t->dict->dict_size; f++) stats->dead += dlrni_is_dead(&t->cfg, w->silent[f]);
-    DLRNI_TRY(dlrni_ghost_forward(t, stats));
-    if (!(fabs(stats->loss) <= DBL_MAX))
-        return dlrni_fail(t->ctx, DLRN_ERR_VALUE, "step %lld: the loss is not finite; the weights are those before it",
-                          (long long)t->step);
-    return DLRN_OK;
-}
-
-DLRNI_INTERNAL void dlrni_count_batch(dlrn_trainer *t) {
-    memcpy(t->state.steps_since_fired, t->w.silent, (size_t)t->dict->dict_size * sizeof *t->w.silent);
-}
-
-/* ---- Configuration ---- */
-
-DLRN_API dlrn_train_config dlrn_train_defaults(void) {
-    dlrn_train_config cfg;
-    memset(&cfg, 0, sizeof cfg);
-    cfg.activation_dim = 512;
-    cfg.dict_size = 16 * 512;
-    cfg.lr = 3e-4;
-    cfg.sparsity_penalty = 1e-3;
-    cfg.loss = DLRN_LOSS_NORM;
-    cfg.sparsity = DLRN_SPARSITY_L1;
-    cfg.beta1 = 0.9;
-    cfg.beta2 = 0.999;
-    cfg.eps = 1e-8;
-    cfg.steps = -1;
-    cfg.warmup_steps = 1000;
-    cfg.resample_steps = -1;
-    cfg.resample_rows = 819200;
-    cfg.ghost_threshold = -1;
-    cfg.log_steps = 1000;
-    cfg.save_steps = -1;
-    return cfg;
-}
-
-DLRNI_INTERNAL int dlrni_never_or_positive(int64_t period) {
-    return period == -1 || period > 0;
-}
-
-DLRNI_INTERNAL dlrn_status dlrni_check_config(dlrn_context *ctx, const dlrn_train_config *cfg) {
-    DLRNI_REQUIRE(ctx, cfg->lr >= 0 && cfg->lr <= (double)FLT_MAX, "lr must be a finite number, not negative");
-    DLRNI_REQUIRE(ctx, fabs(cfg->sparsity_penalty) <= (double)FLT_MAX, "sparsity_penalty must be finite");
-    DLRNI_REQUIRE(ctx, cfg->beta1 >= 0 && cfg->beta1 < 1 && cfg->beta2 >= 0 && cfg->beta2 < 1,
-                  "beta1 and beta2 must be in [0, 1)");
-    DLRNI_REQUIRE(ctx, cfg->eps > 0 && cfg->eps <= (double)FLT_MAX && (float)cfg->eps > 0, "eps must be positive");
-    DLRNI_REQUIRE(ctx, cfg->loss == DLRN_LOSS_NORM || cfg->loss == DLRN_LOSS_SQUARED, "unknown loss");
-    DLRNI_REQUIRE(ctx, cfg->sparsity == DLRN_SPARSITY_L1 || cfg->sparsity == DLRN_SPARSITY_ENTROPY, "unknown sparsity");
-    DLRNI_REQUIRE(ctx, cfg->steps >= -1, "steps must be -1 or more");
-    DLRNI_REQUIRE(ctx, cfg->warmup_steps >= 0, "warmup_steps must not be negative");
-    DLRNI_REQUIRE(ctx, dlrni_never_or_positive(cfg->resample_steps) && cfg->resample_steps <= INT64_MAX / 2,
-                  "resample_steps must be positive, or -1 for never");
-    DLRNI_REQUIRE(ctx, cfg->resample_rows > 0, "resample_rows must be positive");
-    DLRNI_REQUIRE(ctx, cfg->ghost_threshold >= -1, "ghost_threshold must be -1 (never) or more");
-    DLRNI_REQUIRE(ctx, dlrni_never_or_positive(cfg->log_steps), "log_steps must be positive, or -1 for never");
-    DLRNI_REQUIRE(ctx, dlrni_never_or_positive(cfg->save_steps), "save_steps must be positive, or -1 for never");
-    return DLRN_OK;
-}
-
-/* ---- The trainer ---- */
-
-DLRNI_INTERNAL void dlrni_work_free(dlrn_context *ctx, dlrni_work *w) {
-    void *blocks[] = {w->xc,      w->e,           w->c,           w->error,     w->total,     w->sparse,
-                      w->tilt,    w->at,          w->dead,        w->count_up,  w->silent,    w->ghost,
-                      w->ghost_c, w->ghost_shift, w->ghost_error, w->bias_part, w->bias_grad, w->scratch};
-    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrni_free(ctx, blocks[i]);
-    for (int64_t g = 0; w->lists && g < w->groups; g++) {
-        dlrni_free(ctx, w->lists[g].row);
-        dlrni_free(ctx, w->lists[g].val);
-    }
-    dlrni_free(ctx, w->lists);
-    dlrn_sparse_free(&w->by_row);
-}
-
-DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
-    if (!t) return;
-    void *moments[] = {t->state.m_bias, t->state.m_encoder_weight, t->state.m_encoder_bias, t->state.m_decoder_weight,
-                       t->state.v_bias, t->state.v_encoder_weight, t->state.v_encoder_bias, t->state.v_decoder_weight};
-    for (size_t i = 0; i < sizeof moments / sizeof *moments; i++) dlrni_free(t->ctx, moments[i]);
-    dlrni_free(t->ctx, t->state.steps_since_fired);
-    dlrni_work_free(t->ctx, &t->w);
-    dlrn_dictionary_destroy(t->dict);
-    dlrni_free(t->ctx, t);
-}
-
-/* Moments, counters, and what of the work space does not depend on the batch. */
-DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
-    dlrn_context *ctx = t->ctx;
-    dlrn_trainer_state *s = &t->state;
-    dlrni_work *w = &t->w;
-    int64_t d = t->cfg.activation_dim, F = t->cfg.dict_size;
-    w->groups = dlrni_ceil_div(F, DLRNI_GROUP);
-    w->budget = DLRNI_LIST_BUDGET;
-    w->nnz = -1;
-    w->first = -1;
-    if (!(s->m_bias = DLRNI_NEW_ZERO(ctx, float, d)) || !(s->v_bias = DLRNI_NEW_ZERO(ctx, float, d)) ||
-        !(s->m_encoder_weight = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
-        !(s->v_encoder_weight = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
-        !(s->m_encoder_bias = DLRNI_NEW_ZERO(ctx, float, F)) || !(s->v_encoder_bias = DLRNI_NEW_ZERO(ctx, float, F)) ||
-        !(s->m_decoder_weight = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
-        !(s->v_decoder_weight = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
-        !(s->steps_since_fired = DLRNI_NEW_ZERO(ctx, int64_t, F)) || !(w->silent = DLRNI_NEW_ZERO(ctx, int64_t, F)) ||
-        !(w->dead = DLRNI_NEW(ctx, int32_t, F)) || !(w->bias_grad = DLRNI_NEW(ctx, float, d)) ||
-        !(w->bias_part = DLRNI_NEW(ctx, float, w->groups *d)) ||
-        !(w->lists = DLRNI_NEW_ZERO(ctx, dlrni_lists, w->groups)))
-        return DLRN_ERR_MEMORY;
-    return DLRN_OK;
-}
-
-DLRNI_INTERNAL dlrn_status dlrni_check_init(dlrn_context *ctx, const dlrn_train_config *cfg,
-                                            const dlrn_dictionary *init) {
-    if (init->family != &dlrni_family_autoencoder)
-        return dlrni_fail(ctx, DLRN_ERR_UNSUPPORTED, "dlrn_trainer_create: cannot train a %s", init->family->name);
-    if (init->activation_dim != cfg->activation_dim || init->dict_size != cfg->dict_size)
-        return dlrni_fail(ctx, DLRN_ERR_SHAPE,
-                          "dlrn_trainer_create: expected a dictionary of %lld x %lld, found %lld x %lld",
-                          (long long)cfg->activation_dim, (long long)cfg->dict_size, (long long)init->activation_dim,
-                          (long long)init->dict_size);
-    return DLRN_OK;
-}
-
-DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *cfg, const dlrn_dictionary *init,
-                                         dlrn_buffer *buffer, dlrn_trainer **out) {
-    *out = NULL;
-    DLRNI_TRY(dlrni_check_config(ctx, cfg));
-    if (init) DLRNI_TRY(dlrni_check_init(ctx, cfg, init));
-#ifdef DLRNI_ALL_ROOMS
-    if (buffer && dlrn_buffer_dim(buffer) != cfg->activation_dim)
-        return dlrni_fail(ctx, DLRN_ERR_SHAPE, "dlrn_trainer_create: expected rows of %lld, found a buffer of %lld",
-                          (long long)cfg->activation_dim, (long long)dlrn_buffer_dim(buffer));
-#endif
-    dlrn_trainer *t = DLRNI_NEW_ZERO(ctx, dlrn_trainer, 1);
-    if (!t) return DLRN_ERR_MEMORY;
-    t->ctx = ctx;
-    t->cfg = *cfg;
-    t->buffer = buffer;
-    dlrn_status s = init ? dlrn_dictionary_copy(init, &t->dict)
-                         : dlrn_autoencoder_create(ctx, cfg->activation_dim, cfg->dict_size, cfg->seed, &t->dict);
-    if (s == DLRN_OK) s = dlrni_trainer_alloc(t);
-    if (s != DLRN_OK) {
-        dlrn_trainer_destroy(t);
-        return s;
-    }
-    *out = t;
-    return DLRN_OK;
-}
-
-DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampled);
-
-/* The reference logs with a second pass over the batch, at the new weights, which counts the batch again. */
-DLRNI_INTERNAL dlrn_status dlrni_log_pass(dlrn_trainer *t, const float *x, const float *y, int64_t n, int64_t step,
-                                          dlrn_train_stats *stats) {
-    dlrn_train_stats own = *stats;
-    DLRNI_TRY(dlrni_forward_loss(t, x, y, n, stats));
-    dlrni_count_batch(t);
-    stats->step = step;
-    stats->lr = own.lr;
-    stats->resampled = own.resampled;
-    return DLRN_OK;
-}
-
-DLRN_API dlrn_status dlrn_trainer_step_on(dlrn_trainer *t, const float *x, const float *y, int64_t n,
-                                          dlrn_train_stats *stats) {
-    const dlrn_train_config *cfg = &t->cfg;
-    dlrn_train_stats own;
-    dlrn_train_stats *s = stats ? stats : &own;
-    int64_t step = t->step;
-    DLRNI_TRY(dlrni_forward_loss(t, x, y, n, s));
-    dlrni_adam adam = dlrni_adam_at(cfg, s->lr, step + 1);
-    DLRNI_TRY(dlrni_backward(t, &adam, NULL));
-    dlrni_count_batch(t);
-    t->step++;
-    if (cfg->resample_steps > 0 && step % cfg->resample_steps == 0 && (step > 0 || cfg->compat))
-        DLRNI_TRY(dlrni_resample_step(t, &s->resampled));
-    if (cfg->compat && cfg->log_steps > 0 && step % cfg->log_steps == 0) DLRNI_TRY(dlrni_log_pass(t, x, y, n, step, s));
-    return DLRN_OK;
-}
-
-#ifdef DLRNI_ALL_ROOMS
-DLRN_API dlrn_status dlrn_trainer_step(dlrn_trainer *t, dlrn_train_stats *stats) {
-    const float *x, *y;
-    int64_t n;
-    DLRNI_REQUIRE(t->ctx, t->buffer, "this trainer was made without a buffer");
-    if (t->cfg.steps >= 0 && t->step >= t->cfg.steps) return DLRN_END;
-    DLRNI_TRY(dlrn_buffer_next(t->buffer, &x, &y, &n));
-    return dlrn_trainer_step_on(t, x, y, n, stats);
-}
-
-#endif
-DLRN_API dlrn_status dlrn_trainer_loss(dlrn_trainer *t, const float *x, const float *y, int64_t n,
-                                       dlrn_train_stats *stats) {
-    return dlrni_forward_loss(t, x, y, n, stats);
-}
-
-DLRN_API dlrn_status dlrn_trainer_gradients(dlrn_trainer *t, const float *x, const float *y, int64_t n,
-                                            const dlrn_gradients *out) {
-    dlrn_train_stats stats;
-    DLRNI_TRY(dlrni_forward_loss(t, x, y, n, &stats));
-    return dlrni_backward(t, NULL, out);
-}
-
-DLRN_API dlrn_dictionary *dlrn_trainer_dictionary(dlrn_trainer *t) {
-    return t->dict;
-}
-
-DLRN_API const dlrn_train_config *dlrn_trainer_config(const dlrn_trainer *t) {
-    return &t->cfg;
-}
-
-DLRN_API int64_t dlrn_trainer_steps_done(const dlrn_trainer *t) {
-    return t->step;
-}
-
-DLRN_API dlrn_trainer_state dlrn_trainer_state_of(dlrn_trainer *t) {
-    return t->state;
-}
-
-/* ---- The configuration as text ---- */
-
-/* The numbers of a configuration, for writing and for reading; loss, sparsity, seed and compat are apart. */
-#define DLRNI_CONFIG_INTEGERS(X)                                                                                       \
-    X(activation_dim)                                                                                                  \
-    X(dict_size)                                                                                                       \
-    X(steps)                                                                                                           \
-    X(warmup_steps)                                                                                                    \
-    X(resample_steps)                                                                                                  \
-    X(resample_rows)                                                                                                   \
-    X(ghost_threshold)                                                                                                 \
-    X(log_steps)                                                                                                       \
-    X(save_steps)
-#define DLRNI_CONFIG_REALS(X) X(lr) X(sparsity_penalty) X(beta1) X(beta2) X(eps)
-
-typedef struct dlrni_text {
-    char *text; /* [size], NULL if size is 0 */
-    size_t size;
-    int64_t length; /* that it needs */
-} dlrni_text;
-
-/* Appends as snprintf does: cut to the size, closed with 0, length counted in full. */
-DLRNI_INTERNAL DLRNI_PRINTF(2, 3) void dlrni_put(dlrni_text *t, const char *format, ...) {
-    va_list args;
-    size_t used = (uint64_t)t->length < t->size ? (size_t)t->length : t->size;
-    va_start(args, format);
-    t->length += vsnprintf(used < t->size ? t->text + used : NULL, t->size - used, format, args);
-    va_end(args);
-}
-
-/* The shortest of 15 or 17 digits that reads back as the same number, with a point whatever the locale says. */
-DLRNI_INTERNAL void dlrni_put_real(dlrni_text *t, const char *name, double value) {
-    char number[40];
-    snprintf(number, sizeof number, "%.15g", value);
-    if (strtod(number, NULL) < value || strtod(number, NULL) > value) snprintf(number, sizeof number, "%.17g", value);
-    for (char *c = number; *c; c++)
-        if (*c == ',') *c = '.';
-    dlrni_put(t, "\"%s\": %s, ", name, number);
-}
-
-DLRNI_INTERNAL const char *dlrni_loss_name(dlrn_loss loss) {
-    return loss == DLRN_LOSS_SQUARED ? "squared" : "norm";
-}
-
-DLRNI_INTERNAL const char *dlrni_sparsity_name(dlrn_sparsity sparsity) {
-    return sparsity == DLRN_SPARSITY_ENTROPY ? "entropy" : "l1";
-}
-
-DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text, size_t size) {
-    dlrni_text t = {text, size, 0};
-    dlrni_put(&t, "{");
-#define DLRNI_PUT_INTEGER(field) dlrni_put(&t, "\"%s\": %lld, ", #field, (long long)cfg->field);
-#define DLRNI_PUT_REAL(field) dlrni_put_real(&t, #field, cfg->field);
-    DLRNI_CONFIG_INTEGERS(DLRNI_PUT_INTEGER)
-    DLRNI_CONFIG_REALS(DLRNI_PUT_REAL)
-#undef DLRNI_PUT_INTEGER
-#undef DLRNI_PUT_REAL
-    dlrni_put(&t, "\"loss\": \"%s\", \"sparsity\": \"%s\", ", dlrni_loss_name(cfg->loss),
-              dlrni_sparsity_name(cfg->sparsity));
-    dlrni_put(&t, "\"seed\": %llu, \"compat\": %s}", (unsigned long long)cfg->seed, cfg->compat ? "true" : "false");
-    return t.length;
-}
-
-#ifdef DLRNI_ALL_ROOMS
-/* ---- The whole run ---- */
-
-DLRNI_INTERNAL dlrn_status dlrni_run(dlrn_trainer *t, dlrn_progress progress, void *user) {
-    for (;;) {
-        dlrn_train_stats stats;
-        dlrn_status s = dlrn_trainer_step(t, &stats);
-        if (s == DLRN_OK && progress) s = progress(user, t, &stats);
-        if (s != DLRN_OK) return s;
-    }
-}
-
-DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *config, dlrn_buffer *buffer,
-                                dlrn_progress progress, void *user, dlrn_dictionary **out) {
-    dlrn_train_config cfg = *config;
-    dlrn_trainer *t;
-    *out = NULL;
-    DLRNI_REQUIRE(ctx, buffer, "buffer must not be NULL");
-    cfg.activation_dim = dlrn_buffer_dim(buffer);
-    DLRNI_TRY(dlrn_trainer_create(ctx, &cfg, NULL, buffer, &t));
-    dlrn_status s = dlrni_run(t, progress, user);
-    if (s == DLRN_END) s = DLRN_OK;
-    if (s == DLRN_OK || s == DLRN_STOPPED) {
-        *out = t->dict; /* handed over */
-        t->dict = NULL;
-    }
-    dlrn_trainer_destroy(t);
-    return s;
-}
-#endif
-
-/* ------------------------------------------------------------------------------------------ */
-// >>resampling
-/* A feature that stays silent learns nothing. Every resample_steps, each one that is dead is given the direction of a row
-   that is reconstructed badly (Bricken et al., "Towards Monosemanticity", 2023): rows are drawn without replacement with
-   probability proportional to their squared loss over a large sample; the atom becomes the drawn output y, normalised
-   (not centred), the encoder row the drawn input minus the bias, scaled to 0.2 of the mean norm of the living encoder
-   rows, the encoder's bias 0, and Adam's moments of all three 0. With nothing alive the mean is over all rows; if that is
-   0, it is 1. Rows with y = 0 or x = bias give no direction and are never drawn. If there are fewer rows than dead
-   features, the rest stay as they are. */
-
-/* Where rows come from: an array, or a buffer that keeps what is peeked at. */
-typedef struct dlrni_rows {
-    const float *x, *y; /* [n][d], or NULL: the buffer */
-    int64_t n;          /* of the array; of the buffer: as many as are wanted */
-    dlrn_buffer *buffer;
-    float *bx, *by; /* [DLRNI_PEEK_ROWS][d] what was peeked */
-} dlrni_rows;
-enum { DLRNI_PEEK_ROWS = 256 };
-
-/* Rows from `start` on, DLRNI_PEEK_ROWS at most; *got 0: no more. */
-DLRNI_INTERNAL dlrn_status dlrni_rows_get(dlrni_rows *r, int64_t d, int64_t start, int64_t n, const float **x,
-                                          const float **y, int64_t *got) {
-    *got = dlrni_min(n, r->n - start);
-    if (r->x) {
-        *x = r->x + start * d;
-        *y = r->y + start * d;
-        return DLRN_OK;
-    }
-    *x = r->bx;
-    *y = r->by;
-#ifdef DLRNI_ALL_ROOMS
-    return *got > 0 ? dlrn_buffer_peek(r->buffer, start, *got, r->bx, r->by, got) : DLRN_OK;
-#else
-    return DLRN_OK;
-#endif
-}
-
-/* Squared loss of each row, 0 where a row cannot be used. */
-DLRNI_INTERNAL dlrn_status dlrni_row_losses(dlrn_trainer *t, const float *x, const float *y, int64_t n, float *x_hat,
-                                            dlrn_sparse *codes, float *loss) {
-    const dlrni_kernel_table *k = t->ctx->k;
-    int64_t d = t->dict->activation_dim;
-    DLRNI_TRY(dlrn_forward(t->dict, x, n, x_hat, codes));
-    for (int64_t i = 0; i < n; i++) {
-        float *e = x_hat + i * d;
-        k->sub(y + i * d, e, e, d);
-        loss[i] = k->dot(e, e, d);
-        if (!(loss[i] <= FLT_MAX))
-            return dlrni_fail(t->ctx, DLRN_ERR_VALUE, "resampling after step %lld: a row's loss is not finite",
-                              (long long)t->step - 1);
-        k->sub(x + i * d, t->dict->bias, e, d);
-        if (!(k->dot(e, e, d) > 0) || !(k->dot(y + i * d, y + i * d, d) > 0)) loss[i] = 0;
-    }
-    return DLRN_OK;
-}
-
-/* The losses of all rows that can be had; *n says how many. loss [*cap] grows. */
-DLRNI_INTERNAL dlrn_status dlrni_all_losses(dlrn_trainer *t, dlrni_rows *r, float **loss, int64_t *n) {
-    int64_t d = t->dict->activation_dim, cap = 0, got = 0;
-    dlrn_sparse codes;
-    memset(&codes, 0, sizeof codes);
-    float *x_hat = DLRNI_NEW(t->ctx, float, DLRNI_PEEK_ROWS *d);
-    dlrn_status s = x_hat ? DLRN_OK : DLRN_ERR_MEMORY;
-    for (*n = 0; s == DLRN_OK; *n += got) {
-        const float *x, *y;
-        s = dlrni_rows_get(r, d, *n, DLRNI_PEEK_ROWS, &x, &y, &got);
-        if (s != DLRN_OK || got <= 0) break;
-        if (!DLRNI_GROW(t->ctx, loss, &cap, *n, *n + got)) s = DLRN_ERR_MEMORY;
-        if (s == DLRN_OK) s = dlrni_row_losses(t, x, y, got, x_hat, &codes, *loss + *n);
-    }
-    dlrn_sparse_free(&codes);
-    dlrni_free(t->ctx, x_hat);
-    return s;
-}
-
-/* Draws up to k of n rows without replacement, by weight: row i has the key -E_i / w_i with E_i exponential, and the
-   largest keys win (Efraimidis and Spirakis, 2006). The numbers depend on seed, step and row alone. weight [n] becomes
-   the keys; drawn [k] in the order of drawing; returns how many: zero weights are never drawn. */
-DLRNI_INTERNAL dlrn_status dlrni_draw_rows(dlrn_trainer *t, float *weight, int64_t n, int64_t k, int64_t *drawn,
-                                           int64_t *count) {
-    const uint64_t stream = (uint64_t)1 << 63 | (uint64_t)t->step; /* apart from the streams of features */
-    float top = 0;
-    int64_t usable = 0;
-    for (int64_t i = 0; i < n; i++) top = weight[i] > top ? weight[i] : top;
-    for (int64_t i = 0; i < n; i++) {
-        double u = dlrni_open_unit(dlrni_philox_block(t->cfg.seed, stream, (uint64_t)i).lo);
-        double share = weight[i] > 0 ? (double)weight[i] / (double)top : 0,
-               key = share > 0 ? log(u) / share : -HUGE_VAL;
-        int use = key >= -(double)FLT_MAX;
-        weight[i] = use ? (float)key : -FLT_MAX;
-        usable += use;
-    }
-    *count = dlrni_min(k, usable);
-    return dlrn_topk(t->ctx, weight, n, *count, drawn, NULL);
-}
-
-DLRNI_INTERNAL double dlrni_encoder_norm(const dlrn_trainer *t, int64_t j) {
-    int64_t d = t->dict->activation_dim;
-    const float *row = t->dict->encoder_weight + j * d;
-    return sqrt((double)t->ctx->k->dot(row, row, d));
-}
-
-/* Mean norm of the living features' encoder rows. dead [n_dead], ascending. */
-DLRNI_INTERNAL double dlrni_living_norm(const dlrn_trainer *t, const int32_t *dead, int64_t n_dead) {
-    int64_t F = t->dict->dict_size, next = 0;
-    double sum = 0;
-    for (int64_t j = 0; j < F; j++) {
-        if (n_dead < F && next < n_dead && dead[next] == j)
-            next++;
-        else
-            sum += dlrni_encoder_norm(t, j);
-    }
-    double mean = sum / (double)(F - next);
-    return mean > 0 ? mean : 1.0;
-}
-
-/* Forgets what Adam knows of feature j; its atom too, unless the reference left that alone. */
-DLRNI_INTERNAL void dlrni_zero_moments(dlrn_trainer *t, int64_t j, int atom_too) {
-    const dlrn_trainer_state *s = &t->state;
-    int64_t d = t->dict->activation_dim;
-    size_t row = (size_t)d * sizeof(float);
-    memset(s->m_encoder_weight + j * d, 0, row);
-    memset(s->v_encoder_weight + j * d, 0, row);
-    s->m_encoder_bias[j] = s->v_encoder_bias[j] = 0;
-    if (!atom_too) return;
-    memset(s->m_decoder_weight + j * d, 0, row);
-    memset(s->v_decoder_weight + j * d, 0, row);
-}
-
-/* Feature j starts again from the row x, y [d]. */
-DLRNI_INTERNAL void dlrni_revive(dlrn_trainer *t, int64_t j, const float *x, const float *y, double norm) {
-    const dlrni_kernel_table *k = t->ctx->k;
-    int64_t d = t->dict->activation_dim;
-    float *atom = t->dict->decoder_weight + j * d, *encoder = t->dict->encoder_weight + j * d;
-    memcpy(atom, y, (size_t)d * sizeof *atom);
-    dlrni_normalise(k, atom, d);
-    k->sub(x, t->dict->bias, encoder, d);
-    k->scale(encoder, (float)(norm / sqrt((double)k->dot(encoder, encoder, d))), d);
-    t->dict->encoder_bias[j] = 0;
-    dlrni_zero_moments(t, j, 1);
-    t->state.steps_since_fired[j] = 0;
-}
-
-/* Gives the dead features [n_dead] the rows that are drawn from r. */
-DLRNI_INTERNAL dlrn_status dlrni_resample_rows(dlrn_trainer *t, dlrni_rows *r, const int32_t *dead, int64_t n_dead,
-                                               int64_t *resampled) {
-    int64_t d = t->dict->activation_dim, n = 0, count = 0, got;
-    float *loss = NULL;
-    dlrn_status s = dlrni_all_losses(t, r, &loss, &n);
-    double norm = 0.2 * dlrni_living_norm(t, dead, n_dead);
-    int64_t *drawn = DLRNI_NEW(t->ctx, int64_t, dlrni_min(n, n_dead));
-    if (s == DLRN_OK && !drawn) s = DLRN_ERR_MEMORY;
-    if (s == DLRN_OK) s = dlrni_draw_rows(t, loss, n, dlrni_min(n, n_dead), drawn, &count);
-    for (int64_t p = 0; s == DLRN_OK && p < count; p++) {
-        const float *x, *y;
-        s = dlrni_rows_get(r, d, drawn[p], 1, &x, &y, &got);
-        if (s == DLRN_OK && got == 1) {
-            dlrni_revive(t, dead[p], x, y, norm);
-            ++*resampled;
-        }
-    }
-    dlrni_free(t->ctx, loss);
-    dlrni_free(t->ctx, drawn);
-    dlrn_dictionary_changed(t->dict);
-    return s;
-}
-
-/* What the code of March 2024 did: its new weights went to a copy, so that only the moments of the dead encoder rows
-   change. *resampled: as many as it said it had resampled. */
-DLRNI_INTERNAL void dlrni_resample_compat(dlrn_trainer *t, const int32_t *dead, int64_t n_dead, int64_t *resampled) {
-    for (int64_t p = 0; p < n_dead; p++) dlrni_zero_moments(t, dead[p], 0);
-    *resampled = n_dead;
-}
-
-DLRNI_INTERNAL dlrn_status dlrni_resample(dlrn_trainer *t, dlrni_rows *r, int64_t *resampled) {
-    int64_t n_dead = 0;
-    *resampled = 0;
-    for (int64_t f = 0; f < t->dict->dict_size; f++)
-        if (dlrni_is_dead(&t->cfg, t->state.steps_since_fired[f])) t->w.dead[n_dead++] = (int32_t)f;
-    if (!n_dead) return DLRN_OK;
-    if (!t->cfg.compat) return dlrni_resample_rows(t, r, t->w.dead, n_dead, resampled);
-    dlrni_resample_compat(t, t->w.dead, n_dead, resampled);
-    return DLRN_OK;
-}
-
-DLRN_API dlrn_status dlrn_trainer_resample_on(dlrn_trainer *t, const float *x, const float *y, int64_t n,
-                                              int64_t *resampled) {
-    int64_t own;
-    dlrni_rows rows = {x, y ? y : x, n, NULL, NULL, NULL};
-    DLRNI_REQUIRE(t->ctx, x && n > 0, "needs at least one row");
-    DLRNI_TRY(dlrni_check_rows(t, "x", x, n));
-    if (y && y != x) DLRNI_TRY(dlrni_check_rows(t, "y", y, n));
-    return dlrni_resample(t, &rows, resampled ? resampled : &own);
-}
-
-/* The resampling that is due after a step: from the rows that the buffer holds, if there is one. */
-DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampled) {
-    int64_t d = t->dict->activation_dim;
-    dlrni_rows rows = {NULL, NULL, t->cfg.resample_rows, t->buffer, NULL, NULL};
-    if (t->cfg.compat) return dlrni_resample(t, &rows, resampled);
-    if (!t->buffer) return DLRN_OK;
-    rows.bx = DLRNI_NEW(t->ctx, float, DLRNI_PEEK_ROWS *d);
-    rows.by = DLRNI_NEW(t->ctx, float, DLRNI_PEEK_ROWS *d);
-    dlrn_status s = rows.bx && rows.by ? dlrni_resample(t, &rows, resampled) : DLRN_ERR_MEMORY;
-    dlrni_free(t->ctx, rows.bx);
-    dlrni_free(t->ctx, rows.by);
-    return s;
-}
-
-/* ------------------------------------------------------------------------------------------ */
-// >>buffer
-
-/* ------------------------------------------------------------------------------------------ */
-// >>metrics
-#endif /* DICTLEARN_NO_TRAINING */
 
 /* ------------------------------------------------------------------------------------------ */
 // >>files
@@ -5926,6 +4736,1898 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
 }
 
 #ifndef DICTLEARN_NO_TRAINING
+/* ------------------------------------------------------------------------------------------ */
+// >>optimiser
+/* Adam under the constraint that atoms have unit norm: the part of an atom's gradient along the atom is taken out, Adam
+   moves the atom, and the atom is scaled back. A zero atom has no direction: nothing is taken out, nothing divided. */
+
+DLRNI_INTERNAL dlrni_adam dlrni_adam_at(const dlrn_train_config *cfg, double lr, int64_t updates) {
+    dlrni_adam a;
+    a.one_minus_beta1 = (float)(1.0 - cfg->beta1);
+    a.beta2 = (float)cfg->beta2;
+    a.one_minus_beta2 = (float)(1.0 - cfg->beta2);
+    a.step_size = (float)(lr / (1.0 - pow(cfg->beta1, (double)updates)));
+    a.root_bias_correction = (float)sqrt(1.0 - pow(cfg->beta2, (double)updates));
+    a.eps = (float)cfg->eps;
+    return a;
+}
+
+/* Adam's rate at step n: a ramp from 0 at the start and, with resampling, after every resampling. */
+DLRNI_INTERNAL double dlrni_learning_rate(const dlrn_train_config *cfg, int64_t n) {
+    int64_t since = cfg->resample_steps > 0 ? n % cfg->resample_steps : n;
+    return since < cfg->warmup_steps ? cfg->lr * ((double)since / (double)cfg->warmup_steps) : cfg->lr;
+}
+
+/* grad -= <grad, p> p, p the direction of the atom. */
+DLRNI_INTERNAL void dlrni_project(const dlrni_kernel_table *k, const float *atom, float *grad, int64_t d) {
+    float square = k->dot(atom, atom, d);
+    if (square > 0) k->axpy(-(k->dot(grad, atom, d) / square), atom, grad, d);
+}
+
+DLRNI_INTERNAL void dlrni_normalise(const dlrni_kernel_table *k, float *atom, int64_t d) {
+    float norm = sqrtf(k->dot(atom, atom, d));
+    if (norm > 0) k->scale(atom, 1.0f / norm, d);
+}
+
+/* ------------------------------------------------------------------------------------------ */
+// >>trainer
+/* One step, without a matrix [n][F] and without a matrix of gradients. Features go in groups; a group's activations are
+   kept as one list of rows a feature. As many groups as fit the budget form a panel; usually that is all of them.
+     1. each panel: encode into lists (a task is a group), turn them by row, add the atoms up into x_hat (a task is a
+        block of rows);
+     2. loss, and its derivative by x_hat: c_i e_i with e = x_hat - y, one factor a row;
+     3. each panel again (encoded again if there are several): in one visit a feature's gradients are summed, and Adam
+        moves its rows (a task is a group).
+   Every sum runs over ascending rows or features, whatever the panels and the threads are. */
+
+enum {
+    DLRNI_GROUP = 48,      /* features of a task                                     */
+    DLRNI_GROUP_SHIFT = 6, /* an entry is kept as row << shift | feature in its group */
+    DLRNI_TILE_ROWS = 64,  /* rows encoded at once: the tile stays in the first cache */
+    DLRNI_ROW_BLOCK = 128, /* rows of a task                                         */
+    DLRNI_GHOST_ROWS = 16, /* the same, for the dense columns of dead features       */
+    DLRNI_BATCH_MAX = 1 << 24
+};
+#define DLRNI_LIST_BUDGET ((int64_t)8 << 20) /* entries of a panel; 16 bytes each, by feature and by row */
+
+/* Activations of one group of features: those of feature j of the group are start[j] .. start[j + 1], by row. */
+typedef struct dlrni_lists {
+    int32_t *row; /* [row_cap] */
+    float *val;   /* [val_cap] */
+    int64_t row_cap, val_cap, start[DLRNI_GROUP + 1];
+    int whole; /* 0: there was no room; start is right all the same */
+} dlrni_lists;
+
+/* What a step needs beside weights and moments; kept from one step to the next. */
+typedef struct dlrni_work {
+    int64_t n, n_cap;    /* rows of the batch; rows there is room for            */
+    const float *y;      /* [n][d] borrowed                                      */
+    float *xc;           /* [n][d] what the encoder sees                         */
+    float *e;            /* [n][d] x_hat, then x_hat - y                         */
+    float *c;            /* [n] the loss's derivative by x_hat_i is c_i e_i      */
+    double *error;       /* [n] a row's share of mse_loss                        */
+    double *total;       /* [n] sum of the row's features                        */
+    double *sparse;      /* [n] a row's share of sparsity_loss                   */
+    double *tilt;        /* [n] entropy: sum_j h_j q_j                           */
+    int32_t *count_up;   /* [n] 0, 1, 2, ...                                     */
+    int64_t *silent;     /* [F] steps since fired, this batch counted            */
+    int64_t n_dead;      /* features with ghost gradients ...                    */
+    int32_t *dead;       /* [F] ... and which, ascending                         */
+    float *ghost;        /* [n][d] x_ghost, then its distance from the residual  */
+    float *ghost_shift;  /* [n] x_ghost is exp(shift) times what is kept         */
+    float *ghost_c;      /* [n] the loss's derivative by what is kept: c ghost_i */
+    double *ghost_error; /* [n] a row's share of ghost_loss                      */
+    dlrni_lists *lists;  /* [groups] of the panel in hand                        */
+    int64_t groups;      /* of the dictionary                                    */
+    int64_t panel;       /* groups of a panel                                    */
+    int64_t first;       /* first group of the panel in hand; -1: none           */
+    int64_t budget;      /* entries of a panel                                   */
+    int64_t nnz;         /* active features of the last batch; -1: not known     */
+    dlrn_sparse by_row;  /* the panel's activations by row                       */
+    int64_t *at;         /* [n] where the next entry of a row goes               */
+    float *bias_part;    /* [groups][d] a group's share of the gradient of bias  */
+    float *bias_grad;    /* [d]                                                  */
+    float *scratch;      /* [threads][scratch_floats]                            */
+    int64_t scratch_floats, scratch_cap, ghost_cap;
+} dlrni_work;
+
+struct dlrn_trainer {
+    dlrn_context *ctx;
+    dlrn_train_config cfg;
+    dlrn_dictionary *dict; /* owned              */
+    dlrn_buffer *buffer;   /* borrowed, or NULL  */
+    dlrn_trainer_state state;
+    int64_t step; /* steps done         */
+    dlrni_work w;
+};
+
+/* What a pass over the panels is for: the step (adam) or the bare gradients (out). */
+typedef struct dlrni_update {
+    dlrn_trainer *t;
+    const dlrni_adam *adam;
+    const dlrn_gradients *out;
+} dlrni_update;
+
+/* ---- Lists ---- */
+
+DLRNI_INTERNAL float *dlrni_worker_scratch(const dlrni_work *w, int worker) {
+    return w->scratch + worker * w->scratch_floats;
+}
+
+/* The first of list[from .. to) that is not below row. */
+DLRNI_INTERNAL int64_t dlrni_lower_bound(const int32_t *list, int64_t from, int64_t to, int64_t row) {
+    while (from < to) {
+        int64_t middle = from + (to - from) / 2;
+        if (list[middle] < row)
+            from = middle + 1;
+        else
+            to = middle;
+    }
+    return from;
+}
+
+/* Appends the positives of a tile f [rows][width], whose first row is `first`; returns how many there are now. A NaN is
+   no zero: it must reach the loss. */
+DLRNI_INTERNAL int64_t dlrni_collect(const float *f, int64_t rows, int64_t width, int64_t first, int32_t *key,
+                                     float *val, int64_t count) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < width; j++) {
+            float v = f[i * width + j];
+            if (v <= 0) continue;
+            key[count] = (int32_t)((first + i) << DLRNI_GROUP_SHIFT | j);
+            val[count++] = v;
+        }
+    return count;
+}
+
+/* Sorts entries, rows ascending, into lists by feature. Without room only the starts are set. */
+DLRNI_INTERNAL void dlrni_distribute(dlrni_lists *lists, const int32_t *key, const float *val, int64_t count) {
+    const int32_t mask = (1 << DLRNI_GROUP_SHIFT) - 1;
+    int64_t at[DLRNI_GROUP];
+    memset(lists->start, 0, sizeof lists->start);
+    for (int64_t p = 0; p < count; p++) lists->start[(key[p] & mask) + 1]++;
+    for (int j = 0; j < DLRNI_GROUP; j++) {
+        at[j] = lists->start[j];
+        lists->start[j + 1] += lists->start[j];
+    }
+    lists->whole = count <= lists->row_cap && count <= lists->val_cap;
+    for (int64_t p = 0; lists->whole && p < count; p++) {
+        int64_t to = at[key[p] & mask]++;
+        lists->row[to] = key[p] >> DLRNI_GROUP_SHIFT;
+        lists->val[to] = val[p];
+    }
+}
+
+/* Task: one group of the panel. */
+DLRNI_INTERNAL void dlrni_list_group(void *arg, int64_t task, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    dlrni_work *w = &t->w;
+    dlrni_lists *lists = &w->lists[task];
+    if (lists->whole) return;
+    int64_t d = t->dict->activation_dim, f0 = (w->first + task) * DLRNI_GROUP;
+    int64_t f1 = dlrni_min(f0 + DLRNI_GROUP, t->dict->dict_size), count = 0;
+    float *tile = dlrni_worker_scratch(w, worker), *val = tile + DLRNI_TILE_ROWS * DLRNI_GROUP;
+    int32_t *key = (int32_t *)(void *)(val + w->n * DLRNI_GROUP);
+    for (int64_t i = 0; i < w->n; i += DLRNI_TILE_ROWS) {
+        int64_t rows = dlrni_min(DLRNI_TILE_ROWS, w->n - i);
+        t->dict->family->encode_tile(t->dict, w->xc + i * d, rows, f0, f1, tile, f1 - f0);
+        count = dlrni_collect(tile, rows, f1 - f0, i, key, val, count);
+    }
+    dlrni_distribute(lists, key, val, count);
+}
+
+DLRNI_INTERNAL int64_t dlrni_panel_groups(const dlrni_work *w) {
+    return dlrni_min(w->panel, w->groups - w->first);
+}
+
+/* Groups of a panel whose features may all be active on all rows. */
+DLRNI_INTERNAL int64_t dlrni_dense_panel(const dlrni_work *w) {
+    return dlrni_min(dlrni_max(w->budget / (w->n * DLRNI_GROUP), 1), w->groups);
+}
+
+/* Makes room where a list did not fit; *missing says how many. A panel beyond the budget is cut to a dense one first. */
+DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrn_trainer *t, int64_t *missing) {
+    dlrni_work *w = &t->w;
+    int64_t total = 0, entries;
+    for (int64_t g = 0; g < dlrni_panel_groups(w); g++) total += w->lists[g].start[DLRNI_GROUP];
+    if (total > w->budget) w->panel = dlrni_min(w->panel, dlrni_dense_panel(w));
+    *missing = 0;
+    for (int64_t g = 0; g < dlrni_panel_groups(w); g++) {
+        dlrni_lists *lists = &w->lists[g];
+        if (lists->whole) continue;
+        entries = lists->start[DLRNI_GROUP];
+        entries = dlrni_min(entries + entries / 4, w->n * DLRNI_GROUP);
+        if (!DLRNI_GROW(t->ctx, &lists->row, &lists->row_cap, 0, entries)) return DLRN_ERR_MEMORY;
+        if (!DLRNI_GROW(t->ctx, &lists->val, &lists->val_cap, 0, entries)) return DLRN_ERR_MEMORY;
+        ++*missing;
+    }
+    return DLRN_OK;
+}
+
+/* The panel that begins with group `first`, unless it is in hand. */
+DLRNI_INTERNAL dlrn_status dlrni_load_panel(dlrn_trainer *t, int64_t first) {
+    dlrni_work *w = &t->w;
+    int64_t missing = 1;
+    if (w->first == first) return DLRN_OK;
+    w->first = first;
+    for (int64_t g = 0; g < dlrni_panel_groups(w); g++) w->lists[g].whole = 0;
+    while (missing) {
+        dlrn_parallel_for(t->ctx, dlrni_panel_groups(w), dlrni_list_group, t);
+        DLRNI_TRY(dlrni_make_room(t, &missing));
+    }
+    return DLRN_OK;
+}
+
+/* ---- The panel by row ---- */
+
+/* Task: counts (fill 0) or places (fill 1) the entries of a block of rows. */
+DLRNI_INTERNAL void dlrni_turn_block(dlrn_trainer *t, int64_t block, int fill) {
+    dlrni_work *w = &t->w;
+    int64_t r0 = block * DLRNI_ROW_BLOCK, r1 = dlrni_min(r0 + DLRNI_ROW_BLOCK, w->n);
+    if (!fill) memset(w->at + r0, 0, (size_t)(r1 - r0) * sizeof *w->at);
+    for (int64_t g = 0; g < dlrni_panel_groups(w); g++)
+        for (int64_t j = 0; j < DLRNI_GROUP; j++) {
+            const dlrni_lists *lists = &w->lists[g];
+            int64_t end = lists->start[j + 1];
+            for (int64_t p = dlrni_lower_bound(lists->row, lists->start[j], end, r0); p < end; p++) {
+                int32_t row = lists->row[p];
+                if (row >= r1) break;
+                int64_t to = w->at[row]++;
+                if (!fill) continue;
+                w->by_row.col[to] = (int32_t)((w->first + g) * DLRNI_GROUP + j);
+                w->by_row.val[to] = lists->val[p];
+            }
+        }
+}
+
+DLRNI_INTERNAL void dlrni_count_block(void *arg, int64_t block, int worker) {
+    (void)worker;
+    dlrni_turn_block((dlrn_trainer *)arg, block, 0);
+}
+
+DLRNI_INTERNAL void dlrni_fill_block(void *arg, int64_t block, int worker) {
+    (void)worker;
+    dlrni_turn_block((dlrn_trainer *)arg, block, 1);
+}
+
+/* Loads a panel and turns its lists into by_row. */
+DLRNI_INTERNAL dlrn_status dlrni_load_rows(dlrn_trainer *t, int64_t first) {
+    dlrni_work *w = &t->w;
+    int64_t blocks = dlrni_ceil_div(w->n, DLRNI_ROW_BLOCK), nnz = 0;
+    if (w->first == first && w->by_row.rows == w->n) return DLRN_OK;
+    DLRNI_TRY(dlrni_load_panel(t, first));
+    DLRNI_TRY(dlrni_sparse_begin(t->ctx, &w->by_row, t->dict->dict_size));
+    dlrn_parallel_for(t->ctx, blocks, dlrni_count_block, t);
+    for (int64_t i = 0; i < w->n; i++) nnz += w->at[i];
+    DLRNI_TRY(dlrni_sparse_reserve(t->ctx, &w->by_row, w->n, nnz));
+    for (int64_t i = 0; i < w->n; i++) {
+        w->by_row.row_ptr[i + 1] = w->by_row.row_ptr[i] + w->at[i];
+        w->at[i] = w->by_row.row_ptr[i];
+    }
+    dlrn_parallel_for(t->ctx, blocks, dlrni_fill_block, t);
+    w->by_row.rows = w->n;
+    return DLRN_OK;
+}
+
+/* ---- Forward ---- */
+
+/* Task: adds a panel's atoms to x_hat of one block of rows. */
+DLRNI_INTERNAL void dlrni_decode_block(void *arg, int64_t block, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    dlrni_work *w = &t->w;
+    int64_t d = t->dict->activation_dim, end = dlrni_min((block + 1) * DLRNI_ROW_BLOCK, w->n);
+    (void)worker;
+    for (int64_t i = block * DLRNI_ROW_BLOCK; i < end; i++) {
+        int64_t from = w->by_row.row_ptr[i], to = w->by_row.row_ptr[i + 1];
+        if (w->first == 0) {
+            memcpy(w->e + i * d, t->dict->bias, (size_t)d * sizeof *w->e);
+            w->total[i] = 0;
+        }
+        t->ctx->k->gather_axpy(w->e + i * d, d, t->dict->decoder_weight, d, w->by_row.col + from, w->by_row.val + from,
+                               to - from);
+        for (int64_t p = from; p < to; p++) w->total[i] += (double)w->by_row.val[p];
+    }
+}
+
+/* Entropy of a row: q = f / (sum f + eps), H = -sum q log(q + eps). Its derivative by f_k is (h_k - T) / (sum f + eps)
+   with h_k = -log(q_k + eps) - q_k / (q_k + eps) and T = sum_j h_j q_j. */
+static const double dlrni_entropy_eps = 1e-8;
+
+DLRNI_INTERNAL double dlrni_entropy_slope(double q) {
+    return -log(q + dlrni_entropy_eps) - q / (q + dlrni_entropy_eps);
+}
+
+DLRNI_INTERNAL void dlrni_entropy_block(void *arg, int64_t block, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    dlrni_work *w = &t->w;
+    int64_t end = dlrni_min((block + 1) * DLRNI_ROW_BLOCK, w->n);
+    (void)worker;
+    for (int64_t i = block * DLRNI_ROW_BLOCK; i < end; i++) {
+        if (w->first == 0) w->sparse[i] = w->tilt[i] = 0;
+        for (int64_t p = w->by_row.row_ptr[i]; p < w->by_row.row_ptr[i + 1]; p++) {
+            double q = (double)w->by_row.val[p] / (w->total[i] + dlrni_entropy_eps);
+            w->sparse[i] -= q * log(q + dlrni_entropy_eps);
+            w->tilt[i] += q * dlrni_entropy_slope(q);
+        }
+    }
+}
+
+/* Task: e = x_hat - y of one block of rows, each row's loss and its factor c. */
+DLRNI_INTERNAL void dlrni_error_block(void *arg, int64_t block, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    dlrni_work *w = &t->w;
+    int64_t d = t->dict->activation_dim, end = dlrni_min((block + 1) * DLRNI_ROW_BLOCK, w->n);
+    double n = (double)w->n;
+    (void)worker;
+    for (int64_t i = block * DLRNI_ROW_BLOCK; i < end; i++) {
+        float *e = w->e + i * d;
+        t->ctx->k->sub(e, w->y + i * d, e, d);
+        double square = (double)t->ctx->k->dot(e, e, d), norm = sqrt(square);
+        int squared = t->cfg.loss == DLRN_LOSS_SQUARED;
+        w->error[i] = squared ? square : norm;
+        w->c[i] = (float)(squared ? 2.0 / n : norm > 0 ? 1.0 / (n * norm) : 0.0);
+    }
+}
+
+/* Counts this batch in w->silent and w->nnz; the trainer's own counters are left alone. */
+DLRNI_INTERNAL void dlrni_note_fired(dlrn_trainer *t) {
+    dlrni_work *w = &t->w;
+    for (int64_t g = 0; g < dlrni_panel_groups(w); g++) {
+        int64_t f0 = (w->first + g) * DLRNI_GROUP, f1 = dlrni_min(f0 + DLRNI_GROUP, t->dict->dict_size);
+        const int64_t *start = w->lists[g].start;
+        for (int64_t f = f0; f < f1; f++)
+            w->silent[f] = start[f - f0 + 1] > start[f - f0] ? 0 : t->state.steps_since_fired[f] + 1;
+        w->nnz += w->lists[g].start[DLRNI_GROUP];
+    }
+}
+
+/* Reconstruction of all rows, panel after panel, and the sums over each row's features. */
+DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
+    dlrni_work *w = &t->w;
+    int64_t blocks = dlrni_ceil_div(w->n, DLRNI_ROW_BLOCK);
+    w->panel = w->nnz > w->budget / 2 ? dlrni_dense_panel(w) : w->groups;
+    w->first = -1;
+    w->by_row.rows = 0;
+    w->nnz = 0;
+    for (int64_t first = 0; first < w->groups; first += w->panel) {
+        DLRNI_TRY(dlrni_load_rows(t, first));
+        dlrni_note_fired(t);
+        dlrn_parallel_for(t->ctx, blocks, dlrni_decode_block, t);
+    }
+    dlrn_parallel_for(t->ctx, blocks, dlrni_error_block, t);
+    if (t->cfg.sparsity == DLRN_SPARSITY_L1) memcpy(w->sparse, w->total, (size_t)w->n * sizeof *w->sparse);
+    for (int64_t first = 0; t->cfg.sparsity == DLRN_SPARSITY_ENTROPY && first < w->groups; first += w->panel) {
+        DLRNI_TRY(dlrni_load_rows(t, first));
+        dlrn_parallel_for(t->ctx, blocks, dlrni_entropy_block, t);
+    }
+    return DLRN_OK;
+}
+
+/* ---- Ghost gradients ----
+   The dead features (silent for more than ghost_threshold steps) are made to predict the residual r = y - x_hat through
+   exp(pre): X = sum_j exp(pre_j) a_j, scaled to half of r's length. With the row's shift m = max(0, largest pre) taken
+   out, X = exp(m) X', everything stays finite, and the scale |r| / (2 |X| + eps) becomes |r| / (2 |X'| + eps exp(-m)).
+   Scale, r and the ratio of the losses are constants to the gradient. */
+static const double dlrni_ghost_eps = 1e-8;
+
+/* pre [rows][count] = encoder rows of the listed features on xc [rows][d], plus their bias; packed [count][d]: scratch. */
+DLRNI_INTERNAL void dlrni_ghost_pre(const dlrn_dictionary *dict, const float *xc, int64_t rows, const int32_t *feature,
+                                    int64_t count, float *packed, float *pre, int64_t ld) {
+    int64_t d = dict->activation_dim;
+    for (int64_t p = 0; p < count; p++)
+        memcpy(packed + p * d, dict->encoder_weight + feature[p] * d, (size_t)d * sizeof *packed);
+    dict->ctx->k->gemm_nt(rows, count, d, xc, d, packed, d, 0, pre, ld);
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t p = 0; p < count; p++) pre[i * ld + p] += dict->encoder_bias[feature[p]];
+}
+
+/* x_ghost, its distance v = s x_ghost - r from the residual, and the row's loss |v|; ghost_c keeps the scale s. */
+DLRNI_INTERNAL void dlrni_ghost_finish_row(dlrn_trainer *t, int64_t i, float *u) {
+    dlrni_work *w = &t->w;
+    const dlrni_kernel_table *k = t->ctx->k;
+    int64_t d = t->dict->activation_dim;
+    float top = 0, *v = w->ghost + i * d, *e = w->e + i * d;
+    for (int64_t p = 0; p < w->n_dead; p++) top = u[p] > top ? u[p] : top;
+    for (int64_t p = 0; p < w->n_dead; p++) u[p] = expf(u[p] - top);
+    memset(v, 0, (size_t)d * sizeof *v);
+    k->gather_axpy(v, d, t->dict->decoder_weight, d, w->dead, u, w->n_dead);
+    double length = sqrt((double)k->dot(e, e, d)), own = sqrt((double)k->dot(v, v, d));
+    float s = (float)(length / (2 * own + dlrni_ghost_eps * exp(-(double)top)));
+    k->scale(v, s, d);
+    k->axpy(1.0f, e, v, d); /* - r = e */
+    w->ghost_shift[i] = top;
+    w->ghost_c[i] = s;
+    w->ghost_error[i] = sqrt((double)k->dot(v, v, d));
+}
+
+/* Task: a few rows against all dead features. */
+DLRNI_INTERNAL void dlrni_ghost_block(void *arg, int64_t block, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    dlrni_work *w = &t->w;
+    int64_t d = t->dict->activation_dim, r0 = block * DLRNI_GHOST_ROWS, rows = dlrni_min(DLRNI_GHOST_ROWS, w->n - r0);
+    float *packed = dlrni_worker_scratch(w, worker), *pre = packed + DLRNI_GROUP * d;
+    for (int64_t p = 0; p < w->n_dead; p += DLRNI_GROUP)
+        dlrni_ghost_pre(t->dict, w->xc + r0 * d, rows, w->dead + p, dlrni_min(DLRNI_GROUP, w->n_dead - p), packed,
+                        pre + p, w->n_dead);
+    for (int64_t i = 0; i < rows; i++) dlrni_ghost_finish_row(t, r0 + i, pre + i * w->n_dead);
+}
+
+/* ---- Backward ---- */
+
+/* One feature on the rows where it counts. */
+typedef struct dlrni_visit {
+    int64_t count;
+    const int32_t *row;    /* [count]                                             */
+    const float *val;      /* [count] activation (ghost: exp(pre - shift))        */
+    float *coef;           /* [count] derivative by the atom: coef_p g_p          */
+    float *slope;          /* [count] derivative by the pre-activation            */
+    float *atom, *encoder; /* [d] the sums                                     */
+    double bias;
+} dlrni_visit;
+
+/* Derivative of the penalty by an activation of row i. */
+DLRNI_INTERNAL double dlrni_sparsity_slope(const dlrn_trainer *t, int64_t i, float f) {
+    const dlrni_work *w = &t->w;
+    double weight = t->cfg.sparsity_penalty / (double)w->n;
+    if (t->cfg.sparsity == DLRN_SPARSITY_L1) return weight;
+    double sum = w->total[i] + dlrni_entropy_eps;
+    return weight * (dlrni_entropy_slope((double)f / sum) - w->tilt[i]) / sum;
+}
+
+DLRNI_INTERNAL void dlrni_visit_slopes(const dlrn_trainer *t, int64_t j, dlrni_visit *v) {
+    const dlrni_work *w = &t->w;
+    int64_t d = t->dict->activation_dim;
+    const float *atom = t->dict->decoder_weight + j * d;
+    for (int64_t p = 0; p < v->count; p++) {
+        int64_t i = v->row[p];
+        v->coef[p] = v->val[p] * w->c[i];
+        v->slope[p] = w->c[i] * t->ctx->k->dot(w->e + i * d, atom, d) + (float)dlrni_sparsity_slope(t, i, v->val[p]);
+    }
+}
+
+/* The same for a dead feature: all rows, and the ghost term in place of the loss. val [n] is exp(pre - shift). */
+DLRNI_INTERNAL void dlrni_visit_ghost_slopes(const dlrn_trainer *t, int64_t j, dlrni_visit *v) {
+    const dlrni_work *w = &t->w;
+    int64_t d = t->dict->activation_dim;
+    const float *atom = t->dict->decoder_weight + j * d;
+    for (int64_t i = 0; i < w->n; i++) {
+        v->coef[i] = v->val[i] * w->ghost_c[i];
+        v->slope[i] = v->coef[i] * t->ctx->k->dot(w->ghost + i * d, atom, d);
+    }
+}
+
+/* The sums over rows, from coef and slope; g [n][d] is what the atom's gradient is made of. */
+DLRNI_INTERNAL void dlrni_visit_sum(const dlrn_trainer *t, const float *g, dlrni_visit *v) {
+    int64_t d = t->dict->activation_dim;
+    memset(v->atom, 0, (size_t)d * sizeof(float));
+    memset(v->encoder, 0, (size_t)d * sizeof(float));
+    v->bias = 0;
+    t->ctx->k->gather_axpy(v->atom, d, g, d, v->row, v->coef, v->count);
+    t->ctx->k->gather_axpy(v->encoder, d, t->w.xc, d, v->row, v->slope, v->count);
+    for (int64_t p = 0; p < v->count; p++) v->bias += (double)v->slope[p];
+}
+
+DLRNI_INTERNAL void dlrni_give_gradient(const dlrn_gradients *out, int64_t j, int64_t d, const dlrni_visit *v) {
+    if (out->decoder_weight) memcpy(out->decoder_weight + j * d, v->atom, (size_t)d * sizeof(float));
+    if (out->encoder_weight) memcpy(out->encoder_weight + j * d, v->encoder, (size_t)d * sizeof(float));
+    if (out->encoder_bias) out->encoder_bias[j] = (float)v->bias;
+}
+
+DLRNI_INTERNAL void dlrni_update_feature(dlrn_trainer *t, const dlrni_adam *adam, int64_t j, const dlrni_visit *v) {
+    const dlrni_kernel_table *k = t->ctx->k;
+    const dlrn_trainer_state *s = &t->state;
+    int64_t d = t->dict->activation_dim;
+    float *atom = t->dict->decoder_weight + j * d, bias = (float)v->bias;
+    dlrni_project(k, atom, v->atom, d);
+    k->adam(atom, s->m_decoder_weight + j * d, s->v_decoder_weight + j * d, v->atom, d, adam);
+    dlrni_normalise(k, atom, d);
+    k->adam(t->dict->encoder_weight + j * d, s->m_encoder_weight + j * d, s->v_encoder_weight + j * d, v->encoder, d,
+            adam);
+    k->adam(t->dict->encoder_bias + j, s->m_encoder_bias + j, s->v_encoder_bias + j, &bias, 1, adam);
+}
+
+/* Column `at` of the dead features' pre-activations [n][count], as exp(pre - shift), into val [n]. */
+DLRNI_INTERNAL void dlrni_ghost_column(const dlrni_work *w, const float *pre, int64_t count, int64_t at, float *val) {
+    for (int64_t i = 0; i < w->n; i++) val[i] = expf(pre[i * count + at] - w->ghost_shift[i]);
+}
+
+/* The dead features among those of a group: a piece of w->dead. */
+DLRNI_INTERNAL const int32_t *dlrni_dead_of(const dlrni_work *w, int64_t f0, int64_t f1, int64_t *count) {
+    int64_t from = dlrni_lower_bound(w->dead, 0, w->n_dead, f0);
+    *count = dlrni_lower_bound(w->dead, from, w->n_dead, f1) - from;
+    return w->dead + from;
+}
+
+/* Task: gradients of one group's features, each in one visit, and what is done with them. */
+DLRNI_INTERNAL void dlrni_update_group(void *arg, int64_t task, int worker) {
+    const dlrni_update *u = (const dlrni_update *)arg;
+    dlrn_trainer *t = u->t;
+    dlrni_work *w = &t->w;
+    const dlrni_lists *lists = &w->lists[task];
+    int64_t d = t->dict->activation_dim, n = w->n, group = w->first + task, f0 = group * DLRNI_GROUP;
+    int64_t f1 = dlrni_min(f0 + DLRNI_GROUP, t->dict->dict_size), ghosts, ghost = 0;
+    float *part = w->bias_part + group * d, *s = dlrni_worker_scratch(w, worker);
+    float *ghost_val = s + 2 * n + 2 * d, *packed = ghost_val + n, *pre = packed + DLRNI_GROUP * d;
+    const int32_t *dead = dlrni_dead_of(w, f0, f1, &ghosts);
+    memset(part, 0, (size_t)d * sizeof *part);
+    if (ghosts) dlrni_ghost_pre(t->dict, w->xc, n, dead, ghosts, packed, pre, ghosts);
+    for (int64_t j = f0; j < f1; j++) {
+        int64_t at = lists->start[j - f0], end = lists->start[j - f0 + 1];
+        dlrni_visit v = {end - at, lists->row + at, lists->val + at, s, s + n, s + 2 * n, s + 2 * n + d, 0};
+        if (ghost < ghosts && dead[ghost] == j) {
+            dlrni_ghost_column(w, pre, ghosts, ghost++, ghost_val);
+            v.count = n;
+            v.row = w->count_up;
+            v.val = ghost_val;
+            dlrni_visit_ghost_slopes(t, j, &v);
+            dlrni_visit_sum(t, w->ghost, &v);
+        } else {
+            dlrni_visit_slopes(t, j, &v);
+            dlrni_visit_sum(t, w->e, &v);
+        }
+        t->ctx->k->axpy(-(float)v.bias, t->dict->encoder_weight + j * d, part, d);
+        if (u->adam) dlrni_update_feature(t, u->adam, j, &v);
+        if (u->out) dlrni_give_gradient(u->out, j, d, &v);
+    }
+}
+
+/* Everything after the loss. The gradient of bias is sum_i c_i e_i - sum_j (sum_i slope_ij) w_j: a product with a
+   vector, where the chain rule as written would be one with a matrix. */
+DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *adam, const dlrn_gradients *out) {
+    dlrni_work *w = &t->w;
+    const dlrni_kernel_table *k = t->ctx->k;
+    int64_t d = t->dict->activation_dim;
+    dlrni_update u = {t, adam, out};
+    for (int64_t first = 0; first < w->groups; first += w->panel) {
+        DLRNI_TRY(dlrni_load_panel(t, first));
+        dlrn_parallel_for(t->ctx, dlrni_panel_groups(w), dlrni_update_group, &u);
+    }
+    memset(w->bias_grad, 0, (size_t)d * sizeof *w->bias_grad);
+    k->gather_axpy(w->bias_grad, d, w->e, d, w->count_up, w->c, w->n);
+    for (int64_t g = 0; g < w->groups; g++) k->axpy(1.0f, w->bias_part + g * d, w->bias_grad, d);
+    if (adam) k->adam(t->dict->bias, t->state.m_bias, t->state.v_bias, w->bias_grad, d, adam);
+    if (out && out->bias) memcpy(out->bias, w->bias_grad, (size_t)d * sizeof *out->bias);
+    if (adam) dlrn_dictionary_changed(t->dict);
+    return DLRN_OK;
+}
+
+/* ---- The batch ---- */
+
+/* Rows for the batch: everything that has a length of n. */
+DLRNI_INTERNAL dlrn_status dlrni_work_rows(dlrn_trainer *t, int64_t n) {
+    dlrni_work *w = &t->w;
+    int64_t d = t->dict->activation_dim, cap[9], nd;
+    w->n = n;
+    if (!dlrni_mul(n, d, &nd))
+        return dlrni_fail(t->ctx, DLRN_ERR_MEMORY, "a batch of this size does not fit in memory");
+    for (int i = 0; i < 9; i++) cap[i] = i < 2 ? w->n_cap * d : w->n_cap;
+    if (!DLRNI_GROW(t->ctx, &w->xc, &cap[0], 0, nd) || !DLRNI_GROW(t->ctx, &w->e, &cap[1], 0, nd) ||
+        !DLRNI_GROW(t->ctx, &w->c, &cap[2], 0, n) || !DLRNI_GROW(t->ctx, &w->error, &cap[3], 0, n) ||
+        !DLRNI_GROW(t->ctx, &w->total, &cap[4], 0, n) || !DLRNI_GROW(t->ctx, &w->sparse, &cap[5], 0, n) ||
+        !DLRNI_GROW(t->ctx, &w->tilt, &cap[6], 0, n) || !DLRNI_GROW(t->ctx, &w->at, &cap[7], 0, n) ||
+        !DLRNI_GROW(t->ctx, &w->count_up, &cap[8], 0, n))
+        return DLRN_ERR_MEMORY;
+    w->n_cap = dlrni_max(w->n_cap, n);
+    for (int64_t i = 0; i < n; i++) w->count_up[i] = (int32_t)i;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_work_scratch(dlrn_trainer *t) {
+    dlrni_work *w = &t->w;
+    int64_t n = w->n, d = t->dict->activation_dim, all;
+    int64_t list = DLRNI_TILE_ROWS * DLRNI_GROUP + 2 * n * DLRNI_GROUP;
+    int64_t update = 3 * n + 2 * d + DLRNI_GROUP * (d + (w->n_dead ? n : 0));
+    int64_t ghost = DLRNI_GROUP * d + DLRNI_GHOST_ROWS * w->n_dead;
+    w->scratch_floats = (dlrni_max(list, dlrni_max(update, ghost)) + DLRNI_LANES - 1) / DLRNI_LANES * DLRNI_LANES;
+    if (!dlrni_mul(w->scratch_floats, t->ctx->threads, &all) ||
+        !DLRNI_GROW(t->ctx, &w->scratch, &w->scratch_cap, 0, all))
+        return DLRN_ERR_MEMORY;
+    return DLRN_OK;
+}
+
+/* Rows for ghost gradients, taken when a feature first dies. */
+DLRNI_INTERNAL dlrn_status dlrni_work_ghost(dlrn_trainer *t) {
+    dlrni_work *w = &t->w;
+    int64_t d = t->dict->activation_dim, n = w->n,
+            cap[4] = {w->ghost_cap * d, w->ghost_cap, w->ghost_cap, w->ghost_cap};
+    if (!DLRNI_GROW(t->ctx, &w->ghost, &cap[0], 0, n * d) || !DLRNI_GROW(t->ctx, &w->ghost_shift, &cap[1], 0, n) ||
+        !DLRNI_GROW(t->ctx, &w->ghost_c, &cap[2], 0, n) || !DLRNI_GROW(t->ctx, &w->ghost_error, &cap[3], 0, n))
+        return DLRN_ERR_MEMORY;
+    w->ghost_cap = dlrni_max(w->ghost_cap, n);
+    return dlrni_work_scratch(t);
+}
+
+/* A number that is not finite, by row: the squared length of a row tells at once that there is none. */
+DLRNI_INTERNAL dlrn_status dlrni_check_rows(dlrn_trainer *t, const char *name, const float *x, int64_t n) {
+    int64_t d = t->dict->activation_dim;
+    for (int64_t i = 0; i < n; i++) {
+        if (t->ctx->k->dot(x + i * d, x + i * d, d) <= FLT_MAX) continue;
+        for (int64_t c = 0; c < d; c++)
+            if (!(fabsf(x[i * d + c]) <= FLT_MAX))
+                return dlrni_fail(t->ctx, DLRN_ERR_VALUE, "step %lld: %s [%lld][%lld] is not finite",
+                                  (long long)t->step, name, (long long)i, (long long)c);
+    }
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_work_begin(dlrn_trainer *t, const float *x, const float *y, int64_t n) {
+    dlrni_work *w = &t->w;
+    DLRNI_REQUIRE(t->ctx, x, "x must not be NULL");
+    DLRNI_REQUIRE(t->ctx, n > 0 && n <= DLRNI_BATCH_MAX, "a batch has between 1 and 2^24 rows");
+    DLRNI_TRY(dlrni_check_rows(t, "x", x, n));
+    if (y && y != x) DLRNI_TRY(dlrni_check_rows(t, "y", y, n));
+    w->n_dead = 0;
+    DLRNI_TRY(dlrni_work_rows(t, n));
+    DLRNI_TRY(dlrni_work_scratch(t));
+    w->y = y ? y : x;
+    t->dict->family->center(t->dict, x, n, w->xc);
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL double dlrni_mean(const double *a, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += a[i];
+    return sum / (double)n;
+}
+
+/* The ghost term of the batch in hand: its loss, and the derivative of the whole loss by what is kept of x_ghost. */
+DLRNI_INTERNAL dlrn_status dlrni_ghost_forward(dlrn_trainer *t, dlrn_train_stats *stats) {
+    dlrni_work *w = &t->w;
+    for (int64_t f = 0; t->cfg.ghost_threshold >= 0 && f < t->dict->dict_size; f++)
+        if (w->silent[f] > t->cfg.ghost_threshold) w->dead[w->n_dead++] = (int32_t)f;
+    if (!w->n_dead) return DLRN_OK;
+    DLRNI_TRY(dlrni_work_ghost(t));
+    dlrn_parallel_for(t->ctx, dlrni_ceil_div(w->n, DLRNI_GHOST_ROWS), dlrni_ghost_block, t);
+    stats->ghost_loss = dlrni_mean(w->ghost_error, w->n);
+    double ratio = stats->mse_loss / (stats->ghost_loss + dlrni_ghost_eps);
+    stats->loss += stats->ghost_loss * ratio;
+    for (int64_t i = 0; i < w->n; i++) {
+        double length = w->ghost_error[i];
+        w->ghost_c[i] = (float)(length > 0 ? ratio * (double)w->ghost_c[i] / ((double)w->n * length) : 0.0);
+    }
+    return DLRN_OK;
+}
+
+/* Silent for at least half a resampling period; compat: for more, as the reference has it. */
+DLRNI_INTERNAL int dlrni_is_dead(const dlrn_train_config *cfg, int64_t silent) {
+    if (cfg->resample_steps > 0)
+        return cfg->compat ? 2 * silent > cfg->resample_steps : 2 * silent >= cfg->resample_steps;
+    return cfg->ghost_threshold >= 0 && silent > cfg->ghost_threshold;
+}
+
+/* The losses of a batch at the present weights; changes nothing but the work space. */
+DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, const float *y, int64_t n,
+                                              dlrn_train_stats *stats) {
+    dlrni_work *w = &t->w;
+    memset(stats, 0, sizeof *stats);
+    DLRNI_TRY(dlrni_work_begin(t, x, y, n));
+    DLRNI_TRY(dlrni_reconstruct(t));
+    stats->step = t->step;
+    stats->rows = n;
+    stats->lr = dlrni_learning_rate(&t->cfg, t->step);
+    stats->mse_loss = dlrni_mean(w->error, n);
+    stats->sparsity_loss = dlrni_mean(w->sparse, n);
+    stats->loss = stats->mse_loss + t->cfg.sparsity_penalty * stats->sparsity_loss;
+    stats->l0 = (double)w->nnz / (double)n;
+    for (int64_t f = 0; f < t->dict->dict_size; f++) stats->dead += dlrni_is_dead(&t->cfg, w->silent[f]);
+    DLRNI_TRY(dlrni_ghost_forward(t, stats));
+    if (!(fabs(stats->loss) <= DBL_MAX))
+        return dlrni_fail(t->ctx, DLRN_ERR_VALUE, "step %lld: the loss is not finite; the weights are those before it",
+                          (long long)t->step);
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL void dlrni_count_batch(dlrn_trainer *t) {
+    memcpy(t->state.steps_since_fired, t->w.silent, (size_t)t->dict->dict_size * sizeof *t->w.silent);
+}
+
+/* ---- Configuration ---- */
+
+DLRN_API dlrn_train_config dlrn_train_defaults(void) {
+    dlrn_train_config cfg;
+    memset(&cfg, 0, sizeof cfg);
+    cfg.activation_dim = 512;
+    cfg.dict_size = 16 * 512;
+    cfg.lr = 3e-4;
+    cfg.sparsity_penalty = 1e-3;
+    cfg.loss = DLRN_LOSS_NORM;
+    cfg.sparsity = DLRN_SPARSITY_L1;
+    cfg.beta1 = 0.9;
+    cfg.beta2 = 0.999;
+    cfg.eps = 1e-8;
+    cfg.steps = -1;
+    cfg.warmup_steps = 1000;
+    cfg.resample_steps = -1;
+    cfg.resample_rows = 819200;
+    cfg.ghost_threshold = -1;
+    cfg.log_steps = 1000;
+    cfg.save_steps = -1;
+    return cfg;
+}
+
+DLRNI_INTERNAL int dlrni_never_or_positive(int64_t period) {
+    return period == -1 || period > 0;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_check_config(dlrn_context *ctx, const dlrn_train_config *cfg) {
+    DLRNI_REQUIRE(ctx, cfg->lr >= 0 && cfg->lr <= (double)FLT_MAX, "lr must be a finite number, not negative");
+    DLRNI_REQUIRE(ctx, fabs(cfg->sparsity_penalty) <= (double)FLT_MAX, "sparsity_penalty must be finite");
+    DLRNI_REQUIRE(ctx, cfg->beta1 >= 0 && cfg->beta1 < 1 && cfg->beta2 >= 0 && cfg->beta2 < 1,
+                  "beta1 and beta2 must be in [0, 1)");
+    DLRNI_REQUIRE(ctx, cfg->eps > 0 && cfg->eps <= (double)FLT_MAX && (float)cfg->eps > 0, "eps must be positive");
+    DLRNI_REQUIRE(ctx, cfg->loss == DLRN_LOSS_NORM || cfg->loss == DLRN_LOSS_SQUARED, "unknown loss");
+    DLRNI_REQUIRE(ctx, cfg->sparsity == DLRN_SPARSITY_L1 || cfg->sparsity == DLRN_SPARSITY_ENTROPY, "unknown sparsity");
+    DLRNI_REQUIRE(ctx, cfg->steps >= -1, "steps must be -1 or more");
+    DLRNI_REQUIRE(ctx, cfg->warmup_steps >= 0, "warmup_steps must not be negative");
+    DLRNI_REQUIRE(ctx, dlrni_never_or_positive(cfg->resample_steps) && cfg->resample_steps <= INT64_MAX / 2,
+                  "resample_steps must be positive, or -1 for never");
+    DLRNI_REQUIRE(ctx, cfg->resample_rows > 0, "resample_rows must be positive");
+    DLRNI_REQUIRE(ctx, cfg->ghost_threshold >= -1, "ghost_threshold must be -1 (never) or more");
+    DLRNI_REQUIRE(ctx, dlrni_never_or_positive(cfg->log_steps), "log_steps must be positive, or -1 for never");
+    DLRNI_REQUIRE(ctx, dlrni_never_or_positive(cfg->save_steps), "save_steps must be positive, or -1 for never");
+    return DLRN_OK;
+}
+
+/* ---- The trainer ---- */
+
+DLRNI_INTERNAL void dlrni_work_free(dlrn_context *ctx, dlrni_work *w) {
+    void *blocks[] = {w->xc,      w->e,           w->c,           w->error,     w->total,     w->sparse,
+                      w->tilt,    w->at,          w->dead,        w->count_up,  w->silent,    w->ghost,
+                      w->ghost_c, w->ghost_shift, w->ghost_error, w->bias_part, w->bias_grad, w->scratch};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrni_free(ctx, blocks[i]);
+    for (int64_t g = 0; w->lists && g < w->groups; g++) {
+        dlrni_free(ctx, w->lists[g].row);
+        dlrni_free(ctx, w->lists[g].val);
+    }
+    dlrni_free(ctx, w->lists);
+    dlrn_sparse_free(&w->by_row);
+}
+
+DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
+    if (!t) return;
+    void *moments[] = {t->state.m_bias, t->state.m_encoder_weight, t->state.m_encoder_bias, t->state.m_decoder_weight,
+                       t->state.v_bias, t->state.v_encoder_weight, t->state.v_encoder_bias, t->state.v_decoder_weight};
+    for (size_t i = 0; i < sizeof moments / sizeof *moments; i++) dlrni_free(t->ctx, moments[i]);
+    dlrni_free(t->ctx, t->state.steps_since_fired);
+    dlrni_work_free(t->ctx, &t->w);
+    dlrn_dictionary_destroy(t->dict);
+    dlrni_free(t->ctx, t);
+}
+
+/* Moments, counters, and what of the work space does not depend on the batch. */
+DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
+    dlrn_context *ctx = t->ctx;
+    dlrn_trainer_state *s = &t->state;
+    dlrni_work *w = &t->w;
+    int64_t d = t->cfg.activation_dim, F = t->cfg.dict_size;
+    w->groups = dlrni_ceil_div(F, DLRNI_GROUP);
+    w->budget = DLRNI_LIST_BUDGET;
+    w->nnz = -1;
+    w->first = -1;
+    if (!(s->m_bias = DLRNI_NEW_ZERO(ctx, float, d)) || !(s->v_bias = DLRNI_NEW_ZERO(ctx, float, d)) ||
+        !(s->m_encoder_weight = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
+        !(s->v_encoder_weight = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
+        !(s->m_encoder_bias = DLRNI_NEW_ZERO(ctx, float, F)) || !(s->v_encoder_bias = DLRNI_NEW_ZERO(ctx, float, F)) ||
+        !(s->m_decoder_weight = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
+        !(s->v_decoder_weight = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
+        !(s->steps_since_fired = DLRNI_NEW_ZERO(ctx, int64_t, F)) || !(w->silent = DLRNI_NEW_ZERO(ctx, int64_t, F)) ||
+        !(w->dead = DLRNI_NEW(ctx, int32_t, F)) || !(w->bias_grad = DLRNI_NEW(ctx, float, d)) ||
+        !(w->bias_part = DLRNI_NEW(ctx, float, w->groups *d)) ||
+        !(w->lists = DLRNI_NEW_ZERO(ctx, dlrni_lists, w->groups)))
+        return DLRN_ERR_MEMORY;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_check_init(dlrn_context *ctx, const dlrn_train_config *cfg,
+                                            const dlrn_dictionary *init) {
+    if (init->family != &dlrni_family_autoencoder)
+        return dlrni_fail(ctx, DLRN_ERR_UNSUPPORTED, "dlrn_trainer_create: cannot train a %s", init->family->name);
+    if (init->activation_dim != cfg->activation_dim || init->dict_size != cfg->dict_size)
+        return dlrni_fail(ctx, DLRN_ERR_SHAPE,
+                          "dlrn_trainer_create: expected a dictionary of %lld x %lld, found %lld x %lld",
+                          (long long)cfg->activation_dim, (long long)cfg->dict_size, (long long)init->activation_dim,
+                          (long long)init->dict_size);
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *cfg, const dlrn_dictionary *init,
+                                         dlrn_buffer *buffer, dlrn_trainer **out) {
+    *out = NULL;
+    DLRNI_TRY(dlrni_check_config(ctx, cfg));
+    if (init) DLRNI_TRY(dlrni_check_init(ctx, cfg, init));
+#ifdef DLRNI_ALL_ROOMS
+    if (buffer && dlrn_buffer_dim(buffer) != cfg->activation_dim)
+        return dlrni_fail(ctx, DLRN_ERR_SHAPE, "dlrn_trainer_create: expected rows of %lld, found a buffer of %lld",
+                          (long long)cfg->activation_dim, (long long)dlrn_buffer_dim(buffer));
+#endif
+    dlrn_trainer *t = DLRNI_NEW_ZERO(ctx, dlrn_trainer, 1);
+    if (!t) return DLRN_ERR_MEMORY;
+    t->ctx = ctx;
+    t->cfg = *cfg;
+    t->buffer = buffer;
+    dlrn_status s = init ? dlrn_dictionary_copy(init, &t->dict)
+                         : dlrn_autoencoder_create(ctx, cfg->activation_dim, cfg->dict_size, cfg->seed, &t->dict);
+    if (s == DLRN_OK) s = dlrni_trainer_alloc(t);
+    if (s != DLRN_OK) {
+        dlrn_trainer_destroy(t);
+        return s;
+    }
+    *out = t;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampled);
+
+/* The reference logs with a second pass over the batch, at the new weights, which counts the batch again. */
+DLRNI_INTERNAL dlrn_status dlrni_log_pass(dlrn_trainer *t, const float *x, const float *y, int64_t n, int64_t step,
+                                          dlrn_train_stats *stats) {
+    dlrn_train_stats own = *stats;
+    DLRNI_TRY(dlrni_forward_loss(t, x, y, n, stats));
+    dlrni_count_batch(t);
+    stats->step = step;
+    stats->lr = own.lr;
+    stats->resampled = own.resampled;
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_trainer_step_on(dlrn_trainer *t, const float *x, const float *y, int64_t n,
+                                          dlrn_train_stats *stats) {
+    const dlrn_train_config *cfg = &t->cfg;
+    dlrn_train_stats own;
+    dlrn_train_stats *s = stats ? stats : &own;
+    int64_t step = t->step;
+    DLRNI_TRY(dlrni_forward_loss(t, x, y, n, s));
+    dlrni_adam adam = dlrni_adam_at(cfg, s->lr, step + 1);
+    DLRNI_TRY(dlrni_backward(t, &adam, NULL));
+    dlrni_count_batch(t);
+    t->step++;
+    if (cfg->resample_steps > 0 && step % cfg->resample_steps == 0 && (step > 0 || cfg->compat))
+        DLRNI_TRY(dlrni_resample_step(t, &s->resampled));
+    if (cfg->compat && cfg->log_steps > 0 && step % cfg->log_steps == 0) DLRNI_TRY(dlrni_log_pass(t, x, y, n, step, s));
+    return DLRN_OK;
+}
+
+#ifdef DLRNI_ALL_ROOMS
+DLRN_API dlrn_status dlrn_trainer_step(dlrn_trainer *t, dlrn_train_stats *stats) {
+    const float *x, *y;
+    int64_t n;
+    DLRNI_REQUIRE(t->ctx, t->buffer, "this trainer was made without a buffer");
+    if (t->cfg.steps >= 0 && t->step >= t->cfg.steps) return DLRN_END;
+    DLRNI_TRY(dlrn_buffer_next(t->buffer, &x, &y, &n));
+    return dlrn_trainer_step_on(t, x, y, n, stats);
+}
+
+#endif
+DLRN_API dlrn_status dlrn_trainer_loss(dlrn_trainer *t, const float *x, const float *y, int64_t n,
+                                       dlrn_train_stats *stats) {
+    return dlrni_forward_loss(t, x, y, n, stats);
+}
+
+DLRN_API dlrn_status dlrn_trainer_gradients(dlrn_trainer *t, const float *x, const float *y, int64_t n,
+                                            const dlrn_gradients *out) {
+    dlrn_train_stats stats;
+    DLRNI_TRY(dlrni_forward_loss(t, x, y, n, &stats));
+    return dlrni_backward(t, NULL, out);
+}
+
+DLRN_API dlrn_dictionary *dlrn_trainer_dictionary(dlrn_trainer *t) {
+    return t->dict;
+}
+
+DLRN_API const dlrn_train_config *dlrn_trainer_config(const dlrn_trainer *t) {
+    return &t->cfg;
+}
+
+DLRN_API int64_t dlrn_trainer_steps_done(const dlrn_trainer *t) {
+    return t->step;
+}
+
+DLRN_API dlrn_trainer_state dlrn_trainer_state_of(dlrn_trainer *t) {
+    return t->state;
+}
+
+/* ---- The configuration as text ---- */
+
+/* The numbers of a configuration, for writing and for reading; loss, sparsity, seed and compat are apart. */
+#define DLRNI_CONFIG_INTEGERS(X)                                                                                       \
+    X(activation_dim)                                                                                                  \
+    X(dict_size)                                                                                                       \
+    X(steps)                                                                                                           \
+    X(warmup_steps)                                                                                                    \
+    X(resample_steps)                                                                                                  \
+    X(resample_rows)                                                                                                   \
+    X(ghost_threshold)                                                                                                 \
+    X(log_steps)                                                                                                       \
+    X(save_steps)
+#define DLRNI_CONFIG_REALS(X) X(lr) X(sparsity_penalty) X(beta1) X(beta2) X(eps)
+
+typedef struct dlrni_text {
+    char *text; /* [size], NULL if size is 0 */
+    size_t size;
+    int64_t length; /* that it needs */
+} dlrni_text;
+
+/* Appends as snprintf does: cut to the size, closed with 0, length counted in full. */
+DLRNI_INTERNAL DLRNI_PRINTF(2, 3) void dlrni_put(dlrni_text *t, const char *format, ...) {
+    va_list args;
+    size_t used = (uint64_t)t->length < t->size ? (size_t)t->length : t->size;
+    va_start(args, format);
+    t->length += vsnprintf(used < t->size ? t->text + used : NULL, t->size - used, format, args);
+    va_end(args);
+}
+
+/* The shortest of 15 or 17 digits that reads back as the same number, with a point whatever the locale says. */
+DLRNI_INTERNAL void dlrni_put_real(dlrni_text *t, const char *name, double value) {
+    char number[40];
+    snprintf(number, sizeof number, "%.15g", value);
+    if (strtod(number, NULL) < value || strtod(number, NULL) > value) snprintf(number, sizeof number, "%.17g", value);
+    for (char *c = number; *c; c++)
+        if (*c == ',') *c = '.';
+    dlrni_put(t, "\"%s\": %s, ", name, number);
+}
+
+DLRNI_INTERNAL const char *dlrni_loss_name(dlrn_loss loss) {
+    return loss == DLRN_LOSS_SQUARED ? "squared" : "norm";
+}
+
+DLRNI_INTERNAL const char *dlrni_sparsity_name(dlrn_sparsity sparsity) {
+    return sparsity == DLRN_SPARSITY_ENTROPY ? "entropy" : "l1";
+}
+
+DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text, size_t size) {
+    dlrni_text t = {text, size, 0};
+    dlrni_put(&t, "{");
+#define DLRNI_PUT_INTEGER(field) dlrni_put(&t, "\"%s\": %lld, ", #field, (long long)cfg->field);
+#define DLRNI_PUT_REAL(field) dlrni_put_real(&t, #field, cfg->field);
+    DLRNI_CONFIG_INTEGERS(DLRNI_PUT_INTEGER)
+    DLRNI_CONFIG_REALS(DLRNI_PUT_REAL)
+#undef DLRNI_PUT_INTEGER
+#undef DLRNI_PUT_REAL
+    dlrni_put(&t, "\"loss\": \"%s\", \"sparsity\": \"%s\", ", dlrni_loss_name(cfg->loss),
+              dlrni_sparsity_name(cfg->sparsity));
+    dlrni_put(&t, "\"seed\": %llu, \"compat\": %s}", (unsigned long long)cfg->seed, cfg->compat ? "true" : "false");
+    return t.length;
+}
+
+#ifdef DLRNI_ALL_ROOMS
+/* ---- The whole run ---- */
+
+DLRNI_INTERNAL dlrn_status dlrni_run(dlrn_trainer *t, dlrn_progress progress, void *user) {
+    for (;;) {
+        dlrn_train_stats stats;
+        dlrn_status s = dlrn_trainer_step(t, &stats);
+        if (s == DLRN_OK && progress) s = progress(user, t, &stats);
+        if (s != DLRN_OK) return s;
+    }
+}
+
+DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *config, dlrn_buffer *buffer,
+                                dlrn_progress progress, void *user, dlrn_dictionary **out) {
+    dlrn_train_config cfg = *config;
+    dlrn_trainer *t;
+    *out = NULL;
+    DLRNI_REQUIRE(ctx, buffer, "buffer must not be NULL");
+    cfg.activation_dim = dlrn_buffer_dim(buffer);
+    DLRNI_TRY(dlrn_trainer_create(ctx, &cfg, NULL, buffer, &t));
+    dlrn_status s = dlrni_run(t, progress, user);
+    if (s == DLRN_END) s = DLRN_OK;
+    if (s == DLRN_OK || s == DLRN_STOPPED) {
+        *out = t->dict; /* handed over */
+        t->dict = NULL;
+    }
+    dlrn_trainer_destroy(t);
+    return s;
+}
+#endif
+
+/* ------------------------------------------------------------------------------------------ */
+// >>resampling
+/* A feature that stays silent learns nothing. Every resample_steps, each one that is dead is given the direction of a row
+   that is reconstructed badly (Bricken et al., "Towards Monosemanticity", 2023): rows are drawn without replacement with
+   probability proportional to their squared loss over a large sample; the atom becomes the drawn output y, normalised
+   (not centred), the encoder row the drawn input minus the bias, scaled to 0.2 of the mean norm of the living encoder
+   rows, the encoder's bias 0, and Adam's moments of all three 0. With nothing alive the mean is over all rows; if that is
+   0, it is 1. Rows with y = 0 or x = bias give no direction and are never drawn. If there are fewer rows than dead
+   features, the rest stay as they are. */
+
+/* Where rows come from: an array, or a buffer that keeps what is peeked at. */
+typedef struct dlrni_rows {
+    const float *x, *y; /* [n][d], or NULL: the buffer */
+    int64_t n;          /* of the array; of the buffer: as many as are wanted */
+    dlrn_buffer *buffer;
+    float *bx, *by; /* [DLRNI_PEEK_ROWS][d] what was peeked */
+} dlrni_rows;
+enum { DLRNI_PEEK_ROWS = 256 };
+
+/* Rows from `start` on, DLRNI_PEEK_ROWS at most; *got 0: no more. */
+DLRNI_INTERNAL dlrn_status dlrni_rows_get(dlrni_rows *r, int64_t d, int64_t start, int64_t n, const float **x,
+                                          const float **y, int64_t *got) {
+    *got = dlrni_min(n, r->n - start);
+    if (r->x) {
+        *x = r->x + start * d;
+        *y = r->y + start * d;
+        return DLRN_OK;
+    }
+    *x = r->bx;
+    *y = r->by;
+#ifdef DLRNI_ALL_ROOMS
+    return *got > 0 ? dlrn_buffer_peek(r->buffer, start, *got, r->bx, r->by, got) : DLRN_OK;
+#else
+    return DLRN_OK;
+#endif
+}
+
+/* Squared loss of each row, 0 where a row cannot be used. */
+DLRNI_INTERNAL dlrn_status dlrni_row_losses(dlrn_trainer *t, const float *x, const float *y, int64_t n, float *x_hat,
+                                            dlrn_sparse *codes, float *loss) {
+    const dlrni_kernel_table *k = t->ctx->k;
+    int64_t d = t->dict->activation_dim;
+    DLRNI_TRY(dlrn_forward(t->dict, x, n, x_hat, codes));
+    for (int64_t i = 0; i < n; i++) {
+        float *e = x_hat + i * d;
+        k->sub(y + i * d, e, e, d);
+        loss[i] = k->dot(e, e, d);
+        if (!(loss[i] <= FLT_MAX))
+            return dlrni_fail(t->ctx, DLRN_ERR_VALUE, "resampling after step %lld: a row's loss is not finite",
+                              (long long)t->step - 1);
+        k->sub(x + i * d, t->dict->bias, e, d);
+        if (!(k->dot(e, e, d) > 0) || !(k->dot(y + i * d, y + i * d, d) > 0)) loss[i] = 0;
+    }
+    return DLRN_OK;
+}
+
+/* The losses of all rows that can be had; *n says how many. loss [*cap] grows. */
+DLRNI_INTERNAL dlrn_status dlrni_all_losses(dlrn_trainer *t, dlrni_rows *r, float **loss, int64_t *n) {
+    int64_t d = t->dict->activation_dim, cap = 0, got = 0;
+    dlrn_sparse codes;
+    memset(&codes, 0, sizeof codes);
+    float *x_hat = DLRNI_NEW(t->ctx, float, DLRNI_PEEK_ROWS *d);
+    dlrn_status s = x_hat ? DLRN_OK : DLRN_ERR_MEMORY;
+    for (*n = 0; s == DLRN_OK; *n += got) {
+        const float *x, *y;
+        s = dlrni_rows_get(r, d, *n, DLRNI_PEEK_ROWS, &x, &y, &got);
+        if (s != DLRN_OK || got <= 0) break;
+        if (!DLRNI_GROW(t->ctx, loss, &cap, *n, *n + got)) s = DLRN_ERR_MEMORY;
+        if (s == DLRN_OK) s = dlrni_row_losses(t, x, y, got, x_hat, &codes, *loss + *n);
+    }
+    dlrn_sparse_free(&codes);
+    dlrni_free(t->ctx, x_hat);
+    return s;
+}
+
+/* Draws up to k of n rows without replacement, by weight: row i has the key -E_i / w_i with E_i exponential, and the
+   largest keys win (Efraimidis and Spirakis, 2006). The numbers depend on seed, step and row alone. weight [n] becomes
+   the keys; drawn [k] in the order of drawing; returns how many: zero weights are never drawn. */
+DLRNI_INTERNAL dlrn_status dlrni_draw_rows(dlrn_trainer *t, float *weight, int64_t n, int64_t k, int64_t *drawn,
+                                           int64_t *count) {
+    const uint64_t stream = (uint64_t)1 << 63 | (uint64_t)t->step; /* apart from the streams of features */
+    float top = 0;
+    int64_t usable = 0;
+    for (int64_t i = 0; i < n; i++) top = weight[i] > top ? weight[i] : top;
+    for (int64_t i = 0; i < n; i++) {
+        double u = dlrni_open_unit(dlrni_philox_block(t->cfg.seed, stream, (uint64_t)i).lo);
+        double share = weight[i] > 0 ? (double)weight[i] / (double)top : 0,
+               key = share > 0 ? log(u) / share : -HUGE_VAL;
+        int use = key >= -(double)FLT_MAX;
+        weight[i] = use ? (float)key : -FLT_MAX;
+        usable += use;
+    }
+    *count = dlrni_min(k, usable);
+    return dlrn_topk(t->ctx, weight, n, *count, drawn, NULL);
+}
+
+DLRNI_INTERNAL double dlrni_encoder_norm(const dlrn_trainer *t, int64_t j) {
+    int64_t d = t->dict->activation_dim;
+    const float *row = t->dict->encoder_weight + j * d;
+    return sqrt((double)t->ctx->k->dot(row, row, d));
+}
+
+/* Mean norm of the living features' encoder rows. dead [n_dead], ascending. */
+DLRNI_INTERNAL double dlrni_living_norm(const dlrn_trainer *t, const int32_t *dead, int64_t n_dead) {
+    int64_t F = t->dict->dict_size, next = 0;
+    double sum = 0;
+    for (int64_t j = 0; j < F; j++) {
+        if (n_dead < F && next < n_dead && dead[next] == j)
+            next++;
+        else
+            sum += dlrni_encoder_norm(t, j);
+    }
+    double mean = sum / (double)(F - next);
+    return mean > 0 ? mean : 1.0;
+}
+
+/* Forgets what Adam knows of feature j; its atom too, unless the reference left that alone. */
+DLRNI_INTERNAL void dlrni_zero_moments(dlrn_trainer *t, int64_t j, int atom_too) {
+    const dlrn_trainer_state *s = &t->state;
+    int64_t d = t->dict->activation_dim;
+    size_t row = (size_t)d * sizeof(float);
+    memset(s->m_encoder_weight + j * d, 0, row);
+    memset(s->v_encoder_weight + j * d, 0, row);
+    s->m_encoder_bias[j] = s->v_encoder_bias[j] = 0;
+    if (!atom_too) return;
+    memset(s->m_decoder_weight + j * d, 0, row);
+    memset(s->v_decoder_weight + j * d, 0, row);
+}
+
+/* Feature j starts again from the row x, y [d]. */
+DLRNI_INTERNAL void dlrni_revive(dlrn_trainer *t, int64_t j, const float *x, const float *y, double norm) {
+    const dlrni_kernel_table *k = t->ctx->k;
+    int64_t d = t->dict->activation_dim;
+    float *atom = t->dict->decoder_weight + j * d, *encoder = t->dict->encoder_weight + j * d;
+    memcpy(atom, y, (size_t)d * sizeof *atom);
+    dlrni_normalise(k, atom, d);
+    k->sub(x, t->dict->bias, encoder, d);
+    k->scale(encoder, (float)(norm / sqrt((double)k->dot(encoder, encoder, d))), d);
+    t->dict->encoder_bias[j] = 0;
+    dlrni_zero_moments(t, j, 1);
+    t->state.steps_since_fired[j] = 0;
+}
+
+/* Gives the dead features [n_dead] the rows that are drawn from r. */
+DLRNI_INTERNAL dlrn_status dlrni_resample_rows(dlrn_trainer *t, dlrni_rows *r, const int32_t *dead, int64_t n_dead,
+                                               int64_t *resampled) {
+    int64_t d = t->dict->activation_dim, n = 0, count = 0, got;
+    float *loss = NULL;
+    dlrn_status s = dlrni_all_losses(t, r, &loss, &n);
+    double norm = 0.2 * dlrni_living_norm(t, dead, n_dead);
+    int64_t *drawn = DLRNI_NEW(t->ctx, int64_t, dlrni_min(n, n_dead));
+    if (s == DLRN_OK && !drawn) s = DLRN_ERR_MEMORY;
+    if (s == DLRN_OK) s = dlrni_draw_rows(t, loss, n, dlrni_min(n, n_dead), drawn, &count);
+    for (int64_t p = 0; s == DLRN_OK && p < count; p++) {
+        const float *x, *y;
+        s = dlrni_rows_get(r, d, drawn[p], 1, &x, &y, &got);
+        if (s == DLRN_OK && got == 1) {
+            dlrni_revive(t, dead[p], x, y, norm);
+            ++*resampled;
+        }
+    }
+    dlrni_free(t->ctx, loss);
+    dlrni_free(t->ctx, drawn);
+    dlrn_dictionary_changed(t->dict);
+    return s;
+}
+
+/* What the code of March 2024 did: its new weights went to a copy, so that only the moments of the dead encoder rows
+   change. *resampled: as many as it said it had resampled. */
+DLRNI_INTERNAL void dlrni_resample_compat(dlrn_trainer *t, const int32_t *dead, int64_t n_dead, int64_t *resampled) {
+    for (int64_t p = 0; p < n_dead; p++) dlrni_zero_moments(t, dead[p], 0);
+    *resampled = n_dead;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_resample(dlrn_trainer *t, dlrni_rows *r, int64_t *resampled) {
+    int64_t n_dead = 0;
+    *resampled = 0;
+    for (int64_t f = 0; f < t->dict->dict_size; f++)
+        if (dlrni_is_dead(&t->cfg, t->state.steps_since_fired[f])) t->w.dead[n_dead++] = (int32_t)f;
+    if (!n_dead) return DLRN_OK;
+    if (!t->cfg.compat) return dlrni_resample_rows(t, r, t->w.dead, n_dead, resampled);
+    dlrni_resample_compat(t, t->w.dead, n_dead, resampled);
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_trainer_resample_on(dlrn_trainer *t, const float *x, const float *y, int64_t n,
+                                              int64_t *resampled) {
+    int64_t own;
+    dlrni_rows rows = {x, y ? y : x, n, NULL, NULL, NULL};
+    DLRNI_REQUIRE(t->ctx, x && n > 0, "needs at least one row");
+    DLRNI_TRY(dlrni_check_rows(t, "x", x, n));
+    if (y && y != x) DLRNI_TRY(dlrni_check_rows(t, "y", y, n));
+    return dlrni_resample(t, &rows, resampled ? resampled : &own);
+}
+
+/* The resampling that is due after a step: from the rows that the buffer holds, if there is one. */
+DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampled) {
+    int64_t d = t->dict->activation_dim;
+    dlrni_rows rows = {NULL, NULL, t->cfg.resample_rows, t->buffer, NULL, NULL};
+    if (t->cfg.compat) return dlrni_resample(t, &rows, resampled);
+    if (!t->buffer) return DLRN_OK;
+    rows.bx = DLRNI_NEW(t->ctx, float, DLRNI_PEEK_ROWS *d);
+    rows.by = DLRNI_NEW(t->ctx, float, DLRNI_PEEK_ROWS *d);
+    dlrn_status s = rows.bx && rows.by ? dlrni_resample(t, &rows, resampled) : DLRN_ERR_MEMORY;
+    dlrni_free(t->ctx, rows.bx);
+    dlrni_free(t->ctx, rows.by);
+    return s;
+}
+
+/* ------------------------------------------------------------------------------------------ */
+// >>buffer
+/* Rows wait in slots of one block (x, and y if there is a target). `order` lists the slots of the unread rows in their
+   logical order: a draw swaps a random entry with the last and takes it, so that a batch costs O(1) a row; slots that were
+   read go to `vacant` and are filled first at the next refill. What is drawn depends on the logical order and the
+   generator alone, never on slots: saving and resuming therefore change nothing. */
+
+struct dlrn_buffer {
+    dlrn_context *ctx;
+    dlrn_buffer_config cfg;
+    dlrn_source source;
+    int owns_source, ended;
+    int64_t d, capacity;   /* capacity in rows                              */
+    int64_t held;          /* slots allocated in x, y, order and vacant     */
+    int64_t used;          /* slots that ever held a row                    */
+    int64_t unread, empty; /* entries of order, of vacant                   */
+    int64_t rows_read;     /* rows taken from the source so far             */
+    char *x, *y;           /* [held][d] of type cfg.store; y NULL: none     */
+    int64_t *order;        /* [held] slots of unread rows                   */
+    int64_t *vacant;       /* [held] slots free to be filled                */
+    float *out_x, *out_y;  /* [out_batch_size][d] the batch handed out      */
+    float *in_x, *in_y;    /* [chunk][d] rows on their way in               */
+    dlrn_rng rng;
+    char *moved_x; /* while rows are put in order */
+};
+
+typedef struct dlrni_buffer_state {
+    const void *x, *y; /* unread rows in logical order, stored type; y NULL without target; borrowed */
+    int64_t rows;
+    dlrn_dtype store;
+    dlrn_rng rng;
+    uint64_t source_position;
+    int has_position, source_ended;
+    int64_t rows_read;
+} dlrni_buffer_state;
+
+DLRN_API dlrn_buffer_config dlrn_buffer_defaults(void) {
+    dlrn_buffer_config cfg = {30000, 128, 512, 8192, 1, DLRN_F32, 0};
+    return cfg;
+}
+
+/* Rows of capacity and of one incoming chunk; checks the configuration. */
+DLRNI_INTERNAL dlrn_status dlrni_buffer_sizes(dlrn_context *ctx, const dlrn_buffer_config *cfg, int64_t *capacity,
+                                              int64_t *chunk) {
+    DLRNI_REQUIRE(ctx, cfg->n_ctxs > 0 && cfg->ctx_len > 0 && cfg->in_batch_size > 0 && cfg->out_batch_size > 0,
+                  "n_ctxs, ctx_len, in_batch_size and out_batch_size must be positive");
+    DLRNI_REQUIRE(ctx, cfg->store == DLRN_F32 || cfg->store == DLRN_F16 || cfg->store == DLRN_BF16,
+                  "rows are stored as F32, F16 or BF16");
+    DLRNI_REQUIRE(ctx, dlrni_mul(cfg->n_ctxs, cfg->ctx_len, capacity) && dlrni_mul(cfg->in_batch_size, cfg->ctx_len, chunk),
+                  "the capacity overflows");
+    if (*capacity < cfg->out_batch_size)
+        return dlrni_fail(ctx, DLRN_ERR_ARGUMENT, "a buffer of %lld rows (n_ctxs * ctx_len) cannot give batches of %lld",
+                          (long long)*capacity, (long long)cfg->out_batch_size);
+    *chunk = dlrni_min(*chunk, *capacity);
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_config *cfg, int64_t activation_dim,
+                                       int has_target, uint64_t *bytes) {
+    int64_t capacity, chunk, row, stored, moving, total;
+    DLRNI_TRY(dlrni_buffer_sizes(ctx, cfg, &capacity, &chunk));
+    DLRNI_REQUIRE(ctx, activation_dim > 0, "activation_dim must be positive");
+    int fits = dlrni_mul(activation_dim, has_target ? 2 : 1, &row) &&
+               dlrni_mul(row, dlrn_dtype_size(cfg->store), &stored) &&
+               dlrni_add(stored, 2 * (int64_t)sizeof(int64_t), &stored) && dlrni_mul(stored, capacity, &stored) &&
+               dlrni_add(chunk, cfg->out_batch_size, &moving) && dlrni_mul(moving, row, &moving) &&
+               dlrni_mul(moving, (int64_t)sizeof(float), &moving) && dlrni_add(stored, moving, &total);
+    DLRNI_REQUIRE(ctx, fits, "the buffer's size overflows");
+    *bytes = (uint64_t)total;
+    return DLRN_OK;
+}
+
+DLRN_API void dlrn_buffer_destroy(dlrn_buffer *b) {
+    if (!b) return;
+    void *blocks[8] = {b->x, b->y, b->order, b->vacant, b->out_x, b->out_y, b->in_x, b->in_y};
+    if (b->owns_source) dlrn_source_destroy(&b->source);
+    for (int i = 0; i < 8; i++) dlrni_free(b->ctx, blocks[i]);
+    dlrni_free(b->ctx, b);
+}
+
+DLRN_API dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_config *cfg, const dlrn_source *source,
+                                        int owns_source, dlrn_buffer **out) {
+    int64_t capacity, chunk;
+    *out = NULL;
+    DLRNI_TRY(dlrni_buffer_sizes(ctx, cfg, &capacity, &chunk));
+    DLRNI_REQUIRE(ctx, source->read && source->activation_dim > 0, "the source has no read callback or no width");
+    dlrn_buffer *b = DLRNI_NEW_ZERO(ctx, dlrn_buffer, 1);
+    if (!b) return DLRN_ERR_MEMORY;
+    b->ctx = ctx;
+    b->cfg = *cfg;
+    b->source = *source;
+    b->d = source->activation_dim;
+    b->capacity = capacity;
+    b->rng.seed = cfg->seed;
+    b->rng.stream = UINT64_MAX; /* apart from the streams that make weights */
+    b->in_x = DLRNI_NEW(ctx, float, chunk * b->d);
+    b->out_x = DLRNI_NEW(ctx, float, cfg->out_batch_size * b->d);
+    int whole = b->in_x && b->out_x;
+    if (source->has_target) {
+        b->in_y = DLRNI_NEW(ctx, float, chunk * b->d);
+        b->out_y = DLRNI_NEW(ctx, float, cfg->out_batch_size * b->d);
+        whole = whole && b->in_y && b->out_y;
+    }
+    if (!whole) {
+        dlrn_buffer_destroy(b);
+        return DLRN_ERR_MEMORY;
+    }
+    b->owns_source = owns_source; /* only now: on failure the source stays the caller's */
+    *out = b;
+    return DLRN_OK;
+}
+
+/* n floats to and from the stored type. */
+DLRNI_INTERNAL void dlrni_pack(dlrn_dtype type, const float *from, char *to, int64_t n) {
+    if (type == DLRN_F32) {
+        memcpy(to, from, (size_t)n * sizeof *from);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        uint16_t h = type == DLRN_F16 ? dlrn_f32_to_f16(from[i]) : dlrn_f32_to_bf16(from[i]);
+        memcpy(to + 2 * i, &h, sizeof h);
+    }
+}
+
+DLRNI_INTERNAL void dlrni_unpack(dlrn_dtype type, const char *from, float *to, int64_t n) {
+    if (type == DLRN_F32) {
+        memcpy(to, from, (size_t)n * sizeof *to);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        uint16_t h;
+        memcpy(&h, from + 2 * i, sizeof h);
+        to[i] = type == DLRN_F16 ? dlrn_f16_to_f32(h) : dlrn_bf16_to_f32(h);
+    }
+}
+
+DLRNI_INTERNAL int64_t dlrni_row_bytes(const dlrn_buffer *b) {
+    return b->d * dlrn_dtype_size(b->cfg.store);
+}
+
+/* Room for `rows` rows in all; what is held stays. Each block grows to the same number of rows. */
+DLRNI_INTERNAL dlrn_status dlrni_buffer_hold(dlrn_buffer *b, int64_t rows) {
+    if (rows <= b->held) return DLRN_OK;
+    rows = dlrni_min(dlrni_max(rows, 2 * b->held), b->capacity);
+    size_t row = (size_t)dlrni_row_bytes(b);
+    int64_t cap = b->held;
+    if (!dlrni_grow(b->ctx, &b->x, &cap, b->used, rows, row)) return DLRN_ERR_MEMORY;
+    cap = b->held;
+    if (b->source.has_target && !dlrni_grow(b->ctx, &b->y, &cap, b->used, rows, row)) return DLRN_ERR_MEMORY;
+    cap = b->held;
+    if (!DLRNI_GROW(b->ctx, &b->order, &cap, b->unread, rows)) return DLRN_ERR_MEMORY;
+    cap = b->held;
+    if (!DLRNI_GROW(b->ctx, &b->vacant, &cap, b->empty, rows)) return DLRN_ERR_MEMORY;
+    b->held = rows;
+    return DLRN_OK;
+}
+
+/* A row that is not finite would poison every weight: named by its place in the stream. */
+DLRNI_INTERNAL dlrn_status dlrni_check_finite(dlrn_context *ctx, const float *x, int64_t rows, int64_t d, int64_t first,
+                                              const char *what) {
+    for (int64_t i = 0; i < rows * d; i++)
+        if (!(fabsf(x[i]) <= FLT_MAX))
+            return dlrni_fail(ctx, DLRN_ERR_VALUE, "%s row %lld, column %lld: expected a finite number, found %g", what,
+                              (long long)(first + i / d), (long long)(i % d), (double)x[i]);
+    return DLRN_OK;
+}
+
+/* Up to `want` rows from the source into in_x, in_y; *n == 0 and b->ended at its end. */
+DLRNI_INTERNAL dlrn_status dlrni_buffer_receive(dlrn_buffer *b, int64_t want, int64_t *n) {
+    dlrn_source *src = &b->source;
+    *n = 0;
+    dlrn_status s = src->read(src->user, want, b->in_x, b->in_y, n);
+    if (s == DLRN_END) {
+        b->ended = 1;
+        *n = 0;
+        return DLRN_OK;
+    }
+    if (s != DLRN_OK)
+        return dlrni_callback_error(b->ctx, s, "the source", src->error ? src->error(src->user) : NULL);
+    if (*n <= 0 || *n > want)
+        return dlrni_fail(b->ctx, DLRN_ERR_CALLBACK, "the source was asked for 1 to %lld rows and gave %lld",
+                          (long long)want, (long long)*n);
+    DLRNI_TRY(dlrni_check_finite(b->ctx, b->in_x, *n, b->d, b->rows_read, "source: x,"));
+    if (b->in_y) DLRNI_TRY(dlrni_check_finite(b->ctx, b->in_y, *n, b->d, b->rows_read, "source: y,"));
+    b->rows_read += *n;
+    return DLRN_OK;
+}
+
+/* Puts n received rows into vacant slots, at the end of the logical order. */
+DLRNI_INTERNAL void dlrni_buffer_store(dlrn_buffer *b, int64_t n) {
+    int64_t bytes = dlrni_row_bytes(b);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t slot = b->empty ? b->vacant[--b->empty] : b->used++;
+        dlrni_pack(b->cfg.store, b->in_x + i * b->d, b->x + slot * bytes, b->d);
+        if (b->y) dlrni_pack(b->cfg.store, b->in_y + i * b->d, b->y + slot * bytes, b->d);
+        b->order[b->unread++] = slot;
+    }
+}
+
+/* Fills up from the source when fewer than half of the rows (or than a batch) are unread. In the source's order there is
+   nothing to mix, so only a batch is fetched. */
+DLRNI_INTERNAL dlrn_status dlrni_buffer_refill(dlrn_buffer *b) {
+    int64_t chunk = dlrni_min(b->cfg.in_batch_size * b->cfg.ctx_len, b->capacity);
+    int64_t low = b->cfg.shuffle ? dlrni_max(b->capacity / 2, b->cfg.out_batch_size) : b->cfg.out_batch_size;
+    int64_t goal = b->cfg.shuffle ? b->capacity : b->cfg.out_batch_size;
+    if (b->unread >= low) return DLRN_OK;
+    while (!b->ended && b->unread < goal) {
+        int64_t n, want = dlrni_min(chunk, goal - b->unread);
+        DLRNI_TRY(dlrni_buffer_receive(b, want, &n));
+        DLRNI_TRY(dlrni_buffer_hold(b, b->unread + n));
+        dlrni_buffer_store(b, n);
+    }
+    return DLRN_OK;
+}
+
+/* The slot of the next row to hand out; it is free from now on. */
+DLRNI_INTERNAL int64_t dlrni_buffer_draw(dlrn_buffer *b, int64_t turn) {
+    int64_t at = b->cfg.shuffle ? (int64_t)dlrn_rng_below(&b->rng, (uint64_t)b->unread) : turn, slot = b->order[at];
+    if (b->cfg.shuffle) b->order[at] = b->order[--b->unread];
+    b->vacant[b->empty++] = slot;
+    return slot;
+}
+
+DLRN_API dlrn_status dlrn_buffer_next(dlrn_buffer *b, const float **x, const float **y, int64_t *n) {
+    *x = *y = NULL;
+    *n = 0;
+    DLRNI_TRY(dlrni_buffer_refill(b));
+    if (!b->unread) return DLRN_END;
+    int64_t rows = dlrni_min(b->cfg.out_batch_size, b->unread), bytes = dlrni_row_bytes(b);
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t slot = dlrni_buffer_draw(b, i);
+        dlrni_unpack(b->cfg.store, b->x + slot * bytes, b->out_x + i * b->d, b->d);
+        if (b->y) dlrni_unpack(b->cfg.store, b->y + slot * bytes, b->out_y + i * b->d, b->d);
+    }
+    if (!b->cfg.shuffle) {
+        b->unread -= rows;
+        memmove(b->order, b->order + rows, (size_t)b->unread * sizeof *b->order);
+    }
+    *x = b->out_x;
+    *y = b->y ? b->out_y : b->out_x;
+    *n = rows;
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_buffer_peek(dlrn_buffer *b, int64_t start, int64_t n, float *x, float *y, int64_t *got) {
+    *got = 0;
+    DLRNI_REQUIRE(b->ctx, start >= 0 && n >= 0, "start and n must not be negative");
+    if (start == 0) DLRNI_TRY(dlrni_buffer_refill(b));
+    *got = dlrni_max(dlrni_min(n, b->unread - start), 0);
+    int64_t bytes = dlrni_row_bytes(b);
+    for (int64_t i = 0; i < *got; i++) {
+        int64_t slot = b->order[start + i];
+        dlrni_unpack(b->cfg.store, b->x + slot * bytes, x + i * b->d, b->d);
+        if (y) dlrni_unpack(b->cfg.store, (b->y ? b->y : b->x) + slot * bytes, y + i * b->d, b->d);
+    }
+    return DLRN_OK;
+}
+
+DLRN_API int64_t dlrn_buffer_dim(const dlrn_buffer *b) {
+    return b->d;
+}
+
+DLRN_API int dlrn_buffer_has_target(const dlrn_buffer *b) {
+    return b->source.has_target;
+}
+
+DLRN_API int64_t dlrn_buffer_unread(const dlrn_buffer *b) {
+    return b->unread;
+}
+
+DLRN_API int64_t dlrn_buffer_rows_read(const dlrn_buffer *b) {
+    return b->rows_read;
+}
+
+/* For checkpoints: the unread rows in their logical order. They are moved to the first slots, which changes nothing that is
+   drawn: that depends on the order and the generator alone. */
+DLRNI_INTERNAL dlrn_status dlrni_buffer_export(dlrn_buffer *b, dlrni_buffer_state *state) {
+    int64_t bytes = dlrni_row_bytes(b);
+    memset(state, 0, sizeof *state);
+    for (int which = 0; which < (b->y ? 2 : 1); which++) {
+        char **rows = which ? &b->y : &b->x, *moved = DLRNI_NEW(b->ctx, char, b->held * bytes);
+        if (!moved) return DLRN_ERR_MEMORY;
+        for (int64_t i = 0; i < b->unread; i++) memcpy(moved + i * bytes, *rows + b->order[i] * bytes, (size_t)bytes);
+        if (which == 0 && b->y) { /* y still needs the old order */
+            dlrni_free(b->ctx, b->moved_x);
+            b->moved_x = moved;
+            continue;
+        }
+        dlrni_free(b->ctx, *rows);
+        *rows = moved;
+    }
+    if (b->y) {
+        dlrni_free(b->ctx, b->x);
+        b->x = b->moved_x;
+        b->moved_x = NULL;
+    }
+    for (int64_t i = 0; i < b->unread; i++) b->order[i] = i;
+    b->used = b->unread;
+    b->empty = 0;
+    state->x = b->x;
+    state->y = b->y;
+    state->rows = b->unread;
+    state->store = b->cfg.store;
+    state->rng = b->rng;
+    state->source_ended = b->ended;
+    state->rows_read = b->rows_read;
+    state->has_position = b->source.position != NULL && b->source.seek != NULL;
+    if (!state->has_position) return DLRN_OK;
+    dlrn_status s = b->source.position(b->source.user, &state->source_position);
+    return s == DLRN_OK ? s : dlrni_fail(b->ctx, s, "the source cannot tell its position");
+}
+
+/* Takes over a saved state: copies the rows, goes to the source's position. */
+DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffer_state *state) {
+    DLRNI_REQUIRE(b->ctx, state->store == b->cfg.store && (state->y != NULL) == (b->source.has_target != 0 && state->rows > 0),
+                  "the saved rows are of another type, or with or without a target");
+    if (state->rows > b->capacity)
+        return dlrni_fail(b->ctx, DLRN_ERR_SHAPE, "a buffer of %lld rows cannot take over the %lld that were saved",
+                          (long long)b->capacity, (long long)state->rows);
+    b->unread = b->used = b->empty = 0;
+    DLRNI_TRY(dlrni_buffer_hold(b, state->rows));
+    size_t bytes = (size_t)(state->rows * dlrni_row_bytes(b));
+    if (bytes) memcpy(b->x, state->x, bytes);
+    if (bytes && b->y) memcpy(b->y, state->y, bytes);
+    for (int64_t i = 0; i < state->rows; i++) b->order[i] = i;
+    b->unread = b->used = state->rows;
+    b->rng = state->rng;
+    b->ended = state->source_ended;
+    b->rows_read = state->rows_read;
+    if (!state->has_position) return DLRN_OK;
+    DLRNI_REQUIRE(b->ctx, b->source.seek, "the source cannot go back to where it was");
+    dlrn_status s = b->source.seek(b->source.user, state->source_position);
+    return s == DLRN_OK ? s : dlrni_fail(b->ctx, s, "the source cannot go to position %llu",
+                                         (unsigned long long)state->source_position);
+}
+
+/* ---- Sources of arrays ---- */
+
+typedef struct dlrni_array_source {
+    dlrn_context *ctx;
+    const float *x, *y;     /* [rows][d] in memory, borrowed, or ... */
+    dlrni_npy file, target; /* ... in files                          */
+    int64_t rows, d, epochs, at; /* at: rows given so far, over all epochs */
+} dlrni_array_source;
+
+DLRNI_INTERNAL dlrn_status dlrni_array_read(void *user, int64_t max_rows, float *x, float *y, int64_t *n) {
+    dlrni_array_source *s = (dlrni_array_source *)user;
+    int64_t row = s->rows ? s->at % s->rows : 0, count = dlrni_min(max_rows, s->rows - row);
+    *n = 0;
+    if (!s->rows || (s->epochs && s->at / s->rows >= s->epochs)) return DLRN_END;
+    if (s->x) {
+        memcpy(x, s->x + row * s->d, (size_t)(count * s->d) * sizeof *x);
+        if (s->y) memcpy(y, s->y + row * s->d, (size_t)(count * s->d) * sizeof *y);
+    } else {
+        DLRNI_TRY(dlrni_npy_rows(&s->file, row, count, x));
+        if (s->target.file) DLRNI_TRY(dlrni_npy_rows(&s->target, row, count, y));
+    }
+    s->at += count;
+    *n = count;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_array_position(void *user, uint64_t *position) {
+    *position = (uint64_t)((dlrni_array_source *)user)->at;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_array_seek(void *user, uint64_t position) {
+    if (position > INT64_MAX) return DLRN_ERR_ARGUMENT;
+    ((dlrni_array_source *)user)->at = (int64_t)position;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL const char *dlrni_array_error(void *user) {
+    return ((dlrni_array_source *)user)->ctx->error;
+}
+
+DLRNI_INTERNAL void dlrni_array_destroy(void *user) {
+    dlrni_array_source *s = (dlrni_array_source *)user;
+    dlrni_npy_close(&s->file);
+    dlrni_npy_close(&s->target);
+    dlrni_free(s->ctx, s);
+}
+
+DLRNI_INTERNAL dlrni_array_source *dlrni_array_source_new(dlrn_context *ctx, int64_t epochs, dlrn_source *out) {
+    dlrni_array_source *s = DLRNI_NEW_ZERO(ctx, dlrni_array_source, 1);
+    memset(out, 0, sizeof *out);
+    if (!s) return NULL;
+    s->ctx = ctx;
+    s->epochs = epochs;
+    out->read = dlrni_array_read;
+    out->position = dlrni_array_position;
+    out->seek = dlrni_array_seek;
+    out->error = dlrni_array_error;
+    out->destroy = dlrni_array_destroy;
+    out->user = s;
+    return s;
+}
+
+DLRN_API dlrn_status dlrn_source_from_array(dlrn_context *ctx, const float *x, const float *y, int64_t rows,
+                                            int64_t activation_dim, int64_t epochs, dlrn_source *out) {
+    DLRNI_REQUIRE(ctx, x && rows >= 0 && activation_dim > 0 && epochs >= 0, "x is NULL or a size is negative");
+    dlrni_array_source *s = dlrni_array_source_new(ctx, epochs, out);
+    if (!s) return DLRN_ERR_MEMORY;
+    s->x = x;
+    s->y = y;
+    s->rows = rows;
+    s->d = out->activation_dim = activation_dim;
+    out->has_target = y != NULL;
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_source_from_npy(dlrn_context *ctx, const char *path, const char *target, int64_t epochs,
+                                          dlrn_source *out) {
+    DLRNI_REQUIRE(ctx, epochs >= 0, "epochs must not be negative");
+    dlrni_array_source *s = dlrni_array_source_new(ctx, epochs, out);
+    if (!s) return DLRN_ERR_MEMORY;
+    dlrn_status st = dlrni_npy_open(ctx, path, &s->file);
+    if (st == DLRN_OK && target) st = dlrni_npy_open(ctx, target, &s->target);
+    if (st == DLRN_OK && target && (s->file.rows != s->target.rows || s->file.cols != s->target.cols))
+        st = dlrni_fail(ctx, DLRN_ERR_SHAPE, "%s: expected [%lld, %lld] as in %s, found [%lld, %lld]", target,
+                        (long long)s->file.rows, (long long)s->file.cols, path, (long long)s->target.rows,
+                        (long long)s->target.cols);
+    if (st == DLRN_OK && s->file.cols < 1) st = dlrni_fail(ctx, DLRN_ERR_SHAPE, "%s: rows of width 0", path);
+    if (st != DLRN_OK) {
+        dlrn_source_destroy(out);
+        return st;
+    }
+    s->rows = s->file.rows;
+    s->d = out->activation_dim = s->file.cols;
+    out->has_target = target != NULL;
+    return DLRN_OK;
+}
+
+DLRN_API void dlrn_source_destroy(dlrn_source *source) {
+    if (!source) return;
+    if (source->destroy) source->destroy(source->user);
+    memset(source, 0, sizeof *source);
+}
+
+/* ------------------------------------------------------------------------------------------ */
+// >>metrics
+/* One pass over the rows, each row in its turn: how they are cut into batches never changes a bit. Means and variances by
+   Welford's update, in double. */
+
+struct dlrn_evaluator {
+    dlrn_context *ctx;
+    const dlrn_dictionary *dict;
+    dlrn_eval_config cfg;
+    int64_t rows, nnz, cosines, ratios;
+    double *mean_y, *var_y, *mean_r, *var_r; /* [d] mean and sum of squared deviations of y, of y - x_hat */
+    int64_t *fired;                          /* [F] rows on which each feature is not 0 */
+    double squared, norm, sparsity, cosine, ratio, dot, norm2_x_hat; /* sums over rows */
+    dlrn_sparse codes;
+    float *x_hat; /* [batch][d] */
+    int64_t batch;
+};
+
+DLRN_API dlrn_eval_config dlrn_eval_defaults(void) {
+    dlrn_eval_config cfg = {8192, 256, DLRN_SPARSITY_L1, 0};
+    return cfg;
+}
+
+DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e) {
+    if (!e) return;
+    dlrni_free(e->ctx, e->mean_y);
+    dlrni_free(e->ctx, e->fired);
+    dlrni_free(e->ctx, e->x_hat);
+    dlrn_sparse_free(&e->codes);
+    dlrni_free(e->ctx, e);
+}
+
+DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dlrn_eval_config *cfg, dlrn_evaluator **out) {
+    dlrn_context *ctx = dict->ctx;
+    int64_t d = dict->activation_dim;
+    *out = NULL;
+    DLRNI_REQUIRE(ctx, cfg->batch_size > 0 && cfg->rows >= -1, "batch_size must be positive, rows -1 or more");
+    dlrn_evaluator *e = DLRNI_NEW_ZERO(ctx, dlrn_evaluator, 1);
+    if (!e) return DLRN_ERR_MEMORY;
+    e->ctx = ctx;
+    e->dict = dict;
+    e->cfg = *cfg;
+    e->batch = cfg->batch_size;
+    e->mean_y = DLRNI_NEW_ZERO(ctx, double, 4 * d);
+    e->fired = DLRNI_NEW_ZERO(ctx, int64_t, dict->dict_size);
+    e->x_hat = DLRNI_NEW(ctx, float, e->batch * d);
+    if (!e->mean_y || !e->fired || !e->x_hat) {
+        dlrn_evaluator_destroy(e);
+        return DLRN_ERR_MEMORY;
+    }
+    e->var_y = e->mean_y + d;
+    e->mean_r = e->var_y + d;
+    e->var_r = e->mean_r + d;
+    *out = e;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL void dlrni_welford(double *mean, double *square, double x, int64_t count) {
+    double off = x - *mean;
+    *mean += off / (double)count;
+    *square += off * (x - *mean);
+}
+
+/* Mean L1 or entropy of one row's features. */
+DLRNI_INTERNAL double dlrni_row_sparsity(const dlrn_evaluator *e, const float *val, int64_t n) {
+    double sum = 0, entropy = 0;
+    for (int64_t p = 0; p < n; p++) sum += fabs((double)val[p]);
+    if (e->cfg.sparsity == DLRN_SPARSITY_L1) return sum;
+    for (int64_t p = 0; p < n && sum > 0; p++) {
+        double q = (double)val[p] / (sum + 1e-8);
+        entropy -= q * log(q + 1e-8);
+    }
+    return entropy;
+}
+
+DLRNI_INTERNAL void dlrni_evaluate_row(dlrn_evaluator *e, const float *y, const float *x_hat, const int32_t *col,
+                                       const float *val, int64_t n) {
+    int64_t d = e->dict->activation_dim, count = ++e->rows;
+    double yy = 0, hh = 0, yh = 0, rr = 0;
+    for (int64_t j = 0; j < d; j++) {
+        double a = (double)y[j], h = (double)x_hat[j], r = a - h;
+        yy += a * a;
+        hh += h * h;
+        yh += a * h;
+        rr += r * r;
+        dlrni_welford(&e->mean_y[j], &e->var_y[j], a, count);
+        dlrni_welford(&e->mean_r[j], &e->var_r[j], r, count);
+    }
+    e->squared += rr;
+    e->norm += sqrt(rr);
+    e->dot += yh;
+    e->norm2_x_hat += hh;
+    if (yy > 0) e->ratio += sqrt(hh / yy), e->ratios++;
+    if (yy > 0 && hh > 0) e->cosine += yh / sqrt(yy * hh), e->cosines++;
+    e->sparsity += dlrni_row_sparsity(e, val, n);
+    e->nnz += n;
+    for (int64_t p = 0; p < n; p++) e->fired[col[p]]++;
+}
+
+DLRN_API dlrn_status dlrn_evaluator_add(dlrn_evaluator *e, const float *x, const float *y, int64_t n) {
+    int64_t d = e->dict->activation_dim;
+    if (!y) y = x;
+    for (int64_t first = 0; first < n; first += e->batch) {
+        int64_t rows = dlrni_min(e->batch, n - first);
+        DLRNI_TRY(dlrni_check_finite(e->ctx, x + first * d, rows, d, e->rows, "evaluation: x,"));
+        DLRNI_TRY(dlrni_check_finite(e->ctx, y + first * d, rows, d, e->rows, "evaluation: y,"));
+        DLRNI_TRY(dlrn_forward(e->dict, x + first * d, rows, e->x_hat, &e->codes));
+        for (int64_t i = 0; i < rows; i++) {
+            int64_t at = e->codes.row_ptr[i];
+            dlrni_evaluate_row(e, y + (first + i) * d, e->x_hat + i * d, e->codes.col + at, e->codes.val + at,
+                               e->codes.row_ptr[i + 1] - at);
+        }
+    }
+    return DLRN_OK;
+}
+
+DLRN_API const int64_t *dlrn_evaluator_fired(const dlrn_evaluator *e) {
+    return e->fired;
+}
+
+/* 1 - residual variance over variance: of the sums over dimensions, and the mean over dimensions that vary. */
+DLRNI_INTERNAL void dlrni_variance_explained(const dlrn_evaluator *e, dlrn_metrics *out) {
+    double y = 0, r = 0, each = 0;
+    int64_t varying = 0;
+    for (int64_t j = 0; j < e->dict->activation_dim; j++) {
+        y += e->var_y[j];
+        r += e->var_r[j];
+        if (e->var_y[j] > 0) each += 1 - e->var_r[j] / e->var_y[j], varying++;
+    }
+    out->variance_explained = y > 0 ? 1 - r / y : (double)NAN;
+    out->variance_explained_per_dim = varying ? each / (double)varying : (double)NAN;
+}
+
+DLRNI_INTERNAL void dlrni_no_cross_entropy(dlrn_metrics *out) {
+    out->loss_original = out->loss_reconstructed = out->loss_zero = (double)NAN;
+    out->ce_diff = out->percent_recovered = (double)NAN;
+    out->documents = out->tokens = 0;
+}
+
+DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out) {
+    double n = (double)e->rows;
+    int64_t F = e->dict->dict_size, alive = 0;
+    memset(out, 0, sizeof *out);
+    dlrni_no_cross_entropy(out);
+    DLRNI_REQUIRE(e->ctx, e->rows > 0, "no rows were added");
+    out->rows = e->rows;
+    out->l2_loss = e->norm / n;
+    out->mse_loss = e->cfg.compat ? out->l2_loss * out->l2_loss : e->squared / n;
+    out->sparsity_loss = e->sparsity / n;
+    out->l0 = (double)e->nnz / n;
+    out->cosine = e->cosines ? e->cosine / (double)e->cosines : (double)NAN;
+    out->l2_ratio = e->ratios ? e->ratio / (double)e->ratios : (double)NAN;
+    out->relative_reconstruction_bias = e->dot < 0 || e->dot > 0 ? e->norm2_x_hat / e->dot : (double)NAN;
+    for (int64_t f = 0; f < F; f++) {
+        alive += e->fired[f] > 0;
+        out->dense += (double)e->fired[f] > 0.1 * n;
+    }
+    out->dead = F - alive;
+    out->percent_alive = (double)alive / (double)F;
+    dlrni_variance_explained(e, out);
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e, int bins, double *edge, int64_t *count) {
+    DLRNI_REQUIRE(e->ctx, bins > 0 && e->rows > 0, "needs at least one bin and one row");
+    memset(count, 0, (size_t)bins * sizeof *count);
+    for (int b = 0; edge && b <= bins; b++) edge[b] = pow(10, -5 + 5.0 * b / bins);
+    for (int64_t f = 0; f < e->dict->dict_size; f++) {
+        if (!e->fired[f]) continue;
+        double at = (log10((double)e->fired[f] / (double)e->rows) + 5) / 5 * bins;
+        count[dlrni_max(0, dlrni_min(bins - 1, (int64_t)floor(at)))]++;
+    }
+    return DLRN_OK;
+}
+
+/* Rows from the source, a batch at a time, until there are enough or no more. */
+DLRNI_INTERNAL dlrn_status dlrni_evaluate_rows(dlrn_evaluator *e, const dlrn_source *src, float *x, float *y) {
+    for (;;) {
+        int64_t want = e->cfg.rows < 0 ? e->batch : dlrni_min(e->batch, e->cfg.rows - e->rows), n = 0;
+        if (want <= 0) return DLRN_OK;
+        dlrn_status s = src->read(src->user, want, x, y, &n);
+        if (s == DLRN_END) return DLRN_OK;
+        if (s != DLRN_OK)
+            return dlrni_callback_error(e->ctx, s, "the source", src->error ? src->error(src->user) : NULL);
+        DLRNI_REQUIRE(e->ctx, n > 0 && n <= want, "the source gave no rows, or more than it was asked for");
+        DLRNI_TRY(dlrn_evaluator_add(e, x, y, n));
+    }
+}
+
+DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_config *cfg, const dlrn_source *source,
+                                   const dlrn_language_model *lm, dlrn_metrics *out) {
+    dlrn_context *ctx = dict->ctx;
+    dlrn_evaluator *e;
+    if (source->activation_dim != dict->activation_dim)
+        return dlrni_fail(ctx, DLRN_ERR_SHAPE, "dlrn_evaluate: expected rows of width %lld, found %lld",
+                          (long long)dict->activation_dim, (long long)source->activation_dim);
+    DLRNI_TRY(dlrn_evaluator_create(dict, cfg, &e));
+    int64_t n = e->batch * dict->activation_dim;
+    float *x = DLRNI_NEW(ctx, float, n), *y = source->has_target ? DLRNI_NEW(ctx, float, n) : NULL;
+    dlrn_status s = x && (y || !source->has_target) ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (s == DLRN_OK) s = dlrni_evaluate_rows(e, source, x, y);
+    if (s == DLRN_OK) s = dlrn_evaluator_finish(e, out);
+    dlrni_free(ctx, x);
+    dlrni_free(ctx, y);
+    dlrn_evaluator_destroy(e);
+    return s == DLRN_OK && lm ? dlrn_loss_recovered(ctx, &dict, lm, out) : s;
+}
+
+/* ---- Cross-entropy with dictionaries spliced in ---- */
+
+typedef struct dlrni_splice {
+    dlrn_context *ctx;
+    const dlrn_dictionary *const *dicts; /* [sites] */
+    int64_t sites;
+} dlrni_splice;
+
+DLRNI_INTERNAL dlrn_status dlrni_splice_edit(void *user, int site, const float *x, float *out, int64_t n) {
+    const dlrni_splice *s = (const dlrni_splice *)user;
+    if (site < 0 || site >= s->sites)
+        return dlrni_fail(s->ctx, DLRN_ERR_CALLBACK, "the model edits site %d of %lld", site, (long long)s->sites);
+    return dlrn_forward(s->dicts[site], x, n, out, NULL);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_zero_edit(void *user, int site, const float *x, float *out, int64_t n) {
+    const dlrni_splice *s = (const dlrni_splice *)user;
+    (void)x;
+    if (site < 0 || site >= s->sites)
+        return dlrni_fail(s->ctx, DLRN_ERR_CALLBACK, "the model edits site %d of %lld", site, (long long)s->sites);
+    memset(out, 0, (size_t)(n * s->dicts[site]->activation_dim) * sizeof *out);
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrn_context *ctx, const dlrn_language_model *lm, const dlrn_edit *edit,
+                                               double *nats, int64_t *tokens) {
+    ctx->error[0] = 0;
+    dlrn_status s = lm->cross_entropy(lm->user, edit, nats, tokens);
+    if (s == DLRN_OK) return s;
+    return dlrni_callback_error(ctx, s, "the language model",
+                                lm->error ? lm->error(lm->user) : ctx->error[0] ? ctx->error : NULL);
+}
+
+DLRN_API dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionary *const *dicts,
+                                         const dlrn_language_model *lm, dlrn_metrics *out) {
+    dlrni_splice splice = {ctx, dicts, lm->sites};
+    dlrn_edit reconstruct = {dlrni_splice_edit, &splice}, zero = {dlrni_zero_edit, &splice};
+    int64_t tokens = 0;
+    dlrni_no_cross_entropy(out);
+    DLRNI_TRY(dlrni_cross_entropy(ctx, lm, NULL, &out->loss_original, &out->tokens));
+    DLRNI_TRY(dlrni_cross_entropy(ctx, lm, &reconstruct, &out->loss_reconstructed, &tokens));
+    if (tokens == out->tokens) DLRNI_TRY(dlrni_cross_entropy(ctx, lm, &zero, &out->loss_zero, &tokens));
+    if (tokens != out->tokens)
+        return dlrni_fail(ctx, DLRN_ERR_CALLBACK, "the language model judged %lld tokens, then %lld: it must give the same",
+                          (long long)out->tokens, (long long)tokens);
+    double whole = out->loss_original - out->loss_zero;
+    out->documents = lm->documents;
+    out->ce_diff = out->loss_reconstructed - out->loss_original;
+    out->percent_recovered = whole < 0 || whole > 0 ? (out->loss_reconstructed - out->loss_zero) / whole : (double)NAN;
+    return DLRN_OK;
+}
 /* ------------------------------------------------------------------------------------------ */
 // >>checkpoint
 /* A trainer in one archive: weights, moments, counters and the buffer's unread rows are its tensors, bit for bit; the
