@@ -929,8 +929,8 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #endif
 #define DLRNI_INTERNAL DLRNI_UNUSED static
 
-/* Before a loop of fixed length over registers: at -O2 gcc 12 leaves such loops rolled and the sums in memory (product of
-   2048 x 2048 x 512 with AVX-512, two threads: 64 against 180 GFLOPS). */
+/* Before a loop of fixed length over registers: at -O2 gcc 12 leaves such loops rolled and the sums in memory
+   (product of 2048 x 2048 x 512 with AVX-512, two threads: 64 against 180 GFLOPS). */
 #if defined(__clang__)
 #define DLRNI_UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)
@@ -1077,7 +1077,8 @@ DLRN_API const char *dlrn_status_text(dlrn_status s) {
     return (unsigned)s < DLRN_STATUS_COUNT ? texts[s] : "?";
 }
 
-/* A user's callback failed. Its text may be this context's own last error, so it is copied before that is overwritten. */
+/* A user's callback failed. Its text may be this context's own last error, so it is copied before that is
+   overwritten. */
 DLRNI_INTERNAL dlrn_status dlrni_callback_error(dlrn_context *ctx, dlrn_status s, const char *who, const char *text) {
     char copy[sizeof ctx->error - 64];
     size_t n = text ? strlen(text) : 0;
@@ -1972,8 +1973,8 @@ DLRN_API dlrn_status dlrn_forward_ghost(const dlrn_dictionary *dict, const float
 
 /* ------------------------------------------------------------------------------------------ */
 // >>files
-/* Reading: a file is mapped (or, where there is no mmap, read whole) and walked through with one bounded cursor. Writing:
-   a temporary file beside the target takes its place only when it is whole and on the disk. */
+/* Reading: a file is mapped (or, where there is no mmap, read whole) and walked through with one bounded cursor.
+   Writing: a temporary file beside the target takes its place only when it is whole and on the disk. */
 
 #if DLRNI_POSIX && defined(__STRICT_ANSI__) && !defined(__cplusplus)
 extern int fileno(FILE *); /* hidden from strict C99 although it is there */
@@ -2050,8 +2051,7 @@ DLRNI_INTERNAL dlrn_status dlrni_map_open(dlrn_context *ctx, const char *path, d
     struct stat st;
     int fd = open(path, O_RDONLY);
     if (fd < 0) return dlrni_io_error(ctx, path, "open it");
-    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size > 0 &&
-        (uint64_t)st.st_size <= SIZE_MAX) {
+    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size > 0 && (uint64_t)st.st_size <= SIZE_MAX) {
         void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
         close(fd);
         if (p == MAP_FAILED) return dlrni_io_error(ctx, path, "map it");
@@ -2187,7 +2187,8 @@ DLRNI_INTERNAL dlrn_status dlrni_out_close(dlrni_out *o) {
     if (bad && o->status == DLRN_OK) o->status = dlrni_io_error(o->ctx, o->path, "write it");
     bad = fclose(o->f) != 0;
     if (bad && o->status == DLRN_OK) o->status = dlrni_io_error(o->ctx, o->path, "write it");
-    if (o->status == DLRN_OK && rename(o->temporary, o->path)) o->status = dlrni_io_error(o->ctx, o->path, "put it in place");
+    if (o->status == DLRN_OK && rename(o->temporary, o->path))
+        o->status = dlrni_io_error(o->ctx, o->path, "put it in place");
     if (o->status == DLRN_OK)
         dlrni_sync_folder(o->path);
     else
@@ -2205,8 +2206,8 @@ DLRN_API dlrn_status dlrn_file_write(dlrn_context *ctx, const char *path, const 
 
 /* ------------------------------------------------------------------------------------------ */
 // >>json
-/* A strict reader (RFC 8259). The number of values is at most one more than the commas and opening brackets, and no string
-   grows when it is unescaped, so one block in proportion to the text holds the whole tree. */
+/* A strict reader (RFC 8259). The number of values is at most one more than the commas and opening brackets, and no
+   string grows when it is unescaped, so one block in proportion to the text holds the whole tree. */
 
 typedef struct dlrni_json_reader {
     dlrn_context *ctx;
@@ -2233,9 +2234,12 @@ DLRNI_INTERNAL int dlrni_hex4(const char *p, uint32_t *out) {
     uint32_t v = 0;
     for (int i = 0; i < 4; i++) {
         char c = p[i];
-        if (c >= '0' && c <= '9') v = v << 4 | (uint32_t)(c - '0');
-        else if ((c | 32) >= 'a' && (c | 32) <= 'f') v = v << 4 | (uint32_t)((c | 32) - 'a' + 10);
-        else return 0;
+        if (c >= '0' && c <= '9')
+            v = v << 4 | (uint32_t)(c - '0');
+        else if ((c | 32) >= 'a' && (c | 32) <= 'f')
+            v = v << 4 | (uint32_t)((c | 32) - 'a' + 10);
+        else
+            return 0;
     }
     *out = v;
     return 1;
@@ -2377,8 +2381,8 @@ DLRNI_INTERNAL dlrn_status dlrni_json_unique(dlrni_json_reader *r, const dlrn_js
         int64_t at = (int64_t)(dlrni_hash(m->key, m->key_len) & (uint64_t)(size - 1));
         for (; table[at]; at = (at + 1) & (size - 1))
             if (table[at]->key_len == m->key_len && !memcmp(table[at]->key, m->key, (size_t)m->key_len)) {
-                s = dlrni_fail(r->ctx, DLRN_ERR_FORMAT, "%s: JSON: the key \"%.60s\" stands twice in one object", r->name,
-                               m->key);
+                s = dlrni_fail(r->ctx, DLRN_ERR_FORMAT, "%s: JSON: the key \"%.60s\" stands twice in one object",
+                               r->name, m->key);
                 break;
             }
         table[at] = m;
@@ -2497,15 +2501,15 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 
 /* ------------------------------------------------------------------------------------------ */
 // >>entries
-/* An archive is a list of named tensors that lie somewhere in a mapped file. Every reader ends in dlrni_archive_add, which
-   checks that a tensor lies within the bytes it claims; after that, reading cannot leave them. */
+/* An archive is a list of named tensors that lie somewhere in a mapped file. Every reader ends in dlrni_archive_add,
+   which checks that a tensor lies within the bytes it claims; after that, reading cannot leave them. */
 
 typedef struct dlrni_entry {
     dlrn_tensor_info info;
-    const unsigned char *data; /* the storage */
-    int64_t offset;            /* of the first element, in elements */
+    const unsigned char *data;     /* the storage */
+    int64_t offset;                /* of the first element, in elements */
     int64_t stride[DLRN_MAX_DIMS]; /* in elements, never negative       */
-    int swap;                  /* big-endian                        */
+    int swap;                      /* big-endian                        */
 } dlrni_entry;
 
 typedef struct dlrni_meta {
@@ -2560,10 +2564,10 @@ DLRNI_INTERNAL void dlrni_shape_text(const int64_t *shape, int ndim, char *text,
         at += (size_t)snprintf(text + at, size - at, "%s%lld", i ? ", " : "", (long long)shape[i]);
 }
 
-/* Adds a tensor over `bytes` bytes of storage. stride NULL: row-major. Names may come in any order; a second tensor of a
-   name is an error. */
-DLRNI_INTERNAL dlrn_status dlrni_archive_add(dlrn_archive *a, const char *name, int64_t name_len, dlrn_dtype dtype, int ndim,
-                                             const int64_t *shape, const int64_t *stride, int64_t offset,
+/* Adds a tensor over `bytes` bytes of storage. stride NULL: row-major. Names may come in any order; a second tensor
+   of a name is an error. */
+DLRNI_INTERNAL dlrn_status dlrni_archive_add(dlrn_archive *a, const char *name, int64_t name_len, dlrn_dtype dtype,
+                                             int ndim, const int64_t *shape, const int64_t *stride, int64_t offset,
                                              const unsigned char *storage, uint64_t bytes, int swap) {
     dlrni_entry e;
     int64_t numel = 1, last = offset, span;
@@ -2577,16 +2581,17 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_add(dlrn_archive *a, const char *name, 
         e.info.shape[i] = shape[i];
         e.stride[i] = stride ? stride[i] : numel;
         if (!dlrni_mul(numel, shape[i], &numel))
-            return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': shape [%s] overflows", a->path, (int)name_len,
-                              name, text);
+            return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': shape [%s] overflows", a->path,
+                              (int)name_len, name, text);
     }
     for (int i = 0; i < ndim && numel; i++)
         if (e.stride[i] < 0 || !dlrni_mul(e.stride[i], shape[i] - 1, &span) || !dlrni_add(last, span, &last)) last = -1;
     uint64_t held = bytes / (uint64_t)dlrn_dtype_size(dtype);
     if (offset < 0 || last < 0 || (numel && (uint64_t)last >= held) || (uint64_t)numel > held)
-        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': shape [%s] at offset %lld does not fit its storage: "
-                          "expected at most %llu elements", a->path, (int)name_len, name, text, (long long)offset,
-                          (unsigned long long)held);
+        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT,
+                          "%s: tensor '%.*s': shape [%s] at offset %lld does not fit its storage: "
+                          "expected at most %llu elements",
+                          a->path, (int)name_len, name, text, (long long)offset, (unsigned long long)held);
     e.info.name = dlrni_archive_text(a, name, name_len);
     if (!e.info.name || !DLRNI_GROW(a->ctx, &a->entries, &a->cap, a->count, a->count + 1)) return DLRN_ERR_MEMORY;
     if (dlrn_archive_find(a, e.info.name) >= 0)
@@ -2623,18 +2628,29 @@ DLRNI_INTERNAL double dlrni_element(const unsigned char *p, dlrn_dtype type, int
     case DLRN_F16: value = (double)dlrn_f16_to_f32((uint16_t)u); break;
     case DLRN_BF16: value = (double)dlrn_bf16_to_f32((uint16_t)u); break;
     case DLRN_F64: memcpy(&value, &u, sizeof value); break;
-    case DLRN_I32: i = (int32_t)(uint32_t)u; value = (double)i; break;
-    case DLRN_I16: i = (int16_t)(uint16_t)u; value = (double)i; break;
-    case DLRN_I8: i = (int8_t)(uint8_t)u; value = (double)i; break;
+    case DLRN_I32:
+        i = (int32_t)(uint32_t)u;
+        value = (double)i;
+        break;
+    case DLRN_I16:
+        i = (int16_t)(uint16_t)u;
+        value = (double)i;
+        break;
+    case DLRN_I8:
+        i = (int8_t)(uint8_t)u;
+        value = (double)i;
+        break;
     case DLRN_U64: value = (double)u; break;
     default: value = (double)i; break;
     }
-    if (integer) *integer = type == DLRN_F32 || type == DLRN_F16 || type == DLRN_BF16 || type == DLRN_F64 ? (int64_t)value : i;
+    if (integer)
+        *integer = type == DLRN_F32 || type == DLRN_F16 || type == DLRN_BF16 || type == DLRN_F64 ? (int64_t)value : i;
     return value;
 }
 
 /* n elements `step` elements apart, widened. */
-DLRNI_INTERNAL void dlrni_widen(const dlrni_entry *e, int64_t first, int64_t n, int64_t step, float *dst, int64_t *idst) {
+DLRNI_INTERNAL void dlrni_widen(const dlrni_entry *e, int64_t first, int64_t n, int64_t step, float *dst,
+                                int64_t *idst) {
     int64_t size = dlrn_dtype_size(e->info.dtype);
     const unsigned char *p = e->data + first * size;
     if (dst && e->info.dtype == DLRN_F32 && step == 1 && !e->swap) {
@@ -2647,8 +2663,8 @@ DLRNI_INTERNAL void dlrni_widen(const dlrni_entry *e, int64_t first, int64_t n, 
     }
 }
 
-/* Row-major elements of slices [first, first + rows) of the first dimension: one run along the last dimension at a time,
-   an odometer over the others. */
+/* Row-major elements of slices [first, first + rows) of the first dimension: one run along the last dimension at a
+   time, an odometer over the others. */
 DLRNI_INTERNAL void dlrni_entry_read(const dlrni_entry *e, int64_t first, int64_t rows, float *dst, int64_t *idst) {
     int n = e->info.ndim;
     int64_t at[DLRN_MAX_DIMS] = {0}, done = 0, total = n ? rows : 1, run = n ? e->info.shape[n - 1] : 1;
@@ -2758,20 +2774,26 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_tensor(dlrn_archive *a, const dlrn_
     int64_t dims[DLRN_MAX_DIMS], begin, end, need = 1;
     int ndim = 0;
     if (type < 0)
-        return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%s': unknown dtype '%.20s'", a->path, t->key, dtype);
-    if (!shape || shape->type != DLRN_JSON_ARRAY || !offsets || offsets->type != DLRN_JSON_ARRAY || offsets->count != 2 ||
-        shape->count > DLRN_MAX_DIMS)
-        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s': expected a shape of at most %d sizes and two "
-                          "data_offsets", a->path, t->key, DLRN_MAX_DIMS);
+        return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%s': unknown dtype '%.20s'", a->path, t->key,
+                          dtype);
+    if (!shape || shape->type != DLRN_JSON_ARRAY || !offsets || offsets->type != DLRN_JSON_ARRAY ||
+        offsets->count != 2 || shape->count > DLRN_MAX_DIMS)
+        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT,
+                          "%s: tensor '%s': expected a shape of at most %d sizes and two "
+                          "data_offsets",
+                          a->path, t->key, DLRN_MAX_DIMS);
     int good = dlrni_json_size(offsets->first, &begin) && dlrni_json_size(offsets->first->next, &end) && begin <= end;
     for (const dlrn_json *v = shape->first; v && good; v = v->next)
         good = dlrni_json_size(v, &dims[ndim]) && dlrni_mul(need, dims[ndim++], &need);
     good = good && dlrni_mul(need, dlrn_dtype_size((dlrn_dtype)type), &need);
-    if (!good) return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s': malformed shape or data_offsets", a->path, t->key);
+    if (!good)
+        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s': malformed shape or data_offsets", a->path, t->key);
     if (end > data.end - data.p || end - begin != need)
-        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s': expected %lld bytes within the %lld that the file has, "
-                          "found data_offsets [%lld, %lld]", a->path, t->key, (long long)need,
-                          (long long)(data.end - data.p), (long long)begin, (long long)end);
+        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT,
+                          "%s: tensor '%s': expected %lld bytes within the %lld that the file has, "
+                          "found data_offsets [%lld, %lld]",
+                          a->path, t->key, (long long)need, (long long)(data.end - data.p), (long long)begin,
+                          (long long)end);
     return dlrni_archive_add(a, t->key, t->key_len, (dlrn_dtype)type, ndim, dims, NULL, 0, data.p + begin,
                              (uint64_t)(end - begin), 0);
 }
@@ -2799,8 +2821,9 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_cover(dlrn_archive *a, const unsign
     for (int64_t i = 0; i < a->count && r[i].begin == at; i++) at = r[i].end;
     dlrni_free(a->ctx, r);
     if (at == size) return DLRN_OK;
-    return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: the tensors leave a gap or overlap at byte %lld of %lld of the data",
-                      a->path, (long long)at, (long long)size);
+    return dlrni_fail(a->ctx, DLRN_ERR_FORMAT,
+                      "%s: the tensors leave a gap or overlap at byte %lld of %lld of the data", a->path, (long long)at,
+                      (long long)size);
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_header(dlrn_archive *a, const dlrn_json *root, dlrni_cursor data) {
@@ -2812,8 +2835,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_header(dlrn_archive *a, const dlrn_
             continue;
         }
         for (const dlrn_json *m = t->first; m; m = m->next)
-            if (m->type == DLRN_JSON_STRING)
-                DLRNI_TRY(dlrni_archive_note(a, m->key, m->key_len, m->text, m->text_len));
+            if (m->type == DLRN_JSON_STRING) DLRNI_TRY(dlrni_archive_note(a, m->key, m->key_len, m->text, m->text_len));
     }
     return dlrni_safetensors_cover(a, data.p, data.end - data.p);
 }
@@ -2824,8 +2846,10 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_open(dlrn_archive *a) {
     uint64_t size = head ? dlrni_le(head, 8) : 0;
     dlrn_json *root;
     if (!head || size > 100u << 20 || !(text = dlrni_take(&c, size)))
-        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: a safetensors header of %llu bytes, expected at most 100 MiB and "
-                          "what the file has, %llu", a->path, (unsigned long long)size, (unsigned long long)a->map.size);
+        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT,
+                          "%s: a safetensors header of %llu bytes, expected at most 100 MiB and "
+                          "what the file has, %llu",
+                          a->path, (unsigned long long)size, (unsigned long long)a->map.size);
     a->format = "safetensors";
     DLRNI_TRY(dlrn_json_parse(a->ctx, (const char *)text, (size_t)size, a->path, &root));
     dlrn_status s = dlrni_safetensors_header(a, root, c);
@@ -2873,7 +2897,8 @@ DLRNI_INTERNAL void dlrni_growing_json(dlrni_growing *t, const char *s) { /* quo
 }
 
 /* Elements and bytes of a tensor to be written. */
-DLRNI_INTERNAL dlrn_status dlrni_out_numel(dlrn_context *ctx, const dlrn_tensor_out *t, int64_t *numel, int64_t *bytes) {
+DLRNI_INTERNAL dlrn_status dlrni_out_numel(dlrn_context *ctx, const dlrn_tensor_out *t, int64_t *numel,
+                                           int64_t *bytes) {
     *numel = 1;
     int good = t->ndim >= 0 && t->ndim <= DLRN_MAX_DIMS;
     for (int i = 0; good && i < t->ndim; i++) good = dlrni_mul(*numel, t->shape[i], numel);
@@ -2923,7 +2948,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_write(dlrni_out *o, const dlrn_tens
         for (int d = 0; d < tensors[i].ndim; d++)
             dlrni_growing_format(&t, "%s%lld", d ? "," : "", (long long)tensors[i].shape[d]);
         dlrni_growing_format(&t, "],\"data_offsets\":[%lld,%lld]}%s", (long long)at, (long long)(at + bytes),
-                          i + 1 < count ? "," : "");
+                             i + 1 < count ? "," : "");
     }
     dlrni_growing_add(&t, "}", 1);
     while (t.len % 8 && !t.failed) dlrni_growing_add(&t, " ", 1);
@@ -2966,9 +2991,9 @@ DLRNI_INTERNAL int dlrni_npy_dtype(const char *descr, dlrni_npy_head *h) {
     static const struct {
         char code[3];
         dlrn_dtype dtype;
-    } codes[] = {{"f4", DLRN_F32}, {"f2", DLRN_F16}, {"f8", DLRN_F64}, {"i8", DLRN_I64}, {"i4", DLRN_I32},
-                 {"i2", DLRN_I16}, {"i1", DLRN_I8},  {"u8", DLRN_U64}, {"u4", DLRN_U32}, {"u2", DLRN_U16},
-                 {"u1", DLRN_U8},  {"b1", DLRN_BOOL}};
+    } codes[] = {{"f4", DLRN_F32}, {"f2", DLRN_F16}, {"f8", DLRN_F64}, {"i8", DLRN_I64},
+                 {"i4", DLRN_I32}, {"i2", DLRN_I16}, {"i1", DLRN_I8},  {"u8", DLRN_U64},
+                 {"u4", DLRN_U32}, {"u2", DLRN_U16}, {"u1", DLRN_U8},  {"b1", DLRN_BOOL}};
     if (descr[0] != '\'' || !strchr("<>|=", descr[1]) || !descr[1]) return 0;
     h->swap = descr[1] == '>';
     for (size_t i = 0; i < sizeof codes / sizeof *codes; i++)
@@ -3051,8 +3076,9 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_open(dlrn_context *ctx, const char *path, d
         out->cols = info->shape[1];
         return DLRN_OK;
     }
-    dlrn_status s = dlrni_fail(ctx, DLRN_ERR_SHAPE, "%s: expected an array [rows, width] in .npy, found %s of %d dimensions",
-                               path, out->file->format, info ? info->ndim : 0);
+    dlrn_status s =
+        dlrni_fail(ctx, DLRN_ERR_SHAPE, "%s: expected an array [rows, width] in .npy, found %s of %d dimensions", path,
+                   out->file->format, info ? info->ndim : 0);
     dlrn_archive_close(out->file);
     out->file = NULL;
     return s;
@@ -3078,12 +3104,13 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_header(dlrn_context *ctx, const dlrn_tensor
     if (!descr) descr = codes[t->dtype];
     dlrni_shape_text(t->shape, t->ndim, shape, sizeof shape);
     if (!descr || strlen(shape) > 60)
-        return dlrni_fail(ctx, DLRN_ERR_UNSUPPORTED, "tensor '%s': .npy has no type %s", t->name, dlrn_dtype_name(t->dtype));
+        return dlrni_fail(ctx, DLRN_ERR_UNSUPPORTED, "tensor '%s': .npy has no type %s", t->name,
+                          dlrn_dtype_name(t->dtype));
     snprintf(text, sizeof text, "{'descr': '%s', 'fortran_order': False, 'shape': (%s%s), }", descr, shape,
              t->ndim == 1 ? "," : "");
     memset(head, ' ', DLRNI_NPY_HEAD);
     memcpy(head, "\x93NUMPY\x01\x00\x76\x00", 10); /* 118 bytes of text follow */
-    memcpy(head + 10, text, strlen(text)); /* at most 113: the shape was measured */
+    memcpy(head + 10, text, strlen(text));         /* at most 113: the shape was measured */
     head[DLRNI_NPY_HEAD - 1] = '\n';
     return DLRN_OK;
 }
@@ -3101,8 +3128,9 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_write(dlrni_out *o, const dlrn_tensor_out *
 
 /* ------------------------------------------------------------------------------------------ */
 // >>zip
-/* Zip: the central directory is the truth, the local headers must agree with it. Stored members are used where they lie;
-   deflated ones (numpy and scipy compress .npz) are unpacked, at most to the size that the directory declares. */
+/* Zip: the central directory is the truth, the local headers must agree with it. Stored members are used where they
+   lie; deflated ones (numpy and scipy compress .npz) are unpacked, at most to the size that the directory declares.
+   */
 
 typedef struct dlrni_member {
     const char *name; /* not terminated */
@@ -3123,7 +3151,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_error(dlrn_archive *a, const char *what) {
 }
 
 /* Where the central directory lies: from the end record, or its 64-bit form. */
-DLRNI_INTERNAL int dlrni_zip_end(const unsigned char *p, uint64_t size, uint64_t *at, uint64_t *bytes, uint64_t *count) {
+DLRNI_INTERNAL int dlrni_zip_end(const unsigned char *p, uint64_t size, uint64_t *at, uint64_t *bytes,
+                                 uint64_t *count) {
     if (size < 22) return 0;
     uint64_t floor = size > 22 + 65535 ? size - 22 - 65535 : 0, end = size - 22;
     while (dlrni_le(p + end, 4) != 0x06054b50u)
@@ -3170,8 +3199,10 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_entry(dlrn_archive *a, dlrni_cursor *c, dlr
     if (!dlrni_zip_extra(e, &size, &packed, &offset)) return dlrni_zip_error(a, "malformed 64-bit sizes");
     int method = (int)dlrni_le(h + 10, 2);
     if ((dlrni_le(h + 8, 2) & 1) || (method != 0 && method != 8) || (method == 0 && size != packed))
-        return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: zip: member '%.*s' is encrypted or of compression method %d, "
-                          "expected stored or deflated", a->path, (int)name_len, (const char *)name, method);
+        return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
+                          "%s: zip: member '%.*s' is encrypted or of compression method %d, "
+                          "expected stored or deflated",
+                          a->path, (int)name_len, (const char *)name, method);
     if (!dlrni_take(&file, offset) || !(local = dlrni_take(&file, 30)) || dlrni_le(local, 4) != 0x04034b50u ||
         dlrni_le(local + 26, 2) != name_len || dlrni_le(local + 8, 2) != (uint64_t)method)
         return dlrni_zip_error(a, "a local header does not agree with the central directory");
@@ -3268,7 +3299,8 @@ DLRNI_INTERNAL int dlrni_inflate_codes(dlrni_bits *b, dlrni_huffman *literal, dl
         if (i + times > n_literal + n_distance || b->bad) return 0;
         while (times--) length[i++] = (unsigned char)value;
     }
-    return dlrni_huffman_build(literal, length, n_literal) && dlrni_huffman_build(distance, length + n_literal, n_distance);
+    return dlrni_huffman_build(literal, length, n_literal) &&
+           dlrni_huffman_build(distance, length + n_literal, n_distance);
 }
 
 DLRNI_INTERNAL void dlrni_inflate_fixed(dlrni_huffman *literal, dlrni_huffman *distance) {
@@ -3284,9 +3316,11 @@ DLRNI_INTERNAL int64_t dlrni_inflate_block(dlrni_bits *b, const dlrni_huffman *l
                                            unsigned char *out, int64_t at, int64_t size) {
     static const unsigned short base[29] = {3,  4,  5,  6,  7,  8,  9,  10, 11,  13,  15,  17,  19,  23, 27,
                                             31, 35, 43, 51, 59, 67, 83, 99, 115, 131, 163, 195, 227, 258};
-    static const unsigned char extra[29] = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 0};
-    static const unsigned short far[30] = {1,   2,   3,   4,   5,   7,    9,    13,   17,   25,   33,   49,   65,    97,    129,
-                                           193, 257, 385, 513, 769, 1025, 1537, 2049, 3073, 4097, 6145, 8193, 12289, 16385, 24577};
+    static const unsigned char extra[29] = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2,
+                                            2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 0};
+    static const unsigned short far[30] = {1,    2,    3,    4,    5,    7,    9,    13,    17,    25,
+                                           33,   49,   65,   97,   129,  193,  257,  385,   513,   769,
+                                           1025, 1537, 2049, 3073, 4097, 6145, 8193, 12289, 16385, 24577};
     for (;;) {
         int symbol = dlrni_huffman_get(b, literal);
         if (symbol == 256) return b->bad ? -1 : at;
@@ -3330,12 +3364,13 @@ DLRNI_INTERNAL int dlrni_inflate(const unsigned char *in, uint64_t packed, unsig
     return at == size;
 }
 
-/* The bytes of a member: where they lie, or unpacked into a block of the archive. deflate shrinks by 1032 at most, which
-   bounds what a small file may ask for. */
+/* The bytes of a member: where they lie, or unpacked into a block of the archive. deflate shrinks by 1032 at most,
+   which bounds what a small file may ask for. */
 DLRNI_INTERNAL dlrn_status dlrni_member_bytes(dlrn_archive *a, const dlrni_member *m, const unsigned char **p) {
     *p = m->data;
     if (m->method == 0) return DLRN_OK;
-    if (m->size / 1032 > m->packed) return dlrni_zip_error(a, "a member claims to unpack to more than deflate can give");
+    if (m->size / 1032 > m->packed)
+        return dlrni_zip_error(a, "a member claims to unpack to more than deflate can give");
     unsigned char *out = (unsigned char *)dlrni_archive_block(a, (int64_t)m->size + 1);
     if (!out) return DLRN_ERR_MEMORY;
     *p = out;
@@ -3357,7 +3392,8 @@ DLRNI_INTERNAL dlrn_status dlrni_npz_open(dlrn_archive *a, const dlrni_zip *z) {
         snprintf(what, sizeof what, "%.400s: %.*s", a->path, (int)dlrni_min(m->name_len, 100), m->name);
         dlrn_status s = dlrni_npy_add(a, what, m->name, m->name_len - 4, c);
         if (s == DLRN_ERR_UNSUPPORTED && p[m->size - 1] != 0) { /* a text, such as scipy's 'format': kept as metadata */
-            DLRNI_TRY(dlrni_archive_note(a, m->name, m->name_len - 4, (const char *)p + m->size - dlrni_min((int64_t)m->size, 3),
+            DLRNI_TRY(dlrni_archive_note(a, m->name, m->name_len - 4,
+                                         (const char *)p + m->size - dlrni_min((int64_t)m->size, 3),
                                          dlrni_min((int64_t)m->size, 3)));
             continue;
         }
@@ -3386,7 +3422,7 @@ DLRNI_INTERNAL void dlrni_zip_begin(dlrni_zip_out *z, const char *name, uint64_t
     uint64_t extra = wide ? 20 : 0, start = z->header + 30 + n + extra + 4, fill = (64 - start % 64) % 64;
     dlrni_put_le(h, 0x04034b50u, 4);
     dlrni_put_le(h + 4, wide ? 45 : 20, 2);
-    dlrni_put_le(h + 6, 8, 2); /* sizes and sum follow the data: they are not known yet */
+    dlrni_put_le(h + 6, 8, 2);     /* sizes and sum follow the data: they are not known yet */
     dlrni_put_le(h + 12, 0x21, 2); /* 1 January 1980: the same bytes every time */
     dlrni_put_le(h + 18, wide ? 0xFFFFFFFFu : 0, 4);
     dlrni_put_le(h + 22, wide ? 0xFFFFFFFFu : 0, 4);
@@ -3490,12 +3526,23 @@ DLRNI_INTERNAL dlrn_status dlrni_npz_write(dlrni_out *o, const dlrn_tensor_out *
 
 /* ------------------------------------------------------------------------------------------ */
 // >>pickle
-/* A restricted pickle machine: it knows the opcodes and the few names that a file of tensors needs and executes nothing. A
-   value is a node of an arena; memory grows with the bytes read, since every opcode makes at most one node. */
+/* A restricted pickle machine: it knows the opcodes and the few names that a file of tensors needs and executes
+   nothing. A value is a node of an arena; memory grows with the bytes read, since every opcode makes at most one
+   node. */
 
 typedef enum dlrni_kind {
-    DLRNI_NONE, DLRNI_BOOL, DLRNI_INT, DLRNI_FLOAT, DLRNI_STRING, DLRNI_TUPLE, DLRNI_LIST, DLRNI_DICT, DLRNI_GLOBAL,
-    DLRNI_STORAGE, DLRNI_TENSOR, DLRNI_MARK
+    DLRNI_NONE,
+    DLRNI_BOOL,
+    DLRNI_INT,
+    DLRNI_FLOAT,
+    DLRNI_STRING,
+    DLRNI_TUPLE,
+    DLRNI_LIST,
+    DLRNI_DICT,
+    DLRNI_GLOBAL,
+    DLRNI_STORAGE,
+    DLRNI_TENSOR,
+    DLRNI_MARK
 } dlrni_kind;
 
 typedef struct dlrni_node dlrni_node;
@@ -3505,19 +3552,19 @@ struct dlrni_node {
     double real;
     const char *text; /* string, global ("module name"); storage: key; not terminated */
     int64_t len;
-    dlrn_dtype dtype;          /* storage */
-    dlrni_node *first, *last;  /* tuple, list: items; dict: key, value, key, value ... */
-    dlrni_node *next;          /* sibling */
-    dlrni_node *storage;       /* tensor */
-    int64_t view_offset;       /* storage: elements before it in its base (older files) */
-    const dlrni_node *base;    /* storage: the one that it is a view of */
+    dlrn_dtype dtype;         /* storage */
+    dlrni_node *first, *last; /* tuple, list: items; dict: key, value, key, value ... */
+    dlrni_node *next;         /* sibling */
+    dlrni_node *storage;      /* tensor */
+    int64_t view_offset;      /* storage: elements before it in its base (older files) */
+    const dlrni_node *base;   /* storage: the one that it is a view of */
     int ndim, seen;
     int64_t shape[DLRN_MAX_DIMS], stride[DLRN_MAX_DIMS];
 };
 
 typedef struct dlrni_pickle {
     dlrn_archive *a;
-    const char *what;            /* file and member, for errors */
+    const char *what; /* file and member, for errors */
     const unsigned char *start;
     dlrni_cursor c;
     dlrni_node **stack, **memo, **chunks;
@@ -3651,14 +3698,29 @@ DLRNI_INTERNAL int dlrni_storage_dtype(const dlrni_node *n, dlrn_dtype *dtype) {
     static const struct {
         const char *name;
         dlrn_dtype dtype;
-    } types[] = {{"torch FloatStorage", DLRN_F32},   {"torch HalfStorage", DLRN_F16},  {"torch BFloat16Storage", DLRN_BF16},
-                 {"torch DoubleStorage", DLRN_F64},  {"torch LongStorage", DLRN_I64},  {"torch IntStorage", DLRN_I32},
-                 {"torch ShortStorage", DLRN_I16},   {"torch CharStorage", DLRN_I8},   {"torch ByteStorage", DLRN_U8},
-                 {"torch BoolStorage", DLRN_BOOL},   {"torch.storage UntypedStorage", DLRN_U8},
-                 {"torch float32", DLRN_F32},        {"torch float16", DLRN_F16},      {"torch bfloat16", DLRN_BF16},
-                 {"torch float64", DLRN_F64},        {"torch int64", DLRN_I64},        {"torch int32", DLRN_I32},
-                 {"torch int16", DLRN_I16},          {"torch int8", DLRN_I8},          {"torch uint8", DLRN_U8},
-                 {"torch uint16", DLRN_U16},         {"torch uint32", DLRN_U32},       {"torch uint64", DLRN_U64},
+    } types[] = {{"torch FloatStorage", DLRN_F32},
+                 {"torch HalfStorage", DLRN_F16},
+                 {"torch BFloat16Storage", DLRN_BF16},
+                 {"torch DoubleStorage", DLRN_F64},
+                 {"torch LongStorage", DLRN_I64},
+                 {"torch IntStorage", DLRN_I32},
+                 {"torch ShortStorage", DLRN_I16},
+                 {"torch CharStorage", DLRN_I8},
+                 {"torch ByteStorage", DLRN_U8},
+                 {"torch BoolStorage", DLRN_BOOL},
+                 {"torch.storage UntypedStorage", DLRN_U8},
+                 {"torch float32", DLRN_F32},
+                 {"torch float16", DLRN_F16},
+                 {"torch bfloat16", DLRN_BF16},
+                 {"torch float64", DLRN_F64},
+                 {"torch int64", DLRN_I64},
+                 {"torch int32", DLRN_I32},
+                 {"torch int16", DLRN_I16},
+                 {"torch int8", DLRN_I8},
+                 {"torch uint8", DLRN_U8},
+                 {"torch uint16", DLRN_U16},
+                 {"torch uint32", DLRN_U32},
+                 {"torch uint64", DLRN_U64},
                  {"torch bool", DLRN_BOOL}};
     for (size_t i = 0; i < sizeof types / sizeof *types; i++)
         if (dlrni_text_is(n, types[i].name)) {
@@ -3669,10 +3731,15 @@ DLRNI_INTERNAL int dlrni_storage_dtype(const dlrni_node *n, dlrn_dtype *dtype) {
 }
 
 /* Whether a name may be called: nothing is, but its result is known. */
-DLRNI_INTERNAL dlrn_status dlrni_pickle_global(dlrni_pickle *p, const char *module, int64_t m, const char *name, int64_t n) {
-    static const char *const known[] = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2",
-                                        "torch._utils _rebuild_tensor", "torch._utils _rebuild_parameter", "torch Size",
-                                        "torch._utils _rebuild_tensor_v3", "torch device"};
+DLRNI_INTERNAL dlrn_status dlrni_pickle_global(dlrni_pickle *p, const char *module, int64_t m, const char *name,
+                                               int64_t n) {
+    static const char *const known[] = {"collections OrderedDict",
+                                        "torch._utils _rebuild_tensor_v2",
+                                        "torch._utils _rebuild_tensor",
+                                        "torch._utils _rebuild_parameter",
+                                        "torch Size",
+                                        "torch._utils _rebuild_tensor_v3",
+                                        "torch device"};
     dlrn_dtype ignored;
     dlrni_node *g = dlrni_new_node(p, DLRNI_GLOBAL);
     char *text = (char *)dlrni_archive_block(p->a, m + n + 2);
@@ -3687,8 +3754,10 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_global(dlrni_pickle *p, const char *modu
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) good |= dlrni_text_is(g, known[i]);
     if (good) return dlrni_push(p, g);
     text[m] = '.';
-    return dlrni_fail(p->a->ctx, DLRN_ERR_UNSUPPORTED, "%s: pickle, byte %lld: the name '%.200s' is not one of those that a "
-                      "file of tensors needs; nothing was executed", p->what, (long long)(p->c.p - p->start), text);
+    return dlrni_fail(p->a->ctx, DLRN_ERR_UNSUPPORTED,
+                      "%s: pickle, byte %lld: the name '%.200s' is not one of those that a "
+                      "file of tensors needs; nothing was executed",
+                      p->what, (long long)(p->c.p - p->start), text);
 }
 
 /* A line of the older text opcodes, without its newline. */
@@ -3720,8 +3789,8 @@ DLRNI_INTERNAL dlrn_status dlrni_rebuild_tensor(dlrni_pickle *p, const dlrni_nod
     int strides = 0;
     if (!t) return DLRN_ERR_MEMORY;
     if (!storage || storage->kind != DLRNI_STORAGE || !offset || offset->kind != DLRNI_INT ||
-        !dlrni_sizes(dlrni_item(args, 2), t->shape, &t->ndim) || !dlrni_sizes(dlrni_item(args, 3), t->stride, &strides) ||
-        strides != t->ndim)
+        !dlrni_sizes(dlrni_item(args, 2), t->shape, &t->ndim) ||
+        !dlrni_sizes(dlrni_item(args, 3), t->stride, &strides) || strides != t->ndim)
         return dlrni_pickle_error(p, "malformed arguments of a tensor");
     t->storage = storage;
     t->integer = offset->integer;
@@ -3746,7 +3815,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_reduce(dlrni_pickle *p) {
         }
         return dlrni_push(p, dict);
     }
-    if (dlrni_text_is(callee, "torch._utils _rebuild_tensor_v2") || dlrni_text_is(callee, "torch._utils _rebuild_tensor"))
+    if (dlrni_text_is(callee, "torch._utils _rebuild_tensor_v2") ||
+        dlrni_text_is(callee, "torch._utils _rebuild_tensor"))
         return dlrni_rebuild_tensor(p, args, 2);
     if (dlrni_text_is(callee, "torch._utils _rebuild_tensor_v3")) return dlrni_rebuild_tensor(p, args, 3);
     if (dlrni_text_is(callee, "torch._utils _rebuild_parameter") || dlrni_text_is(callee, "torch Size") ||
@@ -3759,11 +3829,12 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_reduce(dlrni_pickle *p) {
 
 /* ('storage', type, key, location, elements[, view]) */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_storage(dlrni_pickle *p) {
-    dlrni_node *id = dlrni_pop(p), *s = dlrni_new_node(p, DLRNI_STORAGE), *key = dlrni_item(id, 2), *n = dlrni_item(id, 4);
+    dlrni_node *id = dlrni_pop(p), *s = dlrni_new_node(p, DLRNI_STORAGE), *key = dlrni_item(id, 2),
+               *n = dlrni_item(id, 4);
     dlrni_node *view = dlrni_item(id, 5);
     if (!s) return DLRN_ERR_MEMORY;
-    if (!dlrni_text_is(dlrni_item(id, 0), "storage") || !key || key->kind != DLRNI_STRING || !n || n->kind != DLRNI_INT ||
-        !dlrni_storage_dtype(dlrni_item(id, 1), &s->dtype))
+    if (!dlrni_text_is(dlrni_item(id, 0), "storage") || !key || key->kind != DLRNI_STRING || !n ||
+        n->kind != DLRNI_INT || !dlrni_storage_dtype(dlrni_item(id, 1), &s->dtype))
         return dlrni_pickle_error(p, "a persistent id that is no storage");
     s->text = key->text;
     s->len = key->len;
@@ -3832,27 +3903,36 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_op(dlrni_pickle *p, int op, int *done) {
     switch (op) {
     case 0x80: return n >= 2 && n <= 5 ? DLRN_OK : dlrni_pickle_error(p, "a protocol other than 2 to 5");
     case 0x95: return DLRN_OK; /* FRAME: a hint */
-    case 'K': case 'M': return dlrni_push_int(p, DLRNI_INT, (int64_t)n);
+    case 'K':
+    case 'M': return dlrni_push_int(p, DLRNI_INT, (int64_t)n);
     case 'J': return dlrni_push_int(p, DLRNI_INT, (int32_t)(uint32_t)n);
     case 0x8a: return dlrni_pickle_long(p);
     case 'G': return dlrni_pickle_float(p);
     case 'N': return dlrni_push(p, dlrni_new_node(p, DLRNI_NONE));
     case 0x88: return dlrni_push_int(p, DLRNI_BOOL, 1);
     case 0x89: return dlrni_push_int(p, DLRNI_BOOL, 0);
-    case 'X': case 0x8c: case 0x8d: case 'U': case 'T': return dlrni_push_text(p, n);
+    case 'X':
+    case 0x8c:
+    case 0x8d:
+    case 'U':
+    case 'T': return dlrni_push_text(p, n);
     case '(': return dlrni_push(p, dlrni_new_node(p, DLRNI_MARK));
     case ')': return dlrni_push(p, dlrni_new_node(p, DLRNI_TUPLE));
     case ']': return dlrni_push(p, dlrni_new_node(p, DLRNI_LIST));
     case '}': return dlrni_push(p, dlrni_new_node(p, DLRNI_DICT));
-    case 0x85: case 0x86: case 0x87: return dlrni_pickle_tuple(p, op - 0x84);
+    case 0x85:
+    case 0x86:
+    case 0x87: return dlrni_pickle_tuple(p, op - 0x84);
     case 't': return dlrni_pickle_tuple(p, -1);
     case 'a': return dlrni_pickle_extend(p, DLRNI_LIST, 1);
     case 'e': return dlrni_pickle_extend(p, DLRNI_LIST, -1);
     case 's': return dlrni_pickle_extend(p, DLRNI_DICT, 2);
     case 'u': return dlrni_pickle_extend(p, DLRNI_DICT, -1);
-    case 'q': case 'r': return dlrni_memo_put(p, n);
+    case 'q':
+    case 'r': return dlrni_memo_put(p, n);
     case 0x94: return dlrni_memo_put(p, (uint64_t)p->memos);
-    case 'h': case 'j': return dlrni_memo_get(p, n);
+    case 'h':
+    case 'j': return dlrni_memo_get(p, n);
     case 'c': return dlrni_pickle_line_global(p);
     case 0x93: return dlrni_pickle_stack_global(p);
     case 'Q': return dlrni_pickle_storage(p);
@@ -3865,8 +3945,10 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_op(dlrni_pickle *p, int op, int *done) {
         p->result = dlrni_pop(p);
         return p->result ? DLRN_OK : dlrni_pickle_error(p, "it ends without a value");
     default:
-        return dlrni_fail(p->a->ctx, DLRN_ERR_UNSUPPORTED, "%s: pickle, byte %lld: the opcode 0x%02x is not one of those "
-                          "that a file of tensors needs", p->what, (long long)(p->c.p - 1 - p->start), (unsigned)op);
+        return dlrni_fail(p->a->ctx, DLRN_ERR_UNSUPPORTED,
+                          "%s: pickle, byte %lld: the opcode 0x%02x is not one of those "
+                          "that a file of tensors needs",
+                          p->what, (long long)(p->c.p - 1 - p->start), (unsigned)op);
     }
 }
 
@@ -3921,10 +4003,11 @@ DLRNI_INTERNAL dlrn_status dlrni_collect_tensor(dlrn_archive *a, const dlrni_sto
     if (!m)
         return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': its storage '%.*s' is not in the file", a->path,
                           (int)len, name, (int)dlrni_min(t->storage->len, 64), t->storage->text);
-    if (m->method) return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%.*s' is compressed", a->path, (int)len, name);
+    if (m->method)
+        return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%.*s' is compressed", a->path, (int)len, name);
     if (!dlrni_mul(t->storage->integer, held, &need) || (uint64_t)need > m->size)
-        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': expected a storage of %lld bytes, found %llu", a->path,
-                          (int)len, name, (long long)need, (unsigned long long)m->size);
+        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': expected a storage of %lld bytes, found %llu",
+                          a->path, (int)len, name, (long long)need, (unsigned long long)m->size);
     if (t->storage->view_offset && !dlrni_add(offset, t->storage->view_offset, &offset)) offset = -1;
     return dlrni_archive_add(a, name, len, t->dtype, t->ndim, t->shape, t->stride, offset, m->data,
                              s->zip ? (uint64_t)need : m->size, s->swap);
@@ -3947,7 +4030,8 @@ DLRNI_INTERNAL dlrn_status dlrni_collect_children(dlrni_walk *w, const dlrni_nod
         char number[32];
         const char *part = number;
         int64_t n;
-        snprintf(number, sizeof number, "%lld", (long long)(v->kind == DLRNI_DICT && key->kind == DLRNI_INT ? key->integer : index));
+        snprintf(number, sizeof number, "%lld",
+                 (long long)(v->kind == DLRNI_DICT && key->kind == DLRNI_INT ? key->integer : index));
         n = (int64_t)strlen(number);
         if (v->kind == DLRNI_DICT) {
             l = l->next;
@@ -3955,7 +4039,8 @@ DLRNI_INTERNAL dlrn_status dlrni_collect_children(dlrni_walk *w, const dlrni_nod
             if (key->kind == DLRNI_STRING) part = key->text, n = key->len;
         }
         if (len + n + 2 > (int64_t)sizeof w->name)
-            return dlrni_fail(w->a->ctx, DLRN_ERR_UNSUPPORTED, "%s: a tensor's name is longer than 1000 bytes", w->a->path);
+            return dlrni_fail(w->a->ctx, DLRN_ERR_UNSUPPORTED, "%s: a tensor's name is longer than 1000 bytes",
+                              w->a->path);
         int64_t at = len;
         if (at) w->name[at++] = '.';
         memcpy(w->name + at, part, (size_t)n);
@@ -3970,7 +4055,9 @@ DLRNI_INTERNAL dlrn_status dlrni_collect_value(dlrni_walk *w, const dlrni_node *
         return dlrni_fail(w->a->ctx, DLRN_ERR_FORMAT, "%s: pickle: values nested too deep or without end", w->a->path);
     switch (v->kind) {
     case DLRNI_TENSOR: return dlrni_collect_tensor(w->a, w->storages, v, w->name, len);
-    case DLRNI_DICT: case DLRNI_LIST: case DLRNI_TUPLE: {
+    case DLRNI_DICT:
+    case DLRNI_LIST:
+    case DLRNI_TUPLE: {
         w->depth++;
         dlrn_status s = dlrni_collect_children(w, v, len);
         w->depth--;
@@ -4026,7 +4113,8 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_storages(dlrni_pickle *p, const dlrni_no
         const dlrni_node *found = NULL;
         for (int64_t c = 0; c < p->n_chunks * DLRNI_CHUNK && !found; c++) { /* its type stands where it was used */
             const dlrni_node *n = &p->chunks[c / DLRNI_CHUNK][c % DLRNI_CHUNK];
-            if (n->kind == DLRNI_STORAGE && n->len == l->storage->len && !memcmp(n->text, l->storage->text, (size_t)n->len))
+            if (n->kind == DLRNI_STORAGE && n->len == l->storage->len &&
+                !memcmp(n->text, l->storage->text, (size_t)n->len))
                 found = n;
         }
         const unsigned char *head = dlrni_take(&p->c, 8);
@@ -4039,7 +4127,8 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_storages(dlrni_pickle *p, const dlrni_no
         m->data = p->c.p;
         m->size = (uint64_t)bytes;
         m->method = 0;
-        if (!dlrni_take(&p->c, (uint64_t)bytes)) return dlrni_pickle_error(p, "a storage reaches beyond the end of the file");
+        if (!dlrni_take(&p->c, (uint64_t)bytes))
+            return dlrni_pickle_error(p, "a storage reaches beyond the end of the file");
     }
     return DLRN_OK;
 }
@@ -4047,7 +4136,8 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_storages(dlrni_pickle *p, const dlrni_no
 DLRNI_INTERNAL dlrn_status dlrni_legacy_run(dlrni_pickle *p, dlrni_storages *s) {
     static const unsigned char magic[10] = {0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19};
     DLRNI_TRY(dlrni_pickle_run(p));
-    if (p->result->len != 10 || memcmp(p->result->text, magic, 10)) return dlrni_pickle_error(p, "not torch's magic number");
+    if (p->result->len != 10 || memcmp(p->result->text, magic, 10))
+        return dlrni_pickle_error(p, "not torch's magic number");
     DLRNI_TRY(dlrni_pickle_run(p));
     if (p->result->integer != 1001) return dlrni_pickle_error(p, "not version 1001 of torch's older form");
     DLRNI_TRY(dlrni_pickle_run(p));
@@ -4100,8 +4190,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_open(dlrn_archive *a) {
     else if (s == DLRN_OK && (npy || !z.n))
         s = dlrni_npz_open(a, &z);
     else if (s == DLRN_OK)
-        s = dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: a zip without data.pkl (torch) and without .npy members (numpy)",
-                       a->path);
+        s = dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
+                       "%s: a zip without data.pkl (torch) and without .npy members (numpy)", a->path);
     dlrni_free(a->ctx, z.m);
     return s;
 }
@@ -4114,10 +4204,14 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_detect(dlrn_archive *a) {
     if (n >= 9 && p[8] == '{') return dlrni_safetensors_open(a);
     if (n >= 2 && p[0] == 0x80 && p[1] >= 2 && p[1] <= 5) return dlrni_legacy_open(a);
     if (n >= 262 && !memcmp(p + 257, "ustar", 5))
-        return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: a tar archive, the form of torch before 0.1.10: load and save "
-                          "it again with a newer torch", a->path);
-    return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected torch (.pt), safetensors, .npz or .npy, found none of them "
-                      "in its %llu bytes", a->path, (unsigned long long)n);
+        return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
+                          "%s: a tar archive, the form of torch before 0.1.10: load and save "
+                          "it again with a newer torch",
+                          a->path);
+    return dlrni_fail(a->ctx, DLRN_ERR_FORMAT,
+                      "%s: expected torch (.pt), safetensors, .npz or .npy, found none of them "
+                      "in its %llu bytes",
+                      a->path, (unsigned long long)n);
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_archive_new(dlrn_context *ctx, const char *path, dlrn_archive **out) {
@@ -4171,7 +4265,8 @@ DLRNI_INTERNAL dlrn_status dlrni_open_shards(dlrn_archive *a, const dlrn_json *m
     if (!a->shards) return DLRN_ERR_MEMORY;
     for (const dlrn_json *m = map->first; m; m = m->next) {
         if (m->type != DLRN_JSON_STRING || !dlrni_sibling(a->path, m->text, path, sizeof path))
-            return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: weight_map: '%s' names no file of its folder", a->path, m->key);
+            return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: weight_map: '%s' names no file of its folder", a->path,
+                              m->key);
         int64_t i = 0;
         while (i < a->n_shards && strcmp(a->shards[i]->path, path)) i++;
         if (i == a->n_shards) {
@@ -4180,7 +4275,8 @@ DLRNI_INTERNAL dlrn_status dlrni_open_shards(dlrn_archive *a, const dlrn_json *m
         }
         int64_t at = dlrn_archive_find(a->shards[i], m->key);
         if (at < 0)
-            return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected tensor '%s', which %s says is there", path, m->key, a->path);
+            return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected tensor '%s', which %s says is there", path, m->key,
+                              a->path);
         if (!DLRNI_GROW(a->ctx, &a->entries, &a->cap, a->count, a->count + 1)) return DLRN_ERR_MEMORY;
         a->entries[a->count++] = a->shards[i]->entries[at];
     }
@@ -4229,15 +4325,16 @@ DLRNI_INTERNAL void dlrni_pickle_int(dlrni_growing *t, int64_t v) { /* LONG1 of 
 DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_growing *t, const dlrn_tensor_out *tensors, int64_t count) {
     static const char *const storage[DLRN_DTYPE_COUNT] = {"Float", "Half", "BFloat16", "Double", "Long", "Int", "Short",
                                                           "Char",  NULL,   NULL,       NULL,     "Byte", "Bool"};
-    dlrni_growing_format(t, "\x80\x02" "ccollections\nOrderedDict\n)R(");
+    dlrni_growing_format(t, "\x80\x02"
+                            "ccollections\nOrderedDict\n)R(");
     for (int64_t i = 0; i < count; i++) {
         const dlrn_tensor_out *x = &tensors[i];
         int64_t numel, bytes, step = 1;
         char key[32];
         DLRNI_TRY(dlrni_out_numel(t->ctx, x, &numel, &bytes));
         if (!storage[x->dtype])
-            return dlrni_fail(t->ctx, DLRN_ERR_UNSUPPORTED, "tensor '%s': torch's form has no storage of type %s", x->name,
-                              dlrn_dtype_name(x->dtype));
+            return dlrni_fail(t->ctx, DLRN_ERR_UNSUPPORTED, "tensor '%s': torch's form has no storage of type %s",
+                              x->name, dlrn_dtype_name(x->dtype));
         snprintf(key, sizeof key, "%lld", (long long)i);
         dlrni_pickle_text(t, x->name);
         dlrni_growing_format(t, "ctorch._utils\n_rebuild_tensor_v2\n((");
@@ -4254,7 +4351,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_growing *t, const dlrn_tensor_o
             for (int e = d + 1; e < x->ndim; e++) step *= x->shape[e];
             dlrni_pickle_int(t, step);
         }
-        dlrni_growing_format(t, "t\x89" "ccollections\nOrderedDict\n)RtR");
+        dlrni_growing_format(t, "t\x89"
+                                "ccollections\nOrderedDict\n)RtR");
     }
     dlrni_growing_format(t, "u.");
     return t->failed ? DLRN_ERR_MEMORY : DLRN_OK;
@@ -4288,13 +4386,14 @@ DLRNI_INTERNAL int dlrni_has_suffix(const char *path, const char *suffix) {
     return n >= m && !strcmp(path + n - m, suffix);
 }
 
-DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path, const dlrn_tensor_out *tensors, int64_t count,
-                                        const char *const *metadata) {
+DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path, const dlrn_tensor_out *tensors,
+                                        int64_t count, const char *const *metadata) {
     dlrni_out o;
     int pt = dlrni_has_suffix(path, ".pt"), st = dlrni_has_suffix(path, ".safetensors");
     int npz = dlrni_has_suffix(path, ".npz"), npy = dlrni_has_suffix(path, ".npy");
     if (!pt && !st && !npz && !npy)
-        return dlrni_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected a name ending in .pt, .safetensors, .npz or .npy", path);
+        return dlrni_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected a name ending in .pt, .safetensors, .npz or .npy",
+                          path);
     DLRNI_REQUIRE(ctx, !npy || count == 1, "a .npy holds one tensor");
     DLRNI_TRY(dlrni_out_open(ctx, path, &o));
     if (st) o.status = dlrni_safetensors_write(&o, tensors, count, metadata);
@@ -4308,10 +4407,10 @@ DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path, con
 
 struct dlrn_writer {
     dlrn_context *ctx;
-    dlrni_out o;       /* .npy: the file; CSR: the .npz, opened when the writer is closed */
+    dlrni_out o; /* .npy: the file; CSR: the .npz, opened when the writer is closed */
     int64_t width, rows, rows_total, nnz;
     int csr;
-    FILE *part[3];     /* CSR: indptr, indices, data, in temporary files without a name */
+    FILE *part[3]; /* CSR: indptr, indices, data, in temporary files without a name */
     char *path;
 };
 
@@ -4412,7 +4511,8 @@ DLRNI_INTERNAL void dlrni_csr_member(dlrn_writer *w, dlrni_zip_out *z, int part,
     if (part == 0) dlrni_out_write(&w->o, &zero, sizeof zero);
     rewind(w->part[part]);
     for (size_t got; (got = fread(block, 1, sizeof block, w->part[part])) > 0;) dlrni_out_write(&w->o, block, got);
-    if (ferror(w->part[part]) && w->o.status == DLRN_OK) w->o.status = dlrni_io_error(w->ctx, w->path, "read back a part of it");
+    if (ferror(w->part[part]) && w->o.status == DLRN_OK)
+        w->o.status = dlrni_io_error(w->ctx, w->path, "read back a part of it");
     dlrni_zip_finish_member(z);
 }
 
@@ -4448,10 +4548,11 @@ DLRN_API dlrn_status dlrn_writer_close(dlrn_writer *w) {
         s = dlrni_csr_assemble(w);
     } else {
         if (w->rows_total >= 0 && w->rows != w->rows_total && w->o.status == DLRN_OK)
-            w->o.status = dlrni_fail(w->ctx, DLRN_ERR_ARGUMENT, "%s: %lld rows were announced and %lld written", w->path,
-                                     (long long)w->rows_total, (long long)w->rows);
+            w->o.status = dlrni_fail(w->ctx, DLRN_ERR_ARGUMENT, "%s: %lld rows were announced and %lld written",
+                                     w->path, (long long)w->rows_total, (long long)w->rows);
         if (w->rows_total < 0) { /* the number of rows is known only now */
-            if (fseek(w->o.f, 0, SEEK_SET) && w->o.status == DLRN_OK) w->o.status = dlrni_io_error(w->ctx, w->path, "seek in it");
+            if (fseek(w->o.f, 0, SEEK_SET) && w->o.status == DLRN_OK)
+                w->o.status = dlrni_io_error(w->ctx, w->path, "seek in it");
             dlrni_writer_head(w, w->rows);
         }
         s = dlrni_out_close(&w->o);
@@ -4475,8 +4576,8 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_find(dlrn_archive *a, const char *name, int
     *index = dlrn_archive_find(a, name);
     const dlrn_tensor_info *info = dlrn_archive_info(a, *index);
     if (!info || info->ndim != 1)
-        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected '%s' of one dimension, as scipy.sparse.save_npz writes it",
-                          a->path, name);
+        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT,
+                          "%s: expected '%s' of one dimension, as scipy.sparse.save_npz writes it", a->path, name);
     *n = info->numel;
     return DLRN_OK;
 }
@@ -4534,11 +4635,16 @@ DLRN_API dlrn_status dlrn_csr_load(dlrn_context *ctx, const char *path, dlrn_spa
 DLRNI_INTERNAL const char *dlrni_other_family(const dlrn_archive *a) {
     static const struct {
         const char *key, *family;
-    } signs[] = {{"r_mag", "GatedAutoEncoder"}, {"b_gate", "a gated SAELens dictionary"},
-                 {"group_sizes", "MatryoshkaBatchTopKSAE"}, {"k", "AutoEncoderTopK or BatchTopKSAE"},
-                 {"pre_bias", "an OpenAI autoencoder"}, {"threshold", "JumpReluAutoEncoder"},
-                 {"decoder.bias", "AutoEncoderNew"}, {"W_enc", "a SAELens dictionary"},
-                 {"encoder_linear.weight", "a Goodfire autoencoder"}, {"W_dec", "an EleutherAI sparsify dictionary"}};
+    } signs[] = {{"r_mag", "GatedAutoEncoder"},
+                 {"b_gate", "a gated SAELens dictionary"},
+                 {"group_sizes", "MatryoshkaBatchTopKSAE"},
+                 {"k", "AutoEncoderTopK or BatchTopKSAE"},
+                 {"pre_bias", "an OpenAI autoencoder"},
+                 {"threshold", "JumpReluAutoEncoder"},
+                 {"decoder.bias", "AutoEncoderNew"},
+                 {"W_enc", "a SAELens dictionary"},
+                 {"encoder_linear.weight", "a Goodfire autoencoder"},
+                 {"W_dec", "an EleutherAI sparsify dictionary"}};
     for (size_t i = 0; i < sizeof signs / sizeof *signs; i++)
         if (dlrn_archive_find(a, signs[i].key) >= 0) return signs[i].family;
     return NULL;
@@ -4551,7 +4657,8 @@ DLRNI_INTERNAL dlrn_status dlrni_expect(dlrn_archive *a, const char *prefix, con
     snprintf(full, sizeof full, "%s%s", prefix, name);
     *index = dlrn_archive_find(a, full);
     const dlrn_tensor_info *info = dlrn_archive_info(a, *index);
-    if (info && info->ndim == ndim && (rows < 0 || info->shape[0] == rows) && (ndim < 2 || cols < 0 || info->shape[1] == cols))
+    if (info && info->ndim == ndim && (rows < 0 || info->shape[0] == rows) &&
+        (ndim < 2 || cols < 0 || info->shape[1] == cols))
         return DLRN_OK;
     if (info) {
         char shape[64];
@@ -4561,8 +4668,8 @@ DLRNI_INTERNAL dlrn_status dlrni_expect(dlrn_archive *a, const char *prefix, con
     char want[2][24] = {"F", "d"};
     if (rows >= 0) snprintf(want[0], sizeof want[0], "%lld", (long long)rows);
     if (cols >= 0) snprintf(want[1], sizeof want[1], "%lld", (long long)cols);
-    return dlrni_fail(a->ctx, DLRN_ERR_SHAPE, "%s: tensor '%s': expected shape [%s%s%s], found %s", a->path, full, want[0],
-                      ndim > 1 ? ", " : "", ndim > 1 ? want[1] : "", found);
+    return dlrni_fail(a->ctx, DLRN_ERR_SHAPE, "%s: tensor '%s': expected shape [%s%s%s], found %s", a->path, full,
+                      want[0], ndim > 1 ? ", " : "", ndim > 1 ? want[1] : "", found);
 }
 
 typedef struct dlrni_transpose_job {
@@ -4578,7 +4685,8 @@ DLRNI_INTERNAL void dlrni_transpose_block(void *arg, int64_t task, int worker) {
     (void)worker;
     for (int64_t r0 = 0; r0 < j->rows; r0 += 16)
         for (int64_t c = c0; c < c1; c++)
-            for (int64_t r = r0; r < dlrni_min(r0 + 16, j->rows); r++) j->to[c * j->rows + r] = j->from[r * j->cols + c];
+            for (int64_t r = r0; r < dlrni_min(r0 + 16, j->rows); r++)
+                j->to[c * j->rows + r] = j->from[r * j->cols + c];
 }
 
 DLRNI_INTERNAL void dlrni_transpose(dlrn_context *ctx, const float *from, int64_t rows, int64_t cols, float *to) {
@@ -4589,7 +4697,7 @@ DLRNI_INTERNAL void dlrni_transpose(dlrn_context *ctx, const float *from, int64_
 /* decoder.weight [d][F] into atoms [F][d], some rows of it at a time: no second copy of the matrix. */
 DLRNI_INTERNAL dlrn_status dlrni_read_atoms(dlrn_archive *a, int64_t index, dlrn_dictionary *dict) {
     int64_t d = dict->activation_dim, F = dict->dict_size, step = dlrni_min(16, d);
-    float *rows = DLRNI_NEW(a->ctx, float, step * F);
+    float *rows = DLRNI_NEW(a->ctx, float, step *F);
     if (!rows) return DLRN_ERR_MEMORY;
     dlrn_status s = DLRN_OK;
     for (int64_t r = 0; r < d && s == DLRN_OK; r += step) {
@@ -4606,8 +4714,9 @@ DLRNI_INTERNAL dlrn_status dlrni_check_weights(const char *path, const char *nam
                                                const float *w, int64_t n) {
     for (int64_t i = 0; i < n; i++)
         if (!(fabsf(w[i]) <= FLT_MAX))
-            return dlrni_fail(dict->ctx, DLRN_ERR_VALUE, "%s: tensor '%s': element %lld: expected a finite number, found %g",
-                              path, name, (long long)i, (double)w[i]);
+            return dlrni_fail(dict->ctx, DLRN_ERR_VALUE,
+                              "%s: tensor '%s': element %lld: expected a finite number, found %g", path, name,
+                              (long long)i, (double)w[i]);
     return DLRN_OK;
 }
 
@@ -4628,12 +4737,14 @@ DLRNI_INTERNAL dlrn_status dlrni_load_archive(dlrn_archive *a, dlrn_dictionary *
     const char *prefix = dlrn_archive_find(a, "ae.encoder.weight") >= 0 ? "ae." : "", *other = dlrni_other_family(a);
     int64_t index[4];
     if (other && !*prefix)
-        return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: expected an AutoEncoder, found the tensors of %s", a->path, other);
+        return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: expected an AutoEncoder, found the tensors of %s", a->path,
+                          other);
     DLRNI_TRY(dlrni_expect(a, prefix, "encoder.weight", 2, -1, -1, &index[0]));
     const int64_t F = dlrn_archive_info(a, index[0])->shape[0], d = dlrn_archive_info(a, index[0])->shape[1];
     if (F < 1 || d < 1 || F > INT32_MAX)
-        return dlrni_fail(a->ctx, DLRN_ERR_SHAPE, "%s: tensor 'encoder.weight': expected a shape without 0, found [%lld, %lld]",
-                          a->path, (long long)F, (long long)d);
+        return dlrni_fail(a->ctx, DLRN_ERR_SHAPE,
+                          "%s: tensor 'encoder.weight': expected a shape without 0, found [%lld, %lld]", a->path,
+                          (long long)F, (long long)d);
     DLRNI_TRY(dlrni_expect(a, prefix, "encoder.bias", 1, F, -1, &index[1]));
     DLRNI_TRY(dlrni_expect(a, prefix, "bias", 1, d, -1, &index[2]));
     DLRNI_TRY(dlrni_expect(a, prefix, "decoder.weight", 2, d, F, &index[3]));
@@ -4648,20 +4759,22 @@ DLRNI_INTERNAL dlrn_status dlrni_load_archive(dlrn_archive *a, dlrn_dictionary *
 
 /* What config.json says of the dictionary must agree with the tensors. */
 DLRNI_INTERNAL dlrn_status dlrni_agrees_with_config(dlrn_context *ctx, const char *path, const dlrn_json *root,
-                                              const dlrn_dictionary *dict) {
-    static const char *const keys[2][2] = {{"activation_dim", "trainer.activation_dim"}, {"dict_size", "trainer.dict_size"}};
+                                                    const dlrn_dictionary *dict) {
+    static const char *const keys[2][2] = {{"activation_dim", "trainer.activation_dim"},
+                                           {"dict_size", "trainer.dict_size"}};
     int64_t have[2] = {dict->activation_dim, dict->dict_size};
     for (int i = 0; i < 2; i++)
         for (int k = 0; k < 2; k++) {
             double said = dlrn_json_number(root, keys[i][k], (double)have[i]);
             if (said != (double)have[i])
-                return dlrni_fail(ctx, DLRN_ERR_SHAPE, "%s: %s: expected %lld as in the tensors, found %g", path, keys[i][k],
-                                  (long long)have[i], said);
+                return dlrni_fail(ctx, DLRN_ERR_SHAPE, "%s: %s: expected %lld as in the tensors, found %g", path,
+                                  keys[i][k], (long long)have[i], said);
         }
     return DLRN_OK;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_check_class(dlrn_context *ctx, const char *path, const dlrn_json *root, int *identity) {
+DLRNI_INTERNAL dlrn_status dlrni_check_class(dlrn_context *ctx, const char *path, const dlrn_json *root,
+                                             int *identity) {
     const char *name = dlrn_json_text(root, "trainer.dict_class", dlrn_json_text(root, "dict_class", "AutoEncoder"));
     *identity = !strcmp(name, "IdentityDict");
     if (*identity || !strcmp(name, "AutoEncoder")) return DLRN_OK;
@@ -4669,7 +4782,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_class(dlrn_context *ctx, const char *path
 }
 
 /* The dictionary's file in a folder, or path itself if it is a file; config: the config.json beside it ("" if none). */
-DLRNI_INTERNAL dlrn_status dlrni_find_dictionary(dlrn_context *ctx, const char *path, char *file, char *config, size_t size) {
+DLRNI_INTERNAL dlrn_status dlrni_find_dictionary(dlrn_context *ctx, const char *path, char *file, char *config,
+                                                 size_t size) {
     static const char *const names[] = {"ae.pt", "ae.safetensors", "ae.npz", "trainer_0/ae.pt"};
     int kind = dlrn_file_exists(path);
     *file = *config = 0;
@@ -4680,15 +4794,17 @@ DLRNI_INTERNAL dlrn_status dlrni_find_dictionary(dlrn_context *ctx, const char *
         if (dlrn_file_exists(file) != 1) *file = 0;
     }
     if (kind == 0) return dlrni_fail(ctx, DLRN_ERR_IO, "%s: no such file or folder", path);
-    if (kind == 2) snprintf(config, size, "%s/%sconfig.json", path, strstr(file, "/trainer_0/ae.pt") ? "trainer_0/" : "");
+    if (kind == 2)
+        snprintf(config, size, "%s/%sconfig.json", path, strstr(file, "/trainer_0/ae.pt") ? "trainer_0/" : "");
     if (kind == 1 && !dlrni_sibling(path, "config.json", config, size)) *config = 0;
     if (*config && dlrn_file_exists(config) != 1) *config = 0;
     if (*file || *config) return DLRN_OK;
-    return dlrni_fail(ctx, DLRN_ERR_IO, "%s: expected ae.pt, ae.safetensors or ae.npz in this folder, found none", path);
+    return dlrni_fail(ctx, DLRN_ERR_IO, "%s: expected ae.pt, ae.safetensors or ae.npz in this folder, found none",
+                      path);
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, const char *config, const dlrn_json *root,
-                                           dlrn_dictionary **out) {
+DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, const char *config,
+                                           const dlrn_json *root, dlrn_dictionary **out) {
     dlrn_archive *a;
     int identity = 0;
     if (root) DLRNI_TRY(dlrni_check_class(ctx, config, root, &identity));
@@ -4723,7 +4839,7 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     int64_t d = dict->activation_dim, F = dict->dict_size;
     if (!dict->encoder_weight)
         return dlrni_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: an %s has no weights to save", path, dict->family->name);
-    float *decoder = DLRNI_NEW(ctx, float, d * F);
+    float *decoder = DLRNI_NEW(ctx, float, d *F);
     if (!decoder) return DLRN_ERR_MEMORY;
     dlrni_transpose(ctx, dict->decoder_weight, F, d, decoder);
     dlrn_tensor_out tensors[4] = {{"bias", DLRN_F32, 1, {d}, dict->bias},
@@ -4925,7 +5041,8 @@ DLRNI_INTERNAL int64_t dlrni_dense_panel(const dlrni_work *w) {
     return dlrni_min(dlrni_max(w->budget / (w->n * DLRNI_GROUP), 1), w->groups);
 }
 
-/* Makes room where a list did not fit; *missing says how many. A panel beyond the budget is cut to a dense one first. */
+/* Makes room where a list did not fit; *missing says how many. A panel beyond the budget is cut to a dense one first.
+   */
 DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrn_trainer *t, int64_t *missing) {
     dlrni_work *w = &t->w;
     int64_t total = 0, entries;
@@ -5110,7 +5227,8 @@ DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
    Scale, r and the ratio of the losses are constants to the gradient. */
 static const double dlrni_ghost_eps = 1e-8;
 
-/* pre [rows][count] = encoder rows of the listed features on xc [rows][d], plus their bias; packed [count][d]: scratch. */
+/* pre [rows][count] = encoder rows of the listed features on xc [rows][d], plus their bias; packed [count][d]:
+   scratch. */
 DLRNI_INTERNAL void dlrni_ghost_pre(const dlrn_dictionary *dict, const float *xc, int64_t rows, const int32_t *feature,
                                     int64_t count, float *packed, float *pre, int64_t ld) {
     int64_t d = dict->activation_dim;
@@ -5722,13 +5840,13 @@ DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *conf
 
 /* ------------------------------------------------------------------------------------------ */
 // >>resampling
-/* A feature that stays silent learns nothing. Every resample_steps, each one that is dead is given the direction of a row
-   that is reconstructed badly (Bricken et al., "Towards Monosemanticity", 2023): rows are drawn without replacement with
-   probability proportional to their squared loss over a large sample; the atom becomes the drawn output y, normalised
-   (not centred), the encoder row the drawn input minus the bias, scaled to 0.2 of the mean norm of the living encoder
-   rows, the encoder's bias 0, and Adam's moments of all three 0. With nothing alive the mean is over all rows; if that is
-   0, it is 1. Rows with y = 0 or x = bias give no direction and are never drawn. If there are fewer rows than dead
-   features, the rest stay as they are. */
+/* A feature that stays silent learns nothing. Every resample_steps, each one that is dead is given the direction of a
+   row that is reconstructed badly (Bricken et al., "Towards Monosemanticity", 2023): rows are drawn without
+   replacement with probability proportional to their squared loss over a large sample; the atom becomes the drawn
+   output y, normalised (not centred), the encoder row the drawn input minus the bias, scaled to 0.2 of the mean norm
+   of the living encoder rows, the encoder's bias 0, and Adam's moments of all three 0. With nothing alive the mean is
+   over all rows; if that is 0, it is 1. Rows with y = 0 or x = bias give no direction and are never drawn. If there
+   are fewer rows than dead features, the rest stay as they are. */
 
 /* Where rows come from: an array, or a buffer that keeps what is peeked at. */
 typedef struct dlrni_rows {
@@ -5931,10 +6049,10 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampl
 
 /* ------------------------------------------------------------------------------------------ */
 // >>buffer
-/* Rows wait in slots of one block (x, and y if there is a target). `order` lists the slots of the unread rows in their
-   logical order: a draw swaps a random entry with the last and takes it, so that a batch costs O(1) a row; slots that were
-   read go to `vacant` and are filled first at the next refill. What is drawn depends on the logical order and the
-   generator alone, never on slots: saving and resuming therefore change nothing. */
+/* Rows wait in slots of one block (x, and y if there is a target). `order` lists the slots of the unread rows in
+   their logical order: a draw swaps a random entry with the last and takes it, so that a batch costs O(1) a row;
+   slots that were read go to `vacant` and are filled first at the next refill. What is drawn depends on the logical
+   order and the generator alone, never on slots: saving and resuming therefore change nothing. */
 
 struct dlrn_buffer {
     dlrn_context *ctx;
@@ -5977,11 +6095,13 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_sizes(dlrn_context *ctx, const dlrn_buff
                   "n_ctxs, ctx_len, in_batch_size and out_batch_size must be positive");
     DLRNI_REQUIRE(ctx, cfg->store == DLRN_F32 || cfg->store == DLRN_F16 || cfg->store == DLRN_BF16,
                   "rows are stored as F32, F16 or BF16");
-    DLRNI_REQUIRE(ctx, dlrni_mul(cfg->n_ctxs, cfg->ctx_len, capacity) && dlrni_mul(cfg->in_batch_size, cfg->ctx_len, chunk),
+    DLRNI_REQUIRE(ctx,
+                  dlrni_mul(cfg->n_ctxs, cfg->ctx_len, capacity) && dlrni_mul(cfg->in_batch_size, cfg->ctx_len, chunk),
                   "the capacity overflows");
     if (*capacity < cfg->out_batch_size)
-        return dlrni_fail(ctx, DLRN_ERR_ARGUMENT, "a buffer of %lld rows (n_ctxs * ctx_len) cannot give batches of %lld",
-                          (long long)*capacity, (long long)cfg->out_batch_size);
+        return dlrni_fail(ctx, DLRN_ERR_ARGUMENT,
+                          "a buffer of %lld rows (n_ctxs * ctx_len) cannot give batches of %lld", (long long)*capacity,
+                          (long long)cfg->out_batch_size);
     *chunk = dlrni_min(*chunk, *capacity);
     return DLRN_OK;
 }
@@ -6106,8 +6226,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_receive(dlrn_buffer *b, int64_t want, in
         *n = 0;
         return DLRN_OK;
     }
-    if (s != DLRN_OK)
-        return dlrni_callback_error(b->ctx, s, "the source", src->error ? src->error(src->user) : NULL);
+    if (s != DLRN_OK) return dlrni_callback_error(b->ctx, s, "the source", src->error ? src->error(src->user) : NULL);
     if (*n <= 0 || *n > want)
         return dlrni_fail(b->ctx, DLRN_ERR_CALLBACK, "the source was asked for 1 to %lld rows and gave %lld",
                           (long long)want, (long long)*n);
@@ -6128,8 +6247,8 @@ DLRNI_INTERNAL void dlrni_buffer_store(dlrn_buffer *b, int64_t n) {
     }
 }
 
-/* Fills up from the source when fewer than half of the rows (or than a batch) are unread. In the source's order there is
-   nothing to mix, so only a batch is fetched. */
+/* Fills up from the source when fewer than half of the rows (or than a batch) are unread. In the source's order there
+   is nothing to mix, so only a batch is fetched. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_refill(dlrn_buffer *b) {
     int64_t chunk = dlrni_min(b->cfg.in_batch_size * b->cfg.ctx_len, b->capacity);
     int64_t low = b->cfg.shuffle ? dlrni_max(b->capacity / 2, b->cfg.out_batch_size) : b->cfg.out_batch_size;
@@ -6203,13 +6322,13 @@ DLRN_API int64_t dlrn_buffer_rows_read(const dlrn_buffer *b) {
     return b->rows_read;
 }
 
-/* For checkpoints: the unread rows in their logical order. They are moved to the first slots, which changes nothing that is
-   drawn: that depends on the order and the generator alone. */
+/* For checkpoints: the unread rows in their logical order. They are moved to the first slots, which changes nothing
+   that is drawn: that depends on the order and the generator alone. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_export(dlrn_buffer *b, dlrni_buffer_state *state) {
     int64_t bytes = dlrni_row_bytes(b);
     memset(state, 0, sizeof *state);
     for (int which = 0; which < (b->y ? 2 : 1); which++) {
-        char **rows = which ? &b->y : &b->x, *moved = DLRNI_NEW(b->ctx, char, b->held * bytes);
+        char **rows = which ? &b->y : &b->x, *moved = DLRNI_NEW(b->ctx, char, b->held *bytes);
         if (!moved) return DLRN_ERR_MEMORY;
         for (int64_t i = 0; i < b->unread; i++) memcpy(moved + i * bytes, *rows + b->order[i] * bytes, (size_t)bytes);
         if (which == 0 && b->y) { /* y still needs the old order */
@@ -6243,7 +6362,8 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_export(dlrn_buffer *b, dlrni_buffer_stat
 
 /* Takes over a saved state: copies the rows, goes to the source's position. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffer_state *state) {
-    DLRNI_REQUIRE(b->ctx, state->store == b->cfg.store && (state->y != NULL) == (b->source.has_target != 0 && state->rows > 0),
+    DLRNI_REQUIRE(b->ctx,
+                  state->store == b->cfg.store && (state->y != NULL) == (b->source.has_target != 0 && state->rows > 0),
                   "the saved rows are of another type, or with or without a target");
     if (state->rows > b->capacity)
         return dlrni_fail(b->ctx, DLRN_ERR_SHAPE, "a buffer of %lld rows cannot take over the %lld that were saved",
@@ -6261,16 +6381,17 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffe
     if (!state->has_position) return DLRN_OK;
     DLRNI_REQUIRE(b->ctx, b->source.seek, "the source cannot go back to where it was");
     dlrn_status s = b->source.seek(b->source.user, state->source_position);
-    return s == DLRN_OK ? s : dlrni_fail(b->ctx, s, "the source cannot go to position %llu",
-                                         (unsigned long long)state->source_position);
+    return s == DLRN_OK ? s
+                        : dlrni_fail(b->ctx, s, "the source cannot go to position %llu",
+                                     (unsigned long long)state->source_position);
 }
 
 /* ---- Sources of arrays ---- */
 
 typedef struct dlrni_array_source {
     dlrn_context *ctx;
-    const float *x, *y;     /* [rows][d] in memory, borrowed, or ... */
-    dlrni_npy file, target; /* ... in files                          */
+    const float *x, *y;          /* [rows][d] in memory, borrowed, or ... */
+    dlrni_npy file, target;      /* ... in files                          */
     int64_t rows, d, epochs, at; /* at: rows given so far, over all epochs */
 } dlrni_array_source;
 
@@ -6371,8 +6492,8 @@ DLRN_API void dlrn_source_destroy(dlrn_source *source) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>metrics
-/* One pass over the rows, each row in its turn: how they are cut into batches never changes a bit. Means and variances by
-   Welford's update, in double. */
+/* One pass over the rows, each row in its turn: how they are cut into batches never changes a bit. Means and
+   variances by Welford's update, in double. */
 
 struct dlrn_evaluator {
     dlrn_context *ctx;
@@ -6401,7 +6522,8 @@ DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e) {
     dlrni_free(e->ctx, e);
 }
 
-DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dlrn_eval_config *cfg, dlrn_evaluator **out) {
+DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dlrn_eval_config *cfg,
+                                           dlrn_evaluator **out) {
     dlrn_context *ctx = dict->ctx;
     int64_t d = dict->activation_dim;
     *out = NULL;
@@ -6414,7 +6536,7 @@ DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dl
     e->batch = cfg->batch_size;
     e->mean_y = DLRNI_NEW_ZERO(ctx, double, 4 * d);
     e->fired = DLRNI_NEW_ZERO(ctx, int64_t, dict->dict_size);
-    e->x_hat = DLRNI_NEW(ctx, float, e->batch * d);
+    e->x_hat = DLRNI_NEW(ctx, float, e->batch *d);
     if (!e->mean_y || !e->fired || !e->x_hat) {
         dlrn_evaluator_destroy(e);
         return DLRN_ERR_MEMORY;
@@ -6607,7 +6729,9 @@ DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrn_context *ctx, const dlrn_lan
     dlrn_status s = lm->cross_entropy(lm->user, edit, nats, tokens);
     if (s == DLRN_OK) return s;
     return dlrni_callback_error(ctx, s, "the language model",
-                                lm->error ? lm->error(lm->user) : ctx->error[0] ? ctx->error : NULL);
+                                lm->error       ? lm->error(lm->user)
+                                : ctx->error[0] ? ctx->error
+                                                : NULL);
 }
 
 DLRN_API dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionary *const *dicts,
@@ -6620,7 +6744,8 @@ DLRN_API dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionar
     DLRNI_TRY(dlrni_cross_entropy(ctx, lm, &reconstruct, &out->loss_reconstructed, &tokens));
     if (tokens == out->tokens) DLRNI_TRY(dlrni_cross_entropy(ctx, lm, &zero, &out->loss_zero, &tokens));
     if (tokens != out->tokens)
-        return dlrni_fail(ctx, DLRN_ERR_CALLBACK, "the language model judged %lld tokens, then %lld: it must give the same",
+        return dlrni_fail(ctx, DLRN_ERR_CALLBACK,
+                          "the language model judged %lld tokens, then %lld: it must give the same",
                           (long long)out->tokens, (long long)tokens);
     double whole = out->loss_original - out->loss_zero;
     out->documents = lm->documents;
@@ -6631,8 +6756,8 @@ DLRN_API dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionar
 /* ------------------------------------------------------------------------------------------ */
 // >>checkpoint
 /* A trainer in one archive: weights, moments, counters and the buffer's unread rows are its tensors, bit for bit; the
-   configuration, the step and the buffer's numbers its metadata. Random numbers of resampling are a function of seed and
-   step, so there is no further generator to keep. Atoms are stored as they stand in memory, [F][d]. */
+   configuration, the step and the buffer's numbers its metadata. Random numbers of resampling are a function of seed
+   and step, so there is no further generator to keep. Atoms are stored as they stand in memory, [F][d]. */
 #ifdef DLRNI_ALL_ROOMS
 
 enum { DLRNI_CHECKPOINT_FLOATS = 12, DLRNI_CHECKPOINT_TENSORS = DLRNI_CHECKPOINT_FLOATS + 3 };
@@ -6971,6 +7096,7 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path, co
 #undef DLRNI_NEON
 #undef DLRNI_NEW
 #undef DLRNI_NEW_ZERO
+#undef DLRNI_POSIX
 #undef DLRNI_PRINTF
 #undef DLRNI_REQUIRE
 #undef DLRNI_TRY
@@ -6982,8 +7108,8 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path, co
 
 /* ------------------------------------------------------------------------------------------ */
 // >>kernel-bodies
-/* Included once a kernel set (room kernels). First the vector of 16 lanes of this set, then the bodies, the same text for
-   all sets. The scalar set is the oracle: plain loops and fmaf(). */
+/* Included once a kernel set (room kernels). First the vector of 16 lanes of this set, then the bodies, the same text
+   for all sets. The scalar set is the oracle: plain loops and fmaf(). */
 #ifdef DLRNI_PASS
 
 #if DLRNI_PASS == 0

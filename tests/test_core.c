@@ -72,7 +72,7 @@ static void naive_gemm(dlrn_gemm_op op, int64_t m, int64_t n, int64_t k, const f
 }
 
 TEST(products_match_double_and_every_kernel_set_gives_the_same_bits) {
-    static const int64_t shapes[][3] = {{1, 1, 1},   {4, 6, 16},  {5, 7, 17},   {3, 33, 40},
+    static const int64_t shapes[][3] = {{1, 1, 1},     {4, 6, 16},    {5, 7, 17},  {3, 33, 40},
                                         {70, 100, 50}, {65, 97, 129}, {2, 200, 8}, {9, 31, 0}};
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
         for (int op = DLRN_NN; op <= DLRN_TN; op++)
@@ -91,10 +91,10 @@ TEST(products_match_double_and_every_kernel_set_gives_the_same_bits) {
                     dlrn_context *ctx = open_kernels(name, 1 + i);
                     CHECK(ctx != NULL && !strcmp(dlrn_kernels(ctx), name));
                     memcpy(c, c0, (size_t)z * 4);
-                    CHECK_OK(ctx, dlrn_matmul(ctx, (dlrn_gemm_op)op,
-                                              op == DLRN_TN ? dlrn_view(a, k, m) : dlrn_view(a, m, k),
-                                              op == DLRN_NT ? dlrn_view(b, n, k) : dlrn_view(b, k, n), (float)beta,
-                                              dlrn_view(c, m, n)));
+                    CHECK_OK(ctx,
+                             dlrn_matmul(ctx, (dlrn_gemm_op)op, op == DLRN_TN ? dlrn_view(a, k, m) : dlrn_view(a, m, k),
+                                         op == DLRN_NT ? dlrn_view(b, n, k) : dlrn_view(b, k, n), (float)beta,
+                                         dlrn_view(c, m, n)));
                     for (int64_t e = 0; e < z; e++) CHECK(fabs((double)c[e] - want[e]) < 2e-5 * (1 + fabs(want[e])));
                     if (i == 0) memcpy(first, c, (size_t)z * 4);
                     CHECK_MSG(same_bits(first, c, z), "%s differs from scalar", name);
@@ -193,8 +193,11 @@ TEST(tensors_check_shapes_and_bounds) {
     double mean[5], var[5];
     CHECK_OK(ctx, dlrn_mean_var(ctx, t, mean, var));
     CHECK_CLOSE(mean[1], (1 + 36 + 121) / 3.0, 1e-12);
-    CHECK_CLOSE(var[0], ((0.0 - 125 / 3.0) * (0.0 - 125 / 3.0) + (25 - 125 / 3.0) * (25 - 125 / 3.0) +
-                         (100 - 125 / 3.0) * (100 - 125 / 3.0)) / 2, 1e-12);
+    CHECK_CLOSE(var[0],
+                ((0.0 - 125 / 3.0) * (0.0 - 125 / 3.0) + (25 - 125 / 3.0) * (25 - 125 / 3.0) +
+                 (100 - 125 / 3.0) * (100 - 125 / 3.0)) /
+                    2,
+                1e-12);
     dlrn_tensor_free(ctx, &t);
     CHECK(dlrn_error(NULL) != NULL);
     dlrn_context_destroy(ctx);
@@ -206,7 +209,8 @@ TEST(the_initial_distribution_is_torchs) {
     CHECK_OK(ctx, dlrn_autoencoder_create(ctx, 64, 300, 5, &a));
     CHECK_OK(ctx, dlrn_autoencoder_create(ctx, 64, 300, 5, &b));
     CHECK_OK(ctx, dlrn_autoencoder_create(ctx, 64, 300, 6, &c));
-    CHECK(same_bits(a->encoder_weight, b->encoder_weight, 64 * 300) && same_bits(a->decoder_weight, b->decoder_weight, 64 * 300));
+    CHECK(same_bits(a->encoder_weight, b->encoder_weight, 64 * 300) &&
+          same_bits(a->decoder_weight, b->decoder_weight, 64 * 300));
     CHECK(!same_bits(a->encoder_weight, c->encoder_weight, 64 * 300));
     double square = 0, most = 0;
     for (int i = 0; i < 64 * 300; i++) {
@@ -247,7 +251,8 @@ TEST(encode_and_decode_match_the_formula) {
     CHECK_OK(ctx, dlrn_encode_sparse(dict, x, N, &codes));
     CHECK(codes.rows == N && codes.cols == F && codes.row_ptr[N] == nnz);
     for (int64_t i = 0; i < N; i++)
-        for (int64_t p = codes.row_ptr[i]; p < codes.row_ptr[i + 1]; p++) CHECK(f[i * F + codes.col[p]] == codes.val[p]);
+        for (int64_t p = codes.row_ptr[i]; p < codes.row_ptr[i + 1]; p++)
+            CHECK(f[i * F + codes.col[p]] == codes.val[p]);
     CHECK_OK(ctx, dlrn_decode(dict, f, N, x_hat));
     for (int i = 0; i < N; i++)
         for (int k = 0; k < D; k++) {
