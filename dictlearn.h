@@ -5653,11 +5653,9 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     *out = NULL;
     DLRNI_TRY(dlrni_check_config(ctx, cfg));
     if (init) DLRNI_TRY(dlrni_check_init(ctx, cfg, init));
-#ifdef DLRNI_ALL_ROOMS
     if (buffer && dlrn_buffer_dim(buffer) != cfg->activation_dim)
         return dlrni_fail(ctx, DLRN_ERR_SHAPE, "dlrn_trainer_create: expected rows of %lld, found a buffer of %lld",
                           (long long)cfg->activation_dim, (long long)dlrn_buffer_dim(buffer));
-#endif
     dlrn_trainer *t = DLRNI_NEW_ZERO(ctx, dlrn_trainer, 1);
     if (!t) return DLRN_ERR_MEMORY;
     t->ctx = ctx;
@@ -5705,7 +5703,6 @@ DLRN_API dlrn_status dlrn_trainer_step_on(dlrn_trainer *t, const float *x, const
     return DLRN_OK;
 }
 
-#ifdef DLRNI_ALL_ROOMS
 DLRN_API dlrn_status dlrn_trainer_step(dlrn_trainer *t, dlrn_train_stats *stats) {
     const float *x, *y;
     int64_t n;
@@ -5715,7 +5712,6 @@ DLRN_API dlrn_status dlrn_trainer_step(dlrn_trainer *t, dlrn_train_stats *stats)
     return dlrn_trainer_step_on(t, x, y, n, stats);
 }
 
-#endif
 DLRN_API dlrn_status dlrn_trainer_loss(dlrn_trainer *t, const float *x, const float *y, int64_t n,
                                        dlrn_train_stats *stats) {
     return dlrni_forward_loss(t, x, y, n, stats);
@@ -5807,7 +5803,6 @@ DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text
     return t.length;
 }
 
-#ifdef DLRNI_ALL_ROOMS
 /* ---- The whole run ---- */
 
 DLRNI_INTERNAL dlrn_status dlrni_run(dlrn_trainer *t, dlrn_progress progress, void *user) {
@@ -5836,7 +5831,6 @@ DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *conf
     dlrn_trainer_destroy(t);
     return s;
 }
-#endif
 
 /* ------------------------------------------------------------------------------------------ */
 // >>resampling
@@ -5868,11 +5862,7 @@ DLRNI_INTERNAL dlrn_status dlrni_rows_get(dlrni_rows *r, int64_t d, int64_t star
     }
     *x = r->bx;
     *y = r->by;
-#ifdef DLRNI_ALL_ROOMS
     return *got > 0 ? dlrn_buffer_peek(r->buffer, start, *got, r->bx, r->by, got) : DLRN_OK;
-#else
-    return DLRN_OK;
-#endif
 }
 
 /* Squared loss of each row, 0 where a row cannot be used. */
@@ -6758,7 +6748,6 @@ DLRN_API dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionar
 /* A trainer in one archive: weights, moments, counters and the buffer's unread rows are its tensors, bit for bit; the
    configuration, the step and the buffer's numbers its metadata. Random numbers of resampling are a function of seed
    and step, so there is no further generator to keep. Atoms are stored as they stand in memory, [F][d]. */
-#ifdef DLRNI_ALL_ROOMS
 
 enum { DLRNI_CHECKPOINT_FLOATS = 12, DLRNI_CHECKPOINT_TENSORS = DLRNI_CHECKPOINT_FLOATS + 3 };
 #define DLRNI_CHECKPOINT_FORMAT "dictlearn checkpoint 1"
@@ -6816,7 +6805,7 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_rows(const char *name, const voi
     return out;
 }
 
-DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_growing *text, const dlrni_buffer_state *b) {
+DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_text *text, const dlrni_buffer_state *b) {
     dlrni_put(text, "{\"rows\": %lld, \"store\": \"%s\", ", (long long)b->rows, dlrn_dtype_name(b->store));
     dlrni_put(text, "\"seed\": %llu, \"stream\": %llu, \"counter\": %llu, ", (unsigned long long)b->rng.seed,
               (unsigned long long)b->rng.stream, (unsigned long long)b->rng.counter);
@@ -6830,7 +6819,7 @@ DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) 
     int64_t count = DLRNI_CHECKPOINT_FLOATS, d = t->cfg.activation_dim;
     char config[1024], step[32], buffer[512];
     dlrni_buffer_state b;
-    dlrni_growing text = {buffer, sizeof buffer, 0};
+    dlrni_text text = {buffer, sizeof buffer, 0};
     dlrni_checkpoint_floats(t, tensors);
     tensors[count++] = dlrni_checkpoint_counters(t);
     dlrn_train_config_json(&t->cfg, config, sizeof config);
@@ -7077,7 +7066,6 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path, co
     *out = NULL;
     return s;
 }
-#endif
 #endif
 
 #ifdef __cplusplus

@@ -67,7 +67,7 @@ no_output_no_exit() { # and, at that, nothing that ends the process or writes to
     return 0
 }
 macros() { # macros COMPILER MODE: every macro that the header leaves in a file is a public one of its own
-    { sed -n 's/^ *\(#include <[a-z_]*\.*h*>\)$/\1/p' dictlearn.h; } | sort -u | grep -v omp.h | while read -r line; do
+    { sed -n 's/^ *\(#include <[a-z_/]*\.*h*>\)$/\1/p' dictlearn.h; } | sort -u | grep -v omp.h | while read -r line; do
         echo "$line" > "$dir/try.c"
         $1 -E "$dir/try.c" > /dev/null 2>&1 && echo "$line"
     done > "$dir/system.c"

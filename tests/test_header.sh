@@ -53,7 +53,7 @@ cat > "$dir/allocator.c" << 'END'
 #include <stdlib.h>
 static int blocks;
 static void *my_malloc(size_t n) { blocks++; return malloc(n); }
-static void *my_realloc(void *p, size_t n) { blocks += !p; return realloc(p, n); }
+__attribute__((unused)) static void *my_realloc(void *p, size_t n) { blocks += !p; return realloc(p, n); }
 static void my_free(void *p) { blocks -= p != NULL; free(p); }
 #define DICTLEARN_MALLOC(n) my_malloc(n)
 #define DICTLEARN_REALLOC(p, n) my_realloc(p, n)

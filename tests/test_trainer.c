@@ -622,7 +622,6 @@ TEST(the_configuration_as_json) {
     CHECK(dlrn_train_config_json(&cfg, NULL, 0) == length);
 }
 
-#ifdef DLRNI_ALL_ROOMS
 TEST(a_resumed_trainer_goes_on_with_the_same_bits) {
     dlrn_context *ctx = open_context("auto", 1);
     dlrn_train_config cfg = small_config();
@@ -712,7 +711,6 @@ TEST(a_whole_run_ends_with_the_data_or_when_told) {
     dlrn_buffer_destroy(buffer);
     dlrn_context_destroy(ctx);
 }
-#endif
 
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
@@ -733,10 +731,8 @@ int main(int argc, char **argv) {
     RUN(rows_are_drawn_by_weight);
     RUN(resampling_in_compat_forgets_moments_alone);
     RUN(the_configuration_as_json);
-#ifdef DLRNI_ALL_ROOMS
     RUN(a_resumed_trainer_goes_on_with_the_same_bits);
     RUN(a_resumed_run_draws_the_same_rows);
     RUN(a_whole_run_ends_with_the_data_or_when_told);
-#endif
     return TEST_END();
 }

@@ -1,8 +1,8 @@
 """Writes tests/golden/{forward,gradients,train,evaluate}.npz: `python tests/golden/make_golden.py`.
 
-Inputs are f32. The expected values are computed in f64 from them, so that a difference is the C code's own rounding; the
-same run in f32 is made beside it, and its difference printed: what PyTorch itself would be off by. Matrices are stored as
-the C code lays them out: atoms as rows, [F][d].
+Inputs are f32. The expected values are computed in f64 from them, so that a difference is the C code's own rounding;
+the same run in f32 is made beside it, and its difference printed: what PyTorch itself would be off by. Matrices are
+stored as the C code lays them out: atoms as rows, [F][d].
 """
 import pathlib
 
@@ -119,7 +119,8 @@ def make_gradients():
                                      counter, 8 if kind == "ghost" else None)
                     terms["loss"].backward()
                     assert (terms["ghost"] is not None) == (kind == "ghost")
-                    figures = [float(0 if terms[k] is None else terms[k].detach()) for k in ("loss", "mse", "sparsity", "ghost", "l0")]
+                    names = ("loss", "mse", "sparsity", "ghost", "l0")
+                    figures = [float(0 if terms[k] is None else terms[k].detach()) for k in names]
                     gradients = {k: laid_out(k, p.grad) for k, p in parameters(ae).items()}
                     assert all(np.isfinite(g).all() for g in gradients.values())
                     return gradients | {"terms": np.array(figures)}
