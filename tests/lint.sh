@@ -10,8 +10,7 @@ printf '#include "dictlearn.h"\n' > "$dir/header.c"
 
 # ---- text
 columns() {
-    LC_ALL=C.UTF-8 grep -nE '^.{121,}' $sources $scripts | cut -c 1-140 && return 1
-    return 0
+    ! LC_ALL=C.UTF-8 grep -nE '^.{121,}' $sources $scripts
 }
 blanks() {
     grep -nE '[[:blank:]]$' $sources $scripts && return 1
