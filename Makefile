@@ -37,14 +37,14 @@ $(BUILD)/%: examples/%.c $(HEADERS) $(wildcard examples/dictlearn_*)
 $(BUILD)/test_%: tests/test_%.c tests/test.h $(HEADERS)
 	$(COMPILE) $< -o $@ -lm
 
-$(BUILD)/kernel_sets: tests/kernel_sets.c dictlearn.h
+$(BUILD)/kernel_sets $(BUILD)/rows: $(BUILD)/%: tests/%.c dictlearn.h
 	$(COMPILE) $< -o $@ -lm
 
 demo: all ## a dictionary from a language model, with its table (MODEL= TEXT= SITE= LAYER= EXPANSION= ROWS=)
 	MODEL='$(MODEL)' TEXT='$(TEXT)' SITE='$(SITE)' LAYER='$(LAYER)' EXPANSION='$(EXPANSION)' ROWS='$(ROWS)' \
 	  sh examples/demo.sh
 
-test: all $(TESTS) $(BUILD)/kernel_sets ## every test that needs no Python package; closes with `N passed, N failed`
+test: all $(TESTS) $(BUILD)/kernel_sets $(BUILD)/rows ## every test that needs no Python package; closes with `N passed, N failed`
 	@$(TOOLS) KERNEL_SETS="$$($(BUILD)/kernel_sets)" KERNEL_TESTS='$(KERNEL_TESTS)' \
 	  sh tests/run.sh $(BUILD) $(TESTS) $(SCRIPTS)
 

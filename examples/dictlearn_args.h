@@ -1,0 +1,157 @@
+/* The command line: one table of flags drives parsing, checking and help; one table of commands names what each takes. */
+
+enum { /* commands, as bits of a flag's mask */
+       C_INSPECT = 1,
+       C_CONVERT = 2,
+       C_ENCODE = 4,
+       C_DECODE = 8,
+       C_RECONSTRUCT = 16,
+       C_TRAIN = 32,
+       C_EVAL = 64,
+       C_ALL = 127
+};
+
+typedef struct options {
+    const char *dict, *data, *target, *out, *save_dir, *init, *loss, *io, *kernels, *histogram;
+    const char *path, *path2; /* what stands without a flag */
+    int64_t dict_size, expansion, batch_size, steps, epochs, warmup_steps, resample_steps, ghost_threshold, log_steps;
+    int64_t save_steps, n_ctxs, ctx_len, in_batch_size, rows, threads, seed;
+    double lr, sparsity_penalty;
+    int sparse, json, entropy, no_shuffle, resume, compat, quiet, help;
+} options;
+
+typedef enum flag_kind { F_TEXT, F_INT, F_REAL, F_SWITCH } flag_kind;
+
+typedef struct flag {
+    const char *name;
+    flag_kind kind;
+    size_t at; /* offset in options */
+    int commands;
+    double least; /* smallest number allowed */
+    const char *value, *help;
+} flag;
+
+#define AT(field) offsetof(options, field)
+static const flag flags[] = {
+    {"--dict", F_TEXT, AT(dict), C_ENCODE | C_DECODE | C_RECONSTRUCT | C_EVAL, 0, "D",
+     "the dictionary: a file (.pt, .safetensors, .npz) or a folder"},
+    {"--data", F_TEXT, AT(data), C_ENCODE | C_DECODE | C_RECONSTRUCT | C_TRAIN | C_EVAL, 0, "X.npy",
+     "an array [rows, width]; - is standard input"},
+    {"--target", F_TEXT, AT(target), C_TRAIN | C_EVAL, 0, "Y.npy", "the rows to reconstruct, if they are not X itself"},
+    {"--out", F_TEXT, AT(out), C_ENCODE | C_DECODE | C_RECONSTRUCT, 0, "FILE",
+     "where the result goes; - is standard output"},
+    {"--sparse", F_SWITCH, AT(sparse), C_ENCODE, 0, "", "write CSR that scipy.sparse.load_npz opens"},
+    {"--json", F_SWITCH, AT(json), C_INSPECT | C_EVAL, 0, "", "print one JSON object"},
+    {"--save-dir", F_TEXT, AT(save_dir), C_TRAIN, 0, "DIR", "the folder of the run; made if missing"},
+    {"--dict-size", F_INT, AT(dict_size), C_TRAIN, 1, "F", "number of features"},
+    {"--expansion", F_INT, AT(expansion), C_TRAIN, 1, "N", "the same, as a multiple of the width (default 16)"},
+    {"--lr", F_REAL, AT(lr), C_TRAIN, 0, "RATE", "Adam's rate (default 3e-4)"},
+    {"--sparsity-penalty", F_REAL, AT(sparsity_penalty), C_TRAIN, 0, "P", "weight of the sparsity loss (default 1e-3)"},
+    {"--loss", F_TEXT, AT(loss), C_TRAIN, 0, "norm|squared",
+     "reconstruction loss (default norm: the mean L2 distance)"},
+    {"--batch-size", F_INT, AT(batch_size), C_TRAIN, 1, "N", "rows of a step (default 8192)"},
+    {"--steps", F_INT, AT(steps), C_TRAIN, 0, "N", "steps (default: until the data ends)"},
+    {"--epochs", F_INT, AT(epochs), C_TRAIN, 1, "N",
+     "times through an array (default 1; with --steps, whichever ends first)"},
+    {"--warmup-steps", F_INT, AT(warmup_steps), C_TRAIN, 0, "N",
+     "steps over which the rate grows from 0 (default 1000)"},
+    {"--resample-steps", F_INT, AT(resample_steps), C_TRAIN, 1, "N",
+     "revive dead features every N steps (default: never)"},
+    {"--ghost-threshold", F_INT, AT(ghost_threshold), C_TRAIN, 0, "N",
+     "ghost gradients after N silent steps (default: none)"},
+    {"--entropy", F_SWITCH, AT(entropy), C_TRAIN | C_EVAL, 0, "", "entropy in place of L1 as sparsity loss"},
+    {"--log-steps", F_INT, AT(log_steps), C_TRAIN, 1, "N", "a line in log.jsonl every N steps (default 1000)"},
+    {"--save-steps", F_INT, AT(save_steps), C_TRAIN, 1, "N", "a checkpoint every N steps (default: none)"},
+    {"--n-ctxs", F_INT, AT(n_ctxs), C_TRAIN, 1, "N", "the buffer's size in contexts (default 30000)"},
+    {"--ctx-len", F_INT, AT(ctx_len), C_TRAIN | C_EVAL, 1, "N", "tokens of a context (default 128)"},
+    {"--in-batch-size", F_INT, AT(in_batch_size), C_TRAIN, 1, "N", "contexts read at once (default 512)"},
+    {"--io", F_TEXT, AT(io), C_TRAIN | C_EVAL, 0, "in|out|in_to_out", "with an array: out, or in_to_out with --target"},
+    {"--init", F_TEXT, AT(init), C_TRAIN, 0, "D", "start from these weights"},
+    {"--no-shuffle", F_SWITCH, AT(no_shuffle), C_TRAIN, 0, "", "rows in the file's order"},
+    {"--resume", F_SWITCH, AT(resume), C_TRAIN, 0, "", "go on with the run in --save-dir"},
+    {"--compat", F_SWITCH, AT(compat), C_TRAIN | C_EVAL, 0, "",
+     "the reference's code of March 2024, number for number"},
+    {"--rows", F_INT, AT(rows), C_EVAL, 1, "N", "rows to measure (default 8192; all where there are fewer)"},
+    {"--histogram", F_TEXT, AT(histogram), C_EVAL, 0, "FILE.csv|.svg", "firing frequencies in log bins from 1e-5 to 1"},
+    {"--threads", F_INT, AT(threads), C_ALL, 1, "N", "default: all cores"},
+    {"--seed", F_INT, AT(seed), C_ALL, 0, "N", "default 0"},
+    {"--kernels", F_TEXT, AT(kernels), C_ALL, 0, "NAME", "auto, scalar, avx2, avx512 or neon"},
+    {"--quiet", F_SWITCH, AT(quiet), C_ALL, 0, "", "no progress on standard error"},
+    {"--help", F_SWITCH, AT(help), C_ALL, 0, "", "this"},
+};
+#undef AT
+
+typedef struct command {
+    const char *name;
+    int bit, words; /* words: arguments without a flag */
+    const char *usage, *what, *example;
+    int (*run)(dlrn_context *ctx, const options *o);
+} command;
+
+static options default_options(void) {
+    options o;
+    memset(&o, 0, sizeof o);
+    o.loss = "norm", o.kernels = "auto";
+    o.expansion = 16, o.batch_size = 8192, o.steps = -1, o.epochs = 1, o.warmup_steps = 1000, o.resample_steps = -1;
+    o.ghost_threshold = -1, o.log_steps = 1000, o.save_steps = -1, o.n_ctxs = 30000, o.ctx_len = 128;
+    o.in_batch_size = 512, o.rows = 8192, o.lr = 3e-4, o.sparsity_penalty = 1e-3;
+    return o;
+}
+
+static int usage_error(const char *command_name, const char *what, const char *word) {
+    fprintf(stderr, "dictlearn: %s: %s: see dictlearn %s --help\n", word, what, command_name);
+    return 2;
+}
+
+/* The value of a flag into its field; 0: not of the flag's kind. */
+static int set_flag(const flag *f, const char *value, options *o) {
+    char *field = (char *)o + f->at, *end = NULL;
+    if (f->kind == F_TEXT) {
+        memcpy(field, &value, sizeof value);
+    } else if (f->kind == F_INT) {
+        double d = strtod(value, &end); /* 3e4 is how people write such numbers */
+        int64_t n = d >= -9e15 && d <= 9e15 ? (int64_t)d : 0;
+        if (end == value || *end || (double)n != d || d < f->least) return 0;
+        memcpy(field, &n, sizeof n);
+    } else {
+        double d = strtod(value, &end);
+        if (end == value || *end || !(d >= f->least && d <= 1e300)) return 0;
+        memcpy(field, &d, sizeof d);
+    }
+    return 1;
+}
+
+/* 0, or the exit status of a wrong call. */
+static int parse_options(const command *c, int argc, char **argv, options *o) {
+    int words = 0;
+    for (int i = 0; i < argc; i++) {
+        const flag *f = NULL;
+        for (size_t k = 0; k < sizeof flags / sizeof *flags; k++)
+            if (!strcmp(argv[i], flags[k].name)) f = &flags[k];
+        if (argv[i][0] == '-' && argv[i][1] && !f) return usage_error(c->name, "unknown flag", argv[i]);
+        if (f && !(f->commands & c->bit)) return usage_error(c->name, "not a flag of this command", argv[i]);
+        if (!f) {
+            if (words == c->words) return usage_error(c->name, "one argument too many", argv[i]);
+            *(words++ ? &o->path2 : &o->path) = argv[i];
+        } else if (f->kind == F_SWITCH) {
+            memcpy((char *)o + f->at, &(int){1}, sizeof(int));
+        } else if (i + 1 == argc) {
+            return usage_error(c->name, "a value is missing", argv[i]);
+        } else if (!set_flag(f, argv[i + 1], o)) {
+            fprintf(stderr, "dictlearn: %s: expected %s, found '%s': see dictlearn %s --help\n", f->name,
+                    f->kind == F_INT ? "a whole number in range" : "a number in range", argv[i + 1], c->name);
+            return 2;
+        } else {
+            i++;
+        }
+    }
+    if (!o->help && words < c->words) return usage_error(c->name, "an argument is missing", c->name);
+    return 0;
+}
+
+static void print_help(const command *c) {
+    printf("dictlearn %s %s\n\n%s\n\n", c->name, c->usage, c->what);
+    for (size_t k = 0; k < sizeof flags / sizeof *flags; k++)
+        if (flags[k].commands & c->bit) printf("  %-19s %-14s %s\n", flags[k].name, flags[k].value, flags[k].help);
+    printf("\nExample:\n  %s\n", c->example);
+}
