@@ -22,7 +22,7 @@ static void print_shape(const dlrn_tensor_info *t, const char *comma) {
     for (int d = 0; d < t->ndim; d++) printf("%s%lld", d ? comma : "", (long long)t->shape[d]);
 }
 
-static void print_norms(dlrn_context *ctx, const dlrn_dictionary *dict, const char *format) {
+static void print_norms(dlrn_context *ctx, const dlrn_dictionary *dict, int json) {
     double least = 1e300, most = 0, sum = 0;
     for (int64_t j = 0; j < dict->dict_size; j++) {
         double n = (double)dlrn_norm(ctx, dict->decoder_weight + j * dict->activation_dim, dict->activation_dim);
@@ -30,7 +30,11 @@ static void print_norms(dlrn_context *ctx, const dlrn_dictionary *dict, const ch
         most = n > most ? n : most;
         sum += n;
     }
-    printf(format, least, sum / (double)dict->dict_size, most);
+    double mean = sum / (double)dict->dict_size;
+    if (json)
+        printf(", \"atom_norms\": {\"min\": %.6g, \"mean\": %.6g, \"max\": %.6g}", least, mean, most);
+    else
+        printf("atom norms: min %.6g, mean %.6g, max %.6g\n", least, mean, most);
 }
 
 static int run_inspect(dlrn_context *ctx, const options *o) {
@@ -48,9 +52,7 @@ static int run_inspect(dlrn_context *ctx, const options *o) {
         printf(o->json ? ", \"family\": \"%s\", \"activation_dim\": %lld, \"dict_size\": %lld"
                        : "family %s, activation_dim %lld, dict_size %lld\n",
                dlrn_dictionary_family(dict), (long long)dict->activation_dim, (long long)dict->dict_size);
-        print_norms(ctx, dict,
-                    o->json ? ", \"atom_norms\": {\"min\": %.6g, \"mean\": %.6g, \"max\": %.6g}"
-                            : "atom norms: min %.6g, mean %.6g, max %.6g\n");
+        print_norms(ctx, dict, o->json);
     }
     if (o->json) printf(", \"tensors\": [");
     for (int64_t i = 0; i < dlrn_archive_count(a); i++) {

@@ -1,4 +1,4 @@
-/* The command line: one table of flags drives parsing, checking and help; one table of commands names what each takes. */
+/* The command line: one table of flags drives parsing, checking and help; a table of commands says who takes which. */
 
 enum { /* commands, as bits of a flag's mask */
        C_INSPECT = 1,

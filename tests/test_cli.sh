@@ -11,7 +11,7 @@ status() { # status NAME WANTED COMMAND...: the exit status of a command
     shift 2
     "$@" > "$d/out" 2> "$d/err"
     got=$?
-    if [ $got -eq "$want" ]; then pass "$name"; else fail "$name" "status $got, expected $want: $(head -n 3 "$d/err")"; fi
+    if [ $got -eq "$want" ]; then pass "$name"; else fail "$name" "status $got, expected $want: $(cat "$d/err")"; fi
 }
 same() { if cmp -s "$2" "$3"; then pass "$1"; else fail "$1" "$2 and $3 differ"; fi; }
 says() { if grep -q "$2" "$3"; then pass "$1"; else fail "$1" "expected '$2', found: $(head -n 3 "$3")"; fi; }
@@ -31,7 +31,7 @@ says "the bad number is named" "found 'many'" "$d/err"
 status "missing file" 1 "$dl" encode --dict "$d/none.pt" --data "$d/x.npy" --out "$d/f.npy"
 says "the missing file is named" "^dictlearn: $d/none.pt: " "$d/err"
 
-train="$dl train --quiet --data $d/x.npy --dict-size 256 --batch-size 64 --lr 1e-3 --warmup-steps 5 --epochs 9 --n-ctxs 8"
+train="$dl train --quiet --data $d/x.npy --dict-size 256 --batch-size 64 --warmup-steps 5 --epochs 9 --n-ctxs 8"
 status "train" 0 $train --steps 40 --log-steps 10 --save-steps 20 --save-dir "$d/a/b"
 says "log" '"step": 30, "loss": ' "$d/a/b/log.jsonl"
 says "config" '"dict_class": "AutoEncoder"' "$d/a/b/config.json"
