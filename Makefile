@@ -44,7 +44,7 @@ demo: all ## a dictionary from a language model, with its table (MODEL= TEXT= SI
 	MODEL='$(MODEL)' TEXT='$(TEXT)' SITE='$(SITE)' LAYER='$(LAYER)' EXPANSION='$(EXPANSION)' ROWS='$(ROWS)' \
 	  sh examples/demo.sh
 
-test: all $(TESTS) $(BUILD)/kernel_sets $(BUILD)/rows ## every test that needs no Python; closes with `N passed, N failed`
+test: all $(TESTS) $(BUILD)/kernel_sets $(BUILD)/rows ## every test; closes with `N passed, N failed`
 	@$(TOOLS) KERNEL_SETS="$$($(BUILD)/kernel_sets)" KERNEL_TESTS='$(KERNEL_TESTS)' \
 	  sh tests/run.sh $(BUILD) $(TESTS) $(SCRIPTS)
 
