@@ -295,8 +295,10 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define DLRN_CHECK __attribute__((warn_unused_result))
+#define DLRN_PRINTF(fmt, args) __attribute__((format(printf, fmt, args)))
 #else
 #define DLRN_CHECK
+#define DLRN_PRINTF(fmt, args)
 #endif
 
 #ifdef __cplusplus
@@ -401,6 +403,8 @@ DLRN_API void dlrn_context_destroy(dlrn_context *ctx); /* NULL is fine; destroy 
 
 /* The last error's text, "" if none; valid until the next failing call on this context. NULL context: a fixed text. */
 DLRN_API const char *dlrn_error(const dlrn_context *ctx);
+/* For code beside the library (a source, a model): sets the text, as printf writes it, and returns s. */
+DLRN_API DLRN_PRINTF(3, 4) dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...);
 DLRN_API const char *dlrn_status_name(dlrn_status s); /* "DLRN_ERR_SHAPE" */
 DLRN_API const char *dlrn_status_text(dlrn_status s); /* "shapes do not agree" */
 
@@ -810,7 +814,10 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_csr_load(dlrn_context *ctx, const char *pat
 DLRN_API DLRN_CHECK dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **bytes, size_t *size);
 DLRN_API DLRN_CHECK dlrn_status dlrn_file_write(dlrn_context *ctx, const char *path, const void *bytes, size_t size);
 DLRN_API int dlrn_file_exists(const char *path); /* 0 no, 1 file, 2 folder */
-DLRN_API void dlrn_free(dlrn_context *ctx, void *p);
+/* A block of the context's allocator, 64-byte aligned; NULL with the error's text set: no memory, or count * size
+   overflows. */
+DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size);
+DLRN_API void dlrn_free(dlrn_context *ctx, void *p); /* what this library allocated; NULL is fine */
 
 /* Strict JSON (RFC 8259; duplicate keys are errors; depth <= 64): a tree in one block. Text is copied. */
 typedef enum dlrn_json_type {
@@ -921,10 +928,8 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)
-#define DLRNI_PRINTF(fmt, args) __attribute__((format(printf, fmt, args)))
 #define DLRNI_UNUSED __attribute__((unused))
 #else
-#define DLRNI_PRINTF(fmt, args)
 #define DLRNI_UNUSED
 #endif
 #define DLRNI_INTERNAL DLRNI_UNUSED static
@@ -945,7 +950,7 @@ extern "C" {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>base
-/* Three words for three kinds of check: DLRNI_REQUIRE (the caller's mistake: status and text, always on), dlrni_fail
+/* Three words for three kinds of check: DLRNI_REQUIRE (the caller's mistake: status and text, always on), dlrn_fail
    (a file's or the data's fault: the same), DICTLEARN_ASSERT (our mistake: debug builds). */
 
 typedef struct dlrni_kernel_table dlrni_kernel_table;
@@ -958,7 +963,7 @@ struct dlrn_context {
     char info[256];
 };
 
-DLRNI_INTERNAL DLRNI_PRINTF(3, 4) dlrn_status dlrni_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...) {
+DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...) {
     va_list args;
     va_start(args, format);
     vsnprintf(ctx->error, sizeof ctx->error, format, args);
@@ -968,7 +973,7 @@ DLRNI_INTERNAL DLRNI_PRINTF(3, 4) dlrn_status dlrni_fail(dlrn_context *ctx, dlrn
 
 #define DLRNI_REQUIRE(ctx, condition, text)                                                                            \
     do {                                                                                                               \
-        if (!(condition)) return dlrni_fail((ctx), DLRN_ERR_ARGUMENT, "%s: %s", __func__, (text));                     \
+        if (!(condition)) return dlrn_fail((ctx), DLRN_ERR_ARGUMENT, "%s: %s", __func__, (text));                      \
     } while (0)
 
 /* Passes a failure on. */
@@ -1006,14 +1011,14 @@ DLRNI_INTERNAL void *dlrni_alloc(dlrn_context *ctx, int64_t count, size_t elemen
     int64_t bytes, total;
     if (!dlrni_mul(count, (int64_t)element, &bytes) ||
         !dlrni_add(bytes, DLRNI_ALIGN + (int64_t)sizeof(dlrni_block), &total) || (uint64_t)total > SIZE_MAX) {
-        dlrni_fail(ctx, DLRN_ERR_MEMORY, "a block of %lld x %zu bytes does not fit in memory", (long long)count,
-                   element);
+        dlrn_fail(ctx, DLRN_ERR_MEMORY, "a block of %lld x %zu bytes does not fit in memory", (long long)count,
+                  element);
         return NULL;
     }
     char *raw =
         (char *)(ctx->cfg.malloc ? ctx->cfg.malloc((size_t)total, ctx->cfg.user) : DICTLEARN_MALLOC((size_t)total));
     if (!raw) {
-        dlrni_fail(ctx, DLRN_ERR_MEMORY, "out of memory: %lld bytes asked for", (long long)bytes);
+        dlrn_fail(ctx, DLRN_ERR_MEMORY, "out of memory: %lld bytes asked for", (long long)bytes);
         return NULL;
     }
     uintptr_t at = ((uintptr_t)raw + sizeof(dlrni_block) + DLRNI_ALIGN - 1) & ~(uintptr_t)(DLRNI_ALIGN - 1);
@@ -1085,7 +1090,11 @@ DLRNI_INTERNAL dlrn_status dlrni_callback_error(dlrn_context *ctx, dlrn_status s
     if (n >= sizeof copy) n = sizeof copy - 1;
     if (n) memcpy(copy, text, n);
     copy[n] = 0;
-    return dlrni_fail(ctx, s, "%s failed: %s", who, n ? copy : dlrn_status_text(s));
+    return dlrn_fail(ctx, s, "%s failed: %s", who, n ? copy : dlrn_status_text(s));
+}
+
+DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size) {
+    return dlrni_alloc(ctx, count, size);
 }
 
 DLRN_API void dlrn_free(dlrn_context *ctx, void *p) {
@@ -1444,8 +1453,8 @@ DLRN_API dlrn_status dlrn_tensor_create(dlrn_context *ctx, int64_t rows, int64_t
     memset(out, 0, sizeof *out);
     DLRNI_REQUIRE(ctx, rows >= 0 && cols >= 0, "rows and cols must not be negative");
     if (!dlrni_mul(rows, cols, &n))
-        return dlrni_fail(ctx, DLRN_ERR_MEMORY, "a tensor of %lld x %lld does not fit in memory", (long long)rows,
-                          (long long)cols);
+        return dlrn_fail(ctx, DLRN_ERR_MEMORY, "a tensor of %lld x %lld does not fit in memory", (long long)rows,
+                         (long long)cols);
     float *data = DLRNI_NEW_ZERO(ctx, float, n);
     if (!data) return DLRN_ERR_MEMORY;
     *out = dlrn_view(data, rows, cols);
@@ -1504,9 +1513,9 @@ DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_gemm_op op, dlrn_tensor
     int64_t m = op == DLRN_TN ? a.cols : a.rows, k = op == DLRN_TN ? a.rows : a.cols;
     int64_t n = op == DLRN_NT ? b.rows : b.cols, kb = op == DLRN_NT ? b.cols : b.rows;
     if (k != kb || c.rows != m || c.cols != n)
-        return dlrni_fail(ctx, DLRN_ERR_SHAPE, "dlrn_matmul: a [%lld][%lld], b [%lld][%lld], c [%lld][%lld] do not fit",
-                          (long long)a.rows, (long long)a.cols, (long long)b.rows, (long long)b.cols, (long long)c.rows,
-                          (long long)c.cols);
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE, "dlrn_matmul: a [%lld][%lld], b [%lld][%lld], c [%lld][%lld] do not fit",
+                         (long long)a.rows, (long long)a.cols, (long long)b.rows, (long long)b.cols, (long long)c.rows,
+                         (long long)c.cols);
     return dlrn_gemm(ctx, op, m, n, k, a.data, a.stride, b.data, b.stride, beta, c.data, c.stride);
 }
 
@@ -1732,8 +1741,8 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_alloc(dlrn_context *ctx, int64_t d, 
     *out = NULL;
     DLRNI_REQUIRE(ctx, d > 0 && F > 0 && F <= INT32_MAX, "activation_dim and dict_size must be positive");
     if (!dlrni_mul(F, d, &n))
-        return dlrni_fail(ctx, DLRN_ERR_MEMORY, "a dictionary of %lld x %lld does not fit in memory", (long long)F,
-                          (long long)d);
+        return dlrn_fail(ctx, DLRN_ERR_MEMORY, "a dictionary of %lld x %lld does not fit in memory", (long long)F,
+                         (long long)d);
     dlrn_dictionary *dict = DLRNI_NEW_ZERO(ctx, dlrn_dictionary, 1);
     if (!dict) return DLRN_ERR_MEMORY;
     dict->ctx = ctx;
@@ -1885,8 +1894,8 @@ DLRNI_INTERNAL void dlrni_decode_sparse_row(void *arg, int64_t i, int worker) {
 DLRN_API dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict, const dlrn_sparse *codes, float *x_hat) {
     dlrni_decode_job job = {dict, codes, x_hat};
     if (codes->cols != dict->dict_size)
-        return dlrni_fail(dict->ctx, DLRN_ERR_SHAPE, "dlrn_decode_sparse: expected codes of %lld features, found %lld",
-                          (long long)dict->dict_size, (long long)codes->cols);
+        return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE, "dlrn_decode_sparse: expected codes of %lld features, found %lld",
+                         (long long)dict->dict_size, (long long)codes->cols);
     for (int64_t p = 0; p < codes->row_ptr[codes->rows]; p++)
         DLRNI_REQUIRE(dict->ctx, codes->col[p] >= 0 && codes->col[p] < codes->cols, "a feature index is out of range");
     dlrn_parallel_for(dict->ctx, codes->rows, dlrni_decode_sparse_row, &job);
@@ -1996,7 +2005,7 @@ DLRNI_INTERNAL void dlrni_map_close(dlrn_context *ctx, dlrni_map *m) {
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_io_error(dlrn_context *ctx, const char *path, const char *what) {
-    return dlrni_fail(ctx, DLRN_ERR_IO, "%s: cannot %s: %s", path, what, strerror(errno));
+    return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot %s: %s", path, what, strerror(errno));
 }
 
 /* The rest of a stream, with a 0 byte after it. */
@@ -2025,7 +2034,7 @@ DLRN_API dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **
     *bytes = NULL;
     *size = 0;
     if (!strcmp(path, "-")) return dlrni_read_stream(ctx, stdin, "standard input", bytes, size);
-    if (dlrn_file_exists(path) == 2) return dlrni_fail(ctx, DLRN_ERR_IO, "%s: expected a file, found a folder", path);
+    if (dlrn_file_exists(path) == 2) return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected a file, found a folder", path);
     FILE *f = fopen(path, "rb");
     if (!f) return dlrni_io_error(ctx, path, "open it");
     dlrn_status s = dlrni_read_stream(ctx, f, path, bytes, size);
@@ -2135,7 +2144,7 @@ DLRNI_INTERNAL dlrn_status dlrni_out_open(dlrn_context *ctx, const char *path, d
     }
     if (o->f) return DLRN_OK;
     dlrn_status s = dlrn_file_exists(path) == 2
-                        ? dlrni_fail(ctx, DLRN_ERR_IO, "%s: expected a file to write, found a folder", path)
+                        ? dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected a file to write, found a folder", path)
                         : dlrni_io_error(ctx, path, "create it");
     dlrni_free(ctx, o->path);
     return s;
@@ -2222,8 +2231,8 @@ enum { DLRNI_JSON_DEPTH = 64 };
 DLRNI_INTERNAL dlrn_status dlrni_json_error(dlrni_json_reader *r, const char *what) {
     int64_t line = 1;
     for (const char *q = r->start; q < r->p; q++) line += *q == '\n';
-    return dlrni_fail(r->ctx, DLRN_ERR_FORMAT, "%s: JSON, line %lld, byte %lld: %s", r->name, (long long)line,
-                      (long long)(r->p - r->start), what);
+    return dlrn_fail(r->ctx, DLRN_ERR_FORMAT, "%s: JSON, line %lld, byte %lld: %s", r->name, (long long)line,
+                     (long long)(r->p - r->start), what);
 }
 
 DLRNI_INTERNAL void dlrni_json_space(dlrni_json_reader *r) {
@@ -2381,8 +2390,8 @@ DLRNI_INTERNAL dlrn_status dlrni_json_unique(dlrni_json_reader *r, const dlrn_js
         int64_t at = (int64_t)(dlrni_hash(m->key, m->key_len) & (uint64_t)(size - 1));
         for (; table[at]; at = (at + 1) & (size - 1))
             if (table[at]->key_len == m->key_len && !memcmp(table[at]->key, m->key, (size_t)m->key_len)) {
-                s = dlrni_fail(r->ctx, DLRN_ERR_FORMAT, "%s: JSON: the key \"%.60s\" stands twice in one object",
-                               r->name, m->key);
+                s = dlrn_fail(r->ctx, DLRN_ERR_FORMAT, "%s: JSON: the key \"%.60s\" stands twice in one object",
+                              r->name, m->key);
                 break;
             }
         table[at] = m;
@@ -2456,7 +2465,7 @@ DLRN_API dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t
     DLRNI_REQUIRE(ctx, size < INT64_MAX / 4, "the text is too long");
     /* keys and values each take a terminating 0: at most two a value */
     if (!dlrni_mul(nodes, (int64_t)sizeof(dlrn_json) + 2, &bytes) || !dlrni_add(bytes, (int64_t)size, &total))
-        return dlrni_fail(ctx, DLRN_ERR_MEMORY, "%s: JSON too large", name);
+        return dlrn_fail(ctx, DLRN_ERR_MEMORY, "%s: JSON too large", name);
     dlrn_json *root = (dlrn_json *)dlrni_alloc(ctx, total, 1);
     if (!root) return DLRN_ERR_MEMORY;
     dlrni_json_reader r = {ctx, name, text, text, text + size, root + 1, (char *)(root + nodes), 0};
@@ -2574,28 +2583,28 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_add(dlrn_archive *a, const char *name, 
     char text[128];
     memset(&e, 0, sizeof e);
     if (ndim < 0 || ndim > DLRN_MAX_DIMS)
-        return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%.*s': %d dimensions, at most %d are supported",
-                          a->path, (int)name_len, name, ndim, DLRN_MAX_DIMS);
+        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%.*s': %d dimensions, at most %d are supported",
+                         a->path, (int)name_len, name, ndim, DLRN_MAX_DIMS);
     dlrni_shape_text(shape, ndim, text, sizeof text);
     for (int i = ndim - 1; i >= 0; i--) {
         e.info.shape[i] = shape[i];
         e.stride[i] = stride ? stride[i] : numel;
         if (!dlrni_mul(numel, shape[i], &numel))
-            return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': shape [%s] overflows", a->path,
-                              (int)name_len, name, text);
+            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': shape [%s] overflows", a->path, (int)name_len,
+                             name, text);
     }
     for (int i = 0; i < ndim && numel; i++)
         if (e.stride[i] < 0 || !dlrni_mul(e.stride[i], shape[i] - 1, &span) || !dlrni_add(last, span, &last)) last = -1;
     uint64_t held = bytes / (uint64_t)dlrn_dtype_size(dtype);
     if (offset < 0 || last < 0 || (numel && (uint64_t)last >= held) || (uint64_t)numel > held)
-        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT,
-                          "%s: tensor '%.*s': shape [%s] at offset %lld does not fit its storage: "
-                          "expected at most %llu elements",
-                          a->path, (int)name_len, name, text, (long long)offset, (unsigned long long)held);
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                         "%s: tensor '%.*s': shape [%s] at offset %lld does not fit its storage: "
+                         "expected at most %llu elements",
+                         a->path, (int)name_len, name, text, (long long)offset, (unsigned long long)held);
     e.info.name = dlrni_archive_text(a, name, name_len);
     if (!e.info.name || !DLRNI_GROW(a->ctx, &a->entries, &a->cap, a->count, a->count + 1)) return DLRN_ERR_MEMORY;
     if (dlrn_archive_find(a, e.info.name) >= 0)
-        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s' stands twice in the file", a->path, e.info.name);
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s' stands twice in the file", a->path, e.info.name);
     e.info.dtype = dtype;
     e.info.ndim = ndim;
     e.info.numel = numel;
@@ -2774,26 +2783,26 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_tensor(dlrn_archive *a, const dlrn_
     int64_t dims[DLRN_MAX_DIMS], begin, end, need = 1;
     int ndim = 0;
     if (type < 0)
-        return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%s': unknown dtype '%.20s'", a->path, t->key,
-                          dtype);
+        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%s': unknown dtype '%.20s'", a->path, t->key,
+                         dtype);
     if (!shape || shape->type != DLRN_JSON_ARRAY || !offsets || offsets->type != DLRN_JSON_ARRAY ||
         offsets->count != 2 || shape->count > DLRN_MAX_DIMS)
-        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT,
-                          "%s: tensor '%s': expected a shape of at most %d sizes and two "
-                          "data_offsets",
-                          a->path, t->key, DLRN_MAX_DIMS);
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                         "%s: tensor '%s': expected a shape of at most %d sizes and two "
+                         "data_offsets",
+                         a->path, t->key, DLRN_MAX_DIMS);
     int good = dlrni_json_size(offsets->first, &begin) && dlrni_json_size(offsets->first->next, &end) && begin <= end;
     for (const dlrn_json *v = shape->first; v && good; v = v->next)
         good = dlrni_json_size(v, &dims[ndim]) && dlrni_mul(need, dims[ndim++], &need);
     good = good && dlrni_mul(need, dlrn_dtype_size((dlrn_dtype)type), &need);
     if (!good)
-        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s': malformed shape or data_offsets", a->path, t->key);
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s': malformed shape or data_offsets", a->path, t->key);
     if (end > data.end - data.p || end - begin != need)
-        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT,
-                          "%s: tensor '%s': expected %lld bytes within the %lld that the file has, "
-                          "found data_offsets [%lld, %lld]",
-                          a->path, t->key, (long long)need, (long long)(data.end - data.p), (long long)begin,
-                          (long long)end);
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                         "%s: tensor '%s': expected %lld bytes within the %lld that the file has, "
+                         "found data_offsets [%lld, %lld]",
+                         a->path, t->key, (long long)need, (long long)(data.end - data.p), (long long)begin,
+                         (long long)end);
     return dlrni_archive_add(a, t->key, t->key_len, (dlrn_dtype)type, ndim, dims, NULL, 0, data.p + begin,
                              (uint64_t)(end - begin), 0);
 }
@@ -2821,14 +2830,13 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_cover(dlrn_archive *a, const unsign
     for (int64_t i = 0; i < a->count && r[i].begin == at; i++) at = r[i].end;
     dlrni_free(a->ctx, r);
     if (at == size) return DLRN_OK;
-    return dlrni_fail(a->ctx, DLRN_ERR_FORMAT,
-                      "%s: the tensors leave a gap or overlap at byte %lld of %lld of the data", a->path, (long long)at,
-                      (long long)size);
+    return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: the tensors leave a gap or overlap at byte %lld of %lld of the data",
+                     a->path, (long long)at, (long long)size);
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_header(dlrn_archive *a, const dlrn_json *root, dlrni_cursor data) {
     if (root->type != DLRN_JSON_OBJECT)
-        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected an object as header", a->path);
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected an object as header", a->path);
     for (const dlrn_json *t = root->first; t; t = t->next) {
         if (strcmp(t->key, "__metadata__")) {
             DLRNI_TRY(dlrni_safetensors_tensor(a, t, data));
@@ -2846,10 +2854,10 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_open(dlrn_archive *a) {
     uint64_t size = head ? dlrni_le(head, 8) : 0;
     dlrn_json *root;
     if (!head || size > 100u << 20 || !(text = dlrni_take(&c, size)))
-        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT,
-                          "%s: a safetensors header of %llu bytes, expected at most 100 MiB and "
-                          "what the file has, %llu",
-                          a->path, (unsigned long long)size, (unsigned long long)a->map.size);
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                         "%s: a safetensors header of %llu bytes, expected at most 100 MiB and "
+                         "what the file has, %llu",
+                         a->path, (unsigned long long)size, (unsigned long long)a->map.size);
     a->format = "safetensors";
     DLRNI_TRY(dlrn_json_parse(a->ctx, (const char *)text, (size_t)size, a->path, &root));
     dlrn_status s = dlrni_safetensors_header(a, root, c);
@@ -2875,7 +2883,7 @@ DLRNI_INTERNAL void dlrni_growing_add(dlrni_growing *t, const void *bytes, int64
     t->p[t->len] = 0;
 }
 
-DLRNI_INTERNAL DLRNI_PRINTF(2, 3) void dlrni_growing_format(dlrni_growing *t, const char *format, ...) {
+DLRNI_INTERNAL DLRN_PRINTF(2, 3) void dlrni_growing_format(dlrni_growing *t, const char *format, ...) {
     char line[512];
     va_list args;
     va_start(args, format);
@@ -2903,7 +2911,7 @@ DLRNI_INTERNAL dlrn_status dlrni_out_numel(dlrn_context *ctx, const dlrn_tensor_
     int good = t->ndim >= 0 && t->ndim <= DLRN_MAX_DIMS;
     for (int i = 0; good && i < t->ndim; i++) good = dlrni_mul(*numel, t->shape[i], numel);
     if (good && dlrni_mul(*numel, dlrn_dtype_size(t->dtype), bytes)) return DLRN_OK;
-    return dlrni_fail(ctx, DLRN_ERR_ARGUMENT, "tensor '%s' to be written: malformed shape", t->name);
+    return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "tensor '%s' to be written: malformed shape", t->name);
 }
 
 /* Elements are written little-endian whatever the machine is. */
@@ -3026,18 +3034,18 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_parse(dlrn_context *ctx, const char *what, 
     uint64_t n = length ? dlrni_le(length, wide ? 4 : 2) : 0;
     if (!length || memcmp(magic, "\x93NUMPY", 6) || magic[6] < 1 || magic[6] > 3 || n >= sizeof text ||
         !(raw = dlrni_take(c, n)))
-        return dlrni_fail(ctx, DLRN_ERR_FORMAT, "%s: expected a .npy header, found none that is whole", what);
+        return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: expected a .npy header, found none that is whole", what);
     memcpy(text, raw, (size_t)n);
     text[n] = 0;
     const char *descr = dlrni_npy_field(text, "'descr'"), *order = dlrni_npy_field(text, "'fortran_order'");
     const char *shape = dlrni_npy_field(text, "'shape'");
     if (!descr || !order || !shape || (strncmp(order, "True", 4) && strncmp(order, "False", 5)) ||
         !dlrni_npy_shape(shape, h))
-        return dlrni_fail(ctx, DLRN_ERR_FORMAT, "%s: malformed .npy header", what);
+        return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: malformed .npy header", what);
     h->fortran = *order == 'T';
     if (dlrni_npy_dtype(descr, h)) return DLRN_OK;
-    return dlrni_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: unsupported dtype %.12s, expected a float, an integer or a bool",
-                      what, descr);
+    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: unsupported dtype %.12s, expected a float, an integer or a bool",
+                     what, descr);
 }
 
 /* Adds the array at c as a tensor. */
@@ -3077,8 +3085,8 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_open(dlrn_context *ctx, const char *path, d
         return DLRN_OK;
     }
     dlrn_status s =
-        dlrni_fail(ctx, DLRN_ERR_SHAPE, "%s: expected an array [rows, width] in .npy, found %s of %d dimensions", path,
-                   out->file->format, info ? info->ndim : 0);
+        dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected an array [rows, width] in .npy, found %s of %d dimensions", path,
+                  out->file->format, info ? info->ndim : 0);
     dlrn_archive_close(out->file);
     out->file = NULL;
     return s;
@@ -3104,8 +3112,8 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_header(dlrn_context *ctx, const dlrn_tensor
     if (!descr) descr = codes[t->dtype];
     dlrni_shape_text(t->shape, t->ndim, shape, sizeof shape);
     if (!descr || strlen(shape) > 60)
-        return dlrni_fail(ctx, DLRN_ERR_UNSUPPORTED, "tensor '%s': .npy has no type %s", t->name,
-                          dlrn_dtype_name(t->dtype));
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "tensor '%s': .npy has no type %s", t->name,
+                         dlrn_dtype_name(t->dtype));
     snprintf(text, sizeof text, "{'descr': '%s', 'fortran_order': False, 'shape': (%s%s), }", descr, shape,
              t->ndim == 1 ? "," : "");
     memset(head, ' ', DLRNI_NPY_HEAD);
@@ -3147,7 +3155,7 @@ typedef struct dlrni_zip {
 } dlrni_zip;
 
 DLRNI_INTERNAL dlrn_status dlrni_zip_error(dlrn_archive *a, const char *what) {
-    return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: %s", a->path, what);
+    return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: %s", a->path, what);
 }
 
 /* Where the central directory lies: from the end record, or its 64-bit form. */
@@ -3199,10 +3207,10 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_entry(dlrn_archive *a, dlrni_cursor *c, dlr
     if (!dlrni_zip_extra(e, &size, &packed, &offset)) return dlrni_zip_error(a, "malformed 64-bit sizes");
     int method = (int)dlrni_le(h + 10, 2);
     if ((dlrni_le(h + 8, 2) & 1) || (method != 0 && method != 8) || (method == 0 && size != packed))
-        return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
-                          "%s: zip: member '%.*s' is encrypted or of compression method %d, "
-                          "expected stored or deflated",
-                          a->path, (int)name_len, (const char *)name, method);
+        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: zip: member '%.*s' is encrypted or of compression method %d, "
+                         "expected stored or deflated",
+                         a->path, (int)name_len, (const char *)name, method);
     if (!dlrni_take(&file, offset) || !(local = dlrni_take(&file, 30)) || dlrni_le(local, 4) != 0x04034b50u ||
         dlrni_le(local + 26, 2) != name_len || dlrni_le(local + 8, 2) != (uint64_t)method)
         return dlrni_zip_error(a, "a local header does not agree with the central directory");
@@ -3213,8 +3221,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_entry(dlrn_archive *a, dlrni_cursor *c, dlr
     if (!dlrni_take(&file, packed)) return dlrni_zip_error(a, "a member reaches beyond the end of the file");
     for (int64_t i = 0; i < z->n; i++)
         if (z->m[i].name_len == m.name_len && !memcmp(z->m[i].name, m.name, (size_t)m.name_len))
-            return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: member '%.*s' stands twice", a->path, (int)name_len,
-                              m.name);
+            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: member '%.*s' stands twice", a->path, (int)name_len,
+                             m.name);
     if (!DLRNI_GROW(a->ctx, &z->m, &z->cap, z->n, z->n + 1)) return DLRN_ERR_MEMORY;
     z->m[z->n++] = m;
     return DLRN_OK;
@@ -3375,8 +3383,8 @@ DLRNI_INTERNAL dlrn_status dlrni_member_bytes(dlrn_archive *a, const dlrni_membe
     if (!out) return DLRN_ERR_MEMORY;
     *p = out;
     if (dlrni_inflate(m->data, m->packed, out, (int64_t)m->size)) return DLRN_OK;
-    return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: member '%.*s' does not unpack to the %llu bytes declared",
-                      a->path, (int)m->name_len, m->name, (unsigned long long)m->size);
+    return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: member '%.*s' does not unpack to the %llu bytes declared",
+                     a->path, (int)m->name_len, m->name, (unsigned long long)m->size);
 }
 
 /* .npz: every member NAME.npy is the tensor NAME. */
@@ -3575,8 +3583,8 @@ typedef struct dlrni_pickle {
 enum { DLRNI_CHUNK = 256, DLRNI_PICKLE_NEST = 64 };
 
 DLRNI_INTERNAL dlrn_status dlrni_pickle_error(dlrni_pickle *p, const char *what) {
-    return dlrni_fail(p->a->ctx, DLRN_ERR_FORMAT, "%s: pickle, byte %lld: %s", p->what, (long long)(p->c.p - p->start),
-                      what);
+    return dlrn_fail(p->a->ctx, DLRN_ERR_FORMAT, "%s: pickle, byte %lld: %s", p->what, (long long)(p->c.p - p->start),
+                     what);
 }
 
 DLRNI_INTERNAL dlrni_node *dlrni_new_node(dlrni_pickle *p, dlrni_kind kind) {
@@ -3754,10 +3762,10 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_global(dlrni_pickle *p, const char *modu
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) good |= dlrni_text_is(g, known[i]);
     if (good) return dlrni_push(p, g);
     text[m] = '.';
-    return dlrni_fail(p->a->ctx, DLRN_ERR_UNSUPPORTED,
-                      "%s: pickle, byte %lld: the name '%.200s' is not one of those that a "
-                      "file of tensors needs; nothing was executed",
-                      p->what, (long long)(p->c.p - p->start), text);
+    return dlrn_fail(p->a->ctx, DLRN_ERR_UNSUPPORTED,
+                     "%s: pickle, byte %lld: the name '%.200s' is not one of those that a "
+                     "file of tensors needs; nothing was executed",
+                     p->what, (long long)(p->c.p - p->start), text);
 }
 
 /* A line of the older text opcodes, without its newline. */
@@ -3945,10 +3953,10 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_op(dlrni_pickle *p, int op, int *done) {
         p->result = dlrni_pop(p);
         return p->result ? DLRN_OK : dlrni_pickle_error(p, "it ends without a value");
     default:
-        return dlrni_fail(p->a->ctx, DLRN_ERR_UNSUPPORTED,
-                          "%s: pickle, byte %lld: the opcode 0x%02x is not one of those "
-                          "that a file of tensors needs",
-                          p->what, (long long)(p->c.p - 1 - p->start), (unsigned)op);
+        return dlrn_fail(p->a->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: pickle, byte %lld: the opcode 0x%02x is not one of those "
+                         "that a file of tensors needs",
+                         p->what, (long long)(p->c.p - 1 - p->start), (unsigned)op);
     }
 }
 
@@ -4001,13 +4009,13 @@ DLRNI_INTERNAL dlrn_status dlrni_collect_tensor(dlrn_archive *a, const dlrni_sto
     const dlrni_member *m = dlrni_find_storage(s, t->storage);
     int64_t offset = t->integer, need = 0, held = dlrn_dtype_size(t->storage->dtype);
     if (!m)
-        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': its storage '%.*s' is not in the file", a->path,
-                          (int)len, name, (int)dlrni_min(t->storage->len, 64), t->storage->text);
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': its storage '%.*s' is not in the file", a->path,
+                         (int)len, name, (int)dlrni_min(t->storage->len, 64), t->storage->text);
     if (m->method)
-        return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%.*s' is compressed", a->path, (int)len, name);
+        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%.*s' is compressed", a->path, (int)len, name);
     if (!dlrni_mul(t->storage->integer, held, &need) || (uint64_t)need > m->size)
-        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': expected a storage of %lld bytes, found %llu",
-                          a->path, (int)len, name, (long long)need, (unsigned long long)m->size);
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': expected a storage of %lld bytes, found %llu",
+                         a->path, (int)len, name, (long long)need, (unsigned long long)m->size);
     if (t->storage->view_offset && !dlrni_add(offset, t->storage->view_offset, &offset)) offset = -1;
     return dlrni_archive_add(a, name, len, t->dtype, t->ndim, t->shape, t->stride, offset, m->data,
                              s->zip ? (uint64_t)need : m->size, s->swap);
@@ -4039,8 +4047,8 @@ DLRNI_INTERNAL dlrn_status dlrni_collect_children(dlrni_walk *w, const dlrni_nod
             if (key->kind == DLRNI_STRING) part = key->text, n = key->len;
         }
         if (len + n + 2 > (int64_t)sizeof w->name)
-            return dlrni_fail(w->a->ctx, DLRN_ERR_UNSUPPORTED, "%s: a tensor's name is longer than 1000 bytes",
-                              w->a->path);
+            return dlrn_fail(w->a->ctx, DLRN_ERR_UNSUPPORTED, "%s: a tensor's name is longer than 1000 bytes",
+                             w->a->path);
         int64_t at = len;
         if (at) w->name[at++] = '.';
         memcpy(w->name + at, part, (size_t)n);
@@ -4052,7 +4060,7 @@ DLRNI_INTERNAL dlrn_status dlrni_collect_children(dlrni_walk *w, const dlrni_nod
 DLRNI_INTERNAL dlrn_status dlrni_collect_value(dlrni_walk *w, const dlrni_node *v, int64_t len) {
     char text[64];
     if (++w->visits > w->limit || w->depth >= DLRNI_PICKLE_NEST)
-        return dlrni_fail(w->a->ctx, DLRN_ERR_FORMAT, "%s: pickle: values nested too deep or without end", w->a->path);
+        return dlrn_fail(w->a->ctx, DLRN_ERR_FORMAT, "%s: pickle: values nested too deep or without end", w->a->path);
     switch (v->kind) {
     case DLRNI_TENSOR: return dlrni_collect_tensor(w->a, w->storages, v, w->name, len);
     case DLRNI_DICT:
@@ -4093,7 +4101,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_open(dlrn_archive *a, const dlrni_zip *z, co
         if (z->m[i].name_len == s.stem_len + 9 && !memcmp(z->m[i].name, s.stem, (size_t)s.stem_len) &&
             !memcmp(z->m[i].name + s.stem_len, "byteorder", 9))
             s.swap = z->m[i].size == 3 && !memcmp(z->m[i].data, "big", 3);
-    if (pkl->method) return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: its data.pkl is compressed", a->path);
+    if (pkl->method) return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: its data.pkl is compressed", a->path);
     memset(&p, 0, sizeof p);
     snprintf(what, sizeof what, "%.400s: data.pkl", a->path);
     p.a = a;
@@ -4190,8 +4198,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_open(dlrn_archive *a) {
     else if (s == DLRN_OK && (npy || !z.n))
         s = dlrni_npz_open(a, &z);
     else if (s == DLRN_OK)
-        s = dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
-                       "%s: a zip without data.pkl (torch) and without .npy members (numpy)", a->path);
+        s = dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
+                      "%s: a zip without data.pkl (torch) and without .npy members (numpy)", a->path);
     dlrni_free(a->ctx, z.m);
     return s;
 }
@@ -4204,14 +4212,14 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_detect(dlrn_archive *a) {
     if (n >= 9 && p[8] == '{') return dlrni_safetensors_open(a);
     if (n >= 2 && p[0] == 0x80 && p[1] >= 2 && p[1] <= 5) return dlrni_legacy_open(a);
     if (n >= 262 && !memcmp(p + 257, "ustar", 5))
-        return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
-                          "%s: a tar archive, the form of torch before 0.1.10: load and save "
-                          "it again with a newer torch",
-                          a->path);
-    return dlrni_fail(a->ctx, DLRN_ERR_FORMAT,
-                      "%s: expected torch (.pt), safetensors, .npz or .npy, found none of them "
-                      "in its %llu bytes",
-                      a->path, (unsigned long long)n);
+        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: a tar archive, the form of torch before 0.1.10: load and save "
+                         "it again with a newer torch",
+                         a->path);
+    return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                     "%s: expected torch (.pt), safetensors, .npz or .npy, found none of them "
+                     "in its %llu bytes",
+                     a->path, (unsigned long long)n);
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_archive_new(dlrn_context *ctx, const char *path, dlrn_archive **out) {
@@ -4265,8 +4273,8 @@ DLRNI_INTERNAL dlrn_status dlrni_open_shards(dlrn_archive *a, const dlrn_json *m
     if (!a->shards) return DLRN_ERR_MEMORY;
     for (const dlrn_json *m = map->first; m; m = m->next) {
         if (m->type != DLRN_JSON_STRING || !dlrni_sibling(a->path, m->text, path, sizeof path))
-            return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: weight_map: '%s' names no file of its folder", a->path,
-                              m->key);
+            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: weight_map: '%s' names no file of its folder", a->path,
+                             m->key);
         int64_t i = 0;
         while (i < a->n_shards && strcmp(a->shards[i]->path, path)) i++;
         if (i == a->n_shards) {
@@ -4275,8 +4283,8 @@ DLRNI_INTERNAL dlrn_status dlrni_open_shards(dlrn_archive *a, const dlrn_json *m
         }
         int64_t at = dlrn_archive_find(a->shards[i], m->key);
         if (at < 0)
-            return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected tensor '%s', which %s says is there", path, m->key,
-                              a->path);
+            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected tensor '%s', which %s says is there", path, m->key,
+                             a->path);
         if (!DLRNI_GROW(a->ctx, &a->entries, &a->cap, a->count, a->count + 1)) return DLRN_ERR_MEMORY;
         a->entries[a->count++] = a->shards[i]->entries[at];
     }
@@ -4290,7 +4298,7 @@ DLRNI_INTERNAL dlrn_status dlrni_index_open(dlrn_archive *a) {
     a->format = "sharded";
     dlrn_status s = map && map->type == DLRN_JSON_OBJECT
                         ? dlrni_open_shards(a, map)
-                        : dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected an object weight_map", a->path);
+                        : dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected an object weight_map", a->path);
     dlrn_json_free(a->ctx, root);
     return s;
 }
@@ -4333,8 +4341,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_growing *t, const dlrn_tensor_o
         char key[32];
         DLRNI_TRY(dlrni_out_numel(t->ctx, x, &numel, &bytes));
         if (!storage[x->dtype])
-            return dlrni_fail(t->ctx, DLRN_ERR_UNSUPPORTED, "tensor '%s': torch's form has no storage of type %s",
-                              x->name, dlrn_dtype_name(x->dtype));
+            return dlrn_fail(t->ctx, DLRN_ERR_UNSUPPORTED, "tensor '%s': torch's form has no storage of type %s",
+                             x->name, dlrn_dtype_name(x->dtype));
         snprintf(key, sizeof key, "%lld", (long long)i);
         dlrni_pickle_text(t, x->name);
         dlrni_growing_format(t, "ctorch._utils\n_rebuild_tensor_v2\n((");
@@ -4392,8 +4400,7 @@ DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path, con
     int pt = dlrni_has_suffix(path, ".pt"), st = dlrni_has_suffix(path, ".safetensors");
     int npz = dlrni_has_suffix(path, ".npz"), npy = dlrni_has_suffix(path, ".npy");
     if (!pt && !st && !npz && !npy)
-        return dlrni_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected a name ending in .pt, .safetensors, .npz or .npy",
-                          path);
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected a name ending in .pt, .safetensors, .npz or .npy", path);
     DLRNI_REQUIRE(ctx, !npy || count == 1, "a .npy holds one tensor");
     DLRNI_TRY(dlrni_out_open(ctx, path, &o));
     if (st) o.status = dlrni_safetensors_write(&o, tensors, count, metadata);
@@ -4548,8 +4555,8 @@ DLRN_API dlrn_status dlrn_writer_close(dlrn_writer *w) {
         s = dlrni_csr_assemble(w);
     } else {
         if (w->rows_total >= 0 && w->rows != w->rows_total && w->o.status == DLRN_OK)
-            w->o.status = dlrni_fail(w->ctx, DLRN_ERR_ARGUMENT, "%s: %lld rows were announced and %lld written",
-                                     w->path, (long long)w->rows_total, (long long)w->rows);
+            w->o.status = dlrn_fail(w->ctx, DLRN_ERR_ARGUMENT, "%s: %lld rows were announced and %lld written", w->path,
+                                    (long long)w->rows_total, (long long)w->rows);
         if (w->rows_total < 0) { /* the number of rows is known only now */
             if (fseek(w->o.f, 0, SEEK_SET) && w->o.status == DLRN_OK)
                 w->o.status = dlrni_io_error(w->ctx, w->path, "seek in it");
@@ -4576,22 +4583,22 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_find(dlrn_archive *a, const char *name, int
     *index = dlrn_archive_find(a, name);
     const dlrn_tensor_info *info = dlrn_archive_info(a, *index);
     if (!info || info->ndim != 1)
-        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT,
-                          "%s: expected '%s' of one dimension, as scipy.sparse.save_npz writes it", a->path, name);
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                         "%s: expected '%s' of one dimension, as scipy.sparse.save_npz writes it", a->path, name);
     *n = info->numel;
     return DLRN_OK;
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_csr_check(dlrn_archive *a, const dlrn_sparse *c, int64_t nnz) {
     if (c->row_ptr[0] != 0 || c->row_ptr[c->rows] != nnz)
-        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indptr: expected 0 to %lld", a->path, (long long)nnz);
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indptr: expected 0 to %lld", a->path, (long long)nnz);
     for (int64_t i = 0; i < c->rows; i++)
         if (c->row_ptr[i + 1] < c->row_ptr[i])
-            return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indptr falls at row %lld", a->path, (long long)i);
+            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indptr falls at row %lld", a->path, (long long)i);
     for (int64_t p = 0; p < nnz; p++)
         if (c->col[p] < 0 || c->col[p] >= c->cols)
-            return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indices: entry %lld: expected [0, %lld), found %d", a->path,
-                              (long long)p, (long long)c->cols, (int)c->col[p]);
+            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indices: entry %lld: expected [0, %lld), found %d", a->path,
+                             (long long)p, (long long)c->cols, (int)c->col[p]);
     return DLRN_OK;
 }
 
@@ -4603,7 +4610,7 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_read(dlrn_archive *a, dlrn_sparse *out) {
     if (n[0] == 2) DLRNI_TRY(dlrn_archive_read_i64(a, at[0], shape));
     if (n[0] != 2 || shape[0] < 0 || n[1] != shape[0] + 1 || n[2] != n[3] || shape[1] < 0 || shape[1] > INT32_MAX ||
         (format && strcmp(format, "csr")))
-        return dlrni_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected format csr, and sizes that agree", a->path);
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected format csr, and sizes that agree", a->path);
     DLRNI_TRY(dlrni_sparse_begin(a->ctx, out, shape[1]));
     DLRNI_TRY(dlrni_sparse_reserve(a->ctx, out, shape[0], n[2]));
     out->rows = shape[0];
@@ -4668,8 +4675,8 @@ DLRNI_INTERNAL dlrn_status dlrni_expect(dlrn_archive *a, const char *prefix, con
     char want[2][24] = {"F", "d"};
     if (rows >= 0) snprintf(want[0], sizeof want[0], "%lld", (long long)rows);
     if (cols >= 0) snprintf(want[1], sizeof want[1], "%lld", (long long)cols);
-    return dlrni_fail(a->ctx, DLRN_ERR_SHAPE, "%s: tensor '%s': expected shape [%s%s%s], found %s", a->path, full,
-                      want[0], ndim > 1 ? ", " : "", ndim > 1 ? want[1] : "", found);
+    return dlrn_fail(a->ctx, DLRN_ERR_SHAPE, "%s: tensor '%s': expected shape [%s%s%s], found %s", a->path, full,
+                     want[0], ndim > 1 ? ", " : "", ndim > 1 ? want[1] : "", found);
 }
 
 typedef struct dlrni_transpose_job {
@@ -4714,9 +4721,9 @@ DLRNI_INTERNAL dlrn_status dlrni_check_weights(const char *path, const char *nam
                                                const float *w, int64_t n) {
     for (int64_t i = 0; i < n; i++)
         if (!(fabsf(w[i]) <= FLT_MAX))
-            return dlrni_fail(dict->ctx, DLRN_ERR_VALUE,
-                              "%s: tensor '%s': element %lld: expected a finite number, found %g", path, name,
-                              (long long)i, (double)w[i]);
+            return dlrn_fail(dict->ctx, DLRN_ERR_VALUE,
+                             "%s: tensor '%s': element %lld: expected a finite number, found %g", path, name,
+                             (long long)i, (double)w[i]);
     return DLRN_OK;
 }
 
@@ -4737,14 +4744,14 @@ DLRNI_INTERNAL dlrn_status dlrni_load_archive(dlrn_archive *a, dlrn_dictionary *
     const char *prefix = dlrn_archive_find(a, "ae.encoder.weight") >= 0 ? "ae." : "", *other = dlrni_other_family(a);
     int64_t index[4];
     if (other && !*prefix)
-        return dlrni_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: expected an AutoEncoder, found the tensors of %s", a->path,
-                          other);
+        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: expected an AutoEncoder, found the tensors of %s", a->path,
+                         other);
     DLRNI_TRY(dlrni_expect(a, prefix, "encoder.weight", 2, -1, -1, &index[0]));
     const int64_t F = dlrn_archive_info(a, index[0])->shape[0], d = dlrn_archive_info(a, index[0])->shape[1];
     if (F < 1 || d < 1 || F > INT32_MAX)
-        return dlrni_fail(a->ctx, DLRN_ERR_SHAPE,
-                          "%s: tensor 'encoder.weight': expected a shape without 0, found [%lld, %lld]", a->path,
-                          (long long)F, (long long)d);
+        return dlrn_fail(a->ctx, DLRN_ERR_SHAPE,
+                         "%s: tensor 'encoder.weight': expected a shape without 0, found [%lld, %lld]", a->path,
+                         (long long)F, (long long)d);
     DLRNI_TRY(dlrni_expect(a, prefix, "encoder.bias", 1, F, -1, &index[1]));
     DLRNI_TRY(dlrni_expect(a, prefix, "bias", 1, d, -1, &index[2]));
     DLRNI_TRY(dlrni_expect(a, prefix, "decoder.weight", 2, d, F, &index[3]));
@@ -4767,8 +4774,8 @@ DLRNI_INTERNAL dlrn_status dlrni_agrees_with_config(dlrn_context *ctx, const cha
         for (int k = 0; k < 2; k++) {
             double said = dlrn_json_number(root, keys[i][k], (double)have[i]);
             if (said != (double)have[i])
-                return dlrni_fail(ctx, DLRN_ERR_SHAPE, "%s: %s: expected %lld as in the tensors, found %g", path,
-                                  keys[i][k], (long long)have[i], said);
+                return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: %s: expected %lld as in the tensors, found %g", path,
+                                 keys[i][k], (long long)have[i], said);
         }
     return DLRN_OK;
 }
@@ -4778,7 +4785,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_class(dlrn_context *ctx, const char *path
     const char *name = dlrn_json_text(root, "trainer.dict_class", dlrn_json_text(root, "dict_class", "AutoEncoder"));
     *identity = !strcmp(name, "IdentityDict");
     if (*identity || !strcmp(name, "AutoEncoder")) return DLRN_OK;
-    return dlrni_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: dict_class: expected AutoEncoder, found %.80s", path, name);
+    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: dict_class: expected AutoEncoder, found %.80s", path, name);
 }
 
 /* The dictionary's file in a folder, or path itself if it is a file; config: the config.json beside it ("" if none). */
@@ -4787,20 +4794,19 @@ DLRNI_INTERNAL dlrn_status dlrni_find_dictionary(dlrn_context *ctx, const char *
     static const char *const names[] = {"ae.pt", "ae.safetensors", "ae.npz", "trainer_0/ae.pt"};
     int kind = dlrn_file_exists(path);
     *file = *config = 0;
-    if (strlen(path) > size - 32) return dlrni_fail(ctx, DLRN_ERR_ARGUMENT, "%s: the path is too long", path);
+    if (strlen(path) > size - 32) return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: the path is too long", path);
     if (kind == 1) snprintf(file, size, "%s", path);
     for (size_t i = 0; kind == 2 && i < sizeof names / sizeof *names && !*file; i++) {
         snprintf(file, size, "%s/%s", path, names[i]);
         if (dlrn_file_exists(file) != 1) *file = 0;
     }
-    if (kind == 0) return dlrni_fail(ctx, DLRN_ERR_IO, "%s: no such file or folder", path);
+    if (kind == 0) return dlrn_fail(ctx, DLRN_ERR_IO, "%s: no such file or folder", path);
     if (kind == 2)
         snprintf(config, size, "%s/%sconfig.json", path, strstr(file, "/trainer_0/ae.pt") ? "trainer_0/" : "");
     if (kind == 1 && !dlrni_sibling(path, "config.json", config, size)) *config = 0;
     if (*config && dlrn_file_exists(config) != 1) *config = 0;
     if (*file || *config) return DLRN_OK;
-    return dlrni_fail(ctx, DLRN_ERR_IO, "%s: expected ae.pt, ae.safetensors or ae.npz in this folder, found none",
-                      path);
+    return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected ae.pt, ae.safetensors or ae.npz in this folder, found none", path);
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, const char *config,
@@ -4838,7 +4844,7 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     dlrn_context *ctx = dict->ctx;
     int64_t d = dict->activation_dim, F = dict->dict_size;
     if (!dict->encoder_weight)
-        return dlrni_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: an %s has no weights to save", path, dict->family->name);
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: an %s has no weights to save", path, dict->family->name);
     float *decoder = DLRNI_NEW(ctx, float, d *F);
     if (!decoder) return DLRN_ERR_MEMORY;
     dlrni_transpose(ctx, dict->decoder_weight, F, d, decoder);
@@ -5416,8 +5422,7 @@ DLRNI_INTERNAL dlrn_status dlrni_work_rows(dlrn_trainer *t, int64_t n) {
     dlrni_work *w = &t->w;
     int64_t d = t->dict->activation_dim, cap[9], nd;
     w->n = n;
-    if (!dlrni_mul(n, d, &nd))
-        return dlrni_fail(t->ctx, DLRN_ERR_MEMORY, "a batch of this size does not fit in memory");
+    if (!dlrni_mul(n, d, &nd)) return dlrn_fail(t->ctx, DLRN_ERR_MEMORY, "a batch of this size does not fit in memory");
     for (int i = 0; i < 9; i++) cap[i] = i < 2 ? w->n_cap * d : w->n_cap;
     if (!DLRNI_GROW(t->ctx, &w->xc, &cap[0], 0, nd) || !DLRNI_GROW(t->ctx, &w->e, &cap[1], 0, nd) ||
         !DLRNI_GROW(t->ctx, &w->c, &cap[2], 0, n) || !DLRNI_GROW(t->ctx, &w->error, &cap[3], 0, n) ||
@@ -5462,8 +5467,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_rows(dlrn_trainer *t, const char *name, c
         if (t->ctx->k->dot(x + i * d, x + i * d, d) <= FLT_MAX) continue;
         for (int64_t c = 0; c < d; c++)
             if (!(fabsf(x[i * d + c]) <= FLT_MAX))
-                return dlrni_fail(t->ctx, DLRN_ERR_VALUE, "step %lld: %s [%lld][%lld] is not finite",
-                                  (long long)t->step, name, (long long)i, (long long)c);
+                return dlrn_fail(t->ctx, DLRN_ERR_VALUE, "step %lld: %s [%lld][%lld] is not finite", (long long)t->step,
+                                 name, (long long)i, (long long)c);
     }
     return DLRN_OK;
 }
@@ -5530,8 +5535,8 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     for (int64_t f = 0; f < t->dict->dict_size; f++) stats->dead += dlrni_is_dead(&t->cfg, w->silent[f]);
     DLRNI_TRY(dlrni_ghost_forward(t, stats));
     if (!(fabs(stats->loss) <= DBL_MAX))
-        return dlrni_fail(t->ctx, DLRN_ERR_VALUE, "step %lld: the loss is not finite; the weights are those before it",
-                          (long long)t->step);
+        return dlrn_fail(t->ctx, DLRN_ERR_VALUE, "step %lld: the loss is not finite; the weights are those before it",
+                         (long long)t->step);
     return DLRN_OK;
 }
 
@@ -5639,12 +5644,12 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
 DLRNI_INTERNAL dlrn_status dlrni_check_init(dlrn_context *ctx, const dlrn_train_config *cfg,
                                             const dlrn_dictionary *init) {
     if (init->family != &dlrni_family_autoencoder)
-        return dlrni_fail(ctx, DLRN_ERR_UNSUPPORTED, "dlrn_trainer_create: cannot train a %s", init->family->name);
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "dlrn_trainer_create: cannot train a %s", init->family->name);
     if (init->activation_dim != cfg->activation_dim || init->dict_size != cfg->dict_size)
-        return dlrni_fail(ctx, DLRN_ERR_SHAPE,
-                          "dlrn_trainer_create: expected a dictionary of %lld x %lld, found %lld x %lld",
-                          (long long)cfg->activation_dim, (long long)cfg->dict_size, (long long)init->activation_dim,
-                          (long long)init->dict_size);
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                         "dlrn_trainer_create: expected a dictionary of %lld x %lld, found %lld x %lld",
+                         (long long)cfg->activation_dim, (long long)cfg->dict_size, (long long)init->activation_dim,
+                         (long long)init->dict_size);
     return DLRN_OK;
 }
 
@@ -5654,8 +5659,8 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     DLRNI_TRY(dlrni_check_config(ctx, cfg));
     if (init) DLRNI_TRY(dlrni_check_init(ctx, cfg, init));
     if (buffer && dlrn_buffer_dim(buffer) != cfg->activation_dim)
-        return dlrni_fail(ctx, DLRN_ERR_SHAPE, "dlrn_trainer_create: expected rows of %lld, found a buffer of %lld",
-                          (long long)cfg->activation_dim, (long long)dlrn_buffer_dim(buffer));
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE, "dlrn_trainer_create: expected rows of %lld, found a buffer of %lld",
+                         (long long)cfg->activation_dim, (long long)dlrn_buffer_dim(buffer));
     dlrn_trainer *t = DLRNI_NEW_ZERO(ctx, dlrn_trainer, 1);
     if (!t) return DLRN_ERR_MEMORY;
     t->ctx = ctx;
@@ -5762,7 +5767,7 @@ typedef struct dlrni_text {
 } dlrni_text;
 
 /* Appends as snprintf does: cut to the size, closed with 0, length counted in full. */
-DLRNI_INTERNAL DLRNI_PRINTF(2, 3) void dlrni_put(dlrni_text *t, const char *format, ...) {
+DLRNI_INTERNAL DLRN_PRINTF(2, 3) void dlrni_put(dlrni_text *t, const char *format, ...) {
     va_list args;
     size_t used = (uint64_t)t->length < t->size ? (size_t)t->length : t->size;
     va_start(args, format);
@@ -5876,8 +5881,8 @@ DLRNI_INTERNAL dlrn_status dlrni_row_losses(dlrn_trainer *t, const float *x, con
         k->sub(y + i * d, e, e, d);
         loss[i] = k->dot(e, e, d);
         if (!(loss[i] <= FLT_MAX))
-            return dlrni_fail(t->ctx, DLRN_ERR_VALUE, "resampling after step %lld: a row's loss is not finite",
-                              (long long)t->step - 1);
+            return dlrn_fail(t->ctx, DLRN_ERR_VALUE, "resampling after step %lld: a row's loss is not finite",
+                             (long long)t->step - 1);
         k->sub(x + i * d, t->dict->bias, e, d);
         if (!(k->dot(e, e, d) > 0) || !(k->dot(y + i * d, y + i * d, d) > 0)) loss[i] = 0;
     }
@@ -6089,9 +6094,8 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_sizes(dlrn_context *ctx, const dlrn_buff
                   dlrni_mul(cfg->n_ctxs, cfg->ctx_len, capacity) && dlrni_mul(cfg->in_batch_size, cfg->ctx_len, chunk),
                   "the capacity overflows");
     if (*capacity < cfg->out_batch_size)
-        return dlrni_fail(ctx, DLRN_ERR_ARGUMENT,
-                          "a buffer of %lld rows (n_ctxs * ctx_len) cannot give batches of %lld", (long long)*capacity,
-                          (long long)cfg->out_batch_size);
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "a buffer of %lld rows (n_ctxs * ctx_len) cannot give batches of %lld",
+                         (long long)*capacity, (long long)cfg->out_batch_size);
     *chunk = dlrni_min(*chunk, *capacity);
     return DLRN_OK;
 }
@@ -6201,8 +6205,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_finite(dlrn_context *ctx, const float *x,
                                               const char *what) {
     for (int64_t i = 0; i < rows * d; i++)
         if (!(fabsf(x[i]) <= FLT_MAX))
-            return dlrni_fail(ctx, DLRN_ERR_VALUE, "%s row %lld, column %lld: expected a finite number, found %g", what,
-                              (long long)(first + i / d), (long long)(i % d), (double)x[i]);
+            return dlrn_fail(ctx, DLRN_ERR_VALUE, "%s row %lld, column %lld: expected a finite number, found %g", what,
+                             (long long)(first + i / d), (long long)(i % d), (double)x[i]);
     return DLRN_OK;
 }
 
@@ -6218,8 +6222,8 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_receive(dlrn_buffer *b, int64_t want, in
     }
     if (s != DLRN_OK) return dlrni_callback_error(b->ctx, s, "the source", src->error ? src->error(src->user) : NULL);
     if (*n <= 0 || *n > want)
-        return dlrni_fail(b->ctx, DLRN_ERR_CALLBACK, "the source was asked for 1 to %lld rows and gave %lld",
-                          (long long)want, (long long)*n);
+        return dlrn_fail(b->ctx, DLRN_ERR_CALLBACK, "the source was asked for 1 to %lld rows and gave %lld",
+                         (long long)want, (long long)*n);
     DLRNI_TRY(dlrni_check_finite(b->ctx, b->in_x, *n, b->d, b->rows_read, "source: x,"));
     if (b->in_y) DLRNI_TRY(dlrni_check_finite(b->ctx, b->in_y, *n, b->d, b->rows_read, "source: y,"));
     b->rows_read += *n;
@@ -6347,7 +6351,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_export(dlrn_buffer *b, dlrni_buffer_stat
     state->has_position = b->source.position != NULL && b->source.seek != NULL;
     if (!state->has_position) return DLRN_OK;
     dlrn_status s = b->source.position(b->source.user, &state->source_position);
-    return s == DLRN_OK ? s : dlrni_fail(b->ctx, s, "the source cannot tell its position");
+    return s == DLRN_OK ? s : dlrn_fail(b->ctx, s, "the source cannot tell its position");
 }
 
 /* Takes over a saved state: copies the rows, goes to the source's position. */
@@ -6356,8 +6360,8 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffe
                   state->store == b->cfg.store && (state->y != NULL) == (b->source.has_target != 0 && state->rows > 0),
                   "the saved rows are of another type, or with or without a target");
     if (state->rows > b->capacity)
-        return dlrni_fail(b->ctx, DLRN_ERR_SHAPE, "a buffer of %lld rows cannot take over the %lld that were saved",
-                          (long long)b->capacity, (long long)state->rows);
+        return dlrn_fail(b->ctx, DLRN_ERR_SHAPE, "a buffer of %lld rows cannot take over the %lld that were saved",
+                         (long long)b->capacity, (long long)state->rows);
     b->unread = b->used = b->empty = 0;
     DLRNI_TRY(dlrni_buffer_hold(b, state->rows));
     size_t bytes = (size_t)(state->rows * dlrni_row_bytes(b));
@@ -6372,8 +6376,8 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffe
     DLRNI_REQUIRE(b->ctx, b->source.seek, "the source cannot go back to where it was");
     dlrn_status s = b->source.seek(b->source.user, state->source_position);
     return s == DLRN_OK ? s
-                        : dlrni_fail(b->ctx, s, "the source cannot go to position %llu",
-                                     (unsigned long long)state->source_position);
+                        : dlrn_fail(b->ctx, s, "the source cannot go to position %llu",
+                                    (unsigned long long)state->source_position);
 }
 
 /* ---- Sources of arrays ---- */
@@ -6460,10 +6464,10 @@ DLRN_API dlrn_status dlrn_source_from_npy(dlrn_context *ctx, const char *path, c
     dlrn_status st = dlrni_npy_open(ctx, path, &s->file);
     if (st == DLRN_OK && target) st = dlrni_npy_open(ctx, target, &s->target);
     if (st == DLRN_OK && target && (s->file.rows != s->target.rows || s->file.cols != s->target.cols))
-        st = dlrni_fail(ctx, DLRN_ERR_SHAPE, "%s: expected [%lld, %lld] as in %s, found [%lld, %lld]", target,
-                        (long long)s->file.rows, (long long)s->file.cols, path, (long long)s->target.rows,
-                        (long long)s->target.cols);
-    if (st == DLRN_OK && s->file.cols < 1) st = dlrni_fail(ctx, DLRN_ERR_SHAPE, "%s: rows of width 0", path);
+        st = dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected [%lld, %lld] as in %s, found [%lld, %lld]", target,
+                       (long long)s->file.rows, (long long)s->file.cols, path, (long long)s->target.rows,
+                       (long long)s->target.cols);
+    if (st == DLRN_OK && s->file.cols < 1) st = dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: rows of width 0", path);
     if (st != DLRN_OK) {
         dlrn_source_destroy(out);
         return st;
@@ -6675,8 +6679,8 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
     dlrn_context *ctx = dict->ctx;
     dlrn_evaluator *e;
     if (source->activation_dim != dict->activation_dim)
-        return dlrni_fail(ctx, DLRN_ERR_SHAPE, "dlrn_evaluate: expected rows of width %lld, found %lld",
-                          (long long)dict->activation_dim, (long long)source->activation_dim);
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE, "dlrn_evaluate: expected rows of width %lld, found %lld",
+                         (long long)dict->activation_dim, (long long)source->activation_dim);
     DLRNI_TRY(dlrn_evaluator_create(dict, cfg, &e));
     int64_t n = e->batch * dict->activation_dim;
     float *x = DLRNI_NEW(ctx, float, n), *y = source->has_target ? DLRNI_NEW(ctx, float, n) : NULL;
@@ -6700,7 +6704,7 @@ typedef struct dlrni_splice {
 DLRNI_INTERNAL dlrn_status dlrni_splice_edit(void *user, int site, const float *x, float *out, int64_t n) {
     const dlrni_splice *s = (const dlrni_splice *)user;
     if (site < 0 || site >= s->sites)
-        return dlrni_fail(s->ctx, DLRN_ERR_CALLBACK, "the model edits site %d of %lld", site, (long long)s->sites);
+        return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK, "the model edits site %d of %lld", site, (long long)s->sites);
     return dlrn_forward(s->dicts[site], x, n, out, NULL);
 }
 
@@ -6708,7 +6712,7 @@ DLRNI_INTERNAL dlrn_status dlrni_zero_edit(void *user, int site, const float *x,
     const dlrni_splice *s = (const dlrni_splice *)user;
     (void)x;
     if (site < 0 || site >= s->sites)
-        return dlrni_fail(s->ctx, DLRN_ERR_CALLBACK, "the model edits site %d of %lld", site, (long long)s->sites);
+        return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK, "the model edits site %d of %lld", site, (long long)s->sites);
     memset(out, 0, (size_t)(n * s->dicts[site]->activation_dim) * sizeof *out);
     return DLRN_OK;
 }
@@ -6734,9 +6738,9 @@ DLRN_API dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionar
     DLRNI_TRY(dlrni_cross_entropy(ctx, lm, &reconstruct, &out->loss_reconstructed, &tokens));
     if (tokens == out->tokens) DLRNI_TRY(dlrni_cross_entropy(ctx, lm, &zero, &out->loss_zero, &tokens));
     if (tokens != out->tokens)
-        return dlrni_fail(ctx, DLRN_ERR_CALLBACK,
-                          "the language model judged %lld tokens, then %lld: it must give the same",
-                          (long long)out->tokens, (long long)tokens);
+        return dlrn_fail(ctx, DLRN_ERR_CALLBACK,
+                         "the language model judged %lld tokens, then %lld: it must give the same",
+                         (long long)out->tokens, (long long)tokens);
     double whole = out->loss_original - out->loss_zero;
     out->documents = lm->documents;
     out->ce_diff = out->loss_reconstructed - out->loss_original;
@@ -6881,8 +6885,8 @@ DLRNI_INTERNAL int dlrni_json_real(const dlrn_json *object, const char *name, do
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_lacks(dlrn_archive *a, dlrn_context *ctx, const char *what) {
-    return dlrni_fail(ctx, DLRN_ERR_FORMAT, "%s: not a checkpoint of a trainer: \"%s\" is missing or malformed",
-                      dlrn_archive_path(a), what);
+    return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: not a checkpoint of a trainer: \"%s\" is missing or malformed",
+                     dlrn_archive_path(a), what);
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a, const dlrn_json *json,
@@ -6917,11 +6921,11 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_find(dlrn_context *ctx, dlrn_archive
     int same = info->dtype == want->dtype && info->ndim == want->ndim;
     for (int i = 0; same && i < want->ndim; i++) same = info->shape[i] == want->shape[i];
     if (same) return DLRN_OK;
-    return dlrni_fail(ctx, DLRN_ERR_SHAPE, "%s: tensor %s: expected %s [%lld][%lld], found %s [%lld][%lld]",
-                      dlrn_archive_path(a), want->name, dlrn_dtype_name(want->dtype), (long long)want->shape[0],
-                      (long long)(want->ndim > 1 ? want->shape[1] : 1), dlrn_dtype_name(info->dtype),
-                      (long long)(info->ndim > 0 ? info->shape[0] : 1),
-                      (long long)(info->ndim > 1 ? info->shape[1] : 1));
+    return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: tensor %s: expected %s [%lld][%lld], found %s [%lld][%lld]",
+                     dlrn_archive_path(a), want->name, dlrn_dtype_name(want->dtype), (long long)want->shape[0],
+                     (long long)(want->ndim > 1 ? want->shape[1] : 1), dlrn_dtype_name(info->dtype),
+                     (long long)(info->ndim > 0 ? info->shape[0] : 1),
+                     (long long)(info->ndim > 1 ? info->shape[1] : 1));
 }
 
 /* Before memory is taken for what the configuration claims: the largest tensor must be as large in the file. */
@@ -7029,12 +7033,12 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archi
     dlrn_json_free(ctx, json);
     if (s != DLRN_OK) return s;
     if (given && (given->activation_dim != cfg->activation_dim || given->dict_size != cfg->dict_size))
-        return dlrni_fail(ctx, DLRN_ERR_SHAPE, "%s: a trainer of %lld x %lld, expected %lld x %lld",
-                          dlrn_archive_path(a), (long long)cfg->activation_dim, (long long)cfg->dict_size,
-                          (long long)given->activation_dim, (long long)given->dict_size);
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: a trainer of %lld x %lld, expected %lld x %lld",
+                         dlrn_archive_path(a), (long long)cfg->activation_dim, (long long)cfg->dict_size,
+                         (long long)given->activation_dim, (long long)given->dict_size);
     if (given && !given->compat != !cfg->compat)
-        return dlrni_fail(ctx, DLRN_ERR_ARGUMENT, "%s: saved with compat %d, expected %d", dlrn_archive_path(a),
-                          cfg->compat, given->compat);
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: saved with compat %d, expected %d", dlrn_archive_path(a),
+                         cfg->compat, given->compat);
     DLRNI_TRY(dlrni_checkpoint_size(ctx, a, cfg));
     if (given) *cfg = *given;
     return DLRN_OK;
@@ -7085,7 +7089,6 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path, co
 #undef DLRNI_NEW
 #undef DLRNI_NEW_ZERO
 #undef DLRNI_POSIX
-#undef DLRNI_PRINTF
 #undef DLRNI_REQUIRE
 #undef DLRNI_TRY
 #undef DLRNI_UNROLL
