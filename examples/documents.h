@@ -1,0 +1,223 @@
+/* documents.h - documents of a text file, one after the other - part of dictlearn.h's examples, MIT licence
+
+   Do this in one file, after dictlearn.h:
+
+       #define DOCUMENTS_IMPLEMENTATION
+       #include "documents.h"
+
+   A .jsonl file has one JSON object a line, with the document under the key "text"; "-" is the same on standard input.
+   Any other file is plain text, whose documents are separated by blank lines. Blank lines and documents without text are
+   passed over. A file is read in pieces: memory is that of the longest document.
+*/
+#ifndef DOCUMENTS_H
+#define DOCUMENTS_H
+
+#include <stdint.h>
+
+#ifdef __GNUC__
+#define DOC_API __attribute__((unused)) static
+#else
+#define DOC_API static
+#endif
+
+typedef struct doc_reader doc_reader;
+
+DOC_API dlrn_status doc_open(dlrn_context *ctx, const char *path, doc_reader **out);
+DOC_API void doc_close(doc_reader *r); /* NULL is fine */
+/* The next document: UTF-8 as the file has it, borrowed until the next call. DLRN_END after the last one. */
+DOC_API dlrn_status doc_next(doc_reader *r, const char **text, int64_t *bytes);
+/* Where the next document begins, in bytes; seek leads back there. Standard input cannot seek. */
+DOC_API uint64_t doc_position(const doc_reader *r);
+DOC_API dlrn_status doc_seek(doc_reader *r, uint64_t position);
+DOC_API int doc_can_seek(const doc_reader *r);
+
+#endif /* DOCUMENTS_H */
+
+#ifdef DOCUMENTS_IMPLEMENTATION
+#undef DOCUMENTS_IMPLEMENTATION
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { DOC_CHUNK = 65536 };
+
+struct doc_reader {
+    dlrn_context *ctx;
+    FILE *file;
+    char *path;
+    int jsonl, standard_input;
+    int64_t line_number;
+    uint64_t offset;       /* of the first byte not yet consumed         */
+    char chunk[DOC_CHUNK]; /* bytes read from the file                   */
+    size_t at, end;        /* the unread ones: chunk [at, end)           */
+    char *line;            /* the current line, without its end          */
+    int64_t line_len, line_cap;
+    char *text; /* plain text: the document that is collected */
+    int64_t text_len, text_cap;
+    dlrn_json *object; /* .jsonl: what the last document lies in     */
+};
+
+static int doc_ends_with(const char *s, const char *end) {
+    size_t n = strlen(s), k = strlen(end);
+    return n >= k && !strcmp(s + n - k, end);
+}
+
+/* Appends bytes to a block that grows by doubling. */
+static dlrn_status doc_append(doc_reader *r, char **block, int64_t *len, int64_t *cap, const char *bytes, int64_t n) {
+    if (*len + n + 1 > *cap) {
+        int64_t wide = 2 * (*len + n) + 256;
+        char *q = (char *)dlrn_alloc(r->ctx, wide, 1);
+        if (!q) return DLRN_ERR_MEMORY;
+        if (*len) memcpy(q, *block, (size_t)*len);
+        dlrn_free(r->ctx, *block);
+        *block = q;
+        *cap = wide;
+    }
+    if (n) memcpy(*block + *len, bytes, (size_t)n);
+    *len += n;
+    (*block)[*len] = 0;
+    return DLRN_OK;
+}
+
+DOC_API dlrn_status doc_open(dlrn_context *ctx, const char *path, doc_reader **out) {
+    *out = NULL;
+    doc_reader *r = (doc_reader *)dlrn_alloc(ctx, 1, sizeof *r);
+    if (!r) return DLRN_ERR_MEMORY;
+    memset(r, 0, sizeof *r);
+    r->ctx = ctx;
+    r->standard_input = !strcmp(path, "-");
+    r->jsonl = r->standard_input || doc_ends_with(path, ".jsonl");
+    r->path = (char *)dlrn_alloc(ctx, (int64_t)strlen(path) + 32, 1);
+    if (r->path) memcpy(r->path, path, strlen(path) + 1);
+    dlrn_status s = r->path ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (s == DLRN_OK && dlrn_file_exists(path) == 2)
+        s = dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected a text file, found a folder", path);
+    if (s == DLRN_OK && !r->standard_input) {
+        r->file = fopen(path, "rb");
+        if (!r->file) s = dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot be opened: %s", path, strerror(errno));
+    } else if (s == DLRN_OK) {
+        r->file = stdin;
+        strcpy(r->path, "standard input");
+    }
+    if (s != DLRN_OK) {
+        doc_close(r);
+        return s;
+    }
+    *out = r;
+    return DLRN_OK;
+}
+
+DOC_API void doc_close(doc_reader *r) {
+    if (!r) return;
+    if (r->file && !r->standard_input) fclose(r->file);
+    dlrn_json_free(r->ctx, r->object);
+    dlrn_free(r->ctx, r->line);
+    dlrn_free(r->ctx, r->text);
+    dlrn_free(r->ctx, r->path);
+    dlrn_free(r->ctx, r);
+}
+
+/* The next line without its "\n" or "\r\n", and without a byte order mark at the file's start. */
+static dlrn_status doc_line(doc_reader *r) {
+    uint64_t begin = r->offset;
+    r->line_len = 0;
+    for (;;) {
+        if (r->at == r->end) {
+            r->at = 0;
+            r->end = fread(r->chunk, 1, sizeof r->chunk, r->file);
+            if (ferror(r->file))
+                return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot be read: %s", r->path, strerror(errno));
+            if (r->end == 0) break;
+        }
+        char *first = r->chunk + r->at, *newline = (char *)memchr(first, '\n', r->end - r->at);
+        size_t n = newline ? (size_t)(newline - first) : r->end - r->at;
+        dlrn_status s = doc_append(r, &r->line, &r->line_len, &r->line_cap, first, (int64_t)n);
+        if (s != DLRN_OK) return s;
+        r->at += n + (newline != NULL);
+        r->offset += n + (newline != NULL);
+        if (newline) break;
+    }
+    if (r->offset == begin) return DLRN_END;
+    r->line_number++;
+    if (begin == 0 && r->line_len >= 3 && !memcmp(r->line, "\xEF\xBB\xBF", 3)) {
+        r->line_len -= 3;
+        memmove(r->line, r->line + 3, (size_t)r->line_len);
+    }
+    if (r->line_len && r->line[r->line_len - 1] == '\r') r->line_len--;
+    if (r->line) r->line[r->line_len] = 0;
+    return DLRN_OK;
+}
+
+static int doc_blank(const doc_reader *r) {
+    for (int64_t i = 0; i < r->line_len; i++)
+        if (!strchr(" \t\r\f\v", r->line[i]) || !r->line[i]) return 0;
+    return 1;
+}
+
+static dlrn_status doc_next_json(doc_reader *r, const char **text, int64_t *bytes) {
+    char name[1200];
+    for (;;) {
+        dlrn_status s = doc_line(r);
+        if (s != DLRN_OK) return s;
+        if (doc_blank(r)) continue;
+        dlrn_json_free(r->ctx, r->object);
+        r->object = NULL;
+        snprintf(name, sizeof name, "%s: line %lld", r->path, (long long)r->line_number);
+        s = dlrn_json_parse(r->ctx, r->line, (size_t)r->line_len, name, &r->object);
+        if (s != DLRN_OK) return s;
+        const dlrn_json *found = NULL;
+        if (r->object->type == DLRN_JSON_OBJECT) found = dlrn_json_get(r->object, "text");
+        if (!found || found->type != DLRN_JSON_STRING)
+            return dlrn_fail(r->ctx, DLRN_ERR_FORMAT,
+                             "%s: expected an object with a string under the key \"text\", found none", name);
+        *text = found->text;
+        *bytes = found->text_len;
+        if (*bytes) return DLRN_OK;
+    }
+}
+
+static dlrn_status doc_next_plain(doc_reader *r, const char **text, int64_t *bytes) {
+    dlrn_status s = DLRN_OK;
+    r->text_len = 0;
+    for (;;) {
+        s = doc_line(r);
+        if (s != DLRN_OK && s != DLRN_END) return s;
+        if (s == DLRN_END || doc_blank(r)) {
+            if (r->text_len) break;
+            if (s == DLRN_END) return s;
+            continue;
+        }
+        s = DLRN_OK;
+        if (r->text_len) s = doc_append(r, &r->text, &r->text_len, &r->text_cap, "\n", 1);
+        if (s == DLRN_OK) s = doc_append(r, &r->text, &r->text_len, &r->text_cap, r->line, r->line_len);
+        if (s != DLRN_OK) return s;
+    }
+    *text = r->text;
+    *bytes = r->text_len;
+    return DLRN_OK;
+}
+
+DOC_API dlrn_status doc_next(doc_reader *r, const char **text, int64_t *bytes) {
+    return r->jsonl ? doc_next_json(r, text, bytes) : doc_next_plain(r, text, bytes);
+}
+
+DOC_API uint64_t doc_position(const doc_reader *r) {
+    return r->offset;
+}
+
+DOC_API int doc_can_seek(const doc_reader *r) {
+    return !r->standard_input;
+}
+
+DOC_API dlrn_status doc_seek(doc_reader *r, uint64_t position) {
+    if (r->standard_input) return dlrn_fail(r->ctx, DLRN_ERR_IO, "standard input: cannot go back");
+    if (position > (uint64_t)INT64_MAX || fseeko(r->file, (off_t)position, SEEK_SET) != 0)
+        return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot go to byte %llu: %s", r->path, (unsigned long long)position,
+                         strerror(errno));
+    r->at = r->end = 0;
+    r->offset = position;
+    if (position == 0) r->line_number = 0;
+    return DLRN_OK;
+}
+#endif /* DOCUMENTS_IMPLEMENTATION */

@@ -1,0 +1,438 @@
+/* The model runner against what HF transformers computed for tiny-neox (tests/golden/tiny_neox_expected.npz), its
+   sources and its sampling. */
+#define _POSIX_C_SOURCE 200809L
+#define DICTLEARN_IMPLEMENTATION
+#include "dictlearn.h"
+
+#define BPE_IMPLEMENTATION
+#define DOCUMENTS_IMPLEMENTATION
+#define GPTNEOX_IMPLEMENTATION
+#include "bpe.h"
+#include "documents.h"
+#include "gptneox.h"
+#include "tests/test.h"
+
+#define MODEL "examples/data/tiny-neox"
+#define GOLDEN "tests/golden/tiny_neox_expected.npz"
+enum { D = 128, V = 2048, LAYERS = 6, MOST = 64 };
+
+static dlrn_context *ctx;
+static neox_model *model;
+static dlrn_archive *golden;
+
+static void open_all(void) {
+    if (!ctx) CHECK(dlrn_context_create(NULL, &ctx) == DLRN_OK);
+    if (!model) CHECK_OK(ctx, neox_load(ctx, MODEL, &model));
+    if (!golden) CHECK_OK(ctx, dlrn_archive_open(ctx, GOLDEN, &golden));
+}
+
+static int64_t golden_read(const char *name, float *dst, int64_t room) {
+    int64_t i = dlrn_archive_find(golden, name);
+    CHECK_MSG(i >= 0, "%s: not in the golden file", name);
+    int64_t n = dlrn_archive_info(golden, i)->numel;
+    CHECK(n <= room);
+    CHECK_OK(ctx, dlrn_archive_read(golden, i, dst));
+    return n;
+}
+
+/* Token ids of text `which`. */
+static int64_t golden_ids(int which, int32_t *id) {
+    int64_t wide[MOST];
+    char name[32];
+    snprintf(name, sizeof name, "ids_%d", which);
+    int64_t i = dlrn_archive_find(golden, name), n = dlrn_archive_info(golden, i)->numel;
+    CHECK(i >= 0 && n <= MOST);
+    CHECK_OK(ctx, dlrn_archive_read_i64(golden, i, wide));
+    for (int64_t k = 0; k < n; k++) id[k] = (int32_t)wide[k];
+    return n;
+}
+
+/* Largest difference, over the largest value. */
+static double apart(const float *a, const float *b, int64_t n) {
+    double most = 0, scale = 1e-30;
+    for (int64_t i = 0; i < n; i++) {
+        most = fmax(most, fabs((double)a[i] - (double)b[i]));
+        scale = fmax(scale, fabs((double)b[i]));
+    }
+    return most / scale;
+}
+
+/* Both texts in one batch. */
+static int32_t both_id[2 * MOST];
+static int64_t both_start[3];
+static neox_batch both(void) {
+    both_start[1] = golden_ids(0, both_id);
+    both_start[2] = both_start[1] + golden_ids(1, both_id + both_start[1]);
+    neox_batch b = {both_id, both_start, 2};
+    return b;
+}
+
+TEST(logits) {
+    static float got[2 * MOST * V], want[MOST * V];
+    open_all();
+    neox_batch b = both();
+    CHECK_OK(ctx, neox_run(model, &b, NULL, 0, NULL, NULL, 1));
+    for (int which = 0; which < 2; which++) {
+        char name[32];
+        snprintf(name, sizeof name, "logits_%d", which);
+        int64_t n = golden_read(name, want, MOST * V), rows = n / V;
+        CHECK(rows == both_start[which + 1] - both_start[which]);
+        CHECK_OK(ctx, neox_logits(model, both_start[which], rows, got));
+        double far = apart(got, want, n);
+        printf("     logits of text %d: largest difference %.2g of the largest logit\n", which, far);
+        CHECK_MSG(far < 1e-5, "text %d: %g", which, far);
+    }
+}
+
+static float seen[MOST * D];
+static dlrn_status keep(void *user, int tap, const float *x, float *y, int64_t n) {
+    (void)user, (void)tap;
+    CHECK(x == y && n <= MOST);
+    memcpy(seen, x, (size_t)(n * D) * sizeof *x);
+    return DLRN_OK;
+}
+
+TEST(every_site_of_every_layer) {
+    static const char *const names[] = {"embed", "attn_out", "mlp_in", "mlp_out", "resid_out"};
+    static float want[MOST * D];
+    int32_t id[MOST];
+    double worst = 0;
+    open_all();
+    int64_t start[2] = {0, golden_ids(0, id)};
+    neox_batch b = {id, start, 1};
+    for (int k = 0; k < 5; k++)
+        for (int l = 0; l < (k ? LAYERS : 1); l++) {
+            char name[32];
+            neox_tap tap;
+            snprintf(name, sizeof name, k ? "%s_%d" : "%s", names[k], l);
+            CHECK_OK(ctx, neox_site_named(model, names[k], l, &tap.x));
+            CHECK_OK(ctx, neox_tap_at(model, tap.x, NEOX_IO_OUT, &tap));
+            memset(seen, 0, sizeof seen);
+            CHECK_OK(ctx, neox_run(model, &b, &tap, 1, keep, NULL, 0));
+            int64_t n = golden_read(name, want, MOST * D);
+            double far = apart(seen, want, n);
+            worst = fmax(worst, far);
+            CHECK_MSG(far < 1e-5, "%s: %g", name, far);
+        }
+    printf("     26 sites: largest difference %.2g of the site's largest value\n", worst);
+}
+
+static dlrn_status to_zero(void *user, int site, const float *x, float *out, int64_t n) {
+    (void)user, (void)site, (void)x;
+    memset(out, 0, (size_t)(n * D) * sizeof *out);
+    return DLRN_OK;
+}
+
+/* Cross-entropy of one text with one site set to zero (NULL: as it is). */
+static double cross_entropy(int which, const char *site, int layer) {
+    int32_t id[MOST];
+    int64_t start[2] = {0, golden_ids(which, id)}, tokens = 0;
+    neox_documents texts = {id, start, 1, 0, 0, NULL};
+    neox_tap tap;
+    memset(&tap, 0, sizeof tap);
+    if (site) CHECK_OK(ctx, neox_site_named(model, site, layer, &tap.x));
+    tap.y = tap.x;
+    neox_judge judge = {model, &texts, &tap, 1};
+    dlrn_language_model lm;
+    dlrn_edit zero = {to_zero, NULL};
+    double nats = 0;
+    neox_language_model(&judge, &lm);
+    CHECK_OK(ctx, lm.cross_entropy(lm.user, site ? &zero : NULL, &nats, &tokens));
+    CHECK(tokens == start[1] - 1);
+    return nats;
+}
+
+TEST(cross_entropy_under_interventions) {
+    static const struct {
+        const char *name, *site;
+        int layer;
+    } cases[] = {{"cross_entropy", NULL, 0},
+                 {"cross_entropy_zero_mlp_out_0", "mlp_out", 0},
+                 {"cross_entropy_zero_resid_out_3", "resid_out", 3},
+                 {"cross_entropy_zero_attn_out_2", "attn_out", 2},
+                 {"cross_entropy_zero_embed", "embed", 0}};
+    open_all();
+    for (int which = 0; which < 2; which++)
+        for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+            char name[64];
+            float want;
+            snprintf(name, sizeof name, "%s_%d", cases[c].name, which);
+            golden_read(name, &want, 1);
+            double got = cross_entropy(which, cases[c].site, cases[c].layer);
+            CHECK_MSG(fabs(got - (double)want) < 1e-5 * fabs((double)want), "%s: %.8g, expected %.8g", name, got,
+                      (double)want);
+        }
+}
+
+/* A token's numbers depend on its sequence alone: the same bits in a batch of two and by itself. */
+TEST(batch_does_not_matter) {
+    static float alone[MOST * V], together[MOST * V];
+    open_all();
+    neox_batch b = both();
+    CHECK_OK(ctx, neox_run(model, &b, NULL, 0, NULL, NULL, 1));
+    int64_t rows = both_start[2] - both_start[1];
+    CHECK_OK(ctx, neox_logits(model, both_start[1], rows, together));
+    neox_batch second = {both_id, both_start + 1, 1};
+    CHECK_OK(ctx, neox_run(model, &second, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(ctx, neox_logits(model, 0, rows, alone));
+    CHECK(!memcmp(alone, together, (size_t)(rows * V) * sizeof *alone));
+}
+
+static dlrn_status into_y(void *user, int tap, const float *x, float *y, int64_t n) {
+    float **to = (float **)user;
+    (void)tap;
+    memcpy(to[0], x, (size_t)(n * D) * sizeof *x);
+    memcpy(to[1], y, (size_t)(n * D) * sizeof *x);
+    return DLRN_OK;
+}
+
+TEST(taps_in_and_in_to_out) {
+    static float x[MOST * D], y[MOST * D], want[MOST * D];
+    float *to[2] = {x, y};
+    int32_t id[MOST];
+    neox_site site;
+    neox_tap tap;
+    open_all();
+    int64_t start[2] = {0, golden_ids(0, id)};
+    neox_batch b = {id, start, 1};
+    CHECK_OK(ctx, neox_site_named(model, "mlp_out", 2, &site));
+    CHECK_OK(ctx, neox_tap_at(model, site, NEOX_IO_IN_TO_OUT, &tap));
+    CHECK_OK(ctx, neox_run(model, &b, &tap, 1, into_y, to, 0));
+    int64_t n = golden_read("mlp_in_2", want, MOST * D);
+    CHECK(apart(x, want, n) < 1e-5);
+    golden_read("mlp_out_2", want, MOST * D);
+    CHECK(apart(y, want, n) < 1e-5);
+    CHECK_OK(ctx, neox_site_named(model, "resid_out", 2, &site));
+    CHECK_OK(ctx, neox_tap_at(model, site, NEOX_IO_IN, &tap));
+    CHECK_OK(ctx, neox_run(model, &b, &tap, 1, into_y, to, 0));
+    golden_read("resid_out_1", want, MOST * D);
+    CHECK(apart(x, want, n) < 1e-5);
+    CHECK_OK(ctx, neox_site_named(model, "embed", 0, &site));
+    CHECK_STATUS(neox_tap_at(model, site, NEOX_IO_IN, &tap), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "only --io out");
+    CHECK_STATUS(neox_site_named(model, "mlp_out", 6, &site), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "expected a layer from 0 to 5, found 6");
+    CHECK_STATUS(neox_site_named(model, "mlp", 0, &site), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "found mlp");
+}
+
+TEST(ids_and_lengths_are_checked) {
+    int32_t id[2] = {1, V};
+    int64_t start[2] = {0, 2}, far[2] = {0, 513};
+    static int32_t many[513];
+    open_all();
+    neox_batch bad = {id, start, 1}, lengthy = {many, far, 1};
+    CHECK_STATUS(neox_run(model, &bad, NULL, 0, NULL, NULL, 1), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "token 1: expected an id below 2048, found 2048");
+    CHECK_STATUS(neox_run(model, &lengthy, NULL, 0, NULL, NULL, 1), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "expected at most 512 tokens, found 513");
+}
+
+typedef struct drawn {
+    int32_t id[8][40];
+    int64_t n[8];
+} drawn;
+
+static dlrn_status collect(void *user, int64_t document, const int32_t *id, int64_t n) {
+    drawn *d = (drawn *)user;
+    CHECK(document < 8 && n <= 40);
+    memcpy(d->id[document], id, (size_t)n * sizeof *id);
+    d->n[document] = n;
+    return DLRN_OK;
+}
+
+static drawn draw(int64_t documents, int64_t tokens, double temperature, int64_t top_k, const int32_t *prompt,
+                  int64_t prompt_len) {
+    neox_sampling how = {documents, tokens, temperature, top_k, 7, prompt, prompt_len, -1};
+    drawn d;
+    memset(&d, 0, sizeof d);
+    CHECK_OK(ctx, neox_generate(model, &how, collect, &d));
+    return d;
+}
+
+/* The likeliest token at each step, with the cache, is the largest logit of a whole run without it. */
+TEST(cache_equals_whole_runs) {
+    static float logits[MOST * V];
+    int32_t id[MOST];
+    open_all();
+    int64_t n = golden_ids(0, id), start[2] = {0, n};
+    drawn d = draw(2, 20, 0, 0, id, n);
+    CHECK(d.n[0] == 20 && !memcmp(d.id[0], d.id[1], sizeof d.id[0]));
+    memcpy(id + n, d.id[0], 20 * sizeof *id);
+    start[1] = n + 20;
+    neox_batch b = {id, start, 1};
+    CHECK_OK(ctx, neox_run(model, &b, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(ctx, neox_logits(model, 0, n + 20, logits));
+    for (int64_t i = n - 1; i < n + 19; i++) {
+        int64_t best;
+        CHECK_OK(ctx, dlrn_topk(ctx, logits + i * V, V, 1, &best, NULL));
+        CHECK_MSG(best == id[i + 1], "after token %lld: drew %d, expected %lld", (long long)i, (int)id[i + 1],
+                  (long long)best);
+    }
+}
+
+TEST(a_document_depends_on_seed_and_number) {
+    int32_t bos = 0;
+    open_all();
+    drawn eight = draw(8, 30, 1, 0, &bos, 1), three = draw(3, 30, 1, 0, &bos, 1),
+          short_ones = draw(8, 10, 1, 0, &bos, 1);
+    for (int i = 0; i < 3; i++) CHECK(!memcmp(eight.id[i], three.id[i], sizeof eight.id[i]));
+    for (int i = 0; i < 8; i++) CHECK(!memcmp(eight.id[i], short_ones.id[i], 10 * sizeof(int32_t)));
+    CHECK(memcmp(eight.id[0], eight.id[1], sizeof eight.id[0]));
+    drawn greedy = draw(1, 30, 0, 0, &bos, 1), top = draw(1, 30, 1, 1, &bos, 1);
+    CHECK(!memcmp(greedy.id[0], top.id[0], sizeof greedy.id[0])); /* the likeliest is the top 1 */
+}
+
+/* The first token's frequencies over many documents are the softmax of its logits. */
+static int64_t first_counts[V];
+static dlrn_status count_first(void *user, int64_t document, const int32_t *id, int64_t n) {
+    (void)user, (void)document;
+    CHECK(n == 1);
+    first_counts[id[0]]++;
+    return DLRN_OK;
+}
+
+TEST(draws_follow_the_softmax) {
+    static float logits[V];
+    int32_t bos = 0;
+    int64_t start[2] = {0, 1}, n = 20000, order[10];
+    double total = 0;
+    open_all();
+    neox_batch b = {&bos, start, 1};
+    CHECK_OK(ctx, neox_run(model, &b, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(ctx, neox_logits(model, 0, 1, logits));
+    CHECK_OK(ctx, dlrn_topk(ctx, logits, V, 10, order, NULL));
+    for (int64_t i = 0; i < V; i++) total += exp((double)logits[i] / 0.8);
+    memset(first_counts, 0, sizeof first_counts);
+    neox_sampling how = {n, 1, 0.8, 0, 3, &bos, 1, -1};
+    CHECK_OK(ctx, neox_generate(model, &how, count_first, NULL));
+    for (int i = 0; i < 10; i++) {
+        double p = exp((double)logits[order[i]] / 0.8) / total, sigma = sqrt(p * (1 - p) * (double)n);
+        CHECK_MSG(fabs((double)first_counts[order[i]] - p * (double)n) < 5 * sigma, "token %lld: %lld, expected %.0f",
+                  (long long)order[i], (long long)first_counts[order[i]], p * (double)n);
+    }
+}
+
+static void write_text(const char *path, const char *text) {
+    CHECK_OK(ctx, dlrn_file_write(ctx, path, text, strlen(text)));
+}
+
+#define WORDS                                                                                                          \
+    "The ship went on in the night, and the wind was cold.\n\nHe said nothing of it to the others.\n\n"                \
+    "There was a house by the river, and in it lived an old man with his daughter."
+
+/* Rows of the source, asked for in odd portions and after a seek, are those of one run a document. */
+TEST(source_of_text) {
+    static float once[MOST * 4 * D], again[MOST * 4 * D];
+    bpe_tokenizer *tok = NULL;
+    doc_reader *docs = NULL;
+    dlrn_source source;
+    neox_reading how = {16, 1};
+    neox_tap tap;
+    uint64_t place = 0;
+    int64_t n = 0, total = 0;
+    open_all();
+    write_text(tmp_path("source.txt"), WORDS);
+    CHECK_OK(ctx, bpe_load(ctx, MODEL, &tok));
+    CHECK_OK(ctx, doc_open(ctx, tmp_path("source.txt"), &docs));
+    CHECK_OK(ctx, neox_site_named(model, "mlp_out", 0, &tap.x));
+    tap.y = tap.x;
+    CHECK_OK(ctx, neox_text_source(model, tok, docs, &how, tap, &source));
+    CHECK_OK(ctx, source.read(source.user, 1000, once, NULL, &total));
+    CHECK(total > 30 && total <= 48);
+    CHECK_STATUS(source.read(source.user, 1000, again, NULL, &n), DLRN_END);
+    CHECK_OK(ctx, source.seek(source.user, 0));
+    for (int64_t at = 0; at < total; at += n) {
+        CHECK_OK(ctx, source.position(source.user, &place));
+        CHECK_OK(ctx, source.seek(source.user, place)); /* any row can be come back to */
+        CHECK_OK(ctx, source.read(source.user, 5, again + at * D, NULL, &n));
+    }
+    CHECK(!memcmp(once, again, (size_t)(total * D) * sizeof *once));
+    dlrn_source_destroy(&source);
+    doc_close(docs);
+    bpe_destroy(tok);
+}
+
+TEST(source_with_a_target) {
+    static float x[MOST * D], y[MOST * D], want[MOST * D];
+    bpe_tokenizer *tok = NULL;
+    doc_reader *docs = NULL;
+    dlrn_source source;
+    neox_reading how = {16, 0};
+    neox_site site;
+    neox_tap tap;
+    int64_t n = 0, k = 0;
+    open_all();
+    write_text(tmp_path("target.txt"), WORDS);
+    CHECK_OK(ctx, bpe_load(ctx, MODEL, &tok));
+    CHECK_OK(ctx, neox_site_named(model, "mlp_out", 1, &site));
+    for (int pass = 0; pass < 2; pass++) {
+        CHECK_OK(ctx, doc_open(ctx, tmp_path("target.txt"), &docs));
+        CHECK_OK(ctx, neox_tap_at(model, site, pass ? NEOX_IO_OUT : NEOX_IO_IN_TO_OUT, &tap));
+        CHECK_OK(ctx, neox_text_source(model, tok, docs, &how, tap, &source));
+        CHECK(source.has_target == !pass);
+        CHECK_OK(ctx, source.read(source.user, MOST, pass ? want : x, pass ? NULL : y, pass ? &k : &n));
+        dlrn_source_destroy(&source);
+        doc_close(docs);
+    }
+    CHECK(n == k && memcmp(x, y, (size_t)(n * D) * sizeof *x));
+    CHECK(!memcmp(y, want, (size_t)(n * D) * sizeof *y));
+    bpe_destroy(tok);
+}
+
+static void write_config(const char *folder, const char *config) {
+    char path[512];
+    mkdir(folder, 0777);
+    snprintf(path, sizeof path, "%s/config.json", folder);
+    write_text(path, config);
+}
+
+#define CONFIG(type, dim, act)                                                                                         \
+    "{\"model_type\": \"" type "\", \"hidden_size\": " dim ", \"num_hidden_layers\": 1, \"num_attention_heads\": 4, "  \
+    "\"intermediate_size\": 16, \"vocab_size\": 32, \"max_position_embeddings\": 8, \"hidden_act\": \"" act "\"}"
+
+TEST(folders_that_are_not_models) {
+    static const struct {
+        const char *config, *error;
+        dlrn_status status;
+    } cases[] = {
+        {CONFIG("llama", "8", "gelu"), "model_type: expected gpt_neox, found llama", DLRN_ERR_UNSUPPORTED},
+        {CONFIG("gpt_neox", "10", "gelu"), "expected hidden_size divisible by", DLRN_ERR_FORMAT},
+        {CONFIG("gpt_neox", "-8", "gelu"), "hidden_size: expected a whole number", DLRN_ERR_FORMAT},
+        {CONFIG("gpt_neox", "8.5", "gelu"), "hidden_size: expected a whole number", DLRN_ERR_FORMAT},
+        {CONFIG("gpt_neox", "8", "sine"), "hidden_act: expected a gelu, relu or silu, found sine",
+         DLRN_ERR_UNSUPPORTED},
+        {CONFIG("gpt_neox", "8", "relu"), "expected model.safetensors or pytorch_model.bin", DLRN_ERR_IO},
+        {"{\"model_type\": \"gpt_neox\"}", "hidden_size: expected a whole number from 1 to 1048576, found none",
+         DLRN_ERR_FORMAT},
+        {"{", "config.json", DLRN_ERR_FORMAT},
+    };
+    neox_model *m = NULL;
+    open_all();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        write_config(tmp_path("folder"), cases[i].config);
+        CHECK_STATUS(neox_load(ctx, tmp_path("folder"), &m), cases[i].status);
+        CHECK_STR(dlrn_error(ctx), cases[i].error);
+        CHECK(m == NULL);
+    }
+}
+
+int main(int argc, char **argv) {
+    TEST_BEGIN(argc, argv);
+    RUN(logits);
+    RUN(every_site_of_every_layer);
+    RUN(cross_entropy_under_interventions);
+    RUN(batch_does_not_matter);
+    RUN(taps_in_and_in_to_out);
+    RUN(ids_and_lengths_are_checked);
+    RUN(cache_equals_whole_runs);
+    RUN(a_document_depends_on_seed_and_number);
+    RUN(draws_follow_the_softmax);
+    RUN(source_of_text);
+    RUN(source_with_a_target);
+    RUN(folders_that_are_not_models);
+    dlrn_archive_close(golden);
+    neox_destroy(model);
+    dlrn_context_destroy(ctx);
+    return TEST_END();
+}
