@@ -5227,9 +5227,10 @@ DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
 }
 
 /* ---- Ghost gradients ----
-   The dead features (silent for more than ghost_threshold steps) are made to predict the residual r = y - x_hat through
-   exp(pre): X = sum_j exp(pre_j) a_j, scaled to half of r's length. With the row's shift m = max(0, largest pre) taken
-   out, X = exp(m) X', everything stays finite, and the scale |r| / (2 |X| + eps) becomes |r| / (2 |X'| + eps exp(-m)).
+   The dead features are those silent for more than ghost_threshold steps before this one: such a feature may fire again
+   just now, and then gets both gradients. They are made to predict the residual r = y - x_hat through exp(pre):
+   X = sum_j exp(pre_j) a_j, scaled to half of r's length. With the row's shift m = max(0, largest pre) taken out,
+   X = exp(m) X', everything stays finite, and the scale |r| / (2 |X| + eps) becomes |r| / (2 |X'| + eps exp(-m)).
    Scale, r and the ratio of the losses are constants to the gradient. */
 static const double dlrni_ghost_eps = 1e-8;
 
@@ -5309,7 +5310,7 @@ DLRNI_INTERNAL void dlrni_visit_slopes(const dlrn_trainer *t, int64_t j, dlrni_v
     }
 }
 
-/* The same for a dead feature: all rows, and the ghost term in place of the loss. val [n] is exp(pre - shift). */
+/* The same by the ghost term: all rows. val [n] is exp(pre - shift). */
 DLRNI_INTERNAL void dlrni_visit_ghost_slopes(const dlrn_trainer *t, int64_t j, dlrni_visit *v) {
     const dlrni_work *w = &t->w;
     int64_t d = t->dict->activation_dim;
@@ -5320,12 +5321,9 @@ DLRNI_INTERNAL void dlrni_visit_ghost_slopes(const dlrn_trainer *t, int64_t j, d
     }
 }
 
-/* The sums over rows, from coef and slope; g [n][d] is what the atom's gradient is made of. */
+/* Adds up the rows, from coef and slope; g [n][d] is what the atom's gradient is made of. */
 DLRNI_INTERNAL void dlrni_visit_sum(const dlrn_trainer *t, const float *g, dlrni_visit *v) {
     int64_t d = t->dict->activation_dim;
-    memset(v->atom, 0, (size_t)d * sizeof(float));
-    memset(v->encoder, 0, (size_t)d * sizeof(float));
-    v->bias = 0;
     t->ctx->k->gather_axpy(v->atom, d, g, d, v->row, v->coef, v->count);
     t->ctx->k->gather_axpy(v->encoder, d, t->w.xc, d, v->row, v->slope, v->count);
     for (int64_t p = 0; p < v->count; p++) v->bias += (double)v->slope[p];
@@ -5378,6 +5376,9 @@ DLRNI_INTERNAL void dlrni_update_group(void *arg, int64_t task, int worker) {
     for (int64_t j = f0; j < f1; j++) {
         int64_t at = lists->start[j - f0], end = lists->start[j - f0 + 1];
         dlrni_visit v = {end - at, lists->row + at, lists->val + at, s, s + n, s + 2 * n, s + 2 * n + d, 0};
+        memset(v.atom, 0, (size_t)(2 * d) * sizeof *v.atom); /* and v.encoder */
+        dlrni_visit_slopes(t, j, &v);
+        dlrni_visit_sum(t, w->e, &v);
         if (ghost < ghosts && dead[ghost] == j) {
             dlrni_ghost_column(w, pre, ghosts, ghost++, ghost_val);
             v.count = n;
@@ -5385,9 +5386,6 @@ DLRNI_INTERNAL void dlrni_update_group(void *arg, int64_t task, int worker) {
             v.val = ghost_val;
             dlrni_visit_ghost_slopes(t, j, &v);
             dlrni_visit_sum(t, w->ghost, &v);
-        } else {
-            dlrni_visit_slopes(t, j, &v);
-            dlrni_visit_sum(t, w->e, &v);
         }
         t->ctx->k->axpy(-(float)v.bias, t->dict->encoder_weight + j * d, part, d);
         if (u->adam) dlrni_update_feature(t, u->adam, j, &v);
@@ -5497,7 +5495,7 @@ DLRNI_INTERNAL double dlrni_mean(const double *a, int64_t n) {
 DLRNI_INTERNAL dlrn_status dlrni_ghost_forward(dlrn_trainer *t, dlrn_train_stats *stats) {
     dlrni_work *w = &t->w;
     for (int64_t f = 0; t->cfg.ghost_threshold >= 0 && f < t->dict->dict_size; f++)
-        if (w->silent[f] > t->cfg.ghost_threshold) w->dead[w->n_dead++] = (int32_t)f;
+        if (t->state.steps_since_fired[f] > t->cfg.ghost_threshold) w->dead[w->n_dead++] = (int32_t)f;
     if (!w->n_dead) return DLRN_OK;
     DLRNI_TRY(dlrni_work_ghost(t));
     dlrn_parallel_for(t->ctx, dlrni_ceil_div(w->n, DLRNI_GHOST_ROWS), dlrni_ghost_block, t);
