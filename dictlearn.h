@@ -2100,17 +2100,80 @@ DLRNI_INTERNAL void dlrni_put_le(unsigned char *p, uint64_t v, int n) {
     for (int i = 0; i < n; i++) p[i] = (unsigned char)(v >> 8 * i);
 }
 
-/* The sum that zip keeps of each member (CRC-32), four bits at a time. */
-DLRNI_INTERNAL uint32_t dlrni_crc32(uint32_t crc, const unsigned char *p, uint64_t n) {
+/* What four bits add to a CRC-32, the sum that zip keeps of each member. */
+DLRNI_INTERNAL uint32_t dlrni_crc_step(uint32_t crc) {
     static const uint32_t table[16] = {0x00000000u, 0x1db71064u, 0x3b6e20c8u, 0x26d930acu, 0x76dc4190u, 0x6b6b51f4u,
                                        0x4db26158u, 0x5005713cu, 0xedb88320u, 0xf00f9344u, 0xd6d6a3e8u, 0xcb61b38cu,
                                        0x9b64c2b0u, 0x86d3d2d4u, 0xa00ae278u, 0xbdbdf21cu};
-    for (crc = ~crc; n; n--) {
-        crc ^= *p++;
-        crc = crc >> 4 ^ table[crc & 15];
-        crc = crc >> 4 ^ table[crc & 15];
+    return crc >> 4 ^ table[crc & 15];
+}
+
+/* Long runs go eight bytes at a time, since a file is summed when it is opened; their tables are made anew each time,
+   because static ones would have to be guarded from other threads. */
+DLRNI_INTERNAL uint32_t dlrni_crc32(uint32_t crc, const unsigned char *p, uint64_t n) {
+    crc = ~crc;
+    if (n >= 16384) {
+        uint32_t t[8][256];
+        for (uint32_t i = 0; i < 256; i++) t[0][i] = dlrni_crc_step(dlrni_crc_step(i));
+        for (int k = 1; k < 8; k++)
+            for (uint32_t i = 0; i < 256; i++) t[k][i] = t[k - 1][i] >> 8 ^ t[0][t[k - 1][i] & 255];
+        for (; n >= 8; n -= 8, p += 8) {
+            crc ^= (uint32_t)dlrni_le(p, 4);
+            crc = t[7][crc & 255] ^ t[6][crc >> 8 & 255] ^ t[5][crc >> 16 & 255] ^ t[4][crc >> 24] ^ t[3][p[4]] ^
+                  t[2][p[5]] ^ t[1][p[6]] ^ t[0][p[7]];
+        }
     }
+    for (; n; n--) crc = dlrni_crc_step(dlrni_crc_step(crc ^ *p++));
     return ~crc;
+}
+
+DLRNI_INTERNAL uint64_t dlrni_hash(const char *p, int64_t n) { /* FNV-1a */
+    uint64_t h = 14695981039346656037u;
+    for (int64_t i = 0; i < n; i++) h = (h ^ (unsigned char)p[i]) * 1099511628211u;
+    return h;
+}
+
+/* Which number a text has: an open-addressing table, at least half of it free. The texts are borrowed. */
+typedef struct dlrni_name {
+    const char *text; /* NULL: free */
+    int64_t len, value;
+} dlrni_name;
+
+typedef struct dlrni_names {
+    dlrni_name *slot; /* [size], size a power of two */
+    int64_t size, count;
+} dlrni_names;
+
+DLRNI_INTERNAL dlrni_name *dlrni_names_slot(const dlrni_names *t, const char *text, int64_t len) {
+    int64_t at = (int64_t)(dlrni_hash(text, len) & (uint64_t)(t->size - 1));
+    while (t->slot[at].text && (t->slot[at].len != len || memcmp(t->slot[at].text, text, (size_t)len)))
+        at = (at + 1) & (t->size - 1);
+    return &t->slot[at];
+}
+
+/* The number of a text; -1: it has none. */
+DLRNI_INTERNAL int64_t dlrni_names_find(const dlrni_names *t, const char *text, int64_t len) {
+    const dlrni_name *slot = t->count ? dlrni_names_slot(t, text, len) : NULL;
+    return slot && slot->text ? slot->value : -1;
+}
+
+/* Gives a text a number, unless it has one; 0: no memory. */
+DLRNI_INTERNAL int dlrni_names_put(dlrn_context *ctx, dlrni_names *t, const char *text, int64_t len, int64_t value) {
+    if (2 * (t->count + 1) > t->size) {
+        dlrni_names wide = {NULL, t->size ? 2 * t->size : 16, t->count};
+        if (!(wide.slot = DLRNI_NEW_ZERO(ctx, dlrni_name, wide.size))) return 0;
+        for (int64_t i = 0; i < t->size; i++)
+            if (t->slot[i].text) *dlrni_names_slot(&wide, t->slot[i].text, t->slot[i].len) = t->slot[i];
+        dlrni_free(ctx, t->slot);
+        *t = wide;
+    }
+    dlrni_name *slot = dlrni_names_slot(t, text, len);
+    if (slot->text) return 1;
+    slot->text = text;
+    slot->len = len;
+    slot->value = value;
+    t->count++;
+    return 1;
 }
 
 /* A file being written under a temporary name. The first fault sticks and is told at the end. */
@@ -2373,30 +2436,18 @@ DLRNI_INTERNAL int dlrni_json_word(dlrni_json_reader *r, const char *word) {
     return 1;
 }
 
-DLRNI_INTERNAL uint64_t dlrni_hash(const char *p, int64_t n) { /* FNV-1a */
-    uint64_t h = 14695981039346656037u;
-    for (int64_t i = 0; i < n; i++) h = (h ^ (unsigned char)p[i]) * 1099511628211u;
-    return h;
-}
-
-/* Fails if two members share a key: an open-addressing table of at least twice their number. */
+/* Fails if two members share a key. */
 DLRNI_INTERNAL dlrn_status dlrni_json_unique(dlrni_json_reader *r, const dlrn_json *object) {
-    int64_t size = 4;
+    dlrni_names keys = {NULL, 0, 0};
     dlrn_status s = DLRN_OK;
-    while (size < 2 * object->count) size *= 2;
-    const dlrn_json **table = DLRNI_NEW_ZERO(r->ctx, const dlrn_json *, size);
-    if (!table) return DLRN_ERR_MEMORY;
     for (const dlrn_json *m = object->first; m && s == DLRN_OK; m = m->next) {
-        int64_t at = (int64_t)(dlrni_hash(m->key, m->key_len) & (uint64_t)(size - 1));
-        for (; table[at]; at = (at + 1) & (size - 1))
-            if (table[at]->key_len == m->key_len && !memcmp(table[at]->key, m->key, (size_t)m->key_len)) {
-                s = dlrn_fail(r->ctx, DLRN_ERR_FORMAT, "%s: JSON: the key \"%.60s\" stands twice in one object",
-                              r->name, m->key);
-                break;
-            }
-        table[at] = m;
+        if (dlrni_names_find(&keys, m->key, m->key_len) >= 0)
+            s = dlrn_fail(r->ctx, DLRN_ERR_FORMAT, "%s: JSON: the key \"%.60s\" stands twice in one object", r->name,
+                          m->key);
+        else if (!dlrni_names_put(r->ctx, &keys, m->key, m->key_len, 0))
+            s = DLRN_ERR_MEMORY;
     }
-    dlrni_free(r->ctx, table);
+    dlrni_free(r->ctx, keys.slot);
     return s;
 }
 
@@ -2533,6 +2584,7 @@ struct dlrn_archive {
     int borrowed; /* the map's bytes are the caller's */
     dlrni_entry *entries;
     int64_t count, cap;
+    dlrni_names names; /* of entries */
     dlrni_meta *meta;
     int64_t metas, meta_cap;
     void **blocks; /* names and unpacked members, freed with the archive */
@@ -2563,6 +2615,18 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_note(dlrn_archive *a, const char *key, 
     if (!k || !v || !DLRNI_GROW(a->ctx, &a->meta, &a->meta_cap, a->metas, a->metas + 1)) return DLRN_ERR_MEMORY;
     a->meta[a->metas].key = k;
     a->meta[a->metas++].value = v;
+    return DLRN_OK;
+}
+
+/* Takes an entry whose name already lives as long as the archive. */
+DLRNI_INTERNAL dlrn_status dlrni_archive_take(dlrn_archive *a, const dlrni_entry *e) {
+    int64_t len = (int64_t)strlen(e->info.name);
+    if (dlrni_names_find(&a->names, e->info.name, len) >= 0)
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s' stands twice in the file", a->path, e->info.name);
+    if (!DLRNI_GROW(a->ctx, &a->entries, &a->cap, a->count, a->count + 1) ||
+        !dlrni_names_put(a->ctx, &a->names, e->info.name, len, a->count))
+        return DLRN_ERR_MEMORY;
+    a->entries[a->count++] = *e;
     return DLRN_OK;
 }
 
@@ -2601,18 +2665,18 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_add(dlrn_archive *a, const char *name, 
                          "%s: tensor '%.*s': shape [%s] at offset %lld does not fit its storage: "
                          "expected at most %llu elements",
                          a->path, (int)name_len, name, text, (long long)offset, (unsigned long long)held);
+    if (name_len && memchr(name, 0, (size_t)name_len))
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': a 0 byte in its name", a->path, (int)name_len,
+                         name);
     e.info.name = dlrni_archive_text(a, name, name_len);
-    if (!e.info.name || !DLRNI_GROW(a->ctx, &a->entries, &a->cap, a->count, a->count + 1)) return DLRN_ERR_MEMORY;
-    if (dlrn_archive_find(a, e.info.name) >= 0)
-        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s' stands twice in the file", a->path, e.info.name);
+    if (!e.info.name) return DLRN_ERR_MEMORY;
     e.info.dtype = dtype;
     e.info.ndim = ndim;
     e.info.numel = numel;
     e.data = storage;
     e.offset = offset;
     e.swap = swap;
-    a->entries[a->count++] = e;
-    return DLRN_OK;
+    return dlrni_archive_take(a, &e);
 }
 
 DLRNI_INTERNAL void dlrni_reverse_bytes(unsigned char *p, int64_t n) {
@@ -2621,6 +2685,11 @@ DLRNI_INTERNAL void dlrni_reverse_bytes(unsigned char *p, int64_t n) {
         p[i] = p[n - 1 - i];
         p[n - 1 - i] = t;
     }
+}
+
+/* A float as an integer; what is none (NaN, too large) as the least one. */
+DLRNI_INTERNAL int64_t dlrni_whole(double v) {
+    return v >= -9223372036854775808.0 && v < 9223372036854775808.0 ? (int64_t)v : INT64_MIN;
 }
 
 /* One element, widened. Integers beyond 2^53 lose their last bits here; _read_i64 keeps them. */
@@ -2653,7 +2722,8 @@ DLRNI_INTERNAL double dlrni_element(const unsigned char *p, dlrn_dtype type, int
     default: value = (double)i; break;
     }
     if (integer)
-        *integer = type == DLRN_F32 || type == DLRN_F16 || type == DLRN_BF16 || type == DLRN_F64 ? (int64_t)value : i;
+        *integer =
+            type == DLRN_F32 || type == DLRN_F16 || type == DLRN_BF16 || type == DLRN_F64 ? dlrni_whole(value) : i;
     return value;
 }
 
@@ -2697,7 +2767,7 @@ DLRN_API dlrn_status dlrn_archive_read_rows(dlrn_archive *a, int64_t index, int6
     const dlrni_entry *e = &a->entries[index];
     int64_t all = e->info.ndim ? e->info.shape[0] : 1;
     DLRNI_REQUIRE(a->ctx, first >= 0 && rows >= 0 && first <= all && rows <= all - first, "rows out of range");
-    dlrni_entry_read(e, first, rows, dst, NULL);
+    if (e->info.numel) dlrni_entry_read(e, first, rows, dst, NULL); /* else the other sizes may be beyond bounds */
     return DLRN_OK;
 }
 
@@ -2725,6 +2795,7 @@ DLRN_API void dlrn_archive_close(dlrn_archive *a) {
     dlrni_free(ctx, a->blocks);
     dlrni_free(ctx, a->meta);
     dlrni_free(ctx, a->entries);
+    dlrni_free(ctx, a->names.slot);
     dlrni_free(ctx, a->path);
     dlrni_free(ctx, a);
 }
@@ -2746,9 +2817,7 @@ DLRN_API const dlrn_tensor_info *dlrn_archive_info(const dlrn_archive *a, int64_
 }
 
 DLRN_API int64_t dlrn_archive_find(const dlrn_archive *a, const char *name) {
-    for (int64_t i = 0; i < a->count; i++)
-        if (!strcmp(a->entries[i].info.name, name)) return i;
-    return -1;
+    return dlrni_names_find(&a->names, name, (int64_t)strlen(name));
 }
 
 DLRN_API const char *dlrn_archive_metadata(const dlrn_archive *a, const char *key) {
@@ -3138,7 +3207,7 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_write(dlrni_out *o, const dlrn_tensor_out *
 // >>zip
 /* Zip: the central directory is the truth, the local headers must agree with it. Stored members are used where they
    lie; deflated ones (numpy and scipy compress .npz) are unpacked, at most to the size that the directory declares.
-   */
+   Sums are checked on opening, but for 0: torch writes 0 where it was told not to compute them. */
 
 typedef struct dlrni_member {
     const char *name; /* not terminated */
@@ -3146,12 +3215,15 @@ typedef struct dlrni_member {
     const unsigned char *data;
     uint64_t size;   /* unpacked */
     uint64_t packed; /* bytes at data */
+    uint32_t crc;    /* of the unpacked bytes */
     int method;      /* 0 stored, 8 deflated */
 } dlrni_member;
 
 typedef struct dlrni_zip {
     dlrni_member *m;
     int64_t n, cap;
+    dlrni_names names;
+    uint64_t packed; /* of all members */
 } dlrni_zip;
 
 DLRNI_INTERNAL dlrn_status dlrni_zip_error(dlrn_archive *a, const char *what) {
@@ -3196,14 +3268,35 @@ DLRNI_INTERNAL int dlrni_zip_extra(dlrni_cursor extra, uint64_t *size, uint64_t 
     return 1;
 }
 
+DLRNI_INTERNAL dlrn_status dlrni_member_check(dlrn_archive *a, const dlrni_member *m, const unsigned char *p) {
+    if (!m->crc || dlrni_crc32(0, p, m->size) == m->crc) return DLRN_OK;
+    return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: member '%.*s' is damaged: its CRC-32 is not %08lx", a->path,
+                     (int)m->name_len, m->name, (unsigned long)m->crc);
+}
+
+/* The data of a member, behind its local header at `offset`. */
+DLRNI_INTERNAL dlrn_status dlrni_zip_local(dlrn_archive *a, uint64_t offset, dlrni_member *m) {
+    static const char disagree[] = "a local header does not agree with the central directory";
+    dlrni_cursor file = {a->map.p, a->map.p + a->map.size};
+    const unsigned char *local, *name;
+    if (!dlrni_take(&file, offset) || !(local = dlrni_take(&file, 30)) || dlrni_le(local, 4) != 0x04034b50u ||
+        dlrni_le(local + 26, 2) != (uint64_t)m->name_len || dlrni_le(local + 8, 2) != (uint64_t)m->method)
+        return dlrni_zip_error(a, disagree);
+    name = dlrni_take(&file, (uint64_t)m->name_len);
+    if (!name || memcmp(name, m->name, (size_t)m->name_len) || !dlrni_take(&file, dlrni_le(local + 28, 2)))
+        return dlrni_zip_error(a, disagree);
+    m->data = file.p;
+    return dlrni_take(&file, m->packed) ? DLRN_OK : dlrni_zip_error(a, "a member reaches beyond the end of the file");
+}
+
 DLRNI_INTERNAL dlrn_status dlrni_zip_entry(dlrn_archive *a, dlrni_cursor *c, dlrni_zip *z) {
-    const unsigned char *h = dlrni_take(c, 46), *name, *extra, *local;
+    const unsigned char *h = dlrni_take(c, 46), *name, *extra;
     if (!h || dlrni_le(h, 4) != 0x02014b50u) return dlrni_zip_error(a, "malformed central directory");
     uint64_t name_len = dlrni_le(h + 28, 2), extra_len = dlrni_le(h + 30, 2);
     uint64_t packed = dlrni_le(h + 20, 4), size = dlrni_le(h + 24, 4), offset = dlrni_le(h + 42, 4);
     if (!(name = dlrni_take(c, name_len)) || !(extra = dlrni_take(c, extra_len)) || !dlrni_take(c, dlrni_le(h + 32, 2)))
         return dlrni_zip_error(a, "the central directory is cut short");
-    dlrni_cursor e = {extra, extra + extra_len}, file = {a->map.p, a->map.p + a->map.size};
+    dlrni_cursor e = {extra, extra + extra_len};
     if (!dlrni_zip_extra(e, &size, &packed, &offset)) return dlrni_zip_error(a, "malformed 64-bit sizes");
     int method = (int)dlrni_le(h + 10, 2);
     if ((dlrni_le(h + 8, 2) & 1) || (method != 0 && method != 8) || (method == 0 && size != packed))
@@ -3211,19 +3304,16 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_entry(dlrn_archive *a, dlrni_cursor *c, dlr
                          "%s: zip: member '%.*s' is encrypted or of compression method %d, "
                          "expected stored or deflated",
                          a->path, (int)name_len, (const char *)name, method);
-    if (!dlrni_take(&file, offset) || !(local = dlrni_take(&file, 30)) || dlrni_le(local, 4) != 0x04034b50u ||
-        dlrni_le(local + 26, 2) != name_len || dlrni_le(local + 8, 2) != (uint64_t)method)
-        return dlrni_zip_error(a, "a local header does not agree with the central directory");
-    const unsigned char *again = dlrni_take(&file, name_len);
-    if (!again || memcmp(again, name, (size_t)name_len) || !dlrni_take(&file, dlrni_le(local + 28, 2)))
-        return dlrni_zip_error(a, "a local header does not agree with the central directory");
-    dlrni_member m = {(const char *)name, (int64_t)name_len, file.p, size, packed, method};
-    if (!dlrni_take(&file, packed)) return dlrni_zip_error(a, "a member reaches beyond the end of the file");
-    for (int64_t i = 0; i < z->n; i++)
-        if (z->m[i].name_len == m.name_len && !memcmp(z->m[i].name, m.name, (size_t)m.name_len))
-            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: member '%.*s' stands twice", a->path, (int)name_len,
-                             m.name);
-    if (!DLRNI_GROW(a->ctx, &z->m, &z->cap, z->n, z->n + 1)) return DLRN_ERR_MEMORY;
+    dlrni_member m = {(const char *)name, (int64_t)name_len, NULL, size, packed, (uint32_t)dlrni_le(h + 16, 4), method};
+    DLRNI_TRY(dlrni_zip_local(a, offset, &m));
+    if ((z->packed += packed) > a->map.size) return dlrni_zip_error(a, "members overlap");
+    if (dlrni_names_find(&z->names, m.name, m.name_len) >= 0)
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: member '%.*s' stands twice", a->path, (int)name_len,
+                         m.name);
+    if (method == 0) DLRNI_TRY(dlrni_member_check(a, &m, m.data));
+    if (!DLRNI_GROW(a->ctx, &z->m, &z->cap, z->n, z->n + 1) ||
+        !dlrni_names_put(a->ctx, &z->names, m.name, m.name_len, z->n))
+        return DLRN_ERR_MEMORY;
     z->m[z->n++] = m;
     return DLRN_OK;
 }
@@ -3382,7 +3472,7 @@ DLRNI_INTERNAL dlrn_status dlrni_member_bytes(dlrn_archive *a, const dlrni_membe
     unsigned char *out = (unsigned char *)dlrni_archive_block(a, (int64_t)m->size + 1);
     if (!out) return DLRN_ERR_MEMORY;
     *p = out;
-    if (dlrni_inflate(m->data, m->packed, out, (int64_t)m->size)) return DLRN_OK;
+    if (dlrni_inflate(m->data, m->packed, out, (int64_t)m->size)) return dlrni_member_check(a, m, out);
     return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: member '%.*s' does not unpack to the %llu bytes declared",
                      a->path, (int)m->name_len, m->name, (unsigned long long)m->size);
 }
@@ -3535,8 +3625,8 @@ DLRNI_INTERNAL dlrn_status dlrni_npz_write(dlrni_out *o, const dlrn_tensor_out *
 /* ------------------------------------------------------------------------------------------ */
 // >>pickle
 /* A restricted pickle machine: it knows the opcodes and the few names that a file of tensors needs and executes
-   nothing. A value is a node of an arena; memory grows with the bytes read, since every opcode makes at most one
-   node. */
+   nothing. A value is a node of an arena; memory grows with the bytes read, since every opcode makes at most two small
+   nodes. */
 
 typedef enum dlrni_kind {
     DLRNI_NONE,
@@ -3556,18 +3646,16 @@ typedef enum dlrni_kind {
 typedef struct dlrni_node dlrni_node;
 struct dlrni_node {
     dlrni_kind kind;
-    int64_t integer; /* int, bool; storage: elements; tensor: offset */
+    dlrn_dtype dtype; /* storage, tensor */
+    int64_t integer;  /* int, bool; storage: elements; tensor: offset */
     double real;
     const char *text; /* string, global ("module name"); storage: key; not terminated */
     int64_t len;
-    dlrn_dtype dtype;         /* storage */
-    dlrni_node *first, *last; /* tuple, list: items; dict: key, value, key, value ... */
-    dlrni_node *next;         /* sibling */
-    dlrni_node *storage;      /* tensor */
-    int64_t view_offset;      /* storage: elements before it in its base (older files) */
-    const dlrni_node *base;   /* storage: the one that it is a view of */
-    int ndim, seen;
-    int64_t shape[DLRN_MAX_DIMS], stride[DLRN_MAX_DIMS];
+    dlrni_node *first, *last;         /* tuple, list: items; dict: key, value, key, value ... */
+    dlrni_node *next;                 /* sibling */
+    dlrni_node *storage;              /* link: the item; tensor: its storage */
+    const dlrni_node *shape, *stride; /* tensor: tuples of its sizes */
+    int64_t view_offset;              /* storage: elements before it in its base (older files) */
 };
 
 typedef struct dlrni_pickle {
@@ -3794,11 +3882,13 @@ DLRNI_INTERNAL int dlrni_sizes(const dlrni_node *tuple, int64_t *out, int *ndim)
 /* _rebuild_tensor(_v2, _v3)(storage, offset, size, stride, ...) */
 DLRNI_INTERNAL dlrn_status dlrni_rebuild_tensor(dlrni_pickle *p, const dlrni_node *args, int version) {
     dlrni_node *t = dlrni_new_node(p, DLRNI_TENSOR), *storage = dlrni_item(args, 0), *offset = dlrni_item(args, 1);
-    int strides = 0;
+    int64_t ignored[DLRN_MAX_DIMS];
+    int ndim, strides;
     if (!t) return DLRN_ERR_MEMORY;
+    t->shape = dlrni_item(args, 2);
+    t->stride = dlrni_item(args, 3);
     if (!storage || storage->kind != DLRNI_STORAGE || !offset || offset->kind != DLRNI_INT ||
-        !dlrni_sizes(dlrni_item(args, 2), t->shape, &t->ndim) ||
-        !dlrni_sizes(dlrni_item(args, 3), t->stride, &strides) || strides != t->ndim)
+        !dlrni_sizes(t->shape, ignored, &ndim) || !dlrni_sizes(t->stride, ignored, &strides) || strides != ndim)
         return dlrni_pickle_error(p, "malformed arguments of a tensor");
     t->storage = storage;
     t->integer = offset->integer;
@@ -3982,32 +4072,30 @@ DLRNI_INTERNAL void dlrni_pickle_free(dlrni_pickle *p) {
 
 /* ---- From the value to tensors ---- */
 
-/* Where a storage's bytes are, for either container. */
+/* Where the bytes of a storage are, for either container: the member named prefix + key. */
 typedef struct dlrni_storages {
-    const dlrni_zip *zip; /* NULL: the older form */
-    const char *stem;
-    int64_t stem_len;
-    int swap;
-    dlrni_member *old; /* older form: key and bytes */
-    int64_t n_old;
+    const dlrni_member *m;
+    const dlrni_names *names;
+    char prefix[512]; /* zip: "STEM/data/" */
+    int swap, exact;  /* exact: a storage ends where the pickle says */
 } dlrni_storages;
 
 DLRNI_INTERNAL const dlrni_member *dlrni_find_storage(const dlrni_storages *s, const dlrni_node *storage) {
-    int64_t n = s->zip ? s->zip->n : s->n_old;
-    for (int64_t i = 0; i < n; i++) {
-        const dlrni_member *m = s->zip ? &s->zip->m[i] : &s->old[i];
-        int64_t skip = s->zip ? s->stem_len + 5 : 0;
-        if (m->name_len != skip + storage->len || memcmp(m->name + skip, storage->text, (size_t)storage->len)) continue;
-        if (!s->zip || (!memcmp(m->name, s->stem, (size_t)s->stem_len) && !memcmp(m->name + s->stem_len, "data/", 5)))
-            return m;
-    }
-    return NULL;
+    char name[1024];
+    size_t n = strlen(s->prefix), key = (size_t)storage->len;
+    if (key > sizeof name - n) return NULL;
+    memcpy(name, s->prefix, n);
+    memcpy(name + n, storage->text, key);
+    int64_t at = dlrni_names_find(s->names, name, (int64_t)(n + key));
+    return at < 0 ? NULL : &s->m[at];
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_collect_tensor(dlrn_archive *a, const dlrni_storages *s, const dlrni_node *t,
                                                 const char *name, int64_t len) {
     const dlrni_member *m = dlrni_find_storage(s, t->storage);
     int64_t offset = t->integer, need = 0, held = dlrn_dtype_size(t->storage->dtype);
+    int64_t shape[DLRN_MAX_DIMS], stride[DLRN_MAX_DIMS];
+    int ndim = 0, strides = 0;
     if (!m)
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': its storage '%.*s' is not in the file", a->path,
                          (int)len, name, (int)dlrni_min(t->storage->len, 64), t->storage->text);
@@ -4016,9 +4104,12 @@ DLRNI_INTERNAL dlrn_status dlrni_collect_tensor(dlrn_archive *a, const dlrni_sto
     if (!dlrni_mul(t->storage->integer, held, &need) || (uint64_t)need > m->size)
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': expected a storage of %lld bytes, found %llu",
                          a->path, (int)len, name, (long long)need, (unsigned long long)m->size);
+    /* a list of sizes may have been changed since it was used */
+    if (!dlrni_sizes(t->shape, shape, &ndim) || !dlrni_sizes(t->stride, stride, &strides) || strides != ndim)
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': malformed sizes", a->path, (int)len, name);
     if (t->storage->view_offset && !dlrni_add(offset, t->storage->view_offset, &offset)) offset = -1;
-    return dlrni_archive_add(a, name, len, t->dtype, t->ndim, t->shape, t->stride, offset, m->data,
-                             s->zip ? (uint64_t)need : m->size, s->swap);
+    return dlrni_archive_add(a, name, len, t->dtype, ndim, shape, stride, offset, m->data,
+                             s->exact ? (uint64_t)need : m->size, s->swap);
 }
 
 typedef struct dlrni_walk {
@@ -4026,7 +4117,7 @@ typedef struct dlrni_walk {
     const dlrni_storages *storages;
     char name[1024];
     int depth;
-    int64_t visits, limit; /* shared values would let a small file unfold without end */
+    int64_t work, limit; /* values and bytes of text: shared ones would let a small file unfold without end */
 } dlrni_walk;
 
 DLRNI_INTERNAL dlrn_status dlrni_collect_value(dlrni_walk *w, const dlrni_node *v, int64_t len);
@@ -4059,7 +4150,8 @@ DLRNI_INTERNAL dlrn_status dlrni_collect_children(dlrni_walk *w, const dlrni_nod
 
 DLRNI_INTERNAL dlrn_status dlrni_collect_value(dlrni_walk *w, const dlrni_node *v, int64_t len) {
     char text[64];
-    if (++w->visits > w->limit || w->depth >= DLRNI_PICKLE_NEST)
+    w->work += 1 + (v->kind == DLRNI_STRING ? v->len : 0);
+    if (w->work > w->limit || w->depth >= DLRNI_PICKLE_NEST)
         return dlrn_fail(w->a->ctx, DLRN_ERR_FORMAT, "%s: pickle: values nested too deep or without end", w->a->path);
     switch (v->kind) {
     case DLRNI_TENSOR: return dlrni_collect_tensor(w->a, w->storages, v, w->name, len);
@@ -4085,7 +4177,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_collect(dlrni_pickle *p, const dlrni_sto
     memset(&w, 0, sizeof w);
     w.a = p->a;
     w.storages = storages;
-    w.limit = 4 * p->n_chunks * DLRNI_CHUNK;
+    w.limit = 4 * p->n_chunks * DLRNI_CHUNK + (int64_t)p->a->map.size;
     return dlrni_collect_value(&w, p->result, 0);
 }
 
@@ -4093,15 +4185,17 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_collect(dlrni_pickle *p, const dlrni_sto
 
 /* Zip: STEM/data.pkl, STEM/data/KEY, STEM/byteorder. */
 DLRNI_INTERNAL dlrn_status dlrni_pt_open(dlrn_archive *a, const dlrni_zip *z, const dlrni_member *pkl) {
-    dlrni_storages s = {z, pkl->name, pkl->name_len - 8, 0, NULL, 0};
+    dlrni_storages s = {z->m, &z->names, "", 0, 1};
     dlrni_pickle p;
     char what[512];
+    int stem = (int)pkl->name_len - 8;
     a->format = "pt";
-    for (int64_t i = 0; i < z->n; i++)
-        if (z->m[i].name_len == s.stem_len + 9 && !memcmp(z->m[i].name, s.stem, (size_t)s.stem_len) &&
-            !memcmp(z->m[i].name + s.stem_len, "byteorder", 9))
-            s.swap = z->m[i].size == 3 && !memcmp(z->m[i].data, "big", 3);
     if (pkl->method) return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: its data.pkl is compressed", a->path);
+    if (stem > 400) return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: zip: names longer than 400 bytes", a->path);
+    snprintf(s.prefix, sizeof s.prefix, "%.*sbyteorder", stem, pkl->name);
+    int64_t order = dlrni_names_find(&z->names, s.prefix, (int64_t)strlen(s.prefix));
+    s.swap = order >= 0 && z->m[order].packed == 3 && !memcmp(z->m[order].data, "big", 3);
+    snprintf(s.prefix, sizeof s.prefix, "%.*sdata/", stem, pkl->name);
     memset(&p, 0, sizeof p);
     snprintf(what, sizeof what, "%.400s: data.pkl", a->path);
     p.a = a;
@@ -4116,33 +4210,44 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_open(dlrn_archive *a, const dlrni_zip *z, co
 
 /* Before torch 1.6: pickles of a magic number, a version, the system, the object, the keys of the storages; then each
    storage, its number of elements (8 bytes) first. */
-DLRNI_INTERNAL dlrn_status dlrni_legacy_storages(dlrni_pickle *p, const dlrni_node *keys, dlrni_storages *s) {
-    for (const dlrni_node *l = keys->first; l; l = l->next) {
-        const dlrni_node *found = NULL;
-        for (int64_t c = 0; c < p->n_chunks * DLRNI_CHUNK && !found; c++) { /* its type stands where it was used */
-            const dlrni_node *n = &p->chunks[c / DLRNI_CHUNK][c % DLRNI_CHUNK];
-            if (n->kind == DLRNI_STORAGE && n->len == l->storage->len &&
-                !memcmp(n->text, l->storage->text, (size_t)n->len))
-                found = n;
-        }
-        const unsigned char *head = dlrni_take(&p->c, 8);
-        int64_t bytes;
-        if (!found || !head || !dlrni_mul((int64_t)dlrni_le(head, 8), dlrn_dtype_size(found->dtype), &bytes))
-            return dlrni_pickle_error(p, "malformed list of storages");
-        dlrni_member *m = &s->old[s->n_old++];
-        m->name = l->storage->text;
-        m->name_len = l->storage->len;
-        m->data = p->c.p;
-        m->size = (uint64_t)bytes;
-        m->method = 0;
-        if (!dlrni_take(&p->c, (uint64_t)bytes))
-            return dlrni_pickle_error(p, "a storage reaches beyond the end of the file");
+typedef struct dlrni_legacy {
+    dlrni_pickle p;
+    dlrni_member *m; /* one a storage */
+    int64_t n;
+    dlrni_names names, types; /* key -> index in m; key -> index of a node that tells the storage's type */
+} dlrni_legacy;
+
+DLRNI_INTERNAL const dlrni_node *dlrni_legacy_node(const dlrni_legacy *l, int64_t index) {
+    return &l->p.chunks[index / DLRNI_CHUNK][index % DLRNI_CHUNK];
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_legacy_types(dlrni_legacy *l) {
+    for (int64_t i = 0; i < l->p.n_chunks * DLRNI_CHUNK; i++) {
+        const dlrni_node *n = dlrni_legacy_node(l, i);
+        if (n->kind == DLRNI_STORAGE && !dlrni_names_put(l->p.a->ctx, &l->types, n->text, n->len, i))
+            return DLRN_ERR_MEMORY;
     }
     return DLRN_OK;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_legacy_run(dlrni_pickle *p, dlrni_storages *s) {
+DLRNI_INTERNAL dlrn_status dlrni_legacy_storage(dlrni_legacy *l, const dlrni_node *key) {
+    dlrni_pickle *p = &l->p;
+    int64_t bytes, at = key->kind == DLRNI_STRING ? dlrni_names_find(&l->types, key->text, key->len) : -1;
+    const unsigned char *head = dlrni_take(&p->c, 8);
+    if (at < 0 || !head ||
+        !dlrni_mul((int64_t)dlrni_le(head, 8), dlrn_dtype_size(dlrni_legacy_node(l, at)->dtype), &bytes))
+        return dlrni_pickle_error(p, "malformed list of storages");
+    dlrni_member m = {key->text, key->len, p->c.p, (uint64_t)bytes, (uint64_t)bytes, 0, 0};
+    if (!dlrni_take(&p->c, (uint64_t)bytes))
+        return dlrni_pickle_error(p, "a storage reaches beyond the end of the file");
+    if (!dlrni_names_put(p->a->ctx, &l->names, m.name, m.name_len, l->n)) return DLRN_ERR_MEMORY;
+    l->m[l->n++] = m;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_legacy_run(dlrni_legacy *l) {
     static const unsigned char magic[10] = {0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19};
+    dlrni_pickle *p = &l->p;
     DLRNI_TRY(dlrni_pickle_run(p));
     if (p->result->len != 10 || memcmp(p->result->text, magic, 10))
         return dlrni_pickle_error(p, "not torch's magic number");
@@ -4154,29 +4259,29 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_run(dlrni_pickle *p, dlrni_storages *s) 
     DLRNI_TRY(dlrni_pickle_run(p));
     dlrni_node *keys = p->result;
     if (keys->kind != DLRNI_LIST) return dlrni_pickle_error(p, "expected the list of storages");
-    for (const dlrni_node *l = keys->first; l; l = l->next)
-        if (l->storage->kind != DLRNI_STRING) return dlrni_pickle_error(p, "expected the list of storages");
-    s->old = DLRNI_NEW(p->a->ctx, dlrni_member, keys->integer);
-    if (!s->old) return DLRN_ERR_MEMORY;
-    DLRNI_TRY(dlrni_legacy_storages(p, keys, s));
+    if (!(l->m = DLRNI_NEW(p->a->ctx, dlrni_member, keys->integer))) return DLRN_ERR_MEMORY;
+    DLRNI_TRY(dlrni_legacy_types(l));
+    for (const dlrni_node *link = keys->first; link; link = link->next)
+        DLRNI_TRY(dlrni_legacy_storage(l, link->storage));
+    dlrni_storages s = {l->m, &l->names, "", 0, 0};
     p->result = object;
-    return dlrni_pickle_collect(p, s);
+    return dlrni_pickle_collect(p, &s);
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_legacy_open(dlrn_archive *a) {
-    dlrni_storages s;
-    dlrni_pickle p;
-    memset(&s, 0, sizeof s);
-    memset(&p, 0, sizeof p);
+    dlrni_legacy l;
+    memset(&l, 0, sizeof l);
     a->format = "pt-legacy";
-    p.a = a;
-    p.what = a->path;
-    p.c.p = a->map.p;
-    p.c.end = a->map.p + a->map.size;
-    dlrn_status st = dlrni_legacy_run(&p, &s);
-    dlrni_free(a->ctx, s.old);
-    dlrni_pickle_free(&p);
-    return st;
+    l.p.a = a;
+    l.p.what = a->path;
+    l.p.c.p = a->map.p;
+    l.p.c.end = a->map.p + a->map.size;
+    dlrn_status s = dlrni_legacy_run(&l);
+    dlrni_free(a->ctx, l.m);
+    dlrni_free(a->ctx, l.names.slot);
+    dlrni_free(a->ctx, l.types.slot);
+    dlrni_pickle_free(&l.p);
+    return s;
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -4201,6 +4306,7 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_open(dlrn_archive *a) {
         s = dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
                       "%s: a zip without data.pkl (torch) and without .npy members (numpy)", a->path);
     dlrni_free(a->ctx, z.m);
+    dlrni_free(a->ctx, z.names.slot);
     return s;
 }
 
@@ -4258,6 +4364,11 @@ DLRN_API dlrn_status dlrn_archive_open_memory(dlrn_context *ctx, const void *byt
     return dlrni_archive_done(a, dlrni_archive_detect(a), out);
 }
 
+DLRNI_INTERNAL int dlrni_has_suffix(const char *path, const char *suffix) {
+    size_t n = strlen(path), m = strlen(suffix);
+    return n >= m && !strcmp(path + n - m, suffix);
+}
+
 /* folder of `path`, then `name`, into out [size]; 0: too long, or a name that leaves the folder. */
 DLRNI_INTERNAL int dlrni_sibling(const char *path, const char *name, char *out, size_t size) {
     const char *slash = strrchr(path, '/');
@@ -4272,7 +4383,8 @@ DLRNI_INTERNAL dlrn_status dlrni_open_shards(dlrn_archive *a, const dlrn_json *m
     a->shards = DLRNI_NEW_ZERO(a->ctx, dlrn_archive *, map->count);
     if (!a->shards) return DLRN_ERR_MEMORY;
     for (const dlrn_json *m = map->first; m; m = m->next) {
-        if (m->type != DLRN_JSON_STRING || !dlrni_sibling(a->path, m->text, path, sizeof path))
+        if (m->type != DLRN_JSON_STRING || dlrni_has_suffix(m->text, ".index.json") || /* no list of lists */
+            !dlrni_sibling(a->path, m->text, path, sizeof path))
             return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: weight_map: '%s' names no file of its folder", a->path,
                              m->key);
         int64_t i = 0;
@@ -4285,8 +4397,7 @@ DLRNI_INTERNAL dlrn_status dlrni_open_shards(dlrn_archive *a, const dlrn_json *m
         if (at < 0)
             return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected tensor '%s', which %s says is there", path, m->key,
                              a->path);
-        if (!DLRNI_GROW(a->ctx, &a->entries, &a->cap, a->count, a->count + 1)) return DLRN_ERR_MEMORY;
-        a->entries[a->count++] = a->shards[i]->entries[at];
+        DLRNI_TRY(dlrni_archive_take(a, &a->shards[i]->entries[at]));
     }
     return DLRN_OK;
 }
@@ -4305,12 +4416,10 @@ DLRNI_INTERNAL dlrn_status dlrni_index_open(dlrn_archive *a) {
 
 DLRN_API dlrn_status dlrn_archive_open(dlrn_context *ctx, const char *path, dlrn_archive **out) {
     dlrn_archive *a;
-    size_t n = strlen(path);
     *out = NULL;
     DLRNI_TRY(dlrni_archive_new(ctx, path, &a));
     dlrn_status s = dlrni_map_open(ctx, path, &a->map);
-    if (s == DLRN_OK)
-        s = n > 11 && !strcmp(path + n - 11, ".index.json") ? dlrni_index_open(a) : dlrni_archive_detect(a);
+    if (s == DLRN_OK) s = dlrni_has_suffix(path, ".index.json") ? dlrni_index_open(a) : dlrni_archive_detect(a);
     return dlrni_archive_done(a, s, out);
 }
 
@@ -4387,11 +4496,6 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_write(dlrni_out *o, const dlrn_tensor_out *t
     }
     dlrni_zip_member(&z, "archive/version", "3\n", 2);
     return dlrni_zip_close(&z);
-}
-
-DLRNI_INTERNAL int dlrni_has_suffix(const char *path, const char *suffix) {
-    size_t n = strlen(path), m = strlen(suffix);
-    return n >= m && !strcmp(path + n - m, suffix);
 }
 
 DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path, const dlrn_tensor_out *tensors,
