@@ -573,7 +573,7 @@ static int bpe_sooner(bpe_candidate a, bpe_candidate b) {
     return a.rank != b.rank ? a.rank < b.rank : a.at < b.at;
 }
 
-/* A pair that may merge joins the heap: least rank on top, of equals the leftmost. There is room: see bpe_merge_word. */
+/* A pair that may merge joins the heap: least rank on top, of equals the leftmost. bpe_merge_word made room. */
 static void bpe_push(bpe_tokenizer *t, int32_t at) {
     int32_t after = t->symbols[at].after;
     if (after < 0) return;

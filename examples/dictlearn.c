@@ -8,12 +8,65 @@
 #include <string.h>
 #include <time.h>
 #include <sys/stat.h>
+#include <unistd.h>
+
+#define BPE_IMPLEMENTATION
+#define DOCUMENTS_IMPLEMENTATION
+#define GPTNEOX_IMPLEMENTATION
+#include "bpe.h"
+#include "documents.h"
+#include "gptneox.h"
 
 #include "dictlearn_args.h"
 
 static int fail(dlrn_context *ctx) {
     fprintf(stderr, "dictlearn: %s\n", dlrn_error(ctx));
     return 1;
+}
+
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* A line of progress: redrawn in place on a terminal. */
+static int told_on_terminal;
+
+static DLRN_PRINTF(1, 2) void tell(const char *format, ...) {
+    va_list args;
+    int terminal = isatty(2);
+    va_start(args, format);
+    if (terminal) fputs("\r\033[K", stderr);
+    vfprintf(stderr, format, args);
+    if (!terminal) fputc('\n', stderr);
+    told_on_terminal = terminal;
+    va_end(args);
+}
+
+static void tell_end(void) { /* the terminal's line is left standing */
+    if (told_on_terminal) fputc('\n', stderr);
+    told_on_terminal = 0;
+}
+
+/* Bytes as a JSON string; what is not UTF-8 (a character cut in two) becomes U+FFFD. */
+static void put_json_text(FILE *f, const char *s, int64_t n) {
+    fputc('"', f);
+    for (int64_t i = 0, length; i < n; i += length) {
+        uint32_t c;
+        length = bpe_char(s + i, n - i, &c);
+        if (c >= BPE_RAW)
+            fputs("\\ufffd", f);
+        else if (c == '"' || c == '\\')
+            fprintf(f, "\\%c", (char)c);
+        else if (c == '\n')
+            fputs("\\n", f);
+        else if (c < 32)
+            fprintf(f, "\\u%04x", (unsigned)c);
+        else
+            fwrite(s + i, 1, (size_t)length, f);
+    }
+    fputc('"', f);
 }
 
 /* ---- inspect, convert ---- */
@@ -37,35 +90,87 @@ static void print_norms(dlrn_context *ctx, const dlrn_dictionary *dict, int json
         printf("atom norms: min %.6g, mean %.6g, max %.6g\n", least, mean, most);
 }
 
+static void print_tensors(const dlrn_archive *a, int json) {
+    if (json) printf(", \"tensors\": [");
+    for (int64_t i = 0; i < dlrn_archive_count(a); i++) {
+        const dlrn_tensor_info *t = dlrn_archive_info(a, i);
+        if (json) {
+            printf("%s{\"name\": ", i ? ", " : "");
+            put_json_text(stdout, t->name, (int64_t)strlen(t->name));
+            printf(", \"dtype\": \"%s\", \"shape\": [", dlrn_dtype_name(t->dtype));
+        } else {
+            printf("%-24s %-5s [", t->name, dlrn_dtype_name(t->dtype));
+        }
+        print_shape(t, ", ");
+        printf(json ? "]}" : "]\n");
+    }
+    if (json) printf("]");
+}
+
+static void print_model(const neox_config *c, int json) {
+    const struct {
+        const char *name;
+        int64_t value;
+    } rows[] = {{"hidden_size", c->dim},
+                {"layers", c->layers},
+                {"heads", c->heads},
+                {"intermediate_size", c->inner},
+                {"vocab_size", c->vocab},
+                {"positions", c->positions},
+                {"rotary_dimensions", c->rotary},
+                {"parallel_residual", c->parallel}};
+    printf(json ? ", \"family\": \"GPTNeoX\"" : "family GPTNeoX\n");
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        printf(json ? ", \"%s\": %lld" : "%s %lld\n", rows[i].name, (long long)rows[i].value);
+}
+
+/* The file that holds the tensors of a folder: of a dictionary or of a model. */
+static void tensors_of(const char *path, char *file, size_t size) {
+    static const char *const names[] = {"ae.pt",
+                                        "trainer_0/ae.pt",
+                                        "ae.safetensors",
+                                        "ae.npz",
+                                        "model.safetensors",
+                                        "model.safetensors.index.json",
+                                        "pytorch_model.bin",
+                                        "pytorch_model.bin.index.json"};
+    snprintf(file, size, "%s", path);
+    for (size_t i = 0; dlrn_file_exists(path) == 2 && i < sizeof names / sizeof *names; i++) {
+        snprintf(file, size, "%s/%s", path, names[i]);
+        if (dlrn_file_exists(file) == 1) return;
+    }
+}
+
 static int run_inspect(dlrn_context *ctx, const options *o) {
     dlrn_archive *a = NULL;
     dlrn_dictionary *dict = NULL;
-    char path[4096];
-    snprintf(path, sizeof path, "%s%s", o->path, dlrn_file_exists(o->path) == 2 ? "/ae.pt" : "");
-    int is_dict = dlrn_load(ctx, o->path, &dict) == DLRN_OK && dict->encoder_weight;
-    if (dlrn_archive_open(ctx, path, &a) != DLRN_OK) {
-        dlrn_dictionary_destroy(dict);
-        return fail(ctx);
+    neox_model *model = NULL;
+    char path[4200], config[4200];
+    tensors_of(o->path, path, sizeof path);
+    snprintf(config, sizeof config, "%s/config.json", o->path);
+    int is_model = strstr(path, "model") && dlrn_file_exists(config) == 1 && neox_load(ctx, o->path, &model) == DLRN_OK;
+    int is_dict = !is_model && dlrn_load(ctx, o->path, &dict) == DLRN_OK && dict->encoder_weight;
+    dlrn_status s = dlrn_archive_open(ctx, path, &a);
+    if (s == DLRN_OK && o->json) {
+        printf("{\"path\": ");
+        put_json_text(stdout, o->path, (int64_t)strlen(o->path));
+        printf(", \"format\": \"%s\"", dlrn_archive_format(a));
+    } else if (s == DLRN_OK) {
+        printf("%s: %s\n", o->path, dlrn_archive_format(a));
     }
-    printf(o->json ? "{\"path\": \"%s\", \"format\": \"%s\"" : "%s: %s\n", o->path, dlrn_archive_format(a));
-    if (is_dict) {
+    if (s == DLRN_OK && is_model) print_model(neox_config_of(model), o->json);
+    if (s == DLRN_OK && is_dict) {
         printf(o->json ? ", \"family\": \"%s\", \"activation_dim\": %lld, \"dict_size\": %lld"
                        : "family %s, activation_dim %lld, dict_size %lld\n",
                dlrn_dictionary_family(dict), (long long)dict->activation_dim, (long long)dict->dict_size);
         print_norms(ctx, dict, o->json);
     }
-    if (o->json) printf(", \"tensors\": [");
-    for (int64_t i = 0; i < dlrn_archive_count(a); i++) {
-        const dlrn_tensor_info *t = dlrn_archive_info(a, i);
-        printf(o->json ? "%s{\"name\": \"%s\", \"dtype\": \"%s\", \"shape\": [" : "%s%-24s %-5s [",
-               o->json && i ? ", " : "", t->name, dlrn_dtype_name(t->dtype));
-        print_shape(t, ", ");
-        printf(o->json ? "]}" : "]\n");
-    }
-    if (o->json) printf("]}\n");
+    if (s == DLRN_OK) print_tensors(a, o->json);
+    if (s == DLRN_OK && o->json) printf("}\n");
     dlrn_archive_close(a);
     dlrn_dictionary_destroy(dict);
-    return 0;
+    neox_destroy(model);
+    return s == DLRN_OK ? 0 : fail(ctx);
 }
 
 static int run_convert(dlrn_context *ctx, const options *o) {
@@ -229,26 +334,51 @@ static int run_decode(dlrn_context *ctx, const options *o) {
     return run_rows(ctx, o, "decode", 1, 0, dlrn_decode);
 }
 
+#include "dictlearn_model.h"
 #include "dictlearn_train.h"
 #include "dictlearn_eval.h"
+#include "dictlearn_features.h"
 
+#define TINY "--model examples/data/tiny-neox"
+#define TINY_SITE TINY " --text build/text.jsonl --site mlp_out --layer 0"
 static const command commands[] = {
-    {"inspect", C_INSPECT, 1, "PATH [--json]", "Says what a file or a folder holds: format, family, every tensor.",
-     "build/dictlearn inspect examples/data/tiny-neox/model.safetensors", run_inspect},
+    {"inspect", C_INSPECT, 1, "PATH [--json]",
+     "Says what a file or a folder holds: format, family, every tensor; of a dictionary its sizes and the norms of "
+     "its\n"
+     "atoms, of a model its shape.",
+     "build/dictlearn inspect examples/data/tiny-neox", run_inspect},
     {"convert", C_CONVERT, 2, "IN OUT",
      "Rewrites a dictionary; the format follows OUT's suffix (.pt .safetensors .npz).",
-     "build/dictlearn convert dictionaries/ae.pt ae.safetensors", run_convert},
+     "build/dictlearn convert build/run build/ae.safetensors", run_convert},
     {"encode", C_ENCODE, 0, "--dict D --data X.npy --out F.npy [--sparse]",
      "Features [rows, F] of activations [rows, d].",
-     "build/dictlearn encode --dict dictionaries/ae.pt --data x.npy --out f.npz --sparse", run_encode},
+     "build/dictlearn encode --dict build/run --data build/x.npy --out build/f.npz --sparse", run_encode},
     {"decode", C_DECODE, 0, "--dict D --data F.npy|F.npz --out X.npy", "Reconstructions from features.",
-     "build/dictlearn decode --dict dictionaries/ae.pt --data f.npz --out x_hat.npy", run_decode},
+     "build/dictlearn decode --dict build/run --data build/f.npz --out build/x_hat.npy", run_decode},
     {"reconstruct", C_RECONSTRUCT, 0, "--dict D --data X.npy --out X_HAT.npy", "decode(encode(x)).",
-     "build/dictlearn reconstruct --dict dictionaries/ae.pt --data x.npy --out x_hat.npy", run_reconstruct},
-    {"train", C_TRAIN, 0, "--data X.npy [--target Y.npy] --save-dir DIR ...", "Trains a dictionary.",
-     "build/dictlearn train --data x.npy --save-dir run --expansion 8 --batch-size 1024 --epochs 4", run_train},
-    {"eval", C_EVAL, 0, "--dict D --data X.npy [--target Y.npy] [--json]", "Measures a dictionary: the README's table.",
-     "build/dictlearn eval --dict run --data x.npy --rows 8192", run_eval},
+     "build/dictlearn reconstruct --dict build/run --data build/x.npy --out build/x_hat.npy", run_reconstruct},
+    {"tokenize", C_TOKENIZE, 0, "--model DIR --text FILE [--json]", "Token ids, one document a line.",
+     "build/dictlearn tokenize " TINY " --text build/text.jsonl --documents 3", run_tokenize},
+    {"generate", C_GENERATE, 0, "--model DIR [--prompt TEXT] --tokens N [--documents N] [--out FILE.jsonl]",
+     "Samples text: plain to standard output, or JSON lines to a file (--out - for standard output).",
+     "build/dictlearn generate " TINY " --tokens 128 --documents 400 --out build/text.jsonl", run_generate},
+    {"activations", C_ACTIVATIONS, 0, "--model DIR --text FILE --site S --layer N --out X.npy [--limit ROWS]",
+     "Rows of activations, in the order of the text. With --io in_to_out: the module's outputs.",
+     "build/dictlearn activations " TINY_SITE " --out build/x.npy", run_activations},
+    {"logits", C_LOGITS, 0, "--model DIR --text FILE --out L.npy",
+     "Next-token logits [tokens, vocabulary] of the first document.",
+     "build/dictlearn logits " TINY " --text build/text.jsonl --out build/logits.npy", run_logits},
+    {"train", C_TRAIN, 0, "SOURCE --save-dir DIR ...",
+     "Trains a dictionary. SOURCE is --model DIR --text FILE --site S --layer N, or --data X.npy [--target Y.npy].",
+     "build/dictlearn train " TINY_SITE " --save-dir build/run \\\n"
+     "    --expansion 8 --batch-size 512 --lr 3e-3 --sparsity-penalty 0.12 --warmup-steps 20 --n-ctxs 300",
+     run_train},
+    {"eval", C_EVAL, 0, "--dict D SOURCE [--json]",
+     "Measures a dictionary: the README's table. SOURCE as for train; with a model also the cross-entropy rows.",
+     "build/dictlearn eval --dict build/run " TINY_SITE, run_eval},
+    {"features", C_FEATURES, 0, "--dict D --model DIR --text FILE --site S --layer N [--features I,J,...]",
+     "Shows features with the tokens and the contexts that fire them most.",
+     "build/dictlearn features --dict build/run " TINY_SITE " --count 3", run_features},
 };
 
 static void print_commands(void) {

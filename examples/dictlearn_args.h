@@ -8,16 +8,26 @@ enum { /* commands, as bits of a flag's mask */
        C_RECONSTRUCT = 16,
        C_TRAIN = 32,
        C_EVAL = 64,
-       C_ALL = 127
+       C_TOKENIZE = 128,
+       C_GENERATE = 256,
+       C_ACTIVATIONS = 512,
+       C_LOGITS = 1024,
+       C_FEATURES = 2048,
+       C_ARRAYS = C_ENCODE | C_DECODE | C_RECONSTRUCT,
+       C_SITES = C_TRAIN | C_EVAL | C_ACTIVATIONS | C_FEATURES, /* that read activations of a model */
+       C_TEXTS = C_SITES | C_TOKENIZE | C_LOGITS,
+       C_ALL = 4095
 };
 
 typedef struct options {
     const char *dict, *data, *target, *out, *save_dir, *init, *loss, *io, *kernels, *histogram;
+    const char *model, *text, *site, *prompt, *features;
     const char *path, *path2; /* what stands without a flag */
     int64_t dict_size, expansion, batch_size, steps, epochs, warmup_steps, resample_steps, ghost_threshold, log_steps;
     int64_t save_steps, n_ctxs, ctx_len, in_batch_size, rows, threads, seed;
-    double lr, sparsity_penalty;
-    int sparse, json, entropy, no_shuffle, resume, compat, quiet, help;
+    int64_t layer, documents, tokens, top_k, limit, count, contexts;
+    double lr, sparsity_penalty, temperature;
+    int sparse, json, entropy, no_shuffle, resume, compat, quiet, help, bos;
 } options;
 
 typedef enum flag_kind { F_TEXT, F_INT, F_REAL, F_SWITCH } flag_kind;
@@ -33,15 +43,31 @@ typedef struct flag {
 
 #define AT(field) offsetof(options, field)
 static const flag flags[] = {
-    {"--dict", F_TEXT, AT(dict), C_ENCODE | C_DECODE | C_RECONSTRUCT | C_EVAL, 0, "D",
+    {"--dict", F_TEXT, AT(dict), C_ARRAYS | C_EVAL | C_FEATURES, 0, "D",
      "the dictionary: a file (.pt, .safetensors, .npz) or a folder"},
-    {"--data", F_TEXT, AT(data), C_ENCODE | C_DECODE | C_RECONSTRUCT | C_TRAIN | C_EVAL, 0, "X.npy",
+    {"--data", F_TEXT, AT(data), C_ARRAYS | C_TRAIN | C_EVAL, 0, "X.npy",
      "an array [rows, width]; - is standard input"},
     {"--target", F_TEXT, AT(target), C_TRAIN | C_EVAL, 0, "Y.npy", "the rows to reconstruct, if they are not X itself"},
-    {"--out", F_TEXT, AT(out), C_ENCODE | C_DECODE | C_RECONSTRUCT, 0, "FILE",
+    {"--model", F_TEXT, AT(model), C_TEXTS | C_GENERATE, 0, "DIR", "a Hugging Face folder of a GPT-NeoX model"},
+    {"--text", F_TEXT, AT(text), C_TEXTS, 0, "FILE",
+     "documents: .jsonl (key text), .txt (blank lines between), - for JSON lines"},
+    {"--site", F_TEXT, AT(site), C_SITES, 0, "S", "embed, resid_out, mlp_in, mlp_out, attn_in or attn_out"},
+    {"--layer", F_INT, AT(layer), C_SITES, 0, "N", "the site's layer, from 0 (not for embed)"},
+    {"--io", F_TEXT, AT(io), C_SITES, 0, "in|out|in_to_out",
+     "the site itself (out), its module's input, or from input to output (default out)"},
+    {"--ctx-len", F_INT, AT(ctx_len), C_TEXTS, 1, "N", "tokens to which each document is cut (default 128)"},
+    {"--bos", F_SWITCH, AT(bos), C_TEXTS | C_GENERATE, 0, "", "begin each document with the model's bos token"},
+    {"--out", F_TEXT, AT(out), C_ARRAYS | C_GENERATE | C_ACTIVATIONS | C_LOGITS, 0, "FILE",
      "where the result goes; - is standard output"},
     {"--sparse", F_SWITCH, AT(sparse), C_ENCODE, 0, "", "write CSR that scipy.sparse.load_npz opens"},
-    {"--json", F_SWITCH, AT(json), C_INSPECT | C_EVAL, 0, "", "print one JSON object"},
+    {"--json", F_SWITCH, AT(json), C_INSPECT | C_EVAL | C_TOKENIZE | C_FEATURES, 0, "", "print JSON"},
+    {"--prompt", F_TEXT, AT(prompt), C_GENERATE, 0, "TEXT", "what each document begins with (default: the bos token)"},
+    {"--tokens", F_INT, AT(tokens), C_GENERATE, 1, "N", "tokens to draw for each document, at most"},
+    {"--temperature", F_REAL, AT(temperature), C_GENERATE, 0, "T", "0: always the likeliest token (default 1)"},
+    {"--top-k", F_INT, AT(top_k), C_GENERATE, 0, "K", "draw among the K likeliest tokens (default: all)"},
+    {"--documents", F_INT, AT(documents), C_GENERATE | C_EVAL | C_TOKENIZE, 1, "N",
+     "how many (generate: 1; tokenize: all; eval: the first 128, for the cross-entropy)"},
+    {"--limit", F_INT, AT(limit), C_ACTIVATIONS, 1, "ROWS", "stop after so many rows (default: all)"},
     {"--save-dir", F_TEXT, AT(save_dir), C_TRAIN, 0, "DIR", "the folder of the run; made if missing"},
     {"--dict-size", F_INT, AT(dict_size), C_TRAIN, 1, "F", "number of features"},
     {"--expansion", F_INT, AT(expansion), C_TRAIN, 1, "N", "the same, as a multiple of the width (default 16)"},
@@ -63,16 +89,18 @@ static const flag flags[] = {
     {"--log-steps", F_INT, AT(log_steps), C_TRAIN, 1, "N", "a line in log.jsonl every N steps (default 1000)"},
     {"--save-steps", F_INT, AT(save_steps), C_TRAIN, 1, "N", "a checkpoint every N steps (default: none)"},
     {"--n-ctxs", F_INT, AT(n_ctxs), C_TRAIN, 1, "N", "the buffer's size in contexts (default 30000)"},
-    {"--ctx-len", F_INT, AT(ctx_len), C_TRAIN | C_EVAL, 1, "N", "tokens of a context (default 128)"},
     {"--in-batch-size", F_INT, AT(in_batch_size), C_TRAIN, 1, "N", "contexts read at once (default 512)"},
-    {"--io", F_TEXT, AT(io), C_TRAIN | C_EVAL, 0, "in|out|in_to_out", "with an array: out, or in_to_out with --target"},
     {"--init", F_TEXT, AT(init), C_TRAIN, 0, "D", "start from these weights"},
     {"--no-shuffle", F_SWITCH, AT(no_shuffle), C_TRAIN, 0, "", "rows in the file's order"},
     {"--resume", F_SWITCH, AT(resume), C_TRAIN, 0, "", "go on with the run in --save-dir"},
     {"--compat", F_SWITCH, AT(compat), C_TRAIN | C_EVAL, 0, "",
      "the reference's code of March 2024, number for number"},
-    {"--rows", F_INT, AT(rows), C_EVAL, 1, "N", "rows to measure (default 8192; all where there are fewer)"},
+    {"--rows", F_INT, AT(rows), C_EVAL | C_FEATURES, 1, "N",
+     "rows to measure (eval: 8192; features: 65536; all where there are fewer)"},
     {"--histogram", F_TEXT, AT(histogram), C_EVAL, 0, "FILE.csv|.svg", "firing frequencies in log bins from 1e-5 to 1"},
+    {"--features", F_TEXT, AT(features), C_FEATURES, 0, "I,J,...", "which ones (default: some that fire rarely)"},
+    {"--count", F_INT, AT(count), C_FEATURES, 1, "N", "how many, where --features does not say (default 8)"},
+    {"--contexts", F_INT, AT(contexts), C_FEATURES, 1, "N", "contexts to show for each (default 4)"},
     {"--threads", F_INT, AT(threads), C_ALL, 1, "N", "default: all cores"},
     {"--seed", F_INT, AT(seed), C_ALL, 0, "N", "default 0"},
     {"--kernels", F_TEXT, AT(kernels), C_ALL, 0, "NAME", "auto, scalar, avx2, avx512 or neon"},
@@ -94,7 +122,8 @@ static options default_options(void) {
     o.loss = "norm", o.kernels = "auto";
     o.expansion = 16, o.batch_size = 8192, o.steps = -1, o.epochs = 1, o.warmup_steps = 1000, o.resample_steps = -1;
     o.ghost_threshold = -1, o.log_steps = 1000, o.save_steps = -1, o.n_ctxs = 30000, o.ctx_len = 128;
-    o.in_batch_size = 512, o.rows = 8192, o.lr = 3e-4, o.sparsity_penalty = 1e-3;
+    o.in_batch_size = 512, o.rows = -1, o.lr = 3e-4, o.sparsity_penalty = 1e-3;
+    o.io = "out", o.layer = -1, o.documents = -1, o.temperature = 1, o.limit = -1, o.count = 8, o.contexts = 4;
     return o;
 }
 

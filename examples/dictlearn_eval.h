@@ -20,6 +20,14 @@ static void print_eval_json(const options *o, const dlrn_metrics *m) {
     json_number("l2_ratio", m->l2_ratio);
     json_number("relative_reconstruction_bias", m->relative_reconstruction_bias);
     json_number("variance_explained_per_dim", m->variance_explained_per_dim);
+    if (o->model) {
+        json_number("loss_original", m->loss_original);
+        json_number("loss_reconstructed", m->loss_reconstructed);
+        json_number("loss_zero", m->loss_zero);
+        json_number("ce_diff", m->ce_diff);
+        json_number("percent_recovered", m->percent_recovered);
+        printf(", \"tokens\": %lld", (long long)m->tokens);
+    }
     printf(", \"dead\": %lld, \"dense\": %lld}\n", (long long)m->dead, (long long)m->dense);
 }
 
@@ -33,6 +41,13 @@ static void print_eval_table(const options *o, const dlrn_metrics *m) {
     printf("  cosine              %8.4f\n", m->cosine);
     printf("  ||x_hat|| / ||x||   %8.4f\n", m->l2_ratio);
     printf("  dead, dense         %lld, %lld\n", (long long)m->dead, (long long)m->dense);
+    if (!o->model) return;
+    printf("%lld documents, %lld next tokens, nats a token\n", (long long)m->documents, (long long)m->tokens);
+    printf("  CE original         %8.4f\n", m->loss_original);
+    printf("  CE reconstructed    %8.4f\n", m->loss_reconstructed);
+    printf("  CE zero ablation    %8.4f\n", m->loss_zero);
+    printf("  CE diff             %8.4f\n", m->ce_diff);
+    printf("  CE recovered        %8.2f %%\n", 100 * m->percent_recovered);
 }
 
 enum { BINS = 50 };
@@ -64,16 +79,69 @@ static dlrn_status write_histogram(dlrn_context *ctx, const dlrn_evaluator *e, c
     return s == DLRN_OK ? dlrn_file_write(ctx, path, text, at) : s;
 }
 
-/* All rows that are asked for, then the figures. */
-static dlrn_status evaluate_source(dlrn_context *ctx, const options *o, const dlrn_source *source, dlrn_evaluator *e,
-                                   dlrn_metrics *m) {
+/* Rows of a model's documents go to the evaluator as the model reaches the site. */
+typedef struct row_feed {
+    dlrn_evaluator *e;
+    int64_t left;
+} row_feed;
+
+static dlrn_status feed_rows(void *user, int tap, const float *x, float *y, int64_t n) {
+    row_feed *f = (row_feed *)user;
+    int64_t k = n < f->left ? n : f->left;
+    (void)tap;
+    f->left -= k;
+    return dlrn_evaluator_add(f->e, x, y, k);
+}
+
+/* A text is read once, also from standard input: documents until there are rows enough and documents enough. */
+static dlrn_status read_texts(bench *b, const options *o, int64_t rows, int64_t documents, neox_documents *texts) {
+    dlrn_status s = DLRN_OK;
+    while (s == DLRN_OK && (texts->count < documents || texts->start[texts->count] < rows))
+        s = neox_read_documents(b->model, b->tok, b->docs, &b->reading, 16, texts);
+    if (s == DLRN_END && texts->count == 0)
+        return dlrn_fail(b->ctx, DLRN_ERR_VALUE, "%s: expected documents, found none", o->text);
+    return s == DLRN_END ? DLRN_OK : s;
+}
+
+/* Runs of whole documents, visited until `rows` rows were fed. */
+static dlrn_status visit_texts(bench *b, const neox_documents *texts, int64_t rows, neox_visit visit, void *user) {
+    dlrn_status s = DLRN_OK;
+    for (int64_t i = 0, end; i < texts->count && texts->start[i] < rows && s == DLRN_OK; i = end) {
+        for (end = i + 1; end < texts->count && texts->start[end + 1] - texts->start[i] <= NEOX_BATCH_TOKENS;) end++;
+        neox_batch batch = {texts->id, texts->start + i, end - i};
+        s = neox_run(b->model, &batch, &b->tap, 1, visit, user, 0);
+    }
+    return s;
+}
+
+static dlrn_status evaluate_model(bench *b, const options *o, const dlrn_dictionary *dict, int64_t rows,
+                                  dlrn_evaluator *e, dlrn_metrics *m) {
+    neox_documents texts;
+    int64_t documents = o->documents > 0 ? o->documents : 128;
+    row_feed feed = {e, rows};
+    dlrn_language_model lm;
+    memset(&texts, 0, sizeof texts);
+    dlrn_status s = read_texts(b, o, rows, documents, &texts);
+    if (s == DLRN_OK) s = visit_texts(b, &texts, rows, feed_rows, &feed);
+    if (s == DLRN_OK) s = dlrn_evaluator_finish(e, m);
+    if (texts.count > documents) texts.count = documents;
+    neox_judge judge = {b->model, &texts, &b->tap, 1};
+    neox_language_model(&judge, &lm);
+    if (s == DLRN_OK) s = dlrn_loss_recovered(b->ctx, &dict, &lm, m);
+    neox_documents_free(&texts);
+    return s;
+}
+
+/* All rows of an array that are asked for, then the figures. */
+static dlrn_status evaluate_array(dlrn_context *ctx, const dlrn_source *source, int64_t rows, dlrn_evaluator *e,
+                                  dlrn_metrics *m) {
     dlrn_tensor x, y;
     int64_t done = 0;
     dlrn_status s = dlrn_tensor_create(ctx, BLOCK, source->activation_dim, &x);
     if (s != DLRN_OK) return s;
     s = dlrn_tensor_create(ctx, source->has_target ? BLOCK : 0, source->activation_dim, &y);
-    while (s == DLRN_OK && done < o->rows) {
-        int64_t n = 0, want = o->rows - done < BLOCK ? o->rows - done : BLOCK;
+    while (s == DLRN_OK && done < rows) {
+        int64_t n = 0, want = rows - done < BLOCK ? rows - done : BLOCK;
         s = source->read(source->user, want, x.data, y.data, &n);
         if (s == DLRN_OK) s = dlrn_evaluator_add(e, x.data, source->has_target ? y.data : NULL, n);
         done += n;
@@ -83,33 +151,48 @@ static dlrn_status evaluate_source(dlrn_context *ctx, const options *o, const dl
     return s == DLRN_OK || s == DLRN_END ? dlrn_evaluator_finish(e, m) : s;
 }
 
-static int run_eval(dlrn_context *ctx, const options *o) {
-    dlrn_dictionary *dict = NULL;
+static dlrn_status evaluate(dlrn_context *ctx, const options *o, const dlrn_dictionary *dict, bench *b,
+                            const dlrn_source *source) {
     dlrn_evaluator *e = NULL;
-    dlrn_source source;
     dlrn_metrics m;
-    memset(&source, 0, sizeof source);
-    if (need(o, 1, 1, 0, "eval")) return 2;
-    dlrn_status s = dlrn_load(ctx, o->dict, &dict);
-    if (s == DLRN_OK) s = dlrn_source_from_npy(ctx, o->data, o->target, 1, &source);
-    if (s == DLRN_OK && source.activation_dim != dict->activation_dim) {
-        int status = wrong_width(o->data, dict->activation_dim, source.activation_dim);
-        dlrn_source_destroy(&source);
-        dlrn_dictionary_destroy(dict);
-        return status;
-    }
     dlrn_eval_config cfg = dlrn_eval_defaults();
-    cfg.rows = o->rows;
+    if (o->rows > 0) cfg.rows = o->rows;
     cfg.sparsity = o->entropy ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1;
     cfg.compat = o->compat;
-    if (s == DLRN_OK) s = dlrn_evaluator_create(dict, &cfg, &e);
-    if (s == DLRN_OK) s = evaluate_source(ctx, o, &source, e, &m);
+    dlrn_status s = dlrn_evaluator_create(dict, &cfg, &e);
+    if (s == DLRN_OK)
+        s = o->model ? evaluate_model(b, o, dict, cfg.rows, e, &m) : evaluate_array(ctx, source, cfg.rows, e, &m);
     if (s == DLRN_OK && o->histogram) s = write_histogram(ctx, e, o->histogram);
     if (s == DLRN_OK && o->json) print_eval_json(o, &m);
     if (s == DLRN_OK && !o->json) print_eval_table(o, &m);
-    int status = s == DLRN_OK ? 0 : fail(ctx);
     dlrn_evaluator_destroy(e);
+    return s;
+}
+
+static dlrn_status expect_width(dlrn_context *ctx, const char *path, int64_t expected, int64_t found) {
+    if (expected == found) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: wrong width, expected %lld, found %lld", path, (long long)expected,
+                     (long long)found);
+}
+
+static int run_eval(dlrn_context *ctx, const options *o) {
+    dlrn_dictionary *dict = NULL;
+    dlrn_source source;
+    bench b;
+    int status = lacks_flag("eval", "--dict", o->dict) ? 2 : check_source_flags("eval", o);
+    if (status) return status;
+    memset(&b, 0, sizeof b);
+    memset(&source, 0, sizeof source);
+    dlrn_status s = dlrn_load(ctx, o->dict, &dict);
+    if (s == DLRN_OK && o->model) s = bench_open(ctx, o, 1, &b);
+    if (s == DLRN_OK && o->data) s = dlrn_source_from_npy(ctx, o->data, o->target, 1, &source);
+    if (s == DLRN_OK)
+        s = expect_width(ctx, o->model ? o->model : o->data, dict->activation_dim,
+                         o->model ? neox_config_of(b.model)->dim : source.activation_dim);
+    if (s == DLRN_OK) s = evaluate(ctx, o, dict, &b, &source);
+    status = s == DLRN_OK ? 0 : fail(ctx);
     dlrn_source_destroy(&source);
+    bench_close(&b);
     dlrn_dictionary_destroy(dict);
     return status;
 }

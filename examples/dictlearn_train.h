@@ -15,12 +15,6 @@ typedef struct train_run {
     int64_t first, rows;  /* first step of this process; rows since then */
 } train_run;
 
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void run_path(const options *o, const char *name, char *path, size_t size) {
     snprintf(path, size, "%s/%s", o->save_dir, name);
 }
@@ -57,14 +51,14 @@ static void write_log(train_run *r, const dlrn_train_stats *s, double rate) {
 
 static void show_progress(train_run *r, const dlrn_train_stats *s, double rate, double now) {
     char left[32] = "";
-    if (r->o->quiet || now - r->told < 2.0) return;
+    if (r->o->quiet || now - r->told < (isatty(2) ? 0.2 : 5.0)) return;
     r->told = now;
     if (r->o->steps > 0) {
         double each = (now - r->started) / (double)(s->step + 1 - r->first);
         snprintf(left, sizeof left, ", %.0f s left", each * (double)(r->o->steps - s->step - 1));
     }
-    fprintf(stderr, "step %lld: loss %.5g, L0 %.1f, dead %lld, %.0f rows/s%s\n", (long long)s->step, s->loss, s->l0,
-            (long long)s->dead, rate, left);
+    tell("step %lld: loss %.5g, L0 %.1f, dead %lld, %.0f rows/s%s", (long long)s->step, s->loss, s->l0,
+         (long long)s->dead, rate, left);
 }
 
 static dlrn_status on_step(void *user, dlrn_trainer *t, const dlrn_train_stats *s) {
@@ -105,19 +99,38 @@ static dlrn_status train_settings(dlrn_context *ctx, const options *o, int64_t d
     return DLRN_OK;
 }
 
+/* Where the rows come from, as members of the configuration. */
+static void put_source(FILE *f, const options *o) {
+    const struct {
+        const char *key, *value;
+    } names[] = {{"data", o->data}, {"target", o->target}, {"model", o->model},
+                 {"text", o->text}, {"site", o->site},     {"io", o->model ? o->io : NULL}};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (!names[i].value) continue;
+        fprintf(f, "\"%s\": ", names[i].key);
+        put_json_text(f, names[i].value, (int64_t)strlen(names[i].value));
+        fputs(", ", f);
+    }
+    if (o->layer >= 0) fprintf(f, "\"layer\": %lld, ", (long long)o->layer);
+}
+
 static dlrn_status write_config(dlrn_context *ctx, const options *o, const dlrn_train_config *cfg) {
-    char settings[4096], text[8192], path[4200];
+    char settings[4096], path[4200], part[4300];
     dlrn_train_config_json(cfg, settings, sizeof settings);
-    int n =
-        snprintf(text, sizeof text,
-                 "{\"dict_class\": \"AutoEncoder\", \"activation_dim\": %lld, \"dict_size\": %lld, "
-                 "\"version\": \"%s\", \"batch_size\": %lld, \"n_ctxs\": %lld, \"ctx_len\": %lld, "
-                 "\"in_batch_size\": %lld, \"epochs\": %lld, \"shuffle\": %s, \"mode\": \"%s\",\n \"settings\": %s}\n",
-                 (long long)cfg->activation_dim, (long long)cfg->dict_size, DLRN_VERSION_STRING,
-                 (long long)o->batch_size, (long long)o->n_ctxs, (long long)o->ctx_len, (long long)o->in_batch_size,
-                 (long long)o->epochs, o->no_shuffle ? "false" : "true", o->compat ? "compat" : "default", settings);
     run_path(o, "config.json", path, sizeof path);
-    return dlrn_file_write(ctx, path, text, (size_t)n);
+    FILE *f = open_beside(path, part, sizeof part);
+    if (!f) return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot be written", path);
+    fprintf(f,
+            "{\"dict_class\": \"AutoEncoder\", \"activation_dim\": %lld, \"dict_size\": %lld, \"version\": \"%s\",\n ",
+            (long long)cfg->activation_dim, (long long)cfg->dict_size, DLRN_VERSION_STRING);
+    put_source(f, o);
+    fprintf(f,
+            "\n \"batch_size\": %lld, \"n_ctxs\": %lld, \"ctx_len\": %lld, \"in_batch_size\": %lld, \"epochs\": %lld, "
+            "\"shuffle\": %s, \"bos\": %s, \"mode\": \"%s\",\n \"settings\": %s}\n",
+            (long long)o->batch_size, (long long)o->n_ctxs, (long long)o->ctx_len, (long long)o->in_batch_size,
+            (long long)o->epochs, o->no_shuffle ? "false" : "true", o->bos ? "true" : "false",
+            o->compat ? "compat" : "default", settings);
+    return close_beside(ctx, f, path, part, DLRN_OK);
 }
 
 /* The trainer: new, from --init, or from the saved state. */
@@ -145,6 +158,7 @@ static dlrn_status run_steps(train_run *r, dlrn_trainer *t) {
         s = dlrn_trainer_step(t, &stats);
         if (s == DLRN_OK) s = on_step(r, t, &stats);
     }
+    tell_end();
     if (s != DLRN_END && s != DLRN_STOPPED) return s; /* the last good checkpoint stays */
     dlrn_status saved = save_checkpoint(r, t);
     if (saved != DLRN_OK) return saved;
@@ -189,22 +203,49 @@ static dlrn_status train_on(train_run *r, dlrn_source *source) {
     return s;
 }
 
+/* 0, or the exit status of a wrong call. */
+static int check_source_flags(const char *name, const options *o) {
+    if (!o->data && !o->model) return usage_error(name, "expected --data or --model, found neither", "source");
+    if (o->data && o->model) return usage_error(name, "expected --data or --model, found both", "source");
+    if (o->model) return o->target ? usage_error(name, "goes with --data", "--target") : check_site_flags(name, o);
+    if (o->text || o->site) return usage_error(name, "goes with --model", o->text ? "--text" : "--site");
+    return 0;
+}
+
+static int check_train_flags(const options *o) {
+    int status = check_source_flags("train", o);
+    if (status) return status;
+    if (o->model && o->epochs != 1) return usage_error("train", "goes with --data: a text is read once", "--epochs");
+    if (lacks_flag("train", "--save-dir", o->save_dir)) return 2;
+    if (strcmp(o->loss, "norm") && strcmp(o->loss, "squared"))
+        return usage_error("train", "expected norm or squared", o->loss);
+    return 0;
+}
+
 static int run_train(dlrn_context *ctx, const options *o) {
     train_run r = {ctx, o, NULL, 0, 0, 0, 0};
     dlrn_source source;
+    bench b;
     char checkpoints[4200];
-    if (need(o, 0, 1, 0, "train")) return 2;
-    if (!o->save_dir) return usage_error("train", "this flag is needed", "--save-dir");
-    if (strcmp(o->loss, "norm") && strcmp(o->loss, "squared"))
-        return usage_error("train", "expected norm or squared", o->loss);
+    int status = check_train_flags(o);
+    if (status) return status;
+    memset(&b, 0, sizeof b);
+    memset(&source, 0, sizeof source);
     if (!o->quiet) fprintf(stderr, "%s\n", dlrn_build_info(ctx));
-    if (dlrn_source_from_npy(ctx, o->data, o->target, o->epochs, &source) != DLRN_OK) return fail(ctx);
-    run_path(o, "checkpoints", checkpoints, sizeof checkpoints);
-    make_folders(checkpoints);
-    signal(SIGINT, on_signal);
-    signal(SIGTERM, on_signal);
-    dlrn_status s = train_on(&r, &source);
-    int status = s == DLRN_OK ? 0 : fail(ctx);
+    dlrn_status s = o->model ? bench_open(ctx, o, 1, &b) : DLRN_OK;
+    if (s == DLRN_OK)
+        s = o->model ? neox_text_source(b.model, b.tok, b.docs, &b.reading, b.tap, &source)
+                     : dlrn_source_from_npy(ctx, o->data, o->target, o->epochs, &source);
+    if (s == DLRN_OK) {
+        run_path(o, "checkpoints", checkpoints, sizeof checkpoints);
+        make_folders(checkpoints);
+        signal(SIGINT, on_signal);
+        signal(SIGTERM, on_signal);
+        s = train_on(&r, &source);
+    }
+    tell_end();
+    status = s == DLRN_OK ? 0 : fail(ctx);
     dlrn_source_destroy(&source);
+    bench_close(&b);
     return status;
 }

@@ -6,8 +6,8 @@
        #include "documents.h"
 
    A .jsonl file has one JSON object a line, with the document under the key "text"; "-" is the same on standard input.
-   Any other file is plain text, whose documents are separated by blank lines. Blank lines and documents without text are
-   passed over. A file is read in pieces: memory is that of the longest document.
+   Any other file is plain text, whose documents are separated by blank lines. Blank lines and documents without text
+   are passed over. A file is read in pieces: memory is that of the longest document.
 */
 #ifndef DOCUMENTS_H
 #define DOCUMENTS_H

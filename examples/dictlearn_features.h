@@ -1,0 +1,253 @@
+/* dictlearn features: what a feature stands for, shown by the tokens and the contexts that fire it most. */
+
+enum { TOP_TOKENS = 6, AROUND = 8, MOST_SHOWN = 256 };
+
+typedef struct firing { /* the strongest firings of a feature, strongest first */
+    float value;
+    int64_t token; /* index into the documents' ids */
+} firing;
+
+typedef struct showing {
+    bench b;
+    const options *o;
+    dlrn_dictionary *dict;
+    neox_documents texts;
+    dlrn_sparse codes;
+    int64_t rows, done;
+    int64_t *fired; /* [F] */
+    float *most;    /* [F] largest activation */
+    int64_t shown[MOST_SHOWN], n_shown;
+    int64_t *slot;    /* [F] place in shown, -1 */
+    firing *best;     /* [n_shown][contexts]    */
+    double *by_token; /* [n_shown][vocabulary] summed activation */
+} showing;
+
+static int64_t rows_left(const showing *w, int64_t n) {
+    return n < w->rows - w->done ? n : w->rows - w->done;
+}
+
+/* First pass: how often and how strongly each feature fires. */
+static dlrn_status count_firings(void *user, int tap, const float *x, float *y, int64_t n) {
+    showing *w = (showing *)user;
+    int64_t rows = rows_left(w, n);
+    (void)tap, (void)y;
+    dlrn_status s = dlrn_encode_sparse(w->dict, x, rows, &w->codes);
+    for (int64_t k = 0; s == DLRN_OK && k < w->codes.row_ptr[rows]; k++) {
+        int32_t f = w->codes.col[k];
+        w->fired[f]++;
+        if (w->codes.val[k] > w->most[f]) w->most[f] = w->codes.val[k];
+    }
+    w->done += rows;
+    return s;
+}
+
+static void keep_firing(firing *best, int64_t n, float value, int64_t token) {
+    int64_t at = n - 1;
+    if (value <= best[at].value) return;
+    for (; at > 0 && best[at - 1].value < value; at--) best[at] = best[at - 1];
+    best[at].value = value;
+    best[at].token = token;
+}
+
+/* Second pass: the chosen features' contexts and tokens. */
+static dlrn_status collect_firings(void *user, int tap, const float *x, float *y, int64_t n) {
+    showing *w = (showing *)user;
+    const int64_t v = neox_config_of(w->b.model)->vocab;
+    int64_t rows = rows_left(w, n);
+    (void)tap, (void)y;
+    dlrn_status s = dlrn_encode_sparse(w->dict, x, rows, &w->codes);
+    for (int64_t i = 0; s == DLRN_OK && i < rows; i++)
+        for (int64_t k = w->codes.row_ptr[i]; k < w->codes.row_ptr[i + 1]; k++) {
+            int64_t slot = w->slot[w->codes.col[k]];
+            if (slot < 0) continue;
+            keep_firing(w->best + slot * w->o->contexts, w->o->contexts, w->codes.val[k], w->done + i);
+            w->by_token[slot * v + w->texts.id[w->done + i]] += (double)w->codes.val[k];
+        }
+    w->done += rows;
+    return s;
+}
+
+/* Features by number: "3,17,40". */
+static dlrn_status parse_features(showing *w) {
+    for (const char *c = w->o->features; *c;) {
+        char *end;
+        long long f = strtoll(c, &end, 10);
+        if (end == c || f < 0 || f >= w->dict->dict_size || (*end && *end != ',') || w->n_shown == MOST_SHOWN)
+            return dlrn_fail(w->b.ctx, DLRN_ERR_ARGUMENT, "--features: expected numbers below %lld, found %s",
+                             (long long)w->dict->dict_size, c);
+        w->shown[w->n_shown++] = f;
+        c = *end ? end + 1 : end;
+    }
+    return DLRN_OK;
+}
+
+/* Without a list: features that fire on 0.1 to 5 % of the rows, the strongest first; if there are none, any that do. */
+static void choose_features(showing *w) {
+    int64_t want = w->o->count < MOST_SHOWN ? w->o->count : MOST_SHOWN;
+    for (int pass = 0; pass < 2 && w->n_shown == 0; pass++) {
+        double low = pass ? 0 : 1e-3, high = pass ? 1 : 0.05;
+        while (w->n_shown < want) {
+            int64_t best = -1;
+            for (int64_t f = 0; f < w->dict->dict_size; f++) {
+                double share = (double)w->fired[f] / (double)(w->done ? w->done : 1);
+                if (w->slot[f] < 0 && w->fired[f] && share >= low && share <= high &&
+                    (best < 0 || w->most[f] > w->most[best]))
+                    best = f;
+            }
+            if (best < 0) break;
+            w->slot[best] = w->n_shown;
+            w->shown[w->n_shown++] = best;
+        }
+    }
+}
+
+/* Tokens [from, to) of the texts on one line: line ends are shown as a sign. */
+static void put_tokens(const showing *w, int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; i++) {
+        int64_t n = 0;
+        const char *s = bpe_token_bytes(w->b.tok, w->texts.id[i], &n);
+        for (int64_t k = 0; s && k < n; k++)
+            if (s[k] == '\n')
+                fputs("\xE2\x8F\x8E", stdout);
+            else
+                putchar(s[k] == '\t' || s[k] == '\r' ? ' ' : s[k]);
+    }
+}
+
+/* The document that holds a token. */
+static int64_t document_of(const showing *w, int64_t token) {
+    int64_t low = 0, high = w->texts.count;
+    while (high - low > 1) {
+        int64_t middle = (low + high) / 2;
+        if (w->texts.start[middle] <= token)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static void show_context(const showing *w, const firing *f) {
+    int64_t d = document_of(w, f->token), from = w->texts.start[d], to = w->texts.start[d + 1];
+    if (from < f->token - AROUND) from = f->token - AROUND;
+    if (to > f->token + AROUND + 1) to = f->token + AROUND + 1;
+    printf("  %8.3f  ", (double)f->value);
+    put_tokens(w, from, f->token);
+    fputs("\xC2\xAB", stdout);
+    put_tokens(w, f->token, f->token + 1);
+    fputs("\xC2\xBB", stdout);
+    put_tokens(w, f->token + 1, to);
+    putchar('\n');
+}
+
+/* The tokens that carry most of a feature's activation: takes them out of its sums. */
+static int64_t top_tokens(showing *w, int64_t slot, int32_t *id, double *share) {
+    const int64_t v = neox_config_of(w->b.model)->vocab;
+    double *sum = w->by_token + slot * v, total = 0;
+    int64_t n = 0;
+    for (int64_t t = 0; t < v; t++) total += sum[t];
+    for (; n < TOP_TOKENS; n++) {
+        int64_t best = 0;
+        for (int64_t t = 1; t < v; t++)
+            if (sum[t] > sum[best]) best = t;
+        if (!(sum[best] > 0)) break;
+        id[n] = (int32_t)best;
+        share[n] = sum[best] / total;
+        sum[best] = 0;
+    }
+    return n;
+}
+
+static void show_feature(showing *w, int64_t slot) {
+    int32_t id[TOP_TOKENS];
+    double share[TOP_TOKENS];
+    int64_t f = w->shown[slot], n = top_tokens(w, slot, id, share);
+    const firing *best = w->best + slot * w->o->contexts;
+    printf("feature %lld: fires on %.2f %% of the tokens\n  tokens   ", (long long)f,
+           100 * (double)w->fired[f] / (double)w->done);
+    for (int64_t k = 0; k < n; k++) {
+        int64_t length = 0;
+        const char *s = bpe_token_bytes(w->b.tok, id[k], &length);
+        putchar(' ');
+        put_json_text(stdout, s ? s : "?", s ? length : 1);
+        printf(" %.0f %%", 100 * share[k]);
+    }
+    putchar('\n');
+    for (int64_t k = 0; k < w->o->contexts && best[k].value > 0; k++) show_context(w, &best[k]);
+}
+
+static void put_text_of(const showing *w, int64_t from, int64_t to) {
+    bpe_text text;
+    memset(&text, 0, sizeof text);
+    if (bpe_decode(w->b.tok, w->texts.id + from, to - from, &text) == DLRN_OK)
+        put_json_text(stdout, text.bytes, text.count);
+    bpe_text_free(&text);
+}
+
+static void put_feature_json(showing *w, int64_t slot) {
+    int32_t id[TOP_TOKENS];
+    double share[TOP_TOKENS];
+    int64_t f = w->shown[slot], n = top_tokens(w, slot, id, share);
+    const firing *best = w->best + slot * w->o->contexts;
+    printf("%s{\"feature\": %lld, \"frequency\": %.9g, \"max\": %.9g, \"tokens\": [", slot ? ",\n " : "", (long long)f,
+           (double)w->fired[f] / (double)w->done, (double)w->most[f]);
+    for (int64_t k = 0; k < n; k++) printf("%s{\"id\": %d, \"share\": %.6g}", k ? ", " : "", (int)id[k], share[k]);
+    printf("], \"contexts\": [");
+    for (int64_t k = 0; k < w->o->contexts && best[k].value > 0; k++) {
+        int64_t d = document_of(w, best[k].token);
+        printf("%s{\"value\": %.9g, \"document\": %lld, \"token\": %lld, \"before\": ", k ? ", " : "",
+               (double)best[k].value, (long long)d, (long long)(best[k].token - w->texts.start[d]));
+        put_text_of(w, w->texts.start[d], best[k].token);
+        printf(", \"at\": ");
+        put_text_of(w, best[k].token, best[k].token + 1);
+        printf("}");
+    }
+    printf("]}");
+}
+
+static dlrn_status show_features(showing *w) {
+    dlrn_context *ctx = w->b.ctx;
+    const int64_t F = w->dict->dict_size, v = neox_config_of(w->b.model)->vocab;
+    w->fired = (int64_t *)dlrn_alloc(ctx, F, sizeof *w->fired);
+    w->most = (float *)dlrn_alloc(ctx, F, sizeof *w->most);
+    w->slot = (int64_t *)dlrn_alloc(ctx, F, sizeof *w->slot);
+    if (!w->fired || !w->most || !w->slot) return DLRN_ERR_MEMORY;
+    for (int64_t f = 0; f < F; f++) w->fired[f] = 0, w->most[f] = 0, w->slot[f] = -1;
+    dlrn_status s = read_texts(&w->b, w->o, w->rows, 1, &w->texts);
+    if (s == DLRN_OK) s = visit_texts(&w->b, &w->texts, w->rows, count_firings, w);
+    if (s == DLRN_OK && w->o->features) s = parse_features(w);
+    if (s == DLRN_OK && !w->o->features) choose_features(w);
+    if (s != DLRN_OK) return s;
+    for (int64_t k = 0; k < w->n_shown; k++) w->slot[w->shown[k]] = k;
+    w->best = (firing *)dlrn_alloc(ctx, w->n_shown * w->o->contexts, sizeof *w->best);
+    w->by_token = (double *)dlrn_alloc(ctx, w->n_shown * v, sizeof *w->by_token);
+    if (!w->best || !w->by_token) return DLRN_ERR_MEMORY;
+    memset(w->best, 0, (size_t)(w->n_shown * w->o->contexts) * sizeof *w->best);
+    memset(w->by_token, 0, (size_t)(w->n_shown * v) * sizeof *w->by_token);
+    w->done = 0;
+    s = visit_texts(&w->b, &w->texts, w->rows, collect_firings, w);
+    if (s == DLRN_OK && w->o->json) printf("[");
+    for (int64_t k = 0; k < w->n_shown && s == DLRN_OK; k++) w->o->json ? put_feature_json(w, k) : show_feature(w, k);
+    if (s == DLRN_OK && w->o->json) printf("]\n");
+    return s;
+}
+
+static int run_features(dlrn_context *ctx, const options *o) {
+    showing w;
+    int status = lacks_flag("features", "--dict", o->dict) ? 2 : check_site_flags("features", o);
+    if (status) return status;
+    memset(&w, 0, sizeof w);
+    w.o = o;
+    w.rows = o->rows > 0 ? o->rows : 65536;
+    dlrn_status s = bench_open(ctx, o, 1, &w.b);
+    if (s == DLRN_OK) s = dlrn_load(ctx, o->dict, &w.dict);
+    if (s == DLRN_OK) s = expect_width(ctx, o->dict, neox_config_of(w.b.model)->dim, w.dict->activation_dim);
+    if (s == DLRN_OK) s = show_features(&w);
+    void *blocks[] = {w.fired, w.most, w.slot, w.best, w.by_token};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
+    dlrn_sparse_free(&w.codes);
+    neox_documents_free(&w.texts);
+    dlrn_dictionary_destroy(w.dict);
+    bench_close(&w.b);
+    return s == DLRN_OK ? 0 : fail(ctx);
+}
