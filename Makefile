@@ -34,7 +34,7 @@ all: $(PROGRAMS) ## the program build/dictlearn and the examples
 $(BUILD)/%: examples/%.c $(HEADERS) $(wildcard examples/dictlearn_*)
 	$(COMPILE) $< -o $@ -lm
 
-$(BUILD)/test_%: tests/test_%.c tests/test.h $(HEADERS)
+$(BUILD)/test_%: tests/test_%.c $(wildcard tests/*.h) $(HEADERS)
 	$(COMPILE) $< -o $@ -lm
 
 $(BUILD)/kernel_sets $(BUILD)/rows: $(BUILD)/%: tests/%.c dictlearn.h
@@ -71,7 +71,7 @@ interop: all $(VENV) ## files and numbers against PyTorch, SciPy, safetensors, t
 twin: all $(VENV) ## the program and a PyTorch twin of the reference's loop on the same rows, two tables side by side
 	$(PYTHON) tests/twin.py $(BUILD)
 
-$(BUILD)/san/test_%: tests/test_%.c tests/test.h $(HEADERS)
+$(BUILD)/san/test_%: tests/test_%.c $(wildcard tests/*.h) $(HEADERS)
 	@mkdir -p $(@D)
 	$(CC) -std=c99 -O1 -g $(WARN) -I. -Iexamples -fsanitize=address,undefined -fno-sanitize-recover=all $< -o $@ -lm
 

@@ -2058,9 +2058,9 @@ DLRNI_INTERNAL dlrn_status dlrni_map_open(dlrn_context *ctx, const char *path, d
     memset(m, 0, sizeof *m);
 #if DLRNI_POSIX
     struct stat st;
-    int fd = open(path, O_RDONLY);
-    if (fd < 0) return dlrni_io_error(ctx, path, "open it");
-    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size > 0 && (uint64_t)st.st_size <= SIZE_MAX) {
+    /* a pipe must be opened only once: it is left to the stream */
+    int fd = stat(path, &st) == 0 && S_ISREG(st.st_mode) ? open(path, O_RDONLY) : -1;
+    if (fd >= 0 && fstat(fd, &st) == 0 && st.st_size > 0 && (uint64_t)st.st_size <= SIZE_MAX) {
         void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
         close(fd);
         if (p == MAP_FAILED) return dlrni_io_error(ctx, path, "map it");
@@ -2068,7 +2068,7 @@ DLRNI_INTERNAL dlrn_status dlrni_map_open(dlrn_context *ctx, const char *path, d
         m->size = (size_t)st.st_size;
         return DLRN_OK;
     }
-    close(fd); /* a pipe, a device, an empty file, a folder: read as a stream */
+    if (fd >= 0) close(fd);
 #endif
     char *bytes;
     DLRNI_TRY(dlrn_file_read(ctx, path, &bytes, &m->size));
@@ -2180,35 +2180,49 @@ DLRNI_INTERNAL int dlrni_names_put(dlrn_context *ctx, dlrni_names *t, const char
 typedef struct dlrni_out {
     dlrn_context *ctx;
     FILE *f;
-    char *path, *temporary; /* one block */
-    uint64_t at;            /* bytes written */
-    uint32_t crc;           /* of the bytes since it was last set to 0 */
+    char *path;
+    char *temporary; /* in the block of path; NULL: written directly */
+    uint64_t at;     /* bytes written */
+    uint32_t crc;    /* of the bytes since it was last set to 0 */
     dlrn_status status;
 } dlrni_out;
+
+/* Pipes and devices are written to, not replaced. */
+DLRNI_INTERNAL int dlrni_is_device(const char *path) {
+#if DLRNI_POSIX
+    struct stat st;
+    return stat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode);
+#else
+    (void)path;
+    return 0;
+#endif
+}
 
 DLRNI_INTERNAL dlrn_status dlrni_out_open(dlrn_context *ctx, const char *path, dlrni_out *o) {
     size_t n = strlen(path);
     memset(o, 0, sizeof *o);
     o->ctx = ctx;
+    if (dlrn_file_exists(path) == 2)
+        return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected a file to write, found a folder", path);
     o->path = DLRNI_NEW(ctx, char, (int64_t)(2 * n + 32));
     if (!o->path) return DLRN_ERR_MEMORY;
-    o->temporary = o->path + n + 1;
     memcpy(o->path, path, n + 1);
-    long id = 0;
-#if DLRNI_POSIX
-    id = (long)getpid();
-#endif
-    snprintf(o->temporary, n + 31, "%s.%ld.tmp", path, id);
     if (!strcmp(path, "-")) {
+        memcpy(o->path, "standard output", 16); /* its name in errors; the block is longer */
         o->f = stdout;
-        o->temporary = NULL;
-    } else {
-        o->f = dlrn_file_exists(path) == 2 ? NULL : fopen(o->temporary, "wb");
+        return DLRN_OK;
     }
+    if (!dlrni_is_device(path)) {
+        long id = 0;
+#if DLRNI_POSIX
+        id = (long)getpid();
+#endif
+        o->temporary = o->path + n + 1;
+        snprintf(o->temporary, n + 31, "%s.%ld.tmp", path, id);
+    }
+    o->f = fopen(o->temporary ? o->temporary : path, "wb");
     if (o->f) return DLRN_OK;
-    dlrn_status s = dlrn_file_exists(path) == 2
-                        ? dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected a file to write, found a folder", path)
-                        : dlrni_io_error(ctx, path, "create it");
+    dlrn_status s = dlrni_io_error(ctx, path, "create it");
     dlrni_free(ctx, o->path);
     return s;
 }
@@ -2247,24 +2261,17 @@ DLRNI_INTERNAL void dlrni_sync_folder(const char *path) {
 
 /* Puts the file in place, or, if anything failed, removes it; frees o in both cases. */
 DLRNI_INTERNAL dlrn_status dlrni_out_close(dlrni_out *o) {
-    if (!o->temporary) { /* standard output */
-        if (o->status == DLRN_OK && fflush(o->f)) o->status = dlrni_io_error(o->ctx, "standard output", "write it");
-        dlrni_free(o->ctx, o->path);
-        return o->status;
-    }
     int bad = fflush(o->f) != 0;
 #if DLRNI_POSIX
-    bad = bad || fsync(fileno(o->f)) != 0;
+    bad = bad || (o->temporary && fsync(fileno(o->f)) != 0);
 #endif
     if (bad && o->status == DLRN_OK) o->status = dlrni_io_error(o->ctx, o->path, "write it");
-    bad = fclose(o->f) != 0;
+    bad = o->f != stdout && fclose(o->f) != 0;
     if (bad && o->status == DLRN_OK) o->status = dlrni_io_error(o->ctx, o->path, "write it");
-    if (o->status == DLRN_OK && rename(o->temporary, o->path))
+    if (o->temporary && o->status == DLRN_OK && rename(o->temporary, o->path))
         o->status = dlrni_io_error(o->ctx, o->path, "put it in place");
-    if (o->status == DLRN_OK)
-        dlrni_sync_folder(o->path);
-    else
-        remove(o->temporary);
+    if (o->temporary && o->status == DLRN_OK) dlrni_sync_folder(o->path);
+    if (o->temporary && o->status != DLRN_OK) remove(o->temporary);
     dlrni_free(o->ctx, o->path);
     return o->status;
 }
@@ -3050,6 +3057,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_write(dlrni_out *o, const dlrn_tens
 typedef struct dlrni_npy_head {
     dlrn_dtype dtype;
     int ndim, fortran, swap;
+    int text; /* 'S' or 'U': no numbers */
     int64_t shape[DLRN_MAX_DIMS];
 } dlrni_npy_head;
 
@@ -3073,6 +3081,7 @@ DLRNI_INTERNAL int dlrni_npy_dtype(const char *descr, dlrni_npy_head *h) {
                  {"u4", DLRN_U32}, {"u2", DLRN_U16}, {"u1", DLRN_U8},  {"b1", DLRN_BOOL}};
     if (descr[0] != '\'' || !strchr("<>|=", descr[1]) || !descr[1]) return 0;
     h->swap = descr[1] == '>';
+    h->text = descr[2] == 'S' || (descr[2] == 'U' && !h->swap) ? descr[2] : 0;
     for (size_t i = 0; i < sizeof codes / sizeof *codes; i++)
         if (!strncmp(descr + 2, codes[i].code, 2) && descr[4] == '\'') {
             h->dtype = codes[i].dtype;
@@ -3477,6 +3486,21 @@ DLRNI_INTERNAL dlrn_status dlrni_member_bytes(dlrn_archive *a, const dlrni_membe
                      a->path, (int)m->name_len, m->name, (unsigned long long)m->size);
 }
 
+/* A text of no dimensions ("|S3", "<U3"), such as scipy's 'format', becomes metadata. */
+DLRNI_INTERNAL dlrn_status dlrni_npz_text(dlrn_archive *a, const char *what, const dlrni_member *m, dlrni_cursor c,
+                                          int *text) {
+    dlrni_npy_head h;
+    memset(&h, 0, sizeof h);
+    dlrn_status s = dlrni_npy_parse(a->ctx, what, &c, &h);
+    if (s != DLRN_ERR_UNSUPPORTED || h.ndim || !h.text) return s;
+    int64_t step = h.text == 'U' ? 4 : 1, n = 0, len = (c.end - c.p) / step;
+    char *value = (char *)dlrni_archive_block(a, len + 1);
+    if (!value) return DLRN_ERR_MEMORY;
+    while (n < len && c.p[n * step]) value[n] = (char)c.p[n * step], n++;
+    *text = 1;
+    return dlrni_archive_note(a, m->name, m->name_len - 4, value, n);
+}
+
 /* .npz: every member NAME.npy is the tensor NAME. */
 DLRNI_INTERNAL dlrn_status dlrni_npz_open(dlrn_archive *a, const dlrni_zip *z) {
     a->format = "npz";
@@ -3488,14 +3512,9 @@ DLRNI_INTERNAL dlrn_status dlrni_npz_open(dlrn_archive *a, const dlrni_zip *z) {
         dlrni_cursor c = {p, p + m->size};
         char what[512];
         snprintf(what, sizeof what, "%.400s: %.*s", a->path, (int)dlrni_min(m->name_len, 100), m->name);
-        dlrn_status s = dlrni_npy_add(a, what, m->name, m->name_len - 4, c);
-        if (s == DLRN_ERR_UNSUPPORTED && p[m->size - 1] != 0) { /* a text, such as scipy's 'format': kept as metadata */
-            DLRNI_TRY(dlrni_archive_note(a, m->name, m->name_len - 4,
-                                         (const char *)p + m->size - dlrni_min((int64_t)m->size, 3),
-                                         dlrni_min((int64_t)m->size, 3)));
-            continue;
-        }
-        DLRNI_TRY(s);
+        int text = 0;
+        DLRNI_TRY(dlrni_npz_text(a, what, m, c, &text));
+        if (!text) DLRNI_TRY(dlrni_npy_add(a, what, m->name, m->name_len - 4, c));
     }
     return DLRN_OK;
 }
@@ -3614,7 +3633,11 @@ DLRNI_INTERNAL dlrn_status dlrni_npz_write(dlrni_out *o, const dlrn_tensor_out *
         int64_t numel, bytes;
         o->status = dlrni_out_numel(o->ctx, &tensors[i], &numel, &bytes);
         if (o->status != DLRN_OK) break;
-        snprintf(name, sizeof name, "%s.npy", tensors[i].name);
+        if (snprintf(name, sizeof name, "%s.npy", tensors[i].name) >= (int)sizeof name) {
+            o->status = dlrn_fail(o->ctx, DLRN_ERR_ARGUMENT, "tensor '%.40s...': its name is too long for an .npz",
+                                  tensors[i].name);
+            break;
+        }
         dlrni_zip_begin(&z, name, (uint64_t)bytes + DLRNI_NPY_HEAD);
         dlrni_npy_write(o, &tensors[i]);
         dlrni_zip_finish_member(&z);
@@ -4518,7 +4541,7 @@ DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path, con
 
 struct dlrn_writer {
     dlrn_context *ctx;
-    dlrni_out o; /* .npy: the file; CSR: the .npz, opened when the writer is closed */
+    dlrni_out o;
     int64_t width, rows, rows_total, nnz;
     int csr;
     FILE *part[3]; /* CSR: indptr, indices, data, in temporary files without a name */
@@ -4582,15 +4605,16 @@ DLRN_API dlrn_status dlrn_npy_append(dlrn_writer *w, const float *x, int64_t row
 
 DLRN_API dlrn_status dlrn_csr_create(dlrn_context *ctx, const char *path, int64_t width, dlrn_writer **out) {
     DLRNI_TRY(dlrni_writer_new(ctx, path, width, out));
-    (*out)->csr = 1;
-    for (int i = 0; i < 3; i++)
-        if (!((*out)->part[i] = tmpfile())) {
-            dlrn_status s = dlrni_io_error(ctx, path, "open a temporary file for it");
-            dlrni_writer_free(*out);
-            *out = NULL;
-            return s;
-        }
-    return DLRN_OK;
+    dlrn_writer *w = *out;
+    w->csr = 1;
+    dlrn_status s = DLRN_OK;
+    for (int i = 0; i < 3 && s == DLRN_OK; i++)
+        if (!(w->part[i] = tmpfile())) s = dlrni_io_error(ctx, path, "open a temporary file for it");
+    if (s == DLRN_OK) s = dlrni_out_open(ctx, path, &w->o);
+    if (s == DLRN_OK) return DLRN_OK;
+    dlrni_writer_free(w);
+    *out = NULL;
+    return s;
 }
 
 DLRN_API dlrn_status dlrn_csr_append(dlrn_writer *w, const dlrn_sparse *codes) {
@@ -4621,7 +4645,9 @@ DLRNI_INTERNAL void dlrni_csr_member(dlrn_writer *w, dlrni_zip_out *z, int part,
     dlrni_out_write(&w->o, head, sizeof head);
     if (part == 0) dlrni_out_write(&w->o, &zero, sizeof zero);
     rewind(w->part[part]);
-    for (size_t got; (got = fread(block, 1, sizeof block, w->part[part])) > 0;) dlrni_out_write(&w->o, block, got);
+    for (size_t got, size = (size_t)dlrn_dtype_size(dtype);
+         (got = fread(block, size, sizeof block / size, w->part[part])) > 0;)
+        dlrni_out_elements(&w->o, block, (int64_t)got, dtype);
     if (ferror(w->part[part]) && w->o.status == DLRN_OK)
         w->o.status = dlrni_io_error(w->ctx, w->path, "read back a part of it");
     dlrni_zip_finish_member(z);
@@ -4633,15 +4659,12 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_assemble(dlrn_writer *w) {
     unsigned char head[DLRNI_NPY_HEAD + 3];
     int64_t shape[2] = {w->rows, w->width};
     dlrn_tensor_out format = {"format", DLRN_U8, 0, {0}, NULL}, size = {"shape", DLRN_I64, 1, {2}, shape};
-    dlrn_status s = w->o.status;
-    if (s != DLRN_OK) return s;
-    DLRNI_TRY(dlrni_out_open(w->ctx, w->path, &w->o));
     memset(&z, 0, sizeof z);
     z.o = &w->o;
     z.directory.ctx = w->ctx;
     dlrni_csr_member(w, &z, 1, "indices.npy", DLRN_I32, w->nnz);
     dlrni_csr_member(w, &z, 0, "indptr.npy", DLRN_I64, w->rows + 1);
-    s = dlrni_npy_header(w->ctx, &format, "|S3", head);
+    dlrn_status s = dlrni_npy_header(w->ctx, &format, "|S3", head);
     memcpy(head + DLRNI_NPY_HEAD, "csr", 3);
     if (s != DLRN_OK && w->o.status == DLRN_OK) w->o.status = s;
     dlrni_zip_member(&z, "format.npy", head, sizeof head);
@@ -4674,10 +4697,8 @@ DLRN_API dlrn_status dlrn_writer_close(dlrn_writer *w) {
 
 DLRN_API void dlrn_writer_abort(dlrn_writer *w) {
     if (!w) return;
-    if (!w->csr) {
-        w->o.status = DLRN_STOPPED; /* so that closing removes the temporary file */
-        (void)!dlrni_out_close(&w->o);
-    }
+    w->o.status = DLRN_STOPPED; /* so that closing removes the temporary file */
+    (void)!dlrni_out_close(&w->o);
     dlrni_writer_free(w);
 }
 
@@ -4710,11 +4731,15 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_read(dlrn_archive *a, dlrn_sparse *out) {
     int64_t at[4], n[4], shape[2];
     static const char *const names[4] = {"shape", "indptr", "indices", "data"};
     const char *format = dlrn_archive_metadata(a, "format");
+    if (format && strcmp(format, "csr"))
+        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: expected a matrix of format csr, found '%.20s'", a->path,
+                         format);
     for (int i = 0; i < 4; i++) DLRNI_TRY(dlrni_csr_find(a, names[i], &at[i], &n[i]));
     if (n[0] == 2) DLRNI_TRY(dlrn_archive_read_i64(a, at[0], shape));
-    if (n[0] != 2 || shape[0] < 0 || n[1] != shape[0] + 1 || n[2] != n[3] || shape[1] < 0 || shape[1] > INT32_MAX ||
-        (format && strcmp(format, "csr")))
-        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected format csr, and sizes that agree", a->path);
+    if (n[0] != 2 || shape[0] < 0 || n[1] < 1 || n[1] - 1 != shape[0] || n[2] != n[3] || shape[1] < 0 ||
+        shape[1] > INT32_MAX)
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: the sizes of shape, indptr, indices and data do not agree",
+                         a->path);
     DLRNI_TRY(dlrni_sparse_begin(a->ctx, out, shape[1]));
     DLRNI_TRY(dlrni_sparse_reserve(a->ctx, out, shape[0], n[2]));
     out->rows = shape[0];
@@ -4913,12 +4938,23 @@ DLRNI_INTERNAL dlrn_status dlrni_find_dictionary(dlrn_context *ctx, const char *
     return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected ae.pt, ae.safetensors or ae.npz in this folder, found none", path);
 }
 
+/* A dictionary without weights: its width stands in config.json. */
+DLRNI_INTERNAL dlrn_status dlrni_load_identity(dlrn_context *ctx, const char *path, const dlrn_json *root,
+                                               dlrn_dictionary **out) {
+    double d = dlrn_json_number(root, "activation_dim", dlrn_json_number(root, "trainer.activation_dim", 0));
+    if (d >= 1 && d <= INT32_MAX) return dlrn_identity_create(ctx, (int64_t)d, out);
+    return dlrn_fail(ctx, DLRN_ERR_VALUE, "%s: activation_dim: expected a size from 1, found %g", path, d);
+}
+
 DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, const char *config,
                                            const dlrn_json *root, dlrn_dictionary **out) {
     dlrn_archive *a;
     int identity = 0;
     if (root) DLRNI_TRY(dlrni_check_class(ctx, config, root, &identity));
-    if (identity) return dlrn_identity_create(ctx, (int64_t)dlrn_json_number(root, "activation_dim", 0), out);
+    if (identity) return dlrni_load_identity(ctx, config, root, out);
+    if (!*file)
+        return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected ae.pt, ae.safetensors or ae.npz beside it, found none",
+                         config);
     DLRNI_TRY(dlrn_archive_open(ctx, file, &a));
     dlrn_status s = dlrni_load_archive(a, out);
     dlrn_archive_close(a);

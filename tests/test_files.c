@@ -1,0 +1,277 @@
+/* test_files.c - JSON, .npy, .npz, safetensors: every form that is promised is read, every malformed one is refused
+   with words that name it. The files are made here, byte by byte. Pickles: test_pickle.c; whole dictionaries, and
+   writing: test_load.c. */
+#define DICTLEARN_IMPLEMENTATION
+#include "dictlearn.h"
+#include "tests/bytes.h"
+
+static bytes b;
+
+/* ---- JSON ---- */
+
+static dlrn_status parse(const char *text, size_t n, dlrn_json **root) {
+    char *exact = (char *)malloc(n + 1); /* one more, so that n may be 0; text starts at the second */
+    memcpy(exact + 1, text, n);
+    dlrn_status s = dlrn_json_parse(ctx, exact + 1, n, "bad.json", root);
+    free(exact);
+    return s;
+}
+
+TEST(json_refuses) {
+    static const struct {
+        const char *text, *words;
+    } bad[] = {
+        {"", "byte 0: the text ends where a value is expected"},
+        {" \n ", "line 2, byte 3: the text ends where a value is expected"},
+        {"{", "expected a string"},
+        {"[1,2", "expected ',' or the closing bracket"},
+        {"[1 2]", "expected ',' or the closing bracket"},
+        {"[1,]", "a comma before the closing bracket"},
+        {"{\"a\":1,}", "a comma before the closing bracket"},
+        {"[,1]", "expected a value"},
+        {"{\"a\" 1}", "expected ':'"},
+        {"{a:1}", "expected a string"},
+        {"{'a':1}", "expected a string"},
+        {"{\"a\":1,\"b\":2,\"a\":3}", "the key \"a\" stands twice in one object"},
+        {"{\"a\":1,\"\\u0061\":3}", "the key \"a\" stands twice in one object"},
+        {"1 2", "something follows the value"},
+        {"{}x", "something follows the value"},
+        {"nul", "expected a value"},
+        {"True", "expected a value"},
+        {"NaN", "expected a value"},
+        {"Infinity", "expected a value"},
+        {"01", "malformed number"},
+        {"-", "malformed number"},
+        {"+1", "expected a value"},
+        {"1.", "malformed number"},
+        {".5", "expected a value"},
+        {"1e", "malformed number"},
+        {"1e+", "malformed number"},
+        {"-01", "malformed number"},
+        {"0x10", "something follows the value"},
+        {"\"a", "the text ends inside a string"},
+        {"\"a\\", "the text ends inside a string"},
+        {"\"\\x\"", "unknown escape"},
+        {"\"\\u12\"", "unknown escape"},
+        {"\"\\u12G4\"", "unknown escape"},
+        {"\"\\ud800\"", "a surrogate without its partner"},
+        {"\"\\udc00\"", "a surrogate without its partner"},
+        {"\"\\ud800\\u0041\"", "a surrogate without its partner"},
+        {"\"\t\"", "a control character in a string"},
+        {"\"\n\"", "a control character in a string"},
+        {"\"\xff\"", "a string is not UTF-8"},
+        {"\"\xc0\xaf\"", "a string is not UTF-8"},         /* overlong */
+        {"\"\xed\xa0\x80\"", "a string is not UTF-8"},     /* surrogate */
+        {"\"\xf4\x90\x80\x80\"", "a string is not UTF-8"}, /* beyond U+10FFFF */
+        {"\"\xe2\x82", "a string is not UTF-8"},           /* cut short */
+        {"\xef\xbb\xbf{}", "expected a value"},            /* byte order mark */
+        {"// no\n1", "expected a value"},
+        {"[1] // no", "something follows the value"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        dlrn_json *root = NULL;
+        dlrn_status s = parse(bad[i].text, strlen(bad[i].text), &root);
+        CHECK_MSG(s == DLRN_ERR_FORMAT, "%s: %s", bad[i].text, dlrn_status_name(s));
+        CHECK(root == NULL);
+        CHECK_STR(dlrn_error(ctx), "bad.json: JSON");
+        CHECK_MSG(strstr(dlrn_error(ctx), bad[i].words) != NULL, "%s: '%s' lacks '%s'", bad[i].text, dlrn_error(ctx),
+                  bad[i].words);
+    }
+}
+
+TEST(json_refuses_bytes_of_zero) {
+    dlrn_json *root;
+    CHECK_STATUS(parse("[1\0]", 4, &root), DLRN_ERR_FORMAT);
+    CHECK_STATUS(parse("\"a\0b\"", 5, &root), DLRN_ERR_FORMAT);
+    CHECK_STR(dlrn_error(ctx), "a control character in a string");
+    CHECK_STATUS(parse("\"\\\0\"", 4, &root), DLRN_ERR_FORMAT);
+    CHECK_STR(dlrn_error(ctx), "unknown escape");
+}
+
+TEST(json_reads) {
+    static const char text[] =
+        " {\"a.b\": [1, -2.5e+2, true, null], \"t\": {\"dict_class\": \"\\u00e9\\ud83d\\ude00\\n\"},"
+        "\"z\": \"x\\u0000y\", \"\": 0, \"big\": 1e400} ";
+    dlrn_json *root;
+    CHECK_OK(ctx, parse(text, sizeof text - 1, &root));
+    CHECK(root->type == DLRN_JSON_OBJECT && root->count == 5);
+    const dlrn_json *list = root->first;
+    CHECK(list->type == DLRN_JSON_ARRAY && list->count == 4 && !strcmp(list->key, "a.b"));
+    CHECK(list->first->number == 1.0 && list->first->next->number == -250.0);
+    CHECK(!strcmp(list->first->next->text, "-2.5e+2"));
+    CHECK(list->first->next->next->type == DLRN_JSON_BOOL && list->first->next->next->next->type == DLRN_JSON_NULL);
+    CHECK(!strcmp(dlrn_json_text(root, "t.dict_class", "?"), "\xc3\xa9\xf0\x9f\x98\x80\n"));
+    CHECK(!strcmp(dlrn_json_text(root, "t.nothing", "?"), "?") && dlrn_json_get(NULL, "a") == NULL);
+    const dlrn_json *zero = dlrn_json_get(root, "z");
+    CHECK(zero && zero->text_len == 3 && !memcmp(zero->text, "x\0y", 4));
+    CHECK(isinf(dlrn_json_number(root, "big", 0)) && dlrn_json_number(root, "t", 7) == 7.0);
+    dlrn_json_free(ctx, root);
+}
+
+TEST(json_depth) {
+    char text[140];
+    dlrn_json *root;
+    memset(text, '[', 70);
+    memset(text + 70, ']', 70);
+    CHECK_OK(ctx, parse(text + 6, 128, &root));
+    dlrn_json_free(ctx, root);
+    CHECK_STATUS(parse(text + 5, 130, &root), DLRN_ERR_FORMAT);
+    CHECK_STR(dlrn_error(ctx), "nested deeper than 64");
+}
+
+/* ---- .npy ---- */
+
+/* A header of the given version, then bytes of data. */
+static bytes *npy(int version, const char *header, const void *data, size_t n) {
+    b.n = 0;
+    put(&b, "\x93NUMPY", 6);
+    put_le(&b, (uint64_t)version, 2);
+    put_le(&b, strlen(header), version == 1 ? 2 : 4);
+    put_text(&b, header);
+    put(&b, data, n);
+    return &b;
+}
+
+TEST(npy_versions) {
+    static const float x[6] = {0, 1, 2, 3, 4, 5};
+    for (int version = 1; version <= 3; version++) {
+        dlrn_archive *a =
+            accept(npy(version, "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }  \n", x, sizeof x));
+        CHECK(!strcmp(dlrn_archive_format(a), "npy") && dlrn_archive_count(a) == 1);
+        CHECK(dlrn_archive_info(a, 0)->ndim == 2 && dlrn_archive_info(a, 0)->shape[1] == 3);
+        expect_numbers(a, "", NULL, 6);
+    }
+}
+
+TEST(npy_types) {
+    static const struct {
+        const char *code;
+        dlrn_dtype type;
+        unsigned char little[16];
+        float want[2];
+    } types[] = {{"<f4", DLRN_F32, {0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0}, {1, -2}},
+                 {"=f4", DLRN_F32, {0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0}, {1, -2}},
+                 {">f4", DLRN_F32, {0x3f, 0x80, 0, 0, 0xc0, 0, 0, 0}, {1, -2}},
+                 {"<f2", DLRN_F16, {0, 0x3c, 1, 0}, {1, 5.9604645e-8f}},
+                 {">f2", DLRN_F16, {0x3c, 0, 0, 1}, {1, 5.9604645e-8f}},
+                 {"<f8", DLRN_F64, {0, 0, 0, 0, 0, 0, 0xf0, 0x3f, 0, 0, 0, 0, 0, 0, 0, 0xc0}, {1, -2}},
+                 {">f8", DLRN_F64, {0x3f, 0xf0, 0, 0, 0, 0, 0, 0, 0xc0, 0, 0, 0, 0, 0, 0, 0}, {1, -2}},
+                 {"<i8", DLRN_I64, {5, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255}, {5, -1}},
+                 {"<i4", DLRN_I32, {5, 0, 0, 0, 255, 255, 255, 255}, {5, -1}},
+                 {">i4", DLRN_I32, {0, 0, 0, 5, 255, 255, 255, 255}, {5, -1}},
+                 {"<i2", DLRN_I16, {5, 0, 255, 255}, {5, -1}},
+                 {"|i1", DLRN_I8, {5, 255}, {5, -1}},
+                 {"<u8", DLRN_U64, {5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 128}, {5, 9.2233720e18f}},
+                 {"<u4", DLRN_U32, {5, 0, 0, 0, 255, 255, 255, 255}, {5, 4294967295.0f}},
+                 {"<u2", DLRN_U16, {5, 0, 255, 255}, {5, 65535}},
+                 {"|u1", DLRN_U8, {5, 255}, {5, 255}},
+                 {"|b1", DLRN_BOOL, {0, 1}, {0, 1}}};
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        char header[96];
+        snprintf(header, sizeof header, "{'descr': '%s', 'fortran_order': False, 'shape': (2,), }\n", types[i].code);
+        size_t size = 2 * (size_t)(types[i].code[2] - '0');
+        dlrn_archive *a = accept(npy(1, header, types[i].little, size));
+        CHECK(dlrn_archive_info(a, 0)->dtype == types[i].type);
+        expect_numbers(a, "", types[i].want, 2);
+    }
+}
+
+TEST(npy_orders) {
+    static const float x[6] = {0, 3, 1, 4, 2, 5}, one = 7;
+    expect_numbers(accept(npy(1, "{'descr': '<f4', 'fortran_order': True, 'shape': (2, 3), }\n", x, sizeof x)), "",
+                   NULL, 6);
+    expect_numbers(accept(npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (), }\n", &one, sizeof one)), "",
+                   &one, 1);
+    expect_numbers(accept(npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 3), }\n", x, 0)), "", NULL, 0);
+    dlrn_archive *a = accept(npy(1, "{'descr': '<f4', 'fortran_order': True, 'shape': (2, 3), }\n", x, sizeof x));
+    float row[3];
+    CHECK_OK(ctx, dlrn_archive_read_rows(a, 0, 1, 1, row));
+    CHECK(row[0] == 3 && row[1] == 4 && row[2] == 5);
+    CHECK_STATUS(dlrn_archive_read_rows(a, 0, 1, 2, row), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_archive_read_rows(a, 1, 0, 1, row), DLRN_ERR_ARGUMENT);
+    dlrn_archive_close(a);
+}
+
+/* Nothing is there, whatever the other sizes are. */
+TEST(npy_empty_and_vast) {
+    float none = 0;
+    dlrn_archive *a = accept(npy(1,
+                                 "{'descr': '<f4', 'fortran_order': False, "
+                                 "'shape': (1099511627776, 1099511627776, 0), }\n",
+                                 &none, 0));
+    CHECK_OK(ctx, dlrn_archive_read(a, 0, &none));
+    CHECK_OK(ctx, dlrn_archive_read_rows(a, 0, 0, 1099511627776, &none));
+    dlrn_archive_close(a);
+}
+
+TEST(npy_refuses) {
+    static const struct {
+        const char *header;
+        dlrn_status status;
+        const char *words;
+    } bad[] = {
+        {"", DLRN_ERR_FORMAT, "malformed .npy header"},
+        {"{'fortran_order': False, 'shape': (2,), }", DLRN_ERR_FORMAT, "malformed .npy header"},
+        {"{'descr': '<f4', 'shape': (2,), }", DLRN_ERR_FORMAT, "malformed .npy header"},
+        {"{'descr': '<f4', 'fortran_order': Maybe, 'shape': (2,), }", DLRN_ERR_FORMAT, "malformed .npy header"},
+        {"{'descr': '<f4', 'fortran_order': False, }", DLRN_ERR_FORMAT, "malformed .npy header"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (2", DLRN_ERR_FORMAT, "malformed .npy header"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (-2,)}", DLRN_ERR_FORMAT, "malformed .npy header"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': 2}", DLRN_ERR_FORMAT, "malformed .npy header"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999,)}", DLRN_ERR_FORMAT,
+         "malformed .npy header"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (1,1,1,1,1,1,1,1,1)}", DLRN_ERR_FORMAT,
+         "malformed .npy header"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (4294967296,4294967296)}", DLRN_ERR_FORMAT,
+         "shape [4294967296, 4294967296] overflows"},
+        {"{'descr': '<f4', 'fortran_order': True, 'shape': (4294967296,4294967296)}", DLRN_ERR_FORMAT,
+         "shape [4294967296, 4294967296] overflows"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (3,)}", DLRN_ERR_FORMAT,
+         "shape [3] at offset 0 does not fit its storage: expected at most 2 elements"},
+        {"{'descr': '<f4', 'fortran_order': True, 'shape': (3, 1)}", DLRN_ERR_FORMAT,
+         "shape [3, 1] at offset 0 does not fit its storage"},
+        {"{'descr': '<c8', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED, "unsupported dtype '<c8'"},
+        {"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED, "unsupported dtype '|O'"},
+        {"{'descr': '<f16', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED, "unsupported dtype '<f16'"},
+        {"{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED,
+         "unsupported dtype [('a', '<f4"},
+        {"{'descr': '<U3', 'fortran_order': False, 'shape': ()}", DLRN_ERR_UNSUPPORTED, "unsupported dtype '<U3'"},
+    };
+    static const float x[2] = {0, 1};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        refuse(npy(1, bad[i].header, x, sizeof x), bad[i].status, bad[i].words);
+}
+
+TEST(npy_cut_short) {
+    static const char words[] = "expected a .npy header, found none that is whole";
+    static const float x[2] = {0, 1};
+    bytes *whole = npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n", x, sizeof x);
+    size_t header = whole->n - sizeof x;
+    for (size_t n = 6; n < header; n++) {
+        whole->n = n;
+        refuse(whole, DLRN_ERR_FORMAT, words);
+    }
+    whole->n = header + 7;
+    refuse(whole, DLRN_ERR_FORMAT, "expected at most 1 elements");
+    refuse(npy(4, "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n", x, sizeof x), DLRN_ERR_FORMAT, words);
+    npy(2, "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n", x, sizeof x);
+    patch(&b, 8, 0xFFFFFFFFu, 4); /* 4 GiB of header */
+    refuse(&b, DLRN_ERR_FORMAT, words);
+}
+
+int main(int argc, char **argv) {
+    TEST_BEGIN(argc, argv);
+    if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return 1;
+    RUN(json_refuses);
+    RUN(json_refuses_bytes_of_zero);
+    RUN(json_reads);
+    RUN(json_depth);
+    RUN(npy_versions);
+    RUN(npy_types);
+    RUN(npy_orders);
+    RUN(npy_empty_and_vast);
+    RUN(npy_refuses);
+    RUN(npy_cut_short);
+    dlrn_context_destroy(ctx);
+    return TEST_END();
+}
