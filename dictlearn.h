@@ -6657,9 +6657,11 @@ DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e) {
 DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dlrn_eval_config *cfg,
                                            dlrn_evaluator **out) {
     dlrn_context *ctx = dict->ctx;
-    int64_t d = dict->activation_dim;
+    int64_t d = dict->activation_dim, floats;
     *out = NULL;
     DLRNI_REQUIRE(ctx, cfg->batch_size > 0 && cfg->rows >= -1, "batch_size must be positive, rows -1 or more");
+    if (!dlrni_mul(cfg->batch_size, d, &floats))
+        return dlrn_fail(ctx, DLRN_ERR_MEMORY, "batches of %lld rows do not fit in memory", (long long)cfg->batch_size);
     dlrn_evaluator *e = DLRNI_NEW_ZERO(ctx, dlrn_evaluator, 1);
     if (!e) return DLRN_ERR_MEMORY;
     e->ctx = ctx;
@@ -6668,7 +6670,7 @@ DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dl
     e->batch = cfg->batch_size;
     e->mean_y = DLRNI_NEW_ZERO(ctx, double, 4 * d);
     e->fired = DLRNI_NEW_ZERO(ctx, int64_t, dict->dict_size);
-    e->x_hat = DLRNI_NEW(ctx, float, e->batch *d);
+    e->x_hat = DLRNI_NEW(ctx, float, floats);
     if (!e->mean_y || !e->fired || !e->x_hat) {
         dlrn_evaluator_destroy(e);
         return DLRN_ERR_MEMORY;
@@ -6692,7 +6694,7 @@ DLRNI_INTERNAL double dlrni_row_sparsity(const dlrn_evaluator *e, const float *v
     for (int64_t p = 0; p < n; p++) sum += fabs((double)val[p]);
     if (e->cfg.sparsity == DLRN_SPARSITY_L1) return sum;
     for (int64_t p = 0; p < n && sum > 0; p++) {
-        double q = (double)val[p] / (sum + 1e-8);
+        double q = fabs((double)val[p]) / (sum + 1e-8); /* an identity's features may be negative */
         entropy -= q * log(q + 1e-8);
     }
     return entropy;
@@ -6724,12 +6726,14 @@ DLRNI_INTERNAL void dlrni_evaluate_row(dlrn_evaluator *e, const float *y, const 
 
 DLRN_API dlrn_status dlrn_evaluator_add(dlrn_evaluator *e, const float *x, const float *y, int64_t n) {
     int64_t d = e->dict->activation_dim;
+    DLRNI_REQUIRE(e->ctx, n >= 0 && (x || !n), "x must not be NULL, n not negative");
     if (!y) y = x;
+    DLRNI_TRY(dlrni_check_finite(e->ctx, x, n, d, e->rows, "evaluation: x,"));
+    DLRNI_TRY(dlrni_check_finite(e->ctx, y, n, d, e->rows, "evaluation: y,"));
     for (int64_t first = 0; first < n; first += e->batch) {
         int64_t rows = dlrni_min(e->batch, n - first);
-        DLRNI_TRY(dlrni_check_finite(e->ctx, x + first * d, rows, d, e->rows, "evaluation: x,"));
-        DLRNI_TRY(dlrni_check_finite(e->ctx, y + first * d, rows, d, e->rows, "evaluation: y,"));
         DLRNI_TRY(dlrn_forward(e->dict, x + first * d, rows, e->x_hat, &e->codes));
+        DLRNI_TRY(dlrni_check_finite(e->ctx, e->x_hat, rows, d, e->rows, "evaluation: x_hat,"));
         for (int64_t i = 0; i < rows; i++) {
             int64_t at = e->codes.row_ptr[i];
             dlrni_evaluate_row(e, y + (first + i) * d, e->x_hat + i * d, e->codes.col + at, e->codes.val + at,
@@ -6816,6 +6820,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
                                    const dlrn_language_model *lm, dlrn_metrics *out) {
     dlrn_context *ctx = dict->ctx;
     dlrn_evaluator *e;
+    DLRNI_REQUIRE(ctx, !lm || lm->sites == 1, "a model of several sites is for dlrn_loss_recovered");
     if (source->activation_dim != dict->activation_dim)
         return dlrn_fail(ctx, DLRN_ERR_SHAPE, "dlrn_evaluate: expected rows of width %lld, found %lld",
                          (long long)dict->activation_dim, (long long)source->activation_dim);
