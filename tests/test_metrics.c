@@ -167,10 +167,306 @@ TEST(batches_pieces_and_threads_do_not_change_a_bit) {
     }
 }
 
+/* ---- Edges ---- */
+
+/* A dictionary of n features that gives back positive x: f = ReLU(x), x_hat = f. */
+static dlrn_dictionary *make_relu(dlrn_context *ctx, int64_t n) {
+    dlrn_dictionary *ae = NULL;
+    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, n, n, 0, &ae));
+    memset(ae->encoder_weight, 0, (size_t)(n * n) * sizeof(float));
+    memset(ae->decoder_weight, 0, (size_t)(n * n) * sizeof(float));
+    memset(ae->encoder_bias, 0, (size_t)n * sizeof(float));
+    for (int64_t j = 0; j < n; j++) ae->encoder_weight[j * n + j] = ae->decoder_weight[j * n + j] = 1;
+    dlrn_dictionary_changed(ae);
+    return ae;
+}
+
+TEST(the_identity_loses_nothing) {
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *id = NULL;
+    CHECK_OK(ctx, dlrn_identity_create(ctx, D, &id));
+    for (int entropy = 0; entropy < 2; entropy++) {
+        dlrn_eval_config cfg = config(entropy ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1, 0, 64);
+        dlrn_metrics m = measure(id, &cfg, rows_x, NULL, N, N);
+        double l1 = 0;
+        for (int i = 0; i < N * D; i++) l1 += fabs((double)rows_x[i]) / N;
+        CHECK(m.mse_loss == 0 && m.l2_loss == 0 && m.variance_explained == 1 && m.variance_explained_per_dim == 1);
+        CHECK(m.l0 == D && m.dead == 0 && m.dense == D && m.percent_alive == 1);
+        CHECK_CLOSE(m.cosine, 1, 1e-12);
+        CHECK_CLOSE(m.l2_ratio, 1, 1e-12);
+        CHECK_CLOSE(m.relative_reconstruction_bias, 1, 1e-12);
+        if (entropy) CHECK(m.sparsity_loss > 1 && m.sparsity_loss <= log(D)); /* also of negative features */
+        if (!entropy) CHECK_CLOSE(m.sparsity_loss, l1, 1e-12);
+    }
+    dlrn_dictionary_destroy(id);
+    dlrn_context_destroy(ctx);
+}
+
+/* Columns without variance, far from 0, beside one that varies a little. */
+TEST(constant_columns_have_no_variance) {
+    enum { n = 50, d = 3 };
+    static float x[n * d], y[n * d];
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *ae = make_relu(ctx, d);
+    dlrn_eval_config cfg = config(DLRN_SPARSITY_L1, 0, 8);
+    for (int i = 0; i < n; i++) {
+        x[i * d] = 4096.5f, x[i * d + 1] = 1000 + (float)(i % 4), x[i * d + 2] = 2;
+        y[i * d] = 4096.5f, y[i * d + 1] = 1000 + 2 * (float)(i % 4), y[i * d + 2] = 1;
+    }
+    dlrn_metrics m = measure(ae, &cfg, x, y, n, n);
+    CHECK_CLOSE(m.variance_explained, 0.75, 1e-12); /* var(i) of var(2 i) is left; an offset costs nothing */
+    CHECK_CLOSE(m.variance_explained_per_dim, 0.75, 1e-12);
+    for (int i = 0; i < n; i++) y[i * d + 1] = 7;
+    m = measure(ae, &cfg, x, y, n, n);
+    CHECK(isnan(m.variance_explained) && isnan(m.variance_explained_per_dim) && isfinite(m.cosine));
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(zero_vectors_have_no_direction) {
+    enum { d = 2 };
+    static const float x[4 * d] = {3, 4, 0, 0, -1, -1, 6, 8}, zero[4 * d] = {0};
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *ae = make_relu(ctx, d);
+    dlrn_eval_config cfg = config(DLRN_SPARSITY_L1, 0, 3);
+    dlrn_metrics m = measure(ae, &cfg, x, NULL, 4, 4);
+    CHECK_CLOSE(m.cosine, 1, 1e-12);           /* rows 0 and 3 */
+    CHECK_CLOSE(m.l2_ratio, 2.0 / 3.0, 1e-12); /* row 2 is reconstructed as 0; row 1 has no ratio */
+    CHECK_CLOSE(m.mse_loss, 0.5, 1e-12);
+    CHECK_CLOSE(m.relative_reconstruction_bias, 1, 1e-12);
+    m = measure(ae, &cfg, zero, NULL, 4, 2);
+    CHECK(isnan(m.cosine) && isnan(m.l2_ratio) && isnan(m.relative_reconstruction_bias) && isnan(m.variance_explained));
+    CHECK(m.mse_loss == 0 && m.l0 == 0 && m.dead == d && m.percent_alive == 0 && m.rows == 4);
+    cfg.sparsity = DLRN_SPARSITY_ENTROPY;
+    m = measure(ae, &cfg, zero, NULL, 4, 4);
+    CHECK(m.sparsity_loss == 0);
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(one_row_and_no_rows) {
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *ae = make_dictionary(ctx);
+    dlrn_eval_config cfg = config(DLRN_SPARSITY_L1, 0, 8);
+    dlrn_metrics m = measure(ae, &cfg, rows_x, rows_y, 1, 1);
+    CHECK(m.rows == 1 && m.mse_loss > 0 && isfinite(m.cosine) && m.dense == F - m.dead);
+    CHECK_CLOSE(m.mse_loss, m.l2_loss * m.l2_loss, 1e-12);
+    CHECK(isnan(m.variance_explained) && isnan(m.variance_explained_per_dim));
+    dlrn_evaluator *e = NULL;
+    int64_t count[4];
+    CHECK_OK(ctx, dlrn_evaluator_create(ae, &cfg, &e));
+    CHECK_OK(ctx, dlrn_evaluator_add(e, NULL, NULL, 0));
+    CHECK_STATUS(dlrn_evaluator_finish(e, &m), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "no rows");
+    CHECK(m.rows == 0);
+    CHECK_STATUS(dlrn_evaluator_histogram(e, 4, NULL, count), DLRN_ERR_ARGUMENT);
+    dlrn_evaluator_destroy(e);
+    dlrn_evaluator_destroy(NULL);
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
+/* The place is named, and the rows of the failed call leave no trace. */
+TEST(what_is_not_finite_is_named) {
+    static float bad[N * D];
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *ae = make_dictionary(ctx);
+    dlrn_eval_config cfg = config(DLRN_SPARSITY_L1, 0, 8);
+    dlrn_evaluator *e = NULL;
+    dlrn_metrics m, clean = measure(ae, &cfg, rows_x, rows_y, N, N);
+    CHECK_OK(ctx, dlrn_evaluator_create(ae, &cfg, &e));
+    CHECK_OK(ctx, dlrn_evaluator_add(e, rows_x, rows_y, 100));
+    memcpy(bad, rows_x, sizeof bad);
+    bad[50 * D + 3] = NAN;
+    CHECK_STATUS(dlrn_evaluator_add(e, bad, rows_y, 60), DLRN_ERR_VALUE);
+    CHECK_STR(dlrn_error(ctx), "x, row 150, column 3");
+    bad[50 * D + 3] = INFINITY;
+    CHECK_STATUS(dlrn_evaluator_add(e, rows_x, bad, 60), DLRN_ERR_VALUE);
+    CHECK_STR(dlrn_error(ctx), "y, row 150, column 3");
+    CHECK_STATUS(dlrn_evaluator_add(e, NULL, NULL, 1), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_evaluator_add(e, rows_x, NULL, -1), DLRN_ERR_ARGUMENT);
+    CHECK_OK(ctx, dlrn_evaluator_add(e, rows_x + 100 * D, rows_y + 100 * D, N - 100));
+    CHECK_OK(ctx, dlrn_evaluator_finish(e, &m));
+    CHECK(!memcmp(&m, &clean, sizeof m));
+    ae->bias[1] = NAN;
+    dlrn_dictionary_changed(ae);
+    CHECK_STATUS(dlrn_evaluator_add(e, rows_x, rows_y, 1), DLRN_ERR_VALUE);
+    CHECK_STR(dlrn_error(ctx), "x_hat, row 257");
+    dlrn_evaluator_destroy(e);
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
+/* Features that fire on a stated number of 1000 rows. */
+TEST(dead_and_dense_are_counted) {
+    enum { n = 1000, d = 6 };
+    static const int times[d] = {0, 1, 99, 100, 101, 1000};
+    static float x[n * d];
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *ae = make_relu(ctx, d);
+    dlrn_eval_config cfg = config(DLRN_SPARSITY_L1, 0, 33);
+    dlrn_evaluator *e = NULL;
+    dlrn_metrics m;
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < d; j++) x[i * d + j] = (i * 7) % n < times[j] ? 1.0f : -1.0f;
+    CHECK_OK(ctx, dlrn_evaluator_create(ae, &cfg, &e));
+    CHECK_OK(ctx, dlrn_evaluator_add(e, x, NULL, n));
+    CHECK_OK(ctx, dlrn_evaluator_finish(e, &m));
+    for (int j = 0; j < d; j++) CHECK(dlrn_evaluator_fired(e)[j] == times[j]);
+    CHECK(m.dead == 1 && m.dense == 2); /* a tenth is not more than a tenth */
+    CHECK_CLOSE(m.percent_alive, 5.0 / 6.0, 1e-12);
+    CHECK_CLOSE(m.l0, 1.301, 1e-12);
+    dlrn_evaluator_destroy(e);
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
+/* The counters are set by hand: to the edges themselves, and beyond them. */
+TEST(frequencies_fall_into_log_bins) {
+    static const int64_t fired[8] = {0, 1, 10, 99, 100, 12345, 999999, 1000000};
+    static const int64_t five[5] = {3, 1, 0, 1, 2}, one[1] = {7};
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *ae = make_relu(ctx, 8);
+    dlrn_eval_config cfg = dlrn_eval_defaults();
+    dlrn_evaluator *e = NULL;
+    int64_t count[100], total = 0;
+    double edge[101];
+    CHECK_OK(ctx, dlrn_evaluator_create(ae, &cfg, &e));
+    e->rows = 1000000;
+    memcpy(e->fired, fired, sizeof fired);
+    CHECK_OK(ctx, dlrn_evaluator_histogram(e, 5, edge, count));
+    CHECK(!memcmp(count, five, sizeof five));
+    for (int b = 0; b <= 5; b++) CHECK_CLOSE(edge[b], pow(10, b - 5), 1e-12);
+    CHECK_OK(ctx, dlrn_evaluator_histogram(e, 1, NULL, count));
+    CHECK(count[0] == one[0]);
+    CHECK_OK(ctx, dlrn_evaluator_histogram(e, 100, edge, count));
+    for (int b = 0; b < 100; b++) {
+        int64_t inside = 0;
+        for (int j = 0; j < 8; j++) {
+            double f = (double)fired[j] / 1e6;
+            inside += f > 0 && (f >= edge[b] || b == 0) && (f < edge[b + 1] || b == 99);
+        }
+        CHECK_MSG(inside == count[b], "bin %d: %d, expected %d", b, (int)count[b], (int)inside);
+        total += count[b];
+    }
+    CHECK(total == 7);
+    CHECK_STATUS(dlrn_evaluator_histogram(e, 0, edge, count), DLRN_ERR_ARGUMENT);
+    dlrn_evaluator_destroy(e);
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
+/* ---- Sources ---- */
+
+/* A source that ends, fails, stops or misbehaves after some rows. */
+typedef struct odd_source {
+    int64_t at, good; /* rows given; rows until it ends as `then` says */
+    dlrn_status then;
+    int64_t lie; /* added to the number of rows that it reports */
+} odd_source;
+
+static dlrn_status odd_read(void *user, int64_t max_rows, float *x, float *y, int64_t *n) {
+    odd_source *s = (odd_source *)user;
+    int64_t rows = s->good - s->at < max_rows ? s->good - s->at : max_rows;
+    (void)y;
+    *n = 0;
+    if (rows <= 0) return s->then;
+    memcpy(x, rows_x + s->at * D, (size_t)(rows * D) * sizeof(float));
+    s->at += rows;
+    *n = rows + s->lie;
+    return DLRN_OK;
+}
+
+static const char *odd_error(void *user) {
+    (void)user;
+    return "the tape is torn";
+}
+
+static dlrn_status evaluate_odd(const dlrn_dictionary *ae, odd_source odd, int64_t rows, dlrn_metrics *m) {
+    dlrn_source source = {D, 0, odd_read, NULL, NULL, odd_error, NULL, NULL};
+    dlrn_eval_config cfg = config(DLRN_SPARSITY_L1, 0, 50);
+    source.user = &odd;
+    cfg.rows = rows;
+    return dlrn_evaluate(ae, &cfg, &source, NULL, m);
+}
+
+TEST(rows_come_from_a_source) {
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *ae = make_dictionary(ctx);
+    dlrn_eval_config cfg = config(DLRN_SPARSITY_L1, 0, 50);
+    dlrn_source source;
+    dlrn_metrics m, all = measure(ae, &cfg, rows_x, rows_y, N, N), some = measure(ae, &cfg, rows_x, NULL, 120, 120);
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, rows_x, rows_y, N, D, 1, &source));
+    cfg.rows = -1;
+    CHECK_OK(ctx, dlrn_evaluate(ae, &cfg, &source, NULL, &m));
+    CHECK(!memcmp(&m, &all, sizeof m));
+    dlrn_source_destroy(&source);
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, rows_x, NULL, N, D, 1, &source));
+    cfg.rows = 120; /* no multiple of the batch */
+    CHECK_OK(ctx, dlrn_evaluate(ae, &cfg, &source, NULL, &m));
+    CHECK(!memcmp(&m, &some, sizeof m));
+    dlrn_source_destroy(&source);
+    odd_source odd = {0, 120, DLRN_END, 0};
+    CHECK_OK(ctx, evaluate_odd(ae, odd, 500, &m)); /* fewer than asked for: what there is */
+    CHECK(!memcmp(&m, &some, sizeof m));
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(what_a_source_does_wrong_is_told) {
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *ae = make_dictionary(ctx), *other = make_relu(ctx, D + 1);
+    odd_source torn = {0, 120, DLRN_ERR_CALLBACK, 0}, stopped = {0, 120, DLRN_STOPPED, 0}, empty = {0, 0, DLRN_END, 0};
+    odd_source silent = {0, 0, DLRN_OK, 0}, liar = {0, 120, DLRN_END, 1};
+    dlrn_metrics m;
+    CHECK_STATUS(evaluate_odd(ae, torn, -1, &m), DLRN_ERR_CALLBACK);
+    CHECK_STR(dlrn_error(ctx), "the tape is torn");
+    CHECK_OK(ctx, evaluate_odd(ae, torn, 120, &m)); /* as much as is needed, no more */
+    CHECK_STATUS(evaluate_odd(ae, stopped, -1, &m), DLRN_STOPPED);
+    CHECK_STATUS(evaluate_odd(ae, empty, -1, &m), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "no rows");
+    CHECK_STATUS(evaluate_odd(ae, silent, -1, &m), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(evaluate_odd(ae, liar, -1, &m), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "more than it was asked for");
+    CHECK_STATUS(evaluate_odd(other, torn, -1, &m), DLRN_ERR_SHAPE);
+    CHECK_STR(dlrn_error(ctx), "width 10, found 9");
+    dlrn_dictionary_destroy(other);
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(a_configuration_out_of_range_is_refused) {
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *ae = make_dictionary(ctx);
+    dlrn_evaluator *e = (dlrn_evaluator *)(void *)&ctx;
+    dlrn_eval_config cfg = dlrn_eval_defaults();
+    CHECK(cfg.rows == 8192 && cfg.batch_size == 256 && cfg.sparsity == DLRN_SPARSITY_L1 && !cfg.compat);
+    cfg.batch_size = 0;
+    CHECK_STATUS(dlrn_evaluator_create(ae, &cfg, &e), DLRN_ERR_ARGUMENT);
+    CHECK(!e);
+    cfg.batch_size = 1, cfg.rows = -2;
+    CHECK_STATUS(dlrn_evaluator_create(ae, &cfg, &e), DLRN_ERR_ARGUMENT);
+    cfg.rows = 1, cfg.batch_size = INT64_MAX / 2;
+    CHECK_STATUS(dlrn_evaluator_create(ae, &cfg, &e), DLRN_ERR_MEMORY);
+    CHECK(!e);
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     fill_rows();
     RUN(every_field_is_the_textbooks);
     RUN(batches_pieces_and_threads_do_not_change_a_bit);
+    RUN(the_identity_loses_nothing);
+    RUN(constant_columns_have_no_variance);
+    RUN(zero_vectors_have_no_direction);
+    RUN(one_row_and_no_rows);
+    RUN(what_is_not_finite_is_named);
+    RUN(dead_and_dense_are_counted);
+    RUN(frequencies_fall_into_log_bins);
+    RUN(rows_come_from_a_source);
+    RUN(what_a_source_does_wrong_is_told);
+    RUN(a_configuration_out_of_range_is_refused);
     return TEST_END();
 }
