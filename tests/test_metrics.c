@@ -453,6 +453,178 @@ TEST(a_configuration_out_of_range_is_refused) {
     dlrn_context_destroy(ctx);
 }
 
+/* ---- A language model: T tokens, a vocabulary of V, one or two sites ---- */
+
+enum { T = 40, V = 5 };
+
+typedef struct toy {
+    int sites;       /* 1: h = rows_x. 2: then h + rows_y, too                    */
+    int stretch;     /* 1: site 0 reads rows_y, and the model goes on with rows_x */
+    int wrong_site;  /* added to the number of the site                           */
+    int calls;       /* so far                                                    */
+    int fail_at;     /* this call fails; 0: none                                  */
+    int extra_at;    /* this call has a token more                                */
+    int flat;        /* 1: all logits are the same                                */
+    const char *why; /* its own text for a failure; NULL: none                    */
+} toy;
+
+/* Cross-entropy in nats of token i's target, i mod V, given the hidden state h [D]. */
+static double toy_nats(const toy *m, const float *h, int i) {
+    double logit[V], sum = 0;
+    for (int v = 0; v < V; v++) {
+        logit[v] = 0;
+        for (int j = 0; j < D && !m->flat; j++) logit[v] += (double)h[j] * sin(1.0 + v * 3 + j);
+        sum += exp(logit[v]);
+    }
+    return log(sum) - logit[i % V];
+}
+
+static dlrn_status toy_site(const toy *m, const dlrn_edit *edit, int site, const float *x, float *h) {
+    if (!edit) return DLRN_OK;
+    dlrn_status s = edit->edit(edit->user, site + m->wrong_site, x, h, 15); /* in two parts */
+    return s ? s : edit->edit(edit->user, site + m->wrong_site, x + 15 * D, h + 15 * D, T - 15);
+}
+
+static dlrn_status toy_cross_entropy(void *user, const dlrn_edit *edit, double *nats, int64_t *tokens) {
+    toy *m = (toy *)user;
+    static float h[T * D], x[T * D];
+    double sum = 0;
+    if (++m->calls == m->fail_at) return DLRN_ERR_CALLBACK;
+    memcpy(h, rows_x, sizeof h);
+    memcpy(x, m->stretch ? rows_y : rows_x, sizeof x);
+    dlrn_status s = toy_site(m, edit, 0, x, h);
+    for (int i = 0; m->sites == 2 && i < T * D; i++) h[i] += rows_y[i];
+    memcpy(x, h, sizeof x);
+    if (!s && m->sites == 2) s = toy_site(m, edit, 1, x, h);
+    for (int i = 0; i < T; i++) sum += toy_nats(m, h + i * D, i);
+    *nats = sum / T;
+    *tokens = T + (m->calls == m->extra_at);
+    return s;
+}
+
+static const char *toy_error(void *user) {
+    return ((toy *)user)->why;
+}
+
+static dlrn_language_model toy_model(toy *m, int sites) {
+    dlrn_language_model lm = {toy_cross_entropy, toy_error, NULL, 0, 3};
+    memset(m, 0, sizeof *m);
+    m->sites = sites;
+    lm.user = m, lm.sites = sites;
+    return lm;
+}
+
+static double mean_nats(const toy *m, const float *h) {
+    double sum = 0;
+    for (int i = 0; i < T; i++) sum += toy_nats(m, h + i * D, i) / T;
+    return sum;
+}
+
+static void check_recovered(const dlrn_metrics *m, double original, double spliced, double zero) {
+    CHECK_CLOSE(m->loss_original, original, 1e-12);
+    CHECK_CLOSE(m->loss_reconstructed, spliced, 1e-12);
+    CHECK_CLOSE(m->loss_zero, zero, 1e-12);
+    CHECK_CLOSE(m->ce_diff, spliced - original, 1e-9);
+    CHECK_CLOSE(m->percent_recovered, (spliced - zero) / (original - zero), 1e-9);
+    CHECK(m->tokens == T && m->documents == 3);
+}
+
+TEST(one_site_is_spliced) {
+    static float x_hat[T * D];
+    static const float zero[T * D] = {0};
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *ae = make_dictionary(ctx);
+    const dlrn_dictionary *dicts[1] = {ae};
+    dlrn_metrics m;
+    toy model;
+    for (int stretch = 0; stretch < 2; stretch++) {
+        dlrn_language_model lm = toy_model(&model, 1);
+        model.stretch = stretch;
+        CHECK_OK(ctx, dlrn_forward(ae, stretch ? rows_y : rows_x, T, x_hat, NULL));
+        m.rows = 42, m.mse_loss = 43;
+        CHECK_OK(ctx, dlrn_loss_recovered(ctx, dicts, &lm, &m));
+        check_recovered(&m, mean_nats(&model, rows_x), mean_nats(&model, x_hat), mean_nats(&model, zero));
+        CHECK(model.calls == 3 && m.rows == 42 && m.mse_loss == 43); /* the other fields are the caller's */
+    }
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(two_sites_are_spliced_at_once) {
+    static float h[T * D], out[T * D];
+    static const float zero[T * D] = {0};
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *ae = make_dictionary(ctx), *relu = make_relu(ctx, D);
+    const dlrn_dictionary *dicts[2] = {ae, relu};
+    dlrn_metrics m;
+    toy model;
+    dlrn_language_model lm = toy_model(&model, 2);
+    for (int i = 0; i < T * D; i++) h[i] = rows_x[i] + rows_y[i];
+    double original = mean_nats(&model, h);
+    CHECK_OK(ctx, dlrn_forward(ae, rows_x, T, h, NULL));
+    for (int i = 0; i < T * D; i++) h[i] += rows_y[i];
+    CHECK_OK(ctx, dlrn_forward(relu, h, T, out, NULL));
+    CHECK_OK(ctx, dlrn_loss_recovered(ctx, dicts, &lm, &m));
+    check_recovered(&m, original, mean_nats(&model, out), mean_nats(&model, zero));
+    dlrn_dictionary_destroy(relu);
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(the_identity_recovers_all_and_a_flat_model_nothing) {
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *id = NULL;
+    dlrn_eval_config cfg = config(DLRN_SPARSITY_L1, 0, 64);
+    dlrn_source source;
+    dlrn_metrics m;
+    toy model;
+    dlrn_language_model lm = toy_model(&model, 1);
+    CHECK_OK(ctx, dlrn_identity_create(ctx, D, &id));
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, rows_x, NULL, N, D, 1, &source));
+    CHECK_OK(ctx, dlrn_evaluate(id, &cfg, &source, &lm, &m));
+    CHECK(m.ce_diff == 0 && m.percent_recovered == 1 && m.loss_zero != m.loss_original);
+    CHECK(m.rows == N && m.variance_explained == 1 && m.tokens == T && m.documents == 3);
+    model.flat = 1;
+    const dlrn_dictionary *dicts[1] = {id};
+    CHECK_OK(ctx, dlrn_loss_recovered(ctx, dicts, &lm, &m));
+    CHECK(m.ce_diff == 0 && isnan(m.percent_recovered));
+    CHECK_CLOSE(m.loss_original, log(V), 1e-12);
+    lm.sites = 2; /* one dictionary is all that dlrn_evaluate has */
+    CHECK_STATUS(dlrn_evaluate(id, &cfg, &source, &lm, &m), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "dlrn_loss_recovered");
+    dlrn_source_destroy(&source);
+    dlrn_dictionary_destroy(id);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(what_a_model_does_wrong_is_told) {
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *ae = make_dictionary(ctx);
+    const dlrn_dictionary *dicts[1] = {ae};
+    dlrn_metrics m;
+    toy model;
+    for (int call = 1; call <= 3; call++) {
+        dlrn_language_model lm = toy_model(&model, 1);
+        model.fail_at = call, model.why = "no such layer";
+        CHECK_STATUS(dlrn_loss_recovered(ctx, dicts, &lm, &m), DLRN_ERR_CALLBACK);
+        CHECK_STR(dlrn_error(ctx), "language model failed: no such layer");
+        lm = toy_model(&model, 1);
+        model.extra_at = call;
+        CHECK_STATUS(dlrn_loss_recovered(ctx, dicts, &lm, &m), DLRN_ERR_CALLBACK);
+        CHECK_STR(dlrn_error(ctx), "must give the same");
+        CHECK(isnan(m.percent_recovered) && isnan(m.ce_diff));
+    }
+    for (int wrong = -1; wrong <= 1; wrong += 2) {
+        dlrn_language_model lm = toy_model(&model, 1);
+        lm.error = NULL; /* the edit's own text comes through */
+        model.wrong_site = wrong;
+        CHECK_STATUS(dlrn_loss_recovered(ctx, dicts, &lm, &m), DLRN_ERR_CALLBACK);
+        CHECK_STR(dlrn_error(ctx), wrong < 0 ? "site -1 of 1" : "site 1 of 1");
+    }
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     fill_rows();
@@ -468,5 +640,9 @@ int main(int argc, char **argv) {
     RUN(rows_come_from_a_source);
     RUN(what_a_source_does_wrong_is_told);
     RUN(a_configuration_out_of_range_is_refused);
+    RUN(one_site_is_spliced);
+    RUN(two_sites_are_spliced_at_once);
+    RUN(the_identity_recovers_all_and_a_flat_model_nothing);
+    RUN(what_a_model_does_wrong_is_told);
     return TEST_END();
 }
