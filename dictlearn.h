@@ -3308,7 +3308,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_entry(dlrn_archive *a, dlrni_cursor *c, dlr
     dlrni_cursor e = {extra, extra + extra_len};
     if (!dlrni_zip_extra(e, &size, &packed, &offset)) return dlrni_zip_error(a, "malformed 64-bit sizes");
     int method = (int)dlrni_le(h + 10, 2);
-    if ((dlrni_le(h + 8, 2) & 1) || (method != 0 && method != 8) || (method == 0 && size != packed))
+    if (method == 0 && size != packed) return dlrni_zip_error(a, "a stored member of two sizes");
+    if ((dlrni_le(h + 8, 2) & 1) || (method != 0 && method != 8))
         return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: zip: member '%.*s' is encrypted or of compression method %d, "
                          "expected stored or deflated",

@@ -6,6 +6,7 @@
 #include "tests/bytes.h"
 
 static bytes b;
+static zip z;
 
 /* ---- JSON ---- */
 
@@ -259,6 +260,232 @@ TEST(npy_cut_short) {
     refuse(&b, DLRN_ERR_FORMAT, words);
 }
 
+/* ---- Zips and .npz ---- */
+
+static const float abc[3] = {0, 1, 2};
+
+/* A .npz with one stored array "x". */
+static bytes *npz(void) {
+    memset(&z, 0, sizeof z);
+    zip_add(&z, "x.npy", npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc));
+    return zip_done(&z);
+}
+
+static size_t directory_of(const bytes *file) {
+    return find_last(file, "PK\1\2", 4);
+}
+
+TEST(npz_stored) {
+    dlrn_archive *a = accept(npz());
+    CHECK(!strcmp(dlrn_archive_format(a), "npz") && dlrn_archive_count(a) == 1);
+    expect_numbers(a, "x", NULL, 3);
+}
+
+TEST(npz_forms) {
+    bytes *file = npz();
+    size_t end = file->n;
+    put_text(file, "a comment"); /* behind the end record */
+    patch(file, end - 2, 9, 2);
+    expect_numbers(accept(file), "x", NULL, 3);
+    file = npz();
+    patch(file, directory_of(file) + 16, 0, 4); /* a sum that was not computed */
+    expect_numbers(accept(file), "x", NULL, 3);
+    memset(&z, 0, sizeof z);
+    dlrn_archive *a = accept(zip_done(&z));
+    CHECK(dlrn_archive_count(a) == 0);
+    dlrn_archive_close(a);
+    memset(&z, 0, sizeof z); /* names are names: nothing is ever unpacked to where they point */
+    zip_add(&z, "../../x.npy", npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc));
+    expect_numbers(accept(zip_done(&z)), "../../x", NULL, 3);
+}
+
+TEST(npz_texts) {
+    memset(&z, 0, sizeof z);
+    zip_add(&z, "format.npy", npy(1, "{'descr': '|S3', 'fortran_order': False, 'shape': (), }\n", "csr", 3));
+    zip_add(&z, "kind.npy",
+            npy(1, "{'descr': '<U3', 'fortran_order': False, 'shape': (), }\n", "a\0\0\0b\0\0\0\0\0\0\0", 12));
+    zip_add(&z, "long.npy", npy(1, "{'descr': '|S12', 'fortran_order': False, 'shape': (), }\n", "AutoEncoder\0", 12));
+    dlrn_archive *a = accept(zip_done(&z));
+    CHECK(dlrn_archive_count(a) == 0);
+    CHECK_STR(dlrn_archive_metadata(a, "format"), "csr");
+    CHECK(!strcmp(dlrn_archive_metadata(a, "kind"), "ab"));
+    CHECK(!strcmp(dlrn_archive_metadata(a, "long"), "AutoEncoder"));
+    CHECK(dlrn_archive_metadata(a, "none") == NULL);
+    dlrn_archive_close(a);
+    memset(&z, 0, sizeof z);
+    zip_add(&z, "x.npy", npy(1, "{'descr': '|O', 'fortran_order': False, 'shape': (), }\n", "cos\nsystem\n.", 12));
+    refuse(zip_done(&z), DLRN_ERR_UNSUPPORTED, "hostile.file: x.npy: unsupported dtype '|O'");
+    memset(&z, 0, sizeof z);
+    b.n = 0;
+    zip_add(&z, "x.npy", &b);
+    refuse(zip_done(&z), DLRN_ERR_FORMAT, "hostile.file: x.npy: expected a .npy header");
+}
+
+/* Faults in the directory's entry of the one member. */
+TEST(zip_refuses_entries) {
+    static const struct {
+        size_t at;
+        int width;
+        uint64_t value;
+        dlrn_status status;
+        const char *words;
+    } bad[] = {
+        {0, 1, 'Q', DLRN_ERR_FORMAT, "zip: malformed central directory"},
+        {8, 2, 1, DLRN_ERR_UNSUPPORTED, "member 'x.npy' is encrypted or of compression method 0"},
+        {10, 2, 12, DLRN_ERR_UNSUPPORTED, "member 'x.npy' is encrypted or of compression method 12"},
+        {10, 2, 8, DLRN_ERR_FORMAT, "a local header does not agree with the central directory"},
+        {16, 4, 0xDEADBEEF, DLRN_ERR_FORMAT, "member 'x.npy' is damaged: its CRC-32 is not deadbeef"},
+        {20, 4, 79, DLRN_ERR_FORMAT, "zip: a stored member of two sizes"},
+        {24, 4, 0xFFFFFFFF, DLRN_ERR_FORMAT, "zip: a stored member of two sizes"},
+        {28, 2, 4, DLRN_ERR_FORMAT, "a local header does not agree with the central directory"},
+        {28, 2, 0xFFFF, DLRN_ERR_FORMAT, "the central directory is cut short"},
+        {30, 2, 0xFFFF, DLRN_ERR_FORMAT, "the central directory is cut short"},
+        {42, 4, 1, DLRN_ERR_FORMAT, "a local header does not agree with the central directory"},
+        {42, 4, 0xFFFFFFFE, DLRN_ERR_FORMAT, "a local header does not agree with the central directory"},
+        {46, 1, 'y', DLRN_ERR_FORMAT, "a local header does not agree with the central directory"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        bytes *file = npz();
+        size_t at = directory_of(file);
+        if (bad[i].at == 30) patch(file, at + 28, 4, 2);
+        patch(file, at + bad[i].at, bad[i].value, bad[i].width);
+        refuse(file, bad[i].status, bad[i].words);
+    }
+    bytes *file = npz();
+    patch(file, directory_of(file) + 20, 60000, 4);
+    patch(file, directory_of(file) + 24, 60000, 4);
+    refuse(file, DLRN_ERR_FORMAT, "a member reaches beyond the end of the file");
+}
+
+TEST(zip_refuses_ends) {
+    bytes *file = npz();
+    for (size_t whole = file->n; file->n > whole - 22;) {
+        file->n--;
+        refuse(file, DLRN_ERR_FORMAT, "zip: no central directory");
+    }
+    file = npz();
+    patch(file, file->n - 12, 2, 2);
+    refuse(file, DLRN_ERR_FORMAT, "more members than the central directory has room for");
+    file = npz();
+    patch(file, file->n - 6, 0xFFFFFFFE, 4);
+    refuse(file, DLRN_ERR_FORMAT, "zip: no central directory");
+    file = npz();
+    patch(file, file->n - 10, 0xFFFFFFFE, 4);
+    refuse(file, DLRN_ERR_FORMAT, "zip: no central directory");
+}
+
+TEST(zip_refuses_members) {
+    memset(&z, 0, sizeof z);
+    npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc);
+    zip_add(&z, "x.npy", &b);
+    zip_add(&z, "x.npy", &b);
+    refuse(zip_done(&z), DLRN_ERR_FORMAT, "zip: member 'x.npy' stands twice");
+    memset(&z, 0, sizeof z);
+    zip_add(&z, "readme.txt", &b);
+    refuse(zip_done(&z), DLRN_ERR_UNSUPPORTED, "a zip without data.pkl (torch) and without .npy members (numpy)");
+    memset(&z, 0, sizeof z); /* each member holds the next */
+    b.n = 0;
+    zip_raw(&z, "a.npy", &b, 0, 0, 0, 0);
+    zip_raw(&z, "b.npy", &b, 0, 0, 0, 0);
+    b.n = 1000;
+    zip_raw(&z, "c.npy", &b, 0, 1000, 0, 0);
+    for (size_t i = 0; i < 2; i++)
+        for (size_t field = 20; field <= 24; field += 4) patch(&z.directory, i * 51 + field, 1035 + 35 * (1 - i), 4);
+    refuse(zip_done(&z), DLRN_ERR_FORMAT, "zip: members overlap");
+}
+
+TEST(zip64) {
+    memset(&z, 0, sizeof z);
+    npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc);
+    zip_raw(&z, "x.npy", &b, 0, b.n, dlrni_crc32(0, b.p, b.n), 1);
+    uint64_t at = z.file.n, size = z.directory.n;
+    bytes *file = zip_done(&z);
+    expect_numbers(accept(file), "x", NULL, 3);
+    size_t extra = directory_of(file) + 46 + 5;
+    patch(file, extra + 2, 16, 2); /* room for two of the three */
+    refuse(file, DLRN_ERR_FORMAT, "zip: malformed 64-bit sizes");
+    patch(file, extra + 2, 25, 2); /* more than there is */
+    refuse(file, DLRN_ERR_FORMAT, "zip: malformed 64-bit sizes");
+    patch(file, extra + 2, 24, 2);
+    /* the end record in its 64-bit form as well: record, locator, and the old one with all bits set */
+    file->n -= 22;
+    put_le(file, 0x06064b50, 4);
+    put_le(file, 44, 8);
+    put_le(file, 0, 12);
+    put_le(file, 1, 8);
+    put_le(file, 1, 8);
+    put_le(file, size, 8);
+    put_le(file, at, 8);
+    put_le(file, 0x07064b50, 4);
+    put_le(file, 0, 4);
+    put_le(file, at + size, 8);
+    put_le(file, 1, 4);
+    put_le(file, 0x06054b50, 4);
+    put_le(file, 0, 4);
+    put_le(file, 0xFFFFFFFFFFFFFFFF, 8);
+    put_le(file, 0xFFFFFFFF, 4);
+    put_le(file, 0, 2);
+    expect_numbers(accept(file), "x", NULL, 3);
+    patch(file, file->n - 34, 0xFFFFFFFFFFFFFFF0, 8); /* where the locator points */
+    refuse(file, DLRN_ERR_FORMAT, "zip: no central directory");
+}
+
+/* x [256] u8, (i * i * i / 7) % 13 in a .npy, deflated by zlib into one block with codes of its own. */
+static const unsigned char deflated[147] = {
+    213, 140, 49,  14,  1,   81,  16,  64,  103, 118, 166, 152, 249, 51,  135, 248, 221, 39,  217, 134, 132,
+    194, 1,   116, 68,  163, 80,  201, 134, 47,  10,  177, 242, 23,  13,  78,  225, 194, 214, 21,  116, 94,
+    247, 94,  241, 222, 203, 245, 98,  181, 65,  184, 195, 35,  237, 115, 183, 43,  105, 22,  211, 243, 54,
+    74,  117, 76,  135, 182, 92,  75,  115, 222, 182, 101, 159, 191, 125, 222, 156, 186, 220, 247, 238, 216,
+    92,  114, 239, 131, 241, 100, 90,  15,  235, 248, 138, 63,  19,  0,   144, 148, 57,  8,   184, 56,  86,
+    8,   142, 108, 1,   212, 20,  137, 64,  25,  205, 42,  21,  55,  226, 74,  145, 197, 200, 68,  17,  152,
+    12,  209, 132, 60,  168, 17,  146, 19,  138, 129, 155, 25,  48,  56,  147, 8,   169, 249, 95,  172, 63};
+
+static bytes *npz_deflated(const unsigned char *packed, size_t n, uint64_t size, uint32_t crc) {
+    memset(&z, 0, sizeof z);
+    b.n = 0;
+    put(&b, packed, n);
+    zip_raw(&z, "x.npy", &b, 8, size, crc, 0);
+    return zip_done(&z);
+}
+
+TEST(npz_deflated) {
+    float x[256];
+    dlrn_archive *a = accept(npz_deflated(deflated, sizeof deflated, 384, 0xebc21cab));
+    CHECK(dlrn_archive_info(a, 0)->numel == 256);
+    CHECK_OK(ctx, dlrn_archive_read(a, 0, x));
+    for (int i = 0; i < 256; i++) CHECK(x[i] == (float)(i * i * i / 7 % 13));
+    dlrn_archive_close(a);
+}
+
+TEST(deflate_refuses) {
+    static const char words[] = "member 'x.npy' does not unpack to the";
+    refuse(npz_deflated(deflated, sizeof deflated, 383, 0), DLRN_ERR_FORMAT, words);
+    refuse(npz_deflated(deflated, sizeof deflated, 385, 0), DLRN_ERR_FORMAT, words);
+    refuse(npz_deflated(deflated, sizeof deflated, 384, 1), DLRN_ERR_FORMAT, "member 'x.npy' is damaged");
+    refuse(npz_deflated(deflated, sizeof deflated, 0xFFFFFFF0, 0), DLRN_ERR_FORMAT,
+           "claims to unpack to more than deflate can give");
+    for (size_t n = 0; n < sizeof deflated; n++)
+        refuse(npz_deflated(deflated, n, 384, 0), DLRN_ERR_FORMAT, "zip: member 'x.npy'");
+    for (size_t i = 0; i < 8 * sizeof deflated; i++) { /* any one bit */
+        unsigned char copy[sizeof deflated];
+        memcpy(copy, deflated, sizeof copy);
+        copy[i / 8] ^= (unsigned char)(1 << i % 8);
+        if (i < 8 * (sizeof deflated - 1)) /* the last byte is padding in part */
+            refuse(npz_deflated(copy, sizeof copy, 384, 0xebc21cab), DLRN_ERR_FORMAT, "zip: member 'x.npy'");
+    }
+}
+
+TEST(crc) {
+    static unsigned char x[40000];
+    CHECK(dlrni_crc32(0, (const unsigned char *)"123456789", 9) == 0xcbf43926u);
+    for (size_t i = 0; i < sizeof x; i++) x[i] = (unsigned char)(i * i >> 3);
+    for (uint64_t n = 16380; n < 16400; n++) { /* short and long runs, at once and in parts */
+        uint32_t parts = 0;
+        for (uint64_t i = 0; i < n; i += 1000) parts = dlrni_crc32(parts, x + i, n - i < 1000 ? n - i : 1000);
+        CHECK(dlrni_crc32(0, x, n) == parts);
+    }
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return 1;
@@ -272,6 +499,16 @@ int main(int argc, char **argv) {
     RUN(npy_empty_and_vast);
     RUN(npy_refuses);
     RUN(npy_cut_short);
+    RUN(npz_stored);
+    RUN(npz_forms);
+    RUN(npz_texts);
+    RUN(zip_refuses_entries);
+    RUN(zip_refuses_ends);
+    RUN(zip_refuses_members);
+    RUN(zip64);
+    RUN(npz_deflated);
+    RUN(deflate_refuses);
+    RUN(crc);
     dlrn_context_destroy(ctx);
     return TEST_END();
 }
