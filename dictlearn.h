@@ -2903,9 +2903,10 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_cover(dlrn_archive *a, const unsign
         r[i].end = r[i].begin + a->entries[i].info.numel * dlrn_dtype_size(a->entries[i].info.dtype);
     }
     qsort(r, (size_t)a->count, sizeof *r, dlrni_range_order);
-    for (int64_t i = 0; i < a->count && r[i].begin == at; i++) at = r[i].end;
+    int64_t n = 0;
+    for (; n < a->count && r[n].begin == at; n++) at = r[n].end;
     dlrni_free(a->ctx, r);
-    if (at == size) return DLRN_OK;
+    if (n == a->count && at == size) return DLRN_OK;
     return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: the tensors leave a gap or overlap at byte %lld of %lld of the data",
                      a->path, (long long)at, (long long)size);
 }

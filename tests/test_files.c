@@ -486,6 +486,124 @@ TEST(crc) {
     }
 }
 
+/* ---- safetensors ---- */
+
+/* A header and data bytes 0, 0, 128, 63, ... : floats 0, 1, 2, 3. */
+static bytes *safetensors(const char *header, size_t floats) {
+    static const float x[4] = {0, 1, 2, 3};
+    b.n = 0;
+    put_le(&b, strlen(header), 8);
+    put_text(&b, header);
+    put_floats(&b, x, (int)floats);
+    return &b;
+}
+
+TEST(safetensors_reads) {
+    dlrn_archive *a = accept(safetensors("{\"__metadata__\":{\"format\":\"pt\",\"n\":3},"
+                                         "\"a.b\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,16]},"
+                                         "\"none\":{\"data_offsets\":[16,16],\"shape\":[0,9],\"dtype\":\"I8\"}}",
+                                         4));
+    CHECK(!strcmp(dlrn_archive_format(a), "safetensors") && dlrn_archive_count(a) == 2);
+    CHECK_STR(dlrn_archive_metadata(a, "format"), "pt");
+    CHECK(dlrn_archive_metadata(a, "n") == NULL); /* no text */
+    CHECK(dlrn_archive_info(a, dlrn_archive_find(a, "none"))->numel == 0);
+    expect_numbers(a, "a.b", NULL, 4);
+    a = accept(safetensors("{\"x\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,4]}}", 1)); /* not aligned */
+    expect_numbers(a, "x", NULL, 1);
+    a = accept(safetensors("{}", 0));
+    CHECK(dlrn_archive_count(a) == 0);
+    dlrn_archive_close(a);
+}
+
+#define X4 "\"x\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[0,16]}"
+
+TEST(safetensors_refuses) {
+    static const struct {
+        const char *header;
+        dlrn_status status;
+        const char *words;
+    } bad[] = {
+        {"{" X4 "," X4 "}", DLRN_ERR_FORMAT, "the key \"x\" stands twice"},
+        {"{" X4 ",}", DLRN_ERR_FORMAT, "a comma before the closing bracket"},
+        {"{\"x\":3}", DLRN_ERR_UNSUPPORTED, "tensor 'x': unknown dtype ''"},
+        {"{\"x\":{\"dtype\":\"F8_E4M3\",\"shape\":[16],\"data_offsets\":[0,16]}}", DLRN_ERR_UNSUPPORTED,
+         "tensor 'x': unknown dtype 'F8_E4M3'"},
+        {"{\"x\":{\"dtype\":\"f32\",\"shape\":[4],\"data_offsets\":[0,16]}}", DLRN_ERR_UNSUPPORTED,
+         "tensor 'x': unknown dtype 'f32'"},
+        {"{\"x\":{\"dtype\":\"F32\",\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT, "tensor 'x': expected a shape"},
+        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[0]}}", DLRN_ERR_FORMAT,
+         "tensor 'x': expected a shape of at most 8 sizes and two data_offsets"},
+        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1,1,4],\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
+         "tensor 'x': expected a shape of at most 8 sizes and two data_offsets"},
+        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[-4],\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
+         "tensor 'x': malformed shape or data_offsets"},
+        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[4.0],\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
+         "tensor 'x': malformed shape or data_offsets"},
+        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[\"4\"],\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
+         "tensor 'x': malformed shape or data_offsets"},
+        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[16,0]}}", DLRN_ERR_FORMAT,
+         "tensor 'x': malformed shape or data_offsets"},
+        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[1e0,17]}}", DLRN_ERR_FORMAT,
+         "tensor 'x': malformed shape or data_offsets"},
+        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
+         "tensor 'x': malformed shape or data_offsets"},
+        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[5],\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
+         "tensor 'x': expected 20 bytes within the 16 that the file has, found data_offsets [0, 16]"},
+        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[5],\"data_offsets\":[0,20]}}", DLRN_ERR_FORMAT,
+         "tensor 'x': expected 20 bytes within the 16 that the file has, found data_offsets [0, 20]"},
+        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[9007199254740976,9007199254740992]}}",
+         DLRN_ERR_FORMAT, "tensor 'x': expected 16 bytes within the 16 that the file has"},
+        {"{\"a\\u0000b\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
+         "tensor 'a': a 0 byte in its name"},
+        {"{" X4 ",\"y\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[12,16]}}", DLRN_ERR_FORMAT,
+         "the tensors leave a gap or overlap at byte 16 of 16 of the data"},
+        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},"
+         "\"y\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,16]}}",
+         DLRN_ERR_FORMAT, "the tensors leave a gap or overlap at byte 4 of 16 of the data"},
+        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,12]}}", DLRN_ERR_FORMAT,
+         "the tensors leave a gap or overlap at byte 12 of 16 of the data"},
+        {"{}", DLRN_ERR_FORMAT, "the tensors leave a gap or overlap at byte 0 of 16 of the data"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        refuse(safetensors(bad[i].header, 4), bad[i].status, bad[i].words);
+}
+
+TEST(safetensors_cut_short) {
+    bytes *file = safetensors("{" X4 "}", 4);
+    for (size_t whole = file->n; --file->n > 8;)
+        refuse(file, DLRN_ERR_FORMAT, file->n >= whole - 16 ? "'x'" : "header");
+    for (; file->n > 0; file->n--) refuse(file, DLRN_ERR_FORMAT, "found none of them");
+    refuse(file, DLRN_ERR_FORMAT, "found none of them in its 0 bytes");
+    static const uint64_t lengths[] = {100u << 20, (100u << 20) + 1, 0xFFFFFFFFFFFFFFFF, 0x7FFFFFFFFFFFFFFF};
+    for (size_t i = 0; i < 4; i++) {
+        file = safetensors("{" X4 "}", 4);
+        patch(file, 0, lengths[i], 8);
+        refuse(file, DLRN_ERR_FORMAT, "expected at most 100 MiB and what the file has");
+    }
+}
+
+/* As many names as a large model has: found by name, and the last of them twice is told. */
+TEST(many_tensors) {
+    enum { N = 400 };
+    static char header[1 << 15];
+    for (int twice = 0; twice < 2; twice++) {
+        size_t at = 0;
+        for (int i = 0; i < N; i++)
+            at += (size_t)snprintf(header + at, sizeof header - at,
+                                   "%c\"layer.%d\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}",
+                                   i ? ',' : '{', twice && i == N - 1 ? 7 : i);
+        snprintf(header + at, sizeof header - at, "}");
+        if (twice) {
+            refuse(safetensors(header, 0), DLRN_ERR_FORMAT, "the key \"layer.7\" stands twice");
+            continue;
+        }
+        dlrn_archive *a = accept(safetensors(header, 0));
+        for (int i = 0; i < N; i++) CHECK(dlrn_archive_find(a, dlrn_archive_info(a, i)->name) == i);
+        CHECK(dlrn_archive_find(a, "layer.400") < 0 && dlrn_archive_find(a, "") < 0);
+        dlrn_archive_close(a);
+    }
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return 1;
@@ -509,6 +627,10 @@ int main(int argc, char **argv) {
     RUN(npz_deflated);
     RUN(deflate_refuses);
     RUN(crc);
+    RUN(safetensors_reads);
+    RUN(safetensors_refuses);
+    RUN(safetensors_cut_short);
+    RUN(many_tensors);
     dlrn_context_destroy(ctx);
     return TEST_END();
 }
