@@ -721,6 +721,10 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_gemm_op op, 
 DLRN_API DLRN_CHECK dlrn_status dlrn_gemm(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, int64_t n, int64_t k,
                                           const float *a, int64_t lda, const float *b, int64_t ldb, float beta,
                                           float *c, int64_t ldc);
+/* The same bits on the calling thread alone: for products within a body of dlrn_parallel_for. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_gemm_serial(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, int64_t n, int64_t k,
+                                                 const float *a, int64_t lda, const float *b, int64_t ldb, float beta,
+                                                 float *c, int64_t ldc);
 DLRN_API float dlrn_dot(dlrn_context *ctx, const float *a, const float *b, int64_t n);
 DLRN_API float dlrn_norm(dlrn_context *ctx, const float *a, int64_t n); /* Euclidean */
 /* y += a * x */
@@ -1496,15 +1500,39 @@ DLRNI_INTERNAL void dlrni_gemm_block(void *arg, int64_t task, int worker) {
         j->k->gemm_nn(m, n, j->depth, j->a + i0, 1, j->lda, j->b + j0, j->ldb, j->beta, c, j->ldc);
 }
 
+/* Checks the call and lays it out; *n_tasks blocks. */
+DLRNI_INTERNAL dlrn_status dlrni_gemm_plan(dlrn_context *ctx, dlrni_gemm_job *job, int64_t *n_tasks) {
+    const dlrn_gemm_op op = job->op;
+    DLRNI_REQUIRE(ctx, job->m >= 0 && job->n >= 0 && job->depth >= 0, "m, n and k must not be negative");
+    DLRNI_REQUIRE(ctx, op == DLRN_NN || op == DLRN_NT || op == DLRN_TN, "unknown operation");
+    DLRNI_REQUIRE(ctx,
+                  job->lda >= (op == DLRN_TN ? job->m : job->depth) &&
+                      job->ldb >= (op == DLRN_NT ? job->depth : job->n) && job->ldc >= job->n,
+                  "a row is wider than its stride");
+    job->k = ctx->k;
+    job->blocks_m = dlrni_ceil_div(job->m, DLRNI_BLOCK_M);
+    *n_tasks = job->blocks_m * dlrni_ceil_div(job->n, DLRNI_BLOCK_N);
+    return DLRN_OK;
+}
+
 DLRN_API dlrn_status dlrn_gemm(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, int64_t n, int64_t k, const float *a,
                                int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
-    DLRNI_REQUIRE(ctx, m >= 0 && n >= 0 && k >= 0, "m, n and k must not be negative");
-    DLRNI_REQUIRE(ctx, op == DLRN_NN || op == DLRN_NT || op == DLRN_TN, "unknown operation");
+    dlrni_gemm_job job = {NULL, op, m, n, k, lda, ldb, ldc, 0, a, b, c, beta != 0.0f};
+    int64_t n_tasks;
     DLRNI_REQUIRE(ctx, beta == 0.0f || beta == 1.0f, "beta must be 0 or 1");
-    DLRNI_REQUIRE(ctx, lda >= (op == DLRN_TN ? m : k) && ldb >= (op == DLRN_NT ? k : n) && ldc >= n,
-                  "a row is wider than its stride");
-    dlrni_gemm_job job = {ctx->k, op, m, n, k, lda, ldb, ldc, dlrni_ceil_div(m, DLRNI_BLOCK_M), a, b, c, beta != 0.0f};
-    dlrn_parallel_for(ctx, job.blocks_m * dlrni_ceil_div(n, DLRNI_BLOCK_N), dlrni_gemm_block, &job);
+    DLRNI_TRY(dlrni_gemm_plan(ctx, &job, &n_tasks));
+    dlrn_parallel_for(ctx, n_tasks, dlrni_gemm_block, &job);
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_gemm_serial(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, int64_t n, int64_t k,
+                                      const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c,
+                                      int64_t ldc) {
+    dlrni_gemm_job job = {NULL, op, m, n, k, lda, ldb, ldc, 0, a, b, c, beta != 0.0f};
+    int64_t n_tasks;
+    DLRNI_REQUIRE(ctx, beta == 0.0f || beta == 1.0f, "beta must be 0 or 1");
+    DLRNI_TRY(dlrni_gemm_plan(ctx, &job, &n_tasks));
+    for (int64_t task = 0; task < n_tasks; task++) dlrni_gemm_block(&job, task, 0);
     return DLRN_OK;
 }
 
