@@ -50,33 +50,56 @@ static void print_eval_table(const options *o, const dlrn_metrics *m) {
     printf("  CE recovered        %8.2f %%\n", 100 * m->percent_recovered);
 }
 
-enum { BINS = 50 };
+enum { BINS = 50, TEXT_BINS = 15, BAR = 50 };
+
+/* Firing frequencies as bars of text: features a bin, three bins a decade. */
+static dlrn_status print_histogram(const dlrn_evaluator *e) {
+    double edge[TEXT_BINS + 1];
+    int64_t count[TEXT_BINS], most = 1;
+    dlrn_status s = dlrn_evaluator_histogram(e, TEXT_BINS, edge, count);
+    if (s != DLRN_OK) return s;
+    for (int b = 0; b < TEXT_BINS; b++) most = count[b] > most ? count[b] : most;
+    printf("features by how often they fire (share of the rows)\n");
+    for (int b = 0; b < TEXT_BINS; b++) {
+        int bar = (int)((count[b] * BAR + most - 1) / most);
+        printf("  %7.1e to %7.1e %6lld ", edge[b], edge[b + 1], (long long)count[b]);
+        while (bar-- > 0) putchar('#');
+        putchar('\n');
+    }
+    return DLRN_OK;
+}
+
+static const char svg_head[] = "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"540\" height=\"240\" "
+                               "font-family=\"sans-serif\" font-size=\"11\">\n"
+                               "<text x=\"20\" y=\"235\">firing frequency, 1e-5 to 1 (log scale)</text>\n";
+
+static void put_bin(FILE *f, int svg, int b, const double *edge, int64_t count, int64_t most) {
+    double h = 200.0 * (double)count / (double)most;
+    if (svg)
+        fprintf(f,
+                "<rect x=\"%d\" y=\"%.1f\" width=\"9\" height=\"%.1f\" fill=\"#36c\"><title>%.2e to %.2e: "
+                "%lld</title></rect>\n",
+                20 + 10 * b, 215 - h, h, edge[b], edge[b + 1], (long long)count);
+    else
+        fprintf(f, "%.6e,%.6e,%lld\n", edge[b], edge[b + 1], (long long)count);
+}
 
 static dlrn_status write_histogram(dlrn_context *ctx, const dlrn_evaluator *e, const char *path) {
     double edge[BINS + 1];
     int64_t count[BINS], most = 1;
-    static char text[16384];
-    size_t at = 0, n = strlen(path);
+    char part[4300];
+    size_t n = strlen(path);
     int svg = n > 4 && !strcmp(path + n - 4, ".svg");
+    if (!strcmp(path, "-")) return print_histogram(e);
     dlrn_status s = dlrn_evaluator_histogram(e, BINS, edge, count);
+    if (s != DLRN_OK) return s;
     for (int b = 0; b < BINS; b++) most = count[b] > most ? count[b] : most;
-    at += (size_t)snprintf(text, sizeof text, "%s",
-                           svg ? "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"540\" height=\"240\" "
-                                 "font-family=\"sans-serif\" font-size=\"11\">\n"
-                                 "<text x=\"20\" y=\"235\">firing frequency, 1e-5 to 1 (log scale)</text>\n"
-                               : "from,to,features\n");
-    for (int b = 0; b < BINS; b++) {
-        double h = 200.0 * (double)count[b] / (double)most;
-        at += (size_t)(svg ? snprintf(
-                                 text + at, sizeof text - at,
-                                 "<rect x=\"%d\" y=\"%.1f\" width=\"9\" height=\"%.1f\" fill=\"#36c\"><title>%.2e to "
-                                 "%.2e: %lld</title></rect>\n",
-                                 20 + 10 * b, 215 - h, h, edge[b], edge[b + 1], (long long)count[b])
-                           : snprintf(text + at, sizeof text - at, "%.6e,%.6e,%lld\n", edge[b], edge[b + 1],
-                                      (long long)count[b]));
-    }
-    at += (size_t)snprintf(text + at, sizeof text - at, "%s", svg ? "</svg>\n" : "");
-    return s == DLRN_OK ? dlrn_file_write(ctx, path, text, at) : s;
+    FILE *f = open_beside(path, part, sizeof part);
+    if (!f) return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot be written", path);
+    fputs(svg ? svg_head : "from,to,features\n", f);
+    for (int b = 0; b < BINS; b++) put_bin(f, svg, b, edge, count[b], most);
+    fputs(svg ? "</svg>\n" : "", f);
+    return close_beside(ctx, f, path, part, DLRN_OK);
 }
 
 /* Rows of a model's documents go to the evaluator as the model reaches the site. */
@@ -162,9 +185,9 @@ static dlrn_status evaluate(dlrn_context *ctx, const options *o, const dlrn_dict
     dlrn_status s = dlrn_evaluator_create(dict, &cfg, &e);
     if (s == DLRN_OK)
         s = o->model ? evaluate_model(b, o, dict, cfg.rows, e, &m) : evaluate_array(ctx, source, cfg.rows, e, &m);
-    if (s == DLRN_OK && o->histogram) s = write_histogram(ctx, e, o->histogram);
     if (s == DLRN_OK && o->json) print_eval_json(o, &m);
     if (s == DLRN_OK && !o->json) print_eval_table(o, &m);
+    if (s == DLRN_OK && o->histogram) s = write_histogram(ctx, e, o->histogram);
     dlrn_evaluator_destroy(e);
     return s;
 }

@@ -131,7 +131,7 @@ static dlrn_status write_document(void *user, int64_t document, const int32_t *i
     }
     g->tokens += n;
     double now = seconds();
-    if (!g->o->quiet && now - g->told > 2) {
+    if (!g->o->quiet && document % 64 == 63 && now - g->told > 2) {
         tell("%lld of %lld documents, %.0f tokens/s", (long long)document + 1, (long long)g->o->documents,
              (double)g->tokens / (now - g->started));
         g->told = now;
