@@ -1,0 +1,584 @@
+/* test_pickle.c - the pickles of torch's files: every form of tensor that torch writes is read, nothing is executed,
+   and what is malformed, out of bounds or out of proportion is refused by name. The pickles are made here, opcode by
+   opcode. */
+#define DICTLEARN_IMPLEMENTATION
+#include "dictlearn.h"
+#include "tests/bytes.h"
+
+static bytes b;
+static zip z;
+
+static const float numbers[6] = {0, 1, 2, 3, 4, 5};
+
+/* ---- Opcodes ---- */
+
+#define PROTO "\x80\x02"
+#define DICT "ccollections\nOrderedDict\n)R"
+#define REBUILD "ctorch._utils\n_rebuild_tensor_v2\n"
+
+static void text(const char *s) {
+    put_text(&b, "X");
+    put_le(&b, strlen(s), 4);
+    put_text(&b, s);
+}
+
+static void number(int64_t v) { /* in the shortest of its forms */
+    if (v >= 0 && v < 256) {
+        put_text(&b, "K");
+        put_le(&b, (uint64_t)v, 1);
+    } else if (v >= INT32_MIN && v <= INT32_MAX) {
+        put_text(&b, "J");
+        put_le(&b, (uint64_t)v, 4);
+    } else {
+        put_text(&b, "\x8a\x08");
+        put_le(&b, (uint64_t)v, 8);
+    }
+}
+
+static void numbers_tuple(int n, const int64_t *v) {
+    put_text(&b, "(");
+    for (int i = 0; i < n; i++) number(v[i]);
+    put_text(&b, "t");
+}
+
+/* The persistent id of storage `key`, and what turns it into a storage. */
+static void storage(const char *type, const char *key, int64_t elements) {
+    put_text(&b, "(");
+    text("storage");
+    put_text(&b, "ctorch\n");
+    put_text(&b, type);
+    put_text(&b, "\n");
+    text(key);
+    text("cpu");
+    number(elements);
+    put_text(&b, "tQ");
+}
+
+/* A tensor over storage "0" of six floats. */
+static void tensor(int64_t offset, int ndim, const int64_t *shape, const int64_t *stride) {
+    put_text(&b, REBUILD "(");
+    storage("FloatStorage", "0", 6);
+    number(offset);
+    numbers_tuple(ndim, shape);
+    numbers_tuple(ndim, stride);
+    put_text(&b, "\x89" DICT "tR");
+}
+
+static const int64_t six[1] = {6}, one[1] = {1};
+
+static void begin(void) {
+    b.n = 0;
+    put_text(&b, PROTO);
+}
+
+/* {"x": the tensor that `view` describes}. */
+static void begin_x(void) {
+    begin();
+    put_text(&b, "}");
+    text("x");
+}
+
+/* ---- Files ---- */
+
+/* A .pt with the pickle in b and storage "0". */
+static bytes *pt_of(const char *byteorder) {
+    static bytes data;
+    memset(&z, 0, sizeof z);
+    zip_raw(&z, "archive/data.pkl", &b, 0, b.n, 0, 0);
+    data.n = 0;
+    if (byteorder) {
+        put_text(&data, byteorder);
+        zip_add(&z, "archive/byteorder", &data);
+        data.n = 0;
+    }
+    put_floats(&data, numbers, 6);
+    for (size_t i = 0; byteorder && *byteorder == 'b' && i < data.n; i += 4) dlrni_reverse_bytes(data.p + i, 4);
+    zip_add(&z, "archive/data/0", &data);
+    return zip_done(&z);
+}
+
+static bytes *pt(void) {
+    return pt_of(NULL);
+}
+
+/* Ends {"x": ...} and the pickle. */
+static bytes *pt_x(void) {
+    put_text(&b, "s.");
+    return pt();
+}
+
+TEST(reads_a_tensor) {
+    begin_x();
+    tensor(0, 1, six, one);
+    dlrn_archive *a = accept(pt_x());
+    CHECK(!strcmp(dlrn_archive_format(a), "pt") && dlrn_archive_count(a) == 1);
+    expect_numbers(a, "x", NULL, 6);
+}
+
+TEST(reads_views) {
+    static const int64_t shape[2] = {2, 3}, turned[2] = {3, 2}, strides[2] = {1, 3}, two[1] = {2}, step[1] = {2};
+    static const float want[6] = {0, 3, 1, 4, 2, 5}, part[2] = {3, 5};
+    begin_x();
+    tensor(0, 2, turned, strides);
+    expect_numbers(accept(pt_x()), "x", want, 6);
+    begin_x();
+    tensor(3, 1, two, step);
+    expect_numbers(accept(pt_x()), "x", part, 2);
+    begin_x();
+    tensor(5, 0, shape, shape); /* a scalar */
+    expect_numbers(accept(pt_x()), "x", &numbers[5], 1);
+    begin_x();
+    tensor(6, 1, &(const int64_t){0}, one); /* nothing, behind the end */
+    expect_numbers(accept(pt_x()), "x", NULL, 0);
+}
+
+TEST(reads_nests) {
+    begin();
+    put_text(&b, DICT "q\x01(");
+    text("model");
+    put_text(&b, "}(");
+    text("w");
+    tensor(0, 1, six, one);
+    put_text(&b, "q\x02");
+    text("p"); /* a Parameter of the same tensor, from the memo */
+    put_text(&b, "ctorch._utils\n_rebuild_parameter\nh\x02\x88" DICT "\x87R");
+    put_text(&b, "u");
+    text("list");
+    put_text(&b, "](h\x02h\x02"
+                 "e");
+    number(7);
+    put_text(&b, "h\x02");
+    text("steps");
+    number(-70000);
+    text("big");
+    number((int64_t)1 << 40);
+    text("lr");
+    put_text(&b, "G\x3f\xb9\x99\x99\x99\x99\x99\x9a"); /* 0.1, and the highest byte first */
+    text("tied");
+    put_text(&b, "\x88");
+    text("name");
+    text("pythia");
+    text("nothing");
+    put_text(&b, "N");
+    put_text(&b, "u}");
+    text("_metadata");
+    put_text(&b, DICT "sb.");
+    dlrn_archive *a = accept(pt());
+    static const char *const names[] = {"model.w", "model.p", "list.0", "list.1", "7"};
+    CHECK(dlrn_archive_count(a) == 5);
+    for (int i = 0; i < 5; i++) CHECK_MSG(dlrn_archive_find(a, names[i]) == i, "%s", dlrn_archive_info(a, i)->name);
+    CHECK_STR(dlrn_archive_metadata(a, "steps"), "-70000");
+    CHECK_STR(dlrn_archive_metadata(a, "big"), "1099511627776");
+    CHECK_STR(dlrn_archive_metadata(a, "lr"), "0.10000000000000001");
+    CHECK_STR(dlrn_archive_metadata(a, "tied"), "true");
+    CHECK_STR(dlrn_archive_metadata(a, "name"), "pythia");
+    CHECK(dlrn_archive_metadata(a, "nothing") == NULL && dlrn_archive_metadata(a, "_metadata") == NULL);
+    expect_numbers(a, "list.1", NULL, 6);
+}
+
+TEST(reads_other_forms) {
+    begin(); /* the tensor alone has no name */
+    tensor(0, 1, six, one);
+    put_text(&b, ".");
+    expect_numbers(accept(pt()), "", NULL, 6);
+    b.n = 0; /* protocol 4: frames, short texts, names from the stack, a memo without indices */
+    put_text(&b, "\x80\x04\x95");
+    put_le(&b, 40, 8);
+    put_text(&b, "\x8c\x0b"
+                 "collections\x94\x8c\x0bOrderedDict\x94\x93\x94)R\x94\x8c\x01x\x94");
+    tensor(0, 1, six, one);
+    put_text(&b, "sh\x03" /* the fourth that was remembered is the dictionary */
+                 "0.");
+    expect_numbers(accept(pt()), "x", NULL, 6);
+    begin(); /* OrderedDict([("x", tensor)]) */
+    put_text(&b, "ccollections\nOrderedDict\n](");
+    text("x");
+    tensor(0, 1, six, one);
+    put_text(&b, "\x86"
+                 "e\x85R.");
+    expect_numbers(accept(pt()), "x", NULL, 6);
+    begin_x(); /* torch.Size for the sizes */
+    put_text(&b, REBUILD "(");
+    storage("FloatStorage", "0", 6);
+    number(0);
+    put_text(&b, "ctorch\nSize\n(K\x06t\x85R(K\x01t\x89" DICT "tR");
+    expect_numbers(accept(pt_x()), "x", NULL, 6);
+}
+
+/* ---- What is refused ---- */
+
+TEST(refuses_names) {
+    static const struct {
+        const char *pickle, *words;
+    } bad[] = {
+        {"cos\nsystem\n(tR.", "the name 'os.system' is not one of those"},
+        {"cposix\nsystem\n.", "the name 'posix.system' is not one of those"},
+        {"c__builtin__\neval\n.", "the name '__builtin__.eval' is not one of those"},
+        {"cbuiltins\ngetattr\n.", "the name 'builtins.getattr' is not one of those"},
+        {"ctorch.nn.modules.linear\nLinear\n.", "the name 'torch.nn.modules.linear.Linear' is not one of those"},
+        {"ctorch\nComplexFloatStorage\n.", "the name 'torch.ComplexFloatStorage' is not one of those"},
+        {"ctorch._utils\n_rebuild_sparse_tensor\n.", "the name 'torch._utils._rebuild_sparse_tensor' is not one"},
+        {"\x8c\x02os\x8c\x06system\x93.", "the name 'os.system' is not one of those"},
+        {"c\n\n.", "the name '.' is not one of those"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        begin();
+        put_text(&b, bad[i].pickle);
+        refuse(pt(), DLRN_ERR_UNSUPPORTED, bad[i].words);
+        CHECK_STR(dlrn_error(ctx), "nothing was executed");
+    }
+}
+
+TEST(refuses_opcodes) {
+    static const char known[] = "\x80\x95KMJ\x8aGN\x88\x89X\x8c\x8dUT()]}\x85\x86\x87taesuqr\x94hjc\x93QRb0.";
+    for (int op = 0; op < 256; op++) {
+        char words[64];
+        if (op && strchr(known, op)) continue;
+        unsigned char c = (unsigned char)op;
+        begin();
+        put(&b, &c, 1);
+        put_text(&b, "....");
+        snprintf(words, sizeof words, "data.pkl: pickle, byte 2: the opcode 0x%02x is not one of those", (unsigned)op);
+        refuse(pt(), DLRN_ERR_UNSUPPORTED, words);
+    }
+}
+
+TEST(refuses_stacks) {
+    static const struct {
+        const char *pickle, *words;
+    } bad[] = {
+        {"", "it ends before its STOP"},
+        {".", "it ends without a value"},
+        {"(.", "it ends without a value"},
+        {"t", "the stack is too short"},
+        {"\x85", "the stack is too short"},
+        {"N\x86", "the stack is too short"},
+        {"(N\x86", "a mark out of place"},
+        {"a", "the stack is too short"},
+        {"N]a", "items for something that is no container"},
+        {"NNa", "items for something that is no container"},
+        {"]NNs", "items for something that is no container"},
+        {"}Na", "items for something that is no container"},
+        {"}(Nu", "items for something that is no container"},
+        {"(Ne", "items for something that is no container"},
+        {"e", "the stack is too short"},
+        {"0", "the stack is too short"},
+        {"b", "the stack is too short"},
+        {"Nb", "the stack is too short"},
+        {"R", "a call of something that is no name"},
+        {"N)R", "a call of something that is no name"},
+        {"ctorch\nSize\nNR", "a call of something that is no name"},
+        {"ctorch\nSize\n)R", "a call without its argument"},
+        {"ctorch\nFloatStorage\n)R", "a call of a type"},
+        {"ccollections\nOrderedDict\n]N\x85\x85R", "a call of something that is no name"},
+        {"ccollections\nOrderedDict\n](NNe\x85R", "malformed items of a dictionary"},
+        {REBUILD ")R", "malformed arguments of a tensor"},
+        {REBUILD "(NNNNtR", "malformed arguments of a tensor"},
+        {"Q", "a persistent id that is no storage"},
+        {"NQ", "a persistent id that is no storage"},
+        {")Q", "a persistent id that is no storage"},
+        {"(NNNNNtQ", "a persistent id that is no storage"},
+        {"q\x01", "nothing to remember"},
+        {"\x94", "nothing to remember"},
+        {"h\x01", "an unknown memo index"},
+        {"Nq\x01h\x02", "an unknown memo index"},
+        {"Nq\x01h\x03", "an unknown memo index"},
+        {"Nr\xf0\xff\xff\x7f", "a memo index out of proportion"},
+        {"j\xf0\xff\xff\xff", "an unknown memo index"},
+        {"K", "an opcode is cut short"},
+        {"M\x01", "an opcode is cut short"},
+        {"G\x01", "a number is cut short"},
+        {"\x8a\xff", "a number is cut short"},
+        {"X\xff\xff\xff\xff", "a string reaches beyond the end"},
+        {"\x8d\xff\xff\xff\xff\xff\xff\xff\xff", "a string reaches beyond the end"},
+        {"cos", "a name is cut short"},
+        {"cos\nsystem", "a name is cut short"},
+        {"NN\x93", "a name that is no text"},
+        {"\x80\x01", "a protocol other than 2 to 5"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        begin();
+        put_text(&b, bad[i].pickle);
+        refuse(pt(), DLRN_ERR_FORMAT, bad[i].words);
+        CHECK_STR(dlrn_error(ctx), "hostile.file: data.pkl: pickle, byte");
+    }
+}
+
+/* Views that leave their storage. */
+TEST(refuses_views) {
+    static const struct {
+        int64_t offset, shape[2], stride[2];
+        const char *words;
+    } bad[] = {
+        {0, {7, 1}, {1, 1}, "shape [7, 1] at offset 0 does not fit its storage: expected at most 6 elements"},
+        {1, {6, 1}, {1, 1}, "shape [6, 1] at offset 1 does not fit its storage"},
+        {0, {2, 2}, {5, 1}, "shape [2, 2] at offset 0 does not fit its storage"},
+        {6, {1, 1}, {1, 1}, "shape [1, 1] at offset 6 does not fit its storage"},
+        {-1, {1, 1}, {1, 1}, "shape [1, 1] at offset -1 does not fit its storage"},
+        {5, {2, 1}, {-1, 1}, "shape [2, 1] at offset 5 does not fit its storage"},
+        {0, {-1, 1}, {1, 1}, "shape [-1, 1] overflows"},
+        {0, {7, 1}, {0, 1}, "shape [7, 1] at offset 0 does not fit its storage"}, /* more elements than are stored */
+        {0, {INT64_MAX, 1}, {0, 1}, "does not fit its storage"},
+        {0, {INT64_MAX, 2}, {0, 0}, "overflows"},
+        {0, {2, 1}, {INT64_MAX, 1}, "does not fit its storage"},
+        {INT64_MAX, {2, 1}, {INT64_MAX, 1}, "does not fit its storage"},
+        {INT64_MIN, {1, 1}, {1, 1}, "does not fit its storage"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        begin_x();
+        tensor(bad[i].offset, 2, bad[i].shape, bad[i].stride);
+        refuse(pt_x(), DLRN_ERR_FORMAT, bad[i].words);
+        CHECK_STR(dlrn_error(ctx), "tensor 'x'");
+    }
+    static const int64_t nine[9] = {1, 1, 1, 1, 1, 1, 1, 1, 1};
+    begin_x();
+    tensor(0, 9, nine, nine);
+    refuse(pt_x(), DLRN_ERR_FORMAT, "malformed arguments of a tensor");
+    begin_x(); /* a number of more than 64 bits is none that a size can have */
+    put_text(&b, REBUILD "(");
+    storage("FloatStorage", "0", 6);
+    put_text(&b, "K");
+    put_le(&b, 0, 1);
+    put_text(&b, "\x8a\x09\x01\x01\x01\x01\x01\x01\x01\x01\x01\x85K\x01\x85tR");
+    refuse(pt_x(), DLRN_ERR_FORMAT, "malformed arguments of a tensor");
+}
+
+TEST(refuses_storages) {
+    static const struct {
+        const char *type, *key;
+        int64_t elements;
+        const char *words;
+    } bad[] = {
+        {"FloatStorage", "7", 6, "tensor 'x': its storage '7' is not in the file"},
+        {"FloatStorage", "", 6, "tensor 'x': its storage '' is not in the file"},
+        {"FloatStorage", "../data.pkl", 6, "tensor 'x': its storage '../data.pkl' is not in the file"},
+        {"FloatStorage", "0", 7, "tensor 'x': expected a storage of 28 bytes, found 24"},
+        {"DoubleStorage", "0", 6, "tensor 'x': expected a storage of 48 bytes, found 24"},
+        {"FloatStorage", "0", 5, "tensor 'x': shape [6] at offset 0 does not fit its storage: expected at most 5"},
+        {"FloatStorage", "0", -1, "tensor 'x': expected a storage of"},
+        {"FloatStorage", "0", INT64_MAX, "tensor 'x': expected a storage of"},
+        {"Size", "0", 6, "a persistent id that is no storage"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        begin_x();
+        put_text(&b, REBUILD "(");
+        storage(bad[i].type, bad[i].key, bad[i].elements);
+        number(0);
+        numbers_tuple(1, six);
+        numbers_tuple(1, one);
+        put_text(&b, "\x89" DICT "tR");
+        refuse(pt_x(), DLRN_ERR_FORMAT, bad[i].words);
+    }
+}
+
+/* ---- Out of proportion ---- */
+
+TEST(refuses_bombs) {
+    static const char words[] = "values nested too deep or without end";
+    begin(); /* each list holds the one before it twice: 2^60 leaves */
+    text("leaf");
+    for (int i = 0; i < 60; i++)
+        put_text(&b, "q\x01](h\x01h\x01"
+                     "e");
+    put_text(&b, ".");
+    refuse(pt(), DLRN_ERR_FORMAT, words);
+    begin(); /* a list that holds itself */
+    put_text(&b, "]q\x01h\x01"
+                 "a.");
+    refuse(pt(), DLRN_ERR_FORMAT, words);
+    begin(); /* deeper than any file of tensors */
+    for (int i = 0; i < 100; i++) put_text(&b, "](");
+    put_text(&b, "N");
+    for (int i = 0; i < 100; i++) put_text(&b, "e");
+    put_text(&b, ".");
+    refuse(pt(), DLRN_ERR_FORMAT, words);
+    static char long_text[20001];
+    memset(long_text, 'a', sizeof long_text - 1);
+    begin(); /* one text, shared: ten thousand copies of it would not be in proportion to the file */
+    text(long_text);
+    put_text(&b, "q\x01](");
+    for (int i = 0; i < 10000; i++) put_text(&b, "h\x01");
+    put_text(&b, "e.");
+    refuse(pt(), DLRN_ERR_FORMAT, words);
+    begin(); /* a name out of measure */
+    put_text(&b, "}");
+    text(long_text);
+    tensor(0, 1, six, one);
+    refuse(pt_x(), DLRN_ERR_UNSUPPORTED, "a tensor's name is longer than 1000 bytes");
+    begin(); /* the same name by two ways */
+    put_text(&b, "}(");
+    text("a.b");
+    tensor(0, 1, six, one);
+    text("a");
+    put_text(&b, "}");
+    text("b");
+    tensor(0, 1, six, one);
+    put_text(&b, "su.");
+    refuse(pt(), DLRN_ERR_FORMAT, "tensor 'a.b' stands twice in the file");
+}
+
+TEST(long_text_is_read) {
+    static char long_text[20001];
+    memset(long_text, 'a', sizeof long_text - 1);
+    begin_x();
+    text(long_text);
+    dlrn_archive *a = accept(pt_x());
+    CHECK(strlen(dlrn_archive_metadata(a, "x")) == 20000);
+    dlrn_archive_close(a);
+}
+
+/* ---- Damage ---- */
+
+TEST(cut_short) {
+    begin_x();
+    tensor(0, 1, six, one);
+    put_text(&b, "s.");
+    for (size_t whole = b.n; b.n-- > 0;) {
+        CHECK(b.n < whole);
+        refuse(pt(), DLRN_ERR_FORMAT, "data.pkl: pickle, byte");
+    }
+}
+
+/* Whatever any one byte becomes: an error or a tensor within bounds (the sanitizers watch). */
+static void try_every_byte(bytes *file, size_t from, size_t to) {
+    int read = 0, refused = 0;
+    for (size_t at = from; at < to; at++)
+        for (int value = 0; value < 256; value += at % 2 ? 1 : 3) {
+            unsigned char before = file->p[at];
+            dlrn_archive *a = NULL;
+            float x[64];
+            int64_t n = 0;
+            file->p[at] = (unsigned char)value;
+            dlrn_status s = open_bytes(file, &a);
+            file->p[at] = before;
+            refused += s != DLRN_OK;
+            CHECK((s == DLRN_OK) == (a != NULL));
+            if (a) n = dlrn_archive_count(a);
+            for (int64_t i = 0; i < n; i++)
+                if (dlrn_archive_info(a, i)->numel <= 64) CHECK_OK(ctx, dlrn_archive_read(a, i, x));
+            read += s == DLRN_OK;
+            dlrn_archive_close(a);
+        }
+    CHECK(read > 0 && refused > 0);
+}
+
+TEST(any_byte_of_a_pickle) {
+    begin_x();
+    tensor(0, 1, six, one);
+    bytes *file = pt_x();
+    try_every_byte(file, 46, 46 + b.n);
+}
+
+/* ---- Zip around the pickle ---- */
+
+TEST(byteorder) {
+    for (int big = 0; big < 2; big++) {
+        begin_x();
+        tensor(0, 1, six, one);
+        put_text(&b, "s.");
+        expect_numbers(accept(pt_of(big ? "big" : "little")), "x", NULL, 6);
+    }
+}
+
+TEST(compressed) {
+    static bytes packed;
+    memset(&z, 0, sizeof z);
+    zip_raw(&z, "archive/data.pkl", &b, 8, b.n, 0, 0);
+    refuse(zip_done(&z), DLRN_ERR_UNSUPPORTED, "its data.pkl is compressed");
+    begin_x();
+    tensor(0, 1, six, one);
+    put_text(&b, "s.");
+    memset(&z, 0, sizeof z);
+    zip_raw(&z, "archive/data.pkl", &b, 0, b.n, 0, 0);
+    zip_raw(&z, "archive/data/0", &packed, 8, 24, 0, 0);
+    refuse(zip_done(&z), DLRN_ERR_UNSUPPORTED, "tensor 'x' is compressed");
+}
+
+/* ---- The older form ---- */
+
+#define MAGIC PROTO "\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
+#define VERSION PROTO "M\xe9\x03."
+
+/* Magic, version, system, the object in `object`, keys, and one storage of `count` floats. */
+static bytes *legacy(const bytes *object, const char *key, uint64_t count) {
+    b.n = 0;
+    put_text(&b, MAGIC VERSION PROTO "}.");
+    put(&b, object->p, object->n);
+    put_text(&b, PROTO "]");
+    text(key);
+    put_text(&b, "a.");
+    put_le(&b, count, 8);
+    put_floats(&b, numbers, 6);
+    return &b;
+}
+
+TEST(legacy_form) {
+    static bytes object;
+    begin_x();
+    tensor(0, 1, six, one);
+    put_text(&b, "s.");
+    object = b;
+    dlrn_archive *a = accept(legacy(&object, "0", 6));
+    CHECK(!strcmp(dlrn_archive_format(a), "pt-legacy"));
+    expect_numbers(a, "x", NULL, 6);
+    refuse(legacy(&object, "1", 6), DLRN_ERR_FORMAT, "malformed list of storages");
+    refuse(legacy(&object, "0", 7), DLRN_ERR_FORMAT, "a storage reaches beyond the end of the file");
+    refuse(legacy(&object, "0", 0x4000000000000001), DLRN_ERR_FORMAT, "malformed list of storages");
+    refuse(legacy(&object, "0", 5), DLRN_ERR_FORMAT, "tensor 'x': expected a storage of 24 bytes, found 20");
+    bytes *file = legacy(&object, "0", 6);
+    for (size_t whole = file->n; --file->n > 2;)
+        refuse(file, DLRN_ERR_FORMAT, file->n < whole - 24 ? "pickle, byte" : "a storage reaches beyond the end");
+    file = legacy(&object, "0", 6);
+    patch(file, 5, 0x6d, 1);
+    refuse(file, DLRN_ERR_FORMAT, "not torch's magic number");
+    file = legacy(&object, "0", 6);
+    patch(file, strlen(MAGIC) + 3, 1000, 2);
+    refuse(file, DLRN_ERR_FORMAT, "not version 1001 of torch's older form");
+    try_every_byte(legacy(&object, "0", 6), 2, b.n - 24);
+}
+
+/* A storage that is a part of another: (key, offset, elements) behind the number of elements. */
+TEST(legacy_views) {
+    static bytes object;
+    static const int64_t two[1] = {2};
+    static const float want[2] = {4, 5};
+    begin_x();
+    put_text(&b, REBUILD "((");
+    text("storage");
+    put_text(&b, "ctorch\nFloatStorage\n");
+    text("0");
+    text("cpu");
+    number(6);
+    text("part");
+    put_text(&b, "K\x03K\x03\x87tQ");
+    number(1);
+    numbers_tuple(1, two);
+    numbers_tuple(1, one);
+    put_text(&b, "\x89" DICT "tRs.");
+    object = b;
+    expect_numbers(accept(legacy(&object, "0", 6)), "x", want, 2);
+}
+
+int main(int argc, char **argv) {
+    TEST_BEGIN(argc, argv);
+    if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return 1;
+    RUN(reads_a_tensor);
+    RUN(reads_views);
+    RUN(reads_nests);
+    RUN(reads_other_forms);
+    RUN(refuses_names);
+    RUN(refuses_opcodes);
+    RUN(refuses_stacks);
+    RUN(refuses_views);
+    RUN(refuses_storages);
+    RUN(refuses_bombs);
+    RUN(long_text_is_read);
+    RUN(cut_short);
+    RUN(any_byte_of_a_pickle);
+    RUN(byteorder);
+    RUN(compressed);
+    RUN(legacy_form);
+    RUN(legacy_views);
+    dlrn_context_destroy(ctx);
+    return TEST_END();
+}
