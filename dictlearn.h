@@ -6378,6 +6378,22 @@ DLRNI_INTERNAL dlrn_status dlrni_check_finite(dlrn_context *ctx, const float *x,
     return DLRN_OK;
 }
 
+/* The same of rows that come in; and what is finite must still be so as it is stored. */
+DLRNI_INTERNAL dlrn_status dlrni_check_storable(const dlrn_buffer *b, const float *x, int64_t rows, const char *what) {
+    DLRNI_TRY(dlrni_check_finite(b->ctx, x, rows, b->d, b->rows_read, what));
+    for (int64_t i = 0; b->cfg.store != DLRN_F32 && i < rows * b->d; i++) {
+        char stored[2];
+        float back;
+        dlrni_pack(b->cfg.store, x + i, stored, 1);
+        dlrni_unpack(b->cfg.store, stored, &back, 1);
+        if (!(fabsf(back) <= FLT_MAX))
+            return dlrn_fail(b->ctx, DLRN_ERR_VALUE, "%s row %lld, column %lld: %g is too large to be stored as %s",
+                             what, (long long)(b->rows_read + i / b->d), (long long)(i % b->d), (double)x[i],
+                             dlrn_dtype_name(b->cfg.store));
+    }
+    return DLRN_OK;
+}
+
 /* Up to `want` rows from the source into in_x, in_y; *n == 0 and b->ended at its end. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_receive(dlrn_buffer *b, int64_t want, int64_t *n) {
     dlrn_source *src = &b->source;
@@ -6392,8 +6408,8 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_receive(dlrn_buffer *b, int64_t want, in
     if (*n <= 0 || *n > want)
         return dlrn_fail(b->ctx, DLRN_ERR_CALLBACK, "the source was asked for 1 to %lld rows and gave %lld",
                          (long long)want, (long long)*n);
-    DLRNI_TRY(dlrni_check_finite(b->ctx, b->in_x, *n, b->d, b->rows_read, "source: x,"));
-    if (b->in_y) DLRNI_TRY(dlrni_check_finite(b->ctx, b->in_y, *n, b->d, b->rows_read, "source: y,"));
+    DLRNI_TRY(dlrni_check_storable(b, b->in_x, *n, "source: x,"));
+    if (b->in_y) DLRNI_TRY(dlrni_check_storable(b, b->in_y, *n, "source: y,"));
     b->rows_read += *n;
     return DLRN_OK;
 }

@@ -204,9 +204,144 @@ TEST(refilled_below_half) {
     dlrn_context_destroy(ctx);
 }
 
+/* ---- Drawn uniformly. Seeds are fixed, so that nothing here depends on luck: it holds or it does not ---- */
+
+static double chi_square(const int64_t *count, int cells, double expected) {
+    double sum = 0;
+    for (int i = 0; i < cells; i++) sum += pow((double)count[i] - expected, 2) / expected;
+    return sum;
+}
+
+/* All 24 orders of four rows. 23 degrees of freedom: above 60 once in 40,000 such tests. */
+TEST(all_orders_are_equally_likely) {
+    int64_t got[MOST], count[256] = {0}, orders[24], found = 0;
+    dlrn_context *ctx = open_context(NULL);
+    for (uint64_t seed = 0; seed < 24000; seed++) {
+        tape t;
+        dlrn_source source = tape_source(&t, 4, 0);
+        dlrn_buffer_config cfg = config(1, 1, 2, seed);
+        dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
+        CHECK(drain(ctx, b, 2, got) == 4);
+        count[got[0] | got[1] << 2 | got[2] << 4 | got[3] << 6]++;
+        dlrn_buffer_destroy(b);
+    }
+    for (int i = 0; i < 256; i++)
+        if (count[i] && found < 24) orders[found++] = count[i];
+    CHECK_MSG(found == 24, "%d of 24 orders", (int)found);
+    double chi = chi_square(orders, 24, 1000);
+    CHECK_MSG(chi < 60, "chi-square %g", chi);
+    dlrn_context_destroy(ctx);
+}
+
+/* Fifth batch of 8 from a buffer of 60: after four there were 28 unread, and 32 came. Rows that waited and rows that
+   came have the same chance. */
+TEST(old_and_new_rows_have_the_same_chance) {
+    int64_t first[60] = {0}, waited = 0, drawn = 0;
+    dlrn_context *ctx = open_context(NULL);
+    for (uint64_t seed = 0; seed < 3000; seed++) {
+        tape t;
+        dlrn_source source = tape_source(&t, 1000, 0);
+        dlrn_buffer_config cfg = config(6, 6, 8, seed);
+        dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
+        const float *x, *y;
+        int64_t n;
+        for (int batch = 0; batch < 5; batch++) {
+            CHECK_OK(ctx, dlrn_buffer_next(b, &x, &y, &n));
+            for (int64_t i = 0; i < n; i++) {
+                if (batch == 0) first[(int64_t)x[i * D]]++;
+                if (batch == 4) waited += x[i * D] < 60, drawn++;
+            }
+            CHECK(dlrn_buffer_unread(b) == (batch < 4 ? 52 - 8 * batch : 52));
+        }
+        dlrn_buffer_destroy(b);
+    }
+    double chi = chi_square(first, 60, 400); /* 59 degrees of freedom */
+    CHECK_MSG(chi < 115, "chi-square %g", chi);
+    CHECK(drawn == 24000);
+    CHECK_MSG(labs((long)waited - 11200) < 310, "%d of 24000, expected 11200", (int)waited); /* 4 standard deviations */
+    dlrn_context_destroy(ctx);
+}
+
+TEST(the_seed_alone_decides) {
+    static int64_t got[4][MOST];
+    dlrn_context *ctx = open_context(NULL);
+    for (int c = 0; c < 4; c++) {
+        tape t;
+        dlrn_source source = tape_source(&t, 900, 0);
+        dlrn_buffer_config cfg = config(20, 4, 16, c == 2 ? 8 : 7);
+        cfg.in_batch_size = c == 3 ? 1 : 4; /* how rows come does not matter */
+        dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
+        CHECK(drain(ctx, b, 16, got[c]) == 900);
+        dlrn_buffer_destroy(b);
+    }
+    CHECK(!memcmp(got[0], got[1], 900 * sizeof **got) && !memcmp(got[0], got[3], 900 * sizeof **got));
+    CHECK(memcmp(got[0], got[2], 900 * sizeof **got) != 0);
+    dlrn_context_destroy(ctx);
+}
+
+/* ---- Stored types ---- */
+
+static float rounded(dlrn_dtype type, float v) {
+    if (type == DLRN_F16) return dlrn_f16_to_f32(dlrn_f32_to_f16(v));
+    return type == DLRN_BF16 ? dlrn_bf16_to_f32(dlrn_f32_to_bf16(v)) : v;
+}
+
+TEST(rows_are_stored_as_stated) {
+    static const dlrn_dtype types[3] = {DLRN_F32, DLRN_F16, DLRN_BF16};
+    dlrn_context *ctx = open_context(NULL);
+    for (int c = 0; c < 3; c++) {
+        tape t;
+        dlrn_source source = tape_source(&t, 200, 1);
+        dlrn_buffer_config cfg = config(5, 2, 16, 3);
+        cfg.store = types[c];
+        dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
+        const float *x, *y;
+        int64_t n, differ = 0;
+        while (dlrn_buffer_next(b, &x, &y, &n) == DLRN_OK)
+            for (int64_t i = 0; i < n * D; i++) {
+                int64_t row = (int64_t)x[i / D * D]; /* below 256: exact in all three */
+                CHECK(x[i] == rounded(types[c], x_of(row, i % D)) && y[i] == rounded(types[c], y_of(row, i % D)));
+                differ += x[i] != x_of(row, i % D);
+            }
+        CHECK((differ > 0) == (types[c] != DLRN_F32));
+        dlrn_buffer_destroy(b);
+    }
+    dlrn_context_destroy(ctx);
+}
+
+/* What would become infinite is told where it comes in, not by the trainer much later. */
+TEST(what_a_stored_type_cannot_hold_is_named) {
+    static float x[40] = {0};
+    dlrn_context *ctx = open_context(NULL);
+    dlrn_buffer_config cfg = config(4, 1, 4, 0);
+    const float *bx, *by;
+    for (int c = 0; c < 5; c++) {
+        static const dlrn_dtype types[5] = {DLRN_F16, DLRN_F16, DLRN_BF16, DLRN_BF16, DLRN_F32};
+        static const float bad[5] = {-65520.0f, 65519.0f, 3.4e38f, 3.38e38f, 3.4e38f};
+        dlrn_source source;
+        int64_t n;
+        x[26] = bad[c];
+        CHECK_OK(ctx, dlrn_source_from_array(ctx, x, NULL, 20, 2, 1, &source));
+        cfg.store = types[c];
+        dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
+        dlrn_status s = dlrn_buffer_next(b, &bx, &by, &n);
+        CHECK_MSG(s == (c % 2 || c == 4 ? DLRN_OK : DLRN_ERR_VALUE), "case %d: %s", c, dlrn_error(ctx));
+        if (s) CHECK_STR(dlrn_error(ctx), "x, row 13, column 0");
+        if (s) CHECK_STR(dlrn_error(ctx), c ? "BF16" : "F16");
+        dlrn_buffer_destroy(b);
+        dlrn_source_destroy(&source);
+    }
+    dlrn_context_destroy(ctx);
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(every_row_comes_exactly_once);
     RUN(refilled_below_half);
+    RUN(all_orders_are_equally_likely);
+    RUN(old_and_new_rows_have_the_same_chance);
+    RUN(the_seed_alone_decides);
+    RUN(rows_are_stored_as_stated);
+    RUN(what_a_stored_type_cannot_hold_is_named);
     return TEST_END();
 }
