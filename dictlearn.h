@@ -6212,32 +6212,33 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampl
 
 /* ------------------------------------------------------------------------------------------ */
 // >>buffer
-/* Rows wait in slots of one block (x, and y if there is a target). `order` lists the slots of the unread rows in
-   their logical order: a draw swaps a random entry with the last and takes it, so that a batch costs O(1) a row;
-   slots that were read go to `vacant` and are filled first at the next refill. What is drawn depends on the logical
-   order and the generator alone, never on slots: saving and resuming therefore change nothing. */
+/* Rows wait in slots, which come in segments as they are needed: nothing is moved to grow, and never is there more than
+   was stated. A list of all slots begins with those of the unread rows, in their logical order, and goes on with the
+   vacant ones: a draw swaps a random entry with the last unread one, which is the first vacant one from then on, so
+   that a batch costs O(1) a row. What is drawn depends on the logical order and the generator alone, never on slots:
+   saving and resuming therefore change nothing. */
+
+enum { DLRNI_SEGMENT = 1024 }; /* rows */
 
 struct dlrn_buffer {
     dlrn_context *ctx;
     dlrn_buffer_config cfg;
     dlrn_source source;
     int owns_source, ended;
-    int64_t d, capacity;   /* capacity in rows                              */
-    int64_t held;          /* slots allocated in x, y, order and vacant     */
-    int64_t used;          /* slots that ever held a row                    */
-    int64_t unread, empty; /* entries of order, of vacant                   */
-    int64_t rows_read;     /* rows taken from the source so far             */
-    char *x, *y;           /* [held][d] of type cfg.store; y NULL: none     */
-    int64_t *order;        /* [held] slots of unread rows                   */
-    int64_t *vacant;       /* [held] slots free to be filled                */
-    float *out_x, *out_y;  /* [out_batch_size][d] the batch handed out      */
-    float *in_x, *in_y;    /* [chunk][d] rows on their way in               */
+    int64_t d, capacity;  /* capacity in rows                                              */
+    int64_t segments;     /* that there is memory for                                      */
+    int64_t used;         /* slots in the list: these have held a row                      */
+    int64_t unread;       /* of these, with an unread row                                  */
+    int64_t rows_read;    /* rows taken from the source so far                             */
+    char **segment;       /* [all of them] each: its piece of the list [n], x [n][d] and, with a target, y [n][d] of
+                            type cfg.store; n is DLRNI_SEGMENT, but for the last          */
+    float *out_x, *out_y; /* [out_batch_size][d] the batch handed out      */
+    float *in_x, *in_y;   /* [chunk][d] rows on their way in               */
     dlrn_rng rng;
-    char *moved_x; /* while rows are put in order */
 };
 
 typedef struct dlrni_buffer_state {
-    const void *x, *y; /* unread rows in logical order, stored type; y NULL without target; borrowed */
+    void *x, *y; /* unread rows in logical order, stored type; y NULL without target; owned */
     int64_t rows;
     dlrn_dtype store;
     dlrn_rng rng;
@@ -6270,14 +6271,18 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_sizes(dlrn_context *ctx, const dlrn_buff
 
 DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_config *cfg, int64_t activation_dim,
                                        int has_target, uint64_t *bytes) {
+    const int64_t block = DLRNI_ALIGN + (int64_t)sizeof(dlrni_block); /* what an allocation takes beside its size */
     int64_t capacity, chunk, row, stored, moving, total;
     DLRNI_TRY(dlrni_buffer_sizes(ctx, cfg, &capacity, &chunk));
     DLRNI_REQUIRE(ctx, activation_dim > 0, "activation_dim must be positive");
+    int64_t segments = dlrni_ceil_div(capacity, DLRNI_SEGMENT);
     int fits = dlrni_mul(activation_dim, has_target ? 2 : 1, &row) &&
                dlrni_mul(row, dlrn_dtype_size(cfg->store), &stored) &&
-               dlrni_add(stored, 2 * (int64_t)sizeof(int64_t), &stored) && dlrni_mul(stored, capacity, &stored) &&
+               dlrni_add(stored, (int64_t)sizeof(int64_t), &stored) && dlrni_mul(stored, capacity, &stored) &&
                dlrni_add(chunk, cfg->out_batch_size, &moving) && dlrni_mul(moving, row, &moving) &&
-               dlrni_mul(moving, (int64_t)sizeof(float), &moving) && dlrni_add(stored, moving, &total);
+               dlrni_mul(moving, (int64_t)sizeof(float), &moving) && dlrni_add(stored, moving, &total) &&
+               dlrni_add(total, segments * (block + (int64_t)sizeof(char *)), &total) &&
+               dlrni_add(total, 6 * block + (int64_t)sizeof(dlrn_buffer), &total);
     DLRNI_REQUIRE(ctx, fits, "the buffer's size overflows");
     *bytes = (uint64_t)total;
     return DLRN_OK;
@@ -6285,18 +6290,21 @@ DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_conf
 
 DLRN_API void dlrn_buffer_destroy(dlrn_buffer *b) {
     if (!b) return;
-    void *blocks[8] = {b->x, b->y, b->order, b->vacant, b->out_x, b->out_y, b->in_x, b->in_y};
+    void *blocks[5] = {b->segment, b->out_x, b->out_y, b->in_x, b->in_y};
     if (b->owns_source) dlrn_source_destroy(&b->source);
-    for (int i = 0; i < 8; i++) dlrni_free(b->ctx, blocks[i]);
+    for (int64_t i = 0; i < b->segments; i++) dlrni_free(b->ctx, b->segment[i]);
+    for (int i = 0; i < 5; i++) dlrni_free(b->ctx, blocks[i]);
     dlrni_free(b->ctx, b);
 }
 
 DLRN_API dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_config *cfg, const dlrn_source *source,
                                         int owns_source, dlrn_buffer **out) {
     int64_t capacity, chunk;
+    uint64_t bytes;
     *out = NULL;
     DLRNI_TRY(dlrni_buffer_sizes(ctx, cfg, &capacity, &chunk));
     DLRNI_REQUIRE(ctx, source->read && source->activation_dim > 0, "the source has no read callback or no width");
+    DLRNI_TRY(dlrn_buffer_bytes(ctx, cfg, source->activation_dim, source->has_target, &bytes)); /* products fit */
     dlrn_buffer *b = DLRNI_NEW_ZERO(ctx, dlrn_buffer, 1);
     if (!b) return DLRN_ERR_MEMORY;
     b->ctx = ctx;
@@ -6308,7 +6316,8 @@ DLRN_API dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_con
     b->rng.stream = UINT64_MAX; /* apart from the streams that make weights */
     b->in_x = DLRNI_NEW(ctx, float, chunk * b->d);
     b->out_x = DLRNI_NEW(ctx, float, cfg->out_batch_size * b->d);
-    int whole = b->in_x && b->out_x;
+    b->segment = DLRNI_NEW_ZERO(ctx, char *, dlrni_ceil_div(capacity, DLRNI_SEGMENT));
+    int whole = b->in_x && b->out_x && b->segment;
     if (source->has_target) {
         b->in_y = DLRNI_NEW(ctx, float, chunk * b->d);
         b->out_y = DLRNI_NEW(ctx, float, cfg->out_batch_size * b->d);
@@ -6351,21 +6360,36 @@ DLRNI_INTERNAL int64_t dlrni_row_bytes(const dlrn_buffer *b) {
     return b->d * dlrn_dtype_size(b->cfg.store);
 }
 
-/* Room for `rows` rows in all; what is held stays. Each block grows to the same number of rows. */
+DLRNI_INTERNAL int64_t dlrni_segment_rows(const dlrn_buffer *b, int64_t segment) {
+    return dlrni_min(DLRNI_SEGMENT, b->capacity - segment * DLRNI_SEGMENT);
+}
+
+/* Entry i of the list of slots. */
+DLRNI_INTERNAL int64_t *dlrni_buffer_slot(const dlrn_buffer *b, int64_t i) {
+    return (int64_t *)(void *)b->segment[i / DLRNI_SEGMENT] + i % DLRNI_SEGMENT;
+}
+
+/* The stored row x (or y) of a slot. */
+DLRNI_INTERNAL char *dlrni_buffer_row(const dlrn_buffer *b, int64_t slot, int is_y) {
+    int64_t n = dlrni_segment_rows(b, slot / DLRNI_SEGMENT), at = slot % DLRNI_SEGMENT + (is_y ? n : 0);
+    return b->segment[slot / DLRNI_SEGMENT] + n * (int64_t)sizeof(int64_t) + at * dlrni_row_bytes(b);
+}
+
+/* Memory for `rows` rows in all. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_hold(dlrn_buffer *b, int64_t rows) {
-    if (rows <= b->held) return DLRN_OK;
-    rows = dlrni_min(dlrni_max(rows, 2 * b->held), b->capacity);
-    size_t row = (size_t)dlrni_row_bytes(b);
-    int64_t cap = b->held;
-    if (!dlrni_grow(b->ctx, &b->x, &cap, b->used, rows, row)) return DLRN_ERR_MEMORY;
-    cap = b->held;
-    if (b->source.has_target && !dlrni_grow(b->ctx, &b->y, &cap, b->used, rows, row)) return DLRN_ERR_MEMORY;
-    cap = b->held;
-    if (!DLRNI_GROW(b->ctx, &b->order, &cap, b->unread, rows)) return DLRN_ERR_MEMORY;
-    cap = b->held;
-    if (!DLRNI_GROW(b->ctx, &b->vacant, &cap, b->empty, rows)) return DLRN_ERR_MEMORY;
-    b->held = rows;
+    int64_t row = (b->source.has_target ? 2 : 1) * dlrni_row_bytes(b) + (int64_t)sizeof(int64_t);
+    for (; b->segments * DLRNI_SEGMENT < rows; b->segments++) {
+        char *segment = DLRNI_NEW(b->ctx, char, row *dlrni_segment_rows(b, b->segments));
+        if (!segment) return DLRN_ERR_MEMORY;
+        b->segment[b->segments] = segment;
+    }
     return DLRN_OK;
+}
+
+/* Copies the row of a slot out, widened; y (or NULL) is x where there is no target. */
+DLRNI_INTERNAL void dlrni_buffer_copy(const dlrn_buffer *b, int64_t slot, float *x, float *y) {
+    dlrni_unpack(b->cfg.store, dlrni_buffer_row(b, slot, 0), x, b->d);
+    if (y) dlrni_unpack(b->cfg.store, dlrni_buffer_row(b, slot, b->source.has_target), y, b->d);
 }
 
 /* A row that is not finite would poison every weight: named by its place in the stream. */
@@ -6416,12 +6440,11 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_receive(dlrn_buffer *b, int64_t want, in
 
 /* Puts n received rows into vacant slots, at the end of the logical order. */
 DLRNI_INTERNAL void dlrni_buffer_store(dlrn_buffer *b, int64_t n) {
-    int64_t bytes = dlrni_row_bytes(b);
     for (int64_t i = 0; i < n; i++) {
-        int64_t slot = b->empty ? b->vacant[--b->empty] : b->used++;
-        dlrni_pack(b->cfg.store, b->in_x + i * b->d, b->x + slot * bytes, b->d);
-        if (b->y) dlrni_pack(b->cfg.store, b->in_y + i * b->d, b->y + slot * bytes, b->d);
-        b->order[b->unread++] = slot;
+        int64_t *slot = dlrni_buffer_slot(b, b->unread);
+        if (b->unread++ == b->used) *slot = b->used++;
+        dlrni_pack(b->cfg.store, b->in_x + i * b->d, dlrni_buffer_row(b, *slot, 0), b->d);
+        if (b->in_y) dlrni_pack(b->cfg.store, b->in_y + i * b->d, dlrni_buffer_row(b, *slot, 1), b->d);
     }
 }
 
@@ -6441,12 +6464,20 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_refill(dlrn_buffer *b) {
     return DLRN_OK;
 }
 
-/* The slot of the next row to hand out; it is free from now on. */
-DLRNI_INTERNAL int64_t dlrni_buffer_draw(dlrn_buffer *b, int64_t turn) {
-    int64_t at = b->cfg.shuffle ? (int64_t)dlrn_rng_below(&b->rng, (uint64_t)b->unread) : turn, slot = b->order[at];
-    if (b->cfg.shuffle) b->order[at] = b->order[--b->unread];
-    b->vacant[b->empty++] = slot;
+/* Hands entry i of the list over to the vacant ones: it changes places with the last unread one. */
+DLRNI_INTERNAL int64_t dlrni_buffer_take(dlrn_buffer *b, int64_t i) {
+    int64_t *at = dlrni_buffer_slot(b, i), *last = dlrni_buffer_slot(b, --b->unread), slot = *at;
+    *at = *last;
+    *last = slot;
     return slot;
+}
+
+DLRNI_INTERNAL void dlrni_buffer_reverse(dlrn_buffer *b, int64_t from, int64_t to) {
+    for (to--; from < to; from++, to--) {
+        int64_t *first = dlrni_buffer_slot(b, from), *last = dlrni_buffer_slot(b, to), keep = *first;
+        *first = *last;
+        *last = keep;
+    }
 }
 
 DLRN_API dlrn_status dlrn_buffer_next(dlrn_buffer *b, const float **x, const float **y, int64_t *n) {
@@ -6454,18 +6485,17 @@ DLRN_API dlrn_status dlrn_buffer_next(dlrn_buffer *b, const float **x, const flo
     *n = 0;
     DLRNI_TRY(dlrni_buffer_refill(b));
     if (!b->unread) return DLRN_END;
-    int64_t rows = dlrni_min(b->cfg.out_batch_size, b->unread), bytes = dlrni_row_bytes(b);
-    for (int64_t i = 0; i < rows; i++) {
-        int64_t slot = dlrni_buffer_draw(b, i);
-        dlrni_unpack(b->cfg.store, b->x + slot * bytes, b->out_x + i * b->d, b->d);
-        if (b->y) dlrni_unpack(b->cfg.store, b->y + slot * bytes, b->out_y + i * b->d, b->d);
+    int64_t rows = dlrni_min(b->cfg.out_batch_size, b->unread);
+    if (!b->cfg.shuffle) { /* the first rows to the end, the first of them last */
+        dlrni_buffer_reverse(b, 0, b->unread);
+        dlrni_buffer_reverse(b, 0, b->unread - rows);
     }
-    if (!b->cfg.shuffle) {
-        b->unread -= rows;
-        memmove(b->order, b->order + rows, (size_t)b->unread * sizeof *b->order);
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t at = b->cfg.shuffle ? (int64_t)dlrn_rng_below(&b->rng, (uint64_t)b->unread) : b->unread - 1;
+        dlrni_buffer_copy(b, dlrni_buffer_take(b, at), b->out_x + i * b->d, b->out_y ? b->out_y + i * b->d : NULL);
     }
     *x = b->out_x;
-    *y = b->y ? b->out_y : b->out_x;
+    *y = b->out_y ? b->out_y : b->out_x;
     *n = rows;
     return DLRN_OK;
 }
@@ -6475,12 +6505,8 @@ DLRN_API dlrn_status dlrn_buffer_peek(dlrn_buffer *b, int64_t start, int64_t n, 
     DLRNI_REQUIRE(b->ctx, start >= 0 && n >= 0, "start and n must not be negative");
     if (start == 0) DLRNI_TRY(dlrni_buffer_refill(b));
     *got = dlrni_max(dlrni_min(n, b->unread - start), 0);
-    int64_t bytes = dlrni_row_bytes(b);
-    for (int64_t i = 0; i < *got; i++) {
-        int64_t slot = b->order[start + i];
-        dlrni_unpack(b->cfg.store, b->x + slot * bytes, x + i * b->d, b->d);
-        if (y) dlrni_unpack(b->cfg.store, (b->y ? b->y : b->x) + slot * bytes, y + i * b->d, b->d);
-    }
+    for (int64_t i = 0; i < *got; i++)
+        dlrni_buffer_copy(b, *dlrni_buffer_slot(b, start + i), x + i * b->d, y ? y + i * b->d : NULL);
     return DLRN_OK;
 }
 
@@ -6500,33 +6526,26 @@ DLRN_API int64_t dlrn_buffer_rows_read(const dlrn_buffer *b) {
     return b->rows_read;
 }
 
-/* For checkpoints: the unread rows in their logical order. They are moved to the first slots, which changes nothing
-   that is drawn: that depends on the order and the generator alone. */
-DLRNI_INTERNAL dlrn_status dlrni_buffer_export(dlrn_buffer *b, dlrni_buffer_state *state) {
+DLRNI_INTERNAL void dlrni_buffer_state_free(dlrn_context *ctx, dlrni_buffer_state *state) {
+    dlrni_free(ctx, state->x);
+    dlrni_free(ctx, state->y);
+    state->x = state->y = NULL;
+}
+
+/* The unread rows x (or y) in their logical order, as they are stored; NULL: no memory. */
+DLRNI_INTERNAL char *dlrni_buffer_gather(const dlrn_buffer *b, int is_y) {
     int64_t bytes = dlrni_row_bytes(b);
+    char *rows = DLRNI_NEW(b->ctx, char, b->unread *bytes);
+    for (int64_t i = 0; rows && i < b->unread; i++)
+        memcpy(rows + i * bytes, dlrni_buffer_row(b, *dlrni_buffer_slot(b, i), is_y), (size_t)bytes);
+    return rows;
+}
+
+/* For checkpoints. The state is freed by the caller, on failure too. */
+DLRNI_INTERNAL dlrn_status dlrni_buffer_export(const dlrn_buffer *b, dlrni_buffer_state *state) {
     memset(state, 0, sizeof *state);
-    for (int which = 0; which < (b->y ? 2 : 1); which++) {
-        char **rows = which ? &b->y : &b->x, *moved = DLRNI_NEW(b->ctx, char, b->held *bytes);
-        if (!moved) return DLRN_ERR_MEMORY;
-        for (int64_t i = 0; i < b->unread; i++) memcpy(moved + i * bytes, *rows + b->order[i] * bytes, (size_t)bytes);
-        if (which == 0 && b->y) { /* y still needs the old order */
-            dlrni_free(b->ctx, b->moved_x);
-            b->moved_x = moved;
-            continue;
-        }
-        dlrni_free(b->ctx, *rows);
-        *rows = moved;
-    }
-    if (b->y) {
-        dlrni_free(b->ctx, b->x);
-        b->x = b->moved_x;
-        b->moved_x = NULL;
-    }
-    for (int64_t i = 0; i < b->unread; i++) b->order[i] = i;
-    b->used = b->unread;
-    b->empty = 0;
-    state->x = b->x;
-    state->y = b->y;
+    if (!(state->x = dlrni_buffer_gather(b, 0))) return DLRN_ERR_MEMORY;
+    if (b->source.has_target && !(state->y = dlrni_buffer_gather(b, 1))) return DLRN_ERR_MEMORY;
     state->rows = b->unread;
     state->store = b->cfg.store;
     state->rng = b->rng;
@@ -6541,17 +6560,19 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_export(dlrn_buffer *b, dlrni_buffer_stat
 /* Takes over a saved state: copies the rows, goes to the source's position. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffer_state *state) {
     DLRNI_REQUIRE(b->ctx,
-                  state->store == b->cfg.store && (state->y != NULL) == (b->source.has_target != 0 && state->rows > 0),
+                  state->store == b->cfg.store && (!state->rows || (state->y != NULL) == (b->source.has_target != 0)),
                   "the saved rows are of another type, or with or without a target");
     if (state->rows > b->capacity)
         return dlrn_fail(b->ctx, DLRN_ERR_SHAPE, "a buffer of %lld rows cannot take over the %lld that were saved",
                          (long long)b->capacity, (long long)state->rows);
-    b->unread = b->used = b->empty = 0;
+    int64_t bytes = dlrni_row_bytes(b);
+    b->unread = b->used = 0;
     DLRNI_TRY(dlrni_buffer_hold(b, state->rows));
-    size_t bytes = (size_t)(state->rows * dlrni_row_bytes(b));
-    if (bytes) memcpy(b->x, state->x, bytes);
-    if (bytes && b->y) memcpy(b->y, state->y, bytes);
-    for (int64_t i = 0; i < state->rows; i++) b->order[i] = i;
+    for (int64_t i = 0; i < state->rows; i++) {
+        *dlrni_buffer_slot(b, i) = i;
+        memcpy(dlrni_buffer_row(b, i, 0), (const char *)state->x + i * bytes, (size_t)bytes);
+        if (state->y) memcpy(dlrni_buffer_row(b, i, 1), (const char *)state->y + i * bytes, (size_t)bytes);
+    }
     b->unread = b->used = state->rows;
     b->rng = state->rng;
     b->ended = state->source_ended;
@@ -7013,12 +7034,13 @@ DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) 
     char config[1024], step[32], buffer[512];
     dlrni_buffer_state b;
     dlrni_text text = {buffer, sizeof buffer, 0};
+    dlrn_status s = DLRN_OK;
     dlrni_checkpoint_floats(t, tensors);
     tensors[count++] = dlrni_checkpoint_counters(t);
     dlrn_train_config_json(&t->cfg, config, sizeof config);
     snprintf(step, sizeof step, "%lld", (long long)t->step);
     if (t->buffer) {
-        DLRNI_TRY(dlrni_buffer_export(t->buffer, &b));
+        s = dlrni_buffer_export(t->buffer, &b);
         dlrni_put_buffer_state(&text, &b);
         if (b.rows) tensors[count++] = dlrni_checkpoint_rows("buffer.x", b.x, &b, d);
         if (b.rows && b.y) tensors[count++] = dlrni_checkpoint_rows("buffer.y", b.y, &b, d);
@@ -7036,7 +7058,9 @@ DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) 
                               t->buffer ? "buffer" : NULL,
                               buffer,
                               NULL};
-    return dlrn_archive_write(t->ctx, path, tensors, count, metadata);
+    if (s == DLRN_OK) s = dlrn_archive_write(t->ctx, path, tensors, count, metadata);
+    if (t->buffer) dlrni_buffer_state_free(t->ctx, &b);
+    return s;
 }
 
 /* ---- Reading ---- */
@@ -7192,16 +7216,12 @@ DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(dlrn_trainer *t, dlrn_archive
 
 DLRNI_INTERNAL dlrn_status dlrni_resume_buffer(dlrn_trainer *t, dlrn_archive *a, const dlrn_json *json) {
     dlrni_buffer_state b;
-    void *x = NULL, *y = NULL;
     DLRNI_TRY(dlrni_read_buffer_state(t, a, json, &b));
     dlrn_status s = DLRN_OK;
-    if (b.rows) s = dlrni_read_rows(t, a, "buffer.x", &b, &x);
-    if (b.rows && s == DLRN_OK && dlrn_buffer_has_target(t->buffer)) s = dlrni_read_rows(t, a, "buffer.y", &b, &y);
-    b.x = x;
-    b.y = y;
+    if (b.rows) s = dlrni_read_rows(t, a, "buffer.x", &b, &b.x);
+    if (b.rows && s == DLRN_OK && dlrn_buffer_has_target(t->buffer)) s = dlrni_read_rows(t, a, "buffer.y", &b, &b.y);
     if (s == DLRN_OK) s = dlrni_buffer_import(t->buffer, &b);
-    dlrni_free(t->ctx, x);
-    dlrni_free(t->ctx, y);
+    dlrni_buffer_state_free(t->ctx, &b);
     return s;
 }
 

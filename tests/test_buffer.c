@@ -334,6 +334,196 @@ TEST(what_a_stored_type_cannot_hold_is_named) {
     dlrn_context_destroy(ctx);
 }
 
+/* ---- Memory ---- */
+
+static uint64_t stated_bytes(dlrn_context *ctx, const dlrn_buffer_config *cfg, int has_target) {
+    uint64_t bytes = 0;
+    CHECK_OK(ctx, dlrn_buffer_bytes(ctx, cfg, D, has_target, &bytes));
+    return bytes;
+}
+
+TEST(never_more_memory_than_stated) {
+    static const dlrn_dtype types[3] = {DLRN_F32, DLRN_F16, DLRN_BF16};
+    counting count;
+    dlrn_context *ctx = open_context(&count);
+    for (int c = 0; c < 12; c++) {
+        tape t;
+        dlrn_source source = tape_source(&t, 1990, c & 1);
+        dlrn_buffer_config cfg = config(c & 2 ? 190 : 33, c & 2 ? 3 : 5, 24, 0);
+        cfg.store = types[c / 4];
+        int64_t before = count.live, blocks = count.blocks, stated = (int64_t)stated_bytes(ctx, &cfg, c & 1);
+        count.peak = count.live;
+        dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
+        const float *x, *y;
+        int64_t n, total = 0;
+        while (dlrn_buffer_next(b, &x, &y, &n) == DLRN_OK) total += n;
+        int64_t taken = count.peak - before;
+        CHECK(total == 1990);
+        CHECK_MSG(taken <= stated, "case %d: %d bytes taken, %d stated", c, (int)taken, (int)stated);
+        CHECK_MSG(taken > stated / 10 * 8, "case %d: %d bytes stated, only %d taken", c, (int)stated, (int)taken);
+        dlrn_buffer_destroy(b);
+        CHECK(count.live == before && count.blocks == blocks);
+    }
+    dlrn_context_destroy(ctx);
+    CHECK(!count.live && !count.blocks);
+}
+
+/* Memory comes as rows come: a large buffer over few rows takes little. */
+TEST(few_rows_take_little_memory) {
+    counting count;
+    dlrn_context *ctx = open_context(&count);
+    tape t;
+    dlrn_source source = tape_source(&t, 500, 1);
+    dlrn_buffer_config cfg = config(100000, 10, 50, 0);
+    static int64_t got[MOST];
+    int64_t before = count.live;
+    dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
+    CHECK(drain(ctx, b, 50, got) == 500);
+    int64_t taken = count.peak - before, stated = (int64_t)stated_bytes(ctx, &cfg, 1);
+    CHECK_MSG(taken < stated / 20, "%d of %d bytes", (int)taken, (int)stated);
+    dlrn_buffer_destroy(b);
+    dlrn_context_destroy(ctx);
+}
+
+/* With the k-th allocation failing, for each k: told, nothing leaked, the source still its owner's. */
+TEST(out_of_memory_at_every_allocation) {
+    counting count;
+    dlrn_context *ctx = open_context(&count);
+    int64_t before = count.blocks, failures = 0;
+    for (int64_t k = 1;; k++) {
+        tape t;
+        dlrn_source source = tape_source(&t, 2700, 1);
+        dlrn_buffer_config cfg = config(250, 2, 10, 0);
+        dlrn_buffer *b = NULL;
+        const float *x, *y;
+        int64_t n, total = 0;
+        count.calls = 0, count.fail_at = k;
+        dlrn_status s = dlrn_buffer_create(ctx, &cfg, &source, 1, &b);
+        int created = s == DLRN_OK;
+        CHECK(created == (b != NULL));
+        while (s == DLRN_OK && (s = dlrn_buffer_next(b, &x, &y, &n)) == DLRN_OK) total += n;
+        count.fail_at = 0;
+        if (s != DLRN_END) CHECK_STATUS(s, DLRN_ERR_MEMORY);
+        if (s != DLRN_END) CHECK_STR(dlrn_error(ctx), "memory");
+        dlrn_buffer_destroy(b);
+        CHECK(count.blocks == before && t.destroyed == created);
+        if (s == DLRN_END) {
+            CHECK(total == 2700);
+            break;
+        }
+        failures++;
+    }
+    CHECK_MSG(failures >= 8, "%d allocations", (int)failures);
+    dlrn_context_destroy(ctx);
+}
+
+/* ---- Looking without taking; going on elsewhere ---- */
+
+TEST(peeking_takes_nothing) {
+    static int64_t got[2][MOST];
+    dlrn_context *ctx = open_context(NULL);
+    for (int peeks = 0; peeks < 2; peeks++) {
+        tape t;
+        dlrn_source source = tape_source(&t, 300, 1);
+        dlrn_buffer_config cfg = config(10, 2, 30, 5);
+        dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
+        const float *bx, *by;
+        int64_t n, total = 0, seen[300] = {0};
+        float x[14 * D], y[14 * D];
+        CHECK_OK(ctx, dlrn_buffer_next(b, &bx, &by, &n));
+        for (int64_t i = 0; i < n; i++) got[peeks][total++] = (int64_t)bx[i * D];
+        for (int64_t start = 0; peeks; start += n) {
+            CHECK_OK(ctx, dlrn_buffer_peek(b, start, 14, x, start % 4 ? NULL : y, &n));
+            CHECK(n == (start + 14 <= 70 ? 14 : 70 - start));
+            if (!n) break;
+            for (int64_t i = 0; i < n; i++) {
+                int64_t row = (int64_t)x[i * D];
+                CHECK(x[i * D + 1] == x_of(row, 1) && (start % 4 || y[i * D + 2] == y_of(row, 2)) && !seen[row]++);
+            }
+        }
+        for (int64_t i = 0; peeks && i < 30; i++) CHECK(!seen[got[1][i]]); /* those are gone */
+        CHECK(dlrn_buffer_unread(b) == 70);
+        total += drain(ctx, b, 30, got[peeks] + total);
+        CHECK(total == 300);
+        CHECK_OK(ctx, dlrn_buffer_peek(b, 0, 14, x, y, &n));
+        CHECK(n == 0);
+        CHECK_STATUS(dlrn_buffer_peek(b, -1, 14, x, y, &n), DLRN_ERR_ARGUMENT);
+        dlrn_buffer_destroy(b);
+    }
+    CHECK(!memcmp(got[0], got[1], 300 * sizeof **got));
+    dlrn_context_destroy(ctx);
+}
+
+/* Without a target y is x; and a fresh buffer has something to show. */
+TEST(peeking_without_a_target) {
+    tape t;
+    dlrn_context *ctx = open_context(NULL);
+    dlrn_source source = tape_source(&t, 300, 0);
+    dlrn_buffer_config cfg = config(10, 2, 30, 5);
+    dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
+    float x[20 * D], y[20 * D];
+    int64_t n;
+    CHECK_OK(ctx, dlrn_buffer_peek(b, 0, 20, x, y, &n));
+    CHECK(n == 20 && !memcmp(x, y, sizeof x) && dlrn_buffer_unread(b) == 100);
+    dlrn_buffer_destroy(b);
+    dlrn_context_destroy(ctx);
+}
+
+/* What a checkpoint keeps: the rest comes out the same, x and y, from a buffer that never saw the first part. */
+TEST(a_state_carries_over) {
+    static float x[1900 * D], y[1900 * D];
+    static int64_t got[2][MOST];
+    dlrn_context *ctx = open_context(NULL);
+    for (int64_t k = 0; k < 1900 * D; k++) x[k] = x_of(k / D, k % D), y[k] = y_of(k / D, k % D);
+    for (int c = 0; c < 4; c++) {
+        dlrn_source source[2];
+        dlrn_buffer_config cfg = config(150, 7, 90, 1);
+        dlrn_buffer *b[2];
+        dlrni_buffer_state state;
+        const float *bx, *by;
+        int64_t n;
+        cfg.shuffle = c & 1;
+        for (int k = 0; k < 2; k++) {
+            CHECK_OK(ctx, dlrn_source_from_array(ctx, x, c & 2 ? y : NULL, 1900, D, 1, &source[k]));
+            b[k] = make_buffer(ctx, &cfg, &source[k]);
+        }
+        for (int i = 0; i < 9; i++) CHECK_OK(ctx, dlrn_buffer_next(b[0], &bx, &by, &n));
+        CHECK_OK(ctx, dlrni_buffer_export(b[0], &state));
+        CHECK_OK(ctx, dlrni_buffer_import(b[1], &state));
+        dlrni_buffer_state_free(ctx, &state);
+        for (int k = 0; k < 2; k++) CHECK(drain(ctx, b[k], 90, got[k]) == 1900 - 9 * 90);
+        CHECK(!memcmp(got[0], got[1], (1900 - 9 * 90) * sizeof **got));
+        for (int k = 0; k < 2; k++) dlrn_buffer_destroy(b[k]), dlrn_source_destroy(&source[k]);
+    }
+    dlrn_context_destroy(ctx);
+}
+
+/* More unread rows than a batch, in the source's order: as after resuming with smaller batches. */
+TEST(order_is_kept_where_rows_are_left_over) {
+    static int64_t got[MOST];
+    static float x[500 * D];
+    dlrn_context *ctx = open_context(NULL);
+    dlrn_source source;
+    dlrn_buffer_config large = config(50, 50, 400, 0), small = config(50, 50, 30, 0);
+    dlrni_buffer_state state;
+    int64_t n;
+    for (int64_t k = 0; k < 500 * D; k++) x[k] = x_of(k / D, k % D);
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, x, NULL, 500, D, 1, &source));
+    large.shuffle = small.shuffle = 0;
+    dlrn_buffer *a = make_buffer(ctx, &large, &source), *b = make_buffer(ctx, &small, &source);
+    CHECK_OK(ctx, dlrn_buffer_peek(a, 0, 1, x, NULL, &n));
+    CHECK(dlrn_buffer_unread(a) == 400);
+    CHECK_OK(ctx, dlrni_buffer_export(a, &state));
+    CHECK_OK(ctx, dlrni_buffer_import(b, &state));
+    dlrni_buffer_state_free(ctx, &state);
+    CHECK(drain(ctx, b, 30, got) == 500);
+    for (int64_t i = 0; i < 500; i++) CHECK(got[i] == i);
+    dlrn_buffer_destroy(a);
+    dlrn_buffer_destroy(b);
+    dlrn_source_destroy(&source);
+    dlrn_context_destroy(ctx);
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(every_row_comes_exactly_once);
@@ -343,5 +533,12 @@ int main(int argc, char **argv) {
     RUN(the_seed_alone_decides);
     RUN(rows_are_stored_as_stated);
     RUN(what_a_stored_type_cannot_hold_is_named);
+    RUN(never_more_memory_than_stated);
+    RUN(few_rows_take_little_memory);
+    RUN(out_of_memory_at_every_allocation);
+    RUN(peeking_takes_nothing);
+    RUN(peeking_without_a_target);
+    RUN(a_state_carries_over);
+    RUN(order_is_kept_where_rows_are_left_over);
     return TEST_END();
 }
