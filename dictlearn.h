@@ -4750,11 +4750,21 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_check(dlrn_archive *a, const dlrn_sparse *c
     for (int64_t i = 0; i < c->rows; i++)
         if (c->row_ptr[i + 1] < c->row_ptr[i])
             return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indptr falls at row %lld", a->path, (long long)i);
-    for (int64_t p = 0; p < nnz; p++)
-        if (c->col[p] < 0 || c->col[p] >= c->cols)
-            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indices: entry %lld: expected [0, %lld), found %d", a->path,
-                             (long long)p, (long long)c->cols, (int)c->col[p]);
     return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_csr_columns(dlrn_archive *a, int64_t index, int64_t nnz, dlrn_sparse *c) {
+    int64_t *wide = DLRNI_NEW(a->ctx, int64_t, nnz);
+    if (!wide) return DLRN_ERR_MEMORY;
+    dlrn_status s = dlrn_archive_read_i64(a, index, wide);
+    for (int64_t p = 0; p < nnz && s == DLRN_OK; p++) {
+        c->col[p] = (int32_t)wide[p];
+        if (wide[p] < 0 || wide[p] >= c->cols)
+            s = dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indices: entry %lld: expected [0, %lld), found %lld", a->path,
+                          (long long)p, (long long)c->cols, (long long)wide[p]);
+    }
+    dlrni_free(a->ctx, wide);
+    return s;
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_csr_read(dlrn_archive *a, dlrn_sparse *out) {
@@ -4775,12 +4785,8 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_read(dlrn_archive *a, dlrn_sparse *out) {
     out->rows = shape[0];
     DLRNI_TRY(dlrn_archive_read_i64(a, at[1], out->row_ptr));
     DLRNI_TRY(dlrn_archive_read(a, at[3], out->val));
-    int64_t *wide = DLRNI_NEW(a->ctx, int64_t, n[2]);
-    if (!wide) return DLRN_ERR_MEMORY;
-    dlrn_status s = dlrn_archive_read_i64(a, at[2], wide);
-    for (int64_t p = 0; p < n[2]; p++) out->col[p] = wide[p] >= 0 && wide[p] < shape[1] ? (int32_t)wide[p] : -1;
-    dlrni_free(a->ctx, wide);
-    return s == DLRN_OK ? dlrni_csr_check(a, out, n[2]) : s;
+    DLRNI_TRY(dlrni_csr_columns(a, at[2], n[2], out));
+    return dlrni_csr_check(a, out, n[2]);
 }
 
 DLRN_API dlrn_status dlrn_csr_load(dlrn_context *ctx, const char *path, dlrn_sparse *out) {
@@ -4860,6 +4866,17 @@ DLRNI_INTERNAL void dlrni_transpose(dlrn_context *ctx, const float *from, int64_
     dlrn_parallel_for(ctx, dlrni_ceil_div(cols, 16), dlrni_transpose_block, &job);
 }
 
+/* w [n] are the elements from `first` of a tensor. */
+DLRNI_INTERNAL dlrn_status dlrni_check_weights(dlrn_archive *a, const char *name, const float *w, int64_t first,
+                                               int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (!(fabsf(w[i]) <= FLT_MAX))
+            return dlrn_fail(a->ctx, DLRN_ERR_VALUE,
+                             "%s: tensor '%s': element %lld: expected a finite number, found %g", a->path, name,
+                             (long long)(first + i), (double)w[i]);
+    return DLRN_OK;
+}
+
 /* decoder.weight [d][F] into atoms [F][d], some rows of it at a time: no second copy of the matrix. */
 DLRNI_INTERNAL dlrn_status dlrni_read_atoms(dlrn_archive *a, int64_t index, dlrn_dictionary *dict) {
     int64_t d = dict->activation_dim, F = dict->dict_size, step = dlrni_min(16, d);
@@ -4869,6 +4886,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_atoms(dlrn_archive *a, int64_t index, dlrn
     for (int64_t r = 0; r < d && s == DLRN_OK; r += step) {
         int64_t n = dlrni_min(step, d - r);
         s = dlrn_archive_read_rows(a, index, r, n, rows);
+        if (s == DLRN_OK) s = dlrni_check_weights(a, "decoder.weight", rows, r * F, n * F);
         for (int64_t j = 0; j < F && s == DLRN_OK; j++)
             for (int64_t i = 0; i < n; i++) dict->decoder_weight[j * d + r + i] = rows[i * F + j];
     }
@@ -4876,26 +4894,15 @@ DLRNI_INTERNAL dlrn_status dlrni_read_atoms(dlrn_archive *a, int64_t index, dlrn
     return s;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_check_weights(const char *path, const char *name, const dlrn_dictionary *dict,
-                                               const float *w, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        if (!(fabsf(w[i]) <= FLT_MAX))
-            return dlrn_fail(dict->ctx, DLRN_ERR_VALUE,
-                             "%s: tensor '%s': element %lld: expected a finite number, found %g", path, name,
-                             (long long)i, (double)w[i]);
-    return DLRN_OK;
-}
-
 DLRNI_INTERNAL dlrn_status dlrni_fill_dictionary(dlrn_archive *a, const int64_t index[4], dlrn_dictionary *dict) {
     int64_t d = dict->activation_dim, F = dict->dict_size;
     DLRNI_TRY(dlrn_archive_read(a, index[0], dict->encoder_weight));
     DLRNI_TRY(dlrn_archive_read(a, index[1], dict->encoder_bias));
     DLRNI_TRY(dlrn_archive_read(a, index[2], dict->bias));
-    DLRNI_TRY(dlrni_read_atoms(a, index[3], dict));
-    DLRNI_TRY(dlrni_check_weights(a->path, "encoder.weight", dict, dict->encoder_weight, F * d));
-    DLRNI_TRY(dlrni_check_weights(a->path, "encoder.bias", dict, dict->encoder_bias, F));
-    DLRNI_TRY(dlrni_check_weights(a->path, "bias", dict, dict->bias, d));
-    return dlrni_check_weights(a->path, "decoder.weight (transposed)", dict, dict->decoder_weight, F * d);
+    DLRNI_TRY(dlrni_check_weights(a, "encoder.weight", dict->encoder_weight, 0, F * d));
+    DLRNI_TRY(dlrni_check_weights(a, "encoder.bias", dict->encoder_bias, 0, F));
+    DLRNI_TRY(dlrni_check_weights(a, "bias", dict->bias, 0, d));
+    return dlrni_read_atoms(a, index[3], dict);
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_load_archive(dlrn_archive *a, dlrn_dictionary **out) {

@@ -1,0 +1,565 @@
+/* test_load.c - writing and reading back: archives of every form, growing .npy and CSR files, what a failure leaves
+   behind; dictionaries in files and folders, sharded models. */
+#define DICTLEARN_IMPLEMENTATION
+#include "dictlearn.h"
+#include "tests/bytes.h"
+
+#include <dirent.h>
+
+enum { D = 3, F = 5 };
+
+static char *path_of(const char *folder, const char *name) {
+    char path[512];
+    snprintf(path, sizeof path, "load/%s%s%s", folder, *folder ? "/" : "", name);
+    return tmp_path(path);
+}
+
+static void make_folder(const char *name) {
+    mkdir(tmp_path("load"), 0777);
+    mkdir(path_of("", name), 0777);
+}
+
+static void write_text(const char *path, const char *text) {
+    CHECK_OK(ctx, dlrn_file_write(ctx, path, text, strlen(text)));
+}
+
+static int exists(const char *path) {
+    return dlrn_file_exists(path);
+}
+
+/* How many files of the folder hold `part` in their name. */
+static int count_files(const char *folder, const char *part) {
+    int n = 0;
+    DIR *dir = opendir(folder);
+    CHECK(dir != NULL);
+    for (struct dirent *e; (e = readdir(dir)) != NULL;) n += strstr(e->d_name, part) != NULL;
+    closedir(dir);
+    return n;
+}
+
+/* ---- Archives ---- */
+
+static const float floats[6] = {0, 1, 2, 3, 4, 5};
+static const int64_t wholes[3] = {1, -2, (int64_t)1 << 40};
+static const uint16_t halves[2] = {0x3c00, 0xc000};
+static const unsigned char small[2] = {1, 0};
+
+static const dlrn_tensor_out four[4] = {{"a.matrix", DLRN_F32, 2, {2, 3}, floats},
+                                        {"whole", DLRN_I64, 1, {3}, wholes},
+                                        {"half", DLRN_F16, 1, {2}, halves},
+                                        {"truth", DLRN_BOOL, 1, {2}, small}};
+
+static void check_four(const char *path, const char *format) {
+    dlrn_archive *a;
+    int64_t n[3];
+    float x[6];
+    CHECK_OK(ctx, dlrn_archive_open(ctx, path, &a));
+    CHECK(!strcmp(dlrn_archive_format(a), format) && !strcmp(dlrn_archive_path(a), path));
+    CHECK(dlrn_archive_count(a) == 4);
+    for (int i = 0; i < 4; i++) {
+        const dlrn_tensor_info *info = dlrn_archive_info(a, dlrn_archive_find(a, four[i].name));
+        CHECK(info && info->dtype == four[i].dtype && info->ndim == four[i].ndim);
+        CHECK(info->shape[0] == four[i].shape[0]);
+    }
+    CHECK_OK(ctx, dlrn_archive_read_i64(a, dlrn_archive_find(a, "whole"), n));
+    CHECK(!memcmp(n, wholes, sizeof n));
+    CHECK_OK(ctx, dlrn_archive_read(a, dlrn_archive_find(a, "half"), x));
+    CHECK(x[0] == 1 && x[1] == -2);
+    CHECK_OK(ctx, dlrn_archive_read_i64(a, dlrn_archive_find(a, "half"), n));
+    CHECK(n[0] == 1 && n[1] == -2);
+    CHECK_OK(ctx, dlrn_archive_read_rows(a, dlrn_archive_find(a, "a.matrix"), 1, 1, x));
+    CHECK(!memcmp(x, floats + 3, 12));
+    expect_numbers(a, "a.matrix", NULL, 6);
+}
+
+TEST(round_trips) {
+    static const char *const forms[3] = {"pt", "safetensors", "npz"};
+    static const char *const metadata[] = {"quote \" and \\", "line\nbreak", "k", "v", NULL};
+    make_folder("trip");
+    for (int i = 0; i < 3; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "four.%s", forms[i]);
+        CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("trip", name), four, 4, metadata));
+        check_four(path_of("trip", name), forms[i]);
+    }
+    dlrn_archive *a;
+    CHECK_OK(ctx, dlrn_archive_open(ctx, path_of("trip", "four.safetensors"), &a));
+    CHECK(!strcmp(dlrn_archive_metadata(a, "quote \" and \\"), "line\nbreak"));
+    dlrn_archive_close(a);
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("trip", "one.npy"), four, 1, NULL));
+    CHECK_OK(ctx, dlrn_archive_open(ctx, path_of("trip", "one.npy"), &a));
+    expect_numbers(a, "", NULL, 6);
+    CHECK(count_files(path_of("", "trip"), ".tmp") == 0);
+}
+
+/* The same call writes the same bytes. */
+TEST(writes_are_reproducible) {
+    static const char *const names[3] = {"a.pt", "a.safetensors", "a.npz"};
+    char *first, *second;
+    size_t n, m;
+    make_folder("same");
+    for (int i = 0; i < 3; i++) {
+        CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("same", names[i]), four, 4, NULL));
+        CHECK_OK(ctx, dlrn_file_read(ctx, path_of("same", names[i]), &first, &n));
+        CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("same", names[i]), four, 4, NULL));
+        CHECK_OK(ctx, dlrn_file_read(ctx, path_of("same", names[i]), &second, &m));
+        CHECK(n == m && !memcmp(first, second, n));
+        dlrn_free(ctx, first);
+        dlrn_free(ctx, second);
+    }
+}
+
+TEST(writes_refuse) {
+    static char long_name[300];
+    dlrn_tensor_out bad = four[0];
+    make_folder("bad");
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.gguf"), four, 4, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "x.gguf: expected a name ending in .pt, .safetensors, .npz or .npy");
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.npy"), four, 4, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "a .npy holds one tensor");
+    bad.shape[0] = -2;
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.pt"), &bad, 1, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "tensor 'a.matrix' to be written: malformed shape");
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.safetensors"), &bad, 1, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.npz"), &bad, 1, NULL), DLRN_ERR_ARGUMENT);
+    bad = four[0];
+    bad.dtype = DLRN_BF16;
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.npz"), &bad, 1, NULL), DLRN_ERR_UNSUPPORTED);
+    CHECK_STR(dlrn_error(ctx), "tensor 'a.matrix': .npy has no type BF16");
+    bad.dtype = DLRN_U32;
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.pt"), &bad, 1, NULL), DLRN_ERR_UNSUPPORTED);
+    CHECK_STR(dlrn_error(ctx), "tensor 'a.matrix': torch's form has no storage of type U32");
+    memset(long_name, 'n', sizeof long_name - 1);
+    bad = four[0];
+    bad.name = long_name;
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.npz"), &bad, 1, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "its name is too long for an .npz");
+    CHECK(count_files(path_of("", "bad"), "x.") == 0);
+}
+
+/* ---- What a failure leaves ---- */
+
+TEST(old_file_stays) {
+    dlrn_tensor_out bad = four[0];
+    char *text;
+    size_t n;
+    make_folder("atomic");
+    write_text(path_of("atomic", "ae.pt"), "old");
+    bad.ndim = 9;
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("atomic", "ae.pt"), &bad, 1, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_OK(ctx, dlrn_file_read(ctx, path_of("atomic", "ae.pt"), &text, &n));
+    CHECK(n == 3 && !strcmp(text, "old"));
+    dlrn_free(ctx, text);
+    dlrn_writer *w;
+    CHECK_OK(ctx, dlrn_npy_create(ctx, path_of("atomic", "ae.pt"), 3, 4, &w));
+    CHECK_OK(ctx, dlrn_npy_append(w, floats, 2));
+    CHECK_STATUS(dlrn_writer_close(w), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "ae.pt: 4 rows were announced and 2 written");
+    CHECK_OK(ctx, dlrn_npy_create(ctx, path_of("atomic", "ae.pt"), 3, -1, &w));
+    CHECK(count_files(path_of("", "atomic"), ".tmp") == 1);
+    dlrn_writer_abort(w);
+    CHECK_OK(ctx, dlrn_csr_create(ctx, path_of("atomic", "ae.pt"), 3, &w));
+    dlrn_writer_abort(w);
+    dlrn_writer_abort(NULL);
+    CHECK_OK(ctx, dlrn_file_read(ctx, path_of("atomic", "ae.pt"), &text, &n));
+    CHECK(n == 3);
+    dlrn_free(ctx, text);
+    CHECK(count_files(path_of("", "atomic"), ".tmp") == 0);
+}
+
+TEST(targets_that_cannot_be_written) {
+    dlrn_writer *w = NULL;
+    make_folder("target");
+    make_folder("target/folder.pt");
+    CHECK_STATUS(dlrn_file_write(ctx, path_of("target", "none/x"), "x", 1), DLRN_ERR_IO);
+    CHECK_STR(dlrn_error(ctx), "target/none/x: cannot create it: No such file");
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("target", "none/x.pt"), four, 4, NULL), DLRN_ERR_IO);
+    CHECK_STATUS(dlrn_npy_create(ctx, path_of("target", "none/x.npy"), 3, 4, &w), DLRN_ERR_IO);
+    CHECK_STATUS(dlrn_csr_create(ctx, path_of("target", "none/x.npz"), 3, &w), DLRN_ERR_IO); /* at once */
+    CHECK_STR(dlrn_error(ctx), "target/none/x.npz: cannot create it: No such file");
+    CHECK(w == NULL);
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("target", "folder.pt"), four, 4, NULL), DLRN_ERR_IO);
+    CHECK_STR(dlrn_error(ctx), "folder.pt: expected a file to write, found a folder");
+    CHECK(count_files(path_of("", "target"), ".tmp") == 0);
+    CHECK_STATUS(dlrn_npy_create(ctx, "-", 3, -1, &w), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "for standard output the number of rows must be known");
+}
+
+/* Devices are written to, never replaced; a full disk is told. */
+TEST(full_disk) {
+    struct stat before, after;
+    dlrn_writer *w;
+    if (stat("/dev/full", &before)) SKIP("no /dev/full");
+    CHECK_STATUS(dlrn_file_write(ctx, "/dev/full", floats, sizeof floats), DLRN_ERR_IO);
+    CHECK_STR(dlrn_error(ctx), "/dev/full: cannot write it: No space left on device");
+    CHECK_OK(ctx, dlrn_npy_create(ctx, "/dev/full", 3, 2, &w));
+    (void)!dlrn_npy_append(w, floats, 2);
+    CHECK_STATUS(dlrn_writer_close(w), DLRN_ERR_IO);
+    CHECK_OK(ctx, dlrn_file_write(ctx, "/dev/null", floats, sizeof floats));
+    CHECK(stat("/dev/full", &after) == 0 && after.st_ino == before.st_ino && !S_ISREG(after.st_mode));
+    CHECK(stat("/dev/null", &after) == 0 && !S_ISREG(after.st_mode));
+}
+
+TEST(files_that_cannot_be_read) {
+    dlrn_archive *a = NULL;
+    dlrn_dictionary *dict = NULL;
+    char *text;
+    size_t n;
+    make_folder("read");
+    CHECK_STATUS(dlrn_archive_open(ctx, path_of("read", "none.pt"), &a), DLRN_ERR_IO);
+    CHECK_STR(dlrn_error(ctx), "read/none.pt: cannot open it: No such file");
+    CHECK_STATUS(dlrn_archive_open(ctx, path_of("", "read"), &a), DLRN_ERR_IO);
+    CHECK_STR(dlrn_error(ctx), "read: expected a file, found a folder");
+    CHECK_STATUS(dlrn_file_read(ctx, path_of("", "read"), &text, &n), DLRN_ERR_IO);
+    CHECK_STATUS(dlrn_load(ctx, path_of("read", "none"), &dict), DLRN_ERR_IO);
+    CHECK_STR(dlrn_error(ctx), "read/none: no such file or folder");
+    write_text(path_of("read", "empty.pt"), "");
+    CHECK_STATUS(dlrn_archive_open(ctx, path_of("read", "empty.pt"), &a), DLRN_ERR_FORMAT);
+    CHECK_STR(dlrn_error(ctx),
+              "empty.pt: expected torch (.pt), safetensors, .npz or .npy, found none of them in its 0");
+    CHECK(a == NULL && dict == NULL && exists(path_of("read", "empty.pt")) == 1 && exists(path_of("", "read")) == 2);
+}
+
+/* ---- CSR ---- */
+
+/* Two rows: [0 0.5 0 0 2] and [0 0 0 0 0]. */
+static void small_codes(dlrn_sparse *codes, int64_t ptr[3], int32_t col[2], float val[2]) {
+    static const int64_t ptr_of[3] = {0, 2, 2};
+    memset(codes, 0, sizeof *codes);
+    memcpy(ptr, ptr_of, sizeof ptr_of);
+    col[0] = 1, col[1] = 4, val[0] = 0.5f, val[1] = 2;
+    codes->rows = 2;
+    codes->cols = 5;
+    codes->row_ptr = ptr;
+    codes->col = col;
+    codes->val = val;
+}
+
+TEST(csr_round_trip) {
+    dlrn_sparse codes, back;
+    dlrn_writer *w;
+    int64_t ptr[3];
+    int32_t col[2];
+    float val[2];
+    make_folder("csr");
+    small_codes(&codes, ptr, col, val);
+    CHECK_OK(ctx, dlrn_csr_create(ctx, path_of("csr", "f.npz"), 5, &w));
+    CHECK_OK(ctx, dlrn_csr_append(w, &codes));
+    codes.cols = 6;
+    CHECK_STATUS(dlrn_csr_append(w, &codes), DLRN_ERR_ARGUMENT);
+    codes.cols = 5;
+    CHECK_OK(ctx, dlrn_csr_append(w, &codes));
+    CHECK_OK(ctx, dlrn_writer_close(w));
+    memset(&back, 0, sizeof back);
+    for (int again = 0; again < 2; again++) { /* into what is there already */
+        static const int64_t want[5] = {0, 2, 2, 4, 4};
+        CHECK_OK(ctx, dlrn_csr_load(ctx, path_of("csr", "f.npz"), &back));
+        CHECK(back.rows == 4 && back.cols == 5 && !memcmp(back.row_ptr, want, sizeof want));
+        CHECK(back.col[2] == 1 && back.col[3] == 4 && back.val[2] == 0.5f && back.val[3] == 2);
+    }
+    dlrn_sparse_free(&back);
+    CHECK_OK(ctx, dlrn_csr_create(ctx, path_of("csr", "none.npz"), 7, &w)); /* no rows at all */
+    CHECK_OK(ctx, dlrn_writer_close(w));
+    CHECK_OK(ctx, dlrn_csr_load(ctx, path_of("csr", "none.npz"), &back));
+    CHECK(back.rows == 0 && back.cols == 7);
+    dlrn_sparse_free(&back);
+}
+
+TEST(csr_refuses) {
+    static const struct {
+        int64_t shape[2], ptr[3];
+        int32_t col[2];
+        int64_t entries;
+        const char *words;
+    } bad[] = {
+        {{2, 5}, {0, 2, 2}, {1, 5}, 2, "indices: entry 1: expected [0, 5), found 5"},
+        {{2, 5}, {0, 2, 2}, {-3, 4}, 2, "indices: entry 0: expected [0, 5), found -3"},
+        {{2, 5}, {0, 3, 2}, {1, 4}, 2, "indptr falls at row 1"},
+        {{2, 5}, {0, 1, 1}, {1, 4}, 2, "indptr: expected 0 to 2"},
+        {{2, 5}, {1, 2, 2}, {1, 4}, 2, "indptr: expected 0 to 2"},
+        {{3, 5}, {0, 2, 2}, {1, 4}, 2, "the sizes of shape, indptr, indices and data do not agree"},
+        {{-1, 5}, {0, 2, 2}, {1, 4}, 2, "the sizes of shape, indptr, indices and data do not agree"},
+        {{INT64_MAX, 5}, {0, 2, 2}, {1, 4}, 2, "the sizes of shape, indptr, indices and data do not agree"},
+        {{2, (int64_t)1 << 31}, {0, 2, 2}, {1, 4}, 2, "the sizes of shape, indptr, indices and data do not agree"},
+        {{2, 5}, {0, 2, 2}, {1, 4}, 1, "the sizes of shape, indptr, indices and data do not agree"},
+    };
+    make_folder("csr");
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        dlrn_sparse back;
+        memset(&back, 0, sizeof back);
+        dlrn_tensor_out parts[4] = {{"shape", DLRN_I64, 1, {2}, bad[i].shape},
+                                    {"indptr", DLRN_I64, 1, {3}, bad[i].ptr},
+                                    {"indices", DLRN_I32, 1, {2}, bad[i].col},
+                                    {"data", DLRN_F32, 1, {bad[i].entries}, floats}};
+        CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("csr", "bad.npz"), parts, 4, NULL));
+        CHECK_STATUS(dlrn_csr_load(ctx, path_of("csr", "bad.npz"), &back), DLRN_ERR_FORMAT);
+        CHECK_STR(dlrn_error(ctx), "csr/bad.npz: ");
+        CHECK_STR(dlrn_error(ctx), bad[i].words);
+        CHECK(back.row_ptr == NULL);
+        CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("csr", "bad.npz"), parts, 3, NULL));
+        CHECK_STATUS(dlrn_csr_load(ctx, path_of("csr", "bad.npz"), &back), DLRN_ERR_FORMAT);
+        CHECK_STR(dlrn_error(ctx), "expected 'data' of one dimension, as scipy.sparse.save_npz writes it");
+    }
+}
+
+/* ---- Dictionaries ---- */
+
+static float bias[D], encoder[F * D], encoder_bias[F], decoder[D * F];
+
+/* Tensors of the reference's AutoEncoder, some of them perhaps changed by the caller. */
+static void reference_tensors(dlrn_tensor_out t[4]) {
+    const dlrn_tensor_out like[4] = {{"bias", DLRN_F32, 1, {D}, bias},
+                                     {"encoder.weight", DLRN_F32, 2, {F, D}, encoder},
+                                     {"encoder.bias", DLRN_F32, 1, {F}, encoder_bias},
+                                     {"decoder.weight", DLRN_F32, 2, {D, F}, decoder}};
+    memcpy(t, like, sizeof like);
+    for (int i = 0; i < D; i++) bias[i] = (float)i;
+    for (int i = 0; i < F; i++) encoder_bias[i] = (float)(10 + i);
+    for (int i = 0; i < F * D; i++) encoder[i] = (float)(100 + i), decoder[i] = (float)(200 + i);
+}
+
+static void check_dictionary(const char *path) {
+    dlrn_dictionary *dict;
+    CHECK_OK(ctx, dlrn_load(ctx, path, &dict));
+    CHECK(dict->activation_dim == D && dict->dict_size == F);
+    CHECK(!strcmp(dlrn_dictionary_family(dict), "AutoEncoder"));
+    CHECK(!memcmp(dict->bias, bias, sizeof bias) && !memcmp(dict->encoder_bias, encoder_bias, sizeof encoder_bias));
+    CHECK(!memcmp(dict->encoder_weight, encoder, sizeof encoder));
+    for (int i = 0; i < D; i++)
+        for (int j = 0; j < F; j++) CHECK(dict->decoder_weight[j * D + i] == decoder[i * F + j]);
+    dlrn_dictionary_destroy(dict);
+}
+
+static void refuse_dictionary(const char *path, dlrn_status status, const char *words) {
+    dlrn_dictionary *dict = NULL;
+    dlrn_status s = dlrn_load(ctx, path, &dict);
+    CHECK_MSG(s == status, "%s: %s, expected %s", path, s ? dlrn_error(ctx) : "it was read", dlrn_status_name(status));
+    CHECK(dict == NULL);
+    CHECK_STR(dlrn_error(ctx), words);
+}
+
+/* A folder that holds the four tensors as `file`, and a config.json beside it. */
+static char *dictionary_folder(const char *folder, const char *file, const char *config) {
+    dlrn_tensor_out t[4];
+    reference_tensors(t);
+    make_folder(folder);
+    remove(path_of(folder, "config.json"));
+    if (file) CHECK_OK(ctx, dlrn_archive_write(ctx, path_of(folder, file), t, 4, NULL));
+    if (config) write_text(path_of(folder, "config.json"), config);
+    return path_of("", folder);
+}
+
+#define CONFIG(class) "{\"trainer\": {\"dict_class\": \"" class "\", \"activation_dim\": 3, \"dict_size\": 5}}"
+
+TEST(layouts) {
+    check_dictionary(dictionary_folder("plain", "ae.pt", NULL));
+    check_dictionary(path_of("plain", "ae.pt"));
+    check_dictionary(dictionary_folder("tensors", "ae.safetensors", CONFIG("AutoEncoder")));
+    check_dictionary(dictionary_folder("arrays", "ae.npz", "{\"dict_size\": 5, \"activation_dim\": 3}"));
+    check_dictionary(path_of("arrays", "ae.npz"));
+    make_folder("run");
+    dictionary_folder("run/trainer_0", "ae.pt", CONFIG("AutoEncoder"));
+    check_dictionary(path_of("", "run"));
+    check_dictionary(path_of("", "run/"));
+    check_dictionary(path_of("run", "trainer_0"));
+    check_dictionary(path_of("run/trainer_0", "ae.pt"));
+}
+
+TEST(layouts_refused) {
+    refuse_dictionary(dictionary_folder("nothing", NULL, NULL), DLRN_ERR_IO,
+                      "load/nothing: expected ae.pt, ae.safetensors or ae.npz in this folder, found none");
+    refuse_dictionary(dictionary_folder("bare", NULL, CONFIG("AutoEncoder")), DLRN_ERR_IO,
+                      "bare/config.json: expected ae.pt, ae.safetensors or ae.npz beside it, found none");
+    char *gated = dictionary_folder("gated", "ae.pt", CONFIG("GatedAutoEncoder"));
+    refuse_dictionary(gated, DLRN_ERR_UNSUPPORTED,
+                      "gated/config.json: dict_class: expected AutoEncoder, found GatedAutoEncoder");
+    refuse_dictionary(path_of("gated", "ae.pt"), DLRN_ERR_UNSUPPORTED, "found GatedAutoEncoder");
+    refuse_dictionary(dictionary_folder("wide", "ae.pt", "{\"trainer\": {\"dict_size\": 6}}"), DLRN_ERR_SHAPE,
+                      "wide/config.json: trainer.dict_size: expected 5 as in the tensors, found 6");
+    refuse_dictionary(dictionary_folder("tall", "ae.pt", "{\"activation_dim\": 4}"), DLRN_ERR_SHAPE,
+                      "tall/config.json: activation_dim: expected 3 as in the tensors, found 4");
+    refuse_dictionary(dictionary_folder("torn", "ae.pt", "{\"trainer\": "), DLRN_ERR_FORMAT,
+                      "torn/config.json: JSON, line 1, byte 12");
+}
+
+TEST(identity) {
+    dlrn_dictionary *dict;
+    CHECK_OK(ctx, dlrn_load(ctx, dictionary_folder("same", NULL, CONFIG("IdentityDict")), &dict));
+    CHECK(dict->activation_dim == 3 && !strcmp(dlrn_dictionary_family(dict), "IdentityDict"));
+    CHECK_STATUS(dlrn_save(dict, path_of("same", "ae.pt")), DLRN_ERR_UNSUPPORTED);
+    CHECK_STR(dlrn_error(ctx), "same/ae.pt: an IdentityDict has no weights to save");
+    dlrn_dictionary_destroy(dict);
+    refuse_dictionary(dictionary_folder("vast", NULL, "{\"dict_class\": \"IdentityDict\", \"activation_dim\": 1e300}"),
+                      DLRN_ERR_VALUE, "vast/config.json: activation_dim: expected a size from 1, found 1e+300");
+}
+
+TEST(weights_refused) {
+    static const struct {
+        int tensor, ndim;
+        int64_t shape[2];
+        dlrn_status status;
+        const char *words;
+    } bad[] = {
+        {0, 1, {D - 1, 0}, DLRN_ERR_SHAPE, "tensor 'bias': expected shape [3], found [2]"},
+        {1, 1, {F, 0}, DLRN_ERR_SHAPE, "tensor 'encoder.weight': expected shape [F, d], found [5]"},
+        {1, 2, {0, D}, DLRN_ERR_SHAPE, "tensor 'encoder.weight': expected a shape without 0, found [0, 3]"},
+        {2, 1, {F - 1, 0}, DLRN_ERR_SHAPE, "tensor 'encoder.bias': expected shape [5], found [4]"},
+        {2, 2, {1, F}, DLRN_ERR_SHAPE, "tensor 'encoder.bias': expected shape [5], found [1, 5]"},
+        {3, 2, {F, D}, DLRN_ERR_SHAPE, "tensor 'decoder.weight': expected shape [3, 5], found [5, 3]"},
+    };
+    static const char *const names[4] = {"bias", "encoder.weight", "encoder.bias", "decoder.weight"};
+    dlrn_tensor_out t[4];
+    char words[128];
+    make_folder("shapes");
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        reference_tensors(t);
+        t[bad[i].tensor].ndim = bad[i].ndim;
+        memcpy(t[bad[i].tensor].shape, bad[i].shape, sizeof bad[i].shape);
+        CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("shapes", "ae.pt"), t, 4, NULL));
+        refuse_dictionary(path_of("", "shapes"), bad[i].status, bad[i].words);
+        CHECK_STR(dlrn_error(ctx), "shapes/ae.pt: ");
+    }
+    for (int i = 0; i < 4; i++) { /* one missing, one not finite */
+        reference_tensors(t);
+        float *weights[4] = {bias, encoder, encoder_bias, decoder};
+        weights[i][2] = i % 2 ? NAN : -INFINITY;
+        CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("shapes", "ae.pt"), t, 4, NULL));
+        snprintf(words, sizeof words, "ae.pt: tensor '%s': element 2: expected a finite number, found %s", names[i],
+                 i % 2 ? "nan" : "-inf");
+        refuse_dictionary(path_of("", "shapes"), DLRN_ERR_VALUE, words);
+        t[i].name = "other";
+        CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("shapes", "ae.pt"), t, 4, NULL));
+        snprintf(words, sizeof words, "ae.pt: tensor '%s': expected shape [", names[i]);
+        refuse_dictionary(path_of("", "shapes"), DLRN_ERR_SHAPE, words);
+        CHECK_STR(dlrn_error(ctx), "found no such tensor");
+    }
+}
+
+/* ae.pt of a backup keeps its dictionary under "ae"; other dictionaries are told by their tensors. */
+TEST(other_dictionaries) {
+    static const char *const signs[][2] = {{"r_mag", "GatedAutoEncoder"},
+                                           {"group_sizes", "MatryoshkaBatchTopKSAE"},
+                                           {"k", "AutoEncoderTopK or BatchTopKSAE"},
+                                           {"threshold", "JumpReluAutoEncoder"},
+                                           {"decoder.bias", "AutoEncoderNew"},
+                                           {"W_enc", "a SAELens dictionary"}};
+    static const char *const backup[4] = {"ae.bias", "ae.encoder.weight", "ae.encoder.bias", "ae.decoder.weight"};
+    dlrn_tensor_out t[5];
+    make_folder("other");
+    for (size_t i = 0; i < sizeof signs / sizeof *signs; i++) {
+        char words[128];
+        reference_tensors(t);
+        t[4] = t[0];
+        t[4].name = signs[i][0];
+        CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("other", "ae.pt"), t, 5, NULL));
+        snprintf(words, sizeof words, "other/ae.pt: expected an AutoEncoder, found the tensors of %s", signs[i][1]);
+        refuse_dictionary(path_of("", "other"), DLRN_ERR_UNSUPPORTED, words);
+    }
+    reference_tensors(t);
+    for (int i = 0; i < 4; i++) t[i].name = backup[i];
+    t[4] = t[0];
+    t[4].name = "optimizer.k";
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("other", "ae.pt"), t, 5, NULL));
+    check_dictionary(path_of("", "other"));
+}
+
+/* With d = F only the convention tells decoder.weight's dimensions apart: torch's, atoms in columns. */
+TEST(square_dictionary) {
+    static const float square[4] = {1, 2, 3, 4};
+    static const dlrn_tensor_out t[4] = {{"decoder.weight", DLRN_F32, 2, {2, 2}, square},
+                                         {"encoder.weight", DLRN_F32, 2, {2, 2}, square},
+                                         {"encoder.bias", DLRN_F32, 1, {2}, square},
+                                         {"bias", DLRN_F32, 1, {2}, square}};
+    dlrn_dictionary *dict;
+    make_folder("square");
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("square", "ae.npz"), t, 4, NULL));
+    CHECK_OK(ctx, dlrn_load(ctx, path_of("", "square"), &dict));
+    CHECK(dict->encoder_weight[1] == 2 && dict->decoder_weight[1] == 3);
+    dlrn_dictionary_destroy(dict);
+}
+
+TEST(saved_dictionaries) {
+    static const char *const names[3] = {"x.pt", "x.safetensors", "x.npz"};
+    dlrn_dictionary *dict;
+    make_folder("saved");
+    CHECK_OK(ctx, dlrn_load(ctx, dictionary_folder("plain", "ae.pt", NULL), &dict));
+    for (int i = 0; i < 3; i++) {
+        CHECK_OK(ctx, dlrn_save(dict, path_of("saved", names[i])));
+        check_dictionary(path_of("saved", names[i]));
+    }
+    CHECK_STATUS(dlrn_save(dict, path_of("saved", "x.bin")), DLRN_ERR_ARGUMENT);
+    dlrn_dictionary_destroy(dict);
+}
+
+/* ---- Sharded models ---- */
+
+static dlrn_status open_index(const char *text, dlrn_archive **out) {
+    write_text(path_of("shards", "model.safetensors.index.json"), text);
+    return dlrn_archive_open(ctx, path_of("shards", "model.safetensors.index.json"), out);
+}
+
+TEST(shards) {
+    dlrn_archive *a = NULL;
+    make_folder("shards");
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("shards", "1.safetensors"), four, 2, NULL));
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("shards", "2.pt"), four + 2, 2, NULL));
+    CHECK_OK(ctx, open_index("{\"metadata\": {\"total_size\": 9}, \"weight_map\": {\"half\": \"2.pt\", "
+                             "\"whole\": \"1.safetensors\", \"a.matrix\": \"1.safetensors\"}}",
+                             &a));
+    CHECK(dlrn_archive_count(a) == 3 && dlrn_archive_find(a, "truth") < 0 && dlrn_archive_find(a, "whole") == 1);
+    expect_numbers(a, "a.matrix", NULL, 6);
+}
+
+TEST(shards_refused) {
+    static const struct {
+        const char *text;
+        dlrn_status status;
+        const char *words;
+    } bad[] = {
+        {"{}", DLRN_ERR_FORMAT, "index.json: expected an object weight_map"},
+        {"{\"weight_map\": []}", DLRN_ERR_FORMAT, "index.json: expected an object weight_map"},
+        {"{\"weight_map\": {\"w\": 3}}", DLRN_ERR_FORMAT, "index.json: weight_map: 'w' names no file of its folder"},
+        {"{\"weight_map\": {\"w\": \"\"}}", DLRN_ERR_FORMAT, "weight_map: 'w' names no file of its folder"},
+        {"{\"weight_map\": {\"w\": \"../1.safetensors\"}}", DLRN_ERR_FORMAT, "'w' names no file of its folder"},
+        {"{\"weight_map\": {\"w\": \"/etc/passwd\"}}", DLRN_ERR_FORMAT, "'w' names no file of its folder"},
+        {"{\"weight_map\": {\"w\": \"model.safetensors.index.json\"}}", DLRN_ERR_FORMAT, "'w' names no file"},
+        {"{\"weight_map\": {\"w\": \"..\"}}", DLRN_ERR_IO, "shards/..: expected a file, found a folder"},
+        {"{\"weight_map\": {\"w\": \"3.pt\"}}", DLRN_ERR_IO, "shards/3.pt: cannot open it"},
+        {"{\"weight_map\": {\"w\": \"2.pt\"}}", DLRN_ERR_FORMAT, "shards/2.pt: expected tensor 'w', which "},
+        {"{\"weight_map\": {\"half\": \"2.pt\", \"half\": \"2.pt\"}}", DLRN_ERR_FORMAT,
+         "the key \"half\" stands twice"},
+    };
+    make_folder("shards");
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("shards", "2.pt"), four + 2, 2, NULL));
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        dlrn_archive *a = NULL;
+        CHECK_MSG(open_index(bad[i].text, &a) == bad[i].status, "%s: %s", bad[i].text, dlrn_error(ctx));
+        CHECK(a == NULL);
+        CHECK_STR(dlrn_error(ctx), bad[i].words);
+    }
+}
+
+int main(int argc, char **argv) {
+    TEST_BEGIN(argc, argv);
+    if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return 1;
+    RUN(round_trips);
+    RUN(writes_are_reproducible);
+    RUN(writes_refuse);
+    RUN(old_file_stays);
+    RUN(targets_that_cannot_be_written);
+    RUN(full_disk);
+    RUN(files_that_cannot_be_read);
+    RUN(csr_round_trip);
+    RUN(csr_refuses);
+    RUN(layouts);
+    RUN(layouts_refused);
+    RUN(identity);
+    RUN(weights_refused);
+    RUN(other_dictionaries);
+    RUN(square_dictionary);
+    RUN(saved_dictionaries);
+    RUN(shards);
+    RUN(shards_refused);
+    dlrn_context_destroy(ctx);
+    return TEST_END();
+}
