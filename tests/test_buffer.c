@@ -524,6 +524,150 @@ TEST(order_is_kept_where_rows_are_left_over) {
     dlrn_context_destroy(ctx);
 }
 
+/* ---- What goes wrong ---- */
+
+TEST(what_the_source_says_is_passed_on) {
+    dlrn_context *ctx = open_context(NULL);
+    static const dlrn_status ends[3] = {DLRN_ERR_CALLBACK, DLRN_STOPPED, DLRN_ERR_IO};
+    for (int c = 0; c < 3; c++) {
+        tape t;
+        dlrn_source source = tape_source(&t, 130, 0);
+        dlrn_buffer_config cfg = config(10, 2, 20, 0);
+        dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
+        const float *x, *y;
+        int64_t n, total = 0, got[MOST];
+        dlrn_status s;
+        t.at_end = ends[c], t.why = c == 2 ? NULL : "the tape is torn";
+        while ((s = dlrn_buffer_next(b, &x, &y, &n)) == DLRN_OK) total += n;
+        CHECK_STATUS(s, ends[c]);
+        CHECK_STR(dlrn_error(ctx),
+                  c == 2 ? "the source failed: a file cannot be" : "the source failed: the tape is torn");
+        CHECK(!n && !x && !y && dlrn_buffer_unread(b) == 130 - total); /* nothing is lost: */
+        t.at_end = DLRN_END;
+        CHECK(drain(ctx, b, 20, got) == 130 - total);
+        dlrn_buffer_destroy(b);
+    }
+    dlrn_context_destroy(ctx);
+}
+
+TEST(a_source_that_lies_is_told_off) {
+    static float bad[60 * D];
+    dlrn_context *ctx = open_context(NULL);
+    dlrn_buffer_config cfg = config(10, 2, 20, 0);
+    dlrn_source source;
+    const float *x, *y;
+    int64_t n;
+    tape t;
+    for (int lie = -1; lie <= 1; lie += 2) {
+        source = tape_source(&t, 130, 0);
+        t.piece = lie < 0 ? 1 : 0, t.lie = lie;
+        dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
+        CHECK_STATUS(dlrn_buffer_next(b, &x, &y, &n), DLRN_ERR_CALLBACK);
+        CHECK_STR(dlrn_error(ctx),
+                  lie < 0 ? "asked for 1 to 20 rows and gave 0" : "asked for 1 to 20 rows and gave 21");
+        dlrn_buffer_destroy(b);
+    }
+    for (int c = 0; c < 2; c++) {
+        static const float good[60 * D] = {0};
+        bad[47 * D + 2] = c ? INFINITY : NAN;
+        CHECK_OK(ctx, dlrn_source_from_array(ctx, c ? good : bad, c ? bad : NULL, 60, D, 1, &source));
+        dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
+        CHECK_STATUS(dlrn_buffer_next(b, &x, &y, &n), DLRN_ERR_VALUE);
+        CHECK_STR(dlrn_error(ctx), c ? "y, row 47, column 2" : "x, row 47, column 2");
+        dlrn_buffer_destroy(b);
+        dlrn_source_destroy(&source);
+    }
+    dlrn_context_destroy(ctx);
+}
+
+/* One wrong field at a time; the source stays the caller's. */
+TEST(a_configuration_out_of_range_is_refused) {
+    tape t;
+    dlrn_context *ctx = open_context(NULL);
+    dlrn_source source = tape_source(&t, 10, 0), none = source;
+    const dlrn_buffer_config good = dlrn_buffer_defaults();
+    dlrn_buffer_config cfg;
+    dlrn_buffer *b = NULL;
+    uint64_t bytes;
+    CHECK(good.n_ctxs == 30000 && good.ctx_len == 128 && good.in_batch_size == 512 && good.out_batch_size == 8192);
+    CHECK(good.shuffle == 1 && good.store == DLRN_F32 && good.seed == 0);
+    CHECK_OK(ctx, dlrn_buffer_bytes(ctx, &good, 512, 0, &bytes));
+    CHECK(bytes > 7864320000u && bytes < 8100000000u); /* 3.84 million rows */
+#define REFUSE(change, text)                                                                                           \
+    do {                                                                                                               \
+        cfg = good;                                                                                                    \
+        change;                                                                                                        \
+        CHECK_STATUS(dlrn_buffer_create(ctx, &cfg, &source, 1, &b), DLRN_ERR_ARGUMENT);                                \
+        CHECK_STR(dlrn_error(ctx), text);                                                                              \
+        CHECK(!b);                                                                                                     \
+        CHECK_STATUS(dlrn_buffer_bytes(ctx, &cfg, D, 0, &bytes), DLRN_ERR_ARGUMENT);                                   \
+    } while (0)
+    REFUSE(cfg.n_ctxs = 0, "n_ctxs");
+    REFUSE(cfg.ctx_len = -1, "ctx_len");
+    REFUSE(cfg.in_batch_size = 0, "in_batch_size");
+    REFUSE(cfg.out_batch_size = 0, "out_batch_size");
+    REFUSE(cfg.out_batch_size = 30000 * 128 + 1, "cannot give batches of 3840001");
+    REFUSE(cfg.store = DLRN_F64, "F32, F16 or BF16");
+    REFUSE(cfg.n_ctxs = INT64_MAX / 2, "overflows");
+    REFUSE((cfg.n_ctxs = INT64_MAX / 4, cfg.ctx_len = 1), "overflows");
+#undef REFUSE
+    none.read = NULL;
+    CHECK_STATUS(dlrn_buffer_create(ctx, &good, &none, 1, &b), DLRN_ERR_ARGUMENT);
+    CHECK(!t.destroyed);
+    cfg = config(1, 1, 1, 0);
+    CHECK_OK(ctx, dlrn_buffer_create(ctx, &cfg, &source, 1, &b));
+    dlrn_buffer_destroy(b);
+    CHECK(t.destroyed == 1); /* by the buffer that owned it */
+    dlrn_buffer_destroy(NULL);
+    dlrn_context_destroy(ctx);
+}
+
+/* ---- Sources of arrays ---- */
+
+/* The next rows of a source are first, first + 1, ... modulo `rows`; reads until `count` have come, at most `most` at a
+   time. In these sources row i holds 8 i, 8 i + 1, ...; y the negatives: exact in half precision. */
+static void expect_rows(dlrn_context *ctx, const dlrn_source *s, int64_t first, int64_t count, int64_t rows,
+                        int64_t most) {
+    float x[64 * D], y[64 * D];
+    while (count > 0) {
+        int64_t n = 0;
+        CHECK_OK(ctx, s->read(s->user, count < most ? count : most, x, s->has_target ? y : NULL, &n));
+        CHECK(n > 0 && n <= most && n <= count);
+        for (int64_t k = 0; k < n * D; k++) {
+            float v = (float)(8 * ((first + k / D) % rows) + k % D);
+            CHECK_MSG(x[k] == v, "row %d: %g, expected %g", (int)(first + k / D), (double)x[k], (double)v);
+            CHECK(!s->has_target || y[k] == -v);
+        }
+        first += n, count -= n;
+    }
+}
+
+static void expect_end(const dlrn_source *s) {
+    float x[64 * D], y[64 * D];
+    int64_t n = 7;
+    CHECK_STATUS(s->read(s->user, 5, x, s->has_target ? y : NULL, &n), DLRN_END);
+    CHECK(n == 0);
+}
+
+/* From the start to the end of `epochs` (0: without end), and back. */
+static void check_source(dlrn_context *ctx, dlrn_source *s, int64_t rows, int64_t epochs) {
+    uint64_t here;
+    int64_t all = (epochs ? epochs : 5) * rows;
+    CHECK(s->activation_dim == D);
+    expect_rows(ctx, s, 0, rows + 4, rows, 6);
+    CHECK_OK(ctx, s->position(s->user, &here));
+    expect_rows(ctx, s, rows + 4, all - rows - 4, rows, 64);
+    if (epochs) expect_end(s);
+    CHECK_OK(ctx, s->seek(s->user, here));
+    expect_rows(ctx, s, rows + 4, all - rows - 4, rows, 1);
+    if (epochs) expect_end(s);
+    CHECK_OK(ctx, s->seek(s->user, 0));
+    expect_rows(ctx, s, 0, 9, rows, 64);
+    dlrn_source_destroy(s);
+    CHECK(!s->read);
+    dlrn_source_destroy(s); /* zeroed: nothing */
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(every_row_comes_exactly_once);
@@ -540,5 +684,8 @@ int main(int argc, char **argv) {
     RUN(peeking_without_a_target);
     RUN(a_state_carries_over);
     RUN(order_is_kept_where_rows_are_left_over);
+    RUN(what_the_source_says_is_passed_on);
+    RUN(a_source_that_lies_is_told_off);
+    RUN(a_configuration_out_of_range_is_refused);
     return TEST_END();
 }
