@@ -6642,7 +6642,6 @@ DLRNI_INTERNAL void dlrni_array_destroy(void *user) {
 
 DLRNI_INTERNAL dlrni_array_source *dlrni_array_source_new(dlrn_context *ctx, int64_t epochs, dlrn_source *out) {
     dlrni_array_source *s = DLRNI_NEW_ZERO(ctx, dlrni_array_source, 1);
-    memset(out, 0, sizeof *out);
     if (!s) return NULL;
     s->ctx = ctx;
     s->epochs = epochs;
@@ -6657,6 +6656,7 @@ DLRNI_INTERNAL dlrni_array_source *dlrni_array_source_new(dlrn_context *ctx, int
 
 DLRN_API dlrn_status dlrn_source_from_array(dlrn_context *ctx, const float *x, const float *y, int64_t rows,
                                             int64_t activation_dim, int64_t epochs, dlrn_source *out) {
+    memset(out, 0, sizeof *out);
     DLRNI_REQUIRE(ctx, x && rows >= 0 && activation_dim > 0 && epochs >= 0, "x is NULL or a size is negative");
     dlrni_array_source *s = dlrni_array_source_new(ctx, epochs, out);
     if (!s) return DLRN_ERR_MEMORY;
@@ -6670,6 +6670,7 @@ DLRN_API dlrn_status dlrn_source_from_array(dlrn_context *ctx, const float *x, c
 
 DLRN_API dlrn_status dlrn_source_from_npy(dlrn_context *ctx, const char *path, const char *target, int64_t epochs,
                                           dlrn_source *out) {
+    memset(out, 0, sizeof *out);
     DLRNI_REQUIRE(ctx, epochs >= 0, "epochs must not be negative");
     dlrni_array_source *s = dlrni_array_source_new(ctx, epochs, out);
     if (!s) return DLRN_ERR_MEMORY;

@@ -668,6 +668,117 @@ static void check_source(dlrn_context *ctx, dlrn_source *s, int64_t rows, int64_
     dlrn_source_destroy(s); /* zeroed: nothing */
 }
 
+TEST(arrays_in_memory) {
+    enum { rows = 13 };
+    static float x[rows * D], y[rows * D];
+    static const int64_t epochs[3] = {2, 3, 0};
+    dlrn_context *ctx = open_context(NULL);
+    dlrn_source s;
+    for (int k = 0; k < rows * D; k++) x[k] = (float)(8 * (k / D) + k % D), y[k] = -x[k];
+    for (int c = 0; c < 6; c++) {
+        CHECK_OK(ctx, dlrn_source_from_array(ctx, x, c & 1 ? y : NULL, rows, D, epochs[c / 2], &s));
+        CHECK(s.has_target == (c & 1));
+        check_source(ctx, &s, rows, epochs[c / 2]);
+    }
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, x, NULL, rows, D, 1, &s));
+    expect_rows(ctx, &s, 0, rows, rows, 5);
+    expect_end(&s);
+    CHECK(s.seek(s.user, UINT64_MAX) != DLRN_OK);
+    dlrn_source_destroy(&s);
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, x, NULL, 0, D, 0, &s)); /* no rows, without end: ends */
+    expect_end(&s);
+    dlrn_source_destroy(&s);
+    CHECK_STATUS(dlrn_source_from_array(ctx, NULL, NULL, 1, D, 1, &s), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_source_from_array(ctx, x, NULL, -1, D, 1, &s), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_source_from_array(ctx, x, NULL, 1, 0, 1, &s), DLRN_ERR_ARGUMENT);
+    s.read = tape_read;
+    CHECK_STATUS(dlrn_source_from_array(ctx, x, NULL, 1, D, -1, &s), DLRN_ERR_ARGUMENT);
+    CHECK(!s.read); /* on failure there is nothing to destroy, and destroying it is fine */
+    dlrn_source_destroy(NULL);
+    dlrn_context_destroy(ctx);
+}
+
+/* A .npy [rows][D] of sign * (8 i + j), written byte by byte as the format's page has it; width 2, 4 or 8. */
+static char *write_npy(const char *name, int width, int fortran, int rows, float sign) {
+    char *path = tmp_path(name), head[128];
+    FILE *file = fopen(path, "wb");
+    CHECK_MSG(file != NULL, "cannot write %s", path);
+    memset(head, ' ', sizeof head);
+    memcpy(head, "\x93NUMPY\x01\x00\x76\x00", 10);
+    int n = snprintf(head + 10, 118, "{'descr': '<f%d', 'fortran_order': %s, 'shape': (%d, %d), }", width,
+                     fortran ? "True" : "False", rows, D);
+    head[10 + n] = ' ';
+    head[127] = '\n';
+    fwrite(head, 1, sizeof head, file);
+    for (int k = 0; k < rows * D; k++) {
+        int i = fortran ? k % rows : k / D, j = fortran ? k / rows : k % D;
+        float v = sign * (float)(8 * i + j);
+        double wide = (double)v;
+        uint16_t half = dlrn_f32_to_f16(v);
+        fwrite(width == 2 ? (void *)&half : width == 4 ? (void *)&v : (void *)&wide, (size_t)width, 1, file);
+    }
+    CHECK(fclose(file) == 0);
+    return path;
+}
+
+TEST(arrays_in_npy_files) {
+    static const int width[6] = {4, 4, 2, 2, 8, 8};
+    dlrn_context *ctx = open_context(NULL);
+    dlrn_source s;
+    for (int c = 0; c < 12; c++) {
+        char *x = write_npy("buffer_x.npy", width[c / 2], c & 1, 19, 1);
+        char *y = write_npy("buffer_y.npy", width[(c / 2 + 2) % 6], !(c & 1), 19, -1); /* of another type and order */
+        CHECK_OK(ctx, dlrn_source_from_npy(ctx, x, c & 2 ? y : NULL, c < 6 ? 2 : 0, &s));
+        CHECK(s.has_target == ((c & 2) != 0));
+        check_source(ctx, &s, 19, c < 6 ? 2 : 0);
+    }
+    CHECK_OK(ctx, dlrn_source_from_npy(ctx, write_npy("buffer_x.npy", 4, 0, 0, 1), NULL, 0, &s));
+    expect_end(&s);
+    dlrn_source_destroy(&s);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(wrong_files_are_named) {
+    dlrn_context *ctx = open_context(NULL);
+    dlrn_source s;
+    char *x = write_npy("buffer_x.npy", 4, 0, 19, 1), *other = write_npy("buffer_z.npy", 4, 0, 18, 1), text[64];
+    CHECK_STATUS(dlrn_source_from_npy(ctx, x, other, 1, &s), DLRN_ERR_SHAPE);
+    CHECK_STR(dlrn_error(ctx), "buffer_z.npy: expected [19, 3] as in build/tmp/buffer_x.npy, found [18, 3]");
+    CHECK(!s.read && !s.destroy);
+    CHECK_STATUS(dlrn_source_from_npy(ctx, "build/tmp/no_such.npy", NULL, 1, &s), DLRN_ERR_IO);
+    CHECK_STR(dlrn_error(ctx), "build/tmp/no_such.npy");
+    CHECK_STATUS(dlrn_source_from_npy(ctx, x, "build/tmp/no_such.npy", 1, &s), DLRN_ERR_IO);
+    CHECK_STATUS(dlrn_source_from_npy(ctx, "tests/golden/forward.npz", NULL, 1, &s), DLRN_ERR_SHAPE);
+    CHECK_STR(dlrn_error(ctx), "[rows, width]");
+    s.read = tape_read;
+    CHECK_STATUS(dlrn_source_from_npy(ctx, x, NULL, -1, &s), DLRN_ERR_ARGUMENT);
+    CHECK(!s.read);
+    snprintf(text, sizeof text, "no .npy at all");
+    CHECK_OK(ctx, dlrn_file_write(ctx, "build/tmp/buffer_bad.npy", text, sizeof text));
+    CHECK_STATUS(dlrn_source_from_npy(ctx, "build/tmp/buffer_bad.npy", NULL, 1, &s), DLRN_ERR_FORMAT);
+    dlrn_context_destroy(ctx);
+}
+
+/* The whole way: a half-precision file, three times through it, shuffled. */
+TEST(epochs_through_a_buffer) {
+    dlrn_context *ctx = open_context(NULL);
+    dlrn_source s;
+    dlrn_buffer_config cfg = config(3, 1, 8, 0);
+    dlrn_buffer *b = NULL;
+    const float *x, *y;
+    int64_t n, times[19] = {0};
+    dlrn_status st;
+    CHECK_OK(ctx, dlrn_source_from_npy(ctx, write_npy("buffer_x.npy", 2, 1, 19, 1), NULL, 3, &s));
+    cfg.store = DLRN_F16;
+    CHECK_OK(ctx, dlrn_buffer_create(ctx, &cfg, &s, 1, &b)); /* the buffer closes the file */
+    while ((st = dlrn_buffer_next(b, &x, &y, &n)) == DLRN_OK)
+        for (int64_t i = 0; i < n; i++) times[(int)x[i * D] / 8]++;
+    CHECK_STATUS(st, DLRN_END);
+    for (int i = 0; i < 19; i++) CHECK_MSG(times[i] == 3, "row %d came %d times", i, (int)times[i]);
+    dlrn_buffer_destroy(b);
+    dlrn_context_destroy(ctx);
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(every_row_comes_exactly_once);
@@ -687,5 +798,9 @@ int main(int argc, char **argv) {
     RUN(what_the_source_says_is_passed_on);
     RUN(a_source_that_lies_is_told_off);
     RUN(a_configuration_out_of_range_is_refused);
+    RUN(arrays_in_memory);
+    RUN(arrays_in_npy_files);
+    RUN(wrong_files_are_named);
+    RUN(epochs_through_a_buffer);
     return TEST_END();
 }
