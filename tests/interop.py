@@ -1,0 +1,251 @@
+"""interop.py BUILD - files and numbers against PyTorch, safetensors, NumPy and SciPy: dictionaries that they save are
+read by BUILD/dictlearn, what it writes is read by them, and both compute the same. Closes with `N passed, N failed`.
+"""
+import io
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import scipy.sparse
+import torch
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "golden"))
+from reference import AutoEncoder  # noqa: E402
+
+BUILD = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "build")
+HERE = BUILD / "tmp" / "interop"
+D, F, ROWS = 24, 40, 33
+NAMES = ["bias", "encoder.weight", "encoder.bias", "decoder.weight"]
+CASES = []
+
+
+def case(function):
+    CASES.append(function)
+    return function
+
+
+def dictlearn(*args, stdin=None, status=0):
+    """Runs the program; its standard output, or with status 1 its error line."""
+    run = subprocess.run([BUILD / "dictlearn", *map(str, args)], input=stdin, capture_output=True)
+    assert run.returncode == status, f"{args}: status {run.returncode}: {run.stderr.decode()}"
+    return run.stdout if status == 0 else run.stderr.decode()
+
+
+def check_equal(found, wanted, what):
+    found, wanted = np.asarray(found), np.asarray(wanted)
+    assert found.shape == wanted.shape, f"{what}: shape {found.shape}, expected {wanted.shape}"
+    assert np.array_equal(found, wanted), f"{what}: differs by {np.abs(found - wanted).max()}"
+
+
+def check_close(found, wanted, what):
+    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    assert found.shape == wanted.shape, f"{what}: shape {found.shape}, expected {wanted.shape}"
+    worst = np.abs(found - wanted).max() / max(1e-30, np.abs(wanted).max())
+    assert worst <= 1e-5, f"{what}: off by {worst:.3g} of the largest value"
+
+
+def make_dictionary():
+    torch.manual_seed(1)
+    ae = AutoEncoder(D, F)
+    with torch.no_grad():
+        ae.bias.copy_(torch.randn(D) / 4)
+    return ae
+
+
+AE = make_dictionary()
+X = np.random.default_rng(2).standard_normal((ROWS, D)).astype(np.float32)
+
+
+def state():
+    return OrderedDict((name, t.detach().clone()) for name, t in AE.state_dict().items())
+
+
+# ---- what others save
+
+
+def check_reads(path, wanted=None):
+    """The program sees the four tensors of `wanted` (any dtype) in path: sizes, values bit for bit, features."""
+    wanted = {k: v.float() for k, v in (wanted or state()).items()}
+    told = json.loads(dictlearn("inspect", path, "--json"))
+    assert (told["activation_dim"], told["dict_size"], told["family"]) == (D, F, "AutoEncoder"), told
+    dictlearn("convert", path, HERE / "read.safetensors")
+    found = load_file(HERE / "read.safetensors")
+    for name in NAMES:
+        check_equal(found[name], wanted[name], f"{path}: {name}")
+    ae = AutoEncoder(D, F)
+    ae.load_state_dict(wanted)
+    np.save(HERE / "x.npy", X)
+    dictlearn("encode", "--dict", path, "--data", HERE / "x.npy", "--out", HERE / "f.npy")
+    with torch.no_grad():
+        check_close(np.load(HERE / "f.npy"), ae.encode(torch.from_numpy(X)), f"{path}: features")
+
+
+def as_type(dtype):
+    return OrderedDict((k, v.to(dtype)) for k, v in state().items())
+
+
+@case
+def torch_zip_and_legacy_in_every_type():
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        for new in (True, False):
+            path = HERE / f"{str(dtype)[6:]}_{'zip' if new else 'legacy'}.pt"
+            torch.save(as_type(dtype), path, _use_new_zipfile_serialization=new)
+            check_reads(path, as_type(dtype))
+
+
+def views():
+    """The same numbers as strided views: a transpose, steps and offsets in larger tensors, one shared storage."""
+    s = state()
+    flat = torch.cat([t.flatten() for t in s.values()])
+    wide = torch.randn(2 * F, D + 3)
+    wide[1::2, 2:-1] = s["encoder.weight"]
+    strided = OrderedDict(s, **{"encoder.weight": wide[1::2, 2:-1],
+                                "decoder.weight": s["decoder.weight"].t().contiguous().t(),
+                                "bias": torch.stack([s["bias"], s["bias"]], 1)[:, 1]})
+    parts = torch.split(flat, [t.numel() for t in s.values()])
+    shared = OrderedDict((k, p.view(t.shape)) for (k, t), p in zip(s.items(), parts))
+    return {"strided": strided, "shared": shared}
+
+
+@case
+def torch_views_and_shared_storages():
+    for name, tensors in views().items():
+        for new in (True, False):
+            path = HERE / f"{name}_{new}.pt"
+            torch.save(tensors, path, _use_new_zipfile_serialization=new)
+            check_reads(path)
+
+
+@case
+def torch_modules_and_parameters():
+    torch.save(AE.state_dict(), HERE / "module.pt")
+    check_reads(HERE / "module.pt")
+    torch.save(dict(AE.named_parameters()), HERE / "parameters.pt")
+    check_reads(HERE / "parameters.pt")
+    adam = torch.optim.Adam(AE.parameters())
+    backup = {"ae": AE.state_dict(), "step": 3, "optimizer": adam.state_dict(), "config": {"lr": 1e-3, "wandb": None}}
+    torch.save(backup, HERE / "backup.pt")
+    check_reads(HERE / "backup.pt")
+
+
+@case
+def torch_protocols():
+    for protocol in (2, 3, 4, 5):
+        for new in (True, False):
+            path = HERE / f"protocol_{protocol}_{new}.pt"
+            torch.save(state(), path, pickle_protocol=protocol, _use_new_zipfile_serialization=new)
+            check_reads(path)
+
+
+@case
+def torch_without_sums():
+    torch.serialization.set_crc32_options(False)
+    torch.save(state(), HERE / "nosums.pt")
+    torch.serialization.set_crc32_options(True)
+    check_reads(HERE / "nosums.pt")
+
+
+@case
+def torch_whole_module_is_refused():
+    torch.save(AE, HERE / "pickled.pt")
+    said = dictlearn("convert", HERE / "pickled.pt", HERE / "never.pt", status=1)
+    assert "the name 'reference.AutoEncoder' is not one of those" in said and said.count("\n") == 1, said
+    assert not (HERE / "never.pt").exists()
+
+
+@case
+def torch_damage_is_told():
+    torch.save(state(), HERE / "whole.pt")
+    damaged = bytearray((HERE / "whole.pt").read_bytes())
+    damaged[len(damaged) // 2] ^= 4
+    (HERE / "damaged.pt").write_bytes(damaged)
+    said = dictlearn("convert", HERE / "damaged.pt", HERE / "never.pt", status=1)
+    assert "is damaged: its CRC-32 is not" in said, said
+
+
+@case
+def safetensors_and_numpy():
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        save_file(dict(as_type(dtype)), HERE / "saved.safetensors", metadata={"format": "pt"})
+        check_reads(HERE / "saved.safetensors", as_type(dtype))
+    arrays = {name: t.numpy() for name, t in state().items()}
+    np.savez(HERE / "plain.npz", **arrays)
+    check_reads(HERE / "plain.npz")
+    np.savez_compressed(HERE / "packed.npz", format="AutoEncoder", **arrays)
+    check_reads(HERE / "packed.npz")
+    np.savez(HERE / "mixed.npz", **{name: np.asfortranarray(a).astype(">f8") for name, a in arrays.items()})
+    check_reads(HERE / "mixed.npz")
+
+
+# ---- what we write
+
+
+@case
+def written_pt_in_torch():
+    torch.save(state(), HERE / "from.pt")
+    dictlearn("convert", HERE / "from.pt", HERE / "to.pt")
+    for mapped in (False, True):
+        found = torch.load(HERE / "to.pt", weights_only=True, mmap=mapped)
+        assert isinstance(found, OrderedDict) and list(found) == NAMES, list(found)
+        for name in NAMES:
+            assert found[name].dtype == torch.float32 and found[name].is_contiguous()
+            check_equal(found[name], state()[name], name)
+        AutoEncoder(D, F).load_state_dict(found, strict=True)
+    with zipfile.ZipFile(HERE / "to.pt") as z:
+        assert z.testzip() is None
+
+
+@case
+def written_safetensors_and_npz():
+    torch.save(state(), HERE / "from.pt")
+    dictlearn("convert", HERE / "from.pt", HERE / "to.safetensors")
+    dictlearn("convert", HERE / "from.pt", HERE / "to.npz")
+    tensors, arrays = load_file(HERE / "to.safetensors"), np.load(HERE / "to.npz")
+    assert sorted(tensors) == sorted(arrays) == sorted(NAMES)
+    for name in NAMES:
+        check_equal(tensors[name], state()[name], name)
+        check_equal(arrays[name], state()[name], name)
+    with zipfile.ZipFile(HERE / "to.npz") as z:
+        assert z.testzip() is None
+
+
+def there_and_back(first, last):
+    dictlearn("convert", first, last)
+    return pathlib.Path(last).read_bytes()
+
+
+@case
+def conversions_lose_nothing():
+    torch.save(state(), HERE / "from.pt")
+    wanted = there_and_back(HERE / "from.pt", HERE / "a.pt")
+    there_and_back(HERE / "a.pt", HERE / "b.npz")
+    there_and_back(HERE / "b.npz", HERE / "c.safetensors")
+    assert there_and_back(HERE / "c.safetensors", HERE / "d.pt") == wanted
+
+
+def main():
+    shutil.rmtree(HERE, ignore_errors=True)
+    HERE.mkdir(parents=True)
+    passed = failed = 0
+    for function in CASES:
+        try:
+            function()
+            passed += 1
+            print(f"ok   {function.__name__}")
+        except Exception as error:  # a failed check, or a library that could not read what we wrote
+            failed += 1
+            print(f"FAIL {function.__name__}: {type(error).__name__}: {error}")
+    print(f"{passed} passed, {failed} failed")
+    return failed != 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
