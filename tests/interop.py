@@ -231,6 +231,162 @@ def conversions_lose_nothing():
     assert there_and_back(HERE / "c.safetensors", HERE / "d.pt") == wanted
 
 
+# ---- numbers
+
+
+def saved_dictionary():
+    torch.save(state(), HERE / "ae.pt")
+    return HERE / "ae.pt"
+
+
+def features():
+    with torch.no_grad():
+        return AE.encode(torch.from_numpy(X))
+
+
+def rebuilt(f):
+    with torch.no_grad():
+        return AE.decode(torch.as_tensor(np.asarray(f, np.float32)))
+
+
+@case
+def encode_decode_reconstruct():
+    ae, out = saved_dictionary(), HERE / "out.npy"
+    forms = {"f4": X, "f2": X.astype("f2"), "f8": X.astype("f8"), "fortran": np.asfortranarray(X),
+             "big-endian": X.astype(">f4")}
+    for name, x in forms.items():
+        np.save(HERE / "x.npy", x)
+        with torch.no_grad():
+            f = AE.encode(torch.from_numpy(x.astype("<f4")))
+        dictlearn("encode", "--dict", ae, "--data", HERE / "x.npy", "--out", out)
+        found = np.load(out)
+        assert found.dtype == np.float32 and found.flags.c_contiguous
+        check_close(found, f, f"{name}: encode")
+        dictlearn("reconstruct", "--dict", ae, "--data", HERE / "x.npy", "--out", out)
+        check_close(np.load(out), rebuilt(f), f"{name}: reconstruct")
+    np.save(HERE / "f.npy", features().numpy())
+    dictlearn("decode", "--dict", ae, "--data", HERE / "f.npy", "--out", out)
+    check_close(np.load(out), rebuilt(features()), "decode")
+
+
+@case
+def sparse_features_in_scipy():
+    ae, out = saved_dictionary(), HERE / "f.npz"
+    np.save(HERE / "x.npy", X)
+    dictlearn("encode", "--dict", ae, "--data", HERE / "x.npy", "--out", out, "--sparse")
+    found = scipy.sparse.load_npz(out)
+    assert found.format == "csr" and found.dtype == np.float32 and found.has_sorted_indices
+    found.check_format(full_check=True)
+    check_close(found.toarray(), features(), "sparse features")
+    assert found.nnz == int((features() > 0).sum())
+    with zipfile.ZipFile(out) as z:
+        assert z.testzip() is None
+    dictlearn("decode", "--dict", ae, "--data", out, "--out", HERE / "out.npy")
+    check_close(np.load(HERE / "out.npy"), rebuilt(features()), "decode of our own")
+
+
+def shuffled(codes):
+    """The same matrix, the entries of a row in another order."""
+    for begin, end in zip(codes.indptr, codes.indptr[1:]):
+        codes.indices[begin:end] = codes.indices[begin:end][::-1]
+        codes.data[begin:end] = codes.data[begin:end][::-1]
+    codes.has_sorted_indices = False
+    return codes
+
+
+@case
+def scipy_matrices_are_decoded():
+    ae, path = saved_dictionary(), HERE / "s.npz"
+    f = features().numpy()
+    wide = scipy.sparse.csr_matrix(f.astype("f8"))
+    wide.indices, wide.indptr = wide.indices.astype("i8"), wide.indptr.astype("i8")
+    forms = {"f4": scipy.sparse.csr_matrix(f), "i8 and f8": wide, "array": scipy.sparse.csr_array(f),
+             "shuffled": shuffled(scipy.sparse.csr_matrix(f))}
+    for name, matrix in forms.items():
+        for compressed in (False, True):
+            scipy.sparse.save_npz(path, matrix, compressed=compressed)
+            dictlearn("decode", "--dict", ae, "--data", path, "--out", HERE / "out.npy")
+            check_close(np.load(HERE / "out.npy"), rebuilt(f), f"{name}, compressed {compressed}")
+    for form in ("csc", "coo", "bsr"):
+        scipy.sparse.save_npz(path, forms["f4"].asformat(form))
+        said = dictlearn("decode", "--dict", ae, "--data", path, "--out", HERE / "never.npy", status=1)
+        assert f"s.npz: expected a matrix of format csr, found '{form}'" in said, said
+    scipy.sparse.save_npz(path, scipy.sparse.csr_matrix(np.ones((2, F + 1), np.float32)))
+    said = dictlearn("decode", "--dict", ae, "--data", path, "--out", HERE / "never.npy", status=1)
+    assert "s.npz" in said and str(F) in said and str(F + 1) in said, said
+    assert not (HERE / "never.npy").exists()
+
+
+# ---- pipes
+
+
+def npy_bytes(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@case
+def standard_input_and_output():
+    ae = saved_dictionary()
+    piped = dictlearn("encode", "--dict", ae, "--data", "-", "--out", "-", stdin=npy_bytes(X))
+    check_close(np.load(io.BytesIO(piped)), features(), "encode")
+    piped = dictlearn("decode", "--dict", ae, "--data", "-", "--out", "-", stdin=piped)
+    check_close(np.load(io.BytesIO(piped)), rebuilt(features()), "decode")
+    piped = dictlearn("reconstruct", "--dict", ae, "--data", "-", "--out", "-", stdin=npy_bytes(np.asfortranarray(X)))
+    check_close(np.load(io.BytesIO(piped)), rebuilt(features()), "reconstruct")
+    cut = npy_bytes(X)[:-1]
+    said = dictlearn("encode", "--dict", ae, "--data", "-", "--out", HERE / "never.npy", stdin=cut, status=1)
+    assert "standard input" in said, said
+
+
+@case
+def named_pipes():
+    """A dictionary and rows through FIFOs, which can be opened only once."""
+    pipes = {HERE / "d.fifo": saved_dictionary().read_bytes(), HERE / "x.fifo": npy_bytes(X)}
+    for path in pipes:
+        os.mkfifo(path)
+    writers = [threading.Thread(target=path.write_bytes, args=(data,)) for path, data in pipes.items()]
+    for w in writers:
+        w.start()
+    dictlearn("encode", "--dict", HERE / "d.fifo", "--data", HERE / "x.fifo", "--out", HERE / "f.npy")
+    for w in writers:
+        w.join()
+    check_close(np.load(HERE / "f.npy"), features(), "encode")
+
+
+# ---- training
+
+
+@case
+def checkpoints_in_torch():
+    run = HERE / "run"
+    np.save(HERE / "rows.npy", np.random.default_rng(3).standard_normal((512, D)).astype(np.float32))
+    dictlearn("train", "--data", HERE / "rows.npy", "--dict-size", F, "--steps", 8, "--batch-size", 64, "--n-ctxs", 4,
+              "--save-steps", 4, "--log-steps", 2, "--warmup-steps", 2, "--save-dir", run, "--quiet")
+    files = [run / "ae.pt", *sorted((run / "checkpoints").glob("ae_*.pt"))]
+    assert len(files) >= 2, files
+    for path in files:
+        ae = AutoEncoder(D, F)
+        ae.load_state_dict(torch.load(path, weights_only=True), strict=True)
+        check_close(ae.decoder.weight.detach().norm(dim=0), np.ones(F), f"{path}: norms of the atoms")
+    config = json.loads((run / "config.json").read_text())
+    config = config.get("trainer", config)
+    assert (config["dict_class"], config["activation_dim"], config["dict_size"]) == ("AutoEncoder", D, F), config
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in log] == sorted(r["step"] for r in log) and all(r["loss"] > 0 for r in log), log
+    load_file(run / "state.safetensors")
+    (HERE / "sweep").mkdir()
+    shutil.copytree(run, HERE / "sweep" / "trainer_0")
+    np.save(HERE / "x.npy", X)
+    for d in (run, HERE / "sweep", run / "ae.pt"):
+        dictlearn("encode", "--dict", d, "--data", HERE / "x.npy", "--out", HERE / "f.npy")
+        ae = AutoEncoder(D, F)
+        ae.load_state_dict(torch.load(run / "ae.pt", weights_only=True))
+        with torch.no_grad():
+            check_close(np.load(HERE / "f.npy"), ae.encode(torch.from_numpy(X)), f"{d}: features")
+
+
 def main():
     shutil.rmtree(HERE, ignore_errors=True)
     HERE.mkdir(parents=True)
