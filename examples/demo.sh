@@ -1,7 +1,8 @@
 #!/bin/sh
 # demo.sh - the main job from end to end, as `make demo` runs it: text, activations, a dictionary, its table of figures.
 #
-# Without settings the small model of examples/data/tiny-neox writes the text itself, by sampling; nothing is downloaded.
+# Without settings the small model of examples/data/tiny-neox writes the text itself, by sampling; nothing is loaded
+# from elsewhere.
 #   make demo MODEL=DIR TEXT=FILE [SITE=mlp_out] [LAYER=0] [EXPANSION=8] [ROWS=200000]
 # does the same with any GPT-NeoX folder and a text (.jsonl, or .txt with blank lines between documents), of which one
 # document in twenty is held out for the figures. PENALTY= sets the sparsity penalty: larger is sparser.

@@ -34,8 +34,9 @@ says "--bos --ctx-len 3" '^\[0, [0-9]*, [0-9]*\]$' "$d/out"
 status "a broken line" 1 sh -c "echo '{\"text\": 3}' | $dl tokenize --model $tiny --text -"
 says "is named" "standard input: line 1: expected an object with a string" "$d/err"
 
-status "generate" 0 "$dl" generate --model $tiny --tokens 40 --documents 12 --seed 3 --out "$d/a.jsonl"
-status "generate again" 0 "$dl" generate --model $tiny --tokens 40 --documents 12 --seed 3 --threads 1 --out "$d/b.jsonl"
+generate="$dl generate --model $tiny --tokens 40 --documents 12 --seed 3"
+status "generate" 0 $generate --out "$d/a.jsonl"
+status "generate again" 0 $generate --threads 1 --out "$d/b.jsonl"
 same "same seed, any threads: the same text" "$d/a.jsonl" "$d/b.jsonl"
 status "generate with a prompt" 0 "$dl" generate --model $tiny --tokens 5 --prompt "He said" --temperature 0 --top-k 3
 says "the prompt comes first" "^He said" "$d/out"
@@ -52,7 +53,8 @@ status "logits" 0 "$dl" logits --model $tiny --text "$d/two.txt" --out "$d/l.npy
 status "their shape" 0 "$dl" inspect "$d/l.npy"
 says "is tokens and vocabulary" ", 2048\]" "$d/out"
 
-train="$dl train --quiet --model $tiny --text $d/a.jsonl $site --dict-size 256 --batch-size 64 --n-ctxs 4 --in-batch-size 2"
+train="$dl train --quiet --model $tiny --text $d/a.jsonl $site --dict-size 256 --batch-size 64"
+train="$train --n-ctxs 4 --in-batch-size 2"
 status "train on a text" 0 $train --steps 6 --save-dir "$d/whole"
 says "the source is in the config" '"site": "mlp_out"' "$d/whole/config.json"
 status "half a run" 0 $train --steps 3 --save-dir "$d/half"
@@ -66,9 +68,10 @@ status "eval of a stretcher" 0 "$dl" eval --dict "$d/stretch" --model $tiny --te
 says "the table" "CE recovered" "$d/out"
 status "eval from a pipe" 0 sh -c "cat $d/a.jsonl | $dl eval --dict $d/whole --model $tiny --text - $site --histogram -"
 says "bars" "features by how often they fire" "$d/out"
-status "features" 0 "$dl" features --dict "$d/whole" --model $tiny --text "$d/a.jsonl" $site --count 2
+features="$dl features --dict $d/whole --model $tiny --text $d/a.jsonl $site"
+status "features" 0 $features --count 2
 says "are shown" "^feature [0-9]*: fires on" "$d/out"
-status "features --json" 0 "$dl" features --dict "$d/whole" --model $tiny --text "$d/a.jsonl" $site --features 3,5 --json
+status "features --json" 0 $features --features 3,5 --json
 says "as asked" '"feature": 5, "frequency"' "$d/out"
 status "inspect a model" 0 "$dl" inspect $tiny --json
 says "its shape" '"family": "GPTNeoX", "hidden_size": 128, "layers": 6' "$d/out"

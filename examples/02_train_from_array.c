@@ -1,0 +1,87 @@
+/* 02_train_from_array.c - train a dictionary on rows in memory, and see whether it found what they are made of.
+
+       cc -O2 -fopenmp -I. examples/02_train_from_array.c -o train_from_array -lm && ./train_from_array
+
+   Each row is a sum of a few of 96 hidden directions. A good dictionary has an atom along each of them: the last line
+   counts those that it found. */
+#define DICTLEARN_IMPLEMENTATION
+#include "dictlearn.h"
+#include <stdio.h>
+
+enum { DIM = 32, DIRECTIONS = 96, ROWS = 40000, FEATURES = 192 };
+static float directions[DIRECTIONS * DIM]; /* [DIRECTIONS][DIM], of length 1 */
+static float rows[ROWS * DIM];             /* [ROWS][DIM]                    */
+
+static void make_rows(dlrn_context *ctx) {
+    dlrn_rng rng = {1, 0, 0};
+    for (int j = 0; j < DIRECTIONS; j++) {
+        float *a = directions + j * DIM;
+        for (int c = 0; c < DIM; c++) a[c] = dlrn_rng_normal(&rng);
+        float length = dlrn_norm(ctx, a, DIM);
+        for (int c = 0; c < DIM; c++) a[c] /= length;
+    }
+    for (int i = 0; i < ROWS; i++)
+        for (int k = 0; k < 3; k++) {
+            int64_t j = (int64_t)dlrn_rng_below(&rng, DIRECTIONS);
+            dlrn_axpy(ctx, 1 + dlrn_rng_uniform(&rng), directions + j * DIM, rows + i * DIM, DIM);
+        }
+}
+
+/* Directions that some atom points along: cosine above 0.9. */
+static int count_found(dlrn_context *ctx, const dlrn_dictionary *ae) {
+    int found = 0;
+    for (int j = 0; j < DIRECTIONS; j++) {
+        float best = 0;
+        for (int64_t f = 0; f < ae->dict_size; f++) {
+            float cosine = dlrn_dot(ctx, directions + j * DIM, ae->decoder_weight + f * DIM, DIM);
+            best = cosine > best ? cosine : best; /* atoms have length 1, too */
+        }
+        found += best > 0.9f;
+    }
+    return found;
+}
+
+static dlrn_status train(dlrn_context *ctx, dlrn_dictionary **ae) {
+    dlrn_source source;
+    dlrn_buffer *buffer = NULL;
+    dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 20, &source); /* twenty times through it */
+    if (s != DLRN_OK) return s;
+
+    dlrn_buffer_config shuffle = dlrn_buffer_defaults();
+    shuffle.n_ctxs = ROWS, shuffle.ctx_len = 1, shuffle.in_batch_size = 8192, shuffle.out_batch_size = 512;
+    s = dlrn_buffer_create(ctx, &shuffle, &source, 1, &buffer); /* the buffer owns the source now */
+
+    dlrn_train_config cfg = dlrn_train_defaults();
+    cfg.dict_size = FEATURES, cfg.lr = 3e-3, cfg.sparsity_penalty = 0.3;
+    cfg.warmup_steps = 50, cfg.resample_steps = 500; /* features that fell silent get another chance */
+    if (s == DLRN_OK) s = dlrn_train(ctx, &cfg, buffer, NULL, NULL, ae);
+    dlrn_buffer_destroy(buffer);
+    return s;
+}
+
+int main(void) {
+    dlrn_context *ctx = NULL;
+    dlrn_dictionary *ae = NULL;
+    dlrn_metrics m;
+    dlrn_source source;
+    dlrn_status s = dlrn_context_create(NULL, &ctx);
+    if (s == DLRN_OK) make_rows(ctx);
+    if (s == DLRN_OK) s = train(ctx, &ae);
+    if (s == DLRN_OK) s = dlrn_save(ae, "build/tmp/trained.pt");
+
+    dlrn_eval_config how = dlrn_eval_defaults();
+    if (s == DLRN_OK) s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 1, &source);
+    if (s == DLRN_OK) {
+        s = dlrn_evaluate(ae, &how, &source, NULL, &m);
+        dlrn_source_destroy(&source);
+    }
+    if (s == DLRN_OK) {
+        printf("variance explained %.1f %%, L0 %.1f, alive %.1f %%\n", 100 * m.variance_explained, m.l0,
+               100 * m.percent_alive);
+        printf("found %d of %d directions\n", count_found(ctx, ae), DIRECTIONS);
+    }
+    if (s != DLRN_OK) fprintf(stderr, "%s\n", dlrn_error(ctx));
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+    return s != DLRN_OK;
+}

@@ -1,0 +1,93 @@
+#!/bin/sh
+# test_downloader.sh BUILD - the downloader against a web server on loopback: layout, resuming, sizes, the archive.
+. tests/harness.sh
+get="sh examples/pretrained_dictionary_downloader.sh"
+d=$BUILD/tmp/downloader
+rm -rf "$d"
+mkdir -p "$d/site"
+if ! have python3; then
+    skip "downloader" "no python3"
+    finish
+fi
+
+# a release in small: three folders, with checkpoints, and the archive
+for name in embed mlp_out_layer1 attn_out_layer1 resid_out_layer1; do
+    mkdir -p "$d/site/$name/10_32768/checkpoints"
+    head -c 50000 /dev/urandom > "$d/site/$name/10_32768/ae.pt"
+    echo '{"dict_size": 32768}' > "$d/site/$name/10_32768/config.json"
+    echo one > "$d/site/$name/10_32768/checkpoints/ae_1000.pt"
+    echo two > "$d/site/$name/10_32768/checkpoints/ae_2000.pt"
+done
+mkdir -p "$d/site/cutting"
+python3 tests/range_server.py "$d/site" "$d/port" "$d/log" &
+server=$!
+trap 'kill $server 2> /dev/null' EXIT
+for _ in 1 2 3 4 5 6 7 8 9 10; do [ -s "$d/port" ] || sleep 0.3; done
+url=http://127.0.0.1:$(cat "$d/port")
+RETRY_WAIT=0
+export RETRY_WAIT
+unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY all_proxy ALL_PROXY
+
+status() { # status NAME WANTED COMMAND...
+    name=$1 want=$2
+    shift 2
+    "$@" > "$d/out" 2> "$d/err"
+    got=$?
+    if [ $got -eq "$want" ]; then pass "$name"; else fail "$name" "status $got, expected $want: $(cat "$d/err")"; fi
+}
+same() { if cmp -s "$2" "$3"; then pass "$1"; else fail "$1" "$2 and $3 differ"; fi; }
+says() { if grep -q "$2" "$3"; then pass "$1"; else fail "$1" "expected '$2', found: $(head -n 3 "$3")"; fi; }
+
+try_with() { # try_with TOOL
+    DOWNLOADER=$1
+    export DOWNLOADER
+    o=$d/$1
+    status "$1: embed and layer 1" 0 $get --base-url "$url" --layers "embed,1" --out "$o"
+    for name in embed mlp_out_layer1 attn_out_layer1 resid_out_layer1; do
+        at=pythia-70m-deduped/$name/10_32768
+        same "$1: $name" "$d/site/$name/10_32768/ae.pt" "$o/$at/ae.pt"
+        same "$1: $name config" "$d/site/$name/10_32768/config.json" "$o/$at/config.json"
+    done
+    check "$1: no checkpoints unasked" test ! -e "$o/pythia-70m-deduped/embed/10_32768/checkpoints/ae_1000.pt"
+    : > "$d/log"
+    status "$1: again, with checkpoints" 0 $get --base-url "$url" --layers embed --checkpoints --out "$o"
+    check_fails "$1: what is there is not fetched again" grep -q "embed/10_32768/ae.pt" "$d/log"
+    same "$1: a checkpoint" "$d/site/embed/10_32768/checkpoints/ae_2000.pt" \
+        "$o/pythia-70m-deduped/embed/10_32768/checkpoints/ae_2000.pt"
+    : > "$d/log"
+    status "$1: a connection that breaks" 0 $get --base-url "$url/cut$1" --layers 1 --sites mlp_out --out "$o/cut"
+    same "$1: is continued" "$d/site/mlp_out_layer1/10_32768/ae.pt" \
+        "$o/cut/pythia-70m-deduped/mlp_out_layer1/10_32768/ae.pt"
+    says "$1: from where it broke" "ae.pt from 25000" "$d/log"
+    status "$1: one that always breaks at once" 1 $get --base-url "$url/short" --layers embed --out "$o/short"
+    says "$1: says what it has" "expected 21 bytes, found\|expected 50000 bytes, found" "$d/err"
+    check "$1: nothing under the final name" test ! -e "$o/short/pythia-70m-deduped/embed/10_32768/ae.pt"
+    status "$1: a file that is not there" 1 $get --base-url "$url/none" --layers embed --out "$o/none"
+    says "$1: is named" "none/embed/10_32768/config.json: not there" "$d/err"
+    mkdir -p "$o/part/pythia-70m-deduped/embed/10_32768"
+    head -c 20000 "$d/site/embed/10_32768/ae.pt" > "$o/part/pythia-70m-deduped/embed/10_32768/ae.pt.part"
+    : > "$d/log"
+    status "$1: a part of an earlier run" 0 $get --base-url "$url" --layers embed --out "$o/part"
+    same "$1: is completed" "$d/site/embed/10_32768/ae.pt" "$o/part/pythia-70m-deduped/embed/10_32768/ae.pt"
+    says "$1: from its end" "ae.pt from 20000" "$d/log"
+}
+
+for tool in curl wget; do
+    if have $tool; then try_with $tool; else skip "downloader with $tool" "no $tool"; fi
+done
+
+if have unzip; then
+    mkdir -p "$d/zip/dictionaries/pythia-70m-deduped"
+    cp -R "$d/site/embed" "$d/zip/dictionaries/pythia-70m-deduped/"
+    (cd "$d/zip" && python3 -m zipfile -c ../site/release.zip dictionaries)
+    unset DOWNLOADER
+    status "the archive" 0 $get --zip --base-url "$url/release.zip" --out "$d/unzipped"
+    same "is laid out" "$d/site/embed/10_32768/ae.pt" "$d/unzipped/pythia-70m-deduped/embed/10_32768/ae.pt"
+else
+    skip "the archive" "no unzip"
+fi
+status "help" 0 $get --help
+status "an unknown layer" 2 $get --layers 9
+says "is named" "expected embed or 0 to 5, found 9" "$d/err"
+status "a missing value" 2 $get --layers
+finish
