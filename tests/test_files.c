@@ -57,6 +57,7 @@ TEST(json_refuses) {
         {"\"\\u12G4\"", "unknown escape"},
         {"\"\\ud800\"", "a surrogate without its partner"},
         {"\"\\udc00\"", "a surrogate without its partner"},
+        {"\"\\udc00\\udc00\"", "a surrogate without its partner"},
         {"\"\\ud800\\u0041\"", "a surrogate without its partner"},
         {"\"\t\"", "a control character in a string"},
         {"\"\n\"", "a control character in a string"},

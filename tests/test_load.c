@@ -14,9 +14,15 @@ static char *path_of(const char *folder, const char *name) {
     return tmp_path(path);
 }
 
+/* An empty folder: what an earlier run left there goes. */
 static void make_folder(const char *name) {
     mkdir(tmp_path("load"), 0777);
     mkdir(path_of("", name), 0777);
+    DIR *dir = opendir(path_of("", name));
+    CHECK(dir != NULL);
+    for (struct dirent *e; (e = readdir(dir)) != NULL;)
+        if (e->d_name[0] != '.') remove(path_of(name, e->d_name));
+    closedir(dir);
 }
 
 static void write_text(const char *path, const char *text) {
@@ -343,7 +349,6 @@ static char *dictionary_folder(const char *folder, const char *file, const char 
     dlrn_tensor_out t[4];
     reference_tensors(t);
     make_folder(folder);
-    remove(path_of(folder, "config.json"));
     if (file) CHECK_OK(ctx, dlrn_archive_write(ctx, path_of(folder, file), t, 4, NULL));
     if (config) write_text(path_of(folder, "config.json"), config);
     return path_of("", folder);
