@@ -352,6 +352,8 @@ def named_pipes():
     dictlearn("encode", "--dict", HERE / "d.fifo", "--data", HERE / "x.fifo", "--out", HERE / "f.npy")
     for w in writers:
         w.join()
+    for path in pipes:
+        path.unlink()
     check_close(np.load(HERE / "f.npy"), features(), "encode")
 
 
