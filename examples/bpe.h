@@ -6,11 +6,13 @@
        #include "bpe.h"
 
    A text goes through five stages, the ones that the file describes: added tokens are cut out of the raw text; what is
-   between them is normalised (NFC); added tokens that are looked for in normalised text are cut out; the rest is split
-   into words (GPT-2's pattern and its kin); the bytes of each word are merged, the pair of lowest rank first.
-   Ids equal those of the `tokenizers` library's encode(text, add_special_tokens=False).
+   between them is normalised; added tokens that are looked for in normalised text are cut out; the rest is split into
+   words (GPT-2's pattern and its kin); the bytes of each word are merged, the pair of lowest rank first. Ids equal
+   those of the `tokenizers` library's encode(text, add_special_tokens=False); the file's truncation, padding and
+   post_processor play no part. Anything else in the file that is not done here is an error that names it.
 
-   Text should be UTF-8. A byte that is not is a character of its own that is neither letter, number nor space.
+   Text should be UTF-8. A byte that is not is a character of its own that is neither letter, number nor space, and is
+   encoded as itself. Characters younger than that library's tables of Unicode may be classed differently.
 
    CONTENTS
    >>interface  >>unicode  >>normalise  >>split  >>merge  >>added  >>encode  >>load
@@ -64,6 +66,7 @@ BPE_API const char *bpe_token_bytes(const bpe_tokenizer *t, int32_t id, int64_t 
 #undef BPE_IMPLEMENTATION
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include "unicode_tables.h"
 
@@ -72,6 +75,24 @@ BPE_API const char *bpe_token_bytes(const bpe_tokenizer *t, int32_t id, int64_t 
         dlrn_status bpe_s = (call);                                                                                    \
         if (bpe_s != DLRN_OK) return bpe_s;                                                                            \
     } while (0)
+
+/* One way of changing a text before it is cut. */
+typedef enum bpe_form {
+    BPE_NFC,
+    BPE_NFD,
+    BPE_NFKC,
+    BPE_NFKD,
+    BPE_LOWERCASE,
+    BPE_STRIP,
+    BPE_PREPEND,
+    BPE_REPLACE
+} bpe_form;
+
+typedef struct bpe_change {
+    bpe_form form;
+    int left, right;               /* Strip: at which ends          */
+    const dlrn_json *sought, *put; /* Replace: both; Prepend: `put` */
+} bpe_change;
 
 /* One way of cutting a text into pieces. */
 typedef enum bpe_pattern {
@@ -90,11 +111,13 @@ typedef struct bpe_step {
     bpe_pattern pattern;
     int prefix_space; /* ByteLevel's add_prefix_space */
 } bpe_step;
-enum { BPE_MOST_STEPS = 8 };
+
+enum { BPE_MOST_STEPS = 8, BPE_MOST_PUT = 64 }; /* of either kind; bytes that Prepend and Replace may put */
 
 typedef struct bpe_added {
-    char *content; /* as it is looked for: normalised if need be */
-    int64_t length;
+    const dlrn_json *content; /* as the file has it                             */
+    char *sought;             /* [length] as it is looked for: normalised or not */
+    int64_t length, place;    /* place: among those of the file                 */
     int32_t id;
     int lstrip, rstrip, single_word, normalized;
 } bpe_added;
@@ -114,29 +137,27 @@ typedef struct bpe_candidate { /* of the heap */
 struct bpe_tokenizer {
     dlrn_context *ctx;
     char path[1024];
-    dlrn_json *json;         /* keys of `vocab` are borrowed from here */
+    dlrn_json *json;         /* names of tokens are borrowed from here */
     const dlrn_json **slots; /* [slot_mask + 1] hash table of the vocabulary by its text */
     int64_t slot_mask, n_ids;
     const char **token; /* [n_ids] bytes of each id, NULL: unused */
     int64_t *token_length;
-    char *token_bytes; /* where token points to */
+    char *token_bytes; /* where token points to, except for added tokens */
     bpe_merge *merges; /* [merge_mask + 1] */
     int64_t merge_mask;
-    int32_t byte_id[256];   /* the token of a single byte, -1: none */
-    int32_t unknown;        /* id, or -1: bytes without a token are dropped, as HF does */
-    int normalise, compose; /* NFC: both; NFD: the first */
-    int ignore_merges;
+    int32_t byte_id[256]; /* the token of a single byte, -1: none */
+    int32_t unknown;      /* id, or -1: bytes without a token are dropped, as HF does */
+    int fuse_unknown, ignore_merges;
+    bpe_change change[BPE_MOST_STEPS];
     bpe_step step[BPE_MOST_STEPS];
-    int n_steps;
-    bpe_added *added; /* longest first */
-    int64_t n_added;
-    char begins[256];    /* whether an added token begins with this byte */
-    uint32_t (*pair)[3]; /* [n_pairs] first, second, composed; ascending */
-    int64_t n_pairs;
+    int n_changes, n_steps;
+    bpe_added *added; /* [n_added] those of raw text, then those of normalised text; each by its bytes */
+    int64_t n_raw, n_added;
+    char begins[2][256]; /* [normalized][byte]: an added token begins so */
     /* scratch of a call */
-    bpe_text normal, prefixed[BPE_MOST_STEPS], word;
-    uint32_t *codes;
-    int64_t codes_cap, symbols_cap, heap_cap;
+    bpe_text normal, changed, prefixed[BPE_MOST_STEPS], word;
+    uint32_t *codes; /* [n_codes], and room for a copy */
+    int64_t n_codes, codes_cap, symbols_cap, heap_cap;
     bpe_symbol *symbols;
     bpe_candidate *heap;
     int64_t heap_size;
@@ -232,88 +253,137 @@ static uint32_t bpe_run(const uint32_t *table, size_t n, int bits, uint32_t c) {
 }
 
 static int bpe_class(uint32_t c) {
+    if (c < 128) return unicode_ascii[c];
     if (c >= BPE_RAW) return UNICODE_OTHER;
     return (int)bpe_run(unicode_classes, sizeof unicode_classes / sizeof *unicode_classes, 4, c);
 }
 
-static int bpe_is_number(int class_) {
-    return class_ == UNICODE_DIGIT || class_ == UNICODE_LETTER_NUMBER || class_ == UNICODE_OTHER_NUMBER;
+/* Sets of classes. */
+enum {
+    BPE_LETTERS = 1 << UNICODE_LETTER,
+    BPE_NUMBERS = 1 << UNICODE_DIGIT | 1 << UNICODE_LETTER_NUMBER | 1 << UNICODE_OTHER_NUMBER,
+    BPE_LINE_ENDS = 1 << UNICODE_LINE_END, /* [\r\n] */
+    BPE_SPACES = 1 << UNICODE_SPACE | BPE_LINE_ENDS,
+    BPE_MARKS = 1 << UNICODE_PUNCTUATION | 1 << UNICODE_CONNECTOR, /* punctuation, and ASCII's symbols */
+    BPE_WORD_CHARS = BPE_LETTERS | 1 << UNICODE_DIGIT | 1 << UNICODE_LETTER_NUMBER | 1 << UNICODE_MARK |
+                     1 << UNICODE_CONNECTOR | 1 << UNICODE_WORD, /* \w */
+    BPE_ALL = (1 << UNICODE_CLASSES) - 1,
+    BPE_OTHERS = BPE_ALL & ~(BPE_LETTERS | BPE_NUMBERS | BPE_SPACES) /* [^\s\p{L}\p{N}] */
+};
+
+/* ---- walking over text */
+
+/* The class of the character at `at` < n; *next: where the next one begins. */
+static int bpe_class_at(const char *s, int64_t n, int64_t at, int64_t *next) {
+    uint32_t c;
+    *next = at + bpe_char(s + at, n - at, &c);
+    return bpe_class(c);
 }
 
-static int bpe_is_word(int class_) { /* \w */
-    return class_ == UNICODE_LETTER || class_ == UNICODE_DIGIT || class_ == UNICODE_LETTER_NUMBER ||
-           class_ == UNICODE_MARK || class_ == UNICODE_CONNECTOR;
+/* The end of the run of up to `most` characters from `at` whose classes are in this set. */
+static int64_t bpe_span(const char *s, int64_t n, int64_t at, int classes, int64_t most) {
+    for (int64_t next; at < n && most > 0 && (classes >> bpe_class_at(s, n, at, &next) & 1); most--) at = next;
+    return at;
 }
 
-static int bpe_is_mark(uint32_t c, int class_) { /* punctuation, ASCII's symbols included */
-    return class_ == UNICODE_PUNCTUATION || class_ == UNICODE_CONNECTOR ||
-           (c > 32 && c < 127 && class_ != UNICODE_LETTER && class_ != UNICODE_DIGIT);
+/* Where the character before `at` > 0 begins. */
+static int64_t bpe_before(const char *s, int64_t at) {
+    for (int64_t k = 2; k <= 4 && k <= at; k++) {
+        uint32_t c;
+        if (bpe_char(s + at - k, k, &c) == k) return at - k;
+    }
+    return at - 1;
+}
+
+static int bpe_before_is(const char *s, int64_t at, int classes) {
+    int64_t next;
+    return at > 0 && (classes >> bpe_class_at(s, at, bpe_before(s, at), &next) & 1);
 }
 
 /* ------------------------------------------------------------------------------------------ */
 // >>normalise
 
 enum { BPE_S = 0xAC00, BPE_L = 0x1100, BPE_V = 0x1161, BPE_T = 0x11A7, BPE_LS = 19, BPE_VS = 21, BPE_TS = 28 };
+#define BPE_COUNT(table) ((int64_t)(sizeof(table) / sizeof *(table)))
 
 static uint32_t bpe_combining(uint32_t c) {
-    if (c >= BPE_RAW) return 0;
+    if (c < 0x300 || c >= BPE_RAW) return 0;
     return bpe_run(unicode_combining, sizeof unicode_combining / sizeof *unicode_combining, 8, c);
 }
 
-static const unicode_parts *bpe_parts(uint32_t c) {
-    size_t low = 0, high = sizeof unicode_decompositions / sizeof *unicode_decompositions;
-    while (low < high) {
-        size_t middle = (low + high) / 2;
-        if (unicode_decompositions[middle].whole == c) return &unicode_decompositions[middle];
-        if (unicode_decompositions[middle].whole < c)
-            low = middle + 1;
+/* The parts of c, in unicode_parts' form; NULL: it is one piece. */
+static const uint32_t *bpe_parts(uint32_t c) {
+    int64_t low = 0, high = BPE_COUNT(unicode_blocks) - 1; /* the last one closes the table */
+    if (c < unicode_blocks[0][0] || c >= BPE_RAW) return NULL;
+    while (high - low > 1) {
+        int64_t middle = (low + high) / 2;
+        if (unicode_blocks[middle][0] <= c)
+            low = middle;
         else
             high = middle;
     }
-    return NULL;
+    const uint32_t *p = unicode_parts + unicode_blocks[low][1], *end = unicode_parts + unicode_blocks[low + 1][1];
+    for (uint32_t k = unicode_blocks[low][0]; k < c && p < end; p++) k += *p & 1;
+    return p < end ? p : NULL;
 }
 
-/* Appends c's canonical decomposition (at most four codes) to codes [*n]. */
-static void bpe_decompose(uint32_t c, uint32_t *codes, int64_t *n) {
+static dlrn_status bpe_put_code(bpe_tokenizer *t, uint32_t c) {
+    BPE_TRY(bpe_widen(t->ctx, &t->codes, &t->codes_cap, t->n_codes, t->n_codes + 1, sizeof *t->codes));
+    t->codes[t->n_codes++] = c;
+    return DLRN_OK;
+}
+
+/* Appends c's decomposition. */
+static dlrn_status bpe_decompose(bpe_tokenizer *t, uint32_t c, int compatible) {
     if (c >= BPE_S && c < BPE_S + BPE_LS * BPE_VS * BPE_TS) {
         uint32_t s = c - BPE_S;
-        codes[(*n)++] = BPE_L + s / (BPE_VS * BPE_TS);
-        codes[(*n)++] = BPE_V + s % (BPE_VS * BPE_TS) / BPE_TS;
-        if (s % BPE_TS) codes[(*n)++] = BPE_T + s % BPE_TS;
-        return;
+        BPE_TRY(bpe_put_code(t, BPE_L + s / (BPE_VS * BPE_TS)));
+        BPE_TRY(bpe_put_code(t, BPE_V + s % (BPE_VS * BPE_TS) / BPE_TS));
+        return s % BPE_TS ? bpe_put_code(t, BPE_T + s % BPE_TS) : DLRN_OK;
     }
-    const unicode_parts *p = c < 0xC0 ? NULL : bpe_parts(c);
-    if (!p) {
-        codes[(*n)++] = c;
-        return;
+    const uint32_t *p = bpe_parts(c);
+    if (!p || ((*p & 2) && !compatible)) return bpe_put_code(t, c);
+    for (;; p++) {
+        BPE_TRY(bpe_decompose(t, *p >> 2, compatible));
+        if (*p & 1) return DLRN_OK;
     }
-    bpe_decompose(p->first, codes, n);
-    if (p->second) bpe_decompose(p->second, codes, n);
 }
 
-/* Marks between starters into the order of their classes; stable. */
-static void bpe_reorder(uint32_t *codes, int64_t n) {
-    for (int64_t i = 1; i < n; i++) {
-        uint32_t c = codes[i], order = bpe_combining(c);
-        int64_t at = i;
-        for (; order && at > 0 && bpe_combining(codes[at - 1]) > order; at--) codes[at] = codes[at - 1];
-        codes[at] = c;
+/* Marks [n] into the order of their classes; stable, and no slower for many. copy: scratch [n]. */
+static void bpe_sort_marks(uint32_t *marks, int64_t n, uint32_t *copy) {
+    int64_t place[257] = {0};
+    memcpy(copy, marks, (size_t)n * sizeof *marks);
+    for (int64_t i = 0; i < n; i++) place[bpe_combining(copy[i]) + 1]++;
+    for (int k = 1; k < 257; k++) place[k] += place[k - 1];
+    for (int64_t i = 0; i < n; i++) marks[place[bpe_combining(copy[i])]++] = copy[i];
+}
+
+static dlrn_status bpe_reorder(bpe_tokenizer *t) {
+    int64_t n = t->n_codes;
+    BPE_TRY(bpe_widen(t->ctx, &t->codes, &t->codes_cap, n, 2 * n, sizeof *t->codes));
+    for (int64_t from = 0, to; from < n; from = to) {
+        to = from;
+        while (to < n && bpe_combining(t->codes[to])) to++;
+        if (to - from > 1) bpe_sort_marks(t->codes + from, to - from, t->codes + n);
+        if (to == from) to++;
     }
+    return DLRN_OK;
 }
 
 /* What first and second compose to, or 0. */
-static uint32_t bpe_composed(const bpe_tokenizer *t, uint32_t first, uint32_t second) {
+static uint32_t bpe_composed(uint32_t first, uint32_t second) {
     if (first >= BPE_L && first < BPE_L + BPE_LS && second >= BPE_V && second < BPE_V + BPE_VS)
         return BPE_S + ((first - BPE_L) * BPE_VS + (second - BPE_V)) * BPE_TS;
     if (first >= BPE_S && first < BPE_S + BPE_LS * BPE_VS * BPE_TS && (first - BPE_S) % BPE_TS == 0 && second > BPE_T &&
         second < BPE_T + BPE_TS)
         return first + (second - BPE_T);
-    int64_t low = 0, high = t->n_pairs;
+    int64_t low = 0, high = second < 0x300 ? 0 : BPE_COUNT(unicode_compositions); /* no second part is smaller */
     while (low < high) {
         int64_t middle = (low + high) / 2;
-        const uint32_t *p = t->pair[middle];
-        if (p[0] == first && p[1] == second) return p[2];
-        if (p[0] < first || (p[0] == first && p[1] < second))
+        uint32_t whole = unicode_compositions[middle];
+        const uint32_t *p = bpe_parts(whole);
+        if (p[0] >> 2 == first && p[1] >> 2 == second) return whole;
+        if (p[0] >> 2 < first || (p[0] >> 2 == first && p[1] >> 2 < second))
             low = middle + 1;
         else
             high = middle;
@@ -321,14 +391,14 @@ static uint32_t bpe_composed(const bpe_tokenizer *t, uint32_t first, uint32_t se
     return 0;
 }
 
-/* Canonical composition in place; returns the new length. */
-static int64_t bpe_compose(const bpe_tokenizer *t, uint32_t *codes, int64_t n) {
+/* Canonical composition in place. */
+static void bpe_compose(bpe_tokenizer *t) {
     int64_t starter = -1, out = 0;
-    uint32_t last = 0; /* combining class of what stands between the starter and here */
-    for (int64_t i = 0; i < n; i++) {
+    uint32_t last = 0, *codes = t->codes; /* last: combining class of what stands between the starter and here */
+    for (int64_t i = 0; i < t->n_codes; i++) {
         uint32_t order = bpe_combining(codes[i]);
         int blocked = starter < 0 || (out - 1 > starter && (last >= order || last == 0));
-        uint32_t joined = blocked ? 0 : bpe_composed(t, codes[starter], codes[i]);
+        uint32_t joined = blocked ? 0 : bpe_composed(codes[starter], codes[i]);
         if (joined) {
             codes[starter] = joined;
             continue;
@@ -337,60 +407,84 @@ static int64_t bpe_compose(const bpe_tokenizer *t, uint32_t *codes, int64_t n) {
         last = order;
         codes[out++] = codes[i];
     }
-    return out;
+    t->n_codes = out;
 }
 
-/* text to t->normal. ASCII needs nothing. */
-static dlrn_status bpe_normalise(bpe_tokenizer *t, const char *text, int64_t n) {
-    int64_t i = 0, count = 0;
-    t->normal.count = 0;
-    while (i < n && !(text[i] & 0x80)) i++;
-    if (!t->normalise || i == n) return bpe_put(t->ctx, &t->normal, text, n);
-    BPE_TRY(bpe_widen(t->ctx, &t->codes, &t->codes_cap, 0, 4 * n, sizeof *t->codes));
-    for (i = 0; i < n;) {
-        uint32_t c;
-        i += bpe_char(text + i, n - i, &c);
-        bpe_decompose(c, t->codes, &count);
+static dlrn_status bpe_lower(bpe_tokenizer *t, uint32_t c) {
+    int64_t low = 0, high = BPE_COUNT(unicode_lower);
+    while (high - low > 1) {
+        int64_t middle = (low + high) / 2;
+        if (unicode_lower[middle][0] <= (int32_t)c)
+            low = middle;
+        else
+            high = middle;
     }
-    bpe_reorder(t->codes, count);
-    if (t->compose) count = bpe_compose(t, t->codes, count);
-    for (i = 0; i < count; i++) {
+    const int32_t *run = unicode_lower[low]; /* first, last, step, difference */
+    int32_t k = (int32_t)c - run[0];
+    if (c == 0x130) BPE_TRY(bpe_put_code(t, 'i')); /* the only one that becomes two: a dot is put above */
+    if (c == 0x130) return bpe_put_code(t, 0x307);
+    return bpe_put_code(t, k >= 0 && (int32_t)c <= run[1] && k % run[2] == 0 ? (uint32_t)((int32_t)c + run[3]) : c);
+}
+
+/* t->normal to t->changed, by characters. */
+static dlrn_status bpe_change_codes(bpe_tokenizer *t, bpe_form form) {
+    const char *s = t->normal.bytes;
+    int64_t n = t->normal.count;
+    t->n_codes = 0;
+    for (int64_t i = 0; i < n;) {
+        uint32_t c;
+        i += bpe_char(s + i, n - i, &c);
+        BPE_TRY(form == BPE_LOWERCASE ? bpe_lower(t, c) : bpe_decompose(t, c, form == BPE_NFKC || form == BPE_NFKD));
+    }
+    if (form != BPE_LOWERCASE) BPE_TRY(bpe_reorder(t));
+    if (form == BPE_NFC || form == BPE_NFKC) bpe_compose(t);
+    for (int64_t i = 0; i < t->n_codes; i++) {
         char utf8[4];
-        BPE_TRY(bpe_put(t->ctx, &t->normal, utf8, bpe_write_char(t->codes[i], utf8)));
+        BPE_TRY(bpe_put(t->ctx, &t->changed, utf8, bpe_write_char(t->codes[i], utf8)));
     }
     return DLRN_OK;
 }
 
-/* The pairs that compose, in order: a heap sort of the table's entries that do. */
-static int bpe_pair_less(const uint32_t *a, const uint32_t *b) {
-    return a[0] != b[0] ? a[0] < b[0] : a[1] < b[1];
+/* t->normal to t->changed: what stands at its ends is cut, put before it, or replaced in it. */
+static dlrn_status bpe_change_text(bpe_tokenizer *t, const bpe_change *how) {
+    const char *s = t->normal.bytes, *end = s + t->normal.count;
+    if (how->form == BPE_STRIP) {
+        if (how->left) s += bpe_span(s, end - s, 0, BPE_SPACES, end - s);
+        while (how->right && end > s && bpe_before_is(s, end - s, BPE_SPACES)) end = s + bpe_before(s, end - s);
+        return bpe_put(t->ctx, &t->changed, s, end - s);
+    }
+    if (how->form == BPE_PREPEND && s < end) BPE_TRY(bpe_put(t->ctx, &t->changed, how->put->text, how->put->text_len));
+    if (how->form == BPE_PREPEND) return bpe_put(t->ctx, &t->changed, s, end - s);
+    while (s < end) {
+        int same = end - s >= how->sought->text_len && !memcmp(s, how->sought->text, (size_t)how->sought->text_len);
+        const char *put = same ? how->put->text : s;
+        BPE_TRY(bpe_put(t->ctx, &t->changed, put, same ? how->put->text_len : 1));
+        s += same ? how->sought->text_len : 1;
+    }
+    return DLRN_OK;
 }
 
-static dlrn_status bpe_make_pairs(bpe_tokenizer *t) {
-    const int64_t n = (int64_t)(sizeof unicode_decompositions / sizeof *unicode_decompositions);
-    t->pair = (uint32_t(*)[3])dlrn_alloc(t->ctx, n, sizeof *t->pair);
-    if (!t->pair) return DLRN_ERR_MEMORY;
-    for (int64_t i = 0; i < n; i++) { /* the heap grows, largest on top */
-        const unicode_parts *p = &unicode_decompositions[i];
-        uint32_t entry[3] = {p->first, p->second, p->whole};
-        int64_t at = t->n_pairs;
-        if (!p->composes) continue;
-        for (t->n_pairs++; at > 0 && bpe_pair_less(t->pair[(at - 1) / 2], entry); at = (at - 1) / 2)
-            memcpy(t->pair[at], t->pair[(at - 1) / 2], sizeof entry);
-        memcpy(t->pair[at], entry, sizeof entry);
-    }
-    for (int64_t end = t->n_pairs - 1; end > 0; end--) { /* and shrinks from the back */
-        uint32_t entry[3];
-        int64_t at = 0;
-        memcpy(entry, t->pair[end], sizeof entry);
-        memcpy(t->pair[end], t->pair[0], sizeof entry);
-        for (int64_t child = 1; child < end; child = 2 * at + 1) {
-            child += child + 1 < end && bpe_pair_less(t->pair[child], t->pair[child + 1]);
-            if (!bpe_pair_less(entry, t->pair[child])) break;
-            memcpy(t->pair[at], t->pair[child], sizeof entry);
-            at = child;
-        }
-        memcpy(t->pair[at], entry, sizeof entry);
+/* Whether this form leaves the text as it is, by its bytes: ASCII, and what begins below 0xCC (U+0300) in NFC. */
+static int bpe_unchanged(bpe_form form, const char *s, int64_t n) {
+    unsigned char limit = form == BPE_NFC ? 0xCC : 0x80;
+    if (form > BPE_NFKD) return 0;
+    while (n > 0 && (unsigned char)s[n - 1] < limit) n--;
+    return n == 0;
+}
+
+/* text to t->normal. */
+static dlrn_status bpe_normalise(bpe_tokenizer *t, const char *text, int64_t n) {
+    t->normal.count = 0;
+    BPE_TRY(bpe_put(t->ctx, &t->normal, text, n));
+    for (int i = 0; i < t->n_changes; i++) {
+        const bpe_change *how = &t->change[i];
+        if (bpe_unchanged(how->form, t->normal.bytes, t->normal.count)) continue;
+        t->changed.count = 0;
+        BPE_TRY(bpe_put(t->ctx, &t->changed, "", 0));
+        BPE_TRY(how->form <= BPE_LOWERCASE ? bpe_change_codes(t, how->form) : bpe_change_text(t, how));
+        bpe_text swap = t->normal;
+        t->normal = t->changed;
+        t->changed = swap;
     }
     return DLRN_OK;
 }
@@ -399,77 +493,11 @@ static dlrn_status bpe_make_pairs(bpe_tokenizer *t) {
 // >>split
 /* Each pattern is a function that measures the piece at the start of a text; *drop: it is between the pieces. */
 
-typedef struct bpe_cursor { /* a character, and where the next one begins */
-    uint32_t code;
-    int class_;
-    int64_t next;
-} bpe_cursor;
-
-/* The character at `at`; past the end: class -1. */
-static bpe_cursor bpe_at(const char *s, int64_t n, int64_t at) {
-    bpe_cursor c = {0, -1, at};
-    if (at >= n) return c;
-    c.next = at + bpe_char(s + at, n - at, &c.code);
-    c.class_ = bpe_class(c.code);
-    return c;
-}
-
-typedef int (*bpe_test)(uint32_t code, int class_);
-
-static int bpe_letter(uint32_t code, int class_) {
-    (void)code;
-    return class_ == UNICODE_LETTER;
-}
-static int bpe_number(uint32_t code, int class_) {
-    (void)code;
-    return bpe_is_number(class_);
-}
-static int bpe_space(uint32_t code, int class_) {
-    (void)code;
-    return class_ == UNICODE_SPACE;
-}
-static int bpe_neither(uint32_t code, int class_) { /* [^\s\p{L}\p{N}] */
-    (void)code;
-    return class_ >= 0 && class_ != UNICODE_LETTER && class_ != UNICODE_SPACE && !bpe_is_number(class_);
-}
-static int bpe_word(uint32_t code, int class_) {
-    (void)code;
-    return bpe_is_word(class_);
-}
-static int bpe_symbol_char(uint32_t code, int class_) { /* [^\w\s] */
-    (void)code;
-    return class_ >= 0 && class_ != UNICODE_SPACE && !bpe_is_word(class_);
-}
-static int bpe_not_space(uint32_t code, int class_) {
-    (void)code;
-    return class_ >= 0 && class_ != UNICODE_SPACE;
-}
-static int bpe_line_end(uint32_t code, int class_) {
-    (void)class_;
-    return code == '\r' || code == '\n';
-}
-static int bpe_plain(uint32_t code, int class_) { /* \P{N} */
-    (void)code;
-    return class_ >= 0 && !bpe_is_number(class_);
-}
-static int bpe_unmarked(uint32_t code, int class_) {
-    return class_ >= 0 && !bpe_is_mark(code, class_);
-}
-
-/* The end of the run of up to `most` characters from `at` that pass. */
-static int64_t bpe_span(const char *s, int64_t n, int64_t at, bpe_test test, int64_t most) {
-    for (int64_t k = 0; k < most; k++) {
-        bpe_cursor c = bpe_at(s, n, at);
-        if (c.class_ < 0 || !test(c.code, c.class_)) break;
-        at = c.next;
-    }
-    return at;
-}
-
 /* 's 't 're 've 'm 'll 'd; 0: none of them. */
 static int64_t bpe_contraction(const char *s, int64_t n, int any_case) {
     static const char *const ends[] = {"s", "t", "re", "ve", "m", "ll", "d"};
     if (n < 2 || s[0] != '\'') return 0;
+    if (any_case && n > 2 && !memcmp(s + 1, "\xC5\xBF", 2)) return 3; /* the long s is an s, too */
     for (size_t e = 0; e < sizeof ends / sizeof *ends; e++) {
         int64_t k = 0, length = (int64_t)strlen(ends[e]);
         while (k < length && k + 1 < n && ((any_case ? s[k + 1] | 32 : s[k + 1]) == ends[e][k])) k++;
@@ -480,18 +508,17 @@ static int64_t bpe_contraction(const char *s, int64_t n, int any_case) {
 
 /* \s+(?!\S) or \s+ at s, which begins with a space. */
 static int64_t bpe_space_piece(const char *s, int64_t n) {
-    int64_t end = bpe_span(s, n, 0, bpe_space, n), last = end;
+    int64_t end = bpe_span(s, n, 0, BPE_SPACES, n);
     if (end == n) return end;
-    do last--; /* back over one character: the space that the next word takes */
-    while (last > 0 && (s[last] & 0xC0) == 0x80);
+    int64_t last = bpe_before(s, end); /* the space that the next word takes */
     return last > 0 ? last : end;
 }
 
 /* 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ */
 static int64_t bpe_piece_gpt2(const char *s, int64_t n) {
+    static const int kinds[3] = {BPE_LETTERS, BPE_NUMBERS, BPE_OTHERS};
     int64_t short_form = bpe_contraction(s, n, 0), from = s[0] == ' ';
     if (short_form) return short_form;
-    static const bpe_test kinds[3] = {bpe_letter, bpe_number, bpe_neither};
     for (int k = 0; k < 3; k++) {
         int64_t end = bpe_span(s, n, from, kinds[k], n);
         if (end > from) return end;
@@ -501,50 +528,43 @@ static int64_t bpe_piece_gpt2(const char *s, int64_t n) {
 
 /* (?i:'s|...)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+ */
 static int64_t bpe_piece_llama3(const char *s, int64_t n, int64_t digits) {
-    int64_t short_form = bpe_contraction(s, n, 1), from = 0, end;
+    int64_t short_form = bpe_contraction(s, n, 1);
     if (short_form) return short_form;
-    bpe_cursor first = bpe_at(s, n, 0);
-    if (!bpe_line_end(first.code, first.class_) && first.class_ != UNICODE_LETTER && !bpe_is_number(first.class_))
-        from = first.next;
-    end = bpe_span(s, n, from, bpe_letter, n);
+    int64_t from = bpe_span(s, n, 0, BPE_ALL & ~(BPE_LINE_ENDS | BPE_LETTERS | BPE_NUMBERS), 1);
+    int64_t end = bpe_span(s, n, from, BPE_LETTERS, n);
     if (end > from) return end;
-    end = bpe_span(s, n, 0, bpe_number, digits);
+    end = bpe_span(s, n, 0, BPE_NUMBERS, digits);
     if (end > 0) return end;
     from = s[0] == ' ';
-    end = bpe_span(s, n, from, bpe_neither, n);
-    if (end > from) return bpe_span(s, n, end, bpe_line_end, n);
-    end = bpe_span(s, n, 0, bpe_space, n);
-    while (end > 0 && !bpe_line_end((unsigned char)s[end - 1], 0)) end--;
+    end = bpe_span(s, n, from, BPE_OTHERS, n);
+    if (end > from) return bpe_span(s, n, end, BPE_LINE_ENDS, n);
+    end = bpe_span(s, n, 0, BPE_SPACES, n);
+    while (end > 0 && s[end - 1] != '\r' && s[end - 1] != '\n') end--;
     return end > 0 ? end : bpe_space_piece(s, n);
 }
 
-/* The first run that passes `in`, or else the first that passes `out`. */
-static int64_t bpe_piece_of(const char *s, int64_t n, bpe_test in, int64_t most, bpe_test out, int *is_in) {
-    int64_t end = bpe_span(s, n, 0, in, most);
-    *is_in = end > 0;
-    return end > 0 ? end : bpe_span(s, n, 0, out, n);
+/* Up to `most` characters of these classes, or else all that are of none of them. */
+static int64_t bpe_piece_of(const char *s, int64_t n, int classes, int64_t most) {
+    int64_t end = bpe_span(s, n, 0, classes, most);
+    return end > 0 ? end : bpe_span(s, n, 0, BPE_ALL & ~classes, n);
 }
 
 static int64_t bpe_piece(bpe_pattern pattern, const char *s, int64_t n, int *drop) {
-    int in = 0;
-    int64_t length;
-    *drop = 0;
+    int64_t end = 0;
+    if (pattern == BPE_WORDS || pattern == BPE_WHITESPACE_SPLIT) end = bpe_span(s, n, 0, BPE_SPACES, n);
+    *drop = end > 0;
+    if (*drop) return end;
     switch (pattern) {
     case BPE_GPT2: return bpe_piece_gpt2(s, n);
     case BPE_LLAMA3: return bpe_piece_llama3(s, n, 3);
     case BPE_QWEN2: return bpe_piece_llama3(s, n, 1);
-    case BPE_DIGITS: return bpe_piece_of(s, n, bpe_number, n, bpe_plain, &in);
-    case BPE_EACH_DIGIT: return bpe_piece_of(s, n, bpe_number, 1, bpe_plain, &in);
-    case BPE_PUNCTUATION: length = bpe_span(s, n, 0, bpe_unmarked, n); return length ? length : bpe_at(s, n, 0).next;
+    case BPE_DIGITS: return bpe_piece_of(s, n, BPE_NUMBERS, n);
+    case BPE_EACH_DIGIT: return bpe_piece_of(s, n, BPE_NUMBERS, 1);
+    case BPE_PUNCTUATION: return bpe_piece_of(s, n, BPE_MARKS, 1);
     case BPE_WORDS:
-        length = bpe_piece_of(s, n, bpe_word, n, bpe_symbol_char, &in);
-        if (length) return length;
-        *drop = 1;
-        return bpe_span(s, n, 0, bpe_space, n);
-    case BPE_WHITESPACE_SPLIT:
-        length = bpe_piece_of(s, n, bpe_space, n, bpe_not_space, &in);
-        *drop = in;
-        return length;
+        end = bpe_span(s, n, 0, BPE_WORD_CHARS, n);
+        return end > 0 ? end : bpe_span(s, n, 0, BPE_ALL & ~(BPE_WORD_CHARS | BPE_SPACES), n);
+    case BPE_WHITESPACE_SPLIT: return bpe_span(s, n, 0, BPE_ALL & ~BPE_SPACES, n);
     case BPE_WHOLE: break;
     }
     return n;
@@ -619,10 +639,13 @@ static dlrn_status bpe_merge_word(bpe_tokenizer *t, const char *word, int64_t n)
     if (n > INT32_MAX / 4) return dlrn_fail(t->ctx, DLRN_ERR_VALUE, "%s: a word of %lld bytes", t->path, (long long)n);
     BPE_TRY(bpe_widen(t->ctx, &t->symbols, &t->symbols_cap, 0, n, sizeof *t->symbols));
     BPE_TRY(bpe_widen(t->ctx, &t->heap, &t->heap_cap, 0, 3 * n, sizeof *t->heap)); /* a merge pushes two at most */
+    int in_unknown = 0;
     for (int64_t i = 0; i < n; i++) {
         int32_t id = t->byte_id[(unsigned char)word[i]];
+        int fuse = id < 0 && in_unknown && t->fuse_unknown;
+        in_unknown = id < 0;
         if (id < 0) id = t->unknown;
-        if (id < 0) continue;
+        if (id < 0 || fuse) continue;
         bpe_symbol s = {id, count - 1, count + 1};
         t->symbols[count++] = s;
     }
@@ -697,47 +720,51 @@ static dlrn_status bpe_split(bpe_tokenizer *t, int i, const char *s, int64_t n) 
 /* ------------------------------------------------------------------------------------------ */
 // >>added
 
-static int64_t bpe_before(const char *s, int64_t at) { /* where the character before `at` begins */
-    do at--;
-    while (at > 0 && (s[at] & 0xC0) == 0x80);
-    return at;
+/* The first of added [low, high) whose byte k is not below `byte`; those that have ended come before all. */
+static int64_t bpe_added_bound(const bpe_tokenizer *t, int64_t low, int64_t high, int64_t k, int byte) {
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        const bpe_added *a = &t->added[middle];
+        if (k >= a->length || (unsigned char)a->sought[k] < byte)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* The longest added token of this kind at s, or NULL. They are in order: each byte narrows the range that is left. */
+static const bpe_added *bpe_added_at(const bpe_tokenizer *t, const char *s, int64_t n, int normalized) {
+    const bpe_added *found = NULL;
+    int64_t low = normalized ? t->n_raw : 0, high = normalized ? t->n_added : t->n_raw;
+    if (!t->begins[normalized][(unsigned char)s[0]]) return NULL;
+    for (int64_t k = 0; k < n && low < high; k++) {
+        low = bpe_added_bound(t, low, high, k, (unsigned char)s[k]);
+        high = bpe_added_bound(t, low, high, k, (unsigned char)s[k] + 1);
+        if (low < high && t->added[low].length == k + 1) found = &t->added[low];
+    }
+    return found;
 }
 
 static int bpe_stands_alone(const char *s, int64_t n, int64_t from, int64_t to) {
-    if (from > 0 && bpe_is_word(bpe_at(s, n, bpe_before(s, from)).class_)) return 0;
-    return to == n || !bpe_is_word(bpe_at(s, n, to).class_);
-}
-
-/* The longest added token of this kind at `at`, or NULL: they are sorted by length. */
-static const bpe_added *bpe_added_at(const bpe_tokenizer *t, const char *s, int64_t n, int64_t at, int normalized) {
-    if (!t->begins[(unsigned char)s[at]]) return NULL;
-    for (int64_t k = 0; k < t->n_added; k++) {
-        const bpe_added *a = &t->added[k];
-        if (a->normalized == normalized && a->content[0] == s[at] && a->length <= n - at &&
-            !memcmp(a->content, s + at, (size_t)a->length))
-            return a;
-    }
-    return NULL;
+    return !bpe_before_is(s, from, BPE_WORD_CHARS) && bpe_span(s, n, to, BPE_WORD_CHARS, 1) == to;
 }
 
 typedef dlrn_status (*bpe_between)(bpe_tokenizer *t, const char *s, int64_t n);
 
-/* Added tokens to the output, what lies between them to `between`. */
+/* Added tokens to the output, what lies between them to `between`. The search goes on right behind a token, also if
+   it takes spaces to its right. */
 static dlrn_status bpe_cut_added(bpe_tokenizer *t, const char *s, int64_t n, int normalized, bpe_between between) {
     int64_t done = 0;
-    for (int64_t at = 0; at < n;) {
-        const bpe_added *a = bpe_added_at(t, s, n, at, normalized);
-        int64_t from = at, to = a ? at + a->length : at + 1;
-        at = to;
-        if (!a || (a->single_word && !bpe_stands_alone(s, n, from, to))) continue;
-        while (a->lstrip && from > done && bpe_at(s, n, bpe_before(s, from)).class_ == UNICODE_SPACE)
-            from = bpe_before(s, from);
-        if (a->rstrip) to = bpe_span(s, n, to, bpe_space, n);
-        if (from < done) from = done;
+    for (int64_t at = 0, next; at < n; at = next) {
+        const bpe_added *a = bpe_added_at(t, s + at, n - at, normalized);
+        int64_t from = at;
+        next = a ? at + a->length : at + 1;
+        if (!a || (a->single_word && !bpe_stands_alone(s, n, at, next))) continue;
+        while (a->lstrip && from > done && bpe_before_is(s, from, BPE_SPACES)) from = bpe_before(s, from);
         if (from > done) BPE_TRY(between(t, s + done, from - done));
         BPE_TRY(bpe_put_id(t->ctx, t->out, a->id));
-        done = to;
-        at = to;
+        done = a->rstrip ? bpe_span(s, n, next, BPE_SPACES, n) : next;
     }
     return done < n ? between(t, s + done, n - done) : DLRN_OK;
 }
@@ -786,28 +813,80 @@ BPE_API const char *bpe_token_bytes(const bpe_tokenizer *t, int32_t id, int64_t 
 BPE_API int32_t bpe_token_id(const bpe_tokenizer *t, const char *name) {
     int32_t id = bpe_vocab_id(t, name, (int64_t)strlen(name));
     for (int64_t k = 0; k < t->n_added && id < 0; k++)
-        if (!strcmp(t->added[k].content, name)) id = t->added[k].id;
+        if (!strcmp(t->added[k].content->text, name)) id = t->added[k].id;
     return id;
 }
 
 /* ------------------------------------------------------------------------------------------ */
 // >>load
 
-static dlrn_status bpe_bad(bpe_tokenizer *t, const char *key, const char *expected, const char *found) {
-    return dlrn_fail(t->ctx, DLRN_ERR_FORMAT, "%s: %s: expected %s, found %s", t->path, key, expected, found);
-}
-
-static dlrn_status bpe_unsupported(bpe_tokenizer *t, const char *key, const char *expected, const char *found) {
-    return dlrn_fail(t->ctx, DLRN_ERR_UNSUPPORTED, "%s: %s: expected %s, found %s", t->path, key, expected, found);
-}
-
 static int bpe_is(const dlrn_json *j, dlrn_json_type type) {
     return j && j->type == type;
 }
 
-/* A number that may be an id of this file: ids may have gaps, but memory must not follow from one number. */
+/* Text of the file as an error quotes it: short, whole characters, on one line. */
+static void bpe_quote_text(char *out, int64_t room, const char *s, int64_t n) {
+    int64_t k = 0, i = 0, length;
+    for (uint32_t c; i < n; i += length) {
+        length = bpe_char(s + i, n - i, &c);
+        if (k + length + 4 > room) break;
+        memcpy(out + k, s + i, (size_t)length);
+        if (c < 32 || c == 127 || c >= BPE_RAW) out[k] = '?';
+        k += length;
+    }
+    snprintf(out + k, (size_t)(room - k), "%s", i < n ? "..." : "");
+}
+
+static const char *bpe_quote(const dlrn_json *j, char *out, int64_t room) {
+    static const char *const kinds[] = {"null", "", "", "", "an array", "an object"};
+    if (!j) return "nothing";
+    if (j->type == DLRN_JSON_BOOL) return j->number != 0 ? "true" : "false";
+    if (!j->text) return kinds[j->type];
+    bpe_quote_text(out, room, j->text, j->text_len);
+    return out;
+}
+
+static dlrn_status bpe_refuse(bpe_tokenizer *t, dlrn_status s, const char *key, const char *expected,
+                              const dlrn_json *found) {
+    char quoted[96];
+    const char *mark = bpe_is(found, DLRN_JSON_STRING) ? "\"" : "";
+    return dlrn_fail(t->ctx, s, "%s: %s: expected %s, found %s%s%s", t->path, key, expected, mark,
+                     bpe_quote(found, quoted, sizeof quoted), mark);
+}
+
+static dlrn_status bpe_bad(bpe_tokenizer *t, const char *key, const char *expected, const dlrn_json *found) {
+    return bpe_refuse(t, DLRN_ERR_FORMAT, key, expected, found);
+}
+
+static dlrn_status bpe_unsupported(bpe_tokenizer *t, const char *key, const char *expected, const dlrn_json *found) {
+    return bpe_refuse(t, DLRN_ERR_UNSUPPORTED, key, expected, found);
+}
+
+/* The same for one of a list. */
+static dlrn_status bpe_bad_at(bpe_tokenizer *t, const char *list, int64_t place, const char *key, const char *expected,
+                              const dlrn_json *found) {
+    char name[96];
+    snprintf(name, sizeof name, "%s[%lld]%s", list, (long long)place, key);
+    return bpe_bad(t, name, expected, found);
+}
+
+/* The same for an entry of the vocabulary. */
+static dlrn_status bpe_bad_entry(bpe_tokenizer *t, const char *expected, const dlrn_json *entry) {
+    char name[128] = "model.vocab.";
+    int64_t at = (int64_t)strlen(name);
+    bpe_quote_text(name + at, (int64_t)sizeof name - at, entry->key, entry->key_len);
+    return bpe_bad(t, name, expected, entry);
+}
+
+/* A switch of the file: true, false, or what stands for it if it is not given. */
+static dlrn_status bpe_flag(bpe_tokenizer *t, const dlrn_json *object, const char *key, int otherwise, int *out) {
+    const dlrn_json *j = dlrn_json_get(object, key);
+    *out = bpe_is(j, DLRN_JSON_BOOL) ? j->number != 0 : otherwise;
+    return !j || j->type <= DLRN_JSON_BOOL ? DLRN_OK : bpe_bad(t, key, "true or false", j);
+}
+
+/* A number that may be an id of this file. */
 static int bpe_good_id(const bpe_tokenizer *t, const dlrn_json *j) {
-    (void)t;
     return bpe_is(j, DLRN_JSON_NUMBER) && j->number >= 0 && j->number < (double)t->n_ids &&
            j->number == (double)(int32_t)j->number;
 }
@@ -818,51 +897,104 @@ static int64_t bpe_table_mask(int64_t n) { /* half empty */
     return size - 1;
 }
 
+/* ---- the vocabulary */
+
+/* One more than the largest id. Ids may have gaps, but memory must not follow from one number of the file. */
+static dlrn_status bpe_count_ids(bpe_tokenizer *t, const dlrn_json *vocab, const dlrn_json *added) {
+    double most = -1, tokens = (double)vocab->count + (added ? (double)added->count : 0);
+    for (const dlrn_json *j = vocab->first; j; j = j->next)
+        if (j->number > most) most = j->number;
+    for (const dlrn_json *j = added ? added->first : NULL; j; j = j->next) {
+        double id = dlrn_json_number(j, "id", -1);
+        if (id > most) most = id;
+    }
+    if (tokens == 0) return bpe_bad(t, "model.vocab", "tokens", NULL);
+    if (!(most < 8 * tokens + 1024) || most >= INT32_MAX)
+        return dlrn_fail(t->ctx, DLRN_ERR_FORMAT,
+                         "%s: model.vocab: expected ids near the number of tokens, found %.17g", t->path, most);
+    t->n_ids = (int64_t)most + 1;
+    return DLRN_OK;
+}
+
+/* The bytes that a token's text stands for: if it is of the bytes' alphabet; else its own. Returns how many. */
+static int64_t bpe_token_text(const char *s, int64_t n, const int *back, char *out) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n;) {
+        uint32_t c;
+        i += bpe_char(s + i, n - i, &c);
+        if (c >= 512 || back[c] < 0) {
+            memcpy(out, s, (size_t)n);
+            return n;
+        }
+        out[count++] = (char)back[c];
+    }
+    return count;
+}
+
 static dlrn_status bpe_load_vocab(bpe_tokenizer *t, const dlrn_json *vocab) {
-    char text[32];
+    int back[512]; /* from an alphabet's code to its byte */
+    int64_t bytes = 1;
+    for (int c = 0; c < 512; c++) back[c] = -1;
+    for (int b = 0; b < 256; b++) back[bpe_byte_code(b)] = b;
+    for (const dlrn_json *v = vocab->first; v; v = v->next) bytes += v->key_len + 1;
     t->slot_mask = bpe_table_mask(vocab->count);
     t->slots = (const dlrn_json **)dlrn_alloc(t->ctx, t->slot_mask + 1, sizeof *t->slots);
-    if (!t->slots) return DLRN_ERR_MEMORY;
-    memset(t->slots, 0, (size_t)(t->slot_mask + 1) * sizeof *t->slots);
+    t->token = (const char **)dlrn_alloc(t->ctx, t->n_ids, sizeof *t->token);
+    t->token_length = (int64_t *)dlrn_alloc(t->ctx, t->n_ids, sizeof *t->token_length);
+    t->token_bytes = (char *)dlrn_alloc(t->ctx, bytes, 1);
+    if (!t->slots || !t->token || !t->token_length || !t->token_bytes) return DLRN_ERR_MEMORY;
+    memset((void *)t->slots, 0, (size_t)(t->slot_mask + 1) * sizeof *t->slots);
+    memset((void *)t->token, 0, (size_t)t->n_ids * sizeof *t->token);
+    char *next = t->token_bytes;
     for (const dlrn_json *v = vocab->first; v; v = v->next) {
-        if (!bpe_good_id(t, v)) return bpe_bad(t, "model.vocab", "ids from 0 to about the number of tokens", v->key);
+        if (!bpe_good_id(t, v)) return bpe_bad_entry(t, "an id", v);
+        int32_t id = (int32_t)v->number;
+        if (t->token[id]) return bpe_bad_entry(t, "an id of its own", v);
         *bpe_slot(t, v->key, v->key_len) = v;
-    }
-    for (int b = 0; b < 256; b++) {
-        int64_t n = bpe_write_char(bpe_byte_code(b), text);
-        t->byte_id[b] = bpe_vocab_id(t, text, n);
+        t->token[id] = next;
+        t->token_length[id] = bpe_token_text(v->key, v->key_len, back, next);
+        next += t->token_length[id];
+        *next++ = 0;
     }
     return DLRN_OK;
 }
 
-/* "a b", or ["a", "b"]. */
-static dlrn_status bpe_load_merge(bpe_tokenizer *t, const dlrn_json *m, int32_t rank) {
-    const char *part[2] = {NULL, NULL};
-    int64_t length[2] = {0, 0};
+/* ---- the model */
+
+/* The two texts of "a b" or ["a", "b"]; 0: neither. */
+static int bpe_merge_parts(const dlrn_json *m, const char **part, int64_t *length) {
     if (bpe_is(m, DLRN_JSON_STRING)) {
         const char *gap = (const char *)memchr(m->text, ' ', (size_t)m->text_len);
+        if (!gap || memchr(gap + 1, ' ', (size_t)(m->text + m->text_len - gap - 1))) return 0;
         part[0] = m->text;
-        length[0] = gap ? gap - m->text : 0;
-        part[1] = gap ? gap + 1 : NULL;
+        part[1] = gap + 1;
+        length[0] = gap - m->text;
         length[1] = m->text_len - length[0] - 1;
-    } else if (bpe_is(m, DLRN_JSON_ARRAY) && m->count == 2 && bpe_is(m->first, DLRN_JSON_STRING) &&
-               bpe_is(m->first->next, DLRN_JSON_STRING)) {
-        for (int k = 0; k < 2; k++) {
-            const dlrn_json *p = k ? m->first->next : m->first;
-            part[k] = p->text;
-            length[k] = p->text_len;
-        }
+        return 1;
     }
-    if (!part[1]) return bpe_bad(t, "model.merges", "two tokens, as \"a b\" or [\"a\", \"b\"]", "something else");
+    if (!bpe_is(m, DLRN_JSON_ARRAY) || m->count != 2) return 0;
+    const dlrn_json *p = m->first;
+    for (int k = 0; k < 2; k++, p = p->next) {
+        if (p->type != DLRN_JSON_STRING) return 0;
+        part[k] = p->text;
+        length[k] = p->text_len;
+    }
+    return 1;
+}
+
+static dlrn_status bpe_load_merge(bpe_tokenizer *t, const dlrn_json *m, int32_t rank) {
+    const char *part[2];
+    int64_t length[2];
+    if (!bpe_merge_parts(m, part, length))
+        return bpe_bad_at(t, "model.merges", rank, "", "two tokens, as \"a b\" or [\"a\", \"b\"]", m);
     t->word.count = 0;
-    BPE_TRY(bpe_put(t->ctx, &t->word, part[0], length[0]));
-    BPE_TRY(bpe_put(t->ctx, &t->word, part[1], length[1]));
+    for (int k = 0; k < 2; k++) BPE_TRY(bpe_put(t->ctx, &t->word, part[k], length[k]));
     int32_t left = bpe_vocab_id(t, part[0], length[0]), right = bpe_vocab_id(t, part[1], length[1]);
     int32_t joined = bpe_vocab_id(t, t->word.bytes, t->word.count);
     if (left < 0 || right < 0 || joined < 0)
-        return bpe_bad(t, "model.merges", "tokens of the vocabulary that join to one", t->word.bytes);
-    bpe_merge *slot = bpe_merge_slot(t, left, right), entry = {left, right, joined, rank};
-    if (slot->rank < 0) *slot = entry;
+        return bpe_bad_at(t, "model.merges", rank, "", "tokens of the vocabulary that join to one", m);
+    bpe_merge entry = {left, right, joined, rank};
+    *bpe_merge_slot(t, left, right) = entry; /* of the same pair twice, the last one counts */
     return DLRN_OK;
 }
 
@@ -876,39 +1008,85 @@ static dlrn_status bpe_load_merges(bpe_tokenizer *t, const dlrn_json *merges) {
     return DLRN_OK;
 }
 
+/* The token of each byte, and what stands for a byte that has none. */
+static dlrn_status bpe_load_bytes(bpe_tokenizer *t, const dlrn_json *model) {
+    const dlrn_json *unknown = dlrn_json_get(model, "unk_token"), *fallback = dlrn_json_get(model, "byte_fallback");
+    int missing = 0;
+    for (int b = 0; b < 256; b++) {
+        char text[4];
+        t->byte_id[b] = bpe_vocab_id(t, text, bpe_write_char(bpe_byte_code(b), text));
+        missing += t->byte_id[b] < 0;
+    }
+    t->unknown = bpe_is(unknown, DLRN_JSON_STRING) ? bpe_vocab_id(t, unknown->text, unknown->text_len) : -1;
+    if (missing && t->unknown < 0 && bpe_is(unknown, DLRN_JSON_STRING))
+        return bpe_bad(t, "model.unk_token", "a token of the vocabulary", unknown);
+    if (missing && bpe_is(fallback, DLRN_JSON_BOOL) && fallback->number != 0)
+        return bpe_unsupported(t, "model.byte_fallback", "false, or a token for each byte", fallback);
+    return DLRN_OK;
+}
+
 static dlrn_status bpe_load_model(bpe_tokenizer *t, const dlrn_json *model) {
-    const dlrn_json *vocab = dlrn_json_get(model, "vocab"), *merges = dlrn_json_get(model, "merges");
+    const dlrn_json *type = dlrn_json_get(model, "type"), *merges = dlrn_json_get(model, "merges");
+    const dlrn_json *vocab = dlrn_json_get(model, "vocab"), *dropout = dlrn_json_get(model, "dropout");
     static const char *const unset[] = {"continuing_subword_prefix", "end_of_word_suffix"};
-    const char *type = dlrn_json_text(model, "type", "BPE"), *unknown = dlrn_json_text(model, "unk_token", NULL);
-    if (strcmp(type, "BPE")) return bpe_unsupported(t, "model.type", "BPE", type);
-    if (!bpe_is(vocab, DLRN_JSON_OBJECT)) return bpe_bad(t, "model.vocab", "an object", "none");
-    if (!bpe_is(merges, DLRN_JSON_ARRAY)) return bpe_bad(t, "model.merges", "an array", "none");
+    if (type && strcmp(dlrn_json_text(model, "type", ""), "BPE")) return bpe_unsupported(t, "model.type", "BPE", type);
+    if (!bpe_is(merges, DLRN_JSON_ARRAY)) return bpe_bad(t, "model.merges", "an array", merges);
     for (int k = 0; k < 2; k++)
         if (*dlrn_json_text(model, unset[k], ""))
-            return bpe_unsupported(t, unset[k], "none", dlrn_json_text(model, unset[k], ""));
-    if (dlrn_json_number(model, "byte_fallback", 0) != 0) return bpe_unsupported(t, "byte_fallback", "false", "true");
-    t->ignore_merges = dlrn_json_number(model, "ignore_merges", 0) != 0;
+            return bpe_unsupported(t, unset[k], "none", dlrn_json_get(model, unset[k]));
+    if (dropout && (dropout->type > DLRN_JSON_NUMBER || dropout->number != 0))
+        return bpe_unsupported(t, "model.dropout", "null or 0", dropout);
+    BPE_TRY(bpe_flag(t, model, "ignore_merges", 0, &t->ignore_merges));
+    BPE_TRY(bpe_flag(t, model, "fuse_unk", 0, &t->fuse_unknown));
     BPE_TRY(bpe_load_vocab(t, vocab));
-    t->unknown = unknown ? bpe_vocab_id(t, unknown, (int64_t)strlen(unknown)) : -1;
+    BPE_TRY(bpe_load_bytes(t, model));
     return bpe_load_merges(t, merges);
 }
 
-static dlrn_status bpe_load_normalizer(bpe_tokenizer *t, const dlrn_json *n) {
-    if (!n || n->type == DLRN_JSON_NULL) return DLRN_OK;
-    const char *type = dlrn_json_text(n, "type", "none");
-    if (!strcmp(type, "Sequence")) {
-        const dlrn_json *list = dlrn_json_get(n, "normalizers");
-        for (const dlrn_json *k = list ? list->first : NULL; k; k = k->next) BPE_TRY(bpe_load_normalizer(t, k));
-        return DLRN_OK;
-    }
-    if (strcmp(type, "NFC") && strcmp(type, "NFD"))
-        return bpe_unsupported(t, "normalizer", "NFC, NFD, a Sequence of them, or null", type);
-    t->normalise = 1;
-    t->compose = !strcmp(type, "NFC");
-    return t->pair ? DLRN_OK : bpe_make_pairs(t);
+/* ---- the normaliser */
+
+/* What Replace looks for and puts, or Prepend puts. */
+static dlrn_status bpe_load_put(bpe_tokenizer *t, const dlrn_json *n, bpe_change *how) {
+    how->put = dlrn_json_get(n, how->form == BPE_PREPEND ? "prepend" : "content");
+    if (!bpe_is(how->put, DLRN_JSON_STRING) || how->put->text_len > BPE_MOST_PUT)
+        return bpe_unsupported(t, "normalizer: what is put", "at most 64 bytes", how->put);
+    if (how->form == BPE_PREPEND) return DLRN_OK;
+    how->sought = dlrn_json_get(n, "pattern.String");
+    if (!bpe_is(how->sought, DLRN_JSON_STRING) || how->sought->text_len == 0)
+        return bpe_unsupported(t, "normalizer.pattern", "a String", dlrn_json_get(n, "pattern.Regex"));
+    return DLRN_OK;
 }
 
-/* A Split's regular expression, told by its text. */
+static dlrn_status bpe_load_normalizer(bpe_tokenizer *t, const dlrn_json *n) {
+    static const char *const forms[] = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "Prepend", "Replace"};
+    const char *type = dlrn_json_text(n, "type", "none");
+    bpe_change how = {BPE_NFC, 0, 0, NULL, NULL};
+    int form = 0;
+    if (!n || n->type == DLRN_JSON_NULL) return DLRN_OK;
+    if (!strcmp(type, "Sequence")) {
+        const dlrn_json *list = dlrn_json_get(n, "normalizers");
+        if (!bpe_is(list, DLRN_JSON_ARRAY)) return bpe_bad(t, "normalizer.normalizers", "an array", list);
+        for (const dlrn_json *k = list->first; k; k = k->next) BPE_TRY(bpe_load_normalizer(t, k));
+        return DLRN_OK;
+    }
+    while (form < 8 && strcmp(type, forms[form])) form++;
+    if (form == 8)
+        return bpe_unsupported(t, "normalizer.type",
+                               "NFC, NFD, NFKC, NFKD, Lowercase, Strip, Prepend, Replace, or a Sequence of them",
+                               dlrn_json_get(n, "type"));
+    how.form = (bpe_form)form;
+    if (how.form == BPE_STRIP) BPE_TRY(bpe_flag(t, n, "strip_left", 1, &how.left));
+    if (how.form == BPE_STRIP) BPE_TRY(bpe_flag(t, n, "strip_right", 1, &how.right));
+    if (how.form >= BPE_PREPEND) BPE_TRY(bpe_load_put(t, n, &how));
+    if (t->n_changes == BPE_MOST_STEPS) return bpe_unsupported(t, "normalizer", "at most 8 of them", n);
+    t->change[t->n_changes++] = how;
+    return DLRN_OK;
+}
+
+/* ---- the pre-tokeniser */
+
+/* A Split's regular expression, told by its text. All of them leave nothing between their matches, so that it is the
+   same to isolate the matches and to remove what is not matched. */
 static dlrn_status bpe_load_split(bpe_tokenizer *t, const dlrn_json *p, bpe_pattern *out) {
 #define BPE_TAIL "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 #define BPE_HEAD "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}"
@@ -923,154 +1101,145 @@ static dlrn_status bpe_load_split(bpe_tokenizer *t, const dlrn_json *p, bpe_patt
 #undef BPE_TAIL
 #undef BPE_HEAD
     const char *text = dlrn_json_text(p, "pattern.Regex", "none"), *how = dlrn_json_text(p, "behavior", "none");
-    if (strcmp(how, "Isolated")) return bpe_unsupported(t, "pre_tokenizer.behavior", "Isolated", how);
-    for (size_t k = 0; k < sizeof known / sizeof *known; k++)
+    int invert;
+    BPE_TRY(bpe_flag(t, p, "invert", 0, &invert));
+    if (strcmp(how, "Isolated") && !(invert && !strcmp(how, "Removed")))
+        return bpe_unsupported(t, "pre_tokenizer.behavior", "Isolated, or Removed and inverted",
+                               dlrn_json_get(p, "behavior"));
+    for (int64_t k = 0; k < BPE_COUNT(known); k++)
         if (!strcmp(text, known[k].text)) {
             *out = known[k].pattern;
             return DLRN_OK;
         }
-    return bpe_unsupported(t, "pre_tokenizer.pattern", "the pattern of GPT-2, Llama 3 or Qwen 2", text);
+    const dlrn_json *pattern = dlrn_json_get(p, "pattern");
+    return bpe_unsupported(t, "pre_tokenizer.pattern", "the Regex of GPT-2, Llama 3 or Qwen 2",
+                           pattern && pattern->first ? pattern->first : pattern);
 }
 
+/* One step; a ByteLevel one has to be there, and last: those behind it would see its alphabet and not the text. */
 static dlrn_status bpe_load_step(bpe_tokenizer *t, const dlrn_json *p, int *bytes) {
     const char *type = dlrn_json_text(p, "type", "none");
     bpe_step step = {BPE_WHOLE, 0};
+    int flag;
     if (!strcmp(type, "Sequence")) {
         const dlrn_json *list = dlrn_json_get(p, "pretokenizers");
-        for (const dlrn_json *k = list ? list->first : NULL; k; k = k->next) BPE_TRY(bpe_load_step(t, k, bytes));
+        if (!bpe_is(list, DLRN_JSON_ARRAY)) return bpe_bad(t, "pre_tokenizer.pretokenizers", "an array", list);
+        for (const dlrn_json *k = list->first; k; k = k->next) BPE_TRY(bpe_load_step(t, k, bytes));
         return DLRN_OK;
     }
+    if (*bytes) return bpe_unsupported(t, "pre_tokenizer", "ByteLevel as the last step", dlrn_json_get(p, "type"));
     if (!strcmp(type, "ByteLevel")) {
-        step.pattern = dlrn_json_number(p, "use_regex", 1) != 0 ? BPE_GPT2 : BPE_WHOLE;
-        step.prefix_space = dlrn_json_number(p, "add_prefix_space", 1) != 0;
+        BPE_TRY(bpe_flag(t, p, "use_regex", 1, &flag));
+        BPE_TRY(bpe_flag(t, p, "add_prefix_space", 1, &step.prefix_space));
+        step.pattern = flag ? BPE_GPT2 : BPE_WHOLE;
         *bytes = 1;
     } else if (!strcmp(type, "Split")) {
         BPE_TRY(bpe_load_split(t, p, &step.pattern));
     } else if (!strcmp(type, "Digits")) {
-        step.pattern = dlrn_json_number(p, "individual_digits", 0) != 0 ? BPE_EACH_DIGIT : BPE_DIGITS;
+        BPE_TRY(bpe_flag(t, p, "individual_digits", 0, &flag));
+        step.pattern = flag ? BPE_EACH_DIGIT : BPE_DIGITS;
     } else if (!strcmp(type, "Punctuation")) {
+        if (strcmp(dlrn_json_text(p, "behavior", "Isolated"), "Isolated"))
+            return bpe_unsupported(t, "pre_tokenizer.behavior", "Isolated", dlrn_json_get(p, "behavior"));
         step.pattern = BPE_PUNCTUATION;
     } else if (!strcmp(type, "Whitespace")) {
         step.pattern = BPE_WORDS;
     } else if (!strcmp(type, "WhitespaceSplit")) {
         step.pattern = BPE_WHITESPACE_SPLIT;
     } else {
-        return bpe_unsupported(t, "pre_tokenizer", "ByteLevel, Split, Digits, Punctuation, Whitespace or a Sequence",
-                               type);
+        return bpe_unsupported(t, "pre_tokenizer.type",
+                               "ByteLevel, Split, Digits, Punctuation, Whitespace, WhitespaceSplit or a Sequence",
+                               dlrn_json_get(p, "type"));
     }
-    if (t->n_steps == BPE_MOST_STEPS) return bpe_unsupported(t, "pre_tokenizer", "at most 8 steps", "more");
+    if (t->n_steps == BPE_MOST_STEPS) return bpe_unsupported(t, "pre_tokenizer", "at most 8 steps", p);
     t->step[t->n_steps++] = step;
     return DLRN_OK;
 }
 
+/* ---- added tokens */
+
+/* An added token's text and id. One that the vocabulary has too keeps its id; another needs an id of its own. */
+static dlrn_status bpe_load_added_id(bpe_tokenizer *t, const dlrn_json *j, bpe_added *a) {
+    const dlrn_json *id = dlrn_json_get(j, "id");
+    a->content = dlrn_json_get(j, "content");
+    if (!bpe_is(a->content, DLRN_JSON_STRING) || a->content->text_len == 0)
+        return bpe_bad_at(t, "added_tokens", a->place, ".content", "a string", a->content);
+    if (!bpe_good_id(t, id)) return bpe_bad_at(t, "added_tokens", a->place, ".id", "an id", id);
+    a->id = (int32_t)id->number;
+    int32_t known = bpe_vocab_id(t, a->content->text, a->content->text_len);
+    if (known >= 0 && known != a->id)
+        return bpe_bad_at(t, "added_tokens", a->place, ".id", "the id that the vocabulary has for this token", id);
+    if (known < 0 && t->token[a->id])
+        return bpe_bad_at(t, "added_tokens", a->place, ".id", "an id that no other token has", id);
+    t->token[a->id] = a->content->text;
+    t->token_length[a->id] = a->content->text_len;
+    return DLRN_OK;
+}
+
+static dlrn_status bpe_load_added_one(bpe_tokenizer *t, const dlrn_json *j, bpe_added *a) {
+    int special;
+    BPE_TRY(bpe_load_added_id(t, j, a));
+    BPE_TRY(bpe_flag(t, j, "special", 0, &special));
+    BPE_TRY(bpe_flag(t, j, "normalized", !special, &a->normalized));
+    BPE_TRY(bpe_flag(t, j, "lstrip", 0, &a->lstrip));
+    BPE_TRY(bpe_flag(t, j, "rstrip", 0, &a->rstrip));
+    BPE_TRY(bpe_flag(t, j, "single_word", 0, &a->single_word));
+    const char *text = a->content->text;
+    a->length = a->content->text_len;
+    if (a->normalized) {
+        BPE_TRY(bpe_normalise(t, text, a->length));
+        text = t->normal.bytes;
+        a->length = t->normal.count;
+    }
+    a->sought = (char *)dlrn_alloc(t->ctx, a->length + 1, 1);
+    if (!a->sought) return DLRN_ERR_MEMORY;
+    memcpy(a->sought, text, (size_t)a->length);
+    if (a->length > 0) t->begins[a->normalized][(unsigned char)text[0]] = 1;
+    return DLRN_OK;
+}
+
+/* Those of raw text first; then by their bytes; then as in the file. */
+static int bpe_added_order(const void *left, const void *right) {
+    const bpe_added *a = (const bpe_added *)left, *b = (const bpe_added *)right;
+    if (a->normalized != b->normalized) return a->normalized - b->normalized;
+    int64_t shared = a->length < b->length ? a->length : b->length;
+    int order = memcmp(a->sought, b->sought, (size_t)shared);
+    if (order != 0) return order;
+    if (a->length != b->length) return a->length < b->length ? -1 : 1;
+    return a->place < b->place ? -1 : a->place > b->place;
+}
+
 static dlrn_status bpe_load_added(bpe_tokenizer *t, const dlrn_json *list) {
-    int64_t n = list ? list->count : 0;
-    if (n == 0) return DLRN_OK;
-    t->added = (bpe_added *)dlrn_alloc(t->ctx, n, sizeof *t->added);
+    if (!list || list->count == 0) return DLRN_OK;
+    t->added = (bpe_added *)dlrn_alloc(t->ctx, list->count, sizeof *t->added);
     if (!t->added) return DLRN_ERR_MEMORY;
-    memset(t->added, 0, (size_t)n * sizeof *t->added);
+    memset(t->added, 0, (size_t)list->count * sizeof *t->added);
     for (const dlrn_json *j = list->first; j; j = j->next) {
-        const dlrn_json *content = dlrn_json_get(j, "content"), *id = dlrn_json_get(j, "id");
-        if (!bpe_is(content, DLRN_JSON_STRING) || content->text_len == 0 || !bpe_good_id(t, id))
-            return bpe_bad(t, "added_tokens", "a content and an id within the vocabulary", "neither or another");
-        bpe_added a = {NULL, content->text_len, (int32_t)id->number, 0, 0, 0, 0};
-        a.lstrip = dlrn_json_number(j, "lstrip", 0) != 0;
-        a.rstrip = dlrn_json_number(j, "rstrip", 0) != 0;
-        a.single_word = dlrn_json_number(j, "single_word", 0) != 0;
-        a.normalized = dlrn_json_number(j, "normalized", 1) != 0;
-        const char *text = content->text;
-        if (a.normalized) {
-            BPE_TRY(bpe_normalise(t, content->text, content->text_len));
-            text = t->normal.bytes;
-            a.length = t->normal.count;
-        }
-        a.content = (char *)dlrn_alloc(t->ctx, a.length + 1, 1);
-        if (!a.content) return DLRN_ERR_MEMORY;
-        memcpy(a.content, text, (size_t)a.length + 1);
-        t->begins[(unsigned char)text[0]] = 1;
-        int64_t at = t->n_added++;
-        for (; at > 0 && t->added[at - 1].length < a.length; at--) t->added[at] = t->added[at - 1];
-        t->added[at] = a;
+        bpe_added *a = &t->added[t->n_added];
+        a->place = t->n_added++; /* counted first: bpe_destroy frees what it has */
+        BPE_TRY(bpe_load_added_one(t, j, a));
+        t->n_raw += !a->normalized;
     }
+    qsort(t->added, (size_t)t->n_added, sizeof *t->added, bpe_added_order);
     return DLRN_OK;
 }
 
-/* Appends the bytes that a token's text stands for: of characters outside the bytes' alphabet, their own. */
-static void bpe_add_bytes(bpe_text *pool, const char *s, int64_t n, const unsigned char *back, int raw) {
-    for (int64_t i = 0; i < n;) {
-        uint32_t c;
-        int64_t length = bpe_char(s + i, n - i, &c);
-        if (!raw && c < 512 && (back[c] || c == 256))
-            pool->bytes[pool->count++] = (char)back[c];
-        else
-            for (int64_t k = 0; k < length; k++) pool->bytes[pool->count++] = s[i + k];
-        i += length;
-    }
-    pool->bytes[pool->count++] = 0;
-}
-
-static dlrn_status bpe_set_token(bpe_tokenizer *t, int32_t id, bpe_text *pool, const char *s, int64_t n,
-                                 const unsigned char *back) {
-    int64_t from = pool->count;
-    BPE_TRY(bpe_widen(t->ctx, &pool->bytes, &pool->capacity, pool->count, pool->count + n + 1, 1));
-    bpe_add_bytes(pool, s, n, back, back == NULL);
-    t->token[id] = (const char *)(intptr_t)(from + 1); /* an offset until the pool is whole */
-    t->token_length[id] = pool->count - from - 1;
-    return DLRN_OK;
-}
-
-/* The bytes of every id; an id that two texts claim is an error, unless an added token repeats its vocabulary entry. */
-static dlrn_status bpe_load_tokens(bpe_tokenizer *t, const dlrn_json *vocab) {
-    unsigned char back[512] = {0}; /* from an alphabet's code to its byte */
-    bpe_text pool;
-    dlrn_status s = DLRN_OK;
-    memset(&pool, 0, sizeof pool);
-    for (int b = 0; b < 256; b++) back[bpe_byte_code(b)] = (unsigned char)b;
-    t->token = (const char **)dlrn_alloc(t->ctx, t->n_ids, sizeof *t->token);
-    t->token_length = (int64_t *)dlrn_alloc(t->ctx, t->n_ids, sizeof *t->token_length);
-    if (!t->token || !t->token_length) return DLRN_ERR_MEMORY;
-    memset(t->token, 0, (size_t)t->n_ids * sizeof *t->token);
-    for (const dlrn_json *v = vocab->first; v && s == DLRN_OK; v = v->next) {
-        if (t->token[(int32_t)v->number]) s = bpe_bad(t, "model.vocab", "an id of its own for each token", v->key);
-        if (s == DLRN_OK) s = bpe_set_token(t, (int32_t)v->number, &pool, v->key, v->key_len, back);
-    }
-    for (int64_t k = 0; k < t->n_added && s == DLRN_OK; k++)
-        s = bpe_set_token(t, t->added[k].id, &pool, t->added[k].content, t->added[k].length, NULL);
-    t->token_bytes = pool.bytes;
-    for (int64_t id = 0; id < t->n_ids; id++)
-        if (t->token[id]) t->token[id] = pool.bytes + ((intptr_t)t->token[id] - 1);
-    return s;
-}
-
-/* One more than the largest id, held against the number of tokens. */
-static dlrn_status bpe_count_ids(bpe_tokenizer *t, const dlrn_json *vocab, const dlrn_json *added) {
-    double most = -1, allowed = 0;
-    for (int k = 0; k < 2; k++) {
-        const dlrn_json *list = k ? added : vocab;
-        allowed += list ? 8.0 * (double)list->count + 1024 : 0;
-        for (const dlrn_json *j = list ? list->first : NULL; j; j = j->next) {
-            double id = k ? dlrn_json_number(j, "id", -1) : j->number;
-            most = id > most ? id : most;
-        }
-    }
-    if (!(most < allowed)) return bpe_bad(t, "model.vocab", "ids not far beyond the number of tokens", "a larger one");
-    t->n_ids = (int64_t)most + 1;
-    return t->n_ids > 0 ? DLRN_OK : bpe_bad(t, "model.vocab", "tokens", "none");
-}
+/* ---- the file */
 
 static dlrn_status bpe_load_json(bpe_tokenizer *t) {
     const dlrn_json *model = dlrn_json_get(t->json, "model"), *vocab = dlrn_json_get(model, "vocab");
     const dlrn_json *added = dlrn_json_get(t->json, "added_tokens"), *pre = dlrn_json_get(t->json, "pre_tokenizer");
     int bytes = 0;
-    if (!bpe_is(vocab, DLRN_JSON_OBJECT)) return bpe_bad(t, "model.vocab", "an object", "none");
-    if (added && added->type != DLRN_JSON_ARRAY) added = NULL;
+    if (!bpe_is(model, DLRN_JSON_OBJECT)) return bpe_bad(t, "model", "an object", model);
+    if (!bpe_is(vocab, DLRN_JSON_OBJECT)) return bpe_bad(t, "model.vocab", "an object", vocab);
+    if (added && added->type == DLRN_JSON_NULL) added = NULL;
+    if (added && added->type != DLRN_JSON_ARRAY) return bpe_bad(t, "added_tokens", "an array", added);
     BPE_TRY(bpe_count_ids(t, vocab, added));
     BPE_TRY(bpe_load_model(t, model));
     BPE_TRY(bpe_load_normalizer(t, dlrn_json_get(t->json, "normalizer")));
     BPE_TRY(bpe_load_step(t, pre, &bytes));
-    if (!bytes) return bpe_unsupported(t, "pre_tokenizer", "a ByteLevel step", "none");
-    BPE_TRY(bpe_load_added(t, added));
-    return bpe_load_tokens(t, vocab);
+    if (!bytes) return bpe_unsupported(t, "pre_tokenizer", "a ByteLevel step", pre);
+    return bpe_load_added(t, added);
 }
 
 BPE_API dlrn_status bpe_load(dlrn_context *ctx, const char *path, bpe_tokenizer **out) {
@@ -1096,12 +1265,13 @@ BPE_API dlrn_status bpe_load(dlrn_context *ctx, const char *path, bpe_tokenizer 
 
 BPE_API void bpe_destroy(bpe_tokenizer *t) {
     if (!t) return;
-    for (int64_t k = 0; k < t->n_added; k++) dlrn_free(t->ctx, t->added[k].content);
+    for (int64_t k = 0; k < t->n_added; k++) dlrn_free(t->ctx, t->added[k].sought);
     for (int i = 0; i < BPE_MOST_STEPS; i++) bpe_text_free(&t->prefixed[i]);
     bpe_text_free(&t->normal);
+    bpe_text_free(&t->changed);
     bpe_text_free(&t->word);
     void *blocks[] = {(void *)t->slots, (void *)t->token, t->token_length, t->token_bytes, t->merges,
-                      t->added,         t->pair,          t->codes,        t->symbols,     t->heap};
+                      t->added,         t->codes,         t->symbols,      t->heap};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrn_json_free(t->ctx, t->json);
     dlrn_free(t->ctx, t);

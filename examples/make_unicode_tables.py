@@ -1,73 +1,120 @@
 """Writes examples/unicode_tables.h: `python3 examples/make_unicode_tables.py > examples/unicode_tables.h`.
 
-Everything comes from Python's unicodedata: the classes that tokenizers' patterns ask for, and what canonical
-decomposition and composition (NFD, NFC) need. Hangul syllables are composed by arithmetic and not listed.
+Everything comes from Python's unicodedata: the classes that tokenizers' patterns ask for, what the four normal forms
+need, and lower case. Hangul syllables are taken apart and put together by arithmetic and are not listed.
 """
 import sys
 import unicodedata as u
 
-WHITE_SPACE = {*range(9, 14), 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000}
-CLASSES = ("OTHER", "LETTER", "DIGIT", "LETTER_NUMBER", "OTHER_NUMBER", "MARK", "CONNECTOR", "PUNCTUATION", "SPACE")
-BY_CATEGORY = {"Nd": 2, "Nl": 3, "No": 4, "Pc": 6}
+ALL = range(0x110000)
 HANGUL = range(0xAC00, 0xD7A4)
+BLOCK = 16  # so many code points are searched one after the other
+
+# ---- classes
+WHITE_SPACE = {*range(9, 14), 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000}
+# Other_Alphabetic that is no mark, and Join_Control: regular expressions count them to \w.
+WORD = {0x200C, 0x200D, *range(0x24B6, 0x24EA), *range(0x1F130, 0x1F14A), *range(0x1F150, 0x1F16A),
+        *range(0x1F170, 0x1F18A)}
+CLASSES = ("OTHER", "LETTER", "DIGIT", "LETTER_NUMBER", "OTHER_NUMBER", "MARK", "CONNECTOR", "PUNCTUATION", "SPACE",
+           "LINE_END", "WORD")
+BY_CATEGORY = {"Nd": "DIGIT", "Nl": "LETTER_NUMBER", "No": "OTHER_NUMBER", "Pc": "CONNECTOR"}
+BY_LETTER = {"L": "LETTER", "M": "MARK", "P": "PUNCTUATION"}
 
 
 def class_of(c):
-    if c in WHITE_SPACE:
-        return 8
     category = u.category(chr(c))
-    return BY_CATEGORY.get(category, {"L": 1, "M": 5, "P": 7}.get(category[0], 0))
+    name = BY_CATEGORY.get(category) or BY_LETTER.get(category[0], "OTHER")
+    if c in WHITE_SPACE:
+        name = "LINE_END" if chr(c) in "\r\n" else "SPACE"
+    elif c in WORD:
+        name = "WORD"
+    elif chr(c) in "$+<=>^`|~":
+        name = "PUNCTUATION"  # as all of ASCII's symbols
+    return CLASSES.index(name)
 
 
-def runs(value, last=0x110000):
+def runs(value):
     """(first, value) wherever the value changes."""
-    out, before = [], None
-    for c in range(last):
-        v = value(c)
-        if v != before:
-            out.append((c, v))
-        before = v
-    return out
+    return [(c, value(c)) for c in ALL if c == 0 or value(c) != value(c - 1)]
+
+
+# ---- normal forms
+def parts_of(c):
+    """The parts that c stands for, one step; whether it is a compatibility."""
+    parts = [] if c in HANGUL else u.decomposition(chr(c)).split()
+    compatible = bool(parts) and parts[0].startswith("<")
+    return [int(p, 16) for p in parts[compatible:]], compatible
 
 
 def decompositions():
-    """(code point, first, second or 0, composes): canonical, one step."""
-    out = []
-    for c in range(0x110000):
-        parts = u.decomposition(chr(c)).split()
-        if not parts or parts[0].startswith("<") or c in HANGUL:
+    """Blocks of consecutive code points as (first, place of its parts), and the parts, each with two flags."""
+    blocks, stream = [], []
+    for c in ALL:
+        parts, compatible = parts_of(c)
+        if not parts:
             continue
-        codes = [int(p, 16) for p in parts]
-        composes = len(codes) == 2 and u.normalize("NFC", chr(c)) == chr(c)
-        out.append((c, codes[0], codes[1] if len(codes) == 2 else 0, int(composes)))
-    return out
+        if not blocks or c != before + 1 or c - blocks[-1][0] == BLOCK:
+            blocks.append((c, len(stream)))
+        before = c
+        stream += [p << 2 | compatible << 1 | (k == len(parts) - 1) for k, p in enumerate(parts)]
+    return [*blocks, (0x110000, len(stream))], stream
 
 
-def table(name, kind, rows):
+def compositions():
+    """What pairs compose to, in the order of the pairs."""
+    pairs = [(parts, c) for c in ALL for parts, compatible in [parts_of(c)] if len(parts) == 2 and not compatible]
+    return [c for parts, c in sorted(pairs) if u.normalize("NFC", chr(c)) == chr(c)]
+
+
+def lower_cases():
+    """(first, last, step, difference) of runs with one difference; U+0130, which becomes two, is left to the code."""
+    out = []
+    for c in ALL:
+        low = chr(c).lower()
+        if low == chr(c) or len(low) > 1:
+            continue
+        difference, run = ord(low) - c, out[-1] if out else None
+        gap = c - run[1] if run else 0
+        if run and run[3] == difference and gap <= 2 and gap in (run[2], run[2] or gap):
+            run[1:3] = c, gap
+        else:
+            out.append([c, c, 0, difference])
+    return [(first, last, step or 1, difference) for first, last, step, difference in out]
+
+
+# ---- the file
+def table(what, kind, name, items):
     lines, line = [], "   "
-    for row in rows:
-        item = " " + (row if isinstance(row, str) else "{" + ", ".join(map(hex, row)) + "}") + ","
+    for item in items:
+        item = f" {item},"
         if len(line) + len(item) > 118:
             lines.append(line)
             line = "   "
         line += item
-    print(f"static const {kind} {name}[] = {{")
+    print(f"\n/* {what} */\nstatic const {kind} {name} = {{")
     print("\n".join([*lines, line]))
     print("};")
 
 
 def main():
-    print(f"/* Unicode {u.unidata_version}: classes of characters and canonical compositions. Written by")
+    print(f"/* Unicode {u.unidata_version}: classes of characters, normal forms, lower case. Written by")
     print("   examples/make_unicode_tables.py; do not edit. */")
     print("/* clang-format off */")
-    print("enum {\n    " + ",\n    ".join(f"UNICODE_{c}" for c in CLASSES) + "\n};\n")
-    print("/* first code point of a run << 4 | class; ascending */")
-    table("unicode_classes", "uint32_t", [hex(c << 4 | v) for c, v in runs(class_of)])
-    print("\n/* first code point of a run << 8 | canonical combining class; ascending */")
-    table("unicode_combining", "uint32_t", [hex(c << 8 | v) for c, v in runs(lambda c: u.combining(chr(c)))])
-    print("\n/* code point, its first and second (or 0) part, whether the parts compose to it; ascending */")
-    print("typedef struct unicode_parts {\n    uint32_t whole, first, second, composes;\n} unicode_parts;")
-    table("unicode_decompositions", "unicode_parts", decompositions())
+    print("enum {\n    " + ",\n    ".join(f"UNICODE_{c}" for c in (*CLASSES, "CLASSES")) + "\n};")
+    table("class of each character of ASCII", "unsigned char", "unicode_ascii[]", map(class_of, range(128)))
+    table("first code point of a run << 4 | class; ascending", "uint32_t", "unicode_classes[]",
+          (hex(c << 4 | v) for c, v in runs(class_of)))
+    table("first code point of a run << 8 | canonical combining class; ascending", "uint32_t", "unicode_combining[]",
+          (hex(c << 8 | v) for c, v in runs(lambda c: u.combining(chr(c)))))
+    blocks, stream = decompositions()
+    table("blocks of consecutive code points that have parts: the first one, where its parts begin; ascending",
+          "uint32_t", "unicode_blocks[][2]", (f"{{{c:#x}, {at}}}" for c, at in blocks))
+    table("part << 2 | 2 if it is a compatibility | 1 if it is the last part of its code point", "uint32_t",
+          "unicode_parts[]", map(hex, stream))
+    table("code points that their two parts compose to, in the order of the parts", "uint32_t",
+          "unicode_compositions[]", map(hex, compositions()))
+    table("lower case: {first, last, step, what is added}; ascending", "int32_t", "unicode_lower[][4]",
+          (f"{{{a:#x}, {b:#x}, {step}, {d}}}" for a, b, step, d in lower_cases()))
     print("/* clang-format on */")
 
 
