@@ -55,7 +55,7 @@ typedef enum neox_activation { NEOX_GELU, NEOX_GELU_TANH, NEOX_RELU, NEOX_SILU }
 
 typedef struct neox_config { /* config.json */
     int64_t dim, layers, heads, head_dim, inner, vocab, positions;
-    int64_t rotary; /* of head_dim, how many dimensions turn; even */
+    int64_t rotary, rotary_span; /* of head_dim, how many dimensions turn (even); the span of their frequencies */
     double eps, theta, scaling;
     int parallel, tied, attention_bias;
     neox_activation activation;
@@ -273,7 +273,13 @@ static dlrn_status neox_parse_rotary(dlrn_context *ctx, const dlrn_json *json, c
                          "%s: rotary embedding: expected a share in (0, 1] and a positive base, "
                          "found %g and %g",
                          path, share, c->theta);
-    c->rotary = (int64_t)((double)c->head_dim * share) / 2 * 2;
+    c->rotary_span = (int64_t)((double)c->head_dim * share);
+    c->rotary = (c->rotary_span + 1) / 2 * 2; /* an odd span turns one more, as in HF's tables */
+    if (c->rotary > c->head_dim)
+        return dlrn_fail(ctx, DLRN_ERR_FORMAT,
+                         "%s: rotary embedding: expected at most the head's %lld dimensions, "
+                         "found %lld",
+                         path, (long long)c->head_dim, (long long)c->rotary);
     return DLRN_OK;
 }
 
@@ -424,7 +430,8 @@ static dlrn_status neox_need_head(neox_model *m) {
     const neox_config *c = &m->cfg;
     NEOX_TRY(neox_read_matrix(m, m->prefix, "final_layer_norm.weight", c->dim, 1, &m->final_w));
     NEOX_TRY(neox_read_matrix(m, m->prefix, "final_layer_norm.bias", c->dim, 1, &m->final_b));
-    if (!c->tied) return neox_read_matrix(m, "", "embed_out.weight", c->vocab, c->dim, &m->unembed);
+    const char *name = dlrn_archive_find(m->archive, "lm_head.weight") >= 0 ? "lm_head.weight" : "embed_out.weight";
+    if (!c->tied) return neox_read_matrix(m, "", name, c->vocab, c->dim, &m->unembed);
     m->unembed = m->embed;
     return DLRN_OK;
 }
@@ -442,13 +449,13 @@ static dlrn_status neox_open_weights(neox_model *m, const char *folder) {
                      "%s: expected model.safetensors or pytorch_model.bin (or their .index.json), found none", folder);
 }
 
-/* cos and sin of position * theta^(-2 i / rotary), as HF's rotary embedding tables have them. */
+/* cos and sin of position * theta^(-2 i / rotary_span), as HF's rotary embedding tables have them. */
 static dlrn_status neox_make_turns(neox_model *m) {
     int64_t half = m->cfg.rotary / 2;
     m->turn = (float *)dlrn_alloc(m->ctx, m->cfg.positions * half * 2 + 1, sizeof *m->turn);
     if (!m->turn) return DLRN_ERR_MEMORY;
     for (int64_t i = 0; i < half; i++) {
-        double rate = pow(m->cfg.theta, -2.0 * (double)i / (double)m->cfg.rotary) / m->cfg.scaling;
+        double rate = pow(m->cfg.theta, -2.0 * (double)i / (double)m->cfg.rotary_span) / m->cfg.scaling;
         for (int64_t p = 0; p < m->cfg.positions; p++) {
             double angle = (double)((float)p * (float)rate); /* the reference multiplies in f32 */
             m->turn[(p * half + i) * 2] = (float)cos(angle);

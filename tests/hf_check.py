@@ -1,0 +1,279 @@
+"""The model runner against Hugging Face transformers: `python tests/hf_check.py BUILD`.
+
+Small GPT-NeoX models of random weights, in every form that the runner reads, and Pythia-70m's true shape with its
+tokenizer where that file is at hand: logits, activations at every site, cross-entropies of the `eval` command under
+reconstruction and zero ablation. Closes with `N passed, N failed, N skipped`.
+"""
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
+
+BUILD = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "build")
+PROGRAM = BUILD / "dictlearn"
+WORK = BUILD / "tmp" / "hf"
+TINY = pathlib.Path("examples/data/tiny-neox")
+SHARED = pathlib.Path(os.environ.get("DICTLEARN_SHARED", "../shared")) / "data"
+TEXTS = [
+    "The river ran slowly past the old mill, and nobody had crossed the bridge since the winter before last.",
+    "\u201cNo,\u201d she said; \u201cI never saw it.\u201d  He counted: 1, 22, 333.\n\nThen there was nothing more to be said.",
+    "A",
+    "Of all the men that I have known there was but one who would not take money for what he had done in the war; "
+    "and he was a fool, as everybody in the village told me when I came there to ask for his house.",
+]
+CTX_LEN = 48
+counts = {"passed": 0, "failed": 0, "skipped": 0}
+
+
+def report(name, good, detail=""):
+    counts["passed" if good else "failed"] += 1
+    print(f"{'ok  ' if good else 'FAIL'} {name}{': ' if detail else ''}{detail}", flush=True)
+
+
+def skip(name, why):
+    counts["skipped"] += 1
+    print(f"skip {name}: {why}")
+
+
+def run(*args):
+    done = subprocess.run([str(PROGRAM), *map(str, args)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{args[0]}: status {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def apart(a, b):
+    """Largest difference over the largest value."""
+    return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)) if a.shape == b.shape else float("inf")
+
+
+def config(**changes):
+    base = {
+        "vocab_size": 2048, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "intermediate_size": 256, "max_position_embeddings": 128, "rotary_pct": 0.25, "hidden_act": "gelu",
+    }
+    return GPTNeoXConfig(**{**base, **changes})
+
+
+def make_model(seed, cfg):
+    torch.manual_seed(seed)
+    model = GPTNeoXForCausalLM(cfg).eval()
+    with torch.no_grad():  # HF's initial values are too tame to show a mistake
+        for name, p in model.named_parameters():
+            p.mul_(2.5) if p.dim() == 2 else p.add_(0.2 * torch.randn_like(p))
+    return model
+
+
+def save(model, folder, form, dtype):
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    saved = model.to(dtype)
+    if form.startswith("safetensors"):
+        saved.save_pretrained(folder, max_shard_size="200KB" if form.endswith("sharded") else "5GB")
+    else:
+        saved.config.save_pretrained(folder)
+        state = saved.state_dict()
+        if form == "bin":
+            torch.save(state, folder / "pytorch_model.bin")
+        else:
+            names = sorted(state)
+            half = len(names) // 2
+            files = {"pytorch_model-00001-of-00002.bin": names[:half], "pytorch_model-00002-of-00002.bin": names[half:]}
+            for file, keys in files.items():
+                torch.save({k: state[k].clone() for k in keys}, folder / file)
+            index = {"metadata": {}, "weight_map": {k: f for f, keys in files.items() for k in keys}}
+            (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    model.to(torch.float32)
+    shutil.copy(TINY / "tokenizer.json", folder)
+
+
+def hooks_for(model, site, layer):
+    """The module whose output (or, for mlp_in, input) the site is."""
+    if site == "embed":
+        return model.gpt_neox.embed_in
+    block = model.gpt_neox.layers[layer]
+    return {"attn_out": block.attention, "mlp_in": block.mlp, "mlp_out": block.mlp, "resid_out": block}[site]
+
+
+def activations(model, batches, site, layer):
+    rows = []
+
+    def keep(_, inputs, output):
+        value = inputs[0] if site == "mlp_in" else output[0] if isinstance(output, tuple) else output
+        rows.append(value.detach().reshape(-1, value.shape[-1]))
+
+    def keep_input(_, inputs):
+        rows.append(inputs[0].detach().reshape(-1, inputs[0].shape[-1]))
+
+    module = hooks_for(model, site, layer)
+    handle = module.register_forward_pre_hook(keep_input) if site == "mlp_in" else module.register_forward_hook(keep)
+    with torch.no_grad():
+        for ids in batches:
+            model(torch.tensor([ids]))
+    handle.remove()
+    return torch.cat(rows).numpy()
+
+
+def cross_entropy(model, batches, site=None, layer=0, change=None):
+    """Mean over all next tokens, with the site's value replaced by change(value)."""
+
+    def edit(_, inputs, output):
+        if isinstance(output, tuple):
+            return (change(output[0]), *output[1:])
+        return change(output)
+
+    handle = hooks_for(model, site, layer).register_forward_hook(edit) if site else None
+    nats, tokens = 0.0, 0
+    with torch.no_grad():
+        for ids in batches:
+            if len(ids) < 2:
+                continue
+            logits = model(torch.tensor([ids])).logits[0, :-1].double()
+            nats += torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="sum").item()
+            tokens += len(ids) - 1
+    if handle:
+        handle.remove()
+    return nats / tokens
+
+
+def write_texts(folder):
+    path = folder / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS), encoding="utf-8")
+    return path
+
+
+def check_logits(name, model, folder, batches, bound):
+    path = folder / "texts.jsonl"
+    run("logits", "--model", folder, "--text", path, "--ctx-len", CTX_LEN, "--out", folder / "logits.npy")
+    with torch.no_grad():
+        want = model(torch.tensor([batches[0]])).logits[0].numpy()
+    far = apart(np.load(folder / "logits.npy"), want)
+    report(f"{name}: logits", far < bound, f"{far:.2g}")
+
+
+def check_sites(name, model, folder, batches, bound):
+    worst = 0.0
+    sites = [("embed", 0)] + [(s, l) for s in ("attn_out", "mlp_in", "mlp_out", "resid_out")
+                              for l in (model.config.num_hidden_layers // 2,)]
+    for site, layer in sites:
+        where = ["--site", site] + (["--layer", layer] if site != "embed" else [])
+        run("activations", "--model", folder, "--text", folder / "texts.jsonl", "--ctx-len", CTX_LEN, *where,
+            "--out", folder / "x.npy", "--quiet")
+        worst = max(worst, apart(np.load(folder / "x.npy"), activations(model, batches, site, layer)))
+    report(f"{name}: activations at five sites", worst < bound, f"{worst:.2g}")
+
+
+def save_dictionary(folder, d, features, threshold):
+    torch.manual_seed(3)
+    atoms = torch.nn.functional.normalize(torch.randn(features, d), dim=1)
+    state = {"bias": 0.1 * torch.randn(d), "encoder.weight": atoms.clone(),
+             "encoder.bias": torch.full((features,), -threshold), "decoder.weight": atoms.T.clone()}
+    torch.save(state, folder / "ae.pt")
+    return state
+
+
+def reconstruct(state, x):
+    f = torch.relu((x - state["bias"]) @ state["encoder.weight"].T + state["encoder.bias"])
+    return f @ state["decoder.weight"].T + state["bias"]
+
+
+def check_eval(name, model, folder, batches, site, layer, bound, features=256):
+    state = save_dictionary(folder, model.config.hidden_size, features, 0.3)
+    args = ["eval", "--dict", folder / "ae.pt", "--model", folder, "--text", folder / "texts.jsonl", "--json",
+            "--ctx-len", CTX_LEN, "--site", site] + (["--layer", layer] if site != "embed" else [])
+    got = json.loads(run(*args))
+    original = cross_entropy(model, batches)
+    spliced = cross_entropy(model, batches, site, layer, lambda x: reconstruct(state, x))
+    zero = cross_entropy(model, batches, site, layer, torch.zeros_like)
+    want = {"loss_original": original, "loss_reconstructed": spliced, "loss_zero": zero, "ce_diff": spliced - original,
+            "percent_recovered": (spliced - zero) / (original - zero)}
+    scale = {"percent_recovered": max(1, 1 / abs(original - zero))}  # a quotient by what may be a small difference
+    worst = max(abs(got[k] - v) / max(abs(v), scale.get(k, 1)) for k, v in want.items())
+    report(f"{name}: cross-entropies at {site} of layer {layer}", worst < bound, f"{worst:.2g}")
+
+
+def check(name, folder, model, bound=2e-5, tokenizer=None):
+    write_texts(folder)
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder)
+    batches = [tokenizer(t, add_special_tokens=False)["input_ids"][:CTX_LEN] for t in TEXTS]
+    check_logits(name, model, folder, batches, bound)
+    check_sites(name, model, folder, batches, bound)
+    last = model.config.num_hidden_layers - 1
+    for site, layer in (("embed", 0), ("attn_out", 1), ("mlp_out", 0), ("resid_out", last - 1)):
+        check_eval(name, model, folder, batches, site, layer, 10 * bound)
+
+
+def small_models():
+    forms = [
+        ("parallel residual, f32", config(), "safetensors", torch.float32),
+        ("sequential residual", config(use_parallel_residual=False), "safetensors", torch.float32),
+        ("all dimensions turn", config(rotary_pct=1.0), "safetensors", torch.float32),
+        ("another base", config(rotary_emb_base=500000), "safetensors", torch.float32),
+        ("no attention bias", config(attention_bias=False), "safetensors", torch.float32),
+        ("tied embeddings", config(tie_word_embeddings=True), "safetensors", torch.float32),
+        ("gelu_new", config(hidden_act="gelu_new"), "safetensors", torch.float32),
+        ("relu, odd sizes", config(hidden_act="relu", hidden_size=60, num_attention_heads=3, intermediate_size=100),
+         "safetensors", torch.float32),
+        ("f16 shards", config(), "safetensors-sharded", torch.float16),
+        ("bf16", config(), "safetensors", torch.bfloat16),
+        ("pytorch_model.bin", config(), "bin", torch.float32),
+        ("pytorch_model.bin in two", config(), "bin-sharded", torch.float16),
+    ]
+    for i, (name, cfg, form, dtype) in enumerate(forms):
+        folder = WORK / f"model_{i}"
+        try:
+            model = make_model(i, cfg)
+            save(model, folder, form, dtype)  # rounds the weights that we compare with, too
+            check(name, folder, model)
+        except Exception as e:  # a model that cannot be run is one failure, not the end
+            report(name, False, f"{type(e).__name__}: {e}")
+
+
+def pythia_70m():
+    """The true shape: 6 layers of 512, vocabulary 50304, the 20B tokenizer; a dictionary of 512 x 32768."""
+    name, tokenizer = "Pythia-70m's shape", SHARED / "tokenizer" / "20B_tokenizer.json"
+    if not tokenizer.exists():
+        skip(name, f"no {tokenizer}")
+        return
+    cfg = config(vocab_size=50304, hidden_size=512, num_hidden_layers=6, num_attention_heads=8, intermediate_size=2048,
+                 max_position_embeddings=2048)
+    folder = WORK / "pythia"
+    torch.manual_seed(5)
+    model = GPTNeoXForCausalLM(cfg).eval()
+    save(model, folder, "safetensors", torch.float16)
+    shutil.copy(tokenizer, folder / "tokenizer.json")
+    write_texts(folder)
+    from tokenizers import Tokenizer
+    encode = Tokenizer.from_file(str(folder / "tokenizer.json")).encode
+    batches = [encode(t, add_special_tokens=False).ids[:CTX_LEN] for t in TEXTS]
+    check_logits(name, model, folder, batches, 2e-5)
+    check_sites(name, model, folder, batches, 2e-5)
+    check_eval(name, model, folder, batches, "mlp_out", 1, 2e-4, features=32768)
+    run("train", "--model", folder, "--text", folder / "texts.jsonl", "--site", "mlp_out", "--layer", 0, "--save-dir",
+        folder / "run", "--dict-size", 32768, "--batch-size", 64, "--warmup-steps", 2, "--n-ctxs", 8, "--quiet")
+    ae = torch.load(folder / "run" / "ae.pt", weights_only=True)
+    report(f"{name}: trains", tuple(ae["decoder.weight"].shape) == (512, 32768))
+
+
+def main():
+    torch.set_num_threads(2)
+    WORK.mkdir(parents=True, exist_ok=True)
+    tiny = WORK / "tiny"
+    shutil.rmtree(tiny, ignore_errors=True)
+    shutil.copytree(TINY, tiny)
+    model = GPTNeoXForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+    check("tiny-neox", tiny, model)
+    small_models()
+    pythia_70m()
+    print(f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")
+    return counts["failed"] != 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
