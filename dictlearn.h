@@ -2695,7 +2695,9 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_add(dlrn_archive *a, const char *name, 
     for (int i = 0; i < ndim && numel; i++)
         if (e.stride[i] < 0 || !dlrni_mul(e.stride[i], shape[i] - 1, &span) || !dlrni_add(last, span, &last)) last = -1;
     uint64_t held = bytes / (uint64_t)dlrn_dtype_size(dtype);
-    if (offset < 0 || last < 0 || (numel && (uint64_t)last >= held) || (uint64_t)numel > held)
+    /* repeated elements (stride 0) are fine, but what they unfold to stays in proportion to the file */
+    uint64_t most = held > a->map.size ? held : a->map.size;
+    if (offset < 0 || last < 0 || (numel && (uint64_t)last >= held) || (uint64_t)numel > most)
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
                          "%s: tensor '%.*s': shape [%s] at offset %lld does not fit its storage: "
                          "expected at most %llu elements",
@@ -3879,15 +3881,30 @@ DLRNI_INTERNAL int dlrni_storage_dtype(const dlrni_node *n, dlrn_dtype *dtype) {
     return 0;
 }
 
+/* Names whose values may stand beside tensors; they hold none themselves and are passed over. */
+DLRNI_INTERNAL int dlrni_is_bystander(const dlrni_node *n) {
+    static const char *const names[] = {"__builtin__ set",  "builtins set",        "__builtin__ complex",
+                                        "builtins complex", "__builtin__ bytes",   "builtins bytes",
+                                        "_codecs encode",   "collections Counter", "torch.serialization _get_layout"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (dlrni_text_is(n, names[i])) return 1;
+    return 0;
+}
+
 /* Whether a name may be called: nothing is, but its result is known. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_global(dlrni_pickle *p, const char *module, int64_t m, const char *name,
                                                int64_t n) {
     static const char *const known[] = {"collections OrderedDict",
-                                        "torch._utils _rebuild_tensor_v2",
                                         "torch._utils _rebuild_tensor",
-                                        "torch._utils _rebuild_parameter",
-                                        "torch Size",
+                                        "torch._utils _rebuild_tensor_v2",
                                         "torch._utils _rebuild_tensor_v3",
+                                        "torch._utils _rebuild_parameter",
+                                        "torch._utils _rebuild_parameter_with_state",
+                                        "torch._tensor _rebuild_from_type_v2",
+                                        "torch Tensor",
+                                        "torch.nn.parameter Parameter",
+                                        "torch.nn.parameter Buffer",
+                                        "torch Size",
                                         "torch device"};
     dlrn_dtype ignored;
     dlrni_node *g = dlrni_new_node(p, DLRNI_GLOBAL);
@@ -3899,7 +3916,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_global(dlrni_pickle *p, const char *modu
     text[m + n + 1] = 0;
     g->text = text;
     g->len = m + n + 1;
-    int good = dlrni_storage_dtype(g, &ignored);
+    int good = dlrni_storage_dtype(g, &ignored) || dlrni_is_bystander(g);
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) good |= dlrni_text_is(g, known[i]);
     if (good) return dlrni_push(p, g);
     text[m] = '.';
@@ -3946,35 +3963,50 @@ DLRNI_INTERNAL dlrn_status dlrni_rebuild_tensor(dlrni_pickle *p, const dlrni_nod
     t->storage = storage;
     t->integer = offset->integer;
     t->dtype = storage->dtype;
+    const dlrni_node *bits = version == 2 ? dlrni_item(args, 6) : NULL;
+    if (bits && bits->kind == DLRNI_DICT && bits->integer)
+        return dlrn_fail(p->a->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: pickle, byte %lld: a tensor marked as negated or conjugated: save a copy of it, made "
+                         "with torch.resolve_neg",
+                         p->what, (long long)(p->c.p - p->start));
     if (version == 3 && !dlrni_storage_dtype(dlrni_item(args, 6), &t->dtype))
         return dlrni_pickle_error(p, "a tensor of unknown dtype");
     return dlrni_push(p, t);
 }
 
+/* OrderedDict([(key, value), ...]) */
+DLRNI_INTERNAL dlrn_status dlrni_pickle_ordered(dlrni_pickle *p, const dlrni_node *args) {
+    dlrni_node *dict = dlrni_new_node(p, DLRNI_DICT), *pairs = dlrni_item(args, 0);
+    if (!dict) return DLRN_ERR_MEMORY;
+    for (const dlrni_node *l = pairs && pairs->kind == DLRNI_LIST ? pairs->first : NULL; l; l = l->next) {
+        dlrni_node *key = dlrni_item(l->storage, 0), *value = dlrni_item(l->storage, 1);
+        if (!key || !value) return dlrni_pickle_error(p, "malformed items of a dictionary");
+        DLRNI_TRY(dlrni_append(p, dict, key));
+        DLRNI_TRY(dlrni_append(p, dict, value));
+    }
+    return dlrni_push(p, dict);
+}
+
 DLRNI_INTERNAL dlrn_status dlrni_pickle_reduce(dlrni_pickle *p) {
     dlrni_node *args = dlrni_pop(p), *callee = dlrni_pop(p);
+    if (dlrni_text_is(callee, "torch._tensor _rebuild_from_type_v2") && dlrni_item(args, 2)) {
+        callee = dlrni_item(args, 0); /* (function, type, arguments, attributes): a tensor with attributes */
+        args = dlrni_item(args, 2);
+    }
     if (!args || args->kind != DLRNI_TUPLE || !callee || callee->kind != DLRNI_GLOBAL)
         return dlrni_pickle_error(p, "a call of something that is no name");
-    if (dlrni_text_is(callee, "collections OrderedDict")) {
-        dlrni_node *dict = dlrni_new_node(p, DLRNI_DICT), *pairs = dlrni_item(args, 0);
-        if (!dict) return DLRN_ERR_MEMORY;
-        for (const dlrni_node *l = pairs && pairs->kind == DLRNI_LIST ? pairs->first : NULL; l; l = l->next) {
-            dlrni_node *key = dlrni_item(l->storage, 0), *value = dlrni_item(l->storage, 1);
-            if (!key || !value) return dlrni_pickle_error(p, "malformed items of a dictionary");
-            DLRNI_TRY(dlrni_append(p, dict, key));
-            DLRNI_TRY(dlrni_append(p, dict, value));
-        }
-        return dlrni_push(p, dict);
-    }
+    if (dlrni_text_is(callee, "collections OrderedDict")) return dlrni_pickle_ordered(p, args);
     if (dlrni_text_is(callee, "torch._utils _rebuild_tensor_v2") ||
         dlrni_text_is(callee, "torch._utils _rebuild_tensor"))
         return dlrni_rebuild_tensor(p, args, 2);
     if (dlrni_text_is(callee, "torch._utils _rebuild_tensor_v3")) return dlrni_rebuild_tensor(p, args, 3);
-    if (dlrni_text_is(callee, "torch._utils _rebuild_parameter") || dlrni_text_is(callee, "torch Size") ||
+    if (dlrni_text_is(callee, "torch._utils _rebuild_parameter") ||
+        dlrni_text_is(callee, "torch._utils _rebuild_parameter_with_state") || dlrni_text_is(callee, "torch Size") ||
         dlrni_text_is(callee, "torch device")) {
         dlrni_node *inner = dlrni_item(args, 0); /* the tensor, the tuple, the name */
         return inner ? dlrni_push(p, inner) : dlrni_pickle_error(p, "a call without its argument");
     }
+    if (dlrni_is_bystander(callee)) return dlrni_push(p, dlrni_new_node(p, DLRNI_NONE));
     return dlrni_pickle_error(p, "a call of a type");
 }
 

@@ -146,6 +146,37 @@ def torch_protocols():
 
 
 @case
+def torch_values_beside_tensors():
+    tensors = dict(AE.named_parameters())
+    tensors["bias"].note = "a parameter with an attribute"
+    tensors["encoder.bias"] = tensors["encoder.bias"].detach().clone()
+    tensors["encoder.bias"].note = "a tensor with an attribute"
+    others = {"dtype": torch.float32, "device": torch.device("cpu"), "size": torch.Size([1, 2]), "names": {"a", "b"},
+              "bytes": b"abc", "number": 1j, "large": 2**100, "layout": torch.strided, "list": [None, (1.5, True)]}
+    for new in (True, False):
+        path = HERE / f"beside_{new}.pt"
+        torch.save({**tensors, "others": others}, path, _use_new_zipfile_serialization=new)
+        check_reads(path)
+    del tensors["bias"].note
+
+
+@case
+def torch_repeated_elements():
+    tensors = OrderedDict(state(), bias=torch.full((1,), 0.25).expand(D))
+    torch.save(tensors, HERE / "expanded.pt")
+    check_reads(HERE / "expanded.pt", tensors)
+
+
+@case
+def torch_lazy_sign_is_refused():
+    negated = torch.complex(torch.zeros(D), state()["bias"]).conj().imag
+    assert negated.is_neg()
+    torch.save(OrderedDict(state(), bias=negated), HERE / "negated.pt")
+    said = dictlearn("convert", HERE / "negated.pt", HERE / "never.pt", status=1)
+    assert "a tensor marked as negated or conjugated" in said, said
+
+
+@case
 def torch_without_sums():
     torch.serialization.set_crc32_options(False)
     torch.save(state(), HERE / "nosums.pt")

@@ -117,13 +117,17 @@ TEST(reads_a_tensor) {
 
 TEST(reads_views) {
     static const int64_t shape[2] = {2, 3}, turned[2] = {3, 2}, strides[2] = {1, 3}, two[1] = {2}, step[1] = {2};
-    static const float want[6] = {0, 3, 1, 4, 2, 5}, part[2] = {3, 5};
+    static const int64_t repeated[2] = {2, 4}, none[2] = {0, 0};
+    static const float want[6] = {0, 3, 1, 4, 2, 5}, part[2] = {3, 5}, fours[8] = {4, 4, 4, 4, 4, 4, 4, 4};
     begin_x();
     tensor(0, 2, turned, strides);
     expect_numbers(accept(pt_x()), "x", want, 6);
     begin_x();
     tensor(3, 1, two, step);
     expect_numbers(accept(pt_x()), "x", part, 2);
+    begin_x();
+    tensor(4, 2, repeated, none);
+    expect_numbers(accept(pt_x()), "x", fours, 8);
     begin_x();
     tensor(5, 0, shape, shape); /* a scalar */
     expect_numbers(accept(pt_x()), "x", &numbers[5], 1);
@@ -205,6 +209,50 @@ TEST(reads_other_forms) {
     expect_numbers(accept(pt_x()), "x", NULL, 6);
 }
 
+/* Attributes of tensors, and values of other kinds beside them, are passed over. */
+TEST(reads_past_others) {
+    begin();
+    put_text(&b, "}(");
+    text("x");
+    put_text(&b, "ctorch._tensor\n_rebuild_from_type_v2\n(" REBUILD "ctorch\nTensor\n(");
+    storage("FloatStorage", "0", 6);
+    number(0);
+    numbers_tuple(1, six);
+    numbers_tuple(1, one);
+    put_text(&b, "\x89" DICT "t}");
+    text("note");
+    text("hello");
+    put_text(&b, "stRq\x01");
+    text("p");
+    put_text(&b, "ctorch._utils\n_rebuild_parameter_with_state\n(h\x01\x88" DICT "}tR");
+    text("set");
+    put_text(&b, "c__builtin__\nset\n](K\x01K\x02"
+                 "e\x85R");
+    text("bytes");
+    put_text(&b, "c_codecs\nencode\n");
+    text("abc");
+    text("latin1");
+    put_text(&b, "\x86R");
+    text("layout");
+    put_text(&b, "ctorch.serialization\n_get_layout\n");
+    text("torch.strided");
+    put_text(&b, "\x85Ru.");
+    dlrn_archive *a = accept(pt());
+    CHECK(dlrn_archive_count(a) == 2 && dlrn_archive_find(a, "p") == 1);
+    CHECK(dlrn_archive_metadata(a, "bytes") == NULL);
+    expect_numbers(a, "x", NULL, 6);
+    begin_x(); /* a lazy minus sign: the numbers in the file are not the tensor's */
+    put_text(&b, REBUILD "(");
+    storage("FloatStorage", "0", 6);
+    number(0);
+    numbers_tuple(1, six);
+    numbers_tuple(1, one);
+    put_text(&b, "\x89" DICT "}");
+    text("neg");
+    put_text(&b, "\x88stR");
+    refuse(pt_x(), DLRN_ERR_UNSUPPORTED, "a tensor marked as negated or conjugated");
+}
+
 /* ---- What is refused ---- */
 
 TEST(refuses_names) {
@@ -274,6 +322,9 @@ TEST(refuses_stacks) {
         {"ccollections\nOrderedDict\n](NNe\x85R", "malformed items of a dictionary"},
         {REBUILD ")R", "malformed arguments of a tensor"},
         {REBUILD "(NNNNtR", "malformed arguments of a tensor"},
+        {"ctorch._tensor\n_rebuild_from_type_v2\n)R", "a call of a type"},
+        {"ctorch._tensor\n_rebuild_from_type_v2\nq\x01(h\x01N)tR", "a call of a type"},
+        {"ctorch._tensor\n_rebuild_from_type_v2\n(NN)tR", "a call of something that is no name"},
         {"Q", "a persistent id that is no storage"},
         {"NQ", "a persistent id that is no storage"},
         {")Q", "a persistent id that is no storage"},
@@ -317,7 +368,7 @@ TEST(refuses_views) {
         {-1, {1, 1}, {1, 1}, "shape [1, 1] at offset -1 does not fit its storage"},
         {5, {2, 1}, {-1, 1}, "shape [2, 1] at offset 5 does not fit its storage"},
         {0, {-1, 1}, {1, 1}, "shape [-1, 1] overflows"},
-        {0, {7, 1}, {0, 1}, "shape [7, 1] at offset 0 does not fit its storage"}, /* more elements than are stored */
+        {0, {99999, 1}, {0, 1}, "shape [99999, 1] at offset 0 does not fit its storage"}, /* out of proportion */
         {0, {INT64_MAX, 1}, {0, 1}, "does not fit its storage"},
         {0, {INT64_MAX, 2}, {0, 0}, "overflows"},
         {0, {2, 1}, {INT64_MAX, 1}, "does not fit its storage"},
@@ -566,6 +617,7 @@ int main(int argc, char **argv) {
     RUN(reads_views);
     RUN(reads_nests);
     RUN(reads_other_forms);
+    RUN(reads_past_others);
     RUN(refuses_names);
     RUN(refuses_opcodes);
     RUN(refuses_stacks);
