@@ -11,7 +11,7 @@ SHELL   := /bin/sh
 # OpenMP where the compiler has it; the results are the same bits without.
 HASH    := \#
 PROBE   := $(HASH)include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n
-OPENMP  := $(shell mkdir -p $(BUILD) && printf '$(PROBE)' > $(BUILD)/probe.c && \
+OPENMP  := $(shell mkdir -p $(BUILD) build/tmp && printf '$(PROBE)' > $(BUILD)/probe.c && \
              $(CC) -fopenmp $(BUILD)/probe.c -o $(BUILD)/probe 2> /dev/null && echo -fopenmp)
 COMPILE  = $(CC) -std=c99 $(CFLAGS) $(WARN) $(OPENMP) -I. -Iexamples
 
