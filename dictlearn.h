@@ -2296,6 +2296,9 @@ DLRNI_INTERNAL dlrn_status dlrni_out_close(dlrni_out *o) {
     if (bad && o->status == DLRN_OK) o->status = dlrni_io_error(o->ctx, o->path, "write it");
     bad = o->f != stdout && fclose(o->f) != 0;
     if (bad && o->status == DLRN_OK) o->status = dlrni_io_error(o->ctx, o->path, "write it");
+#if !DLRNI_POSIX
+    if (o->temporary && o->status == DLRN_OK) remove(o->path); /* rename need not replace */
+#endif
     if (o->temporary && o->status == DLRN_OK && rename(o->temporary, o->path))
         o->status = dlrni_io_error(o->ctx, o->path, "put it in place");
     if (o->temporary && o->status == DLRN_OK) dlrni_sync_folder(o->path);

@@ -1,31 +1,46 @@
 /* test_memory.c - reading and writing files when memory runs out: each allocation of each operation fails once; every
-   time the answer is DLRN_ERR_MEMORY, nothing leaks, and no file is left half-written. */
+   time the answer is DLRN_ERR_MEMORY, nothing leaks, and no file is left half-written. And what hostile bytes make a
+   reader take stays in proportion to them. */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/bytes.h"
 
 static int64_t live, left = -1; /* blocks in use; allocations until one fails, negative: none does */
+static size_t in_use, peak;     /* bytes */
+enum { HEAD = 64 };             /* before each block: its size */
 
 static void *count_malloc(size_t size, void *user) {
     (void)user;
     if (left == 0) return NULL;
     if (left > 0) left--;
-    void *p = malloc(size);
-    live += p != NULL;
-    return p;
+    char *p = (char *)malloc(HEAD + size);
+    if (!p) return NULL;
+    memcpy(p, &size, sizeof size);
+    live++;
+    in_use += size;
+    if (in_use > peak) peak = in_use;
+    return p + HEAD;
 }
 
-static void *count_realloc(void *p, size_t size, void *user) {
-    if (!p) return count_malloc(size, user);
-    if (left == 0) return NULL;
-    if (left > 0) left--;
-    return realloc(p, size);
-}
-
-static void count_free(void *p, void *user) {
+static void count_free(void *block, void *user) {
+    size_t size;
     (void)user;
-    live -= p != NULL;
+    if (!block) return;
+    char *p = (char *)block - HEAD;
+    memcpy(&size, p, sizeof size);
+    live--;
+    in_use -= size;
     free(p);
+}
+
+static void *count_realloc(void *block, size_t size, void *user) {
+    size_t old = 0;
+    void *to = count_malloc(size, user);
+    if (!to || !block) return to;
+    memcpy(&old, (char *)block - HEAD, sizeof old);
+    memcpy(to, block, old < size ? old : size);
+    count_free(block, user);
+    return to;
 }
 
 /* Runs the operation with one more allocation granted each time, until it succeeds. */
@@ -170,6 +185,87 @@ TEST(legacy) {
     starve("a legacy file", open_archive);
 }
 
+/* ---- In proportion ---- */
+
+enum { HOSTILE = 60000 };
+static bytes b, pickle;
+static zip z;
+
+/* Opens what is in b: the most bytes that this took. */
+static size_t taken(void) {
+    dlrn_archive *a = NULL;
+    size_t before = in_use;
+    peak = in_use;
+    (void)!open_bytes(&b, &a);
+    dlrn_archive_close(a);
+    CHECK(in_use == before);
+    return peak - before;
+}
+
+/* `unit` over and over, after `begin`, as the pickle of a .pt. */
+static void repeat_in_pickle(const char *begin, const char *unit, size_t unit_size) {
+    pickle.n = 0;
+    put_text(&pickle, begin);
+    while (pickle.n + unit_size < HOSTILE) put(&pickle, unit, unit_size);
+    memset(&z, 0, sizeof z);
+    zip_raw(&z, "archive/data.pkl", &pickle, 0, pickle.n, 0, 0);
+    b = *zip_done(&z);
+}
+
+TEST(pickles_in_proportion) {
+    static const struct {
+        const char *begin, *unit;
+        size_t size;
+    } bombs[] = {{"\x80\x02", ")", 1},         {"\x80\x02(", "N", 1},
+                 {"\x80\x02", "(", 1},         {"\x80\x02]q\x01", "h\x01", 2},
+                 {"\x80\x02N", "\x85", 1},     {"\x80\x02", "]\x94", 2},
+                 {"\x80\x02]", "Na", 2},       {"\x80\x02", "ctorch\nSize\n", 12},
+                 {"\x80\x02", "X\0\0\0\0", 5}, {"\x80\x02N", "r\x00\xf0\0\0", 5}};
+    for (size_t i = 0; i < sizeof bombs / sizeof *bombs; i++) {
+        repeat_in_pickle(bombs[i].begin, bombs[i].unit, bombs[i].size);
+        size_t most = taken();
+        CHECK_MSG(most < 512 * b.n, "%d: %zu bytes for a file of %zu", (int)i, most, b.n);
+    }
+}
+
+TEST(json_in_proportion) {
+    static const char *const units[] = {"[", ",", "[],", "{\"\":0},", "\"\","};
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
+        b.n = 0;
+        put_le(&b, 0, 8);
+        put_text(&b, "{\"x\":[");
+        while (b.n < HOSTILE) put_text(&b, units[i]);
+        patch(&b, 0, b.n - 8, 8);
+        size_t most = taken();
+        CHECK_MSG(most < 256 * b.n, "%s: %zu bytes for a file of %zu", units[i], most, b.n);
+    }
+}
+
+/* Lengths that are only claimed. */
+TEST(claims_in_proportion) {
+    b.n = 0;
+    put_le(&b, 100u << 20, 8);
+    put_text(&b, "{");
+    CHECK(taken() < 4096);
+    b.n = 0;
+    put_text(&b, "\x93NUMPY\x01");
+    put_le(&b, 0, 1);
+    put_le(&b, 75, 2);
+    put_text(&b, "{'descr': '<f4', 'fortran_order': False, 'shape': (1048576, 1048576), }    \n");
+    CHECK(taken() < 4096);
+    static const unsigned char nothing[2] = {3, 0}; /* an empty block, said to unpack to more */
+    memset(&z, 0, sizeof z);
+    pickle.n = 0;
+    put(&pickle, nothing, sizeof nothing);
+    zip_raw(&z, "x.npy", &pickle, 8, 0xFFFFFF00, 0, 0);
+    b = *zip_done(&z);
+    CHECK(taken() < 8192);
+    memset(&z, 0, sizeof z);
+    zip_raw(&z, "x.npy", &pickle, 8, 2000, 0, 0);
+    b = *zip_done(&z);
+    CHECK(taken() < 8192);
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     dlrn_context_config cfg = dlrn_context_defaults();
@@ -183,6 +279,9 @@ int main(int argc, char **argv) {
     RUN(codes);
     RUN(json);
     RUN(legacy);
+    RUN(pickles_in_proportion);
+    RUN(json_in_proportion);
+    RUN(claims_in_proportion);
     dlrn_context_destroy(ctx);
     return TEST_END();
 }
