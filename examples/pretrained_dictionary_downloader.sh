@@ -23,23 +23,26 @@ usage() {
     cat << END
 usage: sh examples/pretrained_dictionary_downloader.sh [--layers LIST] [--sites LIST] [--checkpoints] [--zip]
                                                        [--base-url URL] [--out DIR]
-  --layers LIST   of embed,0,1,2,3,4,5 (default: all)
-  --sites LIST    of attn_out,mlp_out,resid_out, for the numbered layers (default: all)
-  --checkpoints   also those saved during training
-  --zip           the release as one archive of 2.4 GB, from Hugging Face; --layers, --sites, --checkpoints do not count
-  --base-url URL  where the folders (or, with --zip, the archive) are
-  --out DIR       where to put pythia-70m-deduped/ (default: dictionaries)
+  --layers LIST      of embed,0,1,2,3,4,5 (default: all)
+  --sites LIST       of attn_out,mlp_out,resid_out, for the numbered layers (default: all)
+  -c, --checkpoints  also those saved during training (about 10 GB a layer)
+  --zip              the release as one archive of 2.4 GB, from Hugging Face; without --layers, --sites, --checkpoints
+  --base-url URL     where the folders are, or with --zip the archive itself; default:
+                     $base
+                     $zip_url
+  --out DIR          where to put pythia-70m-deduped/ (default: dictionaries)
+Run it again to go on where it was stopped. DOWNLOADER=curl or DOWNLOADER=wget in the environment chooses the tool.
 END
 }
 
 die() {
     echo "pretrained_dictionary_downloader: $*" >&2
-    exit "${status:-1}"
+    exit 1
 }
 
 wrong() {
-    status=2
-    die "$* (--help tells more)"
+    echo "pretrained_dictionary_downloader: $* (--help tells more)" >&2
+    exit 2
 }
 
 while [ $# -gt 0 ]; do
@@ -51,15 +54,31 @@ while [ $# -gt 0 ]; do
     --sites) sites=$2 && shift ;;
     --base-url) base=${2%/} && zip_url=$2 && shift ;;
     --out) out=$2 && shift ;;
-    --checkpoints) checkpoints=yes ;;
+    -c | --checkpoints) checkpoints=yes ;;
     --zip) whole_zip=yes ;;
-    --help | -h) usage && exit 0 ;;
+    -h | --help) usage && exit 0 ;;
     *) wrong "$1: unknown flag" ;;
     esac
     shift
 done
 
-# DOWNLOADER=curl|wget chooses; else what there is.
+# All names are looked at before anything is fetched.
+folders=
+for layer in $(echo "$layers" | tr ',' ' '); do
+    case $layer in
+    embed) folders="$folders embed" && continue ;;
+    [0-5]) ;;
+    *) wrong "--layers: expected embed or 0 to 5, found $layer" ;;
+    esac
+    for site in $(echo "$sites" | tr ',' ' '); do
+        case $site in
+        attn_out | mlp_out | resid_out) folders="$folders ${site}_layer$layer" ;;
+        *) wrong "--sites: expected attn_out, mlp_out or resid_out, found $site" ;;
+        esac
+    done
+done
+[ -n "$folders" ] || wrong "--layers, --sites: nothing is chosen"
+
 tool=${DOWNLOADER:-}
 if [ -z "$tool" ]; then
     for tool in curl wget none; do command -v $tool > /dev/null 2>&1 && break; done
@@ -76,13 +95,16 @@ size_of() {
     printf '%s\n' "$head" | tr -d '\r' | awk 'tolower($1) == "content-length:" { n = $2 } END { print n }'
 }
 
-# more URL FILE: fetches what FILE still lacks
+# more URL FILE: fetches what FILE still lacks; a bar of progress is shown to a person
+quiet=yes
+[ ! -t 2 ] || quiet=no
 more() {
-    if [ "$tool" = curl ]; then
-        curl -fsSL -C - -o "$2" "$1"
-    else
-        wget -q -c --tries=1 -O "$2" "$1"
-    fi
+    case $tool-$quiet in
+    curl-yes) curl -fsSL -C - -o "$2" "$1" ;;
+    curl-no) curl -f#L -C - -o "$2" "$1" ;;
+    *-yes) wget -q -c --tries=1 -O "$2" "$1" ;;
+    *-no) wget -q --show-progress -c --tries=1 -O "$2" "$1" ;;
+    esac
 }
 
 bytes() { if [ -f "$1" ]; then wc -c < "$1" | tr -d ' '; else echo 0; fi; }
@@ -96,22 +118,26 @@ get() {
         return
     fi
     mkdir -p "$(dirname "$2")"
-    [ "$(bytes "$2.part")" -le "$size" ] || rm -f "$2.part" # of another version
+    part=$2.part
+    [ "$(bytes "$part")" -le "$size" ] || rm -f "$part" # of another version
     try=0
-    while [ "$(bytes "$2.part")" -lt "$size" ]; do
+    while [ "$(bytes "$part")" -lt "$size" ]; do
         try=$((try + 1))
-        [ $try -le $tries ] || die "$2.part: expected $size bytes, found $(bytes "$2.part") after $tries tries"
-        more "$1" "$2.part" || sleep "${RETRY_WAIT:-2}"
+        [ $try -le $tries ] || die "$part: expected $size bytes, found $(bytes "$part") after $tries tries"
+        before=$(bytes "$part")
+        more "$1" "$part" || sleep "${RETRY_WAIT:-2}"
+        # a server that cannot go on in the middle: the last two tries are from the start
+        if [ $try -eq $((tries - 2)) ] && [ "$(bytes "$part")" = "$before" ]; then rm -f "$part"; fi
     done
-    [ "$(bytes "$2.part")" = "$size" ] || die "$2.part: expected $size bytes, found $(bytes "$2.part")"
-    mv "$2.part" "$2"
+    [ "$(bytes "$part")" = "$size" ] || die "$part: expected $size bytes, found $(bytes "$part")"
+    mv "$part" "$2"
     echo "got   $2 ($size bytes)"
 }
 
 # list URL: names of the checkpoints that the server's index of a folder links to
 list() {
     if [ "$tool" = curl ]; then curl -fsSL "$1/"; else wget -q -O - "$1/"; fi |
-        grep -o 'href="[^"/]*ae_[0-9]*\.pt"' | sed 's/^href="//; s/"$//' | sort -u
+        grep -o 'href="[A-Za-z0-9_.-]*\.pt"' | sed 's/^href="//; s/"$//' | sort -u
 }
 
 get_folder() { # get_folder NAME
@@ -121,37 +147,32 @@ get_folder() { # get_folder NAME
     get "$from/ae.pt" "$to/ae.pt"
     mkdir -p "$to/checkpoints"
     [ $checkpoints = yes ] || return 0
-    names=$(list "$from/checkpoints") || die "$from/checkpoints/: no list of checkpoints"
+    names=$(list "$from/checkpoints")
+    [ -n "$names" ] || die "$from/checkpoints/: expected an index with links to .pt files, found none"
     for name in $names; do get "$from/checkpoints/$name" "$to/checkpoints/$name"; done
 }
 
-if [ $whole_zip = yes ]; then
+# The archive's paths begin with dictionaries/, or with the model's name.
+get_archive() {
     command -v unzip > /dev/null 2>&1 || die "expected unzip, found none"
+    unpacked=$out/.unpacked
     mkdir -p "$out"
     get "$zip_url" "$out/release.zip"
-    # the archive's paths begin with dictionaries/, or with the model's name
-    rm -rf "$out/.unpacked"
-    unzip -q "$out/release.zip" -d "$out/.unpacked" || die "$out/release.zip: cannot be unpacked"
-    model=$(find "$out/.unpacked" -type d -name pythia-70m-deduped | head -n 1)
+    rm -rf "$unpacked"
+    unzip -q "$out/release.zip" -d "$unpacked" || die "$out/release.zip: cannot be unpacked"
+    model=$(find "$unpacked" -type d -name pythia-70m-deduped | head -n 1)
     [ -n "$model" ] || die "$out/release.zip: expected a folder pythia-70m-deduped, found none"
-    mkdir -p "$out/pythia-70m-deduped"
-    cp -R "$model/." "$out/pythia-70m-deduped/"
-    rm -rf "$out/.unpacked" "$out/release.zip"
+    (cd "$model" && find . -type f) | while read -r file; do
+        to=$out/pythia-70m-deduped/${file#./}
+        mkdir -p "$(dirname "$to")"
+        mv "$model/$file" "$to"
+    done
+    rm -rf "$unpacked" "$out/release.zip"
     echo "got   $out/pythia-70m-deduped"
-    exit 0
-fi
+}
 
-for layer in $(echo "$layers" | tr ',' ' '); do
-    case $layer in
-    embed) get_folder embed ;;
-    [0-5])
-        for site in $(echo "$sites" | tr ',' ' '); do
-            case $site in
-            attn_out | mlp_out | resid_out) get_folder "${site}_layer$layer" ;;
-            *) wrong "--sites: expected attn_out, mlp_out or resid_out, found $site" ;;
-            esac
-        done
-        ;;
-    *) wrong "--layers: expected embed or 0 to 5, found $layer" ;;
-    esac
-done
+if [ $whole_zip = yes ]; then
+    get_archive
+else
+    for folder in $folders; do get_folder "$folder"; done
+fi
