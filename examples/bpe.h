@@ -862,14 +862,6 @@ static dlrn_status bpe_unsupported(bpe_tokenizer *t, const char *key, const char
     return bpe_refuse(t, DLRN_ERR_UNSUPPORTED, key, expected, found);
 }
 
-/* The same for one of a list. */
-static dlrn_status bpe_bad_at(bpe_tokenizer *t, const char *list, int64_t place, const char *key, const char *expected,
-                              const dlrn_json *found) {
-    char name[96];
-    snprintf(name, sizeof name, "%s[%lld]%s", list, (long long)place, key);
-    return bpe_bad(t, name, expected, found);
-}
-
 /* The same for an entry of the vocabulary. */
 static dlrn_status bpe_bad_entry(bpe_tokenizer *t, const char *expected, const dlrn_json *entry) {
     char name[128] = "model.vocab.";
@@ -879,10 +871,13 @@ static dlrn_status bpe_bad_entry(bpe_tokenizer *t, const char *expected, const d
 }
 
 /* A switch of the file: true, false, or what stands for it if it is not given. */
-static dlrn_status bpe_flag(bpe_tokenizer *t, const dlrn_json *object, const char *key, int otherwise, int *out) {
+static dlrn_status bpe_flag(bpe_tokenizer *t, const dlrn_json *object, const char *where, const char *key,
+                            int otherwise, int *out) {
+    char name[96];
     const dlrn_json *j = dlrn_json_get(object, key);
     *out = bpe_is(j, DLRN_JSON_BOOL) ? j->number != 0 : otherwise;
-    return !j || j->type <= DLRN_JSON_BOOL ? DLRN_OK : bpe_bad(t, key, "true or false", j);
+    snprintf(name, sizeof name, "%s.%s", where, key);
+    return !j || j->type <= DLRN_JSON_BOOL ? DLRN_OK : bpe_bad(t, name, "true or false", j);
 }
 
 /* A number that may be an id of this file. */
@@ -982,17 +977,24 @@ static int bpe_merge_parts(const dlrn_json *m, const char **part, int64_t *lengt
     return 1;
 }
 
+static dlrn_status bpe_bad_merge(bpe_tokenizer *t, int32_t rank, const char *expected, const dlrn_json *found) {
+    char name[48];
+    snprintf(name, sizeof name, "model.merges[%d]", (int)rank);
+    return bpe_bad(t, name, expected, found);
+}
+
 static dlrn_status bpe_load_merge(bpe_tokenizer *t, const dlrn_json *m, int32_t rank) {
     const char *part[2];
     int64_t length[2];
-    if (!bpe_merge_parts(m, part, length))
-        return bpe_bad_at(t, "model.merges", rank, "", "two tokens, as \"a b\" or [\"a\", \"b\"]", m);
+    char name[48];
+    snprintf(name, sizeof name, "model.merges[%d]", (int)rank);
+    if (!bpe_merge_parts(m, part, length)) return bpe_bad(t, name, "two tokens, as \"a b\" or [\"a\", \"b\"]", m);
     t->word.count = 0;
     for (int k = 0; k < 2; k++) BPE_TRY(bpe_put(t->ctx, &t->word, part[k], length[k]));
     int32_t left = bpe_vocab_id(t, part[0], length[0]), right = bpe_vocab_id(t, part[1], length[1]);
     int32_t joined = bpe_vocab_id(t, t->word.bytes, t->word.count);
     if (left < 0 || right < 0 || joined < 0)
-        return bpe_bad_at(t, "model.merges", rank, "", "tokens of the vocabulary that join to one", m);
+        return bpe_bad_merge(t, rank, "tokens of the vocabulary that join to one", m);
     bpe_merge entry = {left, right, joined, rank};
     *bpe_merge_slot(t, left, right) = entry; /* of the same pair twice, the last one counts */
     return DLRN_OK;
@@ -1028,16 +1030,16 @@ static dlrn_status bpe_load_bytes(bpe_tokenizer *t, const dlrn_json *model) {
 static dlrn_status bpe_load_model(bpe_tokenizer *t, const dlrn_json *model) {
     const dlrn_json *type = dlrn_json_get(model, "type"), *merges = dlrn_json_get(model, "merges");
     const dlrn_json *vocab = dlrn_json_get(model, "vocab"), *dropout = dlrn_json_get(model, "dropout");
-    static const char *const unset[] = {"continuing_subword_prefix", "end_of_word_suffix"};
+    static const char *const unset[] = {"model.continuing_subword_prefix", "model.end_of_word_suffix"};
     if (type && strcmp(dlrn_json_text(model, "type", ""), "BPE")) return bpe_unsupported(t, "model.type", "BPE", type);
     if (!bpe_is(merges, DLRN_JSON_ARRAY)) return bpe_bad(t, "model.merges", "an array", merges);
     for (int k = 0; k < 2; k++)
-        if (*dlrn_json_text(model, unset[k], ""))
-            return bpe_unsupported(t, unset[k], "none", dlrn_json_get(model, unset[k]));
+        if (*dlrn_json_text(t->json, unset[k], ""))
+            return bpe_unsupported(t, unset[k], "none", dlrn_json_get(t->json, unset[k]));
     if (dropout && (dropout->type > DLRN_JSON_NUMBER || dropout->number != 0))
         return bpe_unsupported(t, "model.dropout", "null or 0", dropout);
-    BPE_TRY(bpe_flag(t, model, "ignore_merges", 0, &t->ignore_merges));
-    BPE_TRY(bpe_flag(t, model, "fuse_unk", 0, &t->fuse_unknown));
+    BPE_TRY(bpe_flag(t, model, "model", "ignore_merges", 0, &t->ignore_merges));
+    BPE_TRY(bpe_flag(t, model, "model", "fuse_unk", 0, &t->fuse_unknown));
     BPE_TRY(bpe_load_vocab(t, vocab));
     BPE_TRY(bpe_load_bytes(t, model));
     return bpe_load_merges(t, merges);
@@ -1075,8 +1077,8 @@ static dlrn_status bpe_load_normalizer(bpe_tokenizer *t, const dlrn_json *n) {
                                "NFC, NFD, NFKC, NFKD, Lowercase, Strip, Prepend, Replace, or a Sequence of them",
                                dlrn_json_get(n, "type"));
     how.form = (bpe_form)form;
-    if (how.form == BPE_STRIP) BPE_TRY(bpe_flag(t, n, "strip_left", 1, &how.left));
-    if (how.form == BPE_STRIP) BPE_TRY(bpe_flag(t, n, "strip_right", 1, &how.right));
+    if (how.form == BPE_STRIP) BPE_TRY(bpe_flag(t, n, "normalizer", "strip_left", 1, &how.left));
+    if (how.form == BPE_STRIP) BPE_TRY(bpe_flag(t, n, "normalizer", "strip_right", 1, &how.right));
     if (how.form >= BPE_PREPEND) BPE_TRY(bpe_load_put(t, n, &how));
     if (t->n_changes == BPE_MOST_STEPS) return bpe_unsupported(t, "normalizer", "at most 8 of them", n);
     t->change[t->n_changes++] = how;
@@ -1102,7 +1104,7 @@ static dlrn_status bpe_load_split(bpe_tokenizer *t, const dlrn_json *p, bpe_patt
 #undef BPE_HEAD
     const char *text = dlrn_json_text(p, "pattern.Regex", "none"), *how = dlrn_json_text(p, "behavior", "none");
     int invert;
-    BPE_TRY(bpe_flag(t, p, "invert", 0, &invert));
+    BPE_TRY(bpe_flag(t, p, "pre_tokenizer", "invert", 0, &invert));
     if (strcmp(how, "Isolated") && !(invert && !strcmp(how, "Removed")))
         return bpe_unsupported(t, "pre_tokenizer.behavior", "Isolated, or Removed and inverted",
                                dlrn_json_get(p, "behavior"));
@@ -1121,6 +1123,7 @@ static dlrn_status bpe_load_step(bpe_tokenizer *t, const dlrn_json *p, int *byte
     const char *type = dlrn_json_text(p, "type", "none");
     bpe_step step = {BPE_WHOLE, 0};
     int flag;
+    if (!p || p->type == DLRN_JSON_NULL) return DLRN_OK;
     if (!strcmp(type, "Sequence")) {
         const dlrn_json *list = dlrn_json_get(p, "pretokenizers");
         if (!bpe_is(list, DLRN_JSON_ARRAY)) return bpe_bad(t, "pre_tokenizer.pretokenizers", "an array", list);
@@ -1129,14 +1132,14 @@ static dlrn_status bpe_load_step(bpe_tokenizer *t, const dlrn_json *p, int *byte
     }
     if (*bytes) return bpe_unsupported(t, "pre_tokenizer", "ByteLevel as the last step", dlrn_json_get(p, "type"));
     if (!strcmp(type, "ByteLevel")) {
-        BPE_TRY(bpe_flag(t, p, "use_regex", 1, &flag));
-        BPE_TRY(bpe_flag(t, p, "add_prefix_space", 1, &step.prefix_space));
+        BPE_TRY(bpe_flag(t, p, "pre_tokenizer", "use_regex", 1, &flag));
+        BPE_TRY(bpe_flag(t, p, "pre_tokenizer", "add_prefix_space", 1, &step.prefix_space));
         step.pattern = flag ? BPE_GPT2 : BPE_WHOLE;
         *bytes = 1;
     } else if (!strcmp(type, "Split")) {
         BPE_TRY(bpe_load_split(t, p, &step.pattern));
     } else if (!strcmp(type, "Digits")) {
-        BPE_TRY(bpe_flag(t, p, "individual_digits", 0, &flag));
+        BPE_TRY(bpe_flag(t, p, "pre_tokenizer", "individual_digits", 0, &flag));
         step.pattern = flag ? BPE_EACH_DIGIT : BPE_DIGITS;
     } else if (!strcmp(type, "Punctuation")) {
         if (strcmp(dlrn_json_text(p, "behavior", "Isolated"), "Isolated"))
@@ -1159,18 +1162,19 @@ static dlrn_status bpe_load_step(bpe_tokenizer *t, const dlrn_json *p, int *byte
 /* ---- added tokens */
 
 /* An added token's text and id. One that the vocabulary has too keeps its id; another needs an id of its own. */
-static dlrn_status bpe_load_added_id(bpe_tokenizer *t, const dlrn_json *j, bpe_added *a) {
+static dlrn_status bpe_load_added_id(bpe_tokenizer *t, const dlrn_json *j, bpe_added *a, const char *where) {
     const dlrn_json *id = dlrn_json_get(j, "id");
+    char name[64];
     a->content = dlrn_json_get(j, "content");
+    snprintf(name, sizeof name, "%s.content", where);
     if (!bpe_is(a->content, DLRN_JSON_STRING) || a->content->text_len == 0)
-        return bpe_bad_at(t, "added_tokens", a->place, ".content", "a string", a->content);
-    if (!bpe_good_id(t, id)) return bpe_bad_at(t, "added_tokens", a->place, ".id", "an id", id);
+        return bpe_bad(t, name, "a string", a->content);
+    snprintf(name, sizeof name, "%s.id", where);
+    if (!bpe_good_id(t, id)) return bpe_bad(t, name, "an id", id);
     a->id = (int32_t)id->number;
     int32_t known = bpe_vocab_id(t, a->content->text, a->content->text_len);
-    if (known >= 0 && known != a->id)
-        return bpe_bad_at(t, "added_tokens", a->place, ".id", "the id that the vocabulary has for this token", id);
-    if (known < 0 && t->token[a->id])
-        return bpe_bad_at(t, "added_tokens", a->place, ".id", "an id that no other token has", id);
+    if (known >= 0 && known != a->id) return bpe_bad(t, name, "the id that the vocabulary has for this token", id);
+    if (known < 0 && t->token[a->id]) return bpe_bad(t, name, "an id that no other token has", id);
     t->token[a->id] = a->content->text;
     t->token_length[a->id] = a->content->text_len;
     return DLRN_OK;
@@ -1178,12 +1182,14 @@ static dlrn_status bpe_load_added_id(bpe_tokenizer *t, const dlrn_json *j, bpe_a
 
 static dlrn_status bpe_load_added_one(bpe_tokenizer *t, const dlrn_json *j, bpe_added *a) {
     int special;
-    BPE_TRY(bpe_load_added_id(t, j, a));
-    BPE_TRY(bpe_flag(t, j, "special", 0, &special));
-    BPE_TRY(bpe_flag(t, j, "normalized", !special, &a->normalized));
-    BPE_TRY(bpe_flag(t, j, "lstrip", 0, &a->lstrip));
-    BPE_TRY(bpe_flag(t, j, "rstrip", 0, &a->rstrip));
-    BPE_TRY(bpe_flag(t, j, "single_word", 0, &a->single_word));
+    char where[48];
+    snprintf(where, sizeof where, "added_tokens[%lld]", (long long)a->place);
+    BPE_TRY(bpe_load_added_id(t, j, a, where));
+    BPE_TRY(bpe_flag(t, j, where, "special", 0, &special));
+    BPE_TRY(bpe_flag(t, j, where, "normalized", !special, &a->normalized));
+    BPE_TRY(bpe_flag(t, j, where, "lstrip", 0, &a->lstrip));
+    BPE_TRY(bpe_flag(t, j, where, "rstrip", 0, &a->rstrip));
+    BPE_TRY(bpe_flag(t, j, where, "single_word", 0, &a->single_word));
     const char *text = a->content->text;
     a->length = a->content->text_len;
     if (a->normalized) {
