@@ -108,6 +108,11 @@ TEST(json_reads) {
     CHECK(zero && zero->text_len == 3 && !memcmp(zero->text, "x\0y", 4));
     CHECK(isinf(dlrn_json_number(root, "big", 0)) && dlrn_json_number(root, "t", 7) == 7.0);
     dlrn_json_free(ctx, root);
+    /* the same characters of two, three and four bytes, escaped and as they are */
+    static const char both[] = "[\"\\u00e9\\u20AC\\ud83d\\ude00\", \"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80\"]";
+    CHECK_OK(ctx, parse(both, sizeof both - 1, &root));
+    CHECK(!strcmp(root->first->text, root->first->next->text) && root->first->text_len == 9);
+    dlrn_json_free(ctx, root);
 }
 
 TEST(json_depth) {
@@ -130,7 +135,7 @@ static bytes *npy(int version, const char *header, const void *data, size_t n) {
     put_le(&b, (uint64_t)version, 2);
     put_le(&b, strlen(header), version == 1 ? 2 : 4);
     put_text(&b, header);
-    put(&b, data, n);
+    if (n) put(&b, data, n);
     return &b;
 }
 
@@ -458,6 +463,25 @@ TEST(npz_deflated) {
     dlrn_archive_close(a);
 }
 
+/* Blocks that are not packed: the first of 100 bytes, the last of the rest. */
+TEST(deflate_stored_blocks) {
+    static bytes packed;
+    npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (25,), }\n", NULL, 0);
+    for (int i = 0; i < 25; i++) put_floats(&b, &(const float){(float)i}, 1);
+    uint64_t size = b.n, rest = b.n - 100;
+    uint32_t crc = dlrni_crc32(0, b.p, b.n);
+    packed.n = 0;
+    put_le(&packed, 0, 1);
+    put_le(&packed, 100 | (0xFFFFu ^ 100) << 16, 4);
+    put(&packed, b.p, 100);
+    put_le(&packed, 1, 1);
+    put_le(&packed, rest | (0xFFFFu ^ rest) << 16, 4);
+    put(&packed, b.p + 100, rest);
+    expect_numbers(accept(npz_deflated(packed.p, packed.n, size, crc)), "x", NULL, 25);
+    packed.p[3] ^= 1;
+    refuse(npz_deflated(packed.p, packed.n, size, crc), DLRN_ERR_FORMAT, "member 'x.npy' does not unpack to the");
+}
+
 TEST(deflate_refuses) {
     static const char words[] = "member 'x.npy' does not unpack to the";
     refuse(npz_deflated(deflated, sizeof deflated, 383, 0), DLRN_ERR_FORMAT, words);
@@ -626,6 +650,7 @@ int main(int argc, char **argv) {
     RUN(zip_refuses_members);
     RUN(zip64);
     RUN(npz_deflated);
+    RUN(deflate_stored_blocks);
     RUN(deflate_refuses);
     RUN(crc);
     RUN(safetensors_reads);

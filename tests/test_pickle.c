@@ -394,6 +394,21 @@ TEST(refuses_views) {
     refuse(pt_x(), DLRN_ERR_FORMAT, "malformed arguments of a tensor");
 }
 
+/* A list of sizes that grows after the tensor was made of it. */
+TEST(refuses_sizes_that_change) {
+    begin_x();
+    put_text(&b, REBUILD "(");
+    storage("FloatStorage", "0", 6);
+    number(0);
+    put_text(&b, "](K\x06"
+                 "eq\x01K\x01\x85\x89" DICT "tRsh\x01");
+    for (int i = 0; i < 9; i++)
+        put_text(&b, "K\x01"
+                     "a");
+    put_text(&b, "0.");
+    refuse(pt(), DLRN_ERR_FORMAT, "tensor 'x': malformed sizes");
+}
+
 TEST(refuses_storages) {
     static const struct {
         const char *type, *key;
@@ -622,6 +637,7 @@ int main(int argc, char **argv) {
     RUN(refuses_opcodes);
     RUN(refuses_stacks);
     RUN(refuses_views);
+    RUN(refuses_sizes_that_change);
     RUN(refuses_storages);
     RUN(refuses_bombs);
     RUN(long_text_is_read);
