@@ -13,6 +13,8 @@ HASH    := \#
 PROBE   := $(HASH)include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n
 OPENMP  := $(shell mkdir -p $(BUILD) build/tmp && printf '$(PROBE)' > $(BUILD)/probe.c && \
              $(CC) -fopenmp $(BUILD)/probe.c -o $(BUILD)/probe 2> /dev/null && echo -fopenmp)
+# Threads that wait sleep: while another program has the cores, spinning at each barrier costs ten times the work.
+export OMP_WAIT_POLICY ?= passive
 COMPILE  = $(CC) -std=c99 $(CFLAGS) $(WARN) $(OPENMP) -I. -Iexamples
 
 PROGRAMS := $(patsubst examples/%.c,$(BUILD)/%,$(wildcard examples/dictlearn.c examples/[0-9][0-9]_*.c))

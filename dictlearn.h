@@ -177,6 +177,8 @@
    A context runs its loops on its own number of threads: OpenMP's, or the host's through `parallel_for`. Calls on one
    context and on its objects must not overlap. Different contexts share nothing and may run at the same time. Callbacks
    (source, language model, progress, log) run on the thread that made the call.
+   On cores that other programs want, too, run with OMP_WAIT_POLICY=passive in the environment: OpenMP's threads spin
+   while they wait for one another, and a small step under such a load has been seen to take ten times as long.
 
    ---- DETERMINISM AND NUMERICS -------------------------------------------------------------------------------------
 
