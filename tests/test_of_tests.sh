@@ -1,0 +1,124 @@
+#!/bin/sh
+# Plants the faults of tests/faults.txt, one at a time, in a copy of a header; the test named beside each must fail.
+# A fault that nothing notices is a hole in the tests. JOBS faults are tried at a time (default 2).
+. tests/harness.sh
+JOBS=${JOBS:-2}
+table=tests/faults.txt
+root=$(pwd)
+mkdir -p "$BUILD/faults"
+dir=$(cd "$BUILD/faults" && pwd)
+rm -rf "${dir:?}"/*
+export DICTLEARN_SHARED="${DICTLEARN_SHARED:-$root/../shared}" OMP_NUM_THREADS=1
+
+# place NAME: a place to work in: the headers as they are, and the folders that the tests look into.
+place() {
+    mkdir -p "$dir/$1/include"
+    cp dictlearn.h examples/*.h "$dir/$1/include"
+    ln -s "$root/tests" "$root/examples" "$dir/$1"
+}
+
+# build PLACE PROGRAM: without optimisation, since most of the time goes into compiling.
+build() {
+    $CC -std=c99 -O0 -w -I"$dir/$1/include" -I. "tests/test_$2.c" -o "$dir/$1/test_$2" -lm
+}
+
+# run PLACE PROGRAM FILTER: a fault may loop for ever or write without end.
+run() (
+    cd "$dir/$1" || exit 1
+    ulimit -c 0
+    ulimit -t 60
+    ulimit -f 2000000
+    if [ "$3" = - ]; then "./test_$2"; else "./test_$2" "$3"; fi
+)
+
+# change FILE FUNCTION OLD NEW: replaces the text OLD, which must stand once in that function (-: in the file).
+change() {
+    OLD=$3 NEW=$4 awk -v name="$2" '
+        BEGIN { old = ENVIRON["OLD"]; new = ENVIRON["NEW"]; found = 0; inside = name == "-" }
+        name != "-" && /^[^ \t}]/ { head = index($0, name "(") }
+        head && /;$/ { head = 0 }
+        head && /{$/ { inside = 1; head = 0 }
+        inside && (at = index($0, old)) {
+            found += 1 + (index(substr($0, at + length(old)), old) > 0)
+            $0 = substr($0, 1, at - 1) new substr($0, at + length(old))
+        }
+        name != "-" && /^}/ { inside = 0 }
+        { print }
+        END { exit found != 1 }' "$root/$1" > "$1.changed" && mv "$1.changed" "$(basename "$1")"
+}
+
+# ---- The tests themselves: they must pass with the headers as they are, or a fault would prove nothing ----
+
+# sound PROGRAM FILTER: says pass, skip or fail in a file of that name.
+sound() {
+    sound_out=$(run base "$1" "$2" 2>&1) && sound_is=pass || sound_is=fail
+    if [ "$sound_is" = fail ]; then fail "test_$1 $2, with no fault" "$sound_out"; fi
+    if [ "$sound_is" = pass ] && echo "$sound_out" | grep -q '^0 passed'; then sound_is=skip; fi
+    echo "$sound_is" > "$dir/base/$1.$2"
+}
+
+place base
+for program in $(awk '$1 == "@" { print $2 }' $table | sort -u); do
+    check "test_$program compiles" build base "$program"
+    for filter in $(awk -v p="$program" '$1 == "@" && $2 == p { print $3 }' $table | sort -u); do
+        sound "$program" "$filter"
+    done
+done
+
+# ---- The faults ----
+
+# try PLACE FILE FUNCTION OLD NEW PROGRAM FILTER: plants one fault and says what came of it.
+try() {
+    (cd "$dir/$1/include" && change "$2" "$3" "$4" "$5") || { echo "no longer applies"; return; }
+    build "$1" "$6" > "$dir/$1/said" 2>&1 || { echo "does not compile"; return; }
+    if run "$1" "$6" "$7" > "$dir/$1/said" 2>&1; then echo "survived"; else echo "caught"; fi
+}
+
+# collect: waits for the faults in hand and counts them.
+collect() {
+    wait
+    for slot in $slots; do
+        name=$(cat "$dir/$slot/name")
+        case $(cat "$dir/$slot/verdict") in
+        caught) pass "$name" ;;
+        survived) fail "$name" "nothing noticed it" ;;
+        *) fail "$name" "the fault $(cat "$dir/$slot/verdict")
+$(cat "$dir/$slot/said" 2> /dev/null)" ;;
+        esac
+        rm -rf "${dir:?}/$slot"
+    done
+    slots='' in_hand=0
+}
+
+# plant PROGRAM FILTER FILE FUNCTION NAME...: with $old and $new, once there is room.
+plant() {
+    program=$1 filter=$2 file=$3 function=$4
+    shift 4
+    case $(cat "$dir/base/$program.$filter") in
+    skip) skip "$*" "test_$program $filter has no data here"; return ;;
+    fail) fail "$*" "test_$program $filter fails without it"; return ;;
+    esac
+    if [ -n "$needs" ] && ! grep -qw "$needs" /proc/cpuinfo; then skip "$*" "no $needs here"; return; fi
+    in_hand=$((in_hand + 1))
+    place "slot$in_hand"
+    echo "$*" > "$dir/slot$in_hand/name"
+    try "slot$in_hand" "$file" "$function" "$old" "$new" "$program" "$filter" > "$dir/slot$in_hand/verdict" &
+    slots="$slots slot$in_hand"
+    if [ "$in_hand" -ge "$JOBS" ]; then collect; fi
+}
+
+slots='' in_hand=0 needs='' old=''
+while IFS= read -r line; do
+    case $line in
+    "@ "*) head=${line#@ } needs='' ;;
+    "? "*) needs=${line#? } ;;
+    "- "*) old=${line#- } ;;
+    "+"*)
+        new=${line#+}
+        new=${new# }
+        plant $head
+        ;;
+    esac
+done < $table
+collect
+finish
