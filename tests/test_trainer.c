@@ -386,6 +386,10 @@ TEST(ghosts_of_large_activations_stay_finite) {
     CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, &stats));
     CHECK(stats.l0 == 0 && stats.dead == F && stats.ghost_loss > 0);
     CHECK(all_finite(t->dict->decoder_weight, F * D));
+    for (int j = 0; j < 3; j++) t->dict->encoder_bias[j] = 500; /* dead, and just now they fire */
+    CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, &stats));
+    CHECK(stats.l0 == 3 && stats.ghost_loss > 0);
+    CHECK(all_finite(t->dict->decoder_weight, F * D) && all_finite(t->dict->encoder_weight, F * D));
     dlrn_trainer_destroy(t);
     dlrn_context_destroy(ctx);
 }
@@ -552,6 +556,25 @@ TEST(resampling_with_too_few_rows_or_nothing_alive) {
     CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, rows_y, N, &revived));
     CHECK(revived == N);
     CHECK_CLOSE(encoder_norm(t, 0), 0.2, 1e-5);
+    dlrn_trainer_destroy(t);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(weights_are_squared_losses) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    dlrn_trainer *t = make_trainer(ctx, &cfg);
+    float x_hat[N * D], scratch[N * D], loss[N];
+    dlrn_sparse codes;
+    memset(&codes, 0, sizeof codes);
+    CHECK_OK(ctx, dlrn_forward(t->dict, rows_x, N, x_hat, NULL));
+    CHECK_OK(ctx, dlrni_row_losses(t, rows_x, rows_y, N, scratch, &codes, loss));
+    for (int i = 0; i < N; i++) {
+        double square = 0;
+        for (int c = 0; c < D; c++) square += pow((double)rows_y[i * D + c] - (double)x_hat[i * D + c], 2);
+        CHECK_CLOSE(loss[i], square, 1e-5);
+    }
+    dlrn_sparse_free(&codes);
     dlrn_trainer_destroy(t);
     dlrn_context_destroy(ctx);
 }
@@ -728,6 +751,7 @@ int main(int argc, char **argv) {
     RUN(a_configuration_out_of_range_is_refused);
     RUN(the_dead_begin_again_from_rows);
     RUN(resampling_with_too_few_rows_or_nothing_alive);
+    RUN(weights_are_squared_losses);
     RUN(rows_are_drawn_by_weight);
     RUN(resampling_in_compat_forgets_moments_alone);
     RUN(the_configuration_as_json);
