@@ -2443,6 +2443,16 @@ DLRNI_INTERNAL int64_t dlrni_json_digits(dlrni_json_reader *r) {
     return r->p - from;
 }
 
+/* strtod, whatever the decimal point of the host's locale is; text is left as it was. */
+DLRNI_INTERNAL double dlrni_number(char *text) {
+    char sample[16], *point = strchr(text, '.');
+    snprintf(sample, sizeof sample, "%.1f", 0.5);
+    if (point) *point = sample[1];
+    double value = strtod(text, NULL);
+    if (point) *point = '.';
+    return value;
+}
+
 DLRNI_INTERNAL dlrn_status dlrni_json_number_value(dlrni_json_reader *r, dlrn_json *v) {
     const char *from = r->p;
     if (*r->p == '-') r->p++;
@@ -2463,9 +2473,9 @@ DLRNI_INTERNAL dlrn_status dlrni_json_number_value(dlrni_json_reader *r, dlrn_js
     v->text = r->text;
     v->text_len = r->p - from;
     memcpy(r->text, from, (size_t)v->text_len);
-    r->text += v->text_len;
-    *r->text++ = 0;
-    v->number = strtod(v->text, NULL);
+    r->text[v->text_len] = 0;
+    v->number = dlrni_number(r->text);
+    r->text += v->text_len + 1;
     return DLRN_OK;
 }
 
@@ -4239,7 +4249,7 @@ DLRNI_INTERNAL dlrn_status dlrni_collect_children(dlrni_walk *w, const dlrni_nod
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_collect_value(dlrni_walk *w, const dlrni_node *v, int64_t len) {
-    char text[64];
+    char text[64], *comma;
     w->work += 1 + (v->kind == DLRNI_STRING ? v->len : 0);
     if (w->work > w->limit || w->depth >= DLRNI_PICKLE_NEST)
         return dlrn_fail(w->a->ctx, DLRN_ERR_FORMAT, "%s: pickle: values nested too deep or without end", w->a->path);
@@ -4256,7 +4266,10 @@ DLRNI_INTERNAL dlrn_status dlrni_collect_value(dlrni_walk *w, const dlrni_node *
     case DLRNI_STRING: return dlrni_archive_note(w->a, w->name, len, v->text, v->len);
     case DLRNI_INT: snprintf(text, sizeof text, "%lld", (long long)v->integer); break;
     case DLRNI_BOOL: snprintf(text, sizeof text, "%s", v->integer ? "true" : "false"); break;
-    case DLRNI_FLOAT: snprintf(text, sizeof text, "%.17g", v->real); break;
+    case DLRNI_FLOAT:
+        snprintf(text, sizeof text, "%.17g", v->real);
+        if ((comma = strchr(text, ',')) != NULL) *comma = '.'; /* a locale's */
+        break;
     default: return DLRN_OK;
     }
     return dlrni_archive_note(w->a, w->name, len, text, (int64_t)strlen(text));
@@ -4804,6 +4817,42 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_columns(dlrn_archive *a, int64_t index, int
     return s;
 }
 
+typedef struct dlrni_code {
+    int32_t col;
+    float val;
+} dlrni_code;
+
+DLRNI_INTERNAL int dlrni_code_order(const void *a, const void *b) {
+    const dlrni_code *x = (const dlrni_code *)a, *y = (const dlrni_code *)b;
+    return x->col < y->col ? -1 : x->col > y->col;
+}
+
+/* Puts the n entries of a row in ascending order: SciPy's may stand in any. */
+DLRNI_INTERNAL dlrn_status dlrni_csr_sort_row(dlrn_archive *a, int64_t row, int64_t n, int32_t *col, float *val) {
+    int64_t p = 1;
+    while (p < n && col[p - 1] < col[p]) p++;
+    if (p >= n) return DLRN_OK;
+    dlrni_code *codes = DLRNI_NEW(a->ctx, dlrni_code, n);
+    if (!codes) return DLRN_ERR_MEMORY;
+    for (p = 0; p < n; p++) codes[p].col = col[p], codes[p].val = val[p];
+    qsort(codes, (size_t)n, sizeof *codes, dlrni_code_order);
+    for (p = 0; p < n; p++) col[p] = codes[p].col, val[p] = codes[p].val;
+    dlrni_free(a->ctx, codes);
+    for (p = 1; p < n; p++)
+        if (col[p] == col[p - 1])
+            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indices: row %lld: column %d stands twice", a->path,
+                             (long long)row, (int)col[p]);
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_csr_sort(dlrn_archive *a, dlrn_sparse *c) {
+    for (int64_t i = 0; i < c->rows; i++) {
+        int64_t from = c->row_ptr[i];
+        DLRNI_TRY(dlrni_csr_sort_row(a, i, c->row_ptr[i + 1] - from, c->col + from, c->val + from));
+    }
+    return DLRN_OK;
+}
+
 DLRNI_INTERNAL dlrn_status dlrni_csr_read(dlrn_archive *a, dlrn_sparse *out) {
     int64_t at[4], n[4], shape[2];
     static const char *const names[4] = {"shape", "indptr", "indices", "data"};
@@ -4823,7 +4872,8 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_read(dlrn_archive *a, dlrn_sparse *out) {
     DLRNI_TRY(dlrn_archive_read_i64(a, at[1], out->row_ptr));
     DLRNI_TRY(dlrn_archive_read(a, at[3], out->val));
     DLRNI_TRY(dlrni_csr_columns(a, at[2], n[2], out));
-    return dlrni_csr_check(a, out, n[2]);
+    DLRNI_TRY(dlrni_csr_check(a, out, n[2]));
+    return dlrni_csr_sort(a, out);
 }
 
 DLRN_API dlrn_status dlrn_csr_load(dlrn_context *ctx, const char *path, dlrn_sparse *out) {

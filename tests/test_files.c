@@ -5,6 +5,8 @@
 #include "dictlearn.h"
 #include "tests/bytes.h"
 
+#include <locale.h>
+
 static bytes b;
 static zip z;
 
@@ -112,6 +114,22 @@ TEST(json_reads) {
     static const char both[] = "[\"\\u00e9\\u20AC\\ud83d\\ude00\", \"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80\"]";
     CHECK_OK(ctx, parse(both, sizeof both - 1, &root));
     CHECK(!strcmp(root->first->text, root->first->next->text) && root->first->text_len == 9);
+    dlrn_json_free(ctx, root);
+}
+
+/* Numbers have a point, whatever the host writes. */
+TEST(json_in_a_locale_of_commas) {
+    static const char *const names[] = {"de_DE.UTF-8", "de_DE.utf8",  "de_DE",
+                                        "fr_FR.UTF-8", "nl_NL.UTF-8", "da_DK.UTF-8"};
+    dlrn_json *root;
+    const char *set = NULL;
+    for (size_t i = 0; i < sizeof names / sizeof *names && !set; i++) set = setlocale(LC_NUMERIC, names[i]);
+    if (!set) SKIP("no locale with a decimal comma");
+    dlrn_status s = parse("[1.5e-1, 12, -0.25]", 19, &root);
+    setlocale(LC_NUMERIC, "C");
+    CHECK_OK(ctx, s);
+    CHECK(root->first->number == 0.15 && !strcmp(root->first->text, "1.5e-1"));
+    CHECK(root->first->next->number == 12 && root->first->next->next->number == -0.25);
     dlrn_json_free(ctx, root);
 }
 
@@ -635,6 +653,7 @@ int main(int argc, char **argv) {
     RUN(json_refuses);
     RUN(json_refuses_bytes_of_zero);
     RUN(json_reads);
+    RUN(json_in_a_locale_of_commas);
     RUN(json_depth);
     RUN(npy_versions);
     RUN(npy_types);

@@ -271,6 +271,24 @@ TEST(csr_round_trip) {
     dlrn_sparse_free(&back);
 }
 
+/* The entries of a row may stand in any order in SciPy's files; here they ascend. */
+TEST(csr_out_of_order) {
+    static const int64_t shape[2] = {2, 9}, ptr[3] = {0, 4, 6};
+    static const int32_t col[6] = {7, 1, 8, 0, 2, 3}, want[6] = {0, 1, 7, 8, 2, 3};
+    static const float want_val[6] = {3, 1, 0, 2, 4, 5};
+    static const dlrn_tensor_out parts[4] = {{"shape", DLRN_I64, 1, {2}, shape},
+                                             {"indptr", DLRN_I64, 1, {3}, ptr},
+                                             {"indices", DLRN_I32, 1, {6}, col},
+                                             {"data", DLRN_F32, 1, {6}, floats}};
+    dlrn_sparse back;
+    memset(&back, 0, sizeof back);
+    make_folder("csr");
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("csr", "f.npz"), parts, 4, NULL));
+    CHECK_OK(ctx, dlrn_csr_load(ctx, path_of("csr", "f.npz"), &back));
+    CHECK(!memcmp(back.col, want, sizeof want) && !memcmp(back.val, want_val, sizeof want_val));
+    dlrn_sparse_free(&back);
+}
+
 TEST(csr_refuses) {
     static const struct {
         int64_t shape[2], ptr[3];
@@ -281,6 +299,7 @@ TEST(csr_refuses) {
         {{2, 5}, {0, 2, 2}, {1, 5}, 2, "indices: entry 1: expected [0, 5), found 5"},
         {{2, 5}, {0, 2, 2}, {-3, 4}, 2, "indices: entry 0: expected [0, 5), found -3"},
         {{2, 5}, {0, 3, 2}, {1, 4}, 2, "indptr falls at row 1"},
+        {{2, 5}, {0, 2, 2}, {4, 4}, 2, "indices: row 0: column 4 stands twice"},
         {{2, 5}, {0, 1, 1}, {1, 4}, 2, "indptr: expected 0 to 2"},
         {{2, 5}, {1, 2, 2}, {1, 4}, 2, "indptr: expected 0 to 2"},
         {{3, 5}, {0, 2, 2}, {1, 4}, 2, "the sizes of shape, indptr, indices and data do not agree"},
@@ -555,6 +574,7 @@ int main(int argc, char **argv) {
     RUN(full_disk);
     RUN(files_that_cannot_be_read);
     RUN(csr_round_trip);
+    RUN(csr_out_of_order);
     RUN(csr_refuses);
     RUN(layouts);
     RUN(layouts_refused);
