@@ -437,7 +437,7 @@ struct dlrn_dictionary {
 DLRN_API DLRN_CHECK dlrn_status dlrn_load(dlrn_context *ctx, const char *path, dlrn_dictionary **out);
 
 /* Writes a dictionary; the format follows path's suffix: .pt (the reference's AutoEncoder.from_pretrained reads it),
-   .safetensors, .npz. Atomic: the old file stays until the new one is whole. */
+   .safetensors, .npz. Atomic: the old file stays until the new one is whole (a pipe or a device is written directly). */
 DLRN_API DLRN_CHECK dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path);
 
 /* A new AutoEncoder with PyTorch's initial distribution: encoder weight and bias U(-1/sqrt(d), 1/sqrt(d)), atoms
@@ -769,7 +769,8 @@ typedef struct dlrn_tensor_info {
 } dlrn_tensor_info;
 
 /* Any file of named tensors: torch .pt (zip or the older form), .safetensors, .npz, .npy (one tensor, named ""); told
-   apart by content. A .index.json of a sharded model opens all its shards as one. Read-only; nothing is executed. */
+   apart by content. A .index.json of a sharded model opens all its shards as one. Read-only; nothing is executed; the
+   sums that a zip keeps are checked on opening. */
 typedef struct dlrn_archive dlrn_archive;
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_open(dlrn_context *ctx, const char *path, dlrn_archive **out);
 /* The same from bytes in memory, borrowed; name stands for the path in errors. */
@@ -781,7 +782,7 @@ DLRN_API const char *dlrn_archive_path(const dlrn_archive *a);
 DLRN_API int64_t dlrn_archive_count(const dlrn_archive *a);
 DLRN_API const dlrn_tensor_info *dlrn_archive_info(const dlrn_archive *a, int64_t index); /* NULL: out of range */
 DLRN_API int64_t dlrn_archive_find(const dlrn_archive *a, const char *name);              /* -1: not there */
-/* Numbers and strings that a .pt holds beside tensors, and safetensors' __metadata__: text, or NULL. */
+/* Numbers and strings that a .pt holds beside tensors, texts of an .npz, safetensors' __metadata__; or NULL. */
 DLRN_API const char *dlrn_archive_metadata(const dlrn_archive *a, const char *key);
 /* Rows [first, first + rows), slices of the first dimension (a 0-d tensor is one row), widened to f32, row-major,
    strides and offsets honoured. dst holds rows * numel / shape[0] floats. */
@@ -813,7 +814,7 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_csr_create(dlrn_context *ctx, const char *p
 DLRN_API DLRN_CHECK dlrn_status dlrn_csr_append(dlrn_writer *w, const dlrn_sparse *codes);
 DLRN_API DLRN_CHECK dlrn_status dlrn_writer_close(dlrn_writer *w); /* frees w in any case */
 DLRN_API void dlrn_writer_abort(dlrn_writer *w);
-/* CSR written by the above or by scipy.sparse.save_npz. */
+/* CSR written by the above or by scipy.sparse.save_npz; rows come out in ascending order. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_csr_load(dlrn_context *ctx, const char *path, dlrn_sparse *out);
 
 /* Whole files. read: *bytes is owned by the caller (dlrn_free), with a 0 byte after its end. write: atomic. */

@@ -49,7 +49,7 @@ static void storage(const char *type, const char *key, int64_t elements) {
     put_text(&b, type);
     put_text(&b, "\n");
     text(key);
-    text("cpu");
+    text("cuda:0"); /* where it was: of no concern */
     number(elements);
     put_text(&b, "tQ");
 }
