@@ -437,7 +437,7 @@ struct dlrn_dictionary {
 DLRN_API DLRN_CHECK dlrn_status dlrn_load(dlrn_context *ctx, const char *path, dlrn_dictionary **out);
 
 /* Writes a dictionary; the format follows path's suffix: .pt (the reference's AutoEncoder.from_pretrained reads it),
-   .safetensors, .npz. Atomic: the old file stays until the new one is whole (a pipe or a device is written directly). */
+   .safetensors, .npz. Atomic: the old file stays until the new one is whole (a pipe or device is written directly). */
 DLRN_API DLRN_CHECK dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path);
 
 /* A new AutoEncoder with PyTorch's initial distribution: encoder weight and bias U(-1/sqrt(d), 1/sqrt(d)), atoms
