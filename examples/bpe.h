@@ -76,6 +76,8 @@ BPE_API const char *bpe_token_bytes(const bpe_tokenizer *t, int32_t id, int64_t 
         if (bpe_s != DLRN_OK) return bpe_s;                                                                            \
     } while (0)
 
+#define BPE_COUNT(table) ((int64_t)(sizeof(table) / sizeof *(table)))
+
 /* One way of changing a text before it is cut. */
 typedef enum bpe_form {
     BPE_NFC,
@@ -239,23 +241,24 @@ static int64_t bpe_write_char(uint32_t c, char *out) {
     return length;
 }
 
-/* The value of the run that holds c: table of first << bits | value, ascending. */
-static uint32_t bpe_run(const uint32_t *table, size_t n, int bits, uint32_t c) {
-    size_t low = 0, high = n;
+/* The last of a table's n rows (`width` numbers each) whose first number, less its low bits, is not above c; row 0 if
+   none is. The first numbers ascend. */
+static int64_t bpe_row(const uint32_t *table, int64_t n, int64_t width, int bits, uint32_t c) {
+    int64_t low = 0, high = n;
     while (high - low > 1) {
-        size_t middle = (low + high) / 2;
-        if (table[middle] >> bits <= c)
+        int64_t middle = (low + high) / 2;
+        if (table[middle * width] >> bits <= c)
             low = middle;
         else
             high = middle;
     }
-    return table[low] & (((uint32_t)1 << bits) - 1);
+    return low;
 }
 
 static int bpe_class(uint32_t c) {
     if (c < 128) return unicode_ascii[c];
     if (c >= BPE_RAW) return UNICODE_OTHER;
-    return (int)bpe_run(unicode_classes, sizeof unicode_classes / sizeof *unicode_classes, 4, c);
+    return (int)(unicode_classes[bpe_row(unicode_classes, BPE_COUNT(unicode_classes), 1, 4, c)] & 15);
 }
 
 /* Sets of classes. */
@@ -304,24 +307,17 @@ static int bpe_before_is(const char *s, int64_t at, int classes) {
 // >>normalise
 
 enum { BPE_S = 0xAC00, BPE_L = 0x1100, BPE_V = 0x1161, BPE_T = 0x11A7, BPE_LS = 19, BPE_VS = 21, BPE_TS = 28 };
-#define BPE_COUNT(table) ((int64_t)(sizeof(table) / sizeof *(table)))
 
 static uint32_t bpe_combining(uint32_t c) {
     if (c < 0x300 || c >= BPE_RAW) return 0;
-    return bpe_run(unicode_combining, sizeof unicode_combining / sizeof *unicode_combining, 8, c);
+    return unicode_combining[bpe_row(unicode_combining, BPE_COUNT(unicode_combining), 1, 8, c)] & 255;
 }
 
 /* The parts of c, in unicode_parts' form; NULL: it is one piece. */
 static const uint32_t *bpe_parts(uint32_t c) {
-    int64_t low = 0, high = BPE_COUNT(unicode_blocks) - 1; /* the last one closes the table */
     if (c < unicode_blocks[0][0] || c >= BPE_RAW) return NULL;
-    while (high - low > 1) {
-        int64_t middle = (low + high) / 2;
-        if (unicode_blocks[middle][0] <= c)
-            low = middle;
-        else
-            high = middle;
-    }
+    int64_t low =
+        bpe_row(unicode_blocks[0], BPE_COUNT(unicode_blocks) - 1, 2, 0, c); /* the last one closes the table */
     const uint32_t *p = unicode_parts + unicode_blocks[low][1], *end = unicode_parts + unicode_blocks[low + 1][1];
     for (uint32_t k = unicode_blocks[low][0]; k < c && p < end; p++) k += *p & 1;
     return p < end ? p : NULL;
@@ -411,19 +407,13 @@ static void bpe_compose(bpe_tokenizer *t) {
 }
 
 static dlrn_status bpe_lower(bpe_tokenizer *t, uint32_t c) {
-    int64_t low = 0, high = BPE_COUNT(unicode_lower);
-    while (high - low > 1) {
-        int64_t middle = (low + high) / 2;
-        if (unicode_lower[middle][0] <= (int32_t)c)
-            low = middle;
-        else
-            high = middle;
+    const uint32_t *run = unicode_lower[bpe_row(unicode_lower[0], BPE_COUNT(unicode_lower), 4, 0, c)];
+    if (c == 0x130) { /* the only one that becomes two: a dot is put above */
+        BPE_TRY(bpe_put_code(t, 'i'));
+        return bpe_put_code(t, 0x307);
     }
-    const int32_t *run = unicode_lower[low]; /* first, last, step, difference */
-    int32_t k = (int32_t)c - run[0];
-    if (c == 0x130) BPE_TRY(bpe_put_code(t, 'i')); /* the only one that becomes two: a dot is put above */
-    if (c == 0x130) return bpe_put_code(t, 0x307);
-    return bpe_put_code(t, k >= 0 && (int32_t)c <= run[1] && k % run[2] == 0 ? (uint32_t)((int32_t)c + run[3]) : c);
+    int inside = c >= run[0] && c <= run[1] && (c - run[0]) % run[2] == 0;
+    return bpe_put_code(t, inside ? run[3] + (c - run[0]) : c);
 }
 
 /* t->normal to t->changed, by characters. */

@@ -67,7 +67,7 @@ def compositions():
 
 
 def lower_cases():
-    """(first, last, step, difference) of runs with one difference; U+0130, which becomes two, is left to the code."""
+    """(first, last, step, lower case of the first) of runs; U+0130, which becomes two, is left to the code."""
     out = []
     for c in ALL:
         low = chr(c).lower()
@@ -79,7 +79,7 @@ def lower_cases():
             run[1:3] = c, gap
         else:
             out.append([c, c, 0, difference])
-    return [(first, last, step or 1, difference) for first, last, step, difference in out]
+    return [(first, last, step or 1, first + difference) for first, last, step, difference in out]
 
 
 # ---- the file
@@ -113,8 +113,8 @@ def main():
           "unicode_parts[]", map(hex, stream))
     table("code points that their two parts compose to, in the order of the parts", "uint32_t",
           "unicode_compositions[]", map(hex, compositions()))
-    table("lower case: {first, last, step, what is added}; ascending", "int32_t", "unicode_lower[][4]",
-          (f"{{{a:#x}, {b:#x}, {step}, {d}}}" for a, b, step, d in lower_cases()))
+    table("lower case of runs: {first, last, step, lower case of the first}; ascending", "uint32_t",
+          "unicode_lower[][4]", (f"{{{a:#x}, {b:#x}, {step}, {low:#x}}}" for a, b, step, low in lower_cases()))
     print("/* clang-format on */")
 
 

@@ -71,7 +71,7 @@ static const char *tokens(const char *s, int64_t n) {
         const char *bytes = bpe_token_bytes(tok, ids.id[i], &length);
         CHECK(bytes != NULL && at + (size_t)length + 8 < sizeof shown);
         if (i) shown[at++] = '|';
-        if (length == 1 && (bytes[0] < 32 || bytes[0] == 127))
+        if (length == 1 && ((unsigned char)bytes[0] < 32 || (unsigned char)bytes[0] > 126))
             at += (size_t)snprintf(shown + at, 4, "%d", (unsigned char)bytes[0]);
         else
             memcpy(shown + at, bytes, (size_t)length), at += (size_t)length;
@@ -153,6 +153,9 @@ TEST(names_and_bytes_of_tokens) {
     const int32_t beyond[] = {5, 2048};
     CHECK_STATUS(bpe_decode(tok, beyond, 2, &text), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "tokenizer.json: no token has the id 2048");
+    open_form("\"a b\":256,\"a\xC4\xA0\":257", NULL, NULL, NULL, NULL);
+    CHECK(!strcmp(bpe_token_bytes(tok, 256, &n), "a b") && n == 3); /* not of the bytes' alphabet: itself */
+    CHECK(!strcmp(bpe_token_bytes(tok, 257, &n), "a ") && n == 2);
     close_tokenizer();
 }
 
@@ -252,9 +255,22 @@ static void check_normal(const char *json, const char *s, const char *expected) 
     CHECK_MSG(!strcmp(text.bytes, expected), "%s: \"%s\" became \"%s\"", json, s, text.bytes);
 }
 
+TEST(marks_in_their_order) {
+    static const char nfc[] = NORMALIZER("{\"type\":\"NFC\"}"), nfd[] = NORMALIZER("{\"type\":\"NFD\"}");
+    check_normal(nfd, "\xC3\xA9", "e\xCC\x81");
+    check_normal(nfd, "a\xCC\x81\xCC\xA3", "a\xCC\xA3\xCC\x81");               /* the lower class first */
+    check_normal(nfd, "e\xCC\x93\xCC\x81", "e\xCC\x93\xCC\x81");               /* of one class as they were */
+    check_normal(nfc, "e\xCC\x93\xCC\x81", "e\xCC\x93\xCC\x81");               /* the first is in the way */
+    check_normal(nfc, "a\xCC\x81\xCC\xA3", "\xE1\xBA\xA1\xCC\x81");            /* here it is not */
+    check_normal(nfc, "\xE1\x84\x80\xE1\x85\xA1\xE1\x86\xA8", "\xEA\xB0\x81"); /* Hangul, put together */
+    check_normal(nfd, "\xEA\xB0\x81", "\xE1\x84\x80\xE1\x85\xA1\xE1\x86\xA8"); /* and taken apart */
+    check_normal(nfc, "\xE0\xA5\x98", "\xE0\xA4\x95\xE0\xA4\xBC");             /* never put together again */
+}
+
 TEST(other_normalisers) {
     check_normal(NORMALIZER("{\"type\":\"Lowercase\"}"), "ABz \xC3\x84\xC4\xB0\xCE\xA3",
                  "abz \xC3\xA4i\xCC\x87\xCF\x83");
+    check_normal(NORMALIZER("{\"type\":\"Lowercase\"}"), "\xC4\x80\xC4\x81\xC4\x82", "\xC4\x81\xC4\x81\xC4\x83");
     check_normal(NORMALIZER("{\"type\":\"Strip\"}"), "\xC2\xA0\n a b \t", "a b");
     check_normal(NORMALIZER("{\"type\":\"Strip\",\"strip_right\":false}"), " a ", "a ");
     check_normal(NORMALIZER("{\"type\":\"Strip\",\"strip_left\":false,\"strip_right\":true}"), " a ", " a");
@@ -273,6 +289,7 @@ TEST(bytes_that_are_no_characters_stay) {
                  "e\xCC\x81\xCC",
                  "\xFF\xC3\xA9\xCC");
     check_normal(NORMALIZER("{\"type\":\"Lowercase\"}"), "A\xC3", "a\xC3");
+    check_normal(NORMALIZER("{\"type\":\"Lowercase\"}"), "\xE0\x81\x81", "\xE0\x81\x81"); /* A, spelt too long */
 }
 
 /* ---- pre-tokenisers: with ignore_merges, a piece that is a token shows whole */
@@ -311,6 +328,10 @@ TEST(patterns_of_words) {
         check_split(as_gpt2[k], "ab\n\nab \n!!", "ab|10|10|ab| |10|!!");
     }
     check_split(llama3, "ab's'S-ab", "ab|'s|'S|-ab");
+    check_split(llama3,
+                "'\xC5\xBF"
+                "ab",
+                "'|197|191|ab"); /* the long s, as after any apostrophe */
     check_split(llama3, "1234 12", "123|4| |12");
     check_split(llama3, "!!\nab \n!!", "!!\n|ab| \n|!!");
     check_split(inverted, "1234 12 !!", "123|4| |12| !!");
@@ -364,6 +385,8 @@ TEST(added_tokens_that_are_words) {
     check_added(ADDED(256, "xy", RAW ",\"single_word\":true"), "xy", "xy");
     check_added(ADDED(256, "xy", RAW ",\"single_word\":true"), "-xy-", "-|xy|-");
     check_added(ADDED(256, "xy", RAW ",\"single_word\":true"), "axy xya xy_ xy1", "a|x|y| |x|y|a| |x|y|_| |x|y|1");
+    check_added(ADDED(256, "xy", RAW ",\"single_word\":true"), "\xF0\x90\x90\xA8xy", "240|144|144|168|x|y");
+    check_added(ADDED(256, "xy", RAW ",\"single_word\":true"), "\xE2\x80\x8Dxy", "226|128|141|x|y"); /* a joiner */
 }
 
 TEST(added_tokens_in_normalised_text) {
@@ -661,6 +684,7 @@ int main(int argc, char **argv) {
     RUN(ignored_merges);
     RUN(bytes_without_a_token);
     RUN(normal_forms);
+    RUN(marks_in_their_order);
     RUN(other_normalisers);
     RUN(bytes_that_are_no_characters_stay);
     RUN(patterns_of_words);
