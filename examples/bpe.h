@@ -114,7 +114,8 @@ typedef struct bpe_step {
     int prefix_space; /* ByteLevel's add_prefix_space */
 } bpe_step;
 
-enum { BPE_MOST_STEPS = 8, BPE_MOST_PUT = 64 }; /* of either kind; bytes that Prepend and Replace may put */
+/* Steps of either kind; bytes that Prepend and Replace may put, and of an added token: they bound what a text costs. */
+enum { BPE_MOST_STEPS = 8, BPE_MOST_PUT = 64, BPE_MOST_ADDED = 1024 };
 
 typedef struct bpe_added {
     const dlrn_json *content; /* as the file has it                             */
@@ -147,8 +148,9 @@ struct bpe_tokenizer {
     char *token_bytes; /* where token points to, except for added tokens */
     bpe_merge *merges; /* [merge_mask + 1] */
     int64_t merge_mask;
-    int32_t byte_id[256]; /* the token of a single byte, -1: none */
-    int32_t unknown;      /* id, or -1: bytes without a token are dropped, as HF does */
+    uint32_t byte_code[256]; /* GPT-2's alphabet of bytes */
+    int32_t byte_id[256];    /* the token of a single byte, -1: none */
+    int32_t unknown;         /* id, or -1: bytes without a token are dropped, as HF does */
     int fuse_unknown, ignore_merges;
     bpe_change change[BPE_MOST_STEPS];
     bpe_step step[BPE_MOST_STEPS];
@@ -680,7 +682,7 @@ static dlrn_status bpe_word_ids(bpe_tokenizer *t, const char *word, int64_t n) {
         t->word.count = 0;
         for (int64_t i = 0; i < n; i++) {
             char utf8[4];
-            BPE_TRY(bpe_put(t->ctx, &t->word, utf8, bpe_write_char(bpe_byte_code((unsigned char)word[i]), utf8)));
+            BPE_TRY(bpe_put(t->ctx, &t->word, utf8, bpe_write_char(t->byte_code[(unsigned char)word[i]], utf8)));
         }
         int32_t id = n ? bpe_vocab_id(t, t->word.bytes, t->word.count) : -1;
         if (id >= 0) return bpe_put_id(t->ctx, t->out, id);
@@ -754,7 +756,10 @@ static dlrn_status bpe_cut_added(bpe_tokenizer *t, const char *s, int64_t n, int
         while (a->lstrip && from > done && bpe_before_is(s, from, BPE_SPACES)) from = bpe_before(s, from);
         if (from > done) BPE_TRY(between(t, s + done, from - done));
         BPE_TRY(bpe_put_id(t->ctx, t->out, a->id));
-        done = a->rstrip ? bpe_span(s, n, next, BPE_SPACES, n) : next;
+        if (!a->rstrip)
+            done = next;
+        else if (next >= done) /* else it stands in the spaces that the last one took: they end where they did */
+            done = bpe_span(s, n, next, BPE_SPACES, n);
     }
     return done < n ? between(t, s + done, n - done) : DLRN_OK;
 }
@@ -920,7 +925,10 @@ static dlrn_status bpe_load_vocab(bpe_tokenizer *t, const dlrn_json *vocab) {
     int back[512]; /* from an alphabet's code to its byte */
     int64_t bytes = 1;
     for (int c = 0; c < 512; c++) back[c] = -1;
-    for (int b = 0; b < 256; b++) back[bpe_byte_code(b)] = b;
+    for (int b = 0; b < 256; b++) {
+        t->byte_code[b] = bpe_byte_code(b);
+        back[t->byte_code[b]] = b;
+    }
     for (const dlrn_json *v = vocab->first; v; v = v->next) bytes += v->key_len + 1;
     t->slot_mask = bpe_table_mask(vocab->count);
     t->slots = (const dlrn_json **)dlrn_alloc(t->ctx, t->slot_mask + 1, sizeof *t->slots);
@@ -1006,7 +1014,7 @@ static dlrn_status bpe_load_bytes(bpe_tokenizer *t, const dlrn_json *model) {
     int missing = 0;
     for (int b = 0; b < 256; b++) {
         char text[4];
-        t->byte_id[b] = bpe_vocab_id(t, text, bpe_write_char(bpe_byte_code(b), text));
+        t->byte_id[b] = bpe_vocab_id(t, text, bpe_write_char(t->byte_code[b], text));
         missing += t->byte_id[b] < 0;
     }
     t->unknown = bpe_is(unknown, DLRN_JSON_STRING) ? bpe_vocab_id(t, unknown->text, unknown->text_len) : -1;
@@ -1157,8 +1165,8 @@ static dlrn_status bpe_load_added_id(bpe_tokenizer *t, const dlrn_json *j, bpe_a
     char name[64];
     a->content = dlrn_json_get(j, "content");
     snprintf(name, sizeof name, "%s.content", where);
-    if (!bpe_is(a->content, DLRN_JSON_STRING) || a->content->text_len == 0)
-        return bpe_bad(t, name, "a string", a->content);
+    if (!bpe_is(a->content, DLRN_JSON_STRING) || a->content->text_len == 0 || a->content->text_len > BPE_MOST_ADDED)
+        return bpe_bad(t, name, "a string of 1 to 1024 bytes", a->content);
     snprintf(name, sizeof name, "%s.id", where);
     if (!bpe_good_id(t, id)) return bpe_bad(t, name, "an id", id);
     a->id = (int32_t)id->number;

@@ -512,8 +512,8 @@ TEST(steps_of_other_kinds) {
 TEST(added_tokens_that_lie) {
     bad_more("\"added_tokens\":{},", "added_tokens: expected an array, found an object");
     bad_more("\"added_tokens\":[" ADDED(2, "x", RAW) ",{}],",
-             "added_tokens[1].content: expected a string, found nothing");
-    bad_more("\"added_tokens\":[3],", "added_tokens[0].content: expected a string, found nothing");
+             "added_tokens[1].content: expected a string of 1 to 1024 bytes, found nothing");
+    bad_more("\"added_tokens\":[3],", "added_tokens[0].content: expected a string of 1 to 1024 bytes, found nothing");
     bad_more("\"added_tokens\":[{\"content\":\"x\"}],", "added_tokens[0].id: expected an id, found nothing");
     bad_more("\"added_tokens\":[" ADDED(1.5, "x", RAW) "],", "added_tokens[0].id: expected an id, found 1.5");
     bad_more("\"added_tokens\":[" ADDED(1, "x", RAW) "],",

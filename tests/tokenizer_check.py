@@ -105,6 +105,7 @@ FLAGGED = [
     ("<both>", {"lstrip": True, "rstrip": True, "special": True, "normalized": False}), ("word", {"single_word": True}),
     ("Café", {}), ("abc", {"normalized": False}), ("ab", {"normalized": False}), ("abcde", {}), ("[a]", {}),
     ("<two  spaces>", {"normalized": False}), (" q", {"normalized": False}), ("é wo", {"normalized": False}),
+    ("\u3000", {"rstrip": True, "normalized": False}), ("\u00a0", {"lstrip": True, "normalized": False}),
 ]
 
 
