@@ -592,6 +592,8 @@ TEST(safetensors_refuses) {
          "tensor 'x': malformed shape or data_offsets"},
         {"{\"x\":{\"dtype\":\"F32\",\"shape\":[5],\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
          "tensor 'x': expected 20 bytes within the 16 that the file has, found data_offsets [0, 16]"},
+        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
+         "tensor 'x': expected 12 bytes within the 16 that the file has, found data_offsets [0, 16]"},
         {"{\"x\":{\"dtype\":\"F32\",\"shape\":[5],\"data_offsets\":[0,20]}}", DLRN_ERR_FORMAT,
          "tensor 'x': expected 20 bytes within the 16 that the file has, found data_offsets [0, 20]"},
         {"{\"x\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[9007199254740976,9007199254740992]}}",
