@@ -22,7 +22,7 @@ TINY = pathlib.Path("examples/data/tiny-neox")
 SHARED = pathlib.Path(os.environ.get("DICTLEARN_SHARED", "../shared")) / "data"
 TEXTS = [
     "The river ran slowly past the old mill, and nobody had crossed the bridge since the winter before last.",
-    "\u201cNo,\u201d she said; \u201cI never saw it.\u201d  He counted: 1, 22, 333.\n\nThen there was nothing more to be said.",
+    "\u201cNo,\u201d she said; \u201cI never saw it.\u201d  He counted: 1, 22, 333.\n\nThen there was nothing to say.",
     "A",
     "Of all the men that I have known there was but one who would not take money for what he had done in the war; "
     "and he was a fool, as everybody in the village told me when I came there to ask for his house.",
