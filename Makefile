@@ -7,8 +7,6 @@ WARN    := -Wall -Wextra -Wpedantic
 BUILD   ?= build
 PYTHON  ?= $(BUILD)/venv/bin/python
 SHELL   := /bin/sh
-# Threads that wait spin only shortly before they sleep: on a busy machine three times the speed.
-export GOMP_SPINCOUNT ?= 2000
 
 # OpenMP where the compiler has it; the results are the same bits without.
 HASH    := \#
