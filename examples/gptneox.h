@@ -1266,28 +1266,13 @@ NEOX_API void neox_documents_free(neox_documents *d) {
     memset(d, 0, sizeof *d);
 }
 
-/* Room for `need` elements in a block of *cap; the first `used` are kept. */
-static dlrn_status neox_widen(dlrn_context *ctx, void *slot, int64_t *cap, int64_t used, int64_t need, size_t size) {
-    void *old, *wide;
-    if (need <= *cap) return DLRN_OK;
-    int64_t room = need + need / 2 + 64;
-    wide = dlrn_alloc(ctx, room, size);
-    if (!wide) return DLRN_ERR_MEMORY;
-    memcpy(&old, slot, sizeof old);
-    if (used) memcpy(wide, old, (size_t)used * size);
-    dlrn_free(ctx, old);
-    memcpy(slot, &wide, sizeof wide);
-    *cap = room;
-    return DLRN_OK;
-}
-
 static dlrn_status neox_append(const neox_model *m, const neox_reading *how, const bpe_ids *ids, neox_documents *out) {
     int64_t at = out->count ? out->start[out->count] : 0, bos = how->bos && m->cfg.bos >= 0;
     int64_t n = ids->count + bos < how->ctx_len ? ids->count + bos : how->ctx_len;
     out->ctx = m->ctx;
-    NEOX_TRY(neox_widen(m->ctx, &out->start, &out->start_cap, out->start ? out->count + 1 : 0, out->count + 2,
+    NEOX_TRY(bpe_widen(m->ctx, &out->start, &out->start_cap, out->start ? out->count + 1 : 0, out->count + 2,
                         sizeof *out->start));
-    NEOX_TRY(neox_widen(m->ctx, &out->id, &out->id_cap, at, at + n, sizeof *out->id));
+    NEOX_TRY(bpe_widen(m->ctx, &out->id, &out->id_cap, at, at + n, sizeof *out->id));
     out->start[0] = 0;
     if (bos) out->id[at] = m->cfg.bos;
     memcpy(out->id + at + bos, ids->id, (size_t)(n - bos) * sizeof *ids->id);
@@ -1345,7 +1330,7 @@ static dlrn_status neox_text_fill(neox_text *t) {
     t->batch.count = 0;
     t->rows = t->given = 0;
     while (t->batch.count == 0 || t->batch.start[t->batch.count] < NEOX_BATCH_TOKENS) {
-        NEOX_TRY(neox_widen(t->m->ctx, &t->place, &t->place_cap, t->batch.count, t->batch.count + 1, sizeof *t->place));
+        NEOX_TRY(bpe_widen(t->m->ctx, &t->place, &t->place_cap, t->batch.count, t->batch.count + 1, sizeof *t->place));
         t->place[t->batch.count] = doc_position(t->docs);
         dlrn_status s = neox_read_documents(t->m, t->tok, t->docs, &t->how, 1, &t->batch);
         if (s == DLRN_END) break;

@@ -33,6 +33,24 @@ check_equal() {
 found:    $3"; fi
 }
 
+# Of a command, with $d a folder for its output:
+status() { # status NAME WANTED COMMAND...: its exit status; output to $d/out, errors to $d/err
+    harness_name=$1 harness_want=$2
+    shift 2
+    harness_got=0
+    "$@" > "$d/out" 2> "$d/err" || harness_got=$?
+    if [ $harness_got -eq "$harness_want" ]; then pass "$harness_name"; else
+        fail "$harness_name" "status $harness_got, expected $harness_want: $(cat "$d/err")"; fi
+}
+
+same() { # same NAME FILE FILE
+    if cmp -s "$2" "$3"; then pass "$1"; else fail "$1" "$2 and $3 differ"; fi
+}
+
+says() { # says NAME PATTERN FILE
+    if grep -q -- "$2" "$3"; then pass "$1"; else fail "$1" "expected '$2', found: $(head -n 3 "$3")"; fi
+}
+
 pass() {
     harness_passed=$((harness_passed + 1))
     echo "ok   $1"

@@ -6,16 +6,6 @@ d=$BUILD/tmp/cli
 rm -rf "$d"
 mkdir -p "$d"
 
-status() { # status NAME WANTED COMMAND...: the exit status of a command
-    name=$1 want=$2
-    shift 2
-    "$@" > "$d/out" 2> "$d/err"
-    got=$?
-    if [ $got -eq "$want" ]; then pass "$name"; else fail "$name" "status $got, expected $want: $(cat "$d/err")"; fi
-}
-same() { if cmp -s "$2" "$3"; then pass "$1"; else fail "$1" "$2 and $3 differ"; fi; }
-says() { if grep -q "$2" "$3"; then pass "$1"; else fail "$1" "expected '$2', found: $(head -n 3 "$3")"; fi; }
-
 # rows of width 128: a weight matrix of the tiny model, as an array
 "$BUILD/rows" examples/data/tiny-neox/model.safetensors "$d/x.npy"
 

@@ -9,16 +9,6 @@ site="--site mlp_out --layer 0"
 rm -rf "$d"
 mkdir -p "$d"
 
-status() { # status NAME WANTED COMMAND...: the exit status of a command
-    name=$1 want=$2
-    shift 2
-    "$@" > "$d/out" 2> "$d/err"
-    got=$?
-    if [ $got -eq "$want" ]; then pass "$name"; else fail "$name" "status $got, expected $want: $(cat "$d/err")"; fi
-}
-same() { if cmp -s "$2" "$3"; then pass "$1"; else fail "$1" "$2 and $3 differ"; fi; }
-says() { if grep -q -- "$2" "$3"; then pass "$1"; else fail "$1" "expected '$2', found: $(head -n 3 "$3")"; fi; }
-
 printf '%s\n' '{"text": "The cat sat."}' '' '{"text": "Said he, \u201cno\u201d."}' > "$d/two.jsonl"
 printf 'The cat sat.\n\nSaid he, \342\200\234no\342\200\235.\n' > "$d/two.txt"
 

@@ -30,16 +30,6 @@ RETRY_WAIT=0
 export RETRY_WAIT
 unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY all_proxy ALL_PROXY
 
-status() { # status NAME WANTED COMMAND...
-    name=$1 want=$2
-    shift 2
-    "$@" > "$d/out" 2> "$d/err"
-    got=$?
-    if [ $got -eq "$want" ]; then pass "$name"; else fail "$name" "status $got, expected $want: $(cat "$d/err")"; fi
-}
-same() { if cmp -s "$2" "$3"; then pass "$1"; else fail "$1" "$2 and $3 differ"; fi; }
-says() { if grep -q "$2" "$3"; then pass "$1"; else fail "$1" "expected '$2', found: $(head -n 3 "$3")"; fi; }
-
 try_with() { # try_with TOOL
     DOWNLOADER=$1
     export DOWNLOADER
