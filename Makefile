@@ -23,7 +23,7 @@ SCRIPTS  := $(filter-out tests/test_of_tests.sh,$(wildcard tests/test_*.sh))
 SAN      := $(patsubst tests/%.c,$(BUILD)/san/%,$(wildcard tests/test_*.c))
 KERNEL_TESTS ?= test_core test_trainer test_golden
 CHECKERS := $(wildcard tests/interop.py tests/hf_check.py tests/tokenizer_check.py tests/twin.py)
-PACKAGES := torch==2.13.0 numpy scipy safetensors transformers tokenizers
+PACKAGES := torch==2.13.0 numpy==2.4.6 scipy==1.17.1 safetensors==0.8.0 transformers==5.23.0 tokenizers==0.23.3
 HEADERS  := dictlearn.h $(wildcard examples/*.h)
 
 TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'

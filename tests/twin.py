@@ -4,7 +4,8 @@ The program takes activations of tiny-neox on real English; the twin (tests/gold
 on the same rows in the same order from the same weights. Two tables side by side: with --compat they are equal; with
 the program's own way (dead counters, resampling that does revive features) more features are alive and the
 reconstruction is no worse. Hundreds of steps of f32 drift apart by rounding alone, so the twin also runs in f64:
-"equal" means no further from the f32 twin than a few times what rounding costs the twin itself.
+"equal" means no further from the f32 twin than a few times what rounding costs the twin itself; after EARLY steps,
+before the drift, it means 1e-3 of the distance moved.
 Closes with `N passed, N failed, N skipped`.
 """
 import json
@@ -24,7 +25,7 @@ BUILD = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "build")
 WORK = BUILD / "tmp" / "twin"
 TEXT = pathlib.Path(os.environ.get("DICTLEARN_SHARED", "../shared")) / "data" / "text" / "english_pd.txt.xz"
 ROWS, HELD, WIDTH, FEATURES, BATCH, EPOCHS = 131072, 8192, 128, 1024, 512, 3
-LR, PENALTY, WARMUP, RESAMPLE = 3e-3, 0.12, 50, 400
+LR, PENALTY, WARMUP, RESAMPLE, EARLY = 3e-3, 0.12, 50, 400, 60
 SHOWN = ("variance_explained", "l1", "l0", "percent_alive", "mse_loss", "cosine", "l2_ratio")
 counts = {"passed": 0, "failed": 0, "skipped": 0}
 
@@ -53,13 +54,13 @@ def make_rows():
     return torch.from_numpy(x[:ROWS]), torch.from_numpy(x[ROWS:])
 
 
-def train_twin(x, dtype):
+def train_twin(x, dtype, steps=None):
     torch.manual_seed(0)
     ae = AutoEncoder(WIDTH, FEATURES)
     torch.save(ae.state_dict(), WORK / "start.pt")
     ae = ae.to(dtype)
     rows = torch.cat([x] * EPOCHS).to(dtype)
-    batches = [(b, b) for b in rows.split(BATCH)]
+    batches = [(b, b) for b in rows.split(BATCH)][:steps]
     train(ae, batches, LR, PENALTY, warmup=WARMUP, resample=RESAMPLE)
     return ae
 
@@ -73,6 +74,10 @@ def train_program(name, *flags):
 def figures_of_program(name, *flags):
     got = json.loads(run("eval", "--dict", WORK / name, "--data", WORK / "x_held.npy", "--json", *flags))
     return {**got, "l1": got["sparsity_loss"]}
+
+
+def load(name):
+    return torch.load(WORK / name / "ae.pt", weights_only=True)
 
 
 def print_table(columns):
@@ -95,6 +100,10 @@ def main():
         return 0
     WORK.mkdir(parents=True, exist_ok=True)
     x, held = make_rows()
+    early = train_twin(x, torch.float32, EARLY)
+    train_program("early", "--compat", "--steps", EARLY)
+    for key, far in weights_apart(load("early"), early.state_dict()).items():
+        report(f"compat, {EARLY} steps: {key}", far < 1e-3, f"{far:.1e} of the distance moved")
     ae, exact = train_twin(x, torch.float32), train_twin(x, torch.float64)
     twin, rounding = evaluate(ae, held, held), evaluate(exact, held.double(), held.double())
     train_program("compat", "--compat")
@@ -104,11 +113,10 @@ def main():
     print_table({"twin, f64": rounding, "twin, f32": twin, "program, --compat": compat, "program, default": own})
     for row in (*SHOWN, "mse_compat"):
         apart, allowed = abs(compat[row] - twin[row]), abs(rounding[row] - twin[row])
-        good = apart <= 3 * allowed + 2e-3 * abs(twin[row])
+        good = apart <= 3 * allowed + 1e-2 * abs(twin[row])
         report(f"compat: {row} as the twin's", good, f"{apart:.1e} apart, f32 from f64 {allowed:.1e}")
-    got = torch.load(WORK / "compat" / "ae.pt", weights_only=True)
     drift = weights_apart(exact.state_dict(), ae.state_dict())
-    for key, far in weights_apart(got, ae.state_dict()).items():
+    for key, far in weights_apart(load("compat"), ae.state_dict()).items():
         good = far <= 3 * drift[key]
         report(f"compat: {key}", good, f"{far:.1e} of the distance moved, f32 from f64 {drift[key]:.1e}")
     report("default: more features alive", own["percent_alive"] > twin["percent_alive"],
