@@ -236,6 +236,16 @@ def difference(text, mine, theirs, back):
     return None
 
 
+def expected(theirs, text):
+    """None where the library itself gives up: it panics when two added tokens claim the same spaces."""
+    try:
+        return theirs.encode(text, add_special_tokens=False).ids
+    except BaseException as e:  # the panic is not an Exception
+        if "bad split" not in str(e):
+            raise
+        return None
+
+
 def check(name, path, back, groups):
     """Lines of what differs: one a group of strings at most."""
     theirs = Tokenizer.from_file(str(path))
@@ -247,8 +257,8 @@ def check(name, path, back, groups):
         if len(mine) != len(texts):
             yield f"{group}: {len(mine)} answers to {len(texts)} strings"
             continue
-        pairs = zip(texts, mine, (theirs.encode(t, add_special_tokens=False).ids for t in texts))
-        bad = [d for d in (difference(*p, back) for p in pairs) if d]
+        pairs = zip(texts, mine, (expected(theirs, t) for t in texts))
+        bad = [d for d in (difference(*p, back) for p in pairs if p[2] is not None) if d]
         if bad:
             yield f"{group}: {len(bad)} of {len(texts)} differ: {bad[0]}"
 
