@@ -1271,7 +1271,7 @@ static dlrn_status neox_append(const neox_model *m, const neox_reading *how, con
     int64_t n = ids->count + bos < how->ctx_len ? ids->count + bos : how->ctx_len;
     out->ctx = m->ctx;
     NEOX_TRY(bpe_widen(m->ctx, &out->start, &out->start_cap, out->start ? out->count + 1 : 0, out->count + 2,
-                        sizeof *out->start));
+                       sizeof *out->start));
     NEOX_TRY(bpe_widen(m->ctx, &out->id, &out->id_cap, at, at + n, sizeof *out->id));
     out->start[0] = 0;
     if (bos) out->id[at] = m->cfg.bos;
