@@ -745,21 +745,22 @@ static int bpe_stands_alone(const char *s, int64_t n, int64_t from, int64_t to) 
 typedef dlrn_status (*bpe_between)(bpe_tokenizer *t, const char *s, int64_t n);
 
 /* Added tokens to the output, what lies between them to `between`. The search goes on right behind a token, also if
-   it takes spaces to its right. */
+   it takes spaces to its right: one that stands in these is a token still, unless it takes spaces to its left itself;
+   then it begins where they end, and if nothing of it is left there, it is dropped with them. */
 static dlrn_status bpe_cut_added(bpe_tokenizer *t, const char *s, int64_t n, int normalized, bpe_between between) {
     int64_t done = 0;
     for (int64_t at = 0, next; at < n; at = next) {
         const bpe_added *a = bpe_added_at(t, s + at, n - at, normalized);
-        int64_t from = at;
-        next = a ? at + a->length : at + 1;
+        int64_t from = at, to;
+        to = next = a ? at + a->length : at + 1;
         if (!a || (a->single_word && !bpe_stands_alone(s, n, at, next))) continue;
         while (a->lstrip && from > done && bpe_before_is(s, from, BPE_SPACES)) from = bpe_before(s, from);
+        if (a->lstrip && from < done) from = done;
+        if (a->rstrip) to = next < done ? done : bpe_span(s, n, next, BPE_SPACES, n); /* taken spaces end at `done` */
+        if (from >= to) continue;
         if (from > done) BPE_TRY(between(t, s + done, from - done));
         BPE_TRY(bpe_put_id(t->ctx, t->out, a->id));
-        if (!a->rstrip)
-            done = next;
-        else if (next >= done) /* else it stands in the spaces that the last one took: they end where they did */
-            done = bpe_span(s, n, next, BPE_SPACES, n);
+        done = to;
     }
     return done < n ? between(t, s + done, n - done) : DLRN_OK;
 }

@@ -381,6 +381,21 @@ TEST(added_tokens_that_take_spaces) {
     check_added(ADDED(256, "<x>", RAW ",\"rstrip\":true") "," ADDED(257, " ", RAW), "<x> a", "<x>| |a");
 }
 
+/* A token that takes the spaces to its left has none of itself left where the one before it took them all. */
+TEST(added_tokens_of_spaces_that_are_taken) {
+#define TAKEN(flags) ADDED(256, "<x>", RAW ",\"rstrip\":true") "," ADDED(257, "  ", RAW flags)
+    check_added(TAKEN(""), "<x>  a", "<x>|  |a");
+    check_added(TAKEN(",\"rstrip\":true"), "<x>   a", "<x>|  |a");
+    check_added(TAKEN(",\"lstrip\":true"), "<x>  ", "<x>");
+    check_added(TAKEN(",\"lstrip\":true"), "<x>  a", "<x>|a");
+    check_added(TAKEN(",\"lstrip\":true"), "<x>\t  a  b", "<x>|a|  |b");
+    check_added(TAKEN(",\"lstrip\":true"), "<x>  \ta  ", "<x>|a|  "); /* here tokenizers panics */
+    check_added(TAKEN(",\"lstrip\":true"), "<x>    <x>", "<x>|<x>");  /* and here */
+    check_added(TAKEN(",\"lstrip\":true,\"rstrip\":true"), "<x>  \ta", "<x>|a");
+    check_added(TAKEN("") "," ADDED(258, "  b", RAW ",\"lstrip\":true"), "<x>  ba", "<x>|  b|a"); /* all but its b */
+    check_added(ADDED(256, "<x>", "\"rstrip\":true") "," ADDED(257, "  ", "\"lstrip\":true"), "<X>  A", "<x>|a");
+}
+
 TEST(added_tokens_that_are_words) {
     check_added(ADDED(256, "xy", RAW ",\"single_word\":true"), "xy", "xy");
     check_added(ADDED(256, "xy", RAW ",\"single_word\":true"), "-xy-", "-|xy|-");
@@ -691,6 +706,7 @@ int main(int argc, char **argv) {
     RUN(other_pre_tokenisers);
     RUN(added_tokens_in_text);
     RUN(added_tokens_that_take_spaces);
+    RUN(added_tokens_of_spaces_that_are_taken);
     RUN(added_tokens_that_are_words);
     RUN(added_tokens_in_normalised_text);
     RUN(vocabularies_that_lie);
