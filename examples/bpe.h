@@ -748,7 +748,7 @@ typedef dlrn_status (*bpe_between)(bpe_tokenizer *t, const char *s, int64_t n);
    it takes spaces to its right: one that stands in these is a token still, unless it takes spaces to its left itself;
    then it begins where they end, and if nothing of it is left there, it is dropped with them. */
 static dlrn_status bpe_cut_added(bpe_tokenizer *t, const char *s, int64_t n, int normalized, bpe_between between) {
-    int64_t done = 0;
+    int64_t done = 0, spaces = 0; /* spaces: where the last run of them that was looked at ends */
     for (int64_t at = 0, next; at < n; at = next) {
         const bpe_added *a = bpe_added_at(t, s + at, n - at, normalized);
         int64_t from = at, to;
@@ -756,7 +756,8 @@ static dlrn_status bpe_cut_added(bpe_tokenizer *t, const char *s, int64_t n, int
         if (!a || (a->single_word && !bpe_stands_alone(s, n, at, next))) continue;
         while (a->lstrip && from > done && bpe_before_is(s, from, BPE_SPACES)) from = bpe_before(s, from);
         if (a->lstrip && from < done) from = done;
-        if (a->rstrip) to = next < done ? done : bpe_span(s, n, next, BPE_SPACES, n); /* taken spaces end at `done` */
+        if (a->rstrip && next > spaces) spaces = bpe_span(s, n, next, BPE_SPACES, n); /* each run once */
+        if (a->rstrip) to = spaces;
         if (from >= to) continue;
         if (from > done) BPE_TRY(between(t, s + done, from - done));
         BPE_TRY(bpe_put_id(t->ctx, t->out, a->id));

@@ -643,6 +643,21 @@ TEST(long_runs_of_anything) {
     CHECK(ids.count == 2 && ids.id[0] == 257 && ids.id[1] == 'a');
 }
 
+/* The same with added tokens that take spaces, and one that stands in what another took: the search goes back to it. */
+TEST(long_runs_of_added_tokens) {
+    static const char *const units[] = {" ", "  ", " \t", "\t", "\n", " \t\n", "\t\n ", "\t\n"};
+    const int64_t times = 500000;
+    open_form(NULL, NULL, NULL, NULL,
+              "\"added_tokens\":[" ADDED(256, " ", RAW ",\"rstrip\":true") "," ADDED(257, "\\t", RAW) "," ADDED(
+                  258, "\\n", RAW ",\"lstrip\":true") "],");
+    for (size_t u = 0; u < sizeof units / sizeof *units; u++) {
+        char *s = repeated(units[u], times);
+        CHECK_OK(ctx, bpe_encode(tok, s, times * (int64_t)strlen(units[u]), &ids));
+        CHECK(ids.count > 0);
+        free(s);
+    }
+}
+
 static int64_t blocks_left;
 static void *scarce_malloc(size_t size, void *user) {
     (void)user;
@@ -718,6 +733,7 @@ int main(int argc, char **argv) {
     RUN(every_prefix_of_a_file);
     RUN(every_byte_of_a_file_wrong);
     RUN(long_runs_of_anything);
+    RUN(long_runs_of_added_tokens);
     RUN(out_of_memory_anywhere);
     close_tokenizer();
     bpe_ids_free(&ids);
