@@ -32,7 +32,8 @@
    >>gemm           dense products
    >>vector         dot, norm, axpy, in the canonical order
    >>sparse         codes by row and by feature
-   >>dictionary     one block an architecture: formula, forward, backward
+   >>dictionary     one block an architecture: formula, forward, creation
+   >>encode         lists of active features, screened or dense; encode, decode, forward
    >>files          bounded reader, atomic writer
    >>json           strict JSON
    >>entries        named tensors in a file, read through their strides
@@ -951,6 +952,12 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #define DLRNI_UNROLL
 #endif
 
+#if defined(__GNUC__) || defined(__clang__)
+#define DLRNI_PREFETCH(p) __builtin_prefetch(p)
+#else
+#define DLRNI_PREFETCH(p) ((void)(p))
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -961,10 +968,19 @@ extern "C" {
    (a file's or the data's fault: the same), DICTLEARN_ASSERT (our mistake: debug builds). */
 
 typedef struct dlrni_kernel_table dlrni_kernel_table;
+typedef struct dlrni_screen dlrni_screen;
+
+/* A set as it can be asked for (room kernels): kernels, and the screens that go with them, the cheapest first. */
+typedef struct dlrni_set {
+    const char *name;
+    const dlrni_kernel_table *k;
+    const dlrni_screen *screen[2]; /* NULL: none */
+} dlrni_set;
 
 struct dlrn_context {
     dlrn_context_config cfg;
-    const dlrni_kernel_table *k; /* kernels in force             */
+    dlrni_set set;               /* in force                     */
+    const dlrni_kernel_table *k; /* its kernels                  */
     int threads;                 /* workers of dlrn_parallel_for */
     char error[1024];
     char info[256];
@@ -1284,15 +1300,18 @@ typedef struct dlrni_adam { /* what Adam's update needs of a step, rounded to f3
 } dlrni_adam;
 
 struct dlrni_kernel_table {
-    const char *name;
     /* sum_i a_i b_i in the canonical order */
     float (*dot)(const float *a, const float *b, int64_t n);
-    /* c [m][n] = a [m][k] b [n][k]^T (+ c if beta): every element is a canonical dot */
-    void (*gemm_nt)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, int beta,
-                    float *c, int64_t ldc);
-    /* c [m][n] = a b (+ c if beta), a(i, p) = a[i * row + p * col], b [k][n]; sums over p in order, starting from c */
-    void (*gemm_nn)(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col, const float *b,
-                    int64_t ldb, int beta, float *c, int64_t ldc);
+    /* out [count]: the same for x [n] and rows idx[0], idx[1], ... of base */
+    void (*dots)(const float *x, int64_t n, const float *base, int64_t ld, const int32_t *idx, int64_t count,
+                 float *out);
+    /* c [m][n] = a [m][k] b [n][k]^T: every element is a canonical dot */
+    void (*dots_nt)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
+                    int64_t ldc);
+    /* c [m][n] = a panel (+ c if beta), a(i, p) = a[i * row + p * col], panel [k][DLRNI_GROUP], n <= DLRNI_GROUP; sums
+       over p in order, starting from c */
+    void (*outer)(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col, const float *panel,
+                  int beta, float *c, int64_t ldc);
     /* out [n] += sum_p coef[p] * base[idx[p] * ld ..], p in order */
     void (*gather_axpy)(float *out, int64_t n, const float *base, int64_t ld, const int32_t *idx, const float *coef,
                         int64_t count);
@@ -1304,7 +1323,42 @@ struct dlrni_kernel_table {
     void (*adam)(float *w, float *m, float *v, const float *g, int64_t n, const dlrni_adam *a);
 };
 
-enum { DLRNI_LANES = 16 };
+/* What the sum of a row's product with a feature is held against (room screen). */
+typedef struct dlrni_screen_row {
+    float unit;    /* of the feature's bias          */
+    float error;   /* of the feature's rounded norm  */
+    float norm;    /* of the feature's error         */
+    int32_t shift; /* added to a sum of integers     */
+} dlrni_screen_row;
+
+/* What rounding a row x to x^ did. */
+typedef struct dlrni_rounding {
+    float full, rounded, error; /* ||x||^2, ||x^||^2, ||x - x^||^2, each to within a part in 2^10 */
+    float scale;                /* x^ = scale * the integers                                     */
+    int32_t sum;                /* of the integers                                               */
+} dlrni_rounding;
+
+/* A cheaper format for the dense product that only rules features out (room screen). */
+struct dlrni_screen {
+    const char *name;
+    int rows;   /* of a tile                                                     */
+    int size;   /* bytes of an element                                           */
+    int packed; /* elements of a feature that stand side by side in a panel      */
+    int sums;   /* 1: the products are summed in f32; 0: exactly, in integers    */
+    float cost; /* of an element of the product; 1: at the peak of f32           */
+    /* out [n] = x [n] rounded; unsigned_: out is 128 more, as one side of an integer product must be */
+    void (*round)(const float *x, int64_t n, int unsigned_, void *out, dlrni_rounding *r);
+    /* mask [rows]: bit j is 0 if feature j of the panel is certainly off on that row. x [rows], ld bytes apart; coef
+       [3][DLRNI_GROUP]: of the features */
+    void (*tile)(const void *panel, const void *x, int64_t ld, int64_t steps, const float *coef,
+                 const dlrni_screen_row *row, uint64_t *mask);
+};
+
+enum {
+    DLRNI_LANES = 16,
+    DLRNI_GROUP = 48 /* features of a task, columns of a packed panel: three vectors, times eight rows they fill the
+                        registers of AVX-512 and leave room for the operands */
+};
 
 /* The regions. clang marks functions by an attribute, gcc by a pragma; system headers are all in before. */
 #define DLRNI_PASS 0
@@ -1334,6 +1388,30 @@ enum { DLRNI_LANES = 16 };
 #undef DLRNI_PASS
 #if defined(__clang__)
 #pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma,avx512vnni"))),             \
+                             apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,fma,avx512vnni")
+#endif
+#define DLRNI_PASS 4
+#include DICTLEARN_HEADER_NAME
+#undef DLRNI_PASS
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma,avx512bf16"))),             \
+                             apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,fma,avx512bf16")
+#endif
+#define DLRNI_PASS 5
+#include DICTLEARN_HEADER_NAME
+#undef DLRNI_PASS
+#if defined(__clang__)
+#pragma clang attribute pop
 #else
 #pragma GCC pop_options
 #endif
@@ -1345,43 +1423,63 @@ enum { DLRNI_LANES = 16 };
 #undef DLRNI_PASS
 #endif
 
-/* Sets that this processor (and its operating system: the builtin looks at XGETBV) can run, worst first. */
-DLRNI_INTERNAL const dlrni_kernel_table *dlrni_kernel_set(int index) {
-    const dlrni_kernel_table *sets[4];
+DLRNI_INTERNAL dlrni_set dlrni_set_of(const char *name, const dlrni_kernel_table *k, const dlrni_screen *screen,
+                                      const dlrni_screen *finer) {
+    dlrni_set set = {name, k, {screen, finer}};
+    return set;
+}
+
+/* Set number `index` of those that this processor (and its operating system: the builtin looks at XGETBV) can run,
+   worst first; 0: there are not so many. The scalar set screens nothing: it is the oracle. */
+DLRNI_INTERNAL int dlrni_kernel_set(int index, dlrni_set *set) {
+    dlrni_set sets[5];
     int n = 0;
-    sets[n++] = &dlrni_kernels_scalar;
+    sets[n++] = dlrni_set_of("scalar", &dlrni_kernels_scalar, NULL, NULL);
 #if DLRNI_X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        sets[n++] = &dlrni_kernels_avx2;
+        sets[n++] = dlrni_set_of("avx2", &dlrni_kernels_avx2, &dlrni_avx2_screen_f32, NULL);
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-            sets[n++] = &dlrni_kernels_avx512;
+            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+            const dlrni_screen *finer = &dlrni_avx512_screen_f32;
+            sets[n++] = dlrni_set_of("avx512", &dlrni_kernels_avx512, finer, NULL);
+            if (__builtin_cpu_supports("avx512bf16")) {
+                finer = &dlrni_avx512_screen_bf16;
+                sets[n++] = dlrni_set_of("avx512bf16", &dlrni_kernels_avx512, finer, NULL);
+            }
+            if (__builtin_cpu_supports("avx512vnni"))
+                sets[n++] = dlrni_set_of("avx512vnni", &dlrni_kernels_avx512, &dlrni_avx512_screen_int8, finer);
+        }
     }
 #endif
 #if DLRNI_NEON
-    sets[n++] = &dlrni_kernels_neon;
+    sets[n++] = dlrni_set_of("neon", &dlrni_kernels_neon, &dlrni_neon_screen_f32, NULL);
 #endif
-    return index >= 0 && index < n ? sets[index] : NULL;
+    if (index < 0 || index >= n) return 0;
+    *set = sets[index];
+    return 1;
 }
 
-/* name NULL or "auto": the environment's DICTLEARN_KERNELS, else the best. NULL: no such set here. */
-DLRNI_INTERNAL const dlrni_kernel_table *dlrni_kernel_choice(const char *name) {
+/* name NULL or "auto": the environment's DICTLEARN_KERNELS, else the best. 0: no such set here. */
+DLRNI_INTERNAL int dlrni_kernel_choice(const char *name, dlrni_set *found) {
     if (!name || !strcmp(name, "auto")) name = getenv("DICTLEARN_KERNELS");
-    int any = !name || !*name || !strcmp(name, "auto");
-    const dlrni_kernel_table *found = NULL, *set;
-    for (int i = 0; (set = dlrni_kernel_set(i)) != NULL; i++)
-        if (any || !strcmp(set->name, name)) found = set;
-    return found;
+    int any = !name || !*name || !strcmp(name, "auto"), ok = 0;
+    dlrni_set set;
+    for (int i = 0; dlrni_kernel_set(i, &set); i++)
+        if (any || !strcmp(set.name, name)) {
+            *found = set;
+            ok = 1;
+        }
+    return ok;
 }
 
 DLRN_API const char *dlrn_kernels_available(int index) {
-    const dlrni_kernel_table *set = dlrni_kernel_set(index);
-    return set ? set->name : NULL;
+    dlrni_set set;
+    return dlrni_kernel_set(index, &set) ? set.name : NULL;
 }
 
 DLRN_API const char *dlrn_kernels(const dlrn_context *ctx) {
-    return ctx->k->name;
+    return ctx->set.name;
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -1397,14 +1495,16 @@ DLRN_API dlrn_status dlrn_context_create(const dlrn_context_config *config, dlrn
     dlrn_context_config cfg = config ? *config : dlrn_context_defaults();
     *out = NULL;
     int hooks = (cfg.malloc != NULL) + (cfg.realloc != NULL) + (cfg.free != NULL);
-    const dlrni_kernel_table *k = dlrni_kernel_choice(cfg.kernels);
-    if (!k || cfg.threads < 0 || (hooks != 0 && hooks != 3)) return DLRN_ERR_ARGUMENT;
+    dlrni_set set;
+    if (!dlrni_kernel_choice(cfg.kernels, &set) || cfg.threads < 0 || (hooks != 0 && hooks != 3))
+        return DLRN_ERR_ARGUMENT;
     dlrn_context *ctx = (dlrn_context *)(hooks ? cfg.malloc(sizeof *ctx, cfg.user) : DICTLEARN_MALLOC(sizeof *ctx));
     if (!ctx) return DLRN_ERR_MEMORY;
     memset(ctx, 0, sizeof *ctx);
     ctx->cfg = cfg;
-    ctx->cfg.kernels = k->name; /* the caller's string need not live on */
-    ctx->k = k;
+    ctx->cfg.kernels = set.name; /* the caller's string need not live on */
+    ctx->set = set;
+    ctx->k = set.k;
     ctx->threads = cfg.threads ? cfg.threads : dlrni_all_cores();
 #ifndef _OPENMP
     if (!cfg.parallel_for) ctx->threads = 1;
@@ -1434,7 +1534,7 @@ DLRN_API const char *dlrn_build_info(dlrn_context *ctx) {
     const char *threading = "no OpenMP";
 #endif
     snprintf(ctx->info, sizeof ctx->info, "dictlearn %s, kernels %s of %s, %d thread%s (%s)", DLRN_VERSION_STRING,
-             ctx->k->name, sets, ctx->threads, ctx->threads == 1 ? "" : "s",
+             ctx->set.name, sets, ctx->threads, ctx->threads == 1 ? "" : "s",
              ctx->cfg.parallel_for ? "the host's" : threading);
     return ctx->info;
 }
@@ -1476,7 +1576,8 @@ DLRN_API void dlrn_tensor_free(dlrn_context *ctx, dlrn_tensor *t) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>gemm
-/* Dense products. A task is a block of c that keeps its block of b in the second-level cache. */
+/* Dense products. A task is one panel of columns of c and many rows. A stretch of b is packed, so that the kernel reads
+   it in one run from the first cache, and used for all the rows before the next one. */
 
 typedef struct dlrni_gemm_job {
     const dlrni_kernel_table *k;
@@ -1487,20 +1588,45 @@ typedef struct dlrni_gemm_job {
     int beta;
 } dlrni_gemm_job;
 
-enum { DLRNI_BLOCK_M = 64, DLRNI_BLOCK_N = 96 };
+enum { DLRNI_GEMM_ROWS = 1024, DLRNI_GEMM_DEPTH = 128 }; /* a packed stretch: 24 KB */
+
+/* panel [depth][DLRNI_GROUP] = b transposed, b [n][depth]; absent rows of b read as zero. A cache line of b is read
+   once and whole: rows a power of two apart share their sets, and would push one another out before the next column. */
+DLRNI_INTERNAL void dlrni_pack_rows(const float *b, int64_t ldb, int64_t n, int64_t depth, float *panel) {
+    float part[DLRNI_GROUP][DLRNI_LANES];
+    for (int64_t p = 0; p < depth; p += DLRNI_LANES) {
+        int64_t width = dlrni_min(DLRNI_LANES, depth - p);
+        for (int64_t j = 0; j < n; j++) memcpy(part[j], b + j * ldb + p, (size_t)width * sizeof(float));
+        for (int64_t j = n; j < DLRNI_GROUP; j++) memset(part[j], 0, sizeof part[j]);
+        for (int64_t q = 0; q < width; q++)
+            for (int64_t j = 0; j < DLRNI_GROUP; j++) panel[(p + q) * DLRNI_GROUP + j] = part[j][q];
+    }
+}
+
+/* panel [depth][DLRNI_GROUP] = b [depth][n]; absent columns read as zero. */
+DLRNI_INTERNAL void dlrni_pack_cols(const float *b, int64_t ldb, int64_t n, int64_t depth, float *panel) {
+    for (int64_t p = 0; p < depth; p++) {
+        memcpy(panel + p * DLRNI_GROUP, b + p * ldb, (size_t)n * sizeof(float));
+        memset(panel + p * DLRNI_GROUP + n, 0, (size_t)(DLRNI_GROUP - n) * sizeof(float));
+    }
+}
 
 DLRNI_INTERNAL void dlrni_gemm_block(void *arg, int64_t task, int worker) {
     const dlrni_gemm_job *j = (const dlrni_gemm_job *)arg;
-    int64_t i0 = task % j->blocks_m * DLRNI_BLOCK_M, j0 = task / j->blocks_m * DLRNI_BLOCK_N;
-    int64_t m = dlrni_min(DLRNI_BLOCK_M, j->m - i0), n = dlrni_min(DLRNI_BLOCK_N, j->n - j0);
-    float *c = j->c + i0 * j->ldc + j0;
+    int64_t i0 = task % j->blocks_m * DLRNI_GEMM_ROWS, j0 = task / j->blocks_m * DLRNI_GROUP;
+    int64_t m = dlrni_min(DLRNI_GEMM_ROWS, j->m - i0), n = dlrni_min(DLRNI_GROUP, j->n - j0);
+    int64_t row = j->op == DLRN_TN ? 1 : j->lda, col = j->op == DLRN_TN ? j->lda : 1;
+    float *c = j->c + i0 * j->ldc + j0, panel[DLRNI_GEMM_DEPTH * DLRNI_GROUP];
     (void)worker;
-    if (j->op == DLRN_NT)
-        j->k->gemm_nt(m, n, j->depth, j->a + i0 * j->lda, j->lda, j->b + j0 * j->ldb, j->ldb, j->beta, c, j->ldc);
-    else if (j->op == DLRN_NN)
-        j->k->gemm_nn(m, n, j->depth, j->a + i0 * j->lda, j->lda, 1, j->b + j0, j->ldb, j->beta, c, j->ldc);
-    else
-        j->k->gemm_nn(m, n, j->depth, j->a + i0, 1, j->lda, j->b + j0, j->ldb, j->beta, c, j->ldc);
+    for (int64_t i = 0; i < m && !j->beta && !j->depth; i++) memset(c + i * j->ldc, 0, (size_t)n * sizeof *c);
+    for (int64_t p = 0; p < j->depth; p += DLRNI_GEMM_DEPTH) {
+        int64_t depth = dlrni_min(DLRNI_GEMM_DEPTH, j->depth - p);
+        if (j->op == DLRN_NT)
+            dlrni_pack_rows(j->b + j0 * j->ldb + p, j->ldb, n, depth, panel);
+        else
+            dlrni_pack_cols(j->b + p * j->ldb + j0, j->ldb, n, depth, panel);
+        j->k->outer(m, n, depth, j->a + i0 * row + p * col, row, col, panel, j->beta || p, c, j->ldc);
+    }
 }
 
 /* Checks the call and lays it out; *n_tasks blocks. */
@@ -1513,8 +1639,8 @@ DLRNI_INTERNAL dlrn_status dlrni_gemm_plan(dlrn_context *ctx, dlrni_gemm_job *jo
                       job->ldb >= (op == DLRN_NT ? job->depth : job->n) && job->ldc >= job->n,
                   "a row is wider than its stride");
     job->k = ctx->k;
-    job->blocks_m = dlrni_ceil_div(job->m, DLRNI_BLOCK_M);
-    *n_tasks = job->blocks_m * dlrni_ceil_div(job->n, DLRNI_BLOCK_N);
+    job->blocks_m = dlrni_ceil_div(job->m, DLRNI_GEMM_ROWS);
+    *n_tasks = job->blocks_m * dlrni_ceil_div(job->n, DLRNI_GROUP);
     return DLRN_OK;
 }
 
@@ -1700,6 +1826,7 @@ DLRNI_INTERNAL dlrn_status dlrni_sparse_append(dlrn_context *ctx, dlrn_sparse *c
 
 struct dlrn_family {
     const char *name;
+    int relu; /* 1: feature j is ReLU(encoder row j . xc + encoder bias j), so that it may be screened (room encode) */
     /* xc [n][d] = what the encoder sees of x [n][d] */
     void (*center)(const dlrn_dictionary *dict, const float *x, int64_t n, float *xc);
     /* f [n][f1 - f0], rows ldf apart: activations of features f0 .. f1 for the centred rows */
@@ -1720,7 +1847,7 @@ DLRNI_INTERNAL void dlrni_autoencoder_encode_tile(const dlrn_dictionary *dict, c
                                                   int64_t f1, float *f, int64_t ldf) {
     int64_t d = dict->activation_dim;
     const dlrni_kernel_table *k = dict->ctx->k;
-    k->gemm_nt(n, f1 - f0, d, xc, d, dict->encoder_weight + f0 * d, d, 0, f, ldf);
+    k->dots_nt(n, f1 - f0, d, xc, d, dict->encoder_weight + f0 * d, d, f, ldf);
     for (int64_t i = 0; i < n; i++) k->relu_bias(f + i * ldf, dict->encoder_bias + f0, f1 - f0);
 }
 
@@ -1749,9 +1876,9 @@ DLRNI_INTERNAL void dlrni_identity_decode_row(const dlrn_dictionary *dict, const
     for (int64_t p = 0; p < count; p++) x_hat[col[p]] = val[p];
 }
 
-static const dlrn_family dlrni_family_autoencoder = {"AutoEncoder", dlrni_autoencoder_center,
+static const dlrn_family dlrni_family_autoencoder = {"AutoEncoder", 1, dlrni_autoencoder_center,
                                                      dlrni_autoencoder_encode_tile, dlrni_autoencoder_decode_row};
-static const dlrn_family dlrni_family_identity = {"IdentityDict", dlrni_identity_center, dlrni_identity_encode_tile,
+static const dlrn_family dlrni_family_identity = {"IdentityDict", 0, dlrni_identity_center, dlrni_identity_encode_tile,
                                                   dlrni_identity_decode_row};
 
 /* Creation. */
@@ -1850,59 +1977,590 @@ DLRN_API const char *dlrn_dictionary_family(const dlrn_dictionary *dict) {
     return dict->family->name;
 }
 
-/* Encoding: a block of rows is centred once, then each task fills a group of features for all rows of the block. */
+/* ------------------------------------------------------------------------------------------ */
+// >>encode
+/* Active features of many rows, without a matrix [n][F]. Rows go in stretches, features in groups; the activations of a
+   group on a stretch are one list, by row and then by feature. Two ways lead to the same lists:
 
-typedef struct dlrni_encode_job {
+   dense     each tile of rows and features is computed as it stands (encode_tile), and the zeros are dropped.
+   screened  the product is computed in a cheaper format, which only has to say which features are certainly off. The
+             few that are left are computed as they stand, in the canonical order: the same bits.
+
+   With x^, w^ the rounded vectors, s_x and s_w their scales, q the exact product of their integers:
+       |w.x - w^.x^| <= |w - w^| |x| + |w^| |x - x^|,   w^.x^ = s_x s_w q.
+   The canonical f32 sum differs from w.x by at most g |w| |x|, g = (d / 16 + 16) 2^-24, and where the screen itself
+   sums in f32 by d 2^-24 more. ReLU(fl(sum) + b) is 0 if w.x plus all that is not above -b: a feature may be dropped if
+       q + b / (s_x s_w) + (|x - x^| / s_x) (|w^| / s_w) + (|x| / s_x) ((|w - w^| + g |w|) / s_w) <= 0.
+   The terms on the right of q are three products of a number of the row by one of the feature. Each is rounded up by
+   2^-9 of its size or more, which covers the rounding of the norms (d <= 2^15) and of the inequality itself. A row or a
+   feature whose norm is not 0 but below 1e-12, where underflow could hide something, is never dropped: its numbers are
+   infinite, and what is not a number counts as not dropped. */
+
+enum {
+    DLRNI_GROUP_SHIFT = 6, /* an entry is kept as row << shift | feature in its group  */
+    DLRNI_TILE_ROWS = 64,  /* rows encoded at once: the tile stays in the first cache  */
+    DLRNI_BLOCK = 32,      /* rows that are decoded together                           */
+    DLRNI_STRETCH = 2048,  /* rows of a list: so many stay in the third cache          */
+    DLRNI_SHARE = 4,       /* groups of a task at the most: their rows stay in the second cache */
+    DLRNI_BATCH_MAX = 1 << 24,
+    DLRNI_SCREEN_DIM = 1 << 15, /* wider rows are not screened: the sums of integers stay below 2^31 */
+    DLRNI_SCREEN_ROWS = 8       /* the most that a screen has in a tile */
+};
+
+/* Entries of one group on one stretch; those of its block of rows b begin at start[b]. */
+typedef struct dlrni_list {
+    int32_t *key; /* [key_cap] row (of the batch) << DLRNI_GROUP_SHIFT | feature of the group */
+    float *val;   /* [val_cap]                                                                */
+    int64_t key_cap, val_cap, count, candidates;
+    int whole; /* 0: there was no room; count is enough all the same */
+    int32_t start[DLRNI_STRETCH / DLRNI_BLOCK + 1];
+} dlrni_list;
+
+/* Rows being encoded, and their features. */
+typedef struct dlrni_codes {
     const dlrn_dictionary *dict;
-    const float *xc; /* [n][d]   */
-    int64_t n;
-    float *f; /* [n][F]   */
-} dlrni_encode_job;
+    int64_t n, stretches, groups; /* rows; stretches of them; groups of the dictionary */
+    float *xc;                    /* [n][d] what the encoder sees, borrowed            */
+    const dlrni_screen *screen;   /* NULL: dense                                       */
+    unsigned char *rounded;       /* [n] rows of `width` bytes: xc for the screen      */
+    dlrni_screen_row *row;        /* [n]                                               */
+    int64_t width;
+    dlrni_list *lists;      /* [stretches][groups]                                          */
+    int64_t first, panel;   /* groups in hand: first, first + 1, ... (first -1: none)     */
+    int64_t share;          /* groups of a task                                           */
+    unsigned char *scratch; /* [threads][scratch_bytes]                                 */
+    double active;          /* share of features active in the last batch; -1: not known  */
+    double let_through[2];  /* the same of candidates, for each screen of the context     */
+    int64_t scratch_bytes, scratch_cap, rounded_cap, row_cap, lists_cap;
+} dlrni_codes;
 
-enum { DLRNI_ENCODE_GROUP = 96, DLRNI_ENCODE_ROWS = 256, DLRNI_ENCODE_FLOATS = 8 << 20 };
-
-DLRNI_INTERNAL void dlrni_encode_group(void *arg, int64_t task, int worker) {
-    const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
-    int64_t f0 = task * DLRNI_ENCODE_GROUP, f1 = dlrni_min(f0 + DLRNI_ENCODE_GROUP, j->dict->dict_size);
-    (void)worker;
-    j->dict->family->encode_tile(j->dict, j->xc, j->n, f0, f1, j->f + f0, j->dict->dict_size);
+DLRNI_INTERNAL int64_t dlrni_round_up(int64_t n, int64_t to) {
+    return dlrni_ceil_div(n, to) * to;
 }
 
-/* f [n][F] of x [n][d], n <= DLRNI_ENCODE_ROWS; xc [n][d] is scratch. */
-DLRNI_INTERNAL void dlrni_encode_block(const dlrn_dictionary *dict, const float *x, int64_t n, float *xc, float *f) {
-    dlrni_encode_job job = {dict, xc, n, f};
-    dict->family->center(dict, x, n, xc);
-    dlrn_parallel_for(dict->ctx, dlrni_ceil_div(dict->dict_size, DLRNI_ENCODE_GROUP), dlrni_encode_group, &job);
+DLRNI_INTERNAL void dlrni_codes_free(dlrni_codes *c) {
+    if (!c->dict) return;
+    dlrn_context *ctx = c->dict->ctx;
+    for (int64_t i = 0; i < c->lists_cap; i++) {
+        dlrni_free(ctx, c->lists[i].key);
+        dlrni_free(ctx, c->lists[i].val);
+    }
+    dlrni_free(ctx, c->lists);
+    dlrni_free(ctx, c->rounded);
+    dlrni_free(ctx, c->row);
+    dlrni_free(ctx, c->scratch);
+    memset(c, 0, sizeof *c);
 }
 
-DLRN_API dlrn_status dlrn_encode(const dlrn_dictionary *dict, const float *x, int64_t n, float *f) {
-    int64_t d = dict->activation_dim, F = dict->dict_size;
-    DLRNI_REQUIRE(dict->ctx, n >= 0, "n must not be negative");
-    float *xc = DLRNI_NEW(dict->ctx, float, dlrni_min(n, DLRNI_ENCODE_ROWS) * d);
-    if (!xc) return DLRN_ERR_MEMORY;
-    for (int64_t i = 0; i < n; i += DLRNI_ENCODE_ROWS)
-        dlrni_encode_block(dict, x + i * d, dlrni_min(DLRNI_ENCODE_ROWS, n - i), xc, f + i * F);
-    dlrni_free(dict->ctx, xc);
+/* ---- Screens ---- */
+
+/* A norm from its square, rounded up. */
+DLRNI_INTERNAL double dlrni_norm_above(float square) {
+    return sqrt((double)square) * (1 + 1.0 / 512);
+}
+
+/* Whether norms and products of a vector are safe from underflow; a zero vector is. Overflow makes infinite norms. */
+DLRNI_INTERNAL int dlrni_in_range(const dlrni_rounding *r, const float *x, int64_t n) {
+    if (r->full >= 1e-24f) return 1;
+    for (int64_t i = 0; i < n; i++)
+        if (!(x[i] == 0)) return 0;
+    return 1;
+}
+
+/* A row of x for the screen. */
+DLRNI_INTERNAL void dlrni_screen_x(const dlrni_screen *s, const float *x, int64_t d, void *out, int64_t width,
+                                   dlrni_screen_row *row) {
+    dlrni_rounding r;
+    memset((char *)out + d * s->size, 0, (size_t)(width - d * s->size));
+    s->round(x, d, 0, out, &r);
+    row->unit = 1 / r.scale;
+    row->error = (float)(dlrni_norm_above(r.error) / (double)r.scale);
+    row->norm = (float)(dlrni_norm_above(r.full) / (double)r.scale);
+    row->shift = -128 * r.sum;
+    if (!dlrni_in_range(&r, x, d)) row->error = row->norm = INFINITY;
+}
+
+/* What one feature contributes to the inequality: coef [3][DLRNI_GROUP], column j. */
+DLRNI_INTERNAL void dlrni_screen_feature(const dlrni_screen *s, const dlrni_rounding *r, int64_t d, int ok, float bias,
+                                         float *coef) {
+    double slack = ((double)(s->sums ? d : 0) + (double)d / 16 + 16) / 16777216, scale = (double)r->scale;
+    double unit = (double)bias / scale, full = dlrni_norm_above(r->full);
+    coef[0] = (float)(unit + fabs(unit) / 512);
+    if (bias > 0 && coef[0] < 1e-20f) coef[0] = 1e-20f; /* it may have vanished in the division */
+    coef[DLRNI_GROUP] = (float)(dlrni_norm_above(r->rounded) / scale);
+    coef[2 * DLRNI_GROUP] = (float)((dlrni_norm_above(r->error) + slack * full) / scale);
+    if (!ok || !(fabs(unit) <= 1e30)) coef[DLRNI_GROUP] = coef[2 * DLRNI_GROUP] = INFINITY;
+}
+
+/* Packs features f0 .. f0 + n: panel [width / (size * packed)][DLRNI_GROUP][packed]; part: scratch for their rows. */
+DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_dictionary *dict, int64_t f0, int64_t n,
+                                       int64_t width, unsigned char *part, unsigned char *panel, float *coef) {
+    int64_t d = dict->activation_dim, word = (int64_t)s->size * s->packed;
+    memset(part, 0, (size_t)(DLRNI_GROUP * width));
+    memset(coef, 0, 3 * DLRNI_GROUP * sizeof *coef);
+    for (int64_t j = 0; j < n; j++) {
+        const float *w = dict->encoder_weight + (f0 + j) * d;
+        dlrni_rounding r;
+        s->round(w, d, 1, part + j * width, &r);
+        dlrni_screen_feature(s, &r, d, dlrni_in_range(&r, w, d), dict->encoder_bias[f0 + j], coef + j);
+    }
+    DICTLEARN_ASSERT(word == 4);
+    for (int64_t p = 0; p < width; p += 64) /* a cache line of each row at a time, as in dlrni_pack_rows */
+        for (int64_t j = 0; j < DLRNI_GROUP; j++)
+            for (int64_t q = 0; q < 64; q += 4)
+                memcpy(panel + ((p + q) * DLRNI_GROUP + 4 * j), part + j * width + p + q, 4);
+}
+
+/* ---- Lists ---- */
+
+DLRNI_INTERNAL unsigned char *dlrni_scratch(const dlrni_codes *c, int worker) {
+    return c->scratch + worker * c->scratch_bytes;
+}
+
+/* Room for so many bytes for each worker; what was there is lost. */
+DLRNI_INTERNAL dlrn_status dlrni_need_scratch(dlrni_codes *c, int64_t bytes) {
+    dlrn_context *ctx = c->dict->ctx;
+    int64_t all;
+    c->scratch_bytes = dlrni_round_up(bytes, 64);
+    if (!dlrni_mul(c->scratch_bytes, ctx->threads, &all) || !DLRNI_GROW(ctx, &c->scratch, &c->scratch_cap, 0, all))
+        return DLRN_ERR_MEMORY;
     return DLRN_OK;
 }
 
-DLRN_API dlrn_status dlrn_encode_sparse(const dlrn_dictionary *dict, const float *x, int64_t n, dlrn_sparse *codes) {
-    dlrn_context *ctx = dict->ctx;
-    int64_t d = dict->activation_dim, F = dict->dict_size;
-    DLRNI_REQUIRE(ctx, n >= 0, "n must not be negative");
-    /* as many rows at a time as keep the dense block small, whatever F is */
-    int64_t block = dlrni_min(dlrni_max(DLRNI_ENCODE_FLOATS / F, 1), dlrni_min(dlrni_max(n, 1), DLRNI_ENCODE_ROWS));
-    DLRNI_TRY(dlrni_sparse_begin(ctx, codes, F));
-    float *xc = DLRNI_NEW(ctx, float, block *d), *f = DLRNI_NEW(ctx, float, block *F);
-    dlrn_status s = xc && f ? DLRN_OK : DLRN_ERR_MEMORY;
-    for (int64_t i = 0; s == DLRN_OK && i < n; i += block) {
-        int64_t rows = dlrni_min(block, n - i);
-        dlrni_encode_block(dict, x + i * d, rows, xc, f);
-        s = dlrni_sparse_append(ctx, codes, f, rows);
+DLRNI_INTERNAL int64_t dlrni_group_width(const dlrni_codes *c, int64_t group) {
+    return dlrni_min(DLRNI_GROUP, c->dict->dict_size - group * DLRNI_GROUP);
+}
+
+DLRNI_INTERNAL int dlrni_lowest_bit(uint64_t mask) {
+#if defined(__GNUC__) || defined(__clang__)
+    return __builtin_ctzll(mask);
+#else
+    int bit = 0;
+    while (!(mask >> bit & 1)) bit++;
+    return bit;
+#endif
+}
+
+/* Whether n more entries fit; if not, the list only counts from now on, and is made again with more room. */
+DLRNI_INTERNAL int dlrni_list_room(dlrni_list *list, int64_t n) {
+    list->whole = list->whole && list->count + n <= list->key_cap && list->count + n <= list->val_cap;
+    if (!list->whole) list->count += n;
+    return list->whole;
+}
+
+/* Appends an activation, unless it is 0; no branch, since it cannot be foreseen. There must be room. */
+DLRNI_INTERNAL void dlrni_list_put(dlrni_list *list, int64_t row, int64_t feature, float value) {
+    list->key[list->count] = (int32_t)(row << DLRNI_GROUP_SHIFT | feature);
+    list->val[list->count] = value;
+    list->count += value != 0;
+}
+
+/* The non-zeros of a tile f [rows][width], whose first row is `first`. */
+DLRNI_INTERNAL void dlrni_collect(dlrni_list *list, const float *f, int64_t rows, int64_t width, int64_t first) {
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t n = 0;
+        for (int64_t j = 0; j < width; j++) n += f[i * width + j] != 0;
+        if (!dlrni_list_room(list, width)) list->count += n - width;
+        for (int64_t j = 0; j < width && list->whole; j++) dlrni_list_put(list, first + i, j, f[i * width + j]);
     }
-    dlrni_free(ctx, xc);
-    dlrni_free(ctx, f);
+}
+
+/* A group's features, ready for the screen. */
+typedef struct dlrni_panel {
+    dlrni_list *list;
+    int64_t f0;
+    uint64_t valid; /* bits of the features that there are */
+    unsigned char *packed;
+    float *coef; /* [3][DLRNI_GROUP] */
+} dlrni_panel;
+
+/* Bytes of scratch for n panels and the part that they are packed from. */
+DLRNI_INTERNAL int64_t dlrni_panel_scratch(const dlrni_codes *c, int64_t n) {
+    return n * (DLRNI_GROUP * c->width + 3 * DLRNI_GROUP * (int64_t)sizeof(float)) + DLRNI_GROUP * c->width;
+}
+
+/* What the screens of n panels let through on one row (mask [n], DLRNI_SCREEN_ROWS apart), as it stands. */
+DLRNI_INTERNAL void dlrni_recheck(const dlrni_codes *c, const dlrni_panel *panel, int64_t n, int64_t row,
+                                  const uint64_t *mask) {
+    int32_t feature[DLRNI_SHARE * DLRNI_GROUP];
+    float sum[DLRNI_SHARE * DLRNI_GROUP];
+    int64_t d = c->dict->activation_dim, count = 0, p = 0, end[DLRNI_SHARE];
+    for (int64_t g = 0; g < n; end[g++] = count)
+        for (uint64_t left = mask[g * DLRNI_SCREEN_ROWS] & panel[g].valid; left; left &= left - 1)
+            feature[count++] = (int32_t)panel[g].f0 + dlrni_lowest_bit(left);
+    c->dict->ctx->k->dots(c->xc + row * d, d, c->dict->encoder_weight, d, feature, count, sum);
+    for (int64_t g = 0; g < n; g++) {
+        dlrni_list *list = panel[g].list;
+        list->candidates += end[g] - p;
+        if (!dlrni_list_room(list, end[g] - p)) p = end[g];
+        for (; p < end[g]; p++) {
+            float pre = sum[p] + c->dict->encoder_bias[feature[p]];
+            dlrni_list_put(list, row, feature[p] - panel[g].f0, pre <= 0 ? 0 : pre); /* a NaN must show */
+        }
+    }
+}
+
+/* The lists of n groups on rows r0 .. r1: tile by tile, so that a row is fetched once for all of them. */
+DLRNI_INTERNAL void dlrni_list_screened(const dlrni_codes *c, dlrni_list *lists, int64_t n, int64_t group, int64_t r0,
+                                        int64_t r1, unsigned char *scratch) {
+    const dlrni_screen *s = c->screen;
+    int64_t panels = 0, packed = DLRNI_GROUP * c->width;
+    dlrni_panel panel[DLRNI_SHARE];
+    uint64_t mask[DLRNI_SHARE][DLRNI_SCREEN_ROWS];
+    for (int64_t g = 0; g < n; g++) {
+        if (lists[g].whole) continue;
+        int64_t width = dlrni_group_width(c, group + g);
+        dlrni_panel *p = &panel[panels++];
+        p->list = &lists[g];
+        p->list->whole = 1;
+        p->f0 = (group + g) * DLRNI_GROUP;
+        p->valid = ((uint64_t)1 << width) - 1;
+        p->packed = scratch + packed * (1 + g);
+        p->coef = (float *)(void *)(scratch + packed * (1 + n)) + g * 3 * DLRNI_GROUP;
+        dlrni_screen_panel(s, c->dict, p->f0, width, c->width, scratch, p->packed, p->coef);
+    }
+    for (int64_t i = r0; i < r1; i += s->rows) {
+        for (int64_t g = 0; g < panels; g++) {
+            dlrni_list *list = panel[g].list;
+            if ((i - r0) % DLRNI_BLOCK == 0) list->start[(i - r0) / DLRNI_BLOCK] = (int32_t)list->count;
+            s->tile(panel[g].packed, c->rounded + i * c->width, c->width, c->width / 4, panel[g].coef, c->row + i,
+                    mask[g]);
+        }
+        for (int64_t r = 0; r < dlrni_min(s->rows, r1 - i); r++) dlrni_recheck(c, panel, panels, i + r, &mask[0][r]);
+    }
+}
+
+DLRNI_INTERNAL void dlrni_list_dense(const dlrni_codes *c, dlrni_list *list, int64_t group, int64_t r0, int64_t r1,
+                                     float *tile) {
+    int64_t d = c->dict->activation_dim, f0 = group * DLRNI_GROUP, width = dlrni_group_width(c, group);
+    if (list->whole) return;
+    list->whole = 1;
+    for (int64_t i = r0; i < r1; i += DLRNI_BLOCK) {
+        int64_t rows = dlrni_min(DLRNI_BLOCK, r1 - i);
+        list->start[(i - r0) / DLRNI_BLOCK] = (int32_t)list->count;
+        c->dict->family->encode_tile(c->dict, c->xc + i * d, rows, f0, f0 + width, tile, width);
+        dlrni_collect(list, tile, rows, width, i);
+    }
+}
+
+/* Task: the lists of a few groups on one stretch. Stretch by stretch, so that its rows stay in the third cache. */
+DLRNI_INTERNAL void dlrni_list_task(void *arg, int64_t task, int worker) {
+    dlrni_codes *c = (dlrni_codes *)arg;
+    int64_t tasks = dlrni_ceil_div(c->panel, c->share), stretch = task / tasks, at = task % tasks * c->share;
+    int64_t r0 = stretch * DLRNI_STRETCH, r1 = dlrni_min(r0 + DLRNI_STRETCH, c->n), group = c->first + at;
+    int64_t n = dlrni_min(c->share, c->panel - at);
+    dlrni_list *lists = &c->lists[stretch * c->groups + group];
+    for (int64_t g = 0; g < n; g++)
+        if (!lists[g].whole) lists[g].count = lists[g].candidates = 0;
+    if (c->screen) dlrni_list_screened(c, lists, n, group, r0, r1, dlrni_scratch(c, worker));
+    for (int64_t g = 0; g < n && !c->screen; g++)
+        dlrni_list_dense(c, &lists[g], group + g, r0, r1, (float *)(void *)dlrni_scratch(c, worker));
+    for (int64_t g = 0; g < n; g++)
+        for (int64_t b = dlrni_ceil_div(r1 - r0, DLRNI_BLOCK); b <= DLRNI_STRETCH / DLRNI_BLOCK; b++)
+            lists[g].start[b] = (int32_t)lists[g].count;
+}
+
+/* Task: a block of rows for the screen. */
+DLRNI_INTERNAL void dlrni_screen_block(void *arg, int64_t block, int worker) {
+    dlrni_codes *c = (dlrni_codes *)arg;
+    int64_t d = c->dict->activation_dim, end = dlrni_min((block + 1) * DLRNI_BLOCK, c->n);
+    (void)worker;
+    for (int64_t i = block * DLRNI_BLOCK; i < end; i++)
+        dlrni_screen_x(c->screen, c->xc + i * d, d, c->rounded + i * c->width, c->width, c->row + i);
+}
+
+/* Which way is the cheapest for rows like those seen last; NULL: dense. A screen that was not taken forgets slowly what
+   it let through, and so is tried again. The costs are of an element of the product at the peak of f32. */
+DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_codes *c, int64_t n) {
+    const double dense = 1.15, recheck = 2; /* measured */
+    const dlrni_screen *best = NULL;
+    double least = dense;
+    if (!c->dict->family->relu || c->dict->activation_dim > DLRNI_SCREEN_DIM || n < DLRNI_BLOCK) return NULL;
+    for (int i = 0; i < 2; i++) {
+        const dlrni_screen *s = c->dict->ctx->set.screen[i];
+        double expected = c->active >= 0 ? 1.5 * c->active : 0.03;
+        if (!s) continue;
+        if (c->let_through[i] >= 0) c->let_through[i] += (expected - c->let_through[i]) / 64;
+        double cost = (double)s->cost + recheck * (c->let_through[i] >= 0 ? c->let_through[i] : expected);
+        if (cost >= least) continue;
+        best = s;
+        least = cost;
+    }
+    return best;
+}
+
+DLRNI_INTERNAL void dlrni_codes_init(dlrni_codes *c, const dlrn_dictionary *dict) {
+    memset(c, 0, sizeof *c);
+    c->dict = dict;
+    c->groups = dlrni_ceil_div(dict->dict_size, DLRNI_GROUP);
+    c->active = c->let_through[0] = c->let_through[1] = -1;
+}
+
+/* Makes ready for a batch xc [n][d], which is borrowed until the next. */
+DLRNI_INTERNAL dlrn_status dlrni_codes_begin(dlrni_codes *c, float *xc, int64_t n) {
+    dlrn_context *ctx = c->dict->ctx;
+    int64_t d = c->dict->activation_dim, lists, used = c->lists_cap;
+    c->xc = xc;
+    c->n = n;
+    c->first = -1;
+    c->stretches = dlrni_ceil_div(n, DLRNI_STRETCH);
+    lists = c->groups * c->stretches;
+    if (!DLRNI_GROW(ctx, &c->lists, &c->lists_cap, used, lists)) return DLRN_ERR_MEMORY;
+    if (c->lists_cap > used) memset(c->lists + used, 0, (size_t)(c->lists_cap - used) * sizeof *c->lists);
+    c->screen = dlrni_choose_screen(c, n);
+    c->width = c->screen ? dlrni_round_up(d * c->screen->size, 64) : 0;
+    if (!c->screen) return DLRN_OK;
+    if (!DLRNI_GROW(ctx, &c->rounded, &c->rounded_cap, 0, (n + DLRNI_SCREEN_ROWS) * c->width) ||
+        !DLRNI_GROW(ctx, &c->row, &c->row_cap, 0, n + DLRNI_SCREEN_ROWS))
+        return DLRN_ERR_MEMORY;
+    memset(c->rounded + n * c->width, 0, (size_t)(DLRNI_SCREEN_ROWS * c->width)); /* the last tile reads beyond n */
+    memset(c->row + n, 0, DLRNI_SCREEN_ROWS * sizeof *c->row);
+    dlrn_parallel_for(ctx, dlrni_ceil_div(n, DLRNI_BLOCK), dlrni_screen_block, c);
+    return DLRN_OK;
+}
+
+/* Makes room where a list did not fit; *missing says how many. */
+DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrni_codes *c, int64_t *missing) {
+    dlrn_context *ctx = c->dict->ctx;
+    *missing = 0;
+    for (int64_t s = 0; s < c->stretches; s++)
+        for (int64_t g = c->first; g < c->first + c->panel; g++) {
+            dlrni_list *list = &c->lists[s * c->groups + g];
+            if (list->whole) continue;
+            int64_t entries = list->count + list->count / 4 + DLRNI_GROUP; /* a row is appended as if all of it fired */
+            entries = dlrni_min(entries, (int64_t)DLRNI_STRETCH * DLRNI_GROUP);
+            if (!DLRNI_GROW(ctx, &list->key, &list->key_cap, 0, entries)) return DLRN_ERR_MEMORY;
+            if (!DLRNI_GROW(ctx, &list->val, &list->val_cap, 0, entries)) return DLRN_ERR_MEMORY;
+            ++*missing;
+        }
+    return DLRN_OK;
+}
+
+/* What the lists in hand hold, or need. */
+DLRNI_INTERNAL int64_t dlrni_codes_count(const dlrni_codes *c) {
+    int64_t total = 0;
+    for (int64_t s = 0; s < c->stretches; s++)
+        for (int64_t g = c->first; g < c->first + c->panel; g++) total += c->lists[s * c->groups + g].count;
+    return total;
+}
+
+/* The lists of groups first .. first + panel. Should they hold more than `budget` entries, only as many groups are made
+   as fit whatever fires, and panel says how many. */
+DLRNI_INTERNAL dlrn_status dlrni_codes_load(dlrni_codes *c, int64_t first, int64_t panel, int64_t budget) {
+    dlrn_context *ctx = c->dict->ctx;
+    int64_t missing = 1;
+    c->first = first;
+    c->panel = dlrni_min(panel, c->groups - first);
+    c->share = dlrni_min(dlrni_max(c->stretches * c->panel / (8 * ctx->threads), 1), DLRNI_SHARE);
+    DLRNI_TRY(dlrni_need_scratch(c, c->screen ? dlrni_panel_scratch(c, c->share)
+                                              : DLRNI_BLOCK * DLRNI_GROUP * (int64_t)sizeof(float)));
+    for (int64_t s = 0; s < c->stretches; s++)
+        for (int64_t g = first; g < first + c->panel; g++) c->lists[s * c->groups + g].whole = 0;
+    while (missing) {
+        dlrn_parallel_for(ctx, c->stretches * dlrni_ceil_div(c->panel, c->share), dlrni_list_task, c);
+        if (dlrni_codes_count(c) > budget) c->panel = dlrni_min(c->panel, dlrni_max(budget / (c->n * DLRNI_GROUP), 1));
+        DLRNI_TRY(dlrni_make_room(c, &missing));
+    }
+    return DLRN_OK;
+}
+
+/* After a whole batch: what it says of the next one. */
+DLRNI_INTERNAL void dlrni_codes_learn(dlrni_codes *c, int64_t active, int64_t candidates) {
+    double all = (double)c->n * (double)c->dict->dict_size;
+    c->active = (double)active / all;
+    for (int i = 0; i < 2; i++)
+        if (c->screen && c->screen == c->dict->ctx->set.screen[i]) c->let_through[i] = (double)candidates / all;
+}
+
+DLRNI_INTERNAL int64_t dlrni_codes_candidates(const dlrni_codes *c) {
+    int64_t total = 0;
+    for (int64_t s = 0; s < c->stretches; s++)
+        for (int64_t g = c->first; g < c->first + c->panel; g++) total += c->lists[s * c->groups + g].candidates;
+    return total;
+}
+
+/* The lists in hand, by row: at [DLRNI_BLOCK + 1] where the rows of a block begin, from at[0] on. */
+DLRNI_INTERNAL void dlrni_block_count(const dlrni_codes *c, int64_t block, int64_t *at) {
+    int64_t s = block / (DLRNI_STRETCH / DLRNI_BLOCK), b = block % (DLRNI_STRETCH / DLRNI_BLOCK);
+    for (int64_t i = 1; i <= DLRNI_BLOCK; i++) at[i] = 0;
+    for (int64_t g = c->first; g < c->first + c->panel; g++) {
+        const dlrni_list *list = &c->lists[s * c->groups + g];
+        for (int32_t p = list->start[b]; p < list->start[b + 1]; p++)
+            at[(list->key[p] >> DLRNI_GROUP_SHIFT) % DLRNI_BLOCK + 1]++;
+    }
+    for (int64_t i = 0; i < DLRNI_BLOCK; i++) at[i + 1] += at[i];
+}
+
+/* The entries to where `at` of dlrni_block_count says. */
+DLRNI_INTERNAL void dlrni_block_fill(const dlrni_codes *c, int64_t block, const int64_t *at, int32_t *col, float *val) {
+    int64_t s = block / (DLRNI_STRETCH / DLRNI_BLOCK), b = block % (DLRNI_STRETCH / DLRNI_BLOCK), to[DLRNI_BLOCK];
+    memcpy(to, at, sizeof to);
+    for (int64_t g = c->first; g < c->first + c->panel; g++) {
+        const dlrni_list *list = &c->lists[s * c->groups + g];
+        for (int32_t p = list->start[b]; p < list->start[b + 1]; p++) {
+            int64_t at_p = to[(list->key[p] >> DLRNI_GROUP_SHIFT) % DLRNI_BLOCK]++;
+            col[at_p] = (int32_t)(g * DLRNI_GROUP) + (list->key[p] & ((1 << DLRNI_GROUP_SHIFT) - 1));
+            val[at_p] = list->val[p];
+        }
+    }
+}
+
+/* The most entries that a block of rows has. */
+DLRNI_INTERNAL int64_t dlrni_block_most(const dlrni_codes *c) {
+    int64_t most = 0;
+    for (int64_t s = 0; s < c->stretches; s++)
+        for (int64_t b = 0; b < DLRNI_STRETCH / DLRNI_BLOCK; b++) {
+            int64_t n = 0;
+            for (int64_t g = c->first; g < c->first + c->panel; g++) {
+                const dlrni_list *list = &c->lists[s * c->groups + g];
+                n += list->start[b + 1] - list->start[b];
+            }
+            most = dlrni_max(most, n);
+        }
+    return most;
+}
+
+/* ---- Encoding for the user ---- */
+
+/* Rows in hand, and where their features go: f [n][F], or codes. */
+typedef struct dlrni_encode_job {
+    dlrni_codes c;
+    const float *x;     /* [n][d]                      */
+    float *f;           /* [n][F], or NULL             */
+    dlrn_sparse *codes; /* rows from `first` on        */
+    int64_t first;
+} dlrni_encode_job;
+
+DLRNI_INTERNAL void dlrni_center_block(void *arg, int64_t block, int worker) {
+    const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
+    int64_t d = j->c.dict->activation_dim, i = block * DLRNI_BLOCK;
+    (void)worker;
+    j->c.dict->family->center(j->c.dict, j->x + i * d, dlrni_min(DLRNI_BLOCK, j->c.n - i), j->c.xc + i * d);
+}
+
+DLRNI_INTERNAL void dlrni_spread_block(void *arg, int64_t block, int worker) {
+    const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
+    const dlrni_codes *c = &j->c;
+    int64_t s = block / (DLRNI_STRETCH / DLRNI_BLOCK), b = block % (DLRNI_STRETCH / DLRNI_BLOCK);
+    int64_t F = c->dict->dict_size, r0 = block * DLRNI_BLOCK, rows = dlrni_min(DLRNI_BLOCK, c->n - r0);
+    (void)worker;
+    memset(j->f + r0 * F, 0, (size_t)(rows * F) * sizeof *j->f);
+    for (int64_t g = 0; g < c->groups; g++) {
+        const dlrni_list *list = &c->lists[s * c->groups + g];
+        for (int32_t p = list->start[b]; p < list->start[b + 1]; p++)
+            j->f[(list->key[p] >> DLRNI_GROUP_SHIFT) * F + g * DLRNI_GROUP +
+                 (list->key[p] & ((1 << DLRNI_GROUP_SHIFT) - 1))] = list->val[p];
+    }
+}
+
+DLRNI_INTERNAL void dlrni_count_rows(void *arg, int64_t block, int worker) {
+    const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
+    int64_t at[DLRNI_BLOCK + 1] = {0}, i0 = block * DLRNI_BLOCK, *n = j->codes->row_ptr + j->first + 1;
+    (void)worker;
+    dlrni_block_count(&j->c, block, at);
+    for (int64_t i = 0; i < DLRNI_BLOCK && i0 + i < j->c.n; i++) n[i0 + i] = at[i + 1] - at[i];
+}
+
+DLRNI_INTERNAL void dlrni_fill_rows(void *arg, int64_t block, int worker) {
+    const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
+    int64_t at[DLRNI_BLOCK + 1];
+    (void)worker;
+    at[0] = j->codes->row_ptr[j->first + block * DLRNI_BLOCK];
+    dlrni_block_count(&j->c, block, at);
+    dlrni_block_fill(&j->c, block, at, j->codes->col, j->codes->val);
+}
+
+/* Appends the features of the rows in hand to codes. */
+DLRNI_INTERNAL dlrn_status dlrni_append_rows(dlrni_encode_job *j) {
+    dlrn_context *ctx = j->c.dict->ctx;
+    int64_t n = j->c.n, blocks = dlrni_ceil_div(n, DLRNI_BLOCK), *p;
+    j->first = j->codes->rows;
+    DLRNI_TRY(dlrni_sparse_reserve(ctx, j->codes, j->first + n, j->codes->nnz_cap));
+    dlrn_parallel_for(ctx, blocks, dlrni_count_rows, j);
+    p = j->codes->row_ptr + j->first;
+    for (int64_t i = 0; i < n; i++) p[i + 1] += p[i];
+    DLRNI_TRY(dlrni_sparse_reserve(ctx, j->codes, j->first + n, p[n]));
+    dlrn_parallel_for(ctx, blocks, dlrni_fill_rows, j);
+    j->codes->rows += n;
+    return DLRN_OK;
+}
+
+/* How many rows at a time: all that a list takes, unless they are so dense that the lists would grow beyond this many
+   entries; the first rows tell. */
+DLRNI_INTERNAL int64_t dlrni_rows_at_once(const dlrni_codes *c, int64_t left) {
+    double row = (c->active >= 0 ? 1.5 * c->active + 0.001 : 1) * (double)c->dict->dict_size;
+    int64_t rows = dlrni_min((int64_t)((8 << 20) / row), DLRNI_STRETCH) / DLRNI_BLOCK * DLRNI_BLOCK;
+    return dlrni_min(left, dlrni_max(rows, DLRNI_BLOCK));
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_encode_rows(dlrni_encode_job *j, const float *x, int64_t n) {
+    dlrni_codes *c = &j->c;
+    const dlrn_dictionary *dict = c->dict;
+    int64_t d = dict->activation_dim, rows;
+    float *xc = DLRNI_NEW(dict->ctx, float, dlrni_min(n, DLRNI_STRETCH) * d);
+    dlrn_status s = xc ? DLRN_OK : DLRN_ERR_MEMORY;
+    for (int64_t i = 0; s == DLRN_OK && i < n; i += rows) {
+        rows = dlrni_rows_at_once(c, n - i);
+        j->x = x + i * d;
+        c->xc = xc, c->n = rows;
+        dlrn_parallel_for(dict->ctx, dlrni_ceil_div(rows, DLRNI_BLOCK), dlrni_center_block, j);
+        s = dlrni_codes_begin(c, xc, rows);
+        if (s == DLRN_OK) s = dlrni_codes_load(c, 0, c->groups, INT64_MAX);
+        if (s != DLRN_OK) break;
+        dlrni_codes_learn(c, dlrni_codes_count(c), dlrni_codes_candidates(c));
+        if (j->codes) s = dlrni_append_rows(j);
+        if (j->f) dlrn_parallel_for(dict->ctx, dlrni_ceil_div(rows, DLRNI_BLOCK), dlrni_spread_block, j);
+        if (j->f) j->f += rows * dict->dict_size;
+    }
+    dlrni_codes_free(c);
+    dlrni_free(dict->ctx, xc);
     return s;
+}
+
+DLRN_API dlrn_status dlrn_encode(const dlrn_dictionary *dict, const float *x, int64_t n, float *f) {
+    dlrni_encode_job job;
+    memset(&job, 0, sizeof job);
+    DLRNI_REQUIRE(dict->ctx, n >= 0, "n must not be negative");
+    dlrni_codes_init(&job.c, dict);
+    job.f = f;
+    return dlrni_encode_rows(&job, x, n);
+}
+
+DLRN_API dlrn_status dlrn_encode_sparse(const dlrn_dictionary *dict, const float *x, int64_t n, dlrn_sparse *codes) {
+    dlrni_encode_job job;
+    memset(&job, 0, sizeof job);
+    DLRNI_REQUIRE(dict->ctx, n >= 0, "n must not be negative");
+    DLRNI_TRY(dlrni_sparse_begin(dict->ctx, codes, dict->dict_size));
+    dlrni_codes_init(&job.c, dict);
+    job.codes = codes;
+    return dlrni_encode_rows(&job, x, n);
+}
+
+/* Sums of rows of base, for several outputs: out [n_out] rows of d, ld_out apart, += coef[p] * base[idx[p]] over
+   start[o] <= p < start[o + 1], p in order, idx ascending within an output, from `first` on and `rows` of them. Where
+   the lists are so long that they share their rows, a few of these serve all outputs while they are in the first
+   cache. */
+DLRNI_INTERNAL void dlrni_gather_many(const dlrni_kernel_table *k, float *out, int64_t n_out, int64_t ld_out, int64_t d,
+                                      const float *base, int64_t first, int64_t rows, const int64_t *start,
+                                      const int32_t *idx, const float *coef) {
+    enum { CHUNK = 24, COLUMNS = 256 }; /* 24 KB */
+    int64_t from[DLRNI_GROUP], to[DLRNI_GROUP], all = start[n_out] - start[0];
+    if (8 * all < n_out * rows) {
+        for (int64_t o = 0; o < n_out; o++)
+            k->gather_axpy(out + o * ld_out, d, base, d, idx + start[o], coef + start[o], start[o + 1] - start[o]);
+        return;
+    }
+    memcpy(to, start, (size_t)n_out * sizeof *to);
+    for (int64_t end = first + CHUNK; end < first + rows + CHUNK; end += CHUNK) {
+        for (int64_t o = 0; o < n_out; o++) {
+            from[o] = to[o];
+            while (to[o] < start[o + 1] && idx[to[o]] < end) to[o]++;
+        }
+        for (int64_t j = 0; j < d; j += COLUMNS)
+            for (int64_t o = 0; o < n_out; o++)
+                k->gather_axpy(out + o * ld_out + j, dlrni_min(COLUMNS, d - j), base + j, d, idx + from[o],
+                               coef + from[o], to[o] - from[o]);
+    }
 }
 
 /* Decoding touches only the atoms of active features: one task a row. */
@@ -1934,7 +2592,7 @@ DLRN_API dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict, const dlrn_
 }
 
 DLRN_API dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, int64_t n, float *x_hat) {
-    int64_t F = dict->dict_size, block = dlrni_min(n, DLRNI_ENCODE_ROWS);
+    int64_t F = dict->dict_size, block = dlrni_min(n, 256);
     dlrn_sparse codes;
     dlrn_status s = DLRN_OK;
     memset(&codes, 0, sizeof codes);
@@ -5158,32 +5816,19 @@ DLRNI_INTERNAL void dlrni_normalise(const dlrni_kernel_table *k, float *atom, in
 
 /* ------------------------------------------------------------------------------------------ */
 // >>trainer
-/* One step, without a matrix [n][F] and without a matrix of gradients. Features go in groups; a group's activations are
-   kept as one list of rows a feature. As many groups as fit the budget form a panel; usually that is all of them.
-     1. each panel: encode into lists (a task is a group), turn them by row, add the atoms up into x_hat (a task is a
-        block of rows);
+/* One step, without a matrix [n][F] and without a matrix of gradients. The activations are lists (room encode); as many
+   groups of features as fit the budget form a panel; usually that is all of them.
+     1. each panel: encode into lists; each block of rows gathers its own from them and adds their atoms up into x_hat;
      2. loss, and its derivative by x_hat: c_i e_i with e = x_hat - y, one factor a row;
-     3. each panel again (encoded again if there are several): in one visit a feature's gradients are summed, and Adam
-        moves its rows (a task is a group).
-   Every sum runs over ascending rows or features, whatever the panels and the threads are. */
+     3. each panel again (encoded again if there are several): each group sorts its lists by feature, sums the gradients
+        of its features, and Adam moves their rows, all in one visit.
+   Every sum runs over ascending rows or features, whatever the panels, the stretches and the threads are. */
 
 enum {
-    DLRNI_GROUP = 48,      /* features of a task                                     */
-    DLRNI_GROUP_SHIFT = 6, /* an entry is kept as row << shift | feature in its group */
-    DLRNI_TILE_ROWS = 64,  /* rows encoded at once: the tile stays in the first cache */
-    DLRNI_ROW_BLOCK = 128, /* rows of a task                                         */
-    DLRNI_GHOST_ROWS = 16, /* the same, for the dense columns of dead features       */
-    DLRNI_BATCH_MAX = 1 << 24
+    DLRNI_GHOST_ROWS = 16, /* rows of a task, for the dense columns of dead features */
+    DLRNI_VISIT_GROUPS = 4 /* groups that share the rows of a stretch, where there are several */
 };
-#define DLRNI_LIST_BUDGET ((int64_t)8 << 20) /* entries of a panel; 16 bytes each, by feature and by row */
-
-/* Activations of one group of features: those of feature j of the group are start[j] .. start[j + 1], by row. */
-typedef struct dlrni_lists {
-    int32_t *row; /* [row_cap] */
-    float *val;   /* [val_cap] */
-    int64_t row_cap, val_cap, start[DLRNI_GROUP + 1];
-    int whole; /* 0: there was no room; start is right all the same */
-} dlrni_lists;
+#define DLRNI_LIST_BUDGET ((int64_t)16 << 20) /* entries of a panel; 8 bytes each */
 
 /* What a step needs beside weights and moments; kept from one step to the next. */
 typedef struct dlrni_work {
@@ -5204,18 +5849,15 @@ typedef struct dlrni_work {
     float *ghost_shift;  /* [n] x_ghost is exp(shift) times what is kept         */
     float *ghost_c;      /* [n] the loss's derivative by what is kept: c ghost_i */
     double *ghost_error; /* [n] a row's share of ghost_loss                      */
-    dlrni_lists *lists;  /* [groups] of the panel in hand                        */
-    int64_t groups;      /* of the dictionary                                    */
+    dlrni_codes codes;   /* the features of the batch                            */
     int64_t panel;       /* groups of a panel                                    */
-    int64_t first;       /* first group of the panel in hand; -1: none           */
     int64_t budget;      /* entries of a panel                                   */
     int64_t nnz;         /* active features of the last batch; -1: not known     */
-    dlrn_sparse by_row;  /* the panel's activations by row                       */
-    int64_t *at;         /* [n] where the next entry of a row goes               */
+    int64_t candidates;  /* of the last batch                                    */
+    int64_t block_most;  /* entries of a block of rows                           */
     float *bias_part;    /* [groups][d] a group's share of the gradient of bias  */
     float *bias_grad;    /* [d]                                                  */
-    float *scratch;      /* [threads][scratch_floats]                            */
-    int64_t scratch_floats, scratch_cap, ghost_cap;
+    int64_t ghost_cap;
 } dlrni_work;
 
 struct dlrn_trainer {
@@ -5228,193 +5870,83 @@ struct dlrn_trainer {
     dlrni_work w;
 };
 
-/* What a pass over the panels is for: the step (adam) or the bare gradients (out). */
-typedef struct dlrni_update {
-    dlrn_trainer *t;
-    const dlrni_adam *adam;
-    const dlrn_gradients *out;
-} dlrni_update;
-
-/* ---- Lists ---- */
-
-DLRNI_INTERNAL float *dlrni_worker_scratch(const dlrni_work *w, int worker) {
-    return w->scratch + worker * w->scratch_floats;
-}
-
-/* The first of list[from .. to) that is not below row. */
-DLRNI_INTERNAL int64_t dlrni_lower_bound(const int32_t *list, int64_t from, int64_t to, int64_t row) {
-    while (from < to) {
-        int64_t middle = from + (to - from) / 2;
-        if (list[middle] < row)
-            from = middle + 1;
-        else
-            to = middle;
-    }
-    return from;
-}
-
-/* Appends the positives of a tile f [rows][width], whose first row is `first`; returns how many there are now. A NaN is
-   no zero: it must reach the loss. */
-DLRNI_INTERNAL int64_t dlrni_collect(const float *f, int64_t rows, int64_t width, int64_t first, int32_t *key,
-                                     float *val, int64_t count) {
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < width; j++) {
-            float v = f[i * width + j];
-            if (v <= 0) continue;
-            key[count] = (int32_t)((first + i) << DLRNI_GROUP_SHIFT | j);
-            val[count++] = v;
-        }
-    return count;
-}
-
-/* Sorts entries, rows ascending, into lists by feature. Without room only the starts are set. */
-DLRNI_INTERNAL void dlrni_distribute(dlrni_lists *lists, const int32_t *key, const float *val, int64_t count) {
-    const int32_t mask = (1 << DLRNI_GROUP_SHIFT) - 1;
-    int64_t at[DLRNI_GROUP];
-    memset(lists->start, 0, sizeof lists->start);
-    for (int64_t p = 0; p < count; p++) lists->start[(key[p] & mask) + 1]++;
-    for (int j = 0; j < DLRNI_GROUP; j++) {
-        at[j] = lists->start[j];
-        lists->start[j + 1] += lists->start[j];
-    }
-    lists->whole = count <= lists->row_cap && count <= lists->val_cap;
-    for (int64_t p = 0; lists->whole && p < count; p++) {
-        int64_t to = at[key[p] & mask]++;
-        lists->row[to] = key[p] >> DLRNI_GROUP_SHIFT;
-        lists->val[to] = val[p];
-    }
-}
-
-/* Task: one group of the panel. */
-DLRNI_INTERNAL void dlrni_list_group(void *arg, int64_t task, int worker) {
-    dlrn_trainer *t = (dlrn_trainer *)arg;
-    dlrni_work *w = &t->w;
-    dlrni_lists *lists = &w->lists[task];
-    if (lists->whole) return;
-    int64_t d = t->dict->activation_dim, f0 = (w->first + task) * DLRNI_GROUP;
-    int64_t f1 = dlrni_min(f0 + DLRNI_GROUP, t->dict->dict_size), count = 0;
-    float *tile = dlrni_worker_scratch(w, worker), *val = tile + DLRNI_TILE_ROWS * DLRNI_GROUP;
-    int32_t *key = (int32_t *)(void *)(val + w->n * DLRNI_GROUP);
-    for (int64_t i = 0; i < w->n; i += DLRNI_TILE_ROWS) {
-        int64_t rows = dlrni_min(DLRNI_TILE_ROWS, w->n - i);
-        t->dict->family->encode_tile(t->dict, w->xc + i * d, rows, f0, f1, tile, f1 - f0);
-        count = dlrni_collect(tile, rows, f1 - f0, i, key, val, count);
-    }
-    dlrni_distribute(lists, key, val, count);
-}
-
-DLRNI_INTERNAL int64_t dlrni_panel_groups(const dlrni_work *w) {
-    return dlrni_min(w->panel, w->groups - w->first);
-}
+/* ---- Forward ---- */
 
 /* Groups of a panel whose features may all be active on all rows. */
 DLRNI_INTERNAL int64_t dlrni_dense_panel(const dlrni_work *w) {
-    return dlrni_min(dlrni_max(w->budget / (w->n * DLRNI_GROUP), 1), w->groups);
+    return dlrni_min(dlrni_max(w->budget / (w->n * DLRNI_GROUP), 1), w->codes.groups);
 }
 
-/* Makes room where a list did not fit; *missing says how many. A panel beyond the budget is cut to a dense one first.
-   */
-DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrn_trainer *t, int64_t *missing) {
-    dlrni_work *w = &t->w;
-    int64_t total = 0, entries;
-    for (int64_t g = 0; g < dlrni_panel_groups(w); g++) total += w->lists[g].start[DLRNI_GROUP];
-    if (total > w->budget) w->panel = dlrni_min(w->panel, dlrni_dense_panel(w));
-    *missing = 0;
-    for (int64_t g = 0; g < dlrni_panel_groups(w); g++) {
-        dlrni_lists *lists = &w->lists[g];
-        if (lists->whole) continue;
-        entries = lists->start[DLRNI_GROUP];
-        entries = dlrni_min(entries + entries / 4, w->n * DLRNI_GROUP);
-        if (!DLRNI_GROW(t->ctx, &lists->row, &lists->row_cap, 0, entries)) return DLRN_ERR_MEMORY;
-        if (!DLRNI_GROW(t->ctx, &lists->val, &lists->val_cap, 0, entries)) return DLRN_ERR_MEMORY;
-        ++*missing;
-    }
-    return DLRN_OK;
-}
-
-/* The panel that begins with group `first`, unless it is in hand. */
+/* The panel that begins with group `first`, unless it is in hand; w->panel shrinks if it turns out too large. */
 DLRNI_INTERNAL dlrn_status dlrni_load_panel(dlrn_trainer *t, int64_t first) {
     dlrni_work *w = &t->w;
-    int64_t missing = 1;
-    if (w->first == first) return DLRN_OK;
-    w->first = first;
-    for (int64_t g = 0; g < dlrni_panel_groups(w); g++) w->lists[g].whole = 0;
-    while (missing) {
-        dlrn_parallel_for(t->ctx, dlrni_panel_groups(w), dlrni_list_group, t);
-        DLRNI_TRY(dlrni_make_room(t, &missing));
-    }
+    if (w->codes.first == first) return DLRN_OK;
+    DLRNI_TRY(dlrni_codes_load(&w->codes, first, w->panel, w->budget));
+    if (first + w->codes.panel < w->codes.groups) w->panel = w->codes.panel;
     return DLRN_OK;
 }
 
-/* ---- The panel by row ---- */
+/* Features of one block of rows, by row. */
+typedef struct dlrni_slab {
+    int64_t i0, rows, at[DLRNI_BLOCK + 1];
+    int32_t *col; /* of feature */
+    float *val;
+} dlrni_slab;
 
-/* Task: counts (fill 0) or places (fill 1) the entries of a block of rows. */
-DLRNI_INTERNAL void dlrni_turn_block(dlrn_trainer *t, int64_t block, int fill) {
+DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t block, int worker) {
+    const dlrni_work *w = &t->w;
+    dlrni_slab b;
+    b.i0 = block * DLRNI_BLOCK;
+    b.rows = dlrni_min(DLRNI_BLOCK, w->n - b.i0);
+    b.val = (float *)(void *)dlrni_scratch(&w->codes, worker);
+    b.col = (int32_t *)(void *)(b.val + w->block_most);
+    b.at[0] = 0;
+    dlrni_block_count(&w->codes, block, b.at);
+    dlrni_block_fill(&w->codes, block, b.at, b.col, b.val);
+    return b;
+}
+
+/* Runs body over the blocks of rows, with scratch for dlrni_slab_of. */
+DLRNI_INTERNAL dlrn_status dlrni_each_block(dlrn_trainer *t, dlrn_parallel_body body) {
     dlrni_work *w = &t->w;
-    int64_t r0 = block * DLRNI_ROW_BLOCK, r1 = dlrni_min(r0 + DLRNI_ROW_BLOCK, w->n);
-    if (!fill) memset(w->at + r0, 0, (size_t)(r1 - r0) * sizeof *w->at);
-    for (int64_t g = 0; g < dlrni_panel_groups(w); g++)
-        for (int64_t j = 0; j < DLRNI_GROUP; j++) {
-            const dlrni_lists *lists = &w->lists[g];
-            int64_t end = lists->start[j + 1];
-            for (int64_t p = dlrni_lower_bound(lists->row, lists->start[j], end, r0); p < end; p++) {
-                int32_t row = lists->row[p];
-                if (row >= r1) break;
-                int64_t to = w->at[row]++;
-                if (!fill) continue;
-                w->by_row.col[to] = (int32_t)((w->first + g) * DLRNI_GROUP + j);
-                w->by_row.val[to] = lists->val[p];
-            }
-        }
-}
-
-DLRNI_INTERNAL void dlrni_count_block(void *arg, int64_t block, int worker) {
-    (void)worker;
-    dlrni_turn_block((dlrn_trainer *)arg, block, 0);
-}
-
-DLRNI_INTERNAL void dlrni_fill_block(void *arg, int64_t block, int worker) {
-    (void)worker;
-    dlrni_turn_block((dlrn_trainer *)arg, block, 1);
-}
-
-/* Loads a panel and turns its lists into by_row. */
-DLRNI_INTERNAL dlrn_status dlrni_load_rows(dlrn_trainer *t, int64_t first) {
-    dlrni_work *w = &t->w;
-    int64_t blocks = dlrni_ceil_div(w->n, DLRNI_ROW_BLOCK), nnz = 0;
-    if (w->first == first && w->by_row.rows == w->n) return DLRN_OK;
-    DLRNI_TRY(dlrni_load_panel(t, first));
-    DLRNI_TRY(dlrni_sparse_begin(t->ctx, &w->by_row, t->dict->dict_size));
-    dlrn_parallel_for(t->ctx, blocks, dlrni_count_block, t);
-    for (int64_t i = 0; i < w->n; i++) nnz += w->at[i];
-    DLRNI_TRY(dlrni_sparse_reserve(t->ctx, &w->by_row, w->n, nnz));
-    for (int64_t i = 0; i < w->n; i++) {
-        w->by_row.row_ptr[i + 1] = w->by_row.row_ptr[i] + w->at[i];
-        w->at[i] = w->by_row.row_ptr[i];
-    }
-    dlrn_parallel_for(t->ctx, blocks, dlrni_fill_block, t);
-    w->by_row.rows = w->n;
+    w->block_most = dlrni_block_most(&w->codes);
+    DLRNI_TRY(dlrni_need_scratch(&w->codes, 2 * w->block_most * (int64_t)sizeof(float)));
+    dlrn_parallel_for(t->ctx, dlrni_ceil_div(w->n, DLRNI_BLOCK), body, t);
     return DLRN_OK;
 }
 
-/* ---- Forward ---- */
+/* e = x_hat - y of one row, its loss and its factor c. */
+DLRNI_INTERNAL void dlrni_error_row(dlrn_trainer *t, int64_t i) {
+    dlrni_work *w = &t->w;
+    int64_t d = t->dict->activation_dim;
+    double n = (double)w->n;
+    float *e = w->e + i * d;
+    t->ctx->k->sub(e, w->y + i * d, e, d);
+    double square = (double)t->ctx->k->dot(e, e, d), norm = sqrt(square);
+    int squared = t->cfg.loss == DLRN_LOSS_SQUARED;
+    w->error[i] = squared ? square : norm;
+    w->c[i] = (float)(squared ? 2.0 / n : norm > 0 ? 1.0 / (n * norm) : 0.0);
+}
 
-/* Task: adds a panel's atoms to x_hat of one block of rows. */
+/* Task: adds a panel's atoms to x_hat of one block of rows, and ends with their errors. */
 DLRNI_INTERNAL void dlrni_decode_block(void *arg, int64_t block, int worker) {
     dlrn_trainer *t = (dlrn_trainer *)arg;
     dlrni_work *w = &t->w;
-    int64_t d = t->dict->activation_dim, end = dlrni_min((block + 1) * DLRNI_ROW_BLOCK, w->n);
-    (void)worker;
-    for (int64_t i = block * DLRNI_ROW_BLOCK; i < end; i++) {
-        int64_t from = w->by_row.row_ptr[i], to = w->by_row.row_ptr[i + 1];
-        if (w->first == 0) {
-            memcpy(w->e + i * d, t->dict->bias, (size_t)d * sizeof *w->e);
-            w->total[i] = 0;
+    const dlrni_codes *c = &w->codes;
+    int64_t d = t->dict->activation_dim, f0 = c->first * DLRNI_GROUP;
+    int64_t features = dlrni_min(c->panel * DLRNI_GROUP, t->dict->dict_size - f0);
+    dlrni_slab b = dlrni_slab_of(t, block, worker);
+    float *e = w->e + b.i0 * d;
+    if (c->first == 0)
+        for (int64_t i = 0; i < b.rows; i++) {
+            memcpy(e + i * d, t->dict->bias, (size_t)d * sizeof *e);
+            w->total[b.i0 + i] = 0;
         }
-        t->ctx->k->gather_axpy(w->e + i * d, d, t->dict->decoder_weight, d, w->by_row.col + from, w->by_row.val + from,
-                               to - from);
-        for (int64_t p = from; p < to; p++) w->total[i] += (double)w->by_row.val[p];
-    }
+    dlrni_gather_many(t->ctx->k, e, b.rows, d, d, t->dict->decoder_weight, f0, features, b.at, b.col, b.val);
+    for (int64_t i = 0; i < b.rows; i++)
+        for (int64_t p = b.at[i]; p < b.at[i + 1]; p++) w->total[b.i0 + i] += (double)b.val[p];
+    if (c->first + c->panel == c->groups)
+        for (int64_t i = 0; i < b.rows; i++) dlrni_error_row(t, b.i0 + i);
 }
 
 /* Entropy of a row: q = f / (sum f + eps), H = -sum q log(q + eps). Its derivative by f_k is (h_k - T) / (sum f + eps)
@@ -5428,65 +5960,50 @@ DLRNI_INTERNAL double dlrni_entropy_slope(double q) {
 DLRNI_INTERNAL void dlrni_entropy_block(void *arg, int64_t block, int worker) {
     dlrn_trainer *t = (dlrn_trainer *)arg;
     dlrni_work *w = &t->w;
-    int64_t end = dlrni_min((block + 1) * DLRNI_ROW_BLOCK, w->n);
-    (void)worker;
-    for (int64_t i = block * DLRNI_ROW_BLOCK; i < end; i++) {
-        if (w->first == 0) w->sparse[i] = w->tilt[i] = 0;
-        for (int64_t p = w->by_row.row_ptr[i]; p < w->by_row.row_ptr[i + 1]; p++) {
-            double q = (double)w->by_row.val[p] / (w->total[i] + dlrni_entropy_eps);
-            w->sparse[i] -= q * log(q + dlrni_entropy_eps);
-            w->tilt[i] += q * dlrni_entropy_slope(q);
+    dlrni_slab b = dlrni_slab_of(t, block, worker);
+    for (int64_t i = 0; i < b.rows; i++) {
+        double *sparse = &w->sparse[b.i0 + i], *tilt = &w->tilt[b.i0 + i];
+        if (w->codes.first == 0) *sparse = *tilt = 0;
+        for (int64_t p = b.at[i]; p < b.at[i + 1]; p++) {
+            double q = (double)b.val[p] / (w->total[b.i0 + i] + dlrni_entropy_eps);
+            *sparse -= q * log(q + dlrni_entropy_eps);
+            *tilt += q * dlrni_entropy_slope(q);
         }
     }
 }
 
-/* Task: e = x_hat - y of one block of rows, each row's loss and its factor c. */
-DLRNI_INTERNAL void dlrni_error_block(void *arg, int64_t block, int worker) {
-    dlrn_trainer *t = (dlrn_trainer *)arg;
-    dlrni_work *w = &t->w;
-    int64_t d = t->dict->activation_dim, end = dlrni_min((block + 1) * DLRNI_ROW_BLOCK, w->n);
-    double n = (double)w->n;
-    (void)worker;
-    for (int64_t i = block * DLRNI_ROW_BLOCK; i < end; i++) {
-        float *e = w->e + i * d;
-        t->ctx->k->sub(e, w->y + i * d, e, d);
-        double square = (double)t->ctx->k->dot(e, e, d), norm = sqrt(square);
-        int squared = t->cfg.loss == DLRN_LOSS_SQUARED;
-        w->error[i] = squared ? square : norm;
-        w->c[i] = (float)(squared ? 2.0 / n : norm > 0 ? 1.0 / (n * norm) : 0.0);
-    }
-}
-
-/* Counts this batch in w->silent and w->nnz; the trainer's own counters are left alone. */
+/* Counts the panel in hand in w->silent; the trainer's own counters are left alone. */
 DLRNI_INTERNAL void dlrni_note_fired(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
-    for (int64_t g = 0; g < dlrni_panel_groups(w); g++) {
-        int64_t f0 = (w->first + g) * DLRNI_GROUP, f1 = dlrni_min(f0 + DLRNI_GROUP, t->dict->dict_size);
-        const int64_t *start = w->lists[g].start;
-        for (int64_t f = f0; f < f1; f++)
-            w->silent[f] = start[f - f0 + 1] > start[f - f0] ? 0 : t->state.steps_since_fired[f] + 1;
-        w->nnz += w->lists[g].start[DLRNI_GROUP];
-    }
+    const dlrni_codes *c = &w->codes;
+    int64_t f0 = c->first * DLRNI_GROUP, f1 = dlrni_min(f0 + c->panel * DLRNI_GROUP, t->dict->dict_size);
+    for (int64_t f = f0; f < f1; f++) w->silent[f] = t->state.steps_since_fired[f] + 1;
+    for (int64_t s = 0; s < c->stretches; s++)
+        for (int64_t g = c->first; g < c->first + c->panel; g++) {
+            const dlrni_list *list = &c->lists[s * c->groups + g];
+            for (int64_t p = 0; p < list->count; p++)
+                w->silent[g * DLRNI_GROUP + (list->key[p] & ((1 << DLRNI_GROUP_SHIFT) - 1))] = 0;
+        }
+    w->nnz += dlrni_codes_count(c);
+    w->candidates += dlrni_codes_candidates(c);
 }
 
 /* Reconstruction of all rows, panel after panel, and the sums over each row's features. */
 DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
-    int64_t blocks = dlrni_ceil_div(w->n, DLRNI_ROW_BLOCK);
-    w->panel = w->nnz > w->budget / 2 ? dlrni_dense_panel(w) : w->groups;
-    w->first = -1;
-    w->by_row.rows = 0;
-    w->nnz = 0;
-    for (int64_t first = 0; first < w->groups; first += w->panel) {
-        DLRNI_TRY(dlrni_load_rows(t, first));
+    w->panel = w->nnz > w->budget ? dlrni_dense_panel(w) : w->codes.groups;
+    DLRNI_TRY(dlrni_codes_begin(&w->codes, w->xc, w->n));
+    w->nnz = w->candidates = 0;
+    for (int64_t first = 0; first < w->codes.groups; first += w->panel) {
+        DLRNI_TRY(dlrni_load_panel(t, first));
         dlrni_note_fired(t);
-        dlrn_parallel_for(t->ctx, blocks, dlrni_decode_block, t);
+        DLRNI_TRY(dlrni_each_block(t, dlrni_decode_block));
     }
-    dlrn_parallel_for(t->ctx, blocks, dlrni_error_block, t);
+    dlrni_codes_learn(&w->codes, w->nnz, w->candidates);
     if (t->cfg.sparsity == DLRN_SPARSITY_L1) memcpy(w->sparse, w->total, (size_t)w->n * sizeof *w->sparse);
-    for (int64_t first = 0; t->cfg.sparsity == DLRN_SPARSITY_ENTROPY && first < w->groups; first += w->panel) {
-        DLRNI_TRY(dlrni_load_rows(t, first));
-        dlrn_parallel_for(t->ctx, blocks, dlrni_entropy_block, t);
+    for (int64_t first = 0; t->cfg.sparsity == DLRN_SPARSITY_ENTROPY && first < w->codes.groups; first += w->panel) {
+        DLRNI_TRY(dlrni_load_panel(t, first));
+        DLRNI_TRY(dlrni_each_block(t, dlrni_entropy_block));
     }
     return DLRN_OK;
 }
@@ -5506,7 +6023,7 @@ DLRNI_INTERNAL void dlrni_ghost_pre(const dlrn_dictionary *dict, const float *xc
     int64_t d = dict->activation_dim;
     for (int64_t p = 0; p < count; p++)
         memcpy(packed + p * d, dict->encoder_weight + feature[p] * d, (size_t)d * sizeof *packed);
-    dict->ctx->k->gemm_nt(rows, count, d, xc, d, packed, d, 0, pre, ld);
+    dict->ctx->k->dots_nt(rows, count, d, xc, d, packed, d, pre, ld);
     for (int64_t i = 0; i < rows; i++)
         for (int64_t p = 0; p < count; p++) pre[i * ld + p] += dict->encoder_bias[feature[p]];
 }
@@ -5535,7 +6052,7 @@ DLRNI_INTERNAL void dlrni_ghost_block(void *arg, int64_t block, int worker) {
     dlrn_trainer *t = (dlrn_trainer *)arg;
     dlrni_work *w = &t->w;
     int64_t d = t->dict->activation_dim, r0 = block * DLRNI_GHOST_ROWS, rows = dlrni_min(DLRNI_GHOST_ROWS, w->n - r0);
-    float *packed = dlrni_worker_scratch(w, worker), *pre = packed + DLRNI_GROUP * d;
+    float *packed = (float *)(void *)dlrni_scratch(&w->codes, worker), *pre = packed + DLRNI_GROUP * d;
     for (int64_t p = 0; p < w->n_dead; p += DLRNI_GROUP)
         dlrni_ghost_pre(t->dict, w->xc + r0 * d, rows, w->dead + p, dlrni_min(DLRNI_GROUP, w->n_dead - p), packed,
                         pre + p, w->n_dead);
@@ -5544,15 +6061,14 @@ DLRNI_INTERNAL void dlrni_ghost_block(void *arg, int64_t block, int worker) {
 
 /* ---- Backward ---- */
 
-/* One feature on the rows where it counts. */
+/* The features of a group while they are visited: sums so far, and the entries of the list in hand by feature. */
 typedef struct dlrni_visit {
-    int64_t count;
-    const int32_t *row;    /* [count]                                             */
-    const float *val;      /* [count] activation (ghost: exp(pre - shift))        */
-    float *coef;           /* [count] derivative by the atom: coef_p g_p          */
-    float *slope;          /* [count] derivative by the pre-activation            */
-    float *atom, *encoder; /* [d] the sums                                     */
-    double bias;
+    int64_t group, f0, width;    /* its features: f0 .. f0 + width                                */
+    float *atom, *encoder;       /* [DLRNI_GROUP][d] gradients of atoms and of encoder rows       */
+    double *bias;                /* [DLRNI_GROUP] of encoder biases                               */
+    int64_t at[DLRNI_GROUP + 1]; /* where a feature's entries begin                               */
+    int32_t *row;                /* rows of the batch, ascending within a feature                 */
+    float *val, *coef, *slope;   /* activation; derivative by the atom: coef g; by the pre-activation */
 } dlrni_visit;
 
 /* Derivative of the penalty by an activation of row i. */
@@ -5564,53 +6080,46 @@ DLRNI_INTERNAL double dlrni_sparsity_slope(const dlrn_trainer *t, int64_t i, flo
     return weight * (dlrni_entropy_slope((double)f / sum) - w->tilt[i]) / sum;
 }
 
-DLRNI_INTERNAL void dlrni_visit_slopes(const dlrn_trainer *t, int64_t j, dlrni_visit *v) {
+/* Sorts a list by feature. */
+DLRNI_INTERNAL void dlrni_visit_sort(dlrni_visit *v, const dlrni_list *list) {
+    const int32_t mask = (1 << DLRNI_GROUP_SHIFT) - 1;
+    int64_t to[DLRNI_GROUP];
+    memset(v->at, 0, sizeof v->at);
+    for (int64_t p = 0; p < list->count; p++) v->at[(list->key[p] & mask) + 1]++;
+    for (int j = 0; j < DLRNI_GROUP; j++) {
+        to[j] = v->at[j];
+        v->at[j + 1] += v->at[j];
+    }
+    for (int64_t p = 0; p < list->count; p++) {
+        int64_t q = to[list->key[p] & mask]++;
+        v->row[q] = list->key[p] >> DLRNI_GROUP_SHIFT;
+        v->val[q] = list->val[p];
+    }
+}
+
+/* Feature j of the group: coef and slope of its entries. */
+DLRNI_INTERNAL void dlrni_visit_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
     const dlrni_work *w = &t->w;
-    int64_t d = t->dict->activation_dim;
-    const float *atom = t->dict->decoder_weight + j * d;
-    for (int64_t p = 0; p < v->count; p++) {
+    int64_t d = t->dict->activation_dim, from = v->at[j], count = v->at[j + 1] - from;
+    const float *atom = t->dict->decoder_weight + (v->f0 + j) * d;
+    t->ctx->k->dots(atom, d, w->e, d, v->row + from, count, v->slope + from);
+    for (int64_t p = from; p < from + count; p++) {
         int64_t i = v->row[p];
         v->coef[p] = v->val[p] * w->c[i];
-        v->slope[p] = w->c[i] * t->ctx->k->dot(w->e + i * d, atom, d) + (float)dlrni_sparsity_slope(t, i, v->val[p]);
+        v->slope[p] = w->c[i] * v->slope[p] + (float)dlrni_sparsity_slope(t, i, v->val[p]);
+        v->bias[j] += (double)v->slope[p];
     }
 }
 
-/* The same by the ghost term: all rows. val [n] is exp(pre - shift). */
-DLRNI_INTERNAL void dlrni_visit_ghost_slopes(const dlrn_trainer *t, int64_t j, dlrni_visit *v) {
-    const dlrni_work *w = &t->w;
-    int64_t d = t->dict->activation_dim;
-    const float *atom = t->dict->decoder_weight + j * d;
-    for (int64_t i = 0; i < w->n; i++) {
-        v->coef[i] = v->val[i] * w->ghost_c[i];
-        v->slope[i] = v->coef[i] * t->ctx->k->dot(w->ghost + i * d, atom, d);
-    }
-}
-
-/* Adds up the rows, from coef and slope; g [n][d] is what the atom's gradient is made of. */
-DLRNI_INTERNAL void dlrni_visit_sum(const dlrn_trainer *t, const float *g, dlrni_visit *v) {
-    int64_t d = t->dict->activation_dim;
-    t->ctx->k->gather_axpy(v->atom, d, g, d, v->row, v->coef, v->count);
-    t->ctx->k->gather_axpy(v->encoder, d, t->w.xc, d, v->row, v->slope, v->count);
-    for (int64_t p = 0; p < v->count; p++) v->bias += (double)v->slope[p];
-}
-
-DLRNI_INTERNAL void dlrni_give_gradient(const dlrn_gradients *out, int64_t j, int64_t d, const dlrni_visit *v) {
-    if (out->decoder_weight) memcpy(out->decoder_weight + j * d, v->atom, (size_t)d * sizeof(float));
-    if (out->encoder_weight) memcpy(out->encoder_weight + j * d, v->encoder, (size_t)d * sizeof(float));
-    if (out->encoder_bias) out->encoder_bias[j] = (float)v->bias;
-}
-
-DLRNI_INTERNAL void dlrni_update_feature(dlrn_trainer *t, const dlrni_adam *adam, int64_t j, const dlrni_visit *v) {
+/* Adds a list to the sums. */
+DLRNI_INTERNAL void dlrni_visit_list(const dlrn_trainer *t, dlrni_visit *v, const dlrni_list *list, int64_t stretch) {
     const dlrni_kernel_table *k = t->ctx->k;
-    const dlrn_trainer_state *s = &t->state;
-    int64_t d = t->dict->activation_dim;
-    float *atom = t->dict->decoder_weight + j * d, bias = (float)v->bias;
-    dlrni_project(k, atom, v->atom, d);
-    k->adam(atom, s->m_decoder_weight + j * d, s->v_decoder_weight + j * d, v->atom, d, adam);
-    dlrni_normalise(k, atom, d);
-    k->adam(t->dict->encoder_weight + j * d, s->m_encoder_weight + j * d, s->v_encoder_weight + j * d, v->encoder, d,
-            adam);
-    k->adam(t->dict->encoder_bias + j, s->m_encoder_bias + j, s->v_encoder_bias + j, &bias, 1, adam);
+    int64_t d = t->dict->activation_dim, first = stretch * DLRNI_STRETCH;
+    int64_t rows = dlrni_min(DLRNI_STRETCH, t->w.n - first);
+    dlrni_visit_sort(v, list);
+    for (int64_t j = 0; j < v->width; j++) dlrni_visit_slopes(t, v, j);
+    dlrni_gather_many(k, v->atom, v->width, d, d, t->w.e, first, rows, v->at, v->row, v->coef);
+    dlrni_gather_many(k, v->encoder, v->width, d, d, t->w.xc, first, rows, v->at, v->row, v->slope);
 }
 
 /* Column `at` of the dead features' pre-activations [n][count], as exp(pre - shift), into val [n]. */
@@ -5619,43 +6128,140 @@ DLRNI_INTERNAL void dlrni_ghost_column(const dlrni_work *w, const float *pre, in
 }
 
 /* The dead features among those of a group: a piece of w->dead. */
-DLRNI_INTERNAL const int32_t *dlrni_dead_of(const dlrni_work *w, int64_t f0, int64_t f1, int64_t *count) {
-    int64_t from = dlrni_lower_bound(w->dead, 0, w->n_dead, f0);
-    *count = dlrni_lower_bound(w->dead, from, w->n_dead, f1) - from;
+DLRNI_INTERNAL const int32_t *dlrni_dead_of(const dlrni_work *w, int64_t f0, int64_t width, int64_t *count) {
+    int64_t from = 0, end = w->n_dead;
+    while (from < end) { /* the first that is not below f0 */
+        int64_t middle = from + (end - from) / 2;
+        if (w->dead[middle] < f0)
+            from = middle + 1;
+        else
+            end = middle;
+    }
+    for (*count = 0; from + *count < w->n_dead && w->dead[from + *count] < f0 + width;) ++*count;
     return w->dead + from;
 }
 
-/* Task: gradients of one group's features, each in one visit, and what is done with them. */
-DLRNI_INTERNAL void dlrni_update_group(void *arg, int64_t task, int worker) {
-    const dlrni_update *u = (const dlrni_update *)arg;
-    dlrn_trainer *t = u->t;
-    dlrni_work *w = &t->w;
-    const dlrni_lists *lists = &w->lists[task];
-    int64_t d = t->dict->activation_dim, n = w->n, group = w->first + task, f0 = group * DLRNI_GROUP;
-    int64_t f1 = dlrni_min(f0 + DLRNI_GROUP, t->dict->dict_size), ghosts, ghost = 0;
-    float *part = w->bias_part + group * d, *s = dlrni_worker_scratch(w, worker);
-    float *ghost_val = s + 2 * n + 2 * d, *packed = ghost_val + n, *pre = packed + DLRNI_GROUP * d;
-    const int32_t *dead = dlrni_dead_of(w, f0, f1, &ghosts);
-    memset(part, 0, (size_t)d * sizeof *part);
-    if (ghosts) dlrni_ghost_pre(t->dict, w->xc, n, dead, ghosts, packed, pre, ghosts);
-    for (int64_t j = f0; j < f1; j++) {
-        int64_t at = lists->start[j - f0], end = lists->start[j - f0 + 1];
-        dlrni_visit v = {end - at, lists->row + at, lists->val + at, s, s + n, s + 2 * n, s + 2 * n + d, 0};
-        memset(v.atom, 0, (size_t)(2 * d) * sizeof *v.atom); /* and v.encoder */
-        dlrni_visit_slopes(t, j, &v);
-        dlrni_visit_sum(t, w->e, &v);
-        if (ghost < ghosts && dead[ghost] == j) {
-            dlrni_ghost_column(w, pre, ghosts, ghost++, ghost_val);
-            v.count = n;
-            v.row = w->count_up;
-            v.val = ghost_val;
-            dlrni_visit_ghost_slopes(t, j, &v);
-            dlrni_visit_sum(t, w->ghost, &v);
+/* Floats of scratch for the ghosts of a group. */
+DLRNI_INTERNAL int64_t dlrni_ghost_scratch(const dlrn_trainer *t) {
+    return t->w.n_dead ? DLRNI_GROUP * (t->dict->activation_dim + t->w.n) + 2 * t->w.n : 0;
+}
+
+/* The ghost term's share of the sums: all rows, for the dead features of the group. A dead feature may fire just now,
+   and then has both gradients. */
+DLRNI_INTERNAL void dlrni_visit_ghosts(const dlrn_trainer *t, dlrni_visit *v, float *scratch) {
+    const dlrni_work *w = &t->w;
+    const dlrni_kernel_table *k = t->ctx->k;
+    int64_t d = t->dict->activation_dim, n = w->n, count;
+    const int32_t *dead = dlrni_dead_of(w, v->f0, v->width, &count);
+    float *packed = scratch, *pre = packed + DLRNI_GROUP * d, *coef = pre + DLRNI_GROUP * n, *slope = coef + n;
+    if (!count) return;
+    dlrni_ghost_pre(t->dict, w->xc, n, dead, count, packed, pre, count);
+    for (int64_t p = 0; p < count; p++) {
+        int64_t j = dead[p] - v->f0;
+        dlrni_ghost_column(w, pre, count, p, coef);
+        k->dots(t->dict->decoder_weight + dead[p] * d, d, w->ghost, d, w->count_up, n, slope);
+        for (int64_t i = 0; i < n; i++) {
+            coef[i] *= w->ghost_c[i];
+            slope[i] *= coef[i];
+            v->bias[j] += (double)slope[i];
         }
-        t->ctx->k->axpy(-(float)v.bias, t->dict->encoder_weight + j * d, part, d);
-        if (u->adam) dlrni_update_feature(t, u->adam, j, &v);
-        if (u->out) dlrni_give_gradient(u->out, j, d, &v);
+        k->gather_axpy(v->atom + j * d, d, w->ghost, d, w->count_up, coef, n);
+        k->gather_axpy(v->encoder + j * d, d, w->xc, d, w->count_up, slope, n);
     }
+}
+
+DLRNI_INTERNAL void dlrni_give_gradient(const dlrn_gradients *out, int64_t d, const dlrni_visit *v, int64_t j) {
+    int64_t f = v->f0 + j;
+    if (out->decoder_weight) memcpy(out->decoder_weight + f * d, v->atom + j * d, (size_t)d * sizeof(float));
+    if (out->encoder_weight) memcpy(out->encoder_weight + f * d, v->encoder + j * d, (size_t)d * sizeof(float));
+    if (out->encoder_bias) out->encoder_bias[f] = (float)v->bias[j];
+}
+
+DLRNI_INTERNAL void dlrni_update_feature(dlrn_trainer *t, const dlrni_adam *adam, const dlrni_visit *v, int64_t j) {
+    const dlrni_kernel_table *k = t->ctx->k;
+    const dlrn_trainer_state *s = &t->state;
+    int64_t d = t->dict->activation_dim, f = v->f0 + j;
+    float *atom = t->dict->decoder_weight + f * d, bias = (float)v->bias[j];
+    dlrni_project(k, atom, v->atom + j * d, d);
+    k->adam(atom, s->m_decoder_weight + f * d, s->v_decoder_weight + f * d, v->atom + j * d, d, adam);
+    dlrni_normalise(k, atom, d);
+    k->adam(t->dict->encoder_weight + f * d, s->m_encoder_weight + f * d, s->v_encoder_weight + f * d,
+            v->encoder + j * d, d, adam);
+    k->adam(t->dict->encoder_bias + f, s->m_encoder_bias + f, s->v_encoder_bias + f, &bias, 1, adam);
+}
+
+/* What a pass over the panels is for: the step (adam) or the bare gradients (out). */
+typedef struct dlrni_update {
+    dlrn_trainer *t;
+    const dlrni_adam *adam;
+    const dlrn_gradients *out;
+    int64_t groups;  /* of a task                  */
+    int64_t entries; /* the most of a list in hand */
+} dlrni_update;
+
+DLRNI_INTERNAL int64_t dlrni_update_scratch(const dlrni_update *u) {
+    int64_t group = DLRNI_GROUP * (2 * u->t->dict->activation_dim * (int64_t)sizeof(float) + (int64_t)sizeof(double));
+    return u->groups * group + 4 * u->entries * (int64_t)sizeof(float) +
+           dlrni_ghost_scratch(u->t) * (int64_t)sizeof(float);
+}
+
+/* Room for the sums of a task's group number g, cleared. */
+DLRNI_INTERNAL dlrni_visit dlrni_visit_begin(const dlrni_update *u, int64_t group, int64_t g, unsigned char *scratch) {
+    int64_t d = u->t->dict->activation_dim, sums = DLRNI_GROUP * d;
+    dlrni_visit v;
+    v.group = group;
+    v.f0 = group * DLRNI_GROUP;
+    v.width = dlrni_group_width(&u->t->w.codes, group);
+    v.bias = (double *)(void *)scratch + g * DLRNI_GROUP;
+    v.atom = (float *)(void *)(scratch + u->groups * DLRNI_GROUP * (int64_t)sizeof(double)) + g * 2 * sums;
+    v.encoder = v.atom + sums;
+    v.val = v.atom + (u->groups - g) * 2 * sums; /* after all groups' sums */
+    v.coef = v.val + u->entries;
+    v.slope = v.coef + u->entries;
+    v.row = (int32_t *)(void *)(v.slope + u->entries);
+    memset(v.atom, 0, (size_t)(2 * sums) * sizeof(float));
+    memset(v.bias, 0, DLRNI_GROUP * sizeof(double));
+    return v;
+}
+
+/* The sums are whole: what is done with them. */
+DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
+    dlrn_trainer *t = u->t;
+    int64_t d = t->dict->activation_dim;
+    float *part = t->w.bias_part + v->group * d;
+    if (t->w.n_dead) dlrni_visit_ghosts(t, v, (float *)(void *)(v->row + u->entries));
+    memset(part, 0, (size_t)d * sizeof *part);
+    for (int64_t j = 0; j < v->width; j++) {
+        t->ctx->k->axpy(-(float)v->bias[j], t->dict->encoder_weight + (v->f0 + j) * d, part, d);
+        if (u->adam) dlrni_update_feature(t, u->adam, v, j);
+        if (u->out) dlrni_give_gradient(u->out, d, v, j);
+    }
+}
+
+/* Task: a few groups, on one stretch of rows after the other. */
+DLRNI_INTERNAL void dlrni_update_groups(void *arg, int64_t task, int worker) {
+    const dlrni_update *u = (const dlrni_update *)arg;
+    const dlrni_codes *c = &u->t->w.codes;
+    int64_t g0 = c->first + task * u->groups, n = dlrni_min(u->groups, c->first + c->panel - g0);
+    dlrni_visit v[DLRNI_VISIT_GROUPS];
+    for (int64_t g = 0; g < n; g++) v[g] = dlrni_visit_begin(u, g0 + g, g, dlrni_scratch(c, worker));
+    for (int64_t s = 0; s < c->stretches; s++)
+        for (int64_t g = 0; g < n; g++) dlrni_visit_list(u->t, &v[g], &c->lists[s * c->groups + g0 + g], s);
+    for (int64_t g = 0; g < n; g++) dlrni_visit_end(u, &v[g]);
+}
+
+/* One panel's share of the step. */
+DLRNI_INTERNAL dlrn_status dlrni_update_panel(dlrni_update *u, int64_t first) {
+    dlrni_codes *c = &u->t->w.codes;
+    DLRNI_TRY(dlrni_load_panel(u->t, first));
+    u->groups = c->stretches > 1 ? DLRNI_VISIT_GROUPS : 1;
+    u->entries = 0;
+    for (int64_t s = 0; s < c->stretches; s++)
+        for (int64_t g = first; g < first + c->panel; g++)
+            u->entries = dlrni_max(u->entries, c->lists[s * c->groups + g].count);
+    DLRNI_TRY(dlrni_need_scratch(c, dlrni_update_scratch(u)));
+    dlrn_parallel_for(u->t->ctx, dlrni_ceil_div(c->panel, u->groups), dlrni_update_groups, u);
+    return DLRN_OK;
 }
 
 /* Everything after the loss. The gradient of bias is sum_i c_i e_i - sum_j (sum_i slope_ij) w_j: a product with a
@@ -5664,14 +6270,11 @@ DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *ada
     dlrni_work *w = &t->w;
     const dlrni_kernel_table *k = t->ctx->k;
     int64_t d = t->dict->activation_dim;
-    dlrni_update u = {t, adam, out};
-    for (int64_t first = 0; first < w->groups; first += w->panel) {
-        DLRNI_TRY(dlrni_load_panel(t, first));
-        dlrn_parallel_for(t->ctx, dlrni_panel_groups(w), dlrni_update_group, &u);
-    }
+    dlrni_update u = {t, adam, out, 1, 0};
+    for (int64_t first = 0; first < w->codes.groups; first += w->panel) DLRNI_TRY(dlrni_update_panel(&u, first));
     memset(w->bias_grad, 0, (size_t)d * sizeof *w->bias_grad);
     k->gather_axpy(w->bias_grad, d, w->e, d, w->count_up, w->c, w->n);
-    for (int64_t g = 0; g < w->groups; g++) k->axpy(1.0f, w->bias_part + g * d, w->bias_grad, d);
+    for (int64_t g = 0; g < w->codes.groups; g++) k->axpy(1.0f, w->bias_part + g * d, w->bias_grad, d);
     if (adam) k->adam(t->dict->bias, t->state.m_bias, t->state.v_bias, w->bias_grad, d, adam);
     if (out && out->bias) memcpy(out->bias, w->bias_grad, (size_t)d * sizeof *out->bias);
     if (adam) dlrn_dictionary_changed(t->dict);
@@ -5683,31 +6286,17 @@ DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *ada
 /* Rows for the batch: everything that has a length of n. */
 DLRNI_INTERNAL dlrn_status dlrni_work_rows(dlrn_trainer *t, int64_t n) {
     dlrni_work *w = &t->w;
-    int64_t d = t->dict->activation_dim, cap[9], nd;
+    int64_t d = t->dict->activation_dim, cap[8], nd;
     w->n = n;
     if (!dlrni_mul(n, d, &nd)) return dlrn_fail(t->ctx, DLRN_ERR_MEMORY, "a batch of this size does not fit in memory");
-    for (int i = 0; i < 9; i++) cap[i] = i < 2 ? w->n_cap * d : w->n_cap;
+    for (int i = 0; i < 8; i++) cap[i] = i < 2 ? w->n_cap * d : w->n_cap;
     if (!DLRNI_GROW(t->ctx, &w->xc, &cap[0], 0, nd) || !DLRNI_GROW(t->ctx, &w->e, &cap[1], 0, nd) ||
         !DLRNI_GROW(t->ctx, &w->c, &cap[2], 0, n) || !DLRNI_GROW(t->ctx, &w->error, &cap[3], 0, n) ||
         !DLRNI_GROW(t->ctx, &w->total, &cap[4], 0, n) || !DLRNI_GROW(t->ctx, &w->sparse, &cap[5], 0, n) ||
-        !DLRNI_GROW(t->ctx, &w->tilt, &cap[6], 0, n) || !DLRNI_GROW(t->ctx, &w->at, &cap[7], 0, n) ||
-        !DLRNI_GROW(t->ctx, &w->count_up, &cap[8], 0, n))
+        !DLRNI_GROW(t->ctx, &w->tilt, &cap[6], 0, n) || !DLRNI_GROW(t->ctx, &w->count_up, &cap[7], 0, n))
         return DLRN_ERR_MEMORY;
     w->n_cap = dlrni_max(w->n_cap, n);
     for (int64_t i = 0; i < n; i++) w->count_up[i] = (int32_t)i;
-    return DLRN_OK;
-}
-
-DLRNI_INTERNAL dlrn_status dlrni_work_scratch(dlrn_trainer *t) {
-    dlrni_work *w = &t->w;
-    int64_t n = w->n, d = t->dict->activation_dim, all;
-    int64_t list = DLRNI_TILE_ROWS * DLRNI_GROUP + 2 * n * DLRNI_GROUP;
-    int64_t update = 3 * n + 2 * d + DLRNI_GROUP * (d + (w->n_dead ? n : 0));
-    int64_t ghost = DLRNI_GROUP * d + DLRNI_GHOST_ROWS * w->n_dead;
-    w->scratch_floats = (dlrni_max(list, dlrni_max(update, ghost)) + DLRNI_LANES - 1) / DLRNI_LANES * DLRNI_LANES;
-    if (!dlrni_mul(w->scratch_floats, t->ctx->threads, &all) ||
-        !DLRNI_GROW(t->ctx, &w->scratch, &w->scratch_cap, 0, all))
-        return DLRN_ERR_MEMORY;
     return DLRN_OK;
 }
 
@@ -5720,7 +6309,7 @@ DLRNI_INTERNAL dlrn_status dlrni_work_ghost(dlrn_trainer *t) {
         !DLRNI_GROW(t->ctx, &w->ghost_c, &cap[2], 0, n) || !DLRNI_GROW(t->ctx, &w->ghost_error, &cap[3], 0, n))
         return DLRN_ERR_MEMORY;
     w->ghost_cap = dlrni_max(w->ghost_cap, n);
-    return dlrni_work_scratch(t);
+    return dlrni_need_scratch(&w->codes, (DLRNI_GROUP * d + DLRNI_GHOST_ROWS * w->n_dead) * (int64_t)sizeof(float));
 }
 
 /* A number that is not finite, by row: the squared length of a row tells at once that there is none. */
@@ -5744,7 +6333,6 @@ DLRNI_INTERNAL dlrn_status dlrni_work_begin(dlrn_trainer *t, const float *x, con
     if (y && y != x) DLRNI_TRY(dlrni_check_rows(t, "y", y, n));
     w->n_dead = 0;
     DLRNI_TRY(dlrni_work_rows(t, n));
-    DLRNI_TRY(dlrni_work_scratch(t));
     w->y = y ? y : x;
     t->dict->family->center(t->dict, x, n, w->xc);
     return DLRN_OK;
@@ -5857,16 +6445,11 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config(dlrn_context *ctx, const dlrn_trai
 /* ---- The trainer ---- */
 
 DLRNI_INTERNAL void dlrni_work_free(dlrn_context *ctx, dlrni_work *w) {
-    void *blocks[] = {w->xc,      w->e,           w->c,           w->error,     w->total,     w->sparse,
-                      w->tilt,    w->at,          w->dead,        w->count_up,  w->silent,    w->ghost,
-                      w->ghost_c, w->ghost_shift, w->ghost_error, w->bias_part, w->bias_grad, w->scratch};
+    void *blocks[] = {w->xc,          w->e,           w->c,         w->error,    w->total, w->sparse,
+                      w->tilt,        w->dead,        w->count_up,  w->silent,   w->ghost, w->ghost_c,
+                      w->ghost_shift, w->ghost_error, w->bias_part, w->bias_grad};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrni_free(ctx, blocks[i]);
-    for (int64_t g = 0; w->lists && g < w->groups; g++) {
-        dlrni_free(ctx, w->lists[g].row);
-        dlrni_free(ctx, w->lists[g].val);
-    }
-    dlrni_free(ctx, w->lists);
-    dlrn_sparse_free(&w->by_row);
+    dlrni_codes_free(&w->codes);
 }
 
 DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
@@ -5886,10 +6469,9 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     dlrn_trainer_state *s = &t->state;
     dlrni_work *w = &t->w;
     int64_t d = t->cfg.activation_dim, F = t->cfg.dict_size;
-    w->groups = dlrni_ceil_div(F, DLRNI_GROUP);
+    dlrni_codes_init(&w->codes, t->dict);
     w->budget = DLRNI_LIST_BUDGET;
     w->nnz = -1;
-    w->first = -1;
     if (!(s->m_bias = DLRNI_NEW_ZERO(ctx, float, d)) || !(s->v_bias = DLRNI_NEW_ZERO(ctx, float, d)) ||
         !(s->m_encoder_weight = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
         !(s->v_encoder_weight = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
@@ -5898,8 +6480,7 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
         !(s->v_decoder_weight = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
         !(s->steps_since_fired = DLRNI_NEW_ZERO(ctx, int64_t, F)) || !(w->silent = DLRNI_NEW_ZERO(ctx, int64_t, F)) ||
         !(w->dead = DLRNI_NEW(ctx, int32_t, F)) || !(w->bias_grad = DLRNI_NEW(ctx, float, d)) ||
-        !(w->bias_part = DLRNI_NEW(ctx, float, w->groups *d)) ||
-        !(w->lists = DLRNI_NEW_ZERO(ctx, dlrni_lists, w->groups)))
+        !(w->bias_part = DLRNI_NEW(ctx, float, w->codes.groups *d)))
         return DLRN_ERR_MEMORY;
     return DLRN_OK;
 }
@@ -7394,6 +7975,7 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path, co
 #undef DLRNI_NEW
 #undef DLRNI_NEW_ZERO
 #undef DLRNI_POSIX
+#undef DLRNI_PREFETCH
 #undef DLRNI_REQUIRE
 #undef DLRNI_TRY
 #undef DLRNI_UNROLL
@@ -7411,8 +7993,7 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path, co
 #if DLRNI_PASS == 0
 #define DLRNI_K(name) dlrni_scalar_##name
 #define DLRNI_TABLE dlrni_kernels_scalar
-#define DLRNI_SET_NAME "scalar"
-enum { DLRNI_K(nt_rows) = 2, DLRNI_K(nt_cols) = 2, DLRNI_K(nn_vectors) = 1, DLRNI_K(gather_vectors) = 4 };
+enum { DLRNI_K(nt_rows) = 2, DLRNI_K(nt_cols) = 2, DLRNI_K(outer_rows) = 1, DLRNI_K(gather_vectors) = 4 };
 typedef struct DLRNI_K(v16) {
     float l[DLRNI_LANES];
 } DLRNI_K(v16);
@@ -7449,6 +8030,12 @@ DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(fma)(DLRNI_K(v16) a, DLRNI_K(v16) b, DLRNI_K
     for (int i = 0; i < DLRNI_LANES; i++) c.l[i] = fmaf(a.l[i], b.l[i], c.l[i]);
     return c;
 }
+/* Bit l: lane l is above zero, or a NaN. */
+DLRNI_INTERNAL uint32_t DLRNI_K(on)(DLRNI_K(v16) a) {
+    uint32_t mask = 0;
+    for (int i = 0; i < DLRNI_LANES; i++) mask |= (uint32_t) !(a.l[i] <= 0) << i;
+    return mask;
+}
 /* The fixed tree over the lanes, for four vectors at once. */
 DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
     for (int v = 0; v < 4; v++) {
@@ -7463,8 +8050,7 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
 #elif DLRNI_PASS == 1
 #define DLRNI_K(name) dlrni_avx2_##name
 #define DLRNI_TABLE dlrni_kernels_avx2
-#define DLRNI_SET_NAME "avx2"
-enum { DLRNI_K(nt_rows) = 2, DLRNI_K(nt_cols) = 3, DLRNI_K(nn_vectors) = 1, DLRNI_K(gather_vectors) = 4 };
+enum { DLRNI_K(nt_rows) = 2, DLRNI_K(nt_cols) = 3, DLRNI_K(outer_rows) = 2, DLRNI_K(gather_vectors) = 4 };
 typedef struct DLRNI_K(v16) {
     __m256 lo, hi;
 } DLRNI_K(v16);
@@ -7507,6 +8093,11 @@ DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(sqrt)(DLRNI_K(v16) a) {
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(fma)(DLRNI_K(v16) a, DLRNI_K(v16) b, DLRNI_K(v16) c) {
     return DLRNI_K(pair)(_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi));
 }
+DLRNI_INTERNAL uint32_t DLRNI_K(on)(DLRNI_K(v16) a) {
+    const __m256 zero = _mm256_setzero_ps();
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a.lo, zero, _CMP_NLE_UQ)) |
+           (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a.hi, zero, _CMP_NLE_UQ)) << 8;
+}
 DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
     __m256 A = _mm256_add_ps(a[0].lo, a[0].hi), B = _mm256_add_ps(a[1].lo, a[1].hi); /* l + (l + 8) */
     __m256 C = _mm256_add_ps(a[2].lo, a[2].hi), D = _mm256_add_ps(a[3].lo, a[3].hi);
@@ -7524,8 +8115,7 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
 #elif DLRNI_PASS == 2
 #define DLRNI_K(name) dlrni_avx512_##name
 #define DLRNI_TABLE dlrni_kernels_avx512
-#define DLRNI_SET_NAME "avx512"
-enum { DLRNI_K(nt_rows) = 4, DLRNI_K(nt_cols) = 6, DLRNI_K(nn_vectors) = 2, DLRNI_K(gather_vectors) = 8 };
+enum { DLRNI_K(nt_rows) = 4, DLRNI_K(nt_cols) = 6, DLRNI_K(outer_rows) = 8, DLRNI_K(gather_vectors) = 16 };
 typedef __m512 DLRNI_K(v16);
 
 /* The forms with a zeroing mask avoid gcc 12's false warning about its own _mm512_undefined_ps(). */
@@ -7559,6 +8149,9 @@ DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(sqrt)(DLRNI_K(v16) a) {
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(fma)(DLRNI_K(v16) a, DLRNI_K(v16) b, DLRNI_K(v16) c) {
     return _mm512_fmadd_ps(a, b, c);
 }
+DLRNI_INTERNAL uint32_t DLRNI_K(on)(DLRNI_K(v16) a) {
+    return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_NLE_UQ);
+}
 #define DLRNI_SHUFFLE(a, b, order) _mm512_maskz_shuffle_f32x4((__mmask16)0xFFFF, a, b, order)
 DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
     __m512 AB = _mm512_add_ps(DLRNI_SHUFFLE(a[0], a[1], 0x44), DLRNI_SHUFFLE(a[0], a[1], 0xEE)); /* l + (l + 8) */
@@ -7574,8 +8167,7 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
 #elif DLRNI_PASS == 3
 #define DLRNI_K(name) dlrni_neon_##name
 #define DLRNI_TABLE dlrni_kernels_neon
-#define DLRNI_SET_NAME "neon"
-enum { DLRNI_K(nt_rows) = 2, DLRNI_K(nt_cols) = 3, DLRNI_K(nn_vectors) = 1, DLRNI_K(gather_vectors) = 4 };
+enum { DLRNI_K(nt_rows) = 2, DLRNI_K(nt_cols) = 3, DLRNI_K(outer_rows) = 2, DLRNI_K(gather_vectors) = 4 };
 typedef struct DLRNI_K(v16) {
     float32x4_t q[4];
 } DLRNI_K(v16);
@@ -7618,6 +8210,13 @@ DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(fma)(DLRNI_K(v16) a, DLRNI_K(v16) b, DLRNI_K
     for (int i = 0; i < 4; i++) c.q[i] = vfmaq_f32(c.q[i], a.q[i], b.q[i]);
     return c;
 }
+DLRNI_INTERNAL uint32_t DLRNI_K(on)(DLRNI_K(v16) a) {
+    static const uint32_t bit[4] = {1, 2, 4, 8};
+    uint32_t mask = 0;
+    for (int i = 0; i < 4; i++)
+        mask |= vaddvq_u32(vbicq_u32(vld1q_u32(bit), vcleq_f32(a.q[i], vdupq_n_f32(0.0f)))) << 4 * i;
+    return mask;
+}
 DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
     for (int v = 0; v < 4; v++) {
         float32x4_t lo = vaddq_f32(a[v].q[0], a[v].q[2]), hi = vaddq_f32(a[v].q[1], a[v].q[3]);
@@ -7628,6 +8227,7 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
 }
 #endif
 
+#if DLRNI_PASS <= 3
 /* Part of a vector: absent lanes read as zero and are not written. */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(load_part)(const float *p, int64_t n) {
     float t[DLRNI_LANES] = {0};
@@ -7653,10 +8253,36 @@ DLRNI_INTERNAL float DLRNI_K(dot)(const float *a, const float *b, int64_t n) {
     return out[0];
 }
 
+/* Four sums at once hide the latency of the additions. */
+DLRNI_INTERNAL void DLRNI_K(dots)(const float *x, int64_t n, const float *base, int64_t ld, const int32_t *idx,
+                                  int64_t count, float *out) {
+    enum { ROWS = 4 };
+    for (int64_t q = 0; q < count; q += ROWS) {
+        DLRNI_K(v16) s[ROWS];
+        const float *row[ROWS];
+        float sum[ROWS];
+        int64_t p = 0;
+        DLRNI_UNROLL
+        for (int i = 0; i < ROWS; i++) {
+            row[i] = base + idx[dlrni_min(q + i, count - 1)] * ld;
+            s[i] = DLRNI_K(set1)(0);
+        }
+        for (; p + DLRNI_LANES <= n; p += DLRNI_LANES) {
+            DLRNI_K(v16) a = DLRNI_K(load)(x + p);
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) s[i] = DLRNI_K(fma)(DLRNI_K(load)(row[i] + p), a, s[i]);
+        }
+        for (int i = 0; i < ROWS && p < n; i++)
+            s[i] = DLRNI_K(fma)(DLRNI_K(load_part)(row[i] + p, n - p), DLRNI_K(load_part)(x + p, n - p), s[i]);
+        DLRNI_K(sum4)(s, sum);
+        memcpy(out + q, sum, (size_t)dlrni_min(ROWS, count - q) * sizeof *out);
+    }
+}
+
 /* A tile of nt_rows rows of a by nt_cols rows of b, all sums in registers; both operands are read along their rows, so
    nothing is packed. Rows beyond the edge repeat the last one and are not stored. */
 DLRNI_INTERNAL void DLRNI_K(nt_tile)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
-                                     int64_t ldb, int beta, float *c, int64_t ldc) {
+                                     int64_t ldb, float *c, int64_t ldc) {
     enum { ROWS = DLRNI_K(nt_rows), COLS = DLRNI_K(nt_cols), SUMS = (ROWS * COLS + 3) / 4 * 4 };
     DLRNI_K(v16) s[SUMS], x[ROWS];
     const float *row[ROWS], *col[COLS];
@@ -7691,82 +8317,101 @@ DLRNI_INTERNAL void DLRNI_K(nt_tile)(int64_t m, int64_t n, int64_t k, const floa
     DLRNI_UNROLL
     for (int i = 0; i < SUMS; i += 4) DLRNI_K(sum4)(s + i, out + i);
     for (int j = 0; j < COLS && j < n; j++)
-        for (int i = 0; i < ROWS && i < m; i++)
-            c[i * ldc + j] = beta ? c[i * ldc + j] + out[j * ROWS + i] : out[j * ROWS + i];
+        for (int i = 0; i < ROWS && i < m; i++) c[i * ldc + j] = out[j * ROWS + i];
 }
 
-DLRNI_INTERNAL void DLRNI_K(gemm_nt)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
-                                     int64_t ldb, int beta, float *c, int64_t ldc) {
+DLRNI_INTERNAL void DLRNI_K(dots_nt)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+                                     int64_t ldb, float *c, int64_t ldc) {
     for (int64_t j = 0; j < n; j += DLRNI_K(nt_cols))
         for (int64_t i = 0; i < m; i += DLRNI_K(nt_rows))
-            DLRNI_K(nt_tile)(m - i, n - j, k, a + i * lda, lda, b + j * ldb, ldb, beta, c + i * ldc + j, ldc);
+            DLRNI_K(nt_tile)(m - i, n - j, k, a + i * lda, lda, b + j * ldb, ldb, c + i * ldc + j, ldc);
 }
 
-/* A tile of 4 rows by nn_vectors vectors of c; absent rows repeat the last one. */
-DLRNI_INTERNAL void DLRNI_K(nn_tile)(int64_t m, int64_t k, const float *a, int64_t row, int64_t col, const float *b,
-                                     int64_t ldb, int beta, float *c, int64_t ldc) {
-    DLRNI_K(v16) s[4][DLRNI_K(nn_vectors)];
-    const float *ai[4];
+/* A tile of outer_rows rows by DLRNI_GROUP columns, all sums in registers: three loads from the panel and a broadcast a
+   row for three products a row. sum [outer_rows][3] is read and written; absent rows repeat the last one. */
+DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, int64_t row, int64_t col,
+                                        const float *panel, DLRNI_K(v16) sum[DLRNI_K(outer_rows)][3]) {
+    enum { ROWS = DLRNI_K(outer_rows) };
+    DLRNI_K(v16) s[ROWS][3], w[3];
+    const float *x[ROWS];
     DLRNI_UNROLL
-    for (int i = 0; i < 4; i++) {
-        int64_t r = i < m ? i : m - 1;
-        ai[i] = a + r * row;
+    for (int i = 0; i < ROWS; i++) {
+        x[i] = a + (i < m ? i : m - 1) * row;
         DLRNI_UNROLL
-        for (int v = 0; v < DLRNI_K(nn_vectors); v++)
-            s[i][v] = beta ? DLRNI_K(load)(c + r * ldc + v * DLRNI_LANES) : DLRNI_K(set1)(0);
+        for (int v = 0; v < 3; v++) s[i][v] = sum[i][v];
     }
-    for (int64_t p = 0; p < k; p++) DLRNI_UNROLL
-    for (int v = 0; v < DLRNI_K(nn_vectors); v++) {
-        DLRNI_K(v16) w = DLRNI_K(load)(b + p * ldb + v * DLRNI_LANES);
+    for (int64_t p = 0; p < k; p++) {
         DLRNI_UNROLL
-        for (int i = 0; i < 4; i++) s[i][v] = DLRNI_K(fma)(DLRNI_K(set1)(ai[i][p * col]), w, s[i][v]);
-    }
-    for (int i = 0; i < 4 && i < m; i++) DLRNI_UNROLL
-    for (int v = 0; v < DLRNI_K(nn_vectors); v++) DLRNI_K(store)(c + i * ldc + v * DLRNI_LANES, s[i][v]);
-}
-
-/* The last columns, one vector or less at a time. */
-DLRNI_INTERNAL void DLRNI_K(nn_edge)(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col,
-                                     const float *b, int64_t ldb, int beta, float *c, int64_t ldc) {
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j += DLRNI_LANES) {
-            int64_t part = dlrni_min(n - j, DLRNI_LANES);
-            DLRNI_K(v16) s = beta ? DLRNI_K(load_part)(c + i * ldc + j, part) : DLRNI_K(set1)(0);
-            for (int64_t p = 0; p < k; p++)
-                s = DLRNI_K(fma)(DLRNI_K(set1)(a[i * row + p * col]), DLRNI_K(load_part)(b + p * ldb + j, part), s);
-            DLRNI_K(store_part)(c + i * ldc + j, s, part);
+        for (int v = 0; v < 3; v++) w[v] = DLRNI_K(load)(panel + p * DLRNI_GROUP + v * DLRNI_LANES);
+        DLRNI_UNROLL
+        for (int i = 0; i < ROWS; i++) {
+            DLRNI_K(v16) b = DLRNI_K(set1)(x[i][p * col]);
+            DLRNI_UNROLL
+            for (int v = 0; v < 3; v++) s[i][v] = DLRNI_K(fma)(b, w[v], s[i][v]);
         }
+    }
+    DLRNI_UNROLL
+    for (int i = 0; i < ROWS; i++) {
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++) sum[i][v] = s[i][v];
+    }
 }
 
-DLRNI_INTERNAL void DLRNI_K(gemm_nn)(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col,
-                                     const float *b, int64_t ldb, int beta, float *c, int64_t ldc) {
-    const int64_t width = DLRNI_K(nn_vectors) *DLRNI_LANES;
-    int64_t j = 0;
-    for (; j + width <= n; j += width)
-        for (int64_t i = 0; i < m; i += 4)
-            DLRNI_K(nn_tile)(m - i, k, a + i * row, row, col, b + j, ldb, beta, c + i * ldc + j, ldc);
-    DLRNI_K(nn_edge)(m, n - j, k, a, row, col, b + j, ldb, beta, c + j, ldc);
+/* Columns of a row of c from p on, and back: part of them at the edge. */
+DLRNI_INTERNAL void DLRNI_K(outer_row)(DLRNI_K(v16) sum[3], float *c, int64_t n, int store) {
+    for (int v = 0; v < 3; v++) {
+        int64_t part = dlrni_max(dlrni_min(n - v * DLRNI_LANES, DLRNI_LANES), 0);
+        if (store && part == DLRNI_LANES)
+            DLRNI_K(store)(c + v * DLRNI_LANES, sum[v]);
+        else if (store)
+            DLRNI_K(store_part)(c + v * DLRNI_LANES, sum[v], part);
+        else
+            sum[v] = part == DLRNI_LANES ? DLRNI_K(load)(c + v * DLRNI_LANES)
+                                         : DLRNI_K(load_part)(c + v * DLRNI_LANES, part);
+    }
 }
 
-/* The running sums of gather_vectors vectors stay in registers while the rows go by. */
+DLRNI_INTERNAL void DLRNI_K(outer)(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col,
+                                   const float *panel, int beta, float *c, int64_t ldc) {
+    enum { ROWS = DLRNI_K(outer_rows) };
+    DLRNI_K(v16) s[ROWS][3];
+    for (int64_t i = 0; i < m; i += ROWS) {
+        for (int r = 0; r < ROWS; r++) {
+            for (int v = 0; v < 3; v++) s[r][v] = DLRNI_K(set1)(0);
+            if (beta && r < m - i) DLRNI_K(outer_row)(s[r], c + (i + r) * ldc, n, 0);
+        }
+        DLRNI_K(outer_tile)(m - i, k, a + i * row, row, col, panel, s);
+        for (int r = 0; r < ROWS && r < m - i; r++) DLRNI_K(outer_row)(s[r], c + (i + r) * ldc, n, 1);
+    }
+}
+
+/* The running sums of some vectors stay in registers while the rows go by; a row is asked for some rows ahead, since
+   they lie anywhere. */
+#define DLRNI_GATHER(VECTORS)                                                                                          \
+    for (; j + VECTORS * DLRNI_LANES <= n; j += VECTORS * DLRNI_LANES) {                                               \
+        DLRNI_K(v16) s[VECTORS];                                                                                       \
+        DLRNI_UNROLL                                                                                                   \
+        for (int v = 0; v < VECTORS; v++) s[v] = DLRNI_K(load)(out + j + v * DLRNI_LANES);                             \
+        for (int64_t p = 0; p < count; p++) {                                                                          \
+            const float *x = base + idx[p] * ld + j;                                                                   \
+            const float *next = base + idx[p + AHEAD < count ? p + AHEAD : count - 1] * ld + j;                        \
+            DLRNI_K(v16) a = DLRNI_K(set1)(coef[p]);                                                                   \
+            DLRNI_UNROLL                                                                                               \
+            for (int v = 0; v < VECTORS; v++) {                                                                        \
+                DLRNI_PREFETCH(next + v * DLRNI_LANES);                                                                \
+                s[v] = DLRNI_K(fma)(a, DLRNI_K(load)(x + v * DLRNI_LANES), s[v]);                                      \
+            }                                                                                                          \
+        }                                                                                                              \
+        DLRNI_UNROLL                                                                                                   \
+        for (int v = 0; v < VECTORS; v++) DLRNI_K(store)(out + j + v * DLRNI_LANES, s[v]);                             \
+    }
+
 DLRNI_INTERNAL void DLRNI_K(gather_axpy)(float *out, int64_t n, const float *base, int64_t ld, const int32_t *idx,
                                          const float *coef, int64_t count) {
-    const int64_t width = DLRNI_K(gather_vectors) *DLRNI_LANES;
+    enum { MANY = DLRNI_K(gather_vectors), AHEAD = 4 };
     int64_t j = 0;
-    for (; j + width <= n; j += width) {
-        DLRNI_K(v16) s[DLRNI_K(gather_vectors)];
-        DLRNI_UNROLL
-        for (int v = 0; v < DLRNI_K(gather_vectors); v++) s[v] = DLRNI_K(load)(out + j + v * DLRNI_LANES);
-        for (int64_t p = 0; p < count; p++) {
-            const float *x = base + idx[p] * ld + j;
-            DLRNI_K(v16) a = DLRNI_K(set1)(coef[p]);
-            DLRNI_UNROLL
-            for (int v = 0; v < DLRNI_K(gather_vectors); v++)
-                s[v] = DLRNI_K(fma)(a, DLRNI_K(load)(x + v * DLRNI_LANES), s[v]);
-        }
-        DLRNI_UNROLL
-        for (int v = 0; v < DLRNI_K(gather_vectors); v++) DLRNI_K(store)(out + j + v * DLRNI_LANES, s[v]);
-    }
+    DLRNI_GATHER(MANY)
+    DLRNI_GATHER(4)
     for (; j < n; j += DLRNI_LANES) {
         int64_t part = dlrni_min(n - j, DLRNI_LANES);
         DLRNI_K(v16) s = DLRNI_K(load_part)(out + j, part);
@@ -7775,6 +8420,7 @@ DLRNI_INTERNAL void DLRNI_K(gather_axpy)(float *out, int64_t n, const float *bas
         DLRNI_K(store_part)(out + j, s, part);
     }
 }
+#undef DLRNI_GATHER
 
 /* Runs `vector` (which reads part `n` at offset p and writes it back) over the whole vectors, then over the rest. */
 #define DLRNI_SWEEP(total, vector)                                                                                     \
@@ -7813,7 +8459,9 @@ DLRNI_INTERNAL void DLRNI_K(sub)(const float *a, const float *b, float *y, int64
 
 DLRNI_INTERNAL void DLRNI_K(relu_bias)(float *y, const float *bias, int64_t n) {
     const DLRNI_K(v16) zero = DLRNI_K(set1)(0);
-#define DLRNI_RELU(load, store, n) store(y + p, DLRNI_K(relu)(DLRNI_K(add)(load(y + p n), load(bias + p n)), zero) n);
+/* the last addition makes +0 of -0, which max() may leave */
+#define DLRNI_RELU(load, store, n)                                                                                     \
+    store(y + p, DLRNI_K(add)(DLRNI_K(relu)(DLRNI_K(add)(load(y + p n), load(bias + p n)), zero), zero) n);
     DLRNI_SWEEP(n, DLRNI_RELU);
 #undef DLRNI_RELU
 }
@@ -7837,16 +8485,185 @@ DLRNI_INTERNAL void DLRNI_K(adam)(float *w, float *m, float *v, const float *g, 
 }
 
 static const dlrni_kernel_table DLRNI_TABLE = {
-    DLRNI_SET_NAME, DLRNI_K(dot),   DLRNI_K(gemm_nt), DLRNI_K(gemm_nn),   DLRNI_K(gather_axpy),
-    DLRNI_K(axpy),  DLRNI_K(scale), DLRNI_K(sub),     DLRNI_K(relu_bias), DLRNI_K(adam),
+    DLRNI_K(dot),  DLRNI_K(dots),  DLRNI_K(dots_nt), DLRNI_K(outer),     DLRNI_K(gather_axpy),
+    DLRNI_K(axpy), DLRNI_K(scale), DLRNI_K(sub),     DLRNI_K(relu_bias), DLRNI_K(adam),
 };
+
+/* ---- Screens ---- */
+
+/* Which of a row's sums, now in f32, are above their thresholds or no numbers (room screen has the inequality). */
+DLRNI_INTERNAL uint64_t DLRNI_K(screen_mask)(const DLRNI_K(v16) sum[3], const float *coef,
+                                             const dlrni_screen_row *row) {
+    uint64_t mask = 0;
+    DLRNI_UNROLL
+    for (int v = 0; v < 3; v++) {
+        const float *at = coef + v * DLRNI_LANES;
+        DLRNI_K(v16) t = DLRNI_K(fma)(DLRNI_K(set1)(row->unit), DLRNI_K(load)(at), sum[v]);
+        t = DLRNI_K(fma)(DLRNI_K(set1)(row->error), DLRNI_K(load)(at + DLRNI_GROUP), t);
+        t = DLRNI_K(fma)(DLRNI_K(set1)(row->norm), DLRNI_K(load)(at + 2 * DLRNI_GROUP), t);
+        mask |= (uint64_t)DLRNI_K(on)(t) << v * DLRNI_LANES;
+    }
+    return mask;
+}
+
+#if DLRNI_PASS > 0
+/* f32: nothing is rounded; what is left to allow for is the order of the sum. */
+DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int unsigned_, void *out, dlrni_rounding *r) {
+    (void)unsigned_;
+    memcpy(out, x, (size_t)n * sizeof *x);
+    r->full = r->rounded = DLRNI_K(dot)(x, x, n);
+    r->error = 0;
+    r->scale = 1;
+    r->sum = 0;
+}
+
+DLRNI_INTERNAL void DLRNI_K(tile_f32)(const void *panel, const void *x, int64_t ld, int64_t steps, const float *coef,
+                                      const dlrni_screen_row *row, uint64_t *mask) {
+    DLRNI_K(v16) s[DLRNI_K(outer_rows)][3];
+    DLRNI_UNROLL
+    for (int i = 0; i < DLRNI_K(outer_rows); i++) {
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++) s[i][v] = DLRNI_K(set1)(0);
+    }
+    DLRNI_K(outer_tile)(DLRNI_K(outer_rows), steps, (const float *)x, ld / (int64_t)sizeof(float), 1,
+                        (const float *)panel, s);
+    for (int i = 0; i < DLRNI_K(outer_rows); i++) mask[i] = DLRNI_K(screen_mask)(s[i], coef, row + i);
+}
+
+static const dlrni_screen DLRNI_K(screen_f32) = {
+    "f32", DLRNI_K(outer_rows), 4, 1, 1, 1.0f, DLRNI_K(round_f32), DLRNI_K(tile_f32)};
+#endif
 
 #undef DLRNI_SWEEP
 #undef DLRNI_WHOLE
 #undef DLRNI_PART
 #undef DLRNI_K
 #undef DLRNI_TABLE
-#undef DLRNI_SET_NAME
+#endif /* DLRNI_PASS <= 3 */
+
+#if DLRNI_PASS == 4
+#define DLRNI_K(name) dlrni_avx512_##name
+
+/* int8 with one scale a row. The largest becomes 127; one side of the product must be unsigned, so 128 is added. */
+DLRNI_INTERNAL void DLRNI_K(round_int8)(const float *x, int64_t n, int unsigned_, void *out, dlrni_rounding *r) {
+    const __m512i flip = _mm512_set1_epi32(unsigned_ ? 128 : 0);
+    __m512 top = _mm512_setzero_ps(), full = top, rounded = top, error = top;
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t p = 0; p < n; p += DLRNI_LANES) {
+        __mmask16 part = (__mmask16)(n - p >= DLRNI_LANES ? 0xFFFF : (1 << (n - p)) - 1);
+        top = _mm512_maskz_max_ps((__mmask16)0xFFFF, top, _mm512_abs_ps(_mm512_maskz_loadu_ps(part, x + p)));
+    }
+    float most = _mm512_reduce_max_ps(top), scale = most > 0 ? most / 127.0f : 1.0f;
+    const __m512 s = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1.0f / scale);
+    for (int64_t p = 0; p < n; p += DLRNI_LANES) {
+        __mmask16 part = (__mmask16)(n - p >= DLRNI_LANES ? 0xFFFF : (1 << (n - p)) - 1);
+        __m512 a = _mm512_maskz_loadu_ps(part, x + p);
+        __m512i q = _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, _mm512_mul_ps(a, inverse));
+        __m512 back = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, q), off = _mm512_fnmadd_ps(s, back, a);
+        full = _mm512_fmadd_ps(a, a, full);
+        rounded = _mm512_fmadd_ps(back, back, rounded);
+        error = _mm512_fmadd_ps(off, off, error);
+        sum = _mm512_add_epi32(sum, q);
+        _mm_mask_storeu_epi8((unsigned char *)out + p, part,
+                             _mm512_maskz_cvtepi32_epi8((__mmask16)0xFFFF, _mm512_add_epi32(q, flip)));
+    }
+    r->full = _mm512_reduce_add_ps(full);
+    r->rounded = scale * scale * _mm512_reduce_add_ps(rounded);
+    r->error = _mm512_reduce_add_ps(error);
+    r->scale = scale;
+    r->sum = _mm512_reduce_add_epi32(sum);
+}
+
+/* vpdpbusd as text: around the builtin gcc 12 copies and spills the sums (44 % of the instruction's peak, 94 % so). */
+#define DLRNI_DPBUSD(sum, a, b) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
+DLRNI_INTERNAL void DLRNI_K(tile_int8)(const void *panel, const void *x, int64_t ld, int64_t steps, const float *coef,
+                                       const dlrni_screen_row *row, uint64_t *mask) {
+    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
+    __m512i s[8][3];
+    DLRNI_UNROLL
+    for (int i = 0; i < 8; i++) {
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++) s[i][v] = _mm512_set1_epi32(row[i].shift);
+    }
+    for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) {
+        __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64), w2 = _mm512_loadu_si512(w + 128);
+        DLRNI_UNROLL
+        for (int i = 0; i < 8; i++) {
+            int32_t four;
+            memcpy(&four, at + i * ld, sizeof four);
+            __m512i b = _mm512_set1_epi32(four);
+            DLRNI_DPBUSD(s[i][0], w0, b);
+            DLRNI_DPBUSD(s[i][1], w1, b);
+            DLRNI_DPBUSD(s[i][2], w2, b);
+        }
+    }
+    DLRNI_UNROLL
+    for (int i = 0; i < 8; i++) {
+        __m512 sum[3];
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++) sum[v] = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, s[i][v]);
+        mask[i] = DLRNI_K(screen_mask)(sum, coef, row + i);
+    }
+}
+#undef DLRNI_DPBUSD
+
+static const dlrni_screen DLRNI_K(screen_int8) = {"int8", 8, 1, 4, 0, 0.27f, DLRNI_K(round_int8), DLRNI_K(tile_int8)};
+#undef DLRNI_K
+
+#elif DLRNI_PASS == 5
+#define DLRNI_K(name) dlrni_avx512_##name
+
+DLRNI_INTERNAL void DLRNI_K(round_bf16)(const float *x, int64_t n, int unsigned_, void *out, dlrni_rounding *r) {
+    __m512 full = _mm512_setzero_ps(), rounded = full, error = full;
+    (void)unsigned_;
+    for (int64_t p = 0; p < n; p += DLRNI_LANES) {
+        __mmask16 part = (__mmask16)(n - p >= DLRNI_LANES ? 0xFFFF : (1 << (n - p)) - 1);
+        __m512 a = _mm512_maskz_loadu_ps(part, x + p);
+        __m256i half = (__m256i)_mm512_cvtneps_pbh(a);
+        __m512i wide = _mm512_maskz_cvtepu16_epi32((__mmask16)0xFFFF, half);
+        __m512 back = _mm512_castsi512_ps(_mm512_maskz_slli_epi32((__mmask16)0xFFFF, wide, 16));
+        __m512 off = _mm512_sub_ps(a, back);
+        full = _mm512_fmadd_ps(a, a, full);
+        rounded = _mm512_fmadd_ps(back, back, rounded);
+        error = _mm512_fmadd_ps(off, off, error);
+        _mm256_mask_storeu_epi16((uint16_t *)out + p, part, half);
+    }
+    r->full = _mm512_reduce_add_ps(full);
+    r->rounded = _mm512_reduce_add_ps(rounded);
+    r->error = _mm512_reduce_add_ps(error);
+    r->scale = 1;
+    r->sum = 0;
+}
+
+DLRNI_INTERNAL void DLRNI_K(tile_bf16)(const void *panel, const void *x, int64_t ld, int64_t steps, const float *coef,
+                                       const dlrni_screen_row *row, uint64_t *mask) {
+    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
+    __m512 s[8][3];
+    DLRNI_UNROLL
+    for (int i = 0; i < 8; i++) {
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++) s[i][v] = _mm512_setzero_ps();
+    }
+    for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) {
+        __m512bh w0 = (__m512bh)_mm512_loadu_si512(w), w1 = (__m512bh)_mm512_loadu_si512(w + 64);
+        __m512bh w2 = (__m512bh)_mm512_loadu_si512(w + 128);
+        DLRNI_UNROLL
+        for (int i = 0; i < 8; i++) {
+            int32_t two;
+            memcpy(&two, at + i * ld, sizeof two);
+            __m512bh b = (__m512bh)_mm512_set1_epi32(two);
+            s[i][0] = _mm512_dpbf16_ps(s[i][0], w0, b);
+            s[i][1] = _mm512_dpbf16_ps(s[i][1], w1, b);
+            s[i][2] = _mm512_dpbf16_ps(s[i][2], w2, b);
+        }
+    }
+    DLRNI_UNROLL
+    for (int i = 0; i < 8; i++) mask[i] = DLRNI_K(screen_mask)(s[i], coef, row + i);
+}
+
+static const dlrni_screen DLRNI_K(screen_bf16) = {"bf16", 8, 2, 2, 1, 0.53f, DLRNI_K(round_bf16), DLRNI_K(tile_bf16)};
+#undef DLRNI_K
+#endif
 #endif /* DLRNI_PASS */
 
 /* ------------------------------------------------------------------------------------------ */

@@ -258,7 +258,7 @@ static uint64_t run_bits(dlrn_context *ctx, dlrn_sparsity sparsity, int64_t budg
     for (int i = 0; i < 5; i++) {
         dlrn_train_stats stats;
         CHECK_OK(ctx, dlrn_trainer_step_on(t, many_rows(), NULL, MANY, &stats));
-        CHECK(!budget || t->w.panel < t->w.groups);
+        CHECK(!budget || t->w.panel < t->w.codes.groups);
     }
     uint64_t hash = fingerprint(t);
     dlrn_trainer_destroy(t);

@@ -1,0 +1,246 @@
+/* Screened encoding: whatever is thrown at it, the same features and the same bits as the scalar kernels give, which
+   screen nothing; and the inequality itself, feature by feature, against exact arithmetic. */
+#define DICTLEARN_IMPLEMENTATION
+#include "dictlearn.h"
+#include "test.h"
+
+enum { ROWS = 77, DIM_MOST = 200, FEATURES = 131 };
+
+/* Kinds of numbers that a rounding bound may stumble over. */
+typedef enum kind {
+    PLAIN,      /* normal numbers                                                */
+    OUTLIER,    /* one coordinate a thousand times larger than the others        */
+    MANY_SIZES, /* magnitudes from 1e-8 to 1e8 in one vector                     */
+    DENORMAL,   /* so small that squares vanish                                  */
+    TINY,       /* some such numbers among normal ones                           */
+    HUGE_ONES,  /* so large that squares overflow                                */
+    EQUAL,      /* all coordinates the same                                      */
+    CANCEL,     /* large, in pairs that cancel in the product with EQUAL         */
+    ZERO,       /* nothing                                                       */
+    HALFWAY,    /* as far from the grid of eight bits as can be                  */
+    NOT_FINITE, /* infinities and NaN                                            */
+    KINDS
+} kind;
+
+static void fill_vector(float *x, int64_t d, kind what, dlrn_rng *rng) {
+    for (int64_t i = 0; i < d; i++) {
+        float z = dlrn_rng_normal(rng);
+        switch (what) {
+        case PLAIN: x[i] = z; break;
+        case OUTLIER: x[i] = i == 3 % d ? 1000 * z : z; break;
+        case MANY_SIZES: x[i] = z * powf(10, 16 * dlrn_rng_uniform(rng) - 8); break;
+        case DENORMAL: x[i] = z * 1e-40f; break;
+        case TINY: x[i] = i % 3 ? z : z * 1e-42f; break;
+        case HUGE_ONES: x[i] = z * 1e19f; break;
+        case EQUAL: x[i] = 0.37f; break;
+        case CANCEL: x[i] = (i % 2 ? -1 : 1) * (1 + 1e-6f * z) * 1e4f; break;
+        case ZERO: x[i] = i % 2 ? -0.0f : 0.0f; break;
+        case HALFWAY: x[i] = i == 0 ? 127 : (float)((int)(100 * dlrn_rng_uniform(rng)) - 50) + 0.5f; break;
+        case NOT_FINITE: x[i] = i == 5 % d ? INFINITY : i == 7 % d ? NAN : z; break;
+        default: x[i] = 0;
+        }
+    }
+}
+
+/* Rows and features of all the kinds that are wanted (a bit each), and biases at, just above and just below the point
+   where a feature of the row of its number turns on. */
+static void fill_all(dlrn_context *ctx, dlrn_dictionary *ae, float *x, unsigned kinds, uint64_t seed) {
+    int64_t d = ae->activation_dim, kind_of[KINDS], n = 0;
+    dlrn_rng rng = {seed, 1, 0};
+    for (int k = 0; k < KINDS; k++)
+        if (kinds >> k & 1) kind_of[n++] = k;
+    for (int64_t i = 0; i < ROWS; i++) fill_vector(x + i * d, d, (kind)kind_of[i % n], &rng);
+    for (int64_t j = 0; j < ae->dict_size; j++) {
+        float *w = ae->encoder_weight + j * d;
+        fill_vector(w, d, (kind)kind_of[j / 3 % n], &rng);
+        float dot = dlrn_dot(ctx, w, x + j % ROWS * d, d);
+        ae->encoder_bias[j] = j % 4 == 0   ? -dot
+                              : j % 4 == 1 ? nextafterf(-dot, INFINITY)
+                              : j % 4 == 2 ? nextafterf(-dot, -INFINITY)
+                                           : -dot - 0.1f * fabsf(dot);
+    }
+    for (int64_t i = 0; i < d; i++) ae->bias[i] = 0;
+}
+
+static dlrn_dictionary *weights(dlrn_context *ctx, int64_t d, int64_t features) {
+    dlrn_dictionary *ae = NULL;
+    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, d, features, 3, &ae));
+    return ae;
+}
+
+static dlrn_context *open_kernels(const char *name) {
+    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context *ctx = NULL;
+    cfg.kernels = name;
+    cfg.threads = 1;
+    CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
+    return ctx;
+}
+
+static int same_codes(const dlrn_sparse *a, const dlrn_sparse *b) {
+    int64_t nnz = a->row_ptr[a->rows];
+    if (a->rows != b->rows || memcmp(a->row_ptr, b->row_ptr, (size_t)(a->rows + 1) * sizeof *a->row_ptr)) return 0;
+    for (int64_t p = 0; p < nnz; p++) {
+        int nan = isnan(a->val[p]) && isnan(b->val[p]); /* which NaN it is, is the processor's affair */
+        if (a->col[p] != b->col[p] || (!nan && memcmp(&a->val[p], &b->val[p], sizeof *a->val))) return 0;
+    }
+    return 1;
+}
+
+/* The lists of one screen, by row; returns how many candidates it had. */
+static int64_t encode_with(dlrn_context *ctx, const dlrni_screen *screen, const dlrn_dictionary *ae, float *x,
+                           dlrn_sparse *codes) {
+    dlrni_encode_job job;
+    memset(&job, 0, sizeof job);
+    dlrni_codes_init(&job.c, ae);
+    ctx->set.screen[0] = screen; /* the only one, and so cheap that it is taken */
+    ctx->set.screen[1] = NULL;
+    job.c.let_through[0] = screen ? -1e6 : -1;
+    job.codes = codes;
+    CHECK_OK(ctx, dlrni_sparse_begin(ctx, codes, ae->dict_size));
+    CHECK_OK(ctx, dlrni_codes_begin(&job.c, x, ROWS));
+    CHECK(job.c.screen == screen);
+    CHECK_OK(ctx, dlrni_codes_load(&job.c, 0, job.c.groups, INT64_MAX));
+    int64_t candidates = dlrni_codes_candidates(&job.c);
+    CHECK_OK(ctx, dlrni_append_rows(&job));
+    dlrni_codes_free(&job.c);
+    return candidates;
+}
+
+/* Every screen of every set against the scalar kernels, on rows and features of the given kinds. */
+static void compare_all(int64_t d, unsigned kinds, uint64_t seed) {
+    static float x[ROWS * DIM_MOST];
+    dlrn_context *scalar = open_kernels("scalar");
+    dlrn_dictionary *ae = weights(scalar, d, FEATURES);
+    dlrn_sparse want = {0}, got = {0};
+    fill_all(scalar, ae, x, kinds, seed);
+    encode_with(scalar, NULL, ae, x, &want);
+    for (int i = 0; dlrn_kernels_available(i); i++)
+        for (int s = 0; s < 2; s++) {
+            dlrn_context *ctx = open_kernels(dlrn_kernels_available(i));
+            dlrn_dictionary *same = weights(ctx, d, FEATURES);
+            const dlrni_screen *screen = ctx->set.screen[s];
+            fill_all(scalar, same, x, kinds, seed);
+            encode_with(ctx, screen, same, x, &got);
+            CHECK_MSG(same_codes(&want, &got), "%s, %s, d %d, kinds %#x, seed %d", dlrn_kernels(ctx),
+                      screen ? screen->name : "dense", (int)d, kinds, (int)seed);
+            dlrn_sparse_free(&got);
+            dlrn_dictionary_destroy(same);
+            dlrn_context_destroy(ctx);
+        }
+    dlrn_sparse_free(&want);
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(scalar);
+}
+
+TEST(each_kind_of_numbers_alone) {
+    for (int k = 0; k < KINDS; k++) compare_all(64, 1u << k, (uint64_t)k);
+}
+
+TEST(kinds_of_numbers_together) {
+    for (int k = 0; k < KINDS; k++)
+        for (int l = 0; l < k; l++) compare_all(50, 1u << k | 1u << l, (uint64_t)(k * KINDS + l));
+    for (uint64_t seed = 0; seed < 10; seed++) compare_all(96, (1u << KINDS) - 1, seed);
+}
+
+TEST(widths_that_fill_no_vector) {
+    static const int64_t widths[] = {1, 2, 3, 4, 5, 15, 16, 17, 31, 63, 64, 65, 100, 127, 128, 129, 199, 200};
+    for (size_t i = 0; i < sizeof widths / sizeof *widths; i++) compare_all(widths[i], 1u << PLAIN | 1u << OUTLIER, i);
+}
+
+/* A screen that lets everything through would pass all of the above. */
+TEST(screens_rule_out) {
+    static float x[ROWS * 128];
+    for (int i = 0; dlrn_kernels_available(i); i++)
+        for (int s = 0; s < 2; s++) {
+            dlrn_context *ctx = open_kernels(dlrn_kernels_available(i));
+            const dlrni_screen *screen = ctx->set.screen[s];
+            dlrn_dictionary *ae = weights(ctx, 128, FEATURES);
+            dlrn_sparse codes = {0};
+            dlrn_rng rng = {5, 5, 0};
+            for (int64_t p = 0; p < ROWS * 128; p++) x[p] = dlrn_rng_normal(&rng);
+            for (int64_t p = 0; p < FEATURES * 128; p++) ae->encoder_weight[p] = dlrn_rng_normal(&rng) / sqrtf(128);
+            for (int64_t j = 0; j < FEATURES; j++) ae->encoder_bias[j] = -2;
+            int64_t candidates = encode_with(ctx, screen, ae, x, &codes), active = codes.row_ptr[ROWS];
+            if (screen)
+                CHECK_MSG(candidates >= active && candidates < (screen->size == 1 ? 3 : 1.3) * (double)active,
+                          "%s: %d candidates for %d active", screen->name, (int)candidates, (int)active);
+            CHECK(active > 0 && active < ROWS * FEATURES / 10);
+            dlrn_sparse_free(&codes);
+            dlrn_dictionary_destroy(ae);
+            dlrn_context_destroy(ctx);
+        }
+}
+
+/* Rows in several stretches, and a number of them that fills no tile; the public call. */
+TEST(long_batches) {
+    enum { N = 2 * DLRNI_STRETCH + 37, D = 24, F = 100 };
+    static float x[N * D];
+    dlrn_context *scalar = open_kernels("scalar");
+    dlrn_dictionary *ae = weights(scalar, D, F);
+    dlrn_sparse want = {0}, got = {0};
+    dlrn_rng rng = {6, 6, 0};
+    float *f = (float *)malloc(sizeof(float) * N * F), *g = (float *)malloc(sizeof(float) * N * F);
+    for (int64_t p = 0; p < N * D; p++) x[p] = dlrn_rng_normal(&rng);
+    for (int64_t j = 0; j < F; j++) ae->encoder_bias[j] = -1;
+    CHECK_OK(scalar, dlrn_encode_sparse(ae, x, N, &want));
+    CHECK_OK(scalar, dlrn_encode(ae, x, N, f));
+    for (int i = 1; dlrn_kernels_available(i); i++) {
+        dlrn_context *ctx = open_kernels(dlrn_kernels_available(i));
+        dlrn_dictionary *same = NULL;
+        CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 3, &same));
+        for (int64_t j = 0; j < F; j++) same->encoder_bias[j] = -1;
+        CHECK_OK(ctx, dlrn_encode_sparse(same, x, N, &got));
+        CHECK_OK(ctx, dlrn_encode(same, x, N, g));
+        CHECK_MSG(same_codes(&want, &got), "%s", dlrn_kernels(ctx));
+        CHECK_MSG(memcmp(f, g, sizeof(float) * N * F) == 0, "%s", dlrn_kernels(ctx));
+        dlrn_sparse_free(&got);
+        dlrn_dictionary_destroy(same);
+        dlrn_context_destroy(ctx);
+    }
+    free(f);
+    free(g);
+    dlrn_sparse_free(&want);
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(scalar);
+}
+
+/* The way is chosen by what was seen: dense for a fresh dictionary, the cheapest screen for a sparse one, a finer one
+   where the cheapest lets too much through, and that one is tried again later. */
+TEST(the_way_is_chosen_by_what_was_seen) {
+    static const dlrni_screen coarse = {"coarse", 8, 1, 4, 0, 0.27f, NULL, NULL};
+    static const dlrni_screen fine = {"fine", 8, 2, 2, 1, 0.53f, NULL, NULL};
+    dlrn_context *ctx = open_kernels("scalar");
+    dlrn_dictionary *ae = weights(ctx, 16, 64), *same = NULL;
+    dlrni_codes c;
+    ctx->set.screen[0] = &coarse;
+    ctx->set.screen[1] = &fine;
+    dlrni_codes_init(&c, ae);
+    c.n = 100;
+    CHECK(dlrni_choose_screen(&c, 100) == &coarse && dlrni_choose_screen(&c, 31) == NULL);
+    c.screen = &coarse;
+    dlrni_codes_learn(&c, 3200, 3900); /* half of 6400 */
+    CHECK(dlrni_choose_screen(&c, 100) == NULL);
+    c.screen = NULL;
+    dlrni_codes_learn(&c, 64, 0); /* a hundredth: but the coarse one let through more than half */
+    CHECK(dlrni_choose_screen(&c, 100) == &fine);
+    for (int i = 0; i < 300; i++) (void)dlrni_choose_screen(&c, 100);
+    CHECK(dlrni_choose_screen(&c, 100) == &coarse);
+    dlrn_dictionary_destroy(ae);
+    CHECK_OK(ctx, dlrn_identity_create(ctx, 64, &same));
+    dlrni_codes_init(&c, same);
+    CHECK(dlrni_choose_screen(&c, 100) == NULL);
+    dlrn_dictionary_destroy(same);
+    dlrn_context_destroy(ctx);
+}
+
+int main(int argc, char **argv) {
+    TEST_BEGIN(argc, argv);
+    RUN(each_kind_of_numbers_alone);
+    RUN(kinds_of_numbers_together);
+    RUN(widths_that_fill_no_vector);
+    RUN(screens_rule_out);
+    RUN(long_batches);
+    RUN(the_way_is_chosen_by_what_was_seen);
+    return TEST_END();
+}
