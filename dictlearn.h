@@ -1087,6 +1087,11 @@ DLRNI_INTERNAL int dlrni_grow(dlrn_context *ctx, void *slot, int64_t *cap, int64
 #define DLRNI_GROW(ctx, pointer, cap, used, need)                                                                      \
     dlrni_grow((ctx), (pointer), (cap), (used), (need), sizeof **(pointer))
 
+/* The first whole cache line of a block: loads that straddle two lines take twice as long. */
+DLRNI_INTERNAL float *dlrni_aligned(float *p) {
+    return (float *)(((uintptr_t)p + DLRNI_ALIGN - 1) & ~(uintptr_t)(DLRNI_ALIGN - 1));
+}
+
 DLRN_API const char *dlrn_error(const dlrn_context *ctx) {
     return ctx ? ctx->error : "no context: out of memory, or an unknown kernel set was asked for";
 }
@@ -1315,6 +1320,11 @@ struct dlrni_kernel_table {
     /* out [n] += sum_p coef[p] * base[idx[p] * ld ..], p in order */
     void (*gather_axpy)(float *out, int64_t n, const float *base, int64_t ld, const int32_t *idx, const float *coef,
                         int64_t count);
+    /* the same for rows from `first` on that are packed in the first cache */
+    void (*gather_near)(float *out, int64_t n, const float *base, int64_t ld, int32_t first, const int32_t *idx,
+                        const float *coef, int64_t count);
+    /* The non-zeros of f [n], n <= DLRNI_GROUP: value, and first + index; returns how many. Room for DLRNI_GROUP. */
+    int64_t (*collect)(const float *f, int64_t n, int32_t first, int32_t *key, float *val);
     void (*axpy)(float a, const float *x, float *y, int64_t n);       /* y += a x        */
     void (*scale)(float *y, float a, int64_t n);                      /* y *= a          */
     void (*sub)(const float *a, const float *b, float *y, int64_t n); /* y = a - b       */
@@ -1616,7 +1626,8 @@ DLRNI_INTERNAL void dlrni_gemm_block(void *arg, int64_t task, int worker) {
     int64_t i0 = task % j->blocks_m * DLRNI_GEMM_ROWS, j0 = task / j->blocks_m * DLRNI_GROUP;
     int64_t m = dlrni_min(DLRNI_GEMM_ROWS, j->m - i0), n = dlrni_min(DLRNI_GROUP, j->n - j0);
     int64_t row = j->op == DLRN_TN ? 1 : j->lda, col = j->op == DLRN_TN ? j->lda : 1;
-    float *c = j->c + i0 * j->ldc + j0, panel[DLRNI_GEMM_DEPTH * DLRNI_GROUP];
+    float *c = j->c + i0 * j->ldc + j0, room[DLRNI_GEMM_DEPTH * DLRNI_GROUP + DLRNI_LANES],
+          *panel = dlrni_aligned(room);
     (void)worker;
     for (int64_t i = 0; i < m && !j->beta && !j->depth; i++) memset(c + i * j->ldc, 0, (size_t)n * sizeof *c);
     for (int64_t p = 0; p < j->depth; p += DLRNI_GEMM_DEPTH) {
@@ -1998,13 +2009,17 @@ DLRN_API const char *dlrn_dictionary_family(const dlrn_dictionary *dict) {
 
 enum {
     DLRNI_GROUP_SHIFT = 6, /* an entry is kept as row << shift | feature in its group  */
-    DLRNI_TILE_ROWS = 64,  /* rows encoded at once: the tile stays in the first cache  */
-    DLRNI_BLOCK = 32,      /* rows that are decoded together                           */
+    DLRNI_BLOCK = 64,      /* rows that are decoded together                           */
     DLRNI_STRETCH = 2048,  /* rows of a list: so many stay in the third cache          */
     DLRNI_SHARE = 4,       /* groups of a task at the most: their rows stay in the second cache */
     DLRNI_BATCH_MAX = 1 << 24,
     DLRNI_SCREEN_DIM = 1 << 15, /* wider rows are not screened: the sums of integers stay below 2^31 */
-    DLRNI_SCREEN_ROWS = 8       /* the most that a screen has in a tile */
+    DLRNI_VISIT_GROUPS = 8,     /* groups that go through the rows together             */
+    DLRNI_SUMS_ROWS = 24,     /* rows that are packed into the first cache: a power of two apart, as they are, they  */
+    DLRNI_SUMS_COLUMNS = 256, /* ... would share a few of its sets                          */
+    DLRNI_OUTPUTS = 8 * 48,   /* the most sums at a time */
+    DLRNI_SCREEN_LEAST = 32,  /* rows for which packing the features pays            */
+    DLRNI_SCREEN_ROWS = 8     /* the most that a screen has in a tile */
 };
 
 /* Entries of one group on one stretch; those of its block of rows b begin at start[b]. */
@@ -2095,7 +2110,7 @@ DLRNI_INTERNAL void dlrni_screen_feature(const dlrni_screen *s, const dlrni_roun
 /* Packs features f0 .. f0 + n: panel [width / (size * packed)][DLRNI_GROUP][packed]; part: scratch for their rows. */
 DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_dictionary *dict, int64_t f0, int64_t n,
                                        int64_t width, unsigned char *part, unsigned char *panel, float *coef) {
-    int64_t d = dict->activation_dim, word = (int64_t)s->size * s->packed;
+    int64_t d = dict->activation_dim;
     memset(part, 0, (size_t)(DLRNI_GROUP * width));
     memset(coef, 0, 3 * DLRNI_GROUP * sizeof *coef);
     for (int64_t j = 0; j < n; j++) {
@@ -2104,7 +2119,7 @@ DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_diction
         s->round(w, d, 1, part + j * width, &r);
         dlrni_screen_feature(s, &r, d, dlrni_in_range(&r, w, d), dict->encoder_bias[f0 + j], coef + j);
     }
-    DICTLEARN_ASSERT(word == 4);
+    DICTLEARN_ASSERT(s->size * s->packed == 4);
     for (int64_t p = 0; p < width; p += 64) /* a cache line of each row at a time, as in dlrni_pack_rows */
         for (int64_t j = 0; j < DLRNI_GROUP; j++)
             for (int64_t q = 0; q < 64; q += 4)
@@ -2156,12 +2171,16 @@ DLRNI_INTERNAL void dlrni_list_put(dlrni_list *list, int64_t row, int64_t featur
 }
 
 /* The non-zeros of a tile f [rows][width], whose first row is `first`. */
-DLRNI_INTERNAL void dlrni_collect(dlrni_list *list, const float *f, int64_t rows, int64_t width, int64_t first) {
-    for (int64_t i = 0; i < rows; i++) {
-        int64_t n = 0;
-        for (int64_t j = 0; j < width; j++) n += f[i * width + j] != 0;
-        if (!dlrni_list_room(list, width)) list->count += n - width;
-        for (int64_t j = 0; j < width && list->whole; j++) dlrni_list_put(list, first + i, j, f[i * width + j]);
+DLRNI_INTERNAL void dlrni_collect(const dlrni_codes *c, dlrni_list *list, const float *f, int64_t rows, int64_t width,
+                                  int64_t first) {
+    int32_t key[DLRNI_GROUP];
+    float val[DLRNI_GROUP];
+    for (int64_t i = 0; i < rows; i++, f += width) {
+        int32_t row = (int32_t)((first + i) << DLRNI_GROUP_SHIFT);
+        if (dlrni_list_room(list, DLRNI_GROUP))
+            list->count += c->dict->ctx->k->collect(f, width, row, list->key + list->count, list->val + list->count);
+        else
+            list->count += c->dict->ctx->k->collect(f, width, row, key, val) - DLRNI_GROUP;
     }
 }
 
@@ -2239,7 +2258,7 @@ DLRNI_INTERNAL void dlrni_list_dense(const dlrni_codes *c, dlrni_list *list, int
         int64_t rows = dlrni_min(DLRNI_BLOCK, r1 - i);
         list->start[(i - r0) / DLRNI_BLOCK] = (int32_t)list->count;
         c->dict->family->encode_tile(c->dict, c->xc + i * d, rows, f0, f0 + width, tile, width);
-        dlrni_collect(list, tile, rows, width, i);
+        dlrni_collect(c, list, tile, rows, width, i);
     }
 }
 
@@ -2275,7 +2294,7 @@ DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_codes *c, int64_t n
     const double dense = 1.15, recheck = 2; /* measured */
     const dlrni_screen *best = NULL;
     double least = dense;
-    if (!c->dict->family->relu || c->dict->activation_dim > DLRNI_SCREEN_DIM || n < DLRNI_BLOCK) return NULL;
+    if (!c->dict->family->relu || c->dict->activation_dim > DLRNI_SCREEN_DIM || n < DLRNI_SCREEN_LEAST) return NULL;
     for (int i = 0; i < 2; i++) {
         const dlrni_screen *s = c->dict->ctx->set.screen[i];
         double expected = c->active >= 0 ? 1.5 * c->active : 0.03;
@@ -2328,7 +2347,7 @@ DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrni_codes *c, int64_t *missing) {
             dlrni_list *list = &c->lists[s * c->groups + g];
             if (list->whole) continue;
             int64_t entries = list->count + list->count / 4 + DLRNI_GROUP; /* a row is appended as if all of it fired */
-            entries = dlrni_min(entries, (int64_t)DLRNI_STRETCH * DLRNI_GROUP);
+            entries = dlrni_min(entries, (int64_t)(DLRNI_STRETCH + 1) * DLRNI_GROUP);
             if (!DLRNI_GROW(ctx, &list->key, &list->key_cap, 0, entries)) return DLRN_ERR_MEMORY;
             if (!DLRNI_GROW(ctx, &list->val, &list->val_cap, 0, entries)) return DLRN_ERR_MEMORY;
             ++*missing;
@@ -2540,26 +2559,65 @@ DLRN_API dlrn_status dlrn_encode_sparse(const dlrn_dictionary *dict, const float
    start[o] <= p < start[o + 1], p in order, idx ascending within an output, from `first` on and `rows` of them. Where
    the lists are so long that they share their rows, a few of these serve all outputs while they are in the first
    cache. */
-DLRNI_INTERNAL void dlrni_gather_many(const dlrni_kernel_table *k, float *out, int64_t n_out, int64_t ld_out, int64_t d,
-                                      const float *base, int64_t first, int64_t rows, const int64_t *start,
-                                      const int32_t *idx, const float *coef) {
-    enum { CHUNK = 24, COLUMNS = 256 }; /* 24 KB */
-    int64_t from[DLRNI_GROUP], to[DLRNI_GROUP], all = start[n_out] - start[0];
-    if (8 * all < n_out * rows) {
-        for (int64_t o = 0; o < n_out; o++)
-            k->gather_axpy(out + o * ld_out, d, base, d, idx + start[o], coef + start[o], start[o + 1] - start[o]);
+typedef struct dlrni_sums {
+    int64_t n_out;        /* at most DLRNI_OUTPUTS                        */
+    int64_t d;            /* of base and of what is gathered              */
+    int64_t first, rows;  /* of base                                      */
+    const int64_t *start; /* [n_out + 1]                                  */
+    const int32_t *idx;
+} dlrni_sums;
+
+/* How many rows of base give `entries` of each output, on average. */
+DLRNI_INTERNAL int64_t dlrni_sums_chunk(const dlrni_sums *g, double entries) {
+    double all = (double)(g->start[g->n_out] - g->start[0]);
+    double chunk = all > 0 ? entries * (double)g->n_out * (double)g->rows / all : (double)g->rows;
+    return chunk < (double)g->rows ? dlrni_max((int64_t)chunk, 1) : g->rows;
+}
+
+/* from[o] becomes to[o], to[o] the first entry whose row is not below `end`. */
+DLRNI_INTERNAL void dlrni_sums_advance(const dlrni_sums *g, int64_t end, int64_t *from, int64_t *to) {
+    for (int64_t o = 0; o < g->n_out; o++) {
+        from[o] = to[o];
+        while (to[o] < g->start[o + 1] && g->idx[to[o]] < end) to[o]++;
+    }
+}
+
+/* Asks for a share of the chunk that comes next, so that it is near when output o + 1, o + 2, ... are done with. */
+DLRNI_INTERNAL void dlrni_sums_ask(const dlrni_sums *g, const float *base, int64_t r0, int64_t col, int64_t o) {
+    int64_t lines = DLRNI_SUMS_ROWS * DLRNI_SUMS_COLUMNS / DLRNI_LANES, share = dlrni_ceil_div(lines, g->n_out);
+    for (int64_t i = o * share; i < dlrni_min((o + 1) * share, lines); i++) {
+        int64_t r = r0 + i / (DLRNI_SUMS_COLUMNS / DLRNI_LANES),
+                c = col + i % (DLRNI_SUMS_COLUMNS / DLRNI_LANES) * DLRNI_LANES;
+        if (r < g->first + g->rows && c < g->d) DLRNI_PREFETCH(base + r * g->d + c);
+    }
+}
+
+DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums *g, const float *base,
+                                   const float *coef, float *out) {
+    int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS], d = g->d;
+    float room[DLRNI_SUMS_ROWS * DLRNI_SUMS_COLUMNS + DLRNI_LANES], *near_rows = dlrni_aligned(room);
+    if (dlrni_sums_chunk(g, 4) > DLRNI_SUMS_ROWS) {
+        for (int64_t o = 0; o < g->n_out; o++) {
+            int64_t p = g->start[o];
+            k->gather_axpy(out + o * d, d, base, d, g->idx + p, coef + p, g->start[o + 1] - p);
+        }
         return;
     }
-    memcpy(to, start, (size_t)n_out * sizeof *to);
-    for (int64_t end = first + CHUNK; end < first + rows + CHUNK; end += CHUNK) {
-        for (int64_t o = 0; o < n_out; o++) {
-            from[o] = to[o];
-            while (to[o] < start[o + 1] && idx[to[o]] < end) to[o]++;
+    memcpy(to, g->start, (size_t)g->n_out * sizeof *to);
+    for (int64_t r0 = g->first, end = g->first + g->rows; r0 < end; r0 += DLRNI_SUMS_ROWS) {
+        int64_t rows = dlrni_min(DLRNI_SUMS_ROWS, end - r0);
+        dlrni_sums_advance(g, r0 + rows, from, to);
+        for (int64_t j = 0; j < d; j += DLRNI_SUMS_COLUMNS) {
+            int64_t width = dlrni_min(DLRNI_SUMS_COLUMNS, d - j);
+            for (int64_t r = 0; r < rows; r++)
+                memcpy(near_rows + r * width, base + (r0 + r) * d + j, (size_t)width * sizeof *near_rows);
+            for (int64_t o = 0; o < g->n_out; o++) {
+                dlrni_sums_ask(g, base, j + DLRNI_SUMS_COLUMNS < d ? r0 : r0 + DLRNI_SUMS_ROWS,
+                               j + DLRNI_SUMS_COLUMNS < d ? j + DLRNI_SUMS_COLUMNS : 0, o);
+                k->gather_near(out + o * d + j, width, near_rows, width, (int32_t)r0, g->idx + from[o], coef + from[o],
+                               to[o] - from[o]);
+            }
         }
-        for (int64_t j = 0; j < d; j += COLUMNS)
-            for (int64_t o = 0; o < n_out; o++)
-                k->gather_axpy(out + o * ld_out + j, dlrni_min(COLUMNS, d - j), base + j, d, idx + from[o],
-                               coef + from[o], to[o] - from[o]);
     }
 }
 
@@ -5825,10 +5883,10 @@ DLRNI_INTERNAL void dlrni_normalise(const dlrni_kernel_table *k, float *atom, in
    Every sum runs over ascending rows or features, whatever the panels, the stretches and the threads are. */
 
 enum {
-    DLRNI_GHOST_ROWS = 16, /* rows of a task, for the dense columns of dead features */
-    DLRNI_VISIT_GROUPS = 4 /* groups that share the rows of a stretch, where there are several */
+    DLRNI_GHOST_ROWS = 16 /* rows of a task, for the dense columns of dead features */
 };
 #define DLRNI_LIST_BUDGET ((int64_t)16 << 20) /* entries of a panel; 8 bytes each */
+#define DLRNI_DENSE 0.1                       /* share of active features from which on rows are shared */
 
 /* What a step needs beside weights and moments; kept from one step to the next. */
 typedef struct dlrni_work {
@@ -5854,7 +5912,8 @@ typedef struct dlrni_work {
     int64_t budget;      /* entries of a panel                                   */
     int64_t nnz;         /* active features of the last batch; -1: not known     */
     int64_t candidates;  /* of the last batch                                    */
-    int64_t block_most;  /* entries of a block of rows                           */
+    int64_t slab;        /* blocks of rows of a task                             */
+    int64_t slab_most;   /* their entries, at the most                           */
     float *bias_part;    /* [groups][d] a group's share of the gradient of bias  */
     float *bias_grad;    /* [d]                                                  */
     int64_t ghost_cap;
@@ -5886,32 +5945,36 @@ DLRNI_INTERNAL dlrn_status dlrni_load_panel(dlrn_trainer *t, int64_t first) {
     return DLRN_OK;
 }
 
-/* Features of one block of rows, by row. */
+/* Features of a few blocks of rows, by row. */
 typedef struct dlrni_slab {
-    int64_t i0, rows, at[DLRNI_BLOCK + 1];
+    int64_t i0, rows, at[DLRNI_OUTPUTS + 1];
     int32_t *col; /* of feature */
     float *val;
 } dlrni_slab;
 
-DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t block, int worker) {
+DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int worker) {
     const dlrni_work *w = &t->w;
     dlrni_slab b;
-    b.i0 = block * DLRNI_BLOCK;
-    b.rows = dlrni_min(DLRNI_BLOCK, w->n - b.i0);
+    b.i0 = task * w->slab * DLRNI_BLOCK;
+    b.rows = dlrni_min(w->slab * DLRNI_BLOCK, w->n - b.i0);
     b.val = (float *)(void *)dlrni_scratch(&w->codes, worker);
-    b.col = (int32_t *)(void *)(b.val + w->block_most);
+    b.col = (int32_t *)(void *)(b.val + w->slab_most);
     b.at[0] = 0;
-    dlrni_block_count(&w->codes, block, b.at);
-    dlrni_block_fill(&w->codes, block, b.at, b.col, b.val);
+    for (int64_t i = 0; i < b.rows; i += DLRNI_BLOCK) {
+        dlrni_block_count(&w->codes, (b.i0 + i) / DLRNI_BLOCK, b.at + i);
+        dlrni_block_fill(&w->codes, (b.i0 + i) / DLRNI_BLOCK, b.at + i, b.col, b.val);
+    }
     return b;
 }
 
-/* Runs body over the blocks of rows, with scratch for dlrni_slab_of. */
-DLRNI_INTERNAL dlrn_status dlrni_each_block(dlrn_trainer *t, dlrn_parallel_body body) {
+/* Runs body over the slabs of rows, with scratch for dlrni_slab_of. Dense ones are taller: they share their atoms. */
+DLRNI_INTERNAL dlrn_status dlrni_each_slab(dlrn_trainer *t, dlrn_parallel_body body) {
     dlrni_work *w = &t->w;
-    w->block_most = dlrni_block_most(&w->codes);
-    DLRNI_TRY(dlrni_need_scratch(&w->codes, 2 * w->block_most * (int64_t)sizeof(float)));
-    dlrn_parallel_for(t->ctx, dlrni_ceil_div(w->n, DLRNI_BLOCK), body, t);
+    double all = (double)w->n * (double)(w->codes.panel * DLRNI_GROUP);
+    w->slab = (double)dlrni_codes_count(&w->codes) > DLRNI_DENSE * all ? 4 : 1;
+    w->slab_most = w->slab * dlrni_block_most(&w->codes);
+    DLRNI_TRY(dlrni_need_scratch(&w->codes, 2 * w->slab_most * (int64_t)sizeof(float)));
+    dlrn_parallel_for(t->ctx, dlrni_ceil_div(w->n, w->slab * DLRNI_BLOCK), body, t);
     return DLRN_OK;
 }
 
@@ -5928,21 +5991,22 @@ DLRNI_INTERNAL void dlrni_error_row(dlrn_trainer *t, int64_t i) {
     w->c[i] = (float)(squared ? 2.0 / n : norm > 0 ? 1.0 / (n * norm) : 0.0);
 }
 
-/* Task: adds a panel's atoms to x_hat of one block of rows, and ends with their errors. */
-DLRNI_INTERNAL void dlrni_decode_block(void *arg, int64_t block, int worker) {
+/* Task: adds a panel's atoms to x_hat of a slab of rows, and ends with their errors. */
+DLRNI_INTERNAL void dlrni_decode_slab(void *arg, int64_t task, int worker) {
     dlrn_trainer *t = (dlrn_trainer *)arg;
     dlrni_work *w = &t->w;
     const dlrni_codes *c = &w->codes;
     int64_t d = t->dict->activation_dim, f0 = c->first * DLRNI_GROUP;
     int64_t features = dlrni_min(c->panel * DLRNI_GROUP, t->dict->dict_size - f0);
-    dlrni_slab b = dlrni_slab_of(t, block, worker);
+    dlrni_slab b = dlrni_slab_of(t, task, worker);
     float *e = w->e + b.i0 * d;
     if (c->first == 0)
         for (int64_t i = 0; i < b.rows; i++) {
             memcpy(e + i * d, t->dict->bias, (size_t)d * sizeof *e);
             w->total[b.i0 + i] = 0;
         }
-    dlrni_gather_many(t->ctx->k, e, b.rows, d, d, t->dict->decoder_weight, f0, features, b.at, b.col, b.val);
+    dlrni_sums g = {b.rows, d, f0, features, b.at, b.col};
+    dlrni_sums_add(t->ctx->k, &g, t->dict->decoder_weight, b.val, e);
     for (int64_t i = 0; i < b.rows; i++)
         for (int64_t p = b.at[i]; p < b.at[i + 1]; p++) w->total[b.i0 + i] += (double)b.val[p];
     if (c->first + c->panel == c->groups)
@@ -5957,10 +6021,10 @@ DLRNI_INTERNAL double dlrni_entropy_slope(double q) {
     return -log(q + dlrni_entropy_eps) - q / (q + dlrni_entropy_eps);
 }
 
-DLRNI_INTERNAL void dlrni_entropy_block(void *arg, int64_t block, int worker) {
+DLRNI_INTERNAL void dlrni_entropy_slab(void *arg, int64_t task, int worker) {
     dlrn_trainer *t = (dlrn_trainer *)arg;
     dlrni_work *w = &t->w;
-    dlrni_slab b = dlrni_slab_of(t, block, worker);
+    dlrni_slab b = dlrni_slab_of(t, task, worker);
     for (int64_t i = 0; i < b.rows; i++) {
         double *sparse = &w->sparse[b.i0 + i], *tilt = &w->tilt[b.i0 + i];
         if (w->codes.first == 0) *sparse = *tilt = 0;
@@ -5997,13 +6061,13 @@ DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
     for (int64_t first = 0; first < w->codes.groups; first += w->panel) {
         DLRNI_TRY(dlrni_load_panel(t, first));
         dlrni_note_fired(t);
-        DLRNI_TRY(dlrni_each_block(t, dlrni_decode_block));
+        DLRNI_TRY(dlrni_each_slab(t, dlrni_decode_slab));
     }
     dlrni_codes_learn(&w->codes, w->nnz, w->candidates);
     if (t->cfg.sparsity == DLRN_SPARSITY_L1) memcpy(w->sparse, w->total, (size_t)w->n * sizeof *w->sparse);
     for (int64_t first = 0; t->cfg.sparsity == DLRN_SPARSITY_ENTROPY && first < w->codes.groups; first += w->panel) {
         DLRNI_TRY(dlrni_load_panel(t, first));
-        DLRNI_TRY(dlrni_each_block(t, dlrni_entropy_block));
+        DLRNI_TRY(dlrni_each_slab(t, dlrni_entropy_slab));
     }
     return DLRN_OK;
 }
@@ -6061,14 +6125,14 @@ DLRNI_INTERNAL void dlrni_ghost_block(void *arg, int64_t block, int worker) {
 
 /* ---- Backward ---- */
 
-/* The features of a group while they are visited: sums so far, and the entries of the list in hand by feature. */
+/* The features of a few groups while they are visited: sums so far, and the entries of the lists in hand by feature. */
 typedef struct dlrni_visit {
-    int64_t group, f0, width;    /* its features: f0 .. f0 + width                                */
-    float *atom, *encoder;       /* [DLRNI_GROUP][d] gradients of atoms and of encoder rows       */
-    double *bias;                /* [DLRNI_GROUP] of encoder biases                               */
-    int64_t at[DLRNI_GROUP + 1]; /* where a feature's entries begin                               */
-    int32_t *row;                /* rows of the batch, ascending within a feature                 */
-    float *val, *coef, *slope;   /* activation; derivative by the atom: coef g; by the pre-activation */
+    int64_t group, groups, f0, width; /* groups, and their features f0 .. f0 + width                           */
+    float *atom, *encoder;            /* [width][d] gradients of atoms and of encoder rows                     */
+    double *bias;                     /* [width] of encoder biases                                             */
+    int64_t *at;                      /* [width + 1] where a feature's entries begin                           */
+    int32_t *row;                     /* rows of the batch, ascending within a feature                         */
+    float *val, *coef, *slope;        /* activation; derivative by the atom is coef g; by the pre-activation          */
 } dlrni_visit;
 
 /* Derivative of the penalty by an activation of row i. */
@@ -6080,15 +6144,15 @@ DLRNI_INTERNAL double dlrni_sparsity_slope(const dlrn_trainer *t, int64_t i, flo
     return weight * (dlrni_entropy_slope((double)f / sum) - w->tilt[i]) / sum;
 }
 
-/* Sorts a list by feature. */
-DLRNI_INTERNAL void dlrni_visit_sort(dlrni_visit *v, const dlrni_list *list) {
+/* Sorts the list of group g of the visit by feature, behind those of the groups before it. */
+DLRNI_INTERNAL void dlrni_visit_sort(dlrni_visit *v, int64_t g, const dlrni_list *list) {
     const int32_t mask = (1 << DLRNI_GROUP_SHIFT) - 1;
-    int64_t to[DLRNI_GROUP];
-    memset(v->at, 0, sizeof v->at);
-    for (int64_t p = 0; p < list->count; p++) v->at[(list->key[p] & mask) + 1]++;
-    for (int j = 0; j < DLRNI_GROUP; j++) {
-        to[j] = v->at[j];
-        v->at[j + 1] += v->at[j];
+    int64_t to[DLRNI_GROUP], *at = v->at + g * DLRNI_GROUP, width = dlrni_min(DLRNI_GROUP, v->width - g * DLRNI_GROUP);
+    memset(at + 1, 0, (size_t)width * sizeof *at);
+    for (int64_t p = 0; p < list->count; p++) at[(list->key[p] & mask) + 1]++;
+    for (int64_t j = 0; j < width; j++) {
+        to[j] = at[j];
+        at[j + 1] += at[j];
     }
     for (int64_t p = 0; p < list->count; p++) {
         int64_t q = to[list->key[p] & mask]++;
@@ -6097,13 +6161,38 @@ DLRNI_INTERNAL void dlrni_visit_sort(dlrni_visit *v, const dlrni_list *list) {
     }
 }
 
-/* Feature j of the group: coef and slope of its entries. */
+/* slope[p] = <e of the entry's row, atom>, for all entries. Where many features are active, all products of a few rows
+   and a group are formed and the wanted ones picked: the tile has both operands in registers (at half of the features
+   active a third faster). */
+DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, dlrni_visit *v, const dlrni_sums *g) {
+    enum { ROWS = 32 };
+    int64_t d = g->d, from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
+    float tile[ROWS * DLRNI_GROUP];
+    const float *atom = t->dict->decoder_weight + v->f0 * d;
+    if (dlrni_sums_chunk(g, 4) > 12) {
+        for (int64_t j = 0; j < g->n_out; j++)
+            t->ctx->k->dots(atom + j * d, d, t->w.e, d, v->row + v->at[j], v->at[j + 1] - v->at[j],
+                            v->slope + v->at[j]);
+        return;
+    }
+    memcpy(to, g->start, (size_t)g->n_out * sizeof *to);
+    for (int64_t r0 = g->first, end = g->first + g->rows; r0 < end; r0 += ROWS) {
+        int64_t rows = dlrni_min(ROWS, end - r0);
+        dlrni_sums_advance(g, r0 + rows, from, to);
+        for (int64_t j0 = 0; j0 < g->n_out; j0 += DLRNI_GROUP) {
+            int64_t width = dlrni_min(DLRNI_GROUP, g->n_out - j0);
+            t->ctx->k->dots_nt(rows, width, d, t->w.e + r0 * d, d, atom + j0 * d, d, tile, DLRNI_GROUP);
+            for (int64_t j = 0; j < width; j++)
+                for (int64_t p = from[j0 + j]; p < to[j0 + j]; p++)
+                    v->slope[p] = tile[(v->row[p] - r0) * DLRNI_GROUP + j];
+        }
+    }
+}
+
+/* coef and slope of the entries of feature j of the group. */
 DLRNI_INTERNAL void dlrni_visit_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
     const dlrni_work *w = &t->w;
-    int64_t d = t->dict->activation_dim, from = v->at[j], count = v->at[j + 1] - from;
-    const float *atom = t->dict->decoder_weight + (v->f0 + j) * d;
-    t->ctx->k->dots(atom, d, w->e, d, v->row + from, count, v->slope + from);
-    for (int64_t p = from; p < from + count; p++) {
+    for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
         int64_t i = v->row[p];
         v->coef[p] = v->val[p] * w->c[i];
         v->slope[p] = w->c[i] * v->slope[p] + (float)dlrni_sparsity_slope(t, i, v->val[p]);
@@ -6111,15 +6200,17 @@ DLRNI_INTERNAL void dlrni_visit_slopes(const dlrn_trainer *t, dlrni_visit *v, in
     }
 }
 
-/* Adds a list to the sums. */
-DLRNI_INTERNAL void dlrni_visit_list(const dlrn_trainer *t, dlrni_visit *v, const dlrni_list *list, int64_t stretch) {
-    const dlrni_kernel_table *k = t->ctx->k;
-    int64_t d = t->dict->activation_dim, first = stretch * DLRNI_STRETCH;
-    int64_t rows = dlrni_min(DLRNI_STRETCH, t->w.n - first);
-    dlrni_visit_sort(v, list);
+/* Adds a stretch of rows to the sums. */
+DLRNI_INTERNAL void dlrni_visit_stretch(const dlrn_trainer *t, dlrni_visit *v, int64_t stretch) {
+    const dlrni_codes *c = &t->w.codes;
+    int64_t first = stretch * DLRNI_STRETCH, rows = dlrni_min(DLRNI_STRETCH, t->w.n - first);
+    dlrni_sums g = {v->width, t->dict->activation_dim, first, rows, v->at, v->row};
+    v->at[0] = 0;
+    for (int64_t i = 0; i < v->groups; i++) dlrni_visit_sort(v, i, &c->lists[stretch * c->groups + v->group + i]);
+    dlrni_visit_dots(t, v, &g);
     for (int64_t j = 0; j < v->width; j++) dlrni_visit_slopes(t, v, j);
-    dlrni_gather_many(k, v->atom, v->width, d, d, t->w.e, first, rows, v->at, v->row, v->coef);
-    dlrni_gather_many(k, v->encoder, v->width, d, d, t->w.xc, first, rows, v->at, v->row, v->slope);
+    dlrni_sums_add(t->ctx->k, &g, t->w.e, v->coef, v->atom);
+    dlrni_sums_add(t->ctx->k, &g, t->w.xc, v->slope, v->encoder);
 }
 
 /* Column `at` of the dead features' pre-activations [n][count], as exp(pre - shift), into val [n]. */
@@ -6146,13 +6237,13 @@ DLRNI_INTERNAL int64_t dlrni_ghost_scratch(const dlrn_trainer *t) {
     return t->w.n_dead ? DLRNI_GROUP * (t->dict->activation_dim + t->w.n) + 2 * t->w.n : 0;
 }
 
-/* The ghost term's share of the sums: all rows, for the dead features of the group. A dead feature may fire just now,
-   and then has both gradients. */
-DLRNI_INTERNAL void dlrni_visit_ghosts(const dlrn_trainer *t, dlrni_visit *v, float *scratch) {
+/* The ghost term's share of the sums: all rows, for the dead features of group g of the visit. A dead feature may fire
+   just now, and then has both gradients. */
+DLRNI_INTERNAL void dlrni_visit_ghosts(const dlrn_trainer *t, dlrni_visit *v, int64_t g, float *scratch) {
     const dlrni_work *w = &t->w;
     const dlrni_kernel_table *k = t->ctx->k;
     int64_t d = t->dict->activation_dim, n = w->n, count;
-    const int32_t *dead = dlrni_dead_of(w, v->f0, v->width, &count);
+    const int32_t *dead = dlrni_dead_of(w, v->f0 + g * DLRNI_GROUP, DLRNI_GROUP, &count);
     float *packed = scratch, *pre = packed + DLRNI_GROUP * d, *coef = pre + DLRNI_GROUP * n, *slope = coef + n;
     if (!count) return;
     dlrni_ghost_pre(t->dict, w->xc, n, dead, count, packed, pre, count);
@@ -6196,45 +6287,47 @@ typedef struct dlrni_update {
     const dlrni_adam *adam;
     const dlrn_gradients *out;
     int64_t groups;  /* of a task                  */
-    int64_t entries; /* the most of a list in hand */
+    int64_t entries; /* the most of a task         */
 } dlrni_update;
 
-DLRNI_INTERNAL int64_t dlrni_update_scratch(const dlrni_update *u) {
-    int64_t group = DLRNI_GROUP * (2 * u->t->dict->activation_dim * (int64_t)sizeof(float) + (int64_t)sizeof(double));
-    return u->groups * group + 4 * u->entries * (int64_t)sizeof(float) +
-           dlrni_ghost_scratch(u->t) * (int64_t)sizeof(float);
-}
-
-/* Room for the sums of a task's group number g, cleared. */
-DLRNI_INTERNAL dlrni_visit dlrni_visit_begin(const dlrni_update *u, int64_t group, int64_t g, unsigned char *scratch) {
-    int64_t d = u->t->dict->activation_dim, sums = DLRNI_GROUP * d;
-    dlrni_visit v;
-    v.group = group;
-    v.f0 = group * DLRNI_GROUP;
-    v.width = dlrni_group_width(&u->t->w.codes, group);
-    v.bias = (double *)(void *)scratch + g * DLRNI_GROUP;
-    v.atom = (float *)(void *)(scratch + u->groups * DLRNI_GROUP * (int64_t)sizeof(double)) + g * 2 * sums;
-    v.encoder = v.atom + sums;
-    v.val = v.atom + (u->groups - g) * 2 * sums; /* after all groups' sums */
-    v.coef = v.val + u->entries;
-    v.slope = v.coef + u->entries;
-    v.row = (int32_t *)(void *)(v.slope + u->entries);
-    memset(v.atom, 0, (size_t)(2 * sums) * sizeof(float));
-    memset(v.bias, 0, DLRNI_GROUP * sizeof(double));
-    return v;
+/* A visit of some groups from `group` on, its parts in scratch; clears the sums. Returns the bytes that it takes, and
+   with scratch NULL does no more than that. */
+DLRNI_INTERNAL int64_t dlrni_visit_begin(const dlrni_update *u, int64_t group, unsigned char *scratch, dlrni_visit *v) {
+    int64_t d = u->t->dict->activation_dim, most = u->groups * DLRNI_GROUP;
+    int64_t words = 2 * most + 1, floats = 2 * most * d + 4 * u->entries;
+    const dlrni_codes *c = &u->t->w.codes;
+    if (!scratch) return words * 8 + (floats + dlrni_ghost_scratch(u->t)) * (int64_t)sizeof(float);
+    v->group = group;
+    v->groups = dlrni_min(u->groups, c->first + c->panel - group);
+    v->f0 = group * DLRNI_GROUP;
+    v->width = dlrni_min(v->groups * DLRNI_GROUP, u->t->dict->dict_size - v->f0);
+    v->bias = (double *)(void *)scratch;
+    v->at = (int64_t *)(void *)(v->bias + most);
+    v->atom = (float *)(void *)(v->at + most + 1);
+    v->encoder = v->atom + most * d;
+    v->val = v->encoder + most * d;
+    v->coef = v->val + u->entries;
+    v->slope = v->coef + u->entries;
+    v->row = (int32_t *)(void *)(v->slope + u->entries);
+    memset(v->atom, 0, (size_t)(2 * most * d) * sizeof(float));
+    memset(v->bias, 0, (size_t)most * sizeof(double));
+    return 0;
 }
 
 /* The sums are whole: what is done with them. */
 DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
     dlrn_trainer *t = u->t;
     int64_t d = t->dict->activation_dim;
-    float *part = t->w.bias_part + v->group * d;
-    if (t->w.n_dead) dlrni_visit_ghosts(t, v, (float *)(void *)(v->row + u->entries));
-    memset(part, 0, (size_t)d * sizeof *part);
-    for (int64_t j = 0; j < v->width; j++) {
-        t->ctx->k->axpy(-(float)v->bias[j], t->dict->encoder_weight + (v->f0 + j) * d, part, d);
-        if (u->adam) dlrni_update_feature(t, u->adam, v, j);
-        if (u->out) dlrni_give_gradient(u->out, d, v, j);
+    for (int64_t g = 0; g < v->groups; g++) {
+        float *part = t->w.bias_part + (v->group + g) * d;
+        int64_t end = dlrni_min((g + 1) * DLRNI_GROUP, v->width);
+        if (t->w.n_dead) dlrni_visit_ghosts(t, v, g, (float *)(void *)(v->row + u->entries));
+        memset(part, 0, (size_t)d * sizeof *part);
+        for (int64_t j = g * DLRNI_GROUP; j < end; j++) {
+            t->ctx->k->axpy(-(float)v->bias[j], t->dict->encoder_weight + (v->f0 + j) * d, part, d);
+            if (u->adam) dlrni_update_feature(t, u->adam, v, j);
+            if (u->out) dlrni_give_gradient(u->out, d, v, j);
+        }
     }
 }
 
@@ -6242,24 +6335,36 @@ DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
 DLRNI_INTERNAL void dlrni_update_groups(void *arg, int64_t task, int worker) {
     const dlrni_update *u = (const dlrni_update *)arg;
     const dlrni_codes *c = &u->t->w.codes;
-    int64_t g0 = c->first + task * u->groups, n = dlrni_min(u->groups, c->first + c->panel - g0);
-    dlrni_visit v[DLRNI_VISIT_GROUPS];
-    for (int64_t g = 0; g < n; g++) v[g] = dlrni_visit_begin(u, g0 + g, g, dlrni_scratch(c, worker));
-    for (int64_t s = 0; s < c->stretches; s++)
-        for (int64_t g = 0; g < n; g++) dlrni_visit_list(u->t, &v[g], &c->lists[s * c->groups + g0 + g], s);
-    for (int64_t g = 0; g < n; g++) dlrni_visit_end(u, &v[g]);
+    dlrni_visit v;
+    dlrni_visit_begin(u, c->first + task * u->groups, dlrni_scratch(c, worker), &v);
+    for (int64_t s = 0; s < c->stretches; s++) dlrni_visit_stretch(u->t, &v, s);
+    dlrni_visit_end(u, &v);
 }
 
-/* One panel's share of the step. */
+/* The most entries that a task has on a stretch. */
+DLRNI_INTERNAL int64_t dlrni_update_most(const dlrni_update *u) {
+    const dlrni_codes *c = &u->t->w.codes;
+    int64_t most = 0;
+    for (int64_t s = 0; s < c->stretches; s++)
+        for (int64_t g = 0; g < c->panel; g += u->groups) {
+            int64_t n = 0;
+            for (int64_t i = g; i < dlrni_min(g + u->groups, c->panel); i++)
+                n += c->lists[s * c->groups + c->first + i].count;
+            most = dlrni_max(most, n);
+        }
+    return most;
+}
+
+/* One panel's share of the step. Where the rows do not stay in a cache from one group to the next, or are wanted whole
+   by each, several groups go through them together. */
 DLRNI_INTERNAL dlrn_status dlrni_update_panel(dlrni_update *u, int64_t first) {
     dlrni_codes *c = &u->t->w.codes;
     DLRNI_TRY(dlrni_load_panel(u->t, first));
-    u->groups = c->stretches > 1 ? DLRNI_VISIT_GROUPS : 1;
-    u->entries = 0;
-    for (int64_t s = 0; s < c->stretches; s++)
-        for (int64_t g = first; g < first + c->panel; g++)
-            u->entries = dlrni_max(u->entries, c->lists[s * c->groups + g].count);
-    DLRNI_TRY(dlrni_need_scratch(c, dlrni_update_scratch(u)));
+    u->groups = c->stretches > 1 || c->active > DLRNI_DENSE
+                    ? dlrni_min(DLRNI_VISIT_GROUPS, dlrni_max(c->panel / (4 * u->t->ctx->threads), 1))
+                    : 1;
+    u->entries = dlrni_update_most(u);
+    DLRNI_TRY(dlrni_need_scratch(c, dlrni_visit_begin(u, 0, NULL, NULL)));
     dlrn_parallel_for(u->t->ctx, dlrni_ceil_div(c->panel, u->groups), dlrni_update_groups, u);
     return DLRN_OK;
 }
@@ -7970,6 +8075,7 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path, co
 #undef DLRNI_CONFIG_REALS
 #undef DLRNI_GROW
 #undef DLRNI_INTERNAL
+#undef DLRNI_DENSE
 #undef DLRNI_LIST_BUDGET
 #undef DLRNI_NEON
 #undef DLRNI_NEW
@@ -8385,42 +8491,76 @@ DLRNI_INTERNAL void DLRNI_K(outer)(int64_t m, int64_t n, int64_t k, const float 
     }
 }
 
-/* The running sums of some vectors stay in registers while the rows go by; a row is asked for some rows ahead, since
-   they lie anywhere. */
-#define DLRNI_GATHER(VECTORS)                                                                                          \
+/* The running sums of some vectors stay in registers while the rows go by. ASK: far rows are asked for some rows ahead;
+   near ones are not, since asking would take half of the loads. */
+#define DLRNI_GATHER(VECTORS, ASK)                                                                                     \
     for (; j + VECTORS * DLRNI_LANES <= n; j += VECTORS * DLRNI_LANES) {                                               \
         DLRNI_K(v16) s[VECTORS];                                                                                       \
         DLRNI_UNROLL                                                                                                   \
         for (int v = 0; v < VECTORS; v++) s[v] = DLRNI_K(load)(out + j + v * DLRNI_LANES);                             \
         for (int64_t p = 0; p < count; p++) {                                                                          \
-            const float *x = base + idx[p] * ld + j;                                                                   \
-            const float *next = base + idx[p + AHEAD < count ? p + AHEAD : count - 1] * ld + j;                        \
+            const float *x = base + (idx[p] - first) * ld + j;                                                         \
             DLRNI_K(v16) a = DLRNI_K(set1)(coef[p]);                                                                   \
+            ASK(VECTORS)                                                                                               \
             DLRNI_UNROLL                                                                                               \
-            for (int v = 0; v < VECTORS; v++) {                                                                        \
-                DLRNI_PREFETCH(next + v * DLRNI_LANES);                                                                \
-                s[v] = DLRNI_K(fma)(a, DLRNI_K(load)(x + v * DLRNI_LANES), s[v]);                                      \
-            }                                                                                                          \
+            for (int v = 0; v < VECTORS; v++) s[v] = DLRNI_K(fma)(a, DLRNI_K(load)(x + v * DLRNI_LANES), s[v]);        \
         }                                                                                                              \
         DLRNI_UNROLL                                                                                                   \
         for (int v = 0; v < VECTORS; v++) DLRNI_K(store)(out + j + v * DLRNI_LANES, s[v]);                             \
     }
-
-DLRNI_INTERNAL void DLRNI_K(gather_axpy)(float *out, int64_t n, const float *base, int64_t ld, const int32_t *idx,
-                                         const float *coef, int64_t count) {
-    enum { MANY = DLRNI_K(gather_vectors), AHEAD = 4 };
+#define DLRNI_ASK(VECTORS)                                                                                             \
+    const float *next = base + (idx[dlrni_min(p + 4, count - 1)] - first) * ld + j;                                    \
+    DLRNI_UNROLL                                                                                                       \
+    for (int v = 0; v < VECTORS; v++) DLRNI_PREFETCH(next + v * DLRNI_LANES);
+#define DLRNI_ASK_NOT(VECTORS)
+DLRNI_INTERNAL void DLRNI_K(gather_near)(float *out, int64_t n, const float *base, int64_t ld, int32_t first,
+                                         const int32_t *idx, const float *coef, int64_t count) {
+    enum { MANY = DLRNI_K(gather_vectors) };
     int64_t j = 0;
-    DLRNI_GATHER(MANY)
-    DLRNI_GATHER(4)
+    DLRNI_GATHER(MANY, DLRNI_ASK_NOT)
+    DLRNI_GATHER(4, DLRNI_ASK_NOT)
     for (; j < n; j += DLRNI_LANES) {
         int64_t part = dlrni_min(n - j, DLRNI_LANES);
         DLRNI_K(v16) s = DLRNI_K(load_part)(out + j, part);
         for (int64_t p = 0; p < count; p++)
-            s = DLRNI_K(fma)(DLRNI_K(set1)(coef[p]), DLRNI_K(load_part)(base + idx[p] * ld + j, part), s);
+            s = DLRNI_K(fma)(DLRNI_K(set1)(coef[p]), DLRNI_K(load_part)(base + (idx[p] - first) * ld + j, part), s);
         DLRNI_K(store_part)(out + j, s, part);
     }
 }
+
+DLRNI_INTERNAL void DLRNI_K(gather_axpy)(float *out, int64_t n, const float *base, int64_t ld, const int32_t *idx,
+                                         const float *coef, int64_t count) {
+    enum { MANY = DLRNI_K(gather_vectors), first = 0 };
+    int64_t j = 0;
+    DLRNI_GATHER(MANY, DLRNI_ASK)
+    DLRNI_K(gather_near)(out + j, n - j, base + j, ld, 0, idx, coef, count);
+}
+#undef DLRNI_ASK
+#undef DLRNI_ASK_NOT
 #undef DLRNI_GATHER
+
+/* Without a branch on what fires, since that cannot be foreseen. */
+DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, int64_t n, int32_t first, int32_t *key, float *val) {
+    int64_t count = 0;
+#if DLRNI_PASS == 2
+    for (int64_t j = 0; j < n; j += DLRNI_LANES) {
+        __m512 a = n - j < DLRNI_LANES ? DLRNI_K(load_part)(f + j, n - j) : DLRNI_K(load)(f + j);
+        __m512i index = _mm512_add_epi32(_mm512_set1_epi32(first + (int32_t)j),
+                                         _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+        __mmask16 on = _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+        _mm512_storeu_ps(val + count, _mm512_maskz_compress_ps(on, a));
+        _mm512_storeu_si512(key + count, _mm512_maskz_compress_epi32(on, index));
+        count += __builtin_popcount(on);
+    }
+#else
+    for (int64_t j = 0; j < n; j++) {
+        key[count] = first + (int32_t)j;
+        val[count] = f[j];
+        count += f[j] != 0;
+    }
+#endif
+    return count;
+}
 
 /* Runs `vector` (which reads part `n` at offset p and writes it back) over the whole vectors, then over the rest. */
 #define DLRNI_SWEEP(total, vector)                                                                                     \
@@ -8485,8 +8625,8 @@ DLRNI_INTERNAL void DLRNI_K(adam)(float *w, float *m, float *v, const float *g, 
 }
 
 static const dlrni_kernel_table DLRNI_TABLE = {
-    DLRNI_K(dot),  DLRNI_K(dots),  DLRNI_K(dots_nt), DLRNI_K(outer),     DLRNI_K(gather_axpy),
-    DLRNI_K(axpy), DLRNI_K(scale), DLRNI_K(sub),     DLRNI_K(relu_bias), DLRNI_K(adam),
+    DLRNI_K(dot),     DLRNI_K(dots), DLRNI_K(dots_nt), DLRNI_K(outer), DLRNI_K(gather_axpy), DLRNI_K(gather_near),
+    DLRNI_K(collect), DLRNI_K(axpy), DLRNI_K(scale),   DLRNI_K(sub),   DLRNI_K(relu_bias),   DLRNI_K(adam),
 };
 
 /* ---- Screens ---- */

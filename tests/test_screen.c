@@ -217,7 +217,7 @@ TEST(the_way_is_chosen_by_what_was_seen) {
     ctx->set.screen[1] = &fine;
     dlrni_codes_init(&c, ae);
     c.n = 100;
-    CHECK(dlrni_choose_screen(&c, 100) == &coarse && dlrni_choose_screen(&c, 31) == NULL);
+    CHECK(dlrni_choose_screen(&c, 100) == &coarse && dlrni_choose_screen(&c, DLRNI_SCREEN_LEAST - 1) == NULL);
     c.screen = &coarse;
     dlrni_codes_learn(&c, 3200, 3900); /* half of 6400 */
     CHECK(dlrni_choose_screen(&c, 100) == NULL);
