@@ -2018,8 +2018,9 @@ enum {
     DLRNI_SUMS_ROWS = 24,     /* rows that are packed into the first cache: a power of two apart, as they are, they  */
     DLRNI_SUMS_COLUMNS = 256, /* ... would share a few of its sets                          */
     DLRNI_OUTPUTS = 8 * 48,   /* the most sums at a time */
-    DLRNI_SCREEN_LEAST = 32,  /* rows for which packing the features pays            */
-    DLRNI_SCREEN_ROWS = 8     /* the most that a screen has in a tile */
+    DLRNI_NEAR_BYTES = 480 << 10, /* features of a task, as they are and packed: half of a second cache */
+    DLRNI_SCREEN_LEAST = 32,      /* rows for which packing the features pays            */
+    DLRNI_SCREEN_ROWS = 8         /* the most that a screen has in a tile */
 };
 
 /* Entries of one group on one stretch; those of its block of rows b begin at start[b]. */
@@ -2240,12 +2241,14 @@ DLRNI_INTERNAL void dlrni_list_screened(const dlrni_codes *c, dlrni_list *lists,
     }
     for (int64_t i = r0; i < r1; i += s->rows) {
         for (int64_t g = 0; g < panels; g++) {
-            dlrni_list *list = panel[g].list;
-            if ((i - r0) % DLRNI_BLOCK == 0) list->start[(i - r0) / DLRNI_BLOCK] = (int32_t)list->count;
             s->tile(panel[g].packed, c->rounded + i * c->width, c->width, c->width / 4, panel[g].coef, c->row + i,
                     mask[g]);
         }
-        for (int64_t r = 0; r < dlrni_min(s->rows, r1 - i); r++) dlrni_recheck(c, panel, panels, i + r, &mask[0][r]);
+        for (int64_t r = 0; r < dlrni_min(s->rows, r1 - i); r++) {
+            for (int64_t g = 0; g < panels && (i + r - r0) % DLRNI_BLOCK == 0; g++)
+                panel[g].list->start[(i + r - r0) / DLRNI_BLOCK] = (int32_t)panel[g].list->count;
+            dlrni_recheck(c, panel, panels, i + r, &mask[0][r]);
+        }
     }
 }
 
@@ -2370,7 +2373,8 @@ DLRNI_INTERNAL dlrn_status dlrni_codes_load(dlrni_codes *c, int64_t first, int64
     int64_t missing = 1;
     c->first = first;
     c->panel = dlrni_min(panel, c->groups - first);
-    c->share = dlrni_min(dlrni_max(c->stretches * c->panel / (8 * ctx->threads), 1), DLRNI_SHARE);
+    c->share = dlrni_min(DLRNI_NEAR_BYTES / (DLRNI_GROUP * (c->width + 4 * c->dict->activation_dim)), DLRNI_SHARE);
+    c->share = dlrni_max(dlrni_min(c->share, c->stretches * c->panel / (8 * ctx->threads)), 1);
     DLRNI_TRY(dlrni_need_scratch(c, c->screen ? dlrni_panel_scratch(c, c->share)
                                               : DLRNI_BLOCK * DLRNI_GROUP * (int64_t)sizeof(float)));
     for (int64_t s = 0; s < c->stretches; s++)
@@ -8099,7 +8103,13 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path, co
 #if DLRNI_PASS == 0
 #define DLRNI_K(name) dlrni_scalar_##name
 #define DLRNI_TABLE dlrni_kernels_scalar
-enum { DLRNI_K(nt_rows) = 2, DLRNI_K(nt_cols) = 2, DLRNI_K(outer_rows) = 1, DLRNI_K(gather_vectors) = 4 };
+enum {
+    DLRNI_K(nt_rows) = 2,
+    DLRNI_K(nt_cols) = 2,
+    DLRNI_K(outer_rows) = 1,
+    DLRNI_K(outer_vectors) = 1,
+    DLRNI_K(gather_vectors) = 4
+};
 typedef struct DLRNI_K(v16) {
     float l[DLRNI_LANES];
 } DLRNI_K(v16);
@@ -8156,7 +8166,13 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
 #elif DLRNI_PASS == 1
 #define DLRNI_K(name) dlrni_avx2_##name
 #define DLRNI_TABLE dlrni_kernels_avx2
-enum { DLRNI_K(nt_rows) = 2, DLRNI_K(nt_cols) = 3, DLRNI_K(outer_rows) = 2, DLRNI_K(gather_vectors) = 4 };
+enum {
+    DLRNI_K(nt_rows) = 2,
+    DLRNI_K(nt_cols) = 3,
+    DLRNI_K(outer_rows) = 6,
+    DLRNI_K(outer_vectors) = 1,
+    DLRNI_K(gather_vectors) = 4
+};
 typedef struct DLRNI_K(v16) {
     __m256 lo, hi;
 } DLRNI_K(v16);
@@ -8221,7 +8237,13 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
 #elif DLRNI_PASS == 2
 #define DLRNI_K(name) dlrni_avx512_##name
 #define DLRNI_TABLE dlrni_kernels_avx512
-enum { DLRNI_K(nt_rows) = 4, DLRNI_K(nt_cols) = 6, DLRNI_K(outer_rows) = 8, DLRNI_K(gather_vectors) = 16 };
+enum {
+    DLRNI_K(nt_rows) = 4,
+    DLRNI_K(nt_cols) = 6,
+    DLRNI_K(outer_rows) = 8,
+    DLRNI_K(outer_vectors) = 3,
+    DLRNI_K(gather_vectors) = 16
+};
 typedef __m512 DLRNI_K(v16);
 
 /* The forms with a zeroing mask avoid gcc 12's false warning about its own _mm512_undefined_ps(). */
@@ -8273,7 +8295,13 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
 #elif DLRNI_PASS == 3
 #define DLRNI_K(name) dlrni_neon_##name
 #define DLRNI_TABLE dlrni_kernels_neon
-enum { DLRNI_K(nt_rows) = 2, DLRNI_K(nt_cols) = 3, DLRNI_K(outer_rows) = 2, DLRNI_K(gather_vectors) = 4 };
+enum {
+    DLRNI_K(nt_rows) = 2,
+    DLRNI_K(nt_cols) = 3,
+    DLRNI_K(outer_rows) = 6,
+    DLRNI_K(outer_vectors) = 1,
+    DLRNI_K(gather_vectors) = 4
+};
 typedef struct DLRNI_K(v16) {
     float32x4_t q[4];
 } DLRNI_K(v16);
@@ -8433,34 +8461,42 @@ DLRNI_INTERNAL void DLRNI_K(dots_nt)(int64_t m, int64_t n, int64_t k, const floa
             DLRNI_K(nt_tile)(m - i, n - j, k, a + i * lda, lda, b + j * ldb, ldb, c + i * ldc + j, ldc);
 }
 
-/* A tile of outer_rows rows by DLRNI_GROUP columns, all sums in registers: three loads from the panel and a broadcast a
-   row for three products a row. sum [outer_rows][3] is read and written; absent rows repeat the last one. */
+/* A tile of outer_rows rows by outer_vectors vectors of columns, all sums in registers: a load from the panel and a
+   broadcast for each product at the most (AVX-512: 11 for 24; else 8 for 12 of half the width). sum [outer_rows][3], of
+   which this is a part, is read and written; absent rows repeat the last one. */
 DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, int64_t row, int64_t col,
-                                        const float *panel, DLRNI_K(v16) sum[DLRNI_K(outer_rows)][3]) {
-    enum { ROWS = DLRNI_K(outer_rows) };
-    DLRNI_K(v16) s[ROWS][3], w[3];
+                                        const float *panel, DLRNI_K(v16) (*sum)[3]) {
+    enum { ROWS = DLRNI_K(outer_rows), VECTORS = DLRNI_K(outer_vectors) };
+    DLRNI_K(v16) s[ROWS][VECTORS], w[VECTORS];
     const float *x[ROWS];
     DLRNI_UNROLL
     for (int i = 0; i < ROWS; i++) {
         x[i] = a + (i < m ? i : m - 1) * row;
         DLRNI_UNROLL
-        for (int v = 0; v < 3; v++) s[i][v] = sum[i][v];
+        for (int v = 0; v < VECTORS; v++) s[i][v] = sum[i][v];
     }
     for (int64_t p = 0; p < k; p++) {
         DLRNI_UNROLL
-        for (int v = 0; v < 3; v++) w[v] = DLRNI_K(load)(panel + p * DLRNI_GROUP + v * DLRNI_LANES);
+        for (int v = 0; v < VECTORS; v++) w[v] = DLRNI_K(load)(panel + p * DLRNI_GROUP + v * DLRNI_LANES);
         DLRNI_UNROLL
         for (int i = 0; i < ROWS; i++) {
             DLRNI_K(v16) b = DLRNI_K(set1)(x[i][p * col]);
             DLRNI_UNROLL
-            for (int v = 0; v < 3; v++) s[i][v] = DLRNI_K(fma)(b, w[v], s[i][v]);
+            for (int v = 0; v < VECTORS; v++) s[i][v] = DLRNI_K(fma)(b, w[v], s[i][v]);
         }
     }
     DLRNI_UNROLL
     for (int i = 0; i < ROWS; i++) {
         DLRNI_UNROLL
-        for (int v = 0; v < 3; v++) sum[i][v] = s[i][v];
+        for (int v = 0; v < VECTORS; v++) sum[i][v] = s[i][v];
     }
+}
+
+/* All columns of the panel. */
+DLRNI_INTERNAL void DLRNI_K(outer_tiles)(int64_t m, int64_t k, const float *a, int64_t row, int64_t col,
+                                         const float *panel, DLRNI_K(v16) (*sum)[3]) {
+    for (int v = 0; v < 3; v += DLRNI_K(outer_vectors))
+        DLRNI_K(outer_tile)(m, k, a, row, col, panel + v * DLRNI_LANES, (DLRNI_K(v16)(*)[3])(void *)&sum[0][v]);
 }
 
 /* Columns of a row of c from p on, and back: part of them at the edge. */
@@ -8486,7 +8522,7 @@ DLRNI_INTERNAL void DLRNI_K(outer)(int64_t m, int64_t n, int64_t k, const float 
             for (int v = 0; v < 3; v++) s[r][v] = DLRNI_K(set1)(0);
             if (beta && r < m - i) DLRNI_K(outer_row)(s[r], c + (i + r) * ldc, n, 0);
         }
-        DLRNI_K(outer_tile)(m - i, k, a + i * row, row, col, panel, s);
+        DLRNI_K(outer_tiles)(m - i, k, a + i * row, row, col, panel, s);
         for (int r = 0; r < ROWS && r < m - i; r++) DLRNI_K(outer_row)(s[r], c + (i + r) * ldc, n, 1);
     }
 }
@@ -8665,8 +8701,8 @@ DLRNI_INTERNAL void DLRNI_K(tile_f32)(const void *panel, const void *x, int64_t 
         DLRNI_UNROLL
         for (int v = 0; v < 3; v++) s[i][v] = DLRNI_K(set1)(0);
     }
-    DLRNI_K(outer_tile)(DLRNI_K(outer_rows), steps, (const float *)x, ld / (int64_t)sizeof(float), 1,
-                        (const float *)panel, s);
+    DLRNI_K(outer_tiles)(DLRNI_K(outer_rows), steps, (const float *)x, ld / (int64_t)sizeof(float), 1,
+                         (const float *)panel, s);
     for (int i = 0; i < DLRNI_K(outer_rows); i++) mask[i] = DLRNI_K(screen_mask)(s[i], coef, row + i);
 }
 

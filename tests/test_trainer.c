@@ -296,6 +296,45 @@ TEST(kernels_do_not_change_a_bit) {
     dlrn_context_destroy(scalar);
 }
 
+/* A batch of three stretches, the last one short, sparse and then dense: the same bits with every set of kernels, any
+   threads and panels, and as the scalar kernels have it. */
+static uint64_t long_bits(dlrn_context *ctx, float bias, int64_t budget) {
+    enum { LONG = 2 * DLRNI_STRETCH + 77, D = 24, F = 500 };
+    static float x[LONG * D];
+    dlrn_train_config cfg = dlrn_train_defaults();
+    dlrn_dictionary *init = NULL;
+    dlrn_trainer *t = NULL;
+    dlrn_rng rng = {3, 9, 0};
+    for (int64_t i = 0; i < LONG * D; i++) x[i] = dlrn_rng_normal(&rng);
+    cfg.activation_dim = D;
+    cfg.dict_size = F;
+    cfg.warmup_steps = 0;
+    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 5, &init));
+    for (int64_t j = 0; j < F; j++) init->encoder_bias[j] = bias;
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, init, NULL, &t));
+    if (budget) t->w.budget = budget;
+    for (int i = 0; i < 3; i++) CHECK_OK(ctx, dlrn_trainer_step_on(t, x, NULL, LONG, NULL));
+    uint64_t hash = fingerprint(t);
+    dlrn_trainer_destroy(t);
+    dlrn_dictionary_destroy(init);
+    return hash;
+}
+
+TEST(long_batches_do_not_change_a_bit) {
+    for (int dense = 0; dense < 2; dense++) {
+        float bias = dense ? 0.1f : -1.5f;
+        dlrn_context *scalar = open_context("scalar", 1);
+        uint64_t wanted = long_bits(scalar, bias, 0);
+        CHECK(long_bits(scalar, bias, 1) == wanted);
+        for (int i = 1; dlrn_kernels_available(i); i++) {
+            dlrn_context *ctx = open_context(dlrn_kernels_available(i), 1 + i % 2);
+            CHECK_MSG(long_bits(ctx, bias, 0) == wanted, "%s", dlrn_kernels_available(i));
+            dlrn_context_destroy(ctx);
+        }
+        dlrn_context_destroy(scalar);
+    }
+}
+
 /* ---- The update ---- */
 
 /* One of Adam's steps from zero moments, in double: w as it should be afterwards. */
@@ -742,6 +781,7 @@ int main(int argc, char **argv) {
     RUN(panels_do_not_change_a_bit);
     RUN(threads_do_not_change_a_bit);
     RUN(kernels_do_not_change_a_bit);
+    RUN(long_batches_do_not_change_a_bit);
     RUN(first_step_is_adam_with_unit_atoms);
     RUN(zeros_survive);
     RUN(ghosts_of_large_activations_stay_finite);
