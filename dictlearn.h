@@ -1840,7 +1840,7 @@ struct dlrn_family {
     int relu; /* 1: feature j is ReLU(encoder row j . xc + encoder bias j), so that it may be screened (room encode) */
     /* xc [n][d] = what the encoder sees of x [n][d] */
     void (*center)(const dlrn_dictionary *dict, const float *x, int64_t n, float *xc);
-    /* f [n][f1 - f0], rows ldf apart: activations of features f0 .. f1 for the centred rows */
+    /* f [n][f1 - f0], rows ldf apart: activations of features f0 .. f1, at most DLRNI_GROUP, for the centred rows */
     void (*encode_tile)(const dlrn_dictionary *dict, const float *xc, int64_t n, int64_t f0, int64_t f1, float *f,
                         int64_t ldf);
     /* x_hat [d] of one row's features */
@@ -1858,7 +1858,12 @@ DLRNI_INTERNAL void dlrni_autoencoder_encode_tile(const dlrn_dictionary *dict, c
                                                   int64_t f1, float *f, int64_t ldf) {
     int64_t d = dict->activation_dim;
     const dlrni_kernel_table *k = dict->ctx->k;
-    k->dots_nt(n, f1 - f0, d, xc, d, dict->encoder_weight + f0 * d, d, f, ldf);
+    if (n == 1) { /* a tile would do the work of several rows */
+        int32_t feature[DLRNI_GROUP];
+        for (int64_t j = f0; j < f1; j++) feature[j - f0] = (int32_t)j;
+        k->dots(xc, d, dict->encoder_weight, d, feature, f1 - f0, f);
+    } else
+        k->dots_nt(n, f1 - f0, d, xc, d, dict->encoder_weight + f0 * d, d, f, ldf);
     for (int64_t i = 0; i < n; i++) k->relu_bias(f + i * ldf, dict->encoder_bias + f0, f1 - f0);
 }
 
@@ -2341,6 +2346,20 @@ DLRNI_INTERNAL dlrn_status dlrni_codes_begin(dlrni_codes *c, float *xc, int64_t 
     return DLRN_OK;
 }
 
+DLRNI_INTERNAL int dlrni_list_grow(dlrn_context *ctx, dlrni_list *list, int64_t entries) {
+    return DLRNI_GROW(ctx, &list->key, &list->key_cap, 0, entries) &&
+           DLRNI_GROW(ctx, &list->val, &list->val_cap, 0, entries);
+}
+
+/* Room for what is expected, so that a first batch is not encoded twice; `share` of the features is active. */
+DLRNI_INTERNAL dlrn_status dlrni_first_room(dlrni_codes *c, double share) {
+    int64_t entries = (int64_t)(share * (double)dlrni_min(c->n, DLRNI_STRETCH) * DLRNI_GROUP) + DLRNI_GROUP;
+    for (int64_t s = 0; s < c->stretches; s++)
+        for (int64_t g = c->first; g < c->first + c->panel; g++)
+            if (!dlrni_list_grow(c->dict->ctx, &c->lists[s * c->groups + g], entries)) return DLRN_ERR_MEMORY;
+    return DLRN_OK;
+}
+
 /* Makes room where a list did not fit; *missing says how many. */
 DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrni_codes *c, int64_t *missing) {
     dlrn_context *ctx = c->dict->ctx;
@@ -2351,8 +2370,7 @@ DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrni_codes *c, int64_t *missing) {
             if (list->whole) continue;
             int64_t entries = list->count + list->count / 4 + DLRNI_GROUP; /* a row is appended as if all of it fired */
             entries = dlrni_min(entries, (int64_t)(DLRNI_STRETCH + 1) * DLRNI_GROUP);
-            if (!DLRNI_GROW(ctx, &list->key, &list->key_cap, 0, entries)) return DLRN_ERR_MEMORY;
-            if (!DLRNI_GROW(ctx, &list->val, &list->val_cap, 0, entries)) return DLRN_ERR_MEMORY;
+            if (!dlrni_list_grow(ctx, list, entries)) return DLRN_ERR_MEMORY;
             ++*missing;
         }
     return DLRN_OK;
@@ -2377,6 +2395,7 @@ DLRNI_INTERNAL dlrn_status dlrni_codes_load(dlrni_codes *c, int64_t first, int64
     c->share = dlrni_max(dlrni_min(c->share, c->stretches * c->panel / (8 * ctx->threads)), 1);
     DLRNI_TRY(dlrni_need_scratch(c, c->screen ? dlrni_panel_scratch(c, c->share)
                                               : DLRNI_BLOCK * DLRNI_GROUP * (int64_t)sizeof(float)));
+    if (c->screen && c->active < 0) DLRNI_TRY(dlrni_first_room(c, 0.05));
     for (int64_t s = 0; s < c->stretches; s++)
         for (int64_t g = first; g < first + c->panel; g++) c->lists[s * c->groups + g].whole = 0;
     while (missing) {
@@ -2508,6 +2527,34 @@ DLRNI_INTERNAL dlrn_status dlrni_append_rows(dlrni_encode_job *j) {
     return DLRN_OK;
 }
 
+/* Few rows: packing the features for the screen would not pay, and lists neither. Task: a group, into f [n][F]. */
+DLRNI_INTERNAL void dlrni_encode_group(void *arg, int64_t group, int worker) {
+    const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
+    const dlrn_dictionary *dict = j->c.dict;
+    int64_t f0 = group * DLRNI_GROUP;
+    (void)worker;
+    dict->family->encode_tile(dict, j->c.xc, j->c.n, f0, f0 + dlrni_group_width(&j->c, group), j->f + f0,
+                              dict->dict_size);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x, int64_t n) {
+    const dlrn_dictionary *dict = j->c.dict;
+    dlrn_context *ctx = dict->ctx;
+    float *xc = DLRNI_NEW(ctx, float, n * dict->activation_dim);
+    float *f = j->f ? NULL : DLRNI_NEW(ctx, float, n * dict->dict_size);
+    dlrn_status s = xc && (f || j->f) ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (s == DLRN_OK) {
+        j->c.xc = xc, j->c.n = n;
+        if (!j->f) j->f = f;
+        dict->family->center(dict, x, n, xc);
+        dlrn_parallel_for(ctx, j->c.groups, dlrni_encode_group, j);
+        if (j->codes) s = dlrni_sparse_append(ctx, j->codes, f, n);
+    }
+    dlrni_free(ctx, xc);
+    dlrni_free(ctx, f);
+    return s;
+}
+
 /* How many rows at a time: all that a list takes, unless they are so dense that the lists would grow beyond this many
    entries; the first rows tell. */
 DLRNI_INTERNAL int64_t dlrni_rows_at_once(const dlrni_codes *c, int64_t left) {
@@ -2520,6 +2567,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_rows(dlrni_encode_job *j, const float *x
     dlrni_codes *c = &j->c;
     const dlrn_dictionary *dict = c->dict;
     int64_t d = dict->activation_dim, rows;
+    if (n < DLRNI_SCREEN_LEAST) return dlrni_encode_few(j, x, n);
     float *xc = DLRNI_NEW(dict->ctx, float, dlrni_min(n, DLRNI_STRETCH) * d);
     dlrn_status s = xc ? DLRN_OK : DLRN_ERR_MEMORY;
     for (int64_t i = 0; s == DLRN_OK && i < n; i += rows) {
@@ -8387,24 +8435,29 @@ DLRNI_INTERNAL float DLRNI_K(dot)(const float *a, const float *b, int64_t n) {
     return out[0];
 }
 
-/* Four sums at once hide the latency of the additions. */
+/* Four sums at once hide the latency of the additions. The next four rows are asked for while these are summed: they lie
+   anywhere, and each is too short for the processor to see that it is read in order. */
 DLRNI_INTERNAL void DLRNI_K(dots)(const float *x, int64_t n, const float *base, int64_t ld, const int32_t *idx,
                                   int64_t count, float *out) {
     enum { ROWS = 4 };
     for (int64_t q = 0; q < count; q += ROWS) {
         DLRNI_K(v16) s[ROWS];
-        const float *row[ROWS];
+        const float *row[ROWS], *next[ROWS];
         float sum[ROWS];
         int64_t p = 0;
         DLRNI_UNROLL
         for (int i = 0; i < ROWS; i++) {
             row[i] = base + idx[dlrni_min(q + i, count - 1)] * ld;
+            next[i] = base + idx[dlrni_min(q + ROWS + i, count - 1)] * ld;
             s[i] = DLRNI_K(set1)(0);
         }
         for (; p + DLRNI_LANES <= n; p += DLRNI_LANES) {
             DLRNI_K(v16) a = DLRNI_K(load)(x + p);
             DLRNI_UNROLL
-            for (int i = 0; i < ROWS; i++) s[i] = DLRNI_K(fma)(DLRNI_K(load)(row[i] + p), a, s[i]);
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_PREFETCH(next[i] + p);
+                s[i] = DLRNI_K(fma)(DLRNI_K(load)(row[i] + p), a, s[i]);
+            }
         }
         for (int i = 0; i < ROWS && p < n; i++)
             s[i] = DLRNI_K(fma)(DLRNI_K(load_part)(row[i] + p, n - p), DLRNI_K(load_part)(x + p, n - p), s[i]);
