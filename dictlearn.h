@@ -2353,7 +2353,8 @@ DLRNI_INTERNAL int dlrni_list_grow(dlrn_context *ctx, dlrni_list *list, int64_t 
 
 /* Room for what is expected, so that a first batch is not encoded twice; `share` of the features is active. */
 DLRNI_INTERNAL dlrn_status dlrni_first_room(dlrni_codes *c, double share) {
-    int64_t entries = (int64_t)(share * (double)dlrni_min(c->n, DLRNI_STRETCH) * DLRNI_GROUP) + DLRNI_GROUP;
+    int64_t all = dlrni_min(c->n, DLRNI_STRETCH) * DLRNI_GROUP;
+    int64_t entries = (int64_t)(share * (double)all) + DLRNI_GROUP;
     for (int64_t s = 0; s < c->stretches; s++)
         for (int64_t g = c->first; g < c->first + c->panel; g++)
             if (!dlrni_list_grow(c->dict->ctx, &c->lists[s * c->groups + g], entries)) return DLRN_ERR_MEMORY;
@@ -8435,8 +8436,9 @@ DLRNI_INTERNAL float DLRNI_K(dot)(const float *a, const float *b, int64_t n) {
     return out[0];
 }
 
-/* Four sums at once hide the latency of the additions. The next four rows are asked for while these are summed: they lie
-   anywhere, and each is too short for the processor to see that it is read in order. */
+/* Four sums at once hide the latency of the additions. The next four rows are asked for while these are summed: they
+   lie anywhere, and each is too short for the processor to see that it is read in order (one row of 512 x 32768: 0.64
+   to 0.76 of the bandwidth). */
 DLRNI_INTERNAL void DLRNI_K(dots)(const float *x, int64_t n, const float *base, int64_t ld, const int32_t *idx,
                                   int64_t count, float *out) {
     enum { ROWS = 4 };
