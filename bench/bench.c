@@ -1,0 +1,843 @@
+/* bench.c - how fast dictlearn.h is, as ratios: each thing is run in turns with what bounds it (fused multiply-adds,
+   reading, copying, or another thing), several times, and the best of the one is divided by the best of the other.
+
+       build/bench [--quick] [--list] [--cpu-time] [--budget SECONDS] [--json FILE] [--tmp FOLDER] [NAME...]
+       build/bench --rss ROWS:FEATURES:L0
+
+   A NAME picks the rows whose name contains it; with a = in front, the row of just that name. The unit "floors" is the
+   time that the machine's multiply-adds alone would take for the product of encoding, 2 rows d F of them; "of peak" is
+   the inverse. Seconds are printed for the eye; only the ratios are meant to be compared.
+   --cpu-time, for a machine with other work: a second is a second of processor time divided by the number of threads, so
+   that what others take does not count; nor do, then, threads that wait for one another. */
+#define _POSIX_C_SOURCE 200809L
+#define DICTLEARN_IMPLEMENTATION
+#include "dictlearn.h"
+#include "yardsticks.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { POOL = 1 << 20, SAMPLE = 64, SERIES = 16 };
+
+/* One row of the table, and what is measured for it. */
+typedef struct shape {
+    int64_t rows, d, features;
+    double l0;           /* 0: a fresh dictionary, half of its features on */
+    const char *kernels; /* NULL: the best                                 */
+    int op;              /* gemm: which                                    */
+    dlrn_dtype store;    /* buffer: how it holds its rows                  */
+} shape;
+
+typedef struct outcome {
+    double ratio;
+    double seconds, yard; /* best of the thing, best of what it is held against */
+    double l0;            /* found                                              */
+} outcome;
+
+typedef struct lab {
+    dlrn_context *ctx; /* the best kernels, all cores */
+    double budget;     /* seconds a row               */
+    int quick, list, count;
+    char **names; /* to be run; none: all */
+    int n_names;
+    const char *tmp;
+    FILE *json;
+    float *normal; /* [2][POOL] what weights and rows are cut from */
+    double series_at[SERIES], series_cost[SERIES];
+    int n_series;
+} lab;
+
+/* A row's measurement; heavy ones are left out of --quick. */
+typedef struct row {
+    const char *name, *unit;
+    int higher;  /* is better            */
+    double goal; /* 0: none              */
+    int heavy;
+    outcome (*measure)(lab *l, const shape *s);
+    shape s;
+} row;
+
+/* ---- small things */
+static int clock_share; /* 0: the wall's clock; else the time that the process had on processors, in so many parts */
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(clock_share ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &t);
+    return ((double)t.tv_sec + 1e-9 * (double)t.tv_nsec) / (clock_share ? clock_share : 1);
+}
+
+static void must(const dlrn_context *ctx, dlrn_status s) {
+    if (s == DLRN_OK) return;
+    fprintf(stderr, "bench: %s\n", ctx ? dlrn_error(ctx) : dlrn_status_text(s));
+    exit(1);
+}
+
+static void *take(dlrn_context *ctx, int64_t count, size_t size) {
+    void *p = dlrn_alloc(ctx, count, size);
+    if (!p) must(ctx, DLRN_ERR_MEMORY);
+    return p;
+}
+
+static dlrn_context *context_new(const char *kernels, int threads) {
+    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context *ctx = NULL;
+    if (kernels) cfg.kernels = kernels;
+    cfg.threads = threads;
+    must(NULL, dlrn_context_create(&cfg, &ctx));
+    return ctx;
+}
+
+/* Runs the thing and its yardstick in turns until the budget is spent, and keeps the best of each. The yardstick gets at
+   least an eighth of the thing's time, so that a long thing does not have its best compared with a lucky moment. */
+typedef void (*action)(void *arg);
+static outcome in_turns(lab *l, action thing, void *arg, action yardstick, void *yard_arg) {
+    outcome o = {0, INFINITY, INFINITY, 0};
+    double start = now(), last = 0;
+    int least = l->quick ? 1 : 3;
+    for (int i = 0; i <= 400 && (i <= least || now() - start < l->budget); i++) {
+        double spent = 0;
+        do {
+            double t = now();
+            yardstick(yard_arg);
+            t = now() - t;
+            if (t < o.yard) o.yard = t;
+            spent += t;
+        } while (spent < last / 8);
+        last = now();
+        thing(arg);
+        last = now() - last;
+        if (i && last < o.seconds) o.seconds = last; /* the first touches its memory */
+        if (!i) start = now();
+    }
+    return o;
+}
+
+static fma_burst burst_new(dlrn_context *ctx) {
+    fma_burst b = {ctx, fma_loop_of(dlrn_kernels(ctx)), 20000, 8 * dlrn_threads(ctx), 0};
+    double best = INFINITY;
+    for (int i = 0; i < 3; i++) {
+        double t = now();
+        fma_burst_run(&b);
+        best = fmin(best, now() - t);
+    }
+    b.rounds = (int64_t)(20000 * 0.02 / best) + 1; /* about 20 ms in all */
+    return b;
+}
+
+/* Seconds of `flops` at the peak just measured. */
+static double floor_of(const outcome *o, const fma_burst *b, double flops) {
+    return flops / fma_burst_flops(b) * o->yard;
+}
+
+/* ---- material: rows and weights of independent normal numbers, cut from two pools */
+static void fill(const lab *l, int pool, float *out, int64_t rows, int64_t d, float scale) {
+    dlrn_rng rng = {(uint64_t)pool, 1, 0};
+    for (int64_t i = 0; i < rows; i++) {
+        const float *from = l->normal + pool * POOL + (int64_t)dlrn_rng_below(&rng, (uint64_t)(POOL - d));
+        for (int64_t c = 0; c < d; c++) out[i * d + c] = scale * from[c];
+    }
+}
+
+static float *rows_new(const lab *l, dlrn_context *ctx, int64_t rows, int64_t d) {
+    float *x = (float *)take(ctx, rows * d, sizeof *x);
+    fill(l, 0, x, rows, d, 1);
+    return x;
+}
+
+/* Makes pre-activations normal of variance 1, and finds by bisection the bias at which l0 of them are positive. */
+static void set_l0(const lab *l, dlrn_dictionary *ae, double l0) {
+    int64_t d = ae->activation_dim, F = ae->dict_size;
+    if (l0 <= 0) return;
+    fill(l, 1, ae->encoder_weight, F, d, 1 / sqrtf((float)d));
+    float *x = rows_new(l, ae->ctx, SAMPLE, d), *pre = (float *)take(ae->ctx, SAMPLE * F, sizeof *pre), low = -1,
+          high = 9;
+    must(ae->ctx, dlrn_gemm(ae->ctx, DLRN_NT, SAMPLE, F, d, x, d, ae->encoder_weight, d, 0, pre, F));
+    for (int i = 0; i < 24; i++) {
+        float mid = (low + high) / 2;
+        int64_t on = 0;
+        for (int64_t k = 0; k < SAMPLE * F; k++) on += pre[k] > mid;
+        *((double)on > l0 * SAMPLE ? &low : &high) = mid;
+    }
+    for (int64_t f = 0; f < F; f++) ae->encoder_bias[f] = -low;
+    dlrn_free(ae->ctx, x);
+    dlrn_free(ae->ctx, pre);
+    dlrn_dictionary_changed(ae);
+}
+
+static dlrn_dictionary *dictionary_new(const lab *l, dlrn_context *ctx, const shape *s) {
+    dlrn_dictionary *ae = NULL;
+    must(ctx, dlrn_autoencoder_create(ctx, s->d, s->features, 1, &ae));
+    set_l0(l, ae, s->l0);
+    return ae;
+}
+
+/* ---- dense products */
+typedef struct product {
+    dlrn_context *ctx;
+    dlrn_gemm_op op;
+    int64_t m, n, k;
+    float *a, *b, *c;
+} product;
+
+static void product_run(void *arg) {
+    product *p = (product *)arg;
+    must(p->ctx, dlrn_gemm(p->ctx, p->op, p->m, p->n, p->k, p->a, p->op == DLRN_TN ? p->m : p->k, p->b,
+                           p->op == DLRN_NT ? p->k : p->n, 0, p->c, p->n));
+}
+
+/* rows x features x d stand for m x n x k */
+static outcome measure_gemm(lab *l, const shape *s) {
+    product p = {context_new(s->kernels, 0), (dlrn_gemm_op)s->op, s->rows, s->features, s->d, NULL, NULL, NULL};
+    fma_burst peak = burst_new(p.ctx);
+    p.a = rows_new(l, p.ctx, p.m, p.k);
+    p.b = rows_new(l, p.ctx, p.n, p.k);
+    p.c = (float *)take(p.ctx, p.m * p.n, sizeof *p.c);
+    outcome o = in_turns(l, product_run, &p, fma_burst_run, &peak);
+    o.ratio = floor_of(&o, &peak, 2.0 * (double)p.m * (double)p.n * (double)p.k) / o.seconds;
+    dlrn_free(p.ctx, p.a), dlrn_free(p.ctx, p.b), dlrn_free(p.ctx, p.c);
+    dlrn_context_destroy(p.ctx);
+    return o;
+}
+
+/* ---- the training step */
+typedef struct stepper {
+    dlrn_context *ctx;
+    dlrn_trainer *trainer;
+    float *x;
+    int64_t rows;
+    dlrn_train_stats stats;
+} stepper;
+
+static void stepper_run(void *arg) {
+    stepper *p = (stepper *)arg;
+    must(p->ctx, dlrn_trainer_step_on(p->trainer, p->x, NULL, p->rows, &p->stats));
+}
+
+/* The rate is so small that L0 stays. dead: so many features never fire; ghost: they get ghost gradients. */
+static stepper stepper_new(const lab *l, const shape *s, int threads, int64_t dead, int ghost) {
+    stepper p = {context_new(s->kernels, threads), NULL, NULL, s->rows, {0}};
+    dlrn_train_config cfg = dlrn_train_defaults();
+    cfg.activation_dim = s->d, cfg.dict_size = s->features, cfg.lr = 1e-12, cfg.warmup_steps = 0, cfg.log_steps = -1;
+    if (ghost) cfg.ghost_threshold = 0;
+    must(p.ctx, dlrn_trainer_create(p.ctx, &cfg, NULL, NULL, &p.trainer));
+    dlrn_dictionary *ae = dlrn_trainer_dictionary(p.trainer);
+    set_l0(l, ae, s->l0);
+    for (int64_t f = 0; f < dead; f++) ae->encoder_bias[f] = -9;
+    dlrn_dictionary_changed(ae);
+    p.x = rows_new(l, p.ctx, s->rows, s->d);
+    return p;
+}
+
+static void stepper_free(stepper *p) {
+    dlrn_trainer_destroy(p->trainer);
+    dlrn_free(p->ctx, p->x);
+    dlrn_context_destroy(p->ctx);
+}
+
+static double encode_flops(const shape *s) {
+    return 2.0 * (double)s->rows * (double)s->d * (double)s->features;
+}
+
+static outcome measure_step(lab *l, const shape *s) {
+    stepper p = stepper_new(l, s, 0, 0, 0);
+    fma_burst peak = burst_new(p.ctx);
+    outcome o = in_turns(l, stepper_run, &p, fma_burst_run, &peak);
+    o.ratio = o.seconds / floor_of(&o, &peak, encode_flops(s));
+    o.l0 = p.stats.l0;
+    stepper_free(&p);
+    return o;
+}
+
+static outcome measure_ghost(lab *l, const shape *s) {
+    stepper with = stepper_new(l, s, 0, s->features / 10, 1), without = stepper_new(l, s, 0, s->features / 10, 0);
+    outcome o = in_turns(l, stepper_run, &with, stepper_run, &without);
+    o.ratio = o.seconds / o.yard;
+    o.l0 = with.stats.l0;
+    if (with.stats.dead < s->features / 10) fprintf(stderr, "bench: expected dead features\n"), exit(1);
+    stepper_free(&with);
+    stepper_free(&without);
+    return o;
+}
+
+static outcome measure_threads(lab *l, const shape *s) {
+    stepper all = stepper_new(l, s, 0, 0, 0), one = stepper_new(l, s, 1, 0, 0);
+    outcome o = in_turns(l, stepper_run, &all, stepper_run, &one);
+    o.ratio = o.yard / o.seconds;
+    o.l0 = all.stats.l0;
+    stepper_free(&all);
+    stepper_free(&one);
+    return o;
+}
+
+/* ---- encode and decode */
+typedef struct coder {
+    dlrn_dictionary *ae;
+    float *x, *f, *x_hat;
+    int64_t rows;
+    dlrn_sparse codes;
+} coder;
+
+static void encode_run(void *arg) {
+    coder *c = (coder *)arg;
+    must(c->ae->ctx, dlrn_encode(c->ae, c->x, c->rows, c->f));
+}
+
+static void encode_sparse_run(void *arg) {
+    coder *c = (coder *)arg;
+    must(c->ae->ctx, dlrn_encode_sparse(c->ae, c->x, c->rows, &c->codes));
+}
+
+static void decode_sparse_run(void *arg) {
+    coder *c = (coder *)arg;
+    must(c->ae->ctx, dlrn_decode_sparse(c->ae, &c->codes, c->x_hat));
+}
+
+static coder coder_new(lab *l, const shape *s) {
+    coder c = {dictionary_new(l, l->ctx, s), rows_new(l, l->ctx, s->rows, s->d), NULL, NULL, s->rows, {0}};
+    c.x_hat = (float *)take(l->ctx, s->rows * s->d, sizeof *c.x_hat);
+    return c;
+}
+
+static void coder_free(coder *c) {
+    dlrn_context *ctx = c->ae->ctx;
+    dlrn_free(ctx, c->x), dlrn_free(ctx, c->f), dlrn_free(ctx, c->x_hat);
+    dlrn_sparse_free(&c->codes);
+    dlrn_dictionary_destroy(c->ae);
+}
+
+static traffic reading_of(dlrn_context *ctx, const float *data, int64_t count) {
+    traffic t = {ctx, (const char *)data, NULL, count * 4, 1, 0};
+    return t;
+}
+
+static outcome measure_encode(lab *l, const shape *s) {
+    coder c = coder_new(l, s);
+    fma_burst peak = burst_new(l->ctx);
+    traffic weights = reading_of(l->ctx, c.ae->encoder_weight, s->d * s->features);
+    outcome o;
+    c.f = (float *)take(l->ctx, s->rows * s->features, sizeof *c.f);
+    if (s->rows == 1) {
+        o = in_turns(l, encode_run, &c, traffic_run, &weights);
+        o.ratio = o.yard / o.seconds;
+    } else {
+        o = in_turns(l, encode_run, &c, fma_burst_run, &peak);
+        o.ratio = floor_of(&o, &peak, encode_flops(s)) / o.seconds;
+    }
+    coder_free(&c);
+    return o;
+}
+
+static outcome measure_encode_sparse(lab *l, const shape *s) {
+    coder c = coder_new(l, s);
+    fma_burst peak = burst_new(l->ctx);
+    outcome o = in_turns(l, encode_sparse_run, &c, fma_burst_run, &peak);
+    o.ratio = o.seconds / floor_of(&o, &peak, encode_flops(s));
+    o.l0 = (double)c.codes.row_ptr[s->rows] / (double)s->rows;
+    coder_free(&c);
+    return o;
+}
+
+/* The atoms that it touches, as bytes a second. */
+static outcome measure_decode_sparse(lab *l, const shape *s) {
+    coder c = coder_new(l, s);
+    traffic atoms = reading_of(l->ctx, c.ae->decoder_weight, s->d * s->features);
+    encode_sparse_run(&c);
+    outcome o = in_turns(l, decode_sparse_run, &c, traffic_run, &atoms);
+    o.l0 = (double)c.codes.row_ptr[s->rows] / (double)s->rows;
+    o.ratio = o.yard / o.seconds * o.l0 * (double)s->rows / (double)s->features;
+    coder_free(&c);
+    return o;
+}
+
+/* ---- evaluation: one streaming pass over a source that has its rows from the pool */
+typedef struct stream {
+    const lab *l;
+    int64_t left, d;
+    dlrn_rng rng;
+} stream;
+
+static dlrn_status stream_read(void *user, int64_t max_rows, float *x, float *y, int64_t *n) {
+    stream *t = (stream *)user;
+    (void)y;
+    *n = max_rows < t->left ? max_rows : t->left;
+    for (int64_t i = 0; i < *n; i++)
+        memcpy(x + i * t->d, t->l->normal + dlrn_rng_below(&t->rng, (uint64_t)(POOL - t->d)), (size_t)t->d * sizeof *x);
+    t->left -= *n;
+    return *n ? DLRN_OK : DLRN_END;
+}
+
+static dlrn_source stream_source(stream *t) {
+    dlrn_source source = {t->d, 0, stream_read, NULL, NULL, NULL, NULL, t};
+    return source;
+}
+
+typedef struct evaluation {
+    const lab *l;
+    dlrn_dictionary *ae;
+    int64_t rows;
+    dlrn_metrics metrics;
+} evaluation;
+
+static void evaluation_run(void *arg) {
+    evaluation *e = (evaluation *)arg;
+    stream t = {e->l, e->rows, e->ae->activation_dim, {2, 1, 0}};
+    dlrn_source source = stream_source(&t);
+    dlrn_eval_config cfg = dlrn_eval_defaults();
+    cfg.rows = -1;
+    must(e->ae->ctx, dlrn_evaluate(e->ae, &cfg, &source, NULL, &e->metrics));
+}
+
+static outcome measure_evaluate(lab *l, const shape *s) {
+    evaluation e = {l, dictionary_new(l, l->ctx, s), s->rows, {0}};
+    fma_burst peak = burst_new(l->ctx);
+    outcome o = in_turns(l, evaluation_run, &e, fma_burst_run, &peak);
+    o.ratio = o.seconds / floor_of(&o, &peak, encode_flops(s));
+    o.l0 = e.metrics.l0;
+    dlrn_dictionary_destroy(e.ae);
+    return o;
+}
+
+/* ---- the buffer: a batch drawn from one at least half full, against copying as many bytes */
+typedef struct drawing {
+    dlrn_context *ctx;
+    dlrn_buffer_config cfg;
+    dlrn_buffer *buffer;
+    stream rows;
+} drawing;
+
+static void drawing_refill(drawing *g) {
+    g->rows.left = g->cfg.n_ctxs;
+    dlrn_source source = stream_source(&g->rows);
+    dlrn_buffer_destroy(g->buffer);
+    must(g->ctx, dlrn_buffer_create(g->ctx, &g->cfg, &source, 0, &g->buffer));
+}
+
+/* The batch that fills the buffer is never the best. */
+static void drawing_run(void *arg) {
+    drawing *g = (drawing *)arg;
+    const float *x, *y;
+    int64_t n, held = g->buffer ? dlrn_buffer_unread(g->buffer) : 0;
+    if (held < g->cfg.n_ctxs / 2 + g->cfg.out_batch_size) drawing_refill(g);
+    must(g->ctx, dlrn_buffer_next(g->buffer, &x, &y, &n));
+}
+
+static double memory_available(void) {
+    char line[256];
+    double kb = INFINITY;
+    FILE *f = fopen("/proc/meminfo", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %lf", &kb) == 1) break;
+    if (f) fclose(f);
+    return kb * 1024;
+}
+
+static outcome measure_buffer(lab *l, const shape *s) {
+    drawing g = {l->ctx, dlrn_buffer_defaults(), NULL, {l, 0, s->d, {3, 1, 0}}};
+    outcome o = {NAN, NAN, NAN, 0};
+    uint64_t bytes;
+    g.cfg.n_ctxs = s->features, g.cfg.ctx_len = 1, g.cfg.in_batch_size = 8192, g.cfg.out_batch_size = s->rows;
+    g.cfg.store = s->store;
+    must(l->ctx, dlrn_buffer_bytes(l->ctx, &g.cfg, s->d, 0, &bytes));
+    if ((double)bytes * 1.3 + 1e9 > memory_available()) return o;
+    int64_t batch = s->rows * s->d * 4, turns = 8; /* copies stream out of eight times the batch */
+    traffic copy = {
+        l->ctx, (char *)take(l->ctx, batch * turns, 1), (char *)take(l->ctx, batch, 1), batch * turns, batch, 0};
+    memset((void *)copy.from, 1, (size_t)copy.bytes);
+    o = in_turns(l, drawing_run, &g, traffic_run, &copy);
+    o.ratio = o.yard / (double)turns / o.seconds;
+    dlrn_buffer_destroy(g.buffer);
+    dlrn_free(l->ctx, (void *)copy.from), dlrn_free(l->ctx, copy.to);
+    return o;
+}
+
+/* ---- loading, against reading the file into a block of memory */
+typedef struct file {
+    dlrn_context *ctx;
+    char path[512];
+    int64_t bytes;
+} file;
+
+static void file_load(void *arg) {
+    file *f = (file *)arg;
+    dlrn_dictionary *ae;
+    must(f->ctx, dlrn_load(f->ctx, f->path, &ae));
+    dlrn_dictionary_destroy(ae);
+}
+
+static void file_read(void *arg) {
+    file *f = (file *)arg;
+    FILE *in = fopen(f->path, "rb");
+    char *bytes = (char *)malloc((size_t)f->bytes);
+    if (!in || !bytes || fread(bytes, 1, (size_t)f->bytes, in) != (size_t)f->bytes) must(NULL, DLRN_ERR_IO);
+    fclose(in);
+    free(bytes);
+}
+
+static outcome measure_load(lab *l, const shape *s) {
+    file f = {l->ctx, "", 0};
+    dlrn_dictionary *ae = dictionary_new(l, l->ctx, s);
+    snprintf(f.path, sizeof f.path, "%s/bench.pt", l->tmp);
+    must(l->ctx, dlrn_save(ae, f.path));
+    dlrn_dictionary_destroy(ae);
+    f.bytes = (2 * s->d * s->features + s->features + s->d) * 4;
+    outcome o = in_turns(l, file_load, &f, file_read, &f);
+    o.ratio = o.seconds / o.yard;
+    remove(f.path);
+    return o;
+}
+
+/* ---- memory: what a trainer takes at its peak beyond weights, moments and the batch; in a process of its own */
+static double peak_bytes(void) {
+    char line[256];
+    double kb = NAN;
+    FILE *f = fopen("/proc/self/status", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "VmHWM: %lf", &kb) == 1) break;
+    if (f) fclose(f);
+    return kb * 1024;
+}
+
+static int print_rss(lab *l, const char *text) {
+    long long rows, features;
+    double l0;
+    if (sscanf(text, "%lld:%lld:%lf", &rows, &features, &l0) != 3) return 2;
+    shape s = {rows, 512, features, l0, NULL, 0, DLRN_F32};
+    double before = peak_bytes();
+    stepper p = stepper_new(l, &s, 0, 0, 0);
+    for (int i = 0; i < 3; i++) stepper_run(&p);
+    double state = 3.0 * 4 * (double)(2 * s.d * s.features + s.features + s.d), batch = 4.0 * (double)(s.rows * s.d);
+    printf("{\"peak\": %.0f, \"beyond\": %.0f}\n", peak_bytes(), peak_bytes() - before - state - batch);
+    stepper_free(&p);
+    return 0;
+}
+
+/* ---- the table */
+static int wanted(const lab *l, const char *name) {
+    for (int i = 0; i < l->n_names; i++) {
+        const char *pick = l->names[i];
+        if (pick[0] == '=' ? !strcmp(name, pick + 1) : strstr(name, pick) != NULL) return 1;
+    }
+    return l->n_names == 0;
+}
+
+static void json_number(FILE *f, const char *key, double v) {
+    if (isfinite(v) && v != 0) fprintf(f, ", \"%s\": %.6g", key, v);
+}
+
+static void print_row(lab *l, const row *r, const outcome *o) {
+    char goal[32] = "";
+    if (!isfinite(o->ratio)) {
+        printf("%-34s skipped: not enough memory\n", r->name);
+        return;
+    }
+    if (r->goal > 0) snprintf(goal, sizeof goal, "%s %.4g", r->higher ? ">=" : "<=", r->goal);
+    printf("%-34s %8.3f %-26s %-8s", r->name, o->ratio, r->unit, goal);
+    if (o->seconds > 0) printf(" %9.2f ms", 1e3 * o->seconds);
+    printf("\n");
+    fflush(stdout);
+    if (!l->json) return;
+    const shape *s = &r->s;
+    fprintf(l->json, "%s\n  {\"name\": \"%s\", \"ratio\": %.4g, \"unit\": \"%s\", \"better\": \"%s\"",
+            l->count++ ? "," : "", r->name, o->ratio, r->unit, r->higher ? "higher" : "lower");
+    json_number(l->json, "goal", r->goal);
+    fprintf(l->json, ", \"parameters\": {\"d\": %lld", (long long)s->d);
+    json_number(l->json, "rows", (double)s->rows);
+    json_number(l->json, "F", (double)s->features);
+    json_number(l->json, "L0", o->l0);
+    if (s->kernels) fprintf(l->json, ", \"kernels\": \"%s\"", s->kernels);
+    fprintf(l->json, "}");
+    json_number(l->json, "seconds", o->seconds);
+    fprintf(l->json, "}");
+}
+
+static outcome run_row(lab *l, row r) {
+    outcome o = {NAN, NAN, NAN, 0};
+    if (!wanted(l, r.name) || (l->quick && r.heavy)) return o;
+    if (l->list) {
+        puts(r.name);
+        return o;
+    }
+    o = r.measure(l, &r.s);
+    print_row(l, &r, &o);
+    return o;
+}
+
+static const char *name_of(const char *format, long long a, long long b, const char *text) {
+    static char name[128];
+    snprintf(name, sizeof name, format, a, b, text);
+    return name;
+}
+
+static void gemm_rows(lab *l) {
+    static const struct {
+        const char *name;
+        int op;
+        int64_t m, n, k;
+    } at[] = {{"gemm.nt.2048x8192x512", DLRN_NT, 2048, 8192, 512}, /* encode: x W^T             */
+              {"gemm.nn.2048x8192x512", DLRN_NN, 2048, 8192, 512},
+              {"gemm.tn.2048x8192x512", DLRN_TN, 2048, 8192, 512},
+              {"gemm.nn.2048x512x8192", DLRN_NN, 2048, 512, 8192},  /* decode: f W              */
+              {"gemm.tn.8192x512x2048", DLRN_TN, 8192, 512, 2048}}; /* a gradient of W: f^T g   */
+    for (size_t i = 0; i < sizeof at / sizeof at[0]; i++) {
+        row r = {
+            at[i].name, "of peak", 1, 0.9, 0, measure_gemm, {at[i].m, at[i].k, at[i].n, 0, NULL, at[i].op, DLRN_F32}};
+        run_row(l, r);
+    }
+}
+
+/* What a kernel set is to reach at F 8192; the larger dictionary is set only for the best one. */
+static double step_goal(const char *kernels, int64_t F) {
+    if (!strcmp(kernels, "avx2")) return 1.4;
+    if (!strcmp(kernels, "avx512")) return 1.3;
+    return F > 8192 ? 0.65 : 0.75;
+}
+
+static void step_rows(lab *l) {
+    static const struct {
+        int64_t rows, features;
+        double l0;
+    } at[] = {{2048, 8192, 100}, {8192, 8192, 100}, {2048, 32768, 115}, {8192, 32768, 115}};
+    for (int i = 0; i < 4; i++) {
+        shape s = {at[i].rows, 512, at[i].features, at[i].l0, NULL, 0, DLRN_F32};
+        int heavy = i > 0;
+        row best = {name_of("step.B%lld.F%lld%s", s.rows, s.features, ""),
+                    "floors",
+                    0,
+                    step_goal(dlrn_kernels(l->ctx), s.features),
+                    heavy,
+                    measure_step,
+                    s};
+        run_row(l, best);
+        for (int k = 0; dlrn_kernels_available(k); k++) {
+            s.kernels = dlrn_kernels_available(k);
+            row set = {name_of("step.B%lld.F%lld.%s", s.rows, s.features, s.kernels),
+                       "floors",
+                       0,
+                       step_goal(s.kernels, s.features),
+                       heavy,
+                       measure_step,
+                       s};
+            /* the scalar set is the oracle, and the best one has its row already */
+            if (strcmp(s.kernels, "scalar") && strcmp(s.kernels, dlrn_kernels(l->ctx))) run_row(l, set);
+        }
+    }
+    shape s = {2048, 512, 8192, 100, NULL, 0, DLRN_F32}, fresh = {2048, 512, 8192, 0, NULL, 0, DLRN_F32};
+    row others[] = {
+        {"step.fresh.B2048.F8192", "floors", 0, 0, 0, measure_step, fresh},
+        {"step.ghost.B2048.F8192", "times a step without", 0, 1.5, 0, measure_ghost, s},
+        {"step.threads.B2048.F8192", "times one thread", 1, 0.95 * dlrn_threads(l->ctx), 0, measure_threads, s}};
+    for (int i = 0; i < 3; i++)
+        if (i < 2 || (dlrn_threads(l->ctx) > 1 && !clock_share)) run_row(l, others[i]);
+}
+
+/* The largest rise from one point of a series to the next, over what the line time = a + b p (least squares of the
+   relative distances) rises there: 1 where there is no cliff. */
+static void print_trend(lab *l, const char *name) {
+    double s0 = 0, s1 = 0, s2 = 0, t0 = 0, t1 = 0, worst = 0;
+    for (int i = 0; i < l->n_series; i++) {
+        double p = l->series_at[i], w = 1 / l->series_cost[i];
+        s0 += w * w, s1 += w * w * p, s2 += w * w * p * p, t0 += w, t1 += w * p;
+    }
+    double b = fmax(0, (s0 * t1 - s1 * t0) / (s0 * s2 - s1 * s1)), a = fmax(0, (t0 - b * s1) / s0);
+    if (a <= 0) b = t1 / s2;
+    for (int i = 1; i < l->n_series; i++) {
+        double rise = l->series_cost[i] / l->series_cost[i - 1];
+        worst = fmax(worst, rise * (a + b * l->series_at[i - 1]) / (a + b * l->series_at[i]));
+    }
+    row r = {name, "times the trend", 0, 1.3, 0, NULL, {0, 0, 0, 0, NULL, 0, DLRN_F32}};
+    outcome o = {worst, 0, 0, 0};
+    if (l->n_series > 2) print_row(l, &r, &o);
+    l->n_series = 0;
+}
+
+/* One row of a series, at p. */
+static void series_row(lab *l, const char *name, double p, shape s) {
+    int heavy = encode_flops(&s) > 2e10;
+    row r = {name, "floors", 0, 0, heavy, measure_step, s};
+    outcome o = run_row(l, r);
+    if (!isfinite(o.ratio)) return;
+    l->series_at[l->n_series] = p;
+    l->series_cost[l->n_series++] = o.ratio * encode_flops(&s);
+}
+
+static void grow_rows(lab *l) {
+    static const double l0[] = {10, 30, 100, 300, 1000};
+    for (int64_t F = 4096; F <= 131072; F *= 2) {
+        shape s = {2048, 512, F, 100, NULL, 0, DLRN_F32};
+        series_row(l, name_of("grow.F.%lld", F, 0, ""), (double)F, s);
+    }
+    print_trend(l, "grow.F.trend");
+    for (int64_t d = 128; d <= 4096; d *= 2) {
+        shape s = {2048, d, 8192, 100, NULL, 0, DLRN_F32};
+        series_row(l, name_of("grow.d.%lld", d, 0, ""), (double)d, s);
+    }
+    print_trend(l, "grow.d.trend");
+    for (int i = 0; i < 5; i++) {
+        shape s = {2048, 512, 8192, l0[i], NULL, 0, DLRN_F32};
+        series_row(l, name_of("grow.L0.%lld", (long long)l0[i], 0, ""), l0[i], s);
+    }
+    print_trend(l, "grow.L0.trend");
+}
+
+static void around_rows(lab *l) {
+    static const struct {
+        const char *name;
+        int64_t rows;
+        dlrn_dtype store;
+        int heavy;
+    } buffers[] = {{"buffer.f32.64k", 1 << 16, DLRN_F32, 0},   {"buffer.f16.64k", 1 << 16, DLRN_F16, 0},
+                   {"buffer.bf16.64k", 1 << 16, DLRN_BF16, 0}, {"buffer.f32.512k", 1 << 19, DLRN_F32, 1},
+                   {"buffer.f16.512k", 1 << 19, DLRN_F16, 1},  {"buffer.bf16.512k", 1 << 19, DLRN_BF16, 1},
+                   {"buffer.f32.4M", 1 << 22, DLRN_F32, 1},    {"buffer.bf16.4M", 1 << 22, DLRN_BF16, 1}};
+    row rows[] = {
+        {"encode.rows1", "of read bandwidth", 1, 0.85, 0, measure_encode, {1, 512, 32768, 100, NULL, 0, DLRN_F32}},
+        {"encode.rows256", "of peak", 1, 0.85, 0, measure_encode, {256, 512, 32768, 100, NULL, 0, DLRN_F32}},
+        {"encode_sparse.rows2048",
+         "floors",
+         0,
+         0,
+         0,
+         measure_encode_sparse,
+         {2048, 512, 32768, 100, NULL, 0, DLRN_F32}},
+        {"decode_sparse.rows2048",
+         "of read bandwidth",
+         1,
+         0,
+         0,
+         measure_decode_sparse,
+         {2048, 512, 32768, 100, NULL, 0, DLRN_F32}},
+        {"evaluate.rows16384", "floors", 0, 0, 0, measure_evaluate, {16384, 512, 8192, 100, NULL, 0, DLRN_F32}},
+        {"load.pt", "times reading", 0, 1, 0, measure_load, {0, 512, 32768, 0, NULL, 0, DLRN_F32}}};
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) run_row(l, rows[i]);
+    for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) {
+        row r = {buffers[i].name,
+                 "of copy bandwidth",
+                 1,
+                 0.6,
+                 buffers[i].heavy,
+                 measure_buffer,
+                 {8192, 512, buffers[i].rows, 0, NULL, 0, buffers[i].store}};
+        run_row(l, r);
+    }
+}
+
+/* ---- the machine */
+static const char *cpu_name(void) {
+    static char line[256];
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    char *name = NULL;
+    while (f && !name && fgets(line, sizeof line, f))
+        if (!strncmp(line, "model name", 10)) name = strchr(line, ':');
+    if (f) fclose(f);
+    if (!name) return "unknown processor";
+    name += 2;
+    name[strcspn(name, "\n\"\\")] = 0;
+    return name;
+}
+
+static const char *compiler(void) {
+#if defined(__clang__)
+    return "clang " __clang_version__;
+#elif defined(__GNUC__)
+    return "gcc " __VERSION__;
+#else
+    return "unknown compiler";
+#endif
+}
+
+static double best_of(action a, void *arg) {
+    double best = INFINITY;
+    for (int i = 0; i < 8; i++) {
+        double t = now();
+        a(arg);
+        best = fmin(best, now() - t);
+    }
+    return best;
+}
+
+/* The yardsticks by themselves; the rows take them again. Not where rows are picked: those want to be quick. */
+static void print_machine(lab *l) {
+    int64_t bytes = 128 << 20;
+    const char *name;
+    printf("%s, %s, %s%s\n", cpu_name(), compiler(), dlrn_build_info(l->ctx), clock_share ? ", processor time" : "");
+    if (l->json)
+        fprintf(l->json, "{\"machine\": {\"cpu\": \"%s\", \"threads\": %d, \"compiler\": \"%s\", \"clock\": \"%s\"",
+                cpu_name(), dlrn_threads(l->ctx), compiler(), clock_share ? "processor" : "wall");
+    for (int i = 0; l->json && (name = dlrn_kernels_available(i)) != NULL; i++)
+        fprintf(l->json, "%s\"%s\"", i ? ", " : ", \"kernels\": [", name);
+    if (l->json) fprintf(l->json, "]");
+    for (int i = 0; l->n_names == 0 && (name = dlrn_kernels_available(i)) != NULL; i++) {
+        dlrn_context *ctx = context_new(name, 0);
+        fma_burst b = burst_new(ctx);
+        double gflops = fma_burst_flops(&b) * 1e-9 / best_of(fma_burst_run, &b);
+        printf("%s %s %.0f", i ? "," : "GFLOPS of multiply-adds:", name, gflops);
+        if (l->json) fprintf(l->json, "%s\"%s\": %.1f", i ? ", " : ", \"gflops\": {", name, gflops);
+        dlrn_context_destroy(ctx);
+    }
+    if (l->n_names == 0) {
+        traffic read = {l->ctx, (char *)take(l->ctx, bytes, 1), NULL, bytes, 1, 0}, copy = read;
+        memset((void *)read.from, 1, (size_t)bytes);
+        copy.to = (char *)take(l->ctx, bytes, 1), copy.target = bytes;
+        double read_gbs = (double)bytes * 1e-9 / best_of(traffic_run, &read);
+        double copy_gbs = (double)bytes * 1e-9 / best_of(traffic_run, &copy);
+        dlrn_free(l->ctx, (void *)read.from), dlrn_free(l->ctx, copy.to);
+        printf("; GB/s: read %.1f, copy %.1f\n\n", read_gbs, copy_gbs);
+        if (l->json) fprintf(l->json, "}, \"read_gbs\": %.1f, \"copy_gbs\": %.1f", read_gbs, copy_gbs);
+    }
+    if (l->json) fprintf(l->json, "},\n \"rows\": [");
+}
+
+static int usage(void) {
+    fprintf(stderr,
+            "usage: bench [--quick] [--list] [--cpu-time] [--budget SECONDS] [--json FILE] [--tmp FOLDER] [NAME...]\n"
+            "       bench --rss ROWS:FEATURES:L0\n");
+    return 2;
+}
+
+int main(int argc, char **argv) {
+    lab l = {0};
+    const char *json = NULL, *rss = NULL;
+    int cpu_time = 0;
+    l.budget = 1.5, l.tmp = "build/tmp";
+    int i = 1;
+    for (; i < argc && argv[i][0] == '-'; i++) {
+        const char *option = argv[i];
+        int plain = !strcmp(option, "--quick") || !strcmp(option, "--list") || !strcmp(option, "--cpu-time");
+        if (!plain && i + 1 == argc) return usage();
+        if (!strcmp(option, "--quick")) l.quick = 1, l.budget = 0.1;
+        if (!strcmp(option, "--list")) l.list = 1;
+        if (!strcmp(option, "--cpu-time")) cpu_time = 1;
+        if (plain) continue;
+        const char *value = argv[++i];
+        if (!strcmp(option, "--budget"))
+            l.budget = atof(value);
+        else if (!strcmp(option, "--json"))
+            json = value;
+        else if (!strcmp(option, "--tmp"))
+            l.tmp = value;
+        else if (!strcmp(option, "--rss"))
+            rss = value;
+        else
+            return usage();
+    }
+    l.names = argv + i, l.n_names = argc - i;
+    l.ctx = context_new(NULL, 0);
+    if (cpu_time) clock_share = dlrn_threads(l.ctx);
+    l.normal = (float *)take(l.ctx, 2 * POOL, sizeof *l.normal);
+    dlrn_rng rng = {7, 1, 0};
+    for (int k = 0; k < 2 * POOL; k++) l.normal[k] = dlrn_rng_normal(&rng);
+    if (rss) return print_rss(&l, rss);
+    if (json && !(l.json = fopen(json, "w"))) return fprintf(stderr, "bench: cannot write %s\n", json), 1;
+    if (!l.list) print_machine(&l);
+    gemm_rows(&l);
+    step_rows(&l);
+    grow_rows(&l);
+    around_rows(&l);
+    if (l.json) fprintf(l.json, "\n]}\n"), fclose(l.json);
+    dlrn_free(l.ctx, l.normal);
+    dlrn_context_destroy(l.ctx);
+    return 0;
+}
