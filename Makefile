@@ -24,11 +24,13 @@ SAN      := $(patsubst tests/%.c,$(BUILD)/san/%,$(wildcard tests/test_*.c))
 KERNEL_TESTS ?= test_core test_trainer test_golden
 CHECKERS := $(wildcard tests/interop.py tests/hf_check.py tests/tokenizer_check.py tests/twin.py)
 PACKAGES := torch==2.13.0 numpy==2.4.6 scipy==1.17.1 safetensors==0.8.0 transformers==5.23.0 tokenizers==0.23.3
+PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpoolctl==3.8.0
 HEADERS  := dictlearn.h $(wildcard examples/*.h)
 
 TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
-.PHONY: all demo test test-of-tests interop twin san lint doctest venv help clean format
+.PHONY: all demo test test-of-tests interop twin san lint doctest venv bench bench-peers bench-check bench-readme \
+        help clean format
 .DELETE_ON_ERROR:
 
 all: $(PROGRAMS) ## the program build/dictlearn and the examples
@@ -46,7 +48,7 @@ demo: all ## a dictionary from a language model, with its table (MODEL= TEXT= SI
 	MODEL='$(MODEL)' TEXT='$(TEXT)' SITE='$(SITE)' LAYER='$(LAYER)' EXPANSION='$(EXPANSION)' ROWS='$(ROWS)' \
 	  sh examples/demo.sh
 
-test: all $(TESTS) $(BUILD)/kernel_sets $(BUILD)/rows ## every test; closes with `N passed, N failed`
+test: all $(TESTS) $(BUILD)/kernel_sets $(BUILD)/rows $(BUILD)/bench ## every test; closes with `N passed, N failed`
 	@$(TOOLS) KERNEL_SETS="$$($(BUILD)/kernel_sets)" KERNEL_TESTS='$(KERNEL_TESTS)' \
 	  sh tests/run.sh $(BUILD) $(TESTS) $(SCRIPTS)
 
@@ -83,14 +85,33 @@ san: $(SAN) ## the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 doctest: all ## compiles and runs every example of README.md and of the manual
 	@$(TOOLS) sh tests/run.sh $(BUILD) tests/test_doc.sh
 
+$(BUILD)/bench: bench/bench.c bench/yardsticks.h dictlearn.h
+	$(COMPILE) $< -o $@ -lm
+
+bench: $(BUILD)/bench ## speed, as ratios: writes bench/results; with the peers where they are set up (BENCH=--cpu-time)
+	python3 bench/run.py $(BUILD) --peers $(BUILD)/peers/bin/python $(BENCH)
+
+bench-peers: $(BUILD)/peers/ready ## build/peers with PyTorch, NumPy and OpenBLAS, to be measured in turns with ours
+
+$(BUILD)/peers/ready:
+	python3 -m venv $(BUILD)/peers
+	$(BUILD)/peers/bin/pip install --quiet --disable-pip-version-check $(PEERS)
+	@touch $@
+
+bench-check: $(BUILD)/bench ## fails where a ratio is more than 25 % worse than bench/results has it for this machine
+	python3 bench/run.py $(BUILD) --check $(BENCH)
+
+bench-readme: ## writes the table of README.md from bench/results
+	python3 bench/run.py --readme
+
 lint: ## style and hygiene: format, columns, function length, contents page, symbols, macros, strict warnings
 	@$(TOOLS) sh tests/lint.sh $(BUILD)
 
 format: ## rewrites the C files as .clang-format says
-	clang-format -i dictlearn.h examples/*.[ch] tests/*.[ch]
+	clang-format -i dictlearn.h examples/*.[ch] tests/*.[ch] bench/*.[ch]
 
-clean: ## removes build/ but for the virtual environment
-	rm -rf $(filter-out $(BUILD)/venv,$(wildcard $(BUILD)/*))
+clean: ## removes build/ but for the virtual environments
+	rm -rf $(filter-out $(BUILD)/venv $(BUILD)/peers,$(wildcard $(BUILD)/*))
 
 help: ## this list
 	@sed -n 's/^\([a-z%-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-15s %s\n", $$1, $$2 }'

@@ -7,8 +7,8 @@
    A NAME picks the rows whose name contains it; with a = in front, the row of just that name. The unit "floors" is the
    time that the machine's multiply-adds alone would take for the product of encoding, 2 rows d F of them; "of peak" is
    the inverse. Seconds are printed for the eye; only the ratios are meant to be compared.
-   --cpu-time, for a machine with other work: a second is a second of processor time divided by the number of threads, so
-   that what others take does not count; nor do, then, threads that wait for one another. */
+   --cpu-time, for a machine with other work: a second is a second of processor time divided by the number of threads.
+   What others take does not count then; but neither do threads that wait, so that work on one thread looks shared. */
 #define _POSIX_C_SOURCE 200809L
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
@@ -22,17 +22,17 @@
 
 enum { POOL = 1 << 20, SAMPLE = 64, SERIES = 16 };
 
-/* One row of the table, and what is measured for it. */
+/* What a row is measured with; a buffer's `features` are the rows that it holds. */
 typedef struct shape {
     int64_t rows, d, features;
     double l0;           /* 0: a fresh dictionary, half of its features on */
     const char *kernels; /* NULL: the best                                 */
-    int op;              /* gemm: which                                    */
-    dlrn_dtype store;    /* buffer: how it holds its rows                  */
+    dlrn_gemm_op op;     /* of a dense product                             */
+    dlrn_dtype store;    /* how a buffer holds its rows                    */
 } shape;
 
 typedef struct outcome {
-    double ratio;
+    double ratio;         /* 0: not measured */
     double seconds, yard; /* best of the thing, best of what it is held against */
     double l0;            /* found                                              */
 } outcome;
@@ -50,15 +50,13 @@ typedef struct lab {
     int n_series;
 } lab;
 
-/* A row's measurement; heavy ones are left out of --quick. */
-typedef struct row {
-    const char *name, *unit;
-    int higher;  /* is better            */
-    double goal; /* 0: none              */
-    int heavy;
+/* What can be measured of a shape. */
+typedef struct kind {
+    const char *unit;
+    int higher;  /* is better                       */
+    double goal; /* where a row has none; 0: none   */
     outcome (*measure)(lab *l, const shape *s);
-    shape s;
-} row;
+} kind;
 
 /* ---- small things */
 static int clock_share; /* 0: the wall's clock; else the time that the process had on processors, in so many parts */
@@ -90,11 +88,11 @@ static dlrn_context *context_new(const char *kernels, int threads) {
     return ctx;
 }
 
-/* Runs the thing and its yardstick in turns until the budget is spent, and keeps the best of each. The yardstick gets at
-   least an eighth of the thing's time, so that a long thing does not have its best compared with a lucky moment. */
+/* Runs the thing and its yardstick in turns until the budget is spent, and keeps the best of each. The yardstick gets
+   an eighth of the thing's time, so that beside a long thing it has its good moments, too. */
 typedef void (*action)(void *arg);
 static outcome in_turns(lab *l, action thing, void *arg, action yardstick, void *yard_arg) {
-    outcome o = {0, INFINITY, INFINITY, 0};
+    outcome o = {0, HUGE_VAL, HUGE_VAL, 0};
     double start = now(), last = 0;
     int least = l->quick ? 1 : 3;
     for (int i = 0; i <= 400 && (i <= least || now() - start < l->budget); i++) {
@@ -117,7 +115,7 @@ static outcome in_turns(lab *l, action thing, void *arg, action yardstick, void 
 
 static fma_burst burst_new(dlrn_context *ctx) {
     fma_burst b = {ctx, fma_loop_of(dlrn_kernels(ctx)), 20000, 8 * dlrn_threads(ctx), 0};
-    double best = INFINITY;
+    double best = HUGE_VAL;
     for (int i = 0; i < 3; i++) {
         double t = now();
         fma_burst_run(&b);
@@ -190,7 +188,7 @@ static void product_run(void *arg) {
 
 /* rows x features x d stand for m x n x k */
 static outcome measure_gemm(lab *l, const shape *s) {
-    product p = {context_new(s->kernels, 0), (dlrn_gemm_op)s->op, s->rows, s->features, s->d, NULL, NULL, NULL};
+    product p = {context_new(s->kernels, 0), s->op, s->rows, s->features, s->d, NULL, NULL, NULL};
     fma_burst peak = burst_new(p.ctx);
     p.a = rows_new(l, p.ctx, p.m, p.k);
     p.b = rows_new(l, p.ctx, p.n, p.k);
@@ -426,7 +424,7 @@ static void drawing_run(void *arg) {
 
 static double memory_available(void) {
     char line[256];
-    double kb = INFINITY;
+    double kb = HUGE_VAL;
     FILE *f = fopen("/proc/meminfo", "r");
     while (f && fgets(line, sizeof line, f))
         if (sscanf(line, "MemAvailable: %lf", &kb) == 1) break;
@@ -436,20 +434,20 @@ static double memory_available(void) {
 
 static outcome measure_buffer(lab *l, const shape *s) {
     drawing g = {l->ctx, dlrn_buffer_defaults(), NULL, {l, 0, s->d, {3, 1, 0}}};
-    outcome o = {NAN, NAN, NAN, 0};
+    outcome o = {0};
     uint64_t bytes;
     g.cfg.n_ctxs = s->features, g.cfg.ctx_len = 1, g.cfg.in_batch_size = 8192, g.cfg.out_batch_size = s->rows;
     g.cfg.store = s->store;
     must(l->ctx, dlrn_buffer_bytes(l->ctx, &g.cfg, s->d, 0, &bytes));
     if ((double)bytes * 1.3 + 1e9 > memory_available()) return o;
-    int64_t batch = s->rows * s->d * 4, turns = 8; /* copies stream out of eight times the batch */
-    traffic copy = {
-        l->ctx, (char *)take(l->ctx, batch * turns, 1), (char *)take(l->ctx, batch, 1), batch * turns, batch, 0};
-    memset((void *)copy.from, 1, (size_t)copy.bytes);
+    int64_t batch = s->rows * s->d * 4, turns = 8;
+    char *from = (char *)take(l->ctx, batch * turns, 1), *to = (char *)take(l->ctx, batch, 1);
+    traffic copy = {l->ctx, from, to, batch * turns, batch, 0};
+    memset(from, 1, (size_t)copy.bytes);
     o = in_turns(l, drawing_run, &g, traffic_run, &copy);
     o.ratio = o.yard / (double)turns / o.seconds;
     dlrn_buffer_destroy(g.buffer);
-    dlrn_free(l->ctx, (void *)copy.from), dlrn_free(l->ctx, copy.to);
+    dlrn_free(l->ctx, from), dlrn_free(l->ctx, to);
     return o;
 }
 
@@ -492,7 +490,7 @@ static outcome measure_load(lab *l, const shape *s) {
 /* ---- memory: what a trainer takes at its peak beyond weights, moments and the batch; in a process of its own */
 static double peak_bytes(void) {
     char line[256];
-    double kb = NAN;
+    double kb = 0;
     FILE *f = fopen("/proc/self/status", "r");
     while (f && fgets(line, sizeof line, f))
         if (sscanf(line, "VmHWM: %lf", &kb) == 1) break;
@@ -527,115 +525,103 @@ static void json_number(FILE *f, const char *key, double v) {
     if (isfinite(v) && v != 0) fprintf(f, ", \"%s\": %.6g", key, v);
 }
 
-static void print_row(lab *l, const row *r, const outcome *o) {
+static void print_row(lab *l, const char *name, const kind *k, double aim, const shape *s, const outcome *o) {
     char goal[32] = "";
-    if (!isfinite(o->ratio)) {
-        printf("%-34s skipped: not enough memory\n", r->name);
+    if (o->ratio <= 0) {
+        printf("%-34s skipped: not enough memory\n", name);
         return;
     }
-    if (r->goal > 0) snprintf(goal, sizeof goal, "%s %.4g", r->higher ? ">=" : "<=", r->goal);
-    printf("%-34s %8.3f %-26s %-8s", r->name, o->ratio, r->unit, goal);
+    if (aim > 0) snprintf(goal, sizeof goal, "%s %.4g", k->higher ? ">=" : "<=", aim);
+    printf("%-34s %8.3f %-22s %-8s", name, o->ratio, k->unit, goal);
     if (o->seconds > 0) printf(" %9.2f ms", 1e3 * o->seconds);
     printf("\n");
     fflush(stdout);
     if (!l->json) return;
-    const shape *s = &r->s;
     fprintf(l->json, "%s\n  {\"name\": \"%s\", \"ratio\": %.4g, \"unit\": \"%s\", \"better\": \"%s\"",
-            l->count++ ? "," : "", r->name, o->ratio, r->unit, r->higher ? "higher" : "lower");
-    json_number(l->json, "goal", r->goal);
-    fprintf(l->json, ", \"parameters\": {\"d\": %lld", (long long)s->d);
+            l->count++ ? "," : "", name, o->ratio, k->unit, k->higher ? "higher" : "lower");
+    json_number(l->json, "goal", aim);
+    fprintf(l->json, ", \"parameters\": {\"threads\": %d", dlrn_threads(l->ctx));
     json_number(l->json, "rows", (double)s->rows);
+    json_number(l->json, "d", (double)s->d);
     json_number(l->json, "F", (double)s->features);
     json_number(l->json, "L0", o->l0);
-    if (s->kernels) fprintf(l->json, ", \"kernels\": \"%s\"", s->kernels);
-    fprintf(l->json, "}");
+    fprintf(l->json, ", \"kernels\": \"%s\"}", s->kernels ? s->kernels : dlrn_kernels(l->ctx));
     json_number(l->json, "seconds", o->seconds);
     fprintf(l->json, "}");
 }
 
-static outcome run_row(lab *l, row r) {
-    outcome o = {NAN, NAN, NAN, 0};
-    if (!wanted(l, r.name) || (l->quick && r.heavy)) return o;
+/* --quick leaves out what takes long. goal 0: the kind's. */
+static outcome run_row(lab *l, const char *name, const kind *k, double goal, shape s) {
+    outcome o = {0};
+    int heavy = k->measure == measure_buffer ? s.features > 1 << 16 : encode_flops(&s) > 2e10;
+    if (!wanted(l, name) || (l->quick && heavy)) return o;
     if (l->list) {
-        puts(r.name);
+        puts(name);
         return o;
     }
-    o = r.measure(l, &r.s);
-    print_row(l, &r, &o);
+    o = k->measure(l, &s);
+    print_row(l, name, k, goal > 0 ? goal : k->goal, &s, &o);
     return o;
 }
 
-static const char *name_of(const char *format, long long a, long long b, const char *text) {
+/* A row's name, until the next one. */
+DLRN_PRINTF(1, 2) static const char *name_of(const char *format, ...) {
     static char name[128];
-    snprintf(name, sizeof name, format, a, b, text);
+    va_list args;
+    va_start(args, format);
+    vsnprintf(name, sizeof name, format, args);
+    va_end(args);
     return name;
 }
 
 static void gemm_rows(lab *l) {
-    static const struct {
-        const char *name;
-        int op;
-        int64_t m, n, k;
-    } at[] = {{"gemm.nt.2048x8192x512", DLRN_NT, 2048, 8192, 512}, /* encode: x W^T             */
-              {"gemm.nn.2048x8192x512", DLRN_NN, 2048, 8192, 512},
-              {"gemm.tn.2048x8192x512", DLRN_TN, 2048, 8192, 512},
-              {"gemm.nn.2048x512x8192", DLRN_NN, 2048, 512, 8192},  /* decode: f W              */
-              {"gemm.tn.8192x512x2048", DLRN_TN, 8192, 512, 2048}}; /* a gradient of W: f^T g   */
-    for (size_t i = 0; i < sizeof at / sizeof at[0]; i++) {
-        row r = {
-            at[i].name, "of peak", 1, 0.9, 0, measure_gemm, {at[i].m, at[i].k, at[i].n, 0, NULL, at[i].op, DLRN_F32}};
-        run_row(l, r);
-    }
+    static const kind dense = {"of peak", 1, 0.9, measure_gemm};
+    static const char *ops[] = {"nn", "nt", "tn"};
+    static const shape at[] = {{.op = DLRN_NT, .rows = 2048, .features = 8192, .d = 512}, /* encode: x W^T         */
+                               {.op = DLRN_NN, .rows = 2048, .features = 8192, .d = 512},
+                               {.op = DLRN_TN, .rows = 2048, .features = 8192, .d = 512},
+                               {.op = DLRN_NN, .rows = 2048, .features = 512, .d = 8192},  /* decode: f W           */
+                               {.op = DLRN_TN, .rows = 8192, .features = 512, .d = 2048}}; /* a gradient of W: f^T g */
+    for (size_t i = 0; i < sizeof at / sizeof at[0]; i++)
+        run_row(l, name_of("gemm.%s.%dx%dx%d", ops[at[i].op], (int)at[i].rows, (int)at[i].features, (int)at[i].d),
+                &dense, 0, at[i]);
 }
 
-/* What a kernel set is to reach at F 8192; the larger dictionary is set only for the best one. */
+/* What a kernel set is to reach: some screen in a cheaper format, the others do the whole product in f32. */
 static double step_goal(const char *kernels, int64_t F) {
-    if (!strcmp(kernels, "avx2")) return 1.4;
-    if (!strcmp(kernels, "avx512")) return 1.3;
-    return F > 8192 ? 0.65 : 0.75;
+    if (!strcmp(kernels, "avx512vnni") || !strcmp(kernels, "avx512bf16")) return F > 8192 ? 0.65 : 0.75;
+    return !strcmp(kernels, "avx512") ? 1.3 : 1.4;
 }
+
+static const kind step = {"floors", 0, 0, measure_step};
 
 static void step_rows(lab *l) {
-    static const struct {
-        int64_t rows, features;
-        double l0;
-    } at[] = {{2048, 8192, 100}, {8192, 8192, 100}, {2048, 32768, 115}, {8192, 32768, 115}};
+    static const kind ghost = {"times a step without", 0, 1.5, measure_ghost};
+    static const kind threads = {"times one thread", 1, 0, measure_threads};
+    const char *best = dlrn_kernels(l->ctx);
+    shape at[] = {{.rows = 2048, .d = 512, .features = 8192, .l0 = 100},
+                  {.rows = 8192, .d = 512, .features = 8192, .l0 = 100},
+                  {.rows = 2048, .d = 512, .features = 32768, .l0 = 115},
+                  {.rows = 8192, .d = 512, .features = 32768, .l0 = 115}};
     for (int i = 0; i < 4; i++) {
-        shape s = {at[i].rows, 512, at[i].features, at[i].l0, NULL, 0, DLRN_F32};
-        int heavy = i > 0;
-        row best = {name_of("step.B%lld.F%lld%s", s.rows, s.features, ""),
-                    "floors",
-                    0,
-                    step_goal(dlrn_kernels(l->ctx), s.features),
-                    heavy,
-                    measure_step,
-                    s};
-        run_row(l, best);
-        for (int k = 0; dlrn_kernels_available(k); k++) {
-            s.kernels = dlrn_kernels_available(k);
-            row set = {name_of("step.B%lld.F%lld.%s", s.rows, s.features, s.kernels),
-                       "floors",
-                       0,
-                       step_goal(s.kernels, s.features),
-                       heavy,
-                       measure_step,
-                       s};
-            /* the scalar set is the oracle, and the best one has its row already */
-            if (strcmp(s.kernels, "scalar") && strcmp(s.kernels, dlrn_kernels(l->ctx))) run_row(l, set);
-        }
+        shape s = at[i];
+        int B = (int)s.rows, F = (int)s.features;
+        run_row(l, name_of("step.B%d.F%d", B, F), &step, step_goal(best, F), s);
+        for (int k = 0; (s.kernels = dlrn_kernels_available(k)) != NULL; k++)
+            if (strcmp(s.kernels, "scalar") && strcmp(s.kernels, best)) /* the scalar set is the oracle */
+                run_row(l, name_of("step.B%d.F%d.%s", B, F, s.kernels), &step, step_goal(s.kernels, F), s);
     }
-    shape s = {2048, 512, 8192, 100, NULL, 0, DLRN_F32}, fresh = {2048, 512, 8192, 0, NULL, 0, DLRN_F32};
-    row others[] = {
-        {"step.fresh.B2048.F8192", "floors", 0, 0, 0, measure_step, fresh},
-        {"step.ghost.B2048.F8192", "times a step without", 0, 1.5, 0, measure_ghost, s},
-        {"step.threads.B2048.F8192", "times one thread", 1, 0.95 * dlrn_threads(l->ctx), 0, measure_threads, s}};
-    for (int i = 0; i < 3; i++)
-        if (i < 2 || (dlrn_threads(l->ctx) > 1 && !clock_share)) run_row(l, others[i]);
+    run_row(l, "step.ghost.B2048.F8192", &ghost, 0, at[0]);
+    int n = dlrn_threads(l->ctx); /* processor time does not see what threads gain */
+    if (n > 1 && !clock_share) run_row(l, "step.threads.B2048.F8192", &threads, 0.95 * n, at[0]);
+    at[0].l0 = 0;
+    run_row(l, "step.fresh.B2048.F8192", &step, 0, at[0]);
 }
 
 /* The largest rise from one point of a series to the next, over what the line time = a + b p (least squares of the
    relative distances) rises there: 1 where there is no cliff. */
 static void print_trend(lab *l, const char *name) {
+    static const kind trend = {"times the trend", 0, 1.3, NULL};
     double s0 = 0, s1 = 0, s2 = 0, t0 = 0, t1 = 0, worst = 0;
     for (int i = 0; i < l->n_series; i++) {
         double p = l->series_at[i], w = 1 / l->series_cost[i];
@@ -647,81 +633,60 @@ static void print_trend(lab *l, const char *name) {
         double rise = l->series_cost[i] / l->series_cost[i - 1];
         worst = fmax(worst, rise * (a + b * l->series_at[i - 1]) / (a + b * l->series_at[i]));
     }
-    row r = {name, "times the trend", 0, 1.3, 0, NULL, {0, 0, 0, 0, NULL, 0, DLRN_F32}};
     outcome o = {worst, 0, 0, 0};
-    if (l->n_series > 2) print_row(l, &r, &o);
+    shape none = {0};
+    if (l->n_series > 2) print_row(l, name, &trend, trend.goal, &none, &o);
     l->n_series = 0;
 }
 
 /* One row of a series, at p. */
-static void series_row(lab *l, const char *name, double p, shape s) {
-    int heavy = encode_flops(&s) > 2e10;
-    row r = {name, "floors", 0, 0, heavy, measure_step, s};
-    outcome o = run_row(l, r);
-    if (!isfinite(o.ratio)) return;
-    l->series_at[l->n_series] = p;
+static void series_row(lab *l, const char *letter, int64_t p, shape s) {
+    outcome o = run_row(l, name_of("grow.%s.%d", letter, (int)p), &step, 0, s);
+    if (o.ratio <= 0) return;
+    l->series_at[l->n_series] = (double)p;
     l->series_cost[l->n_series++] = o.ratio * encode_flops(&s);
 }
 
 static void grow_rows(lab *l) {
-    static const double l0[] = {10, 30, 100, 300, 1000};
-    for (int64_t F = 4096; F <= 131072; F *= 2) {
-        shape s = {2048, 512, F, 100, NULL, 0, DLRN_F32};
-        series_row(l, name_of("grow.F.%lld", F, 0, ""), (double)F, s);
-    }
+    static const int64_t l0[] = {10, 30, 100, 300, 1000};
+    const shape s = {.rows = 2048, .d = 512, .features = 8192, .l0 = 100};
+    shape t;
+    for (t = s, t.features = 4096; t.features <= 131072; t.features *= 2) series_row(l, "F", t.features, t);
     print_trend(l, "grow.F.trend");
-    for (int64_t d = 128; d <= 4096; d *= 2) {
-        shape s = {2048, d, 8192, 100, NULL, 0, DLRN_F32};
-        series_row(l, name_of("grow.d.%lld", d, 0, ""), (double)d, s);
-    }
+    for (t = s, t.d = 128; t.d <= 4096; t.d *= 2) series_row(l, "d", t.d, t);
     print_trend(l, "grow.d.trend");
-    for (int i = 0; i < 5; i++) {
-        shape s = {2048, 512, 8192, l0[i], NULL, 0, DLRN_F32};
-        series_row(l, name_of("grow.L0.%lld", (long long)l0[i], 0, ""), l0[i], s);
-    }
+    t = s;
+    for (int i = 0; i < 5; i++) t.l0 = (double)l0[i], series_row(l, "L0", l0[i], t);
     print_trend(l, "grow.L0.trend");
 }
 
 static void around_rows(lab *l) {
+    static const kind one = {"of read bandwidth", 1, 0.85, measure_encode};
+    static const kind dense = {"of peak", 1, 0.85, measure_encode};
+    static const kind sparse = {"floors", 0, 0, measure_encode_sparse};
+    static const kind decode = {"of read bandwidth", 1, 0, measure_decode_sparse};
+    static const kind evaluate = {"floors", 0, 0, measure_evaluate};
+    static const kind load = {"times reading", 0, 1, measure_load};
+    static const kind draw = {"of copy bandwidth", 1, 0.6, measure_buffer};
     static const struct {
         const char *name;
-        int64_t rows;
-        dlrn_dtype store;
-        int heavy;
-    } buffers[] = {{"buffer.f32.64k", 1 << 16, DLRN_F32, 0},   {"buffer.f16.64k", 1 << 16, DLRN_F16, 0},
-                   {"buffer.bf16.64k", 1 << 16, DLRN_BF16, 0}, {"buffer.f32.512k", 1 << 19, DLRN_F32, 1},
-                   {"buffer.f16.512k", 1 << 19, DLRN_F16, 1},  {"buffer.bf16.512k", 1 << 19, DLRN_BF16, 1},
-                   {"buffer.f32.4M", 1 << 22, DLRN_F32, 1},    {"buffer.bf16.4M", 1 << 22, DLRN_BF16, 1}};
-    row rows[] = {
-        {"encode.rows1", "of read bandwidth", 1, 0.85, 0, measure_encode, {1, 512, 32768, 100, NULL, 0, DLRN_F32}},
-        {"encode.rows256", "of peak", 1, 0.85, 0, measure_encode, {256, 512, 32768, 100, NULL, 0, DLRN_F32}},
-        {"encode_sparse.rows2048",
-         "floors",
-         0,
-         0,
-         0,
-         measure_encode_sparse,
-         {2048, 512, 32768, 100, NULL, 0, DLRN_F32}},
-        {"decode_sparse.rows2048",
-         "of read bandwidth",
-         1,
-         0,
-         0,
-         measure_decode_sparse,
-         {2048, 512, 32768, 100, NULL, 0, DLRN_F32}},
-        {"evaluate.rows16384", "floors", 0, 0, 0, measure_evaluate, {16384, 512, 8192, 100, NULL, 0, DLRN_F32}},
-        {"load.pt", "times reading", 0, 1, 0, measure_load, {0, 512, 32768, 0, NULL, 0, DLRN_F32}}};
-    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) run_row(l, rows[i]);
-    for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) {
-        row r = {buffers[i].name,
-                 "of copy bandwidth",
-                 1,
-                 0.6,
-                 buffers[i].heavy,
-                 measure_buffer,
-                 {8192, 512, buffers[i].rows, 0, NULL, 0, buffers[i].store}};
-        run_row(l, r);
-    }
+        dlrn_dtype type;
+    } stores[] = {{"f32", DLRN_F32}, {"f16", DLRN_F16}, {"bf16", DLRN_BF16}};
+    shape s = {.rows = 1, .d = 512, .features = 32768, .l0 = 100}, e = {16384, 512, 8192, .l0 = 100};
+    run_row(l, "encode.rows1", &one, 0, s);
+    s.rows = 256;
+    run_row(l, "encode.rows256", &dense, 0, s);
+    s.rows = 2048;
+    run_row(l, "encode_sparse.rows2048", &sparse, 0, s);
+    run_row(l, "decode_sparse.rows2048", &decode, 0, s);
+    run_row(l, "evaluate.rows16384", &evaluate, 0, e);
+    s.rows = 0, s.l0 = 0;
+    run_row(l, "load.pt", &load, 0, s);
+    for (int k = 16; k <= 22; k += 3)
+        for (int i = 0; i < 3; i++) {
+            shape b = {.rows = 8192, .d = 512, .features = (int64_t)1 << k, .store = stores[i].type};
+            run_row(l, name_of("buffer.%s.%dk", stores[i].name, 1 << (k - 10)), &draw, 0, b);
+        }
 }
 
 /* ---- the machine */
@@ -749,7 +714,7 @@ static const char *compiler(void) {
 }
 
 static double best_of(action a, void *arg) {
-    double best = INFINITY;
+    double best = HUGE_VAL;
     for (int i = 0; i < 8; i++) {
         double t = now();
         a(arg);
@@ -778,12 +743,12 @@ static void print_machine(lab *l) {
         dlrn_context_destroy(ctx);
     }
     if (l->n_names == 0) {
-        traffic read = {l->ctx, (char *)take(l->ctx, bytes, 1), NULL, bytes, 1, 0}, copy = read;
-        memset((void *)read.from, 1, (size_t)bytes);
-        copy.to = (char *)take(l->ctx, bytes, 1), copy.target = bytes;
+        char *from = (char *)take(l->ctx, bytes, 1), *to = (char *)take(l->ctx, bytes, 1);
+        traffic read = {l->ctx, from, NULL, bytes, 1, 0}, copy = {l->ctx, from, to, bytes, bytes, 0};
+        memset(from, 1, (size_t)bytes);
         double read_gbs = (double)bytes * 1e-9 / best_of(traffic_run, &read);
         double copy_gbs = (double)bytes * 1e-9 / best_of(traffic_run, &copy);
-        dlrn_free(l->ctx, (void *)read.from), dlrn_free(l->ctx, copy.to);
+        dlrn_free(l->ctx, from), dlrn_free(l->ctx, to);
         printf("; GB/s: read %.1f, copy %.1f\n\n", read_gbs, copy_gbs);
         if (l->json) fprintf(l->json, "}, \"read_gbs\": %.1f, \"copy_gbs\": %.1f", read_gbs, copy_gbs);
     }

@@ -1,7 +1,8 @@
 """peers.py - the same work by others: PyTorch's training step as the reference has it (tests/golden/reference.py), its
 products (MKL), OpenBLAS's and NumPy's. Answers questions line by line, so that run.py can ask in turns with bench:
 
-    peers.py                     reads {"row": NAME, "times": N, "threads": T} and writes {PEER: best seconds, ...}
+    peers.py                     reads {"row": NAME, "times": N, "threads": T, "clock": "wall" or "processor"} and
+                                 writes {PEER: best seconds, ...}
     peers.py --rss ROWS:F        peak memory of training steps beyond weights, moments and the batch
 """
 import ctypes
@@ -28,15 +29,18 @@ LIBRARY = pathlib.Path(scipy_openblas64.get_lib_dir())
 OPENBLAS = ctypes.CDLL(str(next(p for p in LIBRARY.iterdir() if p.name.startswith("libscipy_openblas64_"))))
 
 
+clock = time.perf_counter
+
+
 def best(times, *actions):
     """Best seconds of each action, taken in turns after one run that is not counted."""
     seconds = [float("inf")] * len(actions)
     for i in range(times + 1):
         for k, action in enumerate(actions):
-            start = time.perf_counter()
+            start = clock()
             action()
             if i:
-                seconds[k] = min(seconds[k], time.perf_counter() - start)
+                seconds[k] = min(seconds[k], clock() - start)
     return seconds
 
 
@@ -125,8 +129,11 @@ QUESTIONS = (
 
 
 def answer(question):
-    torch.set_num_threads(question["threads"])
-    threadpoolctl.threadpool_limits(question["threads"])
+    global clock
+    threads = question["threads"]
+    torch.set_num_threads(threads)
+    threadpoolctl.threadpool_limits(threads)
+    clock = time.perf_counter if question["clock"] == "wall" else lambda: time.process_time() / threads
     for pattern, ask in QUESTIONS:
         found = re.fullmatch(pattern, question["row"])
         if found:

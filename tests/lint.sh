@@ -5,7 +5,7 @@
 dir=$BUILD/tmp/lint
 mkdir -p "$dir"
 sources=$(ls dictlearn.h examples/*.[ch] tests/*.[ch] bench/*.[ch] 2> /dev/null)
-scripts=$(ls Makefile .ci/run examples/*.sh tests/*.sh tests/*.py tests/golden/*.py 2> /dev/null)
+scripts=$(ls Makefile .ci/run examples/*.sh tests/*.sh tests/*.py tests/golden/*.py bench/*.py 2> /dev/null)
 printf '#include "dictlearn.h"\n' > "$dir/header.c"
 
 # ---- text
@@ -101,7 +101,7 @@ for cc in gcc clang; do
         -o "$dir/header.o"
     check "strict warnings, $cc, static and unused" $cc -std=c99 -O0 $strict_c -I. -DDICTLEARN_IMPLEMENTATION \
         -DDICTLEARN_STATIC -c "$dir/header.c" -o "$dir/header.o"
-    for program in examples/dictlearn.c examples/[0-9][0-9]_*.c; do
+    for program in examples/dictlearn.c examples/[0-9][0-9]_*.c bench/*.c; do
         [ -f "$program" ] || continue
         check "strict warnings, $cc $program" $cc -std=c99 $strict_c -fsyntax-only -I. -Iexamples "$program"
     done

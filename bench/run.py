@@ -1,0 +1,294 @@
+"""run.py - runs build/bench, in turns with the peers where there are any, and keeps the figures. Standard library only.
+
+    run.py BUILD [--peers PYTHON] [--cpu-time] [--quick]    measure; writes bench/results/MACHINE.json and step.svg
+    run.py BUILD --check [--cpu-time]                       measure, and compare with MACHINE.json
+    run.py --readme                                         the table of README.md from bench/results
+
+A figure is a ratio: to what the machine can do (see bench.c), or, for a peer, its best time divided by ours, both taken
+in turns. --check compares ratios, never seconds, and fails where one is more than a quarter worse than on record.
+"""
+import argparse
+import json
+import math
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).parent
+RESULTS, README = HERE / "results", HERE.parent / "README.md"
+ALLOWED = 1.25
+# What peers are asked (as a pattern of a row's name), and how many times slower than ours each is to be.
+PEERED = {r"gemm\..*": 1, r"step\.B\d+\.F\d+": 15, r"step\.fresh\..*": 4, r"grow\.F\.(4096|16384)": None,
+          r"encode\.rows\d+": None, r"load\.pt": None}
+MEMORY = (("memory.B2048.F8192", "2048:8192:100"), ("memory.B8192.F32768", "8192:32768:115"))
+
+
+def as_file(rows):
+    """JSON with a row a line."""
+    text = json.dumps({k: v for k, v in rows.items() if k != "rows"}, indent=1)
+    lines = ",\n".join("  " + json.dumps(row) for row in rows["rows"])
+    return text[:-2] + ',\n "rows": [\n' + lines + "\n ]\n}\n"
+
+
+class Bench:
+    def __init__(self, build, flags):
+        self.program, self.flags = build / "bench", flags
+        self.json = build / "tmp" / "bench.json"
+        self.tmp = build / "tmp"
+
+    def run(self, *arguments, quiet=False):
+        self.tmp.mkdir(parents=True, exist_ok=True)
+        subprocess.run([self.program, *self.flags, "--tmp", self.tmp, "--json", self.json, *map(str, arguments)],
+                       check=True, stdout=subprocess.DEVNULL if quiet else None)
+        return json.loads(self.json.read_text())
+
+    def row(self, name, budget):
+        return self.run("--budget", budget, "=" + name, quiet=True)["rows"][0]
+
+
+class Peers:
+    def __init__(self, python, build, clock):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")} | {"BUILD": str(build)}
+        self.python, self.clock, self.environment = python, clock, environment
+        self.process = subprocess.Popen([python, HERE / "peers.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        text=True, env=environment)
+        self.versions = json.loads(self.process.stdout.readline())
+
+    def ask(self, name, times, threads):
+        question = {"row": name, "times": times, "threads": threads, "clock": self.clock}
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def memory(self, shape):
+        return json.loads(subprocess.run([self.python, HERE / "peers.py", "--rss", shape], check=True, text=True,
+                                         capture_output=True, env=self.environment).stdout)
+
+
+def goal_of(name):
+    for pattern, goal in PEERED.items():
+        if re.fullmatch(pattern, name):
+            return goal
+    return None
+
+
+def better(row, one, other):
+    """Whether ratio `one` of the row is better than `other`."""
+    return one > other if row["better"] == "higher" else one < other
+
+
+def in_turns(bench, peers, row, threads):
+    """Ours, theirs, ours, theirs: the best of each. A question that takes long is asked less often."""
+    ours, theirs = row["seconds"], {}
+    rounds = 1 if ours > 0.6 else 2 if ours > 0.15 else 3
+    for _ in range(rounds):
+        again = bench.row(row["name"], 0.4)
+        ours = min(ours, again["seconds"])
+        if better(row, again["ratio"], row["ratio"]):
+            row["ratio"], row["seconds"] = again["ratio"], again["seconds"]
+        for name, seconds in peers.ask(row["name"], 1 if ours > 0.2 else 3, threads).items():
+            theirs[name] = min(seconds, theirs.get(name, math.inf))
+    row["peers"] = {name: {"seconds": round(seconds, 6), "times_ours": round(seconds / ours, 2)}
+                    for name, seconds in theirs.items()}
+    if goal_of(row["name"]):
+        row["peers_goal"] = goal_of(row["name"])
+    shown = ", ".join(f"{name} {p['times_ours']:.2f}" for name, p in row["peers"].items())
+    print(f"{row['name']:34} times of ours: {shown}", flush=True)
+
+
+def memory_rows(bench, peers, threads):
+    for name, shape in MEMORY:
+        done = subprocess.run([bench.program, "--rss", shape], check=True, capture_output=True, text=True)
+        ours, features = json.loads(done.stdout)["beyond"], int(shape.split(":")[1])
+        state = 3 * 4 * (2 * 512 * features + features + 512)
+        row = {"name": name, "ratio": round(ours / state, 4), "unit": "of weights and moments", "better": "lower",
+               "parameters": {"threads": threads, "rows": int(shape.split(":")[0]), "d": 512, "F": features},
+               "bytes": ours}
+        print(f"{name:34} {row['ratio']:8.3f} {row['unit']}", flush=True)
+        if peers:
+            theirs = peers.memory(shape)["beyond"]
+            row["peers"] = {"PyTorch": {"bytes": theirs, "times_ours": round(theirs / ours, 2)}}
+            row["peers_goal"] = 10
+            print(f"{name:34} times of ours: PyTorch {theirs / ours:.1f}", flush=True)
+        yield row
+
+
+# ---- what is kept
+def machine_name(machine):
+    text = f"{machine['cpu']} {machine['threads']} threads {machine['kernels'][-1]} {machine['clock']}"
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def svg_of(rows):
+    """Two panels, both axes logarithmic: a step's time in floors against F and against L0."""
+    size, left, top, wide, high = (760, 330), (60, 440), 40, 290, 230
+    low, up = -0.5, 1.5  # decades of the floors shown
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]}" height="{size[1]}" font-family="sans-serif" '
+           'font-size="12">', f'<rect width="{size[0]}" height="{size[1]}" fill="white"/>']
+    for x0, letter, title in zip(left, ("F", "L0"), ("features F (d 512, L0 100)", "active features L0 (F 8192)")):
+        series = [r for r in rows if re.fullmatch(rf"grow\.{letter}\.\d+", r["name"])]
+        at = [int(r["name"].split(".")[-1]) for r in series]
+        if len(at) < 2:
+            continue
+        first, last = math.log10(at[0]), math.log10(at[-1])
+
+        def place(p, floors):
+            y = (math.log10(floors) - low) / (up - low)
+            return x0 + wide * (math.log10(p) - first) / (last - first), top + high * (1 - y)
+
+        out.append(f'<rect x="{x0}" y="{top}" width="{wide}" height="{high}" fill="none" stroke="#888"/>')
+        out.append(f'<text x="{x0 + wide / 2}" y="{top + high + 38}" text-anchor="middle">{title}</text>')
+        for floors in (0.5, 1, 2, 5, 10, 20):
+            _, y = place(at[0], floors)
+            out.append(f'<line x1="{x0}" y1="{y:.1f}" x2="{x0 + wide}" y2="{y:.1f}" stroke="#ddd"/>')
+            out.append(f'<text x="{x0 - 6}" y="{y + 4:.1f}" text-anchor="end">{floors:g}</text>')
+        points = [place(p, r["ratio"]) for p, r in zip(at, series)]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        out.append(f'<polyline points="{line}" fill="none" stroke="#05c" stroke-width="2"/>')
+        for p, (x, y) in zip(at, points):
+            out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="#05c"/>')
+            out.append(f'<text x="{x:.1f}" y="{top + high + 18}" text-anchor="middle">{p}</text>')
+        for p, r in zip(at, series):
+            for peer in r.get("peers", {}).values():
+                x, y = place(p, r["ratio"] * peer["times_ours"])
+                out.append(f'<path d="M{x - 4:.1f} {y - 4:.1f}l8 8m0 -8l-8 8" stroke="#c30" stroke-width="2"/>')
+    out.append(f'<text x="{left[0]}" y="24">A training step of 2048 rows, in floors (the time of the multiply-adds of '
+               'encoding): <tspan fill="#05c">dictlearn.h</tspan>, <tspan fill="#c30">PyTorch</tspan></text></svg>')
+    return "\n".join(out) + "\n"
+
+
+def merge(rows, name):
+    return next((r for r in rows if r["name"] == name), None)
+
+
+def copy_steps(rows):
+    """The plot's points at 8192 and 32768 have their peer from the step of the same shape."""
+    for features in (8192, 32768):
+        step, grow = merge(rows, f"step.B2048.F{features}"), merge(rows, f"grow.F.{features}")
+        if step and grow and "peers" in step:
+            grow["peers"] = step["peers"]
+
+
+def measure(bench, peers, quick):
+    found = bench.run(*(["--quick"] if quick else []))
+    threads = found["machine"]["threads"]
+    if peers:
+        found["peers"] = peers.versions
+        print("\nPeers, in turns: " + ", ".join(f"{k} {v}" for k, v in peers.versions.items()))
+        for row in found["rows"]:
+            if any(re.fullmatch(pattern, row["name"]) for pattern in PEERED):
+                in_turns(bench, peers, row, threads)
+    found["rows"] += memory_rows(bench, peers, threads)
+    copy_steps(found["rows"])
+    return found
+
+
+def check(bench, quick):
+    found = bench.run(*(["--quick"] if quick else []))
+    path = RESULTS / (machine_name(found["machine"]) + ".json")
+    if not path.exists():
+        print(f"no record of this machine ({path.name}): nothing to compare with; `make bench` makes one")
+        return 0
+    record = json.loads(path.read_text())["rows"]
+    bad, compared = [], 0
+    for row in found["rows"]:
+        old = merge(record, row["name"])
+        if not old or row["name"].endswith(".trend"):
+            continue
+        compared += 1
+        for budget in (3, 6, 0):  # what looks worse is measured again, for longer
+            worse = (old["ratio"] / row["ratio"] if row["better"] == "higher" else row["ratio"] / old["ratio"])
+            if worse <= ALLOWED or not budget:
+                break
+            row = min(row, bench.row(row["name"], budget), key=lambda r: -r["ratio"] if r["better"] == "higher"
+                      else r["ratio"])
+        if worse > ALLOWED:
+            bad.append(f"FAIL {row['name']}: {row['ratio']} {row['unit']}, on record {old['ratio']}")
+    print("\n".join(bad))
+    print(f"{compared - len(bad)} passed, {len(bad)} failed")
+    return len(bad) > 0
+
+
+# ---- README.md
+SHOWN = (
+    (r"gemm\.(.*)", "product {} (m x n x k)"),
+    (r"step\.B(\d+)\.F(\d+)", "training step, {} rows, F {}"),
+    (r"step\.B(\d+)\.F(\d+)\.(.+)", "- the same, {2} forced, {0} rows, F {1}"),
+    (r"step\.fresh\.B(\d+)\.F(\d+)", "step of a fresh dictionary (half of F on), {} rows, F {}"),
+    (r"step\.ghost\..*", "step with ghost gradients, 10 % dead"),
+    (r"step\.threads\..*", "step on all threads"),
+    (r"grow\.(\w+)\.trend", "step as {} grows: worst rise between neighbours"),
+    (r"encode\.rows1", "encode 1 row, F 32768"),
+    (r"encode\.rows(\d+)", "encode {} rows, F 32768"),
+    (r"encode_sparse\.rows(\d+)", "encode {} rows to sparse codes, F 32768"),
+    (r"decode_sparse\.rows(\d+)", "decode {} rows from sparse codes"),
+    (r"evaluate\.rows(\d+)", "evaluate {} rows, F 8192"),
+    (r"load\.pt", "load ae.pt of 134 MB"),
+    (r"buffer\.(\w+)\.(\w+)", "batch from a buffer of {1} rows in {0}"),
+    (r"memory\.B(\d+)\.F(\d+)", "memory of a step at its peak, {} rows, F {}"),
+)
+
+
+def table_of(found):
+    machine = found["machine"]
+    peers = "; ".join(f"{k} {v}" for k, v in found.get("peers", {}).items())
+    lines = [f"{machine['cpu']}, {machine['threads']} threads, {' '.join(machine['kernels'])}, {machine['compiler']}, "
+             f"{machine['clock']} clock. {peers}", "", "| work | figure | goal | a peer's time (memory) / ours |",
+             "|---|---|---|---|"]
+    for row in found["rows"]:
+        for pattern, text in SHOWN:
+            match = re.fullmatch(pattern, row["name"])
+            if match:
+                sign = ">=" if row["better"] == "higher" else "<="
+                goal = f"{sign} {row['goal']:g}" if "goal" in row else ""
+                theirs = ", ".join(f"{k} {v['times_ours']:.3g}" for k, v in row.get("peers", {}).items())
+                figure = f"{row['ratio']:.3g} {row['unit']}"
+                lines.append(f"| {text.format(*match.groups())} | {figure} | {goal} | {theirs} |")
+                break
+    return "\n".join(lines)
+
+
+def readme():
+    """The table of the newest record between the markers of README.md."""
+    records = sorted(RESULTS.glob("*.json"), key=lambda p: p.stat().st_mtime)
+    if not records:
+        print("bench/results holds no record")
+        return 1
+    text = README.read_text()
+    begin, end = "<!-- bench:begin -->\n", "<!-- bench:end -->"
+    before, rest = text.split(begin)
+    README.write_text(before + begin + table_of(json.loads(records[-1].read_text())) + "\n" + end + rest.split(end)[1])
+    return 0
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("build", nargs="?", type=pathlib.Path)
+    parser.add_argument("--peers", type=pathlib.Path)
+    parser.add_argument("--readme", action="store_true")
+    for flag in ("check", "quick", "cpu-time"):
+        parser.add_argument("--" + flag, action="store_true")
+    arguments = parser.parse_args()
+    if arguments.readme:
+        return readme()
+    bench = Bench(arguments.build, ["--cpu-time"] if arguments.cpu_time else [])
+    if arguments.check:
+        return check(bench, arguments.quick)
+    peers = None
+    if arguments.peers and arguments.peers.exists():
+        peers = Peers(arguments.peers, arguments.build, "processor" if arguments.cpu_time else "wall")
+    else:
+        print("without peers: `make bench-peers` sets them up")
+    found = measure(bench, peers, arguments.quick)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / (machine_name(found["machine"]) + ".json")
+    path.write_text(as_file(found))
+    (RESULTS / "step.svg").write_text(svg_of(found["rows"]))
+    print(f"\n{table_of(found)}\n\n{path} and step.svg written")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
