@@ -2,7 +2,7 @@
    reading, copying, or another thing), several times, and the best of the one is divided by the best of the other.
 
        build/bench [--quick] [--list] [--cpu-time] [--budget SECONDS] [--json FILE] [--tmp FOLDER] [NAME...]
-       build/bench --rss ROWS:FEATURES:L0
+       build/bench --rss [evaluate:]ROWS:FEATURES:L0
 
    A NAME picks the rows whose name contains it; with a = in front, the row of just that name. The unit "floors" is the
    time that the machine's multiply-adds alone would take for the product of encoding, 2 rows d F of them; "of peak" is
@@ -487,7 +487,8 @@ static outcome measure_load(lab *l, const shape *s) {
     return o;
 }
 
-/* ---- memory: what a trainer takes at its peak beyond weights, moments and the batch; in a process of its own */
+/* ---- memory at its peak, in a process of its own: what a trainer takes beyond weights, moments and the batch; what an
+   evaluation takes beyond weights */
 static double peak_bytes(void) {
     char line[256];
     double kb = 0;
@@ -500,15 +501,23 @@ static double peak_bytes(void) {
 
 static int print_rss(lab *l, const char *text) {
     long long rows, features;
-    double l0;
-    if (sscanf(text, "%lld:%lld:%lf", &rows, &features, &l0) != 3) return 2;
-    shape s = {rows, 512, features, l0, NULL, 0, DLRN_F32};
-    double before = peak_bytes();
-    stepper p = stepper_new(l, &s, 0, 0, 0);
-    for (int i = 0; i < 3; i++) stepper_run(&p);
-    double state = 3.0 * 4 * (double)(2 * s.d * s.features + s.features + s.d), batch = 4.0 * (double)(s.rows * s.d);
-    printf("{\"peak\": %.0f, \"beyond\": %.0f}\n", peak_bytes(), peak_bytes() - before - state - batch);
-    stepper_free(&p);
+    double l0, known = 0, before = peak_bytes();
+    int evaluate = !strncmp(text, "evaluate:", 9);
+    if (sscanf(text + (evaluate ? 9 : 0), "%lld:%lld:%lf", &rows, &features, &l0) != 3) return 2;
+    shape s = {.rows = rows, .d = 512, .features = features, .l0 = l0};
+    double weights = 4.0 * (double)(2 * s.d * s.features + s.features + s.d);
+    if (evaluate) {
+        evaluation e = {l, dictionary_new(l, l->ctx, &s), s.rows, {0}};
+        evaluation_run(&e);
+        dlrn_dictionary_destroy(e.ae);
+        known = weights;
+    } else {
+        stepper p = stepper_new(l, &s, 0, 0, 0);
+        for (int i = 0; i < 3; i++) stepper_run(&p);
+        stepper_free(&p);
+        known = 3 * weights + 4.0 * (double)(s.rows * s.d);
+    }
+    printf("{\"peak\": %.0f, \"beyond\": %.0f}\n", peak_bytes(), peak_bytes() - before - known);
     return 0;
 }
 
@@ -758,7 +767,7 @@ static void print_machine(lab *l) {
 static int usage(void) {
     fprintf(stderr,
             "usage: bench [--quick] [--list] [--cpu-time] [--budget SECONDS] [--json FILE] [--tmp FOLDER] [NAME...]\n"
-            "       bench --rss ROWS:FEATURES:L0\n");
+            "       bench --rss [evaluate:]ROWS:FEATURES:L0\n");
     return 2;
 }
 

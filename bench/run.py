@@ -1,8 +1,9 @@
 """run.py - runs build/bench, in turns with the peers where there are any, and keeps the figures. Standard library only.
 
-    run.py BUILD [--peers PYTHON] [--cpu-time] [--quick]    measure; writes bench/results/MACHINE.json and step.svg
-    run.py BUILD --check [--cpu-time]                       measure, and compare with MACHINE.json
-    run.py --readme                                         the table of README.md from bench/results
+    run.py BUILD [--peers PYTHON] [--cpu-time]    measure; writes bench/results/MACHINE.json and step.svg
+    run.py BUILD --quick [...]                    some of it, in a hurry; writes nothing
+    run.py BUILD --check [...]                    measure, and compare with MACHINE.json
+    run.py --readme                               the table of README.md from bench/results
 
 A figure is a ratio: to what the machine can do (see bench.c), or, for a peer, its best time divided by ours, both taken
 in turns. --check compares ratios, never seconds, and fails where one is more than a quarter worse than on record.
@@ -22,7 +23,7 @@ ALLOWED = 1.25
 # What peers are asked (as a pattern of a row's name), and how many times slower than ours each is to be.
 PEERED = {r"gemm\..*": 1, r"step\.B\d+\.F\d+": 15, r"step\.fresh\..*": 4, r"grow\.F\.(4096|16384)": None,
           r"encode\.rows\d+": None, r"load\.pt": None}
-MEMORY = (("memory.B2048.F8192", "2048:8192:100"), ("memory.B8192.F32768", "8192:32768:115"))
+MEMORY = (("memory.B2048.F8192", 2048, 8192), ("memory.B8192.F32768", 8192, 32768))
 
 
 def as_file(rows):
@@ -46,6 +47,10 @@ class Bench:
 
     def row(self, name, budget):
         return self.run("--budget", budget, "=" + name, quiet=True)["rows"][0]
+
+    def beyond(self, what):
+        done = subprocess.run([self.program, "--rss", what], check=True, capture_output=True, text=True)
+        return json.loads(done.stdout)["beyond"]
 
 
 class Peers:
@@ -74,9 +79,9 @@ def goal_of(name):
     return None
 
 
-def better(row, one, other):
-    """Whether ratio `one` of the row is better than `other`."""
-    return one > other if row["better"] == "higher" else one < other
+def worse_by(row, reference):
+    """How many times worse the row's ratio is than a reference: 1 for the same, less where it is better."""
+    return reference / row["ratio"] if row["better"] == "higher" else row["ratio"] / reference
 
 
 def in_turns(bench, peers, row, threads):
@@ -86,7 +91,7 @@ def in_turns(bench, peers, row, threads):
     for _ in range(rounds):
         again = bench.row(row["name"], 0.4)
         ours = min(ours, again["seconds"])
-        if better(row, again["ratio"], row["ratio"]):
+        if worse_by(again, row["ratio"]) < 1:
             row["ratio"], row["seconds"] = again["ratio"], again["seconds"]
         for name, seconds in peers.ask(row["name"], 1 if ours > 0.2 else 3, threads).items():
             theirs[name] = min(seconds, theirs.get(name, math.inf))
@@ -99,20 +104,24 @@ def in_turns(bench, peers, row, threads):
 
 
 def memory_rows(bench, peers, threads):
-    for name, shape in MEMORY:
-        done = subprocess.run([bench.program, "--rss", shape], check=True, capture_output=True, text=True)
-        ours, features = json.loads(done.stdout)["beyond"], int(shape.split(":")[1])
+    """Peaks of processes of their own: steps beyond weights, moments and the batch; evaluation as its rows grow."""
+    for name, rows, features in MEMORY:
+        ours = bench.beyond(f"{rows}:{features}:100")
         state = 3 * 4 * (2 * 512 * features + features + 512)
         row = {"name": name, "ratio": round(ours / state, 4), "unit": "of weights and moments", "better": "lower",
-               "parameters": {"threads": threads, "rows": int(shape.split(":")[0]), "d": 512, "F": features},
-               "bytes": ours}
+               "parameters": {"threads": threads, "rows": rows, "d": 512, "F": features}, "bytes": ours}
         print(f"{name:34} {row['ratio']:8.3f} {row['unit']}", flush=True)
         if peers:
-            theirs = peers.memory(shape)["beyond"]
-            row["peers"] = {"PyTorch": {"bytes": theirs, "times_ours": round(theirs / ours, 2)}}
-            row["peers_goal"] = 10
+            theirs = peers.memory(f"{rows}:{features}")["beyond"]
+            row["peers"], row["peers_goal"] = {"PyTorch": {"bytes": theirs, "times_ours": round(theirs / ours, 2)}}, 10
             print(f"{name:34} times of ours: PyTorch {theirs / ours:.1f}", flush=True)
         yield row
+    few, many = (bench.beyond(f"evaluate:{rows}:8192:100") for rows in (8192, 65536))
+    row = {"name": "memory.evaluate", "ratio": round(many / few, 4), "unit": "times that of an eighth",
+           "better": "lower", "goal": 1.05, "parameters": {"threads": threads, "rows": 65536, "d": 512, "F": 8192},
+           "bytes": many}
+    print(f"{row['name']:34} {row['ratio']:8.3f} {row['unit']:22} <= {row['goal']}", flush=True)
+    yield row
 
 
 # ---- what is kept
@@ -159,14 +168,14 @@ def svg_of(rows):
     return "\n".join(out) + "\n"
 
 
-def merge(rows, name):
+def find_row(rows, name):
     return next((r for r in rows if r["name"] == name), None)
 
 
 def copy_steps(rows):
     """The plot's points at 8192 and 32768 have their peer from the step of the same shape."""
     for features in (8192, 32768):
-        step, grow = merge(rows, f"step.B2048.F{features}"), merge(rows, f"grow.F.{features}")
+        step, grow = find_row(rows, f"step.B2048.F{features}"), find_row(rows, f"grow.F.{features}")
         if step and grow and "peers" in step:
             grow["peers"] = step["peers"]
 
@@ -192,19 +201,17 @@ def check(bench, quick):
         print(f"no record of this machine ({path.name}): nothing to compare with; `make bench` makes one")
         return 0
     record = json.loads(path.read_text())["rows"]
+    found["rows"] += memory_rows(bench, None, found["machine"]["threads"])
     bad, compared = [], 0
     for row in found["rows"]:
-        old = merge(record, row["name"])
+        old = find_row(record, row["name"])
         if not old or row["name"].endswith(".trend"):
             continue
         compared += 1
-        for budget in (3, 6, 0):  # what looks worse is measured again, for longer
-            worse = (old["ratio"] / row["ratio"] if row["better"] == "higher" else row["ratio"] / old["ratio"])
-            if worse <= ALLOWED or not budget:
-                break
-            row = min(row, bench.row(row["name"], budget), key=lambda r: -r["ratio"] if r["better"] == "higher"
-                      else r["ratio"])
-        if worse > ALLOWED:
+        for budget in (3, 6):  # what looks worse is measured again, for longer
+            if "seconds" in row and worse_by(row, old["ratio"]) > ALLOWED:
+                row = min(row, bench.row(row["name"], budget), key=lambda r: worse_by(r, old["ratio"]))
+        if worse_by(row, old["ratio"]) > ALLOWED:
             bad.append(f"FAIL {row['name']}: {row['ratio']} {row['unit']}, on record {old['ratio']}")
     print("\n".join(bad))
     print(f"{compared - len(bad)} passed, {len(bad)} failed")
@@ -228,6 +235,7 @@ SHOWN = (
     (r"load\.pt", "load ae.pt of 134 MB"),
     (r"buffer\.(\w+)\.(\w+)", "batch from a buffer of {1} rows in {0}"),
     (r"memory\.B(\d+)\.F(\d+)", "memory of a step at its peak, {} rows, F {}"),
+    (r"memory\.evaluate", "memory of evaluating 65536 rows"),
 )
 
 
@@ -282,11 +290,14 @@ def main():
     else:
         print("without peers: `make bench-peers` sets them up")
     found = measure(bench, peers, arguments.quick)
+    print(f"\n{table_of(found)}")
+    if arguments.quick:
+        return 0
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / (machine_name(found["machine"]) + ".json")
     path.write_text(as_file(found))
     (RESULTS / "step.svg").write_text(svg_of(found["rows"]))
-    print(f"\n{table_of(found)}\n\n{path} and step.svg written")
+    print(f"\n{path} and step.svg written")
     return 0
 
 
