@@ -252,6 +252,7 @@ def table_of(found):
                 sign = ">=" if row["better"] == "higher" else "<="
                 goal = f"{sign} {row['goal']:g}" if "goal" in row else ""
                 theirs = ", ".join(f"{k} {v['times_ours']:.3g}" for k, v in row.get("peers", {}).items())
+                theirs += f" (goal >= {row['peers_goal']})" if "peers_goal" in row else ""
                 figure = f"{row['ratio']:.3g} {row['unit']}"
                 lines.append(f"| {text.format(*match.groups())} | {figure} | {goal} | {theirs} |")
                 break
