@@ -806,19 +806,26 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_archive_write(dlrn_context *ctx, const char
                                                    int64_t count, const char *const *metadata);
 
 /* A growing .npy of f32 [rows][width], or a CSR .npz that scipy.sparse.load_npz opens: append, close. "-" writes to
-   stdout (.npy only; rows must then be known: rows_total >= 0). abort (or a failed close) leaves nothing behind. */
+   stdout. rows_total < 0: not known yet (to a pipe, rows then wait in a temporary file, since their number stands before
+   them). abort (or a failed close) leaves nothing behind. */
 typedef struct dlrn_writer dlrn_writer;
 DLRN_API DLRN_CHECK dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width, int64_t rows_total,
                                                 dlrn_writer **out);
 DLRN_API DLRN_CHECK dlrn_status dlrn_npy_append(dlrn_writer *w, const float *x, int64_t rows);
 DLRN_API DLRN_CHECK dlrn_status dlrn_csr_create(dlrn_context *ctx, const char *path, int64_t width, dlrn_writer **out);
 DLRN_API DLRN_CHECK dlrn_status dlrn_csr_append(dlrn_writer *w, const dlrn_sparse *codes);
+/* A growing file of any bytes. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_file_create(dlrn_context *ctx, const char *path, dlrn_writer **out);
+DLRN_API DLRN_CHECK dlrn_status dlrn_file_append(dlrn_writer *w, const void *bytes, size_t size);
 DLRN_API DLRN_CHECK dlrn_status dlrn_writer_close(dlrn_writer *w); /* frees w in any case */
 DLRN_API void dlrn_writer_abort(dlrn_writer *w);
 /* CSR written by the above or by scipy.sparse.save_npz; rows come out in ascending order. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_csr_load(dlrn_context *ctx, const char *path, dlrn_sparse *out);
+DLRN_API DLRN_CHECK dlrn_status dlrn_csr_read(dlrn_archive *a, dlrn_sparse *out); /* from an .npz that is open */
 
-/* Whole files. read: *bytes is owned by the caller (dlrn_free), with a 0 byte after its end. write: atomic. */
+/* Whole files. read: *bytes is owned by the caller (dlrn_free), with a 0 byte after its end. write: atomic, as all that
+   is written here: the old file stays until the new one is whole. A symbolic link stays, and the file that it leads to
+   is replaced; a pipe or device is written to directly. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **bytes, size_t *size);
 DLRN_API DLRN_CHECK dlrn_status dlrn_file_write(dlrn_context *ctx, const char *path, const void *bytes, size_t size);
 DLRN_API int dlrn_file_exists(const char *path); /* 0 no, 1 file, 2 folder */
@@ -2788,6 +2795,7 @@ DLRN_API dlrn_status dlrn_forward_ghost(const dlrn_dictionary *dict, const float
 #if DLRNI_POSIX && defined(__STRICT_ANSI__) && !defined(__cplusplus)
 extern int fileno(FILE *); /* hidden from strict C99 although it is there */
 extern int fsync(int);
+extern ssize_t readlink(const char *, char *, size_t);
 #endif
 
 typedef struct dlrni_map {
@@ -2980,8 +2988,9 @@ DLRNI_INTERNAL int dlrni_names_put(dlrn_context *ctx, dlrni_names *t, const char
 typedef struct dlrni_out {
     dlrn_context *ctx;
     FILE *f;
-    char *path;
-    char *temporary; /* in the block of path; NULL: written directly */
+    char *path;      /* as it was named                                            */
+    char *target;    /* where it leads, if it is a symbolic link; in path's block  */
+    char *temporary; /* beside the target, in path's block; NULL: written directly */
     uint64_t at;     /* bytes written */
     uint32_t crc;    /* of the bytes since it was last set to 0 */
     dlrn_status status;
@@ -2998,27 +3007,55 @@ DLRNI_INTERNAL int dlrni_is_device(const char *path) {
 #endif
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_out_open(dlrn_context *ctx, const char *path, dlrni_out *o) {
+/* Where a path leads: through symbolic links, also to a file that is not there yet. 0: too long, or in a circle. */
+DLRNI_INTERNAL int dlrni_follow(const char *path, char *out, size_t size) {
     size_t n = strlen(path);
+    if (n >= size) return 0;
+    memcpy(out, path, n + 1);
+#if DLRNI_POSIX
+    for (int links = 0; links < 40; links++) {
+        char to[4096];
+        ssize_t got = readlink(out, to, sizeof to);
+        if (got < 0) return 1; /* no link */
+        const char *slash = strrchr(out, '/');
+        size_t folder = got && *to != '/' && slash ? (size_t)(slash - out) + 1 : 0; /* else it starts anew */
+        if (folder + (size_t)got >= size) return 0;
+        memcpy(out + folder, to, (size_t)got);
+        out[folder + (size_t)got] = 0;
+    }
+    return 0;
+#else
+    return 1;
+#endif
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_out_open(dlrn_context *ctx, const char *path, dlrni_out *o) {
+    char target[4096] = "";
     memset(o, 0, sizeof *o);
     o->ctx = ctx;
     if (dlrn_file_exists(path) == 2)
         return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected a file to write, found a folder", path);
-    o->path = DLRNI_NEW(ctx, char, (int64_t)(2 * n + 32));
+    int direct = !strcmp(path, "-") || dlrni_is_device(path);
+    if (!direct && !dlrni_follow(path, target, sizeof target))
+        return dlrn_fail(ctx, DLRN_ERR_IO, "%s: the path is too long, or its links lead in a circle", path);
+    size_t n = strlen(path) + 1, k = strlen(target) + 1;
+    o->path = DLRNI_NEW(ctx, char, (int64_t)(n + 2 * k + 32));
     if (!o->path) return DLRN_ERR_MEMORY;
-    memcpy(o->path, path, n + 1);
+    memcpy(o->path, path, n);
     if (!strcmp(path, "-")) {
         memcpy(o->path, "standard output", 16); /* its name in errors; the block is longer */
         o->f = stdout;
         return DLRN_OK;
     }
-    if (!dlrni_is_device(path)) {
+    if (!direct) {
         long id = 0;
 #if DLRNI_POSIX
         id = (long)getpid();
 #endif
-        o->temporary = o->path + n + 1;
-        snprintf(o->temporary, n + 31, "%s.%ld.tmp", path, id);
+        o->target = o->path + n;
+        o->temporary = o->target + k;
+        memcpy(o->target, target, k);
+        snprintf(o->temporary, k + 31, "%s.%ld.tmp", target, id);
     }
     o->f = fopen(o->temporary ? o->temporary : path, "wb");
     if (o->f) return DLRN_OK;
@@ -3069,11 +3106,11 @@ DLRNI_INTERNAL dlrn_status dlrni_out_close(dlrni_out *o) {
     bad = o->f != stdout && fclose(o->f) != 0;
     if (bad && o->status == DLRN_OK) o->status = dlrni_io_error(o->ctx, o->path, "write it");
 #if !DLRNI_POSIX
-    if (o->temporary && o->status == DLRN_OK) remove(o->path); /* rename need not replace */
+    if (o->temporary && o->status == DLRN_OK) remove(o->target); /* rename need not replace */
 #endif
-    if (o->temporary && o->status == DLRN_OK && rename(o->temporary, o->path))
+    if (o->temporary && o->status == DLRN_OK && rename(o->temporary, o->target))
         o->status = dlrni_io_error(o->ctx, o->path, "put it in place");
-    if (o->temporary && o->status == DLRN_OK) dlrni_sync_folder(o->path);
+    if (o->temporary && o->status == DLRN_OK) dlrni_sync_folder(o->target);
     if (o->temporary && o->status != DLRN_OK) remove(o->temporary);
     dlrni_free(o->ctx, o->path);
     return o->status;
@@ -3938,8 +3975,9 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_parse(dlrn_context *ctx, const char *what, 
         return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: malformed .npy header", what);
     h->fortran = *order == 'T';
     if (dlrni_npy_dtype(descr, h)) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: unsupported dtype %.12s, expected a float, an integer or a bool",
-                     what, descr);
+    size_t shown = *descr == '\'' ? strcspn(descr + 1, "'") + 2 : strcspn(descr, "}"); /* a name, or a list of fields */
+    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: unsupported dtype %.*s, expected a float, an integer or a bool",
+                     what, (int)dlrni_min((int64_t)shown, 24), descr);
 }
 
 /* Adds the array at c as a tensor. */
@@ -5389,16 +5427,19 @@ DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path, con
 
 /* ---- Growing files ---- */
 
+typedef enum dlrni_writer_kind { DLRNI_WRITES_NPY, DLRNI_WRITES_CSR, DLRNI_WRITES_BYTES } dlrni_writer_kind;
+
 struct dlrn_writer {
     dlrn_context *ctx;
     dlrni_out o;
+    dlrni_writer_kind kind;
     int64_t width, rows, rows_total, nnz;
-    int csr;
-    FILE *part[3]; /* CSR: indptr, indices, data, in temporary files without a name */
+    FILE *part[3]; /* in temporary files without a name. CSR: indptr, indices, data; .npy: rows that wait, or none */
     char *path;
 };
 
-DLRNI_INTERNAL dlrn_status dlrni_writer_new(dlrn_context *ctx, const char *path, int64_t width, dlrn_writer **out) {
+DLRNI_INTERNAL dlrn_status dlrni_writer_new(dlrn_context *ctx, const char *path, dlrni_writer_kind kind, int64_t width,
+                                            dlrn_writer **out) {
     *out = NULL;
     DLRNI_REQUIRE(ctx, width > 0, "width must be positive");
     dlrn_writer *w = DLRNI_NEW_ZERO(ctx, dlrn_writer, 1);
@@ -5411,6 +5452,7 @@ DLRNI_INTERNAL dlrn_status dlrni_writer_new(dlrn_context *ctx, const char *path,
     memcpy(copy, path, strlen(path) + 1);
     w->ctx = ctx;
     w->path = copy;
+    w->kind = kind;
     w->width = width;
     *out = w;
     return DLRN_OK;
@@ -5431,44 +5473,66 @@ DLRNI_INTERNAL void dlrni_writer_head(dlrn_writer *w, int64_t rows) {
     dlrni_out_write(&w->o, head, sizeof head);
 }
 
-DLRN_API dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width, int64_t rows_total,
-                                     dlrn_writer **out) {
-    DLRNI_REQUIRE(ctx, strcmp(path, "-") || rows_total >= 0, "for standard output the number of rows must be known");
-    DLRNI_TRY(dlrni_writer_new(ctx, path, width, out));
-    (*out)->rows_total = rows_total;
-    dlrn_status s = dlrni_out_open(ctx, path, &(*out)->o);
-    if (s != DLRN_OK) {
-        dlrni_writer_free(*out);
-        *out = NULL;
-        return s;
-    }
-    dlrni_writer_head(*out, rows_total < 0 ? 0 : rows_total);
-    return DLRN_OK;
+DLRNI_INTERNAL dlrn_status dlrni_writer_part(dlrn_writer *w, int part) {
+    w->part[part] = tmpfile();
+    return w->part[part] ? DLRN_OK : dlrni_io_error(w->ctx, w->path, "open a temporary file for it");
 }
 
-DLRN_API dlrn_status dlrn_npy_append(dlrn_writer *w, const float *x, int64_t rows) {
-    DLRNI_REQUIRE(w->ctx, !w->csr && rows >= 0, "not a writer of .npy, or a negative number of rows");
-    dlrni_out_elements(&w->o, x, rows * w->width, DLRN_F32);
-    w->rows += rows;
-    return w->o.status;
-}
-
-DLRN_API dlrn_status dlrn_csr_create(dlrn_context *ctx, const char *path, int64_t width, dlrn_writer **out) {
-    DLRNI_TRY(dlrni_writer_new(ctx, path, width, out));
+/* Opens the file; on failure frees the writer. */
+DLRNI_INTERNAL dlrn_status dlrni_writer_open(dlrn_writer **out) {
     dlrn_writer *w = *out;
-    w->csr = 1;
     dlrn_status s = DLRN_OK;
-    for (int i = 0; i < 3 && s == DLRN_OK; i++)
-        if (!(w->part[i] = tmpfile())) s = dlrni_io_error(ctx, path, "open a temporary file for it");
-    if (s == DLRN_OK) s = dlrni_out_open(ctx, path, &w->o);
+    int parts = w->kind == DLRNI_WRITES_CSR ? 3 : 0;
+    if (w->kind == DLRNI_WRITES_NPY && w->rows_total < 0) /* no way back to the header of a pipe */
+        parts = !strcmp(w->path, "-") || dlrni_is_device(w->path);
+    for (int i = 0; i < parts && s == DLRN_OK; i++) s = dlrni_writer_part(w, i);
+    if (s == DLRN_OK) s = dlrni_out_open(w->ctx, w->path, &w->o);
     if (s == DLRN_OK) return DLRN_OK;
     dlrni_writer_free(w);
     *out = NULL;
     return s;
 }
 
+DLRN_API dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width, int64_t rows_total,
+                                     dlrn_writer **out) {
+    DLRNI_TRY(dlrni_writer_new(ctx, path, DLRNI_WRITES_NPY, width, out));
+    (*out)->rows_total = rows_total;
+    DLRNI_TRY(dlrni_writer_open(out));
+    if (!(*out)->part[0]) dlrni_writer_head(*out, rows_total < 0 ? 0 : rows_total);
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_npy_append(dlrn_writer *w, const float *x, int64_t rows) {
+    DLRNI_REQUIRE(w->ctx, w->kind == DLRNI_WRITES_NPY && rows >= 0,
+                  "not a writer of .npy, or a negative number of rows");
+    size_t n = (size_t)(rows * w->width);
+    w->rows += rows;
+    if (!w->part[0])
+        dlrni_out_elements(&w->o, x, rows * w->width, DLRN_F32);
+    else if (n && fwrite(x, sizeof *x, n, w->part[0]) != n && w->o.status == DLRN_OK)
+        w->o.status = dlrni_io_error(w->ctx, w->path, "write a temporary file for it");
+    return w->o.status;
+}
+
+DLRN_API dlrn_status dlrn_csr_create(dlrn_context *ctx, const char *path, int64_t width, dlrn_writer **out) {
+    DLRNI_TRY(dlrni_writer_new(ctx, path, DLRNI_WRITES_CSR, width, out));
+    return dlrni_writer_open(out);
+}
+
+DLRN_API dlrn_status dlrn_file_create(dlrn_context *ctx, const char *path, dlrn_writer **out) {
+    DLRNI_TRY(dlrni_writer_new(ctx, path, DLRNI_WRITES_BYTES, 1, out));
+    return dlrni_writer_open(out);
+}
+
+DLRN_API dlrn_status dlrn_file_append(dlrn_writer *w, const void *bytes, size_t size) {
+    DLRNI_REQUIRE(w->ctx, w->kind == DLRNI_WRITES_BYTES, "not a writer of bytes");
+    dlrni_out_write(&w->o, bytes, size);
+    return w->o.status;
+}
+
 DLRN_API dlrn_status dlrn_csr_append(dlrn_writer *w, const dlrn_sparse *codes) {
-    DLRNI_REQUIRE(w->ctx, w->csr && codes->cols == w->width, "not a writer of CSR, or codes of another width");
+    DLRNI_REQUIRE(w->ctx, w->kind == DLRNI_WRITES_CSR && codes->cols == w->width,
+                  "not a writer of CSR, or codes of another width");
     size_t nnz = (size_t)codes->row_ptr[codes->rows];
     int bad = 0;
     for (int64_t i = 0; i < codes->rows; i++) {
@@ -5483,23 +5547,29 @@ DLRN_API dlrn_status dlrn_csr_append(dlrn_writer *w, const dlrn_sparse *codes) {
     return w->o.status;
 }
 
-/* One member of the .npz from a temporary file, after `first` (the leading 0 of indptr). */
-DLRNI_INTERNAL void dlrni_csr_member(dlrn_writer *w, dlrni_zip_out *z, int part, const char *name, dlrn_dtype dtype,
-                                     int64_t n) {
-    static const int64_t zero = 0;
-    unsigned char head[DLRNI_NPY_HEAD], block[4096];
-    dlrn_tensor_out t = {name, dtype, 1, {n}, NULL};
-    dlrn_status s = dlrni_npy_header(w->ctx, &t, NULL, head);
-    if (s != DLRN_OK && w->o.status == DLRN_OK) w->o.status = s;
-    dlrni_zip_begin(z, name, (uint64_t)(n * dlrn_dtype_size(dtype)) + sizeof head);
-    dlrni_out_write(&w->o, head, sizeof head);
-    if (part == 0) dlrni_out_write(&w->o, &zero, sizeof zero);
+/* What waited in a temporary file. */
+DLRNI_INTERNAL void dlrni_writer_copy(dlrn_writer *w, int part, dlrn_dtype dtype) {
+    unsigned char block[4096];
     rewind(w->part[part]);
     for (size_t got, size = (size_t)dlrn_dtype_size(dtype);
          (got = fread(block, size, sizeof block / size, w->part[part])) > 0;)
         dlrni_out_elements(&w->o, block, (int64_t)got, dtype);
     if (ferror(w->part[part]) && w->o.status == DLRN_OK)
         w->o.status = dlrni_io_error(w->ctx, w->path, "read back a part of it");
+}
+
+/* One member of the .npz from a temporary file; indptr begins with a 0. */
+DLRNI_INTERNAL void dlrni_csr_member(dlrn_writer *w, dlrni_zip_out *z, int part, const char *name, dlrn_dtype dtype,
+                                     int64_t n) {
+    static const int64_t zero = 0;
+    unsigned char head[DLRNI_NPY_HEAD];
+    dlrn_tensor_out t = {name, dtype, 1, {n}, NULL};
+    dlrn_status s = dlrni_npy_header(w->ctx, &t, NULL, head);
+    if (s != DLRN_OK && w->o.status == DLRN_OK) w->o.status = s;
+    dlrni_zip_begin(z, name, (uint64_t)(n * dlrn_dtype_size(dtype)) + sizeof head);
+    dlrni_out_write(&w->o, head, sizeof head);
+    if (part == 0) dlrni_out_write(&w->o, &zero, sizeof zero);
+    dlrni_writer_copy(w, part, dtype);
     dlrni_zip_finish_member(z);
 }
 
@@ -5526,21 +5596,25 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_assemble(dlrn_writer *w) {
     return dlrni_out_close(&w->o);
 }
 
+/* The number of rows, where it is known only now. */
+DLRNI_INTERNAL void dlrni_npy_finish(dlrn_writer *w) {
+    if (w->rows_total >= 0 && w->rows != w->rows_total && w->o.status == DLRN_OK)
+        w->o.status = dlrn_fail(w->ctx, DLRN_ERR_ARGUMENT, "%s: %lld rows were announced and %lld written", w->path,
+                                (long long)w->rows_total, (long long)w->rows);
+    if (w->rows_total >= 0) return;
+    if (!w->part[0] && fseek(w->o.f, 0, SEEK_SET) && w->o.status == DLRN_OK)
+        w->o.status = dlrni_io_error(w->ctx, w->path, "seek in it");
+    dlrni_writer_head(w, w->rows);
+    if (w->part[0]) dlrni_writer_copy(w, 0, DLRN_F32);
+}
+
 DLRN_API dlrn_status dlrn_writer_close(dlrn_writer *w) {
     dlrn_status s;
-    if (w->csr) {
+    if (w->kind == DLRNI_WRITES_NPY) dlrni_npy_finish(w);
+    if (w->kind == DLRNI_WRITES_CSR)
         s = dlrni_csr_assemble(w);
-    } else {
-        if (w->rows_total >= 0 && w->rows != w->rows_total && w->o.status == DLRN_OK)
-            w->o.status = dlrn_fail(w->ctx, DLRN_ERR_ARGUMENT, "%s: %lld rows were announced and %lld written", w->path,
-                                    (long long)w->rows_total, (long long)w->rows);
-        if (w->rows_total < 0) { /* the number of rows is known only now */
-            if (fseek(w->o.f, 0, SEEK_SET) && w->o.status == DLRN_OK)
-                w->o.status = dlrni_io_error(w->ctx, w->path, "seek in it");
-            dlrni_writer_head(w, w->rows);
-        }
+    else
         s = dlrni_out_close(&w->o);
-    }
     dlrni_writer_free(w);
     return s;
 }
@@ -5646,11 +5720,16 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_read(dlrn_archive *a, dlrn_sparse *out) {
     return dlrni_csr_sort(a, out);
 }
 
+DLRN_API dlrn_status dlrn_csr_read(dlrn_archive *a, dlrn_sparse *out) {
+    dlrn_status s = dlrni_csr_read(a, out);
+    if (s != DLRN_OK) dlrn_sparse_free(out);
+    return s;
+}
+
 DLRN_API dlrn_status dlrn_csr_load(dlrn_context *ctx, const char *path, dlrn_sparse *out) {
     dlrn_archive *a;
     DLRNI_TRY(dlrn_archive_open(ctx, path, &a));
-    dlrn_status s = dlrni_csr_read(a, out);
-    if (s != DLRN_OK) dlrn_sparse_free(out);
+    dlrn_status s = dlrn_csr_read(a, out);
     dlrn_archive_close(a);
     return s;
 }
@@ -5879,6 +5958,8 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     int64_t d = dict->activation_dim, F = dict->dict_size;
     if (!dict->encoder_weight)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: an %s has no weights to save", path, dict->family->name);
+    if (!dlrni_has_suffix(path, ".pt") && !dlrni_has_suffix(path, ".safetensors") && !dlrni_has_suffix(path, ".npz"))
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected a name ending in .pt, .safetensors or .npz", path);
     float *decoder = DLRNI_NEW(ctx, float, d *F);
     if (!decoder) return DLRN_ERR_MEMORY;
     dlrni_transpose(ctx, dict->decoder_weight, F, d, decoder);

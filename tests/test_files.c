@@ -257,7 +257,7 @@ TEST(npy_refuses) {
          "shape [3, 1] at offset 0 does not fit its storage"},
         {"{'descr': '<c8', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED, "unsupported dtype '<c8'"},
         {"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED, "unsupported dtype '|O'"},
-        {"{'descr': '<f16', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED, "unsupported dtype '<f16'"},
+        {"{'descr': '<f16', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED, "unsupported dtype '<f16',"},
         {"{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED,
          "unsupported dtype [('a', '<f4"},
         {"{'descr': '<U3', 'fortran_order': False, 'shape': ()}", DLRN_ERR_UNSUPPORTED, "unsupported dtype '<U3'"},

@@ -123,6 +123,12 @@ TEST(writes_refuse) {
     CHECK_STR(dlrn_error(ctx), "x.gguf: expected a name ending in .pt, .safetensors, .npz or .npy");
     CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.npy"), four, 4, NULL), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "a .npy holds one tensor");
+    dlrn_dictionary *dict;
+    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 0, &dict));
+    CHECK_STATUS(dlrn_save(dict, path_of("bad", "x.npy")), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "x.npy: expected a name ending in .pt, .safetensors or .npz");
+    CHECK(!strstr(dlrn_error(ctx), " .npy"));
+    dlrn_dictionary_destroy(dict);
     bad.shape[0] = -2;
     CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.pt"), &bad, 1, NULL), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "tensor 'a.matrix' to be written: malformed shape");
@@ -187,8 +193,35 @@ TEST(targets_that_cannot_be_written) {
     CHECK_STATUS(dlrn_archive_write(ctx, path_of("target", "folder.pt"), four, 4, NULL), DLRN_ERR_IO);
     CHECK_STR(dlrn_error(ctx), "folder.pt: expected a file to write, found a folder");
     CHECK(count_files(path_of("", "target"), ".tmp") == 0);
-    CHECK_STATUS(dlrn_npy_create(ctx, "-", 3, -1, &w), DLRN_ERR_ARGUMENT);
-    CHECK_STR(dlrn_error(ctx), "for standard output the number of rows must be known");
+    CHECK_STATUS(dlrn_file_create(ctx, path_of("target", "none/x.txt"), &w), DLRN_ERR_IO);
+    CHECK(w == NULL);
+}
+
+TEST(bytes_that_come_in_pieces) {
+    dlrn_writer *w;
+    char *text;
+    size_t n;
+    make_folder("pieces");
+    write_text(path_of("pieces", "x.txt"), "old");
+    CHECK_OK(ctx, dlrn_file_create(ctx, path_of("pieces", "x.txt"), &w));
+    CHECK_OK(ctx, dlrn_file_append(w, "ab", 2));
+    CHECK_STATUS(dlrn_npy_append(w, floats, 1), DLRN_ERR_ARGUMENT);
+    dlrn_writer_abort(w);
+    CHECK_OK(ctx, dlrn_file_read(ctx, path_of("pieces", "x.txt"), &text, &n));
+    CHECK(!strcmp(text, "old"));
+    dlrn_free(ctx, text);
+    CHECK_OK(ctx, dlrn_file_create(ctx, path_of("pieces", "x.txt"), &w));
+    CHECK_OK(ctx, dlrn_file_append(w, "ab", 2));
+    CHECK_OK(ctx, dlrn_file_append(w, "", 0));
+    CHECK_OK(ctx, dlrn_file_append(w, "cde", 3));
+    CHECK_OK(ctx, dlrn_writer_close(w));
+    CHECK_OK(ctx, dlrn_file_read(ctx, path_of("pieces", "x.txt"), &text, &n));
+    CHECK(n == 5 && !strcmp(text, "abcde"));
+    dlrn_free(ctx, text);
+    CHECK(count_files(path_of("", "pieces"), ".tmp") == 0);
+    CHECK_OK(ctx, dlrn_npy_create(ctx, path_of("pieces", "x.npy"), 3, 1, &w));
+    CHECK_STATUS(dlrn_file_append(w, "ab", 2), DLRN_ERR_ARGUMENT);
+    dlrn_writer_abort(w);
 }
 
 /* Devices are written to, never replaced; a full disk is told. */
@@ -201,6 +234,10 @@ TEST(full_disk) {
     CHECK_OK(ctx, dlrn_npy_create(ctx, "/dev/full", 3, 2, &w));
     (void)!dlrn_npy_append(w, floats, 2);
     CHECK_STATUS(dlrn_writer_close(w), DLRN_ERR_IO);
+    CHECK_OK(ctx, dlrn_npy_create(ctx, "/dev/full", 3, -1, &w));
+    CHECK_OK(ctx, dlrn_npy_append(w, floats, 2)); /* they wait for their number */
+    CHECK_STATUS(dlrn_writer_close(w), DLRN_ERR_IO);
+    CHECK_STR(dlrn_error(ctx), "/dev/full: cannot write it: No space left on device");
     CHECK_OK(ctx, dlrn_file_write(ctx, "/dev/null", floats, sizeof floats));
     CHECK(stat("/dev/full", &after) == 0 && after.st_ino == before.st_ino && !S_ISREG(after.st_mode));
     CHECK(stat("/dev/null", &after) == 0 && !S_ISREG(after.st_mode));
@@ -571,6 +608,7 @@ int main(int argc, char **argv) {
     RUN(writes_refuse);
     RUN(old_file_stays);
     RUN(targets_that_cannot_be_written);
+    RUN(bytes_that_come_in_pieces);
     RUN(full_disk);
     RUN(files_that_cannot_be_read);
     RUN(csr_round_trip);
