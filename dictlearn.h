@@ -477,7 +477,8 @@ DLRN_API void dlrn_sparse_free(dlrn_sparse *codes); /* NULL is fine; leaves it z
 
 /* Where rows come from. All callbacks are trusted; they run on the calling thread.
    read: up to max_rows consecutive rows of x [.][d] (and, if has_target, y [.][d]) are written, *n says how many;
-   DLRN_END with *n == 0 when there is nothing left, DLRN_STOPPED or DLRN_ERR_CALLBACK to give up.
+   DLRN_END with *n == 0 when there is nothing left, DLRN_STOPPED or DLRN_ERR_CALLBACK to give up. After DLRN_STOPPED
+   a buffer and a trainer are whole: they can be saved, or asked again.
    position / seek: an opaque number that leads back to the next row to be read (for resuming); either both or none.
    destroy: called once by whoever owns the source; may be NULL. */
 typedef struct dlrn_source {
@@ -524,7 +525,7 @@ DLRN_API void dlrn_buffer_destroy(dlrn_buffer *buffer); /* NULL is fine */
    out_batch_size except for the last batch. DLRN_END when drained. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_next(dlrn_buffer *buffer, const float **x, const float **y, int64_t *n);
 /* Up to n rows drawn from those held, without consuming them (resampling, evaluation). Copies into x, y (y may be
-   NULL). `start` walks through the held rows: pass 0 first, then the sum of what came; *got == 0 at the end. */
+   NULL; with n 0 both: then the buffer is only filled). `start` walks through the held rows: pass 0 first, then the sum of what came; *got == 0 at the end. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_peek(dlrn_buffer *buffer, int64_t start, int64_t n, float *x, float *y,
                                                  int64_t *got);
 DLRN_API int64_t dlrn_buffer_dim(const dlrn_buffer *buffer);
@@ -7140,6 +7141,7 @@ struct dlrn_buffer {
     dlrn_buffer_config cfg;
     dlrn_source source;
     int owns_source, ended;
+    int filling;          /* a filling up has begun and is not done: the source asked to stop      */
     int64_t d, capacity;  /* capacity in rows                                              */
     int64_t segments;     /* that there is memory for                                      */
     int64_t used;         /* slots in the list: these have held a row                      */
@@ -7158,7 +7160,7 @@ typedef struct dlrni_buffer_state {
     dlrn_dtype store;
     dlrn_rng rng;
     uint64_t source_position;
-    int has_position, source_ended;
+    int has_position, source_ended, filling;
     int64_t rows_read;
 } dlrni_buffer_state;
 
@@ -7364,18 +7366,21 @@ DLRNI_INTERNAL void dlrni_buffer_store(dlrn_buffer *b, int64_t n) {
 }
 
 /* Fills up from the source when fewer than half of the rows (or than a batch) are unread. In the source's order there
-   is nothing to mix, so only a batch is fetched. */
+   is nothing to mix, so only a batch is fetched. What was broken off goes on, so that a source that asks to stop in
+   between changes no bit. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_refill(dlrn_buffer *b) {
     int64_t chunk = dlrni_min(b->cfg.in_batch_size * b->cfg.ctx_len, b->capacity);
     int64_t low = b->cfg.shuffle ? dlrni_max(b->capacity / 2, b->cfg.out_batch_size) : b->cfg.out_batch_size;
     int64_t goal = b->cfg.shuffle ? b->capacity : b->cfg.out_batch_size;
-    if (b->unread >= low) return DLRN_OK;
+    if (b->unread >= low && !b->filling) return DLRN_OK;
+    b->filling = 1;
     while (!b->ended && b->unread < goal) {
         int64_t n, want = dlrni_min(chunk, goal - b->unread);
         DLRNI_TRY(dlrni_buffer_receive(b, want, &n));
         DLRNI_TRY(dlrni_buffer_hold(b, b->unread + n));
         dlrni_buffer_store(b, n);
     }
+    b->filling = 0;
     return DLRN_OK;
 }
 
@@ -7465,6 +7470,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_export(const dlrn_buffer *b, dlrni_buffe
     state->store = b->cfg.store;
     state->rng = b->rng;
     state->source_ended = b->ended;
+    state->filling = b->filling;
     state->rows_read = b->rows_read;
     state->has_position = b->source.position != NULL && b->source.seek != NULL;
     if (!state->has_position) return DLRN_OK;
@@ -7491,6 +7497,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffe
     b->unread = b->used = state->rows;
     b->rng = state->rng;
     b->ended = state->source_ended;
+    b->filling = state->filling;
     b->rows_read = state->rows_read;
     if (!state->has_position) return DLRN_OK;
     DLRNI_REQUIRE(b->ctx, b->source.seek, "the source cannot go back to where it was");
@@ -7941,7 +7948,8 @@ DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_text *text, const dlrni_buffer_
               (unsigned long long)b->rng.stream, (unsigned long long)b->rng.counter);
     dlrni_put(text, "\"has_position\": %s, \"position\": %llu, ", b->has_position ? "true" : "false",
               (unsigned long long)b->source_position);
-    dlrni_put(text, "\"ended\": %s, \"rows_read\": %lld}", b->source_ended ? "true" : "false", (long long)b->rows_read);
+    dlrni_put(text, "\"ended\": %s, \"filling\": %s, \"rows_read\": %lld}", b->source_ended ? "true" : "false",
+              b->filling ? "true" : "false", (long long)b->rows_read);
 }
 
 DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) {
@@ -8127,6 +8135,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(dlrn_trainer *t, dlrn_archive
         return dlrni_checkpoint_lacks(a, t->ctx, "buffer");
     b->has_position = dlrn_json_number(json, "has_position", 0) > 0;
     b->source_ended = dlrn_json_number(json, "ended", 0) > 0;
+    b->filling = dlrn_json_number(json, "filling", 0) > 0;
     return DLRN_OK;
 }
 

@@ -550,6 +550,45 @@ TEST(what_the_source_says_is_passed_on) {
     dlrn_context_destroy(ctx);
 }
 
+/* A filling that the source breaks off goes on where it was, also from a saved state: not one bit is drawn otherwise. */
+TEST(a_filling_that_is_broken_off_goes_on) {
+    static int64_t want[MOST], got[MOST];
+    dlrn_context *ctx = open_context(NULL);
+    for (int saved = 0; saved < 2; saved++) {
+        tape t[2];
+        dlrn_source source[2] = {tape_source(&t[0], 900, 0), tape_source(&t[1], 900, 0)};
+        dlrn_buffer_config cfg = config(20, 1, 30, 5);
+        dlrn_buffer *whole = make_buffer(ctx, &cfg, &source[0]), *b = make_buffer(ctx, &cfg, &source[1]);
+        dlrni_buffer_state state;
+        const float *x, *y;
+        int64_t n, total = 0, none;
+        CHECK(drain(ctx, whole, 30, want) == 900);
+        t[1].at_end = DLRN_STOPPED;
+        for (t[1].rows = 150;; t[1].rows += 60) { /* stops in the first filling, and then in each further one */
+            dlrn_status s = dlrn_buffer_next(b, &x, &y, &n);
+            for (int64_t i = 0; s == DLRN_OK && i < n; i++) got[total++] = (int64_t)x[i * D];
+            if (s == DLRN_OK) t[1].rows -= 60;
+            if (t[1].rows >= 840) break;
+            if (s == DLRN_OK) continue;
+            CHECK_STATUS(s, DLRN_STOPPED);
+            CHECK_STATUS(dlrn_buffer_peek(b, 0, 0, NULL, NULL, &none), DLRN_STOPPED);
+            if (!saved) continue;
+            CHECK_OK(ctx, dlrni_buffer_export(b, &state));
+            dlrn_buffer_destroy(b);
+            b = make_buffer(ctx, &cfg, &source[1]);
+            CHECK_OK(ctx, dlrni_buffer_import(b, &state));
+            dlrni_buffer_state_free(ctx, &state);
+        }
+        CHECK(total > 300);
+        t[1].rows = 900, t[1].at_end = DLRN_END;
+        CHECK(drain(ctx, b, 30, got + total) == 900 - total);
+        CHECK(!memcmp(got, want, 900 * sizeof *got));
+        dlrn_buffer_destroy(whole);
+        dlrn_buffer_destroy(b);
+    }
+    dlrn_context_destroy(ctx);
+}
+
 TEST(a_source_that_lies_is_told_off) {
     static float bad[60 * D];
     dlrn_context *ctx = open_context(NULL);
@@ -796,6 +835,7 @@ int main(int argc, char **argv) {
     RUN(a_state_carries_over);
     RUN(order_is_kept_where_rows_are_left_over);
     RUN(what_the_source_says_is_passed_on);
+    RUN(a_filling_that_is_broken_off_goes_on);
     RUN(a_source_that_lies_is_told_off);
     RUN(a_configuration_out_of_range_is_refused);
     RUN(arrays_in_memory);
