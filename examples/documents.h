@@ -26,10 +26,10 @@ DOC_API dlrn_status doc_open(dlrn_context *ctx, const char *path, doc_reader **o
 DOC_API void doc_close(doc_reader *r); /* NULL is fine */
 /* The next document: UTF-8 as the file has it, borrowed until the next call. DLRN_END after the last one. */
 DOC_API dlrn_status doc_next(doc_reader *r, const char **text, int64_t *bytes);
-/* Where the next document begins, in bytes; seek leads back there. Standard input cannot seek. */
+/* Where the next document begins, in bytes; seek leads back there. Standard input goes forward alone, by reading: the
+   same text from its beginning leads to the same place. */
 DOC_API uint64_t doc_position(const doc_reader *r);
 DOC_API dlrn_status doc_seek(doc_reader *r, uint64_t position);
-DOC_API int doc_can_seek(const doc_reader *r);
 
 #endif /* DOCUMENTS_H */
 
@@ -206,12 +206,29 @@ DOC_API uint64_t doc_position(const doc_reader *r) {
     return r->offset;
 }
 
-DOC_API int doc_can_seek(const doc_reader *r) {
-    return !r->standard_input;
+/* Reads up to a place in a stream. */
+static dlrn_status doc_pass_over(doc_reader *r, uint64_t position) {
+    if (position < r->offset) return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot go back", r->path);
+    while (r->offset < position) {
+        if (r->at == r->end) {
+            r->at = 0;
+            r->end = fread(r->chunk, 1, sizeof r->chunk, r->file);
+            if (ferror(r->file))
+                return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot be read: %s", r->path, strerror(errno));
+            if (r->end == 0)
+                return dlrn_fail(r->ctx, DLRN_ERR_IO,
+                                 "%s: expected the text that was read before, to byte %llu and on, found its end at "
+                                 "byte %llu",
+                                 r->path, (unsigned long long)position, (unsigned long long)r->offset);
+        }
+        r->line_number += r->chunk[r->at++] == '\n';
+        r->offset++;
+    }
+    return DLRN_OK;
 }
 
 DOC_API dlrn_status doc_seek(doc_reader *r, uint64_t position) {
-    if (r->standard_input) return dlrn_fail(r->ctx, DLRN_ERR_IO, "standard input: cannot go back");
+    if (r->standard_input) return doc_pass_over(r, position);
     if (position > (uint64_t)INT64_MAX || fseeko(r->file, (off_t)position, SEEK_SET) != 0)
         return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot go to byte %llu: %s", r->path, (unsigned long long)position,
                          strerror(errno));

@@ -68,6 +68,9 @@ typedef struct neox_model neox_model;
 NEOX_API dlrn_status neox_load(dlrn_context *ctx, const char *folder, neox_model **out);
 NEOX_API void neox_destroy(neox_model *m); /* NULL is fine */
 NEOX_API const neox_config *neox_config_of(const neox_model *m);
+/* asked(user) is called between layers, on any thread: non-zero ends what runs with DLRN_STOPPED. NULL: never. A source
+   of activations that was stopped loses no row. */
+NEOX_API void neox_on_stop(neox_model *m, int (*asked)(void *user), void *user);
 
 /* "resid_out" and a layer to a site; checked against the model. */
 NEOX_API dlrn_status neox_site_named(const neox_model *m, const char *name, int64_t layer, neox_site *out);
@@ -127,7 +130,7 @@ NEOX_API dlrn_status neox_read_documents(const neox_model *m, bpe_tokenizer *tok
 NEOX_API void neox_documents_free(neox_documents *d);
 
 /* A source of activations at a tap for the library's buffer: rows in the order of the text. Everything is borrowed;
-   destroy the source before them. Seekable if the text is. */
+   destroy the source before them. Seekable; a text on standard input goes forward alone. */
 NEOX_API dlrn_status neox_text_source(neox_model *m, bpe_tokenizer *tok, doc_reader *docs, const neox_reading *how,
                                       neox_tap tap, dlrn_source *out);
 
@@ -203,6 +206,8 @@ struct neox_model {
     neox_layer *layer;  /* [layers] */
     float *embed, *unembed, *final_w, *final_b;
     float *turn; /* [positions][rotary / 2][2]: cosine, sine */
+    int (*stop)(void *user);
+    void *stop_user;
     /* workspace of one run */
     int64_t capacity, tokens;
     float *x, *a, *qkv, *att, *mlp, *h; /* [capacity] rows of d, d, 3d, d, d, inner */
@@ -508,6 +513,11 @@ static void neox_drop_workspace(neox_model *m) {
     for (int t = 0; t < m->n_captured; t++) dlrn_free(m->ctx, m->captured[t]);
     dlrn_free(m->ctx, m->captured);
     neox_forget_workspace(m);
+}
+
+NEOX_API void neox_on_stop(neox_model *m, int (*asked)(void *user), void *user) {
+    m->stop = asked;
+    m->stop_user = user;
 }
 
 NEOX_API void neox_destroy(neox_model *m) {
@@ -914,7 +924,10 @@ static dlrn_status neox_pass_through(neox_pass *p, int whole) {
     neox_rows job = {p, m->tokens, m->cfg.dim, 0, m->embed, NULL, NULL, m->x};
     neox_each_row(m, &job, neox_embed_rows);
     NEOX_TRY(neox_reach(p, NEOX_EMBED, 0, m->x));
-    for (int64_t l = 0; l < m->cfg.layers && !neox_done(p, NEOX_RESID_OUT, l - 1); l++) NEOX_TRY(neox_block(p, l));
+    for (int64_t l = 0; l < m->cfg.layers && !neox_done(p, NEOX_RESID_OUT, l - 1); l++) {
+        if (m->stop && m->stop(m->stop_user)) return dlrn_fail(m->ctx, DLRN_STOPPED, "stopped within a run");
+        NEOX_TRY(neox_block(p, l));
+    }
     if (!whole) return DLRN_OK;
     NEOX_TRY(neox_need_head(m));
     neox_layer_norm(p, m->x, m->final_w, m->final_b, m->a);
@@ -1298,6 +1311,8 @@ NEOX_API dlrn_status neox_read_documents(const neox_model *m, bpe_tokenizer *tok
     return s == DLRN_END && got ? DLRN_OK : s;
 }
 
+typedef enum neox_stage { NEOX_DONE, NEOX_READING, NEOX_WAITING } neox_stage; /* its rows are there; not yet: read */
+
 /* A run's worth of documents, and how far their rows have been handed out. */
 typedef struct neox_text {
     neox_model *m;
@@ -1310,7 +1325,9 @@ typedef struct neox_text {
     int64_t place_cap;
     float *x, *y; /* [row_cap][d] rows of the batch; y NULL without a target */
     int64_t row_cap, rows, given;
-    int64_t skip; /* rows of the next batch that were handed out before a seek */
+    int64_t skip;       /* rows of the next batch that were handed out before a seek */
+    neox_stage stage;   /* of the batch */
+    dlrn_status failed; /* told at the next read: rows came before it */
 } neox_text;
 
 enum { NEOX_ROW_BITS = 20 }; /* of a position: the row within its document */
@@ -1325,20 +1342,29 @@ static dlrn_status neox_keep_rows(void *user, int tap, const float *x, float *y,
     return DLRN_OK;
 }
 
-/* The next documents, until a run is full; their activations. */
-static dlrn_status neox_text_fill(neox_text *t) {
+/* The next documents, until a run is full. */
+static dlrn_status neox_text_batch(neox_text *t) {
     t->batch.count = 0;
-    t->rows = t->given = 0;
     while (t->batch.count == 0 || t->batch.start[t->batch.count] < NEOX_BATCH_TOKENS) {
         NEOX_TRY(bpe_widen(t->m->ctx, &t->place, &t->place_cap, t->batch.count, t->batch.count + 1, sizeof *t->place));
         t->place[t->batch.count] = doc_position(t->docs);
+        t->stage = NEOX_READING;
         dlrn_status s = neox_read_documents(t->m, t->tok, t->docs, &t->how, 1, &t->batch);
         if (s == DLRN_END) break;
         if (s != DLRN_OK) return s;
     }
     if (t->batch.count == 0) return DLRN_END;
+    t->stage = NEOX_WAITING;
+    return DLRN_OK;
+}
+
+/* The next documents' activations; a run that was stopped is made again. */
+static dlrn_status neox_text_fill(neox_text *t) {
+    t->rows = t->given = 0;
+    if (t->stage != NEOX_WAITING) NEOX_TRY(neox_text_batch(t));
     neox_batch batch = {t->batch.id, t->batch.start, t->batch.count};
     NEOX_TRY(neox_run(t->m, &batch, &t->tap, 1, neox_keep_rows, t, 0));
+    t->stage = NEOX_DONE;
     t->given = t->skip < t->rows ? t->skip : t->rows;
     t->skip = 0;
     return DLRN_OK;
@@ -1350,8 +1376,9 @@ static dlrn_status neox_text_read(void *user, int64_t max_rows, float *x, float 
     *n = 0;
     while (*n < max_rows) {
         if (t->given == t->rows) {
-            dlrn_status s = neox_text_fill(t);
-            if (s == DLRN_END) break;
+            dlrn_status s = t->failed != DLRN_OK ? t->failed : neox_text_fill(t);
+            if (s != DLRN_OK && s != DLRN_END && s != DLRN_STOPPED) t->failed = s;
+            if (s == DLRN_END || (s != DLRN_OK && *n)) break;
             if (s != DLRN_OK) return s;
         }
         int64_t k = t->rows - t->given < max_rows - *n ? t->rows - t->given : max_rows - *n;
@@ -1368,7 +1395,9 @@ static dlrn_status neox_text_position(void *user, uint64_t *position) {
     neox_text *t = (neox_text *)user;
     uint64_t place = doc_position(t->docs);
     int64_t row = t->skip;
-    if (t->given < t->rows) {
+    if (t->stage != NEOX_DONE) {
+        place = t->place[0];
+    } else if (t->given < t->rows) {
         int64_t i = 0;
         while (t->batch.start[i + 1] <= t->given) i++;
         place = t->place[i];
@@ -1381,6 +1410,8 @@ static dlrn_status neox_text_position(void *user, uint64_t *position) {
 static dlrn_status neox_text_seek(void *user, uint64_t position) {
     neox_text *t = (neox_text *)user;
     t->rows = t->given = 0;
+    t->stage = NEOX_DONE;
+    t->failed = DLRN_OK;
     t->skip = (int64_t)(position & (((uint64_t)1 << NEOX_ROW_BITS) - 1));
     return doc_seek(t->docs, position >> NEOX_ROW_BITS);
 }
@@ -1423,7 +1454,8 @@ NEOX_API dlrn_status neox_text_source(neox_model *m, bpe_tokenizer *tok, doc_rea
     out->error = neox_text_error;
     out->destroy = neox_text_destroy;
     out->user = t;
-    if (doc_can_seek(docs)) out->position = neox_text_position, out->seek = neox_text_seek;
+    out->position = neox_text_position;
+    out->seek = neox_text_seek;
     return DLRN_OK;
 }
 

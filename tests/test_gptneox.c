@@ -353,6 +353,54 @@ TEST(source_of_text) {
     bpe_destroy(tok);
 }
 
+static int stop_in; /* calls until a stop is asked for */
+
+static int now_and_then(void *user) {
+    (void)user;
+    return --stop_in == 0;
+}
+
+/* A source that was stopped in the middle of a run goes on, or goes on elsewhere from its position: no row is lost. */
+TEST(source_that_is_stopped) {
+    static float once[2700 * D], again[2700 * D];
+    static char text[80 * sizeof WORDS];
+    bpe_tokenizer *tok = NULL;
+    doc_reader *docs = NULL;
+    dlrn_source source;
+    neox_reading how = {16, 1};
+    neox_site site;
+    neox_tap tap;
+    uint64_t place = 0;
+    int64_t n = 0, total = 0, stops = 0;
+    open_all();
+    for (int i = 0; i < 55; i++) strcat(strcat(text, WORDS), "\n\n");
+    write_text(tmp_path("stopped.txt"), text);
+    CHECK_OK(ctx, bpe_load(ctx, MODEL, &tok));
+    CHECK_OK(ctx, doc_open(ctx, tmp_path("stopped.txt"), &docs));
+    CHECK_OK(ctx, neox_site_named(model, "resid_out", 2, &site));
+    CHECK_OK(ctx, neox_tap_at(model, site, NEOX_IO_OUT, &tap));
+    CHECK_OK(ctx, neox_text_source(model, tok, docs, &how, tap, &source));
+    CHECK_OK(ctx, source.read(source.user, 2700, once, NULL, &total));
+    CHECK(total > 2300 && total < 2700); /* more than one run */
+    CHECK_OK(ctx, source.seek(source.user, 0));
+    neox_on_stop(model, now_and_then, NULL);
+    stop_in = 2;
+    for (int64_t at = 0; at < total; at += n) {
+        dlrn_status s = source.read(source.user, 700, again + at * D, NULL, &n);
+        if (s == DLRN_OK && at < 2000) stop_in = 2; /* the second run is stopped, too */
+        if (s != DLRN_STOPPED) CHECK_OK(ctx, s);
+        if (s != DLRN_STOPPED) continue;
+        CHECK(n == 0);
+        CHECK_OK(ctx, source.position(source.user, &place));
+        if (stops++) CHECK_OK(ctx, source.seek(source.user, place));
+    }
+    neox_on_stop(model, NULL, NULL);
+    CHECK(stops == 2 && !memcmp(once, again, (size_t)(total * D) * sizeof *once));
+    dlrn_source_destroy(&source);
+    doc_close(docs);
+    bpe_destroy(tok);
+}
+
 TEST(source_with_a_target) {
     static float x[MOST * D], y[MOST * D], want[MOST * D];
     bpe_tokenizer *tok = NULL;
@@ -429,6 +477,7 @@ int main(int argc, char **argv) {
     RUN(a_document_depends_on_seed_and_number);
     RUN(draws_follow_the_softmax);
     RUN(source_of_text);
+    RUN(source_that_is_stopped);
     RUN(source_with_a_target);
     RUN(folders_that_are_not_models);
     dlrn_archive_close(golden);
