@@ -52,7 +52,7 @@ test: all $(TESTS) $(BUILD)/kernel_sets $(BUILD)/rows $(BUILD)/bench ## every te
 	@$(TOOLS) KERNEL_SETS="$$($(BUILD)/kernel_sets)" KERNEL_TESTS='$(KERNEL_TESTS)' \
 	  sh tests/run.sh $(BUILD) $(TESTS) $(SCRIPTS)
 
-test-%: all $(BUILD)/test_% ## one C test by name, as `make test-json`
+test-%: all $(BUILD)/test_% ## one C test by name, as `make test-buffer`
 	$(BUILD)/test_$*
 
 test-of-tests: ## plants faults in a copy of the header; each must be caught

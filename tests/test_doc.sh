@@ -74,6 +74,10 @@ for block in "$dir"/*_[0-9][0-9].c; do
     fi
 done
 
+# The test that `make help` names as an example is there.
+named=$(make help 2> "$dir/err" | sed -n 's/.*`make \(test-[a-z]*\)`.*/\1/p')
+check "make help names a test: ${named:-none}" test -f "tests/test_${named#test-}.c"
+
 # README's first program is examples/00_hello.c, to the letter.
 if [ -f README.md ] && [ -f examples/00_hello.c ]; then
     blocks README.md letter
