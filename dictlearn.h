@@ -525,7 +525,8 @@ DLRN_API void dlrn_buffer_destroy(dlrn_buffer *buffer); /* NULL is fine */
    out_batch_size except for the last batch. DLRN_END when drained. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_next(dlrn_buffer *buffer, const float **x, const float **y, int64_t *n);
 /* Up to n rows drawn from those held, without consuming them (resampling, evaluation). Copies into x, y (y may be
-   NULL; with n 0 both: then the buffer is only filled). `start` walks through the held rows: pass 0 first, then the sum of what came; *got == 0 at the end. */
+   NULL; with n 0 both: then the buffer is only filled). `start` walks through the held rows: pass 0 first, then the sum
+   of what came; *got == 0 at the end. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_peek(dlrn_buffer *buffer, int64_t start, int64_t n, float *x, float *y,
                                                  int64_t *got);
 DLRN_API int64_t dlrn_buffer_dim(const dlrn_buffer *buffer);
@@ -807,8 +808,8 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_archive_write(dlrn_context *ctx, const char
                                                    int64_t count, const char *const *metadata);
 
 /* A growing .npy of f32 [rows][width], or a CSR .npz that scipy.sparse.load_npz opens: append, close. "-" writes to
-   stdout. rows_total < 0: not known yet (to a pipe, rows then wait in a temporary file, since their number stands before
-   them). abort (or a failed close) leaves nothing behind. */
+   stdout. rows_total < 0: not known yet (on the way to a pipe they then wait in a temporary file, since their number
+   stands before them). abort (or a failed close) leaves nothing behind. */
 typedef struct dlrn_writer dlrn_writer;
 DLRN_API DLRN_CHECK dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width, int64_t rows_total,
                                                 dlrn_writer **out);

@@ -550,7 +550,7 @@ TEST(what_the_source_says_is_passed_on) {
     dlrn_context_destroy(ctx);
 }
 
-/* A filling that the source breaks off goes on where it was, also from a saved state: not one bit is drawn otherwise. */
+/* A filling that the source breaks off goes on where it was, also from a saved state: no draw is another one. */
 TEST(a_filling_that_is_broken_off_goes_on) {
     static int64_t want[MOST], got[MOST];
     dlrn_context *ctx = open_context(NULL);
