@@ -1,7 +1,9 @@
 /* dictlearn: the command-line program, written on the public API alone. */
-#define _POSIX_C_SOURCE 200809L /* mkdir */
+#define _POSIX_C_SOURCE 200809L /* mkdir, sigaction, open_memstream */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
+#include <dirent.h>
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,9 +20,11 @@
 #include "gptneox.h"
 
 #include "dictlearn_args.h"
+#include "dictlearn_source.h"
 
 static int fail(dlrn_context *ctx) {
-    fprintf(stderr, "dictlearn: %s\n", dlrn_error(ctx));
+    fprintf(stderr, "dictlearn: %s\n",
+            stopping(NULL) ? "stopped before it was done: nothing was saved" : dlrn_error(ctx));
     return 1;
 }
 
@@ -67,6 +71,47 @@ static void put_json_text(FILE *f, const char *s, int64_t n) {
             fwrite(s + i, 1, (size_t)length, f);
     }
     fputc('"', f);
+}
+
+/* What is printed into memory, so that the library writes it: whole, or not at all. */
+typedef struct page {
+    FILE *f;
+    char *text;
+    size_t size;
+} page;
+
+static dlrn_status page_open(dlrn_context *ctx, page *p) {
+    memset(p, 0, sizeof *p);
+    p->f = open_memstream(&p->text, &p->size);
+    return p->f ? DLRN_OK : dlrn_fail(ctx, DLRN_ERR_MEMORY, "out of memory");
+}
+
+/* Ends the printing: text [size], with a 0 after it; freed with page_free. */
+static dlrn_status page_end(dlrn_context *ctx, page *p) {
+    int bad = ferror(p->f) != 0;
+    bad |= fclose(p->f) != 0;
+    return bad ? dlrn_fail(ctx, DLRN_ERR_MEMORY, "out of memory") : DLRN_OK;
+}
+
+static void page_free(page *p) {
+    free(p->text);
+    p->text = NULL;
+}
+
+static int ends_with(const char *text, const char *end) {
+    size_t n = strlen(text), k = strlen(end);
+    return n >= k && !strcmp(text + n - k, end);
+}
+
+/* 0, or 2 if a file has another suffix than what is written to it. No suffix, a device and a pipe are fine. */
+static int check_suffix(const char *command_name, const char *path, const char *suffix, const char *other) {
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    struct stat st;
+    if (ends_with(path, suffix) || (*other && ends_with(path, other)) || !strchr(name, '.')) return 0;
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) return 0;
+    fprintf(stderr, "dictlearn: %s: expected a name ending in %s%s%s: see dictlearn %s --help\n", path, suffix,
+            *other ? " or " : "", other, command_name);
+    return 2;
 }
 
 /* ---- inspect, convert ---- */
@@ -125,7 +170,7 @@ static void print_model(const neox_config *c, int json) {
 }
 
 /* The file that holds the tensors of a folder: of a dictionary or of a model. */
-static void tensors_of(const char *path, char *file, size_t size) {
+static dlrn_status tensors_of(dlrn_context *ctx, const char *path, char *file, size_t size) {
     static const char *const names[] = {"ae.pt",
                                         "trainer_0/ae.pt",
                                         "ae.safetensors",
@@ -135,22 +180,29 @@ static void tensors_of(const char *path, char *file, size_t size) {
                                         "pytorch_model.bin",
                                         "pytorch_model.bin.index.json"};
     snprintf(file, size, "%s", path);
-    for (size_t i = 0; dlrn_file_exists(path) == 2 && i < sizeof names / sizeof *names; i++) {
+    if (dlrn_file_exists(path) != 2) return DLRN_OK;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         snprintf(file, size, "%s/%s", path, names[i]);
-        if (dlrn_file_exists(file) == 1) return;
+        if (dlrn_file_exists(file) == 1) return DLRN_OK;
     }
+    return dlrn_fail(
+        ctx, DLRN_ERR_IO,
+        "%s: expected a dictionary (ae.pt) or a model (model.safetensors, pytorch_model.bin) in this folder, "
+        "found neither",
+        path);
 }
 
 static int run_inspect(dlrn_context *ctx, const options *o) {
     dlrn_archive *a = NULL;
     dlrn_dictionary *dict = NULL;
-    neox_model *model = NULL;
+    neox_config model;
     char path[4200], config[4200];
-    tensors_of(o->path, path, sizeof path);
+    dlrn_status s = tensors_of(ctx, o->path, path, sizeof path);
     snprintf(config, sizeof config, "%s/config.json", o->path);
-    int is_model = strstr(path, "model") && dlrn_file_exists(config) == 1 && neox_load(ctx, o->path, &model) == DLRN_OK;
-    int is_dict = !is_model && dlrn_load(ctx, o->path, &dict) == DLRN_OK && dict->encoder_weight;
-    dlrn_status s = dlrn_archive_open(ctx, path, &a);
+    int is_model = s == DLRN_OK && strstr(path + strlen(o->path), "model") && dlrn_file_exists(config) == 1 &&
+                   neox_read_config(ctx, o->path, &model) == DLRN_OK;
+    int is_dict = s == DLRN_OK && !is_model && dlrn_load(ctx, o->path, &dict) == DLRN_OK && dict->encoder_weight;
+    if (s == DLRN_OK) s = dlrn_archive_open(ctx, path, &a);
     if (s == DLRN_OK && o->json) {
         printf("{\"path\": ");
         put_json_text(stdout, o->path, (int64_t)strlen(o->path));
@@ -158,7 +210,7 @@ static int run_inspect(dlrn_context *ctx, const options *o) {
     } else if (s == DLRN_OK) {
         printf("%s: %s\n", o->path, dlrn_archive_format(a));
     }
-    if (s == DLRN_OK && is_model) print_model(neox_config_of(model), o->json);
+    if (s == DLRN_OK && is_model) print_model(&model, o->json);
     if (s == DLRN_OK && is_dict) {
         printf(o->json ? ", \"family\": \"%s\", \"activation_dim\": %lld, \"dict_size\": %lld"
                        : "family %s, activation_dim %lld, dict_size %lld\n",
@@ -169,13 +221,15 @@ static int run_inspect(dlrn_context *ctx, const options *o) {
     if (s == DLRN_OK && o->json) printf("}\n");
     dlrn_archive_close(a);
     dlrn_dictionary_destroy(dict);
-    neox_destroy(model);
     return s == DLRN_OK ? 0 : fail(ctx);
 }
 
 static int run_convert(dlrn_context *ctx, const options *o) {
     dlrn_dictionary *dict = NULL;
+    if (!ends_with(o->path2, ".pt") && !ends_with(o->path2, ".safetensors") && !ends_with(o->path2, ".npz"))
+        return usage_error("convert", "expected a name ending in .pt, .safetensors or .npz", o->path2);
     dlrn_status s = dlrn_load(ctx, o->path, &dict);
+    if (s == DLRN_OK && stopping(NULL)) s = DLRN_STOPPED;
     if (s == DLRN_OK) s = dlrn_save(dict, o->path2);
     dlrn_dictionary_destroy(dict);
     return s == DLRN_OK ? 0 : fail(ctx);
@@ -188,15 +242,19 @@ enum { BLOCK = 1024 };
 typedef struct array {
     dlrn_archive *file;
     char *bytes; /* standard input */
+    int is_codes;
+    dlrn_sparse codes;
     int64_t rows, width;
 } array;
 
 static void array_close(dlrn_context *ctx, array *a) {
+    dlrn_sparse_free(&a->codes);
     dlrn_archive_close(a->file);
     dlrn_free(ctx, a->bytes);
 }
 
-static dlrn_status array_open(dlrn_context *ctx, const char *path, array *a) {
+/* Rows in a .npy or, where codes will do, in a CSR .npz: told apart by content. */
+static dlrn_status array_open(dlrn_context *ctx, const char *path, int takes_codes, array *a) {
     size_t size = 0;
     dlrn_status s;
     memset(a, 0, sizeof *a);
@@ -208,11 +266,18 @@ static dlrn_status array_open(dlrn_context *ctx, const char *path, array *a) {
     }
     if (s != DLRN_OK) return s;
     const dlrn_tensor_info *t = dlrn_archive_info(a->file, 0);
-    if (strcmp(dlrn_archive_format(a->file), "npy") || !t || t->ndim != 2) {
-        fprintf(stderr, "dictlearn: %s: expected an array [rows, width] in .npy, found %s of %d dimensions\n", path,
-                dlrn_archive_format(a->file), t ? t->ndim : 0);
-        return DLRN_ERR_SHAPE;
+    if (takes_codes && !strcmp(dlrn_archive_format(a->file), "npz")) {
+        a->is_codes = 1;
+        s = dlrn_csr_read(a->file, &a->codes);
+        a->rows = a->codes.rows;
+        a->width = a->codes.cols;
+        return s;
     }
+    if (strcmp(dlrn_archive_format(a->file), "npy") || !t || t->ndim != 2)
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                         "%s: expected an array [rows, width] in .npy%s, found %s of %d dimensions",
+                         dlrn_archive_path(a->file), takes_codes ? " or CSR in .npz" : "", dlrn_archive_format(a->file),
+                         t ? t->ndim : 0);
     a->rows = t->shape[0];
     a->width = t->shape[1];
     return DLRN_OK;
@@ -224,17 +289,24 @@ static int need(const options *o, int dict, int data, int out, const char *name)
     return missing != NULL;
 }
 
-static int wrong_width(const char *path, int64_t expected, int64_t found) {
-    fprintf(stderr, "dictlearn: %s: wrong width, expected %lld, found %lld\n", path, (long long)expected,
-            (long long)found);
-    return 1;
-}
-
 /* A step of the three commands: rows x [n][in] to y [n][out], or to codes. */
 typedef dlrn_status (*row_step)(const dlrn_dictionary *dict, const float *x, int64_t n, float *y);
 
 static dlrn_status reconstruct_rows(const dlrn_dictionary *dict, const float *x, int64_t n, float *y) {
     return dlrn_forward(dict, x, n, y, NULL);
+}
+
+/* Rows [first, first + n) of the codes, n <= BLOCK, as a matrix that borrows. */
+static dlrn_status decode_rows(const dlrn_dictionary *dict, const dlrn_sparse *codes, int64_t first, int64_t n,
+                               float *y) {
+    int64_t ptr[BLOCK + 1], from = codes->row_ptr[first];
+    dlrn_sparse view = *codes;
+    for (int64_t i = 0; i <= n; i++) ptr[i] = codes->row_ptr[first + i] - from;
+    view.rows = n;
+    view.row_ptr = ptr;
+    view.col += from;
+    view.val += from;
+    return dlrn_decode_sparse(dict, &view, y);
 }
 
 static dlrn_status stream_rows(dlrn_context *ctx, const dlrn_dictionary *dict, const options *o, array *in,
@@ -243,7 +315,7 @@ static dlrn_status stream_rows(dlrn_context *ctx, const dlrn_dictionary *dict, c
     dlrn_sparse codes;
     dlrn_writer *w = NULL;
     memset(&codes, 0, sizeof codes);
-    dlrn_status s = dlrn_tensor_create(ctx, BLOCK, in->width, &x);
+    dlrn_status s = dlrn_tensor_create(ctx, in->is_codes ? 0 : BLOCK, in->width, &x);
     if (s != DLRN_OK) return s;
     s = dlrn_tensor_create(ctx, o->sparse ? 0 : BLOCK, out_width, &y);
     if (s == DLRN_OK)
@@ -251,8 +323,12 @@ static dlrn_status stream_rows(dlrn_context *ctx, const dlrn_dictionary *dict, c
                       : dlrn_npy_create(ctx, o->out, out_width, in->rows, &w);
     for (int64_t i = 0; i < in->rows && s == DLRN_OK; i += BLOCK) {
         int64_t n = in->rows - i < BLOCK ? in->rows - i : BLOCK;
-        s = dlrn_archive_read_rows(in->file, 0, i, n, x.data);
-        if (s == DLRN_OK) s = o->sparse ? dlrn_encode_sparse(dict, x.data, n, &codes) : step(dict, x.data, n, y.data);
+        if (stopping(NULL)) s = DLRN_STOPPED;
+        if (s == DLRN_OK && !in->is_codes) s = dlrn_archive_read_rows(in->file, 0, i, n, x.data);
+        if (s == DLRN_OK && in->is_codes)
+            s = decode_rows(dict, &in->codes, i, n, y.data);
+        else if (s == DLRN_OK)
+            s = o->sparse ? dlrn_encode_sparse(dict, x.data, n, &codes) : step(dict, x.data, n, y.data);
         if (s == DLRN_OK) s = o->sparse ? dlrn_csr_append(w, &codes) : dlrn_npy_append(w, y.data, n);
     }
     if (s == DLRN_OK)
@@ -265,26 +341,28 @@ static dlrn_status stream_rows(dlrn_context *ctx, const dlrn_dictionary *dict, c
     return s;
 }
 
+static dlrn_status expect_width(dlrn_context *ctx, const char *path, int64_t expected, int64_t found) {
+    if (expected == found) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: wrong width, expected %lld, found %lld", path, (long long)expected,
+                     (long long)found);
+}
+
 static int run_rows(dlrn_context *ctx, const options *o, const char *name, int features_in, int features_out,
                     row_step step) {
     dlrn_dictionary *dict = NULL;
     array in;
-    if (need(o, 1, 1, 1, name)) return 2;
-    if (dlrn_load(ctx, o->dict, &dict) != DLRN_OK) return fail(ctx);
-    int status = 0;
-    dlrn_status s = array_open(ctx, o->data, &in);
-    int64_t width = features_in ? dict->dict_size : dict->activation_dim;
-    if (s == DLRN_ERR_SHAPE)
-        status = 1;
-    else if (s != DLRN_OK)
-        status = fail(ctx);
-    else if (in.width != width)
-        status = wrong_width(o->data, width, in.width);
-    else if (stream_rows(ctx, dict, o, &in, features_out ? dict->dict_size : dict->activation_dim, step) != DLRN_OK)
-        status = fail(ctx);
+    memset(&in, 0, sizeof in);
+    if (need(o, 1, 1, 1, name) || check_suffix(name, o->out, o->sparse ? ".npz" : ".npy", "")) return 2;
+    dlrn_status s = dlrn_load(ctx, o->dict, &dict);
+    if (s == DLRN_OK) s = array_open(ctx, o->data, features_in, &in);
+    if (s == DLRN_OK) {
+        const char *path = strcmp(o->data, "-") ? o->data : "standard input";
+        s = expect_width(ctx, path, features_in ? dict->dict_size : dict->activation_dim, in.width);
+    }
+    if (s == DLRN_OK) s = stream_rows(ctx, dict, o, &in, features_out ? dict->dict_size : dict->activation_dim, step);
     array_close(ctx, &in);
     dlrn_dictionary_destroy(dict);
-    return status;
+    return s == DLRN_OK ? 0 : fail(ctx);
 }
 
 static int run_encode(dlrn_context *ctx, const options *o) {
@@ -295,42 +373,7 @@ static int run_reconstruct(dlrn_context *ctx, const options *o) {
     return run_rows(ctx, o, "reconstruct", 0, 0, reconstruct_rows);
 }
 
-/* Rows [first, first + n) of codes as a matrix of their own; borrows. */
-static int decode_csr(dlrn_context *ctx, const options *o) {
-    dlrn_dictionary *dict = NULL;
-    dlrn_sparse codes;
-    dlrn_tensor y;
-    dlrn_writer *w = NULL;
-    memset(&codes, 0, sizeof codes);
-    dlrn_status s = dlrn_load(ctx, o->dict, &dict);
-    if (s != DLRN_OK) return fail(ctx);
-    s = dlrn_csr_load(ctx, o->data, &codes);
-    if (s == DLRN_OK && codes.cols != dict->dict_size) {
-        int status = wrong_width(o->data, dict->dict_size, codes.cols);
-        dlrn_sparse_free(&codes);
-        dlrn_dictionary_destroy(dict);
-        return status;
-    }
-    if (s == DLRN_OK) s = dlrn_tensor_create(ctx, codes.rows, dict->activation_dim, &y);
-    if (s == DLRN_OK) {
-        s = dlrn_decode_sparse(dict, &codes, y.data);
-        if (s == DLRN_OK) s = dlrn_npy_create(ctx, o->out, dict->activation_dim, codes.rows, &w);
-        if (s == DLRN_OK) s = dlrn_npy_append(w, y.data, codes.rows);
-        if (s == DLRN_OK)
-            s = dlrn_writer_close(w);
-        else
-            dlrn_writer_abort(w);
-        dlrn_tensor_free(ctx, &y);
-    }
-    dlrn_sparse_free(&codes);
-    dlrn_dictionary_destroy(dict);
-    return s == DLRN_OK ? 0 : fail(ctx);
-}
-
 static int run_decode(dlrn_context *ctx, const options *o) {
-    if (need(o, 1, 1, 1, "decode")) return 2;
-    size_t n = strlen(o->data);
-    if (n > 4 && !strcmp(o->data + n - 4, ".npz")) return decode_csr(ctx, o);
     return run_rows(ctx, o, "decode", 1, 0, dlrn_decode);
 }
 
@@ -340,57 +383,79 @@ static int run_decode(dlrn_context *ctx, const options *o) {
 #include "dictlearn_features.h"
 
 #define TINY "--model examples/data/tiny-neox"
-#define TINY_SITE TINY " --text build/text.jsonl --site mlp_out --layer 0"
+#define TINY_SITE TINY " \\\n    --text build/text.jsonl --site mlp_out --layer 0"
+/* In an order in which the examples can be run: each finds what those before it have made. */
 static const command commands[] = {
-    {"inspect", C_INSPECT, 1, "PATH [--json]",
-     "Says what a file or a folder holds: format, family, every tensor; of a dictionary its sizes and the norms of "
-     "its\n"
-     "atoms, of a model its shape.",
-     "build/dictlearn inspect examples/data/tiny-neox", run_inspect},
-    {"convert", C_CONVERT, 2, "IN OUT",
-     "Rewrites a dictionary; the format follows OUT's suffix (.pt .safetensors .npz).",
-     "build/dictlearn convert build/run build/ae.safetensors", run_convert},
-    {"encode", C_ENCODE, 0, "--dict D --data X.npy --out F.npy [--sparse]",
-     "Features [rows, F] of activations [rows, d].",
-     "build/dictlearn encode --dict build/run --data build/x.npy --out build/f.npz --sparse", run_encode},
-    {"decode", C_DECODE, 0, "--dict D --data F.npy|F.npz --out X.npy", "Reconstructions from features.",
-     "build/dictlearn decode --dict build/run --data build/f.npz --out build/x_hat.npy", run_decode},
-    {"reconstruct", C_RECONSTRUCT, 0, "--dict D --data X.npy --out X_HAT.npy", "decode(encode(x)).",
-     "build/dictlearn reconstruct --dict build/run --data build/x.npy --out build/x_hat.npy", run_reconstruct},
-    {"tokenize", C_TOKENIZE, 0, "--model DIR --text FILE [--json]", "Token ids, one document a line.",
-     "build/dictlearn tokenize " TINY " --text build/text.jsonl --documents 3", run_tokenize},
     {"generate", C_GENERATE, 0, "--model DIR [--prompt TEXT] --tokens N [--documents N] [--out FILE.jsonl]",
-     "Samples text: plain to standard output, or JSON lines to a file (--out - for standard output).",
-     "build/dictlearn generate " TINY " --tokens 128 --documents 400 --out build/text.jsonl", run_generate},
+     "Samples text: plain to standard output, or JSON lines to a file (--out - for standard output).", "",
+     "build/dictlearn generate " TINY " --tokens 128 --documents 400 \\\n"
+     "    --out build/text.jsonl",
+     run_generate},
+    {"tokenize", C_TOKENIZE, 0, "--model DIR --text FILE [--json]", "Token ids, one document a line.",
+     "build/text.jsonl: see generate --help", "build/dictlearn tokenize " TINY " --text build/text.jsonl --documents 3",
+     run_tokenize},
+    {"logits", C_LOGITS, 0, "--model DIR --text FILE --out L.npy",
+     "Next-token logits [tokens, vocabulary] of the first document.", "build/text.jsonl: see generate --help",
+     "build/dictlearn logits " TINY " --text build/text.jsonl \\\n"
+     "    --out build/logits.npy",
+     run_logits},
     {"activations", C_ACTIVATIONS, 0, "--model DIR --text FILE --site S --layer N --out X.npy [--limit ROWS]",
      "Rows of activations, in the order of the text. With --io in_to_out: the module's outputs.",
-     "build/dictlearn activations " TINY_SITE " --out build/x.npy", run_activations},
-    {"logits", C_LOGITS, 0, "--model DIR --text FILE --out L.npy",
-     "Next-token logits [tokens, vocabulary] of the first document.",
-     "build/dictlearn logits " TINY " --text build/text.jsonl --out build/logits.npy", run_logits},
+     "build/text.jsonl: see generate --help", "build/dictlearn activations " TINY_SITE " --out build/x.npy",
+     run_activations},
     {"train", C_TRAIN, 0, "SOURCE --save-dir DIR ...",
-     "Trains a dictionary. SOURCE is --model DIR --text FILE --site S --layer N, or --data X.npy [--target Y.npy].",
-     "build/dictlearn train " TINY_SITE " --save-dir build/run \\\n"
-     "    --expansion 8 --batch-size 512 --lr 3e-3 --sparsity-penalty 0.12 --warmup-steps 20 --n-ctxs 300",
+     "Trains a dictionary. SOURCE is --model DIR --text FILE --site S --layer N, or --data X.npy [--target Y.npy]. "
+     "Interrupted (Ctrl-C, SIGTERM) it saves and says how to go on.",
+     "build/text.jsonl: see generate --help",
+     "build/dictlearn train " TINY_SITE " \\\n"
+     "    --save-dir build/run --expansion 8 --batch-size 512 --lr 3e-3 --sparsity-penalty 0.12 \\\n"
+     "    --warmup-steps 20 --n-ctxs 300",
      run_train},
+    {"inspect", C_INSPECT, 1, "PATH [--json]",
+     "Says what a file or a folder holds: format, family, every tensor; of a dictionary its sizes and the norms of its "
+     "atoms, of a model its shape.",
+     "", "build/dictlearn inspect examples/data/tiny-neox", run_inspect},
+    {"convert", C_CONVERT, 2, "IN OUT",
+     "Rewrites a dictionary; the format follows OUT's suffix (.pt .safetensors .npz).", "build/run: see train --help",
+     "build/dictlearn convert build/run build/ae.safetensors", run_convert},
+    {"encode", C_ENCODE, 0, "--dict D --data X.npy --out F.npy | --sparse --out F.npz",
+     "Features [rows, F] of activations [rows, d].", "build/run: see train --help; build/x.npy: see activations --help",
+     "build/dictlearn encode --dict build/run --data build/x.npy --sparse --out build/f.npz", run_encode},
+    {"decode", C_DECODE, 0, "--dict D --data F.npy|F.npz --out X.npy", "Reconstructions from features.",
+     "build/run: see train --help; build/f.npz: see encode --help",
+     "build/dictlearn decode --dict build/run --data build/f.npz --out build/x_hat.npy", run_decode},
+    {"reconstruct", C_RECONSTRUCT, 0, "--dict D --data X.npy --out X_HAT.npy", "decode(encode(x)).",
+     "build/run: see train --help; build/x.npy: see activations --help",
+     "build/dictlearn reconstruct --dict build/run --data build/x.npy --out build/x_hat.npy", run_reconstruct},
     {"eval", C_EVAL, 0, "--dict D SOURCE [--json]",
      "Measures a dictionary: the README's table. SOURCE as for train; with a model also the cross-entropy rows.",
+     "build/run: see train --help; build/text.jsonl: see generate --help",
      "build/dictlearn eval --dict build/run " TINY_SITE, run_eval},
     {"features", C_FEATURES, 0, "--dict D --model DIR --text FILE --site S --layer N [--features I,J,...]",
      "Shows features with the tokens and the contexts that fire them most.",
+     "build/run: see train --help; build/text.jsonl: see generate --help",
      "build/dictlearn features --dict build/run " TINY_SITE " --count 3", run_features},
 };
 
 static void print_commands(void) {
     printf("dictlearn %s: sparse autoencoders, trained, measured and looked into\n\n", DLRN_VERSION_STRING);
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
-        printf("  dictlearn %-12s %s\n", commands[i].name, commands[i].what);
+        print_wrapped(commands[i].what, printf("  dictlearn %-12s ", commands[i].name), 25);
     printf("\ndictlearn COMMAND --help tells a command's flags. Exit status: 0 done, 1 failed, 2 wrong usage.\n");
+}
+
+/* What was printed is only done when it has gone out. */
+static int end_output(int status) {
+    int bad = ferror(stdout) != 0;
+    bad |= fflush(stdout) != 0;
+    if (!bad || status) return status;
+    fprintf(stderr, "dictlearn: standard output: cannot be written: %s\n", strerror(errno));
+    return 1;
 }
 
 int main(int argc, char **argv) {
     const command *c = NULL;
-    if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "help"))) return print_commands(), 0;
+    if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "help"))) return print_commands(), end_output(0);
     for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
         if (!strcmp(argv[1], commands[i].name)) c = &commands[i];
     if (!c) {
@@ -400,14 +465,15 @@ int main(int argc, char **argv) {
     options o = default_options();
     int status = parse_options(c, argc - 2, argv + 2, &o);
     if (status) return status;
-    if (o.help) return print_help(c), 0;
+    if (o.help) return print_help(c), end_output(0);
     dlrn_context *ctx = NULL;
     dlrn_context_config cfg = dlrn_context_defaults();
     cfg.threads = (int)o.threads;
     cfg.kernels = o.kernels;
     if (dlrn_context_create(&cfg, &ctx) != DLRN_OK)
         return usage_error(c->name, "no such set of kernels here", o.kernels);
+    note_signals();
     status = c->run(ctx, &o);
     dlrn_context_destroy(ctx);
-    return status;
+    return end_output(status);
 }

@@ -54,7 +54,7 @@ static const flag flags[] = {
     {"--site", F_TEXT, AT(site), C_SITES, 0, "S", "embed, resid_out, mlp_in, mlp_out, attn_in or attn_out"},
     {"--layer", F_INT, AT(layer), C_SITES, 0, "N", "the site's layer, from 0 (not for embed)"},
     {"--io", F_TEXT, AT(io), C_SITES, 0, "in|out|in_to_out",
-     "the site itself (out), its module's input, or from input to output (default out)"},
+     "the site itself (default), its module's input, or from input to output"},
     {"--ctx-len", F_INT, AT(ctx_len), C_TEXTS, 1, "N", "tokens to which each document is cut (default 128)"},
     {"--bos", F_SWITCH, AT(bos), C_TEXTS | C_GENERATE, 0, "", "begin each document with the model's bos token"},
     {"--out", F_TEXT, AT(out), C_ARRAYS | C_GENERATE | C_ACTIVATIONS | C_LOGITS, 0, "FILE",
@@ -68,7 +68,8 @@ static const flag flags[] = {
     {"--documents", F_INT, AT(documents), C_GENERATE | C_EVAL | C_TOKENIZE, 1, "N",
      "how many (generate: 1; tokenize: all; eval: the first 128, for the cross-entropy)"},
     {"--limit", F_INT, AT(limit), C_ACTIVATIONS, 1, "ROWS", "stop after so many rows (default: all)"},
-    {"--save-dir", F_TEXT, AT(save_dir), C_TRAIN, 0, "DIR", "the folder of the run; made if missing"},
+    {"--save-dir", F_TEXT, AT(save_dir), C_TRAIN, 0, "DIR",
+     "the folder of the run; made if missing; another run in it gives way at the first save"},
     {"--dict-size", F_INT, AT(dict_size), C_TRAIN, 1, "F", "number of features"},
     {"--expansion", F_INT, AT(expansion), C_TRAIN, 1, "N", "the same, as a multiple of the width (default 16)"},
     {"--lr", F_REAL, AT(lr), C_TRAIN, 0, "RATE", "Adam's rate (default 3e-4)"},
@@ -90,9 +91,11 @@ static const flag flags[] = {
     {"--save-steps", F_INT, AT(save_steps), C_TRAIN, 1, "N", "a checkpoint every N steps (default: none)"},
     {"--n-ctxs", F_INT, AT(n_ctxs), C_TRAIN, 1, "N", "the buffer's size in contexts (default 30000)"},
     {"--in-batch-size", F_INT, AT(in_batch_size), C_TRAIN, 1, "N", "contexts read at once (default 512)"},
-    {"--init", F_TEXT, AT(init), C_TRAIN, 0, "D", "start from these weights"},
+    {"--init", F_TEXT, AT(init), C_TRAIN, 0, "D", "start from these weights, of their size"},
     {"--no-shuffle", F_SWITCH, AT(no_shuffle), C_TRAIN, 0, "", "rows in the file's order"},
-    {"--resume", F_SWITCH, AT(resume), C_TRAIN, 0, "", "go on with the run in --save-dir"},
+    {"--resume", F_SWITCH, AT(resume), C_TRAIN, 0, "",
+     "go on with the run in --save-dir: the same command; of its settings only steps, epochs, log-steps, save-steps, "
+     "threads and kernels may differ"},
     {"--compat", F_SWITCH, AT(compat), C_TRAIN | C_EVAL, 0, "",
      "the reference's code of March 2024, number for number"},
     {"--rows", F_INT, AT(rows), C_EVAL | C_FEATURES, 1, "N",
@@ -113,7 +116,9 @@ static const flag flags[] = {
 typedef struct command {
     const char *name;
     int bit, words; /* words: arguments without a flag */
-    const char *usage, *what, *example;
+    const char *usage, *what;
+    const char *needs; /* what makes the inputs of the example; "": all is there */
+    const char *example;
     int (*run)(dlrn_context *ctx, const options *o);
 } command;
 
@@ -121,10 +126,10 @@ static options default_options(void) {
     options o;
     memset(&o, 0, sizeof o);
     o.loss = "norm", o.kernels = "auto";
-    o.expansion = 16, o.batch_size = 8192, o.steps = -1, o.epochs = 1, o.warmup_steps = 1000, o.resample_steps = -1;
+    o.batch_size = 8192, o.steps = -1, o.epochs = 1, o.warmup_steps = 1000, o.resample_steps = -1;
     o.ghost_threshold = -1, o.log_steps = 1000, o.save_steps = -1, o.n_ctxs = 30000, o.ctx_len = 128;
     o.in_batch_size = 512, o.rows = -1, o.lr = 3e-4, o.sparsity_penalty = 1e-3;
-    o.io = "out", o.layer = -1, o.documents = -1, o.temperature = 1, o.limit = -1, o.count = 8, o.contexts = 4;
+    o.layer = -1, o.documents = -1, o.temperature = 1, o.limit = -1, o.count = 8, o.contexts = 4;
     return o;
 }
 
@@ -179,9 +184,43 @@ static int parse_options(const command *c, int argc, char **argv, options *o) {
     return 0;
 }
 
+enum { HELP_COLUMNS = 100, HELP_INDENT = 37 };
+
+/* Text from column `at` on, its further lines indented. */
+static void print_wrapped(const char *text, int at, int indent) {
+    while (*text) {
+        int n = (int)strcspn(text, " ");
+        if (at > indent && at + 1 + n > HELP_COLUMNS) {
+            printf("\n%*s", indent, "");
+            at = indent;
+        } else if (at > indent) {
+            putchar(' ');
+            at++;
+        }
+        printf("%.*s", n, text);
+        at += n;
+        text += n + (text[n] == ' ');
+    }
+    putchar('\n');
+}
+
 static void print_help(const command *c) {
-    printf("dictlearn %s %s\n\n%s\n\n", c->name, c->usage, c->what);
-    for (size_t k = 0; k < sizeof flags / sizeof *flags; k++)
-        if (flags[k].commands & c->bit) printf("  %-19s %-14s %s\n", flags[k].name, flags[k].value, flags[k].help);
-    printf("\nExample:\n  %s\n", c->example);
+    int at = printf("dictlearn %s", c->name);
+    print_wrapped(c->usage, at, 4);
+    putchar('\n');
+    print_wrapped(c->what, 0, 0);
+    putchar('\n');
+    for (size_t k = 0; k < sizeof flags / sizeof *flags; k++) {
+        if (!(flags[k].commands & c->bit)) continue;
+        at = printf("  %-19s %-14s", flags[k].name, flags[k].value);
+        if (at >= HELP_INDENT) {
+            printf("\n%*s", HELP_INDENT, "");
+            at = HELP_INDENT;
+        } else {
+            at += printf("%*s", HELP_INDENT - at, "");
+        }
+        print_wrapped(flags[k].help, at, HELP_INDENT);
+    }
+    printf(*c->needs ? "\nExample (%s):\n" : "\nExample:%s\n", c->needs);
+    printf("  %s\n", c->example);
 }

@@ -31,23 +31,32 @@ static void print_eval_json(const options *o, const dlrn_metrics *m) {
     printf(", \"dead\": %lld, \"dense\": %lld}\n", (long long)m->dead, (long long)m->dense);
 }
 
+/* A row of the table. */
+static void put_figure(const char *name, int decimals, double value, const char *unit) {
+    printf("  %-18s  ", name);
+    if (value == value)
+        printf("%8.*f%s\n", decimals, value, unit);
+    else
+        puts("not measured");
+}
+
 static void print_eval_table(const options *o, const dlrn_metrics *m) {
     printf("%lld rows, %s formulas\n", (long long)m->rows, o->compat ? "the reference's" : "default");
-    printf("  variance explained  %8.2f %%\n", 100 * m->variance_explained);
-    printf("  %-18s  %8.2f\n", o->entropy ? "entropy" : "L1", m->sparsity_loss);
-    printf("  L0                  %8.2f\n", m->l0);
-    printf("  alive               %8.2f %%\n", 100 * m->percent_alive);
+    put_figure("variance explained", 2, 100 * m->variance_explained, " %");
+    put_figure(o->entropy ? "entropy" : "L1", 2, m->sparsity_loss, "");
+    put_figure("L0", 2, m->l0, "");
+    put_figure("alive", 2, 100 * m->percent_alive, " %");
     printf("  MSE                 %8.4g\n", m->mse_loss);
-    printf("  cosine              %8.4f\n", m->cosine);
-    printf("  ||x_hat|| / ||x||   %8.4f\n", m->l2_ratio);
+    put_figure("cosine", 4, m->cosine, "");
+    put_figure("||x_hat|| / ||x||", 4, m->l2_ratio, "");
     printf("  dead, dense         %lld, %lld\n", (long long)m->dead, (long long)m->dense);
     if (!o->model) return;
     printf("%lld documents, %lld next tokens, nats a token\n", (long long)m->documents, (long long)m->tokens);
-    printf("  CE original         %8.4f\n", m->loss_original);
-    printf("  CE reconstructed    %8.4f\n", m->loss_reconstructed);
-    printf("  CE zero ablation    %8.4f\n", m->loss_zero);
-    printf("  CE diff             %8.4f\n", m->ce_diff);
-    printf("  CE recovered        %8.2f %%\n", 100 * m->percent_recovered);
+    put_figure("CE original", 4, m->loss_original, "");
+    put_figure("CE reconstructed", 4, m->loss_reconstructed, "");
+    put_figure("CE zero ablation", 4, m->loss_zero, "");
+    put_figure("CE diff", 4, m->ce_diff, "");
+    put_figure("CE recovered", 2, 100 * m->percent_recovered, " %");
 }
 
 enum { BINS = 50, TEXT_BINS = 15, BAR = 50 };
@@ -87,19 +96,21 @@ static void put_bin(FILE *f, int svg, int b, const double *edge, int64_t count, 
 static dlrn_status write_histogram(dlrn_context *ctx, const dlrn_evaluator *e, const char *path) {
     double edge[BINS + 1];
     int64_t count[BINS], most = 1;
-    char part[4300];
-    size_t n = strlen(path);
-    int svg = n > 4 && !strcmp(path + n - 4, ".svg");
+    page text;
+    int svg = ends_with(path, ".svg");
     if (!strcmp(path, "-")) return print_histogram(e);
     dlrn_status s = dlrn_evaluator_histogram(e, BINS, edge, count);
     if (s != DLRN_OK) return s;
     for (int b = 0; b < BINS; b++) most = count[b] > most ? count[b] : most;
-    FILE *f = open_beside(path, part, sizeof part);
-    if (!f) return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot be written", path);
-    fputs(svg ? svg_head : "from,to,features\n", f);
-    for (int b = 0; b < BINS; b++) put_bin(f, svg, b, edge, count[b], most);
-    fputs(svg ? "</svg>\n" : "", f);
-    return close_beside(ctx, f, path, part, DLRN_OK);
+    s = page_open(ctx, &text);
+    if (s != DLRN_OK) return s;
+    fputs(svg ? svg_head : "from,to,features\n", text.f);
+    for (int b = 0; b < BINS; b++) put_bin(text.f, svg, b, edge, count[b], most);
+    fputs(svg ? "</svg>\n" : "", text.f);
+    s = page_end(ctx, &text);
+    if (s == DLRN_OK) s = dlrn_file_write(ctx, path, text.text, text.size);
+    page_free(&text);
+    return s;
 }
 
 /* Rows of a model's documents go to the evaluator as the model reaches the site. */
@@ -119,8 +130,10 @@ static dlrn_status feed_rows(void *user, int tap, const float *x, float *y, int6
 /* A text is read once, also from standard input: documents until there are rows enough and documents enough. */
 static dlrn_status read_texts(bench *b, const options *o, int64_t rows, int64_t documents, neox_documents *texts) {
     dlrn_status s = DLRN_OK;
-    while (s == DLRN_OK && (texts->count < documents || texts->start[texts->count] < rows))
+    while (s == DLRN_OK && (texts->count < documents || texts->start[texts->count] < rows)) {
         s = neox_read_documents(b->model, b->tok, b->docs, &b->reading, 16, texts);
+        if (stopping(NULL)) s = DLRN_STOPPED;
+    }
     if (s == DLRN_END && texts->count == 0)
         return dlrn_fail(b->ctx, DLRN_ERR_VALUE, "%s: expected documents, found none", o->text);
     return s == DLRN_END ? DLRN_OK : s;
@@ -132,7 +145,7 @@ static dlrn_status visit_texts(bench *b, const neox_documents *texts, int64_t ro
     for (int64_t i = 0, end; i < texts->count && texts->start[i] < rows && s == DLRN_OK; i = end) {
         for (end = i + 1; end < texts->count && texts->start[end + 1] - texts->start[i] <= NEOX_BATCH_TOKENS;) end++;
         neox_batch batch = {texts->id, texts->start + i, end - i};
-        s = neox_run(b->model, &batch, &b->tap, 1, visit, user, 0);
+        s = stopping(NULL) ? DLRN_STOPPED : neox_run(b->model, &batch, &b->tap, 1, visit, user, 0);
     }
     return s;
 }
@@ -141,11 +154,11 @@ static dlrn_status evaluate_model(bench *b, const options *o, const dlrn_diction
                                   dlrn_evaluator *e, dlrn_metrics *m) {
     neox_documents texts;
     int64_t documents = o->documents > 0 ? o->documents : 128;
-    row_feed feed = {e, rows};
+    row_feed fed = {e, rows};
     dlrn_language_model lm;
     memset(&texts, 0, sizeof texts);
     dlrn_status s = read_texts(b, o, rows, documents, &texts);
-    if (s == DLRN_OK) s = visit_texts(b, &texts, rows, feed_rows, &feed);
+    if (s == DLRN_OK) s = visit_texts(b, &texts, rows, feed_rows, &fed);
     if (s == DLRN_OK) s = dlrn_evaluator_finish(e, m);
     if (texts.count > documents) texts.count = documents;
     neox_judge judge = {b->model, &texts, &b->tap, 1};
@@ -156,8 +169,9 @@ static dlrn_status evaluate_model(bench *b, const options *o, const dlrn_diction
 }
 
 /* All rows of an array that are asked for, then the figures. */
-static dlrn_status evaluate_array(dlrn_context *ctx, const dlrn_source *source, int64_t rows, dlrn_evaluator *e,
-                                  dlrn_metrics *m) {
+static dlrn_status evaluate_array(feed *f, int64_t rows, dlrn_evaluator *e, dlrn_metrics *m) {
+    dlrn_context *ctx = f->ctx;
+    dlrn_source in = feed_source(f), *source = &in;
     dlrn_tensor x, y;
     int64_t done = 0;
     dlrn_status s = dlrn_tensor_create(ctx, BLOCK, source->activation_dim, &x);
@@ -171,11 +185,11 @@ static dlrn_status evaluate_array(dlrn_context *ctx, const dlrn_source *source, 
     }
     dlrn_tensor_free(ctx, &x);
     dlrn_tensor_free(ctx, &y);
-    return s == DLRN_OK || s == DLRN_END ? dlrn_evaluator_finish(e, m) : s;
+    if (s == DLRN_END && done == 0) return feed_empty(f);
+    return s == DLRN_OK || s == DLRN_END ? dlrn_evaluator_finish(e, m) : feed_failed(f, s);
 }
 
-static dlrn_status evaluate(dlrn_context *ctx, const options *o, const dlrn_dictionary *dict, bench *b,
-                            const dlrn_source *source) {
+static dlrn_status evaluate(dlrn_context *ctx, const options *o, const dlrn_dictionary *dict, bench *b, feed *f) {
     dlrn_evaluator *e = NULL;
     dlrn_metrics m;
     dlrn_eval_config cfg = dlrn_eval_defaults();
@@ -183,8 +197,7 @@ static dlrn_status evaluate(dlrn_context *ctx, const options *o, const dlrn_dict
     cfg.sparsity = o->entropy ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1;
     cfg.compat = o->compat;
     dlrn_status s = dlrn_evaluator_create(dict, &cfg, &e);
-    if (s == DLRN_OK)
-        s = o->model ? evaluate_model(b, o, dict, cfg.rows, e, &m) : evaluate_array(ctx, source, cfg.rows, e, &m);
+    if (s == DLRN_OK) s = o->model ? evaluate_model(b, o, dict, cfg.rows, e, &m) : evaluate_array(f, cfg.rows, e, &m);
     if (s == DLRN_OK && o->json) print_eval_json(o, &m);
     if (s == DLRN_OK && !o->json) print_eval_table(o, &m);
     if (s == DLRN_OK && o->histogram) s = write_histogram(ctx, e, o->histogram);
@@ -192,29 +205,25 @@ static dlrn_status evaluate(dlrn_context *ctx, const options *o, const dlrn_dict
     return s;
 }
 
-static dlrn_status expect_width(dlrn_context *ctx, const char *path, int64_t expected, int64_t found) {
-    if (expected == found) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: wrong width, expected %lld, found %lld", path, (long long)expected,
-                     (long long)found);
-}
-
 static int run_eval(dlrn_context *ctx, const options *o) {
     dlrn_dictionary *dict = NULL;
-    dlrn_source source;
+    feed f;
     bench b;
     int status = lacks_flag("eval", "--dict", o->dict) ? 2 : check_source_flags("eval", o);
+    if (!status && o->histogram && strcmp(o->histogram, "-"))
+        status = check_suffix("eval", o->histogram, ".csv", ".svg");
     if (status) return status;
     memset(&b, 0, sizeof b);
-    memset(&source, 0, sizeof source);
+    feed_init(&f, ctx, o);
     dlrn_status s = dlrn_load(ctx, o->dict, &dict);
     if (s == DLRN_OK && o->model) s = bench_open(ctx, o, 1, &b);
-    if (s == DLRN_OK && o->data) s = dlrn_source_from_npy(ctx, o->data, o->target, 1, &source);
+    if (s == DLRN_OK && o->data) s = dlrn_source_from_npy(ctx, o->data, o->target, 1, &f.inner);
     if (s == DLRN_OK)
         s = expect_width(ctx, o->model ? o->model : o->data, dict->activation_dim,
-                         o->model ? neox_config_of(b.model)->dim : source.activation_dim);
-    if (s == DLRN_OK) s = evaluate(ctx, o, dict, &b, &source);
+                         o->model ? neox_config_of(b.model)->dim : f.inner.activation_dim);
+    if (s == DLRN_OK) s = evaluate(ctx, o, dict, &b, &f);
     status = s == DLRN_OK ? 0 : fail(ctx);
-    dlrn_source_destroy(&source);
+    dlrn_source_destroy(&f.inner);
     bench_close(&b);
     dlrn_dictionary_destroy(dict);
     return status;

@@ -67,17 +67,25 @@ static dlrn_status collect_firings(void *user, int tap, const float *x, float *y
     return s;
 }
 
-/* Features by number: "3,17,40". */
-static dlrn_status parse_features(showing *w) {
-    for (const char *c = w->o->features; *c;) {
-        char *end;
-        long long f = strtoll(c, &end, 10);
-        if (end == c || f < 0 || f >= w->dict->dict_size || (*end && *end != ',') || w->n_shown == MOST_SHOWN)
-            return dlrn_fail(w->b.ctx, DLRN_ERR_ARGUMENT, "--features: expected numbers below %lld, found %s",
-                             (long long)w->dict->dict_size, c);
-        w->shown[w->n_shown++] = f;
-        c = *end ? end + 1 : end;
+/* Features by number, as in "3,17,40", into shown [MOST_SHOWN]; how many, or 0 if it is something else. */
+static int64_t parse_features(const char *list, int64_t *shown) {
+    int64_t n = 0;
+    for (const char *c = list;; c++) {
+        int digits = (int)strspn(c, "0123456789");
+        if (digits < 1 || digits > 10 || n == MOST_SHOWN) return 0;
+        shown[n++] = strtoll(c, NULL, 10);
+        c += digits;
+        if (!*c) return n;
+        if (*c != ',') return 0;
     }
+}
+
+static dlrn_status check_features(const showing *w) {
+    for (int64_t k = 0; k < w->n_shown; k++)
+        if (w->shown[k] >= w->dict->dict_size)
+            return dlrn_fail(w->b.ctx, DLRN_ERR_ARGUMENT,
+                             "--features: expected numbers below %lld as %s has them, found %lld",
+                             (long long)w->dict->dict_size, w->o->dict, (long long)w->shown[k]);
     return DLRN_OK;
 }
 
@@ -213,9 +221,9 @@ static dlrn_status show_features(showing *w) {
     w->slot = (int64_t *)dlrn_alloc(ctx, F, sizeof *w->slot);
     if (!w->fired || !w->most || !w->slot) return DLRN_ERR_MEMORY;
     for (int64_t f = 0; f < F; f++) w->fired[f] = 0, w->most[f] = 0, w->slot[f] = -1;
-    dlrn_status s = read_texts(&w->b, w->o, w->rows, 1, &w->texts);
+    dlrn_status s = check_features(w);
+    if (s == DLRN_OK) s = read_texts(&w->b, w->o, w->rows, 1, &w->texts);
     if (s == DLRN_OK) s = visit_texts(&w->b, &w->texts, w->rows, count_firings, w);
-    if (s == DLRN_OK && w->o->features) s = parse_features(w);
     if (s == DLRN_OK && !w->o->features) choose_features(w);
     if (s != DLRN_OK) return s;
     for (int64_t k = 0; k < w->n_shown; k++) w->slot[w->shown[k]] = k;
@@ -237,6 +245,8 @@ static int run_features(dlrn_context *ctx, const options *o) {
     int status = lacks_flag("features", "--dict", o->dict) ? 2 : check_site_flags("features", o);
     if (status) return status;
     memset(&w, 0, sizeof w);
+    if (o->features && (w.n_shown = parse_features(o->features, w.shown)) == 0)
+        return usage_error("features", "expected at most 256 numbers with commas between as --features", o->features);
     w.o = o;
     w.rows = o->rows > 0 ? o->rows : 65536;
     dlrn_status s = bench_open(ctx, o, 1, &w.b);

@@ -25,10 +25,17 @@ static int lacks_flag(const char *command_name, const char *name, const void *va
 static int parse_io(const options *o, neox_io *io) {
     static const char *const names[] = {"out", "in", "in_to_out"};
     for (int k = 0; k < 3; k++)
-        if (!strcmp(o->io, names[k])) {
+        if (!o->io || !strcmp(o->io, names[k])) {
             *io = (neox_io)k;
             return 1;
         }
+    return 0;
+}
+
+static int is_site(const char *name) {
+    static const char *const names[] = {"embed", "resid_out", "mlp_in", "mlp_out", "attn_in", "attn_out"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(name, names[i])) return 1;
     return 0;
 }
 
@@ -38,8 +45,11 @@ static int check_site_flags(const char *command_name, const options *o) {
     if (lacks_flag(command_name, "--model", o->model) || lacks_flag(command_name, "--text", o->text) ||
         lacks_flag(command_name, "--site", o->site))
         return 2;
+    if (!is_site(o->site))
+        return usage_error(command_name, "expected embed, resid_out, mlp_in, mlp_out, attn_in or attn_out as --site",
+                           o->site);
     if (strcmp(o->site, "embed") && o->layer < 0) return lacks_flag(command_name, "--layer", NULL) * 2;
-    if (!parse_io(o, &io)) return usage_error(command_name, "expected in, out or in_to_out", o->io);
+    if (!parse_io(o, &io)) return usage_error(command_name, "expected in, out or in_to_out as --io", o->io);
     return 0;
 }
 
@@ -51,6 +61,7 @@ static dlrn_status bench_open(dlrn_context *ctx, const options *o, int with_site
     b->reading.ctx_len = o->ctx_len;
     b->reading.bos = o->bos;
     dlrn_status s = neox_load(ctx, o->model, &b->model);
+    if (s == DLRN_OK) neox_on_stop(b->model, stopping, NULL);
     if (s == DLRN_OK) s = bpe_load(ctx, o->model, &b->tok);
     if (s == DLRN_OK && o->text) s = doc_open(ctx, o->text, &b->docs);
     if (s != DLRN_OK || !with_site) return s;
@@ -68,7 +79,7 @@ static dlrn_status print_tokens(const options *o, bpe_tokenizer *tok, doc_reader
     memset(&ids, 0, sizeof ids);
     dlrn_status s = DLRN_OK;
     for (int64_t d = 0; s == DLRN_OK && (o->documents < 0 || d < o->documents); d++) {
-        s = doc_next(docs, &text, &bytes);
+        s = stopping(NULL) ? DLRN_STOPPED : doc_next(docs, &text, &bytes);
         if (s == DLRN_OK) s = bpe_encode(tok, text, bytes, &ids);
         if (s != DLRN_OK) break;
         int64_t first = bos >= 0, n = ids.count + first < o->ctx_len ? ids.count + first : o->ctx_len;
@@ -105,11 +116,25 @@ typedef struct generation {
     const options *o;
     bpe_tokenizer *tok;
     bpe_text text;
-    FILE *file; /* JSON lines; NULL: plain text to stdout */
+    dlrn_context *ctx;
+    dlrn_writer *file; /* JSON lines; NULL: plain text to stdout */
     const char *prompt;
     int64_t tokens;
     double started, told;
 } generation;
+
+static dlrn_status put_line(generation *g) {
+    page line;
+    dlrn_status s = page_open(g->ctx, &line);
+    if (s != DLRN_OK) return s;
+    fputs("{\"text\": ", line.f);
+    put_json_text(line.f, g->text.bytes, g->text.count);
+    fputs("}\n", line.f);
+    s = page_end(g->ctx, &line);
+    if (s == DLRN_OK) s = dlrn_file_append(g->file, line.text, line.size);
+    page_free(&line);
+    return s;
+}
 
 static dlrn_status write_document(void *user, int64_t document, const int32_t *id, int64_t n) {
     generation *g = (generation *)user;
@@ -122,13 +147,11 @@ static dlrn_status write_document(void *user, int64_t document, const int32_t *i
     if (s == DLRN_OK) s = bpe_put(drawn.ctx, &g->text, drawn.bytes, drawn.count);
     bpe_text_free(&drawn);
     if (s != DLRN_OK) return s;
-    if (g->file) {
-        fputs("{\"text\": ", g->file);
-        put_json_text(g->file, g->text.bytes, g->text.count);
-        fputs("}\n", g->file);
-    } else {
+    if (g->file)
+        s = put_line(g);
+    else
         printf("%s%.*s\n", document ? "\n" : "", (int)g->text.count, g->text.bytes);
-    }
+    if (s != DLRN_OK) return s;
     g->tokens += n;
     double now = seconds();
     if (!g->o->quiet && document % 64 == 63 && now - g->told > 2) {
@@ -168,40 +191,23 @@ static dlrn_status generate_to(bench *b, const options *o, generation *g) {
     return s;
 }
 
-/* A file of lines, written beside its name and renamed when it is whole. */
-static FILE *open_beside(const char *path, char *part, size_t size) {
-    if (!strcmp(path, "-")) return stdout;
-    snprintf(part, size, "%s.part", path);
-    return fopen(part, "wb");
-}
-
-static dlrn_status close_beside(dlrn_context *ctx, FILE *f, const char *path, const char *part, dlrn_status s) {
-    int bad = ferror(f) != 0;
-    bad |= (f == stdout ? fflush(f) : fclose(f)) != 0;
-    if (s == DLRN_OK && bad) s = dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot be written", path);
-    if (f == stdout) return s;
-    if (s == DLRN_OK && rename(part, path) != 0) s = dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot be written", path);
-    if (s != DLRN_OK) remove(part);
-    return s;
-}
-
 static int run_generate(dlrn_context *ctx, const options *o) {
     bench b;
-    char part[4200] = "";
     if (lacks_flag("generate", "--model", o->model) || lacks_flag("generate", "--tokens", o->tokens ? o : NULL))
         return 2;
+    if (o->out && check_suffix("generate", o->out, ".jsonl", "")) return 2;
     generation g;
     memset(&g, 0, sizeof g);
     dlrn_status s = bench_open(ctx, o, 0, &b);
-    g.o = o, g.tok = b.tok, g.prompt = o->prompt ? o->prompt : "";
+    g.ctx = ctx, g.o = o, g.tok = b.tok, g.prompt = o->prompt ? o->prompt : "";
     g.started = g.told = seconds();
-    if (s == DLRN_OK && o->out) {
-        g.file = open_beside(o->out, part, sizeof part);
-        if (!g.file) s = dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot be written", o->out);
-    }
+    if (s == DLRN_OK && o->out) s = dlrn_file_create(ctx, o->out, &g.file);
     if (s == DLRN_OK) s = generate_to(&b, o, &g);
     tell_end();
-    if (g.file) s = close_beside(ctx, g.file, o->out, part, s);
+    if (s == DLRN_OK && g.file)
+        s = dlrn_writer_close(g.file);
+    else
+        dlrn_writer_abort(g.file);
     bpe_text_free(&g.text);
     bench_close(&b);
     return s == DLRN_OK ? 0 : fail(ctx);
@@ -209,15 +215,17 @@ static int run_generate(dlrn_context *ctx, const options *o) {
 
 /* ---- activations, logits ---- */
 
-static dlrn_status copy_rows(dlrn_context *ctx, const options *o, const dlrn_source *source, dlrn_writer *w) {
+static dlrn_status copy_rows(feed *f, const options *o, dlrn_writer *w) {
+    dlrn_context *ctx = f->ctx;
+    dlrn_source in = feed_source(f), *source = &in;
     dlrn_tensor x, y;
     int64_t done = 0;
     double started = seconds(), told = started;
-    dlrn_status s = dlrn_tensor_create(ctx, 2 * BLOCK, source->activation_dim, &x);
+    dlrn_status s = dlrn_tensor_create(ctx, PIECE, source->activation_dim, &x);
     if (s != DLRN_OK) return s;
-    s = dlrn_tensor_create(ctx, source->has_target ? 2 * BLOCK : 0, source->activation_dim, &y);
+    s = dlrn_tensor_create(ctx, source->has_target ? PIECE : 0, source->activation_dim, &y);
     while (s == DLRN_OK && (o->limit < 0 || done < o->limit)) {
-        int64_t n = 0, want = o->limit >= 0 && o->limit - done < 2 * BLOCK ? o->limit - done : 2 * BLOCK;
+        int64_t n = 0, want = o->limit >= 0 && o->limit - done < PIECE ? o->limit - done : PIECE;
         s = source->read(source->user, want, x.data, y.data, &n);
         if (s == DLRN_OK) s = dlrn_npy_append(w, source->has_target ? y.data : x.data, n);
         done += n;
@@ -229,26 +237,28 @@ static dlrn_status copy_rows(dlrn_context *ctx, const options *o, const dlrn_sou
     tell_end();
     dlrn_tensor_free(ctx, &x);
     dlrn_tensor_free(ctx, &y);
-    return s == DLRN_END ? DLRN_OK : s;
+    if (s == DLRN_END && done == 0) return feed_empty(f);
+    return s == DLRN_END ? DLRN_OK : feed_failed(f, s);
 }
 
 static int run_activations(dlrn_context *ctx, const options *o) {
     bench b;
-    dlrn_source source;
+    feed f;
     dlrn_writer *w = NULL;
     int status = check_site_flags("activations", o);
     if (!status && lacks_flag("activations", "--out", o->out)) status = 2;
+    if (!status) status = check_suffix("activations", o->out, ".npy", "");
     if (status) return status;
-    memset(&source, 0, sizeof source);
+    feed_init(&f, ctx, o);
     dlrn_status s = bench_open(ctx, o, 1, &b);
-    if (s == DLRN_OK) s = neox_text_source(b.model, b.tok, b.docs, &b.reading, b.tap, &source);
-    if (s == DLRN_OK) s = dlrn_npy_create(ctx, o->out, source.activation_dim, -1, &w);
-    if (s == DLRN_OK) s = copy_rows(ctx, o, &source, w);
+    if (s == DLRN_OK) s = neox_text_source(b.model, b.tok, b.docs, &b.reading, b.tap, &f.inner);
+    if (s == DLRN_OK) s = dlrn_npy_create(ctx, o->out, f.inner.activation_dim, -1, &w);
+    if (s == DLRN_OK) s = copy_rows(&f, o, w);
     if (s == DLRN_OK)
         s = dlrn_writer_close(w);
     else
         dlrn_writer_abort(w);
-    dlrn_source_destroy(&source);
+    dlrn_source_destroy(&f.inner);
     bench_close(&b);
     return s == DLRN_OK ? 0 : fail(ctx);
 }
@@ -263,7 +273,8 @@ static dlrn_status write_logits(bench *b, const options *o, const neox_documents
     s = neox_run(b->model, &batch, NULL, 0, NULL, NULL, 1);
     if (s == DLRN_OK) s = dlrn_npy_create(b->ctx, o->out, v, n, &w);
     for (int64_t i = 0; i < n && s == DLRN_OK; i++) {
-        s = neox_logits(b->model, i, 1, logits.data);
+        s = stopping(NULL) ? DLRN_STOPPED : DLRN_OK;
+        if (s == DLRN_OK) s = neox_logits(b->model, i, 1, logits.data);
         if (s == DLRN_OK) s = dlrn_npy_append(w, logits.data, 1);
     }
     if (s == DLRN_OK)
@@ -278,7 +289,7 @@ static int run_logits(dlrn_context *ctx, const options *o) {
     bench b;
     neox_documents texts;
     if (lacks_flag("logits", "--model", o->model) || lacks_flag("logits", "--text", o->text) ||
-        lacks_flag("logits", "--out", o->out))
+        lacks_flag("logits", "--out", o->out) || check_suffix("logits", o->out, ".npy", ""))
         return 2;
     memset(&texts, 0, sizeof texts);
     dlrn_status s = bench_open(ctx, o, 0, &b);

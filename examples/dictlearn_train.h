@@ -1,17 +1,20 @@
-/* dictlearn train: the run, its folder, its log, and how it stops. */
+/* dictlearn train: the run, its folder, its log, how it stops and how it goes on.
 
-static volatile sig_atomic_t stop_asked;
-
-static void on_signal(int number) {
-    (void)number;
-    stop_asked = 1;
-}
+   What lies in the folder belongs to one run. A new run in the folder of another one leaves all of that one's files in
+   place until its own first save; until then its log is written beside, and if it fails it leaves nothing. */
 
 typedef struct train_run {
     dlrn_context *ctx;
     const options *o;
-    FILE *log;
-    double started, told; /* seconds */
+    feed feed;
+    dlrn_buffer *buffer;
+    dlrn_trainer *t;
+    page config;          /* config.json as it will be written    */
+    FILE *log;            /* NULL until the first step is done    */
+    size_t had_folders;   /* bytes of --save-dir that were there  */
+    int others;           /* another run's files are there, still */
+    int saved;            /* by this process                      */
+    double started, told; /* seconds                              */
     int64_t first, rows;  /* first step of this process; rows since then */
 } train_run;
 
@@ -19,40 +22,162 @@ static void run_path(const options *o, const char *name, char *path, size_t size
     snprintf(path, size, "%s/%s", o->save_dir, name);
 }
 
-/* Makes a folder and its parents. */
-static void make_folders(const char *path) {
-    char part[4352];
-    snprintf(part, sizeof part, "%s", path);
-    for (char *c = part + 1; *c; c++)
-        if (*c == '/') {
-            *c = 0;
-            mkdir(part, 0777);
-            *c = '/';
-        }
-    mkdir(part, 0777);
-}
-
-static dlrn_status save_checkpoint(train_run *r, dlrn_trainer *t) {
+static int run_has(const options *o, const char *name) {
     char path[4200];
-    run_path(r->o, "ae.pt", path, sizeof path);
-    dlrn_status s = dlrn_save(dlrn_trainer_dictionary(t), path);
-    run_path(r->o, "state.safetensors", path, sizeof path);
-    return s == DLRN_OK ? dlrn_trainer_save(t, path) : s;
+    run_path(o, name, path, sizeof path);
+    return dlrn_file_exists(path) != 0;
 }
 
-static void write_log(train_run *r, const dlrn_train_stats *s, double rate) {
-    fprintf(r->log,
-            "{\"step\": %lld, \"loss\": %.9g, \"mse_loss\": %.9g, \"sparsity_loss\": %.9g, \"ghost_loss\": %.9g, "
-            "\"l0\": %.6g, \"dead\": %lld, \"lr\": %.9g, \"rows_per_second\": %.6g}\n",
-            (long long)s->step, s->loss, s->mse_loss, s->sparsity_loss, s->ghost_loss, s->l0, (long long)s->dead, s->lr,
-            rate);
-    fflush(r->log);
+/* ---- The folder ---- */
+
+/* Makes a folder and its parents; says how much of the path was there. */
+static dlrn_status make_folders(dlrn_context *ctx, const char *path, size_t *had) {
+    char part[4096];
+    size_t n = strlen(path);
+    *had = n;
+    if (n >= sizeof part - 64) return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: the path is too long", path);
+    for (size_t i = 1; i <= n; i++) {
+        if (path[i] != '/' && path[i]) continue;
+        memcpy(part, path, i);
+        part[i] = 0;
+        if (mkdir(part, 0777) == 0) {
+            *had = *had < i ? *had : i - 1;
+            continue;
+        }
+        int why = errno;
+        if (dlrn_file_exists(part) != 2)
+            return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", part, strerror(why));
+    }
+    if (access(path, W_OK) == 0) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot write into this folder: %s", path, strerror(errno));
+}
+
+/* Takes back the folders that were made, as far as they are empty. */
+static void unmake_folders(const char *path, size_t had) {
+    char part[4096];
+    for (size_t n = strlen(path); n > had && n < sizeof part; n--) {
+        if (path[n] != '/' && path[n]) continue;
+        memcpy(part, path, n);
+        part[n] = 0;
+        if (rmdir(part) != 0) return;
+    }
+}
+
+static dlrn_status open_folder(train_run *r) {
+    static const char *const files[] = {"ae.pt", "config.json", "log.jsonl", "state.safetensors"};
+    const options *o = r->o;
+    r->had_folders = strlen(o->save_dir);
+    if (o->resume && !run_has(o, "state.safetensors"))
+        return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: expected the state.safetensors of a run to resume, found none",
+                         o->save_dir);
+    dlrn_status s = o->resume ? DLRN_OK : make_folders(r->ctx, o->save_dir, &r->had_folders);
+    for (size_t i = 0; i < sizeof files / sizeof *files && !o->resume; i++) r->others |= run_has(o, files[i]);
+    if (s == DLRN_OK && r->others && !o->quiet)
+        fprintf(stderr, "%s: holds another run, which stays until the first save of this one\n", o->save_dir);
+    return s;
+}
+
+/* The other run's files that a save of this one does not replace. */
+static void remove_others(const options *o) {
+    char path[4200], name[4500];
+    long long step;
+    int end = 0;
+    run_path(o, "state.safetensors", path, sizeof path);
+    remove(path);
+    run_path(o, "checkpoints", path, sizeof path);
+    DIR *dir = opendir(path);
+    for (struct dirent *e; dir && (e = readdir(dir)) != NULL;) {
+        if (sscanf(e->d_name, "ae_%lld.pt%n", &step, &end) != 1 || end == 0 || e->d_name[end]) continue;
+        snprintf(name, sizeof name, "%s/%s", path, e->d_name);
+        remove(name);
+        end = 0;
+    }
+    if (dir) closedir(dir);
+}
+
+static dlrn_status write_config(train_run *r) {
+    char path[4200];
+    run_path(r->o, "config.json", path, sizeof path);
+    return dlrn_file_write(r->ctx, path, r->config.text, r->config.size);
+}
+
+static dlrn_status save_checkpoint(train_run *r) {
+    char path[4200], part[4200];
+    run_path(r->o, "ae.pt", path, sizeof path);
+    dlrn_status s = dlrn_save(dlrn_trainer_dictionary(r->t), path);
+    if (s == DLRN_OK && !r->saved) s = write_config(r);
+    if (s == DLRN_OK && r->others) {
+        remove_others(r->o);
+        run_path(r->o, "log.jsonl.part", part, sizeof part);
+        run_path(r->o, "log.jsonl", path, sizeof path);
+        remove(path);
+        if (r->log && rename(part, path) != 0)
+            s = dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot be put in place: %s", path, strerror(errno));
+        r->others = 0;
+    }
+    if (s == DLRN_OK) r->saved = 1;
+    run_path(r->o, "state.safetensors", path, sizeof path);
+    return s == DLRN_OK ? dlrn_trainer_save(r->t, path) : s;
+}
+
+/* ---- The log ---- */
+
+/* Of the log of a run that is resumed, the steps before its checkpoint stay; those after it are made again. */
+static dlrn_status cut_log(train_run *r, const char *path) {
+    char *text = NULL;
+    size_t size = 0, keep = 0;
+    if (dlrn_file_exists(path) != 1) return DLRN_OK;
+    dlrn_status s = dlrn_file_read(r->ctx, path, &text, &size);
+    if (s != DLRN_OK) return s;
+    for (const char *line = text, *end; (end = strchr(line, '\n')) != NULL; line = end + 1) {
+        long long step = -1;
+        if (sscanf(line, "{\"step\": %lld,", &step) != 1 || step < 0 || step >= r->first) break;
+        keep = (size_t)(end + 1 - text);
+    }
+    if (keep < size) s = dlrn_file_write(r->ctx, path, text, keep);
+    dlrn_free(r->ctx, text);
+    return s;
+}
+
+static dlrn_status open_log(train_run *r) {
+    char path[4200];
+    run_path(r->o, r->others ? "log.jsonl.part" : "log.jsonl", path, sizeof path);
+    dlrn_status s = r->o->resume ? cut_log(r, path) : DLRN_OK;
+    if (s != DLRN_OK) return s;
+    r->log = fopen(path, r->o->resume ? "ab" : "wb");
+    return r->log ? DLRN_OK : dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot be written: %s", path, strerror(errno));
+}
+
+static dlrn_status write_log(train_run *r, const dlrn_train_stats *s, double rate) {
+    int n =
+        fprintf(r->log,
+                "{\"step\": %lld, \"loss\": %.9g, \"mse_loss\": %.9g, \"sparsity_loss\": %.9g, \"ghost_loss\": %.9g, "
+                "\"l0\": %.6g, \"dead\": %lld, \"lr\": %.9g, \"rows_per_second\": %.6g}\n",
+                (long long)s->step, s->loss, s->mse_loss, s->sparsity_loss, s->ghost_loss, s->l0, (long long)s->dead,
+                s->lr, rate);
+    if (n > 0 && fflush(r->log) == 0) return DLRN_OK;
+    return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s/log.jsonl: cannot be written: %s", r->o->save_dir, strerror(errno));
+}
+
+/* A run that has saved nothing leaves nothing: neither a log nor a folder. */
+static void leave_nothing(train_run *r) {
+    char path[4200];
+    run_path(r->o, r->others ? "log.jsonl.part" : "log.jsonl", path, sizeof path);
+    if (r->log) remove(path);
+    unmake_folders(r->o->save_dir, r->had_folders);
+}
+
+/* ---- Steps ---- */
+
+static int time_to_tell(train_run *r, double now) {
+    if (r->o->quiet || now - r->told < (isatty(2) ? 0.2 : 5.0)) return 0;
+    r->told = now;
+    return 1;
 }
 
 static void show_progress(train_run *r, const dlrn_train_stats *s, double rate, double now) {
     char left[32] = "";
-    if (r->o->quiet || now - r->told < (isatty(2) ? 0.2 : 5.0)) return;
-    r->told = now;
+    if (!time_to_tell(r, now)) return;
     if (r->o->steps > 0) {
         double each = (now - r->started) / (double)(s->step + 1 - r->first);
         snprintf(left, sizeof left, ", %.0f s left", each * (double)(r->o->steps - s->step - 1));
@@ -61,29 +186,87 @@ static void show_progress(train_run *r, const dlrn_train_stats *s, double rate, 
          (long long)s->dead, rate, left);
 }
 
-static dlrn_status on_step(void *user, dlrn_trainer *t, const dlrn_train_stats *s) {
+/* n: rows of a portion that the buffer has not counted yet. */
+static void show_filling(void *user, int64_t n) {
     train_run *r = (train_run *)user;
-    double now = seconds(), rate = 0;
-    char name[64], path[4200];
-    dlrn_status status = DLRN_OK;
-    r->rows += s->rows;
-    rate = (double)r->rows / (now - r->started + 1e-9);
-    if (s->step % r->o->log_steps == 0) write_log(r, s, rate);
-    show_progress(r, s, rate, now);
-    if (r->o->save_steps > 0 && s->step > 0 && s->step % r->o->save_steps == 0) {
-        snprintf(name, sizeof name, "checkpoints/ae_%lld.pt", (long long)s->step);
-        run_path(r->o, name, path, sizeof path);
-        status = dlrn_save(dlrn_trainer_dictionary(t), path);
-        if (status == DLRN_OK) status = save_checkpoint(r, t);
-    }
-    return status == DLRN_OK && stop_asked ? DLRN_STOPPED : status;
+    double now = seconds();
+    if (!time_to_tell(r, now)) return;
+    int64_t room = r->o->n_ctxs * r->o->ctx_len, held = dlrn_buffer_unread(r->buffer) + n;
+    tell("filling the buffer: %lld rows of at most %lld, %.0f rows/s so far", (long long)held, (long long)room,
+         (double)r->feed.rows / (now - r->started + 1e-9));
 }
 
-static dlrn_status train_settings(dlrn_context *ctx, const options *o, int64_t d, dlrn_train_config *cfg) {
-    (void)ctx;
+static dlrn_status on_step(train_run *r, const dlrn_train_stats *s) {
+    double now = seconds(), rate = 0;
+    char name[64], path[4200];
+    dlrn_status status = r->log ? DLRN_OK : open_log(r);
+    r->rows += s->rows;
+    rate = (double)r->rows / (now - r->started + 1e-9);
+    if (status == DLRN_OK && s->step % r->o->log_steps == 0) status = write_log(r, s, rate);
+    show_progress(r, s, rate, now);
+    if (status != DLRN_OK || r->o->save_steps < 1 || s->step < 1 || s->step % r->o->save_steps != 0) return status;
+    status = save_checkpoint(r);
+    run_path(r->o, "checkpoints", path, sizeof path);
+    if (status == DLRN_OK && mkdir(path, 0777) != 0 && errno != EEXIST)
+        return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", path, strerror(errno));
+    snprintf(name, sizeof name, "checkpoints/ae_%lld.pt", (long long)s->step);
+    run_path(r->o, name, path, sizeof path);
+    return status == DLRN_OK ? dlrn_save(dlrn_trainer_dictionary(r->t), path) : status;
+}
+
+/* A step, with a full buffer before it: there, and not within the step, the run can be stopped. */
+static dlrn_status step_once(train_run *r, dlrn_train_stats *stats) {
+    int64_t most = dlrn_trainer_config(r->t)->steps, none;
+    dlrn_status s = DLRN_OK;
+    if (most >= 0 && dlrn_trainer_steps_done(r->t) >= most) return DLRN_END;
+    if (stopping(NULL)) return DLRN_STOPPED;
+    s = dlrn_buffer_peek(r->buffer, 0, 0, NULL, NULL, &none);
+    stop_held = 1;
+    if (s == DLRN_OK) s = dlrn_trainer_step(r->t, stats);
+    stop_held = 0;
+    return s;
+}
+
+/* A run that was stopped, in its words. */
+static dlrn_status tell_stopped(train_run *r) {
+    long long done = (long long)dlrn_trainer_steps_done(r->t);
+    int again = r->o->text && !strcmp(r->o->text, "-");
+    if (!done) return dlrn_fail(r->ctx, DLRN_STOPPED, "stopped before the first step: nothing was saved");
+    fprintf(stderr, "dictlearn: stopped after %lld steps and saved: go on with the same command%s and --resume\n", done,
+            again ? ", the same text from its beginning on standard input," : "");
+    return DLRN_OK;
+}
+
+static dlrn_status run_steps(train_run *r) {
+    dlrn_train_stats stats;
+    dlrn_status s = DLRN_OK;
+    r->first = dlrn_trainer_steps_done(r->t);
+    r->started = r->told = seconds();
+    while (s == DLRN_OK) {
+        s = step_once(r, &stats);
+        if (s == DLRN_OK) s = on_step(r, &stats);
+    }
+    tell_end();
+    if (s != DLRN_END && s != DLRN_STOPPED) return s; /* the last good checkpoint stays */
+    int64_t done = dlrn_trainer_steps_done(r->t);
+    if (s == DLRN_END && done == 0 && r->o->steps != 0) return feed_empty(&r->feed);
+    if (s == DLRN_STOPPED && done == r->first) return tell_stopped(r); /* what is saved is as far */
+    dlrn_status saved = save_checkpoint(r);
+    if (saved != DLRN_OK) return saved;
+    return s == DLRN_STOPPED ? tell_stopped(r) : DLRN_OK;
+}
+
+/* ---- Settings ---- */
+
+static dlrn_status train_settings(train_run *r, int64_t d, const dlrn_dictionary *init, dlrn_train_config *cfg) {
+    const options *o = r->o;
+    int64_t expansion = o->expansion ? o->expansion : 16;
     *cfg = dlrn_train_defaults();
+    if (!o->dict_size && expansion > INT32_MAX / d)
+        return dlrn_fail(r->ctx, DLRN_ERR_ARGUMENT, "--expansion: expected at most %d features, found %lld times %lld",
+                         INT32_MAX, (long long)expansion, (long long)d);
     cfg->activation_dim = d;
-    cfg->dict_size = o->dict_size ? o->dict_size : o->expansion * d;
+    cfg->dict_size = o->dict_size ? o->dict_size : init && !o->expansion ? init->dict_size : expansion * d;
     cfg->lr = o->lr;
     cfg->sparsity_penalty = o->sparsity_penalty;
     cfg->loss = strcmp(o->loss, "squared") ? DLRN_LOSS_NORM : DLRN_LOSS_SQUARED;
@@ -96,15 +279,19 @@ static dlrn_status train_settings(dlrn_context *ctx, const options *o, int64_t d
     cfg->save_steps = o->save_steps;
     cfg->seed = (uint64_t)o->seed;
     cfg->compat = o->compat;
-    return DLRN_OK;
+    if (!init || (init->activation_dim == d && init->dict_size == cfg->dict_size)) return DLRN_OK;
+    return dlrn_fail(
+        r->ctx, DLRN_ERR_SHAPE, "%s: expected a dictionary of width %lld with %lld features, found %lld, %lld", o->init,
+        (long long)d, (long long)cfg->dict_size, (long long)init->activation_dim, (long long)init->dict_size);
 }
 
-/* Where the rows come from, as members of the configuration. */
+/* Where the rows and the first weights come from, as members of the configuration. */
 static void put_source(FILE *f, const options *o) {
     const struct {
         const char *key, *value;
     } names[] = {{"data", o->data}, {"target", o->target}, {"model", o->model},
-                 {"text", o->text}, {"site", o->site},     {"io", o->model ? o->io : NULL}};
+                 {"text", o->text}, {"site", o->site},     {"io", !o->model ? NULL : o->io ? o->io : "out"},
+                 {"init", o->init}};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         if (!names[i].value) continue;
         fprintf(f, "\"%s\": ", names[i].key);
@@ -114,74 +301,88 @@ static void put_source(FILE *f, const options *o) {
     if (o->layer >= 0) fprintf(f, "\"layer\": %lld, ", (long long)o->layer);
 }
 
-static dlrn_status write_config(dlrn_context *ctx, const options *o, const dlrn_train_config *cfg) {
-    char settings[4096], path[4200], part[4300];
+static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
+    const options *o = r->o;
+    char settings[4096];
+    dlrn_status s = page_open(r->ctx, &r->config);
+    if (s != DLRN_OK) return s;
+    FILE *f = r->config.f;
     dlrn_train_config_json(cfg, settings, sizeof settings);
-    run_path(o, "config.json", path, sizeof path);
-    FILE *f = open_beside(path, part, sizeof part);
-    if (!f) return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot be written", path);
     fprintf(f,
             "{\"dict_class\": \"AutoEncoder\", \"activation_dim\": %lld, \"dict_size\": %lld, \"version\": \"%s\",\n ",
             (long long)cfg->activation_dim, (long long)cfg->dict_size, DLRN_VERSION_STRING);
     put_source(f, o);
     fprintf(f,
             "\n \"batch_size\": %lld, \"n_ctxs\": %lld, \"ctx_len\": %lld, \"in_batch_size\": %lld, \"epochs\": %lld, "
-            "\"shuffle\": %s, \"bos\": %s, \"mode\": \"%s\",\n \"settings\": %s}\n",
+            "\"shuffle\": %s, \"bos\": %s, \"mode\": \"%s\",\n \"threads\": %d, \"kernels\": \"%s\",\n "
+            "\"settings\": %s}\n",
             (long long)o->batch_size, (long long)o->n_ctxs, (long long)o->ctx_len, (long long)o->in_batch_size,
             (long long)o->epochs, o->no_shuffle ? "false" : "true", o->bos ? "true" : "false",
-            o->compat ? "compat" : "default", settings);
-    return close_beside(ctx, f, path, part, DLRN_OK);
+            o->compat ? "compat" : "default", dlrn_threads(r->ctx), dlrn_kernels(r->ctx), settings);
+    return page_end(r->ctx, &r->config);
 }
 
-/* The trainer: new, from --init, or from the saved state. */
-static dlrn_status open_trainer(train_run *r, const dlrn_train_config *cfg, dlrn_buffer *buffer, dlrn_trainer **out) {
-    const options *o = r->o;
-    dlrn_dictionary *init = NULL;
-    dlrn_status s = DLRN_OK;
-    char path[4200];
-    if (o->resume) {
-        run_path(o, "state.safetensors", path, sizeof path);
-        return dlrn_trainer_resume(r->ctx, path, cfg, buffer, out);
+static int may_change(const char *key) {
+    static const char *const keys[] = {"version", "steps", "epochs", "log_steps", "save_steps", "threads", "kernels"};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        if (!strcmp(key, keys[i])) return 1;
+    return 0;
+}
+
+static const char *value_text(const dlrn_json *v) {
+    if (!v) return "none";
+    return v->text ? v->text : v->type == DLRN_JSON_BOOL ? (v->number > 0 ? "true" : "false") : "another value";
+}
+
+/* The first setting in which two configurations differ and must not; 0: there is none. */
+static int find_difference(const dlrn_json *was, const dlrn_json *now, const char **key, const char **values) {
+    for (const dlrn_json *m = now ? now->first : NULL; m; m = m->next) {
+        const dlrn_json *before = dlrn_json_get(was, m->key);
+        if (may_change(m->key)) continue;
+        if (m->type == DLRN_JSON_OBJECT) {
+            if (find_difference(before, m, key, values)) return 1;
+            continue;
+        }
+        *key = m->key;
+        values[0] = value_text(before);
+        values[1] = value_text(m);
+        if (strcmp(values[0], values[1])) return 1;
     }
-    if (o->init) s = dlrn_load(r->ctx, o->init, &init);
-    if (s == DLRN_OK) s = dlrn_trainer_create(r->ctx, cfg, init, buffer, out);
-    dlrn_dictionary_destroy(init);
+    for (const dlrn_json *m = was ? was->first : NULL; m; m = m->next) {
+        if (may_change(m->key) || dlrn_json_get(now, m->key)) continue;
+        *key = m->key;
+        values[0] = value_text(m);
+        values[1] = "none";
+        return 1;
+    }
+    return 0;
+}
+
+/* A run is resumed with the settings and on the source that it was begun with. */
+static dlrn_status check_resumed(train_run *r) {
+    char path[4200], *text = NULL;
+    const char *key = NULL, *values[2] = {NULL, NULL};
+    dlrn_json *was = NULL, *now = NULL;
+    size_t size = 0;
+    run_path(r->o, "config.json", path, sizeof path);
+    dlrn_status s = dlrn_file_read(r->ctx, path, &text, &size);
+    if (s == DLRN_OK) s = dlrn_json_parse(r->ctx, text, size, path, &was);
+    if (s == DLRN_OK) s = dlrn_json_parse(r->ctx, r->config.text, r->config.size, "config.json", &now);
+    if (s == DLRN_OK && find_difference(was, now, &key, values))
+        s = dlrn_fail(r->ctx, DLRN_ERR_ARGUMENT,
+                      "%s: %s: a run is resumed with its own settings, expected %.200s, found %.200s", path, key,
+                      values[0], values[1]);
+    dlrn_json_free(r->ctx, was);
+    dlrn_json_free(r->ctx, now);
+    dlrn_free(r->ctx, text);
     return s;
 }
 
-static dlrn_status run_steps(train_run *r, dlrn_trainer *t) {
-    dlrn_train_stats stats;
-    dlrn_status s = DLRN_OK;
-    r->first = dlrn_trainer_steps_done(t);
-    r->started = r->told = seconds();
-    while (s == DLRN_OK) {
-        s = dlrn_trainer_step(t, &stats);
-        if (s == DLRN_OK) s = on_step(r, t, &stats);
-    }
-    tell_end();
-    if (s != DLRN_END && s != DLRN_STOPPED) return s; /* the last good checkpoint stays */
-    dlrn_status saved = save_checkpoint(r, t);
-    if (saved != DLRN_OK) return saved;
-    if (s == DLRN_STOPPED)
-        fprintf(stderr, "dictlearn: stopped after %lld steps and saved: go on with the same command and --resume\n",
-                (long long)dlrn_trainer_steps_done(t));
-    return DLRN_OK;
-}
+/* ---- The run ---- */
 
-static dlrn_status open_log(train_run *r) {
-    char path[4200];
-    run_path(r->o, "log.jsonl", path, sizeof path);
-    r->log = fopen(path, r->o->resume ? "ab" : "wb");
-    if (r->log) return DLRN_OK;
-    return dlrn_file_write(r->ctx, path, "", 0); /* fails with the reason */
-}
-
-static dlrn_status train_on(train_run *r, dlrn_source *source) {
+static dlrn_status open_buffer(train_run *r, const dlrn_source *source) {
     const options *o = r->o;
     dlrn_buffer_config bc = dlrn_buffer_defaults();
-    dlrn_train_config cfg;
-    dlrn_buffer *buffer = NULL;
-    dlrn_trainer *t = NULL;
     uint64_t bytes = 0;
     bc.n_ctxs = o->n_ctxs;
     bc.ctx_len = o->ctx_len;
@@ -191,16 +392,41 @@ static dlrn_status train_on(train_run *r, dlrn_source *source) {
     bc.seed = (uint64_t)o->seed;
     dlrn_status s = dlrn_buffer_bytes(r->ctx, &bc, source->activation_dim, source->has_target, &bytes);
     if (s == DLRN_OK && !o->quiet) fprintf(stderr, "buffer: at most %.1f MB\n", (double)bytes / 1e6);
-    if (s == DLRN_OK) s = dlrn_buffer_create(r->ctx, &bc, source, 0, &buffer);
-    if (s == DLRN_OK) s = train_settings(r->ctx, o, source->activation_dim, &cfg);
-    if (s == DLRN_OK) s = open_trainer(r, &cfg, buffer, &t);
-    if (s == DLRN_OK) s = write_config(r->ctx, o, dlrn_trainer_config(t));
-    if (s == DLRN_OK) s = open_log(r);
-    if (s == DLRN_OK) s = run_steps(r, t);
-    if (r->log) fclose(r->log);
-    dlrn_trainer_destroy(t);
-    dlrn_buffer_destroy(buffer);
+    return s == DLRN_OK ? dlrn_buffer_create(r->ctx, &bc, source, 0, &r->buffer) : s;
+}
+
+/* The trainer: new, from --init, or from the saved state. */
+static dlrn_status open_trainer(train_run *r, int64_t d) {
+    const options *o = r->o;
+    dlrn_dictionary *init = NULL;
+    dlrn_train_config cfg;
+    char path[4200];
+    dlrn_status s = o->init ? dlrn_load(r->ctx, o->init, &init) : DLRN_OK;
+    if (s == DLRN_OK) s = train_settings(r, d, init, &cfg);
+    if (s == DLRN_OK) s = make_config(r, &cfg);
+    if (s == DLRN_OK && o->resume) s = check_resumed(r);
+    run_path(o, "state.safetensors", path, sizeof path);
+    if (s == DLRN_OK)
+        s = o->resume ? dlrn_trainer_resume(r->ctx, path, &cfg, r->buffer, &r->t)
+                      : dlrn_trainer_create(r->ctx, &cfg, init, r->buffer, &r->t);
+    dlrn_dictionary_destroy(init);
     return s;
+}
+
+static dlrn_status train_on(train_run *r) {
+    dlrn_source source = feed_source(&r->feed);
+    dlrn_status s = open_folder(r);
+    r->feed.progress = show_filling;
+    r->feed.user = r;
+    if (s == DLRN_OK) s = open_buffer(r, &source);
+    if (s == DLRN_OK) s = open_trainer(r, source.activation_dim);
+    if (s == DLRN_OK) s = run_steps(r);
+    if (!r->o->resume && !r->saved) leave_nothing(r);
+    if (r->log) fclose(r->log);
+    dlrn_trainer_destroy(r->t);
+    dlrn_buffer_destroy(r->buffer);
+    page_free(&r->config);
+    return feed_failed(&r->feed, s);
 }
 
 /* 0, or the exit status of a wrong call. */
@@ -208,8 +434,10 @@ static int check_source_flags(const char *name, const options *o) {
     if (!o->data && !o->model) return usage_error(name, "expected --data or --model, found neither", "source");
     if (o->data && o->model) return usage_error(name, "expected --data or --model, found both", "source");
     if (o->model) return o->target ? usage_error(name, "goes with --data", "--target") : check_site_flags(name, o);
-    if (o->text || o->site) return usage_error(name, "goes with --model", o->text ? "--text" : "--site");
-    return 0;
+    const char *stray = o->text ? "--text" : o->site ? "--site" : o->io ? "--io" : o->layer >= 0 ? "--layer" : NULL;
+    if (!stray && o->bos) stray = "--bos";
+    if (!stray && o->documents >= 0) stray = "--documents";
+    return stray ? usage_error(name, "goes with --model", stray) : 0;
 }
 
 static int check_train_flags(const options *o) {
@@ -218,34 +446,35 @@ static int check_train_flags(const options *o) {
     if (o->model && o->epochs != 1) return usage_error("train", "goes with --data: a text is read once", "--epochs");
     if (lacks_flag("train", "--save-dir", o->save_dir)) return 2;
     if (strcmp(o->loss, "norm") && strcmp(o->loss, "squared"))
-        return usage_error("train", "expected norm or squared", o->loss);
+        return usage_error("train", "expected norm or squared as --loss", o->loss);
+    if (o->dict_size && o->expansion)
+        return usage_error("train", "expected --dict-size or --expansion, found both", "size");
+    if (o->dict_size > INT32_MAX || o->expansion > INT32_MAX)
+        return usage_error("train", "expected at most 2147483647 features",
+                           o->dict_size ? "--dict-size" : "--expansion");
     return 0;
 }
 
 static int run_train(dlrn_context *ctx, const options *o) {
-    train_run r = {ctx, o, NULL, 0, 0, 0, 0};
-    dlrn_source source;
+    train_run r;
     bench b;
-    char checkpoints[4200];
     int status = check_train_flags(o);
     if (status) return status;
+    memset(&r, 0, sizeof r);
     memset(&b, 0, sizeof b);
-    memset(&source, 0, sizeof source);
+    r.ctx = ctx;
+    r.o = o;
+    feed_init(&r.feed, ctx, o);
     if (!o->quiet) fprintf(stderr, "%s\n", dlrn_build_info(ctx));
     dlrn_status s = o->model ? bench_open(ctx, o, 1, &b) : DLRN_OK;
     if (s == DLRN_OK)
-        s = o->model ? neox_text_source(b.model, b.tok, b.docs, &b.reading, b.tap, &source)
-                     : dlrn_source_from_npy(ctx, o->data, o->target, o->epochs, &source);
-    if (s == DLRN_OK) {
-        run_path(o, "checkpoints", checkpoints, sizeof checkpoints);
-        make_folders(checkpoints);
-        signal(SIGINT, on_signal);
-        signal(SIGTERM, on_signal);
-        s = train_on(&r, &source);
-    }
+        s = o->model ? neox_text_source(b.model, b.tok, b.docs, &b.reading, b.tap, &r.feed.inner)
+                     : dlrn_source_from_npy(ctx, o->data, o->target, o->epochs, &r.feed.inner);
+    if (s == DLRN_OK) s = train_on(&r);
     tell_end();
+    if (s == DLRN_STOPPED || r.saved) stop_held = 1; /* what is to be said is in the error's text */
     status = s == DLRN_OK ? 0 : fail(ctx);
-    dlrn_source_destroy(&source);
+    dlrn_source_destroy(&r.feed.inner);
     bench_close(&b);
     return status;
 }

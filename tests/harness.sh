@@ -51,6 +51,23 @@ says() { # says NAME PATTERN FILE
     if grep -q -- "$2" "$3"; then pass "$1"; else fail "$1" "expected '$2', found: $(head -n 3 "$3")"; fi
 }
 
+wrong() { # wrong NAME PATTERN COMMAND...: status 2 and one line that says what is expected
+    harness_says=$2 harness_line=$1
+    shift 2
+    status "$harness_line" 2 "$@"
+    says "$harness_line: is told" "^dictlearn: .*$harness_says.* --help$" "$d/err"
+    check_equal "$harness_line: in one line" 1 "$(wc -l < "$d/err" | tr -d ' ')"
+}
+
+absent() { # absent NAME PATH...: none of them is there
+    harness_name=$1
+    shift
+    for harness_path; do
+        if [ -e "$harness_path" ]; then fail "$harness_name" "$(ls -d "$harness_path") is there" && return; fi
+    done
+    pass "$harness_name"
+}
+
 pass() {
     harness_passed=$((harness_passed + 1))
     echo "ok   $1"

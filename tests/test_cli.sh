@@ -10,7 +10,10 @@ mkdir -p "$d"
 "$BUILD/rows" examples/data/tiny-neox/model.safetensors "$d/x.npy"
 
 status "help" 0 "$dl" --help
-for c in inspect convert encode decode reconstruct train eval; do status "$c --help" 0 "$dl" $c --help; done
+for c in $("$dl" --help | sed -n 's/^  dictlearn \([a-z]*\) .*/\1/p') ""; do
+    status "$c --help" 0 "$dl" $c --help
+    check_equal "$c --help keeps to 100 columns" "" "$(awk 'length($0) > 100' "$d/out")"
+done
 status "no command" 2 "$dl"
 status "unknown command" 2 "$dl" dance
 status "unknown flag" 2 "$dl" encode --frobnicate
@@ -44,7 +47,7 @@ says "inspect --json" '"dict_size": 256' "$d/out"
 status "convert" 0 "$dl" convert "$D" "$d/ae.safetensors"
 status "convert back" 0 "$dl" convert "$d/ae.safetensors" "$d/ae.pt"
 same "there and back" "$D/ae.pt" "$d/ae.pt"
-status "convert to an unknown form" 1 "$dl" convert "$D" "$d/ae.gguf"
+status "convert to an unknown form" 2 "$dl" convert "$D" "$d/ae.gguf"
 status "encode" 0 "$dl" encode --dict "$D" --data "$d/x.npy" --out "$d/f.npy"
 status "encode --sparse" 0 "$dl" encode --dict "$D" --data "$d/x.npy" --out "$d/f.npz" --sparse
 status "decode" 0 "$dl" decode --dict "$D" --data "$d/f.npy" --out "$d/y.npy"
@@ -62,4 +65,135 @@ says "eval prints the table" "variance explained" "$d/out"
 status "eval --json" 0 "$dl" eval --dict "$D" --data "$d/x.npy" --json --histogram "$d/h.csv"
 says "eval --json" '"mode": "default", "rows": ' "$d/out"
 says "histogram" "^from,to,features" "$d/h.csv"
+
+# ---- What is done with a name: devices, pipes and links stay what they are
+
+mkdir -p "$d/real"
+echo old > "$d/real/w.npy"
+ln -sf real/w.npy "$d/link.npy"
+ln -sf nowhere.npy "$d/real/dangling.npy"
+status "reconstruct to a link" 0 "$dl" reconstruct --dict "$D" --data "$d/x.npy" --out "$d/link.npy"
+check_equal "the link stays" real/w.npy "$(readlink "$d/link.npy")"
+same "what it leads to is written" "$d/w.npy" "$d/real/w.npy"
+status "to a link to nothing" 0 "$dl" reconstruct --dict "$D" --data "$d/x.npy" --out "$d/real/dangling.npy"
+same "what it names is made" "$d/w.npy" "$d/real/nowhere.npy"
+ln -sf circle.npy "$d/circle.npy"
+status "to a link in a circle" 1 "$dl" reconstruct --dict "$D" --data "$d/x.npy" --out "$d/circle.npy"
+mkfifo "$d/pipe"
+cat "$d/pipe" > "$d/piped.csv" &
+status "a histogram to a pipe" 0 "$dl" eval --dict "$D" --data "$d/x.npy" --json --histogram "$d/pipe"
+test -p "$d/pipe" || kill $!
+wait $!
+same "is the histogram" "$d/h.csv" "$d/piped.csv"
+check "the pipe stays" test -p "$d/pipe"
+
+# ---- What cannot be written to standard output is an error
+if [ -e /dev/full ]; then
+    for c in --help "encode --help" "inspect $D" "eval --dict $D --data $d/x.npy" \
+        "eval --dict $D --data $d/x.npy --histogram -" "encode --dict $D --data $d/x.npy --out -"; do
+        harness_got=0
+        "$dl" $c > /dev/full 2> "$d/err" || harness_got=$?
+        check_equal "$c to a full disk" "1 1" "$harness_got $(grep -c '^dictlearn: .*No space left' "$d/err")"
+    done
+else
+    skip "standard output that is full" "no /dev/full"
+fi
+
+# ---- Forms are told apart by content
+"$dl" encode --dict "$D" --data "$d/x.npy" --sparse --out - > "$d/codes"
+"$dl" decode --dict "$D" --data - --out - < "$d/codes" > "$d/u.npy"
+same "sparse codes through a pipe" "$d/y.npy" "$d/u.npy"
+status "sparse codes under any name" 0 "$dl" decode --dict "$D" --data "$d/codes" --out "$d/u.npy"
+same "are decoded" "$d/y.npy" "$d/u.npy"
+status "codes of another width" 1 "$dl" decode --dict "$D" --data "$d/x.npy" --out "$d/g.npy"
+says "are told" "x.npy: wrong width, expected 256, found 128" "$d/err"
+
+# ---- Wrong usage
+wrong "convert to standard output" "expected a name ending in .pt, .safetensors or .npz" "$dl" convert "$D" -
+wrong "convert to .npy" "expected a name ending in .pt, .safetensors or .npz:" "$dl" convert "$D" "$d/a.npy"
+wrong "dense features to .csv" "ending in .npy" "$dl" encode --dict "$D" --data "$d/x.npy" --out "$d/f.csv"
+wrong "dense features to .npz" "ending in .npy" "$dl" encode --dict "$D" --data "$d/x.npy" --out "$d/e.npz"
+wrong "sparse features to .npy" "ending in .npz" "$dl" encode --dict "$D" --data "$d/x.npy" --sparse --out "$d/e.npy"
+wrong "a histogram in .png" "ending in .csv or .svg" "$dl" eval --dict "$D" --data "$d/x.npy" --histogram "$d/h.png"
+wrong "--io with --data" "goes with --model" $train --io in_to_out --save-dir "$d/none"
+wrong "--layer with --data" "goes with --model" $train --layer 3 --save-dir "$d/none"
+wrong "two sizes" "found both" $train --expansion 3 --save-dir "$d/none"
+wrong "too large a size" "at most 2147483647 features" $train --dict-size 99999999999999 --save-dir "$d/none"
+absent "and nothing is made" "$d/none" "$d/e.npz" "$d/e.npy"
+
+# ---- Messages
+status "a folder that holds nothing" 1 "$dl" inspect "$d/real"
+says "is told" "$d/real: expected a dictionary (ae.pt) or a model" "$d/err"
+status "a folder's name that is a file's" 1 $train --save-dir README.md
+says "is told" "^dictlearn: README.md: cannot make this folder: File exists" "$d/err"
+status "eval of one row" 0 "$dl" eval --dict "$D" --data "$d/x.npy" --rows 1
+says "without a variance" "variance explained  not measured" "$d/out"
+if grep -q nan "$d/out"; then fail "no nan in the table" "$(cat "$d/out")"; else pass "no nan in the table"; fi
+npy() { # npy TYPE ROWS WIDTH: the header of a .npy; the rows follow
+    printf '\223NUMPY\001\000\166\000%-117s\n' "{'descr': '$1', 'fortran_order': False, 'shape': ($2, $3), }"
+}
+npy '<f4' 0 128 > "$d/empty.npy"
+status "no rows to train on" 1 $train --save-dir "$d/none" --data "$d/empty.npy"
+says "are told" "^dictlearn: $d/empty.npy: expected rows, found none" "$d/err"
+absent "and nothing is saved" "$d/none"
+status "no rows to measure" 1 "$dl" eval --dict "$D" --data "$d/empty.npy"
+says "are told" "^dictlearn: $d/empty.npy: expected rows, found none" "$d/err"
+{ npy '<f4' 3000 1; head -c 10000 /dev/zero; printf '\000\000\300\177'; head -c 1996 /dev/zero; } > "$d/nan.npy"
+status "a NaN" 1 "$dl" train --quiet --data "$d/nan.npy" --batch-size 8 --n-ctxs 40 --save-dir "$d/none"
+says "is named" "^dictlearn: $d/nan.npy: row 2500, column 0: expected a finite number, found nan" "$d/err"
+absent "and nothing is saved" "$d/none"
+
+# ---- One run in a folder
+cp -r "$D" "$d/old"
+mkdir -p "$d/old/checkpoints"
+(cd "$d/old" && cksum $(find . -type f | sort)) > "$d/sums"
+status "a run that fails" 1 "$dl" train --quiet --data "$d/nan.npy" --batch-size 8 --n-ctxs 40 --save-dir "$d/old"
+(cd "$d/old" && cksum $(find . -type f | sort)) > "$d/sums.now"
+same "leaves the run before it as it was" "$d/sums" "$d/sums.now"
+status "another run in its place" 0 $train --steps 8 --log-steps 4 --lr 1e-4 --save-dir "$d/old"
+check_equal "has the folder for itself" "ae.pt checkpoints config.json log.jsonl state.safetensors" \
+    "$(echo $(ls "$d/old"))"
+check_equal "with its own log" 2 "$(wc -l < "$d/old/log.jsonl" | tr -d ' ')"
+check_equal "and no checkpoints" "" "$(ls "$d/old/checkpoints")"
+says "and its own settings" '"lr": 0.0001' "$d/old/config.json"
+
+# ---- Going on
+status "a run to go on with" 0 $train --steps 20 --log-steps 5 --save-dir "$d/on"
+cp "$d/on/log.jsonl" "$d/log"
+cp -r "$d/on" "$d/killed"
+for step in 20 25; do echo "{\"step\": $step, \"loss\": 1}"; done >> "$d/killed/log.jsonl"
+printf '{"step": 3' >> "$d/killed/log.jsonl" # killed after its last save, in the middle of a line
+status "resumed after a kill" 0 $train --steps 40 --log-steps 5 --save-dir "$d/killed" --resume
+check_equal "each step is logged once" "0 5 10 15 20 25 30 35" \
+    "$(echo $(sed 's/{"step": \([0-9]*\),.*/\1/' "$d/killed/log.jsonl"))"
+cp "$d/x.npy" "$d/x2.npy"
+differs() { # differs NAME WHAT FLAG...
+    harness_says=$2 harness_line=$1
+    shift 2
+    status "resumed with $harness_line" 1 $train --steps 40 --log-steps 5 --save-dir "$d/on" --resume "$@"
+    says "$harness_line is named" "^dictlearn: $d/on/config.json: $harness_says" "$d/err"
+}
+differs "another array" "data: .* expected $d/x.npy, found $d/x2.npy" --data "$d/x2.npy"
+differs "another seed" "seed: .* expected 0, found 7" --seed 7
+differs "another batch" "batch_size: .* expected 64, found 32" --batch-size 32
+differs "another rate" "lr: .* expected 0.0003.*, found 0.1" --lr 0.1
+differs "another order" "shuffle: .* expected true, found false" --no-shuffle
+differs "a target" "target: .* expected none, found $d/x.npy" --target "$d/x.npy"
+same "and the log stays" "$d/log" "$d/on/log.jsonl"
+status "with the same" 0 $train --steps 40 --log-steps 5 --save-dir "$d/on" --resume --threads 1
+same "equals uninterrupted" "$d/a/b/ae.pt" "$d/on/ae.pt"
+mkdir "$d/nothing"
+status "nothing to resume" 1 $train --save-dir "$d/nothing" --resume
+says "is told" "^dictlearn: $d/nothing: expected the state.safetensors of a run to resume, found none" "$d/err"
+check_equal "and nothing is made" "" "$(ls "$d/nothing")"
+
+# ---- Weights to start from
+init="$dl train --quiet --data $d/x.npy --batch-size 64 --n-ctxs 8 --steps 3 --init $D"
+status "--init alone" 0 $init --save-dir "$d/init"
+says "takes its size" "\"dict_size\": 256, " "$d/init/config.json"
+says "and is in the config" "\"init\": \"$D\", " "$d/init/config.json"
+says "as are threads" '"threads": [0-9]*, "kernels": "[a-z0-9]*"' "$d/init/config.json"
+status "--init of another size" 1 $init --dict-size 100 --save-dir "$d/none"
+says "is named" "^dictlearn: $D: expected a dictionary of width 128 with 100 features, found 128, 256" "$d/err"
+absent "and nothing is made" "$d/none"
 finish

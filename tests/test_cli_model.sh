@@ -36,7 +36,7 @@ says "are counted" "at most the model's 512 positions, found 1 and 4000" "$d/err
 status "activations" 0 "$dl" activations --model $tiny --text "$d/a.jsonl" $site --out "$d/x.npy" --limit 100
 status "its shape" 0 "$dl" inspect "$d/x.npy"
 says "is rows and width" "\[100, 128\]" "$d/out"
-status "unknown site" 1 "$dl" activations --model $tiny --text "$d/a.jsonl" --site mlp --layer 0 --out "$d/y.npy"
+status "unknown site" 2 "$dl" activations --model $tiny --text "$d/a.jsonl" --site mlp --layer 0 --out "$d/y.npy"
 says "is named" "expected embed, resid_out" "$d/err"
 status "no layer" 2 "$dl" activations --model $tiny --text "$d/a.jsonl" --site mlp_out --out "$d/y.npy"
 status "logits" 0 "$dl" logits --model $tiny --text "$d/two.txt" --out "$d/l.npy"
@@ -66,9 +66,125 @@ says "as asked" '"feature": 5, "frequency"' "$d/out"
 status "inspect a model" 0 "$dl" inspect $tiny --json
 says "its shape" '"family": "GPTNeoX", "hidden_size": 128, "layers": 6' "$d/out"
 
-# The examples in the help, in an order in which each finds what it needs.
-for c in generate tokenize activations logits train eval features inspect encode decode reconstruct convert; do
-    "$dl" $c --help | sed '1,/^Example:/d' | sed 's|build/dictlearn|'"$dl"'|g' > "$d/example.sh"
+# ---- Wrong usage
+model="--model $tiny --text $d/a.jsonl"
+wrong "a site that is none" "expected embed, resid_out" "$dl" eval --dict "$d/whole" $model --site foo --layer 0
+wrong "an io that is none" "expected in, out or in_to_out" "$dl" activations $model $site --io foo --out "$d/y.npy"
+wrong "features that are no numbers" "numbers with commas between" $features --features 0,x
+wrong "text in .txt" "ending in .jsonl" $generate --out "$d/a.txt"
+wrong "logits in .npz" "ending in .npy" "$dl" logits $model --out "$d/l.npz"
+status "features that the dictionary lacks" 1 $features --features 3,256
+says "are told" "--features: expected numbers below 256 .*found 256" "$d/err"
+
+# ---- Where results go
+"$dl" activations $model $site --limit 100 --out - > "$d/out.npy"
+same "activations through a pipe" "$d/x.npy" "$d/out.npy"
+mkfifo "$d/pipe"
+cat "$d/pipe" > "$d/piped.jsonl" &
+status "text to a pipe" 0 $generate --out "$d/pipe"
+test -p "$d/pipe" || kill $!
+wait $!
+same "is the text" "$d/a.jsonl" "$d/piped.jsonl"
+check "the pipe stays" test -p "$d/pipe"
+ln -s b.jsonl "$d/link.jsonl"
+echo old > "$d/b.jsonl"
+status "text to a link" 0 $generate --out "$d/link.jsonl"
+same "is what the link leads to" "$d/a.jsonl" "$d/b.jsonl"
+check_equal "and the link stays" b.jsonl "$(readlink "$d/link.jsonl")"
+status "text to no folder" 1 $generate --out "$d/none/a.jsonl"
+says "is told" "^dictlearn: $d/none/a.jsonl: cannot create it: No such file or directory" "$d/err"
+if [ -e /dev/full ]; then
+    for c in "tokenize $model" "generate --model $tiny --tokens 3" "generate --model $tiny --tokens 3 --out -" \
+        "features --dict $d/whole $model $site --count 1"; do
+        harness_got=0
+        "$dl" $c > /dev/full 2> "$d/err" || harness_got=$?
+        check_equal "${c%% *} to a full disk" "1 1" "$harness_got $(grep -c '^dictlearn: .*No space left' "$d/err")"
+    done
+else
+    skip "standard output that is full" "no /dev/full"
+fi
+
+# ---- No data
+: > "$d/empty.txt"
+empty="--model $tiny --text $d/empty.txt $site"
+status "no documents to train on" 1 "$dl" train --quiet $empty --save-dir "$d/none"
+says "are told" "^dictlearn: $d/empty.txt: expected documents, found none" "$d/err"
+status "no documents for activations" 1 "$dl" activations $empty --out "$d/none.npy"
+says "are told" "^dictlearn: $d/empty.txt: expected documents, found none" "$d/err"
+absent "and nothing is written" "$d/none" "$d/none.npy"
+echo '{"text": 3}' > "$d/bad.jsonl"
+status "a broken document" 1 "$dl" train --quiet --model $tiny --text "$d/bad.jsonl" $site --save-dir "$d/none"
+says "is told by its place" "^dictlearn: $d/bad.jsonl: line 1: expected an object" "$d/err"
+
+# ---- Going on with the same source alone
+status "resumed on an array" 1 "$dl" train --quiet --data "$d/x.npy" --dict-size 256 --batch-size 64 --n-ctxs 4 \
+    --in-batch-size 2 --save-dir "$d/half" --resume
+says "is refused" "^dictlearn: $d/half/config.json: data: .* expected none, found $d/x.npy" "$d/err"
+status "resumed at another site" 1 $train --layer 1 --save-dir "$d/half" --resume
+says "is refused" "layer: .* expected 0, found 1" "$d/err"
+
+# ---- Stopped
+await() { # await COMMAND...: until it succeeds, for 20 seconds at most
+    for harness_try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        for harness_part in 1 2 3 4 5 6 7 8 9 10; do
+            "$@" > /dev/null 2>&1 && return
+            sleep 0.1
+        done
+    done
+}
+stopped() { # stopped NAME WANTED CONDITION COMMAND...: ended once CONDITION holds
+    harness_name=$1 harness_want=$2 harness_when=$3 harness_got=0
+    shift 3
+    rm -f "$d/err"
+    "$@" > "$d/out" 2> "$d/err" &
+    harness_job=$!
+    await sh -c "$harness_when"
+    kill -TERM $harness_job
+    wait $harness_job || harness_got=$?
+    check_equal "$harness_name: status" "$harness_want" $harness_got
+}
+for i in 1 2 3 4 5 6 7 8 9 10; do cat "$d/a.jsonl" "$d/a.jsonl" "$d/a.jsonl" "$d/a.jsonl" "$d/a.jsonl"; done > "$d/t"
+for i in 1 2 3 4 5 6 7 8 9 10; do cat "$d/t" "$d/t" "$d/t" "$d/t" "$d/t"; done > "$d/long.jsonl"
+long="--model $tiny --text $d/long.jsonl --site resid_out --layer 5"
+stopped "train while the buffer fills" 1 "grep -q 'filling the buffer: [0-9]* rows' $d/err" "$dl" train $long \
+    --save-dir "$d/none/deep"
+says "it says what was done" "^dictlearn: stopped before the first step: nothing was saved" "$d/err"
+absent "and leaves nothing" "$d/none"
+stopped "activations" 1 "ls $d/long.npy.*" "$dl" activations --quiet $long --out "$d/long.npy"
+says "it says so" "^dictlearn: stopped before it was done" "$d/err"
+stopped "generate" 1 "ls $d/much.jsonl.*" "$dl" generate --model $tiny --tokens 400 --documents 5000 \
+    --out "$d/much.jsonl"
+says "it says so" "^dictlearn: stopped before it was done" "$d/err"
+absent "and nothing half-written stays" "$d"/long.npy* "$d"/much.jsonl*
+stopped "eval" 1 "sleep 1" "$dl" eval --dict "$d/whole" $long --rows 1e7
+says "it says so" "^dictlearn: stopped before it was done" "$d/err"
+check_equal "and prints nothing" "" "$(cat "$d/out")"
+
+# A run on standard input that is stopped while it waits for text goes on with the same text: not one bit is other.
+head -n 800 "$d/long.jsonl" > "$d/stream.jsonl"
+stream="$dl train --model $tiny --text - $site --dict-size 256 --batch-size 64 --n-ctxs 4 --in-batch-size 2"
+stream="$stream --log-steps 1"
+status "a run on standard input" 0 sh -c "$stream --quiet --save-dir $d/through < $d/stream.jsonl"
+cat > "$d/slow.sh" << END
+mkfifo "$d/stream"
+exec 3<> "$d/stream"
+head -n 700 "$d/stream.jsonl" > "$d/stream" &
+exec $stream --quiet --save-dir "$d/slow" < "$d/stream"
+END
+stopped "a run that waits for text" 0 "test \$(wc -l < $d/slow/log.jsonl) -ge 200 && sleep 1" sh "$d/slow.sh"
+says "it says how to go on" "and saved: go on with the same command, the same text from its beginning" "$d/err"
+status "it goes on" 0 sh -c "$stream --quiet --save-dir $d/slow --resume < $d/stream.jsonl"
+same "as if it had never stopped" "$d/through/ae.pt" "$d/slow/ae.pt"
+check_equal "in its log, too" "$(sed 's/, "rows_per.*//' "$d/through/log.jsonl")" \
+    "$(sed 's/, "rows_per.*//' "$d/slow/log.jsonl")"
+status "too short a text to go on with" 1 sh -c "head -n 2 $d/stream.jsonl | $stream --save-dir $d/slow --resume"
+says "is told" "^dictlearn: standard input: expected the text that was read before" "$d/err"
+
+# The examples in the help, in the order in which they are listed: each finds what those before it have made.
+for c in $("$dl" --help | sed -n 's/^  dictlearn \([a-z]*\) .*/\1/p'); do
+    "$dl" $c --help | sed '1,/^Example/d' | sed 's|build/|'"$d/example/"'|g' > "$d/example.sh"
+    mkdir -p "$d/example"
+    ln -sf "$(cd "$BUILD" && pwd)/dictlearn" "$d/example/dictlearn"
     status "the example of $c --help" 0 sh -e "$d/example.sh"
 done
 finish

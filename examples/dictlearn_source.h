@@ -1,0 +1,132 @@
+/* Rows on their way from a source into a command: a stop is asked for in between, and a number that is not finite is
+   named by its file and its row. */
+
+enum { PIECE = 2048 }; /* rows between two looks at whether to stop */
+
+/* Ctrl-C and SIGTERM are noted, and looked at where work can end in good order. While something must not be broken off
+   in its middle they are held. */
+static volatile sig_atomic_t stop_asked, stop_held;
+
+static void on_signal(int number) {
+    (void)number;
+    stop_asked = 1;
+}
+
+static void note_signals(void) {
+    static const int numbers[] = {SIGINT, SIGTERM};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        struct sigaction a;
+        if (sigaction(numbers[i], NULL, &a) != 0 || a.sa_handler == SIG_IGN) continue; /* as nohup wants it */
+        memset(&a, 0, sizeof a);
+        a.sa_handler = on_signal; /* without SA_RESTART: to wait for input ends, too */
+        sigaction(numbers[i], &a, NULL);
+    }
+}
+
+static int stopping(void *user) {
+    (void)user;
+    return stop_asked && !stop_held;
+}
+
+typedef struct feed {
+    dlrn_context *ctx;
+    dlrn_source inner;
+    const char *x_name, *y_name;             /* of the rows, in errors                */
+    int from_array;                          /* its position is the number of the row */
+    int64_t rows;                            /* given so far                          */
+    void (*progress)(void *user, int64_t n); /* n rows of a call have come, or NULL   */
+    void *user;
+    char error[1024];
+} feed;
+
+static dlrn_status feed_check(feed *f, const char *name, const float *x, int64_t n, uint64_t first) {
+    const int64_t d = f->inner.activation_dim;
+    for (int64_t i = 0; i < n * d; i++) {
+        if (x[i] - x[i] == 0) continue; /* finite */
+        snprintf(f->error, sizeof f->error, "%s: row %llu, column %lld: expected a finite number, found %g", name,
+                 (unsigned long long)first + (unsigned long long)(i / d), (long long)(i % d), (double)x[i]);
+        return DLRN_ERR_VALUE;
+    }
+    return DLRN_OK;
+}
+
+static dlrn_status feed_piece(feed *f, int64_t want, float *x, float *y, int64_t *n) {
+    dlrn_source *in = &f->inner;
+    uint64_t first = (uint64_t)f->rows;
+    dlrn_status s = DLRN_OK;
+    *n = 0;
+    if (stopping(NULL)) return DLRN_STOPPED;
+    if (f->from_array && in->position) s = in->position(in->user, &first);
+    if (s == DLRN_OK) s = in->read(in->user, want, x, y, n);
+    if (s != DLRN_OK && stopping(NULL)) return DLRN_STOPPED; /* also if what wrote the text was stopped with us */
+    if (s == DLRN_OK) s = feed_check(f, f->x_name, x, *n, first);
+    if (s == DLRN_OK && y) s = feed_check(f, f->y_name, y, *n, first);
+    f->rows += *n;
+    return s;
+}
+
+static dlrn_status feed_read(void *user, int64_t max_rows, float *x, float *y, int64_t *n) {
+    feed *f = (feed *)user;
+    const int64_t d = f->inner.activation_dim;
+    dlrn_status s = DLRN_OK;
+    if (!f->inner.has_target) y = NULL;
+    for (*n = 0; s == DLRN_OK && *n < max_rows;) {
+        int64_t got = 0, want = max_rows - *n < PIECE ? max_rows - *n : PIECE;
+        s = feed_piece(f, want, x + *n * d, y ? y + *n * d : NULL, &got);
+        *n += got;
+        if (s == DLRN_OK && f->progress) f->progress(f->user, *n);
+    }
+    return *n > 0 && (s == DLRN_END || s == DLRN_STOPPED) ? DLRN_OK : s; /* told at the next call */
+}
+
+static dlrn_status feed_position(void *user, uint64_t *position) {
+    feed *f = (feed *)user;
+    return f->inner.position(f->inner.user, position);
+}
+
+static dlrn_status feed_seek(void *user, uint64_t position) {
+    feed *f = (feed *)user;
+    dlrn_status s = f->inner.seek(f->inner.user, position);
+    if (s != DLRN_OK) snprintf(f->error, sizeof f->error, "%s", dlrn_error(f->ctx));
+    return s;
+}
+
+static const char *feed_error(void *user) {
+    feed *f = (feed *)user;
+    if (!*f->error && f->inner.error) snprintf(f->error, sizeof f->error, "%s", f->inner.error(f->inner.user));
+    return f->error;
+}
+
+/* A source that reads through the feed; the feed keeps `inner`. */
+static dlrn_source feed_source(feed *f) {
+    dlrn_source out;
+    memset(&out, 0, sizeof out);
+    out.activation_dim = f->inner.activation_dim;
+    out.has_target = f->inner.has_target;
+    out.read = feed_read;
+    if (f->inner.position) out.position = feed_position;
+    if (f->inner.seek) out.seek = feed_seek;
+    out.error = feed_error;
+    out.user = f;
+    return out;
+}
+
+/* The error as the feed knows it, without the words of those who passed it on. */
+static dlrn_status feed_failed(feed *f, dlrn_status s) {
+    return *f->error && s != DLRN_OK && s != DLRN_STOPPED ? dlrn_fail(f->ctx, s, "%s", f->error) : s;
+}
+
+static dlrn_status feed_empty(feed *f) {
+    return dlrn_fail(f->ctx, DLRN_ERR_VALUE, "%s: expected %s, found none", f->x_name,
+                     f->from_array ? "rows" : "documents");
+}
+
+/* Rows of --data, or of --text as `model` sees it (which the caller opens). */
+static void feed_init(feed *f, dlrn_context *ctx, const options *o) {
+    memset(f, 0, sizeof *f);
+    f->ctx = ctx;
+    f->from_array = o->data != NULL;
+    f->x_name = o->data ? o->data : o->text;
+    f->y_name = o->target ? o->target : f->x_name;
+    if (f->x_name && !strcmp(f->x_name, "-")) f->x_name = "standard input";
+}
