@@ -36,6 +36,26 @@ TEST(half_floats_round_trip) {
     CHECK(dlrn_f32_to_bf16(1.00390625f) == 0x3f80 && dlrn_f32_to_bf16(1.01171875f) == 0x3f82);
 }
 
+TEST(exponentials) {
+    static const double at[] = {0,     -1e-9, -0.1, -0.34657, -0.34658, -1,       -20,
+                                -86.5, -87.5, -88,  -1000,    -1e30,    -INFINITY};
+    enum { N = 2000 };
+    float y[N], want[N];
+    for (int k = 0; dlrn_kernels_available(k); k++) {
+        dlrn_context *ctx = open_kernels(dlrn_kernels_available(k), 1);
+        for (int i = 0; i < N; i++) y[i] = i < 13 ? (float)at[i] + 3 : 3 - 0.045f * (float)i;
+        for (int i = 0; i < N; i++) want[i] = (float)exp((double)(y[i] - 3.0f));
+        ctx->k->exp_shift(y, 3.0f, N);
+        for (int i = 0; i < N; i++)
+            CHECK_MSG(test_close(y[i], want[i], 2.5e-7) || (want[i] < 2e-38f && y[i] >= 0 && y[i] < 2e-38f),
+                      "%s: %d: %g, expected %g", dlrn_kernels(ctx), i, (double)y[i], (double)want[i]);
+        y[0] = NAN;
+        ctx->k->exp_shift(y, 0, 1);
+        CHECK(y[0] != y[0]);
+        dlrn_context_destroy(ctx);
+    }
+}
+
 TEST(random_numbers_are_philox) {
     /* the published test vector: counter and key all zero */
     dlrni_philox b = dlrni_philox_block(0, 0, 0);
@@ -323,6 +343,7 @@ TEST(a_context_refuses_what_is_not_there) {
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(half_floats_round_trip);
+    RUN(exponentials);
     RUN(random_numbers_are_philox);
     RUN(products_match_double_and_every_kernel_set_gives_the_same_bits);
     RUN(vector_kernels_give_the_same_bits_in_every_set);
