@@ -219,22 +219,23 @@ static const float *many_rows(void) {
 static uint64_t fingerprint(dlrn_trainer *t) {
     dlrn_trainer_state s = dlrn_trainer_state_of(t);
     dlrn_dictionary *ae = dlrn_trainer_dictionary(t);
+    const size_t d = (size_t)ae->activation_dim, f = (size_t)ae->dict_size;
     const struct {
         const void *data;
         size_t size;
-    } part[] = {{ae->encoder_weight, F * D * 4},
-                {ae->decoder_weight, F * D * 4},
-                {ae->encoder_bias, F * 4},
-                {ae->bias, D * 4},
-                {s.m_encoder_weight, F * D * 4},
-                {s.v_encoder_weight, F * D * 4},
-                {s.m_decoder_weight, F * D * 4},
-                {s.v_decoder_weight, F * D * 4},
-                {s.m_encoder_bias, F * 4},
-                {s.v_encoder_bias, F * 4},
-                {s.m_bias, D * 4},
-                {s.v_bias, D * 4},
-                {s.steps_since_fired, F * 8}};
+    } part[] = {{ae->encoder_weight, f * d * 4},
+                {ae->decoder_weight, f * d * 4},
+                {ae->encoder_bias, f * 4},
+                {ae->bias, d * 4},
+                {s.m_encoder_weight, f * d * 4},
+                {s.v_encoder_weight, f * d * 4},
+                {s.m_decoder_weight, f * d * 4},
+                {s.v_decoder_weight, f * d * 4},
+                {s.m_encoder_bias, f * 4},
+                {s.v_encoder_bias, f * 4},
+                {s.m_bias, d * 4},
+                {s.v_bias, d * 4},
+                {s.steps_since_fired, f * 8}};
     uint64_t hash = 14695981039346656037u; /* FNV-1a */
     for (size_t p = 0; p < sizeof part / sizeof *part; p++)
         for (size_t i = 0; i < part[p].size; i++)
