@@ -156,7 +156,8 @@
    -fopenmp                          implementation threads by OpenMP; without it one thread, or your own parallel_for
 
    "Everywhere": the same in each file that includes the header. No macro changes the layout of a struct.
-   In the environment: DICTLEARN_KERNELS=scalar|avx2|... overrides the kernel choice "auto" of a context.
+   In the environment: DICTLEARN_KERNELS=scalar|avx2|avx512|avx512bf16|avx512vnni|neon overrides the choice "auto" of a
+   context; dlrn_kernels() names the set in force, dlrn_kernels_available() those that this processor can run.
 
    ---- MEMORY AND OWNERSHIP -----------------------------------------------------------------------------------------
 
@@ -181,6 +182,19 @@
    On cores that other programs want, too, run with OMP_WAIT_POLICY=passive in the environment: OpenMP's threads spin
    while they wait for one another, and a small step under such a load has been seen to take ten times as long.
 
+   ---- SPEED --------------------------------------------------------------------------------------------------------
+
+   What a step costs is set by the product of encoding, 2 * rows * d * F operations. Nearly all of its results are
+   negative, so the product is formed in the cheapest format that the processor has (int8, bf16, f32: the sets
+   avx512vnni, avx512bf16, and the others), only to rule out, by a bound that holds whatever the numbers are, the
+   features that are certainly off; those that are left are computed in f32. Where many features are active, as in a
+   fresh dictionary, or where a screen lets too much through, all of them are computed as they stand; which way is taken
+   follows from what the last batch looked like, and never changes a bit. Everything behind the encoder touches active
+   features only: its cost grows with L0, not with F.
+
+   `make bench` measures all of this on your machine, as ratios to what it can do at most; README has a table. A plain
+   `cc -O2` is enough: the kernels for each instruction set are compiled by attributes and chosen at run time.
+
    ---- DETERMINISM AND NUMERICS -------------------------------------------------------------------------------------
 
    Same inputs, configuration and seed: same bits, for any number of threads, with OpenMP or without, and with any set
@@ -188,8 +202,8 @@
    features, never over threads; a fused multiply-add stands where it is written, in all sets. Random numbers are
    Philox4x32-10, a function of seed, stream and counter, so that no order of calls can disturb another stream. A run
    that was stopped and resumed from its checkpoint gives the bits of a run that was not, where the source can seek.
-   Between compilers and C libraries the last bits may differ (log and cos are the library's). With -march= flags add
-   -ffp-contract=off, or the compiler fuses further operations as it sees fit.
+   Between compilers and C libraries the last bits may differ (log and cos, for new weights and for the entropy, are the
+   library's). With -march= flags add -ffp-contract=off, or the compiler fuses further operations as it sees fit.
 
    Do not compile with -ffast-math: checks for NaN and infinity would vanish, and they are part of the contract.
    Weights, moments and thresholds are f32; losses and metrics are summed in f64. f16, bf16 and f64 in files are widened
@@ -366,8 +380,8 @@ typedef void (*dlrn_parallel_body)(void *arg, int64_t task, int worker);
 
 typedef struct dlrn_context_config {
     int threads;         /* 0: all cores that OpenMP sees; without OpenMP and parallel_for: 1         */
-    const char *kernels; /* "auto" | "scalar" | "avx2" | "avx512" | "neon"; DICTLEARN_KERNELS in the
-                            environment wins over "auto"                                              */
+    const char *kernels; /* "auto" | "scalar" | "avx2" | "avx512" | "avx512bf16" | "avx512vnni" | "neon";
+                            DICTLEARN_KERNELS in the environment wins over "auto"                     */
     void *(*malloc)(size_t size, void *user);           /* all three or none; none: the C library's     */
     void *(*realloc)(void *p, size_t size, void *user); /* (DICTLEARN_MALLOC/REALLOC/FREE if defined)   */
     void (*free)(void *p, void *user);
@@ -1326,6 +1340,8 @@ struct dlrni_kernel_table {
        over p in order, starting from c */
     void (*outer)(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col, const float *panel,
                   int beta, float *c, int64_t ldc);
+    /* to [16][16], rows ld_to words apart = the transpose of from [16][16]; words of 4 bytes, whatever they hold */
+    void (*transpose)(const float *from, int64_t ld_from, float *to, int64_t ld_to);
     /* out [n] += sum_p coef[p] * base[idx[p] * ld ..], p in order */
     void (*gather_axpy)(float *out, int64_t n, const float *base, int64_t ld, const int32_t *idx, const float *coef,
                         int64_t count);
@@ -1596,8 +1612,9 @@ DLRN_API void dlrn_tensor_free(dlrn_context *ctx, dlrn_tensor *t) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>gemm
-/* Dense products. A task is one panel of columns of c and many rows. A stretch of b is packed, so that the kernel reads
-   it in one run from the first cache, and used for all the rows before the next one. */
+/* Dense products. A task is a block of c, of some panels of columns. It goes through the depth in stretches: a panel of
+   b is packed, so that the kernel reads it in one run from the first cache; the rows of a stay in the second for all
+   panels (2048 x 512 x 8192: NN a tenth, TN a sixth faster than with one panel a task). */
 
 typedef struct dlrni_gemm_job {
     const dlrni_kernel_table *k;
@@ -1608,19 +1625,20 @@ typedef struct dlrni_gemm_job {
     int beta;
 } dlrni_gemm_job;
 
-enum { DLRNI_GEMM_ROWS = 1024, DLRNI_GEMM_DEPTH = 128 }; /* a packed stretch: 24 KB */
+enum { DLRNI_GEMM_ROWS = 256, DLRNI_GEMM_PANELS = 4, DLRNI_GEMM_DEPTH = 128 }; /* a packed stretch: 24 KB */
 
-/* panel [depth][DLRNI_GROUP] = b transposed, b [n][depth]; absent rows of b read as zero. A cache line of b is read
-   once and whole: rows a power of two apart share their sets, and would push one another out before the next column. */
-DLRNI_INTERNAL void dlrni_pack_rows(const float *b, int64_t ldb, int64_t n, int64_t depth, float *panel) {
-    float part[DLRNI_GROUP][DLRNI_LANES];
-    for (int64_t p = 0; p < depth; p += DLRNI_LANES) {
-        int64_t width = dlrni_min(DLRNI_LANES, depth - p);
-        for (int64_t j = 0; j < n; j++) memcpy(part[j], b + j * ldb + p, (size_t)width * sizeof(float));
-        for (int64_t j = n; j < DLRNI_GROUP; j++) memset(part[j], 0, sizeof part[j]);
-        for (int64_t q = 0; q < width; q++)
-            for (int64_t j = 0; j < DLRNI_GROUP; j++) panel[(p + q) * DLRNI_GROUP + j] = part[j][q];
-    }
+/* panel [depth][DLRNI_GROUP] = b transposed, b [n][depth]; absent rows of b read as zero. Square by square: a
+   cache line of b is read once and whole, since rows a power of two apart share their sets and would push one another
+   out. */
+DLRNI_INTERNAL void dlrni_pack_rows(const dlrni_kernel_table *k, const float *b, int64_t ldb, int64_t n, int64_t depth,
+                                    float *panel) {
+    int64_t whole_n = n / DLRNI_LANES * DLRNI_LANES, whole_depth = depth / DLRNI_LANES * DLRNI_LANES;
+    for (int64_t p = 0; p < whole_depth; p += DLRNI_LANES)
+        for (int64_t j = 0; j < whole_n; j += DLRNI_LANES)
+            k->transpose(b + j * ldb + p, ldb, panel + p * DLRNI_GROUP + j, DLRNI_GROUP);
+    for (int64_t j = 0; j < DLRNI_GROUP; j++)
+        for (int64_t p = j < whole_n ? whole_depth : 0; p < depth; p++)
+            panel[p * DLRNI_GROUP + j] = j < n ? b[j * ldb + p] : 0;
 }
 
 /* panel [depth][DLRNI_GROUP] = b [depth][n]; absent columns read as zero. */
@@ -1633,21 +1651,23 @@ DLRNI_INTERNAL void dlrni_pack_cols(const float *b, int64_t ldb, int64_t n, int6
 
 DLRNI_INTERNAL void dlrni_gemm_block(void *arg, int64_t task, int worker) {
     const dlrni_gemm_job *j = (const dlrni_gemm_job *)arg;
-    int64_t i0 = task % j->blocks_m * DLRNI_GEMM_ROWS, j0 = task / j->blocks_m * DLRNI_GROUP;
-    int64_t m = dlrni_min(DLRNI_GEMM_ROWS, j->m - i0), n = dlrni_min(DLRNI_GROUP, j->n - j0);
+    int64_t i0 = task % j->blocks_m * DLRNI_GEMM_ROWS, m = dlrni_min(DLRNI_GEMM_ROWS, j->m - i0);
+    int64_t j0 = task / j->blocks_m * DLRNI_GEMM_PANELS * DLRNI_GROUP;
+    int64_t j1 = dlrni_min(j0 + DLRNI_GEMM_PANELS * DLRNI_GROUP, j->n);
     int64_t row = j->op == DLRN_TN ? 1 : j->lda, col = j->op == DLRN_TN ? j->lda : 1;
-    float *c = j->c + i0 * j->ldc + j0, room[DLRNI_GEMM_DEPTH * DLRNI_GROUP + DLRNI_LANES],
-          *panel = dlrni_aligned(room);
+    float *c = j->c + i0 * j->ldc, room[DLRNI_GEMM_DEPTH * DLRNI_GROUP + DLRNI_LANES], *panel = dlrni_aligned(room);
     (void)worker;
-    for (int64_t i = 0; i < m && !j->beta && !j->depth; i++) memset(c + i * j->ldc, 0, (size_t)n * sizeof *c);
-    for (int64_t p = 0; p < j->depth; p += DLRNI_GEMM_DEPTH) {
-        int64_t depth = dlrni_min(DLRNI_GEMM_DEPTH, j->depth - p);
-        if (j->op == DLRN_NT)
-            dlrni_pack_rows(j->b + j0 * j->ldb + p, j->ldb, n, depth, panel);
-        else
-            dlrni_pack_cols(j->b + p * j->ldb + j0, j->ldb, n, depth, panel);
-        j->k->outer(m, n, depth, j->a + i0 * row + p * col, row, col, panel, j->beta || p, c, j->ldc);
-    }
+    for (int64_t i = 0; i < m && !j->beta && !j->depth; i++)
+        memset(c + i * j->ldc + j0, 0, (size_t)(j1 - j0) * sizeof *c);
+    for (int64_t p = 0; p < j->depth; p += DLRNI_GEMM_DEPTH)
+        for (int64_t at = j0; at < j1; at += DLRNI_GROUP) {
+            int64_t depth = dlrni_min(DLRNI_GEMM_DEPTH, j->depth - p), n = dlrni_min(DLRNI_GROUP, j1 - at);
+            if (j->op == DLRN_NT)
+                dlrni_pack_rows(j->k, j->b + at * j->ldb + p, j->ldb, n, depth, panel);
+            else
+                dlrni_pack_cols(j->b + p * j->ldb + at, j->ldb, n, depth, panel);
+            j->k->outer(m, n, depth, j->a + i0 * row + p * col, row, col, panel, j->beta || p, c + at, j->ldc);
+        }
 }
 
 /* Checks the call and lays it out; *n_tasks blocks. */
@@ -1661,7 +1681,7 @@ DLRNI_INTERNAL dlrn_status dlrni_gemm_plan(dlrn_context *ctx, dlrni_gemm_job *jo
                   "a row is wider than its stride");
     job->k = ctx->k;
     job->blocks_m = dlrni_ceil_div(job->m, DLRNI_GEMM_ROWS);
-    *n_tasks = job->blocks_m * dlrni_ceil_div(job->n, DLRNI_GROUP);
+    *n_tasks = job->blocks_m * dlrni_ceil_div(job->n, DLRNI_GEMM_PANELS * DLRNI_GROUP);
     return DLRN_OK;
 }
 
@@ -2136,10 +2156,8 @@ DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_diction
         dlrni_screen_feature(s, &r, d, dlrni_in_range(&r, w, d), dict->encoder_bias[f0 + j], coef + j);
     }
     DICTLEARN_ASSERT(s->size * s->packed == 4);
-    for (int64_t p = 0; p < width; p += 64) /* a cache line of each row at a time, as in dlrni_pack_rows */
-        for (int64_t j = 0; j < DLRNI_GROUP; j++)
-            for (int64_t q = 0; q < 64; q += 4)
-                memcpy(panel + ((p + q) * DLRNI_GROUP + 4 * j), part + j * width + p + q, 4);
+    dlrni_pack_rows(dict->ctx->k, (const float *)(const void *)part, width / 4, DLRNI_GROUP, width / 4,
+                    (float *)(void *)panel); /* words of four bytes, as floats */
 }
 
 /* ---- Lists ---- */
@@ -8419,6 +8437,11 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
     }
 }
 
+DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float *to, int64_t ld_to) {
+    for (int i = 0; i < DLRNI_LANES; i++)
+        for (int j = 0; j < DLRNI_LANES; j++) memcpy(to + j * ld_to + i, from + i * ld_from + j, sizeof *to);
+}
+
 #elif DLRNI_PASS == 1
 #define DLRNI_K(name) dlrni_avx2_##name
 #define DLRNI_TABLE dlrni_kernels_avx2
@@ -8497,6 +8520,34 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
     out[3] = lanes[6];
 }
 
+/* Four squares of 8 x 8. */
+DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float *to, int64_t ld_to) {
+    for (int square = 0; square < 4; square++) {
+        const float *f = from + square / 2 * 8 * ld_from + square % 2 * 8;
+        float *t = to + square % 2 * 8 * ld_to + square / 2 * 8;
+        __m256 a[8], b[8];
+        DLRNI_UNROLL
+        for (int i = 0; i < 8; i++) a[i] = _mm256_loadu_ps(f + i * ld_from);
+        DLRNI_UNROLL
+        for (int i = 0; i < 8; i += 2) {
+            b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+            b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+        }
+        DLRNI_UNROLL
+        for (int i = 0; i < 8; i += 4) {
+            a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);
+            a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xEE);
+            a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+            a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xEE);
+        }
+        DLRNI_UNROLL
+        for (int i = 0; i < 4; i++) {
+            _mm256_storeu_ps(t + i * ld_to, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+            _mm256_storeu_ps(t + (i + 4) * ld_to, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+        }
+    }
+}
+
 #elif DLRNI_PASS == 2
 #define DLRNI_K(name) dlrni_avx512_##name
 #define DLRNI_TABLE dlrni_kernels_avx512
@@ -8557,6 +8608,38 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
     t = _mm512_maskz_compress_ps((__mmask16)0x1111, t);
     _mm_storeu_ps(out, _mm512_maskz_extractf32x4_ps((__mmask8)0xF, t, 0));
 }
+/* Pairs, fours, then quarters of the vectors change places. */
+#define DLRNI_PAIRS(lo_hi, a, b) _mm512_maskz_unpack##lo_hi##_ps((__mmask16)0xFFFF, a, b)
+#define DLRNI_FOURS(lo_hi, a, b)                                                                                       \
+    _mm512_castpd_ps(_mm512_maskz_unpack##lo_hi##_pd((__mmask8)0xFF, _mm512_castps_pd(a), _mm512_castps_pd(b)))
+DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float *to, int64_t ld_to) {
+    __m512 a[16], b[16];
+    DLRNI_UNROLL
+    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_ps(from + i * ld_from);
+    DLRNI_UNROLL
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = DLRNI_PAIRS(lo, a[i], a[i + 1]);
+        b[i + 1] = DLRNI_PAIRS(hi, a[i], a[i + 1]);
+    }
+    DLRNI_UNROLL
+    for (int i = 0; i < 16; i += 4) {
+        a[i] = DLRNI_FOURS(lo, b[i], b[i + 2]);
+        a[i + 1] = DLRNI_FOURS(hi, b[i], b[i + 2]);
+        a[i + 2] = DLRNI_FOURS(lo, b[i + 1], b[i + 3]);
+        a[i + 3] = DLRNI_FOURS(hi, b[i + 1], b[i + 3]);
+    }
+    DLRNI_UNROLL
+    for (int i = 0; i < 4; i++) {
+        __m512 even0 = DLRNI_SHUFFLE(a[i], a[i + 4], 0x88), even1 = DLRNI_SHUFFLE(a[i + 8], a[i + 12], 0x88);
+        __m512 odd0 = DLRNI_SHUFFLE(a[i], a[i + 4], 0xDD), odd1 = DLRNI_SHUFFLE(a[i + 8], a[i + 12], 0xDD);
+        _mm512_storeu_ps(to + i * ld_to, DLRNI_SHUFFLE(even0, even1, 0x88));
+        _mm512_storeu_ps(to + (i + 4) * ld_to, DLRNI_SHUFFLE(odd0, odd1, 0x88));
+        _mm512_storeu_ps(to + (i + 8) * ld_to, DLRNI_SHUFFLE(even0, even1, 0xDD));
+        _mm512_storeu_ps(to + (i + 12) * ld_to, DLRNI_SHUFFLE(odd0, odd1, 0xDD));
+    }
+}
+#undef DLRNI_PAIRS
+#undef DLRNI_FOURS
 #undef DLRNI_SHUFFLE
 
 #elif DLRNI_PASS == 3
@@ -8631,6 +8714,16 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
         float32x2_t u = vadd_f32(vget_low_f32(t), vget_high_f32(t));
         out[v] = vget_lane_f32(u, 0) + vget_lane_f32(u, 1);
     }
+}
+DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float *to, int64_t ld_to) {
+    for (int i = 0; i < DLRNI_LANES; i += 4)
+        for (int j = 0; j < DLRNI_LANES; j += 4) {
+            float32x4x4_t square; /* the load splits rows of four words into columns */
+            float part[16];
+            for (int r = 0; r < 4; r++) memcpy(part + 4 * r, from + (i + r) * ld_from + j, 4 * sizeof *part);
+            square = vld4q_f32(part);
+            for (int r = 0; r < 4; r++) vst1q_f32(to + (j + r) * ld_to + i, square.val[r]);
+        }
 }
 #endif
 
@@ -8961,9 +9054,9 @@ DLRNI_INTERNAL void DLRNI_K(adam)(float *w, float *m, float *v, const float *g, 
 }
 
 static const dlrni_kernel_table DLRNI_TABLE = {
-    DLRNI_K(dot),         DLRNI_K(dots),      DLRNI_K(dots_nt), DLRNI_K(outer), DLRNI_K(gather_axpy),
-    DLRNI_K(gather_near), DLRNI_K(collect),   DLRNI_K(axpy),    DLRNI_K(scale), DLRNI_K(sub),
-    DLRNI_K(relu_bias),   DLRNI_K(exp_shift), DLRNI_K(adam),
+    DLRNI_K(dot),         DLRNI_K(dots),        DLRNI_K(dots_nt),   DLRNI_K(outer), DLRNI_K(transpose),
+    DLRNI_K(gather_axpy), DLRNI_K(gather_near), DLRNI_K(collect),   DLRNI_K(axpy),  DLRNI_K(scale),
+    DLRNI_K(sub),         DLRNI_K(relu_bias),   DLRNI_K(exp_shift), DLRNI_K(adam),
 };
 
 /* ---- Screens ---- */
