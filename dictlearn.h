@@ -148,6 +148,8 @@
    DICTLEARN_STATIC                  where included all functions are static: a private copy, no symbol leaves the file
    DICTLEARN_NO_TRAINING             everywhere     no buffer, trainer, metrics: load, encode, decode, save remain
    DICTLEARN_SIMD                    implementation 0: the scalar kernels alone. Default 1: all that the compiler knows
+   DICTLEARN_CBLAS                   implementation dlrn_gemm() calls cblas_sgemm() of <cblas.h>; link your BLAS. Bits and
+                                                    threads are then the BLAS's; training does not use it
    DICTLEARN_HEADER_NAME             implementation "new_name.h", if you rename this file: it includes itself
    DICTLEARN_MALLOC, _REALLOC, _FREE implementation all three or none: malloc(size), realloc(p, size), free(p)
    DICTLEARN_ASSERT                  implementation assert(condition); it checks our mistakes, never yours or a file's
@@ -740,7 +742,7 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_gemm_op op, 
 DLRN_API DLRN_CHECK dlrn_status dlrn_gemm(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, int64_t n, int64_t k,
                                           const float *a, int64_t lda, const float *b, int64_t ldb, float beta,
                                           float *c, int64_t ldc);
-/* The same bits on the calling thread alone: for products within a body of dlrn_parallel_for. */
+/* The same bits on the calling thread alone, never by a BLAS: for products within a body of dlrn_parallel_for. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_gemm_serial(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, int64_t n, int64_t k,
                                                  const float *a, int64_t lda, const float *b, int64_t ldb, float beta,
                                                  float *c, int64_t ldc);
@@ -903,6 +905,9 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 
 #ifdef _OPENMP
 #include <omp.h>
+#endif
+#ifdef DICTLEARN_CBLAS
+#include <cblas.h>
 #endif
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -1691,6 +1696,14 @@ DLRN_API dlrn_status dlrn_gemm(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, in
     int64_t n_tasks;
     DLRNI_REQUIRE(ctx, beta == 0.0f || beta == 1.0f, "beta must be 0 or 1");
     DLRNI_TRY(dlrni_gemm_plan(ctx, &job, &n_tasks));
+#ifdef DICTLEARN_CBLAS
+    const int64_t most = INT32_MAX;
+    if (m && n && k && m <= most && n <= most && k <= most && lda <= most && ldb <= most && ldc <= most) {
+        cblas_sgemm(CblasRowMajor, op == DLRN_TN ? CblasTrans : CblasNoTrans, op == DLRN_NT ? CblasTrans : CblasNoTrans,
+                    (int)m, (int)n, (int)k, 1.0f, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
+        return DLRN_OK;
+    }
+#endif
     dlrn_parallel_for(ctx, n_tasks, dlrni_gemm_block, &job);
     return DLRN_OK;
 }

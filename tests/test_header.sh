@@ -90,6 +90,18 @@ c "without training" -I. -DDICTLEARN_NO_TRAINING "$dir/both.c"
 c "without vector kernels" -I. -DDICTLEARN_SIMD=0 "$dir/both.c"
 c "release build" -I. -DNDEBUG -O2 "$dir/both.c"
 c "own allocator, all blocks returned" -I. -I"$dir" "$dir/allocator.c"
+
+# A BLAS, where one is installed: the products are its own, and right.
+printf '#include <cblas.h>\nint main(void) { return cblas_sdot(0, 0, 1, 0, 1) != 0; }\n' > "$dir/blas.c"
+if $CC "$dir/blas.c" -o "$dir/blas" -lblas 2> /dev/null; then
+    check "with a BLAS" $CC -std=c99 -O1 -w -DDICTLEARN_CBLAS -I. tests/test_core.c -o "$dir/with_blas" -lm -lblas
+    check "its products are right" "$dir/with_blas" products
+    nm "$dir/with_blas" > "$dir/symbols"
+    says "they are the BLAS's" ' U cblas_sgemm' "$dir/symbols"
+else
+    skip "with a BLAS" "no cblas.h and -lblas"
+fi
+
 check_fails "half an own allocator is an error" $CC -std=c99 -fsyntax-only -I. "-DDICTLEARN_MALLOC(n)=malloc(n)" \
     "-DUSE_HEADER=\"dictlearn.h\"" "$dir/both.c"
 
