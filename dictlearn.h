@@ -148,8 +148,8 @@
    DICTLEARN_STATIC                  where included all functions are static: a private copy, no symbol leaves the file
    DICTLEARN_NO_TRAINING             everywhere     no buffer, trainer, metrics: load, encode, decode, save remain
    DICTLEARN_SIMD                    implementation 0: the scalar kernels alone. Default 1: all that the compiler knows
-   DICTLEARN_CBLAS                   implementation dlrn_gemm() calls cblas_sgemm(); have <cblas.h>, link your BLAS; bits and
-                                                    threads are then its own; training does not use it
+   DICTLEARN_CBLAS                   implementation dlrn_gemm() calls cblas_sgemm() of <cblas.h>; link your BLAS. Its
+                                                    bits, its threads; training does not use it
    DICTLEARN_HEADER_NAME             implementation "new_name.h", if you rename this file: it includes itself
    DICTLEARN_MALLOC, _REALLOC, _FREE implementation all three or none: malloc(size), realloc(p, size), free(p)
    DICTLEARN_ASSERT                  implementation assert(condition); it checks our mistakes, never yours or a file's
