@@ -264,18 +264,19 @@ static int run_activations(dlrn_context *ctx, const options *o) {
 }
 
 static dlrn_status write_logits(bench *b, const options *o, const neox_documents *texts) {
-    const int64_t v = neox_config_of(b->model)->vocab, n = texts->start[1];
+    const int64_t v = neox_config_of(b->model)->vocab, n = texts->start[1], most = n < 64 ? n : 64; /* rows at a time */
     neox_batch batch = {texts->id, texts->start, 1};
     dlrn_tensor logits;
     dlrn_writer *w = NULL;
-    dlrn_status s = dlrn_tensor_create(b->ctx, 1, v, &logits);
+    dlrn_status s = dlrn_tensor_create(b->ctx, most, v, &logits);
     if (s != DLRN_OK) return s;
     s = neox_run(b->model, &batch, NULL, 0, NULL, NULL, 1);
     if (s == DLRN_OK) s = dlrn_npy_create(b->ctx, o->out, v, n, &w);
-    for (int64_t i = 0; i < n && s == DLRN_OK; i++) {
+    for (int64_t i = 0; i < n && s == DLRN_OK; i += most) {
+        const int64_t rows = n - i < most ? n - i : most;
         s = stopping(NULL) ? DLRN_STOPPED : DLRN_OK;
-        if (s == DLRN_OK) s = neox_logits(b->model, i, 1, logits.data);
-        if (s == DLRN_OK) s = dlrn_npy_append(w, logits.data, 1);
+        if (s == DLRN_OK) s = neox_logits(b->model, i, rows, logits.data);
+        if (s == DLRN_OK) s = dlrn_npy_append(w, logits.data, rows);
     }
     if (s == DLRN_OK)
         s = dlrn_writer_close(w);
