@@ -9142,6 +9142,8 @@ DLRNI_INTERNAL void DLRNI_K(round_int8)(const float *x, int64_t n, int unsigned_
         __mmask16 part = (__mmask16)(n - p >= DLRNI_LANES ? 0xFFFF : (1 << (n - p)) - 1);
         __m512 a = _mm512_maskz_loadu_ps(part, x + p);
         __m512i q = _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, _mm512_mul_ps(a, inverse));
+        q = _mm512_maskz_max_epi32((__mmask16)0xFFFF, q,
+                                   _mm512_set1_epi32(-127)); /* what is not finite has no integer */
         __m512 back = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, q), off = _mm512_fnmadd_ps(s, back, a);
         full = _mm512_fmadd_ps(a, a, full);
         rounded = _mm512_fmadd_ps(back, back, rounded);
