@@ -818,6 +818,112 @@ TEST(epochs_through_a_buffer) {
     dlrn_context_destroy(ctx);
 }
 
+/* ---- What is done fast, against what is plain ---- */
+
+/* A list, one draw after the other; the buffer has several segments of more than the least size, and two threads. */
+TEST(a_batch_is_what_a_plain_list_gives) {
+    enum { ROWS = 90000, CAPACITY = 70000, BATCH = 500 };
+    static int32_t list[CAPACITY];
+    dlrn_context_config threads = dlrn_context_defaults();
+    dlrn_context *ctx = NULL;
+    threads.threads = 2;
+    CHECK_STATUS(dlrn_context_create(&threads, &ctx), DLRN_OK);
+    tape t;
+    dlrn_source source = tape_source(&t, ROWS, 1);
+    dlrn_buffer_config cfg = config(CAPACITY / 10, 100, BATCH, 5);
+    dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
+    dlrn_rng rng = {5, UINT64_MAX, 0};
+    const float *x, *y;
+    int64_t n, held = 0, came = 0, wrong = 0, total = 0;
+    while (dlrn_buffer_next(b, &x, &y, &n) == DLRN_OK) {
+        if (held < CAPACITY / 2)
+            while (held < CAPACITY && came < ROWS) list[held++] = (int32_t)came++;
+        for (int64_t i = 0; i < n; i++) {
+            int64_t at = (int64_t)dlrn_rng_below(&rng, (uint64_t)held), row = list[at];
+            list[at] = list[--held];
+            for (int64_t c = 0; c < D; c++) wrong += x[i * D + c] != x_of(row, c) || y[i * D + c] != y_of(row, c);
+        }
+        total += n;
+    }
+    CHECK_MSG(!wrong && total == ROWS, "%d numbers differ in %d rows", (int)wrong, (int)total);
+    dlrn_buffer_destroy(b);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(drawing_below_spares_a_division_and_no_number) {
+    const uint64_t half = (uint64_t)1 << 63,
+                   sizes[] = {2, 3, 1000, half - 1, half, half + 1, half + half / 2, UINT64_MAX};
+    for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
+        dlrn_rng fast = {9, k, 0}, plain = fast;
+        for (int i = 0; i < 200; i++) {
+            uint64_t limit = UINT64_MAX - UINT64_MAX % sizes[k], u;
+            do u = dlrn_rng_u64(&plain);
+            while (u >= limit);
+            CHECK(dlrn_rng_below(&fast, sizes[k]) == u % sizes[k] && fast.counter == plain.counter);
+        }
+    }
+}
+
+/* Every number of 16 bits, at every length up to some blocks, by every set of kernels. */
+TEST(widening_is_exact_in_every_set) {
+    static uint16_t half[65536 + 1];
+    static float out[65536];
+    const char *name;
+    for (int i = 0; i < 65536; i++) half[i + 1] = (uint16_t)(i * 257 + 12345); /* odd: each comes once */
+    for (int set = 0; (name = dlrn_kernels_available(set)) != NULL; set++)
+        for (int c = 0; c < 2; c++) {
+            dlrn_context_config cfg = dlrn_context_defaults();
+            dlrn_context *ctx = NULL;
+            cfg.kernels = name;
+            CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
+            for (int64_t n = 0; n <= 65536; n = n == 100 ? 65536 : n + 1)
+                for (int64_t first = 0; first + n <= 65536; first += n < 65536 ? 997 : 1) {
+                    out[0] = 0;
+                    dlrni_unpack(ctx, c ? DLRN_BF16 : DLRN_F16, (const char *)(half + 1 + first), out, n);
+                    for (int64_t i = 0; i < n; i++) {
+                        uint16_t h = half[1 + first + i];
+                        float want = c ? dlrn_bf16_to_f32(h) : dlrn_f16_to_f32(h);
+                        CHECK_MSG(!memcmp(&out[i], &want, 4), "%s: %04x of %d", name, h, (int)n);
+                    }
+                }
+            dlrn_context_destroy(ctx);
+        }
+}
+
+TEST(the_first_number_out_of_range_is_found) {
+    static float x[80];
+    static const float out[] = {NAN, -INFINITY, -65520.0f, 65520.0f};
+    for (int n = 0; n <= 70; n++)
+        for (int at = 0; at <= n; at++) {
+            for (int i = 0; i < n; i++) x[1 + i] = i > at ? NAN : i & 1 ? -65519.996f : 65519.996f;
+            x[1 + at] = out[(n + at) % 4];
+            CHECK_MSG(dlrni_first_beyond(x + 1, n, 0x477fefffu) == at, "%d of %d", at, n);
+        }
+}
+
+/* Whatever is accepted is finite as it is stored, and nothing else is refused. */
+TEST(what_can_be_stored_is_accepted) {
+    static const dlrn_dtype types[3] = {DLRN_F32, DLRN_F16, DLRN_BF16};
+    static const uint32_t edges[] = {0x477fefffu, 0x477ff000u, 0x7f7f7fffu, 0x7f7f8000u, 0x7f7fffffu, 0x7f800000u, 0};
+    dlrn_context *ctx = open_context(NULL);
+    for (int c = 0; c < 3; c++)
+        for (uint32_t k = 0; k < 7; k++)
+            for (uint32_t sign = 0; sign < 2; sign++) {
+                uint32_t bits = edges[k] | sign << 31;
+                float x[D] = {0}, y[D];
+                tape t;
+                dlrn_source source = tape_source(&t, 1, 0);
+                dlrn_buffer_config cfg = config(1, 1, 1, 0);
+                cfg.store = types[c];
+                dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
+                memcpy(&x[1], &bits, 4);
+                y[1] = rounded(types[c], x[1]);
+                CHECK_MSG((dlrni_check_storable(b, x, 1, "x") == DLRN_OK) == (fabsf(y[1]) <= FLT_MAX), "%08x", bits);
+                dlrn_buffer_destroy(b);
+            }
+    dlrn_context_destroy(ctx);
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(every_row_comes_exactly_once);
@@ -842,5 +948,10 @@ int main(int argc, char **argv) {
     RUN(arrays_in_npy_files);
     RUN(wrong_files_are_named);
     RUN(epochs_through_a_buffer);
+    RUN(a_batch_is_what_a_plain_list_gives);
+    RUN(drawing_below_spares_a_division_and_no_number);
+    RUN(widening_is_exact_in_every_set);
+    RUN(the_first_number_out_of_range_is_found);
+    RUN(what_can_be_stored_is_accepted);
     return TEST_END();
 }
