@@ -527,6 +527,10 @@ TEST(crc) {
         for (uint64_t i = 0; i < n; i += 1000) parts = dlrni_crc32(parts, x + i, n - i < 1000 ? n - i : 1000);
         CHECK(dlrni_crc32(0, x, n) == parts);
     }
+    for (uint64_t n = 0; n <= 300; n++) /* every length, from anywhere, after anything */
+        for (uint64_t at = 0; at < 17; at++)
+            CHECK(dlrni_crc32((uint32_t)(n * 77777777), x + at, n) ==
+                  dlrni_crc32_plain((uint32_t)(n * 77777777), x + at, n));
 }
 
 /* ---- safetensors ---- */

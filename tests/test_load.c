@@ -554,6 +554,43 @@ TEST(saved_dictionaries) {
 
 /* ---- Sharded models ---- */
 
+/* Sizes on both sides of a block and of a task: each number where it belongs, by any number of threads; and one that is
+   not finite is named by its place in the file. */
+TEST(dictionaries_of_odd_sizes) {
+    static const int64_t sizes[][2] = {{1, 1}, {16, 64}, {19, 70}, {15, 63}, {33, 129}, {130, 1000}};
+    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context *two = NULL;
+    cfg.threads = 2;
+    CHECK_STATUS(dlrn_context_create(&cfg, &two), DLRN_OK);
+    for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
+        int64_t d = sizes[k][0], n = sizes[k][1], at = 0;
+        char *path = tmp_path("odd.pt"), words[80];
+        dlrn_dictionary *ae, *back;
+        CHECK_OK(two, dlrn_autoencoder_create(two, d, n, 7, &ae));
+        for (int64_t i = 0; i < n * d; i++) ae->encoder_weight[i] = (float)i, ae->decoder_weight[i] = -(float)i;
+        CHECK_OK(two, dlrn_save(ae, path));
+        CHECK_OK(two, dlrn_load(two, path, &back));
+        CHECK(!memcmp(ae->encoder_weight, back->encoder_weight, (size_t)(n * d) * 4));
+        CHECK(!memcmp(ae->decoder_weight, back->decoder_weight, (size_t)(n * d) * 4));
+        dlrn_dictionary_destroy(back);
+        for (int corner = 0; corner < 8; corner++) { /* four of each matrix */
+            float *w = corner & 4 ? ae->encoder_weight : ae->decoder_weight, keep;
+            int64_t f = corner & 1 ? n - 1 : 0, c = corner & 2 ? d - 1 : 0;
+            at = f * d + c;
+            keep = w[at], w[at] = corner & 1 ? -INFINITY : NAN;
+            CHECK_OK(two, dlrn_save(ae, path));
+            CHECK_STATUS(dlrn_load(two, path, &back), DLRN_ERR_VALUE);
+            snprintf(words, sizeof words, "'%s.weight': element %d: expected", corner & 4 ? "encoder" : "decoder",
+                     (int)(corner & 4 ? at : c * n + f));
+            CHECK_STR(dlrn_error(two), words);
+            w[at] = keep;
+        }
+        dlrn_dictionary_destroy(ae);
+        remove(path);
+    }
+    dlrn_context_destroy(two);
+}
+
 static dlrn_status open_index(const char *text, dlrn_archive **out) {
     write_text(path_of("shards", "model.safetensors.index.json"), text);
     return dlrn_archive_open(ctx, path_of("shards", "model.safetensors.index.json"), out);
@@ -621,6 +658,7 @@ int main(int argc, char **argv) {
     RUN(other_dictionaries);
     RUN(square_dictionary);
     RUN(saved_dictionaries);
+    RUN(dictionaries_of_odd_sizes);
     RUN(shards);
     RUN(shards_refused);
     dlrn_context_destroy(ctx);
