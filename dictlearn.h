@@ -2134,7 +2134,7 @@ enum {
     DLRNI_VISIT_GROUPS = 8,     /* groups that go through the rows together             */
     DLRNI_SUMS_ROWS = 24,     /* rows that are packed into the first cache: a power of two apart, as they are, they  */
     DLRNI_SUMS_COLUMNS = 256, /* ... would share a few of its sets                          */
-    DLRNI_OUTPUTS = 8 * 48,   /* the most sums at a time */
+    DLRNI_OUTPUTS = DLRNI_VISIT_GROUPS * DLRNI_GROUP, /* the most sums at a time */
     DLRNI_NEAR_BYTES = 480 << 10, /* features of a task, as they are and packed: half of a second cache */
     DLRNI_SCREEN_LEAST = 32,      /* rows for which packing the features pays            */
     DLRNI_SCREEN_ROWS = 8         /* the most that a screen has in a tile */
@@ -7475,8 +7475,7 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampl
    that a batch costs O(1) a row. What is drawn depends on the logical order and the generator alone, never on slots:
    saving and resuming therefore change nothing. */
 
-enum { DLRNI_SEGMENT = 1024 }; /* rows, the least; powers of two above it where a buffer has 32 of them and more */
-enum { DLRNI_ROWS = 64 };      /* of a task, of a draw */
+enum { DLRNI_ROWS = 64 }; /* of a task, of a draw */
 
 struct dlrn_buffer {
     dlrn_context *ctx;
@@ -7529,7 +7528,8 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_sizes(dlrn_context *ctx, const dlrn_buff
     return DLRN_OK;
 }
 
-/* Segments are as large as they can be without holding more than a 32nd of the rows: huge pages fit into them. */
+/* Segments have 1024 rows at the least, and are as large as they can be without holding more than a 32nd of all: huge
+   pages fit into them. */
 DLRNI_INTERNAL int dlrni_segment_shift(int64_t capacity) {
     int shift = 10;
     while (capacity >> shift >= 64) shift++;
