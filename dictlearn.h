@@ -187,8 +187,8 @@
    ---- SPEED --------------------------------------------------------------------------------------------------------
 
    What a step costs is set by the product of encoding, 2 * rows * d * F operations. Nearly all of its results are
-   negative, so the product is formed in the cheapest format that the processor has (int8, bf16, f32: the sets
-   avx512vnni, avx512bf16, and the others), only to rule out, by a bound that holds whatever the numbers are, the
+   negative, so the product is formed in the cheapest format that the processor has (int8, bf16, int16, f32: the sets
+   avx512vnni, avx512bf16, avx512 and avx2, neon), only to rule out, by a bound that holds whatever the numbers are, the
    features that are certainly off; those that are left are computed in f32. Where many features are active, as in a
    fresh dictionary, or where a screen lets too much through, all of them are computed as they stand; which way is taken
    follows from what the last batch looked like, and never changes a bit. Everything behind the encoder touches active
@@ -1548,14 +1548,14 @@ DLRNI_INTERNAL int dlrni_kernel_set(int index, dlrni_set *set) {
 #if DLRNI_X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        sets[n++] = dlrni_set_of("avx2", &dlrni_kernels_avx2, &dlrni_avx2_screen_f32, NULL);
+        sets[n++] = dlrni_set_of("avx2", &dlrni_kernels_avx2, &dlrni_avx2_screen_int16, &dlrni_avx2_screen_f32);
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
-            const dlrni_screen *finer = &dlrni_avx512_screen_f32;
-            sets[n++] = dlrni_set_of("avx512", &dlrni_kernels_avx512, finer, NULL);
+            const dlrni_screen *int16 = &dlrni_avx512_screen_int16, *finer = int16;
+            sets[n++] = dlrni_set_of("avx512", &dlrni_kernels_avx512, int16, &dlrni_avx512_screen_f32);
             if (__builtin_cpu_supports("avx512bf16")) {
                 finer = &dlrni_avx512_screen_bf16;
-                sets[n++] = dlrni_set_of("avx512bf16", &dlrni_kernels_avx512, finer, NULL);
+                sets[n++] = dlrni_set_of("avx512bf16", &dlrni_kernels_avx512, finer, int16);
             }
             if (__builtin_cpu_supports("avx512vnni"))
                 sets[n++] = dlrni_set_of("avx512vnni", &dlrni_kernels_avx512, &dlrni_avx512_screen_int8, finer);
@@ -8863,6 +8863,42 @@ DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float
     }
 }
 
+/* Words: 16 of 32 bits, each a sum or two int16 side by side. */
+typedef struct DLRNI_K(words) {
+    __m256i lo, hi;
+} DLRNI_K(words);
+
+DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(load_words)(const unsigned char *p) {
+    DLRNI_K(words) r;
+    r.lo = _mm256_loadu_si256((const __m256i *)(const void *)p);
+    r.hi = _mm256_loadu_si256((const __m256i *)(const void *)(p + 32));
+    return r;
+}
+DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(set_words)(int32_t a) {
+    DLRNI_K(words) r;
+    r.lo = r.hi = _mm256_set1_epi32(a);
+    return r;
+}
+/* sum + a b, word by word: the product of two pairs is their dot. As text: of the builtins gcc 12 makes all products
+   first and spills the sums (a third of the speed). */
+#define DLRNI_ADD_DOT(sum, a, b, t)                                                                                    \
+    __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(t) : "x"(a), "x"(b))
+DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(add_dot)(DLRNI_K(words) sum, DLRNI_K(words) a, DLRNI_K(words) b) {
+    __m256i t;
+    DLRNI_ADD_DOT(sum.lo, a.lo, b.lo, t);
+    DLRNI_ADD_DOT(sum.hi, a.hi, b.hi, t);
+    return sum;
+}
+#undef DLRNI_ADD_DOT
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(float_of_words)(DLRNI_K(words) a) {
+    return DLRNI_K(pair)(_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi));
+}
+/* a vector of whole numbers as int16; what does not fit is -32768 or 32767 */
+DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
+    __m256i both = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm256_permute4x64_epi64(both, 0xD8)); /* quarters 0 2 1 3 */
+}
+
 #elif DLRNI_PASS == 2
 #define DLRNI_K(name) dlrni_avx512_##name
 #define DLRNI_TABLE dlrni_kernels_avx512
@@ -8956,6 +8992,28 @@ DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float
 #undef DLRNI_PAIRS
 #undef DLRNI_FOURS
 #undef DLRNI_SHUFFLE
+
+/* Words: 16 of 32 bits, as in avx2. */
+typedef __m512i DLRNI_K(words);
+
+DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(load_words)(const unsigned char *p) {
+    return _mm512_loadu_si512(p);
+}
+DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(set_words)(int32_t a) {
+    return _mm512_set1_epi32(a);
+}
+DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(add_dot)(DLRNI_K(words) sum, DLRNI_K(words) a, DLRNI_K(words) b) {
+    __m512i t;
+    __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+v"(sum), "=&v"(t) : "v"(a), "v"(b));
+    return sum;
+}
+DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(float_of_words)(DLRNI_K(words) a) {
+    return _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, a);
+}
+DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm512_maskz_cvtsepi32_epi16(
+                                                  (__mmask16)0xFFFF, _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, a)));
+}
 
 #elif DLRNI_PASS == 3
 #define DLRNI_K(name) dlrni_neon_##name
@@ -9395,21 +9453,103 @@ DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int unsigned_,
     r->sum = 0;
 }
 
+/* The masks of a tile from its sums [outer_rows][DLRNI_GROUP]. */
+DLRNI_INTERNAL void DLRNI_K(screen_masks)(const float *sum, const float *coef, const dlrni_screen_row *row,
+                                          uint64_t *mask) {
+    for (int i = 0; i < DLRNI_K(outer_rows); i++, sum += DLRNI_GROUP) {
+        DLRNI_K(v16) s[3];
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++) s[v] = DLRNI_K(load)(sum + v * DLRNI_LANES);
+        mask[i] = DLRNI_K(screen_mask)(s, coef, row + i);
+    }
+}
+
 DLRNI_INTERNAL void DLRNI_K(tile_f32)(const void *panel, const void *x, int64_t ld, int64_t steps, const float *coef,
                                       const dlrni_screen_row *row, uint64_t *mask) {
     float sum[DLRNI_K(outer_rows) *DLRNI_GROUP];
     DLRNI_K(outer_tiles)(DLRNI_K(outer_rows), steps, (const float *)x, ld / (int64_t)sizeof(float), 1,
                          (const float *)panel, 0, sum, DLRNI_GROUP);
-    for (int i = 0; i < DLRNI_K(outer_rows); i++) {
-        DLRNI_K(v16) s[3];
-        DLRNI_UNROLL
-        for (int v = 0; v < 3; v++) s[v] = DLRNI_K(load)(sum + i * DLRNI_GROUP + v * DLRNI_LANES);
-        mask[i] = DLRNI_K(screen_mask)(s, coef, row + i);
-    }
+    DLRNI_K(screen_masks)(sum, coef, row, mask);
 }
 
 static const dlrni_screen DLRNI_K(screen_f32) = {
     "f32", DLRNI_K(outer_rows), 4, 1, 1, 1.0f, DLRNI_K(round_f32), DLRNI_K(tile_f32)};
+#endif
+
+#if DLRNI_PASS == 1 || DLRNI_PASS == 2
+/* int16 with one scale a row, by which its norm becomes 46000 or its largest 32767. Rounding adds at most sqrt(d) / 2 to
+   the norm, so that no sum of products of two such rows goes beyond |x||w| < 2^31, in whatever order. */
+DLRNI_INTERNAL void DLRNI_K(round_int16)(const float *x, int64_t n, int unsigned_, void *out, dlrni_rounding *r) {
+    const DLRNI_K(v16) zero = DLRNI_K(set1)(0),
+                       magic = DLRNI_K(set1)(12582912.0f); /* 1.5 * 2^23: no room for fractions */
+    DLRNI_K(v16) rounded = zero, error = zero, top = zero;
+    float most = 0, squares[4], lane[DLRNI_LANES];
+    int64_t p = 0;
+    (void)unsigned_;
+    for (; p + DLRNI_LANES <= n; p += DLRNI_LANES) {
+        DLRNI_K(v16) a = DLRNI_K(load)(x + p);
+        top = DLRNI_K(max)(DLRNI_K(max)(a, DLRNI_K(minus)(zero, a)), top);
+    }
+    DLRNI_K(store)(lane, top);
+    for (int i = 0; i < DLRNI_LANES; i++) most = fmaxf(most, lane[i]);
+    for (; p < n; p++) most = fmaxf(most, fabsf(x[p]));
+    r->full = DLRNI_K(dot)(x, x, n);
+    r->scale = fmaxf(sqrtf(r->full) / 46000.0f, most / 32767.0f);
+    if (!(r->scale > 0)) r->scale = 1;
+    const DLRNI_K(v16) inverse = DLRNI_K(set1)(1 / r->scale), scale = DLRNI_K(set1)(-r->scale);
+    for (p = 0; p < n; p += DLRNI_LANES) {
+        int64_t part = dlrni_min(DLRNI_LANES, n - p);
+        unsigned char whole[DLRNI_LANES * 2];
+        DLRNI_K(v16) a = part < DLRNI_LANES ? DLRNI_K(load_part)(x + p, part) : DLRNI_K(load)(x + p);
+        DLRNI_K(v16) q = DLRNI_K(minus)(DLRNI_K(fma)(a, inverse, magic), magic), off = DLRNI_K(fma)(scale, q, a);
+        rounded = DLRNI_K(fma)(q, q, rounded);
+        error = DLRNI_K(fma)(off, off, error);
+        DLRNI_K(store_int16)(whole, q);
+        memcpy((unsigned char *)out + 2 * p, whole, (size_t)part * 2);
+    }
+    DLRNI_K(v16) both[4] = {rounded, error, zero, zero};
+    DLRNI_K(sum4)(both, squares);
+    r->rounded = r->scale * r->scale * squares[0];
+    r->error = squares[1];
+    r->sum = 0;
+}
+
+DLRNI_INTERNAL void DLRNI_K(tile_int16)(const void *panel, const void *x, int64_t ld, int64_t steps, const float *coef,
+                                        const dlrni_screen_row *row, uint64_t *mask) {
+    enum { ROWS = DLRNI_K(outer_rows), VECTORS = DLRNI_K(outer_vectors) };
+    float sum[ROWS * DLRNI_GROUP];
+    for (int first = 0; first < 3; first += VECTORS) {
+        const unsigned char *w = (const unsigned char *)panel + first * 64, *at = (const unsigned char *)x;
+        DLRNI_K(words) s[ROWS][VECTORS], a[VECTORS];
+        DLRNI_UNROLL
+        for (int i = 0; i < ROWS; i++) {
+            DLRNI_UNROLL
+            for (int v = 0; v < VECTORS; v++) s[i][v] = DLRNI_K(set_words)(0);
+        }
+        for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) {
+            DLRNI_UNROLL
+            for (int v = 0; v < VECTORS; v++) a[v] = DLRNI_K(load_words)(w + v * 64);
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                int32_t two;
+                memcpy(&two, at + i * ld, sizeof two);
+                DLRNI_K(words) b = DLRNI_K(set_words)(two);
+                DLRNI_UNROLL
+                for (int v = 0; v < VECTORS; v++) s[i][v] = DLRNI_K(add_dot)(s[i][v], a[v], b);
+            }
+        }
+        DLRNI_UNROLL
+        for (int i = 0; i < ROWS; i++) {
+            DLRNI_UNROLL
+            for (int v = 0; v < VECTORS; v++)
+                DLRNI_K(store)(sum + i * DLRNI_GROUP + (first + v) * DLRNI_LANES, DLRNI_K(float_of_words)(s[i][v]));
+        }
+    }
+    DLRNI_K(screen_masks)(sum, coef, row, mask);
+}
+
+static const dlrni_screen DLRNI_K(screen_int16) = {
+    "int16", DLRNI_K(outer_rows), 2, 2, 0, 0.72f, DLRNI_K(round_int16), DLRNI_K(tile_int16)};
 #endif
 
 #undef DLRNI_SWEEP
