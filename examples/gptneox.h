@@ -163,9 +163,9 @@ enum {
     NEOX_ROWS = 16,            /* rows of a parallel task                                                     */
     NEOX_QUERIES = 32,         /* that look at the keys together: one product                                */
     NEOX_BATCH_TOKENS = 2048,  /* of a run: the products are at full speed, and the workspace is still small */
-    NEOX_TILE_ROWS = 512,      /* of a tile of a product: small enough for the second cache, and what follows */
-    NEOX_TILE = 96,            /* is done while it is there. A 70m trunk: 1.2 times the speed of whole ones  */
-    NEOX_PART = 32 * NEOX_TILE /* of the vocabulary that a task takes                                       */
+    NEOX_TILE_ROWS = 1024,     /* of a tile of a product: small enough for the caches, and what follows is    */
+    NEOX_TILE = 192,           /* done while it is there. A 70m trunk: 1.2 times the speed of whole ones       */
+    NEOX_PART = 16 * NEOX_TILE /* of the vocabulary that a task takes                                       */
 };
 
 /* A layer's tensors, in this order; shapes in neox_shapes. */
@@ -222,6 +222,7 @@ struct neox_model {
     float **captured;                   /* [n_captured] x of taps, [capacity][d]    */
     int n_captured;
     float *scores;     /* [threads][NEOX_QUERIES + head_dim][score_row]: scores, and the keys turned on their side */
+    float *work;       /* [threads][DLRN_GEMM_WORK] */
     int64_t score_row; /* of this run: its longest sequence, as neox_row_of has it */
 };
 
@@ -513,14 +514,14 @@ NEOX_API dlrn_status neox_load(dlrn_context *ctx, const char *folder, neox_model
 // >>workspace
 
 static void neox_forget_workspace(neox_model *m) {
-    m->x = m->a = m->qkv = m->att = m->mlp = m->h = m->scores = NULL;
+    m->x = m->a = m->qkv = m->att = m->mlp = m->h = m->scores = m->work = NULL;
     m->sequence = m->position = NULL;
     m->captured = NULL;
     m->capacity = m->n_captured = 0;
 }
 
 static void neox_drop_workspace(neox_model *m) {
-    void *blocks[] = {m->x, m->a, m->qkv, m->att, m->mlp, m->h, m->sequence, m->position, m->scores};
+    void *blocks[] = {m->x, m->a, m->qkv, m->att, m->mlp, m->h, m->sequence, m->position, m->scores, m->work};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(m->ctx, blocks[i]);
     for (int t = 0; t < m->n_captured; t++) dlrn_free(m->ctx, m->captured[t]);
     dlrn_free(m->ctx, m->captured);
@@ -566,7 +567,9 @@ static dlrn_status neox_reserve(neox_model *m, int64_t tokens) {
     m->sequence = (int64_t *)dlrn_alloc(m->ctx, tokens, sizeof *m->sequence);
     m->position = (int64_t *)dlrn_alloc(m->ctx, tokens, sizeof *m->position);
     m->scores = neox_floats(m, dlrn_threads(m->ctx) * (NEOX_QUERIES + m->cfg.head_dim), neox_row_of(m->cfg.positions));
-    if (!m->x || !m->a || !m->qkv || !m->att || !m->mlp || !m->h || !m->sequence || !m->position || !m->scores) {
+    m->work = neox_floats(m, dlrn_threads(m->ctx), DLRN_GEMM_WORK);
+    if (!m->x || !m->a || !m->qkv || !m->att || !m->mlp || !m->h || !m->sequence || !m->position || !m->scores ||
+        !m->work) {
         neox_drop_workspace(m);
         return DLRN_ERR_MEMORY;
     }
@@ -886,9 +889,8 @@ static void neox_product_task(void *arg, int64_t task, int worker) {
     int64_t rows = j->rows - first < NEOX_TILE_ROWS ? j->rows - first : NEOX_TILE_ROWS;
     float *y = j->y + first * j->out + col;
     dlrn_status s = dlrn_gemm_serial(j->m->ctx, DLRN_NT, rows, n, j->in, j->x + first * j->in, j->in,
-                                     j->w + col * j->in, j->in, 0, y, j->out);
+                                     j->w + col * j->in, j->in, 0, y, j->out, j->m->work + worker * DLRN_GEMM_WORK);
     for (int64_t i = 0; i < rows && j->b; i++) neox_finish_row(j, y + i * j->out, j->b + col, n);
-    (void)worker;
     (void)s; /* the product's arguments are ours, and right */
 }
 
@@ -919,6 +921,7 @@ typedef struct neox_head {
     float *k, *v;            /* k [dim][k_stride], v [..][v_stride]            */
     int64_t k_stride, v_stride;
     float *score, *out; /* [NEOX_QUERIES][score_row]; rows d apart             */
+    float *work;        /* of the product                                      */
 } neox_head;
 
 /* The bias is added, queries and keys are turned to their positions, keys and, with a cache, values laid down. A row of
@@ -942,7 +945,8 @@ static void neox_attend(neox_model *m, const neox_head *h, int64_t first, int64_
     const int64_t d = m->cfg.dim, hd = h->dim, keys = m->position[first + n - 1] + 1, row = m->score_row;
     const float scale = (float)(1 / sqrt((double)hd)), *q = h->q + (first - h->first) * 3 * d;
     float *out = h->out + (first - h->first) * d, share[NEOX_QUERIES];
-    dlrn_status s = dlrn_gemm_serial(m->ctx, DLRN_NN, n, keys, hd, q, 3 * d, h->k, h->k_stride, 0, h->score, row);
+    dlrn_status s =
+        dlrn_gemm_serial(m->ctx, DLRN_NN, n, keys, hd, q, 3 * d, h->k, h->k_stride, 0, h->score, row, h->work);
     for (int64_t i = 0; i < n; i++) {
         float *mine = h->score + i * row, top = -INFINITY;
         double sum;
@@ -951,7 +955,8 @@ static void neox_attend(neox_model *m, const neox_head *h, int64_t first, int64_
         share[i] = (float)(1 / sum);
         for (int64_t t = seen; t < keys; t++) mine[t] = 0;
     }
-    if (s == DLRN_OK) s = dlrn_gemm_serial(m->ctx, DLRN_NN, n, hd, keys, h->score, row, h->v, h->v_stride, 0, out, d);
+    if (s == DLRN_OK)
+        s = dlrn_gemm_serial(m->ctx, DLRN_NN, n, hd, keys, h->score, row, h->v, h->v_stride, 0, out, d, h->work);
     for (int64_t i = 0; i < n; i++)
         for (int64_t c = 0; c < hd; c++) out[i * d + c] *= share[i];
     (void)s; /* the products' arguments are ours, and right */
@@ -965,8 +970,17 @@ static void neox_attend_head(void *arg, int64_t task, int worker) {
     const int64_t d = m->cfg.dim, hd = m->cfg.head_dim, h = task % m->cfg.heads, s = task / m->cfg.heads;
     const int64_t first = b->start[s] - b->start[0], end = b->start[s + 1] - b->start[0];
     float *score = m->scores + worker * (NEOX_QUERIES + hd) * m->score_row, *q = m->qkv + first * 3 * d + h * 3 * hd;
-    neox_head head = {first,      end,          hd,    q,     score + NEOX_QUERIES * m->score_row,
-                      q + 2 * hd, m->score_row, 3 * d, score, j->out + first * d + h * hd};
+    neox_head head = {first,
+                      end,
+                      hd,
+                      q,
+                      score + NEOX_QUERIES * m->score_row,
+                      q + 2 * hd,
+                      m->score_row,
+                      3 * d,
+                      score,
+                      j->out + first * d + h * hd,
+                      m->work + worker * DLRN_GEMM_WORK};
     if (cache) {
         int64_t row = ((j->layer * cache->sequences + s) * m->cfg.heads + h) * hd;
         head.k = cache->k + row * cache->capacity, head.k_stride = cache->capacity;
@@ -1188,7 +1202,7 @@ static void neox_lse_task(void *arg, int64_t task, int worker) {
     for (; from < end; from += NEOX_TILE) {
         int64_t width = end - from < NEOX_TILE ? end - from : NEOX_TILE;
         dlrn_status s = dlrn_gemm_serial(m->ctx, DLRN_NT, rows, width, d, m->a + first * d, d, m->unembed + from * d, d,
-                                         0, tile, NEOX_TILE);
+                                         0, tile, NEOX_TILE, m->work + worker * DLRN_GEMM_WORK);
         (void)s; /* the product's arguments are ours, and right */
         for (int64_t i = 0; i < rows; i++) neox_lse_row(j, first + i, part, from, width, tile + i * NEOX_TILE);
     }
