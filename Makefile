@@ -24,7 +24,8 @@ SAN      := $(patsubst tests/%.c,$(BUILD)/san/%,$(wildcard tests/test_*.c))
 KERNEL_TESTS ?= test_core test_trainer test_golden
 CHECKERS := $(wildcard tests/interop.py tests/hf_check.py tests/tokenizer_check.py tests/twin.py)
 PACKAGES := torch==2.13.0 numpy==2.4.6 scipy==1.17.1 safetensors==0.8.0 transformers==5.23.0 tokenizers==0.23.3
-PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpoolctl==3.8.0
+PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpoolctl==3.8.0 \
+            transformers==5.23.0
 HEADERS  := dictlearn.h $(wildcard examples/*.h)
 
 TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
@@ -85,7 +86,7 @@ san: $(SAN) ## the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 doctest: all ## compiles and runs every example of README.md and of the manual
 	@$(TOOLS) sh tests/run.sh $(BUILD) tests/test_doc.sh
 
-$(BUILD)/bench: bench/bench.c bench/yardsticks.h dictlearn.h
+$(BUILD)/bench: bench/bench.c $(wildcard bench/*.h) $(HEADERS)
 	$(COMPILE) $< -o $@ -lm
 
 bench: $(BUILD)/bench ## speed, as ratios: writes bench/results; with the peers where they are set up (BENCH=--cpu-time)

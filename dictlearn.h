@@ -436,6 +436,7 @@ DLRN_API int dlrn_threads(const dlrn_context *ctx);
 /* A dictionary: x [n][activation_dim] -> f [n][dict_size] -> x_hat [n][activation_dim].
    The weights may be read and, between calls, written; after writing call dlrn_dictionary_changed(). */
 typedef struct dlrn_dictionary dlrn_dictionary;
+typedef struct dlrn_prepared dlrn_prepared;
 typedef struct dlrn_family dlrn_family; /* one architecture: its name, forward and backward */
 
 struct dlrn_dictionary {
@@ -447,6 +448,7 @@ struct dlrn_dictionary {
     float *encoder_bias;       /* [F]                                                    */
     float *decoder_weight;     /* [F][d] one atom a row (torch's decoder.weight is [d][F]) */
     float *bias;               /* [d] subtracted before encoding, added after decoding   */
+    dlrn_prepared *prepared;   /* private                                                */
 };
 
 /* A dictionary from a file (.pt, .safetensors, .npz) or a folder (ae.pt with config.json; trainer_0/; ...), detected
@@ -464,8 +466,13 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_autoencoder_create(dlrn_context *ctx, int64
 /* f = x, x_hat = f: the baseline. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_identity_create(dlrn_context *ctx, int64_t activation_dim, dlrn_dictionary **out);
 DLRN_API DLRN_CHECK dlrn_status dlrn_dictionary_copy(const dlrn_dictionary *dict, dlrn_dictionary **out);
-DLRN_API void dlrn_dictionary_destroy(dlrn_dictionary *dict);             /* NULL is fine */
-DLRN_API void dlrn_dictionary_changed(dlrn_dictionary *dict);             /* drops what was derived from the weights */
+DLRN_API void dlrn_dictionary_destroy(dlrn_dictionary *dict); /* NULL is fine */
+DLRN_API void dlrn_dictionary_changed(dlrn_dictionary *dict); /* drops what was derived from the weights */
+/* Keeps beside the encoder its rows rounded for the processor's screen (see SPEED), a quarter to a half of their bytes:
+   encoding then reads those, and of the encoder only what may be active: the same bits. Worth it for many calls with
+   few rows each (one row of 512 x 32768: avx512vnni 0.39 of the time, avx512bf16 0.75; other kernels: nothing is done).
+   Until the weights change. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_dictionary_prepare(dlrn_dictionary *dict);
 DLRN_API const char *dlrn_dictionary_family(const dlrn_dictionary *dict); /* "AutoEncoder", "IdentityDict" */
 
 /* f = ReLU(W_e (x - b) + b_e).  x [n][d] borrowed, f [n][F] written. */
@@ -1688,11 +1695,11 @@ DLRN_API void dlrn_tensor_free(dlrn_context *ctx, dlrn_tensor *t) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>gemm
-/* Dense products. A task is a block of c, of some panels of columns. It goes through the depth in stretches: the rows of
-   a are copied to stand close together, since rows a power of two apart share their sets of the cache and would push one
-   another out; each panel of b is packed, so that it is read in one run from the second cache, and then all rows go by
-   it. On two cores, of the peak: 2048 x 8192 x 512 NT 0.92, NN 0.90, TN 0.90; without the copy TN 0.74; with 256 rows a
-   task and stretches of 128, where packing and the beginnings of tiles weigh more, 0.80, 0.78, 0.76. */
+/* Dense products. A task is a block of c, of some panels of columns. It goes through the depth in stretches: the rows
+   of a are copied to stand close together, since rows a power of two apart share their sets of the cache and would push
+   one another out; each panel of b is packed, so that it is read in one run from the second cache, and then all rows go
+   by it. On two cores, of the peak: 2048 x 8192 x 512 NT 0.92, NN 0.90, TN 0.90; without the copy TN 0.74; with 256 rows
+   a task and stretches of 128, where packing and the beginnings of tiles weigh more, 0.80, 0.78, 0.76. */
 
 enum {
     DLRNI_GEMM_ROWS = 1024, /* the most of a task */
@@ -2059,7 +2066,13 @@ DLRN_API void dlrn_dictionary_destroy(dlrn_dictionary *dict) {
     dlrni_free(ctx, dict->encoder_bias);
     dlrni_free(ctx, dict->decoder_weight);
     dlrni_free(ctx, dict->bias);
+    dlrni_free(ctx, dict->prepared);
     dlrni_free(ctx, dict);
+}
+
+DLRN_API void dlrn_dictionary_changed(dlrn_dictionary *dict) {
+    dlrni_free(dict->ctx, dict->prepared);
+    dict->prepared = NULL;
 }
 
 /* An AutoEncoder whose weights are still to be written. */
@@ -2138,10 +2151,6 @@ DLRN_API dlrn_status dlrn_dictionary_copy(const dlrn_dictionary *dict, dlrn_dict
     return DLRN_OK;
 }
 
-DLRN_API void dlrn_dictionary_changed(dlrn_dictionary *dict) {
-    (void)dict; /* nothing is derived from the weights yet */
-}
-
 DLRN_API const char *dlrn_dictionary_family(const dlrn_dictionary *dict) {
     return dict->family->name;
 }
@@ -2196,6 +2205,7 @@ typedef struct dlrni_codes {
     int64_t n, stretches, groups; /* rows; stretches of them; groups of the dictionary */
     float *xc;                    /* [n][d] what the encoder sees, borrowed            */
     const dlrni_screen *screen;   /* NULL: dense                                       */
+    const dlrn_prepared *ready;   /* panels for this screen, or NULL: they are packed as they are needed */
     unsigned char *rounded;       /* [n] rows of `width` bytes: xc for the screen      */
     dlrni_screen_row *row;        /* [n]                                               */
     int64_t width;
@@ -2283,6 +2293,55 @@ DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_diction
                     (float *)(void *)panel); /* words of four bytes, as floats */
 }
 
+/* All panels of a dictionary, in one block with this head. */
+struct dlrn_prepared {
+    const dlrni_screen *screen;
+    int64_t width;
+    unsigned char *panels; /* [groups] of DLRNI_GROUP * width bytes */
+    float *coef;           /* [groups][3][DLRNI_GROUP]              */
+};
+
+typedef struct dlrni_prepare_job {
+    const dlrn_dictionary *dict;
+    dlrn_prepared *ready;
+    unsigned char *parts; /* [threads] of DLRNI_GROUP * width bytes */
+} dlrni_prepare_job;
+
+DLRNI_INTERNAL void dlrni_prepare_group(void *arg, int64_t group, int worker) {
+    const dlrni_prepare_job *j = (const dlrni_prepare_job *)arg;
+    int64_t f0 = group * DLRNI_GROUP, bytes = DLRNI_GROUP * j->ready->width;
+    dlrni_screen_panel(j->ready->screen, j->dict, f0, dlrni_min(DLRNI_GROUP, j->dict->dict_size - f0), j->ready->width,
+                       j->parts + worker * bytes, j->ready->panels + group * bytes,
+                       j->ready->coef + group * 3 * DLRNI_GROUP);
+}
+
+DLRN_API dlrn_status dlrn_dictionary_prepare(dlrn_dictionary *dict) {
+    dlrn_context *ctx = dict->ctx;
+    const dlrni_screen *screen = ctx->set.screen[0];
+    const int64_t d = dict->activation_dim, groups = dlrni_ceil_div(dict->dict_size, DLRNI_GROUP);
+    dlrn_dictionary_changed(dict);
+    const float most =
+        0.6f; /* a tile is computed whole for the rows that there are: an int16 one takes longer than f32 */
+    if (!screen || screen->cost > most || !dict->family->relu || d > DLRNI_SCREEN_DIM) return DLRN_OK;
+    const int64_t width = dlrni_round_up(d * screen->size, 64), bytes = DLRNI_GROUP * width;
+    const int64_t coefs = 3 * DLRNI_GROUP * (int64_t)sizeof(float), head = dlrni_round_up(sizeof(dlrn_prepared), 64);
+    unsigned char *block = DLRNI_NEW(ctx, unsigned char, head + groups * (bytes + coefs));
+    dlrni_prepare_job job = {dict, (dlrn_prepared *)(void *)block, DLRNI_NEW(ctx, unsigned char, ctx->threads *bytes)};
+    if (!block || !job.parts) {
+        dlrni_free(ctx, block);
+        dlrni_free(ctx, job.parts);
+        return DLRN_ERR_MEMORY;
+    }
+    job.ready->screen = screen;
+    job.ready->width = width;
+    job.ready->panels = block + head;
+    job.ready->coef = (float *)(void *)(block + head + groups * bytes);
+    dlrn_parallel_for(ctx, groups, dlrni_prepare_group, &job);
+    dlrni_free(ctx, job.parts);
+    dict->prepared = job.ready;
+    return DLRN_OK;
+}
+
 /* ---- Lists ---- */
 
 DLRNI_INTERNAL unsigned char *dlrni_scratch(const dlrni_codes *c, int worker) {
@@ -2355,6 +2414,17 @@ DLRNI_INTERNAL int64_t dlrni_panel_scratch(const dlrni_codes *c, int64_t n) {
     return n * (DLRNI_GROUP * c->width + 3 * DLRNI_GROUP * (int64_t)sizeof(float)) + DLRNI_GROUP * c->width;
 }
 
+DLRNI_INTERNAL float dlrni_relu(float pre) {
+    return pre <= 0 ? 0 : pre; /* a NaN must show */
+}
+
+/* The features that the bits of a mask stand for. */
+DLRNI_INTERNAL int64_t dlrni_features_of(uint64_t mask, int64_t f0, int32_t *feature) {
+    int64_t n = 0;
+    for (; mask; mask &= mask - 1) feature[n++] = (int32_t)f0 + dlrni_lowest_bit(mask);
+    return n;
+}
+
 /* What the screens of n panels let through on one row (mask [n], DLRNI_SCREEN_ROWS apart), as it stands. */
 DLRNI_INTERNAL void dlrni_recheck(const dlrni_codes *c, const dlrni_panel *panel, int64_t n, int64_t row,
                                   const uint64_t *mask) {
@@ -2362,8 +2432,7 @@ DLRNI_INTERNAL void dlrni_recheck(const dlrni_codes *c, const dlrni_panel *panel
     float sum[DLRNI_SHARE * DLRNI_GROUP];
     int64_t d = c->dict->activation_dim, count = 0, p = 0, end[DLRNI_SHARE];
     for (int64_t g = 0; g < n; end[g++] = count)
-        for (uint64_t left = mask[g * DLRNI_SCREEN_ROWS] & panel[g].valid; left; left &= left - 1)
-            feature[count++] = (int32_t)panel[g].f0 + dlrni_lowest_bit(left);
+        count += dlrni_features_of(mask[g * DLRNI_SCREEN_ROWS] & panel[g].valid, panel[g].f0, feature + count);
     c->dict->ctx->k->dots(c->xc + row * d, d, c->dict->encoder_weight, d, feature, count, sum);
     for (int64_t g = 0; g < n; g++) {
         dlrni_list *list = panel[g].list;
@@ -2371,7 +2440,7 @@ DLRNI_INTERNAL void dlrni_recheck(const dlrni_codes *c, const dlrni_panel *panel
         if (!dlrni_list_room(list, end[g] - p)) p = end[g];
         for (; p < end[g]; p++) {
             float pre = sum[p] + c->dict->encoder_bias[feature[p]];
-            dlrni_list_put(list, row, feature[p] - panel[g].f0, pre <= 0 ? 0 : pre); /* a NaN must show */
+            dlrni_list_put(list, row, feature[p] - panel[g].f0, dlrni_relu(pre));
         }
     }
 }
@@ -2391,6 +2460,11 @@ DLRNI_INTERNAL void dlrni_list_screened(const dlrni_codes *c, dlrni_list *lists,
         p->list->whole = 1;
         p->f0 = (group + g) * DLRNI_GROUP;
         p->valid = ((uint64_t)1 << width) - 1;
+        if (c->ready) {
+            p->packed = c->ready->panels + (group + g) * packed;
+            p->coef = c->ready->coef + (group + g) * 3 * DLRNI_GROUP;
+            continue;
+        }
         p->packed = scratch + packed * (1 + g);
         p->coef = (float *)(void *)(scratch + packed * (1 + n)) + g * 3 * DLRNI_GROUP;
         dlrni_screen_panel(s, c->dict, p->f0, width, c->width, scratch, p->packed, p->coef);
@@ -2447,6 +2521,18 @@ DLRNI_INTERNAL void dlrni_screen_block(void *arg, int64_t block, int worker) {
         dlrni_screen_x(c->screen, c->xc + i * d, d, c->rounded + i * c->width, c->width, c->row + i);
 }
 
+/* The rows in hand, rounded for the screen. */
+DLRNI_INTERNAL dlrn_status dlrni_codes_round(dlrni_codes *c) {
+    dlrn_context *ctx = c->dict->ctx;
+    if (!DLRNI_GROW(ctx, &c->rounded, &c->rounded_cap, 0, (c->n + DLRNI_SCREEN_ROWS) * c->width) ||
+        !DLRNI_GROW(ctx, &c->row, &c->row_cap, 0, c->n + DLRNI_SCREEN_ROWS))
+        return DLRN_ERR_MEMORY;
+    memset(c->rounded + c->n * c->width, 0, (size_t)(DLRNI_SCREEN_ROWS * c->width)); /* the last tile reads beyond n */
+    memset(c->row + c->n, 0, DLRNI_SCREEN_ROWS * sizeof *c->row);
+    dlrn_parallel_for(ctx, dlrni_ceil_div(c->n, DLRNI_BLOCK), dlrni_screen_block, c);
+    return DLRN_OK;
+}
+
 /* Which way is the cheapest for rows like those seen last; NULL: dense. A screen that was not taken forgets slowly what
    it let through, and so is tried again. The costs are of an element of the product at the peak of f32. */
 DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_codes *c, int64_t n) {
@@ -2487,14 +2573,8 @@ DLRNI_INTERNAL dlrn_status dlrni_codes_begin(dlrni_codes *c, float *xc, int64_t 
     if (c->lists_cap > used) memset(c->lists + used, 0, (size_t)(c->lists_cap - used) * sizeof *c->lists);
     c->screen = dlrni_choose_screen(c, n);
     c->width = c->screen ? dlrni_round_up(d * c->screen->size, 64) : 0;
-    if (!c->screen) return DLRN_OK;
-    if (!DLRNI_GROW(ctx, &c->rounded, &c->rounded_cap, 0, (n + DLRNI_SCREEN_ROWS) * c->width) ||
-        !DLRNI_GROW(ctx, &c->row, &c->row_cap, 0, n + DLRNI_SCREEN_ROWS))
-        return DLRN_ERR_MEMORY;
-    memset(c->rounded + n * c->width, 0, (size_t)(DLRNI_SCREEN_ROWS * c->width)); /* the last tile reads beyond n */
-    memset(c->row + n, 0, DLRNI_SCREEN_ROWS * sizeof *c->row);
-    dlrn_parallel_for(ctx, dlrni_ceil_div(n, DLRNI_BLOCK), dlrni_screen_block, c);
-    return DLRN_OK;
+    c->ready = c->dict->prepared && c->dict->prepared->screen == c->screen ? c->dict->prepared : NULL;
+    return c->screen ? dlrni_codes_round(c) : DLRN_OK;
 }
 
 DLRNI_INTERNAL int dlrni_list_grow(dlrn_context *ctx, dlrni_list *list, int64_t entries) {
@@ -2679,7 +2759,8 @@ DLRNI_INTERNAL dlrn_status dlrni_append_rows(dlrni_encode_job *j) {
     return DLRN_OK;
 }
 
-/* Few rows: packing the features for the screen would not pay, and lists neither. Task: a group, into f [n][F]. */
+/* Few rows: packing the features for the screen would not pay, unless that is done already, and lists neither. Task: a
+   group, into f [n][F]. */
 DLRNI_INTERNAL void dlrni_encode_group(void *arg, int64_t group, int worker) {
     const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
     const dlrn_dictionary *dict = j->c.dict;
@@ -2689,19 +2770,47 @@ DLRNI_INTERNAL void dlrni_encode_group(void *arg, int64_t group, int worker) {
                               dict->dict_size);
 }
 
+/* The same by the panel that stands ready. */
+DLRNI_INTERNAL void dlrni_encode_ready_group(void *arg, int64_t group, int worker) {
+    const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
+    const dlrni_codes *c = &j->c;
+    const dlrn_dictionary *dict = c->dict;
+    const int64_t d = dict->activation_dim, f0 = group * DLRNI_GROUP, width = dlrni_group_width(c, group);
+    uint64_t mask[DLRNI_SCREEN_ROWS];
+    (void)worker;
+    for (int64_t i = 0; i < c->n; i++) {
+        int32_t feature[DLRNI_GROUP];
+        float sum[DLRNI_GROUP], *f = j->f + i * dict->dict_size;
+        if (i % c->screen->rows == 0)
+            c->screen->tile(c->ready->panels + group * DLRNI_GROUP * c->width, c->rounded + i * c->width, c->width,
+                            c->width / 4, c->ready->coef + group * 3 * DLRNI_GROUP, c->row + i, mask);
+        int64_t n = dlrni_features_of(mask[i % c->screen->rows] & (((uint64_t)1 << width) - 1), f0, feature);
+        dict->ctx->k->dots(c->xc + i * d, d, dict->encoder_weight, d, feature, n, sum);
+        memset(f + f0, 0, (size_t)width * sizeof *f);
+        for (int64_t p = 0; p < n; p++) f[feature[p]] = dlrni_relu(sum[p] + dict->encoder_bias[feature[p]]);
+    }
+}
+
 DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x, int64_t n) {
-    const dlrn_dictionary *dict = j->c.dict;
+    dlrni_codes *c = &j->c;
+    const dlrn_dictionary *dict = c->dict;
     dlrn_context *ctx = dict->ctx;
     float *xc = DLRNI_NEW(ctx, float, n * dict->activation_dim);
     float *f = j->f ? NULL : DLRNI_NEW(ctx, float, n * dict->dict_size);
     dlrn_status s = xc && (f || j->f) ? DLRN_OK : DLRN_ERR_MEMORY;
     if (s == DLRN_OK) {
-        j->c.xc = xc, j->c.n = n;
+        c->xc = xc, c->n = n;
         if (!j->f) j->f = f;
         dict->family->center(dict, x, n, xc);
-        dlrn_parallel_for(ctx, j->c.groups, dlrni_encode_group, j);
+        c->ready = dict->prepared;
+        if (c->ready) c->screen = c->ready->screen, c->width = c->ready->width;
+        if (c->ready) s = dlrni_codes_round(c);
+    }
+    if (s == DLRN_OK) {
+        dlrn_parallel_for(ctx, c->groups, c->ready ? dlrni_encode_ready_group : dlrni_encode_group, j);
         if (j->codes) s = dlrni_sparse_append(ctx, j->codes, f, n);
     }
+    dlrni_codes_free(c);
     dlrni_free(ctx, xc);
     dlrni_free(ctx, f);
     return s;
@@ -9483,8 +9592,8 @@ static const dlrni_screen DLRNI_K(screen_f32) = {
 #endif
 
 #if DLRNI_PASS == 1 || DLRNI_PASS == 2
-/* int16 with one scale a row, by which its norm becomes 46000 or its largest 32767. Rounding adds at most sqrt(d) / 2 to
-   the norm, so that no sum of products of two such rows goes beyond |x||w| < 2^31, in whatever order. */
+/* int16 with one scale a row, by which its norm becomes 46000 or its largest 32767. Rounding adds at most sqrt(d) / 2
+   to the norm, so that no sum of products of two such rows goes beyond |x||w| < 2^31, in whatever order. */
 DLRNI_INTERNAL void DLRNI_K(round_int16)(const float *x, int64_t n, int unsigned_, void *out, dlrni_rounding *r) {
     const DLRNI_K(v16) zero = DLRNI_K(set1)(0),
                        magic = DLRNI_K(set1)(12582912.0f); /* 1.5 * 2^23: no room for fractions */

@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 enum { POOL = 1 << 20, SAMPLE = 64, SERIES = 16 };
@@ -56,6 +57,7 @@ typedef struct kind {
     int higher;  /* is better                       */
     double goal; /* where a row has none; 0: none   */
     outcome (*measure)(lab *l, const shape *s);
+    int heavy; /* always left out by --quick */
 } kind;
 
 /* ---- small things */
@@ -311,6 +313,19 @@ static traffic reading_of(dlrn_context *ctx, const float *data, int64_t count) {
     return t;
 }
 
+/* Rows of a prepared dictionary against those of one that is not. */
+static outcome measure_prepared(lab *l, const shape *s) {
+    coder plain = coder_new(l, s), ready = coder_new(l, s);
+    outcome o;
+    plain.f = (float *)take(l->ctx, s->rows * s->features, sizeof *plain.f);
+    ready.f = (float *)take(l->ctx, s->rows * s->features, sizeof *ready.f);
+    must(l->ctx, dlrn_dictionary_prepare(ready.ae));
+    o = in_turns(l, encode_run, &ready, encode_run, &plain);
+    o.ratio = o.seconds / o.yard;
+    coder_free(&plain), coder_free(&ready);
+    return o;
+}
+
 static outcome measure_encode(lab *l, const shape *s) {
     coder c = coder_new(l, s);
     fma_burst peak = burst_new(l->ctx);
@@ -562,7 +577,7 @@ static void print_row(lab *l, const char *name, const kind *k, double aim, const
 /* --quick leaves out what takes long. goal 0: the kind's. */
 static outcome run_row(lab *l, const char *name, const kind *k, double goal, shape s) {
     outcome o = {0};
-    int heavy = k->measure == measure_buffer ? s.features > 1 << 16 : encode_flops(&s) > 2e10;
+    int heavy = k->measure == measure_buffer ? s.features > 1 << 16 : k->heavy || encode_flops(&s) > 2e10;
     if (!wanted(l, name) || (l->quick && heavy)) return o;
     if (l->list) {
         puts(name);
@@ -584,7 +599,7 @@ DLRN_PRINTF(1, 2) static const char *name_of(const char *format, ...) {
 }
 
 static void gemm_rows(lab *l) {
-    static const kind dense = {"of peak", 1, 0.9, measure_gemm};
+    static const kind dense = {"of peak", 1, 0.9, measure_gemm, 0};
     static const char *ops[] = {"nn", "nt", "tn"};
     static const shape at[] = {{.op = DLRN_NT, .rows = 2048, .features = 8192, .d = 512}, /* encode: x W^T         */
                                {.op = DLRN_NN, .rows = 2048, .features = 8192, .d = 512},
@@ -602,11 +617,11 @@ static double step_goal(const char *kernels, int64_t F) {
     return !strcmp(kernels, "avx512") ? 1.3 : 1.4;
 }
 
-static const kind step = {"floors", 0, 0, measure_step};
+static const kind step = {"floors", 0, 0, measure_step, 0};
 
 static void step_rows(lab *l) {
-    static const kind ghost = {"times a step without", 0, 1.5, measure_ghost};
-    static const kind threads = {"times one thread", 1, 0, measure_threads};
+    static const kind ghost = {"times a step without", 0, 1.5, measure_ghost, 0};
+    static const kind threads = {"times one thread", 1, 0, measure_threads, 0};
     const char *best = dlrn_kernels(l->ctx);
     shape at[] = {{.rows = 2048, .d = 512, .features = 8192, .l0 = 100},
                   {.rows = 8192, .d = 512, .features = 8192, .l0 = 100},
@@ -630,7 +645,7 @@ static void step_rows(lab *l) {
 /* The largest rise from one point of a series to the next, over what the line time = a + b p (least squares of the
    relative distances) rises there: 1 where there is no cliff. */
 static void print_trend(lab *l, const char *name) {
-    static const kind trend = {"times the trend", 0, 1.3, NULL};
+    static const kind trend = {"times the trend", 0, 1.3, NULL, 0};
     double s0 = 0, s1 = 0, s2 = 0, t0 = 0, t1 = 0, worst = 0;
     for (int i = 0; i < l->n_series; i++) {
         double p = l->series_at[i], w = 1 / l->series_cost[i];
@@ -670,19 +685,21 @@ static void grow_rows(lab *l) {
 }
 
 static void around_rows(lab *l) {
-    static const kind one = {"of read bandwidth", 1, 0.85, measure_encode};
-    static const kind dense = {"of peak", 1, 0.85, measure_encode};
-    static const kind sparse = {"floors", 0, 0, measure_encode_sparse};
-    static const kind decode = {"of read bandwidth", 1, 0, measure_decode_sparse};
-    static const kind evaluate = {"floors", 0, 0, measure_evaluate};
-    static const kind load = {"times reading", 0, 1, measure_load};
-    static const kind draw = {"of copy bandwidth", 1, 0.6, measure_buffer};
+    static const kind one = {"of read bandwidth", 1, 0.85, measure_encode, 0};
+    static const kind prepared = {"of the time unprepared", 0, 0.5, measure_prepared, 0};
+    static const kind dense = {"of peak", 1, 0.85, measure_encode, 0};
+    static const kind sparse = {"floors", 0, 0, measure_encode_sparse, 0};
+    static const kind decode = {"of read bandwidth", 1, 0, measure_decode_sparse, 0};
+    static const kind evaluate = {"floors", 0, 0, measure_evaluate, 0};
+    static const kind load = {"times reading", 0, 1, measure_load, 0};
+    static const kind draw = {"of copy bandwidth", 1, 0.6, measure_buffer, 0};
     static const struct {
         const char *name;
         dlrn_dtype type;
     } stores[] = {{"f32", DLRN_F32}, {"f16", DLRN_F16}, {"bf16", DLRN_BF16}};
     shape s = {.rows = 1, .d = 512, .features = 32768, .l0 = 100}, e = {16384, 512, 8192, .l0 = 100};
     run_row(l, "encode.rows1", &one, 0, s);
+    run_row(l, "encode.prepared.rows1", &prepared, 0, s);
     s.rows = 256;
     run_row(l, "encode.rows256", &dense, 0, s);
     s.rows = 2048;
@@ -697,6 +714,8 @@ static void around_rows(lab *l) {
             run_row(l, name_of("buffer.%s.%dk", stores[i].name, 1 << (k - 10)), &draw, 0, b);
         }
 }
+
+#include "model.h"
 
 /* ---- the machine */
 static const char *cpu_name(void) {
@@ -810,6 +829,7 @@ int main(int argc, char **argv) {
     step_rows(&l);
     grow_rows(&l);
     around_rows(&l);
+    model_rows(&l);
     if (l.json) fprintf(l.json, "\n]}\n"), fclose(l.json);
     dlrn_free(l.ctx, l.normal);
     dlrn_context_destroy(l.ctx);

@@ -1,11 +1,12 @@
 """peers.py - the same work by others: PyTorch's training step as the reference has it (tests/golden/reference.py), its
-products (MKL), OpenBLAS's and NumPy's. Answers questions line by line, so that run.py can ask in turns with bench:
+products (MKL), OpenBLAS's and NumPy's, transformers' model. Answers questions line by line, so that run.py can ask in turns with bench:
 
     peers.py                     reads {"row": NAME, "times": N, "threads": T, "clock": "wall" or "processor"} and
                                  writes {PEER: best seconds, ...}
     peers.py --rss ROWS:F        peak memory of training steps beyond weights, moments and the batch
 """
 import ctypes
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -119,12 +120,28 @@ def ask_load(times, features=32768):
     return {"PyTorch": seconds[0]}
 
 
+# ---- a language model: the folder that bench has written
+def ask_model(times, part):
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    folder = pathlib.Path(os.environ.get("BUILD", "build")) / "tmp" / "model"
+    model = transformers.GPTNeoXForCausalLM.from_pretrained(folder).eval()
+    tokens = (torch.arange(32 * 128) * 7919 % model.config.vocab_size).reshape(32, 128)
+    trunk = model.gpt_neox
+    if part == "two_layers":
+        trunk.layers = trunk.layers[:2]
+    with torch.no_grad():
+        return {"transformers": best(times, lambda: (model if part == "logits" else trunk)(tokens))[0]}
+
+
 QUESTIONS = (
     (r"gemm\.(nn|nt|tn)\.(\d+)x(\d+)x(\d+)", lambda t, op, m, n, k: ask_gemm(t, op, int(m), int(n), int(k))),
     (r"step\.(fresh\.)?B(\d+)\.F(\d+)", lambda t, fresh, rows, f: ask_step(t, int(rows), int(f), bool(fresh))),
     (r"grow\.F\.(\d+)", lambda t, f: ask_step(t, 2048, int(f), False)),
     (r"encode\.rows(\d+)", lambda t, rows: ask_encode(t, int(rows))),
     (r"load\.pt", lambda t: ask_load(t)),
+    (r"model\.(\w+)", ask_model),
 )
 
 
@@ -160,6 +177,7 @@ def print_rss(rows, features):
 def versions():
     blas = [p for p in threadpoolctl.threadpool_info() if "scipy_openblas64/" in p["filepath"]]
     return {"PyTorch": torch.__version__, "NumPy": np.__version__,
+            "transformers": importlib.metadata.version("transformers"),
             "OpenBLAS": f"{blas[0]['version']}, kernels {blas[0]['architecture']}" if blas else "unknown"}
 
 

@@ -22,7 +22,7 @@ RESULTS, README = HERE / "results", HERE.parent / "README.md"
 ALLOWED = 1.25
 # What peers are asked (as a pattern of a row's name), and how many times slower than ours each is to be.
 PEERED = {r"gemm\..*": 1, r"step\.B\d+\.F\d+": 15, r"step\.fresh\..*": 4, r"grow\.F\.(4096|16384)": None,
-          r"encode\.rows\d+": None, r"load\.pt": None}
+          r"encode\.rows\d+": None, r"load\.pt": None, r"model\..*": 1.5}
 MEMORY = (("memory.B2048.F8192", 2048, 8192), ("memory.B8192.F32768", 8192, 32768))
 
 

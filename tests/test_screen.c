@@ -234,6 +234,43 @@ TEST(the_way_is_chosen_by_what_was_seen) {
     dlrn_context_destroy(ctx);
 }
 
+static int same_floats(const float *a, const float *b, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (memcmp(a + i, b + i, sizeof *a) && !(isnan(a[i]) && isnan(b[i]))) return 0;
+    return 1;
+}
+
+/* A prepared dictionary gives the bits of one that is not, for few rows and for many, until its weights change. */
+TEST(prepared_the_same_bits) {
+    static float x[ROWS * 96], want[ROWS * FEATURES], got[ROWS * FEATURES];
+    static const int64_t counts[] = {1, 5, 8, 9, 31, ROWS};
+    dlrn_context *scalar = open_kernels("scalar");
+    dlrn_dictionary *plain = weights(scalar, 96, FEATURES);
+    for (int i = 0; dlrn_kernels_available(i); i++) {
+        dlrn_context *ctx = open_kernels(dlrn_kernels_available(i));
+        dlrn_dictionary *ae = weights(ctx, 96, FEATURES);
+        for (uint64_t seed = 0; seed < 2 * KINDS; seed++) {
+            unsigned kinds = seed < KINDS ? 1u << seed : (1u << KINDS) - 1;
+            fill_all(scalar, plain, x, kinds, seed);
+            fill_all(scalar, ae, x, kinds, seed);
+            if (seed % 2) dlrn_dictionary_changed(ae);
+            if (seed % 2 == 0) CHECK_OK(ctx, dlrn_dictionary_prepare(ae));
+            CHECK((ae->prepared != NULL) == (seed % 2 == 0 && strlen(dlrn_kernels(ctx)) == 10)); /* vnni, bf16 */
+            for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
+                memset(got, 0xff, sizeof got);
+                CHECK_OK(scalar, dlrn_encode(plain, x, counts[c], want));
+                CHECK_OK(ctx, dlrn_encode(ae, x, counts[c], got));
+                CHECK_MSG(same_floats(want, got, counts[c] * FEATURES), "%s, %d rows, seed %d", dlrn_kernels(ctx),
+                          (int)counts[c], (int)seed);
+            }
+        }
+        dlrn_dictionary_destroy(ae);
+        dlrn_context_destroy(ctx);
+    }
+    dlrn_dictionary_destroy(plain);
+    dlrn_context_destroy(scalar);
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(each_kind_of_numbers_alone);
@@ -242,5 +279,6 @@ int main(int argc, char **argv) {
     RUN(screens_rule_out);
     RUN(long_batches);
     RUN(the_way_is_chosen_by_what_was_seen);
+    RUN(prepared_the_same_bits);
     return TEST_END();
 }
