@@ -1698,8 +1698,8 @@ DLRN_API void dlrn_tensor_free(dlrn_context *ctx, dlrn_tensor *t) {
 /* Dense products. A task is a block of c, of some panels of columns. It goes through the depth in stretches: the rows
    of a are copied to stand close together, since rows a power of two apart share their sets of the cache and would push
    one another out; each panel of b is packed, so that it is read in one run from the second cache, and then all rows go
-   by it. On two cores, of the peak: 2048 x 8192 x 512 NT 0.92, NN 0.90, TN 0.90; without the copy TN 0.74; with 256 rows
-   a task and stretches of 128, where packing and the beginnings of tiles weigh more, 0.80, 0.78, 0.76. */
+   by it. On two cores, of the peak: 2048 x 8192 x 512 NT 0.92, NN 0.90, TN 0.90; without the copy TN 0.74; with 256
+   rows a task and stretches of 128, where packing and the beginnings of tiles weigh more, 0.80, 0.78, 0.76. */
 
 enum {
     DLRNI_GEMM_ROWS = 1024, /* the most of a task */

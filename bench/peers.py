@@ -1,5 +1,6 @@
 """peers.py - the same work by others: PyTorch's training step as the reference has it (tests/golden/reference.py), its
-products (MKL), OpenBLAS's and NumPy's, transformers' model. Answers questions line by line, so that run.py can ask in turns with bench:
+products (MKL), OpenBLAS's and NumPy's, transformers' model. Answers questions line by line, so that run.py can ask in
+turns with bench:
 
     peers.py                     reads {"row": NAME, "times": N, "threads": T, "clock": "wall" or "processor"} and
                                  writes {PEER: best seconds, ...}
