@@ -422,7 +422,8 @@ DLRN_API void dlrn_context_destroy(dlrn_context *ctx); /* NULL is fine; destroy 
 
 /* The last error's text, "" if none; valid until the next failing call on this context. NULL context: a fixed text. */
 DLRN_API const char *dlrn_error(const dlrn_context *ctx);
-/* For code beside the library (a source, a model): sets the text, as printf writes it, and returns s. */
+/* For code beside the library (a source, a model): sets the text, as printf writes it but in one line, and returns s.
+ */
 DLRN_API DLRN_PRINTF(3, 4) dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...);
 DLRN_API const char *dlrn_status_name(dlrn_status s); /* "DLRN_ERR_SHAPE" */
 DLRN_API const char *dlrn_status_text(dlrn_status s); /* "shapes do not agree" */
@@ -1030,6 +1031,8 @@ DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *for
     va_start(args, format);
     vsnprintf(ctx->error, sizeof ctx->error, format, args);
     va_end(args);
+    for (char *c = ctx->error; *c; c++) /* names of a file may hold anything, also what a terminal obeys */
+        if ((unsigned char)*c < 32 || *c == 127) *c = '?';
     return s;
 }
 
