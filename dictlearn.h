@@ -4854,6 +4854,7 @@ typedef struct dlrni_pickle {
     dlrni_cursor c;
     dlrni_node **stack, **memo, **chunks;
     int64_t depth, stack_cap, memos, memo_cap, n_chunks, chunk_cap, in_chunk;
+    int64_t copied; /* pairs, from lists into dictionaries */
     dlrni_node *result;
 } dlrni_pickle;
 
@@ -5115,6 +5116,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_ordered(dlrni_pickle *p, const dlrni_nod
     for (const dlrni_node *l = pairs && pairs->kind == DLRNI_LIST ? pairs->first : NULL; l; l = l->next) {
         dlrni_node *key = dlrni_item(l->storage, 0), *value = dlrni_item(l->storage, 1);
         if (!key || !value) return dlrni_pickle_error(p, "malformed items of a dictionary");
+        /* a pair takes some bytes, and an honest list makes one dictionary; one that is shared could make any number */
+        if (++p->copied > p->c.p - p->start) return dlrni_pickle_error(p, "dictionaries out of proportion");
         DLRNI_TRY(dlrni_append(p, dict, key));
         DLRNI_TRY(dlrni_append(p, dict, value));
     }
@@ -5273,7 +5276,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_op(dlrni_pickle *p, int op, int *done) {
 DLRNI_INTERNAL dlrn_status dlrni_pickle_run(dlrni_pickle *p) {
     int done = 0;
     p->start = p->c.p;
-    p->depth = p->memos = 0;
+    p->depth = p->memos = p->copied = 0;
     while (!done) {
         const unsigned char *op = dlrni_take(&p->c, 1);
         if (!op) return dlrni_pickle_error(p, "it ends before its STOP");
@@ -5336,7 +5339,7 @@ typedef struct dlrni_walk {
     const dlrni_storages *storages;
     char name[1024];
     int depth;
-    int64_t work, limit; /* values and bytes of text: shared ones would let a small file unfold without end */
+    int64_t work, limit; /* what is made of values: shared ones would let a small file unfold without end */
 } dlrni_walk;
 
 DLRNI_INTERNAL dlrn_status dlrni_collect_value(dlrni_walk *w, const dlrni_node *v, int64_t len);
@@ -5369,7 +5372,8 @@ DLRNI_INTERNAL dlrn_status dlrni_collect_children(dlrni_walk *w, const dlrni_nod
 
 DLRNI_INTERNAL dlrn_status dlrni_collect_value(dlrni_walk *w, const dlrni_node *v, int64_t len) {
     char text[64], *comma;
-    w->work += 1 + (v->kind == DLRNI_STRING ? v->len : 0);
+    w->work += v->kind == DLRNI_TENSOR ? 4 : 2; /* as the memory that each takes, its name and its text */
+    w->work += len / 16 + (v->kind == DLRNI_STRING ? v->len : 0);
     if (w->work > w->limit || w->depth >= DLRNI_PICKLE_NEST)
         return dlrn_fail(w->a->ctx, DLRN_ERR_FORMAT, "%s: pickle: values nested too deep or without end", w->a->path);
     switch (v->kind) {

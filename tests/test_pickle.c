@@ -117,7 +117,8 @@ TEST(reads_a_tensor) {
 
 TEST(reads_views) {
     static const int64_t shape[2] = {2, 3}, turned[2] = {3, 2}, strides[2] = {1, 3}, two[1] = {2}, step[1] = {2};
-    static const int64_t repeated[2] = {2, 4}, none[2] = {0, 0};
+    static const int64_t repeated[2] = {2, 4}, none[2] = {0, 0}, overlap[2] = {1, 1};
+    static const float windows[6] = {0, 1, 2, 1, 2, 3};
     static const float want[6] = {0, 3, 1, 4, 2, 5}, part[2] = {3, 5}, fours[8] = {4, 4, 4, 4, 4, 4, 4, 4};
     begin_x();
     tensor(0, 2, turned, strides);
@@ -128,6 +129,9 @@ TEST(reads_views) {
     begin_x();
     tensor(4, 2, repeated, none);
     expect_numbers(accept(pt_x()), "x", fours, 8);
+    begin_x();
+    tensor(0, 2, shape, overlap); /* each row holds a part of the one before it */
+    expect_numbers(accept(pt_x()), "x", windows, 6);
     begin_x();
     tensor(5, 0, shape, shape); /* a scalar */
     expect_numbers(accept(pt_x()), "x", &numbers[5], 1);
@@ -423,6 +427,7 @@ TEST(refuses_storages) {
         {"FloatStorage", "0", 5, "tensor 'x': shape [6] at offset 0 does not fit its storage: expected at most 5"},
         {"FloatStorage", "0", -1, "tensor 'x': expected a storage of"},
         {"FloatStorage", "0", INT64_MAX, "tensor 'x': expected a storage of"},
+        {"FloatStorage", "0", INT64_MIN, "tensor 'x': expected a storage of"},
         {"Size", "0", 6, "a persistent id that is no storage"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -450,6 +455,15 @@ TEST(refuses_bombs) {
     refuse(pt(), DLRN_ERR_FORMAT, words);
     begin(); /* a list that holds itself */
     put_text(&b, "]q\x01h\x01"
+                 "a.");
+    refuse(pt(), DLRN_ERR_FORMAT, words);
+    begin(); /* a dictionary that does, and a tuple in a list that is in the tuple */
+    put_text(&b, "}q\x01");
+    text("a");
+    put_text(&b, "h\x01s.");
+    refuse(pt(), DLRN_ERR_FORMAT, words);
+    begin();
+    put_text(&b, "]q\x01h\x01\x85"
                  "a.");
     refuse(pt(), DLRN_ERR_FORMAT, words);
     begin(); /* deeper than any file of tensors */
@@ -481,6 +495,54 @@ TEST(refuses_bombs) {
     tensor(0, 1, six, one);
     put_text(&b, "su.");
     refuse(pt(), DLRN_ERR_FORMAT, "tensor 'a.b' stands twice in the file");
+}
+
+/* A list that dictionaries are made of, over and over: each would hold all of it again. */
+TEST(refuses_copies) {
+    begin();
+    put_text(&b, "ccollections\nOrderedDict\nq\x01](");
+    for (int i = 0; i < 1000; i++) put_text(&b, "KaKb\x86");
+    put_text(&b, "e\x85q\x02R");
+    for (int i = 0; i < 1000; i++) put_text(&b, "h\x01h\x02R");
+    put_text(&b, ".");
+    refuse(pt(), DLRN_ERR_FORMAT, "data.pkl: pickle, byte 5061: dictionaries out of proportion");
+}
+
+/* Names that many tensors share a long part of are texts, too. */
+TEST(refuses_long_names_of_many) {
+    static char long_text[901];
+    memset(long_text, 'a', sizeof long_text - 1);
+    begin_x();
+    tensor(0, 1, six, one);
+    put_text(&b, "q\x01s");
+    text(long_text);
+    put_text(&b, "](");
+    for (int i = 0; i < 10000; i++) put_text(&b, "h\x01");
+    put_text(&b, "es.");
+    refuse(pt(), DLRN_ERR_FORMAT, "values nested too deep or without end");
+}
+
+/* A name is one line of an error, whatever it holds; and it leads nowhere. */
+TEST(names_are_only_names) {
+    begin();
+    put_text(&b, "}");
+    text("a\n\x1b[31m\x7f");
+    tensor(7, 1, six, one);
+    refuse(pt_x(), DLRN_ERR_FORMAT, "hostile.file: tensor 'a??[31m?': shape [6] at offset 7 does not fit");
+    CHECK(!strpbrk(dlrn_error(ctx), "\n\x1b\x7f"));
+    begin();
+    put_text(&b, "cos\x1b[2J\nsystem\n.");
+    refuse(pt(), DLRN_ERR_UNSUPPORTED, "the name 'os?[2J.system' is not one of those");
+    static bytes data;
+    begin_x();
+    tensor(0, 1, six, one);
+    put_text(&b, "s.");
+    memset(&z, 0, sizeof z);
+    zip_add(&z, "../../etc/data.pkl", &b);
+    data.n = 0;
+    put_floats(&data, numbers, 6);
+    zip_add(&z, "../../etc/data/0", &data);
+    expect_numbers(accept(zip_done(&z)), "x", NULL, 6);
 }
 
 TEST(long_text_is_read) {
@@ -640,6 +702,9 @@ int main(int argc, char **argv) {
     RUN(refuses_sizes_that_change);
     RUN(refuses_storages);
     RUN(refuses_bombs);
+    RUN(refuses_copies);
+    RUN(refuses_long_names_of_many);
+    RUN(names_are_only_names);
     RUN(long_text_is_read);
     RUN(cut_short);
     RUN(any_byte_of_a_pickle);
