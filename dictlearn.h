@@ -3246,10 +3246,12 @@ DLRNI_INTERNAL uint32_t dlrni_crc32(uint32_t crc, const unsigned char *p, uint64
     return dlrni_crc32_plain(crc, p, n);
 }
 
-DLRNI_INTERNAL uint64_t dlrni_hash(const char *p, int64_t n) { /* FNV-1a */
-    uint64_t h = 14695981039346656037u;
+/* FNV-1a from a start that a file cannot know, and mixed: else it could give all its names one place in a table. */
+DLRNI_INTERNAL uint64_t dlrni_hash(const void *start, const char *p, int64_t n) {
+    uint64_t h = 14695981039346656037u ^ (uint64_t)(uintptr_t)start * 0x9E3779B97F4A7C15u;
     for (int64_t i = 0; i < n; i++) h = (h ^ (unsigned char)p[i]) * 1099511628211u;
-    return h;
+    h = (h ^ h >> 32) * 0xD6E8FEB86659FD93u;
+    return h ^ h >> 32;
 }
 
 /* Which number a text has: an open-addressing table, at least half of it free. The texts are borrowed. */
@@ -3264,7 +3266,7 @@ typedef struct dlrni_names {
 } dlrni_names;
 
 DLRNI_INTERNAL dlrni_name *dlrni_names_slot(const dlrni_names *t, const char *text, int64_t len) {
-    int64_t at = (int64_t)(dlrni_hash(text, len) & (uint64_t)(t->size - 1));
+    int64_t at = (int64_t)(dlrni_hash(t->slot, text, len) & (uint64_t)(t->size - 1));
     while (t->slot[at].text && (t->slot[at].len != len || memcmp(t->slot[at].text, text, (size_t)len)))
         at = (at + 1) & (t->size - 1);
     return &t->slot[at];

@@ -381,6 +381,17 @@ TEST(zip_refuses_entries) {
     refuse(file, DLRN_ERR_FORMAT, "a member reaches beyond the end of the file");
 }
 
+/* Where a local header says other sizes than the directory, the directory is right. */
+TEST(zip_sizes_of_the_local_header) {
+    bytes *file = npz();
+    patch(file, 18, 7, 4);
+    patch(file, 22, 0xFFFFFFF0, 4);
+    patch(file, 14, 0xDEADBEEF, 4); /* its sum */
+    expect_numbers(accept(file), "x", NULL, 3);
+    patch(file, 6, 1, 2); /* its flag of encryption */
+    expect_numbers(accept(file), "x", NULL, 3);
+}
+
 TEST(zip_refuses_ends) {
     bytes *file = npz();
     for (size_t whole = file->n; file->n > whole - 22;) {
@@ -450,6 +461,32 @@ TEST(zip64) {
     put_le(file, 0xFFFFFFFF, 4);
     put_le(file, 0, 2);
     expect_numbers(accept(file), "x", NULL, 3);
+    static const struct {
+        size_t at; /* in the 64-bit end record */
+        uint64_t value;
+        const char *words;
+    } lies[] = {{32, (uint64_t)1 << 60, "more members than the central directory has room for"},
+                {32, 2, "more members than the central directory has room for"},
+                {40, UINT64_MAX, "zip: no central directory"},
+                {48, UINT64_MAX - 10, "zip: no central directory"},
+                {48, 0, "zip: malformed central directory"}};
+    for (size_t i = 0; i < sizeof lies / sizeof *lies; i++) {
+        uint64_t was = dlrni_le(file->p + at + size + lies[i].at, 8);
+        patch(file, at + size + lies[i].at, lies[i].value, 8);
+        refuse(file, DLRN_ERR_FORMAT, lies[i].words);
+        patch(file, at + size + lies[i].at, was, 8);
+    }
+    for (size_t field = 4; field <= 20; field += 8) { /* size, packed, offset of the entry */
+        uint64_t was = dlrni_le(file->p + extra + field, 8);
+        patch(file, extra + field, (uint64_t)1 << 63, 8);
+        refuse(file, DLRN_ERR_FORMAT,
+               field == 20 ? "a local header does not agree with the central directory"
+                           : "zip: a stored member of two sizes");
+        patch(file, extra + field, was, 8);
+    }
+    patch(file, extra + 4, (uint64_t)1 << 63, 8);
+    patch(file, extra + 12, (uint64_t)1 << 63, 8);
+    refuse(file, DLRN_ERR_FORMAT, "a member reaches beyond the end of the file");
     patch(file, file->n - 34, 0xFFFFFFFFFFFFFFF0, 8); /* where the locator points */
     refuse(file, DLRN_ERR_FORMAT, "zip: no central directory");
 }
@@ -557,6 +594,10 @@ TEST(safetensors_reads) {
     expect_numbers(a, "a.b", NULL, 4);
     a = accept(safetensors("{\"x\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,4]}}", 1)); /* not aligned */
     expect_numbers(a, "x", NULL, 1);
+    a = accept(safetensors("{\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[12,16]}," /* in any order */
+                           "\"x\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,12]}}",
+                           4));
+    expect_numbers(a, "x", NULL, 3);
     a = accept(safetensors("{}", 0));
     CHECK(dlrn_archive_count(a) == 0);
     dlrn_archive_close(a);
@@ -617,6 +658,12 @@ TEST(safetensors_refuses) {
         refuse(safetensors(bad[i].header, 4), bad[i].status, bad[i].words);
 }
 
+TEST(safetensors_too_deep) {
+    char header[256] = "{\"x\":";
+    memset(header + 5, '[', 70);
+    refuse(safetensors(header, 4), DLRN_ERR_FORMAT, "hostile.file: JSON, line 1, byte 69: nested deeper than 64");
+}
+
 TEST(safetensors_cut_short) {
     bytes *file = safetensors("{" X4 "}", 4);
     for (size_t whole = file->n; --file->n > 8;)
@@ -629,6 +676,44 @@ TEST(safetensors_cut_short) {
         patch(file, 0, lengths[i], 8);
         refuse(file, DLRN_ERR_FORMAT, "expected at most 100 MiB and what the file has");
     }
+}
+
+/* Names that a plain hash would give one place: two of three letters lead to the same last bits, then two more, ... */
+TEST(names_that_collide) {
+    enum { STAGES = 12, NAMES = 1 << STAGES, BITS = 16, LETTERS = 26 * 26 * 26 };
+    static int first[1 << BITS];
+    static char part[STAGES][2][3], names[NAMES][3 * STAGES];
+    const uint64_t mask = (1 << BITS) - 1, prime = 1099511628211u;
+    uint64_t state = 14695981039346656037u & mask;
+    dlrni_names table = {NULL, 0, 0};
+    for (int stage = 0; stage < STAGES; stage++) {
+        uint64_t h = 0;
+        memset(first, 0xFF, sizeof first);
+        for (int i = 0; i < LETTERS; i++) {
+            char now[3] = {(char)('a' + i % 26), (char)('a' + i / 26 % 26), (char)('a' + i / 676)};
+            h = state;
+            for (int k = 0; k < 3; k++) h = (h ^ (unsigned char)now[k]) * prime & mask;
+            int other = first[h];
+            first[h] = i;
+            if (other < 0) continue;
+            char then[3] = {(char)('a' + other % 26), (char)('a' + other / 26 % 26), (char)('a' + other / 676)};
+            memcpy(part[stage][0], now, 3);
+            memcpy(part[stage][1], then, 3);
+            break;
+        }
+        CHECK(part[stage][0][0] != 0);
+        state = h;
+    }
+    for (int i = 0; i < NAMES; i++)
+        for (int stage = 0; stage < STAGES; stage++) memcpy(names[i] + 3 * stage, part[stage][i >> stage & 1], 3);
+    for (int i = 0; i < NAMES; i++) CHECK(dlrni_names_put(ctx, &table, names[i], 3 * STAGES, i));
+    for (int i = 0; i < NAMES; i++) {
+        int64_t home = (int64_t)(dlrni_hash(table.slot, names[i], 3 * STAGES) & (uint64_t)(table.size - 1));
+        int64_t way = (dlrni_names_slot(&table, names[i], 3 * STAGES) - table.slot - home) & (table.size - 1);
+        CHECK(dlrni_names_find(&table, names[i], 3 * STAGES) == i);
+        CHECK_MSG(way < 256, "name %d is %d places from its own", i, (int)way);
+    }
+    dlrni_free(ctx, table.slot);
 }
 
 /* As many names as a large model has: found by name, and the last of them twice is told. */
@@ -671,6 +756,7 @@ int main(int argc, char **argv) {
     RUN(npz_forms);
     RUN(npz_texts);
     RUN(zip_refuses_entries);
+    RUN(zip_sizes_of_the_local_header);
     RUN(zip_refuses_ends);
     RUN(zip_refuses_members);
     RUN(zip64);
@@ -680,7 +766,9 @@ int main(int argc, char **argv) {
     RUN(crc);
     RUN(safetensors_reads);
     RUN(safetensors_refuses);
+    RUN(safetensors_too_deep);
     RUN(safetensors_cut_short);
+    RUN(names_that_collide);
     RUN(many_tensors);
     dlrn_context_destroy(ctx);
     return TEST_END();
