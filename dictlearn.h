@@ -3807,25 +3807,39 @@ DLRNI_INTERNAL void dlrni_shape_text(const int64_t *shape, int ndim, char *text,
         at += (size_t)snprintf(text + at, size - at, "%s%lld", i ? ", " : "", (long long)shape[i]);
 }
 
+/* The number of elements; 0: a negative size, or too many of them. With a 0 among them, the others may be any. */
+DLRNI_INTERNAL int dlrni_numel(const int64_t *shape, int ndim, int64_t *out) {
+    int fits = 1, none = 0;
+    *out = 1;
+    for (int i = 0; i < ndim; i++) {
+        if (shape[i] < 0) return 0;
+        none |= shape[i] == 0;
+        fits &= dlrni_mul(*out, shape[i], out);
+    }
+    if (none) *out = 0;
+    return fits || none;
+}
+
 /* Adds a tensor over `bytes` bytes of storage. stride NULL: row-major. Names may come in any order; a second tensor
    of a name is an error. */
 DLRNI_INTERNAL dlrn_status dlrni_archive_add(dlrn_archive *a, const char *name, int64_t name_len, dlrn_dtype dtype,
                                              int ndim, const int64_t *shape, const int64_t *stride, int64_t offset,
                                              const unsigned char *storage, uint64_t bytes, int swap) {
     dlrni_entry e;
-    int64_t numel = 1, last = offset, span;
+    int64_t numel, step = 1, last = offset, span;
     char text[128];
     memset(&e, 0, sizeof e);
     if (ndim < 0 || ndim > DLRN_MAX_DIMS)
         return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%.*s': %d dimensions, at most %d are supported",
                          a->path, (int)name_len, name, ndim, DLRN_MAX_DIMS);
     dlrni_shape_text(shape, ndim, text, sizeof text);
+    if (!dlrni_numel(shape, ndim, &numel))
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': shape [%s] overflows", a->path, (int)name_len,
+                         name, text);
     for (int i = ndim - 1; i >= 0; i--) {
         e.info.shape[i] = shape[i];
-        e.stride[i] = stride ? stride[i] : numel;
-        if (!dlrni_mul(numel, shape[i], &numel))
-            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': shape [%s] overflows", a->path, (int)name_len,
-                             name, text);
+        e.stride[i] = stride ? stride[i] : step;
+        if (numel) step *= shape[i];
     }
     for (int i = 0; i < ndim && numel; i++)
         if (e.stride[i] < 0 || !dlrni_mul(e.stride[i], shape[i] - 1, &span) || !dlrni_add(last, span, &last)) last = -1;
@@ -4021,7 +4035,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_tensor(dlrn_archive *a, const dlrn_
     const char *dtype = dlrn_json_text(t, "dtype", "");
     const dlrn_json *shape = dlrn_json_get(t, "shape"), *offsets = dlrn_json_get(t, "data_offsets");
     int type = dlrni_dtype_of(dtype);
-    int64_t dims[DLRN_MAX_DIMS], begin, end, need = 1;
+    int64_t dims[DLRN_MAX_DIMS], begin, end, need = 0;
     int ndim = 0;
     if (type < 0)
         return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%s': unknown dtype '%.20s'", a->path, t->key,
@@ -4033,9 +4047,8 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_tensor(dlrn_archive *a, const dlrn_
                          "data_offsets",
                          a->path, t->key, DLRN_MAX_DIMS);
     int good = dlrni_json_size(offsets->first, &begin) && dlrni_json_size(offsets->first->next, &end) && begin <= end;
-    for (const dlrn_json *v = shape->first; v && good; v = v->next)
-        good = dlrni_json_size(v, &dims[ndim]) && dlrni_mul(need, dims[ndim++], &need);
-    good = good && dlrni_mul(need, dlrn_dtype_size((dlrn_dtype)type), &need);
+    for (const dlrn_json *v = shape->first; v && good; v = v->next) good = dlrni_json_size(v, &dims[ndim++]);
+    good = good && dlrni_numel(dims, ndim, &need) && dlrni_mul(need, dlrn_dtype_size((dlrn_dtype)type), &need);
     if (!good)
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s': malformed shape or data_offsets", a->path, t->key);
     if (end > data.end - data.p || end - begin != need)
@@ -4149,10 +4162,9 @@ DLRNI_INTERNAL void dlrni_growing_json(dlrni_growing *t, const char *s) { /* quo
 /* Elements and bytes of a tensor to be written. */
 DLRNI_INTERNAL dlrn_status dlrni_out_numel(dlrn_context *ctx, const dlrn_tensor_out *t, int64_t *numel,
                                            int64_t *bytes) {
-    *numel = 1;
-    int good = t->ndim >= 0 && t->ndim <= DLRN_MAX_DIMS;
-    for (int i = 0; good && i < t->ndim; i++) good = dlrni_mul(*numel, t->shape[i], numel);
-    if (good && dlrni_mul(*numel, dlrn_dtype_size(t->dtype), bytes)) return DLRN_OK;
+    if (t->ndim >= 0 && t->ndim <= DLRN_MAX_DIMS && dlrni_numel(t->shape, t->ndim, numel) &&
+        dlrni_mul(*numel, dlrn_dtype_size(t->dtype), bytes))
+        return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "tensor '%s' to be written: malformed shape", t->name);
 }
 
@@ -4176,10 +4188,37 @@ DLRNI_INTERNAL void dlrni_out_elements(dlrni_out *o, const void *data, int64_t n
     }
 }
 
+DLRNI_INTERNAL int dlrni_is_utf8(const char *text) {
+    const char *end = text + strlen(text);
+    for (int n; text < end; text += n)
+        if (!(n = dlrni_utf8_length(text, end))) return 0;
+    return 1;
+}
+
+/* What the header cannot hold: texts that are not UTF-8, a tensor of the name that is the metadata's, and (also in a
+   tensor of nothing) sizes that JSON's numbers do not tell apart. */
+DLRNI_INTERNAL dlrn_status dlrni_safetensors_fit(dlrn_context *ctx, const dlrn_tensor_out *tensors, int64_t count,
+                                                 const char *const *metadata) {
+    for (const dlrn_tensor_out *t = tensors; t < tensors + count; t++) {
+        if (!dlrni_is_utf8(t->name) || !strcmp(t->name, "__metadata__"))
+            return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                             "tensor '%.200s' to be written: expected a name in UTF-8 other than __metadata__",
+                             t->name);
+        for (int i = 0; i < t->ndim && i < DLRN_MAX_DIMS; i++)
+            if (t->shape[i] > (int64_t)1 << 53)
+                return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "tensor '%s' to be written: malformed shape", t->name);
+    }
+    for (; metadata && *metadata; metadata++)
+        if (!dlrni_is_utf8(*metadata))
+            return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "metadata '%.200s' to be written: expected UTF-8", *metadata);
+    return DLRN_OK;
+}
+
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_write(dlrni_out *o, const dlrn_tensor_out *tensors, int64_t count,
                                                    const char *const *metadata) {
     dlrni_growing t = {o->ctx, NULL, 0, 0, 0};
     int64_t at = 0, numel = 0, bytes = 0;
+    if ((o->status = dlrni_safetensors_fit(o->ctx, tensors, count, metadata)) != DLRN_OK) return o->status;
     dlrni_growing_add(&t, "{", 1);
     if (metadata && metadata[0]) {
         dlrni_growing_format(&t, "\"__metadata__\":{");
@@ -5693,7 +5732,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_growing *t, const dlrn_tensor_o
         dlrni_growing_format(t, "t(");
         for (int d = 0; d < x->ndim; d++) {
             step = 1;
-            for (int e = d + 1; e < x->ndim; e++) step *= x->shape[e];
+            for (int e = d + 1; e < x->ndim; e++)
+                if (!dlrni_mul(step, x->shape[e], &step)) step = 0; /* of nothing, whose other sizes may be any */
             dlrni_pickle_int(t, step);
         }
         dlrni_growing_format(t, "t\x89"

@@ -115,6 +115,20 @@ TEST(writes_are_reproducible) {
     }
 }
 
+/* Of nothing the other sizes may be any, as long as they can be told. */
+TEST(writes_nothing_of_any_size) {
+    static const dlrn_tensor_out nothing = {"x", DLRN_F32, 3, {0, (int64_t)1 << 52, (int64_t)1 << 52}, floats};
+    static const char *const names[3] = {"n.pt", "n.safetensors", "n.npz"};
+    make_folder("nothing");
+    for (int i = 0; i < 3; i++) {
+        dlrn_archive *a;
+        CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("nothing", names[i]), &nothing, 1, NULL));
+        CHECK_OK(ctx, dlrn_archive_open(ctx, path_of("nothing", names[i]), &a));
+        CHECK(dlrn_archive_info(a, 0)->numel == 0 && dlrn_archive_info(a, 0)->shape[2] == (int64_t)1 << 52);
+        dlrn_archive_close(a);
+    }
+}
+
 TEST(writes_refuse) {
     static char long_name[300];
     dlrn_tensor_out bad = four[0];
@@ -141,6 +155,20 @@ TEST(writes_refuse) {
     bad.dtype = DLRN_U32;
     CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.pt"), &bad, 1, NULL), DLRN_ERR_UNSUPPORTED);
     CHECK_STR(dlrn_error(ctx), "tensor 'a.matrix': torch's form has no storage of type U32");
+    static const char *const taken[2] = {"__metadata__", "x\xff"};
+    for (int i = 0; i < 2; i++) {
+        bad = four[0];
+        bad.name = taken[i];
+        CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.safetensors"), &bad, 1, NULL), DLRN_ERR_ARGUMENT);
+        CHECK_STR(dlrn_error(ctx), "to be written: expected a name in UTF-8 other than __metadata__");
+    }
+    bad = four[0]; /* nothing, but of a size that would be read as another */
+    bad.shape[0] = 0, bad.shape[1] = ((int64_t)1 << 53) + 1;
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.safetensors"), &bad, 1, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "tensor 'a.matrix' to be written: malformed shape");
+    static const char *const no_text[] = {"key", "value\x80", NULL};
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.safetensors"), four, 4, no_text), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "to be written: expected UTF-8");
     memset(long_name, 'n', sizeof long_name - 1);
     bad = four[0];
     bad.name = long_name;
@@ -439,6 +467,8 @@ TEST(layouts_refused) {
                       "wide/config.json: trainer.dict_size: expected 5 as in the tensors, found 6");
     refuse_dictionary(dictionary_folder("tall", "ae.pt", "{\"activation_dim\": 4}"), DLRN_ERR_SHAPE,
                       "tall/config.json: activation_dim: expected 3 as in the tensors, found 4");
+    refuse_dictionary(dictionary_folder("part", "ae.pt", "{\"activation_dim\": 3.5}"), DLRN_ERR_SHAPE,
+                      "part/config.json: activation_dim: expected 3 as in the tensors, found 3.5");
     refuse_dictionary(dictionary_folder("torn", "ae.pt", "{\"trainer\": "), DLRN_ERR_FORMAT,
                       "torn/config.json: JSON, line 1, byte 12");
 }
@@ -452,6 +482,8 @@ TEST(identity) {
     dlrn_dictionary_destroy(dict);
     refuse_dictionary(dictionary_folder("vast", NULL, "{\"dict_class\": \"IdentityDict\", \"activation_dim\": 1e300}"),
                       DLRN_ERR_VALUE, "vast/config.json: activation_dim: expected a size from 1, found 1e+300");
+    refuse_dictionary(dictionary_folder("vast", NULL, "{\"dict_class\": \"IdentityDict\", \"activation_dim\": 1.5}"),
+                      DLRN_ERR_VALUE, "vast/config.json: activation_dim: expected a size from 1, found 1.5");
 }
 
 TEST(weights_refused) {
@@ -464,6 +496,7 @@ TEST(weights_refused) {
         {0, 1, {D - 1, 0}, DLRN_ERR_SHAPE, "tensor 'bias': expected shape [3], found [2]"},
         {1, 1, {F, 0}, DLRN_ERR_SHAPE, "tensor 'encoder.weight': expected shape [F, d], found [5]"},
         {1, 2, {0, D}, DLRN_ERR_SHAPE, "tensor 'encoder.weight': expected a shape without 0, found [0, 3]"},
+        {1, 2, {F, 0}, DLRN_ERR_SHAPE, "tensor 'encoder.weight': expected a shape without 0, found [5, 0]"},
         {2, 1, {F - 1, 0}, DLRN_ERR_SHAPE, "tensor 'encoder.bias': expected shape [5], found [4]"},
         {2, 2, {1, F}, DLRN_ERR_SHAPE, "tensor 'encoder.bias': expected shape [5], found [1, 5]"},
         {3, 2, {F, D}, DLRN_ERR_SHAPE, "tensor 'decoder.weight': expected shape [3, 5], found [5, 3]"},
@@ -554,6 +587,22 @@ TEST(saved_dictionaries) {
 
 /* ---- Sharded models ---- */
 
+/* Fewer features than dimensions: nothing is turned round. */
+TEST(narrow_dictionary) {
+    static const float numbers[6] = {1, 2, 3, 4, 5, 6};
+    static const dlrn_tensor_out t[4] = {{"decoder.weight", DLRN_F32, 2, {3, 2}, numbers},
+                                         {"encoder.weight", DLRN_F32, 2, {2, 3}, numbers},
+                                         {"encoder.bias", DLRN_F32, 1, {2}, numbers},
+                                         {"bias", DLRN_F32, 1, {3}, numbers}};
+    dlrn_dictionary *dict;
+    make_folder("narrow");
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("narrow", "ae.npz"), t, 4, NULL));
+    CHECK_OK(ctx, dlrn_load(ctx, path_of("", "narrow"), &dict));
+    CHECK(dict->activation_dim == 3 && dict->dict_size == 2);
+    CHECK(dict->encoder_weight[3] == 4 && dict->decoder_weight[1] == 3 && dict->decoder_weight[3] == 2);
+    dlrn_dictionary_destroy(dict);
+}
+
 /* Sizes on both sides of a block and of a task: each number where it belongs, by any number of threads; and one that is
    not finite is named by its place in the file. */
 TEST(dictionaries_of_odd_sizes) {
@@ -642,6 +691,7 @@ int main(int argc, char **argv) {
     if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return 1;
     RUN(round_trips);
     RUN(writes_are_reproducible);
+    RUN(writes_nothing_of_any_size);
     RUN(writes_refuse);
     RUN(old_file_stays);
     RUN(targets_that_cannot_be_written);
@@ -657,6 +707,7 @@ int main(int argc, char **argv) {
     RUN(weights_refused);
     RUN(other_dictionaries);
     RUN(square_dictionary);
+    RUN(narrow_dictionary);
     RUN(saved_dictionaries);
     RUN(dictionaries_of_odd_sizes);
     RUN(shards);
