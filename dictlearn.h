@@ -6347,7 +6347,7 @@ DLRNI_INTERNAL dlrn_status dlrni_find_dictionary(dlrn_context *ctx, const char *
 DLRNI_INTERNAL dlrn_status dlrni_load_identity(dlrn_context *ctx, const char *path, const dlrn_json *root,
                                                dlrn_dictionary **out) {
     double d = dlrn_json_number(root, "activation_dim", dlrn_json_number(root, "trainer.activation_dim", 0));
-    if (d >= 1 && d <= INT32_MAX) return dlrn_identity_create(ctx, (int64_t)d, out);
+    if (d >= 1 && d <= INT32_MAX && d == floor(d)) return dlrn_identity_create(ctx, (int64_t)d, out);
     return dlrn_fail(ctx, DLRN_ERR_VALUE, "%s: activation_dim: expected a size from 1, found %g", path, d);
 }
 
