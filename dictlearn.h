@@ -2948,9 +2948,9 @@ typedef struct dlrni_decode_job {
 DLRNI_INTERNAL void dlrni_decode_sparse_row(void *arg, int64_t i, int worker) {
     const dlrni_decode_job *j = (const dlrni_decode_job *)arg;
     const dlrn_sparse *c = j->codes;
-    int64_t at = c->row_ptr[i];
+    int64_t at = c->row_ptr[i], n = c->row_ptr[i + 1] - at;
     (void)worker;
-    j->dict->family->decode_row(j->dict, c->col + at, c->val + at, c->row_ptr[i + 1] - at,
+    j->dict->family->decode_row(j->dict, n ? c->col + at : NULL, n ? c->val + at : NULL, n, /* no entry: no arrays */
                                 j->x_hat + i * j->dict->activation_dim);
 }
 
@@ -6048,8 +6048,8 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_sort_row(dlrn_archive *a, int64_t row, int6
 
 DLRNI_INTERNAL dlrn_status dlrni_csr_sort(dlrn_archive *a, dlrn_sparse *c) {
     for (int64_t i = 0; i < c->rows; i++) {
-        int64_t from = c->row_ptr[i];
-        DLRNI_TRY(dlrni_csr_sort_row(a, i, c->row_ptr[i + 1] - from, c->col + from, c->val + from));
+        int64_t from = c->row_ptr[i], n = c->row_ptr[i + 1] - from;
+        if (n > 1) DLRNI_TRY(dlrni_csr_sort_row(a, i, n, c->col + from, c->val + from));
     }
     return DLRN_OK;
 }
