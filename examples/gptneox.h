@@ -212,7 +212,8 @@ struct neox_model {
     neox_width width;
     neox_layer *layer; /* [layers] */
     float *embed, *unembed, *final_w, *final_b;
-    float *turn; /* [positions][rotary / 2][2]: cosine, sine */
+    float *turn;       /* [turn_rows][rotary / 2][2]: cosine, sine of each position */
+    int64_t turn_rows; /* as the longest sequence so far needs, not as config.json promises */
     int (*stop)(void *user);
     void *stop_user;
     /* workspace of one run */
@@ -224,6 +225,7 @@ struct neox_model {
     float *scores;     /* [threads][NEOX_QUERIES + head_dim][score_row]: scores, and the keys turned on their side */
     float *work;       /* [threads][DLRN_GEMM_WORK] */
     int64_t score_row; /* of this run: its longest sequence, as neox_row_of has it */
+    int64_t score_cap; /* the longest row that there is room for                   */
 };
 
 /* ------------------------------------------------------------------------------------------ */
@@ -236,6 +238,15 @@ static dlrn_status neox_count(dlrn_context *ctx, const dlrn_json *json, const ch
         return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: %s: expected a whole number from %lld to %lld, found %s", path, key,
                          (long long)least, (long long)most, dlrn_json_get(json, key) ? "another value" : "none");
     *out = (int64_t)v;
+    return DLRN_OK;
+}
+
+/* The id of a special token; -1: there is none, or a list of them. */
+static dlrn_status neox_token(dlrn_context *ctx, const dlrn_json *json, const char *path, const char *key,
+                              int32_t *out) {
+    int64_t id = -1;
+    if (dlrn_json_number(json, key, -1) != -1) NEOX_TRY(neox_count(ctx, json, path, key, 0, INT32_MAX, &id));
+    *out = (int32_t)id;
     return DLRN_OK;
 }
 
@@ -312,11 +323,14 @@ static dlrn_status neox_parse_config(dlrn_context *ctx, const dlrn_json *json, c
                          path, (long long)c->dim, (long long)c->heads);
     c->head_dim = c->dim / c->heads;
     c->eps = dlrn_json_number(json, "layer_norm_eps", 1e-5);
+    if (!(c->eps >= 0 && c->eps <= 1))
+        return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: layer_norm_eps: expected a number from 0 to 1, found %g", path,
+                         c->eps);
     c->parallel = neox_true(json, "use_parallel_residual", 1);
     c->tied = neox_true(json, "tie_word_embeddings", 0);
     c->attention_bias = neox_true(json, "attention_bias", 1);
-    c->bos = (int32_t)dlrn_json_number(json, "bos_token_id", -1);
-    c->eos = (int32_t)dlrn_json_number(json, "eos_token_id", -1);
+    NEOX_TRY(neox_token(ctx, json, path, "bos_token_id", &c->bos));
+    NEOX_TRY(neox_token(ctx, json, path, "eos_token_id", &c->eos));
     NEOX_TRY(neox_parse_rotary(ctx, json, path, c));
     return neox_parse_activation(ctx, json, path, &c->activation);
 }
@@ -461,19 +475,30 @@ static dlrn_status neox_open_weights(neox_model *m, const char *folder) {
                      "%s: expected model.safetensors or pytorch_model.bin (or their .index.json), found none", folder);
 }
 
-/* cos and sin of position * theta^(-2 i / rotary_span), as HF's rotary embedding tables have them. */
-static dlrn_status neox_make_turns(neox_model *m) {
-    int64_t half = m->cfg.rotary / 2;
-    m->turn = (float *)dlrn_alloc(m->ctx, m->cfg.positions * half * 2 + 1, sizeof *m->turn);
-    if (!m->turn) return DLRN_ERR_MEMORY;
+/* Room for `need` of something for each position: grows by doubling, to as many as the model has. */
+static int64_t neox_wider(int64_t have, int64_t need, int64_t most) {
+    int64_t wide = 2 * have > need ? 2 * have : need;
+    return wide < most ? wide : most;
+}
+
+/* cos and sin of position * theta^(-2 i / rotary_span), as HF's rotary embedding tables have them, of the first
+   `need` <= cfg.positions. */
+static dlrn_status neox_need_turns(neox_model *m, int64_t need) {
+    const int64_t half = m->cfg.rotary / 2, rows = neox_wider(m->turn_rows, need, m->cfg.positions);
+    if (need <= m->turn_rows) return DLRN_OK;
+    float *turn = (float *)dlrn_alloc(m->ctx, rows * half * 2 + 1, sizeof *turn);
+    if (!turn) return DLRN_ERR_MEMORY;
     for (int64_t i = 0; i < half; i++) {
         double rate = pow(m->cfg.theta, -2.0 * (double)i / (double)m->cfg.rotary_span) / m->cfg.scaling;
-        for (int64_t p = 0; p < m->cfg.positions; p++) {
+        for (int64_t p = 0; p < rows; p++) {
             double angle = (double)((float)p * (float)rate); /* the reference multiplies in f32 */
-            m->turn[(p * half + i) * 2] = (float)cos(angle);
-            m->turn[(p * half + i) * 2 + 1] = (float)sin(angle);
+            turn[(p * half + i) * 2] = (float)cos(angle);
+            turn[(p * half + i) * 2 + 1] = (float)sin(angle);
         }
     }
+    dlrn_free(m->ctx, m->turn);
+    m->turn = turn;
+    m->turn_rows = rows;
     return DLRN_OK;
 }
 
@@ -501,7 +526,6 @@ NEOX_API dlrn_status neox_load(dlrn_context *ctx, const char *folder, neox_model
     }
     if (s == DLRN_OK) memset(m->layer, 0, (size_t)cfg.layers * sizeof *m->layer);
     if (s == DLRN_OK) s = neox_read_matrix(m, m->prefix, "embed_in.weight", cfg.vocab, cfg.dim, &m->embed);
-    if (s == DLRN_OK) s = neox_make_turns(m);
     if (s != DLRN_OK) {
         neox_destroy(m);
         return s;
@@ -517,7 +541,7 @@ static void neox_forget_workspace(neox_model *m) {
     m->x = m->a = m->qkv = m->att = m->mlp = m->h = m->scores = m->work = NULL;
     m->sequence = m->position = NULL;
     m->captured = NULL;
-    m->capacity = m->n_captured = 0;
+    m->capacity = m->score_cap = m->n_captured = 0;
 }
 
 static void neox_drop_workspace(neox_model *m) {
@@ -566,14 +590,25 @@ static dlrn_status neox_reserve(neox_model *m, int64_t tokens) {
     m->h = neox_floats(m, tokens, m->cfg.inner);
     m->sequence = (int64_t *)dlrn_alloc(m->ctx, tokens, sizeof *m->sequence);
     m->position = (int64_t *)dlrn_alloc(m->ctx, tokens, sizeof *m->position);
-    m->scores = neox_floats(m, dlrn_threads(m->ctx) * (NEOX_QUERIES + m->cfg.head_dim), neox_row_of(m->cfg.positions));
     m->work = neox_floats(m, dlrn_threads(m->ctx), DLRN_GEMM_WORK);
-    if (!m->x || !m->a || !m->qkv || !m->att || !m->mlp || !m->h || !m->sequence || !m->position || !m->scores ||
-        !m->work) {
+    if (!m->x || !m->a || !m->qkv || !m->att || !m->mlp || !m->h || !m->sequence || !m->position || !m->work) {
         neox_drop_workspace(m);
         return DLRN_ERR_MEMORY;
     }
     m->capacity = tokens;
+    return DLRN_OK;
+}
+
+/* Scores of sequences of up to `positions` tokens. */
+static dlrn_status neox_reserve_scores(neox_model *m, int64_t positions) {
+    m->score_row = neox_row_of(positions);
+    if (m->score_row <= m->score_cap) return DLRN_OK;
+    int64_t wide = neox_wider(m->score_cap, m->score_row, neox_row_of(m->cfg.positions));
+    dlrn_free(m->ctx, m->scores);
+    m->score_cap = 0;
+    m->scores = neox_floats(m, dlrn_threads(m->ctx) * (NEOX_QUERIES + m->cfg.head_dim), wide);
+    if (!m->scores) return DLRN_ERR_MEMORY;
+    m->score_cap = wide;
     return DLRN_OK;
 }
 
@@ -1084,8 +1119,8 @@ static dlrn_status neox_lay_out(neox_pass *p) {
             m->position[i] = past + k;
         }
     }
-    m->score_row = neox_row_of(past + longest);
-    return DLRN_OK;
+    NEOX_TRY(neox_reserve_scores(m, past + longest));
+    return neox_need_turns(m, past + longest);
 }
 
 static dlrn_status neox_pass_through(neox_pass *p, int whole) {
@@ -1456,6 +1491,7 @@ NEOX_API dlrn_status neox_generate(neox_model *m, const neox_sampling *cfg, neox
     int64_t workers = dlrn_threads(m->ctx) < cfg->documents ? dlrn_threads(m->ctx) : cfg->documents;
     int64_t rows = neox_group(m, cfg, workers > 0 ? workers : 1);
     dlrn_status s = neox_need_head(m);
+    if (s == DLRN_OK) s = neox_need_turns(m, cfg->prompt_len + cfg->tokens); /* here, since the workers share them */
     for (int64_t l = 0; l < m->cfg.layers && s == DLRN_OK; l++) s = neox_need_layer(m, l);
     if (s != DLRN_OK || workers < 1) return s;
     neox_draw *g = (neox_draw *)dlrn_alloc(m->ctx, workers, sizeof *g);

@@ -439,6 +439,10 @@ static void write_config(const char *folder, const char *config) {
     "{\"model_type\": \"" type "\", \"hidden_size\": " dim ", \"num_hidden_layers\": 1, \"num_attention_heads\": 4, "  \
     "\"intermediate_size\": 16, \"vocab_size\": 32, \"max_position_embeddings\": 8, \"hidden_act\": \"" act "\"}"
 
+#define MORE(keys)                                                                                                     \
+    "{\"model_type\": \"gpt_neox\", \"hidden_size\": 8, \"num_hidden_layers\": 1, \"num_attention_heads\": 4, "        \
+    "\"intermediate_size\": 16, \"vocab_size\": 32, \"max_position_embeddings\": 8, " keys "}"
+
 TEST(folders_that_are_not_models) {
     static const struct {
         const char *config, *error;
@@ -453,6 +457,12 @@ TEST(folders_that_are_not_models) {
         {CONFIG("gpt_neox", "8", "relu"), "expected model.safetensors or pytorch_model.bin", DLRN_ERR_IO},
         {"{\"model_type\": \"gpt_neox\"}", "hidden_size: expected a whole number from 1 to 1048576, found none",
          DLRN_ERR_FORMAT},
+        {MORE("\"layer_norm_eps\": -1"), "layer_norm_eps: expected a number from 0 to 1, found -1", DLRN_ERR_FORMAT},
+        {MORE("\"layer_norm_eps\": 1e999"), "layer_norm_eps: expected a number from 0 to 1, found inf",
+         DLRN_ERR_FORMAT},
+        {MORE("\"bos_token_id\": 1e300"), "bos_token_id: expected a whole number from 0", DLRN_ERR_FORMAT},
+        {MORE("\"eos_token_id\": -2"), "eos_token_id: expected a whole number from 0", DLRN_ERR_FORMAT},
+        {MORE("\"bos_token_id\": null, \"eos_token_id\": [1, 2]"), "expected model.safetensors", DLRN_ERR_IO},
         {"{", "config.json", DLRN_ERR_FORMAT},
     };
     neox_model *m = NULL;
