@@ -114,8 +114,9 @@ typedef struct bpe_step {
     int prefix_space; /* ByteLevel's add_prefix_space */
 } bpe_step;
 
-/* Steps of either kind; bytes that Prepend and Replace may put, and of an added token: they bound what a text costs. */
-enum { BPE_MOST_STEPS = 8, BPE_MOST_PUT = 64, BPE_MOST_ADDED = 1024 };
+/* Steps of either kind; bytes that Prepend and Replace may put, and of an added token; how many times as long a text
+   may become: they bound what it costs. */
+enum { BPE_MOST_STEPS = 8, BPE_MOST_PUT = 64, BPE_MOST_ADDED = 1024, BPE_MOST_GROWTH = 1024 };
 
 typedef struct bpe_added {
     const dlrn_json *content; /* as the file has it                             */
@@ -155,6 +156,7 @@ struct bpe_tokenizer {
     bpe_change change[BPE_MOST_STEPS];
     bpe_step step[BPE_MOST_STEPS];
     int n_changes, n_steps;
+    double growth;    /* the most that the changes, one after the other, make of a byte */
     bpe_added *added; /* [n_added] those of raw text, then those of normalised text; each by its bytes */
     int64_t n_raw, n_added;
     char begins[2][256]; /* [normalized][byte]: an added token begins so */
@@ -574,7 +576,7 @@ static uint64_t bpe_hash(uint64_t a, uint64_t b) {
 
 /* The slot of this pair: its merge, or an empty one. */
 static bpe_merge *bpe_merge_slot(const bpe_tokenizer *t, int32_t left, int32_t right) {
-    uint64_t at = bpe_hash((uint64_t)left, (uint64_t)right);
+    uint64_t at = bpe_hash((uint64_t)left ^ (uint64_t)(uintptr_t)t->merges, (uint64_t)right); /* as bpe_hash_text */
     for (;; at++) {
         bpe_merge *m = &t->merges[at & (uint64_t)t->merge_mask];
         if (m->rank < 0 || (m->left == left && m->right == right)) return m;
@@ -658,15 +660,16 @@ static uint32_t bpe_byte_code(int b) {
     return moved;
 }
 
-static uint64_t bpe_hash_text(const char *s, int64_t n) {
-    uint64_t h = 0xCBF29CE484222325u; /* FNV-1a */
+/* FNV-1a from a start that a file cannot know: else it could give all its tokens one place in the table. */
+static uint64_t bpe_hash_text(const bpe_tokenizer *t, const char *s, int64_t n) {
+    uint64_t h = bpe_hash(0xCBF29CE484222325u, (uint64_t)(uintptr_t)t->slots);
     for (int64_t i = 0; i < n; i++) h = (h ^ (unsigned char)s[i]) * 0x100000001B3u;
-    return h ^ h >> 29;
+    return bpe_hash(h, 0);
 }
 
 /* The slot of this text in the vocabulary: its entry, or an empty one. */
 static const dlrn_json **bpe_slot(const bpe_tokenizer *t, const char *s, int64_t n) {
-    for (uint64_t at = bpe_hash_text(s, n);; at++) {
+    for (uint64_t at = bpe_hash_text(t, s, n);; at++) {
         const dlrn_json **slot = &t->slots[at & (uint64_t)t->slot_mask];
         if (!*slot || ((*slot)->key_len == n && !memcmp((*slot)->key, s, (size_t)n))) return slot;
     }
@@ -1059,6 +1062,17 @@ static dlrn_status bpe_load_put(bpe_tokenizer *t, const dlrn_json *n, bpe_change
     return DLRN_OK;
 }
 
+/* The most bytes that a change makes of one. U+FDFA has 18 characters in NFKC, U+1D160 three in NFC. */
+static double bpe_growth(const bpe_change *how) {
+    if (how->form == BPE_NFKC || how->form == BPE_NFKD) return 11;
+    if (how->form == BPE_NFC || how->form == BPE_NFD) return 3;
+    if (how->form == BPE_LOWERCASE) return 1.5;
+    if (how->form == BPE_STRIP) return 1;
+    if (how->form == BPE_PREPEND) return 1 + (double)how->put->text_len;
+    double replaced = (double)how->put->text_len / (double)how->sought->text_len;
+    return replaced > 1 ? replaced : 1;
+}
+
 static dlrn_status bpe_load_normalizer(bpe_tokenizer *t, const dlrn_json *n) {
     static const char *const forms[] = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "Prepend", "Replace"};
     const char *type = dlrn_json_text(n, "type", "none");
@@ -1081,6 +1095,9 @@ static dlrn_status bpe_load_normalizer(bpe_tokenizer *t, const dlrn_json *n) {
     if (how.form == BPE_STRIP) BPE_TRY(bpe_flag(t, n, "normalizer", "strip_right", 1, &how.right));
     if (how.form >= BPE_PREPEND) BPE_TRY(bpe_load_put(t, n, &how));
     if (t->n_changes == BPE_MOST_STEPS) return bpe_unsupported(t, "normalizer", "at most 8 of them", n);
+    t->growth *= bpe_growth(&how);
+    if (t->growth > BPE_MOST_GROWTH)
+        return bpe_unsupported(t, "normalizer", "changes that make a text at most 1024 times as long", n);
     t->change[t->n_changes++] = how;
     return DLRN_OK;
 }
@@ -1256,6 +1273,7 @@ BPE_API dlrn_status bpe_load(dlrn_context *ctx, const char *path, bpe_tokenizer 
     if (!t) return DLRN_ERR_MEMORY;
     memset(t, 0, sizeof *t);
     t->ctx = ctx;
+    t->growth = 1;
     snprintf(t->path, sizeof t->path, "%s%s", path, dlrn_file_exists(path) == 2 ? "/tokenizer.json" : "");
     dlrn_status s = dlrn_file_read(ctx, t->path, &text, &size);
     if (s == DLRN_OK) s = dlrn_json_parse(ctx, text, size, t->path, &t->json);

@@ -506,6 +506,11 @@ TEST(steps_of_other_kinds) {
                  "them, found \"Nmt\"");
     foreign_more("\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"a+\"},\"content\":\"b\"},",
                  "normalizer.pattern: expected a String, found \"a+\"");
+#define TIMES_32                                                                                                       \
+    "{\"type\":\"Replace\",\"pattern\":{\"String\":\"a\"},\"content\":\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"}"
+    foreign_more("\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[" TIMES_32 "," TIMES_32
+                 ",{\"type\":\"NFC\"}]},",
+                 "normalizer: expected changes that make a text at most 1024 times as long, found an object");
     bad_more("\"normalizer\":{\"type\":\"Strip\",\"strip_left\":\"yes\"},",
              "normalizer.strip_left: expected true or false, found \"yes\"");
     foreign_pre("null", "pre_tokenizer: expected a ByteLevel step, found null");
