@@ -8653,7 +8653,13 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
     if (!compat || compat->type != DLRN_JSON_BOOL) return dlrni_checkpoint_lacks(a, ctx, "config.compat");
     cfg->compat = compat->number > 0;
     if (!dlrni_json_u64(json, "seed", &cfg->seed)) return dlrni_checkpoint_lacks(a, ctx, "config.seed");
-    return dlrni_check_config(ctx, cfg);
+    if (cfg->activation_dim < 1 || cfg->dict_size < 1 || cfg->dict_size > INT32_MAX)
+        return dlrni_checkpoint_lacks(a, ctx, "config.dict_size");
+    if (dlrni_check_config(ctx, cfg) == DLRN_OK) return DLRN_OK;
+    const char *colon = strchr(dlrn_error(ctx), ':'); /* behind the name of a function */
+    char text[128];
+    snprintf(text, sizeof text, "%.120s", colon ? colon + 2 : dlrn_error(ctx));
+    return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: not a checkpoint of a trainer: config: %s", dlrn_archive_path(a), text);
 }
 
 /* The file's tensor of that name, type and shape; where < 0: an error that says what is wrong. */
@@ -8696,6 +8702,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_state(dlrn_trainer *t, dlrn_archive *a) {
         memcpy(&to, &want[i].data, sizeof to); /* it is ours, and not const */
         DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &want[i], &where));
         DLRNI_TRY(dlrn_archive_read(a, where, to));
+        if (strchr(want[i].name, '.')) continue; /* moments: what overflowed stays as it was */
+        DLRNI_TRY(dlrni_check_weights(a, want[i].name, to, 0, dlrn_archive_info(a, where)->numel));
     }
     DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &counters, &where));
     DLRNI_TRY(dlrn_archive_read_i64(a, where, t->state.steps_since_fired));

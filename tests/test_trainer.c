@@ -769,6 +769,50 @@ TEST(a_resumed_trainer_goes_on_with_the_same_bits) {
     dlrn_context_destroy(ctx);
 }
 
+/* Overwrites `text` with `with`, as long, in a file. */
+static void change_file(dlrn_context *ctx, const char *path, const char *text, const char *with) {
+    char *bytes;
+    size_t size, at = 0, n = strlen(text);
+    CHECK_OK(ctx, dlrn_file_read(ctx, path, &bytes, &size));
+    while (at + n <= size && memcmp(bytes + at, text, n)) at++;
+    CHECK_MSG(at + n <= size, "%s lacks %s", path, text);
+    memcpy(bytes + at, with, n);
+    CHECK_OK(ctx, dlrn_file_write(ctx, path, bytes, size));
+    dlrn_free(ctx, bytes);
+}
+
+TEST(checkpoints_that_lie) {
+    static const struct {
+        const char *text, *with, *words;
+        dlrn_status status;
+    } lies[] = {
+        {"beta1\\\": 0.9", "beta1\\\": 7.9", "config: beta1 and beta2 must be in [0, 1)", DLRN_ERR_FORMAT},
+        {"beta1\\\": 0.9", "beta1\\\": nul", "JSON, line 1, byte", DLRN_ERR_FORMAT},
+        {"checkpoint 1", "checkpoint 2", "\"format\" is missing or malformed", DLRN_ERR_FORMAT},
+        {"dict_size\\\": ", "dict_size\\\":9", "tensor encoder_weight: expected F32 [9", DLRN_ERR_SHAPE},
+        {"steps_since_fired", "steps_since_found", "\"steps_since_fired\" is missing or malformed", DLRN_ERR_FORMAT},
+    };
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    const char *path = tmp_path("lies.safetensors");
+    dlrn_trainer *t = make_trainer(ctx, &cfg), *again = NULL;
+    for (size_t i = 0; i < sizeof lies / sizeof *lies; i++) {
+        CHECK_OK(ctx, dlrn_trainer_save(t, path));
+        change_file(ctx, path, lies[i].text, lies[i].with);
+        CHECK_STATUS(dlrn_trainer_resume(ctx, path, NULL, NULL, &again), lies[i].status);
+        CHECK_STR(dlrn_error(ctx), "lies.safetensors: ");
+        CHECK_STR(dlrn_error(ctx), lies[i].words);
+        CHECK(again == NULL);
+    }
+    dlrn_trainer_dictionary(t)->encoder_weight[1] = NAN;
+    CHECK_OK(ctx, dlrn_trainer_save(t, path));
+    CHECK_STATUS(dlrn_trainer_resume(ctx, path, NULL, NULL, &again), DLRN_ERR_VALUE);
+    CHECK_STR(dlrn_error(ctx), "lies.safetensors: tensor 'encoder_weight': element 1: expected a finite number, found");
+    CHECK(again == NULL);
+    dlrn_trainer_destroy(t);
+    dlrn_context_destroy(ctx);
+}
+
 /* A trainer that takes its rows from an array of MANY rows, three times through, sixteen at a time. */
 static dlrn_buffer *make_buffer(dlrn_context *ctx) {
     dlrn_buffer_config cfg = dlrn_buffer_defaults();
@@ -854,6 +898,7 @@ int main(int argc, char **argv) {
     RUN(resampling_in_compat_forgets_moments_alone);
     RUN(the_configuration_as_json);
     RUN(a_resumed_trainer_goes_on_with_the_same_bits);
+    RUN(checkpoints_that_lie);
     RUN(a_resumed_run_draws_the_same_rows);
     RUN(a_whole_run_ends_with_the_data_or_when_told);
     return TEST_END();
