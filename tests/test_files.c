@@ -706,6 +706,7 @@ TEST(names_that_collide) {
     }
     for (int i = 0; i < NAMES; i++)
         for (int stage = 0; stage < STAGES; stage++) memcpy(names[i] + 3 * stage, part[stage][i >> stage & 1], 3);
+    CHECK(dlrni_hash(names, names[0], 3 * STAGES) != dlrni_hash(part, names[0], 3 * STAGES)); /* each table its own */
     for (int i = 0; i < NAMES; i++) CHECK(dlrni_names_put(ctx, &table, names[i], 3 * STAGES, i));
     for (int i = 0; i < NAMES; i++) {
         int64_t home = (int64_t)(dlrni_hash(table.slot, names[i], 3 * STAGES) & (uint64_t)(table.size - 1));

@@ -11,6 +11,7 @@
 #include "documents.h"
 #include "gptneox.h"
 #include "tests/test.h"
+#include "tests/allocator.h"
 
 #define MODEL "examples/data/tiny-neox"
 #define GOLDEN "tests/golden/tiny_neox_expected.npz"
@@ -475,6 +476,45 @@ TEST(folders_that_are_not_models) {
     }
 }
 
+/* The tiny model with a config.json that promises more positions than there is memory for: it runs as it did, since room
+   is made for the sequences that come. */
+TEST(config_of_many_positions) {
+    static float want[MOST * V], got[MOST * V];
+    dlrn_context_config cfg = counted_context();
+    dlrn_context *counted = NULL;
+    neox_model *m = NULL;
+    char *config, *at;
+    size_t size;
+    int32_t id[MOST];
+    open_all();
+    int64_t start[2] = {0, golden_ids(0, id)};
+    neox_batch b = {id, start, 1};
+    CHECK_OK(ctx, neox_run(model, &b, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(ctx, neox_logits(model, 0, start[1], want));
+    CHECK_OK(ctx, dlrn_file_read(ctx, MODEL "/config.json", &config, &size));
+    CHECK((at = strstr(config, "\"max_position_embeddings\": ")) != NULL);
+    mkdir(tmp_path("vast"), 0777);
+    FILE *f = fopen(tmp_path("vast/config.json"), "w");
+    CHECK(f != NULL);
+    fprintf(f, "%.*s\"max_position_embeddings\": 4194304%s", (int)(at - config), config, at + strcspn(at, ",}"));
+    CHECK(fclose(f) == 0);
+    dlrn_free(ctx, config);
+    remove(tmp_path("vast/model.safetensors"));
+    CHECK(symlink("../../../" MODEL "/model.safetensors", tmp_path("vast/model.safetensors")) == 0);
+    cfg.threads = 2;
+    in_use_most = 64 << 20;
+    CHECK_STATUS(dlrn_context_create(&cfg, &counted), DLRN_OK);
+    CHECK_OK(counted, neox_load(counted, tmp_path("vast"), &m));
+    CHECK(neox_config_of(m)->positions == 4194304);
+    CHECK_OK(counted, neox_run(m, &b, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(counted, neox_logits(m, 0, start[1], got));
+    CHECK(!memcmp(want, got, (size_t)(start[1] * V) * sizeof *got));
+    neox_destroy(m);
+    dlrn_context_destroy(counted);
+    CHECK_MSG(live == 0 && peak < in_use_most, "%d blocks, %zu bytes", (int)live, peak);
+    in_use_most = SIZE_MAX / 2;
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(logits);
@@ -490,6 +530,7 @@ int main(int argc, char **argv) {
     RUN(source_that_is_stopped);
     RUN(source_with_a_target);
     RUN(folders_that_are_not_models);
+    RUN(config_of_many_positions);
     dlrn_archive_close(golden);
     neox_destroy(model);
     dlrn_context_destroy(ctx);

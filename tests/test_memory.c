@@ -4,44 +4,7 @@
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/bytes.h"
-
-static int64_t live, left = -1; /* blocks in use; allocations until one fails, negative: none does */
-static size_t in_use, peak;     /* bytes */
-enum { HEAD = 64 };             /* before each block: its size */
-
-static void *count_malloc(size_t size, void *user) {
-    (void)user;
-    if (left == 0) return NULL;
-    if (left > 0) left--;
-    char *p = (char *)malloc(HEAD + size);
-    if (!p) return NULL;
-    memcpy(p, &size, sizeof size);
-    live++;
-    in_use += size;
-    if (in_use > peak) peak = in_use;
-    return p + HEAD;
-}
-
-static void count_free(void *block, void *user) {
-    size_t size;
-    (void)user;
-    if (!block) return;
-    char *p = (char *)block - HEAD;
-    memcpy(&size, p, sizeof size);
-    live--;
-    in_use -= size;
-    free(p);
-}
-
-static void *count_realloc(void *block, size_t size, void *user) {
-    size_t old = 0;
-    void *to = count_malloc(size, user);
-    if (!to || !block) return to;
-    memcpy(&old, (char *)block - HEAD, sizeof old);
-    memcpy(to, block, old < size ? old : size);
-    count_free(block, user);
-    return to;
-}
+#include "tests/allocator.h"
 
 /* Runs the operation with one more allocation granted each time, until it succeeds. */
 static void starve(const char *name, dlrn_status (*operation)(void)) {
@@ -268,10 +231,7 @@ TEST(claims_in_proportion) {
 
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
-    dlrn_context_config cfg = dlrn_context_defaults();
-    cfg.malloc = count_malloc;
-    cfg.realloc = count_realloc;
-    cfg.free = count_free;
+    dlrn_context_config cfg = counted_context();
     if (dlrn_context_create(&cfg, &ctx) != DLRN_OK) return 1;
     RUN(archives);
     RUN(folders);

@@ -46,7 +46,7 @@ change() {
         }
         name != "-" && /^}/ { inside = 0 }
         { print }
-        END { exit found != 1 }' "$root/$1" > "$1.changed" && mv "$1.changed" "$(basename "$1")"
+        END { exit found != 1 }' "$root/$1" > changed && mv changed "$(basename "$1")"
 }
 
 # ---- The tests themselves: they must pass with the headers as they are, or a fault would prove nothing ----
