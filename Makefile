@@ -16,22 +16,24 @@ OPENMP  := $(shell mkdir -p $(BUILD) build/tmp && printf '$(PROBE)' > $(BUILD)/p
 # Threads that wait sleep: while another program has the cores, spinning at each barrier costs ten times the work.
 export OMP_WAIT_POLICY ?= passive
 COMPILE  = $(CC) -std=c99 $(CFLAGS) $(WARN) $(OPENMP) -I. -Iexamples
+HARD     = -std=c99 -O1 -g $(WARN) -I. -Iexamples -fno-sanitize-recover=all
 
 PROGRAMS := $(patsubst examples/%.c,$(BUILD)/%,$(wildcard examples/dictlearn.c examples/[0-9][0-9]_*.c))
-TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
+TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c)) $(BUILD)/fuzz_replay
 SCRIPTS  := $(filter-out tests/test_of_tests.sh,$(wildcard tests/test_*.sh))
-SAN      := $(patsubst tests/%.c,$(BUILD)/san/%,$(wildcard tests/test_*.c))
+SAN      := $(patsubst tests/%.c,$(BUILD)/san/%,$(wildcard tests/test_*.c)) $(BUILD)/san/fuzz_replay
 KERNEL_TESTS ?= test_core test_trainer test_golden
 CHECKERS := $(wildcard tests/interop.py tests/hf_check.py tests/tokenizer_check.py tests/twin.py)
 PACKAGES := torch==2.13.0 numpy==2.4.6 scipy==1.17.1 safetensors==0.8.0 transformers==5.23.0 tokenizers==0.23.3
 PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpoolctl==3.8.0 \
             transformers==5.23.0
 HEADERS  := dictlearn.h $(wildcard examples/*.h)
+FUZZERS  := tests/fuzz/fuzz.c $(wildcard tests/fuzz/*.h tests/*.h) $(HEADERS)
 
 TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
 .PHONY: all demo test test-of-tests interop twin san lint doctest venv bench bench-peers bench-check bench-readme \
-        help clean format
+        help clean format fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:
 
 all: $(PROGRAMS) ## the program build/dictlearn and the examples
@@ -78,10 +80,37 @@ twin: all $(VENV) ## the program and a PyTorch twin of the reference's loop on t
 
 $(BUILD)/san/test_%: tests/test_%.c $(wildcard tests/*.h) $(HEADERS)
 	@mkdir -p $(@D)
-	$(CC) -std=c99 -O1 -g $(WARN) -I. -Iexamples -fsanitize=address,undefined -fno-sanitize-recover=all $< -o $@ -lm
+	$(CC) $(HARD) -fsanitize=address,undefined $< -o $@ -lm
+
+$(BUILD)/san/fuzz_replay: tests/fuzz/replay.c $(FUZZERS)
+	@mkdir -p $(@D)
+	$(CC) $(HARD) -fsanitize=address,undefined $< -o $@ -lm
 
 san: $(SAN) ## the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@ASAN_OPTIONS=allocator_may_return_null=1 sh tests/run.sh $(BUILD) $(SAN)
+
+$(BUILD)/fuzz/fuzz: $(FUZZERS)
+	@mkdir -p $(@D)
+	clang $(HARD) -fsanitize=fuzzer,address,undefined $< -o $@ -lm
+
+$(BUILD)/fuzz/fuzz-afl: $(FUZZERS)
+	@mkdir -p $(@D)
+	AFL_USE_ASAN=1 AFL_USE_UBSAN=1 afl-clang-fast $(HARD) -fsanitize=fuzzer $< -o $@ -lm
+
+$(BUILD)/fuzz_replay: tests/fuzz/replay.c $(FUZZERS)
+	$(COMPILE) $< -o $@ -lm
+
+fuzz: $(BUILD)/fuzz/fuzz ## hostile files to every reader: FUZZ_SECONDS= each, FUZZ_TARGET= picks (clang, libclang-rt)
+	FUZZ_SECONDS='$(FUZZ_SECONDS)' sh tests/fuzz/fuzz.sh fuzz $(BUILD) $(FUZZ_TARGET)
+
+fuzz-afl: $(BUILD)/fuzz/fuzz-afl ## the same with AFL++, the pickle machine unless FUZZ_TARGET= names another
+	FUZZ_SECONDS='$(FUZZ_SECONDS)' sh tests/fuzz/fuzz.sh afl $(BUILD) $(or $(FUZZ_TARGET),pickle)
+
+fuzz-merge: $(BUILD)/fuzz/fuzz ## what the fuzzers found becomes the committed inputs, the least of it that does
+	sh tests/fuzz/fuzz.sh merge $(BUILD) $(FUZZ_TARGET)
+
+fuzz-replay: $(BUILD)/fuzz_replay ## the committed inputs without a fuzzer (FUZZ_TARGET= FUZZ_FILES=: these files)
+	$(BUILD)/fuzz_replay $(FUZZ_TARGET) $(FUZZ_FILES)
 
 doctest: all ## compiles and runs every example of README.md and of the manual
 	@$(TOOLS) sh tests/run.sh $(BUILD) tests/test_doc.sh
@@ -109,7 +138,7 @@ lint: ## style and hygiene: format, columns, function length, contents page, sym
 	@$(TOOLS) sh tests/lint.sh $(BUILD)
 
 format: ## rewrites the C files as .clang-format says
-	clang-format -i dictlearn.h examples/*.[ch] tests/*.[ch] bench/*.[ch]
+	clang-format -i dictlearn.h examples/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] bench/*.[ch]
 
 clean: ## removes build/ but for the virtual environments
 	rm -rf $(filter-out $(BUILD)/venv $(BUILD)/peers,$(wildcard $(BUILD)/*))

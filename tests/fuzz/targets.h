@@ -1,0 +1,308 @@
+/* targets.h - a reader each: the input is read as a user would, and what was read is used. */
+#ifndef DICTLEARN_FUZZ_TARGETS_H
+#define DICTLEARN_FUZZ_TARGETS_H
+
+#include "tests/fuzz/fuzz.h"
+
+/* ---- Archives ---- */
+
+enum {
+    DEFLATE = 1032,     /* what deflate can give at most                */
+    NODES = 1024,       /* a pickle's values for each of its bytes      */
+    TREE = 256,         /* JSON's values for each of its bytes          */
+    LITTLE = 256 * 1024 /* what an empty file may take: the first chunk */
+};
+
+/* A .pt or .npz, with all that zip may do wrong around it. */
+static void fuzz_zip(const unsigned char *data, size_t size) {
+    dlrn_archive *a = fuzz_open(data, size, DEFLATE + NODES, LITTLE);
+    if (a) fuzz_use(a, size);
+}
+
+/* data.pkl of a .pt of two storages; the zip around it is whole. */
+static void fuzz_pickle(const unsigned char *data, size_t size) {
+    static zip z;
+    static bytes pickle, storage;
+    static const float numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    if (size > sizeof pickle.p / 2) return;
+    pickle.n = storage.n = z.file.n = z.directory.n = 0;
+    z.members = 0;
+    put(&pickle, data, size);
+    zip_raw(&z, "archive/data.pkl", &pickle, 0, size, 0, 0);
+    put_floats(&storage, numbers, 16);
+    zip_add(&z, "archive/data/0", &storage);
+    storage.n = 17;
+    zip_add(&z, "archive/data/1", &storage);
+    bytes *file = zip_done(&z);
+    dlrn_archive *a = fuzz_open(file->p, file->n, NODES, LITTLE);
+    if (a) fuzz_use(a, size);
+}
+
+/* torch's form before 1.6. */
+static void fuzz_legacy(const unsigned char *data, size_t size) {
+    dlrn_archive *a = fuzz_open(data, size, NODES, LITTLE);
+    if (a) fuzz_use(a, size);
+}
+
+static void fuzz_safetensors(const unsigned char *data, size_t size) {
+    dlrn_archive *a = fuzz_open(data, size, TREE, LITTLE);
+    if (a) fuzz_use(a, size);
+}
+
+/* One array, and the rows of it as a source. */
+static void fuzz_npy(const unsigned char *data, size_t size) {
+    dlrn_source source;
+    float *row;
+    int64_t n = 0;
+    dlrn_archive *a = fuzz_open(data, size, 0, LITTLE);
+    if (!a) return;
+    fuzz_use(a, size);
+    fuzz_write("x.npy", data, size);
+    dlrn_status s = dlrn_source_from_npy(ctx, fuzz_path("x.npy"), NULL, 1, &source);
+    if (s != DLRN_OK) {
+        fuzz_refused(s, "x.npy");
+        return;
+    }
+    CHECK(source.activation_dim > 0);
+    row = (float *)malloc((size_t)source.activation_dim * sizeof *row);
+    CHECK(row != NULL);
+    while ((s = source.read(source.user, 1, row, NULL, &n)) == DLRN_OK) CHECK(n == 1);
+    CHECK(s == DLRN_END);
+    free(row);
+    dlrn_source_destroy(&source);
+}
+
+static int fuzz_is(const dlrn_archive *a, const char *format) {
+    return !strcmp(dlrn_archive_format(a), format);
+}
+
+/* Arrays, and the codes that they may be. */
+static void fuzz_npz(const unsigned char *data, size_t size) {
+    dlrn_sparse codes;
+    memset(&codes, 0, sizeof codes);
+    dlrn_archive *a = fuzz_open(data, size, DEFLATE, LITTLE);
+    if (!a) return;
+    if (fuzz_is(a, "npz")) {
+        fuzz_allow(size, 32 * DEFLATE, LITTLE); /* bytes widen to numbers, sorted in a copy */
+        dlrn_status s = dlrn_csr_read(a, &codes);
+        fuzz_allow_all();
+        if (s != DLRN_OK) fuzz_refused(s, "hostile.file");
+        CHECK(s == DLRN_OK || codes.row_ptr == NULL);
+    }
+    for (int64_t i = 0; codes.row_ptr && i < codes.rows; i++)
+        for (int64_t k = codes.row_ptr[i]; k < codes.row_ptr[i + 1]; k++) {
+            CHECK(codes.col[k] >= 0 && codes.col[k] < codes.cols);
+            CHECK(k == codes.row_ptr[i] || codes.col[k - 1] < codes.col[k]);
+        }
+    dlrn_sparse_free(&codes);
+    fuzz_use(a, size);
+}
+
+/* ---- Texts ---- */
+
+static void fuzz_json_value(const dlrn_json *v, int depth) {
+    int64_t n = 0;
+    CHECK(depth <= 65);
+    CHECK((v->type == DLRN_JSON_STRING || v->type == DLRN_JSON_NUMBER) == (v->text != NULL));
+    CHECK(!v->text || v->text[v->text_len] == 0);
+    CHECK(!v->key || v->key[v->key_len] == 0);
+    for (const dlrn_json *m = v->first; m; m = m->next, n++) {
+        CHECK((v->type == DLRN_JSON_OBJECT) == (m->key != NULL));
+        fuzz_json_value(m, depth + 1);
+    }
+    CHECK(n == v->count);
+    if (v->type == DLRN_JSON_OBJECT && n)
+        CHECK(strchr(v->first->key, '.') || !*v->first->key || (int64_t)strlen(v->first->key) < v->first->key_len ||
+              dlrn_json_get(v, v->first->key) == v->first);
+}
+
+static void fuzz_json(const unsigned char *data, size_t size) {
+    dlrn_json *root = NULL;
+    fuzz_allow(size, TREE, LITTLE);
+    dlrn_status s = dlrn_json_parse(ctx, (const char *)data, size, "hostile.json", &root);
+    fuzz_allow_all();
+    CHECK((s == DLRN_OK) == (root != NULL));
+    if (s != DLRN_OK) fuzz_refused(s, "hostile.json");
+    if (root) fuzz_json_value(root, 1);
+    dlrn_json_free(ctx, root);
+}
+
+/* tokenizer.json, and a text for it. */
+static void fuzz_tokenizer(const unsigned char *data, size_t size) {
+    size_t first, n;
+    const unsigned char *text;
+    bpe_tokenizer *t = NULL;
+    bpe_ids ids;
+    bpe_text back;
+    memset(&ids, 0, sizeof ids);
+    memset(&back, 0, sizeof back);
+    fuzz_halves(data, size, &first, &text, &n);
+    fuzz_write("tokenizer.json", data, first);
+    fuzz_allow(first, 2 * TREE, LITTLE);
+    dlrn_status s = bpe_load(ctx, fuzz_path("tokenizer.json"), &t);
+    fuzz_allow_all();
+    CHECK((s == DLRN_OK) == (t != NULL));
+    if (!t) {
+        fuzz_refused(s, "tokenizer.json");
+        return;
+    }
+    fuzz_allow(size, 128 * BPE_MOST_GROWTH, LITTLE);
+    CHECK_OK(ctx, bpe_encode(t, (const char *)text, (int64_t)n, &ids));
+    fuzz_allow_all();
+    for (int64_t i = 0; i < ids.count; i++) CHECK(ids.id[i] >= 0 && ids.id[i] < bpe_vocab_size(t));
+    CHECK_OK(ctx, bpe_decode(t, ids.id, ids.count, &back));
+    bpe_ids_free(&ids);
+    bpe_text_free(&back);
+    bpe_destroy(t);
+}
+
+enum { FUZZ_DOCUMENTS = 64 };
+
+/* The text behind the first byte, which tells its form: all documents, then each of them again from its place. */
+static void fuzz_documents(const unsigned char *data, size_t size) {
+    const char *name = size && data[0] & 1 ? "text.jsonl" : "text.txt", *text = NULL;
+    uint64_t place[FUZZ_DOCUMENTS], before = 0;
+    uint32_t sum[FUZZ_DOCUMENTS];
+    int64_t bytes = 0, count = 0;
+    doc_reader *r = NULL;
+    dlrn_status s;
+    if (size) fuzz_write(name, data + 1, size - 1);
+    if (!size) return;
+    fuzz_allow(size, TREE, LITTLE);
+    CHECK_OK(ctx, doc_open(ctx, fuzz_path(name), &r));
+    while ((s = doc_next(r, &text, &bytes)) == DLRN_OK) {
+        CHECK(bytes > 0 && text[bytes] == 0 && doc_position(r) > before && doc_position(r) < size);
+        if (count < FUZZ_DOCUMENTS)
+            place[count] = before, sum[count++] = dlrni_crc32(0, (const unsigned char *)text, (uint64_t)bytes);
+        before = doc_position(r);
+    }
+    if (s != DLRN_END) fuzz_refused(s, name);
+    fuzz_allow_all();
+    while (count-- > 0) {
+        CHECK_OK(ctx, doc_seek(r, place[count]));
+        CHECK_OK(ctx, doc_next(r, &text, &bytes));
+        CHECK(dlrni_crc32(0, (const unsigned char *)text, (uint64_t)bytes) == sum[count]);
+    }
+    doc_close(r);
+}
+
+/* ---- Dictionaries and models ---- */
+
+static void fuzz_weights(const float *w, int64_t n) {
+    for (int64_t i = 0; i < n; i++) CHECK(isfinite(w[i]));
+}
+
+static void fuzz_same_weights(const float *a, const float *b, int64_t n) {
+    CHECK(!memcmp(a, b, (size_t)n * sizeof *a));
+}
+
+/* Encodes and decodes a row, saves the dictionary and loads it again. */
+static void fuzz_use_dictionary(dlrn_dictionary *ae, size_t choice) {
+    static const char *const names[3] = {"again.pt", "again.safetensors", "again.npz"};
+    const int64_t d = ae->activation_dim, F = ae->dict_size;
+    dlrn_dictionary *back = NULL;
+    dlrn_sparse codes;
+    memset(&codes, 0, sizeof codes);
+    float *x = (float *)malloc((size_t)d * 2 * sizeof *x);
+    CHECK(x != NULL);
+    for (int64_t i = 0; i < d; i++) x[i] = (float)(i % 7) - 3;
+    CHECK_OK(ctx, dlrn_forward(ae, x, 1, x + d, &codes));
+    CHECK(codes.rows == 1 && codes.cols == F && codes.row_ptr[1] <= F);
+    for (int64_t k = 0; k < codes.row_ptr[1]; k++) CHECK(codes.col[k] >= 0 && codes.col[k] < F);
+    dlrn_sparse_free(&codes);
+    free(x);
+    CHECK_OK(ctx, dlrn_save(ae, fuzz_path(names[choice % 3])));
+    remove(fuzz_path("config.json")); /* which speaks of the first */
+    CHECK_OK(ctx, dlrn_load(ctx, fuzz_path(names[choice % 3]), &back));
+    CHECK(back->activation_dim == d && back->dict_size == F);
+    fuzz_same_weights(ae->encoder_weight, back->encoder_weight, F * d);
+    fuzz_same_weights(ae->decoder_weight, back->decoder_weight, F * d);
+    fuzz_same_weights(ae->encoder_bias, back->encoder_bias, F);
+    fuzz_same_weights(ae->bias, back->bias, d);
+    dlrn_dictionary_destroy(back);
+}
+
+/* A folder of config.json and ae.pt, in whatever form that is. */
+static void fuzz_dictionary(const unsigned char *data, size_t size) {
+    size_t first, n;
+    const unsigned char *weights;
+    dlrn_dictionary *ae = NULL;
+    fuzz_halves(data, size, &first, &weights, &n);
+    fuzz_write("ae.pt", weights, n);
+    if (first) fuzz_write("config.json", data, first);
+    fuzz_allow(size, DEFLATE + NODES, LITTLE);
+    dlrn_status s = dlrn_load(ctx, fuzz_folder(), &ae);
+    fuzz_allow_all();
+    CHECK((s == DLRN_OK) == (ae != NULL));
+    if (s != DLRN_OK) fuzz_refused(s, strstr(dlrn_error(ctx), "config.json") ? "config.json" : "ae.pt");
+    remove(fuzz_path("ae.pt"));
+    if (ae) CHECK(ae->activation_dim > 0 && ae->dict_size > 0);
+    if (ae && ae->encoder_weight) {
+        fuzz_weights(ae->encoder_weight, ae->dict_size * ae->activation_dim);
+        fuzz_weights(ae->decoder_weight, ae->dict_size * ae->activation_dim);
+        fuzz_weights(ae->encoder_bias, ae->dict_size);
+        fuzz_weights(ae->bias, ae->activation_dim);
+        fuzz_use_dictionary(ae, size);
+    }
+    dlrn_dictionary_destroy(ae);
+    remove(fuzz_path("config.json"));
+}
+
+/* A checkpoint: the trainer goes on for a step, and is saved and resumed once more. */
+static void fuzz_checkpoint(const unsigned char *data, size_t size) {
+    dlrn_trainer *t = NULL, *again = NULL;
+    fuzz_write("again.pt", data, size);
+    fuzz_allow(size, DEFLATE + NODES, LITTLE);
+    dlrn_status s = dlrn_trainer_resume(ctx, fuzz_path("again.pt"), NULL, NULL, &t);
+    fuzz_allow_all();
+    CHECK((s == DLRN_OK) == (t != NULL));
+    if (!t) {
+        fuzz_refused(s, "again.pt");
+        return;
+    }
+    const int64_t d = dlrn_trainer_config(t)->activation_dim, F = dlrn_trainer_config(t)->dict_size;
+    CHECK_OK(ctx, dlrn_trainer_save(t, fuzz_path("again.safetensors")));
+    CHECK_OK(ctx, dlrn_trainer_resume(ctx, fuzz_path("again.safetensors"), NULL, NULL, &again));
+    fuzz_same_weights(dlrn_trainer_dictionary(t)->encoder_weight, dlrn_trainer_dictionary(again)->encoder_weight,
+                      F * d);
+    dlrn_trainer_destroy(again);
+    float *x = (float *)malloc((size_t)(2 * d) * sizeof *x);
+    CHECK(x != NULL);
+    for (int64_t i = 0; i < 2 * d; i++) x[i] = (float)(i % 7) - 3;
+    s = dlrn_trainer_step_on(t, x, NULL, 2, NULL);
+    CHECK_MSG(s == DLRN_OK || s == DLRN_ERR_VALUE, "%s", dlrn_error(ctx)); /* weights may be vast */
+    free(x);
+    dlrn_trainer_destroy(t);
+}
+
+/* A folder of config.json and model.safetensors: a short text through all of it. */
+static void fuzz_model(const unsigned char *data, size_t size) {
+    size_t first, n;
+    const unsigned char *weights;
+    neox_model *m = NULL;
+    fuzz_halves(data, size, &first, &weights, &n);
+    fuzz_write("config.json", data, first);
+    fuzz_write("model.safetensors", weights, n);
+    fuzz_allow(size, 2 * TREE, 16 * LITTLE);
+    dlrn_status s = neox_load(ctx, fuzz_folder(), &m);
+    CHECK((s == DLRN_OK) == (m != NULL));
+    if (m) {
+        const neox_config *c = neox_config_of(m);
+        const int64_t tokens = c->positions < 3 ? c->positions : 3, start[2] = {0, tokens};
+        const int32_t id[3] = {0, (int32_t)(c->vocab - 1), (int32_t)(c->vocab / 2)};
+        const neox_batch batch = {id, start, 1};
+        CHECK(c->dim > 0 && c->layers > 0 && c->heads > 0 && c->head_dim * c->heads == c->dim && c->vocab > 0);
+        CHECK(c->rotary >= 0 && c->rotary <= c->head_dim && c->rotary % 2 == 0);
+        s = neox_run(m, &batch, NULL, 0, NULL, NULL, 1);
+        if (s == DLRN_OK) {
+            float *logits = (float *)malloc((size_t)(tokens * c->vocab) * sizeof *logits);
+            CHECK(logits != NULL);
+            CHECK_OK(ctx, neox_logits(m, 0, tokens, logits));
+            free(logits);
+        }
+    }
+    fuzz_allow_all();
+    if (s != DLRN_OK) fuzz_refused(s, strstr(dlrn_error(ctx), "config.json") ? "config.json" : "model.safetensors");
+    neox_destroy(m);
+}
+#endif /* DICTLEARN_FUZZ_TARGETS_H */
