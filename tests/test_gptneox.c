@@ -476,8 +476,8 @@ TEST(folders_that_are_not_models) {
     }
 }
 
-/* The tiny model with a config.json that promises more positions than there is memory for: it runs as it did, since room
-   is made for the sequences that come. */
+/* The tiny model with a config.json that promises more positions than there is memory for: it runs as it did, since
+   room is made for the sequences that come. */
 TEST(config_of_many_positions) {
     static float want[MOST * V], got[MOST * V];
     dlrn_context_config cfg = counted_context();

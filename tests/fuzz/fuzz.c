@@ -80,8 +80,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return 0;
 }
 
-/* libFuzzer's changes; AFL++ has its own. One in four is one of plain bytes, and all are where the bytes cannot be taken
-   apart. */
+/* libFuzzer's changes; AFL++ has its own. One in four is of plain bytes; all are, where these cannot be taken apart. */
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t most, unsigned seed) {
     size_t n = fuzz_in_hand->mutate && seed % 4 ? fuzz_in_hand->mutate(data, size, most, seed / 4) : 0;
     return n ? n : LLVMFuzzerMutate(data, size, most);

@@ -15,7 +15,14 @@
 #include "tests/bytes.h"
 #include "tests/allocator.h"
 
-enum { FUZZ_NUMBERS = 1 << 14, FUZZ_TENSORS = 64 }; /* what is saved again: at most so much of it */
+enum {
+    FUZZ_NUMBERS = 1 << 14, /* what is saved again: at most so much of it */
+    FUZZ_TENSORS = 64,
+    FUZZ_DEFLATE = 1032,     /* what deflate can give at most                */
+    FUZZ_NODES = 1024,       /* a pickle's values for each of its bytes      */
+    FUZZ_TREE = 256,         /* JSON's values for each of its bytes          */
+    FUZZ_LITTLE = 256 * 1024 /* what an empty file may take: the first chunk */
+};
 
 /* Reading an input of `size` bytes may take factor * size + constant at its peak; what asks for more gets none. */
 static size_t fuzz_before;
@@ -169,10 +176,17 @@ static void fuzz_use(dlrn_archive *a, size_t choice) {
     dlrn_archive_close(a);
 }
 
-/* Opens bytes as an archive, within a measure of memory. */
-static dlrn_archive *fuzz_open(const unsigned char *data, size_t size, size_t factor, size_t constant) {
+/* How many bytes a reader may take for each of a file's, by what the file is. */
+static size_t fuzz_factor(const unsigned char *data, size_t size) {
+    if (size >= 6 && !memcmp(data, "\x93NUMPY", 6)) return 0;
+    if (size >= 2 && !memcmp(data, "PK", 2)) return FUZZ_DEFLATE + FUZZ_NODES;
+    return size >= 9 && data[8] == '{' ? FUZZ_TREE : FUZZ_NODES;
+}
+
+/* Opens bytes as an archive, within its measure of memory. */
+static dlrn_archive *fuzz_open(const unsigned char *data, size_t size) {
     dlrn_archive *a = NULL;
-    fuzz_allow(size, factor, constant);
+    fuzz_allow(size, fuzz_factor(data, size), FUZZ_LITTLE);
     dlrn_status s = dlrn_archive_open_memory(ctx, data, size, "hostile.file", &a);
     fuzz_allow_all();
     CHECK((s == DLRN_OK) == (a != NULL));

@@ -6,16 +6,9 @@
 
 /* ---- Archives ---- */
 
-enum {
-    DEFLATE = 1032,     /* what deflate can give at most                */
-    NODES = 1024,       /* a pickle's values for each of its bytes      */
-    TREE = 256,         /* JSON's values for each of its bytes          */
-    LITTLE = 256 * 1024 /* what an empty file may take: the first chunk */
-};
-
 /* A .pt or .npz, with all that zip may do wrong around it. */
 static void fuzz_zip(const unsigned char *data, size_t size) {
-    dlrn_archive *a = fuzz_open(data, size, DEFLATE + NODES, LITTLE);
+    dlrn_archive *a = fuzz_open(data, size);
     if (a) fuzz_use(a, size);
 }
 
@@ -34,18 +27,18 @@ static void fuzz_pickle(const unsigned char *data, size_t size) {
     storage.n = 17;
     zip_add(&z, "archive/data/1", &storage);
     bytes *file = zip_done(&z);
-    dlrn_archive *a = fuzz_open(file->p, file->n, NODES, LITTLE);
+    dlrn_archive *a = fuzz_open(file->p, file->n);
     if (a) fuzz_use(a, size);
 }
 
 /* torch's form before 1.6. */
 static void fuzz_legacy(const unsigned char *data, size_t size) {
-    dlrn_archive *a = fuzz_open(data, size, NODES, LITTLE);
+    dlrn_archive *a = fuzz_open(data, size);
     if (a) fuzz_use(a, size);
 }
 
 static void fuzz_safetensors(const unsigned char *data, size_t size) {
-    dlrn_archive *a = fuzz_open(data, size, TREE, LITTLE);
+    dlrn_archive *a = fuzz_open(data, size);
     if (a) fuzz_use(a, size);
 }
 
@@ -54,7 +47,7 @@ static void fuzz_npy(const unsigned char *data, size_t size) {
     dlrn_source source;
     float *row;
     int64_t n = 0;
-    dlrn_archive *a = fuzz_open(data, size, 0, LITTLE);
+    dlrn_archive *a = fuzz_open(data, size);
     if (!a) return;
     fuzz_use(a, size);
     fuzz_write("x.npy", data, size);
@@ -80,10 +73,10 @@ static int fuzz_is(const dlrn_archive *a, const char *format) {
 static void fuzz_npz(const unsigned char *data, size_t size) {
     dlrn_sparse codes;
     memset(&codes, 0, sizeof codes);
-    dlrn_archive *a = fuzz_open(data, size, DEFLATE, LITTLE);
+    dlrn_archive *a = fuzz_open(data, size);
     if (!a) return;
     if (fuzz_is(a, "npz")) {
-        fuzz_allow(size, 32 * DEFLATE, LITTLE); /* bytes widen to numbers, sorted in a copy */
+        fuzz_allow(size, 32 * FUZZ_DEFLATE, FUZZ_LITTLE); /* bytes widen to numbers, sorted in a copy */
         dlrn_status s = dlrn_csr_read(a, &codes);
         fuzz_allow_all();
         if (s != DLRN_OK) fuzz_refused(s, "hostile.file");
@@ -118,7 +111,7 @@ static void fuzz_json_value(const dlrn_json *v, int depth) {
 
 static void fuzz_json(const unsigned char *data, size_t size) {
     dlrn_json *root = NULL;
-    fuzz_allow(size, TREE, LITTLE);
+    fuzz_allow(size, FUZZ_TREE, FUZZ_LITTLE);
     dlrn_status s = dlrn_json_parse(ctx, (const char *)data, size, "hostile.json", &root);
     fuzz_allow_all();
     CHECK((s == DLRN_OK) == (root != NULL));
@@ -138,7 +131,7 @@ static void fuzz_tokenizer(const unsigned char *data, size_t size) {
     memset(&back, 0, sizeof back);
     fuzz_halves(data, size, &first, &text, &n);
     fuzz_write("tokenizer.json", data, first);
-    fuzz_allow(first, 2 * TREE, LITTLE);
+    fuzz_allow(first, 2 * FUZZ_TREE, FUZZ_LITTLE);
     dlrn_status s = bpe_load(ctx, fuzz_path("tokenizer.json"), &t);
     fuzz_allow_all();
     CHECK((s == DLRN_OK) == (t != NULL));
@@ -146,7 +139,7 @@ static void fuzz_tokenizer(const unsigned char *data, size_t size) {
         fuzz_refused(s, "tokenizer.json");
         return;
     }
-    fuzz_allow(size, 128 * BPE_MOST_GROWTH, LITTLE);
+    fuzz_allow(size, 128 * BPE_MOST_GROWTH, FUZZ_LITTLE);
     CHECK_OK(ctx, bpe_encode(t, (const char *)text, (int64_t)n, &ids));
     fuzz_allow_all();
     for (int64_t i = 0; i < ids.count; i++) CHECK(ids.id[i] >= 0 && ids.id[i] < bpe_vocab_size(t));
@@ -168,7 +161,7 @@ static void fuzz_documents(const unsigned char *data, size_t size) {
     dlrn_status s;
     if (size) fuzz_write(name, data + 1, size - 1);
     if (!size) return;
-    fuzz_allow(size, TREE, LITTLE);
+    fuzz_allow(size, FUZZ_TREE, FUZZ_LITTLE);
     CHECK_OK(ctx, doc_open(ctx, fuzz_path(name), &r));
     while ((s = doc_next(r, &text, &bytes)) == DLRN_OK) {
         CHECK(bytes > 0 && text[bytes] == 0 && doc_position(r) > before && doc_position(r) < size);
@@ -230,7 +223,7 @@ static void fuzz_dictionary(const unsigned char *data, size_t size) {
     fuzz_halves(data, size, &first, &weights, &n);
     fuzz_write("ae.pt", weights, n);
     if (first) fuzz_write("config.json", data, first);
-    fuzz_allow(size, DEFLATE + NODES, LITTLE);
+    fuzz_allow(size, FUZZ_DEFLATE + FUZZ_NODES, FUZZ_LITTLE);
     dlrn_status s = dlrn_load(ctx, fuzz_folder(), &ae);
     fuzz_allow_all();
     CHECK((s == DLRN_OK) == (ae != NULL));
@@ -252,7 +245,7 @@ static void fuzz_dictionary(const unsigned char *data, size_t size) {
 static void fuzz_checkpoint(const unsigned char *data, size_t size) {
     dlrn_trainer *t = NULL, *again = NULL;
     fuzz_write("again.pt", data, size);
-    fuzz_allow(size, DEFLATE + NODES, LITTLE);
+    fuzz_allow(size, FUZZ_DEFLATE + FUZZ_NODES, FUZZ_LITTLE);
     dlrn_status s = dlrn_trainer_resume(ctx, fuzz_path("again.pt"), NULL, NULL, &t);
     fuzz_allow_all();
     CHECK((s == DLRN_OK) == (t != NULL));
@@ -283,7 +276,7 @@ static void fuzz_model(const unsigned char *data, size_t size) {
     fuzz_halves(data, size, &first, &weights, &n);
     fuzz_write("config.json", data, first);
     fuzz_write("model.safetensors", weights, n);
-    fuzz_allow(size, 2 * TREE, 16 * LITTLE);
+    fuzz_allow(size, 2 * FUZZ_TREE, 16 * FUZZ_LITTLE);
     dlrn_status s = neox_load(ctx, fuzz_folder(), &m);
     CHECK((s == DLRN_OK) == (m != NULL));
     if (m) {
