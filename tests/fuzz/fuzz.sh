@@ -37,7 +37,8 @@ for target in ${*:-$all}; do
         if [ -f "$words" ]; then set -- -x "$words"; else set --; fi
         ASAN_OPTIONS=$ASAN_OPTIONS:abort_on_error=1:symbolize=0:detect_leaks=0 \
             AFL_NO_UI=1 AFL_SKIP_CPUFREQ=1 AFL_I_DONT_CARE_ABOUT_MISSING_CRASHES=1 \
-            afl-fuzz -V "${FUZZ_SECONDS:-60}" "$@" -m none -t 5000 -i "$corpus" -o "$build/fuzz/afl-$target" -- "$build/fuzz/fuzz-afl" || failed=1 ;;
+            afl-fuzz -V "${FUZZ_SECONDS:-60}" "$@" -m none -t 5000 -i "$corpus" \
+            -o "$build/fuzz/afl-$target" -- "$build/fuzz/fuzz-afl" || failed=1 ;;
     esac
 done
 exit $failed
