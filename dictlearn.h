@@ -642,7 +642,7 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_gradients(dlrn_trainer *trainer, co
                                                        const dlrn_gradients *out);
 
 /* Everything that is needed to go on with the same bits: weights, moments, counters, configuration, generator, the
-   buffer's unread rows and the source's position (where it has one). One file, atomic. */
+   buffer's unread rows and the source's position (where it has one). One file, a .safetensors by name, atomic. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_save(const dlrn_trainer *trainer, const char *path);
 /* cfg NULL: the saved configuration. A configuration that contradicts the saved one in d, F or compat is an error. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path, const dlrn_train_config *cfg,
@@ -8560,6 +8560,8 @@ DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_text *text, const dlrni_buffer_
 }
 
 DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) {
+    if (!dlrni_has_suffix(path, ".safetensors")) /* other forms have no place for the configuration */
+        return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT, "%s: expected a name ending in .safetensors", path);
     dlrn_tensor_out tensors[DLRNI_CHECKPOINT_TENSORS];
     int64_t count = DLRNI_CHECKPOINT_FLOATS, d = t->cfg.activation_dim;
     char config[1024], step[32], buffer[512];

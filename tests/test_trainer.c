@@ -749,6 +749,8 @@ TEST(a_resumed_trainer_goes_on_with_the_same_bits) {
     const char *path = tmp_path("trainer.safetensors");
     dlrn_trainer *t = make_trainer(ctx, &cfg), *again = NULL;
     for (int i = 0; i < 2; i++) CHECK_OK(ctx, dlrn_trainer_step_on(t, many_rows(), NULL, MANY, NULL));
+    CHECK_STATUS(dlrn_trainer_save(t, tmp_path("trainer.pt")), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "trainer.pt: expected a name ending in .safetensors");
     CHECK_OK(ctx, dlrn_trainer_save(t, path));
     CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, NULL, &again));
     CHECK(fingerprint(again) == fingerprint(t) && dlrn_trainer_steps_done(again) == 2);
