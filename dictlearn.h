@@ -1076,8 +1076,8 @@ DLRNI_INTERNAL void *dlrni_alloc(dlrn_context *ctx, int64_t count, size_t elemen
     int64_t bytes, total;
     if (!dlrni_mul(count, (int64_t)element, &bytes) ||
         !dlrni_add(bytes, DLRNI_ALIGN + (int64_t)sizeof(dlrni_block), &total) || (uint64_t)total > SIZE_MAX) {
-        dlrn_fail(ctx, DLRN_ERR_MEMORY, "a block of %lld x %zu bytes does not fit in memory", (long long)count,
-                  element);
+        dlrn_fail(ctx, DLRN_ERR_MEMORY, "a block of %lld x %lld bytes does not fit in memory", (long long)count,
+                  (long long)element);
         return NULL;
     }
     char *raw =
@@ -1246,8 +1246,8 @@ DLRN_API float dlrn_f16_to_f32(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 1023u;
     if (exponent == 31) return dlrni_float_of_bits(sign | 0x7f800000u | fraction << 13);
     if (exponent) return dlrni_float_of_bits(sign | (exponent + 112) << 23 | fraction << 13);
-    float small = (float)fraction * (1.0f / 16777216.0f); /* subnormal: exact in f32 */
-    return dlrni_float_of_bits(sign | dlrni_bits_of_float(small));
+    float tiny = (float)fraction * (1.0f / 16777216.0f); /* subnormal: exact in f32 */
+    return dlrni_float_of_bits(sign | dlrni_bits_of_float(tiny));
 }
 
 DLRN_API uint16_t dlrn_f32_to_f16(float f) {
@@ -1314,10 +1314,10 @@ __attribute__((target("avx2"))) DLRNI_INTERNAL void dlrni_widen_avx2(const char 
         __m256i sign = _mm256_slli_epi32(_mm256_and_si256(h, _mm256_set1_epi32(0x8000)), 16);
         __m256i a = _mm256_slli_epi32(_mm256_and_si256(h, _mm256_set1_epi32(0x7fff)), 13);
         __m256i top = _mm256_cmpgt_epi32(a, _mm256_set1_epi32((31 << 23) - 1)); /* infinity, NaN */
-        __m256i small = _mm256_cmpgt_epi32(one, a);                             /* subnormal     */
+        __m256i tiny = _mm256_cmpgt_epi32(one, a);                              /* subnormal     */
         a = _mm256_add_epi32(a, _mm256_add_epi32(bias, _mm256_and_si256(bias, top)));
         __m256 exact = _mm256_sub_ps(_mm256_castsi256_ps(_mm256_add_epi32(a, one)), least);
-        __m256 u = _mm256_blendv_ps(_mm256_castsi256_ps(a), exact, _mm256_castsi256_ps(small));
+        __m256 u = _mm256_blendv_ps(_mm256_castsi256_ps(a), exact, _mm256_castsi256_ps(tiny));
         _mm256_storeu_ps(to + at, _mm256_or_ps(u, _mm256_castsi256_ps(sign)));
     }
     dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at);
@@ -3196,19 +3196,19 @@ __attribute__((target("pclmul,sse4.1"))) DLRNI_INTERNAL __m128i dlrni_crc_fold(_
 
 __attribute__((target("pclmul,sse4.1"))) DLRNI_INTERNAL void dlrni_crc_shrink(uint32_t crc, const unsigned char *p,
                                                                               uint64_t n, unsigned char *out) {
-    const __m128i far = _mm_set_epi64x(0x1c6e41596, 0x154442bd4), near = _mm_set_epi64x(0x0ccaa009e, 0x1751997d0);
+    const __m128i by_64 = _mm_set_epi64x(0x1c6e41596, 0x154442bd4), by_16 = _mm_set_epi64x(0x0ccaa009e, 0x1751997d0);
     const __m128i *at = (const __m128i *)(const void *)p;
     __m128i x[4];
     for (int i = 0; i < 4; i++) x[i] = _mm_loadu_si128(at + i);
     x[0] = _mm_xor_si128(x[0], _mm_cvtsi32_si128((int)crc));
     for (at += 4, n -= 64; n >= 64; at += 4, n -= 64) {
-        x[0] = dlrni_crc_fold(x[0], far, _mm_loadu_si128(at));
-        x[1] = dlrni_crc_fold(x[1], far, _mm_loadu_si128(at + 1));
-        x[2] = dlrni_crc_fold(x[2], far, _mm_loadu_si128(at + 2));
-        x[3] = dlrni_crc_fold(x[3], far, _mm_loadu_si128(at + 3));
+        x[0] = dlrni_crc_fold(x[0], by_64, _mm_loadu_si128(at));
+        x[1] = dlrni_crc_fold(x[1], by_64, _mm_loadu_si128(at + 1));
+        x[2] = dlrni_crc_fold(x[2], by_64, _mm_loadu_si128(at + 2));
+        x[3] = dlrni_crc_fold(x[3], by_64, _mm_loadu_si128(at + 3));
     }
-    for (int i = 1; i < 4; i++) x[0] = dlrni_crc_fold(x[0], near, x[i]);
-    for (; n; at++, n -= 16) x[0] = dlrni_crc_fold(x[0], near, _mm_loadu_si128(at));
+    for (int i = 1; i < 4; i++) x[0] = dlrni_crc_fold(x[0], by_16, x[i]);
+    for (; n; at++, n -= 16) x[0] = dlrni_crc_fold(x[0], by_16, _mm_loadu_si128(at));
     _mm_storeu_si128((__m128i *)(void *)out, x[0]);
 }
 #endif
@@ -3683,7 +3683,6 @@ DLRN_API dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t
     int64_t nodes = 1, bytes, total;
     *out = NULL;
     for (size_t i = 0; i < size; i++) nodes += text[i] == ',' || text[i] == '[' || text[i] == '{';
-    DLRNI_REQUIRE(ctx, size < INT64_MAX / 4, "the text is too long");
     /* keys and values each take a terminating 0: at most two a value */
     if (!dlrni_mul(nodes, (int64_t)sizeof(dlrn_json) + 2, &bytes) || !dlrni_add(bytes, (int64_t)size, &total))
         return dlrn_fail(ctx, DLRN_ERR_MEMORY, "%s: JSON too large", name);
@@ -4456,11 +4455,11 @@ DLRNI_INTERNAL int dlrni_zip_end(const unsigned char *p, uint64_t size, uint64_t
     *bytes = dlrni_le(p + end + 12, 4);
     *at = dlrni_le(p + end + 16, 4);
     if (end >= 20 && dlrni_le(p + end - 20, 4) == 0x07064b50u) {
-        uint64_t far = dlrni_le(p + end - 12, 8);
-        if (far > size || size - far < 56 || dlrni_le(p + far, 4) != 0x06064b50u) return 0;
-        *count = dlrni_le(p + far + 32, 8);
-        *bytes = dlrni_le(p + far + 40, 8);
-        *at = dlrni_le(p + far + 48, 8);
+        uint64_t wide = dlrni_le(p + end - 12, 8);
+        if (wide > size || size - wide < 56 || dlrni_le(p + wide, 4) != 0x06064b50u) return 0;
+        *count = dlrni_le(p + wide + 32, 8);
+        *bytes = dlrni_le(p + wide + 40, 8);
+        *at = dlrni_le(p + wide + 48, 8);
     }
     return *at <= size && *bytes <= size - *at;
 }
@@ -4599,11 +4598,11 @@ DLRNI_INTERNAL int dlrni_huffman_get(dlrni_bits *b, const dlrni_huffman *h) {
 /* Code lengths of a block with codes of its own. */
 DLRNI_INTERNAL int dlrni_inflate_codes(dlrni_bits *b, dlrni_huffman *literal, dlrni_huffman *distance) {
     static const unsigned char order[19] = {16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15};
-    unsigned char length[320] = {0}, small[19] = {0};
+    unsigned char length[320] = {0}, sizes[19] = {0};
     int n_literal = (int)dlrni_bits_get(b, 5) + 257, n_distance = (int)dlrni_bits_get(b, 5) + 1;
     int n_small = (int)dlrni_bits_get(b, 4) + 4;
-    for (int i = 0; i < n_small; i++) small[order[i]] = (unsigned char)dlrni_bits_get(b, 3);
-    if (n_literal > 286 || n_distance > 30 || !dlrni_huffman_build(literal, small, 19)) return 0;
+    for (int i = 0; i < n_small; i++) sizes[order[i]] = (unsigned char)dlrni_bits_get(b, 3);
+    if (n_literal > 286 || n_distance > 30 || !dlrni_huffman_build(literal, sizes, 19)) return 0;
     for (int i = 0; i < n_literal + n_distance;) {
         int symbol = dlrni_huffman_get(b, literal), times = 1, value = symbol;
         if (symbol < 0 || symbol > 18 || (symbol == 16 && !i)) return 0;
@@ -4632,9 +4631,9 @@ DLRNI_INTERNAL int64_t dlrni_inflate_block(dlrni_bits *b, const dlrni_huffman *l
                                             31, 35, 43, 51, 59, 67, 83, 99, 115, 131, 163, 195, 227, 258};
     static const unsigned char extra[29] = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2,
                                             2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 0};
-    static const unsigned short far[30] = {1,    2,    3,    4,    5,    7,    9,    13,    17,    25,
-                                           33,   49,   65,   97,   129,  193,  257,  385,   513,   769,
-                                           1025, 1537, 2049, 3073, 4097, 6145, 8193, 12289, 16385, 24577};
+    static const unsigned short reach[30] = {1,    2,    3,    4,    5,    7,    9,    13,    17,    25,
+                                             33,   49,   65,   97,   129,  193,  257,  385,   513,   769,
+                                             1025, 1537, 2049, 3073, 4097, 6145, 8193, 12289, 16385, 24577};
     for (;;) {
         int symbol = dlrni_huffman_get(b, literal);
         if (symbol == 256) return b->bad ? -1 : at;
@@ -4646,7 +4645,7 @@ DLRNI_INTERNAL int64_t dlrni_inflate_block(dlrni_bits *b, const dlrni_huffman *l
         int64_t length = base[symbol - 257] + (int64_t)dlrni_bits_get(b, extra[symbol - 257]);
         int code = dlrni_huffman_get(b, distance);
         if (code < 0 || code > 29) return -1;
-        int64_t back = far[code] + (int64_t)dlrni_bits_get(b, code < 4 ? 0 : code / 2 - 1);
+        int64_t back = reach[code] + (int64_t)dlrni_bits_get(b, code < 4 ? 0 : code / 2 - 1);
         if (back > at || length > size - at || b->bad) return -1;
         for (; length; length--, at++) out[at] = out[at - back];
     }
@@ -4769,12 +4768,12 @@ DLRNI_INTERNAL void dlrni_zip_begin(dlrni_zip_out *z, const char *name, uint64_t
 DLRNI_INTERNAL void dlrni_zip_finish_member(dlrni_zip_out *z) {
     unsigned char d[24], h[46] = {0}, sizes[28] = {1, 0, 24, 0};
     uint64_t size = z->o->at - z->start, crc = z->o->crc, n = strlen(z->name);
-    int wide = size >= 0xFFFFFFFFu || z->header >= 0xFFFFFFFFu, far = size >= 0xFFFFFFFFu;
+    int wide = size >= 0xFFFFFFFFu || z->header >= 0xFFFFFFFFu, huge = size >= 0xFFFFFFFFu;
     dlrni_put_le(d, 0x08074b50u, 4);
     dlrni_put_le(d + 4, crc, 4);
-    dlrni_put_le(d + 8, size, far ? 8 : 4);
-    dlrni_put_le(d + (far ? 16 : 12), size, far ? 8 : 4);
-    dlrni_out_write(z->o, d, far ? 24 : 16);
+    dlrni_put_le(d + 8, size, huge ? 8 : 4);
+    dlrni_put_le(d + (huge ? 16 : 12), size, huge ? 8 : 4);
+    dlrni_out_write(z->o, d, huge ? 24 : 16);
     dlrni_put_le(h, 0x02014b50u, 4);
     dlrni_put_le(h + 4, 45, 2);
     dlrni_put_le(h + 6, wide ? 45 : 20, 2);
@@ -4803,24 +4802,24 @@ DLRNI_INTERNAL void dlrni_zip_member(dlrni_zip_out *z, const char *name, const v
 
 /* The central directory and the end record, in 64-bit form where the numbers need it. */
 DLRNI_INTERNAL dlrn_status dlrni_zip_close(dlrni_zip_out *z) {
-    unsigned char e[22] = {0}, far[76] = {0};
+    unsigned char e[22] = {0}, end64[76] = {0};
     uint64_t at = z->o->at, size = (uint64_t)z->directory.len, n = (uint64_t)z->members;
     int wide = at >= 0xFFFFFFFFu || size >= 0xFFFFFFFFu || n >= 0xFFFF;
     if (z->directory.failed && z->o->status == DLRN_OK) z->o->status = DLRN_ERR_MEMORY;
     dlrni_out_write(z->o, z->directory.p, size);
     dlrni_free(z->o->ctx, z->directory.p);
-    dlrni_put_le(far, 0x06064b50u, 4);
-    dlrni_put_le(far + 4, 44, 8);
-    dlrni_put_le(far + 12, 45, 2);
-    dlrni_put_le(far + 14, 45, 2);
-    dlrni_put_le(far + 24, n, 8);
-    dlrni_put_le(far + 32, n, 8);
-    dlrni_put_le(far + 40, size, 8);
-    dlrni_put_le(far + 48, at, 8);
-    dlrni_put_le(far + 56, 0x07064b50u, 4);
-    dlrni_put_le(far + 64, at + size, 8);
-    dlrni_put_le(far + 72, 1, 4);
-    if (wide) dlrni_out_write(z->o, far, sizeof far);
+    dlrni_put_le(end64, 0x06064b50u, 4);
+    dlrni_put_le(end64 + 4, 44, 8);
+    dlrni_put_le(end64 + 12, 45, 2);
+    dlrni_put_le(end64 + 14, 45, 2);
+    dlrni_put_le(end64 + 24, n, 8);
+    dlrni_put_le(end64 + 32, n, 8);
+    dlrni_put_le(end64 + 40, size, 8);
+    dlrni_put_le(end64 + 48, at, 8);
+    dlrni_put_le(end64 + 56, 0x07064b50u, 4);
+    dlrni_put_le(end64 + 64, at + size, 8);
+    dlrni_put_le(end64 + 72, 1, 4);
+    if (wide) dlrni_out_write(z->o, end64, sizeof end64);
     dlrni_put_le(e, 0x06054b50u, 4);
     dlrni_put_le(e + 8, wide ? 0xFFFF : n, 2);
     dlrni_put_le(e + 10, wide ? 0xFFFF : n, 2);
