@@ -869,6 +869,11 @@ TEST(widening_is_exact_in_every_set) {
     static uint16_t half[65536 + 1];
     static float out[65536];
     const char *name;
+#ifdef __i386__
+    enum { x87 = 1 }; /* a float is returned in a register that makes a signalling NaN a quiet one */
+#else
+    enum { x87 = 0 };
+#endif
     for (int i = 0; i < 65536; i++) half[i + 1] = (uint16_t)(i * 257 + 12345); /* odd: each comes once */
     for (int set = 0; (name = dlrn_kernels_available(set)) != NULL; set++)
         for (int c = 0; c < 2; c++) {
@@ -883,6 +888,7 @@ TEST(widening_is_exact_in_every_set) {
                     for (int64_t i = 0; i < n; i++) {
                         uint16_t h = half[1 + first + i];
                         float want = c ? dlrn_bf16_to_f32(h) : dlrn_f16_to_f32(h);
+                        if (x87 && isnan(want) && isnan(out[i])) continue;
                         CHECK_MSG(!memcmp(&out[i], &want, 4), "%s: %04x of %d", name, h, (int)n);
                     }
                 }
