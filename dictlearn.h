@@ -1476,11 +1476,10 @@ struct dlrni_screen {
                  const dlrni_screen_row *row, uint64_t *mask);
 };
 
-enum {
-    DLRNI_LANES = 16,
-    DLRNI_GROUP = 48 /* features of a task, columns of a packed panel: three vectors, times eight rows they fill the
-                        registers of AVX-512 and leave room for the operands */
-};
+/* Macros, since C++20 deprecates sums and products of two enumerations. DLRNI_GROUP: features of a task, columns of a
+   packed panel: three vectors, times eight rows they fill the registers of AVX-512 and leave room for the operands. */
+#define DLRNI_LANES 16
+#define DLRNI_GROUP 48
 
 /* The regions. clang marks functions by an attribute, gcc by a pragma; system headers are all in before. */
 #define DLRNI_PASS 0
@@ -8832,9 +8831,11 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path, co
 #undef DLRNI_CHECKPOINT_FORMAT
 #undef DLRNI_CONFIG_INTEGERS
 #undef DLRNI_CONFIG_REALS
+#undef DLRNI_GROUP
 #undef DLRNI_GROW
 #undef DLRNI_INTERNAL
 #undef DLRNI_DENSE
+#undef DLRNI_LANES
 #undef DLRNI_LIST_BUDGET
 #undef DLRNI_NEON
 #undef DLRNI_NEW

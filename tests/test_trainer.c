@@ -299,7 +299,7 @@ TEST(kernels_do_not_change_a_bit) {
 
 /* More dead features than one wave of ghosts has: the last ones move, too, with any kernels and threads alike. */
 TEST(ghosts_in_waves) {
-    enum { WIDE = DLRNI_WAVE + 3 * DLRNI_GROUP + 5, DIMS = 4, SOME = 40 };
+    enum { WIDE = DLRNI_WAVE + 3 * 48 + 5, DIMS = 4, SOME = 40 }; /* a wave, three groups, and a part of one */
     dlrn_context *ctx = open_context("auto", 2), *scalar = open_context("scalar", 1);
     uint64_t hash[2];
     for (int s = 0; s < 2; s++) {
