@@ -3166,6 +3166,12 @@ DLRNI_INTERNAL const unsigned char *dlrni_take(dlrni_cursor *c, uint64_t n) {
     return at;
 }
 
+/* Whether this machine keeps its numbers as files do. */
+DLRNI_INTERNAL int dlrni_little_endian(void) {
+    const uint16_t one = 1;
+    return *(const unsigned char *)&one;
+}
+
 /* n <= 8 bytes at p, little-endian. */
 DLRNI_INTERNAL uint64_t dlrni_le(const unsigned char *p, int n) {
     uint64_t v = 0;
@@ -3916,7 +3922,7 @@ DLRNI_INTERNAL void dlrni_widen(const dlrni_entry *e, int64_t first, int64_t n, 
                                 int64_t *idst) {
     int64_t size = dlrn_dtype_size(e->info.dtype);
     const unsigned char *p = e->data + first * size;
-    if (dst && e->info.dtype == DLRN_F32 && step == 1 && !e->swap) {
+    if (dst && e->info.dtype == DLRN_F32 && step == 1 && !e->swap && dlrni_little_endian()) {
         memcpy(dst, p, (size_t)n * sizeof *dst);
         return;
     }
@@ -4168,13 +4174,9 @@ DLRNI_INTERNAL dlrn_status dlrni_out_numel(dlrn_context *ctx, const dlrn_tensor_
 
 /* Elements are written little-endian whatever the machine is. */
 DLRNI_INTERNAL void dlrni_out_elements(dlrni_out *o, const void *data, int64_t numel, dlrn_dtype dtype) {
-    const union {
-        uint16_t u;
-        unsigned char c[2];
-    } probe = {1};
     int64_t size = dlrn_dtype_size(dtype);
     const unsigned char *p = (const unsigned char *)data;
-    if (probe.c[0] == 1 || size == 1) {
+    if (dlrni_little_endian() || size == 1) {
         dlrni_out_write(o, data, (uint64_t)(numel * size));
         return;
     }
@@ -6212,11 +6214,10 @@ DLRNI_INTERNAL void dlrni_read_columns(void *arg, int64_t task, int worker) {
 
 /* The bytes of a tensor that lies in the file as it would in memory; else NULL. */
 DLRNI_INTERNAL const unsigned char *dlrni_entry_plain(const dlrni_entry *e) {
-    const uint16_t one = 1;
     int64_t step = 1;
     for (int i = e->info.ndim - 1; i >= 0; step *= e->info.shape[i], i--)
         if (e->stride[i] != step) return NULL;
-    if (e->info.dtype != DLRN_F32 || e->swap || !*(const unsigned char *)&one) return NULL;
+    if (e->info.dtype != DLRN_F32 || e->swap || !dlrni_little_endian()) return NULL;
     return e->data + e->offset * 4;
 }
 

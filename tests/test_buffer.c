@@ -753,8 +753,10 @@ static char *write_npy(const char *name, int width, int fortran, int rows, float
         int i = fortran ? k % rows : k / D, j = fortran ? k / rows : k % D;
         float v = sign * (float)(8 * i + j);
         double wide = (double)v;
-        uint16_t half = dlrn_f32_to_f16(v);
-        fwrite(width == 2 ? (void *)&half : width == 4 ? (void *)&v : (void *)&wide, (size_t)width, 1, file);
+        uint64_t bits;
+        memcpy(&bits, &wide, sizeof bits);
+        if (width < 8) bits = width == 2 ? dlrn_f32_to_f16(v) : dlrni_bits_of_float(v);
+        for (int byte = 0; byte < width; byte++) fputc((int)(bits >> 8 * byte & 255), file);
     }
     CHECK(fclose(file) == 0);
     return path;
