@@ -16,12 +16,13 @@ OPENMP  := $(shell mkdir -p $(BUILD) build/tmp && printf '$(PROBE)' > $(BUILD)/p
 # Threads that wait sleep: while another program has the cores, spinning at each barrier costs ten times the work.
 export OMP_WAIT_POLICY ?= passive
 COMPILE  = $(CC) -std=c99 $(CFLAGS) $(WARN) $(OPENMP) -I. -Iexamples
-HARD     = -std=c99 -O1 -g $(WARN) -I. -Iexamples -fno-sanitize-recover=all
+HARD     = -std=c99 -O1 -g $(WARN) -I. -Iexamples -pthread -fno-sanitize-recover=all
 
 PROGRAMS := $(patsubst examples/%.c,$(BUILD)/%,$(wildcard examples/dictlearn.c examples/[0-9][0-9]_*.c))
 TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c)) $(BUILD)/fuzz_replay
 SCRIPTS  := $(filter-out tests/test_of_tests.sh,$(wildcard tests/test_*.sh))
-SAN      := $(patsubst tests/%.c,$(BUILD)/san/%,$(wildcard tests/test_*.c)) $(BUILD)/san/fuzz_replay
+CHECKED  := $(patsubst tests/%.c,$(BUILD)/san/%,$(wildcard tests/test_*.c))
+SAN      := $(CHECKED) $(BUILD)/san/fuzz_replay
 KERNEL_TESTS ?= test_core test_trainer test_golden
 CHECKERS := $(wildcard tests/interop.py tests/hf_check.py tests/tokenizer_check.py tests/twin.py)
 PACKAGES := torch==2.13.0 numpy==2.4.6 scipy==1.17.1 safetensors==0.8.0 transformers==5.23.0 tokenizers==0.23.3
@@ -32,8 +33,8 @@ FUZZERS  := tests/fuzz/fuzz.c $(wildcard tests/fuzz/*.h tests/*.h) $(HEADERS)
 
 TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
-.PHONY: all demo test test-of-tests interop twin san lint doctest venv bench bench-peers bench-check bench-readme \
-        help clean format fuzz fuzz-afl fuzz-merge fuzz-replay
+.PHONY: all demo test test-of-tests interop twin san tsan msan valgrind matrix lint doctest venv bench bench-peers \
+        bench-check bench-readme help clean format fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:
 
 all: $(PROGRAMS) ## the program build/dictlearn and the examples
@@ -42,7 +43,7 @@ $(BUILD)/%: examples/%.c $(HEADERS) $(wildcard examples/dictlearn_*)
 	$(COMPILE) $< -o $@ -lm
 
 $(BUILD)/test_%: tests/test_%.c $(wildcard tests/*.h) $(HEADERS)
-	$(COMPILE) $< -o $@ -lm
+	$(COMPILE) -pthread $< -o $@ -lm
 
 $(BUILD)/kernel_sets $(BUILD)/rows: $(BUILD)/%: tests/%.c dictlearn.h
 	$(COMPILE) $< -o $@ -lm
@@ -112,6 +113,29 @@ fuzz-merge: $(BUILD)/fuzz/fuzz ## what the fuzzers found becomes the committed i
 fuzz-replay: $(BUILD)/fuzz_replay ## the committed inputs without a fuzzer (FUZZ_TARGET= FUZZ_FILES=: these files)
 	$(BUILD)/fuzz_replay $(FUZZ_TARGET) $(FUZZ_FILES)
 
+# The sanitizers that clang alone has, or has with OpenMP: archer tells ThreadSanitizer what OpenMP's barriers order.
+$(BUILD)/tsan/test_%: tests/test_%.c $(wildcard tests/*.h) $(HEADERS)
+	@mkdir -p $(@D)
+	clang $(HARD) -fopenmp -fsanitize=thread $< -o $@ -lm
+
+$(BUILD)/msan/test_%: tests/test_%.c $(wildcard tests/*.h) $(HEADERS)
+	@mkdir -p $(@D)
+	clang $(HARD) -fsanitize=memory -fsanitize-memory-track-origins $< -o $@ -lm
+
+$(BUILD)/valgrind/test_%: tests/test_%.c $(wildcard tests/*.h) $(HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(HARD) -DDICTLEARN_SIMD=0 $< -o $@ -lm
+
+tsan: $(CHECKED:$(BUILD)/san/%=$(BUILD)/tsan/%) ## the C tests on three threads under ThreadSanitizer (clang, libomp with archer)
+	@OMP_NUM_THREADS=3 OMP_TOOL_LIBRARIES="$$(clang -print-file-name=libarcher.so)" \
+	  TSAN_OPTIONS='allocator_may_return_null=1 ignore_noninstrumented_modules=1' sh tests/run.sh $(BUILD) $^
+
+msan: $(CHECKED:$(BUILD)/san/%=$(BUILD)/msan/%) ## the C tests under MemorySanitizer (clang), with every set of kernels
+	@MSAN_OPTIONS=allocator_may_return_null=1 sh tests/run.sh $(BUILD) $^
+
+valgrind: $(CHECKED:$(BUILD)/san/%=$(BUILD)/valgrind/%) ## the C tests with the scalar kernels under valgrind (takes long)
+	@UNDER='valgrind --quiet --error-exitcode=99 --leak-check=full' sh tests/run.sh $(BUILD) $^
+
 doctest: all ## compiles and runs every example of README.md and of the manual
 	@$(TOOLS) sh tests/run.sh $(BUILD) tests/test_doc.sh
 
@@ -134,8 +158,11 @@ bench-check: $(BUILD)/bench ## fails where a ratio is more than 25 % worse than 
 bench-readme: ## writes the table of README.md from bench/results
 	python3 bench/run.py --readme
 
-lint: ## style and hygiene: format, columns, function length, contents page, symbols, macros, strict warnings
+lint: ## style and hygiene: format, columns, function length, contents page, symbols, macros
 	@$(TOOLS) sh tests/lint.sh $(BUILD)
+
+matrix: ## each compiler, language, option and machine at hand, without a warning (MATRIX=short: a slice of it)
+	@$(TOOLS) sh tests/matrix.sh $(BUILD)
 
 format: ## rewrites the C files as .clang-format says
 	clang-format -i dictlearn.h examples/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] bench/*.[ch]

@@ -88,34 +88,4 @@ fi
 check "no foreign macro in the interface" macros "$CC" ""
 check "no private macro left by the implementation" macros "$CC" -DDICTLEARN_IMPLEMENTATION
 
-# ---- strict warnings
-strict="-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wcast-qual -Wundef -Wdouble-promotion -Wvla
-        -Wformat=2 -Werror"
-strict_c="$strict -Wstrict-prototypes -Wmissing-prototypes"
-for cc in gcc clang; do
-    have $cc || { skip "strict warnings, $cc" "not installed"; continue; }
-    for std in c99 c11 c17; do
-        check "strict warnings, $cc $std" $cc -std=$std $strict_c -fsyntax-only -I. -DDICTLEARN_IMPLEMENTATION \
-            "$dir/header.c"
-    done
-    check "strict warnings, $cc -O2" $cc -std=c99 -O2 $strict_c -I. -DDICTLEARN_IMPLEMENTATION -c "$dir/header.c" \
-        -o "$dir/header.o"
-    check "strict warnings, $cc, static and unused" $cc -std=c99 -O0 $strict_c -I. -DDICTLEARN_IMPLEMENTATION \
-        -DDICTLEARN_STATIC -c "$dir/header.c" -o "$dir/header.o"
-    for program in examples/dictlearn.c examples/[0-9][0-9]_*.c bench/*.c; do
-        [ -f "$program" ] || continue
-        check "strict warnings, $cc $program" $cc -std=c99 $strict_c -fsyntax-only -I. -Iexamples "$program"
-    done
-done
-for cxx in g++ clang++; do
-    have $cxx || { skip "strict warnings, $cxx" "not installed"; continue; }
-    for std in c++11 c++17; do
-        check "strict warnings, $cxx $std" $cxx -x c++ -std=$std $strict -fsyntax-only -I. -DDICTLEARN_IMPLEMENTATION \
-            "$dir/header.c"
-    done
-done
-if have clang++; then
-    check "no reserved names" clang++ -x c++ -std=c++11 -Wreserved-identifier -Werror -fsyntax-only -I. \
-        -DDICTLEARN_IMPLEMENTATION "$dir/header.c"
-fi
 finish

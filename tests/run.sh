@@ -1,7 +1,8 @@
 #!/bin/sh
 # run.sh BUILD TEST... - runs each test (a program, a .sh or a .py), adds up their closing lines `N passed, N failed`
 # (and `, N skipped`), repeats what failed and what was skipped and why, and closes with one such line alone. The exit
-# status is the verdict. The C tests named in KERNEL_TESTS run again with each set of kernels in KERNEL_SETS.
+# status is the verdict. The C tests named in KERNEL_TESTS run again with each set of kernels in KERNEL_SETS; all of them
+# run under the command UNDER, if there is one.
 build=$1
 shift
 log=$build/test.log
@@ -34,7 +35,7 @@ for t in "$@"; do
     *.py) run_one "$name" "${PYTHON:-python3}" "$t" "$build" ;;
     *.sh) run_one "$name" sh "$t" "$build" ;;
     *)
-        run_one "$name" "$t"
+        run_one "$name" ${UNDER:-} "$t"
         case " ${KERNEL_TESTS:-} " in *" $name "*) ;; *) continue ;; esac
         for set in ${KERNEL_SETS:-}; do
             run_one "$name ($set)" env DICTLEARN_KERNELS="$set" "$t"

@@ -26,6 +26,11 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#ifdef _WIN32
+#include <direct.h>
+#define mkdir(path, mode) _mkdir(path)
+#endif
+
 #ifdef __GNUC__
 #define TEST_UNUSED __attribute__((unused)) static
 #define TEST_LEAVES(fmt, args) __attribute__((noreturn, format(printf, fmt, args)))

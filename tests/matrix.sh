@@ -1,0 +1,242 @@
+#!/bin/sh
+# matrix.sh BUILD - the header with every compiler, language, option and machine that is at hand, without a warning. A
+# cell is one compilation, or one program that is run; JOBS cells at a time (default: a core each). MATRIX=short is a
+# slice: each language, each option alone in C99 and C++17, one level of optimisation, and on other machines the tests
+# of products and of files. What is not installed is skipped, and says so.
+. tests/harness.sh
+MATRIX=${MATRIX:-full}
+JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN 2> /dev/null || echo 2)}
+dir=$BUILD/tmp/matrix
+rm -rf "$dir"
+mkdir -p "$dir/cell"
+
+# ---- Cells: begun in the background, counted when as many as there may be are under way ----
+cells=0 under_way=''
+
+cell() { # cell NAME COMMAND...
+    cells=$((cells + 1)) under_way="$under_way $cells"
+    echo "$1" > "$dir/cell/$cells.name"
+    shift
+    { "$@" > "$dir/cell/$cells.said" 2>&1; echo $? > "$dir/cell/$cells.status"; } &
+    set -- $under_way
+    if [ $# -ge "$JOBS" ]; then collect; fi
+}
+
+collect() {
+    wait
+    for number in $under_way; do
+        if [ "$(cat "$dir/cell/$number.status")" = 0 ]; then pass "$(cat "$dir/cell/$number.name")"; else
+            fail "$(cat "$dir/cell/$number.name")" "$(cat "$dir/cell/$number.said")"; fi
+    done
+    under_way=''
+}
+
+# at_hand TOOL...: all of them are installed; else the group that is named in $group is skipped.
+at_hand() {
+    for tool; do
+        have "$tool" || { skip "$group" "no $tool"; return 1; }
+    done
+}
+
+# ---- Warnings ----
+# -Wfloat-equal is not among them: what is compared is exact (a zero stays one, a NaN is not itself).
+strict="-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wcast-align -Wcast-qual -Wundef
+        -Wdouble-promotion -Wvla -Wformat=2 -Werror"
+strict_c="$strict -Wstrict-prototypes -Wmissing-prototypes"
+# Of clang's -Weverything all but these:
+#   float-equal                    as above
+#   padded                         structs are laid out to be read
+#   declaration-after-statement    C99
+#   comma                          `a = 1, b = 2;` says that the two belong together
+#   used-but-marked-unused         what not every option uses is marked
+#   switch-enum                    a default stands for the others
+#   bad-function-cast              the conversion of a result is written down
+#   conditional-uninitialized      sees no `a && b`; gcc's own analysis, MemorySanitizer and valgrind do
+everything="-Weverything -Werror -Wno-float-equal -Wno-padded -Wno-declaration-after-statement -Wno-comma
+            -Wno-used-but-marked-unused -Wno-switch-enum -Wno-bad-function-cast -Wno-conditional-uninitialized"
+# and of C++'s: it is C that compiles as C++ (its casts, NULL, the extensions of C++11 to C++98).
+everything_cxx="$everything -Wno-old-style-cast -Wno-zero-as-null-pointer-constant -Wno-c++98-compat
+                -Wno-c++98-compat-pedantic"
+
+# ---- The sources ----
+implementation=$dir/implementation.c
+printf '#define DICTLEARN_IMPLEMENTATION\n#include "dictlearn.h"\n' > "$implementation"
+printf '#include <windows.h>\n' | cat - "$implementation" > "$dir/windows.c"
+cp dictlearn.h "$dir/other_name.h"
+printf '#define DICTLEARN_HEADER_NAME "other_name.h"\n#define DICTLEARN_IMPLEMENTATION\n#include "other_name.h"\n' \
+    > "$dir/renamed.c"
+cat > "$dir/own.h" << 'END'
+#include <stddef.h>
+extern void *own_malloc(size_t size);
+extern void *own_realloc(void *p, size_t size);
+extern void own_free(void *p);
+extern void own_assert(int holds);
+END
+
+# The options of the manual, a word each; flags NAME: what the compiler is told.
+options="static no_training scalar allocator assert release openmp renamed cblas"
+flags() {
+    case $1 in
+    static) echo "-DDICTLEARN_STATIC" ;;
+    no_training) echo "-DDICTLEARN_NO_TRAINING" ;;
+    scalar) echo "-DDICTLEARN_SIMD=0" ;;
+    allocator)
+        echo "-include $dir/own.h -DDICTLEARN_MALLOC(n)=own_malloc(n) -DDICTLEARN_FREE(p)=own_free(p)" \
+            "-DDICTLEARN_REALLOC(p,n)=own_realloc(p,n)"
+        ;;
+    assert) echo "-include $dir/own.h -DDICTLEARN_ASSERT(c)=own_assert(c)" ;;
+    release) echo "-DNDEBUG" ;;
+    openmp) echo "-fopenmp" ;;
+    renamed) echo "-I$dir" ;;
+    cblas) echo "-DDICTLEARN_CBLAS" ;;
+    esac
+}
+
+# syntax NAME COMPILER...: one cell for the options in $chosen.
+syntax() {
+    name=$1 source=$implementation with=''
+    shift
+    for option in $chosen; do
+        with="$with $(flags "$option")"
+        if [ "$option" = renamed ]; then source=$dir/renamed.c; fi
+    done
+    cell "$name:${chosen:+ $chosen}" "$@" $with -I. -fsyntax-only "$source"
+}
+
+if printf '#include <cblas.h>\n' | $CC -E - > /dev/null 2>&1; then :; else
+    skip "cblas" "no cblas.h"
+    options=${options% cblas}
+fi
+
+# ---- Each compiler, each language, each option alone; in C99 and C++17 all pairs of options ----
+languages="c99 c11 c17 c2x c++11 c++17 c++20"
+
+compile_with() { # compile_with COMPILER LANGUAGE: the options in $chosen
+    case $1.$2 in
+    gcc.c++*) syntax "g++ $2" g++ -x c++ "-std=$2" $strict ;;
+    clang.c++*) syntax "clang++ $2" clang++ -x c++ "-std=$2" $everything_cxx ;;
+    gcc.*) syntax "gcc $2" gcc "-std=$2" $strict_c ;;
+    clang.*) syntax "clang $2" clang "-std=$2" $everything ;;
+    esac
+}
+
+for compiler in gcc clang; do
+    group="all options with $compiler"
+    at_hand "$compiler" "$(echo "$compiler" | sed 's/gcc/g++/;s/clang/clang++/')" || continue
+    for language in $languages; do
+        chosen=''
+        compile_with "$compiler" "$language"
+        case $MATRIX.$language in short.c99 | short.c++17 | full.*) ;; *) continue ;; esac
+        for chosen in $options; do compile_with "$compiler" "$language"; done
+        case $MATRIX.$language in full.c99 | full.c++17) ;; *) continue ;; esac
+        for one in $options; do
+            for other in ${options#*"$one"}; do
+                chosen="$one $other"
+                compile_with "$compiler" "$language"
+            done
+        done
+    done
+    collect
+done
+
+# ---- Code is made: warnings that need it, at every level; also where the compiler knows no function by name ----
+levels="-O0 -O1 -O2 -O3 -Os"
+if [ "$MATRIX" = short ]; then levels="-O2"; fi
+for compiler in gcc clang; do
+    group="optimisation with $compiler"
+    at_hand "$compiler" || continue
+    for level in $levels; do
+        cell "$compiler $level" "$compiler" -std=c99 $strict_c "$level" -I. -c "$implementation" \
+            -o "$dir/$compiler$level.o"
+    done
+    cell "$compiler static and unused" "$compiler" -std=c99 $strict_c -O1 -DDICTLEARN_STATIC -I. -c "$implementation" \
+        -o "$dir/$compiler-static.o"
+    cell "$compiler -ffreestanding" "$compiler" -std=c99 $strict_c -O1 -ffreestanding -I. -c "$implementation" \
+        -o "$dir/$compiler-freestanding.o"
+    collect
+done
+
+# ---- The programs ----
+for compiler in gcc clang; do
+    group="programs with $compiler"
+    at_hand "$compiler" || continue
+    for program in examples/dictlearn.c examples/[0-9][0-9]_*.c bench/*.c; do
+        cell "$compiler $program" "$compiler" -std=c99 $strict_c -fsyntax-only -I. -Iexamples "$program"
+    done
+    collect
+done
+
+# ---- Every way of taking the header into a program, built and run: test_header.sh, which `make test` has for $CC ----
+taken_in() { # taken_in C C++: in a folder of its own
+    CC=$1 CXX=$2 OPENMP=-fopenmp BUILD=$dir/$1 sh tests/test_header.sh "$dir/$1"
+}
+for compiler in "gcc g++" "clang clang++"; do
+    if [ "$MATRIX" = short ]; then break; fi
+    group="ways of taking it in with ${compiler% *}"
+    at_hand $compiler || continue
+    cell "$group" taken_in ${compiler% *} ${compiler#* }
+done
+collect
+
+# ---- Other machines: compiled without a warning, and the C tests run there (or under an emulator) ----
+
+# machine NAME RUNNER FLAGS COMPILER...: each program of $tests, with the fewest warnings that a compiler should give.
+machine() {
+    machine=$1 runner=$2 more=$3
+    shift 3
+    mkdir -p "$dir/$machine"
+    for level in $levels; do
+        cell "$machine $level" "$@" -std=c99 $strict_c $more $level -I. -c "$implementation" -o "$dir/$machine/$level.o"
+    done
+    for test in $tests; do
+        cell "$machine test_$test" run_there "$runner" "$dir/$machine/$test$suffix" "tests/test_$test.c" \
+            "$@" -std=c99 $more
+    done
+    collect
+}
+
+run_there() { # run_there RUNNER PROGRAM SOURCE COMPILER...
+    there=$1 program=$2 source=$3
+    shift 3
+    "$@" -O1 -Wall -Wextra -Wpedantic -Werror -I. -Iexamples "$source" -o "$program" $libraries || return 1
+    $there "$program" 2>&1 | tr -d '\r' > "$program.said"
+    grep -E '^(FAIL|skip)' "$program.said"
+    grep -Eq '^[1-9][0-9]* passed, 0 failed' "$program.said" || { tail -n 3 "$program.said"; return 1; }
+}
+
+suffix='' libraries='-lm -pthread'
+tests="core screen files load pickle memory buffer metrics trainer golden threads" levels="-O0 -O2"
+if [ "$MATRIX" = short ]; then tests="core files load" levels="-O2"; fi
+
+group="32-bit x86"
+at_hand i686-linux-gnu-gcc && machine "i686" "" "-static" i686-linux-gnu-gcc
+group="aarch64"
+at_hand aarch64-linux-gnu-gcc qemu-aarch64-static &&
+    machine "aarch64" qemu-aarch64-static "-static" aarch64-linux-gnu-gcc
+# gcc for s390x sums floats in double under -std=c99 and then warns of each sum; fast gives them their own width back.
+group="s390x, big-endian"
+at_hand s390x-linux-gnu-gcc qemu-s390x-static &&
+    machine "s390x" qemu-s390x-static "-static -fexcess-precision=fast" s390x-linux-gnu-gcc
+
+group="Windows"
+if at_hand x86_64-w64-mingw32-gcc x86_64-w64-mingw32-g++; then
+    windows=x86_64-w64-mingw32
+    cell "Windows, after windows.h" $windows-gcc -std=c99 $strict_c -I. -c "$dir/windows.c" -o "$dir/windows.o"
+    cell "Windows, after windows.h, C++" $windows-g++ -x c++ -std=c++17 $strict -fsyntax-only -I. "$dir/windows.c"
+    collect
+    suffix=.exe
+    wine=$(command -v wine64 || command -v wine || ls /usr/lib/wine/wine64 2> /dev/null)
+    export WINEDEBUG=-all WINEPREFIX="${WINEPREFIX:-$(pwd)/$dir/wine}"
+    if [ -z "$wine" ]; then
+        skip "Windows, run" "no wine"
+        tests=''
+    fi
+    machine "Windows" "$wine" "-static" $windows-gcc
+fi
+
+# ---- Names that C++ reserves ----
+if have clang++; then
+    cell "no reserved names" clang++ -x c++ -std=c++11 -Wreserved-identifier -Werror -fsyntax-only -I. "$implementation"
+    collect
+fi
+finish

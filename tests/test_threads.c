@@ -1,0 +1,202 @@
+/* test_threads.c - real threads: loops that the host runs on its own, and contexts that work at the same time. The
+   numbers must be those of one thread; under the thread sanitizer (`make tsan`) no two threads may meet at a byte. */
+#define DICTLEARN_IMPLEMENTATION
+#include "dictlearn.h"
+#include "tests/test.h"
+
+#include <pthread.h>
+
+enum { D = 40, F = 2100, N = 160, STEPS = 6, WORKERS = 3 };
+
+static float rows[N * D];
+
+/* ---- The host's loop: workers take the next task until none is left ---- */
+
+typedef struct loop {
+    pthread_mutex_t lock;
+    int64_t next, tasks;
+    int workers; /* that have begun: the number of the next one */
+    dlrn_parallel_body body;
+    void *arg;
+} loop;
+
+static void *work(void *of) {
+    loop *l = (loop *)of;
+    pthread_mutex_lock(&l->lock);
+    int worker = l->workers++;
+    while (l->next < l->tasks) {
+        int64_t task = l->next++;
+        pthread_mutex_unlock(&l->lock);
+        l->body(l->arg, task, worker);
+        pthread_mutex_lock(&l->lock);
+    }
+    pthread_mutex_unlock(&l->lock);
+    return NULL;
+}
+
+/* How many of the loops had more than one worker: *user. */
+static void on_threads(void *user, int64_t tasks, dlrn_parallel_body body, void *arg) {
+    loop l = {PTHREAD_MUTEX_INITIALIZER, 0, tasks, 0, body, arg};
+    pthread_t helper[WORKERS - 1];
+    int helpers = 0;
+    while (helpers < WORKERS - 1 && helpers + 1 < tasks && !pthread_create(&helper[helpers], NULL, work, &l)) helpers++;
+    work(&l);
+    *(int64_t *)user += helpers > 0;
+    while (helpers > 0) pthread_join(helper[--helpers], NULL);
+}
+
+/* ---- All that runs in loops, in one number ---- */
+
+static void add(uint64_t *hash, const void *data, size_t size) {
+    *hash = *hash * 31 + dlrni_hash((const char *)data, (int64_t)size);
+}
+
+/* Features that can never fire, for the ghosts. */
+static dlrn_status begin(dlrn_context *ctx, dlrn_dictionary **ae) {
+    dlrn_status s = dlrn_autoencoder_create(ctx, D, F, 1, ae);
+    for (int j = 0; !s && j < F; j += 7) (*ae)->encoder_bias[j] = -1000;
+    if (!s) dlrn_dictionary_changed(*ae);
+    return s;
+}
+
+/* Trains with ghosts, from a buffer; saves half-way, goes on from the file, and ends with a resampling. */
+static dlrn_status train(dlrn_context *ctx, const dlrn_dictionary *init, const char *path, dlrn_dictionary **ae) {
+    dlrn_train_config cfg = dlrn_train_defaults();
+    dlrn_buffer_config shuffle = dlrn_buffer_defaults();
+    dlrn_source source;
+    dlrn_buffer *buffer = NULL;
+    dlrn_trainer *t = NULL;
+    int64_t revived;
+    cfg.activation_dim = D, cfg.dict_size = F, cfg.ghost_threshold = 1, cfg.warmup_steps = 0, cfg.lr = 0.01;
+    shuffle.n_ctxs = N, shuffle.ctx_len = 1, shuffle.in_batch_size = 64, shuffle.out_batch_size = 64;
+    shuffle.store = DLRN_F16;
+    dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, N, D, 0, &source);
+    if (!s) s = dlrn_buffer_create(ctx, &shuffle, &source, 1, &buffer);
+    if (!s) s = dlrn_trainer_create(ctx, &cfg, init, buffer, &t);
+    for (int i = 0; !s && i < STEPS / 2; i++) s = dlrn_trainer_step(t, NULL);
+    if (!s) s = dlrn_trainer_save(t, path);
+    dlrn_trainer_destroy(t);
+    t = NULL;
+    if (!s) s = dlrn_trainer_resume(ctx, path, NULL, buffer, &t);
+    for (int i = 0; !s && i < STEPS / 2; i++) s = dlrn_trainer_step(t, NULL);
+    if (!s) s = dlrn_trainer_resample_on(t, rows, NULL, N, &revived);
+    if (!s && !revived) s = dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "no feature was dead");
+    if (!s) s = dlrn_save(dlrn_trainer_dictionary(t), path);
+    if (!s) s = dlrn_load(ctx, path, ae);
+    dlrn_trainer_destroy(t);
+    dlrn_buffer_destroy(buffer);
+    return s;
+}
+
+/* Encodes, decodes and measures with a dictionary. */
+static dlrn_status use(dlrn_context *ctx, dlrn_dictionary *ae, uint64_t *hash) {
+    static const unsigned char mask[F] = {0, 1, 1};
+    dlrn_eval_config cfg = dlrn_eval_defaults();
+    dlrn_sparse codes = {0};
+    dlrn_metrics m;
+    dlrn_source source;
+    float *f = (float *)dlrn_alloc(ctx, N * F, sizeof *f), *x = (float *)dlrn_alloc(ctx, N * D, sizeof *x), shift[N];
+    dlrn_status s = f && x ? dlrn_encode(ae, rows, N, f) : DLRN_ERR_MEMORY;
+    if (!s) s = dlrn_decode(ae, f, N, x);
+    if (!s) add(hash, f, sizeof *f * N * F), add(hash, x, sizeof *x * N * D);
+    if (!s) s = dlrn_forward(ae, rows, N, x, &codes);
+    if (!s) s = dlrn_decode_sparse(ae, &codes, x);
+    if (!s) add(hash, codes.val, sizeof *codes.val * (size_t)codes.row_ptr[N]), add(hash, x, sizeof *x * N * D);
+    if (!s) s = dlrn_forward_ghost(ae, rows, N, mask, x, shift, NULL);
+    if (!s) add(hash, x, sizeof *x * N * D);
+    if (!s) s = dlrn_gemm(ctx, DLRN_TN, D, F, N, rows, D, f, F, 0, ae->decoder_weight, F);
+    if (!s) add(hash, ae->decoder_weight, sizeof *f * D * F);
+    if (!s) s = dlrn_source_from_array(ctx, rows, NULL, N, D, 1, &source);
+    if (!s) {
+        s = dlrn_evaluate(ae, &cfg, &source, NULL, &m);
+        dlrn_source_destroy(&source);
+    }
+    if (!s) add(hash, &m, sizeof m);
+    dlrn_sparse_free(&codes);
+    dlrn_free(ctx, f);
+    dlrn_free(ctx, x);
+    return s;
+}
+
+static dlrn_status whole_life(dlrn_context *ctx, const char *path, uint64_t *hash) {
+    dlrn_dictionary *init = NULL, *ae = NULL;
+    dlrn_status s = begin(ctx, &init);
+    *hash = 0;
+    if (!s) s = train(ctx, init, path, &ae);
+    if (!s) add(hash, ae->encoder_weight, sizeof(float) * D * F);
+    if (!s) s = use(ctx, ae, hash);
+    dlrn_dictionary_destroy(init);
+    dlrn_dictionary_destroy(ae);
+    return s;
+}
+
+/* The same on the calling thread alone. */
+static uint64_t wanted(void) {
+    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context *ctx = NULL;
+    uint64_t hash;
+    cfg.threads = 1;
+    CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
+    CHECK_OK(ctx, whole_life(ctx, tmp_path("threads_one.safetensors"), &hash));
+    dlrn_context_destroy(ctx);
+    return hash;
+}
+
+TEST(the_hosts_threads_do_not_change_a_bit) {
+    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context *ctx = NULL;
+    uint64_t hash;
+    int64_t shared = 0;
+    cfg.threads = WORKERS, cfg.parallel_for = on_threads, cfg.user = &shared;
+    CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
+    CHECK_OK(ctx, whole_life(ctx, tmp_path("threads_host.safetensors"), &hash));
+    dlrn_context_destroy(ctx);
+    CHECK_MSG(shared > 20, "only %d loops ran on several threads", (int)shared);
+    CHECK(hash == wanted());
+}
+
+/* ---- Contexts at the same time ---- */
+
+typedef struct life {
+    pthread_t thread;
+    const char *path;
+    dlrn_status status;
+    uint64_t hash;
+} life;
+
+/* No check within: a failed one would leave by a jump into another thread. */
+static void *live(void *of) {
+    life *l = (life *)of;
+    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context *ctx = NULL;
+    cfg.threads = 1;
+    l->status = dlrn_context_create(&cfg, &ctx);
+    if (!l->status) l->status = whole_life(ctx, l->path, &l->hash);
+    dlrn_context_destroy(ctx);
+    return NULL;
+}
+
+TEST(contexts_share_nothing) {
+    life lives[2];
+    int begun = 0;
+    memset(lives, 0, sizeof lives);
+    for (; begun < 2; begun++) {
+        lives[begun].path = tmp_path(begun ? "threads_second.safetensors" : "threads_first.safetensors");
+        if (pthread_create(&lives[begun].thread, NULL, live, &lives[begun])) break;
+    }
+    for (int i = 0; i < begun; i++) pthread_join(lives[i].thread, NULL);
+    CHECK(begun == 2);
+    for (int i = 0; i < 2; i++) {
+        CHECK_STATUS(lives[i].status, DLRN_OK);
+        CHECK(lives[i].hash == wanted());
+    }
+}
+
+int main(int argc, char **argv) {
+    dlrn_rng rng = {8, 0, 0};
+    TEST_BEGIN(argc, argv);
+    for (int i = 0; i < N * D; i++) rows[i] = dlrn_rng_normal(&rng);
+    RUN(the_hosts_threads_do_not_change_a_bit);
+    RUN(contexts_share_nothing);
+    return TEST_END();
+}
