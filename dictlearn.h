@@ -1242,6 +1242,22 @@ DLRNI_INTERNAL uint32_t dlrni_bits_of_float(float f) {
     return u;
 }
 
+/* a b + c, rounded once. mingw's fmaf() rounds twice, by way of a long double: there the sum is rounded to odd in f64,
+   whose spare bits then let the rounding to f32 be the only one that counts (Boldo and Melquiond, 2008). */
+DLRNI_INTERNAL float dlrni_fma(float a, float b, float c) {
+#ifdef __MINGW32__
+    double product = (double)a * (double)b, sum = product + (double)c; /* the product is exact */
+    double part = sum - product, error = (product - (sum - part)) + ((double)c - part);
+    uint64_t u;
+    memcpy(&u, &sum, sizeof u);
+    if ((error > 0 || error < 0) && !(u & 1)) u += (error > 0) == (sum > 0) ? 1 : UINT64_MAX;
+    memcpy(&sum, &u, sizeof sum);
+    return (float)sum;
+#else
+    return fmaf(a, b, c);
+#endif
+}
+
 DLRN_API float dlrn_f16_to_f32(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 1023u;
     if (exponent == 31) return dlrni_float_of_bits(sign | 0x7f800000u | fraction << 13);
@@ -8855,7 +8871,7 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path, co
 /* ------------------------------------------------------------------------------------------ */
 // >>kernel-bodies
 /* Included once a kernel set (room kernels). First the vector of 16 lanes of this set, then the bodies, the same text
-   for all sets. The scalar set is the oracle: plain loops and fmaf(). */
+   for all sets. The scalar set is the oracle: plain loops and dlrni_fma(). */
 #ifdef DLRNI_PASS
 
 #if DLRNI_PASS == 0
@@ -8907,7 +8923,7 @@ DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(sqrt)(DLRNI_K(v16) a) {
     return a;
 }
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(fma)(DLRNI_K(v16) a, DLRNI_K(v16) b, DLRNI_K(v16) c) {
-    for (int i = 0; i < DLRNI_LANES; i++) c.l[i] = fmaf(a.l[i], b.l[i], c.l[i]);
+    for (int i = 0; i < DLRNI_LANES; i++) c.l[i] = dlrni_fma(a.l[i], b.l[i], c.l[i]);
     return c;
 }
 /* Bit l: lane l is above zero, or a NaN. */
