@@ -931,6 +931,9 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #define DLRNI_POSIX 0
 #include <errno.h>
 #endif
+#ifdef _WIN32
+#include <sys/stat.h>
+#endif
 
 /* DICTLEARN_SIMD 0 leaves the scalar kernels alone; by default every set that the compiler can build is built. */
 #ifndef DICTLEARN_SIMD
@@ -3140,6 +3143,16 @@ DLRN_API int dlrn_file_exists(const char *path) {
     struct stat st;
     if (stat(path, &st)) return 0;
     return S_ISDIR(st.st_mode) ? 2 : 1;
+#elif defined(_WIN32)
+    struct _stat64 st;
+    char bare[4096]; /* without separators at its end, which are not understood */
+    size_t n = strlen(path);
+    while (n > 1 && (path[n - 1] == '/' || path[n - 1] == '\\') && path[n - 2] != ':') n--;
+    if (n >= sizeof bare) return 0;
+    memcpy(bare, path, n);
+    bare[n] = 0;
+    if (_stat64(bare, &st)) return 0;
+    return st.st_mode & _S_IFDIR ? 2 : 1;
 #else
     FILE *f = fopen(path, "rb");
     if (f) fclose(f);
