@@ -187,7 +187,7 @@ TEST(pickles_in_proportion) {
     for (size_t i = 0; i < sizeof bombs / sizeof *bombs; i++) {
         repeat_in_pickle(bombs[i].begin, bombs[i].unit, bombs[i].size);
         size_t most = taken();
-        CHECK_MSG(most < 512 * b.n, "%d: %zu bytes for a file of %zu", (int)i, most, b.n);
+        CHECK_MSG(most < 512 * b.n, "%d: %d bytes for a file of %d", (int)i, (int)most, (int)b.n);
     }
 }
 
@@ -200,7 +200,7 @@ TEST(json_in_proportion) {
         while (b.n < HOSTILE) put_text(&b, units[i]);
         patch(&b, 0, b.n - 8, 8);
         size_t most = taken();
-        CHECK_MSG(most < 256 * b.n, "%s: %zu bytes for a file of %zu", units[i], most, b.n);
+        CHECK_MSG(most < 256 * b.n, "%s: %d bytes for a file of %d", units[i], (int)most, (int)b.n);
     }
 }
 
