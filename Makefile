@@ -33,8 +33,8 @@ FUZZERS  := tests/fuzz/fuzz.c $(wildcard tests/fuzz/*.h tests/*.h) $(HEADERS)
 
 TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
-.PHONY: all demo test test-of-tests interop twin san tsan msan valgrind matrix lint doctest venv bench bench-peers \
-        bench-check bench-readme help clean format fuzz fuzz-afl fuzz-merge fuzz-replay
+.PHONY: all demo test test-of-tests interop twin san tsan msan valgrind coverage matrix lint doctest venv bench \
+        bench-peers bench-check bench-readme help clean format fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:
 
 all: $(PROGRAMS) ## the program build/dictlearn and the examples
@@ -125,6 +125,17 @@ $(BUILD)/msan/test_%: tests/test_%.c $(wildcard tests/*.h) $(HEADERS)
 $(BUILD)/valgrind/test_%: tests/test_%.c $(wildcard tests/*.h) $(HEADERS)
 	@mkdir -p $(@D)
 	$(CC) $(HARD) -DDICTLEARN_SIMD=0 $< -o $@ -lm
+
+# Every function is kept, also where a test does not use it, so that all programs have the same lines and branches.
+$(BUILD)/coverage/test_%: tests/test_%.c $(wildcard tests/*.h) $(HEADERS)
+	@mkdir -p $(@D)
+	@rm -f $@.gcda
+	gcc -std=c99 -O0 -g $(WARN) -I. -Iexamples -pthread -DNDEBUG --coverage -fkeep-static-functions $< -o $@ -lm
+
+coverage: $(CHECKED:$(BUILD)/san/%=$(BUILD)/coverage/%) $(BUILD)/kernel_sets ## lines and branches that the C tests run (gcc)
+	@KERNEL_SETS="$$($(BUILD)/kernel_sets)" KERNEL_TESTS='$(KERNEL_TESTS)' sh tests/run.sh $(BUILD) \
+	  $(filter $(BUILD)/coverage/%,$^)
+	@python3 tests/coverage.py $(BUILD) dictlearn.h
 
 tsan: $(CHECKED:$(BUILD)/san/%=$(BUILD)/tsan/%) ## the C tests on three threads under ThreadSanitizer (clang, libomp with archer)
 	@OMP_NUM_THREADS=3 OMP_TOOL_LIBRARIES="$$(clang -print-file-name=libarcher.so)" \
