@@ -8174,7 +8174,7 @@ DLRNI_INTERNAL dlrn_status dlrni_array_position(void *user, uint64_t *position) 
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_array_seek(void *user, uint64_t position) {
-    if (position > INT64_MAX) return DLRN_ERR_ARGUMENT;
+    if (position > INT64_MAX / 4) return DLRN_ERR_ARGUMENT; /* counting on from there would overflow */
     ((dlrni_array_source *)user)->at = (int64_t)position;
     return DLRN_OK;
 }
@@ -8776,7 +8776,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(dlrn_trainer *t, dlrn_archive
     if (strcmp(store, dlrn_dtype_name(b->store)) || !dlrni_json_i64(json, "rows", &b->rows) || b->rows < 0 ||
         !dlrni_json_u64(json, "seed", &b->rng.seed) || !dlrni_json_u64(json, "stream", &b->rng.stream) ||
         !dlrni_json_u64(json, "counter", &b->rng.counter) || !dlrni_json_u64(json, "position", &b->source_position) ||
-        !dlrni_json_i64(json, "rows_read", &b->rows_read) || b->rows_read < 0)
+        !dlrni_json_i64(json, "rows_read", &b->rows_read) || b->rows_read < 0 || b->rows_read > INT64_MAX / 4)
         return dlrni_checkpoint_lacks(a, t->ctx, "buffer");
     b->has_position = dlrn_json_number(json, "has_position", 0) > 0;
     b->source_ended = dlrn_json_number(json, "ended", 0) > 0;
@@ -8789,7 +8789,8 @@ DLRNI_INTERNAL dlrn_status dlrni_resume_buffer(dlrn_trainer *t, dlrn_archive *a,
     DLRNI_TRY(dlrni_read_buffer_state(t, a, json, &b));
     dlrn_status s = DLRN_OK;
     if (b.rows) s = dlrni_read_rows(t, a, "buffer.x", &b, &b.x);
-    if (b.rows && s == DLRN_OK && dlrn_buffer_has_target(t->buffer)) s = dlrni_read_rows(t, a, "buffer.y", &b, &b.y);
+    const int targets = dlrn_buffer_has_target(t->buffer) || dlrn_archive_find(a, "buffer.y") >= 0;
+    if (b.rows && s == DLRN_OK && targets) s = dlrni_read_rows(t, a, "buffer.y", &b, &b.y);
     if (s == DLRN_OK) s = dlrni_buffer_import(t->buffer, &b);
     dlrni_buffer_state_free(t->ctx, &b);
     return s;

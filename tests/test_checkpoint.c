@@ -1,0 +1,238 @@
+/* test_checkpoint.c - checkpoints of trainers that are not what they should be: each name, number and shape that a
+   resumption reads is wrong once, and is named; and a run that goes on with another buffer than it had. */
+#define DICTLEARN_IMPLEMENTATION
+#include "dictlearn.h"
+#include "tests/test.h"
+
+enum { D = 4, F = 12, ROWS = 64, BATCH = 16, CAPACITY = 40 };
+
+static dlrn_context *ctx;
+static float rows[ROWS * D], targets[ROWS * D];
+static char *saved; /* the bytes of a good checkpoint, and their number */
+static size_t saved_size;
+
+static dlrn_train_config config(void) {
+    dlrn_train_config cfg = dlrn_train_defaults();
+    cfg.activation_dim = D, cfg.dict_size = F, cfg.warmup_steps = 0, cfg.log_steps = -1, cfg.steps = 3;
+    return cfg;
+}
+
+static dlrn_buffer *make_buffer(dlrn_dtype store, int64_t capacity, int has_target) {
+    dlrn_buffer_config cfg = dlrn_buffer_defaults();
+    dlrn_source source;
+    dlrn_buffer *b = NULL;
+    cfg.n_ctxs = capacity, cfg.ctx_len = 1, cfg.in_batch_size = 8, cfg.out_batch_size = BATCH, cfg.store = store;
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, rows, has_target ? targets : NULL, ROWS, D, 0, &source));
+    CHECK_OK(ctx, dlrn_buffer_create(ctx, &cfg, &source, 1, &b));
+    return b;
+}
+
+static void save(dlrn_buffer *b, const char *path) {
+    dlrn_train_config cfg = config();
+    dlrn_trainer *t = NULL;
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, b, &t));
+    if (b) CHECK_OK(ctx, dlrn_trainer_step(t, NULL));
+    CHECK_OK(ctx, dlrn_trainer_save(t, path));
+    dlrn_trainer_destroy(t);
+}
+
+/* The file cannot be resumed with this configuration and buffer (which is destroyed), and the error says why. */
+static void refuse(const char *path, const dlrn_train_config *cfg, dlrn_buffer *b, dlrn_status want,
+                   const char *words) {
+    dlrn_trainer *t = NULL;
+    dlrn_status s = dlrn_trainer_resume(ctx, path, cfg, b, &t);
+    CHECK_MSG(s == want, "%s, expected %s with '%s'", s ? dlrn_error(ctx) : "it was resumed", dlrn_status_name(want),
+              words);
+    CHECK(t == NULL);
+    CHECK_STR(dlrn_error(ctx), words);
+    dlrn_buffer_destroy(b);
+}
+
+/* The good checkpoint with `now` for what stood at `was`, for the first time after `from`, in its header of JSON. */
+static void altered(const char *from, const char *was, const char *now, dlrn_status want, const char *words) {
+    const char *path = tmp_path("checkpoint_altered.safetensors"), *at = strstr(saved + 8, from);
+    char *copy = (char *)malloc(saved_size + strlen(now));
+    CHECK_MSG(copy != NULL && at != NULL && (at = strstr(at, was)) != NULL, "no %s, %s", from, was);
+    size_t before = (size_t)(at - saved), grown = strlen(now) - strlen(was); /* modulo 2^64, or 2^32 */
+    memcpy(copy, saved, before);
+    memcpy(copy + before, now, strlen(now));
+    memcpy(copy + before + strlen(now), at + strlen(was), saved_size - before - strlen(was));
+    dlrni_put_le((unsigned char *)copy, dlrni_le((const unsigned char *)saved, 8) + grown, 8);
+    dlrn_status s = dlrn_file_write(ctx, path, copy, saved_size + grown);
+    free(copy);
+    CHECK_OK(ctx, s);
+    refuse(path, NULL, make_buffer(DLRN_BF16, CAPACITY, 1), want, words);
+}
+
+TEST(a_good_one) { /* which the other tests then change */
+    dlrn_free(ctx, saved);
+    const char *path = tmp_path("checkpoint_good.safetensors");
+    dlrn_buffer *b = make_buffer(DLRN_BF16, CAPACITY, 1);
+    save(b, path);
+    dlrn_buffer_destroy(b);
+    CHECK_OK(ctx, dlrn_file_read(ctx, path, &saved, &saved_size));
+    dlrn_trainer *t = NULL;
+    b = make_buffer(DLRN_BF16, CAPACITY, 1);
+    CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, b, &t));
+    CHECK(dlrn_trainer_steps_done(t) == 1 && dlrn_buffer_unread(b) == CAPACITY - BATCH);
+    CHECK_OK(ctx, dlrn_trainer_step(t, NULL));
+    dlrn_trainer_destroy(t);
+    dlrn_buffer_destroy(b);
+}
+
+TEST(settings) {
+    static const char *const names[] = {"activation_dim",
+                                        "dict_size",
+                                        "lr",
+                                        "sparsity_penalty",
+                                        "loss",
+                                        "sparsity",
+                                        "beta1",
+                                        "beta2",
+                                        "eps",
+                                        "steps",
+                                        "warmup_steps",
+                                        "resample_steps",
+                                        "seed",
+                                        "resample_rows",
+                                        "compat",
+                                        "log_steps",
+                                        "ghost_threshold",
+                                        "save_steps"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char was[64], now[64], words[64];
+        snprintf(was, sizeof was, "\\\"%s\\\"", names[i]);
+        snprintf(now, sizeof now, "\\\"%s\\\"", names[i]);
+        now[2] = '_';
+        snprintf(words, sizeof words, "\"config.%s\" is missing or malformed", names[i]);
+        altered("\"config\":", was, now, DLRN_ERR_FORMAT, words);
+    }
+    const char *after = "\"config\":";
+    altered(after, "steps\\\": 3", "steps\\\":-3", DLRN_ERR_FORMAT, "\"config.steps\" is missing");
+    altered(after, "\\\"lr\\\": 0.0003", "\\\"lr\\\": [0.00]", DLRN_ERR_FORMAT, "\"config.lr\" is missing");
+    altered(after, "\\\"lr\\\": 0.0003", "\\\"lr\\\": -0.003", DLRN_ERR_ARGUMENT, "lr must be");
+    altered(after, "819200,", "8192e2,", DLRN_ERR_FORMAT, "\"config.resample_rows\" is missing");
+    altered(after, "\\\"norm\\\"", "\\\"no\\\"", DLRN_ERR_FORMAT, "\"config.loss\" is missing");
+    altered(after, "\\\"l1\\\"", "\\\"l7\\\"", DLRN_ERR_FORMAT, "\"config.sparsity\" is missing");
+    altered(after, "false", "12345", DLRN_ERR_FORMAT, "\"config.compat\" is missing");
+    altered(after, "\\\"seed\\\": 0", "\\\"seed\\\":-1", DLRN_ERR_FORMAT, "\"config.seed\" is missing");
+    altered(after, "dict_size\\\": 12", "dict_size\\\": 99", DLRN_ERR_SHAPE, "encoder_weight");
+    altered("{", "\"config\"", "\"c_nfig\"", DLRN_ERR_FORMAT, "\"config.");
+    altered("{", "checkpoint 1", "checkpoint 9", DLRN_ERR_FORMAT, "\"format\" is missing or malformed");
+    altered("{", "\"format\"", "\"f_rmat\"", DLRN_ERR_FORMAT, "\"format\" is missing or malformed");
+}
+
+TEST(numbers_of_the_run) {
+    const char *words = "\"step\" is missing or malformed";
+    altered("{", "\"step\":\"1\"", "\"step\":\"x\"", DLRN_ERR_FORMAT, words);
+    altered("{", "\"step\":\"1\"", "\"s_ep\":\"1\"", DLRN_ERR_FORMAT, words);
+    altered("{", "\"step\":\"1\"", "\"step\":\"\" ", DLRN_ERR_FORMAT, words);
+}
+
+TEST(state_of_the_buffer) {
+    static const char *const names[] = {"rows", "store", "seed", "stream", "counter", "position", "rows_read"};
+    const char *after = "\"buffer\":", *words = "\"buffer\" is missing or malformed";
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char was[64], now[64];
+        snprintf(was, sizeof was, "\\\"%s\\\"", names[i]);
+        snprintf(now, sizeof now, "\\\"%s\\\"", names[i]);
+        now[2] = '_';
+        altered(after, was, now, DLRN_ERR_FORMAT, words);
+    }
+    altered(after, "\\\"rows\\\": 24", "\\\"rows\\\": -1", DLRN_ERR_FORMAT, words);
+    altered(after, "\\\"rows\\\": 24", "\\\"rows\\\": 25", DLRN_ERR_SHAPE, "buffer.x");
+    altered(after, "18446744073709551615", "18446744073709551616", DLRN_ERR_FORMAT, words);
+    altered(after, "rows_read\\\": 40", "rows_read\\\": -1", DLRN_ERR_FORMAT, words);
+    altered(after, "BF16", "F_16", DLRN_ERR_FORMAT, words);
+    altered(after, "\\\"BF16\\\"", "\\\"F16\\\" ", DLRN_ERR_SHAPE, "buffer.x");
+    altered(after, "rows_read\\\": 40", "rows_read\\\": 9223372036854775807", DLRN_ERR_FORMAT, words);
+    altered(after, "position\\\": 40", "position\\\": 9223372036854775807", DLRN_ERR_ARGUMENT, "to position 9223");
+}
+
+TEST(tensors) {
+    static const char *const names[] = {
+        "bias",           "m.bias",           "v.bias",           "encoder_bias", "m.encoder_bias", "v.encoder_bias",
+        "encoder_weight", "m.encoder_weight", "v.encoder_weight", "buffer.x",     "buffer.y",       "steps_since_fired",
+        "decoder_weight", "m.decoder_weight", "v.decoder_weight"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char was[64], now[64], words[80];
+        snprintf(was, sizeof was, "\"%s\":{", names[i]);
+        snprintf(now, sizeof now, "\"%s\":{", names[i]);
+        now[1] = '_';
+        snprintf(words, sizeof words, "\"%s\" is missing or malformed", names[i]);
+        altered("{", was, now, DLRN_ERR_FORMAT, words);
+    }
+    altered("\"m.bias\"", "F32", "I32", DLRN_ERR_SHAPE, "m.bias: expected F32 [4][1], found I32 [4][1]");
+    altered("\"encoder_bias\"", "[12]", "[1,12]", DLRN_ERR_SHAPE, "expected F32 [12][1], found F32 [1][12]");
+    altered("\"m.bias\"", "[4]", "[2]", DLRN_ERR_FORMAT, "expected 8 bytes");
+    altered("\"encoder_weight\"", "[12,4]", "[4,12]", DLRN_ERR_SHAPE, "found F32 [4][12]");
+}
+
+/* What is counted in the file, but cannot have been. */
+TEST(counters) {
+    const char *at = strstr(saved + 8, "\"steps_since_fired\":{");
+    size_t header = (size_t)dlrni_le((const unsigned char *)saved, 8), first = 8 + header;
+    CHECK(at != NULL && strstr(at, "offsets\":[") != NULL);
+    first += (size_t)strtoul(strstr(at, "offsets\":[") + 10, NULL, 10);
+    const char *path = tmp_path("checkpoint_counters.safetensors");
+    char kept[8];
+    memcpy(kept, saved + first, 8);
+    for (int negative = 0; negative < 2; negative++) {
+        dlrni_put_le((unsigned char *)saved + first, negative ? UINT64_MAX : INT64_MAX, 8);
+        CHECK_OK(ctx, dlrn_file_write(ctx, path, saved, saved_size));
+        refuse(path, NULL, make_buffer(DLRN_BF16, CAPACITY, 1), DLRN_ERR_FORMAT, "\"steps_since_fired\" is missing");
+    }
+    memcpy(saved + first, kept, 8);
+}
+
+TEST(another_buffer) {
+    const char *good = tmp_path("checkpoint_good.safetensors"), *bare = tmp_path("checkpoint_bare.safetensors");
+    dlrn_train_config cfg = config();
+    dlrn_trainer *t = NULL;
+    refuse(good, NULL, make_buffer(DLRN_F32, CAPACITY, 1), DLRN_ERR_ARGUMENT, "of another type");
+    refuse(good, NULL, make_buffer(DLRN_BF16, CAPACITY, 0), DLRN_ERR_ARGUMENT, "with or without a target");
+    refuse(good, NULL, make_buffer(DLRN_BF16, BATCH, 1), DLRN_ERR_SHAPE, "cannot take over the 24 that were saved");
+    dlrn_buffer *b = make_buffer(DLRN_BF16, CAPACITY, 1);
+    b->source.seek = NULL;
+    refuse(good, NULL, b, DLRN_ERR_ARGUMENT, "cannot go back");
+    cfg.dict_size = F + 1;
+    refuse(good, &cfg, NULL, DLRN_ERR_SHAPE, "a trainer of 4 x 12, expected 4 x 13");
+    cfg = config();
+    cfg.activation_dim = D + 1;
+    refuse(good, &cfg, NULL, DLRN_ERR_SHAPE, "a trainer of 4 x 12, expected 5 x 12");
+    cfg = config();
+    cfg.compat = 1;
+    refuse(good, &cfg, NULL, DLRN_ERR_ARGUMENT, "saved with compat 0, expected 1");
+    refuse(tmp_path("checkpoint_none.safetensors"), NULL, NULL, DLRN_ERR_IO, "checkpoint_none.safetensors");
+    /* saved with a buffer and resumed without, and the other way round */
+    CHECK_OK(ctx, dlrn_trainer_resume(ctx, good, NULL, NULL, &t));
+    CHECK_STATUS(dlrn_trainer_step(t, NULL), DLRN_ERR_ARGUMENT);
+    dlrn_trainer_destroy(t);
+    save(NULL, bare);
+    b = make_buffer(DLRN_F16, CAPACITY, 0);
+    cfg = config();
+    cfg.steps = 1;
+    CHECK_OK(ctx, dlrn_trainer_resume(ctx, bare, &cfg, b, &t));
+    CHECK_OK(ctx, dlrn_trainer_step(t, NULL));
+    CHECK_STATUS(dlrn_trainer_step(t, NULL), DLRN_END);
+    dlrn_trainer_destroy(t);
+    dlrn_buffer_destroy(b);
+}
+
+int main(int argc, char **argv) {
+    dlrn_rng rng = {6, 0, 0};
+    TEST_BEGIN(argc, argv);
+    for (int i = 0; i < ROWS * D; i++) rows[i] = dlrn_rng_normal(&rng), targets[i] = dlrn_rng_normal(&rng);
+    if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return 1;
+    if (argc > 1) test_a_good_one();
+    RUN(a_good_one);
+    RUN(settings);
+    RUN(numbers_of_the_run);
+    RUN(state_of_the_buffer);
+    RUN(tensors);
+    RUN(counters);
+    RUN(another_buffer);
+    dlrn_free(ctx, saved);
+    dlrn_context_destroy(ctx);
+    return TEST_END();
+}
