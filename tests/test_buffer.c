@@ -782,7 +782,7 @@ TEST(arrays_in_npy_files) {
 TEST(wrong_files_are_named) {
     dlrn_context *ctx = open_context(NULL);
     dlrn_source s;
-    char *x = write_npy("buffer_x.npy", 4, 0, 19, 1), *other = write_npy("buffer_z.npy", 4, 0, 18, 1), text[64];
+    char *x = write_npy("buffer_x.npy", 4, 0, 19, 1), *other = write_npy("buffer_z.npy", 4, 0, 18, 1), text[64] = "";
     CHECK_STATUS(dlrn_source_from_npy(ctx, x, other, 1, &s), DLRN_ERR_SHAPE);
     CHECK_STR(dlrn_error(ctx), "buffer_z.npy: expected [19, 3] as in build/tmp/buffer_x.npy, found [18, 3]");
     CHECK(!s.read && !s.destroy);

@@ -1,6 +1,6 @@
-/* test_memory.c - reading and writing files when memory runs out: each allocation of each operation fails once; every
-   time the answer is DLRN_ERR_MEMORY, nothing leaks, and no file is left half-written. And what hostile bytes make a
-   reader take stays in proportion to them. */
+/* test_memory.c - reading and writing files, and a whole run, when memory runs out: each allocation of each operation
+   fails once; every time the answer is DLRN_ERR_MEMORY, nothing leaks, and no file is left half-written. And what
+   hostile bytes make a reader take stays in proportion to them. */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/bytes.h"
@@ -98,6 +98,82 @@ static dlrn_status parse(void) {
     dlrn_status s = dlrn_json_parse(ctx, text, sizeof text - 1, "text", &root);
     dlrn_json_free(ctx, root);
     return s;
+}
+
+/* ---- A whole run: trained with ghosts, saved, resumed, resampled, and what it learnt is used ---- */
+
+enum { D = 5, F = 70, ROWS = 24 };
+static float rows[2][ROWS * D]; /* x, y */
+
+static dlrn_status train_with(dlrn_buffer *buffer, const dlrn_dictionary *init, dlrn_trainer **t) {
+    dlrn_train_config cfg = dlrn_train_defaults();
+    const char *checkpoint = tmp_path("memory_run.safetensors");
+    cfg.activation_dim = D, cfg.dict_size = F, cfg.ghost_threshold = 0, cfg.warmup_steps = 0;
+    cfg.compat = 1, cfg.log_steps = 1, cfg.resample_rows = ROWS;
+    dlrn_status s = dlrn_trainer_create(ctx, &cfg, init, buffer, t);
+    for (int i = 0; !s && i < 2; i++) s = dlrn_trainer_step(*t, NULL);
+    if (!s) s = dlrn_trainer_save(*t, checkpoint);
+    dlrn_trainer_destroy(*t);
+    *t = NULL;
+    cfg.compat = 0;
+    if (!s) s = dlrn_trainer_resume(ctx, checkpoint, NULL, buffer, t);
+    if (!s) (*t)->cfg.compat = 0, (*t)->cfg.resample_steps = 3;
+    return s ? s : dlrn_trainer_step(*t, NULL); /* the third: it resamples */
+}
+
+static dlrn_status use(const dlrn_dictionary *ae, const dlrn_source *source) {
+    static float f[ROWS * F], x[ROWS * D], shift[ROWS];
+    static unsigned char mask[F];
+    dlrn_dictionary *copy = NULL, *identity = NULL;
+    dlrn_sparse codes;
+    dlrn_metrics m;
+    const dlrn_eval_config cfg = dlrn_eval_defaults();
+    memset(&codes, 0, sizeof codes);
+    memset(mask, 1, sizeof mask);
+    dlrn_status s = dlrn_encode(ae, rows[0], ROWS, f);
+    if (!s) s = dlrn_encode(ae, rows[0], 1, f);
+    if (!s) s = dlrn_decode(ae, f, ROWS, x);
+    if (!s) s = dlrn_encode_sparse(ae, rows[0], ROWS, &codes);
+    dlrn_sparse_free(&codes);
+    if (!s) s = dlrn_forward(ae, rows[0], ROWS, x, NULL);
+    if (!s) s = dlrn_forward_ghost(ae, rows[0], ROWS, mask, x, shift, &codes);
+    dlrn_sparse_free(&codes);
+    if (!s) s = dlrn_evaluate(ae, &cfg, source, NULL, &m);
+    if (!s) s = dlrn_dictionary_copy(ae, &copy);
+    if (!s) s = dlrn_identity_create(ctx, D, &identity);
+    dlrn_dictionary_destroy(copy);
+    dlrn_dictionary_destroy(identity);
+    return s;
+}
+
+static dlrn_status run(void) {
+    dlrn_buffer_config cfg = dlrn_buffer_defaults();
+    dlrn_source source, again;
+    dlrn_buffer *buffer = NULL;
+    dlrn_trainer *t = NULL;
+    dlrn_dictionary *init = NULL;
+    memset(&source, 0, sizeof source);
+    memset(&again, 0, sizeof again);
+    cfg.n_ctxs = ROWS, cfg.ctx_len = 1, cfg.in_batch_size = 8, cfg.out_batch_size = 8, cfg.store = DLRN_F16;
+    dlrn_status s = dlrn_source_from_array(ctx, rows[0], rows[1], ROWS, D, 3, &source);
+    if (!s) s = dlrn_source_from_array(ctx, rows[0], rows[1], ROWS, D, 1, &again);
+    if (!s) s = dlrn_buffer_create(ctx, &cfg, &source, 0, &buffer);
+    if (!s) s = dlrn_autoencoder_create(ctx, D, F, 2, &init);
+    for (int j = 0; !s && j < F; j += 3) init->encoder_bias[j] = -100;
+    if (!s) s = train_with(buffer, init, &t);
+    if (!s) s = use(dlrn_trainer_dictionary(t), &again);
+    dlrn_trainer_destroy(t);
+    dlrn_dictionary_destroy(init);
+    dlrn_buffer_destroy(buffer);
+    dlrn_source_destroy(&source);
+    dlrn_source_destroy(&again);
+    return s;
+}
+
+TEST(runs) {
+    dlrn_rng rng = {4, 0, 0};
+    for (int i = 0; i < 2 * ROWS * D; i++) rows[i / (ROWS * D)][i % (ROWS * D)] = dlrn_rng_normal(&rng);
+    starve("a run", run);
 }
 
 TEST(archives) {
@@ -239,6 +315,7 @@ int main(int argc, char **argv) {
     RUN(codes);
     RUN(json);
     RUN(legacy);
+    RUN(runs);
     RUN(pickles_in_proportion);
     RUN(json_in_proportion);
     RUN(claims_in_proportion);
