@@ -1,0 +1,188 @@
+/* test_arguments.c - what a caller can get wrong: each call that checks its arguments refuses each of them, in words,
+   and does nothing. And NULL, where it is said to be fine. */
+#define DICTLEARN_IMPLEMENTATION
+#include "dictlearn.h"
+#include "tests/test.h"
+
+enum { D = 3, F = 6, N = 2 };
+
+static dlrn_context *ctx;
+static float x[N * D], f[N * F];
+
+/* The call is refused with this status and these words. */
+#define REFUSED(call, status, words)                                                                                   \
+    do {                                                                                                               \
+        CHECK_STATUS(call, status);                                                                                    \
+        CHECK_STR(dlrn_error(ctx), words);                                                                             \
+    } while (0)
+#define ARGUMENT(call, words) REFUSED(call, DLRN_ERR_ARGUMENT, words)
+
+static dlrn_dictionary *make_dictionary(void) {
+    dlrn_dictionary *ae = NULL;
+    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 0, &ae));
+    return ae;
+}
+
+TEST(sizes_of_dictionaries) {
+    dlrn_dictionary *ae = NULL;
+    ARGUMENT(dlrn_autoencoder_create(ctx, 0, F, 0, &ae), "activation_dim and dict_size");
+    ARGUMENT(dlrn_autoencoder_create(ctx, D, -1, 0, &ae), "activation_dim and dict_size");
+    ARGUMENT(dlrn_autoencoder_create(ctx, D, (int64_t)INT32_MAX + 1, 0, &ae), "activation_dim and dict_size");
+    REFUSED(dlrn_autoencoder_create(ctx, INT64_MAX / 2, F, 0, &ae), DLRN_ERR_MEMORY, "memory");
+    ARGUMENT(dlrn_identity_create(ctx, 0, &ae), "activation_dim");
+    ARGUMENT(dlrn_identity_create(ctx, (int64_t)INT32_MAX + 1, &ae), "activation_dim");
+    CHECK(ae == NULL);
+}
+
+TEST(rows_to_encode_and_decode) {
+    static int64_t ptr[2] = {0, 1};
+    static int32_t col[1];
+    static float val[1] = {1};
+    const unsigned char mask[F] = {1};
+    dlrn_dictionary *ae = make_dictionary(), *identity = NULL;
+    dlrn_sparse codes;
+    memset(&codes, 0, sizeof codes);
+    ARGUMENT(dlrn_encode(ae, x, -1, f), "n must not be negative");
+    ARGUMENT(dlrn_encode_sparse(ae, x, -1, &codes), "n must not be negative");
+    ARGUMENT(dlrn_decode(ae, f, -1, x), "n must not be negative");
+    CHECK_OK(ctx, dlrn_encode(ae, x, 0, f));
+    CHECK_OK(ctx, dlrn_decode(ae, f, 0, x));
+    codes.rows = 1, codes.cols = F + 1, codes.row_ptr = ptr, codes.col = col, codes.val = val;
+    CHECK_STATUS(dlrn_decode_sparse(ae, &codes, x), DLRN_ERR_SHAPE);
+    codes.cols = F;
+    for (int i = 0; i < 2; i++) {
+        col[0] = i ? F : -1;
+        ARGUMENT(dlrn_decode_sparse(ae, &codes, x), "a feature index");
+    }
+    CHECK_OK(ctx, dlrn_identity_create(ctx, D, &identity));
+    CHECK_STATUS(dlrn_forward_ghost(identity, x, N, mask, x, f, NULL), DLRN_ERR_ARGUMENT);
+    dlrn_dictionary_destroy(identity);
+    dlrn_dictionary_destroy(ae);
+}
+
+TEST(matrices) {
+    dlrn_tensor t, none;
+    int64_t index[D];
+    CHECK_OK(ctx, dlrn_tensor_create(ctx, D, D, &t));
+    ARGUMENT(dlrn_tensor_create(ctx, -1, D, &none), "must not be negative");
+    ARGUMENT(dlrn_tensor_create(ctx, D, -1, &none), "must not be negative");
+    static const int64_t outside[][4] = {{0, -1, 0, 1},    {0, 1, -1, 1},    {0, 1, 0, -1}, {D + 1, 0, 0, 1},
+                                         {0, D + 1, 0, 1}, {0, 1, D + 1, 0}, {0, 1, 1, D}};
+    for (size_t i = 0; i < sizeof outside / sizeof *outside; i++)
+        CHECK(!dlrn_slice(t, outside[i][0], outside[i][1], outside[i][2], outside[i][3]).data);
+    CHECK(!dlrn_slice(dlrn_view(NULL, D, D), 0, 1, 0, 1).data);
+    REFUSED(dlrn_matmul(ctx, DLRN_NN, t, t, 0, dlrn_slice(t, 0, 2, 0, D)), DLRN_ERR_SHAPE, "c [2][3]");
+    REFUSED(dlrn_matmul(ctx, DLRN_NN, t, t, 0, dlrn_slice(t, 0, D, 0, 2)), DLRN_ERR_SHAPE, "c [3][2]");
+    static const int64_t wrong[][6] = {{-1, D, D, D, D, D}, {D, -1, D, D, D, D}, {D, D, -1, D, D, D},
+                                       {D, D, D, 2, D, D},  {D, D, D, D, 2, D},  {D, D, D, D, D, 2}};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        for (int serial = 0; serial < 2; serial++) {
+            const int64_t *w = wrong[i];
+            CHECK_STATUS((serial ? dlrn_gemm_serial : dlrn_gemm)(ctx, DLRN_NN, w[0], w[1], w[2], t.data, w[3], t.data,
+                                                                 w[4], 0, t.data, w[5]),
+                         DLRN_ERR_ARGUMENT);
+        }
+    ARGUMENT(dlrn_gemm(ctx, DLRN_NN, D, D, D, t.data, D, t.data, D, 0.5f, t.data, D), "beta must be 0 or 1");
+    ARGUMENT(dlrn_gemm_serial(ctx, DLRN_NN, D, D, D, t.data, D, t.data, D, -1, t.data, D), "beta must be 0 or 1");
+    ARGUMENT(dlrn_gemm(ctx, (dlrn_gemm_op)7, D, D, D, t.data, D, t.data, D, 0, t.data, D), "unknown operation");
+    ARGUMENT(dlrn_mean_var(ctx, dlrn_view(t.data, 0, D), NULL, NULL), "at least one row");
+    CHECK_OK(ctx, dlrn_mean_var(ctx, t, NULL, NULL));
+    ARGUMENT(dlrn_topk(ctx, x, D, -1, index, NULL), "k must be in [0, n]");
+    ARGUMENT(dlrn_topk(ctx, x, D, D + 1, index, NULL), "k must be in [0, n]");
+    dlrn_tensor_free(ctx, &t);
+}
+
+TEST(settings_of_a_trainer) {
+    dlrn_trainer *t = NULL;
+#define SETTING(change, words)                                                                                         \
+    do {                                                                                                               \
+        dlrn_train_config cfg = dlrn_train_defaults();                                                                 \
+        cfg.activation_dim = D, cfg.dict_size = F;                                                                     \
+        change;                                                                                                        \
+        ARGUMENT(dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t), words);                                               \
+    } while (0)
+    SETTING(cfg.lr = INFINITY, "lr must be");
+    SETTING(cfg.sparsity_penalty = NAN, "sparsity_penalty must be");
+    SETTING(cfg.beta1 = -0.1, "beta1");
+    SETTING(cfg.beta1 = 1, "beta1");
+    SETTING(cfg.beta2 = NAN, "beta");
+    SETTING(cfg.eps = 0, "eps");
+    SETTING(cfg.eps = INFINITY, "eps");
+    SETTING(cfg.eps = 1e-60, "eps"); /* 0 as an f32 */
+    SETTING(cfg.loss = (dlrn_loss)9, "unknown loss");
+    SETTING(cfg.sparsity = (dlrn_sparsity)9, "unknown sparsity");
+    SETTING(cfg.steps = -2, "steps");
+    SETTING(cfg.resample_steps = -2, "resample_steps");
+    SETTING(cfg.resample_steps = INT64_MAX, "resample_steps");
+    SETTING(cfg.resample_rows = 0, "resample_rows");
+    SETTING(cfg.log_steps = 0, "log_steps");
+    SETTING(cfg.save_steps = 0, "save_steps");
+#undef SETTING
+    CHECK(t == NULL);
+}
+
+TEST(rows_of_a_trainer) {
+    static float wrong[N * D];
+    dlrn_train_config cfg = dlrn_train_defaults();
+    dlrn_trainer *t = NULL;
+    dlrn_dictionary *ae = NULL;
+    int64_t revived;
+    cfg.activation_dim = D, cfg.dict_size = F;
+    wrong[4] = NAN;
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
+    ARGUMENT(dlrn_trainer_step(t, NULL), "without a buffer");
+    ARGUMENT(dlrn_trainer_step_on(t, NULL, NULL, N, NULL), "x must not be NULL");
+    ARGUMENT(dlrn_trainer_step_on(t, x, NULL, 0, NULL), "a batch has between");
+    ARGUMENT(dlrn_trainer_step_on(t, x, NULL, INT64_MAX, NULL), "a batch has between");
+    ARGUMENT(dlrn_trainer_resample_on(t, NULL, NULL, N, &revived), "at least one row");
+    ARGUMENT(dlrn_trainer_resample_on(t, x, NULL, 0, &revived), "at least one row");
+    CHECK_STATUS(dlrn_trainer_resample_on(t, wrong, NULL, N, &revived), DLRN_ERR_VALUE);
+    CHECK_STATUS(dlrn_trainer_resample_on(t, x, wrong, N, &revived), DLRN_ERR_VALUE);
+    ARGUMENT(dlrn_train(ctx, &cfg, NULL, NULL, NULL, &ae), "buffer must not be NULL");
+    CHECK(dlrn_trainer_steps_done(t) == 0 && ae == NULL);
+    dlrn_trainer_destroy(t);
+}
+
+TEST(contexts) {
+    dlrn_context *other = NULL;
+    dlrn_context_config cfg = dlrn_context_defaults();
+    cfg.threads = -1;
+    CHECK_STATUS(dlrn_context_create(&cfg, &other), DLRN_ERR_ARGUMENT);
+    cfg = dlrn_context_defaults();
+    cfg.kernels = "abacus";
+    CHECK_STATUS(dlrn_context_create(&cfg, &other), DLRN_ERR_ARGUMENT);
+    CHECK(other == NULL);
+    CHECK_STR(dlrn_error(NULL), "no context");
+    CHECK(!dlrn_kernels_available(-1) && !dlrn_kernels_available(99));
+    CHECK_STR(dlrn_status_name((dlrn_status)99), "?");
+    CHECK_STR(dlrn_status_text((dlrn_status)-1), "?");
+    CHECK_STR(dlrn_dtype_name((dlrn_dtype)99), "?");
+    CHECK(dlrn_dtype_size((dlrn_dtype)99) == 0);
+}
+
+TEST(null_is_fine) {
+    dlrn_context_destroy(NULL);
+    dlrn_dictionary_destroy(NULL);
+    dlrn_sparse_free(NULL);
+    dlrn_tensor_free(ctx, NULL);
+    dlrn_free(ctx, NULL);
+    dlrn_archive_close(NULL);
+    dlrn_buffer_destroy(NULL);
+    dlrn_trainer_destroy(NULL);
+    dlrn_evaluator_destroy(NULL);
+    dlrn_json_free(ctx, NULL);
+}
+
+int main(int argc, char **argv) {
+    TEST_BEGIN(argc, argv);
+    if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return 1;
+    RUN(sizes_of_dictionaries);
+    RUN(rows_to_encode_and_decode);
+    RUN(matrices);
+    RUN(settings_of_a_trainer);
+    RUN(rows_of_a_trainer);
+    RUN(contexts);
+    RUN(null_is_fine);
+    dlrn_context_destroy(ctx);
+    return TEST_END();
+}
