@@ -457,7 +457,8 @@ struct dlrn_dictionary {
 DLRN_API DLRN_CHECK dlrn_status dlrn_load(dlrn_context *ctx, const char *path, dlrn_dictionary **out);
 
 /* Writes a dictionary; the format follows path's suffix: .pt (the reference's AutoEncoder.from_pretrained reads it),
-   .safetensors, .npz. Atomic: the old file stays until the new one is whole (a pipe or device is written directly). */
+   .safetensors, .npz. Atomic: the old file stays until the new one is whole (a pipe or device is written directly).
+   Weights that are not finite are an error, as they are in dlrn_load. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path);
 
 /* A new AutoEncoder with PyTorch's initial distribution: encoder weight and bias U(-1/sqrt(d), 1/sqrt(d)), atoms
@@ -612,8 +613,13 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlr
                                                     const dlrn_dictionary *init, dlrn_buffer *buffer,
                                                     dlrn_trainer **out);
 DLRN_API void dlrn_trainer_destroy(dlrn_trainer *trainer); /* NULL is fine */
-/* One step on the buffer's next batch; DLRN_END when it is drained, or after cfg.steps steps. stats may be NULL. */
+/* One step on the buffer's next batch; DLRN_END when it is drained, or after cfg.steps steps. stats may be NULL. After
+   DLRN_ERR_MEMORY or DLRN_STOPPED ask again, before any other call on the buffer: no bit will be other. A resampling
+   that was broken off is all that is left of its step, which the next call ends. A step that breaks off in the middle
+   of its update, which takes a batch of several panels, leaves a trainer that refuses to go on and to be saved. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_step(dlrn_trainer *trainer, dlrn_train_stats *stats);
+/* stop (or NULL) is asked, again and again, while the rows of a resampling are measured: not 0 is DLRN_STOPPED. */
+DLRN_API void dlrn_trainer_on_stop(dlrn_trainer *trainer, int (*stop)(void *user), void *user);
 /* One step on these rows: x [n][d], y [n][d] or NULL for x. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_step_on(dlrn_trainer *trainer, const float *x, const float *y, int64_t n,
                                                      dlrn_train_stats *stats);
@@ -642,7 +648,8 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_gradients(dlrn_trainer *trainer, co
                                                        const dlrn_gradients *out);
 
 /* Everything that is needed to go on with the same bits: weights, moments, counters, configuration, generator, the
-   buffer's unread rows and the source's position (where it has one). One file, a .safetensors by name, atomic. */
+   buffer's unread rows and the source's position (where it has one). One file, a .safetensors by name, atomic. Weights
+   that are not finite are not saved: the file that is there may be the last good one. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_save(const dlrn_trainer *trainer, const char *path);
 /* cfg NULL: the saved configuration. A configuration that contradicts the saved one in d, F or compat is an error. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path, const dlrn_train_config *cfg,
@@ -6413,6 +6420,17 @@ DLRN_API dlrn_status dlrn_load(dlrn_context *ctx, const char *path, dlrn_diction
     return s;
 }
 
+/* What could not be loaded again is not written, in place of what may be the last good file. */
+DLRNI_INTERNAL dlrn_status dlrni_check_savable(dlrn_context *ctx, const char *path, const dlrn_tensor_out *t) {
+    int64_t n = t->shape[0] * (t->ndim > 1 ? t->shape[1] : 1);
+    const float *w = (const float *)t->data;
+    int64_t i = dlrni_first_beyond(w, n, 0x7f7fffffu);
+    if (i == n) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_VALUE,
+                     "%s: not written: tensor '%s': element %lld: expected a finite number, found %g", path, t->name,
+                     (long long)i, (double)w[i]);
+}
+
 DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     dlrn_context *ctx = dict->ctx;
     int64_t d = dict->activation_dim, F = dict->dict_size;
@@ -6427,7 +6445,9 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
                                   {"encoder.weight", DLRN_F32, 2, {F, d}, dict->encoder_weight},
                                   {"encoder.bias", DLRN_F32, 1, {F}, dict->encoder_bias},
                                   {"decoder.weight", DLRN_F32, 2, {d, F}, decoder}};
-    dlrn_status s = dlrn_archive_write(ctx, path, tensors, 4, NULL);
+    dlrn_status s = DLRN_OK;
+    for (int i = 0; i < 4 && s == DLRN_OK; i++) s = dlrni_check_savable(ctx, path, &tensors[i]);
+    if (s == DLRN_OK) s = dlrn_archive_write(ctx, path, tensors, 4, NULL);
     dlrni_free(ctx, decoder);
     return s;
 }
@@ -6526,6 +6546,13 @@ struct dlrn_trainer {
     dlrn_trainer_state state;
     int64_t step; /* steps done         */
     dlrni_work w;
+    const float *x, *y;    /* the buffer's batch that is taken, its step not done for want of memory ... */
+    int64_t n;             /* ... or 0: none                                                             */
+    int resampling;        /* the last step's resampling is due, and was broken off ...                  */
+    dlrn_train_stats last; /* ... and these are its figures                                              */
+    int torn;              /* broken off in the middle of an update                                      */
+    int (*stop)(void *user);
+    void *stop_user;
 };
 
 /* ---- Forward ---- */
@@ -7065,6 +7092,7 @@ DLRNI_INTERNAL dlrn_status dlrni_update_panel(dlrni_update *u, int64_t first) {
         DLRNI_TRY(dlrni_ghost_wave(u->t, wave, count));
         u->entries = dlrni_update_most(u);
         DLRNI_TRY(dlrni_need_scratch(c, dlrni_visit_scratch(u)));
+        u->t->torn |= u->adam != NULL;
         dlrn_parallel_for(u->t->ctx, dlrni_ceil_div(u->end - u->first, u->groups), dlrni_update_groups, u);
     }
     return DLRN_OK;
@@ -7343,30 +7371,57 @@ DLRNI_INTERNAL dlrn_status dlrni_log_pass(dlrn_trainer *t, const float *x, const
     return DLRN_OK;
 }
 
+/* What is left of a step after its update. */
+DLRNI_INTERNAL dlrn_status dlrni_end_step(dlrn_trainer *t, dlrn_train_stats *stats) {
+    if (t->resampling) DLRNI_TRY(dlrni_resample_step(t, &t->last.resampled));
+    t->resampling = 0;
+    *stats = t->last;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_check_whole(const dlrn_trainer *t) {
+    if (!t->torn) return DLRN_OK;
+    return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT,
+                     "a step broke off in the middle of its update, after step %lld: this "
+                     "trainer cannot go on, a checkpoint can",
+                     (long long)t->step - 1);
+}
+
 DLRN_API dlrn_status dlrn_trainer_step_on(dlrn_trainer *t, const float *x, const float *y, int64_t n,
                                           dlrn_train_stats *stats) {
     const dlrn_train_config *cfg = &t->cfg;
     dlrn_train_stats own;
     dlrn_train_stats *s = stats ? stats : &own;
     int64_t step = t->step;
+    int logs = cfg->compat && cfg->log_steps > 0 && step % cfg->log_steps == 0;
+    DLRNI_TRY(dlrni_check_whole(t));
+    if (t->resampling) return dlrni_end_step(t, s);
     DLRNI_TRY(dlrni_forward_loss(t, x, y, n, s));
     dlrni_adam adam = dlrni_adam_at(cfg, s->lr, step + 1);
     DLRNI_TRY(dlrni_backward(t, &adam, NULL));
     dlrni_count_batch(t);
     t->step++;
-    if (cfg->resample_steps > 0 && step % cfg->resample_steps == 0 && (step > 0 || cfg->compat))
-        DLRNI_TRY(dlrni_resample_step(t, &s->resampled));
-    if (cfg->compat && cfg->log_steps > 0 && step % cfg->log_steps == 0) DLRNI_TRY(dlrni_log_pass(t, x, y, n, step, s));
+    t->torn = logs;
+    t->last = *s;
+    t->resampling = cfg->resample_steps > 0 && step % cfg->resample_steps == 0 && (step > 0 || cfg->compat);
+    DLRNI_TRY(dlrni_end_step(t, s));
+    if (logs) DLRNI_TRY(dlrni_log_pass(t, x, y, n, step, s));
+    t->torn = 0;
     return DLRN_OK;
 }
 
 DLRN_API dlrn_status dlrn_trainer_step(dlrn_trainer *t, dlrn_train_stats *stats) {
-    const float *x, *y;
-    int64_t n;
     DLRNI_REQUIRE(t->ctx, t->buffer, "this trainer was made without a buffer");
-    if (t->cfg.steps >= 0 && t->step >= t->cfg.steps) return DLRN_END;
-    DLRNI_TRY(dlrn_buffer_next(t->buffer, &x, &y, &n));
-    return dlrn_trainer_step_on(t, x, y, n, stats);
+    if (t->cfg.steps >= 0 && t->step >= t->cfg.steps && !t->resampling) return DLRN_END;
+    if (!t->n && !t->resampling) DLRNI_TRY(dlrn_buffer_next(t->buffer, &t->x, &t->y, &t->n));
+    dlrn_status s = dlrn_trainer_step_on(t, t->x, t->y, t->n, stats);
+    if (s != DLRN_ERR_MEMORY) t->n = 0;
+    return s;
+}
+
+DLRN_API void dlrn_trainer_on_stop(dlrn_trainer *t, int (*stop)(void *user), void *user) {
+    t->stop = stop;
+    t->stop_user = user;
 }
 
 DLRN_API dlrn_status dlrn_trainer_loss(dlrn_trainer *t, const float *x, const float *y, int64_t n,
@@ -7552,7 +7607,8 @@ DLRNI_INTERNAL dlrn_status dlrni_all_losses(dlrn_trainer *t, dlrni_rows *r, floa
         const float *x, *y;
         s = dlrni_rows_get(r, d, *n, DLRNI_PEEK_ROWS, &x, &y, &got);
         if (s != DLRN_OK || got <= 0) break;
-        if (!DLRNI_GROW(t->ctx, loss, &cap, *n, *n + got)) s = DLRN_ERR_MEMORY;
+        if (t->stop && t->stop(t->stop_user)) s = dlrn_fail(t->ctx, DLRN_STOPPED, "a resampling was stopped");
+        if (s == DLRN_OK && !DLRNI_GROW(t->ctx, loss, &cap, *n, *n + got)) s = DLRN_ERR_MEMORY;
         if (s == DLRN_OK) s = dlrni_row_losses(t, x, y, got, x_hat, &codes, *loss + *n);
     }
     dlrn_sparse_free(&codes);
@@ -8000,8 +8056,8 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_refill(dlrn_buffer *b) {
     b->filling = 1;
     while (!b->ended && b->unread < goal) {
         int64_t n, want = dlrni_min(chunk, goal - b->unread);
+        DLRNI_TRY(dlrni_buffer_hold(b, b->unread + want)); /* first: rows that have come must not be lost */
         DLRNI_TRY(dlrni_buffer_receive(b, want, &n));
-        DLRNI_TRY(dlrni_buffer_hold(b, b->unread + n));
         dlrni_buffer_store(b, n);
     }
     b->filling = 0;
@@ -8587,16 +8643,35 @@ DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_text *text, const dlrni_buffer_
               b->filling ? "true" : "false", (long long)b->rows_read);
 }
 
+/* The figures of a step that is ended by its resampling alone. */
+#define DLRNI_STATS_INTEGERS(X) X(step) X(rows) X(dead)
+#define DLRNI_STATS_REALS(X) X(loss) X(mse_loss) X(sparsity_loss) X(ghost_loss) X(l0) X(lr)
+
+DLRNI_INTERNAL void dlrni_put_stats(dlrni_text *text, const dlrn_train_stats *stats) {
+    dlrni_put(text, "{");
+#define DLRNI_PUT_INTEGER(field) dlrni_put(text, "\"%s\": %lld, ", #field, (long long)stats->field);
+#define DLRNI_PUT_REAL(field) dlrni_put_real(text, #field, stats->field);
+    DLRNI_STATS_INTEGERS(DLRNI_PUT_INTEGER)
+    DLRNI_STATS_REALS(DLRNI_PUT_REAL)
+#undef DLRNI_PUT_INTEGER
+#undef DLRNI_PUT_REAL
+    dlrni_put(text, "\"resampled\": 0}");
+}
+
 DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) {
     if (!dlrni_has_suffix(path, ".safetensors")) /* other forms have no place for the configuration */
         return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT, "%s: expected a name ending in .safetensors", path);
     dlrn_tensor_out tensors[DLRNI_CHECKPOINT_TENSORS];
     int64_t count = DLRNI_CHECKPOINT_FLOATS, d = t->cfg.activation_dim;
-    char config[1024], step[32], buffer[512];
+    char config[1024], step[32], buffer[512], unfinished[512];
     dlrni_buffer_state b;
-    dlrni_text text = {buffer, sizeof buffer, 0};
-    dlrn_status s = DLRN_OK;
+    dlrni_text text = {buffer, sizeof buffer, 0}, figures = {unfinished, sizeof unfinished, 0};
+    dlrn_status s = dlrni_check_whole(t);
     dlrni_checkpoint_floats(t, tensors);
+    for (int i = 0; i < DLRNI_CHECKPOINT_FLOATS && s == DLRN_OK; i += 3) /* each weight, with its moments behind it */
+        s = dlrni_check_savable(t->ctx, path, &tensors[i]);
+    if (s != DLRN_OK) return s;
+    dlrni_put_stats(&figures, &t->last);
     tensors[count++] = dlrni_checkpoint_counters(t);
     dlrn_train_config_json(&t->cfg, config, sizeof config);
     snprintf(step, sizeof step, "%lld", (long long)t->step);
@@ -8606,19 +8681,14 @@ DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) 
         if (b.rows) tensors[count++] = dlrni_checkpoint_rows("buffer.x", b.x, &b, d);
         if (b.rows && b.y) tensors[count++] = dlrni_checkpoint_rows("buffer.y", b.y, &b, d);
     }
-    const char *metadata[] = {"format",
-                              DLRNI_CHECKPOINT_FORMAT,
-                              "made_by",
-                              "dictlearn " DLRN_VERSION_STRING,
-                              "family",
-                              t->dict->family->name,
-                              "config",
-                              config,
-                              "step",
-                              step,
-                              t->buffer ? "buffer" : NULL,
-                              buffer,
-                              NULL};
+    const char *metadata[15] = {"format",  DLRNI_CHECKPOINT_FORMAT,
+                                "made_by", "dictlearn " DLRN_VERSION_STRING,
+                                "family",  t->dict->family->name,
+                                "config",  config,
+                                "step",    step};
+    int pairs = 10;
+    if (t->buffer) metadata[pairs++] = "buffer", metadata[pairs++] = buffer;
+    if (t->resampling) metadata[pairs++] = "unfinished", metadata[pairs++] = unfinished;
     if (s == DLRN_OK) s = dlrn_archive_write(t->ctx, path, tensors, count, metadata);
     if (t->buffer) dlrni_buffer_state_free(t->ctx, &b);
     return s;
@@ -8690,6 +8760,20 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
     char text[128];
     snprintf(text, sizeof text, "%.120s", colon ? colon + 2 : dlrn_error(ctx));
     return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: not a checkpoint of a trainer: config: %s", dlrn_archive_path(a), text);
+}
+
+/* A step that its resampling alone must end. */
+DLRNI_INTERNAL dlrn_status dlrni_read_unfinished(dlrn_trainer *t, dlrn_archive *a, const dlrn_json *json) {
+#define DLRNI_READ_INTEGER(field)                                                                                      \
+    if (!dlrni_json_i64(json, #field, &t->last.field)) return dlrni_checkpoint_lacks(a, t->ctx, "unfinished." #field);
+#define DLRNI_READ_REAL(field)                                                                                         \
+    if (!dlrni_json_real(json, #field, &t->last.field)) return dlrni_checkpoint_lacks(a, t->ctx, "unfinished." #field);
+    DLRNI_STATS_INTEGERS(DLRNI_READ_INTEGER)
+    DLRNI_STATS_REALS(DLRNI_READ_REAL)
+#undef DLRNI_READ_INTEGER
+#undef DLRNI_READ_REAL
+    t->resampling = 1;
+    return DLRN_OK;
 }
 
 /* The file's tensor of that name, type and shape; where < 0: an error that says what is wrong. */
@@ -8831,9 +8915,12 @@ DLRNI_INTERNAL dlrn_status dlrni_resume_from(dlrn_context *ctx, dlrn_archive *a,
     DLRNI_TRY(dlrni_checkpoint_config(ctx, a, given, &cfg));
     DLRNI_TRY(dlrn_trainer_create(ctx, &cfg, NULL, buffer, out));
     DLRNI_TRY(dlrni_read_state(*out, a));
-    if (!buffer) return DLRN_OK;
+    DLRNI_TRY(dlrni_metadata_json(ctx, a, "unfinished", &json));
+    dlrn_status s = json ? dlrni_read_unfinished(*out, a, json) : DLRN_OK;
+    dlrn_json_free(ctx, json);
+    if (!buffer || s != DLRN_OK) return s;
     DLRNI_TRY(dlrni_metadata_json(ctx, a, "buffer", &json));
-    dlrn_status s = json ? dlrni_resume_buffer(*out, a, json) : DLRN_OK; /* saved without one: the given one starts */
+    s = json ? dlrni_resume_buffer(*out, a, json) : DLRN_OK; /* saved without one: the given one starts */
     dlrn_json_free(ctx, json);
     return s;
 }
@@ -8875,6 +8962,8 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path, co
 #undef DLRNI_PREFETCH
 #undef DLRNI_PREFETCH_FAR
 #undef DLRNI_REQUIRE
+#undef DLRNI_STATS_INTEGERS
+#undef DLRNI_STATS_REALS
 #undef DLRNI_TRY
 #undef DLRNI_UNROLL
 #undef DLRNI_UNUSED

@@ -11,7 +11,7 @@
 #include "documents.h"
 #include "gptneox.h"
 #include "tests/test.h"
-#include "tests/allocator.h"
+#include "tests/starve.h"
 
 #define MODEL "examples/data/tiny-neox"
 #define GOLDEN "tests/golden/tiny_neox_expected.npz"
@@ -480,8 +480,7 @@ TEST(folders_that_are_not_models) {
    room is made for the sequences that come. */
 TEST(config_of_many_positions) {
     static float want[MOST * V], got[MOST * V];
-    dlrn_context_config cfg = counted_context();
-    dlrn_context *counted = NULL;
+    dlrn_context *counted = starve_context(2);
     neox_model *m = NULL;
     char *config, *at;
     size_t size;
@@ -501,9 +500,7 @@ TEST(config_of_many_positions) {
     dlrn_free(ctx, config);
     remove(tmp_path("vast/model.safetensors"));
     CHECK(symlink("../../../" MODEL "/model.safetensors", tmp_path("vast/model.safetensors")) == 0);
-    cfg.threads = 2;
-    in_use_most = 64 << 20;
-    CHECK_STATUS(dlrn_context_create(&cfg, &counted), DLRN_OK);
+    starve.most = 64 << 20;
     CHECK_OK(counted, neox_load(counted, tmp_path("vast"), &m));
     CHECK(neox_config_of(m)->positions == 4194304);
     CHECK_OK(counted, neox_run(m, &b, NULL, 0, NULL, NULL, 1));
@@ -511,8 +508,8 @@ TEST(config_of_many_positions) {
     CHECK(!memcmp(want, got, (size_t)(start[1] * V) * sizeof *got));
     neox_destroy(m);
     dlrn_context_destroy(counted);
-    CHECK_MSG(live == 0 && peak < in_use_most, "%d blocks, %zu bytes", (int)live, peak);
-    in_use_most = SIZE_MAX / 2;
+    CHECK_MSG(starve.live == 0 && starve.peak < starve.most, "%d blocks, %zu bytes", (int)starve.live, starve.peak);
+    starve.most = 0;
 }
 
 int main(int argc, char **argv) {

@@ -862,6 +862,86 @@ static dlrn_status stop_at_five(void *user, dlrn_trainer *trainer, const dlrn_tr
     return stats->step == 4 ? DLRN_STOPPED : DLRN_OK;
 }
 
+static int polls; /* until a stop is asked for */
+
+static int stop_in_a_while(void *user) {
+    (void)user;
+    return polls-- == 0;
+}
+
+/* Each resampling is stopped, and its step asked for again: by the same trainer, or by one that was resumed. */
+TEST(a_resampling_that_is_stopped_goes_on) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    const char *path = tmp_path("stopped.safetensors");
+    cfg.resample_steps = 6;
+    for (int saved = 0; saved < 2; saved++) {
+        dlrn_buffer *one = make_buffer(ctx), *two = make_buffer(ctx);
+        dlrn_trainer *t = NULL, *again = NULL;
+        int64_t stops = 0, revived = 0;
+        CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, one, &t));
+        CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, two, &again));
+        t->dict->encoder_bias[3] = again->dict->encoder_bias[3] = -1000;
+        for (;;) {
+            dlrn_train_stats wanted, found;
+            dlrn_status end = dlrn_trainer_step(t, &wanted);
+            polls = 0;
+            dlrn_trainer_on_stop(again, stop_in_a_while, NULL);
+            dlrn_status s = dlrn_trainer_step(again, &found);
+            if (s == DLRN_STOPPED) {
+                stops++;
+                CHECK(dlrn_trainer_steps_done(again) == dlrn_trainer_steps_done(t));
+                if (saved) {
+                    CHECK_OK(ctx, dlrn_trainer_save(again, path));
+                    dlrn_trainer_destroy(again);
+                    dlrn_buffer_destroy(two);
+                    two = make_buffer(ctx);
+                    CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, two, &again));
+                }
+                s = dlrn_trainer_step(again, &found);
+            }
+            CHECK_STATUS(s, end);
+            if (s == DLRN_END) break;
+            CHECK(!memcmp(&wanted, &found, sizeof found));
+            revived += wanted.resampled;
+        }
+        CHECK(stops > 0 && revived > 0 && fingerprint(again) == fingerprint(t));
+        dlrn_trainer_destroy(t);
+        dlrn_trainer_destroy(again);
+        dlrn_buffer_destroy(one);
+        dlrn_buffer_destroy(two);
+    }
+    dlrn_context_destroy(ctx);
+}
+
+/* A step may leave weights that are not finite: they do not take the place of the last good file. */
+TEST(what_is_not_finite_is_not_saved) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    const char *state = tmp_path("good.safetensors"), *weights = tmp_path("good.pt");
+    dlrn_trainer *t = make_trainer(ctx, &cfg), *again = NULL;
+    dlrn_dictionary *dict = NULL;
+    float *parts[4] = {t->dict->bias, t->dict->encoder_bias, t->dict->encoder_weight, t->dict->decoder_weight};
+    CHECK_OK(ctx, dlrn_trainer_save(t, state));
+    CHECK_OK(ctx, dlrn_save(t->dict, weights));
+    for (int i = 0; i < 4; i++) {
+        float keep = parts[i][5];
+        parts[i][5] = i & 1 ? (float)NAN : (float)INFINITY;
+        CHECK_STATUS(dlrn_trainer_save(t, state), DLRN_ERR_VALUE);
+        CHECK_STR(dlrn_error(ctx), "good.safetensors: not written: tensor '");
+        CHECK_STR(dlrn_error(ctx), "element 5: expected a finite number");
+        CHECK_STATUS(dlrn_save(t->dict, weights), DLRN_ERR_VALUE);
+        parts[i][5] = keep;
+    }
+    CHECK_OK(ctx, dlrn_trainer_resume(ctx, state, NULL, NULL, &again));
+    CHECK(fingerprint(again) == fingerprint(t));
+    CHECK_OK(ctx, dlrn_load(ctx, weights, &dict));
+    dlrn_dictionary_destroy(dict);
+    dlrn_trainer_destroy(again);
+    dlrn_trainer_destroy(t);
+    dlrn_context_destroy(ctx);
+}
+
 TEST(a_whole_run_ends_with_the_data_or_when_told) {
     dlrn_context *ctx = open_context("auto", 1);
     dlrn_train_config cfg = small_config();
@@ -902,6 +982,8 @@ int main(int argc, char **argv) {
     RUN(a_resumed_trainer_goes_on_with_the_same_bits);
     RUN(checkpoints_that_lie);
     RUN(a_resumed_run_draws_the_same_rows);
+    RUN(a_resampling_that_is_stopped_goes_on);
+    RUN(what_is_not_finite_is_not_saved);
     RUN(a_whole_run_ends_with_the_data_or_when_told);
     return TEST_END();
 }

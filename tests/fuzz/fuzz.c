@@ -32,22 +32,20 @@ static size_t fuzz_size;
 static const fuzz_target *fuzz_in_hand;
 
 static void fuzz_start(void) {
-    dlrn_context_config cfg = counted_context();
-    cfg.threads = 1;
-    if (dlrn_context_create(&cfg, &ctx) != DLRN_OK) exit(1);
+    ctx = starve_context(1);
     atexit(fuzz_clean);
 }
 
 /* One input: nothing that it takes is left behind. */
 static void fuzz_run(void) {
-    const int64_t before = live;
-    in_use_most = SIZE_MAX / 2;
+    const int64_t before = starve.live;
+    starve.most = 0;
     unsigned char *exact = (unsigned char *)malloc(fuzz_size + 1); /* so that a read beyond the end is seen */
     CHECK(exact != NULL);
     if (fuzz_size) memcpy(exact + 1, fuzz_data, fuzz_size);
     fuzz_in_hand->run(exact + 1, fuzz_size);
     free(exact);
-    CHECK_MSG(live == before, "%d blocks leak", (int)(live - before));
+    CHECK_MSG(starve.live == before, "%d blocks leak", (int)(starve.live - before));
 }
 
 #ifndef FUZZ_REPLAY

@@ -13,7 +13,7 @@
 #include "documents.h"
 #include "gptneox.h"
 #include "tests/bytes.h"
-#include "tests/allocator.h"
+#include "tests/starve.h"
 
 enum {
     FUZZ_NUMBERS = 1 << 14, /* what is saved again: at most so much of it */
@@ -27,14 +27,14 @@ enum {
 /* Reading an input of `size` bytes may take factor * size + constant at its peak; what asks for more gets none. */
 static size_t fuzz_before;
 static void fuzz_allow(size_t size, size_t factor, size_t constant) {
-    fuzz_before = peak = in_use;
-    in_use_most = in_use + factor * size + constant;
+    fuzz_before = starve.peak = starve.in_use;
+    starve.most = starve.in_use + factor * size + constant;
 }
 
 static void fuzz_allow_all(void) {
-    CHECK_MSG(peak <= in_use_most, "%zu bytes were asked for, expected at most %zu", peak - fuzz_before,
-              in_use_most - fuzz_before);
-    in_use_most = SIZE_MAX / 2;
+    CHECK_MSG(starve.peak <= starve.most, "%zu bytes were asked for, expected at most %zu", starve.peak - fuzz_before,
+              starve.most - fuzz_before);
+    starve.most = 0;
 }
 
 /* An error that a file may cause: it names the file, in one line. */
