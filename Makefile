@@ -45,6 +45,8 @@ $(BUILD)/%: examples/%.c $(HEADERS) $(wildcard examples/dictlearn_*)
 $(BUILD)/test_%: tests/test_%.c $(wildcard tests/*.h) $(HEADERS)
 	$(COMPILE) -pthread $< -o $@ -lm
 
+$(BUILD)/test_program $(BUILD)/san/test_program: examples/dictlearn.c # the program within the test
+
 $(BUILD)/kernel_sets $(BUILD)/rows: $(BUILD)/%: tests/%.c dictlearn.h
 	$(COMPILE) $< -o $@ -lm
 

@@ -4,6 +4,7 @@
 #include "dictlearn.h"
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,10 +29,18 @@ static int fail(dlrn_context *ctx) {
     return 1;
 }
 
+/* They never go back, whatever the clock does. */
 static double seconds(void) {
+    static double last;
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    double now = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    return last = now > last ? now : last;
+}
+
+/* So many in a time; 0 where that is too short to tell. */
+static double per_second(int64_t count, double time) {
+    return time > 1e-6 ? (double)count / time : 0;
 }
 
 /* A line of progress: redrawn in place on a terminal. */
@@ -199,9 +208,16 @@ static int run_inspect(dlrn_context *ctx, const options *o) {
     char path[4200], config[4200];
     dlrn_status s = tensors_of(ctx, o->path, path, sizeof path);
     snprintf(config, sizeof config, "%s/config.json", o->path);
-    int is_model = s == DLRN_OK && strstr(path + strlen(o->path), "model") && dlrn_file_exists(config) == 1 &&
-                   neox_read_config(ctx, o->path, &model) == DLRN_OK;
-    int is_dict = s == DLRN_OK && !is_model && dlrn_load(ctx, o->path, &dict) == DLRN_OK && dict->encoder_weight;
+    int of_model = s == DLRN_OK && strstr(path + strlen(o->path), "model"), is_model = 0, is_dict = 0;
+    dlrn_status tried = DLRN_OK;
+    if (of_model && dlrn_file_exists(config) == 1) {
+        tried = neox_read_config(ctx, o->path, &model);
+        is_model = tried == DLRN_OK;
+    } else if (s == DLRN_OK && !of_model) {
+        tried = dlrn_load(ctx, o->path, &dict);
+        is_dict = tried == DLRN_OK && dict->encoder_weight;
+    }
+    if (tried == DLRN_ERR_MEMORY || tried == DLRN_ERR_IO) s = tried; /* which says nothing of what the file holds */
     if (s == DLRN_OK) s = dlrn_archive_open(ctx, path, &a);
     if (s == DLRN_OK && o->json) {
         printf("{\"path\": ");
@@ -470,8 +486,9 @@ int main(int argc, char **argv) {
     dlrn_context_config cfg = dlrn_context_defaults();
     cfg.threads = (int)o.threads;
     cfg.kernels = o.kernels;
-    if (dlrn_context_create(&cfg, &ctx) != DLRN_OK)
-        return usage_error(c->name, "no such set of kernels here", o.kernels);
+    dlrn_status s = dlrn_context_create(&cfg, &ctx);
+    if (s == DLRN_ERR_MEMORY) return fputs("dictlearn: out of memory, before anything was done\n", stderr), 1;
+    if (s != DLRN_OK) return usage_error(c->name, "no such set of kernels here", o.kernels);
     note_signals();
     status = c->run(ctx, &o);
     dlrn_context_destroy(ctx);

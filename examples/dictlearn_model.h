@@ -156,7 +156,7 @@ static dlrn_status write_document(void *user, int64_t document, const int32_t *i
     double now = seconds();
     if (!g->o->quiet && document % 64 == 63 && now - g->told > 2) {
         tell("%lld of %lld documents, %.0f tokens/s", (long long)document + 1, (long long)g->o->documents,
-             (double)g->tokens / (now - g->started));
+             per_second(g->tokens, now - g->started));
         g->told = now;
     }
     return DLRN_OK;
@@ -231,7 +231,7 @@ static dlrn_status copy_rows(feed *f, const options *o, dlrn_writer *w) {
         done += n;
         if (!o->quiet && seconds() - told > 2) {
             told = seconds();
-            tell("%lld rows, %.0f a second", (long long)done, (double)done / (told - started));
+            tell("%lld rows, %.0f a second", (long long)done, per_second(done, told - started));
         }
     }
     tell_end();

@@ -11,6 +11,7 @@ typedef struct train_run {
     dlrn_trainer *t;
     page config;          /* config.json as it will be written    */
     FILE *log;            /* NULL until the first step is done    */
+    int lock;             /* a file that is open; -1: none        */
     size_t had_folders;   /* bytes of --save-dir that were there  */
     int others;           /* another run's files are there, still */
     int saved;            /* by this process                      */
@@ -63,6 +64,41 @@ static void unmake_folders(const char *path, size_t had) {
     }
 }
 
+/* Holds the folder for this run: a lock on a file in it, which ends with the process, however that ends. */
+static dlrn_status lock_folder(train_run *r) {
+    char path[4200];
+    struct stat mine, there;
+    struct flock whole;
+    run_path(r->o, "lock", path, sizeof path);
+    for (;;) {
+        int fd = open(path, O_RDWR | O_CREAT, 0666);
+        if (fd < 0) return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot be opened: %s", path, strerror(errno));
+        memset(&whole, 0, sizeof whole); /* all of it, however long */
+        whole.l_type = F_WRLCK;
+        int why = fcntl(fd, F_SETLK, &whole) == 0 ? 0 : errno;
+        if (why == EACCES || why == EAGAIN) {
+            int known = fcntl(fd, F_GETLK, &whole) == 0;
+            close(fd);
+            if (known && whole.l_type == F_UNLCK) continue; /* it was let go just now */
+            return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: another run works in this folder: process %ld", r->o->save_dir,
+                             known ? (long)whole.l_pid : 0L);
+        }
+        r->lock = fd; /* also where the file system knows no locks */
+        if (why || (stat(path, &there) == 0 && fstat(fd, &mine) == 0 && there.st_ino == mine.st_ino)) return DLRN_OK;
+        close(fd); /* the run before this one has removed it since */
+        r->lock = -1;
+    }
+}
+
+static void unlock_folder(train_run *r) {
+    char path[4200];
+    if (r->lock < 0) return;
+    run_path(r->o, "lock", path, sizeof path);
+    remove(path);
+    close(r->lock);
+    r->lock = -1;
+}
+
 static dlrn_status open_folder(train_run *r) {
     static const char *const files[] = {"ae.pt", "config.json", "log.jsonl", "state.safetensors"};
     const options *o = r->o;
@@ -71,6 +107,7 @@ static dlrn_status open_folder(train_run *r) {
         return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: expected the state.safetensors of a run to resume, found none",
                          o->save_dir);
     dlrn_status s = o->resume ? DLRN_OK : make_folders(r->ctx, o->save_dir, &r->had_folders);
+    if (s == DLRN_OK) s = lock_folder(r);
     for (size_t i = 0; i < sizeof files / sizeof *files && !o->resume; i++) r->others |= run_has(o, files[i]);
     if (s == DLRN_OK && r->others && !o->quiet)
         fprintf(stderr, "%s: holds another run, which stays until the first save of this one\n", o->save_dir);
@@ -105,9 +142,9 @@ static dlrn_status save_checkpoint(train_run *r) {
     char path[4200], part[4200];
     run_path(r->o, "ae.pt", path, sizeof path);
     dlrn_status s = dlrn_save(dlrn_trainer_dictionary(r->t), path);
+    if (s == DLRN_OK && r->others) remove_others(r->o); /* before their config goes: it would not be their state's */
     if (s == DLRN_OK && !r->saved) s = write_config(r);
     if (s == DLRN_OK && r->others) {
-        remove_others(r->o);
         run_path(r->o, "log.jsonl.part", part, sizeof part);
         run_path(r->o, "log.jsonl", path, sizeof path);
         remove(path);
@@ -164,6 +201,7 @@ static void leave_nothing(train_run *r) {
     char path[4200];
     run_path(r->o, r->others ? "log.jsonl.part" : "log.jsonl", path, sizeof path);
     if (r->log) remove(path);
+    unlock_folder(r);
     unmake_folders(r->o->save_dir, r->had_folders);
 }
 
@@ -193,7 +231,7 @@ static void show_filling(void *user, int64_t n) {
     if (!time_to_tell(r, now)) return;
     int64_t room = r->o->n_ctxs * r->o->ctx_len, held = dlrn_buffer_unread(r->buffer) + n;
     tell("filling the buffer: %lld rows of at most %lld, %.0f rows/s so far", (long long)held, (long long)room,
-         (double)r->feed.rows / (now - r->started + 1e-9));
+         per_second(r->feed.rows, now - r->started));
 }
 
 static dlrn_status on_step(train_run *r, const dlrn_train_stats *s) {
@@ -201,7 +239,7 @@ static dlrn_status on_step(train_run *r, const dlrn_train_stats *s) {
     char name[64], path[4200];
     dlrn_status status = r->log ? DLRN_OK : open_log(r);
     r->rows += s->rows;
-    rate = (double)r->rows / (now - r->started + 1e-9);
+    rate = per_second(r->rows, now - r->started);
     if (status == DLRN_OK && s->step % r->o->log_steps == 0) status = write_log(r, s, rate);
     show_progress(r, s, rate, now);
     if (status != DLRN_OK || r->o->save_steps < 1 || s->step < 1 || s->step % r->o->save_steps != 0) return status;
@@ -212,19 +250,6 @@ static dlrn_status on_step(train_run *r, const dlrn_train_stats *s) {
     snprintf(name, sizeof name, "checkpoints/ae_%lld.pt", (long long)s->step);
     run_path(r->o, name, path, sizeof path);
     return status == DLRN_OK ? dlrn_save(dlrn_trainer_dictionary(r->t), path) : status;
-}
-
-/* A step, with a full buffer before it: there, and not within the step, the run can be stopped. */
-static dlrn_status step_once(train_run *r, dlrn_train_stats *stats) {
-    int64_t most = dlrn_trainer_config(r->t)->steps, none;
-    dlrn_status s = DLRN_OK;
-    if (most >= 0 && dlrn_trainer_steps_done(r->t) >= most) return DLRN_END;
-    if (stopping(NULL)) return DLRN_STOPPED;
-    s = dlrn_buffer_peek(r->buffer, 0, 0, NULL, NULL, &none);
-    stop_held = 1;
-    if (s == DLRN_OK) s = dlrn_trainer_step(r->t, stats);
-    stop_held = 0;
-    return s;
 }
 
 /* A run that was stopped, in its words. */
@@ -242,8 +267,9 @@ static dlrn_status run_steps(train_run *r) {
     dlrn_status s = DLRN_OK;
     r->first = dlrn_trainer_steps_done(r->t);
     r->started = r->told = seconds();
+    dlrn_trainer_on_stop(r->t, stopping, NULL); /* while the rows of a resampling are measured */
     while (s == DLRN_OK) {
-        s = step_once(r, &stats);
+        s = stopping(NULL) ? DLRN_STOPPED : dlrn_trainer_step(r->t, &stats);
         if (s == DLRN_OK) s = on_step(r, &stats);
     }
     tell_end();
@@ -422,6 +448,7 @@ static dlrn_status train_on(train_run *r) {
     if (s == DLRN_OK) s = open_trainer(r, source.activation_dim);
     if (s == DLRN_OK) s = run_steps(r);
     if (!r->o->resume && !r->saved) leave_nothing(r);
+    unlock_folder(r);
     if (r->log) fclose(r->log);
     dlrn_trainer_destroy(r->t);
     dlrn_buffer_destroy(r->buffer);
@@ -464,6 +491,7 @@ static int run_train(dlrn_context *ctx, const options *o) {
     memset(&b, 0, sizeof b);
     r.ctx = ctx;
     r.o = o;
+    r.lock = -1;
     feed_init(&r.feed, ctx, o);
     if (!o->quiet) fprintf(stderr, "%s\n", dlrn_build_info(ctx));
     dlrn_status s = o->model ? bench_open(ctx, o, 1, &b) : DLRN_OK;

@@ -898,6 +898,7 @@ TEST(a_resampling_that_is_stopped_goes_on) {
                     two = make_buffer(ctx);
                     CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, two, &again));
                 }
+                memset(&found, 0xAA, sizeof found);
                 s = dlrn_trainer_step(again, &found);
             }
             CHECK_STATUS(s, end);

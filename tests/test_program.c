@@ -1,0 +1,540 @@
+/* test_program.c - the program within this process, its main called again and again: each allocation fails once, each
+   call that reads, writes, syncs, closes, renames, makes or opens fails once, and a power cut comes at each moment.
+   Every time it says so in one line, leaks nothing, leaves no file half-written; and what is there to be resumed is
+   resumed with the bits of a run that nothing befell. */
+#define _POSIX_C_SOURCE 200809L
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "tests/starve.h"
+
+/* ---- What may fail ---- */
+
+static struct {
+    int64_t left;        /* calls until one fails; negative: none does */
+    int refused;         /* it has                                     */
+    const char *call;    /* which one                                  */
+    FILE *stream;        /* it has failed, and says so                 */
+    double clock, tempo; /* where it stands, what a look at it adds    */
+} fault = {-1, 0, "", NULL, 0, 0};
+
+static int fails(const char *call) {
+    if (fault.left < 0 || fault.left-- > 0) return 0;
+    fault.refused = 1;
+    fault.call = call;
+    errno = EIO;
+    return 1;
+}
+
+/* What has reached the disk of the files in a folder: of each what it held when it was synced, under the names that it
+   had when the folder was, or at once. */
+enum { MOST_FILES = 64 };
+static struct {
+    const char *folder; /* NULL: nobody looks                   */
+    int64_t left;       /* syncs and renames until the power is cut */
+    int eager;          /* names reach the disk at once         */
+    int is_cut;
+    struct {
+        ino_t file;
+        char *bytes; /* NULL: never synced */
+        size_t size;
+    } synced[MOST_FILES];
+    struct {
+        ino_t file;
+        char name[64];
+    } name[MOST_FILES];
+    int files, names;
+} disk;
+
+static ino_t number_of(const char *name) {
+    struct stat st;
+    return stat(test_path(disk.folder, name), &st) == 0 && S_ISREG(st.st_mode) ? st.st_ino : 0;
+}
+
+static void note_names(void) {
+    DIR *dir = opendir(disk.folder);
+    disk.names = 0;
+    for (struct dirent *e; dir && (e = readdir(dir)) != NULL;) {
+        ino_t file = number_of(e->d_name);
+        if (!file || disk.names == MOST_FILES) continue;
+        disk.name[disk.names].file = file;
+        snprintf(disk.name[disk.names++].name, sizeof disk.name[0].name, "%.60s", e->d_name);
+    }
+    if (dir) closedir(dir);
+}
+
+/* What was synced of a file is gone: it is written anew, or its number was another file's. */
+static void forget_file(const char *path) {
+    struct stat st;
+    if (!disk.folder || stat(path, &st) != 0) return;
+    for (int i = 0; i < disk.files; i++)
+        if (disk.synced[i].file == st.st_ino) {
+            free(disk.synced[i].bytes);
+            disk.synced[i] = disk.synced[--disk.files];
+            return;
+        }
+}
+
+static void note_bytes(ino_t file) {
+    DIR *dir = opendir(disk.folder);
+    for (struct dirent *e; dir && (e = readdir(dir)) != NULL;) {
+        char *path = test_path(disk.folder, e->d_name);
+        struct stat st;
+        if (number_of(e->d_name) != file || disk.files == MOST_FILES) continue;
+        forget_file(path);
+        FILE *f = fopen(path, "rb");
+        if (!f || stat(path, &st) != 0) continue;
+        char *bytes = (char *)malloc((size_t)st.st_size + 1);
+        disk.synced[disk.files].size = fread(bytes, 1, (size_t)st.st_size, f);
+        disk.synced[disk.files].bytes = bytes;
+        disk.synced[disk.files++].file = file;
+        fclose(f);
+    }
+    if (dir) closedir(dir);
+}
+
+/* Lays down beside the folder what is left of it when the power is cut now. */
+static void cut_power(void) {
+    char path[300];
+    if (!disk.folder) return;
+    if (disk.eager) note_names();
+    if (disk.is_cut || disk.left-- > 0) return;
+    disk.is_cut = 1;
+    snprintf(path, sizeof path, "%s.cut", disk.folder);
+    mkdir(path, 0777);
+    for (int i = 0; i < disk.names; i++) {
+        snprintf(path, sizeof path, "%s.cut/%s", disk.folder, disk.name[i].name);
+        FILE *f = fopen(path, "wb");
+        CHECK(f != NULL);
+        for (int k = 0; k < disk.files; k++)
+            if (disk.synced[k].file == disk.name[i].file) fwrite(disk.synced[k].bytes, 1, disk.synced[k].size, f);
+        fclose(f);
+    }
+}
+
+/* ---- The calls in their place ---- */
+
+static FILE *fault_fopen(const char *path, const char *mode) {
+    if (fails("fopen")) return NULL;
+    FILE *f = fopen(path, mode);
+    if (f && *mode == 'w') forget_file(path);
+    return f;
+}
+
+static size_t fault_fread(void *to, size_t size, size_t n, FILE *f) {
+    if (!fails("fread")) return fread(to, size, n, f);
+    fault.stream = f;
+    return 0;
+}
+
+static size_t fault_fwrite(const void *from, size_t size, size_t n, FILE *f) {
+    if (!fails("fwrite")) return fwrite(from, size, n, f);
+    fault.stream = f;
+    return fwrite(from, size, n / 2, f); /* a disk that is full takes a part */
+}
+
+static int fault_ferror(FILE *f) {
+    return fault.stream == f || ferror(f);
+}
+
+static int fault_fflush(FILE *f) {
+    return fails("fflush") ? EOF : fflush(f);
+}
+
+static int fault_fclose(FILE *f) {
+    int written = (fcntl(fileno(f), F_GETFL) & O_ACCMODE) == O_WRONLY, end = fclose(f);
+    return fails(written ? "fclose" : "fclose of what is read") ? EOF : end;
+}
+
+static int fault_fsync(int fd) {
+    struct stat st, folder;
+    int known = fstat(fd, &st) == 0;
+    if (fails(known && S_ISDIR(st.st_mode) ? "fsync of a folder" : "fsync")) return -1;
+    if (!disk.folder) return 0; /* the disk is not waited for */
+    if (known && stat(disk.folder, &folder) == 0) {
+        if (st.st_ino == folder.st_ino)
+            note_names();
+        else
+            note_bytes(st.st_ino);
+    }
+    cut_power();
+    return 0;
+}
+
+static int fault_rename(const char *from, const char *to) {
+    if (fails("rename")) return -1;
+    int end = rename(from, to);
+    cut_power();
+    return end;
+}
+
+static int fault_open(const char *path, int flags, ...) {
+    return fails("open") ? -1 : open(path, flags, 0666);
+}
+
+static int fault_mkdir(const char *path, mode_t mode) {
+    return fails("mkdir") ? -1 : mkdir(path, mode);
+}
+
+static void *fault_mmap(void *at, size_t size, int protection, int flags, int fd, off_t offset) {
+    return fails("mmap") ? MAP_FAILED : mmap(at, size, protection, flags, fd, offset);
+}
+
+static FILE *fault_tmpfile(void) {
+    return fails("tmpfile") ? NULL : tmpfile();
+}
+
+static FILE *fault_memstream(char **text, size_t *size) {
+    return fails("open_memstream") ? NULL : open_memstream(text, size);
+}
+
+static int fault_clock(clockid_t id, struct timespec *t) {
+    (void)id;
+    fault.clock += fault.tempo;
+    t->tv_sec = (time_t)fault.clock;
+    t->tv_nsec = 0;
+    return 0;
+}
+
+#undef ferror
+#define fopen fault_fopen
+#define fread fault_fread
+#define fwrite fault_fwrite
+#define ferror fault_ferror
+#define fflush fault_fflush
+#define fclose fault_fclose
+#define fsync fault_fsync
+#define rename fault_rename
+#define open fault_open
+#define mkdir fault_mkdir
+#define mmap fault_mmap
+#define tmpfile fault_tmpfile
+#define open_memstream fault_memstream
+#define clock_gettime fault_clock
+#define main program
+#define DICTLEARN_MALLOC(size) starve_malloc(size, NULL)
+#define DICTLEARN_REALLOC(p, size) starve_realloc(p, size, NULL)
+#define DICTLEARN_FREE(p) starve_free(p, NULL)
+#include "examples/dictlearn.c"
+#undef fopen
+#undef fread
+#undef fwrite
+#undef ferror
+#undef fflush
+#undef fclose
+#undef fsync
+#undef rename
+#undef open
+#undef mkdir
+#undef main
+
+/* ---- The program, called ---- */
+
+#define DIR_OF_RUNS "build/tmp/program"
+static char said[4096]; /* on standard error */
+
+/* A line of words to the program's main; its status. What it prints goes to a file. */
+static int call(const char *line) {
+    static char words[2048], *argv[64];
+    int argc = 0, keep[2] = {dup(1), dup(2)};
+    snprintf(words, sizeof words, "dictlearn %s", line);
+    for (char *w = strtok(words, " "); w && argc < 63; w = strtok(NULL, " ")) argv[argc++] = w;
+    argv[argc] = NULL;
+    fflush(stdout);
+    for (int i = 1; i <= 2; i++) {
+        int fd = open(i == 1 ? DIR_OF_RUNS "/out" : DIR_OF_RUNS "/err", O_WRONLY | O_CREAT | O_TRUNC, 0666);
+        CHECK(fd >= 0 && dup2(fd, i) == i && close(fd) == 0);
+    }
+    fault.stream = NULL;
+    int status = program(argc, argv);
+    fault.left = -1;
+    starve_no_more();
+    fflush(stdout);
+    for (int i = 1; i <= 2; i++) CHECK(dup2(keep[i - 1], i) == i && close(keep[i - 1]) == 0);
+    clearerr(stdin);
+    FILE *f = fopen(DIR_OF_RUNS "/err", "rb");
+    CHECK(f != NULL);
+    said[fread(said, 1, sizeof said - 1, f)] = 0;
+    fclose(f);
+    return status;
+}
+
+/* The last line of standard error. */
+static const char *last_line(void) {
+    size_t n = strlen(said);
+    if (n && said[n - 1] == '\n') said[n - 1] = 0;
+    const char *line = strrchr(said, '\n');
+    return line ? line + 1 : said;
+}
+
+static void must(const char *line) {
+    int status = call(line);
+    CHECK_MSG(status == 0, "dictlearn %s: %d: %s", line, status, said);
+}
+
+/* Removes a folder with what is in it, two deep. */
+static void remove_folder(const char *path) {
+    DIR *dir = opendir(path);
+    char name[600];
+    for (struct dirent *e; dir && (e = readdir(dir)) != NULL;) {
+        snprintf(name, sizeof name, "%s/%s", path, e->d_name);
+        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..")) continue;
+        if (remove(name) != 0) remove_folder(name);
+    }
+    if (dir) closedir(dir);
+    rmdir(path);
+}
+
+/* Nothing under way is left in a folder: no temporary file, no lock. */
+static void check_clean(const char *line, const char *folder) {
+    DIR *dir = opendir(folder);
+    for (struct dirent *e; dir && (e = readdir(dir)) != NULL;)
+        CHECK_MSG(!strstr(e->d_name, ".tmp") && !strstr(e->d_name, ".part") && strcmp(e->d_name, "lock"),
+                  "%s: left %s after %s", line, e->d_name, fault.call);
+    if (dir) closedir(dir);
+}
+
+static void check_told(const char *line, int status) {
+    CHECK_MSG(status == 1, "%s: status %d after %s: %s", line, status, fault.call, said);
+    CHECK_MSG(!strncmp(last_line(), "dictlearn: ", 11) && strlen(last_line()) > 20, "%s: after %s: '%s'", line,
+              fault.call, last_line());
+}
+
+#define X DIR_OF_RUNS "/x.npy"
+#define RUN_DIR DIR_OF_RUNS "/run"
+#define TINY "--model examples/data/tiny-neox"
+#define TRAIN                                                                                                          \
+    "train --quiet --threads 1 --dict-size 64 --batch-size 32 --warmup-steps 2 --n-ctxs 2 --ctx-len 64 "               \
+    "--in-batch-size 1 --steps 6 --save-steps 2 --log-steps 1 --resample-steps 4 --data " X " --save-dir "
+/* Commands, what each writes (""), all of it in one file. */
+static const struct {
+    const char *line, *out;
+} commands_tried[] = {
+    {"inspect --threads 1 " RUN_DIR, ""},
+    {"convert --threads 1 " RUN_DIR " " DIR_OF_RUNS "/c.pt", "c.pt"},
+    {"convert --threads 1 " RUN_DIR " " DIR_OF_RUNS "/c.safetensors", "c.safetensors"},
+    {"convert --threads 1 " RUN_DIR " " DIR_OF_RUNS "/c.npz", "c.npz"},
+    {"encode --threads 1 --dict " RUN_DIR " --data " X " --out " DIR_OF_RUNS "/f.npy", "f.npy"},
+    {"encode --threads 1 --dict " RUN_DIR " --data " X " --sparse --out " DIR_OF_RUNS "/f.npz", "f.npz"},
+    {"decode --threads 1 --dict " RUN_DIR " --data " DIR_OF_RUNS "/g.npz --out " DIR_OF_RUNS "/y.npy", "y.npy"},
+    {"reconstruct --threads 1 --dict " RUN_DIR " --data " X " --out " DIR_OF_RUNS "/z.npy", "z.npy"},
+    {"eval --threads 1 --dict " RUN_DIR " --data " X " --rows 200 --histogram " DIR_OF_RUNS "/h.csv", "h.csv"},
+    {"tokenize " TINY " --text " DIR_OF_RUNS "/t.jsonl", ""},
+    {"generate --threads 1 " TINY " --tokens 3 --quiet --out " DIR_OF_RUNS "/u.jsonl", "u.jsonl"},
+    {"logits --threads 1 " TINY " --text " DIR_OF_RUNS "/t.jsonl --out " DIR_OF_RUNS "/l.npy", "l.npy"},
+    {"activations --threads 1 --quiet " TINY " --text " DIR_OF_RUNS
+     "/t.jsonl --site mlp_out --layer 0 --out " DIR_OF_RUNS "/a.npy",
+     "a.npy"},
+    {"eval --threads 1 --dict " RUN_DIR " " TINY " --text " DIR_OF_RUNS "/t.jsonl --site mlp_out --layer 0", ""},
+    {"features --threads 1 --dict " RUN_DIR " " TINY " --text " DIR_OF_RUNS
+     "/t.jsonl --site mlp_out --layer 0 --count 2",
+     ""},
+};
+
+static uint64_t file_hash(const char *path) {
+    return starve_mix_file(14695981039346656037u, path);
+}
+
+/* What the commands read. */
+static void set_up(void) {
+    static int done;
+    dlrn_context *ctx = NULL;
+    dlrn_writer *w = NULL;
+    static float x[400 * 128];
+    dlrn_rng rng = {3, 0, 0};
+    if (done++) return;
+    mkdir("build/tmp", 0777);
+    remove_folder(DIR_OF_RUNS);
+    CHECK(mkdir(DIR_OF_RUNS, 0777) == 0);
+    for (int i = 0; i < 400 * 128; i++) x[i] = dlrn_rng_normal(&rng);
+    CHECK_STATUS(dlrn_context_create(NULL, &ctx), DLRN_OK);
+    CHECK_OK(ctx, dlrn_npy_create(ctx, X, 128, 400, &w));
+    CHECK_OK(ctx, dlrn_npy_append(w, x, 400));
+    CHECK_OK(ctx, dlrn_writer_close(w));
+    dlrn_context_destroy(ctx);
+    FILE *f = fopen(DIR_OF_RUNS "/t.jsonl", "wb");
+    CHECK(f && fputs("{\"text\": \"The cat sat on the mat.\"}\n{\"text\": \"Said he.\"}\n", f) >= 0 && fclose(f) == 0);
+    must(TRAIN RUN_DIR);
+    must("encode --dict " RUN_DIR " --data " X " --sparse --out " DIR_OF_RUNS "/g.npz");
+}
+
+/* Commands fail at their n-th allocation (memory) or call, for each n; the file of an earlier one stays as it was. */
+static int64_t try_command(size_t c, int memory) {
+    const char *line = commands_tried[c].line, *out = test_path(DIR_OF_RUNS, commands_tried[c].out);
+    int writes = *commands_tried[c].out != 0;
+    must(line);
+    uint64_t wanted = writes ? file_hash(out) : 0;
+    for (int64_t n = 0;; n++) {
+        const int64_t before = starve.live;
+        starve.refused = fault.refused = 0;
+        fault.call = "an allocation";
+        fault.left = memory ? -1 : n;
+        starve.once = 1;
+        starve.left = memory ? n : -1;
+        int status = call(line), refused = memory ? starve.refused > 0 : fault.refused;
+        CHECK_MSG(starve.live == before, "%s: %d blocks leak after %s", line, (int)(starve.live - before), fault.call);
+        if (writes) CHECK_MSG(file_hash(out) == wanted, "%s: %s has changed after %s", line, out, fault.call);
+        check_clean(line, DIR_OF_RUNS);
+        if (!refused) {
+            CHECK_MSG(status == 0, "%s: %s", line, said);
+            return n;
+        }
+        /* nothing is lost by these: a file that cannot be mapped is read as a stream */
+        int harmless = !memory && status == 0 && (strstr(fault.call, " of ") || !strcmp(fault.call, "open"));
+        if (harmless) continue;
+        check_told(line, status);
+        int named = strstr(last_line(), "cannot ") != NULL && strchr(last_line(), '/') != NULL;
+        if (memory || !named)
+            CHECK_MSG(strstr(last_line(), "out of memory"), "%s: after %s: %s", line, fault.call, last_line());
+    }
+}
+
+TEST(memory_of_commands) {
+    set_up();
+    for (size_t c = 0; c < sizeof commands_tried / sizeof *commands_tried; c++) {
+        int64_t n = try_command(c, 1);
+        CHECK(n > 5);
+        printf("     %4d allocations: %.40s\n", (int)n, commands_tried[c].line);
+    }
+}
+
+TEST(calls_of_commands) {
+    set_up();
+    for (size_t c = 0; c < sizeof commands_tried / sizeof *commands_tried; c++) {
+        int64_t n = try_command(c, 0);
+        CHECK(n > 1);
+        printf("     %4d calls: %.40s\n", (int)n, commands_tried[c].line);
+    }
+}
+
+/* ---- A run, its folder, and how it goes on ---- */
+
+#define FAILED DIR_OF_RUNS "/failed"
+static uint64_t whole; /* the dictionary of a run that nothing befell */
+
+static int there(const char *folder, const char *name) {
+    return dlrn_file_exists(test_path(folder, name)) == 1;
+}
+
+/* If there is anything to go on with: it leads to the same bits. Returns whether there was. */
+static int goes_on(const char *folder, const char *what) {
+    char line[1024];
+    int any = there(folder, "state.safetensors");
+    snprintf(line, sizeof line, TRAIN "%s --resume", folder);
+    int status = call(line);
+    CHECK_MSG(status == !any, "%s: resumed with status %d: %s", what, status, said);
+    if (any)
+        CHECK_MSG(file_hash(test_path(folder, "ae.pt")) == whole, "%s: other bits", what);
+    else
+        CHECK_STR(said, "expected the state.safetensors of a run to resume");
+    return any;
+}
+
+static int64_t try_run(int memory) {
+    int64_t n = 0, resumed = 0;
+    for (int refused = 1; refused; n++) {
+        const int64_t before = starve.live;
+        remove_folder(FAILED);
+        starve.refused = fault.refused = 0;
+        fault.call = "an allocation";
+        fault.left = memory ? -1 : n;
+        starve.once = 1;
+        starve.left = memory ? n : -1;
+        int status = call(TRAIN FAILED);
+        refused = memory ? starve.refused > 0 : fault.refused;
+        CHECK_MSG(starve.live == before, "%d blocks leak after %s %d", (int)(starve.live - before), fault.call, (int)n);
+        check_clean("train", FAILED);
+        if (status == 0) {
+            CHECK(file_hash(FAILED "/ae.pt") == whole);
+            continue;
+        }
+        check_told("train", status);
+        if (dlrn_file_exists(FAILED)) resumed += goes_on(FAILED, fault.call);
+    }
+    CHECK(resumed > 0);
+    return n;
+}
+
+TEST(memory_of_a_run) {
+    set_up();
+    whole = file_hash(RUN_DIR "/ae.pt");
+    printf("     %4d allocations\n", (int)try_run(1));
+}
+
+TEST(calls_of_a_run) {
+    set_up();
+    whole = file_hash(RUN_DIR "/ae.pt");
+    printf("     %4d calls\n", (int)try_run(0));
+}
+
+/* A power cut after each sync and rename: what is left is a run that can be resumed with the same bits, and, once there
+   has been one, there always is. */
+TEST(power_cuts) {
+    set_up();
+    whole = file_hash(RUN_DIR "/ae.pt");
+    for (int eager = 0; eager < 2; eager++) {
+        int last = 0, cuts = 0;
+        for (;; cuts++) {
+            remove_folder(FAILED);
+            remove_folder(FAILED ".cut");
+            disk.folder = FAILED;
+            disk.files = disk.names = disk.is_cut = 0;
+            disk.eager = eager;
+            disk.left = cuts;
+            int status = call(TRAIN FAILED);
+            disk.folder = NULL;
+            for (int i = 0; i < disk.files; i++) free(disk.synced[i].bytes);
+            CHECK_MSG(status == 0, "%s", said);
+            if (!disk.is_cut) break;
+            char what[80];
+            snprintf(what, sizeof what, "power cut %d", cuts);
+            int any = goes_on(FAILED ".cut", what);
+            CHECK_MSG(any || !last, "%s: the checkpoint before is gone", what);
+            last = any;
+        }
+        CHECK(last);
+        printf("     %4d cuts, names %s\n", cuts, eager ? "at once" : "when synced");
+    }
+}
+
+/* A clock that stands still, or goes back: no figure is below 0, infinite or beyond belief. */
+TEST(clocks) {
+    static const double tempos[3] = {0, -5, 1e6};
+    set_up();
+    for (int i = 0; i < 3; i++) {
+        double rate;
+        fault.tempo = tempos[i];
+        fault.clock = 1e7;
+        remove_folder(FAILED);
+        must(TRAIN FAILED);
+        FILE *f = fopen(FAILED "/log.jsonl", "rb");
+        char line[512];
+        CHECK(f != NULL);
+        while (fgets(line, sizeof line, f)) {
+            CHECK_STR(line, "\"rows_per_second\": ");
+            CHECK(sscanf(strstr(line, "\"rows_per_second\": ") + 19, "%lf", &rate) == 1);
+            CHECK_MSG(rate >= 0 && rate < 1e9, "%s", line);
+        }
+        fclose(f);
+    }
+    fault.tempo = 0;
+}
+
+int main(int argc, char **argv) {
+    TEST_BEGIN(argc, argv);
+    RUN(memory_of_commands);
+    RUN(calls_of_commands);
+    RUN(memory_of_a_run);
+    RUN(calls_of_a_run);
+    RUN(power_cuts);
+    RUN(clocks);
+    return TEST_END();
+}
