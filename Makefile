@@ -33,8 +33,8 @@ FUZZERS  := tests/fuzz/fuzz.c $(wildcard tests/fuzz/*.h tests/*.h) $(HEADERS)
 
 TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
-.PHONY: all demo test test-of-tests interop twin san tsan msan valgrind coverage matrix lint doctest venv bench \
-        bench-peers bench-check bench-readme help clean format fuzz fuzz-afl fuzz-merge fuzz-replay
+.PHONY: all demo test kill test-of-tests interop twin san tsan msan valgrind coverage matrix lint doctest venv \
+        bench bench-peers bench-check bench-readme help clean format fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:
 
 all: $(PROGRAMS) ## the program build/dictlearn and the examples
@@ -60,6 +60,9 @@ test: all $(TESTS) $(BUILD)/kernel_sets $(BUILD)/rows $(BUILD)/bench ## every te
 
 test-%: all $(BUILD)/test_% ## one C test by name, as `make test-buffer`
 	$(BUILD)/test_$*
+
+kill: all $(BUILD)/rows ## kills KILLS (20) runs at random moments: each goes on with the same bits
+	@$(TOOLS) KILLS=$(or $(KILLS),20) sh tests/run.sh $(BUILD) tests/test_kill.sh
 
 test-of-tests: ## plants faults in a copy of the header; each must be caught
 	@$(TOOLS) sh tests/test_of_tests.sh $(BUILD)

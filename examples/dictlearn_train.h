@@ -99,8 +99,26 @@ static void unlock_folder(train_run *r) {
     r->lock = -1;
 }
 
+static const char *const run_files[] = {"ae.pt", "config.json", "log.jsonl", "state.safetensors"};
+
+/* What a run was writing when it was killed: NAME.PROCESS.tmp. */
+static void remove_unfinished(const options *o) {
+    char path[4500];
+    DIR *dir = opendir(o->save_dir);
+    for (struct dirent *e; dir && (e = readdir(dir)) != NULL;)
+        for (size_t i = 0; i < sizeof run_files / sizeof *run_files; i++) {
+            size_t n = strlen(run_files[i]);
+            int end = 0;
+            if (strncmp(e->d_name, run_files[i], n)) continue;
+            (void)!sscanf(e->d_name + n, ".%*d.tmp%n", &end);
+            if (!end || e->d_name[n + (size_t)end]) continue;
+            run_path(o, e->d_name, path, sizeof path);
+            remove(path);
+        }
+    if (dir) closedir(dir);
+}
+
 static dlrn_status open_folder(train_run *r) {
-    static const char *const files[] = {"ae.pt", "config.json", "log.jsonl", "state.safetensors"};
     const options *o = r->o;
     r->had_folders = strlen(o->save_dir);
     if (o->resume && !run_has(o, "state.safetensors"))
@@ -108,7 +126,9 @@ static dlrn_status open_folder(train_run *r) {
                          o->save_dir);
     dlrn_status s = o->resume ? DLRN_OK : make_folders(r->ctx, o->save_dir, &r->had_folders);
     if (s == DLRN_OK) s = lock_folder(r);
-    for (size_t i = 0; i < sizeof files / sizeof *files && !o->resume; i++) r->others |= run_has(o, files[i]);
+    if (s == DLRN_OK) remove_unfinished(o);
+    for (size_t i = 0; i < sizeof run_files / sizeof *run_files && !o->resume; i++)
+        r->others |= run_has(o, run_files[i]);
     if (s == DLRN_OK && r->others && !o->quiet)
         fprintf(stderr, "%s: holds another run, which stays until the first save of this one\n", o->save_dir);
     return s;

@@ -7,7 +7,8 @@
 
    A .jsonl file has one JSON object a line, with the document under the key "text"; "-" is the same on standard input.
    Any other file is plain text, whose documents are separated by blank lines. Blank lines and documents without text
-   are passed over. A file is read in pieces: memory is that of the longest document.
+   are passed over. A file is read in pieces: memory is that of the longest document, and one of more than
+   16 MB is an error (text that lacks its line ends).
 */
 #ifndef DOCUMENTS_H
 #define DOCUMENTS_H
@@ -40,7 +41,7 @@ DOC_API dlrn_status doc_seek(doc_reader *r, uint64_t position);
 #include <stdio.h>
 #include <string.h>
 
-enum { DOC_CHUNK = 65536 };
+enum { DOC_CHUNK = 65536, DOC_LONGEST = 16 << 20 };
 
 struct doc_reader {
     dlrn_context *ctx;
@@ -65,6 +66,9 @@ static int doc_ends_with(const char *s, const char *end) {
 
 /* Appends bytes to a block that grows by doubling. */
 static dlrn_status doc_append(doc_reader *r, char **block, int64_t *len, int64_t *cap, const char *bytes, int64_t n) {
+    if (*len + n > DOC_LONGEST)
+        return dlrn_fail(r->ctx, DLRN_ERR_VALUE, "%s: line %lld: expected a document of at most %d bytes, found more",
+                         r->path, (long long)r->line_number + (block == &r->line), DOC_LONGEST);
     if (*len + n + 1 > *cap) {
         int64_t wide = 2 * (*len + n) + 256;
         char *q = (char *)dlrn_alloc(r->ctx, wide, 1);

@@ -68,6 +68,29 @@ absent() { # absent NAME PATH...: none of them is there
     pass "$harness_name"
 }
 
+# Of what runs meanwhile:
+await() { # await COMMAND...: until it succeeds, for 20 seconds at most
+    for harness_try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        for harness_part in 1 2 3 4 5 6 7 8 9 10; do
+            "$@" > /dev/null 2>&1 && return
+            sleep 0.1
+        done
+    done
+}
+stopped() { # stopped NAME WANTED CONDITION COMMAND...: ended once CONDITION holds; how long that took, too
+    harness_name=$1 harness_want=$2 harness_when=$3 harness_got=0
+    shift 3
+    rm -f "$d/err"
+    "$@" > "$d/out" 2> "$d/err" &
+    harness_job=$!
+    await sh -c "$harness_when"
+    harness_seconds=$(date +%s)
+    kill -TERM $harness_job
+    wait $harness_job || harness_got=$?
+    harness_seconds=$(($(date +%s) - harness_seconds))
+    check_equal "$harness_name: status" "$harness_want" $harness_got
+}
+
 pass() {
     harness_passed=$((harness_passed + 1))
     echo "ok   $1"

@@ -124,25 +124,6 @@ status "resumed at another site" 1 $train --layer 1 --save-dir "$d/half" --resum
 says "is refused" "layer: .* expected 0, found 1" "$d/err"
 
 # ---- Stopped
-await() { # await COMMAND...: until it succeeds, for 20 seconds at most
-    for harness_try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
-        for harness_part in 1 2 3 4 5 6 7 8 9 10; do
-            "$@" > /dev/null 2>&1 && return
-            sleep 0.1
-        done
-    done
-}
-stopped() { # stopped NAME WANTED CONDITION COMMAND...: ended once CONDITION holds
-    harness_name=$1 harness_want=$2 harness_when=$3 harness_got=0
-    shift 3
-    rm -f "$d/err"
-    "$@" > "$d/out" 2> "$d/err" &
-    harness_job=$!
-    await sh -c "$harness_when"
-    kill -TERM $harness_job
-    wait $harness_job || harness_got=$?
-    check_equal "$harness_name: status" "$harness_want" $harness_got
-}
 for i in 1 2 3 4 5 6 7 8 9 10; do cat "$d/a.jsonl" "$d/a.jsonl" "$d/a.jsonl" "$d/a.jsonl" "$d/a.jsonl"; done > "$d/t"
 for i in 1 2 3 4 5 6 7 8 9 10; do cat "$d/t" "$d/t" "$d/t" "$d/t" "$d/t"; done > "$d/long.jsonl"
 long="--model $tiny --text $d/long.jsonl --site resid_out --layer 5"
@@ -151,6 +132,10 @@ stopped "train while the buffer fills" 1 "grep -q 'filling the buffer: [0-9]* ro
 says "it says what was done" "^dictlearn: stopped before the first step: nothing was saved" "$d/err"
 absent "and leaves nothing" "$d/none"
 stopped "activations" 1 "ls $d/long.npy.*" "$dl" activations --quiet $long --out "$d/long.npy"
+says "it says so" "^dictlearn: stopped before it was done" "$d/err"
+stopped "tokenize" 1 "test \$(wc -c < $d/out) -gt 100000" "$dl" tokenize --model $tiny --text "$d/long.jsonl"
+says "it says so" "^dictlearn: stopped before it was done" "$d/err"
+stopped "features" 1 "sleep 1" $features --rows 1e7 --text "$d/long.jsonl"
 says "it says so" "^dictlearn: stopped before it was done" "$d/err"
 stopped "generate" 1 "ls $d/much.jsonl.*" "$dl" generate --model $tiny --tokens 400 --documents 5000 \
     --out "$d/much.jsonl"

@@ -1,6 +1,6 @@
 /* test_memory.c - when memory runs out: each allocation of each operation fails once; every time the answer is
-   DLRN_ERR_MEMORY, nothing leaks, no file is left half-written, and where the same is asked for again it comes, with the
-   same bits. And what hostile bytes make a reader take stays in proportion to them. */
+   DLRN_ERR_MEMORY, nothing leaks, no file is left half-written, and where the same is asked for again it comes, with
+   the same bits. And what hostile bytes make a reader take stays in proportion to them. */
 #include <unistd.h>
 
 /* The disk is not waited for: thousands of files are written here. */
