@@ -42,7 +42,7 @@ long="$train --dict-size 256 --epochs 1e6 --steps 1e6 --log-steps 1"
 $long --save-dir "$d/taken" > /dev/null 2>&1 &
 job=$!
 await test -s "$d/taken/log.jsonl"
-status "a second run in a folder" 1 $long --save-dir "$d/taken"
+status "a second run in a folder" 1 $train --dict-size 256 --steps 3 --save-dir "$d/taken"
 says "names the first" "^dictlearn: $d/taken: another run works in this folder: process $job" "$d/err"
 kill -9 $job
 wait $job 2> /dev/null
@@ -50,7 +50,7 @@ status "once it is gone" 0 $train --dict-size 256 --steps 3 --save-dir "$d/taken
 absent "the folder is free" "$d/taken/lock"
 
 # ---- A stop while the rows of a resampling are measured
-resample="$train --dict-size 32768 --epochs 1e3 --n-ctxs 800 --steps 3 --log-steps 1 --resample-steps 1"
+resample="$train --threads 1 --dict-size 32768 --epochs 1e3 --n-ctxs 800 --steps 3 --log-steps 1 --resample-steps 1"
 stopped "a resampling" 0 "test -s $d/sampled/log.jsonl && sleep 0.5" $resample --save-dir "$d/sampled"
 says "it says so" "stopped after 2 steps and saved" "$d/err"
 check_equal "within a second or so" 1 $((harness_seconds < 4))
