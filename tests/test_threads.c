@@ -48,7 +48,7 @@ static void on_threads(void *user, int64_t tasks, dlrn_parallel_body body, void 
 /* ---- All that runs in loops, in one number ---- */
 
 static void add(uint64_t *hash, const void *data, size_t size) {
-    *hash = *hash * 31 + dlrni_hash((const char *)data, (int64_t)size);
+    *hash = *hash * 31 + dlrni_hash(NULL, (const char *)data, (int64_t)size);
 }
 
 /* Features that can never fire, for the ghosts. */
