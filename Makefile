@@ -23,6 +23,7 @@ TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c)) $(BUILD)
 SCRIPTS  := $(filter-out tests/test_of_tests.sh,$(wildcard tests/test_*.sh))
 CHECKED  := $(patsubst tests/%.c,$(BUILD)/san/%,$(wildcard tests/test_*.c))
 SAN      := $(CHECKED) $(BUILD)/san/fuzz_replay
+UNDER_A   = $(CHECKED:$(BUILD)/san/%=$(BUILD)/$(1)/%)
 KERNEL_TESTS ?= test_core test_trainer test_golden
 CHECKERS := $(wildcard tests/interop.py tests/hf_check.py tests/tokenizer_check.py tests/twin.py)
 PACKAGES := torch==2.13.0 numpy==2.4.6 scipy==1.17.1 safetensors==0.8.0 transformers==5.23.0 tokenizers==0.23.3
@@ -137,19 +138,19 @@ $(BUILD)/coverage/test_%: tests/test_%.c $(wildcard tests/*.h) $(HEADERS)
 	@rm -f $@.gcda
 	gcc -std=c99 -O0 -g $(WARN) -I. -Iexamples -pthread -DNDEBUG --coverage -fkeep-static-functions $< -o $@ -lm
 
-coverage: $(CHECKED:$(BUILD)/san/%=$(BUILD)/coverage/%) $(BUILD)/kernel_sets ## lines and branches that the C tests run (gcc)
+coverage: $(call UNDER_A,coverage) $(BUILD)/kernel_sets ## lines and branches that the C tests run (gcc)
 	@KERNEL_SETS="$$($(BUILD)/kernel_sets)" KERNEL_TESTS='$(KERNEL_TESTS)' sh tests/run.sh $(BUILD) \
 	  $(filter $(BUILD)/coverage/%,$^)
 	@python3 tests/coverage.py $(BUILD) dictlearn.h
 
-tsan: $(CHECKED:$(BUILD)/san/%=$(BUILD)/tsan/%) ## the C tests on three threads under ThreadSanitizer (clang, libomp with archer)
+tsan: $(call UNDER_A,tsan) ## the C tests on three threads under ThreadSanitizer (clang, libomp with archer)
 	@OMP_NUM_THREADS=3 OMP_TOOL_LIBRARIES="$$(clang -print-file-name=libarcher.so)" \
 	  TSAN_OPTIONS='allocator_may_return_null=1 ignore_noninstrumented_modules=1' sh tests/run.sh $(BUILD) $^
 
-msan: $(CHECKED:$(BUILD)/san/%=$(BUILD)/msan/%) ## the C tests under MemorySanitizer (clang), with every set of kernels
+msan: $(call UNDER_A,msan) ## the C tests under MemorySanitizer (clang), with every set of kernels
 	@MSAN_OPTIONS=allocator_may_return_null=1 sh tests/run.sh $(BUILD) $^
 
-valgrind: $(CHECKED:$(BUILD)/san/%=$(BUILD)/valgrind/%) ## the C tests with the scalar kernels under valgrind (takes long)
+valgrind: $(call UNDER_A,valgrind) ## the C tests with the scalar kernels under valgrind (takes long)
 	@UNDER='valgrind --quiet --error-exitcode=99 --leak-check=full' sh tests/run.sh $(BUILD) $^
 
 doctest: all ## compiles and runs every example of README.md and of the manual

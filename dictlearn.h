@@ -2150,7 +2150,7 @@ DLRN_API dlrn_status dlrn_autoencoder_create(dlrn_context *ctx, int64_t activati
                                              uint64_t seed, dlrn_dictionary **out) {
     DLRNI_TRY(dlrni_dictionary_alloc(ctx, activation_dim, dict_size, out));
     dlrni_init_job job = {*out, seed};
-    memset((*out)->bias, 0, (size_t)activation_dim * sizeof(float));
+    memset((*out)->bias, 0, (size_t)(*out)->activation_dim * sizeof(float));
     dlrn_parallel_for(ctx, dict_size, dlrni_init_feature, &job);
     return DLRN_OK;
 }

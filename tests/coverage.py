@@ -1,7 +1,7 @@
-"""coverage.py BUILD HEADER: merges what the programs of BUILD/coverage ran of HEADER, line by line and branch by branch.
+"""coverage.py BUILD HEADER: merges what the programs of BUILD/coverage ran of HEADER, by line and by branch.
 
-A branch is one of the ways out of a condition, for each set of kernels by itself; it counts as taken if any program took
-it. Prints lines and branches by room, then the lines with branches that nothing took; fails below the goals."""
+A branch is one of the ways out of a condition, for each set of kernels by itself; it counts as taken if any program
+took it. Prints lines and branches by room, then the lines with branches that nothing took; fails below the goals."""
 
 import gzip, json, pathlib, re, subprocess, sys
 

@@ -1,8 +1,8 @@
 #!/bin/sh
 # run.sh BUILD TEST... - runs each test (a program, a .sh or a .py), adds up their closing lines `N passed, N failed`
 # (and `, N skipped`), repeats what failed and what was skipped and why, and closes with one such line alone. The exit
-# status is the verdict. The C tests named in KERNEL_TESTS run again with each set of kernels in KERNEL_SETS; all of them
-# run under the command UNDER, if there is one.
+# status is the verdict. The C tests named in KERNEL_TESTS run again with each set of kernels in KERNEL_SETS; all of
+# them run under the command UNDER, if there is one.
 build=$1
 shift
 log=$build/test.log
