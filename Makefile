@@ -34,8 +34,8 @@ FUZZERS  := tests/fuzz/fuzz.c $(wildcard tests/fuzz/*.h tests/*.h) $(HEADERS)
 
 TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
-.PHONY: all demo test kill test-of-tests interop twin san tsan msan valgrind coverage matrix lint doctest venv \
-        bench bench-peers bench-check bench-readme help clean format fuzz fuzz-afl fuzz-merge fuzz-replay
+.PHONY: all demo test kill test-of-tests interop twin san tsan msan valgrind coverage analyze matrix lint doctest \
+        venv bench bench-peers bench-check bench-readme help clean format fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:
 
 all: $(PROGRAMS) ## the program build/dictlearn and the examples
@@ -177,6 +177,9 @@ bench-readme: ## writes the table of README.md from bench/results
 
 lint: ## style and hygiene: format, columns, function length, contents page, symbols, macros
 	@$(TOOLS) sh tests/lint.sh $(BUILD)
+
+analyze: ## the static analysers of clang and gcc, and cppcheck, without a finding
+	@$(TOOLS) sh tests/analyze.sh $(BUILD)
 
 matrix: ## each compiler, language, option and machine at hand, without a warning (MATRIX=short: a slice of it)
 	@$(TOOLS) sh tests/matrix.sh $(BUILD)

@@ -1231,7 +1231,7 @@ DLRN_API float dlrn_rng_normal(dlrn_rng *rng) {
 
 /* Draws again from the incomplete last stretch, so that no number is favoured. */
 DLRN_API uint64_t dlrn_rng_below(dlrn_rng *rng, uint64_t n) {
-    if (n < 2) return 0;
+    if (n == 0 || n == 1) return 0;
     uint64_t u;
     do u = dlrn_rng_u64(rng);
     while (u > UINT64_MAX - n && u >= UINT64_MAX - UINT64_MAX % n); /* seldom a second division */
@@ -7960,7 +7960,9 @@ DLRNI_INTERNAL const char *dlrni_rows_at(const dlrni_rows_job *j, int64_t i, int
 /* One row; of the row at `next` (or NULL) as much is asked for as has been copied. */
 DLRNI_INTERNAL void dlrni_rows_copy(const dlrn_buffer *b, const char *row, const char *next, float *out) {
     const dlrn_dtype store = b->cfg.store;
-    const int64_t size = dlrn_dtype_size(store), piece = 256 / size;
+    const int64_t size = dlrn_dtype_size(store);
+    DICTLEARN_ASSERT(size > 0);
+    const int64_t piece = 256 / size;
     for (int64_t at = 0; at < b->d; at += piece) {
         const int64_t n = dlrni_min(piece, b->d - at);
         for (int64_t k = 0; next && k < n * size; k += DLRNI_ALIGN) DLRNI_PREFETCH_FAR(next + at * size + k);
@@ -7973,7 +7975,9 @@ DLRNI_INTERNAL void dlrni_rows_copy(const dlrn_buffer *b, const char *row, const
 DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
     const dlrni_rows_job *j = (const dlrni_rows_job *)arg;
     const int64_t from = task * DLRNI_ROWS, to = dlrni_min(from + DLRNI_ROWS, j->rows), d = j->b->d;
-    const int64_t bytes = dlrni_row_bytes(j->b), ahead = dlrni_max(dlrni_min(16384 / bytes, 16), 1);
+    const int64_t bytes = dlrni_row_bytes(j->b);
+    DICTLEARN_ASSERT(bytes > 0);
+    const int64_t ahead = dlrni_max(dlrni_min(16384 / bytes, 16), 1);
     (void)worker;
     for (int64_t i = from; i < dlrni_min(from + ahead, to); i++)
         for (int k = 0; k < 2 && j->out[k]; k++) {
