@@ -1797,6 +1797,7 @@ DLRNI_INTERNAL void dlrni_gemm_block(void *arg, int64_t task, int worker) {
     int64_t row = j->op == DLRN_TN ? 1 : j->lda, col = j->op == DLRN_TN ? j->lda : 1;
     float *c = j->c + i0 * j->ldc, *panel = j->work + worker * j->each;
     float *copy = j->each > DLRN_GEMM_WORK ? panel + DLRN_GEMM_WORK : NULL;
+    if (copy) row = DLRNI_GEMM_STRIDE, col = 1;
     for (int64_t i = 0; i < m && !j->beta && !j->depth; i++)
         memset(c + i * j->ldc + j0, 0, (size_t)(j1 - j0) * sizeof *c);
     for (int64_t p = 0; p < j->depth; p += DLRNI_GEMM_DEPTH) {
@@ -1809,8 +1810,7 @@ DLRNI_INTERNAL void dlrni_gemm_block(void *arg, int64_t task, int worker) {
                 dlrni_pack_rows(j->k, j->b + at * j->ldb + p, j->ldb, n, depth, panel);
             else
                 dlrni_pack_cols(j->b + p * j->ldb + at, j->ldb, n, depth, panel);
-            j->k->outer(m, n, depth, a, copy ? DLRNI_GEMM_STRIDE : row, copy ? 1 : col, panel, j->beta || p, c + at,
-                        j->ldc);
+            j->k->outer(m, n, depth, a, row, col, panel, j->beta || p, c + at, j->ldc);
         }
     }
 }
