@@ -12,6 +12,14 @@
 #define _POSIX_C_SOURCE 200809L
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
+
+#define BPE_IMPLEMENTATION
+#define DOCUMENTS_IMPLEMENTATION
+#define GPTNEOX_IMPLEMENTATION
+#include "bpe.h"
+#include "documents.h"
+#include "gptneox.h"
+
 #include "yardsticks.h"
 
 #include <math.h>

@@ -3,13 +3,6 @@
 #ifndef DICTLEARN_BENCH_MODEL_H
 #define DICTLEARN_BENCH_MODEL_H
 
-#define BPE_IMPLEMENTATION
-#define DOCUMENTS_IMPLEMENTATION
-#define GPTNEOX_IMPLEMENTATION
-#include "bpe.h"
-#include "documents.h"
-#include "gptneox.h"
-
 enum { MODEL_SEQUENCES = 32, MODEL_LENGTH = 128, MODEL_TOKENS = MODEL_SEQUENCES * MODEL_LENGTH, MODEL_LAYERS = 6 };
 enum { MODEL_DIM = 512, MODEL_INNER = 2048, MODEL_VOCAB = 50304, MODEL_TENSORS = 3 + 1 + 12 * MODEL_LAYERS };
 static const char model_config[] =
