@@ -138,12 +138,12 @@ $(BUILD)/coverage/test_%: tests/test_%.c $(wildcard tests/*.h) $(HEADERS)
 	@rm -f $@.gcda
 	gcc -std=c99 -O0 -g $(WARN) -I. -Iexamples -pthread -DNDEBUG --coverage -fkeep-static-functions $< -o $@ -lm
 
-coverage: $(call UNDER_A,coverage) $(BUILD)/kernel_sets ## lines and branches that the C tests run (gcc)
+coverage: $(call UNDER_A,coverage) $(BUILD)/kernel_sets ## what the C tests run, by line and branch
 	@KERNEL_SETS="$$($(BUILD)/kernel_sets)" KERNEL_TESTS='$(KERNEL_TESTS)' sh tests/run.sh $(BUILD) \
 	  $(filter $(BUILD)/coverage/%,$^)
 	@python3 tests/coverage.py $(BUILD) dictlearn.h
 
-tsan: $(call UNDER_A,tsan) ## the C tests on three threads under ThreadSanitizer (clang, libomp with archer)
+tsan: $(call UNDER_A,tsan) ## the C tests on three threads under ThreadSanitizer
 	@OMP_NUM_THREADS=3 OMP_TOOL_LIBRARIES="$$(clang -print-file-name=libarcher.so)" \
 	  TSAN_OPTIONS='allocator_may_return_null=1 ignore_noninstrumented_modules=1' sh tests/run.sh $(BUILD) $^
 
