@@ -34,8 +34,8 @@ FUZZERS  := tests/fuzz/fuzz.c $(wildcard tests/fuzz/*.h tests/*.h) $(HEADERS)
 
 TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
-.PHONY: all demo test kill test-of-tests interop twin san tsan msan valgrind coverage analyze matrix lint doctest \
-        venv bench bench-peers bench-check bench-readme help clean format fuzz fuzz-afl fuzz-merge fuzz-replay
+.PHONY: all demo test kill test-of-tests mutants interop twin san tsan msan valgrind coverage analyze matrix lint \
+        doctest venv bench bench-peers bench-check bench-readme help clean format fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:
 
 all: $(PROGRAMS) ## the program build/dictlearn and the examples
@@ -67,6 +67,10 @@ kill: all $(BUILD)/rows ## kills KILLS (20) runs at random moments: each goes on
 
 test-of-tests: ## plants faults in a copy of the header; each must be caught
 	@$(TOOLS) sh tests/test_of_tests.sh $(BUILD)
+
+mutants: $(BUILD)/kernel_sets ## changes a copy of the header at random, MUTANTS (200) times: the share that is noticed
+	@$(TOOLS) KERNEL_SETS="$$($(BUILD)/kernel_sets)" MUTANTS='$(MUTANTS)' SEED='$(SEED)' ONLY='$(ONLY)' \
+	  python3 tests/mutants.py $(BUILD)
 
 venv: $(BUILD)/venv/ready ## build/venv with PyTorch and the libraries that we compare with
 
