@@ -16,17 +16,18 @@ PROGRAMS = {
     "platform": "core buffer", "base": "core arguments files load", "random": "core buffer golden",
     "half": "core files", "threads": "core golden", "kernels": "core arguments", "context": "core arguments",
     "tensor": "core arguments golden", "gemm": "core golden", "vector": "core golden",
-    "sparse": "core golden arguments screen",
-    "dictionary": "core arguments golden load", "encode": "core golden arguments screen",
-    "files": "files load checkpoint buffer memory", "json": "files load", "entries": "files load pickle buffer",
-    "safetensors": "files load", "npy": "files load", "zip": "files pickle load", "pickle": "pickle load files",
-    "archive": "files load pickle checkpoint", "load": "load files golden", "optimiser": "golden trainer",
-    "trainer": "golden checkpoint arguments trainer", "resampling": "golden arguments trainer",
-    "buffer": "buffer arguments checkpoint", "metrics": "metrics golden arguments",
-    "checkpoint": "checkpoint golden trainer", "kernel-bodies": "core golden screen",
+    "sparse": "core golden arguments screen", "dictionary": "core arguments golden load",
+    "encode": "core golden arguments screen", "files": "files load checkpoint buffer memory",
+    "json": "files load memory", "entries": "files load pickle buffer", "safetensors": "files load memory",
+    "npy": "files load buffer", "zip": "files pickle load memory", "pickle": "pickle load files memory",
+    "archive": "files load pickle checkpoint memory", "load": "load files golden memory",
+    "optimiser": "golden trainer", "trainer": "golden checkpoint arguments trainer memory",
+    "resampling": "golden arguments trainer", "buffer": "buffer arguments checkpoint memory",
+    "metrics": "metrics golden arguments", "checkpoint": "checkpoint golden trainer memory",
+    "kernel-bodies": "core golden screen",
 }
 SLOW = {"memory", "screen", "trainer"} # not under the sanitizers
-SANITIZED = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZED = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 TOKEN = re.compile(r"""/\*.*?\*/ | //[^\n]* | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' | ^[ ]*\#(?:\\\n|[^\n])* |
                        [A-Za-z_]\w* | \.?\d(?:[eEpP][+-]|[\w.])* | <<= | >>= | -> | [-+*/%&|^<>=!]= | && | \|\| |
