@@ -14,7 +14,7 @@ GOAL = 0.85
 # The programs that test each room, the likeliest to notice first.
 PROGRAMS = {
     "platform": "core buffer", "base": "core arguments files load", "random": "core buffer golden",
-    "half": "core files", "threads": "core golden", "kernels": "core arguments", "context": "core arguments",
+    "half": "core files buffer", "threads": "core golden", "kernels": "core arguments", "context": "core arguments",
     "tensor": "core arguments golden", "gemm": "core golden", "vector": "core golden",
     "sparse": "core golden arguments screen", "dictionary": "core arguments golden load",
     "encode": "core golden arguments screen", "files": "files load checkpoint buffer memory",
@@ -97,7 +97,7 @@ def all_mutants(text, seen):
     starts, rooms, functions, room, function, at = [], [], [], "", "", 0
     for line in lines:
         banner = re.match(r"// >>([a-z-]+)$", line)
-        head = re.match(r"[A-Za-z].*?(\w+|DLRNI_K\(\w+\))\(", line)
+        head = re.match(r"\w.*?\b(dlrni?_\w+|DLRNI_K\(\w+\))\(", line)
         room, function = banner[1] if banner else room, head[1] if head else function
         starts.append(at)
         rooms.append(room)
