@@ -475,6 +475,11 @@ TEST(layouts_refused) {
                       "part/config.json: activation_dim: expected 3 as in the tensors, found 3.5");
     refuse_dictionary(dictionary_folder("torn", "ae.pt", "{\"trainer\": "), DLRN_ERR_FORMAT,
                       "torn/config.json: JSON, line 1, byte 12");
+    char path[4096] = {0};
+    memset(path, 'x', 4064); /* what may be put behind it fits, too */
+    refuse_dictionary(path, DLRN_ERR_IO, "xxx");
+    path[4064] = 'x';
+    refuse_dictionary(path, DLRN_ERR_ARGUMENT, "xxx");
 }
 
 TEST(identity) {

@@ -461,6 +461,7 @@ typedef struct toy {
     int sites;       /* 1: h = rows_x. 2: then h + rows_y, too                    */
     int stretch;     /* 1: site 0 reads rows_y, and the model goes on with rows_x */
     int wrong_site;  /* added to the number of the site                           */
+    int wrong_from;  /* from this call on                                         */
     int calls;       /* so far                                                    */
     int fail_at;     /* this call fails; 0: none                                  */
     int extra_at;    /* this call has a token more                                */
@@ -481,8 +482,9 @@ static double toy_nats(const toy *m, const float *h, int i) {
 
 static dlrn_status toy_site(const toy *m, const dlrn_edit *edit, int site, const float *x, float *h) {
     if (!edit) return DLRN_OK;
-    dlrn_status s = edit->edit(edit->user, site + m->wrong_site, x, h, 15); /* in two parts */
-    return s ? s : edit->edit(edit->user, site + m->wrong_site, x + 15 * D, h + 15 * D, T - 15);
+    if (m->calls >= m->wrong_from) site += m->wrong_site;
+    dlrn_status s = edit->edit(edit->user, site, x, h, 15); /* in two parts */
+    return s ? s : edit->edit(edit->user, site, x + 15 * D, h + 15 * D, T - 15);
 }
 
 static dlrn_status toy_cross_entropy(void *user, const dlrn_edit *edit, double *nats, int64_t *tokens) {
@@ -614,10 +616,11 @@ TEST(what_a_model_does_wrong_is_told) {
         CHECK_STR(dlrn_error(ctx), "must give the same");
         CHECK(isnan(m.percent_recovered) && isnan(m.ce_diff));
     }
-    for (int wrong = -1; wrong <= 1; wrong += 2) {
+    for (int i = 0; i < 4; i++) {
+        int wrong = i < 2 ? -1 : 1;
         dlrn_language_model lm = toy_model(&model, 1);
         lm.error = NULL; /* the edit's own text comes through */
-        model.wrong_site = wrong;
+        model.wrong_site = wrong, model.wrong_from = 2 + i % 2; /* the dictionary's edit, or that of the zeros */
         CHECK_STATUS(dlrn_loss_recovered(ctx, dicts, &lm, &m), DLRN_ERR_CALLBACK);
         CHECK_STR(dlrn_error(ctx), wrong < 0 ? "site -1 of 1" : "site 1 of 1");
     }
