@@ -189,6 +189,8 @@ lines = text.splitlines()
 
 drawn = all_mutants(text, seen_lines(text, compiler))
 known, total = equivalents(root / "tests/mutants.txt"), len(drawn)
+for function, old, new in known - {mutant.key for mutant in drawn}:
+    sys.exit(f"tests/mutants.txt: no such mutant of {function}:\n- {old}\n+ {new}")
 random.Random(seed).shuffle(drawn)
 drawn = [mutant for mutant in drawn if re.search(os.environ.get("ONLY") or ".", str(mutant))][:count]
 same = [mutant for mutant in drawn if mutant.key in known]
