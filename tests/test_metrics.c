@@ -619,7 +619,7 @@ TEST(what_a_model_does_wrong_is_told) {
     for (int i = 0; i < 4; i++) {
         int wrong = i < 2 ? -1 : 1;
         dlrn_language_model lm = toy_model(&model, 1);
-        lm.error = NULL; /* the edit's own text comes through */
+        lm.error = NULL;                                        /* the edit's own text comes through */
         model.wrong_site = wrong, model.wrong_from = 2 + i % 2; /* the dictionary's edit, or that of the zeros */
         CHECK_STATUS(dlrn_loss_recovered(ctx, dicts, &lm, &m), DLRN_ERR_CALLBACK);
         CHECK_STR(dlrn_error(ctx), wrong < 0 ? "site -1 of 1" : "site 1 of 1");
