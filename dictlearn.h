@@ -180,7 +180,7 @@
 
    A context runs its loops on its own number of threads: OpenMP's, or the host's through `parallel_for`. Calls on one
    context and on its objects must not overlap. Different contexts share nothing and may run at the same time. Callbacks
-   (source, language model, progress, log) run on the thread that made the call.
+   (source, language model, progress, stop) run on the thread that made the call.
    On cores that other programs want, too, run with OMP_WAIT_POLICY=passive in the environment: OpenMP's threads spin
    while they wait for one another, and a small step under such a load has been seen to take ten times as long.
 
@@ -387,7 +387,6 @@ typedef struct dlrn_context_config {
     void *(*malloc)(size_t size, void *user);           /* all three or none; none: the C library's     */
     void *(*realloc)(void *p, size_t size, void *user); /* (DICTLEARN_MALLOC/REALLOC/FREE if defined)   */
     void (*free)(void *p, void *user);
-    void (*log)(void *user, int level, const char *message); /* level 0 note, 1 warning; NULL: silent   */
     void (*parallel_for)(void *user, int64_t n_tasks, dlrn_parallel_body body, void *arg); /* NULL: OpenMP */
     void *user; /* handed to the callbacks above */
 } dlrn_context_config;
@@ -1057,10 +1056,6 @@ DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *for
         dlrn_status dlrni_s = (call);                                                                                  \
         if (dlrni_s != DLRN_OK) return dlrni_s;                                                                        \
     } while (0)
-
-DLRNI_INTERNAL void dlrni_log(dlrn_context *ctx, int level, const char *message) {
-    if (ctx->cfg.log) ctx->cfg.log(ctx->cfg.user, level, message);
-}
 
 /* a + b and a * b of non-negative sizes; 0 if it does not fit (or an operand is negative), else 1. */
 DLRNI_INTERNAL int dlrni_add(int64_t a, int64_t b, int64_t *out) {

@@ -192,11 +192,92 @@ TEST(contexts_share_nothing) {
     }
 }
 
+/* ---- Callbacks ---- */
+
+enum { READ, STOP, PROGRESS, JUDGE, CALLBACKS };
+static pthread_t host;
+static int calls[CALLBACKS], strangers;
+
+static void called(int which) {
+    calls[which]++;
+    strangers += !pthread_equal(pthread_self(), host);
+}
+
+/* Every loop runs on another thread than the caller's. */
+static void on_another(void *user, int64_t tasks, dlrn_parallel_body body, void *arg) {
+    loop l = {PTHREAD_MUTEX_INITIALIZER, 0, tasks, 0, body, arg};
+    pthread_t other;
+    if (pthread_create(&other, NULL, work, &l)) return;
+    pthread_join(other, NULL);
+    ++*(int64_t *)user;
+}
+
+static dlrn_status host_read(void *user, int64_t most, float *x, float *y, int64_t *n) {
+    (void)user, (void)y;
+    called(READ);
+    *n = most < N ? most : N;
+    memcpy(x, rows, sizeof *x * (size_t)(*n * D));
+    return DLRN_OK;
+}
+
+static int host_stop(void *user) {
+    (void)user;
+    called(STOP);
+    return 0;
+}
+
+static dlrn_status host_progress(void *user, dlrn_trainer *trainer, const dlrn_train_stats *stats) {
+    (void)user, (void)stats;
+    called(PROGRESS);
+    dlrn_trainer_on_stop(trainer, host_stop, NULL);
+    dlrn_trainer_dictionary(trainer)->encoder_bias[0] = -1000; /* so that there is one to resample */
+    dlrn_dictionary_changed(dlrn_trainer_dictionary(trainer));
+    return DLRN_OK;
+}
+
+static dlrn_status host_judge(void *user, const dlrn_edit *edit, double *nats, int64_t *tokens) {
+    static float out[N * D];
+    (void)user;
+    called(JUDGE);
+    *nats = edit ? 2 : 1, *tokens = N;
+    return edit ? edit->edit(edit->user, 0, rows, out, N) : DLRN_OK;
+}
+
+/* What the host is asked and told comes on the thread that made the call, also where no loop runs there. */
+TEST(callbacks_run_on_the_callers_thread) {
+    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_train_config train_cfg = dlrn_train_defaults();
+    dlrn_eval_config eval_cfg = dlrn_eval_defaults();
+    dlrn_buffer_config shuffle = dlrn_buffer_defaults();
+    dlrn_source source = {D, 0, host_read, NULL, NULL, NULL, NULL, NULL};
+    dlrn_language_model lm = {host_judge, NULL, NULL, 1, 1};
+    dlrn_context *ctx = NULL;
+    dlrn_buffer *buffer = NULL;
+    dlrn_dictionary *ae = NULL;
+    dlrn_metrics m;
+    int64_t elsewhere = 0;
+    host = pthread_self();
+    cfg.threads = WORKERS, cfg.parallel_for = on_another, cfg.user = &elsewhere;
+    train_cfg.dict_size = F, train_cfg.steps = STEPS, train_cfg.resample_steps = 3, train_cfg.resample_rows = N;
+    shuffle.n_ctxs = N, shuffle.ctx_len = 1, shuffle.in_batch_size = 64, shuffle.out_batch_size = 64;
+    CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
+    CHECK_OK(ctx, dlrn_buffer_create(ctx, &shuffle, &source, 1, &buffer));
+    CHECK_OK(ctx, dlrn_train(ctx, &train_cfg, buffer, host_progress, NULL, &ae));
+    CHECK_OK(ctx, dlrn_evaluate(ae, &eval_cfg, &source, &lm, &m));
+    for (int i = 0; i < CALLBACKS; i++) CHECK_MSG(calls[i] > 0, "callback %d was never called", i);
+    CHECK(elsewhere > 20);
+    CHECK_MSG(!strangers, "%d calls came on another thread", strangers);
+    dlrn_dictionary_destroy(ae);
+    dlrn_buffer_destroy(buffer);
+    dlrn_context_destroy(ctx);
+}
+
 int main(int argc, char **argv) {
     dlrn_rng rng = {8, 0, 0};
     TEST_BEGIN(argc, argv);
     for (int i = 0; i < N * D; i++) rows[i] = dlrn_rng_normal(&rng);
     RUN(the_hosts_threads_do_not_change_a_bit);
     RUN(contexts_share_nothing);
+    RUN(callbacks_run_on_the_callers_thread);
     return TEST_END();
 }
