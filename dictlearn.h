@@ -216,7 +216,8 @@
    Every function that can fail returns a dlrn_status, 0 (DLRN_OK) for done; compilers warn if it is ignored. The text
    with file, tensor, what was expected and what was found is dlrn_error(ctx), until the next failure on that context.
    DLRN_END and DLRN_STOPPED are answers, not failures. The header never prints, exits or aborts. dlrn_context_create is
-   the one function with no context to ask; it fails for want of memory, or because of an unknown kernel set.
+   the one function with no context to ask; it fails for want of memory, or because of a configuration that cannot be
+   (an unknown kernel set, negative threads, half an allocator).
 
    ---- WHAT IS TRUSTED ----------------------------------------------------------------------------------------------
 
@@ -414,8 +415,8 @@ typedef struct dlrn_sparse {
 /* Defaults, to be edited before use. 0 never means "default" in a training configuration. */
 DLRN_API dlrn_context_config dlrn_context_defaults(void);
 
-/* cfg may be NULL (defaults), is copied. Fails without a context to ask: out of memory, or an unknown or unavailable
-   kernel set. */
+/* cfg may be NULL (defaults), is copied. Fails without a context to ask: DLRN_ERR_MEMORY, or DLRN_ERR_ARGUMENT for an
+   unknown or unavailable kernel set, a negative number of threads, or an allocator of one or two functions. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_context_create(const dlrn_context_config *cfg, dlrn_context **out);
 DLRN_API void dlrn_context_destroy(dlrn_context *ctx); /* NULL is fine; destroy its objects first */
 
@@ -1140,7 +1141,7 @@ DLRNI_INTERNAL float *dlrni_aligned(float *p) {
 }
 
 DLRN_API const char *dlrn_error(const dlrn_context *ctx) {
-    return ctx ? ctx->error : "no context: out of memory, or an unknown kernel set was asked for";
+    return ctx ? ctx->error : "no context: out of memory, or a configuration that cannot be";
 }
 
 DLRN_API const char *dlrn_status_name(dlrn_status s) {

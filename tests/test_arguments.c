@@ -145,6 +145,10 @@ TEST(rows_of_a_trainer) {
     dlrn_trainer_destroy(t);
 }
 
+static void half_an_allocator(void *p, void *user) {
+    (void)p, (void)user;
+}
+
 TEST(contexts) {
     dlrn_context *other = NULL;
     dlrn_context_config cfg = dlrn_context_defaults();
@@ -153,6 +157,9 @@ TEST(contexts) {
     cfg = dlrn_context_defaults();
     cfg.kernels = "abacus";
     CHECK_STATUS(dlrn_context_create(&cfg, &other), DLRN_ERR_ARGUMENT);
+    cfg = dlrn_context_defaults();
+    cfg.free = half_an_allocator;
+    CHECK_STATUS(dlrn_context_create(&cfg, &other), DLRN_ERR_ARGUMENT);
     CHECK(other == NULL);
     CHECK_STR(dlrn_error(NULL), "no context");
     CHECK(!dlrn_kernels_available(-1) && !dlrn_kernels_available(99));
@@ -160,6 +167,20 @@ TEST(contexts) {
     CHECK_STR(dlrn_status_text((dlrn_status)-1), "?");
     CHECK_STR(dlrn_dtype_name((dlrn_dtype)99), "?");
     CHECK(dlrn_dtype_size((dlrn_dtype)99) == 0);
+}
+
+/* The text of a failure stands until the next one, whatever is done between. */
+TEST(an_error_stays_until_the_next) {
+    dlrn_dictionary *ae = NULL, *made = NULL;
+    CHECK_STATUS(dlrn_load(ctx, "no/such/first.pt", &ae), DLRN_ERR_IO);
+    CHECK(ae == NULL);
+    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 0, &made));
+    CHECK_OK(ctx, dlrn_save(made, tmp_path("stays.safetensors")));
+    dlrn_dictionary_destroy(made);
+    CHECK_STR(dlrn_error(ctx), "no/such/first.pt");
+    CHECK_STATUS(dlrn_load(ctx, "no/such/second.pt", &ae), DLRN_ERR_IO);
+    CHECK_STR(dlrn_error(ctx), "no/such/second.pt");
+    CHECK(!strstr(dlrn_error(ctx), "first"));
 }
 
 TEST(null_is_fine) {
@@ -184,6 +205,7 @@ int main(int argc, char **argv) {
     RUN(settings_of_a_trainer);
     RUN(rows_of_a_trainer);
     RUN(contexts);
+    RUN(an_error_stays_until_the_next);
     RUN(null_is_fine);
     dlrn_context_destroy(ctx);
     return TEST_END();
