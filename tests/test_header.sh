@@ -91,6 +91,62 @@ c "without vector kernels" -I. -DDICTLEARN_SIMD=0 "$dir/both.c"
 c "release build" -I. -DNDEBUG -O2 "$dir/both.c"
 c "own allocator, all blocks returned" -I. -I"$dir" "$dir/allocator.c"
 
+# A status that is ignored is warned of.
+echo '#include "dictlearn.h"
+int main(void) { dlrn_context *c; dlrn_context_create(NULL, &c); return 0; }' > "$dir/ignored.c"
+sed 's/; dlrn/; (void)!dlrn/' "$dir/ignored.c" > "$dir/used.c"
+check_fails "an ignored status is a warning" $CC -std=c99 $warn -I. -c "$dir/ignored.c" -o "$dir/i.o"
+check "a used one is none" $CC -std=c99 $warn -I. -c "$dir/used.c" -o "$dir/i.o"
+
+# A short training on three threads: the bits do not tell what compiled and ran it.
+cat > "$dir/bits.c" << 'END'
+#define DICTLEARN_IMPLEMENTATION
+#include "dictlearn.h"
+#include <stdio.h>
+enum { D = 24, F = 1500, N = 300 };
+int main(void) {
+    static float x[N * D];
+    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_train_config run = dlrn_train_defaults();
+    dlrn_rng rng = {3, 0, 0};
+    dlrn_context *ctx = NULL;
+    dlrn_trainer *t = NULL;
+    for (int i = 0; i < N * D; i++) x[i] = (float)((double)(dlrn_rng_u64(&rng) >> 40) / 16777216.0 - 0.5);
+    cfg.threads = 3, run.activation_dim = D, run.dict_size = F, run.warmup_steps = 0, run.ghost_threshold = 1;
+    if (dlrn_context_create(&cfg, &ctx) || dlrn_trainer_create(ctx, &run, NULL, NULL, &t)) return 1;
+    for (int i = 0; i < 4; i++)
+        if (dlrn_trainer_step_on(t, x, NULL, N, NULL)) return 2;
+    const dlrn_dictionary *ae = dlrn_trainer_dictionary(t);
+    fwrite(ae->encoder_weight, sizeof(float), D * F, stdout);
+    fwrite(ae->decoder_weight, sizeof(float), D * F, stdout);
+    fprintf(stderr, "%s\n", dlrn_build_info(ctx));
+    dlrn_trainer_destroy(t);
+    dlrn_context_destroy(ctx);
+    return 0;
+}
+END
+bits() { # bits NAME FLAGS...: the same weights as $dir/bits
+    name=$1
+    shift
+    if ! harness_out=$($CC -std=c99 -w -I. "$@" "$dir/bits.c" -o "$dir/other_bits" -lm 2>&1); then
+        fail "$name" "$harness_out"
+        return
+    fi
+    status "$name: runs" 0 "$dir/other_bits"
+    same "$name: the same bits" "$dir/bits" "$d/out"
+}
+d=$dir
+check "a training" $CC -std=c99 -w -O1 -I. "$dir/bits.c" -o "$dir/plain_bits" -lm
+"$dir/plain_bits" > "$dir/bits" 2> "$d/err"
+if [ -n "$OPENMP" ]; then
+    bits "with OpenMP" -O1 $OPENMP
+    says "on its threads" "3 threads (OpenMP)" "$d/err"
+fi
+bits "the scalar kernels alone" -O1 -DDICTLEARN_SIMD=0
+if $CC -march=native -c "$dir/ignored.c" -o "$dir/i.o" -I. -w 2> /dev/null; then
+    bits "for this processor alone" -O1 -std=gnu99 -march=native -ffp-contract=off
+fi
+
 # A BLAS, where one is installed: the products are its own, and right.
 printf '#include <cblas.h>\nint main(void) { return cblas_sdot(0, 0, 1, 0, 1) != 0; }\n' > "$dir/blas.c"
 if $CC "$dir/blas.c" -o "$dir/blas" -lblas 2> /dev/null; then
