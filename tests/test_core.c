@@ -206,6 +206,37 @@ TEST(squares_are_transposed_and_zeros_left_out) {
     }
 }
 
+/* Lists so long that they share their rows, and short ones; rows of one stretch of columns, and of some. */
+TEST(sums_of_rows_go_in_order_in_every_set) {
+    enum { FIRST = 3, ROWS = 50, OUT = 5, MOST = 600 };
+    static const int64_t widths[] = {1, 37, 256, 257, MOST};
+    static float base[(FIRST + ROWS) * MOST], coef[OUT * ROWS], want[OUT * MOST], out[OUT * MOST];
+    int32_t idx[OUT * ROWS];
+    int64_t start[OUT + 1] = {0};
+    fill(base, (FIRST + ROWS) * MOST, 31);
+    fill(coef, OUT * ROWS, 32);
+    for (int every = 1; every <= 17; every += 4) /* which of the rows */
+        for (size_t w = 0; w < sizeof widths / sizeof *widths; w++) {
+            int64_t d = widths[w], n = 0;
+            fill(want, OUT * d, 33);
+            for (int o = 0; o < OUT; start[++o] = n)
+                for (int r = FIRST + o; r < FIRST + ROWS; r += every, n++) {
+                    idx[n] = r;
+                    for (int64_t c = 0; c < d; c++)
+                        want[o * d + c] = dlrni_fma(coef[n], base[r * d + c], want[o * d + c]);
+                }
+            for (int i = 0; dlrn_kernels_available(i); i++) {
+                dlrn_context *ctx = open_kernels(dlrn_kernels_available(i), 1);
+                dlrni_sums g = {OUT, d, FIRST, ROWS, start, idx};
+                fill(out, OUT * d, 33);
+                dlrni_sums_add(ctx->k, &g, base, coef, out);
+                CHECK_MSG(same_bits(out, want, OUT * d), "%s: width %d, one row of %d", dlrn_kernels(ctx), (int)d,
+                          every);
+                dlrn_context_destroy(ctx);
+            }
+        }
+}
+
 TEST(a_nan_survives_the_relu) {
     const char *name;
     for (int i = 0; (name = dlrn_kernels_available(i)) != NULL; i++) {
@@ -382,6 +413,7 @@ int main(int argc, char **argv) {
     RUN(products_match_double_and_every_kernel_set_gives_the_same_bits);
     RUN(vector_kernels_give_the_same_bits_in_every_set);
     RUN(squares_are_transposed_and_zeros_left_out);
+    RUN(sums_of_rows_go_in_order_in_every_set);
     RUN(a_nan_survives_the_relu);
     RUN(topk_orders_ties_and_nans);
     RUN(tensors_check_shapes_and_bounds);
