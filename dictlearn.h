@@ -192,7 +192,8 @@
    features that are certainly off; those that are left are computed in f32. Where many features are active, as in a
    fresh dictionary, or where a screen lets too much through, all of them are computed as they stand; which way is taken
    follows from what the last batch looked like, and never changes a bit. Everything behind the encoder touches active
-   features only: its cost grows with L0, not with F.
+   features only: its cost grows with L0, not with F. For many calls with few rows each, dlrn_dictionary_prepare() keeps
+   the encoder in the screen's format.
 
    `make bench` measures all of this on your machine, as ratios to what it can do at most; README has a table. A plain
    `cc -O2` is enough: the kernels for each instruction set are compiled by attributes and chosen at run time.
@@ -224,8 +225,10 @@
    Files never: each size, offset, count and shape is checked against the file before memory is taken or read, and what
    is taken stays in proportion to the file. Of pickle only a whitelist of opcodes and of names is understood, enough to
    describe tensors; nothing is imported, called or executed, and anything else is an error that names the opcode and
-   its offset. Arguments are checked where that is cheap (NULL, negative sizes, shapes). Callbacks, and the pointers in
-   a configuration, are trusted. See SECURITY.md for how to report a hole.
+   its offset. Arguments are checked where that is cheap (NULL, negative sizes, shapes), and so is what a source
+   gives (how many rows, numbers that are not finite). Callbacks, and the pointers in a configuration or a descriptor,
+   are trusted, and so is a file to stay as it is while it is read. SECURITY.md has the factors, and says how to report
+   a hole.
 
    ---- LIMITS, AND WHAT THIS IS NOT ---------------------------------------------------------------------------------
 

@@ -14,6 +14,12 @@ for c in $("$dl" --help | sed -n 's/^  dictlearn \([a-z]*\) .*/\1/p') ""; do
     status "$c --help" 0 "$dl" $c --help
     check_equal "$c --help keeps to 100 columns" "" "$(awk 'length($0) > 100' "$d/out")"
 done
+"$dl" train --help > "$d/out"
+says "train --help tells of the lock" "the folder of the run, locked meanwhile" "$d/out"
+says "and of the longest document" "documents of at most 16 MB" "$d/out"
+for set in scalar $(sed -n 's/^ *const char \*kernels; \/\* "auto" | \(.*\);$/\1/p' dictlearn.h | tr -d '"|'); do
+    says "and of the kernels $set" "[ (]$set\\b" "$d/out"
+done
 status "no command" 2 "$dl"
 status "unknown command" 2 "$dl" dance
 status "unknown flag" 2 "$dl" encode --frobnicate
