@@ -7821,7 +7821,7 @@ DLRNI_INTERNAL int dlrni_segment_shift(int64_t capacity) {
 DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_config *cfg, int64_t activation_dim,
                                        int has_target, uint64_t *bytes) {
     const int64_t block = DLRNI_ALIGN + (int64_t)sizeof(dlrni_block); /* what an allocation takes beside its size */
-    int64_t capacity, chunk, row, stored, moving, total;
+    int64_t capacity = 0, chunk = 0, row, stored, moving, total;
     DLRNI_TRY(dlrni_buffer_sizes(ctx, cfg, &capacity, &chunk));
     DLRNI_REQUIRE(ctx, activation_dim > 0, "activation_dim must be positive");
     int64_t segments = dlrni_ceil_div(capacity, (int64_t)1 << dlrni_segment_shift(capacity));
@@ -7848,7 +7848,7 @@ DLRN_API void dlrn_buffer_destroy(dlrn_buffer *b) {
 
 DLRN_API dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_config *cfg, const dlrn_source *source,
                                         int owns_source, dlrn_buffer **out) {
-    int64_t capacity, chunk;
+    int64_t capacity = 0, chunk = 0;
     uint64_t bytes;
     *out = NULL;
     DLRNI_TRY(dlrni_buffer_sizes(ctx, cfg, &capacity, &chunk));
