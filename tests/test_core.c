@@ -127,7 +127,9 @@ TEST(products_match_double_and_every_kernel_set_gives_the_same_bits) {
                     memcpy(c, c0, (size_t)z * 4);
                     CHECK_OK(ctx, dlrn_gemm_serial(ctx, (dlrn_gemm_op)op, m, n, k, a, op == DLRN_TN ? m : k, b,
                                                    op == DLRN_NT ? k : n, (float)beta, c, n, work));
+#ifndef DICTLEARN_CBLAS /* whose order is its own */
                     CHECK_MSG(same_bits(first, c, z), "%s differs on one thread", name);
+#endif
                     dlrn_context_destroy(ctx);
                 }
                 free(a), free(b), free(c0), free(c), free(first), free(want);
