@@ -2265,6 +2265,11 @@ DLRNI_INTERNAL void dlrni_codes_free(dlrni_codes *c) {
 
 /* ---- Screens ---- */
 
+/* Bytes of a rounded row of d: whole cache lines. */
+DLRNI_INTERNAL int64_t dlrni_screen_width(const dlrni_screen *s, int64_t d) {
+    return dlrni_round_up(d * s->size, 64);
+}
+
 /* A norm from its square, rounded up. */
 DLRNI_INTERNAL double dlrni_norm_above(float square) {
     return sqrt((double)square) * (1 + 1.0 / 512);
@@ -2347,10 +2352,9 @@ DLRN_API dlrn_status dlrn_dictionary_prepare(dlrn_dictionary *dict) {
     const dlrni_screen *screen = ctx->set.screen[0];
     const int64_t d = dict->activation_dim, groups = dlrni_ceil_div(dict->dict_size, DLRNI_GROUP);
     dlrn_dictionary_changed(dict);
-    const float most =
-        0.6f; /* a tile is computed whole for the rows that there are: an int16 one takes longer than f32 */
+    const float most = 0.6f; /* a tile is computed whole, however few the rows: an int16 one takes longer than f32 */
     if (!screen || screen->cost > most || !dict->family->relu || d > DLRNI_SCREEN_DIM) return DLRN_OK;
-    const int64_t width = dlrni_round_up(d * screen->size, 64), bytes = DLRNI_GROUP * width;
+    const int64_t width = dlrni_screen_width(screen, d), bytes = DLRNI_GROUP * width;
     const int64_t coefs = 3 * DLRNI_GROUP * (int64_t)sizeof(float), head = dlrni_round_up(sizeof(dlrn_prepared), 64);
     unsigned char *block = DLRNI_NEW(ctx, unsigned char, head + groups * (bytes + coefs));
     dlrni_prepare_job job = {dict, (dlrn_prepared *)(void *)block, DLRNI_NEW(ctx, unsigned char, ctx->threads *bytes)};
@@ -2599,7 +2603,7 @@ DLRNI_INTERNAL dlrn_status dlrni_codes_begin(dlrni_codes *c, float *xc, int64_t 
     if (!DLRNI_GROW(ctx, &c->lists, &c->lists_cap, used, lists)) return DLRN_ERR_MEMORY;
     if (c->lists_cap > used) memset(c->lists + used, 0, (size_t)(c->lists_cap - used) * sizeof *c->lists);
     c->screen = dlrni_choose_screen(c, n);
-    c->width = c->screen ? dlrni_round_up(d * c->screen->size, 64) : 0;
+    c->width = c->screen ? dlrni_screen_width(c->screen, d) : 0;
     c->ready = c->dict->prepared && c->dict->prepared->screen == c->screen ? c->dict->prepared : NULL;
     return c->screen ? dlrni_codes_round(c) : DLRN_OK;
 }
