@@ -34,7 +34,7 @@
    >>sparse         codes by row and by feature
    >>dictionary     one block an architecture: formula, forward, creation
    >>encode         lists of active features, screened or dense; encode, decode, forward
-   >>files          bounded reader, atomic writer
+   >>files          files of the C library or of the host; bounded reader, atomic writer
    >>json           strict JSON
    >>entries        named tensors in a file, read through their strides
    >>safetensors    read, write
@@ -147,6 +147,10 @@
    DICTLEARN_IMPLEMENTATION          one file       this file holds the code
    DICTLEARN_STATIC                  where included all functions are static: a private copy, no symbol leaves the file
    DICTLEARN_NO_TRAINING             everywhere     no buffer, trainer, metrics: load, encode, decode, save remain
+   DICTLEARN_NO_STDIO                implementation no FILE, no disk, no system headers: paths go to the dlrn_io of
+                                                    the context, and fail without one
+   DICTLEARN_VSNPRINTF               implementation vsnprintf(text, size, format, args); with it and NO_STDIO, <stdio.h>
+                                                    is not included
    DICTLEARN_SIMD                    implementation 0: the scalar kernels alone. Default 1: all that the compiler knows
    DICTLEARN_CBLAS                   implementation dlrn_gemm() calls cblas_sgemm() of <cblas.h>; link your BLAS. Its
                                                     bits, its threads; training does not use it
@@ -384,6 +388,28 @@ typedef struct dlrn_context dlrn_context;
    0 <= worker < threads, and no two bodies with the same worker overlap. */
 typedef void (*dlrn_parallel_body)(void *arg, int64_t task, int worker);
 
+/* Where files are, if not on the C library's disk: an archive in memory, a browser's storage, a test's. All that the
+   calls on a context read and write goes through these, and a path is what they take it for. They say what is wrong by
+   dlrn_fail(ctx, DLRN_ERR_IO, ...), and return what it returns. Files that are open at a time: a few. */
+typedef struct dlrn_io {
+    /* A file to read from its start on; or, with `writing`, a new one, that nobody sees before it is kept. */
+    dlrn_status (*open_file)(void *user, dlrn_context *ctx, const char *path, int writing, void **file);
+    /* Up to size bytes; *got says how many: 0 at the end, and only there. */
+    dlrn_status (*read_file)(void *user, dlrn_context *ctx, void *file, void *bytes, size_t size, size_t *got);
+    dlrn_status (*write_file)(void *user, dlrn_context *ctx, void *file, const void *bytes,
+                              size_t size); /* all of them */
+    /* Frees `file` in any case. keep: what was written takes its place, whole, and survives a power cut; else it is
+       gone, and an older file of that name stays. Of a file that was read, keep is 0. */
+    dlrn_status (*close_file)(void *user, dlrn_context *ctx, void *file, int keep);
+    int (*file_exists)(void *user, const char *path); /* 0 no, 1 file, 2 folder */
+    /* These two may be NULL. rewind: 1 if what is written or read next is at the file's start again, 0 if it cannot.
+       temporary: a file to write, rewind and read back, gone when it is closed; path says what it is for. Without the
+       one or the other, rows whose number is not known, and CSR, wait in memory until they are written. */
+    int (*rewind_file)(void *user, void *file);
+    dlrn_status (*temporary_file)(void *user, dlrn_context *ctx, const char *path, void **file);
+    void *user;
+} dlrn_io;
+
 typedef struct dlrn_context_config {
     int threads;         /* 0: all cores that OpenMP sees; without OpenMP and parallel_for: 1         */
     const char *kernels; /* "auto" | "scalar" | "avx2" | "avx512" | "avx512bf16" | "avx512vnni" | "neon";
@@ -393,6 +419,7 @@ typedef struct dlrn_context_config {
     void (*free)(void *p, void *user);
     void (*parallel_for)(void *user, int64_t n_tasks, dlrn_parallel_body body, void *arg); /* NULL: OpenMP */
     void *user; /* handed to the callbacks above */
+    dlrn_io io; /* all zero: files of the C library; with DICTLEARN_NO_STDIO: there are none */
 } dlrn_context_config;
 
 /* A view of a matrix of f32: element (i, j) is data[i * stride + j]. Borrowed memory, never freed. */
@@ -866,7 +893,7 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_csr_read(dlrn_archive *a, dlrn_sparse *out)
    is replaced; a pipe or device is written to directly. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **bytes, size_t *size);
 DLRN_API DLRN_CHECK dlrn_status dlrn_file_write(dlrn_context *ctx, const char *path, const void *bytes, size_t size);
-DLRN_API int dlrn_file_exists(const char *path); /* 0 no, 1 file, 2 folder */
+DLRN_API int dlrn_file_exists(dlrn_context *ctx, const char *path); /* 0 no, 1 file, 2 folder; ctx may be NULL */
 /* A block of the context's allocator, 64-byte aligned; NULL with the error's text set: no memory, or count * size
    overflows. */
 DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size);
@@ -919,9 +946,11 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #include <limits.h>
 #include <math.h>
 #include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#if !defined(DICTLEARN_NO_STDIO) || !defined(DICTLEARN_VSNPRINTF)
+#include <stdio.h>
+#endif
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -930,7 +959,11 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #include <cblas.h>
 #endif
 
-#if defined(__unix__) || defined(__APPLE__)
+#ifndef DICTLEARN_VSNPRINTF
+#define DICTLEARN_VSNPRINTF(text, size, format, args) vsnprintf(text, size, format, args)
+#endif
+
+#if !defined(DICTLEARN_NO_STDIO) && (defined(__unix__) || defined(__APPLE__))
 #define DLRNI_POSIX 1
 #include <errno.h>
 #include <fcntl.h>
@@ -939,10 +972,12 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #include <unistd.h>
 #else
 #define DLRNI_POSIX 0
+#ifndef DICTLEARN_NO_STDIO
 #include <errno.h>
-#endif
 #ifdef _WIN32
 #include <sys/stat.h>
+#endif
+#endif
 #endif
 
 /* DICTLEARN_SIMD 0 leaves the scalar kernels alone; by default every set that the compiler can build is built. */
@@ -1040,13 +1075,32 @@ struct dlrn_context {
 };
 
 DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...) {
+    enum { HEAD = 256 };
+    char text[8192]; /* room for the longest path and what is said of it */
+    const size_t most = sizeof ctx->error - 1;
     va_list args;
     va_start(args, format);
-    vsnprintf(ctx->error, sizeof ctx->error, format, args);
+    (void)DICTLEARN_VSNPRINTF(text, sizeof text, format, args);
     va_end(args);
+    size_t n = strlen(text);
+    if (n <= most) {
+        memcpy(ctx->error, text, n + 1);
+    } else { /* of a long path the middle is left out: what is wrong stands at the end */
+        memcpy(ctx->error, text, HEAD);
+        memcpy(ctx->error + HEAD, "...", 3);
+        memcpy(ctx->error + HEAD + 3, text + n - (most - HEAD - 3), most - HEAD - 2);
+    }
     for (char *c = ctx->error; *c; c++) /* names of a file may hold anything, also what a terminal obeys */
         if ((unsigned char)*c < 32 || *c == 127) *c = '?';
     return s;
+}
+
+DLRNI_INTERNAL DLRN_PRINTF(3, 4) int dlrni_print(char *out, size_t size, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    int n = DICTLEARN_VSNPRINTF(out, size, format, args);
+    va_end(args);
+    return n;
 }
 
 #define DLRNI_REQUIRE(ctx, condition, text)                                                                            \
@@ -1641,8 +1695,11 @@ DLRN_API dlrn_status dlrn_context_create(const dlrn_context_config *config, dlrn
     dlrn_context_config cfg = config ? *config : dlrn_context_defaults();
     *out = NULL;
     int hooks = (cfg.malloc != NULL) + (cfg.realloc != NULL) + (cfg.free != NULL);
+    int io = (cfg.io.open_file != NULL) + (cfg.io.read_file != NULL) + (cfg.io.write_file != NULL) +
+             (cfg.io.close_file != NULL) + (cfg.io.file_exists != NULL);
     dlrni_set set;
-    if (!dlrni_kernel_choice(cfg.kernels, &set) || cfg.threads < 0 || (hooks != 0 && hooks != 3))
+    if (!dlrni_kernel_choice(cfg.kernels, &set) || cfg.threads < 0 || (hooks != 0 && hooks != 3) ||
+        (io != 0 && io != 5))
         return DLRN_ERR_ARGUMENT;
     dlrn_context *ctx = (dlrn_context *)(hooks ? cfg.malloc(sizeof *ctx, cfg.user) : DICTLEARN_MALLOC(sizeof *ctx));
     if (!ctx) return DLRN_ERR_MEMORY;
@@ -1679,9 +1736,9 @@ DLRN_API const char *dlrn_build_info(dlrn_context *ctx) {
 #else
     const char *threading = "no OpenMP";
 #endif
-    snprintf(ctx->info, sizeof ctx->info, "dictlearn %s, kernels %s of %s, %d thread%s (%s)", DLRN_VERSION_STRING,
-             ctx->set.name, sets, ctx->threads, ctx->threads == 1 ? "" : "s",
-             ctx->cfg.parallel_for ? "the host's" : threading);
+    dlrni_print(ctx->info, sizeof ctx->info, "dictlearn %s, kernels %s of %s, %d thread%s (%s)", DLRN_VERSION_STRING,
+                ctx->set.name, sets, ctx->threads, ctx->threads == 1 ? "" : "s",
+                ctx->cfg.parallel_for ? "the host's" : threading);
     return ctx->info;
 }
 
@@ -3073,8 +3130,11 @@ DLRN_API dlrn_status dlrn_forward_ghost(const dlrn_dictionary *dict, const float
 
 /* ------------------------------------------------------------------------------------------ */
 // >>files
-/* Reading: a file is mapped (or, where there is no mmap, read whole) and walked through with one bounded cursor.
-   Writing: a temporary file beside the target takes its place only when it is whole and on the disk. */
+/* Three layers: the C library's files, as a dlrn_io; reading, from a map of a file or a copy, with one bounded cursor;
+   writing, through one sink that keeps the first fault. */
+
+/* ---- The C library's files. What is written is a temporary file beside the target, and takes its place only when it
+   is whole and on the disk ---- */
 
 #if DLRNI_POSIX && defined(__STRICT_ANSI__) && !defined(__cplusplus)
 extern int fileno(FILE *); /* hidden from strict C99 although it is there */
@@ -3083,10 +3143,278 @@ extern int madvise(void *, size_t, int);
 extern ssize_t readlink(const char *, char *, size_t);
 #endif
 
+#ifndef DICTLEARN_NO_STDIO
+
+typedef struct dlrni_stdio {
+    FILE *f;
+    char *path;      /* as it was named                                            */
+    char *target;    /* where it leads, if it is a symbolic link; in path's block  */
+    char *temporary; /* beside the target, in path's block; NULL: written directly */
+    int rewinds;     /* nobody has seen yet what is in it                          */
+} dlrni_stdio;
+
+DLRNI_INTERNAL dlrn_status dlrni_io_error(dlrn_context *ctx, const char *path, const char *what) {
+    return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot %s: %s", path, what, strerror(errno));
+}
+
+DLRNI_INTERNAL int dlrni_stdio_exists(void *user, const char *path) {
+    (void)user;
+#if DLRNI_POSIX
+    struct stat st;
+    if (stat(path, &st)) return 0;
+    return S_ISDIR(st.st_mode) ? 2 : 1;
+#elif defined(_WIN32)
+    struct _stat64 st;
+    char bare[4096]; /* without separators at its end, which are not understood */
+    size_t n = strlen(path);
+    while (n > 1 && (path[n - 1] == '/' || path[n - 1] == '\\') && path[n - 2] != ':') n--;
+    if (n >= sizeof bare) return 0;
+    memcpy(bare, path, n);
+    bare[n] = 0;
+    if (_stat64(bare, &st)) return 0;
+    return st.st_mode & _S_IFDIR ? 2 : 1;
+#else
+    FILE *f = fopen(path, "rb");
+    if (f) fclose(f);
+    return f != NULL;
+#endif
+}
+
+/* Pipes and devices are written to, not replaced. */
+DLRNI_INTERNAL int dlrni_is_device(const char *path) {
+#if DLRNI_POSIX
+    struct stat st;
+    return stat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode);
+#else
+    (void)path;
+    return 0;
+#endif
+}
+
+/* Where a path leads: through symbolic links, also to a file that is not there yet. 0: too long, or in a circle. */
+DLRNI_INTERNAL int dlrni_follow(const char *path, char *out, size_t size) {
+    size_t n = strlen(path);
+    if (n >= size) return 0;
+    memcpy(out, path, n + 1);
+#if DLRNI_POSIX
+    for (int links = 0; links < 40; links++) {
+        char to[4096];
+        ssize_t got = readlink(out, to, sizeof to);
+        if (got < 0) return 1; /* no link */
+        const char *slash = strrchr(out, '/');
+        size_t folder = got && *to != '/' && slash ? (size_t)(slash - out) + 1 : 0; /* else it starts anew */
+        if (folder + (size_t)got >= size) return 0;
+        memcpy(out + folder, to, (size_t)got);
+        out[folder + (size_t)got] = 0;
+    }
+    return 0;
+#else
+    return 1;
+#endif
+}
+
+/* Opens it under the name that it gets; names are in path's block, a temporary one there if it is to be replaced. */
+DLRNI_INTERNAL dlrn_status dlrni_stdio_create(dlrn_context *ctx, dlrni_stdio *file, const char *path) {
+    char target[4096] = "";
+    int direct = !strcmp(path, "-") || dlrni_is_device(path);
+    if (!direct && !dlrni_follow(path, target, sizeof target))
+        return dlrn_fail(ctx, DLRN_ERR_IO, "%s: the path is too long, or its links lead in a circle", path);
+    size_t n = strlen(path) + 1, k = strlen(target) + 1;
+    file->path = DLRNI_NEW(ctx, char, (int64_t)(n + 2 * k + 32));
+    if (!file->path) return DLRN_ERR_MEMORY;
+    memcpy(file->path, path, n);
+    if (!strcmp(path, "-")) {
+        memcpy(file->path, "standard output", 16); /* its name in errors; the block is longer */
+        file->f = stdout;
+        return DLRN_OK;
+    }
+    if (!direct) {
+        long id = 0;
+#if DLRNI_POSIX
+        id = (long)getpid();
+#endif
+        file->target = file->path + n;
+        file->temporary = file->target + k;
+        file->rewinds = 1;
+        memcpy(file->target, target, k);
+        dlrni_print(file->temporary, k + 31, "%s.%ld.tmp", target, id);
+    }
+    file->f = fopen(file->temporary ? file->temporary : path, "wb");
+    return file->f ? DLRN_OK : dlrni_io_error(ctx, path, "create it");
+}
+
+/* Names it in errors as before and path together. */
+DLRNI_INTERNAL dlrn_status dlrni_stdio_name(dlrn_context *ctx, dlrni_stdio *file, const char *before,
+                                            const char *path) {
+    size_t n = strlen(before) + strlen(path) + 1;
+    file->path = DLRNI_NEW(ctx, char, (int64_t)n);
+    if (file->path) dlrni_print(file->path, n, "%s%s", before, path);
+    return file->path ? DLRN_OK : DLRN_ERR_MEMORY;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_stdio_find(dlrn_context *ctx, dlrni_stdio *file, const char *path) {
+    int is_standard = !strcmp(path, "-");
+    DLRNI_TRY(dlrni_stdio_name(ctx, file, "", is_standard ? "standard input" : path));
+    file->f = is_standard ? stdin : fopen(path, "rb");
+    return file->f ? DLRN_OK : dlrni_io_error(ctx, path, "open it");
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_stdio_without_name(dlrn_context *ctx, dlrni_stdio *file, const char *path) {
+    DLRNI_TRY(dlrni_stdio_name(ctx, file, "a temporary file for ", path));
+    file->f = tmpfile();
+    file->rewinds = 1;
+    return file->f ? DLRN_OK : dlrni_io_error(ctx, file->path, "open it");
+}
+
+/* One of the three ways to open a file. */
+DLRNI_INTERNAL dlrn_status dlrni_stdio_begin(dlrn_context *ctx, const char *path, void **out,
+                                             dlrn_status (*way)(dlrn_context *, dlrni_stdio *, const char *)) {
+    dlrni_stdio *file = DLRNI_NEW_ZERO(ctx, dlrni_stdio, 1);
+    if (!file) return DLRN_ERR_MEMORY;
+    dlrn_status s = way(ctx, file, path);
+    if (s == DLRN_OK) {
+        *out = file;
+        return DLRN_OK;
+    }
+    dlrni_free(ctx, file->path);
+    dlrni_free(ctx, file);
+    return s;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_stdio_open(void *user, dlrn_context *ctx, const char *path, int writing, void **out) {
+    if (dlrni_stdio_exists(user, path) == 2)
+        return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected a file%s, found a folder", path, writing ? " to write" : "");
+    return dlrni_stdio_begin(ctx, path, out, writing ? dlrni_stdio_create : dlrni_stdio_find);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_stdio_temporary(void *user, dlrn_context *ctx, const char *path, void **out) {
+    (void)user;
+    return dlrni_stdio_begin(ctx, path, out, dlrni_stdio_without_name);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_stdio_read(void *user, dlrn_context *ctx, void *file, void *bytes, size_t size,
+                                            size_t *got) {
+    const dlrni_stdio *from = (const dlrni_stdio *)file;
+    (void)user;
+    *got = fread(bytes, 1, size, from->f);
+    return *got || !ferror(from->f) ? DLRN_OK : dlrni_io_error(ctx, from->path, "read it");
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_stdio_write(void *user, dlrn_context *ctx, void *file, const void *bytes,
+                                             size_t size) {
+    const dlrni_stdio *to = (const dlrni_stdio *)file;
+    (void)user;
+    return fwrite(bytes, 1, size, to->f) == size ? DLRN_OK : dlrni_io_error(ctx, to->path, "write it");
+}
+
+DLRNI_INTERNAL int dlrni_stdio_rewind(void *user, void *file) {
+    const dlrni_stdio *it = (const dlrni_stdio *)file;
+    (void)user;
+    return it->rewinds && fseek(it->f, 0, SEEK_SET) == 0;
+}
+
+/* Makes a rename last through a power cut. */
+DLRNI_INTERNAL void dlrni_sync_folder(const char *path) {
+#if DLRNI_POSIX
+    const char *slash = strrchr(path, '/');
+    char folder[4096] = ".";
+    size_t n = slash ? (size_t)(slash - path) : 0;
+    if (slash && n < sizeof folder) {
+        memcpy(folder, n ? path : "/", n ? n : 1);
+        folder[n ? n : 1] = 0;
+    }
+    int fd = open(folder, O_RDONLY);
+    if (fd >= 0) {
+        fsync(fd);
+        close(fd);
+    }
+#else
+    (void)path;
+#endif
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_stdio_close(void *user, dlrn_context *ctx, void *file, int keep) {
+    dlrni_stdio *o = (dlrni_stdio *)file;
+    int bad = keep && fflush(o->f) != 0;
+    (void)user;
+#if DLRNI_POSIX
+    bad = bad || (keep && o->temporary && fsync(fileno(o->f)) != 0);
+#endif
+    dlrn_status s = bad ? dlrni_io_error(ctx, o->path, "write it") : DLRN_OK;
+    bad = o->f != stdout && o->f != stdin && fclose(o->f) != 0;
+    if (bad && keep && s == DLRN_OK) s = dlrni_io_error(ctx, o->path, "write it");
+    keep = keep && s == DLRN_OK;
+#if !DLRNI_POSIX
+    if (o->temporary && keep) remove(o->target); /* rename need not replace */
+#endif
+    if (o->temporary && keep && rename(o->temporary, o->target)) s = dlrni_io_error(ctx, o->path, "put it in place");
+    if (o->temporary && keep && s == DLRN_OK) dlrni_sync_folder(o->target);
+    if (o->temporary && (!keep || s != DLRN_OK)) remove(o->temporary);
+    dlrni_free(ctx, o->path);
+    dlrni_free(ctx, o);
+    return s;
+}
+
+static const dlrn_io dlrni_default_io = {
+    dlrni_stdio_open,   dlrni_stdio_read,   dlrni_stdio_write,     dlrni_stdio_close,
+    dlrni_stdio_exists, dlrni_stdio_rewind, dlrni_stdio_temporary, NULL};
+#else
+
+DLRNI_INTERNAL dlrn_status dlrni_no_open(void *user, dlrn_context *ctx, const char *path, int writing, void **out) {
+    (void)user, (void)writing, (void)out;
+    return dlrn_fail(ctx, DLRN_ERR_IO, "%s: there are no files: DICTLEARN_NO_STDIO, and a context without io", path);
+}
+
+DLRNI_INTERNAL int dlrni_no_exists(void *user, const char *path) {
+    (void)user, (void)path;
+    return 0;
+}
+
+static const dlrn_io dlrni_default_io = {dlrni_no_open, NULL, NULL, NULL, dlrni_no_exists, NULL, NULL, NULL};
+#endif
+
+DLRNI_INTERNAL const dlrn_io *dlrni_io_of(const dlrn_context *ctx) {
+    return ctx && ctx->cfg.io.open_file ? &ctx->cfg.io : &dlrni_default_io;
+}
+
+/* ---- Reading ---- */
+
+DLRN_API int dlrn_file_exists(dlrn_context *ctx, const char *path) {
+    const dlrn_io *io = dlrni_io_of(ctx);
+    return io->file_exists(io->user, path);
+}
+
+/* A whole file, with a 0 byte after it. */
+DLRN_API dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **bytes, size_t *size) {
+    const dlrn_io *io = dlrni_io_of(ctx);
+    void *file;
+    char *p = NULL;
+    int64_t cap = 0, used = 0;
+    size_t got = 1;
+    *bytes = NULL;
+    *size = 0;
+    DLRNI_TRY(io->open_file(io->user, ctx, path, 0, &file));
+    dlrn_status s = DLRN_OK;
+    while (s == DLRN_OK && got) {
+        s = DLRNI_GROW(ctx, &p, &cap, used, used + 65536) ? DLRN_OK : DLRN_ERR_MEMORY;
+        if (s == DLRN_OK) s = io->read_file(io->user, ctx, file, p + used, (size_t)(cap - used - 1), &got);
+        if (s == DLRN_OK) used += (int64_t)got;
+    }
+    (void)!io->close_file(io->user, ctx, file, 0);
+    if (s != DLRN_OK) {
+        dlrni_free(ctx, p);
+        return s;
+    }
+    p[used] = 0;
+    *bytes = p;
+    *size = (size_t)used;
+    return DLRN_OK;
+}
+
 /* Asks for pages of 2 MB where a block has room for them: it costs fewer faults (a dictionary of 134 MB loads 1.7 times
    as fast), and rows drawn at random miss fewer translations (batches of 8192 rows of 2 KB out of 2 GB: 1.7 times). */
 DLRNI_INTERNAL void dlrni_huge_pages(void *p, int64_t size) {
-#if defined(__linux__)
+#if DLRNI_POSIX && defined(__linux__)
     const uintptr_t page = (uintptr_t)2 << 20, from = ((uintptr_t)p + page - 1) & ~(page - 1);
     const uintptr_t to = ((uintptr_t)p + (uintptr_t)size) & ~(page - 1);
     enum { hugepage = 14 }; /* MADV_HUGEPAGE */
@@ -3110,72 +3438,12 @@ DLRNI_INTERNAL void dlrni_map_close(dlrn_context *ctx, dlrni_map *m) {
     memset(m, 0, sizeof *m);
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_io_error(dlrn_context *ctx, const char *path, const char *what) {
-    return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot %s: %s", path, what, strerror(errno));
-}
-
-/* The rest of a stream, with a 0 byte after it. */
-DLRNI_INTERNAL dlrn_status dlrni_read_stream(dlrn_context *ctx, FILE *f, const char *path, char **bytes, size_t *size) {
-    char *p = NULL;
-    int64_t cap = 0, used = 0;
-    for (;;) {
-        if (!DLRNI_GROW(ctx, &p, &cap, used, used + 65536)) break;
-        size_t got = fread(p + used, 1, (size_t)(cap - used - 1), f);
-        used += (int64_t)got;
-        if (got) continue;
-        if (ferror(f)) {
-            dlrni_free(ctx, p);
-            return dlrni_io_error(ctx, path, "read it");
-        }
-        p[used] = 0;
-        *bytes = p;
-        *size = (size_t)used;
-        return DLRN_OK;
-    }
-    dlrni_free(ctx, p);
-    return DLRN_ERR_MEMORY;
-}
-
-DLRN_API dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **bytes, size_t *size) {
-    *bytes = NULL;
-    *size = 0;
-    if (!strcmp(path, "-")) return dlrni_read_stream(ctx, stdin, "standard input", bytes, size);
-    if (dlrn_file_exists(path) == 2) return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected a file, found a folder", path);
-    FILE *f = fopen(path, "rb");
-    if (!f) return dlrni_io_error(ctx, path, "open it");
-    dlrn_status s = dlrni_read_stream(ctx, f, path, bytes, size);
-    fclose(f);
-    return s;
-}
-
-DLRN_API int dlrn_file_exists(const char *path) {
-#if DLRNI_POSIX
-    struct stat st;
-    if (stat(path, &st)) return 0;
-    return S_ISDIR(st.st_mode) ? 2 : 1;
-#elif defined(_WIN32)
-    struct _stat64 st;
-    char bare[4096]; /* without separators at its end, which are not understood */
-    size_t n = strlen(path);
-    while (n > 1 && (path[n - 1] == '/' || path[n - 1] == '\\') && path[n - 2] != ':') n--;
-    if (n >= sizeof bare) return 0;
-    memcpy(bare, path, n);
-    bare[n] = 0;
-    if (_stat64(bare, &st)) return 0;
-    return st.st_mode & _S_IFDIR ? 2 : 1;
-#else
-    FILE *f = fopen(path, "rb");
-    if (f) fclose(f);
-    return f != NULL;
-#endif
-}
-
 DLRNI_INTERNAL dlrn_status dlrni_map_open(dlrn_context *ctx, const char *path, dlrni_map *m) {
     memset(m, 0, sizeof *m);
 #if DLRNI_POSIX
     struct stat st;
     /* a pipe must be opened only once: it is left to the stream */
-    int fd = stat(path, &st) == 0 && S_ISREG(st.st_mode) ? open(path, O_RDONLY) : -1;
+    int fd = !ctx->cfg.io.open_file && stat(path, &st) == 0 && S_ISREG(st.st_mode) ? open(path, O_RDONLY) : -1;
     if (fd >= 0 && fstat(fd, &st) == 0 && st.st_size > 0 && (uint64_t)st.st_size <= SIZE_MAX) {
         void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
         close(fd);
@@ -3341,91 +3609,105 @@ DLRNI_INTERNAL int dlrni_names_put(dlrn_context *ctx, dlrni_names *t, const char
     return 1;
 }
 
-/* A file being written under a temporary name. The first fault sticks and is told at the end. */
+/* ---- Writing ---- */
+
+/* Bytes that grow, with a 0 after them. */
+typedef struct dlrni_growing {
+    dlrn_context *ctx;
+    char *p;
+    int64_t len, cap;
+    int failed;
+} dlrni_growing;
+
+DLRNI_INTERNAL void dlrni_growing_add(dlrni_growing *t, const void *bytes, int64_t n) {
+    if (t->failed || !DLRNI_GROW(t->ctx, &t->p, &t->cap, t->len, t->len + n + 1)) {
+        t->failed = 1;
+        return;
+    }
+    memcpy(t->p + t->len, bytes, (size_t)n);
+    t->len += n;
+    t->p[t->len] = 0;
+}
+
+/* What waits until all of it is known: in a temporary file, or, if there are none, in memory. */
+typedef struct dlrni_spool {
+    void *file; /* NULL: in memory */
+    dlrni_growing memory;
+    int64_t at; /* read of it so far */
+    int is_open;
+} dlrni_spool;
+
+DLRNI_INTERNAL dlrn_status dlrni_spool_open(dlrn_context *ctx, const char *path, dlrni_spool *spool) {
+    const dlrn_io *io = dlrni_io_of(ctx);
+    memset(spool, 0, sizeof *spool);
+    spool->memory.ctx = ctx;
+    spool->is_open = 1;
+    return io->temporary_file && io->rewind_file ? io->temporary_file(io->user, ctx, path, &spool->file) : DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_spool_add(dlrni_spool *spool, const void *bytes, size_t size) {
+    dlrn_context *ctx = spool->memory.ctx;
+    const dlrn_io *io = dlrni_io_of(ctx);
+    if (!size) return DLRN_OK;
+    if (spool->file) return io->write_file(io->user, ctx, spool->file, bytes, size);
+    dlrni_growing_add(&spool->memory, bytes, (int64_t)size);
+    return spool->memory.failed ? DLRN_ERR_MEMORY : DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_spool_rewind(dlrni_spool *spool, const char *path) {
+    dlrn_context *ctx = spool->memory.ctx;
+    const dlrn_io *io = dlrni_io_of(ctx);
+    spool->at = 0;
+    if (!spool->file || io->rewind_file(io->user, spool->file)) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_IO, "a temporary file for %s: cannot go back to its start", path);
+}
+
+/* size bytes, or, at the end, what is left. */
+DLRNI_INTERNAL dlrn_status dlrni_spool_fill(dlrni_spool *spool, unsigned char *bytes, size_t size, size_t *got) {
+    dlrn_context *ctx = spool->memory.ctx;
+    const dlrn_io *io = dlrni_io_of(ctx);
+    *got = 0;
+    if (!spool->file) {
+        *got = (size_t)dlrni_min((int64_t)size, spool->memory.len - spool->at);
+        if (*got) memcpy(bytes, spool->memory.p + spool->at, *got);
+        spool->at += (int64_t)*got;
+        return DLRN_OK;
+    }
+    for (size_t n = 1; n && *got < size; *got += n)
+        DLRNI_TRY(io->read_file(io->user, ctx, spool->file, bytes + *got, size - *got, &n));
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL void dlrni_spool_free(dlrni_spool *spool) {
+    dlrn_context *ctx = spool->memory.ctx;
+    if (!spool->is_open) return;
+    if (spool->file) (void)!dlrni_io_of(ctx)->close_file(dlrni_io_of(ctx)->user, ctx, spool->file, 0);
+    dlrni_free(ctx, spool->memory.p);
+    spool->is_open = 0;
+}
+
+/* A file being written. The first fault sticks, and is told at the end. */
 typedef struct dlrni_out {
     dlrn_context *ctx;
-    FILE *f;
-    char *path;      /* as it was named                                            */
-    char *target;    /* where it leads, if it is a symbolic link; in path's block  */
-    char *temporary; /* beside the target, in path's block; NULL: written directly */
-    uint64_t at;     /* bytes written */
-    uint32_t crc;    /* of the bytes since it was last set to 0 */
+    void *file;
+    uint64_t at;  /* bytes written */
+    uint32_t crc; /* of the bytes since it was last set to 0 */
     dlrn_status status;
 } dlrni_out;
 
-/* Pipes and devices are written to, not replaced. */
-DLRNI_INTERNAL int dlrni_is_device(const char *path) {
-#if DLRNI_POSIX
-    struct stat st;
-    return stat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode);
-#else
-    (void)path;
-    return 0;
-#endif
-}
-
-/* Where a path leads: through symbolic links, also to a file that is not there yet. 0: too long, or in a circle. */
-DLRNI_INTERNAL int dlrni_follow(const char *path, char *out, size_t size) {
-    size_t n = strlen(path);
-    if (n >= size) return 0;
-    memcpy(out, path, n + 1);
-#if DLRNI_POSIX
-    for (int links = 0; links < 40; links++) {
-        char to[4096];
-        ssize_t got = readlink(out, to, sizeof to);
-        if (got < 0) return 1; /* no link */
-        const char *slash = strrchr(out, '/');
-        size_t folder = got && *to != '/' && slash ? (size_t)(slash - out) + 1 : 0; /* else it starts anew */
-        if (folder + (size_t)got >= size) return 0;
-        memcpy(out + folder, to, (size_t)got);
-        out[folder + (size_t)got] = 0;
-    }
-    return 0;
-#else
-    return 1;
-#endif
-}
-
 DLRNI_INTERNAL dlrn_status dlrni_out_open(dlrn_context *ctx, const char *path, dlrni_out *o) {
-    char target[4096] = "";
+    const dlrn_io *io = dlrni_io_of(ctx);
     memset(o, 0, sizeof *o);
     o->ctx = ctx;
-    if (dlrn_file_exists(path) == 2)
-        return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected a file to write, found a folder", path);
-    int direct = !strcmp(path, "-") || dlrni_is_device(path);
-    if (!direct && !dlrni_follow(path, target, sizeof target))
-        return dlrn_fail(ctx, DLRN_ERR_IO, "%s: the path is too long, or its links lead in a circle", path);
-    size_t n = strlen(path) + 1, k = strlen(target) + 1;
-    o->path = DLRNI_NEW(ctx, char, (int64_t)(n + 2 * k + 32));
-    if (!o->path) return DLRN_ERR_MEMORY;
-    memcpy(o->path, path, n);
-    if (!strcmp(path, "-")) {
-        memcpy(o->path, "standard output", 16); /* its name in errors; the block is longer */
-        o->f = stdout;
-        return DLRN_OK;
-    }
-    if (!direct) {
-        long id = 0;
-#if DLRNI_POSIX
-        id = (long)getpid();
-#endif
-        o->target = o->path + n;
-        o->temporary = o->target + k;
-        memcpy(o->target, target, k);
-        snprintf(o->temporary, k + 31, "%s.%ld.tmp", target, id);
-    }
-    o->f = fopen(o->temporary ? o->temporary : path, "wb");
-    if (o->f) return DLRN_OK;
-    dlrn_status s = dlrni_io_error(ctx, path, "create it");
-    dlrni_free(ctx, o->path);
-    return s;
+    return io->open_file(io->user, ctx, path, 1, &o->file);
 }
 
 DLRNI_INTERNAL void dlrni_out_write(dlrni_out *o, const void *bytes, uint64_t n) {
+    const dlrn_io *io = dlrni_io_of(o->ctx);
     if (o->status != DLRN_OK || !n) return;
     o->crc = dlrni_crc32(o->crc, (const unsigned char *)bytes, n);
     o->at += n;
-    if (fwrite(bytes, 1, (size_t)n, o->f) != n) o->status = dlrni_io_error(o->ctx, o->path, "write it");
+    o->status = io->write_file(io->user, o->ctx, o->file, bytes, (size_t)n);
 }
 
 DLRNI_INTERNAL void dlrni_out_zeros(dlrni_out *o, uint64_t n) {
@@ -3433,43 +3715,17 @@ DLRNI_INTERNAL void dlrni_out_zeros(dlrni_out *o, uint64_t n) {
     for (; n; n -= (uint64_t)dlrni_min((int64_t)n, 64)) dlrni_out_write(o, zeros, (uint64_t)dlrni_min((int64_t)n, 64));
 }
 
-/* Makes a rename last through a power cut. */
-DLRNI_INTERNAL void dlrni_sync_folder(const char *path) {
-#if DLRNI_POSIX
-    const char *slash = strrchr(path, '/');
-    char folder[4096] = ".";
-    size_t n = slash ? (size_t)(slash - path) : 0;
-    if (slash && n < sizeof folder) {
-        memcpy(folder, n ? path : "/", n ? n : 1);
-        folder[n ? n : 1] = 0;
-    }
-    int fd = open(folder, O_RDONLY);
-    if (fd >= 0) {
-        fsync(fd);
-        close(fd);
-    }
-#else
-    (void)path;
-#endif
+/* Whether what is written next replaces the file's beginning. */
+DLRNI_INTERNAL int dlrni_out_rewind(dlrni_out *o) {
+    const dlrn_io *io = dlrni_io_of(o->ctx);
+    return io->rewind_file && io->rewind_file(io->user, o->file);
 }
 
-/* Puts the file in place, or, if anything failed, removes it; frees o in both cases. */
+/* Puts the file in place, or, if anything failed, drops it; it is freed in both cases. */
 DLRNI_INTERNAL dlrn_status dlrni_out_close(dlrni_out *o) {
-    int bad = fflush(o->f) != 0;
-#if DLRNI_POSIX
-    bad = bad || (o->temporary && fsync(fileno(o->f)) != 0);
-#endif
-    if (bad && o->status == DLRN_OK) o->status = dlrni_io_error(o->ctx, o->path, "write it");
-    bad = o->f != stdout && fclose(o->f) != 0;
-    if (bad && o->status == DLRN_OK) o->status = dlrni_io_error(o->ctx, o->path, "write it");
-#if !DLRNI_POSIX
-    if (o->temporary && o->status == DLRN_OK) remove(o->target); /* rename need not replace */
-#endif
-    if (o->temporary && o->status == DLRN_OK && rename(o->temporary, o->target))
-        o->status = dlrni_io_error(o->ctx, o->path, "put it in place");
-    if (o->temporary && o->status == DLRN_OK) dlrni_sync_folder(o->target);
-    if (o->temporary && o->status != DLRN_OK) remove(o->temporary);
-    dlrni_free(o->ctx, o->path);
+    const dlrn_io *io = dlrni_io_of(o->ctx);
+    dlrn_status s = io->close_file(io->user, o->ctx, o->file, o->status == DLRN_OK);
+    if (o->status == DLRN_OK) o->status = s;
     return o->status;
 }
 
@@ -3610,7 +3866,7 @@ DLRNI_INTERNAL int64_t dlrni_json_digits(dlrni_json_reader *r) {
 /* strtod, whatever the decimal point of the host's locale is; text is left as it was. */
 DLRNI_INTERNAL double dlrni_number(char *text) {
     char sample[16], *point = strchr(text, '.');
-    snprintf(sample, sizeof sample, "%.1f", 0.5);
+    dlrni_print(sample, sizeof sample, "%.1f", 0.5);
     if (point) *point = sample[1];
     double value = strtod(text, NULL);
     if (point) *point = '.';
@@ -3847,7 +4103,7 @@ DLRNI_INTERNAL void dlrni_shape_text(const int64_t *shape, int ndim, char *text,
     size_t at = 0;
     text[0] = 0;
     for (int i = 0; i < ndim && at < size; i++)
-        at += (size_t)snprintf(text + at, size - at, "%s%lld", i ? ", " : "", (long long)shape[i]);
+        at += (size_t)dlrni_print(text + at, size - at, "%s%lld", i ? ", " : "", (long long)shape[i]);
 }
 
 /* The number of elements; 0: a negative size, or too many of them. With a 0 among them, the others may be any. */
@@ -4163,29 +4419,13 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_open(dlrn_archive *a) {
     return s;
 }
 
-/* Writing. A text that grows, for headers. */
-typedef struct dlrni_growing {
-    dlrn_context *ctx;
-    char *p;
-    int64_t len, cap;
-    int failed;
-} dlrni_growing;
-
-DLRNI_INTERNAL void dlrni_growing_add(dlrni_growing *t, const void *bytes, int64_t n) {
-    if (t->failed || !DLRNI_GROW(t->ctx, &t->p, &t->cap, t->len, t->len + n + 1)) {
-        t->failed = 1;
-        return;
-    }
-    memcpy(t->p + t->len, bytes, (size_t)n);
-    t->len += n;
-    t->p[t->len] = 0;
-}
+/* Writing. */
 
 DLRNI_INTERNAL DLRN_PRINTF(2, 3) void dlrni_growing_format(dlrni_growing *t, const char *format, ...) {
     char line[512];
     va_list args;
     va_start(args, format);
-    int n = vsnprintf(line, sizeof line, format, args);
+    int n = DICTLEARN_VSNPRINTF(line, sizeof line, format, args);
     va_end(args);
     dlrni_growing_add(t, line, n < (int)sizeof line ? n : (int)sizeof line - 1);
 }
@@ -4437,8 +4677,8 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_header(dlrn_context *ctx, const dlrn_tensor
     if (!descr || strlen(shape) > 60)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "tensor '%s': .npy has no type %s", t->name,
                          dlrn_dtype_name(t->dtype));
-    snprintf(text, sizeof text, "{'descr': '%s', 'fortran_order': False, 'shape': (%s%s), }", descr, shape,
-             t->ndim == 1 ? "," : "");
+    dlrni_print(text, sizeof text, "{'descr': '%s', 'fortran_order': False, 'shape': (%s%s), }", descr, shape,
+                t->ndim == 1 ? "," : "");
     memset(head, ' ', DLRNI_NPY_HEAD);
     memcpy(head, "\x93NUMPY\x01\x00\x76\x00", 10); /* 118 bytes of text follow */
     memcpy(head + 10, text, strlen(text));         /* at most 113: the shape was measured */
@@ -4757,7 +4997,7 @@ DLRNI_INTERNAL dlrn_status dlrni_npz_open(dlrn_archive *a, const dlrni_zip *z) {
         DLRNI_TRY(dlrni_member_bytes(a, m, &p));
         dlrni_cursor c = {p, p + m->size};
         char what[512];
-        snprintf(what, sizeof what, "%.400s: %.*s", a->path, (int)dlrni_min(m->name_len, 100), m->name);
+        dlrni_print(what, sizeof what, "%.400s: %.*s", a->path, (int)dlrni_min(m->name_len, 100), m->name);
         int text = 0;
         DLRNI_TRY(dlrni_npz_text(a, what, m, c, &text));
         if (!text) DLRNI_TRY(dlrni_npy_add(a, what, m->name, m->name_len - 4, c));
@@ -4780,7 +5020,7 @@ DLRNI_INTERNAL void dlrni_zip_begin(dlrni_zip_out *z, const char *name, uint64_t
     unsigned char h[30] = {0}, pad[4];
     uint64_t n = strlen(name);
     int wide = size >= 0xFFFFFFFFu;
-    snprintf(z->name, sizeof z->name, "%s", name);
+    dlrni_print(z->name, sizeof z->name, "%s", name);
     z->header = z->o->at;
     uint64_t extra = wide ? 20 : 0, start = z->header + 30 + n + extra + 4, fill = (64 - start % 64) % 64;
     dlrni_put_le(h, 0x04034b50u, 4);
@@ -4879,7 +5119,7 @@ DLRNI_INTERNAL dlrn_status dlrni_npz_write(dlrni_out *o, const dlrn_tensor_out *
         int64_t numel, bytes;
         o->status = dlrni_out_numel(o->ctx, &tensors[i], &numel, &bytes);
         if (o->status != DLRN_OK) break;
-        if (snprintf(name, sizeof name, "%s.npy", tensors[i].name) >= (int)sizeof name) {
+        if (dlrni_print(name, sizeof name, "%s.npy", tensors[i].name) >= (int)sizeof name) {
             o->status = dlrn_fail(o->ctx, DLRN_ERR_ARGUMENT, "tensor '%.40s...': its name is too long for an .npz",
                                   tensors[i].name);
             break;
@@ -5431,8 +5671,8 @@ DLRNI_INTERNAL dlrn_status dlrni_collect_children(dlrni_walk *w, const dlrni_nod
         char number[32];
         const char *part = number;
         int64_t n;
-        snprintf(number, sizeof number, "%lld",
-                 (long long)(v->kind == DLRNI_DICT && key->kind == DLRNI_INT ? key->integer : index));
+        dlrni_print(number, sizeof number, "%lld",
+                    (long long)(v->kind == DLRNI_DICT && key->kind == DLRNI_INT ? key->integer : index));
         n = (int64_t)strlen(number);
         if (v->kind == DLRNI_DICT) {
             l = l->next;
@@ -5467,10 +5707,10 @@ DLRNI_INTERNAL dlrn_status dlrni_collect_value(dlrni_walk *w, const dlrni_node *
         return s;
     }
     case DLRNI_STRING: return dlrni_archive_note(w->a, w->name, len, v->text, v->len);
-    case DLRNI_INT: snprintf(text, sizeof text, "%lld", (long long)v->integer); break;
-    case DLRNI_BOOL: snprintf(text, sizeof text, "%s", v->integer ? "true" : "false"); break;
+    case DLRNI_INT: dlrni_print(text, sizeof text, "%lld", (long long)v->integer); break;
+    case DLRNI_BOOL: dlrni_print(text, sizeof text, "%s", v->integer ? "true" : "false"); break;
     case DLRNI_FLOAT:
-        snprintf(text, sizeof text, "%.17g", v->real);
+        dlrni_print(text, sizeof text, "%.17g", v->real);
         if ((comma = strchr(text, ',')) != NULL) *comma = '.'; /* a locale's */
         break;
     default: return DLRN_OK;
@@ -5498,12 +5738,12 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_open(dlrn_archive *a, const dlrni_zip *z, co
     a->format = "pt";
     if (pkl->method) return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: its data.pkl is compressed", a->path);
     if (stem > 400) return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: zip: names longer than 400 bytes", a->path);
-    snprintf(s.prefix, sizeof s.prefix, "%.*sbyteorder", stem, pkl->name);
+    dlrni_print(s.prefix, sizeof s.prefix, "%.*sbyteorder", stem, pkl->name);
     int64_t order = dlrni_names_find(&z->names, s.prefix, (int64_t)strlen(s.prefix));
     s.swap = order >= 0 && z->m[order].packed == 3 && !memcmp(z->m[order].data, "big", 3);
-    snprintf(s.prefix, sizeof s.prefix, "%.*sdata/", stem, pkl->name);
+    dlrni_print(s.prefix, sizeof s.prefix, "%.*sdata/", stem, pkl->name);
     memset(&p, 0, sizeof p);
-    snprintf(what, sizeof what, "%.400s: data.pkl", a->path);
+    dlrni_print(what, sizeof what, "%.400s: data.pkl", a->path);
     p.a = a;
     p.what = what;
     p.c.p = pkl->data;
@@ -5680,7 +5920,7 @@ DLRNI_INTERNAL int dlrni_sibling(const char *path, const char *name, char *out, 
     const char *slash = strrchr(path, '/');
     int n = slash ? (int)(slash - path) + 1 : 0;
     if (strchr(name, '/') || !*name) return 0;
-    return snprintf(out, size, "%.*s%s", n, path, name) < (int)size;
+    return dlrni_print(out, size, "%.*s%s", n, path, name) < (int)size;
 }
 
 /* Opens each shard that weight_map names, once, and takes over its tensors. */
@@ -5758,7 +5998,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_growing *t, const dlrn_tensor_o
         if (!storage[x->dtype])
             return dlrn_fail(t->ctx, DLRN_ERR_UNSUPPORTED, "tensor '%s': torch's form has no storage of type %s",
                              x->name, dlrn_dtype_name(x->dtype));
-        snprintf(key, sizeof key, "%lld", (long long)i);
+        dlrni_print(key, sizeof key, "%lld", (long long)i);
         dlrni_pickle_text(t, x->name);
         dlrni_growing_format(t, "ctorch._utils\n_rebuild_tensor_v2\n((");
         dlrni_pickle_text(t, "storage");
@@ -5796,7 +6036,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_write(dlrni_out *o, const dlrn_tensor_out *t
         char name[64];
         int64_t numel, bytes;
         if ((o->status = dlrni_out_numel(o->ctx, &tensors[i], &numel, &bytes)) != DLRN_OK) break;
-        snprintf(name, sizeof name, "archive/data/%lld", (long long)i);
+        dlrni_print(name, sizeof name, "archive/data/%lld", (long long)i);
         dlrni_zip_begin(&z, name, (uint64_t)bytes);
         dlrni_out_elements(o, tensors[i].data, numel, tensors[i].dtype);
         dlrni_zip_finish_member(&z);
@@ -5830,7 +6070,7 @@ struct dlrn_writer {
     dlrni_out o;
     dlrni_writer_kind kind;
     int64_t width, rows, rows_total, nnz;
-    FILE *part[3]; /* in temporary files without a name. CSR: indptr, indices, data; .npy: rows that wait, or none */
+    dlrni_spool part[3]; /* what waits. CSR: indptr, indices, data; .npy: rows, or none */
     char *path;
 };
 
@@ -5855,8 +6095,7 @@ DLRNI_INTERNAL dlrn_status dlrni_writer_new(dlrn_context *ctx, const char *path,
 }
 
 DLRNI_INTERNAL void dlrni_writer_free(dlrn_writer *w) {
-    for (int i = 0; i < 3; i++)
-        if (w->part[i]) fclose(w->part[i]);
+    for (int i = 0; i < 3; i++) dlrni_spool_free(&w->part[i]);
     dlrni_free(w->ctx, w->path);
     dlrni_free(w->ctx, w);
 }
@@ -5869,21 +6108,18 @@ DLRNI_INTERNAL void dlrni_writer_head(dlrn_writer *w, int64_t rows) {
     dlrni_out_write(&w->o, head, sizeof head);
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_writer_part(dlrn_writer *w, int part) {
-    w->part[part] = tmpfile();
-    return w->part[part] ? DLRN_OK : dlrni_io_error(w->ctx, w->path, "open a temporary file for it");
-}
-
 /* Opens the file; on failure frees the writer. */
 DLRNI_INTERNAL dlrn_status dlrni_writer_open(dlrn_writer **out) {
     dlrn_writer *w = *out;
-    dlrn_status s = DLRN_OK;
-    int parts = w->kind == DLRNI_WRITES_CSR ? 3 : 0;
-    if (w->kind == DLRNI_WRITES_NPY && w->rows_total < 0) /* no way back to the header of a pipe */
-        parts = !strcmp(w->path, "-") || dlrni_is_device(w->path);
-    for (int i = 0; i < parts && s == DLRN_OK; i++) s = dlrni_writer_part(w, i);
-    if (s == DLRN_OK) s = dlrni_out_open(w->ctx, w->path, &w->o);
-    if (s == DLRN_OK) return DLRN_OK;
+    dlrn_status s = dlrni_out_open(w->ctx, w->path, &w->o);
+    if (s == DLRN_OK) {
+        int parts = w->kind == DLRNI_WRITES_CSR ? 3 : 0;
+        if (w->kind == DLRNI_WRITES_NPY && w->rows_total < 0) parts = !dlrni_out_rewind(&w->o);
+        for (int i = 0; i < parts && s == DLRN_OK; i++) s = dlrni_spool_open(w->ctx, w->path, &w->part[i]);
+        if (s == DLRN_OK) return DLRN_OK;
+        w->o.status = s;
+        (void)!dlrni_out_close(&w->o);
+    }
     dlrni_writer_free(w);
     *out = NULL;
     return s;
@@ -5894,19 +6130,22 @@ DLRN_API dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_
     DLRNI_TRY(dlrni_writer_new(ctx, path, DLRNI_WRITES_NPY, width, out));
     (*out)->rows_total = rows_total;
     DLRNI_TRY(dlrni_writer_open(out));
-    if (!(*out)->part[0]) dlrni_writer_head(*out, rows_total < 0 ? 0 : rows_total);
+    if (!(*out)->part[0].is_open) dlrni_writer_head(*out, rows_total < 0 ? 0 : rows_total);
     return DLRN_OK;
+}
+
+DLRNI_INTERNAL void dlrni_writer_wait(dlrn_writer *w, int part, const void *bytes, size_t size) {
+    if (w->o.status == DLRN_OK) w->o.status = dlrni_spool_add(&w->part[part], bytes, size);
 }
 
 DLRN_API dlrn_status dlrn_npy_append(dlrn_writer *w, const float *x, int64_t rows) {
     DLRNI_REQUIRE(w->ctx, w->kind == DLRNI_WRITES_NPY && rows >= 0,
                   "not a writer of .npy, or a negative number of rows");
-    size_t n = (size_t)(rows * w->width);
     w->rows += rows;
-    if (!w->part[0])
+    if (w->part[0].is_open)
+        dlrni_writer_wait(w, 0, x, (size_t)(rows * w->width) * sizeof *x);
+    else
         dlrni_out_elements(&w->o, x, rows * w->width, DLRN_F32);
-    else if (n && fwrite(x, sizeof *x, n, w->part[0]) != n && w->o.status == DLRN_OK)
-        w->o.status = dlrni_io_error(w->ctx, w->path, "write a temporary file for it");
     return w->o.status;
 }
 
@@ -5930,31 +6169,30 @@ DLRN_API dlrn_status dlrn_csr_append(dlrn_writer *w, const dlrn_sparse *codes) {
     DLRNI_REQUIRE(w->ctx, w->kind == DLRNI_WRITES_CSR && codes->cols == w->width,
                   "not a writer of CSR, or codes of another width");
     size_t nnz = (size_t)codes->row_ptr[codes->rows];
-    int bad = 0;
     for (int64_t i = 0; i < codes->rows; i++) {
         int64_t end = w->nnz + codes->row_ptr[i + 1];
-        bad |= fwrite(&end, sizeof end, 1, w->part[0]) != 1;
+        dlrni_writer_wait(w, 0, &end, sizeof end);
     }
-    bad |= nnz && (fwrite(codes->col, sizeof *codes->col, nnz, w->part[1]) != nnz ||
-                   fwrite(codes->val, sizeof *codes->val, nnz, w->part[2]) != nnz);
+    dlrni_writer_wait(w, 1, codes->col, nnz * sizeof *codes->col);
+    dlrni_writer_wait(w, 2, codes->val, nnz * sizeof *codes->val);
     w->rows += codes->rows;
     w->nnz += (int64_t)nnz;
-    if (bad && w->o.status == DLRN_OK) w->o.status = dlrni_io_error(w->ctx, w->path, "write a temporary file for it");
     return w->o.status;
 }
 
-/* What waited in a temporary file. */
+/* What has waited. */
 DLRNI_INTERNAL void dlrni_writer_copy(dlrn_writer *w, int part, dlrn_dtype dtype) {
-    unsigned char block[4096];
-    rewind(w->part[part]);
-    for (size_t got, size = (size_t)dlrn_dtype_size(dtype);
-         (got = fread(block, size, sizeof block / size, w->part[part])) > 0;)
-        dlrni_out_elements(&w->o, block, (int64_t)got, dtype);
-    if (ferror(w->part[part]) && w->o.status == DLRN_OK)
-        w->o.status = dlrni_io_error(w->ctx, w->path, "read back a part of it");
+    unsigned char block[4096]; /* whole elements */
+    size_t got = 1;
+    dlrn_status s = dlrni_spool_rewind(&w->part[part], w->path);
+    while (s == DLRN_OK && got && w->o.status == DLRN_OK) {
+        s = dlrni_spool_fill(&w->part[part], block, sizeof block, &got);
+        if (s == DLRN_OK) dlrni_out_elements(&w->o, block, (int64_t)got / dlrn_dtype_size(dtype), dtype);
+    }
+    if (w->o.status == DLRN_OK) w->o.status = s;
 }
 
-/* One member of the .npz from a temporary file; indptr begins with a 0. */
+/* One member of the .npz from what has waited; indptr begins with a 0. */
 DLRNI_INTERNAL void dlrni_csr_member(dlrn_writer *w, dlrni_zip_out *z, int part, const char *name, dlrn_dtype dtype,
                                      int64_t n) {
     static const int64_t zero = 0;
@@ -5998,10 +6236,10 @@ DLRNI_INTERNAL void dlrni_npy_finish(dlrn_writer *w) {
         w->o.status = dlrn_fail(w->ctx, DLRN_ERR_ARGUMENT, "%s: %lld rows were announced and %lld written", w->path,
                                 (long long)w->rows_total, (long long)w->rows);
     if (w->rows_total >= 0) return;
-    if (!w->part[0] && fseek(w->o.f, 0, SEEK_SET) && w->o.status == DLRN_OK)
-        w->o.status = dlrni_io_error(w->ctx, w->path, "seek in it");
+    if (!w->part[0].is_open && w->o.status == DLRN_OK && !dlrni_out_rewind(&w->o))
+        w->o.status = dlrn_fail(w->ctx, DLRN_ERR_IO, "%s: cannot go back to its start", w->path);
     dlrni_writer_head(w, w->rows);
-    if (w->part[0]) dlrni_writer_copy(w, 0, DLRN_F32);
+    if (w->part[0].is_open) dlrni_writer_copy(w, 0, DLRN_F32);
 }
 
 DLRN_API dlrn_status dlrn_writer_close(dlrn_writer *w) {
@@ -6158,7 +6396,7 @@ DLRNI_INTERNAL const char *dlrni_other_family(const dlrn_archive *a) {
 DLRNI_INTERNAL dlrn_status dlrni_expect(dlrn_archive *a, const char *prefix, const char *name, int ndim, int64_t rows,
                                         int64_t cols, int64_t *index) {
     char full[64], found[80] = "no such tensor";
-    snprintf(full, sizeof full, "%s%s", prefix, name);
+    dlrni_print(full, sizeof full, "%s%s", prefix, name);
     *index = dlrn_archive_find(a, full);
     const dlrn_tensor_info *info = dlrn_archive_info(a, *index);
     if (info && info->ndim == ndim && (rows < 0 || info->shape[0] == rows) &&
@@ -6167,11 +6405,11 @@ DLRNI_INTERNAL dlrn_status dlrni_expect(dlrn_archive *a, const char *prefix, con
     if (info) {
         char shape[64];
         dlrni_shape_text(info->shape, info->ndim, shape, sizeof shape);
-        snprintf(found, sizeof found, "[%s]", shape);
+        dlrni_print(found, sizeof found, "[%s]", shape);
     }
     char want[2][24] = {"F", "d"};
-    if (rows >= 0) snprintf(want[0], sizeof want[0], "%lld", (long long)rows);
-    if (cols >= 0) snprintf(want[1], sizeof want[1], "%lld", (long long)cols);
+    if (rows >= 0) dlrni_print(want[0], sizeof want[0], "%lld", (long long)rows);
+    if (cols >= 0) dlrni_print(want[1], sizeof want[1], "%lld", (long long)cols);
     return dlrn_fail(a->ctx, DLRN_ERR_SHAPE, "%s: tensor '%s': expected shape [%s%s%s], found %s", a->path, full,
                      want[0], ndim > 1 ? ", " : "", ndim > 1 ? want[1] : "", found);
 }
@@ -6364,19 +6602,19 @@ DLRNI_INTERNAL dlrn_status dlrni_check_class(dlrn_context *ctx, const char *path
 DLRNI_INTERNAL dlrn_status dlrni_find_dictionary(dlrn_context *ctx, const char *path, char *file, char *config,
                                                  size_t size) {
     static const char *const names[] = {"ae.pt", "ae.safetensors", "ae.npz", "trainer_0/ae.pt"};
-    int kind = dlrn_file_exists(path);
+    int kind = dlrn_file_exists(ctx, path);
     *file = *config = 0;
     if (strlen(path) > size - 32) return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: the path is too long", path);
-    if (kind == 1) snprintf(file, size, "%s", path);
+    if (kind == 1) dlrni_print(file, size, "%s", path);
     for (size_t i = 0; kind == 2 && i < sizeof names / sizeof *names && !*file; i++) {
-        snprintf(file, size, "%s/%s", path, names[i]);
-        if (dlrn_file_exists(file) != 1) *file = 0;
+        dlrni_print(file, size, "%s/%s", path, names[i]);
+        if (dlrn_file_exists(ctx, file) != 1) *file = 0;
     }
     if (kind == 0) return dlrn_fail(ctx, DLRN_ERR_IO, "%s: no such file or folder", path);
     if (kind == 2)
-        snprintf(config, size, "%s/%sconfig.json", path, strstr(file, "/trainer_0/ae.pt") ? "trainer_0/" : "");
+        dlrni_print(config, size, "%s/%sconfig.json", path, strstr(file, "/trainer_0/ae.pt") ? "trainer_0/" : "");
     if (kind == 1 && !dlrni_sibling(path, "config.json", config, size)) *config = 0;
-    if (*config && dlrn_file_exists(config) != 1) *config = 0;
+    if (*config && dlrn_file_exists(ctx, config) != 1) *config = 0;
     if (*file || *config) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected ae.pt, ae.safetensors or ae.npz in this folder, found none", path);
 }
@@ -7481,15 +7719,16 @@ DLRNI_INTERNAL DLRN_PRINTF(2, 3) void dlrni_put(dlrni_text *t, const char *forma
     va_list args;
     size_t used = (uint64_t)t->length < t->size ? (size_t)t->length : t->size;
     va_start(args, format);
-    t->length += vsnprintf(used < t->size ? t->text + used : NULL, t->size - used, format, args);
+    t->length += DICTLEARN_VSNPRINTF(used < t->size ? t->text + used : NULL, t->size - used, format, args);
     va_end(args);
 }
 
 /* The shortest of 15 or 17 digits that reads back as the same number, with a point whatever the locale says. */
 DLRNI_INTERNAL void dlrni_put_real(dlrni_text *t, const char *name, double value) {
     char number[40];
-    snprintf(number, sizeof number, "%.15g", value);
-    if (strtod(number, NULL) < value || strtod(number, NULL) > value) snprintf(number, sizeof number, "%.17g", value);
+    dlrni_print(number, sizeof number, "%.15g", value);
+    if (strtod(number, NULL) < value || strtod(number, NULL) > value)
+        dlrni_print(number, sizeof number, "%.17g", value);
     for (char *c = number; *c; c++)
         if (*c == ',') *c = '.';
     dlrni_put(t, "\"%s\": %s, ", name, number);
@@ -8681,7 +8920,7 @@ DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) 
     dlrni_put_stats(&figures, &t->last);
     tensors[count++] = dlrni_checkpoint_counters(t);
     dlrn_train_config_json(&t->cfg, config, sizeof config);
-    snprintf(step, sizeof step, "%lld", (long long)t->step);
+    dlrni_print(step, sizeof step, "%lld", (long long)t->step);
     if (t->buffer) {
         s = dlrni_buffer_export(t->buffer, &b);
         dlrni_put_buffer_state(&text, &b);
@@ -8765,7 +9004,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
     if (dlrni_check_config(ctx, cfg) == DLRN_OK) return DLRN_OK;
     const char *colon = strchr(dlrn_error(ctx), ':'); /* behind the name of a function */
     char text[128];
-    snprintf(text, sizeof text, "%.120s", colon ? colon + 2 : dlrn_error(ctx));
+    dlrni_print(text, sizeof text, "%.120s", colon ? colon + 2 : dlrn_error(ctx));
     return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: not a checkpoint of a trainer: config: %s", dlrn_archive_path(a), text);
 }
 

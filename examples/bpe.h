@@ -1274,7 +1274,7 @@ BPE_API dlrn_status bpe_load(dlrn_context *ctx, const char *path, bpe_tokenizer 
     memset(t, 0, sizeof *t);
     t->ctx = ctx;
     t->growth = 1;
-    snprintf(t->path, sizeof t->path, "%s%s", path, dlrn_file_exists(path) == 2 ? "/tokenizer.json" : "");
+    snprintf(t->path, sizeof t->path, "%s%s", path, dlrn_file_exists(ctx, path) == 2 ? "/tokenizer.json" : "");
     dlrn_status s = dlrn_file_read(ctx, t->path, &text, &size);
     if (s == DLRN_OK) s = dlrn_json_parse(ctx, text, size, t->path, &t->json);
     dlrn_free(ctx, text);

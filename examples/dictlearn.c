@@ -189,10 +189,10 @@ static dlrn_status tensors_of(dlrn_context *ctx, const char *path, char *file, s
                                         "pytorch_model.bin",
                                         "pytorch_model.bin.index.json"};
     snprintf(file, size, "%s", path);
-    if (dlrn_file_exists(path) != 2) return DLRN_OK;
+    if (dlrn_file_exists(ctx, path) != 2) return DLRN_OK;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         snprintf(file, size, "%s/%s", path, names[i]);
-        if (dlrn_file_exists(file) == 1) return DLRN_OK;
+        if (dlrn_file_exists(ctx, file) == 1) return DLRN_OK;
     }
     return dlrn_fail(
         ctx, DLRN_ERR_IO,
@@ -210,7 +210,7 @@ static int run_inspect(dlrn_context *ctx, const options *o) {
     snprintf(config, sizeof config, "%s/config.json", o->path);
     int of_model = s == DLRN_OK && strstr(path + strlen(o->path), "model"), is_model = 0, is_dict = 0;
     dlrn_status tried = DLRN_OK;
-    if (of_model && dlrn_file_exists(config) == 1) {
+    if (of_model && dlrn_file_exists(ctx, config) == 1) {
         tried = neox_read_config(ctx, o->path, &model);
         is_model = tried == DLRN_OK;
     } else if (s == DLRN_OK && !of_model) {

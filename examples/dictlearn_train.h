@@ -23,10 +23,10 @@ static void run_path(const options *o, const char *name, char *path, size_t size
     snprintf(path, size, "%s/%s", o->save_dir, name);
 }
 
-static int run_has(const options *o, const char *name) {
+static int run_has(dlrn_context *ctx, const options *o, const char *name) {
     char path[4200];
     run_path(o, name, path, sizeof path);
-    return dlrn_file_exists(path) != 0;
+    return dlrn_file_exists(ctx, path) != 0;
 }
 
 /* ---- The folder ---- */
@@ -46,7 +46,7 @@ static dlrn_status make_folders(dlrn_context *ctx, const char *path, size_t *had
             continue;
         }
         int why = errno;
-        if (dlrn_file_exists(part) != 2)
+        if (dlrn_file_exists(ctx, part) != 2)
             return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", part, strerror(why));
     }
     if (access(path, W_OK) == 0) return DLRN_OK;
@@ -121,14 +121,14 @@ static void remove_unfinished(const options *o) {
 static dlrn_status open_folder(train_run *r) {
     const options *o = r->o;
     r->had_folders = strlen(o->save_dir);
-    if (o->resume && !run_has(o, "state.safetensors"))
+    if (o->resume && !run_has(r->ctx, o, "state.safetensors"))
         return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: expected the state.safetensors of a run to resume, found none",
                          o->save_dir);
     dlrn_status s = o->resume ? DLRN_OK : make_folders(r->ctx, o->save_dir, &r->had_folders);
     if (s == DLRN_OK) s = lock_folder(r);
     if (s == DLRN_OK) remove_unfinished(o);
     for (size_t i = 0; i < sizeof run_files / sizeof *run_files && !o->resume; i++)
-        r->others |= run_has(o, run_files[i]);
+        r->others |= run_has(r->ctx, o, run_files[i]);
     if (s == DLRN_OK && r->others && !o->quiet)
         fprintf(stderr, "%s: holds another run, which stays until the first save of this one\n", o->save_dir);
     return s;
@@ -183,7 +183,7 @@ static dlrn_status save_checkpoint(train_run *r) {
 static dlrn_status cut_log(train_run *r, const char *path) {
     char *text = NULL;
     size_t size = 0, keep = 0;
-    if (dlrn_file_exists(path) != 1) return DLRN_OK;
+    if (dlrn_file_exists(r->ctx, path) != 1) return DLRN_OK;
     dlrn_status s = dlrn_file_read(r->ctx, path, &text, &size);
     if (s != DLRN_OK) return s;
     for (const char *line = text, *end; (end = strchr(line, '\n')) != NULL; line = end + 1) {

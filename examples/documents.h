@@ -95,7 +95,7 @@ DOC_API dlrn_status doc_open(dlrn_context *ctx, const char *path, doc_reader **o
     r->path = (char *)dlrn_alloc(ctx, (int64_t)strlen(path) + 32, 1);
     if (r->path) memcpy(r->path, path, strlen(path) + 1);
     dlrn_status s = r->path ? DLRN_OK : DLRN_ERR_MEMORY;
-    if (s == DLRN_OK && dlrn_file_exists(path) == 2)
+    if (s == DLRN_OK && dlrn_file_exists(ctx, path) == 2)
         s = dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected a text file, found a folder", path);
     if (s == DLRN_OK && !r->standard_input) {
         r->file = fopen(path, "rb");

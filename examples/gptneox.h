@@ -469,7 +469,7 @@ static dlrn_status neox_open_weights(neox_model *m, const char *folder) {
     char path[4200];
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         snprintf(path, sizeof path, "%s/%s", folder, names[i]);
-        if (dlrn_file_exists(path) == 1) return dlrn_archive_open(m->ctx, path, &m->archive);
+        if (dlrn_file_exists(m->ctx, path) == 1) return dlrn_archive_open(m->ctx, path, &m->archive);
     }
     return dlrn_fail(m->ctx, DLRN_ERR_IO,
                      "%s: expected model.safetensors or pytorch_model.bin (or their .index.json), found none", folder);

@@ -66,6 +66,14 @@ no_output_no_exit() { # and, at that, nothing that ends the process or writes to
     grep -xE 'printf|puts|putchar|perror|exit|_exit|abort|stderr|srand|rand' "$dir/undefined" && return 1
     return 0
 }
+no_files() { # without stdio: nothing of the system but memory, numbers, texts, sorting and the environment
+    symbols -DDICTLEARN_NO_STDIO -DDICTLEARN_SIMD=0 > /dev/null || return 1
+    nm -u "$dir/header.o" | awk '{ print $2 }' > "$dir/undefined"
+    known='malloc|realloc|free|mem[a-z]+|str[a-z]+|qsort|getenv|vsnprintf|__stack_chk_fail|_GLOBAL_OFFSET_TABLE_'
+    numbers='(exp|log|log10|pow|sqrt|cos|floor|fabs|fma)f?'
+    grep -vxE "$known|$numbers" "$dir/undefined" && return 1
+    return 0
+}
 macros() { # macros COMPILER MODE: every macro that the header leaves in a file is a public one of its own
     { sed -n 's/^ *\(#include <[a-z_/]*\.*h*>\)$/\1/p' dictlearn.h; } | sort -u | grep -v omp.h | while read -r line; do
         echo "$line" > "$dir/try.c"
@@ -82,6 +90,7 @@ if have nm; then
     check "external names begin with dlrn_" only_prefixed
     check "no external name in static mode" none_in_static
     check "no output, no exit" no_output_no_exit
+    check "no call to the system without stdio" no_files
 else
     skip "names in the object file" "no nm"
 fi

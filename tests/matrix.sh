@@ -72,13 +72,22 @@ extern void *own_realloc(void *p, size_t size);
 extern void own_free(void *p);
 extern void own_assert(int holds);
 END
+cat > "$dir/print.h" << 'END'
+#include <stdarg.h>
+#include <stddef.h>
+#ifdef __cplusplus
+extern "C"
+#endif
+int own_vsnprintf(char *text, size_t size, const char *format, va_list args);
+END
 
 # The options of the manual, a word each; flags NAME: what the compiler is told.
-options="static no_training scalar allocator assert release openmp renamed cblas"
+options="static no_training no_stdio scalar allocator assert release openmp renamed cblas"
 flags() {
     case $1 in
     static) echo "-DDICTLEARN_STATIC" ;;
     no_training) echo "-DDICTLEARN_NO_TRAINING" ;;
+    no_stdio) echo "-DDICTLEARN_NO_STDIO -include $dir/print.h -DDICTLEARN_VSNPRINTF=own_vsnprintf" ;;
     scalar) echo "-DDICTLEARN_SIMD=0" ;;
     allocator)
         echo "-include $dir/own.h -DDICTLEARN_MALLOC(n)=own_malloc(n) -DDICTLEARN_FREE(p)=own_free(p)" \
@@ -151,8 +160,8 @@ for compiler in gcc clang; do
     done
     cell "$compiler static and unused" "$compiler" -std=c99 $strict_c -O1 -DDICTLEARN_STATIC -I. -c "$implementation" \
         -o "$dir/$compiler-static.o"
-    cell "$compiler -ffreestanding" "$compiler" -std=c99 $strict_c -O1 -ffreestanding -I. -c "$implementation" \
-        -o "$dir/$compiler-freestanding.o"
+    cell "$compiler -ffreestanding" "$compiler" -std=c99 $strict_c -O1 -ffreestanding $(flags no_stdio) -I. \
+        -c "$implementation" -o "$dir/$compiler-freestanding.o"
     collect
 done
 
@@ -205,7 +214,7 @@ run_there() { # run_there RUNNER PROGRAM SOURCE COMPILER...
 }
 
 suffix='' libraries='-lm -pthread'
-tests="core screen files load pickle memory buffer metrics trainer golden threads" levels="-O0 -O2"
+tests="core screen files load io pickle memory buffer metrics trainer golden threads" levels="-O0 -O2"
 if [ "$MATRIX" = short ]; then tests="core files load" levels="-O2"; fi
 
 group="32-bit x86"

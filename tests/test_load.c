@@ -30,7 +30,7 @@ static void write_text(const char *path, const char *text) {
 }
 
 static int exists(const char *path) {
-    return dlrn_file_exists(path);
+    return dlrn_file_exists(ctx, path);
 }
 
 /* How many files of the folder hold `part` in their name. */
@@ -293,6 +293,70 @@ TEST(files_that_cannot_be_read) {
     CHECK_STR(dlrn_error(ctx),
               "empty.pt: expected torch (.pt), safetensors, .npz or .npy, found none of them in its 0");
     CHECK(a == NULL && dict == NULL && exists(path_of("read", "empty.pt")) == 1 && exists(path_of("", "read")) == 2);
+}
+
+/* Of a path that leaves no room for it, the end of the error is kept, and the beginning. */
+TEST(errors_of_long_paths) {
+    char path[3000];
+    dlrn_archive *a = NULL;
+    memset(path, 'p', sizeof path);
+    memcpy(path, "build/", 6);
+    path[sizeof path - 1] = 0;
+    memcpy(path + sizeof path - 7, "/ae.pt", 6);
+    CHECK_STATUS(dlrn_archive_open(ctx, path, &a), DLRN_ERR_IO);
+    const char *said = dlrn_error(ctx);
+    CHECK(strlen(said) == 1023 && !strncmp(said, "build/ppp", 9));
+    CHECK_STR(said, "pp...pp");
+    CHECK_STR(said, "pp/ae.pt: cannot open it: ");
+}
+
+/* A context with files of its own looks at no others. */
+static dlrn_status refuse_to_open(void *user, dlrn_context *c, const char *path, int writing, void **file) {
+    (void)user, (void)file;
+    return dlrn_fail(c, DLRN_ERR_IO, "the store: %s of %s refused", writing ? "creation" : "opening", path);
+}
+
+static dlrn_status never_read(void *user, dlrn_context *c, void *file, void *bytes, size_t size, size_t *got) {
+    (void)user, (void)c, (void)file, (void)bytes, (void)size, (void)got;
+    TEST_FAIL("nothing was opened");
+}
+
+static dlrn_status never_written(void *user, dlrn_context *c, void *file, const void *bytes, size_t size) {
+    (void)user, (void)c, (void)file, (void)bytes, (void)size;
+    TEST_FAIL("nothing was opened");
+}
+
+static dlrn_status never_closed(void *user, dlrn_context *c, void *file, int keep) {
+    (void)user, (void)c, (void)file, (void)keep;
+    TEST_FAIL("nothing was opened");
+}
+
+static int all_are_there(void *user, const char *path) {
+    (void)user, (void)path;
+    return 1;
+}
+
+TEST(files_of_the_host) {
+    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context *other = NULL;
+    dlrn_archive *a = NULL;
+    char *path = path_of("host", "x.npy");
+    make_folder("host");
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path, &(dlrn_tensor_out){"", DLRN_F32, 1, {2}, floats}, 1, NULL));
+    cfg.io.open_file = refuse_to_open;
+    cfg.io.read_file = never_read;
+    cfg.io.write_file = never_written;
+    cfg.io.close_file = never_closed;
+    cfg.io.file_exists = all_are_there;
+    CHECK_STATUS(dlrn_context_create(&cfg, &other), DLRN_OK);
+    CHECK_STATUS(dlrn_archive_open(other, path, &a), DLRN_ERR_IO); /* it is on the disk, but not in the store */
+    CHECK_STR(dlrn_error(other), "the store: opening of ");
+    CHECK_STATUS(dlrn_file_write(other, path, "", 0), DLRN_ERR_IO);
+    CHECK_STR(dlrn_error(other), "the store: creation of ");
+    CHECK(dlrn_file_exists(other, path_of("", "none")) == 1 && dlrn_file_exists(ctx, path_of("", "none")) == 0);
+    dlrn_context_destroy(other);
+    CHECK_OK(ctx, dlrn_archive_open(ctx, path, &a));
+    dlrn_archive_close(a);
 }
 
 /* ---- CSR ---- */
@@ -724,6 +788,8 @@ int main(int argc, char **argv) {
     RUN(bytes_that_come_in_pieces);
     RUN(full_disk);
     RUN(files_that_cannot_be_read);
+    RUN(errors_of_long_paths);
+    RUN(files_of_the_host);
     RUN(csr_round_trip);
     RUN(csr_out_of_order);
     RUN(csr_refuses);

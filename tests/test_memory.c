@@ -43,7 +43,7 @@ static dlrn_status load(void) {
 static dlrn_status write_archive(void) {
     remove(path);
     dlrn_status s = dlrn_archive_write(ctx, path, weights, 4, metadata);
-    CHECK((s == DLRN_OK) == (dlrn_file_exists(path) == 1));
+    CHECK((s == DLRN_OK) == (dlrn_file_exists(ctx, path) == 1));
     return s;
 }
 
@@ -60,7 +60,7 @@ static dlrn_status write_codes(void) {
     if (s == DLRN_OK) s = dlrn_csr_append(w, &codes);
     if (w) closed = dlrn_writer_close(w);
     if (s == DLRN_OK) s = closed;
-    CHECK((s == DLRN_OK) == (dlrn_file_exists(path) == 1));
+    CHECK((s == DLRN_OK) == (dlrn_file_exists(ctx, path) == 1));
     return s;
 }
 

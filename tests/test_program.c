@@ -421,7 +421,7 @@ TEST(calls_of_commands) {
 static uint64_t whole; /* the dictionary of a run that nothing befell */
 
 static int there(const char *folder, const char *name) {
-    return dlrn_file_exists(test_path(folder, name)) == 1;
+    return dlrn_file_exists(NULL, test_path(folder, name)) == 1;
 }
 
 /* If there is anything to go on with: it leads to the same bits. Returns whether there was. */
@@ -457,7 +457,7 @@ static int64_t try_run(int memory) {
             continue;
         }
         check_told("train", status);
-        if (dlrn_file_exists(FAILED)) resumed += goes_on(FAILED, fault.call);
+        if (dlrn_file_exists(NULL, FAILED)) resumed += goes_on(FAILED, fault.call);
     }
     CHECK(resumed > 0);
     return n;
