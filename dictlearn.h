@@ -230,9 +230,9 @@
    is taken stays in proportion to the file. Of pickle only a whitelist of opcodes and of names is understood, enough to
    describe tensors; nothing is imported, called or executed, and anything else is an error that names the opcode and
    its offset. Arguments are checked where that is cheap (NULL, negative sizes, shapes), and so is what a source
-   gives (how many rows, numbers that are not finite). Callbacks, and the pointers in a configuration or a descriptor,
-   are trusted, and so is a file to stay as it is while it is read. SECURITY.md has the factors, and says how to report
-   a hole.
+   gives (how many rows; numbers that are not finite, an error unless dlrn_source_finite() leaves them out). Callbacks,
+   and the pointers in a configuration or a descriptor, are trusted, and so is a file to stay as it is while it is read.
+   SECURITY.md has the factors, and says how to report a hole.
 
    ---- LIMITS, AND WHAT THIS IS NOT ---------------------------------------------------------------------------------
 
@@ -553,6 +553,11 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_source_from_array(dlrn_context *ctx, const 
 /* Rows of .npy files (f16, f32, f64; C or Fortran order), memory-mapped where the platform can. target may be NULL. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_source_from_npy(dlrn_context *ctx, const char *path, const char *target,
                                                      int64_t epochs, dlrn_source *out);
+/* The rows of another source whose numbers, in x and y, are all finite; *skipped (NULL: nobody asks), borrowed until it
+   is destroyed, counts the others. DLRN_ERR_VALUE after a million of them without one that is. Its position is the
+   other's, whose struct is copied; with owns_source it destroys it. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *source, int owns_source,
+                                                   int64_t *skipped, dlrn_source *out);
 DLRN_API void dlrn_source_destroy(dlrn_source *source); /* calls its destroy, zeroes it */
 
 /* The activation buffer: holds up to `capacity` rows, is refilled from the source when fewer than half are unread, and
@@ -8540,6 +8545,92 @@ DLRN_API dlrn_status dlrn_source_from_npy(dlrn_context *ctx, const char *path, c
     s->rows = s->file.rows;
     s->d = out->activation_dim = s->file.cols;
     out->has_target = target != NULL;
+    return DLRN_OK;
+}
+
+/* ---- Of a source the rows that are finite ---- */
+
+enum { DLRNI_BARREN = 1000000 }; /* rows that are skipped one after another before it is called an error */
+
+typedef struct dlrni_finite_source {
+    dlrn_context *ctx;
+    dlrn_source inner;
+    int owns_inner, gave_up;
+    int64_t barren; /* rows skipped since the last that was finite */
+    int64_t *skipped;
+} dlrni_finite_source;
+
+/* Moves the finite ones of n rows together; how many there are. */
+DLRNI_INTERNAL int64_t dlrni_keep_finite(int64_t n, int64_t d, float *x, float *y) {
+    const uint32_t most = 0x7f7fffffu;
+    int64_t kept = 0;
+    if (dlrni_first_beyond(x, n * d, most) == n * d && (!y || dlrni_first_beyond(y, n * d, most) == n * d)) return n;
+    for (int64_t i = 0; i < n; i++) {
+        if (dlrni_first_beyond(x + i * d, d, most) < d || (y && dlrni_first_beyond(y + i * d, d, most) < d)) continue;
+        memmove(x + kept * d, x + i * d, (size_t)d * sizeof *x);
+        if (y) memmove(y + kept * d, y + i * d, (size_t)d * sizeof *y);
+        kept++;
+    }
+    return kept;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_finite_read(void *user, int64_t max_rows, float *x, float *y, int64_t *n) {
+    dlrni_finite_source *s = (dlrni_finite_source *)user;
+    dlrn_source *in = &s->inner;
+    for (;;) {
+        DLRNI_TRY(in->read(in->user, max_rows, x, y, n));
+        if (*n <= 0 || *n > max_rows) return DLRN_OK; /* whoever asked says so */
+        int64_t kept = dlrni_keep_finite(*n, in->activation_dim, x, in->has_target ? y : NULL);
+        s->barren = kept ? 0 : s->barren + *n;
+        if (s->skipped) *s->skipped += *n - kept;
+        *n = kept;
+        if (kept) return DLRN_OK;
+        s->gave_up = s->barren >= DLRNI_BARREN;
+        if (s->gave_up) return DLRN_ERR_VALUE;
+    }
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_finite_position(void *user, uint64_t *position) {
+    dlrni_finite_source *s = (dlrni_finite_source *)user;
+    return s->inner.position(s->inner.user, position);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_finite_seek(void *user, uint64_t position) {
+    dlrni_finite_source *s = (dlrni_finite_source *)user;
+    return s->inner.seek(s->inner.user, position);
+}
+
+DLRNI_INTERNAL const char *dlrni_finite_error(void *user) {
+    dlrni_finite_source *s = (dlrni_finite_source *)user;
+    if (s->gave_up) return "expected rows that are finite, found a million that are not, one after another";
+    return s->inner.error ? s->inner.error(s->inner.user) : NULL;
+}
+
+DLRNI_INTERNAL void dlrni_finite_destroy(void *user) {
+    dlrni_finite_source *s = (dlrni_finite_source *)user;
+    if (s->owns_inner) dlrn_source_destroy(&s->inner);
+    dlrni_free(s->ctx, s);
+}
+
+DLRN_API dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *source, int owns_source, int64_t *skipped,
+                                        dlrn_source *out) {
+    memset(out, 0, sizeof *out);
+    DLRNI_REQUIRE(ctx, source->read && source->activation_dim > 0, "the source has no read callback or no width");
+    dlrni_finite_source *s = DLRNI_NEW_ZERO(ctx, dlrni_finite_source, 1);
+    if (!s) return DLRN_ERR_MEMORY;
+    s->ctx = ctx;
+    s->inner = *source;
+    s->owns_inner = owns_source;
+    s->skipped = skipped;
+    if (skipped) *skipped = 0;
+    out->activation_dim = source->activation_dim;
+    out->has_target = source->has_target;
+    out->read = dlrni_finite_read;
+    if (source->position) out->position = dlrni_finite_position;
+    if (source->seek) out->seek = dlrni_finite_seek;
+    out->error = dlrni_finite_error;
+    out->destroy = dlrni_finite_destroy;
+    out->user = s;
     return DLRN_OK;
 }
 

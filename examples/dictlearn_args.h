@@ -27,7 +27,7 @@ typedef struct options {
     int64_t save_steps, n_ctxs, ctx_len, in_batch_size, rows, threads, seed;
     int64_t layer, documents, tokens, top_k, limit, count, contexts;
     double lr, sparsity_penalty, temperature;
-    int sparse, json, entropy, no_shuffle, resume, compat, quiet, help, bos;
+    int sparse, json, entropy, no_shuffle, skip_nonfinite, resume, compat, quiet, help, bos;
 } options;
 
 typedef enum flag_kind { F_TEXT, F_INT, F_REAL, F_SWITCH } flag_kind;
@@ -93,6 +93,8 @@ static const flag flags[] = {
     {"--in-batch-size", F_INT, AT(in_batch_size), C_TRAIN, 1, "N", "contexts read at once (default 512)"},
     {"--init", F_TEXT, AT(init), C_TRAIN, 0, "D", "start from these weights, of their size"},
     {"--no-shuffle", F_SWITCH, AT(no_shuffle), C_TRAIN, 0, "", "rows in the file's order"},
+    {"--skip-nonfinite", F_SWITCH, AT(skip_nonfinite), C_TRAIN | C_EVAL, 0, "",
+     "rows with a NaN or an infinity are left out and counted (default: an error; eval: with --data)"},
     {"--resume", F_SWITCH, AT(resume), C_TRAIN, 0, "",
      "go on with the run in --save-dir: the same command; of its settings only steps, epochs, log-steps, save-steps, "
      "threads and kernels may differ"},

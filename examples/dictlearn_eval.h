@@ -212,16 +212,19 @@ static int run_eval(dlrn_context *ctx, const options *o) {
     int status = lacks_flag("eval", "--dict", o->dict) ? 2 : check_source_flags("eval", o);
     if (!status && o->histogram && strcmp(o->histogram, "-"))
         status = check_suffix("eval", o->histogram, ".csv", ".svg");
+    if (!status && o->skip_nonfinite && !o->data) status = usage_error("eval", "goes with --data", "--skip-nonfinite");
     if (status) return status;
     memset(&b, 0, sizeof b);
     feed_init(&f, ctx, o);
     dlrn_status s = dlrn_load(ctx, o->dict, &dict);
     if (s == DLRN_OK && o->model) s = bench_open(ctx, o, 1, &b);
     if (s == DLRN_OK && o->data) s = dlrn_source_from_npy(ctx, o->data, o->target, 1, &f.inner);
+    if (s == DLRN_OK && o->skip_nonfinite) s = feed_keep_finite(&f);
     if (s == DLRN_OK)
         s = expect_width(ctx, o->model ? o->model : o->data, dict->activation_dim,
                          o->model ? neox_config_of(b.model)->dim : f.inner.activation_dim);
     if (s == DLRN_OK) s = evaluate(ctx, o, dict, &b, &f);
+    feed_tell_skipped(&f);
     status = s == DLRN_OK ? 0 : fail(ctx);
     dlrn_source_destroy(&f.inner);
     bench_close(&b);

@@ -34,6 +34,7 @@ typedef struct feed {
     const char *x_name, *y_name;             /* of the rows, in errors                */
     int from_array;                          /* its position is the number of the row */
     int64_t rows;                            /* given so far                          */
+    int64_t skipped;                         /* rows that were not finite, if those are left out */
     void (*progress)(void *user, int64_t n); /* n rows of a call have come, or NULL   */
     void *user;
     char error[1024];
@@ -114,6 +115,19 @@ static dlrn_source feed_source(feed *f) {
 /* The error as the feed knows it, without the words of those who passed it on. */
 static dlrn_status feed_failed(feed *f, dlrn_status s) {
     return *f->error && s != DLRN_OK && s != DLRN_STOPPED ? dlrn_fail(f->ctx, s, "%s", f->error) : s;
+}
+
+/* For --skip-nonfinite: `inner` gives its finite rows alone. */
+static dlrn_status feed_keep_finite(feed *f) {
+    dlrn_source all = f->inner;
+    dlrn_status s = dlrn_source_finite(f->ctx, &all, 1, &f->skipped, &f->inner);
+    if (s != DLRN_OK) f->inner = all;
+    return s;
+}
+
+static void feed_tell_skipped(const feed *f) {
+    if (f->skipped)
+        fprintf(stderr, "%s: %lld rows were not finite and are left out\n", f->x_name, (long long)f->skipped);
 }
 
 static dlrn_status feed_empty(feed *f) {

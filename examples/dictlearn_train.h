@@ -345,6 +345,7 @@ static void put_source(FILE *f, const options *o) {
         fputs(", ", f);
     }
     if (o->layer >= 0) fprintf(f, "\"layer\": %lld, ", (long long)o->layer);
+    if (o->skip_nonfinite) fputs("\"skip_nonfinite\": true, ", f);
 }
 
 static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
@@ -518,8 +519,10 @@ static int run_train(dlrn_context *ctx, const options *o) {
     if (s == DLRN_OK)
         s = o->model ? neox_text_source(b.model, b.tok, b.docs, &b.reading, b.tap, &r.feed.inner)
                      : dlrn_source_from_npy(ctx, o->data, o->target, o->epochs, &r.feed.inner);
+    if (s == DLRN_OK && o->skip_nonfinite) s = feed_keep_finite(&r.feed);
     if (s == DLRN_OK) s = train_on(&r);
     tell_end();
+    feed_tell_skipped(&r.feed);
     if (s == DLRN_STOPPED || r.saved) stop_held = 1; /* what is to be said is in the error's text */
     status = s == DLRN_OK ? 0 : fail(ctx);
     dlrn_source_destroy(&r.feed.inner);

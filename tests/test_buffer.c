@@ -619,6 +619,68 @@ TEST(a_source_that_lies_is_told_off) {
     dlrn_context_destroy(ctx);
 }
 
+/* Of 200 rows every third is not finite, in x or in its target; the others come in their order, and are counted. A
+   source of nothing else is an error in the end, and its own errors are passed on. */
+TEST(rows_that_are_not_finite_are_left_out) {
+    enum { N = 200 };
+    static float x[N * D], y[N * D];
+    dlrn_context *ctx = open_context(NULL);
+    dlrn_source source, finite;
+    float got_x[N * D], got_y[N * D];
+    int64_t n, skipped = -1, come;
+    uint64_t position[2];
+    for (int i = 0; i < N * D; i++) x[i] = (float)i, y[i] = (float)-i;
+    for (int i = 0; i < N; i += 3) (i % 2 ? x : y)[i * D + i % D] = i % 4 ? NAN : -INFINITY;
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, x, y, N, D, 1, &source));
+    CHECK_OK(ctx, dlrn_source_finite(ctx, &source, 1, &skipped, &finite));
+    CHECK(finite.activation_dim == D && finite.has_target && skipped == 0);
+    for (come = 0; come < N;) {
+        dlrn_status s = finite.read(finite.user, 7, got_x + come * D, got_y + come * D, &n);
+        if (s == DLRN_END) break;
+        CHECK_OK(ctx, s);
+        CHECK(n > 0 && n <= 7);
+        come += n;
+        if (come <= 40) CHECK_OK(ctx, finite.position(finite.user, &position[0]));
+        if (come <= 40) position[1] = (uint64_t)come;
+    }
+    CHECK(come == N - 67 && skipped == 67);
+    for (int i = 0, k = 0; i < N; i++) {
+        if (i % 3 == 0) continue;
+        CHECK(!memcmp(got_x + k * D, x + i * D, D * sizeof *x) && !memcmp(got_y + k * D, y + i * D, D * sizeof *y));
+        k++;
+    }
+    CHECK_OK(ctx, finite.seek(finite.user, position[0])); /* the next row is the one that came next */
+    CHECK_OK(ctx, finite.read(finite.user, 7, got_x, got_y, &n));
+    CHECK(!memcmp(got_x, x + (position[1] / 2 * 3 + 1 + position[1] % 2) * D, D * sizeof *x));
+    dlrn_source_destroy(&finite);
+    /* through a buffer, and from an endless source of nothing but NaN */
+    for (int i = 0; i < N * D; i++) x[i] = NAN;
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, x, NULL, N, D, 0, &source));
+    CHECK_OK(ctx, dlrn_source_finite(ctx, &source, 1, NULL, &finite));
+    dlrn_buffer_config cfg = config(10, 2, 20, 0);
+    dlrn_buffer *b = make_buffer(ctx, &cfg, &finite);
+    const float *bx, *by;
+    CHECK_STATUS(dlrn_buffer_next(b, &bx, &by, &n), DLRN_ERR_VALUE);
+    CHECK_STR(dlrn_error(ctx), "expected rows that are finite, found a million that are not, one after another");
+    dlrn_buffer_destroy(b);
+    dlrn_source_destroy(&finite);
+    /* what the other says is passed on: an error with its text, a wrong count, no way back */
+    tape t;
+    source = tape_source(&t, 130, 0);
+    source.seek = NULL;
+    CHECK_OK(ctx, dlrn_source_finite(ctx, &source, 0, NULL, &finite));
+    CHECK(finite.seek == NULL && (finite.position != NULL) == (source.position != NULL));
+    t.lie = 1;
+    b = make_buffer(ctx, &cfg, &finite);
+    CHECK_STATUS(dlrn_buffer_next(b, &bx, &by, &n), DLRN_ERR_CALLBACK);
+    CHECK_STR(dlrn_error(ctx), "asked for 1 to 20 rows and gave 21");
+    dlrn_buffer_destroy(b);
+    dlrn_source_destroy(&finite);
+    source.read = NULL;
+    CHECK_STATUS(dlrn_source_finite(ctx, &source, 0, NULL, &finite), DLRN_ERR_ARGUMENT);
+    dlrn_context_destroy(ctx);
+}
+
 /* One wrong field at a time; the source stays the caller's. */
 TEST(a_configuration_out_of_range_is_refused) {
     tape t;
@@ -953,6 +1015,7 @@ int main(int argc, char **argv) {
     RUN(what_the_source_says_is_passed_on);
     RUN(a_filling_that_is_broken_off_goes_on);
     RUN(a_source_that_lies_is_told_off);
+    RUN(rows_that_are_not_finite_are_left_out);
     RUN(a_configuration_out_of_range_is_refused);
     RUN(arrays_in_memory);
     RUN(arrays_in_npy_files);
