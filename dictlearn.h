@@ -4729,7 +4729,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_error(dlrn_archive *a, const char *what) {
     return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: %s", a->path, what);
 }
 
-/* Where the central directory lies: from the end record, or its 64-bit form. */
+/* Where the central directory lies: from the end record, or its 64-bit form. What stands where that one's place would be
+   told may also be the end of a member's name: only a record that is there counts, unless the sizes ask for one. */
 DLRNI_INTERNAL int dlrni_zip_end(const unsigned char *p, uint64_t size, uint64_t *at, uint64_t *bytes,
                                  uint64_t *count) {
     if (size < 22) return 0;
@@ -4741,10 +4742,13 @@ DLRNI_INTERNAL int dlrni_zip_end(const unsigned char *p, uint64_t size, uint64_t
     *at = dlrni_le(p + end + 16, 4);
     if (end >= 20 && dlrni_le(p + end - 20, 4) == 0x07064b50u) {
         uint64_t wide = dlrni_le(p + end - 12, 8);
-        if (wide > size || size - wide < 56 || dlrni_le(p + wide, 4) != 0x06064b50u) return 0;
-        *count = dlrni_le(p + wide + 32, 8);
-        *bytes = dlrni_le(p + wide + 40, 8);
-        *at = dlrni_le(p + wide + 48, 8);
+        if (wide <= size && size - wide >= 56 && dlrni_le(p + wide, 4) == 0x06064b50u) {
+            *count = dlrni_le(p + wide + 32, 8);
+            *bytes = dlrni_le(p + wide + 40, 8);
+            *at = dlrni_le(p + wide + 48, 8);
+        } else if (*count == 0xFFFFu || *bytes == 0xFFFFFFFFu || *at == 0xFFFFFFFFu) {
+            return 0;
+        }
     }
     return *at <= size && *bytes <= size - *at;
 }

@@ -295,6 +295,20 @@ TEST(files_that_cannot_be_read) {
     CHECK(a == NULL && dict == NULL && exists(path_of("read", "empty.pt")) == 1 && exists(path_of("", "read")) == 2);
 }
 
+/* The last name of a .npz stands where a reader looks for the place of a 64-bit end record. */
+TEST(names_that_look_like_records) {
+    static const char name[] = "PK\6\7 and a place"; /* with .npy the 20 bytes before the end record */
+    const dlrn_tensor_out t = {name, DLRN_F32, 1, {2}, floats};
+    dlrn_archive *a = NULL;
+    char *path = path_of("records", "x.npz");
+    make_folder("records");
+    CHECK(strlen(name) + strlen(".npy") == 20);
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path, &t, 1, NULL));
+    CHECK_OK(ctx, dlrn_archive_open(ctx, path, &a));
+    CHECK(dlrn_archive_find(a, name) == 0);
+    dlrn_archive_close(a);
+}
+
 /* Of a path that leaves no room for it, the end of the error is kept, and the beginning. */
 TEST(errors_of_long_paths) {
     char path[3000];
@@ -788,6 +802,7 @@ int main(int argc, char **argv) {
     RUN(bytes_that_come_in_pieces);
     RUN(full_disk);
     RUN(files_that_cannot_be_read);
+    RUN(names_that_look_like_records);
     RUN(errors_of_long_paths);
     RUN(files_of_the_host);
     RUN(csr_round_trip);
