@@ -5669,7 +5669,23 @@ typedef struct dlrni_walk {
     char name[1024];
     int depth;
     int64_t work, limit; /* what is made of values: shared ones would let a small file unfold without end */
+    int64_t numbers;     /* of the tensors so far: they may share a storage, too */
 } dlrni_walk;
+
+enum { DLRNI_PICKLE_SHARED = 64 }; /* numbers for each byte of the file: as many layers of bytes may be the same one */
+
+/* A tensor, as long as all of them are in proportion to the file: who reads them has each unfolded. */
+DLRNI_INTERNAL dlrn_status dlrni_walk_tensor(dlrni_walk *w, const dlrni_node *t, int64_t len) {
+    dlrn_archive *a = w->a;
+    const int64_t most = DLRNI_PICKLE_SHARED * (int64_t)a->map.size;
+    DLRNI_TRY(dlrni_collect_tensor(a, w->storages, t, w->name, len));
+    w->numbers += a->entries[a->count - 1].info.numel;
+    if (w->numbers <= most) return DLRN_OK;
+    return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                     "%s: tensor '%.*s': shares its numbers with too many others: expected at most %lld in all, found "
+                     "%lld",
+                     a->path, (int)len, w->name, (long long)most, (long long)w->numbers);
+}
 
 DLRNI_INTERNAL dlrn_status dlrni_collect_value(dlrni_walk *w, const dlrni_node *v, int64_t len);
 
@@ -5706,7 +5722,7 @@ DLRNI_INTERNAL dlrn_status dlrni_collect_value(dlrni_walk *w, const dlrni_node *
     if (w->work > w->limit || w->depth >= DLRNI_PICKLE_NEST)
         return dlrn_fail(w->a->ctx, DLRN_ERR_FORMAT, "%s: pickle: values nested too deep or without end", w->a->path);
     switch (v->kind) {
-    case DLRNI_TENSOR: return dlrni_collect_tensor(w->a, w->storages, v, w->name, len);
+    case DLRNI_TENSOR: return dlrni_walk_tensor(w, v, len);
     case DLRNI_DICT:
     case DLRNI_LIST:
     case DLRNI_TUPLE: {

@@ -10,14 +10,13 @@
 #include "bpe.h"
 #include "documents.h"
 #include "gptneox.h"
-#include "tests/test.h"
+#include "tests/bytes.h"
 #include "tests/starve.h"
 
 #define MODEL "examples/data/tiny-neox"
 #define GOLDEN "tests/golden/tiny_neox_expected.npz"
 enum { D = 128, V = 2048, LAYERS = 6, MOST = 64 };
 
-static dlrn_context *ctx;
 static neox_model *model;
 static dlrn_archive *golden;
 
@@ -512,6 +511,107 @@ TEST(config_of_many_positions) {
     starve.most = 0;
 }
 
+/* ---- Layers that share their tensors, as torch saves a module that stands in a model several times ---- */
+
+enum { SHARED_INNER = 10000, SHARED_BYTES = 4 * SHARED_INNER }; /* of a storage that is as long as the largest part */
+#define SHARED_CONFIG                                                                                                  \
+    "{\"model_type\": \"gpt_neox\", \"hidden_size\": 4, \"num_hidden_layers\": %d, \"num_attention_heads\": 1, "       \
+    "\"intermediate_size\": 10000, \"vocab_size\": 2, \"max_position_embeddings\": 8}"
+
+static void put_name(bytes *b, const char *name) { /* BINUNICODE */
+    put_text(b, "X");
+    put_le(b, strlen(name), 4);
+    put_text(b, name);
+}
+
+/* The start of the storage of bytes that the memo holds at 0, as rows x cols (1: a vector). */
+static void put_shared(bytes *b, int64_t rows, int64_t cols) {
+    put_text(b, "ctorch._utils\n_rebuild_tensor_v2\n(h");
+    put_le(b, 0, 1);
+    put_text(b, "K");
+    put_le(b, 0, 1);
+    put_text(b, "(M");
+    put_le(b, (uint64_t)rows, 2);
+    if (cols > 1) {
+        put_text(b, "M");
+        put_le(b, (uint64_t)cols, 2);
+        put_text(b, "t(M");
+        put_le(b, (uint64_t)cols, 2);
+    } else {
+        put_text(b, "t(");
+    }
+    put_text(b, "K\x01t\x89}tR");
+}
+
+/* A folder whose layers are one. */
+static const char *shared_layers(int layers) {
+    static bytes b, storage;
+    static zip z;
+    const neox_config cfg = {.dim = 4, .inner = SHARED_INNER};
+    char config[512];
+    b.n = storage.n = 0;
+    memset(&z, 0, sizeof z);
+    put_text(&b, "\x80\x02(");
+    put_name(&b, "storage");
+    put_text(&b, "ctorch\nByteStorage\n");
+    put_name(&b, "0");
+    put_name(&b, "cpu");
+    put_text(&b, "M");
+    put_le(&b, SHARED_BYTES, 2);
+    put_text(&b, "tQq");
+    put_le(&b, 0, 1);
+    put_text(&b, "0}(");
+    put_name(&b, "embed_in.weight");
+    put_shared(&b, 2, 4);
+    put_name(&b, "layers");
+    put_text(&b, "}(");
+    for (int l = 0; l < layers; l++) {
+        put_text(&b, "M");
+        put_le(&b, (uint64_t)l, 2);
+        put_text(&b, l ? "h\x01" : "}(");
+        for (int part = 0; l == 0 && part < NEOX_PARTS; part++) {
+            int64_t rows, cols;
+            neox_shapes(&cfg, part, &rows, &cols);
+            put_name(&b, neox_part_names[part]);
+            put_shared(&b, rows, cols);
+        }
+        if (l == 0) put_text(&b, "uq\x01");
+    }
+    put_text(&b, "uu.");
+    zip_add(&z, "archive/data.pkl", &b);
+    storage.n = SHARED_BYTES; /* zeros */
+    zip_add(&z, "archive/data/0", &storage);
+    snprintf(config, sizeof config, SHARED_CONFIG, layers);
+    write_config(tmp_path("shared"), config);
+    const bytes *file = zip_done(&z);
+    CHECK_OK(ctx, dlrn_file_write(ctx, tmp_path("shared/pytorch_model.bin"), file->p, file->n));
+    return tmp_path("shared");
+}
+
+static dlrn_status is_finite(void *user, int tap, const float *x, float *y, int64_t n) {
+    (void)user, (void)tap, (void)y;
+    for (int64_t i = 0; i < n * 4; i++) CHECK(isfinite(x[i]));
+    return DLRN_OK;
+}
+
+/* Some do; a small file from which they would unfold without measure is refused before any is read. */
+TEST(layers_that_share_their_tensors) {
+    static const int32_t id[3] = {0, 1, 0};
+    static const int64_t start[2] = {0, 3};
+    const neox_batch batch = {id, start, 1};
+    neox_model *m = NULL;
+    neox_tap tap;
+    open_all();
+    CHECK_OK(ctx, neox_load(ctx, shared_layers(20), &m));
+    CHECK_OK(ctx, neox_site_named(m, "resid_out", 19, &tap.x));
+    tap.y = tap.x;
+    CHECK_OK(ctx, neox_run(m, &batch, &tap, 1, is_finite, NULL, 0));
+    neox_destroy(m);
+    CHECK_STATUS(neox_load(ctx, shared_layers(400), &m), DLRN_ERR_FORMAT);
+    CHECK_STR(dlrn_error(ctx), "shared/pytorch_model.bin: tensor 'layers.");
+    CHECK_STR(dlrn_error(ctx), "shares its numbers with too many others: expected at most ");
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(logits);
@@ -528,6 +628,7 @@ int main(int argc, char **argv) {
     RUN(source_with_a_target);
     RUN(folders_that_are_not_models);
     RUN(config_of_many_positions);
+    RUN(layers_that_share_their_tensors);
     dlrn_archive_close(golden);
     neox_destroy(model);
     dlrn_context_destroy(ctx);

@@ -508,6 +508,28 @@ TEST(refuses_copies) {
     refuse(pt(), DLRN_ERR_FORMAT, "data.pkl: pickle, byte 5061: dictionaries out of proportion");
 }
 
+/* One tensor under many names: so are what they unfold to out of proportion, and the names are not. */
+TEST(refuses_numbers_that_too_many_share) {
+    static const int64_t repeated[2] = {64, 6}, strides[2] = {0, 1};
+    for (int names = 10; names <= 1000; names *= 100) {
+        begin_x();
+        tensor(0, 2, repeated, strides);
+        put_text(&b, "q\x01s");
+        text("many");
+        put_text(&b, "](");
+        for (int i = 0; i < names; i++) put_text(&b, "h\x01");
+        put_text(&b, "es.");
+        if (names == 1000) {
+            refuse(pt(), DLRN_ERR_FORMAT, "tensor 'many.");
+            CHECK_STR(dlrn_error(ctx), "': shares its numbers with too many others: expected at most ");
+            continue;
+        }
+        dlrn_archive *a = accept(pt());
+        CHECK(dlrn_archive_count(a) == 1 + names && dlrn_archive_info(a, names)->numel == 384);
+        dlrn_archive_close(a);
+    }
+}
+
 /* Names that many tensors share a long part of are texts, too. */
 TEST(refuses_long_names_of_many) {
     static char long_text[901];
@@ -703,6 +725,7 @@ int main(int argc, char **argv) {
     RUN(refuses_storages);
     RUN(refuses_bombs);
     RUN(refuses_copies);
+    RUN(refuses_numbers_that_too_many_share);
     RUN(refuses_long_names_of_many);
     RUN(names_are_only_names);
     RUN(long_text_is_read);
