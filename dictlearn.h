@@ -6599,6 +6599,26 @@ DLRNI_INTERNAL dlrn_status dlrni_load_archive(dlrn_archive *a, dlrn_dictionary *
     return s;
 }
 
+/* What config.json says of the dictionary is of the kind that is looked for, so that nothing is passed over; null says
+   nothing. */
+DLRNI_INTERNAL dlrn_status dlrni_check_kinds(dlrn_context *ctx, const char *path, const dlrn_json *root) {
+    static const struct {
+        const char *key;
+        dlrn_json_type type;
+    } keys[] = {{"dict_class", DLRN_JSON_STRING},     {"trainer.dict_class", DLRN_JSON_STRING},
+                {"activation_dim", DLRN_JSON_NUMBER}, {"trainer.activation_dim", DLRN_JSON_NUMBER},
+                {"dict_size", DLRN_JSON_NUMBER},      {"trainer.dict_size", DLRN_JSON_NUMBER}};
+    static const char *const kinds[] = {"null", "true or false", "a number", "a text", "a list", "an object"};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        const dlrn_json *v = dlrn_json_get(root, keys[i].key);
+        if (!v || v->type == keys[i].type || v->type == DLRN_JSON_NULL) continue;
+        const char *quote = v->type == DLRN_JSON_STRING ? "\"" : "";
+        return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: %s: expected %s, found %s%.80s%s", path, keys[i].key,
+                         kinds[keys[i].type], quote, v->text ? v->text : kinds[v->type], quote);
+    }
+    return DLRN_OK;
+}
+
 /* What config.json says of the dictionary must agree with the tensors. */
 DLRNI_INTERNAL dlrn_status dlrni_agrees_with_config(dlrn_context *ctx, const char *path, const dlrn_json *root,
                                                     const dlrn_dictionary *dict) {
@@ -6656,6 +6676,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, 
                                            const dlrn_json *root, dlrn_dictionary **out) {
     dlrn_archive *a;
     int identity = 0;
+    if (root) DLRNI_TRY(dlrni_check_kinds(ctx, config, root));
     if (root) DLRNI_TRY(dlrni_check_class(ctx, config, root, &identity));
     if (identity) return dlrni_load_identity(ctx, config, root, out);
     if (!*file)

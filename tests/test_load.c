@@ -560,6 +560,27 @@ TEST(layouts_refused) {
     refuse_dictionary(path, DLRN_ERR_ARGUMENT, "xxx");
 }
 
+/* What the reader would pass over is told: a size in quotes, a class that is no name. */
+TEST(configs_refused) {
+    static const struct {
+        const char *config, *words;
+    } bad[] = {
+        {"{\"dict_size\": \"512\"}", "config.json: dict_size: expected a number, found \"512\""},
+        {"{\"trainer\": {\"dict_size\": \"5\"}}", "config.json: trainer.dict_size: expected a number, found \"5\""},
+        {"{\"activation_dim\": [3]}", "config.json: activation_dim: expected a number, found a list"},
+        {"{\"trainer\": {\"activation_dim\": true}}",
+         "config.json: trainer.activation_dim: expected a number, found true or false"},
+        {"{\"dict_class\": 7}", "config.json: dict_class: expected a text, found 7"},
+        {"{\"trainer\": {\"dict_class\": {}}}", "config.json: trainer.dict_class: expected a text, found an object"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        refuse_dictionary(dictionary_folder("kinds", "ae.pt", bad[i].config), DLRN_ERR_FORMAT, bad[i].words);
+    refuse_dictionary(
+        dictionary_folder("quoted", NULL, "{\"dict_class\": \"IdentityDict\", \"activation_dim\": \"3\"}"),
+        DLRN_ERR_FORMAT, "quoted/config.json: activation_dim: expected a number, found \"3\"");
+    check_dictionary(dictionary_folder("unsaid", "ae.pt", "{\"dict_class\": null, \"dict_size\": null}"));
+}
+
 TEST(identity) {
     dlrn_dictionary *dict;
     CHECK_OK(ctx, dlrn_load(ctx, dictionary_folder("same", NULL, CONFIG("IdentityDict")), &dict));
@@ -810,6 +831,7 @@ int main(int argc, char **argv) {
     RUN(csr_refuses);
     RUN(layouts);
     RUN(layouts_refused);
+    RUN(configs_refused);
     RUN(identity);
     RUN(weights_refused);
     RUN(other_dictionaries);
