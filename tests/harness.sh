@@ -91,6 +91,20 @@ stopped() { # stopped NAME WANTED CONDITION COMMAND...: ended once CONDITION hol
     check_equal "$harness_name: status" "$harness_want" $harness_got
 }
 
+# piped NAME FILE PIPE COMMAND...: it succeeds, what it writes to PIPE is in FILE, and PIPE stays one. Neither side waits
+# for ever for the other.
+piped() {
+    harness_line=$1 harness_same=$2 harness_pipe=$3
+    shift 3
+    mkfifo "$harness_pipe"
+    timeout 60 cat "$harness_pipe" > "$d/piped" &
+    status "$harness_line" 0 timeout 60 "$@"
+    { [ $harness_got -eq 0 ] && [ -p "$harness_pipe" ]; } || kill $!
+    wait $!
+    same "$harness_line: what comes out" "$harness_same" "$d/piped"
+    check "$harness_line: the pipe stays" test -p "$harness_pipe"
+}
+
 pass() {
     harness_passed=$((harness_passed + 1))
     echo "ok   $1"

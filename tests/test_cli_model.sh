@@ -79,13 +79,7 @@ says "are told" "--features: expected numbers below 256 .*found 256" "$d/err"
 # ---- Where results go
 "$dl" activations $model $site --limit 100 --out - > "$d/out.npy"
 same "activations through a pipe" "$d/x.npy" "$d/out.npy"
-mkfifo "$d/pipe"
-cat "$d/pipe" > "$d/piped.jsonl" &
-status "text to a pipe" 0 $generate --out "$d/pipe"
-test -p "$d/pipe" || kill $!
-wait $!
-same "is the text" "$d/a.jsonl" "$d/piped.jsonl"
-check "the pipe stays" test -p "$d/pipe"
+piped "text to a pipe" "$d/a.jsonl" "$d/pipe" $generate --out "$d/pipe"
 ln -s b.jsonl "$d/link.jsonl"
 echo old > "$d/b.jsonl"
 status "text to a link" 0 $generate --out "$d/link.jsonl"
