@@ -105,9 +105,11 @@ absent "and is not made again" "$d/gone"
 
 # ---- Texts
 tokenize="$dl tokenize --model $tiny --text"
-head -c 20000000 /dev/zero | tr '\0' a > "$d/endless.txt"
+truncate -s 100000000 "$d/endless.txt" # takes no room
 status "a text without an end of line" 1 $tokenize "$d/endless.txt"
 says "is told" "endless.txt: line 1: expected a document of at most 16777216 bytes, found more" "$d/err"
+status "through a pipe" 1 sh -c "tr '\\0' a < $d/endless.txt | $tokenize -"
+says "is told" "line 1: expected a document of at most 16777216 bytes, found more" "$d/err"
 printf 'caf\351 \377\376\n' > "$d/latin.txt"
 status "text that is not UTF-8" 0 $tokenize "$d/latin.txt"
 printf '{"text": "caf\351"}\n' > "$d/latin.jsonl"
