@@ -61,10 +61,17 @@ TEST(json_refuses) {
         {"\"\\udc00\"", "a surrogate without its partner"},
         {"\"\\udc00\\udc00\"", "a surrogate without its partner"},
         {"\"\\ud800\\u0041\"", "a surrogate without its partner"},
+        {"\"\\ud800abcdef\"", "a surrogate without its partner"},
+        {"\"\\ud800\\nabcd\"", "a surrogate without its partner"},
+        {"\"\\ud800\\udc0g\"", "a surrogate without its partner"},
+        {"\"\\ud800\\ue000\"", "a surrogate without its partner"},
         {"\"\t\"", "a control character in a string"},
         {"\"\n\"", "a control character in a string"},
         {"\"\xff\"", "a string is not UTF-8"},
         {"\"\xc0\xaf\"", "a string is not UTF-8"},         /* overlong */
+        {"\"\xe0\x9f\xbf\"", "a string is not UTF-8"},     /* and of three bytes */
+        {"\"\xf0\x8f\xbf\xbf\"", "a string is not UTF-8"}, /* and of four */
+        {"\"\xc3(\"", "a string is not UTF-8"},            /* no second byte */
         {"\"\xed\xa0\x80\"", "a string is not UTF-8"},     /* surrogate */
         {"\"\xf4\x90\x80\x80\"", "a string is not UTF-8"}, /* beyond U+10FFFF */
         {"\"\xe2\x82", "a string is not UTF-8"},           /* cut short */
@@ -110,11 +117,22 @@ TEST(json_reads) {
     CHECK(zero && zero->text_len == 3 && !memcmp(zero->text, "x\0y", 4));
     CHECK(isinf(dlrn_json_number(root, "big", 0)) && dlrn_json_number(root, "t", 7) == 7.0);
     dlrn_json_free(ctx, root);
-    /* the same characters of two, three and four bytes, escaped and as they are */
-    static const char both[] = "[\"\\u00e9\\u20AC\\ud83d\\ude00\", \"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80\"]";
-    CHECK_OK(ctx, parse(both, sizeof both - 1, &root));
-    CHECK(!strcmp(root->first->text, root->first->next->text) && root->first->text_len == 9);
-    dlrn_json_free(ctx, root);
+}
+
+/* The same characters of two, three and four bytes, escaped and as they are; and the first and last of each length. */
+TEST(json_characters) {
+    static const char both[][96] = {
+        "[\"\\u00e9\\u20AC\\ud83d\\ude00\", \"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80\"]",
+        "[\"\\u0080\\u07ff\\u0800\\ud7ff\", \"\xc2\x80\xdf\xbf\xe0\xa0\x80\xed\x9f\xbf\"]",
+        "[\"\\ue000\\uffff\\ud800\\udc00\", \"\xee\x80\x80\xef\xbf\xbf\xf0\x90\x80\x80\"]",
+        "\t[\r\n\"\\udbff\\udfff\"\t,\r\"\xf4\x8f\xbf\xbf\"\r]\t",
+    };
+    for (size_t i = 0; i < sizeof both / sizeof *both; i++) {
+        dlrn_json *root;
+        CHECK_OK(ctx, parse(both[i], strlen(both[i]), &root));
+        CHECK_MSG(!strcmp(root->first->text, root->first->next->text) && root->count == 2, "%s", both[i]);
+        dlrn_json_free(ctx, root);
+    }
 }
 
 /* Numbers have a point, whatever the host writes. */
@@ -224,6 +242,44 @@ TEST(npy_orders) {
     CHECK_STATUS(dlrn_archive_read_rows(a, 0, 1, 2, row), DLRN_ERR_ARGUMENT);
     CHECK_STATUS(dlrn_archive_read_rows(a, 1, 0, 1, row), DLRN_ERR_ARGUMENT);
     dlrn_archive_close(a);
+    static const int64_t outside[][2] = {{-1, 1}, {0, -1}, {3, 0}, {2, 1}, {INT64_MAX, INT64_MAX}};
+    a = accept(npy_f4(1, "{'descr': '<f4', 'fortran_order': True, 'shape': (2, 3), }\n", x, sizeof x));
+    for (size_t i = 0; i < sizeof outside / sizeof *outside; i++) {
+        CHECK_STATUS(dlrn_archive_read_rows(a, 0, outside[i][0], outside[i][1], row), DLRN_ERR_ARGUMENT);
+        CHECK_STR(dlrn_error(ctx), "dlrn_archive_read_rows: rows out of range");
+    }
+    for (int64_t i = -1; i < 2; i += 2) {
+        int64_t whole[6];
+        CHECK_STATUS(dlrn_archive_read_rows(a, i, 0, 1, row), DLRN_ERR_ARGUMENT);
+        CHECK_STR(dlrn_error(ctx), "dlrn_archive_read_rows: no such tensor");
+        CHECK_STATUS(dlrn_archive_read(a, i, row), DLRN_ERR_ARGUMENT);
+        CHECK_STR(dlrn_error(ctx), "dlrn_archive_read: no such tensor");
+        CHECK_STATUS(dlrn_archive_read_i64(a, i, whole), DLRN_ERR_ARGUMENT);
+        CHECK_STR(dlrn_error(ctx), "dlrn_archive_read_i64: no such tensor");
+        CHECK(dlrn_archive_info(a, i) == NULL);
+    }
+    dlrn_archive_close(a);
+    a = accept(npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (), }\n", &one, sizeof one));
+    CHECK_OK(ctx, dlrn_archive_read_rows(a, 0, 0, 1, row)); /* a number is one row */
+    CHECK(row[0] == 7);
+    CHECK_STATUS(dlrn_archive_read_rows(a, 0, 1, 1, row), DLRN_ERR_ARGUMENT);
+    dlrn_archive_close(a);
+}
+
+/* Floats read as integers: towards zero; what is none as the least one. */
+TEST(npy_wholes) {
+    static const unsigned char doubles[32] = {0, 0, 0, 0, 0, 0, 0xf8, 0xbf, 0, 0, 0, 0, 0, 0, 0xf8, 0x7f,
+                                              0, 0, 0, 0, 0, 0, 0xe0, 0x43, 0, 0, 0, 0, 0, 0, 0xe0, 0xc3};
+    static const float x[3] = {-2.75f, 1e20f, 3};
+    int64_t n[4];
+    dlrn_archive *a = accept(npy(1, "{'descr': '<f8', 'fortran_order': False, 'shape': (4,), }\n", doubles, 32));
+    CHECK_OK(ctx, dlrn_archive_read_i64(a, 0, n)); /* -1.5, NaN, 2^63, -2^63 */
+    CHECK(n[0] == -1 && n[1] == INT64_MIN && n[2] == INT64_MIN && n[3] == INT64_MIN);
+    dlrn_archive_close(a);
+    a = accept(npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", x, sizeof x));
+    CHECK_OK(ctx, dlrn_archive_read_i64(a, 0, n));
+    CHECK(n[0] == -2 && n[1] == INT64_MIN && n[2] == 3);
+    dlrn_archive_close(a);
 }
 
 /* Nothing is there, whatever the other sizes are. */
@@ -237,6 +293,8 @@ TEST(npy_empty_and_vast) {
     CHECK_OK(ctx, dlrn_archive_read_rows(a, 0, 0, 1099511627776, &none));
     dlrn_archive_close(a);
 }
+
+#define FAR "9223372036854775807, "
 
 TEST(npy_refuses) {
     static const struct {
@@ -252,6 +310,10 @@ TEST(npy_refuses) {
         {"{'descr': '<f4', 'fortran_order': False, 'shape': (2", DLRN_ERR_FORMAT, "malformed .npy header"},
         {"{'descr': '<f4', 'fortran_order': False, 'shape': (-2,)}", DLRN_ERR_FORMAT, "malformed .npy header"},
         {"{'descr': '<f4', 'fortran_order': False, 'shape': 2}", DLRN_ERR_FORMAT, "malformed .npy header"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (2a)}", DLRN_ERR_FORMAT, "malformed .npy header"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (9223372036854775808,)}", DLRN_ERR_FORMAT,
+         "malformed .npy header"},
+        {"{'descr' '<f4', 'fortran_order': False, 'shape': (2,)}", DLRN_ERR_FORMAT, "malformed .npy header"},
         {"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999,)}", DLRN_ERR_FORMAT,
          "malformed .npy header"},
         {"{'descr': '<f4', 'fortran_order': False, 'shape': (1,1,1,1,1,1,1,1,1)}", DLRN_ERR_FORMAT,
@@ -260,6 +322,9 @@ TEST(npy_refuses) {
          "shape [4294967296, 4294967296] overflows"},
         {"{'descr': '<f4', 'fortran_order': True, 'shape': (4294967296,4294967296)}", DLRN_ERR_FORMAT,
          "shape [4294967296, 4294967296] overflows"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (" FAR FAR FAR FAR FAR FAR FAR FAR ")}", DLRN_ERR_FORMAT,
+         "shape [9223372036854775807, 9223372036854775807, 9223372036854775807, 9223372036854775807, "
+         "9223372036854775807, 9223372036854775807, 9] overflows"}, /* as much as there is room for */
         {"{'descr': '<f4', 'fortran_order': False, 'shape': (3,)}", DLRN_ERR_FORMAT,
          "shape [3] at offset 0 does not fit its storage: expected at most 2 elements"},
         {"{'descr': '<f4', 'fortran_order': True, 'shape': (3, 1)}", DLRN_ERR_FORMAT,
@@ -267,6 +332,9 @@ TEST(npy_refuses) {
         {"{'descr': '<c8', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED, "unsupported dtype '<c8'"},
         {"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED, "unsupported dtype '|O'"},
         {"{'descr': '<f16', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED, "unsupported dtype '<f16',"},
+        {"{'descr': '<f42', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED, "unsupported dtype '<f42',"},
+        {"{'descr': 'f4', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED, "unsupported dtype 'f4',"},
+        {"{'fortran_order': False, 'shape': (1,), 'descr': '", DLRN_ERR_UNSUPPORTED, "unsupported dtype ', expected"},
         {"{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED,
          "unsupported dtype [('a', '<f4"},
         {"{'descr': '<U3', 'fortran_order': False, 'shape': ()}", DLRN_ERR_UNSUPPORTED, "unsupported dtype '<U3'"},
@@ -287,6 +355,8 @@ TEST(npy_cut_short) {
     }
     whole->n = header + 7;
     refuse(whole, DLRN_ERR_FORMAT, "expected at most 1 elements");
+    refuse(npy_f4(0, "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n", x, sizeof x), DLRN_ERR_FORMAT,
+           words);
     refuse(npy_f4(4, "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n", x, sizeof x), DLRN_ERR_FORMAT,
            words);
     npy_f4(2, "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n", x, sizeof x);
@@ -301,7 +371,7 @@ static const float abc[3] = {0, 1, 2};
 /* A .npz with one stored array "x". */
 static bytes *npz(void) {
     memset(&z, 0, sizeof z);
-    zip_add(&z, "x.npy", npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc));
+    zip_add(&z, "x.npy", npy_f4(1, "{'descr' : '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc));
     return zip_done(&z);
 }
 
@@ -354,6 +424,24 @@ TEST(npz_texts) {
     b.n = 0;
     zip_add(&z, "x.npy", &b);
     refuse(zip_done(&z), DLRN_ERR_FORMAT, "hostile.file: x.npy: expected a .npy header");
+    put_text(&b, "\x93NUMPX\x01");
+    put_le(&b, 0, 100);
+    memset(&z, 0, sizeof z);
+    zip_add(&z, "x.npy", &b);
+    refuse(zip_done(&z), DLRN_ERR_FORMAT, "hostile.file: x.npy: expected a .npy header");
+    memset(&z, 0, sizeof z); /* several texts are no text, and of the other byte order none that is known */
+    zip_add(&z, "x.npy", npy(1, "{'descr': '|S3', 'fortran_order': False, 'shape': (2,), }\n", "abcdef", 6));
+    refuse(zip_done(&z), DLRN_ERR_UNSUPPORTED, "hostile.file: x.npy: unsupported dtype '|S3'");
+    memset(&z, 0, sizeof z);
+    zip_add(&z, "x.npy", npy(1, "{'descr': '>U1', 'fortran_order': False, 'shape': (), }\n", "\0\0\0a", 4));
+    refuse(zip_done(&z), DLRN_ERR_UNSUPPORTED, "hostile.file: x.npy: unsupported dtype '>U1'");
+    memset(&z, 0, sizeof z); /* members of other kinds are passed over */
+    zip_add(&z, "a", &b);
+    zip_add(&z, "readme.txt", &b);
+    zip_add(&z, "x.npy", npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc));
+    a = accept(zip_done(&z));
+    CHECK(dlrn_archive_count(a) == 1);
+    expect_numbers(a, "x", NULL, 3);
 }
 
 /* Faults in the directory's entry of the one member. */
@@ -756,11 +844,13 @@ int main(int argc, char **argv) {
     RUN(json_refuses);
     RUN(json_refuses_bytes_of_zero);
     RUN(json_reads);
+    RUN(json_characters);
     RUN(json_in_a_locale_of_commas);
     RUN(json_depth);
     RUN(npy_versions);
     RUN(npy_types);
     RUN(npy_orders);
+    RUN(npy_wholes);
     RUN(npy_empty_and_vast);
     RUN(npy_refuses);
     RUN(npy_cut_short);
