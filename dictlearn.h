@@ -4729,8 +4729,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_error(dlrn_archive *a, const char *what) {
     return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: %s", a->path, what);
 }
 
-/* Where the central directory lies: from the end record, or its 64-bit form. What stands where that one's place would be
-   told may also be the end of a member's name: only a record that is there counts, unless the sizes ask for one. */
+/* Where the central directory lies: from the end record, or its 64-bit form. What stands where that one's place would
+   be told may also be the end of a member's name: only a record that is there counts, unless the sizes ask for one. */
 DLRNI_INTERNAL int dlrni_zip_end(const unsigned char *p, uint64_t size, uint64_t *at, uint64_t *bytes,
                                  uint64_t *count) {
     if (size < 22) return 0;

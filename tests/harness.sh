@@ -91,8 +91,8 @@ stopped() { # stopped NAME WANTED CONDITION COMMAND...: ended once CONDITION hol
     check_equal "$harness_name: status" "$harness_want" $harness_got
 }
 
-# piped NAME FILE PIPE COMMAND...: it succeeds, what it writes to PIPE is in FILE, and PIPE stays one. Neither side waits
-# for ever for the other.
+# piped NAME FILE PIPE COMMAND...: it succeeds, what it writes to PIPE is in FILE, and PIPE stays one. Neither side
+# waits for ever for the other.
 piped() {
     harness_line=$1 harness_same=$2 harness_pipe=$3
     shift 3

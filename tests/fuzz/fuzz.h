@@ -54,8 +54,8 @@ static void fuzz_refused(dlrn_status s, const char *name) {
 static const char *fuzz_folder(void) {
     static char folder[64];
     if (!*folder) {
-        snprintf(folder, sizeof folder, "%s/dictlearn-fuzz.%ld", dlrn_file_exists("/dev/shm") == 2 ? "/dev/shm" : ".",
-                 (long)getpid());
+        const char *in = dlrn_file_exists(NULL, "/dev/shm") == 2 ? "/dev/shm" : ".";
+        snprintf(folder, sizeof folder, "%s/dictlearn-fuzz.%ld", in, (long)getpid());
         mkdir(folder, 0777);
     }
     return folder;
