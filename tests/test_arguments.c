@@ -141,6 +141,20 @@ TEST(rows_of_a_trainer) {
     CHECK_STATUS(dlrn_trainer_resample_on(t, wrong, NULL, N, &revived), DLRN_ERR_VALUE);
     CHECK_STATUS(dlrn_trainer_resample_on(t, x, wrong, N, &revived), DLRN_ERR_VALUE);
     ARGUMENT(dlrn_train(ctx, &cfg, NULL, NULL, NULL, &ae), "buffer must not be NULL");
+    CHECK(dlrn_trainer_config(t)->dict_size == F && dlrn_trainer_config(t)->activation_dim == D);
+    dlrn_buffer_config small = dlrn_buffer_defaults();
+    dlrn_buffer *narrow = NULL;
+    dlrn_trainer *none = NULL;
+    dlrn_source source;
+    small.n_ctxs = N, small.ctx_len = 1, small.in_batch_size = 1, small.out_batch_size = 1;
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, x, NULL, 1, D - 1, 1, &source));
+    CHECK_OK(ctx, dlrn_buffer_create(ctx, &small, &source, 1, &narrow));
+    CHECK_STATUS(dlrn_trainer_create(ctx, &cfg, NULL, narrow, &none), DLRN_ERR_SHAPE);
+    CHECK_STR(dlrn_error(ctx), "dlrn_trainer_create: expected rows of ");
+    CHECK(none == NULL);
+    dlrn_buffer_destroy(narrow);
+    CHECK(dlrn_alloc(ctx, INT64_MAX / 2, 16) == NULL && dlrn_alloc(ctx, -1, 1) == NULL);
+    CHECK_STR(dlrn_error(ctx), "a block of -1 x 1 bytes does not fit in memory");
     CHECK(dlrn_trainer_steps_done(t) == 0 && ae == NULL);
     dlrn_trainer_destroy(t);
 }

@@ -5,6 +5,7 @@
 #include "tests/bytes.h"
 
 #include <dirent.h>
+#include <unistd.h>
 
 enum { D = 3, F = 5 };
 
@@ -294,6 +295,41 @@ TEST(files_that_cannot_be_read) {
               "empty.pt: expected torch (.pt), safetensors, .npz or .npy, found none of them in its 0");
     CHECK(a == NULL && dict == NULL && exists(path_of("read", "empty.pt")) == 1 && exists(path_of("", "read")) == 2);
 }
+
+#ifndef _WIN32
+extern int symlink(const char *to, const char *path); /* hidden from strict C99 although it is there */
+
+/* A link stays, and what it leads to is replaced: also through another link, from the root, and if nothing is there. */
+TEST(links_are_followed) {
+    char here[2048], *text = NULL;
+    size_t n;
+    make_folder("links");
+    CHECK(getcwd(here, sizeof here / 2) != NULL);
+    strcat(strcat(here, "/"), path_of("links", "real"));
+    CHECK(symlink("real", path_of("links", "near")) == 0 && symlink("near", path_of("links", "chain")) == 0);
+    CHECK(symlink(here, path_of("links", "rooted")) == 0 && symlink("later", path_of("links", "open")) == 0);
+    static const char *const links[] = {"near", "chain", "rooted"};
+    for (int i = 0; i < 3; i++) {
+        write_text(path_of("links", "real"), "old");
+        write_text(path_of("links", links[i]), links[i]);
+        CHECK_OK(ctx, dlrn_file_read(ctx, path_of("links", "real"), &text, &n));
+        CHECK(!strcmp(text, links[i]));
+        dlrn_free(ctx, text);
+    }
+    write_text(path_of("links", "open"), "new");
+    CHECK(exists(path_of("links", "later")) == 1);
+    CHECK(symlink("b", path_of("links", "a")) == 0 && symlink("a", path_of("links", "b")) == 0);
+    CHECK_STATUS(dlrn_file_write(ctx, path_of("links", "a"), "x", 1), DLRN_ERR_IO);
+    CHECK_STR(dlrn_error(ctx), "links/a: the path is too long, or its links lead in a circle");
+    char longer[5000];
+    memset(longer, 'p', sizeof longer);
+    longer[sizeof longer - 1] = 0;
+    CHECK_STATUS(dlrn_file_write(ctx, longer, "x", 1), DLRN_ERR_IO);
+    CHECK_STR(dlrn_error(ctx), "pp: the path is too long, or its links lead in a circle");
+    write_text("dictlearn_here.tmp", "no folder in its name");
+    CHECK(remove("dictlearn_here.tmp") == 0);
+}
+#endif
 
 /* The last name of a .npz stands where a reader looks for the place of a 64-bit end record. */
 TEST(names_that_look_like_records) {
@@ -637,6 +673,51 @@ TEST(weights_refused) {
     }
 }
 
+/* Weights of half the width, or of twice, are read as what they are; of these, too, each is looked at. */
+TEST(weights_of_other_types) {
+    static const dlrn_dtype types[] = {DLRN_F16, DLRN_BF16, DLRN_F64};
+    static const char *const names[4] = {"bias", "encoder.weight", "encoder.bias", "decoder.weight"};
+    const float *const from[4] = {bias, encoder, encoder_bias, decoder};
+    dlrn_tensor_out t[4];
+    make_folder("types");
+    char *path = path_of("types", "ae.safetensors"), words[128];
+    for (int type = 0; type < 3; type++) {
+        uint16_t half[4][D * F];
+        double wide[4][D * F];
+        dlrn_dictionary *dict = NULL;
+        reference_tensors(t);
+        for (int i = 0; i < 4; i++) {
+            int64_t n = i == 0 ? D : i == 2 ? F : D * F;
+            for (int64_t k = 0; k < n; k++) {
+                half[i][k] = type ? dlrn_f32_to_bf16(from[i][k]) : dlrn_f32_to_f16(from[i][k]);
+                wide[i][k] = (double)from[i][k];
+            }
+            t[i].dtype = types[type];
+            t[i].data = type == 2 ? (const void *)wide[i] : half[i];
+        }
+        CHECK_OK(ctx, dlrn_archive_write(ctx, path, t, 4, NULL));
+        CHECK_OK(ctx, dlrn_load(ctx, path, &dict));
+        for (int j = 0; j < F; j++)
+            for (int c = 0; c < D; c++) {
+                float atom = decoder[c * F + j], row = encoder[j * D + c];
+                if (type == 0) atom = dlrn_f16_to_f32(half[3][c * F + j]), row = dlrn_f16_to_f32(half[1][j * D + c]);
+                if (type == 1) atom = dlrn_bf16_to_f32(half[3][c * F + j]), row = dlrn_bf16_to_f32(half[1][j * D + c]);
+                CHECK(dict->decoder_weight[j * D + c] == atom && dict->encoder_weight[j * D + c] == row);
+            }
+        dlrn_dictionary_destroy(dict);
+        for (int i = 0; i < 4; i++) {
+            uint16_t was = half[i][2];
+            half[i][2] = type ? 0x7f80 : 0x7c00;
+            wide[i][2] = INFINITY;
+            CHECK_OK(ctx, dlrn_archive_write(ctx, path, t, 4, NULL));
+            snprintf(words, sizeof words, "tensor '%s': element 2: expected a finite number, found inf", names[i]);
+            refuse_dictionary(path, DLRN_ERR_VALUE, words);
+            half[i][2] = was;
+            wide[i][2] = (double)from[i][2];
+        }
+    }
+}
+
 /* ae.pt of a backup keeps its dictionary under "ae"; other dictionaries are told by their tensors. */
 TEST(other_dictionaries) {
     static const char *const signs[][2] = {{"r_mag", "GatedAutoEncoder"},
@@ -823,6 +904,9 @@ int main(int argc, char **argv) {
     RUN(bytes_that_come_in_pieces);
     RUN(full_disk);
     RUN(files_that_cannot_be_read);
+#ifndef _WIN32
+    RUN(links_are_followed);
+#endif
     RUN(names_that_look_like_records);
     RUN(errors_of_long_paths);
     RUN(files_of_the_host);
@@ -834,6 +918,7 @@ int main(int argc, char **argv) {
     RUN(configs_refused);
     RUN(identity);
     RUN(weights_refused);
+    RUN(weights_of_other_types);
     RUN(other_dictionaries);
     RUN(square_dictionary);
     RUN(narrow_dictionary);
