@@ -550,6 +550,59 @@ TEST(what_the_source_says_is_passed_on) {
     dlrn_context_destroy(ctx);
 }
 
+static dlrn_status nowhere(void *user, uint64_t *position) {
+    (void)user, (void)position;
+    return DLRN_ERR_CALLBACK;
+}
+
+static dlrn_status not_there(void *user, uint64_t position) {
+    (void)user, (void)position;
+    return DLRN_ERR_CALLBACK;
+}
+
+/* A source need not have words, nor few of them, and its place may fail to be told or to be found. */
+TEST(what_the_source_cannot_do_is_told) {
+    static char long_words[3000];
+    dlrn_context *ctx = open_context(NULL);
+    dlrn_buffer_config cfg = config(10, 2, 20, 0);
+    const float *x, *y;
+    int64_t n;
+    tape t;
+    memset(long_words, 'w', sizeof long_words - 1);
+    for (int words = 0; words < 2; words++) {
+        dlrn_source source = tape_source(&t, 0, 0);
+        t.at_end = DLRN_ERR_CALLBACK;
+        t.why = long_words;
+        if (!words) source.error = NULL;
+        dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
+        CHECK_STATUS(dlrn_buffer_next(b, &x, &y, &n), DLRN_ERR_CALLBACK);
+        CHECK_STR(dlrn_error(ctx), words ? "the source failed: wwwwwww" : "the source failed: a callback failed");
+        dlrn_buffer_destroy(b);
+    }
+    dlrni_buffer_state state;
+    dlrn_source source = tape_source(&t, 130, 0);
+    source.position = nowhere;
+    dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
+    CHECK_OK(ctx, dlrn_buffer_next(b, &x, &y, &n));
+    CHECK_OK(ctx, dlrni_buffer_export(b, &state)); /* one without the other is none */
+    CHECK(!state.has_position && state.rows == 80);
+    dlrni_buffer_state_free(ctx, &state);
+    dlrn_buffer_destroy(b);
+    source = tape_source(&t, 130, 0);
+    source.position = nowhere;
+    source.seek = not_there;
+    b = make_buffer(ctx, &cfg, &source);
+    CHECK_STATUS(dlrni_buffer_export(b, &state), DLRN_ERR_CALLBACK);
+    CHECK_STR(dlrn_error(ctx), "the source cannot tell its position");
+    state.has_position = 1;
+    state.source_position = 17;
+    CHECK_STATUS(dlrni_buffer_import(b, &state), DLRN_ERR_CALLBACK);
+    CHECK_STR(dlrn_error(ctx), "the source cannot go to position 17");
+    dlrni_buffer_state_free(ctx, &state);
+    dlrn_buffer_destroy(b);
+    dlrn_context_destroy(ctx);
+}
+
 /* A filling that the source breaks off goes on where it was, also from a saved state: no draw is another one. */
 TEST(a_filling_that_is_broken_off_goes_on) {
     static int64_t want[MOST], got[MOST];
@@ -1013,6 +1066,7 @@ int main(int argc, char **argv) {
     RUN(a_state_carries_over);
     RUN(order_is_kept_where_rows_are_left_over);
     RUN(what_the_source_says_is_passed_on);
+    RUN(what_the_source_cannot_do_is_told);
     RUN(a_filling_that_is_broken_off_goes_on);
     RUN(a_source_that_lies_is_told_off);
     RUN(rows_that_are_not_finite_are_left_out);

@@ -285,6 +285,10 @@ TEST(tensors_check_shapes_and_bounds) {
                  (100 - 125 / 3.0) * (100 - 125 / 3.0)) /
                     2,
                 1e-12);
+    CHECK_OK(ctx, dlrn_mean_var(ctx, dlrn_view(t.data, 1, 5), mean, var)); /* one row varies by nothing */
+    CHECK(mean[4] > 15.99 && mean[4] < 16.01 && !(var[4] > 0) && !(var[4] < 0));
+    dlrn_axpy(ctx, 0.5f, t.data, t.data + 5, 5);
+    for (int i = 0; i < 5; i++) CHECK(t.data[5 + i] == (float)((5 + i) * (5 + i)) + 0.5f * (float)(i * i));
     dlrn_tensor_free(ctx, &t);
     CHECK(dlrn_error(NULL) != NULL);
     dlrn_context_destroy(ctx);
