@@ -2,12 +2,18 @@
 
 A branch is one of the ways out of a condition, for each set of kernels by itself; it counts as taken if any program
 took it. Prints lines and branches by room, then the lines with branches that nothing took; fails below what was
-reached. Most of the rest are processors without a set of kernels, faults of the system (mmap, fwrite, fsync), second
-halves of conditions on hostile files, and what the shell tests run: pipes, devices and links."""
+reached. What is not taken, and why:
+  kernels, crc32       what a processor lacks: each set is asked for, but this one has them all
+  base, buffer, load   sums and products that overflow, guarded once more where an earlier check already holds
+  files                mmap of a file of no size, of one beyond the address space; no room for huge pages
+  safetensors, entries the turning of bytes, which a big-endian machine does (`make matrix` runs it there)
+  json, safetensors    a header that is no object: the first byte of the file has said that it is one
+  zip, pickle          second halves of conditions on hostile files, which the fuzzers reach
+  any room             `status == DLRN_OK &&` before an error that is kept: a second fault after the first"""
 
 import gzip, json, pathlib, re, subprocess, sys
 
-REACHED_LINES, REACHED_BRANCHES = 0.98, 0.89
+REACHED_LINES, REACHED_BRANCHES = 0.99, 0.935
 
 
 def counts_of(note):
