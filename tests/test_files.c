@@ -586,8 +586,66 @@ TEST(zip64) {
     patch(file, extra + 4, (uint64_t)1 << 63, 8);
     patch(file, extra + 12, (uint64_t)1 << 63, 8);
     refuse(file, DLRN_ERR_FORMAT, "a member reaches beyond the end of the file");
-    patch(file, file->n - 34, 0xFFFFFFFFFFFFFFF0, 8); /* where the locator points */
-    refuse(file, DLRN_ERR_FORMAT, "zip: no central directory");
+    /* where the locator points: out of the file, too near to its end, at no record; each of three fields asks for it */
+    const uint64_t places[] = {0xFFFFFFFFFFFFFFF0, file->n - 10, 0};
+    for (int i = 0; i < 3; i++) {
+        patch(file, file->n - 34, places[i], 8);
+        for (int field = 0; field < 3; field++) {
+            patch(file, file->n - 12, field == 0 ? 0xFFFF : 1, 2);
+            patch(file, file->n - 10, field == 1 ? 0xFFFFFFFF : size, 4);
+            patch(file, file->n - 6, field == 2 ? 0xFFFFFFFF : at, 4);
+            refuse(file, DLRN_ERR_FORMAT, "zip: no central directory");
+        }
+    }
+}
+
+/* An entry whose size alone stands in its 64-bit extra field, behind another field that nobody knows. */
+TEST(zip64_in_part) {
+    memset(&z, 0, sizeof z);
+    npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc);
+    zip_raw(&z, "x.npy", &b, 0, b.n, dlrni_crc32(0, b.p, b.n), 0);
+    patch(&z.directory, 24, 0xFFFFFFFF, 4);
+    patch(&z.directory, 30, 5 + 12, 2);
+    put_le(&z.directory, 0x5455, 2);
+    put_le(&z.directory, 1, 2);
+    put_le(&z.directory, 7, 1);
+    put_le(&z.directory, 1, 2);
+    put_le(&z.directory, 8, 2);
+    put_le(&z.directory, b.n, 8);
+    bytes *file = zip_done(&z);
+    expect_numbers(accept(file), "x", NULL, 3);
+    size_t extra = directory_of(file) + 46 + 5;
+    patch(file, extra + 2, 14, 2); /* the unknown field takes more than there is */
+    refuse(file, DLRN_ERR_FORMAT, "zip: malformed 64-bit sizes");
+}
+
+/* What lies behind the last whole record: a file of fewer bytes than an end record, entries that end too soon. */
+TEST(zip_ends_too_soon) {
+    b.n = 0;
+    put_text(&b, "PK\3\4abcdefghi");
+    refuse(&b, DLRN_ERR_FORMAT, "zip: no central directory");
+    for (int part = 0; part < 3; part++) { /* of the only entry: its head, its name, its extra field */
+        memset(&z, 0, sizeof z);
+        npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc);
+        zip_add(&z, "x.npy", &b);
+        if (part == 0) z.directory.n = 45;
+        if (part == 1) patch(&z.directory, 28, 6, 2);
+        if (part == 2) patch(&z.directory, 32, 1, 2);
+        refuse(zip_done(&z), DLRN_ERR_FORMAT,
+               part ? "zip: the central directory is cut short"
+                    : "more members than the central directory has room for");
+    }
+    for (int part = 0; part < 2; part++) { /* a local header at the end: without all of its name, of its extra field */
+        memset(&z, 0, sizeof z);
+        npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc);
+        zip_add(&z, "x.npy", &b);
+        z.file.n = 30 + (part ? 5 : 4);
+        if (part) patch(&z.file, 28, 60000, 2);
+        patch(&z.directory, 42, 0, 4);
+        bytes *file = zip_done(&z);
+        if (!part) patch(file, 26, 5, 2);
+        refuse(file, DLRN_ERR_FORMAT, "a local header does not agree with the central directory");
+    }
 }
 
 /* x [256] u8, (i * i * i / 7) % 13 in a .npy, deflated by zlib into one block with codes of its own. */
@@ -880,6 +938,8 @@ int main(int argc, char **argv) {
     RUN(zip_refuses_ends);
     RUN(zip_refuses_members);
     RUN(zip64);
+    RUN(zip64_in_part);
+    RUN(zip_ends_too_soon);
     RUN(npz_deflated);
     RUN(deflate_stored_blocks);
     RUN(deflate_refuses);
