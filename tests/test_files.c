@@ -599,6 +599,27 @@ TEST(zip64) {
     }
 }
 
+/* A matrix of another form of scipy's, and one whose shape is no vector. */
+TEST(csr_of_another_form) {
+    static const char *const forms[] = {"csc", "csr"};
+    for (int i = 0; i < 2; i++) {
+        dlrn_archive *a = NULL;
+        dlrn_sparse back;
+        memset(&back, 0, sizeof back);
+        memset(&z, 0, sizeof z);
+        zip_add(&z, "format.npy", npy(1, "{'descr': '|S3', 'fortran_order': False, 'shape': (), }\n", forms[i], 3));
+        zip_add(&z, "shape.npy",
+                npy(1, "{'descr': '<i8', 'fortran_order': False, 'shape': (), }\n", "\0\0\0\0\0\0\0", 8));
+        bytes *file = zip_done(&z);
+        CHECK_OK(ctx, dlrn_archive_open_memory(ctx, file->p, file->n, "codes.npz", &a));
+        CHECK_STATUS(dlrn_csr_read(a, &back), i ? DLRN_ERR_FORMAT : DLRN_ERR_UNSUPPORTED);
+        CHECK_STR(dlrn_error(ctx),
+                  i ? "codes.npz: expected 'shape' of one dimension, as scipy.sparse.save_npz writes it"
+                    : "codes.npz: expected a matrix of format csr, found 'csc'");
+        dlrn_archive_close(a);
+    }
+}
+
 /* An entry whose size alone stands in its 64-bit extra field, behind another field that nobody knows. */
 TEST(zip64_in_part) {
     memset(&z, 0, sizeof z);
@@ -938,6 +959,7 @@ int main(int argc, char **argv) {
     RUN(zip_refuses_ends);
     RUN(zip_refuses_members);
     RUN(zip64);
+    RUN(csr_of_another_form);
     RUN(zip64_in_part);
     RUN(zip_ends_too_soon);
     RUN(npz_deflated);

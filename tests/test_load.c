@@ -296,6 +296,29 @@ TEST(files_that_cannot_be_read) {
     CHECK(a == NULL && dict == NULL && exists(path_of("read", "empty.pt")) == 1 && exists(path_of("", "read")) == 2);
 }
 
+/* As many members as 16 bits cannot count: the end record has its 64-bit form. */
+TEST(more_members_than_16_bits_count) {
+    enum { MEMBERS = 65536 };
+    char(*name)[8] = (char(*)[8])malloc(MEMBERS * sizeof *name);
+    dlrn_tensor_out *t = (dlrn_tensor_out *)calloc(MEMBERS, sizeof *t);
+    dlrn_archive *a = NULL;
+    CHECK(name && t);
+    for (int i = 0; i < MEMBERS; i++) {
+        snprintf(name[i], sizeof *name, "%d", i);
+        t[i].name = name[i], t[i].ndim = 1, t[i].shape[0] = i % 2, t[i].data = floats;
+    }
+    make_folder("members");
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("members", "x.npz"), t, MEMBERS, NULL));
+    CHECK_OK(ctx, dlrn_archive_open(ctx, path_of("members", "x.npz"), &a));
+    CHECK(dlrn_archive_count(a) == MEMBERS);
+    CHECK(dlrn_archive_info(a, dlrn_archive_find(a, "65535"))->numel == 1);
+    CHECK(dlrn_archive_info(a, dlrn_archive_find(a, "65534"))->numel == 0);
+    dlrn_archive_close(a);
+    remove(path_of("members", "x.npz"));
+    free(name);
+    free(t);
+}
+
 #ifndef _WIN32
 extern int symlink(const char *to, const char *path); /* hidden from strict C99 although it is there */
 
@@ -904,6 +927,7 @@ int main(int argc, char **argv) {
     RUN(bytes_that_come_in_pieces);
     RUN(full_disk);
     RUN(files_that_cannot_be_read);
+    RUN(more_members_than_16_bits_count);
 #ifndef _WIN32
     RUN(links_are_followed);
 #endif
