@@ -156,6 +156,28 @@ TEST(rows_of_a_trainer) {
     CHECK(dlrn_alloc(ctx, INT64_MAX / 2, 16) == NULL && dlrn_alloc(ctx, -1, 1) == NULL);
     CHECK_STR(dlrn_error(ctx), "a block of -1 x 1 bytes does not fit in memory");
     CHECK(dlrn_trainer_steps_done(t) == 0 && ae == NULL);
+    CHECK_OK(ctx, dlrn_trainer_resample_on(t, x, x, N, NULL)); /* nobody asks how many */
+    CHECK_OK(ctx, dlrn_trainer_step_on(t, x, x, N, NULL));
+    dlrn_trainer_destroy(t);
+}
+
+/* Each gradient may be left out, and is the same without the others. */
+TEST(gradients_one_at_a_time) {
+    static float whole[4][F * D], alone[F * D];
+    const size_t size[4] = {D, F * D, F, F * D};
+    dlrn_train_config cfg = dlrn_train_defaults();
+    dlrn_gradients all = {whole[0], whole[1], whole[2], whole[3]};
+    dlrn_trainer *t = NULL;
+    cfg.activation_dim = D, cfg.dict_size = F;
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
+    CHECK_OK(ctx, dlrn_trainer_gradients(t, x, NULL, N, &all));
+    for (int i = 0; i < 4; i++) {
+        dlrn_gradients one = {i == 0 ? alone : NULL, i == 1 ? alone : NULL, i == 2 ? alone : NULL,
+                              i == 3 ? alone : NULL};
+        memset(alone, 0x7f, sizeof alone);
+        CHECK_OK(ctx, dlrn_trainer_gradients(t, x, NULL, N, &one));
+        CHECK_MSG(!memcmp(alone, whole[i], size[i] * sizeof *alone), "gradient %d", i);
+    }
     dlrn_trainer_destroy(t);
 }
 
@@ -218,6 +240,7 @@ int main(int argc, char **argv) {
     RUN(matrices);
     RUN(settings_of_a_trainer);
     RUN(rows_of_a_trainer);
+    RUN(gradients_one_at_a_time);
     RUN(contexts);
     RUN(an_error_stays_until_the_next);
     RUN(null_is_fine);
