@@ -181,6 +181,37 @@ TEST(gradients_one_at_a_time) {
     dlrn_trainer_destroy(t);
 }
 
+#ifndef _WIN32
+extern int setenv(const char *name, const char *value, int replace); /* hidden from strict C99 although it is there */
+extern int unsetenv(const char *name);
+
+/* What the environment says wins over "auto", and over nothing else. */
+TEST(kernels_of_the_environment) {
+    const char *was = getenv("DICTLEARN_KERNELS");
+    char kept[64] = "";
+    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context *other = NULL;
+    if (was) snprintf(kept, sizeof kept, "%s", was);
+    unsetenv("DICTLEARN_KERNELS");
+    CHECK_OK(ctx, dlrn_context_create(&cfg, &other));
+    char best[32];
+    snprintf(best, sizeof best, "%s", dlrn_kernels(other));
+    dlrn_context_destroy(other);
+    for (int c = 0; c < 5; c++) {
+        static const char *const said[] = {"", "auto", "scalar", "scalar", "abacus"};
+        cfg.kernels = c == 2 ? NULL : c == 3 ? best : "auto";
+        CHECK(setenv("DICTLEARN_KERNELS", said[c], 1) == 0);
+        CHECK_STATUS(dlrn_context_create(&cfg, &other), c == 4 ? DLRN_ERR_ARGUMENT : DLRN_OK);
+        if (other) CHECK_STR(dlrn_kernels(other), c == 2 ? "scalar" : best);
+        dlrn_context_destroy(other);
+    }
+    if (was)
+        CHECK(setenv("DICTLEARN_KERNELS", kept, 1) == 0);
+    else
+        unsetenv("DICTLEARN_KERNELS");
+}
+#endif
+
 static void half_an_allocator(void *p, void *user) {
     (void)p, (void)user;
 }
@@ -241,6 +272,9 @@ int main(int argc, char **argv) {
     RUN(settings_of_a_trainer);
     RUN(rows_of_a_trainer);
     RUN(gradients_one_at_a_time);
+#ifndef _WIN32
+    RUN(kernels_of_the_environment);
+#endif
     RUN(contexts);
     RUN(an_error_stays_until_the_next);
     RUN(null_is_fine);

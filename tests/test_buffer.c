@@ -706,6 +706,12 @@ TEST(rows_that_are_not_finite_are_left_out) {
     CHECK_OK(ctx, finite.read(finite.user, 7, got_x, got_y, &n));
     CHECK(!memcmp(got_x, x + (position[1] / 2 * 3 + 1 + position[1] % 2) * D, D * sizeof *x));
     dlrn_source_destroy(&finite);
+    /* the same of x alone */
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, x, NULL, N, D, 1, &source));
+    CHECK_OK(ctx, dlrn_source_finite(ctx, &source, 1, &skipped, &finite));
+    CHECK_OK(ctx, finite.read(finite.user, N, got_x, NULL, &n));
+    CHECK(n == N - skipped && skipped == 33);
+    dlrn_source_destroy(&finite);
     /* through a buffer, and from an endless source of nothing but NaN */
     for (int i = 0; i < N * D; i++) x[i] = NAN;
     CHECK_OK(ctx, dlrn_source_from_array(ctx, x, NULL, N, D, 0, &source));
@@ -729,6 +735,19 @@ TEST(rows_that_are_not_finite_are_left_out) {
     CHECK_STR(dlrn_error(ctx), "asked for 1 to 20 rows and gave 21");
     dlrn_buffer_destroy(b);
     dlrn_source_destroy(&finite);
+    t.at = t.rows, t.at_end = DLRN_ERR_CALLBACK, t.why = "the tape is torn";
+    for (int words = 1; words >= 0; words--) {
+        if (!words) source.error = NULL;
+        CHECK_OK(ctx, dlrn_source_finite(ctx, &source, 0, NULL, &finite));
+        b = make_buffer(ctx, &cfg, &finite);
+        CHECK_STATUS(dlrn_buffer_next(b, &bx, &by, &n), DLRN_ERR_CALLBACK);
+        CHECK_STR(dlrn_error(ctx),
+                  words ? "the source failed: the tape is torn" : "the source failed: a callback failed");
+        dlrn_buffer_destroy(b);
+        dlrn_source_destroy(&finite);
+    }
+    source.activation_dim = 0;
+    CHECK_STATUS(dlrn_source_finite(ctx, &source, 0, NULL, &finite), DLRN_ERR_ARGUMENT);
     source.read = NULL;
     CHECK_STATUS(dlrn_source_finite(ctx, &source, 0, NULL, &finite), DLRN_ERR_ARGUMENT);
     dlrn_context_destroy(ctx);

@@ -116,6 +116,12 @@ TEST(settings) {
     altered(after, "\\\"l1\\\"", "\\\"l7\\\"", DLRN_ERR_FORMAT, "\"config.sparsity\" is missing");
     altered(after, "false", "12345", DLRN_ERR_FORMAT, "\"config.compat\" is missing");
     altered(after, "\\\"seed\\\": 0", "\\\"seed\\\":-1", DLRN_ERR_FORMAT, "\"config.seed\" is missing");
+    altered(after, "dict_size\\\": 12", "dict_size\\\": 0 ", DLRN_ERR_FORMAT, "\"config.dict_size\" is missing");
+    altered(after, "dict_size\\\": 12", "dict_size\\\": 2147483648", DLRN_ERR_FORMAT,
+            "\"config.dict_size\" is missing");
+    altered(after, "dict_size\\\": 12", "dict_size\\\": -1", DLRN_ERR_FORMAT, "\"config.dict_size\" is missing");
+    altered(after, "activation_dim\\\": 4", "activation_dim\\\": 0", DLRN_ERR_FORMAT,
+            "\"config.dict_size\" is missing");
     altered(after, "dict_size\\\": 12", "dict_size\\\": 99", DLRN_ERR_SHAPE, "encoder_weight");
     altered("{", "\"config\"", "\"c_nfig\"", DLRN_ERR_FORMAT, "\"config.");
     altered("{", "checkpoint 1", "checkpoint 9", DLRN_ERR_FORMAT, "\"format\" is missing or malformed");

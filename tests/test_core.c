@@ -373,6 +373,10 @@ TEST(identity_gives_back_what_it_got) {
     memset(y, 0, sizeof y);
     CHECK_OK(ctx, dlrn_forward(dict, x, 2, y, NULL));
     CHECK(same_bits(x, y, 14));
+    dlrn_dictionary *copy;
+    CHECK_OK(ctx, dlrn_dictionary_copy(dict, &copy));
+    CHECK(copy->activation_dim == 7 && copy->dict_size == dict->dict_size);
+    dlrn_dictionary_destroy(copy);
     dlrn_dictionary_destroy(dict);
     dlrn_context_destroy(ctx);
 }

@@ -204,7 +204,17 @@ TEST(old_file_stays) {
     CHECK(count_files(path_of("", "atomic"), ".tmp") == 1);
     dlrn_writer_abort(w);
     CHECK_OK(ctx, dlrn_csr_create(ctx, path_of("atomic", "ae.pt"), 3, &w));
+    CHECK_STATUS(dlrn_npy_append(w, floats, 1),
+                 DLRN_ERR_ARGUMENT); /* a writer of another kind, codes of another width */
+    CHECK_STATUS(dlrn_file_append(w, "x", 1), DLRN_ERR_ARGUMENT);
+    dlrn_sparse other;
+    memset(&other, 0, sizeof other);
+    other.cols = 4;
+    CHECK_STATUS(dlrn_csr_append(w, &other), DLRN_ERR_ARGUMENT);
     dlrn_writer_abort(w);
+    CHECK_STATUS(dlrn_csr_create(ctx, path_of("atomic", "ae.pt"), 0, &w), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_npy_create(ctx, path_of("atomic", "ae.pt"), -1, 1, &w), DLRN_ERR_ARGUMENT);
+    CHECK(w == NULL);
     dlrn_writer_abort(NULL);
     CHECK_OK(ctx, dlrn_file_read(ctx, path_of("atomic", "ae.pt"), &text, &n));
     CHECK(n == 3);
