@@ -448,6 +448,7 @@ TEST(peeking_takes_nothing) {
         CHECK_OK(ctx, dlrn_buffer_peek(b, 0, 14, x, y, &n));
         CHECK(n == 0);
         CHECK_STATUS(dlrn_buffer_peek(b, -1, 14, x, y, &n), DLRN_ERR_ARGUMENT);
+        CHECK_STATUS(dlrn_buffer_peek(b, 0, -1, x, y, &n), DLRN_ERR_ARGUMENT);
         dlrn_buffer_destroy(b);
     }
     CHECK(!memcmp(got[0], got[1], 300 * sizeof **got));
@@ -775,6 +776,12 @@ TEST(a_configuration_out_of_range_is_refused) {
         CHECK(!b);                                                                                                     \
         CHECK_STATUS(dlrn_buffer_bytes(ctx, &cfg, D, 0, &bytes), DLRN_ERR_ARGUMENT);                                   \
     } while (0)
+    CHECK_STATUS(dlrn_buffer_bytes(ctx, &good, 0, 0, &bytes), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "activation_dim must be positive");
+    dlrn_source flat = source;
+    flat.activation_dim = 0;
+    CHECK_STATUS(dlrn_buffer_create(ctx, &good, &flat, 1, &b), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "no read callback or no width");
     REFUSE(cfg.n_ctxs = 0, "n_ctxs");
     REFUSE(cfg.ctx_len = -1, "ctx_len");
     REFUSE(cfg.in_batch_size = 0, "in_batch_size");

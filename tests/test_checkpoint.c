@@ -80,6 +80,21 @@ TEST(a_good_one) { /* which the other tests then change */
     dlrn_buffer_destroy(b);
 }
 
+/* A step that its resampling was to end lacks one figure after the other. */
+TEST(unfinished_steps) {
+    static const char *const names[] = {"step",          "rows",       "dead", "loss", "mse_loss",
+                                        "sparsity_loss", "ghost_loss", "l0",   "lr"};
+    char now[512], words[64];
+    int at = snprintf(now, sizeof now, "\"unfinished\":\"{");
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        snprintf(now + at, sizeof now - (size_t)at, "\\\"x\\\": 1}\",\"format\"");
+        snprintf(words, sizeof words, "\"unfinished.%s\" is missing or malformed", names[i]);
+        altered("{", "\"format\"", now, DLRN_ERR_FORMAT, words);
+        at += snprintf(now + at, sizeof now - (size_t)at, "\\\"%s\\\": 1, ", names[i]);
+    }
+    altered("{", "\"format\"", "\"unfinished\":\"{\",\"format\"", DLRN_ERR_FORMAT, "JSON, line 1");
+}
+
 TEST(settings) {
     static const char *const names[] = {"activation_dim",
                                         "dict_size",
@@ -131,6 +146,8 @@ TEST(settings) {
 TEST(numbers_of_the_run) {
     const char *words = "\"step\" is missing or malformed";
     altered("{", "\"step\":\"1\"", "\"step\":\"x\"", DLRN_ERR_FORMAT, words);
+    altered("{", "\"step\":\"1\"", "\"step\":\".\"", DLRN_ERR_FORMAT, words);
+    altered("{", "\"step\":\"1\"", "\"step\":\"92233720368547758070\"", DLRN_ERR_FORMAT, words);
     altered("{", "\"step\":\"1\"", "\"s_ep\":\"1\"", DLRN_ERR_FORMAT, words);
     altered("{", "\"step\":\"1\"", "\"step\":\"\" ", DLRN_ERR_FORMAT, words);
 }
@@ -232,6 +249,7 @@ int main(int argc, char **argv) {
     if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return 1;
     if (argc > 1) test_a_good_one();
     RUN(a_good_one);
+    RUN(unfinished_steps);
     RUN(settings);
     RUN(numbers_of_the_run);
     RUN(state_of_the_buffer);

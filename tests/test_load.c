@@ -216,6 +216,10 @@ TEST(old_file_stays) {
     CHECK_STATUS(dlrn_npy_create(ctx, path_of("atomic", "ae.pt"), -1, 1, &w), DLRN_ERR_ARGUMENT);
     CHECK(w == NULL);
     dlrn_writer_abort(NULL);
+    CHECK_OK(ctx, dlrn_npy_create(ctx, path_of("atomic", "ae.pt"), 3, -1, &w));
+    CHECK_STATUS(dlrn_npy_append(w, floats, -1), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "not a writer of .npy, or a negative number of rows");
+    dlrn_writer_abort(w);
     CHECK_OK(ctx, dlrn_file_read(ctx, path_of("atomic", "ae.pt"), &text, &n));
     CHECK(n == 3);
     dlrn_free(ctx, text);

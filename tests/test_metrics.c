@@ -428,6 +428,11 @@ TEST(what_a_source_does_wrong_is_told) {
     CHECK_STATUS(evaluate_odd(ae, silent, -1, &m), DLRN_ERR_ARGUMENT);
     CHECK_STATUS(evaluate_odd(ae, liar, -1, &m), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "more than it was asked for");
+    dlrn_source wordless = {D, 0, odd_read, NULL, NULL, NULL, NULL, &torn};
+    dlrn_eval_config cfg = config(DLRN_SPARSITY_L1, 0, 50);
+    cfg.rows = -1;
+    CHECK_STATUS(dlrn_evaluate(ae, &cfg, &wordless, NULL, &m), DLRN_ERR_CALLBACK);
+    CHECK_STR(dlrn_error(ctx), "the source failed: a callback failed");
     CHECK_STATUS(evaluate_odd(other, torn, -1, &m), DLRN_ERR_SHAPE);
     CHECK_STR(dlrn_error(ctx), "width 10, found 9");
     dlrn_dictionary_destroy(other);
@@ -616,6 +621,10 @@ TEST(what_a_model_does_wrong_is_told) {
         CHECK_STR(dlrn_error(ctx), "must give the same");
         CHECK(isnan(m.percent_recovered) && isnan(m.ce_diff));
     }
+    dlrn_language_model wordless = toy_model(&model, 1);
+    model.fail_at = 1, wordless.error = NULL;
+    CHECK_STATUS(dlrn_loss_recovered(ctx, dicts, &wordless, &m), DLRN_ERR_CALLBACK);
+    CHECK_STR(dlrn_error(ctx), "language model failed: a callback failed");
     for (int i = 0; i < 4; i++) {
         int wrong = i < 2 ? -1 : 1;
         dlrn_language_model lm = toy_model(&model, 1);
