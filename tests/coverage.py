@@ -13,7 +13,7 @@ reached. What is not taken, and why:
 
 import gzip, json, pathlib, re, subprocess, sys
 
-REACHED_LINES, REACHED_BRANCHES = 0.99, 0.935
+REACHED_LINES, REACHED_BRANCHES = 0.99, 0.95
 
 
 def counts_of(note):
