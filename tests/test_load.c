@@ -313,7 +313,7 @@ TEST(files_that_cannot_be_read) {
 /* As many members as 16 bits cannot count: the end record has its 64-bit form. */
 TEST(more_members_than_16_bits_count) {
     enum { MEMBERS = 65536 };
-    char(*name)[8] = (char(*)[8])malloc(MEMBERS * sizeof *name);
+    char(*name)[16] = (char(*)[16])malloc(MEMBERS * sizeof *name);
     dlrn_tensor_out *t = (dlrn_tensor_out *)calloc(MEMBERS, sizeof *t);
     dlrn_archive *a = NULL;
     CHECK(name && t);
