@@ -8849,14 +8849,22 @@ DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out)
     return DLRN_OK;
 }
 
+/* The lower edge of bin b; of decades as they are written, also where pow rounds what is below 1. */
+DLRNI_INTERNAL double dlrni_bin_edge(int64_t b, int bins) {
+    return 1 / pow(10, 5 - 5.0 * (double)b / bins);
+}
+
 DLRN_API dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e, int bins, double *edge, int64_t *count) {
     DLRNI_REQUIRE(e->ctx, bins > 0 && e->rows > 0, "needs at least one bin and one row");
     memset(count, 0, (size_t)bins * sizeof *count);
-    for (int b = 0; edge && b <= bins; b++) edge[b] = pow(10, -5 + 5.0 * b / bins);
+    for (int b = 0; edge && b <= bins; b++) edge[b] = dlrni_bin_edge(b, bins);
     for (int64_t f = 0; f < e->dict->dict_size; f++) {
         if (!e->fired[f]) continue;
-        double at = (log10((double)e->fired[f] / (double)e->rows) + 5) / 5 * bins;
-        count[dlrni_max(0, dlrni_min(bins - 1, (int64_t)floor(at)))]++;
+        double share = (double)e->fired[f] / (double)e->rows;
+        int64_t b = dlrni_max(0, dlrni_min(bins - 1, (int64_t)floor((log10(share) + 5) / 5 * bins)));
+        if (b > 0 && share < dlrni_bin_edge(b, bins)) b--; /* what is rounded must not pass an edge */
+        if (b < bins - 1 && share >= dlrni_bin_edge(b + 1, bins)) b++;
+        count[b]++;
     }
     return DLRN_OK;
 }

@@ -3,12 +3,14 @@
    the same bits. And what hostile bytes make a reader take stays in proportion to them. */
 #include <unistd.h>
 
+#ifndef _WIN32
 /* The disk is not waited for: thousands of files are written here. */
 static int no_fsync(int fd) {
     (void)fd;
     return 0;
 }
 #define fsync no_fsync
+#endif
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/bytes.h"
@@ -442,7 +444,7 @@ TEST(pickles_in_proportion) {
     for (size_t i = 0; i < sizeof bombs / sizeof *bombs; i++) {
         repeat_in_pickle(bombs[i].begin, bombs[i].unit, bombs[i].size);
         size_t most = taken();
-        CHECK_MSG(most < 512 * b.n, "%d: %zu bytes for a file of %zu", (int)i, most, b.n);
+        CHECK_MSG(most < 512 * b.n, "%d: %.0f bytes for a file of %.0f", (int)i, (double)most, (double)b.n);
     }
 }
 
@@ -455,7 +457,7 @@ TEST(json_in_proportion) {
         while (b.n < HOSTILE) put_text(&b, units[i]);
         patch(&b, 0, b.n - 8, 8);
         size_t most = taken();
-        CHECK_MSG(most < 256 * b.n, "%s: %zu bytes for a file of %zu", units[i], most, b.n);
+        CHECK_MSG(most < 256 * b.n, "%s: %.0f bytes for a file of %.0f", units[i], (double)most, (double)b.n);
     }
 }
 
