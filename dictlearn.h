@@ -402,9 +402,9 @@ typedef struct dlrn_io {
        gone, and an older file of that name stays. Of a file that was read, keep is 0. */
     dlrn_status (*close_file)(void *user, dlrn_context *ctx, void *file, int keep);
     int (*file_exists)(void *user, const char *path); /* 0 no, 1 file, 2 folder */
-    /* These two may be NULL. rewind: 1 if what is written or read next is at the file's start again, 0 if it cannot.
-       temporary: a file to write, rewind and read back, gone when it is closed; path says what it is for. Without the
-       one or the other, rows whose number is not known, and CSR, wait in memory until they are written. */
+    /* These two may be NULL. rewind_file: 1 if what is written or read next is at the file's start again, 0 if it
+       cannot. temporary_file: one to write, rewind and read back, gone when it is closed; path says what it is for.
+       Without the one or the other, rows whose number is not known, and CSR, wait in memory until they are written. */
     int (*rewind_file)(void *user, void *file);
     dlrn_status (*temporary_file)(void *user, dlrn_context *ctx, const char *path, void **file);
     void *user;
@@ -4424,7 +4424,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_open(dlrn_archive *a) {
     return s;
 }
 
-/* Writing. */
+/* ---- Writing ---- */
 
 DLRNI_INTERNAL DLRN_PRINTF(2, 3) void dlrni_growing_format(dlrni_growing *t, const char *format, ...) {
     char line[512];
@@ -6676,8 +6676,10 @@ DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, 
                                            const dlrn_json *root, dlrn_dictionary **out) {
     dlrn_archive *a;
     int identity = 0;
-    if (root) DLRNI_TRY(dlrni_check_kinds(ctx, config, root));
-    if (root) DLRNI_TRY(dlrni_check_class(ctx, config, root, &identity));
+    if (root) {
+        DLRNI_TRY(dlrni_check_kinds(ctx, config, root));
+        DLRNI_TRY(dlrni_check_class(ctx, config, root, &identity));
+    }
     if (identity) return dlrni_load_identity(ctx, config, root, out);
     if (!*file)
         return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected ae.pt, ae.safetensors or ae.npz beside it, found none",
@@ -8596,18 +8598,21 @@ enum { DLRNI_BARREN = 1000000 }; /* rows that are skipped one after another befo
 typedef struct dlrni_finite_source {
     dlrn_context *ctx;
     dlrn_source inner;
-    int owns_inner, gave_up;
+    int owns_inner;
     int64_t barren; /* rows skipped since the last that was finite */
     int64_t *skipped;
 } dlrni_finite_source;
 
+DLRNI_INTERNAL int dlrni_all_finite(const float *x, int64_t n) {
+    return dlrni_first_beyond(x, n, 0x7f7fffffu) == n;
+}
+
 /* Moves the finite ones of n rows together; how many there are. */
 DLRNI_INTERNAL int64_t dlrni_keep_finite(int64_t n, int64_t d, float *x, float *y) {
-    const uint32_t most = 0x7f7fffffu;
     int64_t kept = 0;
-    if (dlrni_first_beyond(x, n * d, most) == n * d && (!y || dlrni_first_beyond(y, n * d, most) == n * d)) return n;
+    if (dlrni_all_finite(x, n * d) && (!y || dlrni_all_finite(y, n * d))) return n;
     for (int64_t i = 0; i < n; i++) {
-        if (dlrni_first_beyond(x + i * d, d, most) < d || (y && dlrni_first_beyond(y + i * d, d, most) < d)) continue;
+        if (!dlrni_all_finite(x + i * d, d) || (y && !dlrni_all_finite(y + i * d, d))) continue;
         memmove(x + kept * d, x + i * d, (size_t)d * sizeof *x);
         if (y) memmove(y + kept * d, y + i * d, (size_t)d * sizeof *y);
         kept++;
@@ -8626,8 +8631,7 @@ DLRNI_INTERNAL dlrn_status dlrni_finite_read(void *user, int64_t max_rows, float
         if (s->skipped) *s->skipped += *n - kept;
         *n = kept;
         if (kept) return DLRN_OK;
-        s->gave_up = s->barren >= DLRNI_BARREN;
-        if (s->gave_up) return DLRN_ERR_VALUE;
+        if (s->barren >= DLRNI_BARREN) return DLRN_ERR_VALUE;
     }
 }
 
@@ -8643,7 +8647,8 @@ DLRNI_INTERNAL dlrn_status dlrni_finite_seek(void *user, uint64_t position) {
 
 DLRNI_INTERNAL const char *dlrni_finite_error(void *user) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
-    if (s->gave_up) return "expected rows that are finite, found a million that are not, one after another";
+    if (s->barren >= DLRNI_BARREN)
+        return "expected rows that are finite, found a million that are not, one after another";
     return s->inner.error ? s->inner.error(s->inner.user) : NULL;
 }
 

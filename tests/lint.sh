@@ -60,15 +60,17 @@ none_in_static() {
     cat "$dir/symbols"
     [ ! -s "$dir/symbols" ]
 }
-no_output_no_exit() { # and, at that, nothing that ends the process or writes to its streams
-    symbols > /dev/null || return 1
+undefined() { # undefined FLAGS...: the external names that it asks for are in $dir/undefined
+    symbols "$@" > /dev/null || return 1
     nm -u "$dir/header.o" | awk '{ print $2 }' > "$dir/undefined"
+}
+no_output_no_exit() { # and, at that, nothing that ends the process or writes to its streams
+    undefined || return 1
     grep -xE 'printf|puts|putchar|perror|exit|_exit|abort|stderr|srand|rand' "$dir/undefined" && return 1
     return 0
 }
 no_files() { # without stdio: nothing of the system but memory, numbers, texts, sorting and the environment
-    symbols -DDICTLEARN_NO_STDIO -DDICTLEARN_SIMD=0 > /dev/null || return 1
-    nm -u "$dir/header.o" | awk '{ print $2 }' > "$dir/undefined"
+    undefined -DDICTLEARN_NO_STDIO -DDICTLEARN_SIMD=0 || return 1
     known='malloc|realloc|free|mem[a-z]+|str[a-z]+|qsort|getenv|vsnprintf|__stack_chk_fail|_GLOBAL_OFFSET_TABLE_'
     numbers='(exp|log|log10|pow|sqrt|cos|floor|fabs|fma)f?'
     grep -vxE "$known|$numbers" "$dir/undefined" && return 1

@@ -53,13 +53,18 @@ TEST_UNUSED void *starve_realloc(void *block, size_t size, void *user) {
     return to;
 }
 
-TEST_UNUSED dlrn_context *starve_context(int threads) {
+TEST_UNUSED dlrn_context_config starve_config(int threads) {
     dlrn_context_config cfg = dlrn_context_defaults();
-    dlrn_context *ctx = NULL;
     cfg.threads = threads;
     cfg.malloc = starve_malloc;
     cfg.realloc = starve_realloc;
     cfg.free = starve_free;
+    return cfg;
+}
+
+TEST_UNUSED dlrn_context *starve_context(int threads) {
+    const dlrn_context_config cfg = starve_config(threads);
+    dlrn_context *ctx = NULL;
     CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
     return ctx;
 }

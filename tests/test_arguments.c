@@ -153,12 +153,15 @@ TEST(rows_of_a_trainer) {
     CHECK_STR(dlrn_error(ctx), "dlrn_trainer_create: expected rows of ");
     CHECK(none == NULL);
     dlrn_buffer_destroy(narrow);
-    CHECK(dlrn_alloc(ctx, INT64_MAX / 2, 16) == NULL && dlrn_alloc(ctx, -1, 1) == NULL);
-    CHECK_STR(dlrn_error(ctx), "a block of -1 x 1 bytes does not fit in memory");
     CHECK(dlrn_trainer_steps_done(t) == 0 && ae == NULL);
     CHECK_OK(ctx, dlrn_trainer_resample_on(t, x, x, N, NULL)); /* nobody asks how many */
     CHECK_OK(ctx, dlrn_trainer_step_on(t, x, x, N, NULL));
     dlrn_trainer_destroy(t);
+}
+
+TEST(blocks_that_no_memory_holds) {
+    CHECK(dlrn_alloc(ctx, INT64_MAX / 2, 16) == NULL && dlrn_alloc(ctx, -1, 1) == NULL);
+    CHECK_STR(dlrn_error(ctx), "a block of -1 x 1 bytes does not fit in memory");
 }
 
 /* Each gradient may be left out, and is the same without the others. */
@@ -271,6 +274,7 @@ int main(int argc, char **argv) {
     RUN(matrices);
     RUN(settings_of_a_trainer);
     RUN(rows_of_a_trainer);
+    RUN(blocks_that_no_memory_holds);
     RUN(gradients_one_at_a_time);
 #ifndef _WIN32
     RUN(kernels_of_the_environment);

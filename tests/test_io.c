@@ -129,12 +129,8 @@ static dlrn_io io_of_store(void) {
 }
 
 static dlrn_context *context_with(const dlrn_io *io) {
-    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context_config cfg = starve_config(1);
     dlrn_context *made = NULL;
-    cfg.threads = 1;
-    cfg.malloc = starve_malloc;
-    cfg.realloc = starve_realloc;
-    cfg.free = starve_free;
     cfg.io = *io;
     CHECK_STATUS(dlrn_context_create(&cfg, &made), DLRN_OK);
     return made;
