@@ -22,7 +22,6 @@ for target in ${*:-$all}; do
     echo "==== $mode $target"
     case $mode in
     fuzz)
-        rm -f "$build/fuzz/$target"-*
         "$build/fuzz/fuzz" -max_total_time="${FUZZ_SECONDS:-60}" -print_final_stats=1 -verbosity=0 "$@" "$found" \
             "$corpus" || failed=1 ;;
     merge)
