@@ -158,7 +158,19 @@ static dlrn_status write_config(train_run *r) {
     return dlrn_file_write(r->ctx, path, r->config.text, r->config.size);
 }
 
-static dlrn_status save_checkpoint(train_run *r) {
+/* The dictionary as it is after this step, to be kept. */
+static dlrn_status save_snapshot(train_run *r, int64_t step) {
+    char path[4200], name[64];
+    run_path(r->o, "checkpoints", path, sizeof path);
+    if (mkdir(path, 0777) != 0 && errno != EEXIST)
+        return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", path, strerror(errno));
+    snprintf(name, sizeof name, "checkpoints/ae_%lld.pt", (long long)step);
+    run_path(r->o, name, path, sizeof path);
+    return dlrn_save(dlrn_trainer_dictionary(r->t), path);
+}
+
+/* The state comes last: what goes on from it finds all that is saved with it. snapshot: a step, or -1. */
+static dlrn_status save_checkpoint(train_run *r, int64_t snapshot) {
     char path[4200], part[4200];
     run_path(r->o, "ae.pt", path, sizeof path);
     dlrn_status s = dlrn_save(dlrn_trainer_dictionary(r->t), path);
@@ -173,6 +185,7 @@ static dlrn_status save_checkpoint(train_run *r) {
         r->others = 0;
     }
     if (s == DLRN_OK) r->saved = 1;
+    if (s == DLRN_OK && snapshot >= 0) s = save_snapshot(r, snapshot);
     run_path(r->o, "state.safetensors", path, sizeof path);
     return s == DLRN_OK ? dlrn_trainer_save(r->t, path) : s;
 }
@@ -256,20 +269,13 @@ static void show_filling(void *user, int64_t n) {
 
 static dlrn_status on_step(train_run *r, const dlrn_train_stats *s) {
     double now = seconds(), rate = 0;
-    char name[64], path[4200];
     dlrn_status status = r->log ? DLRN_OK : open_log(r);
     r->rows += s->rows;
     rate = per_second(r->rows, now - r->started);
     if (status == DLRN_OK && s->step % r->o->log_steps == 0) status = write_log(r, s, rate);
     show_progress(r, s, rate, now);
-    if (status != DLRN_OK || r->o->save_steps < 1 || s->step < 1 || s->step % r->o->save_steps != 0) return status;
-    status = save_checkpoint(r);
-    run_path(r->o, "checkpoints", path, sizeof path);
-    if (status == DLRN_OK && mkdir(path, 0777) != 0 && errno != EEXIST)
-        return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", path, strerror(errno));
-    snprintf(name, sizeof name, "checkpoints/ae_%lld.pt", (long long)s->step);
-    run_path(r->o, name, path, sizeof path);
-    return status == DLRN_OK ? dlrn_save(dlrn_trainer_dictionary(r->t), path) : status;
+    int saves = r->o->save_steps > 0 && s->step > 0 && s->step % r->o->save_steps == 0;
+    return status == DLRN_OK && saves ? save_checkpoint(r, s->step) : status;
 }
 
 /* A run that was stopped, in its words. */
@@ -297,7 +303,7 @@ static dlrn_status run_steps(train_run *r) {
     int64_t done = dlrn_trainer_steps_done(r->t);
     if (s == DLRN_END && done == 0 && r->o->steps != 0) return feed_empty(&r->feed);
     if (s == DLRN_STOPPED && done == r->first) return tell_stopped(r); /* what is saved is as far */
-    dlrn_status saved = save_checkpoint(r);
+    dlrn_status saved = save_checkpoint(r, -1);
     if (saved != DLRN_OK) return saved;
     return s == DLRN_STOPPED ? tell_stopped(r) : DLRN_OK;
 }

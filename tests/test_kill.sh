@@ -31,6 +31,8 @@ while [ "$killed" -lt "${KILLS:-3}" ] && [ "$tries" -lt 200 ]; do
     : > "$d/killed/state.safetensors.4.tmp" # as if it had been writing
     harness_out=$($run --save-dir "$d/killed" --resume 2>&1) || fail "goes on after kill $killed" "$harness_out"
     cmp -s "$d/whole/ae.pt" "$d/killed/ae.pt" || fail "the same bits after kill $killed" "other bits"
+    harness_out=$(diff -r "$d/whole/checkpoints" "$d/killed/checkpoints" 2>&1) ||
+        fail "the same checkpoints after kill $killed" "$harness_out"
     harness_out=$(ls "$d/killed" | grep -E 'tmp|part|lock') && fail "a clean folder after kill $killed" "$harness_out"
     sed 's/, "rows_per.*//' "$d/killed/log.jsonl" > "$d/log"
     sed 's/, "rows_per.*//' "$d/whole/log.jsonl" | cmp -s - "$d/log" || fail "the same log after kill $killed" ""

@@ -12,10 +12,10 @@ dir=$(cd "$BUILD/faults" && pwd)
 rm -rf "${dir:?}"/*
 export DICTLEARN_SHARED="${DICTLEARN_SHARED:-$root/../shared}" OMP_NUM_THREADS=1
 
-# place NAME: a place to work in: the headers as they are, and the folders that the tests look into.
+# place NAME: a place to work in: the headers and programs as they are, and the folders that the tests look into.
 place() {
     mkdir -p "$dir/$1/include"
-    cp dictlearn.h examples/*.h "$dir/$1/include"
+    cp dictlearn.h examples/*.[ch] "$dir/$1/include"
     ln -s "$root/tests" "$root/examples" "$dir/$1"
 }
 

@@ -34,14 +34,14 @@ static int fails(const char *call) {
     return 1;
 }
 
-/* What has reached the disk of the files in a folder: of each what it held when it was synced, under the names that it
-   had when the folder was, or at once. */
+/* What has reached the disk of the files in a folder and in its checkpoints/: of each what it held when it was synced,
+   under the names that it had when the folder was, or at once. */
 enum { MOST_FILES = 64 };
 static struct {
-    const char *folder; /* NULL: nobody looks                   */
-    int64_t left;       /* syncs and renames until the power is cut */
-    int eager;          /* names reach the disk at once         */
-    int is_cut;
+    const char *folder;    /* NULL: nobody looks                   */
+    int64_t left;          /* syncs and renames until the power is cut */
+    int eager;             /* names reach the disk at once         */
+    int is_cut, has_inner; /* checkpoints/ has reached the disk */
     struct {
         ino_t file;
         char *bytes; /* NULL: never synced */
@@ -54,19 +54,29 @@ static struct {
     int files, names;
 } disk;
 
-static ino_t number_of(const char *name) {
+static const char *const parts[2] = {"", "checkpoints/"};
+
+/* Of a file of the folder, or of a folder in it. */
+static ino_t number_of(const char *part, const char *name, int is_folder) {
+    char path[128];
     struct stat st;
-    return stat(test_path(disk.folder, name), &st) == 0 && S_ISREG(st.st_mode) ? st.st_ino : 0;
+    snprintf(path, sizeof path, "%s%.60s", part, name);
+    if (stat(test_path(disk.folder, path), &st) != 0) return 0;
+    return (is_folder ? S_ISDIR(st.st_mode) : S_ISREG(st.st_mode)) ? st.st_ino : 0;
 }
 
-static void note_names(void) {
-    DIR *dir = opendir(disk.folder);
-    disk.names = 0;
+static void note_names(const char *part) {
+    DIR *dir = opendir(test_path(disk.folder, part));
+    int kept = 0;
+    for (int i = 0; i < disk.names; i++)
+        if (!strchr(disk.name[i].name, '/') != !*part) disk.name[kept++] = disk.name[i];
+    disk.names = kept;
+    if (!*part) disk.has_inner = number_of("checkpoints", "", 1) != 0;
     for (struct dirent *e; dir && (e = readdir(dir)) != NULL;) {
-        ino_t file = number_of(e->d_name);
+        ino_t file = number_of(part, e->d_name, 0);
         if (!file || disk.names == MOST_FILES) continue;
         disk.name[disk.names].file = file;
-        snprintf(disk.name[disk.names++].name, sizeof disk.name[0].name, "%.60s", e->d_name);
+        snprintf(disk.name[disk.names++].name, sizeof disk.name[0].name, "%s%.40s", part, e->d_name);
     }
     if (dir) closedir(dir);
 }
@@ -83,12 +93,13 @@ static void forget_file(const char *path) {
         }
 }
 
-static void note_bytes(ino_t file) {
-    DIR *dir = opendir(disk.folder);
+static void note_bytes(ino_t file, const char *part) {
+    DIR *dir = opendir(test_path(disk.folder, part));
     for (struct dirent *e; dir && (e = readdir(dir)) != NULL;) {
-        char *path = test_path(disk.folder, e->d_name);
+        char path[300];
         struct stat st;
-        if (number_of(e->d_name) != file || disk.files == MOST_FILES) continue;
+        if (number_of(part, e->d_name, 0) != file || disk.files == MOST_FILES) continue;
+        snprintf(path, sizeof path, "%s/%s%.60s", disk.folder, part, e->d_name);
         forget_file(path);
         FILE *f = fopen(path, "rb");
         if (!f || stat(path, &st) != 0) continue;
@@ -105,12 +116,15 @@ static void note_bytes(ino_t file) {
 static void cut_power(void) {
     char path[300];
     if (!disk.folder) return;
-    if (disk.eager) note_names();
+    for (int i = 0; disk.eager && i < 2; i++) note_names(parts[i]);
     if (disk.is_cut || disk.left-- > 0) return;
     disk.is_cut = 1;
-    snprintf(path, sizeof path, "%s.cut", disk.folder);
-    mkdir(path, 0777);
+    for (int i = 0; i <= disk.has_inner; i++) {
+        snprintf(path, sizeof path, "%s.cut/%s", disk.folder, parts[i]);
+        mkdir(path, 0777);
+    }
     for (int i = 0; i < disk.names; i++) {
+        if (!disk.has_inner && strchr(disk.name[i].name, '/')) continue;
         snprintf(path, sizeof path, "%s.cut/%s", disk.folder, disk.name[i].name);
         FILE *f = fopen(path, "wb");
         CHECK(f != NULL);
@@ -155,15 +169,15 @@ static int fault_fclose(FILE *f) {
 }
 
 static int fault_fsync(int fd) {
-    struct stat st, folder;
+    struct stat st;
     int known = fstat(fd, &st) == 0;
     if (fails(known && S_ISDIR(st.st_mode) ? "fsync of a folder" : "fsync")) return -1;
     if (!disk.folder) return 0; /* the disk is not waited for */
-    if (known && stat(disk.folder, &folder) == 0) {
-        if (st.st_ino == folder.st_ino)
-            note_names();
-        else
-            note_bytes(st.st_ino);
+    for (int i = 0; known && i < 2; i++) {
+        if (!S_ISDIR(st.st_mode))
+            note_bytes(st.st_ino, parts[i]);
+        else if (st.st_ino == number_of(parts[i], ".", 1))
+            note_names(parts[i]);
     }
     cut_power();
     return 0;
@@ -223,7 +237,7 @@ static int fault_clock(clockid_t id, struct timespec *t) {
 #define DICTLEARN_MALLOC(size) starve_malloc(size, NULL)
 #define DICTLEARN_REALLOC(p, size) starve_realloc(p, size, NULL)
 #define DICTLEARN_FREE(p) starve_free(p, NULL)
-#include "examples/dictlearn.c"
+#include "dictlearn.c"
 #undef fopen
 #undef fread
 #undef fwrite
@@ -418,7 +432,7 @@ TEST(calls_of_commands) {
 /* ---- A run, its folder, and how it goes on ---- */
 
 #define FAILED DIR_OF_RUNS "/failed"
-static uint64_t whole; /* the dictionary of a run that nothing befell */
+static uint64_t whole, kept[2]; /* the dictionary of a run that nothing befell, and those on the way */
 
 static int there(const char *folder, const char *name) {
     return dlrn_file_exists(NULL, test_path(folder, name)) == 1;
@@ -475,18 +489,36 @@ TEST(calls_of_a_run) {
     printf("     %4d calls\n", (int)try_run(0));
 }
 
+/* The dictionaries kept on the way: those of a run that nothing befell, each whole or, unless all must be, not there. */
+static int check_kept(const char *folder, const char *what, int all) {
+    int n = 0;
+    for (int step = 2; step <= 4; step += 2) {
+        char name[64];
+        snprintf(name, sizeof name, "checkpoints/ae_%d.pt", step);
+        int is = there(folder, name);
+        CHECK_MSG(is || !all, "%s: no %s", what, name);
+        if (!is) continue;
+        CHECK_MSG(file_hash(test_path(folder, name)) == kept[step / 2 - 1], "%s: other bits in %s", what, name);
+        n++;
+    }
+    return n;
+}
+
 /* A power cut after each sync and rename: what is left is a run that can be resumed with the same bits, and, once there
    has been one, there always is. */
 TEST(power_cuts) {
     set_up();
     whole = file_hash(RUN_DIR "/ae.pt");
+    kept[0] = file_hash(RUN_DIR "/checkpoints/ae_2.pt");
+    kept[1] = file_hash(RUN_DIR "/checkpoints/ae_4.pt");
+    int snapshots = 0;
     for (int eager = 0; eager < 2; eager++) {
         int last = 0, cuts = 0;
         for (;; cuts++) {
             remove_folder(FAILED);
             remove_folder(FAILED ".cut");
             disk.folder = FAILED;
-            disk.files = disk.names = disk.is_cut = 0;
+            disk.files = disk.names = disk.is_cut = disk.has_inner = 0;
             disk.eager = eager;
             disk.left = cuts;
             int status = call(TRAIN FAILED);
@@ -496,11 +528,13 @@ TEST(power_cuts) {
             if (!disk.is_cut) break;
             char what[80];
             snprintf(what, sizeof what, "power cut %d", cuts);
+            snapshots += check_kept(FAILED ".cut", what, 0);
             int any = goes_on(FAILED ".cut", what);
+            check_kept(FAILED ".cut", what, any);
             CHECK_MSG(any || !last, "%s: the checkpoint before is gone", what);
             last = any;
         }
-        CHECK(last);
+        CHECK(last && snapshots > 4);
         printf("     %4d cuts, names %s\n", cuts, eager ? "at once" : "when synced");
     }
 }
