@@ -650,12 +650,13 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlr
 DLRN_API void dlrn_trainer_destroy(dlrn_trainer *trainer); /* NULL is fine */
 /* One step on the buffer's next batch; DLRN_END when it is drained, or after cfg.steps steps. stats may be NULL. After
    DLRN_ERR_MEMORY or DLRN_STOPPED ask again, before any other call on the buffer: no bit will be other. A resampling
-   that was broken off is all that is left of its step, which the next call ends. A step that breaks off in the middle
-   of its update, which takes a batch of several panels, leaves a trainer that refuses to go on and to be saved. */
+   (or compat's second pass for a log) that was broken off is all that is left of its step, which the next call ends. A
+   step that breaks off in the middle of its update, which takes a batch of several panels, leaves a trainer that
+   refuses to go on and to be saved. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_step(dlrn_trainer *trainer, dlrn_train_stats *stats);
 /* stop (or NULL) is asked, again and again, while the rows of a resampling are measured: not 0 is DLRN_STOPPED. */
 DLRN_API void dlrn_trainer_on_stop(dlrn_trainer *trainer, int (*stop)(void *user), void *user);
-/* One step on these rows: x [n][d], y [n][d] or NULL for x. */
+/* One step on these rows: x [n][d], y [n][d] or NULL for x. The same rows again after DLRN_ERR_MEMORY. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_step_on(dlrn_trainer *trainer, const float *x, const float *y, int64_t n,
                                                      dlrn_train_stats *stats);
 /* Losses of these rows with the present weights, counting nothing and changing nothing. */
@@ -755,7 +756,8 @@ DLRN_API dlrn_eval_config dlrn_eval_defaults(void);
 DLRN_API DLRN_CHECK dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_config *cfg,
                                               const dlrn_source *source, const dlrn_language_model *lm,
                                               dlrn_metrics *out);
-/* The same in pieces: create, add rows as they come, finish. */
+/* The same in pieces: create, add rows as they come, finish. Rows of an _add that fails are not counted, and it may be
+   asked for again; if it took more than cfg.batch_size rows and some are counted, the evaluator refuses to go on. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dlrn_eval_config *cfg,
                                                       dlrn_evaluator **out);
 DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_add(dlrn_evaluator *e, const float *x, const float *y, int64_t n);
@@ -6838,6 +6840,7 @@ struct dlrn_trainer {
     const float *x, *y;    /* the buffer's batch that is taken, its step not done for want of memory ... */
     int64_t n;             /* ... or 0: none                                                             */
     int resampling;        /* the last step's resampling is due, and was broken off ...                  */
+    int logging;           /* ... or, as the reference has it, its log's pass over the batch ...         */
     dlrn_train_stats last; /* ... and these are its figures                                              */
     int torn;              /* broken off in the middle of an update                                      */
     int (*stop)(void *user);
@@ -7649,23 +7652,31 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
 DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampled);
 
 /* The reference logs with a second pass over the batch, at the new weights, which counts the batch again. */
-DLRNI_INTERNAL dlrn_status dlrni_log_pass(dlrn_trainer *t, const float *x, const float *y, int64_t n, int64_t step,
-                                          dlrn_train_stats *stats) {
-    dlrn_train_stats own = *stats;
-    DLRNI_TRY(dlrni_forward_loss(t, x, y, n, stats));
+DLRNI_INTERNAL dlrn_status dlrni_log_pass(dlrn_trainer *t, const float *x, const float *y, int64_t n) {
+    dlrn_train_stats now;
+    dlrn_status s = dlrni_forward_loss(t, x, y, n, &now);
+    t->logging = s == DLRN_ERR_MEMORY;
+    if (s != DLRN_OK) return s;
     dlrni_count_batch(t);
-    stats->step = step;
-    stats->lr = own.lr;
-    stats->resampled = own.resampled;
+    now.step = t->last.step;
+    now.lr = t->last.lr;
+    now.resampled = t->last.resampled;
+    t->last = now;
     return DLRN_OK;
 }
 
-/* What is left of a step after its update. */
-DLRNI_INTERNAL dlrn_status dlrni_end_step(dlrn_trainer *t, dlrn_train_stats *stats) {
+/* What is left of a step after its update; x, y: its rows. */
+DLRNI_INTERNAL dlrn_status dlrni_end_step(dlrn_trainer *t, const float *x, const float *y, int64_t n,
+                                          dlrn_train_stats *stats) {
     if (t->resampling) DLRNI_TRY(dlrni_resample_step(t, &t->last.resampled));
     t->resampling = 0;
+    if (t->logging) DLRNI_TRY(dlrni_log_pass(t, x, y, n));
     *stats = t->last;
     return DLRN_OK;
+}
+
+DLRNI_INTERNAL int dlrni_has_unfinished_step(const dlrn_trainer *t) {
+    return t->resampling || t->logging;
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_check_whole(const dlrn_trainer *t) {
@@ -7682,27 +7693,24 @@ DLRN_API dlrn_status dlrn_trainer_step_on(dlrn_trainer *t, const float *x, const
     dlrn_train_stats own;
     dlrn_train_stats *s = stats ? stats : &own;
     int64_t step = t->step;
-    int logs = cfg->compat && cfg->log_steps > 0 && step % cfg->log_steps == 0;
     DLRNI_TRY(dlrni_check_whole(t));
-    if (t->resampling) return dlrni_end_step(t, s);
+    if (dlrni_has_unfinished_step(t)) return dlrni_end_step(t, x, y, n, s);
     DLRNI_TRY(dlrni_forward_loss(t, x, y, n, s));
     dlrni_adam adam = dlrni_adam_at(cfg, s->lr, step + 1);
     DLRNI_TRY(dlrni_backward(t, &adam, NULL));
     dlrni_count_batch(t);
     t->step++;
-    t->torn = logs;
+    t->torn = 0;
     t->last = *s;
     t->resampling = cfg->resample_steps > 0 && step % cfg->resample_steps == 0 && (step > 0 || cfg->compat);
-    DLRNI_TRY(dlrni_end_step(t, s));
-    if (logs) DLRNI_TRY(dlrni_log_pass(t, x, y, n, step, s));
-    t->torn = 0;
-    return DLRN_OK;
+    t->logging = cfg->compat && cfg->log_steps > 0 && step % cfg->log_steps == 0;
+    return dlrni_end_step(t, x, y, n, s);
 }
 
 DLRN_API dlrn_status dlrn_trainer_step(dlrn_trainer *t, dlrn_train_stats *stats) {
     DLRNI_REQUIRE(t->ctx, t->buffer, "this trainer was made without a buffer");
-    if (t->cfg.steps >= 0 && t->step >= t->cfg.steps && !t->resampling) return DLRN_END;
-    if (!t->n && !t->resampling) DLRNI_TRY(dlrn_buffer_next(t->buffer, &t->x, &t->y, &t->n));
+    if (t->cfg.steps >= 0 && t->step >= t->cfg.steps && !dlrni_has_unfinished_step(t)) return DLRN_END;
+    if (!t->n && !dlrni_has_unfinished_step(t)) DLRNI_TRY(dlrn_buffer_next(t->buffer, &t->x, &t->y, &t->n));
     dlrn_status s = dlrn_trainer_step_on(t, t->x, t->y, t->n, stats);
     if (s != DLRN_ERR_MEMORY) t->n = 0;
     return s;
@@ -8702,6 +8710,7 @@ struct dlrn_evaluator {
     dlrn_sparse codes;
     float *x_hat; /* [batch][d] */
     int64_t batch;
+    int torn; /* rows of a call that failed are counted */
 };
 
 DLRN_API dlrn_eval_config dlrn_eval_defaults(void) {
@@ -8788,21 +8797,37 @@ DLRNI_INTERNAL void dlrni_evaluate_row(dlrn_evaluator *e, const float *y, const 
     for (int64_t p = 0; p < n; p++) e->fired[col[p]]++;
 }
 
+/* x, y [rows][d], at most a batch: all of it or, after an error, nothing. */
+DLRNI_INTERNAL dlrn_status dlrni_evaluate_batch(dlrn_evaluator *e, const float *x, const float *y, int64_t rows) {
+    int64_t d = e->dict->activation_dim;
+    DLRNI_TRY(dlrn_forward(e->dict, x, rows, e->x_hat, &e->codes));
+    DLRNI_TRY(dlrni_check_finite(e->ctx, e->x_hat, rows, d, e->rows, "evaluation: x_hat,"));
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t at = e->codes.row_ptr[i];
+        dlrni_evaluate_row(e, y + i * d, e->x_hat + i * d, e->codes.col + at, e->codes.val + at,
+                           e->codes.row_ptr[i + 1] - at);
+    }
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_check_evaluator(const dlrn_evaluator *e) {
+    if (!e->torn) return DLRN_OK;
+    return dlrn_fail(e->ctx, DLRN_ERR_ARGUMENT,
+                     "evaluation: rows were added in part, up to row %lld, before an error: begin with a new evaluator",
+                     (long long)e->rows - 1);
+}
+
 DLRN_API dlrn_status dlrn_evaluator_add(dlrn_evaluator *e, const float *x, const float *y, int64_t n) {
     int64_t d = e->dict->activation_dim;
     DLRNI_REQUIRE(e->ctx, n >= 0 && (x || !n), "x must not be NULL, n not negative");
     if (!y) y = x;
+    DLRNI_TRY(dlrni_check_evaluator(e));
     DLRNI_TRY(dlrni_check_finite(e->ctx, x, n, d, e->rows, "evaluation: x,"));
     DLRNI_TRY(dlrni_check_finite(e->ctx, y, n, d, e->rows, "evaluation: y,"));
     for (int64_t first = 0; first < n; first += e->batch) {
-        int64_t rows = dlrni_min(e->batch, n - first);
-        DLRNI_TRY(dlrn_forward(e->dict, x + first * d, rows, e->x_hat, &e->codes));
-        DLRNI_TRY(dlrni_check_finite(e->ctx, e->x_hat, rows, d, e->rows, "evaluation: x_hat,"));
-        for (int64_t i = 0; i < rows; i++) {
-            int64_t at = e->codes.row_ptr[i];
-            dlrni_evaluate_row(e, y + (first + i) * d, e->x_hat + i * d, e->codes.col + at, e->codes.val + at,
-                               e->codes.row_ptr[i + 1] - at);
-        }
+        dlrn_status s = dlrni_evaluate_batch(e, x + first * d, y + first * d, dlrni_min(e->batch, n - first));
+        e->torn = s != DLRN_OK && first > 0;
+        if (s != DLRN_OK) return s;
     }
     return DLRN_OK;
 }
@@ -8835,6 +8860,7 @@ DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out)
     int64_t F = e->dict->dict_size, alive = 0;
     memset(out, 0, sizeof *out);
     dlrni_no_cross_entropy(out);
+    DLRNI_TRY(dlrni_check_evaluator(e));
     DLRNI_REQUIRE(e->ctx, e->rows > 0, "no rows were added");
     out->rows = e->rows;
     out->l2_loss = e->norm / n;
@@ -9061,6 +9087,10 @@ DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) 
     dlrni_checkpoint_floats(t, tensors);
     for (int i = 0; i < DLRNI_CHECKPOINT_FLOATS && s == DLRN_OK; i += 3) /* each weight, with its moments behind it */
         s = dlrni_check_savable(t->ctx, path, &tensors[i]);
+    if (s == DLRN_OK && t->logging)
+        s = dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT,
+                      "%s: step %lld waits for its log, which had no memory: expected it to be asked for again first",
+                      path, (long long)t->step - 1);
     if (s != DLRN_OK) return s;
     dlrni_put_stats(&figures, &t->last);
     tensors[count++] = dlrni_checkpoint_counters(t);

@@ -489,7 +489,7 @@ TEST(calls_of_a_run) {
     printf("     %4d calls\n", (int)try_run(0));
 }
 
-/* The dictionaries kept on the way: those of a run that nothing befell, each whole or, unless all must be, not there. */
+/* The dictionaries kept on the way: of a run that nothing befell, each whole or, unless all must be, not there. */
 static int check_kept(const char *folder, const char *what, int all) {
     int n = 0;
     for (int step = 2; step <= 4; step += 2) {
