@@ -134,7 +134,7 @@ $(BUILD)/msan/test_%: tests/test_%.c $(wildcard tests/*.h) $(HEADERS)
 
 $(BUILD)/valgrind/test_%: tests/test_%.c $(wildcard tests/*.h) $(HEADERS)
 	@mkdir -p $(@D)
-	$(CC) $(HARD) -DDICTLEARN_SIMD=0 $< -o $@ -lm
+	$(CC) $(HARD) -DDICTLEARN_SIMD=0 -DTEST_BRIEF $< -o $@ -lm
 
 # Every function is kept, also where a test does not use it, so that all programs have the same lines and branches.
 $(BUILD)/coverage/test_%: tests/test_%.c $(wildcard tests/*.h) $(HEADERS)

@@ -130,7 +130,8 @@ NEOX_API dlrn_status neox_read_documents(const neox_model *m, bpe_tokenizer *tok
 NEOX_API void neox_documents_free(neox_documents *d);
 
 /* A source of activations at a tap for the library's buffer: rows in the order of the text. Everything is borrowed;
-   destroy the source before them. Seekable; a text on standard input goes forward alone. */
+   destroy the source before them. Seekable; a text on standard input goes forward alone. An error stays until a seek:
+   after DLRN_ERR_MEMORY, to its position, and no row is lost. */
 NEOX_API dlrn_status neox_text_source(neox_model *m, bpe_tokenizer *tok, doc_reader *docs, const neox_reading *how,
                                       neox_tap tap, dlrn_source *out);
 

@@ -295,7 +295,7 @@ static dlrn_status count_first(void *user, int64_t document, const int32_t *id, 
 TEST(draws_follow_the_softmax) {
     static float logits[V];
     int32_t bos = 0;
-    int64_t start[2] = {0, 1}, n = 20000, order[10];
+    int64_t start[2] = {0, 1}, n = 20000 / STARVE_STRIDE, order[10];
     double total = 0;
     open_all();
     neox_batch b = {&bos, start, 1};
@@ -511,6 +511,101 @@ TEST(config_of_many_positions) {
     starve.most = 0;
 }
 
+/* ---- Memory that is refused, and asked for again ---- */
+
+static dlrn_context *counted;
+
+/* A portion of the source; after an error it goes on from where it is. */
+static dlrn_status read_again(dlrn_source *source, float *x, float *y, int64_t *n) {
+    dlrn_status s = source->read(source->user, 20, x, y, n);
+    if (s != DLRN_ERR_MEMORY) return s;
+    uint64_t place = 0;
+    CHECK_STR(source->error(source->user), "memory");
+    CHECK_STATUS(source->read(source->user, 20, x, y, n), DLRN_ERR_MEMORY); /* until it is told so */
+    CHECK_OK(counted, source->position(source->user, &place));
+    CHECK_OK(counted, source->seek(source->user, place));
+    return source->read(source->user, 20, x, y, n);
+}
+
+/* All rows that a model gives for a text, and the text. */
+static uint64_t read_with(neox_model *m, bpe_tokenizer *tok, uint64_t hash) {
+    static float x[20 * D], y[20 * D];
+    doc_reader *docs = NULL;
+    dlrn_source source;
+    neox_reading how = {12, 1};
+    neox_site site;
+    neox_tap tap;
+    neox_documents texts;
+    int64_t n = 0, total = 0;
+    dlrn_status s;
+    memset(&texts, 0, sizeof texts);
+    STARVE_RETRY(counted, doc_open(counted, tmp_path("starved.txt"), &docs));
+    CHECK_OK(counted, neox_site_named(m, "mlp_out", 1, &site));
+    CHECK_OK(counted, neox_tap_at(m, site, NEOX_IO_IN_TO_OUT, &tap));
+    STARVE_RETRY(counted, neox_text_source(m, tok, docs, &how, tap, &source));
+    while ((s = read_again(&source, x, y, &n)) == DLRN_OK) {
+        hash = starve_mix(hash, x, (size_t)(n * D) * sizeof *x);
+        hash = starve_mix(hash, y, (size_t)(n * D) * sizeof *y);
+        total += n;
+    }
+    CHECK_STATUS(s, DLRN_END);
+    CHECK(total > 20);
+    CHECK_OK(counted, doc_seek(docs, 0));
+    s = neox_read_documents(m, tok, docs, &how, -1, &texts);
+    if (s == DLRN_ERR_MEMORY) { /* what was read stays; from the beginning */
+        neox_documents_free(&texts);
+        CHECK_OK(counted, doc_seek(docs, 0));
+        s = neox_read_documents(m, tok, docs, &how, -1, &texts);
+    }
+    CHECK_OK(counted, s);
+    hash = starve_mix(hash, texts.id, (size_t)texts.start[texts.count] * sizeof *texts.id);
+    neox_documents_free(&texts);
+    dlrn_source_destroy(&source);
+    doc_close(docs);
+    return hash;
+}
+
+static uint64_t all_of_a_model(void) {
+    static float logits[MOST * V];
+    neox_model *m = NULL;
+    bpe_tokenizer *tok = NULL;
+    bpe_ids ids;
+    bpe_text text;
+    drawn d;
+    double nats = 0;
+    int64_t tokens = 0, start[2] = {0, 0};
+    memset(&ids, 0, sizeof ids), memset(&text, 0, sizeof text), memset(&d, 0, sizeof d);
+    STARVE_RETRY(counted, bpe_load(counted, MODEL, &tok));
+    STARVE_RETRY(counted, bpe_encode(tok, WORDS, (int64_t)strlen(WORDS), &ids));
+    STARVE_RETRY(counted, bpe_decode(tok, ids.id, ids.count, &text));
+    CHECK(text.count == (int64_t)strlen(WORDS) && !strcmp(text.bytes, WORDS));
+    STARVE_RETRY(counted, neox_load(counted, MODEL, &m));
+    start[1] = ids.count < MOST ? ids.count : MOST;
+    neox_batch batch = {ids.id, start, 1};
+    STARVE_RETRY(counted, neox_run(m, &batch, NULL, 0, NULL, NULL, 1));
+    STARVE_RETRY(counted, neox_logits(m, 0, start[1], logits));
+    STARVE_RETRY(counted, neox_cross_entropy(m, &batch, &nats, &tokens));
+    uint64_t hash = starve_mix(0, logits, (size_t)(start[1] * V) * sizeof *logits);
+    hash = starve_mix(hash, &nats, sizeof nats);
+    neox_sampling how = {2, 4, 1, 3, 5, ids.id, 3, -1};
+    STARVE_RETRY(counted, neox_generate(m, &how, collect, &d));
+    hash = read_with(m, tok, starve_mix(hash, d.id, sizeof d.id));
+    bpe_ids_free(&ids);
+    bpe_text_free(&text);
+    neox_destroy(m);
+    bpe_destroy(tok);
+    return hash;
+}
+
+TEST(memory_that_is_asked_for_again) {
+    open_all();
+    write_text(tmp_path("starved.txt"), WORDS);
+    counted = starve_context(1);
+    int64_t n = starve_each("a model", all_of_a_model);
+    CHECK_MSG(n > 200, "%d allocations", (int)n);
+    dlrn_context_destroy(counted);
+}
+
 /* ---- Layers that share their tensors, as torch saves a module that stands in a model several times ---- */
 
 enum { SHARED_INNER = 10000, SHARED_BYTES = 4 * SHARED_INNER }; /* of a storage that is as long as the largest part */
@@ -628,6 +723,7 @@ int main(int argc, char **argv) {
     RUN(source_with_a_target);
     RUN(folders_that_are_not_models);
     RUN(config_of_many_positions);
+    RUN(memory_that_is_asked_for_again);
     RUN(layers_that_share_their_tensors);
     dlrn_archive_close(golden);
     neox_destroy(model);
