@@ -1,5 +1,5 @@
-/* test_large.c - files beyond 4 GB, where a zip's own numbers end: a tensor of zeros that takes no memory, and small ones
-   on either side of it, in each form. On the disk only what is not zero takes place. */
+/* test_large.c - files beyond 4 GB, where a zip's own numbers end: a tensor of zeros that takes no memory, and a small
+   one on either side of it, in each form. On the disk only what is not zero takes place. */
 #define _DEFAULT_SOURCE
 #include <fcntl.h>
 #include <unistd.h>
