@@ -752,7 +752,7 @@ typedef struct dlrn_eval_config {
 
 typedef struct dlrn_evaluator dlrn_evaluator;
 DLRN_API dlrn_eval_config dlrn_eval_defaults(void);
-/* The easy call: rows from the buffer or source until cfg.rows; CE rows if lm is not NULL. */
+/* The easy call: rows from the buffer or source until cfg.rows; CE rows if lm is not NULL. cfg NULL: the defaults. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_config *cfg,
                                               const dlrn_source *source, const dlrn_language_model *lm,
                                               dlrn_metrics *out);
@@ -8730,8 +8730,10 @@ DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e) {
 DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dlrn_eval_config *cfg,
                                            dlrn_evaluator **out) {
     dlrn_context *ctx = dict->ctx;
+    const dlrn_eval_config defaults = dlrn_eval_defaults();
     int64_t d = dict->activation_dim, floats;
     *out = NULL;
+    if (!cfg) cfg = &defaults;
     DLRNI_REQUIRE(ctx, cfg->batch_size > 0 && cfg->rows >= -1, "batch_size must be positive, rows -1 or more");
     if (!dlrni_mul(cfg->batch_size, d, &floats))
         return dlrn_fail(ctx, DLRN_ERR_MEMORY, "batches of %lld rows do not fit in memory", (long long)cfg->batch_size);

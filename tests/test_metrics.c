@@ -400,6 +400,9 @@ TEST(rows_come_from_a_source) {
     cfg.rows = -1;
     CHECK_OK(ctx, dlrn_evaluate(ae, &cfg, &source, NULL, &m));
     CHECK(!memcmp(&m, &all, sizeof m));
+    CHECK_OK(ctx, source.seek(source.user, 0));
+    CHECK_OK(ctx, dlrn_evaluate(ae, NULL, &source, NULL, &m)); /* the defaults: up to 8192 */
+    CHECK(!memcmp(&m, &all, sizeof m));
     dlrn_source_destroy(&source);
     CHECK_OK(ctx, dlrn_source_from_array(ctx, rows_x, NULL, N, D, 1, &source));
     cfg.rows = 120; /* no multiple of the batch */
