@@ -5189,7 +5189,7 @@ typedef struct dlrni_pickle {
     dlrni_node *result;
 } dlrni_pickle;
 
-enum { DLRNI_CHUNK = 256, DLRNI_PICKLE_NEST = 64 };
+enum { DLRNI_CHUNK = 256, DLRNI_PICKLE_NEST = 64, DLRNI_PICKLE_NAME = 1000 };
 
 DLRNI_INTERNAL dlrn_status dlrni_pickle_error(dlrni_pickle *p, const char *what) {
     return dlrn_fail(p->a->ctx, DLRN_ERR_FORMAT, "%s: pickle, byte %lld: %s", p->what, (long long)(p->c.p - p->start),
@@ -5668,7 +5668,7 @@ DLRNI_INTERNAL dlrn_status dlrni_collect_tensor(dlrn_archive *a, const dlrni_sto
 typedef struct dlrni_walk {
     dlrn_archive *a;
     const dlrni_storages *storages;
-    char name[1024];
+    char name[DLRNI_PICKLE_NAME + 1];
     int depth;
     int64_t work, limit; /* what is made of values: shared ones would let a small file unfold without end */
     int64_t numbers;     /* of the tensors so far: they may share a storage, too */
@@ -5706,9 +5706,9 @@ DLRNI_INTERNAL dlrn_status dlrni_collect_children(dlrni_walk *w, const dlrni_nod
             value = l->storage;
             if (key->kind == DLRNI_STRING) part = key->text, n = key->len;
         }
-        if (len + n + 2 > (int64_t)sizeof w->name)
-            return dlrn_fail(w->a->ctx, DLRN_ERR_UNSUPPORTED, "%s: a tensor's name is longer than 1000 bytes",
-                             w->a->path);
+        if (len + (len > 0) + n > DLRNI_PICKLE_NAME)
+            return dlrn_fail(w->a->ctx, DLRN_ERR_UNSUPPORTED, "%s: a tensor's name is longer than %d bytes", w->a->path,
+                             DLRNI_PICKLE_NAME);
         int64_t at = len;
         if (at) w->name[at++] = '.';
         memcpy(w->name + at, part, (size_t)n);
@@ -6022,6 +6022,9 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_growing *t, const dlrn_tensor_o
         int64_t numel, bytes, step = 1;
         char key[32];
         DLRNI_TRY(dlrni_out_numel(t->ctx, x, &numel, &bytes));
+        if (strlen(x->name) > DLRNI_PICKLE_NAME)
+            return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT, "tensor '%.40s...': its name is too long for torch's form",
+                             x->name);
         if (!storage[x->dtype])
             return dlrn_fail(t->ctx, DLRN_ERR_UNSUPPORTED, "tensor '%s': torch's form has no storage of type %s",
                              x->name, dlrn_dtype_name(x->dtype));
@@ -8588,7 +8591,9 @@ DLRN_API dlrn_status dlrn_source_from_npy(dlrn_context *ctx, const char *path, c
         st = dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected [%lld, %lld] as in %s, found [%lld, %lld]", target,
                        (long long)s->file.rows, (long long)s->file.cols, path, (long long)s->target.rows,
                        (long long)s->target.cols);
-    if (st == DLRN_OK && s->file.cols < 1) st = dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: rows of width 0", path);
+    if (st == DLRN_OK && (s->file.cols < 1 || s->file.cols > INT32_MAX)) /* rows that are not there may be of any */
+        st = dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected rows of 1 to %d numbers, found %lld", path, INT32_MAX,
+                       (long long)s->file.cols);
     if (st != DLRN_OK) {
         dlrn_source_destroy(out);
         return st;

@@ -934,6 +934,10 @@ TEST(wrong_files_are_named) {
     CHECK_STR(dlrn_error(ctx), "[rows, width]");
     s.read = tape_read;
     CHECK_STATUS(dlrn_source_from_npy(ctx, x, NULL, -1, &s), DLRN_ERR_ARGUMENT);
+    const dlrn_tensor_out wide = {"", DLRN_F32, 2, {0, (int64_t)INT32_MAX + 1}, NULL};
+    CHECK_OK(ctx, dlrn_archive_write(ctx, "build/tmp/buffer_wide.npy", &wide, 1, NULL));
+    CHECK_STATUS(dlrn_source_from_npy(ctx, "build/tmp/buffer_wide.npy", NULL, 1, &s), DLRN_ERR_SHAPE);
+    CHECK_STR(dlrn_error(ctx), "buffer_wide.npy: expected rows of 1 to 2147483647 numbers, found 2147483648");
     CHECK(!s.read);
     snprintf(text, sizeof text, "no .npy at all");
     CHECK_OK(ctx, dlrn_file_write(ctx, "build/tmp/buffer_bad.npy", text, sizeof text));

@@ -135,7 +135,8 @@ TEST(writes_nothing_of_any_size) {
 }
 
 TEST(writes_refuse) {
-    static char long_name[300];
+    static char long_name[1002];
+    dlrn_archive *a = NULL;
     dlrn_tensor_out bad = four[0];
     make_folder("bad");
     CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.gguf"), four, 4, NULL), DLRN_ERR_ARGUMENT);
@@ -179,7 +180,14 @@ TEST(writes_refuse) {
     bad.name = long_name;
     CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.npz"), &bad, 1, NULL), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "its name is too long for an .npz");
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.pt"), &bad, 1, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "nnn...': its name is too long for torch's form");
     CHECK(count_files(path_of("", "bad"), "x.") == 0);
+    long_name[1000] = 0; /* as long as may be */
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("bad", "x.pt"), &bad, 1, NULL));
+    CHECK_OK(ctx, dlrn_archive_open(ctx, path_of("bad", "x.pt"), &a));
+    CHECK(dlrn_archive_find(a, long_name) == 0);
+    dlrn_archive_close(a);
 }
 
 /* ---- What a failure leaves ---- */
