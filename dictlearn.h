@@ -229,7 +229,7 @@
    Files never: each size, offset, count and shape is checked against the file before memory is taken or read, and what
    is taken stays in proportion to the file. Of pickle only a whitelist of opcodes and of names is understood, enough to
    describe tensors; nothing is imported, called or executed, and anything else is an error that names the opcode and
-   its offset. Arguments are checked where that is cheap (NULL, negative sizes, shapes), and so is what a source
+   its offset. Arguments are checked where that is cheap (negative sizes, shapes; not pointers), and so is what a source
    gives (how many rows; numbers that are not finite, an error unless dlrn_source_finite() leaves them out). Callbacks,
    and the pointers in a configuration or a descriptor, are trusted, and so is a file to stay as it is while it is read.
    SECURITY.md has the factors, and says how to report a hole.
@@ -982,6 +982,7 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #ifndef DICTLEARN_NO_STDIO
 #include <errno.h>
 #ifdef _WIN32
+#include <process.h>
 #include <sys/stat.h>
 #endif
 #endif
@@ -1097,8 +1098,11 @@ DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *for
         memcpy(ctx->error + HEAD, "...", 3);
         memcpy(ctx->error + HEAD + 3, text + n - (most - HEAD - 3), most - HEAD - 2);
     }
-    for (char *c = ctx->error; *c; c++) /* names of a file may hold anything, also what a terminal obeys */
-        if ((unsigned char)*c < 32 || *c == 127) *c = '?';
+    for (unsigned char *c = (unsigned char *)ctx->error; *c; c++) { /* names of a file may hold what a terminal obeys */
+        int is_c1 = *c == 0xC2 && c[1] >= 0x80 && c[1] < 0xA0;      /* U+0080 to U+009F in UTF-8 */
+        if (is_c1) *c++ = '?';
+        if (is_c1 || *c < 32 || *c == 127) *c = '?';
+    }
     return s;
 }
 
@@ -1472,7 +1476,7 @@ DLRNI_INTERNAL int dlrni_all_cores(void) {
 }
 
 DLRNI_INTERNAL int64_t dlrni_ceil_div(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
+    return a / b + (a % b > 0);
 }
 
 DLRNI_INTERNAL int64_t dlrni_min(int64_t a, int64_t b) {
@@ -3146,6 +3150,7 @@ DLRN_API dlrn_status dlrn_forward_ghost(const dlrn_dictionary *dict, const float
 #if DLRNI_POSIX && defined(__STRICT_ANSI__) && !defined(__cplusplus)
 extern int fileno(FILE *); /* hidden from strict C99 although it is there */
 extern int fsync(int);
+extern int fchmod(int, mode_t);
 extern int madvise(void *, size_t, int);
 extern ssize_t readlink(const char *, char *, size_t);
 #endif
@@ -3220,6 +3225,16 @@ DLRNI_INTERNAL int dlrni_follow(const char *path, char *out, size_t size) {
 #endif
 }
 
+/* Who may read and write what takes a file's place is who might before. */
+DLRNI_INTERNAL void dlrni_keep_mode(const dlrni_stdio *file) {
+#if DLRNI_POSIX
+    struct stat st;
+    if (file->temporary && stat(file->target, &st) == 0) (void)!fchmod(fileno(file->f), st.st_mode & 0777);
+#else
+    (void)file;
+#endif
+}
+
 /* Opens it under the name that it gets; names are in path's block, a temporary one there if it is to be replaced. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_create(dlrn_context *ctx, dlrni_stdio *file, const char *path) {
     char target[4096] = "";
@@ -3227,7 +3242,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_create(dlrn_context *ctx, dlrni_stdio *fi
     if (!direct && !dlrni_follow(path, target, sizeof target))
         return dlrn_fail(ctx, DLRN_ERR_IO, "%s: the path is too long, or its links lead in a circle", path);
     size_t n = strlen(path) + 1, k = strlen(target) + 1;
-    file->path = DLRNI_NEW(ctx, char, (int64_t)(n + 2 * k + 32));
+    file->path = DLRNI_NEW(ctx, char, (int64_t)(n + 2 * k + 64));
     if (!file->path) return DLRN_ERR_MEMORY;
     memcpy(file->path, path, n);
     if (!strcmp(path, "-")) {
@@ -3236,18 +3251,22 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_create(dlrn_context *ctx, dlrni_stdio *fi
         return DLRN_OK;
     }
     if (!direct) {
-        long id = 0;
+        long id = 0; /* two processes, and two writers in one, may be at the same file */
 #if DLRNI_POSIX
         id = (long)getpid();
+#elif defined(_WIN32)
+        id = (long)_getpid();
 #endif
         file->target = file->path + n;
         file->temporary = file->target + k;
         file->rewinds = 1;
         memcpy(file->target, target, k);
-        dlrni_print(file->temporary, k + 31, "%s.%ld.tmp", target, id);
+        dlrni_print(file->temporary, k + 63, "%s.%ld-%llx.tmp", target, id, (unsigned long long)(uintptr_t)file);
     }
     file->f = fopen(file->temporary ? file->temporary : path, "wb");
-    return file->f ? DLRN_OK : dlrni_io_error(ctx, path, "create it");
+    if (!file->f) return dlrni_io_error(ctx, path, "create it");
+    dlrni_keep_mode(file);
+    return DLRN_OK;
 }
 
 /* Names it in errors as before and path together. */
@@ -3289,7 +3308,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_begin(dlrn_context *ctx, const char *path
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_stdio_open(void *user, dlrn_context *ctx, const char *path, int writing, void **out) {
-    if (dlrni_stdio_exists(user, path) == 2)
+    if (strcmp(path, "-") && dlrni_stdio_exists(user, path) == 2)
         return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected a file%s, found a folder", path, writing ? " to write" : "");
     return dlrni_stdio_begin(ctx, path, out, writing ? dlrni_stdio_create : dlrni_stdio_find);
 }
@@ -3450,7 +3469,8 @@ DLRNI_INTERNAL dlrn_status dlrni_map_open(dlrn_context *ctx, const char *path, d
 #if DLRNI_POSIX
     struct stat st;
     /* a pipe must be opened only once: it is left to the stream */
-    int fd = !ctx->cfg.io.open_file && stat(path, &st) == 0 && S_ISREG(st.st_mode) ? open(path, O_RDONLY) : -1;
+    int is_file = strcmp(path, "-") && stat(path, &st) == 0 && S_ISREG(st.st_mode);
+    int fd = !ctx->cfg.io.open_file && is_file ? open(path, O_RDONLY) : -1;
     if (fd >= 0 && fstat(fd, &st) == 0 && st.st_size > 0 && (uint64_t)st.st_size <= SIZE_MAX) {
         void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
         close(fd);
@@ -5946,7 +5966,7 @@ DLRNI_INTERNAL int dlrni_has_suffix(const char *path, const char *suffix) {
 DLRNI_INTERNAL int dlrni_sibling(const char *path, const char *name, char *out, size_t size) {
     const char *slash = strrchr(path, '/');
     int n = slash ? (int)(slash - path) + 1 : 0;
-    if (strchr(name, '/') || !*name) return 0;
+    if (!*name || strchr(name, '/') || (!DLRNI_POSIX && strpbrk(name, "\\:"))) return 0;
     return dlrni_print(out, size, "%.*s%s", n, path, name) < (int)size;
 }
 
@@ -6075,6 +6095,26 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_write(dlrni_out *o, const dlrn_tensor_out *t
     return dlrni_zip_close(&z);
 }
 
+/* A name that stood twice could not be read again. */
+DLRNI_INTERNAL dlrn_status dlrni_check_names(dlrn_context *ctx, const dlrn_tensor_out *tensors, int64_t count,
+                                             const char *const *metadata) {
+    dlrni_names seen[2] = {{NULL, 0, 0}, {NULL, 0, 0}};
+    dlrn_status s = DLRN_OK;
+    for (int kind = 0; kind < 2; kind++) {
+        for (int64_t i = 0; s == DLRN_OK && (kind ? metadata && metadata[2 * i] : i < count); i++) {
+            const char *name = kind ? metadata[2 * i] : tensors[i].name;
+            const int64_t len = (int64_t)strlen(name);
+            if (dlrni_names_find(&seen[kind], name, len) >= 0)
+                s = dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s '%s' to be written: expected once, found twice",
+                              kind ? "metadata" : "tensor", name);
+            else if (!dlrni_names_put(ctx, &seen[kind], name, len, i))
+                s = DLRN_ERR_MEMORY;
+        }
+        dlrni_free(ctx, seen[kind].slot);
+    }
+    return s;
+}
+
 DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path, const dlrn_tensor_out *tensors,
                                         int64_t count, const char *const *metadata) {
     dlrni_out o;
@@ -6083,6 +6123,7 @@ DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path, con
     if (!pt && !st && !npz && !npy)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected a name ending in .pt, .safetensors, .npz or .npy", path);
     DLRNI_REQUIRE(ctx, !npy || count == 1, "a .npy holds one tensor");
+    DLRNI_TRY(dlrni_check_names(ctx, tensors, count, metadata));
     DLRNI_TRY(dlrni_out_open(ctx, path, &o));
     if (st) o.status = dlrni_safetensors_write(&o, tensors, count, metadata);
     if (pt) o.status = dlrni_pt_write(&o, tensors, count);
@@ -6685,6 +6726,9 @@ DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, 
         DLRNI_TRY(dlrni_check_kinds(ctx, config, root));
         DLRNI_TRY(dlrni_check_class(ctx, config, root, &identity));
     }
+    if (identity && *file)
+        return dlrn_fail(ctx, DLRN_ERR_VALUE,
+                         "%s: dict_class: expected AutoEncoder, as %s has weights, found IdentityDict", config, file);
     if (identity) return dlrni_load_identity(ctx, config, root, out);
     if (!*file)
         return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected ae.pt, ae.safetensors or ae.npz beside it, found none",
@@ -7554,24 +7598,28 @@ DLRNI_INTERNAL int dlrni_never_or_positive(int64_t period) {
     return period == -1 || period > 0;
 }
 
+#define DLRNI_SETTING(ctx, condition, text)                                                                            \
+    if (!(condition)) return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "dlrn_train_config: " text)
+
 DLRNI_INTERNAL dlrn_status dlrni_check_config(dlrn_context *ctx, const dlrn_train_config *cfg) {
-    DLRNI_REQUIRE(ctx, cfg->lr >= 0 && cfg->lr <= (double)FLT_MAX, "lr must be a finite number, not negative");
-    DLRNI_REQUIRE(ctx, fabs(cfg->sparsity_penalty) <= (double)FLT_MAX, "sparsity_penalty must be finite");
-    DLRNI_REQUIRE(ctx, cfg->beta1 >= 0 && cfg->beta1 < 1 && cfg->beta2 >= 0 && cfg->beta2 < 1,
+    DLRNI_SETTING(ctx, cfg->lr >= 0 && cfg->lr <= (double)FLT_MAX, "lr must be a finite number, not negative");
+    DLRNI_SETTING(ctx, fabs(cfg->sparsity_penalty) <= (double)FLT_MAX, "sparsity_penalty must be finite");
+    DLRNI_SETTING(ctx, cfg->beta1 >= 0 && cfg->beta1 < 1 && cfg->beta2 >= 0 && cfg->beta2 < 1,
                   "beta1 and beta2 must be in [0, 1)");
-    DLRNI_REQUIRE(ctx, cfg->eps > 0 && cfg->eps <= (double)FLT_MAX && (float)cfg->eps > 0, "eps must be positive");
-    DLRNI_REQUIRE(ctx, cfg->loss == DLRN_LOSS_NORM || cfg->loss == DLRN_LOSS_SQUARED, "unknown loss");
-    DLRNI_REQUIRE(ctx, cfg->sparsity == DLRN_SPARSITY_L1 || cfg->sparsity == DLRN_SPARSITY_ENTROPY, "unknown sparsity");
-    DLRNI_REQUIRE(ctx, cfg->steps >= -1, "steps must be -1 or more");
-    DLRNI_REQUIRE(ctx, cfg->warmup_steps >= 0, "warmup_steps must not be negative");
-    DLRNI_REQUIRE(ctx, dlrni_never_or_positive(cfg->resample_steps) && cfg->resample_steps <= INT64_MAX / 2,
+    DLRNI_SETTING(ctx, cfg->eps > 0 && cfg->eps <= (double)FLT_MAX && (float)cfg->eps > 0, "eps must be positive");
+    DLRNI_SETTING(ctx, cfg->loss == DLRN_LOSS_NORM || cfg->loss == DLRN_LOSS_SQUARED, "unknown loss");
+    DLRNI_SETTING(ctx, cfg->sparsity == DLRN_SPARSITY_L1 || cfg->sparsity == DLRN_SPARSITY_ENTROPY, "unknown sparsity");
+    DLRNI_SETTING(ctx, cfg->steps >= -1, "steps must be -1 or more");
+    DLRNI_SETTING(ctx, cfg->warmup_steps >= 0, "warmup_steps must not be negative");
+    DLRNI_SETTING(ctx, dlrni_never_or_positive(cfg->resample_steps) && cfg->resample_steps <= INT64_MAX / 2,
                   "resample_steps must be positive, or -1 for never");
-    DLRNI_REQUIRE(ctx, cfg->resample_rows > 0, "resample_rows must be positive");
-    DLRNI_REQUIRE(ctx, cfg->ghost_threshold >= -1, "ghost_threshold must be -1 (never) or more");
-    DLRNI_REQUIRE(ctx, dlrni_never_or_positive(cfg->log_steps), "log_steps must be positive, or -1 for never");
-    DLRNI_REQUIRE(ctx, dlrni_never_or_positive(cfg->save_steps), "save_steps must be positive, or -1 for never");
+    DLRNI_SETTING(ctx, cfg->resample_rows > 0, "resample_rows must be positive");
+    DLRNI_SETTING(ctx, cfg->ghost_threshold >= -1, "ghost_threshold must be -1 (never) or more");
+    DLRNI_SETTING(ctx, dlrni_never_or_positive(cfg->log_steps), "log_steps must be positive, or -1 for never");
+    DLRNI_SETTING(ctx, dlrni_never_or_positive(cfg->save_steps), "save_steps must be positive, or -1 for never");
     return DLRN_OK;
 }
+#undef DLRNI_SETTING
 
 /* ---- The trainer ---- */
 
@@ -8476,12 +8524,23 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_export(const dlrn_buffer *b, dlrni_buffe
 
 /* Takes over a saved state: copies the rows, goes to the source's position. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffer_state *state) {
-    DLRNI_REQUIRE(b->ctx,
-                  state->store == b->cfg.store && (!state->rows || (state->y != NULL) == (b->source.has_target != 0)),
-                  "the saved rows are of another type, or with or without a target");
+    dlrn_context *ctx = b->ctx;
+    const dlrn_source *from = &b->source;
+    int targets = state->y != NULL;
+    if (state->store != b->cfg.store || (state->rows && targets != (from->has_target != 0)))
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "expected rows of %s%s, found %s%s", dlrn_dtype_name(b->cfg.store),
+                         from->has_target ? " with a target" : "", dlrn_dtype_name(state->store),
+                         targets ? " with a target" : "");
     if (state->rows > b->capacity)
-        return dlrn_fail(b->ctx, DLRN_ERR_SHAPE, "a buffer of %lld rows cannot take over the %lld that were saved",
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE, "expected at most the buffer's %lld rows, found %lld",
                          (long long)b->capacity, (long long)state->rows);
+    if (state->has_position) { /* before anything is replaced */
+        char who[64];
+        if (!from->seek) return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "the source cannot go back to where it was");
+        dlrni_print(who, sizeof who, "the source, on its way to %llu,", (unsigned long long)state->source_position);
+        dlrn_status s = from->seek(from->user, state->source_position);
+        if (s != DLRN_OK) return dlrni_callback_error(ctx, s, who, from->error ? from->error(from->user) : NULL);
+    }
     int64_t bytes = dlrni_row_bytes(b);
     b->unread = b->used = 0;
     DLRNI_TRY(dlrni_buffer_hold(b, state->rows));
@@ -8492,15 +8551,10 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffe
     }
     b->unread = b->used = state->rows;
     b->rng = state->rng;
-    b->ended = state->source_ended;
+    b->ended = state->source_ended && !state->has_position; /* there may be more now: another epoch, say */
     b->filling = state->filling;
     b->rows_read = state->rows_read;
-    if (!state->has_position) return DLRN_OK;
-    DLRNI_REQUIRE(b->ctx, b->source.seek, "the source cannot go back to where it was");
-    dlrn_status s = b->source.seek(b->source.user, state->source_position);
-    return s == DLRN_OK ? s
-                        : dlrn_fail(b->ctx, s, "the source cannot go to position %llu",
-                                    (unsigned long long)state->source_position);
+    return DLRN_OK;
 }
 
 /* ---- Sources of arrays ---- */
@@ -8535,8 +8589,14 @@ DLRNI_INTERNAL dlrn_status dlrni_array_position(void *user, uint64_t *position) 
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_array_seek(void *user, uint64_t position) {
-    if (position > INT64_MAX / 4) return DLRN_ERR_ARGUMENT; /* counting on from there would overflow */
-    ((dlrni_array_source *)user)->at = (int64_t)position;
+    dlrni_array_source *s = (dlrni_array_source *)user;
+    int64_t end = INT64_MAX / 4; /* counting on from there would overflow */
+    if (s->epochs && !dlrni_mul(s->rows, s->epochs, &end)) end = INT64_MAX / 4;
+    if (position > (uint64_t)end)
+        return dlrn_fail(s->ctx, DLRN_ERR_ARGUMENT, "%s: position %llu: expected at most %lld, the end of its rows",
+                         s->file.file ? dlrn_archive_path(s->file.file) : "an array", (unsigned long long)position,
+                         (long long)end);
+    s->at = (int64_t)position;
     return DLRN_OK;
 }
 
@@ -8673,20 +8733,21 @@ DLRNI_INTERNAL void dlrni_finite_destroy(void *user) {
 
 DLRN_API dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *source, int owns_source, int64_t *skipped,
                                         dlrn_source *out) {
+    const dlrn_source inner = *source; /* out may be where it stands */
     memset(out, 0, sizeof *out);
-    DLRNI_REQUIRE(ctx, source->read && source->activation_dim > 0, "the source has no read callback or no width");
+    DLRNI_REQUIRE(ctx, inner.read && inner.activation_dim > 0, "the source has no read callback or no width");
     dlrni_finite_source *s = DLRNI_NEW_ZERO(ctx, dlrni_finite_source, 1);
     if (!s) return DLRN_ERR_MEMORY;
     s->ctx = ctx;
-    s->inner = *source;
+    s->inner = inner;
     s->owns_inner = owns_source;
     s->skipped = skipped;
     if (skipped) *skipped = 0;
-    out->activation_dim = source->activation_dim;
-    out->has_target = source->has_target;
+    out->activation_dim = inner.activation_dim;
+    out->has_target = inner.has_target;
     out->read = dlrni_finite_read;
-    if (source->position) out->position = dlrni_finite_position;
-    if (source->seek) out->seek = dlrni_finite_seek;
+    if (inner.position) out->position = dlrni_finite_position;
+    if (inner.seek) out->seek = dlrni_finite_seek;
     out->error = dlrni_finite_error;
     out->destroy = dlrni_finite_destroy;
     out->user = s;
@@ -9094,10 +9155,10 @@ DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) 
     dlrni_checkpoint_floats(t, tensors);
     for (int i = 0; i < DLRNI_CHECKPOINT_FLOATS && s == DLRN_OK; i += 3) /* each weight, with its moments behind it */
         s = dlrni_check_savable(t->ctx, path, &tensors[i]);
-    if (s == DLRN_OK && t->logging)
+    if (s == DLRN_OK && (t->logging || (t->n && !t->resampling))) /* a checkpoint has no place for its rows */
         s = dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT,
-                      "%s: step %lld waits for its log, which had no memory: expected it to be asked for again first",
-                      path, (long long)t->step - 1);
+                      "%s: expected step %lld, which had no memory, to be asked for again before it is saved", path,
+                      (long long)t->step - (t->logging != 0));
     if (s != DLRN_OK) return s;
     dlrni_put_stats(&figures, &t->last);
     tensors[count++] = dlrni_checkpoint_counters(t);
@@ -9161,6 +9222,14 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_lacks(dlrn_archive *a, dlrn_context 
                      dlrn_archive_path(a), what);
 }
 
+/* What an error says, of a checkpoint. */
+DLRNI_INTERNAL dlrn_status dlrni_fail_in(dlrn_context *ctx, dlrn_status s, const char *path, const char *where,
+                                         const char *error) {
+    char text[512];
+    dlrni_print(text, sizeof text, "%.500s", error);
+    return dlrn_fail(ctx, s, "%s: not a checkpoint for this trainer: %s: %s", path, where, text);
+}
+
 DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a, const dlrn_json *json,
                                              dlrn_train_config *cfg) {
     memset(cfg, 0, sizeof *cfg);
@@ -9184,10 +9253,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
     if (cfg->activation_dim < 1 || cfg->dict_size < 1 || cfg->dict_size > INT32_MAX)
         return dlrni_checkpoint_lacks(a, ctx, "config.dict_size");
     if (dlrni_check_config(ctx, cfg) == DLRN_OK) return DLRN_OK;
-    const char *colon = strchr(dlrn_error(ctx), ':'); /* behind the name of a function */
-    char text[128];
-    dlrni_print(text, sizeof text, "%.120s", colon ? colon + 2 : dlrn_error(ctx));
-    return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: not a checkpoint of a trainer: config: %s", dlrn_archive_path(a), text);
+    const char *colon = strchr(dlrn_error(ctx), ':'); /* behind the name of what is configured */
+    return dlrni_fail_in(ctx, DLRN_ERR_FORMAT, dlrn_archive_path(a), "config", colon ? colon + 2 : dlrn_error(ctx));
 }
 
 /* A step that its resampling alone must end. */
@@ -9233,6 +9300,16 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_size(dlrn_context *ctx, dlrn_archive
     return dlrni_checkpoint_find(ctx, a, &want, &where);
 }
 
+/* What overflowed in a run is infinite, and stays so; the second moment is a mean of squares. */
+DLRNI_INTERNAL dlrn_status dlrni_check_moments(dlrn_archive *a, const char *name, const float *w, int64_t n) {
+    const float least = *name == 'v' ? 0 : -HUGE_VALF;
+    for (int64_t i = 0; i < n; i++)
+        if (!(w[i] >= least))
+            return dlrn_fail(a->ctx, DLRN_ERR_VALUE, "%s: tensor '%s': element %lld: expected a number%s, found %g",
+                             a->path, name, (long long)i, *name == 'v' ? " from 0" : "", (double)w[i]);
+    return DLRN_OK;
+}
+
 DLRNI_INTERNAL dlrn_status dlrni_read_state(dlrn_trainer *t, dlrn_archive *a) {
     dlrn_tensor_out want[DLRNI_CHECKPOINT_FLOATS], counters = dlrni_checkpoint_counters(t);
     const char *step = dlrn_archive_metadata(a, "step");
@@ -9244,8 +9321,11 @@ DLRNI_INTERNAL dlrn_status dlrni_read_state(dlrn_trainer *t, dlrn_archive *a) {
         memcpy(&to, &want[i].data, sizeof to); /* it is ours, and not const */
         DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &want[i], &where));
         DLRNI_TRY(dlrn_archive_read(a, where, to));
-        if (strchr(want[i].name, '.')) continue; /* moments: what overflowed stays as it was */
-        DLRNI_TRY(dlrni_check_weights(a, want[i].name, to, 0, dlrn_archive_info(a, where)->numel));
+        const int64_t n = dlrn_archive_info(a, where)->numel;
+        if (strchr(want[i].name, '.'))
+            DLRNI_TRY(dlrni_check_moments(a, want[i].name, to, n));
+        else
+            DLRNI_TRY(dlrni_check_weights(a, want[i].name, to, 0, n));
     }
     DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &counters, &where));
     DLRNI_TRY(dlrn_archive_read_i64(a, where, t->state.steps_since_fired));
@@ -9303,7 +9383,11 @@ DLRNI_INTERNAL dlrn_status dlrni_resume_buffer(dlrn_trainer *t, dlrn_archive *a,
     if (b.rows) s = dlrni_read_rows(t, a, "buffer.x", &b, &b.x);
     const int targets = dlrn_buffer_has_target(t->buffer) || dlrn_archive_find(a, "buffer.y") >= 0;
     if (b.rows && s == DLRN_OK && targets) s = dlrni_read_rows(t, a, "buffer.y", &b, &b.y);
-    if (s == DLRN_OK) s = dlrni_buffer_import(t->buffer, &b);
+    if (s == DLRN_OK) {
+        s = dlrni_buffer_import(t->buffer, &b);
+        if (s != DLRN_OK && s != DLRN_ERR_MEMORY)
+            dlrni_fail_in(t->ctx, s, dlrn_archive_path(a), "buffer", dlrn_error(t->ctx));
+    }
     dlrni_buffer_state_free(t->ctx, &b);
     return s;
 }

@@ -598,7 +598,7 @@ TEST(what_the_source_cannot_do_is_told) {
     state.has_position = 1;
     state.source_position = 17;
     CHECK_STATUS(dlrni_buffer_import(b, &state), DLRN_ERR_CALLBACK);
-    CHECK_STR(dlrn_error(ctx), "the source cannot go to position 17");
+    CHECK_STR(dlrn_error(ctx), "the source, on its way to 17, failed: a callback failed");
     dlrni_buffer_state_free(ctx, &state);
     dlrn_buffer_destroy(b);
     dlrn_context_destroy(ctx);

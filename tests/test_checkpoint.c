@@ -169,7 +169,9 @@ TEST(state_of_the_buffer) {
     altered(after, "BF16", "F_16", DLRN_ERR_FORMAT, words);
     altered(after, "\\\"BF16\\\"", "\\\"F16\\\" ", DLRN_ERR_SHAPE, "buffer.x");
     altered(after, "rows_read\\\": 40", "rows_read\\\": 9223372036854775807", DLRN_ERR_FORMAT, words);
-    altered(after, "position\\\": 40", "position\\\": 9223372036854775807", DLRN_ERR_ARGUMENT, "to position 9223");
+    altered(
+        after, "position\\\": 40", "position\\\": 9223372036854775807", DLRN_ERR_ARGUMENT,
+        "checkpoint_altered.safetensors: not a checkpoint for this trainer: buffer: the source, on its way to 9223");
 }
 
 TEST(tensors) {
@@ -212,9 +214,12 @@ TEST(another_buffer) {
     const char *good = tmp_path("checkpoint_good.safetensors"), *bare = tmp_path("checkpoint_bare.safetensors");
     dlrn_train_config cfg = config();
     dlrn_trainer *t = NULL;
-    refuse(good, NULL, make_buffer(DLRN_F32, CAPACITY, 1), DLRN_ERR_ARGUMENT, "of another type");
-    refuse(good, NULL, make_buffer(DLRN_BF16, CAPACITY, 0), DLRN_ERR_ARGUMENT, "with or without a target");
-    refuse(good, NULL, make_buffer(DLRN_BF16, BATCH, 1), DLRN_ERR_SHAPE, "cannot take over the 24 that were saved");
+    refuse(good, NULL, make_buffer(DLRN_F32, CAPACITY, 1), DLRN_ERR_ARGUMENT,
+           "buffer: expected rows of F32 with a target, found BF16 with a target");
+    refuse(good, NULL, make_buffer(DLRN_BF16, CAPACITY, 0), DLRN_ERR_ARGUMENT,
+           "expected rows of BF16, found BF16 with a target");
+    refuse(good, NULL, make_buffer(DLRN_BF16, BATCH, 1), DLRN_ERR_SHAPE,
+           "buffer: expected at most the buffer's 16 rows, found 24");
     dlrn_buffer *b = make_buffer(DLRN_BF16, CAPACITY, 1);
     b->source.seek = NULL;
     refuse(good, NULL, b, DLRN_ERR_ARGUMENT, "cannot go back");

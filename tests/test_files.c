@@ -874,6 +874,25 @@ TEST(safetensors_cut_short) {
     }
 }
 
+/* A header that is there, as large as may be and a little larger. */
+TEST(safetensors_of_large_headers) {
+    const size_t most = 100u << 20;
+    for (size_t more = 0; more < 2; more++) {
+        dlrn_archive *a = NULL;
+        size_t n = 8 + most + more;
+        unsigned char *file = (unsigned char *)malloc(n);
+        CHECK(file != NULL);
+        memset(file, ' ', n);
+        dlrni_put_le(file, most + more, 8);
+        memcpy(file + 8, "{}", 2);
+        dlrn_status s = dlrn_archive_open_memory(ctx, file, n, "large.safetensors", &a);
+        free(file);
+        CHECK_STATUS(s, more ? DLRN_ERR_FORMAT : DLRN_OK);
+        if (more) CHECK_STR(dlrn_error(ctx), "expected at most 100 MiB and what the file has");
+        dlrn_archive_close(a);
+    }
+}
+
 /* Names that a plain hash would give one place: two of three letters lead to the same last bits, then two more, ... */
 TEST(names_that_collide) {
     enum { STAGES = 12, NAMES = 1 << STAGES, BITS = 16, LETTERS = 26 * 26 * 26 };
@@ -970,6 +989,7 @@ int main(int argc, char **argv) {
     RUN(safetensors_refuses);
     RUN(safetensors_too_deep);
     RUN(safetensors_cut_short);
+    RUN(safetensors_of_large_headers);
     RUN(names_that_collide);
     RUN(many_tensors);
     dlrn_context_destroy(ctx);

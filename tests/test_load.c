@@ -172,6 +172,12 @@ TEST(writes_refuse) {
     bad.shape[0] = 0, bad.shape[1] = ((int64_t)1 << 53) + 1;
     CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.safetensors"), &bad, 1, NULL), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "tensor 'a.matrix' to be written: malformed shape");
+    const dlrn_tensor_out twice[3] = {four[0], four[1], four[0]};
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.safetensors"), twice, 3, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "tensor 'a.matrix' to be written: expected once, found twice");
+    static const char *const two_keys[] = {"key", "one", "key", "two", NULL};
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.safetensors"), four, 4, two_keys), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "metadata 'key' to be written: expected once, found twice");
     static const char *const no_text[] = {"key", "value\x80", NULL};
     CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.safetensors"), four, 4, no_text), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "to be written: expected UTF-8");
@@ -233,6 +239,44 @@ TEST(old_file_stays) {
     dlrn_free(ctx, text);
     CHECK(count_files(path_of("", "atomic"), ".tmp") == 0);
 }
+
+/* Two writers at one file do not know of each other: each is whole, and the last one stays. */
+TEST(writers_of_one_file) {
+    dlrn_writer *one, *two;
+    char *text;
+    size_t n;
+    make_folder("both");
+    CHECK_OK(ctx, dlrn_file_create(ctx, path_of("both", "x.txt"), &one));
+    CHECK_OK(ctx, dlrn_file_create(ctx, path_of("both", "x.txt"), &two));
+    CHECK_OK(ctx, dlrn_file_append(one, "first", 5));
+    CHECK_OK(ctx, dlrn_file_append(two, "second", 6));
+    CHECK(count_files(path_of("", "both"), ".tmp") == 2);
+    CHECK_OK(ctx, dlrn_writer_close(one));
+    CHECK_OK(ctx, dlrn_file_read(ctx, path_of("both", "x.txt"), &text, &n));
+    CHECK(!strcmp(text, "first"));
+    dlrn_free(ctx, text);
+    CHECK_OK(ctx, dlrn_writer_close(two));
+    CHECK_OK(ctx, dlrn_file_read(ctx, path_of("both", "x.txt"), &text, &n));
+    CHECK(!strcmp(text, "second"));
+    dlrn_free(ctx, text);
+    CHECK(count_files(path_of("", "both"), "x.txt") == 1);
+}
+
+#ifndef _WIN32
+/* Who may read a file may read what takes its place, and nobody else. */
+TEST(modes_stay) {
+    static const mode_t modes[2] = {0600, 0664};
+    struct stat st;
+    make_folder("modes");
+    const char *path = path_of("modes", "x.pt");
+    for (int i = 0; i < 2; i++) {
+        CHECK_OK(ctx, dlrn_archive_write(ctx, path, four, 4, NULL));
+        CHECK(chmod(path, modes[i]) == 0);
+        CHECK_OK(ctx, dlrn_archive_write(ctx, path, four, 4, NULL));
+        CHECK(stat(path, &st) == 0 && (st.st_mode & 0777) == modes[i]);
+    }
+}
+#endif
 
 TEST(targets_that_cannot_be_written) {
     dlrn_writer *w = NULL;
@@ -669,6 +713,8 @@ TEST(identity) {
     CHECK_STATUS(dlrn_save(dict, path_of("same", "ae.pt")), DLRN_ERR_UNSUPPORTED);
     CHECK_STR(dlrn_error(ctx), "same/ae.pt: an IdentityDict has no weights to save");
     dlrn_dictionary_destroy(dict);
+    refuse_dictionary(dictionary_folder("weighty", "ae.pt", CONFIG("IdentityDict")), DLRN_ERR_VALUE,
+                      "weighty/config.json: dict_class: expected AutoEncoder, as ");
     refuse_dictionary(dictionary_folder("vast", NULL, "{\"dict_class\": \"IdentityDict\", \"activation_dim\": 1e300}"),
                       DLRN_ERR_VALUE, "vast/config.json: activation_dim: expected a size from 1, found 1e+300");
     refuse_dictionary(dictionary_folder("vast", NULL, "{\"dict_class\": \"IdentityDict\", \"activation_dim\": 1.5}"),
@@ -945,6 +991,10 @@ int main(int argc, char **argv) {
     RUN(writes_nothing_of_any_size);
     RUN(writes_refuse);
     RUN(old_file_stays);
+    RUN(writers_of_one_file);
+#ifndef _WIN32
+    RUN(modes_stay);
+#endif
     RUN(targets_that_cannot_be_written);
     RUN(bytes_that_come_in_pieces);
     RUN(full_disk);

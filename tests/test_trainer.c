@@ -820,6 +820,22 @@ TEST(checkpoints_that_lie) {
     CHECK_STATUS(dlrn_trainer_resume(ctx, path, NULL, NULL, &again), DLRN_ERR_VALUE);
     CHECK_STR(dlrn_error(ctx), "lies.safetensors: tensor 'encoder_weight': element 1: expected a finite number, found");
     CHECK(again == NULL);
+    dlrn_trainer_dictionary(t)->encoder_weight[1] = 0;
+    for (int i = 0; i < 8; i++) { /* each moment: infinite it may be; a NaN, or a square below 0, it is not */
+        float *moments[8] = {t->state.m_bias,           t->state.m_encoder_weight, t->state.m_encoder_bias,
+                             t->state.m_decoder_weight, t->state.v_bias,           t->state.v_encoder_weight,
+                             t->state.v_encoder_bias,   t->state.v_decoder_weight};
+        for (int k = 0; k < 4; k++) {
+            const float put[4] = {NAN, -0.5f, HUGE_VALF, 0};
+            int wrong = k == 0 || (k == 1 && i > 3);
+            moments[i][3] = put[k];
+            CHECK_OK(ctx, dlrn_trainer_save(t, path));
+            CHECK_STATUS(dlrn_trainer_resume(ctx, path, NULL, NULL, &again), wrong ? DLRN_ERR_VALUE : DLRN_OK);
+            if (wrong) CHECK_STR(dlrn_error(ctx), i > 3 ? "element 3: expected a number from 0, found " : "element 3");
+            dlrn_trainer_destroy(again);
+            again = NULL;
+        }
+    }
     dlrn_trainer_destroy(t);
     dlrn_context_destroy(ctx);
 }
@@ -862,6 +878,59 @@ TEST(a_resumed_run_draws_the_same_rows) {
     dlrn_trainer_destroy(again);
     dlrn_buffer_destroy(one);
     dlrn_buffer_destroy(two);
+    dlrn_context_destroy(ctx);
+}
+
+/* A run of one time through its rows that is resumed for two. */
+TEST(a_resumed_run_may_go_on_for_longer) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    const char *path = tmp_path("longer.safetensors");
+    for (int drained = 0; drained < 2; drained++) {
+        int64_t steps[2] = {0, 0};
+        for (int part = 0; part < 2; part++) {
+            dlrn_buffer *b = make_buffer(ctx);
+            ((dlrni_array_source *)b->source.user)->epochs = part + 1;
+            dlrn_trainer *t = NULL;
+            if (part)
+                CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, b, &t));
+            else
+                CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, b, &t));
+            int64_t until = drained || part ? MANY : MANY / 16 - 3; /* the source has ended, and there are rows yet */
+            while (dlrn_trainer_steps_done(t) < until && dlrn_trainer_step(t, NULL) == DLRN_OK) steps[part]++;
+            CHECK_OK(ctx, dlrn_trainer_save(t, path));
+            if (part) CHECK(dlrn_buffer_rows_read(b) == 2 * MANY);
+            dlrn_trainer_destroy(t);
+            dlrn_buffer_destroy(b);
+        }
+        CHECK(steps[0] >= MANY / 16 - 3 && steps[0] + steps[1] >= 2 * MANY / 16);
+    }
+    dlrn_context_destroy(ctx);
+}
+
+/* Fewer rows than were read: they are other rows. */
+TEST(a_run_is_not_resumed_on_fewer_rows) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    const char *path = tmp_path("fewer.safetensors");
+    int64_t none = 0;
+    dlrn_buffer *b = make_buffer(ctx);
+    dlrn_trainer *t = NULL;
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, b, &t));
+    for (int i = 0; i < 6; i++) CHECK_OK(ctx, dlrn_trainer_step(t, NULL));
+    CHECK_OK(ctx, dlrn_trainer_save(t, path));
+    dlrn_trainer_destroy(t);
+    dlrn_buffer_destroy(b);
+    b = make_buffer(ctx);
+    ((dlrni_array_source *)b->source.user)->rows = 20;
+    CHECK_OK(ctx, dlrn_buffer_peek(b, 0, 0, NULL, NULL, &none));
+    int64_t held = dlrn_buffer_unread(b);
+    CHECK_STATUS(dlrn_trainer_resume(ctx, path, NULL, b, &t), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx),
+              "fewer.safetensors: not a checkpoint for this trainer: buffer: the source, on its way to ");
+    CHECK_STR(dlrn_error(ctx), "expected at most 60, the end of its rows");
+    CHECK(dlrn_buffer_unread(b) == held); /* and the buffer is as it was */
+    dlrn_buffer_destroy(b);
     dlrn_context_destroy(ctx);
 }
 
@@ -992,6 +1061,8 @@ int main(int argc, char **argv) {
     RUN(a_resumed_trainer_goes_on_with_the_same_bits);
     RUN(checkpoints_that_lie);
     RUN(a_resumed_run_draws_the_same_rows);
+    RUN(a_resumed_run_may_go_on_for_longer);
+    RUN(a_run_is_not_resumed_on_fewer_rows);
     RUN(a_resampling_that_is_stopped_goes_on);
     RUN(what_is_not_finite_is_not_saved);
     RUN(a_whole_run_ends_with_the_data_or_when_told);
