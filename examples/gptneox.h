@@ -404,6 +404,16 @@ static dlrn_status neox_check_layers(neox_model *m) {
     return DLRN_OK;
 }
 
+/* As a dictionary's: with one that is not, all that the model says would be none. */
+static dlrn_status neox_read_finite(neox_model *m, int64_t index, const char *name, int64_t n, float *out) {
+    NEOX_TRY(dlrn_archive_read(m->archive, index, out));
+    for (int64_t i = 0; i < n; i++)
+        if (!isfinite(out[i]))
+            return dlrn_fail(m->ctx, DLRN_ERR_VALUE, "%s: %s: element %lld: expected a finite number, found %g",
+                             dlrn_archive_path(m->archive), name, (long long)i, (double)out[i]);
+    return DLRN_OK;
+}
+
 static dlrn_status neox_need_layer(neox_model *m, int64_t l) {
     neox_layer *layer = &m->layer[l];
     char name[160];
@@ -422,7 +432,7 @@ static dlrn_status neox_need_layer(neox_model *m, int64_t l) {
         if (neox_is_absent(&m->cfg, p))
             memset(at, 0, (size_t)rows * sizeof *at);
         else
-            s = dlrn_archive_read(m->archive, dlrn_archive_find(m->archive, name), at);
+            s = neox_read_finite(m, dlrn_archive_find(m->archive, name), name, rows * cols, at);
         if (s != DLRN_OK) {
             dlrn_free(m->ctx, block);
             memset(layer, 0, sizeof *layer);
@@ -443,7 +453,7 @@ static dlrn_status neox_read_matrix(neox_model *m, const char *prefix, const cha
     if (index < 0) return DLRN_ERR_FORMAT;
     float *block = (float *)dlrn_alloc(m->ctx, rows * cols, sizeof *block);
     if (!block) return DLRN_ERR_MEMORY;
-    dlrn_status s = dlrn_archive_read(m->archive, index, block);
+    dlrn_status s = neox_read_finite(m, index, name, rows * cols, block);
     if (s != DLRN_OK) {
         dlrn_free(m->ctx, block);
         return s;

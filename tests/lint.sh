@@ -34,9 +34,16 @@ contents() { # the manual's contents page names the rooms as they follow
     sed -n 's/^\/\/ \(>>[a-z-]*\)$/\1/p' dictlearn.h > "$dir/banners"
     diff "$dir/contents" "$dir/banners"
 }
+statuses() { # a status that nobody looks at is a warning: every declaration says so
+    awk '/^DLRN_API .*dlrn_status dlrn_/ && !/DLRN_CHECK/ && !/dlrn_fail\(/ { declared = FNR ": " $0 }
+         declared && /{$/ { declared = "" }
+         declared && /;$/ { print declared; bad = 1; declared = "" }
+         END { exit bad }' dictlearn.h
+}
 check "columns <= 120" columns
 check "no trailing blanks, no tabs" blanks
 check "functions <= 80 lines" function_length
+check "a status that is ignored is a warning" statuses
 check "the contents page lists every room, in order" contents
 if have clang-format; then
     check "clang-format" clang-format --dry-run -Werror $sources
@@ -64,9 +71,11 @@ undefined() { # undefined FLAGS...: the external names that it asks for are in $
     symbols "$@" > /dev/null || return 1
     nm -u "$dir/header.o" | awk '{ print $2 }' > "$dir/undefined"
 }
-no_output_no_exit() { # and, at that, nothing that ends the process or writes to its streams
+no_output_no_exit() { # nothing that ends the process or writes to its streams; without NDEBUG an assert may
+    ends='exit|_exit|_Exit|quick_exit|abort|raise|kill|__assert_fail|longjmp|__longjmp_chk'
+    prints='v?f?d?printf|__v?f?d?printf_chk|f?puts|f?putc|putchar|_IO_putc|perror|psignal|write|stderr'
     undefined || return 1
-    grep -xE 'printf|puts|putchar|perror|exit|_exit|abort|stderr|srand|rand' "$dir/undefined" && return 1
+    grep -xE "$ends|$prints|srand|rand" "$dir/undefined" && return 1
     return 0
 }
 no_files() { # without stdio: nothing of the system but memory, numbers, texts, sorting and the environment
@@ -84,6 +93,7 @@ macros() { # macros COMPILER MODE: every macro that the header leaves in a file 
     { cat "$dir/system.c"; echo '#include "dictlearn.h"'; } > "$dir/with.c"
     $1 -std=c99 -I. $2 -dM -E "$dir/system.c" | sort > "$dir/without.txt"
     $1 -std=c99 -I. $2 -dM -E "$dir/with.c" | sort > "$dir/with.txt"
+    grep -q "^#define DLRN_VERSION " "$dir/with.txt" || { echo "it defines nothing"; return 1; }
     comm -13 "$dir/without.txt" "$dir/with.txt" | awk '{ print $2 }' | sed 's/(.*//' |
         grep -vE '^(DLRN_|DICTLEARN_|DLRNI_IMPLEMENTED$)' && return 1
     return 0

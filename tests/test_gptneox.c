@@ -475,6 +475,84 @@ TEST(folders_that_are_not_models) {
     }
 }
 
+/* The tiny model in another folder, with `now` for `was` in a file; in that of the weights of the same length. */
+static void altered(const char *file, const char *was, const char *now) {
+    static const char *const files[2] = {"config.json", "model.safetensors"};
+    char from[512], to[512], *text, *at;
+    size_t size;
+    mkdir(tmp_path("altered"), 0777);
+    for (int i = 0; i < 2; i++) {
+        snprintf(from, sizeof from, "%s/%s", MODEL, files[i]);
+        snprintf(to, sizeof to, "%s/%s", tmp_path("altered"), files[i]);
+        CHECK_OK(ctx, dlrn_file_read(ctx, from, &text, &size));
+        if (!strcmp(file, files[i])) {
+            CHECK((at = strstr(text + (i ? 8 : 0), was)) != NULL && (i == 0 || strlen(was) == strlen(now)));
+            char *rest = at + strlen(was), *whole = (char *)malloc(size + strlen(now));
+            size_t first = (size_t)(at - text), last = size - (size_t)(rest - text);
+            CHECK(whole != NULL);
+            memcpy(whole, text, first);
+            memcpy(whole + first, now, strlen(now));
+            memcpy(whole + first + strlen(now), rest, last);
+            CHECK_OK(ctx, dlrn_file_write(ctx, to, whole, first + strlen(now) + last));
+            free(whole);
+        } else {
+            CHECK_OK(ctx, dlrn_file_write(ctx, to, text, size));
+        }
+        dlrn_free(ctx, text);
+    }
+}
+
+static void refuse_altered(const char *file, const char *was, const char *now, dlrn_status status, const char *words) {
+    neox_model *m = NULL;
+    altered(file, was, now);
+    CHECK_STATUS(neox_load(ctx, tmp_path("altered"), &m), status);
+    CHECK_STR(dlrn_error(ctx), words);
+    CHECK(m == NULL);
+}
+
+TEST(weights_that_are_not_the_configs) {
+    open_all();
+    refuse_altered("config.json", "\"hidden_size\": 128", "\"hidden_size\": 64", DLRN_ERR_FORMAT,
+                   "altered/model.safetensors: gpt_neox.layers.0.input_layernorm.weight: expected 64 x 1, found 1 "
+                   "dimensions, 128 x 1");
+    refuse_altered("config.json", "\"intermediate_size\": 512", "\"intermediate_size\": 256", DLRN_ERR_FORMAT,
+                   "layers.0.mlp.dense_h_to_4h.weight: expected 256 x 128, found 2 dimensions, 512 x 128");
+    refuse_altered("config.json", "\"num_hidden_layers\": 6", "\"num_hidden_layers\": 7", DLRN_ERR_FORMAT,
+                   "layers.6.input_layernorm.weight: expected a tensor of this name, found none");
+    refuse_altered("model.safetensors", "layers.3.mlp.dense_4h_to_h.bias", "layers.3.mlp.dense_4h_to_h.bios",
+                   DLRN_ERR_FORMAT, "layers.3.mlp.dense_4h_to_h.bias: expected a tensor of this name, found none");
+}
+
+/* As a dictionary's: said when the layer is read. */
+TEST(weights_that_are_not_finite) {
+    static const char *const names[] = {"gpt_neox.layers.0.mlp.dense_4h_to_h.weight", "gpt_neox.final_layer_norm.bias",
+                                        "embed_out.weight"};
+    const int32_t id[2] = {1, 2};
+    const int64_t start[2] = {0, 2};
+    const neox_batch batch = {id, start, 1};
+    open_all();
+    for (int i = 0; i < 3; i++) {
+        neox_model *m = NULL;
+        char *text, *at, words[200];
+        size_t size;
+        altered("config.json", "x", "x");
+        char *path = tmp_path("altered/model.safetensors");
+        CHECK_OK(ctx, dlrn_file_read(ctx, path, &text, &size));
+        long long offset = 0;
+        CHECK((at = strstr(text + 8, names[i])) != NULL && (at = strstr(at, "data_offsets")) != NULL);
+        CHECK(sscanf(at, "data_offsets\":[%lld", &offset) == 1);
+        memcpy(text + 8 + dlrni_le((const unsigned char *)text, 8) + offset + 2 * 5, "\x00\x7e", 2); /* f16: NaN */
+        CHECK_OK(ctx, dlrn_file_write(ctx, path, text, size));
+        dlrn_free(ctx, text);
+        CHECK_OK(ctx, neox_load(ctx, tmp_path("altered"), &m));
+        CHECK_STATUS(neox_run(m, &batch, NULL, 0, NULL, NULL, 1), DLRN_ERR_VALUE);
+        snprintf(words, sizeof words, "altered/model.safetensors: %s: element 5: expected a finite number, found ",
+                 names[i]);
+        CHECK_STR(dlrn_error(ctx), words);
+        neox_destroy(m);
+    }
+}
+
 /* The tiny model with a config.json that promises more positions than there is memory for: it runs as it did, since
    room is made for the sequences that come. */
 TEST(config_of_many_positions) {
@@ -722,6 +800,8 @@ int main(int argc, char **argv) {
     RUN(source_that_is_stopped);
     RUN(source_with_a_target);
     RUN(folders_that_are_not_models);
+    RUN(weights_that_are_not_the_configs);
+    RUN(weights_that_are_not_finite);
     RUN(config_of_many_positions);
     RUN(memory_that_is_asked_for_again);
     RUN(layers_that_share_their_tensors);

@@ -23,6 +23,7 @@ static const fuzz_target fuzz_targets[] = {
     {"tokenizer", fuzz_tokenizer, NULL},
     {"model", fuzz_model, NULL},
     {"documents", fuzz_documents, NULL},
+    {"shards", fuzz_shards, NULL},
     {"checkpoint", fuzz_checkpoint, mutate_safetensors},
 };
 enum { FUZZ_TARGETS = sizeof fuzz_targets / sizeof *fuzz_targets };

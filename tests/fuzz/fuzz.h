@@ -74,8 +74,9 @@ static void fuzz_write(const char *name, const void *bytes, size_t size) {
 
 /* Also after a check that failed. */
 static void fuzz_clean(void) {
-    static const char *const names[] = {"ae.pt",    "config.json", "model.safetensors", "again.pt",       "again.npz",
-                                        "text.txt", "text.jsonl",  "again.safetensors", "tokenizer.json", "x.npy"};
+    static const char *const names[] = {"ae.pt",          "config.json", "model.safetensors", "again.pt",
+                                        "again.npz",      "text.txt",    "text.jsonl",        "again.safetensors",
+                                        "tokenizer.json", "x.npy",       "x.index.json"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) remove(fuzz_path(names[i]));
     remove(fuzz_folder());
 }

@@ -42,6 +42,22 @@ static void fuzz_safetensors(const unsigned char *data, size_t size) {
     if (a) fuzz_use(a, size);
 }
 
+/* The index of a model in shards, which are these two files. */
+static void fuzz_shards(const unsigned char *data, size_t size) {
+    static const float numbers[6] = {1, 2, 3, 4, 5, 6};
+    const dlrn_tensor_out tensors[2] = {{"a", DLRN_F32, 1, {6}, numbers}, {"b", DLRN_F32, 2, {2, 3}, numbers}};
+    dlrn_archive *a = NULL;
+    CHECK_OK(ctx, dlrn_archive_write(ctx, fuzz_path("model.safetensors"), tensors, 2, NULL));
+    CHECK_OK(ctx, dlrn_archive_write(ctx, fuzz_path("ae.pt"), tensors, 1, NULL));
+    fuzz_write("x.index.json", data, size);
+    fuzz_allow(size, 2 * FUZZ_TREE, 2 * FUZZ_LITTLE);
+    dlrn_status s = dlrn_archive_open(ctx, fuzz_path("x.index.json"), &a);
+    fuzz_allow_all();
+    CHECK((s == DLRN_OK) == (a != NULL));
+    for (int64_t i = 0; a && i < dlrn_archive_count(a); i++) free(fuzz_read(a, i));
+    dlrn_archive_close(a);
+}
+
 /* One array, and the rows of it as a source; those that are not there may be of any width. */
 static void fuzz_npy(const unsigned char *data, size_t size) {
     dlrn_source source;
