@@ -77,15 +77,18 @@ await() { # await COMMAND...: until it succeeds, for 20 seconds at most
         done
     done
 }
-stopped() { # stopped NAME WANTED CONDITION COMMAND...: ended once CONDITION holds; how long that took, too
+# stopped NAME WANTED CONDITION COMMAND...: ended once CONDITION holds, by $stop_by (TERM); how long that took, too. A
+# shell's background jobs ignore INT, unless they are told not to.
+stopped() {
     harness_name=$1 harness_want=$2 harness_when=$3 harness_got=0
     shift 3
     rm -f "$d/err"
+    if [ "${stop_by:-TERM}" = INT ]; then set -- env --default-signal=INT "$@"; fi
     "$@" > "$d/out" 2> "$d/err" &
     harness_job=$!
     await sh -c "$harness_when"
     harness_seconds=$(date +%s)
-    kill -TERM $harness_job
+    kill -"${stop_by:-TERM}" $harness_job
     wait $harness_job || harness_got=$?
     harness_seconds=$(($(date +%s) - harness_seconds))
     check_equal "$harness_name: status" "$harness_want" $harness_got

@@ -568,6 +568,23 @@ TEST(claims_in_proportion) {
     CHECK(taken() < 8192);
 }
 
+/* What cannot be mapped grows as it comes. */
+TEST(streams_in_proportion) {
+    enum { LARGE = 3000000 };
+    char *bytes = (char *)calloc(1, LARGE);
+    size_t n;
+    CHECK(bytes != NULL);
+    dlrn_status s = dlrn_file_write(ctx, tmp_path("stream.bin"), bytes, LARGE);
+    free(bytes);
+    CHECK_OK(ctx, s);
+    size_t before = starve.in_use;
+    starve.peak = starve.in_use;
+    CHECK_OK(ctx, dlrn_file_read(ctx, tmp_path("stream.bin"), &bytes, &n));
+    CHECK_MSG(n == LARGE && starve.peak - before <= 3 * LARGE, "%zu bytes for %d", starve.peak - before, (int)LARGE);
+    dlrn_free(ctx, bytes);
+    CHECK(starve.in_use == before);
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     ctx = starve_context(1);
@@ -587,6 +604,7 @@ int main(int argc, char **argv) {
     RUN(pickles_in_proportion);
     RUN(json_in_proportion);
     RUN(claims_in_proportion);
+    RUN(streams_in_proportion);
     dlrn_context_destroy(ctx);
     return TEST_END();
 }
