@@ -7598,28 +7598,31 @@ DLRNI_INTERNAL int dlrni_never_or_positive(int64_t period) {
     return period == -1 || period > 0;
 }
 
-#define DLRNI_SETTING(ctx, condition, text)                                                                            \
-    if (!(condition)) return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "dlrn_train_config: " text)
-
 DLRNI_INTERNAL dlrn_status dlrni_check_config(dlrn_context *ctx, const dlrn_train_config *cfg) {
-    DLRNI_SETTING(ctx, cfg->lr >= 0 && cfg->lr <= (double)FLT_MAX, "lr must be a finite number, not negative");
-    DLRNI_SETTING(ctx, fabs(cfg->sparsity_penalty) <= (double)FLT_MAX, "sparsity_penalty must be finite");
-    DLRNI_SETTING(ctx, cfg->beta1 >= 0 && cfg->beta1 < 1 && cfg->beta2 >= 0 && cfg->beta2 < 1,
-                  "beta1 and beta2 must be in [0, 1)");
-    DLRNI_SETTING(ctx, cfg->eps > 0 && cfg->eps <= (double)FLT_MAX && (float)cfg->eps > 0, "eps must be positive");
-    DLRNI_SETTING(ctx, cfg->loss == DLRN_LOSS_NORM || cfg->loss == DLRN_LOSS_SQUARED, "unknown loss");
-    DLRNI_SETTING(ctx, cfg->sparsity == DLRN_SPARSITY_L1 || cfg->sparsity == DLRN_SPARSITY_ENTROPY, "unknown sparsity");
-    DLRNI_SETTING(ctx, cfg->steps >= -1, "steps must be -1 or more");
-    DLRNI_SETTING(ctx, cfg->warmup_steps >= 0, "warmup_steps must not be negative");
-    DLRNI_SETTING(ctx, dlrni_never_or_positive(cfg->resample_steps) && cfg->resample_steps <= INT64_MAX / 2,
-                  "resample_steps must be positive, or -1 for never");
-    DLRNI_SETTING(ctx, cfg->resample_rows > 0, "resample_rows must be positive");
-    DLRNI_SETTING(ctx, cfg->ghost_threshold >= -1, "ghost_threshold must be -1 (never) or more");
-    DLRNI_SETTING(ctx, dlrni_never_or_positive(cfg->log_steps), "log_steps must be positive, or -1 for never");
-    DLRNI_SETTING(ctx, dlrni_never_or_positive(cfg->save_steps), "save_steps must be positive, or -1 for never");
+    const double most = (double)FLT_MAX;
+#define DLRNI_SETTING(field, condition, wanted)                                                                        \
+    if (!(condition))                                                                                                  \
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "dlrn_train_config: " #field ": expected %s, found %g", wanted,       \
+                         (double)cfg->field);
+    DLRNI_SETTING(lr, cfg->lr >= 0 && cfg->lr <= most, "a finite number from 0")
+    DLRNI_SETTING(sparsity_penalty, fabs(cfg->sparsity_penalty) <= most, "a finite number")
+    DLRNI_SETTING(beta1, cfg->beta1 >= 0 && cfg->beta1 < 1, "a number from 0 below 1")
+    DLRNI_SETTING(beta2, cfg->beta2 >= 0 && cfg->beta2 < 1, "a number from 0 below 1")
+    DLRNI_SETTING(eps, cfg->eps > 0 && cfg->eps <= most && (float)cfg->eps > 0, "a finite number above 0")
+    DLRNI_SETTING(loss, cfg->loss == DLRN_LOSS_NORM || cfg->loss == DLRN_LOSS_SQUARED, "a DLRN_LOSS_")
+    DLRNI_SETTING(sparsity, cfg->sparsity == DLRN_SPARSITY_L1 || cfg->sparsity == DLRN_SPARSITY_ENTROPY,
+                  "a DLRN_SPARSITY_")
+    DLRNI_SETTING(steps, cfg->steps >= -1, "a number, or -1 for all rows")
+    DLRNI_SETTING(warmup_steps, cfg->warmup_steps >= 0, "a number from 0")
+    DLRNI_SETTING(resample_steps, dlrni_never_or_positive(cfg->resample_steps), "a number from 1, or -1 for never")
+    DLRNI_SETTING(resample_steps, cfg->resample_steps <= INT64_MAX / 2, "at most 2^62")
+    DLRNI_SETTING(resample_rows, cfg->resample_rows > 0, "a number from 1")
+    DLRNI_SETTING(ghost_threshold, cfg->ghost_threshold >= -1, "a number from 0, or -1 for never")
+    DLRNI_SETTING(log_steps, dlrni_never_or_positive(cfg->log_steps), "a number from 1, or -1 for never")
+    DLRNI_SETTING(save_steps, dlrni_never_or_positive(cfg->save_steps), "a number from 1, or -1 for never")
+#undef DLRNI_SETTING
     return DLRN_OK;
 }
-#undef DLRNI_SETTING
 
 /* ---- The trainer ---- */
 

@@ -103,16 +103,16 @@ TEST(settings_of_a_trainer) {
         change;                                                                                                        \
         ARGUMENT(dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t), words);                                               \
     } while (0)
-    SETTING(cfg.lr = INFINITY, "lr must be");
-    SETTING(cfg.sparsity_penalty = NAN, "sparsity_penalty must be");
+    SETTING(cfg.lr = INFINITY, "dlrn_train_config: lr: expected a finite number from 0, found inf");
+    SETTING(cfg.sparsity_penalty = NAN, "sparsity_penalty: expected a finite number, found ");
     SETTING(cfg.beta1 = -0.1, "beta1");
     SETTING(cfg.beta1 = 1, "beta1");
     SETTING(cfg.beta2 = NAN, "beta");
     SETTING(cfg.eps = 0, "eps");
     SETTING(cfg.eps = INFINITY, "eps");
     SETTING(cfg.eps = 1e-60, "eps"); /* 0 as an f32 */
-    SETTING(cfg.loss = (dlrn_loss)9, "unknown loss");
-    SETTING(cfg.sparsity = (dlrn_sparsity)9, "unknown sparsity");
+    SETTING(cfg.loss = (dlrn_loss)9, "loss: expected a DLRN_LOSS_, found 9");
+    SETTING(cfg.sparsity = (dlrn_sparsity)9, "sparsity: expected a DLRN_SPARSITY_, found 9");
     SETTING(cfg.steps = -2, "steps");
     SETTING(cfg.resample_steps = -2, "resample_steps");
     SETTING(cfg.resample_steps = INT64_MAX, "resample_steps");

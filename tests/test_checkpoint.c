@@ -125,7 +125,7 @@ TEST(settings) {
     const char *after = "\"config\":";
     altered(after, "steps\\\": 3", "steps\\\":-3", DLRN_ERR_FORMAT, "\"config.steps\" is missing");
     altered(after, "\\\"lr\\\": 0.0003", "\\\"lr\\\": [0.00]", DLRN_ERR_FORMAT, "\"config.lr\" is missing");
-    altered(after, "\\\"lr\\\": 0.0003", "\\\"lr\\\": -0.003", DLRN_ERR_FORMAT, "lr must be");
+    altered(after, "\\\"lr\\\": 0.0003", "\\\"lr\\\": -0.003", DLRN_ERR_FORMAT, "config: lr: expected a");
     altered(after, "819200,", "8192e2,", DLRN_ERR_FORMAT, "\"config.resample_rows\" is missing");
     altered(after, "\\\"norm\\\"", "\\\"no\\\"", DLRN_ERR_FORMAT, "\"config.loss\" is missing");
     altered(after, "\\\"l1\\\"", "\\\"l7\\\"", DLRN_ERR_FORMAT, "\"config.sparsity\" is missing");

@@ -796,7 +796,8 @@ TEST(checkpoints_that_lie) {
         const char *text, *with, *words;
         dlrn_status status;
     } lies[] = {
-        {"beta1\\\": 0.9", "beta1\\\": 7.9", "config: beta1 and beta2 must be in [0, 1)", DLRN_ERR_FORMAT},
+        {"beta1\\\": 0.9", "beta1\\\": 7.9", "config: beta1: expected a number from 0 below 1, found 7.9",
+         DLRN_ERR_FORMAT},
         {"beta1\\\": 0.9", "beta1\\\": nul", "JSON, line 1, byte", DLRN_ERR_FORMAT},
         {"checkpoint 1", "checkpoint 2", "\"format\" is missing or malformed", DLRN_ERR_FORMAT},
         {"dict_size\\\": ", "dict_size\\\":9", "tensor encoder_weight: expected F32 [9", DLRN_ERR_SHAPE},
