@@ -77,7 +77,8 @@ await() { # await COMMAND...: until it succeeds, for 20 seconds at most
         done
     done
 }
-stopped() { # stopped NAME WANTED CONDITION COMMAND...: ended once CONDITION holds; how long that took, too
+stopped() { # stopped NAME WANTED CONDITION COMMAND...: ended by $harness_signal (TERM) once CONDITION holds; how long
+    # that took, too
     harness_name=$1 harness_want=$2 harness_when=$3 harness_got=0
     shift 3
     rm -f "$d/err"
@@ -85,7 +86,7 @@ stopped() { # stopped NAME WANTED CONDITION COMMAND...: ended once CONDITION hol
     harness_job=$!
     await sh -c "$harness_when"
     harness_seconds=$(date +%s)
-    kill -TERM $harness_job
+    kill -"${harness_signal:-TERM}" $harness_job
     wait $harness_job || harness_got=$?
     harness_seconds=$(($(date +%s) - harness_seconds))
     check_equal "$harness_name: status" "$harness_want" $harness_got
