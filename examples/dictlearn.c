@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,11 +22,17 @@
 #include "gptneox.h"
 
 #include "dictlearn_args.h"
+#include "dictlearn_process.h"
 #include "dictlearn_source.h"
 
 static int fail(dlrn_context *ctx) {
+    if (output_failed()) {
+        end_if_unread();
+        if (strncmp(dlrn_error(ctx), "standard output: ", 17)) return 1; /* it is told at the end */
+    }
     fprintf(stderr, "dictlearn: %s\n",
-            stopping(NULL) ? "stopped before it was done: nothing was saved" : dlrn_error(ctx));
+            stop_asked && !stop_held ? "stopped before it was done: nothing was saved" : dlrn_error(ctx));
+    clearerr(stdout); /* told */
     return 1;
 }
 
@@ -62,6 +69,30 @@ static void tell_end(void) { /* the terminal's line is left standing */
     told_on_terminal = 0;
 }
 
+/* Names and texts of files are shown without what a terminal would obey. */
+static int is_control(uint32_t c) {
+    return c < 32 || (c >= 127 && c < 160);
+}
+
+/* Bytes for people, on one line: line ends become a sign, blanks a space, other control characters a question mark,
+   and what is not UTF-8 U+FFFD. Returns how many characters that are. */
+static int put_text(FILE *f, const char *s, int64_t n) {
+    int shown = 0;
+    for (int64_t i = 0, length; i < n; i += length, shown++) {
+        uint32_t c;
+        length = bpe_char(s + i, n - i, &c);
+        if (c >= BPE_RAW)
+            fputs("\xEF\xBF\xBD", f);
+        else if (c == '\n')
+            fputs("\xE2\x8F\x8E", f);
+        else if (is_control(c))
+            fputc(c == '\t' || c == '\r' ? ' ' : '?', f);
+        else
+            fwrite(s + i, 1, (size_t)length, f);
+    }
+    return shown;
+}
+
 /* Bytes as a JSON string; what is not UTF-8 (a character cut in two) becomes U+FFFD. */
 static void put_json_text(FILE *f, const char *s, int64_t n) {
     fputc('"', f);
@@ -74,7 +105,7 @@ static void put_json_text(FILE *f, const char *s, int64_t n) {
             fprintf(f, "\\%c", (char)c);
         else if (c == '\n')
             fputs("\\n", f);
-        else if (c < 32)
+        else if (is_control(c))
             fprintf(f, "\\u%04x", (unsigned)c);
         else
             fwrite(s + i, 1, (size_t)length, f);
@@ -153,7 +184,8 @@ static void print_tensors(const dlrn_archive *a, int json) {
             put_json_text(stdout, t->name, (int64_t)strlen(t->name));
             printf(", \"dtype\": \"%s\", \"shape\": [", dlrn_dtype_name(t->dtype));
         } else {
-            printf("%-24s %-5s [", t->name, dlrn_dtype_name(t->dtype));
+            int shown = put_text(stdout, t->name, (int64_t)strlen(t->name));
+            printf("%*s %-5s [", shown < 24 ? 24 - shown : 0, "", dlrn_dtype_name(t->dtype));
         }
         print_shape(t, ", ");
         printf(json ? "]}" : "]\n");
@@ -224,7 +256,8 @@ static int run_inspect(dlrn_context *ctx, const options *o) {
         put_json_text(stdout, o->path, (int64_t)strlen(o->path));
         printf(", \"format\": \"%s\"", dlrn_archive_format(a));
     } else if (s == DLRN_OK) {
-        printf("%s: %s\n", o->path, dlrn_archive_format(a));
+        put_text(stdout, o->path, (int64_t)strlen(o->path));
+        printf(": %s\n", dlrn_archive_format(a));
     }
     if (s == DLRN_OK && is_model) print_model(&model, o->json);
     if (s == DLRN_OK && is_dict) {
@@ -460,16 +493,9 @@ static void print_commands(void) {
     printf("\ndictlearn COMMAND --help tells a command's flags. Exit status: 0 done, 1 failed, 2 wrong usage.\n");
 }
 
-/* What was printed is only done when it has gone out. */
-static int end_output(int status) {
-    int bad = ferror(stdout) != 0;
-    bad |= fflush(stdout) != 0;
-    if (!bad || status) return status;
-    fprintf(stderr, "dictlearn: standard output: cannot be written: %s\n", strerror(errno));
-    return 1;
-}
-
 int main(int argc, char **argv) {
+    if (!open_streams()) return 1;
+    note_signals();
     const command *c = NULL;
     if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "help"))) return print_commands(), end_output(0);
     for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
@@ -489,7 +515,6 @@ int main(int argc, char **argv) {
     dlrn_status s = dlrn_context_create(&cfg, &ctx);
     if (s == DLRN_ERR_MEMORY) return fputs("dictlearn: out of memory, before anything was done\n", stderr), 1;
     if (s != DLRN_OK) return usage_error(c->name, "no such set of kernels here", o.kernels);
-    note_signals();
     status = c->run(ctx, &o);
     dlrn_context_destroy(ctx);
     return end_output(status);

@@ -59,6 +59,10 @@ wrong() { # wrong NAME PATTERN COMMAND...: status 2 and one line that says what 
     check_equal "$harness_line: in one line" 1 "$(wc -l < "$d/err" | tr -d ' ')"
 }
 
+obeyed() { # obeyed FILE: it has what a terminal obeys, other than line ends
+    LC_ALL=C grep -q "$(printf '[\001-\011\013-\037\177]\\|\302[\200-\237]')" "$1"
+}
+
 absent() { # absent NAME PATH...: none of them is there
     harness_name=$1
     shift
@@ -77,18 +81,18 @@ await() { # await COMMAND...: until it succeeds, for 20 seconds at most
         done
     done
 }
-# stopped NAME WANTED CONDITION COMMAND...: ended once CONDITION holds, by $stop_by (TERM); how long that took, too. A
-# shell's background jobs ignore INT, unless they are told not to.
+# stopped NAME WANTED CONDITION COMMAND...: ended once CONDITION holds, by $harness_signal (TERM); how long that took,
+# too. A shell's background jobs ignore INT, unless they are told not to.
 stopped() {
     harness_name=$1 harness_want=$2 harness_when=$3 harness_got=0
     shift 3
     rm -f "$d/err"
-    if [ "${stop_by:-TERM}" = INT ]; then set -- env --default-signal=INT "$@"; fi
+    if [ "${harness_signal:-TERM}" = INT ]; then set -- env --default-signal=INT "$@"; fi
     "$@" > "$d/out" 2> "$d/err" &
     harness_job=$!
     await sh -c "$harness_when"
     harness_seconds=$(date +%s)
-    kill -"${stop_by:-TERM}" $harness_job
+    kill -"${harness_signal:-TERM}" $harness_job
     wait $harness_job || harness_got=$?
     harness_seconds=$(($(date +%s) - harness_seconds))
     check_equal "$harness_name: status" "$harness_want" $harness_got

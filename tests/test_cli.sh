@@ -102,6 +102,31 @@ else
     skip "standard output that is full" "no /dev/full"
 fi
 
+# ---- Streams that are closed at the start, or that nobody reads any more
+lost() { # lost NAME WANTED STATUS: 1 with a line that says what failed, or as wanted
+    check_equal "$1" "$2" "$3 $(grep -c '^dictlearn: standard output: cannot .*Bad file descriptor$' "$d/err")"
+}
+"$dl" inspect "$D" >&- 2> "$d/err"
+lost "inspect with standard output closed" "1 1" $?
+"$dl" encode --dict "$D" --data "$d/x.npy" --sparse --out - >&- 2> "$d/err"
+lost "encode --out - with standard output closed" "1 1" $?
+"$dl" encode --dict "$D" --data "$d/x.npy" --sparse --out "$d/closed.npz" <&- >&- 2> "$d/err"
+lost "encode to a file with standard output closed" "0 0" $?
+same "the file is as it is otherwise" "$d/f.npz" "$d/closed.npz"
+$train --steps 3 --save-dir "$d/closed" <&- >&- 2>&-
+check_equal "train with all streams closed" 0 $?
+unread() { # unread COMMAND...: its status, while nobody reads what it says
+    (sleep 0.3 && "$@" && true; echo $? > "$d/status") | true
+    cat "$d/status"
+}
+check_equal "inspect into a pipe that is closed" "141 " "$(unread "$dl" inspect "$D" 2> "$d/err") $(cat "$d/err")"
+check_equal "encode into a pipe that is closed" "141 " \
+    "$(unread "$dl" encode --dict "$D" --data "$d/x.npy" --out - 2> "$d/err") $(cat "$d/err")"
+spoken="$dl train --data $d/x.npy --dict-size 256 --batch-size 64 --n-ctxs 8 --steps 3 --save-dir $d/unheard"
+check_equal "train while nobody reads its progress" 0 "$(unread sh -c "$spoken 2>&1")"
+absent "it leaves no lock" "$d/unheard/lock"
+check "and is saved" test -s "$d/unheard/ae.pt"
+
 # ---- Forms are told apart by content
 "$dl" encode --dict "$D" --data "$d/x.npy" --sparse --out - > "$d/codes"
 "$dl" decode --dict "$D" --data - --out - < "$d/codes" > "$d/u.npy"
@@ -110,6 +135,16 @@ status "sparse codes under any name" 0 "$dl" decode --dict "$D" --data "$d/codes
 same "are decoded" "$d/y.npy" "$d/u.npy"
 status "codes of another width" 1 "$dl" decode --dict "$D" --data "$d/x.npy" --out "$d/g.npy"
 says "are told" "x.npy: wrong width, expected 256, found 128" "$d/err"
+
+# ---- Names that a terminal would obey
+header='{"a\u001b[31m\u0007\u009bz\u00e9":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+printf "\\$(printf %o ${#header})\\0\\0\\0\\0\\0\\0\\0%s\\0\\0\\0\\0" "$header" > "$d/wild.safetensors"
+status "inspect of a wild name" 0 "$dl" inspect "$d/wild.safetensors"
+check_fails "a wild name does not reach the terminal" obeyed "$d/out"
+says "the name is shown" "^a?.31m??z.* F32" "$d/out"
+status "inspect --json of a wild name" 0 "$dl" inspect "$d/wild.safetensors" --json
+check_fails "nor is it here" obeyed "$d/out"
+says "where it is the same name" 'a.u001b.31m.u0007.u009bz' "$d/out"
 
 # ---- Wrong usage
 wrong "convert to standard output" "expected a name ending in .pt, .safetensors or .npz" "$dl" convert "$D" -
@@ -122,6 +157,26 @@ wrong "--io with --data" "goes with --model" $train --io in_to_out --save-dir "$
 wrong "--layer with --data" "goes with --model" $train --layer 3 --save-dir "$d/none"
 wrong "two sizes" "found both" $train --expansion 3 --save-dir "$d/none"
 wrong "too large a size" "at most 2147483647 features" $train --dict-size 99999999999999 --save-dir "$d/none"
+for n in -1 1025 60000 4294967297 1.5; do
+    wrong "--threads $n" "--threads: expected a whole number from 0 to 1024, found '$n'" \
+        $train --threads $n --save-dir "$d/none"
+done
+status "--threads 0" 0 "$dl" inspect "$D" --threads 0
+status "--threads 1024" 0 "$dl" inspect "$D" --threads 1024
+long=$(printf '%4096s' | tr ' ' x)
+wrong "an argument too long" "the first argument: expected 1 to 4095 bytes, found 4096" "$dl" inspect "$long"
+wrong "a second one" "the second argument: expected 1 to 4095 bytes, found 4100" "$dl" convert "$D" "$long.npz"
+wrong "an empty one" "the first argument: expected 1 to 4095 bytes, found 0" "$dl" inspect ""
+status "one as long as may be" 1 "$dl" inspect "${long%x}"
+rows="--dict $D --data $d/x.npy"
+for f in --data --target --model --text --save-dir --init; do
+    wrong "$f of no bytes" "$f: expected 1 to 4095 bytes, found 0" $train --save-dir "$d/none" $f ""
+    wrong "$f of many" "$f: expected 1 to 4095 bytes, found 4096" $train --save-dir "$d/none" $f "$long"
+done
+wrong "--out of no bytes" "--out: expected 1 to 4095 bytes, found 0" "$dl" encode $rows --out ""
+wrong "--out of many" "--out: expected 1 to 4095 bytes, found 4096" "$dl" encode $rows --out "$long"
+wrong "--histogram of no bytes" "--histogram: expected 1 to 4095 bytes" "$dl" eval $rows --histogram ""
+wrong "--kernels of many" "--kernels: expected 0 to 4095 bytes" "$dl" inspect "$D" --kernels "$long"
 absent "and nothing is made" "$d/none" "$d/e.npz" "$d/e.npy"
 
 # ---- Messages
@@ -174,9 +229,23 @@ cp "$d/on/log.jsonl" "$d/log"
 cp -r "$d/on" "$d/killed"
 for step in 20 25; do echo "{\"step\": $step, \"loss\": 1}"; done >> "$d/killed/log.jsonl"
 printf '{"step": 3' >> "$d/killed/log.jsonl" # killed after its last save, in the middle of a line
+mkdir -p "$d/killed/checkpoints"
+for f in log.jsonl.part ae.pt.12.tmp state.safetensors.12-0bf3.tmp checkpoints/ae_15.pt.12.tmp \
+    checkpoints/ae_15.pt.12-A9.tmp ae.pt.tmp ae.pt.mine.tmp checkpoints/ae_x.pt.1.tmp; do
+    : > "$d/killed/$f"
+done
 status "resumed after a kill" 0 $train --steps 40 --log-steps 5 --save-dir "$d/killed" --resume
 check_equal "each step is logged once" "0 5 10 15 20 25 30 35" \
     "$(echo $(sed 's/{"step": \([0-9]*\),.*/\1/' "$d/killed/log.jsonl"))"
+check_equal "what was unfinished is gone, what is another's stays" \
+    "ae.pt ae.pt.mine.tmp ae.pt.tmp ae_x.pt.1.tmp checkpoints config.json log.jsonl state.safetensors" \
+    "$(echo $(cd "$d/killed" && ls . checkpoints | grep -vE ':$|^$' | LC_ALL=C sort))"
+cp -r "$d/on" "$d/noted"
+{ echo '# a note' && head -n 2 "$d/log" && echo 'and another'; tail -n +3 "$d/log"; } > "$d/noted/log.jsonl"
+echo '{"step": 20, "loss": 1}' >> "$d/noted/log.jsonl"
+status "resumed with notes in the log" 0 $train --steps 25 --log-steps 5 --save-dir "$d/noted" --resume
+check_equal "they stay" "# a note 0 5 and another 10 15 20" \
+    "$(echo $(sed 's/{"step": \([0-9]*\),.*/\1/' "$d/noted/log.jsonl"))"
 cp "$d/x.npy" "$d/x2.npy"
 differs() { # differs NAME WHAT FLAG...
     harness_says=$2 harness_line=$1

@@ -30,6 +30,13 @@ status "generate again" 0 $generate --threads 1 --out "$d/b.jsonl"
 same "same seed, any threads: the same text" "$d/a.jsonl" "$d/b.jsonl"
 status "generate with a prompt" 0 "$dl" generate --model $tiny --tokens 5 --prompt "He said" --temperature 0 --top-k 3
 says "the prompt comes first" "^He said" "$d/out"
+"$dl" generate --model $tiny --tokens 200 --documents 1000 --out "$d/mute.jsonl" 2>&-
+check_equal "generate with standard error closed" 0 $?
+check_equal "writes its texts alone" 1000 "$(wc -l < "$d/mute.jsonl" | tr -d ' ')"
+wild="$dl generate --model $tiny --tokens 400 --temperature 1000 --seed 2"
+status "generate a text with zeros in it" 0 $wild
+zeros=$($wild --out - | grep -o '\\u0000' | wc -l | tr -d ' ')
+check_equal "it is written to its end" "1 $zeros" "$((zeros > 0)) $(tr -cd '\000' < "$d/out" | wc -c | tr -d ' ')"
 status "too many tokens" 1 "$dl" generate --model $tiny --tokens 4000
 says "are counted" "at most the model's 512 positions, found 1 and 4000" "$d/err"
 
@@ -63,6 +70,17 @@ status "features" 0 $features --count 2
 says "are shown" "^feature [0-9]*: fires on" "$d/out"
 status "features --json" 0 $features --features 3,5 --json
 says "as asked" '"feature": 5, "frequency"' "$d/out"
+cp "$d/out" "$d/once"
+status "features asked for twice" 0 $features --features 3,5,3,3,5 --json
+same "are shown once" "$d/once" "$d/out"
+status "a prompt of many bytes" 1 "$dl" generate --model $tiny --tokens 3 --prompt "$(printf '%5000s' | tr ' ' x)"
+says "is counted in tokens" "at most the model's 512 positions, found [0-9]* and 3" "$d/err"
+printf '{"text": "The \\u0007cat\\u001b \\u009b31m sat\\u0085 on\\n\\tthe \\u007fmat."}\n' > "$d/wild.jsonl"
+status "features of a wild text" 0 $features --text "$d/wild.jsonl" --contexts 50
+check_fails "a wild text does not reach the terminal" obeyed "$d/out"
+says "it is shown" "31m sat? on" "$d/out"
+status "features --json of a wild text" 0 $features --text "$d/wild.jsonl" --json
+check_fails "nor is it here" obeyed "$d/out"
 status "inspect a model" 0 "$dl" inspect $tiny --json
 says "its shape" '"family": "GPTNeoX", "hidden_size": 128, "layers": 6' "$d/out"
 
@@ -75,6 +93,17 @@ wrong "text in .txt" "ending in .jsonl" $generate --out "$d/a.txt"
 wrong "logits in .npz" "ending in .npy" "$dl" logits $model --out "$d/l.npz"
 status "features that the dictionary lacks" 1 $features --features 3,256
 says "are told" "--features: expected numbers below 256 .*found 256" "$d/err"
+
+# ---- A model with more than one token to begin with
+cp -r $tiny "$d/listed"
+sed 's/"bos_token_id": 0/"bos_token_id": [0]/' $tiny/config.json > "$d/listed/config.json"
+listed="--bos --model $d/listed --text $d/two.txt"
+for c in "tokenize $listed" "logits $listed --out $d/l.npy" "activations $listed $site --out $d/y.npy" \
+    "train --quiet $listed $site --save-dir $d/none" "eval --dict $d/whole $listed $site" \
+    "features --dict $d/whole $listed $site" "generate --bos --model $d/listed --tokens 3 --prompt He"; do
+    status "${c%% *} --bos without a bos token" 1 "$dl" $c
+    says "is refused" "listed/config.json: --bos: expected one number as bos_token_id, found none" "$d/err"
+done
 
 # ---- Where results go
 "$dl" activations $model $site --limit 100 --out - > "$d/out.npy"
@@ -134,6 +163,14 @@ says "it says so" "^dictlearn: stopped before it was done" "$d/err"
 stopped "generate" 1 "ls $d/much.jsonl.*" "$dl" generate --model $tiny --tokens 400 --documents 5000 \
     --out "$d/much.jsonl"
 says "it says so" "^dictlearn: stopped before it was done" "$d/err"
+harness_signal=HUP
+stopped "generate, hung up" 1 "ls $d/much.jsonl.*" "$dl" generate --model $tiny --tokens 400 --documents 5000 \
+    --out "$d/much.jsonl"
+harness_signal=TERM
+says "it says so" "^dictlearn: stopped before it was done" "$d/err"
+endless="while echo '{\"text\": \"The cat sat.\"}'; do :; done 2> $d/none.err | "
+sh -c "{ $endless $dl tokenize --model $tiny --text -; echo \$? > $d/status; } | head -n 1" > "$d/out" 2> "$d/err"
+check_equal "tokenize to the end of who reads it" "141 " "$(cat "$d/status") $(cat "$d/err")"
 absent "and nothing half-written stays" "$d"/long.npy* "$d"/much.jsonl*
 stopped "eval" 1 "sleep 1" "$dl" eval --dict "$d/whole" $long --rows 1e7
 says "it says so" "^dictlearn: stopped before it was done" "$d/err"

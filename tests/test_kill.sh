@@ -53,9 +53,9 @@ absent "the folder is free" "$d/taken/lock"
 
 # ---- A stop while the rows of a resampling are measured
 resample="$train --threads 1 --dict-size 32768 --epochs 1e3 --n-ctxs 800 --steps 3 --log-steps 1 --resample-steps 1"
-env --default-signal=INT true 2> /dev/null && stop_by=INT # as Ctrl-C does
+env --default-signal=INT true 2> /dev/null && harness_signal=INT # as Ctrl-C does
 stopped "a resampling" 0 "test -s $d/sampled/log.jsonl && sleep 0.5" $resample --save-dir "$d/sampled"
-stop_by=TERM
+harness_signal=TERM
 says "it says so" "stopped after 2 steps and saved" "$d/err"
 check_equal "within a second or so" 1 $((harness_seconds < 4))
 absent "with a clean folder" "$d/sampled/lock" "$d/sampled/log.jsonl.part"
