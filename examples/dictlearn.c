@@ -514,6 +514,8 @@ int main(int argc, char **argv) {
     cfg.kernels = o.kernels;
     dlrn_status s = dlrn_context_create(&cfg, &ctx);
     if (s == DLRN_ERR_MEMORY) return fputs("dictlearn: out of memory, before anything was done\n", stderr), 1;
+    const char *from = o.kernels && strcmp(o.kernels, "auto") ? NULL : getenv("DICTLEARN_KERNELS");
+    if (s != DLRN_OK && from) return usage_error(c->name, "DICTLEARN_KERNELS: no such set of kernels here", from);
     if (s != DLRN_OK) return usage_error(c->name, "no such set of kernels here", o.kernels);
     status = c->run(ctx, &o);
     dlrn_context_destroy(ctx);

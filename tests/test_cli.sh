@@ -176,6 +176,8 @@ done
 wrong "--out of no bytes" "--out: expected 1 to 4095 bytes, found 0" "$dl" encode $rows --out ""
 wrong "--out of many" "--out: expected 1 to 4095 bytes, found 4096" "$dl" encode $rows --out "$long"
 wrong "--histogram of no bytes" "--histogram: expected 1 to 4095 bytes" "$dl" eval $rows --histogram ""
+wrong "kernels that there are not" "none: no such set of kernels here" "$dl" inspect "$D" --kernels none
+wrong "nor in the environment" "none: DICTLEARN_KERNELS: no such set of" env DICTLEARN_KERNELS=none "$dl" inspect "$D"
 wrong "--kernels of many" "--kernels: expected 0 to 4095 bytes" "$dl" inspect "$D" --kernels "$long"
 absent "and nothing is made" "$d/none" "$d/e.npz" "$d/e.npy"
 
