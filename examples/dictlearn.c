@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,11 +22,17 @@
 #include "gptneox.h"
 
 #include "dictlearn_args.h"
+#include "dictlearn_process.h"
 #include "dictlearn_source.h"
 
 static int fail(dlrn_context *ctx) {
+    if (output_failed()) {
+        end_if_unread();
+        if (strncmp(dlrn_error(ctx), "standard output: ", 17)) return 1; /* it is told at the end */
+    }
     fprintf(stderr, "dictlearn: %s\n",
-            stopping(NULL) ? "stopped before it was done: nothing was saved" : dlrn_error(ctx));
+            stop_asked && !stop_held ? "stopped before it was done: nothing was saved" : dlrn_error(ctx));
+    clearerr(stdout); /* told */
     return 1;
 }
 
@@ -460,16 +467,9 @@ static void print_commands(void) {
     printf("\ndictlearn COMMAND --help tells a command's flags. Exit status: 0 done, 1 failed, 2 wrong usage.\n");
 }
 
-/* What was printed is only done when it has gone out. */
-static int end_output(int status) {
-    int bad = ferror(stdout) != 0;
-    bad |= fflush(stdout) != 0;
-    if (!bad || status) return status;
-    fprintf(stderr, "dictlearn: standard output: cannot be written: %s\n", strerror(errno));
-    return 1;
-}
-
 int main(int argc, char **argv) {
+    if (!open_streams()) return 1;
+    note_signals();
     const command *c = NULL;
     if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "help"))) return print_commands(), end_output(0);
     for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
@@ -489,7 +489,6 @@ int main(int argc, char **argv) {
     dlrn_status s = dlrn_context_create(&cfg, &ctx);
     if (s == DLRN_ERR_MEMORY) return fputs("dictlearn: out of memory, before anything was done\n", stderr), 1;
     if (s != DLRN_OK) return usage_error(c->name, "no such set of kernels here", o.kernels);
-    note_signals();
     status = c->run(ctx, &o);
     dlrn_context_destroy(ctx);
     return end_output(status);

@@ -3,31 +3,6 @@
 
 enum { PIECE = 2048 }; /* rows between two looks at whether to stop */
 
-/* Ctrl-C and SIGTERM are noted, and looked at where work can end in good order. While something must not be broken off
-   in its middle they are held. */
-static volatile sig_atomic_t stop_asked, stop_held;
-
-static void on_signal(int number) {
-    (void)number;
-    stop_asked = 1;
-}
-
-static void note_signals(void) {
-    static const int numbers[] = {SIGINT, SIGTERM};
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
-        struct sigaction a;
-        if (sigaction(numbers[i], NULL, &a) != 0 || a.sa_handler == SIG_IGN) continue; /* as nohup wants it */
-        memset(&a, 0, sizeof a);
-        a.sa_handler = on_signal; /* without SA_RESTART: to wait for input ends, too */
-        sigaction(numbers[i], &a, NULL);
-    }
-}
-
-static int stopping(void *user) {
-    (void)user;
-    return stop_asked && !stop_held;
-}
-
 typedef struct feed {
     dlrn_context *ctx;
     dlrn_source inner;

@@ -102,6 +102,31 @@ else
     skip "standard output that is full" "no /dev/full"
 fi
 
+# ---- Streams that are closed at the start, or that nobody reads any more
+lost() { # lost NAME WANTED STATUS: 1 with a line that says what failed, or as wanted
+    check_equal "$1" "$2" "$3 $(grep -c '^dictlearn: standard output: cannot .*Bad file descriptor$' "$d/err")"
+}
+"$dl" inspect "$D" >&- 2> "$d/err"
+lost "inspect with standard output closed" "1 1" $?
+"$dl" encode --dict "$D" --data "$d/x.npy" --sparse --out - >&- 2> "$d/err"
+lost "encode --out - with standard output closed" "1 1" $?
+"$dl" encode --dict "$D" --data "$d/x.npy" --sparse --out "$d/closed.npz" <&- >&- 2> "$d/err"
+lost "encode to a file with standard output closed" "0 0" $?
+same "the file is as it is otherwise" "$d/f.npz" "$d/closed.npz"
+$train --steps 3 --save-dir "$d/closed" <&- >&- 2>&-
+check_equal "train with all streams closed" 0 $?
+unread() { # unread COMMAND...: its status, while nobody reads what it says
+    (sleep 0.3 && "$@" && true; echo $? > "$d/status") | true
+    cat "$d/status"
+}
+check_equal "inspect into a pipe that is closed" "141 " "$(unread "$dl" inspect "$D" 2> "$d/err") $(cat "$d/err")"
+check_equal "encode into a pipe that is closed" "141 " \
+    "$(unread "$dl" encode --dict "$D" --data "$d/x.npy" --out - 2> "$d/err") $(cat "$d/err")"
+spoken="$dl train --data $d/x.npy --dict-size 256 --batch-size 64 --n-ctxs 8 --steps 3 --save-dir $d/unheard"
+check_equal "train while nobody reads its progress" 0 "$(unread sh -c "$spoken 2>&1")"
+absent "it leaves no lock" "$d/unheard/lock"
+check "and is saved" test -s "$d/unheard/ae.pt"
+
 # ---- Forms are told apart by content
 "$dl" encode --dict "$D" --data "$d/x.npy" --sparse --out - > "$d/codes"
 "$dl" decode --dict "$D" --data - --out - < "$d/codes" > "$d/u.npy"

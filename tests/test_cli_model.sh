@@ -30,6 +30,9 @@ status "generate again" 0 $generate --threads 1 --out "$d/b.jsonl"
 same "same seed, any threads: the same text" "$d/a.jsonl" "$d/b.jsonl"
 status "generate with a prompt" 0 "$dl" generate --model $tiny --tokens 5 --prompt "He said" --temperature 0 --top-k 3
 says "the prompt comes first" "^He said" "$d/out"
+"$dl" generate --model $tiny --tokens 200 --documents 1000 --out "$d/mute.jsonl" 2>&-
+check_equal "generate with standard error closed" 0 $?
+check_equal "writes its texts alone" 1000 "$(wc -l < "$d/mute.jsonl" | tr -d ' ')"
 status "too many tokens" 1 "$dl" generate --model $tiny --tokens 4000
 says "are counted" "at most the model's 512 positions, found 1 and 4000" "$d/err"
 
@@ -134,6 +137,14 @@ says "it says so" "^dictlearn: stopped before it was done" "$d/err"
 stopped "generate" 1 "ls $d/much.jsonl.*" "$dl" generate --model $tiny --tokens 400 --documents 5000 \
     --out "$d/much.jsonl"
 says "it says so" "^dictlearn: stopped before it was done" "$d/err"
+stop_by=HUP
+stopped "generate, hung up" 1 "ls $d/much.jsonl.*" "$dl" generate --model $tiny --tokens 400 --documents 5000 \
+    --out "$d/much.jsonl"
+stop_by=TERM
+says "it says so" "^dictlearn: stopped before it was done" "$d/err"
+endless="while echo '{\"text\": \"The cat sat.\"}'; do :; done 2> $d/none.err | "
+sh -c "{ $endless $dl tokenize --model $tiny --text -; echo \$? > $d/status; } | head -n 1" > "$d/out" 2> "$d/err"
+check_equal "tokenize to the end of who reads it" "141 " "$(cat "$d/status") $(cat "$d/err")"
 absent "and nothing half-written stays" "$d"/long.npy* "$d"/much.jsonl*
 stopped "eval" 1 "sleep 1" "$dl" eval --dict "$d/whole" $long --rows 1e7
 says "it says so" "^dictlearn: stopped before it was done" "$d/err"
