@@ -147,10 +147,13 @@ static dlrn_status write_document(void *user, int64_t document, const int32_t *i
     if (s == DLRN_OK) s = bpe_put(drawn.ctx, &g->text, drawn.bytes, drawn.count);
     bpe_text_free(&drawn);
     if (s != DLRN_OK) return s;
-    if (g->file)
+    if (g->file) {
         s = put_line(g);
-    else
-        printf("%s%.*s\n", document ? "\n" : "", (int)g->text.count, g->text.bytes);
+    } else {
+        if (document) putchar('\n');
+        fwrite(g->text.bytes, 1, (size_t)g->text.count, stdout); /* also what is behind a 0 */
+        putchar('\n');
+    }
     if (s != DLRN_OK) return s;
     g->tokens += n;
     double now = seconds();

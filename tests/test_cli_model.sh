@@ -33,6 +33,10 @@ says "the prompt comes first" "^He said" "$d/out"
 "$dl" generate --model $tiny --tokens 200 --documents 1000 --out "$d/mute.jsonl" 2>&-
 check_equal "generate with standard error closed" 0 $?
 check_equal "writes its texts alone" 1000 "$(wc -l < "$d/mute.jsonl" | tr -d ' ')"
+wild="$dl generate --model $tiny --tokens 400 --temperature 1000 --seed 2"
+status "generate a text with zeros in it" 0 $wild
+zeros=$($wild --out - | grep -o '\\u0000' | wc -l | tr -d ' ')
+check_equal "it is written to its end" "1 $zeros" "$((zeros > 0)) $(tr -cd '\000' < "$d/out" | wc -c | tr -d ' ')"
 status "too many tokens" 1 "$dl" generate --model $tiny --tokens 4000
 says "are counted" "at most the model's 512 positions, found 1 and 4000" "$d/err"
 
