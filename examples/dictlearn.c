@@ -69,6 +69,30 @@ static void tell_end(void) { /* the terminal's line is left standing */
     told_on_terminal = 0;
 }
 
+/* Names and texts of files are shown without what a terminal would obey. */
+static int is_control(uint32_t c) {
+    return c < 32 || (c >= 127 && c < 160);
+}
+
+/* Bytes for people, on one line: line ends become a sign, blanks a space, other control characters a question mark,
+   and what is not UTF-8 U+FFFD. Returns how many characters that are. */
+static int put_text(FILE *f, const char *s, int64_t n) {
+    int shown = 0;
+    for (int64_t i = 0, length; i < n; i += length, shown++) {
+        uint32_t c;
+        length = bpe_char(s + i, n - i, &c);
+        if (c >= BPE_RAW)
+            fputs("\xEF\xBF\xBD", f);
+        else if (c == '\n')
+            fputs("\xE2\x8F\x8E", f);
+        else if (is_control(c))
+            fputc(c == '\t' || c == '\r' ? ' ' : '?', f);
+        else
+            fwrite(s + i, 1, (size_t)length, f);
+    }
+    return shown;
+}
+
 /* Bytes as a JSON string; what is not UTF-8 (a character cut in two) becomes U+FFFD. */
 static void put_json_text(FILE *f, const char *s, int64_t n) {
     fputc('"', f);
@@ -81,7 +105,7 @@ static void put_json_text(FILE *f, const char *s, int64_t n) {
             fprintf(f, "\\%c", (char)c);
         else if (c == '\n')
             fputs("\\n", f);
-        else if (c < 32)
+        else if (is_control(c))
             fprintf(f, "\\u%04x", (unsigned)c);
         else
             fwrite(s + i, 1, (size_t)length, f);
@@ -160,7 +184,8 @@ static void print_tensors(const dlrn_archive *a, int json) {
             put_json_text(stdout, t->name, (int64_t)strlen(t->name));
             printf(", \"dtype\": \"%s\", \"shape\": [", dlrn_dtype_name(t->dtype));
         } else {
-            printf("%-24s %-5s [", t->name, dlrn_dtype_name(t->dtype));
+            int shown = put_text(stdout, t->name, (int64_t)strlen(t->name));
+            printf("%*s %-5s [", shown < 24 ? 24 - shown : 0, "", dlrn_dtype_name(t->dtype));
         }
         print_shape(t, ", ");
         printf(json ? "]}" : "]\n");
@@ -231,7 +256,8 @@ static int run_inspect(dlrn_context *ctx, const options *o) {
         put_json_text(stdout, o->path, (int64_t)strlen(o->path));
         printf(", \"format\": \"%s\"", dlrn_archive_format(a));
     } else if (s == DLRN_OK) {
-        printf("%s: %s\n", o->path, dlrn_archive_format(a));
+        put_text(stdout, o->path, (int64_t)strlen(o->path));
+        printf(": %s\n", dlrn_archive_format(a));
     }
     if (s == DLRN_OK && is_model) print_model(&model, o->json);
     if (s == DLRN_OK && is_dict) {

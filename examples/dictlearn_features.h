@@ -109,17 +109,22 @@ static void choose_features(showing *w) {
     }
 }
 
-/* Tokens [from, to) of the texts on one line: line ends are shown as a sign. */
-static void put_tokens(const showing *w, int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; i++) {
+/* Tokens [from, to) of the texts: on one line, or as a JSON string. */
+static dlrn_status put_tokens(const showing *w, int64_t from, int64_t to) {
+    bpe_text text; /* of all of them: a character may be cut by the end of a token */
+    dlrn_status s = DLRN_OK;
+    memset(&text, 0, sizeof text);
+    for (int64_t i = from; i < to && s == DLRN_OK; i++) {
         int64_t n = 0;
-        const char *s = bpe_token_bytes(w->b.tok, w->texts.id[i], &n);
-        for (int64_t k = 0; s && k < n; k++)
-            if (s[k] == '\n')
-                fputs("\xE2\x8F\x8E", stdout);
-            else
-                putchar(s[k] == '\t' || s[k] == '\r' ? ' ' : s[k]);
+        const char *bytes = bpe_token_bytes(w->b.tok, w->texts.id[i], &n);
+        if (bytes) s = bpe_put(w->b.ctx, &text, bytes, n);
     }
+    if (s == DLRN_OK && w->o->json)
+        put_json_text(stdout, text.bytes, text.count);
+    else if (s == DLRN_OK)
+        put_text(stdout, text.bytes, text.count);
+    bpe_text_free(&text);
+    return s;
 }
 
 /* The document that holds a token. */
@@ -135,17 +140,18 @@ static int64_t document_of(const showing *w, int64_t token) {
     return low;
 }
 
-static void show_context(const showing *w, const firing *f) {
+static dlrn_status show_context(const showing *w, const firing *f) {
     int64_t d = document_of(w, f->token), from = w->texts.start[d], to = w->texts.start[d + 1];
     if (from < f->token - AROUND) from = f->token - AROUND;
     if (to > f->token + AROUND + 1) to = f->token + AROUND + 1;
     printf("  %8.3f  ", (double)f->value);
-    put_tokens(w, from, f->token);
+    dlrn_status s = put_tokens(w, from, f->token);
     fputs("\xC2\xAB", stdout);
-    put_tokens(w, f->token, f->token + 1);
+    if (s == DLRN_OK) s = put_tokens(w, f->token, f->token + 1);
     fputs("\xC2\xBB", stdout);
-    put_tokens(w, f->token + 1, to);
+    if (s == DLRN_OK) s = put_tokens(w, f->token + 1, to);
     putchar('\n');
+    return s;
 }
 
 /* The tokens that carry most of a feature's activation: takes them out of its sums. */
@@ -166,7 +172,7 @@ static int64_t top_tokens(showing *w, int64_t slot, int32_t *id, double *share) 
     return n;
 }
 
-static void show_feature(showing *w, int64_t slot) {
+static dlrn_status show_feature(showing *w, int64_t slot) {
     int32_t id[TOP_TOKENS];
     double share[TOP_TOKENS];
     int64_t f = w->shown[slot], n = top_tokens(w, slot, id, share);
@@ -181,18 +187,12 @@ static void show_feature(showing *w, int64_t slot) {
         printf(" %.0f %%", 100 * share[k]);
     }
     putchar('\n');
-    for (int64_t k = 0; k < w->o->contexts && best[k].value > 0; k++) show_context(w, &best[k]);
+    dlrn_status s = DLRN_OK;
+    for (int64_t k = 0; k < w->o->contexts && best[k].value > 0 && s == DLRN_OK; k++) s = show_context(w, &best[k]);
+    return s;
 }
 
-static void put_text_of(const showing *w, int64_t from, int64_t to) {
-    bpe_text text;
-    memset(&text, 0, sizeof text);
-    if (bpe_decode(w->b.tok, w->texts.id + from, to - from, &text) == DLRN_OK)
-        put_json_text(stdout, text.bytes, text.count);
-    bpe_text_free(&text);
-}
-
-static void put_feature_json(showing *w, int64_t slot) {
+static dlrn_status put_feature_json(showing *w, int64_t slot) {
     int32_t id[TOP_TOKENS];
     double share[TOP_TOKENS];
     int64_t f = w->shown[slot], n = top_tokens(w, slot, id, share);
@@ -201,16 +201,18 @@ static void put_feature_json(showing *w, int64_t slot) {
            (double)w->fired[f] / (double)w->done, (double)w->most[f]);
     for (int64_t k = 0; k < n; k++) printf("%s{\"id\": %d, \"share\": %.6g}", k ? ", " : "", (int)id[k], share[k]);
     printf("], \"contexts\": [");
-    for (int64_t k = 0; k < w->o->contexts && best[k].value > 0; k++) {
+    dlrn_status s = DLRN_OK;
+    for (int64_t k = 0; k < w->o->contexts && best[k].value > 0 && s == DLRN_OK; k++) {
         int64_t d = document_of(w, best[k].token);
         printf("%s{\"value\": %.9g, \"document\": %lld, \"token\": %lld, \"before\": ", k ? ", " : "",
                (double)best[k].value, (long long)d, (long long)(best[k].token - w->texts.start[d]));
-        put_text_of(w, w->texts.start[d], best[k].token);
+        s = put_tokens(w, w->texts.start[d], best[k].token);
         printf(", \"at\": ");
-        put_text_of(w, best[k].token, best[k].token + 1);
+        if (s == DLRN_OK) s = put_tokens(w, best[k].token, best[k].token + 1);
         printf("}");
     }
     printf("]}");
+    return s;
 }
 
 static dlrn_status show_features(showing *w) {
@@ -235,7 +237,8 @@ static dlrn_status show_features(showing *w) {
     w->done = 0;
     s = visit_texts(&w->b, &w->texts, w->rows, collect_firings, w);
     if (s == DLRN_OK && w->o->json) printf("[");
-    for (int64_t k = 0; k < w->n_shown && s == DLRN_OK; k++) w->o->json ? put_feature_json(w, k) : show_feature(w, k);
+    for (int64_t k = 0; k < w->n_shown && s == DLRN_OK; k++)
+        s = w->o->json ? put_feature_json(w, k) : show_feature(w, k);
     if (s == DLRN_OK && w->o->json) printf("]\n");
     return s;
 }

@@ -59,6 +59,10 @@ wrong() { # wrong NAME PATTERN COMMAND...: status 2 and one line that says what 
     check_equal "$harness_line: in one line" 1 "$(wc -l < "$d/err" | tr -d ' ')"
 }
 
+obeyed() { # obeyed FILE: it has what a terminal obeys, other than line ends
+    LC_ALL=C grep -q "$(printf '[\001-\011\013-\037\177]\\|\302[\200-\237]')" "$1"
+}
+
 absent() { # absent NAME PATH...: none of them is there
     harness_name=$1
     shift

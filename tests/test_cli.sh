@@ -136,6 +136,16 @@ same "are decoded" "$d/y.npy" "$d/u.npy"
 status "codes of another width" 1 "$dl" decode --dict "$D" --data "$d/x.npy" --out "$d/g.npy"
 says "are told" "x.npy: wrong width, expected 256, found 128" "$d/err"
 
+# ---- Names that a terminal would obey
+header='{"a\u001b[31m\u0007\u009bz\u00e9":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+printf "\\$(printf %o ${#header})\\0\\0\\0\\0\\0\\0\\0%s\\0\\0\\0\\0" "$header" > "$d/wild.safetensors"
+status "inspect of a wild name" 0 "$dl" inspect "$d/wild.safetensors"
+check_fails "a wild name does not reach the terminal" obeyed "$d/out"
+says "the name is shown" "^a?.31m??z.* F32" "$d/out"
+status "inspect --json of a wild name" 0 "$dl" inspect "$d/wild.safetensors" --json
+check_fails "nor is it here" obeyed "$d/out"
+says "where it is the same name" 'a.u001b.31m.u0007.u009bz' "$d/out"
+
 # ---- Wrong usage
 wrong "convert to standard output" "expected a name ending in .pt, .safetensors or .npz" "$dl" convert "$D" -
 wrong "convert to .npy" "expected a name ending in .pt, .safetensors or .npz:" "$dl" convert "$D" "$d/a.npy"

@@ -70,6 +70,12 @@ status "features" 0 $features --count 2
 says "are shown" "^feature [0-9]*: fires on" "$d/out"
 status "features --json" 0 $features --features 3,5 --json
 says "as asked" '"feature": 5, "frequency"' "$d/out"
+printf '{"text": "The \\u0007cat\\u001b \\u009b31m sat\\u0085 on\\n\\tthe \\u007fmat."}\n' > "$d/wild.jsonl"
+status "features of a wild text" 0 $features --text "$d/wild.jsonl" --contexts 50
+check_fails "a wild text does not reach the terminal" obeyed "$d/out"
+says "it is shown" "31m sat? on" "$d/out"
+status "features --json of a wild text" 0 $features --text "$d/wild.jsonl" --json
+check_fails "nor is it here" obeyed "$d/out"
 status "inspect a model" 0 "$dl" inspect $tiny --json
 says "its shape" '"family": "GPTNeoX", "hidden_size": 128, "layers": 6' "$d/out"
 
