@@ -101,21 +101,53 @@ static void unlock_folder(train_run *r) {
 
 static const char *const run_files[] = {"ae.pt", "config.json", "log.jsonl", "state.safetensors"};
 
-/* What a run was writing when it was killed: NAME.PROCESS.tmp. */
-static void remove_unfinished(const options *o) {
-    char path[4500];
-    DIR *dir = opendir(o->save_dir);
-    for (struct dirent *e; dir && (e = readdir(dir)) != NULL;)
-        for (size_t i = 0; i < sizeof run_files / sizeof *run_files; i++) {
-            size_t n = strlen(run_files[i]);
-            int end = 0;
-            if (strncmp(e->d_name, run_files[i], n)) continue;
-            (void)!sscanf(e->d_name + n, ".%*d.tmp%n", &end);
-            if (!end || e->d_name[n + (size_t)end]) continue;
-            run_path(o, e->d_name, path, sizeof path);
-            remove(path);
-        }
+/* Bytes of a snapshot's name, ae_STEP.pt, at the beginning of another; 0: that begins otherwise. */
+static size_t snapshot_name(const char *name) {
+    size_t n = strncmp(name, "ae_", 3) ? 0 : strspn(name + 3, "0123456789");
+    return n && !strncmp(name + 3 + n, ".pt", 3) ? n + 6 : 0;
+}
+
+/* What follows a file's name while it is written: .PROCESS.tmp, or .PROCESS-NUMBER.tmp. */
+static int is_unfinished(const char *rest) {
+    size_t n = *rest == '.' ? strspn(rest + 1, "0123456789abcdefABCDEF-") : 0;
+    return n && !strcmp(rest + 1 + n, ".tmp");
+}
+
+static int is_leftover(const char *name) {
+    for (size_t i = 0; i < sizeof run_files / sizeof *run_files; i++) {
+        size_t n = strlen(run_files[i]);
+        if (!strncmp(name, run_files[i], n) && is_unfinished(name + n)) return 1;
+    }
+    return !strcmp(name, "log.jsonl.part");
+}
+
+static int is_leftover_snapshot(const char *name) {
+    size_t n = snapshot_name(name);
+    return n && is_unfinished(name + n);
+}
+
+static int is_snapshot(const char *name) {
+    size_t n = snapshot_name(name);
+    return n && !name[n];
+}
+
+/* Removes the files of a folder of the run whose names are of a kind. */
+static void remove_those(const options *o, const char *folder, int (*of_kind)(const char *name)) {
+    char path[4200], name[4500];
+    run_path(o, folder, path, sizeof path);
+    DIR *dir = opendir(path);
+    for (struct dirent *e; dir && (e = readdir(dir)) != NULL;) {
+        if (!of_kind(e->d_name)) continue;
+        snprintf(name, sizeof name, "%s/%s", path, e->d_name);
+        remove(name);
+    }
     if (dir) closedir(dir);
+}
+
+/* What a run was writing when it was killed. */
+static void remove_unfinished(const options *o) {
+    remove_those(o, ".", is_leftover);
+    remove_those(o, "checkpoints", is_leftover_snapshot);
 }
 
 static dlrn_status open_folder(train_run *r) {
@@ -136,20 +168,10 @@ static dlrn_status open_folder(train_run *r) {
 
 /* The other run's files that a save of this one does not replace. */
 static void remove_others(const options *o) {
-    char path[4200], name[4500];
-    long long step;
-    int end = 0;
+    char path[4200];
     run_path(o, "state.safetensors", path, sizeof path);
     remove(path);
-    run_path(o, "checkpoints", path, sizeof path);
-    DIR *dir = opendir(path);
-    for (struct dirent *e; dir && (e = readdir(dir)) != NULL;) {
-        if (sscanf(e->d_name, "ae_%lld.pt%n", &step, &end) != 1 || end == 0 || e->d_name[end]) continue;
-        snprintf(name, sizeof name, "%s/%s", path, e->d_name);
-        remove(name);
-        end = 0;
-    }
-    if (dir) closedir(dir);
+    remove_those(o, "checkpoints", is_snapshot);
 }
 
 static dlrn_status write_config(train_run *r) {
@@ -192,16 +214,25 @@ static dlrn_status save_checkpoint(train_run *r, int64_t snapshot) {
 
 /* ---- The log ---- */
 
-/* Of the log of a run that is resumed, the steps before its checkpoint stay; those after it are made again. */
+/* The step that a line of the log tells of; -1: of none. */
+static int64_t step_of(const char *line) {
+    static const char begin[] = "{\"step\": ";
+    char *end = NULL;
+    if (strncmp(line, begin, sizeof begin - 1)) return -1;
+    int64_t step = strtoll(line + sizeof begin - 1, &end, 10);
+    return *end == ',' ? step : -1;
+}
+
+/* Of the log of a run that is resumed, what stands before the checkpoint's step stays, also what others have written
+   there; the steps after it are made again. A line without an end is not kept. */
 static dlrn_status cut_log(train_run *r, const char *path) {
     char *text = NULL;
     size_t size = 0, keep = 0;
     if (dlrn_file_exists(r->ctx, path) != 1) return DLRN_OK;
     dlrn_status s = dlrn_file_read(r->ctx, path, &text, &size);
     if (s != DLRN_OK) return s;
-    for (const char *line = text, *end; (end = strchr(line, '\n')) != NULL; line = end + 1) {
-        long long step = -1;
-        if (sscanf(line, "{\"step\": %lld,", &step) != 1 || step < 0 || step >= r->first) break;
+    for (const char *end; (end = (const char *)memchr(text + keep, '\n', size - keep)) != NULL;) {
+        if (step_of(text + keep) >= r->first) break;
         keep = (size_t)(end + 1 - text);
     }
     if (keep < size) s = dlrn_file_write(r->ctx, path, text, keep);

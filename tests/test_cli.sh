@@ -209,9 +209,23 @@ cp "$d/on/log.jsonl" "$d/log"
 cp -r "$d/on" "$d/killed"
 for step in 20 25; do echo "{\"step\": $step, \"loss\": 1}"; done >> "$d/killed/log.jsonl"
 printf '{"step": 3' >> "$d/killed/log.jsonl" # killed after its last save, in the middle of a line
+mkdir -p "$d/killed/checkpoints"
+for f in log.jsonl.part ae.pt.12.tmp state.safetensors.12-0bf3.tmp checkpoints/ae_15.pt.12.tmp \
+    checkpoints/ae_15.pt.12-A9.tmp ae.pt.tmp ae.pt.mine.tmp checkpoints/ae_x.pt.1.tmp; do
+    : > "$d/killed/$f"
+done
 status "resumed after a kill" 0 $train --steps 40 --log-steps 5 --save-dir "$d/killed" --resume
 check_equal "each step is logged once" "0 5 10 15 20 25 30 35" \
     "$(echo $(sed 's/{"step": \([0-9]*\),.*/\1/' "$d/killed/log.jsonl"))"
+check_equal "what was unfinished is gone, what is another's stays" \
+    "ae.pt ae.pt.mine.tmp ae.pt.tmp ae_x.pt.1.tmp checkpoints config.json log.jsonl state.safetensors" \
+    "$(echo $(cd "$d/killed" && ls . checkpoints | grep -vE ':$|^$' | LC_ALL=C sort))"
+cp -r "$d/on" "$d/noted"
+{ echo '# a note' && head -n 2 "$d/log" && echo 'and another'; tail -n +3 "$d/log"; } > "$d/noted/log.jsonl"
+echo '{"step": 20, "loss": 1}' >> "$d/noted/log.jsonl"
+status "resumed with notes in the log" 0 $train --steps 25 --log-steps 5 --save-dir "$d/noted" --resume
+check_equal "they stay" "# a note 0 5 and another 10 15 20" \
+    "$(echo $(sed 's/{"step": \([0-9]*\),.*/\1/' "$d/noted/log.jsonl"))"
 cp "$d/x.npy" "$d/x2.npy"
 differs() { # differs NAME WHAT FLAG...
     harness_says=$2 harness_line=$1
