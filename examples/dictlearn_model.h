@@ -53,6 +53,13 @@ static int check_site_flags(const char *command_name, const options *o) {
     return 0;
 }
 
+/* --bos asks for a token that not every model has. */
+static dlrn_status check_bos(dlrn_context *ctx, const options *o, const neox_config *cfg) {
+    if (!o->bos || cfg->bos >= 0) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s/config.json: --bos: expected one number as bos_token_id, found none",
+                     o->model);
+}
+
 static dlrn_status bench_open(dlrn_context *ctx, const options *o, int with_site, bench *b) {
     neox_io io = NEOX_IO_OUT;
     neox_site site = {NEOX_EMBED, 0};
@@ -62,6 +69,7 @@ static dlrn_status bench_open(dlrn_context *ctx, const options *o, int with_site
     b->reading.bos = o->bos;
     dlrn_status s = neox_load(ctx, o->model, &b->model);
     if (s == DLRN_OK) neox_on_stop(b->model, stopping, NULL);
+    if (s == DLRN_OK) s = check_bos(ctx, o, neox_config_of(b->model));
     if (s == DLRN_OK) s = bpe_load(ctx, o->model, &b->tok);
     if (s == DLRN_OK && o->text) s = doc_open(ctx, o->text, &b->docs);
     if (s != DLRN_OK || !with_site) return s;
@@ -103,6 +111,7 @@ static int run_tokenize(dlrn_context *ctx, const options *o) {
     dlrn_status s = bpe_load(ctx, o->model, &tok);
     if (s == DLRN_OK) s = doc_open(ctx, o->text, &docs);
     if (s == DLRN_OK && o->bos) s = neox_read_config(ctx, o->model, &cfg);
+    if (s == DLRN_OK && o->bos) s = check_bos(ctx, o, &cfg);
     if (s == DLRN_OK && o->bos) bos = cfg.bos;
     if (s == DLRN_OK) s = print_tokens(o, tok, docs, bos);
     doc_close(docs);

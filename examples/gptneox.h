@@ -99,7 +99,7 @@ NEOX_API dlrn_status neox_cross_entropy(neox_model *m, const neox_batch *batch, 
 
 typedef struct neox_sampling {
     int64_t documents, tokens; /* how many; the most tokens of one, without the prompt */
-    double temperature;        /* 0: the likeliest token                               */
+    double temperature;        /* 0, or below 1e-9: the likeliest token                */
     int64_t top_k;             /* 0: all                                               */
     uint64_t seed;
     const int32_t *prompt; /* [prompt_len >= 1], borrowed */
@@ -235,18 +235,22 @@ struct neox_model {
 static dlrn_status neox_count(dlrn_context *ctx, const dlrn_json *json, const char *path, const char *key,
                               int64_t least, int64_t most, int64_t *out) {
     double v = dlrn_json_number(json, key, -1);
+    const dlrn_json *value = dlrn_json_get(json, key);
     if (!(v >= (double)least && v <= (double)most) || v != floor(v))
-        return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: %s: expected a whole number from %lld to %lld, found %s", path, key,
-                         (long long)least, (long long)most, dlrn_json_get(json, key) ? "another value" : "none");
+        return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: %s: expected a whole number from %lld to %lld, found %.40s", path,
+                         key, (long long)least, (long long)most,
+                         !value                            ? "none"
+                         : value->type == DLRN_JSON_NUMBER ? value->text
+                                                           : "another value");
     *out = (int64_t)v;
     return DLRN_OK;
 }
 
 /* The id of a special token; -1: there is none, or a list of them. */
-static dlrn_status neox_token(dlrn_context *ctx, const dlrn_json *json, const char *path, const char *key,
+static dlrn_status neox_token(dlrn_context *ctx, const dlrn_json *json, const char *path, const char *key, int64_t most,
                               int32_t *out) {
     int64_t id = -1;
-    if (dlrn_json_number(json, key, -1) != -1) NEOX_TRY(neox_count(ctx, json, path, key, 0, INT32_MAX, &id));
+    if (dlrn_json_number(json, key, -1) != -1) NEOX_TRY(neox_count(ctx, json, path, key, 0, most, &id));
     *out = (int32_t)id;
     return DLRN_OK;
 }
@@ -330,8 +334,9 @@ static dlrn_status neox_parse_config(dlrn_context *ctx, const dlrn_json *json, c
     c->parallel = neox_true(json, "use_parallel_residual", 1);
     c->tied = neox_true(json, "tie_word_embeddings", 0);
     c->attention_bias = neox_true(json, "attention_bias", 1);
-    NEOX_TRY(neox_token(ctx, json, path, "bos_token_id", &c->bos));
-    NEOX_TRY(neox_token(ctx, json, path, "eos_token_id", &c->eos));
+    NEOX_TRY(neox_token(ctx, json, path, "bos_token_id", c->vocab - 1, &c->bos));
+    NEOX_TRY(
+        neox_token(ctx, json, path, "eos_token_id", INT32_MAX, &c->eos)); /* one that is never drawn does no harm */
     NEOX_TRY(neox_parse_rotary(ctx, json, path, c));
     return neox_parse_activation(ctx, json, path, &c->activation);
 }
@@ -1345,9 +1350,12 @@ static int32_t neox_likeliest(const float *x, int64_t n) {
     return (int32_t)best;
 }
 
+/* Below it the likeliest token is drawn: what is divided by it must stay finite. */
+#define NEOX_COLDEST 1e-9
+
 /* Draws from softmax(x / temperature) over the entries >= least; x is overwritten. */
 static int32_t neox_draw_from(neox_width width, float *x, int64_t n, double temperature, float least, dlrn_rng *rng) {
-    float rate = (float)(1 / temperature), top = -INFINITY;
+    float rate = temperature < 1e37 ? (float)(1 / temperature) : 1e-37f, top = -INFINITY; /* -INFINITY 0 is a NaN */
     double total, sum = 0;
     int64_t last = 0;
     for (int64_t i = 0; i < n && least > -INFINITY; i++) x[i] = x[i] >= least ? x[i] : -INFINITY;
@@ -1368,8 +1376,8 @@ static void neox_draw_row(neox_draw *g, int64_t i) {
     dlrn_rng rng = {c->seed, (uint64_t)(g->first + i), (uint64_t)g->step * 4};
     if (g->length[i] < 0) return;
     if (c->top_k > 0 && c->top_k < v) least = neox_threshold(x, v, g->kept + i * c->top_k, c->top_k);
-    int32_t id =
-        c->temperature > 0 ? neox_draw_from(g->m.width, x, v, c->temperature, least, &rng) : neox_likeliest(x, v);
+    int32_t id = c->temperature >= NEOX_COLDEST ? neox_draw_from(g->m.width, x, v, c->temperature, least, &rng)
+                                                : neox_likeliest(x, v);
     g->next[i] = id;
     if (id == c->stop) {
         g->length[i] = -1 - g->length[i];
@@ -1527,7 +1535,7 @@ NEOX_API void neox_documents_free(neox_documents *d) {
 }
 
 static dlrn_status neox_append(const neox_model *m, const neox_reading *how, const bpe_ids *ids, neox_documents *out) {
-    int64_t at = out->count ? out->start[out->count] : 0, bos = how->bos && m->cfg.bos >= 0;
+    int64_t at = out->count ? out->start[out->count] : 0, bos = how->bos != 0;
     int64_t n = ids->count + bos < how->ctx_len ? ids->count + bos : how->ctx_len;
     out->ctx = m->ctx;
     NEOX_TRY(bpe_widen(m->ctx, &out->start, &out->start_cap, out->start ? out->count + 1 : 0, out->count + 2,
@@ -1546,6 +1554,8 @@ NEOX_API dlrn_status neox_read_documents(const neox_model *m, bpe_tokenizer *tok
     int64_t bytes = 0, got = 0;
     bpe_ids ids;
     memset(&ids, 0, sizeof ids);
+    if (how->bos && m->cfg.bos < 0)
+        return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT, "bos: expected a model with one bos_token_id, found none");
     dlrn_status s = DLRN_OK;
     while (s == DLRN_OK && (limit < 0 || got < limit)) {
         s = doc_next(docs, &text, &bytes);

@@ -89,6 +89,17 @@ wrong "logits in .npz" "ending in .npy" "$dl" logits $model --out "$d/l.npz"
 status "features that the dictionary lacks" 1 $features --features 3,256
 says "are told" "--features: expected numbers below 256 .*found 256" "$d/err"
 
+# ---- A model with more than one token to begin with
+cp -r $tiny "$d/listed"
+sed 's/"bos_token_id": 0/"bos_token_id": [0]/' $tiny/config.json > "$d/listed/config.json"
+listed="--bos --model $d/listed --text $d/two.txt"
+for c in "tokenize $listed" "logits $listed --out $d/l.npy" "activations $listed $site --out $d/y.npy" \
+    "train --quiet $listed $site --save-dir $d/none" "eval --dict $d/whole $listed $site" \
+    "features --dict $d/whole $listed $site" "generate --bos --model $d/listed --tokens 3 --prompt He"; do
+    status "${c%% *} --bos without a bos token" 1 "$dl" $c
+    says "is refused" "listed/config.json: --bos: expected one number as bos_token_id, found none" "$d/err"
+done
+
 # ---- Where results go
 "$dl" activations $model $site --limit 100 --out - > "$d/out.npy"
 same "activations through a pipe" "$d/x.npy" "$d/out.npy"

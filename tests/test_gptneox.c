@@ -283,6 +283,54 @@ TEST(a_document_depends_on_seed_and_number) {
     CHECK(!memcmp(greedy.id[0], top.id[0], sizeof greedy.id[0])); /* the likeliest is the top 1 */
 }
 
+static void write_text(const char *path, const char *text) {
+    CHECK_OK(ctx, dlrn_file_write(ctx, path, text, strlen(text)));
+}
+
+/* So cold that 1 / temperature is beyond a float, or its products are: the likeliest. So hot that it is 0: any of the
+   top ones, but none else. */
+TEST(temperatures_at_their_ends) {
+    static const double cold[] = {1e-9, 1e-20, 1e-37, 1e-38, 1e-40, 5e-324};
+    int32_t bos = 0;
+    open_all();
+    drawn greedy = draw(1, 30, 0, 0, &bos, 1);
+    for (size_t i = 0; i < sizeof cold / sizeof *cold; i++)
+        for (int top_k = 0; top_k < 4; top_k += 3) {
+            drawn d = draw(1, 30, cold[i], top_k, &bos, 1);
+            CHECK_MSG(!memcmp(d.id[0], greedy.id[0], sizeof d.id[0]), "temperature %g", cold[i]);
+        }
+    float x[5] = {-1, 3, 2, -4, 0}, copy[16];
+    int64_t times[5] = {0};
+    dlrn_rng rng = {5, 0, 0};
+    for (int i = 0; i < 1000; i++) {
+        memcpy(copy, x, sizeof x);
+        times[neox_draw_from(model->width, copy, 5, 1e300, 0, &rng)]++;
+    }
+    CHECK(times[0] == 0 && times[3] == 0 && times[1] > 250 && times[2] > 250 && times[4] > 250);
+}
+
+/* A text without the token that each document is to begin with. */
+TEST(a_bos_that_the_model_lacks) {
+    neox_reading how = {12, 1};
+    neox_documents texts;
+    doc_reader *docs = NULL;
+    bpe_tokenizer *tok = NULL;
+    open_all();
+    memset(&texts, 0, sizeof texts);
+    write_text(tmp_path("bos.txt"), "The cat sat.\n");
+    CHECK_OK(ctx, bpe_load(ctx, MODEL, &tok));
+    CHECK_OK(ctx, doc_open(ctx, tmp_path("bos.txt"), &docs));
+    int32_t bos = model->cfg.bos;
+    model->cfg.bos = -1;
+    dlrn_status s = neox_read_documents(model, tok, docs, &how, 1, &texts);
+    model->cfg.bos = bos;
+    doc_close(docs);
+    bpe_destroy(tok);
+    neox_documents_free(&texts);
+    CHECK_STATUS(s, DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "expected a model with one bos_token_id, found none");
+}
+
 /* The first token's frequencies over many documents are the softmax of its logits. */
 static int64_t first_counts[V];
 static dlrn_status count_first(void *user, int64_t document, const int32_t *id, int64_t n) {
@@ -311,10 +359,6 @@ TEST(draws_follow_the_softmax) {
         CHECK_MSG(fabs((double)first_counts[order[i]] - p * (double)n) < 5 * sigma, "token %lld: %lld, expected %.0f",
                   (long long)order[i], (long long)first_counts[order[i]], p * (double)n);
     }
-}
-
-static void write_text(const char *path, const char *text) {
-    CHECK_OK(ctx, dlrn_file_write(ctx, path, text, strlen(text)));
 }
 
 #define WORDS                                                                                                          \
@@ -461,6 +505,8 @@ TEST(folders_that_are_not_models) {
         {MORE("\"layer_norm_eps\": 1e999"), "layer_norm_eps: expected a number from 0 to 1, found inf",
          DLRN_ERR_FORMAT},
         {MORE("\"bos_token_id\": 1e300"), "bos_token_id: expected a whole number from 0", DLRN_ERR_FORMAT},
+        {MORE("\"bos_token_id\": 32"), "config.json: bos_token_id: expected a whole number from 0 to 31, found 32",
+         DLRN_ERR_FORMAT},
         {MORE("\"eos_token_id\": -2"), "eos_token_id: expected a whole number from 0", DLRN_ERR_FORMAT},
         {MORE("\"bos_token_id\": null, \"eos_token_id\": [1, 2]"), "expected model.safetensors", DLRN_ERR_IO},
         {"{", "config.json", DLRN_ERR_FORMAT},
@@ -795,6 +841,8 @@ int main(int argc, char **argv) {
     RUN(ids_and_lengths_are_checked);
     RUN(cache_equals_whole_runs);
     RUN(a_document_depends_on_seed_and_number);
+    RUN(temperatures_at_their_ends);
+    RUN(a_bos_that_the_model_lacks);
     RUN(draws_follow_the_softmax);
     RUN(source_of_text);
     RUN(source_that_is_stopped);
