@@ -30,6 +30,8 @@ typedef struct options {
     int sparse, json, entropy, no_shuffle, skip_nonfinite, resume, compat, quiet, help, bos;
 } options;
 
+enum { TEXT_MOST = 4095 }; /* bytes of a path, and of what is put together with one */
+
 typedef enum flag_kind { F_TEXT, F_INT, F_REAL, F_SWITCH } flag_kind;
 
 typedef struct flag {
@@ -37,81 +39,87 @@ typedef struct flag {
     flag_kind kind;
     size_t at; /* offset in options */
     int commands;
-    double least; /* smallest number allowed */
+    double least, most; /* of numbers, and of a text its bytes; most 0: any */
     const char *value, *help;
 } flag;
 
 #define AT(field) offsetof(options, field)
 static const flag flags[] = {
-    {"--dict", F_TEXT, AT(dict), C_ARRAYS | C_EVAL | C_FEATURES, 0, "D",
+    {"--dict", F_TEXT, AT(dict), C_ARRAYS | C_EVAL | C_FEATURES, 1, TEXT_MOST, "D",
      "the dictionary: a file (.pt, .safetensors, .npz) or a folder"},
-    {"--data", F_TEXT, AT(data), C_ARRAYS | C_TRAIN | C_EVAL, 0, "X.npy",
+    {"--data", F_TEXT, AT(data), C_ARRAYS | C_TRAIN | C_EVAL, 1, TEXT_MOST, "X.npy",
      "an array [rows, width]; - is standard input"},
-    {"--target", F_TEXT, AT(target), C_TRAIN | C_EVAL, 0, "Y.npy", "the rows to reconstruct, if they are not X itself"},
-    {"--model", F_TEXT, AT(model), C_TEXTS | C_GENERATE, 0, "DIR", "a Hugging Face folder of a GPT-NeoX model"},
-    {"--text", F_TEXT, AT(text), C_TEXTS, 0, "FILE",
+    {"--target", F_TEXT, AT(target), C_TRAIN | C_EVAL, 1, TEXT_MOST, "Y.npy",
+     "the rows to reconstruct, if they are not X itself"},
+    {"--model", F_TEXT, AT(model), C_TEXTS | C_GENERATE, 1, TEXT_MOST, "DIR",
+     "a Hugging Face folder of a GPT-NeoX model"},
+    {"--text", F_TEXT, AT(text), C_TEXTS, 1, TEXT_MOST, "FILE",
      "documents of at most 16 MB: .jsonl (key text), .txt (blank lines between), - for JSON lines"},
-    {"--site", F_TEXT, AT(site), C_SITES, 0, "S", "embed, resid_out, mlp_in, mlp_out, attn_in or attn_out"},
-    {"--layer", F_INT, AT(layer), C_SITES, 0, "N", "the site's layer, from 0 (not for embed)"},
-    {"--io", F_TEXT, AT(io), C_SITES, 0, "in|out|in_to_out",
+    {"--site", F_TEXT, AT(site), C_SITES, 0, TEXT_MOST, "S", "embed, resid_out, mlp_in, mlp_out, attn_in or attn_out"},
+    {"--layer", F_INT, AT(layer), C_SITES, 0, 0, "N", "the site's layer, from 0 (not for embed)"},
+    {"--io", F_TEXT, AT(io), C_SITES, 0, TEXT_MOST, "in|out|in_to_out",
      "the site itself (default), its module's input, or from input to output"},
-    {"--ctx-len", F_INT, AT(ctx_len), C_TEXTS, 1, "N", "tokens to which each document is cut (default 128)"},
-    {"--bos", F_SWITCH, AT(bos), C_TEXTS | C_GENERATE, 0, "", "begin each document with the model's bos token"},
-    {"--out", F_TEXT, AT(out), C_ARRAYS | C_GENERATE | C_ACTIVATIONS | C_LOGITS, 0, "FILE",
+    {"--ctx-len", F_INT, AT(ctx_len), C_TEXTS, 1, 0, "N", "tokens to which each document is cut (default 128)"},
+    {"--bos", F_SWITCH, AT(bos), C_TEXTS | C_GENERATE, 0, 0, "", "begin each document with the model's bos token"},
+    {"--out", F_TEXT, AT(out), C_ARRAYS | C_GENERATE | C_ACTIVATIONS | C_LOGITS, 1, TEXT_MOST, "FILE",
      "where the result goes; - is standard output"},
-    {"--sparse", F_SWITCH, AT(sparse), C_ENCODE, 0, "", "write CSR that scipy.sparse.load_npz opens"},
-    {"--json", F_SWITCH, AT(json), C_INSPECT | C_EVAL | C_TOKENIZE | C_FEATURES, 0, "", "print JSON"},
-    {"--prompt", F_TEXT, AT(prompt), C_GENERATE, 0, "TEXT", "what each document begins with (default: the bos token)"},
-    {"--tokens", F_INT, AT(tokens), C_GENERATE, 1, "N", "tokens to draw for each document, at most"},
-    {"--temperature", F_REAL, AT(temperature), C_GENERATE, 0, "T", "0: always the likeliest token (default 1)"},
-    {"--top-k", F_INT, AT(top_k), C_GENERATE, 0, "K", "draw among the K likeliest tokens (default: all)"},
-    {"--documents", F_INT, AT(documents), C_GENERATE | C_EVAL | C_TOKENIZE, 1, "N",
+    {"--sparse", F_SWITCH, AT(sparse), C_ENCODE, 0, 0, "", "write CSR that scipy.sparse.load_npz opens"},
+    {"--json", F_SWITCH, AT(json), C_INSPECT | C_EVAL | C_TOKENIZE | C_FEATURES, 0, 0, "", "print JSON"},
+    {"--prompt", F_TEXT, AT(prompt), C_GENERATE, 0, 0, "TEXT",
+     "what each document begins with (default: the bos token)"},
+    {"--tokens", F_INT, AT(tokens), C_GENERATE, 1, 0, "N", "tokens to draw for each document, at most"},
+    {"--temperature", F_REAL, AT(temperature), C_GENERATE, 0, 0, "T", "0: always the likeliest token (default 1)"},
+    {"--top-k", F_INT, AT(top_k), C_GENERATE, 0, 0, "K", "draw among the K likeliest tokens (default: all)"},
+    {"--documents", F_INT, AT(documents), C_GENERATE | C_EVAL | C_TOKENIZE, 1, 0, "N",
      "how many (generate: 1; tokenize: all; eval: the first 128, for the cross-entropy)"},
-    {"--limit", F_INT, AT(limit), C_ACTIVATIONS, 1, "ROWS", "stop after so many rows (default: all)"},
-    {"--save-dir", F_TEXT, AT(save_dir), C_TRAIN, 0, "DIR",
+    {"--limit", F_INT, AT(limit), C_ACTIVATIONS, 1, 0, "ROWS", "stop after so many rows (default: all)"},
+    {"--save-dir", F_TEXT, AT(save_dir), C_TRAIN, 1, TEXT_MOST, "DIR",
      "the folder of the run, locked meanwhile; made if missing; an older run in it gives way at the first save"},
-    {"--dict-size", F_INT, AT(dict_size), C_TRAIN, 1, "F", "number of features"},
-    {"--expansion", F_INT, AT(expansion), C_TRAIN, 1, "N", "the same, as a multiple of the width (default 16)"},
-    {"--lr", F_REAL, AT(lr), C_TRAIN, 0, "RATE", "Adam's rate (default 3e-4)"},
-    {"--sparsity-penalty", F_REAL, AT(sparsity_penalty), C_TRAIN, 0, "P", "weight of the sparsity loss (default 1e-3)"},
-    {"--loss", F_TEXT, AT(loss), C_TRAIN, 0, "norm|squared",
+    {"--dict-size", F_INT, AT(dict_size), C_TRAIN, 1, 0, "F", "number of features"},
+    {"--expansion", F_INT, AT(expansion), C_TRAIN, 1, 0, "N", "the same, as a multiple of the width (default 16)"},
+    {"--lr", F_REAL, AT(lr), C_TRAIN, 0, 0, "RATE", "Adam's rate (default 3e-4)"},
+    {"--sparsity-penalty", F_REAL, AT(sparsity_penalty), C_TRAIN, 0, 0, "P",
+     "weight of the sparsity loss (default 1e-3)"},
+    {"--loss", F_TEXT, AT(loss), C_TRAIN, 0, TEXT_MOST, "norm|squared",
      "reconstruction loss (default norm: the mean L2 distance)"},
-    {"--batch-size", F_INT, AT(batch_size), C_TRAIN, 1, "N", "rows of a step (default 8192)"},
-    {"--steps", F_INT, AT(steps), C_TRAIN, 0, "N", "steps (default: until the data ends)"},
-    {"--epochs", F_INT, AT(epochs), C_TRAIN, 1, "N",
+    {"--batch-size", F_INT, AT(batch_size), C_TRAIN, 1, 0, "N", "rows of a step (default 8192)"},
+    {"--steps", F_INT, AT(steps), C_TRAIN, 0, 0, "N", "steps (default: until the data ends)"},
+    {"--epochs", F_INT, AT(epochs), C_TRAIN, 1, 0, "N",
      "times through an array (default 1; with --steps, whichever ends first)"},
-    {"--warmup-steps", F_INT, AT(warmup_steps), C_TRAIN, 0, "N",
+    {"--warmup-steps", F_INT, AT(warmup_steps), C_TRAIN, 0, 0, "N",
      "steps over which the rate grows from 0 (default 1000)"},
-    {"--resample-steps", F_INT, AT(resample_steps), C_TRAIN, 1, "N",
+    {"--resample-steps", F_INT, AT(resample_steps), C_TRAIN, 1, 0, "N",
      "revive dead features every N steps (default: never)"},
-    {"--ghost-threshold", F_INT, AT(ghost_threshold), C_TRAIN, 0, "N",
+    {"--ghost-threshold", F_INT, AT(ghost_threshold), C_TRAIN, 0, 0, "N",
      "ghost gradients after N silent steps (default: none)"},
-    {"--entropy", F_SWITCH, AT(entropy), C_TRAIN | C_EVAL, 0, "", "entropy in place of L1 as sparsity loss"},
-    {"--log-steps", F_INT, AT(log_steps), C_TRAIN, 1, "N", "a line in log.jsonl every N steps (default 1000)"},
-    {"--save-steps", F_INT, AT(save_steps), C_TRAIN, 1, "N", "a checkpoint every N steps (default: none)"},
-    {"--n-ctxs", F_INT, AT(n_ctxs), C_TRAIN, 1, "N", "the buffer's size in contexts (default 30000)"},
-    {"--in-batch-size", F_INT, AT(in_batch_size), C_TRAIN, 1, "N", "contexts read at once (default 512)"},
-    {"--init", F_TEXT, AT(init), C_TRAIN, 0, "D", "start from these weights, of their size"},
-    {"--no-shuffle", F_SWITCH, AT(no_shuffle), C_TRAIN, 0, "", "rows in the file's order"},
-    {"--skip-nonfinite", F_SWITCH, AT(skip_nonfinite), C_TRAIN | C_EVAL, 0, "",
+    {"--entropy", F_SWITCH, AT(entropy), C_TRAIN | C_EVAL, 0, 0, "", "entropy in place of L1 as sparsity loss"},
+    {"--log-steps", F_INT, AT(log_steps), C_TRAIN, 1, 0, "N", "a line in log.jsonl every N steps (default 1000)"},
+    {"--save-steps", F_INT, AT(save_steps), C_TRAIN, 1, 0, "N", "a checkpoint every N steps (default: none)"},
+    {"--n-ctxs", F_INT, AT(n_ctxs), C_TRAIN, 1, 0, "N", "the buffer's size in contexts (default 30000)"},
+    {"--in-batch-size", F_INT, AT(in_batch_size), C_TRAIN, 1, 0, "N", "contexts read at once (default 512)"},
+    {"--init", F_TEXT, AT(init), C_TRAIN, 1, TEXT_MOST, "D", "start from these weights, of their size"},
+    {"--no-shuffle", F_SWITCH, AT(no_shuffle), C_TRAIN, 0, 0, "", "rows in the file's order"},
+    {"--skip-nonfinite", F_SWITCH, AT(skip_nonfinite), C_TRAIN | C_EVAL, 0, 0, "",
      "rows with a NaN or an infinity are left out and counted (default: an error; eval: with --data)"},
-    {"--resume", F_SWITCH, AT(resume), C_TRAIN, 0, "",
+    {"--resume", F_SWITCH, AT(resume), C_TRAIN, 0, 0, "",
      "go on with the run in --save-dir: the same command; of its settings only steps, epochs, log-steps, save-steps, "
      "threads and kernels may differ"},
-    {"--compat", F_SWITCH, AT(compat), C_TRAIN | C_EVAL, 0, "",
+    {"--compat", F_SWITCH, AT(compat), C_TRAIN | C_EVAL, 0, 0, "",
      "the reference's code of March 2024, number for number"},
-    {"--rows", F_INT, AT(rows), C_EVAL | C_FEATURES, 1, "N",
+    {"--rows", F_INT, AT(rows), C_EVAL | C_FEATURES, 1, 0, "N",
      "rows to measure (eval: 8192; features: 65536; all where there are fewer)"},
-    {"--histogram", F_TEXT, AT(histogram), C_EVAL, 0, "FILE.csv|.svg",
+    {"--histogram", F_TEXT, AT(histogram), C_EVAL, 1, TEXT_MOST, "FILE.csv|.svg",
      "firing frequencies in log bins from 1e-5 to 1; - prints bars"},
-    {"--features", F_TEXT, AT(features), C_FEATURES, 0, "I,J,...", "which ones (default: some that fire rarely)"},
-    {"--count", F_INT, AT(count), C_FEATURES, 1, "N", "how many, where --features does not say (default 8)"},
-    {"--contexts", F_INT, AT(contexts), C_FEATURES, 1, "N", "contexts to show for each (default 4)"},
-    {"--threads", F_INT, AT(threads), C_ALL, 1, "N", "default: all cores"},
-    {"--seed", F_INT, AT(seed), C_ALL, 0, "N", "default 0"},
-    {"--kernels", F_TEXT, AT(kernels), C_ALL, 0, "NAME", "auto, scalar, avx2, avx512, avx512bf16, avx512vnni or neon"},
-    {"--quiet", F_SWITCH, AT(quiet), C_ALL, 0, "", "no progress on standard error"},
-    {"--help", F_SWITCH, AT(help), C_ALL, 0, "", "this"},
+    {"--features", F_TEXT, AT(features), C_FEATURES, 0, TEXT_MOST, "I,J,...",
+     "which ones (default: some that fire rarely)"},
+    {"--count", F_INT, AT(count), C_FEATURES, 1, 0, "N", "how many, where --features does not say (default 8)"},
+    {"--contexts", F_INT, AT(contexts), C_FEATURES, 1, 0, "N", "contexts to show for each (default 4)"},
+    {"--threads", F_INT, AT(threads), C_ALL, 0, 1024, "N", "default, and 0: all cores"},
+    {"--seed", F_INT, AT(seed), C_ALL, 0, 0, "N", "default 0"},
+    {"--kernels", F_TEXT, AT(kernels), C_ALL, 0, TEXT_MOST, "NAME",
+     "auto, scalar, avx2, avx512, avx512bf16, avx512vnni or neon"},
+    {"--quiet", F_SWITCH, AT(quiet), C_ALL, 0, 0, "", "no progress on standard error"},
+    {"--help", F_SWITCH, AT(help), C_ALL, 0, 0, "", "this"},
 };
 #undef AT
 
@@ -140,28 +148,51 @@ static int usage_error(const char *command_name, const char *what, const char *w
     return 2;
 }
 
+/* 0, or 2 if a text has not so many bytes. */
+static int check_length(const char *command_name, const char *name, const char *text, double least, double most) {
+    size_t n = strlen(text);
+    if ((double)n >= least && (most == 0 || (double)n <= most)) return 0;
+    fprintf(stderr, "dictlearn: %s: expected %.0f to %.0f bytes, found %lu: see dictlearn %s --help\n", name, least,
+            most, (unsigned long)n, command_name);
+    return 2;
+}
+
 /* The value of a flag into its field; 0: not of the flag's kind. */
 static int set_flag(const flag *f, const char *value, options *o) {
     char *field = (char *)o + f->at, *end = NULL;
+    double most = f->most > 0 ? f->most : 1e300;
     if (f->kind == F_TEXT) {
         memcpy(field, &value, sizeof value);
     } else if (f->kind == F_INT) {
         double d = strtod(value, &end); /* 3e4 is how people write such numbers */
         int64_t n = d >= -9e15 && d <= 9e15 ? (int64_t)d : 0;
-        if (end == value || *end || (double)n != d || d < f->least) return 0;
+        if (end == value || *end || (double)n != d || d < f->least || d > most) return 0;
         memcpy(field, &n, sizeof n);
     } else {
         double d = strtod(value, &end);
-        if (end == value || *end || !(d >= f->least && d <= 1e300)) return 0;
+        if (end == value || *end || !(d >= f->least && d <= most)) return 0;
         memcpy(field, &d, sizeof d);
     }
     return 1;
 }
 
+/* The value that follows a flag; 0, or the exit status of a wrong call. */
+static int take_value(const command *c, const flag *f, const char *value, options *o) {
+    static const char *const kinds[] = {"a whole number", "a number"};
+    char range[64] = "in range";
+    if (!value) return usage_error(c->name, "a value is missing", f->name);
+    if (f->kind == F_TEXT && check_length(c->name, f->name, value, f->least, f->most)) return 2;
+    if (set_flag(f, value, o)) return 0;
+    if (f->most > 0) snprintf(range, sizeof range, "from %.0f to %.0f", f->least, f->most);
+    fprintf(stderr, "dictlearn: %s: expected %s %s, found '%s': see dictlearn %s --help\n", f->name,
+            kinds[f->kind == F_REAL], range, value, c->name);
+    return 2;
+}
+
 /* 0, or the exit status of a wrong call. */
 static int parse_options(const command *c, int argc, char **argv, options *o) {
-    int words = 0;
-    for (int i = 0; i < argc; i++) {
+    int words = 0, status = 0;
+    for (int i = 0; i < argc && !status; i++) {
         const flag *f = NULL;
         for (size_t k = 0; k < sizeof flags / sizeof *flags; k++)
             if (!strcmp(argv[i], flags[k].name)) f = &flags[k];
@@ -169,21 +200,17 @@ static int parse_options(const command *c, int argc, char **argv, options *o) {
         if (f && !(f->commands & c->bit)) return usage_error(c->name, "not a flag of this command", argv[i]);
         if (!f) {
             if (words == c->words) return usage_error(c->name, "one argument too many", argv[i]);
+            status = check_length(c->name, words ? "the second argument" : "the first argument", argv[i], 1, TEXT_MOST);
             *(words++ ? &o->path2 : &o->path) = argv[i];
         } else if (f->kind == F_SWITCH) {
             memcpy((char *)o + f->at, &(int){1}, sizeof(int));
-        } else if (i + 1 == argc) {
-            return usage_error(c->name, "a value is missing", argv[i]);
-        } else if (!set_flag(f, argv[i + 1], o)) {
-            fprintf(stderr, "dictlearn: %s: expected %s, found '%s': see dictlearn %s --help\n", f->name,
-                    f->kind == F_INT ? "a whole number in range" : "a number in range", argv[i + 1], c->name);
-            return 2;
         } else {
-            i++;
+            i++; /* argv ends with NULL */
+            status = take_value(c, f, argv[i], o);
         }
     }
-    if (!o->help && words < c->words) return usage_error(c->name, "an argument is missing", c->name);
-    return 0;
+    if (!status && !o->help && words < c->words) return usage_error(c->name, "an argument is missing", c->name);
+    return status;
 }
 
 enum { HELP_COLUMNS = 100, HELP_INDENT = 37 };

@@ -67,13 +67,17 @@ static dlrn_status collect_firings(void *user, int tap, const float *x, float *y
     return s;
 }
 
-/* Features by number, as in "3,17,40", into shown [MOST_SHOWN]; how many, or 0 if it is something else. */
+/* Features by number, as in "3,17,40", each once, into shown [MOST_SHOWN]; how many, or 0 if it is something else. */
 static int64_t parse_features(const char *list, int64_t *shown) {
-    int64_t n = 0;
+    int64_t n = 0, at;
     for (const char *c = list;; c++) {
         int digits = (int)strspn(c, "0123456789");
-        if (digits < 1 || digits > 10 || n == MOST_SHOWN) return 0;
-        shown[n++] = strtoll(c, NULL, 10);
+        if (digits < 1 || digits > 10) return 0;
+        int64_t number = strtoll(c, NULL, 10);
+        for (at = 0; at < n && shown[at] != number;) at++;
+        if (at == MOST_SHOWN) return 0;
+        shown[at] = number;
+        n += at == n;
         c += digits;
         if (!*c) return n;
         if (*c != ',') return 0;

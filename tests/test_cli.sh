@@ -157,6 +157,26 @@ wrong "--io with --data" "goes with --model" $train --io in_to_out --save-dir "$
 wrong "--layer with --data" "goes with --model" $train --layer 3 --save-dir "$d/none"
 wrong "two sizes" "found both" $train --expansion 3 --save-dir "$d/none"
 wrong "too large a size" "at most 2147483647 features" $train --dict-size 99999999999999 --save-dir "$d/none"
+for n in -1 1025 60000 4294967297 1.5; do
+    wrong "--threads $n" "--threads: expected a whole number from 0 to 1024, found '$n'" \
+        $train --threads $n --save-dir "$d/none"
+done
+status "--threads 0" 0 "$dl" inspect "$D" --threads 0
+status "--threads 1024" 0 "$dl" inspect "$D" --threads 1024
+long=$(printf '%4096s' | tr ' ' x)
+wrong "an argument too long" "the first argument: expected 1 to 4095 bytes, found 4096" "$dl" inspect "$long"
+wrong "a second one" "the second argument: expected 1 to 4095 bytes, found 4100" "$dl" convert "$D" "$long.npz"
+wrong "an empty one" "the first argument: expected 1 to 4095 bytes, found 0" "$dl" inspect ""
+status "one as long as may be" 1 "$dl" inspect "${long%x}"
+rows="--dict $D --data $d/x.npy"
+for f in --data --target --model --text --save-dir --init; do
+    wrong "$f of no bytes" "$f: expected 1 to 4095 bytes, found 0" $train --save-dir "$d/none" $f ""
+    wrong "$f of many" "$f: expected 1 to 4095 bytes, found 4096" $train --save-dir "$d/none" $f "$long"
+done
+wrong "--out of no bytes" "--out: expected 1 to 4095 bytes, found 0" "$dl" encode $rows --out ""
+wrong "--out of many" "--out: expected 1 to 4095 bytes, found 4096" "$dl" encode $rows --out "$long"
+wrong "--histogram of no bytes" "--histogram: expected 1 to 4095 bytes" "$dl" eval $rows --histogram ""
+wrong "--kernels of many" "--kernels: expected 0 to 4095 bytes" "$dl" inspect "$D" --kernels "$long"
 absent "and nothing is made" "$d/none" "$d/e.npz" "$d/e.npy"
 
 # ---- Messages

@@ -70,6 +70,11 @@ status "features" 0 $features --count 2
 says "are shown" "^feature [0-9]*: fires on" "$d/out"
 status "features --json" 0 $features --features 3,5 --json
 says "as asked" '"feature": 5, "frequency"' "$d/out"
+cp "$d/out" "$d/once"
+status "features asked for twice" 0 $features --features 3,5,3,3,5 --json
+same "are shown once" "$d/once" "$d/out"
+status "a prompt of many bytes" 1 "$dl" generate --model $tiny --tokens 3 --prompt "$(printf '%5000s' | tr ' ' x)"
+says "is counted in tokens" "at most the model's 512 positions, found [0-9]* and 3" "$d/err"
 printf '{"text": "The \\u0007cat\\u001b \\u009b31m sat\\u0085 on\\n\\tthe \\u007fmat."}\n' > "$d/wild.jsonl"
 status "features of a wild text" 0 $features --text "$d/wild.jsonl" --contexts 50
 check_fails "a wild text does not reach the terminal" obeyed "$d/out"
