@@ -454,7 +454,7 @@ static const command commands[] = {
      run_activations},
     {"train", C_TRAIN, 0, "SOURCE --save-dir DIR ...",
      "Trains a dictionary. SOURCE is --model DIR --text FILE --site S --layer N, or --data X.npy [--target Y.npy]. "
-     "Interrupted (Ctrl-C, SIGTERM) it saves and says how to go on.",
+     "Interrupted (Ctrl-C, SIGTERM, SIGHUP) it saves and says how to go on.",
      "build/text.jsonl: see generate --help",
      "build/dictlearn train " TINY_SITE " \\\n"
      "    --save-dir build/run --expansion 8 --batch-size 512 --lr 3e-3 --sparsity-penalty 0.12 \\\n"

@@ -48,7 +48,8 @@ struct doc_reader {
     FILE *file;
     char *path;
     int jsonl, standard_input;
-    int64_t line_number;
+    int64_t line_number;   /* of the lines from `passed` on               */
+    uint64_t passed;       /* bytes at the file's start whose lines nobody has counted */
     uint64_t offset;       /* of the first byte not yet consumed         */
     char chunk[DOC_CHUNK]; /* bytes read from the file                   */
     size_t at, end;        /* the unread ones: chunk [at, end)           */
@@ -64,11 +65,26 @@ static int doc_ends_with(const char *s, const char *end) {
     return n >= k && !strcmp(s + n - k, end);
 }
 
+/* The line that was read last. Those that a seek has passed over are counted here, since only an error asks for it. */
+static int64_t doc_line_number(doc_reader *r) {
+    char block[4096];
+    uint64_t left = r->passed;
+    if (left && fseeko(r->file, 0, SEEK_SET) == 0) {
+        for (size_t n = 1; left && n; left -= n) {
+            n = fread(block, 1, left < sizeof block ? (size_t)left : sizeof block, r->file);
+            for (size_t i = 0; i < n; i++) r->line_number += block[i] == '\n';
+        }
+        (void)!fseeko(r->file, (off_t)(r->offset + (r->end - r->at)), SEEK_SET);
+        r->passed = 0;
+    }
+    return r->line_number;
+}
+
 /* Appends bytes to a block that grows by doubling. */
 static dlrn_status doc_append(doc_reader *r, char **block, int64_t *len, int64_t *cap, const char *bytes, int64_t n) {
     if (*len + n > DOC_LONGEST)
         return dlrn_fail(r->ctx, DLRN_ERR_VALUE, "%s: line %lld: expected a document of at most %d bytes, found more",
-                         r->path, (long long)r->line_number + (block == &r->line), DOC_LONGEST);
+                         r->path, (long long)doc_line_number(r) + (block == &r->line), DOC_LONGEST);
     if (*len + n + 1 > *cap) {
         int64_t wide = 2 * (*len + n) + 256;
         char *q = (char *)dlrn_alloc(r->ctx, wide, 1);
@@ -95,7 +111,7 @@ DOC_API dlrn_status doc_open(dlrn_context *ctx, const char *path, doc_reader **o
     r->path = (char *)dlrn_alloc(ctx, (int64_t)strlen(path) + 32, 1);
     if (r->path) memcpy(r->path, path, strlen(path) + 1);
     dlrn_status s = r->path ? DLRN_OK : DLRN_ERR_MEMORY;
-    if (s == DLRN_OK && dlrn_file_exists(ctx, path) == 2)
+    if (s == DLRN_OK && !r->standard_input && dlrn_file_exists(ctx, path) == 2)
         s = dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected a text file, found a folder", path);
     if (s == DLRN_OK && !r->standard_input) {
         r->file = fopen(path, "rb");
@@ -159,22 +175,34 @@ static int doc_blank(const doc_reader *r) {
     return 1;
 }
 
-static dlrn_status doc_next_json(doc_reader *r, const char **text, int64_t *bytes) {
+/* The line's object; an error names the line. */
+static dlrn_status doc_parse(doc_reader *r) {
     char name[1200];
+    int uncounted = r->passed != 0;
+    dlrn_json_free(r->ctx, r->object);
+    r->object = NULL;
+    snprintf(name, sizeof name, "%s: line %lld", r->path, (long long)r->line_number);
+    dlrn_status s = dlrn_json_parse(r->ctx, r->line, (size_t)r->line_len, name, &r->object);
+    if (s != DLRN_OK && s != DLRN_ERR_MEMORY && uncounted) {
+        snprintf(name, sizeof name, "%s: line %lld", r->path, (long long)doc_line_number(r));
+        s = dlrn_json_parse(r->ctx, r->line, (size_t)r->line_len, name, &r->object);
+    }
+    return s;
+}
+
+static dlrn_status doc_next_json(doc_reader *r, const char **text, int64_t *bytes) {
     for (;;) {
         dlrn_status s = doc_line(r);
         if (s != DLRN_OK) return s;
         if (doc_blank(r)) continue;
-        dlrn_json_free(r->ctx, r->object);
-        r->object = NULL;
-        snprintf(name, sizeof name, "%s: line %lld", r->path, (long long)r->line_number);
-        s = dlrn_json_parse(r->ctx, r->line, (size_t)r->line_len, name, &r->object);
+        s = doc_parse(r);
         if (s != DLRN_OK) return s;
         const dlrn_json *found = NULL;
         if (r->object->type == DLRN_JSON_OBJECT) found = dlrn_json_get(r->object, "text");
         if (!found || found->type != DLRN_JSON_STRING)
             return dlrn_fail(r->ctx, DLRN_ERR_FORMAT,
-                             "%s: expected an object with a string under the key \"text\", found none", name);
+                             "%s: line %lld: expected an object with a string under the key \"text\", found none",
+                             r->path, (long long)doc_line_number(r));
         *text = found->text;
         *bytes = found->text_len;
         if (*bytes) return DLRN_OK;
@@ -233,12 +261,18 @@ static dlrn_status doc_pass_over(doc_reader *r, uint64_t position) {
 
 DOC_API dlrn_status doc_seek(doc_reader *r, uint64_t position) {
     if (r->standard_input) return doc_pass_over(r, position);
-    if (position > (uint64_t)INT64_MAX || fseeko(r->file, (off_t)position, SEEK_SET) != 0)
+    int known = position <= (uint64_t)INT64_MAX && fseeko(r->file, 0, SEEK_END) == 0;
+    off_t size = known ? ftello(r->file) : -1;
+    if (size >= 0 && position > (uint64_t)size)
+        return dlrn_fail(r->ctx, DLRN_ERR_IO,
+                         "%s: expected the text that was read before, to byte %llu and on, found its end at byte %llu",
+                         r->path, (unsigned long long)position, (unsigned long long)size);
+    if (size < 0 || fseeko(r->file, (off_t)position, SEEK_SET) != 0)
         return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot go to byte %llu: %s", r->path, (unsigned long long)position,
                          strerror(errno));
     r->at = r->end = 0;
-    r->offset = position;
-    if (position == 0) r->line_number = 0;
+    r->offset = r->passed = position;
+    r->line_number = 0;
     return DLRN_OK;
 }
 #endif /* DOCUMENTS_IMPLEMENTATION */

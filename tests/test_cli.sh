@@ -65,6 +65,10 @@ same "sparse equals dense" "$d/y.npy" "$d/z.npy"
 same "reconstruct equals decode of encode" "$d/y.npy" "$d/w.npy"
 "$dl" reconstruct --dict "$D" --data - --out - < "$d/x.npy" > "$d/v.npy"
 same "through pipes" "$d/w.npy" "$d/v.npy"
+mkdir -p "$d/dash/-"
+(here=$(cd "$BUILD" && pwd) && cd "$d/dash" && "$here/dictlearn" reconstruct --dict "$here/tmp/cli/a/b" --data - \
+    --out - < "$here/tmp/cli/x.npy" > ../v.npy)
+same "also beside a folder called -" "$d/w.npy" "$d/v.npy"
 status "wrong width" 1 "$dl" encode --dict "$D" --data "$d/f.npy" --out "$d/g.npy"
 says "wrong width is told" "expected 128, found 256" "$d/err"
 if [ -e "$d/g.npy" ]; then fail "nothing half-written" "$d/g.npy"; else pass "nothing half-written"; fi

@@ -146,6 +146,20 @@ says "is refused" "^dictlearn: $d/half/config.json: data: .* expected none, foun
 status "resumed at another site" 1 $train --layer 1 --save-dir "$d/half" --resume
 says "is refused" "layer: .* expected 0, found 1" "$d/err"
 
+cp "$d/a.jsonl" "$d/cut.jsonl"
+status "half a run on a text" 0 $train --text "$d/cut.jsonl" --steps 3 --save-dir "$d/cut"
+head -n 1 "$d/a.jsonl" > "$d/cut.jsonl"
+status "resumed on what is left of it" 1 $train --text "$d/cut.jsonl" --steps 6 --save-dir "$d/cut" --resume
+says "is told" "^dictlearn: $d/cut.jsonl: expected the text that was read before, to byte [0-9]* and on" "$d/err"
+
+# ---- A folder called -
+mkdir -p "$d/dash/-"
+here=$(pwd)
+root=$(cd "$BUILD" && pwd)
+status "--text - beside a folder of that name" 0 \
+    sh -c "cd $d/dash && $root/dictlearn tokenize --model $here/$tiny --text - < $root/tmp/model/two.jsonl"
+same "is standard input" "$d/ids" "$d/out"
+
 # ---- Stopped
 for i in 1 2 3 4 5 6 7 8 9 10; do cat "$d/a.jsonl" "$d/a.jsonl" "$d/a.jsonl" "$d/a.jsonl" "$d/a.jsonl"; done > "$d/t"
 for i in 1 2 3 4 5 6 7 8 9 10; do cat "$d/t" "$d/t" "$d/t" "$d/t" "$d/t"; done > "$d/long.jsonl"

@@ -309,6 +309,41 @@ TEST(temperatures_at_their_ends) {
     CHECK(times[0] == 0 && times[3] == 0 && times[1] > 250 && times[2] > 250 && times[4] > 250);
 }
 
+/* What a seek passes over is counted where an error names a line; behind the end there is nothing to go to. */
+TEST(lines_after_a_seek) {
+    static const struct {
+        const char *last, *error;
+    } cases[] = {{"[1, 2", "seek.jsonl: line 5: "}, {"[1, 2]", "seek.jsonl: line 5: expected an object with a string"}};
+    const char *text = NULL;
+    int64_t bytes = 0;
+    char all[200];
+    open_all();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        doc_reader *docs = NULL;
+        snprintf(all, sizeof all, "{\"text\": \"one\"}\n\n{\"text\": \"two\"}\n{\"text\": \"six\"}\n%s\n",
+                 cases[i].last);
+        write_text(tmp_path("seek.jsonl"), all);
+        CHECK_OK(ctx, doc_open(ctx, tmp_path("seek.jsonl"), &docs));
+        CHECK_OK(ctx, doc_next(docs, &text, &bytes));
+        CHECK_OK(ctx, doc_next(docs, &text, &bytes));
+        uint64_t at = doc_position(docs), size = strlen(all);
+        CHECK_OK(ctx, doc_seek(docs, 0));
+        CHECK_OK(ctx, doc_seek(docs, at));
+        CHECK_OK(ctx, doc_next(docs, &text, &bytes));
+        CHECK(bytes == 3 && !memcmp(text, "six", 3));
+        CHECK_STATUS(doc_next(docs, &text, &bytes), DLRN_ERR_FORMAT);
+        CHECK_STR(dlrn_error(ctx), cases[i].error);
+        CHECK_STATUS(doc_next(docs, &text, &bytes), DLRN_END); /* where it was before the lines were counted */
+        CHECK_OK(ctx, doc_seek(docs, size));
+        CHECK_STATUS(doc_next(docs, &text, &bytes), DLRN_END);
+        CHECK_STATUS(doc_seek(docs, size + 1), DLRN_ERR_IO);
+        snprintf(all, sizeof all, "seek.jsonl: expected the text that was read before, to byte %d and on, found its %s",
+                 (int)size + 1, "end at byte");
+        CHECK_STR(dlrn_error(ctx), all);
+        doc_close(docs);
+    }
+}
+
 /* A text without the token that each document is to begin with. */
 TEST(a_bos_that_the_model_lacks) {
     neox_reading how = {12, 1};
@@ -842,6 +877,7 @@ int main(int argc, char **argv) {
     RUN(cache_equals_whole_runs);
     RUN(a_document_depends_on_seed_and_number);
     RUN(temperatures_at_their_ends);
+    RUN(lines_after_a_seek);
     RUN(a_bos_that_the_model_lacks);
     RUN(draws_follow_the_softmax);
     RUN(source_of_text);
