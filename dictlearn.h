@@ -429,7 +429,8 @@ typedef struct dlrn_tensor {
 } dlrn_tensor;
 
 /* Feature activations, compressed by row (CSR): row i holds features col[row_ptr[i] .. row_ptr[i+1]-1],
-   ascending, with their values. Zero-initialise, pass to any number of calls, free with dlrn_sparse_free. */
+   ascending, with their values. Zero-initialise, pass to any number of calls, free with dlrn_sparse_free before the
+   context that filled it last. */
 typedef struct dlrn_sparse {
     int64_t rows, cols;       /* n, F                                        */
     int64_t *row_ptr;         /* [rows + 1], owned                           */
@@ -642,8 +643,8 @@ typedef struct dlrn_train_stats {
 
 typedef struct dlrn_trainer dlrn_trainer;
 DLRN_API dlrn_train_config dlrn_train_defaults(void);
-/* init: weights to start from (copied), or NULL: dlrn_autoencoder_create(seed). buffer: where _step takes its batches
-   from, borrowed; NULL if only _step_on is used (then resampling needs calls to _resample_on). */
+/* init: weights to start from (copied; of any context), or NULL: dlrn_autoencoder_create(seed). buffer: where _step
+   takes its batches from, borrowed; NULL if only _step_on is used (then resampling needs calls to _resample_on). */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *cfg,
                                                     const dlrn_dictionary *init, dlrn_buffer *buffer,
                                                     dlrn_trainer **out);
@@ -2037,6 +2038,7 @@ DLRNI_INTERNAL dlrn_status dlrni_sparse_reserve(dlrn_context *ctx, dlrn_sparse *
 
 /* Empties codes for a matrix of `cols` columns whose rows are to be appended. */
 DLRNI_INTERNAL dlrn_status dlrni_sparse_begin(dlrn_context *ctx, dlrn_sparse *codes, int64_t cols) {
+    if (codes->ctx != ctx) dlrn_sparse_free(codes); /* its blocks are another's */
     codes->rows = 0;
     codes->cols = cols;
     if (codes->row_ptr) codes->row_ptr[0] = 0;
@@ -2234,16 +2236,22 @@ DLRN_API dlrn_status dlrn_identity_create(dlrn_context *ctx, int64_t activation_
     return DLRN_OK;
 }
 
-DLRN_API dlrn_status dlrn_dictionary_copy(const dlrn_dictionary *dict, dlrn_dictionary **out) {
+/* Of a dictionary of any context. */
+DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy_in(dlrn_context *ctx, const dlrn_dictionary *dict,
+                                                    dlrn_dictionary **out) {
     int64_t d = dict->activation_dim, F = dict->dict_size;
-    if (dict->family == &dlrni_family_identity) return dlrn_identity_create(dict->ctx, d, out);
-    DLRNI_TRY(dlrni_dictionary_alloc(dict->ctx, d, F, out));
+    if (dict->family == &dlrni_family_identity) return dlrn_identity_create(ctx, d, out);
+    DLRNI_TRY(dlrni_dictionary_alloc(ctx, d, F, out));
     (*out)->family = dict->family;
     memcpy((*out)->encoder_weight, dict->encoder_weight, (size_t)(F * d) * sizeof(float));
     memcpy((*out)->encoder_bias, dict->encoder_bias, (size_t)F * sizeof(float));
     memcpy((*out)->decoder_weight, dict->decoder_weight, (size_t)(F * d) * sizeof(float));
     memcpy((*out)->bias, dict->bias, (size_t)d * sizeof(float));
     return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_dictionary_copy(const dlrn_dictionary *dict, dlrn_dictionary **out) {
+    return dlrni_dictionary_copy_in(dict->ctx, dict, out);
 }
 
 DLRN_API const char *dlrn_dictionary_family(const dlrn_dictionary *dict) {
@@ -7692,7 +7700,7 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     t->ctx = ctx;
     t->cfg = *cfg;
     t->buffer = buffer;
-    dlrn_status s = init ? dlrn_dictionary_copy(init, &t->dict)
+    dlrn_status s = init ? dlrni_dictionary_copy_in(ctx, init, &t->dict)
                          : dlrn_autoencoder_create(ctx, cfg->activation_dim, cfg->dict_size, cfg->seed, &t->dict);
     if (s == DLRN_OK) s = dlrni_trainer_alloc(t);
     if (s != DLRN_OK) {
@@ -9033,6 +9041,9 @@ DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrn_context *ctx, const dlrn_lan
                                                double *nats, int64_t *tokens) {
     ctx->error[0] = 0;
     dlrn_status s = lm->cross_entropy(lm->user, edit, nats, tokens);
+    if (s == DLRN_OK && !(fabs(*nats) <= DBL_MAX))
+        return dlrn_fail(ctx, DLRN_ERR_CALLBACK, "the language model: expected a finite cross-entropy, found %g",
+                         *nats);
     if (s == DLRN_OK) return s;
     return dlrni_callback_error(ctx, s, "the language model",
                                 lm->error       ? lm->error(lm->user)

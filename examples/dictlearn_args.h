@@ -102,8 +102,8 @@ static const flag flags[] = {
     {"--skip-nonfinite", F_SWITCH, AT(skip_nonfinite), C_TRAIN | C_EVAL, 0, 0, "",
      "rows with a NaN or an infinity are left out and counted (default: an error; eval: with --data)"},
     {"--resume", F_SWITCH, AT(resume), C_TRAIN, 0, 0, "",
-     "go on with the run in --save-dir: the same command; of its settings only steps, epochs, log-steps, save-steps, "
-     "threads and kernels may differ"},
+     "go on with the run in --save-dir: the same command; of its settings only steps, epochs, log-steps (not with "
+     "--compat), save-steps, threads and kernels may differ"},
     {"--compat", F_SWITCH, AT(compat), C_TRAIN | C_EVAL, 0, 0, "",
      "the reference's code of March 2024, number for number"},
     {"--rows", F_INT, AT(rows), C_EVAL | C_FEATURES, 1, 0, "N",

@@ -369,7 +369,20 @@ static dlrn_status train_settings(train_run *r, int64_t d, const dlrn_dictionary
 }
 
 /* Where the rows and the first weights come from, as members of the configuration. */
-static void put_source(FILE *f, const options *o) {
+/* Of a .npy that can be opened again: with another number of rows it is not what the run was begun with. -1: of what
+   comes but once, and of texts, which may grow. */
+static dlrn_status count_rows(dlrn_context *ctx, const char *path, int64_t *rows) {
+    struct stat st;
+    dlrn_archive *a = NULL;
+    *rows = -1;
+    if (!path || !strcmp(path, "-") || stat(path, &st) != 0 || !S_ISREG(st.st_mode)) return DLRN_OK;
+    dlrn_status s = dlrn_archive_open(ctx, path, &a);
+    if (s == DLRN_OK && dlrn_archive_info(a, 0)->ndim > 0) *rows = dlrn_archive_info(a, 0)->shape[0];
+    dlrn_archive_close(a);
+    return s;
+}
+
+static void put_source(FILE *f, const options *o, int64_t rows) {
     const struct {
         const char *key, *value;
     } names[] = {{"data", o->data}, {"target", o->target}, {"model", o->model},
@@ -381,6 +394,7 @@ static void put_source(FILE *f, const options *o) {
         put_json_text(f, names[i].value, (int64_t)strlen(names[i].value));
         fputs(", ", f);
     }
+    if (rows >= 0) fprintf(f, "\"rows\": %lld, ", (long long)rows);
     if (o->layer >= 0) fprintf(f, "\"layer\": %lld, ", (long long)o->layer);
     if (o->skip_nonfinite) fputs("\"skip_nonfinite\": true, ", f);
 }
@@ -388,14 +402,16 @@ static void put_source(FILE *f, const options *o) {
 static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
     const options *o = r->o;
     char settings[4096];
-    dlrn_status s = page_open(r->ctx, &r->config);
+    int64_t rows;
+    dlrn_status s = count_rows(r->ctx, o->data, &rows);
+    if (s == DLRN_OK) s = page_open(r->ctx, &r->config);
     if (s != DLRN_OK) return s;
     FILE *f = r->config.f;
     dlrn_train_config_json(cfg, settings, sizeof settings);
     fprintf(f,
             "{\"dict_class\": \"AutoEncoder\", \"activation_dim\": %lld, \"dict_size\": %lld, \"version\": \"%s\",\n ",
             (long long)cfg->activation_dim, (long long)cfg->dict_size, DLRN_VERSION_STRING);
-    put_source(f, o);
+    put_source(f, o, rows);
     fprintf(f,
             "\n \"batch_size\": %lld, \"n_ctxs\": %lld, \"ctx_len\": %lld, \"in_batch_size\": %lld, \"epochs\": %lld, "
             "\"shuffle\": %s, \"bos\": %s, \"mode\": \"%s\",\n \"threads\": %d, \"kernels\": \"%s\",\n "
@@ -406,7 +422,9 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
     return page_end(r->ctx, &r->config);
 }
 
-static int may_change(const char *key) {
+/* In compat a logged step counts its batch twice, so that when is logged changes the run. */
+static int may_change(const train_run *r, const char *key) {
+    if (r->o->compat && !strcmp(key, "log_steps")) return 0;
     static const char *const keys[] = {"version", "steps", "epochs", "log_steps", "save_steps", "threads", "kernels"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (!strcmp(key, keys[i])) return 1;
@@ -419,12 +437,13 @@ static const char *value_text(const dlrn_json *v) {
 }
 
 /* The first setting in which two configurations differ and must not; 0: there is none. */
-static int find_difference(const dlrn_json *was, const dlrn_json *now, const char **key, const char **values) {
+static int find_difference(const train_run *r, const dlrn_json *was, const dlrn_json *now, const char **key,
+                           const char **values) {
     for (const dlrn_json *m = now ? now->first : NULL; m; m = m->next) {
         const dlrn_json *before = dlrn_json_get(was, m->key);
-        if (may_change(m->key)) continue;
+        if (may_change(r, m->key)) continue;
         if (m->type == DLRN_JSON_OBJECT) {
-            if (find_difference(before, m, key, values)) return 1;
+            if (find_difference(r, before, m, key, values)) return 1;
             continue;
         }
         *key = m->key;
@@ -433,7 +452,7 @@ static int find_difference(const dlrn_json *was, const dlrn_json *now, const cha
         if (strcmp(values[0], values[1])) return 1;
     }
     for (const dlrn_json *m = was ? was->first : NULL; m; m = m->next) {
-        if (may_change(m->key) || dlrn_json_get(now, m->key)) continue;
+        if (may_change(r, m->key) || dlrn_json_get(now, m->key)) continue;
         *key = m->key;
         values[0] = value_text(m);
         values[1] = "none";
@@ -452,7 +471,7 @@ static dlrn_status check_resumed(train_run *r) {
     dlrn_status s = dlrn_file_read(r->ctx, path, &text, &size);
     if (s == DLRN_OK) s = dlrn_json_parse(r->ctx, text, size, path, &was);
     if (s == DLRN_OK) s = dlrn_json_parse(r->ctx, r->config.text, r->config.size, "config.json", &now);
-    if (s == DLRN_OK && find_difference(was, now, &key, values))
+    if (s == DLRN_OK && find_difference(r, was, now, &key, values))
         s = dlrn_fail(r->ctx, DLRN_ERR_ARGUMENT,
                       "%s: %s: a run is resumed with its own settings, expected %.200s, found %.200s", path, key,
                       values[0], values[1]);

@@ -265,9 +265,17 @@ differs "another batch" "batch_size: .* expected 64, found 32" --batch-size 32
 differs "another rate" "lr: .* expected 0.0003.*, found 0.1" --lr 0.1
 differs "another order" "shuffle: .* expected true, found false" --no-shuffle
 differs "a target" "target: .* expected none, found $d/x.npy" --target "$d/x.npy"
+cp "$d/x.npy" "$d/kept.npy"
+npy '<f4' 600 128 > "$d/x.npy"
+tail -c +129 "$d/kept.npy" | head -c 307200 >> "$d/x.npy"
+differs "fewer rows" "rows: .* expected [0-9]*, found 600"
+mv "$d/kept.npy" "$d/x.npy"
 same "and the log stays" "$d/log" "$d/on/log.jsonl"
 status "with the same" 0 $train --steps 40 --log-steps 5 --save-dir "$d/on" --resume --threads 1
 same "equals uninterrupted" "$d/a/b/ae.pt" "$d/on/ae.pt"
+status "in compat" 0 $train --compat --steps 9 --log-steps 5 --save-dir "$d/logs"
+status "other logs in compat" 1 $train --compat --steps 12 --log-steps 4 --save-dir "$d/logs" --resume
+says "are named" "^dictlearn: $d/logs/config.json: log_steps: .* expected 5, found 4" "$d/err"
 mkdir "$d/nothing"
 status "nothing to resume" 1 $train --save-dir "$d/nothing" --resume
 says "is told" "^dictlearn: $d/nothing: expected the state.safetensors of a run to resume, found none" "$d/err"

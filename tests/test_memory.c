@@ -487,6 +487,30 @@ TEST(rows_added_in_part) {
     dlrn_dictionary_destroy(dict);
 }
 
+/* Codes that two contexts fill in turn: each frees what it made. */
+TEST(codes_of_two_contexts) {
+    dlrn_context *other = NULL;
+    dlrn_dictionary *ours = NULL, *theirs = NULL;
+    dlrn_sparse codes;
+    memset(&codes, 0, sizeof codes);
+    CHECK_STATUS(dlrn_context_create(NULL, &other), DLRN_OK);
+    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 1, &ours));
+    CHECK_OK(other, dlrn_autoencoder_create(other, D, F, 2, &theirs));
+    CHECK_OK(ctx, dlrn_encode_sparse(ours, rows_x, 2, &codes));
+    dlrn_sparse_free(&codes);
+    const int64_t before = starve.live;
+    for (int i = 0; i < 3; i++) {
+        CHECK_OK(ctx, dlrn_encode_sparse(ours, rows_x, ROWS, &codes));
+        CHECK(codes.rows == ROWS && starve.live == before + 3);
+        CHECK_OK(other, dlrn_encode_sparse(theirs, rows_x, ROWS, &codes));
+        CHECK(codes.rows == ROWS && starve.live == before);
+    }
+    dlrn_sparse_free(&codes);
+    dlrn_dictionary_destroy(ours);
+    dlrn_dictionary_destroy(theirs);
+    dlrn_context_destroy(other);
+}
+
 /* ---- In proportion ---- */
 
 enum { HOSTILE = 60000 };
@@ -601,6 +625,7 @@ int main(int argc, char **argv) {
     RUN(logs_that_wait);
     RUN(measuring);
     RUN(rows_added_in_part);
+    RUN(codes_of_two_contexts);
     RUN(pickles_in_proportion);
     RUN(json_in_proportion);
     RUN(claims_in_proportion);

@@ -473,6 +473,7 @@ typedef struct toy {
     int calls;       /* so far                                                    */
     int fail_at;     /* this call fails; 0: none                                  */
     int extra_at;    /* this call has a token more                                */
+    int lost_at;     /* this call's cross-entropy is no number                    */
     int flat;        /* 1: all logits are the same                                */
     const char *why; /* its own text for a failure; NULL: none                    */
 } toy;
@@ -507,7 +508,7 @@ static dlrn_status toy_cross_entropy(void *user, const dlrn_edit *edit, double *
     memcpy(x, h, sizeof x);
     if (!s && m->sites == 2) s = toy_site(m, edit, 1, x, h);
     for (int i = 0; i < T; i++) sum += toy_nats(m, h + i * D, i);
-    *nats = sum / T;
+    *nats = m->calls == m->lost_at ? (double)NAN : sum / T;
     *tokens = T + (m->calls == m->extra_at);
     return s;
 }
@@ -622,6 +623,10 @@ TEST(what_a_model_does_wrong_is_told) {
         model.extra_at = call;
         CHECK_STATUS(dlrn_loss_recovered(ctx, dicts, &lm, &m), DLRN_ERR_CALLBACK);
         CHECK_STR(dlrn_error(ctx), "must give the same");
+        lm = toy_model(&model, 1);
+        model.lost_at = call;
+        CHECK_STATUS(dlrn_loss_recovered(ctx, dicts, &lm, &m), DLRN_ERR_CALLBACK);
+        CHECK_STR(dlrn_error(ctx), "the language model: expected a finite cross-entropy, found ");
         CHECK(isnan(m.percent_recovered) && isnan(m.ce_diff));
     }
     dlrn_language_model wordless = toy_model(&model, 1);

@@ -935,6 +935,30 @@ TEST(a_run_is_not_resumed_on_fewer_rows) {
     dlrn_context_destroy(ctx);
 }
 
+/* Weights of another context, of other threads, which is gone when the first step is made. */
+TEST(weights_of_another_context) {
+    dlrn_context *ctx = open_context("auto", 4), *other = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    dlrn_dictionary *init = NULL, *same = NULL;
+    dlrn_trainer *t = NULL, *wanted = NULL;
+    CHECK_OK(other, dlrn_autoencoder_create(other, D, F, 5, &init));
+    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 5, &same));
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, init, NULL, &t));
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, same, NULL, &wanted));
+    dlrn_dictionary_destroy(init);
+    dlrn_context_destroy(other);
+    CHECK(t->dict->ctx == ctx);
+    for (int i = 0; i < 3; i++) {
+        CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, NULL));
+        CHECK_OK(ctx, dlrn_trainer_step_on(wanted, rows_x, NULL, N, NULL));
+    }
+    CHECK(fingerprint(t) == fingerprint(wanted));
+    dlrn_dictionary_destroy(same);
+    dlrn_trainer_destroy(t);
+    dlrn_trainer_destroy(wanted);
+    dlrn_context_destroy(ctx);
+}
+
 static dlrn_status stop_at_five(void *user, dlrn_trainer *trainer, const dlrn_train_stats *stats) {
     (void)trainer;
     ++*(int *)user;
@@ -1062,6 +1086,7 @@ int main(int argc, char **argv) {
     RUN(a_resumed_trainer_goes_on_with_the_same_bits);
     RUN(checkpoints_that_lie);
     RUN(a_resumed_run_draws_the_same_rows);
+    RUN(weights_of_another_context);
     RUN(a_resumed_run_may_go_on_for_longer);
     RUN(a_run_is_not_resumed_on_fewer_rows);
     RUN(a_resampling_that_is_stopped_goes_on);
