@@ -604,7 +604,7 @@ TEST(streams_in_proportion) {
     size_t before = starve.in_use;
     starve.peak = starve.in_use;
     CHECK_OK(ctx, dlrn_file_read(ctx, tmp_path("stream.bin"), &bytes, &n));
-    CHECK_MSG(n == LARGE && starve.peak - before <= 3 * LARGE, "%zu bytes for %d", starve.peak - before, (int)LARGE);
+    CHECK_MSG(n == LARGE && starve.peak - before <= 3 * LARGE, "%d bytes", (int)(starve.peak - before));
     dlrn_free(ctx, bytes);
     CHECK(starve.in_use == before);
 }
