@@ -5974,7 +5974,7 @@ DLRNI_INTERNAL int dlrni_has_suffix(const char *path, const char *suffix) {
 DLRNI_INTERNAL int dlrni_sibling(const char *path, const char *name, char *out, size_t size) {
     const char *slash = strrchr(path, '/');
     int n = slash ? (int)(slash - path) + 1 : 0;
-    if (!*name || strchr(name, '/') || (!DLRNI_POSIX && strpbrk(name, "\\:"))) return 0;
+    if (!*name || strpbrk(name, DLRNI_POSIX ? "/" : "/\\:")) return 0;
     return dlrni_print(out, size, "%.*s%s", n, path, name) < (int)size;
 }
 
