@@ -1,5 +1,5 @@
 /* test_large.c - files beyond 4 GB, where a zip's own numbers end: a tensor of zeros that takes no memory, and a small
-   one on either side of it, in each form. On the disk only what is not zero takes place. */
+   one on either side of it. On the disk only what is not zero takes place. */
 #define _DEFAULT_SOURCE
 #include <fcntl.h>
 #include <unistd.h>
@@ -81,7 +81,7 @@ static void check_read(dlrn_archive *a, const char *name, const float *wanted) {
 }
 
 TEST(files_beyond_4_gb) {
-    static const char *const names[] = {"large.npz", "large.pt", "large.safetensors"};
+    static const char *const names[] = {"large.pt", "large.safetensors"}; /* an .npz is the same zip */
     static const float first[4] = {1, 2, 3, 4}, last[4] = {-5, 6, -7, 8};
     int fd = -1;
 #ifdef TEST_BRIEF
@@ -92,7 +92,7 @@ TEST(files_beyond_4_gb) {
     if (zeros == MAP_FAILED) SKIP("no room for 4 GB");
     const dlrn_tensor_out tensors[3] = {tensor("a", first, 4), tensor("zeros", zeros, ZEROS), tensor("z", last, 4)};
     dlrn_context *sparse = sparse_context(&fd);
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 2; i++) {
         char *path = tmp_path(names[i]);
         dlrn_archive *a = NULL;
         CHECK_OK(sparse, dlrn_archive_write(sparse, path, tensors, 3, NULL));
