@@ -608,6 +608,38 @@ TEST(the_identity_recovers_all_and_a_flat_model_nothing) {
     dlrn_context_destroy(ctx);
 }
 
+/* What a model says when it is asked for the first, the second, the third time. */
+typedef struct said_in_turn {
+    double nats[3];
+    int calls;
+} said_in_turn;
+
+static dlrn_status say_in_turn(void *user, const dlrn_edit *edit, double *nats, int64_t *tokens) {
+    said_in_turn *m = (said_in_turn *)user;
+    (void)edit;
+    *nats = m->nats[m->calls++];
+    *tokens = 7;
+    return DLRN_OK;
+}
+
+/* Of what is lost without the activations, or gained; of nothing there is no share. */
+TEST(the_share_that_is_recovered) {
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *ae = make_dictionary(ctx);
+    const dlrn_dictionary *dicts[1] = {ae};
+    said_in_turn models[3] = {{{1, 1.25, 2}, 0}, {{2, 1.75, 1}, 0}, {{1, 1.5, 1}, 0}};
+    for (int i = 0; i < 3; i++) {
+        const dlrn_language_model lm = {say_in_turn, NULL, &models[i], 1, 3};
+        dlrn_metrics m;
+        CHECK_OK(ctx, dlrn_loss_recovered(ctx, dicts, &lm, &m));
+        CHECK(models[i].calls == 3 && m.tokens == 7 && m.documents == 3);
+        CHECK(i < 2 ? m.percent_recovered == 0.75 : isnan(m.percent_recovered));
+        CHECK(m.ce_diff == models[i].nats[1] - models[i].nats[0]);
+    }
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
 TEST(what_a_model_does_wrong_is_told) {
     dlrn_context *ctx = open_context(1);
     dlrn_dictionary *ae = make_dictionary(ctx);
@@ -663,6 +695,7 @@ int main(int argc, char **argv) {
     RUN(one_site_is_spliced);
     RUN(two_sites_are_spliced_at_once);
     RUN(the_identity_recovers_all_and_a_flat_model_nothing);
+    RUN(the_share_that_is_recovered);
     RUN(what_a_model_does_wrong_is_told);
     return TEST_END();
 }
