@@ -8601,8 +8601,8 @@ DLRNI_INTERNAL dlrn_status dlrni_array_position(void *user, uint64_t *position) 
 
 DLRNI_INTERNAL dlrn_status dlrni_array_seek(void *user, uint64_t position) {
     dlrni_array_source *s = (dlrni_array_source *)user;
-    int64_t end = INT64_MAX / 4; /* counting on from there would overflow */
-    if (s->epochs && !dlrni_mul(s->rows, s->epochs, &end)) end = INT64_MAX / 4;
+    int64_t end = INT64_MAX / 4, rows; /* counting on from there would overflow */
+    if (s->epochs && dlrni_mul(s->rows, s->epochs, &rows)) end = dlrni_min(end, rows);
     if (position > (uint64_t)end)
         return dlrn_fail(s->ctx, DLRN_ERR_ARGUMENT, "%s: position %llu: expected at most %lld, the end of its rows",
                          s->file.file ? dlrn_archive_path(s->file.file) : "an array", (unsigned long long)position,

@@ -335,8 +335,8 @@ static dlrn_status neox_parse_config(dlrn_context *ctx, const dlrn_json *json, c
     c->tied = neox_true(json, "tie_word_embeddings", 0);
     c->attention_bias = neox_true(json, "attention_bias", 1);
     NEOX_TRY(neox_token(ctx, json, path, "bos_token_id", c->vocab - 1, &c->bos));
-    NEOX_TRY(
-        neox_token(ctx, json, path, "eos_token_id", INT32_MAX, &c->eos)); /* one that is never drawn does no harm */
+    /* an eos that is never drawn does no harm */
+    NEOX_TRY(neox_token(ctx, json, path, "eos_token_id", INT32_MAX, &c->eos));
     NEOX_TRY(neox_parse_rotary(ctx, json, path, c));
     return neox_parse_activation(ctx, json, path, &c->activation);
 }
