@@ -300,7 +300,8 @@
 
 /* ------------------------------------------------------------------------------------------ */
 // >>config
-/* Define these before the #include. "Everywhere" means: the same in every file that includes the header. */
+/* Define these before the #include. "Everywhere" means: the same in every file that includes the
+   header. */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -335,19 +336,19 @@ extern "C" {
 /* ------------------------------------------------------------------------------------------ */
 // >>types
 
-/* Every function that can fail returns one of these; the text with file, tensor, expected and found is
-   dlrn_error(ctx). */
-#define DLRN_STATUS_LIST(X)                                                                                            \
-    X(DLRN_OK, "done")                                                                                                 \
-    X(DLRN_END, "the source has no more rows")                                                                         \
-    X(DLRN_STOPPED, "a callback asked to stop")                                                                        \
-    X(DLRN_ERR_ARGUMENT, "an argument is out of range")                                                                \
-    X(DLRN_ERR_MEMORY, "out of memory")                                                                                \
-    X(DLRN_ERR_IO, "a file cannot be opened, read or written")                                                         \
-    X(DLRN_ERR_FORMAT, "a file is malformed")                                                                          \
-    X(DLRN_ERR_UNSUPPORTED, "a file is well formed but of a kind that is not supported")                               \
-    X(DLRN_ERR_SHAPE, "shapes do not agree")                                                                           \
-    X(DLRN_ERR_VALUE, "a number is not finite")                                                                        \
+/* Every function that can fail returns one of these; the text with file, tensor, expected and found
+   is dlrn_error(ctx). */
+#define DLRN_STATUS_LIST(X)                                                                        \
+    X(DLRN_OK, "done")                                                                             \
+    X(DLRN_END, "the source has no more rows")                                                     \
+    X(DLRN_STOPPED, "a callback asked to stop")                                                    \
+    X(DLRN_ERR_ARGUMENT, "an argument is out of range")                                            \
+    X(DLRN_ERR_MEMORY, "out of memory")                                                            \
+    X(DLRN_ERR_IO, "a file cannot be opened, read or written")                                     \
+    X(DLRN_ERR_FORMAT, "a file is malformed")                                                      \
+    X(DLRN_ERR_UNSUPPORTED, "a file is well formed but of a kind that is not supported")           \
+    X(DLRN_ERR_SHAPE, "shapes do not agree")                                                       \
+    X(DLRN_ERR_VALUE, "a number is not finite")                                                    \
     X(DLRN_ERR_CALLBACK, "a callback failed")
 
 typedef enum dlrn_status {
@@ -357,20 +358,21 @@ typedef enum dlrn_status {
         DLRN_STATUS_COUNT
 } dlrn_status;
 
-/* Element types on disk and in the buffer: X(name, name in safetensors, bytes). In memory everything is f32. */
-#define DLRN_DTYPE_LIST(X)                                                                                             \
-    X(DLRN_F32, "F32", 4)                                                                                              \
-    X(DLRN_F16, "F16", 2)                                                                                              \
-    X(DLRN_BF16, "BF16", 2)                                                                                            \
-    X(DLRN_F64, "F64", 8)                                                                                              \
-    X(DLRN_I64, "I64", 8)                                                                                              \
-    X(DLRN_I32, "I32", 4)                                                                                              \
-    X(DLRN_I16, "I16", 2)                                                                                              \
-    X(DLRN_I8, "I8", 1)                                                                                                \
-    X(DLRN_U64, "U64", 8)                                                                                              \
-    X(DLRN_U32, "U32", 4)                                                                                              \
-    X(DLRN_U16, "U16", 2)                                                                                              \
-    X(DLRN_U8, "U8", 1)                                                                                                \
+/* Element types on disk and in the buffer: X(name, name in safetensors, bytes). In memory
+   everything is f32. */
+#define DLRN_DTYPE_LIST(X)                                                                         \
+    X(DLRN_F32, "F32", 4)                                                                          \
+    X(DLRN_F16, "F16", 2)                                                                          \
+    X(DLRN_BF16, "BF16", 2)                                                                        \
+    X(DLRN_F64, "F64", 8)                                                                          \
+    X(DLRN_I64, "I64", 8)                                                                          \
+    X(DLRN_I32, "I32", 4)                                                                          \
+    X(DLRN_I16, "I16", 2)                                                                          \
+    X(DLRN_I8, "I8", 1)                                                                            \
+    X(DLRN_U64, "U64", 8)                                                                          \
+    X(DLRN_U32, "U32", 4)                                                                          \
+    X(DLRN_U16, "U16", 2)                                                                          \
+    X(DLRN_U8, "U8", 1)                                                                            \
     X(DLRN_BOOL, "BOOL", 1)
 
 typedef enum dlrn_dtype {
@@ -380,57 +382,67 @@ typedef enum dlrn_dtype {
         DLRN_DTYPE_COUNT
 } dlrn_dtype;
 
-/* A context carries what a process shares: allocator, threads, kernels, the text of the last error. Calls on
-   one context (and on the objects made with it) must not overlap; any number of contexts may run at once. */
+/* A context carries what a process shares: allocator, threads, kernels, the text of the last error.
+   Calls on one context (and on the objects made with it) must not overlap; any number of contexts
+   may run at once. */
 typedef struct dlrn_context dlrn_context;
 
 /* Runs body(arg, task, worker) for every task in [0, n_tasks), in any order, on any threads;
    0 <= worker < threads, and no two bodies with the same worker overlap. */
 typedef void (*dlrn_parallel_body)(void *arg, int64_t task, int worker);
 
-/* Where files are, if not on the C library's disk: an archive in memory, a browser's storage, a test's. All that the
-   calls on a context read and write goes through these, and a path is what they take it for. They say what is wrong by
-   dlrn_fail(ctx, DLRN_ERR_IO, ...), and return what it returns. Files that are open at a time: a few. */
+/* Where files are, if not on the C library's disk: an archive in memory, a browser's storage, a
+   test's. All that the calls on a context read and write goes through these, and a path is what
+   they take it for. They say what is wrong by dlrn_fail(ctx, DLRN_ERR_IO, ...), and return what it
+   returns. Files that are open at a time: a few. */
 typedef struct dlrn_io {
-    /* A file to read from its start on; or, with `writing`, a new one, that nobody sees before it is kept. */
-    dlrn_status (*open_file)(void *user, dlrn_context *ctx, const char *path, int writing, void **file);
+    /* A file to read from its start on; or, with `writing`, a new one, that nobody sees before it
+       is kept. */
+    dlrn_status (*open_file)(void *user, dlrn_context *ctx, const char *path, int writing,
+                             void **file);
     /* Up to size bytes; *got says how many: 0 at the end, and only there. */
-    dlrn_status (*read_file)(void *user, dlrn_context *ctx, void *file, void *bytes, size_t size, size_t *got);
+    dlrn_status (*read_file)(void *user, dlrn_context *ctx, void *file, void *bytes, size_t size,
+                             size_t *got);
     dlrn_status (*write_file)(void *user, dlrn_context *ctx, void *file, const void *bytes,
                               size_t size); /* all of them */
-    /* Frees `file` in any case. keep: what was written takes its place, whole, and survives a power cut; else it is
-       gone, and an older file of that name stays. Of a file that was read, keep is 0. */
+    /* Frees `file` in any case. keep: what was written takes its place, whole, and survives a power
+       cut; else it is gone, and an older file of that name stays. Of a file that was read, keep is
+       0. */
     dlrn_status (*close_file)(void *user, dlrn_context *ctx, void *file, int keep);
     int (*file_exists)(void *user, const char *path); /* 0 no, 1 file, 2 folder */
-    /* These two may be NULL. rewind_file: 1 if what is written or read next is at the file's start again, 0 if it
-       cannot. temporary_file: one to write, rewind and read back, gone when it is closed; path says what it is for.
-       Without the one or the other, rows whose number is not known, and CSR, wait in memory until they are written. */
+    /* These two may be NULL. rewind_file: 1 if what is written or read next is at the file's start
+       again, 0 if it cannot. temporary_file: one to write, rewind and read back, gone when it is
+       closed; path says what it is for. Without the one or the other, rows whose number is not
+       known, and CSR, wait in memory until they are written. */
     int (*rewind_file)(void *user, void *file);
     dlrn_status (*temporary_file)(void *user, dlrn_context *ctx, const char *path, void **file);
     void *user;
 } dlrn_io;
 
 typedef struct dlrn_context_config {
-    int threads;         /* 0: all cores that OpenMP sees; without OpenMP and parallel_for: 1         */
-    const char *kernels; /* "auto" | "scalar" | "avx2" | "avx512" | "avx512bf16" | "avx512vnni" | "neon";
-                            DICTLEARN_KERNELS in the environment wins over "auto"                     */
-    void *(*malloc)(size_t size, void *user);           /* all three or none; none: the C library's     */
-    void *(*realloc)(void *p, size_t size, void *user); /* (DICTLEARN_MALLOC/REALLOC/FREE if defined)   */
+    int threads; /* 0: all cores that OpenMP sees; without OpenMP and parallel_for: 1         */
+    const char *kernels; /* "auto" | "scalar" | "avx2" | "avx512" | "avx512bf16" | "avx512vnni" |
+                            "neon"; DICTLEARN_KERNELS in the environment wins over "auto" */
+    void *(*malloc)(size_t size, void *user); /* all three or none; none: the C library's     */
+    void *(*realloc)(void *p, size_t size,
+                     void *user); /* (DICTLEARN_MALLOC/REALLOC/FREE if defined)   */
     void (*free)(void *p, void *user);
-    void (*parallel_for)(void *user, int64_t n_tasks, dlrn_parallel_body body, void *arg); /* NULL: OpenMP */
-    void *user; /* handed to the callbacks above */
+    void (*parallel_for)(void *user, int64_t n_tasks, dlrn_parallel_body body,
+                         void *arg); /* NULL: OpenMP */
+    void *user;                      /* handed to the callbacks above */
     dlrn_io io; /* all zero: files of the C library; with DICTLEARN_NO_STDIO: there are none */
 } dlrn_context_config;
 
-/* A view of a matrix of f32: element (i, j) is data[i * stride + j]. Borrowed memory, never freed. */
+/* A view of a matrix of f32: element (i, j) is data[i * stride + j]. Borrowed memory, never freed.
+ */
 typedef struct dlrn_tensor {
     float *data; /* [rows][cols], rows `stride` floats apart */
     int64_t rows, cols, stride;
 } dlrn_tensor;
 
-/* Feature activations, compressed by row (CSR): row i holds features col[row_ptr[i] .. row_ptr[i+1]-1],
-   ascending, with their values. Zero-initialise, pass to any number of calls, free with dlrn_sparse_free before the
-   context that filled it last. */
+/* Feature activations, compressed by row (CSR): row i holds features col[row_ptr[i] ..
+   row_ptr[i+1]-1], ascending, with their values. Zero-initialise, pass to any number of calls, free
+   with dlrn_sparse_free before the context that filled it last. */
 typedef struct dlrn_sparse {
     int64_t rows, cols;       /* n, F                                        */
     int64_t *row_ptr;         /* [rows + 1], owned                           */
@@ -446,27 +458,35 @@ typedef struct dlrn_sparse {
 /* Defaults, to be edited before use. 0 never means "default" in a training configuration. */
 DLRN_API dlrn_context_config dlrn_context_defaults(void);
 
-/* cfg may be NULL (defaults), is copied. Fails without a context to ask: DLRN_ERR_MEMORY, or DLRN_ERR_ARGUMENT for an
-   unknown or unavailable kernel set, a negative number of threads, or an allocator of one or two functions. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_context_create(const dlrn_context_config *cfg, dlrn_context **out);
+/* cfg may be NULL (defaults), is copied. Fails without a context to ask: DLRN_ERR_MEMORY, or
+   DLRN_ERR_ARGUMENT for an unknown or unavailable kernel set, a negative number of threads, or an
+   allocator of one or two functions. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_context_create(const dlrn_context_config *cfg,
+                                                    dlrn_context **out);
 DLRN_API void dlrn_context_destroy(dlrn_context *ctx); /* NULL is fine; destroy its objects first */
 
-/* The last error's text, "" if none; valid until the next failing call on this context. NULL context: a fixed text. */
+/* The last error's text, "" if none; valid until the next failing call on this context. NULL
+   context: a fixed text. */
 DLRN_API const char *dlrn_error(const dlrn_context *ctx);
-/* For code beside the library (a source, a model): sets the text, as printf writes it but in one line, and returns s.
+/* For code beside the library (a source, a model): sets the text, as printf writes it but in one
+   line, and returns s.
  */
-DLRN_API DLRN_PRINTF(3, 4) dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...);
+DLRN_API DLRN_PRINTF(3, 4) dlrn_status
+    dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...);
 DLRN_API const char *dlrn_status_name(dlrn_status s); /* "DLRN_ERR_SHAPE" */
 DLRN_API const char *dlrn_status_text(dlrn_status s); /* "shapes do not agree" */
 
-/* What was built and what runs: "dictlearn 0.1.0, kernels avx512 of scalar avx2 avx512, 2 threads (OpenMP)". */
+/* What was built and what runs: "dictlearn 0.1.0, kernels avx512 of scalar avx2 avx512, 2 threads
+   (OpenMP)". */
 DLRN_API const char *dlrn_build_info(dlrn_context *ctx);
 DLRN_API const char *dlrn_kernels(const dlrn_context *ctx); /* name of the kernel set in force */
-DLRN_API const char *dlrn_kernels_available(int index);     /* 0, 1, ... until NULL: what this CPU can run */
+DLRN_API const char *
+dlrn_kernels_available(int index); /* 0, 1, ... until NULL: what this CPU can run */
 DLRN_API int dlrn_threads(const dlrn_context *ctx);
 
 /* A dictionary: x [n][activation_dim] -> f [n][dict_size] -> x_hat [n][activation_dim].
-   The weights may be read and, between calls, written; after writing call dlrn_dictionary_changed(). */
+   The weights may be read and, between calls, written; after writing call
+   dlrn_dictionary_changed(). */
 typedef struct dlrn_dictionary dlrn_dictionary;
 typedef struct dlrn_prepared dlrn_prepared;
 typedef struct dlrn_family dlrn_family; /* one architecture: its name, forward and backward */
@@ -483,47 +503,58 @@ struct dlrn_dictionary {
     dlrn_prepared *prepared;   /* private                                                */
 };
 
-/* A dictionary from a file (.pt, .safetensors, .npz) or a folder (ae.pt with config.json; trainer_0/; ...), detected
-   by content. Owned by the caller. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_load(dlrn_context *ctx, const char *path, dlrn_dictionary **out);
+/* A dictionary from a file (.pt, .safetensors, .npz) or a folder (ae.pt with config.json;
+   trainer_0/; ...), detected by content. Owned by the caller. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_load(dlrn_context *ctx, const char *path,
+                                          dlrn_dictionary **out);
 
-/* Writes a dictionary; the format follows path's suffix: .pt (the reference's AutoEncoder.from_pretrained reads it),
-   .safetensors, .npz. Atomic: the old file stays until the new one is whole (a pipe or device is written directly).
-   Weights that are not finite are an error, as they are in dlrn_load. */
+/* Writes a dictionary; the format follows path's suffix: .pt (the reference's
+   AutoEncoder.from_pretrained reads it), .safetensors, .npz. Atomic: the old file stays until the
+   new one is whole (a pipe or device is written directly). Weights that are not finite are an
+   error, as they are in dlrn_load. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path);
 
-/* A new AutoEncoder with PyTorch's initial distribution: encoder weight and bias U(-1/sqrt(d), 1/sqrt(d)), atoms
-   normal and of unit norm, bias 0. Same seed, same bits. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_autoencoder_create(dlrn_context *ctx, int64_t activation_dim, int64_t dict_size,
-                                                        uint64_t seed, dlrn_dictionary **out);
+/* A new AutoEncoder with PyTorch's initial distribution: encoder weight and bias U(-1/sqrt(d),
+   1/sqrt(d)), atoms normal and of unit norm, bias 0. Same seed, same bits. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_autoencoder_create(dlrn_context *ctx, int64_t activation_dim,
+                                                        int64_t dict_size, uint64_t seed,
+                                                        dlrn_dictionary **out);
 /* f = x, x_hat = f: the baseline. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_identity_create(dlrn_context *ctx, int64_t activation_dim, dlrn_dictionary **out);
-DLRN_API DLRN_CHECK dlrn_status dlrn_dictionary_copy(const dlrn_dictionary *dict, dlrn_dictionary **out);
+DLRN_API DLRN_CHECK dlrn_status dlrn_identity_create(dlrn_context *ctx, int64_t activation_dim,
+                                                     dlrn_dictionary **out);
+DLRN_API DLRN_CHECK dlrn_status dlrn_dictionary_copy(const dlrn_dictionary *dict,
+                                                     dlrn_dictionary **out);
 DLRN_API void dlrn_dictionary_destroy(dlrn_dictionary *dict); /* NULL is fine */
-DLRN_API void dlrn_dictionary_changed(dlrn_dictionary *dict); /* drops what was derived from the weights */
-/* Keeps beside the encoder its rows rounded for the processor's screen (see SPEED), a quarter to a half of their bytes:
-   encoding then reads those, and of the encoder only what may be active: the same bits. Worth it for many calls with
-   few rows each (one row of 512 x 32768: avx512vnni 0.39 of the time, avx512bf16 0.75; other kernels: nothing is done).
-   Until the weights change. */
+DLRN_API void
+dlrn_dictionary_changed(dlrn_dictionary *dict); /* drops what was derived from the weights */
+/* Keeps beside the encoder its rows rounded for the processor's screen (see SPEED), a quarter to a
+   half of their bytes: encoding then reads those, and of the encoder only what may be active: the
+   same bits. Worth it for many calls with few rows each (one row of 512 x 32768: avx512vnni 0.39 of
+   the time, avx512bf16 0.75; other kernels: nothing is done). Until the weights change. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_dictionary_prepare(dlrn_dictionary *dict);
-DLRN_API const char *dlrn_dictionary_family(const dlrn_dictionary *dict); /* "AutoEncoder", "IdentityDict" */
+DLRN_API const char *
+dlrn_dictionary_family(const dlrn_dictionary *dict); /* "AutoEncoder", "IdentityDict" */
 
 /* f = ReLU(W_e (x - b) + b_e).  x [n][d] borrowed, f [n][F] written. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_encode(const dlrn_dictionary *dict, const float *x, int64_t n, float *f);
+DLRN_API DLRN_CHECK dlrn_status dlrn_encode(const dlrn_dictionary *dict, const float *x, int64_t n,
+                                            float *f);
 /* The same, only the non-zero features, as CSR. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_encode_sparse(const dlrn_dictionary *dict, const float *x, int64_t n,
-                                                   dlrn_sparse *codes);
+DLRN_API DLRN_CHECK dlrn_status dlrn_encode_sparse(const dlrn_dictionary *dict, const float *x,
+                                                   int64_t n, dlrn_sparse *codes);
 /* x_hat = W_d f + b.  f [n][F] borrowed, x_hat [n][d] written. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, int64_t n, float *x_hat);
-DLRN_API DLRN_CHECK dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict, const dlrn_sparse *codes, float *x_hat);
+DLRN_API DLRN_CHECK dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, int64_t n,
+                                            float *x_hat);
+DLRN_API DLRN_CHECK dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict,
+                                                   const dlrn_sparse *codes, float *x_hat);
 /* Reconstruction, and features if codes is not NULL. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, int64_t n, float *x_hat,
-                                             dlrn_sparse *codes);
-/* Ghost mode of the reference: x_ghost = W_d (exp(f_pre) * mask), no bias; codes (or NULL) are the ordinary features.
-   mask [F]: non-zero where dead. Overflow: row i comes out divided by exp(shift[i]), shift[i] = max(0, largest masked
-   f_pre of the row), written to shift [n]. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_forward_ghost(const dlrn_dictionary *dict, const float *x, int64_t n,
-                                                   const unsigned char *mask, float *x_ghost, float *shift,
+DLRN_API DLRN_CHECK dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, int64_t n,
+                                             float *x_hat, dlrn_sparse *codes);
+/* Ghost mode of the reference: x_ghost = W_d (exp(f_pre) * mask), no bias; codes (or NULL) are the
+   ordinary features. mask [F]: non-zero where dead. Overflow: row i comes out divided by
+   exp(shift[i]), shift[i] = max(0, largest masked f_pre of the row), written to shift [n]. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_forward_ghost(const dlrn_dictionary *dict, const float *x,
+                                                   int64_t n, const unsigned char *mask,
+                                                   float *x_ghost, float *shift,
                                                    dlrn_sparse *codes);
 DLRN_API void dlrn_sparse_free(dlrn_sparse *codes); /* NULL is fine; leaves it zeroed */
 
@@ -532,11 +563,12 @@ DLRN_API void dlrn_sparse_free(dlrn_sparse *codes); /* NULL is fine; leaves it z
 // >>api-buffer
 
 /* Where rows come from. All callbacks are trusted; they run on the calling thread.
-   read: up to max_rows consecutive rows of x [.][d] (and, if has_target, y [.][d]) are written, *n says how many;
-   DLRN_END with *n == 0 when there is nothing left, DLRN_STOPPED or DLRN_ERR_CALLBACK to give up. After DLRN_STOPPED
-   a buffer and a trainer are whole: they can be saved, or asked again.
-   position / seek: an opaque number that leads back to the next row to be read (for resuming); either both or none.
-   destroy: called once by whoever owns the source; may be NULL. */
+   read: up to max_rows consecutive rows of x [.][d] (and, if has_target, y [.][d]) are written, *n
+   says how many; DLRN_END with *n == 0 when there is nothing left, DLRN_STOPPED or
+   DLRN_ERR_CALLBACK to give up. After DLRN_STOPPED a buffer and a trainer are whole: they can be
+   saved, or asked again. position / seek: an opaque number that leads back to the next row to be
+   read (for resuming); either both or none. destroy: called once by whoever owns the source; may be
+   NULL. */
 typedef struct dlrn_source {
     int64_t activation_dim;
     int has_target; /* 1: y is another row than x (in_to_out, an MLP stretcher) */
@@ -549,57 +581,72 @@ typedef struct dlrn_source {
 } dlrn_source;
 
 /* Rows of an array in memory, borrowed. y may be NULL. epochs: times through it; 0: without end. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_source_from_array(dlrn_context *ctx, const float *x, const float *y, int64_t rows,
-                                                       int64_t activation_dim, int64_t epochs, dlrn_source *out);
-/* Rows of .npy files (f16, f32, f64; C or Fortran order), memory-mapped where the platform can. target may be NULL. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_source_from_npy(dlrn_context *ctx, const char *path, const char *target,
-                                                     int64_t epochs, dlrn_source *out);
-/* The rows of another source whose numbers, in x and y, are all finite; *skipped (NULL: nobody asks), borrowed until it
-   is destroyed, counts the others. DLRN_ERR_VALUE after a million of them without one that is. Its position is the
-   other's, whose struct is copied; with owns_source it destroys it. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *source, int owns_source,
-                                                   int64_t *skipped, dlrn_source *out);
+DLRN_API DLRN_CHECK dlrn_status dlrn_source_from_array(dlrn_context *ctx, const float *x,
+                                                       const float *y, int64_t rows,
+                                                       int64_t activation_dim, int64_t epochs,
+                                                       dlrn_source *out);
+/* Rows of .npy files (f16, f32, f64; C or Fortran order), memory-mapped where the platform can.
+   target may be NULL. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_source_from_npy(dlrn_context *ctx, const char *path,
+                                                     const char *target, int64_t epochs,
+                                                     dlrn_source *out);
+/* The rows of another source whose numbers, in x and y, are all finite; *skipped (NULL: nobody
+   asks), borrowed until it is destroyed, counts the others. DLRN_ERR_VALUE after a million of them
+   without one that is. Its position is the other's, whose struct is copied; with owns_source it
+   destroys it. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *source,
+                                                   int owns_source, int64_t *skipped,
+                                                   dlrn_source *out);
 DLRN_API void dlrn_source_destroy(dlrn_source *source); /* calls its destroy, zeroes it */
 
-/* The activation buffer: holds up to `capacity` rows, is refilled from the source when fewer than half are unread, and
-   hands out rows drawn uniformly without replacement, O(1) a row. At the end of the source it drains to the last. */
+/* The activation buffer: holds up to `capacity` rows, is refilled from the source when fewer than
+   half are unread, and hands out rows drawn uniformly without replacement, O(1) a row. At the end
+   of the source it drains to the last. */
 typedef struct dlrn_buffer_config {
-    int64_t n_ctxs;         /* capacity = n_ctxs * ctx_len rows                                  30000 */
-    int64_t ctx_len;        /* tokens of a context                                                 128 */
-    int64_t in_batch_size;  /* contexts asked of the source at once: in_batch_size * ctx_len rows  512 */
-    int64_t out_batch_size; /* rows of a batch                                                    8192 */
-    int shuffle;            /* 0: rows in the source's order                                         1 */
-    dlrn_dtype store;       /* DLRN_F32, DLRN_F16 or DLRN_BF16                                     F32 */
-    uint64_t seed;          /* of the drawing                                                        0 */
+    int64_t n_ctxs;  /* capacity = n_ctxs * ctx_len rows                                  30000 */
+    int64_t ctx_len; /* tokens of a context                                                 128 */
+    int64_t
+        in_batch_size; /* contexts asked of the source at once: in_batch_size * ctx_len rows  512 */
+    int64_t out_batch_size; /* rows of a batch 8192 */
+    int shuffle;      /* 0: rows in the source's order                                         1 */
+    dlrn_dtype store; /* DLRN_F32, DLRN_F16 or DLRN_BF16                                     F32 */
+    uint64_t seed;    /* of the drawing                                                        0 */
 } dlrn_buffer_config;
 
 typedef struct dlrn_buffer dlrn_buffer;
 DLRN_API dlrn_buffer_config dlrn_buffer_defaults(void);
 /* Bytes that a buffer will take for rows of this width: say it before taking it. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_config *cfg,
-                                                  int64_t activation_dim, int has_target, uint64_t *bytes);
-/* The source's struct is copied; with owns_source the buffer destroys it. Memory grows as rows come, never beyond. */
+                                                  int64_t activation_dim, int has_target,
+                                                  uint64_t *bytes);
+/* The source's struct is copied; with owns_source the buffer destroys it. Memory grows as rows
+   come, never beyond. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_config *cfg,
-                                                   const dlrn_source *source, int owns_source, dlrn_buffer **out);
+                                                   const dlrn_source *source, int owns_source,
+                                                   dlrn_buffer **out);
 DLRN_API void dlrn_buffer_destroy(dlrn_buffer *buffer); /* NULL is fine */
-/* Next batch: *n rows of x (and y; y == x without a target), borrowed until the next call on this buffer. *n is
-   out_batch_size except for the last batch. DLRN_END when drained. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_next(dlrn_buffer *buffer, const float **x, const float **y, int64_t *n);
-/* Up to n rows drawn from those held, without consuming them (resampling, evaluation). Copies into x, y (y may be
-   NULL; with n 0 both: then the buffer is only filled). `start` walks through the held rows: pass 0 first, then the sum
-   of what came; *got == 0 at the end. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_peek(dlrn_buffer *buffer, int64_t start, int64_t n, float *x, float *y,
-                                                 int64_t *got);
+/* Next batch: *n rows of x (and y; y == x without a target), borrowed until the next call on this
+   buffer. *n is out_batch_size except for the last batch. DLRN_END when drained. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_next(dlrn_buffer *buffer, const float **x,
+                                                 const float **y, int64_t *n);
+/* Up to n rows drawn from those held, without consuming them (resampling, evaluation). Copies into
+   x, y (y may be NULL; with n 0 both: then the buffer is only filled). `start` walks through the
+   held rows: pass 0 first, then the sum of what came; *got == 0 at the end. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_peek(dlrn_buffer *buffer, int64_t start, int64_t n,
+                                                 float *x, float *y, int64_t *got);
 DLRN_API int64_t dlrn_buffer_dim(const dlrn_buffer *buffer);
 DLRN_API int dlrn_buffer_has_target(const dlrn_buffer *buffer);
-DLRN_API int64_t dlrn_buffer_unread(const dlrn_buffer *buffer);    /* rows held and not yet handed out */
-DLRN_API int64_t dlrn_buffer_rows_read(const dlrn_buffer *buffer); /* rows taken from the source so far */
+DLRN_API int64_t
+dlrn_buffer_unread(const dlrn_buffer *buffer); /* rows held and not yet handed out */
+DLRN_API int64_t
+dlrn_buffer_rows_read(const dlrn_buffer *buffer); /* rows taken from the source so far */
 
 /* ------------------------------------------------------------------------------------------ */
 // >>api-train
 
 typedef enum dlrn_loss {
-    DLRN_LOSS_NORM,   /* mean_i ||y_i - x_hat_i||      (the reference's "MSE"; its published penalties are for this) */
+    DLRN_LOSS_NORM, /* mean_i ||y_i - x_hat_i||      (the reference's "MSE"; its published penalties
+                       are for this) */
     DLRN_LOSS_SQUARED /* mean_i ||y_i - x_hat_i||^2 */
 } dlrn_loss;
 
@@ -609,133 +656,165 @@ typedef enum dlrn_sparsity {
 } dlrn_sparsity;
 
 typedef struct dlrn_train_config {
-    int64_t activation_dim;   /* d; dlrn_train() takes it from the buffer                                  512 */
-    int64_t dict_size;        /* F                                                                    16 * 512 */
-    double lr;                /* Adam's rate                                                              3e-4 */
-    double sparsity_penalty;  /*                                                                          1e-3 */
-    dlrn_loss loss;           /*                                                                          NORM */
-    dlrn_sparsity sparsity;   /*                                                                            L1 */
-    double beta1, beta2, eps; /* Adam                                                         0.9, 0.999, 1e-8 */
-    int64_t steps;            /* of a whole run; -1: until the data ends                                    -1 */
-    int64_t warmup_steps;     /* rate n / warmup_steps at step n; again after each resampling; 0: none    1000 */
-    int64_t resample_steps;   /* every so many steps revive dead features; -1: never                        -1 */
-    int64_t resample_rows;    /* rows whose loss is measured for a resampling                           819200 */
-    int64_t ghost_threshold;  /* ghost gradients for features silent for more steps than this; -1: never     -1 */
-    int64_t log_steps;        /* -1: never                                                                1000 */
-    int64_t save_steps;       /* -1: never                                                                  -1 */
-    uint64_t seed;            /* of the weights and of resampling                                            0 */
-    int compat;               /* 1: the reference's code of March 2024, number for number (see manual)       0 */
+    int64_t activation_dim; /* d; dlrn_train() takes it from the buffer 512 */
+    int64_t dict_size; /* F                                                                    16 *
+                          512 */
+    double lr; /* Adam's rate                                                              3e-4 */
+    double
+        sparsity_penalty; /*                                                                          1e-3
+                              */
+    dlrn_loss
+        loss; /*                                                                          NORM */
+    dlrn_sparsity
+        sparsity; /*                                                                            L1
+                             */
+    double beta1, beta2,
+        eps; /* Adam                                                         0.9, 0.999, 1e-8 */
+    int64_t
+        steps; /* of a whole run; -1: until the data ends                                    -1 */
+    int64_t warmup_steps;   /* rate n / warmup_steps at step n; again after each resampling; 0: none
+                               1000 */
+    int64_t resample_steps; /* every so many steps revive dead features; -1: never -1 */
+    int64_t resample_rows;  /* rows whose loss is measured for a resampling  819200 */
+    int64_t ghost_threshold; /* ghost gradients for features silent for more steps than this; -1:
+                                never     -1 */
+    int64_t log_steps;       /* -1: never       1000 */
+    int64_t save_steps;      /* -1: never      -1 */
+    uint64_t
+        seed;   /* of the weights and of resampling                                            0 */
+    int compat; /* 1: the reference's code of March 2024, number for number (see manual)       0 */
 } dlrn_train_config;
 
 /* What a step saw. The losses are those of the step's own forward pass, before its update. */
 typedef struct dlrn_train_stats {
-    int64_t step;         /* of this step, from 0                                                    */
-    int64_t rows;         /* of its batch                                                            */
-    double loss;          /* mse_loss + sparsity_penalty * sparsity_loss (+ the ghost term)          */
-    double mse_loss;      /* as cfg.loss says                                                        */
-    double sparsity_loss; /* as cfg.sparsity says, without the penalty                               */
-    double ghost_loss;    /* unscaled; 0 without ghost gradients or dead features                    */
-    double l0;            /* mean number of active features a row                                    */
-    double lr;            /* rate of this step's update                                              */
-    int64_t dead;         /* features silent for longer than the resampling or ghost period in force */
-    int64_t resampled;    /* features revived after this step                                        */
+    int64_t step;    /* of this step, from 0                                                    */
+    int64_t rows;    /* of its batch                                                            */
+    double loss;     /* mse_loss + sparsity_penalty * sparsity_loss (+ the ghost term)          */
+    double mse_loss; /* as cfg.loss says                                                        */
+    double sparsity_loss; /* as cfg.sparsity says, without the penalty */
+    double ghost_loss; /* unscaled; 0 without ghost gradients or dead features                    */
+    double l0;         /* mean number of active features a row                                    */
+    double lr;         /* rate of this step's update                                              */
+    int64_t dead;      /* features silent for longer than the resampling or ghost period in force */
+    int64_t resampled; /* features revived after this step                                        */
 } dlrn_train_stats;
 
 typedef struct dlrn_trainer dlrn_trainer;
 DLRN_API dlrn_train_config dlrn_train_defaults(void);
-/* init: weights to start from (copied; of any context), or NULL: dlrn_autoencoder_create(seed). buffer: where _step
-   takes its batches from, borrowed; NULL if only _step_on is used (then resampling needs calls to _resample_on). */
+/* init: weights to start from (copied; of any context), or NULL: dlrn_autoencoder_create(seed).
+   buffer: where _step takes its batches from, borrowed; NULL if only _step_on is used (then
+   resampling needs calls to _resample_on). */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *cfg,
-                                                    const dlrn_dictionary *init, dlrn_buffer *buffer,
-                                                    dlrn_trainer **out);
+                                                    const dlrn_dictionary *init,
+                                                    dlrn_buffer *buffer, dlrn_trainer **out);
 DLRN_API void dlrn_trainer_destroy(dlrn_trainer *trainer); /* NULL is fine */
-/* One step on the buffer's next batch; DLRN_END when it is drained, or after cfg.steps steps. stats may be NULL. After
-   DLRN_ERR_MEMORY or DLRN_STOPPED ask again, before any other call on the buffer: no bit will be other. A resampling
-   (or compat's second pass for a log) that was broken off is all that is left of its step, which the next call ends. A
-   step that breaks off in the middle of its update, which takes a batch of several panels, leaves a trainer that
-   refuses to go on and to be saved. */
+/* One step on the buffer's next batch; DLRN_END when it is drained, or after cfg.steps steps. stats
+   may be NULL. After DLRN_ERR_MEMORY or DLRN_STOPPED ask again, before any other call on the
+   buffer: no bit will be other. A resampling (or compat's second pass for a log) that was broken
+   off is all that is left of its step, which the next call ends. A step that breaks off in the
+   middle of its update, which takes a batch of several panels, leaves a trainer that refuses to go
+   on and to be saved. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_step(dlrn_trainer *trainer, dlrn_train_stats *stats);
-/* stop (or NULL) is asked, again and again, while the rows of a resampling are measured: not 0 is DLRN_STOPPED. */
+/* stop (or NULL) is asked, again and again, while the rows of a resampling are measured: not 0 is
+   DLRN_STOPPED. */
 DLRN_API void dlrn_trainer_on_stop(dlrn_trainer *trainer, int (*stop)(void *user), void *user);
-/* One step on these rows: x [n][d], y [n][d] or NULL for x. The same rows again after DLRN_ERR_MEMORY. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_step_on(dlrn_trainer *trainer, const float *x, const float *y, int64_t n,
+/* One step on these rows: x [n][d], y [n][d] or NULL for x. The same rows again after
+   DLRN_ERR_MEMORY. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_step_on(dlrn_trainer *trainer, const float *x,
+                                                     const float *y, int64_t n,
                                                      dlrn_train_stats *stats);
 /* Losses of these rows with the present weights, counting nothing and changing nothing. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_loss(dlrn_trainer *trainer, const float *x, const float *y, int64_t n,
+DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_loss(dlrn_trainer *trainer, const float *x,
+                                                  const float *y, int64_t n,
                                                   dlrn_train_stats *stats);
-/* Revives the features that are dead now with rows drawn from x, y [n][d]; *resampled (or NULL) says how many. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_resample_on(dlrn_trainer *trainer, const float *x, const float *y,
-                                                         int64_t n, int64_t *resampled);
-DLRN_API dlrn_dictionary *dlrn_trainer_dictionary(dlrn_trainer *trainer); /* borrowed; lives as long as the trainer */
+/* Revives the features that are dead now with rows drawn from x, y [n][d]; *resampled (or NULL)
+   says how many. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_resample_on(dlrn_trainer *trainer, const float *x,
+                                                         const float *y, int64_t n,
+                                                         int64_t *resampled);
+DLRN_API dlrn_dictionary *
+dlrn_trainer_dictionary(dlrn_trainer *trainer); /* borrowed; lives as long as the trainer */
 DLRN_API const dlrn_train_config *dlrn_trainer_config(const dlrn_trainer *trainer);
 DLRN_API int64_t dlrn_trainer_steps_done(const dlrn_trainer *trainer);
-/* Adam's state and the counters, for tests and tools; borrowed. Moments have the shape of their parameter. */
+/* Adam's state and the counters, for tests and tools; borrowed. Moments have the shape of their
+   parameter. */
 typedef struct dlrn_trainer_state {
     float *m_bias, *m_encoder_weight, *m_encoder_bias, *m_decoder_weight; /* first moments  */
     float *v_bias, *v_encoder_weight, *v_encoder_bias, *v_decoder_weight; /* second moments */
     int64_t *steps_since_fired; /* [F] steps since the feature was last active               */
 } dlrn_trainer_state;
 DLRN_API dlrn_trainer_state dlrn_trainer_state_of(dlrn_trainer *trainer);
-/* The gradients of the loss at the present weights, nothing changed; each pointer may be NULL. For tests: training
-   itself never forms them. Shapes as the parameters; the decoder's before projection. */
+/* The gradients of the loss at the present weights, nothing changed; each pointer may be NULL. For
+   tests: training itself never forms them. Shapes as the parameters; the decoder's before
+   projection. */
 typedef struct dlrn_gradients {
     float *bias, *encoder_weight, *encoder_bias, *decoder_weight;
 } dlrn_gradients;
-DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_gradients(dlrn_trainer *trainer, const float *x, const float *y, int64_t n,
+DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_gradients(dlrn_trainer *trainer, const float *x,
+                                                       const float *y, int64_t n,
                                                        const dlrn_gradients *out);
 
-/* Everything that is needed to go on with the same bits: weights, moments, counters, configuration, generator, the
-   buffer's unread rows and the source's position (where it has one). One file, a .safetensors by name, atomic. Weights
-   that are not finite are not saved: the file that is there may be the last good one. */
+/* Everything that is needed to go on with the same bits: weights, moments, counters, configuration,
+   generator, the buffer's unread rows and the source's position (where it has one). One file, a
+   .safetensors by name, atomic. Weights that are not finite are not saved: the file that is there
+   may be the last good one. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_save(const dlrn_trainer *trainer, const char *path);
-/* cfg NULL: the saved configuration. A configuration that contradicts the saved one in d, F or compat is an error. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path, const dlrn_train_config *cfg,
+/* cfg NULL: the saved configuration. A configuration that contradicts the saved one in d, F or
+   compat is an error. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path,
+                                                    const dlrn_train_config *cfg,
                                                     dlrn_buffer *buffer, dlrn_trainer **out);
 
-/* The whole run: steps until cfg.steps or the end of the data. progress (or NULL) sees every step's figures; returning
-   anything but DLRN_OK stops the run (DLRN_STOPPED: the dictionary so far is still given). */
-typedef dlrn_status (*dlrn_progress)(void *user, dlrn_trainer *trainer, const dlrn_train_stats *stats);
-DLRN_API DLRN_CHECK dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *cfg, dlrn_buffer *buffer,
-                                           dlrn_progress progress, void *user, dlrn_dictionary **out);
-/* The configuration as a JSON object (no newline), for config.json; copied into `text`, cut to `size`, always closed
-   with 0; returns the length it needs, as snprintf does. */
+/* The whole run: steps until cfg.steps or the end of the data. progress (or NULL) sees every step's
+   figures; returning anything but DLRN_OK stops the run (DLRN_STOPPED: the dictionary so far is
+   still given). */
+typedef dlrn_status (*dlrn_progress)(void *user, dlrn_trainer *trainer,
+                                     const dlrn_train_stats *stats);
+DLRN_API DLRN_CHECK dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *cfg,
+                                           dlrn_buffer *buffer, dlrn_progress progress, void *user,
+                                           dlrn_dictionary **out);
+/* The configuration as a JSON object (no newline), for config.json; copied into `text`, cut to
+   `size`, always closed with 0; returns the length it needs, as snprintf does. */
 DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text, size_t size);
 
 /* ------------------------------------------------------------------------------------------ */
 // >>api-metrics
 
-/* Rates and means over `rows` rows, in one streaming pass. Fractions, not percents. NaN: not measured. */
+/* Rates and means over `rows` rows, in one streaming pass. Fractions, not percents. NaN: not
+   measured. */
 typedef struct dlrn_metrics {
     int64_t rows;
-    double mse_loss;                     /* mean ||y - x_hat||^2; compat: the mean norm, squared               */
-    double l2_loss;                      /* mean ||y - x_hat||                                                 */
-    double sparsity_loss;                /* mean L1 of f, or entropy                                           */
-    double variance_explained;           /* 1 - sum_j var(y - x_hat)_j / sum_j var(y)_j                        */
-    double variance_explained_per_dim;   /* mean_j of 1 - var(y - x_hat)_j / var(y)_j, over j with variance    */
-    double l0;                           /* mean number of non-zero features a row                             */
-    double percent_alive;                /* fraction of features non-zero on at least one row                  */
-    double cosine;                       /* mean cos(y, x_hat), rows with a zero vector left out               */
-    double l2_ratio;                     /* mean ||x_hat|| / ||y||                                             */
-    double relative_reconstruction_bias; /* E ||x_hat||^2 / E <y, x_hat>                                       */
-    int64_t dead, dense;                 /* features that never fire; that fire on more than 10 % of the rows  */
-    /* With a language model: cross-entropy in nats a token, as it is, with the site replaced by its reconstruction,
-       with the site set to zero. */
+    double mse_loss;      /* mean ||y - x_hat||^2; compat: the mean norm, squared               */
+    double l2_loss;       /* mean ||y - x_hat||                                                 */
+    double sparsity_loss; /* mean L1 of f, or entropy                                           */
+    double variance_explained;         /* 1 - sum_j var(y - x_hat)_j / sum_j var(y)_j         */
+    double variance_explained_per_dim; /* mean_j of 1 - var(y - x_hat)_j / var(y)_j, over j with
+                                          variance    */
+    double l0;            /* mean number of non-zero features a row                             */
+    double percent_alive; /* fraction of features non-zero on at least one row                  */
+    double cosine;        /* mean cos(y, x_hat), rows with a zero vector left out               */
+    double l2_ratio;      /* mean ||x_hat|| / ||y||                                             */
+    double relative_reconstruction_bias; /* E ||x_hat||^2 / E <y, x_hat> */
+    int64_t dead, dense; /* features that never fire; that fire on more than 10 % of the rows  */
+    /* With a language model: cross-entropy in nats a token, as it is, with the site replaced by its
+       reconstruction, with the site set to zero. */
     double loss_original, loss_reconstructed, loss_zero;
     double ce_diff;            /* reconstructed - original                       */
     double percent_recovered;  /* (reconstructed - zero) / (original - zero)     */
     int64_t documents, tokens; /* of the cross-entropy rows                      */
 } dlrn_metrics;
 
-/* A change to the activations of a model's sites while it runs. For each watched site the model calls
-   edit(user, site, x, out, n): x [n][d] the activations a dictionary would read there (for in_to_out: the MLP's input),
-   out [n][d] what the model would go on with, to be overwritten in place. Padding rows are not passed. */
+/* A change to the activations of a model's sites while it runs. For each watched site the model
+   calls edit(user, site, x, out, n): x [n][d] the activations a dictionary would read there (for
+   in_to_out: the MLP's input), out [n][d] what the model would go on with, to be overwritten in
+   place. Padding rows are not passed. */
 typedef struct dlrn_edit {
     dlrn_status (*edit)(void *user, int site, const float *x, float *out, int64_t n);
     void *user;
 } dlrn_edit;
 
-/* A model with a text to be judged on. cross_entropy: mean over all next tokens of all documents; edit NULL: as is.
-   It must give the same tokens every time. */
+/* A model with a text to be judged on. cross_entropy: mean over all next tokens of all documents;
+   edit NULL: as is. It must give the same tokens every time. */
 typedef struct dlrn_language_model {
     dlrn_status (*cross_entropy)(void *user, const dlrn_edit *edit, double *nats, int64_t *tokens);
     const char *(*error)(void *user); /* text for a failed call; may be NULL */
@@ -753,35 +832,48 @@ typedef struct dlrn_eval_config {
 
 typedef struct dlrn_evaluator dlrn_evaluator;
 DLRN_API dlrn_eval_config dlrn_eval_defaults(void);
-/* The easy call: rows from the buffer or source until cfg.rows; CE rows if lm is not NULL. cfg NULL: the defaults. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_config *cfg,
-                                              const dlrn_source *source, const dlrn_language_model *lm,
-                                              dlrn_metrics *out);
-/* The same in pieces: create, add rows as they come, finish. Rows of an _add that fails are not counted, and it may be
-   asked for again; if it took more than cfg.batch_size rows and some are counted, the evaluator refuses to go on. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dlrn_eval_config *cfg,
+/* The easy call: rows from the buffer or source until cfg.rows; CE rows if lm is not NULL. cfg
+   NULL: the defaults. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_evaluate(const dlrn_dictionary *dict,
+                                              const dlrn_eval_config *cfg,
+                                              const dlrn_source *source,
+                                              const dlrn_language_model *lm, dlrn_metrics *out);
+/* The same in pieces: create, add rows as they come, finish. Rows of an _add that fails are not
+   counted, and it may be asked for again; if it took more than cfg.batch_size rows and some are
+   counted, the evaluator refuses to go on. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict,
+                                                      const dlrn_eval_config *cfg,
                                                       dlrn_evaluator **out);
-DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_add(dlrn_evaluator *e, const float *x, const float *y, int64_t n);
-DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out); /* CE rows NaN */
-DLRN_API const int64_t *dlrn_evaluator_fired(const dlrn_evaluator *e); /* [F] rows on which each feature fired */
+DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_add(dlrn_evaluator *e, const float *x,
+                                                   const float *y, int64_t n);
+DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e,
+                                                      dlrn_metrics *out); /* CE rows NaN */
+DLRN_API const int64_t *
+dlrn_evaluator_fired(const dlrn_evaluator *e); /* [F] rows on which each feature fired */
 DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e);
-/* CE rows for one or several dictionaries spliced in at once: dicts [lm->sites]. Fills only the CE fields of out. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionary *const *dicts,
-                                                    const dlrn_language_model *lm, dlrn_metrics *out);
-/* Firing frequencies in `bins` log bins from 1e-5 to 1: count [bins]; edge [bins + 1] (or NULL); never-firing features
-   are in no bin, those below 1e-5 in the first. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e, int bins, double *edge,
-                                                         int64_t *count);
+/* CE rows for one or several dictionaries spliced in at once: dicts [lm->sites]. Fills only the CE
+   fields of out. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_loss_recovered(dlrn_context *ctx,
+                                                    const dlrn_dictionary *const *dicts,
+                                                    const dlrn_language_model *lm,
+                                                    dlrn_metrics *out);
+/* Firing frequencies in `bins` log bins from 1e-5 to 1: count [bins]; edge [bins + 1] (or NULL);
+   never-firing features are in no bin, those below 1e-5 in the first. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e, int bins,
+                                                         double *edge, int64_t *count);
 #endif /* DICTLEARN_NO_TRAINING */
 
 /* ------------------------------------------------------------------------------------------ */
 // >>api-tensor
 
 DLRN_API dlrn_tensor dlrn_view(float *data, int64_t rows, int64_t cols);
-/* Rows [first, first + rows) and columns [col, col + cols) of t; out of range gives an empty view (data NULL). */
-DLRN_API dlrn_tensor dlrn_slice(dlrn_tensor t, int64_t first, int64_t rows, int64_t col, int64_t cols);
+/* Rows [first, first + rows) and columns [col, col + cols) of t; out of range gives an empty view
+   (data NULL). */
+DLRN_API dlrn_tensor dlrn_slice(dlrn_tensor t, int64_t first, int64_t rows, int64_t col,
+                                int64_t cols);
 /* An owned matrix of zeros, 64-byte aligned; overflow of rows * cols is caught. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_tensor_create(dlrn_context *ctx, int64_t rows, int64_t cols, dlrn_tensor *out);
+DLRN_API DLRN_CHECK dlrn_status dlrn_tensor_create(dlrn_context *ctx, int64_t rows, int64_t cols,
+                                                   dlrn_tensor *out);
 DLRN_API void dlrn_tensor_free(dlrn_context *ctx, dlrn_tensor *t);
 
 typedef enum dlrn_gemm_op {
@@ -789,31 +881,37 @@ typedef enum dlrn_gemm_op {
     DLRN_NT, /* c [m][n] = a [m][k] b [n][k]^T */
     DLRN_TN  /* c [m][n] = a [k][m]^T b [k][n] */
 } dlrn_gemm_op;
-/* c = op(a, b) + beta * c, beta 0 or 1 (0: c is not read). Shapes are checked. c must not overlap a or b. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_gemm_op op, dlrn_tensor a, dlrn_tensor b,
-                                            float beta, dlrn_tensor c);
-DLRN_API DLRN_CHECK dlrn_status dlrn_gemm(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, int64_t n, int64_t k,
-                                          const float *a, int64_t lda, const float *b, int64_t ldb, float beta,
-                                          float *c, int64_t ldc);
-/* The same bits on the calling thread alone, never by a BLAS: for products within a body of dlrn_parallel_for. work
-   [DLRN_GEMM_WORK], 64-byte aligned: scratch, of this thread alone. */
+/* c = op(a, b) + beta * c, beta 0 or 1 (0: c is not read). Shapes are checked. c must not overlap a
+   or b. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_gemm_op op, dlrn_tensor a,
+                                            dlrn_tensor b, float beta, dlrn_tensor c);
+DLRN_API DLRN_CHECK dlrn_status dlrn_gemm(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, int64_t n,
+                                          int64_t k, const float *a, int64_t lda, const float *b,
+                                          int64_t ldb, float beta, float *c, int64_t ldc);
+/* The same bits on the calling thread alone, never by a BLAS: for products within a body of
+   dlrn_parallel_for. work [DLRN_GEMM_WORK], 64-byte aligned: scratch, of this thread alone. */
 enum { DLRN_GEMM_WORK = 512 * 48 };
-DLRN_API DLRN_CHECK dlrn_status dlrn_gemm_serial(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, int64_t n, int64_t k,
-                                                 const float *a, int64_t lda, const float *b, int64_t ldb, float beta,
-                                                 float *c, int64_t ldc, float *work);
+DLRN_API DLRN_CHECK dlrn_status dlrn_gemm_serial(dlrn_context *ctx, dlrn_gemm_op op, int64_t m,
+                                                 int64_t n, int64_t k, const float *a, int64_t lda,
+                                                 const float *b, int64_t ldb, float beta, float *c,
+                                                 int64_t ldc, float *work);
 DLRN_API float dlrn_dot(dlrn_context *ctx, const float *a, const float *b, int64_t n);
 DLRN_API float dlrn_norm(dlrn_context *ctx, const float *a, int64_t n); /* Euclidean */
 /* y += a * x */
 DLRN_API void dlrn_axpy(dlrn_context *ctx, float a, const float *x, float *y, int64_t n);
 /* Mean and unbiased variance of each column, Welford; either may be NULL. mean, var [cols]. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_mean_var(dlrn_context *ctx, dlrn_tensor t, double *mean, double *var);
-/* The k largest of x [n], descending, ties by lower index: index [k], value [k] (or NULL). NaN counts as smallest. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_topk(dlrn_context *ctx, const float *x, int64_t n, int64_t k, int64_t *index,
-                                          float *value);
+DLRN_API DLRN_CHECK dlrn_status dlrn_mean_var(dlrn_context *ctx, dlrn_tensor t, double *mean,
+                                              double *var);
+/* The k largest of x [n], descending, ties by lower index: index [k], value [k] (or NULL). NaN
+   counts as smallest. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_topk(dlrn_context *ctx, const float *x, int64_t n, int64_t k,
+                                          int64_t *index, float *value);
 /* Runs body over tasks on the context's threads (see dlrn_parallel_body). */
-DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_parallel_body body, void *arg);
+DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_parallel_body body,
+                                void *arg);
 
-/* Philox4x32-10: number `counter` of stream `stream` of `seed`, without state beyond these three. */
+/* Philox4x32-10: number `counter` of stream `stream` of `seed`, without state beyond these three.
+ */
 typedef struct dlrn_rng {
     uint64_t seed, stream, counter;
 } dlrn_rng;
@@ -835,34 +933,41 @@ DLRN_API const char *dlrn_dtype_name(dlrn_dtype t); /* "F32" */
 
 #define DLRN_MAX_DIMS 8
 typedef struct dlrn_tensor_info {
-    const char *name; /* "encoder.weight", nested dictionaries joined with '.'; owned by the archive */
+    const char
+        *name; /* "encoder.weight", nested dictionaries joined with '.'; owned by the archive */
     dlrn_dtype dtype;
     int ndim;
     int64_t shape[DLRN_MAX_DIMS];
     int64_t numel;
 } dlrn_tensor_info;
 
-/* Any file of named tensors: torch .pt (zip or the older form), .safetensors, .npz, .npy (one tensor, named ""); told
-   apart by content. A .index.json of a sharded model opens all its shards as one. Read-only; nothing is executed; the
-   sums that a zip keeps are checked on opening. */
+/* Any file of named tensors: torch .pt (zip or the older form), .safetensors, .npz, .npy (one
+   tensor, named ""); told apart by content. A .index.json of a sharded model opens all its shards
+   as one. Read-only; nothing is executed; the sums that a zip keeps are checked on opening. */
 typedef struct dlrn_archive dlrn_archive;
-DLRN_API DLRN_CHECK dlrn_status dlrn_archive_open(dlrn_context *ctx, const char *path, dlrn_archive **out);
+DLRN_API DLRN_CHECK dlrn_status dlrn_archive_open(dlrn_context *ctx, const char *path,
+                                                  dlrn_archive **out);
 /* The same from bytes in memory, borrowed; name stands for the path in errors. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_archive_open_memory(dlrn_context *ctx, const void *bytes, size_t size,
-                                                         const char *name, dlrn_archive **out);
-DLRN_API void dlrn_archive_close(dlrn_archive *a);               /* NULL is fine */
-DLRN_API const char *dlrn_archive_format(const dlrn_archive *a); /* "pt", "pt-legacy", "safetensors", "npz", "npy" */
+DLRN_API DLRN_CHECK dlrn_status dlrn_archive_open_memory(dlrn_context *ctx, const void *bytes,
+                                                         size_t size, const char *name,
+                                                         dlrn_archive **out);
+DLRN_API void dlrn_archive_close(dlrn_archive *a); /* NULL is fine */
+DLRN_API const char *
+dlrn_archive_format(const dlrn_archive *a); /* "pt", "pt-legacy", "safetensors", "npz", "npy" */
 DLRN_API const char *dlrn_archive_path(const dlrn_archive *a);
 DLRN_API int64_t dlrn_archive_count(const dlrn_archive *a);
-DLRN_API const dlrn_tensor_info *dlrn_archive_info(const dlrn_archive *a, int64_t index); /* NULL: out of range */
-DLRN_API int64_t dlrn_archive_find(const dlrn_archive *a, const char *name);              /* -1: not there */
-/* Numbers and strings that a .pt holds beside tensors, texts of an .npz, safetensors' __metadata__; or NULL. */
+DLRN_API const dlrn_tensor_info *dlrn_archive_info(const dlrn_archive *a,
+                                                   int64_t index); /* NULL: out of range */
+DLRN_API int64_t dlrn_archive_find(const dlrn_archive *a, const char *name); /* -1: not there */
+/* Numbers and strings that a .pt holds beside tensors, texts of an .npz, safetensors' __metadata__;
+   or NULL. */
 DLRN_API const char *dlrn_archive_metadata(const dlrn_archive *a, const char *key);
-/* Rows [first, first + rows), slices of the first dimension (a 0-d tensor is one row), widened to f32, row-major,
-   strides and offsets honoured. dst holds rows * numel / shape[0] floats. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_archive_read_rows(dlrn_archive *a, int64_t index, int64_t first, int64_t rows,
-                                                       float *dst);
-DLRN_API DLRN_CHECK dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index, float *dst); /* [numel] */
+/* Rows [first, first + rows), slices of the first dimension (a 0-d tensor is one row), widened to
+   f32, row-major, strides and offsets honoured. dst holds rows * numel / shape[0] floats. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_archive_read_rows(dlrn_archive *a, int64_t index,
+                                                       int64_t first, int64_t rows, float *dst);
+DLRN_API DLRN_CHECK dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index,
+                                                  float *dst); /* [numel] */
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_read_i64(dlrn_archive *a, int64_t index, int64_t *dst);
 
 /* A tensor to be written: data in memory of the given type, row-major, borrowed. */
@@ -873,41 +978,52 @@ typedef struct dlrn_tensor_out {
     int64_t shape[DLRN_MAX_DIMS];
     const void *data;
 } dlrn_tensor_out;
-/* Writes named tensors; the format follows the suffix (.pt .safetensors .npz .npy). metadata: pairs key, value ending
-   with NULL, or NULL (safetensors only). Atomic. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path, const dlrn_tensor_out *tensors,
-                                                   int64_t count, const char *const *metadata);
+/* Writes named tensors; the format follows the suffix (.pt .safetensors .npz .npy). metadata: pairs
+   key, value ending with NULL, or NULL (safetensors only). Atomic. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path,
+                                                   const dlrn_tensor_out *tensors, int64_t count,
+                                                   const char *const *metadata);
 
-/* A growing .npy of f32 [rows][width], or a CSR .npz that scipy.sparse.load_npz opens: append, close. "-" writes to
-   stdout. rows_total < 0: not known yet (on the way to a pipe they then wait in a temporary file, since their number
-   stands before them). abort (or a failed close) leaves nothing behind. */
+/* A growing .npy of f32 [rows][width], or a CSR .npz that scipy.sparse.load_npz opens: append,
+   close. "-" writes to stdout. rows_total < 0: not known yet (on the way to a pipe they then wait
+   in a temporary file, since their number stands before them). abort (or a failed close) leaves
+   nothing behind. */
 typedef struct dlrn_writer dlrn_writer;
-DLRN_API DLRN_CHECK dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width, int64_t rows_total,
-                                                dlrn_writer **out);
+DLRN_API DLRN_CHECK dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width,
+                                                int64_t rows_total, dlrn_writer **out);
 DLRN_API DLRN_CHECK dlrn_status dlrn_npy_append(dlrn_writer *w, const float *x, int64_t rows);
-DLRN_API DLRN_CHECK dlrn_status dlrn_csr_create(dlrn_context *ctx, const char *path, int64_t width, dlrn_writer **out);
+DLRN_API DLRN_CHECK dlrn_status dlrn_csr_create(dlrn_context *ctx, const char *path, int64_t width,
+                                                dlrn_writer **out);
 DLRN_API DLRN_CHECK dlrn_status dlrn_csr_append(dlrn_writer *w, const dlrn_sparse *codes);
 /* A growing file of any bytes. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_file_create(dlrn_context *ctx, const char *path, dlrn_writer **out);
+DLRN_API DLRN_CHECK dlrn_status dlrn_file_create(dlrn_context *ctx, const char *path,
+                                                 dlrn_writer **out);
 DLRN_API DLRN_CHECK dlrn_status dlrn_file_append(dlrn_writer *w, const void *bytes, size_t size);
 DLRN_API DLRN_CHECK dlrn_status dlrn_writer_close(dlrn_writer *w); /* frees w in any case */
 DLRN_API void dlrn_writer_abort(dlrn_writer *w);
 /* CSR written by the above or by scipy.sparse.save_npz; rows come out in ascending order. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_csr_load(dlrn_context *ctx, const char *path, dlrn_sparse *out);
-DLRN_API DLRN_CHECK dlrn_status dlrn_csr_read(dlrn_archive *a, dlrn_sparse *out); /* from an .npz that is open */
+DLRN_API DLRN_CHECK dlrn_status dlrn_csr_load(dlrn_context *ctx, const char *path,
+                                              dlrn_sparse *out);
+DLRN_API DLRN_CHECK dlrn_status dlrn_csr_read(dlrn_archive *a,
+                                              dlrn_sparse *out); /* from an .npz that is open */
 
-/* Whole files. read: *bytes is owned by the caller (dlrn_free), with a 0 byte after its end. write: atomic, as all that
-   is written here: the old file stays until the new one is whole. A symbolic link stays, and the file that it leads to
-   is replaced; a pipe or device is written to directly. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **bytes, size_t *size);
-DLRN_API DLRN_CHECK dlrn_status dlrn_file_write(dlrn_context *ctx, const char *path, const void *bytes, size_t size);
-DLRN_API int dlrn_file_exists(dlrn_context *ctx, const char *path); /* 0 no, 1 file, 2 folder; ctx may be NULL */
-/* A block of the context's allocator, 64-byte aligned; NULL with the error's text set: no memory, or count * size
-   overflows. */
+/* Whole files. read: *bytes is owned by the caller (dlrn_free), with a 0 byte after its end. write:
+   atomic, as all that is written here: the old file stays until the new one is whole. A symbolic
+   link stays, and the file that it leads to is replaced; a pipe or device is written to directly.
+ */
+DLRN_API DLRN_CHECK dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **bytes,
+                                               size_t *size);
+DLRN_API DLRN_CHECK dlrn_status dlrn_file_write(dlrn_context *ctx, const char *path,
+                                                const void *bytes, size_t size);
+DLRN_API int dlrn_file_exists(dlrn_context *ctx,
+                              const char *path); /* 0 no, 1 file, 2 folder; ctx may be NULL */
+/* A block of the context's allocator, 64-byte aligned; NULL with the error's text set: no memory,
+   or count * size overflows. */
 DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size);
 DLRN_API void dlrn_free(dlrn_context *ctx, void *p); /* what this library allocated; NULL is fine */
 
-/* Strict JSON (RFC 8259; duplicate keys are errors; depth <= 64): a tree in one block. Text is copied. */
+/* Strict JSON (RFC 8259; duplicate keys are errors; depth <= 64): a tree in one block. Text is
+   copied. */
 typedef enum dlrn_json_type {
     DLRN_JSON_NULL,
     DLRN_JSON_BOOL,
@@ -926,12 +1042,13 @@ typedef struct dlrn_json { /* one value */
     const struct dlrn_json *first, *next; /* first child; next sibling */
 } dlrn_json;
 /* name stands for the file in errors. The result is freed with dlrn_json_free. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t size, const char *name,
-                                                dlrn_json **out);
+DLRN_API DLRN_CHECK dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t size,
+                                                const char *name, dlrn_json **out);
 DLRN_API void dlrn_json_free(dlrn_context *ctx, dlrn_json *root);
 /* Member by path: "trainer.dict_class"; NULL: not there (or object is NULL). */
 DLRN_API const dlrn_json *dlrn_json_get(const dlrn_json *object, const char *path);
-DLRN_API const char *dlrn_json_text(const dlrn_json *object, const char *path, const char *otherwise);
+DLRN_API const char *dlrn_json_text(const dlrn_json *object, const char *path,
+                                    const char *otherwise);
 DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, double otherwise);
 
 #ifdef __cplusplus
@@ -989,11 +1106,13 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #endif
 #endif
 
-/* DICTLEARN_SIMD 0 leaves the scalar kernels alone; by default every set that the compiler can build is built. */
+/* DICTLEARN_SIMD 0 leaves the scalar kernels alone; by default every set that the compiler can
+   build is built. */
 #ifndef DICTLEARN_SIMD
 #define DICTLEARN_SIMD 1
 #endif
-#if DICTLEARN_SIMD && (defined(__GNUC__) || defined(__clang__)) && (defined(__x86_64__) || defined(__i386__))
+#if DICTLEARN_SIMD && (defined(__GNUC__) || defined(__clang__)) &&                                 \
+    (defined(__x86_64__) || defined(__i386__))
 #define DLRNI_X86 1
 #include <immintrin.h>
 #else
@@ -1037,8 +1156,8 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #endif
 #define DLRNI_INTERNAL DLRNI_UNUSED static
 
-/* Before a loop of fixed length over registers: at -O2 gcc 12 leaves such loops rolled and the sums in memory
-   (product of 2048 x 2048 x 512 with AVX-512, two threads: 64 against 180 GFLOPS). */
+/* Before a loop of fixed length over registers: at -O2 gcc 12 leaves such loops rolled and the sums
+   in memory (product of 2048 x 2048 x 512 with AVX-512, two threads: 64 against 180 GFLOPS). */
 #if defined(__clang__)
 #define DLRNI_UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)
@@ -1049,7 +1168,8 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 
 #if defined(__GNUC__) || defined(__clang__)
 #define DLRNI_PREFETCH(p) __builtin_prefetch(p)
-#define DLRNI_PREFETCH_FAR(p) __builtin_prefetch(p, 0, 2) /* into the second cache, which waits for more at a time */
+#define DLRNI_PREFETCH_FAR(p)                                                                      \
+    __builtin_prefetch(p, 0, 2) /* into the second cache, which waits for more at a time */
 #else
 #define DLRNI_PREFETCH(p) ((void)(p))
 #define DLRNI_PREFETCH_FAR(p) ((void)(p))
@@ -1061,13 +1181,15 @@ extern "C" {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>base
-/* Three words for three kinds of check: DLRNI_REQUIRE (the caller's mistake: status and text, always on), dlrn_fail
-   (a file's or the data's fault: the same), DICTLEARN_ASSERT (our mistake: debug builds). */
+/* Three words for three kinds of check: DLRNI_REQUIRE (the caller's mistake: status and text,
+   always on), dlrn_fail (a file's or the data's fault: the same), DICTLEARN_ASSERT (our mistake:
+   debug builds). */
 
 typedef struct dlrni_kernel_table dlrni_kernel_table;
 typedef struct dlrni_screen dlrni_screen;
 
-/* A set as it can be asked for (room kernels): kernels, and the screens that go with them, the cheapest first. */
+/* A set as it can be asked for (room kernels): kernels, and the screens that go with them, the
+   cheapest first. */
 typedef struct dlrni_set {
     const char *name;
     const dlrni_kernel_table *k;
@@ -1099,8 +1221,9 @@ DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *for
         memcpy(ctx->error + HEAD, "...", 3);
         memcpy(ctx->error + HEAD + 3, text + n - (most - HEAD - 3), most - HEAD - 2);
     }
-    for (unsigned char *c = (unsigned char *)ctx->error; *c; c++) { /* names of a file may hold what a terminal obeys */
-        int is_c1 = *c == 0xC2 && c[1] >= 0x80 && c[1] < 0xA0;      /* U+0080 to U+009F in UTF-8 */
+    for (unsigned char *c = (unsigned char *)ctx->error; *c;
+         c++) { /* names of a file may hold what a terminal obeys */
+        int is_c1 = *c == 0xC2 && c[1] >= 0x80 && c[1] < 0xA0; /* U+0080 to U+009F in UTF-8 */
         if (is_c1) *c++ = '?';
         if (is_c1 || *c < 32 || *c == 127) *c = '?';
     }
@@ -1115,19 +1238,20 @@ DLRNI_INTERNAL DLRN_PRINTF(3, 4) int dlrni_print(char *out, size_t size, const c
     return n;
 }
 
-#define DLRNI_REQUIRE(ctx, condition, text)                                                                            \
-    do {                                                                                                               \
-        if (!(condition)) return dlrn_fail((ctx), DLRN_ERR_ARGUMENT, "%s: %s", __func__, (text));                      \
+#define DLRNI_REQUIRE(ctx, condition, text)                                                        \
+    do {                                                                                           \
+        if (!(condition)) return dlrn_fail((ctx), DLRN_ERR_ARGUMENT, "%s: %s", __func__, (text));  \
     } while (0)
 
 /* Passes a failure on. */
-#define DLRNI_TRY(call)                                                                                                \
-    do {                                                                                                               \
-        dlrn_status dlrni_s = (call);                                                                                  \
-        if (dlrni_s != DLRN_OK) return dlrni_s;                                                                        \
+#define DLRNI_TRY(call)                                                                            \
+    do {                                                                                           \
+        dlrn_status dlrni_s = (call);                                                              \
+        if (dlrni_s != DLRN_OK) return dlrni_s;                                                    \
     } while (0)
 
-/* a + b and a * b of non-negative sizes; 0 if it does not fit (or an operand is negative), else 1. */
+/* a + b and a * b of non-negative sizes; 0 if it does not fit (or an operand is negative), else 1.
+ */
 DLRNI_INTERNAL int dlrni_add(int64_t a, int64_t b, int64_t *out) {
     if (a < 0 || b < 0 || a > INT64_MAX - b) return 0;
     *out = a + b;
@@ -1140,7 +1264,8 @@ DLRNI_INTERNAL int dlrni_mul(int64_t a, int64_t b, int64_t *out) {
     return 1;
 }
 
-/* 64-byte aligned blocks over the user's allocator: the raw pointer and the size stand just before the block. */
+/* 64-byte aligned blocks over the user's allocator: the raw pointer and the size stand just before
+   the block. */
 typedef struct dlrni_block {
     void *raw;
     size_t size;
@@ -1150,18 +1275,20 @@ enum { DLRNI_ALIGN = 64 };
 DLRNI_INTERNAL void *dlrni_alloc(dlrn_context *ctx, int64_t count, size_t element) {
     int64_t bytes, total;
     if (!dlrni_mul(count, (int64_t)element, &bytes) ||
-        !dlrni_add(bytes, DLRNI_ALIGN + (int64_t)sizeof(dlrni_block), &total) || (uint64_t)total > SIZE_MAX) {
-        dlrn_fail(ctx, DLRN_ERR_MEMORY, "a block of %lld x %lld bytes does not fit in memory", (long long)count,
-                  (long long)element);
+        !dlrni_add(bytes, DLRNI_ALIGN + (int64_t)sizeof(dlrni_block), &total) ||
+        (uint64_t)total > SIZE_MAX) {
+        dlrn_fail(ctx, DLRN_ERR_MEMORY, "a block of %lld x %lld bytes does not fit in memory",
+                  (long long)count, (long long)element);
         return NULL;
     }
-    char *raw =
-        (char *)(ctx->cfg.malloc ? ctx->cfg.malloc((size_t)total, ctx->cfg.user) : DICTLEARN_MALLOC((size_t)total));
+    char *raw = (char *)(ctx->cfg.malloc ? ctx->cfg.malloc((size_t)total, ctx->cfg.user)
+                                         : DICTLEARN_MALLOC((size_t)total));
     if (!raw) {
         dlrn_fail(ctx, DLRN_ERR_MEMORY, "out of memory: %lld bytes asked for", (long long)bytes);
         return NULL;
     }
-    uintptr_t at = ((uintptr_t)raw + sizeof(dlrni_block) + DLRNI_ALIGN - 1) & ~(uintptr_t)(DLRNI_ALIGN - 1);
+    uintptr_t at =
+        ((uintptr_t)raw + sizeof(dlrni_block) + DLRNI_ALIGN - 1) & ~(uintptr_t)(DLRNI_ALIGN - 1);
     dlrni_block head = {raw, (size_t)bytes};
     memcpy((char *)at - sizeof head, &head, sizeof head);
     return (void *)at;
@@ -1186,9 +1313,11 @@ DLRNI_INTERNAL void *dlrni_alloc_zero(dlrn_context *ctx, int64_t count, size_t e
 #define DLRNI_NEW(ctx, type, count) ((type *)dlrni_alloc((ctx), (count), sizeof(type)))
 #define DLRNI_NEW_ZERO(ctx, type, count) ((type *)dlrni_alloc_zero((ctx), (count), sizeof(type)))
 
-/* Room for `need` elements in the block that the pointer at `slot` names, which holds *cap: grows by half at least; the
-   first `used` are kept. 0: no memory (all is as it was). The pointer is copied, since its type is the caller's. */
-DLRNI_INTERNAL int dlrni_grow(dlrn_context *ctx, void *slot, int64_t *cap, int64_t used, int64_t need, size_t element) {
+/* Room for `need` elements in the block that the pointer at `slot` names, which holds *cap: grows
+   by half at least; the first `used` are kept. 0: no memory (all is as it was). The pointer is
+   copied, since its type is the caller's. */
+DLRNI_INTERNAL int dlrni_grow(dlrn_context *ctx, void *slot, int64_t *cap, int64_t used,
+                              int64_t need, size_t element) {
     if (need <= *cap) return 1;
     int64_t wide = *cap <= INT64_MAX / 2 ? *cap + *cap / 2 : need;
     int64_t cap_new = wide > need ? wide : need;
@@ -1201,7 +1330,7 @@ DLRNI_INTERNAL int dlrni_grow(dlrn_context *ctx, void *slot, int64_t *cap, int64
     *cap = cap_new;
     return 1;
 }
-#define DLRNI_GROW(ctx, pointer, cap, used, need)                                                                      \
+#define DLRNI_GROW(ctx, pointer, cap, used, need)                                                  \
     dlrni_grow((ctx), (pointer), (cap), (used), (need), sizeof **(pointer))
 
 /* The first whole cache line of a block: loads that straddle two lines take twice as long. */
@@ -1227,9 +1356,10 @@ DLRN_API const char *dlrn_status_text(dlrn_status s) {
     return (unsigned)s < DLRN_STATUS_COUNT ? texts[s] : "?";
 }
 
-/* A user's callback failed. Its text may be this context's own last error, so it is copied before that is
-   overwritten. */
-DLRNI_INTERNAL dlrn_status dlrni_callback_error(dlrn_context *ctx, dlrn_status s, const char *who, const char *text) {
+/* A user's callback failed. Its text may be this context's own last error, so it is copied before
+   that is overwritten. */
+DLRNI_INTERNAL dlrn_status dlrni_callback_error(dlrn_context *ctx, dlrn_status s, const char *who,
+                                                const char *text) {
     char copy[sizeof ctx->error - 64];
     size_t n = text ? strlen(text) : 0;
     if (n >= sizeof copy) n = sizeof copy - 1;
@@ -1248,14 +1378,16 @@ DLRN_API void dlrn_free(dlrn_context *ctx, void *p) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>random
-/* Philox4x32-10 (Salmon et al., 2011): ten rounds over a 128-bit counter {counter, stream} under a 64-bit key. */
+/* Philox4x32-10 (Salmon et al., 2011): ten rounds over a 128-bit counter {counter, stream} under a
+   64-bit key. */
 
 typedef struct dlrni_philox {
     uint64_t lo, hi;
 } dlrni_philox;
 
 DLRNI_INTERNAL dlrni_philox dlrni_philox_block(uint64_t seed, uint64_t stream, uint64_t counter) {
-    uint32_t c[4] = {(uint32_t)counter, (uint32_t)(counter >> 32), (uint32_t)stream, (uint32_t)(stream >> 32)};
+    uint32_t c[4] = {(uint32_t)counter, (uint32_t)(counter >> 32), (uint32_t)stream,
+                     (uint32_t)(stream >> 32)};
     uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
     for (int round = 0; round < 10; round++) {
         uint64_t a = (uint64_t)0xD2511F53u * c[0], b = (uint64_t)0xCD9E8D57u * c[2];
@@ -1287,7 +1419,8 @@ DLRN_API double dlrn_rng_uniform_f64(dlrn_rng *rng) {
     return dlrni_open_unit(dlrn_rng_u64(rng));
 }
 
-/* One normal number a block: both halves feed Box-Muller, in double so that float rounding alone decides the bits. */
+/* One normal number a block: both halves feed Box-Muller, in double so that float rounding alone
+   decides the bits. */
 DLRN_API float dlrn_rng_normal(dlrn_rng *rng) {
     dlrni_philox b = dlrni_philox_block(rng->seed, rng->stream, rng->counter++);
     double radius = sqrt(-2.0 * log(dlrni_open_unit(b.lo)));
@@ -1317,8 +1450,9 @@ DLRNI_INTERNAL uint32_t dlrni_bits_of_float(float f) {
     return u;
 }
 
-/* a b + c, rounded once. mingw's fmaf() rounds twice, by way of a long double: there the sum is rounded to odd in f64,
-   whose spare bits then let the rounding to f32 be the only one that counts (Boldo and Melquiond, 2008). */
+/* a b + c, rounded once. mingw's fmaf() rounds twice, by way of a long double: there the sum is
+   rounded to odd in f64, whose spare bits then let the rounding to f32 be the only one that counts
+   (Boldo and Melquiond, 2008). */
 DLRNI_INTERNAL float dlrni_fma(float a, float b, float c) {
 #ifdef __MINGW32__
     double product = (double)a * (double)b, sum = product + (double)c; /* the product is exact */
@@ -1343,8 +1477,10 @@ DLRN_API float dlrn_f16_to_f32(uint16_t h) {
 
 DLRN_API uint16_t dlrn_f32_to_f16(float f) {
     uint32_t u = dlrni_bits_of_float(f), sign = u >> 16 & 0x8000u, a = u & 0x7fffffffu;
-    if (a > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);  /* NaN                                   */
-    if (a >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* rounds to 2^16 or more: infinity      */
+    if (a > 0x7f800000u)
+        return (uint16_t)(sign | 0x7e00u); /* NaN                                   */
+    if (a >= 0x477ff000u)
+        return (uint16_t)(sign | 0x7c00u); /* rounds to 2^16 or more: infinity      */
     if (a < 0x38800000u) { /* below 2^-14: let the float adder round to a multiple of 2^-24 */
         float shifted = dlrni_float_of_bits(a) + 0.5f;
         return (uint16_t)(sign | (dlrni_bits_of_float(shifted) - 0x3f000000u));
@@ -1363,8 +1499,9 @@ DLRN_API uint16_t dlrn_f32_to_bf16(float f) {
     return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
 }
 
-/* The first of n numbers of a magnitude beyond `most`, as bits (NaN is beyond all); n: there is none. By sixteens,
-   which compilers make vectors of (rows of 512: 2.2 times as fast as one by one). */
+/* The first of n numbers of a magnitude beyond `most`, as bits (NaN is beyond all); n: there is
+   none. By sixteens, which compilers make vectors of (rows of 512: 2.2 times as fast as one by
+   one). */
 DLRNI_INTERNAL int64_t dlrni_first_beyond(const float *x, int64_t n, uint32_t most) {
     int64_t at = 0;
     for (; n - at >= 16; at += 16) {
@@ -1377,7 +1514,8 @@ DLRNI_INTERNAL int64_t dlrni_first_beyond(const float *x, int64_t n, uint32_t mo
     return at;
 }
 
-/* n numbers of two bytes each, widened. bf16 by sixteens, as above (rows of 512: 4.9 times as fast). */
+/* n numbers of two bytes each, widened. bf16 by sixteens, as above (rows of 512: 4.9 times as
+   fast). */
 DLRNI_INTERNAL void dlrni_widen_plain(dlrn_dtype type, const char *from, float *to, int64_t n) {
     int64_t at = 0;
     for (; type == DLRN_BF16 && n - at >= 16; at += 16) {
@@ -1396,12 +1534,14 @@ DLRNI_INTERNAL void dlrni_widen_plain(dlrn_dtype type, const char *from, float *
 
 #if DLRNI_X86
 /* f16, the arithmetic of dlrn_f16_to_f32 on eight lanes (rows of 512: 13 times as fast). */
-__attribute__((target("avx2"))) DLRNI_INTERNAL void dlrni_widen_avx2(const char *from, float *to, int64_t n) {
+__attribute__((target("avx2"))) DLRNI_INTERNAL void dlrni_widen_avx2(const char *from, float *to,
+                                                                     int64_t n) {
     const __m256i bias = _mm256_set1_epi32(112 << 23), one = _mm256_set1_epi32(1 << 23);
     const __m256 least = _mm256_castsi256_ps(_mm256_set1_epi32(113 << 23)); /* 2^-14 */
     int64_t at = 0;
     for (; n - at >= 8; at += 8) {
-        __m256i h = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(from + 2 * at)));
+        __m256i h =
+            _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(from + 2 * at)));
         __m256i sign = _mm256_slli_epi32(_mm256_and_si256(h, _mm256_set1_epi32(0x8000)), 16);
         __m256i a = _mm256_slli_epi32(_mm256_and_si256(h, _mm256_set1_epi32(0x7fff)), 13);
         __m256i top = _mm256_cmpgt_epi32(a, _mm256_set1_epi32((31 << 23) - 1)); /* infinity, NaN */
@@ -1414,9 +1554,10 @@ __attribute__((target("avx2"))) DLRNI_INTERNAL void dlrni_widen_avx2(const char 
     dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at);
 }
 
-/* f16 by the processor's own conversion, which would change a signalling NaN: such rows are left to the plain one (rows
-   of 512: 49 times as fast). */
-__attribute__((target("avx512f"))) DLRNI_INTERNAL void dlrni_widen_avx512(const char *from, float *to, int64_t n) {
+/* f16 by the processor's own conversion, which would change a signalling NaN: such rows are left to
+   the plain one (rows of 512: 49 times as fast). */
+__attribute__((target("avx512f"))) DLRNI_INTERNAL void dlrni_widen_avx512(const char *from,
+                                                                          float *to, int64_t n) {
     const __m256i magnitude = _mm256_set1_epi16(0x7fff), infinity = _mm256_set1_epi16(0x7c00);
     __m256i nan = _mm256_setzero_si256();
     int64_t at = 0;
@@ -1446,10 +1587,12 @@ DLRN_API const char *dlrn_dtype_name(dlrn_dtype t) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>threads
-/* Threads belong to OpenMP or to the host's parallel_for. Every task is a fixed part of the work and no sum ever runs
-   over tasks in the order in which they end, so the number of threads never changes a bit. */
+/* Threads belong to OpenMP or to the host's parallel_for. Every task is a fixed part of the work
+   and no sum ever runs over tasks in the order in which they end, so the number of threads never
+   changes a bit. */
 
-DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_parallel_body body, void *arg) {
+DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_parallel_body body,
+                                void *arg) {
     if (ctx->cfg.parallel_for) {
         ctx->cfg.parallel_for(ctx->cfg.user, n_tasks, body, arg);
         return;
@@ -1490,12 +1633,12 @@ DLRNI_INTERNAL int64_t dlrni_max(int64_t a, int64_t b) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>kernels
-/* One table of kernels a set; the bodies stand in the room kernel-bodies, written once over a vector of 16 lanes and
-   compiled once for each set by including this file again. The canonical order of a sum, the same in every set:
-     dot: lane l sums a[l] b[l], a[l + 16] b[l + 16], ... with fused multiply-adds; then lanes l and l + 8 are added,
-          l and l + 4, l and l + 2, l and l + 1;
-     all others: one fused multiply-add after the other, in the order of the index that is summed over.
-   So every set gives the same bits. */
+/* One table of kernels a set; the bodies stand in the room kernel-bodies, written once over a
+   vector of 16 lanes and compiled once for each set by including this file again. The canonical
+   order of a sum, the same in every set: dot: lane l sums a[l] b[l], a[l + 16] b[l + 16], ... with
+   fused multiply-adds; then lanes l and l + 8 are added, l and l + 4, l and l + 2, l and l + 1; all
+   others: one fused multiply-add after the other, in the order of the index that is summed over. So
+   every set gives the same bits. */
 
 typedef struct dlrni_adam { /* what Adam's update needs of a step, rounded to f32 as torch does */
     float one_minus_beta1, beta2, one_minus_beta2;
@@ -1508,30 +1651,33 @@ struct dlrni_kernel_table {
     /* sum_i a_i b_i in the canonical order */
     float (*dot)(const float *a, const float *b, int64_t n);
     /* out [count]: the same for x [n] and rows idx[0], idx[1], ... of base */
-    void (*dots)(const float *x, int64_t n, const float *base, int64_t ld, const int32_t *idx, int64_t count,
-                 float *out);
+    void (*dots)(const float *x, int64_t n, const float *base, int64_t ld, const int32_t *idx,
+                 int64_t count, float *out);
     /* c [m][n] = a [m][k] b [n][k]^T: every element is a canonical dot */
-    void (*dots_nt)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
-                    int64_t ldc);
-    /* c [m][n] = a panel (+ c if beta), a(i, p) = a[i * row + p * col], panel [k][DLRNI_GROUP], n <= DLRNI_GROUP; sums
-       over p in order, starting from c */
-    void (*outer)(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col, const float *panel,
-                  int beta, float *c, int64_t ldc);
-    /* to [16][16], rows ld_to words apart = the transpose of from [16][16]; words of 4 bytes, whatever they hold */
+    void (*dots_nt)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+                    int64_t ldb, float *c, int64_t ldc);
+    /* c [m][n] = a panel (+ c if beta), a(i, p) = a[i * row + p * col], panel [k][DLRNI_GROUP], n
+       <= DLRNI_GROUP; sums over p in order, starting from c */
+    void (*outer)(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col,
+                  const float *panel, int beta, float *c, int64_t ldc);
+    /* to [16][16], rows ld_to words apart = the transpose of from [16][16]; words of 4 bytes,
+       whatever they hold */
     void (*transpose)(const float *from, int64_t ld_from, float *to, int64_t ld_to);
     /* out [n] += sum_p coef[p] * base[idx[p] * ld ..], p in order */
-    void (*gather_axpy)(float *out, int64_t n, const float *base, int64_t ld, const int32_t *idx, const float *coef,
-                        int64_t count);
-    /* the same for rows from `first` on that are packed in the first cache */
-    void (*gather_near)(float *out, int64_t n, const float *base, int64_t ld, int32_t first, const int32_t *idx,
+    void (*gather_axpy)(float *out, int64_t n, const float *base, int64_t ld, const int32_t *idx,
                         const float *coef, int64_t count);
-    /* The non-zeros of f [n], n <= DLRNI_GROUP: value, and first + index; returns how many. Room for DLRNI_GROUP. */
+    /* the same for rows from `first` on that are packed in the first cache */
+    void (*gather_near)(float *out, int64_t n, const float *base, int64_t ld, int32_t first,
+                        const int32_t *idx, const float *coef, int64_t count);
+    /* The non-zeros of f [n], n <= DLRNI_GROUP: value, and first + index; returns how many. Room
+       for DLRNI_GROUP. */
     int64_t (*collect)(const float *f, int64_t n, int32_t first, int32_t *key, float *val);
     void (*axpy)(float a, const float *x, float *y, int64_t n);       /* y += a x        */
     void (*scale)(float *y, float a, int64_t n);                      /* y *= a          */
     void (*sub)(const float *a, const float *b, float *y, int64_t n); /* y = a - b       */
-    void (*relu_bias)(float *y, const float *bias, int64_t n);        /* y = ReLU(y + b), a NaN stays one */
-    void (*exp_shift)(float *y, float shift, int64_t n);              /* y = exp(y - shift), y <= shift   */
+    void (*relu_bias)(float *y, const float *bias,
+                      int64_t n);                        /* y = ReLU(y + b), a NaN stays one */
+    void (*exp_shift)(float *y, float shift, int64_t n); /* y = exp(y - shift), y <= shift   */
     /* Adam on n numbers: w, m (first moment), v (second) updated from the gradient g */
     void (*adam)(float *w, float *m, float *v, const float *g, int64_t n, const dlrni_adam *a);
 };
@@ -1559,20 +1705,23 @@ struct dlrni_screen {
     int packed; /* elements of a feature that stand side by side in a panel      */
     int sums;   /* 1: the products are summed in f32; 0: exactly, in integers    */
     float cost; /* of an element of the product; 1: at the peak of f32           */
-    /* out [n] = x [n] rounded; unsigned_: out is 128 more, as one side of an integer product must be */
+    /* out [n] = x [n] rounded; unsigned_: out is 128 more, as one side of an integer product must
+       be */
     void (*round)(const float *x, int64_t n, int unsigned_, void *out, dlrni_rounding *r);
-    /* mask [rows]: bit j is 0 if feature j of the panel is certainly off on that row. x [rows], ld bytes apart; coef
-       [3][DLRNI_GROUP]: of the features */
+    /* mask [rows]: bit j is 0 if feature j of the panel is certainly off on that row. x [rows], ld
+       bytes apart; coef [3][DLRNI_GROUP]: of the features */
     void (*tile)(const void *panel, const void *x, int64_t ld, int64_t steps, const float *coef,
                  const dlrni_screen_row *row, uint64_t *mask);
 };
 
-/* Macros, since C++20 deprecates sums and products of two enumerations. DLRNI_GROUP: features of a task, columns of a
-   packed panel: three vectors, times eight rows they fill the registers of AVX-512 and leave room for the operands. */
+/* Macros, since C++20 deprecates sums and products of two enumerations. DLRNI_GROUP: features of a
+   task, columns of a packed panel: three vectors, times eight rows they fill the registers of
+   AVX-512 and leave room for the operands. */
 #define DLRNI_LANES 16
 #define DLRNI_GROUP 48
 
-/* The regions. clang marks functions by an attribute, gcc by a pragma; system headers are all in before. */
+/* The regions. clang marks functions by an attribute, gcc by a pragma; system headers are all in
+   before. */
 #define DLRNI_PASS 0
 #include DICTLEARN_HEADER_NAME
 #undef DLRNI_PASS
@@ -1589,7 +1738,8 @@ struct dlrni_screen {
 #undef DLRNI_PASS
 #if defined(__clang__)
 #pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma"))),    \
+                             apply_to = function)
 #else
 #pragma GCC pop_options
 #pragma GCC push_options
@@ -1600,8 +1750,9 @@ struct dlrni_screen {
 #undef DLRNI_PASS
 #if defined(__clang__)
 #pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma,avx512vnni"))),             \
-                             apply_to = function)
+#pragma clang attribute push(                                                                      \
+    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma,avx512vnni"))),                  \
+    apply_to = function)
 #else
 #pragma GCC pop_options
 #pragma GCC push_options
@@ -1612,8 +1763,9 @@ struct dlrni_screen {
 #undef DLRNI_PASS
 #if defined(__clang__)
 #pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma,avx512bf16"))),             \
-                             apply_to = function)
+#pragma clang attribute push(                                                                      \
+    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma,avx512bf16"))),                  \
+    apply_to = function)
 #else
 #pragma GCC pop_options
 #pragma GCC push_options
@@ -1635,14 +1787,15 @@ struct dlrni_screen {
 #undef DLRNI_PASS
 #endif
 
-DLRNI_INTERNAL dlrni_set dlrni_set_of(const char *name, const dlrni_kernel_table *k, const dlrni_screen *screen,
-                                      const dlrni_screen *finer) {
+DLRNI_INTERNAL dlrni_set dlrni_set_of(const char *name, const dlrni_kernel_table *k,
+                                      const dlrni_screen *screen, const dlrni_screen *finer) {
     dlrni_set set = {name, k, {screen, finer}};
     return set;
 }
 
-/* Set number `index` of those that this processor (and its operating system: the builtin looks at XGETBV) can run,
-   worst first; 0: there are not so many. The scalar set screens nothing: it is the oracle. */
+/* Set number `index` of those that this processor (and its operating system: the builtin looks at
+   XGETBV) can run, worst first; 0: there are not so many. The scalar set screens nothing: it is the
+   oracle. */
 DLRNI_INTERNAL int dlrni_kernel_set(int index, dlrni_set *set) {
     dlrni_set sets[5];
     int n = 0;
@@ -1650,17 +1803,20 @@ DLRNI_INTERNAL int dlrni_kernel_set(int index, dlrni_set *set) {
 #if DLRNI_X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        sets[n++] = dlrni_set_of("avx2", &dlrni_kernels_avx2, &dlrni_avx2_screen_int16, &dlrni_avx2_screen_f32);
+        sets[n++] = dlrni_set_of("avx2", &dlrni_kernels_avx2, &dlrni_avx2_screen_int16,
+                                 &dlrni_avx2_screen_f32);
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
             const dlrni_screen *int16 = &dlrni_avx512_screen_int16, *finer = int16;
-            sets[n++] = dlrni_set_of("avx512", &dlrni_kernels_avx512, int16, &dlrni_avx512_screen_f32);
+            sets[n++] =
+                dlrni_set_of("avx512", &dlrni_kernels_avx512, int16, &dlrni_avx512_screen_f32);
             if (__builtin_cpu_supports("avx512bf16")) {
                 finer = &dlrni_avx512_screen_bf16;
                 sets[n++] = dlrni_set_of("avx512bf16", &dlrni_kernels_avx512, finer, int16);
             }
             if (__builtin_cpu_supports("avx512vnni"))
-                sets[n++] = dlrni_set_of("avx512vnni", &dlrni_kernels_avx512, &dlrni_avx512_screen_int8, finer);
+                sets[n++] = dlrni_set_of("avx512vnni", &dlrni_kernels_avx512,
+                                         &dlrni_avx512_screen_int8, finer);
         }
     }
 #endif
@@ -1713,7 +1869,8 @@ DLRN_API dlrn_status dlrn_context_create(const dlrn_context_config *config, dlrn
     if (!dlrni_kernel_choice(cfg.kernels, &set) || cfg.threads < 0 || (hooks != 0 && hooks != 3) ||
         (io != 0 && io != 5))
         return DLRN_ERR_ARGUMENT;
-    dlrn_context *ctx = (dlrn_context *)(hooks ? cfg.malloc(sizeof *ctx, cfg.user) : DICTLEARN_MALLOC(sizeof *ctx));
+    dlrn_context *ctx =
+        (dlrn_context *)(hooks ? cfg.malloc(sizeof *ctx, cfg.user) : DICTLEARN_MALLOC(sizeof *ctx));
     if (!ctx) return DLRN_ERR_MEMORY;
     memset(ctx, 0, sizeof *ctx);
     ctx->cfg = cfg;
@@ -1748,9 +1905,9 @@ DLRN_API const char *dlrn_build_info(dlrn_context *ctx) {
 #else
     const char *threading = "no OpenMP";
 #endif
-    dlrni_print(ctx->info, sizeof ctx->info, "dictlearn %s, kernels %s of %s, %d thread%s (%s)", DLRN_VERSION_STRING,
-                ctx->set.name, sets, ctx->threads, ctx->threads == 1 ? "" : "s",
-                ctx->cfg.parallel_for ? "the host's" : threading);
+    dlrni_print(ctx->info, sizeof ctx->info, "dictlearn %s, kernels %s of %s, %d thread%s (%s)",
+                DLRN_VERSION_STRING, ctx->set.name, sets, ctx->threads,
+                ctx->threads == 1 ? "" : "s", ctx->cfg.parallel_for ? "the host's" : threading);
     return ctx->info;
 }
 
@@ -1761,22 +1918,24 @@ DLRN_API dlrn_tensor dlrn_view(float *data, int64_t rows, int64_t cols) {
     return t;
 }
 
-DLRN_API dlrn_tensor dlrn_slice(dlrn_tensor t, int64_t first, int64_t rows, int64_t col, int64_t cols) {
+DLRN_API dlrn_tensor dlrn_slice(dlrn_tensor t, int64_t first, int64_t rows, int64_t col,
+                                int64_t cols) {
     dlrn_tensor none = {NULL, 0, 0, 0};
-    if (first < 0 || rows < 0 || col < 0 || cols < 0 || first > t.rows || rows > t.rows - first || col > t.cols ||
-        cols > t.cols - col || !t.data)
+    if (first < 0 || rows < 0 || col < 0 || cols < 0 || first > t.rows || rows > t.rows - first ||
+        col > t.cols || cols > t.cols - col || !t.data)
         return none;
     dlrn_tensor out = {t.data + first * t.stride + col, rows, cols, t.stride};
     return out;
 }
 
-DLRN_API dlrn_status dlrn_tensor_create(dlrn_context *ctx, int64_t rows, int64_t cols, dlrn_tensor *out) {
+DLRN_API dlrn_status dlrn_tensor_create(dlrn_context *ctx, int64_t rows, int64_t cols,
+                                        dlrn_tensor *out) {
     int64_t n;
     memset(out, 0, sizeof *out);
     DLRNI_REQUIRE(ctx, rows >= 0 && cols >= 0, "rows and cols must not be negative");
     if (!dlrni_mul(rows, cols, &n))
-        return dlrn_fail(ctx, DLRN_ERR_MEMORY, "a tensor of %lld x %lld does not fit in memory", (long long)rows,
-                         (long long)cols);
+        return dlrn_fail(ctx, DLRN_ERR_MEMORY, "a tensor of %lld x %lld does not fit in memory",
+                         (long long)rows, (long long)cols);
     float *data = DLRNI_NEW_ZERO(ctx, float, n);
     if (!data) return DLRN_ERR_MEMORY;
     *out = dlrn_view(data, rows, cols);
@@ -1791,11 +1950,12 @@ DLRN_API void dlrn_tensor_free(dlrn_context *ctx, dlrn_tensor *t) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>gemm
-/* Dense products. A task is a block of c, of some panels of columns. It goes through the depth in stretches: the rows
-   of a are copied to stand close together, since rows a power of two apart share their sets of the cache and would push
-   one another out; each panel of b is packed, so that it is read in one run from the second cache, and then all rows go
-   by it. On two cores, of the peak: 2048 x 8192 x 512 NT 0.92, NN 0.90, TN 0.90; without the copy TN 0.74; with 256
-   rows a task and stretches of 128, where packing and the beginnings of tiles weigh more, 0.80, 0.78, 0.76. */
+/* Dense products. A task is a block of c, of some panels of columns. It goes through the depth in
+   stretches: the rows of a are copied to stand close together, since rows a power of two apart
+   share their sets of the cache and would push one another out; each panel of b is packed, so that
+   it is read in one run from the second cache, and then all rows go by it. On two cores, of the
+   peak: 2048 x 8192 x 512 NT 0.92, NN 0.90, TN 0.90; without the copy TN 0.74; with 256 rows a task
+   and stretches of 128, where packing and the beginnings of tiles weigh more, 0.80, 0.78, 0.76. */
 
 enum {
     DLRNI_GEMM_ROWS = 1024, /* the most of a task */
@@ -1817,28 +1977,33 @@ typedef struct dlrni_gemm_job {
     int64_t each;                     /* DLRN_GEMM_WORK: a is not copied but read as it stands */
 } dlrni_gemm_job;
 
-/* to [cols][rows] = from [rows][cols] transposed. Square by square: a cache line is read once and whole. */
-DLRNI_INTERNAL void dlrni_turn(const dlrni_kernel_table *k, const float *from, int64_t ld_from, int64_t rows,
-                               int64_t cols, float *to, int64_t ld_to) {
-    int64_t whole_rows = rows / DLRNI_LANES * DLRNI_LANES, whole_cols = cols / DLRNI_LANES * DLRNI_LANES;
+/* to [cols][rows] = from [rows][cols] transposed. Square by square: a cache line is read once and
+   whole. */
+DLRNI_INTERNAL void dlrni_turn(const dlrni_kernel_table *k, const float *from, int64_t ld_from,
+                               int64_t rows, int64_t cols, float *to, int64_t ld_to) {
+    int64_t whole_rows = rows / DLRNI_LANES * DLRNI_LANES,
+            whole_cols = cols / DLRNI_LANES * DLRNI_LANES;
     for (int64_t r = 0; r < whole_rows; r += DLRNI_LANES)
         for (int64_t c = 0; c < whole_cols; c += DLRNI_LANES)
             k->transpose(from + r * ld_from + c, ld_from, to + c * ld_to + r, ld_to);
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = r < whole_rows ? whole_cols : 0; c < cols; c++) to[c * ld_to + r] = from[r * ld_from + c];
+        for (int64_t c = r < whole_rows ? whole_cols : 0; c < cols; c++)
+            to[c * ld_to + r] = from[r * ld_from + c];
 }
 
 /* panel [depth][DLRNI_GROUP] = b transposed, b [n][depth]; absent rows of b read as zero. */
-DLRNI_INTERNAL void dlrni_pack_rows(const dlrni_kernel_table *k, const float *b, int64_t ldb, int64_t n, int64_t depth,
-                                    float *panel) {
+DLRNI_INTERNAL void dlrni_pack_rows(const dlrni_kernel_table *k, const float *b, int64_t ldb,
+                                    int64_t n, int64_t depth, float *panel) {
     dlrni_turn(k, b, ldb, n, depth, panel, DLRNI_GROUP);
     for (int64_t p = 0; p < depth && n < DLRNI_GROUP; p++)
         memset(panel + p * DLRNI_GROUP + n, 0, (size_t)(DLRNI_GROUP - n) * sizeof(float));
 }
 
-/* panel [depth][DLRNI_GROUP] = b [depth][n]; absent columns read as zero. Rows are asked for ahead: each is too short
-   for the processor to see where the next one lies (2048 x 512 x 8192, NN: 0.74 to 0.82 of the peak). */
-DLRNI_INTERNAL void dlrni_pack_cols(const float *b, int64_t ldb, int64_t n, int64_t depth, float *panel) {
+/* panel [depth][DLRNI_GROUP] = b [depth][n]; absent columns read as zero. Rows are asked for ahead:
+   each is too short for the processor to see where the next one lies (2048 x 512 x 8192, NN: 0.74
+   to 0.82 of the peak). */
+DLRNI_INTERNAL void dlrni_pack_cols(const float *b, int64_t ldb, int64_t n, int64_t depth,
+                                    float *panel) {
     enum { AHEAD = 16 };
     for (int64_t p = 0; p < depth; p++) {
         for (int64_t q = 0; q < DLRNI_GROUP && p + AHEAD < depth; q += DLRNI_LANES)
@@ -1849,17 +2014,20 @@ DLRNI_INTERNAL void dlrni_pack_cols(const float *b, int64_t ldb, int64_t n, int6
 }
 
 /* a [m][depth] = rows i0 .. and steps p .. of the product's left side. */
-DLRNI_INTERNAL void dlrni_pack_left(const dlrni_gemm_job *j, int64_t i0, int64_t m, int64_t p, int64_t depth,
-                                    float *a) {
-    if (j->op == DLRN_TN) dlrni_turn(j->k, j->a + p * j->lda + i0, j->lda, depth, m, a, DLRNI_GEMM_STRIDE);
+DLRNI_INTERNAL void dlrni_pack_left(const dlrni_gemm_job *j, int64_t i0, int64_t m, int64_t p,
+                                    int64_t depth, float *a) {
+    if (j->op == DLRN_TN)
+        dlrni_turn(j->k, j->a + p * j->lda + i0, j->lda, depth, m, a, DLRNI_GEMM_STRIDE);
     for (int64_t i = 0; i < m && j->op != DLRN_TN; i++)
         memcpy(a + i * DLRNI_GEMM_STRIDE, j->a + (i0 + i) * j->lda + p, (size_t)depth * sizeof *a);
 }
 
 DLRNI_INTERNAL void dlrni_gemm_block(void *arg, int64_t task, int worker) {
     const dlrni_gemm_job *j = (const dlrni_gemm_job *)arg;
-    const int down = j->m < j->n; /* what the next task shares with this one is the larger operand's block */
-    int64_t i0 = (down ? task % j->blocks_m : task / j->blocks_n) * j->rows, m = dlrni_min(j->rows, j->m - i0);
+    const int down =
+        j->m < j->n; /* what the next task shares with this one is the larger operand's block */
+    int64_t i0 = (down ? task % j->blocks_m : task / j->blocks_n) * j->rows,
+            m = dlrni_min(j->rows, j->m - i0);
     int64_t j0 = (down ? task / j->blocks_m : task % j->blocks_n) * DLRNI_GEMM_PANELS * DLRNI_GROUP;
     int64_t j1 = dlrni_min(j0 + DLRNI_GEMM_PANELS * DLRNI_GROUP, j->n);
     int64_t row = j->op == DLRN_TN ? 1 : j->lda, col = j->op == DLRN_TN ? j->lda : 1;
@@ -1886,7 +2054,8 @@ DLRNI_INTERNAL void dlrni_gemm_block(void *arg, int64_t task, int worker) {
 /* Checks the call and lays it out for so many threads. */
 DLRNI_INTERNAL dlrn_status dlrni_gemm_plan(dlrn_context *ctx, dlrni_gemm_job *job, int threads) {
     const dlrn_gemm_op op = job->op;
-    DLRNI_REQUIRE(ctx, job->m >= 0 && job->n >= 0 && job->depth >= 0, "m, n and k must not be negative");
+    DLRNI_REQUIRE(ctx, job->m >= 0 && job->n >= 0 && job->depth >= 0,
+                  "m, n and k must not be negative");
     DLRNI_REQUIRE(ctx, op == DLRN_NN || op == DLRN_NT || op == DLRN_TN, "unknown operation");
     DLRNI_REQUIRE(ctx,
                   job->lda >= (op == DLRN_TN ? job->m : job->depth) &&
@@ -1895,23 +2064,28 @@ DLRNI_INTERNAL dlrn_status dlrni_gemm_plan(dlrn_context *ctx, dlrni_gemm_job *jo
     job->k = ctx->k;
     job->blocks_n = dlrni_ceil_div(job->n, DLRNI_GEMM_PANELS * DLRNI_GROUP);
     job->rows = DLRNI_GEMM_ROWS;
-    while (job->rows > DLRNI_GEMM_ROWS_LEAST && dlrni_ceil_div(job->m, job->rows) * job->blocks_n < 4 * threads)
+    while (job->rows > DLRNI_GEMM_ROWS_LEAST &&
+           dlrni_ceil_div(job->m, job->rows) * job->blocks_n < 4 * threads)
         job->rows /= 2;
     job->blocks_m = dlrni_ceil_div(job->m, job->rows);
     job->each = DLRN_GEMM_WORK;
     return DLRN_OK;
 }
 
-DLRN_API dlrn_status dlrn_gemm(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, int64_t n, int64_t k, const float *a,
-                               int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
-    dlrni_gemm_job job = {NULL, op, m, n, k, lda, ldb, ldc, a, b, c, beta != 0.0f, 0, 0, 0, NULL, 0};
+DLRN_API dlrn_status dlrn_gemm(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, int64_t n, int64_t k,
+                               const float *a, int64_t lda, const float *b, int64_t ldb, float beta,
+                               float *c, int64_t ldc) {
+    dlrni_gemm_job job = {NULL, op,           m, n, k, lda,  ldb, ldc, a, b,
+                          c,    beta != 0.0f, 0, 0, 0, NULL, 0};
     DLRNI_REQUIRE(ctx, beta == 0.0f || beta == 1.0f, "beta must be 0 or 1");
     DLRNI_TRY(dlrni_gemm_plan(ctx, &job, ctx->threads));
 #ifdef DICTLEARN_CBLAS
     const int64_t most = INT32_MAX;
-    if (m && n && k && m <= most && n <= most && k <= most && lda <= most && ldb <= most && ldc <= most) {
-        cblas_sgemm(CblasRowMajor, op == DLRN_TN ? CblasTrans : CblasNoTrans, op == DLRN_NT ? CblasTrans : CblasNoTrans,
-                    (int)m, (int)n, (int)k, 1.0f, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
+    if (m && n && k && m <= most && n <= most && k <= most && lda <= most && ldb <= most &&
+        ldc <= most) {
+        cblas_sgemm(CblasRowMajor, op == DLRN_TN ? CblasTrans : CblasNoTrans,
+                    op == DLRN_NT ? CblasTrans : CblasNoTrans, (int)m, (int)n, (int)k, 1.0f, a,
+                    (int)lda, b, (int)ldb, beta, c, (int)ldc);
         return DLRN_OK;
     }
 #endif
@@ -1922,24 +2096,27 @@ DLRN_API dlrn_status dlrn_gemm(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, in
     return DLRN_OK;
 }
 
-DLRN_API dlrn_status dlrn_gemm_serial(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, int64_t n, int64_t k,
-                                      const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c,
-                                      int64_t ldc, float *work) {
-    dlrni_gemm_job job = {NULL, op, m, n, k, lda, ldb, ldc, a, b, c, beta != 0.0f, 0, 0, 0, work, 0};
+DLRN_API dlrn_status dlrn_gemm_serial(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, int64_t n,
+                                      int64_t k, const float *a, int64_t lda, const float *b,
+                                      int64_t ldb, float beta, float *c, int64_t ldc, float *work) {
+    dlrni_gemm_job job = {NULL, op,           m, n, k, lda,  ldb, ldc, a, b,
+                          c,    beta != 0.0f, 0, 0, 0, work, 0};
     DLRNI_REQUIRE(ctx, beta == 0.0f || beta == 1.0f, "beta must be 0 or 1");
     DLRNI_TRY(dlrni_gemm_plan(ctx, &job, 1));
-    for (int64_t task = 0; task < job.blocks_m * job.blocks_n; task++) dlrni_gemm_block(&job, task, 0);
+    for (int64_t task = 0; task < job.blocks_m * job.blocks_n; task++)
+        dlrni_gemm_block(&job, task, 0);
     return DLRN_OK;
 }
 
-DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_gemm_op op, dlrn_tensor a, dlrn_tensor b, float beta,
-                                 dlrn_tensor c) {
+DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_gemm_op op, dlrn_tensor a, dlrn_tensor b,
+                                 float beta, dlrn_tensor c) {
     int64_t m = op == DLRN_TN ? a.cols : a.rows, k = op == DLRN_TN ? a.rows : a.cols;
     int64_t n = op == DLRN_NT ? b.rows : b.cols, kb = op == DLRN_NT ? b.cols : b.rows;
     if (k != kb || c.rows != m || c.cols != n)
-        return dlrn_fail(ctx, DLRN_ERR_SHAPE, "dlrn_matmul: a [%lld][%lld], b [%lld][%lld], c [%lld][%lld] do not fit",
-                         (long long)a.rows, (long long)a.cols, (long long)b.rows, (long long)b.cols, (long long)c.rows,
-                         (long long)c.cols);
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                         "dlrn_matmul: a [%lld][%lld], b [%lld][%lld], c [%lld][%lld] do not fit",
+                         (long long)a.rows, (long long)a.cols, (long long)b.rows, (long long)b.cols,
+                         (long long)c.rows, (long long)c.cols);
     return dlrn_gemm(ctx, op, m, n, k, a.data, a.stride, b.data, b.stride, beta, c.data, c.stride);
 }
 
@@ -1972,7 +2149,8 @@ DLRN_API dlrn_status dlrn_mean_var(dlrn_context *ctx, dlrn_tensor t, double *mea
     return DLRN_OK;
 }
 
-/* Whether element i belongs after element j in descending order: smaller, or equal and later; a NaN after all. */
+/* Whether element i belongs after element j in descending order: smaller, or equal and later; a NaN
+   after all. */
 DLRNI_INTERNAL int dlrni_ranks_after(const float *x, int64_t i, int64_t j) {
     int nan_i = x[i] != x[i], nan_j = x[j] != x[j];
     if (nan_i != nan_j) return nan_i;
@@ -1994,7 +2172,8 @@ DLRNI_INTERNAL void dlrni_sift_down(const float *x, int64_t *index, int64_t n, i
 }
 
 /* A heap of the k best so far, then sorted by taking its top away. */
-DLRN_API dlrn_status dlrn_topk(dlrn_context *ctx, const float *x, int64_t n, int64_t k, int64_t *index, float *value) {
+DLRN_API dlrn_status dlrn_topk(dlrn_context *ctx, const float *x, int64_t n, int64_t k,
+                               int64_t *index, float *value) {
     DLRNI_REQUIRE(ctx, k >= 0 && k <= n, "k must be in [0, n]");
     for (int64_t i = 0; i < k; i++) index[i] = i;
     for (int64_t i = k / 2 - 1; i >= 0; i--) dlrni_sift_down(x, index, k, i);
@@ -2026,11 +2205,13 @@ DLRN_API void dlrn_sparse_free(dlrn_sparse *codes) {
 }
 
 /* Room for rows + 1 row pointers and nnz entries; what is there stays. */
-DLRNI_INTERNAL dlrn_status dlrni_sparse_reserve(dlrn_context *ctx, dlrn_sparse *codes, int64_t rows, int64_t nnz) {
+DLRNI_INTERNAL dlrn_status dlrni_sparse_reserve(dlrn_context *ctx, dlrn_sparse *codes, int64_t rows,
+                                                int64_t nnz) {
     int64_t used = codes->row_ptr ? codes->row_ptr[codes->rows] : 0, cap = codes->nnz_cap;
     int64_t pointers = codes->row_ptr ? codes->rows + 1 : 0;
     codes->ctx = ctx;
-    if (!DLRNI_GROW(ctx, &codes->row_ptr, &codes->row_cap, pointers, rows + 1)) return DLRN_ERR_MEMORY;
+    if (!DLRNI_GROW(ctx, &codes->row_ptr, &codes->row_cap, pointers, rows + 1))
+        return DLRN_ERR_MEMORY;
     if (!DLRNI_GROW(ctx, &codes->col, &cap, used, nnz)) return DLRN_ERR_MEMORY;
     if (!DLRNI_GROW(ctx, &codes->val, &codes->nnz_cap, used, cap)) return DLRN_ERR_MEMORY;
     return DLRN_OK;
@@ -2075,7 +2256,8 @@ DLRNI_INTERNAL void dlrni_fill_row(void *arg, int64_t row, int worker) {
 }
 
 /* Appends the non-zeros of f [n][codes->cols]. */
-DLRNI_INTERNAL dlrn_status dlrni_sparse_append(dlrn_context *ctx, dlrn_sparse *codes, const float *f, int64_t n) {
+DLRNI_INTERNAL dlrn_status dlrni_sparse_append(dlrn_context *ctx, dlrn_sparse *codes,
+                                               const float *f, int64_t n) {
     dlrni_compress_job job = {f, n, codes->cols, codes->rows, codes};
     DLRNI_TRY(dlrni_sparse_reserve(ctx, codes, codes->rows + n, codes->nnz_cap));
     dlrn_parallel_for(ctx, n, dlrni_count_row, &job);
@@ -2089,30 +2271,35 @@ DLRNI_INTERNAL dlrn_status dlrni_sparse_append(dlrn_context *ctx, dlrn_sparse *c
 
 /* ------------------------------------------------------------------------------------------ */
 // >>dictionary
-/* One block an architecture: the formula, what it does, and its row in this table. The calls further down are the same
-   for all. */
+/* One block an architecture: the formula, what it does, and its row in this table. The calls
+   further down are the same for all. */
 
 struct dlrn_family {
     const char *name;
-    int relu; /* 1: feature j is ReLU(encoder row j . xc + encoder bias j), so that it may be screened (room encode) */
+    int relu; /* 1: feature j is ReLU(encoder row j . xc + encoder bias j), so that it may be
+                 screened (room encode) */
     /* xc [n][d] = what the encoder sees of x [n][d] */
     void (*center)(const dlrn_dictionary *dict, const float *x, int64_t n, float *xc);
-    /* f [n][f1 - f0], rows ldf apart: activations of features f0 .. f1, at most DLRNI_GROUP, for the centred rows */
-    void (*encode_tile)(const dlrn_dictionary *dict, const float *xc, int64_t n, int64_t f0, int64_t f1, float *f,
-                        int64_t ldf);
+    /* f [n][f1 - f0], rows ldf apart: activations of features f0 .. f1, at most DLRNI_GROUP, for
+       the centred rows */
+    void (*encode_tile)(const dlrn_dictionary *dict, const float *xc, int64_t n, int64_t f0,
+                        int64_t f1, float *f, int64_t ldf);
     /* x_hat [d] of one row's features */
-    void (*decode_row)(const dlrn_dictionary *dict, const int32_t *col, const float *val, int64_t count, float *x_hat);
+    void (*decode_row)(const dlrn_dictionary *dict, const int32_t *col, const float *val,
+                       int64_t count, float *x_hat);
 };
 
 /* AutoEncoder: f = ReLU(W_e (x - b) + b_e), x_hat = W_d f + b. */
 
-DLRNI_INTERNAL void dlrni_autoencoder_center(const dlrn_dictionary *dict, const float *x, int64_t n, float *xc) {
+DLRNI_INTERNAL void dlrni_autoencoder_center(const dlrn_dictionary *dict, const float *x, int64_t n,
+                                             float *xc) {
     int64_t d = dict->activation_dim;
     for (int64_t i = 0; i < n; i++) dict->ctx->k->sub(x + i * d, dict->bias, xc + i * d, d);
 }
 
-DLRNI_INTERNAL void dlrni_autoencoder_encode_tile(const dlrn_dictionary *dict, const float *xc, int64_t n, int64_t f0,
-                                                  int64_t f1, float *f, int64_t ldf) {
+DLRNI_INTERNAL void dlrni_autoencoder_encode_tile(const dlrn_dictionary *dict, const float *xc,
+                                                  int64_t n, int64_t f0, int64_t f1, float *f,
+                                                  int64_t ldf) {
     int64_t d = dict->activation_dim;
     const dlrni_kernel_table *k = dict->ctx->k;
     if (n == 1) { /* a tile would do the work of several rows */
@@ -2124,8 +2311,8 @@ DLRNI_INTERNAL void dlrni_autoencoder_encode_tile(const dlrn_dictionary *dict, c
     for (int64_t i = 0; i < n; i++) k->relu_bias(f + i * ldf, dict->encoder_bias + f0, f1 - f0);
 }
 
-DLRNI_INTERNAL void dlrni_autoencoder_decode_row(const dlrn_dictionary *dict, const int32_t *col, const float *val,
-                                                 int64_t count, float *x_hat) {
+DLRNI_INTERNAL void dlrni_autoencoder_decode_row(const dlrn_dictionary *dict, const int32_t *col,
+                                                 const float *val, int64_t count, float *x_hat) {
     int64_t d = dict->activation_dim;
     memcpy(x_hat, dict->bias, (size_t)d * sizeof *x_hat);
     dict->ctx->k->gather_axpy(x_hat, d, dict->decoder_weight, d, col, val, count);
@@ -2133,25 +2320,29 @@ DLRNI_INTERNAL void dlrni_autoencoder_decode_row(const dlrn_dictionary *dict, co
 
 /* IdentityDict: f = x, x_hat = f. */
 
-DLRNI_INTERNAL void dlrni_identity_center(const dlrn_dictionary *dict, const float *x, int64_t n, float *xc) {
+DLRNI_INTERNAL void dlrni_identity_center(const dlrn_dictionary *dict, const float *x, int64_t n,
+                                          float *xc) {
     memcpy(xc, x, (size_t)(n * dict->activation_dim) * sizeof *xc);
 }
 
-DLRNI_INTERNAL void dlrni_identity_encode_tile(const dlrn_dictionary *dict, const float *xc, int64_t n, int64_t f0,
-                                               int64_t f1, float *f, int64_t ldf) {
+DLRNI_INTERNAL void dlrni_identity_encode_tile(const dlrn_dictionary *dict, const float *xc,
+                                               int64_t n, int64_t f0, int64_t f1, float *f,
+                                               int64_t ldf) {
     for (int64_t i = 0; i < n; i++)
         memcpy(f + i * ldf, xc + i * dict->activation_dim + f0, (size_t)(f1 - f0) * sizeof *f);
 }
 
-DLRNI_INTERNAL void dlrni_identity_decode_row(const dlrn_dictionary *dict, const int32_t *col, const float *val,
-                                              int64_t count, float *x_hat) {
+DLRNI_INTERNAL void dlrni_identity_decode_row(const dlrn_dictionary *dict, const int32_t *col,
+                                              const float *val, int64_t count, float *x_hat) {
     memset(x_hat, 0, (size_t)dict->activation_dim * sizeof *x_hat);
     for (int64_t p = 0; p < count; p++) x_hat[col[p]] = val[p];
 }
 
 static const dlrn_family dlrni_family_autoencoder = {"AutoEncoder", 1, dlrni_autoencoder_center,
-                                                     dlrni_autoencoder_encode_tile, dlrni_autoencoder_decode_row};
-static const dlrn_family dlrni_family_identity = {"IdentityDict", 0, dlrni_identity_center, dlrni_identity_encode_tile,
+                                                     dlrni_autoencoder_encode_tile,
+                                                     dlrni_autoencoder_decode_row};
+static const dlrn_family dlrni_family_identity = {"IdentityDict", 0, dlrni_identity_center,
+                                                  dlrni_identity_encode_tile,
                                                   dlrni_identity_decode_row};
 
 /* Creation. */
@@ -2173,21 +2364,25 @@ DLRN_API void dlrn_dictionary_changed(dlrn_dictionary *dict) {
 }
 
 /* An AutoEncoder whose weights are still to be written. */
-DLRNI_INTERNAL dlrn_status dlrni_dictionary_alloc(dlrn_context *ctx, int64_t d, int64_t F, dlrn_dictionary **out) {
+DLRNI_INTERNAL dlrn_status dlrni_dictionary_alloc(dlrn_context *ctx, int64_t d, int64_t F,
+                                                  dlrn_dictionary **out) {
     int64_t n;
     *out = NULL;
-    DLRNI_REQUIRE(ctx, d > 0 && F > 0 && F <= INT32_MAX, "activation_dim and dict_size must be positive");
+    DLRNI_REQUIRE(ctx, d > 0 && F > 0 && F <= INT32_MAX,
+                  "activation_dim and dict_size must be positive");
     if (!dlrni_mul(F, d, &n))
-        return dlrn_fail(ctx, DLRN_ERR_MEMORY, "a dictionary of %lld x %lld does not fit in memory", (long long)F,
-                         (long long)d);
+        return dlrn_fail(ctx, DLRN_ERR_MEMORY, "a dictionary of %lld x %lld does not fit in memory",
+                         (long long)F, (long long)d);
     dlrn_dictionary *dict = DLRNI_NEW_ZERO(ctx, dlrn_dictionary, 1);
     if (!dict) return DLRN_ERR_MEMORY;
     dict->ctx = ctx;
     dict->family = &dlrni_family_autoencoder;
     dict->activation_dim = d;
     dict->dict_size = F;
-    if (!(dict->encoder_weight = DLRNI_NEW(ctx, float, n)) || !(dict->encoder_bias = DLRNI_NEW(ctx, float, F)) ||
-        !(dict->decoder_weight = DLRNI_NEW(ctx, float, n)) || !(dict->bias = DLRNI_NEW(ctx, float, d))) {
+    if (!(dict->encoder_weight = DLRNI_NEW(ctx, float, n)) ||
+        !(dict->encoder_bias = DLRNI_NEW(ctx, float, F)) ||
+        !(dict->decoder_weight = DLRNI_NEW(ctx, float, n)) ||
+        !(dict->bias = DLRNI_NEW(ctx, float, d))) {
         dlrn_dictionary_destroy(dict);
         return DLRN_ERR_MEMORY;
     }
@@ -2205,7 +2400,8 @@ DLRNI_INTERNAL void dlrni_init_feature(void *arg, int64_t j, int worker) {
     const dlrni_init_job *job = (const dlrni_init_job *)arg;
     dlrn_dictionary *dict = job->dict;
     int64_t d = dict->activation_dim;
-    float bound = 1.0f / sqrtf((float)d), *e = dict->encoder_weight + j * d, *a = dict->decoder_weight + j * d;
+    float bound = 1.0f / sqrtf((float)d), *e = dict->encoder_weight + j * d,
+          *a = dict->decoder_weight + j * d;
     dlrn_rng rng = {job->seed, (uint64_t)j, 0};
     (void)worker;
     for (int64_t i = 0; i < d; i++) e[i] = bound * (2.0f * dlrn_rng_uniform(&rng) - 1.0f);
@@ -2215,8 +2411,9 @@ DLRNI_INTERNAL void dlrni_init_feature(void *arg, int64_t j, int worker) {
     if (norm > 0) dict->ctx->k->scale(a, 1.0f / norm, d);
 }
 
-DLRN_API dlrn_status dlrn_autoencoder_create(dlrn_context *ctx, int64_t activation_dim, int64_t dict_size,
-                                             uint64_t seed, dlrn_dictionary **out) {
+DLRN_API dlrn_status dlrn_autoencoder_create(dlrn_context *ctx, int64_t activation_dim,
+                                             int64_t dict_size, uint64_t seed,
+                                             dlrn_dictionary **out) {
     DLRNI_TRY(dlrni_dictionary_alloc(ctx, activation_dim, dict_size, out));
     dlrni_init_job job = {*out, seed};
     memset((*out)->bias, 0, (size_t)(*out)->activation_dim * sizeof(float));
@@ -2224,9 +2421,11 @@ DLRN_API dlrn_status dlrn_autoencoder_create(dlrn_context *ctx, int64_t activati
     return DLRN_OK;
 }
 
-DLRN_API dlrn_status dlrn_identity_create(dlrn_context *ctx, int64_t activation_dim, dlrn_dictionary **out) {
+DLRN_API dlrn_status dlrn_identity_create(dlrn_context *ctx, int64_t activation_dim,
+                                          dlrn_dictionary **out) {
     *out = NULL;
-    DLRNI_REQUIRE(ctx, activation_dim > 0 && activation_dim <= INT32_MAX, "activation_dim must be positive");
+    DLRNI_REQUIRE(ctx, activation_dim > 0 && activation_dim <= INT32_MAX,
+                  "activation_dim must be positive");
     dlrn_dictionary *dict = DLRNI_NEW_ZERO(ctx, dlrn_dictionary, 1);
     if (!dict) return DLRN_ERR_MEMORY;
     dict->ctx = ctx;
@@ -2260,21 +2459,24 @@ DLRN_API const char *dlrn_dictionary_family(const dlrn_dictionary *dict) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>encode
-/* Active features of many rows, without a matrix [n][F]. Rows go in stretches, features in groups; the activations of a
-   group on a stretch are one list, by row and then by feature. Two ways lead to the same lists:
+/* Active features of many rows, without a matrix [n][F]. Rows go in stretches, features in groups;
+   the activations of a group on a stretch are one list, by row and then by feature. Two ways lead
+   to the same lists:
 
-   dense     each tile of rows and features is computed as it stands (encode_tile), and the zeros are dropped.
-   screened  the product is computed in a cheaper format, which only has to say which features are certainly off. The
-             few that are left are computed as they stand, in the canonical order: the same bits.
+   dense     each tile of rows and features is computed as it stands (encode_tile), and the zeros
+   are dropped. screened  the product is computed in a cheaper format, which only has to say which
+   features are certainly off. The few that are left are computed as they stand, in the canonical
+   order: the same bits.
 
    With x^, w^ the rounded vectors, s_x and s_w their scales, q the exact product of their integers:
        |w.x - w^.x^| <= |w - w^| |x| + |w^| |x - x^|,   w^.x^ = s_x s_w q.
-   The canonical f32 sum differs from w.x by at most g |w| |x|, g = (d / 16 + 16) 2^-24, and where the screen itself
-   sums in f32 by d 2^-24 more. ReLU(fl(sum) + b) is 0 if w.x plus all that is not above -b: a feature may be dropped if
-       q + b / (s_x s_w) + (|x - x^| / s_x) (|w^| / s_w) + (|x| / s_x) ((|w - w^| + g |w|) / s_w) <= 0.
-   The terms on the right of q are three products of a number of the row by one of the feature. Each is rounded up by
-   2^-9 of its size or more, which covers the rounding of the norms (d <= 2^15) and of the inequality itself. A row or a
-   feature whose norm is not 0 but below 1e-12, where underflow could hide something, is never dropped: its numbers are
+   The canonical f32 sum differs from w.x by at most g |w| |x|, g = (d / 16 + 16) 2^-24, and where
+   the screen itself sums in f32 by d 2^-24 more. ReLU(fl(sum) + b) is 0 if w.x plus all that is not
+   above -b: a feature may be dropped if q + b / (s_x s_w) + (|x - x^| / s_x) (|w^| / s_w) + (|x| /
+   s_x) ((|w - w^| + g |w|) / s_w) <= 0. The terms on the right of q are three products of a number
+   of the row by one of the feature. Each is rounded up by 2^-9 of its size or more, which covers
+   the rounding of the norms (d <= 2^15) and of the inequality itself. A row or a feature whose norm
+   is not 0 but below 1e-12, where underflow could hide something, is never dropped: its numbers are
    infinite, and what is not a number counts as not dropped. */
 
 enum {
@@ -2283,14 +2485,17 @@ enum {
     DLRNI_STRETCH = 2048,  /* rows of a list: so many stay in the third cache          */
     DLRNI_SHARE = 4,       /* groups of a task at the most: their rows stay in the second cache */
     DLRNI_BATCH_MAX = 1 << 24,
-    DLRNI_SCREEN_DIM = 1 << 15, /* wider rows are not screened: the sums of integers stay below 2^31 */
-    DLRNI_VISIT_GROUPS = 8,     /* groups that go through the rows together             */
-    DLRNI_SUMS_ROWS = 24,     /* rows that are packed into the first cache: a power of two apart, as they are, they  */
+    DLRNI_SCREEN_DIM =
+        1 << 15,            /* wider rows are not screened: the sums of integers stay below 2^31 */
+    DLRNI_VISIT_GROUPS = 8, /* groups that go through the rows together             */
+    DLRNI_SUMS_ROWS =
+        24, /* rows that are packed into the first cache: a power of two apart, as they are, they */
     DLRNI_SUMS_COLUMNS = 256, /* ... would share a few of its sets                          */
     DLRNI_OUTPUTS = DLRNI_VISIT_GROUPS * DLRNI_GROUP, /* the most sums at a time */
-    DLRNI_NEAR_BYTES = 480 << 10, /* features of a task, as they are and packed: half of a second cache */
-    DLRNI_SCREEN_LEAST = 32,      /* rows for which packing the features pays            */
-    DLRNI_SCREEN_ROWS = 8         /* the most that a screen has in a tile */
+    DLRNI_NEAR_BYTES =
+        480 << 10, /* features of a task, as they are and packed: half of a second cache */
+    DLRNI_SCREEN_LEAST = 32, /* rows for which packing the features pays            */
+    DLRNI_SCREEN_ROWS = 8    /* the most that a screen has in a tile */
 };
 
 /* Entries of one group on one stretch; those of its block of rows b begin at start[b]. */
@@ -2308,9 +2513,10 @@ typedef struct dlrni_codes {
     int64_t n, stretches, groups; /* rows; stretches of them; groups of the dictionary */
     float *xc;                    /* [n][d] what the encoder sees, borrowed            */
     const dlrni_screen *screen;   /* NULL: dense                                       */
-    const dlrn_prepared *ready;   /* panels for this screen, or NULL: they are packed as they are needed */
-    unsigned char *rounded;       /* [n] rows of `width` bytes: xc for the screen      */
-    dlrni_screen_row *row;        /* [n]                                               */
+    const dlrn_prepared
+        *ready; /* panels for this screen, or NULL: they are packed as they are needed */
+    unsigned char *rounded; /* [n] rows of `width` bytes: xc for the screen      */
+    dlrni_screen_row *row;  /* [n]                                               */
     int64_t width;
     dlrni_list *lists;      /* [stretches][groups]                                          */
     int64_t first, panel;   /* groups in hand: first, first + 1, ... (first -1: none)     */
@@ -2351,7 +2557,8 @@ DLRNI_INTERNAL double dlrni_norm_above(float square) {
     return sqrt((double)square) * (1 + 1.0 / 512);
 }
 
-/* Whether norms and products of a vector are safe from underflow; a zero vector is. Overflow makes infinite norms. */
+/* Whether norms and products of a vector are safe from underflow; a zero vector is. Overflow makes
+   infinite norms. */
 DLRNI_INTERNAL int dlrni_in_range(const dlrni_rounding *r, const float *x, int64_t n) {
     if (r->full >= 1e-24f) return 1;
     for (int64_t i = 0; i < n; i++)
@@ -2360,8 +2567,8 @@ DLRNI_INTERNAL int dlrni_in_range(const dlrni_rounding *r, const float *x, int64
 }
 
 /* A row of x for the screen. */
-DLRNI_INTERNAL void dlrni_screen_x(const dlrni_screen *s, const float *x, int64_t d, void *out, int64_t width,
-                                   dlrni_screen_row *row) {
+DLRNI_INTERNAL void dlrni_screen_x(const dlrni_screen *s, const float *x, int64_t d, void *out,
+                                   int64_t width, dlrni_screen_row *row) {
     dlrni_rounding r;
     memset((char *)out + d * s->size, 0, (size_t)(width - d * s->size));
     s->round(x, d, 0, out, &r);
@@ -2373,9 +2580,10 @@ DLRNI_INTERNAL void dlrni_screen_x(const dlrni_screen *s, const float *x, int64_
 }
 
 /* What one feature contributes to the inequality: coef [3][DLRNI_GROUP], column j. */
-DLRNI_INTERNAL void dlrni_screen_feature(const dlrni_screen *s, const dlrni_rounding *r, int64_t d, int ok, float bias,
-                                         float *coef) {
-    double slack = ((double)(s->sums ? d : 0) + (double)d / 16 + 16) / 16777216, scale = (double)r->scale;
+DLRNI_INTERNAL void dlrni_screen_feature(const dlrni_screen *s, const dlrni_rounding *r, int64_t d,
+                                         int ok, float bias, float *coef) {
+    double slack = ((double)(s->sums ? d : 0) + (double)d / 16 + 16) / 16777216,
+           scale = (double)r->scale;
     double unit = (double)bias / scale, full = dlrni_norm_above(r->full);
     coef[0] = (float)(unit + fabs(unit) / 512);
     if (bias > 0 && coef[0] < 1e-20f) coef[0] = 1e-20f; /* it may have vanished in the division */
@@ -2384,9 +2592,11 @@ DLRNI_INTERNAL void dlrni_screen_feature(const dlrni_screen *s, const dlrni_roun
     if (!ok || !(fabs(unit) <= 1e30)) coef[DLRNI_GROUP] = coef[2 * DLRNI_GROUP] = INFINITY;
 }
 
-/* Packs features f0 .. f0 + n: panel [width / (size * packed)][DLRNI_GROUP][packed]; part: scratch for their rows. */
-DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_dictionary *dict, int64_t f0, int64_t n,
-                                       int64_t width, unsigned char *part, unsigned char *panel, float *coef) {
+/* Packs features f0 .. f0 + n: panel [width / (size * packed)][DLRNI_GROUP][packed]; part: scratch
+   for their rows. */
+DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_dictionary *dict,
+                                       int64_t f0, int64_t n, int64_t width, unsigned char *part,
+                                       unsigned char *panel, float *coef) {
     int64_t d = dict->activation_dim;
     memset(part, 0, (size_t)(DLRNI_GROUP * width));
     memset(coef, 0, 3 * DLRNI_GROUP * sizeof *coef);
@@ -2394,11 +2604,12 @@ DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_diction
         const float *w = dict->encoder_weight + (f0 + j) * d;
         dlrni_rounding r;
         s->round(w, d, 1, part + j * width, &r);
-        dlrni_screen_feature(s, &r, d, dlrni_in_range(&r, w, d), dict->encoder_bias[f0 + j], coef + j);
+        dlrni_screen_feature(s, &r, d, dlrni_in_range(&r, w, d), dict->encoder_bias[f0 + j],
+                             coef + j);
     }
     DICTLEARN_ASSERT(s->size * s->packed == 4);
-    dlrni_pack_rows(dict->ctx->k, (const float *)(const void *)part, width / 4, DLRNI_GROUP, width / 4,
-                    (float *)(void *)panel); /* words of four bytes, as floats */
+    dlrni_pack_rows(dict->ctx->k, (const float *)(const void *)part, width / 4, DLRNI_GROUP,
+                    width / 4, (float *)(void *)panel); /* words of four bytes, as floats */
 }
 
 /* All panels of a dictionary, in one block with this head. */
@@ -2418,7 +2629,8 @@ typedef struct dlrni_prepare_job {
 DLRNI_INTERNAL void dlrni_prepare_group(void *arg, int64_t group, int worker) {
     const dlrni_prepare_job *j = (const dlrni_prepare_job *)arg;
     int64_t f0 = group * DLRNI_GROUP, bytes = DLRNI_GROUP * j->ready->width;
-    dlrni_screen_panel(j->ready->screen, j->dict, f0, dlrni_min(DLRNI_GROUP, j->dict->dict_size - f0), j->ready->width,
+    dlrni_screen_panel(j->ready->screen, j->dict, f0,
+                       dlrni_min(DLRNI_GROUP, j->dict->dict_size - f0), j->ready->width,
                        j->parts + worker * bytes, j->ready->panels + group * bytes,
                        j->ready->coef + group * 3 * DLRNI_GROUP);
 }
@@ -2428,12 +2640,16 @@ DLRN_API dlrn_status dlrn_dictionary_prepare(dlrn_dictionary *dict) {
     const dlrni_screen *screen = ctx->set.screen[0];
     const int64_t d = dict->activation_dim, groups = dlrni_ceil_div(dict->dict_size, DLRNI_GROUP);
     dlrn_dictionary_changed(dict);
-    const float most = 0.6f; /* a tile is computed whole, however few the rows: an int16 one takes longer than f32 */
-    if (!screen || screen->cost > most || !dict->family->relu || d > DLRNI_SCREEN_DIM) return DLRN_OK;
+    const float most = 0.6f; /* a tile is computed whole, however few the rows: an int16 one takes
+                                longer than f32 */
+    if (!screen || screen->cost > most || !dict->family->relu || d > DLRNI_SCREEN_DIM)
+        return DLRN_OK;
     const int64_t width = dlrni_screen_width(screen, d), bytes = DLRNI_GROUP * width;
-    const int64_t coefs = 3 * DLRNI_GROUP * (int64_t)sizeof(float), head = dlrni_round_up(sizeof(dlrn_prepared), 64);
+    const int64_t coefs = 3 * DLRNI_GROUP * (int64_t)sizeof(float),
+                  head = dlrni_round_up(sizeof(dlrn_prepared), 64);
     unsigned char *block = DLRNI_NEW(ctx, unsigned char, head + groups * (bytes + coefs));
-    dlrni_prepare_job job = {dict, (dlrn_prepared *)(void *)block, DLRNI_NEW(ctx, unsigned char, ctx->threads *bytes)};
+    dlrni_prepare_job job = {dict, (dlrn_prepared *)(void *)block,
+                             DLRNI_NEW(ctx, unsigned char, ctx->threads *bytes)};
     if (!block || !job.parts) {
         dlrni_free(ctx, block);
         dlrni_free(ctx, job.parts);
@@ -2460,7 +2676,8 @@ DLRNI_INTERNAL dlrn_status dlrni_need_scratch(dlrni_codes *c, int64_t bytes) {
     dlrn_context *ctx = c->dict->ctx;
     int64_t all;
     c->scratch_bytes = dlrni_round_up(bytes, 64);
-    if (!dlrni_mul(c->scratch_bytes, ctx->threads, &all) || !DLRNI_GROW(ctx, &c->scratch, &c->scratch_cap, 0, all))
+    if (!dlrni_mul(c->scratch_bytes, ctx->threads, &all) ||
+        !DLRNI_GROW(ctx, &c->scratch, &c->scratch_cap, 0, all))
         return DLRN_ERR_MEMORY;
     return DLRN_OK;
 }
@@ -2479,14 +2696,17 @@ DLRNI_INTERNAL int dlrni_lowest_bit(uint64_t mask) {
 #endif
 }
 
-/* Whether n more entries fit; if not, the list only counts from now on, and is made again with more room. */
+/* Whether n more entries fit; if not, the list only counts from now on, and is made again with more
+   room. */
 DLRNI_INTERNAL int dlrni_list_room(dlrni_list *list, int64_t n) {
-    list->whole = list->whole && list->count + n <= list->key_cap && list->count + n <= list->val_cap;
+    list->whole =
+        list->whole && list->count + n <= list->key_cap && list->count + n <= list->val_cap;
     if (!list->whole) list->count += n;
     return list->whole;
 }
 
-/* Appends an activation, unless it is 0; no branch, since it cannot be foreseen. There must be room. */
+/* Appends an activation, unless it is 0; no branch, since it cannot be foreseen. There must be
+   room. */
 DLRNI_INTERNAL void dlrni_list_put(dlrni_list *list, int64_t row, int64_t feature, float value) {
     list->key[list->count] = (int32_t)(row << DLRNI_GROUP_SHIFT | feature);
     list->val[list->count] = value;
@@ -2494,14 +2714,15 @@ DLRNI_INTERNAL void dlrni_list_put(dlrni_list *list, int64_t row, int64_t featur
 }
 
 /* The non-zeros of a tile f [rows][width], whose first row is `first`. */
-DLRNI_INTERNAL void dlrni_collect(const dlrni_codes *c, dlrni_list *list, const float *f, int64_t rows, int64_t width,
-                                  int64_t first) {
+DLRNI_INTERNAL void dlrni_collect(const dlrni_codes *c, dlrni_list *list, const float *f,
+                                  int64_t rows, int64_t width, int64_t first) {
     int32_t key[DLRNI_GROUP];
     float val[DLRNI_GROUP];
     for (int64_t i = 0; i < rows; i++, f += width) {
         int32_t row = (int32_t)((first + i) << DLRNI_GROUP_SHIFT);
         if (dlrni_list_room(list, DLRNI_GROUP))
-            list->count += c->dict->ctx->k->collect(f, width, row, list->key + list->count, list->val + list->count);
+            list->count += c->dict->ctx->k->collect(f, width, row, list->key + list->count,
+                                                    list->val + list->count);
         else
             list->count += c->dict->ctx->k->collect(f, width, row, key, val) - DLRNI_GROUP;
     }
@@ -2518,7 +2739,8 @@ typedef struct dlrni_panel {
 
 /* Bytes of scratch for n panels and the part that they are packed from. */
 DLRNI_INTERNAL int64_t dlrni_panel_scratch(const dlrni_codes *c, int64_t n) {
-    return n * (DLRNI_GROUP * c->width + 3 * DLRNI_GROUP * (int64_t)sizeof(float)) + DLRNI_GROUP * c->width;
+    return n * (DLRNI_GROUP * c->width + 3 * DLRNI_GROUP * (int64_t)sizeof(float)) +
+           DLRNI_GROUP * c->width;
 }
 
 DLRNI_INTERNAL float dlrni_relu(float pre) {
@@ -2532,14 +2754,16 @@ DLRNI_INTERNAL int64_t dlrni_features_of(uint64_t mask, int64_t f0, int32_t *fea
     return n;
 }
 
-/* What the screens of n panels let through on one row (mask [n], DLRNI_SCREEN_ROWS apart), as it stands. */
-DLRNI_INTERNAL void dlrni_recheck(const dlrni_codes *c, const dlrni_panel *panel, int64_t n, int64_t row,
-                                  const uint64_t *mask) {
+/* What the screens of n panels let through on one row (mask [n], DLRNI_SCREEN_ROWS apart), as it
+   stands. */
+DLRNI_INTERNAL void dlrni_recheck(const dlrni_codes *c, const dlrni_panel *panel, int64_t n,
+                                  int64_t row, const uint64_t *mask) {
     int32_t feature[DLRNI_SHARE * DLRNI_GROUP];
     float sum[DLRNI_SHARE * DLRNI_GROUP];
     int64_t d = c->dict->activation_dim, count = 0, p = 0, end[DLRNI_SHARE];
     for (int64_t g = 0; g < n; end[g++] = count)
-        count += dlrni_features_of(mask[g * DLRNI_SCREEN_ROWS] & panel[g].valid, panel[g].f0, feature + count);
+        count += dlrni_features_of(mask[g * DLRNI_SCREEN_ROWS] & panel[g].valid, panel[g].f0,
+                                   feature + count);
     c->dict->ctx->k->dots(c->xc + row * d, d, c->dict->encoder_weight, d, feature, count, sum);
     for (int64_t g = 0; g < n; g++) {
         dlrni_list *list = panel[g].list;
@@ -2552,9 +2776,11 @@ DLRNI_INTERNAL void dlrni_recheck(const dlrni_codes *c, const dlrni_panel *panel
     }
 }
 
-/* The lists of n groups on rows r0 .. r1: tile by tile, so that a row is fetched once for all of them. */
-DLRNI_INTERNAL void dlrni_list_screened(const dlrni_codes *c, dlrni_list *lists, int64_t n, int64_t group, int64_t r0,
-                                        int64_t r1, unsigned char *scratch) {
+/* The lists of n groups on rows r0 .. r1: tile by tile, so that a row is fetched once for all of
+   them. */
+DLRNI_INTERNAL void dlrni_list_screened(const dlrni_codes *c, dlrni_list *lists, int64_t n,
+                                        int64_t group, int64_t r0, int64_t r1,
+                                        unsigned char *scratch) {
     const dlrni_screen *s = c->screen;
     int64_t panels = 0, packed = DLRNI_GROUP * c->width;
     dlrni_panel panel[DLRNI_SHARE];
@@ -2578,8 +2804,8 @@ DLRNI_INTERNAL void dlrni_list_screened(const dlrni_codes *c, dlrni_list *lists,
     }
     for (int64_t i = r0; i < r1; i += s->rows) {
         for (int64_t g = 0; g < panels; g++) {
-            s->tile(panel[g].packed, c->rounded + i * c->width, c->width, c->width / 4, panel[g].coef, c->row + i,
-                    mask[g]);
+            s->tile(panel[g].packed, c->rounded + i * c->width, c->width, c->width / 4,
+                    panel[g].coef, c->row + i, mask[g]);
         }
         for (int64_t r = 0; r < dlrni_min(s->rows, r1 - i); r++) {
             for (int64_t g = 0; g < panels && (i + r - r0) % DLRNI_BLOCK == 0; g++)
@@ -2589,9 +2815,10 @@ DLRNI_INTERNAL void dlrni_list_screened(const dlrni_codes *c, dlrni_list *lists,
     }
 }
 
-DLRNI_INTERNAL void dlrni_list_dense(const dlrni_codes *c, dlrni_list *list, int64_t group, int64_t r0, int64_t r1,
-                                     float *tile) {
-    int64_t d = c->dict->activation_dim, f0 = group * DLRNI_GROUP, width = dlrni_group_width(c, group);
+DLRNI_INTERNAL void dlrni_list_dense(const dlrni_codes *c, dlrni_list *list, int64_t group,
+                                     int64_t r0, int64_t r1, float *tile) {
+    int64_t d = c->dict->activation_dim, f0 = group * DLRNI_GROUP,
+            width = dlrni_group_width(c, group);
     if (list->whole) return;
     list->whole = 1;
     for (int64_t i = r0; i < r1; i += DLRNI_BLOCK) {
@@ -2602,20 +2829,25 @@ DLRNI_INTERNAL void dlrni_list_dense(const dlrni_codes *c, dlrni_list *list, int
     }
 }
 
-/* Task: the lists of a few groups on one stretch. Stretch by stretch, so that its rows stay in the third cache. */
+/* Task: the lists of a few groups on one stretch. Stretch by stretch, so that its rows stay in the
+   third cache. */
 DLRNI_INTERNAL void dlrni_list_task(void *arg, int64_t task, int worker) {
     dlrni_codes *c = (dlrni_codes *)arg;
-    int64_t tasks = dlrni_ceil_div(c->panel, c->share), stretch = task / tasks, at = task % tasks * c->share;
-    int64_t r0 = stretch * DLRNI_STRETCH, r1 = dlrni_min(r0 + DLRNI_STRETCH, c->n), group = c->first + at;
+    int64_t tasks = dlrni_ceil_div(c->panel, c->share), stretch = task / tasks,
+            at = task % tasks * c->share;
+    int64_t r0 = stretch * DLRNI_STRETCH, r1 = dlrni_min(r0 + DLRNI_STRETCH, c->n),
+            group = c->first + at;
     int64_t n = dlrni_min(c->share, c->panel - at);
     dlrni_list *lists = &c->lists[stretch * c->groups + group];
     for (int64_t g = 0; g < n; g++)
         if (!lists[g].whole) lists[g].count = lists[g].candidates = 0;
     if (c->screen) dlrni_list_screened(c, lists, n, group, r0, r1, dlrni_scratch(c, worker));
     for (int64_t g = 0; g < n && !c->screen; g++)
-        dlrni_list_dense(c, &lists[g], group + g, r0, r1, (float *)(void *)dlrni_scratch(c, worker));
+        dlrni_list_dense(c, &lists[g], group + g, r0, r1,
+                         (float *)(void *)dlrni_scratch(c, worker));
     for (int64_t g = 0; g < n; g++)
-        for (int64_t b = dlrni_ceil_div(r1 - r0, DLRNI_BLOCK); b <= DLRNI_STRETCH / DLRNI_BLOCK; b++)
+        for (int64_t b = dlrni_ceil_div(r1 - r0, DLRNI_BLOCK); b <= DLRNI_STRETCH / DLRNI_BLOCK;
+             b++)
             lists[g].start[b] = (int32_t)lists[g].count;
 }
 
@@ -2625,7 +2857,8 @@ DLRNI_INTERNAL void dlrni_screen_block(void *arg, int64_t block, int worker) {
     int64_t d = c->dict->activation_dim, end = dlrni_min((block + 1) * DLRNI_BLOCK, c->n);
     (void)worker;
     for (int64_t i = block * DLRNI_BLOCK; i < end; i++)
-        dlrni_screen_x(c->screen, c->xc + i * d, d, c->rounded + i * c->width, c->width, c->row + i);
+        dlrni_screen_x(c->screen, c->xc + i * d, d, c->rounded + i * c->width, c->width,
+                       c->row + i);
 }
 
 /* The rows in hand, rounded for the screen. */
@@ -2634,25 +2867,30 @@ DLRNI_INTERNAL dlrn_status dlrni_codes_round(dlrni_codes *c) {
     if (!DLRNI_GROW(ctx, &c->rounded, &c->rounded_cap, 0, (c->n + DLRNI_SCREEN_ROWS) * c->width) ||
         !DLRNI_GROW(ctx, &c->row, &c->row_cap, 0, c->n + DLRNI_SCREEN_ROWS))
         return DLRN_ERR_MEMORY;
-    memset(c->rounded + c->n * c->width, 0, (size_t)(DLRNI_SCREEN_ROWS * c->width)); /* the last tile reads beyond n */
+    memset(c->rounded + c->n * c->width, 0,
+           (size_t)(DLRNI_SCREEN_ROWS * c->width)); /* the last tile reads beyond n */
     memset(c->row + c->n, 0, DLRNI_SCREEN_ROWS * sizeof *c->row);
     dlrn_parallel_for(ctx, dlrni_ceil_div(c->n, DLRNI_BLOCK), dlrni_screen_block, c);
     return DLRN_OK;
 }
 
-/* Which way is the cheapest for rows like those seen last; NULL: dense. A screen that was not taken forgets slowly what
-   it let through, and so is tried again. The costs are of an element of the product at the peak of f32. */
+/* Which way is the cheapest for rows like those seen last; NULL: dense. A screen that was not taken
+   forgets slowly what it let through, and so is tried again. The costs are of an element of the
+   product at the peak of f32. */
 DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_codes *c, int64_t n) {
     const double dense = 1.35, recheck = 4; /* measured on Zen 4 */
     const dlrni_screen *best = NULL;
     double least = dense;
-    if (!c->dict->family->relu || c->dict->activation_dim > DLRNI_SCREEN_DIM || n < DLRNI_SCREEN_LEAST) return NULL;
+    if (!c->dict->family->relu || c->dict->activation_dim > DLRNI_SCREEN_DIM ||
+        n < DLRNI_SCREEN_LEAST)
+        return NULL;
     for (int i = 0; i < 2; i++) {
         const dlrni_screen *s = c->dict->ctx->set.screen[i];
         double expected = c->active >= 0 ? 1.5 * c->active : 0.03;
         if (!s) continue;
         if (c->let_through[i] >= 0) c->let_through[i] += (expected - c->let_through[i]) / 64;
-        double cost = (double)s->cost + recheck * (c->let_through[i] >= 0 ? c->let_through[i] : expected);
+        double cost =
+            (double)s->cost + recheck * (c->let_through[i] >= 0 ? c->let_through[i] : expected);
         if (cost >= least) continue;
         best = s;
         least = cost;
@@ -2677,10 +2915,12 @@ DLRNI_INTERNAL dlrn_status dlrni_codes_begin(dlrni_codes *c, float *xc, int64_t 
     c->stretches = dlrni_ceil_div(n, DLRNI_STRETCH);
     lists = c->groups * c->stretches;
     if (!DLRNI_GROW(ctx, &c->lists, &c->lists_cap, used, lists)) return DLRN_ERR_MEMORY;
-    if (c->lists_cap > used) memset(c->lists + used, 0, (size_t)(c->lists_cap - used) * sizeof *c->lists);
+    if (c->lists_cap > used)
+        memset(c->lists + used, 0, (size_t)(c->lists_cap - used) * sizeof *c->lists);
     c->screen = dlrni_choose_screen(c, n);
     c->width = c->screen ? dlrni_screen_width(c->screen, d) : 0;
-    c->ready = c->dict->prepared && c->dict->prepared->screen == c->screen ? c->dict->prepared : NULL;
+    c->ready =
+        c->dict->prepared && c->dict->prepared->screen == c->screen ? c->dict->prepared : NULL;
     return c->screen ? dlrni_codes_round(c) : DLRN_OK;
 }
 
@@ -2689,13 +2929,15 @@ DLRNI_INTERNAL int dlrni_list_grow(dlrn_context *ctx, dlrni_list *list, int64_t 
            DLRNI_GROW(ctx, &list->val, &list->val_cap, 0, entries);
 }
 
-/* Room for what is expected, so that a first batch is not encoded twice; `share` of the features is active. */
+/* Room for what is expected, so that a first batch is not encoded twice; `share` of the features is
+   active. */
 DLRNI_INTERNAL dlrn_status dlrni_first_room(dlrni_codes *c, double share) {
     int64_t all = dlrni_min(c->n, DLRNI_STRETCH) * DLRNI_GROUP;
     int64_t entries = (int64_t)(share * (double)all) + DLRNI_GROUP;
     for (int64_t s = 0; s < c->stretches; s++)
         for (int64_t g = c->first; g < c->first + c->panel; g++)
-            if (!dlrni_list_grow(c->dict->ctx, &c->lists[s * c->groups + g], entries)) return DLRN_ERR_MEMORY;
+            if (!dlrni_list_grow(c->dict->ctx, &c->lists[s * c->groups + g], entries))
+                return DLRN_ERR_MEMORY;
     return DLRN_OK;
 }
 
@@ -2707,7 +2949,8 @@ DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrni_codes *c, int64_t *missing) {
         for (int64_t g = c->first; g < c->first + c->panel; g++) {
             dlrni_list *list = &c->lists[s * c->groups + g];
             if (list->whole) continue;
-            int64_t entries = list->count + list->count / 4 + DLRNI_GROUP; /* a row is appended as if all of it fired */
+            int64_t entries = list->count + list->count / 4 +
+                              DLRNI_GROUP; /* a row is appended as if all of it fired */
             entries = dlrni_min(entries, (int64_t)(DLRNI_STRETCH + 1) * DLRNI_GROUP);
             if (!dlrni_list_grow(ctx, list, entries)) return DLRN_ERR_MEMORY;
             ++*missing;
@@ -2719,27 +2962,33 @@ DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrni_codes *c, int64_t *missing) {
 DLRNI_INTERNAL int64_t dlrni_codes_count(const dlrni_codes *c) {
     int64_t total = 0;
     for (int64_t s = 0; s < c->stretches; s++)
-        for (int64_t g = c->first; g < c->first + c->panel; g++) total += c->lists[s * c->groups + g].count;
+        for (int64_t g = c->first; g < c->first + c->panel; g++)
+            total += c->lists[s * c->groups + g].count;
     return total;
 }
 
-/* The lists of groups first .. first + panel. Should they hold more than `budget` entries, only as many groups are made
-   as fit whatever fires, and panel says how many. */
-DLRNI_INTERNAL dlrn_status dlrni_codes_load(dlrni_codes *c, int64_t first, int64_t panel, int64_t budget) {
+/* The lists of groups first .. first + panel. Should they hold more than `budget` entries, only as
+   many groups are made as fit whatever fires, and panel says how many. */
+DLRNI_INTERNAL dlrn_status dlrni_codes_load(dlrni_codes *c, int64_t first, int64_t panel,
+                                            int64_t budget) {
     dlrn_context *ctx = c->dict->ctx;
     int64_t missing = 1;
     c->first = first;
     c->panel = dlrni_min(panel, c->groups - first);
-    c->share = dlrni_min(DLRNI_NEAR_BYTES / (DLRNI_GROUP * (c->width + 4 * c->dict->activation_dim)), DLRNI_SHARE);
+    c->share = dlrni_min(
+        DLRNI_NEAR_BYTES / (DLRNI_GROUP * (c->width + 4 * c->dict->activation_dim)), DLRNI_SHARE);
     c->share = dlrni_max(dlrni_min(c->share, c->stretches * c->panel / (8 * ctx->threads)), 1);
-    DLRNI_TRY(dlrni_need_scratch(c, c->screen ? dlrni_panel_scratch(c, c->share)
-                                              : DLRNI_BLOCK * DLRNI_GROUP * (int64_t)sizeof(float)));
+    DLRNI_TRY(dlrni_need_scratch(c, c->screen
+                                        ? dlrni_panel_scratch(c, c->share)
+                                        : DLRNI_BLOCK * DLRNI_GROUP * (int64_t)sizeof(float)));
     if (c->screen && c->active < 0) DLRNI_TRY(dlrni_first_room(c, 0.05));
     for (int64_t s = 0; s < c->stretches; s++)
         for (int64_t g = first; g < first + c->panel; g++) c->lists[s * c->groups + g].whole = 0;
     while (missing) {
-        dlrn_parallel_for(ctx, c->stretches * dlrni_ceil_div(c->panel, c->share), dlrni_list_task, c);
-        if (dlrni_codes_count(c) > budget) c->panel = dlrni_min(c->panel, dlrni_max(budget / (c->n * DLRNI_GROUP), 1));
+        dlrn_parallel_for(ctx, c->stretches * dlrni_ceil_div(c->panel, c->share), dlrni_list_task,
+                          c);
+        if (dlrni_codes_count(c) > budget)
+            c->panel = dlrni_min(c->panel, dlrni_max(budget / (c->n * DLRNI_GROUP), 1));
         DLRNI_TRY(dlrni_make_room(c, &missing));
     }
     return DLRN_OK;
@@ -2750,17 +2999,20 @@ DLRNI_INTERNAL void dlrni_codes_learn(dlrni_codes *c, int64_t active, int64_t ca
     double all = (double)c->n * (double)c->dict->dict_size;
     c->active = (double)active / all;
     for (int i = 0; i < 2; i++)
-        if (c->screen && c->screen == c->dict->ctx->set.screen[i]) c->let_through[i] = (double)candidates / all;
+        if (c->screen && c->screen == c->dict->ctx->set.screen[i])
+            c->let_through[i] = (double)candidates / all;
 }
 
 DLRNI_INTERNAL int64_t dlrni_codes_candidates(const dlrni_codes *c) {
     int64_t total = 0;
     for (int64_t s = 0; s < c->stretches; s++)
-        for (int64_t g = c->first; g < c->first + c->panel; g++) total += c->lists[s * c->groups + g].candidates;
+        for (int64_t g = c->first; g < c->first + c->panel; g++)
+            total += c->lists[s * c->groups + g].candidates;
     return total;
 }
 
-/* The lists in hand, by row: at [DLRNI_BLOCK + 1] where the rows of a block begin, from at[0] on. */
+/* The lists in hand, by row: at [DLRNI_BLOCK + 1] where the rows of a block begin, from at[0] on.
+ */
 DLRNI_INTERNAL void dlrni_block_count(const dlrni_codes *c, int64_t block, int64_t *at) {
     int64_t s = block / (DLRNI_STRETCH / DLRNI_BLOCK), b = block % (DLRNI_STRETCH / DLRNI_BLOCK);
     for (int64_t i = 1; i <= DLRNI_BLOCK; i++) at[i] = 0;
@@ -2773,14 +3025,17 @@ DLRNI_INTERNAL void dlrni_block_count(const dlrni_codes *c, int64_t block, int64
 }
 
 /* The entries to where `at` of dlrni_block_count says. */
-DLRNI_INTERNAL void dlrni_block_fill(const dlrni_codes *c, int64_t block, const int64_t *at, int32_t *col, float *val) {
-    int64_t s = block / (DLRNI_STRETCH / DLRNI_BLOCK), b = block % (DLRNI_STRETCH / DLRNI_BLOCK), to[DLRNI_BLOCK];
+DLRNI_INTERNAL void dlrni_block_fill(const dlrni_codes *c, int64_t block, const int64_t *at,
+                                     int32_t *col, float *val) {
+    int64_t s = block / (DLRNI_STRETCH / DLRNI_BLOCK), b = block % (DLRNI_STRETCH / DLRNI_BLOCK),
+            to[DLRNI_BLOCK];
     memcpy(to, at, sizeof to);
     for (int64_t g = c->first; g < c->first + c->panel; g++) {
         const dlrni_list *list = &c->lists[s * c->groups + g];
         for (int32_t p = list->start[b]; p < list->start[b + 1]; p++) {
             int64_t at_p = to[(list->key[p] >> DLRNI_GROUP_SHIFT) % DLRNI_BLOCK]++;
-            col[at_p] = (int32_t)(g * DLRNI_GROUP) + (list->key[p] & ((1 << DLRNI_GROUP_SHIFT) - 1));
+            col[at_p] =
+                (int32_t)(g * DLRNI_GROUP) + (list->key[p] & ((1 << DLRNI_GROUP_SHIFT) - 1));
             val[at_p] = list->val[p];
         }
     }
@@ -2816,14 +3071,16 @@ DLRNI_INTERNAL void dlrni_center_block(void *arg, int64_t block, int worker) {
     const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
     int64_t d = j->c.dict->activation_dim, i = block * DLRNI_BLOCK;
     (void)worker;
-    j->c.dict->family->center(j->c.dict, j->x + i * d, dlrni_min(DLRNI_BLOCK, j->c.n - i), j->c.xc + i * d);
+    j->c.dict->family->center(j->c.dict, j->x + i * d, dlrni_min(DLRNI_BLOCK, j->c.n - i),
+                              j->c.xc + i * d);
 }
 
 DLRNI_INTERNAL void dlrni_spread_block(void *arg, int64_t block, int worker) {
     const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
     const dlrni_codes *c = &j->c;
     int64_t s = block / (DLRNI_STRETCH / DLRNI_BLOCK), b = block % (DLRNI_STRETCH / DLRNI_BLOCK);
-    int64_t F = c->dict->dict_size, r0 = block * DLRNI_BLOCK, rows = dlrni_min(DLRNI_BLOCK, c->n - r0);
+    int64_t F = c->dict->dict_size, r0 = block * DLRNI_BLOCK,
+            rows = dlrni_min(DLRNI_BLOCK, c->n - r0);
     (void)worker;
     memset(j->f + r0 * F, 0, (size_t)(rows * F) * sizeof *j->f);
     for (int64_t g = 0; g < c->groups; g++) {
@@ -2836,7 +3093,8 @@ DLRNI_INTERNAL void dlrni_spread_block(void *arg, int64_t block, int worker) {
 
 DLRNI_INTERNAL void dlrni_count_rows(void *arg, int64_t block, int worker) {
     const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
-    int64_t at[DLRNI_BLOCK + 1] = {0}, i0 = block * DLRNI_BLOCK, *n = j->codes->row_ptr + j->first + 1;
+    int64_t at[DLRNI_BLOCK + 1] = {0}, i0 = block * DLRNI_BLOCK,
+                             *n = j->codes->row_ptr + j->first + 1;
     (void)worker;
     dlrni_block_count(&j->c, block, at);
     for (int64_t i = 0; i < DLRNI_BLOCK && i0 + i < j->c.n; i++) n[i0 + i] = at[i + 1] - at[i];
@@ -2866,15 +3124,15 @@ DLRNI_INTERNAL dlrn_status dlrni_append_rows(dlrni_encode_job *j) {
     return DLRN_OK;
 }
 
-/* Few rows: packing the features for the screen would not pay, unless that is done already, and lists neither. Task: a
-   group, into f [n][F]. */
+/* Few rows: packing the features for the screen would not pay, unless that is done already, and
+   lists neither. Task: a group, into f [n][F]. */
 DLRNI_INTERNAL void dlrni_encode_group(void *arg, int64_t group, int worker) {
     const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
     const dlrn_dictionary *dict = j->c.dict;
     int64_t f0 = group * DLRNI_GROUP;
     (void)worker;
-    dict->family->encode_tile(dict, j->c.xc, j->c.n, f0, f0 + dlrni_group_width(&j->c, group), j->f + f0,
-                              dict->dict_size);
+    dict->family->encode_tile(dict, j->c.xc, j->c.n, f0, f0 + dlrni_group_width(&j->c, group),
+                              j->f + f0, dict->dict_size);
 }
 
 /* The same by the panel that stands ready. */
@@ -2882,19 +3140,23 @@ DLRNI_INTERNAL void dlrni_encode_ready_group(void *arg, int64_t group, int worke
     const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
     const dlrni_codes *c = &j->c;
     const dlrn_dictionary *dict = c->dict;
-    const int64_t d = dict->activation_dim, f0 = group * DLRNI_GROUP, width = dlrni_group_width(c, group);
+    const int64_t d = dict->activation_dim, f0 = group * DLRNI_GROUP,
+                  width = dlrni_group_width(c, group);
     uint64_t mask[DLRNI_SCREEN_ROWS];
     (void)worker;
     for (int64_t i = 0; i < c->n; i++) {
         int32_t feature[DLRNI_GROUP];
         float sum[DLRNI_GROUP], *f = j->f + i * dict->dict_size;
         if (i % c->screen->rows == 0)
-            c->screen->tile(c->ready->panels + group * DLRNI_GROUP * c->width, c->rounded + i * c->width, c->width,
-                            c->width / 4, c->ready->coef + group * 3 * DLRNI_GROUP, c->row + i, mask);
-        int64_t n = dlrni_features_of(mask[i % c->screen->rows] & (((uint64_t)1 << width) - 1), f0, feature);
+            c->screen->tile(c->ready->panels + group * DLRNI_GROUP * c->width,
+                            c->rounded + i * c->width, c->width, c->width / 4,
+                            c->ready->coef + group * 3 * DLRNI_GROUP, c->row + i, mask);
+        int64_t n = dlrni_features_of(mask[i % c->screen->rows] & (((uint64_t)1 << width) - 1), f0,
+                                      feature);
         dict->ctx->k->dots(c->xc + i * d, d, dict->encoder_weight, d, feature, n, sum);
         memset(f + f0, 0, (size_t)width * sizeof *f);
-        for (int64_t p = 0; p < n; p++) f[feature[p]] = dlrni_relu(sum[p] + dict->encoder_bias[feature[p]]);
+        for (int64_t p = 0; p < n; p++)
+            f[feature[p]] = dlrni_relu(sum[p] + dict->encoder_bias[feature[p]]);
     }
 }
 
@@ -2914,7 +3176,8 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
         if (c->ready) s = dlrni_codes_round(c);
     }
     if (s == DLRN_OK) {
-        dlrn_parallel_for(ctx, c->groups, c->ready ? dlrni_encode_ready_group : dlrni_encode_group, j);
+        dlrn_parallel_for(ctx, c->groups, c->ready ? dlrni_encode_ready_group : dlrni_encode_group,
+                          j);
         if (j->codes) s = dlrni_sparse_append(ctx, j->codes, f, n);
     }
     dlrni_codes_free(c);
@@ -2923,8 +3186,8 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
     return s;
 }
 
-/* How many rows at a time: all that a list takes, unless they are so dense that the lists would grow beyond this many
-   entries; the first rows tell. */
+/* How many rows at a time: all that a list takes, unless they are so dense that the lists would
+   grow beyond this many entries; the first rows tell. */
 DLRNI_INTERNAL int64_t dlrni_rows_at_once(const dlrni_codes *c, int64_t left) {
     double row = (c->active >= 0 ? 1.5 * c->active + 0.001 : 1) * (double)c->dict->dict_size;
     int64_t rows = dlrni_min((int64_t)((8 << 20) / row), DLRNI_STRETCH) / DLRNI_BLOCK * DLRNI_BLOCK;
@@ -2948,7 +3211,8 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_rows(dlrni_encode_job *j, const float *x
         if (s != DLRN_OK) break;
         dlrni_codes_learn(c, dlrni_codes_count(c), dlrni_codes_candidates(c));
         if (j->codes) s = dlrni_append_rows(j);
-        if (j->f) dlrn_parallel_for(dict->ctx, dlrni_ceil_div(rows, DLRNI_BLOCK), dlrni_spread_block, j);
+        if (j->f)
+            dlrn_parallel_for(dict->ctx, dlrni_ceil_div(rows, DLRNI_BLOCK), dlrni_spread_block, j);
         if (j->f) j->f += rows * dict->dict_size;
     }
     dlrni_codes_free(c);
@@ -2965,7 +3229,8 @@ DLRN_API dlrn_status dlrn_encode(const dlrn_dictionary *dict, const float *x, in
     return dlrni_encode_rows(&job, x, n);
 }
 
-DLRN_API dlrn_status dlrn_encode_sparse(const dlrn_dictionary *dict, const float *x, int64_t n, dlrn_sparse *codes) {
+DLRN_API dlrn_status dlrn_encode_sparse(const dlrn_dictionary *dict, const float *x, int64_t n,
+                                        dlrn_sparse *codes) {
     dlrni_encode_job job;
     memset(&job, 0, sizeof job);
     DLRNI_REQUIRE(dict->ctx, n >= 0, "n must not be negative");
@@ -2975,10 +3240,10 @@ DLRN_API dlrn_status dlrn_encode_sparse(const dlrn_dictionary *dict, const float
     return dlrni_encode_rows(&job, x, n);
 }
 
-/* Sums of rows of base, for several outputs: out [n_out] rows of d, ld_out apart, += coef[p] * base[idx[p]] over
-   start[o] <= p < start[o + 1], p in order, idx ascending within an output, from `first` on and `rows` of them. Where
-   the lists are so long that they share their rows, a few of these serve all outputs while they are in the first
-   cache. */
+/* Sums of rows of base, for several outputs: out [n_out] rows of d, ld_out apart, += coef[p] *
+   base[idx[p]] over start[o] <= p < start[o + 1], p in order, idx ascending within an output, from
+   `first` on and `rows` of them. Where the lists are so long that they share their rows, a few of
+   these serve all outputs while they are in the first cache. */
 typedef struct dlrni_sums {
     int64_t n_out;        /* at most DLRNI_OUTPUTS                        */
     int64_t d;            /* of base and of what is gathered              */
@@ -2995,16 +3260,20 @@ DLRNI_INTERNAL int64_t dlrni_sums_chunk(const dlrni_sums *g, double entries) {
 }
 
 /* from[o] becomes to[o], to[o] the first entry whose row is not below `end`. */
-DLRNI_INTERNAL void dlrni_sums_advance(const dlrni_sums *g, int64_t end, int64_t *from, int64_t *to) {
+DLRNI_INTERNAL void dlrni_sums_advance(const dlrni_sums *g, int64_t end, int64_t *from,
+                                       int64_t *to) {
     for (int64_t o = 0; o < g->n_out; o++) {
         from[o] = to[o];
         while (to[o] < g->start[o + 1] && g->idx[to[o]] < end) to[o]++;
     }
 }
 
-/* Asks for a share of the chunk that comes next, so that it is near when output o + 1, o + 2, ... are done with. */
-DLRNI_INTERNAL void dlrni_sums_ask(const dlrni_sums *g, const float *base, int64_t r0, int64_t col, int64_t o) {
-    int64_t lines = DLRNI_SUMS_ROWS * DLRNI_SUMS_COLUMNS / DLRNI_LANES, share = dlrni_ceil_div(lines, g->n_out);
+/* Asks for a share of the chunk that comes next, so that it is near when output o + 1, o + 2, ...
+   are done with. */
+DLRNI_INTERNAL void dlrni_sums_ask(const dlrni_sums *g, const float *base, int64_t r0, int64_t col,
+                                   int64_t o) {
+    int64_t lines = DLRNI_SUMS_ROWS * DLRNI_SUMS_COLUMNS / DLRNI_LANES,
+            share = dlrni_ceil_div(lines, g->n_out);
     for (int64_t i = o * share; i < dlrni_min((o + 1) * share, lines); i++) {
         int64_t r = r0 + i / (DLRNI_SUMS_COLUMNS / DLRNI_LANES),
                 c = col + i % (DLRNI_SUMS_COLUMNS / DLRNI_LANES) * DLRNI_LANES;
@@ -3012,10 +3281,11 @@ DLRNI_INTERNAL void dlrni_sums_ask(const dlrni_sums *g, const float *base, int64
     }
 }
 
-DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums *g, const float *base,
-                                   const float *coef, float *out) {
+DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums *g,
+                                   const float *base, const float *coef, float *out) {
     int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS], d = g->d;
-    float room[DLRNI_SUMS_ROWS * DLRNI_SUMS_COLUMNS + DLRNI_LANES], *near_rows = dlrni_aligned(room);
+    float room[DLRNI_SUMS_ROWS * DLRNI_SUMS_COLUMNS + DLRNI_LANES],
+        *near_rows = dlrni_aligned(room);
     if (dlrni_sums_chunk(g, 4) > DLRNI_SUMS_ROWS) {
         for (int64_t o = 0; o < g->n_out; o++) {
             int64_t p = g->start[o];
@@ -3030,12 +3300,13 @@ DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums
         for (int64_t j = 0; j < d; j += DLRNI_SUMS_COLUMNS) {
             int64_t width = dlrni_min(DLRNI_SUMS_COLUMNS, d - j);
             for (int64_t r = 0; r < rows; r++)
-                memcpy(near_rows + r * width, base + (r0 + r) * d + j, (size_t)width * sizeof *near_rows);
+                memcpy(near_rows + r * width, base + (r0 + r) * d + j,
+                       (size_t)width * sizeof *near_rows);
             for (int64_t o = 0; o < g->n_out; o++) {
                 dlrni_sums_ask(g, base, j + DLRNI_SUMS_COLUMNS < d ? r0 : r0 + DLRNI_SUMS_ROWS,
                                j + DLRNI_SUMS_COLUMNS < d ? j + DLRNI_SUMS_COLUMNS : 0, o);
-                k->gather_near(out + o * d + j, width, near_rows, width, (int32_t)r0, g->idx + from[o], coef + from[o],
-                               to[o] - from[o]);
+                k->gather_near(out + o * d + j, width, near_rows, width, (int32_t)r0,
+                               g->idx + from[o], coef + from[o], to[o] - from[o]);
             }
         }
     }
@@ -3054,22 +3325,27 @@ DLRNI_INTERNAL void dlrni_decode_sparse_row(void *arg, int64_t i, int worker) {
     const dlrn_sparse *c = j->codes;
     int64_t at = c->row_ptr[i], n = c->row_ptr[i + 1] - at;
     (void)worker;
-    j->dict->family->decode_row(j->dict, n ? c->col + at : NULL, n ? c->val + at : NULL, n, /* no entry: no arrays */
+    j->dict->family->decode_row(j->dict, n ? c->col + at : NULL, n ? c->val + at : NULL,
+                                n, /* no entry: no arrays */
                                 j->x_hat + i * j->dict->activation_dim);
 }
 
-DLRN_API dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict, const dlrn_sparse *codes, float *x_hat) {
+DLRN_API dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict, const dlrn_sparse *codes,
+                                        float *x_hat) {
     dlrni_decode_job job = {dict, codes, x_hat};
     if (codes->cols != dict->dict_size)
-        return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE, "dlrn_decode_sparse: expected codes of %lld features, found %lld",
+        return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
+                         "dlrn_decode_sparse: expected codes of %lld features, found %lld",
                          (long long)dict->dict_size, (long long)codes->cols);
     for (int64_t p = 0; p < codes->row_ptr[codes->rows]; p++)
-        DLRNI_REQUIRE(dict->ctx, codes->col[p] >= 0 && codes->col[p] < codes->cols, "a feature index is out of range");
+        DLRNI_REQUIRE(dict->ctx, codes->col[p] >= 0 && codes->col[p] < codes->cols,
+                      "a feature index is out of range");
     dlrn_parallel_for(dict->ctx, codes->rows, dlrni_decode_sparse_row, &job);
     return DLRN_OK;
 }
 
-DLRN_API dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, int64_t n, float *x_hat) {
+DLRN_API dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, int64_t n,
+                                 float *x_hat) {
     int64_t F = dict->dict_size, block = dlrni_min(n, 256);
     dlrn_sparse codes;
     dlrn_status s = DLRN_OK;
@@ -3085,8 +3361,8 @@ DLRN_API dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, in
     return s;
 }
 
-DLRN_API dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, int64_t n, float *x_hat,
-                                  dlrn_sparse *codes) {
+DLRN_API dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, int64_t n,
+                                  float *x_hat, dlrn_sparse *codes) {
     dlrn_sparse own;
     memset(&own, 0, sizeof own);
     dlrn_sparse *c = codes ? codes : &own;
@@ -3115,7 +3391,8 @@ DLRNI_INTERNAL void dlrni_ghost_row(void *arg, int64_t i, int worker) {
     float *f = j->scratch + worker * j->n_dead, *out = j->x_ghost + i * d, top = 0;
     for (int64_t p = 0; p < j->n_dead; p++) {
         int32_t feature = j->dead[p];
-        f[p] = k->dot(dict->encoder_weight + feature * d, j->xc + i * d, d) + dict->encoder_bias[feature];
+        f[p] = k->dot(dict->encoder_weight + feature * d, j->xc + i * d, d) +
+               dict->encoder_bias[feature];
         if (f[p] > top) top = f[p];
     }
     k->exp_shift(f, top, j->n_dead);
@@ -3125,7 +3402,8 @@ DLRNI_INTERNAL void dlrni_ghost_row(void *arg, int64_t i, int worker) {
 }
 
 DLRN_API dlrn_status dlrn_forward_ghost(const dlrn_dictionary *dict, const float *x, int64_t n,
-                                        const unsigned char *mask, float *x_ghost, float *shift, dlrn_sparse *codes) {
+                                        const unsigned char *mask, float *x_ghost, float *shift,
+                                        dlrn_sparse *codes) {
     dlrn_context *ctx = dict->ctx;
     DLRNI_REQUIRE(ctx, dict->encoder_weight, "this family has no ghost mode");
     if (codes) DLRNI_TRY(dlrn_encode_sparse(dict, x, n, codes));
@@ -3149,11 +3427,11 @@ DLRN_API dlrn_status dlrn_forward_ghost(const dlrn_dictionary *dict, const float
 
 /* ------------------------------------------------------------------------------------------ */
 // >>files
-/* Three layers: the C library's files, as a dlrn_io; reading, from a map of a file or a copy, with one bounded cursor;
-   writing, through one sink that keeps the first fault. */
+/* Three layers: the C library's files, as a dlrn_io; reading, from a map of a file or a copy, with
+   one bounded cursor; writing, through one sink that keeps the first fault. */
 
-/* ---- The C library's files. What is written is a temporary file beside the target, and takes its place only when it
-   is whole and on the disk ---- */
+/* ---- The C library's files. What is written is a temporary file beside the target, and takes its
+   place only when it is whole and on the disk ---- */
 
 #if DLRNI_POSIX && defined(__STRICT_ANSI__) && !defined(__cplusplus)
 extern int fileno(FILE *); /* hidden from strict C99 although it is there */
@@ -3211,7 +3489,8 @@ DLRNI_INTERNAL int dlrni_is_device(const char *path) {
 #endif
 }
 
-/* Where a path leads: through symbolic links, also to a file that is not there yet. 0: too long, or in a circle. */
+/* Where a path leads: through symbolic links, also to a file that is not there yet. 0: too long, or
+   in a circle. */
 DLRNI_INTERNAL int dlrni_follow(const char *path, char *out, size_t size) {
     size_t n = strlen(path);
     if (n >= size) return 0;
@@ -3222,7 +3501,8 @@ DLRNI_INTERNAL int dlrni_follow(const char *path, char *out, size_t size) {
         ssize_t got = readlink(out, to, sizeof to);
         if (got < 0) return 1; /* no link */
         const char *slash = strrchr(out, '/');
-        size_t folder = got && *to != '/' && slash ? (size_t)(slash - out) + 1 : 0; /* else it starts anew */
+        size_t folder =
+            got && *to != '/' && slash ? (size_t)(slash - out) + 1 : 0; /* else it starts anew */
         if (folder + (size_t)got >= size) return 0;
         memcpy(out + folder, to, (size_t)got);
         out[folder + (size_t)got] = 0;
@@ -3237,18 +3517,22 @@ DLRNI_INTERNAL int dlrni_follow(const char *path, char *out, size_t size) {
 DLRNI_INTERNAL void dlrni_keep_mode(const dlrni_stdio *file) {
 #if DLRNI_POSIX
     struct stat st;
-    if (file->temporary && stat(file->target, &st) == 0) (void)!fchmod(fileno(file->f), st.st_mode & 0777);
+    if (file->temporary && stat(file->target, &st) == 0)
+        (void)!fchmod(fileno(file->f), st.st_mode & 0777);
 #else
     (void)file;
 #endif
 }
 
-/* Opens it under the name that it gets; names are in path's block, a temporary one there if it is to be replaced. */
-DLRNI_INTERNAL dlrn_status dlrni_stdio_create(dlrn_context *ctx, dlrni_stdio *file, const char *path) {
+/* Opens it under the name that it gets; names are in path's block, a temporary one there if it is
+   to be replaced. */
+DLRNI_INTERNAL dlrn_status dlrni_stdio_create(dlrn_context *ctx, dlrni_stdio *file,
+                                              const char *path) {
     char target[4096] = "";
     int direct = !strcmp(path, "-") || dlrni_is_device(path);
     if (!direct && !dlrni_follow(path, target, sizeof target))
-        return dlrn_fail(ctx, DLRN_ERR_IO, "%s: the path is too long, or its links lead in a circle", path);
+        return dlrn_fail(ctx, DLRN_ERR_IO,
+                         "%s: the path is too long, or its links lead in a circle", path);
     size_t n = strlen(path) + 1, k = strlen(target) + 1;
     file->path = DLRNI_NEW(ctx, char, (int64_t)(n + 2 * k + 64));
     if (!file->path) return DLRN_ERR_MEMORY;
@@ -3269,7 +3553,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_create(dlrn_context *ctx, dlrni_stdio *fi
         file->temporary = file->target + k;
         file->rewinds = 1;
         memcpy(file->target, target, k);
-        dlrni_print(file->temporary, k + 63, "%s.%ld-%llx.tmp", target, id, (unsigned long long)(uintptr_t)file);
+        dlrni_print(file->temporary, k + 63, "%s.%ld-%llx.tmp", target, id,
+                    (unsigned long long)(uintptr_t)file);
     }
     file->f = fopen(file->temporary ? file->temporary : path, "wb");
     if (!file->f) return dlrni_io_error(ctx, path, "create it");
@@ -3278,22 +3563,24 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_create(dlrn_context *ctx, dlrni_stdio *fi
 }
 
 /* Names it in errors as before and path together. */
-DLRNI_INTERNAL dlrn_status dlrni_stdio_name(dlrn_context *ctx, dlrni_stdio *file, const char *before,
-                                            const char *path) {
+DLRNI_INTERNAL dlrn_status dlrni_stdio_name(dlrn_context *ctx, dlrni_stdio *file,
+                                            const char *before, const char *path) {
     size_t n = strlen(before) + strlen(path) + 1;
     file->path = DLRNI_NEW(ctx, char, (int64_t)n);
     if (file->path) dlrni_print(file->path, n, "%s%s", before, path);
     return file->path ? DLRN_OK : DLRN_ERR_MEMORY;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_stdio_find(dlrn_context *ctx, dlrni_stdio *file, const char *path) {
+DLRNI_INTERNAL dlrn_status dlrni_stdio_find(dlrn_context *ctx, dlrni_stdio *file,
+                                            const char *path) {
     int is_standard = !strcmp(path, "-");
     DLRNI_TRY(dlrni_stdio_name(ctx, file, "", is_standard ? "standard input" : path));
     file->f = is_standard ? stdin : fopen(path, "rb");
     return file->f ? DLRN_OK : dlrni_io_error(ctx, path, "open it");
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_stdio_without_name(dlrn_context *ctx, dlrni_stdio *file, const char *path) {
+DLRNI_INTERNAL dlrn_status dlrni_stdio_without_name(dlrn_context *ctx, dlrni_stdio *file,
+                                                    const char *path) {
     DLRNI_TRY(dlrni_stdio_name(ctx, file, "a temporary file for ", path));
     file->f = tmpfile();
     file->rewinds = 1;
@@ -3302,7 +3589,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_without_name(dlrn_context *ctx, dlrni_std
 
 /* One of the three ways to open a file. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_begin(dlrn_context *ctx, const char *path, void **out,
-                                             dlrn_status (*way)(dlrn_context *, dlrni_stdio *, const char *)) {
+                                             dlrn_status (*way)(dlrn_context *, dlrni_stdio *,
+                                                                const char *)) {
     dlrni_stdio *file = DLRNI_NEW_ZERO(ctx, dlrni_stdio, 1);
     if (!file) return DLRN_ERR_MEMORY;
     dlrn_status s = way(ctx, file, path);
@@ -3315,30 +3603,34 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_begin(dlrn_context *ctx, const char *path
     return s;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_stdio_open(void *user, dlrn_context *ctx, const char *path, int writing, void **out) {
+DLRNI_INTERNAL dlrn_status dlrni_stdio_open(void *user, dlrn_context *ctx, const char *path,
+                                            int writing, void **out) {
     if (strcmp(path, "-") && dlrni_stdio_exists(user, path) == 2)
-        return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected a file%s, found a folder", path, writing ? " to write" : "");
+        return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected a file%s, found a folder", path,
+                         writing ? " to write" : "");
     return dlrni_stdio_begin(ctx, path, out, writing ? dlrni_stdio_create : dlrni_stdio_find);
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_stdio_temporary(void *user, dlrn_context *ctx, const char *path, void **out) {
+DLRNI_INTERNAL dlrn_status dlrni_stdio_temporary(void *user, dlrn_context *ctx, const char *path,
+                                                 void **out) {
     (void)user;
     return dlrni_stdio_begin(ctx, path, out, dlrni_stdio_without_name);
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_stdio_read(void *user, dlrn_context *ctx, void *file, void *bytes, size_t size,
-                                            size_t *got) {
+DLRNI_INTERNAL dlrn_status dlrni_stdio_read(void *user, dlrn_context *ctx, void *file, void *bytes,
+                                            size_t size, size_t *got) {
     const dlrni_stdio *from = (const dlrni_stdio *)file;
     (void)user;
     *got = fread(bytes, 1, size, from->f);
     return *got || !ferror(from->f) ? DLRN_OK : dlrni_io_error(ctx, from->path, "read it");
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_stdio_write(void *user, dlrn_context *ctx, void *file, const void *bytes,
-                                             size_t size) {
+DLRNI_INTERNAL dlrn_status dlrni_stdio_write(void *user, dlrn_context *ctx, void *file,
+                                             const void *bytes, size_t size) {
     const dlrni_stdio *to = (const dlrni_stdio *)file;
     (void)user;
-    return fwrite(bytes, 1, size, to->f) == size ? DLRN_OK : dlrni_io_error(ctx, to->path, "write it");
+    return fwrite(bytes, 1, size, to->f) == size ? DLRN_OK
+                                                 : dlrni_io_error(ctx, to->path, "write it");
 }
 
 DLRNI_INTERNAL int dlrni_stdio_rewind(void *user, void *file) {
@@ -3381,7 +3673,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_close(void *user, dlrn_context *ctx, void
 #if !DLRNI_POSIX
     if (o->temporary && keep) remove(o->target); /* rename need not replace */
 #endif
-    if (o->temporary && keep && rename(o->temporary, o->target)) s = dlrni_io_error(ctx, o->path, "put it in place");
+    if (o->temporary && keep && rename(o->temporary, o->target))
+        s = dlrni_io_error(ctx, o->path, "put it in place");
     if (o->temporary && keep && s == DLRN_OK) dlrni_sync_folder(o->target);
     if (o->temporary && (!keep || s != DLRN_OK)) remove(o->temporary);
     dlrni_free(ctx, o->path);
@@ -3394,9 +3687,11 @@ static const dlrn_io dlrni_default_io = {
     dlrni_stdio_exists, dlrni_stdio_rewind, dlrni_stdio_temporary, NULL};
 #else
 
-DLRNI_INTERNAL dlrn_status dlrni_no_open(void *user, dlrn_context *ctx, const char *path, int writing, void **out) {
+DLRNI_INTERNAL dlrn_status dlrni_no_open(void *user, dlrn_context *ctx, const char *path,
+                                         int writing, void **out) {
     (void)user, (void)writing, (void)out;
-    return dlrn_fail(ctx, DLRN_ERR_IO, "%s: there are no files: DICTLEARN_NO_STDIO, and a context without io", path);
+    return dlrn_fail(ctx, DLRN_ERR_IO,
+                     "%s: there are no files: DICTLEARN_NO_STDIO, and a context without io", path);
 }
 
 DLRNI_INTERNAL int dlrni_no_exists(void *user, const char *path) {
@@ -3404,7 +3699,8 @@ DLRNI_INTERNAL int dlrni_no_exists(void *user, const char *path) {
     return 0;
 }
 
-static const dlrn_io dlrni_default_io = {dlrni_no_open, NULL, NULL, NULL, dlrni_no_exists, NULL, NULL, NULL};
+static const dlrn_io dlrni_default_io = {dlrni_no_open,   NULL, NULL, NULL,
+                                         dlrni_no_exists, NULL, NULL, NULL};
 #endif
 
 DLRNI_INTERNAL const dlrn_io *dlrni_io_of(const dlrn_context *ctx) {
@@ -3419,7 +3715,8 @@ DLRN_API int dlrn_file_exists(dlrn_context *ctx, const char *path) {
 }
 
 /* A whole file, with a 0 byte after it. */
-DLRN_API dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **bytes, size_t *size) {
+DLRN_API dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **bytes,
+                                    size_t *size) {
     const dlrn_io *io = dlrni_io_of(ctx);
     void *file;
     char *p = NULL;
@@ -3431,7 +3728,8 @@ DLRN_API dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **
     dlrn_status s = DLRN_OK;
     while (s == DLRN_OK && got) {
         s = DLRNI_GROW(ctx, &p, &cap, used, used + 65536) ? DLRN_OK : DLRN_ERR_MEMORY;
-        if (s == DLRN_OK) s = io->read_file(io->user, ctx, file, p + used, (size_t)(cap - used - 1), &got);
+        if (s == DLRN_OK)
+            s = io->read_file(io->user, ctx, file, p + used, (size_t)(cap - used - 1), &got);
         if (s == DLRN_OK) used += (int64_t)got;
     }
     (void)!io->close_file(io->user, ctx, file, 0);
@@ -3445,8 +3743,9 @@ DLRN_API dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **
     return DLRN_OK;
 }
 
-/* Asks for pages of 2 MB where a block has room for them: it costs fewer faults (a dictionary of 134 MB loads 1.7 times
-   as fast), and rows drawn at random miss fewer translations (batches of 8192 rows of 2 KB out of 2 GB: 1.7 times). */
+/* Asks for pages of 2 MB where a block has room for them: it costs fewer faults (a dictionary of
+   134 MB loads 1.7 times as fast), and rows drawn at random miss fewer translations (batches of
+   8192 rows of 2 KB out of 2 GB: 1.7 times). */
 DLRNI_INTERNAL void dlrni_huge_pages(void *p, int64_t size) {
 #if DLRNI_POSIX && defined(__linux__)
     const uintptr_t page = (uintptr_t)2 << 20, from = ((uintptr_t)p + page - 1) & ~(page - 1);
@@ -3496,7 +3795,8 @@ DLRNI_INTERNAL dlrn_status dlrni_map_open(dlrn_context *ctx, const char *path, d
     return DLRN_OK;
 }
 
-/* The only way through bytes that are not trusted: `take` gives n of them or NULL, and never looks past the end. */
+/* The only way through bytes that are not trusted: `take` gives n of them or NULL, and never looks
+   past the end. */
 typedef struct dlrni_cursor {
     const unsigned char *p, *end;
 } dlrni_cursor;
@@ -3527,23 +3827,29 @@ DLRNI_INTERNAL void dlrni_put_le(unsigned char *p, uint64_t v, int n) {
 
 /* What four bits add to a CRC-32, the sum that zip keeps of each member. */
 DLRNI_INTERNAL uint32_t dlrni_crc_step(uint32_t crc) {
-    static const uint32_t table[16] = {0x00000000u, 0x1db71064u, 0x3b6e20c8u, 0x26d930acu, 0x76dc4190u, 0x6b6b51f4u,
-                                       0x4db26158u, 0x5005713cu, 0xedb88320u, 0xf00f9344u, 0xd6d6a3e8u, 0xcb61b38cu,
+    static const uint32_t table[16] = {0x00000000u, 0x1db71064u, 0x3b6e20c8u, 0x26d930acu,
+                                       0x76dc4190u, 0x6b6b51f4u, 0x4db26158u, 0x5005713cu,
+                                       0xedb88320u, 0xf00f9344u, 0xd6d6a3e8u, 0xcb61b38cu,
                                        0x9b64c2b0u, 0x86d3d2d4u, 0xa00ae278u, 0xbdbdf21cu};
     return crc >> 4 ^ table[crc & 15];
 }
 
 #if DLRNI_X86
-/* The sum is the remainder of a polynomial over GF(2), so that 16 bytes may be replaced by what they leave 64 (or 16)
-   bytes further on, two carry-less products (Gopal et al., Fast CRC computation using PCLMULQDQ, 2009). n >= 64 bytes,
-   a multiple of 16, become 16 of the same sum; crc is their start. 134 MB: 6 times as fast as eight at a time. */
-__attribute__((target("pclmul,sse4.1"))) DLRNI_INTERNAL __m128i dlrni_crc_fold(__m128i x, __m128i by, __m128i next) {
-    return _mm_xor_si128(next, _mm_xor_si128(_mm_clmulepi64_si128(x, by, 0x00), _mm_clmulepi64_si128(x, by, 0x11)));
+/* The sum is the remainder of a polynomial over GF(2), so that 16 bytes may be replaced by what
+   they leave 64 (or 16) bytes further on, two carry-less products (Gopal et al., Fast CRC
+   computation using PCLMULQDQ, 2009). n >= 64 bytes, a multiple of 16, become 16 of the same sum;
+   crc is their start. 134 MB: 6 times as fast as eight at a time. */
+__attribute__((target("pclmul,sse4.1"))) DLRNI_INTERNAL __m128i dlrni_crc_fold(__m128i x,
+                                                                               __m128i by,
+                                                                               __m128i next) {
+    return _mm_xor_si128(
+        next, _mm_xor_si128(_mm_clmulepi64_si128(x, by, 0x00), _mm_clmulepi64_si128(x, by, 0x11)));
 }
 
-__attribute__((target("pclmul,sse4.1"))) DLRNI_INTERNAL void dlrni_crc_shrink(uint32_t crc, const unsigned char *p,
-                                                                              uint64_t n, unsigned char *out) {
-    const __m128i by_64 = _mm_set_epi64x(0x1c6e41596, 0x154442bd4), by_16 = _mm_set_epi64x(0x0ccaa009e, 0x1751997d0);
+__attribute__((target("pclmul,sse4.1"))) DLRNI_INTERNAL void
+dlrni_crc_shrink(uint32_t crc, const unsigned char *p, uint64_t n, unsigned char *out) {
+    const __m128i by_64 = _mm_set_epi64x(0x1c6e41596, 0x154442bd4),
+                  by_16 = _mm_set_epi64x(0x0ccaa009e, 0x1751997d0);
     const __m128i *at = (const __m128i *)(const void *)p;
     __m128i x[4];
     for (int i = 0; i < 4; i++) x[i] = _mm_loadu_si128(at + i);
@@ -3560,8 +3866,8 @@ __attribute__((target("pclmul,sse4.1"))) DLRNI_INTERNAL void dlrni_crc_shrink(ui
 }
 #endif
 
-/* Long runs go eight bytes at a time, since a file is summed when it is opened; their tables are made anew each time,
-   because static ones would have to be guarded from other threads. */
+/* Long runs go eight bytes at a time, since a file is summed when it is opened; their tables are
+   made anew each time, because static ones would have to be guarded from other threads. */
 DLRNI_INTERNAL uint32_t dlrni_crc32_plain(uint32_t crc, const unsigned char *p, uint64_t n) {
     crc = ~crc;
     if (n >= 16384) {
@@ -3571,8 +3877,8 @@ DLRNI_INTERNAL uint32_t dlrni_crc32_plain(uint32_t crc, const unsigned char *p, 
             for (uint32_t i = 0; i < 256; i++) t[k][i] = t[k - 1][i] >> 8 ^ t[0][t[k - 1][i] & 255];
         for (; n >= 8; n -= 8, p += 8) {
             crc ^= (uint32_t)dlrni_le(p, 4);
-            crc = t[7][crc & 255] ^ t[6][crc >> 8 & 255] ^ t[5][crc >> 16 & 255] ^ t[4][crc >> 24] ^ t[3][p[4]] ^
-                  t[2][p[5]] ^ t[1][p[6]] ^ t[0][p[7]];
+            crc = t[7][crc & 255] ^ t[6][crc >> 8 & 255] ^ t[5][crc >> 16 & 255] ^ t[4][crc >> 24] ^
+                  t[3][p[4]] ^ t[2][p[5]] ^ t[1][p[6]] ^ t[0][p[7]];
         }
     }
     for (; n; n--) crc = dlrni_crc_step(dlrni_crc_step(crc ^ *p++));
@@ -3593,7 +3899,8 @@ DLRNI_INTERNAL uint32_t dlrni_crc32(uint32_t crc, const unsigned char *p, uint64
     return dlrni_crc32_plain(crc, p, n);
 }
 
-/* FNV-1a from a start that a file cannot know, and mixed: else it could give all its names one place in a table. */
+/* FNV-1a from a start that a file cannot know, and mixed: else it could give all its names one
+   place in a table. */
 DLRNI_INTERNAL uint64_t dlrni_hash(const void *start, const char *p, int64_t n) {
     uint64_t h = 14695981039346656037u ^ (uint64_t)(uintptr_t)start * 0x9E3779B97F4A7C15u;
     for (int64_t i = 0; i < n; i++) h = (h ^ (unsigned char)p[i]) * 1099511628211u;
@@ -3601,7 +3908,8 @@ DLRNI_INTERNAL uint64_t dlrni_hash(const void *start, const char *p, int64_t n) 
     return h ^ h >> 32;
 }
 
-/* Which number a text has: an open-addressing table, at least half of it free. The texts are borrowed. */
+/* Which number a text has: an open-addressing table, at least half of it free. The texts are
+   borrowed. */
 typedef struct dlrni_name {
     const char *text; /* NULL: free */
     int64_t len, value;
@@ -3614,7 +3922,8 @@ typedef struct dlrni_names {
 
 DLRNI_INTERNAL dlrni_name *dlrni_names_slot(const dlrni_names *t, const char *text, int64_t len) {
     int64_t at = (int64_t)(dlrni_hash(t->slot, text, len) & (uint64_t)(t->size - 1));
-    while (t->slot[at].text && (t->slot[at].len != len || memcmp(t->slot[at].text, text, (size_t)len)))
+    while (t->slot[at].text &&
+           (t->slot[at].len != len || memcmp(t->slot[at].text, text, (size_t)len)))
         at = (at + 1) & (t->size - 1);
     return &t->slot[at];
 }
@@ -3626,12 +3935,14 @@ DLRNI_INTERNAL int64_t dlrni_names_find(const dlrni_names *t, const char *text, 
 }
 
 /* Gives a text a number, unless it has one; 0: no memory. */
-DLRNI_INTERNAL int dlrni_names_put(dlrn_context *ctx, dlrni_names *t, const char *text, int64_t len, int64_t value) {
+DLRNI_INTERNAL int dlrni_names_put(dlrn_context *ctx, dlrni_names *t, const char *text, int64_t len,
+                                   int64_t value) {
     if (2 * (t->count + 1) > t->size) {
         dlrni_names wide = {NULL, t->size ? 2 * t->size : 16, t->count};
         if (!(wide.slot = DLRNI_NEW_ZERO(ctx, dlrni_name, wide.size))) return 0;
         for (int64_t i = 0; i < t->size; i++)
-            if (t->slot[i].text) *dlrni_names_slot(&wide, t->slot[i].text, t->slot[i].len) = t->slot[i];
+            if (t->slot[i].text)
+                *dlrni_names_slot(&wide, t->slot[i].text, t->slot[i].len) = t->slot[i];
         dlrni_free(ctx, t->slot);
         *t = wide;
     }
@@ -3672,12 +3983,15 @@ typedef struct dlrni_spool {
     int is_open;
 } dlrni_spool;
 
-DLRNI_INTERNAL dlrn_status dlrni_spool_open(dlrn_context *ctx, const char *path, dlrni_spool *spool) {
+DLRNI_INTERNAL dlrn_status dlrni_spool_open(dlrn_context *ctx, const char *path,
+                                            dlrni_spool *spool) {
     const dlrn_io *io = dlrni_io_of(ctx);
     memset(spool, 0, sizeof *spool);
     spool->memory.ctx = ctx;
     spool->is_open = 1;
-    return io->temporary_file && io->rewind_file ? io->temporary_file(io->user, ctx, path, &spool->file) : DLRN_OK;
+    return io->temporary_file && io->rewind_file
+               ? io->temporary_file(io->user, ctx, path, &spool->file)
+               : DLRN_OK;
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_spool_add(dlrni_spool *spool, const void *bytes, size_t size) {
@@ -3694,11 +4008,13 @@ DLRNI_INTERNAL dlrn_status dlrni_spool_rewind(dlrni_spool *spool, const char *pa
     const dlrn_io *io = dlrni_io_of(ctx);
     spool->at = 0;
     if (!spool->file || io->rewind_file(io->user, spool->file)) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_IO, "a temporary file for %s: cannot go back to its start", path);
+    return dlrn_fail(ctx, DLRN_ERR_IO, "a temporary file for %s: cannot go back to its start",
+                     path);
 }
 
 /* size bytes, or, at the end, what is left. */
-DLRNI_INTERNAL dlrn_status dlrni_spool_fill(dlrni_spool *spool, unsigned char *bytes, size_t size, size_t *got) {
+DLRNI_INTERNAL dlrn_status dlrni_spool_fill(dlrni_spool *spool, unsigned char *bytes, size_t size,
+                                            size_t *got) {
     dlrn_context *ctx = spool->memory.ctx;
     const dlrn_io *io = dlrni_io_of(ctx);
     *got = 0;
@@ -3716,7 +4032,8 @@ DLRNI_INTERNAL dlrn_status dlrni_spool_fill(dlrni_spool *spool, unsigned char *b
 DLRNI_INTERNAL void dlrni_spool_free(dlrni_spool *spool) {
     dlrn_context *ctx = spool->memory.ctx;
     if (!spool->is_open) return;
-    if (spool->file) (void)!dlrni_io_of(ctx)->close_file(dlrni_io_of(ctx)->user, ctx, spool->file, 0);
+    if (spool->file)
+        (void)!dlrni_io_of(ctx)->close_file(dlrni_io_of(ctx)->user, ctx, spool->file, 0);
     dlrni_free(ctx, spool->memory.p);
     spool->is_open = 0;
 }
@@ -3747,7 +4064,8 @@ DLRNI_INTERNAL void dlrni_out_write(dlrni_out *o, const void *bytes, uint64_t n)
 
 DLRNI_INTERNAL void dlrni_out_zeros(dlrni_out *o, uint64_t n) {
     static const unsigned char zeros[64] = {0};
-    for (; n; n -= (uint64_t)dlrni_min((int64_t)n, 64)) dlrni_out_write(o, zeros, (uint64_t)dlrni_min((int64_t)n, 64));
+    for (; n; n -= (uint64_t)dlrni_min((int64_t)n, 64))
+        dlrni_out_write(o, zeros, (uint64_t)dlrni_min((int64_t)n, 64));
 }
 
 /* Whether what is written next replaces the file's beginning. */
@@ -3764,7 +4082,8 @@ DLRNI_INTERNAL dlrn_status dlrni_out_close(dlrni_out *o) {
     return o->status;
 }
 
-DLRN_API dlrn_status dlrn_file_write(dlrn_context *ctx, const char *path, const void *bytes, size_t size) {
+DLRN_API dlrn_status dlrn_file_write(dlrn_context *ctx, const char *path, const void *bytes,
+                                     size_t size) {
     dlrni_out o;
     DLRNI_TRY(dlrni_out_open(ctx, path, &o));
     dlrni_out_write(&o, bytes, size);
@@ -3773,8 +4092,9 @@ DLRN_API dlrn_status dlrn_file_write(dlrn_context *ctx, const char *path, const 
 
 /* ------------------------------------------------------------------------------------------ */
 // >>json
-/* A strict reader (RFC 8259). The number of values is at most one more than the commas and opening brackets, and no
-   string grows when it is unescaped, so one block in proportion to the text holds the whole tree. */
+/* A strict reader (RFC 8259). The number of values is at most one more than the commas and opening
+   brackets, and no string grows when it is unescaped, so one block in proportion to the text holds
+   the whole tree. */
 
 typedef struct dlrni_json_reader {
     dlrn_context *ctx;
@@ -3789,12 +4109,13 @@ enum { DLRNI_JSON_DEPTH = 64 };
 DLRNI_INTERNAL dlrn_status dlrni_json_error(dlrni_json_reader *r, const char *what) {
     int64_t line = 1;
     for (const char *q = r->start; q < r->p; q++) line += *q == '\n';
-    return dlrn_fail(r->ctx, DLRN_ERR_FORMAT, "%s: JSON, line %lld, byte %lld: %s", r->name, (long long)line,
-                     (long long)(r->p - r->start), what);
+    return dlrn_fail(r->ctx, DLRN_ERR_FORMAT, "%s: JSON, line %lld, byte %lld: %s", r->name,
+                     (long long)line, (long long)(r->p - r->start), what);
 }
 
 DLRNI_INTERNAL void dlrni_json_space(dlrni_json_reader *r) {
-    while (r->p < r->end && (*r->p == ' ' || *r->p == '\t' || *r->p == '\n' || *r->p == '\r')) r->p++;
+    while (r->p < r->end && (*r->p == ' ' || *r->p == '\t' || *r->p == '\n' || *r->p == '\r'))
+        r->p++;
 }
 
 DLRNI_INTERNAL int dlrni_hex4(const char *p, uint32_t *out) {
@@ -3831,7 +4152,8 @@ DLRNI_INTERNAL char *dlrni_utf8_put(char *to, uint32_t c) {
     return to;
 }
 
-/* Bytes of the UTF-8 character at p, 0 if it is malformed (overlong, surrogate, beyond U+10FFFF, cut short). */
+/* Bytes of the UTF-8 character at p, 0 if it is malformed (overlong, surrogate, beyond U+10FFFF,
+   cut short). */
 DLRNI_INTERNAL int dlrni_utf8_length(const char *p, const char *end) {
     const unsigned char *u = (const unsigned char *)p;
     int64_t left = end - p;
@@ -3857,11 +4179,12 @@ DLRNI_INTERNAL dlrn_status dlrni_json_escape(dlrni_json_reader *r) {
         return DLRN_OK;
     }
     uint32_t c, low;
-    if (*r->p != 'u' || r->end - r->p < 5 || !dlrni_hex4(r->p + 1, &c)) return dlrni_json_error(r, "unknown escape");
+    if (*r->p != 'u' || r->end - r->p < 5 || !dlrni_hex4(r->p + 1, &c))
+        return dlrni_json_error(r, "unknown escape");
     r->p += 5;
     if (c >= 0xD800 && c < 0xE000) { /* half of a pair: the other half must follow */
-        if (c >= 0xDC00 || r->end - r->p < 6 || r->p[0] != '\\' || r->p[1] != 'u' || !dlrni_hex4(r->p + 2, &low) ||
-            low < 0xDC00 || low > 0xDFFF)
+        if (c >= 0xDC00 || r->end - r->p < 6 || r->p[0] != '\\' || r->p[1] != 'u' ||
+            !dlrni_hex4(r->p + 2, &low) || low < 0xDC00 || low > 0xDFFF)
             return dlrni_json_error(r, "a surrogate without its partner");
         c = 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00);
         r->p += 6;
@@ -3870,7 +4193,8 @@ DLRNI_INTERNAL dlrn_status dlrni_json_escape(dlrni_json_reader *r) {
     return DLRN_OK;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_json_string(dlrni_json_reader *r, const char **text, int64_t *len) {
+DLRNI_INTERNAL dlrn_status dlrni_json_string(dlrni_json_reader *r, const char **text,
+                                             int64_t *len) {
     char *first = r->text;
     if (r->p >= r->end || *r->p != '"') return dlrni_json_error(r, "expected a string");
     for (r->p++; r->p < r->end && *r->p != '"';) {
@@ -3881,7 +4205,8 @@ DLRNI_INTERNAL dlrn_status dlrni_json_string(dlrni_json_reader *r, const char **
         }
         int n = dlrni_utf8_length(r->p, r->end);
         if (!n) return dlrni_json_error(r, "a string is not UTF-8");
-        if ((unsigned char)*r->p < 0x20) return dlrni_json_error(r, "a control character in a string");
+        if ((unsigned char)*r->p < 0x20)
+            return dlrni_json_error(r, "a control character in a string");
         while (n-- > 0) *r->text++ = *r->p++;
     }
     if (r->p >= r->end) return dlrni_json_error(r, "the text ends inside a string");
@@ -3947,7 +4272,8 @@ DLRNI_INTERNAL dlrn_status dlrni_json_unique(dlrni_json_reader *r, const dlrn_js
     dlrn_status s = DLRN_OK;
     for (const dlrn_json *m = object->first; m && s == DLRN_OK; m = m->next) {
         if (dlrni_names_find(&keys, m->key, m->key_len) >= 0)
-            s = dlrn_fail(r->ctx, DLRN_ERR_FORMAT, "%s: JSON: the key \"%.60s\" stands twice in one object", r->name,
+            s = dlrn_fail(r->ctx, DLRN_ERR_FORMAT,
+                          "%s: JSON: the key \"%.60s\" stands twice in one object", r->name,
                           m->key);
         else if (!dlrni_names_put(r->ctx, &keys, m->key, m->key_len, 0))
             s = DLRN_ERR_MEMORY;
@@ -3979,10 +4305,12 @@ DLRNI_INTERNAL dlrn_status dlrni_json_children(dlrni_json_reader *r, dlrn_json *
         v->count++;
         dlrni_json_space(r);
         if (r->p < r->end && *r->p == close) break;
-        if (r->p >= r->end || *r->p != ',') return dlrni_json_error(r, "expected ',' or the closing bracket");
+        if (r->p >= r->end || *r->p != ',')
+            return dlrni_json_error(r, "expected ',' or the closing bracket");
         r->p++;
         dlrni_json_space(r);
-        if (r->p < r->end && *r->p == close) return dlrni_json_error(r, "a comma before the closing bracket");
+        if (r->p < r->end && *r->p == close)
+            return dlrni_json_error(r, "a comma before the closing bracket");
     }
     r->p++;
     r->depth--;
@@ -4013,13 +4341,14 @@ DLRNI_INTERNAL dlrn_status dlrni_json_value(dlrni_json_reader *r, dlrn_json *v) 
     return dlrni_json_word(r, "null") ? DLRN_OK : dlrni_json_error(r, "expected a value");
 }
 
-DLRN_API dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t size, const char *name,
-                                     dlrn_json **out) {
+DLRN_API dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t size,
+                                     const char *name, dlrn_json **out) {
     int64_t nodes = 1, bytes, total;
     *out = NULL;
     for (size_t i = 0; i < size; i++) nodes += text[i] == ',' || text[i] == '[' || text[i] == '{';
     /* keys and values each take a terminating 0: at most two a value */
-    if (!dlrni_mul(nodes, (int64_t)sizeof(dlrn_json) + 2, &bytes) || !dlrni_add(bytes, (int64_t)size, &total))
+    if (!dlrni_mul(nodes, (int64_t)sizeof(dlrn_json) + 2, &bytes) ||
+        !dlrni_add(bytes, (int64_t)size, &total))
         return dlrn_fail(ctx, DLRN_ERR_MEMORY, "%s: JSON too large", name);
     dlrn_json *root = (dlrn_json *)dlrni_alloc(ctx, total, 1);
     if (!root) return DLRN_ERR_MEMORY;
@@ -4053,7 +4382,8 @@ DLRN_API const dlrn_json *dlrn_json_get(const dlrn_json *object, const char *pat
     return object;
 }
 
-DLRN_API const char *dlrn_json_text(const dlrn_json *object, const char *path, const char *otherwise) {
+DLRN_API const char *dlrn_json_text(const dlrn_json *object, const char *path,
+                                    const char *otherwise) {
     const dlrn_json *v = dlrn_json_get(object, path);
     return v && v->type == DLRN_JSON_STRING ? v->text : otherwise;
 }
@@ -4065,8 +4395,9 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 
 /* ------------------------------------------------------------------------------------------ */
 // >>entries
-/* An archive is a list of named tensors that lie somewhere in a mapped file. Every reader ends in dlrni_archive_add,
-   which checks that a tensor lies within the bytes it claims; after that, reading cannot leave them. */
+/* An archive is a list of named tensors that lie somewhere in a mapped file. Every reader ends in
+   dlrni_archive_add, which checks that a tensor lies within the bytes it claims; after that,
+   reading cannot leave them. */
 
 typedef struct dlrni_entry {
     dlrn_tensor_info info;
@@ -4113,10 +4444,11 @@ DLRNI_INTERNAL char *dlrni_archive_text(dlrn_archive *a, const char *text, int64
     return copy;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_archive_note(dlrn_archive *a, const char *key, int64_t key_len, const char *value,
-                                              int64_t value_len) {
+DLRNI_INTERNAL dlrn_status dlrni_archive_note(dlrn_archive *a, const char *key, int64_t key_len,
+                                              const char *value, int64_t value_len) {
     char *k = dlrni_archive_text(a, key, key_len), *v = dlrni_archive_text(a, value, value_len);
-    if (!k || !v || !DLRNI_GROW(a->ctx, &a->meta, &a->meta_cap, a->metas, a->metas + 1)) return DLRN_ERR_MEMORY;
+    if (!k || !v || !DLRNI_GROW(a->ctx, &a->meta, &a->meta_cap, a->metas, a->metas + 1))
+        return DLRN_ERR_MEMORY;
     a->meta[a->metas].key = k;
     a->meta[a->metas++].value = v;
     return DLRN_OK;
@@ -4126,7 +4458,8 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_note(dlrn_archive *a, const char *key, 
 DLRNI_INTERNAL dlrn_status dlrni_archive_take(dlrn_archive *a, const dlrni_entry *e) {
     int64_t len = (int64_t)strlen(e->info.name);
     if (dlrni_names_find(&a->names, e->info.name, len) >= 0)
-        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s' stands twice in the file", a->path, e->info.name);
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s' stands twice in the file",
+                         a->path, e->info.name);
     if (!DLRNI_GROW(a->ctx, &a->entries, &a->cap, a->count, a->count + 1) ||
         !dlrni_names_put(a->ctx, &a->names, e->info.name, len, a->count))
         return DLRN_ERR_MEMORY;
@@ -4138,10 +4471,12 @@ DLRNI_INTERNAL void dlrni_shape_text(const int64_t *shape, int ndim, char *text,
     size_t at = 0;
     text[0] = 0;
     for (int i = 0; i < ndim && at < size; i++)
-        at += (size_t)dlrni_print(text + at, size - at, "%s%lld", i ? ", " : "", (long long)shape[i]);
+        at +=
+            (size_t)dlrni_print(text + at, size - at, "%s%lld", i ? ", " : "", (long long)shape[i]);
 }
 
-/* The number of elements; 0: a negative size, or too many of them. With a 0 among them, the others may be any. */
+/* The number of elements; 0: a negative size, or too many of them. With a 0 among them, the others
+   may be any. */
 DLRNI_INTERNAL int dlrni_numel(const int64_t *shape, int ndim, int64_t *out) {
     int fits = 1, none = 0;
     *out = 1;
@@ -4154,40 +4489,47 @@ DLRNI_INTERNAL int dlrni_numel(const int64_t *shape, int ndim, int64_t *out) {
     return fits || none;
 }
 
-/* Adds a tensor over `bytes` bytes of storage. stride NULL: row-major. Names may come in any order; a second tensor
-   of a name is an error. */
-DLRNI_INTERNAL dlrn_status dlrni_archive_add(dlrn_archive *a, const char *name, int64_t name_len, dlrn_dtype dtype,
-                                             int ndim, const int64_t *shape, const int64_t *stride, int64_t offset,
-                                             const unsigned char *storage, uint64_t bytes, int swap) {
+/* Adds a tensor over `bytes` bytes of storage. stride NULL: row-major. Names may come in any order;
+   a second tensor of a name is an error. */
+DLRNI_INTERNAL dlrn_status dlrni_archive_add(dlrn_archive *a, const char *name, int64_t name_len,
+                                             dlrn_dtype dtype, int ndim, const int64_t *shape,
+                                             const int64_t *stride, int64_t offset,
+                                             const unsigned char *storage, uint64_t bytes,
+                                             int swap) {
     dlrni_entry e;
     int64_t numel, step = 1, last = offset, span;
     char text[128];
     memset(&e, 0, sizeof e);
     if (ndim < 0 || ndim > DLRN_MAX_DIMS)
-        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%.*s': %d dimensions, at most %d are supported",
-                         a->path, (int)name_len, name, ndim, DLRN_MAX_DIMS);
+        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: tensor '%.*s': %d dimensions, at most %d are supported", a->path,
+                         (int)name_len, name, ndim, DLRN_MAX_DIMS);
     dlrni_shape_text(shape, ndim, text, sizeof text);
     if (!dlrni_numel(shape, ndim, &numel))
-        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': shape [%s] overflows", a->path, (int)name_len,
-                         name, text);
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': shape [%s] overflows",
+                         a->path, (int)name_len, name, text);
     for (int i = ndim - 1; i >= 0; i--) {
         e.info.shape[i] = shape[i];
         e.stride[i] = stride ? stride[i] : step;
         if (numel) step *= shape[i];
     }
     for (int i = 0; i < ndim && numel; i++)
-        if (e.stride[i] < 0 || !dlrni_mul(e.stride[i], shape[i] - 1, &span) || !dlrni_add(last, span, &last)) last = -1;
+        if (e.stride[i] < 0 || !dlrni_mul(e.stride[i], shape[i] - 1, &span) ||
+            !dlrni_add(last, span, &last))
+            last = -1;
     uint64_t held = bytes / (uint64_t)dlrn_dtype_size(dtype);
-    /* repeated elements (stride 0) are fine, but what they unfold to stays in proportion to the file */
+    /* repeated elements (stride 0) are fine, but what they unfold to stays in proportion to the
+       file */
     uint64_t most = held > a->map.size ? held : a->map.size;
     if (offset < 0 || last < 0 || (numel && (uint64_t)last >= held) || (uint64_t)numel > most)
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
                          "%s: tensor '%.*s': shape [%s] at offset %lld does not fit its storage: "
                          "expected at most %llu elements",
-                         a->path, (int)name_len, name, text, (long long)offset, (unsigned long long)held);
+                         a->path, (int)name_len, name, text, (long long)offset,
+                         (unsigned long long)held);
     if (name_len && memchr(name, 0, (size_t)name_len))
-        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': a 0 byte in its name", a->path, (int)name_len,
-                         name);
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': a 0 byte in its name",
+                         a->path, (int)name_len, name);
     e.info.name = dlrni_archive_text(a, name, name_len);
     if (!e.info.name) return DLRN_ERR_MEMORY;
     e.info.dtype = dtype;
@@ -4213,7 +4555,8 @@ DLRNI_INTERNAL int64_t dlrni_whole(double v) {
 }
 
 /* One element, widened. Integers beyond 2^53 lose their last bits here; _read_i64 keeps them. */
-DLRNI_INTERNAL double dlrni_element(const unsigned char *p, dlrn_dtype type, int swap, int64_t *integer) {
+DLRNI_INTERNAL double dlrni_element(const unsigned char *p, dlrn_dtype type, int swap,
+                                    int64_t *integer) {
     unsigned char raw[8] = {0};
     int64_t size = dlrn_dtype_size(type);
     memcpy(raw, p, (size_t)size);
@@ -4242,14 +4585,15 @@ DLRNI_INTERNAL double dlrni_element(const unsigned char *p, dlrn_dtype type, int
     default: value = (double)i; break;
     }
     if (integer)
-        *integer =
-            type == DLRN_F32 || type == DLRN_F16 || type == DLRN_BF16 || type == DLRN_F64 ? dlrni_whole(value) : i;
+        *integer = type == DLRN_F32 || type == DLRN_F16 || type == DLRN_BF16 || type == DLRN_F64
+                       ? dlrni_whole(value)
+                       : i;
     return value;
 }
 
 /* n elements `step` elements apart, widened. */
-DLRNI_INTERNAL void dlrni_widen(const dlrni_entry *e, int64_t first, int64_t n, int64_t step, float *dst,
-                                int64_t *idst) {
+DLRNI_INTERNAL void dlrni_widen(const dlrni_entry *e, int64_t first, int64_t n, int64_t step,
+                                float *dst, int64_t *idst) {
     int64_t size = dlrn_dtype_size(e->info.dtype);
     const unsigned char *p = e->data + first * size;
     if (dst && e->info.dtype == DLRN_F32 && step == 1 && !e->swap && dlrni_little_endian()) {
@@ -4262,18 +4606,21 @@ DLRNI_INTERNAL void dlrni_widen(const dlrni_entry *e, int64_t first, int64_t n, 
     }
 }
 
-/* Row-major elements of slices [first, first + rows) of the first dimension: one run along the last dimension at a
-   time, an odometer over the others. */
-DLRNI_INTERNAL void dlrni_entry_read(const dlrni_entry *e, int64_t first, int64_t rows, float *dst, int64_t *idst) {
+/* Row-major elements of slices [first, first + rows) of the first dimension: one run along the last
+   dimension at a time, an odometer over the others. */
+DLRNI_INTERNAL void dlrni_entry_read(const dlrni_entry *e, int64_t first, int64_t rows, float *dst,
+                                     int64_t *idst) {
     int n = e->info.ndim;
-    int64_t at[DLRN_MAX_DIMS] = {0}, done = 0, total = n ? rows : 1, run = n ? e->info.shape[n - 1] : 1;
+    int64_t at[DLRN_MAX_DIMS] = {0}, done = 0, total = n ? rows : 1,
+            run = n ? e->info.shape[n - 1] : 1;
     if (n == 1) run = rows;
     for (int i = 1; i < n; i++) total *= e->info.shape[i];
     int64_t base = e->offset + (n ? first * e->stride[0] : 0);
     while (done < total) {
         int64_t from = base;
         for (int i = 0; i < n - 1; i++) from += at[i] * e->stride[i];
-        dlrni_widen(e, from, run, n ? e->stride[n - 1] : 1, dst ? dst + done : NULL, idst ? idst + done : NULL);
+        dlrni_widen(e, from, run, n ? e->stride[n - 1] : 1, dst ? dst + done : NULL,
+                    idst ? idst + done : NULL);
         done += run;
         for (int i = n - 2; i >= 0; i--) {
             if (++at[i] < (i ? e->info.shape[i] : rows)) break;
@@ -4282,12 +4629,15 @@ DLRNI_INTERNAL void dlrni_entry_read(const dlrni_entry *e, int64_t first, int64_
     }
 }
 
-DLRN_API dlrn_status dlrn_archive_read_rows(dlrn_archive *a, int64_t index, int64_t first, int64_t rows, float *dst) {
+DLRN_API dlrn_status dlrn_archive_read_rows(dlrn_archive *a, int64_t index, int64_t first,
+                                            int64_t rows, float *dst) {
     DLRNI_REQUIRE(a->ctx, index >= 0 && index < a->count, "no such tensor");
     const dlrni_entry *e = &a->entries[index];
     int64_t all = e->info.ndim ? e->info.shape[0] : 1;
-    DLRNI_REQUIRE(a->ctx, first >= 0 && rows >= 0 && first <= all && rows <= all - first, "rows out of range");
-    if (e->info.numel) dlrni_entry_read(e, first, rows, dst, NULL); /* else the other sizes may be beyond bounds */
+    DLRNI_REQUIRE(a->ctx, first >= 0 && rows >= 0 && first <= all && rows <= all - first,
+                  "rows out of range");
+    if (e->info.numel)
+        dlrni_entry_read(e, first, rows, dst, NULL); /* else the other sizes may be beyond bounds */
     return DLRN_OK;
 }
 
@@ -4351,7 +4701,7 @@ DLRN_API const char *dlrn_archive_metadata(const dlrn_archive *a, const char *ke
 /* safetensors: 8 bytes of length, a JSON header, the data. */
 
 DLRNI_INTERNAL int dlrni_dtype_of(const char *name) {
-#define DLRNI_DTYPE_IS(value, text, bytes)                                                                             \
+#define DLRNI_DTYPE_IS(value, text, bytes)                                                         \
     if (!strcmp(name, text)) return value;
     DLRN_DTYPE_LIST(DLRNI_DTYPE_IS)
 #undef DLRNI_DTYPE_IS
@@ -4360,39 +4710,45 @@ DLRNI_INTERNAL int dlrni_dtype_of(const char *name) {
 
 /* A whole number in [0, 2^53]. */
 DLRNI_INTERNAL int dlrni_json_size(const dlrn_json *v, int64_t *out) {
-    if (!v || v->type != DLRN_JSON_NUMBER || !(v->number >= 0 && v->number <= 9007199254740992.0)) return 0;
+    if (!v || v->type != DLRN_JSON_NUMBER || !(v->number >= 0 && v->number <= 9007199254740992.0))
+        return 0;
     *out = (int64_t)v->number;
     return (double)*out == v->number && !strpbrk(v->text, ".eE-");
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_safetensors_tensor(dlrn_archive *a, const dlrn_json *t, dlrni_cursor data) {
+DLRNI_INTERNAL dlrn_status dlrni_safetensors_tensor(dlrn_archive *a, const dlrn_json *t,
+                                                    dlrni_cursor data) {
     const char *dtype = dlrn_json_text(t, "dtype", "");
     const dlrn_json *shape = dlrn_json_get(t, "shape"), *offsets = dlrn_json_get(t, "data_offsets");
     int type = dlrni_dtype_of(dtype);
     int64_t dims[DLRN_MAX_DIMS], begin, end, need = 0;
     int ndim = 0;
     if (type < 0)
-        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%s': unknown dtype '%.20s'", a->path, t->key,
-                         dtype);
+        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%s': unknown dtype '%.20s'",
+                         a->path, t->key, dtype);
     if (!shape || shape->type != DLRN_JSON_ARRAY || !offsets || offsets->type != DLRN_JSON_ARRAY ||
         offsets->count != 2 || shape->count > DLRN_MAX_DIMS)
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
                          "%s: tensor '%s': expected a shape of at most %d sizes and two "
                          "data_offsets",
                          a->path, t->key, DLRN_MAX_DIMS);
-    int good = dlrni_json_size(offsets->first, &begin) && dlrni_json_size(offsets->first->next, &end) && begin <= end;
-    for (const dlrn_json *v = shape->first; v && good; v = v->next) good = dlrni_json_size(v, &dims[ndim++]);
-    good = good && dlrni_numel(dims, ndim, &need) && dlrni_mul(need, dlrn_dtype_size((dlrn_dtype)type), &need);
+    int good = dlrni_json_size(offsets->first, &begin) &&
+               dlrni_json_size(offsets->first->next, &end) && begin <= end;
+    for (const dlrn_json *v = shape->first; v && good; v = v->next)
+        good = dlrni_json_size(v, &dims[ndim++]);
+    good = good && dlrni_numel(dims, ndim, &need) &&
+           dlrni_mul(need, dlrn_dtype_size((dlrn_dtype)type), &need);
     if (!good)
-        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s': malformed shape or data_offsets", a->path, t->key);
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                         "%s: tensor '%s': malformed shape or data_offsets", a->path, t->key);
     if (end > data.end - data.p || end - begin != need)
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
                          "%s: tensor '%s': expected %lld bytes within the %lld that the file has, "
                          "found data_offsets [%lld, %lld]",
-                         a->path, t->key, (long long)need, (long long)(data.end - data.p), (long long)begin,
-                         (long long)end);
-    return dlrni_archive_add(a, t->key, t->key_len, (dlrn_dtype)type, ndim, dims, NULL, 0, data.p + begin,
-                             (uint64_t)(end - begin), 0);
+                         a->path, t->key, (long long)need, (long long)(data.end - data.p),
+                         (long long)begin, (long long)end);
+    return dlrni_archive_add(a, t->key, t->key_len, (dlrn_dtype)type, ndim, dims, NULL, 0,
+                             data.p + begin, (uint64_t)(end - begin), 0);
 }
 
 typedef struct dlrni_range {
@@ -4406,24 +4762,28 @@ DLRNI_INTERNAL int dlrni_range_order(const void *a, const void *b) {
 }
 
 /* The tensors must cover the data without gap or overlap. */
-DLRNI_INTERNAL dlrn_status dlrni_safetensors_cover(dlrn_archive *a, const unsigned char *data, int64_t size) {
+DLRNI_INTERNAL dlrn_status dlrni_safetensors_cover(dlrn_archive *a, const unsigned char *data,
+                                                   int64_t size) {
     dlrni_range *r = DLRNI_NEW(a->ctx, dlrni_range, a->count);
     int64_t at = 0;
     if (!r) return DLRN_ERR_MEMORY;
     for (int64_t i = 0; i < a->count; i++) {
         r[i].begin = a->entries[i].data - data;
-        r[i].end = r[i].begin + a->entries[i].info.numel * dlrn_dtype_size(a->entries[i].info.dtype);
+        r[i].end =
+            r[i].begin + a->entries[i].info.numel * dlrn_dtype_size(a->entries[i].info.dtype);
     }
     qsort(r, (size_t)a->count, sizeof *r, dlrni_range_order);
     int64_t n = 0;
     for (; n < a->count && r[n].begin == at; n++) at = r[n].end;
     dlrni_free(a->ctx, r);
     if (n == a->count && at == size) return DLRN_OK;
-    return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: the tensors leave a gap or overlap at byte %lld of %lld of the data",
+    return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                     "%s: the tensors leave a gap or overlap at byte %lld of %lld of the data",
                      a->path, (long long)at, (long long)size);
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_safetensors_header(dlrn_archive *a, const dlrn_json *root, dlrni_cursor data) {
+DLRNI_INTERNAL dlrn_status dlrni_safetensors_header(dlrn_archive *a, const dlrn_json *root,
+                                                    dlrni_cursor data) {
     if (root->type != DLRN_JSON_OBJECT)
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected an object as header", a->path);
     for (const dlrn_json *t = root->first; t; t = t->next) {
@@ -4432,7 +4792,8 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_header(dlrn_archive *a, const dlrn_
             continue;
         }
         for (const dlrn_json *m = t->first; m; m = m->next)
-            if (m->type == DLRN_JSON_STRING) DLRNI_TRY(dlrni_archive_note(a, m->key, m->key_len, m->text, m->text_len));
+            if (m->type == DLRN_JSON_STRING)
+                DLRNI_TRY(dlrni_archive_note(a, m->key, m->key_len, m->text, m->text_len));
     }
     return dlrni_safetensors_cover(a, data.p, data.end - data.p);
 }
@@ -4456,7 +4817,8 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_open(dlrn_archive *a) {
 
 /* ---- Writing ---- */
 
-DLRNI_INTERNAL DLRN_PRINTF(2, 3) void dlrni_growing_format(dlrni_growing *t, const char *format, ...) {
+DLRNI_INTERNAL DLRN_PRINTF(2, 3) void dlrni_growing_format(dlrni_growing *t, const char *format,
+                                                           ...) {
     char line[512];
     va_list args;
     va_start(args, format);
@@ -4478,8 +4840,8 @@ DLRNI_INTERNAL void dlrni_growing_json(dlrni_growing *t, const char *s) { /* quo
 }
 
 /* Elements and bytes of a tensor to be written. */
-DLRNI_INTERNAL dlrn_status dlrni_out_numel(dlrn_context *ctx, const dlrn_tensor_out *t, int64_t *numel,
-                                           int64_t *bytes) {
+DLRNI_INTERNAL dlrn_status dlrni_out_numel(dlrn_context *ctx, const dlrn_tensor_out *t,
+                                           int64_t *numel, int64_t *bytes) {
     if (t->ndim >= 0 && t->ndim <= DLRN_MAX_DIMS && dlrni_numel(t->shape, t->ndim, numel) &&
         dlrni_mul(*numel, dlrn_dtype_size(t->dtype), bytes))
         return DLRN_OK;
@@ -4487,7 +4849,8 @@ DLRNI_INTERNAL dlrn_status dlrni_out_numel(dlrn_context *ctx, const dlrn_tensor_
 }
 
 /* Elements are written little-endian whatever the machine is. */
-DLRNI_INTERNAL void dlrni_out_elements(dlrni_out *o, const void *data, int64_t numel, dlrn_dtype dtype) {
+DLRNI_INTERNAL void dlrni_out_elements(dlrni_out *o, const void *data, int64_t numel,
+                                       dlrn_dtype dtype) {
     int64_t size = dlrn_dtype_size(dtype);
     const unsigned char *p = (const unsigned char *)data;
     if (dlrni_little_endian() || size == 1) {
@@ -4509,30 +4872,34 @@ DLRNI_INTERNAL int dlrni_is_utf8(const char *text) {
     return 1;
 }
 
-/* What the header cannot hold: texts that are not UTF-8, a tensor of the name that is the metadata's, and (also in a
-   tensor of nothing) sizes that JSON's numbers do not tell apart. */
-DLRNI_INTERNAL dlrn_status dlrni_safetensors_fit(dlrn_context *ctx, const dlrn_tensor_out *tensors, int64_t count,
-                                                 const char *const *metadata) {
+/* What the header cannot hold: texts that are not UTF-8, a tensor of the name that is the
+   metadata's, and (also in a tensor of nothing) sizes that JSON's numbers do not tell apart. */
+DLRNI_INTERNAL dlrn_status dlrni_safetensors_fit(dlrn_context *ctx, const dlrn_tensor_out *tensors,
+                                                 int64_t count, const char *const *metadata) {
     for (const dlrn_tensor_out *t = tensors; t < tensors + count; t++) {
         if (!dlrni_is_utf8(t->name) || !strcmp(t->name, "__metadata__"))
-            return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
-                             "tensor '%.200s' to be written: expected a name in UTF-8 other than __metadata__",
-                             t->name);
+            return dlrn_fail(
+                ctx, DLRN_ERR_ARGUMENT,
+                "tensor '%.200s' to be written: expected a name in UTF-8 other than __metadata__",
+                t->name);
         for (int i = 0; i < t->ndim && i < DLRN_MAX_DIMS; i++)
             if (t->shape[i] > (int64_t)1 << 53)
-                return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "tensor '%s' to be written: malformed shape", t->name);
+                return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                                 "tensor '%s' to be written: malformed shape", t->name);
     }
     for (; metadata && *metadata; metadata++)
         if (!dlrni_is_utf8(*metadata))
-            return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "metadata '%.200s' to be written: expected UTF-8", *metadata);
+            return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                             "metadata '%.200s' to be written: expected UTF-8", *metadata);
     return DLRN_OK;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_safetensors_write(dlrni_out *o, const dlrn_tensor_out *tensors, int64_t count,
-                                                   const char *const *metadata) {
+DLRNI_INTERNAL dlrn_status dlrni_safetensors_write(dlrni_out *o, const dlrn_tensor_out *tensors,
+                                                   int64_t count, const char *const *metadata) {
     dlrni_growing t = {o->ctx, NULL, 0, 0, 0};
     int64_t at = 0, numel = 0, bytes = 0;
-    if ((o->status = dlrni_safetensors_fit(o->ctx, tensors, count, metadata)) != DLRN_OK) return o->status;
+    if ((o->status = dlrni_safetensors_fit(o->ctx, tensors, count, metadata)) != DLRN_OK)
+        return o->status;
     dlrni_growing_add(&t, "{", 1);
     if (metadata && metadata[0]) {
         dlrni_growing_format(&t, "\"__metadata__\":{");
@@ -4547,11 +4914,12 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_write(dlrni_out *o, const dlrn_tens
     for (int64_t i = 0; i < count; i++, at += bytes) {
         if (dlrni_out_numel(o->ctx, &tensors[i], &numel, &bytes) != DLRN_OK) break;
         dlrni_growing_json(&t, tensors[i].name);
-        dlrni_growing_format(&t, ":{\"dtype\":\"%s\",\"shape\":[", dlrn_dtype_name(tensors[i].dtype));
+        dlrni_growing_format(&t, ":{\"dtype\":\"%s\",\"shape\":[",
+                             dlrn_dtype_name(tensors[i].dtype));
         for (int d = 0; d < tensors[i].ndim; d++)
             dlrni_growing_format(&t, "%s%lld", d ? "," : "", (long long)tensors[i].shape[d]);
-        dlrni_growing_format(&t, "],\"data_offsets\":[%lld,%lld]}%s", (long long)at, (long long)(at + bytes),
-                             i + 1 < count ? "," : "");
+        dlrni_growing_format(&t, "],\"data_offsets\":[%lld,%lld]}%s", (long long)at,
+                             (long long)(at + bytes), i + 1 < count ? "," : "");
     }
     dlrni_growing_add(&t, "}", 1);
     while (t.len % 8 && !t.failed) dlrni_growing_add(&t, " ", 1);
@@ -4580,7 +4948,8 @@ typedef struct dlrni_npy_head {
     int64_t shape[DLRN_MAX_DIMS];
 } dlrni_npy_head;
 
-/* The text after 'key': in a header such as {'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), } */
+/* The text after 'key': in a header such as {'descr': '<f4', 'fortran_order': False, 'shape': (3,
+   4), } */
 DLRNI_INTERNAL const char *dlrni_npy_field(const char *text, const char *key) {
     const char *at = strstr(text, key);
     if (!at) return NULL;
@@ -4623,42 +4992,48 @@ DLRNI_INTERNAL int dlrni_npy_shape(const char *at, dlrni_npy_head *h) {
 }
 
 /* Reads the header at c, which then stands at the data. `what` names the file or member. */
-DLRNI_INTERNAL dlrn_status dlrni_npy_parse(dlrn_context *ctx, const char *what, dlrni_cursor *c, dlrni_npy_head *h) {
+DLRNI_INTERNAL dlrn_status dlrni_npy_parse(dlrn_context *ctx, const char *what, dlrni_cursor *c,
+                                           dlrni_npy_head *h) {
     char text[4096];
     const unsigned char *magic = dlrni_take(c, 8), *raw;
     int wide = magic && magic[6] >= 2;
     const unsigned char *length = magic ? dlrni_take(c, wide ? 4 : 2) : NULL;
     uint64_t n = length ? dlrni_le(length, wide ? 4 : 2) : 0;
-    if (!length || memcmp(magic, "\x93NUMPY", 6) || magic[6] < 1 || magic[6] > 3 || n >= sizeof text ||
-        !(raw = dlrni_take(c, n)))
-        return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: expected a .npy header, found none that is whole", what);
+    if (!length || memcmp(magic, "\x93NUMPY", 6) || magic[6] < 1 || magic[6] > 3 ||
+        n >= sizeof text || !(raw = dlrni_take(c, n)))
+        return dlrn_fail(ctx, DLRN_ERR_FORMAT,
+                         "%s: expected a .npy header, found none that is whole", what);
     memcpy(text, raw, (size_t)n);
     text[n] = 0;
-    const char *descr = dlrni_npy_field(text, "'descr'"), *order = dlrni_npy_field(text, "'fortran_order'");
+    const char *descr = dlrni_npy_field(text, "'descr'"),
+               *order = dlrni_npy_field(text, "'fortran_order'");
     const char *shape = dlrni_npy_field(text, "'shape'");
     if (!descr || !order || !shape || (strncmp(order, "True", 4) && strncmp(order, "False", 5)) ||
         !dlrni_npy_shape(shape, h))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: malformed .npy header", what);
     h->fortran = *order == 'T';
     if (dlrni_npy_dtype(descr, h)) return DLRN_OK;
-    size_t shown = *descr == '\'' ? strcspn(descr + 1, "'") + 2 : strcspn(descr, "}"); /* a name, or a list of fields */
-    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: unsupported dtype %.*s, expected a float, an integer or a bool",
-                     what, (int)dlrni_min((int64_t)shown, 24), descr);
+    size_t shown = *descr == '\'' ? strcspn(descr + 1, "'") + 2
+                                  : strcspn(descr, "}"); /* a name, or a list of fields */
+    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                     "%s: unsupported dtype %.*s, expected a float, an integer or a bool", what,
+                     (int)dlrni_min((int64_t)shown, 24), descr);
 }
 
 /* Adds the array at c as a tensor. */
-DLRNI_INTERNAL dlrn_status dlrni_npy_add(dlrn_archive *a, const char *what, const char *name, int64_t name_len,
-                                         dlrni_cursor c) {
+DLRNI_INTERNAL dlrn_status dlrni_npy_add(dlrn_archive *a, const char *what, const char *name,
+                                         int64_t name_len, dlrni_cursor c) {
     dlrni_npy_head h;
     int64_t stride[DLRN_MAX_DIMS], step = 1;
     memset(&h, 0, sizeof h);
     DLRNI_TRY(dlrni_npy_parse(a->ctx, what, &c, &h));
     for (int i = 0; i < h.ndim; i++) {
         stride[i] = step;
-        if (!dlrni_mul(step, h.shape[i], &step)) step = 0; /* dlrni_archive_add tells of the overflow */
+        if (!dlrni_mul(step, h.shape[i], &step))
+            step = 0; /* dlrni_archive_add tells of the overflow */
     }
-    return dlrni_archive_add(a, name, name_len, h.dtype, h.ndim, h.shape, h.fortran ? stride : NULL, 0, c.p,
-                             (uint64_t)(c.end - c.p), h.swap);
+    return dlrni_archive_add(a, name, name_len, h.dtype, h.ndim, h.shape, h.fortran ? stride : NULL,
+                             0, c.p, (uint64_t)(c.end - c.p), h.swap);
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_npy_open_archive(dlrn_archive *a) {
@@ -4683,7 +5058,8 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_open(dlrn_context *ctx, const char *path, d
         return DLRN_OK;
     }
     dlrn_status s =
-        dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected an array [rows, width] in .npy, found %s of %d dimensions", path,
+        dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                  "%s: expected an array [rows, width] in .npy, found %s of %d dimensions", path,
                   out->file->format, info ? info->ndim : 0);
     dlrn_archive_close(out->file);
     out->file = NULL;
@@ -4699,21 +5075,22 @@ DLRNI_INTERNAL void dlrni_npy_close(dlrni_npy *npy) {
     memset(npy, 0, sizeof *npy);
 }
 
-/* Writing: the header has a fixed width of 128 bytes, so that the number of rows can be put in at the end. */
+/* Writing: the header has a fixed width of 128 bytes, so that the number of rows can be put in at
+   the end. */
 enum { DLRNI_NPY_HEAD = 128 };
 
-DLRNI_INTERNAL dlrn_status dlrni_npy_header(dlrn_context *ctx, const dlrn_tensor_out *t, const char *descr,
-                                            unsigned char *head) {
-    static const char *const codes[DLRN_DTYPE_COUNT] = {"<f4", "<f2", NULL,  "<f8", "<i8", "<i4", "<i2",
-                                                        "|i1", "<u8", "<u4", "<u2", "|u1", "|b1"};
+DLRNI_INTERNAL dlrn_status dlrni_npy_header(dlrn_context *ctx, const dlrn_tensor_out *t,
+                                            const char *descr, unsigned char *head) {
+    static const char *const codes[DLRN_DTYPE_COUNT] = {
+        "<f4", "<f2", NULL, "<f8", "<i8", "<i4", "<i2", "|i1", "<u8", "<u4", "<u2", "|u1", "|b1"};
     char shape[80], text[2 * DLRNI_NPY_HEAD];
     if (!descr) descr = codes[t->dtype];
     dlrni_shape_text(t->shape, t->ndim, shape, sizeof shape);
     if (!descr || strlen(shape) > 60)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "tensor '%s': .npy has no type %s", t->name,
                          dlrn_dtype_name(t->dtype));
-    dlrni_print(text, sizeof text, "{'descr': '%s', 'fortran_order': False, 'shape': (%s%s), }", descr, shape,
-                t->ndim == 1 ? "," : "");
+    dlrni_print(text, sizeof text, "{'descr': '%s', 'fortran_order': False, 'shape': (%s%s), }",
+                descr, shape, t->ndim == 1 ? "," : "");
     memset(head, ' ', DLRNI_NPY_HEAD);
     memcpy(head, "\x93NUMPY\x01\x00\x76\x00", 10); /* 118 bytes of text follow */
     memcpy(head + 10, text, strlen(text));         /* at most 113: the shape was measured */
@@ -4734,9 +5111,10 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_write(dlrni_out *o, const dlrn_tensor_out *
 
 /* ------------------------------------------------------------------------------------------ */
 // >>zip
-/* Zip: the central directory is the truth, the local headers must agree with it. Stored members are used where they
-   lie; deflated ones (numpy and scipy compress .npz) are unpacked, at most to the size that the directory declares.
-   Sums are checked on opening, but for 0: torch writes 0 where it was told not to compute them. */
+/* Zip: the central directory is the truth, the local headers must agree with it. Stored members are
+   used where they lie; deflated ones (numpy and scipy compress .npz) are unpacked, at most to the
+   size that the directory declares. Sums are checked on opening, but for 0: torch writes 0 where it
+   was told not to compute them. */
 
 typedef struct dlrni_member {
     const char *name; /* not terminated */
@@ -4759,10 +5137,11 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_error(dlrn_archive *a, const char *what) {
     return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: %s", a->path, what);
 }
 
-/* Where the central directory lies: from the end record, or its 64-bit form. What stands where that one's place would
-   be told may also be the end of a member's name: only a record that is there counts, unless the sizes ask for one. */
-DLRNI_INTERNAL int dlrni_zip_end(const unsigned char *p, uint64_t size, uint64_t *at, uint64_t *bytes,
-                                 uint64_t *count) {
+/* Where the central directory lies: from the end record, or its 64-bit form. What stands where that
+   one's place would be told may also be the end of a member's name: only a record that is there
+   counts, unless the sizes ask for one. */
+DLRNI_INTERNAL int dlrni_zip_end(const unsigned char *p, uint64_t size, uint64_t *at,
+                                 uint64_t *bytes, uint64_t *count) {
     if (size < 22) return 0;
     uint64_t floor = size > 22 + 65535 ? size - 22 - 65535 : 0, end = size - 22;
     while (dlrni_le(p + end, 4) != 0x06054b50u)
@@ -4784,7 +5163,8 @@ DLRNI_INTERNAL int dlrni_zip_end(const unsigned char *p, uint64_t size, uint64_t
 }
 
 /* The 64-bit sizes of a directory entry, in the order in which the 32-bit ones are all ones. */
-DLRNI_INTERNAL int dlrni_zip_extra(dlrni_cursor extra, uint64_t *size, uint64_t *packed, uint64_t *offset) {
+DLRNI_INTERNAL int dlrni_zip_extra(dlrni_cursor extra, uint64_t *size, uint64_t *packed,
+                                   uint64_t *offset) {
     uint64_t *fields[3] = {size, packed, offset};
     const unsigned char *head;
     while ((head = dlrni_take(&extra, 4)) != NULL) {
@@ -4801,9 +5181,11 @@ DLRNI_INTERNAL int dlrni_zip_extra(dlrni_cursor extra, uint64_t *size, uint64_t 
     return 1;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_member_check(dlrn_archive *a, const dlrni_member *m, const unsigned char *p) {
+DLRNI_INTERNAL dlrn_status dlrni_member_check(dlrn_archive *a, const dlrni_member *m,
+                                              const unsigned char *p) {
     if (!m->crc || dlrni_crc32(0, p, m->size) == m->crc) return DLRN_OK;
-    return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: member '%.*s' is damaged: its CRC-32 is not %08lx", a->path,
+    return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                     "%s: zip: member '%.*s' is damaged: its CRC-32 is not %08lx", a->path,
                      (int)m->name_len, m->name, (unsigned long)m->crc);
 }
 
@@ -4812,25 +5194,32 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_local(dlrn_archive *a, uint64_t offset, dlr
     static const char disagree[] = "a local header does not agree with the central directory";
     dlrni_cursor file = {a->map.p, a->map.p + a->map.size};
     const unsigned char *local, *name;
-    if (!dlrni_take(&file, offset) || !(local = dlrni_take(&file, 30)) || dlrni_le(local, 4) != 0x04034b50u ||
-        dlrni_le(local + 26, 2) != (uint64_t)m->name_len || dlrni_le(local + 8, 2) != (uint64_t)m->method)
+    if (!dlrni_take(&file, offset) || !(local = dlrni_take(&file, 30)) ||
+        dlrni_le(local, 4) != 0x04034b50u || dlrni_le(local + 26, 2) != (uint64_t)m->name_len ||
+        dlrni_le(local + 8, 2) != (uint64_t)m->method)
         return dlrni_zip_error(a, disagree);
     name = dlrni_take(&file, (uint64_t)m->name_len);
-    if (!name || memcmp(name, m->name, (size_t)m->name_len) || !dlrni_take(&file, dlrni_le(local + 28, 2)))
+    if (!name || memcmp(name, m->name, (size_t)m->name_len) ||
+        !dlrni_take(&file, dlrni_le(local + 28, 2)))
         return dlrni_zip_error(a, disagree);
     m->data = file.p;
-    return dlrni_take(&file, m->packed) ? DLRN_OK : dlrni_zip_error(a, "a member reaches beyond the end of the file");
+    return dlrni_take(&file, m->packed)
+               ? DLRN_OK
+               : dlrni_zip_error(a, "a member reaches beyond the end of the file");
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_zip_entry(dlrn_archive *a, dlrni_cursor *c, dlrni_zip *z) {
     const unsigned char *h = dlrni_take(c, 46), *name, *extra;
-    if (!h || dlrni_le(h, 4) != 0x02014b50u) return dlrni_zip_error(a, "malformed central directory");
+    if (!h || dlrni_le(h, 4) != 0x02014b50u)
+        return dlrni_zip_error(a, "malformed central directory");
     uint64_t name_len = dlrni_le(h + 28, 2), extra_len = dlrni_le(h + 30, 2);
     uint64_t packed = dlrni_le(h + 20, 4), size = dlrni_le(h + 24, 4), offset = dlrni_le(h + 42, 4);
-    if (!(name = dlrni_take(c, name_len)) || !(extra = dlrni_take(c, extra_len)) || !dlrni_take(c, dlrni_le(h + 32, 2)))
+    if (!(name = dlrni_take(c, name_len)) || !(extra = dlrni_take(c, extra_len)) ||
+        !dlrni_take(c, dlrni_le(h + 32, 2)))
         return dlrni_zip_error(a, "the central directory is cut short");
     dlrni_cursor e = {extra, extra + extra_len};
-    if (!dlrni_zip_extra(e, &size, &packed, &offset)) return dlrni_zip_error(a, "malformed 64-bit sizes");
+    if (!dlrni_zip_extra(e, &size, &packed, &offset))
+        return dlrni_zip_error(a, "malformed 64-bit sizes");
     int method = (int)dlrni_le(h + 10, 2);
     if (method == 0 && size != packed) return dlrni_zip_error(a, "a stored member of two sizes");
     if ((dlrni_le(h + 8, 2) & 1) || (method != 0 && method != 8))
@@ -4838,12 +5227,18 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_entry(dlrn_archive *a, dlrni_cursor *c, dlr
                          "%s: zip: member '%.*s' is encrypted or of compression method %d, "
                          "expected stored or deflated",
                          a->path, (int)name_len, (const char *)name, method);
-    dlrni_member m = {(const char *)name, (int64_t)name_len, NULL, size, packed, (uint32_t)dlrni_le(h + 16, 4), method};
+    dlrni_member m = {(const char *)name,
+                      (int64_t)name_len,
+                      NULL,
+                      size,
+                      packed,
+                      (uint32_t)dlrni_le(h + 16, 4),
+                      method};
     DLRNI_TRY(dlrni_zip_local(a, offset, &m));
     if ((z->packed += packed) > a->map.size) return dlrni_zip_error(a, "members overlap");
     if (dlrni_names_find(&z->names, m.name, m.name_len) >= 0)
-        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: member '%.*s' stands twice", a->path, (int)name_len,
-                         m.name);
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: member '%.*s' stands twice", a->path,
+                         (int)name_len, m.name);
     if (method == 0) DLRNI_TRY(dlrni_member_check(a, &m, m.data));
     if (!DLRNI_GROW(a->ctx, &z->m, &z->cap, z->n, z->n + 1) ||
         !dlrni_names_put(a->ctx, &z->names, m.name, m.name_len, z->n))
@@ -4854,14 +5249,17 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_entry(dlrn_archive *a, dlrni_cursor *c, dlr
 
 DLRNI_INTERNAL dlrn_status dlrni_zip_list(dlrn_archive *a, dlrni_zip *z) {
     uint64_t at, bytes, count;
-    if (!dlrni_zip_end(a->map.p, a->map.size, &at, &bytes, &count)) return dlrni_zip_error(a, "no central directory");
-    if (count > bytes / 46) return dlrni_zip_error(a, "more members than the central directory has room for");
+    if (!dlrni_zip_end(a->map.p, a->map.size, &at, &bytes, &count))
+        return dlrni_zip_error(a, "no central directory");
+    if (count > bytes / 46)
+        return dlrni_zip_error(a, "more members than the central directory has room for");
     dlrni_cursor c = {a->map.p + at, a->map.p + at + bytes};
     for (uint64_t i = 0; i < count; i++) DLRNI_TRY(dlrni_zip_entry(a, &c, z));
     return DLRN_OK;
 }
 
-/* Inflate (RFC 1951), canonical Huffman codes decoded a bit at a time: these files are small or stored. */
+/* Inflate (RFC 1951), canonical Huffman codes decoded a bit at a time: these files are small or
+   stored. */
 
 typedef struct dlrni_bits {
     const unsigned char *p, *end;
@@ -4915,8 +5313,10 @@ DLRNI_INTERNAL int dlrni_huffman_get(dlrni_bits *b, const dlrni_huffman *h) {
 }
 
 /* Code lengths of a block with codes of its own. */
-DLRNI_INTERNAL int dlrni_inflate_codes(dlrni_bits *b, dlrni_huffman *literal, dlrni_huffman *distance) {
-    static const unsigned char order[19] = {16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15};
+DLRNI_INTERNAL int dlrni_inflate_codes(dlrni_bits *b, dlrni_huffman *literal,
+                                       dlrni_huffman *distance) {
+    static const unsigned char order[19] = {16, 17, 18, 0, 8,  7, 9,  6, 10, 5,
+                                            11, 4,  12, 3, 13, 2, 14, 1, 15};
     unsigned char length[320] = {0}, sizes[19] = {0};
     int n_literal = (int)dlrni_bits_get(b, 5) + 257, n_distance = (int)dlrni_bits_get(b, 5) + 1;
     int n_small = (int)dlrni_bits_get(b, 4) + 4;
@@ -4937,22 +5337,26 @@ DLRNI_INTERNAL int dlrni_inflate_codes(dlrni_bits *b, dlrni_huffman *literal, dl
 
 DLRNI_INTERNAL void dlrni_inflate_fixed(dlrni_huffman *literal, dlrni_huffman *distance) {
     unsigned char length[288];
-    for (int i = 0; i < 288; i++) length[i] = (unsigned char)(i < 144 ? 8 : i < 256 ? 9 : i < 280 ? 7 : 8);
+    for (int i = 0; i < 288; i++)
+        length[i] = (unsigned char)(i < 144 ? 8 : i < 256 ? 9 : i < 280 ? 7 : 8);
     dlrni_huffman_build(literal, length, 288);
     memset(length, 5, 30);
     dlrni_huffman_build(distance, length, 30);
 }
 
-/* Literals and copies up to the end of a block; returns the new position in out [size], -1 on a fault. */
-DLRNI_INTERNAL int64_t dlrni_inflate_block(dlrni_bits *b, const dlrni_huffman *literal, const dlrni_huffman *distance,
-                                           unsigned char *out, int64_t at, int64_t size) {
-    static const unsigned short base[29] = {3,  4,  5,  6,  7,  8,  9,  10, 11,  13,  15,  17,  19,  23, 27,
-                                            31, 35, 43, 51, 59, 67, 83, 99, 115, 131, 163, 195, 227, 258};
+/* Literals and copies up to the end of a block; returns the new position in out [size], -1 on a
+   fault. */
+DLRNI_INTERNAL int64_t dlrni_inflate_block(dlrni_bits *b, const dlrni_huffman *literal,
+                                           const dlrni_huffman *distance, unsigned char *out,
+                                           int64_t at, int64_t size) {
+    static const unsigned short base[29] = {3,  4,  5,  6,   7,   8,   9,   10,  11, 13,
+                                            15, 17, 19, 23,  27,  31,  35,  43,  51, 59,
+                                            67, 83, 99, 115, 131, 163, 195, 227, 258};
     static const unsigned char extra[29] = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2,
                                             2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 0};
-    static const unsigned short reach[30] = {1,    2,    3,    4,    5,    7,    9,    13,    17,    25,
-                                             33,   49,   65,   97,   129,  193,  257,  385,   513,   769,
-                                             1025, 1537, 2049, 3073, 4097, 6145, 8193, 12289, 16385, 24577};
+    static const unsigned short reach[30] = {
+        1,   2,   3,   4,   5,   7,    9,    13,   17,   25,   33,   49,   65,    97,    129,
+        193, 257, 385, 513, 769, 1025, 1537, 2049, 3073, 4097, 6145, 8193, 12289, 16385, 24577};
     for (;;) {
         int symbol = dlrni_huffman_get(b, literal);
         if (symbol == 256) return b->bad ? -1 : at;
@@ -4970,7 +5374,8 @@ DLRNI_INTERNAL int64_t dlrni_inflate_block(dlrni_bits *b, const dlrni_huffman *l
     }
 }
 
-DLRNI_INTERNAL int dlrni_inflate(const unsigned char *in, uint64_t packed, unsigned char *out, int64_t size) {
+DLRNI_INTERNAL int dlrni_inflate(const unsigned char *in, uint64_t packed, unsigned char *out,
+                                 int64_t size) {
     dlrni_bits b = {in, in + packed, 0, 0, 0};
     dlrni_huffman literal, distance;
     int64_t at = 0;
@@ -4981,7 +5386,9 @@ DLRNI_INTERNAL int dlrni_inflate(const unsigned char *in, uint64_t packed, unsig
             b.hold = 0, b.count = 0;
             if (b.end - b.p < 4) return 0;
             int64_t n = (int64_t)dlrni_le(b.p, 2);
-            if ((dlrni_le(b.p + 2, 2) ^ 0xFFFF) != (uint64_t)n || b.end - b.p - 4 < n || n > size - at) return 0;
+            if ((dlrni_le(b.p + 2, 2) ^ 0xFFFF) != (uint64_t)n || b.end - b.p - 4 < n ||
+                n > size - at)
+                return 0;
             memcpy(out + at, b.p + 4, (size_t)n);
             b.p += 4 + n;
             at += n;
@@ -4996,9 +5403,10 @@ DLRNI_INTERNAL int dlrni_inflate(const unsigned char *in, uint64_t packed, unsig
     return at == size;
 }
 
-/* The bytes of a member: where they lie, or unpacked into a block of the archive. deflate shrinks by 1032 at most,
-   which bounds what a small file may ask for. */
-DLRNI_INTERNAL dlrn_status dlrni_member_bytes(dlrn_archive *a, const dlrni_member *m, const unsigned char **p) {
+/* The bytes of a member: where they lie, or unpacked into a block of the archive. deflate shrinks
+   by 1032 at most, which bounds what a small file may ask for. */
+DLRNI_INTERNAL dlrn_status dlrni_member_bytes(dlrn_archive *a, const dlrni_member *m,
+                                              const unsigned char **p) {
     *p = m->data;
     if (m->method == 0) return DLRN_OK;
     if (m->size / 1032 > m->packed)
@@ -5006,14 +5414,16 @@ DLRNI_INTERNAL dlrn_status dlrni_member_bytes(dlrn_archive *a, const dlrni_membe
     unsigned char *out = (unsigned char *)dlrni_archive_block(a, (int64_t)m->size + 1);
     if (!out) return DLRN_ERR_MEMORY;
     *p = out;
-    if (dlrni_inflate(m->data, m->packed, out, (int64_t)m->size)) return dlrni_member_check(a, m, out);
-    return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: member '%.*s' does not unpack to the %llu bytes declared",
-                     a->path, (int)m->name_len, m->name, (unsigned long long)m->size);
+    if (dlrni_inflate(m->data, m->packed, out, (int64_t)m->size))
+        return dlrni_member_check(a, m, out);
+    return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                     "%s: zip: member '%.*s' does not unpack to the %llu bytes declared", a->path,
+                     (int)m->name_len, m->name, (unsigned long long)m->size);
 }
 
 /* A text of no dimensions ("|S3", "<U3"), such as scipy's 'format', becomes metadata. */
-DLRNI_INTERNAL dlrn_status dlrni_npz_text(dlrn_archive *a, const char *what, const dlrni_member *m, dlrni_cursor c,
-                                          int *text) {
+DLRNI_INTERNAL dlrn_status dlrni_npz_text(dlrn_archive *a, const char *what, const dlrni_member *m,
+                                          dlrni_cursor c, int *text) {
     dlrni_npy_head h;
     memset(&h, 0, sizeof h);
     dlrn_status s = dlrni_npy_parse(a->ctx, what, &c, &h);
@@ -5036,7 +5446,8 @@ DLRNI_INTERNAL dlrn_status dlrni_npz_open(dlrn_archive *a, const dlrni_zip *z) {
         DLRNI_TRY(dlrni_member_bytes(a, m, &p));
         dlrni_cursor c = {p, p + m->size};
         char what[512];
-        dlrni_print(what, sizeof what, "%.400s: %.*s", a->path, (int)dlrni_min(m->name_len, 100), m->name);
+        dlrni_print(what, sizeof what, "%.400s: %.*s", a->path, (int)dlrni_min(m->name_len, 100),
+                    m->name);
         int text = 0;
         DLRNI_TRY(dlrni_npz_text(a, what, m, c, &text));
         if (!text) DLRNI_TRY(dlrni_npy_add(a, what, m->name, m->name_len - 4, c));
@@ -5054,14 +5465,16 @@ typedef struct dlrni_zip_out {
     char name[256];
 } dlrni_zip_out;
 
-/* Opens a member whose size is known. 64 is torch's alignment; the padding is an extra field of its own kind. */
+/* Opens a member whose size is known. 64 is torch's alignment; the padding is an extra field of its
+   own kind. */
 DLRNI_INTERNAL void dlrni_zip_begin(dlrni_zip_out *z, const char *name, uint64_t size) {
     unsigned char h[30] = {0}, pad[4];
     uint64_t n = strlen(name);
     int wide = size >= 0xFFFFFFFFu;
     dlrni_print(z->name, sizeof z->name, "%s", name);
     z->header = z->o->at;
-    uint64_t extra = wide ? 20 : 0, start = z->header + 30 + n + extra + 4, fill = (64 - start % 64) % 64;
+    uint64_t extra = wide ? 20 : 0, start = z->header + 30 + n + extra + 4,
+             fill = (64 - start % 64) % 64;
     dlrni_put_le(h, 0x04034b50u, 4);
     dlrni_put_le(h + 4, wide ? 45 : 20, 2);
     dlrni_put_le(h + 6, 8, 2);     /* sizes and sum follow the data: they are not known yet */
@@ -5113,7 +5526,8 @@ DLRNI_INTERNAL void dlrni_zip_finish_member(dlrni_zip_out *z) {
     z->members++;
 }
 
-DLRNI_INTERNAL void dlrni_zip_member(dlrni_zip_out *z, const char *name, const void *bytes, uint64_t size) {
+DLRNI_INTERNAL void dlrni_zip_member(dlrni_zip_out *z, const char *name, const void *bytes,
+                                     uint64_t size) {
     dlrni_zip_begin(z, name, size);
     dlrni_out_write(z->o, bytes, size);
     dlrni_zip_finish_member(z);
@@ -5148,7 +5562,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_close(dlrni_zip_out *z) {
     return z->o->status;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_npz_write(dlrni_out *o, const dlrn_tensor_out *tensors, int64_t count) {
+DLRNI_INTERNAL dlrn_status dlrni_npz_write(dlrni_out *o, const dlrn_tensor_out *tensors,
+                                           int64_t count) {
     dlrni_zip_out z;
     memset(&z, 0, sizeof z);
     z.o = o;
@@ -5159,8 +5574,9 @@ DLRNI_INTERNAL dlrn_status dlrni_npz_write(dlrni_out *o, const dlrn_tensor_out *
         o->status = dlrni_out_numel(o->ctx, &tensors[i], &numel, &bytes);
         if (o->status != DLRN_OK) break;
         if (dlrni_print(name, sizeof name, "%s.npy", tensors[i].name) >= (int)sizeof name) {
-            o->status = dlrn_fail(o->ctx, DLRN_ERR_ARGUMENT, "tensor '%.40s...': its name is too long for an .npz",
-                                  tensors[i].name);
+            o->status =
+                dlrn_fail(o->ctx, DLRN_ERR_ARGUMENT,
+                          "tensor '%.40s...': its name is too long for an .npz", tensors[i].name);
             break;
         }
         dlrni_zip_begin(&z, name, (uint64_t)bytes + DLRNI_NPY_HEAD);
@@ -5172,9 +5588,9 @@ DLRNI_INTERNAL dlrn_status dlrni_npz_write(dlrni_out *o, const dlrn_tensor_out *
 
 /* ------------------------------------------------------------------------------------------ */
 // >>pickle
-/* A restricted pickle machine: it knows the opcodes and the few names that a file of tensors needs and executes
-   nothing. A value is a node of an arena; memory grows with the bytes read, since every opcode makes at most two small
-   nodes. */
+/* A restricted pickle machine: it knows the opcodes and the few names that a file of tensors needs
+   and executes nothing. A value is a node of an arena; memory grows with the bytes read, since
+   every opcode makes at most two small nodes. */
 
 typedef enum dlrni_kind {
     DLRNI_NONE,
@@ -5220,13 +5636,14 @@ typedef struct dlrni_pickle {
 enum { DLRNI_CHUNK = 256, DLRNI_PICKLE_NEST = 64, DLRNI_PICKLE_NAME = 1000 };
 
 DLRNI_INTERNAL dlrn_status dlrni_pickle_error(dlrni_pickle *p, const char *what) {
-    return dlrn_fail(p->a->ctx, DLRN_ERR_FORMAT, "%s: pickle, byte %lld: %s", p->what, (long long)(p->c.p - p->start),
-                     what);
+    return dlrn_fail(p->a->ctx, DLRN_ERR_FORMAT, "%s: pickle, byte %lld: %s", p->what,
+                     (long long)(p->c.p - p->start), what);
 }
 
 DLRNI_INTERNAL dlrni_node *dlrni_new_node(dlrni_pickle *p, dlrni_kind kind) {
     if (p->in_chunk == 0) {
-        if (!DLRNI_GROW(p->a->ctx, &p->chunks, &p->chunk_cap, p->n_chunks, p->n_chunks + 1)) return NULL;
+        if (!DLRNI_GROW(p->a->ctx, &p->chunks, &p->chunk_cap, p->n_chunks, p->n_chunks + 1))
+            return NULL;
         dlrni_node *chunk = DLRNI_NEW_ZERO(p->a->ctx, dlrni_node, DLRNI_CHUNK);
         if (!chunk) return NULL;
         p->chunks[p->n_chunks++] = chunk;
@@ -5238,7 +5655,8 @@ DLRNI_INTERNAL dlrni_node *dlrni_new_node(dlrni_pickle *p, dlrni_kind kind) {
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_push(dlrni_pickle *p, dlrni_node *n) {
-    if (!n || !DLRNI_GROW(p->a->ctx, &p->stack, &p->stack_cap, p->depth, p->depth + 1)) return DLRN_ERR_MEMORY;
+    if (!n || !DLRNI_GROW(p->a->ctx, &p->stack, &p->stack_cap, p->depth, p->depth + 1))
+        return DLRN_ERR_MEMORY;
     p->stack[p->depth++] = n;
     return DLRN_OK;
 }
@@ -5261,7 +5679,8 @@ DLRNI_INTERNAL dlrni_node *dlrni_pop(dlrni_pickle *p) {
     return p->depth && p->stack[p->depth - 1]->kind != DLRNI_MARK ? p->stack[--p->depth] : NULL;
 }
 
-/* A container keeps its items as a list of links, since one value may stand in several containers. */
+/* A container keeps its items as a list of links, since one value may stand in several containers.
+ */
 DLRNI_INTERNAL dlrn_status dlrni_append(dlrni_pickle *p, dlrni_node *to, dlrni_node *item) {
     dlrni_node *link = dlrni_new_node(p, DLRNI_NONE);
     if (!link) return DLRN_ERR_MEMORY;
@@ -5282,7 +5701,8 @@ DLRNI_INTERNAL dlrni_node *dlrni_item(const dlrni_node *n, int64_t index) {
     return link ? link->storage : NULL;
 }
 
-/* Moves what lies above the mark (or the top `count` values) into a container; count -1: to the mark, which goes. */
+/* Moves what lies above the mark (or the top `count` values) into a container; count -1: to the
+   mark, which goes. */
 DLRNI_INTERNAL dlrn_status dlrni_gather(dlrni_pickle *p, dlrni_node *to, int64_t count) {
     int64_t from = p->depth - count, keep = from;
     if (count < 0) {
@@ -5313,14 +5733,16 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_extend(dlrni_pickle *p, dlrni_kind kind,
     dlrni_node *to = p->depth ? p->stack[p->depth - 1] : NULL;
     if (!to || to->kind != kind || (kind == DLRNI_DICT && items.integer % 2))
         return dlrni_pickle_error(p, "items for something that is no container");
-    for (dlrni_node *link = items.first; link; link = link->next) DLRNI_TRY(dlrni_append(p, to, link->storage));
+    for (dlrni_node *link = items.first; link; link = link->next)
+        DLRNI_TRY(dlrni_append(p, to, link->storage));
     return DLRN_OK;
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_memo_put(dlrni_pickle *p, uint64_t index) {
     if (!p->depth) return dlrni_pickle_error(p, "nothing to remember");
     /* pickle numbers its memo without gaps, so an index beyond the bytes read is no honest one */
-    if (index > (uint64_t)(p->c.p - p->start)) return dlrni_pickle_error(p, "a memo index out of proportion");
+    if (index > (uint64_t)(p->c.p - p->start))
+        return dlrni_pickle_error(p, "a memo index out of proportion");
     int64_t old = p->memos, need = (int64_t)index + 1;
     if (!DLRNI_GROW(p->a->ctx, &p->memo, &p->memo_cap, old, need)) return DLRN_ERR_MEMORY;
     for (; p->memos < need; p->memos++) p->memo[p->memos] = NULL;
@@ -5329,7 +5751,8 @@ DLRNI_INTERNAL dlrn_status dlrni_memo_put(dlrni_pickle *p, uint64_t index) {
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_memo_get(dlrni_pickle *p, uint64_t index) {
-    if (index >= (uint64_t)p->memos || !p->memo[index]) return dlrni_pickle_error(p, "an unknown memo index");
+    if (index >= (uint64_t)p->memos || !p->memo[index])
+        return dlrni_pickle_error(p, "an unknown memo index");
     return dlrni_push(p, p->memo[index]);
 }
 
@@ -5377,17 +5800,18 @@ DLRNI_INTERNAL int dlrni_storage_dtype(const dlrni_node *n, dlrn_dtype *dtype) {
 
 /* Names whose values may stand beside tensors; they hold none themselves and are passed over. */
 DLRNI_INTERNAL int dlrni_is_bystander(const dlrni_node *n) {
-    static const char *const names[] = {"__builtin__ set",  "builtins set",        "__builtin__ complex",
-                                        "builtins complex", "__builtin__ bytes",   "builtins bytes",
-                                        "_codecs encode",   "collections Counter", "torch.serialization _get_layout"};
+    static const char *const names[] = {
+        "__builtin__ set",  "builtins set",        "__builtin__ complex",
+        "builtins complex", "__builtin__ bytes",   "builtins bytes",
+        "_codecs encode",   "collections Counter", "torch.serialization _get_layout"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (dlrni_text_is(n, names[i])) return 1;
     return 0;
 }
 
 /* Whether a name may be called: nothing is, but its result is known. */
-DLRNI_INTERNAL dlrn_status dlrni_pickle_global(dlrni_pickle *p, const char *module, int64_t m, const char *name,
-                                               int64_t n) {
+DLRNI_INTERNAL dlrn_status dlrni_pickle_global(dlrni_pickle *p, const char *module, int64_t m,
+                                               const char *name, int64_t n) {
     static const char *const known[] = {"collections OrderedDict",
                                         "torch._utils _rebuild_tensor",
                                         "torch._utils _rebuild_tensor_v2",
@@ -5434,7 +5858,9 @@ DLRNI_INTERNAL const char *dlrni_take_line(dlrni_pickle *p, int64_t *len) {
 
 DLRNI_INTERNAL int dlrni_sizes(const dlrni_node *tuple, int64_t *out, int *ndim) {
     int n = 0;
-    if (!tuple || (tuple->kind != DLRNI_TUPLE && tuple->kind != DLRNI_LIST) || tuple->integer > DLRN_MAX_DIMS) return 0;
+    if (!tuple || (tuple->kind != DLRNI_TUPLE && tuple->kind != DLRNI_LIST) ||
+        tuple->integer > DLRN_MAX_DIMS)
+        return 0;
     for (const dlrni_node *link = tuple->first; link; link = link->next) {
         if (link->storage->kind != DLRNI_INT) return 0;
         out[n++] = link->storage->integer;
@@ -5444,15 +5870,18 @@ DLRNI_INTERNAL int dlrni_sizes(const dlrni_node *tuple, int64_t *out, int *ndim)
 }
 
 /* _rebuild_tensor(_v2, _v3)(storage, offset, size, stride, ...) */
-DLRNI_INTERNAL dlrn_status dlrni_rebuild_tensor(dlrni_pickle *p, const dlrni_node *args, int version) {
-    dlrni_node *t = dlrni_new_node(p, DLRNI_TENSOR), *storage = dlrni_item(args, 0), *offset = dlrni_item(args, 1);
+DLRNI_INTERNAL dlrn_status dlrni_rebuild_tensor(dlrni_pickle *p, const dlrni_node *args,
+                                                int version) {
+    dlrni_node *t = dlrni_new_node(p, DLRNI_TENSOR), *storage = dlrni_item(args, 0),
+               *offset = dlrni_item(args, 1);
     int64_t ignored[DLRN_MAX_DIMS];
     int ndim, strides;
     if (!t) return DLRN_ERR_MEMORY;
     t->shape = dlrni_item(args, 2);
     t->stride = dlrni_item(args, 3);
     if (!storage || storage->kind != DLRNI_STORAGE || !offset || offset->kind != DLRNI_INT ||
-        !dlrni_sizes(t->shape, ignored, &ndim) || !dlrni_sizes(t->stride, ignored, &strides) || strides != ndim)
+        !dlrni_sizes(t->shape, ignored, &ndim) || !dlrni_sizes(t->stride, ignored, &strides) ||
+        strides != ndim)
         return dlrni_pickle_error(p, "malformed arguments of a tensor");
     t->storage = storage;
     t->integer = offset->integer;
@@ -5460,7 +5889,8 @@ DLRNI_INTERNAL dlrn_status dlrni_rebuild_tensor(dlrni_pickle *p, const dlrni_nod
     const dlrni_node *bits = version == 2 ? dlrni_item(args, 6) : NULL;
     if (bits && bits->kind == DLRNI_DICT && bits->integer)
         return dlrn_fail(p->a->ctx, DLRN_ERR_UNSUPPORTED,
-                         "%s: pickle, byte %lld: a tensor marked as negated or conjugated: save a copy of it, made "
+                         "%s: pickle, byte %lld: a tensor marked as negated or conjugated: save a "
+                         "copy of it, made "
                          "with torch.resolve_neg",
                          p->what, (long long)(p->c.p - p->start));
     if (version == 3 && !dlrni_storage_dtype(dlrni_item(args, 6), &t->dtype))
@@ -5472,11 +5902,14 @@ DLRNI_INTERNAL dlrn_status dlrni_rebuild_tensor(dlrni_pickle *p, const dlrni_nod
 DLRNI_INTERNAL dlrn_status dlrni_pickle_ordered(dlrni_pickle *p, const dlrni_node *args) {
     dlrni_node *dict = dlrni_new_node(p, DLRNI_DICT), *pairs = dlrni_item(args, 0);
     if (!dict) return DLRN_ERR_MEMORY;
-    for (const dlrni_node *l = pairs && pairs->kind == DLRNI_LIST ? pairs->first : NULL; l; l = l->next) {
+    for (const dlrni_node *l = pairs && pairs->kind == DLRNI_LIST ? pairs->first : NULL; l;
+         l = l->next) {
         dlrni_node *key = dlrni_item(l->storage, 0), *value = dlrni_item(l->storage, 1);
         if (!key || !value) return dlrni_pickle_error(p, "malformed items of a dictionary");
-        /* a pair takes some bytes, and an honest list makes one dictionary; one that is shared could make any number */
-        if (++p->copied > p->c.p - p->start) return dlrni_pickle_error(p, "dictionaries out of proportion");
+        /* a pair takes some bytes, and an honest list makes one dictionary; one that is shared
+           could make any number */
+        if (++p->copied > p->c.p - p->start)
+            return dlrni_pickle_error(p, "dictionaries out of proportion");
         DLRNI_TRY(dlrni_append(p, dict, key));
         DLRNI_TRY(dlrni_append(p, dict, value));
     }
@@ -5486,7 +5919,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_ordered(dlrni_pickle *p, const dlrni_nod
 DLRNI_INTERNAL dlrn_status dlrni_pickle_reduce(dlrni_pickle *p) {
     dlrni_node *args = dlrni_pop(p), *callee = dlrni_pop(p);
     if (dlrni_text_is(callee, "torch._tensor _rebuild_from_type_v2") && dlrni_item(args, 2)) {
-        callee = dlrni_item(args, 0); /* (function, type, arguments, attributes): a tensor with attributes */
+        callee = dlrni_item(
+            args, 0); /* (function, type, arguments, attributes): a tensor with attributes */
         args = dlrni_item(args, 2);
     }
     if (!args || args->kind != DLRNI_TUPLE || !callee || callee->kind != DLRNI_GLOBAL)
@@ -5495,10 +5929,11 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_reduce(dlrni_pickle *p) {
     if (dlrni_text_is(callee, "torch._utils _rebuild_tensor_v2") ||
         dlrni_text_is(callee, "torch._utils _rebuild_tensor"))
         return dlrni_rebuild_tensor(p, args, 2);
-    if (dlrni_text_is(callee, "torch._utils _rebuild_tensor_v3")) return dlrni_rebuild_tensor(p, args, 3);
+    if (dlrni_text_is(callee, "torch._utils _rebuild_tensor_v3"))
+        return dlrni_rebuild_tensor(p, args, 3);
     if (dlrni_text_is(callee, "torch._utils _rebuild_parameter") ||
-        dlrni_text_is(callee, "torch._utils _rebuild_parameter_with_state") || dlrni_text_is(callee, "torch Size") ||
-        dlrni_text_is(callee, "torch device")) {
+        dlrni_text_is(callee, "torch._utils _rebuild_parameter_with_state") ||
+        dlrni_text_is(callee, "torch Size") || dlrni_text_is(callee, "torch device")) {
         dlrni_node *inner = dlrni_item(args, 0); /* the tensor, the tuple, the name */
         return inner ? dlrni_push(p, inner) : dlrni_pickle_error(p, "a call without its argument");
     }
@@ -5520,7 +5955,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_storage(dlrni_pickle *p) {
     s->integer = n->integer;
     if (view && view->kind == DLRNI_TUPLE) { /* (key, offset, elements) of a part of that storage */
         const dlrni_node *offset = dlrni_item(view, 1);
-        if (!offset || offset->kind != DLRNI_INT) return dlrni_pickle_error(p, "malformed view of a storage");
+        if (!offset || offset->kind != DLRNI_INT)
+            return dlrni_pickle_error(p, "malformed view of a storage");
         s->view_offset = offset->integer;
     }
     return dlrni_push(p, s);
@@ -5575,12 +6011,15 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_line_global(dlrni_pickle *p) {
 /* One opcode with its argument; *done at STOP. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_op(dlrni_pickle *p, int op, int *done) {
     uint64_t n = 0;
-    static const char with[] = "\x80KMJXqhrj\x8c\x8d\x95\x94UT"; /* opcodes with a count ...         */
-    static const signed char width[] = {1, 1, 2, 4, 4, 1, 1, 4, 4, 1, 8, 8, 0, 1, 4}; /* ... of this many bytes */
+    static const char with[] = "\x80KMJXqhrj\x8c\x8d\x95\x94UT"; /* opcodes with a count ... */
+    static const signed char width[] = {1, 1, 2, 4, 4, 1, 1, 4,
+                                        4, 1, 8, 8, 0, 1, 4}; /* ... of this many bytes */
     const char *at = op ? strchr(with, op) : NULL;
-    if (at && !dlrni_pickle_count(p, width[at - with], &n)) return dlrni_pickle_error(p, "an opcode is cut short");
+    if (at && !dlrni_pickle_count(p, width[at - with], &n))
+        return dlrni_pickle_error(p, "an opcode is cut short");
     switch (op) {
-    case 0x80: return n >= 2 && n <= 5 ? DLRN_OK : dlrni_pickle_error(p, "a protocol other than 2 to 5");
+    case 0x80:
+        return n >= 2 && n <= 5 ? DLRN_OK : dlrni_pickle_error(p, "a protocol other than 2 to 5");
     case 0x95: return DLRN_OK; /* FRAME: a hint */
     case 'K':
     case 'M': return dlrni_push_int(p, DLRNI_INT, (int64_t)n);
@@ -5661,7 +6100,8 @@ typedef struct dlrni_storages {
     int swap, exact;  /* exact: a storage ends where the pickle says */
 } dlrni_storages;
 
-DLRNI_INTERNAL const dlrni_member *dlrni_find_storage(const dlrni_storages *s, const dlrni_node *storage) {
+DLRNI_INTERNAL const dlrni_member *dlrni_find_storage(const dlrni_storages *s,
+                                                      const dlrni_node *storage) {
     char name[1024];
     size_t n = strlen(s->prefix), key = (size_t)storage->len;
     if (key > sizeof name - n) return NULL;
@@ -5671,24 +6111,31 @@ DLRNI_INTERNAL const dlrni_member *dlrni_find_storage(const dlrni_storages *s, c
     return at < 0 ? NULL : &s->m[at];
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_collect_tensor(dlrn_archive *a, const dlrni_storages *s, const dlrni_node *t,
-                                                const char *name, int64_t len) {
+DLRNI_INTERNAL dlrn_status dlrni_collect_tensor(dlrn_archive *a, const dlrni_storages *s,
+                                                const dlrni_node *t, const char *name,
+                                                int64_t len) {
     const dlrni_member *m = dlrni_find_storage(s, t->storage);
     int64_t offset = t->integer, need = 0, held = dlrn_dtype_size(t->storage->dtype);
     int64_t shape[DLRN_MAX_DIMS], stride[DLRN_MAX_DIMS];
     int ndim = 0, strides = 0;
     if (!m)
-        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': its storage '%.*s' is not in the file", a->path,
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                         "%s: tensor '%.*s': its storage '%.*s' is not in the file", a->path,
                          (int)len, name, (int)dlrni_min(t->storage->len, 64), t->storage->text);
     if (m->method)
-        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%.*s' is compressed", a->path, (int)len, name);
+        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%.*s' is compressed", a->path,
+                         (int)len, name);
     if (!dlrni_mul(t->storage->integer, held, &need) || (uint64_t)need > m->size)
-        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': expected a storage of %lld bytes, found %llu",
-                         a->path, (int)len, name, (long long)need, (unsigned long long)m->size);
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                         "%s: tensor '%.*s': expected a storage of %lld bytes, found %llu", a->path,
+                         (int)len, name, (long long)need, (unsigned long long)m->size);
     /* a list of sizes may have been changed since it was used */
-    if (!dlrni_sizes(t->shape, shape, &ndim) || !dlrni_sizes(t->stride, stride, &strides) || strides != ndim)
-        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': malformed sizes", a->path, (int)len, name);
-    if (t->storage->view_offset && !dlrni_add(offset, t->storage->view_offset, &offset)) offset = -1;
+    if (!dlrni_sizes(t->shape, shape, &ndim) || !dlrni_sizes(t->stride, stride, &strides) ||
+        strides != ndim)
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': malformed sizes", a->path,
+                         (int)len, name);
+    if (t->storage->view_offset && !dlrni_add(offset, t->storage->view_offset, &offset))
+        offset = -1;
     return dlrni_archive_add(a, name, len, t->dtype, ndim, shape, stride, offset, m->data,
                              s->exact ? (uint64_t)need : m->size, s->swap);
 }
@@ -5698,13 +6145,17 @@ typedef struct dlrni_walk {
     const dlrni_storages *storages;
     char name[DLRNI_PICKLE_NAME + 1];
     int depth;
-    int64_t work, limit; /* what is made of values: shared ones would let a small file unfold without end */
-    int64_t numbers;     /* of the tensors so far: they may share a storage, too */
+    int64_t work,
+        limit; /* what is made of values: shared ones would let a small file unfold without end */
+    int64_t numbers; /* of the tensors so far: they may share a storage, too */
 } dlrni_walk;
 
-enum { DLRNI_PICKLE_SHARED = 64 }; /* numbers for each byte of the file: as many layers of bytes may be the same one */
+enum {
+    DLRNI_PICKLE_SHARED = 64
+}; /* numbers for each byte of the file: as many layers of bytes may be the same one */
 
-/* A tensor, as long as all of them are in proportion to the file: who reads them has each unfolded. */
+/* A tensor, as long as all of them are in proportion to the file: who reads them has each unfolded.
+ */
 DLRNI_INTERNAL dlrn_status dlrni_walk_tensor(dlrni_walk *w, const dlrni_node *t, int64_t len) {
     dlrn_archive *a = w->a;
     const int64_t most = DLRNI_PICKLE_SHARED * (int64_t)a->map.size;
@@ -5712,7 +6163,8 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_tensor(dlrni_walk *w, const dlrni_node *t,
     w->numbers += a->entries[a->count - 1].info.numel;
     if (w->numbers <= most) return DLRN_OK;
     return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
-                     "%s: tensor '%.*s': shares its numbers with too many others: expected at most %lld in all, found "
+                     "%s: tensor '%.*s': shares its numbers with too many others: expected at most "
+                     "%lld in all, found "
                      "%lld",
                      a->path, (int)len, w->name, (long long)most, (long long)w->numbers);
 }
@@ -5726,8 +6178,9 @@ DLRNI_INTERNAL dlrn_status dlrni_collect_children(dlrni_walk *w, const dlrni_nod
         char number[32];
         const char *part = number;
         int64_t n;
-        dlrni_print(number, sizeof number, "%lld",
-                    (long long)(v->kind == DLRNI_DICT && key->kind == DLRNI_INT ? key->integer : index));
+        dlrni_print(
+            number, sizeof number, "%lld",
+            (long long)(v->kind == DLRNI_DICT && key->kind == DLRNI_INT ? key->integer : index));
         n = (int64_t)strlen(number);
         if (v->kind == DLRNI_DICT) {
             l = l->next;
@@ -5735,7 +6188,8 @@ DLRNI_INTERNAL dlrn_status dlrni_collect_children(dlrni_walk *w, const dlrni_nod
             if (key->kind == DLRNI_STRING) part = key->text, n = key->len;
         }
         if (len + (len > 0) + n > DLRNI_PICKLE_NAME)
-            return dlrn_fail(w->a->ctx, DLRN_ERR_UNSUPPORTED, "%s: a tensor's name is longer than %d bytes", w->a->path,
+            return dlrn_fail(w->a->ctx, DLRN_ERR_UNSUPPORTED,
+                             "%s: a tensor's name is longer than %d bytes", w->a->path,
                              DLRNI_PICKLE_NAME);
         int64_t at = len;
         if (at) w->name[at++] = '.';
@@ -5747,10 +6201,12 @@ DLRNI_INTERNAL dlrn_status dlrni_collect_children(dlrni_walk *w, const dlrni_nod
 
 DLRNI_INTERNAL dlrn_status dlrni_collect_value(dlrni_walk *w, const dlrni_node *v, int64_t len) {
     char text[64], *comma;
-    w->work += v->kind == DLRNI_TENSOR ? 4 : 2; /* as the memory that each takes, its name and its text */
+    w->work +=
+        v->kind == DLRNI_TENSOR ? 4 : 2; /* as the memory that each takes, its name and its text */
     w->work += len / 16 + (v->kind == DLRNI_STRING ? v->len : 0);
     if (w->work > w->limit || w->depth >= DLRNI_PICKLE_NEST)
-        return dlrn_fail(w->a->ctx, DLRN_ERR_FORMAT, "%s: pickle: values nested too deep or without end", w->a->path);
+        return dlrn_fail(w->a->ctx, DLRN_ERR_FORMAT,
+                         "%s: pickle: values nested too deep or without end", w->a->path);
     switch (v->kind) {
     case DLRNI_TENSOR: return dlrni_walk_tensor(w, v, len);
     case DLRNI_DICT:
@@ -5785,14 +6241,18 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_collect(dlrni_pickle *p, const dlrni_sto
 /* ---- The two containers ---- */
 
 /* Zip: STEM/data.pkl, STEM/data/KEY, STEM/byteorder. */
-DLRNI_INTERNAL dlrn_status dlrni_pt_open(dlrn_archive *a, const dlrni_zip *z, const dlrni_member *pkl) {
+DLRNI_INTERNAL dlrn_status dlrni_pt_open(dlrn_archive *a, const dlrni_zip *z,
+                                         const dlrni_member *pkl) {
     dlrni_storages s = {z->m, &z->names, "", 0, 1};
     dlrni_pickle p;
     char what[512];
     int stem = (int)pkl->name_len - 8;
     a->format = "pt";
-    if (pkl->method) return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: its data.pkl is compressed", a->path);
-    if (stem > 400) return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: zip: names longer than 400 bytes", a->path);
+    if (pkl->method)
+        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: its data.pkl is compressed", a->path);
+    if (stem > 400)
+        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: zip: names longer than 400 bytes",
+                         a->path);
     dlrni_print(s.prefix, sizeof s.prefix, "%.*sbyteorder", stem, pkl->name);
     int64_t order = dlrni_names_find(&z->names, s.prefix, (int64_t)strlen(s.prefix));
     s.swap = order >= 0 && z->m[order].packed == 3 && !memcmp(z->m[order].data, "big", 3);
@@ -5809,13 +6269,14 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_open(dlrn_archive *a, const dlrni_zip *z, co
     return st;
 }
 
-/* Before torch 1.6: pickles of a magic number, a version, the system, the object, the keys of the storages; then each
-   storage, its number of elements (8 bytes) first. */
+/* Before torch 1.6: pickles of a magic number, a version, the system, the object, the keys of the
+   storages; then each storage, its number of elements (8 bytes) first. */
 typedef struct dlrni_legacy {
     dlrni_pickle p;
     dlrni_member *m; /* one a storage */
     int64_t n;
-    dlrni_names names, types; /* key -> index in m; key -> index of a node that tells the storage's type */
+    dlrni_names names,
+        types; /* key -> index in m; key -> index of a node that tells the storage's type */
 } dlrni_legacy;
 
 DLRNI_INTERNAL const dlrni_node *dlrni_legacy_node(const dlrni_legacy *l, int64_t index) {
@@ -5825,7 +6286,8 @@ DLRNI_INTERNAL const dlrni_node *dlrni_legacy_node(const dlrni_legacy *l, int64_
 DLRNI_INTERNAL dlrn_status dlrni_legacy_types(dlrni_legacy *l) {
     for (int64_t i = 0; i < l->p.n_chunks * DLRNI_CHUNK; i++) {
         const dlrni_node *n = dlrni_legacy_node(l, i);
-        if (n->kind == DLRNI_STORAGE && !dlrni_names_put(l->p.a->ctx, &l->types, n->text, n->len, i))
+        if (n->kind == DLRNI_STORAGE &&
+            !dlrni_names_put(l->p.a->ctx, &l->types, n->text, n->len, i))
             return DLRN_ERR_MEMORY;
     }
     return DLRN_OK;
@@ -5833,10 +6295,12 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_types(dlrni_legacy *l) {
 
 DLRNI_INTERNAL dlrn_status dlrni_legacy_storage(dlrni_legacy *l, const dlrni_node *key) {
     dlrni_pickle *p = &l->p;
-    int64_t bytes, at = key->kind == DLRNI_STRING ? dlrni_names_find(&l->types, key->text, key->len) : -1;
+    int64_t bytes,
+        at = key->kind == DLRNI_STRING ? dlrni_names_find(&l->types, key->text, key->len) : -1;
     const unsigned char *head = dlrni_take(&p->c, 8);
     if (at < 0 || !head ||
-        !dlrni_mul((int64_t)dlrni_le(head, 8), dlrn_dtype_size(dlrni_legacy_node(l, at)->dtype), &bytes))
+        !dlrni_mul((int64_t)dlrni_le(head, 8), dlrn_dtype_size(dlrni_legacy_node(l, at)->dtype),
+                   &bytes))
         return dlrni_pickle_error(p, "malformed list of storages");
     dlrni_member m = {key->text, key->len, p->c.p, (uint64_t)bytes, (uint64_t)bytes, 0, 0};
     if (!dlrni_take(&p->c, (uint64_t)bytes))
@@ -5847,13 +6311,15 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_storage(dlrni_legacy *l, const dlrni_nod
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_legacy_run(dlrni_legacy *l) {
-    static const unsigned char magic[10] = {0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19};
+    static const unsigned char magic[10] = {0x6c, 0xfc, 0x9c, 0x46, 0xf9,
+                                            0x20, 0x6a, 0xa8, 0x50, 0x19};
     dlrni_pickle *p = &l->p;
     DLRNI_TRY(dlrni_pickle_run(p));
     if (p->result->len != 10 || memcmp(p->result->text, magic, 10))
         return dlrni_pickle_error(p, "not torch's magic number");
     DLRNI_TRY(dlrni_pickle_run(p));
-    if (p->result->integer != 1001) return dlrni_pickle_error(p, "not version 1001 of torch's older form");
+    if (p->result->integer != 1001)
+        return dlrni_pickle_error(p, "not version 1001 of torch's older form");
     DLRNI_TRY(dlrni_pickle_run(p));
     DLRNI_TRY(dlrni_pickle_run(p));
     dlrni_node *object = p->result;
@@ -5905,7 +6371,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_open(dlrn_archive *a) {
         s = dlrni_npz_open(a, &z);
     else if (s == DLRN_OK)
         s = dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
-                      "%s: a zip without data.pkl (torch) and without .npy members (numpy)", a->path);
+                      "%s: a zip without data.pkl (torch) and without .npy members (numpy)",
+                      a->path);
     dlrni_free(a->ctx, z.m);
     dlrni_free(a->ctx, z.names.slot);
     return s;
@@ -5929,7 +6396,8 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_detect(dlrn_archive *a) {
                      a->path, (unsigned long long)n);
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_archive_new(dlrn_context *ctx, const char *path, dlrn_archive **out) {
+DLRNI_INTERNAL dlrn_status dlrni_archive_new(dlrn_context *ctx, const char *path,
+                                             dlrn_archive **out) {
     dlrn_archive *a = DLRNI_NEW_ZERO(ctx, dlrn_archive, 1);
     *out = NULL;
     if (!a) return DLRN_ERR_MEMORY;
@@ -5954,8 +6422,8 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_done(dlrn_archive *a, dlrn_status s, dl
     return s;
 }
 
-DLRN_API dlrn_status dlrn_archive_open_memory(dlrn_context *ctx, const void *bytes, size_t size, const char *name,
-                                              dlrn_archive **out) {
+DLRN_API dlrn_status dlrn_archive_open_memory(dlrn_context *ctx, const void *bytes, size_t size,
+                                              const char *name, dlrn_archive **out) {
     dlrn_archive *a;
     *out = NULL;
     DLRNI_TRY(dlrni_archive_new(ctx, name, &a));
@@ -5984,10 +6452,11 @@ DLRNI_INTERNAL dlrn_status dlrni_open_shards(dlrn_archive *a, const dlrn_json *m
     a->shards = DLRNI_NEW_ZERO(a->ctx, dlrn_archive *, map->count);
     if (!a->shards) return DLRN_ERR_MEMORY;
     for (const dlrn_json *m = map->first; m; m = m->next) {
-        if (m->type != DLRN_JSON_STRING || dlrni_has_suffix(m->text, ".index.json") || /* no list of lists */
+        if (m->type != DLRN_JSON_STRING ||
+            dlrni_has_suffix(m->text, ".index.json") || /* no list of lists */
             !dlrni_sibling(a->path, m->text, path, sizeof path))
-            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: weight_map: '%s' names no file of its folder", a->path,
-                             m->key);
+            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                             "%s: weight_map: '%s' names no file of its folder", a->path, m->key);
         int64_t i = 0;
         while (i < a->n_shards && strcmp(a->shards[i]->path, path)) i++;
         if (i == a->n_shards) {
@@ -5996,7 +6465,8 @@ DLRNI_INTERNAL dlrn_status dlrni_open_shards(dlrn_archive *a, const dlrn_json *m
         }
         int64_t at = dlrn_archive_find(a->shards[i], m->key);
         if (at < 0)
-            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected tensor '%s', which %s says is there", path, m->key,
+            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                             "%s: expected tensor '%s', which %s says is there", path, m->key,
                              a->path);
         DLRNI_TRY(dlrni_archive_take(a, &a->shards[i]->entries[at]));
     }
@@ -6008,9 +6478,10 @@ DLRNI_INTERNAL dlrn_status dlrni_index_open(dlrn_archive *a) {
     DLRNI_TRY(dlrn_json_parse(a->ctx, (const char *)a->map.p, a->map.size, a->path, &root));
     const dlrn_json *map = dlrn_json_get(root, "weight_map");
     a->format = "sharded";
-    dlrn_status s = map && map->type == DLRN_JSON_OBJECT
-                        ? dlrni_open_shards(a, map)
-                        : dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected an object weight_map", a->path);
+    dlrn_status s =
+        map && map->type == DLRN_JSON_OBJECT
+            ? dlrni_open_shards(a, map)
+            : dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected an object weight_map", a->path);
     dlrn_json_free(a->ctx, root);
     return s;
 }
@@ -6020,7 +6491,8 @@ DLRN_API dlrn_status dlrn_archive_open(dlrn_context *ctx, const char *path, dlrn
     *out = NULL;
     DLRNI_TRY(dlrni_archive_new(ctx, path, &a));
     dlrn_status s = dlrni_map_open(ctx, path, &a->map);
-    if (s == DLRN_OK) s = dlrni_has_suffix(path, ".index.json") ? dlrni_index_open(a) : dlrni_archive_detect(a);
+    if (s == DLRN_OK)
+        s = dlrni_has_suffix(path, ".index.json") ? dlrni_index_open(a) : dlrni_archive_detect(a);
     return dlrni_archive_done(a, s, out);
 }
 
@@ -6040,9 +6512,11 @@ DLRNI_INTERNAL void dlrni_pickle_int(dlrni_growing *t, int64_t v) { /* LONG1 of 
 }
 
 /* An OrderedDict of tensors, each on a storage of its own, in protocol 2. */
-DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_growing *t, const dlrn_tensor_out *tensors, int64_t count) {
-    static const char *const storage[DLRN_DTYPE_COUNT] = {"Float", "Half", "BFloat16", "Double", "Long", "Int", "Short",
-                                                          "Char",  NULL,   NULL,       NULL,     "Byte", "Bool"};
+DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_growing *t, const dlrn_tensor_out *tensors,
+                                           int64_t count) {
+    static const char *const storage[DLRN_DTYPE_COUNT] = {
+        "Float", "Half", "BFloat16", "Double", "Long", "Int", "Short",
+        "Char",  NULL,   NULL,       NULL,     "Byte", "Bool"};
     dlrni_growing_format(t, "\x80\x02"
                             "ccollections\nOrderedDict\n)R(");
     for (int64_t i = 0; i < count; i++) {
@@ -6051,11 +6525,12 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_growing *t, const dlrn_tensor_o
         char key[32];
         DLRNI_TRY(dlrni_out_numel(t->ctx, x, &numel, &bytes));
         if (strlen(x->name) > DLRNI_PICKLE_NAME)
-            return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT, "tensor '%.40s...': its name is too long for torch's form",
-                             x->name);
+            return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT,
+                             "tensor '%.40s...': its name is too long for torch's form", x->name);
         if (!storage[x->dtype])
-            return dlrn_fail(t->ctx, DLRN_ERR_UNSUPPORTED, "tensor '%s': torch's form has no storage of type %s",
-                             x->name, dlrn_dtype_name(x->dtype));
+            return dlrn_fail(t->ctx, DLRN_ERR_UNSUPPORTED,
+                             "tensor '%s': torch's form has no storage of type %s", x->name,
+                             dlrn_dtype_name(x->dtype));
         dlrni_print(key, sizeof key, "%lld", (long long)i);
         dlrni_pickle_text(t, x->name);
         dlrni_growing_format(t, "ctorch._utils\n_rebuild_tensor_v2\n((");
@@ -6070,7 +6545,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_growing *t, const dlrn_tensor_o
         for (int d = 0; d < x->ndim; d++) {
             step = 1;
             for (int e = d + 1; e < x->ndim; e++)
-                if (!dlrni_mul(step, x->shape[e], &step)) step = 0; /* of nothing, whose other sizes may be any */
+                if (!dlrni_mul(step, x->shape[e], &step))
+                    step = 0; /* of nothing, whose other sizes may be any */
             dlrni_pickle_int(t, step);
         }
         dlrni_growing_format(t, "t\x89"
@@ -6080,7 +6556,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_growing *t, const dlrn_tensor_o
     return t->failed ? DLRN_ERR_MEMORY : DLRN_OK;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_pt_write(dlrni_out *o, const dlrn_tensor_out *tensors, int64_t count) {
+DLRNI_INTERNAL dlrn_status dlrni_pt_write(dlrni_out *o, const dlrn_tensor_out *tensors,
+                                          int64_t count) {
     dlrni_zip_out z;
     dlrni_growing pickle = {o->ctx, NULL, 0, 0, 0};
     memset(&z, 0, sizeof z);
@@ -6104,8 +6581,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_write(dlrni_out *o, const dlrn_tensor_out *t
 }
 
 /* A name that stood twice could not be read again. */
-DLRNI_INTERNAL dlrn_status dlrni_check_names(dlrn_context *ctx, const dlrn_tensor_out *tensors, int64_t count,
-                                             const char *const *metadata) {
+DLRNI_INTERNAL dlrn_status dlrni_check_names(dlrn_context *ctx, const dlrn_tensor_out *tensors,
+                                             int64_t count, const char *const *metadata) {
     dlrni_names seen[2] = {{NULL, 0, 0}, {NULL, 0, 0}};
     dlrn_status s = DLRN_OK;
     for (int kind = 0; kind < 2; kind++) {
@@ -6113,7 +6590,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_names(dlrn_context *ctx, const dlrn_tenso
             const char *name = kind ? metadata[2 * i] : tensors[i].name;
             const int64_t len = (int64_t)strlen(name);
             if (dlrni_names_find(&seen[kind], name, len) >= 0)
-                s = dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s '%s' to be written: expected once, found twice",
+                s = dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                              "%s '%s' to be written: expected once, found twice",
                               kind ? "metadata" : "tensor", name);
             else if (!dlrni_names_put(ctx, &seen[kind], name, len, i))
                 s = DLRN_ERR_MEMORY;
@@ -6123,13 +6601,15 @@ DLRNI_INTERNAL dlrn_status dlrni_check_names(dlrn_context *ctx, const dlrn_tenso
     return s;
 }
 
-DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path, const dlrn_tensor_out *tensors,
-                                        int64_t count, const char *const *metadata) {
+DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path,
+                                        const dlrn_tensor_out *tensors, int64_t count,
+                                        const char *const *metadata) {
     dlrni_out o;
     int pt = dlrni_has_suffix(path, ".pt"), st = dlrni_has_suffix(path, ".safetensors");
     int npz = dlrni_has_suffix(path, ".npz"), npy = dlrni_has_suffix(path, ".npy");
     if (!pt && !st && !npz && !npy)
-        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected a name ending in .pt, .safetensors, .npz or .npy", path);
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                         "%s: expected a name ending in .pt, .safetensors, .npz or .npy", path);
     DLRNI_REQUIRE(ctx, !npy || count == 1, "a .npy holds one tensor");
     DLRNI_TRY(dlrni_check_names(ctx, tensors, count, metadata));
     DLRNI_TRY(dlrni_out_open(ctx, path, &o));
@@ -6142,7 +6622,11 @@ DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path, con
 
 /* ---- Growing files ---- */
 
-typedef enum dlrni_writer_kind { DLRNI_WRITES_NPY, DLRNI_WRITES_CSR, DLRNI_WRITES_BYTES } dlrni_writer_kind;
+typedef enum dlrni_writer_kind {
+    DLRNI_WRITES_NPY,
+    DLRNI_WRITES_CSR,
+    DLRNI_WRITES_BYTES
+} dlrni_writer_kind;
 
 struct dlrn_writer {
     dlrn_context *ctx;
@@ -6153,7 +6637,8 @@ struct dlrn_writer {
     char *path;
 };
 
-DLRNI_INTERNAL dlrn_status dlrni_writer_new(dlrn_context *ctx, const char *path, dlrni_writer_kind kind, int64_t width,
+DLRNI_INTERNAL dlrn_status dlrni_writer_new(dlrn_context *ctx, const char *path,
+                                            dlrni_writer_kind kind, int64_t width,
                                             dlrn_writer **out) {
     *out = NULL;
     DLRNI_REQUIRE(ctx, width > 0, "width must be positive");
@@ -6194,7 +6679,8 @@ DLRNI_INTERNAL dlrn_status dlrni_writer_open(dlrn_writer **out) {
     if (s == DLRN_OK) {
         int parts = w->kind == DLRNI_WRITES_CSR ? 3 : 0;
         if (w->kind == DLRNI_WRITES_NPY && w->rows_total < 0) parts = !dlrni_out_rewind(&w->o);
-        for (int i = 0; i < parts && s == DLRN_OK; i++) s = dlrni_spool_open(w->ctx, w->path, &w->part[i]);
+        for (int i = 0; i < parts && s == DLRN_OK; i++)
+            s = dlrni_spool_open(w->ctx, w->path, &w->part[i]);
         if (s == DLRN_OK) return DLRN_OK;
         w->o.status = s;
         (void)!dlrni_out_close(&w->o);
@@ -6204,8 +6690,8 @@ DLRNI_INTERNAL dlrn_status dlrni_writer_open(dlrn_writer **out) {
     return s;
 }
 
-DLRN_API dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width, int64_t rows_total,
-                                     dlrn_writer **out) {
+DLRN_API dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width,
+                                     int64_t rows_total, dlrn_writer **out) {
     DLRNI_TRY(dlrni_writer_new(ctx, path, DLRNI_WRITES_NPY, width, out));
     (*out)->rows_total = rows_total;
     DLRNI_TRY(dlrni_writer_open(out));
@@ -6228,7 +6714,8 @@ DLRN_API dlrn_status dlrn_npy_append(dlrn_writer *w, const float *x, int64_t row
     return w->o.status;
 }
 
-DLRN_API dlrn_status dlrn_csr_create(dlrn_context *ctx, const char *path, int64_t width, dlrn_writer **out) {
+DLRN_API dlrn_status dlrn_csr_create(dlrn_context *ctx, const char *path, int64_t width,
+                                     dlrn_writer **out) {
     DLRNI_TRY(dlrni_writer_new(ctx, path, DLRNI_WRITES_CSR, width, out));
     return dlrni_writer_open(out);
 }
@@ -6266,14 +6753,15 @@ DLRNI_INTERNAL void dlrni_writer_copy(dlrn_writer *w, int part, dlrn_dtype dtype
     dlrn_status s = dlrni_spool_rewind(&w->part[part], w->path);
     while (s == DLRN_OK && got && w->o.status == DLRN_OK) {
         s = dlrni_spool_fill(&w->part[part], block, sizeof block, &got);
-        if (s == DLRN_OK) dlrni_out_elements(&w->o, block, (int64_t)got / dlrn_dtype_size(dtype), dtype);
+        if (s == DLRN_OK)
+            dlrni_out_elements(&w->o, block, (int64_t)got / dlrn_dtype_size(dtype), dtype);
     }
     if (w->o.status == DLRN_OK) w->o.status = s;
 }
 
 /* One member of the .npz from what has waited; indptr begins with a 0. */
-DLRNI_INTERNAL void dlrni_csr_member(dlrn_writer *w, dlrni_zip_out *z, int part, const char *name, dlrn_dtype dtype,
-                                     int64_t n) {
+DLRNI_INTERNAL void dlrni_csr_member(dlrn_writer *w, dlrni_zip_out *z, int part, const char *name,
+                                     dlrn_dtype dtype, int64_t n) {
     static const int64_t zero = 0;
     unsigned char head[DLRNI_NPY_HEAD];
     dlrn_tensor_out t = {name, dtype, 1, {n}, NULL};
@@ -6291,7 +6779,8 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_assemble(dlrn_writer *w) {
     dlrni_zip_out z;
     unsigned char head[DLRNI_NPY_HEAD + 3];
     int64_t shape[2] = {w->rows, w->width};
-    dlrn_tensor_out format = {"format", DLRN_U8, 0, {0}, NULL}, size = {"shape", DLRN_I64, 1, {2}, shape};
+    dlrn_tensor_out format = {"format", DLRN_U8, 0, {0}, NULL},
+                    size = {"shape", DLRN_I64, 1, {2}, shape};
     memset(&z, 0, sizeof z);
     z.o = &w->o;
     z.directory.ctx = w->ctx;
@@ -6312,8 +6801,9 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_assemble(dlrn_writer *w) {
 /* The number of rows, where it is known only now. */
 DLRNI_INTERNAL void dlrni_npy_finish(dlrn_writer *w) {
     if (w->rows_total >= 0 && w->rows != w->rows_total && w->o.status == DLRN_OK)
-        w->o.status = dlrn_fail(w->ctx, DLRN_ERR_ARGUMENT, "%s: %lld rows were announced and %lld written", w->path,
-                                (long long)w->rows_total, (long long)w->rows);
+        w->o.status =
+            dlrn_fail(w->ctx, DLRN_ERR_ARGUMENT, "%s: %lld rows were announced and %lld written",
+                      w->path, (long long)w->rows_total, (long long)w->rows);
     if (w->rows_total >= 0) return;
     if (!w->part[0].is_open && w->o.status == DLRN_OK && !dlrni_out_rewind(&w->o))
         w->o.status = dlrn_fail(w->ctx, DLRN_ERR_IO, "%s: cannot go back to its start", w->path);
@@ -6341,33 +6831,39 @@ DLRN_API void dlrn_writer_abort(dlrn_writer *w) {
 
 /* ---- Reading CSR ---- */
 
-DLRNI_INTERNAL dlrn_status dlrni_csr_find(dlrn_archive *a, const char *name, int64_t *index, int64_t *n) {
+DLRNI_INTERNAL dlrn_status dlrni_csr_find(dlrn_archive *a, const char *name, int64_t *index,
+                                          int64_t *n) {
     *index = dlrn_archive_find(a, name);
     const dlrn_tensor_info *info = dlrn_archive_info(a, *index);
     if (!info || info->ndim != 1)
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
-                         "%s: expected '%s' of one dimension, as scipy.sparse.save_npz writes it", a->path, name);
+                         "%s: expected '%s' of one dimension, as scipy.sparse.save_npz writes it",
+                         a->path, name);
     *n = info->numel;
     return DLRN_OK;
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_csr_check(dlrn_archive *a, const dlrn_sparse *c, int64_t nnz) {
     if (c->row_ptr[0] != 0 || c->row_ptr[c->rows] != nnz)
-        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indptr: expected 0 to %lld", a->path, (long long)nnz);
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indptr: expected 0 to %lld", a->path,
+                         (long long)nnz);
     for (int64_t i = 0; i < c->rows; i++)
         if (c->row_ptr[i + 1] < c->row_ptr[i])
-            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indptr falls at row %lld", a->path, (long long)i);
+            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indptr falls at row %lld", a->path,
+                             (long long)i);
     return DLRN_OK;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_csr_columns(dlrn_archive *a, int64_t index, int64_t nnz, dlrn_sparse *c) {
+DLRNI_INTERNAL dlrn_status dlrni_csr_columns(dlrn_archive *a, int64_t index, int64_t nnz,
+                                             dlrn_sparse *c) {
     int64_t *wide = DLRNI_NEW(a->ctx, int64_t, nnz);
     if (!wide) return DLRN_ERR_MEMORY;
     dlrn_status s = dlrn_archive_read_i64(a, index, wide);
     for (int64_t p = 0; p < nnz && s == DLRN_OK; p++) {
         c->col[p] = (int32_t)wide[p];
         if (wide[p] < 0 || wide[p] >= c->cols)
-            s = dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indices: entry %lld: expected [0, %lld), found %lld", a->path,
+            s = dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                          "%s: indices: entry %lld: expected [0, %lld), found %lld", a->path,
                           (long long)p, (long long)c->cols, (long long)wide[p]);
     }
     dlrni_free(a->ctx, wide);
@@ -6385,7 +6881,8 @@ DLRNI_INTERNAL int dlrni_code_order(const void *a, const void *b) {
 }
 
 /* Puts the n entries of a row in ascending order: SciPy's may stand in any. */
-DLRNI_INTERNAL dlrn_status dlrni_csr_sort_row(dlrn_archive *a, int64_t row, int64_t n, int32_t *col, float *val) {
+DLRNI_INTERNAL dlrn_status dlrni_csr_sort_row(dlrn_archive *a, int64_t row, int64_t n, int32_t *col,
+                                              float *val) {
     int64_t p = 1;
     while (p < n && col[p - 1] < col[p]) p++;
     if (p >= n) return DLRN_OK;
@@ -6397,7 +6894,8 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_sort_row(dlrn_archive *a, int64_t row, int6
     dlrni_free(a->ctx, codes);
     for (p = 1; p < n; p++)
         if (col[p] == col[p - 1])
-            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indices: row %lld: column %d stands twice", a->path,
+            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                             "%s: indices: row %lld: column %d stands twice", a->path,
                              (long long)row, (int)col[p]);
     return DLRN_OK;
 }
@@ -6415,14 +6913,14 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_read(dlrn_archive *a, dlrn_sparse *out) {
     static const char *const names[4] = {"shape", "indptr", "indices", "data"};
     const char *format = dlrn_archive_metadata(a, "format");
     if (format && strcmp(format, "csr"))
-        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: expected a matrix of format csr, found '%.20s'", a->path,
-                         format);
+        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: expected a matrix of format csr, found '%.20s'", a->path, format);
     for (int i = 0; i < 4; i++) DLRNI_TRY(dlrni_csr_find(a, names[i], &at[i], &n[i]));
     if (n[0] == 2) DLRNI_TRY(dlrn_archive_read_i64(a, at[0], shape));
-    if (n[0] != 2 || shape[0] < 0 || n[1] < 1 || n[1] - 1 != shape[0] || n[2] != n[3] || shape[1] < 0 ||
-        shape[1] > INT32_MAX)
-        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: the sizes of shape, indptr, indices and data do not agree",
-                         a->path);
+    if (n[0] != 2 || shape[0] < 0 || n[1] < 1 || n[1] - 1 != shape[0] || n[2] != n[3] ||
+        shape[1] < 0 || shape[1] > INT32_MAX)
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                         "%s: the sizes of shape, indptr, indices and data do not agree", a->path);
     DLRNI_TRY(dlrni_sparse_begin(a->ctx, out, shape[1]));
     DLRNI_TRY(dlrni_sparse_reserve(a->ctx, out, shape[0], n[2]));
     out->rows = shape[0];
@@ -6449,8 +6947,8 @@ DLRN_API dlrn_status dlrn_csr_load(dlrn_context *ctx, const char *path, dlrn_spa
 
 /* ------------------------------------------------------------------------------------------ */
 // >>load
-/* Dictionaries on disk carry the reference's names: bias [d], encoder.weight [F][d], encoder.bias [F],
-   decoder.weight [d][F]. */
+/* Dictionaries on disk carry the reference's names: bias [d], encoder.weight [F][d], encoder.bias
+   [F], decoder.weight [d][F]. */
 
 /* Key sets of dictionaries that this version does not read, to name them. */
 DLRNI_INTERNAL const char *dlrni_other_family(const dlrn_archive *a) {
@@ -6472,8 +6970,8 @@ DLRNI_INTERNAL const char *dlrni_other_family(const dlrn_archive *a) {
 }
 
 /* Index of a tensor of the reference's AutoEncoder, perhaps under `prefix`. */
-DLRNI_INTERNAL dlrn_status dlrni_expect(dlrn_archive *a, const char *prefix, const char *name, int ndim, int64_t rows,
-                                        int64_t cols, int64_t *index) {
+DLRNI_INTERNAL dlrn_status dlrni_expect(dlrn_archive *a, const char *prefix, const char *name,
+                                        int ndim, int64_t rows, int64_t cols, int64_t *index) {
     char full[64], found[80] = "no such tensor";
     dlrni_print(full, sizeof full, "%s%s", prefix, name);
     *index = dlrn_archive_find(a, full);
@@ -6489,8 +6987,8 @@ DLRNI_INTERNAL dlrn_status dlrni_expect(dlrn_archive *a, const char *prefix, con
     char want[2][24] = {"F", "d"};
     if (rows >= 0) dlrni_print(want[0], sizeof want[0], "%lld", (long long)rows);
     if (cols >= 0) dlrni_print(want[1], sizeof want[1], "%lld", (long long)cols);
-    return dlrn_fail(a->ctx, DLRN_ERR_SHAPE, "%s: tensor '%s': expected shape [%s%s%s], found %s", a->path, full,
-                     want[0], ndim > 1 ? ", " : "", ndim > 1 ? want[1] : "", found);
+    return dlrn_fail(a->ctx, DLRN_ERR_SHAPE, "%s: tensor '%s': expected shape [%s%s%s], found %s",
+                     a->path, full, want[0], ndim > 1 ? ", " : "", ndim > 1 ? want[1] : "", found);
 }
 
 typedef struct dlrni_transpose_job {
@@ -6510,23 +7008,27 @@ DLRNI_INTERNAL void dlrni_transpose_block(void *arg, int64_t task, int worker) {
                 j->to[c * j->rows + r] = j->from[r * j->cols + c];
 }
 
-DLRNI_INTERNAL void dlrni_transpose(dlrn_context *ctx, const float *from, int64_t rows, int64_t cols, float *to) {
+DLRNI_INTERNAL void dlrni_transpose(dlrn_context *ctx, const float *from, int64_t rows,
+                                    int64_t cols, float *to) {
     dlrni_transpose_job job = {from, to, rows, cols};
     dlrn_parallel_for(ctx, dlrni_ceil_div(cols, 16), dlrni_transpose_block, &job);
 }
 
 /* w [n] are the elements from `first` of a tensor. */
-DLRNI_INTERNAL dlrn_status dlrni_check_weights(dlrn_archive *a, const char *name, const float *w, int64_t first,
-                                               int64_t n) {
+DLRNI_INTERNAL dlrn_status dlrni_check_weights(dlrn_archive *a, const char *name, const float *w,
+                                               int64_t first, int64_t n) {
     for (int64_t i = 0; i < n; i++)
         if (!(fabsf(w[i]) <= FLT_MAX))
             return dlrn_fail(a->ctx, DLRN_ERR_VALUE,
-                             "%s: tensor '%s': element %lld: expected a finite number, found %g", a->path, name,
-                             (long long)(first + i), (double)w[i]);
+                             "%s: tensor '%s': element %lld: expected a finite number, found %g",
+                             a->path, name, (long long)(first + i), (double)w[i]);
     return DLRN_OK;
 }
 
-enum { DLRNI_READ_PIECE = 1 << 16, DLRNI_READ_ATOMS = 64 }; /* elements of a task; features of a task */
+enum {
+    DLRNI_READ_PIECE = 1 << 16,
+    DLRNI_READ_ATOMS = 64
+}; /* elements of a task; features of a task */
 
 typedef struct dlrni_read_job {
     const unsigned char *from; /* f32 as in memory: [n], or [d][F] */
@@ -6548,8 +7050,9 @@ DLRNI_INTERNAL void dlrni_read_piece(void *arg, int64_t task, int worker) {
     }
 }
 
-/* Task: the whole atoms of some features, by squares of 16, so that a cache line is read once and written once (with
-   the sums and the pages, 134 MB load 3 times as fast as by 16 whole rows of the file at a time). */
+/* Task: the whole atoms of some features, by squares of 16, so that a cache line is read once and
+   written once (with the sums and the pages, 134 MB load 3 times as fast as by 16 whole rows of the
+   file at a time). */
 DLRNI_INTERNAL void dlrni_read_columns(void *arg, int64_t task, int worker) {
     const dlrni_read_job *j = (const dlrni_read_job *)arg;
     const int64_t end = dlrni_min((task + 1) * DLRNI_READ_ATOMS, j->F);
@@ -6577,10 +7080,14 @@ DLRNI_INTERNAL const unsigned char *dlrni_entry_plain(const dlrni_entry *e) {
     return e->data + e->offset * 4;
 }
 
-/* Reads a plain tensor in tasks, [n] as it lies or [d][F] into [F][d]. A fault is looked for again, to be named. */
-DLRNI_INTERNAL dlrn_status dlrni_read_plain(dlrn_archive *a, const char *name, const dlrni_read_job *job) {
+/* Reads a plain tensor in tasks, [n] as it lies or [d][F] into [F][d]. A fault is looked for again,
+   to be named. */
+DLRNI_INTERNAL dlrn_status dlrni_read_plain(dlrn_archive *a, const char *name,
+                                            const dlrni_read_job *job) {
     dlrni_read_job j = *job;
-    int64_t tasks = j.F ? dlrni_ceil_div(j.F, DLRNI_READ_ATOMS) : dlrni_ceil_div(j.n, DLRNI_READ_PIECE), bad = 0;
+    int64_t tasks =
+                j.F ? dlrni_ceil_div(j.F, DLRNI_READ_ATOMS) : dlrni_ceil_div(j.n, DLRNI_READ_PIECE),
+            bad = 0;
     if (!(j.bad = DLRNI_NEW(a->ctx, int64_t, tasks))) return DLRN_ERR_MEMORY;
     dlrn_parallel_for(a->ctx, tasks, j.F ? dlrni_read_columns : dlrni_read_piece, &j);
     for (int64_t i = 0; i < tasks; i++) bad |= j.bad[i];
@@ -6593,17 +7100,21 @@ DLRNI_INTERNAL dlrn_status dlrni_read_plain(dlrn_archive *a, const char *name, c
     return DLRN_OK;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_read_weights(dlrn_archive *a, int64_t index, const char *name, float *w) {
-    dlrni_read_job job = {dlrni_entry_plain(&a->entries[index]), w, a->entries[index].info.numel, 0, 0, NULL};
+DLRNI_INTERNAL dlrn_status dlrni_read_weights(dlrn_archive *a, int64_t index, const char *name,
+                                              float *w) {
+    dlrni_read_job job = {
+        dlrni_entry_plain(&a->entries[index]), w, a->entries[index].info.numel, 0, 0, NULL};
     if (job.from) return dlrni_read_plain(a, name, &job);
     DLRNI_TRY(dlrn_archive_read(a, index, w));
     return dlrni_check_weights(a, name, w, 0, job.n);
 }
 
-/* decoder.weight [d][F] into atoms [F][d], some rows of it at a time: no second copy of the matrix. */
+/* decoder.weight [d][F] into atoms [F][d], some rows of it at a time: no second copy of the matrix.
+ */
 DLRNI_INTERNAL dlrn_status dlrni_read_atoms(dlrn_archive *a, int64_t index, dlrn_dictionary *dict) {
     int64_t d = dict->activation_dim, F = dict->dict_size, step = dlrni_min(16, d);
-    dlrni_read_job job = {dlrni_entry_plain(&a->entries[index]), dict->decoder_weight, d * F, d, F, NULL};
+    dlrni_read_job job = {
+        dlrni_entry_plain(&a->entries[index]), dict->decoder_weight, d * F, d, F, NULL};
     if (job.from) return dlrni_read_plain(a, "decoder.weight", &job);
     float *rows = DLRNI_NEW(a->ctx, float, step *F);
     if (!rows) return DLRN_ERR_MEMORY;
@@ -6619,7 +7130,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_atoms(dlrn_archive *a, int64_t index, dlrn
     return s;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_fill_dictionary(dlrn_archive *a, const int64_t index[4], dlrn_dictionary *dict) {
+DLRNI_INTERNAL dlrn_status dlrni_fill_dictionary(dlrn_archive *a, const int64_t index[4],
+                                                 dlrn_dictionary *dict) {
     dlrni_huge_pages(dict->encoder_weight, dict->activation_dim * dict->dict_size * 4);
     dlrni_huge_pages(dict->decoder_weight, dict->activation_dim * dict->dict_size * 4);
     DLRNI_TRY(dlrni_read_weights(a, index[0], "encoder.weight", dict->encoder_weight));
@@ -6630,17 +7142,20 @@ DLRNI_INTERNAL dlrn_status dlrni_fill_dictionary(dlrn_archive *a, const int64_t 
 
 DLRNI_INTERNAL dlrn_status dlrni_load_archive(dlrn_archive *a, dlrn_dictionary **out) {
     /* a backup of dictionary_learning keeps its dictionary under "ae" */
-    const char *prefix = dlrn_archive_find(a, "ae.encoder.weight") >= 0 ? "ae." : "", *other = dlrni_other_family(a);
+    const char *prefix = dlrn_archive_find(a, "ae.encoder.weight") >= 0 ? "ae." : "",
+               *other = dlrni_other_family(a);
     int64_t index[4];
     if (other && !*prefix)
-        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: expected an AutoEncoder, found the tensors of %s", a->path,
-                         other);
+        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: expected an AutoEncoder, found the tensors of %s", a->path, other);
     DLRNI_TRY(dlrni_expect(a, prefix, "encoder.weight", 2, -1, -1, &index[0]));
-    const int64_t F = dlrn_archive_info(a, index[0])->shape[0], d = dlrn_archive_info(a, index[0])->shape[1];
+    const int64_t F = dlrn_archive_info(a, index[0])->shape[0],
+                  d = dlrn_archive_info(a, index[0])->shape[1];
     if (F < 1 || d < 1 || F > INT32_MAX)
-        return dlrn_fail(a->ctx, DLRN_ERR_SHAPE,
-                         "%s: tensor 'encoder.weight': expected a shape without 0, found [%lld, %lld]", a->path,
-                         (long long)F, (long long)d);
+        return dlrn_fail(
+            a->ctx, DLRN_ERR_SHAPE,
+            "%s: tensor 'encoder.weight': expected a shape without 0, found [%lld, %lld]", a->path,
+            (long long)F, (long long)d);
     DLRNI_TRY(dlrni_expect(a, prefix, "encoder.bias", 1, F, -1, &index[1]));
     DLRNI_TRY(dlrni_expect(a, prefix, "bias", 1, d, -1, &index[2]));
     DLRNI_TRY(dlrni_expect(a, prefix, "decoder.weight", 2, d, F, &index[3]));
@@ -6653,28 +7168,32 @@ DLRNI_INTERNAL dlrn_status dlrni_load_archive(dlrn_archive *a, dlrn_dictionary *
     return s;
 }
 
-/* What config.json says of the dictionary is of the kind that is looked for, so that nothing is passed over; null says
-   nothing. */
-DLRNI_INTERNAL dlrn_status dlrni_check_kinds(dlrn_context *ctx, const char *path, const dlrn_json *root) {
+/* What config.json says of the dictionary is of the kind that is looked for, so that nothing is
+   passed over; null says nothing. */
+DLRNI_INTERNAL dlrn_status dlrni_check_kinds(dlrn_context *ctx, const char *path,
+                                             const dlrn_json *root) {
     static const struct {
         const char *key;
         dlrn_json_type type;
     } keys[] = {{"dict_class", DLRN_JSON_STRING},     {"trainer.dict_class", DLRN_JSON_STRING},
                 {"activation_dim", DLRN_JSON_NUMBER}, {"trainer.activation_dim", DLRN_JSON_NUMBER},
                 {"dict_size", DLRN_JSON_NUMBER},      {"trainer.dict_size", DLRN_JSON_NUMBER}};
-    static const char *const kinds[] = {"null", "true or false", "a number", "a text", "a list", "an object"};
+    static const char *const kinds[] = {"null",   "true or false", "a number",
+                                        "a text", "a list",        "an object"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         const dlrn_json *v = dlrn_json_get(root, keys[i].key);
         if (!v || v->type == keys[i].type || v->type == DLRN_JSON_NULL) continue;
         const char *quote = v->type == DLRN_JSON_STRING ? "\"" : "";
-        return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: %s: expected %s, found %s%.80s%s", path, keys[i].key,
-                         kinds[keys[i].type], quote, v->text ? v->text : kinds[v->type], quote);
+        return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: %s: expected %s, found %s%.80s%s", path,
+                         keys[i].key, kinds[keys[i].type], quote,
+                         v->text ? v->text : kinds[v->type], quote);
     }
     return DLRN_OK;
 }
 
 /* What config.json says of the dictionary must agree with the tensors. */
-DLRNI_INTERNAL dlrn_status dlrni_agrees_with_config(dlrn_context *ctx, const char *path, const dlrn_json *root,
+DLRNI_INTERNAL dlrn_status dlrni_agrees_with_config(dlrn_context *ctx, const char *path,
+                                                    const dlrn_json *root,
                                                     const dlrn_dictionary *dict) {
     static const char *const keys[2][2] = {{"activation_dim", "trainer.activation_dim"},
                                            {"dict_size", "trainer.dict_size"}};
@@ -6683,27 +7202,32 @@ DLRNI_INTERNAL dlrn_status dlrni_agrees_with_config(dlrn_context *ctx, const cha
         for (int k = 0; k < 2; k++) {
             double said = dlrn_json_number(root, keys[i][k], (double)have[i]);
             if (said != (double)have[i])
-                return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: %s: expected %lld as in the tensors, found %g", path,
+                return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                                 "%s: %s: expected %lld as in the tensors, found %g", path,
                                  keys[i][k], (long long)have[i], said);
         }
     return DLRN_OK;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_check_class(dlrn_context *ctx, const char *path, const dlrn_json *root,
-                                             int *identity) {
-    const char *name = dlrn_json_text(root, "trainer.dict_class", dlrn_json_text(root, "dict_class", "AutoEncoder"));
+DLRNI_INTERNAL dlrn_status dlrni_check_class(dlrn_context *ctx, const char *path,
+                                             const dlrn_json *root, int *identity) {
+    const char *name = dlrn_json_text(root, "trainer.dict_class",
+                                      dlrn_json_text(root, "dict_class", "AutoEncoder"));
     *identity = !strcmp(name, "IdentityDict");
     if (*identity || !strcmp(name, "AutoEncoder")) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: dict_class: expected AutoEncoder, found %.80s", path, name);
+    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: dict_class: expected AutoEncoder, found %.80s",
+                     path, name);
 }
 
-/* The dictionary's file in a folder, or path itself if it is a file; config: the config.json beside it ("" if none). */
-DLRNI_INTERNAL dlrn_status dlrni_find_dictionary(dlrn_context *ctx, const char *path, char *file, char *config,
-                                                 size_t size) {
+/* The dictionary's file in a folder, or path itself if it is a file; config: the config.json beside
+   it ("" if none). */
+DLRNI_INTERNAL dlrn_status dlrni_find_dictionary(dlrn_context *ctx, const char *path, char *file,
+                                                 char *config, size_t size) {
     static const char *const names[] = {"ae.pt", "ae.safetensors", "ae.npz", "trainer_0/ae.pt"};
     int kind = dlrn_file_exists(ctx, path);
     *file = *config = 0;
-    if (strlen(path) > size - 32) return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: the path is too long", path);
+    if (strlen(path) > size - 32)
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: the path is too long", path);
     if (kind == 1) dlrni_print(file, size, "%s", path);
     for (size_t i = 0; kind == 2 && i < sizeof names / sizeof *names && !*file; i++) {
         dlrni_print(file, size, "%s/%s", path, names[i]);
@@ -6711,19 +7235,25 @@ DLRNI_INTERNAL dlrn_status dlrni_find_dictionary(dlrn_context *ctx, const char *
     }
     if (kind == 0) return dlrn_fail(ctx, DLRN_ERR_IO, "%s: no such file or folder", path);
     if (kind == 2)
-        dlrni_print(config, size, "%s/%sconfig.json", path, strstr(file, "/trainer_0/ae.pt") ? "trainer_0/" : "");
+        dlrni_print(config, size, "%s/%sconfig.json", path,
+                    strstr(file, "/trainer_0/ae.pt") ? "trainer_0/" : "");
     if (kind == 1 && !dlrni_sibling(path, "config.json", config, size)) *config = 0;
     if (*config && dlrn_file_exists(ctx, config) != 1) *config = 0;
     if (*file || *config) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected ae.pt, ae.safetensors or ae.npz in this folder, found none", path);
+    return dlrn_fail(ctx, DLRN_ERR_IO,
+                     "%s: expected ae.pt, ae.safetensors or ae.npz in this folder, found none",
+                     path);
 }
 
 /* A dictionary without weights: its width stands in config.json. */
-DLRNI_INTERNAL dlrn_status dlrni_load_identity(dlrn_context *ctx, const char *path, const dlrn_json *root,
-                                               dlrn_dictionary **out) {
-    double d = dlrn_json_number(root, "activation_dim", dlrn_json_number(root, "trainer.activation_dim", 0));
-    if (d >= 1 && d <= INT32_MAX && d == floor(d)) return dlrn_identity_create(ctx, (int64_t)d, out);
-    return dlrn_fail(ctx, DLRN_ERR_VALUE, "%s: activation_dim: expected a size from 1, found %g", path, d);
+DLRNI_INTERNAL dlrn_status dlrni_load_identity(dlrn_context *ctx, const char *path,
+                                               const dlrn_json *root, dlrn_dictionary **out) {
+    double d = dlrn_json_number(root, "activation_dim",
+                                dlrn_json_number(root, "trainer.activation_dim", 0));
+    if (d >= 1 && d <= INT32_MAX && d == floor(d))
+        return dlrn_identity_create(ctx, (int64_t)d, out);
+    return dlrn_fail(ctx, DLRN_ERR_VALUE, "%s: activation_dim: expected a size from 1, found %g",
+                     path, d);
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, const char *config,
@@ -6735,11 +7265,14 @@ DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, 
         DLRNI_TRY(dlrni_check_class(ctx, config, root, &identity));
     }
     if (identity && *file)
-        return dlrn_fail(ctx, DLRN_ERR_VALUE,
-                         "%s: dict_class: expected AutoEncoder, as %s has weights, found IdentityDict", config, file);
+        return dlrn_fail(
+            ctx, DLRN_ERR_VALUE,
+            "%s: dict_class: expected AutoEncoder, as %s has weights, found IdentityDict", config,
+            file);
     if (identity) return dlrni_load_identity(ctx, config, root, out);
     if (!*file)
-        return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected ae.pt, ae.safetensors or ae.npz beside it, found none",
+        return dlrn_fail(ctx, DLRN_ERR_IO,
+                         "%s: expected ae.pt, ae.safetensors or ae.npz beside it, found none",
                          config);
     DLRNI_TRY(dlrn_archive_open(ctx, file, &a));
     dlrn_status s = dlrni_load_archive(a, out);
@@ -6767,23 +7300,28 @@ DLRN_API dlrn_status dlrn_load(dlrn_context *ctx, const char *path, dlrn_diction
 }
 
 /* What could not be loaded again is not written, in place of what may be the last good file. */
-DLRNI_INTERNAL dlrn_status dlrni_check_savable(dlrn_context *ctx, const char *path, const dlrn_tensor_out *t) {
+DLRNI_INTERNAL dlrn_status dlrni_check_savable(dlrn_context *ctx, const char *path,
+                                               const dlrn_tensor_out *t) {
     int64_t n = t->shape[0] * (t->ndim > 1 ? t->shape[1] : 1);
     const float *w = (const float *)t->data;
     int64_t i = dlrni_first_beyond(w, n, 0x7f7fffffu);
     if (i == n) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_VALUE,
-                     "%s: not written: tensor '%s': element %lld: expected a finite number, found %g", path, t->name,
-                     (long long)i, (double)w[i]);
+    return dlrn_fail(
+        ctx, DLRN_ERR_VALUE,
+        "%s: not written: tensor '%s': element %lld: expected a finite number, found %g", path,
+        t->name, (long long)i, (double)w[i]);
 }
 
 DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     dlrn_context *ctx = dict->ctx;
     int64_t d = dict->activation_dim, F = dict->dict_size;
     if (!dict->encoder_weight)
-        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: an %s has no weights to save", path, dict->family->name);
-    if (!dlrni_has_suffix(path, ".pt") && !dlrni_has_suffix(path, ".safetensors") && !dlrni_has_suffix(path, ".npz"))
-        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected a name ending in .pt, .safetensors or .npz", path);
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: an %s has no weights to save", path,
+                         dict->family->name);
+    if (!dlrni_has_suffix(path, ".pt") && !dlrni_has_suffix(path, ".safetensors") &&
+        !dlrni_has_suffix(path, ".npz"))
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                         "%s: expected a name ending in .pt, .safetensors or .npz", path);
     float *decoder = DLRNI_NEW(ctx, float, d *F);
     if (!decoder) return DLRN_ERR_MEMORY;
     dlrni_transpose(ctx, dict->decoder_weight, F, d, decoder);
@@ -6801,8 +7339,9 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
 #ifndef DICTLEARN_NO_TRAINING
 /* ------------------------------------------------------------------------------------------ */
 // >>optimiser
-/* Adam under the constraint that atoms have unit norm: the part of an atom's gradient along the atom is taken out, Adam
-   moves the atom, and the atom is scaled back. A zero atom has no direction: nothing is taken out, nothing divided. */
+/* Adam under the constraint that atoms have unit norm: the part of an atom's gradient along the
+   atom is taken out, Adam moves the atom, and the atom is scaled back. A zero atom has no
+   direction: nothing is taken out, nothing divided. */
 
 DLRNI_INTERNAL dlrni_adam dlrni_adam_at(const dlrn_train_config *cfg, double lr, int64_t updates) {
     dlrni_adam a;
@@ -6815,14 +7354,17 @@ DLRNI_INTERNAL dlrni_adam dlrni_adam_at(const dlrn_train_config *cfg, double lr,
     return a;
 }
 
-/* Adam's rate at step n: a ramp from 0 at the start and, with resampling, after every resampling. */
+/* Adam's rate at step n: a ramp from 0 at the start and, with resampling, after every resampling.
+ */
 DLRNI_INTERNAL double dlrni_learning_rate(const dlrn_train_config *cfg, int64_t n) {
     int64_t since = cfg->resample_steps > 0 ? n % cfg->resample_steps : n;
-    return since < cfg->warmup_steps ? cfg->lr * ((double)since / (double)cfg->warmup_steps) : cfg->lr;
+    return since < cfg->warmup_steps ? cfg->lr * ((double)since / (double)cfg->warmup_steps)
+                                     : cfg->lr;
 }
 
 /* grad -= <grad, p> p, p the direction of the atom. */
-DLRNI_INTERNAL void dlrni_project(const dlrni_kernel_table *k, const float *atom, float *grad, int64_t d) {
+DLRNI_INTERNAL void dlrni_project(const dlrni_kernel_table *k, const float *atom, float *grad,
+                                  int64_t d) {
     float square = k->dot(atom, atom, d);
     if (square > 0) k->axpy(-(k->dot(grad, atom, d) / square), atom, grad, d);
 }
@@ -6834,20 +7376,23 @@ DLRNI_INTERNAL void dlrni_normalise(const dlrni_kernel_table *k, float *atom, in
 
 /* ------------------------------------------------------------------------------------------ */
 // >>trainer
-/* One step, without a matrix [n][F] and without a matrix of gradients. The activations are lists (room encode); as many
-   groups of features as fit the budget form a panel; usually that is all of them.
-     1. each panel: encode into lists; each block of rows gathers its own from them and adds their atoms up into x_hat;
+/* One step, without a matrix [n][F] and without a matrix of gradients. The activations are lists
+   (room encode); as many groups of features as fit the budget form a panel; usually that is all of
+   them.
+     1. each panel: encode into lists; each block of rows gathers its own from them and adds their
+   atoms up into x_hat;
      2. loss, and its derivative by x_hat: c_i e_i with e = x_hat - y, one factor a row;
-     3. each panel again (encoded again if there are several): each group sorts its lists by feature, sums the gradients
-        of its features, and Adam moves their rows, all in one visit.
-   Every sum runs over ascending rows or features, whatever the panels, the stretches and the threads are. */
+     3. each panel again (encoded again if there are several): each group sorts its lists by
+   feature, sums the gradients of its features, and Adam moves their rows, all in one visit. Every
+   sum runs over ascending rows or features, whatever the panels, the stretches and the threads are.
+ */
 
 enum {
     DLRNI_GHOST_ROWS = 128, /* rows that go through the dead features together */
     DLRNI_WAVE = 4096       /* dead features whose ghosts' sums are kept at a time */
 };
 #define DLRNI_LIST_BUDGET ((int64_t)16 << 20) /* entries of a panel; 8 bytes each */
-#define DLRNI_DENSE 0.1                       /* share of active features from which on rows are shared */
+#define DLRNI_DENSE 0.1 /* share of active features from which on rows are shared */
 
 /* What a step needs beside weights and moments; kept from one step to the next. */
 typedef struct dlrni_work {
@@ -6892,12 +7437,13 @@ struct dlrn_trainer {
     dlrn_trainer_state state;
     int64_t step; /* steps done         */
     dlrni_work w;
-    const float *x, *y;    /* the buffer's batch that is taken, its step not done for want of memory ... */
-    int64_t n;             /* ... or 0: none                                                             */
-    int resampling;        /* the last step's resampling is due, and was broken off ...                  */
-    int logging;           /* ... or, as the reference has it, its log's pass over the batch ...         */
-    dlrn_train_stats last; /* ... and these are its figures                                              */
-    int torn;              /* broken off in the middle of an update                                      */
+    const float *x,
+        *y;         /* the buffer's batch that is taken, its step not done for want of memory ... */
+    int64_t n;      /* ... or 0: none                                                             */
+    int resampling; /* the last step's resampling is due, and was broken off ...                  */
+    int logging;    /* ... or, as the reference has it, its log's pass over the batch ...         */
+    dlrn_train_stats last; /* ... and these are its figures */
+    int torn; /* broken off in the middle of an update                                      */
     int (*stop)(void *user);
     void *stop_user;
 };
@@ -6909,7 +7455,8 @@ DLRNI_INTERNAL int64_t dlrni_dense_panel(const dlrni_work *w) {
     return dlrni_min(dlrni_max(w->budget / (w->n * DLRNI_GROUP), 1), w->codes.groups);
 }
 
-/* The panel that begins with group `first`, unless it is in hand; w->panel shrinks if it turns out too large. */
+/* The panel that begins with group `first`, unless it is in hand; w->panel shrinks if it turns out
+   too large. */
 DLRNI_INTERNAL dlrn_status dlrni_load_panel(dlrn_trainer *t, int64_t first) {
     dlrni_work *w = &t->w;
     if (w->codes.first == first) return DLRN_OK;
@@ -6940,7 +7487,8 @@ DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int
     return b;
 }
 
-/* Runs body over the slabs of rows, with scratch for dlrni_slab_of. Dense ones are taller: they share their atoms. */
+/* Runs body over the slabs of rows, with scratch for dlrni_slab_of. Dense ones are taller: they
+   share their atoms. */
 DLRNI_INTERNAL dlrn_status dlrni_each_slab(dlrn_trainer *t, dlrn_parallel_body body) {
     dlrni_work *w = &t->w;
     double all = (double)w->n * (double)(w->codes.panel * DLRNI_GROUP);
@@ -6986,8 +7534,8 @@ DLRNI_INTERNAL void dlrni_decode_slab(void *arg, int64_t task, int worker) {
         for (int64_t i = 0; i < b.rows; i++) dlrni_error_row(t, b.i0 + i);
 }
 
-/* Entropy of a row: q = f / (sum f + eps), H = -sum q log(q + eps). Its derivative by f_k is (h_k - T) / (sum f + eps)
-   with h_k = -log(q_k + eps) - q_k / (q_k + eps) and T = sum_j h_j q_j. */
+/* Entropy of a row: q = f / (sum f + eps), H = -sum q log(q + eps). Its derivative by f_k is (h_k -
+   T) / (sum f + eps) with h_k = -log(q_k + eps) - q_k / (q_k + eps) and T = sum_j h_j q_j. */
 static const double dlrni_entropy_eps = 1e-8;
 
 DLRNI_INTERNAL double dlrni_entropy_slope(double q) {
@@ -7013,7 +7561,8 @@ DLRNI_INTERNAL void dlrni_entropy_slab(void *arg, int64_t task, int worker) {
 DLRNI_INTERNAL void dlrni_note_fired(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     const dlrni_codes *c = &w->codes;
-    int64_t f0 = c->first * DLRNI_GROUP, f1 = dlrni_min(f0 + c->panel * DLRNI_GROUP, t->dict->dict_size);
+    int64_t f0 = c->first * DLRNI_GROUP,
+            f1 = dlrni_min(f0 + c->panel * DLRNI_GROUP, t->dict->dict_size);
     for (int64_t f = f0; f < f1; f++) w->silent[f] = t->state.steps_since_fired[f] + 1;
     for (int64_t s = 0; s < c->stretches; s++)
         for (int64_t g = c->first; g < c->first + c->panel; g++) {
@@ -7037,8 +7586,10 @@ DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
         DLRNI_TRY(dlrni_each_slab(t, dlrni_decode_slab));
     }
     dlrni_codes_learn(&w->codes, w->nnz, w->candidates);
-    if (t->cfg.sparsity == DLRN_SPARSITY_L1) memcpy(w->sparse, w->total, (size_t)w->n * sizeof *w->sparse);
-    for (int64_t first = 0; t->cfg.sparsity == DLRN_SPARSITY_ENTROPY && first < w->codes.groups; first += w->panel) {
+    if (t->cfg.sparsity == DLRN_SPARSITY_L1)
+        memcpy(w->sparse, w->total, (size_t)w->n * sizeof *w->sparse);
+    for (int64_t first = 0; t->cfg.sparsity == DLRN_SPARSITY_ENTROPY && first < w->codes.groups;
+         first += w->panel) {
         DLRNI_TRY(dlrni_load_panel(t, first));
         DLRNI_TRY(dlrni_each_slab(t, dlrni_entropy_slab));
     }
@@ -7046,21 +7597,25 @@ DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
 }
 
 /* ---- Ghost gradients ----
-   The dead features are those silent for more than ghost_threshold steps before this one: such a feature may fire again
-   just now, and then gets both gradients. They are made to predict the residual r = y - x_hat through exp(pre):
-   X = sum_j exp(pre_j) a_j, scaled to half of r's length. With the row's shift m = max(0, largest pre) taken out,
-   X = exp(m) X', everything stays finite, and the scale |r| / (2 |X| + eps) becomes |r| / (2 |X'| + eps exp(-m)).
-   Scale, r and the ratio of the losses are constants to the gradient. */
+   The dead features are those silent for more than ghost_threshold steps before this one: such a
+   feature may fire again just now, and then gets both gradients. They are made to predict the
+   residual r = y - x_hat through exp(pre): X = sum_j exp(pre_j) a_j, scaled to half of r's length.
+   With the row's shift m = max(0, largest pre) taken out, X = exp(m) X', everything stays finite,
+   and the scale |r| / (2 |X| + eps) becomes |r| / (2 |X'| + eps exp(-m)). Scale, r and the ratio of
+   the losses are constants to the gradient. */
 static const double dlrni_ghost_eps = 1e-8;
 
 /* rows [count] of a matrix [.][d], side by side */
-DLRNI_INTERNAL void dlrni_pick_rows(const float *from, const int32_t *row, int64_t count, int64_t d, float *to) {
-    for (int64_t p = 0; p < count; p++) memcpy(to + p * d, from + row[p] * d, (size_t)d * sizeof *to);
+DLRNI_INTERNAL void dlrni_pick_rows(const float *from, const int32_t *row, int64_t count, int64_t d,
+                                    float *to) {
+    for (int64_t p = 0; p < count; p++)
+        memcpy(to + p * d, from + row[p] * d, (size_t)d * sizeof *to);
 }
 
 /* pre [rows][count], rows ld apart = the picked encoder rows on xc [rows][d], plus their biases. */
-DLRNI_INTERNAL void dlrni_ghost_pre(const dlrn_dictionary *dict, const float *xc, int64_t rows, const float *picked,
-                                    const int32_t *feature, int64_t count, float *pre, int64_t ld) {
+DLRNI_INTERNAL void dlrni_ghost_pre(const dlrn_dictionary *dict, const float *xc, int64_t rows,
+                                    const float *picked, const int32_t *feature, int64_t count,
+                                    float *pre, int64_t ld) {
     int64_t d = dict->activation_dim;
     dict->ctx->k->dots_nt(rows, count, d, xc, d, picked, d, pre, ld);
     for (int64_t i = 0; i < rows; i++)
@@ -7068,19 +7623,23 @@ DLRNI_INTERNAL void dlrni_ghost_pre(const dlrn_dictionary *dict, const float *xc
 }
 
 /* x_ghost [rows][d] = u [rows][n_dead] times the atoms of the dead, panel by panel. */
-DLRNI_INTERNAL void dlrni_ghost_decode(const dlrn_trainer *t, const float *u, int64_t rows, float *panel, float *out) {
+DLRNI_INTERNAL void dlrni_ghost_decode(const dlrn_trainer *t, const float *u, int64_t rows,
+                                       float *panel, float *out) {
     const dlrni_work *w = &t->w;
     int64_t d = t->dict->activation_dim;
     for (int64_t j = 0; j < d; j += DLRNI_GROUP)
         for (int64_t p = 0; p < w->n_dead; p += DLRNI_GEMM_DEPTH) {
-            int64_t depth = dlrni_min(DLRNI_GEMM_DEPTH, w->n_dead - p), width = dlrni_min(DLRNI_GROUP, d - j);
+            int64_t depth = dlrni_min(DLRNI_GEMM_DEPTH, w->n_dead - p),
+                    width = dlrni_min(DLRNI_GROUP, d - j);
             for (int64_t q = 0; q < depth; q++)
-                dlrni_pack_cols(t->dict->decoder_weight + w->dead[p + q] * d + j, d, width, 1, panel + q * DLRNI_GROUP);
+                dlrni_pack_cols(t->dict->decoder_weight + w->dead[p + q] * d + j, d, width, 1,
+                                panel + q * DLRNI_GROUP);
             t->ctx->k->outer(rows, width, depth, u + p, w->n_dead, 1, panel, p > 0, out + j, d);
         }
 }
 
-/* The distance v = s x_ghost - r from the residual, and the row's loss |v|; ghost_c keeps the scale s. */
+/* The distance v = s x_ghost - r from the residual, and the row's loss |v|; ghost_c keeps the scale
+   s. */
 DLRNI_INTERNAL void dlrni_ghost_finish_row(dlrn_trainer *t, int64_t i) {
     dlrni_work *w = &t->w;
     const dlrni_kernel_table *k = t->ctx->k;
@@ -7102,7 +7661,8 @@ DLRNI_INTERNAL int64_t dlrni_ghost_rows(const dlrni_work *w) {
 /* Bytes of scratch of a block. */
 DLRNI_INTERNAL int64_t dlrni_ghost_scratch(const dlrn_trainer *t) {
     int64_t picked = DLRNI_GROUP * t->dict->activation_dim, panel = DLRNI_GEMM_DEPTH * DLRNI_GROUP;
-    int64_t forward = dlrni_ghost_rows(&t->w) * t->w.n_dead, backward = picked + 3 * DLRNI_GHOST_ROWS * DLRNI_GROUP;
+    int64_t forward = dlrni_ghost_rows(&t->w) * t->w.n_dead,
+            backward = picked + 3 * DLRNI_GHOST_ROWS * DLRNI_GROUP;
     return (picked + panel + dlrni_max(forward, backward)) * (int64_t)sizeof(float);
 }
 
@@ -7112,12 +7672,14 @@ DLRNI_INTERNAL void dlrni_ghost_block(void *arg, int64_t block, int worker) {
     dlrni_work *w = &t->w;
     int64_t d = t->dict->activation_dim, most = dlrni_ghost_rows(w), r0 = block * most,
             rows = dlrni_min(most, w->n - r0);
-    float *panel = (float *)(void *)dlrni_scratch(&w->codes, worker), *picked = panel + DLRNI_GEMM_DEPTH * DLRNI_GROUP;
+    float *panel = (float *)(void *)dlrni_scratch(&w->codes, worker),
+          *picked = panel + DLRNI_GEMM_DEPTH * DLRNI_GROUP;
     float *u = picked + DLRNI_GROUP * d;
     for (int64_t p = 0; p < w->n_dead; p += DLRNI_GROUP) {
         int64_t count = dlrni_min(DLRNI_GROUP, w->n_dead - p);
         dlrni_pick_rows(t->dict->encoder_weight, w->dead + p, count, d, picked);
-        dlrni_ghost_pre(t->dict, w->xc + r0 * d, rows, picked, w->dead + p, count, u + p, w->n_dead);
+        dlrni_ghost_pre(t->dict, w->xc + r0 * d, rows, picked, w->dead + p, count, u + p,
+                        w->n_dead);
     }
     for (int64_t i = 0; i < rows; i++) {
         float top = 0, *row = u + i * w->n_dead;
@@ -7130,23 +7692,25 @@ DLRNI_INTERNAL void dlrni_ghost_block(void *arg, int64_t block, int worker) {
 }
 
 /* ---- Ghost gradients, backward ----
-   The dead features go in groups of their own, wherever they lie, and the rows in blocks: a block serves all products
-   with a group while it is in the second cache (10 % dead: the whole step takes 3.4 times a step without ghosts where
-   each dead feature walks through all rows alone). The sums are added to those of the lists when these are whole. */
+   The dead features go in groups of their own, wherever they lie, and the rows in blocks: a block
+   serves all products with a group while it is in the second cache (10 % dead: the whole step
+   takes 3.4 times a step without ghosts where each dead feature walks through all rows alone). The
+   sums are added to those of the lists when these are whole. */
 
 /* Where a group of dead features is while rows go by. */
 typedef struct dlrni_ghosts {
     const int32_t *feature;
     int64_t count;
-    float *panel, *encoder, *atom;   /* [DLRNI_GEMM_DEPTH][DLRNI_GROUP], and picked rows [count][d] */
-    float *coef, *slope;             /* [rows][DLRNI_GROUP]                                        */
-    float *atom_grad, *encoder_grad; /* [count][d]                                                 */
-    double *bias_grad;               /* [count]                                                    */
+    float *panel, *encoder, *atom; /* [DLRNI_GEMM_DEPTH][DLRNI_GROUP], and picked rows [count][d] */
+    float *coef, *slope;           /* [rows][DLRNI_GROUP]                                        */
+    float *atom_grad, *encoder_grad; /* [count][d] */
+    double *bias_grad; /* [count]                                                    */
 } dlrni_ghosts;
 
 /* grad [count][d] += c [rows][DLRNI_GROUP]^T g [rows][d] */
-DLRNI_INTERNAL void dlrni_ghosts_add(const dlrni_kernel_table *k, const dlrni_ghosts *h, const float *c, const float *g,
-                                     int64_t rows, int64_t d, float *grad) {
+DLRNI_INTERNAL void dlrni_ghosts_add(const dlrni_kernel_table *k, const dlrni_ghosts *h,
+                                     const float *c, const float *g, int64_t rows, int64_t d,
+                                     float *grad) {
     for (int64_t j = 0; j < d; j += DLRNI_GROUP) {
         int64_t width = dlrni_min(DLRNI_GROUP, d - j);
         dlrni_pack_cols(g + j, d, width, rows, h->panel);
@@ -7154,11 +7718,13 @@ DLRNI_INTERNAL void dlrni_ghosts_add(const dlrni_kernel_table *k, const dlrni_gh
     }
 }
 
-DLRNI_INTERNAL void dlrni_ghosts_rows(const dlrn_trainer *t, dlrni_ghosts *h, int64_t r0, int64_t rows) {
+DLRNI_INTERNAL void dlrni_ghosts_rows(const dlrn_trainer *t, dlrni_ghosts *h, int64_t r0,
+                                      int64_t rows) {
     const dlrni_work *w = &t->w;
     const dlrni_kernel_table *k = t->ctx->k;
     int64_t d = t->dict->activation_dim;
-    dlrni_ghost_pre(t->dict, w->xc + r0 * d, rows, h->encoder, h->feature, h->count, h->coef, DLRNI_GROUP);
+    dlrni_ghost_pre(t->dict, w->xc + r0 * d, rows, h->encoder, h->feature, h->count, h->coef,
+                    DLRNI_GROUP);
     k->dots_nt(rows, h->count, d, w->ghost + r0 * d, d, h->atom, d, h->slope, DLRNI_GROUP);
     for (int64_t i = 0; i < rows; i++) {
         float *coef = h->coef + i * DLRNI_GROUP, *slope = h->slope + i * DLRNI_GROUP;
@@ -7222,11 +7788,13 @@ DLRNI_INTERNAL dlrn_status dlrni_ghost_wave(dlrn_trainer *t, int64_t wave, int64
 }
 
 /* Adds the ghosts' sums of feature f, if it is dead, to those of its lists. */
-DLRNI_INTERNAL void dlrni_ghost_give(const dlrn_trainer *t, int64_t f, float *atom, float *encoder, double *bias) {
+DLRNI_INTERNAL void dlrni_ghost_give(const dlrn_trainer *t, int64_t f, float *atom, float *encoder,
+                                     double *bias) {
     const dlrni_work *w = &t->w;
     int64_t d = t->dict->activation_dim, at = dlrni_dead_from(w, f) - w->wave;
     if (at < 0 || at >= w->wave_count || w->dead[w->wave + at] != f) return;
-    int64_t group = at / DLRNI_GROUP * DLRNI_GROUP, count = dlrni_min(DLRNI_GROUP, w->wave_count - group);
+    int64_t group = at / DLRNI_GROUP * DLRNI_GROUP,
+            count = dlrni_min(DLRNI_GROUP, w->wave_count - group);
     const float *grad = w->wave_grad + (2 * group + at - group) * d;
     t->ctx->k->axpy(1.0f, grad, atom, d);
     t->ctx->k->axpy(1.0f, grad + count * d, encoder, d);
@@ -7235,14 +7803,16 @@ DLRNI_INTERNAL void dlrni_ghost_give(const dlrn_trainer *t, int64_t f, float *at
 
 /* ---- Backward ---- */
 
-/* The features of a few groups while they are visited: sums so far, and the entries of the lists in hand by feature. */
+/* The features of a few groups while they are visited: sums so far, and the entries of the lists in
+   hand by feature. */
 typedef struct dlrni_visit {
-    int64_t group, groups, f0, width; /* groups, and their features f0 .. f0 + width                           */
-    float *atom, *encoder;            /* [width][d] gradients of atoms and of encoder rows                     */
-    double *bias;                     /* [width] of encoder biases                                             */
-    int64_t *at;                      /* [width + 1] where a feature's entries begin                           */
-    int32_t *row;                     /* rows of the batch, ascending within a feature                         */
-    float *val, *coef, *slope;        /* activation; derivative by the atom is coef g; by the pre-activation          */
+    int64_t group, groups, f0, width; /* groups, and their features f0 .. f0 + width */
+    float *atom, *encoder; /* [width][d] gradients of atoms and of encoder rows            */
+    double *bias; /* [width] of encoder biases                                             */
+    int64_t *at;  /* [width + 1] where a feature's entries begin                           */
+    int32_t *row; /* rows of the batch, ascending within a feature                         */
+    float *val, *coef,
+        *slope; /* activation; derivative by the atom is coef g; by the pre-activation          */
 } dlrni_visit;
 
 /* Derivative of the penalty by an activation of row i. */
@@ -7257,7 +7827,8 @@ DLRNI_INTERNAL double dlrni_sparsity_slope(const dlrn_trainer *t, int64_t i, flo
 /* Sorts the list of group g of the visit by feature, behind those of the groups before it. */
 DLRNI_INTERNAL void dlrni_visit_sort(dlrni_visit *v, int64_t g, const dlrni_list *list) {
     const int32_t mask = (1 << DLRNI_GROUP_SHIFT) - 1;
-    int64_t to[DLRNI_GROUP], *at = v->at + g * DLRNI_GROUP, width = dlrni_min(DLRNI_GROUP, v->width - g * DLRNI_GROUP);
+    int64_t to[DLRNI_GROUP], *at = v->at + g * DLRNI_GROUP,
+                             width = dlrni_min(DLRNI_GROUP, v->width - g * DLRNI_GROUP);
     memset(at + 1, 0, (size_t)width * sizeof *at);
     for (int64_t p = 0; p < list->count; p++) at[(list->key[p] & mask) + 1]++;
     for (int64_t j = 0; j < width; j++) {
@@ -7271,9 +7842,9 @@ DLRNI_INTERNAL void dlrni_visit_sort(dlrni_visit *v, int64_t g, const dlrni_list
     }
 }
 
-/* slope[p] = <e of the entry's row, atom>, for all entries. Where many features are active, all products of a few rows
-   and a group are formed and the wanted ones picked: the tile has both operands in registers (at half of the features
-   active a third faster). */
+/* slope[p] = <e of the entry's row, atom>, for all entries. Where many features are active, all
+   products of a few rows and a group are formed and the wanted ones picked: the tile has both
+   operands in registers (at half of the features active a third faster). */
 DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, dlrni_visit *v, const dlrni_sums *g) {
     enum { ROWS = 32 };
     int64_t d = g->d, from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
@@ -7291,7 +7862,8 @@ DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, dlrni_visit *v, cons
         dlrni_sums_advance(g, r0 + rows, from, to);
         for (int64_t j0 = 0; j0 < g->n_out; j0 += DLRNI_GROUP) {
             int64_t width = dlrni_min(DLRNI_GROUP, g->n_out - j0);
-            t->ctx->k->dots_nt(rows, width, d, t->w.e + r0 * d, d, atom + j0 * d, d, tile, DLRNI_GROUP);
+            t->ctx->k->dots_nt(rows, width, d, t->w.e + r0 * d, d, atom + j0 * d, d, tile,
+                               DLRNI_GROUP);
             for (int64_t j = 0; j < width; j++)
                 for (int64_t p = from[j0 + j]; p < to[j0 + j]; p++)
                     v->slope[p] = tile[(v->row[p] - r0) * DLRNI_GROUP + j];
@@ -7316,31 +7888,38 @@ DLRNI_INTERNAL void dlrni_visit_stretch(const dlrn_trainer *t, dlrni_visit *v, i
     int64_t first = stretch * DLRNI_STRETCH, rows = dlrni_min(DLRNI_STRETCH, t->w.n - first);
     dlrni_sums g = {v->width, t->dict->activation_dim, first, rows, v->at, v->row};
     v->at[0] = 0;
-    for (int64_t i = 0; i < v->groups; i++) dlrni_visit_sort(v, i, &c->lists[stretch * c->groups + v->group + i]);
+    for (int64_t i = 0; i < v->groups; i++)
+        dlrni_visit_sort(v, i, &c->lists[stretch * c->groups + v->group + i]);
     dlrni_visit_dots(t, v, &g);
     for (int64_t j = 0; j < v->width; j++) dlrni_visit_slopes(t, v, j);
     dlrni_sums_add(t->ctx->k, &g, t->w.e, v->coef, v->atom);
     dlrni_sums_add(t->ctx->k, &g, t->w.xc, v->slope, v->encoder);
 }
 
-DLRNI_INTERNAL void dlrni_give_gradient(const dlrn_gradients *out, int64_t d, const dlrni_visit *v, int64_t j) {
+DLRNI_INTERNAL void dlrni_give_gradient(const dlrn_gradients *out, int64_t d, const dlrni_visit *v,
+                                        int64_t j) {
     int64_t f = v->f0 + j;
-    if (out->decoder_weight) memcpy(out->decoder_weight + f * d, v->atom + j * d, (size_t)d * sizeof(float));
-    if (out->encoder_weight) memcpy(out->encoder_weight + f * d, v->encoder + j * d, (size_t)d * sizeof(float));
+    if (out->decoder_weight)
+        memcpy(out->decoder_weight + f * d, v->atom + j * d, (size_t)d * sizeof(float));
+    if (out->encoder_weight)
+        memcpy(out->encoder_weight + f * d, v->encoder + j * d, (size_t)d * sizeof(float));
     if (out->encoder_bias) out->encoder_bias[f] = (float)v->bias[j];
 }
 
-DLRNI_INTERNAL void dlrni_update_feature(dlrn_trainer *t, const dlrni_adam *adam, const dlrni_visit *v, int64_t j) {
+DLRNI_INTERNAL void dlrni_update_feature(dlrn_trainer *t, const dlrni_adam *adam,
+                                         const dlrni_visit *v, int64_t j) {
     const dlrni_kernel_table *k = t->ctx->k;
     const dlrn_trainer_state *s = &t->state;
     int64_t d = t->dict->activation_dim, f = v->f0 + j;
     float *atom = t->dict->decoder_weight + f * d, bias = (float)v->bias[j];
     dlrni_project(k, atom, v->atom + j * d, d);
-    k->adam(atom, s->m_decoder_weight + f * d, s->v_decoder_weight + f * d, v->atom + j * d, d, adam);
+    k->adam(atom, s->m_decoder_weight + f * d, s->v_decoder_weight + f * d, v->atom + j * d, d,
+            adam);
     dlrni_normalise(k, atom, d);
-    k->adam(t->dict->encoder_weight + f * d, s->m_encoder_weight + f * d, s->v_encoder_weight + f * d,
-            v->encoder + j * d, d, adam);
-    k->adam(t->dict->encoder_bias + f, s->m_encoder_bias + f, s->v_encoder_bias + f, &bias, 1, adam);
+    k->adam(t->dict->encoder_weight + f * d, s->m_encoder_weight + f * d,
+            s->v_encoder_weight + f * d, v->encoder + j * d, d, adam);
+    k->adam(t->dict->encoder_bias + f, s->m_encoder_bias + f, s->v_encoder_bias + f, &bias, 1,
+            adam);
 }
 
 /* What a pass over the panels is for: the step (adam) or the bare gradients (out). */
@@ -7355,13 +7934,15 @@ typedef struct dlrni_update {
 
 /* Bytes of scratch of a visit. */
 DLRNI_INTERNAL int64_t dlrni_visit_scratch(const dlrni_update *u) {
-    int64_t most = u->groups * DLRNI_GROUP, words = 2 * most + 8; /* `at` has most + 1: the sums begin a cache line */
+    int64_t most = u->groups * DLRNI_GROUP,
+            words = 2 * most + 8; /* `at` has most + 1: the sums begin a cache line */
     int64_t floats = 2 * most * u->t->dict->activation_dim + 4 * u->entries;
     return words * 8 + floats * (int64_t)sizeof(float);
 }
 
 /* A visit of some groups from `group` on, its parts in scratch, the sums 0. */
-DLRNI_INTERNAL dlrni_visit dlrni_visit_begin(const dlrni_update *u, int64_t group, unsigned char *scratch) {
+DLRNI_INTERNAL dlrni_visit dlrni_visit_begin(const dlrni_update *u, int64_t group,
+                                             unsigned char *scratch) {
     int64_t d = u->t->dict->activation_dim, most = u->groups * DLRNI_GROUP;
     dlrni_visit v;
     v.group = group;
@@ -7390,7 +7971,8 @@ DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
         int64_t end = dlrni_min((g + 1) * DLRNI_GROUP, v->width);
         memset(part, 0, (size_t)d * sizeof *part);
         for (int64_t j = g * DLRNI_GROUP; j < end; j++) {
-            if (t->w.wave_count) dlrni_ghost_give(t, v->f0 + j, v->atom + j * d, v->encoder + j * d, &v->bias[j]);
+            if (t->w.wave_count)
+                dlrni_ghost_give(t, v->f0 + j, v->atom + j * d, v->encoder + j * d, &v->bias[j]);
             t->ctx->k->axpy(-(float)v->bias[j], t->dict->encoder_weight + (v->f0 + j) * d, part, d);
             if (u->adam) dlrni_update_feature(t, u->adam, v, j);
             if (u->out) dlrni_give_gradient(u->out, d, v, j);
@@ -7414,21 +7996,23 @@ DLRNI_INTERNAL int64_t dlrni_update_most(const dlrni_update *u) {
     for (int64_t s = 0; s < c->stretches; s++)
         for (int64_t g = u->first; g < u->end; g += u->groups) {
             int64_t n = 0;
-            for (int64_t i = g; i < dlrni_min(g + u->groups, u->end); i++) n += c->lists[s * c->groups + i].count;
+            for (int64_t i = g; i < dlrni_min(g + u->groups, u->end); i++)
+                n += c->lists[s * c->groups + i].count;
             most = dlrni_max(most, n);
         }
     return most;
 }
 
-/* One panel's share of the step: as many groups at a time as have DLRNI_WAVE dead features, for which there is room.
-   Where the rows do not stay in a cache from one group to the next, or are wanted whole by each, several groups go
-   through them together. */
+/* One panel's share of the step: as many groups at a time as have DLRNI_WAVE dead features, for
+   which there is room. Where the rows do not stay in a cache from one group to the next, or are
+   wanted whole by each, several groups go through them together. */
 DLRNI_INTERNAL dlrn_status dlrni_update_panel(dlrni_update *u, int64_t first) {
     dlrni_work *w = &u->t->w;
     dlrni_codes *c = &w->codes;
     DLRNI_TRY(dlrni_load_panel(u->t, first));
     int64_t share = dlrni_max(c->panel / (4 * u->t->ctx->threads), 1);
-    u->groups = c->stretches > 1 || c->active > DLRNI_DENSE ? dlrni_min(DLRNI_VISIT_GROUPS, share) : 1;
+    u->groups =
+        c->stretches > 1 || c->active > DLRNI_DENSE ? dlrni_min(DLRNI_VISIT_GROUPS, share) : 1;
     for (u->first = first; u->first < first + c->panel; u->first = u->end) {
         int64_t wave = dlrni_dead_from(w, u->first * DLRNI_GROUP), count = 0;
         for (u->end = u->first; u->end < first + c->panel; u->end++) {
@@ -7440,22 +8024,26 @@ DLRNI_INTERNAL dlrn_status dlrni_update_panel(dlrni_update *u, int64_t first) {
         u->entries = dlrni_update_most(u);
         DLRNI_TRY(dlrni_need_scratch(c, dlrni_visit_scratch(u)));
         u->t->torn |= u->adam != NULL;
-        dlrn_parallel_for(u->t->ctx, dlrni_ceil_div(u->end - u->first, u->groups), dlrni_update_groups, u);
+        dlrn_parallel_for(u->t->ctx, dlrni_ceil_div(u->end - u->first, u->groups),
+                          dlrni_update_groups, u);
     }
     return DLRN_OK;
 }
 
-/* Everything after the loss. The gradient of bias is sum_i c_i e_i - sum_j (sum_i slope_ij) w_j: a product with a
-   vector, where the chain rule as written would be one with a matrix. */
-DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *adam, const dlrn_gradients *out) {
+/* Everything after the loss. The gradient of bias is sum_i c_i e_i - sum_j (sum_i slope_ij) w_j: a
+   product with a vector, where the chain rule as written would be one with a matrix. */
+DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *adam,
+                                          const dlrn_gradients *out) {
     dlrni_work *w = &t->w;
     const dlrni_kernel_table *k = t->ctx->k;
     int64_t d = t->dict->activation_dim;
     dlrni_update u = {t, adam, out, 0, 0, 1, 0};
-    for (int64_t first = 0; first < w->codes.groups; first += w->panel) DLRNI_TRY(dlrni_update_panel(&u, first));
+    for (int64_t first = 0; first < w->codes.groups; first += w->panel)
+        DLRNI_TRY(dlrni_update_panel(&u, first));
     memset(w->bias_grad, 0, (size_t)d * sizeof *w->bias_grad);
     k->gather_axpy(w->bias_grad, d, w->e, d, w->count_up, w->c, w->n);
-    for (int64_t g = 0; g < w->codes.groups; g++) k->axpy(1.0f, w->bias_part + g * d, w->bias_grad, d);
+    for (int64_t g = 0; g < w->codes.groups; g++)
+        k->axpy(1.0f, w->bias_part + g * d, w->bias_grad, d);
     if (adam) k->adam(t->dict->bias, t->state.m_bias, t->state.v_bias, w->bias_grad, d, adam);
     if (out && out->bias) memcpy(out->bias, w->bias_grad, (size_t)d * sizeof *out->bias);
     if (adam) dlrn_dictionary_changed(t->dict);
@@ -7469,12 +8057,16 @@ DLRNI_INTERNAL dlrn_status dlrni_work_rows(dlrn_trainer *t, int64_t n) {
     dlrni_work *w = &t->w;
     int64_t d = t->dict->activation_dim, cap[8], nd;
     w->n = n;
-    if (!dlrni_mul(n, d, &nd)) return dlrn_fail(t->ctx, DLRN_ERR_MEMORY, "a batch of this size does not fit in memory");
+    if (!dlrni_mul(n, d, &nd))
+        return dlrn_fail(t->ctx, DLRN_ERR_MEMORY, "a batch of this size does not fit in memory");
     for (int i = 0; i < 8; i++) cap[i] = i < 2 ? w->n_cap * d : w->n_cap;
     if (!DLRNI_GROW(t->ctx, &w->xc, &cap[0], 0, nd) || !DLRNI_GROW(t->ctx, &w->e, &cap[1], 0, nd) ||
-        !DLRNI_GROW(t->ctx, &w->c, &cap[2], 0, n) || !DLRNI_GROW(t->ctx, &w->error, &cap[3], 0, n) ||
-        !DLRNI_GROW(t->ctx, &w->total, &cap[4], 0, n) || !DLRNI_GROW(t->ctx, &w->sparse, &cap[5], 0, n) ||
-        !DLRNI_GROW(t->ctx, &w->tilt, &cap[6], 0, n) || !DLRNI_GROW(t->ctx, &w->count_up, &cap[7], 0, n))
+        !DLRNI_GROW(t->ctx, &w->c, &cap[2], 0, n) ||
+        !DLRNI_GROW(t->ctx, &w->error, &cap[3], 0, n) ||
+        !DLRNI_GROW(t->ctx, &w->total, &cap[4], 0, n) ||
+        !DLRNI_GROW(t->ctx, &w->sparse, &cap[5], 0, n) ||
+        !DLRNI_GROW(t->ctx, &w->tilt, &cap[6], 0, n) ||
+        !DLRNI_GROW(t->ctx, &w->count_up, &cap[7], 0, n))
         return DLRN_ERR_MEMORY;
     w->n_cap = dlrni_max(w->n_cap, n);
     for (int64_t i = 0; i < n; i++) w->count_up[i] = (int32_t)i;
@@ -7486,29 +8078,35 @@ DLRNI_INTERNAL dlrn_status dlrni_work_ghost(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     int64_t d = t->dict->activation_dim, n = w->n, most = dlrni_min(DLRNI_WAVE, t->dict->dict_size);
     int64_t cap[4] = {w->ghost_cap * d, w->ghost_cap, w->ghost_cap, w->ghost_cap};
-    if (!w->wave_grad && !(w->wave_grad = DLRNI_NEW(t->ctx, float, 2 * most * d))) return DLRN_ERR_MEMORY;
+    if (!w->wave_grad && !(w->wave_grad = DLRNI_NEW(t->ctx, float, 2 * most * d)))
+        return DLRN_ERR_MEMORY;
     if (!w->wave_bias && !(w->wave_bias = DLRNI_NEW(t->ctx, double, most))) return DLRN_ERR_MEMORY;
-    if (!DLRNI_GROW(t->ctx, &w->ghost, &cap[0], 0, n * d) || !DLRNI_GROW(t->ctx, &w->ghost_shift, &cap[1], 0, n) ||
-        !DLRNI_GROW(t->ctx, &w->ghost_c, &cap[2], 0, n) || !DLRNI_GROW(t->ctx, &w->ghost_error, &cap[3], 0, n))
+    if (!DLRNI_GROW(t->ctx, &w->ghost, &cap[0], 0, n * d) ||
+        !DLRNI_GROW(t->ctx, &w->ghost_shift, &cap[1], 0, n) ||
+        !DLRNI_GROW(t->ctx, &w->ghost_c, &cap[2], 0, n) ||
+        !DLRNI_GROW(t->ctx, &w->ghost_error, &cap[3], 0, n))
         return DLRN_ERR_MEMORY;
     w->ghost_cap = dlrni_max(w->ghost_cap, n);
     return dlrni_need_scratch(&w->codes, dlrni_ghost_scratch(t));
 }
 
-/* A number that is not finite, by row: the squared length of a row tells at once that there is none. */
-DLRNI_INTERNAL dlrn_status dlrni_check_rows(dlrn_trainer *t, const char *name, const float *x, int64_t n) {
+/* A number that is not finite, by row: the squared length of a row tells at once that there is
+   none. */
+DLRNI_INTERNAL dlrn_status dlrni_check_rows(dlrn_trainer *t, const char *name, const float *x,
+                                            int64_t n) {
     int64_t d = t->dict->activation_dim;
     for (int64_t i = 0; i < n; i++) {
         if (t->ctx->k->dot(x + i * d, x + i * d, d) <= FLT_MAX) continue;
         for (int64_t c = 0; c < d; c++)
             if (!(fabsf(x[i * d + c]) <= FLT_MAX))
-                return dlrn_fail(t->ctx, DLRN_ERR_VALUE, "step %lld: %s [%lld][%lld] is not finite", (long long)t->step,
-                                 name, (long long)i, (long long)c);
+                return dlrn_fail(t->ctx, DLRN_ERR_VALUE, "step %lld: %s [%lld][%lld] is not finite",
+                                 (long long)t->step, name, (long long)i, (long long)c);
     }
     return DLRN_OK;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_work_begin(dlrn_trainer *t, const float *x, const float *y, int64_t n) {
+DLRNI_INTERNAL dlrn_status dlrni_work_begin(dlrn_trainer *t, const float *x, const float *y,
+                                            int64_t n) {
     dlrni_work *w = &t->w;
     DLRNI_REQUIRE(t->ctx, x, "x must not be NULL");
     DLRNI_REQUIRE(t->ctx, n > 0 && n <= DLRNI_BATCH_MAX, "a batch has between 1 and 2^24 rows");
@@ -7527,11 +8125,13 @@ DLRNI_INTERNAL double dlrni_mean(const double *a, int64_t n) {
     return sum / (double)n;
 }
 
-/* The ghost term of the batch in hand: its loss, and the derivative of the whole loss by what is kept of x_ghost. */
+/* The ghost term of the batch in hand: its loss, and the derivative of the whole loss by what is
+   kept of x_ghost. */
 DLRNI_INTERNAL dlrn_status dlrni_ghost_forward(dlrn_trainer *t, dlrn_train_stats *stats) {
     dlrni_work *w = &t->w;
     for (int64_t f = 0; t->cfg.ghost_threshold >= 0 && f < t->dict->dict_size; f++)
-        if (t->state.steps_since_fired[f] > t->cfg.ghost_threshold) w->dead[w->n_dead++] = (int32_t)f;
+        if (t->state.steps_since_fired[f] > t->cfg.ghost_threshold)
+            w->dead[w->n_dead++] = (int32_t)f;
     if (!w->n_dead) return DLRN_OK;
     DLRNI_TRY(dlrni_work_ghost(t));
     dlrn_parallel_for(t->ctx, dlrni_ceil_div(w->n, dlrni_ghost_rows(w)), dlrni_ghost_block, t);
@@ -7540,7 +8140,8 @@ DLRNI_INTERNAL dlrn_status dlrni_ghost_forward(dlrn_trainer *t, dlrn_train_stats
     stats->loss += stats->ghost_loss * ratio;
     for (int64_t i = 0; i < w->n; i++) {
         double length = w->ghost_error[i];
-        w->ghost_c[i] = (float)(length > 0 ? ratio * (double)w->ghost_c[i] / ((double)w->n * length) : 0.0);
+        w->ghost_c[i] =
+            (float)(length > 0 ? ratio * (double)w->ghost_c[i] / ((double)w->n * length) : 0.0);
     }
     return DLRN_OK;
 }
@@ -7553,8 +8154,8 @@ DLRNI_INTERNAL int dlrni_is_dead(const dlrn_train_config *cfg, int64_t silent) {
 }
 
 /* The losses of a batch at the present weights; changes nothing but the work space. */
-DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, const float *y, int64_t n,
-                                              dlrn_train_stats *stats) {
+DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, const float *y,
+                                              int64_t n, dlrn_train_stats *stats) {
     dlrni_work *w = &t->w;
     memset(stats, 0, sizeof *stats);
     DLRNI_TRY(dlrni_work_begin(t, x, y, n));
@@ -7566,16 +8167,19 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     stats->sparsity_loss = dlrni_mean(w->sparse, n);
     stats->loss = stats->mse_loss + t->cfg.sparsity_penalty * stats->sparsity_loss;
     stats->l0 = (double)w->nnz / (double)n;
-    for (int64_t f = 0; f < t->dict->dict_size; f++) stats->dead += dlrni_is_dead(&t->cfg, w->silent[f]);
+    for (int64_t f = 0; f < t->dict->dict_size; f++)
+        stats->dead += dlrni_is_dead(&t->cfg, w->silent[f]);
     DLRNI_TRY(dlrni_ghost_forward(t, stats));
     if (!(fabs(stats->loss) <= DBL_MAX))
-        return dlrn_fail(t->ctx, DLRN_ERR_VALUE, "step %lld: the loss is not finite; the weights are those before it",
+        return dlrn_fail(t->ctx, DLRN_ERR_VALUE,
+                         "step %lld: the loss is not finite; the weights are those before it",
                          (long long)t->step);
     return DLRN_OK;
 }
 
 DLRNI_INTERNAL void dlrni_count_batch(dlrn_trainer *t) {
-    memcpy(t->state.steps_since_fired, t->w.silent, (size_t)t->dict->dict_size * sizeof *t->w.silent);
+    memcpy(t->state.steps_since_fired, t->w.silent,
+           (size_t)t->dict->dict_size * sizeof *t->w.silent);
 }
 
 /* ---- Configuration ---- */
@@ -7608,26 +8212,33 @@ DLRNI_INTERNAL int dlrni_never_or_positive(int64_t period) {
 
 DLRNI_INTERNAL dlrn_status dlrni_check_config(dlrn_context *ctx, const dlrn_train_config *cfg) {
     const double most = (double)FLT_MAX;
-#define DLRNI_SETTING(field, condition, wanted)                                                                        \
-    if (!(condition))                                                                                                  \
-        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "dlrn_train_config: " #field ": expected %s, found %g", wanted,       \
+#define DLRNI_SETTING(field, condition, wanted)                                                    \
+    if (!(condition))                                                                              \
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,                                                   \
+                         "dlrn_train_config: " #field ": expected %s, found %g", wanted,           \
                          (double)cfg->field);
     DLRNI_SETTING(lr, cfg->lr >= 0 && cfg->lr <= most, "a finite number from 0")
     DLRNI_SETTING(sparsity_penalty, fabs(cfg->sparsity_penalty) <= most, "a finite number")
     DLRNI_SETTING(beta1, cfg->beta1 >= 0 && cfg->beta1 < 1, "a number from 0 below 1")
     DLRNI_SETTING(beta2, cfg->beta2 >= 0 && cfg->beta2 < 1, "a number from 0 below 1")
-    DLRNI_SETTING(eps, cfg->eps > 0 && cfg->eps <= most && (float)cfg->eps > 0, "a finite number above 0")
-    DLRNI_SETTING(loss, cfg->loss == DLRN_LOSS_NORM || cfg->loss == DLRN_LOSS_SQUARED, "a DLRN_LOSS_")
-    DLRNI_SETTING(sparsity, cfg->sparsity == DLRN_SPARSITY_L1 || cfg->sparsity == DLRN_SPARSITY_ENTROPY,
+    DLRNI_SETTING(eps, cfg->eps > 0 && cfg->eps <= most && (float)cfg->eps > 0,
+                  "a finite number above 0")
+    DLRNI_SETTING(loss, cfg->loss == DLRN_LOSS_NORM || cfg->loss == DLRN_LOSS_SQUARED,
+                  "a DLRN_LOSS_")
+    DLRNI_SETTING(sparsity,
+                  cfg->sparsity == DLRN_SPARSITY_L1 || cfg->sparsity == DLRN_SPARSITY_ENTROPY,
                   "a DLRN_SPARSITY_")
     DLRNI_SETTING(steps, cfg->steps >= -1, "a number, or -1 for all rows")
     DLRNI_SETTING(warmup_steps, cfg->warmup_steps >= 0, "a number from 0")
-    DLRNI_SETTING(resample_steps, dlrni_never_or_positive(cfg->resample_steps), "a number from 1, or -1 for never")
+    DLRNI_SETTING(resample_steps, dlrni_never_or_positive(cfg->resample_steps),
+                  "a number from 1, or -1 for never")
     DLRNI_SETTING(resample_steps, cfg->resample_steps <= INT64_MAX / 2, "at most 2^62")
     DLRNI_SETTING(resample_rows, cfg->resample_rows > 0, "a number from 1")
     DLRNI_SETTING(ghost_threshold, cfg->ghost_threshold >= -1, "a number from 0, or -1 for never")
-    DLRNI_SETTING(log_steps, dlrni_never_or_positive(cfg->log_steps), "a number from 1, or -1 for never")
-    DLRNI_SETTING(save_steps, dlrni_never_or_positive(cfg->save_steps), "a number from 1, or -1 for never")
+    DLRNI_SETTING(log_steps, dlrni_never_or_positive(cfg->log_steps),
+                  "a number from 1, or -1 for never")
+    DLRNI_SETTING(save_steps, dlrni_never_or_positive(cfg->save_steps),
+                  "a number from 1, or -1 for never")
 #undef DLRNI_SETTING
     return DLRN_OK;
 }
@@ -7635,17 +8246,20 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config(dlrn_context *ctx, const dlrn_trai
 /* ---- The trainer ---- */
 
 DLRNI_INTERNAL void dlrni_work_free(dlrn_context *ctx, dlrni_work *w) {
-    void *blocks[] = {w->xc,          w->e,           w->c,         w->error,     w->total,     w->sparse,
-                      w->tilt,        w->dead,        w->count_up,  w->silent,    w->ghost,     w->ghost_c,
-                      w->ghost_shift, w->ghost_error, w->bias_part, w->bias_grad, w->wave_grad, w->wave_bias};
+    void *blocks[] = {w->xc,        w->e,         w->c,           w->error,       w->total,
+                      w->sparse,    w->tilt,      w->dead,        w->count_up,    w->silent,
+                      w->ghost,     w->ghost_c,   w->ghost_shift, w->ghost_error, w->bias_part,
+                      w->bias_grad, w->wave_grad, w->wave_bias};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrni_free(ctx, blocks[i]);
     dlrni_codes_free(&w->codes);
 }
 
 DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
     if (!t) return;
-    void *moments[] = {t->state.m_bias, t->state.m_encoder_weight, t->state.m_encoder_bias, t->state.m_decoder_weight,
-                       t->state.v_bias, t->state.v_encoder_weight, t->state.v_encoder_bias, t->state.v_decoder_weight};
+    void *moments[] = {t->state.m_bias,         t->state.m_encoder_weight,
+                       t->state.m_encoder_bias, t->state.m_decoder_weight,
+                       t->state.v_bias,         t->state.v_encoder_weight,
+                       t->state.v_encoder_bias, t->state.v_decoder_weight};
     for (size_t i = 0; i < sizeof moments / sizeof *moments; i++) dlrni_free(t->ctx, moments[i]);
     dlrni_free(t->ctx, t->state.steps_since_fired);
     dlrni_work_free(t->ctx, &t->w);
@@ -7662,14 +8276,17 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     dlrni_codes_init(&w->codes, t->dict);
     w->budget = DLRNI_LIST_BUDGET;
     w->nnz = -1;
-    if (!(s->m_bias = DLRNI_NEW_ZERO(ctx, float, d)) || !(s->v_bias = DLRNI_NEW_ZERO(ctx, float, d)) ||
+    if (!(s->m_bias = DLRNI_NEW_ZERO(ctx, float, d)) ||
+        !(s->v_bias = DLRNI_NEW_ZERO(ctx, float, d)) ||
         !(s->m_encoder_weight = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
         !(s->v_encoder_weight = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
-        !(s->m_encoder_bias = DLRNI_NEW_ZERO(ctx, float, F)) || !(s->v_encoder_bias = DLRNI_NEW_ZERO(ctx, float, F)) ||
+        !(s->m_encoder_bias = DLRNI_NEW_ZERO(ctx, float, F)) ||
+        !(s->v_encoder_bias = DLRNI_NEW_ZERO(ctx, float, F)) ||
         !(s->m_decoder_weight = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
         !(s->v_decoder_weight = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
-        !(s->steps_since_fired = DLRNI_NEW_ZERO(ctx, int64_t, F)) || !(w->silent = DLRNI_NEW_ZERO(ctx, int64_t, F)) ||
-        !(w->dead = DLRNI_NEW(ctx, int32_t, F)) || !(w->bias_grad = DLRNI_NEW(ctx, float, d)) ||
+        !(s->steps_since_fired = DLRNI_NEW_ZERO(ctx, int64_t, F)) ||
+        !(w->silent = DLRNI_NEW_ZERO(ctx, int64_t, F)) || !(w->dead = DLRNI_NEW(ctx, int32_t, F)) ||
+        !(w->bias_grad = DLRNI_NEW(ctx, float, d)) ||
         !(w->bias_part = DLRNI_NEW(ctx, float, w->codes.groups *d)))
         return DLRN_ERR_MEMORY;
     return DLRN_OK;
@@ -7678,22 +8295,26 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
 DLRNI_INTERNAL dlrn_status dlrni_check_init(dlrn_context *ctx, const dlrn_train_config *cfg,
                                             const dlrn_dictionary *init) {
     if (init->family != &dlrni_family_autoencoder)
-        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "dlrn_trainer_create: cannot train a %s", init->family->name);
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "dlrn_trainer_create: cannot train a %s",
+                         init->family->name);
     if (init->activation_dim != cfg->activation_dim || init->dict_size != cfg->dict_size)
-        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
-                         "dlrn_trainer_create: expected a dictionary of %lld x %lld, found %lld x %lld",
-                         (long long)cfg->activation_dim, (long long)cfg->dict_size, (long long)init->activation_dim,
-                         (long long)init->dict_size);
+        return dlrn_fail(
+            ctx, DLRN_ERR_SHAPE,
+            "dlrn_trainer_create: expected a dictionary of %lld x %lld, found %lld x %lld",
+            (long long)cfg->activation_dim, (long long)cfg->dict_size,
+            (long long)init->activation_dim, (long long)init->dict_size);
     return DLRN_OK;
 }
 
-DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *cfg, const dlrn_dictionary *init,
-                                         dlrn_buffer *buffer, dlrn_trainer **out) {
+DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *cfg,
+                                         const dlrn_dictionary *init, dlrn_buffer *buffer,
+                                         dlrn_trainer **out) {
     *out = NULL;
     DLRNI_TRY(dlrni_check_config(ctx, cfg));
     if (init) DLRNI_TRY(dlrni_check_init(ctx, cfg, init));
     if (buffer && dlrn_buffer_dim(buffer) != cfg->activation_dim)
-        return dlrn_fail(ctx, DLRN_ERR_SHAPE, "dlrn_trainer_create: expected rows of %lld, found a buffer of %lld",
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                         "dlrn_trainer_create: expected rows of %lld, found a buffer of %lld",
                          (long long)cfg->activation_dim, (long long)dlrn_buffer_dim(buffer));
     dlrn_trainer *t = DLRNI_NEW_ZERO(ctx, dlrn_trainer, 1);
     if (!t) return DLRN_ERR_MEMORY;
@@ -7701,7 +8322,8 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     t->cfg = *cfg;
     t->buffer = buffer;
     dlrn_status s = init ? dlrni_dictionary_copy_in(ctx, init, &t->dict)
-                         : dlrn_autoencoder_create(ctx, cfg->activation_dim, cfg->dict_size, cfg->seed, &t->dict);
+                         : dlrn_autoencoder_create(ctx, cfg->activation_dim, cfg->dict_size,
+                                                   cfg->seed, &t->dict);
     if (s == DLRN_OK) s = dlrni_trainer_alloc(t);
     if (s != DLRN_OK) {
         dlrn_trainer_destroy(t);
@@ -7713,8 +8335,10 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
 
 DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampled);
 
-/* The reference logs with a second pass over the batch, at the new weights, which counts the batch again. */
-DLRNI_INTERNAL dlrn_status dlrni_log_pass(dlrn_trainer *t, const float *x, const float *y, int64_t n) {
+/* The reference logs with a second pass over the batch, at the new weights, which counts the batch
+   again. */
+DLRNI_INTERNAL dlrn_status dlrni_log_pass(dlrn_trainer *t, const float *x, const float *y,
+                                          int64_t n) {
     dlrn_train_stats now;
     dlrn_status s = dlrni_forward_loss(t, x, y, n, &now);
     t->logging = s == DLRN_ERR_MEMORY;
@@ -7728,8 +8352,8 @@ DLRNI_INTERNAL dlrn_status dlrni_log_pass(dlrn_trainer *t, const float *x, const
 }
 
 /* What is left of a step after its update; x, y: its rows. */
-DLRNI_INTERNAL dlrn_status dlrni_end_step(dlrn_trainer *t, const float *x, const float *y, int64_t n,
-                                          dlrn_train_stats *stats) {
+DLRNI_INTERNAL dlrn_status dlrni_end_step(dlrn_trainer *t, const float *x, const float *y,
+                                          int64_t n, dlrn_train_stats *stats) {
     if (t->resampling) DLRNI_TRY(dlrni_resample_step(t, &t->last.resampled));
     t->resampling = 0;
     if (t->logging) DLRNI_TRY(dlrni_log_pass(t, x, y, n));
@@ -7749,8 +8373,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_whole(const dlrn_trainer *t) {
                      (long long)t->step - 1);
 }
 
-DLRN_API dlrn_status dlrn_trainer_step_on(dlrn_trainer *t, const float *x, const float *y, int64_t n,
-                                          dlrn_train_stats *stats) {
+DLRN_API dlrn_status dlrn_trainer_step_on(dlrn_trainer *t, const float *x, const float *y,
+                                          int64_t n, dlrn_train_stats *stats) {
     const dlrn_train_config *cfg = &t->cfg;
     dlrn_train_stats own;
     dlrn_train_stats *s = stats ? stats : &own;
@@ -7764,15 +8388,18 @@ DLRN_API dlrn_status dlrn_trainer_step_on(dlrn_trainer *t, const float *x, const
     t->step++;
     t->torn = 0;
     t->last = *s;
-    t->resampling = cfg->resample_steps > 0 && step % cfg->resample_steps == 0 && (step > 0 || cfg->compat);
+    t->resampling =
+        cfg->resample_steps > 0 && step % cfg->resample_steps == 0 && (step > 0 || cfg->compat);
     t->logging = cfg->compat && cfg->log_steps > 0 && step % cfg->log_steps == 0;
     return dlrni_end_step(t, x, y, n, s);
 }
 
 DLRN_API dlrn_status dlrn_trainer_step(dlrn_trainer *t, dlrn_train_stats *stats) {
     DLRNI_REQUIRE(t->ctx, t->buffer, "this trainer was made without a buffer");
-    if (t->cfg.steps >= 0 && t->step >= t->cfg.steps && !dlrni_has_unfinished_step(t)) return DLRN_END;
-    if (!t->n && !dlrni_has_unfinished_step(t)) DLRNI_TRY(dlrn_buffer_next(t->buffer, &t->x, &t->y, &t->n));
+    if (t->cfg.steps >= 0 && t->step >= t->cfg.steps && !dlrni_has_unfinished_step(t))
+        return DLRN_END;
+    if (!t->n && !dlrni_has_unfinished_step(t))
+        DLRNI_TRY(dlrn_buffer_next(t->buffer, &t->x, &t->y, &t->n));
     dlrn_status s = dlrn_trainer_step_on(t, t->x, t->y, t->n, stats);
     if (s != DLRN_ERR_MEMORY) t->n = 0;
     return s;
@@ -7788,8 +8415,8 @@ DLRN_API dlrn_status dlrn_trainer_loss(dlrn_trainer *t, const float *x, const fl
     return dlrni_forward_loss(t, x, y, n, stats);
 }
 
-DLRN_API dlrn_status dlrn_trainer_gradients(dlrn_trainer *t, const float *x, const float *y, int64_t n,
-                                            const dlrn_gradients *out) {
+DLRN_API dlrn_status dlrn_trainer_gradients(dlrn_trainer *t, const float *x, const float *y,
+                                            int64_t n, const dlrn_gradients *out) {
     dlrn_train_stats stats;
     DLRNI_TRY(dlrni_forward_loss(t, x, y, n, &stats));
     return dlrni_backward(t, NULL, out);
@@ -7813,16 +8440,17 @@ DLRN_API dlrn_trainer_state dlrn_trainer_state_of(dlrn_trainer *t) {
 
 /* ---- The configuration as text ---- */
 
-/* The numbers of a configuration, for writing and for reading; loss, sparsity, seed and compat are apart. */
-#define DLRNI_CONFIG_INTEGERS(X)                                                                                       \
-    X(activation_dim)                                                                                                  \
-    X(dict_size)                                                                                                       \
-    X(steps)                                                                                                           \
-    X(warmup_steps)                                                                                                    \
-    X(resample_steps)                                                                                                  \
-    X(resample_rows)                                                                                                   \
-    X(ghost_threshold)                                                                                                 \
-    X(log_steps)                                                                                                       \
+/* The numbers of a configuration, for writing and for reading; loss, sparsity, seed and compat are
+   apart. */
+#define DLRNI_CONFIG_INTEGERS(X)                                                                   \
+    X(activation_dim)                                                                              \
+    X(dict_size)                                                                                   \
+    X(steps)                                                                                       \
+    X(warmup_steps)                                                                                \
+    X(resample_steps)                                                                              \
+    X(resample_rows)                                                                               \
+    X(ghost_threshold)                                                                             \
+    X(log_steps)                                                                                   \
     X(save_steps)
 #define DLRNI_CONFIG_REALS(X) X(lr) X(sparsity_penalty) X(beta1) X(beta2) X(eps)
 
@@ -7837,11 +8465,13 @@ DLRNI_INTERNAL DLRN_PRINTF(2, 3) void dlrni_put(dlrni_text *t, const char *forma
     va_list args;
     size_t used = (uint64_t)t->length < t->size ? (size_t)t->length : t->size;
     va_start(args, format);
-    t->length += DICTLEARN_VSNPRINTF(used < t->size ? t->text + used : NULL, t->size - used, format, args);
+    t->length +=
+        DICTLEARN_VSNPRINTF(used < t->size ? t->text + used : NULL, t->size - used, format, args);
     va_end(args);
 }
 
-/* The shortest of 15 or 17 digits that reads back as the same number, with a point whatever the locale says. */
+/* The shortest of 15 or 17 digits that reads back as the same number, with a point whatever the
+   locale says. */
 DLRNI_INTERNAL void dlrni_put_real(dlrni_text *t, const char *name, double value) {
     char number[40];
     dlrni_print(number, sizeof number, "%.15g", value);
@@ -7871,7 +8501,8 @@ DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text
 #undef DLRNI_PUT_REAL
     dlrni_put(&t, "\"loss\": \"%s\", \"sparsity\": \"%s\", ", dlrni_loss_name(cfg->loss),
               dlrni_sparsity_name(cfg->sparsity));
-    dlrni_put(&t, "\"seed\": %llu, \"compat\": %s}", (unsigned long long)cfg->seed, cfg->compat ? "true" : "false");
+    dlrni_put(&t, "\"seed\": %llu, \"compat\": %s}", (unsigned long long)cfg->seed,
+              cfg->compat ? "true" : "false");
     return t.length;
 }
 
@@ -7886,8 +8517,9 @@ DLRNI_INTERNAL dlrn_status dlrni_run(dlrn_trainer *t, dlrn_progress progress, vo
     }
 }
 
-DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *config, dlrn_buffer *buffer,
-                                dlrn_progress progress, void *user, dlrn_dictionary **out) {
+DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *config,
+                                dlrn_buffer *buffer, dlrn_progress progress, void *user,
+                                dlrn_dictionary **out) {
     dlrn_train_config cfg = *config;
     dlrn_trainer *t;
     *out = NULL;
@@ -7906,13 +8538,14 @@ DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *conf
 
 /* ------------------------------------------------------------------------------------------ */
 // >>resampling
-/* A feature that stays silent learns nothing. Every resample_steps, each one that is dead is given the direction of a
-   row that is reconstructed badly (Bricken et al., "Towards Monosemanticity", 2023): rows are drawn without
-   replacement with probability proportional to their squared loss over a large sample; the atom becomes the drawn
-   output y, normalised (not centred), the encoder row the drawn input minus the bias, scaled to 0.2 of the mean norm
-   of the living encoder rows, the encoder's bias 0, and Adam's moments of all three 0. With nothing alive the mean is
-   over all rows; if that is 0, it is 1. Rows with y = 0 or x = bias give no direction and are never drawn. If there
-   are fewer rows than dead features, the rest stay as they are. */
+/* A feature that stays silent learns nothing. Every resample_steps, each one that is dead is given
+   the direction of a row that is reconstructed badly (Bricken et al., "Towards Monosemanticity",
+   2023): rows are drawn without replacement with probability proportional to their squared loss
+   over a large sample; the atom becomes the drawn output y, normalised (not centred), the encoder
+   row the drawn input minus the bias, scaled to 0.2 of the mean norm of the living encoder rows,
+   the encoder's bias 0, and Adam's moments of all three 0. With nothing alive the mean is over all
+   rows; if that is 0, it is 1. Rows with y = 0 or x = bias give no direction and are never drawn.
+   If there are fewer rows than dead features, the rest stay as they are. */
 
 /* Where rows come from: an array, or a buffer that keeps what is peeked at. */
 typedef struct dlrni_rows {
@@ -7924,8 +8557,8 @@ typedef struct dlrni_rows {
 enum { DLRNI_PEEK_ROWS = 256 };
 
 /* Rows from `start` on, DLRNI_PEEK_ROWS at most; *got 0: no more. */
-DLRNI_INTERNAL dlrn_status dlrni_rows_get(dlrni_rows *r, int64_t d, int64_t start, int64_t n, const float **x,
-                                          const float **y, int64_t *got) {
+DLRNI_INTERNAL dlrn_status dlrni_rows_get(dlrni_rows *r, int64_t d, int64_t start, int64_t n,
+                                          const float **x, const float **y, int64_t *got) {
     *got = dlrni_min(n, r->n - start);
     if (r->x) {
         *x = r->x + start * d;
@@ -7938,8 +8571,9 @@ DLRNI_INTERNAL dlrn_status dlrni_rows_get(dlrni_rows *r, int64_t d, int64_t star
 }
 
 /* Squared loss of each row, 0 where a row cannot be used. */
-DLRNI_INTERNAL dlrn_status dlrni_row_losses(dlrn_trainer *t, const float *x, const float *y, int64_t n, float *x_hat,
-                                            dlrn_sparse *codes, float *loss) {
+DLRNI_INTERNAL dlrn_status dlrni_row_losses(dlrn_trainer *t, const float *x, const float *y,
+                                            int64_t n, float *x_hat, dlrn_sparse *codes,
+                                            float *loss) {
     const dlrni_kernel_table *k = t->ctx->k;
     int64_t d = t->dict->activation_dim;
     DLRNI_TRY(dlrn_forward(t->dict, x, n, x_hat, codes));
@@ -7948,7 +8582,8 @@ DLRNI_INTERNAL dlrn_status dlrni_row_losses(dlrn_trainer *t, const float *x, con
         k->sub(y + i * d, e, e, d);
         loss[i] = k->dot(e, e, d);
         if (!(loss[i] <= FLT_MAX))
-            return dlrn_fail(t->ctx, DLRN_ERR_VALUE, "resampling after step %lld: a row's loss is not finite",
+            return dlrn_fail(t->ctx, DLRN_ERR_VALUE,
+                             "resampling after step %lld: a row's loss is not finite",
                              (long long)t->step - 1);
         k->sub(x + i * d, t->dict->bias, e, d);
         if (!(k->dot(e, e, d) > 0) || !(k->dot(y + i * d, y + i * d, d) > 0)) loss[i] = 0;
@@ -7957,7 +8592,8 @@ DLRNI_INTERNAL dlrn_status dlrni_row_losses(dlrn_trainer *t, const float *x, con
 }
 
 /* The losses of all rows that can be had; *n says how many. loss [*cap] grows. */
-DLRNI_INTERNAL dlrn_status dlrni_all_losses(dlrn_trainer *t, dlrni_rows *r, float **loss, int64_t *n) {
+DLRNI_INTERNAL dlrn_status dlrni_all_losses(dlrn_trainer *t, dlrni_rows *r, float **loss,
+                                            int64_t *n) {
     int64_t d = t->dict->activation_dim, cap = 0, got = 0;
     dlrn_sparse codes;
     memset(&codes, 0, sizeof codes);
@@ -7967,7 +8603,8 @@ DLRNI_INTERNAL dlrn_status dlrni_all_losses(dlrn_trainer *t, dlrni_rows *r, floa
         const float *x, *y;
         s = dlrni_rows_get(r, d, *n, DLRNI_PEEK_ROWS, &x, &y, &got);
         if (s != DLRN_OK || got <= 0) break;
-        if (t->stop && t->stop(t->stop_user)) s = dlrn_fail(t->ctx, DLRN_STOPPED, "a resampling was stopped");
+        if (t->stop && t->stop(t->stop_user))
+            s = dlrn_fail(t->ctx, DLRN_STOPPED, "a resampling was stopped");
         if (s == DLRN_OK && !DLRNI_GROW(t->ctx, loss, &cap, *n, *n + got)) s = DLRN_ERR_MEMORY;
         if (s == DLRN_OK) s = dlrni_row_losses(t, x, y, got, x_hat, &codes, *loss + *n);
     }
@@ -7976,12 +8613,14 @@ DLRNI_INTERNAL dlrn_status dlrni_all_losses(dlrn_trainer *t, dlrni_rows *r, floa
     return s;
 }
 
-/* Draws up to k of n rows without replacement, by weight: row i has the key -E_i / w_i with E_i exponential, and the
-   largest keys win (Efraimidis and Spirakis, 2006). The numbers depend on seed, step and row alone. weight [n] becomes
-   the keys; drawn [k] in the order of drawing; returns how many: zero weights are never drawn. */
-DLRNI_INTERNAL dlrn_status dlrni_draw_rows(dlrn_trainer *t, float *weight, int64_t n, int64_t k, int64_t *drawn,
-                                           int64_t *count) {
-    const uint64_t stream = (uint64_t)1 << 63 | (uint64_t)t->step; /* apart from the streams of features */
+/* Draws up to k of n rows without replacement, by weight: row i has the key -E_i / w_i with E_i
+   exponential, and the largest keys win (Efraimidis and Spirakis, 2006). The numbers depend on
+   seed, step and row alone. weight [n] becomes the keys; drawn [k] in the order of drawing; returns
+   how many: zero weights are never drawn. */
+DLRNI_INTERNAL dlrn_status dlrni_draw_rows(dlrn_trainer *t, float *weight, int64_t n, int64_t k,
+                                           int64_t *drawn, int64_t *count) {
+    const uint64_t stream =
+        (uint64_t)1 << 63 | (uint64_t)t->step; /* apart from the streams of features */
     float top = 0;
     int64_t usable = 0;
     for (int64_t i = 0; i < n; i++) top = weight[i] > top ? weight[i] : top;
@@ -8004,7 +8643,8 @@ DLRNI_INTERNAL double dlrni_encoder_norm(const dlrn_trainer *t, int64_t j) {
 }
 
 /* Mean norm of the living features' encoder rows. dead [n_dead], ascending. */
-DLRNI_INTERNAL double dlrni_living_norm(const dlrn_trainer *t, const int32_t *dead, int64_t n_dead) {
+DLRNI_INTERNAL double dlrni_living_norm(const dlrn_trainer *t, const int32_t *dead,
+                                        int64_t n_dead) {
     int64_t F = t->dict->dict_size, next = 0;
     double sum = 0;
     for (int64_t j = 0; j < F; j++) {
@@ -8031,7 +8671,8 @@ DLRNI_INTERNAL void dlrni_zero_moments(dlrn_trainer *t, int64_t j, int atom_too)
 }
 
 /* Feature j starts again from the row x, y [d]. */
-DLRNI_INTERNAL void dlrni_revive(dlrn_trainer *t, int64_t j, const float *x, const float *y, double norm) {
+DLRNI_INTERNAL void dlrni_revive(dlrn_trainer *t, int64_t j, const float *x, const float *y,
+                                 double norm) {
     const dlrni_kernel_table *k = t->ctx->k;
     int64_t d = t->dict->activation_dim;
     float *atom = t->dict->decoder_weight + j * d, *encoder = t->dict->encoder_weight + j * d;
@@ -8045,8 +8686,8 @@ DLRNI_INTERNAL void dlrni_revive(dlrn_trainer *t, int64_t j, const float *x, con
 }
 
 /* Gives the dead features [n_dead] the rows that are drawn from r. */
-DLRNI_INTERNAL dlrn_status dlrni_resample_rows(dlrn_trainer *t, dlrni_rows *r, const int32_t *dead, int64_t n_dead,
-                                               int64_t *resampled) {
+DLRNI_INTERNAL dlrn_status dlrni_resample_rows(dlrn_trainer *t, dlrni_rows *r, const int32_t *dead,
+                                               int64_t n_dead, int64_t *resampled) {
     int64_t d = t->dict->activation_dim, n = 0, count = 0, got;
     float *loss = NULL;
     dlrn_status s = dlrni_all_losses(t, r, &loss, &n);
@@ -8068,9 +8709,10 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_rows(dlrn_trainer *t, dlrni_rows *r, c
     return s;
 }
 
-/* What the code of March 2024 did: its new weights went to a copy, so that only the moments of the dead encoder rows
-   change. *resampled: as many as it said it had resampled. */
-DLRNI_INTERNAL void dlrni_resample_compat(dlrn_trainer *t, const int32_t *dead, int64_t n_dead, int64_t *resampled) {
+/* What the code of March 2024 did: its new weights went to a copy, so that only the moments of the
+   dead encoder rows change. *resampled: as many as it said it had resampled. */
+DLRNI_INTERNAL void dlrni_resample_compat(dlrn_trainer *t, const int32_t *dead, int64_t n_dead,
+                                          int64_t *resampled) {
     for (int64_t p = 0; p < n_dead; p++) dlrni_zero_moments(t, dead[p], 0);
     *resampled = n_dead;
 }
@@ -8086,8 +8728,8 @@ DLRNI_INTERNAL dlrn_status dlrni_resample(dlrn_trainer *t, dlrni_rows *r, int64_
     return DLRN_OK;
 }
 
-DLRN_API dlrn_status dlrn_trainer_resample_on(dlrn_trainer *t, const float *x, const float *y, int64_t n,
-                                              int64_t *resampled) {
+DLRN_API dlrn_status dlrn_trainer_resample_on(dlrn_trainer *t, const float *x, const float *y,
+                                              int64_t n, int64_t *resampled) {
     int64_t own;
     dlrni_rows rows = {x, y ? y : x, n, NULL, NULL, NULL};
     DLRNI_REQUIRE(t->ctx, x && n > 0, "needs at least one row");
@@ -8112,11 +8754,12 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampl
 
 /* ------------------------------------------------------------------------------------------ */
 // >>buffer
-/* Rows wait in slots, which come in segments as they are needed: nothing is moved to grow, and never is there more than
-   was stated. A list of all slots begins with those of the unread rows, in their logical order, and goes on with the
-   vacant ones: a draw swaps a random entry with the last unread one, which is the first vacant one from then on, so
-   that a batch costs O(1) a row. What is drawn depends on the logical order and the generator alone, never on slots:
-   saving and resuming therefore change nothing. */
+/* Rows wait in slots, which come in segments as they are needed: nothing is moved to grow, and
+   never is there more than was stated. A list of all slots begins with those of the unread rows, in
+   their logical order, and goes on with the vacant ones: a draw swaps a random entry with the last
+   unread one, which is the first vacant one from then on, so that a batch costs O(1) a row. What is
+   drawn depends on the logical order and the generator alone, never on slots: saving and resuming
+   therefore change nothing. */
 
 enum { DLRNI_ROWS = 64 }; /* of a task, of a draw */
 
@@ -8125,15 +8768,15 @@ struct dlrn_buffer {
     dlrn_buffer_config cfg;
     dlrn_source source;
     int owns_source, ended;
-    int filling;          /* a filling up has begun and is not done: the source asked to stop      */
-    int64_t d, capacity;  /* capacity in rows                                              */
-    int shift;            /* a segment is 1 << shift rows                                  */
-    int64_t segments;     /* that there is memory for                                      */
-    int64_t used;         /* slots in the list: these have held a row                      */
-    int64_t unread;       /* of these, with an unread row                                  */
-    int64_t rows_read;    /* rows taken from the source so far                             */
-    char **segment;       /* [all of them] each: its piece of the list [n], x [n][d] and, with a target, y [n][d] of
-                            type cfg.store; n is 1 << shift, but for the last             */
+    int filling;         /* a filling up has begun and is not done: the source asked to stop      */
+    int64_t d, capacity; /* capacity in rows                                              */
+    int shift;           /* a segment is 1 << shift rows                                  */
+    int64_t segments;    /* that there is memory for                                      */
+    int64_t used;        /* slots in the list: these have held a row                      */
+    int64_t unread;      /* of these, with an unread row                                  */
+    int64_t rows_read;   /* rows taken from the source so far                             */
+    char **segment; /* [all of them] each: its piece of the list [n], x [n][d] and, with a target, y
+                      [n][d] of type cfg.store; n is 1 << shift, but for the last             */
     float *out_x, *out_y; /* [out_batch_size][d] the batch handed out      */
     float *in_x, *in_y;   /* [chunk][d] rows on their way in               */
     dlrn_rng rng;
@@ -8155,42 +8798,49 @@ DLRN_API dlrn_buffer_config dlrn_buffer_defaults(void) {
 }
 
 /* Rows of capacity and of one incoming chunk; checks the configuration. */
-DLRNI_INTERNAL dlrn_status dlrni_buffer_sizes(dlrn_context *ctx, const dlrn_buffer_config *cfg, int64_t *capacity,
-                                              int64_t *chunk) {
-    DLRNI_REQUIRE(ctx, cfg->n_ctxs > 0 && cfg->ctx_len > 0 && cfg->in_batch_size > 0 && cfg->out_batch_size > 0,
+DLRNI_INTERNAL dlrn_status dlrni_buffer_sizes(dlrn_context *ctx, const dlrn_buffer_config *cfg,
+                                              int64_t *capacity, int64_t *chunk) {
+    DLRNI_REQUIRE(ctx,
+                  cfg->n_ctxs > 0 && cfg->ctx_len > 0 && cfg->in_batch_size > 0 &&
+                      cfg->out_batch_size > 0,
                   "n_ctxs, ctx_len, in_batch_size and out_batch_size must be positive");
     DLRNI_REQUIRE(ctx, cfg->store == DLRN_F32 || cfg->store == DLRN_F16 || cfg->store == DLRN_BF16,
                   "rows are stored as F32, F16 or BF16");
     DLRNI_REQUIRE(ctx,
-                  dlrni_mul(cfg->n_ctxs, cfg->ctx_len, capacity) && dlrni_mul(cfg->in_batch_size, cfg->ctx_len, chunk),
+                  dlrni_mul(cfg->n_ctxs, cfg->ctx_len, capacity) &&
+                      dlrni_mul(cfg->in_batch_size, cfg->ctx_len, chunk),
                   "the capacity overflows");
     if (*capacity < cfg->out_batch_size)
-        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "a buffer of %lld rows (n_ctxs * ctx_len) cannot give batches of %lld",
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                         "a buffer of %lld rows (n_ctxs * ctx_len) cannot give batches of %lld",
                          (long long)*capacity, (long long)cfg->out_batch_size);
     *chunk = dlrni_min(*chunk, *capacity);
     return DLRN_OK;
 }
 
-/* Segments have 1024 rows at the least, and are as large as they can be without holding more than a 32nd of all: huge
-   pages fit into them. */
+/* Segments have 1024 rows at the least, and are as large as they can be without holding more than a
+   32nd of all: huge pages fit into them. */
 DLRNI_INTERNAL int dlrni_segment_shift(int64_t capacity) {
     int shift = 10;
     while (capacity >> shift >= 64) shift++;
     return shift;
 }
 
-DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_config *cfg, int64_t activation_dim,
-                                       int has_target, uint64_t *bytes) {
-    const int64_t block = DLRNI_ALIGN + (int64_t)sizeof(dlrni_block); /* what an allocation takes beside its size */
+DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_config *cfg,
+                                       int64_t activation_dim, int has_target, uint64_t *bytes) {
+    const int64_t block =
+        DLRNI_ALIGN + (int64_t)sizeof(dlrni_block); /* what an allocation takes beside its size */
     int64_t capacity = 0, chunk = 0, row, stored, moving, total;
     DLRNI_TRY(dlrni_buffer_sizes(ctx, cfg, &capacity, &chunk));
     DLRNI_REQUIRE(ctx, activation_dim > 0, "activation_dim must be positive");
     int64_t segments = dlrni_ceil_div(capacity, (int64_t)1 << dlrni_segment_shift(capacity));
     int fits = dlrni_mul(activation_dim, has_target ? 2 : 1, &row) &&
                dlrni_mul(row, dlrn_dtype_size(cfg->store), &stored) &&
-               dlrni_add(stored, (int64_t)sizeof(int64_t), &stored) && dlrni_mul(stored, capacity, &stored) &&
+               dlrni_add(stored, (int64_t)sizeof(int64_t), &stored) &&
+               dlrni_mul(stored, capacity, &stored) &&
                dlrni_add(chunk, cfg->out_batch_size, &moving) && dlrni_mul(moving, row, &moving) &&
-               dlrni_mul(moving, (int64_t)sizeof(float), &moving) && dlrni_add(stored, moving, &total) &&
+               dlrni_mul(moving, (int64_t)sizeof(float), &moving) &&
+               dlrni_add(stored, moving, &total) &&
                dlrni_add(total, segments * (block + (int64_t)sizeof(char *)), &total) &&
                dlrni_add(total, 6 * block + (int64_t)sizeof(dlrn_buffer), &total);
     DLRNI_REQUIRE(ctx, fits, "the buffer's size overflows");
@@ -8207,14 +8857,17 @@ DLRN_API void dlrn_buffer_destroy(dlrn_buffer *b) {
     dlrni_free(b->ctx, b);
 }
 
-DLRN_API dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_config *cfg, const dlrn_source *source,
-                                        int owns_source, dlrn_buffer **out) {
+DLRN_API dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_config *cfg,
+                                        const dlrn_source *source, int owns_source,
+                                        dlrn_buffer **out) {
     int64_t capacity = 0, chunk = 0;
     uint64_t bytes;
     *out = NULL;
     DLRNI_TRY(dlrni_buffer_sizes(ctx, cfg, &capacity, &chunk));
-    DLRNI_REQUIRE(ctx, source->read && source->activation_dim > 0, "the source has no read callback or no width");
-    DLRNI_TRY(dlrn_buffer_bytes(ctx, cfg, source->activation_dim, source->has_target, &bytes)); /* products fit */
+    DLRNI_REQUIRE(ctx, source->read && source->activation_dim > 0,
+                  "the source has no read callback or no width");
+    DLRNI_TRY(dlrn_buffer_bytes(ctx, cfg, source->activation_dim, source->has_target,
+                                &bytes)); /* products fit */
     dlrn_buffer *b = DLRNI_NEW_ZERO(ctx, dlrn_buffer, 1);
     if (!b) return DLRN_ERR_MEMORY;
     b->ctx = ctx;
@@ -8255,7 +8908,8 @@ DLRNI_INTERNAL void dlrni_pack(dlrn_dtype type, const float *from, char *to, int
     }
 }
 
-DLRNI_INTERNAL void dlrni_unpack(const dlrn_context *ctx, dlrn_dtype type, const char *from, float *to, int64_t n) {
+DLRNI_INTERNAL void dlrni_unpack(const dlrn_context *ctx, dlrn_dtype type, const char *from,
+                                 float *to, int64_t n) {
     if (type == DLRN_F32) {
         memcpy(to, from, (size_t)n * sizeof *to);
         return;
@@ -8314,24 +8968,27 @@ typedef struct dlrni_rows_job {
 } dlrni_rows_job;
 
 DLRNI_INTERNAL const char *dlrni_rows_at(const dlrni_rows_job *j, int64_t i, int is_y) {
-    return dlrni_buffer_row(j->b, *dlrni_buffer_slot(j->b, j->first + i * j->step), is_y && j->b->source.has_target);
+    return dlrni_buffer_row(j->b, *dlrni_buffer_slot(j->b, j->first + i * j->step),
+                            is_y && j->b->source.has_target);
 }
 
 /* One row; of the row at `next` (or NULL) as much is asked for as has been copied. */
-DLRNI_INTERNAL void dlrni_rows_copy(const dlrn_buffer *b, const char *row, const char *next, float *out) {
+DLRNI_INTERNAL void dlrni_rows_copy(const dlrn_buffer *b, const char *row, const char *next,
+                                    float *out) {
     const dlrn_dtype store = b->cfg.store;
     const int64_t size = dlrn_dtype_size(store);
     DICTLEARN_ASSERT(size > 0);
     const int64_t piece = 256 / size;
     for (int64_t at = 0; at < b->d; at += piece) {
         const int64_t n = dlrni_min(piece, b->d - at);
-        for (int64_t k = 0; next && k < n * size; k += DLRNI_ALIGN) DLRNI_PREFETCH_FAR(next + at * size + k);
+        for (int64_t k = 0; next && k < n * size; k += DLRNI_ALIGN)
+            DLRNI_PREFETCH_FAR(next + at * size + k);
         dlrni_unpack(b->ctx, store, row + at * size, out + at, n);
     }
 }
 
-/* Task: some rows, of which the next 16 KB are always asked for: rows lie anywhere, and no processor foresees where
-   (batches of 8192 rows of 2 KB out of 1 GB: 2.1 times as fast). */
+/* Task: some rows, of which the next 16 KB are always asked for: rows lie anywhere, and no
+   processor foresees where (batches of 8192 rows of 2 KB out of 1 GB: 2.1 times as fast). */
 DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
     const dlrni_rows_job *j = (const dlrni_rows_job *)arg;
     const int64_t from = task * DLRNI_ROWS, to = dlrni_min(from + DLRNI_ROWS, j->rows), d = j->b->d;
@@ -8351,30 +9008,34 @@ DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
         }
 }
 
-/* Copies the rows of entries first, first + step, ... out, widened; y (or NULL) is x where there is no target. */
-DLRNI_INTERNAL void dlrni_buffer_rows(const dlrn_buffer *b, int64_t first, int64_t step, int64_t rows, float *x,
-                                      float *y) {
+/* Copies the rows of entries first, first + step, ... out, widened; y (or NULL) is x where there is
+   no target. */
+DLRNI_INTERNAL void dlrni_buffer_rows(const dlrn_buffer *b, int64_t first, int64_t step,
+                                      int64_t rows, float *x, float *y) {
     dlrni_rows_job job = {b, first, step, rows, {x, y}};
     dlrn_parallel_for(b->ctx, dlrni_ceil_div(rows, DLRNI_ROWS), dlrni_rows_task, &job);
 }
 
 /* A row that is not finite would poison every weight: named by its place in the stream. */
-DLRNI_INTERNAL dlrn_status dlrni_check_finite(dlrn_context *ctx, const float *x, int64_t rows, int64_t d, int64_t first,
-                                              const char *what) {
+DLRNI_INTERNAL dlrn_status dlrni_check_finite(dlrn_context *ctx, const float *x, int64_t rows,
+                                              int64_t d, int64_t first, const char *what) {
     int64_t i = dlrni_first_beyond(x, rows * d, 0x7f7fffffu);
     if (i == rows * d) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_VALUE, "%s row %lld, column %lld: expected a finite number, found %g", what,
+    return dlrn_fail(ctx, DLRN_ERR_VALUE,
+                     "%s row %lld, column %lld: expected a finite number, found %g", what,
                      (long long)(first + i / d), (long long)(i % d), (double)x[i]);
 }
 
-/* The same of rows that come in; and what is finite must still be so as it is stored: the least number that rounds to
-   infinity lies half a step above the largest. */
-DLRNI_INTERNAL dlrn_status dlrni_check_storable(const dlrn_buffer *b, const float *x, int64_t rows, const char *what) {
+/* The same of rows that come in; and what is finite must still be so as it is stored: the least
+   number that rounds to infinity lies half a step above the largest. */
+DLRNI_INTERNAL dlrn_status dlrni_check_storable(const dlrn_buffer *b, const float *x, int64_t rows,
+                                                const char *what) {
     static const uint32_t most[] = {0x7f7fffffu, 0x477fefffu, 0x7f7f7fffu}; /* f32, f16, bf16 */
     int64_t n = rows * b->d, i = dlrni_first_beyond(x, n, most[b->cfg.store]);
     if (i == n) return DLRN_OK;
     DLRNI_TRY(dlrni_check_finite(b->ctx, x, rows, b->d, b->rows_read, what));
-    return dlrn_fail(b->ctx, DLRN_ERR_VALUE, "%s row %lld, column %lld: %g is too large to be stored as %s", what,
+    return dlrn_fail(b->ctx, DLRN_ERR_VALUE,
+                     "%s row %lld, column %lld: %g is too large to be stored as %s", what,
                      (long long)(b->rows_read + i / b->d), (long long)(i % b->d), (double)x[i],
                      dlrn_dtype_name(b->cfg.store));
 }
@@ -8389,10 +9050,13 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_receive(dlrn_buffer *b, int64_t want, in
         *n = 0;
         return DLRN_OK;
     }
-    if (s != DLRN_OK) return dlrni_callback_error(b->ctx, s, "the source", src->error ? src->error(src->user) : NULL);
+    if (s != DLRN_OK)
+        return dlrni_callback_error(b->ctx, s, "the source",
+                                    src->error ? src->error(src->user) : NULL);
     if (*n <= 0 || *n > want)
-        return dlrn_fail(b->ctx, DLRN_ERR_CALLBACK, "the source was asked for 1 to %lld rows and gave %lld",
-                         (long long)want, (long long)*n);
+        return dlrn_fail(b->ctx, DLRN_ERR_CALLBACK,
+                         "the source was asked for 1 to %lld rows and gave %lld", (long long)want,
+                         (long long)*n);
     DLRNI_TRY(dlrni_check_storable(b, b->in_x, *n, "source: x,"));
     if (b->in_y) DLRNI_TRY(dlrni_check_storable(b, b->in_y, *n, "source: y,"));
     b->rows_read += *n;
@@ -8405,22 +9069,25 @@ DLRNI_INTERNAL void dlrni_buffer_store(dlrn_buffer *b, int64_t n) {
         int64_t *slot = dlrni_buffer_slot(b, b->unread);
         if (b->unread++ == b->used) *slot = b->used++;
         dlrni_pack(b->cfg.store, b->in_x + i * b->d, dlrni_buffer_row(b, *slot, 0), b->d);
-        if (b->in_y) dlrni_pack(b->cfg.store, b->in_y + i * b->d, dlrni_buffer_row(b, *slot, 1), b->d);
+        if (b->in_y)
+            dlrni_pack(b->cfg.store, b->in_y + i * b->d, dlrni_buffer_row(b, *slot, 1), b->d);
     }
 }
 
-/* Fills up from the source when fewer than half of the rows (or than a batch) are unread. In the source's order there
-   is nothing to mix, so only a batch is fetched. What was broken off goes on, so that a source that asks to stop in
-   between changes no bit. */
+/* Fills up from the source when fewer than half of the rows (or than a batch) are unread. In the
+   source's order there is nothing to mix, so only a batch is fetched. What was broken off goes on,
+   so that a source that asks to stop in between changes no bit. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_refill(dlrn_buffer *b) {
     int64_t chunk = dlrni_min(b->cfg.in_batch_size * b->cfg.ctx_len, b->capacity);
-    int64_t low = b->cfg.shuffle ? dlrni_max(b->capacity / 2, b->cfg.out_batch_size) : b->cfg.out_batch_size;
+    int64_t low =
+        b->cfg.shuffle ? dlrni_max(b->capacity / 2, b->cfg.out_batch_size) : b->cfg.out_batch_size;
     int64_t goal = b->cfg.shuffle ? b->capacity : b->cfg.out_batch_size;
     if (b->unread >= low && !b->filling) return DLRN_OK;
     b->filling = 1;
     while (!b->ended && b->unread < goal) {
         int64_t n, want = dlrni_min(chunk, goal - b->unread);
-        DLRNI_TRY(dlrni_buffer_hold(b, b->unread + want)); /* first: rows that have come must not be lost */
+        DLRNI_TRY(dlrni_buffer_hold(b, b->unread +
+                                           want)); /* first: rows that have come must not be lost */
         DLRNI_TRY(dlrni_buffer_receive(b, want, &n));
         dlrni_buffer_store(b, n);
     }
@@ -8428,14 +9095,16 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_refill(dlrn_buffer *b) {
     return DLRN_OK;
 }
 
-/* Draws `rows` rows: each changes places with the last unread one and is vacant from then on, so that the drawn ones
-   stand behind the unread ones, the first of them last. Where the numbers lie is asked for a block ahead. */
+/* Draws `rows` rows: each changes places with the last unread one and is vacant from then on, so
+   that the drawn ones stand behind the unread ones, the first of them last. Where the numbers lie
+   is asked for a block ahead. */
 DLRNI_INTERNAL void dlrni_buffer_draw(dlrn_buffer *b, int64_t rows) {
     int64_t *at[DLRNI_ROWS];
     while (rows) {
         int64_t n = dlrni_min(rows, DLRNI_ROWS);
         for (int64_t i = 0; i < n; i++) {
-            at[i] = dlrni_buffer_slot(b, (int64_t)dlrn_rng_below(&b->rng, (uint64_t)(b->unread - i)));
+            at[i] =
+                dlrni_buffer_slot(b, (int64_t)dlrn_rng_below(&b->rng, (uint64_t)(b->unread - i)));
             DLRNI_PREFETCH(at[i]);
         }
         for (int64_t i = 0; i < n; i++) {
@@ -8449,13 +9118,15 @@ DLRNI_INTERNAL void dlrni_buffer_draw(dlrn_buffer *b, int64_t rows) {
 
 DLRNI_INTERNAL void dlrni_buffer_reverse(dlrn_buffer *b, int64_t from, int64_t to) {
     for (to--; from < to; from++, to--) {
-        int64_t *first = dlrni_buffer_slot(b, from), *last = dlrni_buffer_slot(b, to), keep = *first;
+        int64_t *first = dlrni_buffer_slot(b, from), *last = dlrni_buffer_slot(b, to),
+                keep = *first;
         *first = *last;
         *last = keep;
     }
 }
 
-DLRN_API dlrn_status dlrn_buffer_next(dlrn_buffer *b, const float **x, const float **y, int64_t *n) {
+DLRN_API dlrn_status dlrn_buffer_next(dlrn_buffer *b, const float **x, const float **y,
+                                      int64_t *n) {
     *x = *y = NULL;
     *n = 0;
     DLRNI_TRY(dlrni_buffer_refill(b));
@@ -8476,7 +9147,8 @@ DLRN_API dlrn_status dlrn_buffer_next(dlrn_buffer *b, const float **x, const flo
     return DLRN_OK;
 }
 
-DLRN_API dlrn_status dlrn_buffer_peek(dlrn_buffer *b, int64_t start, int64_t n, float *x, float *y, int64_t *got) {
+DLRN_API dlrn_status dlrn_buffer_peek(dlrn_buffer *b, int64_t start, int64_t n, float *x, float *y,
+                                      int64_t *got) {
     *got = 0;
     DLRNI_REQUIRE(b->ctx, start >= 0 && n >= 0, "start and n must not be negative");
     if (start == 0) DLRNI_TRY(dlrni_buffer_refill(b));
@@ -8512,7 +9184,8 @@ DLRNI_INTERNAL char *dlrni_buffer_gather(const dlrn_buffer *b, int is_y) {
     int64_t bytes = dlrni_row_bytes(b);
     char *rows = DLRNI_NEW(b->ctx, char, b->unread *bytes);
     for (int64_t i = 0; rows && i < b->unread; i++)
-        memcpy(rows + i * bytes, dlrni_buffer_row(b, *dlrni_buffer_slot(b, i), is_y), (size_t)bytes);
+        memcpy(rows + i * bytes, dlrni_buffer_row(b, *dlrni_buffer_slot(b, i), is_y),
+               (size_t)bytes);
     return rows;
 }
 
@@ -8539,18 +9212,21 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffe
     const dlrn_source *from = &b->source;
     int targets = state->y != NULL;
     if (state->store != b->cfg.store || (state->rows && targets != (from->has_target != 0)))
-        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "expected rows of %s%s, found %s%s", dlrn_dtype_name(b->cfg.store),
-                         from->has_target ? " with a target" : "", dlrn_dtype_name(state->store),
-                         targets ? " with a target" : "");
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "expected rows of %s%s, found %s%s",
+                         dlrn_dtype_name(b->cfg.store), from->has_target ? " with a target" : "",
+                         dlrn_dtype_name(state->store), targets ? " with a target" : "");
     if (state->rows > b->capacity)
         return dlrn_fail(ctx, DLRN_ERR_SHAPE, "expected at most the buffer's %lld rows, found %lld",
                          (long long)b->capacity, (long long)state->rows);
     if (state->has_position) { /* before anything is replaced */
         char who[64];
-        if (!from->seek) return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "the source cannot go back to where it was");
-        dlrni_print(who, sizeof who, "the source, on its way to %llu,", (unsigned long long)state->source_position);
+        if (!from->seek)
+            return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "the source cannot go back to where it was");
+        dlrni_print(who, sizeof who, "the source, on its way to %llu,",
+                    (unsigned long long)state->source_position);
         dlrn_status s = from->seek(from->user, state->source_position);
-        if (s != DLRN_OK) return dlrni_callback_error(ctx, s, who, from->error ? from->error(from->user) : NULL);
+        if (s != DLRN_OK)
+            return dlrni_callback_error(ctx, s, who, from->error ? from->error(from->user) : NULL);
     }
     int64_t bytes = dlrni_row_bytes(b);
     b->unread = b->used = 0;
@@ -8558,11 +9234,13 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffe
     for (int64_t i = 0; i < state->rows; i++) {
         *dlrni_buffer_slot(b, i) = i;
         memcpy(dlrni_buffer_row(b, i, 0), (const char *)state->x + i * bytes, (size_t)bytes);
-        if (state->y) memcpy(dlrni_buffer_row(b, i, 1), (const char *)state->y + i * bytes, (size_t)bytes);
+        if (state->y)
+            memcpy(dlrni_buffer_row(b, i, 1), (const char *)state->y + i * bytes, (size_t)bytes);
     }
     b->unread = b->used = state->rows;
     b->rng = state->rng;
-    b->ended = state->source_ended && !state->has_position; /* there may be more now: another epoch, say */
+    b->ended =
+        state->source_ended && !state->has_position; /* there may be more now: another epoch, say */
     b->filling = state->filling;
     b->rows_read = state->rows_read;
     return DLRN_OK;
@@ -8577,7 +9255,8 @@ typedef struct dlrni_array_source {
     int64_t rows, d, epochs, at; /* at: rows given so far, over all epochs */
 } dlrni_array_source;
 
-DLRNI_INTERNAL dlrn_status dlrni_array_read(void *user, int64_t max_rows, float *x, float *y, int64_t *n) {
+DLRNI_INTERNAL dlrn_status dlrni_array_read(void *user, int64_t max_rows, float *x, float *y,
+                                            int64_t *n) {
     dlrni_array_source *s = (dlrni_array_source *)user;
     int64_t row = s->rows ? s->at % s->rows : 0, count = dlrni_min(max_rows, s->rows - row);
     *n = 0;
@@ -8604,9 +9283,10 @@ DLRNI_INTERNAL dlrn_status dlrni_array_seek(void *user, uint64_t position) {
     int64_t end = INT64_MAX / 4, rows; /* counting on from there would overflow */
     if (s->epochs && dlrni_mul(s->rows, s->epochs, &rows)) end = dlrni_min(end, rows);
     if (position > (uint64_t)end)
-        return dlrn_fail(s->ctx, DLRN_ERR_ARGUMENT, "%s: position %llu: expected at most %lld, the end of its rows",
-                         s->file.file ? dlrn_archive_path(s->file.file) : "an array", (unsigned long long)position,
-                         (long long)end);
+        return dlrn_fail(s->ctx, DLRN_ERR_ARGUMENT,
+                         "%s: position %llu: expected at most %lld, the end of its rows",
+                         s->file.file ? dlrn_archive_path(s->file.file) : "an array",
+                         (unsigned long long)position, (long long)end);
     s->at = (int64_t)position;
     return DLRN_OK;
 }
@@ -8622,7 +9302,8 @@ DLRNI_INTERNAL void dlrni_array_destroy(void *user) {
     dlrni_free(s->ctx, s);
 }
 
-DLRNI_INTERNAL dlrni_array_source *dlrni_array_source_new(dlrn_context *ctx, int64_t epochs, dlrn_source *out) {
+DLRNI_INTERNAL dlrni_array_source *dlrni_array_source_new(dlrn_context *ctx, int64_t epochs,
+                                                          dlrn_source *out) {
     dlrni_array_source *s = DLRNI_NEW_ZERO(ctx, dlrni_array_source, 1);
     if (!s) return NULL;
     s->ctx = ctx;
@@ -8636,10 +9317,12 @@ DLRNI_INTERNAL dlrni_array_source *dlrni_array_source_new(dlrn_context *ctx, int
     return s;
 }
 
-DLRN_API dlrn_status dlrn_source_from_array(dlrn_context *ctx, const float *x, const float *y, int64_t rows,
-                                            int64_t activation_dim, int64_t epochs, dlrn_source *out) {
+DLRN_API dlrn_status dlrn_source_from_array(dlrn_context *ctx, const float *x, const float *y,
+                                            int64_t rows, int64_t activation_dim, int64_t epochs,
+                                            dlrn_source *out) {
     memset(out, 0, sizeof *out);
-    DLRNI_REQUIRE(ctx, x && rows >= 0 && activation_dim > 0 && epochs >= 0, "x is NULL or a size is negative");
+    DLRNI_REQUIRE(ctx, x && rows >= 0 && activation_dim > 0 && epochs >= 0,
+                  "x is NULL or a size is negative");
     dlrni_array_source *s = dlrni_array_source_new(ctx, epochs, out);
     if (!s) return DLRN_ERR_MEMORY;
     s->x = x;
@@ -8650,21 +9333,24 @@ DLRN_API dlrn_status dlrn_source_from_array(dlrn_context *ctx, const float *x, c
     return DLRN_OK;
 }
 
-DLRN_API dlrn_status dlrn_source_from_npy(dlrn_context *ctx, const char *path, const char *target, int64_t epochs,
-                                          dlrn_source *out) {
+DLRN_API dlrn_status dlrn_source_from_npy(dlrn_context *ctx, const char *path, const char *target,
+                                          int64_t epochs, dlrn_source *out) {
     memset(out, 0, sizeof *out);
     DLRNI_REQUIRE(ctx, epochs >= 0, "epochs must not be negative");
     dlrni_array_source *s = dlrni_array_source_new(ctx, epochs, out);
     if (!s) return DLRN_ERR_MEMORY;
     dlrn_status st = dlrni_npy_open(ctx, path, &s->file);
     if (st == DLRN_OK && target) st = dlrni_npy_open(ctx, target, &s->target);
-    if (st == DLRN_OK && target && (s->file.rows != s->target.rows || s->file.cols != s->target.cols))
-        st = dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected [%lld, %lld] as in %s, found [%lld, %lld]", target,
-                       (long long)s->file.rows, (long long)s->file.cols, path, (long long)s->target.rows,
-                       (long long)s->target.cols);
-    if (st == DLRN_OK && (s->file.cols < 1 || s->file.cols > INT32_MAX)) /* rows that are not there may be of any */
-        st = dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected rows of 1 to %d numbers, found %lld", path, INT32_MAX,
-                       (long long)s->file.cols);
+    if (st == DLRN_OK && target &&
+        (s->file.rows != s->target.rows || s->file.cols != s->target.cols))
+        st =
+            dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected [%lld, %lld] as in %s, found [%lld, %lld]",
+                      target, (long long)s->file.rows, (long long)s->file.cols, path,
+                      (long long)s->target.rows, (long long)s->target.cols);
+    if (st == DLRN_OK &&
+        (s->file.cols < 1 || s->file.cols > INT32_MAX)) /* rows that are not there may be of any */
+        st = dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected rows of 1 to %d numbers, found %lld",
+                       path, INT32_MAX, (long long)s->file.cols);
     if (st != DLRN_OK) {
         dlrn_source_destroy(out);
         return st;
@@ -8677,7 +9363,9 @@ DLRN_API dlrn_status dlrn_source_from_npy(dlrn_context *ctx, const char *path, c
 
 /* ---- Of a source the rows that are finite ---- */
 
-enum { DLRNI_BARREN = 1000000 }; /* rows that are skipped one after another before it is called an error */
+enum {
+    DLRNI_BARREN = 1000000
+}; /* rows that are skipped one after another before it is called an error */
 
 typedef struct dlrni_finite_source {
     dlrn_context *ctx;
@@ -8704,7 +9392,8 @@ DLRNI_INTERNAL int64_t dlrni_keep_finite(int64_t n, int64_t d, float *x, float *
     return kept;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_finite_read(void *user, int64_t max_rows, float *x, float *y, int64_t *n) {
+DLRNI_INTERNAL dlrn_status dlrni_finite_read(void *user, int64_t max_rows, float *x, float *y,
+                                             int64_t *n) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
     dlrn_source *in = &s->inner;
     for (;;) {
@@ -8742,11 +9431,12 @@ DLRNI_INTERNAL void dlrni_finite_destroy(void *user) {
     dlrni_free(s->ctx, s);
 }
 
-DLRN_API dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *source, int owns_source, int64_t *skipped,
-                                        dlrn_source *out) {
+DLRN_API dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *source,
+                                        int owns_source, int64_t *skipped, dlrn_source *out) {
     const dlrn_source inner = *source; /* out may be where it stands */
     memset(out, 0, sizeof *out);
-    DLRNI_REQUIRE(ctx, inner.read && inner.activation_dim > 0, "the source has no read callback or no width");
+    DLRNI_REQUIRE(ctx, inner.read && inner.activation_dim > 0,
+                  "the source has no read callback or no width");
     dlrni_finite_source *s = DLRNI_NEW_ZERO(ctx, dlrni_finite_source, 1);
     if (!s) return DLRN_ERR_MEMORY;
     s->ctx = ctx;
@@ -8773,16 +9463,17 @@ DLRN_API void dlrn_source_destroy(dlrn_source *source) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>metrics
-/* One pass over the rows, each row in its turn: how they are cut into batches never changes a bit. Means and
-   variances by Welford's update, in double. */
+/* One pass over the rows, each row in its turn: how they are cut into batches never changes a bit.
+   Means and variances by Welford's update, in double. */
 
 struct dlrn_evaluator {
     dlrn_context *ctx;
     const dlrn_dictionary *dict;
     dlrn_eval_config cfg;
     int64_t rows, nnz, cosines, ratios;
-    double *mean_y, *var_y, *mean_r, *var_r; /* [d] mean and sum of squared deviations of y, of y - x_hat */
-    int64_t *fired;                          /* [F] rows on which each feature is not 0 */
+    double *mean_y, *var_y, *mean_r,
+        *var_r;     /* [d] mean and sum of squared deviations of y, of y - x_hat */
+    int64_t *fired; /* [F] rows on which each feature is not 0 */
     double squared, norm, sparsity, cosine, ratio, dot, norm2_x_hat; /* sums over rows */
     dlrn_sparse codes;
     float *x_hat; /* [batch][d] */
@@ -8811,9 +9502,11 @@ DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dl
     int64_t d = dict->activation_dim, floats;
     *out = NULL;
     if (!cfg) cfg = &defaults;
-    DLRNI_REQUIRE(ctx, cfg->batch_size > 0 && cfg->rows >= -1, "batch_size must be positive, rows -1 or more");
+    DLRNI_REQUIRE(ctx, cfg->batch_size > 0 && cfg->rows >= -1,
+                  "batch_size must be positive, rows -1 or more");
     if (!dlrni_mul(cfg->batch_size, d, &floats))
-        return dlrn_fail(ctx, DLRN_ERR_MEMORY, "batches of %lld rows do not fit in memory", (long long)cfg->batch_size);
+        return dlrn_fail(ctx, DLRN_ERR_MEMORY, "batches of %lld rows do not fit in memory",
+                         (long long)cfg->batch_size);
     dlrn_evaluator *e = DLRNI_NEW_ZERO(ctx, dlrn_evaluator, 1);
     if (!e) return DLRN_ERR_MEMORY;
     e->ctx = ctx;
@@ -8852,8 +9545,8 @@ DLRNI_INTERNAL double dlrni_row_sparsity(const dlrn_evaluator *e, const float *v
     return entropy;
 }
 
-DLRNI_INTERNAL void dlrni_evaluate_row(dlrn_evaluator *e, const float *y, const float *x_hat, const int32_t *col,
-                                       const float *val, int64_t n) {
+DLRNI_INTERNAL void dlrni_evaluate_row(dlrn_evaluator *e, const float *y, const float *x_hat,
+                                       const int32_t *col, const float *val, int64_t n) {
     int64_t d = e->dict->activation_dim, count = ++e->rows;
     double yy = 0, hh = 0, yh = 0, rr = 0;
     for (int64_t j = 0; j < d; j++) {
@@ -8877,7 +9570,8 @@ DLRNI_INTERNAL void dlrni_evaluate_row(dlrn_evaluator *e, const float *y, const 
 }
 
 /* x, y [rows][d], at most a batch: all of it or, after an error, nothing. */
-DLRNI_INTERNAL dlrn_status dlrni_evaluate_batch(dlrn_evaluator *e, const float *x, const float *y, int64_t rows) {
+DLRNI_INTERNAL dlrn_status dlrni_evaluate_batch(dlrn_evaluator *e, const float *x, const float *y,
+                                                int64_t rows) {
     int64_t d = e->dict->activation_dim;
     DLRNI_TRY(dlrn_forward(e->dict, x, rows, e->x_hat, &e->codes));
     DLRNI_TRY(dlrni_check_finite(e->ctx, e->x_hat, rows, d, e->rows, "evaluation: x_hat,"));
@@ -8892,11 +9586,13 @@ DLRNI_INTERNAL dlrn_status dlrni_evaluate_batch(dlrn_evaluator *e, const float *
 DLRNI_INTERNAL dlrn_status dlrni_check_evaluator(const dlrn_evaluator *e) {
     if (!e->torn) return DLRN_OK;
     return dlrn_fail(e->ctx, DLRN_ERR_ARGUMENT,
-                     "evaluation: rows were added in part, up to row %lld, before an error: begin with a new evaluator",
+                     "evaluation: rows were added in part, up to row %lld, before an error: begin "
+                     "with a new evaluator",
                      (long long)e->rows - 1);
 }
 
-DLRN_API dlrn_status dlrn_evaluator_add(dlrn_evaluator *e, const float *x, const float *y, int64_t n) {
+DLRN_API dlrn_status dlrn_evaluator_add(dlrn_evaluator *e, const float *x, const float *y,
+                                        int64_t n) {
     int64_t d = e->dict->activation_dim;
     DLRNI_REQUIRE(e->ctx, n >= 0 && (x || !n), "x must not be NULL, n not negative");
     if (!y) y = x;
@@ -8904,7 +9600,8 @@ DLRN_API dlrn_status dlrn_evaluator_add(dlrn_evaluator *e, const float *x, const
     DLRNI_TRY(dlrni_check_finite(e->ctx, x, n, d, e->rows, "evaluation: x,"));
     DLRNI_TRY(dlrni_check_finite(e->ctx, y, n, d, e->rows, "evaluation: y,"));
     for (int64_t first = 0; first < n; first += e->batch) {
-        dlrn_status s = dlrni_evaluate_batch(e, x + first * d, y + first * d, dlrni_min(e->batch, n - first));
+        dlrn_status s =
+            dlrni_evaluate_batch(e, x + first * d, y + first * d, dlrni_min(e->batch, n - first));
         e->torn = s != DLRN_OK && first > 0;
         if (s != DLRN_OK) return s;
     }
@@ -8915,7 +9612,8 @@ DLRN_API const int64_t *dlrn_evaluator_fired(const dlrn_evaluator *e) {
     return e->fired;
 }
 
-/* 1 - residual variance over variance: of the sums over dimensions, and the mean over dimensions that vary. */
+/* 1 - residual variance over variance: of the sums over dimensions, and the mean over dimensions
+   that vary. */
 DLRNI_INTERNAL void dlrni_variance_explained(const dlrn_evaluator *e, dlrn_metrics *out) {
     double y = 0, r = 0, each = 0;
     int64_t varying = 0;
@@ -8948,7 +9646,8 @@ DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out)
     out->l0 = (double)e->nnz / n;
     out->cosine = e->cosines ? e->cosine / (double)e->cosines : (double)NAN;
     out->l2_ratio = e->ratios ? e->ratio / (double)e->ratios : (double)NAN;
-    out->relative_reconstruction_bias = e->dot < 0 || e->dot > 0 ? e->norm2_x_hat / e->dot : (double)NAN;
+    out->relative_reconstruction_bias =
+        e->dot < 0 || e->dot > 0 ? e->norm2_x_hat / e->dot : (double)NAN;
     for (int64_t f = 0; f < F; f++) {
         alive += e->fired[f] > 0;
         out->dense += (double)e->fired[f] > 0.1 * n;
@@ -8959,20 +9658,24 @@ DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out)
     return DLRN_OK;
 }
 
-/* The lower edge of bin b; of decades as they are written, also where pow rounds what is below 1. */
+/* The lower edge of bin b; of decades as they are written, also where pow rounds what is below 1.
+ */
 DLRNI_INTERNAL double dlrni_bin_edge(int64_t b, int bins) {
     return 1 / pow(10, 5 - 5.0 * (double)b / bins);
 }
 
-DLRN_API dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e, int bins, double *edge, int64_t *count) {
+DLRN_API dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e, int bins, double *edge,
+                                              int64_t *count) {
     DLRNI_REQUIRE(e->ctx, bins > 0 && e->rows > 0, "needs at least one bin and one row");
     memset(count, 0, (size_t)bins * sizeof *count);
     for (int b = 0; edge && b <= bins; b++) edge[b] = dlrni_bin_edge(b, bins);
     for (int64_t f = 0; f < e->dict->dict_size; f++) {
         if (!e->fired[f]) continue;
         double share = (double)e->fired[f] / (double)e->rows;
-        int64_t b = dlrni_max(0, dlrni_min(bins - 1, (int64_t)floor((log10(share) + 5) / 5 * bins)));
-        if (b > 0 && share < dlrni_bin_edge(b, bins)) b--; /* what is rounded must not pass an edge */
+        int64_t b =
+            dlrni_max(0, dlrni_min(bins - 1, (int64_t)floor((log10(share) + 5) / 5 * bins)));
+        if (b > 0 && share < dlrni_bin_edge(b, bins))
+            b--; /* what is rounded must not pass an edge */
         if (b < bins - 1 && share >= dlrni_bin_edge(b + 1, bins)) b++;
         count[b]++;
     }
@@ -8980,26 +9683,33 @@ DLRN_API dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e, int bins,
 }
 
 /* Rows from the source, a batch at a time, until there are enough or no more. */
-DLRNI_INTERNAL dlrn_status dlrni_evaluate_rows(dlrn_evaluator *e, const dlrn_source *src, float *x, float *y) {
+DLRNI_INTERNAL dlrn_status dlrni_evaluate_rows(dlrn_evaluator *e, const dlrn_source *src, float *x,
+                                               float *y) {
     for (;;) {
-        int64_t want = e->cfg.rows < 0 ? e->batch : dlrni_min(e->batch, e->cfg.rows - e->rows), n = 0;
+        int64_t want = e->cfg.rows < 0 ? e->batch : dlrni_min(e->batch, e->cfg.rows - e->rows),
+                n = 0;
         if (want <= 0) return DLRN_OK;
         dlrn_status s = src->read(src->user, want, x, y, &n);
         if (s == DLRN_END) return DLRN_OK;
         if (s != DLRN_OK)
-            return dlrni_callback_error(e->ctx, s, "the source", src->error ? src->error(src->user) : NULL);
-        DLRNI_REQUIRE(e->ctx, n > 0 && n <= want, "the source gave no rows, or more than it was asked for");
+            return dlrni_callback_error(e->ctx, s, "the source",
+                                        src->error ? src->error(src->user) : NULL);
+        DLRNI_REQUIRE(e->ctx, n > 0 && n <= want,
+                      "the source gave no rows, or more than it was asked for");
         DLRNI_TRY(dlrn_evaluator_add(e, x, y, n));
     }
 }
 
-DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_config *cfg, const dlrn_source *source,
-                                   const dlrn_language_model *lm, dlrn_metrics *out) {
+DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_config *cfg,
+                                   const dlrn_source *source, const dlrn_language_model *lm,
+                                   dlrn_metrics *out) {
     dlrn_context *ctx = dict->ctx;
     dlrn_evaluator *e;
-    DLRNI_REQUIRE(ctx, !lm || lm->sites == 1, "a model of several sites is for dlrn_loss_recovered");
+    DLRNI_REQUIRE(ctx, !lm || lm->sites == 1,
+                  "a model of several sites is for dlrn_loss_recovered");
     if (source->activation_dim != dict->activation_dim)
-        return dlrn_fail(ctx, DLRN_ERR_SHAPE, "dlrn_evaluate: expected rows of width %lld, found %lld",
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                         "dlrn_evaluate: expected rows of width %lld, found %lld",
                          (long long)dict->activation_dim, (long long)source->activation_dim);
     DLRNI_TRY(dlrn_evaluator_create(dict, cfg, &e));
     int64_t n = e->batch * dict->activation_dim;
@@ -9021,29 +9731,34 @@ typedef struct dlrni_splice {
     int64_t sites;
 } dlrni_splice;
 
-DLRNI_INTERNAL dlrn_status dlrni_splice_edit(void *user, int site, const float *x, float *out, int64_t n) {
+DLRNI_INTERNAL dlrn_status dlrni_splice_edit(void *user, int site, const float *x, float *out,
+                                             int64_t n) {
     const dlrni_splice *s = (const dlrni_splice *)user;
     if (site < 0 || site >= s->sites)
-        return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK, "the model edits site %d of %lld", site, (long long)s->sites);
+        return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK, "the model edits site %d of %lld", site,
+                         (long long)s->sites);
     return dlrn_forward(s->dicts[site], x, n, out, NULL);
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_zero_edit(void *user, int site, const float *x, float *out, int64_t n) {
+DLRNI_INTERNAL dlrn_status dlrni_zero_edit(void *user, int site, const float *x, float *out,
+                                           int64_t n) {
     const dlrni_splice *s = (const dlrni_splice *)user;
     (void)x;
     if (site < 0 || site >= s->sites)
-        return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK, "the model edits site %d of %lld", site, (long long)s->sites);
+        return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK, "the model edits site %d of %lld", site,
+                         (long long)s->sites);
     memset(out, 0, (size_t)(n * s->dicts[site]->activation_dim) * sizeof *out);
     return DLRN_OK;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrn_context *ctx, const dlrn_language_model *lm, const dlrn_edit *edit,
-                                               double *nats, int64_t *tokens) {
+DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrn_context *ctx, const dlrn_language_model *lm,
+                                               const dlrn_edit *edit, double *nats,
+                                               int64_t *tokens) {
     ctx->error[0] = 0;
     dlrn_status s = lm->cross_entropy(lm->user, edit, nats, tokens);
     if (s == DLRN_OK && !(fabs(*nats) <= DBL_MAX))
-        return dlrn_fail(ctx, DLRN_ERR_CALLBACK, "the language model: expected a finite cross-entropy, found %g",
-                         *nats);
+        return dlrn_fail(ctx, DLRN_ERR_CALLBACK,
+                         "the language model: expected a finite cross-entropy, found %g", *nats);
     if (s == DLRN_OK) return s;
     return dlrni_callback_error(ctx, s, "the language model",
                                 lm->error       ? lm->error(lm->user)
@@ -9059,7 +9774,8 @@ DLRN_API dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionar
     dlrni_no_cross_entropy(out);
     DLRNI_TRY(dlrni_cross_entropy(ctx, lm, NULL, &out->loss_original, &out->tokens));
     DLRNI_TRY(dlrni_cross_entropy(ctx, lm, &reconstruct, &out->loss_reconstructed, &tokens));
-    if (tokens == out->tokens) DLRNI_TRY(dlrni_cross_entropy(ctx, lm, &zero, &out->loss_zero, &tokens));
+    if (tokens == out->tokens)
+        DLRNI_TRY(dlrni_cross_entropy(ctx, lm, &zero, &out->loss_zero, &tokens));
     if (tokens != out->tokens)
         return dlrn_fail(ctx, DLRN_ERR_CALLBACK,
                          "the language model judged %lld tokens, then %lld: it must give the same",
@@ -9067,14 +9783,16 @@ DLRN_API dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionar
     double whole = out->loss_original - out->loss_zero;
     out->documents = lm->documents;
     out->ce_diff = out->loss_reconstructed - out->loss_original;
-    out->percent_recovered = whole < 0 || whole > 0 ? (out->loss_reconstructed - out->loss_zero) / whole : (double)NAN;
+    out->percent_recovered =
+        whole < 0 || whole > 0 ? (out->loss_reconstructed - out->loss_zero) / whole : (double)NAN;
     return DLRN_OK;
 }
 /* ------------------------------------------------------------------------------------------ */
 // >>checkpoint
-/* A trainer in one archive: weights, moments, counters and the buffer's unread rows are its tensors, bit for bit; the
-   configuration, the step and the buffer's numbers its metadata. Random numbers of resampling are a function of seed
-   and step, so there is no further generator to keep. Atoms are stored as they stand in memory, [F][d]. */
+/* A trainer in one archive: weights, moments, counters and the buffer's unread rows are its
+   tensors, bit for bit; the configuration, the step and the buffer's numbers its metadata. Random
+   numbers of resampling are a function of seed and step, so there is no further generator to keep.
+   Atoms are stored as they stand in memory, [F][d]. */
 
 enum { DLRNI_CHECKPOINT_FLOATS = 12, DLRNI_CHECKPOINT_TENSORS = DLRNI_CHECKPOINT_FLOATS + 3 };
 #define DLRNI_CHECKPOINT_FORMAT "dictlearn checkpoint 1"
@@ -9133,13 +9851,16 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_rows(const char *name, const voi
 }
 
 DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_text *text, const dlrni_buffer_state *b) {
-    dlrni_put(text, "{\"rows\": %lld, \"store\": \"%s\", ", (long long)b->rows, dlrn_dtype_name(b->store));
-    dlrni_put(text, "\"seed\": %llu, \"stream\": %llu, \"counter\": %llu, ", (unsigned long long)b->rng.seed,
-              (unsigned long long)b->rng.stream, (unsigned long long)b->rng.counter);
-    dlrni_put(text, "\"has_position\": %s, \"position\": %llu, ", b->has_position ? "true" : "false",
-              (unsigned long long)b->source_position);
-    dlrni_put(text, "\"ended\": %s, \"filling\": %s, \"rows_read\": %lld}", b->source_ended ? "true" : "false",
-              b->filling ? "true" : "false", (long long)b->rows_read);
+    dlrni_put(text, "{\"rows\": %lld, \"store\": \"%s\", ", (long long)b->rows,
+              dlrn_dtype_name(b->store));
+    dlrni_put(text, "\"seed\": %llu, \"stream\": %llu, \"counter\": %llu, ",
+              (unsigned long long)b->rng.seed, (unsigned long long)b->rng.stream,
+              (unsigned long long)b->rng.counter);
+    dlrni_put(text, "\"has_position\": %s, \"position\": %llu, ",
+              b->has_position ? "true" : "false", (unsigned long long)b->source_position);
+    dlrni_put(text, "\"ended\": %s, \"filling\": %s, \"rows_read\": %lld}",
+              b->source_ended ? "true" : "false", b->filling ? "true" : "false",
+              (long long)b->rows_read);
 }
 
 /* The figures of a step that is ended by its resampling alone. */
@@ -9158,8 +9879,10 @@ DLRNI_INTERNAL void dlrni_put_stats(dlrni_text *text, const dlrn_train_stats *st
 }
 
 DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) {
-    if (!dlrni_has_suffix(path, ".safetensors")) /* other forms have no place for the configuration */
-        return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT, "%s: expected a name ending in .safetensors", path);
+    if (!dlrni_has_suffix(path,
+                          ".safetensors")) /* other forms have no place for the configuration */
+        return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT, "%s: expected a name ending in .safetensors",
+                         path);
     dlrn_tensor_out tensors[DLRNI_CHECKPOINT_TENSORS];
     int64_t count = DLRNI_CHECKPOINT_FLOATS, d = t->cfg.activation_dim;
     char config[1024], step[32], buffer[512], unfinished[512];
@@ -9167,12 +9890,15 @@ DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) 
     dlrni_text text = {buffer, sizeof buffer, 0}, figures = {unfinished, sizeof unfinished, 0};
     dlrn_status s = dlrni_check_whole(t);
     dlrni_checkpoint_floats(t, tensors);
-    for (int i = 0; i < DLRNI_CHECKPOINT_FLOATS && s == DLRN_OK; i += 3) /* each weight, with its moments behind it */
+    for (int i = 0; i < DLRNI_CHECKPOINT_FLOATS && s == DLRN_OK;
+         i += 3) /* each weight, with its moments behind it */
         s = dlrni_check_savable(t->ctx, path, &tensors[i]);
-    if (s == DLRN_OK && (t->logging || (t->n && !t->resampling))) /* a checkpoint has no place for its rows */
-        s = dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT,
-                      "%s: expected step %lld, which had no memory, to be asked for again before it is saved", path,
-                      (long long)t->step - (t->logging != 0));
+    if (s == DLRN_OK &&
+        (t->logging || (t->n && !t->resampling))) /* a checkpoint has no place for its rows */
+        s = dlrn_fail(
+            t->ctx, DLRN_ERR_ARGUMENT,
+            "%s: expected step %lld, which had no memory, to be asked for again before it is saved",
+            path, (long long)t->step - (t->logging != 0));
     if (s != DLRN_OK) return s;
     dlrni_put_stats(&figures, &t->last);
     tensors[count++] = dlrni_checkpoint_counters(t);
@@ -9231,52 +9957,65 @@ DLRNI_INTERNAL int dlrni_json_real(const dlrn_json *object, const char *name, do
     return 1;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_checkpoint_lacks(dlrn_archive *a, dlrn_context *ctx, const char *what) {
-    return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: not a checkpoint of a trainer: \"%s\" is missing or malformed",
+DLRNI_INTERNAL dlrn_status dlrni_checkpoint_lacks(dlrn_archive *a, dlrn_context *ctx,
+                                                  const char *what) {
+    return dlrn_fail(ctx, DLRN_ERR_FORMAT,
+                     "%s: not a checkpoint of a trainer: \"%s\" is missing or malformed",
                      dlrn_archive_path(a), what);
 }
 
 /* What an error says, of a checkpoint. */
-DLRNI_INTERNAL dlrn_status dlrni_fail_in(dlrn_context *ctx, dlrn_status s, const char *path, const char *where,
-                                         const char *error) {
+DLRNI_INTERNAL dlrn_status dlrni_fail_in(dlrn_context *ctx, dlrn_status s, const char *path,
+                                         const char *where, const char *error) {
     char text[512];
     dlrni_print(text, sizeof text, "%.500s", error);
     return dlrn_fail(ctx, s, "%s: not a checkpoint for this trainer: %s: %s", path, where, text);
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a, const dlrn_json *json,
-                                             dlrn_train_config *cfg) {
+DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
+                                             const dlrn_json *json, dlrn_train_config *cfg) {
     memset(cfg, 0, sizeof *cfg);
-#define DLRNI_READ_INTEGER(field)                                                                                      \
-    if (!dlrni_json_i64(json, #field, &cfg->field)) return dlrni_checkpoint_lacks(a, ctx, "config." #field);
-#define DLRNI_READ_REAL(field)                                                                                         \
-    if (!dlrni_json_real(json, #field, &cfg->field)) return dlrni_checkpoint_lacks(a, ctx, "config." #field);
+#define DLRNI_READ_INTEGER(field)                                                                  \
+    if (!dlrni_json_i64(json, #field, &cfg->field))                                                \
+        return dlrni_checkpoint_lacks(a, ctx, "config." #field);
+#define DLRNI_READ_REAL(field)                                                                     \
+    if (!dlrni_json_real(json, #field, &cfg->field))                                               \
+        return dlrni_checkpoint_lacks(a, ctx, "config." #field);
     DLRNI_CONFIG_INTEGERS(DLRNI_READ_INTEGER)
     DLRNI_CONFIG_REALS(DLRNI_READ_REAL)
 #undef DLRNI_READ_INTEGER
 #undef DLRNI_READ_REAL
-    const char *loss = dlrn_json_text(json, "loss", ""), *sparsity = dlrn_json_text(json, "sparsity", "");
+    const char *loss = dlrn_json_text(json, "loss", ""),
+               *sparsity = dlrn_json_text(json, "sparsity", "");
     const dlrn_json *compat = dlrn_json_get(json, "compat");
     cfg->loss = !strcmp(loss, "squared") ? DLRN_LOSS_SQUARED : DLRN_LOSS_NORM;
     cfg->sparsity = !strcmp(sparsity, "entropy") ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1;
-    if (strcmp(loss, dlrni_loss_name(cfg->loss))) return dlrni_checkpoint_lacks(a, ctx, "config.loss");
-    if (strcmp(sparsity, dlrni_sparsity_name(cfg->sparsity))) return dlrni_checkpoint_lacks(a, ctx, "config.sparsity");
-    if (!compat || compat->type != DLRN_JSON_BOOL) return dlrni_checkpoint_lacks(a, ctx, "config.compat");
+    if (strcmp(loss, dlrni_loss_name(cfg->loss)))
+        return dlrni_checkpoint_lacks(a, ctx, "config.loss");
+    if (strcmp(sparsity, dlrni_sparsity_name(cfg->sparsity)))
+        return dlrni_checkpoint_lacks(a, ctx, "config.sparsity");
+    if (!compat || compat->type != DLRN_JSON_BOOL)
+        return dlrni_checkpoint_lacks(a, ctx, "config.compat");
     cfg->compat = compat->number > 0;
-    if (!dlrni_json_u64(json, "seed", &cfg->seed)) return dlrni_checkpoint_lacks(a, ctx, "config.seed");
+    if (!dlrni_json_u64(json, "seed", &cfg->seed))
+        return dlrni_checkpoint_lacks(a, ctx, "config.seed");
     if (cfg->activation_dim < 1 || cfg->dict_size < 1 || cfg->dict_size > INT32_MAX)
         return dlrni_checkpoint_lacks(a, ctx, "config.dict_size");
     if (dlrni_check_config(ctx, cfg) == DLRN_OK) return DLRN_OK;
     const char *colon = strchr(dlrn_error(ctx), ':'); /* behind the name of what is configured */
-    return dlrni_fail_in(ctx, DLRN_ERR_FORMAT, dlrn_archive_path(a), "config", colon ? colon + 2 : dlrn_error(ctx));
+    return dlrni_fail_in(ctx, DLRN_ERR_FORMAT, dlrn_archive_path(a), "config",
+                         colon ? colon + 2 : dlrn_error(ctx));
 }
 
 /* A step that its resampling alone must end. */
-DLRNI_INTERNAL dlrn_status dlrni_read_unfinished(dlrn_trainer *t, dlrn_archive *a, const dlrn_json *json) {
-#define DLRNI_READ_INTEGER(field)                                                                                      \
-    if (!dlrni_json_i64(json, #field, &t->last.field)) return dlrni_checkpoint_lacks(a, t->ctx, "unfinished." #field);
-#define DLRNI_READ_REAL(field)                                                                                         \
-    if (!dlrni_json_real(json, #field, &t->last.field)) return dlrni_checkpoint_lacks(a, t->ctx, "unfinished." #field);
+DLRNI_INTERNAL dlrn_status dlrni_read_unfinished(dlrn_trainer *t, dlrn_archive *a,
+                                                 const dlrn_json *json) {
+#define DLRNI_READ_INTEGER(field)                                                                  \
+    if (!dlrni_json_i64(json, #field, &t->last.field))                                             \
+        return dlrni_checkpoint_lacks(a, t->ctx, "unfinished." #field);
+#define DLRNI_READ_REAL(field)                                                                     \
+    if (!dlrni_json_real(json, #field, &t->last.field))                                            \
+        return dlrni_checkpoint_lacks(a, t->ctx, "unfinished." #field);
     DLRNI_STATS_INTEGERS(DLRNI_READ_INTEGER)
     DLRNI_STATS_REALS(DLRNI_READ_REAL)
 #undef DLRNI_READ_INTEGER
@@ -9286,23 +10025,26 @@ DLRNI_INTERNAL dlrn_status dlrni_read_unfinished(dlrn_trainer *t, dlrn_archive *
 }
 
 /* The file's tensor of that name, type and shape; where < 0: an error that says what is wrong. */
-DLRNI_INTERNAL dlrn_status dlrni_checkpoint_find(dlrn_context *ctx, dlrn_archive *a, const dlrn_tensor_out *want,
-                                                 int64_t *where) {
+DLRNI_INTERNAL dlrn_status dlrni_checkpoint_find(dlrn_context *ctx, dlrn_archive *a,
+                                                 const dlrn_tensor_out *want, int64_t *where) {
     *where = dlrn_archive_find(a, want->name);
     if (*where < 0) return dlrni_checkpoint_lacks(a, ctx, want->name);
     const dlrn_tensor_info *info = dlrn_archive_info(a, *where);
     int same = info->dtype == want->dtype && info->ndim == want->ndim;
     for (int i = 0; same && i < want->ndim; i++) same = info->shape[i] == want->shape[i];
     if (same) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: tensor %s: expected %s [%lld][%lld], found %s [%lld][%lld]",
-                     dlrn_archive_path(a), want->name, dlrn_dtype_name(want->dtype), (long long)want->shape[0],
-                     (long long)(want->ndim > 1 ? want->shape[1] : 1), dlrn_dtype_name(info->dtype),
-                     (long long)(info->ndim > 0 ? info->shape[0] : 1),
+    return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                     "%s: tensor %s: expected %s [%lld][%lld], found %s [%lld][%lld]",
+                     dlrn_archive_path(a), want->name, dlrn_dtype_name(want->dtype),
+                     (long long)want->shape[0], (long long)(want->ndim > 1 ? want->shape[1] : 1),
+                     dlrn_dtype_name(info->dtype), (long long)(info->ndim > 0 ? info->shape[0] : 1),
                      (long long)(info->ndim > 1 ? info->shape[1] : 1));
 }
 
-/* Before memory is taken for what the configuration claims: the largest tensor must be as large in the file. */
-DLRNI_INTERNAL dlrn_status dlrni_checkpoint_size(dlrn_context *ctx, dlrn_archive *a, const dlrn_train_config *cfg) {
+/* Before memory is taken for what the configuration claims: the largest tensor must be as large in
+   the file. */
+DLRNI_INTERNAL dlrn_status dlrni_checkpoint_size(dlrn_context *ctx, dlrn_archive *a,
+                                                 const dlrn_train_config *cfg) {
     dlrn_tensor_out want;
     int64_t where;
     memset(&want, 0, sizeof want);
@@ -9315,12 +10057,15 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_size(dlrn_context *ctx, dlrn_archive
 }
 
 /* What overflowed in a run is infinite, and stays so; the second moment is a mean of squares. */
-DLRNI_INTERNAL dlrn_status dlrni_check_moments(dlrn_archive *a, const char *name, const float *w, int64_t n) {
+DLRNI_INTERNAL dlrn_status dlrni_check_moments(dlrn_archive *a, const char *name, const float *w,
+                                               int64_t n) {
     const float least = *name == 'v' ? 0 : -HUGE_VALF;
     for (int64_t i = 0; i < n; i++)
         if (!(w[i] >= least))
-            return dlrn_fail(a->ctx, DLRN_ERR_VALUE, "%s: tensor '%s': element %lld: expected a number%s, found %g",
-                             a->path, name, (long long)i, *name == 'v' ? " from 0" : "", (double)w[i]);
+            return dlrn_fail(a->ctx, DLRN_ERR_VALUE,
+                             "%s: tensor '%s': element %lld: expected a number%s, found %g",
+                             a->path, name, (long long)i, *name == 'v' ? " from 0" : "",
+                             (double)w[i]);
     return DLRN_OK;
 }
 
@@ -9347,7 +10092,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_state(dlrn_trainer *t, dlrn_archive *a) {
         if (t->state.steps_since_fired[f] < 0 || t->state.steps_since_fired[f] > INT64_MAX / 4)
             return dlrni_checkpoint_lacks(a, t->ctx, "steps_since_fired");
     for (const char *c = step; c && *c; c++) {
-        if (*c < '0' || *c > '9' || done > INT64_MAX / 100) return dlrni_checkpoint_lacks(a, t->ctx, "step");
+        if (*c < '0' || *c > '9' || done > INT64_MAX / 100)
+            return dlrni_checkpoint_lacks(a, t->ctx, "step");
         done = done * 10 + (uint64_t)(*c - '0');
     }
     if (!step || !*step) return dlrni_checkpoint_lacks(a, t->ctx, "step");
@@ -9356,7 +10102,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_state(dlrn_trainer *t, dlrn_archive *a) {
     return DLRN_OK;
 }
 
-/* Rows [rows][d] as they were stored; *out is freed by the caller. Widening and narrowing give the same bits again. */
+/* Rows [rows][d] as they were stored; *out is freed by the caller. Widening and narrowing give the
+   same bits again. */
 DLRNI_INTERNAL dlrn_status dlrni_read_rows(dlrn_trainer *t, dlrn_archive *a, const char *name,
                                            const dlrni_buffer_state *b, void **out) {
     dlrn_tensor_out want = dlrni_checkpoint_rows(name, NULL, b, t->cfg.activation_dim);
@@ -9367,22 +10114,26 @@ DLRNI_INTERNAL dlrn_status dlrni_read_rows(dlrn_trainer *t, dlrn_archive *a, con
     *out = wide;
     if (!wide) return DLRN_ERR_MEMORY;
     DLRNI_TRY(dlrn_archive_read(a, where, wide));
-    for (int64_t i = 0; b->store != DLRN_F32 && i < n; i++) { /* in place: what is written is behind what is read */
+    for (int64_t i = 0; b->store != DLRN_F32 && i < n;
+         i++) { /* in place: what is written is behind what is read */
         uint16_t h = b->store == DLRN_F16 ? dlrn_f32_to_f16(wide[i]) : dlrn_f32_to_bf16(wide[i]);
         memcpy((char *)wide + 2 * i, &h, sizeof h);
     }
     return DLRN_OK;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(dlrn_trainer *t, dlrn_archive *a, const dlrn_json *json,
-                                                   dlrni_buffer_state *b) {
+DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(dlrn_trainer *t, dlrn_archive *a,
+                                                   const dlrn_json *json, dlrni_buffer_state *b) {
     const char *store = dlrn_json_text(json, "store", "");
     memset(b, 0, sizeof *b);
     b->store = !strcmp(store, "F16") ? DLRN_F16 : !strcmp(store, "BF16") ? DLRN_BF16 : DLRN_F32;
-    if (strcmp(store, dlrn_dtype_name(b->store)) || !dlrni_json_i64(json, "rows", &b->rows) || b->rows < 0 ||
-        !dlrni_json_u64(json, "seed", &b->rng.seed) || !dlrni_json_u64(json, "stream", &b->rng.stream) ||
-        !dlrni_json_u64(json, "counter", &b->rng.counter) || !dlrni_json_u64(json, "position", &b->source_position) ||
-        !dlrni_json_i64(json, "rows_read", &b->rows_read) || b->rows_read < 0 || b->rows_read > INT64_MAX / 4)
+    if (strcmp(store, dlrn_dtype_name(b->store)) || !dlrni_json_i64(json, "rows", &b->rows) ||
+        b->rows < 0 || !dlrni_json_u64(json, "seed", &b->rng.seed) ||
+        !dlrni_json_u64(json, "stream", &b->rng.stream) ||
+        !dlrni_json_u64(json, "counter", &b->rng.counter) ||
+        !dlrni_json_u64(json, "position", &b->source_position) ||
+        !dlrni_json_i64(json, "rows_read", &b->rows_read) || b->rows_read < 0 ||
+        b->rows_read > INT64_MAX / 4)
         return dlrni_checkpoint_lacks(a, t->ctx, "buffer");
     b->has_position = dlrn_json_number(json, "has_position", 0) > 0;
     b->source_ended = dlrn_json_number(json, "ended", 0) > 0;
@@ -9390,7 +10141,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(dlrn_trainer *t, dlrn_archive
     return DLRN_OK;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_resume_buffer(dlrn_trainer *t, dlrn_archive *a, const dlrn_json *json) {
+DLRNI_INTERNAL dlrn_status dlrni_resume_buffer(dlrn_trainer *t, dlrn_archive *a,
+                                               const dlrn_json *json) {
     dlrni_buffer_state b;
     DLRNI_TRY(dlrni_read_buffer_state(t, a, json, &b));
     dlrn_status s = DLRN_OK;
@@ -9407,35 +10159,41 @@ DLRNI_INTERNAL dlrn_status dlrni_resume_buffer(dlrn_trainer *t, dlrn_archive *a,
 }
 
 /* Parses a metadata entry; NULL and DLRN_OK if there is none. */
-DLRNI_INTERNAL dlrn_status dlrni_metadata_json(dlrn_context *ctx, dlrn_archive *a, const char *key, dlrn_json **out) {
+DLRNI_INTERNAL dlrn_status dlrni_metadata_json(dlrn_context *ctx, dlrn_archive *a, const char *key,
+                                               dlrn_json **out) {
     const char *text = dlrn_archive_metadata(a, key);
     *out = NULL;
     return text ? dlrn_json_parse(ctx, text, strlen(text), dlrn_archive_path(a), out) : DLRN_OK;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archive *a, const dlrn_train_config *given,
+DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archive *a,
+                                                   const dlrn_train_config *given,
                                                    dlrn_train_config *cfg) {
     const char *format = dlrn_archive_metadata(a, "format");
     dlrn_json *json;
-    if (!format || strcmp(format, DLRNI_CHECKPOINT_FORMAT)) return dlrni_checkpoint_lacks(a, ctx, "format");
+    if (!format || strcmp(format, DLRNI_CHECKPOINT_FORMAT))
+        return dlrni_checkpoint_lacks(a, ctx, "format");
     DLRNI_TRY(dlrni_metadata_json(ctx, a, "config", &json));
     dlrn_status s = dlrni_read_config(ctx, a, json, cfg);
     dlrn_json_free(ctx, json);
     if (s != DLRN_OK) return s;
-    if (given && (given->activation_dim != cfg->activation_dim || given->dict_size != cfg->dict_size))
+    if (given &&
+        (given->activation_dim != cfg->activation_dim || given->dict_size != cfg->dict_size))
         return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: a trainer of %lld x %lld, expected %lld x %lld",
-                         dlrn_archive_path(a), (long long)cfg->activation_dim, (long long)cfg->dict_size,
-                         (long long)given->activation_dim, (long long)given->dict_size);
+                         dlrn_archive_path(a), (long long)cfg->activation_dim,
+                         (long long)cfg->dict_size, (long long)given->activation_dim,
+                         (long long)given->dict_size);
     if (given && !given->compat != !cfg->compat)
-        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: saved with compat %d, expected %d", dlrn_archive_path(a),
-                         cfg->compat, given->compat);
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: saved with compat %d, expected %d",
+                         dlrn_archive_path(a), cfg->compat, given->compat);
     DLRNI_TRY(dlrni_checkpoint_size(ctx, a, cfg));
     if (given) *cfg = *given;
     return DLRN_OK;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_resume_from(dlrn_context *ctx, dlrn_archive *a, const dlrn_train_config *given,
-                                             dlrn_buffer *buffer, dlrn_trainer **out) {
+DLRNI_INTERNAL dlrn_status dlrni_resume_from(dlrn_context *ctx, dlrn_archive *a,
+                                             const dlrn_train_config *given, dlrn_buffer *buffer,
+                                             dlrn_trainer **out) {
     dlrn_train_config cfg;
     dlrn_json *json;
     DLRNI_TRY(dlrni_checkpoint_config(ctx, a, given, &cfg));
@@ -9446,13 +10204,15 @@ DLRNI_INTERNAL dlrn_status dlrni_resume_from(dlrn_context *ctx, dlrn_archive *a,
     dlrn_json_free(ctx, json);
     if (!buffer || s != DLRN_OK) return s;
     DLRNI_TRY(dlrni_metadata_json(ctx, a, "buffer", &json));
-    s = json ? dlrni_resume_buffer(*out, a, json) : DLRN_OK; /* saved without one: the given one starts */
+    s = json ? dlrni_resume_buffer(*out, a, json)
+             : DLRN_OK; /* saved without one: the given one starts */
     dlrn_json_free(ctx, json);
     return s;
 }
 
-DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path, const dlrn_train_config *cfg,
-                                         dlrn_buffer *buffer, dlrn_trainer **out) {
+DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path,
+                                         const dlrn_train_config *cfg, dlrn_buffer *buffer,
+                                         dlrn_trainer **out) {
     dlrn_archive *a;
     *out = NULL;
     DLRNI_TRY(dlrn_archive_open(ctx, path, &a));
@@ -9499,8 +10259,8 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path, co
 
 /* ------------------------------------------------------------------------------------------ */
 // >>kernel-bodies
-/* Included once a kernel set (room kernels). First the vector of 16 lanes of this set, then the bodies, the same text
-   for all sets. The scalar set is the oracle: plain loops and dlrni_fma(). */
+/* Included once a kernel set (room kernels). First the vector of 16 lanes of this set, then the
+   bodies, the same text for all sets. The scalar set is the oracle: plain loops and dlrni_fma(). */
 #ifdef DLRNI_PASS
 
 #if DLRNI_PASS == 0
@@ -9530,10 +10290,10 @@ DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(load)(const float *p) {
 DLRNI_INTERNAL void DLRNI_K(store)(float *p, DLRNI_K(v16) a) {
     memcpy(p, a.l, sizeof a.l);
 }
-#define DLRNI_LANEWISE(name, expression)                                                                               \
-    DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(name)(DLRNI_K(v16) a, DLRNI_K(v16) b) {                                        \
-        for (int i = 0; i < DLRNI_LANES; i++) a.l[i] = expression;                                                     \
-        return a;                                                                                                      \
+#define DLRNI_LANEWISE(name, expression)                                                           \
+    DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(name)(DLRNI_K(v16) a, DLRNI_K(v16) b) {                    \
+        for (int i = 0; i < DLRNI_LANES; i++) a.l[i] = expression;                                 \
+        return a;                                                                                  \
     }
 DLRNI_LANEWISE(add, a.l[i] + b.l[i])
 DLRNI_LANEWISE(minus, a.l[i] - b.l[i])
@@ -9544,7 +10304,8 @@ DLRNI_LANEWISE(max, b.l[i] > a.l[i] ? b.l[i] : a.l[i]) /* a NaN in a stays */
 /* 2^a for whole a, -127 <= a <= 127; 0 for -127. */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(pow2)(DLRNI_K(v16) a) {
     for (int i = 0; i < DLRNI_LANES; i++) /* a NaN has no integer */
-        a.l[i] = a.l[i] >= -127 ? dlrni_float_of_bits((uint32_t)((int32_t)a.l[i] + 127) << 23) : a.l[i];
+        a.l[i] =
+            a.l[i] >= -127 ? dlrni_float_of_bits((uint32_t)((int32_t)a.l[i] + 127) << 23) : a.l[i];
     return a;
 }
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(sqrt)(DLRNI_K(v16) a) {
@@ -9572,9 +10333,11 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
     }
 }
 
-DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float *to, int64_t ld_to) {
+DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float *to,
+                                       int64_t ld_to) {
     for (int i = 0; i < DLRNI_LANES; i++)
-        for (int j = 0; j < DLRNI_LANES; j++) memcpy(to + j * ld_to + i, from + i * ld_from + j, sizeof *to);
+        for (int j = 0; j < DLRNI_LANES; j++)
+            memcpy(to + j * ld_to + i, from + i * ld_from + j, sizeof *to);
 }
 
 #elif DLRNI_PASS == 1
@@ -9642,11 +10405,15 @@ DLRNI_INTERNAL uint32_t DLRNI_K(on)(DLRNI_K(v16) a) {
            (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a.hi, zero, _CMP_NLE_UQ)) << 8;
 }
 DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
-    __m256 A = _mm256_add_ps(a[0].lo, a[0].hi), B = _mm256_add_ps(a[1].lo, a[1].hi); /* l + (l + 8) */
+    __m256 A = _mm256_add_ps(a[0].lo, a[0].hi),
+           B = _mm256_add_ps(a[1].lo, a[1].hi); /* l + (l + 8) */
     __m256 C = _mm256_add_ps(a[2].lo, a[2].hi), D = _mm256_add_ps(a[3].lo, a[3].hi);
-    __m256 AB = _mm256_add_ps(_mm256_permute2f128_ps(A, B, 0x20), _mm256_permute2f128_ps(A, B, 0x31));
-    __m256 CD = _mm256_add_ps(_mm256_permute2f128_ps(C, D, 0x20), _mm256_permute2f128_ps(C, D, 0x31));
-    __m256 t = _mm256_add_ps(_mm256_shuffle_ps(AB, CD, 0x44), _mm256_shuffle_ps(AB, CD, 0xEE)); /* A A C C B B D D */
+    __m256 AB =
+        _mm256_add_ps(_mm256_permute2f128_ps(A, B, 0x20), _mm256_permute2f128_ps(A, B, 0x31));
+    __m256 CD =
+        _mm256_add_ps(_mm256_permute2f128_ps(C, D, 0x20), _mm256_permute2f128_ps(C, D, 0x31));
+    __m256 t = _mm256_add_ps(_mm256_shuffle_ps(AB, CD, 0x44),
+                             _mm256_shuffle_ps(AB, CD, 0xEE)); /* A A C C B B D D */
     float lanes[8];
     _mm256_storeu_ps(lanes, _mm256_add_ps(t, _mm256_permute_ps(t, 0xB1)));
     out[0] = lanes[0];
@@ -9656,7 +10423,8 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
 }
 
 /* Four squares of 8 x 8. */
-DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float *to, int64_t ld_to) {
+DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float *to,
+                                       int64_t ld_to) {
     for (int square = 0; square < 4; square++) {
         const float *f = from + square / 2 * 8 * ld_from + square % 2 * 8;
         float *t = to + square % 2 * 8 * ld_to + square / 2 * 8;
@@ -9699,11 +10467,12 @@ DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(set_words)(int32_t a) {
     r.lo = r.hi = _mm256_set1_epi32(a);
     return r;
 }
-/* sum + a b, word by word: the product of two pairs is their dot. As text: of the builtins gcc 12 makes all products
-   first and spills the sums (a third of the speed). */
-#define DLRNI_ADD_DOT(sum, a, b, t)                                                                                    \
+/* sum + a b, word by word: the product of two pairs is their dot. As text: of the builtins gcc 12
+   makes all products first and spills the sums (a third of the speed). */
+#define DLRNI_ADD_DOT(sum, a, b, t)                                                                \
     __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(t) : "x"(a), "x"(b))
-DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(add_dot)(DLRNI_K(words) sum, DLRNI_K(words) a, DLRNI_K(words) b) {
+DLRNI_INTERNAL DLRNI_K(words)
+    DLRNI_K(add_dot)(DLRNI_K(words) sum, DLRNI_K(words) a, DLRNI_K(words) b) {
     __m256i t;
     DLRNI_ADD_DOT(sum.lo, a.lo, b.lo, t);
     DLRNI_ADD_DOT(sum.hi, a.hi, b.hi, t);
@@ -9716,7 +10485,8 @@ DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(float_of_words)(DLRNI_K(words) a) {
 /* a vector of whole numbers as int16; what does not fit is -32768 or 32767 */
 DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
     __m256i both = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
-    _mm256_storeu_si256((__m256i *)(void *)p, _mm256_permute4x64_epi64(both, 0xD8)); /* quarters 0 2 1 3 */
+    _mm256_storeu_si256((__m256i *)(void *)p,
+                        _mm256_permute4x64_epi64(both, 0xD8)); /* quarters 0 2 1 3 */
 }
 
 #elif DLRNI_PASS == 2
@@ -9731,7 +10501,8 @@ enum {
 };
 typedef __m512 DLRNI_K(v16);
 
-/* The forms with a zeroing mask avoid gcc 12's false warning about its own _mm512_undefined_ps(). */
+/* The forms with a zeroing mask avoid gcc 12's false warning about its own _mm512_undefined_ps().
+ */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(set1)(float a) {
     return _mm512_set1_ps(a);
 }
@@ -9753,11 +10524,13 @@ DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(mul)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(div)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
     return _mm512_div_ps(a, b);
 }
-DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(max)(DLRNI_K(v16) a, DLRNI_K(v16) b) { /* a NaN in a stays, as in avx2 */
+DLRNI_INTERNAL DLRNI_K(v16)
+    DLRNI_K(max)(DLRNI_K(v16) a, DLRNI_K(v16) b) { /* a NaN in a stays, as in avx2 */
     return _mm512_maskz_max_ps((__mmask16)0xFFFF, b, a);
 }
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(pow2)(DLRNI_K(v16) a) {
-    __m512i n = _mm512_add_epi32(_mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, a), _mm512_set1_epi32(127));
+    __m512i n =
+        _mm512_add_epi32(_mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, a), _mm512_set1_epi32(127));
     return _mm512_castsi512_ps(_mm512_maskz_slli_epi32((__mmask16)0xFFFF, n, 23));
 }
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(sqrt)(DLRNI_K(v16) a) {
@@ -9771,9 +10544,11 @@ DLRNI_INTERNAL uint32_t DLRNI_K(on)(DLRNI_K(v16) a) {
 }
 #define DLRNI_SHUFFLE(a, b, order) _mm512_maskz_shuffle_f32x4((__mmask16)0xFFFF, a, b, order)
 DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
-    __m512 AB = _mm512_add_ps(DLRNI_SHUFFLE(a[0], a[1], 0x44), DLRNI_SHUFFLE(a[0], a[1], 0xEE)); /* l + (l + 8) */
+    __m512 AB = _mm512_add_ps(DLRNI_SHUFFLE(a[0], a[1], 0x44),
+                              DLRNI_SHUFFLE(a[0], a[1], 0xEE)); /* l + (l + 8) */
     __m512 CD = _mm512_add_ps(DLRNI_SHUFFLE(a[2], a[3], 0x44), DLRNI_SHUFFLE(a[2], a[3], 0xEE));
-    __m512 t = _mm512_add_ps(DLRNI_SHUFFLE(AB, CD, 0x88), DLRNI_SHUFFLE(AB, CD, 0xDD)); /* A, B, C, D: 4 lanes each */
+    __m512 t = _mm512_add_ps(DLRNI_SHUFFLE(AB, CD, 0x88),
+                             DLRNI_SHUFFLE(AB, CD, 0xDD)); /* A, B, C, D: 4 lanes each */
     t = _mm512_add_ps(t, _mm512_maskz_permute_ps((__mmask16)0xFFFF, t, 0x4E));
     t = _mm512_add_ps(t, _mm512_maskz_permute_ps((__mmask16)0xFFFF, t, 0xB1));
     t = _mm512_maskz_compress_ps((__mmask16)0x1111, t);
@@ -9781,9 +10556,11 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
 }
 /* Pairs, fours, then quarters of the vectors change places. */
 #define DLRNI_PAIRS(lo_hi, a, b) _mm512_maskz_unpack##lo_hi##_ps((__mmask16)0xFFFF, a, b)
-#define DLRNI_FOURS(lo_hi, a, b)                                                                                       \
-    _mm512_castpd_ps(_mm512_maskz_unpack##lo_hi##_pd((__mmask8)0xFF, _mm512_castps_pd(a), _mm512_castps_pd(b)))
-DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float *to, int64_t ld_to) {
+#define DLRNI_FOURS(lo_hi, a, b)                                                                   \
+    _mm512_castpd_ps(                                                                              \
+        _mm512_maskz_unpack##lo_hi##_pd((__mmask8)0xFF, _mm512_castps_pd(a), _mm512_castps_pd(b)))
+DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float *to,
+                                       int64_t ld_to) {
     __m512 a[16], b[16];
     DLRNI_UNROLL
     for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_ps(from + i * ld_from);
@@ -9801,8 +10578,10 @@ DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float
     }
     DLRNI_UNROLL
     for (int i = 0; i < 4; i++) {
-        __m512 even0 = DLRNI_SHUFFLE(a[i], a[i + 4], 0x88), even1 = DLRNI_SHUFFLE(a[i + 8], a[i + 12], 0x88);
-        __m512 odd0 = DLRNI_SHUFFLE(a[i], a[i + 4], 0xDD), odd1 = DLRNI_SHUFFLE(a[i + 8], a[i + 12], 0xDD);
+        __m512 even0 = DLRNI_SHUFFLE(a[i], a[i + 4], 0x88),
+               even1 = DLRNI_SHUFFLE(a[i + 8], a[i + 12], 0x88);
+        __m512 odd0 = DLRNI_SHUFFLE(a[i], a[i + 4], 0xDD),
+               odd1 = DLRNI_SHUFFLE(a[i + 8], a[i + 12], 0xDD);
         _mm512_storeu_ps(to + i * ld_to, DLRNI_SHUFFLE(even0, even1, 0x88));
         _mm512_storeu_ps(to + (i + 4) * ld_to, DLRNI_SHUFFLE(odd0, odd1, 0x88));
         _mm512_storeu_ps(to + (i + 8) * ld_to, DLRNI_SHUFFLE(even0, even1, 0xDD));
@@ -9822,7 +10601,8 @@ DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(load_words)(const unsigned char *p) {
 DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(set_words)(int32_t a) {
     return _mm512_set1_epi32(a);
 }
-DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(add_dot)(DLRNI_K(words) sum, DLRNI_K(words) a, DLRNI_K(words) b) {
+DLRNI_INTERNAL DLRNI_K(words)
+    DLRNI_K(add_dot)(DLRNI_K(words) sum, DLRNI_K(words) a, DLRNI_K(words) b) {
     __m512i t;
     __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+v"(sum), "=&v"(t) : "v"(a), "v"(b));
     return sum;
@@ -9831,8 +10611,9 @@ DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(float_of_words)(DLRNI_K(words) a) {
     return _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, a);
 }
 DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
-    _mm256_storeu_si256((__m256i *)(void *)p, _mm512_maskz_cvtsepi32_epi16(
-                                                  (__mmask16)0xFFFF, _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, a)));
+    _mm256_storeu_si256((__m256i *)(void *)p,
+                        _mm512_maskz_cvtsepi32_epi16(
+                            (__mmask16)0xFFFF, _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, a)));
 }
 
 #elif DLRNI_PASS == 3
@@ -9865,11 +10646,11 @@ DLRNI_INTERNAL void DLRNI_K(store)(float *p, DLRNI_K(v16) a) {
     DLRNI_UNROLL
     for (int i = 0; i < 4; i++) vst1q_f32(p + 4 * i, a.q[i]);
 }
-#define DLRNI_LANEWISE(name, expression)                                                                               \
-    DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(name)(DLRNI_K(v16) a, DLRNI_K(v16) b) {                                        \
-        DLRNI_UNROLL                                                                                                   \
-        for (int i = 0; i < 4; i++) a.q[i] = expression;                                                               \
-        return a;                                                                                                      \
+#define DLRNI_LANEWISE(name, expression)                                                           \
+    DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(name)(DLRNI_K(v16) a, DLRNI_K(v16) b) {                    \
+        DLRNI_UNROLL                                                                               \
+        for (int i = 0; i < 4; i++) a.q[i] = expression;                                           \
+        return a;                                                                                  \
     }
 DLRNI_LANEWISE(add, vaddq_f32(a.q[i], b.q[i]))
 DLRNI_LANEWISE(minus, vsubq_f32(a.q[i], b.q[i]))
@@ -9880,7 +10661,8 @@ DLRNI_LANEWISE(max, vbslq_f32(vcgtq_f32(b.q[i], a.q[i]), b.q[i], a.q[i])) /* a N
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(pow2)(DLRNI_K(v16) a) {
     DLRNI_UNROLL
     for (int i = 0; i < 4; i++)
-        a.q[i] = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(a.q[i]), vdupq_n_s32(127)), 23));
+        a.q[i] = vreinterpretq_f32_s32(
+            vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(a.q[i]), vdupq_n_s32(127)), 23));
     return a;
 }
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(sqrt)(DLRNI_K(v16) a) {
@@ -9897,7 +10679,8 @@ DLRNI_INTERNAL uint32_t DLRNI_K(on)(DLRNI_K(v16) a) {
     static const uint32_t bit[4] = {1, 2, 4, 8};
     uint32_t mask = 0;
     for (int i = 0; i < 4; i++)
-        mask |= vaddvq_u32(vbicq_u32(vld1q_u32(bit), vcleq_f32(a.q[i], vdupq_n_f32(0.0f)))) << 4 * i;
+        mask |= vaddvq_u32(vbicq_u32(vld1q_u32(bit), vcleq_f32(a.q[i], vdupq_n_f32(0.0f))))
+                << 4 * i;
     return mask;
 }
 DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
@@ -9908,12 +10691,14 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
         out[v] = vget_lane_f32(u, 0) + vget_lane_f32(u, 1);
     }
 }
-DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float *to, int64_t ld_to) {
+DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float *to,
+                                       int64_t ld_to) {
     for (int i = 0; i < DLRNI_LANES; i += 4)
         for (int j = 0; j < DLRNI_LANES; j += 4) {
             float32x4x4_t square; /* the load splits rows of four words into columns */
             float part[16];
-            for (int r = 0; r < 4; r++) memcpy(part + 4 * r, from + (i + r) * ld_from + j, 4 * sizeof *part);
+            for (int r = 0; r < 4; r++)
+                memcpy(part + 4 * r, from + (i + r) * ld_from + j, 4 * sizeof *part);
             square = vld4q_f32(part);
             for (int r = 0; r < 4; r++) vst1q_f32(to + (j + r) * ld_to + i, square.val[r]);
         }
@@ -9941,16 +10726,18 @@ DLRNI_INTERNAL float DLRNI_K(dot)(const float *a, const float *b, int64_t n) {
     int64_t p = 0;
     for (; p + DLRNI_LANES <= n; p += DLRNI_LANES)
         s[0] = DLRNI_K(fma)(DLRNI_K(load)(a + p), DLRNI_K(load)(b + p), s[0]);
-    if (p < n) s[0] = DLRNI_K(fma)(DLRNI_K(load_part)(a + p, n - p), DLRNI_K(load_part)(b + p, n - p), s[0]);
+    if (p < n)
+        s[0] =
+            DLRNI_K(fma)(DLRNI_K(load_part)(a + p, n - p), DLRNI_K(load_part)(b + p, n - p), s[0]);
     DLRNI_K(sum4)(s, out);
     return out[0];
 }
 
-/* Four sums at once hide the latency of the additions. The next four rows are asked for while these are summed: they
-   lie anywhere, and each is too short for the processor to see that it is read in order (one row of 512 x 32768: 0.69
-   to 0.94 of the bandwidth; into the first cache, 0.76). */
-DLRNI_INTERNAL void DLRNI_K(dots)(const float *x, int64_t n, const float *base, int64_t ld, const int32_t *idx,
-                                  int64_t count, float *out) {
+/* Four sums at once hide the latency of the additions. The next four rows are asked for while these
+   are summed: they lie anywhere, and each is too short for the processor to see that it is read in
+   order (one row of 512 x 32768: 0.69 to 0.94 of the bandwidth; into the first cache, 0.76). */
+DLRNI_INTERNAL void DLRNI_K(dots)(const float *x, int64_t n, const float *base, int64_t ld,
+                                  const int32_t *idx, int64_t count, float *out) {
     enum { ROWS = 4 };
     for (int64_t q = 0; q < count; q += ROWS) {
         DLRNI_K(v16) s[ROWS];
@@ -9972,16 +10759,18 @@ DLRNI_INTERNAL void DLRNI_K(dots)(const float *x, int64_t n, const float *base, 
             }
         }
         for (int i = 0; i < ROWS && p < n; i++)
-            s[i] = DLRNI_K(fma)(DLRNI_K(load_part)(row[i] + p, n - p), DLRNI_K(load_part)(x + p, n - p), s[i]);
+            s[i] = DLRNI_K(fma)(DLRNI_K(load_part)(row[i] + p, n - p),
+                                DLRNI_K(load_part)(x + p, n - p), s[i]);
         DLRNI_K(sum4)(s, sum);
         memcpy(out + q, sum, (size_t)dlrni_min(ROWS, count - q) * sizeof *out);
     }
 }
 
-/* A tile of nt_rows rows of a by nt_cols rows of b, all sums in registers; both operands are read along their rows, so
-   nothing is packed. Rows beyond the edge repeat the last one and are not stored. */
-DLRNI_INTERNAL void DLRNI_K(nt_tile)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
-                                     int64_t ldb, float *c, int64_t ldc) {
+/* A tile of nt_rows rows of a by nt_cols rows of b, all sums in registers; both operands are read
+   along their rows, so nothing is packed. Rows beyond the edge repeat the last one and are not
+   stored. */
+DLRNI_INTERNAL void DLRNI_K(nt_tile)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
+                                     const float *b, int64_t ldb, float *c, int64_t ldc) {
     enum { ROWS = DLRNI_K(nt_rows), COLS = DLRNI_K(nt_cols), SUMS = (ROWS * COLS + 3) / 4 * 4 };
     DLRNI_K(v16) s[SUMS], x[ROWS];
     const float *row[ROWS], *col[COLS];
@@ -10019,18 +10808,21 @@ DLRNI_INTERNAL void DLRNI_K(nt_tile)(int64_t m, int64_t n, int64_t k, const floa
         for (int i = 0; i < ROWS && i < m; i++) c[i * ldc + j] = out[j * ROWS + i];
 }
 
-DLRNI_INTERNAL void DLRNI_K(dots_nt)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
-                                     int64_t ldb, float *c, int64_t ldc) {
+DLRNI_INTERNAL void DLRNI_K(dots_nt)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
+                                     const float *b, int64_t ldb, float *c, int64_t ldc) {
     for (int64_t j = 0; j < n; j += DLRNI_K(nt_cols))
         for (int64_t i = 0; i < m; i += DLRNI_K(nt_rows))
-            DLRNI_K(nt_tile)(m - i, n - j, k, a + i * lda, lda, b + j * ldb, ldb, c + i * ldc + j, ldc);
+            DLRNI_K(nt_tile)(m - i, n - j, k, a + i * lda, lda, b + j * ldb, ldb, c + i * ldc + j,
+                             ldc);
 }
 
-/* A tile of outer_rows rows by outer_vectors vectors of columns, all sums in registers: a load from the panel and a
-   broadcast for each product at the most (AVX-512: 11 for 24; else 8 for 12 of half the width). What is about to be
-   written for the first time is asked for before the sums begin. Of a, absent rows repeat the last one. */
-DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, int64_t row, int64_t col,
-                                        const float *panel, int beta, float *c, int64_t ldc) {
+/* A tile of outer_rows rows by outer_vectors vectors of columns, all sums in registers: a load from
+   the panel and a broadcast for each product at the most (AVX-512: 11 for 24; else 8 for 12 of half
+   the width). What is about to be written for the first time is asked for before the sums begin. Of
+   a, absent rows repeat the last one. */
+DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, int64_t row,
+                                        int64_t col, const float *panel, int beta, float *c,
+                                        int64_t ldc) {
     enum { ROWS = DLRNI_K(outer_rows), VECTORS = DLRNI_K(outer_vectors) };
     DLRNI_K(v16) s[ROWS][VECTORS], w[VECTORS];
     const float *x[ROWS];
@@ -10046,7 +10838,8 @@ DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, in
     }
     for (int64_t p = 0; p < k; p++) {
         DLRNI_UNROLL
-        for (int v = 0; v < VECTORS; v++) w[v] = DLRNI_K(load)(panel + p * DLRNI_GROUP + v * DLRNI_LANES);
+        for (int v = 0; v < VECTORS; v++)
+            w[v] = DLRNI_K(load)(panel + p * DLRNI_GROUP + v * DLRNI_LANES);
         DLRNI_UNROLL
         for (int i = 0; i < ROWS; i++) {
             DLRNI_K(v16) b = DLRNI_K(set1)(x[i][p * col]);
@@ -10062,15 +10855,17 @@ DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, in
 }
 
 /* All columns of the panel. */
-DLRNI_INTERNAL void DLRNI_K(outer_tiles)(int64_t m, int64_t k, const float *a, int64_t row, int64_t col,
-                                         const float *panel, int beta, float *c, int64_t ldc) {
+DLRNI_INTERNAL void DLRNI_K(outer_tiles)(int64_t m, int64_t k, const float *a, int64_t row,
+                                         int64_t col, const float *panel, int beta, float *c,
+                                         int64_t ldc) {
     for (int64_t j = 0; j < DLRNI_GROUP; j += DLRNI_K(outer_vectors) *DLRNI_LANES)
         DLRNI_K(outer_tile)(m, k, a, row, col, panel + j, beta, c + j, ldc);
 }
 
 /* A tile at the edge works on a whole one that stands for it. */
-DLRNI_INTERNAL void DLRNI_K(outer)(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col,
-                                   const float *panel, int beta, float *c, int64_t ldc) {
+DLRNI_INTERNAL void DLRNI_K(outer)(int64_t m, int64_t n, int64_t k, const float *a, int64_t row,
+                                   int64_t col, const float *panel, int beta, float *c,
+                                   int64_t ldc) {
     enum { ROWS = DLRNI_K(outer_rows) };
     for (int64_t i = 0; i < m; i += ROWS, a += ROWS * row, c += ROWS * ldc) {
         int64_t rows = dlrni_min(ROWS, m - i);
@@ -10079,36 +10874,40 @@ DLRNI_INTERNAL void DLRNI_K(outer)(int64_t m, int64_t n, int64_t k, const float 
             continue;
         }
         float whole[ROWS * DLRNI_GROUP] = {0};
-        for (int64_t r = 0; r < rows && beta; r++) memcpy(whole + r * DLRNI_GROUP, c + r * ldc, (size_t)n * sizeof *c);
+        for (int64_t r = 0; r < rows && beta; r++)
+            memcpy(whole + r * DLRNI_GROUP, c + r * ldc, (size_t)n * sizeof *c);
         DLRNI_K(outer_tiles)(rows, k, a, row, col, panel, 1, whole, DLRNI_GROUP);
-        for (int64_t r = 0; r < rows; r++) memcpy(c + r * ldc, whole + r * DLRNI_GROUP, (size_t)n * sizeof *c);
+        for (int64_t r = 0; r < rows; r++)
+            memcpy(c + r * ldc, whole + r * DLRNI_GROUP, (size_t)n * sizeof *c);
     }
 }
 
-/* The running sums of some vectors stay in registers while the rows go by. ASK: far rows are asked for some rows ahead;
-   near ones are not, since asking would take half of the loads. */
-#define DLRNI_GATHER(VECTORS, ASK)                                                                                     \
-    for (; j + VECTORS * DLRNI_LANES <= n; j += VECTORS * DLRNI_LANES) {                                               \
-        DLRNI_K(v16) s[VECTORS];                                                                                       \
-        DLRNI_UNROLL                                                                                                   \
-        for (int v = 0; v < VECTORS; v++) s[v] = DLRNI_K(load)(out + j + v * DLRNI_LANES);                             \
-        for (int64_t p = 0; p < count; p++) {                                                                          \
-            const float *x = base + (idx[p] - first) * ld + j;                                                         \
-            DLRNI_K(v16) a = DLRNI_K(set1)(coef[p]);                                                                   \
-            ASK(VECTORS)                                                                                               \
-            DLRNI_UNROLL                                                                                               \
-            for (int v = 0; v < VECTORS; v++) s[v] = DLRNI_K(fma)(a, DLRNI_K(load)(x + v * DLRNI_LANES), s[v]);        \
-        }                                                                                                              \
-        DLRNI_UNROLL                                                                                                   \
-        for (int v = 0; v < VECTORS; v++) DLRNI_K(store)(out + j + v * DLRNI_LANES, s[v]);                             \
+/* The running sums of some vectors stay in registers while the rows go by. ASK: far rows are asked
+   for some rows ahead; near ones are not, since asking would take half of the loads. */
+#define DLRNI_GATHER(VECTORS, ASK)                                                                 \
+    for (; j + VECTORS * DLRNI_LANES <= n; j += VECTORS * DLRNI_LANES) {                           \
+        DLRNI_K(v16) s[VECTORS];                                                                   \
+        DLRNI_UNROLL                                                                               \
+        for (int v = 0; v < VECTORS; v++) s[v] = DLRNI_K(load)(out + j + v * DLRNI_LANES);         \
+        for (int64_t p = 0; p < count; p++) {                                                      \
+            const float *x = base + (idx[p] - first) * ld + j;                                     \
+            DLRNI_K(v16) a = DLRNI_K(set1)(coef[p]);                                               \
+            ASK(VECTORS)                                                                           \
+            DLRNI_UNROLL                                                                           \
+            for (int v = 0; v < VECTORS; v++)                                                      \
+                s[v] = DLRNI_K(fma)(a, DLRNI_K(load)(x + v * DLRNI_LANES), s[v]);                  \
+        }                                                                                          \
+        DLRNI_UNROLL                                                                               \
+        for (int v = 0; v < VECTORS; v++) DLRNI_K(store)(out + j + v * DLRNI_LANES, s[v]);         \
     }
-#define DLRNI_ASK(VECTORS)                                                                                             \
-    const float *next = base + (idx[dlrni_min(p + 4, count - 1)] - first) * ld + j;                                    \
-    DLRNI_UNROLL                                                                                                       \
+#define DLRNI_ASK(VECTORS)                                                                         \
+    const float *next = base + (idx[dlrni_min(p + 4, count - 1)] - first) * ld + j;                \
+    DLRNI_UNROLL                                                                                   \
     for (int v = 0; v < VECTORS; v++) DLRNI_PREFETCH(next + v * DLRNI_LANES);
 #define DLRNI_ASK_NOT(VECTORS)
-DLRNI_INTERNAL void DLRNI_K(gather_near)(float *out, int64_t n, const float *base, int64_t ld, int32_t first,
-                                         const int32_t *idx, const float *coef, int64_t count) {
+DLRNI_INTERNAL void DLRNI_K(gather_near)(float *out, int64_t n, const float *base, int64_t ld,
+                                         int32_t first, const int32_t *idx, const float *coef,
+                                         int64_t count) {
     enum { MANY = DLRNI_K(gather_vectors) };
     int64_t j = 0;
     DLRNI_GATHER(MANY, DLRNI_ASK_NOT)
@@ -10117,13 +10916,14 @@ DLRNI_INTERNAL void DLRNI_K(gather_near)(float *out, int64_t n, const float *bas
         int64_t part = dlrni_min(n - j, DLRNI_LANES);
         DLRNI_K(v16) s = DLRNI_K(load_part)(out + j, part);
         for (int64_t p = 0; p < count; p++)
-            s = DLRNI_K(fma)(DLRNI_K(set1)(coef[p]), DLRNI_K(load_part)(base + (idx[p] - first) * ld + j, part), s);
+            s = DLRNI_K(fma)(DLRNI_K(set1)(coef[p]),
+                             DLRNI_K(load_part)(base + (idx[p] - first) * ld + j, part), s);
         DLRNI_K(store_part)(out + j, s, part);
     }
 }
 
-DLRNI_INTERNAL void DLRNI_K(gather_axpy)(float *out, int64_t n, const float *base, int64_t ld, const int32_t *idx,
-                                         const float *coef, int64_t count) {
+DLRNI_INTERNAL void DLRNI_K(gather_axpy)(float *out, int64_t n, const float *base, int64_t ld,
+                                         const int32_t *idx, const float *coef, int64_t count) {
     enum { MANY = DLRNI_K(gather_vectors), first = 0 };
     int64_t j = 0;
     DLRNI_GATHER(MANY, DLRNI_ASK)
@@ -10134,13 +10934,15 @@ DLRNI_INTERNAL void DLRNI_K(gather_axpy)(float *out, int64_t n, const float *bas
 #undef DLRNI_GATHER
 
 /* Without a branch on what fires, since that cannot be foreseen. */
-DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, int64_t n, int32_t first, int32_t *key, float *val) {
+DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, int64_t n, int32_t first, int32_t *key,
+                                        float *val) {
     int64_t count = 0;
 #if DLRNI_PASS == 2
     for (int64_t j = 0; j < n; j += DLRNI_LANES) {
         __m512 a = n - j < DLRNI_LANES ? DLRNI_K(load_part)(f + j, n - j) : DLRNI_K(load)(f + j);
-        __m512i index = _mm512_add_epi32(_mm512_set1_epi32(first + (int32_t)j),
-                                         _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+        __m512i index = _mm512_add_epi32(
+            _mm512_set1_epi32(first + (int32_t)j),
+            _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
         __mmask16 on = _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_NEQ_UQ);
         _mm512_storeu_ps(val + count, _mm512_maskz_compress_ps(on, a));
         _mm512_storeu_si512(key + count, _mm512_maskz_compress_epi32(on, index));
@@ -10156,17 +10958,18 @@ DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, int64_t n, int32_t first
     return count;
 }
 
-/* Runs `vector` (which reads part `n` at offset p and writes it back) over the whole vectors, then over the rest. */
-#define DLRNI_SWEEP(total, vector)                                                                                     \
-    do {                                                                                                               \
-        int64_t p = 0;                                                                                                 \
-        for (; p + DLRNI_LANES <= (total); p += DLRNI_LANES) {                                                         \
-            vector(DLRNI_K(load), DLRNI_K(store), DLRNI_WHOLE)                                                         \
-        }                                                                                                              \
-        if (p < (total)) {                                                                                             \
-            const int64_t part = (total)-p;                                                                            \
-            vector(DLRNI_K(load_part), DLRNI_K(store_part), DLRNI_PART)                                                \
-        }                                                                                                              \
+/* Runs `vector` (which reads part `n` at offset p and writes it back) over the whole vectors, then
+   over the rest. */
+#define DLRNI_SWEEP(total, vector)                                                                 \
+    do {                                                                                           \
+        int64_t p = 0;                                                                             \
+        for (; p + DLRNI_LANES <= (total); p += DLRNI_LANES) {                                     \
+            vector(DLRNI_K(load), DLRNI_K(store), DLRNI_WHOLE)                                     \
+        }                                                                                          \
+        if (p < (total)) {                                                                         \
+            const int64_t part = (total)-p;                                                        \
+            vector(DLRNI_K(load_part), DLRNI_K(store_part), DLRNI_PART)                            \
+        }                                                                                          \
     } while (0)
 #define DLRNI_WHOLE
 #define DLRNI_PART , part
@@ -10194,20 +10997,24 @@ DLRNI_INTERNAL void DLRNI_K(sub)(const float *a, const float *b, float *y, int64
 DLRNI_INTERNAL void DLRNI_K(relu_bias)(float *y, const float *bias, int64_t n) {
     const DLRNI_K(v16) zero = DLRNI_K(set1)(0);
 /* the last addition makes +0 of -0, which max() may leave */
-#define DLRNI_RELU(load, store, n)                                                                                     \
-    store(y + p, DLRNI_K(add)(DLRNI_K(max)(DLRNI_K(add)(load(y + p n), load(bias + p n)), zero), zero) n);
+#define DLRNI_RELU(load, store, n)                                                                 \
+    store(y + p, DLRNI_K(add)(DLRNI_K(max)(DLRNI_K(add)(load(y + p n), load(bias + p n)), zero),   \
+                              zero) n);
     DLRNI_SWEEP(n, DLRNI_RELU);
 #undef DLRNI_RELU
 }
 
-/* exp by 2^n e^r, r at most half of log 2 in size, and seven terms of its series: within 2 units of the last place;
-   what is below e^-87 becomes 0. With n rounded by an addition that leaves no room for a fraction, all sets agree. */
+/* exp by 2^n e^r, r at most half of log 2 in size, and seven terms of its series: within 2 units of
+   the last place; what is below e^-87 becomes 0. With n rounded by an addition that leaves no room
+   for a fraction, all sets agree. */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(exp)(DLRNI_K(v16) x) {
-    static const float term[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 1.0f / 2, 1, 1};
+    static const float term[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24,
+                                 1.0f / 6,    1.0f / 2,   1,          1};
     const DLRNI_K(v16) magic = DLRNI_K(set1)(12582912.0f); /* 1.5 * 2^23 */
     x = DLRNI_K(max)(x, DLRNI_K(set1)(-88.0f));
     DLRNI_K(v16) n = DLRNI_K(minus)(DLRNI_K(fma)(x, DLRNI_K(set1)(1.44269504f), magic), magic);
-    DLRNI_K(v16) r = DLRNI_K(fma)(n, DLRNI_K(set1)(-0.693359375f), x); /* log 2 in two parts, the first exact */
+    DLRNI_K(v16) r =
+        DLRNI_K(fma)(n, DLRNI_K(set1)(-0.693359375f), x); /* log 2 in two parts, the first exact */
     r = DLRNI_K(fma)(n, DLRNI_K(set1)(2.12194440e-4f), r);
     DLRNI_K(v16) sum = DLRNI_K(set1)(term[0]);
     for (int i = 1; i < 8; i++) sum = DLRNI_K(fma)(sum, r, DLRNI_K(set1)(term[i]));
@@ -10222,32 +11029,37 @@ DLRNI_INTERNAL void DLRNI_K(exp_shift)(float *y, float shift, int64_t n) {
 }
 
 /* Adam (Kingma and Ba, 2015) with torch's order of operations:
-   m += (1 - beta1)(g - m); v = beta2 v + (1 - beta2) g g; w -= step_size m / (sqrt(v) / root_bias_correction + eps) */
-DLRNI_INTERNAL void DLRNI_K(adam)(float *w, float *m, float *v, const float *g, int64_t n, const dlrni_adam *a) {
+   m += (1 - beta1)(g - m); v = beta2 v + (1 - beta2) g g; w -= step_size m / (sqrt(v) /
+   root_bias_correction + eps) */
+DLRNI_INTERNAL void DLRNI_K(adam)(float *w, float *m, float *v, const float *g, int64_t n,
+                                  const dlrni_adam *a) {
     const DLRNI_K(v16) b1 = DLRNI_K(set1)(a->one_minus_beta1), b2 = DLRNI_K(set1)(a->beta2);
     const DLRNI_K(v16) c2 = DLRNI_K(set1)(a->one_minus_beta2), step = DLRNI_K(set1)(-a->step_size);
     const DLRNI_K(v16) root = DLRNI_K(set1)(a->root_bias_correction), eps = DLRNI_K(set1)(a->eps);
-#define DLRNI_ADAM(load, store, n)                                                                                     \
-    const DLRNI_K(v16) grad = load(g + p n), m0 = load(m + p n);                                                       \
-    const DLRNI_K(v16) m1 = DLRNI_K(fma)(b1, DLRNI_K(minus)(grad, m0), m0);                                            \
-    const DLRNI_K(v16) v1 = DLRNI_K(fma)(DLRNI_K(mul)(c2, grad), grad, DLRNI_K(mul)(b2, load(v + p n)));               \
-    const DLRNI_K(v16) below = DLRNI_K(add)(DLRNI_K(div)(DLRNI_K(sqrt)(v1), root), eps);                               \
-    store(m + p, m1 n);                                                                                                \
-    store(v + p, v1 n);                                                                                                \
+#define DLRNI_ADAM(load, store, n)                                                                 \
+    const DLRNI_K(v16) grad = load(g + p n), m0 = load(m + p n);                                   \
+    const DLRNI_K(v16) m1 = DLRNI_K(fma)(b1, DLRNI_K(minus)(grad, m0), m0);                        \
+    const DLRNI_K(v16) v1 =                                                                        \
+        DLRNI_K(fma)(DLRNI_K(mul)(c2, grad), grad, DLRNI_K(mul)(b2, load(v + p n)));               \
+    const DLRNI_K(v16) below = DLRNI_K(add)(DLRNI_K(div)(DLRNI_K(sqrt)(v1), root), eps);           \
+    store(m + p, m1 n);                                                                            \
+    store(v + p, v1 n);                                                                            \
     store(w + p, DLRNI_K(fma)(step, DLRNI_K(div)(m1, below), load(w + p n)) n);
     DLRNI_SWEEP(n, DLRNI_ADAM);
 #undef DLRNI_ADAM
 }
 
 static const dlrni_kernel_table DLRNI_TABLE = {
-    DLRNI_K(dot),         DLRNI_K(dots),        DLRNI_K(dots_nt),   DLRNI_K(outer), DLRNI_K(transpose),
-    DLRNI_K(gather_axpy), DLRNI_K(gather_near), DLRNI_K(collect),   DLRNI_K(axpy),  DLRNI_K(scale),
-    DLRNI_K(sub),         DLRNI_K(relu_bias),   DLRNI_K(exp_shift), DLRNI_K(adam),
+    DLRNI_K(dot),       DLRNI_K(dots),        DLRNI_K(dots_nt),     DLRNI_K(outer),
+    DLRNI_K(transpose), DLRNI_K(gather_axpy), DLRNI_K(gather_near), DLRNI_K(collect),
+    DLRNI_K(axpy),      DLRNI_K(scale),       DLRNI_K(sub),         DLRNI_K(relu_bias),
+    DLRNI_K(exp_shift), DLRNI_K(adam),
 };
 
 /* ---- Screens ---- */
 
-/* Which of a row's sums, now in f32, are above their thresholds or no numbers (room screen has the inequality). */
+/* Which of a row's sums, now in f32, are above their thresholds or no numbers (room screen has the
+   inequality). */
 DLRNI_INTERNAL uint64_t DLRNI_K(screen_mask)(const DLRNI_K(v16) sum[3], const float *coef,
                                              const dlrni_screen_row *row) {
     uint64_t mask = 0;
@@ -10264,7 +11076,8 @@ DLRNI_INTERNAL uint64_t DLRNI_K(screen_mask)(const DLRNI_K(v16) sum[3], const fl
 
 #if DLRNI_PASS > 0
 /* f32: nothing is rounded; what is left to allow for is the order of the sum. */
-DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int unsigned_, void *out, dlrni_rounding *r) {
+DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int unsigned_, void *out,
+                                       dlrni_rounding *r) {
     (void)unsigned_;
     memcpy(out, x, (size_t)n * sizeof *x);
     r->full = r->rounded = DLRNI_K(dot)(x, x, n);
@@ -10274,8 +11087,8 @@ DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int unsigned_,
 }
 
 /* The masks of a tile from its sums [outer_rows][DLRNI_GROUP]. */
-DLRNI_INTERNAL void DLRNI_K(screen_masks)(const float *sum, const float *coef, const dlrni_screen_row *row,
-                                          uint64_t *mask) {
+DLRNI_INTERNAL void DLRNI_K(screen_masks)(const float *sum, const float *coef,
+                                          const dlrni_screen_row *row, uint64_t *mask) {
     for (int i = 0; i < DLRNI_K(outer_rows); i++, sum += DLRNI_GROUP) {
         DLRNI_K(v16) s[3];
         DLRNI_UNROLL
@@ -10284,11 +11097,12 @@ DLRNI_INTERNAL void DLRNI_K(screen_masks)(const float *sum, const float *coef, c
     }
 }
 
-DLRNI_INTERNAL void DLRNI_K(tile_f32)(const void *panel, const void *x, int64_t ld, int64_t steps, const float *coef,
-                                      const dlrni_screen_row *row, uint64_t *mask) {
+DLRNI_INTERNAL void DLRNI_K(tile_f32)(const void *panel, const void *x, int64_t ld, int64_t steps,
+                                      const float *coef, const dlrni_screen_row *row,
+                                      uint64_t *mask) {
     float sum[DLRNI_K(outer_rows) *DLRNI_GROUP];
-    DLRNI_K(outer_tiles)(DLRNI_K(outer_rows), steps, (const float *)x, ld / (int64_t)sizeof(float), 1,
-                         (const float *)panel, 0, sum, DLRNI_GROUP);
+    DLRNI_K(outer_tiles)(DLRNI_K(outer_rows), steps, (const float *)x, ld / (int64_t)sizeof(float),
+                         1, (const float *)panel, 0, sum, DLRNI_GROUP);
     DLRNI_K(screen_masks)(sum, coef, row, mask);
 }
 
@@ -10297,9 +11111,11 @@ static const dlrni_screen DLRNI_K(screen_f32) = {
 #endif
 
 #if DLRNI_PASS == 1 || DLRNI_PASS == 2
-/* int16 with one scale a row, by which its norm becomes 46000 or its largest 32767. Rounding adds at most sqrt(d) / 2
-   to the norm, so that no sum of products of two such rows goes beyond |x||w| < 2^31, in whatever order. */
-DLRNI_INTERNAL void DLRNI_K(round_int16)(const float *x, int64_t n, int unsigned_, void *out, dlrni_rounding *r) {
+/* int16 with one scale a row, by which its norm becomes 46000 or its largest 32767. Rounding adds
+   at most sqrt(d) / 2 to the norm, so that no sum of products of two such rows goes beyond |x||w| <
+   2^31, in whatever order. */
+DLRNI_INTERNAL void DLRNI_K(round_int16)(const float *x, int64_t n, int unsigned_, void *out,
+                                         dlrni_rounding *r) {
     const DLRNI_K(v16) zero = DLRNI_K(set1)(0),
                        magic = DLRNI_K(set1)(12582912.0f); /* 1.5 * 2^23: no room for fractions */
     DLRNI_K(v16) rounded = zero, error = zero, top = zero;
@@ -10320,8 +11136,10 @@ DLRNI_INTERNAL void DLRNI_K(round_int16)(const float *x, int64_t n, int unsigned
     for (p = 0; p < n; p += DLRNI_LANES) {
         int64_t part = dlrni_min(DLRNI_LANES, n - p);
         unsigned char whole[DLRNI_LANES * 2];
-        DLRNI_K(v16) a = part < DLRNI_LANES ? DLRNI_K(load_part)(x + p, part) : DLRNI_K(load)(x + p);
-        DLRNI_K(v16) q = DLRNI_K(minus)(DLRNI_K(fma)(a, inverse, magic), magic), off = DLRNI_K(fma)(scale, q, a);
+        DLRNI_K(v16) a =
+            part < DLRNI_LANES ? DLRNI_K(load_part)(x + p, part) : DLRNI_K(load)(x + p);
+        DLRNI_K(v16) q = DLRNI_K(minus)(DLRNI_K(fma)(a, inverse, magic), magic),
+                     off = DLRNI_K(fma)(scale, q, a);
         rounded = DLRNI_K(fma)(q, q, rounded);
         error = DLRNI_K(fma)(off, off, error);
         DLRNI_K(store_int16)(whole, q);
@@ -10334,12 +11152,14 @@ DLRNI_INTERNAL void DLRNI_K(round_int16)(const float *x, int64_t n, int unsigned
     r->sum = 0;
 }
 
-DLRNI_INTERNAL void DLRNI_K(tile_int16)(const void *panel, const void *x, int64_t ld, int64_t steps, const float *coef,
-                                        const dlrni_screen_row *row, uint64_t *mask) {
+DLRNI_INTERNAL void DLRNI_K(tile_int16)(const void *panel, const void *x, int64_t ld, int64_t steps,
+                                        const float *coef, const dlrni_screen_row *row,
+                                        uint64_t *mask) {
     enum { ROWS = DLRNI_K(outer_rows), VECTORS = DLRNI_K(outer_vectors) };
     float sum[ROWS * DLRNI_GROUP];
     for (int first = 0; first < 3; first += VECTORS) {
-        const unsigned char *w = (const unsigned char *)panel + first * 64, *at = (const unsigned char *)x;
+        const unsigned char *w = (const unsigned char *)panel + first * 64,
+                            *at = (const unsigned char *)x;
         DLRNI_K(words) s[ROWS][VECTORS], a[VECTORS];
         DLRNI_UNROLL
         for (int i = 0; i < ROWS; i++) {
@@ -10362,7 +11182,8 @@ DLRNI_INTERNAL void DLRNI_K(tile_int16)(const void *panel, const void *x, int64_
         for (int i = 0; i < ROWS; i++) {
             DLRNI_UNROLL
             for (int v = 0; v < VECTORS; v++)
-                DLRNI_K(store)(sum + i * DLRNI_GROUP + (first + v) * DLRNI_LANES, DLRNI_K(float_of_words)(s[i][v]));
+                DLRNI_K(store)(sum + i * DLRNI_GROUP + (first + v) * DLRNI_LANES,
+                               DLRNI_K(float_of_words)(s[i][v]));
         }
     }
     DLRNI_K(screen_masks)(sum, coef, row, mask);
@@ -10382,14 +11203,17 @@ static const dlrni_screen DLRNI_K(screen_int16) = {
 #if DLRNI_PASS == 4
 #define DLRNI_K(name) dlrni_avx512_##name
 
-/* int8 with one scale a row. The largest becomes 127; one side of the product must be unsigned, so 128 is added. */
-DLRNI_INTERNAL void DLRNI_K(round_int8)(const float *x, int64_t n, int unsigned_, void *out, dlrni_rounding *r) {
+/* int8 with one scale a row. The largest becomes 127; one side of the product must be unsigned, so
+   128 is added. */
+DLRNI_INTERNAL void DLRNI_K(round_int8)(const float *x, int64_t n, int unsigned_, void *out,
+                                        dlrni_rounding *r) {
     const __m512i flip = _mm512_set1_epi32(unsigned_ ? 128 : 0);
     __m512 top = _mm512_setzero_ps(), full = top, rounded = top, error = top;
     __m512i sum = _mm512_setzero_si512();
     for (int64_t p = 0; p < n; p += DLRNI_LANES) {
         __mmask16 part = (__mmask16)(n - p >= DLRNI_LANES ? 0xFFFF : (1 << (n - p)) - 1);
-        top = _mm512_maskz_max_ps((__mmask16)0xFFFF, top, _mm512_abs_ps(_mm512_maskz_loadu_ps(part, x + p)));
+        top = _mm512_maskz_max_ps((__mmask16)0xFFFF, top,
+                                  _mm512_abs_ps(_mm512_maskz_loadu_ps(part, x + p)));
     }
     float most = _mm512_reduce_max_ps(top), scale = most > 0 ? most / 127.0f : 1.0f;
     const __m512 s = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1.0f / scale);
@@ -10399,13 +11223,15 @@ DLRNI_INTERNAL void DLRNI_K(round_int8)(const float *x, int64_t n, int unsigned_
         __m512i q = _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, _mm512_mul_ps(a, inverse));
         q = _mm512_maskz_max_epi32((__mmask16)0xFFFF, q,
                                    _mm512_set1_epi32(-127)); /* what is not finite has no integer */
-        __m512 back = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, q), off = _mm512_fnmadd_ps(s, back, a);
+        __m512 back = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, q),
+               off = _mm512_fnmadd_ps(s, back, a);
         full = _mm512_fmadd_ps(a, a, full);
         rounded = _mm512_fmadd_ps(back, back, rounded);
         error = _mm512_fmadd_ps(off, off, error);
         sum = _mm512_add_epi32(sum, q);
-        _mm_mask_storeu_epi8((unsigned char *)out + p, part,
-                             _mm512_maskz_cvtepi32_epi8((__mmask16)0xFFFF, _mm512_add_epi32(q, flip)));
+        _mm_mask_storeu_epi8(
+            (unsigned char *)out + p, part,
+            _mm512_maskz_cvtepi32_epi8((__mmask16)0xFFFF, _mm512_add_epi32(q, flip)));
     }
     r->full = _mm512_reduce_add_ps(full);
     r->rounded = scale * scale * _mm512_reduce_add_ps(rounded);
@@ -10414,10 +11240,12 @@ DLRNI_INTERNAL void DLRNI_K(round_int8)(const float *x, int64_t n, int unsigned_
     r->sum = _mm512_reduce_add_epi32(sum);
 }
 
-/* vpdpbusd as text: around the builtin gcc 12 copies and spills the sums (44 % of the instruction's peak, 94 % so). */
+/* vpdpbusd as text: around the builtin gcc 12 copies and spills the sums (44 % of the instruction's
+   peak, 94 % so). */
 #define DLRNI_DPBUSD(sum, a, b) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
-DLRNI_INTERNAL void DLRNI_K(tile_int8)(const void *panel, const void *x, int64_t ld, int64_t steps, const float *coef,
-                                       const dlrni_screen_row *row, uint64_t *mask) {
+DLRNI_INTERNAL void DLRNI_K(tile_int8)(const void *panel, const void *x, int64_t ld, int64_t steps,
+                                       const float *coef, const dlrni_screen_row *row,
+                                       uint64_t *mask) {
     const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
     __m512i s[8][3];
     DLRNI_UNROLL
@@ -10426,7 +11254,8 @@ DLRNI_INTERNAL void DLRNI_K(tile_int8)(const void *panel, const void *x, int64_t
         for (int v = 0; v < 3; v++) s[i][v] = _mm512_set1_epi32(row[i].shift);
     }
     for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) {
-        __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64), w2 = _mm512_loadu_si512(w + 128);
+        __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64),
+                w2 = _mm512_loadu_si512(w + 128);
         DLRNI_UNROLL
         for (int i = 0; i < 8; i++) {
             int32_t four;
@@ -10447,13 +11276,15 @@ DLRNI_INTERNAL void DLRNI_K(tile_int8)(const void *panel, const void *x, int64_t
 }
 #undef DLRNI_DPBUSD
 
-static const dlrni_screen DLRNI_K(screen_int8) = {"int8", 8, 1, 4, 0, 0.27f, DLRNI_K(round_int8), DLRNI_K(tile_int8)};
+static const dlrni_screen DLRNI_K(screen_int8) = {
+    "int8", 8, 1, 4, 0, 0.27f, DLRNI_K(round_int8), DLRNI_K(tile_int8)};
 #undef DLRNI_K
 
 #elif DLRNI_PASS == 5
 #define DLRNI_K(name) dlrni_avx512_##name
 
-DLRNI_INTERNAL void DLRNI_K(round_bf16)(const float *x, int64_t n, int unsigned_, void *out, dlrni_rounding *r) {
+DLRNI_INTERNAL void DLRNI_K(round_bf16)(const float *x, int64_t n, int unsigned_, void *out,
+                                        dlrni_rounding *r) {
     __m512 full = _mm512_setzero_ps(), rounded = full, error = full;
     (void)unsigned_;
     for (int64_t p = 0; p < n; p += DLRNI_LANES) {
@@ -10475,8 +11306,9 @@ DLRNI_INTERNAL void DLRNI_K(round_bf16)(const float *x, int64_t n, int unsigned_
     r->sum = 0;
 }
 
-DLRNI_INTERNAL void DLRNI_K(tile_bf16)(const void *panel, const void *x, int64_t ld, int64_t steps, const float *coef,
-                                       const dlrni_screen_row *row, uint64_t *mask) {
+DLRNI_INTERNAL void DLRNI_K(tile_bf16)(const void *panel, const void *x, int64_t ld, int64_t steps,
+                                       const float *coef, const dlrni_screen_row *row,
+                                       uint64_t *mask) {
     const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
     __m512 s[8][3];
     DLRNI_UNROLL
@@ -10501,7 +11333,8 @@ DLRNI_INTERNAL void DLRNI_K(tile_bf16)(const void *panel, const void *x, int64_t
     for (int i = 0; i < 8; i++) mask[i] = DLRNI_K(screen_mask)(s[i], coef, row + i);
 }
 
-static const dlrni_screen DLRNI_K(screen_bf16) = {"bf16", 8, 2, 2, 1, 0.53f, DLRNI_K(round_bf16), DLRNI_K(tile_bf16)};
+static const dlrni_screen DLRNI_K(screen_bf16) = {
+    "bf16", 8, 2, 2, 1, 0.53f, DLRNI_K(round_bf16), DLRNI_K(tile_bf16)};
 #undef DLRNI_K
 #endif
 #endif /* DLRNI_PASS */

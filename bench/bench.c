@@ -1,14 +1,17 @@
-/* bench.c - how fast dictlearn.h is, as ratios: each thing is run in turns with what bounds it (fused multiply-adds,
-   reading, copying, or another thing), several times, and the best of the one is divided by the best of the other.
+/* bench.c - how fast dictlearn.h is, as ratios: each thing is run in turns with what bounds it
+   (fused multiply-adds, reading, copying, or another thing), several times, and the best of the one
+   is divided by the best of the other.
 
-       build/bench [--quick] [--list] [--cpu-time] [--budget SECONDS] [--json FILE] [--tmp FOLDER] [NAME...]
-       build/bench --rss [evaluate:]ROWS:FEATURES:L0
+       build/bench [--quick] [--list] [--cpu-time] [--budget SECONDS] [--json FILE] [--tmp FOLDER]
+   [NAME...] build/bench --rss [evaluate:]ROWS:FEATURES:L0
 
-   A NAME picks the rows whose name contains it; with a = in front, the row of just that name. The unit "floors" is the
-   time that the machine's multiply-adds alone would take for the product of encoding, 2 rows d F of them; "of peak" is
-   the inverse. Seconds are printed for the eye; only the ratios are meant to be compared.
-   --cpu-time, for a machine with other work: a second is a second of processor time divided by the number of threads.
-   What others take does not count then; but neither do threads that wait, so that work on one thread looks shared. */
+   A NAME picks the rows whose name contains it; with a = in front, the row of just that name. The
+   unit "floors" is the time that the machine's multiply-adds alone would take for the product of
+   encoding, 2 rows d F of them; "of peak" is the inverse. Seconds are printed for the eye; only the
+   ratios are meant to be compared.
+   --cpu-time, for a machine with other work: a second is a second of processor time divided by the
+   number of threads. What others take does not count then; but neither do threads that wait, so
+   that work on one thread looks shared. */
 #define _POSIX_C_SOURCE 200809L
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
@@ -69,7 +72,8 @@ typedef struct kind {
 } kind;
 
 /* ---- small things */
-static int clock_share; /* 0: the wall's clock; else the time that the process had on processors, in so many parts */
+static int clock_share; /* 0: the wall's clock; else the time that the process had on processors, in
+                           so many parts */
 
 static double now(void) {
     struct timespec t;
@@ -98,8 +102,9 @@ static dlrn_context *context_new(const char *kernels, int threads) {
     return ctx;
 }
 
-/* Runs the thing and its yardstick in turns until the budget is spent, and keeps the best of each. The yardstick gets
-   an eighth of the thing's time, so that beside a long thing it has its good moments, too. */
+/* Runs the thing and its yardstick in turns until the budget is spent, and keeps the best of each.
+   The yardstick gets an eighth of the thing's time, so that beside a long thing it has its good
+   moments, too. */
 typedef void (*action)(void *arg);
 static outcome in_turns(lab *l, action thing, void *arg, action yardstick, void *yard_arg) {
     outcome o = {0, HUGE_VAL, HUGE_VAL, 0};
@@ -144,7 +149,8 @@ static double floor_of(const outcome *o, const fma_burst *b, double flops) {
 static void fill(const lab *l, int pool, float *out, int64_t rows, int64_t d, float scale) {
     dlrn_rng rng = {(uint64_t)pool, 1, 0};
     for (int64_t i = 0; i < rows; i++) {
-        const float *from = l->normal + pool * POOL + (int64_t)dlrn_rng_below(&rng, (uint64_t)(POOL - d));
+        const float *from =
+            l->normal + pool * POOL + (int64_t)dlrn_rng_below(&rng, (uint64_t)(POOL - d));
         for (int64_t c = 0; c < d; c++) out[i * d + c] = scale * from[c];
     }
 }
@@ -155,14 +161,16 @@ static float *rows_new(const lab *l, dlrn_context *ctx, int64_t rows, int64_t d)
     return x;
 }
 
-/* Makes pre-activations normal of variance 1, and finds by bisection the bias at which l0 of them are positive. */
+/* Makes pre-activations normal of variance 1, and finds by bisection the bias at which l0 of them
+   are positive. */
 static void set_l0(const lab *l, dlrn_dictionary *ae, double l0) {
     int64_t d = ae->activation_dim, F = ae->dict_size;
     if (l0 <= 0) return;
     fill(l, 1, ae->encoder_weight, F, d, 1 / sqrtf((float)d));
-    float *x = rows_new(l, ae->ctx, SAMPLE, d), *pre = (float *)take(ae->ctx, SAMPLE * F, sizeof *pre), low = -1,
-          high = 9;
-    must(ae->ctx, dlrn_gemm(ae->ctx, DLRN_NT, SAMPLE, F, d, x, d, ae->encoder_weight, d, 0, pre, F));
+    float *x = rows_new(l, ae->ctx, SAMPLE, d),
+          *pre = (float *)take(ae->ctx, SAMPLE * F, sizeof *pre), low = -1, high = 9;
+    must(ae->ctx,
+         dlrn_gemm(ae->ctx, DLRN_NT, SAMPLE, F, d, x, d, ae->encoder_weight, d, 0, pre, F));
     for (int i = 0; i < 24; i++) {
         float mid = (low + high) / 2;
         int64_t on = 0;
@@ -192,8 +200,8 @@ typedef struct product {
 
 static void product_run(void *arg) {
     product *p = (product *)arg;
-    must(p->ctx, dlrn_gemm(p->ctx, p->op, p->m, p->n, p->k, p->a, p->op == DLRN_TN ? p->m : p->k, p->b,
-                           p->op == DLRN_NT ? p->k : p->n, 0, p->c, p->n));
+    must(p->ctx, dlrn_gemm(p->ctx, p->op, p->m, p->n, p->k, p->a, p->op == DLRN_TN ? p->m : p->k,
+                           p->b, p->op == DLRN_NT ? p->k : p->n, 0, p->c, p->n));
 }
 
 /* rows x features x d stand for m x n x k */
@@ -224,11 +232,13 @@ static void stepper_run(void *arg) {
     must(p->ctx, dlrn_trainer_step_on(p->trainer, p->x, NULL, p->rows, &p->stats));
 }
 
-/* The rate is so small that L0 stays. dead: so many features never fire; ghost: they get ghost gradients. */
+/* The rate is so small that L0 stays. dead: so many features never fire; ghost: they get ghost
+   gradients. */
 static stepper stepper_new(const lab *l, const shape *s, int threads, int64_t dead, int ghost) {
     stepper p = {context_new(s->kernels, threads), NULL, NULL, s->rows, {0}};
     dlrn_train_config cfg = dlrn_train_defaults();
-    cfg.activation_dim = s->d, cfg.dict_size = s->features, cfg.lr = 1e-12, cfg.warmup_steps = 0, cfg.log_steps = -1;
+    cfg.activation_dim = s->d, cfg.dict_size = s->features, cfg.lr = 1e-12, cfg.warmup_steps = 0,
+    cfg.log_steps = -1;
     if (ghost) cfg.ghost_threshold = 0;
     must(p.ctx, dlrn_trainer_create(p.ctx, &cfg, NULL, NULL, &p.trainer));
     dlrn_dictionary *ae = dlrn_trainer_dictionary(p.trainer);
@@ -260,11 +270,13 @@ static outcome measure_step(lab *l, const shape *s) {
 }
 
 static outcome measure_ghost(lab *l, const shape *s) {
-    stepper with = stepper_new(l, s, 0, s->features / 10, 1), without = stepper_new(l, s, 0, s->features / 10, 0);
+    stepper with = stepper_new(l, s, 0, s->features / 10, 1),
+            without = stepper_new(l, s, 0, s->features / 10, 0);
     outcome o = in_turns(l, stepper_run, &with, stepper_run, &without);
     o.ratio = o.seconds / o.yard;
     o.l0 = with.stats.l0;
-    if (with.stats.dead < s->features / 10) fprintf(stderr, "bench: expected dead features\n"), exit(1);
+    if (with.stats.dead < s->features / 10)
+        fprintf(stderr, "bench: expected dead features\n"), exit(1);
     stepper_free(&with);
     stepper_free(&without);
     return o;
@@ -304,7 +316,8 @@ static void decode_sparse_run(void *arg) {
 }
 
 static coder coder_new(lab *l, const shape *s) {
-    coder c = {dictionary_new(l, l->ctx, s), rows_new(l, l->ctx, s->rows, s->d), NULL, NULL, s->rows, {0}};
+    coder c = {
+        dictionary_new(l, l->ctx, s), rows_new(l, l->ctx, s->rows, s->d), NULL, NULL, s->rows, {0}};
     c.x_hat = (float *)take(l->ctx, s->rows * s->d, sizeof *c.x_hat);
     return c;
 }
@@ -385,7 +398,8 @@ static dlrn_status stream_read(void *user, int64_t max_rows, float *x, float *y,
     (void)y;
     *n = max_rows < t->left ? max_rows : t->left;
     for (int64_t i = 0; i < *n; i++)
-        memcpy(x + i * t->d, t->l->normal + dlrn_rng_below(&t->rng, (uint64_t)(POOL - t->d)), (size_t)t->d * sizeof *x);
+        memcpy(x + i * t->d, t->l->normal + dlrn_rng_below(&t->rng, (uint64_t)(POOL - t->d)),
+               (size_t)t->d * sizeof *x);
     t->left -= *n;
     return *n ? DLRN_OK : DLRN_END;
 }
@@ -459,7 +473,8 @@ static outcome measure_buffer(lab *l, const shape *s) {
     drawing g = {l->ctx, dlrn_buffer_defaults(), NULL, {l, 0, s->d, {3, 1, 0}}};
     outcome o = {0};
     uint64_t bytes;
-    g.cfg.n_ctxs = s->features, g.cfg.ctx_len = 1, g.cfg.in_batch_size = 8192, g.cfg.out_batch_size = s->rows;
+    g.cfg.n_ctxs = s->features, g.cfg.ctx_len = 1, g.cfg.in_batch_size = 8192,
+    g.cfg.out_batch_size = s->rows;
     g.cfg.store = s->store;
     must(l->ctx, dlrn_buffer_bytes(l->ctx, &g.cfg, s->d, 0, &bytes));
     if ((double)bytes * 1.3 + 1e9 > memory_available()) return o;
@@ -492,7 +507,8 @@ static void file_read(void *arg) {
     file *f = (file *)arg;
     FILE *in = fopen(f->path, "rb");
     char *bytes = (char *)malloc((size_t)f->bytes);
-    if (!in || !bytes || fread(bytes, 1, (size_t)f->bytes, in) != (size_t)f->bytes) must(NULL, DLRN_ERR_IO);
+    if (!in || !bytes || fread(bytes, 1, (size_t)f->bytes, in) != (size_t)f->bytes)
+        must(NULL, DLRN_ERR_IO);
     fclose(in);
     free(bytes);
 }
@@ -510,8 +526,8 @@ static outcome measure_load(lab *l, const shape *s) {
     return o;
 }
 
-/* ---- memory at its peak, in a process of its own: what a trainer takes beyond weights, moments and the batch; what an
-   evaluation takes beyond weights */
+/* ---- memory at its peak, in a process of its own: what a trainer takes beyond weights, moments
+   and the batch; what an evaluation takes beyond weights */
 static double peak_bytes(void) {
     char line[256];
     double kb = 0;
@@ -557,7 +573,8 @@ static void json_number(FILE *f, const char *key, double v) {
     if (isfinite(v) && v != 0) fprintf(f, ", \"%s\": %.6g", key, v);
 }
 
-static void print_row(lab *l, const char *name, const kind *k, double aim, const shape *s, const outcome *o) {
+static void print_row(lab *l, const char *name, const kind *k, double aim, const shape *s,
+                      const outcome *o) {
     char goal[32] = "";
     if (o->ratio <= 0) {
         printf("%-34s skipped: not enough memory\n", name);
@@ -569,7 +586,8 @@ static void print_row(lab *l, const char *name, const kind *k, double aim, const
     printf("\n");
     fflush(stdout);
     if (!l->json) return;
-    fprintf(l->json, "%s\n  {\"name\": \"%s\", \"ratio\": %.4g, \"unit\": \"%s\", \"better\": \"%s\"",
+    fprintf(l->json,
+            "%s\n  {\"name\": \"%s\", \"ratio\": %.4g, \"unit\": \"%s\", \"better\": \"%s\"",
             l->count++ ? "," : "", name, o->ratio, k->unit, k->higher ? "higher" : "lower");
     json_number(l->json, "goal", aim);
     fprintf(l->json, ", \"parameters\": {\"threads\": %d", dlrn_threads(l->ctx));
@@ -585,7 +603,8 @@ static void print_row(lab *l, const char *name, const kind *k, double aim, const
 /* --quick leaves out what takes long. goal 0: the kind's. */
 static outcome run_row(lab *l, const char *name, const kind *k, double goal, shape s) {
     outcome o = {0};
-    int heavy = k->measure == measure_buffer ? s.features > 1 << 16 : k->heavy || encode_flops(&s) > 2e10;
+    int heavy =
+        k->measure == measure_buffer ? s.features > 1 << 16 : k->heavy || encode_flops(&s) > 2e10;
     if (!wanted(l, name) || (l->quick && heavy)) return o;
     if (l->list) {
         puts(name);
@@ -609,19 +628,24 @@ DLRN_PRINTF(1, 2) static const char *name_of(const char *format, ...) {
 static void gemm_rows(lab *l) {
     static const kind dense = {"of peak", 1, 0.9, measure_gemm, 0};
     static const char *ops[] = {"nn", "nt", "tn"};
-    static const shape at[] = {{.op = DLRN_NT, .rows = 2048, .features = 8192, .d = 512}, /* encode: x W^T         */
-                               {.op = DLRN_NN, .rows = 2048, .features = 8192, .d = 512},
-                               {.op = DLRN_TN, .rows = 2048, .features = 8192, .d = 512},
-                               {.op = DLRN_NN, .rows = 2048, .features = 512, .d = 8192},  /* decode: f W           */
-                               {.op = DLRN_TN, .rows = 8192, .features = 512, .d = 2048}}; /* a gradient of W: f^T g */
+    static const shape at[] = {
+        {.op = DLRN_NT, .rows = 2048, .features = 8192, .d = 512}, /* encode: x W^T         */
+        {.op = DLRN_NN, .rows = 2048, .features = 8192, .d = 512},
+        {.op = DLRN_TN, .rows = 2048, .features = 8192, .d = 512},
+        {.op = DLRN_NN, .rows = 2048, .features = 512, .d = 8192},  /* decode: f W           */
+        {.op = DLRN_TN, .rows = 8192, .features = 512, .d = 2048}}; /* a gradient of W: f^T g */
     for (size_t i = 0; i < sizeof at / sizeof at[0]; i++)
-        run_row(l, name_of("gemm.%s.%dx%dx%d", ops[at[i].op], (int)at[i].rows, (int)at[i].features, (int)at[i].d),
+        run_row(l,
+                name_of("gemm.%s.%dx%dx%d", ops[at[i].op], (int)at[i].rows, (int)at[i].features,
+                        (int)at[i].d),
                 &dense, 0, at[i]);
 }
 
-/* What a kernel set is to reach: some screen in a cheaper format, the others do the whole product in f32. */
+/* What a kernel set is to reach: some screen in a cheaper format, the others do the whole product
+   in f32. */
 static double step_goal(const char *kernels, int64_t F) {
-    if (!strcmp(kernels, "avx512vnni") || !strcmp(kernels, "avx512bf16")) return F > 8192 ? 0.65 : 0.75;
+    if (!strcmp(kernels, "avx512vnni") || !strcmp(kernels, "avx512bf16"))
+        return F > 8192 ? 0.65 : 0.75;
     return !strcmp(kernels, "avx512") ? 1.3 : 1.4;
 }
 
@@ -640,8 +664,10 @@ static void step_rows(lab *l) {
         int B = (int)s.rows, F = (int)s.features;
         run_row(l, name_of("step.B%d.F%d", B, F), &step, step_goal(best, F), s);
         for (int k = 0; (s.kernels = dlrn_kernels_available(k)) != NULL; k++)
-            if (strcmp(s.kernels, "scalar") && strcmp(s.kernels, best)) /* the scalar set is the oracle */
-                run_row(l, name_of("step.B%d.F%d.%s", B, F, s.kernels), &step, step_goal(s.kernels, F), s);
+            if (strcmp(s.kernels, "scalar") &&
+                strcmp(s.kernels, best)) /* the scalar set is the oracle */
+                run_row(l, name_of("step.B%d.F%d.%s", B, F, s.kernels), &step,
+                        step_goal(s.kernels, F), s);
     }
     run_row(l, "step.ghost.B2048.F8192", &ghost, 0, at[0]);
     int n = dlrn_threads(l->ctx); /* processor time does not see what threads gain */
@@ -650,8 +676,8 @@ static void step_rows(lab *l) {
     run_row(l, "step.fresh.B2048.F8192", &step, 0, at[0]);
 }
 
-/* The largest rise from one point of a series to the next, over what the line time = a + b p (least squares of the
-   relative distances) rises there: 1 where there is no cliff. */
+/* The largest rise from one point of a series to the next, over what the line time = a + b p (least
+   squares of the relative distances) rises there: 1 where there is no cliff. */
 static void print_trend(lab *l, const char *name) {
     static const kind trend = {"times the trend", 0, 1.3, NULL, 0};
     double s0 = 0, s1 = 0, s2 = 0, t0 = 0, t1 = 0, worst = 0;
@@ -683,7 +709,8 @@ static void grow_rows(lab *l) {
     static const int64_t l0[] = {10, 30, 100, 300, 1000};
     const shape s = {.rows = 2048, .d = 512, .features = 8192, .l0 = 100};
     shape t;
-    for (t = s, t.features = 4096; t.features <= 131072; t.features *= 2) series_row(l, "F", t.features, t);
+    for (t = s, t.features = 4096; t.features <= 131072; t.features *= 2)
+        series_row(l, "F", t.features, t);
     print_trend(l, "grow.F.trend");
     for (t = s, t.d = 128; t.d <= 4096; t.d *= 2) series_row(l, "d", t.d, t);
     print_trend(l, "grow.d.trend");
@@ -705,7 +732,8 @@ static void around_rows(lab *l) {
         const char *name;
         dlrn_dtype type;
     } stores[] = {{"f32", DLRN_F32}, {"f16", DLRN_F16}, {"bf16", DLRN_BF16}};
-    shape s = {.rows = 1, .d = 512, .features = 32768, .l0 = 100}, e = {16384, 512, 8192, .l0 = 100};
+    shape s = {.rows = 1, .d = 512, .features = 32768, .l0 = 100},
+          e = {16384, 512, 8192, .l0 = 100};
     run_row(l, "encode.rows1", &one, 0, s);
     run_row(l, "encode.prepared.rows1", &prepared, 0, s);
     s.rows = 256;
@@ -718,7 +746,8 @@ static void around_rows(lab *l) {
     run_row(l, "load.pt", &load, 0, s);
     for (int k = 16; k <= 22; k += 3)
         for (int i = 0; i < 3; i++) {
-            shape b = {.rows = 8192, .d = 512, .features = (int64_t)1 << k, .store = stores[i].type};
+            shape b = {
+                .rows = 8192, .d = 512, .features = (int64_t)1 << k, .store = stores[i].type};
             run_row(l, name_of("buffer.%s.%dk", stores[i].name, 1 << (k - 10)), &draw, 0, b);
         }
 }
@@ -759,13 +788,17 @@ static double best_of(action a, void *arg) {
     return best;
 }
 
-/* The yardsticks by themselves; the rows take them again. Not where rows are picked: those want to be quick. */
+/* The yardsticks by themselves; the rows take them again. Not where rows are picked: those want to
+   be quick. */
 static void print_machine(lab *l) {
     int64_t bytes = 128 << 20;
     const char *name;
-    printf("%s, %s, %s%s\n", cpu_name(), compiler(), dlrn_build_info(l->ctx), clock_share ? ", processor time" : "");
+    printf("%s, %s, %s%s\n", cpu_name(), compiler(), dlrn_build_info(l->ctx),
+           clock_share ? ", processor time" : "");
     if (l->json)
-        fprintf(l->json, "{\"machine\": {\"cpu\": \"%s\", \"threads\": %d, \"compiler\": \"%s\", \"clock\": \"%s\"",
+        fprintf(l->json,
+                "{\"machine\": {\"cpu\": \"%s\", \"threads\": %d, \"compiler\": \"%s\", \"clock\": "
+                "\"%s\"",
                 cpu_name(), dlrn_threads(l->ctx), compiler(), clock_share ? "processor" : "wall");
     for (int i = 0; l->json && (name = dlrn_kernels_available(i)) != NULL; i++)
         fprintf(l->json, "%s\"%s\"", i ? ", " : ", \"kernels\": [", name);
@@ -780,21 +813,23 @@ static void print_machine(lab *l) {
     }
     if (l->n_names == 0) {
         char *from = (char *)take(l->ctx, bytes, 1), *to = (char *)take(l->ctx, bytes, 1);
-        traffic read = {l->ctx, from, NULL, bytes, 1, 0}, copy = {l->ctx, from, to, bytes, bytes, 0};
+        traffic read = {l->ctx, from, NULL, bytes, 1, 0},
+                copy = {l->ctx, from, to, bytes, bytes, 0};
         memset(from, 1, (size_t)bytes);
         double read_gbs = (double)bytes * 1e-9 / best_of(traffic_run, &read);
         double copy_gbs = (double)bytes * 1e-9 / best_of(traffic_run, &copy);
         dlrn_free(l->ctx, from), dlrn_free(l->ctx, to);
         printf("; GB/s: read %.1f, copy %.1f\n\n", read_gbs, copy_gbs);
-        if (l->json) fprintf(l->json, "}, \"read_gbs\": %.1f, \"copy_gbs\": %.1f", read_gbs, copy_gbs);
+        if (l->json)
+            fprintf(l->json, "}, \"read_gbs\": %.1f, \"copy_gbs\": %.1f", read_gbs, copy_gbs);
     }
     if (l->json) fprintf(l->json, "},\n \"rows\": [");
 }
 
 static int usage(void) {
-    fprintf(stderr,
-            "usage: bench [--quick] [--list] [--cpu-time] [--budget SECONDS] [--json FILE] [--tmp FOLDER] [NAME...]\n"
-            "       bench --rss [evaluate:]ROWS:FEATURES:L0\n");
+    fprintf(stderr, "usage: bench [--quick] [--list] [--cpu-time] [--budget SECONDS] [--json FILE] "
+                    "[--tmp FOLDER] [NAME...]\n"
+                    "       bench --rss [evaluate:]ROWS:FEATURES:L0\n");
     return 2;
 }
 
@@ -806,7 +841,8 @@ int main(int argc, char **argv) {
     int i = 1;
     for (; i < argc && argv[i][0] == '-'; i++) {
         const char *option = argv[i];
-        int plain = !strcmp(option, "--quick") || !strcmp(option, "--list") || !strcmp(option, "--cpu-time");
+        int plain = !strcmp(option, "--quick") || !strcmp(option, "--list") ||
+                    !strcmp(option, "--cpu-time");
         if (!plain && i + 1 == argc) return usage();
         if (!strcmp(option, "--quick")) l.quick = 1, l.budget = 0.1;
         if (!strcmp(option, "--list")) l.list = 1;
@@ -831,7 +867,8 @@ int main(int argc, char **argv) {
     dlrn_rng rng = {7, 1, 0};
     for (int k = 0; k < 2 * POOL; k++) l.normal[k] = dlrn_rng_normal(&rng);
     if (rss) return print_rss(&l, rss);
-    if (json && !(l.json = fopen(json, "w"))) return fprintf(stderr, "bench: cannot write %s\n", json), 1;
+    if (json && !(l.json = fopen(json, "w")))
+        return fprintf(stderr, "bench: cannot write %s\n", json), 1;
     if (!l.list) print_machine(&l);
     gemm_rows(&l);
     step_rows(&l);

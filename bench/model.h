@@ -1,18 +1,32 @@
-/* model.h - rows of the table for a language model of Pythia-70m's shape: random weights, written to a folder that
-   peers.py opens with transformers. Part of bench.c. */
+/* model.h - rows of the table for a language model of Pythia-70m's shape: random weights, written
+   to a folder that peers.py opens with transformers. Part of bench.c. */
 #ifndef DICTLEARN_BENCH_MODEL_H
 #define DICTLEARN_BENCH_MODEL_H
 
-enum { MODEL_SEQUENCES = 32, MODEL_LENGTH = 128, MODEL_TOKENS = MODEL_SEQUENCES * MODEL_LENGTH, MODEL_LAYERS = 6 };
-enum { MODEL_DIM = 512, MODEL_INNER = 2048, MODEL_VOCAB = 50304, MODEL_TENSORS = 3 + 1 + 12 * MODEL_LAYERS };
+enum {
+    MODEL_SEQUENCES = 32,
+    MODEL_LENGTH = 128,
+    MODEL_TOKENS = MODEL_SEQUENCES * MODEL_LENGTH,
+    MODEL_LAYERS = 6
+};
+enum {
+    MODEL_DIM = 512,
+    MODEL_INNER = 2048,
+    MODEL_VOCAB = 50304,
+    MODEL_TENSORS = 3 + 1 + 12 * MODEL_LAYERS
+};
 static const char model_config[] =
-    "{\"architectures\": [\"GPTNeoXForCausalLM\"], \"model_type\": \"gpt_neox\", \"hidden_size\": 512,\n"
-    " \"num_hidden_layers\": 6, \"num_attention_heads\": 8, \"intermediate_size\": 2048, \"vocab_size\": 50304,\n"
-    " \"max_position_embeddings\": 2048, \"rotary_pct\": 0.25, \"rotary_emb_base\": 10000, \"hidden_act\": \"gelu\",\n"
+    "{\"architectures\": [\"GPTNeoXForCausalLM\"], \"model_type\": \"gpt_neox\", \"hidden_size\": "
+    "512,\n"
+    " \"num_hidden_layers\": 6, \"num_attention_heads\": 8, \"intermediate_size\": 2048, "
+    "\"vocab_size\": 50304,\n"
+    " \"max_position_embeddings\": 2048, \"rotary_pct\": 0.25, \"rotary_emb_base\": 10000, "
+    "\"hidden_act\": \"gelu\",\n"
     " \"layer_norm_eps\": 1e-05, \"use_parallel_residual\": true, \"tie_word_embeddings\": false,\n"
     " \"bos_token_id\": 0, \"eos_token_id\": 0, \"torch_dtype\": \"float32\"}\n";
 
-/* A tensor [rows][cols] (cols 0: [rows]) of small numbers out of the pool, wherever they may overlap. */
+/* A tensor [rows][cols] (cols 0: [rows]) of small numbers out of the pool, wherever they may
+   overlap. */
 static dlrn_tensor_out model_tensor(const float *pool, char *name, int64_t rows, int64_t cols) {
     dlrn_tensor_out t = {name, DLRN_F32, cols ? 2 : 1, {rows, cols}, pool};
     return t;
@@ -26,18 +40,25 @@ static void model_write(dlrn_context *ctx, const char *folder, const float *norm
     int n = 0;
     float *pool = (float *)take(ctx, MODEL_VOCAB * d, sizeof *pool);
     for (int64_t i = 0; i < MODEL_VOCAB * d; i++) pool[i] = 0.02f * normal[i % POOL];
-    strcpy(name[n], "gpt_neox.embed_in.weight"), t[n] = model_tensor(pool, name[n], MODEL_VOCAB, d), n++;
+    strcpy(name[n], "gpt_neox.embed_in.weight"), t[n] = model_tensor(pool, name[n], MODEL_VOCAB, d),
+                                                 n++;
     strcpy(name[n], "embed_out.weight"), t[n] = model_tensor(pool, name[n], MODEL_VOCAB, d), n++;
-    strcpy(name[n], "gpt_neox.final_layer_norm.weight"), t[n] = model_tensor(pool, name[n], d, 0), n++;
-    strcpy(name[n], "gpt_neox.final_layer_norm.bias"), t[n] = model_tensor(pool, name[n], d, 0), n++;
+    strcpy(name[n], "gpt_neox.final_layer_norm.weight"), t[n] = model_tensor(pool, name[n], d, 0),
+                                                         n++;
+    strcpy(name[n], "gpt_neox.final_layer_norm.bias"), t[n] = model_tensor(pool, name[n], d, 0),
+                                                       n++;
     for (int l = 0; l < MODEL_LAYERS; l++)
         for (int p = 0; p < NEOX_PARTS; p++, n++) {
-            const int bias = strstr(neox_part_names[p], ".weight") == NULL || strstr(neox_part_names[p], "layernorm");
+            const int bias = strstr(neox_part_names[p], ".weight") == NULL ||
+                             strstr(neox_part_names[p], "layernorm");
             const int64_t rows = p == NEOX_QKV_W || p == NEOX_QKV_B ? 3 * d
                                  : p == NEOX_UP_W || p == NEOX_UP_B ? (int64_t)MODEL_INNER
                                                                     : d;
             snprintf(name[n], sizeof name[n], "gpt_neox.layers.%d.%s", l, neox_part_names[p]);
-            t[n] = model_tensor(pool + n * 4096, name[n], rows, bias ? 0 : p == NEOX_DOWN_W ? (int64_t)MODEL_INNER : d);
+            t[n] = model_tensor(pool + n * 4096, name[n], rows,
+                                bias               ? 0
+                                : p == NEOX_DOWN_W ? (int64_t)MODEL_INNER
+                                                   : d);
         }
     char path[512];
     dlrn_writer *config = NULL;
@@ -75,7 +96,8 @@ static void model_go(void *arg) {
 /* Operations of the products with weights; attention's own are a fiftieth of them. */
 static double model_flops(const model_run *r) {
     const double layer = 4.0 * MODEL_DIM * MODEL_DIM + 2.0 * MODEL_DIM * MODEL_INNER;
-    return 2.0 * MODEL_TOKENS * (layer * r->layers + (r->logits ? (double)MODEL_DIM * MODEL_VOCAB : 0));
+    return 2.0 * MODEL_TOKENS *
+           (layer * r->layers + (r->logits ? (double)MODEL_DIM * MODEL_VOCAB : 0));
 }
 
 /* s->rows: how many layers; s->features: 1 with the logits of all tokens. */
@@ -93,7 +115,8 @@ static outcome measure_model(lab *l, const shape *s) {
     mkdir(folder, 0777);
     model_write(l->ctx, folder, l->normal);
     must(l->ctx, neox_load(l->ctx, folder, &r.m));
-    if (s->features) r.logits = (float *)take(l->ctx, (int64_t)MODEL_TOKENS * MODEL_VOCAB, sizeof *r.logits);
+    if (s->features)
+        r.logits = (float *)take(l->ctx, (int64_t)MODEL_TOKENS * MODEL_VOCAB, sizeof *r.logits);
     o = in_turns(l, model_go, &r, fma_burst_run, &peak);
     o.ratio = floor_of(&o, &peak, model_flops(&r)) / o.seconds;
     dlrn_free(l->ctx, r.logits);

@@ -1,5 +1,6 @@
-/* yardsticks.h - what this machine can do, measured by loops that nothing beats: independent fused multiply-adds
-   in registers, reading, copying. bench.c holds every figure against one of them, taken in turns with it. */
+/* yardsticks.h - what this machine can do, measured by loops that nothing beats: independent fused
+   multiply-adds in registers, reading, copying. bench.c holds every figure against one of them,
+   taken in turns with it. */
 #ifndef DICTLEARN_YARDSTICKS_H
 #define DICTLEARN_YARDSTICKS_H
 
@@ -7,18 +8,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- fused multiply-adds: 14 chains of a = a * m + c, enough to hide a latency of 4 at two a cycle, each from another
-   start, so that no compiler makes one of them */
+/* ---- fused multiply-adds: 14 chains of a = a * m + c, enough to hide a latency of 4 at two a
+   cycle, each from another start, so that no compiler makes one of them */
 #define CHAINS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13)
 enum { CHAIN_COUNT = 14 };
 #define CHAIN_START(i) a##i = SET(1.0f + i),
 #define CHAIN_STEP(i) a##i = FMA(a##i, m, c);
 #define CHAIN_SUM(i) a0 = FMA(a##i, m, a0);
-#define FMA_LOOP                                                                                                       \
-    VECTOR CHAINS(CHAIN_START) m = SET(0.999f), c = SET(0.001f);                                                       \
-    for (int64_t r = 0; r < rounds; r++) {                                                                             \
-        CHAINS(CHAIN_STEP)                                                                                             \
-    }                                                                                                                  \
+#define FMA_LOOP                                                                                   \
+    VECTOR CHAINS(CHAIN_START) m = SET(0.999f), c = SET(0.001f);                                   \
+    for (int64_t r = 0; r < rounds; r++) {                                                         \
+        CHAINS(CHAIN_STEP)                                                                         \
+    }                                                                                              \
     CHAINS(CHAIN_SUM)
 
 static void fma_plain(int64_t rounds, float *out) { /* whatever the compiler makes of it */
@@ -116,9 +117,9 @@ enum { PIECE = 1 << 18 }; /* bytes of a task */
 typedef struct traffic {
     dlrn_context *ctx;
     const char *from;
-    char *to;       /* NULL: read only                                                              */
-    int64_t bytes;  /* of `from`, a multiple of 64                                                  */
-    int64_t target; /* bytes of `to`: it is written again and again, as a batch's rows are          */
+    char *to; /* NULL: read only                                                              */
+    int64_t bytes;  /* of `from`, a multiple of 64  */
+    int64_t target; /* bytes of `to`: it is written again and again, as a batch's rows are */
     volatile uint64_t sink;
 } traffic;
 

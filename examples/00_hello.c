@@ -8,11 +8,13 @@ int main(void) {
     dlrn_sparse codes = {0};
 
     if (dlrn_context_create(NULL, &ctx)) return 1;
-    dlrn_status s = dlrn_autoencoder_create(ctx, 64, 1024, 0, &ae); /* or dlrn_load(ctx, "ae.pt", &ae) */
+    dlrn_status s =
+        dlrn_autoencoder_create(ctx, 64, 1024, 0, &ae); /* or dlrn_load(ctx, "ae.pt", &ae) */
     if (!s) s = dlrn_forward(ae, x, 2, x_hat, &codes);
     if (s) return fprintf(stderr, "%s\n", dlrn_error(ctx)), 1;
     for (int i = 0; i < 2; i++)
-        printf("row %d: %d of 1024 features are active\n", i, (int)(codes.row_ptr[i + 1] - codes.row_ptr[i]));
+        printf("row %d: %d of 1024 features are active\n", i,
+               (int)(codes.row_ptr[i + 1] - codes.row_ptr[i]));
     dlrn_sparse_free(&codes);
     dlrn_dictionary_destroy(ae);
     dlrn_context_destroy(ctx);

@@ -3,8 +3,8 @@
        cc -O2 -fopenmp -I. examples/01_load_and_encode.c -o load_and_encode -lm
        ./load_and_encode dictionaries/pythia-70m-deduped/mlp_out_layer1/10_32768 activations.npy
 
-   The dictionary may be ae.pt itself, the folder around it, a .safetensors or an .npz. Without arguments, a small
-   dictionary is made first and the rows are combinations of its own atoms. */
+   The dictionary may be ae.pt itself, the folder around it, a .safetensors or an .npz. Without
+   arguments, a small dictionary is made first and the rows are combinations of its own atoms. */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include <stdio.h>
@@ -17,7 +17,8 @@ static dlrn_status make_dictionary(dlrn_context *ctx, const char *path) {
     dlrn_status s = dlrn_autoencoder_create(ctx, 32, 256, 7, &ae);
     for (int64_t j = 0; s == DLRN_OK && j < 256; j++) {
         ae->encoder_bias[j] = -1.3f; /* without a threshold half of all features fire */
-        for (int64_t c = 0; c < 32; c++) ae->encoder_weight[j * 32 + c] = ae->decoder_weight[j * 32 + c];
+        for (int64_t c = 0; c < 32; c++)
+            ae->encoder_weight[j * 32 + c] = ae->decoder_weight[j * 32 + c];
     }
     if (s == DLRN_OK) dlrn_dictionary_changed(ae); /* its weights were written to */
     if (s == DLRN_OK) s = dlrn_save(ae, path);
@@ -26,21 +27,23 @@ static dlrn_status make_dictionary(dlrn_context *ctx, const char *path) {
 }
 
 /* x [ROWS][d]: from the file, or two atoms of the dictionary each. */
-static dlrn_status make_rows(dlrn_context *ctx, const dlrn_dictionary *ae, const char *path, float *x) {
+static dlrn_status make_rows(dlrn_context *ctx, const dlrn_dictionary *ae, const char *path,
+                             float *x) {
     dlrn_archive *file = NULL;
     const int64_t d = ae->activation_dim, F = ae->dict_size;
     if (!path) {
         for (int64_t i = 0; i < ROWS; i++)
             for (int64_t c = 0; c < d; c++)
-                x[i * d + c] =
-                    3 * ae->decoder_weight[(11 * i) % F * d + c] + 2 * ae->decoder_weight[(7 * i + 5) % F * d + c];
+                x[i * d + c] = 3 * ae->decoder_weight[(11 * i) % F * d + c] +
+                               2 * ae->decoder_weight[(7 * i + 5) % F * d + c];
         return DLRN_OK;
     }
     dlrn_status s = dlrn_archive_open(ctx, path, &file);
     if (s != DLRN_OK) return s;
     const dlrn_tensor_info *t = dlrn_archive_info(file, 0);
     if (!t || t->ndim != 2 || t->shape[0] < ROWS || t->shape[1] != d)
-        s = dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected at least %d rows of width %lld", path, ROWS, (long long)d);
+        s = dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected at least %d rows of width %lld", path,
+                      ROWS, (long long)d);
     if (s == DLRN_OK) s = dlrn_archive_read_rows(file, 0, 0, ROWS, x); /* f16 and f64 are widened */
     dlrn_archive_close(file);
     return s;
@@ -52,14 +55,17 @@ static dlrn_status print_row(dlrn_context *ctx, const dlrn_sparse *codes, int64_
     int64_t index[TOP];
     int64_t top = n < TOP ? n : TOP;
     dlrn_status s = dlrn_topk(ctx, codes->val + first, n, top, index, NULL);
-    printf("row %lld: %lld of %lld features are on; strongest:", (long long)i, (long long)n, (long long)codes->cols);
+    printf("row %lld: %lld of %lld features are on; strongest:", (long long)i, (long long)n,
+           (long long)codes->cols);
     for (int64_t k = 0; s == DLRN_OK && k < top; k++)
-        printf(" %d (%.2f)", (int)codes->col[first + index[k]], (double)codes->val[first + index[k]]);
+        printf(" %d (%.2f)", (int)codes->col[first + index[k]],
+               (double)codes->val[first + index[k]]);
     putchar('\n');
     return s;
 }
 
-static dlrn_status encode_and_print(dlrn_context *ctx, const dlrn_dictionary *ae, const char *path) {
+static dlrn_status encode_and_print(dlrn_context *ctx, const dlrn_dictionary *ae,
+                                    const char *path) {
     const int64_t d = ae->activation_dim;
     dlrn_tensor x, x_hat;
     dlrn_sparse codes = {0};
@@ -67,7 +73,8 @@ static dlrn_status encode_and_print(dlrn_context *ctx, const dlrn_dictionary *ae
     if (s != DLRN_OK) return s;
     s = dlrn_tensor_create(ctx, ROWS, d, &x_hat);
     if (s == DLRN_OK) s = make_rows(ctx, ae, path, x.data);
-    if (s == DLRN_OK) s = dlrn_forward(ae, x.data, ROWS, x_hat.data, &codes); /* features and reconstruction */
+    if (s == DLRN_OK)
+        s = dlrn_forward(ae, x.data, ROWS, x_hat.data, &codes); /* features and reconstruction */
     for (int64_t i = 0; s == DLRN_OK && i < ROWS; i++) s = print_row(ctx, &codes, i);
     if (s == DLRN_OK) {
         float length = dlrn_norm(ctx, x.data, ROWS * d);
@@ -89,8 +96,8 @@ int main(int argc, char **argv) {
     if (s == DLRN_OK && argc < 2) s = make_dictionary(ctx, path);
     if (s == DLRN_OK) s = dlrn_load(ctx, path, &ae);
     if (s == DLRN_OK)
-        printf("%s: %s, %lld -> %lld features\n", path, dlrn_dictionary_family(ae), (long long)ae->activation_dim,
-               (long long)ae->dict_size);
+        printf("%s: %s, %lld -> %lld features\n", path, dlrn_dictionary_family(ae),
+               (long long)ae->activation_dim, (long long)ae->dict_size);
     if (s == DLRN_OK) s = encode_and_print(ctx, ae, argc > 2 ? argv[2] : NULL);
     if (s != DLRN_OK) fprintf(stderr, "%s\n", dlrn_error(ctx));
     dlrn_dictionary_destroy(ae);

@@ -1,9 +1,11 @@
-/* 02_train_from_array.c - train a dictionary on rows in memory, and see whether it found what they are made of.
+/* 02_train_from_array.c - train a dictionary on rows in memory, and see whether it found what they
+   are made of.
 
-       cc -O2 -fopenmp -I. examples/02_train_from_array.c -o train_from_array -lm && ./train_from_array
+       cc -O2 -fopenmp -I. examples/02_train_from_array.c -o train_from_array -lm &&
+   ./train_from_array
 
-   Each row is a sum of a few of 96 hidden directions. A good dictionary has an atom along each of them: the last line
-   counts those that it found. */
+   Each row is a sum of a few of 96 hidden directions. A good dictionary has an atom along each of
+   them: the last line counts those that it found. */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include <stdio.h>
@@ -44,16 +46,19 @@ static int count_found(dlrn_context *ctx, const dlrn_dictionary *ae) {
 static dlrn_status train(dlrn_context *ctx, dlrn_dictionary **ae) {
     dlrn_source source;
     dlrn_buffer *buffer = NULL;
-    dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 20, &source); /* twenty times through it */
+    dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 20,
+                                           &source); /* twenty times through it */
     if (s != DLRN_OK) return s;
 
     dlrn_buffer_config shuffle = dlrn_buffer_defaults();
-    shuffle.n_ctxs = ROWS, shuffle.ctx_len = 1, shuffle.in_batch_size = 8192, shuffle.out_batch_size = 512;
+    shuffle.n_ctxs = ROWS, shuffle.ctx_len = 1, shuffle.in_batch_size = 8192,
+    shuffle.out_batch_size = 512;
     s = dlrn_buffer_create(ctx, &shuffle, &source, 1, &buffer); /* the buffer owns the source now */
 
     dlrn_train_config cfg = dlrn_train_defaults();
     cfg.dict_size = FEATURES, cfg.lr = 3e-3, cfg.sparsity_penalty = 0.3;
-    cfg.warmup_steps = 50, cfg.resample_steps = 500; /* features that fell silent get another chance */
+    cfg.warmup_steps = 50,
+    cfg.resample_steps = 500; /* features that fell silent get another chance */
     if (s == DLRN_OK) s = dlrn_train(ctx, &cfg, buffer, NULL, NULL, ae);
     dlrn_buffer_destroy(buffer);
     return s;
@@ -76,8 +81,8 @@ int main(void) {
         dlrn_source_destroy(&source);
     }
     if (s == DLRN_OK) {
-        printf("variance explained %.1f %%, L0 %.1f, alive %.1f %%\n", 100 * m.variance_explained, m.l0,
-               100 * m.percent_alive);
+        printf("variance explained %.1f %%, L0 %.1f, alive %.1f %%\n", 100 * m.variance_explained,
+               m.l0, 100 * m.percent_alive);
         printf("found %d of %d directions\n", count_found(ctx, ae), DIRECTIONS);
     }
     if (s != DLRN_OK) fprintf(stderr, "%s\n", dlrn_error(ctx));

@@ -2,9 +2,10 @@
 
        cc -O2 -fopenmp -I. examples/03_own_model.c -o own_model -lm && ./own_model
 
-   The library never runs a model. It asks a dlrn_source for rows of activations, and a dlrn_language_model for a
-   cross-entropy while an edit changes those activations. Here the model is a table: token t comes with a vector of
-   width DIM, a readout turns vectors into predictions of the next token, and the text is the cycle 0, 1, ..., 63. */
+   The library never runs a model. It asks a dlrn_source for rows of activations, and a
+   dlrn_language_model for a cross-entropy while an edit changes those activations. Here the model
+   is a table: token t comes with a vector of width DIM, a readout turns vectors into predictions of
+   the next token, and the text is the cycle 0, 1, ..., 63. */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include <math.h>
@@ -38,14 +39,16 @@ static double surprise(const my_model *m, const float *activation, int next) {
     return log(sum) - logit[next];
 }
 
-/* Callback 2: the mean surprise over the text, with the activations handed to `edit` on their way. */
+/* Callback 2: the mean surprise over the text, with the activations handed to `edit` on their way.
+ */
 static dlrn_status cross_entropy(void *user, const dlrn_edit *edit, double *nats, int64_t *tokens) {
     const my_model *m = user;
     float x[VOCAB * DIM]; /* one round of the cycle at a time */
     *nats = 0;
     for (int t = 0; t < TOKENS; t += VOCAB) {
         memcpy(x, m->vector, sizeof x);
-        dlrn_status s = edit ? edit->edit(edit->user, 0, x, x, VOCAB) : DLRN_OK; /* site 0, in place */
+        dlrn_status s =
+            edit ? edit->edit(edit->user, 0, x, x, VOCAB) : DLRN_OK; /* site 0, in place */
         if (s != DLRN_OK) return s;
         for (int i = 0; i < VOCAB; i++) *nats += surprise(m, x + i * DIM, (i + 1) % VOCAB) / TOKENS;
     }
@@ -56,7 +59,8 @@ static dlrn_status cross_entropy(void *user, const dlrn_edit *edit, double *nats
 static dlrn_status train(dlrn_context *ctx, const dlrn_source *source, dlrn_dictionary **ae) {
     dlrn_buffer *buffer = NULL;
     dlrn_buffer_config shuffle = dlrn_buffer_defaults();
-    shuffle.n_ctxs = 128, shuffle.ctx_len = 64, shuffle.in_batch_size = 16, shuffle.out_batch_size = 256;
+    shuffle.n_ctxs = 128, shuffle.ctx_len = 64, shuffle.in_batch_size = 16,
+    shuffle.out_batch_size = 256;
     dlrn_status s = dlrn_buffer_create(ctx, &shuffle, source, 0, &buffer);
 
     dlrn_train_config cfg = dlrn_train_defaults();
@@ -86,8 +90,8 @@ int main(void) {
     if (s == DLRN_OK) s = dlrn_evaluate(ae, &how, &source, &lm, &m);
     if (s == DLRN_OK) {
         printf("variance explained %.1f %%, L0 %.1f\n", 100 * m.variance_explained, m.l0);
-        printf("cross-entropy %.3f, reconstructed %.3f, zero %.3f: recovered %.1f %%\n", m.loss_original,
-               m.loss_reconstructed, m.loss_zero, 100 * m.percent_recovered);
+        printf("cross-entropy %.3f, reconstructed %.3f, zero %.3f: recovered %.1f %%\n",
+               m.loss_original, m.loss_reconstructed, m.loss_zero, 100 * m.percent_recovered);
     }
     if (s != DLRN_OK) fprintf(stderr, "%s\n", dlrn_error(ctx));
     dlrn_dictionary_destroy(ae);

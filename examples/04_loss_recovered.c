@@ -1,10 +1,12 @@
 /* 04_loss_recovered.c - splice dictionaries into a language model, at one site and at two at once.
 
-       cc -O2 -fopenmp -I. examples/04_loss_recovered.c -o loss_recovered -lm && ./loss_recovered [DIR]
+       cc -O2 -fopenmp -I. examples/04_loss_recovered.c -o loss_recovered -lm && ./loss_recovered
+   [DIR]
 
-   Runs a GPT-NeoX folder (by default examples/data/tiny-neox, on a text that it samples itself), trains a dictionary on
-   the output of its first MLP, and reports how much of the loss is recovered by it, by the identity (all of it: the
-   upper end of the scale) and by an untrained dictionary (the lower end). */
+   Runs a GPT-NeoX folder (by default examples/data/tiny-neox, on a text that it samples itself),
+   trains a dictionary on the output of its first MLP, and reports how much of the loss is recovered
+   by it, by the identity (all of it: the upper end of the scale) and by an untrained dictionary
+   (the lower end). */
 #define _POSIX_C_SOURCE 200809L
 #define DICTLEARN_IMPLEMENTATION
 #define BPE_IMPLEMENTATION
@@ -47,7 +49,8 @@ static dlrn_status step(void *user, int tap, const float *x, float *y, int64_t n
     return dlrn_trainer_step_on(user, x, y, n, &stats);
 }
 
-static dlrn_status train(neox_model *m, neox_tap tap, const neox_documents *d, dlrn_trainer **trainer) {
+static dlrn_status train(neox_model *m, neox_tap tap, const neox_documents *d,
+                         dlrn_trainer **trainer) {
     dlrn_train_config cfg = dlrn_train_defaults();
     cfg.activation_dim = neox_config_of(m)->dim, cfg.dict_size = 4 * cfg.activation_dim;
     cfg.lr = 4e-3, cfg.sparsity_penalty = 0.1, cfg.warmup_steps = 20;
@@ -60,22 +63,23 @@ static dlrn_status train(neox_model *m, neox_tap tap, const neox_documents *d, d
     return s;
 }
 
-static dlrn_status report(const char *name, neox_model *m, const neox_tap *taps, const neox_documents *d,
-                          const dlrn_dictionary *const *dicts, int n) {
+static dlrn_status report(const char *name, neox_model *m, const neox_tap *taps,
+                          const neox_documents *d, const dlrn_dictionary *const *dicts, int n) {
     neox_judge judge = {m, d, taps, n};
     dlrn_language_model lm;
     dlrn_metrics r;
     neox_language_model(&judge, &lm);
     dlrn_status s = dlrn_loss_recovered(ctx, dicts, &lm, &r);
     if (s == DLRN_OK)
-        printf("%-28s %8.3f %8.3f %8.3f %9.1f %%\n", name, r.loss_original, r.loss_reconstructed, r.loss_zero,
-               100 * r.percent_recovered);
+        printf("%-28s %8.3f %8.3f %8.3f %9.1f %%\n", name, r.loss_original, r.loss_reconstructed,
+               r.loss_zero, 100 * r.percent_recovered);
     return s;
 }
 
 static dlrn_status compare(neox_model *m) {
     const int64_t d = neox_config_of(m)->dim;
-    neox_tap taps[2] = {{{NEOX_MLP_OUT, 0}, {NEOX_MLP_OUT, 0}}, {{NEOX_MLP_OUT, 1}, {NEOX_MLP_OUT, 1}}};
+    neox_tap taps[2] = {{{NEOX_MLP_OUT, 0}, {NEOX_MLP_OUT, 0}},
+                        {{NEOX_MLP_OUT, 1}, {NEOX_MLP_OUT, 1}}};
     neox_documents texts = {0}, held = {0};
     dlrn_trainer *trainer = NULL;
     dlrn_dictionary *identity = NULL, *untrained = NULL;
@@ -87,7 +91,8 @@ static dlrn_status compare(neox_model *m) {
     if (s == DLRN_OK) {
         const dlrn_dictionary *one[1] = {dlrn_trainer_dictionary(trainer)}, *same[1] = {identity};
         const dlrn_dictionary *new_one[1] = {untrained}, *two[2] = {one[0], identity};
-        printf("%-28s %8s %8s %8s %11s\n", "nats a token", "as it is", "spliced", "zero", "recovered");
+        printf("%-28s %8s %8s %8s %11s\n", "nats a token", "as it is", "spliced", "zero",
+               "recovered");
         s = report("identity", m, taps, &held, same, 1);
         if (s == DLRN_OK) s = report("trained", m, taps, &held, one, 1);
         if (s == DLRN_OK) s = report("untrained", m, taps, &held, new_one, 1);

@@ -1,4 +1,5 @@
-/* 05_watch_training.c - watch a training run step by step, stop it in the middle, and go on with the same bits.
+/* 05_watch_training.c - watch a training run step by step, stop it in the middle, and go on with
+   the same bits.
 
        cc -O2 -fopenmp -I. examples/05_watch_training.c -o watch_training -lm && ./watch_training */
 #define DICTLEARN_IMPLEMENTATION
@@ -21,8 +22,10 @@ static void make_rows(void) {
 static dlrn_status open_buffer(dlrn_context *ctx, dlrn_buffer **buffer) {
     dlrn_source source;
     dlrn_buffer_config shuffle = dlrn_buffer_defaults();
-    shuffle.n_ctxs = ROWS, shuffle.ctx_len = 1, shuffle.in_batch_size = 1024, shuffle.out_batch_size = 256;
-    dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 0, &source); /* 0: without end */
+    shuffle.n_ctxs = ROWS, shuffle.ctx_len = 1, shuffle.in_batch_size = 1024,
+    shuffle.out_batch_size = 256;
+    dlrn_status s =
+        dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 0, &source); /* 0: without end */
     return s == DLRN_OK ? dlrn_buffer_create(ctx, &shuffle, &source, 1, buffer) : s;
 }
 
@@ -33,16 +36,20 @@ static dlrn_train_config settings(void) {
     return cfg;
 }
 
-/* Steps to the end of the run, telling every fiftieth; saves everything once in the middle if a path is given. */
+/* Steps to the end of the run, telling every fiftieth; saves everything once in the middle if a
+   path is given. */
 static dlrn_status go_on(dlrn_trainer *t, const char *save_to) {
     dlrn_train_stats stats;
     dlrn_status s = DLRN_OK;
     while ((s = dlrn_trainer_step(t, &stats)) == DLRN_OK) {
         if (stats.step % 50 == 0)
-            printf("step %4lld  loss %7.4f  distance %7.4f  L1 %7.3f  L0 %5.1f  dead %3lld  lr %.2g\n",
-                   (long long)stats.step, stats.loss, stats.mse_loss, stats.sparsity_loss, stats.l0,
-                   (long long)stats.dead, stats.lr);
-        if (save_to && dlrn_trainer_steps_done(t) == STATE_AT && (s = dlrn_trainer_save(t, save_to)) != DLRN_OK) break;
+            printf(
+                "step %4lld  loss %7.4f  distance %7.4f  L1 %7.3f  L0 %5.1f  dead %3lld  lr %.2g\n",
+                (long long)stats.step, stats.loss, stats.mse_loss, stats.sparsity_loss, stats.l0,
+                (long long)stats.dead, stats.lr);
+        if (save_to && dlrn_trainer_steps_done(t) == STATE_AT &&
+            (s = dlrn_trainer_save(t, save_to)) != DLRN_OK)
+            break;
     }
     return s == DLRN_END ? DLRN_OK : s;
 }
@@ -73,20 +80,26 @@ int main(void) {
     make_rows();
     dlrn_status s = dlrn_context_create(NULL, &ctx);
 
-    /* A whole run, whose state is saved on the way: weights, moments, counters, generator, unread rows. */
+    /* A whole run, whose state is saved on the way: weights, moments, counters, generator, unread
+       rows. */
     if (s == DLRN_OK) s = open_buffer(ctx, &first);
     if (s == DLRN_OK) s = dlrn_trainer_create(ctx, &cfg, NULL, first, &whole);
     if (s == DLRN_OK) s = go_on(whole, "build/tmp/state.safetensors");
 
     /* Another process would do just this: the same source, the saved state. */
     if (s == DLRN_OK) s = open_buffer(ctx, &second);
-    if (s == DLRN_OK) s = dlrn_trainer_resume(ctx, "build/tmp/state.safetensors", NULL, second, &resumed);
-    if (s == DLRN_OK) printf("resumed after step %lld\n", (long long)dlrn_trainer_steps_done(resumed) - 1);
+    if (s == DLRN_OK)
+        s = dlrn_trainer_resume(ctx, "build/tmp/state.safetensors", NULL, second, &resumed);
+    if (s == DLRN_OK)
+        printf("resumed after step %lld\n", (long long)dlrn_trainer_steps_done(resumed) - 1);
     if (s == DLRN_OK) s = go_on(resumed, NULL);
     if (s == DLRN_OK) {
-        const dlrn_dictionary *a = dlrn_trainer_dictionary(whole), *b = dlrn_trainer_dictionary(resumed);
+        const dlrn_dictionary *a = dlrn_trainer_dictionary(whole),
+                              *b = dlrn_trainer_dictionary(resumed);
         size_t bytes = (size_t)(a->dict_size * a->activation_dim) * sizeof(float);
-        puts(memcmp(a->decoder_weight, b->decoder_weight, bytes) ? "different bits" : "the same bits as the whole run");
+        puts(memcmp(a->decoder_weight, b->decoder_weight, bytes)
+                 ? "different bits"
+                 : "the same bits as the whole run");
         s = print_histogram(b);
     }
     if (s != DLRN_OK) fprintf(stderr, "%s\n", dlrn_error(ctx));

@@ -1,18 +1,21 @@
-/* bpe.h - byte-level BPE tokenizers from Hugging Face's tokenizer.json - part of dictlearn.h's examples, MIT licence
+/* bpe.h - byte-level BPE tokenizers from Hugging Face's tokenizer.json - part of dictlearn.h's
+   examples, MIT licence
 
    Do this in one file, after dictlearn.h:
 
        #define BPE_IMPLEMENTATION
        #include "bpe.h"
 
-   A text goes through five stages, the ones that the file describes: added tokens are cut out of the raw text; what is
-   between them is normalised; added tokens that are looked for in normalised text are cut out; the rest is split into
-   words (GPT-2's pattern and its kin); the bytes of each word are merged, the pair of lowest rank first. Ids equal
-   those of the `tokenizers` library's encode(text, add_special_tokens=False); the file's truncation, padding and
-   post_processor play no part. Anything else in the file that is not done here is an error that names it.
+   A text goes through five stages, the ones that the file describes: added tokens are cut out of
+   the raw text; what is between them is normalised; added tokens that are looked for in normalised
+   text are cut out; the rest is split into words (GPT-2's pattern and its kin); the bytes of each
+   word are merged, the pair of lowest rank first. Ids equal those of the `tokenizers` library's
+   encode(text, add_special_tokens=False); the file's truncation, padding and post_processor play no
+   part. Anything else in the file that is not done here is an error that names it.
 
-   Text should be UTF-8. A byte that is not is a character of its own that is neither letter, number nor space, and is
-   encoded as itself. Characters younger than that library's tables of Unicode may be classed differently.
+   Text should be UTF-8. A byte that is not is a character of its own that is neither letter, number
+   nor space, and is encoded as itself. Characters younger than that library's tables of Unicode may
+   be classed differently.
 
    CONTENTS
    >>interface  >>unicode  >>normalise  >>split  >>merge  >>added  >>encode  >>load
@@ -55,8 +58,9 @@ BPE_API dlrn_status bpe_encode(bpe_tokenizer *t, const char *text, int64_t bytes
 /* The bytes that the ids stand for, special tokens included; not UTF-8 if a character was cut. */
 BPE_API dlrn_status bpe_decode(bpe_tokenizer *t, const int32_t *ids, int64_t n, bpe_text *out);
 
-BPE_API int64_t bpe_vocab_size(const bpe_tokenizer *t);                 /* largest id + 1 */
-BPE_API int32_t bpe_token_id(const bpe_tokenizer *t, const char *name); /* as the file writes it; -1: none */
+BPE_API int64_t bpe_vocab_size(const bpe_tokenizer *t); /* largest id + 1 */
+BPE_API int32_t bpe_token_id(const bpe_tokenizer *t,
+                             const char *name); /* as the file writes it; -1: none */
 /* The bytes a token stands for, closed with 0; NULL: no such id. */
 BPE_API const char *bpe_token_bytes(const bpe_tokenizer *t, int32_t id, int64_t *bytes);
 
@@ -70,10 +74,10 @@ BPE_API const char *bpe_token_bytes(const bpe_tokenizer *t, int32_t id, int64_t 
 #include <string.h>
 #include "unicode_tables.h"
 
-#define BPE_TRY(call)                                                                                                  \
-    do {                                                                                                               \
-        dlrn_status bpe_s = (call);                                                                                    \
-        if (bpe_s != DLRN_OK) return bpe_s;                                                                            \
+#define BPE_TRY(call)                                                                              \
+    do {                                                                                           \
+        dlrn_status bpe_s = (call);                                                                \
+        if (bpe_s != DLRN_OK) return bpe_s;                                                        \
     } while (0)
 
 #define BPE_COUNT(table) ((int64_t)(sizeof(table) / sizeof *(table)))
@@ -114,8 +118,8 @@ typedef struct bpe_step {
     int prefix_space; /* ByteLevel's add_prefix_space */
 } bpe_step;
 
-/* Steps of either kind; bytes that Prepend and Replace may put, and of an added token; how many times as long a text
-   may become: they bound what it costs. */
+/* Steps of either kind; bytes that Prepend and Replace may put, and of an added token; how many
+   times as long a text may become: they bound what it costs. */
 enum { BPE_MOST_STEPS = 8, BPE_MOST_PUT = 64, BPE_MOST_ADDED = 1024, BPE_MOST_GROWTH = 1024 };
 
 typedef struct bpe_added {
@@ -156,8 +160,9 @@ struct bpe_tokenizer {
     bpe_change change[BPE_MOST_STEPS];
     bpe_step step[BPE_MOST_STEPS];
     int n_changes, n_steps;
-    double growth;    /* the most that the changes, one after the other, make of a byte */
-    bpe_added *added; /* [n_added] those of raw text, then those of normalised text; each by its bytes */
+    double growth; /* the most that the changes, one after the other, make of a byte */
+    bpe_added
+        *added; /* [n_added] those of raw text, then those of normalised text; each by its bytes */
     int64_t n_raw, n_added;
     char begins[2][256]; /* [normalized][byte]: an added token begins so */
     /* scratch of a call */
@@ -170,8 +175,10 @@ struct bpe_tokenizer {
     bpe_ids *out;
 };
 
-/* Room for `need` elements in the block that the pointer at `slot` names; the first `used` are kept. */
-static dlrn_status bpe_widen(dlrn_context *ctx, void *slot, int64_t *cap, int64_t used, int64_t need, size_t size) {
+/* Room for `need` elements in the block that the pointer at `slot` names; the first `used` are
+   kept. */
+static dlrn_status bpe_widen(dlrn_context *ctx, void *slot, int64_t *cap, int64_t used,
+                             int64_t need, size_t size) {
     void *old, *wide;
     if (need <= *cap) return DLRN_OK;
     int64_t room = need + need / 2 + 64;
@@ -216,12 +223,20 @@ BPE_API void bpe_text_free(bpe_text *v) {
 
 enum { BPE_RAW = 0x110000 }; /* a byte b that is not part of a character is code BPE_RAW + b */
 
-/* Length of the character at text [0, n), n > 0; its code. Overlong forms and surrogates are not characters. */
+/* Length of the character at text [0, n), n > 0; its code. Overlong forms and surrogates are not
+   characters. */
 static int64_t bpe_char(const char *text, int64_t n, uint32_t *code) {
     static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
     const unsigned char *s = (const unsigned char *)text;
-    int64_t length = s[0] < 0x80 ? 1 : s[0] >= 0xF0 && s[0] < 0xF5 ? 4 : s[0] >= 0xE0 ? 3 : s[0] >= 0xC2 ? 2 : 0;
-    uint32_t c = length == 1 ? s[0] : length == 2 ? s[0] & 0x1Fu : length == 3 ? s[0] & 0x0Fu : s[0] & 0x07u;
+    int64_t length = s[0] < 0x80                   ? 1
+                     : s[0] >= 0xF0 && s[0] < 0xF5 ? 4
+                     : s[0] >= 0xE0                ? 3
+                     : s[0] >= 0xC2                ? 2
+                                                   : 0;
+    uint32_t c = length == 1   ? s[0]
+                 : length == 2 ? s[0] & 0x1Fu
+                 : length == 3 ? s[0] & 0x0Fu
+                               : s[0] & 0x07u;
     *code = BPE_RAW + s[0];
     if (length == 0 || s[0] >= 0xF5 || length > n) return 1;
     for (int64_t i = 1; i < length; i++) {
@@ -245,8 +260,8 @@ static int64_t bpe_write_char(uint32_t c, char *out) {
     return length;
 }
 
-/* The last of a table's n rows (`width` numbers each) whose first number, less its low bits, is not above c; row 0 if
-   none is. The first numbers ascend. */
+/* The last of a table's n rows (`width` numbers each) whose first number, less its low bits, is not
+   above c; row 0 if none is. The first numbers ascend. */
 static int64_t bpe_row(const uint32_t *table, int64_t n, int64_t width, int bits, uint32_t c) {
     int64_t low = 0, high = n;
     while (high - low > 1) {
@@ -262,7 +277,8 @@ static int64_t bpe_row(const uint32_t *table, int64_t n, int64_t width, int bits
 static int bpe_class(uint32_t c) {
     if (c < 128) return unicode_ascii[c];
     if (c >= BPE_RAW) return UNICODE_OTHER;
-    return (int)(unicode_classes[bpe_row(unicode_classes, BPE_COUNT(unicode_classes), 1, 4, c)] & 15);
+    return (int)(unicode_classes[bpe_row(unicode_classes, BPE_COUNT(unicode_classes), 1, 4, c)] &
+                 15);
 }
 
 /* Sets of classes. */
@@ -271,9 +287,10 @@ enum {
     BPE_NUMBERS = 1 << UNICODE_DIGIT | 1 << UNICODE_LETTER_NUMBER | 1 << UNICODE_OTHER_NUMBER,
     BPE_LINE_ENDS = 1 << UNICODE_LINE_END, /* [\r\n] */
     BPE_SPACES = 1 << UNICODE_SPACE | BPE_LINE_ENDS,
-    BPE_MARKS = 1 << UNICODE_PUNCTUATION | 1 << UNICODE_CONNECTOR, /* punctuation, and ASCII's symbols */
-    BPE_WORD_CHARS = BPE_LETTERS | 1 << UNICODE_DIGIT | 1 << UNICODE_LETTER_NUMBER | 1 << UNICODE_MARK |
-                     1 << UNICODE_CONNECTOR | 1 << UNICODE_WORD, /* \w */
+    BPE_MARKS =
+        1 << UNICODE_PUNCTUATION | 1 << UNICODE_CONNECTOR, /* punctuation, and ASCII's symbols */
+    BPE_WORD_CHARS = BPE_LETTERS | 1 << UNICODE_DIGIT | 1 << UNICODE_LETTER_NUMBER |
+                     1 << UNICODE_MARK | 1 << UNICODE_CONNECTOR | 1 << UNICODE_WORD, /* \w */
     BPE_ALL = (1 << UNICODE_CLASSES) - 1,
     BPE_OTHERS = BPE_ALL & ~(BPE_LETTERS | BPE_NUMBERS | BPE_SPACES) /* [^\s\p{L}\p{N}] */
 };
@@ -289,7 +306,8 @@ static int bpe_class_at(const char *s, int64_t n, int64_t at, int64_t *next) {
 
 /* The end of the run of up to `most` characters from `at` whose classes are in this set. */
 static int64_t bpe_span(const char *s, int64_t n, int64_t at, int classes, int64_t most) {
-    for (int64_t next; at < n && most > 0 && (classes >> bpe_class_at(s, n, at, &next) & 1); most--) at = next;
+    for (int64_t next; at < n && most > 0 && (classes >> bpe_class_at(s, n, at, &next) & 1); most--)
+        at = next;
     return at;
 }
 
@@ -310,25 +328,36 @@ static int bpe_before_is(const char *s, int64_t at, int classes) {
 /* ------------------------------------------------------------------------------------------ */
 // >>normalise
 
-enum { BPE_S = 0xAC00, BPE_L = 0x1100, BPE_V = 0x1161, BPE_T = 0x11A7, BPE_LS = 19, BPE_VS = 21, BPE_TS = 28 };
+enum {
+    BPE_S = 0xAC00,
+    BPE_L = 0x1100,
+    BPE_V = 0x1161,
+    BPE_T = 0x11A7,
+    BPE_LS = 19,
+    BPE_VS = 21,
+    BPE_TS = 28
+};
 
 static uint32_t bpe_combining(uint32_t c) {
     if (c < 0x300 || c >= BPE_RAW) return 0;
-    return unicode_combining[bpe_row(unicode_combining, BPE_COUNT(unicode_combining), 1, 8, c)] & 255;
+    return unicode_combining[bpe_row(unicode_combining, BPE_COUNT(unicode_combining), 1, 8, c)] &
+           255;
 }
 
 /* The parts of c, in unicode_parts' form; NULL: it is one piece. */
 static const uint32_t *bpe_parts(uint32_t c) {
     if (c < unicode_blocks[0][0] || c >= BPE_RAW) return NULL;
-    int64_t low =
-        bpe_row(unicode_blocks[0], BPE_COUNT(unicode_blocks) - 1, 2, 0, c); /* the last one closes the table */
-    const uint32_t *p = unicode_parts + unicode_blocks[low][1], *end = unicode_parts + unicode_blocks[low + 1][1];
+    int64_t low = bpe_row(unicode_blocks[0], BPE_COUNT(unicode_blocks) - 1, 2, 0,
+                          c); /* the last one closes the table */
+    const uint32_t *p = unicode_parts + unicode_blocks[low][1],
+                   *end = unicode_parts + unicode_blocks[low + 1][1];
     for (uint32_t k = unicode_blocks[low][0]; k < c && p < end; p++) k += *p & 1;
     return p < end ? p : NULL;
 }
 
 static dlrn_status bpe_put_code(bpe_tokenizer *t, uint32_t c) {
-    BPE_TRY(bpe_widen(t->ctx, &t->codes, &t->codes_cap, t->n_codes, t->n_codes + 1, sizeof *t->codes));
+    BPE_TRY(
+        bpe_widen(t->ctx, &t->codes, &t->codes_cap, t->n_codes, t->n_codes + 1, sizeof *t->codes));
     t->codes[t->n_codes++] = c;
     return DLRN_OK;
 }
@@ -374,10 +403,12 @@ static dlrn_status bpe_reorder(bpe_tokenizer *t) {
 static uint32_t bpe_composed(uint32_t first, uint32_t second) {
     if (first >= BPE_L && first < BPE_L + BPE_LS && second >= BPE_V && second < BPE_V + BPE_VS)
         return BPE_S + ((first - BPE_L) * BPE_VS + (second - BPE_V)) * BPE_TS;
-    if (first >= BPE_S && first < BPE_S + BPE_LS * BPE_VS * BPE_TS && (first - BPE_S) % BPE_TS == 0 && second > BPE_T &&
-        second < BPE_T + BPE_TS)
+    if (first >= BPE_S && first < BPE_S + BPE_LS * BPE_VS * BPE_TS &&
+        (first - BPE_S) % BPE_TS == 0 && second > BPE_T && second < BPE_T + BPE_TS)
         return first + (second - BPE_T);
-    int64_t low = 0, high = second < 0x300 ? 0 : BPE_COUNT(unicode_compositions); /* no second part is smaller */
+    int64_t low = 0, high = second < 0x300
+                                ? 0
+                                : BPE_COUNT(unicode_compositions); /* no second part is smaller */
     while (low < high) {
         int64_t middle = (low + high) / 2;
         uint32_t whole = unicode_compositions[middle];
@@ -394,7 +425,9 @@ static uint32_t bpe_composed(uint32_t first, uint32_t second) {
 /* Canonical composition in place. */
 static void bpe_compose(bpe_tokenizer *t) {
     int64_t starter = -1, out = 0;
-    uint32_t last = 0, *codes = t->codes; /* last: combining class of what stands between the starter and here */
+    uint32_t last = 0,
+             *codes =
+                 t->codes; /* last: combining class of what stands between the starter and here */
     for (int64_t i = 0; i < t->n_codes; i++) {
         uint32_t order = bpe_combining(codes[i]);
         int blocked = starter < 0 || (out - 1 > starter && (last >= order || last == 0));
@@ -411,7 +444,8 @@ static void bpe_compose(bpe_tokenizer *t) {
 }
 
 static dlrn_status bpe_lower(bpe_tokenizer *t, uint32_t c) {
-    const uint32_t *run = unicode_lower[bpe_row(unicode_lower[0], BPE_COUNT(unicode_lower), 4, 0, c)];
+    const uint32_t *run =
+        unicode_lower[bpe_row(unicode_lower[0], BPE_COUNT(unicode_lower), 4, 0, c)];
     if (c == 0x130) { /* the only one that becomes two: a dot is put above */
         BPE_TRY(bpe_put_code(t, 'i'));
         return bpe_put_code(t, 0x307);
@@ -428,7 +462,8 @@ static dlrn_status bpe_change_codes(bpe_tokenizer *t, bpe_form form) {
     for (int64_t i = 0; i < n;) {
         uint32_t c;
         i += bpe_char(s + i, n - i, &c);
-        BPE_TRY(form == BPE_LOWERCASE ? bpe_lower(t, c) : bpe_decompose(t, c, form == BPE_NFKC || form == BPE_NFKD));
+        BPE_TRY(form == BPE_LOWERCASE ? bpe_lower(t, c)
+                                      : bpe_decompose(t, c, form == BPE_NFKC || form == BPE_NFKD));
     }
     if (form != BPE_LOWERCASE) BPE_TRY(bpe_reorder(t));
     if (form == BPE_NFC || form == BPE_NFKC) bpe_compose(t);
@@ -444,13 +479,16 @@ static dlrn_status bpe_change_text(bpe_tokenizer *t, const bpe_change *how) {
     const char *s = t->normal.bytes, *end = s + t->normal.count;
     if (how->form == BPE_STRIP) {
         if (how->left) s += bpe_span(s, end - s, 0, BPE_SPACES, end - s);
-        while (how->right && end > s && bpe_before_is(s, end - s, BPE_SPACES)) end = s + bpe_before(s, end - s);
+        while (how->right && end > s && bpe_before_is(s, end - s, BPE_SPACES))
+            end = s + bpe_before(s, end - s);
         return bpe_put(t->ctx, &t->changed, s, end - s);
     }
-    if (how->form == BPE_PREPEND && s < end) BPE_TRY(bpe_put(t->ctx, &t->changed, how->put->text, how->put->text_len));
+    if (how->form == BPE_PREPEND && s < end)
+        BPE_TRY(bpe_put(t->ctx, &t->changed, how->put->text, how->put->text_len));
     if (how->form == BPE_PREPEND) return bpe_put(t->ctx, &t->changed, s, end - s);
     while (s < end) {
-        int same = end - s >= how->sought->text_len && !memcmp(s, how->sought->text, (size_t)how->sought->text_len);
+        int same = end - s >= how->sought->text_len &&
+                   !memcmp(s, how->sought->text, (size_t)how->sought->text_len);
         const char *put = same ? how->put->text : s;
         BPE_TRY(bpe_put(t->ctx, &t->changed, put, same ? how->put->text_len : 1));
         s += same ? how->sought->text_len : 1;
@@ -458,7 +496,8 @@ static dlrn_status bpe_change_text(bpe_tokenizer *t, const bpe_change *how) {
     return DLRN_OK;
 }
 
-/* Whether this form leaves the text as it is, by its bytes: ASCII, and what begins below 0xCC (U+0300) in NFC. */
+/* Whether this form leaves the text as it is, by its bytes: ASCII, and what begins below 0xCC
+   (U+0300) in NFC. */
 static int bpe_unchanged(bpe_form form, const char *s, int64_t n) {
     unsigned char limit = form == BPE_NFC ? 0xCC : 0x80;
     if (form > BPE_NFKD) return 0;
@@ -475,7 +514,8 @@ static dlrn_status bpe_normalise(bpe_tokenizer *t, const char *text, int64_t n) 
         if (bpe_unchanged(how->form, t->normal.bytes, t->normal.count)) continue;
         t->changed.count = 0;
         BPE_TRY(bpe_put(t->ctx, &t->changed, "", 0));
-        BPE_TRY(how->form <= BPE_LOWERCASE ? bpe_change_codes(t, how->form) : bpe_change_text(t, how));
+        BPE_TRY(how->form <= BPE_LOWERCASE ? bpe_change_codes(t, how->form)
+                                           : bpe_change_text(t, how));
         bpe_text swap = t->normal;
         t->normal = t->changed;
         t->changed = swap;
@@ -485,7 +525,8 @@ static dlrn_status bpe_normalise(bpe_tokenizer *t, const char *text, int64_t n) 
 
 /* ------------------------------------------------------------------------------------------ */
 // >>split
-/* Each pattern is a function that measures the piece at the start of a text; *drop: it is between the pieces. */
+/* Each pattern is a function that measures the piece at the start of a text; *drop: it is between
+   the pieces. */
 
 /* 's 't 're 've 'm 'll 'd; 0: none of them. */
 static int64_t bpe_contraction(const char *s, int64_t n, int any_case) {
@@ -494,7 +535,8 @@ static int64_t bpe_contraction(const char *s, int64_t n, int any_case) {
     if (any_case && n > 2 && !memcmp(s + 1, "\xC5\xBF", 2)) return 3; /* the long s is an s, too */
     for (size_t e = 0; e < sizeof ends / sizeof *ends; e++) {
         int64_t k = 0, length = (int64_t)strlen(ends[e]);
-        while (k < length && k + 1 < n && ((any_case ? s[k + 1] | 32 : s[k + 1]) == ends[e][k])) k++;
+        while (k < length && k + 1 < n && ((any_case ? s[k + 1] | 32 : s[k + 1]) == ends[e][k]))
+            k++;
         if (k == length) return 1 + length;
     }
     return 0;
@@ -520,7 +562,8 @@ static int64_t bpe_piece_gpt2(const char *s, int64_t n) {
     return bpe_space_piece(s, n);
 }
 
-/* (?i:'s|...)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+ */
+/* (?i:'s|...)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,digits}|
+   ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+ */
 static int64_t bpe_piece_llama3(const char *s, int64_t n, int64_t digits) {
     int64_t short_form = bpe_contraction(s, n, 1);
     if (short_form) return short_form;
@@ -545,7 +588,8 @@ static int64_t bpe_piece_of(const char *s, int64_t n, int classes, int64_t most)
 
 static int64_t bpe_piece(bpe_pattern pattern, const char *s, int64_t n, int *drop) {
     int64_t end = 0;
-    if (pattern == BPE_WORDS || pattern == BPE_WHITESPACE_SPLIT) end = bpe_span(s, n, 0, BPE_SPACES, n);
+    if (pattern == BPE_WORDS || pattern == BPE_WHITESPACE_SPLIT)
+        end = bpe_span(s, n, 0, BPE_SPACES, n);
     *drop = end > 0;
     if (*drop) return end;
     switch (pattern) {
@@ -576,7 +620,8 @@ static uint64_t bpe_hash(uint64_t a, uint64_t b) {
 
 /* The slot of this pair: its merge, or an empty one. */
 static bpe_merge *bpe_merge_slot(const bpe_tokenizer *t, int32_t left, int32_t right) {
-    uint64_t at = bpe_hash((uint64_t)left ^ (uint64_t)(uintptr_t)t->merges, (uint64_t)right); /* as bpe_hash_text */
+    uint64_t at = bpe_hash((uint64_t)left ^ (uint64_t)(uintptr_t)t->merges,
+                           (uint64_t)right); /* as bpe_hash_text */
     for (;; at++) {
         bpe_merge *m = &t->merges[at & (uint64_t)t->merge_mask];
         if (m->rank < 0 || (m->left == left && m->right == right)) return m;
@@ -587,7 +632,8 @@ static int bpe_sooner(bpe_candidate a, bpe_candidate b) {
     return a.rank != b.rank ? a.rank < b.rank : a.at < b.at;
 }
 
-/* A pair that may merge joins the heap: least rank on top, of equals the leftmost. bpe_merge_word made room. */
+/* A pair that may merge joins the heap: least rank on top, of equals the leftmost. bpe_merge_word
+   made room. */
 static void bpe_push(bpe_tokenizer *t, int32_t at) {
     int32_t after = t->symbols[at].after;
     if (after < 0) return;
@@ -595,7 +641,8 @@ static void bpe_push(bpe_tokenizer *t, int32_t at) {
     if (m->rank < 0) return;
     bpe_candidate c = {m->rank, at};
     int64_t i = t->heap_size++;
-    for (; i > 0 && bpe_sooner(c, t->heap[(i - 1) / 2]); i = (i - 1) / 2) t->heap[i] = t->heap[(i - 1) / 2];
+    for (; i > 0 && bpe_sooner(c, t->heap[(i - 1) / 2]); i = (i - 1) / 2)
+        t->heap[i] = t->heap[(i - 1) / 2];
     t->heap[i] = c;
 }
 
@@ -630,9 +677,11 @@ static void bpe_join(bpe_tokenizer *t, bpe_candidate c) {
 /* The bytes of a word as tokens. A word is its bytes' tokens, merged until no pair has a rank. */
 static dlrn_status bpe_merge_word(bpe_tokenizer *t, const char *word, int64_t n) {
     int32_t count = 0;
-    if (n > INT32_MAX / 4) return dlrn_fail(t->ctx, DLRN_ERR_VALUE, "%s: a word of %lld bytes", t->path, (long long)n);
+    if (n > INT32_MAX / 4)
+        return dlrn_fail(t->ctx, DLRN_ERR_VALUE, "%s: a word of %lld bytes", t->path, (long long)n);
     BPE_TRY(bpe_widen(t->ctx, &t->symbols, &t->symbols_cap, 0, n, sizeof *t->symbols));
-    BPE_TRY(bpe_widen(t->ctx, &t->heap, &t->heap_cap, 0, 3 * n, sizeof *t->heap)); /* a merge pushes two at most */
+    BPE_TRY(bpe_widen(t->ctx, &t->heap, &t->heap_cap, 0, 3 * n,
+                      sizeof *t->heap)); /* a merge pushes two at most */
     int in_unknown = 0;
     for (int64_t i = 0; i < n; i++) {
         int32_t id = t->byte_id[(unsigned char)word[i]];
@@ -648,19 +697,23 @@ static dlrn_status bpe_merge_word(bpe_tokenizer *t, const char *word, int64_t n)
     t->heap_size = 0;
     for (int32_t i = 0; i < count; i++) bpe_push(t, i);
     while (t->heap_size > 0) bpe_join(t, bpe_pop(t));
-    for (int32_t i = 0; i >= 0; i = t->symbols[i].after) BPE_TRY(bpe_put_id(t->ctx, t->out, t->symbols[i].id));
+    for (int32_t i = 0; i >= 0; i = t->symbols[i].after)
+        BPE_TRY(bpe_put_id(t->ctx, t->out, t->symbols[i].id));
     return DLRN_OK;
 }
 
-/* GPT-2's alphabet of bytes: printable ones stand for themselves, the others are the codes from 256 on. */
+/* GPT-2's alphabet of bytes: printable ones stand for themselves, the others are the codes from 256
+   on. */
 static uint32_t bpe_byte_code(int b) {
     uint32_t moved = 256;
     if ((b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174) return (uint32_t)b;
-    for (int k = 0; k < b; k++) moved += !((k >= 33 && k <= 126) || (k >= 161 && k <= 172) || k >= 174);
+    for (int k = 0; k < b; k++)
+        moved += !((k >= 33 && k <= 126) || (k >= 161 && k <= 172) || k >= 174);
     return moved;
 }
 
-/* FNV-1a from a start that a file cannot know: else it could give all its tokens one place in the table. */
+/* FNV-1a from a start that a file cannot know: else it could give all its tokens one place in the
+   table. */
 static uint64_t bpe_hash_text(const bpe_tokenizer *t, const char *s, int64_t n) {
     uint64_t h = bpe_hash(0xCBF29CE484222325u, (uint64_t)(uintptr_t)t->slots);
     for (int64_t i = 0; i < n; i++) h = (h ^ (unsigned char)s[i]) * 0x100000001B3u;
@@ -685,7 +738,8 @@ static dlrn_status bpe_word_ids(bpe_tokenizer *t, const char *word, int64_t n) {
         t->word.count = 0;
         for (int64_t i = 0; i < n; i++) {
             char utf8[4];
-            BPE_TRY(bpe_put(t->ctx, &t->word, utf8, bpe_write_char(t->byte_code[(unsigned char)word[i]], utf8)));
+            BPE_TRY(bpe_put(t->ctx, &t->word, utf8,
+                            bpe_write_char(t->byte_code[(unsigned char)word[i]], utf8)));
         }
         int32_t id = n ? bpe_vocab_id(t, t->word.bytes, t->word.count) : -1;
         if (id >= 0) return bpe_put_id(t->ctx, t->out, id);
@@ -715,8 +769,10 @@ static dlrn_status bpe_split(bpe_tokenizer *t, int i, const char *s, int64_t n) 
 /* ------------------------------------------------------------------------------------------ */
 // >>added
 
-/* The first of added [low, high) whose byte k is not below `byte`; those that have ended come before all. */
-static int64_t bpe_added_bound(const bpe_tokenizer *t, int64_t low, int64_t high, int64_t k, int byte) {
+/* The first of added [low, high) whose byte k is not below `byte`; those that have ended come
+   before all. */
+static int64_t bpe_added_bound(const bpe_tokenizer *t, int64_t low, int64_t high, int64_t k,
+                               int byte) {
     while (low < high) {
         int64_t middle = (low + high) / 2;
         const bpe_added *a = &t->added[middle];
@@ -728,8 +784,10 @@ static int64_t bpe_added_bound(const bpe_tokenizer *t, int64_t low, int64_t high
     return low;
 }
 
-/* The longest added token of this kind at s, or NULL. They are in order: each byte narrows the range that is left. */
-static const bpe_added *bpe_added_at(const bpe_tokenizer *t, const char *s, int64_t n, int normalized) {
+/* The longest added token of this kind at s, or NULL. They are in order: each byte narrows the
+   range that is left. */
+static const bpe_added *bpe_added_at(const bpe_tokenizer *t, const char *s, int64_t n,
+                                     int normalized) {
     const bpe_added *found = NULL;
     int64_t low = normalized ? t->n_raw : 0, high = normalized ? t->n_added : t->n_raw;
     if (!t->begins[normalized][(unsigned char)s[0]]) return NULL;
@@ -747,19 +805,23 @@ static int bpe_stands_alone(const char *s, int64_t n, int64_t from, int64_t to) 
 
 typedef dlrn_status (*bpe_between)(bpe_tokenizer *t, const char *s, int64_t n);
 
-/* Added tokens to the output, what lies between them to `between`. The search goes on right behind a token, also if
-   it takes spaces to its right: one that stands in these is a token still, unless it takes spaces to its left itself;
-   then it begins where they end, and if nothing of it is left there, it is dropped with them. */
-static dlrn_status bpe_cut_added(bpe_tokenizer *t, const char *s, int64_t n, int normalized, bpe_between between) {
+/* Added tokens to the output, what lies between them to `between`. The search goes on right behind
+   a token, also if it takes spaces to its right: one that stands in these is a token still, unless
+   it takes spaces to its left itself; then it begins where they end, and if nothing of it is left
+   there, it is dropped with them. */
+static dlrn_status bpe_cut_added(bpe_tokenizer *t, const char *s, int64_t n, int normalized,
+                                 bpe_between between) {
     int64_t done = 0, spaces = 0; /* spaces: where the last run of them that was looked at ends */
     for (int64_t at = 0, next; at < n; at = next) {
         const bpe_added *a = bpe_added_at(t, s + at, n - at, normalized);
         int64_t from = at, to;
         to = next = a ? at + a->length : at + 1;
         if (!a || (a->single_word && !bpe_stands_alone(s, n, at, next))) continue;
-        while (a->lstrip && from > done && bpe_before_is(s, from, BPE_SPACES)) from = bpe_before(s, from);
+        while (a->lstrip && from > done && bpe_before_is(s, from, BPE_SPACES))
+            from = bpe_before(s, from);
         if (a->lstrip && from < done) from = done;
-        if (a->rstrip && next > spaces) spaces = bpe_span(s, n, next, BPE_SPACES, n); /* each run once */
+        if (a->rstrip && next > spaces)
+            spaces = bpe_span(s, n, next, BPE_SPACES, n); /* each run once */
         if (a->rstrip) to = spaces;
         if (from >= to) continue;
         if (from > done) BPE_TRY(between(t, s + done, from - done));
@@ -794,7 +856,9 @@ BPE_API dlrn_status bpe_decode(bpe_tokenizer *t, const int32_t *ids, int64_t n, 
     for (int64_t i = 0; i < n; i++) {
         int64_t length = 0;
         const char *s = bpe_token_bytes(t, ids[i], &length);
-        if (!s) return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT, "%s: no token has the id %d", t->path, (int)ids[i]);
+        if (!s)
+            return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT, "%s: no token has the id %d", t->path,
+                             (int)ids[i]);
         BPE_TRY(bpe_put(t->ctx, out, s, length));
     }
     return DLRN_OK;
@@ -846,19 +910,21 @@ static const char *bpe_quote(const dlrn_json *j, char *out, int64_t room) {
     return out;
 }
 
-static dlrn_status bpe_refuse(bpe_tokenizer *t, dlrn_status s, const char *key, const char *expected,
-                              const dlrn_json *found) {
+static dlrn_status bpe_refuse(bpe_tokenizer *t, dlrn_status s, const char *key,
+                              const char *expected, const dlrn_json *found) {
     char quoted[96];
     const char *mark = bpe_is(found, DLRN_JSON_STRING) ? "\"" : "";
     return dlrn_fail(t->ctx, s, "%s: %s: expected %s, found %s%s%s", t->path, key, expected, mark,
                      bpe_quote(found, quoted, sizeof quoted), mark);
 }
 
-static dlrn_status bpe_bad(bpe_tokenizer *t, const char *key, const char *expected, const dlrn_json *found) {
+static dlrn_status bpe_bad(bpe_tokenizer *t, const char *key, const char *expected,
+                           const dlrn_json *found) {
     return bpe_refuse(t, DLRN_ERR_FORMAT, key, expected, found);
 }
 
-static dlrn_status bpe_unsupported(bpe_tokenizer *t, const char *key, const char *expected, const dlrn_json *found) {
+static dlrn_status bpe_unsupported(bpe_tokenizer *t, const char *key, const char *expected,
+                                   const dlrn_json *found) {
     return bpe_refuse(t, DLRN_ERR_UNSUPPORTED, key, expected, found);
 }
 
@@ -871,8 +937,8 @@ static dlrn_status bpe_bad_entry(bpe_tokenizer *t, const char *expected, const d
 }
 
 /* A switch of the file: true, false, or what stands for it if it is not given. */
-static dlrn_status bpe_flag(bpe_tokenizer *t, const dlrn_json *object, const char *where, const char *key,
-                            int otherwise, int *out) {
+static dlrn_status bpe_flag(bpe_tokenizer *t, const dlrn_json *object, const char *where,
+                            const char *key, int otherwise, int *out) {
     char name[96];
     const dlrn_json *j = dlrn_json_get(object, key);
     *out = bpe_is(j, DLRN_JSON_BOOL) ? j->number != 0 : otherwise;
@@ -894,7 +960,8 @@ static int64_t bpe_table_mask(int64_t n) { /* half empty */
 
 /* ---- the vocabulary */
 
-/* One more than the largest id. Ids may have gaps, but memory must not follow from one number of the file. */
+/* One more than the largest id. Ids may have gaps, but memory must not follow from one number of
+   the file. */
 static dlrn_status bpe_count_ids(bpe_tokenizer *t, const dlrn_json *vocab, const dlrn_json *added) {
     double most = -1, tokens = (double)vocab->count + (added ? (double)added->count : 0);
     for (const dlrn_json *j = vocab->first; j; j = j->next)
@@ -906,12 +973,14 @@ static dlrn_status bpe_count_ids(bpe_tokenizer *t, const dlrn_json *vocab, const
     if (tokens == 0) return bpe_bad(t, "model.vocab", "tokens", NULL);
     if (!(most < 8 * tokens + 1024) || most >= INT32_MAX)
         return dlrn_fail(t->ctx, DLRN_ERR_FORMAT,
-                         "%s: model.vocab: expected ids near the number of tokens, found %.17g", t->path, most);
+                         "%s: model.vocab: expected ids near the number of tokens, found %.17g",
+                         t->path, most);
     t->n_ids = (int64_t)most + 1;
     return DLRN_OK;
 }
 
-/* The bytes that a token's text stands for: if it is of the bytes' alphabet; else its own. Returns how many. */
+/* The bytes that a token's text stands for: if it is of the bytes' alphabet; else its own. Returns
+   how many. */
 static int64_t bpe_token_text(const char *s, int64_t n, const int *back, char *out) {
     int64_t count = 0;
     for (int64_t i = 0; i < n;) {
@@ -980,7 +1049,8 @@ static int bpe_merge_parts(const dlrn_json *m, const char **part, int64_t *lengt
     return 1;
 }
 
-static dlrn_status bpe_bad_merge(bpe_tokenizer *t, int32_t rank, const char *expected, const dlrn_json *found) {
+static dlrn_status bpe_bad_merge(bpe_tokenizer *t, int32_t rank, const char *expected,
+                                 const dlrn_json *found) {
     char name[48];
     snprintf(name, sizeof name, "model.merges[%d]", (int)rank);
     return bpe_bad(t, name, expected, found);
@@ -991,7 +1061,8 @@ static dlrn_status bpe_load_merge(bpe_tokenizer *t, const dlrn_json *m, int32_t 
     int64_t length[2];
     char name[48];
     snprintf(name, sizeof name, "model.merges[%d]", (int)rank);
-    if (!bpe_merge_parts(m, part, length)) return bpe_bad(t, name, "two tokens, as \"a b\" or [\"a\", \"b\"]", m);
+    if (!bpe_merge_parts(m, part, length))
+        return bpe_bad(t, name, "two tokens, as \"a b\" or [\"a\", \"b\"]", m);
     t->word.count = 0;
     for (int k = 0; k < 2; k++) BPE_TRY(bpe_put(t->ctx, &t->word, part[k], length[k]));
     int32_t left = bpe_vocab_id(t, part[0], length[0]), right = bpe_vocab_id(t, part[1], length[1]);
@@ -1015,26 +1086,32 @@ static dlrn_status bpe_load_merges(bpe_tokenizer *t, const dlrn_json *merges) {
 
 /* The token of each byte, and what stands for a byte that has none. */
 static dlrn_status bpe_load_bytes(bpe_tokenizer *t, const dlrn_json *model) {
-    const dlrn_json *unknown = dlrn_json_get(model, "unk_token"), *fallback = dlrn_json_get(model, "byte_fallback");
+    const dlrn_json *unknown = dlrn_json_get(model, "unk_token"),
+                    *fallback = dlrn_json_get(model, "byte_fallback");
     int missing = 0;
     for (int b = 0; b < 256; b++) {
         char text[4];
         t->byte_id[b] = bpe_vocab_id(t, text, bpe_write_char(t->byte_code[b], text));
         missing += t->byte_id[b] < 0;
     }
-    t->unknown = bpe_is(unknown, DLRN_JSON_STRING) ? bpe_vocab_id(t, unknown->text, unknown->text_len) : -1;
+    t->unknown =
+        bpe_is(unknown, DLRN_JSON_STRING) ? bpe_vocab_id(t, unknown->text, unknown->text_len) : -1;
     if (missing && t->unknown < 0 && bpe_is(unknown, DLRN_JSON_STRING))
         return bpe_bad(t, "model.unk_token", "a token of the vocabulary", unknown);
     if (missing && bpe_is(fallback, DLRN_JSON_BOOL) && fallback->number != 0)
-        return bpe_unsupported(t, "model.byte_fallback", "false, or a token for each byte", fallback);
+        return bpe_unsupported(t, "model.byte_fallback", "false, or a token for each byte",
+                               fallback);
     return DLRN_OK;
 }
 
 static dlrn_status bpe_load_model(bpe_tokenizer *t, const dlrn_json *model) {
     const dlrn_json *type = dlrn_json_get(model, "type"), *merges = dlrn_json_get(model, "merges");
-    const dlrn_json *vocab = dlrn_json_get(model, "vocab"), *dropout = dlrn_json_get(model, "dropout");
-    static const char *const unset[] = {"model.continuing_subword_prefix", "model.end_of_word_suffix"};
-    if (type && strcmp(dlrn_json_text(model, "type", ""), "BPE")) return bpe_unsupported(t, "model.type", "BPE", type);
+    const dlrn_json *vocab = dlrn_json_get(model, "vocab"),
+                    *dropout = dlrn_json_get(model, "dropout");
+    static const char *const unset[] = {"model.continuing_subword_prefix",
+                                        "model.end_of_word_suffix"};
+    if (type && strcmp(dlrn_json_text(model, "type", ""), "BPE"))
+        return bpe_unsupported(t, "model.type", "BPE", type);
     if (!bpe_is(merges, DLRN_JSON_ARRAY)) return bpe_bad(t, "model.merges", "an array", merges);
     for (int k = 0; k < 2; k++)
         if (*dlrn_json_text(t->json, unset[k], ""))
@@ -1058,11 +1135,13 @@ static dlrn_status bpe_load_put(bpe_tokenizer *t, const dlrn_json *n, bpe_change
     if (how->form == BPE_PREPEND) return DLRN_OK;
     how->sought = dlrn_json_get(n, "pattern.String");
     if (!bpe_is(how->sought, DLRN_JSON_STRING) || how->sought->text_len == 0)
-        return bpe_unsupported(t, "normalizer.pattern", "a String", dlrn_json_get(n, "pattern.Regex"));
+        return bpe_unsupported(t, "normalizer.pattern", "a String",
+                               dlrn_json_get(n, "pattern.Regex"));
     return DLRN_OK;
 }
 
-/* The most bytes that a change makes of one. U+FDFA has 18 characters in NFKC, U+1D160 three in NFC. */
+/* The most bytes that a change makes of one. U+FDFA has 18 characters in NFKC, U+1D160 three in
+   NFC. */
 static double bpe_growth(const bpe_change *how) {
     if (how->form == BPE_NFKC || how->form == BPE_NFKD) return 11;
     if (how->form == BPE_NFC || how->form == BPE_NFD) return 3;
@@ -1074,38 +1153,43 @@ static double bpe_growth(const bpe_change *how) {
 }
 
 static dlrn_status bpe_load_normalizer(bpe_tokenizer *t, const dlrn_json *n) {
-    static const char *const forms[] = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "Prepend", "Replace"};
+    static const char *const forms[] = {"NFC",       "NFD",   "NFKC",    "NFKD",
+                                        "Lowercase", "Strip", "Prepend", "Replace"};
     const char *type = dlrn_json_text(n, "type", "none");
     bpe_change how = {BPE_NFC, 0, 0, NULL, NULL};
     int form = 0;
     if (!n || n->type == DLRN_JSON_NULL) return DLRN_OK;
     if (!strcmp(type, "Sequence")) {
         const dlrn_json *list = dlrn_json_get(n, "normalizers");
-        if (!bpe_is(list, DLRN_JSON_ARRAY)) return bpe_bad(t, "normalizer.normalizers", "an array", list);
+        if (!bpe_is(list, DLRN_JSON_ARRAY))
+            return bpe_bad(t, "normalizer.normalizers", "an array", list);
         for (const dlrn_json *k = list->first; k; k = k->next) BPE_TRY(bpe_load_normalizer(t, k));
         return DLRN_OK;
     }
     while (form < 8 && strcmp(type, forms[form])) form++;
     if (form == 8)
-        return bpe_unsupported(t, "normalizer.type",
-                               "NFC, NFD, NFKC, NFKD, Lowercase, Strip, Prepend, Replace, or a Sequence of them",
-                               dlrn_json_get(n, "type"));
+        return bpe_unsupported(
+            t, "normalizer.type",
+            "NFC, NFD, NFKC, NFKD, Lowercase, Strip, Prepend, Replace, or a Sequence of them",
+            dlrn_json_get(n, "type"));
     how.form = (bpe_form)form;
     if (how.form == BPE_STRIP) BPE_TRY(bpe_flag(t, n, "normalizer", "strip_left", 1, &how.left));
     if (how.form == BPE_STRIP) BPE_TRY(bpe_flag(t, n, "normalizer", "strip_right", 1, &how.right));
     if (how.form >= BPE_PREPEND) BPE_TRY(bpe_load_put(t, n, &how));
-    if (t->n_changes == BPE_MOST_STEPS) return bpe_unsupported(t, "normalizer", "at most 8 of them", n);
+    if (t->n_changes == BPE_MOST_STEPS)
+        return bpe_unsupported(t, "normalizer", "at most 8 of them", n);
     t->growth *= bpe_growth(&how);
     if (t->growth > BPE_MOST_GROWTH)
-        return bpe_unsupported(t, "normalizer", "changes that make a text at most 1024 times as long", n);
+        return bpe_unsupported(t, "normalizer",
+                               "changes that make a text at most 1024 times as long", n);
     t->change[t->n_changes++] = how;
     return DLRN_OK;
 }
 
 /* ---- the pre-tokeniser */
 
-/* A Split's regular expression, told by its text. All of them leave nothing between their matches, so that it is the
-   same to isolate the matches and to remove what is not matched. */
+/* A Split's regular expression, told by its text. All of them leave nothing between their matches,
+   so that it is the same to isolate the matches and to remove what is not matched. */
 static dlrn_status bpe_load_split(bpe_tokenizer *t, const dlrn_json *p, bpe_pattern *out) {
 #define BPE_TAIL "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 #define BPE_HEAD "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}"
@@ -1113,13 +1197,15 @@ static dlrn_status bpe_load_split(bpe_tokenizer *t, const dlrn_json *p, bpe_patt
         const char *text;
         bpe_pattern pattern;
     } known[] = {
-        {"'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+", BPE_GPT2},
+        {"'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
+         BPE_GPT2},
         {BPE_HEAD "{1,3}" BPE_TAIL, BPE_LLAMA3},
         {BPE_HEAD BPE_TAIL, BPE_QWEN2},
     };
 #undef BPE_TAIL
 #undef BPE_HEAD
-    const char *text = dlrn_json_text(p, "pattern.Regex", "none"), *how = dlrn_json_text(p, "behavior", "none");
+    const char *text = dlrn_json_text(p, "pattern.Regex", "none"),
+               *how = dlrn_json_text(p, "behavior", "none");
     int invert;
     BPE_TRY(bpe_flag(t, p, "pre_tokenizer", "invert", 0, &invert));
     if (strcmp(how, "Isolated") && !(invert && !strcmp(how, "Removed")))
@@ -1135,7 +1221,8 @@ static dlrn_status bpe_load_split(bpe_tokenizer *t, const dlrn_json *p, bpe_patt
                            pattern && pattern->first ? pattern->first : pattern);
 }
 
-/* One step; a ByteLevel one has to be there, and last: those behind it would see its alphabet and not the text. */
+/* One step; a ByteLevel one has to be there, and last: those behind it would see its alphabet and
+   not the text. */
 static dlrn_status bpe_load_step(bpe_tokenizer *t, const dlrn_json *p, int *bytes) {
     const char *type = dlrn_json_text(p, "type", "none");
     bpe_step step = {BPE_WHOLE, 0};
@@ -1143,11 +1230,14 @@ static dlrn_status bpe_load_step(bpe_tokenizer *t, const dlrn_json *p, int *byte
     if (!p || p->type == DLRN_JSON_NULL) return DLRN_OK;
     if (!strcmp(type, "Sequence")) {
         const dlrn_json *list = dlrn_json_get(p, "pretokenizers");
-        if (!bpe_is(list, DLRN_JSON_ARRAY)) return bpe_bad(t, "pre_tokenizer.pretokenizers", "an array", list);
+        if (!bpe_is(list, DLRN_JSON_ARRAY))
+            return bpe_bad(t, "pre_tokenizer.pretokenizers", "an array", list);
         for (const dlrn_json *k = list->first; k; k = k->next) BPE_TRY(bpe_load_step(t, k, bytes));
         return DLRN_OK;
     }
-    if (*bytes) return bpe_unsupported(t, "pre_tokenizer", "ByteLevel as the last step", dlrn_json_get(p, "type"));
+    if (*bytes)
+        return bpe_unsupported(t, "pre_tokenizer", "ByteLevel as the last step",
+                               dlrn_json_get(p, "type"));
     if (!strcmp(type, "ByteLevel")) {
         BPE_TRY(bpe_flag(t, p, "pre_tokenizer", "use_regex", 1, &flag));
         BPE_TRY(bpe_flag(t, p, "pre_tokenizer", "add_prefix_space", 1, &step.prefix_space));
@@ -1160,37 +1250,44 @@ static dlrn_status bpe_load_step(bpe_tokenizer *t, const dlrn_json *p, int *byte
         step.pattern = flag ? BPE_EACH_DIGIT : BPE_DIGITS;
     } else if (!strcmp(type, "Punctuation")) {
         if (strcmp(dlrn_json_text(p, "behavior", "Isolated"), "Isolated"))
-            return bpe_unsupported(t, "pre_tokenizer.behavior", "Isolated", dlrn_json_get(p, "behavior"));
+            return bpe_unsupported(t, "pre_tokenizer.behavior", "Isolated",
+                                   dlrn_json_get(p, "behavior"));
         step.pattern = BPE_PUNCTUATION;
     } else if (!strcmp(type, "Whitespace")) {
         step.pattern = BPE_WORDS;
     } else if (!strcmp(type, "WhitespaceSplit")) {
         step.pattern = BPE_WHITESPACE_SPLIT;
     } else {
-        return bpe_unsupported(t, "pre_tokenizer.type",
-                               "ByteLevel, Split, Digits, Punctuation, Whitespace, WhitespaceSplit or a Sequence",
-                               dlrn_json_get(p, "type"));
+        return bpe_unsupported(
+            t, "pre_tokenizer.type",
+            "ByteLevel, Split, Digits, Punctuation, Whitespace, WhitespaceSplit or a Sequence",
+            dlrn_json_get(p, "type"));
     }
-    if (t->n_steps == BPE_MOST_STEPS) return bpe_unsupported(t, "pre_tokenizer", "at most 8 steps", p);
+    if (t->n_steps == BPE_MOST_STEPS)
+        return bpe_unsupported(t, "pre_tokenizer", "at most 8 steps", p);
     t->step[t->n_steps++] = step;
     return DLRN_OK;
 }
 
 /* ---- added tokens */
 
-/* An added token's text and id. One that the vocabulary has too keeps its id; another needs an id of its own. */
-static dlrn_status bpe_load_added_id(bpe_tokenizer *t, const dlrn_json *j, bpe_added *a, const char *where) {
+/* An added token's text and id. One that the vocabulary has too keeps its id; another needs an id
+   of its own. */
+static dlrn_status bpe_load_added_id(bpe_tokenizer *t, const dlrn_json *j, bpe_added *a,
+                                     const char *where) {
     const dlrn_json *id = dlrn_json_get(j, "id");
     char name[64];
     a->content = dlrn_json_get(j, "content");
     snprintf(name, sizeof name, "%s.content", where);
-    if (!bpe_is(a->content, DLRN_JSON_STRING) || a->content->text_len == 0 || a->content->text_len > BPE_MOST_ADDED)
+    if (!bpe_is(a->content, DLRN_JSON_STRING) || a->content->text_len == 0 ||
+        a->content->text_len > BPE_MOST_ADDED)
         return bpe_bad(t, name, "a string of 1 to 1024 bytes", a->content);
     snprintf(name, sizeof name, "%s.id", where);
     if (!bpe_good_id(t, id)) return bpe_bad(t, name, "an id", id);
     a->id = (int32_t)id->number;
     int32_t known = bpe_vocab_id(t, a->content->text, a->content->text_len);
-    if (known >= 0 && known != a->id) return bpe_bad(t, name, "the id that the vocabulary has for this token", id);
+    if (known >= 0 && known != a->id)
+        return bpe_bad(t, name, "the id that the vocabulary has for this token", id);
     if (known < 0 && t->token[a->id]) return bpe_bad(t, name, "an id that no other token has", id);
     t->token[a->id] = a->content->text;
     t->token_length[a->id] = a->content->text_len;
@@ -1250,13 +1347,16 @@ static dlrn_status bpe_load_added(bpe_tokenizer *t, const dlrn_json *list) {
 /* ---- the file */
 
 static dlrn_status bpe_load_json(bpe_tokenizer *t) {
-    const dlrn_json *model = dlrn_json_get(t->json, "model"), *vocab = dlrn_json_get(model, "vocab");
-    const dlrn_json *added = dlrn_json_get(t->json, "added_tokens"), *pre = dlrn_json_get(t->json, "pre_tokenizer");
+    const dlrn_json *model = dlrn_json_get(t->json, "model"),
+                    *vocab = dlrn_json_get(model, "vocab");
+    const dlrn_json *added = dlrn_json_get(t->json, "added_tokens"),
+                    *pre = dlrn_json_get(t->json, "pre_tokenizer");
     int bytes = 0;
     if (!bpe_is(model, DLRN_JSON_OBJECT)) return bpe_bad(t, "model", "an object", model);
     if (!bpe_is(vocab, DLRN_JSON_OBJECT)) return bpe_bad(t, "model.vocab", "an object", vocab);
     if (added && added->type == DLRN_JSON_NULL) added = NULL;
-    if (added && added->type != DLRN_JSON_ARRAY) return bpe_bad(t, "added_tokens", "an array", added);
+    if (added && added->type != DLRN_JSON_ARRAY)
+        return bpe_bad(t, "added_tokens", "an array", added);
     BPE_TRY(bpe_count_ids(t, vocab, added));
     BPE_TRY(bpe_load_model(t, model));
     BPE_TRY(bpe_load_normalizer(t, dlrn_json_get(t->json, "normalizer")));
@@ -1274,7 +1374,8 @@ BPE_API dlrn_status bpe_load(dlrn_context *ctx, const char *path, bpe_tokenizer 
     memset(t, 0, sizeof *t);
     t->ctx = ctx;
     t->growth = 1;
-    snprintf(t->path, sizeof t->path, "%s%s", path, dlrn_file_exists(ctx, path) == 2 ? "/tokenizer.json" : "");
+    snprintf(t->path, sizeof t->path, "%s%s", path,
+             dlrn_file_exists(ctx, path) == 2 ? "/tokenizer.json" : "");
     dlrn_status s = dlrn_file_read(ctx, t->path, &text, &size);
     if (s == DLRN_OK) s = dlrn_json_parse(ctx, text, size, t->path, &t->json);
     dlrn_free(ctx, text);
@@ -1294,8 +1395,9 @@ BPE_API void bpe_destroy(bpe_tokenizer *t) {
     bpe_text_free(&t->normal);
     bpe_text_free(&t->changed);
     bpe_text_free(&t->word);
-    void *blocks[] = {(void *)t->slots, (void *)t->token, t->token_length, t->token_bytes, t->merges,
-                      t->added,         t->codes,         t->symbols,      t->heap};
+    void *blocks[] = {(void *)t->slots, (void *)t->token, t->token_length,
+                      t->token_bytes,   t->merges,        t->added,
+                      t->codes,         t->symbols,       t->heap};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrn_json_free(t->ctx, t->json);
     dlrn_free(t->ctx, t);

@@ -31,7 +31,8 @@ static int fail(dlrn_context *ctx) {
         if (strncmp(dlrn_error(ctx), "standard output: ", 17)) return 1; /* it is told at the end */
     }
     fprintf(stderr, "dictlearn: %s\n",
-            stop_asked && !stop_held ? "stopped before it was done: nothing was saved" : dlrn_error(ctx));
+            stop_asked && !stop_held ? "stopped before it was done: nothing was saved"
+                                     : dlrn_error(ctx));
     clearerr(stdout); /* told */
     return 1;
 }
@@ -74,8 +75,8 @@ static int is_control(uint32_t c) {
     return c < 32 || (c >= 127 && c < 160);
 }
 
-/* Bytes for people, on one line: line ends become a sign, blanks a space, other control characters a question mark,
-   and what is not UTF-8 U+FFFD. Returns how many characters that are. */
+/* Bytes for people, on one line: line ends become a sign, blanks a space, other control characters
+   a question mark, and what is not UTF-8 U+FFFD. Returns how many characters that are. */
 static int put_text(FILE *f, const char *s, int64_t n) {
     int shown = 0;
     for (int64_t i = 0, length; i < n; i += length, shown++) {
@@ -143,14 +144,17 @@ static int ends_with(const char *text, const char *end) {
     return n >= k && !strcmp(text + n - k, end);
 }
 
-/* 0, or 2 if a file has another suffix than what is written to it. No suffix, a device and a pipe are fine. */
-static int check_suffix(const char *command_name, const char *path, const char *suffix, const char *other) {
+/* 0, or 2 if a file has another suffix than what is written to it. No suffix, a device and a pipe
+   are fine. */
+static int check_suffix(const char *command_name, const char *path, const char *suffix,
+                        const char *other) {
     const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
     struct stat st;
-    if (ends_with(path, suffix) || (*other && ends_with(path, other)) || !strchr(name, '.')) return 0;
+    if (ends_with(path, suffix) || (*other && ends_with(path, other)) || !strchr(name, '.'))
+        return 0;
     if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) return 0;
-    fprintf(stderr, "dictlearn: %s: expected a name ending in %s%s%s: see dictlearn %s --help\n", path, suffix,
-            *other ? " or " : "", other, command_name);
+    fprintf(stderr, "dictlearn: %s: expected a name ending in %s%s%s: see dictlearn %s --help\n",
+            path, suffix, *other ? " or " : "", other, command_name);
     return 2;
 }
 
@@ -163,14 +167,16 @@ static void print_shape(const dlrn_tensor_info *t, const char *comma) {
 static void print_norms(dlrn_context *ctx, const dlrn_dictionary *dict, int json) {
     double least = 1e300, most = 0, sum = 0;
     for (int64_t j = 0; j < dict->dict_size; j++) {
-        double n = (double)dlrn_norm(ctx, dict->decoder_weight + j * dict->activation_dim, dict->activation_dim);
+        double n = (double)dlrn_norm(ctx, dict->decoder_weight + j * dict->activation_dim,
+                                     dict->activation_dim);
         least = n < least ? n : least;
         most = n > most ? n : most;
         sum += n;
     }
     double mean = sum / (double)dict->dict_size;
     if (json)
-        printf(", \"atom_norms\": {\"min\": %.6g, \"mean\": %.6g, \"max\": %.6g}", least, mean, most);
+        printf(", \"atom_norms\": {\"min\": %.6g, \"mean\": %.6g, \"max\": %.6g}", least, mean,
+               most);
     else
         printf("atom norms: min %.6g, mean %.6g, max %.6g\n", least, mean, most);
 }
@@ -226,11 +232,11 @@ static dlrn_status tensors_of(dlrn_context *ctx, const char *path, char *file, s
         snprintf(file, size, "%s/%s", path, names[i]);
         if (dlrn_file_exists(ctx, file) == 1) return DLRN_OK;
     }
-    return dlrn_fail(
-        ctx, DLRN_ERR_IO,
-        "%s: expected a dictionary (ae.pt) or a model (model.safetensors, pytorch_model.bin) in this folder, "
-        "found neither",
-        path);
+    return dlrn_fail(ctx, DLRN_ERR_IO,
+                     "%s: expected a dictionary (ae.pt) or a model (model.safetensors, "
+                     "pytorch_model.bin) in this folder, "
+                     "found neither",
+                     path);
 }
 
 static int run_inspect(dlrn_context *ctx, const options *o) {
@@ -240,7 +246,8 @@ static int run_inspect(dlrn_context *ctx, const options *o) {
     char path[4200], config[4200];
     dlrn_status s = tensors_of(ctx, o->path, path, sizeof path);
     snprintf(config, sizeof config, "%s/config.json", o->path);
-    int of_model = s == DLRN_OK && strstr(path + strlen(o->path), "model"), is_model = 0, is_dict = 0;
+    int of_model = s == DLRN_OK && strstr(path + strlen(o->path), "model"), is_model = 0,
+        is_dict = 0;
     dlrn_status tried = DLRN_OK;
     if (of_model && dlrn_file_exists(ctx, config) == 1) {
         tried = neox_read_config(ctx, o->path, &model);
@@ -249,7 +256,8 @@ static int run_inspect(dlrn_context *ctx, const options *o) {
         tried = dlrn_load(ctx, o->path, &dict);
         is_dict = tried == DLRN_OK && dict->encoder_weight;
     }
-    if (tried == DLRN_ERR_MEMORY || tried == DLRN_ERR_IO) s = tried; /* which says nothing of what the file holds */
+    if (tried == DLRN_ERR_MEMORY || tried == DLRN_ERR_IO)
+        s = tried; /* which says nothing of what the file holds */
     if (s == DLRN_OK) s = dlrn_archive_open(ctx, path, &a);
     if (s == DLRN_OK && o->json) {
         printf("{\"path\": ");
@@ -263,7 +271,8 @@ static int run_inspect(dlrn_context *ctx, const options *o) {
     if (s == DLRN_OK && is_dict) {
         printf(o->json ? ", \"family\": \"%s\", \"activation_dim\": %lld, \"dict_size\": %lld"
                        : "family %s, activation_dim %lld, dict_size %lld\n",
-               dlrn_dictionary_family(dict), (long long)dict->activation_dim, (long long)dict->dict_size);
+               dlrn_dictionary_family(dict), (long long)dict->activation_dim,
+               (long long)dict->dict_size);
         print_norms(ctx, dict, o->json);
     }
     if (s == DLRN_OK) print_tensors(a, o->json);
@@ -275,8 +284,10 @@ static int run_inspect(dlrn_context *ctx, const options *o) {
 
 static int run_convert(dlrn_context *ctx, const options *o) {
     dlrn_dictionary *dict = NULL;
-    if (!ends_with(o->path2, ".pt") && !ends_with(o->path2, ".safetensors") && !ends_with(o->path2, ".npz"))
-        return usage_error("convert", "expected a name ending in .pt, .safetensors or .npz", o->path2);
+    if (!ends_with(o->path2, ".pt") && !ends_with(o->path2, ".safetensors") &&
+        !ends_with(o->path2, ".npz"))
+        return usage_error("convert", "expected a name ending in .pt, .safetensors or .npz",
+                           o->path2);
     dlrn_status s = dlrn_load(ctx, o->path, &dict);
     if (s == DLRN_OK && stopping(NULL)) s = DLRN_STOPPED;
     if (s == DLRN_OK) s = dlrn_save(dict, o->path2);
@@ -311,7 +322,8 @@ static dlrn_status array_open(dlrn_context *ctx, const char *path, int takes_cod
         s = dlrn_archive_open(ctx, path, &a->file);
     } else {
         s = dlrn_file_read(ctx, "-", &a->bytes, &size);
-        if (s == DLRN_OK) s = dlrn_archive_open_memory(ctx, a->bytes, size, "standard input", &a->file);
+        if (s == DLRN_OK)
+            s = dlrn_archive_open_memory(ctx, a->bytes, size, "standard input", &a->file);
     }
     if (s != DLRN_OK) return s;
     const dlrn_tensor_info *t = dlrn_archive_info(a->file, 0);
@@ -325,29 +337,35 @@ static dlrn_status array_open(dlrn_context *ctx, const char *path, int takes_cod
     if (strcmp(dlrn_archive_format(a->file), "npy") || !t || t->ndim != 2)
         return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                          "%s: expected an array [rows, width] in .npy%s, found %s of %d dimensions",
-                         dlrn_archive_path(a->file), takes_codes ? " or CSR in .npz" : "", dlrn_archive_format(a->file),
-                         t ? t->ndim : 0);
+                         dlrn_archive_path(a->file), takes_codes ? " or CSR in .npz" : "",
+                         dlrn_archive_format(a->file), t ? t->ndim : 0);
     a->rows = t->shape[0];
     a->width = t->shape[1];
     return DLRN_OK;
 }
 
 static int need(const options *o, int dict, int data, int out, const char *name) {
-    const char *missing = dict && !o->dict ? "--dict" : data && !o->data ? "--data" : out && !o->out ? "--out" : NULL;
-    if (missing) fprintf(stderr, "dictlearn: %s: this flag is needed: see dictlearn %s --help\n", missing, name);
+    const char *missing = dict && !o->dict   ? "--dict"
+                          : data && !o->data ? "--data"
+                          : out && !o->out   ? "--out"
+                                             : NULL;
+    if (missing)
+        fprintf(stderr, "dictlearn: %s: this flag is needed: see dictlearn %s --help\n", missing,
+                name);
     return missing != NULL;
 }
 
 /* A step of the three commands: rows x [n][in] to y [n][out], or to codes. */
 typedef dlrn_status (*row_step)(const dlrn_dictionary *dict, const float *x, int64_t n, float *y);
 
-static dlrn_status reconstruct_rows(const dlrn_dictionary *dict, const float *x, int64_t n, float *y) {
+static dlrn_status reconstruct_rows(const dlrn_dictionary *dict, const float *x, int64_t n,
+                                    float *y) {
     return dlrn_forward(dict, x, n, y, NULL);
 }
 
 /* Rows [first, first + n) of the codes, n <= BLOCK, as a matrix that borrows. */
-static dlrn_status decode_rows(const dlrn_dictionary *dict, const dlrn_sparse *codes, int64_t first, int64_t n,
-                               float *y) {
+static dlrn_status decode_rows(const dlrn_dictionary *dict, const dlrn_sparse *codes, int64_t first,
+                               int64_t n, float *y) {
     int64_t ptr[BLOCK + 1], from = codes->row_ptr[first];
     dlrn_sparse view = *codes;
     for (int64_t i = 0; i <= n; i++) ptr[i] = codes->row_ptr[first + i] - from;
@@ -358,8 +376,8 @@ static dlrn_status decode_rows(const dlrn_dictionary *dict, const dlrn_sparse *c
     return dlrn_decode_sparse(dict, &view, y);
 }
 
-static dlrn_status stream_rows(dlrn_context *ctx, const dlrn_dictionary *dict, const options *o, array *in,
-                               int64_t out_width, row_step step) {
+static dlrn_status stream_rows(dlrn_context *ctx, const dlrn_dictionary *dict, const options *o,
+                               array *in, int64_t out_width, row_step step) {
     dlrn_tensor x, y;
     dlrn_sparse codes;
     dlrn_writer *w = NULL;
@@ -377,8 +395,10 @@ static dlrn_status stream_rows(dlrn_context *ctx, const dlrn_dictionary *dict, c
         if (s == DLRN_OK && in->is_codes)
             s = decode_rows(dict, &in->codes, i, n, y.data);
         else if (s == DLRN_OK)
-            s = o->sparse ? dlrn_encode_sparse(dict, x.data, n, &codes) : step(dict, x.data, n, y.data);
-        if (s == DLRN_OK) s = o->sparse ? dlrn_csr_append(w, &codes) : dlrn_npy_append(w, y.data, n);
+            s = o->sparse ? dlrn_encode_sparse(dict, x.data, n, &codes)
+                          : step(dict, x.data, n, y.data);
+        if (s == DLRN_OK)
+            s = o->sparse ? dlrn_csr_append(w, &codes) : dlrn_npy_append(w, y.data, n);
     }
     if (s == DLRN_OK)
         s = dlrn_writer_close(w);
@@ -390,25 +410,29 @@ static dlrn_status stream_rows(dlrn_context *ctx, const dlrn_dictionary *dict, c
     return s;
 }
 
-static dlrn_status expect_width(dlrn_context *ctx, const char *path, int64_t expected, int64_t found) {
+static dlrn_status expect_width(dlrn_context *ctx, const char *path, int64_t expected,
+                                int64_t found) {
     if (expected == found) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: wrong width, expected %lld, found %lld", path, (long long)expected,
-                     (long long)found);
+    return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: wrong width, expected %lld, found %lld", path,
+                     (long long)expected, (long long)found);
 }
 
-static int run_rows(dlrn_context *ctx, const options *o, const char *name, int features_in, int features_out,
-                    row_step step) {
+static int run_rows(dlrn_context *ctx, const options *o, const char *name, int features_in,
+                    int features_out, row_step step) {
     dlrn_dictionary *dict = NULL;
     array in;
     memset(&in, 0, sizeof in);
-    if (need(o, 1, 1, 1, name) || check_suffix(name, o->out, o->sparse ? ".npz" : ".npy", "")) return 2;
+    if (need(o, 1, 1, 1, name) || check_suffix(name, o->out, o->sparse ? ".npz" : ".npy", ""))
+        return 2;
     dlrn_status s = dlrn_load(ctx, o->dict, &dict);
     if (s == DLRN_OK) s = array_open(ctx, o->data, features_in, &in);
     if (s == DLRN_OK) {
         const char *path = strcmp(o->data, "-") ? o->data : "standard input";
         s = expect_width(ctx, path, features_in ? dict->dict_size : dict->activation_dim, in.width);
     }
-    if (s == DLRN_OK) s = stream_rows(ctx, dict, o, &in, features_out ? dict->dict_size : dict->activation_dim, step);
+    if (s == DLRN_OK)
+        s = stream_rows(ctx, dict, o, &in, features_out ? dict->dict_size : dict->activation_dim,
+                        step);
     array_close(ctx, &in);
     dlrn_dictionary_destroy(dict);
     return s == DLRN_OK ? 0 : fail(ctx);
@@ -435,73 +459,93 @@ static int run_decode(dlrn_context *ctx, const options *o) {
 #define TINY_SITE TINY " \\\n    --text build/text.jsonl --site mlp_out --layer 0"
 /* In an order in which the examples can be run: each finds what those before it have made. */
 static const command commands[] = {
-    {"generate", C_GENERATE, 0, "--model DIR [--prompt TEXT] --tokens N [--documents N] [--out FILE.jsonl]",
-     "Samples text: plain to standard output, or JSON lines to a file (--out - for standard output).", "",
+    {"generate", C_GENERATE, 0,
+     "--model DIR [--prompt TEXT] --tokens N [--documents N] [--out FILE.jsonl]",
+     "Samples text: plain to standard output, or JSON lines to a file (--out - for standard "
+     "output).",
+     "",
      "build/dictlearn generate " TINY " --tokens 128 --documents 400 \\\n"
      "    --out build/text.jsonl",
      run_generate},
-    {"tokenize", C_TOKENIZE, 0, "--model DIR --text FILE [--json]", "Token ids, one document a line.",
-     "build/text.jsonl: see generate --help", "build/dictlearn tokenize " TINY " --text build/text.jsonl --documents 3",
-     run_tokenize},
+    {"tokenize", C_TOKENIZE, 0, "--model DIR --text FILE [--json]",
+     "Token ids, one document a line.", "build/text.jsonl: see generate --help",
+     "build/dictlearn tokenize " TINY " --text build/text.jsonl --documents 3", run_tokenize},
     {"logits", C_LOGITS, 0, "--model DIR --text FILE --out L.npy",
-     "Next-token logits [tokens, vocabulary] of the first document.", "build/text.jsonl: see generate --help",
+     "Next-token logits [tokens, vocabulary] of the first document.",
+     "build/text.jsonl: see generate --help",
      "build/dictlearn logits " TINY " --text build/text.jsonl \\\n"
      "    --out build/logits.npy",
      run_logits},
-    {"activations", C_ACTIVATIONS, 0, "--model DIR --text FILE --site S --layer N --out X.npy [--limit ROWS]",
+    {"activations", C_ACTIVATIONS, 0,
+     "--model DIR --text FILE --site S --layer N --out X.npy [--limit ROWS]",
      "Rows of activations, in the order of the text. With --io in_to_out: the module's outputs.",
-     "build/text.jsonl: see generate --help", "build/dictlearn activations " TINY_SITE " --out build/x.npy",
-     run_activations},
+     "build/text.jsonl: see generate --help",
+     "build/dictlearn activations " TINY_SITE " --out build/x.npy", run_activations},
     {"train", C_TRAIN, 0, "SOURCE --save-dir DIR ...",
-     "Trains a dictionary. SOURCE is --model DIR --text FILE --site S --layer N, or --data X.npy [--target Y.npy]. "
+     "Trains a dictionary. SOURCE is --model DIR --text FILE --site S --layer N, or --data X.npy "
+     "[--target Y.npy]. "
      "Interrupted (Ctrl-C, SIGTERM, SIGHUP) it saves and says how to go on.",
      "build/text.jsonl: see generate --help",
      "build/dictlearn train " TINY_SITE " \\\n"
-     "    --save-dir build/run --expansion 8 --batch-size 512 --lr 3e-3 --sparsity-penalty 0.12 \\\n"
+     "    --save-dir build/run --expansion 8 --batch-size 512 --lr 3e-3 --sparsity-penalty 0.12 "
+     "\\\n"
      "    --warmup-steps 20 --n-ctxs 300",
      run_train},
     {"inspect", C_INSPECT, 1, "PATH [--json]",
-     "Says what a file or a folder holds: format, family, every tensor; of a dictionary its sizes and the norms of its "
+     "Says what a file or a folder holds: format, family, every tensor; of a dictionary its sizes "
+     "and the norms of its "
      "atoms, of a model its shape.",
      "", "build/dictlearn inspect examples/data/tiny-neox", run_inspect},
     {"convert", C_CONVERT, 2, "IN OUT",
-     "Rewrites a dictionary; the format follows OUT's suffix (.pt .safetensors .npz).", "build/run: see train --help",
-     "build/dictlearn convert build/run build/ae.safetensors", run_convert},
+     "Rewrites a dictionary; the format follows OUT's suffix (.pt .safetensors .npz).",
+     "build/run: see train --help", "build/dictlearn convert build/run build/ae.safetensors",
+     run_convert},
     {"encode", C_ENCODE, 0, "--dict D --data X.npy --out F.npy | --sparse --out F.npz",
-     "Features [rows, F] of activations [rows, d].", "build/run: see train --help; build/x.npy: see activations --help",
-     "build/dictlearn encode --dict build/run --data build/x.npy --sparse --out build/f.npz", run_encode},
-    {"decode", C_DECODE, 0, "--dict D --data F.npy|F.npz --out X.npy", "Reconstructions from features.",
+     "Features [rows, F] of activations [rows, d].",
+     "build/run: see train --help; build/x.npy: see activations --help",
+     "build/dictlearn encode --dict build/run --data build/x.npy --sparse --out build/f.npz",
+     run_encode},
+    {"decode", C_DECODE, 0, "--dict D --data F.npy|F.npz --out X.npy",
+     "Reconstructions from features.",
      "build/run: see train --help; build/f.npz: see encode --help",
-     "build/dictlearn decode --dict build/run --data build/f.npz --out build/x_hat.npy", run_decode},
+     "build/dictlearn decode --dict build/run --data build/f.npz --out build/x_hat.npy",
+     run_decode},
     {"reconstruct", C_RECONSTRUCT, 0, "--dict D --data X.npy --out X_HAT.npy", "decode(encode(x)).",
      "build/run: see train --help; build/x.npy: see activations --help",
-     "build/dictlearn reconstruct --dict build/run --data build/x.npy --out build/x_hat.npy", run_reconstruct},
+     "build/dictlearn reconstruct --dict build/run --data build/x.npy --out build/x_hat.npy",
+     run_reconstruct},
     {"eval", C_EVAL, 0, "--dict D SOURCE [--json]",
-     "Measures a dictionary: the README's table. SOURCE as for train; with a model also the cross-entropy rows.",
+     "Measures a dictionary: the README's table. SOURCE as for train; with a model also the "
+     "cross-entropy rows.",
      "build/run: see train --help; build/text.jsonl: see generate --help",
      "build/dictlearn eval --dict build/run " TINY_SITE, run_eval},
-    {"features", C_FEATURES, 0, "--dict D --model DIR --text FILE --site S --layer N [--features I,J,...]",
+    {"features", C_FEATURES, 0,
+     "--dict D --model DIR --text FILE --site S --layer N [--features I,J,...]",
      "Shows features with the tokens and the contexts that fire them most.",
      "build/run: see train --help; build/text.jsonl: see generate --help",
      "build/dictlearn features --dict build/run " TINY_SITE " --count 3", run_features},
 };
 
 static void print_commands(void) {
-    printf("dictlearn %s: sparse autoencoders, trained, measured and looked into\n\n", DLRN_VERSION_STRING);
+    printf("dictlearn %s: sparse autoencoders, trained, measured and looked into\n\n",
+           DLRN_VERSION_STRING);
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         print_wrapped(commands[i].what, printf("  dictlearn %-12s ", commands[i].name), 25);
-    printf("\ndictlearn COMMAND --help tells a command's flags. Exit status: 0 done, 1 failed, 2 wrong usage.\n");
+    printf("\ndictlearn COMMAND --help tells a command's flags. Exit status: 0 done, 1 failed, 2 "
+           "wrong usage.\n");
 }
 
 int main(int argc, char **argv) {
     if (!open_streams()) return 1;
     note_signals();
     const command *c = NULL;
-    if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "help"))) return print_commands(), end_output(0);
+    if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "help")))
+        return print_commands(), end_output(0);
     for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
         if (!strcmp(argv[1], commands[i].name)) c = &commands[i];
     if (!c) {
-        fprintf(stderr, "dictlearn: %s: see dictlearn --help\n", argc > 1 ? argv[1] : "a command is needed");
+        fprintf(stderr, "dictlearn: %s: see dictlearn --help\n",
+                argc > 1 ? argv[1] : "a command is needed");
         return 2;
     }
     options o = default_options();
@@ -513,9 +557,11 @@ int main(int argc, char **argv) {
     cfg.threads = (int)o.threads;
     cfg.kernels = o.kernels;
     dlrn_status s = dlrn_context_create(&cfg, &ctx);
-    if (s == DLRN_ERR_MEMORY) return fputs("dictlearn: out of memory, before anything was done\n", stderr), 1;
+    if (s == DLRN_ERR_MEMORY)
+        return fputs("dictlearn: out of memory, before anything was done\n", stderr), 1;
     const char *from = o.kernels && strcmp(o.kernels, "auto") ? NULL : getenv("DICTLEARN_KERNELS");
-    if (s != DLRN_OK && from) return usage_error(c->name, "DICTLEARN_KERNELS: no such set of kernels here", from);
+    if (s != DLRN_OK && from)
+        return usage_error(c->name, "DICTLEARN_KERNELS: no such set of kernels here", from);
     if (s != DLRN_OK) return usage_error(c->name, "no such set of kernels here", o.kernels);
     status = c->run(ctx, &o);
     dlrn_context_destroy(ctx);

@@ -1,4 +1,5 @@
-/* The command line: one table of flags drives parsing, checking and help; a table of commands says who takes which. */
+/* The command line: one table of flags drives parsing, checking and help; a table of commands says
+   who takes which. */
 
 enum { /* commands, as bits of a flag's mask */
        C_INSPECT = 1,
@@ -14,7 +15,8 @@ enum { /* commands, as bits of a flag's mask */
        C_LOGITS = 1024,
        C_FEATURES = 2048,
        C_ARRAYS = C_ENCODE | C_DECODE | C_RECONSTRUCT,
-       C_SITES = C_TRAIN | C_EVAL | C_ACTIVATIONS | C_FEATURES, /* that read activations of a model */
+       C_SITES =
+           C_TRAIN | C_EVAL | C_ACTIVATIONS | C_FEATURES, /* that read activations of a model */
        C_TEXTS = C_SITES | C_TOKENIZE | C_LOGITS,
        C_ALL = 4095
 };
@@ -23,7 +25,8 @@ typedef struct options {
     const char *dict, *data, *target, *out, *save_dir, *init, *loss, *io, *kernels, *histogram;
     const char *model, *text, *site, *prompt, *features;
     const char *path, *path2; /* what stands without a flag */
-    int64_t dict_size, expansion, batch_size, steps, epochs, warmup_steps, resample_steps, ghost_threshold, log_steps;
+    int64_t dict_size, expansion, batch_size, steps, epochs, warmup_steps, resample_steps,
+        ghost_threshold, log_steps;
     int64_t save_steps, n_ctxs, ctx_len, in_batch_size, rows, threads, seed;
     int64_t layer, documents, tokens, top_k, limit, count, contexts;
     double lr, sparsity_penalty, temperature;
@@ -55,28 +58,39 @@ static const flag flags[] = {
      "a Hugging Face folder of a GPT-NeoX model"},
     {"--text", F_TEXT, AT(text), C_TEXTS, 1, TEXT_MOST, "FILE",
      "documents of at most 16 MB: .jsonl (key text), .txt (blank lines between), - for JSON lines"},
-    {"--site", F_TEXT, AT(site), C_SITES, 0, TEXT_MOST, "S", "embed, resid_out, mlp_in, mlp_out, attn_in or attn_out"},
+    {"--site", F_TEXT, AT(site), C_SITES, 0, TEXT_MOST, "S",
+     "embed, resid_out, mlp_in, mlp_out, attn_in or attn_out"},
     {"--layer", F_INT, AT(layer), C_SITES, 0, 0, "N", "the site's layer, from 0 (not for embed)"},
     {"--io", F_TEXT, AT(io), C_SITES, 0, TEXT_MOST, "in|out|in_to_out",
      "the site itself (default), its module's input, or from input to output"},
-    {"--ctx-len", F_INT, AT(ctx_len), C_TEXTS, 1, 0, "N", "tokens to which each document is cut (default 128)"},
-    {"--bos", F_SWITCH, AT(bos), C_TEXTS | C_GENERATE, 0, 0, "", "begin each document with the model's bos token"},
-    {"--out", F_TEXT, AT(out), C_ARRAYS | C_GENERATE | C_ACTIVATIONS | C_LOGITS, 1, TEXT_MOST, "FILE",
-     "where the result goes; - is standard output"},
-    {"--sparse", F_SWITCH, AT(sparse), C_ENCODE, 0, 0, "", "write CSR that scipy.sparse.load_npz opens"},
-    {"--json", F_SWITCH, AT(json), C_INSPECT | C_EVAL | C_TOKENIZE | C_FEATURES, 0, 0, "", "print JSON"},
+    {"--ctx-len", F_INT, AT(ctx_len), C_TEXTS, 1, 0, "N",
+     "tokens to which each document is cut (default 128)"},
+    {"--bos", F_SWITCH, AT(bos), C_TEXTS | C_GENERATE, 0, 0, "",
+     "begin each document with the model's bos token"},
+    {"--out", F_TEXT, AT(out), C_ARRAYS | C_GENERATE | C_ACTIVATIONS | C_LOGITS, 1, TEXT_MOST,
+     "FILE", "where the result goes; - is standard output"},
+    {"--sparse", F_SWITCH, AT(sparse), C_ENCODE, 0, 0, "",
+     "write CSR that scipy.sparse.load_npz opens"},
+    {"--json", F_SWITCH, AT(json), C_INSPECT | C_EVAL | C_TOKENIZE | C_FEATURES, 0, 0, "",
+     "print JSON"},
     {"--prompt", F_TEXT, AT(prompt), C_GENERATE, 0, 0, "TEXT",
      "what each document begins with (default: the bos token)"},
-    {"--tokens", F_INT, AT(tokens), C_GENERATE, 1, 0, "N", "tokens to draw for each document, at most"},
-    {"--temperature", F_REAL, AT(temperature), C_GENERATE, 0, 0, "T", "0: always the likeliest token (default 1)"},
-    {"--top-k", F_INT, AT(top_k), C_GENERATE, 0, 0, "K", "draw among the K likeliest tokens (default: all)"},
+    {"--tokens", F_INT, AT(tokens), C_GENERATE, 1, 0, "N",
+     "tokens to draw for each document, at most"},
+    {"--temperature", F_REAL, AT(temperature), C_GENERATE, 0, 0, "T",
+     "0: always the likeliest token (default 1)"},
+    {"--top-k", F_INT, AT(top_k), C_GENERATE, 0, 0, "K",
+     "draw among the K likeliest tokens (default: all)"},
     {"--documents", F_INT, AT(documents), C_GENERATE | C_EVAL | C_TOKENIZE, 1, 0, "N",
      "how many (generate: 1; tokenize: all; eval: the first 128, for the cross-entropy)"},
-    {"--limit", F_INT, AT(limit), C_ACTIVATIONS, 1, 0, "ROWS", "stop after so many rows (default: all)"},
+    {"--limit", F_INT, AT(limit), C_ACTIVATIONS, 1, 0, "ROWS",
+     "stop after so many rows (default: all)"},
     {"--save-dir", F_TEXT, AT(save_dir), C_TRAIN, 1, TEXT_MOST, "DIR",
-     "the folder of the run, locked meanwhile; made if missing; an older run in it gives way at the first save"},
+     "the folder of the run, locked meanwhile; made if missing; an older run in it gives way at "
+     "the first save"},
     {"--dict-size", F_INT, AT(dict_size), C_TRAIN, 1, 0, "F", "number of features"},
-    {"--expansion", F_INT, AT(expansion), C_TRAIN, 1, 0, "N", "the same, as a multiple of the width (default 16)"},
+    {"--expansion", F_INT, AT(expansion), C_TRAIN, 1, 0, "N",
+     "the same, as a multiple of the width (default 16)"},
     {"--lr", F_REAL, AT(lr), C_TRAIN, 0, 0, "RATE", "Adam's rate (default 3e-4)"},
     {"--sparsity-penalty", F_REAL, AT(sparsity_penalty), C_TRAIN, 0, 0, "P",
      "weight of the sparsity loss (default 1e-3)"},
@@ -92,17 +106,25 @@ static const flag flags[] = {
      "revive dead features every N steps (default: never)"},
     {"--ghost-threshold", F_INT, AT(ghost_threshold), C_TRAIN, 0, 0, "N",
      "ghost gradients after N silent steps (default: none)"},
-    {"--entropy", F_SWITCH, AT(entropy), C_TRAIN | C_EVAL, 0, 0, "", "entropy in place of L1 as sparsity loss"},
-    {"--log-steps", F_INT, AT(log_steps), C_TRAIN, 1, 0, "N", "a line in log.jsonl every N steps (default 1000)"},
-    {"--save-steps", F_INT, AT(save_steps), C_TRAIN, 1, 0, "N", "a checkpoint every N steps (default: none)"},
-    {"--n-ctxs", F_INT, AT(n_ctxs), C_TRAIN, 1, 0, "N", "the buffer's size in contexts (default 30000)"},
-    {"--in-batch-size", F_INT, AT(in_batch_size), C_TRAIN, 1, 0, "N", "contexts read at once (default 512)"},
-    {"--init", F_TEXT, AT(init), C_TRAIN, 1, TEXT_MOST, "D", "start from these weights, of their size"},
+    {"--entropy", F_SWITCH, AT(entropy), C_TRAIN | C_EVAL, 0, 0, "",
+     "entropy in place of L1 as sparsity loss"},
+    {"--log-steps", F_INT, AT(log_steps), C_TRAIN, 1, 0, "N",
+     "a line in log.jsonl every N steps (default 1000)"},
+    {"--save-steps", F_INT, AT(save_steps), C_TRAIN, 1, 0, "N",
+     "a checkpoint every N steps (default: none)"},
+    {"--n-ctxs", F_INT, AT(n_ctxs), C_TRAIN, 1, 0, "N",
+     "the buffer's size in contexts (default 30000)"},
+    {"--in-batch-size", F_INT, AT(in_batch_size), C_TRAIN, 1, 0, "N",
+     "contexts read at once (default 512)"},
+    {"--init", F_TEXT, AT(init), C_TRAIN, 1, TEXT_MOST, "D",
+     "start from these weights, of their size"},
     {"--no-shuffle", F_SWITCH, AT(no_shuffle), C_TRAIN, 0, 0, "", "rows in the file's order"},
     {"--skip-nonfinite", F_SWITCH, AT(skip_nonfinite), C_TRAIN | C_EVAL, 0, 0, "",
-     "rows with a NaN or an infinity are left out and counted (default: an error; eval: with --data)"},
+     "rows with a NaN or an infinity are left out and counted (default: an error; eval: with "
+     "--data)"},
     {"--resume", F_SWITCH, AT(resume), C_TRAIN, 0, 0, "",
-     "go on with the run in --save-dir: the same command; of its settings only steps, epochs, log-steps (not with "
+     "go on with the run in --save-dir: the same command; of its settings only steps, epochs, "
+     "log-steps (not with "
      "--compat), save-steps, threads and kernels may differ"},
     {"--compat", F_SWITCH, AT(compat), C_TRAIN | C_EVAL, 0, 0, "",
      "the reference's code of March 2024, number for number"},
@@ -112,8 +134,10 @@ static const flag flags[] = {
      "firing frequencies in log bins from 1e-5 to 1; - prints bars"},
     {"--features", F_TEXT, AT(features), C_FEATURES, 0, TEXT_MOST, "I,J,...",
      "which ones (default: some that fire rarely)"},
-    {"--count", F_INT, AT(count), C_FEATURES, 1, 0, "N", "how many, where --features does not say (default 8)"},
-    {"--contexts", F_INT, AT(contexts), C_FEATURES, 1, 0, "N", "contexts to show for each (default 4)"},
+    {"--count", F_INT, AT(count), C_FEATURES, 1, 0, "N",
+     "how many, where --features does not say (default 8)"},
+    {"--contexts", F_INT, AT(contexts), C_FEATURES, 1, 0, "N",
+     "contexts to show for each (default 4)"},
     {"--threads", F_INT, AT(threads), C_ALL, 0, 1024, "N", "default, and 0: all cores"},
     {"--seed", F_INT, AT(seed), C_ALL, 0, 0, "N", "default 0"},
     {"--kernels", F_TEXT, AT(kernels), C_ALL, 0, TEXT_MOST, "NAME",
@@ -137,7 +161,8 @@ static options default_options(void) {
     memset(&o, 0, sizeof o);
     o.loss = "norm", o.kernels = "auto";
     o.batch_size = 8192, o.steps = -1, o.epochs = 1, o.warmup_steps = 1000, o.resample_steps = -1;
-    o.ghost_threshold = -1, o.log_steps = 1000, o.save_steps = -1, o.n_ctxs = 30000, o.ctx_len = 128;
+    o.ghost_threshold = -1, o.log_steps = 1000, o.save_steps = -1, o.n_ctxs = 30000,
+    o.ctx_len = 128;
     o.in_batch_size = 512, o.rows = -1, o.lr = 3e-4, o.sparsity_penalty = 1e-3;
     o.layer = -1, o.documents = -1, o.temperature = 1, o.limit = -1, o.count = 8, o.contexts = 4;
     return o;
@@ -149,11 +174,13 @@ static int usage_error(const char *command_name, const char *what, const char *w
 }
 
 /* 0, or 2 if a text has not so many bytes. */
-static int check_length(const char *command_name, const char *name, const char *text, double least, double most) {
+static int check_length(const char *command_name, const char *name, const char *text, double least,
+                        double most) {
     size_t n = strlen(text);
     if ((double)n >= least && (most == 0 || (double)n <= most)) return 0;
-    fprintf(stderr, "dictlearn: %s: expected %.0f to %.0f bytes, found %lu: see dictlearn %s --help\n", name, least,
-            most, (unsigned long)n, command_name);
+    fprintf(stderr,
+            "dictlearn: %s: expected %.0f to %.0f bytes, found %lu: see dictlearn %s --help\n",
+            name, least, most, (unsigned long)n, command_name);
     return 2;
 }
 
@@ -196,11 +223,14 @@ static int parse_options(const command *c, int argc, char **argv, options *o) {
         const flag *f = NULL;
         for (size_t k = 0; k < sizeof flags / sizeof *flags; k++)
             if (!strcmp(argv[i], flags[k].name)) f = &flags[k];
-        if (argv[i][0] == '-' && argv[i][1] && !f) return usage_error(c->name, "unknown flag", argv[i]);
-        if (f && !(f->commands & c->bit)) return usage_error(c->name, "not a flag of this command", argv[i]);
+        if (argv[i][0] == '-' && argv[i][1] && !f)
+            return usage_error(c->name, "unknown flag", argv[i]);
+        if (f && !(f->commands & c->bit))
+            return usage_error(c->name, "not a flag of this command", argv[i]);
         if (!f) {
             if (words == c->words) return usage_error(c->name, "one argument too many", argv[i]);
-            status = check_length(c->name, words ? "the second argument" : "the first argument", argv[i], 1, TEXT_MOST);
+            status = check_length(c->name, words ? "the second argument" : "the first argument",
+                                  argv[i], 1, TEXT_MOST);
             *(words++ ? &o->path2 : &o->path) = argv[i];
         } else if (f->kind == F_SWITCH) {
             memcpy((char *)o + f->at, &(int){1}, sizeof(int));
@@ -209,7 +239,8 @@ static int parse_options(const command *c, int argc, char **argv, options *o) {
             status = take_value(c, f, argv[i], o);
         }
     }
-    if (!status && !o->help && words < c->words) return usage_error(c->name, "an argument is missing", c->name);
+    if (!status && !o->help && words < c->words)
+        return usage_error(c->name, "an argument is missing", c->name);
     return status;
 }
 

@@ -8,8 +8,8 @@ static void json_number(const char *key, double value) {
 }
 
 static void print_eval_json(const options *o, const dlrn_metrics *m) {
-    printf("{\"mode\": \"%s\", \"rows\": %lld, \"documents\": %lld", o->compat ? "compat" : "default",
-           (long long)m->rows, (long long)m->documents);
+    printf("{\"mode\": \"%s\", \"rows\": %lld, \"documents\": %lld",
+           o->compat ? "compat" : "default", (long long)m->rows, (long long)m->documents);
     json_number("mse_loss", m->mse_loss);
     json_number("sparsity_loss", m->sparsity_loss);
     json_number("variance_explained", m->variance_explained);
@@ -41,7 +41,8 @@ static void put_figure(const char *name, int decimals, double value, const char 
 }
 
 static void print_eval_table(const options *o, const dlrn_metrics *m) {
-    printf("%lld rows, %s formulas\n", (long long)m->rows, o->compat ? "the reference's" : "default");
+    printf("%lld rows, %s formulas\n", (long long)m->rows,
+           o->compat ? "the reference's" : "default");
     put_figure("variance explained", 2, 100 * m->variance_explained, " %");
     put_figure(o->entropy ? "entropy" : "L1", 2, m->sparsity_loss, "");
     put_figure("L0", 2, m->l0, "");
@@ -51,7 +52,8 @@ static void print_eval_table(const options *o, const dlrn_metrics *m) {
     put_figure("||x_hat|| / ||x||", 4, m->l2_ratio, "");
     printf("  dead, dense         %lld, %lld\n", (long long)m->dead, (long long)m->dense);
     if (!o->model) return;
-    printf("%lld documents, %lld next tokens, nats a token\n", (long long)m->documents, (long long)m->tokens);
+    printf("%lld documents, %lld next tokens, nats a token\n", (long long)m->documents,
+           (long long)m->tokens);
     put_figure("CE original", 4, m->loss_original, "");
     put_figure("CE reconstructed", 4, m->loss_reconstructed, "");
     put_figure("CE zero ablation", 4, m->loss_zero, "");
@@ -78,15 +80,17 @@ static dlrn_status print_histogram(const dlrn_evaluator *e) {
     return DLRN_OK;
 }
 
-static const char svg_head[] = "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"540\" height=\"240\" "
-                               "font-family=\"sans-serif\" font-size=\"11\">\n"
-                               "<text x=\"20\" y=\"235\">firing frequency, 1e-5 to 1 (log scale)</text>\n";
+static const char svg_head[] =
+    "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"540\" height=\"240\" "
+    "font-family=\"sans-serif\" font-size=\"11\">\n"
+    "<text x=\"20\" y=\"235\">firing frequency, 1e-5 to 1 (log scale)</text>\n";
 
 static void put_bin(FILE *f, int svg, int b, const double *edge, int64_t count, int64_t most) {
     double h = 200.0 * (double)count / (double)most;
     if (svg)
         fprintf(f,
-                "<rect x=\"%d\" y=\"%.1f\" width=\"9\" height=\"%.1f\" fill=\"#36c\"><title>%.2e to %.2e: "
+                "<rect x=\"%d\" y=\"%.1f\" width=\"9\" height=\"%.1f\" fill=\"#36c\"><title>%.2e "
+                "to %.2e: "
                 "%lld</title></rect>\n",
                 20 + 10 * b, 215 - h, h, edge[b], edge[b + 1], (long long)count);
     else
@@ -127,8 +131,10 @@ static dlrn_status feed_rows(void *user, int tap, const float *x, float *y, int6
     return dlrn_evaluator_add(f->e, x, y, k);
 }
 
-/* A text is read once, also from standard input: documents until there are rows enough and documents enough. */
-static dlrn_status read_texts(bench *b, const options *o, int64_t rows, int64_t documents, neox_documents *texts) {
+/* A text is read once, also from standard input: documents until there are rows enough and
+   documents enough. */
+static dlrn_status read_texts(bench *b, const options *o, int64_t rows, int64_t documents,
+                              neox_documents *texts) {
     dlrn_status s = DLRN_OK;
     while (s == DLRN_OK && (texts->count < documents || texts->start[texts->count] < rows)) {
         s = neox_read_documents(b->model, b->tok, b->docs, &b->reading, 16, texts);
@@ -140,18 +146,21 @@ static dlrn_status read_texts(bench *b, const options *o, int64_t rows, int64_t 
 }
 
 /* Runs of whole documents, visited until `rows` rows were fed. */
-static dlrn_status visit_texts(bench *b, const neox_documents *texts, int64_t rows, neox_visit visit, void *user) {
+static dlrn_status visit_texts(bench *b, const neox_documents *texts, int64_t rows,
+                               neox_visit visit, void *user) {
     dlrn_status s = DLRN_OK;
     for (int64_t i = 0, end; i < texts->count && texts->start[i] < rows && s == DLRN_OK; i = end) {
-        for (end = i + 1; end < texts->count && texts->start[end + 1] - texts->start[i] <= NEOX_BATCH_TOKENS;) end++;
+        for (end = i + 1;
+             end < texts->count && texts->start[end + 1] - texts->start[i] <= NEOX_BATCH_TOKENS;)
+            end++;
         neox_batch batch = {texts->id, texts->start + i, end - i};
         s = stopping(NULL) ? DLRN_STOPPED : neox_run(b->model, &batch, &b->tap, 1, visit, user, 0);
     }
     return s;
 }
 
-static dlrn_status evaluate_model(bench *b, const options *o, const dlrn_dictionary *dict, int64_t rows,
-                                  dlrn_evaluator *e, dlrn_metrics *m) {
+static dlrn_status evaluate_model(bench *b, const options *o, const dlrn_dictionary *dict,
+                                  int64_t rows, dlrn_evaluator *e, dlrn_metrics *m) {
     neox_documents texts;
     int64_t documents = o->documents > 0 ? o->documents : 128;
     row_feed fed = {e, rows};
@@ -189,7 +198,8 @@ static dlrn_status evaluate_array(feed *f, int64_t rows, dlrn_evaluator *e, dlrn
     return s == DLRN_OK || s == DLRN_END ? dlrn_evaluator_finish(e, m) : feed_failed(f, s);
 }
 
-static dlrn_status evaluate(dlrn_context *ctx, const options *o, const dlrn_dictionary *dict, bench *b, feed *f) {
+static dlrn_status evaluate(dlrn_context *ctx, const options *o, const dlrn_dictionary *dict,
+                            bench *b, feed *f) {
     dlrn_evaluator *e = NULL;
     dlrn_metrics m;
     dlrn_eval_config cfg = dlrn_eval_defaults();
@@ -197,7 +207,9 @@ static dlrn_status evaluate(dlrn_context *ctx, const options *o, const dlrn_dict
     cfg.sparsity = o->entropy ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1;
     cfg.compat = o->compat;
     dlrn_status s = dlrn_evaluator_create(dict, &cfg, &e);
-    if (s == DLRN_OK) s = o->model ? evaluate_model(b, o, dict, cfg.rows, e, &m) : evaluate_array(f, cfg.rows, e, &m);
+    if (s == DLRN_OK)
+        s = o->model ? evaluate_model(b, o, dict, cfg.rows, e, &m)
+                     : evaluate_array(f, cfg.rows, e, &m);
     if (s == DLRN_OK && o->json) print_eval_json(o, &m);
     if (s == DLRN_OK && !o->json) print_eval_table(o, &m);
     if (s == DLRN_OK && o->histogram) s = write_histogram(ctx, e, o->histogram);
@@ -212,7 +224,8 @@ static int run_eval(dlrn_context *ctx, const options *o) {
     int status = lacks_flag("eval", "--dict", o->dict) ? 2 : check_source_flags("eval", o);
     if (!status && o->histogram && strcmp(o->histogram, "-"))
         status = check_suffix("eval", o->histogram, ".csv", ".svg");
-    if (!status && o->skip_nonfinite && !o->data) status = usage_error("eval", "goes with --data", "--skip-nonfinite");
+    if (!status && o->skip_nonfinite && !o->data)
+        status = usage_error("eval", "goes with --data", "--skip-nonfinite");
     if (status) return status;
     memset(&b, 0, sizeof b);
     feed_init(&f, ctx, o);

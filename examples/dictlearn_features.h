@@ -1,4 +1,5 @@
-/* dictlearn features: what a feature stands for, shown by the tokens and the contexts that fire it most. */
+/* dictlearn features: what a feature stands for, shown by the tokens and the contexts that fire it
+   most. */
 
 enum { TOP_TOKENS = 6, AROUND = 8, MOST_SHOWN = 256 };
 
@@ -60,14 +61,16 @@ static dlrn_status collect_firings(void *user, int tap, const float *x, float *y
         for (int64_t k = w->codes.row_ptr[i]; k < w->codes.row_ptr[i + 1]; k++) {
             int64_t slot = w->slot[w->codes.col[k]];
             if (slot < 0) continue;
-            keep_firing(w->best + slot * w->o->contexts, w->o->contexts, w->codes.val[k], w->done + i);
+            keep_firing(w->best + slot * w->o->contexts, w->o->contexts, w->codes.val[k],
+                        w->done + i);
             w->by_token[slot * v + w->texts.id[w->done + i]] += (double)w->codes.val[k];
         }
     w->done += rows;
     return s;
 }
 
-/* Features by number, as in "3,17,40", each once, into shown [MOST_SHOWN]; how many, or 0 if it is something else. */
+/* Features by number, as in "3,17,40", each once, into shown [MOST_SHOWN]; how many, or 0 if it is
+   something else. */
 static int64_t parse_features(const char *list, int64_t *shown) {
     int64_t n = 0, at;
     for (const char *c = list;; c++) {
@@ -93,7 +96,8 @@ static dlrn_status check_features(const showing *w) {
     return DLRN_OK;
 }
 
-/* Without a list: features that fire on 0.1 to 5 % of the rows, the strongest first; if there are none, any that do. */
+/* Without a list: features that fire on 0.1 to 5 % of the rows, the strongest first; if there are
+   none, any that do. */
 static void choose_features(showing *w) {
     int64_t want = w->o->count < MOST_SHOWN ? w->o->count : MOST_SHOWN;
     for (int pass = 0; pass < 2 && w->n_shown == 0; pass++) {
@@ -192,7 +196,8 @@ static dlrn_status show_feature(showing *w, int64_t slot) {
     }
     putchar('\n');
     dlrn_status s = DLRN_OK;
-    for (int64_t k = 0; k < w->o->contexts && best[k].value > 0 && s == DLRN_OK; k++) s = show_context(w, &best[k]);
+    for (int64_t k = 0; k < w->o->contexts && best[k].value > 0 && s == DLRN_OK; k++)
+        s = show_context(w, &best[k]);
     return s;
 }
 
@@ -201,15 +206,18 @@ static dlrn_status put_feature_json(showing *w, int64_t slot) {
     double share[TOP_TOKENS];
     int64_t f = w->shown[slot], n = top_tokens(w, slot, id, share);
     const firing *best = w->best + slot * w->o->contexts;
-    printf("%s{\"feature\": %lld, \"frequency\": %.9g, \"max\": %.9g, \"tokens\": [", slot ? ",\n " : "", (long long)f,
-           (double)w->fired[f] / (double)w->done, (double)w->most[f]);
-    for (int64_t k = 0; k < n; k++) printf("%s{\"id\": %d, \"share\": %.6g}", k ? ", " : "", (int)id[k], share[k]);
+    printf("%s{\"feature\": %lld, \"frequency\": %.9g, \"max\": %.9g, \"tokens\": [",
+           slot ? ",\n " : "", (long long)f, (double)w->fired[f] / (double)w->done,
+           (double)w->most[f]);
+    for (int64_t k = 0; k < n; k++)
+        printf("%s{\"id\": %d, \"share\": %.6g}", k ? ", " : "", (int)id[k], share[k]);
     printf("], \"contexts\": [");
     dlrn_status s = DLRN_OK;
     for (int64_t k = 0; k < w->o->contexts && best[k].value > 0 && s == DLRN_OK; k++) {
         int64_t d = document_of(w, best[k].token);
-        printf("%s{\"value\": %.9g, \"document\": %lld, \"token\": %lld, \"before\": ", k ? ", " : "",
-               (double)best[k].value, (long long)d, (long long)(best[k].token - w->texts.start[d]));
+        printf(
+            "%s{\"value\": %.9g, \"document\": %lld, \"token\": %lld, \"before\": ", k ? ", " : "",
+            (double)best[k].value, (long long)d, (long long)(best[k].token - w->texts.start[d]));
         s = put_tokens(w, w->texts.start[d], best[k].token);
         printf(", \"at\": ");
         if (s == DLRN_OK) s = put_tokens(w, best[k].token, best[k].token + 1);
@@ -253,12 +261,15 @@ static int run_features(dlrn_context *ctx, const options *o) {
     if (status) return status;
     memset(&w, 0, sizeof w);
     if (o->features && (w.n_shown = parse_features(o->features, w.shown)) == 0)
-        return usage_error("features", "expected at most 256 numbers with commas between as --features", o->features);
+        return usage_error("features",
+                           "expected at most 256 numbers with commas between as --features",
+                           o->features);
     w.o = o;
     w.rows = o->rows > 0 ? o->rows : 65536;
     dlrn_status s = bench_open(ctx, o, 1, &w.b);
     if (s == DLRN_OK) s = dlrn_load(ctx, o->dict, &w.dict);
-    if (s == DLRN_OK) s = expect_width(ctx, o->dict, neox_config_of(w.b.model)->dim, w.dict->activation_dim);
+    if (s == DLRN_OK)
+        s = expect_width(ctx, o->dict, neox_config_of(w.b.model)->dim, w.dict->activation_dim);
     if (s == DLRN_OK) s = show_features(&w);
     void *blocks[] = {w.fired, w.most, w.slot, w.best, w.by_token};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);

@@ -1,5 +1,5 @@
-/* The commands that run a language model: tokenize, generate, activations, logits; and what train, eval and features
-   need of it. */
+/* The commands that run a language model: tokenize, generate, activations, logits; and what train,
+   eval and features need of it. */
 
 /* A model, its tokenizer and a text, as the flags name them. */
 typedef struct bench {
@@ -18,7 +18,9 @@ static void bench_close(bench *b) {
 }
 
 static int lacks_flag(const char *command_name, const char *name, const void *value) {
-    if (!value) fprintf(stderr, "dictlearn: %s: this flag is needed: see dictlearn %s --help\n", name, command_name);
+    if (!value)
+        fprintf(stderr, "dictlearn: %s: this flag is needed: see dictlearn %s --help\n", name,
+                command_name);
     return !value;
 }
 
@@ -33,7 +35,8 @@ static int parse_io(const options *o, neox_io *io) {
 }
 
 static int is_site(const char *name) {
-    static const char *const names[] = {"embed", "resid_out", "mlp_in", "mlp_out", "attn_in", "attn_out"};
+    static const char *const names[] = {"embed",   "resid_out", "mlp_in",
+                                        "mlp_out", "attn_in",   "attn_out"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (!strcmp(name, names[i])) return 1;
     return 0;
@@ -42,21 +45,25 @@ static int is_site(const char *name) {
 /* 0, or the exit status of a wrong call: flags that a model's activations need. */
 static int check_site_flags(const char *command_name, const options *o) {
     neox_io io;
-    if (lacks_flag(command_name, "--model", o->model) || lacks_flag(command_name, "--text", o->text) ||
-        lacks_flag(command_name, "--site", o->site))
+    if (lacks_flag(command_name, "--model", o->model) ||
+        lacks_flag(command_name, "--text", o->text) || lacks_flag(command_name, "--site", o->site))
         return 2;
     if (!is_site(o->site))
-        return usage_error(command_name, "expected embed, resid_out, mlp_in, mlp_out, attn_in or attn_out as --site",
-                           o->site);
-    if (strcmp(o->site, "embed") && o->layer < 0) return lacks_flag(command_name, "--layer", NULL) * 2;
-    if (!parse_io(o, &io)) return usage_error(command_name, "expected in, out or in_to_out as --io", o->io);
+        return usage_error(
+            command_name,
+            "expected embed, resid_out, mlp_in, mlp_out, attn_in or attn_out as --site", o->site);
+    if (strcmp(o->site, "embed") && o->layer < 0)
+        return lacks_flag(command_name, "--layer", NULL) * 2;
+    if (!parse_io(o, &io))
+        return usage_error(command_name, "expected in, out or in_to_out as --io", o->io);
     return 0;
 }
 
 /* --bos asks for a token that not every model has. */
 static dlrn_status check_bos(dlrn_context *ctx, const options *o, const neox_config *cfg) {
     if (!o->bos || cfg->bos >= 0) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s/config.json: --bos: expected one number as bos_token_id, found none",
+    return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                     "%s/config.json: --bos: expected one number as bos_token_id, found none",
                      o->model);
 }
 
@@ -80,7 +87,8 @@ static dlrn_status bench_open(dlrn_context *ctx, const options *o, int with_site
 
 /* ---- tokenize ---- */
 
-static dlrn_status print_tokens(const options *o, bpe_tokenizer *tok, doc_reader *docs, int32_t bos) {
+static dlrn_status print_tokens(const options *o, bpe_tokenizer *tok, doc_reader *docs,
+                                int32_t bos) {
     const char *text = NULL;
     int64_t bytes = 0;
     bpe_ids ids;
@@ -90,7 +98,8 @@ static dlrn_status print_tokens(const options *o, bpe_tokenizer *tok, doc_reader
         s = stopping(NULL) ? DLRN_STOPPED : doc_next(docs, &text, &bytes);
         if (s == DLRN_OK) s = bpe_encode(tok, text, bytes, &ids);
         if (s != DLRN_OK) break;
-        int64_t first = bos >= 0, n = ids.count + first < o->ctx_len ? ids.count + first : o->ctx_len;
+        int64_t first = bos >= 0,
+                n = ids.count + first < o->ctx_len ? ids.count + first : o->ctx_len;
         if (o->json) putchar('[');
         for (int64_t i = 0; i < n; i++)
             printf(o->json ? "%s%d" : "%.1s%d", i ? (o->json ? ", " : " ") : "",
@@ -107,7 +116,8 @@ static int run_tokenize(dlrn_context *ctx, const options *o) {
     doc_reader *docs = NULL;
     neox_config cfg;
     int32_t bos = -1;
-    if (lacks_flag("tokenize", "--model", o->model) || lacks_flag("tokenize", "--text", o->text)) return 2;
+    if (lacks_flag("tokenize", "--model", o->model) || lacks_flag("tokenize", "--text", o->text))
+        return 2;
     dlrn_status s = bpe_load(ctx, o->model, &tok);
     if (s == DLRN_OK) s = doc_open(ctx, o->text, &docs);
     if (s == DLRN_OK && o->bos) s = neox_read_config(ctx, o->model, &cfg);
@@ -167,8 +177,8 @@ static dlrn_status write_document(void *user, int64_t document, const int32_t *i
     g->tokens += n;
     double now = seconds();
     if (!g->o->quiet && document % 64 == 63 && now - g->told > 2) {
-        tell("%lld of %lld documents, %.0f tokens/s", (long long)document + 1, (long long)g->o->documents,
-             per_second(g->tokens, now - g->started));
+        tell("%lld of %lld documents, %.0f tokens/s", (long long)document + 1,
+             (long long)g->o->documents, per_second(g->tokens, now - g->started));
         g->told = now;
     }
     return DLRN_OK;
@@ -180,7 +190,9 @@ static dlrn_status prompt_tokens(bench *b, const options *o, bpe_ids *ids) {
     const char *text = o->prompt ? o->prompt : "";
     dlrn_status s = bpe_encode(b->tok, text, (int64_t)strlen(text), ids);
     if (s != DLRN_OK || !(o->bos || ids->count == 0)) return s;
-    if (bos < 0) return dlrn_fail(b->ctx, DLRN_ERR_ARGUMENT, "%s: no bos token: a prompt is needed", o->model);
+    if (bos < 0)
+        return dlrn_fail(b->ctx, DLRN_ERR_ARGUMENT, "%s: no bos token: a prompt is needed",
+                         o->model);
     s = bpe_put_id(b->ctx, ids, bos);
     if (s != DLRN_OK) return s;
     memmove(ids->id + 1, ids->id, (size_t)(ids->count - 1) * sizeof *ids->id);
@@ -192,7 +204,8 @@ static dlrn_status generate_to(bench *b, const options *o, generation *g) {
     bpe_ids ids;
     memset(&ids, 0, sizeof ids);
     dlrn_status s = prompt_tokens(b, o, &ids);
-    neox_sampling how = {o->documents, o->tokens, o->temperature, 0, (uint64_t)o->seed, NULL, 0, -1};
+    neox_sampling how = {
+        o->documents, o->tokens, o->temperature, 0, (uint64_t)o->seed, NULL, 0, -1};
     how.documents = o->documents < 0 ? 1 : o->documents;
     how.top_k = o->top_k;
     how.prompt = ids.id;
@@ -205,7 +218,8 @@ static dlrn_status generate_to(bench *b, const options *o, generation *g) {
 
 static int run_generate(dlrn_context *ctx, const options *o) {
     bench b;
-    if (lacks_flag("generate", "--model", o->model) || lacks_flag("generate", "--tokens", o->tokens ? o : NULL))
+    if (lacks_flag("generate", "--model", o->model) ||
+        lacks_flag("generate", "--tokens", o->tokens ? o : NULL))
         return 2;
     if (o->out && check_suffix("generate", o->out, ".jsonl", "")) return 2;
     generation g;
@@ -276,7 +290,8 @@ static int run_activations(dlrn_context *ctx, const options *o) {
 }
 
 static dlrn_status write_logits(bench *b, const options *o, const neox_documents *texts) {
-    const int64_t v = neox_config_of(b->model)->vocab, n = texts->start[1], most = n < 64 ? n : 64; /* rows at a time */
+    const int64_t v = neox_config_of(b->model)->vocab, n = texts->start[1],
+                  most = n < 64 ? n : 64; /* rows at a time */
     neox_batch batch = {texts->id, texts->start, 1};
     dlrn_tensor logits;
     dlrn_writer *w = NULL;
@@ -307,7 +322,8 @@ static int run_logits(dlrn_context *ctx, const options *o) {
     memset(&texts, 0, sizeof texts);
     dlrn_status s = bench_open(ctx, o, 0, &b);
     if (s == DLRN_OK) s = neox_read_documents(b.model, b.tok, b.docs, &b.reading, 1, &texts);
-    if (s == DLRN_END) s = dlrn_fail(ctx, DLRN_ERR_VALUE, "%s: expected a document, found none", o->text);
+    if (s == DLRN_END)
+        s = dlrn_fail(ctx, DLRN_ERR_VALUE, "%s: expected a document, found none", o->text);
     if (s == DLRN_OK) s = write_logits(&b, o, &texts);
     neox_documents_free(&texts);
     bench_close(&b);

@@ -1,7 +1,7 @@
 /* The process and the system around it: its three streams, and the signals that it gets. */
 
-/* A stream that was closed before the start is opened, so that its use fails: the file that is opened next would stand
-   in its place, and get what is printed. */
+/* A stream that was closed before the start is opened, so that its use fails: the file that is
+   opened next would stand in its place, and get what is printed. */
 static int open_streams(void) {
     for (int fd = 0; fd < 3; fd++) {
         if (fcntl(fd, F_GETFD) != -1) continue;
@@ -12,8 +12,8 @@ static int open_streams(void) {
     return 1;
 }
 
-/* Ctrl-C, SIGTERM and SIGHUP are noted, and looked at where work can end in good order. While something must not be
-   broken off in its middle they are held. */
+/* Ctrl-C, SIGTERM and SIGHUP are noted, and looked at where work can end in good order. While
+   something must not be broken off in its middle they are held. */
 static volatile sig_atomic_t stop_asked, stop_held;
 
 static void on_signal(int number) {
@@ -30,7 +30,8 @@ static void note_signals(void) {
     static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         struct sigaction a;
-        if (sigaction(numbers[i], NULL, &a) != 0 || a.sa_handler == SIG_IGN) continue; /* as nohup wants it */
+        if (sigaction(numbers[i], NULL, &a) != 0 || a.sa_handler == SIG_IGN)
+            continue; /* as nohup wants it */
         memset(&a, 0, sizeof a);
         a.sa_handler = numbers[i] == SIGPIPE ? on_pipe : on_signal;
         sigaction(numbers[i], &a, NULL); /* without SA_RESTART: to wait for input ends, too */
@@ -47,8 +48,9 @@ static int stopping(void *user) {
     return (stop_asked && !stop_held) || output_failed();
 }
 
-/* Ends as a program that does not know SIGPIPE does, if that is why standard output failed: quietly, as `| head` wants
-   it. Comes back where it is not, or where the caller has SIGPIPE ignored. */
+/* Ends as a program that does not know SIGPIPE does, if that is why standard output failed:
+   quietly, as `| head` wants it. Comes back where it is not, or where the caller has SIGPIPE
+   ignored. */
 static void end_if_unread(void) {
     struct pollfd out = {1, POLLOUT, 0};
     struct sigaction a;

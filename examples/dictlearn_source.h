@@ -1,5 +1,5 @@
-/* Rows on their way from a source into a command: a stop is asked for in between, and a number that is not finite is
-   named by its file and its row. */
+/* Rows on their way from a source into a command: a stop is asked for in between, and a number that
+   is not finite is named by its file and its row. */
 
 enum { PIECE = 2048 }; /* rows between two looks at whether to stop */
 
@@ -15,12 +15,15 @@ typedef struct feed {
     char error[1024];
 } feed;
 
-static dlrn_status feed_check(feed *f, const char *name, const float *x, int64_t n, uint64_t first) {
+static dlrn_status feed_check(feed *f, const char *name, const float *x, int64_t n,
+                              uint64_t first) {
     const int64_t d = f->inner.activation_dim;
     for (int64_t i = 0; i < n * d; i++) {
         if (x[i] - x[i] == 0) continue; /* finite */
-        snprintf(f->error, sizeof f->error, "%s: row %llu, column %lld: expected a finite number, found %g", name,
-                 (unsigned long long)first + (unsigned long long)(i / d), (long long)(i % d), (double)x[i]);
+        snprintf(f->error, sizeof f->error,
+                 "%s: row %llu, column %lld: expected a finite number, found %g", name,
+                 (unsigned long long)first + (unsigned long long)(i / d), (long long)(i % d),
+                 (double)x[i]);
         return DLRN_ERR_VALUE;
     }
     return DLRN_OK;
@@ -34,7 +37,8 @@ static dlrn_status feed_piece(feed *f, int64_t want, float *x, float *y, int64_t
     if (stopping(NULL)) return DLRN_STOPPED;
     if (f->from_array && in->position) s = in->position(in->user, &first);
     if (s == DLRN_OK) s = in->read(in->user, want, x, y, n);
-    if (s != DLRN_OK && stopping(NULL)) return DLRN_STOPPED; /* also if what wrote the text was stopped with us */
+    if (s != DLRN_OK && stopping(NULL))
+        return DLRN_STOPPED; /* also if what wrote the text was stopped with us */
     if (s == DLRN_OK) s = feed_check(f, f->x_name, x, *n, first);
     if (s == DLRN_OK && y) s = feed_check(f, f->y_name, y, *n, first);
     f->rows += *n;
@@ -69,7 +73,8 @@ static dlrn_status feed_seek(void *user, uint64_t position) {
 
 static const char *feed_error(void *user) {
     feed *f = (feed *)user;
-    if (!*f->error && f->inner.error) snprintf(f->error, sizeof f->error, "%s", f->inner.error(f->inner.user));
+    if (!*f->error && f->inner.error)
+        snprintf(f->error, sizeof f->error, "%s", f->inner.error(f->inner.user));
     return f->error;
 }
 
@@ -89,7 +94,8 @@ static dlrn_source feed_source(feed *f) {
 
 /* The error as the feed knows it, without the words of those who passed it on. */
 static dlrn_status feed_failed(feed *f, dlrn_status s) {
-    return *f->error && s != DLRN_OK && s != DLRN_STOPPED ? dlrn_fail(f->ctx, s, "%s", f->error) : s;
+    return *f->error && s != DLRN_OK && s != DLRN_STOPPED ? dlrn_fail(f->ctx, s, "%s", f->error)
+                                                          : s;
 }
 
 /* For --skip-nonfinite: `inner` gives its finite rows alone. */
@@ -102,7 +108,8 @@ static dlrn_status feed_keep_finite(feed *f) {
 
 static void feed_tell_skipped(const feed *f) {
     if (f->skipped)
-        fprintf(stderr, "%s: %lld rows were not finite and are left out\n", f->x_name, (long long)f->skipped);
+        fprintf(stderr, "%s: %lld rows were not finite and are left out\n", f->x_name,
+                (long long)f->skipped);
 }
 
 static dlrn_status feed_empty(feed *f) {

@@ -1,7 +1,8 @@
 /* dictlearn train: the run, its folder, its log, how it stops and how it goes on.
 
-   What lies in the folder belongs to one run. A new run in the folder of another one leaves all of that one's files in
-   place until its own first save; until then its log is written beside, and if it fails it leaves nothing. */
+   What lies in the folder belongs to one run. A new run in the folder of another one leaves all of
+   that one's files in place until its own first save; until then its log is written beside, and if
+   it fails it leaves nothing. */
 
 typedef struct train_run {
     dlrn_context *ctx;
@@ -36,7 +37,8 @@ static dlrn_status make_folders(dlrn_context *ctx, const char *path, size_t *had
     char part[4096];
     size_t n = strlen(path);
     *had = n;
-    if (n >= sizeof part - 64) return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: the path is too long", path);
+    if (n >= sizeof part - 64)
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: the path is too long", path);
     for (size_t i = 1; i <= n; i++) {
         if (path[i] != '/' && path[i]) continue;
         memcpy(part, path, i);
@@ -47,10 +49,12 @@ static dlrn_status make_folders(dlrn_context *ctx, const char *path, size_t *had
         }
         int why = errno;
         if (dlrn_file_exists(ctx, part) != 2)
-            return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", part, strerror(why));
+            return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", part,
+                             strerror(why));
     }
     if (access(path, W_OK) == 0) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot write into this folder: %s", path, strerror(errno));
+    return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot write into this folder: %s", path,
+                     strerror(errno));
 }
 
 /* Takes back the folders that were made, as far as they are empty. */
@@ -64,7 +68,8 @@ static void unmake_folders(const char *path, size_t had) {
     }
 }
 
-/* Holds the folder for this run: a lock on a file in it, which ends with the process, however that ends. */
+/* Holds the folder for this run: a lock on a file in it, which ends with the process, however that
+   ends. */
 static dlrn_status lock_folder(train_run *r) {
     char path[4200];
     struct stat mine, there;
@@ -72,7 +77,9 @@ static dlrn_status lock_folder(train_run *r) {
     run_path(r->o, "lock", path, sizeof path);
     for (;;) {
         int fd = open(path, O_RDWR | O_CREAT, 0666);
-        if (fd < 0) return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot be opened: %s", path, strerror(errno));
+        if (fd < 0)
+            return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot be opened: %s", path,
+                             strerror(errno));
         memset(&whole, 0, sizeof whole); /* all of it, however long */
         whole.l_type = F_WRLCK;
         int why = fcntl(fd, F_SETLK, &whole) == 0 ? 0 : errno;
@@ -80,11 +87,14 @@ static dlrn_status lock_folder(train_run *r) {
             int known = fcntl(fd, F_GETLK, &whole) == 0;
             close(fd);
             if (known && whole.l_type == F_UNLCK) continue; /* it was let go just now */
-            return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: another run works in this folder: process %ld", r->o->save_dir,
+            return dlrn_fail(r->ctx, DLRN_ERR_IO,
+                             "%s: another run works in this folder: process %ld", r->o->save_dir,
                              known ? (long)whole.l_pid : 0L);
         }
         r->lock = fd; /* also where the file system knows no locks */
-        if (why || (stat(path, &there) == 0 && fstat(fd, &mine) == 0 && there.st_ino == mine.st_ino)) return DLRN_OK;
+        if (why ||
+            (stat(path, &there) == 0 && fstat(fd, &mine) == 0 && there.st_ino == mine.st_ino))
+            return DLRN_OK;
         close(fd); /* the run before this one has removed it since */
         r->lock = -1;
     }
@@ -154,7 +164,8 @@ static dlrn_status open_folder(train_run *r) {
     const options *o = r->o;
     r->had_folders = strlen(o->save_dir);
     if (o->resume && !run_has(r->ctx, o, "state.safetensors"))
-        return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: expected the state.safetensors of a run to resume, found none",
+        return dlrn_fail(r->ctx, DLRN_ERR_IO,
+                         "%s: expected the state.safetensors of a run to resume, found none",
                          o->save_dir);
     dlrn_status s = o->resume ? DLRN_OK : make_folders(r->ctx, o->save_dir, &r->had_folders);
     if (s == DLRN_OK) s = lock_folder(r);
@@ -162,7 +173,8 @@ static dlrn_status open_folder(train_run *r) {
     for (size_t i = 0; i < sizeof run_files / sizeof *run_files && !o->resume; i++)
         r->others |= run_has(r->ctx, o, run_files[i]);
     if (s == DLRN_OK && r->others && !o->quiet)
-        fprintf(stderr, "%s: holds another run, which stays until the first save of this one\n", o->save_dir);
+        fprintf(stderr, "%s: holds another run, which stays until the first save of this one\n",
+                o->save_dir);
     return s;
 }
 
@@ -185,25 +197,29 @@ static dlrn_status save_snapshot(train_run *r, int64_t step) {
     char path[4200], name[64];
     run_path(r->o, "checkpoints", path, sizeof path);
     if (mkdir(path, 0777) != 0 && errno != EEXIST)
-        return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", path, strerror(errno));
+        return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", path,
+                         strerror(errno));
     snprintf(name, sizeof name, "checkpoints/ae_%lld.pt", (long long)step);
     run_path(r->o, name, path, sizeof path);
     return dlrn_save(dlrn_trainer_dictionary(r->t), path);
 }
 
-/* The state comes last: what goes on from it finds all that is saved with it. snapshot: a step, or -1. */
+/* The state comes last: what goes on from it finds all that is saved with it. snapshot: a step, or
+   -1. */
 static dlrn_status save_checkpoint(train_run *r, int64_t snapshot) {
     char path[4200], part[4200];
     run_path(r->o, "ae.pt", path, sizeof path);
     dlrn_status s = dlrn_save(dlrn_trainer_dictionary(r->t), path);
-    if (s == DLRN_OK && r->others) remove_others(r->o); /* before their config goes: it would not be their state's */
+    if (s == DLRN_OK && r->others)
+        remove_others(r->o); /* before their config goes: it would not be their state's */
     if (s == DLRN_OK && !r->saved) s = write_config(r);
     if (s == DLRN_OK && r->others) {
         run_path(r->o, "log.jsonl.part", part, sizeof part);
         run_path(r->o, "log.jsonl", path, sizeof path);
         remove(path);
         if (r->log && rename(part, path) != 0)
-            s = dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot be put in place: %s", path, strerror(errno));
+            s = dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot be put in place: %s", path,
+                          strerror(errno));
         r->others = 0;
     }
     if (s == DLRN_OK) r->saved = 1;
@@ -223,8 +239,9 @@ static int64_t step_of(const char *line) {
     return *end == ',' ? step : -1;
 }
 
-/* Of the log of a run that is resumed, what stands before the checkpoint's step stays, also what others have written
-   there; the steps after it are made again. A line without an end is not kept. */
+/* Of the log of a run that is resumed, what stands before the checkpoint's step stays, also what
+   others have written there; the steps after it are made again. A line without an end is not kept.
+ */
 static dlrn_status cut_log(train_run *r, const char *path) {
     char *text = NULL;
     size_t size = 0, keep = 0;
@@ -246,18 +263,21 @@ static dlrn_status open_log(train_run *r) {
     dlrn_status s = r->o->resume ? cut_log(r, path) : DLRN_OK;
     if (s != DLRN_OK) return s;
     r->log = fopen(path, r->o->resume ? "ab" : "wb");
-    return r->log ? DLRN_OK : dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot be written: %s", path, strerror(errno));
+    return r->log
+               ? DLRN_OK
+               : dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot be written: %s", path, strerror(errno));
 }
 
 static dlrn_status write_log(train_run *r, const dlrn_train_stats *s, double rate) {
-    int n =
-        fprintf(r->log,
-                "{\"step\": %lld, \"loss\": %.9g, \"mse_loss\": %.9g, \"sparsity_loss\": %.9g, \"ghost_loss\": %.9g, "
-                "\"l0\": %.6g, \"dead\": %lld, \"lr\": %.9g, \"rows_per_second\": %.6g}\n",
-                (long long)s->step, s->loss, s->mse_loss, s->sparsity_loss, s->ghost_loss, s->l0, (long long)s->dead,
-                s->lr, rate);
+    int n = fprintf(r->log,
+                    "{\"step\": %lld, \"loss\": %.9g, \"mse_loss\": %.9g, \"sparsity_loss\": %.9g, "
+                    "\"ghost_loss\": %.9g, "
+                    "\"l0\": %.6g, \"dead\": %lld, \"lr\": %.9g, \"rows_per_second\": %.6g}\n",
+                    (long long)s->step, s->loss, s->mse_loss, s->sparsity_loss, s->ghost_loss,
+                    s->l0, (long long)s->dead, s->lr, rate);
     if (n > 0 && fflush(r->log) == 0) return DLRN_OK;
-    return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s/log.jsonl: cannot be written: %s", r->o->save_dir, strerror(errno));
+    return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s/log.jsonl: cannot be written: %s", r->o->save_dir,
+                     strerror(errno));
 }
 
 /* A run that has saved nothing leaves nothing: neither a log nor a folder. */
@@ -284,8 +304,8 @@ static void show_progress(train_run *r, const dlrn_train_stats *s, double rate, 
         double each = (now - r->started) / (double)(s->step + 1 - r->first);
         snprintf(left, sizeof left, ", %.0f s left", each * (double)(r->o->steps - s->step - 1));
     }
-    tell("step %lld: loss %.5g, L0 %.1f, dead %lld, %.0f rows/s%s", (long long)s->step, s->loss, s->l0,
-         (long long)s->dead, rate, left);
+    tell("step %lld: loss %.5g, L0 %.1f, dead %lld, %.0f rows/s%s", (long long)s->step, s->loss,
+         s->l0, (long long)s->dead, rate, left);
 }
 
 /* n: rows of a portion that the buffer has not counted yet. */
@@ -294,8 +314,8 @@ static void show_filling(void *user, int64_t n) {
     double now = seconds();
     if (!time_to_tell(r, now)) return;
     int64_t room = r->o->n_ctxs * r->o->ctx_len, held = dlrn_buffer_unread(r->buffer) + n;
-    tell("filling the buffer: %lld rows of at most %lld, %.0f rows/s so far", (long long)held, (long long)room,
-         per_second(r->feed.rows, now - r->started));
+    tell("filling the buffer: %lld rows of at most %lld, %.0f rows/s so far", (long long)held,
+         (long long)room, per_second(r->feed.rows, now - r->started));
 }
 
 static dlrn_status on_step(train_run *r, const dlrn_train_stats *s) {
@@ -313,9 +333,12 @@ static dlrn_status on_step(train_run *r, const dlrn_train_stats *s) {
 static dlrn_status tell_stopped(train_run *r) {
     long long done = (long long)dlrn_trainer_steps_done(r->t);
     int again = r->o->text && !strcmp(r->o->text, "-");
-    if (!done) return dlrn_fail(r->ctx, DLRN_STOPPED, "stopped before the first step: nothing was saved");
-    fprintf(stderr, "dictlearn: stopped after %lld steps and saved: go on with the same command%s and --resume\n", done,
-            again ? ", the same text from its beginning on standard input," : "");
+    if (!done)
+        return dlrn_fail(r->ctx, DLRN_STOPPED, "stopped before the first step: nothing was saved");
+    fprintf(stderr,
+            "dictlearn: stopped after %lld steps and saved: go on with the same command%s and "
+            "--resume\n",
+            done, again ? ", the same text from its beginning on standard input," : "");
     return DLRN_OK;
 }
 
@@ -341,15 +364,19 @@ static dlrn_status run_steps(train_run *r) {
 
 /* ---- Settings ---- */
 
-static dlrn_status train_settings(train_run *r, int64_t d, const dlrn_dictionary *init, dlrn_train_config *cfg) {
+static dlrn_status train_settings(train_run *r, int64_t d, const dlrn_dictionary *init,
+                                  dlrn_train_config *cfg) {
     const options *o = r->o;
     int64_t expansion = o->expansion ? o->expansion : 16;
     *cfg = dlrn_train_defaults();
     if (!o->dict_size && expansion > INT32_MAX / d)
-        return dlrn_fail(r->ctx, DLRN_ERR_ARGUMENT, "--expansion: expected at most %d features, found %lld times %lld",
+        return dlrn_fail(r->ctx, DLRN_ERR_ARGUMENT,
+                         "--expansion: expected at most %d features, found %lld times %lld",
                          INT32_MAX, (long long)expansion, (long long)d);
     cfg->activation_dim = d;
-    cfg->dict_size = o->dict_size ? o->dict_size : init && !o->expansion ? init->dict_size : expansion * d;
+    cfg->dict_size = o->dict_size            ? o->dict_size
+                     : init && !o->expansion ? init->dict_size
+                                             : expansion * d;
     cfg->lr = o->lr;
     cfg->sparsity_penalty = o->sparsity_penalty;
     cfg->loss = strcmp(o->loss, "squared") ? DLRN_LOSS_NORM : DLRN_LOSS_SQUARED;
@@ -363,21 +390,23 @@ static dlrn_status train_settings(train_run *r, int64_t d, const dlrn_dictionary
     cfg->seed = (uint64_t)o->seed;
     cfg->compat = o->compat;
     if (!init || (init->activation_dim == d && init->dict_size == cfg->dict_size)) return DLRN_OK;
-    return dlrn_fail(
-        r->ctx, DLRN_ERR_SHAPE, "%s: expected a dictionary of width %lld with %lld features, found %lld, %lld", o->init,
-        (long long)d, (long long)cfg->dict_size, (long long)init->activation_dim, (long long)init->dict_size);
+    return dlrn_fail(r->ctx, DLRN_ERR_SHAPE,
+                     "%s: expected a dictionary of width %lld with %lld features, found %lld, %lld",
+                     o->init, (long long)d, (long long)cfg->dict_size,
+                     (long long)init->activation_dim, (long long)init->dict_size);
 }
 
 /* Where the rows and the first weights come from, as members of the configuration. */
-/* Of a .npy that can be opened again: with another number of rows it is not what the run was begun with. -1: of what
-   comes but once, and of texts, which may grow. */
+/* Of a .npy that can be opened again: with another number of rows it is not what the run was begun
+   with. -1: of what comes but once, and of texts, which may grow. */
 static dlrn_status count_rows(dlrn_context *ctx, const char *path, int64_t *rows) {
     struct stat st;
     dlrn_archive *a = NULL;
     *rows = -1;
     if (!path || !strcmp(path, "-") || stat(path, &st) != 0 || !S_ISREG(st.st_mode)) return DLRN_OK;
     dlrn_status s = dlrn_archive_open(ctx, path, &a);
-    if (s == DLRN_OK && dlrn_archive_info(a, 0)->ndim > 0) *rows = dlrn_archive_info(a, 0)->shape[0];
+    if (s == DLRN_OK && dlrn_archive_info(a, 0)->ndim > 0)
+        *rows = dlrn_archive_info(a, 0)->shape[0];
     dlrn_archive_close(a);
     return s;
 }
@@ -385,8 +414,9 @@ static dlrn_status count_rows(dlrn_context *ctx, const char *path, int64_t *rows
 static void put_source(FILE *f, const options *o, int64_t rows) {
     const struct {
         const char *key, *value;
-    } names[] = {{"data", o->data}, {"target", o->target}, {"model", o->model},
-                 {"text", o->text}, {"site", o->site},     {"io", !o->model ? NULL : o->io ? o->io : "out"},
+    } names[] = {{"data", o->data},   {"target", o->target},
+                 {"model", o->model}, {"text", o->text},
+                 {"site", o->site},   {"io", !o->model ? NULL : o->io ? o->io : "out"},
                  {"init", o->init}};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         if (!names[i].value) continue;
@@ -409,23 +439,28 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
     FILE *f = r->config.f;
     dlrn_train_config_json(cfg, settings, sizeof settings);
     fprintf(f,
-            "{\"dict_class\": \"AutoEncoder\", \"activation_dim\": %lld, \"dict_size\": %lld, \"version\": \"%s\",\n ",
+            "{\"dict_class\": \"AutoEncoder\", \"activation_dim\": %lld, \"dict_size\": %lld, "
+            "\"version\": \"%s\",\n ",
             (long long)cfg->activation_dim, (long long)cfg->dict_size, DLRN_VERSION_STRING);
     put_source(f, o, rows);
-    fprintf(f,
-            "\n \"batch_size\": %lld, \"n_ctxs\": %lld, \"ctx_len\": %lld, \"in_batch_size\": %lld, \"epochs\": %lld, "
-            "\"shuffle\": %s, \"bos\": %s, \"mode\": \"%s\",\n \"threads\": %d, \"kernels\": \"%s\",\n "
-            "\"settings\": %s}\n",
-            (long long)o->batch_size, (long long)o->n_ctxs, (long long)o->ctx_len, (long long)o->in_batch_size,
-            (long long)o->epochs, o->no_shuffle ? "false" : "true", o->bos ? "true" : "false",
-            o->compat ? "compat" : "default", dlrn_threads(r->ctx), dlrn_kernels(r->ctx), settings);
+    fprintf(
+        f,
+        "\n \"batch_size\": %lld, \"n_ctxs\": %lld, \"ctx_len\": %lld, \"in_batch_size\": %lld, "
+        "\"epochs\": %lld, "
+        "\"shuffle\": %s, \"bos\": %s, \"mode\": \"%s\",\n \"threads\": %d, \"kernels\": \"%s\",\n "
+        "\"settings\": %s}\n",
+        (long long)o->batch_size, (long long)o->n_ctxs, (long long)o->ctx_len,
+        (long long)o->in_batch_size, (long long)o->epochs, o->no_shuffle ? "false" : "true",
+        o->bos ? "true" : "false", o->compat ? "compat" : "default", dlrn_threads(r->ctx),
+        dlrn_kernels(r->ctx), settings);
     return page_end(r->ctx, &r->config);
 }
 
 /* In compat a logged step counts its batch twice, so that when is logged changes the run. */
 static int may_change(const train_run *r, const char *key) {
     if (r->o->compat && !strcmp(key, "log_steps")) return 0;
-    static const char *const keys[] = {"version", "steps", "epochs", "log_steps", "save_steps", "threads", "kernels"};
+    static const char *const keys[] = {"version",    "steps",   "epochs", "log_steps",
+                                       "save_steps", "threads", "kernels"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (!strcmp(key, keys[i])) return 1;
     return 0;
@@ -433,12 +468,14 @@ static int may_change(const train_run *r, const char *key) {
 
 static const char *value_text(const dlrn_json *v) {
     if (!v) return "none";
-    return v->text ? v->text : v->type == DLRN_JSON_BOOL ? (v->number > 0 ? "true" : "false") : "another value";
+    return v->text                     ? v->text
+           : v->type == DLRN_JSON_BOOL ? (v->number > 0 ? "true" : "false")
+                                       : "another value";
 }
 
 /* The first setting in which two configurations differ and must not; 0: there is none. */
-static int find_difference(const train_run *r, const dlrn_json *was, const dlrn_json *now, const char **key,
-                           const char **values) {
+static int find_difference(const train_run *r, const dlrn_json *was, const dlrn_json *now,
+                           const char **key, const char **values) {
     for (const dlrn_json *m = now ? now->first : NULL; m; m = m->next) {
         const dlrn_json *before = dlrn_json_get(was, m->key);
         if (may_change(r, m->key)) continue;
@@ -470,11 +507,13 @@ static dlrn_status check_resumed(train_run *r) {
     run_path(r->o, "config.json", path, sizeof path);
     dlrn_status s = dlrn_file_read(r->ctx, path, &text, &size);
     if (s == DLRN_OK) s = dlrn_json_parse(r->ctx, text, size, path, &was);
-    if (s == DLRN_OK) s = dlrn_json_parse(r->ctx, r->config.text, r->config.size, "config.json", &now);
+    if (s == DLRN_OK)
+        s = dlrn_json_parse(r->ctx, r->config.text, r->config.size, "config.json", &now);
     if (s == DLRN_OK && find_difference(r, was, now, &key, values))
-        s = dlrn_fail(r->ctx, DLRN_ERR_ARGUMENT,
-                      "%s: %s: a run is resumed with its own settings, expected %.200s, found %.200s", path, key,
-                      values[0], values[1]);
+        s = dlrn_fail(
+            r->ctx, DLRN_ERR_ARGUMENT,
+            "%s: %s: a run is resumed with its own settings, expected %.200s, found %.200s", path,
+            key, values[0], values[1]);
     dlrn_json_free(r->ctx, was);
     dlrn_json_free(r->ctx, now);
     dlrn_free(r->ctx, text);
@@ -493,8 +532,10 @@ static dlrn_status open_buffer(train_run *r, const dlrn_source *source) {
     bc.out_batch_size = o->batch_size;
     bc.shuffle = !o->no_shuffle;
     bc.seed = (uint64_t)o->seed;
-    dlrn_status s = dlrn_buffer_bytes(r->ctx, &bc, source->activation_dim, source->has_target, &bytes);
-    if (s == DLRN_OK && !o->quiet) fprintf(stderr, "buffer: at most %.1f MB\n", (double)bytes / 1e6);
+    dlrn_status s =
+        dlrn_buffer_bytes(r->ctx, &bc, source->activation_dim, source->has_target, &bytes);
+    if (s == DLRN_OK && !o->quiet)
+        fprintf(stderr, "buffer: at most %.1f MB\n", (double)bytes / 1e6);
     return s == DLRN_OK ? dlrn_buffer_create(r->ctx, &bc, source, 0, &r->buffer) : s;
 }
 
@@ -535,10 +576,18 @@ static dlrn_status train_on(train_run *r) {
 
 /* 0, or the exit status of a wrong call. */
 static int check_source_flags(const char *name, const options *o) {
-    if (!o->data && !o->model) return usage_error(name, "expected --data or --model, found neither", "source");
-    if (o->data && o->model) return usage_error(name, "expected --data or --model, found both", "source");
-    if (o->model) return o->target ? usage_error(name, "goes with --data", "--target") : check_site_flags(name, o);
-    const char *stray = o->text ? "--text" : o->site ? "--site" : o->io ? "--io" : o->layer >= 0 ? "--layer" : NULL;
+    if (!o->data && !o->model)
+        return usage_error(name, "expected --data or --model, found neither", "source");
+    if (o->data && o->model)
+        return usage_error(name, "expected --data or --model, found both", "source");
+    if (o->model)
+        return o->target ? usage_error(name, "goes with --data", "--target")
+                         : check_site_flags(name, o);
+    const char *stray = o->text         ? "--text"
+                        : o->site       ? "--site"
+                        : o->io         ? "--io"
+                        : o->layer >= 0 ? "--layer"
+                                        : NULL;
     if (!stray && o->bos) stray = "--bos";
     if (!stray && o->documents >= 0) stray = "--documents";
     return stray ? usage_error(name, "goes with --model", stray) : 0;
@@ -547,7 +596,8 @@ static int check_source_flags(const char *name, const options *o) {
 static int check_train_flags(const options *o) {
     int status = check_source_flags("train", o);
     if (status) return status;
-    if (o->model && o->epochs != 1) return usage_error("train", "goes with --data: a text is read once", "--epochs");
+    if (o->model && o->epochs != 1)
+        return usage_error("train", "goes with --data: a text is read once", "--epochs");
     if (lacks_flag("train", "--save-dir", o->save_dir)) return 2;
     if (strcmp(o->loss, "norm") && strcmp(o->loss, "squared"))
         return usage_error("train", "expected norm or squared as --loss", o->loss);

@@ -1,14 +1,15 @@
-/* documents.h - documents of a text file, one after the other - part of dictlearn.h's examples, MIT licence
+/* documents.h - documents of a text file, one after the other - part of dictlearn.h's examples, MIT
+   licence
 
    Do this in one file, after dictlearn.h:
 
        #define DOCUMENTS_IMPLEMENTATION
        #include "documents.h"
 
-   A .jsonl file has one JSON object a line, with the document under the key "text"; "-" is the same on standard input.
-   Any other file is plain text, whose documents are separated by blank lines. Blank lines and documents without text
-   are passed over. A file is read in pieces: memory is that of the longest document, and one of more than
-   16 MB is an error (text that lacks its line ends).
+   A .jsonl file has one JSON object a line, with the document under the key "text"; "-" is the same
+   on standard input. Any other file is plain text, whose documents are separated by blank lines.
+   Blank lines and documents without text are passed over. A file is read in pieces: memory is that
+   of the longest document, and one of more than 16 MB is an error (text that lacks its line ends).
 */
 #ifndef DOCUMENTS_H
 #define DOCUMENTS_H
@@ -25,10 +26,11 @@ typedef struct doc_reader doc_reader;
 
 DOC_API dlrn_status doc_open(dlrn_context *ctx, const char *path, doc_reader **out);
 DOC_API void doc_close(doc_reader *r); /* NULL is fine */
-/* The next document: UTF-8 as the file has it, borrowed until the next call. DLRN_END after the last one. */
+/* The next document: UTF-8 as the file has it, borrowed until the next call. DLRN_END after the
+   last one. */
 DOC_API dlrn_status doc_next(doc_reader *r, const char **text, int64_t *bytes);
-/* Where the next document begins, in bytes; seek leads back there. Standard input goes forward alone, by reading: the
-   same text from its beginning leads to the same place. */
+/* Where the next document begins, in bytes; seek leads back there. Standard input goes forward
+   alone, by reading: the same text from its beginning leads to the same place. */
 DOC_API uint64_t doc_position(const doc_reader *r);
 DOC_API dlrn_status doc_seek(doc_reader *r, uint64_t position);
 
@@ -65,7 +67,8 @@ static int doc_ends_with(const char *s, const char *end) {
     return n >= k && !strcmp(s + n - k, end);
 }
 
-/* The line that was read last. Those that a seek has passed over are counted here, since only an error asks for it. */
+/* The line that was read last. Those that a seek has passed over are counted here, since only an
+   error asks for it. */
 static int64_t doc_line_number(doc_reader *r) {
     char block[4096];
     uint64_t left = r->passed;
@@ -81,9 +84,11 @@ static int64_t doc_line_number(doc_reader *r) {
 }
 
 /* Appends bytes to a block that grows by doubling. */
-static dlrn_status doc_append(doc_reader *r, char **block, int64_t *len, int64_t *cap, const char *bytes, int64_t n) {
+static dlrn_status doc_append(doc_reader *r, char **block, int64_t *len, int64_t *cap,
+                              const char *bytes, int64_t n) {
     if (*len + n > DOC_LONGEST)
-        return dlrn_fail(r->ctx, DLRN_ERR_VALUE, "%s: line %lld: expected a document of at most %d bytes, found more",
+        return dlrn_fail(r->ctx, DLRN_ERR_VALUE,
+                         "%s: line %lld: expected a document of at most %d bytes, found more",
                          r->path, (long long)doc_line_number(r) + (block == &r->line), DOC_LONGEST);
     if (*len + n + 1 > *cap) {
         int64_t wide = 2 * (*len + n) + 256;
@@ -115,7 +120,8 @@ DOC_API dlrn_status doc_open(dlrn_context *ctx, const char *path, doc_reader **o
         s = dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected a text file, found a folder", path);
     if (s == DLRN_OK && !r->standard_input) {
         r->file = fopen(path, "rb");
-        if (!r->file) s = dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot be opened: %s", path, strerror(errno));
+        if (!r->file)
+            s = dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot be opened: %s", path, strerror(errno));
     } else if (s == DLRN_OK) {
         r->file = stdin;
         strcpy(r->path, "standard input");
@@ -147,7 +153,8 @@ static dlrn_status doc_line(doc_reader *r) {
             r->at = 0;
             r->end = fread(r->chunk, 1, sizeof r->chunk, r->file);
             if (ferror(r->file))
-                return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot be read: %s", r->path, strerror(errno));
+                return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot be read: %s", r->path,
+                                 strerror(errno));
             if (r->end == 0) break;
         }
         char *first = r->chunk + r->at, *newline = (char *)memchr(first, '\n', r->end - r->at);
@@ -201,7 +208,8 @@ static dlrn_status doc_next_json(doc_reader *r, const char **text, int64_t *byte
         if (r->object->type == DLRN_JSON_OBJECT) found = dlrn_json_get(r->object, "text");
         if (!found || found->type != DLRN_JSON_STRING)
             return dlrn_fail(r->ctx, DLRN_ERR_FORMAT,
-                             "%s: line %lld: expected an object with a string under the key \"text\", found none",
+                             "%s: line %lld: expected an object with a string under the key "
+                             "\"text\", found none",
                              r->path, (long long)doc_line_number(r));
         *text = found->text;
         *bytes = found->text_len;
@@ -222,7 +230,8 @@ static dlrn_status doc_next_plain(doc_reader *r, const char **text, int64_t *byt
         }
         s = DLRN_OK;
         if (r->text_len) s = doc_append(r, &r->text, &r->text_len, &r->text_cap, "\n", 1);
-        if (s == DLRN_OK) s = doc_append(r, &r->text, &r->text_len, &r->text_cap, r->line, r->line_len);
+        if (s == DLRN_OK)
+            s = doc_append(r, &r->text, &r->text_len, &r->text_cap, r->line, r->line_len);
         if (s != DLRN_OK) return s;
     }
     *text = r->text;
@@ -246,12 +255,15 @@ static dlrn_status doc_pass_over(doc_reader *r, uint64_t position) {
             r->at = 0;
             r->end = fread(r->chunk, 1, sizeof r->chunk, r->file);
             if (ferror(r->file))
-                return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot be read: %s", r->path, strerror(errno));
+                return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot be read: %s", r->path,
+                                 strerror(errno));
             if (r->end == 0)
                 return dlrn_fail(r->ctx, DLRN_ERR_IO,
-                                 "%s: expected the text that was read before, to byte %llu and on, found its end at "
+                                 "%s: expected the text that was read before, to byte %llu and on, "
+                                 "found its end at "
                                  "byte %llu",
-                                 r->path, (unsigned long long)position, (unsigned long long)r->offset);
+                                 r->path, (unsigned long long)position,
+                                 (unsigned long long)r->offset);
         }
         r->line_number += r->chunk[r->at++] == '\n';
         r->offset++;
@@ -265,11 +277,12 @@ DOC_API dlrn_status doc_seek(doc_reader *r, uint64_t position) {
     off_t size = known ? ftello(r->file) : -1;
     if (size >= 0 && position > (uint64_t)size)
         return dlrn_fail(r->ctx, DLRN_ERR_IO,
-                         "%s: expected the text that was read before, to byte %llu and on, found its end at byte %llu",
+                         "%s: expected the text that was read before, to byte %llu and on, found "
+                         "its end at byte %llu",
                          r->path, (unsigned long long)position, (unsigned long long)size);
     if (size < 0 || fseeko(r->file, (off_t)position, SEEK_SET) != 0)
-        return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot go to byte %llu: %s", r->path, (unsigned long long)position,
-                         strerror(errno));
+        return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot go to byte %llu: %s", r->path,
+                         (unsigned long long)position, strerror(errno));
     r->at = r->end = 0;
     r->offset = r->passed = position;
     r->line_number = 0;

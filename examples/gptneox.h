@@ -1,26 +1,31 @@
-/* gptneox.h - runs GPT-NeoX language models (Pythia and their kin) on dictlearn.h's matrix products - MIT licence
+/* gptneox.h - runs GPT-NeoX language models (Pythia and their kin) on dictlearn.h's matrix products
+   - MIT licence
 
    Do this in one file, after dictlearn.h and the implementations of bpe.h and documents.h:
 
        #define GPTNEOX_IMPLEMENTATION
        #include "gptneox.h"
 
-   It reads a Hugging Face folder as it is downloaded (config.json; model.safetensors or pytorch_model.bin, sharded or
-   not; f32, f16 or bf16), hands out the activations of any site of any layer, lets them be changed on their way, and
-   measures the cross-entropy that the change costs. It also samples text. Weights are read when a run first needs their
-   layer, so activations of layer 3 cost four layers of memory and time, whatever the model's depth.
+   It reads a Hugging Face folder as it is downloaded (config.json; model.safetensors or
+   pytorch_model.bin, sharded or not; f32, f16 or bf16), hands out the activations of any site of
+   any layer, lets them be changed on their way, and measures the cross-entropy that the change
+   costs. It also samples text. Weights are read when a run first needs their layer, so activations
+   of layer 3 cost four layers of memory and time, whatever the model's depth.
 
-   A batch is ragged: its sequences stand one after the other, x [tokens][d], without padding, so nothing has to be
-   masked or dropped. Every number of a token depends on its sequence alone, not on what else is in the batch.
+   A batch is ragged: its sequences stand one after the other, x [tokens][d], without padding, so
+   nothing has to be masked or dropped. Every number of a token depends on its sequence alone, not
+   on what else is in the batch.
 
    The model, one block (HF's GPTNeoXLayer; LN: layer norm, x: residual stream [tokens][d]):
 
        attn_in = LN1(x)    attn_out = dense(attention(qkv(attn_in)))
-       parallel residual:  mlp_in = LN2(x)             mlp_out = down(act(up(mlp_in)))    x += attn_out + mlp_out
-       sequential:         mlp_in = LN2(x + attn_out)  mlp_out = down(act(up(mlp_in)))    x += attn_out + mlp_out
+       parallel residual:  mlp_in = LN2(x)             mlp_out = down(act(up(mlp_in)))    x +=
+   attn_out + mlp_out sequential:         mlp_in = LN2(x + attn_out)  mlp_out =
+   down(act(up(mlp_in)))    x += attn_out + mlp_out
 
    CONTENTS
-   >>interface  >>config  >>weights  >>workspace  >>loops  >>block  >>head  >>sampling  >>text  >>judge
+   >>interface  >>config  >>weights  >>workspace  >>loops  >>block  >>head  >>sampling  >>text
+   >>judge
 */
 #ifndef GPTNEOX_H
 #define GPTNEOX_H
@@ -37,14 +42,22 @@
 // >>interface
 
 /* Sites, in the order in which a block passes them. attn_in is for `--io in`. */
-typedef enum neox_kind { NEOX_EMBED, NEOX_ATTN_IN, NEOX_ATTN_OUT, NEOX_MLP_IN, NEOX_MLP_OUT, NEOX_RESID_OUT } neox_kind;
+typedef enum neox_kind {
+    NEOX_EMBED,
+    NEOX_ATTN_IN,
+    NEOX_ATTN_OUT,
+    NEOX_MLP_IN,
+    NEOX_MLP_OUT,
+    NEOX_RESID_OUT
+} neox_kind;
 
 typedef struct neox_site {
     neox_kind kind;
     int layer; /* 0 for the embedding */
 } neox_site;
 
-/* What a dictionary reads (x) and what it stands in for (y); the same site unless it stretches over a module. */
+/* What a dictionary reads (x) and what it stands in for (y); the same site unless it stretches over
+   a module. */
 typedef struct neox_tap {
     neox_site x, y;
 } neox_tap;
@@ -55,7 +68,8 @@ typedef enum neox_activation { NEOX_GELU, NEOX_GELU_TANH, NEOX_RELU, NEOX_SILU }
 
 typedef struct neox_config { /* config.json */
     int64_t dim, layers, heads, head_dim, inner, vocab, positions;
-    int64_t rotary, rotary_span; /* of head_dim, how many dimensions turn (even); the span of their frequencies */
+    int64_t rotary, rotary_span; /* of head_dim, how many dimensions turn (even); the span of their
+                                    frequencies */
     double eps, theta, scaling;
     int parallel, tied, attention_bias;
     neox_activation activation;
@@ -68,34 +82,39 @@ typedef struct neox_model neox_model;
 NEOX_API dlrn_status neox_load(dlrn_context *ctx, const char *folder, neox_model **out);
 NEOX_API void neox_destroy(neox_model *m); /* NULL is fine */
 NEOX_API const neox_config *neox_config_of(const neox_model *m);
-/* asked(user) is called between layers, on any thread: non-zero ends what runs with DLRN_STOPPED. NULL: never. A source
-   of activations that was stopped loses no row. */
+/* asked(user) is called between layers, on any thread: non-zero ends what runs with DLRN_STOPPED.
+   NULL: never. A source of activations that was stopped loses no row. */
 NEOX_API void neox_on_stop(neox_model *m, int (*asked)(void *user), void *user);
 
 /* "resid_out" and a layer to a site; checked against the model. */
-NEOX_API dlrn_status neox_site_named(const neox_model *m, const char *name, int64_t layer, neox_site *out);
-/* What a dictionary at this site reads and gives: out: the site itself; in: what its module reads; in_to_out: both. */
+NEOX_API dlrn_status neox_site_named(const neox_model *m, const char *name, int64_t layer,
+                                     neox_site *out);
+/* What a dictionary at this site reads and gives: out: the site itself; in: what its module reads;
+   in_to_out: both. */
 NEOX_API dlrn_status neox_tap_at(const neox_model *m, neox_site site, neox_io io, neox_tap *out);
 
-/* Sequence i holds tokens id[start[i]] .. id[start[i + 1] - 1]; start[0] need not be 0. All borrowed. */
+/* Sequence i holds tokens id[start[i]] .. id[start[i + 1] - 1]; start[0] need not be 0. All
+   borrowed. */
 typedef struct neox_batch {
     const int32_t *id;
     const int64_t *start; /* [sequences + 1] */
     int64_t sequences;
 } neox_batch;
 
-/* Called when tap's y is reached: x [n][d] what is read there, y [n][d] what the model goes on with, may be
-   overwritten; x == y for a tap of one site. */
+/* Called when tap's y is reached: x [n][d] what is read there, y [n][d] what the model goes on
+   with, may be overwritten; x == y for a tap of one site. */
 typedef dlrn_status (*neox_visit)(void *user, int tap, const float *x, float *y, int64_t n);
 
-/* Runs the model over a batch. whole: to the last layer norm, as neox_logits and neox_cross_entropy need it; else it
-   stops after the last tap. */
-NEOX_API dlrn_status neox_run(neox_model *m, const neox_batch *batch, const neox_tap *taps, int n_taps,
-                              neox_visit visit, void *user, int whole);
+/* Runs the model over a batch. whole: to the last layer norm, as neox_logits and neox_cross_entropy
+   need it; else it stops after the last tap. */
+NEOX_API dlrn_status neox_run(neox_model *m, const neox_batch *batch, const neox_tap *taps,
+                              int n_taps, neox_visit visit, void *user, int whole);
 /* After a whole run: logits [rows][vocab] of its tokens [first, first + rows). */
 NEOX_API dlrn_status neox_logits(neox_model *m, int64_t first, int64_t rows, float *logits);
-/* After a whole run of this batch: sum over sequences of -log p(next token), and how many tokens that were. */
-NEOX_API dlrn_status neox_cross_entropy(neox_model *m, const neox_batch *batch, double *nats, int64_t *tokens);
+/* After a whole run of this batch: sum over sequences of -log p(next token), and how many tokens
+   that were. */
+NEOX_API dlrn_status neox_cross_entropy(neox_model *m, const neox_batch *batch, double *nats,
+                                        int64_t *tokens);
 
 typedef struct neox_sampling {
     int64_t documents, tokens; /* how many; the most tokens of one, without the prompt */
@@ -109,7 +128,8 @@ typedef struct neox_sampling {
 /* Called once a document, in order: its new tokens id [n]. */
 typedef dlrn_status (*neox_emit)(void *user, int64_t document, const int32_t *id, int64_t n);
 /* Document i depends on seed and i alone. */
-NEOX_API dlrn_status neox_generate(neox_model *m, const neox_sampling *cfg, neox_emit emit, void *user);
+NEOX_API dlrn_status neox_generate(neox_model *m, const neox_sampling *cfg, neox_emit emit,
+                                   void *user);
 
 /* Token ids of documents, ragged. Zero-initialise; freed with neox_documents_free. */
 typedef struct neox_documents {
@@ -124,16 +144,19 @@ typedef struct neox_reading { /* how a text becomes token ids */
     int bos;                  /* 1: each begins with the model's bos token */
 } neox_reading;
 
-/* Up to `limit` further documents (-1: all) that have tokens, appended. DLRN_END if there was none. */
+/* Up to `limit` further documents (-1: all) that have tokens, appended. DLRN_END if there was none.
+ */
 NEOX_API dlrn_status neox_read_documents(const neox_model *m, bpe_tokenizer *tok, doc_reader *docs,
-                                         const neox_reading *how, int64_t limit, neox_documents *out);
+                                         const neox_reading *how, int64_t limit,
+                                         neox_documents *out);
 NEOX_API void neox_documents_free(neox_documents *d);
 
-/* A source of activations at a tap for the library's buffer: rows in the order of the text. Everything is borrowed;
-   destroy the source before them. Seekable; a text on standard input goes forward alone. An error stays until a seek:
-   after DLRN_ERR_MEMORY, to its position, and no row is lost. */
-NEOX_API dlrn_status neox_text_source(neox_model *m, bpe_tokenizer *tok, doc_reader *docs, const neox_reading *how,
-                                      neox_tap tap, dlrn_source *out);
+/* A source of activations at a tap for the library's buffer: rows in the order of the text.
+   Everything is borrowed; destroy the source before them. Seekable; a text on standard input goes
+   forward alone. An error stays until a seek: after DLRN_ERR_MEMORY, to its position, and no row is
+   lost. */
+NEOX_API dlrn_status neox_text_source(neox_model *m, bpe_tokenizer *tok, doc_reader *docs,
+                                      const neox_reading *how, neox_tap tap, dlrn_source *out);
 
 /* The same documents, judged: a language model for the library's evaluation. */
 typedef struct neox_judge {
@@ -154,19 +177,21 @@ NEOX_API void neox_language_model(neox_judge *judge, dlrn_language_model *out);
 #include <stdio.h>
 #include <string.h>
 
-#define NEOX_TRY(call)                                                                                                 \
-    do {                                                                                                               \
-        dlrn_status neox_s = (call);                                                                                   \
-        if (neox_s != DLRN_OK) return neox_s;                                                                          \
+#define NEOX_TRY(call)                                                                             \
+    do {                                                                                           \
+        dlrn_status neox_s = (call);                                                               \
+        if (neox_s != DLRN_OK) return neox_s;                                                      \
     } while (0)
 
 enum {
-    NEOX_ROWS = 16,            /* rows of a parallel task                                                     */
-    NEOX_QUERIES = 32,         /* that look at the keys together: one product                                */
-    NEOX_BATCH_TOKENS = 2048,  /* of a run: the products are at full speed, and the workspace is still small */
-    NEOX_TILE_ROWS = 1024,     /* of a tile of a product: small enough for the caches, and what follows is    */
-    NEOX_TILE = 192,           /* done while it is there. A 70m trunk: 1.2 times the speed of whole ones       */
-    NEOX_PART = 16 * NEOX_TILE /* of the vocabulary that a task takes                                       */
+    NEOX_ROWS = 16,    /* rows of a parallel task    */
+    NEOX_QUERIES = 32, /* that look at the keys together: one product */
+    NEOX_BATCH_TOKENS =
+        2048, /* of a run: the products are at full speed, and the workspace is still small */
+    NEOX_TILE_ROWS =
+        1024, /* of a tile of a product: small enough for the caches, and what follows is    */
+    NEOX_TILE = 192, /* done while it is there. A 70m trunk: 1.2 times the speed of whole ones */
+    NEOX_PART = 16 * NEOX_TILE /* of the vocabulary that a task takes */
 };
 
 /* A layer's tensors, in this order; shapes in neox_shapes. */
@@ -186,23 +211,31 @@ enum {
     NEOX_PARTS
 };
 static const char *const neox_part_names[NEOX_PARTS] = {
-    "input_layernorm.weight",          "input_layernorm.bias",          "attention.query_key_value.weight",
-    "attention.query_key_value.bias",  "attention.dense.weight",        "attention.dense.bias",
-    "post_attention_layernorm.weight", "post_attention_layernorm.bias", "mlp.dense_h_to_4h.weight",
-    "mlp.dense_h_to_4h.bias",          "mlp.dense_4h_to_h.weight",      "mlp.dense_4h_to_h.bias",
+    "input_layernorm.weight",           "input_layernorm.bias",
+    "attention.query_key_value.weight", "attention.query_key_value.bias",
+    "attention.dense.weight",           "attention.dense.bias",
+    "post_attention_layernorm.weight",  "post_attention_layernorm.bias",
+    "mlp.dense_h_to_4h.weight",         "mlp.dense_h_to_4h.bias",
+    "mlp.dense_4h_to_h.weight",         "mlp.dense_4h_to_h.bias",
 };
 
-typedef enum neox_width { NEOX_NARROW, NEOX_AVX2, NEOX_AVX512 } neox_width; /* of vectors, for the room loops */
+typedef enum neox_width {
+    NEOX_NARROW,
+    NEOX_AVX2,
+    NEOX_AVX512
+} neox_width; /* of vectors, for the room loops */
 
 typedef struct neox_layer {
     float *part[NEOX_PARTS]; /* all NULL until the layer is first needed; one block, at part[0] */
 } neox_layer;
 
-/* Keys and values of tokens already seen, for sampling: k [layers][sequences][heads][head_dim][capacity], so that one
-   query's scores are sums of rows; v [layers][sequences][heads][capacity][head_dim]. */
+/* Keys and values of tokens already seen, for sampling: k
+   [layers][sequences][heads][head_dim][capacity], so that one query's scores are sums of rows; v
+   [layers][sequences][heads][capacity][head_dim]. */
 typedef struct neox_cache {
     float *k, *v;
-    int64_t sequences, capacity, past; /* capacity: as neox_row_of has it; past: tokens of every sequence in it */
+    int64_t sequences, capacity,
+        past; /* capacity: as neox_row_of has it; past: tokens of every sequence in it */
 } neox_cache;
 
 struct neox_model {
@@ -223,8 +256,9 @@ struct neox_model {
     int64_t *sequence, *position;       /* [capacity] of each token                 */
     float **captured;                   /* [n_captured] x of taps, [capacity][d]    */
     int n_captured;
-    float *scores;     /* [threads][NEOX_QUERIES + head_dim][score_row]: scores, and the keys turned on their side */
-    float *work;       /* [threads][DLRN_GEMM_WORK] */
+    float *scores; /* [threads][NEOX_QUERIES + head_dim][score_row]: scores, and the keys turned on
+                      their side */
+    float *work;   /* [threads][DLRN_GEMM_WORK] */
     int64_t score_row; /* of this run: its longest sequence, as neox_row_of has it */
     int64_t score_cap; /* the longest row that there is room for                   */
 };
@@ -232,12 +266,13 @@ struct neox_model {
 /* ------------------------------------------------------------------------------------------ */
 // >>config
 
-static dlrn_status neox_count(dlrn_context *ctx, const dlrn_json *json, const char *path, const char *key,
-                              int64_t least, int64_t most, int64_t *out) {
+static dlrn_status neox_count(dlrn_context *ctx, const dlrn_json *json, const char *path,
+                              const char *key, int64_t least, int64_t most, int64_t *out) {
     double v = dlrn_json_number(json, key, -1);
     const dlrn_json *value = dlrn_json_get(json, key);
     if (!(v >= (double)least && v <= (double)most) || v != floor(v))
-        return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: %s: expected a whole number from %lld to %lld, found %.40s", path,
+        return dlrn_fail(ctx, DLRN_ERR_FORMAT,
+                         "%s: %s: expected a whole number from %lld to %lld, found %.40s", path,
                          key, (long long)least, (long long)most,
                          !value                            ? "none"
                          : value->type == DLRN_JSON_NUMBER ? value->text
@@ -247,10 +282,11 @@ static dlrn_status neox_count(dlrn_context *ctx, const dlrn_json *json, const ch
 }
 
 /* The id of a special token; -1: there is none, or a list of them. */
-static dlrn_status neox_token(dlrn_context *ctx, const dlrn_json *json, const char *path, const char *key, int64_t most,
-                              int32_t *out) {
+static dlrn_status neox_token(dlrn_context *ctx, const dlrn_json *json, const char *path,
+                              const char *key, int64_t most, int32_t *out) {
     int64_t id = -1;
-    if (dlrn_json_number(json, key, -1) != -1) NEOX_TRY(neox_count(ctx, json, path, key, 0, most, &id));
+    if (dlrn_json_number(json, key, -1) != -1)
+        NEOX_TRY(neox_count(ctx, json, path, key, 0, most, &id));
     *out = (int32_t)id;
     return DLRN_OK;
 }
@@ -274,11 +310,14 @@ static dlrn_status neox_parse_activation(dlrn_context *ctx, const dlrn_json *jso
             *out = known[i].kind;
             return DLRN_OK;
         }
-    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: hidden_act: expected a gelu, relu or silu, found %s", path, name);
+    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                     "%s: hidden_act: expected a gelu, relu or silu, found %s", path, name);
 }
 
-/* The older keys (rotary_pct, rotary_emb_base) and the newer ones (rope_parameters, rope_scaling). */
-static dlrn_status neox_parse_rotary(dlrn_context *ctx, const dlrn_json *json, const char *path, neox_config *c) {
+/* The older keys (rotary_pct, rotary_emb_base) and the newer ones (rope_parameters, rope_scaling).
+ */
+static dlrn_status neox_parse_rotary(dlrn_context *ctx, const dlrn_json *json, const char *path,
+                                     neox_config *c) {
     double share = dlrn_json_number(json, "rotary_pct", 0.25);
     share = dlrn_json_number(json, "partial_rotary_factor", share);
     share = dlrn_json_number(json, "rope_parameters.partial_rotary_factor", share);
@@ -289,11 +328,13 @@ static dlrn_status neox_parse_rotary(dlrn_context *ctx, const dlrn_json *json, c
     static const char *const blocks[2] = {"rope_parameters", "rope_scaling"};
     for (int i = 0; i < 2; i++) {
         const dlrn_json *block = dlrn_json_get(json, blocks[i]);
-        const char *type = dlrn_json_text(block, "rope_type", dlrn_json_text(block, "type", "default"));
+        const char *type =
+            dlrn_json_text(block, "rope_type", dlrn_json_text(block, "type", "default"));
         if (!strcmp(type, "linear"))
             c->scaling = dlrn_json_number(block, "factor", 1);
         else if (strcmp(type, "default"))
-            return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: %s: expected rope_type default or linear, found %s", path,
+            return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                             "%s: %s: expected rope_type default or linear, found %s", path,
                              blocks[i], type);
     }
     if (!(share > 0 && share <= 1) || !(c->theta > 0) || !(c->scaling > 0))
@@ -311,10 +352,12 @@ static dlrn_status neox_parse_rotary(dlrn_context *ctx, const dlrn_json *json, c
     return DLRN_OK;
 }
 
-static dlrn_status neox_parse_config(dlrn_context *ctx, const dlrn_json *json, const char *path, neox_config *c) {
+static dlrn_status neox_parse_config(dlrn_context *ctx, const dlrn_json *json, const char *path,
+                                     neox_config *c) {
     const char *type = dlrn_json_text(json, "model_type", "none");
     if (strcmp(type, "gpt_neox"))
-        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: model_type: expected gpt_neox, found %s", path, type);
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: model_type: expected gpt_neox, found %s",
+                         path, type);
     NEOX_TRY(neox_count(ctx, json, path, "hidden_size", 1, 1 << 20, &c->dim));
     NEOX_TRY(neox_count(ctx, json, path, "num_hidden_layers", 1, 1 << 14, &c->layers));
     NEOX_TRY(neox_count(ctx, json, path, "num_attention_heads", 1, 1 << 14, &c->heads));
@@ -329,7 +372,8 @@ static dlrn_status neox_parse_config(dlrn_context *ctx, const dlrn_json *json, c
     c->head_dim = c->dim / c->heads;
     c->eps = dlrn_json_number(json, "layer_norm_eps", 1e-5);
     if (!(c->eps >= 0 && c->eps <= 1))
-        return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: layer_norm_eps: expected a number from 0 to 1, found %g", path,
+        return dlrn_fail(ctx, DLRN_ERR_FORMAT,
+                         "%s: layer_norm_eps: expected a number from 0 to 1, found %g", path,
                          c->eps);
     c->parallel = neox_true(json, "use_parallel_residual", 1);
     c->tied = neox_true(json, "tie_word_embeddings", 0);
@@ -375,12 +419,15 @@ static int64_t neox_find(neox_model *m, const char *name, int64_t rows, int64_t 
     int64_t index = dlrn_archive_find(m->archive, name);
     const dlrn_tensor_info *t = index >= 0 ? dlrn_archive_info(m->archive, index) : NULL;
     if (!t) {
-        dlrn_fail(m->ctx, DLRN_ERR_FORMAT, "%s: %s: expected a tensor of this name, found none", path, name);
+        dlrn_fail(m->ctx, DLRN_ERR_FORMAT, "%s: %s: expected a tensor of this name, found none",
+                  path, name);
         return -1;
     }
     if (t->ndim != (cols > 1 ? 2 : 1) || t->shape[0] != rows || (cols > 1 && t->shape[1] != cols)) {
-        dlrn_fail(m->ctx, DLRN_ERR_SHAPE, "%s: %s: expected %lld x %lld, found %d dimensions, %lld x %lld", path, name,
-                  (long long)rows, (long long)cols, t->ndim, (long long)(t->ndim > 0 ? t->shape[0] : 1),
+        dlrn_fail(m->ctx, DLRN_ERR_SHAPE,
+                  "%s: %s: expected %lld x %lld, found %d dimensions, %lld x %lld", path, name,
+                  (long long)rows, (long long)cols, t->ndim,
+                  (long long)(t->ndim > 0 ? t->shape[0] : 1),
                   (long long)(t->ndim > 1 ? t->shape[1] : 1));
         return -1;
     }
@@ -395,7 +442,8 @@ static void neox_part_name(const neox_model *m, int64_t layer, int part, char *n
     snprintf(name, size, "%slayers.%lld.%s", m->prefix, (long long)layer, neox_part_names[part]);
 }
 
-/* All tensors are there and have their shapes: said when the model is opened, not when a layer is first needed. */
+/* All tensors are there and have their shapes: said when the model is opened, not when a layer is
+   first needed. */
 static dlrn_status neox_check_layers(neox_model *m) {
     char name[160];
     int64_t rows, cols;
@@ -410,11 +458,13 @@ static dlrn_status neox_check_layers(neox_model *m) {
 }
 
 /* As a dictionary's: with one that is not, all that the model says would be none. */
-static dlrn_status neox_read_finite(neox_model *m, int64_t index, const char *name, int64_t n, float *out) {
+static dlrn_status neox_read_finite(neox_model *m, int64_t index, const char *name, int64_t n,
+                                    float *out) {
     NEOX_TRY(dlrn_archive_read(m->archive, index, out));
     for (int64_t i = 0; i < n; i++)
         if (!isfinite(out[i]))
-            return dlrn_fail(m->ctx, DLRN_ERR_VALUE, "%s: %s: element %lld: expected a finite number, found %g",
+            return dlrn_fail(m->ctx, DLRN_ERR_VALUE,
+                             "%s: %s: element %lld: expected a finite number, found %g",
                              dlrn_archive_path(m->archive), name, (long long)i, (double)out[i]);
     return DLRN_OK;
 }
@@ -449,8 +499,8 @@ static dlrn_status neox_need_layer(neox_model *m, int64_t l) {
     return DLRN_OK;
 }
 
-static dlrn_status neox_read_matrix(neox_model *m, const char *prefix, const char *base, int64_t rows, int64_t cols,
-                                    float **out) {
+static dlrn_status neox_read_matrix(neox_model *m, const char *prefix, const char *base,
+                                    int64_t rows, int64_t cols, float **out) {
     char name[160];
     if (*out) return DLRN_OK;
     snprintf(name, sizeof name, "%s%s", prefix, base);
@@ -472,7 +522,8 @@ static dlrn_status neox_need_head(neox_model *m) {
     const neox_config *c = &m->cfg;
     NEOX_TRY(neox_read_matrix(m, m->prefix, "final_layer_norm.weight", c->dim, 1, &m->final_w));
     NEOX_TRY(neox_read_matrix(m, m->prefix, "final_layer_norm.bias", c->dim, 1, &m->final_b));
-    const char *name = dlrn_archive_find(m->archive, "lm_head.weight") >= 0 ? "lm_head.weight" : "embed_out.weight";
+    const char *name = dlrn_archive_find(m->archive, "lm_head.weight") >= 0 ? "lm_head.weight"
+                                                                            : "embed_out.weight";
     if (!c->tied) return neox_read_matrix(m, "", name, c->vocab, c->dim, &m->unembed);
     m->unembed = m->embed;
     return DLRN_OK;
@@ -480,32 +531,37 @@ static dlrn_status neox_need_head(neox_model *m) {
 
 /* The folder's weights, in the order in which transformers looks for them. */
 static dlrn_status neox_open_weights(neox_model *m, const char *folder) {
-    static const char *const names[] = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-                                        "pytorch_model.bin.index.json"};
+    static const char *const names[] = {"model.safetensors", "model.safetensors.index.json",
+                                        "pytorch_model.bin", "pytorch_model.bin.index.json"};
     char path[4200];
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         snprintf(path, sizeof path, "%s/%s", folder, names[i]);
-        if (dlrn_file_exists(m->ctx, path) == 1) return dlrn_archive_open(m->ctx, path, &m->archive);
+        if (dlrn_file_exists(m->ctx, path) == 1)
+            return dlrn_archive_open(m->ctx, path, &m->archive);
     }
-    return dlrn_fail(m->ctx, DLRN_ERR_IO,
-                     "%s: expected model.safetensors or pytorch_model.bin (or their .index.json), found none", folder);
+    return dlrn_fail(
+        m->ctx, DLRN_ERR_IO,
+        "%s: expected model.safetensors or pytorch_model.bin (or their .index.json), found none",
+        folder);
 }
 
-/* Room for `need` of something for each position: grows by doubling, to as many as the model has. */
+/* Room for `need` of something for each position: grows by doubling, to as many as the model has.
+ */
 static int64_t neox_wider(int64_t have, int64_t need, int64_t most) {
     int64_t wide = 2 * have > need ? 2 * have : need;
     return wide < most ? wide : most;
 }
 
-/* cos and sin of position * theta^(-2 i / rotary_span), as HF's rotary embedding tables have them, of the first
-   `need` <= cfg.positions. */
+/* cos and sin of position * theta^(-2 i / rotary_span), as HF's rotary embedding tables have them,
+   of the first `need` <= cfg.positions. */
 static dlrn_status neox_need_turns(neox_model *m, int64_t need) {
     const int64_t half = m->cfg.rotary / 2, rows = neox_wider(m->turn_rows, need, m->cfg.positions);
     if (need <= m->turn_rows) return DLRN_OK;
     float *turn = (float *)dlrn_alloc(m->ctx, rows * half * 2 + 1, sizeof *turn);
     if (!turn) return DLRN_ERR_MEMORY;
     for (int64_t i = 0; i < half; i++) {
-        double rate = pow(m->cfg.theta, -2.0 * (double)i / (double)m->cfg.rotary_span) / m->cfg.scaling;
+        double rate =
+            pow(m->cfg.theta, -2.0 * (double)i / (double)m->cfg.rotary_span) / m->cfg.scaling;
         for (int64_t p = 0; p < rows; p++) {
             double angle = (double)((float)p * (float)rate); /* the reference multiplies in f32 */
             turn[(p * half + i) * 2] = (float)cos(angle);
@@ -534,14 +590,16 @@ NEOX_API dlrn_status neox_load(dlrn_context *ctx, const char *folder, neox_model
     m->cfg = cfg;
     m->width = neox_width_of(dlrn_kernels(ctx));
     dlrn_status s = neox_open_weights(m, folder);
-    if (s == DLRN_OK) m->prefix = dlrn_archive_find(m->archive, "embed_in.weight") >= 0 ? "" : "gpt_neox.";
+    if (s == DLRN_OK)
+        m->prefix = dlrn_archive_find(m->archive, "embed_in.weight") >= 0 ? "" : "gpt_neox.";
     if (s == DLRN_OK) s = neox_check_layers(m);
     if (s == DLRN_OK) {
         m->layer = (neox_layer *)dlrn_alloc(ctx, cfg.layers, sizeof *m->layer);
         s = m->layer ? DLRN_OK : DLRN_ERR_MEMORY;
     }
     if (s == DLRN_OK) memset(m->layer, 0, (size_t)cfg.layers * sizeof *m->layer);
-    if (s == DLRN_OK) s = neox_read_matrix(m, m->prefix, "embed_in.weight", cfg.vocab, cfg.dim, &m->embed);
+    if (s == DLRN_OK)
+        s = neox_read_matrix(m, m->prefix, "embed_in.weight", cfg.vocab, cfg.dim, &m->embed);
     if (s != DLRN_OK) {
         neox_destroy(m);
         return s;
@@ -561,7 +619,8 @@ static void neox_forget_workspace(neox_model *m) {
 }
 
 static void neox_drop_workspace(neox_model *m) {
-    void *blocks[] = {m->x, m->a, m->qkv, m->att, m->mlp, m->h, m->sequence, m->position, m->scores, m->work};
+    void *blocks[] = {m->x, m->a,        m->qkv,      m->att,    m->mlp,
+                      m->h, m->sequence, m->position, m->scores, m->work};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(m->ctx, blocks[i]);
     for (int t = 0; t < m->n_captured; t++) dlrn_free(m->ctx, m->captured[t]);
     dlrn_free(m->ctx, m->captured);
@@ -585,11 +644,13 @@ NEOX_API void neox_destroy(neox_model *m) {
 }
 
 static float *neox_floats(neox_model *m, int64_t rows, int64_t cols) {
-    return cols && rows > INT64_MAX / cols ? NULL : (float *)dlrn_alloc(m->ctx, rows * cols, sizeof(float));
+    return cols && rows > INT64_MAX / cols
+               ? NULL
+               : (float *)dlrn_alloc(m->ctx, rows * cols, sizeof(float));
 }
 
-/* Room for n positions: whole vectors, and an odd number of them, since rows a power of two apart share their sets of
-   the cache. */
+/* Room for n positions: whole vectors, and an odd number of them, since rows a power of two apart
+   share their sets of the cache. */
 static int64_t neox_row_of(int64_t n) {
     return ((n + 15) / 16 | 1) * 16;
 }
@@ -607,7 +668,8 @@ static dlrn_status neox_reserve(neox_model *m, int64_t tokens) {
     m->sequence = (int64_t *)dlrn_alloc(m->ctx, tokens, sizeof *m->sequence);
     m->position = (int64_t *)dlrn_alloc(m->ctx, tokens, sizeof *m->position);
     m->work = neox_floats(m, dlrn_threads(m->ctx), DLRN_GEMM_WORK);
-    if (!m->x || !m->a || !m->qkv || !m->att || !m->mlp || !m->h || !m->sequence || !m->position || !m->work) {
+    if (!m->x || !m->a || !m->qkv || !m->att || !m->mlp || !m->h || !m->sequence || !m->position ||
+        !m->work) {
         neox_drop_workspace(m);
         return DLRN_ERR_MEMORY;
     }
@@ -646,10 +708,11 @@ static dlrn_status neox_reserve_captures(neox_model *m, int n) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>loops
-/* Loops over blocks of 16 numbers, without a branch, which compilers turn into vectors. Each stands here once, as a
-   body, and is compiled for every width of vectors; the model takes the width of its context's kernels. The operations
-   and their order are the same for all, and so are the bits, as long as the compiler fuses no multiplications with
-   additions: gcc with -std=c99 or -ffp-contract=off. */
+/* Loops over blocks of 16 numbers, without a branch, which compilers turn into vectors. Each stands
+   here once, as a body, and is compiled for every width of vectors; the model takes the width of
+   its context's kernels. The operations and their order are the same for all, and so are the bits,
+   as long as the compiler fuses no multiplications with additions: gcc with -std=c99 or
+   -ffp-contract=off. */
 
 #if defined(__GNUC__)
 #define NEOX_BODY static inline __attribute__((always_inline))
@@ -659,25 +722,26 @@ static dlrn_status neox_reserve_captures(neox_model *m, int n) {
 #define NEOX_APART
 #endif
 #if defined(__GNUC__) && defined(__x86_64__)
-#define NEOX_LOOP(name, params, args)                                                                                  \
-    __attribute__((target("avx2"))) static void name##_avx2 params {                                                   \
-        name##_body args;                                                                                              \
-    }                                                                                                                  \
-    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl"))) static void name##_avx512 params {                   \
-        name##_body args;                                                                                              \
-    }                                                                                                                  \
-    static void name params {                                                                                          \
-        if (width == NEOX_AVX512)                                                                                      \
-            name##_avx512 args;                                                                                        \
-        else if (width == NEOX_AVX2)                                                                                   \
-            name##_avx2 args;                                                                                          \
-        else                                                                                                           \
-            name##_body args;                                                                                          \
+#define NEOX_LOOP(name, params, args)                                                              \
+    __attribute__((target("avx2"))) static void name##_avx2 params {                               \
+        name##_body args;                                                                          \
+    }                                                                                              \
+    __attribute__((                                                                                \
+        target("avx512f,avx512dq,avx512bw,avx512vl"))) static void name##_avx512 params {          \
+        name##_body args;                                                                          \
+    }                                                                                              \
+    static void name params {                                                                      \
+        if (width == NEOX_AVX512)                                                                  \
+            name##_avx512 args;                                                                    \
+        else if (width == NEOX_AVX2)                                                               \
+            name##_avx2 args;                                                                      \
+        else                                                                                       \
+            name##_body args;                                                                      \
     }
 #else
-#define NEOX_LOOP(name, params, args)                                                                                  \
-    static void name params {                                                                                          \
-        name##_body args;                                                                                              \
+#define NEOX_LOOP(name, params, args)                                                              \
+    static void name params {                                                                      \
+        name##_body args;                                                                          \
     }
 #endif
 
@@ -700,23 +764,29 @@ NEOX_BODY double neox_moment(const float *NEOX_APART x, int64_t n, double from, 
 
 /* Layer norm of one row: biased variance, as torch has it; sums in f64. */
 NEOX_BODY void neox_norm_body(neox_width width, const float *NEOX_APART x, int64_t n, double eps,
-                              const float *NEOX_APART weight, const float *NEOX_APART bias, float *NEOX_APART y) {
+                              const float *NEOX_APART weight, const float *NEOX_APART bias,
+                              float *NEOX_APART y) {
     double mean = neox_moment(x, n, 0, 0) / (double)n;
-    float rate = (float)(1 / sqrt(neox_moment(x, n, mean, 1) / (double)n + eps)), middle = (float)mean;
+    float rate = (float)(1 / sqrt(neox_moment(x, n, mean, 1) / (double)n + eps)),
+          middle = (float)mean;
     int64_t c = 0;
     for (; c + 16 <= n; c += 16)
-        for (int i = 0; i < 16; i++) y[c + i] = (x[c + i] - middle) * rate * weight[c + i] + bias[c + i];
+        for (int i = 0; i < 16; i++)
+            y[c + i] = (x[c + i] - middle) * rate * weight[c + i] + bias[c + i];
     for (; c < n; c++) y[c] = (x[c] - middle) * rate * weight[c] + bias[c];
     (void)width;
 }
 NEOX_LOOP(neox_norm,
-          (neox_width width, const float *x, int64_t n, double eps, const float *weight, const float *bias, float *y),
+          (neox_width width, const float *x, int64_t n, double eps, const float *weight,
+           const float *bias, float *y),
           (width, x, n, eps, weight, bias, y))
 
-/* e^x for x [16] <= 0 in place, to 2e-7 of the value: 2^n e^r, r within ln 2 / 2, by a polynomial. A fixed number of
-   steps without a branch, so that compilers vectorise it: four times the speed of sixteen calls of expf. */
+/* e^x for x [16] <= 0 in place, to 2e-7 of the value: 2^n e^r, r within ln 2 / 2, by a polynomial.
+   A fixed number of steps without a branch, so that compilers vectorise it: four times the speed of
+   sixteen calls of expf. */
 NEOX_BODY void neox_exp16(float *x) {
-    const float round = 12582912.0f; /* 1.5 * 2^23: what is added to it is rounded to a whole number */
+    const float round =
+        12582912.0f; /* 1.5 * 2^23: what is added to it is rounded to a whole number */
     float shifted[16], r[16];
     uint32_t bits[16];
     for (int i = 0; i < 16; i++) {
@@ -736,9 +806,10 @@ NEOX_BODY void neox_exp16(float *x) {
     }
 }
 
-/* x [n], with room up to a multiple of 16, to e^(scale x - top), top the largest scale x, 0 behind n; their sum. */
-NEOX_BODY void neox_softmax_body(neox_width width, float *NEOX_APART x, int64_t n, float scale, float *NEOX_APART top,
-                                 double *NEOX_APART sum) {
+/* x [n], with room up to a multiple of 16, to e^(scale x - top), top the largest scale x, 0 behind
+   n; their sum. */
+NEOX_BODY void neox_softmax_body(neox_width width, float *NEOX_APART x, int64_t n, float scale,
+                                 float *NEOX_APART top, double *NEOX_APART sum) {
     float most[16];
     double lane[16] = {0};
     int64_t end = (n + 15) / 16 * 16;
@@ -760,18 +831,20 @@ NEOX_BODY void neox_softmax_body(neox_width width, float *NEOX_APART x, int64_t 
     for (int i = 0; i < 16; i++) *sum += lane[i];
     (void)width;
 }
-NEOX_LOOP(neox_softmax, (neox_width width, float *x, int64_t n, float scale, float *top, double *sum),
+NEOX_LOOP(neox_softmax,
+          (neox_width width, float *x, int64_t n, float scale, float *top, double *sum),
           (width, x, n, scale, top, sum))
 
-/* x Phi(x) for x [16] in place; erf by a rational approximation, to 4e-7: branch-free, so that compilers vectorise it
-   (sampling from a model of width 128: 13 % of the time went into erff). */
+/* x Phi(x) for x [16] in place; erf by a rational approximation, to 4e-7: branch-free, so that
+   compilers vectorise it (sampling from a model of width 128: 13 % of the time went into erff). */
 NEOX_BODY void neox_gelu16(float *x) {
     for (int i = 0; i < 16; i++) {
         float z = x[i] * 0.70710678f;
         z = z < -4.0f ? -4.0f : z;
         z = z > 4.0f ? 4.0f : z;
         float t = z * z;
-        float p = ((-1.36668043e-8f * t + 4.78054407e-6f) * t + 3.82692349e-4f) * t + 3.83952747e-3f;
+        float p =
+            ((-1.36668043e-8f * t + 4.78054407e-6f) * t + 3.82692349e-4f) * t + 3.83952747e-3f;
         p = ((p * t + 5.43325936e-2f) * t + 1.84710302e-1f) * t + 1.12837918f;
         float q = ((6.40093117e-5f * t + 1.30957884e-3f) * t + 1.54535132e-2f) * t + 1.13826292e-1f;
         q = (q * t + 4.97028789e-1f) * t + 1.0f;
@@ -783,7 +856,8 @@ NEOX_BODY void neox_gelu16(float *x) {
 }
 
 /* x [n] to gelu(x + bias). With AVX-512: six times the speed of vectors of four. */
-NEOX_BODY void neox_gelu_body(neox_width width, float *NEOX_APART x, const float *NEOX_APART bias, int64_t n) {
+NEOX_BODY void neox_gelu_body(neox_width width, float *NEOX_APART x, const float *NEOX_APART bias,
+                              int64_t n) {
     float part[16] = {0};
     int64_t c = 0;
     for (; c + 16 <= n; c += 16) {
@@ -796,11 +870,12 @@ NEOX_BODY void neox_gelu_body(neox_width width, float *NEOX_APART x, const float
     memcpy(x + c, part, (size_t)(n - c) * sizeof *x);
     (void)width;
 }
-NEOX_LOOP(neox_gelu, (neox_width width, float *x, const float *bias, int64_t n), (width, x, bias, n))
+NEOX_LOOP(neox_gelu, (neox_width width, float *x, const float *bias, int64_t n),
+          (width, x, bias, n))
 
 /* y [n] (16 | n) = sum over t of a[t] rows [t][stride] */
-NEOX_BODY void neox_mix(const float *NEOX_APART a, int64_t count, const float *NEOX_APART rows, int64_t stride,
-                        int64_t n, float *NEOX_APART y) {
+NEOX_BODY void neox_mix(const float *NEOX_APART a, int64_t count, const float *NEOX_APART rows,
+                        int64_t stride, int64_t n, float *NEOX_APART y) {
     for (int64_t c = 0; c < n; c += 16) {
         float sum[16] = {0};
         for (int64_t t = 0; t < count; t++)
@@ -809,11 +884,13 @@ NEOX_BODY void neox_mix(const float *NEOX_APART a, int64_t count, const float *N
     }
 }
 
-/* One query of one head over `seen` keys and values; score [seen, up to a multiple of 16]. A product of one row would
-   repack all keys and values for it: with products, sampling took twice the time. */
+/* One query of one head over `seen` keys and values; score [seen, up to a multiple of 16]. A
+   product of one row would repack all keys and values for it: with products, sampling took twice
+   the time. */
 NEOX_BODY void neox_attend_one_body(neox_width width, int64_t head_dim, const float *NEOX_APART q,
-                                    const float *NEOX_APART k, int64_t k_stride, const float *NEOX_APART v,
-                                    int64_t v_stride, int64_t seen, float *NEOX_APART score, float *NEOX_APART out) {
+                                    const float *NEOX_APART k, int64_t k_stride,
+                                    const float *NEOX_APART v, int64_t v_stride, int64_t seen,
+                                    float *NEOX_APART score, float *NEOX_APART out) {
     double sum;
     float top = -INFINITY, share;
     int64_t whole = head_dim / 16 * 16;
@@ -828,8 +905,8 @@ NEOX_BODY void neox_attend_one_body(neox_width width, int64_t head_dim, const fl
     for (int64_t c = 0; c < head_dim; c++) out[c] *= share;
 }
 NEOX_LOOP(neox_attend_one,
-          (neox_width width, int64_t head_dim, const float *q, const float *k, int64_t k_stride, const float *v,
-           int64_t v_stride, int64_t seen, float *score, float *out),
+          (neox_width width, int64_t head_dim, const float *q, const float *k, int64_t k_stride,
+           const float *v, int64_t v_stride, int64_t seen, float *score, float *out),
           (width, head_dim, q, k, k_stride, v, v_stride, seen, score, out))
 
 /* ------------------------------------------------------------------------------------------ */
@@ -868,14 +945,16 @@ static int64_t neox_task_end(const neox_rows *job, int64_t task) {
     return end < job->rows ? end : job->rows;
 }
 
-/* A site is reached, its value v [tokens][d]: the taps that read here keep a copy, those that end here are visited. */
+/* A site is reached, its value v [tokens][d]: the taps that read here keep a copy, those that end
+   here are visited. */
 static dlrn_status neox_reach(neox_pass *p, neox_kind kind, int64_t layer, float *v) {
     neox_model *m = p->m;
     neox_site here = {kind, (int)layer};
     int64_t order = neox_order(here);
     for (int t = 0; t < p->n_taps; t++) {
         int64_t x = neox_order(p->taps[t].x), y = neox_order(p->taps[t].y);
-        if (x == order && y != order) memcpy(m->captured[t], v, (size_t)(m->tokens * m->cfg.dim) * sizeof *v);
+        if (x == order && y != order)
+            memcpy(m->captured[t], v, (size_t)(m->tokens * m->cfg.dim) * sizeof *v);
         if (y == order) NEOX_TRY(p->visit(p->user, t, x == y ? v : m->captured[t], v, m->tokens));
     }
     return DLRN_OK;
@@ -895,10 +974,12 @@ static void neox_norm_rows(void *arg, int64_t task, int worker) {
     const neox_model *m = j->pass->m;
     (void)worker;
     for (int64_t i = task * NEOX_ROWS; i < neox_task_end(j, task); i++)
-        neox_norm(m->width, j->in + i * j->width, j->width, m->cfg.eps, j->weight, j->bias, j->out + i * j->width);
+        neox_norm(m->width, j->in + i * j->width, j->width, m->cfg.eps, j->weight, j->bias,
+                  j->out + i * j->width);
 }
 
-static void neox_layer_norm(neox_pass *p, const float *x, const float *weight, const float *bias, float *y) {
+static void neox_layer_norm(neox_pass *p, const float *x, const float *weight, const float *bias,
+                            float *y) {
     neox_rows job = {p, p->m->tokens, p->m->cfg.dim, 0, x, weight, bias, y};
     neox_each_row(p->m, &job, neox_norm_rows);
 }
@@ -913,7 +994,8 @@ static float neox_activate(neox_activation kind, float x) {
     return x;
 }
 
-/* y [rows][out] = x [rows][in] W^T, then what follows on each tile while it is in the cache: b added, and activated. */
+/* y [rows][out] = x [rows][in] W^T, then what follows on each tile while it is in the cache: b
+   added, and activated. */
 typedef struct neox_product {
     neox_model *m;
     const float *x, *w, *b; /* b NULL: none */
@@ -936,22 +1018,25 @@ static void neox_finish_row(const neox_product *j, float *y, const float *b, int
 static void neox_product_task(void *arg, int64_t task, int worker) {
     const neox_product *j = (const neox_product *)arg;
     const int64_t across = (j->out + NEOX_TILE - 1) / NEOX_TILE, col = task % across * NEOX_TILE;
-    const int64_t first = task / across * NEOX_TILE_ROWS, n = j->out - col < NEOX_TILE ? j->out - col : NEOX_TILE;
+    const int64_t first = task / across * NEOX_TILE_ROWS,
+                  n = j->out - col < NEOX_TILE ? j->out - col : NEOX_TILE;
     int64_t rows = j->rows - first < NEOX_TILE_ROWS ? j->rows - first : NEOX_TILE_ROWS;
     float *y = j->y + first * j->out + col;
-    dlrn_status s = dlrn_gemm_serial(j->m->ctx, DLRN_NT, rows, n, j->in, j->x + first * j->in, j->in,
-                                     j->w + col * j->in, j->in, 0, y, j->out, j->m->work + worker * DLRN_GEMM_WORK);
+    dlrn_status s = dlrn_gemm_serial(j->m->ctx, DLRN_NT, rows, n, j->in, j->x + first * j->in,
+                                     j->in, j->w + col * j->in, j->in, 0, y, j->out,
+                                     j->m->work + worker * DLRN_GEMM_WORK);
     for (int64_t i = 0; i < rows && j->b; i++) neox_finish_row(j, y + i * j->out, j->b + col, n);
     (void)s; /* the product's arguments are ours, and right */
 }
 
 static void neox_multiply(neox_product *job) {
     int64_t across = (job->out + NEOX_TILE - 1) / NEOX_TILE;
-    dlrn_parallel_for(job->m->ctx, (job->rows + NEOX_TILE_ROWS - 1) / NEOX_TILE_ROWS * across, neox_product_task, job);
+    dlrn_parallel_for(job->m->ctx, (job->rows + NEOX_TILE_ROWS - 1) / NEOX_TILE_ROWS * across,
+                      neox_product_task, job);
 }
 
-static void neox_linear(neox_model *m, const float *x, int64_t in, const float *w, const float *b, int64_t out,
-                        float *y) {
+static void neox_linear(neox_model *m, const float *x, int64_t in, const float *w, const float *b,
+                        int64_t out, float *y) {
     neox_product job = {m, x, w, b, m->tokens, in, out, 0, y};
     neox_multiply(&job);
 }
@@ -975,9 +1060,10 @@ typedef struct neox_head {
     float *work;        /* of the product                                      */
 } neox_head;
 
-/* The bias is added, queries and keys are turned to their positions, keys and, with a cache, values laid down. A row of
-   qkv is [heads][q, k, v][head_dim]. */
-static void neox_turn_head(const neox_model *m, const neox_head *h, const float *bias, int in_cache) {
+/* The bias is added, queries and keys are turned to their positions, keys and, with a cache, values
+   laid down. A row of qkv is [heads][q, k, v][head_dim]. */
+static void neox_turn_head(const neox_model *m, const neox_head *h, const float *bias,
+                           int in_cache) {
     const int64_t half = m->cfg.rotary / 2;
     for (int64_t i = h->first; i < h->end; i++) {
         float *q = h->q + (i - h->first) * 3 * m->cfg.dim, *k = q + h->dim;
@@ -990,14 +1076,15 @@ static void neox_turn_head(const neox_model *m, const neox_head *h, const float 
     }
 }
 
-/* Queries [first, first + n) over the keys and values of their sequence. Within the block all queries see all keys;
-   what lies ahead of a query gets the weight 0. */
+/* Queries [first, first + n) over the keys and values of their sequence. Within the block all
+   queries see all keys; what lies ahead of a query gets the weight 0. */
 static void neox_attend(neox_model *m, const neox_head *h, int64_t first, int64_t n) {
-    const int64_t d = m->cfg.dim, hd = h->dim, keys = m->position[first + n - 1] + 1, row = m->score_row;
+    const int64_t d = m->cfg.dim, hd = h->dim, keys = m->position[first + n - 1] + 1,
+                  row = m->score_row;
     const float scale = (float)(1 / sqrt((double)hd)), *q = h->q + (first - h->first) * 3 * d;
     float *out = h->out + (first - h->first) * d, share[NEOX_QUERIES];
-    dlrn_status s =
-        dlrn_gemm_serial(m->ctx, DLRN_NN, n, keys, hd, q, 3 * d, h->k, h->k_stride, 0, h->score, row, h->work);
+    dlrn_status s = dlrn_gemm_serial(m->ctx, DLRN_NN, n, keys, hd, q, 3 * d, h->k, h->k_stride, 0,
+                                     h->score, row, h->work);
     for (int64_t i = 0; i < n; i++) {
         float *mine = h->score + i * row, top = -INFINITY;
         double sum;
@@ -1007,7 +1094,8 @@ static void neox_attend(neox_model *m, const neox_head *h, int64_t first, int64_
         for (int64_t t = seen; t < keys; t++) mine[t] = 0;
     }
     if (s == DLRN_OK)
-        s = dlrn_gemm_serial(m->ctx, DLRN_NN, n, hd, keys, h->score, row, h->v, h->v_stride, 0, out, d, h->work);
+        s = dlrn_gemm_serial(m->ctx, DLRN_NN, n, hd, keys, h->score, row, h->v, h->v_stride, 0, out,
+                             d, h->work);
     for (int64_t i = 0; i < n; i++)
         for (int64_t c = 0; c < hd; c++) out[i * d + c] *= share[i];
     (void)s; /* the products' arguments are ours, and right */
@@ -1018,9 +1106,11 @@ static void neox_attend_head(void *arg, int64_t task, int worker) {
     neox_model *m = j->pass->m;
     const neox_cache *cache = j->pass->cache;
     const neox_batch *b = j->pass->batch;
-    const int64_t d = m->cfg.dim, hd = m->cfg.head_dim, h = task % m->cfg.heads, s = task / m->cfg.heads;
+    const int64_t d = m->cfg.dim, hd = m->cfg.head_dim, h = task % m->cfg.heads,
+                  s = task / m->cfg.heads;
     const int64_t first = b->start[s] - b->start[0], end = b->start[s + 1] - b->start[0];
-    float *score = m->scores + worker * (NEOX_QUERIES + hd) * m->score_row, *q = m->qkv + first * 3 * d + h * 3 * hd;
+    float *score = m->scores + worker * (NEOX_QUERIES + hd) * m->score_row,
+          *q = m->qkv + first * 3 * d + h * 3 * hd;
     neox_head head = {first,
                       end,
                       hd,
@@ -1039,21 +1129,23 @@ static void neox_attend_head(void *arg, int64_t task, int worker) {
     }
     neox_turn_head(m, &head, j->bias + h * 3 * hd, cache != NULL);
     if (end - first == 1) {
-        neox_attend_one(m->width, hd, q, head.k, head.k_stride, head.v, head.v_stride, m->position[first] + 1, score,
-                        head.out);
+        neox_attend_one(m->width, hd, q, head.k, head.k_stride, head.v, head.v_stride,
+                        m->position[first] + 1, score, head.out);
         return;
     }
     for (int64_t i = first; i < end; i += NEOX_QUERIES)
         neox_attend(m, &head, i, end - i < NEOX_QUERIES ? end - i : NEOX_QUERIES);
 }
 
-/* attn_in [tokens][d] in a, attn_out to att; the heads' results pass through mlp, which is not yet in use. */
+/* attn_in [tokens][d] in a, attn_out to att; the heads' results pass through mlp, which is not yet
+   in use. */
 static void neox_attention(neox_pass *p, int64_t l) {
     neox_model *m = p->m;
     const neox_layer *w = &m->layer[l];
     const int64_t d = m->cfg.dim;
     neox_rows job = {p, m->tokens, d, l, NULL, NULL, w->part[NEOX_QKV_B], m->mlp};
-    neox_linear(m, m->a, d, w->part[NEOX_QKV_W], NULL, 3 * d, m->qkv); /* its bias: neox_turn_head */
+    neox_linear(m, m->a, d, w->part[NEOX_QKV_W], NULL, 3 * d,
+                m->qkv); /* its bias: neox_turn_head */
     dlrn_parallel_for(m->ctx, p->batch->sequences * m->cfg.heads, neox_attend_head, &job);
     neox_linear(m, m->mlp, d, w->part[NEOX_DENSE_W], w->part[NEOX_DENSE_B], d, m->att);
 }
@@ -1062,7 +1154,8 @@ static void neox_attention(neox_pass *p, int64_t l) {
 static void neox_mlp(neox_model *m, int64_t l) {
     const neox_layer *w = &m->layer[l];
     const int64_t d = m->cfg.dim, inner = m->cfg.inner;
-    neox_product up = {m, m->a, w->part[NEOX_UP_W], w->part[NEOX_UP_B], m->tokens, d, inner, 1, m->h};
+    neox_product up = {m, m->a, w->part[NEOX_UP_W], w->part[NEOX_UP_B], m->tokens, d, inner,
+                       1, m->h};
     neox_multiply(&up);
     neox_linear(m, m->h, inner, w->part[NEOX_DOWN_W], w->part[NEOX_DOWN_B], d, m->mlp);
 }
@@ -1095,7 +1188,8 @@ static dlrn_status neox_block(neox_pass *p, int64_t l) {
     NEOX_TRY(neox_reach(p, NEOX_ATTN_IN, l, m->a));
     if (neox_done(p, NEOX_ATTN_IN, l)) return DLRN_OK;
     int attention_matters = !m->cfg.parallel || !neox_done(p, NEOX_MLP_OUT, l);
-    for (int t = 0; t < p->n_taps; t++) /* parallel residual: mlp_in and mlp_out do not wait for the attention */
+    for (int t = 0; t < p->n_taps;
+         t++) /* parallel residual: mlp_in and mlp_out do not wait for the attention */
         attention_matters |= p->taps[t].y.layer == (int)l && p->taps[t].y.kind == NEOX_ATTN_OUT;
     if (attention_matters) neox_attention(p, l);
     if (attention_matters) NEOX_TRY(neox_reach(p, NEOX_ATTN_OUT, l, m->att));
@@ -1121,7 +1215,8 @@ static dlrn_status neox_lay_out(neox_pass *p) {
     for (int64_t s = 0, i = 0; s < b->sequences; s++) {
         int64_t n = b->start[s + 1] - b->start[s];
         if (n < 0 || past + n > m->cfg.positions)
-            return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT, "sequence %lld: expected at most %lld tokens, found %lld",
+            return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT,
+                             "sequence %lld: expected at most %lld tokens, found %lld",
                              (long long)s, (long long)m->cfg.positions, (long long)(past + n));
         longest = n > longest ? n : longest;
         for (int64_t k = 0; k < n; k++, i++) {
@@ -1155,7 +1250,8 @@ static dlrn_status neox_pass_through(neox_pass *p, int whole) {
     neox_each_row(m, &job, neox_embed_rows);
     NEOX_TRY(neox_reach(p, NEOX_EMBED, 0, m->x));
     for (int64_t l = 0; l < m->cfg.layers && !neox_done(p, NEOX_RESID_OUT, l - 1); l++) {
-        if (m->stop && m->stop(m->stop_user)) return dlrn_fail(m->ctx, DLRN_STOPPED, "stopped within a run");
+        if (m->stop && m->stop(m->stop_user))
+            return dlrn_fail(m->ctx, DLRN_STOPPED, "stopped within a run");
         NEOX_TRY(neox_block(p, l));
     }
     if (!whole) return DLRN_OK;
@@ -1164,28 +1260,33 @@ static dlrn_status neox_pass_through(neox_pass *p, int whole) {
     return DLRN_OK;
 }
 
-NEOX_API dlrn_status neox_run(neox_model *m, const neox_batch *batch, const neox_tap *taps, int n_taps,
-                              neox_visit visit, void *user, int whole) {
+NEOX_API dlrn_status neox_run(neox_model *m, const neox_batch *batch, const neox_tap *taps,
+                              int n_taps, neox_visit visit, void *user, int whole) {
     neox_pass p = {m, batch, NULL, taps, n_taps, visit, user, 0};
     return neox_pass_through(&p, whole);
 }
 
-NEOX_API dlrn_status neox_site_named(const neox_model *m, const char *name, int64_t layer, neox_site *out) {
-    static const char *const names[] = {"embed", "attn_in", "attn_out", "mlp_in", "mlp_out", "resid_out"};
+NEOX_API dlrn_status neox_site_named(const neox_model *m, const char *name, int64_t layer,
+                                     neox_site *out) {
+    static const char *const names[] = {"embed",  "attn_in", "attn_out",
+                                        "mlp_in", "mlp_out", "resid_out"};
     for (int k = 0; k < 6; k++) {
         if (strcmp(name, names[k])) continue;
         if (k != NEOX_EMBED && (layer < 0 || layer >= m->cfg.layers))
-            return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT, "site %s: expected a layer from 0 to %lld, found %lld", name,
+            return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT,
+                             "site %s: expected a layer from 0 to %lld, found %lld", name,
                              (long long)m->cfg.layers - 1, (long long)layer);
         out->kind = (neox_kind)k;
         out->layer = k == NEOX_EMBED ? 0 : (int)layer;
         return DLRN_OK;
     }
-    return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT,
-                     "site: expected embed, resid_out, mlp_in, mlp_out, attn_in or attn_out, found %s", name);
+    return dlrn_fail(
+        m->ctx, DLRN_ERR_ARGUMENT,
+        "site: expected embed, resid_out, mlp_in, mlp_out, attn_in or attn_out, found %s", name);
 }
 
-/* The input of a site's module: of an attention attn_in, of an MLP mlp_in, of a block the residual before it. */
+/* The input of a site's module: of an attention attn_in, of an MLP mlp_in, of a block the residual
+   before it. */
 NEOX_API dlrn_status neox_tap_at(const neox_model *m, neox_site site, neox_io io, neox_tap *out) {
     neox_site in = site;
     if (io == NEOX_IO_OUT) {
@@ -1193,7 +1294,8 @@ NEOX_API dlrn_status neox_tap_at(const neox_model *m, neox_site site, neox_io io
         return DLRN_OK;
     }
     if (site.kind == NEOX_EMBED)
-        return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT, "site embed: its input is token ids, only --io out fits");
+        return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT,
+                         "site embed: its input is token ids, only --io out fits");
     if (site.kind == NEOX_MLP_IN) site.kind = NEOX_MLP_OUT; /* both name the MLP */
     if (site.kind == NEOX_ATTN_IN) site.kind = NEOX_ATTN_OUT;
     if (site.kind == NEOX_MLP_OUT) in.kind = NEOX_MLP_IN;
@@ -1220,7 +1322,8 @@ NEOX_API dlrn_status neox_logits(neox_model *m, int64_t first, int64_t rows, flo
     return DLRN_OK;
 }
 
-/* log-sum-exp over the vocabulary. A task: NEOX_TILE_ROWS tokens and NEOX_PART entries, a tile of logits at a time. */
+/* log-sum-exp over the vocabulary. A task: NEOX_TILE_ROWS tokens and NEOX_PART entries, a tile of
+   logits at a time. */
 typedef struct neox_lse {
     neox_model *m;
     const neox_batch *batch;
@@ -1231,7 +1334,8 @@ typedef struct neox_lse {
     float *target;         /* [tokens] logit of the token that really came     */
 } neox_lse;
 
-static void neox_lse_row(const neox_lse *j, int64_t token, int64_t part, int64_t from, int64_t width, float *logit) {
+static void neox_lse_row(const neox_lse *j, int64_t token, int64_t part, int64_t from,
+                         int64_t width, float *logit) {
     const neox_batch *b = j->batch;
     float *top = j->top + token * j->parts + part, before = *top;
     double *sum = j->sum + token * j->parts + part, more;
@@ -1244,18 +1348,22 @@ static void neox_lse_row(const neox_lse *j, int64_t token, int64_t part, int64_t
 static void neox_lse_task(void *arg, int64_t task, int worker) {
     const neox_lse *j = (const neox_lse *)arg;
     neox_model *m = j->m;
-    const int64_t d = m->cfg.dim, first = task % j->blocks * NEOX_TILE_ROWS, part = task / j->blocks;
+    const int64_t d = m->cfg.dim, first = task % j->blocks * NEOX_TILE_ROWS,
+                  part = task / j->blocks;
     int64_t rows = m->tokens - first < NEOX_TILE_ROWS ? m->tokens - first : NEOX_TILE_ROWS;
-    int64_t from = part * NEOX_PART, end = from + NEOX_PART < m->cfg.vocab ? from + NEOX_PART : m->cfg.vocab;
+    int64_t from = part * NEOX_PART,
+            end = from + NEOX_PART < m->cfg.vocab ? from + NEOX_PART : m->cfg.vocab;
     float *tile = j->tile + worker * NEOX_TILE_ROWS * NEOX_TILE;
     for (int64_t i = first; i < first + rows; i++)
         j->top[i * j->parts + part] = -INFINITY, j->sum[i * j->parts + part] = 0;
     for (; from < end; from += NEOX_TILE) {
         int64_t width = end - from < NEOX_TILE ? end - from : NEOX_TILE;
-        dlrn_status s = dlrn_gemm_serial(m->ctx, DLRN_NT, rows, width, d, m->a + first * d, d, m->unembed + from * d, d,
-                                         0, tile, NEOX_TILE, m->work + worker * DLRN_GEMM_WORK);
+        dlrn_status s = dlrn_gemm_serial(m->ctx, DLRN_NT, rows, width, d, m->a + first * d, d,
+                                         m->unembed + from * d, d, 0, tile, NEOX_TILE,
+                                         m->work + worker * DLRN_GEMM_WORK);
         (void)s; /* the product's arguments are ours, and right */
-        for (int64_t i = 0; i < rows; i++) neox_lse_row(j, first + i, part, from, width, tile + i * NEOX_TILE);
+        for (int64_t i = 0; i < rows; i++)
+            neox_lse_row(j, first + i, part, from, width, tile + i * NEOX_TILE);
     }
 }
 
@@ -1270,7 +1378,8 @@ static double neox_nats(const neox_lse *j, int64_t token) {
     return (double)most + log(sum) - (double)j->target[token];
 }
 
-NEOX_API dlrn_status neox_cross_entropy(neox_model *m, const neox_batch *batch, double *nats, int64_t *tokens) {
+NEOX_API dlrn_status neox_cross_entropy(neox_model *m, const neox_batch *batch, double *nats,
+                                        int64_t *tokens) {
     neox_lse j = {m,
                   batch,
                   (m->tokens + NEOX_TILE_ROWS - 1) / NEOX_TILE_ROWS,
@@ -1288,7 +1397,8 @@ NEOX_API dlrn_status neox_cross_entropy(neox_model *m, const neox_batch *batch, 
     *tokens = 0;
     if (s == DLRN_OK) dlrn_parallel_for(m->ctx, j.blocks * j.parts, neox_lse_task, &j);
     for (int64_t i = 0; i < m->tokens && s == DLRN_OK; i++) {
-        if (batch->start[0] + i + 1 == batch->start[m->sequence[i] + 1]) continue; /* the last has no next */
+        if (batch->start[0] + i + 1 == batch->start[m->sequence[i] + 1])
+            continue; /* the last has no next */
         *nats += neox_nats(&j, i);
         *tokens += 1;
     }
@@ -1300,10 +1410,10 @@ NEOX_API dlrn_status neox_cross_entropy(neox_model *m, const neox_batch *batch, 
 /* ------------------------------------------------------------------------------------------ */
 // >>sampling
 
-/* A worker draws a group of documents at a time, by itself: with its own context of one thread and its own workspace
-   over the model's weights. The steps of a document are many and small, so threads that share each of them would mostly
-   wait for each other (two threads, idle machine: 9,300 tokens a second together, 12,000 apart; on a busy machine ten
-   times less together). */
+/* A worker draws a group of documents at a time, by itself: with its own context of one thread and
+   its own workspace over the model's weights. The steps of a document are many and small, so
+   threads that share each of them would mostly wait for each other (two threads, idle machine:
+   9,300 tokens a second together, 12,000 apart; on a busy machine ten times less together). */
 typedef struct neox_draw {
     neox_model m; /* the model, but for context and workspace */
     const neox_sampling *cfg;
@@ -1327,7 +1437,8 @@ static float neox_threshold(const float *x, int64_t n, float *heap, int64_t k) {
     for (int64_t i = 0; i < n; i++) {
         int64_t at = 0;
         if (size < k) { /* sift up */
-            for (at = size++; at > 0 && heap[(at - 1) / 2] > x[i]; at = (at - 1) / 2) heap[at] = heap[(at - 1) / 2];
+            for (at = size++; at > 0 && heap[(at - 1) / 2] > x[i]; at = (at - 1) / 2)
+                heap[at] = heap[(at - 1) / 2];
             heap[at] = x[i];
             continue;
         }
@@ -1354,8 +1465,10 @@ static int32_t neox_likeliest(const float *x, int64_t n) {
 #define NEOX_COLDEST 1e-9
 
 /* Draws from softmax(x / temperature) over the entries >= least; x is overwritten. */
-static int32_t neox_draw_from(neox_width width, float *x, int64_t n, double temperature, float least, dlrn_rng *rng) {
-    float rate = temperature < 1e37 ? (float)(1 / temperature) : 1e-37f, top = -INFINITY; /* -INFINITY 0 is a NaN */
+static int32_t neox_draw_from(neox_width width, float *x, int64_t n, double temperature,
+                              float least, dlrn_rng *rng) {
+    float rate = temperature < 1e37 ? (float)(1 / temperature) : 1e-37f,
+          top = -INFINITY; /* -INFINITY 0 is a NaN */
     double total, sum = 0;
     int64_t last = 0;
     for (int64_t i = 0; i < n && least > -INFINITY; i++) x[i] = x[i] >= least ? x[i] : -INFINITY;
@@ -1375,9 +1488,11 @@ static void neox_draw_row(neox_draw *g, int64_t i) {
     float *x = g->logits + i * g->stride, least = -INFINITY;
     dlrn_rng rng = {c->seed, (uint64_t)(g->first + i), (uint64_t)g->step * 4};
     if (g->length[i] < 0) return;
-    if (c->top_k > 0 && c->top_k < v) least = neox_threshold(x, v, g->kept + i * c->top_k, c->top_k);
-    int32_t id = c->temperature >= NEOX_COLDEST ? neox_draw_from(g->m.width, x, v, c->temperature, least, &rng)
-                                                : neox_likeliest(x, v);
+    if (c->top_k > 0 && c->top_k < v)
+        least = neox_threshold(x, v, g->kept + i * c->top_k, c->top_k);
+    int32_t id = c->temperature >= NEOX_COLDEST
+                     ? neox_draw_from(g->m.width, x, v, c->temperature, least, &rng)
+                     : neox_likeliest(x, v);
     g->next[i] = id;
     if (id == c->stop) {
         g->length[i] = -1 - g->length[i];
@@ -1395,15 +1510,16 @@ static dlrn_status neox_advance(neox_draw *g, const int32_t *ids, int64_t each) 
     neox_pass p = {m, &batch, &g->cache, NULL, 0, NULL, NULL, 0};
     NEOX_TRY(neox_pass_through(&p, 1));
     g->cache.past += each;
-    return dlrn_gemm(m->ctx, DLRN_NT, g->rows, v, d, m->a + (each - 1) * d, each * d, m->unembed, d, 0, g->logits,
-                     g->stride);
+    return dlrn_gemm(m->ctx, DLRN_NT, g->rows, v, d, m->a + (each - 1) * d, each * d, m->unembed, d,
+                     0, g->logits, g->stride);
 }
 
 static dlrn_status neox_generate_group(neox_draw *g) {
     const neox_sampling *c = g->cfg;
     int64_t open = g->rows;
     for (int64_t i = 0; i < g->rows; i++) {
-        memcpy(g->prompts + i * c->prompt_len, c->prompt, (size_t)c->prompt_len * sizeof *g->prompts);
+        memcpy(g->prompts + i * c->prompt_len, c->prompt,
+               (size_t)c->prompt_len * sizeof *g->prompts);
         g->length[i] = 0;
         g->next[i] = 0;
     }
@@ -1434,9 +1550,11 @@ static dlrn_status neox_emit_group(const neox_draw *g, neox_emit emit, void *use
     return DLRN_OK;
 }
 
-/* Documents that a worker draws at once: logits and cache within about 256 MB, prompts within a run's tokens. */
+/* Documents that a worker draws at once: logits and cache within about 256 MB, prompts within a
+   run's tokens. */
 static int64_t neox_group(const neox_model *m, const neox_sampling *c, int64_t workers) {
-    int64_t each = m->cfg.vocab + 2 * m->cfg.layers * neox_row_of(c->prompt_len + c->tokens) * m->cfg.dim;
+    int64_t each =
+        m->cfg.vocab + 2 * m->cfg.layers * neox_row_of(c->prompt_len + c->tokens) * m->cfg.dim;
     int64_t group = ((int64_t)64 << 20) / each, most = NEOX_BATCH_TOKENS / c->prompt_len;
     int64_t share = (c->documents + workers - 1) / workers;
     group = group < most ? group : most;
@@ -1449,12 +1567,14 @@ static void neox_draw_close(neox_draw *g) {
     dlrn_context *ctx = g->m.ctx;
     if (!ctx) return;
     neox_drop_workspace(&g->m);
-    void *blocks[] = {g->cache.k, g->cache.v, g->logits, g->kept, g->id, g->length, g->next, g->start, g->prompts};
+    void *blocks[] = {g->cache.k, g->cache.v, g->logits, g->kept,   g->id,
+                      g->length,  g->next,    g->start,  g->prompts};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     dlrn_context_destroy(ctx);
 }
 
-static dlrn_status neox_draw_open(neox_draw *g, const neox_model *m, const neox_sampling *cfg, int64_t rows) {
+static dlrn_status neox_draw_open(neox_draw *g, const neox_model *m, const neox_sampling *cfg,
+                                  int64_t rows) {
     int64_t top = cfg->top_k > 0 && cfg->top_k < m->cfg.vocab ? cfg->top_k : 0;
     dlrn_context_config own = dlrn_context_defaults();
     memset(g, 0, sizeof *g);
@@ -1478,14 +1598,15 @@ static dlrn_status neox_draw_open(neox_draw *g, const neox_model *m, const neox_
     g->next = (int32_t *)dlrn_alloc(ctx, rows, sizeof *g->next);
     g->start = (int64_t *)dlrn_alloc(ctx, rows + 1, sizeof *g->start);
     g->prompts = (int32_t *)dlrn_alloc(ctx, rows * cfg->prompt_len, sizeof *g->prompts);
-    return g->cache.k && g->cache.v && g->logits && g->kept && g->id && g->length && g->next && g->start && g->prompts
+    return g->cache.k && g->cache.v && g->logits && g->kept && g->id && g->length && g->next &&
+                   g->start && g->prompts
                ? DLRN_OK
                : DLRN_ERR_MEMORY;
 }
 
 /* Rounds: each worker a group, then all of it in order. */
-static dlrn_status neox_generate_rounds(neox_model *m, neox_draw *g, int64_t workers, int64_t rows, neox_emit emit,
-                                        void *user) {
+static dlrn_status neox_generate_rounds(neox_model *m, neox_draw *g, int64_t workers, int64_t rows,
+                                        neox_emit emit, void *user) {
     const int64_t documents = g->cfg->documents;
     for (int64_t first = 0; first < documents; first += workers * rows) {
         for (int64_t w = 0; w < workers; w++) {
@@ -1494,23 +1615,29 @@ static dlrn_status neox_generate_rounds(neox_model *m, neox_draw *g, int64_t wor
         }
         dlrn_parallel_for(m->ctx, workers, neox_generate_task, g);
         for (int64_t w = 0; w < workers; w++) {
-            if (g[w].status != DLRN_OK) return dlrn_fail(m->ctx, g[w].status, "%s", dlrn_error(g[w].m.ctx));
+            if (g[w].status != DLRN_OK)
+                return dlrn_fail(m->ctx, g[w].status, "%s", dlrn_error(g[w].m.ctx));
             NEOX_TRY(neox_emit_group(&g[w], emit, user));
         }
     }
     return DLRN_OK;
 }
 
-NEOX_API dlrn_status neox_generate(neox_model *m, const neox_sampling *cfg, neox_emit emit, void *user) {
+NEOX_API dlrn_status neox_generate(neox_model *m, const neox_sampling *cfg, neox_emit emit,
+                                   void *user) {
     if (cfg->prompt_len < 1 || cfg->tokens < 1 || cfg->prompt_len + cfg->tokens > m->cfg.positions)
         return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT,
-                         "generate: expected a prompt and tokens, together at most the model's %lld positions, found "
+                         "generate: expected a prompt and tokens, together at most the model's "
+                         "%lld positions, found "
                          "%lld and %lld",
-                         (long long)m->cfg.positions, (long long)cfg->prompt_len, (long long)cfg->tokens);
+                         (long long)m->cfg.positions, (long long)cfg->prompt_len,
+                         (long long)cfg->tokens);
     int64_t workers = dlrn_threads(m->ctx) < cfg->documents ? dlrn_threads(m->ctx) : cfg->documents;
     int64_t rows = neox_group(m, cfg, workers > 0 ? workers : 1);
     dlrn_status s = neox_need_head(m);
-    if (s == DLRN_OK) s = neox_need_turns(m, cfg->prompt_len + cfg->tokens); /* here, since the workers share them */
+    if (s == DLRN_OK)
+        s = neox_need_turns(m,
+                            cfg->prompt_len + cfg->tokens); /* here, since the workers share them */
     for (int64_t l = 0; l < m->cfg.layers && s == DLRN_OK; l++) s = neox_need_layer(m, l);
     if (s != DLRN_OK || workers < 1) return s;
     neox_draw *g = (neox_draw *)dlrn_alloc(m->ctx, workers, sizeof *g);
@@ -1534,12 +1661,13 @@ NEOX_API void neox_documents_free(neox_documents *d) {
     memset(d, 0, sizeof *d);
 }
 
-static dlrn_status neox_append(const neox_model *m, const neox_reading *how, const bpe_ids *ids, neox_documents *out) {
+static dlrn_status neox_append(const neox_model *m, const neox_reading *how, const bpe_ids *ids,
+                               neox_documents *out) {
     int64_t at = out->count ? out->start[out->count] : 0, bos = how->bos != 0;
     int64_t n = ids->count + bos < how->ctx_len ? ids->count + bos : how->ctx_len;
     out->ctx = m->ctx;
-    NEOX_TRY(bpe_widen(m->ctx, &out->start, &out->start_cap, out->start ? out->count + 1 : 0, out->count + 2,
-                       sizeof *out->start));
+    NEOX_TRY(bpe_widen(m->ctx, &out->start, &out->start_cap, out->start ? out->count + 1 : 0,
+                       out->count + 2, sizeof *out->start));
     NEOX_TRY(bpe_widen(m->ctx, &out->id, &out->id_cap, at, at + n, sizeof *out->id));
     out->start[0] = 0;
     if (bos) out->id[at] = m->cfg.bos;
@@ -1549,13 +1677,15 @@ static dlrn_status neox_append(const neox_model *m, const neox_reading *how, con
 }
 
 NEOX_API dlrn_status neox_read_documents(const neox_model *m, bpe_tokenizer *tok, doc_reader *docs,
-                                         const neox_reading *how, int64_t limit, neox_documents *out) {
+                                         const neox_reading *how, int64_t limit,
+                                         neox_documents *out) {
     const char *text = NULL;
     int64_t bytes = 0, got = 0;
     bpe_ids ids;
     memset(&ids, 0, sizeof ids);
     if (how->bos && m->cfg.bos < 0)
-        return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT, "bos: expected a model with one bos_token_id, found none");
+        return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT,
+                         "bos: expected a model with one bos_token_id, found none");
     dlrn_status s = DLRN_OK;
     while (s == DLRN_OK && (limit < 0 || got < limit)) {
         s = doc_next(docs, &text, &bytes);
@@ -1568,7 +1698,11 @@ NEOX_API dlrn_status neox_read_documents(const neox_model *m, bpe_tokenizer *tok
     return s == DLRN_END && got ? DLRN_OK : s;
 }
 
-typedef enum neox_stage { NEOX_DONE, NEOX_READING, NEOX_WAITING } neox_stage; /* its rows are there; not yet: read */
+typedef enum neox_stage {
+    NEOX_DONE,
+    NEOX_READING,
+    NEOX_WAITING
+} neox_stage; /* its rows are there; not yet: read */
 
 /* A run's worth of documents, and how far their rows have been handed out. */
 typedef struct neox_text {
@@ -1603,7 +1737,8 @@ static dlrn_status neox_keep_rows(void *user, int tap, const float *x, float *y,
 static dlrn_status neox_text_batch(neox_text *t) {
     t->batch.count = 0;
     while (t->batch.count == 0 || t->batch.start[t->batch.count] < NEOX_BATCH_TOKENS) {
-        NEOX_TRY(bpe_widen(t->m->ctx, &t->place, &t->place_cap, t->batch.count, t->batch.count + 1, sizeof *t->place));
+        NEOX_TRY(bpe_widen(t->m->ctx, &t->place, &t->place_cap, t->batch.count, t->batch.count + 1,
+                           sizeof *t->place));
         t->place[t->batch.count] = doc_position(t->docs);
         t->stage = NEOX_READING;
         dlrn_status s = neox_read_documents(t->m, t->tok, t->docs, &t->how, 1, &t->batch);
@@ -1687,12 +1822,14 @@ static void neox_text_destroy(void *user) {
     dlrn_free(ctx, t);
 }
 
-NEOX_API dlrn_status neox_text_source(neox_model *m, bpe_tokenizer *tok, doc_reader *docs, const neox_reading *how,
-                                      neox_tap tap, dlrn_source *out) {
+NEOX_API dlrn_status neox_text_source(neox_model *m, bpe_tokenizer *tok, doc_reader *docs,
+                                      const neox_reading *how, neox_tap tap, dlrn_source *out) {
     int target = neox_order(tap.x) != neox_order(tap.y);
     memset(out, 0, sizeof *out);
-    if (how->ctx_len < 1 || how->ctx_len > m->cfg.positions || how->ctx_len >= (int64_t)1 << NEOX_ROW_BITS)
-        return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT, "ctx_len: expected 1 to the model's %lld positions, found %lld",
+    if (how->ctx_len < 1 || how->ctx_len > m->cfg.positions ||
+        how->ctx_len >= (int64_t)1 << NEOX_ROW_BITS)
+        return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT,
+                         "ctx_len: expected 1 to the model's %lld positions, found %lld",
                          (long long)m->cfg.positions, (long long)how->ctx_len);
     neox_text *t = (neox_text *)dlrn_alloc(m->ctx, 1, sizeof *t);
     if (!t) return DLRN_ERR_MEMORY;
@@ -1725,7 +1862,8 @@ static dlrn_status neox_judge_visit(void *user, int tap, const float *x, float *
 }
 
 /* Mean over all next tokens of all documents; run by run, so that memory is that of one. */
-static dlrn_status neox_judge_cross_entropy(void *user, const dlrn_edit *edit, double *nats, int64_t *tokens) {
+static dlrn_status neox_judge_cross_entropy(void *user, const dlrn_edit *edit, double *nats,
+                                            int64_t *tokens) {
     neox_judge *j = (neox_judge *)user;
     const neox_documents *d = j->texts;
     dlrn_edit copy = {NULL, NULL};
@@ -1733,9 +1871,11 @@ static dlrn_status neox_judge_cross_entropy(void *user, const dlrn_edit *edit, d
     int64_t count = 0, n = 0;
     if (edit) copy = *edit;
     for (int64_t i = 0, end; i < d->count; i = end) {
-        for (end = i + 1; end < d->count && d->start[end + 1] - d->start[i] <= NEOX_BATCH_TOKENS;) end++;
+        for (end = i + 1; end < d->count && d->start[end + 1] - d->start[i] <= NEOX_BATCH_TOKENS;)
+            end++;
         neox_batch batch = {d->id, d->start + i, end - i};
-        NEOX_TRY(neox_run(j->model, &batch, j->taps, edit ? j->n_taps : 0, neox_judge_visit, &copy, 1));
+        NEOX_TRY(
+            neox_run(j->model, &batch, j->taps, edit ? j->n_taps : 0, neox_judge_visit, &copy, 1));
         NEOX_TRY(neox_cross_entropy(j->model, &batch, &part, &n));
         sum += part;
         count += n;

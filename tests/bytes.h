@@ -1,5 +1,6 @@
-/* bytes.h - for tests of the readers: a buffer that grows byte by byte, zips made by hand, and `refuse`, which checks
-   that a reader says no, with the right status and words, without a look beyond the end. */
+/* bytes.h - for tests of the readers: a buffer that grows byte by byte, zips made by hand, and
+   `refuse`, which checks that a reader says no, with the right status and words, without a look
+   beyond the end. */
 #ifndef DICTLEARN_TEST_BYTES_H
 #define DICTLEARN_TEST_BYTES_H
 
@@ -60,8 +61,8 @@ TEST_UNUSED dlrn_status open_bytes(const bytes *b, dlrn_archive **out) {
 TEST_UNUSED void refuse(const bytes *b, dlrn_status want, const char *words) {
     dlrn_archive *a = NULL;
     dlrn_status s = open_bytes(b, &a);
-    CHECK_MSG(s == want, "%s, expected %s with '%s'", s ? dlrn_error(ctx) : "it was read", dlrn_status_name(want),
-              words);
+    CHECK_MSG(s == want, "%s, expected %s with '%s'", s ? dlrn_error(ctx) : "it was read",
+              dlrn_status_name(want), words);
     CHECK(a == NULL);
     CHECK_STR(dlrn_error(ctx), "hostile.file");
     CHECK_STR(dlrn_error(ctx), words);
@@ -82,8 +83,8 @@ TEST_UNUSED void expect_numbers(dlrn_archive *a, const char *name, const float *
     CHECK_OK(ctx, dlrn_archive_read(a, index, x));
     for (int64_t i = 0; i < n; i++) {
         float expected = want ? want[i] : (float)i;
-        CHECK_MSG(x[i] == expected, "element %d of '%s' is %g, expected %g", (int)i, name, (double)x[i],
-                  (double)expected);
+        CHECK_MSG(x[i] == expected, "element %d of '%s' is %g, expected %g", (int)i, name,
+                  (double)x[i], (double)expected);
     }
     dlrn_archive_close(a);
 }
@@ -95,9 +96,10 @@ typedef struct zip {
     int members;
 } zip;
 
-/* A member whose packed bytes, size and sum are given; zip64: its sizes stand in the extra field. */
-TEST_UNUSED void zip_raw(zip *z, const char *name, const bytes *packed, int method, uint64_t size, uint32_t crc,
-                         int zip64) {
+/* A member whose packed bytes, size and sum are given; zip64: its sizes stand in the extra field.
+ */
+TEST_UNUSED void zip_raw(zip *z, const char *name, const bytes *packed, int method, uint64_t size,
+                         uint32_t crc, int zip64) {
     uint64_t offset = z->file.n, length = strlen(name);
     put_le(&z->file, 0x04034b50, 4);
     put_le(&z->file, 45, 2);

@@ -1,5 +1,5 @@
-/* kernel_sets: prints the kernel sets that this machine can run beside the default one, a name a line; tests/run.sh
-   repeats C tests with each of them. */
+/* kernel_sets: prints the kernel sets that this machine can run beside the default one, a name a
+   line; tests/run.sh repeats C tests with each of them. */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 
@@ -10,7 +10,8 @@ int main(void) {
     dlrn_context *ctx = NULL;
     if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return 1;
     for (int i = 0; dlrn_kernels_available(i); i++)
-        if (strcmp(dlrn_kernels_available(i), dlrn_kernels(ctx)) != 0) puts(dlrn_kernels_available(i));
+        if (strcmp(dlrn_kernels_available(i), dlrn_kernels(ctx)) != 0)
+            puts(dlrn_kernels_available(i));
     dlrn_context_destroy(ctx);
     return 0;
 }

@@ -1,5 +1,5 @@
-/* rows MODEL.safetensors X.npy - writes the tensor of that file with the most rows of width 128 as a .npy of f32: real
-   numbers to test with, and no Python needed. */
+/* rows MODEL.safetensors X.npy - writes the tensor of that file with the most rows of width 128 as
+   a .npy of f32: real numbers to test with, and no Python needed. */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 
@@ -12,7 +12,8 @@ int main(int argc, char **argv) {
     dlrn_status s = dlrn_archive_open(ctx, argv[1], &a);
     for (int64_t i = 0; s == DLRN_OK && i < dlrn_archive_count(a); i++) {
         const dlrn_tensor_info *t = dlrn_archive_info(a, i);
-        if (t->ndim == 2 && t->shape[1] == 128 && (!best || t->numel > best->numel)) best = t, at = i;
+        if (t->ndim == 2 && t->shape[1] == 128 && (!best || t->numel > best->numel))
+            best = t, at = i;
     }
     float *x = best ? (float *)malloc((size_t)best->numel * sizeof *x) : NULL;
     if (s == DLRN_OK && x) s = dlrn_archive_read(a, at, x);

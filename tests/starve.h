@@ -1,4 +1,5 @@
-/* starve.h - for tests of what happens without memory: an allocator that counts, and fails when it is told to. */
+/* starve.h - for tests of what happens without memory: an allocator that counts, and fails when it
+   is told to. */
 #ifndef DICTLEARN_TEST_STARVE_H
 #define DICTLEARN_TEST_STARVE_H
 
@@ -11,11 +12,13 @@ static struct {
     int once;            /* that one alone, and not all that come after it      */
     int64_t refused;     /* that have failed                                    */
     size_t in_use, peak; /* bytes                                               */
-    size_t most;         /* what would need more bytes at a time fails, and peak says so; 0: no limit */
+    size_t most; /* what would need more bytes at a time fails, and peak says so; 0: no limit */
 } starve = {0, -1, 0, 0, 0, 0, 0};
 enum { STARVE_HEAD = 64 }; /* before each block: its size */
 #ifdef TEST_BRIEF
-enum { STARVE_STRIDE = 97 }; /* under valgrind, where all takes a hundred times as long: not each allocation fails */
+enum {
+    STARVE_STRIDE = 97
+}; /* under valgrind, where all takes a hundred times as long: not each allocation fails */
 #else
 enum { STARVE_STRIDE = 1 };
 #endif
@@ -29,7 +32,9 @@ TEST_UNUSED void *starve_malloc(size_t size, void *user) {
     }
     if (starve.left > 0) starve.left--;
     if (starve.in_use + size > starve.peak) starve.peak = starve.in_use + size;
-    char *p = starve.most && starve.in_use + size > starve.most ? NULL : (char *)malloc(STARVE_HEAD + size);
+    char *p = starve.most && starve.in_use + size > starve.most
+                  ? NULL
+                  : (char *)malloc(STARVE_HEAD + size);
     if (!p) return NULL;
     memcpy(p, &size, sizeof size);
     starve.live++;
@@ -85,8 +90,8 @@ TEST_UNUSED void starve_no_more(void) {
     starve.left = -1;
 }
 
-/* Runs the operation with one more allocation granted each time, until it succeeds: with one failing, and with all that
-   follow it. */
+/* Runs the operation with one more allocation granted each time, until it succeeds: with one
+   failing, and with all that follow it. */
 TEST_UNUSED void starve_all(const char *name, dlrn_context *ctx, dlrn_status (*operation)(void)) {
     const int64_t before = starve.live;
     for (int once = 0; once < 2; once++)
@@ -98,18 +103,21 @@ TEST_UNUSED void starve_all(const char *name, dlrn_context *ctx, dlrn_status (*o
             CHECK_MSG(starve.live == before, "%s: %d blocks leak after %d allocations", name,
                       (int)(starve.live - before), granted);
             CHECK_MSG(s == DLRN_OK || starve.refused, "%s: %s", name, dlrn_error(ctx));
-            CHECK_MSG(s != DLRN_OK || !starve.refused, "%s: succeeds without allocation %d", name, granted);
+            CHECK_MSG(s != DLRN_OK || !starve.refused, "%s: succeeds without allocation %d", name,
+                      granted);
             if (s == DLRN_OK) {
                 CHECK_MSG(granted > 0, "%s: it allocates nothing", name);
                 break;
             }
-            CHECK_MSG(s == DLRN_ERR_MEMORY, "%s, after %d allocations: %s", name, granted, dlrn_error(ctx));
+            CHECK_MSG(s == DLRN_ERR_MEMORY, "%s, after %d allocations: %s", name, granted,
+                      dlrn_error(ctx));
             CHECK_STR(dlrn_error(ctx), "out of memory");
         }
 }
 
-/* Of an operation that asks again for what memory was refused for (STARVE_RETRY) and gives one number for all of its
-   results: the same, whichever allocation fails. Returns how many there are. */
+/* Of an operation that asks again for what memory was refused for (STARVE_RETRY) and gives one
+   number for all of its results: the same, whichever allocation fails. Returns how many there are.
+ */
 TEST_UNUSED int64_t starve_each(const char *name, uint64_t (*operation)(void)) {
     const int64_t before = starve.live;
     const uint64_t wanted = operation();
@@ -117,26 +125,28 @@ TEST_UNUSED int64_t starve_each(const char *name, uint64_t (*operation)(void)) {
         starve_after(granted, 1);
         uint64_t found = operation();
         starve_no_more();
-        CHECK_MSG(starve.live == before, "%s: %d blocks leak after %d allocations", name, (int)(starve.live - before),
-                  (int)granted);
+        CHECK_MSG(starve.live == before, "%s: %d blocks leak after %d allocations", name,
+                  (int)(starve.live - before), (int)granted);
         CHECK_MSG(found == wanted, "%s: other bits after %d allocations", name, (int)granted);
         if (!starve.refused) return granted;
     }
 }
 
 /* The call, again where it had no memory: once is enough, since one allocation alone fails. */
-#define STARVE_RETRY(ctx, call)                                                                                        \
-    do {                                                                                                               \
-        dlrn_status starve_s = (call);                                                                                 \
-        if (starve_s == DLRN_ERR_MEMORY) {                                                                             \
-            CHECK_STR(dlrn_error(ctx), "memory");                                                                      \
-            starve_s = (call);                                                                                         \
-        }                                                                                                              \
-        if (starve_s != DLRN_OK) TEST_FAIL("%s gave %s: %s", #call, dlrn_status_name(starve_s), dlrn_error(ctx));      \
+#define STARVE_RETRY(ctx, call)                                                                    \
+    do {                                                                                           \
+        dlrn_status starve_s = (call);                                                             \
+        if (starve_s == DLRN_ERR_MEMORY) {                                                         \
+            CHECK_STR(dlrn_error(ctx), "memory");                                                  \
+            starve_s = (call);                                                                     \
+        }                                                                                          \
+        if (starve_s != DLRN_OK)                                                                   \
+            TEST_FAIL("%s gave %s: %s", #call, dlrn_status_name(starve_s), dlrn_error(ctx));       \
     } while (0)
 
 TEST_UNUSED uint64_t starve_mix(uint64_t hash, const void *bytes, size_t size) { /* FNV-1a */
-    for (size_t i = 0; i < size; i++) hash = (hash ^ ((const unsigned char *)bytes)[i]) * 1099511628211u;
+    for (size_t i = 0; i < size; i++)
+        hash = (hash ^ ((const unsigned char *)bytes)[i]) * 1099511628211u;
     return hash;
 }
 

@@ -11,9 +11,9 @@
            return TEST_END();
        }
 
-   The first failed check ends its test (also from inside a helper function), so what follows may rely on it. With an
-   argument, only the tests whose name contains it run. Nothing here measures time. Programs run from the root of the
-   repository.
+   The first failed check ends its test (also from inside a helper function), so what follows may
+   rely on it. With an argument, only the tests whose name contains it run. Nothing here measures
+   time. Programs run from the root of the repository.
 */
 #ifndef DICTLEARN_TEST_H
 #define DICTLEARN_TEST_H
@@ -48,8 +48,11 @@ static struct {
 
 enum { TEST_FAILED = 1, TEST_SKIPPED = 2 };
 
-TEST_UNUSED TEST_LEAVES(4, 5) void test_leave(int outcome, const char *file, int line, const char *format, ...) {
-    int at = outcome == TEST_FAILED ? snprintf(test_state.why, sizeof test_state.why, "%s:%d: ", file, line) : 0;
+TEST_UNUSED TEST_LEAVES(4, 5) void test_leave(int outcome, const char *file, int line,
+                                              const char *format, ...) {
+    int at = outcome == TEST_FAILED
+                 ? snprintf(test_state.why, sizeof test_state.why, "%s:%d: ", file, line)
+                 : 0;
     va_list args;
     va_start(args, format);
     vsnprintf(test_state.why + at, sizeof test_state.why - (size_t)at, format, args);
@@ -82,7 +85,8 @@ TEST_UNUSED void test_begin(int argc, char **argv) {
 }
 
 TEST_UNUSED int test_end(void) {
-    printf("%d passed, %d failed, %d skipped\n", test_state.passed, test_state.failed, test_state.skipped);
+    printf("%d passed, %d failed, %d skipped\n", test_state.passed, test_state.failed,
+           test_state.skipped);
     return test_state.failed != 0 || test_state.passed + test_state.skipped == 0;
 }
 
@@ -104,7 +108,8 @@ TEST_UNUSED char *tmp_path(const char *name) {
     return test_path("build/tmp", name);
 }
 
-/* A file of the data that stands beside the repository ($DICTLEARN_SHARED, or ../shared); NULL where it is not. */
+/* A file of the data that stands beside the repository ($DICTLEARN_SHARED, or ../shared); NULL
+   where it is not. */
 TEST_UNUSED char *shared_data(const char *name) {
     const char *root = getenv("DICTLEARN_SHARED");
     char folder[512];
@@ -121,33 +126,37 @@ TEST_UNUSED char *shared_data(const char *name) {
 #define TEST_FAIL(...) test_leave(TEST_FAILED, __FILE__, __LINE__, __VA_ARGS__)
 #define SKIP(why) test_leave(TEST_SKIPPED, __FILE__, __LINE__, "%s", (why))
 
-#define CHECK(cond)                                                                                                    \
-    do {                                                                                                               \
-        if (!(cond)) TEST_FAIL("%s", #cond);                                                                           \
+#define CHECK(cond)                                                                                \
+    do {                                                                                           \
+        if (!(cond)) TEST_FAIL("%s", #cond);                                                       \
     } while (0)
-#define CHECK_MSG(cond, ...)                                                                                           \
-    do {                                                                                                               \
-        if (!(cond)) TEST_FAIL(__VA_ARGS__);                                                                           \
+#define CHECK_MSG(cond, ...)                                                                       \
+    do {                                                                                           \
+        if (!(cond)) TEST_FAIL(__VA_ARGS__);                                                       \
     } while (0)
-#define CHECK_STATUS(call, expected)                                                                                   \
-    do {                                                                                                               \
-        dlrn_status test_s = (call), test_e = (expected);                                                              \
-        if (test_s != test_e)                                                                                          \
-            TEST_FAIL("%s gave %s, expected %s", #call, dlrn_status_name(test_s), dlrn_status_name(test_e));           \
+#define CHECK_STATUS(call, expected)                                                               \
+    do {                                                                                           \
+        dlrn_status test_s = (call), test_e = (expected);                                          \
+        if (test_s != test_e)                                                                      \
+            TEST_FAIL("%s gave %s, expected %s", #call, dlrn_status_name(test_s),                  \
+                      dlrn_status_name(test_e));                                                   \
     } while (0)
-#define CHECK_OK(ctx, call)                                                                                            \
-    do {                                                                                                               \
-        dlrn_status test_s = (call);                                                                                   \
-        if (test_s != DLRN_OK) TEST_FAIL("%s gave %s: %s", #call, dlrn_status_name(test_s), dlrn_error(ctx));          \
+#define CHECK_OK(ctx, call)                                                                        \
+    do {                                                                                           \
+        dlrn_status test_s = (call);                                                               \
+        if (test_s != DLRN_OK)                                                                     \
+            TEST_FAIL("%s gave %s: %s", #call, dlrn_status_name(test_s), dlrn_error(ctx));         \
     } while (0)
-#define CHECK_CLOSE(a, b, rel)                                                                                         \
-    do {                                                                                                               \
-        double test_a = (double)(a), test_b = (double)(b);                                                             \
-        if (!test_close(test_a, test_b, (rel))) TEST_FAIL("%s = %.9g, %s = %.9g", #a, test_a, #b, test_b);             \
+#define CHECK_CLOSE(a, b, rel)                                                                     \
+    do {                                                                                           \
+        double test_a = (double)(a), test_b = (double)(b);                                         \
+        if (!test_close(test_a, test_b, (rel)))                                                    \
+            TEST_FAIL("%s = %.9g, %s = %.9g", #a, test_a, #b, test_b);                             \
     } while (0)
-#define CHECK_STR(haystack, needle)                                                                                    \
-    do {                                                                                                               \
-        const char *test_h = (haystack), *test_n = (needle);                                                           \
-        if (!test_h || !strstr(test_h, test_n)) TEST_FAIL("\"%s\" lacks \"%s\"", test_h ? test_h : "(null)", test_n);  \
+#define CHECK_STR(haystack, needle)                                                                \
+    do {                                                                                           \
+        const char *test_h = (haystack), *test_n = (needle);                                       \
+        if (!test_h || !strstr(test_h, test_n))                                                    \
+            TEST_FAIL("\"%s\" lacks \"%s\"", test_h ? test_h : "(null)", test_n);                  \
     } while (0)
 #endif /* DICTLEARN_TEST_H */

@@ -1,5 +1,5 @@
-/* test_arguments.c - what a caller can get wrong: each call that checks its arguments refuses each of them, in words,
-   and does nothing. And NULL, where it is said to be fine. */
+/* test_arguments.c - what a caller can get wrong: each call that checks its arguments refuses each
+   of them, in words, and does nothing. And NULL, where it is said to be fine. */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/test.h"
@@ -10,10 +10,10 @@ static dlrn_context *ctx;
 static float x[N * D], f[N * F];
 
 /* The call is refused with this status and these words. */
-#define REFUSED(call, status, words)                                                                                   \
-    do {                                                                                                               \
-        CHECK_STATUS(call, status);                                                                                    \
-        CHECK_STR(dlrn_error(ctx), words);                                                                             \
+#define REFUSED(call, status, words)                                                               \
+    do {                                                                                           \
+        CHECK_STATUS(call, status);                                                                \
+        CHECK_STR(dlrn_error(ctx), words);                                                         \
     } while (0)
 #define ARGUMENT(call, words) REFUSED(call, DLRN_ERR_ARGUMENT, words)
 
@@ -27,7 +27,8 @@ TEST(sizes_of_dictionaries) {
     dlrn_dictionary *ae = NULL;
     ARGUMENT(dlrn_autoencoder_create(ctx, 0, F, 0, &ae), "activation_dim and dict_size");
     ARGUMENT(dlrn_autoencoder_create(ctx, D, -1, 0, &ae), "activation_dim and dict_size");
-    ARGUMENT(dlrn_autoencoder_create(ctx, D, (int64_t)INT32_MAX + 1, 0, &ae), "activation_dim and dict_size");
+    ARGUMENT(dlrn_autoencoder_create(ctx, D, (int64_t)INT32_MAX + 1, 0, &ae),
+             "activation_dim and dict_size");
     REFUSED(dlrn_autoencoder_create(ctx, INT64_MAX / 2, F, 0, &ae), DLRN_ERR_MEMORY, "memory");
     ARGUMENT(dlrn_identity_create(ctx, 0, &ae), "activation_dim");
     ARGUMENT(dlrn_identity_create(ctx, (int64_t)INT32_MAX + 1, &ae), "activation_dim");
@@ -66,27 +67,35 @@ TEST(matrices) {
     CHECK_OK(ctx, dlrn_tensor_create(ctx, D, D, &t));
     ARGUMENT(dlrn_tensor_create(ctx, -1, D, &none), "must not be negative");
     ARGUMENT(dlrn_tensor_create(ctx, D, -1, &none), "must not be negative");
-    static const int64_t outside[][4] = {{0, -1, 0, 1},    {0, 1, -1, 1},    {0, 1, 0, -1}, {D + 1, 0, 0, 1},
-                                         {0, D + 1, 0, 1}, {0, 1, D + 1, 0}, {0, 1, 1, D}};
+    static const int64_t outside[][4] = {{0, -1, 0, 1},    {0, 1, -1, 1},    {0, 1, 0, -1},
+                                         {D + 1, 0, 0, 1}, {0, D + 1, 0, 1}, {0, 1, D + 1, 0},
+                                         {0, 1, 1, D}};
     for (size_t i = 0; i < sizeof outside / sizeof *outside; i++)
         CHECK(!dlrn_slice(t, outside[i][0], outside[i][1], outside[i][2], outside[i][3]).data);
     CHECK(!dlrn_slice(dlrn_view(NULL, D, D), 0, 1, 0, 1).data);
-    REFUSED(dlrn_matmul(ctx, DLRN_NN, t, t, 0, dlrn_slice(t, 0, 2, 0, D)), DLRN_ERR_SHAPE, "c [2][3]");
-    REFUSED(dlrn_matmul(ctx, DLRN_NN, t, t, 0, dlrn_slice(t, 0, D, 0, 2)), DLRN_ERR_SHAPE, "c [3][2]");
-    static const int64_t wrong[][6] = {{-1, D, D, D, D, D}, {D, -1, D, D, D, D}, {D, D, -1, D, D, D},
-                                       {D, D, D, 2, D, D},  {D, D, D, D, 2, D},  {D, D, D, D, D, 2}};
+    REFUSED(dlrn_matmul(ctx, DLRN_NN, t, t, 0, dlrn_slice(t, 0, 2, 0, D)), DLRN_ERR_SHAPE,
+            "c [2][3]");
+    REFUSED(dlrn_matmul(ctx, DLRN_NN, t, t, 0, dlrn_slice(t, 0, D, 0, 2)), DLRN_ERR_SHAPE,
+            "c [3][2]");
+    static const int64_t wrong[][6] = {{-1, D, D, D, D, D}, {D, -1, D, D, D, D},
+                                       {D, D, -1, D, D, D}, {D, D, D, 2, D, D},
+                                       {D, D, D, D, 2, D},  {D, D, D, D, D, 2}};
     static float work[DLRN_GEMM_WORK];
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         const int64_t *w = wrong[i];
-        CHECK_STATUS(dlrn_gemm(ctx, DLRN_NN, w[0], w[1], w[2], t.data, w[3], t.data, w[4], 0, t.data, w[5]),
-                     DLRN_ERR_ARGUMENT);
         CHECK_STATUS(
-            dlrn_gemm_serial(ctx, DLRN_NN, w[0], w[1], w[2], t.data, w[3], t.data, w[4], 0, t.data, w[5], work),
+            dlrn_gemm(ctx, DLRN_NN, w[0], w[1], w[2], t.data, w[3], t.data, w[4], 0, t.data, w[5]),
             DLRN_ERR_ARGUMENT);
+        CHECK_STATUS(dlrn_gemm_serial(ctx, DLRN_NN, w[0], w[1], w[2], t.data, w[3], t.data, w[4], 0,
+                                      t.data, w[5], work),
+                     DLRN_ERR_ARGUMENT);
     }
-    ARGUMENT(dlrn_gemm(ctx, DLRN_NN, D, D, D, t.data, D, t.data, D, 0.5f, t.data, D), "beta must be 0 or 1");
-    ARGUMENT(dlrn_gemm_serial(ctx, DLRN_NN, D, D, D, t.data, D, t.data, D, -1, t.data, D, work), "beta must be 0 or 1");
-    ARGUMENT(dlrn_gemm(ctx, (dlrn_gemm_op)7, D, D, D, t.data, D, t.data, D, 0, t.data, D), "unknown operation");
+    ARGUMENT(dlrn_gemm(ctx, DLRN_NN, D, D, D, t.data, D, t.data, D, 0.5f, t.data, D),
+             "beta must be 0 or 1");
+    ARGUMENT(dlrn_gemm_serial(ctx, DLRN_NN, D, D, D, t.data, D, t.data, D, -1, t.data, D, work),
+             "beta must be 0 or 1");
+    ARGUMENT(dlrn_gemm(ctx, (dlrn_gemm_op)7, D, D, D, t.data, D, t.data, D, 0, t.data, D),
+             "unknown operation");
     ARGUMENT(dlrn_mean_var(ctx, dlrn_view(t.data, 0, D), NULL, NULL), "at least one row");
     CHECK_OK(ctx, dlrn_mean_var(ctx, t, NULL, NULL));
     ARGUMENT(dlrn_topk(ctx, x, D, -1, index, NULL), "k must be in [0, n]");
@@ -96,12 +105,12 @@ TEST(matrices) {
 
 TEST(settings_of_a_trainer) {
     dlrn_trainer *t = NULL;
-#define SETTING(change, words)                                                                                         \
-    do {                                                                                                               \
-        dlrn_train_config cfg = dlrn_train_defaults();                                                                 \
-        cfg.activation_dim = D, cfg.dict_size = F;                                                                     \
-        change;                                                                                                        \
-        ARGUMENT(dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t), words);                                               \
+#define SETTING(change, words)                                                                     \
+    do {                                                                                           \
+        dlrn_train_config cfg = dlrn_train_defaults();                                             \
+        cfg.activation_dim = D, cfg.dict_size = F;                                                 \
+        change;                                                                                    \
+        ARGUMENT(dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t), words);                           \
     } while (0)
     SETTING(cfg.lr = INFINITY, "dlrn_train_config: lr: expected a finite number from 0, found inf");
     SETTING(cfg.sparsity_penalty = NAN, "sparsity_penalty: expected a finite number, found ");
@@ -185,7 +194,8 @@ TEST(gradients_one_at_a_time) {
 }
 
 #ifndef _WIN32
-extern int setenv(const char *name, const char *value, int replace); /* hidden from strict C99 although it is there */
+extern int setenv(const char *name, const char *value,
+                  int replace); /* hidden from strict C99 although it is there */
 extern int unsetenv(const char *name);
 
 /* What the environment says wins over "auto", and over nothing else. */

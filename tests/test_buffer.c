@@ -1,5 +1,6 @@
-/* test_buffer.c - the activation buffer: which rows come out, how often, in which order, in how much memory; and the
-   sources of arrays. Row i of a source holds i in its first column: small enough to be exact in every stored type. */
+/* test_buffer.c - the activation buffer: which rows come out, how often, in which order, in how
+   much memory; and the sources of arrays. Row i of a source holds i in its first column: small
+   enough to be exact in every stored type. */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/test.h"
@@ -49,7 +50,8 @@ static dlrn_context *open_context(counting *count) {
     cfg.threads = 1;
     if (count) {
         memset(count, 0, sizeof *count);
-        cfg.malloc = counting_malloc, cfg.realloc = counting_realloc, cfg.free = counting_free, cfg.user = count;
+        cfg.malloc = counting_malloc, cfg.realloc = counting_realloc, cfg.free = counting_free,
+        cfg.user = count;
     }
     CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
     return ctx;
@@ -110,20 +112,24 @@ static dlrn_source tape_source(tape *t, int64_t rows, int has_target) {
 }
 
 /* capacity = n_ctxs * 10 rows. */
-static dlrn_buffer_config config(int64_t n_ctxs, int64_t in_batch_size, int64_t out_batch_size, uint64_t seed) {
+static dlrn_buffer_config config(int64_t n_ctxs, int64_t in_batch_size, int64_t out_batch_size,
+                                 uint64_t seed) {
     dlrn_buffer_config cfg = dlrn_buffer_defaults();
-    cfg.n_ctxs = n_ctxs, cfg.ctx_len = 10, cfg.in_batch_size = in_batch_size, cfg.out_batch_size = out_batch_size;
+    cfg.n_ctxs = n_ctxs, cfg.ctx_len = 10, cfg.in_batch_size = in_batch_size,
+    cfg.out_batch_size = out_batch_size;
     cfg.seed = seed;
     return cfg;
 }
 
-static dlrn_buffer *make_buffer(dlrn_context *ctx, const dlrn_buffer_config *cfg, const dlrn_source *source) {
+static dlrn_buffer *make_buffer(dlrn_context *ctx, const dlrn_buffer_config *cfg,
+                                const dlrn_source *source) {
     dlrn_buffer *b = NULL;
     CHECK_OK(ctx, dlrn_buffer_create(ctx, cfg, source, 0, &b));
     return b;
 }
 
-/* All rows that come, in their order: row numbers into got [MOST]; each row is checked whole. Returns how many. */
+/* All rows that come, in their order: row numbers into got [MOST]; each row is checked whole.
+   Returns how many. */
 static int64_t drain(dlrn_context *ctx, dlrn_buffer *b, int64_t batch, int64_t *got) {
     const float *x, *y;
     int64_t total = 0, n = batch;
@@ -149,7 +155,8 @@ static int64_t drain(dlrn_context *ctx, dlrn_buffer *b, int64_t batch, int64_t *
 /* ---- Which rows ---- */
 
 TEST(every_row_comes_exactly_once) {
-    static const int64_t n_ctxs[] = {30, 7, 200, 300, 4}, in[] = {4, 1, 50, 500, 3}, out[] = {32, 70, 1, 999, 40};
+    static const int64_t n_ctxs[] = {30, 7, 200, 300, 4}, in[] = {4, 1, 50, 500, 3},
+                         out[] = {32, 70, 1, 999, 40};
     static const int64_t rows[] = {1000, 1000, 1, 1000, 0}, piece[] = {0, 7, 0, 0, 1};
     static int64_t got[MOST];
     dlrn_context *ctx = open_context(NULL);
@@ -161,7 +168,8 @@ TEST(every_row_comes_exactly_once) {
         cfg.shuffle = !(c & 2);
         t.piece = piece[k];
         dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
-        CHECK(dlrn_buffer_dim(b) == D && dlrn_buffer_unread(b) == 0 && dlrn_buffer_rows_read(b) == 0);
+        CHECK(dlrn_buffer_dim(b) == D && dlrn_buffer_unread(b) == 0 &&
+              dlrn_buffer_rows_read(b) == 0);
         int64_t total = drain(ctx, b, out[k], got);
         CHECK_MSG(total == rows[k], "case %d: %d rows of %d", c, (int)total, (int)rows[k]);
         for (int64_t i = 0; i < total; i++) CHECK(!seen[got[i]]++);
@@ -204,7 +212,8 @@ TEST(refilled_below_half) {
     dlrn_context_destroy(ctx);
 }
 
-/* ---- Drawn uniformly. Seeds are fixed, so that nothing here depends on luck: it holds or it does not ---- */
+/* ---- Drawn uniformly. Seeds are fixed, so that nothing here depends on luck: it holds or it does
+   not ---- */
 
 static double chi_square(const int64_t *count, int cells, double expected) {
     double sum = 0;
@@ -233,8 +242,8 @@ TEST(all_orders_are_equally_likely) {
     dlrn_context_destroy(ctx);
 }
 
-/* Fifth batch of 8 from a buffer of 60: after four there were 28 unread, and 32 came. Rows that waited and rows that
-   came have the same chance. */
+/* Fifth batch of 8 from a buffer of 60: after four there were 28 unread, and 32 came. Rows that
+   waited and rows that came have the same chance. */
 TEST(old_and_new_rows_have_the_same_chance) {
     int64_t first[60] = {0}, waited = 0, drawn = 0;
     dlrn_context *ctx = open_context(NULL);
@@ -258,7 +267,8 @@ TEST(old_and_new_rows_have_the_same_chance) {
     double chi = chi_square(first, 60, 400); /* 59 degrees of freedom */
     CHECK_MSG(chi < 115, "chi-square %g", chi);
     CHECK(drawn == 24000);
-    CHECK_MSG(labs((long)waited - 11200) < 310, "%d of 24000, expected 11200", (int)waited); /* 4 standard deviations */
+    CHECK_MSG(labs((long)waited - 11200) < 310, "%d of 24000, expected 11200",
+              (int)waited); /* 4 standard deviations */
     dlrn_context_destroy(ctx);
 }
 
@@ -274,7 +284,8 @@ TEST(the_seed_alone_decides) {
         CHECK(drain(ctx, b, 16, got[c]) == 900);
         dlrn_buffer_destroy(b);
     }
-    CHECK(!memcmp(got[0], got[1], 900 * sizeof **got) && !memcmp(got[0], got[3], 900 * sizeof **got));
+    CHECK(!memcmp(got[0], got[1], 900 * sizeof **got) &&
+          !memcmp(got[0], got[3], 900 * sizeof **got));
     CHECK(memcmp(got[0], got[2], 900 * sizeof **got) != 0);
     dlrn_context_destroy(ctx);
 }
@@ -300,7 +311,8 @@ TEST(rows_are_stored_as_stated) {
         while (dlrn_buffer_next(b, &x, &y, &n) == DLRN_OK)
             for (int64_t i = 0; i < n * D; i++) {
                 int64_t row = (int64_t)x[i / D * D]; /* below 256: exact in all three */
-                CHECK(x[i] == rounded(types[c], x_of(row, i % D)) && y[i] == rounded(types[c], y_of(row, i % D)));
+                CHECK(x[i] == rounded(types[c], x_of(row, i % D)) &&
+                      y[i] == rounded(types[c], y_of(row, i % D)));
                 differ += x[i] != x_of(row, i % D);
             }
         CHECK((differ > 0) == (types[c] != DLRN_F32));
@@ -325,7 +337,8 @@ TEST(what_a_stored_type_cannot_hold_is_named) {
         cfg.store = types[c];
         dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
         dlrn_status s = dlrn_buffer_next(b, &bx, &by, &n);
-        CHECK_MSG(s == (c % 2 || c == 4 ? DLRN_OK : DLRN_ERR_VALUE), "case %d: %s", c, dlrn_error(ctx));
+        CHECK_MSG(s == (c % 2 || c == 4 ? DLRN_OK : DLRN_ERR_VALUE), "case %d: %s", c,
+                  dlrn_error(ctx));
         if (s) CHECK_STR(dlrn_error(ctx), "x, row 13, column 0");
         if (s) CHECK_STR(dlrn_error(ctx), c ? "BF16" : "F16");
         dlrn_buffer_destroy(b);
@@ -351,7 +364,8 @@ TEST(never_more_memory_than_stated) {
         dlrn_source source = tape_source(&t, 1990, c & 1);
         dlrn_buffer_config cfg = config(c & 2 ? 190 : 33, c & 2 ? 3 : 5, 24, 0);
         cfg.store = types[c / 4];
-        int64_t before = count.live, blocks = count.blocks, stated = (int64_t)stated_bytes(ctx, &cfg, c & 1);
+        int64_t before = count.live, blocks = count.blocks,
+                stated = (int64_t)stated_bytes(ctx, &cfg, c & 1);
         count.peak = count.live;
         dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
         const float *x, *y;
@@ -359,8 +373,10 @@ TEST(never_more_memory_than_stated) {
         while (dlrn_buffer_next(b, &x, &y, &n) == DLRN_OK) total += n;
         int64_t taken = count.peak - before;
         CHECK(total == 1990);
-        CHECK_MSG(taken <= stated, "case %d: %d bytes taken, %d stated", c, (int)taken, (int)stated);
-        CHECK_MSG(taken > stated / 10 * 8, "case %d: %d bytes stated, only %d taken", c, (int)stated, (int)taken);
+        CHECK_MSG(taken <= stated, "case %d: %d bytes taken, %d stated", c, (int)taken,
+                  (int)stated);
+        CHECK_MSG(taken > stated / 10 * 8, "case %d: %d bytes stated, only %d taken", c,
+                  (int)stated, (int)taken);
         dlrn_buffer_destroy(b);
         CHECK(count.live == before && count.blocks == blocks);
     }
@@ -385,7 +401,8 @@ TEST(few_rows_take_little_memory) {
     dlrn_context_destroy(ctx);
 }
 
-/* With the k-th allocation failing, for each k: told, nothing leaked, the source still its owner's. */
+/* With the k-th allocation failing, for each k: told, nothing leaked, the source still its owner's.
+ */
 TEST(out_of_memory_at_every_allocation) {
     counting count;
     dlrn_context *ctx = open_context(&count);
@@ -438,7 +455,8 @@ TEST(peeking_takes_nothing) {
             if (!n) break;
             for (int64_t i = 0; i < n; i++) {
                 int64_t row = (int64_t)x[i * D];
-                CHECK(x[i * D + 1] == x_of(row, 1) && (start % 4 || y[i * D + 2] == y_of(row, 2)) && !seen[row]++);
+                CHECK(x[i * D + 1] == x_of(row, 1) && (start % 4 || y[i * D + 2] == y_of(row, 2)) &&
+                      !seen[row]++);
             }
         }
         for (int64_t i = 0; peeks && i < 30; i++) CHECK(!seen[got[1][i]]); /* those are gone */
@@ -470,7 +488,8 @@ TEST(peeking_without_a_target) {
     dlrn_context_destroy(ctx);
 }
 
-/* What a checkpoint keeps: the rest comes out the same, x and y, from a buffer that never saw the first part. */
+/* What a checkpoint keeps: the rest comes out the same, x and y, from a buffer that never saw the
+   first part. */
 TEST(a_state_carries_over) {
     static float x[1900 * D], y[1900 * D];
     static int64_t got[2][MOST];
@@ -541,8 +560,8 @@ TEST(what_the_source_says_is_passed_on) {
         t.at_end = ends[c], t.why = c == 2 ? NULL : "the tape is torn";
         while ((s = dlrn_buffer_next(b, &x, &y, &n)) == DLRN_OK) total += n;
         CHECK_STATUS(s, ends[c]);
-        CHECK_STR(dlrn_error(ctx),
-                  c == 2 ? "the source failed: a file cannot be" : "the source failed: the tape is torn");
+        CHECK_STR(dlrn_error(ctx), c == 2 ? "the source failed: a file cannot be"
+                                          : "the source failed: the tape is torn");
         CHECK(!n && !x && !y && dlrn_buffer_unread(b) == 130 - total); /* nothing is lost: */
         t.at_end = DLRN_END;
         CHECK(drain(ctx, b, 20, got) == 130 - total);
@@ -561,7 +580,8 @@ static dlrn_status not_there(void *user, uint64_t position) {
     return DLRN_ERR_CALLBACK;
 }
 
-/* A source need not have words, nor few of them, and its place may fail to be told or to be found. */
+/* A source need not have words, nor few of them, and its place may fail to be told or to be found.
+ */
 TEST(what_the_source_cannot_do_is_told) {
     static char long_words[3000];
     dlrn_context *ctx = open_context(NULL);
@@ -577,7 +597,8 @@ TEST(what_the_source_cannot_do_is_told) {
         if (!words) source.error = NULL;
         dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
         CHECK_STATUS(dlrn_buffer_next(b, &x, &y, &n), DLRN_ERR_CALLBACK);
-        CHECK_STR(dlrn_error(ctx), words ? "the source failed: wwwwwww" : "the source failed: a callback failed");
+        CHECK_STR(dlrn_error(ctx),
+                  words ? "the source failed: wwwwwww" : "the source failed: a callback failed");
         dlrn_buffer_destroy(b);
     }
     dlrni_buffer_state state;
@@ -604,7 +625,8 @@ TEST(what_the_source_cannot_do_is_told) {
     dlrn_context_destroy(ctx);
 }
 
-/* A filling that the source breaks off goes on where it was, also from a saved state: no draw is another one. */
+/* A filling that the source breaks off goes on where it was, also from a saved state: no draw is
+   another one. */
 TEST(a_filling_that_is_broken_off_goes_on) {
     static int64_t want[MOST], got[MOST];
     dlrn_context *ctx = open_context(NULL);
@@ -612,13 +634,15 @@ TEST(a_filling_that_is_broken_off_goes_on) {
         tape t[2];
         dlrn_source source[2] = {tape_source(&t[0], 900, 0), tape_source(&t[1], 900, 0)};
         dlrn_buffer_config cfg = config(20, 1, 30, 5);
-        dlrn_buffer *whole = make_buffer(ctx, &cfg, &source[0]), *b = make_buffer(ctx, &cfg, &source[1]);
+        dlrn_buffer *whole = make_buffer(ctx, &cfg, &source[0]),
+                    *b = make_buffer(ctx, &cfg, &source[1]);
         dlrni_buffer_state state;
         const float *x, *y;
         int64_t n, total = 0, none;
         CHECK(drain(ctx, whole, 30, want) == 900);
         t[1].at_end = DLRN_STOPPED;
-        for (t[1].rows = 150;; t[1].rows += 60) { /* stops in the first filling, and then in each further one */
+        for (t[1].rows = 150;;
+             t[1].rows += 60) { /* stops in the first filling, and then in each further one */
             dlrn_status s = dlrn_buffer_next(b, &x, &y, &n);
             for (int64_t i = 0; s == DLRN_OK && i < n; i++) got[total++] = (int64_t)x[i * D];
             if (s == DLRN_OK) t[1].rows -= 60;
@@ -656,14 +680,15 @@ TEST(a_source_that_lies_is_told_off) {
         t.piece = lie < 0 ? 1 : 0, t.lie = lie;
         dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
         CHECK_STATUS(dlrn_buffer_next(b, &x, &y, &n), DLRN_ERR_CALLBACK);
-        CHECK_STR(dlrn_error(ctx),
-                  lie < 0 ? "asked for 1 to 20 rows and gave 0" : "asked for 1 to 20 rows and gave 21");
+        CHECK_STR(dlrn_error(ctx), lie < 0 ? "asked for 1 to 20 rows and gave 0"
+                                           : "asked for 1 to 20 rows and gave 21");
         dlrn_buffer_destroy(b);
     }
     for (int c = 0; c < 2; c++) {
         static const float good[60 * D] = {0};
         bad[47 * D + 2] = c ? INFINITY : NAN;
-        CHECK_OK(ctx, dlrn_source_from_array(ctx, c ? good : bad, c ? bad : NULL, 60, D, 1, &source));
+        CHECK_OK(ctx,
+                 dlrn_source_from_array(ctx, c ? good : bad, c ? bad : NULL, 60, D, 1, &source));
         dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
         CHECK_STATUS(dlrn_buffer_next(b, &x, &y, &n), DLRN_ERR_VALUE);
         CHECK_STR(dlrn_error(ctx), c ? "y, row 47, column 2" : "x, row 47, column 2");
@@ -673,8 +698,9 @@ TEST(a_source_that_lies_is_told_off) {
     dlrn_context_destroy(ctx);
 }
 
-/* Of 200 rows every third is not finite, in x or in its target; the others come in their order, and are counted. A
-   source of nothing else is an error in the end, and its own errors are passed on. */
+/* Of 200 rows every third is not finite, in x or in its target; the others come in their order, and
+   are counted. A source of nothing else is an error in the end, and its own errors are passed on.
+ */
 TEST(rows_that_are_not_finite_are_left_out) {
     enum { N = 200 };
     static float x[N * D], y[N * D];
@@ -700,10 +726,12 @@ TEST(rows_that_are_not_finite_are_left_out) {
     CHECK(come == N - 67 && skipped == 67);
     for (int i = 0, k = 0; i < N; i++) {
         if (i % 3 == 0) continue;
-        CHECK(!memcmp(got_x + k * D, x + i * D, D * sizeof *x) && !memcmp(got_y + k * D, y + i * D, D * sizeof *y));
+        CHECK(!memcmp(got_x + k * D, x + i * D, D * sizeof *x) &&
+              !memcmp(got_y + k * D, y + i * D, D * sizeof *y));
         k++;
     }
-    CHECK_OK(ctx, finite.seek(finite.user, position[0])); /* the next row is the one that came next */
+    CHECK_OK(ctx,
+             finite.seek(finite.user, position[0])); /* the next row is the one that came next */
     CHECK_OK(ctx, finite.read(finite.user, 7, got_x, got_y, &n));
     CHECK(!memcmp(got_x, x + (position[1] / 2 * 3 + 1 + position[1] % 2) * D, D * sizeof *x));
     dlrn_source_destroy(&finite);
@@ -721,7 +749,8 @@ TEST(rows_that_are_not_finite_are_left_out) {
     dlrn_buffer *b = make_buffer(ctx, &cfg, &finite);
     const float *bx, *by;
     CHECK_STATUS(dlrn_buffer_next(b, &bx, &by, &n), DLRN_ERR_VALUE);
-    CHECK_STR(dlrn_error(ctx), "expected rows that are finite, found a million that are not, one after another");
+    CHECK_STR(dlrn_error(ctx),
+              "expected rows that are finite, found a million that are not, one after another");
     dlrn_buffer_destroy(b);
     dlrn_source_destroy(&finite);
     /* what the other says is passed on: an error with its text, a wrong count, no way back */
@@ -742,8 +771,8 @@ TEST(rows_that_are_not_finite_are_left_out) {
         CHECK_OK(ctx, dlrn_source_finite(ctx, &source, 0, NULL, &finite));
         b = make_buffer(ctx, &cfg, &finite);
         CHECK_STATUS(dlrn_buffer_next(b, &bx, &by, &n), DLRN_ERR_CALLBACK);
-        CHECK_STR(dlrn_error(ctx),
-                  words ? "the source failed: the tape is torn" : "the source failed: a callback failed");
+        CHECK_STR(dlrn_error(ctx), words ? "the source failed: the tape is torn"
+                                         : "the source failed: a callback failed");
         dlrn_buffer_destroy(b);
         dlrn_source_destroy(&finite);
     }
@@ -763,18 +792,19 @@ TEST(a_configuration_out_of_range_is_refused) {
     dlrn_buffer_config cfg;
     dlrn_buffer *b = NULL;
     uint64_t bytes;
-    CHECK(good.n_ctxs == 30000 && good.ctx_len == 128 && good.in_batch_size == 512 && good.out_batch_size == 8192);
+    CHECK(good.n_ctxs == 30000 && good.ctx_len == 128 && good.in_batch_size == 512 &&
+          good.out_batch_size == 8192);
     CHECK(good.shuffle == 1 && good.store == DLRN_F32 && good.seed == 0);
     CHECK_OK(ctx, dlrn_buffer_bytes(ctx, &good, 512, 0, &bytes));
     CHECK(bytes > 7864320000u && bytes < 8100000000u); /* 3.84 million rows */
-#define REFUSE(change, text)                                                                                           \
-    do {                                                                                                               \
-        cfg = good;                                                                                                    \
-        change;                                                                                                        \
-        CHECK_STATUS(dlrn_buffer_create(ctx, &cfg, &source, 1, &b), DLRN_ERR_ARGUMENT);                                \
-        CHECK_STR(dlrn_error(ctx), text);                                                                              \
-        CHECK(!b);                                                                                                     \
-        CHECK_STATUS(dlrn_buffer_bytes(ctx, &cfg, D, 0, &bytes), DLRN_ERR_ARGUMENT);                                   \
+#define REFUSE(change, text)                                                                       \
+    do {                                                                                           \
+        cfg = good;                                                                                \
+        change;                                                                                    \
+        CHECK_STATUS(dlrn_buffer_create(ctx, &cfg, &source, 1, &b), DLRN_ERR_ARGUMENT);            \
+        CHECK_STR(dlrn_error(ctx), text);                                                          \
+        CHECK(!b);                                                                                 \
+        CHECK_STATUS(dlrn_buffer_bytes(ctx, &cfg, D, 0, &bytes), DLRN_ERR_ARGUMENT);               \
     } while (0)
     CHECK_STATUS(dlrn_buffer_bytes(ctx, &good, 0, 0, &bytes), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "activation_dim must be positive");
@@ -804,18 +834,21 @@ TEST(a_configuration_out_of_range_is_refused) {
 
 /* ---- Sources of arrays ---- */
 
-/* The next rows of a source are first, first + 1, ... modulo `rows`; reads until `count` have come, at most `most` at a
-   time. In these sources row i holds 8 i, 8 i + 1, ...; y the negatives: exact in half precision. */
-static void expect_rows(dlrn_context *ctx, const dlrn_source *s, int64_t first, int64_t count, int64_t rows,
-                        int64_t most) {
+/* The next rows of a source are first, first + 1, ... modulo `rows`; reads until `count` have come,
+   at most `most` at a time. In these sources row i holds 8 i, 8 i + 1, ...; y the negatives: exact
+   in half precision. */
+static void expect_rows(dlrn_context *ctx, const dlrn_source *s, int64_t first, int64_t count,
+                        int64_t rows, int64_t most) {
     float x[64 * D], y[64 * D];
     while (count > 0) {
         int64_t n = 0;
-        CHECK_OK(ctx, s->read(s->user, count < most ? count : most, x, s->has_target ? y : NULL, &n));
+        CHECK_OK(ctx,
+                 s->read(s->user, count < most ? count : most, x, s->has_target ? y : NULL, &n));
         CHECK(n > 0 && n <= most && n <= count);
         for (int64_t k = 0; k < n * D; k++) {
             float v = (float)(8 * ((first + k / D) % rows) + k % D);
-            CHECK_MSG(x[k] == v, "row %d: %g, expected %g", (int)(first + k / D), (double)x[k], (double)v);
+            CHECK_MSG(x[k] == v, "row %d: %g, expected %g", (int)(first + k / D), (double)x[k],
+                      (double)v);
             CHECK(!s->has_target || y[k] == -v);
         }
         first += n, count -= n;
@@ -865,7 +898,8 @@ TEST(arrays_in_memory) {
     expect_end(&s);
     CHECK(s.seek(s.user, UINT64_MAX) != DLRN_OK);
     dlrn_source_destroy(&s);
-    CHECK_OK(ctx, dlrn_source_from_array(ctx, x, NULL, 0, D, 0, &s)); /* no rows, without end: ends */
+    CHECK_OK(ctx,
+             dlrn_source_from_array(ctx, x, NULL, 0, D, 0, &s)); /* no rows, without end: ends */
     expect_end(&s);
     dlrn_source_destroy(&s);
     CHECK_STATUS(dlrn_source_from_array(ctx, NULL, NULL, 1, D, 1, &s), DLRN_ERR_ARGUMENT);
@@ -878,15 +912,16 @@ TEST(arrays_in_memory) {
     dlrn_context_destroy(ctx);
 }
 
-/* A .npy [rows][D] of sign * (8 i + j), written byte by byte as the format's page has it; width 2, 4 or 8. */
+/* A .npy [rows][D] of sign * (8 i + j), written byte by byte as the format's page has it; width 2,
+   4 or 8. */
 static char *write_npy(const char *name, int width, int fortran, int rows, float sign) {
     char *path = tmp_path(name), head[128];
     FILE *file = fopen(path, "wb");
     CHECK_MSG(file != NULL, "cannot write %s", path);
     memset(head, ' ', sizeof head);
     memcpy(head, "\x93NUMPY\x01\x00\x76\x00", 10);
-    int n = snprintf(head + 10, 118, "{'descr': '<f%d', 'fortran_order': %s, 'shape': (%d, %d), }", width,
-                     fortran ? "True" : "False", rows, D);
+    int n = snprintf(head + 10, 118, "{'descr': '<f%d', 'fortran_order': %s, 'shape': (%d, %d), }",
+                     width, fortran ? "True" : "False", rows, D);
     head[10 + n] = ' ';
     head[127] = '\n';
     fwrite(head, 1, sizeof head, file);
@@ -909,7 +944,8 @@ TEST(arrays_in_npy_files) {
     dlrn_source s;
     for (int c = 0; c < 12; c++) {
         char *x = write_npy("buffer_x.npy", width[c / 2], c & 1, 19, 1);
-        char *y = write_npy("buffer_y.npy", width[(c / 2 + 2) % 6], !(c & 1), 19, -1); /* of another type and order */
+        char *y = write_npy("buffer_y.npy", width[(c / 2 + 2) % 6], !(c & 1), 19,
+                            -1); /* of another type and order */
         CHECK_OK(ctx, dlrn_source_from_npy(ctx, x, c & 2 ? y : NULL, c < 6 ? 2 : 0, &s));
         CHECK(s.has_target == ((c & 2) != 0));
         check_source(ctx, &s, 19, c < 6 ? 2 : 0);
@@ -923,25 +959,31 @@ TEST(arrays_in_npy_files) {
 TEST(wrong_files_are_named) {
     dlrn_context *ctx = open_context(NULL);
     dlrn_source s;
-    char *x = write_npy("buffer_x.npy", 4, 0, 19, 1), *other = write_npy("buffer_z.npy", 4, 0, 18, 1), text[64] = "";
+    char *x = write_npy("buffer_x.npy", 4, 0, 19, 1),
+         *other = write_npy("buffer_z.npy", 4, 0, 18, 1), text[64] = "";
     CHECK_STATUS(dlrn_source_from_npy(ctx, x, other, 1, &s), DLRN_ERR_SHAPE);
-    CHECK_STR(dlrn_error(ctx), "buffer_z.npy: expected [19, 3] as in build/tmp/buffer_x.npy, found [18, 3]");
+    CHECK_STR(dlrn_error(ctx),
+              "buffer_z.npy: expected [19, 3] as in build/tmp/buffer_x.npy, found [18, 3]");
     CHECK(!s.read && !s.destroy);
     CHECK_STATUS(dlrn_source_from_npy(ctx, "build/tmp/no_such.npy", NULL, 1, &s), DLRN_ERR_IO);
     CHECK_STR(dlrn_error(ctx), "build/tmp/no_such.npy");
     CHECK_STATUS(dlrn_source_from_npy(ctx, x, "build/tmp/no_such.npy", 1, &s), DLRN_ERR_IO);
-    CHECK_STATUS(dlrn_source_from_npy(ctx, "tests/golden/forward.npz", NULL, 1, &s), DLRN_ERR_SHAPE);
+    CHECK_STATUS(dlrn_source_from_npy(ctx, "tests/golden/forward.npz", NULL, 1, &s),
+                 DLRN_ERR_SHAPE);
     CHECK_STR(dlrn_error(ctx), "[rows, width]");
     s.read = tape_read;
     CHECK_STATUS(dlrn_source_from_npy(ctx, x, NULL, -1, &s), DLRN_ERR_ARGUMENT);
     const dlrn_tensor_out wide = {"", DLRN_F32, 2, {0, (int64_t)INT32_MAX + 1}, NULL};
     CHECK_OK(ctx, dlrn_archive_write(ctx, "build/tmp/buffer_wide.npy", &wide, 1, NULL));
-    CHECK_STATUS(dlrn_source_from_npy(ctx, "build/tmp/buffer_wide.npy", NULL, 1, &s), DLRN_ERR_SHAPE);
-    CHECK_STR(dlrn_error(ctx), "buffer_wide.npy: expected rows of 1 to 2147483647 numbers, found 2147483648");
+    CHECK_STATUS(dlrn_source_from_npy(ctx, "build/tmp/buffer_wide.npy", NULL, 1, &s),
+                 DLRN_ERR_SHAPE);
+    CHECK_STR(dlrn_error(ctx),
+              "buffer_wide.npy: expected rows of 1 to 2147483647 numbers, found 2147483648");
     CHECK(!s.read);
     snprintf(text, sizeof text, "no .npy at all");
     CHECK_OK(ctx, dlrn_file_write(ctx, "build/tmp/buffer_bad.npy", text, sizeof text));
-    CHECK_STATUS(dlrn_source_from_npy(ctx, "build/tmp/buffer_bad.npy", NULL, 1, &s), DLRN_ERR_FORMAT);
+    CHECK_STATUS(dlrn_source_from_npy(ctx, "build/tmp/buffer_bad.npy", NULL, 1, &s),
+                 DLRN_ERR_FORMAT);
     dlrn_context_destroy(ctx);
 }
 
@@ -967,7 +1009,8 @@ TEST(epochs_through_a_buffer) {
 
 /* ---- What is done fast, against what is plain ---- */
 
-/* A list, one draw after the other; the buffer has several segments of more than the least size, and two threads. */
+/* A list, one draw after the other; the buffer has several segments of more than the least size,
+   and two threads. */
 TEST(a_batch_is_what_a_plain_list_gives) {
     enum { ROWS = 90000, CAPACITY = 70000, BATCH = 500 };
     static int32_t list[CAPACITY];
@@ -988,7 +1031,8 @@ TEST(a_batch_is_what_a_plain_list_gives) {
         for (int64_t i = 0; i < n; i++) {
             int64_t at = (int64_t)dlrn_rng_below(&rng, (uint64_t)held), row = list[at];
             list[at] = list[--held];
-            for (int64_t c = 0; c < D; c++) wrong += x[i * D + c] != x_of(row, c) || y[i * D + c] != y_of(row, c);
+            for (int64_t c = 0; c < D; c++)
+                wrong += x[i * D + c] != x_of(row, c) || y[i * D + c] != y_of(row, c);
         }
         total += n;
     }
@@ -1011,17 +1055,21 @@ TEST(drawing_below_spares_a_division_and_no_number) {
     }
 }
 
-/* Every number of 16 bits, at every length up to some blocks, by every set of kernels; nothing behind them changes. */
+/* Every number of 16 bits, at every length up to some blocks, by every set of kernels; nothing
+   behind them changes. */
 TEST(widening_is_exact_in_every_set) {
     static uint16_t half[65536 + 1];
     static float out[65536 + 1];
     const char *name;
 #ifdef __i386__
-    enum { x87 = 1 }; /* a float is returned in a register that makes a signalling NaN a quiet one */
+    enum {
+        x87 = 1
+    }; /* a float is returned in a register that makes a signalling NaN a quiet one */
 #else
     enum { x87 = 0 };
 #endif
-    for (int i = 0; i < 65536; i++) half[i + 1] = (uint16_t)(i * 257 + 12345); /* odd: each comes once */
+    for (int i = 0; i < 65536; i++)
+        half[i + 1] = (uint16_t)(i * 257 + 12345); /* odd: each comes once */
     for (int set = 0; (name = dlrn_kernels_available(set)) != NULL; set++)
         for (int c = 0; c < 2; c++) {
             dlrn_context_config cfg = dlrn_context_defaults();
@@ -1032,7 +1080,8 @@ TEST(widening_is_exact_in_every_set) {
                 for (int64_t first = 0; first + n <= 65536; first += n < 65536 ? 997 : 1) {
                     out[0] = 0;
                     out[n] = 42;
-                    dlrni_unpack(ctx, c ? DLRN_BF16 : DLRN_F16, (const char *)(half + 1 + first), out, n);
+                    dlrni_unpack(ctx, c ? DLRN_BF16 : DLRN_F16, (const char *)(half + 1 + first),
+                                 out, n);
                     for (int64_t i = 0; i < n; i++) {
                         uint16_t h = half[1 + first + i];
                         float want = c ? dlrn_bf16_to_f32(h) : dlrn_f16_to_f32(h);
@@ -1059,7 +1108,8 @@ TEST(the_first_number_out_of_range_is_found) {
 /* Whatever is accepted is finite as it is stored, and nothing else is refused. */
 TEST(what_can_be_stored_is_accepted) {
     static const dlrn_dtype types[3] = {DLRN_F32, DLRN_F16, DLRN_BF16};
-    static const uint32_t edges[] = {0x477fefffu, 0x477ff000u, 0x7f7f7fffu, 0x7f7f8000u, 0x7f7fffffu, 0x7f800000u, 0};
+    static const uint32_t edges[] = {
+        0x477fefffu, 0x477ff000u, 0x7f7f7fffu, 0x7f7f8000u, 0x7f7fffffu, 0x7f800000u, 0};
     dlrn_context *ctx = open_context(NULL);
     for (int c = 0; c < 3; c++)
         for (uint32_t k = 0; k < 7; k++)
@@ -1073,7 +1123,9 @@ TEST(what_can_be_stored_is_accepted) {
                 dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
                 memcpy(&x[1], &bits, 4);
                 y[1] = rounded(types[c], x[1]);
-                CHECK_MSG((dlrni_check_storable(b, x, 1, "x") == DLRN_OK) == (fabsf(y[1]) <= FLT_MAX), "%08x", bits);
+                CHECK_MSG((dlrni_check_storable(b, x, 1, "x") == DLRN_OK) ==
+                              (fabsf(y[1]) <= FLT_MAX),
+                          "%08x", bits);
                 dlrn_buffer_destroy(b);
             }
     dlrn_context_destroy(ctx);

@@ -1,5 +1,6 @@
-/* test_checkpoint.c - checkpoints of trainers that are not what they should be: each name, number and shape that a
-   resumption reads is wrong once, and is named; and a run that goes on with another buffer than it had. */
+/* test_checkpoint.c - checkpoints of trainers that are not what they should be: each name, number
+   and shape that a resumption reads is wrong once, and is named; and a run that goes on with
+   another buffer than it had. */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/test.h"
@@ -13,7 +14,8 @@ static size_t saved_size;
 
 static dlrn_train_config config(void) {
     dlrn_train_config cfg = dlrn_train_defaults();
-    cfg.activation_dim = D, cfg.dict_size = F, cfg.warmup_steps = 0, cfg.log_steps = -1, cfg.steps = 3;
+    cfg.activation_dim = D, cfg.dict_size = F, cfg.warmup_steps = 0, cfg.log_steps = -1,
+    cfg.steps = 3;
     return cfg;
 }
 
@@ -21,8 +23,10 @@ static dlrn_buffer *make_buffer(dlrn_dtype store, int64_t capacity, int has_targ
     dlrn_buffer_config cfg = dlrn_buffer_defaults();
     dlrn_source source;
     dlrn_buffer *b = NULL;
-    cfg.n_ctxs = capacity, cfg.ctx_len = 1, cfg.in_batch_size = 8, cfg.out_batch_size = BATCH, cfg.store = store;
-    CHECK_OK(ctx, dlrn_source_from_array(ctx, rows, has_target ? targets : NULL, ROWS, D, 0, &source));
+    cfg.n_ctxs = capacity, cfg.ctx_len = 1, cfg.in_batch_size = 8, cfg.out_batch_size = BATCH,
+    cfg.store = store;
+    CHECK_OK(ctx,
+             dlrn_source_from_array(ctx, rows, has_target ? targets : NULL, ROWS, D, 0, &source));
     CHECK_OK(ctx, dlrn_buffer_create(ctx, &cfg, &source, 1, &b));
     return b;
 }
@@ -36,24 +40,28 @@ static void save(dlrn_buffer *b, const char *path) {
     dlrn_trainer_destroy(t);
 }
 
-/* The file cannot be resumed with this configuration and buffer (which is destroyed), and the error says why. */
+/* The file cannot be resumed with this configuration and buffer (which is destroyed), and the error
+   says why. */
 static void refuse(const char *path, const dlrn_train_config *cfg, dlrn_buffer *b, dlrn_status want,
                    const char *words) {
     dlrn_trainer *t = NULL;
     dlrn_status s = dlrn_trainer_resume(ctx, path, cfg, b, &t);
-    CHECK_MSG(s == want, "%s, expected %s with '%s'", s ? dlrn_error(ctx) : "it was resumed", dlrn_status_name(want),
-              words);
+    CHECK_MSG(s == want, "%s, expected %s with '%s'", s ? dlrn_error(ctx) : "it was resumed",
+              dlrn_status_name(want), words);
     CHECK(t == NULL);
     CHECK_STR(dlrn_error(ctx), words);
     dlrn_buffer_destroy(b);
 }
 
-/* The good checkpoint with `now` for what stood at `was`, for the first time after `from`, in its header of JSON. */
-static void altered(const char *from, const char *was, const char *now, dlrn_status want, const char *words) {
+/* The good checkpoint with `now` for what stood at `was`, for the first time after `from`, in its
+   header of JSON. */
+static void altered(const char *from, const char *was, const char *now, dlrn_status want,
+                    const char *words) {
     const char *path = tmp_path("checkpoint_altered.safetensors"), *at = strstr(saved + 8, from);
     char *copy = (char *)malloc(saved_size + strlen(now));
     CHECK_MSG(copy != NULL && at != NULL && (at = strstr(at, was)) != NULL, "no %s, %s", from, was);
-    size_t before = (size_t)(at - saved), grown = strlen(now) - strlen(was); /* modulo 2^64, or 2^32 */
+    size_t before = (size_t)(at - saved),
+           grown = strlen(now) - strlen(was); /* modulo 2^64, or 2^32 */
     memcpy(copy, saved, before);
     memcpy(copy + before, now, strlen(now));
     memcpy(copy + before + strlen(now), at + strlen(was), saved_size - before - strlen(was));
@@ -124,22 +132,28 @@ TEST(settings) {
     }
     const char *after = "\"config\":";
     altered(after, "steps\\\": 3", "steps\\\":-3", DLRN_ERR_FORMAT, "\"config.steps\" is missing");
-    altered(after, "\\\"lr\\\": 0.0003", "\\\"lr\\\": [0.00]", DLRN_ERR_FORMAT, "\"config.lr\" is missing");
-    altered(after, "\\\"lr\\\": 0.0003", "\\\"lr\\\": -0.003", DLRN_ERR_FORMAT, "config: lr: expected a");
+    altered(after, "\\\"lr\\\": 0.0003", "\\\"lr\\\": [0.00]", DLRN_ERR_FORMAT,
+            "\"config.lr\" is missing");
+    altered(after, "\\\"lr\\\": 0.0003", "\\\"lr\\\": -0.003", DLRN_ERR_FORMAT,
+            "config: lr: expected a");
     altered(after, "819200,", "8192e2,", DLRN_ERR_FORMAT, "\"config.resample_rows\" is missing");
     altered(after, "\\\"norm\\\"", "\\\"no\\\"", DLRN_ERR_FORMAT, "\"config.loss\" is missing");
     altered(after, "\\\"l1\\\"", "\\\"l7\\\"", DLRN_ERR_FORMAT, "\"config.sparsity\" is missing");
     altered(after, "false", "12345", DLRN_ERR_FORMAT, "\"config.compat\" is missing");
-    altered(after, "\\\"seed\\\": 0", "\\\"seed\\\":-1", DLRN_ERR_FORMAT, "\"config.seed\" is missing");
-    altered(after, "dict_size\\\": 12", "dict_size\\\": 0 ", DLRN_ERR_FORMAT, "\"config.dict_size\" is missing");
+    altered(after, "\\\"seed\\\": 0", "\\\"seed\\\":-1", DLRN_ERR_FORMAT,
+            "\"config.seed\" is missing");
+    altered(after, "dict_size\\\": 12", "dict_size\\\": 0 ", DLRN_ERR_FORMAT,
+            "\"config.dict_size\" is missing");
     altered(after, "dict_size\\\": 12", "dict_size\\\": 2147483648", DLRN_ERR_FORMAT,
             "\"config.dict_size\" is missing");
-    altered(after, "dict_size\\\": 12", "dict_size\\\": -1", DLRN_ERR_FORMAT, "\"config.dict_size\" is missing");
+    altered(after, "dict_size\\\": 12", "dict_size\\\": -1", DLRN_ERR_FORMAT,
+            "\"config.dict_size\" is missing");
     altered(after, "activation_dim\\\": 4", "activation_dim\\\": 0", DLRN_ERR_FORMAT,
             "\"config.dict_size\" is missing");
     altered(after, "dict_size\\\": 12", "dict_size\\\": 99", DLRN_ERR_SHAPE, "encoder_weight");
     altered("{", "\"config\"", "\"c_nfig\"", DLRN_ERR_FORMAT, "\"config.");
-    altered("{", "checkpoint 1", "checkpoint 9", DLRN_ERR_FORMAT, "\"format\" is missing or malformed");
+    altered("{", "checkpoint 1", "checkpoint 9", DLRN_ERR_FORMAT,
+            "\"format\" is missing or malformed");
     altered("{", "\"format\"", "\"f_rmat\"", DLRN_ERR_FORMAT, "\"format\" is missing or malformed");
 }
 
@@ -153,7 +167,8 @@ TEST(numbers_of_the_run) {
 }
 
 TEST(state_of_the_buffer) {
-    static const char *const names[] = {"rows", "store", "seed", "stream", "counter", "position", "rows_read"};
+    static const char *const names[] = {"rows",    "store",    "seed",     "stream",
+                                        "counter", "position", "rows_read"};
     const char *after = "\"buffer\":", *words = "\"buffer\" is missing or malformed";
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char was[64], now[64];
@@ -168,17 +183,19 @@ TEST(state_of_the_buffer) {
     altered(after, "rows_read\\\": 40", "rows_read\\\": -1", DLRN_ERR_FORMAT, words);
     altered(after, "BF16", "F_16", DLRN_ERR_FORMAT, words);
     altered(after, "\\\"BF16\\\"", "\\\"F16\\\" ", DLRN_ERR_SHAPE, "buffer.x");
-    altered(after, "rows_read\\\": 40", "rows_read\\\": 9223372036854775807", DLRN_ERR_FORMAT, words);
-    altered(
-        after, "position\\\": 40", "position\\\": 9223372036854775807", DLRN_ERR_ARGUMENT,
-        "checkpoint_altered.safetensors: not a checkpoint for this trainer: buffer: the source, on its way to 9223");
+    altered(after, "rows_read\\\": 40", "rows_read\\\": 9223372036854775807", DLRN_ERR_FORMAT,
+            words);
+    altered(after, "position\\\": 40", "position\\\": 9223372036854775807", DLRN_ERR_ARGUMENT,
+            "checkpoint_altered.safetensors: not a checkpoint for this trainer: buffer: the "
+            "source, on its way to 9223");
 }
 
 TEST(tensors) {
-    static const char *const names[] = {
-        "bias",           "m.bias",           "v.bias",           "encoder_bias", "m.encoder_bias", "v.encoder_bias",
-        "encoder_weight", "m.encoder_weight", "v.encoder_weight", "buffer.x",     "buffer.y",       "steps_since_fired",
-        "decoder_weight", "m.decoder_weight", "v.decoder_weight"};
+    static const char *const names[] = {"bias",           "m.bias",           "v.bias",
+                                        "encoder_bias",   "m.encoder_bias",   "v.encoder_bias",
+                                        "encoder_weight", "m.encoder_weight", "v.encoder_weight",
+                                        "buffer.x",       "buffer.y",         "steps_since_fired",
+                                        "decoder_weight", "m.decoder_weight", "v.decoder_weight"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char was[64], now[64], words[80];
         snprintf(was, sizeof was, "\"%s\":{", names[i]);
@@ -187,8 +204,10 @@ TEST(tensors) {
         snprintf(words, sizeof words, "\"%s\" is missing or malformed", names[i]);
         altered("{", was, now, DLRN_ERR_FORMAT, words);
     }
-    altered("\"m.bias\"", "F32", "I32", DLRN_ERR_SHAPE, "m.bias: expected F32 [4][1], found I32 [4][1]");
-    altered("\"encoder_bias\"", "[12]", "[1,12]", DLRN_ERR_SHAPE, "expected F32 [12][1], found F32 [1][12]");
+    altered("\"m.bias\"", "F32", "I32", DLRN_ERR_SHAPE,
+            "m.bias: expected F32 [4][1], found I32 [4][1]");
+    altered("\"encoder_bias\"", "[12]", "[1,12]", DLRN_ERR_SHAPE,
+            "expected F32 [12][1], found F32 [1][12]");
     altered("\"m.bias\"", "[4]", "[2]", DLRN_ERR_FORMAT, "expected 8 bytes");
     altered("\"encoder_weight\"", "[12,4]", "[4,12]", DLRN_ERR_SHAPE, "found F32 [4][12]");
 }
@@ -205,13 +224,15 @@ TEST(counters) {
     for (int negative = 0; negative < 2; negative++) {
         dlrni_put_le((unsigned char *)saved + first, negative ? UINT64_MAX : INT64_MAX, 8);
         CHECK_OK(ctx, dlrn_file_write(ctx, path, saved, saved_size));
-        refuse(path, NULL, make_buffer(DLRN_BF16, CAPACITY, 1), DLRN_ERR_FORMAT, "\"steps_since_fired\" is missing");
+        refuse(path, NULL, make_buffer(DLRN_BF16, CAPACITY, 1), DLRN_ERR_FORMAT,
+               "\"steps_since_fired\" is missing");
     }
     memcpy(saved + first, kept, 8);
 }
 
 TEST(another_buffer) {
-    const char *good = tmp_path("checkpoint_good.safetensors"), *bare = tmp_path("checkpoint_bare.safetensors");
+    const char *good = tmp_path("checkpoint_good.safetensors"),
+               *bare = tmp_path("checkpoint_bare.safetensors");
     dlrn_train_config cfg = config();
     dlrn_trainer *t = NULL;
     refuse(good, NULL, make_buffer(DLRN_F32, CAPACITY, 1), DLRN_ERR_ARGUMENT,
@@ -231,7 +252,8 @@ TEST(another_buffer) {
     cfg = config();
     cfg.compat = 1;
     refuse(good, &cfg, NULL, DLRN_ERR_ARGUMENT, "saved with compat 0, expected 1");
-    refuse(tmp_path("checkpoint_none.safetensors"), NULL, NULL, DLRN_ERR_IO, "checkpoint_none.safetensors");
+    refuse(tmp_path("checkpoint_none.safetensors"), NULL, NULL, DLRN_ERR_IO,
+           "checkpoint_none.safetensors");
     /* saved with a buffer and resumed without, and the other way round */
     CHECK_OK(ctx, dlrn_trainer_resume(ctx, good, NULL, NULL, &t));
     CHECK_STATUS(dlrn_trainer_step(t, NULL), DLRN_ERR_ARGUMENT);
@@ -250,7 +272,8 @@ TEST(another_buffer) {
 int main(int argc, char **argv) {
     dlrn_rng rng = {6, 0, 0};
     TEST_BEGIN(argc, argv);
-    for (int i = 0; i < ROWS * D; i++) rows[i] = dlrn_rng_normal(&rng), targets[i] = dlrn_rng_normal(&rng);
+    for (int i = 0; i < ROWS * D; i++)
+        rows[i] = dlrn_rng_normal(&rng), targets[i] = dlrn_rng_normal(&rng);
     if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return 1;
     if (argc > 1) test_a_good_one();
     RUN(a_good_one);

@@ -1,5 +1,6 @@
-/* Kernels, products, vectors, random numbers, half floats and the dictionary's forward pass, each against a plain
-   double-precision twin written here, and every kernel set against the scalar one bit for bit. */
+/* Kernels, products, vectors, random numbers, half floats and the dictionary's forward pass, each
+   against a plain double-precision twin written here, and every kernel set against the scalar one
+   bit for bit. */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "test.h"
@@ -32,7 +33,8 @@ TEST(half_floats_round_trip) {
     CHECK(dlrn_f32_to_f16(65519.0f) == 0x7bff && dlrn_f32_to_f16(65520.0f) == 0x7c00);
     CHECK(dlrn_f32_to_f16(2.98023224e-8f) == 0 && dlrn_f32_to_f16(2.9802326e-8f) == 1);
     CHECK(dlrn_f16_to_f32(dlrn_f32_to_f16(NAN)) != dlrn_f16_to_f32(dlrn_f32_to_f16(NAN)));
-    CHECK(dlrn_bf16_to_f32(dlrn_f32_to_bf16(NAN)) != 0.0f && isnan(dlrn_bf16_to_f32(dlrn_f32_to_bf16(NAN))));
+    CHECK(dlrn_bf16_to_f32(dlrn_f32_to_bf16(NAN)) != 0.0f &&
+          isnan(dlrn_bf16_to_f32(dlrn_f32_to_bf16(NAN))));
     CHECK(dlrn_f32_to_bf16(1.00390625f) == 0x3f80 && dlrn_f32_to_bf16(1.01171875f) == 0x3f82);
 }
 
@@ -45,13 +47,16 @@ TEST(exponentials) {
         dlrn_context *ctx = open_kernels(dlrn_kernels_available(k), 1);
         for (int i = 0; i < N; i++) y[i] = i < 13 ? (float)at[i] + 3 : 3 - 0.045f * (float)i;
         for (int i = 0; i < N; i++) {
-            float shifted = y[i] - 3.0f; /* rounded, also where sums are wider than their operands */
+            float shifted =
+                y[i] - 3.0f; /* rounded, also where sums are wider than their operands */
             want[i] = (float)exp((double)shifted);
         }
         ctx->k->exp_shift(y, 3.0f, N);
         for (int i = 0; i < N; i++)
-            CHECK_MSG(test_close(y[i], want[i], 2.5e-7) || (want[i] < 2e-38f && y[i] >= 0 && y[i] < 2e-38f),
-                      "%s: %d: %g, expected %g", dlrn_kernels(ctx), i, (double)y[i], (double)want[i]);
+            CHECK_MSG(test_close(y[i], want[i], 2.5e-7) ||
+                          (want[i] < 2e-38f && y[i] >= 0 && y[i] < 2e-38f),
+                      "%s: %d: %g, expected %g", dlrn_kernels(ctx), i, (double)y[i],
+                      (double)want[i]);
         y[0] = NAN;
         ctx->k->exp_shift(y, 0, 1);
         CHECK(y[0] != y[0]);
@@ -81,8 +86,8 @@ TEST(random_numbers_are_philox) {
 }
 
 /* c = op(a, b) + beta c0 in double */
-static void naive_gemm(dlrn_gemm_op op, int64_t m, int64_t n, int64_t k, const float *a, const float *b, float beta,
-                       const float *c0, double *c) {
+static void naive_gemm(dlrn_gemm_op op, int64_t m, int64_t n, int64_t k, const float *a,
+                       const float *b, float beta, const float *c0, double *c) {
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) {
             double s = beta != 0.0f ? (double)c0[i * n + j] : 0.0;
@@ -95,15 +100,17 @@ static void naive_gemm(dlrn_gemm_op op, int64_t m, int64_t n, int64_t k, const f
 }
 
 TEST(products_match_double_and_every_kernel_set_gives_the_same_bits) {
-    static const int64_t shapes[][3] = {{1, 1, 1},      {4, 6, 16},    {5, 7, 17},  {3, 33, 40},
-                                        {70, 100, 50},  {65, 97, 129}, {2, 200, 8}, {9, 31, 0},
-                                        {261, 50, 530}, {3, 400, 520}}; /* more than a task takes, each way */
+    static const int64_t
+        shapes[][3] = {{1, 1, 1},      {4, 6, 16},    {5, 7, 17},  {3, 33, 40},
+                       {70, 100, 50},  {65, 97, 129}, {2, 200, 8}, {9, 31, 0},
+                       {261, 50, 530}, {3, 400, 520}}; /* more than a task takes, each way */
     static float work[DLRN_GEMM_WORK];
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
         for (int op = DLRN_NN; op <= DLRN_TN; op++)
             for (int beta = 0; beta < 2; beta++) {
                 int64_t m = shapes[s][0], n = shapes[s][1], k = shapes[s][2], z = m * n;
-                float *a = (float *)calloc((size_t)(m * k + 1), 4), *b = (float *)calloc((size_t)(k * n + 1), 4);
+                float *a = (float *)calloc((size_t)(m * k + 1), 4),
+                      *b = (float *)calloc((size_t)(k * n + 1), 4);
                 float *c0 = (float *)calloc((size_t)z, 4), *c = (float *)calloc((size_t)z, 4);
                 float *first = (float *)calloc((size_t)z, 4);
                 double *want = (double *)calloc((size_t)z, 8);
@@ -117,16 +124,19 @@ TEST(products_match_double_and_every_kernel_set_gives_the_same_bits) {
                     CHECK(ctx != NULL && !strcmp(dlrn_kernels(ctx), name));
                     memcpy(c, c0, (size_t)z * 4);
                     CHECK_OK(ctx,
-                             dlrn_matmul(ctx, (dlrn_gemm_op)op, op == DLRN_TN ? dlrn_view(a, k, m) : dlrn_view(a, m, k),
-                                         op == DLRN_NT ? dlrn_view(b, n, k) : dlrn_view(b, k, n), (float)beta,
-                                         dlrn_view(c, m, n)));
+                             dlrn_matmul(ctx, (dlrn_gemm_op)op,
+                                         op == DLRN_TN ? dlrn_view(a, k, m) : dlrn_view(a, m, k),
+                                         op == DLRN_NT ? dlrn_view(b, n, k) : dlrn_view(b, k, n),
+                                         (float)beta, dlrn_view(c, m, n)));
                     for (int64_t e = 0; e < z; e++)
-                        CHECK(fabs((double)c[e] - want[e]) < (2e-5 + 1e-7 * (double)k) * (1 + fabs(want[e])));
+                        CHECK(fabs((double)c[e] - want[e]) <
+                              (2e-5 + 1e-7 * (double)k) * (1 + fabs(want[e])));
                     if (i == 0) memcpy(first, c, (size_t)z * 4);
                     CHECK_MSG(same_bits(first, c, z), "%s differs from scalar", name);
                     memcpy(c, c0, (size_t)z * 4);
-                    CHECK_OK(ctx, dlrn_gemm_serial(ctx, (dlrn_gemm_op)op, m, n, k, a, op == DLRN_TN ? m : k, b,
-                                                   op == DLRN_NT ? k : n, (float)beta, c, n, work));
+                    CHECK_OK(ctx, dlrn_gemm_serial(ctx, (dlrn_gemm_op)op, m, n, k, a,
+                                                   op == DLRN_TN ? m : k, b, op == DLRN_NT ? k : n,
+                                                   (float)beta, c, n, work));
 #ifndef DICTLEARN_CBLAS /* whose order is its own */
                     CHECK_MSG(same_bits(first, c, z), "%s differs on one thread", name);
 #endif
@@ -139,7 +149,8 @@ TEST(products_match_double_and_every_kernel_set_gives_the_same_bits) {
 enum { VEC = 203, VEC_ROWS = 9, VEC_OUT = 5 };
 static float vec_x[VEC_ROWS][VEC], vec_g[VEC];
 
-/* Every vector kernel once on the first n elements; what lies beyond n in each output must stay 0. */
+/* Every vector kernel once on the first n elements; what lies beyond n in each output must stay 0.
+ */
 static void run_vector_kernels(dlrn_context *ctx, int64_t n, float out[VEC_OUT][4 * VEC]) {
     static const int32_t idx[6] = {3, 0, 8, 8, 1, 5};
     static const float coef[6] = {0.5f, -1.25f, 3.0f, 0.0f, 1e-3f, 7.0f};
@@ -163,7 +174,8 @@ static void run_vector_kernels(dlrn_context *ctx, int64_t n, float out[VEC_OUT][
     for (int64_t p = 0; p < n; p++) dot += (double)vec_x[5][p] * (double)vec_x[6][p];
     for (int p = 0; p < 6; p++) sum += (double)coef[p] * (double)vec_x[idx[p]][n - 1];
     CHECK(fabs((double)out[4][0] - dot) < 1e-4 && fabs((double)out[0][n - 1] - sum) < 1e-4);
-    for (int o = 0; o < 4; o++) CHECK_MSG(out[o][n] == 0.0f || (o == 3 && n == VEC), "output %d past its end", o);
+    for (int o = 0; o < 4; o++)
+        CHECK_MSG(out[o][n] == 0.0f || (o == 3 && n == VEC), "output %d past its end", o);
 }
 
 TEST(vector_kernels_give_the_same_bits_in_every_set) {
@@ -177,7 +189,8 @@ TEST(vector_kernels_give_the_same_bits_in_every_set) {
         for (int64_t n = 1; n <= VEC; n += n < 40 ? 1 : 163) {
             run_vector_kernels(scalar, n, want);
             run_vector_kernels(ctx, n, out);
-            for (int o = 0; o < VEC_OUT; o++) CHECK_MSG(same_bits(want[o], out[o], 4 * VEC), "%s, output %d", name, o);
+            for (int o = 0; o < VEC_OUT; o++)
+                CHECK_MSG(same_bits(want[o], out[o], 4 * VEC), "%s, output %d", name, o);
         }
         dlrn_context_destroy(ctx);
     }
@@ -198,17 +211,20 @@ TEST(squares_are_transposed_and_zeros_left_out) {
             for (int c = 0; c < 16; c++) CHECK(to[c * 21 + r] == from[r * 19 + c]);
         for (int64_t n = 1; n <= GROUP; n++) {
             int64_t want = 0;
-            for (int64_t j = 0; j < n; j++) f[j] = j % 3 == 1 ? 0 : j % 5 == 4 ? NAN : (float)(j - 7);
+            for (int64_t j = 0; j < n; j++)
+                f[j] = j % 3 == 1 ? 0 : j % 5 == 4 ? NAN : (float)(j - 7);
             int64_t got = ctx->k->collect(f, n, 100, key, val);
             for (int64_t j = 0; j < n; j++)
-                if (!(f[j] == 0)) CHECK(key[want] == 100 + j && memcmp(&val[want++], &f[j], sizeof *f) == 0);
+                if (!(f[j] == 0))
+                    CHECK(key[want] == 100 + j && memcmp(&val[want++], &f[j], sizeof *f) == 0);
             CHECK(got == want);
         }
         dlrn_context_destroy(ctx);
     }
 }
 
-/* Lists so long that they share their rows, and short ones; rows of one stretch of columns, and of some. */
+/* Lists so long that they share their rows, and short ones; rows of one stretch of columns, and of
+   some. */
 TEST(sums_of_rows_go_in_order_in_every_set) {
     enum { FIRST = 3, ROWS = 50, OUT = 5, MOST = 600 };
     static const int64_t widths[] = {1, 37, 256, 257, MOST};
@@ -232,8 +248,8 @@ TEST(sums_of_rows_go_in_order_in_every_set) {
                 dlrni_sums g = {OUT, d, FIRST, ROWS, start, idx};
                 fill(out, OUT * d, 33);
                 dlrni_sums_add(ctx->k, &g, base, coef, out);
-                CHECK_MSG(same_bits(out, want, OUT * d), "%s: width %d, one row of %d", dlrn_kernels(ctx), (int)d,
-                          every);
+                CHECK_MSG(same_bits(out, want, OUT * d), "%s: width %d, one row of %d",
+                          dlrn_kernels(ctx), (int)d, every);
                 dlrn_context_destroy(ctx);
             }
         }
@@ -285,10 +301,12 @@ TEST(tensors_check_shapes_and_bounds) {
                  (100 - 125 / 3.0) * (100 - 125 / 3.0)) /
                     2,
                 1e-12);
-    CHECK_OK(ctx, dlrn_mean_var(ctx, dlrn_view(t.data, 1, 5), mean, var)); /* one row varies by nothing */
+    CHECK_OK(ctx, dlrn_mean_var(ctx, dlrn_view(t.data, 1, 5), mean,
+                                var)); /* one row varies by nothing */
     CHECK(mean[4] > 15.99 && mean[4] < 16.01 && !(var[4] > 0) && !(var[4] < 0));
     dlrn_axpy(ctx, 0.5f, t.data, t.data + 5, 5);
-    for (int i = 0; i < 5; i++) CHECK(t.data[5 + i] == (float)((5 + i) * (5 + i)) + 0.5f * (float)(i * i));
+    for (int i = 0; i < 5; i++)
+        CHECK(t.data[5 + i] == (float)((5 + i) * (5 + i)) + 0.5f * (float)(i * i));
     dlrn_tensor_free(ctx, &t);
     CHECK(dlrn_error(NULL) != NULL);
     dlrn_context_destroy(ctx);
@@ -312,7 +330,8 @@ TEST(the_initial_distribution_is_torchs) {
     CHECK(most <= 0.125 && most > 0.1249);
     CHECK_CLOSE(square / (64 * 300), 0.125 * 0.125 / 3, 0.03); /* variance of U(-1/8, 1/8) */
     for (int j = 0; j < 300; j++)
-        CHECK(fabsf(dlrn_norm(ctx, a->decoder_weight + j * 64, 64) - 1) < 1e-6f && fabsf(a->encoder_bias[j]) <= 0.125f);
+        CHECK(fabsf(dlrn_norm(ctx, a->decoder_weight + j * 64, 64) - 1) < 1e-6f &&
+              fabsf(a->encoder_bias[j]) <= 0.125f);
     for (int i = 0; i < 64; i++) CHECK(a->bias[i] == 0.0f);
     dlrn_dictionary_destroy(a);
     dlrn_dictionary_destroy(b);
@@ -334,7 +353,8 @@ TEST(encode_and_decode_match_the_formula) {
         for (int j = 0; j < F; j++) {
             double pre = (double)dict->encoder_bias[j];
             for (int k = 0; k < D; k++)
-                pre += (double)dict->encoder_weight[j * D + k] * ((double)x[i * D + k] - (double)dict->bias[k]);
+                pre += (double)dict->encoder_weight[j * D + k] *
+                       ((double)x[i * D + k] - (double)dict->bias[k]);
             CHECK(fabs((double)f[i * F + j] - (pre > 0 ? pre : 0)) < 1e-5);
             nnz += f[i * F + j] != 0.0f;
         }
@@ -348,7 +368,8 @@ TEST(encode_and_decode_match_the_formula) {
     for (int i = 0; i < N; i++)
         for (int k = 0; k < D; k++) {
             double want = (double)dict->bias[k];
-            for (int j = 0; j < F; j++) want += (double)f[i * F + j] * (double)dict->decoder_weight[j * D + k];
+            for (int j = 0; j < F; j++)
+                want += (double)f[i * F + j] * (double)dict->decoder_weight[j * D + k];
             CHECK(fabs((double)x_hat[i * D + k] - want) < 1e-4);
         }
     CHECK_OK(ctx, dlrn_decode_sparse(dict, &codes, again));
@@ -397,7 +418,8 @@ TEST(ghost_mode_does_not_overflow) {
             double want = 0;
             for (int j = 0; j < F; j += 3) {
                 double pre = (double)dict->encoder_bias[j];
-                for (int q = 0; q < D; q++) pre += (double)dict->encoder_weight[j * D + q] * (double)x[i * D + q];
+                for (int q = 0; q < D; q++)
+                    pre += (double)dict->encoder_weight[j * D + q] * (double)x[i * D + q];
                 want += exp(pre - (double)shift[i]) * (double)dict->decoder_weight[j * D + k];
             }
             CHECK(shift[i] > 150.0f && fabs((double)g[i * D + k] - want) < 1e-5);
@@ -411,7 +433,8 @@ TEST(a_context_refuses_what_is_not_there) {
     dlrn_context *ctx = open_kernels("scalar", 1);
     CHECK(ctx && !strcmp(dlrn_kernels(ctx), "scalar"));
     CHECK_STR(dlrn_build_info(ctx), "kernels scalar of scalar");
-    CHECK(!strcmp(dlrn_status_name(DLRN_ERR_SHAPE), "DLRN_ERR_SHAPE") && dlrn_status_text(DLRN_OK)[0] == 'd');
+    CHECK(!strcmp(dlrn_status_name(DLRN_ERR_SHAPE), "DLRN_ERR_SHAPE") &&
+          dlrn_status_text(DLRN_OK)[0] == 'd');
     dlrn_context_destroy(ctx);
 }
 

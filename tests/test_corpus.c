@@ -1,5 +1,6 @@
-/* test_corpus.c - files that others made: each loads with PyTorch's numbers (tests/corpus.txt, written by
-   tests/make_corpus_table.py) or fails with the right words. The files stand beside the repository. */
+/* test_corpus.c - files that others made: each loads with PyTorch's numbers (tests/corpus.txt,
+   written by tests/make_corpus_table.py) or fails with the right words. The files stand beside the
+   repository. */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/test.h"
@@ -35,7 +36,8 @@ static char *corpus_path(const char *name) {
 static void check_shape(const dlrn_tensor_info *info, const char *name, const char *shape) {
     char found[256] = "";
     for (int i = 0, at = 0; i < info->ndim; i++)
-        at += snprintf(found + at, sizeof found - (size_t)at, i ? ",%lld" : "%lld", (long long)info->shape[i]);
+        at += snprintf(found + at, sizeof found - (size_t)at, i ? ",%lld" : "%lld",
+                       (long long)info->shape[i]);
     CHECK_MSG(!strcmp(found, shape), "%s: shape [%s], expected [%s]", name, found, shape);
 }
 
@@ -59,10 +61,14 @@ static void check_numbers(int64_t index, char *field[FIELDS]) {
         order += (double)(i + 1) * (double)x[i];
     }
     double first = (double)x[0], last = (double)x[info->numel ? info->numel - 1 : 0];
-    CHECK_MSG(same(sum, want[0], want[1]), "%s: sum %.17g, expected %.17g", info->name, sum, want[0]);
-    CHECK_MSG(same(magnitude, want[1], want[1]), "%s: |x| %.17g, expected %.17g", info->name, magnitude, want[1]);
-    CHECK_MSG(same(order, want[4], want[1] * (double)info->numel), "%s: in another order", info->name);
-    CHECK_MSG(same(first, want[2], 0), "%s: first %.17g, expected %.17g", info->name, first, want[2]);
+    CHECK_MSG(same(sum, want[0], want[1]), "%s: sum %.17g, expected %.17g", info->name, sum,
+              want[0]);
+    CHECK_MSG(same(magnitude, want[1], want[1]), "%s: |x| %.17g, expected %.17g", info->name,
+              magnitude, want[1]);
+    CHECK_MSG(same(order, want[4], want[1] * (double)info->numel), "%s: in another order",
+              info->name);
+    CHECK_MSG(same(first, want[2], 0), "%s: first %.17g, expected %.17g", info->name, first,
+              want[2]);
     CHECK_MSG(same(last, want[3], 0), "%s: last %.17g, expected %.17g", info->name, last, want[3]);
     if (strcmp(field[DTYPE], "F32") && strstr("I64I32I16I8U64U32U16U8BOOL", field[DTYPE]))
         check_integers(index, x, info->numel);
@@ -73,8 +79,8 @@ static void check_tensor(char *field[FIELDS]) {
     int64_t index = dlrn_archive_find(file, field[NAME]);
     CHECK_MSG(index >= 0, "%s: no tensor '%s'", field[FILE_NAME], field[NAME]);
     const dlrn_tensor_info *info = dlrn_archive_info(file, index);
-    CHECK_MSG(!strcmp(dlrn_dtype_name(info->dtype), field[DTYPE]), "%s: '%s' is %s, expected %s", field[FILE_NAME],
-              info->name, dlrn_dtype_name(info->dtype), field[DTYPE]);
+    CHECK_MSG(!strcmp(dlrn_dtype_name(info->dtype), field[DTYPE]), "%s: '%s' is %s, expected %s",
+              field[FILE_NAME], info->name, dlrn_dtype_name(info->dtype), field[DTYPE]);
     check_shape(info, info->name, field[SHAPE]);
     check_numbers(index, field);
 }
@@ -82,7 +88,8 @@ static void check_tensor(char *field[FIELDS]) {
 static void check_error(char *field[FIELDS]) {
     dlrn_archive *none = NULL;
     dlrn_status s = dlrn_archive_open(ctx, corpus_path(field[FILE_NAME]), &none);
-    CHECK_MSG(s == DLRN_ERR_FORMAT || s == DLRN_ERR_UNSUPPORTED, "%s: %s", field[FILE_NAME], dlrn_status_name(s));
+    CHECK_MSG(s == DLRN_ERR_FORMAT || s == DLRN_ERR_UNSUPPORTED, "%s: %s", field[FILE_NAME],
+              dlrn_status_name(s));
     CHECK(none == NULL);
     CHECK_STR(dlrn_error(ctx), field[FILE_NAME]);
     CHECK_STR(dlrn_error(ctx), field[NAME]);
@@ -94,8 +101,8 @@ static void open_next(char *field[FIELDS]) {
     char *path = corpus_path(field[FILE_NAME]);
     CHECK_MSG(path != NULL, "%s is not there", field[FILE_NAME]);
     CHECK_OK(ctx, dlrn_archive_open(ctx, path, &file));
-    CHECK_MSG(dlrn_archive_count(file) == atoi(field[NAME]), "%s: %lld tensors, expected %s", field[FILE_NAME],
-              (long long)dlrn_archive_count(file), field[NAME]);
+    CHECK_MSG(dlrn_archive_count(file) == atoi(field[NAME]), "%s: %lld tensors, expected %s",
+              field[FILE_NAME], (long long)dlrn_archive_count(file), field[NAME]);
 }
 
 /* Takes the lines whose file's name contains `part`. */

@@ -1,6 +1,6 @@
-/* test_files.c - JSON, .npy, .npz, safetensors: every form that is promised is read, every malformed one is refused
-   with words that name it. The files are made here, byte by byte. Pickles: test_pickle.c; whole dictionaries, and
-   writing: test_load.c. */
+/* test_files.c - JSON, .npy, .npz, safetensors: every form that is promised is read, every
+   malformed one is refused with words that name it. The files are made here, byte by byte. Pickles:
+   test_pickle.c; whole dictionaries, and writing: test_load.c. */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/bytes.h"
@@ -13,7 +13,8 @@ static zip z;
 /* ---- JSON ---- */
 
 static dlrn_status parse(const char *text, size_t n, dlrn_json **root) {
-    char *exact = (char *)malloc(n + 1); /* one more, so that n may be 0; text starts at the second */
+    char *exact =
+        (char *)malloc(n + 1); /* one more, so that n may be 0; text starts at the second */
     memcpy(exact + 1, text, n);
     dlrn_status s = dlrn_json_parse(ctx, exact + 1, n, "bad.json", root);
     free(exact);
@@ -85,8 +86,8 @@ TEST(json_refuses) {
         CHECK_MSG(s == DLRN_ERR_FORMAT, "%s: %s", bad[i].text, dlrn_status_name(s));
         CHECK(root == NULL);
         CHECK_STR(dlrn_error(ctx), "bad.json: JSON");
-        CHECK_MSG(strstr(dlrn_error(ctx), bad[i].words) != NULL, "%s: '%s' lacks '%s'", bad[i].text, dlrn_error(ctx),
-                  bad[i].words);
+        CHECK_MSG(strstr(dlrn_error(ctx), bad[i].words) != NULL, "%s: '%s' lacks '%s'", bad[i].text,
+                  dlrn_error(ctx), bad[i].words);
     }
 }
 
@@ -100,9 +101,9 @@ TEST(json_refuses_bytes_of_zero) {
 }
 
 TEST(json_reads) {
-    static const char text[] =
-        " {\"a.b\": [1, -2.5e+2, true, null], \"t\": {\"dict_class\": \"\\u00e9\\ud83d\\ude00\\n\"},"
-        "\"z\": \"x\\u0000y\", \"\": 0, \"big\": 1e400} ";
+    static const char text[] = " {\"a.b\": [1, -2.5e+2, true, null], \"t\": {\"dict_class\": "
+                               "\"\\u00e9\\ud83d\\ude00\\n\"},"
+                               "\"z\": \"x\\u0000y\", \"\": 0, \"big\": 1e400} ";
     dlrn_json *root;
     CHECK_OK(ctx, parse(text, sizeof text - 1, &root));
     CHECK(root->type == DLRN_JSON_OBJECT && root->count == 5);
@@ -110,7 +111,8 @@ TEST(json_reads) {
     CHECK(list->type == DLRN_JSON_ARRAY && list->count == 4 && !strcmp(list->key, "a.b"));
     CHECK(list->first->number == 1.0 && list->first->next->number == -250.0);
     CHECK(!strcmp(list->first->next->text, "-2.5e+2"));
-    CHECK(list->first->next->next->type == DLRN_JSON_BOOL && list->first->next->next->next->type == DLRN_JSON_NULL);
+    CHECK(list->first->next->next->type == DLRN_JSON_BOOL &&
+          list->first->next->next->next->type == DLRN_JSON_NULL);
     CHECK(!strcmp(dlrn_json_text(root, "t.dict_class", "?"), "\xc3\xa9\xf0\x9f\x98\x80\n"));
     CHECK(!strcmp(dlrn_json_text(root, "t.nothing", "?"), "?") && dlrn_json_get(NULL, "a") == NULL);
     const dlrn_json *zero = dlrn_json_get(root, "z");
@@ -119,7 +121,8 @@ TEST(json_reads) {
     dlrn_json_free(ctx, root);
 }
 
-/* The same characters of two, three and four bytes, escaped and as they are; and the first and last of each length. */
+/* The same characters of two, three and four bytes, escaped and as they are; and the first and last
+   of each length. */
 TEST(json_characters) {
     static const char both[][96] = {
         "[\"\\u00e9\\u20AC\\ud83d\\ude00\", \"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80\"]",
@@ -130,7 +133,8 @@ TEST(json_characters) {
     for (size_t i = 0; i < sizeof both / sizeof *both; i++) {
         dlrn_json *root;
         CHECK_OK(ctx, parse(both[i], strlen(both[i]), &root));
-        CHECK_MSG(!strcmp(root->first->text, root->first->next->text) && root->count == 2, "%s", both[i]);
+        CHECK_MSG(!strcmp(root->first->text, root->first->next->text) && root->count == 2, "%s",
+                  both[i]);
         dlrn_json_free(ctx, root);
     }
 }
@@ -142,7 +146,8 @@ TEST(json_in_a_locale_of_commas) {
     dlrn_json *root;
     const char *set = NULL;
     const double wanted = 0.15; /* a constant may be wider than a double */
-    for (size_t i = 0; i < sizeof names / sizeof *names && !set; i++) set = setlocale(LC_NUMERIC, names[i]);
+    for (size_t i = 0; i < sizeof names / sizeof *names && !set; i++)
+        set = setlocale(LC_NUMERIC, names[i]);
     if (!set) SKIP("no locale with a decimal comma");
     dlrn_status s = parse("[1.5e-1, 12, -0.25]", 19, &root);
     setlocale(LC_NUMERIC, "C");
@@ -186,8 +191,9 @@ static bytes *npy_f4(int version, const char *header, const float *x, size_t siz
 TEST(npy_versions) {
     static const float x[6] = {0, 1, 2, 3, 4, 5};
     for (int version = 1; version <= 3; version++) {
-        dlrn_archive *a =
-            accept(npy_f4(version, "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }  \n", x, sizeof x));
+        dlrn_archive *a = accept(
+            npy_f4(version, "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }  \n", x,
+                   sizeof x));
         CHECK(!strcmp(dlrn_archive_format(a), "npy") && dlrn_archive_count(a) == 1);
         CHECK(dlrn_archive_info(a, 0)->ndim == 2 && dlrn_archive_info(a, 0)->shape[1] == 3);
         expect_numbers(a, "", NULL, 6);
@@ -200,26 +206,31 @@ TEST(npy_types) {
         dlrn_dtype type;
         unsigned char little[16];
         float want[2];
-    } types[] = {{"<f4", DLRN_F32, {0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0}, {1, -2}},
-                 {"=f4", DLRN_F32, {0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0}, {1, -2}},
-                 {">f4", DLRN_F32, {0x3f, 0x80, 0, 0, 0xc0, 0, 0, 0}, {1, -2}},
-                 {"<f2", DLRN_F16, {0, 0x3c, 1, 0}, {1, 5.9604645e-8f}},
-                 {">f2", DLRN_F16, {0x3c, 0, 0, 1}, {1, 5.9604645e-8f}},
-                 {"<f8", DLRN_F64, {0, 0, 0, 0, 0, 0, 0xf0, 0x3f, 0, 0, 0, 0, 0, 0, 0, 0xc0}, {1, -2}},
-                 {">f8", DLRN_F64, {0x3f, 0xf0, 0, 0, 0, 0, 0, 0, 0xc0, 0, 0, 0, 0, 0, 0, 0}, {1, -2}},
-                 {"<i8", DLRN_I64, {5, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255}, {5, -1}},
-                 {"<i4", DLRN_I32, {5, 0, 0, 0, 255, 255, 255, 255}, {5, -1}},
-                 {">i4", DLRN_I32, {0, 0, 0, 5, 255, 255, 255, 255}, {5, -1}},
-                 {"<i2", DLRN_I16, {5, 0, 255, 255}, {5, -1}},
-                 {"|i1", DLRN_I8, {5, 255}, {5, -1}},
-                 {"<u8", DLRN_U64, {5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 128}, {5, 9.2233720e18f}},
-                 {"<u4", DLRN_U32, {5, 0, 0, 0, 255, 255, 255, 255}, {5, 4294967295.0f}},
-                 {"<u2", DLRN_U16, {5, 0, 255, 255}, {5, 65535}},
-                 {"|u1", DLRN_U8, {5, 255}, {5, 255}},
-                 {"|b1", DLRN_BOOL, {0, 1}, {0, 1}}};
+    } types[] = {
+        {"<f4", DLRN_F32, {0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0}, {1, -2}},
+        {"=f4", DLRN_F32, {0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0}, {1, -2}},
+        {">f4", DLRN_F32, {0x3f, 0x80, 0, 0, 0xc0, 0, 0, 0}, {1, -2}},
+        {"<f2", DLRN_F16, {0, 0x3c, 1, 0}, {1, 5.9604645e-8f}},
+        {">f2", DLRN_F16, {0x3c, 0, 0, 1}, {1, 5.9604645e-8f}},
+        {"<f8", DLRN_F64, {0, 0, 0, 0, 0, 0, 0xf0, 0x3f, 0, 0, 0, 0, 0, 0, 0, 0xc0}, {1, -2}},
+        {">f8", DLRN_F64, {0x3f, 0xf0, 0, 0, 0, 0, 0, 0, 0xc0, 0, 0, 0, 0, 0, 0, 0}, {1, -2}},
+        {"<i8",
+         DLRN_I64,
+         {5, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255},
+         {5, -1}},
+        {"<i4", DLRN_I32, {5, 0, 0, 0, 255, 255, 255, 255}, {5, -1}},
+        {">i4", DLRN_I32, {0, 0, 0, 5, 255, 255, 255, 255}, {5, -1}},
+        {"<i2", DLRN_I16, {5, 0, 255, 255}, {5, -1}},
+        {"|i1", DLRN_I8, {5, 255}, {5, -1}},
+        {"<u8", DLRN_U64, {5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 128}, {5, 9.2233720e18f}},
+        {"<u4", DLRN_U32, {5, 0, 0, 0, 255, 255, 255, 255}, {5, 4294967295.0f}},
+        {"<u2", DLRN_U16, {5, 0, 255, 255}, {5, 65535}},
+        {"|u1", DLRN_U8, {5, 255}, {5, 255}},
+        {"|b1", DLRN_BOOL, {0, 1}, {0, 1}}};
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         char header[96];
-        snprintf(header, sizeof header, "{'descr': '%s', 'fortran_order': False, 'shape': (2,), }\n", types[i].code);
+        snprintf(header, sizeof header,
+                 "{'descr': '%s', 'fortran_order': False, 'shape': (2,), }\n", types[i].code);
         size_t size = 2 * (size_t)(types[i].code[2] - '0');
         dlrn_archive *a = accept(npy(1, header, types[i].little, size));
         CHECK(dlrn_archive_info(a, 0)->dtype == types[i].type);
@@ -229,13 +240,17 @@ TEST(npy_types) {
 
 TEST(npy_orders) {
     static const float x[6] = {0, 3, 1, 4, 2, 5}, one = 7;
-    expect_numbers(accept(npy_f4(1, "{'descr': '<f4', 'fortran_order': True, 'shape': (2, 3), }\n", x, sizeof x)), "",
-                   NULL, 6);
-    expect_numbers(accept(npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (), }\n", &one, sizeof one)), "",
-                   &one, 1);
-    expect_numbers(accept(npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 3), }\n", x, 0)), "", NULL,
-                   0);
-    dlrn_archive *a = accept(npy_f4(1, "{'descr': '<f4', 'fortran_order': True, 'shape': (2, 3), }\n", x, sizeof x));
+    expect_numbers(accept(npy_f4(1, "{'descr': '<f4', 'fortran_order': True, 'shape': (2, 3), }\n",
+                                 x, sizeof x)),
+                   "", NULL, 6);
+    expect_numbers(accept(npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (), }\n",
+                                 &one, sizeof one)),
+                   "", &one, 1);
+    expect_numbers(
+        accept(npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 3), }\n", x, 0)),
+        "", NULL, 0);
+    dlrn_archive *a = accept(
+        npy_f4(1, "{'descr': '<f4', 'fortran_order': True, 'shape': (2, 3), }\n", x, sizeof x));
     float row[3];
     CHECK_OK(ctx, dlrn_archive_read_rows(a, 0, 1, 1, row));
     CHECK(row[0] == 3 && row[1] == 4 && row[2] == 5);
@@ -243,9 +258,11 @@ TEST(npy_orders) {
     CHECK_STATUS(dlrn_archive_read_rows(a, 1, 0, 1, row), DLRN_ERR_ARGUMENT);
     dlrn_archive_close(a);
     static const int64_t outside[][2] = {{-1, 1}, {0, -1}, {3, 0}, {2, 1}, {INT64_MAX, INT64_MAX}};
-    a = accept(npy_f4(1, "{'descr': '<f4', 'fortran_order': True, 'shape': (2, 3), }\n", x, sizeof x));
+    a = accept(
+        npy_f4(1, "{'descr': '<f4', 'fortran_order': True, 'shape': (2, 3), }\n", x, sizeof x));
     for (size_t i = 0; i < sizeof outside / sizeof *outside; i++) {
-        CHECK_STATUS(dlrn_archive_read_rows(a, 0, outside[i][0], outside[i][1], row), DLRN_ERR_ARGUMENT);
+        CHECK_STATUS(dlrn_archive_read_rows(a, 0, outside[i][0], outside[i][1], row),
+                     DLRN_ERR_ARGUMENT);
         CHECK_STR(dlrn_error(ctx), "dlrn_archive_read_rows: rows out of range");
     }
     for (int64_t i = -1; i < 2; i += 2) {
@@ -259,7 +276,8 @@ TEST(npy_orders) {
         CHECK(dlrn_archive_info(a, i) == NULL);
     }
     dlrn_archive_close(a);
-    a = accept(npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (), }\n", &one, sizeof one));
+    a = accept(
+        npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (), }\n", &one, sizeof one));
     CHECK_OK(ctx, dlrn_archive_read_rows(a, 0, 0, 1, row)); /* a number is one row */
     CHECK(row[0] == 7);
     CHECK_STATUS(dlrn_archive_read_rows(a, 0, 1, 1, row), DLRN_ERR_ARGUMENT);
@@ -268,15 +286,18 @@ TEST(npy_orders) {
 
 /* Floats read as integers: towards zero; what is none as the least one. */
 TEST(npy_wholes) {
-    static const unsigned char doubles[32] = {0, 0, 0, 0, 0, 0, 0xf8, 0xbf, 0, 0, 0, 0, 0, 0, 0xf8, 0x7f,
-                                              0, 0, 0, 0, 0, 0, 0xe0, 0x43, 0, 0, 0, 0, 0, 0, 0xe0, 0xc3};
+    static const unsigned char doubles[32] = {0, 0, 0,    0,    0, 0, 0xf8, 0xbf, 0, 0, 0,    0,
+                                              0, 0, 0xf8, 0x7f, 0, 0, 0,    0,    0, 0, 0xe0, 0x43,
+                                              0, 0, 0,    0,    0, 0, 0xe0, 0xc3};
     static const float x[3] = {-2.75f, 1e20f, 3};
     int64_t n[4];
-    dlrn_archive *a = accept(npy(1, "{'descr': '<f8', 'fortran_order': False, 'shape': (4,), }\n", doubles, 32));
+    dlrn_archive *a =
+        accept(npy(1, "{'descr': '<f8', 'fortran_order': False, 'shape': (4,), }\n", doubles, 32));
     CHECK_OK(ctx, dlrn_archive_read_i64(a, 0, n)); /* -1.5, NaN, 2^63, -2^63 */
     CHECK(n[0] == -1 && n[1] == INT64_MIN && n[2] == INT64_MIN && n[3] == INT64_MIN);
     dlrn_archive_close(a);
-    a = accept(npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", x, sizeof x));
+    a = accept(
+        npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", x, sizeof x));
     CHECK_OK(ctx, dlrn_archive_read_i64(a, 0, n));
     CHECK(n[0] == -2 && n[1] == INT64_MIN && n[2] == 3);
     dlrn_archive_close(a);
@@ -305,39 +326,55 @@ TEST(npy_refuses) {
         {"", DLRN_ERR_FORMAT, "malformed .npy header"},
         {"{'fortran_order': False, 'shape': (2,), }", DLRN_ERR_FORMAT, "malformed .npy header"},
         {"{'descr': '<f4', 'shape': (2,), }", DLRN_ERR_FORMAT, "malformed .npy header"},
-        {"{'descr': '<f4', 'fortran_order': Maybe, 'shape': (2,), }", DLRN_ERR_FORMAT, "malformed .npy header"},
+        {"{'descr': '<f4', 'fortran_order': Maybe, 'shape': (2,), }", DLRN_ERR_FORMAT,
+         "malformed .npy header"},
         {"{'descr': '<f4', 'fortran_order': False, }", DLRN_ERR_FORMAT, "malformed .npy header"},
-        {"{'descr': '<f4', 'fortran_order': False, 'shape': (2", DLRN_ERR_FORMAT, "malformed .npy header"},
-        {"{'descr': '<f4', 'fortran_order': False, 'shape': (-2,)}", DLRN_ERR_FORMAT, "malformed .npy header"},
-        {"{'descr': '<f4', 'fortran_order': False, 'shape': 2}", DLRN_ERR_FORMAT, "malformed .npy header"},
-        {"{'descr': '<f4', 'fortran_order': False, 'shape': (2a)}", DLRN_ERR_FORMAT, "malformed .npy header"},
-        {"{'descr': '<f4', 'fortran_order': False, 'shape': (9223372036854775808,)}", DLRN_ERR_FORMAT,
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (2", DLRN_ERR_FORMAT,
          "malformed .npy header"},
-        {"{'descr' '<f4', 'fortran_order': False, 'shape': (2,)}", DLRN_ERR_FORMAT, "malformed .npy header"},
-        {"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999,)}", DLRN_ERR_FORMAT,
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (-2,)}", DLRN_ERR_FORMAT,
          "malformed .npy header"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': 2}", DLRN_ERR_FORMAT,
+         "malformed .npy header"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (2a)}", DLRN_ERR_FORMAT,
+         "malformed .npy header"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (9223372036854775808,)}",
+         DLRN_ERR_FORMAT, "malformed .npy header"},
+        {"{'descr' '<f4', 'fortran_order': False, 'shape': (2,)}", DLRN_ERR_FORMAT,
+         "malformed .npy header"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999,)}",
+         DLRN_ERR_FORMAT, "malformed .npy header"},
         {"{'descr': '<f4', 'fortran_order': False, 'shape': (1,1,1,1,1,1,1,1,1)}", DLRN_ERR_FORMAT,
          "malformed .npy header"},
-        {"{'descr': '<f4', 'fortran_order': False, 'shape': (4294967296,4294967296)}", DLRN_ERR_FORMAT,
-         "shape [4294967296, 4294967296] overflows"},
-        {"{'descr': '<f4', 'fortran_order': True, 'shape': (4294967296,4294967296)}", DLRN_ERR_FORMAT,
-         "shape [4294967296, 4294967296] overflows"},
-        {"{'descr': '<f4', 'fortran_order': False, 'shape': (" FAR FAR FAR FAR FAR FAR FAR FAR ")}", DLRN_ERR_FORMAT,
-         "shape [9223372036854775807, 9223372036854775807, 9223372036854775807, 9223372036854775807, "
-         "9223372036854775807, 9223372036854775807, 9] overflows"}, /* as much as there is room for */
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (4294967296,4294967296)}",
+         DLRN_ERR_FORMAT, "shape [4294967296, 4294967296] overflows"},
+        {"{'descr': '<f4', 'fortran_order': True, 'shape': (4294967296,4294967296)}",
+         DLRN_ERR_FORMAT, "shape [4294967296, 4294967296] overflows"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (" FAR FAR FAR FAR FAR FAR FAR FAR ")}",
+         DLRN_ERR_FORMAT,
+         "shape [9223372036854775807, 9223372036854775807, 9223372036854775807, "
+         "9223372036854775807, "
+         "9223372036854775807, 9223372036854775807, 9] overflows"}, /* as much as there is room for
+                                                                     */
         {"{'descr': '<f4', 'fortran_order': False, 'shape': (3,)}", DLRN_ERR_FORMAT,
          "shape [3] at offset 0 does not fit its storage: expected at most 2 elements"},
         {"{'descr': '<f4', 'fortran_order': True, 'shape': (3, 1)}", DLRN_ERR_FORMAT,
          "shape [3, 1] at offset 0 does not fit its storage"},
-        {"{'descr': '<c8', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED, "unsupported dtype '<c8'"},
-        {"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED, "unsupported dtype '|O'"},
-        {"{'descr': '<f16', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED, "unsupported dtype '<f16',"},
-        {"{'descr': '<f42', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED, "unsupported dtype '<f42',"},
-        {"{'descr': 'f4', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED, "unsupported dtype 'f4',"},
-        {"{'fortran_order': False, 'shape': (1,), 'descr': '", DLRN_ERR_UNSUPPORTED, "unsupported dtype ', expected"},
+        {"{'descr': '<c8', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED,
+         "unsupported dtype '<c8'"},
+        {"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED,
+         "unsupported dtype '|O'"},
+        {"{'descr': '<f16', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED,
+         "unsupported dtype '<f16',"},
+        {"{'descr': '<f42', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED,
+         "unsupported dtype '<f42',"},
+        {"{'descr': 'f4', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED,
+         "unsupported dtype 'f4',"},
+        {"{'fortran_order': False, 'shape': (1,), 'descr': '", DLRN_ERR_UNSUPPORTED,
+         "unsupported dtype ', expected"},
         {"{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED,
          "unsupported dtype [('a', '<f4"},
-        {"{'descr': '<U3', 'fortran_order': False, 'shape': ()}", DLRN_ERR_UNSUPPORTED, "unsupported dtype '<U3'"},
+        {"{'descr': '<U3', 'fortran_order': False, 'shape': ()}", DLRN_ERR_UNSUPPORTED,
+         "unsupported dtype '<U3'"},
     };
     static const float x[2] = {0, 1};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
@@ -347,7 +384,8 @@ TEST(npy_refuses) {
 TEST(npy_cut_short) {
     static const char words[] = "expected a .npy header, found none that is whole";
     static const float x[2] = {0, 1};
-    bytes *whole = npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n", x, sizeof x);
+    bytes *whole =
+        npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n", x, sizeof x);
     size_t header = whole->n - sizeof x;
     for (size_t n = 6; n < header; n++) {
         whole->n = n;
@@ -355,10 +393,10 @@ TEST(npy_cut_short) {
     }
     whole->n = header + 7;
     refuse(whole, DLRN_ERR_FORMAT, "expected at most 1 elements");
-    refuse(npy_f4(0, "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n", x, sizeof x), DLRN_ERR_FORMAT,
-           words);
-    refuse(npy_f4(4, "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n", x, sizeof x), DLRN_ERR_FORMAT,
-           words);
+    refuse(npy_f4(0, "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n", x, sizeof x),
+           DLRN_ERR_FORMAT, words);
+    refuse(npy_f4(4, "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n", x, sizeof x),
+           DLRN_ERR_FORMAT, words);
     npy_f4(2, "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n", x, sizeof x);
     patch(&b, 8, 0xFFFFFFFFu, 4); /* 4 GiB of header */
     refuse(&b, DLRN_ERR_FORMAT, words);
@@ -371,7 +409,9 @@ static const float abc[3] = {0, 1, 2};
 /* A .npz with one stored array "x". */
 static bytes *npz(void) {
     memset(&z, 0, sizeof z);
-    zip_add(&z, "x.npy", npy_f4(1, "{'descr' : '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc));
+    zip_add(
+        &z, "x.npy",
+        npy_f4(1, "{'descr' : '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc));
     return zip_done(&z);
 }
 
@@ -399,17 +439,22 @@ TEST(npz_forms) {
     CHECK(dlrn_archive_count(a) == 0);
     dlrn_archive_close(a);
     memset(&z, 0, sizeof z); /* names are names: nothing is ever unpacked to where they point */
-    zip_add(&z, "../../x.npy",
-            npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc));
+    zip_add(
+        &z, "../../x.npy",
+        npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc));
     expect_numbers(accept(zip_done(&z)), "../../x", NULL, 3);
 }
 
 TEST(npz_texts) {
     memset(&z, 0, sizeof z);
-    zip_add(&z, "format.npy", npy(1, "{'descr': '|S3', 'fortran_order': False, 'shape': (), }\n", "csr", 3));
+    zip_add(&z, "format.npy",
+            npy(1, "{'descr': '|S3', 'fortran_order': False, 'shape': (), }\n", "csr", 3));
     zip_add(&z, "kind.npy",
-            npy(1, "{'descr': '<U3', 'fortran_order': False, 'shape': (), }\n", "a\0\0\0b\0\0\0\0\0\0\0", 12));
-    zip_add(&z, "long.npy", npy(1, "{'descr': '|S12', 'fortran_order': False, 'shape': (), }\n", "AutoEncoder\0", 12));
+            npy(1, "{'descr': '<U3', 'fortran_order': False, 'shape': (), }\n",
+                "a\0\0\0b\0\0\0\0\0\0\0", 12));
+    zip_add(
+        &z, "long.npy",
+        npy(1, "{'descr': '|S12', 'fortran_order': False, 'shape': (), }\n", "AutoEncoder\0", 12));
     dlrn_archive *a = accept(zip_done(&z));
     CHECK(dlrn_archive_count(a) == 0);
     CHECK_STR(dlrn_archive_metadata(a, "format"), "csr");
@@ -418,7 +463,9 @@ TEST(npz_texts) {
     CHECK(dlrn_archive_metadata(a, "none") == NULL);
     dlrn_archive_close(a);
     memset(&z, 0, sizeof z);
-    zip_add(&z, "x.npy", npy(1, "{'descr': '|O', 'fortran_order': False, 'shape': (), }\n", "cos\nsystem\n.", 12));
+    zip_add(
+        &z, "x.npy",
+        npy(1, "{'descr': '|O', 'fortran_order': False, 'shape': (), }\n", "cos\nsystem\n.", 12));
     refuse(zip_done(&z), DLRN_ERR_UNSUPPORTED, "hostile.file: x.npy: unsupported dtype '|O'");
     memset(&z, 0, sizeof z);
     b.n = 0;
@@ -429,16 +476,22 @@ TEST(npz_texts) {
     memset(&z, 0, sizeof z);
     zip_add(&z, "x.npy", &b);
     refuse(zip_done(&z), DLRN_ERR_FORMAT, "hostile.file: x.npy: expected a .npy header");
-    memset(&z, 0, sizeof z); /* several texts are no text, and of the other byte order none that is known */
-    zip_add(&z, "x.npy", npy(1, "{'descr': '|S3', 'fortran_order': False, 'shape': (2,), }\n", "abcdef", 6));
+    memset(
+        &z, 0,
+        sizeof z); /* several texts are no text, and of the other byte order none that is known */
+    zip_add(&z, "x.npy",
+            npy(1, "{'descr': '|S3', 'fortran_order': False, 'shape': (2,), }\n", "abcdef", 6));
     refuse(zip_done(&z), DLRN_ERR_UNSUPPORTED, "hostile.file: x.npy: unsupported dtype '|S3'");
     memset(&z, 0, sizeof z);
-    zip_add(&z, "x.npy", npy(1, "{'descr': '>U1', 'fortran_order': False, 'shape': (), }\n", "\0\0\0a", 4));
+    zip_add(&z, "x.npy",
+            npy(1, "{'descr': '>U1', 'fortran_order': False, 'shape': (), }\n", "\0\0\0a", 4));
     refuse(zip_done(&z), DLRN_ERR_UNSUPPORTED, "hostile.file: x.npy: unsupported dtype '>U1'");
     memset(&z, 0, sizeof z); /* members of other kinds are passed over */
     zip_add(&z, "a", &b);
     zip_add(&z, "readme.txt", &b);
-    zip_add(&z, "x.npy", npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc));
+    zip_add(
+        &z, "x.npy",
+        npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc));
     a = accept(zip_done(&z));
     CHECK(dlrn_archive_count(a) == 1);
     expect_numbers(a, "x", NULL, 3);
@@ -455,16 +508,19 @@ TEST(zip_refuses_entries) {
     } bad[] = {
         {0, 1, 'Q', DLRN_ERR_FORMAT, "zip: malformed central directory"},
         {8, 2, 1, DLRN_ERR_UNSUPPORTED, "member 'x.npy' is encrypted or of compression method 0"},
-        {10, 2, 12, DLRN_ERR_UNSUPPORTED, "member 'x.npy' is encrypted or of compression method 12"},
+        {10, 2, 12, DLRN_ERR_UNSUPPORTED,
+         "member 'x.npy' is encrypted or of compression method 12"},
         {10, 2, 8, DLRN_ERR_FORMAT, "a local header does not agree with the central directory"},
-        {16, 4, 0xDEADBEEF, DLRN_ERR_FORMAT, "member 'x.npy' is damaged: its CRC-32 is not deadbeef"},
+        {16, 4, 0xDEADBEEF, DLRN_ERR_FORMAT,
+         "member 'x.npy' is damaged: its CRC-32 is not deadbeef"},
         {20, 4, 79, DLRN_ERR_FORMAT, "zip: a stored member of two sizes"},
         {24, 4, 0xFFFFFFFF, DLRN_ERR_FORMAT, "zip: a stored member of two sizes"},
         {28, 2, 4, DLRN_ERR_FORMAT, "a local header does not agree with the central directory"},
         {28, 2, 0xFFFF, DLRN_ERR_FORMAT, "the central directory is cut short"},
         {30, 2, 0xFFFF, DLRN_ERR_FORMAT, "the central directory is cut short"},
         {42, 4, 1, DLRN_ERR_FORMAT, "a local header does not agree with the central directory"},
-        {42, 4, 0xFFFFFFFE, DLRN_ERR_FORMAT, "a local header does not agree with the central directory"},
+        {42, 4, 0xFFFFFFFE, DLRN_ERR_FORMAT,
+         "a local header does not agree with the central directory"},
         {46, 1, 'y', DLRN_ERR_FORMAT, "a local header does not agree with the central directory"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -516,7 +572,8 @@ TEST(zip_refuses_members) {
     refuse(zip_done(&z), DLRN_ERR_FORMAT, "zip: member 'x.npy' stands twice");
     memset(&z, 0, sizeof z);
     zip_add(&z, "readme.txt", &b);
-    refuse(zip_done(&z), DLRN_ERR_UNSUPPORTED, "a zip without data.pkl (torch) and without .npy members (numpy)");
+    refuse(zip_done(&z), DLRN_ERR_UNSUPPORTED,
+           "a zip without data.pkl (torch) and without .npy members (numpy)");
     memset(&z, 0, sizeof z); /* each member holds the next */
     b.n = 0;
     zip_raw(&z, "a.npy", &b, 0, 0, 0, 0);
@@ -524,7 +581,8 @@ TEST(zip_refuses_members) {
     b.n = 1000;
     zip_raw(&z, "c.npy", &b, 0, 1000, 0, 0);
     for (size_t i = 0; i < 2; i++)
-        for (size_t field = 20; field <= 24; field += 4) patch(&z.directory, i * 51 + field, 1035 + 35 * (1 - i), 4);
+        for (size_t field = 20; field <= 24; field += 4)
+            patch(&z.directory, i * 51 + field, 1035 + 35 * (1 - i), 4);
     refuse(zip_done(&z), DLRN_ERR_FORMAT, "zip: members overlap");
 }
 
@@ -541,7 +599,8 @@ TEST(zip64) {
     patch(file, extra + 2, 25, 2); /* more than there is */
     refuse(file, DLRN_ERR_FORMAT, "zip: malformed 64-bit sizes");
     patch(file, extra + 2, 24, 2);
-    /* the end record in its 64-bit form as well: record, locator, and the old one with all bits set */
+    /* the end record in its 64-bit form as well: record, locator, and the old one with all bits set
+     */
     file->n -= 22;
     put_le(file, 0x06064b50, 4);
     put_le(file, 44, 8);
@@ -586,7 +645,8 @@ TEST(zip64) {
     patch(file, extra + 4, (uint64_t)1 << 63, 8);
     patch(file, extra + 12, (uint64_t)1 << 63, 8);
     refuse(file, DLRN_ERR_FORMAT, "a member reaches beyond the end of the file");
-    /* where the locator points: out of the file, too near to its end, at no record; each of three fields asks for it */
+    /* where the locator points: out of the file, too near to its end, at no record; each of three
+       fields asks for it */
     const uint64_t places[] = {0xFFFFFFFFFFFFFFF0, file->n - 10, 0};
     for (int i = 0; i < 3; i++) {
         patch(file, file->n - 34, places[i], 8);
@@ -607,20 +667,24 @@ TEST(csr_of_another_form) {
         dlrn_sparse back;
         memset(&back, 0, sizeof back);
         memset(&z, 0, sizeof z);
-        zip_add(&z, "format.npy", npy(1, "{'descr': '|S3', 'fortran_order': False, 'shape': (), }\n", forms[i], 3));
+        zip_add(&z, "format.npy",
+                npy(1, "{'descr': '|S3', 'fortran_order': False, 'shape': (), }\n", forms[i], 3));
         zip_add(&z, "shape.npy",
-                npy(1, "{'descr': '<i8', 'fortran_order': False, 'shape': (), }\n", "\0\0\0\0\0\0\0", 8));
+                npy(1, "{'descr': '<i8', 'fortran_order': False, 'shape': (), }\n",
+                    "\0\0\0\0\0\0\0", 8));
         bytes *file = zip_done(&z);
         CHECK_OK(ctx, dlrn_archive_open_memory(ctx, file->p, file->n, "codes.npz", &a));
         CHECK_STATUS(dlrn_csr_read(a, &back), i ? DLRN_ERR_FORMAT : DLRN_ERR_UNSUPPORTED);
-        CHECK_STR(dlrn_error(ctx),
-                  i ? "codes.npz: expected 'shape' of one dimension, as scipy.sparse.save_npz writes it"
-                    : "codes.npz: expected a matrix of format csr, found 'csc'");
+        CHECK_STR(
+            dlrn_error(ctx),
+            i ? "codes.npz: expected 'shape' of one dimension, as scipy.sparse.save_npz writes it"
+              : "codes.npz: expected a matrix of format csr, found 'csc'");
         dlrn_archive_close(a);
     }
 }
 
-/* An entry whose size alone stands in its 64-bit extra field, behind another field that nobody knows. */
+/* An entry whose size alone stands in its 64-bit extra field, behind another field that nobody
+   knows. */
 TEST(zip64_in_part) {
     memset(&z, 0, sizeof z);
     npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc);
@@ -640,12 +704,14 @@ TEST(zip64_in_part) {
     refuse(file, DLRN_ERR_FORMAT, "zip: malformed 64-bit sizes");
 }
 
-/* What lies behind the last whole record: a file of fewer bytes than an end record, entries that end too soon. */
+/* What lies behind the last whole record: a file of fewer bytes than an end record, entries that
+   end too soon. */
 TEST(zip_ends_too_soon) {
     b.n = 0;
     put_text(&b, "PK\3\4abcdefghi");
     refuse(&b, DLRN_ERR_FORMAT, "zip: no central directory");
-    for (int part = 0; part < 3; part++) { /* of the only entry: its head, its name, its extra field */
+    for (int part = 0; part < 3;
+         part++) { /* of the only entry: its head, its name, its extra field */
         memset(&z, 0, sizeof z);
         npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc);
         zip_add(&z, "x.npy", &b);
@@ -656,7 +722,8 @@ TEST(zip_ends_too_soon) {
                part ? "zip: the central directory is cut short"
                     : "more members than the central directory has room for");
     }
-    for (int part = 0; part < 2; part++) { /* a local header at the end: without all of its name, of its extra field */
+    for (int part = 0; part < 2;
+         part++) { /* a local header at the end: without all of its name, of its extra field */
         memset(&z, 0, sizeof z);
         npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc);
         zip_add(&z, "x.npy", &b);
@@ -669,15 +736,17 @@ TEST(zip_ends_too_soon) {
     }
 }
 
-/* x [256] u8, (i * i * i / 7) % 13 in a .npy, deflated by zlib into one block with codes of its own. */
+/* x [256] u8, (i * i * i / 7) % 13 in a .npy, deflated by zlib into one block with codes of its
+   own. */
 static const unsigned char deflated[147] = {
-    213, 140, 49,  14,  1,   81,  16,  64,  103, 118, 166, 152, 249, 51,  135, 248, 221, 39,  217, 134, 132,
-    194, 1,   116, 68,  163, 80,  201, 134, 47,  10,  177, 242, 23,  13,  78,  225, 194, 214, 21,  116, 94,
-    247, 94,  241, 222, 203, 245, 98,  181, 65,  184, 195, 35,  237, 115, 183, 43,  105, 22,  211, 243, 54,
-    74,  117, 76,  135, 182, 92,  75,  115, 222, 182, 101, 159, 191, 125, 222, 156, 186, 220, 247, 238, 216,
-    92,  114, 239, 131, 241, 100, 90,  15,  235, 248, 138, 63,  19,  0,   144, 148, 57,  8,   184, 56,  86,
-    8,   142, 108, 1,   212, 20,  137, 64,  25,  205, 42,  21,  55,  226, 74,  145, 197, 200, 68,  17,  152,
-    12,  209, 132, 60,  168, 17,  146, 19,  138, 129, 155, 25,  48,  56,  147, 8,   169, 249, 95,  172, 63};
+    213, 140, 49,  14,  1,   81,  16,  64,  103, 118, 166, 152, 249, 51,  135, 248, 221, 39,  217,
+    134, 132, 194, 1,   116, 68,  163, 80,  201, 134, 47,  10,  177, 242, 23,  13,  78,  225, 194,
+    214, 21,  116, 94,  247, 94,  241, 222, 203, 245, 98,  181, 65,  184, 195, 35,  237, 115, 183,
+    43,  105, 22,  211, 243, 54,  74,  117, 76,  135, 182, 92,  75,  115, 222, 182, 101, 159, 191,
+    125, 222, 156, 186, 220, 247, 238, 216, 92,  114, 239, 131, 241, 100, 90,  15,  235, 248, 138,
+    63,  19,  0,   144, 148, 57,  8,   184, 56,  86,  8,   142, 108, 1,   212, 20,  137, 64,  25,
+    205, 42,  21,  55,  226, 74,  145, 197, 200, 68,  17,  152, 12,  209, 132, 60,  168, 17,  146,
+    19,  138, 129, 155, 25,  48,  56,  147, 8,   169, 249, 95,  172, 63};
 
 static bytes *npz_deflated(const unsigned char *packed, size_t n, uint64_t size, uint32_t crc) {
     memset(&z, 0, sizeof z);
@@ -704,7 +773,8 @@ TEST(deflate_stored_blocks) {
     uint64_t size = b.n, rest = b.n - 100;
     uint32_t crc = dlrni_crc32(0, b.p, b.n);
     packed.n = 0;
-    put_le(&packed, 2, 2); /* an empty one of fixed codes first: a writer was flushed before it had anything */
+    put_le(&packed, 2,
+           2); /* an empty one of fixed codes first: a writer was flushed before it had anything */
     put_le(&packed, 100 | (0xFFFFu ^ 100) << 16, 4);
     put(&packed, b.p, 100);
     put_le(&packed, 1, 1);
@@ -712,14 +782,16 @@ TEST(deflate_stored_blocks) {
     put(&packed, b.p + 100, rest);
     expect_numbers(accept(npz_deflated(packed.p, packed.n, size, crc)), "x", NULL, 25);
     packed.p[4] ^= 1;
-    refuse(npz_deflated(packed.p, packed.n, size, crc), DLRN_ERR_FORMAT, "member 'x.npy' does not unpack to the");
+    refuse(npz_deflated(packed.p, packed.n, size, crc), DLRN_ERR_FORMAT,
+           "member 'x.npy' does not unpack to the");
 }
 
 TEST(deflate_refuses) {
     static const char words[] = "member 'x.npy' does not unpack to the";
     refuse(npz_deflated(deflated, sizeof deflated, 383, 0), DLRN_ERR_FORMAT, words);
     refuse(npz_deflated(deflated, sizeof deflated, 385, 0), DLRN_ERR_FORMAT, words);
-    refuse(npz_deflated(deflated, sizeof deflated, 384, 1), DLRN_ERR_FORMAT, "member 'x.npy' is damaged");
+    refuse(npz_deflated(deflated, sizeof deflated, 384, 1), DLRN_ERR_FORMAT,
+           "member 'x.npy' is damaged");
     refuse(npz_deflated(deflated, sizeof deflated, 0xFFFFFFF0, 0), DLRN_ERR_FORMAT,
            "claims to unpack to more than deflate can give");
     for (size_t n = 0; n < sizeof deflated; n++)
@@ -729,7 +801,8 @@ TEST(deflate_refuses) {
         memcpy(copy, deflated, sizeof copy);
         copy[i / 8] ^= (unsigned char)(1 << i % 8);
         if (i < 8 * (sizeof deflated - 1)) /* the last byte is padding in part */
-            refuse(npz_deflated(copy, sizeof copy, 384, 0xebc21cab), DLRN_ERR_FORMAT, "zip: member 'x.npy'");
+            refuse(npz_deflated(copy, sizeof copy, 384, 0xebc21cab), DLRN_ERR_FORMAT,
+                   "zip: member 'x.npy'");
     }
 }
 
@@ -739,7 +812,8 @@ TEST(crc) {
     for (size_t i = 0; i < sizeof x; i++) x[i] = (unsigned char)(i * i >> 3);
     for (uint64_t n = 16380; n < 16400; n++) { /* short and long runs, at once and in parts */
         uint32_t parts = 0;
-        for (uint64_t i = 0; i < n; i += 1000) parts = dlrni_crc32(parts, x + i, n - i < 1000 ? n - i : 1000);
+        for (uint64_t i = 0; i < n; i += 1000)
+            parts = dlrni_crc32(parts, x + i, n - i < 1000 ? n - i : 1000);
         CHECK(dlrni_crc32(0, x, n) == parts && dlrni_crc32_plain(0, x, n) == parts);
     }
     for (uint64_t n = 0; n <= 300; n++) /* every length, from anywhere, after anything */
@@ -761,20 +835,23 @@ static bytes *safetensors(const char *header, size_t floats) {
 }
 
 TEST(safetensors_reads) {
-    dlrn_archive *a = accept(safetensors("{\"__metadata__\":{\"format\":\"pt\",\"n\":3},"
-                                         "\"a.b\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,16]},"
-                                         "\"none\":{\"data_offsets\":[16,16],\"shape\":[0,9],\"dtype\":\"I8\"}}",
-                                         4));
+    dlrn_archive *a =
+        accept(safetensors("{\"__metadata__\":{\"format\":\"pt\",\"n\":3},"
+                           "\"a.b\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,16]},"
+                           "\"none\":{\"data_offsets\":[16,16],\"shape\":[0,9],\"dtype\":\"I8\"}}",
+                           4));
     CHECK(!strcmp(dlrn_archive_format(a), "safetensors") && dlrn_archive_count(a) == 2);
     CHECK_STR(dlrn_archive_metadata(a, "format"), "pt");
     CHECK(dlrn_archive_metadata(a, "n") == NULL); /* no text */
     CHECK(dlrn_archive_info(a, dlrn_archive_find(a, "none"))->numel == 0);
     expect_numbers(a, "a.b", NULL, 4);
-    a = accept(safetensors("{\"x\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,4]}}", 1)); /* not aligned */
+    a = accept(safetensors("{\"x\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,4]}}",
+                           1)); /* not aligned */
     expect_numbers(a, "x", NULL, 1);
-    a = accept(safetensors("{\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[12,16]}," /* in any order */
-                           "\"x\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,12]}}",
-                           4));
+    a = accept(safetensors(
+        "{\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[12,16]}," /* in any order */
+        "\"x\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,12]}}",
+        4));
     expect_numbers(a, "x", NULL, 3);
     a = accept(safetensors("{}", 0));
     CHECK(dlrn_archive_count(a) == 0);
@@ -792,15 +869,16 @@ TEST(safetensors_refuses) {
         {"{" X4 "," X4 "}", DLRN_ERR_FORMAT, "the key \"x\" stands twice"},
         {"{" X4 ",}", DLRN_ERR_FORMAT, "a comma before the closing bracket"},
         {"{\"x\":3}", DLRN_ERR_UNSUPPORTED, "tensor 'x': unknown dtype ''"},
-        {"{\"x\":{\"dtype\":\"F8_E4M3\",\"shape\":[16],\"data_offsets\":[0,16]}}", DLRN_ERR_UNSUPPORTED,
-         "tensor 'x': unknown dtype 'F8_E4M3'"},
+        {"{\"x\":{\"dtype\":\"F8_E4M3\",\"shape\":[16],\"data_offsets\":[0,16]}}",
+         DLRN_ERR_UNSUPPORTED, "tensor 'x': unknown dtype 'F8_E4M3'"},
         {"{\"x\":{\"dtype\":\"f32\",\"shape\":[4],\"data_offsets\":[0,16]}}", DLRN_ERR_UNSUPPORTED,
          "tensor 'x': unknown dtype 'f32'"},
-        {"{\"x\":{\"dtype\":\"F32\",\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT, "tensor 'x': expected a shape"},
+        {"{\"x\":{\"dtype\":\"F32\",\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
+         "tensor 'x': expected a shape"},
         {"{\"x\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[0]}}", DLRN_ERR_FORMAT,
          "tensor 'x': expected a shape of at most 8 sizes and two data_offsets"},
-        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1,1,4],\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
-         "tensor 'x': expected a shape of at most 8 sizes and two data_offsets"},
+        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1,1,4],\"data_offsets\":[0,16]}}",
+         DLRN_ERR_FORMAT, "tensor 'x': expected a shape of at most 8 sizes and two data_offsets"},
         {"{\"x\":{\"dtype\":\"F32\",\"shape\":[-4],\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
          "tensor 'x': malformed shape or data_offsets"},
         {"{\"x\":{\"dtype\":\"F32\",\"shape\":[4.0],\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
@@ -811,15 +889,19 @@ TEST(safetensors_refuses) {
          "tensor 'x': malformed shape or data_offsets"},
         {"{\"x\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[1e0,17]}}", DLRN_ERR_FORMAT,
          "tensor 'x': malformed shape or data_offsets"},
-        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
-         "tensor 'x': malformed shape or data_offsets"},
+        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,16]}}",
+         DLRN_ERR_FORMAT, "tensor 'x': malformed shape or data_offsets"},
         {"{\"x\":{\"dtype\":\"F32\",\"shape\":[5],\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
-         "tensor 'x': expected 20 bytes within the 16 that the file has, found data_offsets [0, 16]"},
+         "tensor 'x': expected 20 bytes within the 16 that the file has, found data_offsets [0, "
+         "16]"},
         {"{\"x\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
-         "tensor 'x': expected 12 bytes within the 16 that the file has, found data_offsets [0, 16]"},
+         "tensor 'x': expected 12 bytes within the 16 that the file has, found data_offsets [0, "
+         "16]"},
         {"{\"x\":{\"dtype\":\"F32\",\"shape\":[5],\"data_offsets\":[0,20]}}", DLRN_ERR_FORMAT,
-         "tensor 'x': expected 20 bytes within the 16 that the file has, found data_offsets [0, 20]"},
-        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[9007199254740976,9007199254740992]}}",
+         "tensor 'x': expected 20 bytes within the 16 that the file has, found data_offsets [0, "
+         "20]"},
+        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[9007199254740976,"
+         "9007199254740992]}}",
          DLRN_ERR_FORMAT, "tensor 'x': expected 16 bytes within the 16 that the file has"},
         {"{\"x\":{\"dtype\":\"F32\",\"shape\":4,\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
          "tensor 'x': expected a shape of at most 8 sizes and two data_offsets"},
@@ -837,12 +919,12 @@ TEST(safetensors_refuses) {
          "tensor 'x': malformed shape or data_offsets"},
         {"{\"x\":{\"dtype\":\"F32\",\"shape\":[4.5],\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
          "tensor 'x': malformed shape or data_offsets"},
-        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[9007199254740992,512],\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
-         "tensor 'x': malformed shape or data_offsets"},
-        {"{\"a\\u0000b\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
-         "tensor 'a': a 0 byte in its name"},
-        {"{" X4 ",\"y\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[12,16]}}", DLRN_ERR_FORMAT,
-         "the tensors leave a gap or overlap at byte 16 of 16 of the data"},
+        {"{\"x\":{\"dtype\":\"F32\",\"shape\":[9007199254740992,512],\"data_offsets\":[0,16]}}",
+         DLRN_ERR_FORMAT, "tensor 'x': malformed shape or data_offsets"},
+        {"{\"a\\u0000b\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[0,16]}}",
+         DLRN_ERR_FORMAT, "tensor 'a': a 0 byte in its name"},
+        {"{" X4 ",\"y\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[12,16]}}",
+         DLRN_ERR_FORMAT, "the tensors leave a gap or overlap at byte 16 of 16 of the data"},
         {"{\"x\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},"
          "\"y\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,16]}}",
          DLRN_ERR_FORMAT, "the tensors leave a gap or overlap at byte 4 of 16 of the data"},
@@ -857,7 +939,8 @@ TEST(safetensors_refuses) {
 TEST(safetensors_too_deep) {
     char header[256] = "{\"x\":";
     memset(header + 5, '[', 70);
-    refuse(safetensors(header, 4), DLRN_ERR_FORMAT, "hostile.file: JSON, line 1, byte 69: nested deeper than 64");
+    refuse(safetensors(header, 4), DLRN_ERR_FORMAT,
+           "hostile.file: JSON, line 1, byte 69: nested deeper than 64");
 }
 
 TEST(safetensors_cut_short) {
@@ -866,7 +949,8 @@ TEST(safetensors_cut_short) {
         refuse(file, DLRN_ERR_FORMAT, file->n >= whole - 16 ? "'x'" : "header");
     for (; file->n > 0; file->n--) refuse(file, DLRN_ERR_FORMAT, "found none of them");
     refuse(file, DLRN_ERR_FORMAT, "found none of them in its 0 bytes");
-    static const uint64_t lengths[] = {100u << 20, (100u << 20) + 1, 0xFFFFFFFFFFFFFFFF, 0x7FFFFFFFFFFFFFFF};
+    static const uint64_t lengths[] = {100u << 20, (100u << 20) + 1, 0xFFFFFFFFFFFFFFFF,
+                                       0x7FFFFFFFFFFFFFFF};
     for (size_t i = 0; i < 4; i++) {
         file = safetensors("{" X4 "}", 4);
         patch(file, 0, lengths[i], 8);
@@ -893,7 +977,8 @@ TEST(safetensors_of_large_headers) {
     }
 }
 
-/* Names that a plain hash would give one place: two of three letters lead to the same last bits, then two more, ... */
+/* Names that a plain hash would give one place: two of three letters lead to the same last bits,
+   then two more, ... */
 TEST(names_that_collide) {
     enum { STAGES = 12, NAMES = 1 << STAGES, BITS = 16, LETTERS = 26 * 26 * 26 };
     static int first[1 << BITS];
@@ -911,7 +996,8 @@ TEST(names_that_collide) {
             int other = first[h];
             first[h] = i;
             if (other < 0) continue;
-            char then[3] = {(char)('a' + other % 26), (char)('a' + other / 26 % 26), (char)('a' + other / 676)};
+            char then[3] = {(char)('a' + other % 26), (char)('a' + other / 26 % 26),
+                            (char)('a' + other / 676)};
             memcpy(part[stage][0], now, 3);
             memcpy(part[stage][1], then, 3);
             break;
@@ -920,12 +1006,16 @@ TEST(names_that_collide) {
         state = h;
     }
     for (int i = 0; i < NAMES; i++)
-        for (int stage = 0; stage < STAGES; stage++) memcpy(names[i] + 3 * stage, part[stage][i >> stage & 1], 3);
-    CHECK(dlrni_hash(names, names[0], 3 * STAGES) != dlrni_hash(part, names[0], 3 * STAGES)); /* each table its own */
+        for (int stage = 0; stage < STAGES; stage++)
+            memcpy(names[i] + 3 * stage, part[stage][i >> stage & 1], 3);
+    CHECK(dlrni_hash(names, names[0], 3 * STAGES) !=
+          dlrni_hash(part, names[0], 3 * STAGES)); /* each table its own */
     for (int i = 0; i < NAMES; i++) CHECK(dlrni_names_put(ctx, &table, names[i], 3 * STAGES, i));
     for (int i = 0; i < NAMES; i++) {
-        int64_t home = (int64_t)(dlrni_hash(table.slot, names[i], 3 * STAGES) & (uint64_t)(table.size - 1));
-        int64_t way = (dlrni_names_slot(&table, names[i], 3 * STAGES) - table.slot - home) & (table.size - 1);
+        int64_t home =
+            (int64_t)(dlrni_hash(table.slot, names[i], 3 * STAGES) & (uint64_t)(table.size - 1));
+        int64_t way =
+            (dlrni_names_slot(&table, names[i], 3 * STAGES) - table.slot - home) & (table.size - 1);
         CHECK(dlrni_names_find(&table, names[i], 3 * STAGES) == i);
         CHECK_MSG(way < 256, "name %d is %d places from its own", i, (int)way);
     }
@@ -939,9 +1029,10 @@ TEST(many_tensors) {
     for (int twice = 0; twice < 2; twice++) {
         size_t at = 0;
         for (int i = 0; i < N; i++)
-            at += (size_t)snprintf(header + at, sizeof header - at,
-                                   "%c\"layer.%d\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}",
-                                   i ? ',' : '{', twice && i == N - 1 ? 7 : i);
+            at += (size_t)snprintf(
+                header + at, sizeof header - at,
+                "%c\"layer.%d\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}",
+                i ? ',' : '{', twice && i == N - 1 ? 7 : i);
         snprintf(header + at, sizeof header - at, "}");
         if (twice) {
             refuse(safetensors(header, 0), DLRN_ERR_FORMAT, "the key \"layer.7\" stands twice");

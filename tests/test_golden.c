@@ -1,13 +1,15 @@
-/* test_golden.c - this library's numbers beside PyTorch's (tests/golden, written by make_golden.py in f64 from f32
-   inputs). Prints a table; its differences are measured thus:
-     of max    largest |ours - theirs| of a tensor, over the largest |theirs|: an element near 0 has no relative error
+/* test_golden.c - this library's numbers beside PyTorch's (tests/golden, written by make_golden.py
+   in f64 from f32 inputs). Prints a table; its differences are measured thus: of max    largest
+   |ours - theirs| of a tensor, over the largest |theirs|: an element near 0 has no relative error
      of value  |ours - theirs| / |theirs|, the largest of the figures
-     of move   ||ours - theirs|| / ||theirs - start||, over the whole tensor: the start of a moment is 0 */
+     of move   ||ours - theirs|| / ||theirs - start||, over the whole tensor: the start of a moment
+   is 0 */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/test.h"
 
-static const char *const parameter_names[4] = {"bias", "encoder_weight", "encoder_bias", "decoder_weight"};
+static const char *const parameter_names[4] = {"bias", "encoder_weight", "encoder_bias",
+                                               "decoder_weight"};
 
 /* ---- The table ---- */
 
@@ -18,24 +20,27 @@ static struct {
 
 static void table_begin(const char *title) {
     memset(&table, 0, sizeof table);
-    printf("\n  %-24s %4s  %-37s %-9s %10s %8s\n", title, "step", "quantity", "measured", "difference", "allowed");
+    printf("\n  %-24s %4s  %-37s %-9s %10s %8s\n", title, "step", "quantity", "measured",
+           "difference", "allowed");
 }
 
 /* A step below 0 stands for none. */
-static void table_row(const char *name, int step, const char *quantity, const char *measure, double difference,
-                      double allowed) {
+static void table_row(const char *name, int step, const char *quantity, const char *measure,
+                      double difference, double allowed) {
     char number[16] = "-";
     int bad = !(difference <= allowed);
     if (step >= 0) snprintf(number, sizeof number, "%d", step);
-    printf("  %-24s %4s  %-37s %-9s %10.1e %8.0e%s\n", name, number, quantity, measure, difference, allowed,
-           bad ? "  TOO FAR" : "");
+    printf("  %-24s %4s  %-37s %-9s %10.1e %8.0e%s\n", name, number, quantity, measure, difference,
+           allowed, bad ? "  TOO FAR" : "");
     table.rows++;
     if (bad && !table.bad++)
-        snprintf(table.worst, sizeof table.worst, "%s, step %s, %s: %.3g", name, number, quantity, difference);
+        snprintf(table.worst, sizeof table.worst, "%s, step %s, %s: %.3g", name, number, quantity,
+                 difference);
 }
 
 static void table_end(void) {
-    CHECK_MSG(!table.bad, "%d of %d differences are too large; first: %s", table.bad, table.rows, table.worst);
+    CHECK_MSG(!table.bad, "%d of %d differences are too large; first: %s", table.bad, table.rows,
+              table.worst);
     CHECK(table.rows > 0);
 }
 
@@ -51,7 +56,8 @@ static double difference_of_max(const float *ours, const float *theirs, int64_t 
     return worst > 0 ? worst / top : worst;
 }
 
-static double difference_of_move(const float *ours, const float *theirs, const float *start, int64_t n) {
+static double difference_of_move(const float *ours, const float *theirs, const float *start,
+                                 int64_t n) {
     double off = 0, move = 0;
     for (int64_t i = 0; i < n; i++) {
         double from = start ? (double)start[i] : 0;
@@ -151,7 +157,8 @@ static void check_sparse_calls(golden *g, const dlrn_dictionary *ae, const float
     CHECK_OK(g->ctx, dlrn_encode_sparse(ae, x, n, &codes));
     memset(other, 0, sizeof other);
     for (int64_t i = 0; i < n; i++)
-        for (int64_t k = codes.row_ptr[i]; k < codes.row_ptr[i + 1]; k++) other[i * F + codes.col[k]] = codes.val[k];
+        for (int64_t k = codes.row_ptr[i]; k < codes.row_ptr[i + 1]; k++)
+            other[i * F + codes.col[k]] = codes.val[k];
     CHECK(!memcmp(other, features, (size_t)(n * F) * sizeof(float)));
     CHECK_OK(g->ctx, dlrn_decode_sparse(ae, &codes, other));
     CHECK(!memcmp(other, x_hat, (size_t)(n * d) * sizeof(float)));
@@ -168,14 +175,15 @@ static void check_ghost(golden *g, const dlrn_dictionary *ae, const float *x, in
     for (int64_t j = 0; j < ae->dict_size; j++) mask[j] = dead[j] != 0;
     CHECK_OK(g->ctx, dlrn_forward_ghost(ae, x, n, mask, other, shift, NULL));
     for (int64_t i = 0; i < n * d; i++) other[i] *= (float)exp((double)shift[i / d]);
-    table_row(g->name, -1, "ghost forward", "of max", difference_of_max(other, golden_floats(g, "x_ghost"), n * d),
-              1e-5);
+    table_row(g->name, -1, "ghost forward", "of max",
+              difference_of_max(other, golden_floats(g, "x_ghost"), n * d), 1e-5);
 }
 
 TEST(forward) {
     golden g = golden_open("tests/golden/forward.npz");
     table_begin("FORWARD");
-    for (const char *const names[] = {"a", "b", "c"}, *const *name = names; name < names + 3; name++) {
+    for (const char *const names[] = {"a", "b", "c"}, *const *name = names; name < names + 3;
+         name++) {
         g.name = *name;
         pool_used = 0;
         dlrn_dictionary *ae = golden_dictionary(&g);
@@ -185,7 +193,8 @@ TEST(forward) {
         CHECK_OK(g.ctx, dlrn_encode(ae, x, n, features));
         table_row(g.name, -1, "encode", "of max", difference_of_max(features, f, n * F), 1e-5);
         CHECK_OK(g.ctx, dlrn_decode(ae, features, n, x_hat));
-        table_row(g.name, -1, "decode", "of max", difference_of_max(x_hat, golden_floats(&g, "x_hat"), n * d), 1e-5);
+        table_row(g.name, -1, "decode", "of max",
+                  difference_of_max(x_hat, golden_floats(&g, "x_hat"), n * d), 1e-5);
         check_sparse_calls(&g, ae, x, n);
         check_ghost(&g, ae, x, n);
         dlrn_dictionary_destroy(ae);
@@ -214,7 +223,8 @@ static void table_figures(const char *name, int step, const char *const *called,
 }
 
 /* Case loss_sparsity_kind: the five terms, then the four gradients. */
-static void check_gradients(golden *g, const dlrn_dictionary *ae, int loss, int sparsity, int kind) {
+static void check_gradients(golden *g, const dlrn_dictionary *ae, int loss, int sparsity,
+                            int kind) {
     static const char *const kinds[3] = {"plain", "target", "ghost"};
     static float gradient[4][MAX_F * MAX_D];
     char name[64];
@@ -230,10 +240,12 @@ static void check_gradients(golden *g, const dlrn_dictionary *ae, int loss, int 
     dlrn_trainer *t = NULL;
     float *p[4];
     CHECK_OK(g->ctx, dlrn_trainer_create(g->ctx, &cfg, ae, NULL, &t));
-    golden_integers(g, "steps_since_fired", dlrn_trainer_state_of(t).steps_since_fired, ae->dict_size);
+    golden_integers(g, "steps_since_fired", dlrn_trainer_state_of(t).steps_since_fired,
+                    ae->dict_size);
     parameters_of(ae, p, size);
 
-    snprintf(name, sizeof name, "%s_%s_%s", loss ? "squared" : "norm", sparsity ? "entropy" : "l1", kinds[kind]);
+    snprintf(name, sizeof name, "%s_%s_%s", loss ? "squared" : "norm", sparsity ? "entropy" : "l1",
+             kinds[kind]);
     g->name = name;
     dlrn_train_stats stats;
     CHECK_OK(g->ctx, dlrn_trainer_loss(t, x, y, n, &stats));
@@ -277,13 +289,15 @@ static dlrn_train_config golden_config(golden *g) {
     cfg.ghost_threshold = (int64_t)how[4], cfg.log_steps = (int64_t)how[5];
     cfg.loss = how[6] > 0 ? DLRN_LOSS_SQUARED : DLRN_LOSS_NORM;
     cfg.sparsity = how[7] > 0 ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1;
-    cfg.compat = cfg.resample_steps > 0 || cfg.log_steps > 0; /* without these the two modes are one */
+    cfg.compat =
+        cfg.resample_steps > 0 || cfg.log_steps > 0; /* without these the two modes are one */
     return cfg;
 }
 
-/* Four tensors of one kind (prefix "" the weights, "m_", "v_" the moments) at a snapshot: the worst of them. */
-static void check_tensors(golden *g, int step, const char *prefix, float *const *ours, const float *const *start,
-                          const int64_t *size) {
+/* Four tensors of one kind (prefix "" the weights, "m_", "v_" the moments) at a snapshot: the worst
+   of them. */
+static void check_tensors(golden *g, int step, const char *prefix, float *const *ours,
+                          const float *const *start, const int64_t *size) {
     const char *kind = !*prefix ? "weights" : *prefix == 'm' ? "first moments" : "second moments";
     double worst = 0;
     int which = 0, late = step >= 10;
@@ -320,7 +334,8 @@ static void check_snapshot(golden *g, int step, dlrn_trainer *t, const float *co
 
 static void check_training(golden *g, const dlrn_train_config *cfg, const dlrn_dictionary *init) {
     int64_t order[50], size[4], n = golden_info(g, "x")->shape[1], batch = n * cfg->activation_dim;
-    const float *x = golden_floats(g, "x"), *y = golden_find(g, "y") < 0 ? x : golden_floats(g, "y");
+    const float *x = golden_floats(g, "x"),
+                *y = golden_find(g, "y") < 0 ? x : golden_floats(g, "y");
     const float *terms = golden_floats(g, "terms"), *start[4];
     float *w[4];
     dlrn_trainer *t = NULL;
@@ -331,8 +346,10 @@ static void check_training(golden *g, const dlrn_train_config *cfg, const dlrn_d
     for (int step = 0; step < 50; step++) {
         dlrn_train_stats stats;
         int at = step + 1, shown = at == 1 || at == 2 || at == 10 || at == 50;
-        CHECK_OK(g->ctx, dlrn_trainer_step_on(t, x + order[step] * batch, y + order[step] * batch, n, &stats));
-        double ours[6] = {stats.loss, stats.mse_loss, stats.sparsity_loss, stats.ghost_loss, stats.l0, stats.lr};
+        CHECK_OK(g->ctx, dlrn_trainer_step_on(t, x + order[step] * batch, y + order[step] * batch,
+                                              n, &stats));
+        double ours[6] = {stats.loss,       stats.mse_loss, stats.sparsity_loss,
+                          stats.ghost_loss, stats.l0,       stats.lr};
         for (int i = 0; i < 6; i++) CHECK_CLOSE(ours[i], terms[step * 6 + i], 1e-4);
         if (!shown) continue;
         table_figures(g->name, at, term_names, ours, terms + step * 6, 6, step ? 1e-4 : 1e-5);
@@ -396,7 +413,8 @@ TEST(every_case_of_training_is_tested) {
 
 /* ---- Evaluation ---- */
 
-static void check_evaluation(golden *g, const dlrn_dictionary *ae, const char *name, int sparsity, int compat) {
+static void check_evaluation(golden *g, const dlrn_dictionary *ae, const char *name, int sparsity,
+                             int compat) {
     g->name = "", pool_used = 0;
     int64_t n = golden_info(g, "x")->shape[0], fired[MAX_F], wrong = 0;
     const float *x = golden_floats(g, "x"), *y = strcmp(name, "target") ? x : golden_floats(g, "y");
@@ -410,7 +428,8 @@ static void check_evaluation(golden *g, const dlrn_dictionary *ae, const char *n
     CHECK_OK(g->ctx, dlrn_evaluator_add(e, x, y, n));
     CHECK_OK(g->ctx, dlrn_evaluator_finish(e, &m));
     g->name = name;
-    snprintf(label, sizeof label, "%s %s %s", name, sparsity ? "entropy" : "l1", compat ? "compat" : "default");
+    snprintf(label, sizeof label, "%s %s %s", name, sparsity ? "entropy" : "l1",
+             compat ? "compat" : "default");
     const char *const called[12] = {compat ? "mse_compat" : "mse_loss",
                                     "l2_loss",
                                     sparsity ? "entropy" : "l1",
@@ -423,14 +442,23 @@ static void check_evaluation(golden *g, const dlrn_dictionary *ae, const char *n
                                     "relative_reconstruction_bias",
                                     "dead",
                                     "dense"};
-    const double ours[12] = {
-        m.mse_loss,     m.l2_loss,       m.sparsity_loss, m.variance_explained, m.variance_explained_per_dim,
-        m.l0,           m.percent_alive, m.cosine,        m.l2_ratio,           m.relative_reconstruction_bias,
-        (double)m.dead, (double)m.dense};
+    const double ours[12] = {m.mse_loss,
+                             m.l2_loss,
+                             m.sparsity_loss,
+                             m.variance_explained,
+                             m.variance_explained_per_dim,
+                             m.l0,
+                             m.percent_alive,
+                             m.cosine,
+                             m.l2_ratio,
+                             m.relative_reconstruction_bias,
+                             (double)m.dead,
+                             (double)m.dense};
     float theirs[12];
     for (int i = 0; i < 12; i++) theirs[i] = *golden_floats(g, called[i]);
     for (int i = 0; !sparsity && !compat && i < 12; i++)
-        table_row(label, -1, called[i], "of value", difference_of_value(ours[i], (double)theirs[i]), 1e-5);
+        table_row(label, -1, called[i], "of value", difference_of_value(ours[i], (double)theirs[i]),
+                  1e-5);
     table_figures(label, -1, called, ours, theirs, 12, 1e-5);
     golden_integers(g, "fired", fired, MAX_F);
     for (int64_t j = 0; j < ae->dict_size; j++) wrong += fired[j] != dlrn_evaluator_fired(e)[j];
@@ -442,7 +470,8 @@ TEST(evaluation) {
     golden g = golden_open("tests/golden/evaluate.npz");
     dlrn_dictionary *ae = golden_dictionary(&g);
     table_begin("EVALUATION");
-    for (int c = 0; c < 8; c++) check_evaluation(&g, ae, c / 4 ? "target" : "plain", c / 2 % 2, c % 2);
+    for (int c = 0; c < 8; c++)
+        check_evaluation(&g, ae, c / 4 ? "target" : "plain", c / 2 % 2, c % 2);
     dlrn_dictionary_destroy(ae);
     golden_close(&g);
     table_end();

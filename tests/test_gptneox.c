@@ -1,5 +1,5 @@
-/* The model runner against what HF transformers computed for tiny-neox (tests/golden/tiny_neox_expected.npz), its
-   sources and its sampling. */
+/* The model runner against what HF transformers computed for tiny-neox
+   (tests/golden/tiny_neox_expected.npz), its sources and its sampling. */
 #define _POSIX_C_SOURCE 200809L
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
@@ -79,7 +79,8 @@ TEST(logits) {
         CHECK(rows == both_start[which + 1] - both_start[which]);
         CHECK_OK(ctx, neox_logits(model, both_start[which], rows, got));
         double far = apart(got, want, n);
-        printf("     logits of text %d: largest difference %.2g of the largest logit\n", which, far);
+        printf("     logits of text %d: largest difference %.2g of the largest logit\n", which,
+               far);
         CHECK_MSG(far < 1e-5, "text %d: %g", which, far);
     }
 }
@@ -159,8 +160,8 @@ TEST(cross_entropy_under_interventions) {
             snprintf(name, sizeof name, "%s_%d", cases[c].name, which);
             golden_read(name, &want, 1);
             double got = cross_entropy(which, cases[c].site, cases[c].layer);
-            CHECK_MSG(fabs(got - (double)want) < 1e-5 * fabs((double)want), "%s: %.8g, expected %.8g", name, got,
-                      (double)want);
+            CHECK_MSG(fabs(got - (double)want) < 1e-5 * fabs((double)want),
+                      "%s: %.8g, expected %.8g", name, got, (double)want);
         }
 }
 
@@ -241,8 +242,8 @@ static dlrn_status collect(void *user, int64_t document, const int32_t *id, int6
     return DLRN_OK;
 }
 
-static drawn draw(int64_t documents, int64_t tokens, double temperature, int64_t top_k, const int32_t *prompt,
-                  int64_t prompt_len) {
+static drawn draw(int64_t documents, int64_t tokens, double temperature, int64_t top_k,
+                  const int32_t *prompt, int64_t prompt_len) {
     neox_sampling how = {documents, tokens, temperature, top_k, 7, prompt, prompt_len, -1};
     drawn d;
     memset(&d, 0, sizeof d);
@@ -250,7 +251,8 @@ static drawn draw(int64_t documents, int64_t tokens, double temperature, int64_t
     return d;
 }
 
-/* The likeliest token at each step, with the cache, is the largest logit of a whole run without it. */
+/* The likeliest token at each step, with the cache, is the largest logit of a whole run without it.
+ */
 TEST(cache_equals_whole_runs) {
     static float logits[MOST * V];
     int32_t id[MOST];
@@ -266,8 +268,8 @@ TEST(cache_equals_whole_runs) {
     for (int64_t i = n - 1; i < n + 19; i++) {
         int64_t best;
         CHECK_OK(ctx, dlrn_topk(ctx, logits + i * V, V, 1, &best, NULL));
-        CHECK_MSG(best == id[i + 1], "after token %lld: drew %d, expected %lld", (long long)i, (int)id[i + 1],
-                  (long long)best);
+        CHECK_MSG(best == id[i + 1], "after token %lld: drew %d, expected %lld", (long long)i,
+                  (int)id[i + 1], (long long)best);
     }
 }
 
@@ -287,8 +289,8 @@ static void write_text(const char *path, const char *text) {
     CHECK_OK(ctx, dlrn_file_write(ctx, path, text, strlen(text)));
 }
 
-/* So cold that 1 / temperature is beyond a float, or its products are: the likeliest. So hot that it is 0: any of the
-   top ones, but none else. */
+/* So cold that 1 / temperature is beyond a float, or its products are: the likeliest. So hot that
+   it is 0: any of the top ones, but none else. */
 TEST(temperatures_at_their_ends) {
     static const double cold[] = {1e-9, 1e-20, 1e-37, 1e-38, 1e-40, 5e-324};
     int32_t bos = 0;
@@ -309,18 +311,21 @@ TEST(temperatures_at_their_ends) {
     CHECK(times[0] == 0 && times[3] == 0 && times[1] > 250 && times[2] > 250 && times[4] > 250);
 }
 
-/* What a seek passes over is counted where an error names a line; behind the end there is nothing to go to. */
+/* What a seek passes over is counted where an error names a line; behind the end there is nothing
+   to go to. */
 TEST(lines_after_a_seek) {
     static const struct {
         const char *last, *error;
-    } cases[] = {{"[1, 2", "seek.jsonl: line 5: "}, {"[1, 2]", "seek.jsonl: line 5: expected an object with a string"}};
+    } cases[] = {{"[1, 2", "seek.jsonl: line 5: "},
+                 {"[1, 2]", "seek.jsonl: line 5: expected an object with a string"}};
     const char *text = NULL;
     int64_t bytes = 0;
     char all[200];
     open_all();
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         doc_reader *docs = NULL;
-        snprintf(all, sizeof all, "{\"text\": \"one\"}\n\n{\"text\": \"two\"}\n{\"text\": \"six\"}\n%s\n",
+        snprintf(all, sizeof all,
+                 "{\"text\": \"one\"}\n\n{\"text\": \"two\"}\n{\"text\": \"six\"}\n%s\n",
                  cases[i].last);
         write_text(tmp_path("seek.jsonl"), all);
         CHECK_OK(ctx, doc_open(ctx, tmp_path("seek.jsonl"), &docs));
@@ -333,12 +338,15 @@ TEST(lines_after_a_seek) {
         CHECK(bytes == 3 && !memcmp(text, "six", 3));
         CHECK_STATUS(doc_next(docs, &text, &bytes), DLRN_ERR_FORMAT);
         CHECK_STR(dlrn_error(ctx), cases[i].error);
-        CHECK_STATUS(doc_next(docs, &text, &bytes), DLRN_END); /* where it was before the lines were counted */
+        CHECK_STATUS(doc_next(docs, &text, &bytes),
+                     DLRN_END); /* where it was before the lines were counted */
         CHECK_OK(ctx, doc_seek(docs, size));
         CHECK_STATUS(doc_next(docs, &text, &bytes), DLRN_END);
         CHECK_STATUS(doc_seek(docs, size + 1), DLRN_ERR_IO);
-        snprintf(all, sizeof all, "seek.jsonl: expected the text that was read before, to byte %d and on, found its %s",
-                 (int)size + 1, "end at byte");
+        snprintf(
+            all, sizeof all,
+            "seek.jsonl: expected the text that was read before, to byte %d and on, found its %s",
+            (int)size + 1, "end at byte");
         CHECK_STR(dlrn_error(ctx), all);
         doc_close(docs);
     }
@@ -390,17 +398,21 @@ TEST(draws_follow_the_softmax) {
     neox_sampling how = {n, 1, 0.8, 0, 3, &bos, 1, -1};
     CHECK_OK(ctx, neox_generate(model, &how, count_first, NULL));
     for (int i = 0; i < 10; i++) {
-        double p = exp((double)logits[order[i]] / 0.8) / total, sigma = sqrt(p * (1 - p) * (double)n);
-        CHECK_MSG(fabs((double)first_counts[order[i]] - p * (double)n) < 5 * sigma, "token %lld: %lld, expected %.0f",
-                  (long long)order[i], (long long)first_counts[order[i]], p * (double)n);
+        double p = exp((double)logits[order[i]] / 0.8) / total,
+               sigma = sqrt(p * (1 - p) * (double)n);
+        CHECK_MSG(fabs((double)first_counts[order[i]] - p * (double)n) < 5 * sigma,
+                  "token %lld: %lld, expected %.0f", (long long)order[i],
+                  (long long)first_counts[order[i]], p * (double)n);
     }
 }
 
-#define WORDS                                                                                                          \
-    "The ship went on in the night, and the wind was cold.\n\nHe said nothing of it to the others.\n\n"                \
+#define WORDS                                                                                      \
+    "The ship went on in the night, and the wind was cold.\n\nHe said nothing of it to the "       \
+    "others.\n\n"                                                                                  \
     "There was a house by the river, and in it lived an old man with his daughter."
 
-/* Rows of the source, asked for in odd portions and after a seek, are those of one run a document. */
+/* Rows of the source, asked for in odd portions and after a seek, are those of one run a document.
+ */
 TEST(source_of_text) {
     static float once[MOST * 4 * D], again[MOST * 4 * D];
     bpe_tokenizer *tok = NULL;
@@ -439,7 +451,8 @@ static int now_and_then(void *user) {
     return --stop_in == 0;
 }
 
-/* A source that was stopped in the middle of a run goes on, or goes on elsewhere from its position: no row is lost. */
+/* A source that was stopped in the middle of a run goes on, or goes on elsewhere from its position:
+   no row is lost. */
 TEST(source_that_is_stopped) {
     static float once[2700 * D], again[2700 * D];
     static char text[80 * sizeof WORDS];
@@ -498,7 +511,8 @@ TEST(source_with_a_target) {
         CHECK_OK(ctx, neox_tap_at(model, site, pass ? NEOX_IO_OUT : NEOX_IO_IN_TO_OUT, &tap));
         CHECK_OK(ctx, neox_text_source(model, tok, docs, &how, tap, &source));
         CHECK(source.has_target == !pass);
-        CHECK_OK(ctx, source.read(source.user, MOST, pass ? want : x, pass ? NULL : y, pass ? &k : &n));
+        CHECK_OK(ctx,
+                 source.read(source.user, MOST, pass ? want : x, pass ? NULL : y, pass ? &k : &n));
         dlrn_source_destroy(&source);
         doc_close(docs);
     }
@@ -514,12 +528,15 @@ static void write_config(const char *folder, const char *config) {
     write_text(path, config);
 }
 
-#define CONFIG(type, dim, act)                                                                                         \
-    "{\"model_type\": \"" type "\", \"hidden_size\": " dim ", \"num_hidden_layers\": 1, \"num_attention_heads\": 4, "  \
-    "\"intermediate_size\": 16, \"vocab_size\": 32, \"max_position_embeddings\": 8, \"hidden_act\": \"" act "\"}"
+#define CONFIG(type, dim, act)                                                                     \
+    "{\"model_type\": \"" type "\", \"hidden_size\": " dim                                         \
+    ", \"num_hidden_layers\": 1, \"num_attention_heads\": 4, "                                     \
+    "\"intermediate_size\": 16, \"vocab_size\": 32, \"max_position_embeddings\": 8, "              \
+    "\"hidden_act\": \"" act "\"}"
 
-#define MORE(keys)                                                                                                     \
-    "{\"model_type\": \"gpt_neox\", \"hidden_size\": 8, \"num_hidden_layers\": 1, \"num_attention_heads\": 4, "        \
+#define MORE(keys)                                                                                 \
+    "{\"model_type\": \"gpt_neox\", \"hidden_size\": 8, \"num_hidden_layers\": 1, "                \
+    "\"num_attention_heads\": 4, "                                                                 \
     "\"intermediate_size\": 16, \"vocab_size\": 32, \"max_position_embeddings\": 8, " keys "}"
 
 TEST(folders_that_are_not_models) {
@@ -527,23 +544,31 @@ TEST(folders_that_are_not_models) {
         const char *config, *error;
         dlrn_status status;
     } cases[] = {
-        {CONFIG("llama", "8", "gelu"), "model_type: expected gpt_neox, found llama", DLRN_ERR_UNSUPPORTED},
+        {CONFIG("llama", "8", "gelu"), "model_type: expected gpt_neox, found llama",
+         DLRN_ERR_UNSUPPORTED},
         {CONFIG("gpt_neox", "10", "gelu"), "expected hidden_size divisible by", DLRN_ERR_FORMAT},
         {CONFIG("gpt_neox", "-8", "gelu"), "hidden_size: expected a whole number", DLRN_ERR_FORMAT},
-        {CONFIG("gpt_neox", "8.5", "gelu"), "hidden_size: expected a whole number", DLRN_ERR_FORMAT},
+        {CONFIG("gpt_neox", "8.5", "gelu"), "hidden_size: expected a whole number",
+         DLRN_ERR_FORMAT},
         {CONFIG("gpt_neox", "8", "sine"), "hidden_act: expected a gelu, relu or silu, found sine",
          DLRN_ERR_UNSUPPORTED},
-        {CONFIG("gpt_neox", "8", "relu"), "expected model.safetensors or pytorch_model.bin", DLRN_ERR_IO},
-        {"{\"model_type\": \"gpt_neox\"}", "hidden_size: expected a whole number from 1 to 1048576, found none",
+        {CONFIG("gpt_neox", "8", "relu"), "expected model.safetensors or pytorch_model.bin",
+         DLRN_ERR_IO},
+        {"{\"model_type\": \"gpt_neox\"}",
+         "hidden_size: expected a whole number from 1 to 1048576, found none", DLRN_ERR_FORMAT},
+        {MORE("\"layer_norm_eps\": -1"), "layer_norm_eps: expected a number from 0 to 1, found -1",
          DLRN_ERR_FORMAT},
-        {MORE("\"layer_norm_eps\": -1"), "layer_norm_eps: expected a number from 0 to 1, found -1", DLRN_ERR_FORMAT},
-        {MORE("\"layer_norm_eps\": 1e999"), "layer_norm_eps: expected a number from 0 to 1, found inf",
+        {MORE("\"layer_norm_eps\": 1e999"),
+         "layer_norm_eps: expected a number from 0 to 1, found inf", DLRN_ERR_FORMAT},
+        {MORE("\"bos_token_id\": 1e300"), "bos_token_id: expected a whole number from 0",
          DLRN_ERR_FORMAT},
-        {MORE("\"bos_token_id\": 1e300"), "bos_token_id: expected a whole number from 0", DLRN_ERR_FORMAT},
-        {MORE("\"bos_token_id\": 32"), "config.json: bos_token_id: expected a whole number from 0 to 31, found 32",
+        {MORE("\"bos_token_id\": 32"),
+         "config.json: bos_token_id: expected a whole number from 0 to 31, found 32",
          DLRN_ERR_FORMAT},
-        {MORE("\"eos_token_id\": -2"), "eos_token_id: expected a whole number from 0", DLRN_ERR_FORMAT},
-        {MORE("\"bos_token_id\": null, \"eos_token_id\": [1, 2]"), "expected model.safetensors", DLRN_ERR_IO},
+        {MORE("\"eos_token_id\": -2"), "eos_token_id: expected a whole number from 0",
+         DLRN_ERR_FORMAT},
+        {MORE("\"bos_token_id\": null, \"eos_token_id\": [1, 2]"), "expected model.safetensors",
+         DLRN_ERR_IO},
         {"{", "config.json", DLRN_ERR_FORMAT},
     };
     neox_model *m = NULL;
@@ -556,7 +581,8 @@ TEST(folders_that_are_not_models) {
     }
 }
 
-/* The tiny model in another folder, with `now` for `was` in a file; in that of the weights of the same length. */
+/* The tiny model in another folder, with `now` for `was` in a file; in that of the weights of the
+   same length. */
 static void altered(const char *file, const char *was, const char *now) {
     static const char *const files[2] = {"config.json", "model.safetensors"};
     char from[512], to[512], *text, *at;
@@ -567,7 +593,8 @@ static void altered(const char *file, const char *was, const char *now) {
         snprintf(to, sizeof to, "%s/%s", tmp_path("altered"), files[i]);
         CHECK_OK(ctx, dlrn_file_read(ctx, from, &text, &size));
         if (!strcmp(file, files[i])) {
-            CHECK((at = strstr(text + (i ? 8 : 0), was)) != NULL && (i == 0 || strlen(was) == strlen(now)));
+            CHECK((at = strstr(text + (i ? 8 : 0), was)) != NULL &&
+                  (i == 0 || strlen(was) == strlen(now)));
             char *rest = at + strlen(was), *whole = (char *)malloc(size + strlen(now));
             size_t first = (size_t)(at - text), last = size - (size_t)(rest - text);
             CHECK(whole != NULL);
@@ -583,7 +610,8 @@ static void altered(const char *file, const char *was, const char *now) {
     }
 }
 
-static void refuse_altered(const char *file, const char *was, const char *now, dlrn_status status, const char *words) {
+static void refuse_altered(const char *file, const char *was, const char *now, dlrn_status status,
+                           const char *words) {
     neox_model *m = NULL;
     altered(file, was, now);
     CHECK_STATUS(neox_load(ctx, tmp_path("altered"), &m), status);
@@ -594,20 +622,24 @@ static void refuse_altered(const char *file, const char *was, const char *now, d
 TEST(weights_that_are_not_the_configs) {
     open_all();
     refuse_altered("config.json", "\"hidden_size\": 128", "\"hidden_size\": 64", DLRN_ERR_FORMAT,
-                   "altered/model.safetensors: gpt_neox.layers.0.input_layernorm.weight: expected 64 x 1, found 1 "
+                   "altered/model.safetensors: gpt_neox.layers.0.input_layernorm.weight: expected "
+                   "64 x 1, found 1 "
                    "dimensions, 128 x 1");
-    refuse_altered("config.json", "\"intermediate_size\": 512", "\"intermediate_size\": 256", DLRN_ERR_FORMAT,
-                   "layers.0.mlp.dense_h_to_4h.weight: expected 256 x 128, found 2 dimensions, 512 x 128");
-    refuse_altered("config.json", "\"num_hidden_layers\": 6", "\"num_hidden_layers\": 7", DLRN_ERR_FORMAT,
+    refuse_altered(
+        "config.json", "\"intermediate_size\": 512", "\"intermediate_size\": 256", DLRN_ERR_FORMAT,
+        "layers.0.mlp.dense_h_to_4h.weight: expected 256 x 128, found 2 dimensions, 512 x 128");
+    refuse_altered("config.json", "\"num_hidden_layers\": 6", "\"num_hidden_layers\": 7",
+                   DLRN_ERR_FORMAT,
                    "layers.6.input_layernorm.weight: expected a tensor of this name, found none");
-    refuse_altered("model.safetensors", "layers.3.mlp.dense_4h_to_h.bias", "layers.3.mlp.dense_4h_to_h.bios",
-                   DLRN_ERR_FORMAT, "layers.3.mlp.dense_4h_to_h.bias: expected a tensor of this name, found none");
+    refuse_altered("model.safetensors", "layers.3.mlp.dense_4h_to_h.bias",
+                   "layers.3.mlp.dense_4h_to_h.bios", DLRN_ERR_FORMAT,
+                   "layers.3.mlp.dense_4h_to_h.bias: expected a tensor of this name, found none");
 }
 
 /* As a dictionary's: said when the layer is read. */
 TEST(weights_that_are_not_finite) {
-    static const char *const names[] = {"gpt_neox.layers.0.mlp.dense_4h_to_h.weight", "gpt_neox.final_layer_norm.bias",
-                                        "embed_out.weight"};
+    static const char *const names[] = {"gpt_neox.layers.0.mlp.dense_4h_to_h.weight",
+                                        "gpt_neox.final_layer_norm.bias", "embed_out.weight"};
     const int32_t id[2] = {1, 2};
     const int64_t start[2] = {0, 2};
     const neox_batch batch = {id, start, 1};
@@ -620,22 +652,25 @@ TEST(weights_that_are_not_finite) {
         char *path = tmp_path("altered/model.safetensors");
         CHECK_OK(ctx, dlrn_file_read(ctx, path, &text, &size));
         long long offset = 0;
-        CHECK((at = strstr(text + 8, names[i])) != NULL && (at = strstr(at, "data_offsets")) != NULL);
+        CHECK((at = strstr(text + 8, names[i])) != NULL &&
+              (at = strstr(at, "data_offsets")) != NULL);
         CHECK(sscanf(at, "data_offsets\":[%lld", &offset) == 1);
-        memcpy(text + 8 + dlrni_le((const unsigned char *)text, 8) + offset + 2 * 5, "\x00\x7e", 2); /* f16: NaN */
+        memcpy(text + 8 + dlrni_le((const unsigned char *)text, 8) + offset + 2 * 5, "\x00\x7e",
+               2); /* f16: NaN */
         CHECK_OK(ctx, dlrn_file_write(ctx, path, text, size));
         dlrn_free(ctx, text);
         CHECK_OK(ctx, neox_load(ctx, tmp_path("altered"), &m));
         CHECK_STATUS(neox_run(m, &batch, NULL, 0, NULL, NULL, 1), DLRN_ERR_VALUE);
-        snprintf(words, sizeof words, "altered/model.safetensors: %s: element 5: expected a finite number, found ",
+        snprintf(words, sizeof words,
+                 "altered/model.safetensors: %s: element 5: expected a finite number, found ",
                  names[i]);
         CHECK_STR(dlrn_error(ctx), words);
         neox_destroy(m);
     }
 }
 
-/* The tiny model with a config.json that promises more positions than there is memory for: it runs as it did, since
-   room is made for the sequences that come. */
+/* The tiny model with a config.json that promises more positions than there is memory for: it runs
+   as it did, since room is made for the sequences that come. */
 TEST(config_of_many_positions) {
     static float want[MOST * V], got[MOST * V];
     dlrn_context *counted = starve_context(2);
@@ -653,7 +688,8 @@ TEST(config_of_many_positions) {
     mkdir(tmp_path("vast"), 0777);
     FILE *f = fopen(tmp_path("vast/config.json"), "w");
     CHECK(f != NULL);
-    fprintf(f, "%.*s\"max_position_embeddings\": 4194304%s", (int)(at - config), config, at + strcspn(at, ",}"));
+    fprintf(f, "%.*s\"max_position_embeddings\": 4194304%s", (int)(at - config), config,
+            at + strcspn(at, ",}"));
     CHECK(fclose(f) == 0);
     dlrn_free(ctx, config);
     remove(tmp_path("vast/model.safetensors"));
@@ -666,7 +702,8 @@ TEST(config_of_many_positions) {
     CHECK(!memcmp(want, got, (size_t)(start[1] * V) * sizeof *got));
     neox_destroy(m);
     dlrn_context_destroy(counted);
-    CHECK_MSG(starve.live == 0 && starve.peak < starve.most, "%d blocks, %zu bytes", (int)starve.live, starve.peak);
+    CHECK_MSG(starve.live == 0 && starve.peak < starve.most, "%d blocks, %zu bytes",
+              (int)starve.live, starve.peak);
     starve.most = 0;
 }
 
@@ -680,7 +717,8 @@ static dlrn_status read_again(dlrn_source *source, float *x, float *y, int64_t *
     if (s != DLRN_ERR_MEMORY) return s;
     uint64_t place = 0;
     CHECK_STR(source->error(source->user), "memory");
-    CHECK_STATUS(source->read(source->user, 20, x, y, n), DLRN_ERR_MEMORY); /* until it is told so */
+    CHECK_STATUS(source->read(source->user, 20, x, y, n),
+                 DLRN_ERR_MEMORY); /* until it is told so */
     CHECK_OK(counted, source->position(source->user, &place));
     CHECK_OK(counted, source->seek(source->user, place));
     return source->read(source->user, 20, x, y, n);
@@ -765,11 +803,16 @@ TEST(memory_that_is_asked_for_again) {
     dlrn_context_destroy(counted);
 }
 
-/* ---- Layers that share their tensors, as torch saves a module that stands in a model several times ---- */
+/* ---- Layers that share their tensors, as torch saves a module that stands in a model several
+   times ---- */
 
-enum { SHARED_INNER = 10000, SHARED_BYTES = 4 * SHARED_INNER }; /* of a storage that is as long as the largest part */
-#define SHARED_CONFIG                                                                                                  \
-    "{\"model_type\": \"gpt_neox\", \"hidden_size\": 4, \"num_hidden_layers\": %d, \"num_attention_heads\": 1, "       \
+enum {
+    SHARED_INNER = 10000,
+    SHARED_BYTES = 4 * SHARED_INNER
+}; /* of a storage that is as long as the largest part */
+#define SHARED_CONFIG                                                                              \
+    "{\"model_type\": \"gpt_neox\", \"hidden_size\": 4, \"num_hidden_layers\": %d, "               \
+    "\"num_attention_heads\": 1, "                                                                 \
     "\"intermediate_size\": 10000, \"vocab_size\": 2, \"max_position_embeddings\": 8}"
 
 static void put_name(bytes *b, const char *name) { /* BINUNICODE */
@@ -848,7 +891,8 @@ static dlrn_status is_finite(void *user, int tap, const float *x, float *y, int6
     return DLRN_OK;
 }
 
-/* Some do; a small file from which they would unfold without measure is refused before any is read. */
+/* Some do; a small file from which they would unfold without measure is refused before any is read.
+ */
 TEST(layers_that_share_their_tensors) {
     static const int32_t id[3] = {0, 1, 0};
     static const int64_t start[2] = {0, 3};

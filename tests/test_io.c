@@ -1,6 +1,7 @@
-/* test_io.c - files that are where the host keeps them, without the C library's: all formats through a dlrn_io in
-   memory; the same bytes whichever of its optional calls it has and however little it gives at a time; and each of its
-   calls fails once, after which the old file stands, nothing is open and nothing leaks. */
+/* test_io.c - files that are where the host keeps them, without the C library's: all formats
+   through a dlrn_io in memory; the same bytes whichever of its optional calls it has and however
+   little it gives at a time; and each of its calls fails once, after which the old file stands,
+   nothing is open and nothing leaks. */
 #define DICTLEARN_NO_STDIO
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
@@ -47,7 +48,8 @@ static int store_exists(void *user, const char *path) {
     return stored_as(path) ? 1 : !strcmp(path, "run") ? 2 : 0;
 }
 
-static dlrn_status store_open(void *user, dlrn_context *ctx, const char *path, int writing, void **file) {
+static dlrn_status store_open(void *user, dlrn_context *ctx, const char *path, int writing,
+                              void **file) {
     const stored *from = stored_as(path);
     CHECK(user == &store && strlen(path) < sizeof from->name);
     dlrn_status s = may_fail(ctx, "open", path);
@@ -64,7 +66,8 @@ static dlrn_status store_open(void *user, dlrn_context *ctx, const char *path, i
     return DLRN_OK;
 }
 
-static dlrn_status store_read(void *user, dlrn_context *ctx, void *file, void *bytes, size_t size, size_t *got) {
+static dlrn_status store_read(void *user, dlrn_context *ctx, void *file, void *bytes, size_t size,
+                              size_t *got) {
     opened *o = (opened *)file;
     CHECK(user == &store);
     dlrn_status s = may_fail(ctx, "read", o->name);
@@ -76,7 +79,8 @@ static dlrn_status store_read(void *user, dlrn_context *ctx, void *file, void *b
     return DLRN_OK;
 }
 
-static dlrn_status store_write(void *user, dlrn_context *ctx, void *file, const void *bytes, size_t size) {
+static dlrn_status store_write(void *user, dlrn_context *ctx, void *file, const void *bytes,
+                               size_t size) {
     opened *o = (opened *)file;
     CHECK(user == &store && o->writing && size <= MOST - o->at);
     dlrn_status s = may_fail(ctx, "write", o->name);
@@ -188,7 +192,8 @@ static dlrn_status numpy_form(void) {
 }
 
 static dlrn_status from_folder(void) { /* config.json is read before the weights */
-    static const char text[] = "{\"trainer\": {\"dict_class\": \"AutoEncoder\"}, \"dict_size\": 12}";
+    static const char text[] =
+        "{\"trainer\": {\"dict_class\": \"AutoEncoder\"}, \"dict_size\": 12}";
     dlrn_dictionary *back = NULL;
     dlrn_status s = dlrn_file_write(ctx, "run/config.json", text, sizeof text - 1);
     if (s == DLRN_OK) s = dlrn_save(ae, "run/ae.pt");
@@ -200,7 +205,8 @@ static dlrn_status from_folder(void) { /* config.json is read before the weights
 static dlrn_status appended(int64_t announced, const char *path) {
     dlrn_writer *w = NULL;
     dlrn_status s = dlrn_npy_create(ctx, path, D, announced, &w), closed = DLRN_OK;
-    for (int i = 0; i < 4 && s == DLRN_OK; i++) s = dlrn_npy_append(w, rows + i * (ROWS / 4) * D, ROWS / 4);
+    for (int i = 0; i < 4 && s == DLRN_OK; i++)
+        s = dlrn_npy_append(w, rows + i * (ROWS / 4) * D, ROWS / 4);
     if (w) closed = dlrn_writer_close(w);
     return s == DLRN_OK ? closed : s;
 }
@@ -234,14 +240,17 @@ static dlrn_status codes(void) {
 
 static dlrn_status trained(int64_t steps, dlrn_trainer *t) {
     dlrn_status s = DLRN_OK;
-    while (s == DLRN_OK && dlrn_trainer_steps_done(t) < steps) s = dlrn_trainer_step_on(t, rows, NULL, ROWS, NULL);
+    while (s == DLRN_OK && dlrn_trainer_steps_done(t) < steps)
+        s = dlrn_trainer_step_on(t, rows, NULL, ROWS, NULL);
     return s;
 }
 
-static dlrn_status resumed_run(void) { /* four steps, with a checkpoint after two: the bits of four without */
+static dlrn_status
+resumed_run(void) { /* four steps, with a checkpoint after two: the bits of four without */
     dlrn_train_config cfg = dlrn_train_defaults();
     dlrn_trainer *t[3] = {NULL, NULL, NULL};
-    cfg.activation_dim = D, cfg.dict_size = F, cfg.warmup_steps = 0, cfg.log_steps = -1, cfg.steps = 4;
+    cfg.activation_dim = D, cfg.dict_size = F, cfg.warmup_steps = 0, cfg.log_steps = -1,
+    cfg.steps = 4;
     for (int i = 0; i < 2; i++) {
         CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t[i]));
         CHECK_OK(ctx, trained(i ? 2 : 4, t[i]));
@@ -250,8 +259,8 @@ static dlrn_status resumed_run(void) { /* four steps, with a checkpoint after tw
     if (s == DLRN_OK) s = dlrn_trainer_resume(ctx, "run/state.safetensors", &cfg, NULL, &t[2]);
     if (s == DLRN_OK) {
         CHECK_OK(ctx, trained(4, t[2]));
-        CHECK(!memcmp(dlrn_trainer_dictionary(t[0])->encoder_weight, dlrn_trainer_dictionary(t[2])->encoder_weight,
-                      F * D * sizeof(float)));
+        CHECK(!memcmp(dlrn_trainer_dictionary(t[0])->encoder_weight,
+                      dlrn_trainer_dictionary(t[2])->encoder_weight, F * D * sizeof(float)));
     }
     for (int i = 0; i < 3; i++) dlrn_trainer_destroy(t[i]);
     return s;
@@ -273,10 +282,11 @@ static dlrn_status a_source(void) {
 static const struct {
     const char *name;
     dlrn_status (*run)(void);
-} operations[] = {
-    {"run/ae.pt", torch_form},        {"run/ae.safetensors", safetensors_form}, {"run/ae.npz", numpy_form},
-    {"run/config.json", from_folder}, {"run/known.npy", counted_rows},          {"run/rows.npy", uncounted_rows},
-    {"run/codes.npz", codes},         {"run/state.safetensors", resumed_run},   {"run/source.npy", a_source}};
+} operations[] = {{"run/ae.pt", torch_form},       {"run/ae.safetensors", safetensors_form},
+                  {"run/ae.npz", numpy_form},      {"run/config.json", from_folder},
+                  {"run/known.npy", counted_rows}, {"run/rows.npy", uncounted_rows},
+                  {"run/codes.npz", codes},        {"run/state.safetensors", resumed_run},
+                  {"run/source.npy", a_source}};
 enum { OPERATIONS = sizeof operations / sizeof *operations };
 
 /* ---- Tests ---- */
@@ -310,16 +320,17 @@ TEST(same_bytes_from_less) {
         store.portion = less == 1 ? 1 : 7;
         for (int i = 0; i < OPERATIONS; i++) CHECK_OK(ctx, operations[i].run());
         for (int i = 0; i < FILES; i++)
-            CHECK_MSG(store.file[i].size == kept[i].size && !strcmp(store.file[i].name, kept[i].name) &&
-                          (!kept[i].size || !memcmp(store.file[i].bytes, kept[i].bytes, kept[i].size)),
-                      "%s with %d", kept[i].name, less);
+            CHECK_MSG(
+                store.file[i].size == kept[i].size && !strcmp(store.file[i].name, kept[i].name) &&
+                    (!kept[i].size || !memcmp(store.file[i].bytes, kept[i].bytes, kept[i].size)),
+                "%s with %d", kept[i].name, less);
         end();
     }
     for (int i = 0; i < FILES; i++) free(kept[i].bytes);
 }
 
-/* Each call of an operation fails once. What it was to replace was written by the same operation, so that it is the
-   same afterwards whether or not the fault came before it was replaced. */
+/* Each call of an operation fails once. What it was to replace was written by the same operation,
+   so that it is the same afterwards whether or not the fault came before it was replaced. */
 TEST(each_call_fails) {
     const dlrn_io io = io_of_store();
     int faults = 0;
@@ -334,15 +345,17 @@ TEST(each_call_fails) {
             *store.failed = 0;
             dlrn_status s = operations[i].run();
             store.left = -1;
-            CHECK_MSG(starve.live == live && store.open == 0, "%s: call %d: %d blocks, %d files open",
-                      operations[i].name, (int)granted, (int)(starve.live - live), store.open);
-            CHECK_MSG(starve_mix(0, file->bytes, file->size) == before, "%s: call %d", operations[i].name,
-                      (int)granted);
+            CHECK_MSG(starve.live == live && store.open == 0,
+                      "%s: call %d: %d blocks, %d files open", operations[i].name, (int)granted,
+                      (int)(starve.live - live), store.open);
+            CHECK_MSG(starve_mix(0, file->bytes, file->size) == before, "%s: call %d",
+                      operations[i].name, (int)granted);
             if (!*store.failed) { /* there was no such call */
                 CHECK_OK(ctx, s);
                 break;
             }
-            if (s == DLRN_OK && !strcmp(store.failed, NO_WAY_BACK)) continue; /* then the rows wait elsewhere */
+            if (s == DLRN_OK && !strcmp(store.failed, NO_WAY_BACK))
+                continue; /* then the rows wait elsewhere */
             CHECK_STATUS(s, DLRN_ERR_IO);
             CHECK_STR(dlrn_error(ctx), store.failed);
         }
@@ -364,9 +377,11 @@ TEST(given_up) {
     end();
 }
 
-/* Without an io there are no files, and every call that names one says so; what is in memory is read all the same. */
+/* Without an io there are no files, and every call that names one says so; what is in memory is
+   read all the same. */
 TEST(no_files) {
-    static const char words[] = "f.pt: there are no files: DICTLEARN_NO_STDIO, and a context without io";
+    static const char words[] =
+        "f.pt: there are no files: DICTLEARN_NO_STDIO, and a context without io";
     const dlrn_io none = {NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL}, io = io_of_store();
     dlrn_dictionary *dict = NULL;
     dlrn_archive *a = NULL;

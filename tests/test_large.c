@@ -1,5 +1,5 @@
-/* test_large.c - files beyond 4 GB, where a zip's own numbers end: a tensor of zeros that takes no memory, and a small
-   one on either side of it. On the disk only what is not zero takes place. */
+/* test_large.c - files beyond 4 GB, where a zip's own numbers end: a tensor of zeros that takes no
+   memory, and a small one on either side of it. On the disk only what is not zero takes place. */
 #define _DEFAULT_SOURCE
 #include <fcntl.h>
 #include <unistd.h>
@@ -14,19 +14,23 @@ static dlrn_context *ctx;
 
 /* ---- A disk that leaves out zeros ---- */
 
-static dlrn_status sparse_open(void *user, dlrn_context *ctx, const char *path, int writing, void **file) {
+static dlrn_status sparse_open(void *user, dlrn_context *ctx, const char *path, int writing,
+                               void **file) {
     int *fd = (int *)user;
     *fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
     *file = fd;
-    return *fd >= 0 && writing ? DLRN_OK : dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot be opened", path);
+    return *fd >= 0 && writing ? DLRN_OK
+                               : dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot be opened", path);
 }
 
-static dlrn_status sparse_read(void *user, dlrn_context *ctx, void *file, void *bytes, size_t size, size_t *got) {
+static dlrn_status sparse_read(void *user, dlrn_context *ctx, void *file, void *bytes, size_t size,
+                               size_t *got) {
     (void)user, (void)file, (void)bytes, (void)size, (void)got;
     return dlrn_fail(ctx, DLRN_ERR_IO, "nobody reads here");
 }
 
-static dlrn_status sparse_write(void *user, dlrn_context *ctx, void *file, const void *bytes, size_t size) {
+static dlrn_status sparse_write(void *user, dlrn_context *ctx, void *file, const void *bytes,
+                                size_t size) {
     static const char zeros[1 << 16];
     const char *p = (const char *)bytes;
     (void)user;
@@ -51,7 +55,8 @@ static int sparse_exists(void *user, const char *path) {
 }
 
 static dlrn_context *sparse_context(int *fd) {
-    const dlrn_io io = {sparse_open, sparse_read, sparse_write, sparse_close, sparse_exists, NULL, NULL, fd};
+    const dlrn_io io = {sparse_open,   sparse_read, sparse_write, sparse_close,
+                        sparse_exists, NULL,        NULL,         fd};
     dlrn_context_config cfg = dlrn_context_defaults();
     dlrn_context *made = NULL;
     cfg.io = io;
@@ -81,16 +86,19 @@ static void check_read(dlrn_archive *a, const char *name, const float *wanted) {
 }
 
 TEST(files_beyond_4_gb) {
-    static const char *const names[] = {"large.pt", "large.safetensors"}; /* an .npz is the same zip */
+    static const char *const names[] = {"large.pt",
+                                        "large.safetensors"}; /* an .npz is the same zip */
     static const float first[4] = {1, 2, 3, 4}, last[4] = {-5, 6, -7, 8};
     int fd = -1;
 #ifdef TEST_BRIEF
     SKIP("takes too long");
 #endif
     if (sizeof(size_t) < 8) SKIP("no room for 4 GB");
-    void *zeros = mmap(NULL, (size_t)ZEROS * 4, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *zeros = mmap(NULL, (size_t)ZEROS * 4, PROT_READ,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (zeros == MAP_FAILED) SKIP("no room for 4 GB");
-    const dlrn_tensor_out tensors[3] = {tensor("a", first, 4), tensor("zeros", zeros, ZEROS), tensor("z", last, 4)};
+    const dlrn_tensor_out tensors[3] = {tensor("a", first, 4), tensor("zeros", zeros, ZEROS),
+                                        tensor("z", last, 4)};
     dlrn_context *sparse = sparse_context(&fd);
     for (int i = 0; i < 2; i++) {
         char *path = tmp_path(names[i]);

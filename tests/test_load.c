@@ -1,5 +1,5 @@
-/* test_load.c - writing and reading back: archives of every form, growing .npy and CSR files, what a failure leaves
-   behind; dictionaries in files and folders, sharded models. */
+/* test_load.c - writing and reading back: archives of every form, growing .npy and CSR files, what
+   a failure leaves behind; dictionaries in files and folders, sharded models. */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/bytes.h"
@@ -129,7 +129,8 @@ TEST(writes_nothing_of_any_size) {
         CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("nothing", names[i]), nothing, 2, NULL));
         CHECK_OK(ctx, dlrn_archive_open(ctx, path_of("nothing", names[i]), &a));
         for (int k = 0; k < 2; k++)
-            CHECK(dlrn_archive_info(a, k)->numel == 0 && dlrn_archive_info(a, k)->shape[1] == (int64_t)1 << 52);
+            CHECK(dlrn_archive_info(a, k)->numel == 0 &&
+                  dlrn_archive_info(a, k)->shape[1] == (int64_t)1 << 52);
         dlrn_archive_close(a);
     }
 }
@@ -139,9 +140,11 @@ TEST(writes_refuse) {
     dlrn_archive *a = NULL;
     dlrn_tensor_out bad = four[0];
     make_folder("bad");
-    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.gguf"), four, 4, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.gguf"), four, 4, NULL),
+                 DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "x.gguf: expected a name ending in .pt, .safetensors, .npz or .npy");
-    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.npy"), four, 4, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.npy"), four, 4, NULL),
+                 DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "a .npy holds one tensor");
     dlrn_dictionary *dict;
     CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 0, &dict));
@@ -152,39 +155,50 @@ TEST(writes_refuse) {
     bad.shape[0] = -2;
     CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.pt"), &bad, 1, NULL), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "tensor 'a.matrix' to be written: malformed shape");
-    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.safetensors"), &bad, 1, NULL), DLRN_ERR_ARGUMENT);
-    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.npz"), &bad, 1, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.safetensors"), &bad, 1, NULL),
+                 DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.npz"), &bad, 1, NULL),
+                 DLRN_ERR_ARGUMENT);
     bad = four[0];
     bad.dtype = DLRN_BF16;
-    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.npz"), &bad, 1, NULL), DLRN_ERR_UNSUPPORTED);
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.npz"), &bad, 1, NULL),
+                 DLRN_ERR_UNSUPPORTED);
     CHECK_STR(dlrn_error(ctx), "tensor 'a.matrix': .npy has no type BF16");
     bad.dtype = DLRN_U32;
-    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.pt"), &bad, 1, NULL), DLRN_ERR_UNSUPPORTED);
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.pt"), &bad, 1, NULL),
+                 DLRN_ERR_UNSUPPORTED);
     CHECK_STR(dlrn_error(ctx), "tensor 'a.matrix': torch's form has no storage of type U32");
     static const char *const taken[2] = {"__metadata__", "x\xff"};
     for (int i = 0; i < 2; i++) {
         bad = four[0];
         bad.name = taken[i];
-        CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.safetensors"), &bad, 1, NULL), DLRN_ERR_ARGUMENT);
-        CHECK_STR(dlrn_error(ctx), "to be written: expected a name in UTF-8 other than __metadata__");
+        CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.safetensors"), &bad, 1, NULL),
+                     DLRN_ERR_ARGUMENT);
+        CHECK_STR(dlrn_error(ctx),
+                  "to be written: expected a name in UTF-8 other than __metadata__");
     }
     bad = four[0]; /* nothing, but of a size that would be read as another */
     bad.shape[0] = 0, bad.shape[1] = ((int64_t)1 << 53) + 1;
-    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.safetensors"), &bad, 1, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.safetensors"), &bad, 1, NULL),
+                 DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "tensor 'a.matrix' to be written: malformed shape");
     const dlrn_tensor_out twice[3] = {four[0], four[1], four[0]};
-    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.safetensors"), twice, 3, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.safetensors"), twice, 3, NULL),
+                 DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "tensor 'a.matrix' to be written: expected once, found twice");
     static const char *const two_keys[] = {"key", "one", "key", "two", NULL};
-    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.safetensors"), four, 4, two_keys), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.safetensors"), four, 4, two_keys),
+                 DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "metadata 'key' to be written: expected once, found twice");
     static const char *const no_text[] = {"key", "value\x80", NULL};
-    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.safetensors"), four, 4, no_text), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.safetensors"), four, 4, no_text),
+                 DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "to be written: expected UTF-8");
     memset(long_name, 'n', sizeof long_name - 1);
     bad = four[0];
     bad.name = long_name;
-    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.npz"), &bad, 1, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.npz"), &bad, 1, NULL),
+                 DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "its name is too long for an .npz");
     CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.pt"), &bad, 1, NULL), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "nnn...': its name is too long for torch's form");
@@ -205,7 +219,8 @@ TEST(old_file_stays) {
     make_folder("atomic");
     write_text(path_of("atomic", "ae.pt"), "old");
     bad.ndim = 9;
-    CHECK_STATUS(dlrn_archive_write(ctx, path_of("atomic", "ae.pt"), &bad, 1, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("atomic", "ae.pt"), &bad, 1, NULL),
+                 DLRN_ERR_ARGUMENT);
     CHECK_OK(ctx, dlrn_file_read(ctx, path_of("atomic", "ae.pt"), &text, &n));
     CHECK(n == 3 && !strcmp(text, "old"));
     dlrn_free(ctx, text);
@@ -284,12 +299,15 @@ TEST(targets_that_cannot_be_written) {
     make_folder("target/folder.pt");
     CHECK_STATUS(dlrn_file_write(ctx, path_of("target", "none/x"), "x", 1), DLRN_ERR_IO);
     CHECK_STR(dlrn_error(ctx), "target/none/x: cannot create it: No such file");
-    CHECK_STATUS(dlrn_archive_write(ctx, path_of("target", "none/x.pt"), four, 4, NULL), DLRN_ERR_IO);
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("target", "none/x.pt"), four, 4, NULL),
+                 DLRN_ERR_IO);
     CHECK_STATUS(dlrn_npy_create(ctx, path_of("target", "none/x.npy"), 3, 4, &w), DLRN_ERR_IO);
-    CHECK_STATUS(dlrn_csr_create(ctx, path_of("target", "none/x.npz"), 3, &w), DLRN_ERR_IO); /* at once */
+    CHECK_STATUS(dlrn_csr_create(ctx, path_of("target", "none/x.npz"), 3, &w),
+                 DLRN_ERR_IO); /* at once */
     CHECK_STR(dlrn_error(ctx), "target/none/x.npz: cannot create it: No such file");
     CHECK(w == NULL);
-    CHECK_STATUS(dlrn_archive_write(ctx, path_of("target", "folder.pt"), four, 4, NULL), DLRN_ERR_IO);
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("target", "folder.pt"), four, 4, NULL),
+                 DLRN_ERR_IO);
     CHECK_STR(dlrn_error(ctx), "folder.pt: expected a file to write, found a folder");
     CHECK(count_files(path_of("", "target"), ".tmp") == 0);
     CHECK_STATUS(dlrn_file_create(ctx, path_of("target", "none/x.txt"), &w), DLRN_ERR_IO);
@@ -338,7 +356,8 @@ TEST(full_disk) {
     CHECK_STATUS(dlrn_writer_close(w), DLRN_ERR_IO);
     CHECK_STR(dlrn_error(ctx), "/dev/full: cannot write it: No space left on device");
     CHECK_OK(ctx, dlrn_file_write(ctx, "/dev/null", floats, sizeof floats));
-    CHECK(stat("/dev/full", &after) == 0 && after.st_ino == before.st_ino && !S_ISREG(after.st_mode));
+    CHECK(stat("/dev/full", &after) == 0 && after.st_ino == before.st_ino &&
+          !S_ISREG(after.st_mode));
     CHECK(stat("/dev/null", &after) == 0 && !S_ISREG(after.st_mode));
 }
 
@@ -357,9 +376,11 @@ TEST(files_that_cannot_be_read) {
     CHECK_STR(dlrn_error(ctx), "read/none: no such file or folder");
     write_text(path_of("read", "empty.pt"), "");
     CHECK_STATUS(dlrn_archive_open(ctx, path_of("read", "empty.pt"), &a), DLRN_ERR_FORMAT);
-    CHECK_STR(dlrn_error(ctx),
-              "empty.pt: expected torch (.pt), safetensors, .npz or .npy, found none of them in its 0");
-    CHECK(a == NULL && dict == NULL && exists(path_of("read", "empty.pt")) == 1 && exists(path_of("", "read")) == 2);
+    CHECK_STR(
+        dlrn_error(ctx),
+        "empty.pt: expected torch (.pt), safetensors, .npz or .npy, found none of them in its 0");
+    CHECK(a == NULL && dict == NULL && exists(path_of("read", "empty.pt")) == 1 &&
+          exists(path_of("", "read")) == 2);
 }
 
 /* As many members as 16 bits cannot count: the end record has its 64-bit form. */
@@ -386,17 +407,21 @@ TEST(more_members_than_16_bits_count) {
 }
 
 #ifndef _WIN32
-extern int symlink(const char *to, const char *path); /* hidden from strict C99 although it is there */
+extern int symlink(const char *to,
+                   const char *path); /* hidden from strict C99 although it is there */
 
-/* A link stays, and what it leads to is replaced: also through another link, from the root, and if nothing is there. */
+/* A link stays, and what it leads to is replaced: also through another link, from the root, and if
+   nothing is there. */
 TEST(links_are_followed) {
     char here[2048], *text = NULL;
     size_t n;
     make_folder("links");
     CHECK(getcwd(here, sizeof here / 2) != NULL);
     strcat(strcat(here, "/"), path_of("links", "real"));
-    CHECK(symlink("real", path_of("links", "near")) == 0 && symlink("near", path_of("links", "chain")) == 0);
-    CHECK(symlink(here, path_of("links", "rooted")) == 0 && symlink("later", path_of("links", "open")) == 0);
+    CHECK(symlink("real", path_of("links", "near")) == 0 &&
+          symlink("near", path_of("links", "chain")) == 0);
+    CHECK(symlink(here, path_of("links", "rooted")) == 0 &&
+          symlink("later", path_of("links", "open")) == 0);
     static const char *const links[] = {"near", "chain", "rooted"};
     for (int i = 0; i < 3; i++) {
         write_text(path_of("links", "real"), "old");
@@ -422,7 +447,8 @@ TEST(links_are_followed) {
 
 /* The last name of a .npz stands where a reader looks for the place of a 64-bit end record. */
 TEST(names_that_look_like_records) {
-    static const char name[] = "PK\6\7 and a place"; /* with .npy the 20 bytes before the end record */
+    static const char name[] =
+        "PK\6\7 and a place"; /* with .npy the 20 bytes before the end record */
     const dlrn_tensor_out t = {name, DLRN_F32, 1, {2}, floats};
     dlrn_archive *a = NULL;
     char *path = path_of("records", "x.npz");
@@ -450,17 +476,21 @@ TEST(errors_of_long_paths) {
 }
 
 /* A context with files of its own looks at no others. */
-static dlrn_status refuse_to_open(void *user, dlrn_context *c, const char *path, int writing, void **file) {
+static dlrn_status refuse_to_open(void *user, dlrn_context *c, const char *path, int writing,
+                                  void **file) {
     (void)user, (void)file;
-    return dlrn_fail(c, DLRN_ERR_IO, "the store: %s of %s refused", writing ? "creation" : "opening", path);
+    return dlrn_fail(c, DLRN_ERR_IO, "the store: %s of %s refused",
+                     writing ? "creation" : "opening", path);
 }
 
-static dlrn_status never_read(void *user, dlrn_context *c, void *file, void *bytes, size_t size, size_t *got) {
+static dlrn_status never_read(void *user, dlrn_context *c, void *file, void *bytes, size_t size,
+                              size_t *got) {
     (void)user, (void)c, (void)file, (void)bytes, (void)size, (void)got;
     TEST_FAIL("nothing was opened");
 }
 
-static dlrn_status never_written(void *user, dlrn_context *c, void *file, const void *bytes, size_t size) {
+static dlrn_status never_written(void *user, dlrn_context *c, void *file, const void *bytes,
+                                 size_t size) {
     (void)user, (void)c, (void)file, (void)bytes, (void)size;
     TEST_FAIL("nothing was opened");
 }
@@ -481,18 +511,21 @@ TEST(files_of_the_host) {
     dlrn_archive *a = NULL;
     char *path = path_of("host", "x.npy");
     make_folder("host");
-    CHECK_OK(ctx, dlrn_archive_write(ctx, path, &(dlrn_tensor_out){"", DLRN_F32, 1, {2}, floats}, 1, NULL));
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path, &(dlrn_tensor_out){"", DLRN_F32, 1, {2}, floats}, 1,
+                                     NULL));
     cfg.io.open_file = refuse_to_open;
     cfg.io.read_file = never_read;
     cfg.io.write_file = never_written;
     cfg.io.close_file = never_closed;
     cfg.io.file_exists = all_are_there;
     CHECK_STATUS(dlrn_context_create(&cfg, &other), DLRN_OK);
-    CHECK_STATUS(dlrn_archive_open(other, path, &a), DLRN_ERR_IO); /* it is on the disk, but not in the store */
+    CHECK_STATUS(dlrn_archive_open(other, path, &a),
+                 DLRN_ERR_IO); /* it is on the disk, but not in the store */
     CHECK_STR(dlrn_error(other), "the store: opening of ");
     CHECK_STATUS(dlrn_file_write(other, path, "", 0), DLRN_ERR_IO);
     CHECK_STR(dlrn_error(other), "the store: creation of ");
-    CHECK(dlrn_file_exists(other, path_of("", "none")) == 1 && dlrn_file_exists(ctx, path_of("", "none")) == 0);
+    CHECK(dlrn_file_exists(other, path_of("", "none")) == 1 &&
+          dlrn_file_exists(ctx, path_of("", "none")) == 0);
     dlrn_context_destroy(other);
     CHECK_OK(ctx, dlrn_archive_open(ctx, path, &a));
     dlrn_archive_close(a);
@@ -575,9 +608,21 @@ TEST(csr_refuses) {
         {{2, 5}, {0, 1, 1}, {1, 4}, 2, "indptr: expected 0 to 2"},
         {{2, 5}, {1, 2, 2}, {1, 4}, 2, "indptr: expected 0 to 2"},
         {{3, 5}, {0, 2, 2}, {1, 4}, 2, "the sizes of shape, indptr, indices and data do not agree"},
-        {{-1, 5}, {0, 2, 2}, {1, 4}, 2, "the sizes of shape, indptr, indices and data do not agree"},
-        {{INT64_MAX, 5}, {0, 2, 2}, {1, 4}, 2, "the sizes of shape, indptr, indices and data do not agree"},
-        {{2, (int64_t)1 << 31}, {0, 2, 2}, {1, 4}, 2, "the sizes of shape, indptr, indices and data do not agree"},
+        {{-1, 5},
+         {0, 2, 2},
+         {1, 4},
+         2,
+         "the sizes of shape, indptr, indices and data do not agree"},
+        {{INT64_MAX, 5},
+         {0, 2, 2},
+         {1, 4},
+         2,
+         "the sizes of shape, indptr, indices and data do not agree"},
+        {{2, (int64_t)1 << 31},
+         {0, 2, 2},
+         {1, 4},
+         2,
+         "the sizes of shape, indptr, indices and data do not agree"},
         {{2, 5}, {0, 2, 2}, {1, 4}, 1, "the sizes of shape, indptr, indices and data do not agree"},
     };
     make_folder("csr");
@@ -595,7 +640,8 @@ TEST(csr_refuses) {
         CHECK(back.row_ptr == NULL);
         CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("csr", "bad.npz"), parts, 3, NULL));
         CHECK_STATUS(dlrn_csr_load(ctx, path_of("csr", "bad.npz"), &back), DLRN_ERR_FORMAT);
-        CHECK_STR(dlrn_error(ctx), "expected 'data' of one dimension, as scipy.sparse.save_npz writes it");
+        CHECK_STR(dlrn_error(ctx),
+                  "expected 'data' of one dimension, as scipy.sparse.save_npz writes it");
     }
 }
 
@@ -620,7 +666,8 @@ static void check_dictionary(const char *path) {
     CHECK_OK(ctx, dlrn_load(ctx, path, &dict));
     CHECK(dict->activation_dim == D && dict->dict_size == F);
     CHECK(!strcmp(dlrn_dictionary_family(dict), "AutoEncoder"));
-    CHECK(!memcmp(dict->bias, bias, sizeof bias) && !memcmp(dict->encoder_bias, encoder_bias, sizeof encoder_bias));
+    CHECK(!memcmp(dict->bias, bias, sizeof bias) &&
+          !memcmp(dict->encoder_bias, encoder_bias, sizeof encoder_bias));
     CHECK(!memcmp(dict->encoder_weight, encoder, sizeof encoder));
     for (int i = 0; i < D; i++)
         for (int j = 0; j < F; j++) CHECK(dict->decoder_weight[j * D + i] == decoder[i * F + j]);
@@ -630,7 +677,8 @@ static void check_dictionary(const char *path) {
 static void refuse_dictionary(const char *path, dlrn_status status, const char *words) {
     dlrn_dictionary *dict = NULL;
     dlrn_status s = dlrn_load(ctx, path, &dict);
-    CHECK_MSG(s == status, "%s: %s, expected %s", path, s ? dlrn_error(ctx) : "it was read", dlrn_status_name(status));
+    CHECK_MSG(s == status, "%s: %s, expected %s", path, s ? dlrn_error(ctx) : "it was read",
+              dlrn_status_name(status));
     CHECK(dict == NULL);
     CHECK_STR(dlrn_error(ctx), words);
 }
@@ -645,13 +693,15 @@ static char *dictionary_folder(const char *folder, const char *file, const char 
     return path_of("", folder);
 }
 
-#define CONFIG(class) "{\"trainer\": {\"dict_class\": \"" class "\", \"activation_dim\": 3, \"dict_size\": 5}}"
+#define CONFIG(class)                                                                              \
+    "{\"trainer\": {\"dict_class\": \"" class "\", \"activation_dim\": 3, \"dict_size\": 5}}"
 
 TEST(layouts) {
     check_dictionary(dictionary_folder("plain", "ae.pt", NULL));
     check_dictionary(path_of("plain", "ae.pt"));
     check_dictionary(dictionary_folder("tensors", "ae.safetensors", CONFIG("AutoEncoder")));
-    check_dictionary(dictionary_folder("arrays", "ae.npz", "{\"dict_size\": 5, \"activation_dim\": 3}"));
+    check_dictionary(
+        dictionary_folder("arrays", "ae.npz", "{\"dict_size\": 5, \"activation_dim\": 3}"));
     check_dictionary(path_of("arrays", "ae.npz"));
     make_folder("run");
     dictionary_folder("run/trainer_0", "ae.pt", CONFIG("AutoEncoder"));
@@ -662,19 +712,24 @@ TEST(layouts) {
 }
 
 TEST(layouts_refused) {
-    refuse_dictionary(dictionary_folder("nothing", NULL, NULL), DLRN_ERR_IO,
-                      "load/nothing: expected ae.pt, ae.safetensors or ae.npz in this folder, found none");
-    refuse_dictionary(dictionary_folder("bare", NULL, CONFIG("AutoEncoder")), DLRN_ERR_IO,
-                      "bare/config.json: expected ae.pt, ae.safetensors or ae.npz beside it, found none");
+    refuse_dictionary(
+        dictionary_folder("nothing", NULL, NULL), DLRN_ERR_IO,
+        "load/nothing: expected ae.pt, ae.safetensors or ae.npz in this folder, found none");
+    refuse_dictionary(
+        dictionary_folder("bare", NULL, CONFIG("AutoEncoder")), DLRN_ERR_IO,
+        "bare/config.json: expected ae.pt, ae.safetensors or ae.npz beside it, found none");
     char *gated = dictionary_folder("gated", "ae.pt", CONFIG("GatedAutoEncoder"));
-    refuse_dictionary(gated, DLRN_ERR_UNSUPPORTED,
-                      "gated/config.json: dict_class: expected AutoEncoder, found GatedAutoEncoder");
+    refuse_dictionary(
+        gated, DLRN_ERR_UNSUPPORTED,
+        "gated/config.json: dict_class: expected AutoEncoder, found GatedAutoEncoder");
     refuse_dictionary(path_of("gated", "ae.pt"), DLRN_ERR_UNSUPPORTED, "found GatedAutoEncoder");
-    refuse_dictionary(dictionary_folder("wide", "ae.pt", "{\"trainer\": {\"dict_size\": 6}}"), DLRN_ERR_SHAPE,
+    refuse_dictionary(dictionary_folder("wide", "ae.pt", "{\"trainer\": {\"dict_size\": 6}}"),
+                      DLRN_ERR_SHAPE,
                       "wide/config.json: trainer.dict_size: expected 5 as in the tensors, found 6");
     refuse_dictionary(dictionary_folder("tall", "ae.pt", "{\"activation_dim\": 4}"), DLRN_ERR_SHAPE,
                       "tall/config.json: activation_dim: expected 3 as in the tensors, found 4");
-    refuse_dictionary(dictionary_folder("part", "ae.pt", "{\"activation_dim\": 3.5}"), DLRN_ERR_SHAPE,
+    refuse_dictionary(dictionary_folder("part", "ae.pt", "{\"activation_dim\": 3.5}"),
+                      DLRN_ERR_SHAPE,
                       "part/config.json: activation_dim: expected 3 as in the tensors, found 3.5");
     refuse_dictionary(dictionary_folder("torn", "ae.pt", "{\"trainer\": "), DLRN_ERR_FORMAT,
                       "torn/config.json: JSON, line 1, byte 12");
@@ -691,19 +746,25 @@ TEST(configs_refused) {
         const char *config, *words;
     } bad[] = {
         {"{\"dict_size\": \"512\"}", "config.json: dict_size: expected a number, found \"512\""},
-        {"{\"trainer\": {\"dict_size\": \"5\"}}", "config.json: trainer.dict_size: expected a number, found \"5\""},
-        {"{\"activation_dim\": [3]}", "config.json: activation_dim: expected a number, found a list"},
+        {"{\"trainer\": {\"dict_size\": \"5\"}}",
+         "config.json: trainer.dict_size: expected a number, found \"5\""},
+        {"{\"activation_dim\": [3]}",
+         "config.json: activation_dim: expected a number, found a list"},
         {"{\"trainer\": {\"activation_dim\": true}}",
          "config.json: trainer.activation_dim: expected a number, found true or false"},
         {"{\"dict_class\": 7}", "config.json: dict_class: expected a text, found 7"},
-        {"{\"trainer\": {\"dict_class\": {}}}", "config.json: trainer.dict_class: expected a text, found an object"},
+        {"{\"trainer\": {\"dict_class\": {}}}",
+         "config.json: trainer.dict_class: expected a text, found an object"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        refuse_dictionary(dictionary_folder("kinds", "ae.pt", bad[i].config), DLRN_ERR_FORMAT, bad[i].words);
+        refuse_dictionary(dictionary_folder("kinds", "ae.pt", bad[i].config), DLRN_ERR_FORMAT,
+                          bad[i].words);
     refuse_dictionary(
-        dictionary_folder("quoted", NULL, "{\"dict_class\": \"IdentityDict\", \"activation_dim\": \"3\"}"),
+        dictionary_folder("quoted", NULL,
+                          "{\"dict_class\": \"IdentityDict\", \"activation_dim\": \"3\"}"),
         DLRN_ERR_FORMAT, "quoted/config.json: activation_dim: expected a number, found \"3\"");
-    check_dictionary(dictionary_folder("unsaid", "ae.pt", "{\"dict_class\": null, \"dict_size\": null}"));
+    check_dictionary(
+        dictionary_folder("unsaid", "ae.pt", "{\"dict_class\": null, \"dict_size\": null}"));
 }
 
 TEST(identity) {
@@ -715,10 +776,14 @@ TEST(identity) {
     dlrn_dictionary_destroy(dict);
     refuse_dictionary(dictionary_folder("weighty", "ae.pt", CONFIG("IdentityDict")), DLRN_ERR_VALUE,
                       "weighty/config.json: dict_class: expected AutoEncoder, as ");
-    refuse_dictionary(dictionary_folder("vast", NULL, "{\"dict_class\": \"IdentityDict\", \"activation_dim\": 1e300}"),
-                      DLRN_ERR_VALUE, "vast/config.json: activation_dim: expected a size from 1, found 1e+300");
-    refuse_dictionary(dictionary_folder("vast", NULL, "{\"dict_class\": \"IdentityDict\", \"activation_dim\": 1.5}"),
-                      DLRN_ERR_VALUE, "vast/config.json: activation_dim: expected a size from 1, found 1.5");
+    refuse_dictionary(
+        dictionary_folder("vast", NULL,
+                          "{\"dict_class\": \"IdentityDict\", \"activation_dim\": 1e300}"),
+        DLRN_ERR_VALUE, "vast/config.json: activation_dim: expected a size from 1, found 1e+300");
+    refuse_dictionary(
+        dictionary_folder("vast", NULL,
+                          "{\"dict_class\": \"IdentityDict\", \"activation_dim\": 1.5}"),
+        DLRN_ERR_VALUE, "vast/config.json: activation_dim: expected a size from 1, found 1.5");
 }
 
 TEST(weights_refused) {
@@ -730,13 +795,26 @@ TEST(weights_refused) {
     } bad[] = {
         {0, 1, {D - 1, 0}, DLRN_ERR_SHAPE, "tensor 'bias': expected shape [3], found [2]"},
         {1, 1, {F, 0}, DLRN_ERR_SHAPE, "tensor 'encoder.weight': expected shape [F, d], found [5]"},
-        {1, 2, {0, D}, DLRN_ERR_SHAPE, "tensor 'encoder.weight': expected a shape without 0, found [0, 3]"},
-        {1, 2, {F, 0}, DLRN_ERR_SHAPE, "tensor 'encoder.weight': expected a shape without 0, found [5, 0]"},
+        {1,
+         2,
+         {0, D},
+         DLRN_ERR_SHAPE,
+         "tensor 'encoder.weight': expected a shape without 0, found [0, 3]"},
+        {1,
+         2,
+         {F, 0},
+         DLRN_ERR_SHAPE,
+         "tensor 'encoder.weight': expected a shape without 0, found [5, 0]"},
         {2, 1, {F - 1, 0}, DLRN_ERR_SHAPE, "tensor 'encoder.bias': expected shape [5], found [4]"},
         {2, 2, {1, F}, DLRN_ERR_SHAPE, "tensor 'encoder.bias': expected shape [5], found [1, 5]"},
-        {3, 2, {F, D}, DLRN_ERR_SHAPE, "tensor 'decoder.weight': expected shape [3, 5], found [5, 3]"},
+        {3,
+         2,
+         {F, D},
+         DLRN_ERR_SHAPE,
+         "tensor 'decoder.weight': expected shape [3, 5], found [5, 3]"},
     };
-    static const char *const names[4] = {"bias", "encoder.weight", "encoder.bias", "decoder.weight"};
+    static const char *const names[4] = {"bias", "encoder.weight", "encoder.bias",
+                                         "decoder.weight"};
     dlrn_tensor_out t[4];
     char words[128];
     make_folder("shapes");
@@ -753,7 +831,8 @@ TEST(weights_refused) {
         float *weights[4] = {bias, encoder, encoder_bias, decoder};
         weights[i][2] = i % 2 ? NAN : -INFINITY;
         CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("shapes", "ae.pt"), t, 4, NULL));
-        snprintf(words, sizeof words, "ae.pt: tensor '%s': element 2: expected a finite number, found %s", names[i],
+        snprintf(words, sizeof words,
+                 "ae.pt: tensor '%s': element 2: expected a finite number, found %s", names[i],
                  i % 2 ? "nan" : "-inf");
         refuse_dictionary(path_of("", "shapes"), DLRN_ERR_VALUE, words);
         t[i].name = "other";
@@ -764,10 +843,12 @@ TEST(weights_refused) {
     }
 }
 
-/* Weights of half the width, or of twice, are read as what they are; of these, too, each is looked at. */
+/* Weights of half the width, or of twice, are read as what they are; of these, too, each is looked
+   at. */
 TEST(weights_of_other_types) {
     static const dlrn_dtype types[] = {DLRN_F16, DLRN_BF16, DLRN_F64};
-    static const char *const names[4] = {"bias", "encoder.weight", "encoder.bias", "decoder.weight"};
+    static const char *const names[4] = {"bias", "encoder.weight", "encoder.bias",
+                                         "decoder.weight"};
     const float *const from[4] = {bias, encoder, encoder_bias, decoder};
     dlrn_tensor_out t[4];
     make_folder("types");
@@ -791,9 +872,14 @@ TEST(weights_of_other_types) {
         for (int j = 0; j < F; j++)
             for (int c = 0; c < D; c++) {
                 float atom = decoder[c * F + j], row = encoder[j * D + c];
-                if (type == 0) atom = dlrn_f16_to_f32(half[3][c * F + j]), row = dlrn_f16_to_f32(half[1][j * D + c]);
-                if (type == 1) atom = dlrn_bf16_to_f32(half[3][c * F + j]), row = dlrn_bf16_to_f32(half[1][j * D + c]);
-                CHECK(dict->decoder_weight[j * D + c] == atom && dict->encoder_weight[j * D + c] == row);
+                if (type == 0)
+                    atom = dlrn_f16_to_f32(half[3][c * F + j]),
+                    row = dlrn_f16_to_f32(half[1][j * D + c]);
+                if (type == 1)
+                    atom = dlrn_bf16_to_f32(half[3][c * F + j]),
+                    row = dlrn_bf16_to_f32(half[1][j * D + c]);
+                CHECK(dict->decoder_weight[j * D + c] == atom &&
+                      dict->encoder_weight[j * D + c] == row);
             }
         dlrn_dictionary_destroy(dict);
         for (int i = 0; i < 4; i++) {
@@ -801,7 +887,8 @@ TEST(weights_of_other_types) {
             half[i][2] = type ? 0x7f80 : 0x7c00;
             wide[i][2] = INFINITY;
             CHECK_OK(ctx, dlrn_archive_write(ctx, path, t, 4, NULL));
-            snprintf(words, sizeof words, "tensor '%s': element 2: expected a finite number, found inf", names[i]);
+            snprintf(words, sizeof words,
+                     "tensor '%s': element 2: expected a finite number, found inf", names[i]);
             refuse_dictionary(path, DLRN_ERR_VALUE, words);
             half[i][2] = was;
             wide[i][2] = (double)from[i][2];
@@ -809,7 +896,8 @@ TEST(weights_of_other_types) {
     }
 }
 
-/* ae.pt of a backup keeps its dictionary under "ae"; other dictionaries are told by their tensors. */
+/* ae.pt of a backup keeps its dictionary under "ae"; other dictionaries are told by their tensors.
+ */
 TEST(other_dictionaries) {
     static const char *const signs[][2] = {{"r_mag", "GatedAutoEncoder"},
                                            {"group_sizes", "MatryoshkaBatchTopKSAE"},
@@ -817,7 +905,8 @@ TEST(other_dictionaries) {
                                            {"threshold", "JumpReluAutoEncoder"},
                                            {"decoder.bias", "AutoEncoderNew"},
                                            {"W_enc", "a SAELens dictionary"}};
-    static const char *const backup[4] = {"ae.bias", "ae.encoder.weight", "ae.encoder.bias", "ae.decoder.weight"};
+    static const char *const backup[4] = {"ae.bias", "ae.encoder.weight", "ae.encoder.bias",
+                                          "ae.decoder.weight"};
     dlrn_tensor_out t[5];
     make_folder("other");
     for (size_t i = 0; i < sizeof signs / sizeof *signs; i++) {
@@ -826,7 +915,8 @@ TEST(other_dictionaries) {
         t[4] = t[0];
         t[4].name = signs[i][0];
         CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("other", "ae.pt"), t, 5, NULL));
-        snprintf(words, sizeof words, "other/ae.pt: expected an AutoEncoder, found the tensors of %s", signs[i][1]);
+        snprintf(words, sizeof words,
+                 "other/ae.pt: expected an AutoEncoder, found the tensors of %s", signs[i][1]);
         refuse_dictionary(path_of("", "other"), DLRN_ERR_UNSUPPORTED, words);
     }
     reference_tensors(t);
@@ -837,7 +927,8 @@ TEST(other_dictionaries) {
     check_dictionary(path_of("", "other"));
 }
 
-/* With d = F only the convention tells decoder.weight's dimensions apart: torch's, atoms in columns. */
+/* With d = F only the convention tells decoder.weight's dimensions apart: torch's, atoms in
+   columns. */
 TEST(square_dictionary) {
     static const float square[4] = {1, 2, 3, 4};
     static const dlrn_tensor_out t[4] = {{"decoder.weight", DLRN_F32, 2, {2, 2}, square},
@@ -879,7 +970,8 @@ TEST(narrow_dictionary) {
     CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("narrow", "ae.npz"), t, 4, NULL));
     CHECK_OK(ctx, dlrn_load(ctx, path_of("", "narrow"), &dict));
     CHECK(dict->activation_dim == 3 && dict->dict_size == 2);
-    CHECK(dict->encoder_weight[3] == 4 && dict->decoder_weight[1] == 3 && dict->decoder_weight[3] == 2);
+    CHECK(dict->encoder_weight[3] == 4 && dict->decoder_weight[1] == 3 &&
+          dict->decoder_weight[3] == 2);
     dlrn_dictionary_destroy(dict);
 }
 
@@ -895,10 +987,11 @@ static void save_anyhow(const dlrn_dictionary *ae, const char *path) {
     CHECK_OK(ctx, dlrn_archive_write(ctx, path, tensors, 4, NULL));
 }
 
-/* Sizes on both sides of a block and of a task: each number where it belongs, by any number of threads; and one that is
-   not finite is named by its place in the file. */
+/* Sizes on both sides of a block and of a task: each number where it belongs, by any number of
+   threads; and one that is not finite is named by its place in the file. */
 TEST(dictionaries_of_odd_sizes) {
-    static const int64_t sizes[][2] = {{1, 1}, {16, 64}, {19, 70}, {15, 63}, {33, 129}, {130, 1000}};
+    static const int64_t sizes[][2] = {{1, 1},   {16, 64},  {19, 70},
+                                       {15, 63}, {33, 129}, {130, 1000}};
     dlrn_context_config cfg = dlrn_context_defaults();
     dlrn_context *two = NULL;
     cfg.threads = 2;
@@ -908,7 +1001,8 @@ TEST(dictionaries_of_odd_sizes) {
         char *path = tmp_path("odd.pt"), *bad = tmp_path("bad.pt"), words[80];
         dlrn_dictionary *ae, *back;
         CHECK_OK(two, dlrn_autoencoder_create(two, d, n, 7, &ae));
-        for (int64_t i = 0; i < n * d; i++) ae->encoder_weight[i] = (float)i, ae->decoder_weight[i] = -(float)i;
+        for (int64_t i = 0; i < n * d; i++)
+            ae->encoder_weight[i] = (float)i, ae->decoder_weight[i] = -(float)i;
         CHECK_OK(two, dlrn_save(ae, path));
         CHECK_OK(two, dlrn_load(two, path, &back));
         CHECK(!memcmp(ae->encoder_weight, back->encoder_weight, (size_t)(n * d) * 4));
@@ -919,8 +1013,8 @@ TEST(dictionaries_of_odd_sizes) {
             int64_t f = corner & 1 ? n - 1 : 0, c = corner & 2 ? d - 1 : 0;
             at = f * d + c;
             keep = w[at], w[at] = corner & 1 ? -INFINITY : NAN;
-            snprintf(words, sizeof words, "'%s.weight': element %d: expected", corner & 4 ? "encoder" : "decoder",
-                     (int)(corner & 4 ? at : c * n + f));
+            snprintf(words, sizeof words, "'%s.weight': element %d: expected",
+                     corner & 4 ? "encoder" : "decoder", (int)(corner & 4 ? at : c * n + f));
             CHECK_STATUS(dlrn_save(ae, path), DLRN_ERR_VALUE);
             CHECK_STR(dlrn_error(two), words);
             CHECK_OK(two, dlrn_load(two, path, &back)); /* the file is the one before */
@@ -947,10 +1041,12 @@ TEST(shards) {
     make_folder("shards");
     CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("shards", "1.safetensors"), four, 2, NULL));
     CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("shards", "2.pt"), four + 2, 2, NULL));
-    CHECK_OK(ctx, open_index("{\"metadata\": {\"total_size\": 9}, \"weight_map\": {\"half\": \"2.pt\", "
-                             "\"whole\": \"1.safetensors\", \"a.matrix\": \"1.safetensors\"}}",
-                             &a));
-    CHECK(dlrn_archive_count(a) == 3 && dlrn_archive_find(a, "truth") < 0 && dlrn_archive_find(a, "whole") == 1);
+    CHECK_OK(ctx,
+             open_index("{\"metadata\": {\"total_size\": 9}, \"weight_map\": {\"half\": \"2.pt\", "
+                        "\"whole\": \"1.safetensors\", \"a.matrix\": \"1.safetensors\"}}",
+                        &a));
+    CHECK(dlrn_archive_count(a) == 3 && dlrn_archive_find(a, "truth") < 0 &&
+          dlrn_archive_find(a, "whole") == 1);
     expect_numbers(a, "a.matrix", NULL, 6);
 }
 
@@ -962,14 +1058,21 @@ TEST(shards_refused) {
     } bad[] = {
         {"{}", DLRN_ERR_FORMAT, "index.json: expected an object weight_map"},
         {"{\"weight_map\": []}", DLRN_ERR_FORMAT, "index.json: expected an object weight_map"},
-        {"{\"weight_map\": {\"w\": 3}}", DLRN_ERR_FORMAT, "index.json: weight_map: 'w' names no file of its folder"},
-        {"{\"weight_map\": {\"w\": \"\"}}", DLRN_ERR_FORMAT, "weight_map: 'w' names no file of its folder"},
-        {"{\"weight_map\": {\"w\": \"../1.safetensors\"}}", DLRN_ERR_FORMAT, "'w' names no file of its folder"},
-        {"{\"weight_map\": {\"w\": \"/etc/passwd\"}}", DLRN_ERR_FORMAT, "'w' names no file of its folder"},
-        {"{\"weight_map\": {\"w\": \"model.safetensors.index.json\"}}", DLRN_ERR_FORMAT, "'w' names no file"},
-        {"{\"weight_map\": {\"w\": \"..\"}}", DLRN_ERR_IO, "shards/..: expected a file, found a folder"},
+        {"{\"weight_map\": {\"w\": 3}}", DLRN_ERR_FORMAT,
+         "index.json: weight_map: 'w' names no file of its folder"},
+        {"{\"weight_map\": {\"w\": \"\"}}", DLRN_ERR_FORMAT,
+         "weight_map: 'w' names no file of its folder"},
+        {"{\"weight_map\": {\"w\": \"../1.safetensors\"}}", DLRN_ERR_FORMAT,
+         "'w' names no file of its folder"},
+        {"{\"weight_map\": {\"w\": \"/etc/passwd\"}}", DLRN_ERR_FORMAT,
+         "'w' names no file of its folder"},
+        {"{\"weight_map\": {\"w\": \"model.safetensors.index.json\"}}", DLRN_ERR_FORMAT,
+         "'w' names no file"},
+        {"{\"weight_map\": {\"w\": \"..\"}}", DLRN_ERR_IO,
+         "shards/..: expected a file, found a folder"},
         {"{\"weight_map\": {\"w\": \"3.pt\"}}", DLRN_ERR_IO, "shards/3.pt: cannot open it"},
-        {"{\"weight_map\": {\"w\": \"2.pt\"}}", DLRN_ERR_FORMAT, "shards/2.pt: expected tensor 'w', which "},
+        {"{\"weight_map\": {\"w\": \"2.pt\"}}", DLRN_ERR_FORMAT,
+         "shards/2.pt: expected tensor 'w', which "},
         {"{\"weight_map\": {\"half\": \"2.pt\", \"half\": \"2.pt\"}}", DLRN_ERR_FORMAT,
          "the key \"half\" stands twice"},
     };
@@ -977,7 +1080,8 @@ TEST(shards_refused) {
     CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("shards", "2.pt"), four + 2, 2, NULL));
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         dlrn_archive *a = NULL;
-        CHECK_MSG(open_index(bad[i].text, &a) == bad[i].status, "%s: %s", bad[i].text, dlrn_error(ctx));
+        CHECK_MSG(open_index(bad[i].text, &a) == bad[i].status, "%s: %s", bad[i].text,
+                  dlrn_error(ctx));
         CHECK(a == NULL);
         CHECK_STR(dlrn_error(ctx), bad[i].words);
     }

@@ -1,6 +1,7 @@
-/* test_memory.c - when memory runs out: each allocation of each operation fails once; every time the answer is
-   DLRN_ERR_MEMORY, nothing leaks, no file is left half-written, and where the same is asked for again it comes, with
-   the same bits. And what hostile bytes make a reader take stays in proportion to them. */
+/* test_memory.c - when memory runs out: each allocation of each operation fails once; every time
+   the answer is DLRN_ERR_MEMORY, nothing leaks, no file is left half-written, and where the same is
+   asked for again it comes, with the same bits. And what hostile bytes make a reader take stays in
+   proportion to them. */
 #include <unistd.h>
 
 #ifndef _WIN32
@@ -106,7 +107,8 @@ TEST(archives) {
 }
 
 TEST(folders) {
-    static const char config[] = "{\"trainer\": {\"dict_class\": \"AutoEncoder\", \"dict_size\": 3}}";
+    static const char config[] =
+        "{\"trainer\": {\"dict_class\": \"AutoEncoder\", \"dict_size\": 3}}";
     mkdir(tmp_path("memory"), 0777);
     CHECK_OK(ctx, dlrn_file_write(ctx, tmp_path("memory/config.json"), config, sizeof config - 1));
     CHECK_OK(ctx, dlrn_archive_write(ctx, tmp_path("memory/ae.pt"), weights, 4, NULL));
@@ -115,7 +117,8 @@ TEST(folders) {
 }
 
 TEST(shards) {
-    static const char index[] = "{\"weight_map\": {\"bias\": \"m1.pt\", \"encoder.bias\": \"m2.safetensors\"}}";
+    static const char index[] =
+        "{\"weight_map\": {\"bias\": \"m1.pt\", \"encoder.bias\": \"m2.safetensors\"}}";
     CHECK_OK(ctx, dlrn_archive_write(ctx, tmp_path("m1.pt"), weights, 2, NULL));
     CHECK_OK(ctx, dlrn_archive_write(ctx, tmp_path("m2.safetensors"), weights + 2, 2, NULL));
     path = tmp_path("m.index.json");
@@ -135,7 +138,8 @@ TEST(json) {
 
 /* An older file of the corpus, for the one form that is not written here. */
 TEST(legacy) {
-    path = shared_data("loader_corpus/burn/src__pytorch__tests__reader__test_data__legacy_shared_storage.pt");
+    path = shared_data(
+        "loader_corpus/burn/src__pytorch__tests__reader__test_data__legacy_shared_storage.pt");
     if (!path) SKIP("the files are not beside the repository");
     starve_all("a legacy file", ctx, open_archive);
 }
@@ -237,7 +241,8 @@ static dlrn_buffer *open_buffer(void) {
     dlrn_buffer *b = NULL;
     cfg.n_ctxs = 60, cfg.ctx_len = 1, cfg.in_batch_size = 20, cfg.out_batch_size = BATCH;
     cfg.store = run.store;
-    STARVE_RETRY(ctx, dlrn_source_from_array(ctx, rows_x, run.target ? rows_y : NULL, ROWS, D, 2, &source));
+    STARVE_RETRY(
+        ctx, dlrn_source_from_array(ctx, rows_x, run.target ? rows_y : NULL, ROWS, D, 2, &source));
     STARVE_RETRY(ctx, dlrn_buffer_create(ctx, &cfg, &source, 1, &b));
     return b;
 }
@@ -249,9 +254,11 @@ static int steps(dlrn_trainer *t, int most, uint64_t *hash) {
     for (int i = 0; i < most; i++) {
         dlrn_train_stats stats;
         dlrn_status s = dlrn_trainer_step(t, &stats);
-        if (s == DLRN_ERR_MEMORY && t->n && !t->resampling) { /* its batch is taken, and in no checkpoint's buffer */
+        if (s == DLRN_ERR_MEMORY && t->n &&
+            !t->resampling) { /* its batch is taken, and in no checkpoint's buffer */
             CHECK_STATUS(dlrn_trainer_save(t, tmp_path("torn.safetensors")), DLRN_ERR_ARGUMENT);
-            CHECK_STR(dlrn_error(ctx), "which had no memory, to be asked for again before it is saved");
+            CHECK_STR(dlrn_error(ctx),
+                      "which had no memory, to be asked for again before it is saved");
             waits++;
         }
         if (s == DLRN_ERR_MEMORY) s = dlrn_trainer_step(t, &stats);
@@ -373,12 +380,14 @@ TEST(torn_updates) {
     CHECK(tears > 0);
 }
 
-/* A step after which far more features are active: compat's second pass, for the log, needs more than the first. */
+/* A step after which far more features are active: compat's second pass, for the log, needs more
+   than the first. */
 TEST(logs_that_wait) {
     waits = 0;
     dlrn_train_stats wanted, stats;
     plain_run();
-    run.cfg.compat = 1, run.cfg.log_steps = 1, run.cfg.lr = 10, run.cfg.warmup_steps = 0, run.cfg.sparsity_penalty = 0;
+    run.cfg.compat = 1, run.cfg.log_steps = 1, run.cfg.lr = 10, run.cfg.warmup_steps = 0,
+    run.cfg.sparsity_penalty = 0;
     for (int granted = -1, refused = 1; refused; granted++) {
         const int64_t before = starve.live;
         dlrn_trainer *t = NULL;
@@ -393,7 +402,9 @@ TEST(logs_that_wait) {
             waits++;
             CHECK(dlrn_trainer_steps_done(t) == 1);
             CHECK_STATUS(dlrn_trainer_save(t, tmp_path("torn.safetensors")), DLRN_ERR_ARGUMENT);
-            CHECK_STR(dlrn_error(ctx), "torn.safetensors: expected step 0, which had no memory, to be asked for again");
+            CHECK_STR(
+                dlrn_error(ctx),
+                "torn.safetensors: expected step 0, which had no memory, to be asked for again");
         }
         if (s != DLRN_OK) CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, ROWS, &stats));
         if (granted < 0) wanted = stats;
@@ -407,7 +418,8 @@ TEST(logs_that_wait) {
 
 /* ---- Measuring ---- */
 
-static dlrn_status plain_cross_entropy(void *user, const dlrn_edit *edit, double *nats, int64_t *tokens) {
+static dlrn_status plain_cross_entropy(void *user, const dlrn_edit *edit, double *nats,
+                                       int64_t *tokens) {
     static float out[BATCH * D];
     (void)user;
     dlrn_status s = edit ? edit->edit(edit->user, 0, rows_x, out, BATCH) : DLRN_OK;
@@ -446,8 +458,8 @@ TEST(measuring) {
     CHECK(starve_each("evaluation", measure) > 10);
 }
 
-/* Rows of several batches, of which the first need little: they are added, or none of them, or the evaluator says that
-   it cannot know. */
+/* Rows of several batches, of which the first need little: they are added, or none of them, or the
+   evaluator says that it cannot know. */
 TEST(rows_added_in_part) {
     static float x[ROWS * D];
     dlrn_eval_config cfg = dlrn_eval_defaults();
@@ -550,7 +562,8 @@ TEST(pickles_in_proportion) {
     for (size_t i = 0; i < sizeof bombs / sizeof *bombs; i++) {
         repeat_in_pickle(bombs[i].begin, bombs[i].unit, bombs[i].size);
         size_t most = taken();
-        CHECK_MSG(most < 512 * b.n, "%d: %.0f bytes for a file of %.0f", (int)i, (double)most, (double)b.n);
+        CHECK_MSG(most < 512 * b.n, "%d: %.0f bytes for a file of %.0f", (int)i, (double)most,
+                  (double)b.n);
     }
 }
 
@@ -563,7 +576,8 @@ TEST(json_in_proportion) {
         while (b.n < HOSTILE) put_text(&b, units[i]);
         patch(&b, 0, b.n - 8, 8);
         size_t most = taken();
-        CHECK_MSG(most < 256 * b.n, "%s: %.0f bytes for a file of %.0f", units[i], (double)most, (double)b.n);
+        CHECK_MSG(most < 256 * b.n, "%s: %.0f bytes for a file of %.0f", units[i], (double)most,
+                  (double)b.n);
     }
 }
 
@@ -604,7 +618,8 @@ TEST(streams_in_proportion) {
     size_t before = starve.in_use;
     starve.peak = starve.in_use;
     CHECK_OK(ctx, dlrn_file_read(ctx, tmp_path("stream.bin"), &bytes, &n));
-    CHECK_MSG(n == LARGE && starve.peak - before <= 3 * LARGE, "%d bytes", (int)(starve.peak - before));
+    CHECK_MSG(n == LARGE && starve.peak - before <= 3 * LARGE, "%d bytes",
+              (int)(starve.peak - before));
     dlrn_free(ctx, bytes);
     CHECK(starve.in_use == before);
 }

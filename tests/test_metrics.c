@@ -1,5 +1,5 @@
-/* test_metrics.c - the streaming evaluation against the textbook's two-pass formulas in double, its edges, and the
-   cross-entropy rows with toy models whose answer is computed here. */
+/* test_metrics.c - the streaming evaluation against the textbook's two-pass formulas in double, its
+   edges, and the cross-entropy rows with toy models whose answer is computed here. */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/test.h"
@@ -31,7 +31,8 @@ static dlrn_dictionary *make_dictionary(dlrn_context *ctx) {
     dlrn_dictionary *ae = NULL;
     CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 4, &ae));
     for (int j = 0; j < D; j++) ae->bias[j] = 0.1f * (float)j;
-    for (int f = 0; f < F; f++) ae->encoder_bias[f] += f % 7 == 0 ? -9.0f : f % 5 == 0 ? -1.0f : 0.0f;
+    for (int f = 0; f < F; f++)
+        ae->encoder_bias[f] += f % 7 == 0 ? -9.0f : f % 5 == 0 ? -1.0f : 0.0f;
     dlrn_dictionary_changed(ae);
     return ae;
 }
@@ -43,14 +44,15 @@ static dlrn_eval_config config(dlrn_sparsity sparsity, int compat, int64_t batch
 }
 
 /* All rows, `piece` of them a call. */
-static dlrn_metrics measure(const dlrn_dictionary *dict, const dlrn_eval_config *cfg, const float *x, const float *y,
-                            int64_t n, int64_t piece) {
+static dlrn_metrics measure(const dlrn_dictionary *dict, const dlrn_eval_config *cfg,
+                            const float *x, const float *y, int64_t n, int64_t piece) {
     dlrn_evaluator *e = NULL;
     dlrn_metrics m;
     int64_t d = dict->activation_dim;
     CHECK_OK(dict->ctx, dlrn_evaluator_create(dict, cfg, &e));
     for (int64_t i = 0; i < n; i += piece)
-        CHECK_OK(dict->ctx, dlrn_evaluator_add(e, x + i * d, y ? y + i * d : NULL, n - i < piece ? n - i : piece));
+        CHECK_OK(dict->ctx, dlrn_evaluator_add(e, x + i * d, y ? y + i * d : NULL,
+                                               n - i < piece ? n - i : piece));
     CHECK_OK(dict->ctx, dlrn_evaluator_finish(e, &m));
     dlrn_evaluator_destroy(e);
     return m;
@@ -61,8 +63,10 @@ static dlrn_metrics measure(const dlrn_dictionary *dict, const dlrn_eval_config 
 /* Unbiased variance of column j of a [n][d]; b (or NULL) is subtracted first. */
 static double column_variance(const float *a, const float *b, int64_t n, int64_t d, int64_t j) {
     double mean = 0, sum = 0;
-    for (int64_t i = 0; i < n; i++) mean += ((double)a[i * d + j] - (b ? (double)b[i * d + j] : 0)) / (double)n;
-    for (int64_t i = 0; i < n; i++) sum += pow((double)a[i * d + j] - (b ? (double)b[i * d + j] : 0) - mean, 2);
+    for (int64_t i = 0; i < n; i++)
+        mean += ((double)a[i * d + j] - (b ? (double)b[i * d + j] : 0)) / (double)n;
+    for (int64_t i = 0; i < n; i++)
+        sum += pow((double)a[i * d + j] - (b ? (double)b[i * d + j] : 0) - mean, 2);
     return sum / (double)(n - 1);
 }
 
@@ -76,7 +80,8 @@ static double row_entropy(const float *f, int64_t F_) {
     return entropy;
 }
 
-static void book_rows(dlrn_metrics *m, const float *y, const float *x_hat, const float *f, int64_t n, int entropy) {
+static void book_rows(dlrn_metrics *m, const float *y, const float *x_hat, const float *f,
+                      int64_t n, int entropy) {
     double norm2 = 0, dot = 0, count = (double)n;
     for (int64_t i = 0; i < n; i++) {
         double yy = 0, hh = 0, yh = 0, rr = 0, l1 = 0;
@@ -84,7 +89,8 @@ static void book_rows(dlrn_metrics *m, const float *y, const float *x_hat, const
             double a = (double)y[j], h = (double)x_hat[j];
             yy += a * a, hh += h * h, yh += a * h, rr += (a - h) * (a - h);
         }
-        for (int64_t j = i * F; j < (i + 1) * F; j++) l1 += (double)f[j], m->l0 += (f[j] > 0) / count;
+        for (int64_t j = i * F; j < (i + 1) * F; j++)
+            l1 += (double)f[j], m->l0 += (f[j] > 0) / count;
         m->mse_loss += rr / count, m->l2_loss += sqrt(rr) / count;
         m->sparsity_loss += (entropy ? row_entropy(f + i * F, F) : l1) / count;
         m->cosine += yh / (sqrt(yy) * sqrt(hh)) / count, m->l2_ratio += sqrt(hh) / sqrt(yy) / count;
@@ -93,7 +99,8 @@ static void book_rows(dlrn_metrics *m, const float *y, const float *x_hat, const
     m->relative_reconstruction_bias = norm2 / dot;
 }
 
-static void book_columns(dlrn_metrics *m, const float *y, const float *x_hat, const float *f, int64_t n) {
+static void book_columns(dlrn_metrics *m, const float *y, const float *x_hat, const float *f,
+                         int64_t n) {
     double lost = 0, had = 0;
     for (int64_t j = 0; j < D; j++) {
         double a = column_variance(y, x_hat, n, D, j), b = column_variance(y, NULL, n, D, j);
@@ -109,7 +116,8 @@ static void book_columns(dlrn_metrics *m, const float *y, const float *x_hat, co
     m->percent_alive = 1 - (double)m->dead / F;
 }
 
-static dlrn_metrics book(const dlrn_dictionary *ae, const float *x, const float *y, int64_t n, int entropy) {
+static dlrn_metrics book(const dlrn_dictionary *ae, const float *x, const float *y, int64_t n,
+                         int entropy) {
     static float f[N * F], x_hat[N * D];
     dlrn_metrics m;
     memset(&m, 0, sizeof m);
@@ -141,12 +149,15 @@ TEST(every_field_is_the_textbooks) {
     for (int c = 0; c < 8; c++) {
         int entropy = c & 1, compat = c >> 1 & 1;
         const float *y = c & 4 ? rows_y : NULL;
-        dlrn_eval_config cfg = config(entropy ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1, compat, 100);
-        dlrn_metrics ours = measure(ae, &cfg, rows_x, y, N, N), theirs = book(ae, rows_x, y ? y : rows_x, N, entropy);
+        dlrn_eval_config cfg =
+            config(entropy ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1, compat, 100);
+        dlrn_metrics ours = measure(ae, &cfg, rows_x, y, N, N),
+                     theirs = book(ae, rows_x, y ? y : rows_x, N, entropy);
         if (compat) theirs.mse_loss = theirs.l2_loss * theirs.l2_loss;
         CHECK(ours.dead >= F / 7 && ours.dense > 0 && ours.dense < F - ours.dead);
         check_equal(&ours, &theirs);
-        CHECK(isnan(ours.loss_original) && isnan(ours.percent_recovered) && isnan(ours.ce_diff) && !ours.tokens);
+        CHECK(isnan(ours.loss_original) && isnan(ours.percent_recovered) && isnan(ours.ce_diff) &&
+              !ours.tokens);
     }
     dlrn_dictionary_destroy(ae);
     dlrn_context_destroy(ctx);
@@ -161,7 +172,8 @@ TEST(batches_pieces_and_threads_do_not_change_a_bit) {
         dlrn_eval_config cfg = config(DLRN_SPARSITY_ENTROPY, 0, batch[c]);
         dlrn_metrics m = measure(ae, &cfg, rows_x, rows_y, N, piece[c]);
         if (c == 0) first = m;
-        CHECK_MSG(!memcmp(&m, &first, sizeof m), "batches of %d, pieces of %d", (int)batch[c], (int)piece[c]);
+        CHECK_MSG(!memcmp(&m, &first, sizeof m), "batches of %d, pieces of %d", (int)batch[c],
+                  (int)piece[c]);
         dlrn_dictionary_destroy(ae);
         dlrn_context_destroy(ctx);
     }
@@ -176,7 +188,8 @@ static dlrn_dictionary *make_relu(dlrn_context *ctx, int64_t n) {
     memset(ae->encoder_weight, 0, (size_t)(n * n) * sizeof(float));
     memset(ae->decoder_weight, 0, (size_t)(n * n) * sizeof(float));
     memset(ae->encoder_bias, 0, (size_t)n * sizeof(float));
-    for (int64_t j = 0; j < n; j++) ae->encoder_weight[j * n + j] = ae->decoder_weight[j * n + j] = 1;
+    for (int64_t j = 0; j < n; j++)
+        ae->encoder_weight[j * n + j] = ae->decoder_weight[j * n + j] = 1;
     dlrn_dictionary_changed(ae);
     return ae;
 }
@@ -190,12 +203,14 @@ TEST(the_identity_loses_nothing) {
         dlrn_metrics m = measure(id, &cfg, rows_x, NULL, N, N);
         double l1 = 0;
         for (int i = 0; i < N * D; i++) l1 += fabs((double)rows_x[i]) / N;
-        CHECK(m.mse_loss == 0 && m.l2_loss == 0 && m.variance_explained == 1 && m.variance_explained_per_dim == 1);
+        CHECK(m.mse_loss == 0 && m.l2_loss == 0 && m.variance_explained == 1 &&
+              m.variance_explained_per_dim == 1);
         CHECK(m.l0 == D && m.dead == 0 && m.dense == D && m.percent_alive == 1);
         CHECK_CLOSE(m.cosine, 1, 1e-12);
         CHECK_CLOSE(m.l2_ratio, 1, 1e-12);
         CHECK_CLOSE(m.relative_reconstruction_bias, 1, 1e-12);
-        if (entropy) CHECK(m.sparsity_loss > 1 && m.sparsity_loss <= log(D)); /* also of negative features */
+        if (entropy)
+            CHECK(m.sparsity_loss > 1 && m.sparsity_loss <= log(D)); /* also of negative features */
         if (!entropy) CHECK_CLOSE(m.sparsity_loss, l1, 1e-12);
     }
     dlrn_dictionary_destroy(id);
@@ -214,7 +229,8 @@ TEST(constant_columns_have_no_variance) {
         y[i * d] = 4096.5f, y[i * d + 1] = 1000 + 2 * (float)(i % 4), y[i * d + 2] = 1;
     }
     dlrn_metrics m = measure(ae, &cfg, x, y, n, n);
-    CHECK_CLOSE(m.variance_explained, 0.75, 1e-12); /* var(i) of var(2 i) is left; an offset costs nothing */
+    CHECK_CLOSE(m.variance_explained, 0.75,
+                1e-12); /* var(i) of var(2 i) is left; an offset costs nothing */
     CHECK_CLOSE(m.variance_explained_per_dim, 0.75, 1e-12);
     for (int i = 0; i < n; i++) y[i * d + 1] = 7;
     m = measure(ae, &cfg, x, y, n, n);
@@ -235,7 +251,8 @@ TEST(zero_vectors_have_no_direction) {
     CHECK_CLOSE(m.mse_loss, 0.5, 1e-12);
     CHECK_CLOSE(m.relative_reconstruction_bias, 1, 1e-12);
     m = measure(ae, &cfg, zero, NULL, 4, 2);
-    CHECK(isnan(m.cosine) && isnan(m.l2_ratio) && isnan(m.relative_reconstruction_bias) && isnan(m.variance_explained));
+    CHECK(isnan(m.cosine) && isnan(m.l2_ratio) && isnan(m.relative_reconstruction_bias) &&
+          isnan(m.variance_explained));
     CHECK(m.mse_loss == 0 && m.l0 == 0 && m.dead == d && m.percent_alive == 0 && m.rows == 4);
     cfg.sparsity = DLRN_SPARSITY_ENTROPY;
     m = measure(ae, &cfg, zero, NULL, 4, 4);
@@ -382,7 +399,8 @@ static const char *odd_error(void *user) {
     return "the tape is torn";
 }
 
-static dlrn_status evaluate_odd(const dlrn_dictionary *ae, odd_source odd, int64_t rows, dlrn_metrics *m) {
+static dlrn_status evaluate_odd(const dlrn_dictionary *ae, odd_source odd, int64_t rows,
+                                dlrn_metrics *m) {
     dlrn_source source = {D, 0, odd_read, NULL, NULL, odd_error, NULL, NULL};
     dlrn_eval_config cfg = config(DLRN_SPARSITY_L1, 0, 50);
     source.user = &odd;
@@ -395,7 +413,8 @@ TEST(rows_come_from_a_source) {
     dlrn_dictionary *ae = make_dictionary(ctx);
     dlrn_eval_config cfg = config(DLRN_SPARSITY_L1, 0, 50);
     dlrn_source source;
-    dlrn_metrics m, all = measure(ae, &cfg, rows_x, rows_y, N, N), some = measure(ae, &cfg, rows_x, NULL, 120, 120);
+    dlrn_metrics m, all = measure(ae, &cfg, rows_x, rows_y, N, N),
+                    some = measure(ae, &cfg, rows_x, NULL, 120, 120);
     CHECK_OK(ctx, dlrn_source_from_array(ctx, rows_x, rows_y, N, D, 1, &source));
     cfg.rows = -1;
     CHECK_OK(ctx, dlrn_evaluate(ae, &cfg, &source, NULL, &m));
@@ -419,7 +438,8 @@ TEST(rows_come_from_a_source) {
 TEST(what_a_source_does_wrong_is_told) {
     dlrn_context *ctx = open_context(1);
     dlrn_dictionary *ae = make_dictionary(ctx), *other = make_relu(ctx, D + 1);
-    odd_source torn = {0, 120, DLRN_ERR_CALLBACK, 0}, stopped = {0, 120, DLRN_STOPPED, 0}, empty = {0, 0, DLRN_END, 0};
+    odd_source torn = {0, 120, DLRN_ERR_CALLBACK, 0}, stopped = {0, 120, DLRN_STOPPED, 0},
+               empty = {0, 0, DLRN_END, 0};
     odd_source silent = {0, 0, DLRN_OK, 0}, liar = {0, 120, DLRN_END, 1};
     dlrn_metrics m;
     CHECK_STATUS(evaluate_odd(ae, torn, -1, &m), DLRN_ERR_CALLBACK);
@@ -448,7 +468,8 @@ TEST(a_configuration_out_of_range_is_refused) {
     dlrn_dictionary *ae = make_dictionary(ctx);
     dlrn_evaluator *e = (dlrn_evaluator *)(void *)&ctx;
     dlrn_eval_config cfg = dlrn_eval_defaults();
-    CHECK(cfg.rows == 8192 && cfg.batch_size == 256 && cfg.sparsity == DLRN_SPARSITY_L1 && !cfg.compat);
+    CHECK(cfg.rows == 8192 && cfg.batch_size == 256 && cfg.sparsity == DLRN_SPARSITY_L1 &&
+          !cfg.compat);
     cfg.batch_size = 0;
     CHECK_STATUS(dlrn_evaluator_create(ae, &cfg, &e), DLRN_ERR_ARGUMENT);
     CHECK(!e);
@@ -489,14 +510,16 @@ static double toy_nats(const toy *m, const float *h, int i) {
     return log(sum) - logit[i % V];
 }
 
-static dlrn_status toy_site(const toy *m, const dlrn_edit *edit, int site, const float *x, float *h) {
+static dlrn_status toy_site(const toy *m, const dlrn_edit *edit, int site, const float *x,
+                            float *h) {
     if (!edit) return DLRN_OK;
     if (m->calls >= m->wrong_from) site += m->wrong_site;
     dlrn_status s = edit->edit(edit->user, site, x, h, 15); /* in two parts */
     return s ? s : edit->edit(edit->user, site, x + 15 * D, h + 15 * D, T - 15);
 }
 
-static dlrn_status toy_cross_entropy(void *user, const dlrn_edit *edit, double *nats, int64_t *tokens) {
+static dlrn_status toy_cross_entropy(void *user, const dlrn_edit *edit, double *nats,
+                                     int64_t *tokens) {
     toy *m = (toy *)user;
     static float h[T * D], x[T * D];
     double sum = 0;
@@ -554,8 +577,10 @@ TEST(one_site_is_spliced) {
         CHECK_OK(ctx, dlrn_forward(ae, stretch ? rows_y : rows_x, T, x_hat, NULL));
         m.rows = 42, m.mse_loss = 43;
         CHECK_OK(ctx, dlrn_loss_recovered(ctx, dicts, &lm, &m));
-        check_recovered(&m, mean_nats(&model, rows_x), mean_nats(&model, x_hat), mean_nats(&model, zero));
-        CHECK(model.calls == 3 && m.rows == 42 && m.mse_loss == 43); /* the other fields are the caller's */
+        check_recovered(&m, mean_nats(&model, rows_x), mean_nats(&model, x_hat),
+                        mean_nats(&model, zero));
+        CHECK(model.calls == 3 && m.rows == 42 &&
+              m.mse_loss == 43); /* the other fields are the caller's */
     }
     dlrn_dictionary_destroy(ae);
     dlrn_context_destroy(ctx);
@@ -668,8 +693,9 @@ TEST(what_a_model_does_wrong_is_told) {
     for (int i = 0; i < 4; i++) {
         int wrong = i < 2 ? -1 : 1;
         dlrn_language_model lm = toy_model(&model, 1);
-        lm.error = NULL;                                        /* the edit's own text comes through */
-        model.wrong_site = wrong, model.wrong_from = 2 + i % 2; /* the dictionary's edit, or that of the zeros */
+        lm.error = NULL; /* the edit's own text comes through */
+        model.wrong_site = wrong,
+        model.wrong_from = 2 + i % 2; /* the dictionary's edit, or that of the zeros */
         CHECK_STATUS(dlrn_loss_recovered(ctx, dicts, &lm, &m), DLRN_ERR_CALLBACK);
         CHECK_STR(dlrn_error(ctx), wrong < 0 ? "site -1 of 1" : "site 1 of 1");
     }

@@ -1,6 +1,6 @@
-/* test_pickle.c - the pickles of torch's files: every form of tensor that torch writes is read, nothing is executed,
-   and what is malformed, out of bounds or out of proportion is refused by name. The pickles are made here, opcode by
-   opcode. */
+/* test_pickle.c - the pickles of torch's files: every form of tensor that torch writes is read,
+   nothing is executed, and what is malformed, out of bounds or out of proportion is refused by
+   name. The pickles are made here, opcode by opcode. */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/bytes.h"
@@ -92,7 +92,8 @@ static bytes *pt_of(const char *byteorder) {
         data.n = 0;
     }
     put_floats(&data, numbers, 6);
-    for (size_t i = 0; byteorder && *byteorder == 'b' && i < data.n; i += 4) dlrni_reverse_bytes(data.p + i, 4);
+    for (size_t i = 0; byteorder && *byteorder == 'b' && i < data.n; i += 4)
+        dlrni_reverse_bytes(data.p + i, 4);
     zip_add(&z, "archive/data/0", &data);
     return zip_done(&z);
 }
@@ -116,10 +117,12 @@ TEST(reads_a_tensor) {
 }
 
 TEST(reads_views) {
-    static const int64_t shape[2] = {2, 3}, turned[2] = {3, 2}, strides[2] = {1, 3}, two[1] = {2}, step[1] = {2};
+    static const int64_t shape[2] = {2, 3}, turned[2] = {3, 2}, strides[2] = {1, 3}, two[1] = {2},
+                         step[1] = {2};
     static const int64_t repeated[2] = {2, 4}, none[2] = {0, 0}, overlap[2] = {1, 1};
     static const float windows[6] = {0, 1, 2, 1, 2, 3};
-    static const float want[6] = {0, 3, 1, 4, 2, 5}, part[2] = {3, 5}, fours[8] = {4, 4, 4, 4, 4, 4, 4, 4};
+    static const float want[6] = {0, 3, 1, 4, 2, 5}, part[2] = {3, 5},
+                       fours[8] = {4, 4, 4, 4, 4, 4, 4, 4};
     begin_x();
     tensor(0, 2, turned, strides);
     expect_numbers(accept(pt_x()), "x", want, 6);
@@ -174,13 +177,15 @@ TEST(reads_nests) {
     dlrn_archive *a = accept(pt());
     static const char *const names[] = {"model.w", "model.p", "list.0", "list.1", "7"};
     CHECK(dlrn_archive_count(a) == 5);
-    for (int i = 0; i < 5; i++) CHECK_MSG(dlrn_archive_find(a, names[i]) == i, "%s", dlrn_archive_info(a, i)->name);
+    for (int i = 0; i < 5; i++)
+        CHECK_MSG(dlrn_archive_find(a, names[i]) == i, "%s", dlrn_archive_info(a, i)->name);
     CHECK_STR(dlrn_archive_metadata(a, "steps"), "-70000");
     CHECK_STR(dlrn_archive_metadata(a, "big"), "1099511627776");
     CHECK_STR(dlrn_archive_metadata(a, "lr"), "0.10000000000000001");
     CHECK_STR(dlrn_archive_metadata(a, "tied"), "true");
     CHECK_STR(dlrn_archive_metadata(a, "name"), "pythia");
-    CHECK(dlrn_archive_metadata(a, "nothing") == NULL && dlrn_archive_metadata(a, "_metadata") == NULL);
+    CHECK(dlrn_archive_metadata(a, "nothing") == NULL &&
+          dlrn_archive_metadata(a, "_metadata") == NULL);
     expect_numbers(a, "list.1", NULL, 6);
 }
 
@@ -267,9 +272,12 @@ TEST(refuses_names) {
         {"cposix\nsystem\n.", "the name 'posix.system' is not one of those"},
         {"c__builtin__\neval\n.", "the name '__builtin__.eval' is not one of those"},
         {"cbuiltins\ngetattr\n.", "the name 'builtins.getattr' is not one of those"},
-        {"ctorch.nn.modules.linear\nLinear\n.", "the name 'torch.nn.modules.linear.Linear' is not one of those"},
-        {"ctorch\nComplexFloatStorage\n.", "the name 'torch.ComplexFloatStorage' is not one of those"},
-        {"ctorch._utils\n_rebuild_sparse_tensor\n.", "the name 'torch._utils._rebuild_sparse_tensor' is not one"},
+        {"ctorch.nn.modules.linear\nLinear\n.",
+         "the name 'torch.nn.modules.linear.Linear' is not one of those"},
+        {"ctorch\nComplexFloatStorage\n.",
+         "the name 'torch.ComplexFloatStorage' is not one of those"},
+        {"ctorch._utils\n_rebuild_sparse_tensor\n.",
+         "the name 'torch._utils._rebuild_sparse_tensor' is not one"},
         {"\x8c\x02os\x8c\x06system\x93.", "the name 'os.system' is not one of those"},
         {"c\n\n.", "the name '.' is not one of those"},
     };
@@ -282,7 +290,8 @@ TEST(refuses_names) {
 }
 
 TEST(refuses_opcodes) {
-    static const char known[] = "\x80\x95KMJ\x8aGN\x88\x89X\x8c\x8dUT()]}\x85\x86\x87taesuqr\x94hjc\x93QRb0.";
+    static const char known[] =
+        "\x80\x95KMJ\x8aGN\x88\x89X\x8c\x8dUT()]}\x85\x86\x87taesuqr\x94hjc\x93QRb0.";
     for (int op = 0; op < 256; op++) {
         char words[64];
         if (op && strchr(known, op)) continue;
@@ -290,7 +299,8 @@ TEST(refuses_opcodes) {
         begin();
         put(&b, &c, 1);
         put_text(&b, "....");
-        snprintf(words, sizeof words, "data.pkl: pickle, byte 2: the opcode 0x%02x is not one of those", (unsigned)op);
+        snprintf(words, sizeof words,
+                 "data.pkl: pickle, byte 2: the opcode 0x%02x is not one of those", (unsigned)op);
         refuse(pt(), DLRN_ERR_UNSUPPORTED, words);
     }
 }
@@ -365,14 +375,20 @@ TEST(refuses_views) {
         int64_t offset, shape[2], stride[2];
         const char *words;
     } bad[] = {
-        {0, {7, 1}, {1, 1}, "shape [7, 1] at offset 0 does not fit its storage: expected at most 6 elements"},
+        {0,
+         {7, 1},
+         {1, 1},
+         "shape [7, 1] at offset 0 does not fit its storage: expected at most 6 elements"},
         {1, {6, 1}, {1, 1}, "shape [6, 1] at offset 1 does not fit its storage"},
         {0, {2, 2}, {5, 1}, "shape [2, 2] at offset 0 does not fit its storage"},
         {6, {1, 1}, {1, 1}, "shape [1, 1] at offset 6 does not fit its storage"},
         {-1, {1, 1}, {1, 1}, "shape [1, 1] at offset -1 does not fit its storage"},
         {5, {2, 1}, {-1, 1}, "shape [2, 1] at offset 5 does not fit its storage"},
         {0, {-1, 1}, {1, 1}, "shape [-1, 1] overflows"},
-        {0, {99999, 1}, {0, 1}, "shape [99999, 1] at offset 0 does not fit its storage"}, /* out of proportion */
+        {0,
+         {99999, 1},
+         {0, 1},
+         "shape [99999, 1] at offset 0 does not fit its storage"}, /* out of proportion */
         {0, {INT64_MAX, 1}, {0, 1}, "does not fit its storage"},
         {0, {INT64_MAX, 2}, {0, 0}, "overflows"},
         {0, {2, 1}, {INT64_MAX, 1}, "does not fit its storage"},
@@ -421,10 +437,12 @@ TEST(refuses_storages) {
     } bad[] = {
         {"FloatStorage", "7", 6, "tensor 'x': its storage '7' is not in the file"},
         {"FloatStorage", "", 6, "tensor 'x': its storage '' is not in the file"},
-        {"FloatStorage", "../data.pkl", 6, "tensor 'x': its storage '../data.pkl' is not in the file"},
+        {"FloatStorage", "../data.pkl", 6,
+         "tensor 'x': its storage '../data.pkl' is not in the file"},
         {"FloatStorage", "0", 7, "tensor 'x': expected a storage of 28 bytes, found 24"},
         {"DoubleStorage", "0", 6, "tensor 'x': expected a storage of 48 bytes, found 24"},
-        {"FloatStorage", "0", 5, "tensor 'x': shape [6] at offset 0 does not fit its storage: expected at most 5"},
+        {"FloatStorage", "0", 5,
+         "tensor 'x': shape [6] at offset 0 does not fit its storage: expected at most 5"},
         {"FloatStorage", "0", -1, "tensor 'x': expected a storage of"},
         {"FloatStorage", "0", INT64_MAX, "tensor 'x': expected a storage of"},
         {"FloatStorage", "0", INT64_MIN, "tensor 'x': expected a storage of"},
@@ -474,7 +492,8 @@ TEST(refuses_bombs) {
     refuse(pt(), DLRN_ERR_FORMAT, words);
     static char long_text[20001];
     memset(long_text, 'a', sizeof long_text - 1);
-    begin(); /* one text, shared: ten thousand copies of it would not be in proportion to the file */
+    begin(); /* one text, shared: ten thousand copies of it would not be in proportion to the file
+              */
     text(long_text);
     put_text(&b, "q\x01](");
     for (int i = 0; i < 10000; i++) put_text(&b, "h\x01");
@@ -508,7 +527,8 @@ TEST(refuses_copies) {
     refuse(pt(), DLRN_ERR_FORMAT, "data.pkl: pickle, byte 5061: dictionaries out of proportion");
 }
 
-/* One tensor under many names: so are what they unfold to out of proportion, and the names are not. */
+/* One tensor under many names: so are what they unfold to out of proportion, and the names are not.
+ */
 TEST(refuses_numbers_that_too_many_share) {
     static const int64_t repeated[2] = {64, 6}, strides[2] = {0, 1};
     for (int names = 10; names <= 1000; names *= 100) {
@@ -521,7 +541,8 @@ TEST(refuses_numbers_that_too_many_share) {
         put_text(&b, "es.");
         if (names == 1000) {
             refuse(pt(), DLRN_ERR_FORMAT, "tensor 'many.");
-            CHECK_STR(dlrn_error(ctx), "': shares its numbers with too many others: expected at most ");
+            CHECK_STR(dlrn_error(ctx),
+                      "': shares its numbers with too many others: expected at most ");
             continue;
         }
         dlrn_archive *a = accept(pt());
@@ -551,7 +572,8 @@ TEST(names_are_only_names) {
     text("a\n\x1b[31m\x7f\xc2\x9b"
          "1m\xc2\xa0");
     tensor(7, 1, six, one);
-    refuse(pt_x(), DLRN_ERR_FORMAT, "hostile.file: tensor 'a??[31m???1m\xc2\xa0': shape [6] at offset 7 does not fit");
+    refuse(pt_x(), DLRN_ERR_FORMAT,
+           "hostile.file: tensor 'a??[31m???1m\xc2\xa0': shape [6] at offset 7 does not fit");
     CHECK(!strpbrk(dlrn_error(ctx), "\n\x1b\x7f\x9b"));
     begin();
     put_text(&b, "cos\x1b[2J\nsystem\n.");
@@ -673,12 +695,15 @@ TEST(legacy_form) {
     CHECK(!strcmp(dlrn_archive_format(a), "pt-legacy"));
     expect_numbers(a, "x", NULL, 6);
     refuse(legacy(&object, "1", 6), DLRN_ERR_FORMAT, "malformed list of storages");
-    refuse(legacy(&object, "0", 7), DLRN_ERR_FORMAT, "a storage reaches beyond the end of the file");
+    refuse(legacy(&object, "0", 7), DLRN_ERR_FORMAT,
+           "a storage reaches beyond the end of the file");
     refuse(legacy(&object, "0", 0x4000000000000001), DLRN_ERR_FORMAT, "malformed list of storages");
-    refuse(legacy(&object, "0", 5), DLRN_ERR_FORMAT, "tensor 'x': expected a storage of 24 bytes, found 20");
+    refuse(legacy(&object, "0", 5), DLRN_ERR_FORMAT,
+           "tensor 'x': expected a storage of 24 bytes, found 20");
     bytes *file = legacy(&object, "0", 6);
     for (size_t whole = file->n; --file->n > 2;)
-        refuse(file, DLRN_ERR_FORMAT, file->n < whole - 24 ? "pickle, byte" : "a storage reaches beyond the end");
+        refuse(file, DLRN_ERR_FORMAT,
+               file->n < whole - 24 ? "pickle, byte" : "a storage reaches beyond the end");
     file = legacy(&object, "0", 6);
     patch(file, 5, 0x6d, 1);
     refuse(file, DLRN_ERR_FORMAT, "not torch's magic number");

@@ -1,7 +1,8 @@
-/* test_program.c - the program within this process, its main called again and again: each allocation fails once, each
-   call that reads, writes, syncs, closes, renames, makes or opens fails once, and a power cut comes at each moment.
-   Every time it says so in one line, leaks nothing, leaves no file half-written; and what is there to be resumed is
-   resumed with the bits of a run that nothing befell. */
+/* test_program.c - the program within this process, its main called again and again: each
+   allocation fails once, each call that reads, writes, syncs, closes, renames, makes or opens fails
+   once, and a power cut comes at each moment. Every time it says so in one line, leaks nothing,
+   leaves no file half-written; and what is there to be resumed is resumed with the bits of a run
+   that nothing befell. */
 #define _POSIX_C_SOURCE 200809L
 #include <dirent.h>
 #include <errno.h>
@@ -34,8 +35,8 @@ static int fails(const char *call) {
     return 1;
 }
 
-/* What has reached the disk of the files in a folder and in its checkpoints/: of each what it held when it was synced,
-   under the names that it had when the folder was, or at once. */
+/* What has reached the disk of the files in a folder and in its checkpoints/: of each what it held
+   when it was synced, under the names that it had when the folder was, or at once. */
 enum { MOST_FILES = 64 };
 static struct {
     const char *folder;    /* NULL: nobody looks                   */
@@ -76,7 +77,8 @@ static void note_names(const char *part) {
         ino_t file = number_of(part, e->d_name, 0);
         if (!file || disk.names == MOST_FILES) continue;
         disk.name[disk.names].file = file;
-        snprintf(disk.name[disk.names++].name, sizeof disk.name[0].name, "%s%.40s", part, e->d_name);
+        snprintf(disk.name[disk.names++].name, sizeof disk.name[0].name, "%s%.40s", part,
+                 e->d_name);
     }
     if (dir) closedir(dir);
 }
@@ -129,7 +131,8 @@ static void cut_power(void) {
         FILE *f = fopen(path, "wb");
         CHECK(f != NULL);
         for (int k = 0; k < disk.files; k++)
-            if (disk.synced[k].file == disk.name[i].file) fwrite(disk.synced[k].bytes, 1, disk.synced[k].size, f);
+            if (disk.synced[k].file == disk.name[i].file)
+                fwrite(disk.synced[k].bytes, 1, disk.synced[k].size, f);
         fclose(f);
     }
 }
@@ -264,7 +267,8 @@ static int call(const char *line) {
     argv[argc] = NULL;
     fflush(stdout);
     for (int i = 1; i <= 2; i++) {
-        int fd = open(i == 1 ? DIR_OF_RUNS "/out" : DIR_OF_RUNS "/err", O_WRONLY | O_CREAT | O_TRUNC, 0666);
+        int fd = open(i == 1 ? DIR_OF_RUNS "/out" : DIR_OF_RUNS "/err",
+                      O_WRONLY | O_CREAT | O_TRUNC, 0666);
         CHECK(fd >= 0 && dup2(fd, i) == i && close(fd) == 0);
     }
     fault.stream = NULL;
@@ -311,23 +315,26 @@ static void remove_folder(const char *path) {
 static void check_clean(const char *line, const char *folder) {
     DIR *dir = opendir(folder);
     for (struct dirent *e; dir && (e = readdir(dir)) != NULL;)
-        CHECK_MSG(!strstr(e->d_name, ".tmp") && !strstr(e->d_name, ".part") && strcmp(e->d_name, "lock"),
+        CHECK_MSG(!strstr(e->d_name, ".tmp") && !strstr(e->d_name, ".part") &&
+                      strcmp(e->d_name, "lock"),
                   "%s: left %s after %s", line, e->d_name, fault.call);
     if (dir) closedir(dir);
 }
 
 static void check_told(const char *line, int status) {
     CHECK_MSG(status == 1, "%s: status %d after %s: %s", line, status, fault.call, said);
-    CHECK_MSG(!strncmp(last_line(), "dictlearn: ", 11) && strlen(last_line()) > 20, "%s: after %s: '%s'", line,
-              fault.call, last_line());
+    CHECK_MSG(!strncmp(last_line(), "dictlearn: ", 11) && strlen(last_line()) > 20,
+              "%s: after %s: '%s'", line, fault.call, last_line());
 }
 
 #define X DIR_OF_RUNS "/x.npy"
 #define RUN_DIR DIR_OF_RUNS "/run"
 #define TINY "--model examples/data/tiny-neox"
-#define TRAIN                                                                                                          \
-    "train --quiet --threads 1 --dict-size 64 --batch-size 32 --warmup-steps 2 --n-ctxs 2 --ctx-len 64 "               \
-    "--in-batch-size 1 --steps 6 --save-steps 2 --log-steps 1 --resample-steps 4 --data " X " --save-dir "
+#define TRAIN                                                                                      \
+    "train --quiet --threads 1 --dict-size 64 --batch-size 32 --warmup-steps 2 --n-ctxs 2 "        \
+    "--ctx-len 64 "                                                                                \
+    "--in-batch-size 1 --steps 6 --save-steps 2 --log-steps 1 --resample-steps 4 --data " X        \
+    " --save-dir "
 /* Commands, what each writes (""), all of it in one file. */
 static const struct {
     const char *line, *out;
@@ -337,17 +344,26 @@ static const struct {
     {"convert --threads 1 " RUN_DIR " " DIR_OF_RUNS "/c.safetensors", "c.safetensors"},
     {"convert --threads 1 " RUN_DIR " " DIR_OF_RUNS "/c.npz", "c.npz"},
     {"encode --threads 1 --dict " RUN_DIR " --data " X " --out " DIR_OF_RUNS "/f.npy", "f.npy"},
-    {"encode --threads 1 --dict " RUN_DIR " --data " X " --sparse --out " DIR_OF_RUNS "/f.npz", "f.npz"},
-    {"decode --threads 1 --dict " RUN_DIR " --data " DIR_OF_RUNS "/g.npz --out " DIR_OF_RUNS "/y.npy", "y.npy"},
-    {"reconstruct --threads 1 --dict " RUN_DIR " --data " X " --out " DIR_OF_RUNS "/z.npy", "z.npy"},
-    {"eval --threads 1 --dict " RUN_DIR " --data " X " --rows 200 --histogram " DIR_OF_RUNS "/h.csv", "h.csv"},
+    {"encode --threads 1 --dict " RUN_DIR " --data " X " --sparse --out " DIR_OF_RUNS "/f.npz",
+     "f.npz"},
+    {"decode --threads 1 --dict " RUN_DIR " --data " DIR_OF_RUNS "/g.npz --out " DIR_OF_RUNS
+     "/y.npy",
+     "y.npy"},
+    {"reconstruct --threads 1 --dict " RUN_DIR " --data " X " --out " DIR_OF_RUNS "/z.npy",
+     "z.npy"},
+    {"eval --threads 1 --dict " RUN_DIR " --data " X " --rows 200 --histogram " DIR_OF_RUNS
+     "/h.csv",
+     "h.csv"},
     {"tokenize " TINY " --text " DIR_OF_RUNS "/t.jsonl", ""},
     {"generate --threads 1 " TINY " --tokens 3 --quiet --out " DIR_OF_RUNS "/u.jsonl", "u.jsonl"},
-    {"logits --threads 1 " TINY " --text " DIR_OF_RUNS "/t.jsonl --out " DIR_OF_RUNS "/l.npy", "l.npy"},
+    {"logits --threads 1 " TINY " --text " DIR_OF_RUNS "/t.jsonl --out " DIR_OF_RUNS "/l.npy",
+     "l.npy"},
     {"activations --threads 1 --quiet " TINY " --text " DIR_OF_RUNS
      "/t.jsonl --site mlp_out --layer 0 --out " DIR_OF_RUNS "/a.npy",
      "a.npy"},
-    {"eval --threads 1 --dict " RUN_DIR " " TINY " --text " DIR_OF_RUNS "/t.jsonl --site mlp_out --layer 0", ""},
+    {"eval --threads 1 --dict " RUN_DIR " " TINY " --text " DIR_OF_RUNS
+     "/t.jsonl --site mlp_out --layer 0",
+     ""},
     {"features --threads 1 --dict " RUN_DIR " " TINY " --text " DIR_OF_RUNS
      "/t.jsonl --site mlp_out --layer 0 --count 2",
      ""},
@@ -375,12 +391,15 @@ static void set_up(void) {
     CHECK_OK(ctx, dlrn_writer_close(w));
     dlrn_context_destroy(ctx);
     FILE *f = fopen(DIR_OF_RUNS "/t.jsonl", "wb");
-    CHECK(f && fputs("{\"text\": \"The cat sat on the mat.\"}\n{\"text\": \"Said he.\"}\n", f) >= 0 && fclose(f) == 0);
+    CHECK(f &&
+          fputs("{\"text\": \"The cat sat on the mat.\"}\n{\"text\": \"Said he.\"}\n", f) >= 0 &&
+          fclose(f) == 0);
     must(TRAIN RUN_DIR);
     must("encode --dict " RUN_DIR " --data " X " --sparse --out " DIR_OF_RUNS "/g.npz");
 }
 
-/* Commands fail at their n-th allocation (memory) or call, for each n; the file of an earlier one stays as it was. */
+/* Commands fail at their n-th allocation (memory) or call, for each n; the file of an earlier one
+   stays as it was. */
 static int64_t try_command(size_t c, int memory) {
     const char *line = commands_tried[c].line, *out = test_path(DIR_OF_RUNS, commands_tried[c].out);
     int writes = *commands_tried[c].out != 0;
@@ -394,20 +413,25 @@ static int64_t try_command(size_t c, int memory) {
         starve.once = 1;
         starve.left = memory ? n : -1;
         int status = call(line), refused = memory ? starve.refused > 0 : fault.refused;
-        CHECK_MSG(starve.live == before, "%s: %d blocks leak after %s", line, (int)(starve.live - before), fault.call);
-        if (writes) CHECK_MSG(file_hash(out) == wanted, "%s: %s has changed after %s", line, out, fault.call);
+        CHECK_MSG(starve.live == before, "%s: %d blocks leak after %s", line,
+                  (int)(starve.live - before), fault.call);
+        if (writes)
+            CHECK_MSG(file_hash(out) == wanted, "%s: %s has changed after %s", line, out,
+                      fault.call);
         check_clean(line, DIR_OF_RUNS);
         if (!refused) {
             CHECK_MSG(status == 0, "%s: %s", line, said);
             return n;
         }
         /* nothing is lost by these: a file that cannot be mapped is read as a stream */
-        int harmless = !memory && status == 0 && (strstr(fault.call, " of ") || !strcmp(fault.call, "open"));
+        int harmless =
+            !memory && status == 0 && (strstr(fault.call, " of ") || !strcmp(fault.call, "open"));
         if (harmless) continue;
         check_told(line, status);
         int named = strstr(last_line(), "cannot ") != NULL && strchr(last_line(), '/') != NULL;
         if (memory || !named)
-            CHECK_MSG(strstr(last_line(), "out of memory"), "%s: after %s: %s", line, fault.call, last_line());
+            CHECK_MSG(strstr(last_line(), "out of memory"), "%s: after %s: %s", line, fault.call,
+                      last_line());
     }
 }
 
@@ -417,7 +441,8 @@ static void try_commands(int memory, int64_t least) {
     for (size_t c = 0; c < sizeof commands_tried / sizeof *commands_tried; c++) {
         int64_t n = try_command(c, memory);
         CHECK(n > least);
-        printf("     %4d %s: %.40s\n", (int)n, memory ? "allocations" : "calls", commands_tried[c].line);
+        printf("     %4d %s: %.40s\n", (int)n, memory ? "allocations" : "calls",
+               commands_tried[c].line);
     }
 }
 
@@ -432,7 +457,8 @@ TEST(calls_of_commands) {
 /* ---- A run, its folder, and how it goes on ---- */
 
 #define FAILED DIR_OF_RUNS "/failed"
-static uint64_t whole, kept[2]; /* the dictionary of a run that nothing befell, and those on the way */
+static uint64_t whole,
+    kept[2]; /* the dictionary of a run that nothing befell, and those on the way */
 
 static int there(const char *folder, const char *name) {
     return dlrn_file_exists(NULL, test_path(folder, name)) == 1;
@@ -464,7 +490,8 @@ static int64_t try_run(int memory) {
         starve.left = memory ? n : -1;
         int status = call(TRAIN FAILED);
         refused = memory ? starve.refused > 0 : fault.refused;
-        CHECK_MSG(starve.live == before, "%d blocks leak after %s %d", (int)(starve.live - before), fault.call, (int)n);
+        CHECK_MSG(starve.live == before, "%d blocks leak after %s %d", (int)(starve.live - before),
+                  fault.call, (int)n);
         check_clean("train", FAILED);
         if (status == 0) {
             CHECK(file_hash(FAILED "/ae.pt") == whole);
@@ -489,7 +516,8 @@ TEST(calls_of_a_run) {
     printf("     %4d calls\n", (int)try_run(0));
 }
 
-/* The dictionaries kept on the way: of a run that nothing befell, each whole or, unless all must be, not there. */
+/* The dictionaries kept on the way: of a run that nothing befell, each whole or, unless all must
+   be, not there. */
 static int check_kept(const char *folder, const char *what, int all) {
     int n = 0;
     for (int step = 2; step <= 4; step += 2) {
@@ -498,14 +526,15 @@ static int check_kept(const char *folder, const char *what, int all) {
         int is = there(folder, name);
         CHECK_MSG(is || !all, "%s: no %s", what, name);
         if (!is) continue;
-        CHECK_MSG(file_hash(test_path(folder, name)) == kept[step / 2 - 1], "%s: other bits in %s", what, name);
+        CHECK_MSG(file_hash(test_path(folder, name)) == kept[step / 2 - 1], "%s: other bits in %s",
+                  what, name);
         n++;
     }
     return n;
 }
 
-/* A power cut after each sync and rename: what is left is a run that can be resumed with the same bits, and, once there
-   has been one, there always is. */
+/* A power cut after each sync and rename: what is left is a run that can be resumed with the same
+   bits, and, once there has been one, there always is. */
 TEST(power_cuts) {
     set_up();
     whole = file_hash(RUN_DIR "/ae.pt");

@@ -1,5 +1,6 @@
-/* Screened encoding: whatever is thrown at it, the same features and the same bits as the scalar kernels give, which
-   screen nothing; and the inequality itself, feature by feature, against exact arithmetic. */
+/* Screened encoding: whatever is thrown at it, the same features and the same bits as the scalar
+   kernels give, which screen nothing; and the inequality itself, feature by feature, against exact
+   arithmetic. */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "test.h"
@@ -35,16 +36,19 @@ static void fill_vector(float *x, int64_t d, kind what, dlrn_rng *rng) {
         case EQUAL: x[i] = 0.37f; break;
         case CANCEL: x[i] = (i % 2 ? -1 : 1) * (1 + 1e-6f * z) * 1e4f; break;
         case ZERO: x[i] = i % 2 ? -0.0f : 0.0f; break;
-        case HALFWAY: x[i] = i == 0 ? 127 : (float)((int)(100 * dlrn_rng_uniform(rng)) - 50) + 0.5f; break;
+        case HALFWAY:
+            x[i] = i == 0 ? 127 : (float)((int)(100 * dlrn_rng_uniform(rng)) - 50) + 0.5f;
+            break;
         case NOT_FINITE: x[i] = i == 5 % d ? INFINITY : i == 7 % d ? NAN : z; break;
         default: x[i] = 0;
         }
     }
 }
 
-/* Rows and features of all the kinds that are wanted (a bit each), and biases at, just above and just below the point
-   where a feature of the row of its number turns on. */
-static void fill_all(dlrn_context *ctx, dlrn_dictionary *ae, float *x, unsigned kinds, uint64_t seed) {
+/* Rows and features of all the kinds that are wanted (a bit each), and biases at, just above and
+   just below the point where a feature of the row of its number turns on. */
+static void fill_all(dlrn_context *ctx, dlrn_dictionary *ae, float *x, unsigned kinds,
+                     uint64_t seed) {
     int64_t d = ae->activation_dim, kind_of[KINDS], n = 0;
     dlrn_rng rng = {seed, 1, 0};
     for (int k = 0; k < KINDS; k++)
@@ -79,17 +83,21 @@ static dlrn_context *open_kernels(const char *name) {
 
 static int same_codes(const dlrn_sparse *a, const dlrn_sparse *b) {
     int64_t nnz = a->row_ptr[a->rows];
-    if (a->rows != b->rows || memcmp(a->row_ptr, b->row_ptr, (size_t)(a->rows + 1) * sizeof *a->row_ptr)) return 0;
+    if (a->rows != b->rows ||
+        memcmp(a->row_ptr, b->row_ptr, (size_t)(a->rows + 1) * sizeof *a->row_ptr))
+        return 0;
     for (int64_t p = 0; p < nnz; p++) {
-        int nan = isnan(a->val[p]) && isnan(b->val[p]); /* which NaN it is, is the processor's affair */
-        if (a->col[p] != b->col[p] || (!nan && memcmp(&a->val[p], &b->val[p], sizeof *a->val))) return 0;
+        int nan =
+            isnan(a->val[p]) && isnan(b->val[p]); /* which NaN it is, is the processor's affair */
+        if (a->col[p] != b->col[p] || (!nan && memcmp(&a->val[p], &b->val[p], sizeof *a->val)))
+            return 0;
     }
     return 1;
 }
 
 /* The lists of one screen, by row; returns how many candidates it had. */
-static int64_t encode_with(dlrn_context *ctx, const dlrni_screen *screen, const dlrn_dictionary *ae, float *x,
-                           dlrn_sparse *codes) {
+static int64_t encode_with(dlrn_context *ctx, const dlrni_screen *screen, const dlrn_dictionary *ae,
+                           float *x, dlrn_sparse *codes) {
     dlrni_encode_job job;
     memset(&job, 0, sizeof job);
     dlrni_codes_init(&job.c, ae);
@@ -122,8 +130,8 @@ static void compare_all(int64_t d, unsigned kinds, uint64_t seed) {
             const dlrni_screen *screen = ctx->set.screen[s];
             fill_all(scalar, same, x, kinds, seed);
             encode_with(ctx, screen, same, x, &got);
-            CHECK_MSG(same_codes(&want, &got), "%s, %s, d %d, kinds %#x, seed %d", dlrn_kernels(ctx),
-                      screen ? screen->name : "dense", (int)d, kinds, (int)seed);
+            CHECK_MSG(same_codes(&want, &got), "%s, %s, d %d, kinds %#x, seed %d",
+                      dlrn_kernels(ctx), screen ? screen->name : "dense", (int)d, kinds, (int)seed);
             dlrn_sparse_free(&got);
             dlrn_dictionary_destroy(same);
             dlrn_context_destroy(ctx);
@@ -144,8 +152,10 @@ TEST(kinds_of_numbers_together) {
 }
 
 TEST(widths_that_fill_no_vector) {
-    static const int64_t widths[] = {1, 2, 3, 4, 5, 15, 16, 17, 31, 63, 64, 65, 100, 127, 128, 129, 199, 200};
-    for (size_t i = 0; i < sizeof widths / sizeof *widths; i++) compare_all(widths[i], 1u << PLAIN | 1u << OUTLIER, i);
+    static const int64_t widths[] = {1,  2,  3,  4,   5,   15,  16,  17,  31,
+                                     63, 64, 65, 100, 127, 128, 129, 199, 200};
+    for (size_t i = 0; i < sizeof widths / sizeof *widths; i++)
+        compare_all(widths[i], 1u << PLAIN | 1u << OUTLIER, i);
 }
 
 /* A screen that lets everything through would pass all of the above. */
@@ -159,12 +169,16 @@ TEST(screens_rule_out) {
             dlrn_sparse codes = {0};
             dlrn_rng rng = {5, 5, 0};
             for (int64_t p = 0; p < ROWS * 128; p++) x[p] = dlrn_rng_normal(&rng);
-            for (int64_t p = 0; p < FEATURES * 128; p++) ae->encoder_weight[p] = dlrn_rng_normal(&rng) / sqrtf(128);
+            for (int64_t p = 0; p < FEATURES * 128; p++)
+                ae->encoder_weight[p] = dlrn_rng_normal(&rng) / sqrtf(128);
             for (int64_t j = 0; j < FEATURES; j++) ae->encoder_bias[j] = -2;
-            int64_t candidates = encode_with(ctx, screen, ae, x, &codes), active = codes.row_ptr[ROWS];
+            int64_t candidates = encode_with(ctx, screen, ae, x, &codes),
+                    active = codes.row_ptr[ROWS];
             if (screen)
-                CHECK_MSG(candidates >= active && candidates < (screen->size == 1 ? 3 : 1.3) * (double)active,
-                          "%s: %d candidates for %d active", screen->name, (int)candidates, (int)active);
+                CHECK_MSG(candidates >= active &&
+                              candidates < (screen->size == 1 ? 3 : 1.3) * (double)active,
+                          "%s: %d candidates for %d active", screen->name, (int)candidates,
+                          (int)active);
             CHECK(active > 0 && active < ROWS * FEATURES / 10);
             dlrn_sparse_free(&codes);
             dlrn_dictionary_destroy(ae);
@@ -205,8 +219,9 @@ TEST(long_batches) {
     dlrn_context_destroy(scalar);
 }
 
-/* The way is chosen by what was seen: dense for a fresh dictionary, the cheapest screen for a sparse one, a finer one
-   where the cheapest lets too much through, and that one is tried again later. */
+/* The way is chosen by what was seen: dense for a fresh dictionary, the cheapest screen for a
+   sparse one, a finer one where the cheapest lets too much through, and that one is tried again
+   later. */
 TEST(the_way_is_chosen_by_what_was_seen) {
     static const dlrni_screen coarse = {"coarse", 8, 1, 4, 0, 0.27f, NULL, NULL};
     static const dlrni_screen fine = {"fine", 8, 2, 2, 1, 0.53f, NULL, NULL};
@@ -217,7 +232,8 @@ TEST(the_way_is_chosen_by_what_was_seen) {
     ctx->set.screen[1] = &fine;
     dlrni_codes_init(&c, ae);
     c.n = 100;
-    CHECK(dlrni_choose_screen(&c, 100) == &coarse && dlrni_choose_screen(&c, DLRNI_SCREEN_LEAST - 1) == NULL);
+    CHECK(dlrni_choose_screen(&c, 100) == &coarse &&
+          dlrni_choose_screen(&c, DLRNI_SCREEN_LEAST - 1) == NULL);
     c.screen = &coarse;
     dlrni_codes_learn(&c, 3200, 3900); /* half of 6400 */
     CHECK(dlrni_choose_screen(&c, 100) == NULL);
@@ -240,7 +256,8 @@ static int same_floats(const float *a, const float *b, int64_t n) {
     return 1;
 }
 
-/* A prepared dictionary gives the bits of one that is not, for few rows and for many, until its weights change. */
+/* A prepared dictionary gives the bits of one that is not, for few rows and for many, until its
+   weights change. */
 TEST(prepared_the_same_bits) {
     static float x[ROWS * 96], want[ROWS * FEATURES], got[ROWS * FEATURES];
     static const int64_t counts[] = {1, 5, 8, 9, 31, ROWS};
@@ -255,13 +272,14 @@ TEST(prepared_the_same_bits) {
             fill_all(scalar, ae, x, kinds, seed);
             if (seed % 2) dlrn_dictionary_changed(ae);
             if (seed % 2 == 0) CHECK_OK(ctx, dlrn_dictionary_prepare(ae));
-            CHECK((ae->prepared != NULL) == (seed % 2 == 0 && strlen(dlrn_kernels(ctx)) == 10)); /* vnni, bf16 */
+            CHECK((ae->prepared != NULL) ==
+                  (seed % 2 == 0 && strlen(dlrn_kernels(ctx)) == 10)); /* vnni, bf16 */
             for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
                 memset(got, 0xff, sizeof got);
                 CHECK_OK(scalar, dlrn_encode(plain, x, counts[c], want));
                 CHECK_OK(ctx, dlrn_encode(ae, x, counts[c], got));
-                CHECK_MSG(same_floats(want, got, counts[c] * FEATURES), "%s, %d rows, seed %d", dlrn_kernels(ctx),
-                          (int)counts[c], (int)seed);
+                CHECK_MSG(same_floats(want, got, counts[c] * FEATURES), "%s, %d rows, seed %d",
+                          dlrn_kernels(ctx), (int)counts[c], (int)seed);
             }
         }
         dlrn_dictionary_destroy(ae);

@@ -1,5 +1,6 @@
-/* test_threads.c - real threads: loops that the host runs on its own, and contexts that work at the same time. The
-   numbers must be those of one thread; under the thread sanitizer (`make tsan`) no two threads may meet at a byte. */
+/* test_threads.c - real threads: loops that the host runs on its own, and contexts that work at the
+   same time. The numbers must be those of one thread; under the thread sanitizer (`make tsan`) no
+   two threads may meet at a byte. */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/test.h"
@@ -39,7 +40,9 @@ static void on_threads(void *user, int64_t tasks, dlrn_parallel_body body, void 
     loop l = {PTHREAD_MUTEX_INITIALIZER, 0, tasks, 0, body, arg};
     pthread_t helper[WORKERS - 1];
     int helpers = 0;
-    while (helpers < WORKERS - 1 && helpers + 1 < tasks && !pthread_create(&helper[helpers], NULL, work, &l)) helpers++;
+    while (helpers < WORKERS - 1 && helpers + 1 < tasks &&
+           !pthread_create(&helper[helpers], NULL, work, &l))
+        helpers++;
     work(&l);
     *(int64_t *)user += helpers > 0;
     while (helpers > 0) pthread_join(helper[--helpers], NULL);
@@ -59,16 +62,20 @@ static dlrn_status begin(dlrn_context *ctx, dlrn_dictionary **ae) {
     return s;
 }
 
-/* Trains with ghosts, from a buffer; saves half-way, goes on from the file, and ends with a resampling. */
-static dlrn_status train(dlrn_context *ctx, const dlrn_dictionary *init, const char *path, dlrn_dictionary **ae) {
+/* Trains with ghosts, from a buffer; saves half-way, goes on from the file, and ends with a
+   resampling. */
+static dlrn_status train(dlrn_context *ctx, const dlrn_dictionary *init, const char *path,
+                         dlrn_dictionary **ae) {
     dlrn_train_config cfg = dlrn_train_defaults();
     dlrn_buffer_config shuffle = dlrn_buffer_defaults();
     dlrn_source source;
     dlrn_buffer *buffer = NULL;
     dlrn_trainer *t = NULL;
     int64_t revived;
-    cfg.activation_dim = D, cfg.dict_size = F, cfg.ghost_threshold = 1, cfg.warmup_steps = 0, cfg.lr = 0.01;
-    shuffle.n_ctxs = N, shuffle.ctx_len = 1, shuffle.in_batch_size = 64, shuffle.out_batch_size = 64;
+    cfg.activation_dim = D, cfg.dict_size = F, cfg.ghost_threshold = 1, cfg.warmup_steps = 0,
+    cfg.lr = 0.01;
+    shuffle.n_ctxs = N, shuffle.ctx_len = 1, shuffle.in_batch_size = 64,
+    shuffle.out_batch_size = 64;
     shuffle.store = DLRN_F16;
     dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, N, D, 0, &source);
     if (!s) s = dlrn_buffer_create(ctx, &shuffle, &source, 1, &buffer);
@@ -95,13 +102,16 @@ static dlrn_status use(dlrn_context *ctx, dlrn_dictionary *ae, uint64_t *hash) {
     dlrn_sparse codes = {0};
     dlrn_metrics m;
     dlrn_source source;
-    float *f = (float *)dlrn_alloc(ctx, N * F, sizeof *f), *x = (float *)dlrn_alloc(ctx, N * D, sizeof *x), shift[N];
+    float *f = (float *)dlrn_alloc(ctx, N * F, sizeof *f),
+          *x = (float *)dlrn_alloc(ctx, N * D, sizeof *x), shift[N];
     dlrn_status s = f && x ? dlrn_encode(ae, rows, N, f) : DLRN_ERR_MEMORY;
     if (!s) s = dlrn_decode(ae, f, N, x);
     if (!s) add(hash, f, sizeof *f * N * F), add(hash, x, sizeof *x * N * D);
     if (!s) s = dlrn_forward(ae, rows, N, x, &codes);
     if (!s) s = dlrn_decode_sparse(ae, &codes, x);
-    if (!s) add(hash, codes.val, sizeof *codes.val * (size_t)codes.row_ptr[N]), add(hash, x, sizeof *x * N * D);
+    if (!s)
+        add(hash, codes.val, sizeof *codes.val * (size_t)codes.row_ptr[N]),
+            add(hash, x, sizeof *x * N * D);
     if (!s) s = dlrn_forward_ghost(ae, rows, N, mask, x, shift, NULL);
     if (!s) add(hash, x, sizeof *x * N * D);
     if (!s) s = dlrn_gemm(ctx, DLRN_TN, D, F, N, rows, D, f, F, 0, ae->decoder_weight, F);
@@ -181,7 +191,8 @@ TEST(contexts_share_nothing) {
     int begun = 0;
     memset(lives, 0, sizeof lives);
     for (; begun < 2; begun++) {
-        lives[begun].path = tmp_path(begun ? "threads_second.safetensors" : "threads_first.safetensors");
+        lives[begun].path =
+            tmp_path(begun ? "threads_second.safetensors" : "threads_first.safetensors");
         if (pthread_create(&lives[begun].thread, NULL, live, &lives[begun])) break;
     }
     for (int i = 0; i < begun; i++) pthread_join(lives[i].thread, NULL);
@@ -230,7 +241,8 @@ static dlrn_status host_progress(void *user, dlrn_trainer *trainer, const dlrn_t
     (void)user, (void)stats;
     called(PROGRESS);
     dlrn_trainer_on_stop(trainer, host_stop, NULL);
-    dlrn_trainer_dictionary(trainer)->encoder_bias[0] = -1000; /* so that there is one to resample */
+    dlrn_trainer_dictionary(trainer)->encoder_bias[0] =
+        -1000; /* so that there is one to resample */
     dlrn_dictionary_changed(dlrn_trainer_dictionary(trainer));
     return DLRN_OK;
 }
@@ -243,7 +255,8 @@ static dlrn_status host_judge(void *user, const dlrn_edit *edit, double *nats, i
     return edit ? edit->edit(edit->user, 0, rows, out, N) : DLRN_OK;
 }
 
-/* What the host is asked and told comes on the thread that made the call, also where no loop runs there. */
+/* What the host is asked and told comes on the thread that made the call, also where no loop runs
+   there. */
 TEST(callbacks_run_on_the_callers_thread) {
     dlrn_context_config cfg = dlrn_context_defaults();
     dlrn_train_config train_cfg = dlrn_train_defaults();
@@ -258,8 +271,10 @@ TEST(callbacks_run_on_the_callers_thread) {
     int64_t elsewhere = 0;
     host = pthread_self();
     cfg.threads = WORKERS, cfg.parallel_for = on_another, cfg.user = &elsewhere;
-    train_cfg.dict_size = F, train_cfg.steps = STEPS, train_cfg.resample_steps = 3, train_cfg.resample_rows = N;
-    shuffle.n_ctxs = N, shuffle.ctx_len = 1, shuffle.in_batch_size = 64, shuffle.out_batch_size = 64;
+    train_cfg.dict_size = F, train_cfg.steps = STEPS, train_cfg.resample_steps = 3,
+    train_cfg.resample_rows = N;
+    shuffle.n_ctxs = N, shuffle.ctx_len = 1, shuffle.in_batch_size = 64,
+    shuffle.out_batch_size = 64;
     CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
     CHECK_OK(ctx, dlrn_buffer_create(ctx, &shuffle, &source, 1, &buffer));
     CHECK_OK(ctx, dlrn_train(ctx, &train_cfg, buffer, host_progress, NULL, &ae));

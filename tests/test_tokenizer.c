@@ -1,5 +1,6 @@
-/* The tokenizer: vectors made elsewhere, round trips, each switch of tokenizer.json by itself, and files that lie.
-   tests/tokenizer_check.py compares many more strings with Hugging Face's tokenizers. */
+/* The tokenizer: vectors made elsewhere, round trips, each switch of tokenizer.json by itself, and
+   files that lie. tests/tokenizer_check.py compares many more strings with Hugging Face's
+   tokenizers. */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 
@@ -27,7 +28,8 @@ static void open_file(const char *path) {
     CHECK_OK(ctx, bpe_load(ctx, path, &tok));
 }
 
-/* What a small tokenizer.json says beside its 256 tokens of bytes, whose ids are the bytes; NULL: nothing. */
+/* What a small tokenizer.json says beside its 256 tokens of bytes, whose ids are the bytes; NULL:
+   nothing. */
 typedef struct form {
     const char *vocab, *merges; /* more of the vocabulary, from id 256 on; the merges */
     const char *model;          /* more keys of the model, each with a comma behind it */
@@ -48,19 +50,23 @@ static char *write_form(const char *name, const form *f) {
     for (int b = 0; b < 256; b++) {
         char utf8[4];
         int n = (int)bpe_write_char(bpe_byte_code(b), utf8);
-        fprintf(out, "%s\"%s%.*s\":%d", b ? "," : "", b == '"' || b == '\\' ? "\\" : "", n, utf8, b);
+        fprintf(out, "%s\"%s%.*s\":%d", b ? "," : "", b == '"' || b == '\\' ? "\\" : "", n, utf8,
+                b);
     }
-    fprintf(out, "%s%s},\"merges\":[%s]}}", f->vocab ? "," : "", or_else(f->vocab, ""), or_else(f->merges, ""));
+    fprintf(out, "%s%s},\"merges\":[%s]}}", f->vocab ? "," : "", or_else(f->vocab, ""),
+            or_else(f->merges, ""));
     CHECK(fclose(out) == 0);
     return path;
 }
 
-static void open_form(const char *vocab, const char *merges, const char *model, const char *pre, const char *more) {
+static void open_form(const char *vocab, const char *merges, const char *model, const char *pre,
+                      const char *more) {
     form f = {vocab, merges, model, pre, more};
     open_file(write_form("tokenizer.json", &f));
 }
 
-/* The tokens of a text with bars between them, an unprintable byte as its number: "the| |c|195|169". */
+/* The tokens of a text with bars between them, an unprintable byte as its number: "the|
+   |c|195|169". */
 static const char *tokens(const char *s, int64_t n) {
     static char shown[4096];
     size_t at = 0;
@@ -88,7 +94,8 @@ static void check_tokens(const char *s, const char *expected) {
 static void check_round_trip(const char *s, int64_t n) {
     CHECK_OK(ctx, bpe_encode(tok, s, n, &ids));
     CHECK_OK(ctx, bpe_decode(tok, ids.id, ids.count, &text));
-    CHECK_MSG(text.count == n && !memcmp(text.bytes, s, (size_t)n), "%.40s came back as %.40s", s, text.bytes);
+    CHECK_MSG(text.count == n && !memcmp(text.bytes, s, (size_t)n), "%.40s came back as %.40s", s,
+              text.bytes);
     CHECK(text.bytes[n] == 0);
 }
 
@@ -102,14 +109,17 @@ TEST(vectors_of_the_20b_tokenizer) {
     int n = 0;
     if (!model) SKIP("no ../shared/data/tokenizer");
     open_file(model);
-    CHECK_OK(ctx, dlrn_file_read(ctx, shared_data("tokenizer/ggml-vocab-mpt.gguf.inp"), &in, &size));
-    CHECK_OK(ctx, dlrn_file_read(ctx, shared_data("tokenizer/ggml-vocab-mpt.gguf.out"), &out, &size));
+    CHECK_OK(ctx,
+             dlrn_file_read(ctx, shared_data("tokenizer/ggml-vocab-mpt.gguf.inp"), &in, &size));
+    CHECK_OK(ctx,
+             dlrn_file_read(ctx, shared_data("tokenizer/ggml-vocab-mpt.gguf.out"), &out, &size));
     char *expected = out;
     for (char *s = in, *end; (end = strstr(s, mark)) != NULL; s = end + strlen(mark), n++) {
         CHECK_OK(ctx, bpe_encode(tok, s, end - s, &ids));
         for (int64_t i = 0; i < ids.count; i++) {
             long id = strtol(expected, &expected, 10);
-            CHECK_MSG(ids.id[i] == id, "text %d, token %d: %d, expected %ld", n, (int)i, (int)ids.id[i], id);
+            CHECK_MSG(ids.id[i] == id, "text %d, token %d: %d, expected %ld", n, (int)i,
+                      (int)ids.id[i], id);
         }
         CHECK_MSG(*expected == '\n', "text %d: %d tokens, expected more", n, (int)ids.count);
         expected++;
@@ -132,7 +142,8 @@ TEST(tiny_round_trips) {
                                         "\xED\xA0\x80 surrogate"};
     char all[512];
     open_file(TINY);
-    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) check_round_trip(texts[i], (int64_t)strlen(texts[i]));
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
+        check_round_trip(texts[i], (int64_t)strlen(texts[i]));
     for (int i = 0; i < 512; i++) all[i] = (char)(i * 37 + i / 256);
     check_round_trip(all, 512);
     check_round_trip("a\0b", 3);
@@ -147,14 +158,16 @@ TEST(names_and_bytes_of_tokens) {
     int64_t n = 7;
     open_file(TINY "/tokenizer.json"); /* the file and its folder are the same */
     CHECK(bpe_vocab_size(tok) == 2048);
-    CHECK(bpe_token_id(tok, "<|endoftext|>") == 0 && bpe_token_id(tok, "!") == 1 && bpe_token_id(tok, "no such") == -1);
+    CHECK(bpe_token_id(tok, "<|endoftext|>") == 0 && bpe_token_id(tok, "!") == 1 &&
+          bpe_token_id(tok, "no such") == -1);
     CHECK(!strcmp(bpe_token_bytes(tok, bpe_token_id(tok, "\xC4\xA0t"), &n), " t") && n == 2);
     CHECK(bpe_token_bytes(tok, -1, &n) == NULL && bpe_token_bytes(tok, 2048, &n) == NULL);
     const int32_t beyond[] = {5, 2048};
     CHECK_STATUS(bpe_decode(tok, beyond, 2, &text), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "tokenizer.json: no token has the id 2048");
     open_form("\"a b\":256,\"a\xC4\xA0\":257", NULL, NULL, NULL, NULL);
-    CHECK(!strcmp(bpe_token_bytes(tok, 256, &n), "a b") && n == 3); /* not of the bytes' alphabet: itself */
+    CHECK(!strcmp(bpe_token_bytes(tok, 256, &n), "a b") &&
+          n == 3); /* not of the bytes' alphabet: itself */
     CHECK(!strcmp(bpe_token_bytes(tok, 257, &n), "a ") && n == 2);
     close_tokenizer();
 }
@@ -164,7 +177,8 @@ TEST(names_and_bytes_of_tokens) {
 static const char THE[] = "\"th\":256,\"he\":257,\"the\":258";
 
 TEST(merges_in_both_forms) {
-    static const char *const merges[] = {"\"t h\",\"h e\",\"th e\"", "[\"t\",\"h\"],[\"h\",\"e\"],[\"th\",\"e\"]"};
+    static const char *const merges[] = {"\"t h\",\"h e\",\"th e\"",
+                                         "[\"t\",\"h\"],[\"h\",\"e\"],[\"th\",\"e\"]"};
     for (int k = 0; k < 2; k++) {
         open_form(THE, merges[k], NULL, NULL, NULL);
         check_tokens("the he", "the| |he");
@@ -175,9 +189,11 @@ TEST(merges_in_both_forms) {
 TEST(the_lowest_rank_merges_first) {
     open_form(THE, "\"h e\",\"t h\",\"th e\"", NULL, NULL, NULL);
     check_tokens("the", "t|he");
-    open_form(THE, "\"t h\",\"h e\",\"th e\",\"t h\"", NULL, NULL, NULL); /* of the same twice the last one counts */
+    open_form(THE, "\"t h\",\"h e\",\"th e\",\"t h\"", NULL, NULL,
+              NULL); /* of the same twice the last one counts */
     check_tokens("the", "t|he");
-    open_form("\"aa\":256,\"aaa\":257", "\"a a\",\"aa a\"", NULL, NULL, NULL); /* of equals the leftmost */
+    open_form("\"aa\":256,\"aaa\":257", "\"a a\",\"aa a\"", NULL, NULL,
+              NULL); /* of equals the leftmost */
     check_tokens("aaa", "aaa");
     check_tokens("aaaa", "aa|aa");
     check_tokens("aaaaa", "aa|aaa");
@@ -197,7 +213,8 @@ static void open_abc(const char *model) {
     FILE *out = fopen(path, "wb");
     CHECK(out != NULL);
     fprintf(out,
-            "{\"pre_tokenizer\":" BYTE_LEVEL ",\"model\":{%s\"vocab\":{\"a\":0,\"b\":1,\"?\":2,\"ab\":3},"
+            "{\"pre_tokenizer\":" BYTE_LEVEL
+            ",\"model\":{%s\"vocab\":{\"a\":0,\"b\":1,\"?\":2,\"ab\":3},"
             "\"merges\":[\"a b\"]}}",
             model);
     CHECK(fclose(out) == 0);
@@ -221,8 +238,9 @@ TEST(bytes_without_a_token) {
 #define NORMALIZER(json) "\"normalizer\":" json ","
 
 TEST(normal_forms) {
-    static const char text_[] = "\xC3\xA9"
-                                "e\xCC\x81\xEF\xAC\x81"; /* e with its accent, apart and together; a ligature */
+    static const char text_[] =
+        "\xC3\xA9"
+        "e\xCC\x81\xEF\xAC\x81"; /* e with its accent, apart and together; a ligature */
     static const struct {
         const char *json, *becomes;
     } cases[] = {
@@ -256,30 +274,36 @@ static void check_normal(const char *json, const char *s, const char *expected) 
 }
 
 TEST(marks_in_their_order) {
-    static const char nfc[] = NORMALIZER("{\"type\":\"NFC\"}"), nfd[] = NORMALIZER("{\"type\":\"NFD\"}");
+    static const char nfc[] = NORMALIZER("{\"type\":\"NFC\"}"),
+                      nfd[] = NORMALIZER("{\"type\":\"NFD\"}");
     check_normal(nfd, "\xC3\xA9", "e\xCC\x81");
-    check_normal(nfd, "a\xCC\x81\xCC\xA3", "a\xCC\xA3\xCC\x81");               /* the lower class first */
-    check_normal(nfd, "e\xCC\x93\xCC\x81", "e\xCC\x93\xCC\x81");               /* of one class as they were */
-    check_normal(nfc, "e\xCC\x93\xCC\x81", "e\xCC\x93\xCC\x81");               /* the first is in the way */
-    check_normal(nfc, "a\xCC\x81\xCC\xA3", "\xE1\xBA\xA1\xCC\x81");            /* here it is not */
-    check_normal(nfc, "\xE1\x84\x80\xE1\x85\xA1\xE1\x86\xA8", "\xEA\xB0\x81"); /* Hangul, put together */
+    check_normal(nfd, "a\xCC\x81\xCC\xA3", "a\xCC\xA3\xCC\x81");    /* the lower class first */
+    check_normal(nfd, "e\xCC\x93\xCC\x81", "e\xCC\x93\xCC\x81");    /* of one class as they were */
+    check_normal(nfc, "e\xCC\x93\xCC\x81", "e\xCC\x93\xCC\x81");    /* the first is in the way */
+    check_normal(nfc, "a\xCC\x81\xCC\xA3", "\xE1\xBA\xA1\xCC\x81"); /* here it is not */
+    check_normal(nfc, "\xE1\x84\x80\xE1\x85\xA1\xE1\x86\xA8",
+                 "\xEA\xB0\x81"); /* Hangul, put together */
     check_normal(nfd, "\xEA\xB0\x81", "\xE1\x84\x80\xE1\x85\xA1\xE1\x86\xA8"); /* and taken apart */
-    check_normal(nfc, "\xE0\xA5\x98", "\xE0\xA4\x95\xE0\xA4\xBC");             /* never put together again */
+    check_normal(nfc, "\xE0\xA5\x98", "\xE0\xA4\x95\xE0\xA4\xBC"); /* never put together again */
 }
 
 TEST(other_normalisers) {
     check_normal(NORMALIZER("{\"type\":\"Lowercase\"}"), "ABz \xC3\x84\xC4\xB0\xCE\xA3",
                  "abz \xC3\xA4i\xCC\x87\xCF\x83");
-    check_normal(NORMALIZER("{\"type\":\"Lowercase\"}"), "\xC4\x80\xC4\x81\xC4\x82", "\xC4\x81\xC4\x81\xC4\x83");
+    check_normal(NORMALIZER("{\"type\":\"Lowercase\"}"), "\xC4\x80\xC4\x81\xC4\x82",
+                 "\xC4\x81\xC4\x81\xC4\x83");
     check_normal(NORMALIZER("{\"type\":\"Strip\"}"), "\xC2\xA0\n a b \t", "a b");
     check_normal(NORMALIZER("{\"type\":\"Strip\",\"strip_right\":false}"), " a ", "a ");
-    check_normal(NORMALIZER("{\"type\":\"Strip\",\"strip_left\":false,\"strip_right\":true}"), " a ", " a");
+    check_normal(NORMALIZER("{\"type\":\"Strip\",\"strip_left\":false,\"strip_right\":true}"),
+                 " a ", " a");
     check_normal(NORMALIZER("{\"type\":\"Strip\"}"), "  ", "");
     check_normal(NORMALIZER("{\"type\":\"Prepend\",\"prepend\":\"_\"}"), "a", "_a");
     check_normal(NORMALIZER("{\"type\":\"Prepend\",\"prepend\":\"_\"}"), "", "");
-    check_normal(NORMALIZER("{\"type\":\"Replace\",\"pattern\":{\"String\":\"aa\"},\"content\":\"b\"}"), "aaaxa",
-                 "baxa");
-    check_normal(NORMALIZER("{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Strip\"},{\"type\":\"Lowercase\"}]}"),
+    check_normal(
+        NORMALIZER("{\"type\":\"Replace\",\"pattern\":{\"String\":\"aa\"},\"content\":\"b\"}"),
+        "aaaxa", "baxa");
+    check_normal(NORMALIZER("{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Strip\"},{"
+                            "\"type\":\"Lowercase\"}]}"),
                  " A", "a");
 }
 
@@ -289,7 +313,8 @@ TEST(bytes_that_are_no_characters_stay) {
                  "e\xCC\x81\xCC",
                  "\xFF\xC3\xA9\xCC");
     check_normal(NORMALIZER("{\"type\":\"Lowercase\"}"), "A\xC3", "a\xC3");
-    check_normal(NORMALIZER("{\"type\":\"Lowercase\"}"), "\xE0\x81\x81", "\xE0\x81\x81"); /* A, spelt too long */
+    check_normal(NORMALIZER("{\"type\":\"Lowercase\"}"), "\xE0\x81\x81",
+                 "\xE0\x81\x81"); /* A, spelt too long */
 }
 
 /* ---- pre-tokenisers: with ignore_merges, a piece that is a token shows whole */
@@ -299,16 +324,19 @@ static void check_split(const char *pre, const char *s, const char *expected) {
         "\"ab\":256,\"\xC4\xA0"
         "ab\":257,\"12\":258,\"\xC4\xA0"
         "12\":259,\"123\":260,\"1234\":261,\"'s\":262,"
-        "\"'S\":263,\"!!\":264,\"\xC4\xA0!!\":265,\"\xC4\xA0\xC4\xA0\":266,\"\xC4\x8A\xC4\x8A\":267,\"!!\xC4\x8A\":268,"
+        "\"'S\":263,\"!!\":264,\"\xC4\xA0!!\":265,\"\xC4\xA0\xC4\xA0\":266,\"\xC4\x8A\xC4\x8A\":"
+        "267,\"!!\xC4\x8A\":268,"
         "\"-ab\":269,\"\xC4\xA0\xC4\x8A\":270,\"ab12\":271,\"ab!!\":272,\"\xC4\xA0"
         "ab!!\":273";
     open_form(pieces, NULL, "\"ignore_merges\":true,", pre, NULL);
     check_tokens(s, expected);
 }
 
-#define GPT2_REGEX "'s|'t|'re|'ve|'m|'ll|'d| ?\\\\p{L}+| ?\\\\p{N}+| ?[^\\\\s\\\\p{L}\\\\p{N}]+|\\\\s+(?!\\\\S)|\\\\s+"
-#define MODERN_REGEX(digits)                                                                                           \
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?\\\\p{L}+|\\\\p{N}" digits                             \
+#define GPT2_REGEX                                                                                 \
+    "'s|'t|'re|'ve|'m|'ll|'d| ?\\\\p{L}+| ?\\\\p{N}+| "                                            \
+    "?[^\\\\s\\\\p{L}\\\\p{N}]+|\\\\s+(?!\\\\S)|\\\\s+"
+#define MODERN_REGEX(digits)                                                                       \
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?\\\\p{L}+|\\\\p{N}" digits         \
     "| ?[^\\\\s\\\\p{L}\\\\p{N}]+[\\\\r\\\\n]*|\\\\s*[\\\\r\\\\n]+|\\\\s+(?!\\\\S)|\\\\s+"
 #define SPLIT(regex, how) "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"" regex "\"}," how "}"
 #define CHAIN(step) "{\"type\":\"Sequence\",\"pretokenizers\":[" step "," NO_PATTERN "]}"
@@ -317,7 +345,8 @@ static void check_split(const char *pre, const char *s, const char *expected) {
 TEST(patterns_of_words) {
     static const char gpt2[] = CHAIN(SPLIT(GPT2_REGEX, ISOLATED));
     static const char llama3[] = CHAIN(SPLIT(MODERN_REGEX("{1,3}"), ISOLATED));
-    static const char inverted[] = CHAIN(SPLIT(MODERN_REGEX("{1,3}"), "\"behavior\":\"Removed\",\"invert\":true"));
+    static const char inverted[] =
+        CHAIN(SPLIT(MODERN_REGEX("{1,3}"), "\"behavior\":\"Removed\",\"invert\":true"));
     static const char qwen2[] = CHAIN(SPLIT(MODERN_REGEX(""), ISOLATED));
     static const char *const as_gpt2[] = {BYTE_LEVEL, gpt2};
     for (int k = 0; k < 2; k++) {
@@ -347,17 +376,20 @@ TEST(other_pre_tokenisers) {
     check_split(CHAIN("{\"type\":\"WhitespaceSplit\"}"), " ab!! \n12 ", "ab!!|12");
     check_split("{\"type\":\"ByteLevel\",\"add_prefix_space\":true}", "ab12", " ab|12");
     check_split("{\"type\":\"ByteLevel\",\"add_prefix_space\":true}", " ab", " ab");
-    check_split("{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"use_regex\":false}", "ab!!", " ab!!");
-    check_split("{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Sequence\",\"pretokenizers\":"
-                "[{\"type\":\"Digits\",\"individual_digits\":true}]}," BYTE_LEVEL "]}",
-                "ab12 ab", "ab|1|2| ab");
+    check_split("{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"use_regex\":false}", "ab!!",
+                " ab!!");
+    check_split(
+        "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Sequence\",\"pretokenizers\":"
+        "[{\"type\":\"Digits\",\"individual_digits\":true}]}," BYTE_LEVEL "]}",
+        "ab12 ab", "ab|1|2| ab");
 }
 
 /* ---- added tokens */
 
 static void check_added(const char *list, const char *s, const char *expected) {
     char more[1024];
-    snprintf(more, sizeof more, "\"added_tokens\":[%s],\"normalizer\":{\"type\":\"Lowercase\"},", list);
+    snprintf(more, sizeof more, "\"added_tokens\":[%s],\"normalizer\":{\"type\":\"Lowercase\"},",
+             list);
     open_form(NULL, NULL, NULL, NULL, more);
     check_tokens(s, expected);
 }
@@ -368,9 +400,10 @@ static void check_added(const char *list, const char *s, const char *expected) {
 TEST(added_tokens_in_text) {
     check_added(ADDED(256, "<x>", RAW), "a<x>b<x><x>", "a|<x>|b|<x>|<x>");
     check_added(ADDED(256, "<x>", RAW), "<x <x", "<|x| |<|x");
-    check_added(ADDED(256, "ab", RAW) "," ADDED(257, "abcd", RAW), "abcabcdab", "ab|c|abcd|ab"); /* the longest */
-    check_added(ADDED(256, "bc", RAW) "," ADDED(257, "ab", RAW), "abc", "ab|c");                 /* the leftmost */
-    check_added(ADDED(1000, "<x>", RAW), "<x>", "<x>");                                          /* ids with gaps */
+    check_added(ADDED(256, "ab", RAW) "," ADDED(257, "abcd", RAW), "abcabcdab",
+                "ab|c|abcd|ab");                                                 /* the longest */
+    check_added(ADDED(256, "bc", RAW) "," ADDED(257, "ab", RAW), "abc", "ab|c"); /* the leftmost */
+    check_added(ADDED(1000, "<x>", RAW), "<x>", "<x>");                          /* ids with gaps */
     CHECK(bpe_vocab_size(tok) == 1001 && bpe_token_id(tok, "<x>") == 1000);
 }
 
@@ -378,10 +411,12 @@ TEST(added_tokens_that_take_spaces) {
     check_added(ADDED(256, "<x>", RAW ",\"lstrip\":true"), "a \n<x> b", "a|<x>| |b");
     check_added(ADDED(256, "<x>", RAW ",\"rstrip\":true"), "a <x> \t b", "a| |<x>|b");
     check_added(ADDED(256, "<x>", RAW ",\"lstrip\":true,\"rstrip\":true"), " <x>  <x> ", "<x>|<x>");
-    check_added(ADDED(256, "<x>", RAW ",\"rstrip\":true") "," ADDED(257, " ", RAW), "<x> a", "<x>| |a");
+    check_added(ADDED(256, "<x>", RAW ",\"rstrip\":true") "," ADDED(257, " ", RAW), "<x> a",
+                "<x>| |a");
 }
 
-/* A token that takes the spaces to its left has none of itself left where the one before it took them all. */
+/* A token that takes the spaces to its left has none of itself left where the one before it took
+   them all. */
 TEST(added_tokens_of_spaces_that_are_taken) {
 #define TAKEN(flags) ADDED(256, "<x>", RAW ",\"rstrip\":true") "," ADDED(257, "  ", RAW flags)
     check_added(TAKEN(""), "<x>  a", "<x>|  |a");
@@ -392,23 +427,29 @@ TEST(added_tokens_of_spaces_that_are_taken) {
     check_added(TAKEN(",\"lstrip\":true"), "<x>  \ta  ", "<x>|a|  "); /* here tokenizers panics */
     check_added(TAKEN(",\"lstrip\":true"), "<x>    <x>", "<x>|<x>");  /* and here */
     check_added(TAKEN(",\"lstrip\":true,\"rstrip\":true"), "<x>  \ta", "<x>|a");
-    check_added(TAKEN("") "," ADDED(258, "  b", RAW ",\"lstrip\":true"), "<x>  ba", "<x>|  b|a"); /* all but its b */
-    check_added(ADDED(256, "<x>", "\"rstrip\":true") "," ADDED(257, "  ", "\"lstrip\":true"), "<X>  A", "<x>|a");
+    check_added(TAKEN("") "," ADDED(258, "  b", RAW ",\"lstrip\":true"), "<x>  ba",
+                "<x>|  b|a"); /* all but its b */
+    check_added(ADDED(256, "<x>", "\"rstrip\":true") "," ADDED(257, "  ", "\"lstrip\":true"),
+                "<X>  A", "<x>|a");
 }
 
 TEST(added_tokens_that_are_words) {
     check_added(ADDED(256, "xy", RAW ",\"single_word\":true"), "xy", "xy");
     check_added(ADDED(256, "xy", RAW ",\"single_word\":true"), "-xy-", "-|xy|-");
-    check_added(ADDED(256, "xy", RAW ",\"single_word\":true"), "axy xya xy_ xy1", "a|x|y| |x|y|a| |x|y|_| |x|y|1");
-    check_added(ADDED(256, "xy", RAW ",\"single_word\":true"), "\xF0\x90\x90\xA8xy", "240|144|144|168|x|y");
-    check_added(ADDED(256, "xy", RAW ",\"single_word\":true"), "\xE2\x80\x8Dxy", "226|128|141|x|y"); /* a joiner */
+    check_added(ADDED(256, "xy", RAW ",\"single_word\":true"), "axy xya xy_ xy1",
+                "a|x|y| |x|y|a| |x|y|_| |x|y|1");
+    check_added(ADDED(256, "xy", RAW ",\"single_word\":true"), "\xF0\x90\x90\xA8xy",
+                "240|144|144|168|x|y");
+    check_added(ADDED(256, "xy", RAW ",\"single_word\":true"), "\xE2\x80\x8Dxy",
+                "226|128|141|x|y"); /* a joiner */
 }
 
 TEST(added_tokens_in_normalised_text) {
     check_added(ADDED(256, "Xy", RAW), "XyxyXY", "Xy|x|y|x|y");
     check_added(ADDED(256, "Xy", "\"normalized\":true,\"special\":false"), "XyxyXY", "Xy|Xy|Xy");
     CHECK(bpe_token_id(tok, "Xy") == 256 && bpe_token_id(tok, "xy") == -1);
-    check_added(ADDED(256, "abc", "\"normalized\":true") "," ADDED(257, "ab", RAW), "abc", "ab|c"); /* raw text first */
+    check_added(ADDED(256, "abc", "\"normalized\":true") "," ADDED(257, "ab", RAW), "abc",
+                "ab|c"); /* raw text first */
     CHECK_OK(ctx, bpe_decode(tok, ids.id, ids.count, &text));
     CHECK(!strcmp(text.bytes, "abc"));
 }
@@ -422,7 +463,8 @@ static void check_error(const char *json, dlrn_status status, const char *expect
     if (!ctx) CHECK(dlrn_context_create(NULL, &ctx) == DLRN_OK);
     close_tokenizer();
     dlrn_status s = bpe_load(ctx, path, &tok);
-    CHECK_MSG(s == status, "%s gave %s, expected %s", json, dlrn_status_name(s), dlrn_status_name(status));
+    CHECK_MSG(s == status, "%s gave %s, expected %s", json, dlrn_status_name(s),
+              dlrn_status_name(status));
     CHECK(tok == NULL);
     snprintf(whole, sizeof whole, "%s: %s", path, expected);
     CHECK_MSG(!strcmp(dlrn_error(ctx), whole), "\"%s\", expected \"%s\"", dlrn_error(ctx), whole);
@@ -443,13 +485,16 @@ static void foreign_model(const char *model, const char *expected) {
     check_parts(model, BYTE_LEVEL, "", DLRN_ERR_UNSUPPORTED, expected);
 }
 static void bad_more(const char *more, const char *expected) {
-    check_parts("\"vocab\":{\"a\":0,\"b\":1},\"merges\":[]", BYTE_LEVEL, more, DLRN_ERR_FORMAT, expected);
+    check_parts("\"vocab\":{\"a\":0,\"b\":1},\"merges\":[]", BYTE_LEVEL, more, DLRN_ERR_FORMAT,
+                expected);
 }
 static void foreign_more(const char *more, const char *expected) {
-    check_parts("\"vocab\":{\"a\":0,\"b\":1},\"merges\":[]", BYTE_LEVEL, more, DLRN_ERR_UNSUPPORTED, expected);
+    check_parts("\"vocab\":{\"a\":0,\"b\":1},\"merges\":[]", BYTE_LEVEL, more, DLRN_ERR_UNSUPPORTED,
+                expected);
 }
 static void foreign_pre(const char *pre, const char *expected) {
-    check_parts("\"vocab\":{\"a\":0,\"b\":1},\"merges\":[]", pre, "", DLRN_ERR_UNSUPPORTED, expected);
+    check_parts("\"vocab\":{\"a\":0,\"b\":1},\"merges\":[]", pre, "", DLRN_ERR_UNSUPPORTED,
+                expected);
 }
 
 TEST(vocabularies_that_lie) {
@@ -459,12 +504,14 @@ TEST(vocabularies_that_lie) {
     bad_model("\"vocab\":{},\"merges\":[]", "model.vocab: expected tokens, found nothing");
     bad_model("\"vocab\":{\"a\":-1},\"merges\":[]", "model.vocab.a: expected an id, found -1");
     bad_model("\"vocab\":{\"a\":0.5},\"merges\":[]", "model.vocab.a: expected an id, found 0.5");
-    bad_model("\"vocab\":{\"a\":\"x\\n\"},\"merges\":[]", "model.vocab.a: expected an id, found \"x?\"");
+    bad_model("\"vocab\":{\"a\":\"x\\n\"},\"merges\":[]",
+              "model.vocab.a: expected an id, found \"x?\"");
     bad_model("\"vocab\":{\"a\":1e300},\"merges\":[]",
               "model.vocab: expected ids near the number of tokens, found 1.0000000000000001e+300");
     bad_model("\"vocab\":{\"a\":1033},\"merges\":[]",
               "model.vocab: expected ids near the number of tokens, found 1033");
-    bad_model("\"vocab\":{\"a\":0,\"\\u0001\":0},\"merges\":[]", "model.vocab.?: expected an id of its own, found 0");
+    bad_model("\"vocab\":{\"a\":0,\"\\u0001\":0},\"merges\":[]",
+              "model.vocab.?: expected an id of its own, found 0");
 }
 
 TEST(merges_that_lie) {
@@ -472,13 +519,15 @@ TEST(merges_that_lie) {
     bad_model(AB "\"x\":0", "model.merges: expected an array, found nothing");
     bad_model(AB "\"merges\":[\"a b\",\"ab\"]",
               "model.merges[1]: expected two tokens, as \"a b\" or [\"a\", \"b\"], found \"ab\"");
-    bad_model(AB "\"merges\":[\"a b c\"]",
-              "model.merges[0]: expected two tokens, as \"a b\" or [\"a\", \"b\"], found \"a b c\"");
+    bad_model(
+        AB "\"merges\":[\"a b c\"]",
+        "model.merges[0]: expected two tokens, as \"a b\" or [\"a\", \"b\"], found \"a b c\"");
     bad_model(AB "\"merges\":[[\"a\"]]",
               "model.merges[0]: expected two tokens, as \"a b\" or [\"a\", \"b\"], found an array");
     bad_model(AB "\"merges\":[[\"a\",1]]",
               "model.merges[0]: expected two tokens, as \"a b\" or [\"a\", \"b\"], found an array");
-    bad_model(AB "\"merges\":[3]", "model.merges[0]: expected two tokens, as \"a b\" or [\"a\", \"b\"], found 3");
+    bad_model(AB "\"merges\":[3]",
+              "model.merges[0]: expected two tokens, as \"a b\" or [\"a\", \"b\"], found 3");
     bad_model(AB "\"merges\":[\"b a\"]",
               "model.merges[0]: expected tokens of the vocabulary that join to one, found \"b a\"");
     bad_model(AB "\"merges\":[\"a c\"]",
@@ -488,7 +537,8 @@ TEST(merges_that_lie) {
 TEST(models_of_other_kinds) {
     foreign_model("\"type\":\"Unigram\",\"vocab\":{\"a\":0},\"merges\":[]",
                   "model.type: expected BPE, found \"Unigram\"");
-    foreign_model(AB "\"merges\":[],\"dropout\":0.1", "model.dropout: expected null or 0, found 0.1");
+    foreign_model(AB "\"merges\":[],\"dropout\":0.1",
+                  "model.dropout: expected null or 0, found 0.1");
     foreign_model(AB "\"merges\":[],\"end_of_word_suffix\":\"</w>\"",
                   "model.end_of_word_suffix: expected none, found \"</w>\"");
     foreign_model(AB "\"merges\":[],\"continuing_subword_prefix\":\"##\"",
@@ -497,20 +547,25 @@ TEST(models_of_other_kinds) {
                   "model.byte_fallback: expected false, or a token for each byte, found true");
     bad_model(AB "\"merges\":[],\"unk_token\":\"<unk>\"",
               "model.unk_token: expected a token of the vocabulary, found \"<unk>\"");
-    bad_model(AB "\"merges\":[],\"ignore_merges\":1", "model.ignore_merges: expected true or false, found 1");
+    bad_model(AB "\"merges\":[],\"ignore_merges\":1",
+              "model.ignore_merges: expected true or false, found 1");
 }
 
 TEST(steps_of_other_kinds) {
     foreign_more("\"normalizer\":{\"type\":\"Nmt\"},",
-                 "normalizer.type: expected NFC, NFD, NFKC, NFKD, Lowercase, Strip, Prepend, Replace, or a Sequence of "
+                 "normalizer.type: expected NFC, NFD, NFKC, NFKD, Lowercase, Strip, Prepend, "
+                 "Replace, or a Sequence of "
                  "them, found \"Nmt\"");
-    foreign_more("\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"a+\"},\"content\":\"b\"},",
-                 "normalizer.pattern: expected a String, found \"a+\"");
-#define TIMES_32                                                                                                       \
-    "{\"type\":\"Replace\",\"pattern\":{\"String\":\"a\"},\"content\":\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"}"
+    foreign_more(
+        "\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"a+\"},\"content\":\"b\"},",
+        "normalizer.pattern: expected a String, found \"a+\"");
+#define TIMES_32                                                                                   \
+    "{\"type\":\"Replace\",\"pattern\":{\"String\":\"a\"},\"content\":"                            \
+    "\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"}"
     foreign_more("\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[" TIMES_32 "," TIMES_32
                  ",{\"type\":\"NFC\"}]},",
-                 "normalizer: expected changes that make a text at most 1024 times as long, found an object");
+                 "normalizer: expected changes that make a text at most 1024 times as long, found "
+                 "an object");
     bad_more("\"normalizer\":{\"type\":\"Strip\",\"strip_left\":\"yes\"},",
              "normalizer.strip_left: expected true or false, found \"yes\"");
     foreign_pre("null", "pre_tokenizer: expected a ByteLevel step, found null");
@@ -521,10 +576,12 @@ TEST(steps_of_other_kinds) {
                 "pre_tokenizer: expected a ByteLevel step, found an object");
     foreign_pre("{\"type\":\"Sequence\",\"pretokenizers\":[" BYTE_LEVEL ",{\"type\":\"Digits\"}]}",
                 "pre_tokenizer: expected ByteLevel as the last step, found \"Digits\"");
-    foreign_pre(CHAIN(SPLIT("a|b", ISOLATED)),
-                "pre_tokenizer.pattern: expected the Regex of GPT-2, Llama 3 or Qwen 2, found \"a|b\"");
+    foreign_pre(
+        CHAIN(SPLIT("a|b", ISOLATED)),
+        "pre_tokenizer.pattern: expected the Regex of GPT-2, Llama 3 or Qwen 2, found \"a|b\"");
     foreign_pre(CHAIN(SPLIT(GPT2_REGEX, "\"behavior\":\"MergedWithNext\"")),
-                "pre_tokenizer.behavior: expected Isolated, or Removed and inverted, found \"MergedWithNext\"");
+                "pre_tokenizer.behavior: expected Isolated, or Removed and inverted, found "
+                "\"MergedWithNext\"");
     foreign_pre(CHAIN("{\"type\":\"Punctuation\",\"behavior\":\"Removed\"}"),
                 "pre_tokenizer.behavior: expected Isolated, found \"Removed\"");
 }
@@ -533,9 +590,12 @@ TEST(added_tokens_that_lie) {
     bad_more("\"added_tokens\":{},", "added_tokens: expected an array, found an object");
     bad_more("\"added_tokens\":[" ADDED(2, "x", RAW) ",{}],",
              "added_tokens[1].content: expected a string of 1 to 1024 bytes, found nothing");
-    bad_more("\"added_tokens\":[3],", "added_tokens[0].content: expected a string of 1 to 1024 bytes, found nothing");
-    bad_more("\"added_tokens\":[{\"content\":\"x\"}],", "added_tokens[0].id: expected an id, found nothing");
-    bad_more("\"added_tokens\":[" ADDED(1.5, "x", RAW) "],", "added_tokens[0].id: expected an id, found 1.5");
+    bad_more("\"added_tokens\":[3],",
+             "added_tokens[0].content: expected a string of 1 to 1024 bytes, found nothing");
+    bad_more("\"added_tokens\":[{\"content\":\"x\"}],",
+             "added_tokens[0].id: expected an id, found nothing");
+    bad_more("\"added_tokens\":[" ADDED(1.5, "x", RAW) "],",
+             "added_tokens[0].id: expected an id, found 1.5");
     bad_more("\"added_tokens\":[" ADDED(1, "x", RAW) "],",
              "added_tokens[0].id: expected an id that no other token has, found 1");
     bad_more("\"added_tokens\":[" ADDED(2, "x", RAW) "," ADDED(2, "y", RAW) "],",
@@ -561,16 +621,22 @@ static char *small_file(size_t *size) {
     static const char json[] = "{\"added_tokens\":[" ADDED(6, "<x>", RAW) "," ADDED(
         7, "\\u00e9 y",
         "\"normalized\":true,\"lstrip\":true") "],"
-                                               "\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":"
+                                               "\"normalizer\":{\"type\":\"Sequence\","
+                                               "\"normalizers\":[{\"type\":"
                                                "\"NFC\"},{\"type\":\"Prepend\","
-                                               "\"prepend\":\"_\"},{\"type\":\"Replace\",\"pattern\":{\"String\":\"q\"}"
+                                               "\"prepend\":\"_\"},{\"type\":\"Replace\","
+                                               "\"pattern\":{\"String\":\"q\"}"
                                                ",\"content\":\"ab\"}]},"
                                                "\"pre_tokenizer\":" CHAIN(
                                                    SPLIT(GPT2_REGEX,
-                                                         ISOLATED)) ",\"model\":{\"type\":\"BPE\",\"unk_token\":\"?\","
-                                                                    "\"ignore_merges\":true,\"vocab\":{\"a\":0,\"b\":1,"
-                                                                    "\"?\":2,\"ab\":3,\"\\u0120\":4,\"abab\":5},"
-                                                                    "\"merges\":[\"a b\",[\"ab\",\"ab\"]]}}";
+                                                         ISOLATED)) ",\"model\":{\"type\":\"BPE\","
+                                                                    "\"unk_token\":\"?\","
+                                                                    "\"ignore_merges\":true,"
+                                                                    "\"vocab\":{\"a\":0,\"b\":1,"
+                                                                    "\"?\":2,\"ab\":3,\"\\u0120\":"
+                                                                    "4,\"abab\":5},"
+                                                                    "\"merges\":[\"a "
+                                                                    "b\",[\"ab\",\"ab\"]]}}";
     char *copy = (char *)malloc(sizeof json);
     CHECK(copy != NULL);
     memcpy(copy, json, sizeof json);
@@ -630,12 +696,13 @@ static char *repeated(const char *unit, int64_t times) {
 
 /* With a square in the cost of any of these, the test does not end. */
 TEST(long_runs_of_anything) {
-    static const char *const units[] = {"a", "ab", " ",    "\n",      "\xCC\x81", "\xCC\x81\xCC\xA3",
-                                        "<", "<x", "\x80", "\xE2\x80"};
+    static const char *const units[] = {
+        "a", "ab", " ", "\n", "\xCC\x81", "\xCC\x81\xCC\xA3", "<", "<x", "\x80", "\xE2\x80"};
     const int64_t times = 500000;
     open_form("\"aa\":256,\"aaaa\":257,\"ba\":258", "\"a a\",\"aa aa\",\"b a\"", NULL,
               CHAIN(SPLIT(GPT2_REGEX, ISOLATED)),
-              NORMALIZER("{\"type\":\"NFD\"}") "\"added_tokens\":[" ADDED(259, "<xxxx>", RAW ",\"lstrip\":true") "],");
+              NORMALIZER("{\"type\":\"NFD\"}") "\"added_tokens\":[" ADDED(
+                  259, "<xxxx>", RAW ",\"lstrip\":true") "],");
     for (size_t u = 0; u < sizeof units / sizeof *units; u++) {
         char *s = repeated(units[u], times);
         int64_t n = times * (int64_t)strlen(units[u]);
@@ -648,13 +715,14 @@ TEST(long_runs_of_anything) {
     CHECK(ids.count == 2 && ids.id[0] == 257 && ids.id[1] == 'a');
 }
 
-/* The same with added tokens that take spaces, and one that stands in what another took: the search goes back to it. */
+/* The same with added tokens that take spaces, and one that stands in what another took: the search
+   goes back to it. */
 TEST(long_runs_of_added_tokens) {
     static const char *const units[] = {" ", "  ", " \t", "\t", "\n", " \t\n", "\t\n ", "\t\n"};
     const int64_t times = 500000;
     open_form(NULL, NULL, NULL, NULL,
-              "\"added_tokens\":[" ADDED(256, " ", RAW ",\"rstrip\":true") "," ADDED(257, "\\t", RAW) "," ADDED(
-                  258, "\\n", RAW ",\"lstrip\":true") "],");
+              "\"added_tokens\":[" ADDED(256, " ", RAW ",\"rstrip\":true") "," ADDED(
+                  257, "\\t", RAW) "," ADDED(258, "\\n", RAW ",\"lstrip\":true") "],");
     for (size_t u = 0; u < sizeof units / sizeof *units; u++) {
         char *s = repeated(units[u], times);
         CHECK_OK(ctx, bpe_encode(tok, s, times * (int64_t)strlen(units[u]), &ids));

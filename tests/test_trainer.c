@@ -1,5 +1,5 @@
-/* test_trainer.c - the step against a plain double-precision loss and its finite differences; the schedules, the
-   counters, resampling, and the same bits for any panels, threads and kernels. */
+/* test_trainer.c - the step against a plain double-precision loss and its finite differences; the
+   schedules, the counters, resampling, and the same bits for any panels, threads and kernels. */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/test.h"
@@ -71,7 +71,8 @@ static double reference_loss(reference *r, const float *x, const float *y, int f
     }
     for (int i = 0; any && i < N; i++) {
         double square = 0;
-        for (int c = 0; c < D; c++) square += pow(r->ghost_r[i][c] - r->ghost_s[i] * shadow[i][c], 2);
+        for (int c = 0; c < D; c++)
+            square += pow(r->ghost_r[i][c] - r->ghost_s[i] * shadow[i][c], 2);
         r->ghost += sqrt(square) / N;
     }
     if (any && freeze) r->ghost_ratio = r->mse / (r->ghost + 1e-8);
@@ -119,7 +120,8 @@ static dlrn_train_config small_config(void) {
     return cfg;
 }
 
-/* A trainer whose features 10, 11, 50 and 99 fire on none of the rows and have been silent for 20 steps. */
+/* A trainer whose features 10, 11, 50 and 99 fire on none of the rows and have been silent for 20
+   steps. */
 static dlrn_trainer *make_trainer(dlrn_context *ctx, const dlrn_train_config *cfg) {
     static const int dead[] = {10, 11, 50, 99};
     dlrn_trainer *t = NULL;
@@ -131,7 +133,8 @@ static dlrn_trainer *make_trainer(dlrn_context *ctx, const dlrn_train_config *cf
         float top = -100;
         for (int i = 0; i < N; i++) {
             float pre = 0;
-            for (int c = 0; c < D; c++) pre += ae->encoder_weight[dead[p] * D + c] * (rows_x[i * D + c] - ae->bias[c]);
+            for (int c = 0; c < D; c++)
+                pre += ae->encoder_weight[dead[p] * D + c] * (rows_x[i * D + c] - ae->bias[c]);
             top = pre > top ? pre : top;
         }
         ae->encoder_bias[dead[p]] = -top - 0.1f;
@@ -159,15 +162,15 @@ static void copy_to_reference(const dlrn_trainer *t, const dlrn_train_config *cf
 }
 
 /* Our gradients [count] against differences, to a part in ten thousand of the largest. */
-static void check_gradient(reference *r, const float *y, double *parameter, const float *gradient, int count,
-                           const char *name) {
+static void check_gradient(reference *r, const float *y, double *parameter, const float *gradient,
+                           int count, const char *name) {
     double top = 0;
     for (int i = 0; i < count; i++) top = fmax(top, fabs((double)gradient[i]));
     CHECK_MSG(top > 0, "the gradient of %s is all zero", name);
     for (int i = 0; i < count; i++) {
         double wanted = difference(r, rows_x, y, parameter + i);
-        CHECK_MSG(fabs(wanted - (double)gradient[i]) <= 1e-4 * top, "%s[%d]: difference %.9g, gradient %.9g", name, i,
-                  wanted, (double)gradient[i]);
+        CHECK_MSG(fabs(wanted - (double)gradient[i]) <= 1e-4 * top,
+                  "%s[%d]: difference %.9g, gradient %.9g", name, i, wanted, (double)gradient[i]);
     }
 }
 
@@ -243,7 +246,8 @@ static uint64_t fingerprint(dlrn_trainer *t) {
     return hash;
 }
 
-static void three_workers_backwards(void *user, int64_t n_tasks, dlrn_parallel_body body, void *arg) {
+static void three_workers_backwards(void *user, int64_t n_tasks, dlrn_parallel_body body,
+                                    void *arg) {
     (void)user;
     for (int64_t task = n_tasks - 1; task >= 0; task--) body(arg, task, (int)(task % 3));
 }
@@ -268,7 +272,8 @@ static uint64_t run_bits(dlrn_context *ctx, dlrn_sparsity sparsity, int64_t budg
 
 TEST(panels_do_not_change_a_bit) {
     dlrn_context *ctx = open_context("auto", 1);
-    for (int s = 0; s < 2; s++) CHECK(run_bits(ctx, (dlrn_sparsity)s, 0) == run_bits(ctx, (dlrn_sparsity)s, 1));
+    for (int s = 0; s < 2; s++)
+        CHECK(run_bits(ctx, (dlrn_sparsity)s, 0) == run_bits(ctx, (dlrn_sparsity)s, 1));
     dlrn_context_destroy(ctx);
 }
 
@@ -297,9 +302,14 @@ TEST(kernels_do_not_change_a_bit) {
     dlrn_context_destroy(scalar);
 }
 
-/* More dead features than one wave of ghosts has: the last ones move, too, with any kernels and threads alike. */
+/* More dead features than one wave of ghosts has: the last ones move, too, with any kernels and
+   threads alike. */
 TEST(ghosts_in_waves) {
-    enum { WIDE = DLRNI_WAVE + 3 * 48 + 5, DIMS = 4, SOME = 40 }; /* a wave, three groups, and a part of one */
+    enum {
+        WIDE = DLRNI_WAVE + 3 * 48 + 5,
+        DIMS = 4,
+        SOME = 40
+    }; /* a wave, three groups, and a part of one */
     dlrn_context *ctx = open_context("auto", 2), *scalar = open_context("scalar", 1);
     uint64_t hash[2];
     for (int s = 0; s < 2; s++) {
@@ -330,8 +340,8 @@ TEST(ghosts_in_waves) {
     dlrn_context_destroy(scalar);
 }
 
-/* A batch of three stretches, the last one short, sparse and then dense: the same bits with every set of kernels, any
-   threads and panels, and as the scalar kernels have it. */
+/* A batch of three stretches, the last one short, sparse and then dense: the same bits with every
+   set of kernels, any threads and panels, and as the scalar kernels have it. */
 static uint64_t long_bits(dlrn_context *ctx, float bias, int64_t budget) {
     enum { LONG = 2 * DLRNI_STRETCH + 77, D = 24, F = 150 };
     static float x[LONG * D];
@@ -396,18 +406,22 @@ TEST(first_step_is_adam_with_unit_atoms) {
         CHECK(fabs((double)ae->encoder_weight[i] - wanted) < 1e-7);
     }
     for (int i = 0; i < D; i++)
-        CHECK(fabs((double)ae->bias[i] - adam_from_zero((double)old->bias[i], (double)bias[i], 3e-4)) < 1e-7);
+        CHECK(fabs((double)ae->bias[i] -
+                   adam_from_zero((double)old->bias[i], (double)bias[i], 3e-4)) < 1e-7);
     for (int j = 0; j < F; j++) {
         double dot = 0, along = 0, norm = 0, moved[D];
-        for (int c = 0; c < D; c++) dot += (double)wd[j * D + c] * (double)old->decoder_weight[j * D + c];
+        for (int c = 0; c < D; c++)
+            dot += (double)wd[j * D + c] * (double)old->decoder_weight[j * D + c];
         for (int c = 0; c < D; c++) {
-            double a = (double)old->decoder_weight[j * D + c], free_part = (double)wd[j * D + c] - dot * a;
+            double a = (double)old->decoder_weight[j * D + c],
+                   free_part = (double)wd[j * D + c] - dot * a;
             along += (double)t->state.m_decoder_weight[j * D + c] * a;
             moved[c] = adam_from_zero(a, free_part, 3e-4);
             norm += moved[c] * moved[c];
         }
         CHECK(fabs(along) < 1e-7);
-        for (int c = 0; c < D; c++) CHECK(fabs((double)ae->decoder_weight[j * D + c] - moved[c] / sqrt(norm)) < 2e-6);
+        for (int c = 0; c < D; c++)
+            CHECK(fabs((double)ae->decoder_weight[j * D + c] - moved[c] / sqrt(norm)) < 2e-6);
         CHECK(fabs((double)dlrn_norm(ctx, ae->decoder_weight + j * D, D) - 1) < 1e-6);
     }
     dlrn_dictionary_destroy(old);
@@ -458,7 +472,8 @@ static double ghost_loss_of(const dlrn_dictionary *dict) {
             g += pow((double)x_ghost[c], 2);
         }
         for (int c = i * D; c < (i + 1) * D; c++)
-            v += pow((double)x_ghost[c] * sqrt(r / g) / 2 - ((double)rows_x[c] - (double)x_hat[c]), 2);
+            v += pow((double)x_ghost[c] * sqrt(r / g) / 2 - ((double)rows_x[c] - (double)x_hat[c]),
+                     2);
         sum += sqrt(v);
     }
     return sum / N;
@@ -513,7 +528,8 @@ TEST(logging_counts_twice_in_compat_alone) {
         cfg.log_steps = 2;
         dlrn_trainer *t = make_trainer(ctx, &cfg);
         for (int i = 0; i < 3; i++) CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, &stats));
-        CHECK(t->state.steps_since_fired[10] == 20 + 3 + (compat ? 2 : 0)); /* steps 0 and 2 are logged */
+        CHECK(t->state.steps_since_fired[10] ==
+              20 + 3 + (compat ? 2 : 0)); /* steps 0 and 2 are logged */
         CHECK(stats.step == 2);
         CHECK_OK(ctx, dlrn_trainer_loss(t, rows_x, NULL, N, &loss));
         CHECK((loss.loss == stats.loss) == compat); /* compat logs the loss after the update */
@@ -548,12 +564,12 @@ TEST(what_is_not_finite_is_named_and_changes_nothing) {
 TEST(a_configuration_out_of_range_is_refused) {
     dlrn_context *ctx = open_context("auto", 1);
     dlrn_trainer *t = NULL;
-#define REFUSE(change, name)                                                                                           \
-    do {                                                                                                               \
-        dlrn_train_config cfg = small_config();                                                                        \
-        change;                                                                                                        \
-        CHECK_STATUS(dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t), DLRN_ERR_ARGUMENT);                               \
-        CHECK_STR(dlrn_error(ctx), name);                                                                              \
+#define REFUSE(change, name)                                                                       \
+    do {                                                                                           \
+        dlrn_train_config cfg = small_config();                                                    \
+        change;                                                                                    \
+        CHECK_STATUS(dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t), DLRN_ERR_ARGUMENT);           \
+        CHECK_STR(dlrn_error(ctx), name);                                                          \
     } while (0)
     REFUSE(cfg.lr = -1, "lr");
     REFUSE(cfg.lr = NAN, "lr");
@@ -585,7 +601,8 @@ static int origin(const dlrn_trainer *t, int j) {
     for (int i = 0; i < N; i++) {
         double norm = (double)dlrn_norm(t->ctx, rows_y + i * D, D), off = 0;
         for (int c = 0; c < D; c++)
-            off += fabs((double)t->dict->decoder_weight[j * D + c] - (double)rows_y[i * D + c] / norm);
+            off +=
+                fabs((double)t->dict->decoder_weight[j * D + c] - (double)rows_y[i * D + c] / norm);
         if (off < 1e-5) return i;
     }
     return -1;
@@ -610,10 +627,10 @@ TEST(the_dead_begin_again_from_rows) {
         CHECK_MSG(row >= 0 && !used[row]++, "feature %d: row %d", j, row);
         CHECK_CLOSE(encoder_norm(t, j), 0.2 * mean, 1e-5);
         for (int c = 0; c < D; c++) { /* along x - bias */
-            double a =
-                (double)t->dict->encoder_weight[j * D + c] * ((double)rows_x[row * D] - (double)t->dict->bias[0]);
-            double b =
-                (double)t->dict->encoder_weight[j * D] * ((double)rows_x[row * D + c] - (double)t->dict->bias[c]);
+            double a = (double)t->dict->encoder_weight[j * D + c] *
+                       ((double)rows_x[row * D] - (double)t->dict->bias[0]);
+            double b = (double)t->dict->encoder_weight[j * D] *
+                       ((double)rows_x[row * D + c] - (double)t->dict->bias[c]);
             CHECK(fabs(a - b) < 1e-6);
         }
         CHECK(t->dict->encoder_bias[j] == 0 && t->state.steps_since_fired[j] == 0);
@@ -642,7 +659,8 @@ TEST(resampling_with_too_few_rows_or_nothing_alive) {
     CHECK(all_finite(t->dict->encoder_weight, F * D) && all_finite(t->dict->decoder_weight, F * D));
     CHECK(t->state.steps_since_fired[0] == 0 && t->state.steps_since_fired[F - 1] == 20);
 
-    for (int j = 0; j < F; j++) t->dict->encoder_bias[j] = -1000; /* x_hat = bias, and y = bias: no loss at all */
+    for (int j = 0; j < F; j++)
+        t->dict->encoder_bias[j] = -1000; /* x_hat = bias, and y = bias: no loss at all */
     for (int i = 0; i < N; i++) memcpy(y + i * D, t->dict->bias, D * sizeof(float));
     CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, y, N, &revived));
     CHECK(revived == 0);
@@ -667,7 +685,8 @@ TEST(weights_are_squared_losses) {
     CHECK_OK(ctx, dlrni_row_losses(t, rows_x, rows_y, N, scratch, &codes, loss));
     for (int i = 0; i < N; i++) {
         double square = 0;
-        for (int c = 0; c < D; c++) square += pow((double)rows_y[i * D + c] - (double)x_hat[i * D + c], 2);
+        for (int c = 0; c < D; c++)
+            square += pow((double)rows_y[i * D + c] - (double)x_hat[i * D + c], 2);
         CHECK_CLOSE(loss[i], square, 1e-5);
     }
     dlrn_sparse_free(&codes);
@@ -691,7 +710,8 @@ TEST(rows_are_drawn_by_weight) {
     CHECK(first[0] > 300 && first[0] < 500); /* a tenth */
     CHECK(first[1] > 2250 && first[1] < 2550);
     CHECK(first[3] > 1080 && first[3] < 1320);
-    for (t->step = 0; t->step < 20; t->step++) { /* by numbers that nothing else draws, the same in any version */
+    for (t->step = 0; t->step < 20;
+         t->step++) { /* by numbers that nothing else draws, the same in any version */
         float weight[4] = {1, 1, 1, 1};
         uint64_t stream = (uint64_t)1 << 63 | (uint64_t)t->step;
         CHECK_OK(ctx, dlrni_draw_rows(t, weight, 4, 1, drawn, &count));
@@ -712,16 +732,19 @@ TEST(resampling_in_compat_forgets_moments_alone) {
     cfg.compat = 1;
     cfg.resample_steps = 40;
     dlrn_trainer *t = make_trainer(ctx, &cfg);
-    CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, rows_y, N, &stats)); /* step 0 resamples, too: silent 21 > 20 */
+    CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, rows_y, N,
+                                       &stats)); /* step 0 resamples, too: silent 21 > 20 */
     CHECK(stats.resampled == 4);
     dlrn_trainer_state *s = &t->state;
-    s->m_encoder_weight[10 * D] = s->v_encoder_weight[10 * D] = s->m_encoder_bias[10] = s->v_encoder_bias[10] = 1;
+    s->m_encoder_weight[10 * D] = s->v_encoder_weight[10 * D] = s->m_encoder_bias[10] =
+        s->v_encoder_bias[10] = 1;
     s->m_decoder_weight[10 * D] = 1;
     CHECK_OK(ctx, dlrn_dictionary_copy(t->dict, &old));
     CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, rows_y, N, &revived));
     CHECK(revived == 4 && s->steps_since_fired[10] == 21);
     CHECK(s->m_encoder_weight[10 * D] == 0 && s->v_encoder_weight[10 * D] == 0);
-    CHECK(s->m_encoder_bias[10] == 0 && s->v_encoder_bias[10] == 0 && s->m_decoder_weight[10 * D] == 1);
+    CHECK(s->m_encoder_bias[10] == 0 && s->v_encoder_bias[10] == 0 &&
+          s->m_decoder_weight[10 * D] == 1);
     CHECK(!memcmp(old->encoder_weight, t->dict->encoder_weight, F * D * sizeof(float)));
     CHECK(!memcmp(old->decoder_weight, t->dict->decoder_weight, F * D * sizeof(float)));
     CHECK(!memcmp(old->encoder_bias, t->dict->encoder_bias, F * sizeof(float)));
@@ -745,7 +768,8 @@ TEST(the_configuration_as_json) {
     CHECK_STR(text, "\"eps\": 0.33333333333333331, ");
     CHECK_STR(text, "\"loss\": \"norm\", \"sparsity\": \"l1\", ");
     CHECK_STR(text, "\"seed\": 18446744073709551615, \"compat\": false}");
-    CHECK(dlrn_train_config_json(&cfg, cut, sizeof cut) == length && strlen(cut) == 9 && !strncmp(cut, text, 9));
+    CHECK(dlrn_train_config_json(&cfg, cut, sizeof cut) == length && strlen(cut) == 9 &&
+          !strncmp(cut, text, 9));
     CHECK(dlrn_train_config_json(&cfg, NULL, 0) == length);
 }
 
@@ -756,7 +780,8 @@ TEST(a_resumed_trainer_goes_on_with_the_same_bits) {
     cfg.warmup_steps = 3;
     const char *path = tmp_path("trainer.safetensors");
     dlrn_trainer *t = make_trainer(ctx, &cfg), *again = NULL;
-    for (int i = 0; i < 2; i++) CHECK_OK(ctx, dlrn_trainer_step_on(t, many_rows(), NULL, MANY, NULL));
+    for (int i = 0; i < 2; i++)
+        CHECK_OK(ctx, dlrn_trainer_step_on(t, many_rows(), NULL, MANY, NULL));
     CHECK_STATUS(dlrn_trainer_save(t, tmp_path("trainer.pt")), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "trainer.pt: expected a name ending in .safetensors");
     CHECK_OK(ctx, dlrn_trainer_save(t, path));
@@ -796,12 +821,14 @@ TEST(checkpoints_that_lie) {
         const char *text, *with, *words;
         dlrn_status status;
     } lies[] = {
-        {"beta1\\\": 0.9", "beta1\\\": 7.9", "config: beta1: expected a number from 0 below 1, found 7.9",
-         DLRN_ERR_FORMAT},
+        {"beta1\\\": 0.9", "beta1\\\": 7.9",
+         "config: beta1: expected a number from 0 below 1, found 7.9", DLRN_ERR_FORMAT},
         {"beta1\\\": 0.9", "beta1\\\": nul", "JSON, line 1, byte", DLRN_ERR_FORMAT},
         {"checkpoint 1", "checkpoint 2", "\"format\" is missing or malformed", DLRN_ERR_FORMAT},
-        {"dict_size\\\": ", "dict_size\\\":9", "tensor encoder_weight: expected F32 [9", DLRN_ERR_SHAPE},
-        {"steps_since_fired", "steps_since_found", "\"steps_since_fired\" is missing or malformed", DLRN_ERR_FORMAT},
+        {"dict_size\\\": ", "dict_size\\\":9", "tensor encoder_weight: expected F32 [9",
+         DLRN_ERR_SHAPE},
+        {"steps_since_fired", "steps_since_found", "\"steps_since_fired\" is missing or malformed",
+         DLRN_ERR_FORMAT},
     };
     dlrn_context *ctx = open_context("auto", 1);
     dlrn_train_config cfg = small_config();
@@ -815,24 +842,32 @@ TEST(checkpoints_that_lie) {
         CHECK_STR(dlrn_error(ctx), lies[i].words);
         CHECK(again == NULL);
     }
-    dlrn_trainer_dictionary(t)->encoder_weight[1] = 123456.789f; /* not saved as it is to be found: a NaN */
+    dlrn_trainer_dictionary(t)->encoder_weight[1] =
+        123456.789f; /* not saved as it is to be found: a NaN */
     CHECK_OK(ctx, dlrn_trainer_save(t, path));
     change_file(ctx, path, "\x65\x20\xf1\x47", "\x65\x20\xc1\x7f");
     CHECK_STATUS(dlrn_trainer_resume(ctx, path, NULL, NULL, &again), DLRN_ERR_VALUE);
-    CHECK_STR(dlrn_error(ctx), "lies.safetensors: tensor 'encoder_weight': element 1: expected a finite number, found");
+    CHECK_STR(
+        dlrn_error(ctx),
+        "lies.safetensors: tensor 'encoder_weight': element 1: expected a finite number, found");
     CHECK(again == NULL);
     dlrn_trainer_dictionary(t)->encoder_weight[1] = 0;
-    for (int i = 0; i < 8; i++) { /* each moment: infinite it may be; a NaN, or a square below 0, it is not */
-        float *moments[8] = {t->state.m_bias,           t->state.m_encoder_weight, t->state.m_encoder_bias,
-                             t->state.m_decoder_weight, t->state.v_bias,           t->state.v_encoder_weight,
-                             t->state.v_encoder_bias,   t->state.v_decoder_weight};
+    for (int i = 0; i < 8;
+         i++) { /* each moment: infinite it may be; a NaN, or a square below 0, it is not */
+        float *moments[8] = {t->state.m_bias,         t->state.m_encoder_weight,
+                             t->state.m_encoder_bias, t->state.m_decoder_weight,
+                             t->state.v_bias,         t->state.v_encoder_weight,
+                             t->state.v_encoder_bias, t->state.v_decoder_weight};
         for (int k = 0; k < 4; k++) {
             const float put[4] = {NAN, -0.5f, HUGE_VALF, 0};
             int wrong = k == 0 || (k == 1 && i > 3);
             moments[i][3] = put[k];
             CHECK_OK(ctx, dlrn_trainer_save(t, path));
-            CHECK_STATUS(dlrn_trainer_resume(ctx, path, NULL, NULL, &again), wrong ? DLRN_ERR_VALUE : DLRN_OK);
-            if (wrong) CHECK_STR(dlrn_error(ctx), i > 3 ? "element 3: expected a number from 0, found " : "element 3");
+            CHECK_STATUS(dlrn_trainer_resume(ctx, path, NULL, NULL, &again),
+                         wrong ? DLRN_ERR_VALUE : DLRN_OK);
+            if (wrong)
+                CHECK_STR(dlrn_error(ctx),
+                          i > 3 ? "element 3: expected a number from 0, found " : "element 3");
             dlrn_trainer_destroy(again);
             again = NULL;
         }
@@ -841,7 +876,8 @@ TEST(checkpoints_that_lie) {
     dlrn_context_destroy(ctx);
 }
 
-/* A trainer that takes its rows from an array of MANY rows, three times through, sixteen at a time. */
+/* A trainer that takes its rows from an array of MANY rows, three times through, sixteen at a time.
+ */
 static dlrn_buffer *make_buffer(dlrn_context *ctx) {
     dlrn_buffer_config cfg = dlrn_buffer_defaults();
     dlrn_buffer *buffer = NULL;
@@ -897,8 +933,11 @@ TEST(a_resumed_run_may_go_on_for_longer) {
                 CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, b, &t));
             else
                 CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, b, &t));
-            int64_t until = drained || part ? MANY : MANY / 16 - 3; /* the source has ended, and there are rows yet */
-            while (dlrn_trainer_steps_done(t) < until && dlrn_trainer_step(t, NULL) == DLRN_OK) steps[part]++;
+            int64_t until = drained || part
+                                ? MANY
+                                : MANY / 16 - 3; /* the source has ended, and there are rows yet */
+            while (dlrn_trainer_steps_done(t) < until && dlrn_trainer_step(t, NULL) == DLRN_OK)
+                steps[part]++;
             CHECK_OK(ctx, dlrn_trainer_save(t, path));
             if (part) CHECK(dlrn_buffer_rows_read(b) == 2 * MANY);
             dlrn_trainer_destroy(t);
@@ -927,8 +966,9 @@ TEST(a_run_is_not_resumed_on_fewer_rows) {
     CHECK_OK(ctx, dlrn_buffer_peek(b, 0, 0, NULL, NULL, &none));
     int64_t held = dlrn_buffer_unread(b);
     CHECK_STATUS(dlrn_trainer_resume(ctx, path, NULL, b, &t), DLRN_ERR_ARGUMENT);
-    CHECK_STR(dlrn_error(ctx),
-              "fewer.safetensors: not a checkpoint for this trainer: buffer: the source, on its way to ");
+    CHECK_STR(
+        dlrn_error(ctx),
+        "fewer.safetensors: not a checkpoint for this trainer: buffer: the source, on its way to ");
     CHECK_STR(dlrn_error(ctx), "expected at most 60, the end of its rows");
     CHECK(dlrn_buffer_unread(b) == held); /* and the buffer is as it was */
     dlrn_buffer_destroy(b);
@@ -972,7 +1012,8 @@ static int stop_in_a_while(void *user) {
     return polls-- == 0;
 }
 
-/* Each resampling is stopped, and its step asked for again: by the same trainer, or by one that was resumed. */
+/* Each resampling is stopped, and its step asked for again: by the same trainer, or by one that was
+   resumed. */
 TEST(a_resampling_that_is_stopped_goes_on) {
     dlrn_context *ctx = open_context("auto", 1);
     dlrn_train_config cfg = small_config();
@@ -1018,14 +1059,16 @@ TEST(a_resampling_that_is_stopped_goes_on) {
     dlrn_context_destroy(ctx);
 }
 
-/* A step may leave weights that are not finite: they do not take the place of the last good file. */
+/* A step may leave weights that are not finite: they do not take the place of the last good file.
+ */
 TEST(what_is_not_finite_is_not_saved) {
     dlrn_context *ctx = open_context("auto", 1);
     dlrn_train_config cfg = small_config();
     const char *state = tmp_path("good.safetensors"), *weights = tmp_path("good.pt");
     dlrn_trainer *t = make_trainer(ctx, &cfg), *again = NULL;
     dlrn_dictionary *dict = NULL;
-    float *parts[4] = {t->dict->bias, t->dict->encoder_bias, t->dict->encoder_weight, t->dict->decoder_weight};
+    float *parts[4] = {t->dict->bias, t->dict->encoder_bias, t->dict->encoder_weight,
+                       t->dict->decoder_weight};
     CHECK_OK(ctx, dlrn_trainer_save(t, state));
     CHECK_OK(ctx, dlrn_save(t->dict, weights));
     for (int i = 0; i < 4; i++) {

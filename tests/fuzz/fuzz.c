@@ -1,5 +1,6 @@
-/* fuzz.c - the fuzzers of all readers in one program, for libFuzzer (make fuzz) and AFL++ (make fuzz-afl): FUZZ_TARGET
-   in the environment names the reader. tests/fuzz/replay.c runs the same over files, with any compiler. */
+/* fuzz.c - the fuzzers of all readers in one program, for libFuzzer (make fuzz) and AFL++ (make
+   fuzz-afl): FUZZ_TARGET in the environment names the reader. tests/fuzz/replay.c runs the same
+   over files, with any compiler. */
 #define _POSIX_C_SOURCE 200809L
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/targets.h"
@@ -8,7 +9,8 @@
 typedef struct fuzz_target {
     const char *name;
     void (*run)(const unsigned char *data, size_t size);
-    size_t (*mutate)(uint8_t *data, size_t size, size_t most, unsigned seed); /* NULL: plain bytes do */
+    size_t (*mutate)(uint8_t *data, size_t size, size_t most,
+                     unsigned seed); /* NULL: plain bytes do */
 } fuzz_target;
 
 static const fuzz_target fuzz_targets[] = {
@@ -41,7 +43,8 @@ static void fuzz_start(void) {
 static void fuzz_run(void) {
     const int64_t before = starve.live;
     starve.most = 0;
-    unsigned char *exact = (unsigned char *)malloc(fuzz_size + 1); /* so that a read beyond the end is seen */
+    unsigned char *exact =
+        (unsigned char *)malloc(fuzz_size + 1); /* so that a read beyond the end is seen */
     CHECK(exact != NULL);
     if (fuzz_size) memcpy(exact + 1, fuzz_data, fuzz_size);
     fuzz_in_hand->run(exact + 1, fuzz_size);
@@ -60,7 +63,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     for (int i = 0; name && i < FUZZ_TARGETS; i++)
         if (!strcmp(name, fuzz_targets[i].name)) fuzz_in_hand = &fuzz_targets[i];
     if (!fuzz_in_hand) {
-        fprintf(stderr, "FUZZ_TARGET: expected the name of a target in tests/fuzz/fuzz.c, found %s\n",
+        fprintf(stderr,
+                "FUZZ_TARGET: expected the name of a target in tests/fuzz/fuzz.c, found %s\n",
                 name ? name : "nothing");
         exit(2);
     }
@@ -79,9 +83,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return 0;
 }
 
-/* libFuzzer's changes; AFL++ has its own. One in four is of plain bytes; all are, where these cannot be taken apart. */
+/* libFuzzer's changes; AFL++ has its own. One in four is of plain bytes; all are, where these
+   cannot be taken apart. */
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t most, unsigned seed) {
-    size_t n = fuzz_in_hand->mutate && seed % 4 ? fuzz_in_hand->mutate(data, size, most, seed / 4) : 0;
+    size_t n =
+        fuzz_in_hand->mutate && seed % 4 ? fuzz_in_hand->mutate(data, size, most, seed / 4) : 0;
     return n ? n : LLVMFuzzerMutate(data, size, most);
 }
 #endif

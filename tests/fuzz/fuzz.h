@@ -1,6 +1,6 @@
-/* fuzz.h - what the targets share: a context whose memory is counted, files of hostile bytes, and what must hold of
-   every archive that opens and of every error. A check that fails leaves through test.h: it ends a fuzzer's run, and
-   fails the file that is replayed. */
+/* fuzz.h - what the targets share: a context whose memory is counted, files of hostile bytes, and
+   what must hold of every archive that opens and of every error. A check that fails leaves through
+   test.h: it ends a fuzzer's run, and fails the file that is replayed. */
 #ifndef DICTLEARN_FUZZ_H
 #define DICTLEARN_FUZZ_H
 
@@ -24,7 +24,8 @@ enum {
     FUZZ_LITTLE = 256 * 1024 /* what an empty file may take: the first chunk */
 };
 
-/* Reading an input of `size` bytes may take factor * size + constant at its peak; what asks for more gets none. */
+/* Reading an input of `size` bytes may take factor * size + constant at its peak; what asks for
+   more gets none. */
 static size_t fuzz_before;
 static void fuzz_allow(size_t size, size_t factor, size_t constant) {
     fuzz_before = starve.peak = starve.in_use;
@@ -32,16 +33,16 @@ static void fuzz_allow(size_t size, size_t factor, size_t constant) {
 }
 
 static void fuzz_allow_all(void) {
-    CHECK_MSG(starve.peak <= starve.most, "%zu bytes were asked for, expected at most %zu", starve.peak - fuzz_before,
-              starve.most - fuzz_before);
+    CHECK_MSG(starve.peak <= starve.most, "%zu bytes were asked for, expected at most %zu",
+              starve.peak - fuzz_before, starve.most - fuzz_before);
     starve.most = 0;
 }
 
 /* An error that a file may cause: it names the file, in one line. */
 static void fuzz_refused(dlrn_status s, const char *name) {
     const char *text = dlrn_error(ctx);
-    CHECK_MSG(s == DLRN_ERR_IO || s == DLRN_ERR_FORMAT || s == DLRN_ERR_UNSUPPORTED || s == DLRN_ERR_SHAPE ||
-                  s == DLRN_ERR_VALUE,
+    CHECK_MSG(s == DLRN_ERR_IO || s == DLRN_ERR_FORMAT || s == DLRN_ERR_UNSUPPORTED ||
+                  s == DLRN_ERR_SHAPE || s == DLRN_ERR_VALUE,
               "%s: %s", dlrn_status_name(s), text);
     CHECK_STR(text, name);
     for (const char *c = text; *c; c++)
@@ -74,16 +75,17 @@ static void fuzz_write(const char *name, const void *bytes, size_t size) {
 
 /* Also after a check that failed. */
 static void fuzz_clean(void) {
-    static const char *const names[] = {"ae.pt",          "config.json", "model.safetensors", "again.pt",
-                                        "again.npz",      "text.txt",    "text.jsonl",        "again.safetensors",
-                                        "tokenizer.json", "x.npy",       "x.index.json"};
+    static const char *const names[] = {"ae.pt",      "config.json",       "model.safetensors",
+                                        "again.pt",   "again.npz",         "text.txt",
+                                        "text.jsonl", "again.safetensors", "tokenizer.json",
+                                        "x.npy",      "x.index.json"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) remove(fuzz_path(names[i]));
     remove(fuzz_folder());
 }
 
 /* Two files in one input, a 0 byte between them; without one, all of it is the second. */
-static void fuzz_halves(const unsigned char *data, size_t size, size_t *first, const unsigned char **second,
-                        size_t *second_size) {
+static void fuzz_halves(const unsigned char *data, size_t size, size_t *first,
+                        const unsigned char **second, size_t *second_size) {
     const unsigned char *zero = size ? (const unsigned char *)memchr(data, 0, size) : NULL;
     *first = zero ? (size_t)(zero - data) : 0;
     *second = zero ? zero + 1 : data;
@@ -105,11 +107,13 @@ static int64_t fuzz_numel(const dlrn_tensor_info *info) {
     return n;
 }
 
-/* All numbers of a tensor, by rows and as a whole, into a block of exactly their size, which is the caller's. */
+/* All numbers of a tensor, by rows and as a whole, into a block of exactly their size, which is the
+   caller's. */
 static float *fuzz_read(dlrn_archive *a, int64_t index) {
     const dlrn_tensor_info *info = dlrn_archive_info(a, index);
     CHECK(info && info->name && dlrn_archive_find(a, info->name) == index);
-    CHECK(info->ndim >= 0 && info->ndim <= DLRN_MAX_DIMS && (unsigned)info->dtype < DLRN_DTYPE_COUNT);
+    CHECK(info->ndim >= 0 && info->ndim <= DLRN_MAX_DIMS &&
+          (unsigned)info->dtype < DLRN_DTYPE_COUNT);
     const int64_t n = fuzz_numel(info), rows = info->ndim ? info->shape[0] : 1;
     CHECK(n == info->numel);
     const size_t bytes = (size_t)n * sizeof(float);
@@ -119,7 +123,8 @@ static float *fuzz_read(dlrn_archive *a, int64_t index) {
     CHECK_OK(ctx, dlrn_archive_read(a, index, x));
     CHECK_OK(ctx, dlrn_archive_read_i64(a, index, whole));
     CHECK_OK(ctx, dlrn_archive_read_rows(a, index, 0, rows / 2, again));
-    CHECK_OK(ctx, dlrn_archive_read_rows(a, index, rows / 2, rows - rows / 2, again + (n ? n / rows * (rows / 2) : 0)));
+    CHECK_OK(ctx, dlrn_archive_read_rows(a, index, rows / 2, rows - rows / 2,
+                                         again + (n ? n / rows * (rows / 2) : 0)));
     CHECK_MSG(!memcmp(x, again, bytes), "tensor '%s' is another by its rows", info->name);
     CHECK_STATUS(dlrn_archive_read_rows(a, index, rows, 1, again), DLRN_ERR_ARGUMENT);
     free(again);
@@ -133,7 +138,8 @@ static void fuzz_save(const dlrn_tensor_out *t, int64_t count, const char *form)
     dlrn_archive *a = NULL;
     snprintf(name, sizeof name, "again.%s", form);
     dlrn_status s = dlrn_archive_write(ctx, fuzz_path(name), t, count, NULL);
-    CHECK_MSG(s == DLRN_OK || s == DLRN_ERR_ARGUMENT || s == DLRN_ERR_UNSUPPORTED, "%s: %s", form, dlrn_error(ctx));
+    CHECK_MSG(s == DLRN_OK || s == DLRN_ERR_ARGUMENT || s == DLRN_ERR_UNSUPPORTED, "%s: %s", form,
+              dlrn_error(ctx));
     if (s != DLRN_OK) return;
     CHECK_OK(ctx, dlrn_archive_open(ctx, fuzz_path(name), &a));
     CHECK(dlrn_archive_count(a) == count);
@@ -148,7 +154,8 @@ static void fuzz_save(const dlrn_tensor_out *t, int64_t count, const char *form)
     dlrn_archive_close(a);
 }
 
-/* Reads each tensor of an archive, writes what is not too much of it in one of the forms, and closes the archive. */
+/* Reads each tensor of an archive, writes what is not too much of it in one of the forms, and
+   closes the archive. */
 static void fuzz_use(dlrn_archive *a, size_t choice) {
     static const char *const forms[3] = {"pt", "safetensors", "npz"};
     dlrn_tensor_out out[FUZZ_TENSORS];

@@ -1,11 +1,13 @@
-/* mutate.h - changes that plain bytes seldom survive: what is inside of a zip is changed and the sums, sizes and
-   offsets around it are made right again; the length before a safetensors header follows the header. */
+/* mutate.h - changes that plain bytes seldom survive: what is inside of a zip is changed and the
+   sums, sizes and offsets around it are made right again; the length before a safetensors header
+   follows the header. */
 #ifndef DICTLEARN_FUZZ_MUTATE_H
 #define DICTLEARN_FUZZ_MUTATE_H
 
 #include "tests/fuzz/fuzz.h"
 
-size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t most); /* changes bytes in place; the new size */
+size_t LLVMFuzzerMutate(uint8_t *data, size_t size,
+                        size_t most); /* changes bytes in place; the new size */
 
 enum { MUTATE_MEMBERS = 32, MUTATE_MEMBER = 8192 };
 
@@ -23,7 +25,8 @@ static void mutate_member(zip *z, const dlrni_member *m, int chosen, unsigned se
         packed.n = LLVMFuzzerMutate(packed.p, packed.n, MUTATE_MEMBER);
     name[len] = 0;
     if (m->method)
-        zip_raw(z, name, &packed, m->method, m->size, 0, seed % 16 == 1); /* the sum 0: not computed */
+        zip_raw(z, name, &packed, m->method, m->size, 0,
+                seed % 16 == 1); /* the sum 0: not computed */
     else
         zip_raw(z, name, &packed, 0, packed.n, dlrni_crc32(0, packed.p, packed.n), seed % 16 == 1);
 }
@@ -47,7 +50,8 @@ static size_t mutate_zip(uint8_t *data, size_t size, size_t most, unsigned seed)
     z.file.n = z.directory.n = 0;
     z.members = 0;
     if (good && all + MUTATE_MEMBER + MUTATE_MEMBERS * 512 < sizeof z.file.p)
-        for (int64_t i = 0; i < list.n; i++) mutate_member(&z, &list.m[i], i == seed / 16 % list.n, seed);
+        for (int64_t i = 0; i < list.n; i++)
+            mutate_member(&z, &list.m[i], i == seed / 16 % list.n, seed);
     if (z.members) n = zip_done(&z)->n;
     if (n > most) n = 0;
     if (n) memcpy(data, z.file.p, n);

@@ -1,5 +1,6 @@
-/* replay.c - the fuzzers' targets over the committed inputs, tests/fuzz/corpus/TARGET/, or over the files given: with
-   any compiler, as a test. `fuzz_replay TARGET FILE...` shows what a fuzzer found. */
+/* replay.c - the fuzzers' targets over the committed inputs, tests/fuzz/corpus/TARGET/, or over the
+   files given: with any compiler, as a test. `fuzz_replay TARGET FILE...` shows what a fuzzer
+   found. */
 #define FUZZ_REPLAY
 #include "tests/fuzz/fuzz.c"
 
@@ -31,7 +32,8 @@ static void replay_file(void) {
     if (fuzz_in_hand->mutate && size <= sizeof changed / 2 && replay_opens(fuzz_data, size)) {
         memcpy(changed, data, size);
         size_t n = fuzz_in_hand->mutate(changed, size, sizeof changed, 2);
-        CHECK_MSG(!n || replay_opens(changed, n), "taken apart and put together it is: %s", dlrn_error(ctx));
+        CHECK_MSG(!n || replay_opens(changed, n), "taken apart and put together it is: %s",
+                  dlrn_error(ctx));
     }
     dlrn_free(ctx, data);
 }

@@ -45,7 +45,8 @@ static void fuzz_safetensors(const unsigned char *data, size_t size) {
 /* The index of a model in shards, which are these two files. */
 static void fuzz_shards(const unsigned char *data, size_t size) {
     static const float numbers[6] = {1, 2, 3, 4, 5, 6};
-    const dlrn_tensor_out tensors[2] = {{"a", DLRN_F32, 1, {6}, numbers}, {"b", DLRN_F32, 2, {2, 3}, numbers}};
+    const dlrn_tensor_out tensors[2] = {{"a", DLRN_F32, 1, {6}, numbers},
+                                        {"b", DLRN_F32, 2, {2, 3}, numbers}};
     dlrn_archive *a = NULL;
     CHECK_OK(ctx, dlrn_archive_write(ctx, fuzz_path("model.safetensors"), tensors, 2, NULL));
     CHECK_OK(ctx, dlrn_archive_write(ctx, fuzz_path("ae.pt"), tensors, 1, NULL));
@@ -90,7 +91,8 @@ static void fuzz_npz(const unsigned char *data, size_t size) {
     dlrn_archive *a = fuzz_open(data, size);
     if (!a) return;
     if (fuzz_is(a, "npz")) {
-        fuzz_allow(size, 32 * FUZZ_DEFLATE, FUZZ_LITTLE); /* bytes widen to numbers, sorted in a copy */
+        fuzz_allow(size, 32 * FUZZ_DEFLATE,
+                   FUZZ_LITTLE); /* bytes widen to numbers, sorted in a copy */
         dlrn_status s = dlrn_csr_read(a, &codes);
         fuzz_allow_all();
         if (s != DLRN_OK) fuzz_refused(s, "hostile.file");
@@ -119,7 +121,8 @@ static void fuzz_json_value(const dlrn_json *v, int depth) {
     }
     CHECK(n == v->count);
     if (v->type == DLRN_JSON_OBJECT && n)
-        CHECK(strchr(v->first->key, '.') || !*v->first->key || (int64_t)strlen(v->first->key) < v->first->key_len ||
+        CHECK(strchr(v->first->key, '.') || !*v->first->key ||
+              (int64_t)strlen(v->first->key) < v->first->key_len ||
               dlrn_json_get(v, v->first->key) == v->first);
 }
 
@@ -165,7 +168,8 @@ static void fuzz_tokenizer(const unsigned char *data, size_t size) {
 
 enum { FUZZ_DOCUMENTS = 64 };
 
-/* The text behind the first byte, which tells its form: all documents, then each of them again from its place. */
+/* The text behind the first byte, which tells its form: all documents, then each of them again from
+   its place. */
 static void fuzz_documents(const unsigned char *data, size_t size) {
     const char *name = size && data[0] & 1 ? "text.jsonl" : "text.txt", *text = NULL;
     uint64_t place[FUZZ_DOCUMENTS], before = 0;
@@ -180,7 +184,8 @@ static void fuzz_documents(const unsigned char *data, size_t size) {
     while ((s = doc_next(r, &text, &bytes)) == DLRN_OK) {
         CHECK(bytes > 0 && text[bytes] == 0 && doc_position(r) > before && doc_position(r) < size);
         if (count < FUZZ_DOCUMENTS)
-            place[count] = before, sum[count++] = dlrni_crc32(0, (const unsigned char *)text, (uint64_t)bytes);
+            place[count] = before,
+            sum[count++] = dlrni_crc32(0, (const unsigned char *)text, (uint64_t)bytes);
         before = doc_position(r);
     }
     if (s != DLRN_END) fuzz_refused(s, name);
@@ -241,7 +246,8 @@ static void fuzz_dictionary(const unsigned char *data, size_t size) {
     dlrn_status s = dlrn_load(ctx, fuzz_folder(), &ae);
     fuzz_allow_all();
     CHECK((s == DLRN_OK) == (ae != NULL));
-    if (s != DLRN_OK) fuzz_refused(s, strstr(dlrn_error(ctx), "config.json") ? "config.json" : "ae.pt");
+    if (s != DLRN_OK)
+        fuzz_refused(s, strstr(dlrn_error(ctx), "config.json") ? "config.json" : "ae.pt");
     remove(fuzz_path("ae.pt"));
     if (ae) CHECK(ae->activation_dim > 0 && ae->dict_size > 0);
     if (ae && ae->encoder_weight) {
@@ -270,8 +276,8 @@ static void fuzz_checkpoint(const unsigned char *data, size_t size) {
     const int64_t d = dlrn_trainer_config(t)->activation_dim, F = dlrn_trainer_config(t)->dict_size;
     CHECK_OK(ctx, dlrn_trainer_save(t, fuzz_path("again.safetensors")));
     CHECK_OK(ctx, dlrn_trainer_resume(ctx, fuzz_path("again.safetensors"), NULL, NULL, &again));
-    fuzz_same_weights(dlrn_trainer_dictionary(t)->encoder_weight, dlrn_trainer_dictionary(again)->encoder_weight,
-                      F * d);
+    fuzz_same_weights(dlrn_trainer_dictionary(t)->encoder_weight,
+                      dlrn_trainer_dictionary(again)->encoder_weight, F * d);
     dlrn_trainer_destroy(again);
     float *x = (float *)malloc((size_t)(2 * d) * sizeof *x);
     CHECK(x != NULL);
@@ -298,7 +304,8 @@ static void fuzz_model(const unsigned char *data, size_t size) {
         const int64_t tokens = c->positions < 3 ? c->positions : 3, start[2] = {0, tokens};
         const int32_t id[3] = {0, (int32_t)(c->vocab - 1), (int32_t)(c->vocab / 2)};
         const neox_batch batch = {id, start, 1};
-        CHECK(c->dim > 0 && c->layers > 0 && c->heads > 0 && c->head_dim * c->heads == c->dim && c->vocab > 0);
+        CHECK(c->dim > 0 && c->layers > 0 && c->heads > 0 && c->head_dim * c->heads == c->dim &&
+              c->vocab > 0);
         CHECK(c->rotary >= 0 && c->rotary <= c->head_dim && c->rotary % 2 == 0);
         s = neox_run(m, &batch, NULL, 0, NULL, NULL, 1);
         if (s == DLRN_OK) {
@@ -309,7 +316,9 @@ static void fuzz_model(const unsigned char *data, size_t size) {
         }
     }
     fuzz_allow_all();
-    if (s != DLRN_OK) fuzz_refused(s, strstr(dlrn_error(ctx), "config.json") ? "config.json" : "model.safetensors");
+    if (s != DLRN_OK)
+        fuzz_refused(s,
+                     strstr(dlrn_error(ctx), "config.json") ? "config.json" : "model.safetensors");
     neox_destroy(m);
 }
 #endif /* DICTLEARN_FUZZ_TARGETS_H */
