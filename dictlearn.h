@@ -14,7 +14,9 @@
    >>manual         this: quick start, words, options, memory, threads, determinism, errors, limits, compat, names
    >>config         linkage, version
    >>types          status codes, element types, context, tensor, sparse codes
-   >>api-easy       contexts; load, save, encode, decode
+   >>api-context    contexts, errors
+   >>api-dictionary roles, formula, dictionaries; load, save
+   >>api-encode     encoders; encode, decode
    >>api-buffer     sources of rows, the activation buffer
    >>api-train      configuration, trainer, checkpoints, the whole run in one call
    >>api-metrics    evaluation with and without a language model
@@ -32,8 +34,12 @@
    >>gemm           dense products
    >>vector         dot, norm, axpy, in the canonical order
    >>sparse         codes by row and by feature
-   >>dictionary     one block an architecture: formula, forward, creation
-   >>encode         lists of active features, screened or dense; encode, decode, forward
+   >>dictionary     roles, families, creation
+   >>screen         the bound that rules features out
+   >>candidates     lists of the features above a floor, screened or dense
+   >>select         top-k of each row
+   >>decode         atoms of the active features, bias, skip
+   >>encode         the encoder object and the easy calls
    >>files          files of the C library or of the host; bounded reader, atomic writer
    >>json           strict JSON
    >>entries        named tensors in a file, read through their strides
@@ -42,8 +48,10 @@
    >>zip            stored and ZIP64 archives, .npz
    >>pickle         the restricted pickle machine of .pt files
    >>archive        one face for all formats
+   >>layouts        how dictionaries lie on disk: one row a layout
    >>load           dictionaries from and to files
    >>optimiser      Adam with unit-norm atoms
+   >>sums           sums of gathered rows
    >>trainer        the step
    >>resampling     reviving dead features
    >>buffer         sources, buffer
@@ -81,7 +89,7 @@
        if (!s) s = dlrn_buffer_create(ctx, &shuffle, &rows, 1, &buffer);
 
        dlrn_train_config cfg = dlrn_train_defaults();
-       cfg.dict_size = 4 * DIM, cfg.warmup_steps = 10, cfg.sparsity_penalty = 0.05;
+       cfg.features = 4 * DIM, cfg.warmup_steps = 10, cfg.sparsity_penalty = 0.05;
        if (!s) s = dlrn_train(ctx, &cfg, buffer, NULL, NULL, &ae);
        if (!s) s = dlrn_save(ae, "my_dictionary.pt"); // PyTorch opens it, too
        if (s) fprintf(stderr, "%s\n", dlrn_error(ctx));
@@ -105,10 +113,10 @@
        dlrn_context *ctx = NULL;
        dlrn_dictionary *ae = NULL;
        dlrn_sparse codes = {0};
-       float x[32] = {1, -2, 3}, x_hat[32]; // [1][activation_dim]
+       float x[32] = {1, -2, 3}, x_hat[32]; // [1][d_in]
        dlrn_status s = dlrn_context_create(NULL, &ctx);
        if (!s) s = dlrn_load(ctx, argc > 1 ? argv[1] : "my_dictionary.pt", &ae);
-       if (!s && ae->activation_dim != 32) s = DLRN_ERR_SHAPE;
+       if (!s && ae->d_in != 32) s = DLRN_ERR_SHAPE;
        if (!s) s = dlrn_forward(ae, x, 1, x_hat, &codes);
        for (int64_t k = 0; !s && k < codes.row_ptr[1]; k++)
            printf("feature %d: %g\n", (int)codes.col[k], (double)codes.val[k]);
@@ -126,8 +134,8 @@
 
    ---- WORDS --------------------------------------------------------------------------------------------------------
 
-   activation x    one row of `activation_dim` (d) floats: what a language model holds at a site for one token
-   feature f       one of `dict_size` (F) non-negative numbers, most of them 0, that a row is encoded into
+   activation x    one row of `d_in` (d) floats: what a language model holds at a site for one token
+   feature f       one of `features` (F) non-negative numbers, most of them 0, that a row is encoded into
    dictionary      the weights that encode and decode: a sparse autoencoder
    atom            what a feature adds to the reconstruction: a row of decoder_weight [F][d], of unit norm
    code            the features of some rows, as dlrn_sparse (CSR)
@@ -272,9 +280,9 @@
    ae.decode(f)                        dlrn_decode, dlrn_decode_sparse
    ae(x), ae(x, output_features=True)  dlrn_forward(ae, x, n, x_hat, NULL or &codes)
    ae(x, ghost_mask=mask)              dlrn_forward_ghost
-   ae.encoder.weight                   ae->encoder_weight    [F][d]
-   ae.decoder.weight                   ae->decoder_weight    [F][d], transposed: one atom a row
-   ae.bias, ae.encoder.bias            ae->bias [d], ae->encoder_bias [F]
+   ae.encoder.weight                   ae->param[DLRN_ENCODER]    [F][d]
+   ae.decoder.weight                   ae->param[DLRN_DECODER]    [F][d], transposed: one atom a row
+   ae.bias, ae.encoder.bias            ae->param[DLRN_OUTPUT_BIAS] [d], ae->param[DLRN_ENCODER_BIAS] [F]
    ActivationBuffer(data, model, ...)  dlrn_source + dlrn_buffer_create; n_ctxs, ctx_len, in_batch_size, out_batch_size
    buffer io="in" | "out"              which rows the source gives
    buffer io="in_to_out"               a source with has_target = 1
@@ -453,7 +461,7 @@ typedef struct dlrn_sparse {
 } dlrn_sparse;
 
 /* ------------------------------------------------------------------------------------------ */
-// >>api-easy
+// >>api-context
 
 /* Defaults, to be edited before use. 0 never means "default" in a training configuration. */
 DLRN_API dlrn_context_config dlrn_context_defaults(void);
@@ -484,78 +492,150 @@ DLRN_API const char *
 dlrn_kernels_available(int index); /* 0, 1, ... until NULL: what this CPU can run */
 DLRN_API int dlrn_threads(const dlrn_context *ctx);
 
-/* A dictionary: x [n][activation_dim] -> f [n][dict_size] -> x_hat [n][activation_dim].
-   The weights may be read and, between calls, written; after writing call
-   dlrn_dictionary_changed(). */
-typedef struct dlrn_dictionary dlrn_dictionary;
-typedef struct dlrn_prepared dlrn_prepared;
-typedef struct dlrn_family dlrn_family; /* one architecture: its name, forward and backward */
+/* ------------------------------------------------------------------------------------------ */
+// >>api-dictionary
 
-struct dlrn_dictionary {
-    dlrn_context *ctx;         /* borrowed                                               */
-    const dlrn_family *family; /* which architecture                                     */
-    int64_t activation_dim;    /* d                                                      */
-    int64_t dict_size;         /* F                                                      */
-    float *encoder_weight;     /* [F][d] one row a feature; NULL for an identity         */
-    float *encoder_bias;       /* [F]                                                    */
-    float *decoder_weight;     /* [F][d] one atom a row (torch's decoder.weight is [d][F]) */
-    float *bias;               /* [d] subtracted before encoding, added after decoding   */
-    dlrn_prepared *prepared;   /* private                                                */
-};
+/* A dictionary's parameters, by role: X(role, name, rows, columns), row-major f32. F: features,
+   I: d_in, O: d_out. Which of them a dictionary has depends on its family; absent ones are NULL. */
+#define DLRN_ROLE_LIST(X)                                                                          \
+    X(DLRN_ENCODER, "encoder_weight", 'F', 'I') /* one row a feature                      */       \
+    X(DLRN_ENCODER_BIAS, "encoder_bias", 'F', '1')                                                 \
+    X(DLRN_DECODER, "decoder_weight", 'F', 'O') /* one atom a row                         */       \
+    X(DLRN_OUTPUT_BIAS, "bias", 'O', '1')       /* added to the sum of atoms              */       \
+    X(DLRN_INPUT_BIAS, "input_bias", 'I', '1')  /* subtracted from x, if not the above is */       \
+    X(DLRN_THRESHOLD, "threshold", 'F', '1')    /* a feature is on above it               */       \
+    X(DLRN_SKIP, "skip", 'O', 'I')              /* a linear map of x, added to x_hat      */
 
-/* A dictionary from a file (.pt, .safetensors, .npz) or a folder (ae.pt with config.json;
-   trainer_0/; ...), detected by content. Owned by the caller. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_load(dlrn_context *ctx, const char *path,
+typedef enum dlrn_role {
+#define DLRN_ROLE_ENUM(role, name, rows, cols) role,
+    DLRN_ROLE_LIST(DLRN_ROLE_ENUM)
+#undef DLRN_ROLE_ENUM
+        DLRN_ROLE_COUNT
+} dlrn_role;
+
+/* What is subtracted from scale_in * x before the encoder. */
+typedef enum dlrn_center {
+    DLRN_CENTER_NONE,
+    DLRN_CENTER_OUTPUT_BIAS, /* the same bias that is added to x_hat */
+    DLRN_CENTER_INPUT_BIAS
+} dlrn_center;
+
+/* What a pre-activation p becomes: f. */
+typedef enum dlrn_gate {
+    DLRN_GATE_RELU,    /* max(p, 0)                        */
+    DLRN_GATE_JUMP,    /* p if p > max(threshold, 0), or 0 */
+    DLRN_GATE_IDENTITY /* x itself: there is no encoder    */
+} dlrn_gate;
+
+/* Which features of a row stay. */
+typedef enum dlrn_select {
+    DLRN_SELECT_ALL,
+    DLRN_SELECT_TOP_K /* the k largest; of equal ones those with the lower index */
+} dlrn_select;
+
+/* All that inference needs beside the parameters, as plain data:
+       p = ENCODER (scale_in x - center) + ENCODER_BIAS       f = select(gate(p))
+       x_hat = scale_out (f DECODER + OUTPUT_BIAS + SKIP scale_in x) */
+typedef struct dlrn_formula {
+    dlrn_center center;
+    dlrn_gate gate;
+    dlrn_select select;
+    int64_t k;        /* of DLRN_SELECT_TOP_K; else 0                                         */
+    double threshold; /* mean smallest chosen value that training has seen; -1: never; kept
+                         for files that carry it, inference does not use it                   */
+    double scale_in, scale_out; /* 1 unless a file says otherwise                             */
+} dlrn_formula;
+
+/* x [n][d_in] -> f [n][features] -> x_hat [n][d_out]. The fields may be read at any time. Between
+   calls the owned parameters may be written, too; call dlrn_dictionary_changed() afterwards. */
+typedef struct dlrn_dictionary {
+    dlrn_context *ctx;             /* borrowed                                           */
+    const char *family;            /* "AutoEncoder", "AutoEncoderTopK", ...; never freed */
+    int64_t d_in, d_out, features; /* features is F                                      */
+    float *param[DLRN_ROLE_COUNT]; /* by role; NULL: the family has none                 */
+    dlrn_formula formula;
+    unsigned borrowed; /* private: bit r: param[r] is another's memory  */
+    int64_t version;   /* private: counts changes                       */
+} dlrn_dictionary;
+
+/* A new dictionary. Zero-initialise, set what differs. */
+typedef struct dlrn_dictionary_desc {
+    const char *family;  /* NULL: "AutoEncoder"; "AutoEncoderTopK", "JumpReluAutoEncoder" or
+                            "IdentityDict" (which has neither parameters nor `features`)          */
+    int64_t d_in, d_out; /* d_out 0: the same as d_in                                             */
+    int64_t features;    /* F                                                                     */
+    int64_t k;           /* AutoEncoderTopK: features a row keeps; 0: 64                          */
+    uint64_t seed;       /* same seed, same bits, for any number of threads                       */
+} dlrn_dictionary_desc;
+
+/* New weights: atoms normal, of unit norm; output bias 0. AutoEncoder: encoder and its bias uniform
+   in +-1/sqrt(d_in), as PyTorch draws them. The others: encoder = decoder (where d_in = d_out), its
+   bias 0, thresholds 0.001, as dictionary_learning 0.1.0 does. Owned by the caller. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_dictionary_create(dlrn_context *ctx,
+                                                       const dlrn_dictionary_desc *desc,
+                                                       dlrn_dictionary **out);
+DLRN_API void dlrn_dictionary_destroy(dlrn_dictionary *dict); /* NULL is fine */
+/* After writing to parameters: encoders drop what they derived from the old ones. */
+DLRN_API void dlrn_dictionary_changed(dlrn_dictionary *dict);
+
+/* Reads a dictionary: a file (.pt, .safetensors, .npz) or a folder with one (ae.pt and config.json,
+   ...). Formats are told by content, layouts by tensor names, shapes and the config beside the
+   file. What they leave open is an error that names the possible layouts; `layout` (NULL: none)
+   settles it: "AutoEncoder", "AutoEncoderTopK", "JumpReluAutoEncoder". Weights that are not finite
+   are an error. Owned by the caller. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_load(dlrn_context *ctx, const char *path, const char *layout,
                                           dlrn_dictionary **out);
-
-/* Writes a dictionary; the format follows path's suffix: .pt (the reference's
-   AutoEncoder.from_pretrained reads it), .safetensors, .npz. Atomic: the old file stays until the
-   new one is whole (a pipe or device is written directly). Weights that are not finite are an
-   error, as they are in dlrn_load. */
+/* The same from the bytes of a file in memory. `name` stands for the path in errors. Parameters are
+   borrowed from `bytes` where they lie there as f32, aligned and in the order that they have in
+   memory, else copied: keep `bytes` until the dictionary is destroyed, and do not write to its
+   parameters. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_load_memory(dlrn_context *ctx, const void *bytes, size_t size,
+                                                 const char *name, const char *layout,
+                                                 dlrn_dictionary **out);
+/* The file that dlrn_load would read for `path` (a file, or a folder), and the config beside it, ""
+   if none: copied into file and config [size]. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const char *path,
+                                                     char *file, char *config, size_t size);
+/* Writes a dictionary in the layout of its family; the format follows path's suffix: .pt (opens in
+   dictionary_learning and under torch.load(weights_only=True)), .safetensors, .npz. Atomic: the old
+   file stays until the new one is whole; a pipe or device is written directly. Weights that are not
+   finite are an error. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path);
 
-/* A new AutoEncoder with PyTorch's initial distribution: encoder weight and bias U(-1/sqrt(d),
-   1/sqrt(d)), atoms normal and of unit norm, bias 0. Same seed, same bits. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_autoencoder_create(dlrn_context *ctx, int64_t activation_dim,
-                                                        int64_t dict_size, uint64_t seed,
-                                                        dlrn_dictionary **out);
-/* f = x, x_hat = f: the baseline. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_identity_create(dlrn_context *ctx, int64_t activation_dim,
-                                                     dlrn_dictionary **out);
-DLRN_API DLRN_CHECK dlrn_status dlrn_dictionary_copy(const dlrn_dictionary *dict,
-                                                     dlrn_dictionary **out);
-DLRN_API void dlrn_dictionary_destroy(dlrn_dictionary *dict); /* NULL is fine */
-DLRN_API void
-dlrn_dictionary_changed(dlrn_dictionary *dict); /* drops what was derived from the weights */
-/* Keeps beside the encoder its rows rounded for the processor's screen (see SPEED), a quarter to a
-   half of their bytes: encoding then reads those, and of the encoder only what may be active: the
-   same bits. Worth it for many calls with few rows each (one row of 512 x 32768: avx512vnni 0.39 of
-   the time, avx512bf16 0.75; other kernels: nothing is done). Until the weights change. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_dictionary_prepare(dlrn_dictionary *dict);
-DLRN_API const char *
-dlrn_dictionary_family(const dlrn_dictionary *dict); /* "AutoEncoder", "IdentityDict" */
+/* ------------------------------------------------------------------------------------------ */
+// >>api-encode
 
-/* f = ReLU(W_e (x - b) + b_e).  x [n][d] borrowed, f [n][F] written. */
+/* An encoder owns scratch memory, and learns how dense the data is; after its first batches, calls
+   with reused codes allocate nothing. The dictionary is borrowed and must outlive it. One call at a
+   time on one encoder. */
+typedef struct dlrn_encoder dlrn_encoder;
+DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_create(const dlrn_dictionary *dict,
+                                                    dlrn_encoder **out);
+DLRN_API void dlrn_encoder_destroy(dlrn_encoder *e); /* NULL is fine */
+/* Packs the encoder's weights in the format of the processor's screen (see SPEED), a quarter to a
+   half of their bytes. Speeds up calls of few rows (one row of 512 x 32768 takes 0.39 of the time
+   with avx512vnni, 0.75 with avx512bf16); does nothing where it would not pay. Results are the same
+   bits. After dlrn_dictionary_changed() the next call packs again. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_prepare(dlrn_encoder *e);
+/* Encodes x [n][d_in], borrowed. Writes what is not NULL: f [n][F], all features; codes, the active
+   ones as CSR; x_hat [n][d_out], the reconstruction. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_run(dlrn_encoder *e, const float *x, int64_t n,
+                                                 float *f, dlrn_sparse *codes, float *x_hat);
+
+/* Easy calls: each makes an encoder for itself. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_encode(const dlrn_dictionary *dict, const float *x, int64_t n,
                                             float *f);
-/* The same, only the non-zero features, as CSR. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_encode_sparse(const dlrn_dictionary *dict, const float *x,
                                                    int64_t n, dlrn_sparse *codes);
-/* x_hat = W_d f + b.  f [n][F] borrowed, x_hat [n][d] written. */
+/* Reconstruction, and features if codes is not NULL. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, int64_t n,
+                                             float *x_hat, dlrn_sparse *codes);
+/* x_hat [n][d_out] from f [n][F], or from codes. DLRN_ERR_UNSUPPORTED for a dictionary with a skip,
+   whose output also depends on x. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, int64_t n,
                                             float *x_hat);
 DLRN_API DLRN_CHECK dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict,
                                                    const dlrn_sparse *codes, float *x_hat);
-/* Reconstruction, and features if codes is not NULL. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, int64_t n,
-                                             float *x_hat, dlrn_sparse *codes);
-/* Ghost mode of the reference: x_ghost = W_d (exp(f_pre) * mask), no bias; codes (or NULL) are the
-   ordinary features. mask [F]: non-zero where dead. Overflow: row i comes out divided by
-   exp(shift[i]), shift[i] = max(0, largest masked f_pre of the row), written to shift [n]. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_forward_ghost(const dlrn_dictionary *dict, const float *x,
-                                                   int64_t n, const unsigned char *mask,
-                                                   float *x_ghost, float *shift,
-                                                   dlrn_sparse *codes);
 DLRN_API void dlrn_sparse_free(dlrn_sparse *codes); /* NULL is fine; leaves it zeroed */
 
 #ifndef DICTLEARN_NO_TRAINING
@@ -570,7 +650,7 @@ DLRN_API void dlrn_sparse_free(dlrn_sparse *codes); /* NULL is fine; leaves it z
    read (for resuming); either both or none. destroy: called once by whoever owns the source; may be
    NULL. */
 typedef struct dlrn_source {
-    int64_t activation_dim;
+    int64_t d_in;
     int has_target; /* 1: y is another row than x (in_to_out, an MLP stretcher) */
     dlrn_status (*read)(void *user, int64_t max_rows, float *x, float *y, int64_t *n);
     dlrn_status (*position)(void *user, uint64_t *position);
@@ -582,9 +662,8 @@ typedef struct dlrn_source {
 
 /* Rows of an array in memory, borrowed. y may be NULL. epochs: times through it; 0: without end. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_source_from_array(dlrn_context *ctx, const float *x,
-                                                       const float *y, int64_t rows,
-                                                       int64_t activation_dim, int64_t epochs,
-                                                       dlrn_source *out);
+                                                       const float *y, int64_t rows, int64_t d_in,
+                                                       int64_t epochs, dlrn_source *out);
 /* Rows of .npy files (f16, f32, f64; C or Fortran order), memory-mapped where the platform can.
    target may be NULL. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_source_from_npy(dlrn_context *ctx, const char *path,
@@ -617,8 +696,7 @@ typedef struct dlrn_buffer dlrn_buffer;
 DLRN_API dlrn_buffer_config dlrn_buffer_defaults(void);
 /* Bytes that a buffer will take for rows of this width: say it before taking it. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_config *cfg,
-                                                  int64_t activation_dim, int has_target,
-                                                  uint64_t *bytes);
+                                                  int64_t d_in, int has_target, uint64_t *bytes);
 /* The source's struct is copied; with owns_source the buffer destroys it. Memory grows as rows
    come, never beyond. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_config *cfg,
@@ -656,8 +734,8 @@ typedef enum dlrn_sparsity {
 } dlrn_sparsity;
 
 typedef struct dlrn_train_config {
-    int64_t activation_dim; /* d; dlrn_train() takes it from the buffer 512 */
-    int64_t dict_size; /* F                                                                    16 *
+    int64_t d_in;     /* d; dlrn_train() takes it from the buffer 512 */
+    int64_t features; /* F                                                                    16 *
                           512 */
     double lr; /* Adam's rate                                                              3e-4 */
     double
@@ -737,22 +815,18 @@ dlrn_trainer_dictionary(dlrn_trainer *trainer); /* borrowed; lives as long as th
 DLRN_API const dlrn_train_config *dlrn_trainer_config(const dlrn_trainer *trainer);
 DLRN_API int64_t dlrn_trainer_steps_done(const dlrn_trainer *trainer);
 /* Adam's state and the counters, for tests and tools; borrowed. Moments have the shape of their
-   parameter. */
+   parameter; NULL where the family has none. */
 typedef struct dlrn_trainer_state {
-    float *m_bias, *m_encoder_weight, *m_encoder_bias, *m_decoder_weight; /* first moments  */
-    float *v_bias, *v_encoder_weight, *v_encoder_bias, *v_decoder_weight; /* second moments */
-    int64_t *steps_since_fired; /* [F] steps since the feature was last active               */
+    float *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT]; /* first and second moments by role   */
+    int64_t *steps_since_fired; /* [F] steps since the feature was last active */
 } dlrn_trainer_state;
 DLRN_API dlrn_trainer_state dlrn_trainer_state_of(dlrn_trainer *trainer);
-/* The gradients of the loss at the present weights, nothing changed; each pointer may be NULL. For
-   tests: training itself never forms them. Shapes as the parameters; the decoder's before
-   projection. */
-typedef struct dlrn_gradients {
-    float *bias, *encoder_weight, *encoder_bias, *decoder_weight;
-} dlrn_gradients;
+/* The gradients of the loss at the present weights, nothing changed: out [DLRN_ROLE_COUNT], each
+   NULL or of the shape of its parameter; the decoder's before projection. For tests: training does
+   not form them. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_gradients(dlrn_trainer *trainer, const float *x,
                                                        const float *y, int64_t n,
-                                                       const dlrn_gradients *out);
+                                                       float *const *out);
 
 /* Everything that is needed to go on with the same bits: weights, moments, counters, configuration,
    generator, the buffer's unread rows and the source's position (where it has one). One file, a
@@ -1669,14 +1743,13 @@ struct dlrni_kernel_table {
     /* the same for rows from `first` on that are packed in the first cache */
     void (*gather_near)(float *out, int64_t n, const float *base, int64_t ld, int32_t first,
                         const int32_t *idx, const float *coef, int64_t count);
-    /* The non-zeros of f [n], n <= DLRNI_GROUP: value, and first + index; returns how many. Room
-       for DLRNI_GROUP. */
-    int64_t (*collect)(const float *f, int64_t n, int32_t first, int32_t *key, float *val);
+    /* Of f + bias [n], n <= DLRNI_GROUP, what is not at or below max(threshold, row_floor): value,
+       and first + index; returns how many. threshold NULL: none. Room for DLRNI_GROUP. */
+    int64_t (*collect)(const float *f, const float *bias, const float *threshold, float row_floor,
+                       int64_t n, int32_t first, int32_t *key, float *val);
     void (*axpy)(float a, const float *x, float *y, int64_t n);       /* y += a x        */
     void (*scale)(float *y, float a, int64_t n);                      /* y *= a          */
     void (*sub)(const float *a, const float *b, float *y, int64_t n); /* y = a - b       */
-    void (*relu_bias)(float *y, const float *bias,
-                      int64_t n);                        /* y = ReLU(y + b), a NaN stays one */
     void (*exp_shift)(float *y, float shift, int64_t n); /* y = exp(y - shift), y <= shift   */
     /* Adam on n numbers: w, m (first moment), v (second) updated from the gradient g */
     void (*adam)(float *w, float *m, float *v, const float *g, int64_t n, const dlrni_adam *a);
@@ -1687,6 +1760,7 @@ typedef struct dlrni_screen_row {
     float unit;    /* of the feature's bias          */
     float error;   /* of the feature's rounded norm  */
     float norm;    /* of the feature's error         */
+    float floor;   /* of the feature's 1 / scale     */
     int32_t shift; /* added to a sum of integers     */
 } dlrni_screen_row;
 
@@ -2271,283 +2345,278 @@ DLRNI_INTERNAL dlrn_status dlrni_sparse_append(dlrn_context *ctx, dlrn_sparse *c
 
 /* ------------------------------------------------------------------------------------------ */
 // >>dictionary
-/* One block an architecture: the formula, what it does, and its row in this table. The calls
-   further down are the same for all. */
+/* A dictionary is three things: parameters by role, a formula (plain data that says how they make
+   f of x and x_hat of f), and the name of its family. Everything that must be done to all
+   parameters (allocate, copy, check, save) is a loop over roles. */
 
-struct dlrn_family {
+/* The size of a role: rows x columns, in the letters of DLRN_ROLE_LIST. */
+DLRNI_INTERNAL int64_t dlrni_extent(const dlrn_dictionary *dict, char letter) {
+    return letter == 'F'   ? dict->features
+           : letter == 'I' ? dict->d_in
+           : letter == 'O' ? dict->d_out
+                           : 1;
+}
+
+typedef struct dlrni_role {
+    const char *name; /* in checkpoints and in errors */
+    char rows, cols;  /* F, I, O or 1                 */
+} dlrni_role;
+
+#define DLRNI_ROLE(role, name, rows, cols) {name, rows, cols},
+static const dlrni_role dlrni_roles[DLRN_ROLE_COUNT] = {DLRN_ROLE_LIST(DLRNI_ROLE)};
+#undef DLRNI_ROLE
+
+/* How many numbers a role has in this dictionary. They are known to fit: dlrni_dictionary_alloc. */
+DLRNI_INTERNAL int64_t dlrni_role_size(const dlrn_dictionary *dict, int role) {
+    return dlrni_extent(dict, dlrni_roles[role].rows) * dlrni_extent(dict, dlrni_roles[role].cols);
+}
+
+/* A family: which roles it has, its formula, and how new weights are drawn. One row each. */
+typedef enum dlrni_start {
+    DLRNI_START_TORCH, /* encoder and its bias U(-1/sqrt(d), 1/sqrt(d)), as torch.nn.Linear */
+    DLRNI_START_TIED   /* encoder = decoder, biases 0                                       */
+} dlrni_start;
+
+typedef struct dlrni_family {
     const char *name;
-    int relu; /* 1: feature j is ReLU(encoder row j . xc + encoder bias j), so that it may be
-                 screened (room encode) */
-    /* xc [n][d] = what the encoder sees of x [n][d] */
-    void (*center)(const dlrn_dictionary *dict, const float *x, int64_t n, float *xc);
-    /* f [n][f1 - f0], rows ldf apart: activations of features f0 .. f1, at most DLRNI_GROUP, for
-       the centred rows */
-    void (*encode_tile)(const dlrn_dictionary *dict, const float *xc, int64_t n, int64_t f0,
-                        int64_t f1, float *f, int64_t ldf);
-    /* x_hat [d] of one row's features */
-    void (*decode_row)(const dlrn_dictionary *dict, const int32_t *col, const float *val,
-                       int64_t count, float *x_hat);
+    unsigned roles; /* bits */
+    dlrni_start start;
+    double threshold; /* of new features, where the family has thresholds */
+    dlrn_formula formula;
+} dlrni_family;
+
+#define DLRNI_BIT(role) (1u << (role))
+#define DLRNI_AFFINE                                                                               \
+    (DLRNI_BIT(DLRN_ENCODER) | DLRNI_BIT(DLRN_ENCODER_BIAS) | DLRNI_BIT(DLRN_DECODER) |            \
+     DLRNI_BIT(DLRN_OUTPUT_BIAS))
+
+/* Names are those of dictionary_learning's classes, where it has the family. */
+static const dlrni_family dlrni_families[] = {
+    /* f = ReLU(W_e (x - b) + b_e), x_hat = W_d f + b */
+    {"AutoEncoder",
+     DLRNI_AFFINE,
+     DLRNI_START_TORCH,
+     0,
+     {DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_ALL, 0, -1, 1, 1}},
+    /* f = the k largest of ReLU(W_e (x - b) + b_e) in each row, x_hat = W_d f + b
+       (Gao et al., "Scaling and evaluating sparse autoencoders", 2024) */
+    {"AutoEncoderTopK",
+     DLRNI_AFFINE,
+     DLRNI_START_TIED,
+     0,
+     {DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_TOP_K, 64, -1, 1, 1}},
+    /* f = p where p > max(threshold, 0), p = W_e x + b_e; x_hat = W_d f + b
+       (Rajamanoharan et al., "Jumping ahead", 2024) */
+    {"JumpReluAutoEncoder",
+     DLRNI_AFFINE | DLRNI_BIT(DLRN_THRESHOLD),
+     DLRNI_START_TIED,
+     0.001,
+     {DLRN_CENTER_NONE, DLRN_GATE_JUMP, DLRN_SELECT_ALL, 0, -1, 1, 1}},
+    /* f = x, x_hat = f: the baseline */
+    {"IdentityDict",
+     0,
+     DLRNI_START_TORCH,
+     0,
+     {DLRN_CENTER_NONE, DLRN_GATE_IDENTITY, DLRN_SELECT_ALL, 0, -1, 1, 1}},
 };
+enum { DLRNI_FAMILIES = sizeof dlrni_families / sizeof *dlrni_families };
 
-/* AutoEncoder: f = ReLU(W_e (x - b) + b_e), x_hat = W_d f + b. */
-
-DLRNI_INTERNAL void dlrni_autoencoder_center(const dlrn_dictionary *dict, const float *x, int64_t n,
-                                             float *xc) {
-    int64_t d = dict->activation_dim;
-    for (int64_t i = 0; i < n; i++) dict->ctx->k->sub(x + i * d, dict->bias, xc + i * d, d);
+DLRNI_INTERNAL const dlrni_family *dlrni_family_named(const char *name) {
+    for (int i = 0; i < DLRNI_FAMILIES; i++)
+        if (!strcmp(dlrni_families[i].name, name)) return &dlrni_families[i];
+    return NULL;
 }
 
-DLRNI_INTERNAL void dlrni_autoencoder_encode_tile(const dlrn_dictionary *dict, const float *xc,
-                                                  int64_t n, int64_t f0, int64_t f1, float *f,
-                                                  int64_t ldf) {
-    int64_t d = dict->activation_dim;
-    const dlrni_kernel_table *k = dict->ctx->k;
-    if (n == 1) { /* a tile would do the work of several rows */
-        int32_t feature[DLRNI_GROUP];
-        for (int64_t j = f0; j < f1; j++) feature[j - f0] = (int32_t)j;
-        k->dots(xc, d, dict->encoder_weight, d, feature, f1 - f0, f);
-    } else
-        k->dots_nt(n, f1 - f0, d, xc, d, dict->encoder_weight + f0 * d, d, f, ldf);
-    for (int64_t i = 0; i < n; i++) k->relu_bias(f + i * ldf, dict->encoder_bias + f0, f1 - f0);
-}
-
-DLRNI_INTERNAL void dlrni_autoencoder_decode_row(const dlrn_dictionary *dict, const int32_t *col,
-                                                 const float *val, int64_t count, float *x_hat) {
-    int64_t d = dict->activation_dim;
-    memcpy(x_hat, dict->bias, (size_t)d * sizeof *x_hat);
-    dict->ctx->k->gather_axpy(x_hat, d, dict->decoder_weight, d, col, val, count);
-}
-
-/* IdentityDict: f = x, x_hat = f. */
-
-DLRNI_INTERNAL void dlrni_identity_center(const dlrn_dictionary *dict, const float *x, int64_t n,
-                                          float *xc) {
-    memcpy(xc, x, (size_t)(n * dict->activation_dim) * sizeof *xc);
-}
-
-DLRNI_INTERNAL void dlrni_identity_encode_tile(const dlrn_dictionary *dict, const float *xc,
-                                               int64_t n, int64_t f0, int64_t f1, float *f,
-                                               int64_t ldf) {
-    for (int64_t i = 0; i < n; i++)
-        memcpy(f + i * ldf, xc + i * dict->activation_dim + f0, (size_t)(f1 - f0) * sizeof *f);
-}
-
-DLRNI_INTERNAL void dlrni_identity_decode_row(const dlrn_dictionary *dict, const int32_t *col,
-                                              const float *val, int64_t count, float *x_hat) {
-    memset(x_hat, 0, (size_t)dict->activation_dim * sizeof *x_hat);
-    for (int64_t p = 0; p < count; p++) x_hat[col[p]] = val[p];
-}
-
-static const dlrn_family dlrni_family_autoencoder = {"AutoEncoder", 1, dlrni_autoencoder_center,
-                                                     dlrni_autoencoder_encode_tile,
-                                                     dlrni_autoencoder_decode_row};
-static const dlrn_family dlrni_family_identity = {"IdentityDict", 0, dlrni_identity_center,
-                                                  dlrni_identity_encode_tile,
-                                                  dlrni_identity_decode_row};
-
-/* Creation. */
+/* ---- Allocation ---- */
 
 DLRN_API void dlrn_dictionary_destroy(dlrn_dictionary *dict) {
     if (!dict) return;
-    dlrn_context *ctx = dict->ctx;
-    dlrni_free(ctx, dict->encoder_weight);
-    dlrni_free(ctx, dict->encoder_bias);
-    dlrni_free(ctx, dict->decoder_weight);
-    dlrni_free(ctx, dict->bias);
-    dlrni_free(ctx, dict->prepared);
-    dlrni_free(ctx, dict);
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        if (!(dict->borrowed & DLRNI_BIT(role))) dlrni_free(dict->ctx, dict->param[role]);
+    dlrni_free(dict->ctx, dict);
 }
 
 DLRN_API void dlrn_dictionary_changed(dlrn_dictionary *dict) {
-    dlrni_free(dict->ctx, dict->prepared);
-    dict->prepared = NULL;
+    dict->version++;
 }
 
-/* An AutoEncoder whose weights are still to be written. */
-DLRNI_INTERNAL dlrn_status dlrni_dictionary_alloc(dlrn_context *ctx, int64_t d, int64_t F,
-                                                  dlrn_dictionary **out) {
+/* d_out 0 is d_in, features 0 is d_in: an identity has no other choice. */
+DLRNI_INTERNAL dlrn_status dlrni_check_sizes(dlrn_context *ctx, const dlrni_family *family,
+                                             const dlrn_dictionary *dict) {
     int64_t n;
-    *out = NULL;
-    DLRNI_REQUIRE(ctx, d > 0 && F > 0 && F <= INT32_MAX,
-                  "activation_dim and dict_size must be positive");
-    if (!dlrni_mul(F, d, &n))
-        return dlrn_fail(ctx, DLRN_ERR_MEMORY, "a dictionary of %lld x %lld does not fit in memory",
-                         (long long)F, (long long)d);
-    dlrn_dictionary *dict = DLRNI_NEW_ZERO(ctx, dlrn_dictionary, 1);
-    if (!dict) return DLRN_ERR_MEMORY;
-    dict->ctx = ctx;
-    dict->family = &dlrni_family_autoencoder;
-    dict->activation_dim = d;
-    dict->dict_size = F;
-    if (!(dict->encoder_weight = DLRNI_NEW(ctx, float, n)) ||
-        !(dict->encoder_bias = DLRNI_NEW(ctx, float, F)) ||
-        !(dict->decoder_weight = DLRNI_NEW(ctx, float, n)) ||
-        !(dict->bias = DLRNI_NEW(ctx, float, d))) {
-        dlrn_dictionary_destroy(dict);
-        return DLRN_ERR_MEMORY;
-    }
-    *out = dict;
+    DLRNI_REQUIRE(ctx, dict->d_in > 0 && dict->d_out > 0, "d_in and d_out must be positive");
+    DLRNI_REQUIRE(ctx, dict->features > 0 && dict->features <= INT32_MAX,
+                  "features must be between 1 and 2^31 - 1");
+    DLRNI_REQUIRE(ctx, family->roles || dict->d_in == dict->d_out,
+                  "an identity has d_out equal to d_in");
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        if (!dlrni_mul(dlrni_extent(dict, dlrni_roles[role].rows),
+                       dlrni_extent(dict, dlrni_roles[role].cols), &n) ||
+            n > INT64_MAX / 8)
+            return dlrn_fail(ctx, DLRN_ERR_MEMORY,
+                             "a dictionary of %lld features of %lld does not fit in memory",
+                             (long long)dict->features, (long long)dict->d_in);
     return DLRN_OK;
 }
 
-typedef struct dlrni_init_job {
-    dlrn_dictionary *dict;
-    uint64_t seed;
-} dlrni_init_job;
+/* A dictionary of this family, without parameters. */
+DLRNI_INTERNAL dlrn_status dlrni_dictionary_new(dlrn_context *ctx, const dlrni_family *family,
+                                                int64_t d_in, int64_t d_out, int64_t features,
+                                                dlrn_dictionary **out) {
+    dlrn_dictionary *dict = DLRNI_NEW_ZERO(ctx, dlrn_dictionary, 1);
+    *out = NULL;
+    if (!dict) return DLRN_ERR_MEMORY;
+    dict->ctx = ctx;
+    dict->family = family->name;
+    dict->formula = family->formula;
+    dict->d_in = d_in;
+    dict->d_out = d_out ? d_out : d_in;
+    dict->features = family->roles ? features : d_in;
+    dlrn_status s = dlrni_check_sizes(ctx, family, dict);
+    if (s == DLRN_OK)
+        *out = dict;
+    else
+        dlrni_free(ctx, dict);
+    return s;
+}
 
-/* Row j of the encoder, its bias and atom j, each from a stream of its own. */
-DLRNI_INTERNAL void dlrni_init_feature(void *arg, int64_t j, int worker) {
-    const dlrni_init_job *job = (const dlrni_init_job *)arg;
+/* Room for one role, its numbers not written yet. */
+DLRNI_INTERNAL dlrn_status dlrni_param_alloc(dlrn_dictionary *dict, int role) {
+    dict->param[role] = DLRNI_NEW(dict->ctx, float, dlrni_role_size(dict, role));
+    return dict->param[role] ? DLRN_OK : DLRN_ERR_MEMORY;
+}
+
+/* The same with room for all roles of the family. */
+DLRNI_INTERNAL dlrn_status dlrni_dictionary_alloc(dlrn_context *ctx, const dlrni_family *family,
+                                                  int64_t d_in, int64_t d_out, int64_t features,
+                                                  dlrn_dictionary **out) {
+    DLRNI_TRY(dlrni_dictionary_new(ctx, family, d_in, d_out, features, out));
+    dlrn_status s = DLRN_OK;
+    for (int role = 0; role < DLRN_ROLE_COUNT && s == DLRN_OK; role++)
+        if (family->roles & DLRNI_BIT(role)) s = dlrni_param_alloc(*out, role);
+    if (s == DLRN_OK) return s;
+    dlrn_dictionary_destroy(*out);
+    *out = NULL;
+    return s;
+}
+
+/* ---- New weights ---- */
+
+typedef struct dlrni_start_job {
+    dlrn_dictionary *dict;
+    const dlrni_family *family;
+    uint64_t seed;
+} dlrni_start_job;
+
+/* Task: encoder row j, its bias and atom j, from a random stream of their own, so that neither the
+   number of threads nor F changes what a feature starts from. Always drawn in this order: the bits
+   of an AutoEncoder are those of version 0.1. */
+DLRNI_INTERNAL void dlrni_start_feature(void *arg, int64_t j, int worker) {
+    const dlrni_start_job *job = (const dlrni_start_job *)arg;
     dlrn_dictionary *dict = job->dict;
-    int64_t d = dict->activation_dim;
-    float bound = 1.0f / sqrtf((float)d), *e = dict->encoder_weight + j * d,
-          *a = dict->decoder_weight + j * d;
+    const dlrni_kernel_table *k = dict->ctx->k;
+    int64_t d = dict->d_in, d_out = dict->d_out;
+    float *encoder = dict->param[DLRN_ENCODER] + j * d, *bias = dict->param[DLRN_ENCODER_BIAS] + j;
+    float *atom = dict->param[DLRN_DECODER] + j * d_out, bound = 1.0f / sqrtf((float)d);
     dlrn_rng rng = {job->seed, (uint64_t)j, 0};
     (void)worker;
-    for (int64_t i = 0; i < d; i++) e[i] = bound * (2.0f * dlrn_rng_uniform(&rng) - 1.0f);
-    dict->encoder_bias[j] = bound * (2.0f * dlrn_rng_uniform(&rng) - 1.0f);
-    for (int64_t i = 0; i < d; i++) a[i] = dlrn_rng_normal(&rng);
-    float norm = sqrtf(dict->ctx->k->dot(a, a, d));
-    if (norm > 0) dict->ctx->k->scale(a, 1.0f / norm, d);
+    for (int64_t i = 0; i < d; i++) encoder[i] = bound * (2.0f * dlrn_rng_uniform(&rng) - 1.0f);
+    *bias = bound * (2.0f * dlrn_rng_uniform(&rng) - 1.0f);
+    for (int64_t i = 0; i < d_out; i++) atom[i] = dlrn_rng_normal(&rng);
+    float norm = sqrtf(k->dot(atom, atom, d_out));
+    if (norm > 0) k->scale(atom, 1.0f / norm, d_out);
+    if (job->family->start == DLRNI_START_TIED) *bias = 0;
+    if (job->family->start == DLRNI_START_TIED && d == d_out)
+        memcpy(encoder, atom, (size_t)d * sizeof *encoder);
+    if (dict->param[DLRN_THRESHOLD]) dict->param[DLRN_THRESHOLD][j] = (float)job->family->threshold;
 }
 
-DLRN_API dlrn_status dlrn_autoencoder_create(dlrn_context *ctx, int64_t activation_dim,
-                                             int64_t dict_size, uint64_t seed,
-                                             dlrn_dictionary **out) {
-    DLRNI_TRY(dlrni_dictionary_alloc(ctx, activation_dim, dict_size, out));
-    dlrni_init_job job = {*out, seed};
-    memset((*out)->bias, 0, (size_t)(*out)->activation_dim * sizeof(float));
-    dlrn_parallel_for(ctx, dict_size, dlrni_init_feature, &job);
-    return DLRN_OK;
+/* Whether a formula can be computed with k of so many features. */
+DLRNI_INTERNAL dlrn_status dlrni_check_k(dlrn_context *ctx, int64_t k, int64_t features) {
+    if (k >= 1 && k <= features) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "k: expected a number from 1 to %lld, found %lld",
+                     (long long)features, (long long)k);
 }
 
-DLRN_API dlrn_status dlrn_identity_create(dlrn_context *ctx, int64_t activation_dim,
-                                          dlrn_dictionary **out) {
+DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictionary_desc *desc,
+                                            dlrn_dictionary **out) {
+    const char *name = desc->family ? desc->family : dlrni_families[0].name;
+    const dlrni_family *family = dlrni_family_named(name);
     *out = NULL;
-    DLRNI_REQUIRE(ctx, activation_dim > 0 && activation_dim <= INT32_MAX,
-                  "activation_dim must be positive");
-    dlrn_dictionary *dict = DLRNI_NEW_ZERO(ctx, dlrn_dictionary, 1);
-    if (!dict) return DLRN_ERR_MEMORY;
-    dict->ctx = ctx;
-    dict->family = &dlrni_family_identity;
-    dict->activation_dim = dict->dict_size = activation_dim;
-    *out = dict;
+    if (!family)
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "family: expected a name such as %s, found %.80s",
+                         dlrni_families[0].name, name);
+    int64_t k = desc->k ? desc->k : family->formula.k;
+    DLRNI_TRY(dlrni_dictionary_alloc(ctx, family, desc->d_in, desc->d_out, desc->features, out));
+    if (family->formula.select == DLRN_SELECT_TOP_K) {
+        dlrn_status s = dlrni_check_k(ctx, k, (*out)->features);
+        if (s != DLRN_OK) {
+            dlrn_dictionary_destroy(*out);
+            *out = NULL;
+            return s;
+        }
+        (*out)->formula.k = k;
+    }
+    if (!family->roles) return DLRN_OK;
+    dlrni_start_job job = {*out, family, desc->seed};
+    memset((*out)->param[DLRN_OUTPUT_BIAS], 0, (size_t)(*out)->d_out * sizeof(float));
+    dlrn_parallel_for(ctx, (*out)->features, dlrni_start_feature, &job);
     return DLRN_OK;
 }
 
-/* Of a dictionary of any context. */
-DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy_in(dlrn_context *ctx, const dlrn_dictionary *dict,
-                                                    dlrn_dictionary **out) {
-    int64_t d = dict->activation_dim, F = dict->dict_size;
-    if (dict->family == &dlrni_family_identity) return dlrn_identity_create(ctx, d, out);
-    DLRNI_TRY(dlrni_dictionary_alloc(ctx, d, F, out));
-    (*out)->family = dict->family;
-    memcpy((*out)->encoder_weight, dict->encoder_weight, (size_t)(F * d) * sizeof(float));
-    memcpy((*out)->encoder_bias, dict->encoder_bias, (size_t)F * sizeof(float));
-    memcpy((*out)->decoder_weight, dict->decoder_weight, (size_t)(F * d) * sizeof(float));
-    memcpy((*out)->bias, dict->bias, (size_t)d * sizeof(float));
-    return DLRN_OK;
-}
-
-DLRN_API dlrn_status dlrn_dictionary_copy(const dlrn_dictionary *dict, dlrn_dictionary **out) {
-    return dlrni_dictionary_copy_in(dict->ctx, dict, out);
-}
-
-DLRN_API const char *dlrn_dictionary_family(const dlrn_dictionary *dict) {
-    return dict->family->name;
+/* A copy that owns all its parameters. dict may belong to another context. */
+DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_dictionary *dict,
+                                                 dlrn_dictionary **out) {
+    DLRNI_TRY(dlrni_dictionary_new(ctx, dlrni_family_named(dict->family), dict->d_in, dict->d_out,
+                                   dict->features, out));
+    (*out)->formula = dict->formula;
+    dlrn_status s = DLRN_OK;
+    for (int role = 0; role < DLRN_ROLE_COUNT && s == DLRN_OK; role++) {
+        if (!dict->param[role]) continue;
+        s = dlrni_param_alloc(*out, role);
+        if (s == DLRN_OK)
+            memcpy((*out)->param[role], dict->param[role],
+                   (size_t)dlrni_role_size(dict, role) * sizeof(float));
+    }
+    if (s == DLRN_OK) return s;
+    dlrn_dictionary_destroy(*out);
+    *out = NULL;
+    return s;
 }
 
 /* ------------------------------------------------------------------------------------------ */
-// >>encode
-/* Active features of many rows, without a matrix [n][F]. Rows go in stretches, features in groups;
-   the activations of a group on a stretch are one list, by row and then by feature. Two ways lead
-   to the same lists:
+// >>screen
+/* The product of rows and features in a cheaper format. It only has to say which features are
+   certainly off; the few that it cannot rule out, the candidates, are recomputed in f32, in the
+   canonical order. So a screen never changes a bit.
 
-   dense     each tile of rows and features is computed as it stands (encode_tile), and the zeros
-   are dropped. screened  the product is computed in a cheaper format, which only has to say which
-   features are certainly off. The few that are left are computed as they stand, in the canonical
-   order: the same bits.
-
-   With x^, w^ the rounded vectors, s_x and s_w their scales, q the exact product of their integers:
+   A feature is off on a row if its pre-activation is not above its floor t: 0, the feature's
+   threshold, or what the row's k-th best has already reached. Write x^, w^ for the rounded vectors,
+   s_x and s_w for their scales, q for the exact product of their integers:
        |w.x - w^.x^| <= |w - w^| |x| + |w^| |x - x^|,   w^.x^ = s_x s_w q.
-   The canonical f32 sum differs from w.x by at most g |w| |x|, g = (d / 16 + 16) 2^-24, and where
-   the screen itself sums in f32 by d 2^-24 more. ReLU(fl(sum) + b) is 0 if w.x plus all that is not
-   above -b: a feature may be dropped if q + b / (s_x s_w) + (|x - x^| / s_x) (|w^| / s_w) + (|x| /
-   s_x) ((|w - w^| + g |w|) / s_w) <= 0. The terms on the right of q are three products of a number
-   of the row by one of the feature. Each is rounded up by 2^-9 of its size or more, which covers
-   the rounding of the norms (d <= 2^15) and of the inequality itself. A row or a feature whose norm
-   is not 0 but below 1e-12, where underflow could hide something, is never dropped: its numbers are
-   infinite, and what is not a number counts as not dropped. */
+   The canonical f32 sum differs from w.x by at most g |w| |x|, g = (d / 16 + 16) 2^-24; a screen
+   that sums in f32 adds d 2^-24. Rounding is monotonic, so fl(sum + b) <= t if sum + b <= t. With
+   the feature's floor t_w and the row's floor t_x, 0 <= t_x, a feature may be dropped if
+       q + (b - t_w) / (s_x s_w) - t_x / (s_x s_w)
+         + (|x - x^| / s_x) (|w^| / s_w) + (|x| / s_x) ((|w - w^| + g |w|) / s_w) <= 0.
+   (Only one of t_w and t_x is not 0, so that subtracting both is the larger of them.) The terms
+   behind q are products of a number of the row and a number of the feature. Each is rounded up by
+   2^-9 of its size or more, the one with t_x towards 0: this covers the rounding of the norms
+   (d <= 2^15) and of the inequality. Where a norm is not 0 but below 1e-12, underflow could hide
+   something: the terms are set to infinity, and a sum that is NaN counts as not dropped. */
 
 enum {
-    DLRNI_GROUP_SHIFT = 6, /* an entry is kept as row << shift | feature in its group  */
-    DLRNI_BLOCK = 64,      /* rows that are decoded together                           */
-    DLRNI_STRETCH = 2048,  /* rows of a list: so many stay in the third cache          */
-    DLRNI_SHARE = 4,       /* groups of a task at the most: their rows stay in the second cache */
-    DLRNI_BATCH_MAX = 1 << 24,
-    DLRNI_SCREEN_DIM =
-        1 << 15,            /* wider rows are not screened: the sums of integers stay below 2^31 */
-    DLRNI_VISIT_GROUPS = 8, /* groups that go through the rows together             */
-    DLRNI_SUMS_ROWS =
-        24, /* rows that are packed into the first cache: a power of two apart, as they are, they */
-    DLRNI_SUMS_COLUMNS = 256, /* ... would share a few of its sets                          */
-    DLRNI_OUTPUTS = DLRNI_VISIT_GROUPS * DLRNI_GROUP, /* the most sums at a time */
-    DLRNI_NEAR_BYTES =
-        480 << 10, /* features of a task, as they are and packed: half of a second cache */
-    DLRNI_SCREEN_LEAST = 32, /* rows for which packing the features pays            */
-    DLRNI_SCREEN_ROWS = 8    /* the most that a screen has in a tile */
+    DLRNI_SCREEN_DIM = 1 << 15, /* wider rows are not screened: integer sums stay below 2^31  */
+    DLRNI_SCREEN_MIN = 32,      /* rows from which packing the features pays                  */
+    DLRNI_SCREEN_ROWS = 8,      /* the largest tile of any screen                             */
+    DLRNI_SCREEN_TERMS = 4      /* numbers of a feature: bias, rounded norm, error, 1 / scale */
 };
-
-/* Entries of one group on one stretch; those of its block of rows b begin at start[b]. */
-typedef struct dlrni_list {
-    int32_t *key; /* [key_cap] row (of the batch) << DLRNI_GROUP_SHIFT | feature of the group */
-    float *val;   /* [val_cap]                                                                */
-    int64_t key_cap, val_cap, count, candidates;
-    int whole; /* 0: there was no room; count is enough all the same */
-    int32_t start[DLRNI_STRETCH / DLRNI_BLOCK + 1];
-} dlrni_list;
-
-/* Rows being encoded, and their features. */
-typedef struct dlrni_codes {
-    const dlrn_dictionary *dict;
-    int64_t n, stretches, groups; /* rows; stretches of them; groups of the dictionary */
-    float *xc;                    /* [n][d] what the encoder sees, borrowed            */
-    const dlrni_screen *screen;   /* NULL: dense                                       */
-    const dlrn_prepared
-        *ready; /* panels for this screen, or NULL: they are packed as they are needed */
-    unsigned char *rounded; /* [n] rows of `width` bytes: xc for the screen      */
-    dlrni_screen_row *row;  /* [n]                                               */
-    int64_t width;
-    dlrni_list *lists;      /* [stretches][groups]                                          */
-    int64_t first, panel;   /* groups in hand: first, first + 1, ... (first -1: none)     */
-    int64_t share;          /* groups of a task                                           */
-    unsigned char *scratch; /* [threads][scratch_bytes]                                 */
-    double active;          /* share of features active in the last batch; -1: not known  */
-    double let_through[2];  /* the same of candidates, for each screen of the context     */
-    int64_t scratch_bytes, scratch_cap, rounded_cap, row_cap, lists_cap;
-} dlrni_codes;
 
 DLRNI_INTERNAL int64_t dlrni_round_up(int64_t n, int64_t to) {
     return dlrni_ceil_div(n, to) * to;
 }
 
-DLRNI_INTERNAL void dlrni_codes_free(dlrni_codes *c) {
-    if (!c->dict) return;
-    dlrn_context *ctx = c->dict->ctx;
-    for (int64_t i = 0; i < c->lists_cap; i++) {
-        dlrni_free(ctx, c->lists[i].key);
-        dlrni_free(ctx, c->lists[i].val);
-    }
-    dlrni_free(ctx, c->lists);
-    dlrni_free(ctx, c->rounded);
-    dlrni_free(ctx, c->row);
-    dlrni_free(ctx, c->scratch);
-    memset(c, 0, sizeof *c);
-}
-
-/* ---- Screens ---- */
-
-/* Bytes of a rounded row of d: whole cache lines. */
+/* Bytes of a rounded row of d numbers: whole cache lines. */
 DLRNI_INTERNAL int64_t dlrni_screen_width(const dlrni_screen *s, int64_t d) {
     return dlrni_round_up(d * s->size, 64);
 }
@@ -2557,8 +2626,8 @@ DLRNI_INTERNAL double dlrni_norm_above(float square) {
     return sqrt((double)square) * (1 + 1.0 / 512);
 }
 
-/* Whether norms and products of a vector are safe from underflow; a zero vector is. Overflow makes
-   infinite norms. */
+/* Whether norms and products of a vector are safe from underflow; a zero vector is. Overflow gives
+   infinite norms, which is safe. */
 DLRNI_INTERNAL int dlrni_in_range(const dlrni_rounding *r, const float *x, int64_t n) {
     if (r->full >= 1e-24f) return 1;
     for (int64_t i = 0; i < n; i++)
@@ -2566,9 +2635,9 @@ DLRNI_INTERNAL int dlrni_in_range(const dlrni_rounding *r, const float *x, int64
     return 1;
 }
 
-/* A row of x for the screen. */
-DLRNI_INTERNAL void dlrni_screen_x(const dlrni_screen *s, const float *x, int64_t d, void *out,
-                                   int64_t width, dlrni_screen_row *row) {
+/* Rounds one row of x and notes its side of the inequality. The row's floor starts at 0. */
+DLRNI_INTERNAL void dlrni_screen_row_of(const dlrni_screen *s, const float *x, int64_t d, void *out,
+                                        int64_t width, dlrni_screen_row *row) {
     dlrni_rounding r;
     memset((char *)out + d * s->size, 0, (size_t)(width - d * s->size));
     s->round(x, d, 0, out, &r);
@@ -2576,36 +2645,55 @@ DLRNI_INTERNAL void dlrni_screen_x(const dlrni_screen *s, const float *x, int64_
     row->error = (float)(dlrni_norm_above(r.error) / (double)r.scale);
     row->norm = (float)(dlrni_norm_above(r.full) / (double)r.scale);
     row->shift = -128 * r.sum;
+    row->floor = 0;
     if (!dlrni_in_range(&r, x, d)) row->error = row->norm = INFINITY;
 }
 
-/* What one feature contributes to the inequality: coef [3][DLRNI_GROUP], column j. */
+/* The row's floor, as the screen holds it: -t_x / s_x, rounded towards 0. */
+DLRNI_INTERNAL void dlrni_screen_set_floor(dlrni_screen_row *row, float floor) {
+    row->floor = (float)(-(double)floor * (double)row->unit * (1 - 1.0 / 512));
+}
+
+/* A feature's side of the inequality: column j of coef [DLRNI_SCREEN_TERMS][DLRNI_GROUP]. above:
+   its bias less its threshold. */
 DLRNI_INTERNAL void dlrni_screen_feature(const dlrni_screen *s, const dlrni_rounding *r, int64_t d,
-                                         int ok, float bias, float *coef) {
-    double slack = ((double)(s->sums ? d : 0) + (double)d / 16 + 16) / 16777216,
-           scale = (double)r->scale;
-    double unit = (double)bias / scale, full = dlrni_norm_above(r->full);
+                                         int ok, double above, float *coef) {
+    double slack = ((double)(s->sums ? d : 0) + (double)d / 16 + 16) / 16777216;
+    double scale = (double)r->scale, unit = above / scale, full = dlrni_norm_above(r->full);
     coef[0] = (float)(unit + fabs(unit) / 512);
-    if (bias > 0 && coef[0] < 1e-20f) coef[0] = 1e-20f; /* it may have vanished in the division */
+    if (above > 0 && coef[0] < 1e-20f) coef[0] = 1e-20f; /* the division may have lost it */
     coef[DLRNI_GROUP] = (float)(dlrni_norm_above(r->rounded) / scale);
     coef[2 * DLRNI_GROUP] = (float)((dlrni_norm_above(r->error) + slack * full) / scale);
+    coef[3 * DLRNI_GROUP] = (float)(1 / scale * (1 - 1.0 / 512));
     if (!ok || !(fabs(unit) <= 1e30)) coef[DLRNI_GROUP] = coef[2 * DLRNI_GROUP] = INFINITY;
 }
 
-/* Packs features f0 .. f0 + n: panel [width / (size * packed)][DLRNI_GROUP][packed]; part: scratch
-   for their rows. */
+/* The thresholds of a formula that has them; NULL: every feature's floor is 0. */
+DLRNI_INTERNAL const float *dlrni_thresholds(const dlrn_dictionary *dict) {
+    return dict->formula.gate == DLRN_GATE_JUMP ? dict->param[DLRN_THRESHOLD] : NULL;
+}
+
+/* The larger of a feature's threshold and its row's floor, which is never below 0. */
+DLRNI_INTERNAL float dlrni_floor_of(const float *threshold, int64_t feature, float row_floor) {
+    return threshold && threshold[feature] > row_floor ? threshold[feature] : row_floor;
+}
+
+/* Packs features f0 .. f0 + n: panel [width / (size * packed)][DLRNI_GROUP][packed]; part
+   [DLRNI_GROUP][width] is scratch for their rounded rows. */
 DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_dictionary *dict,
                                        int64_t f0, int64_t n, int64_t width, unsigned char *part,
                                        unsigned char *panel, float *coef) {
-    int64_t d = dict->activation_dim;
+    const float *threshold = dlrni_thresholds(dict);
+    int64_t d = dict->d_in;
     memset(part, 0, (size_t)(DLRNI_GROUP * width));
-    memset(coef, 0, 3 * DLRNI_GROUP * sizeof *coef);
+    memset(coef, 0, DLRNI_SCREEN_TERMS * DLRNI_GROUP * sizeof *coef);
     for (int64_t j = 0; j < n; j++) {
-        const float *w = dict->encoder_weight + (f0 + j) * d;
+        const float *w = dict->param[DLRN_ENCODER] + (f0 + j) * d;
+        double above = (double)dict->param[DLRN_ENCODER_BIAS][f0 + j] -
+                       (double)dlrni_floor_of(threshold, f0 + j, 0);
         dlrni_rounding r;
         s->round(w, d, 1, part + j * width, &r);
-        dlrni_screen_feature(s, &r, d, dlrni_in_range(&r, w, d), dict->encoder_bias[f0 + j],
-                             coef + j);
+        dlrni_screen_feature(s, &r, d, dlrni_in_range(&r, w, d), above, coef + j);
     }
     DICTLEARN_ASSERT(s->size * s->packed == 4);
     dlrni_pack_rows(dict->ctx->k, (const float *)(const void *)part, width / 4, DLRNI_GROUP,
@@ -2613,46 +2701,53 @@ DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_diction
 }
 
 /* All panels of a dictionary, in one block with this head. */
-struct dlrn_prepared {
+typedef struct dlrni_prepared {
     const dlrni_screen *screen;
     int64_t width;
-    unsigned char *panels; /* [groups] of DLRNI_GROUP * width bytes */
-    float *coef;           /* [groups][3][DLRNI_GROUP]              */
-};
+    unsigned char *panels; /* [groups] of DLRNI_GROUP * width bytes     */
+    float *coef;           /* [groups][DLRNI_SCREEN_TERMS][DLRNI_GROUP] */
+} dlrni_prepared;
 
 typedef struct dlrni_prepare_job {
     const dlrn_dictionary *dict;
-    dlrn_prepared *ready;
+    dlrni_prepared *ready;
     unsigned char *parts; /* [threads] of DLRNI_GROUP * width bytes */
 } dlrni_prepare_job;
 
+/* Task: the panel of one group. */
 DLRNI_INTERNAL void dlrni_prepare_group(void *arg, int64_t group, int worker) {
     const dlrni_prepare_job *j = (const dlrni_prepare_job *)arg;
     int64_t f0 = group * DLRNI_GROUP, bytes = DLRNI_GROUP * j->ready->width;
     dlrni_screen_panel(j->ready->screen, j->dict, f0,
-                       dlrni_min(DLRNI_GROUP, j->dict->dict_size - f0), j->ready->width,
+                       dlrni_min(DLRNI_GROUP, j->dict->features - f0), j->ready->width,
                        j->parts + worker * bytes, j->ready->panels + group * bytes,
-                       j->ready->coef + group * 3 * DLRNI_GROUP);
+                       j->ready->coef + group * DLRNI_SCREEN_TERMS * DLRNI_GROUP);
 }
 
-DLRN_API dlrn_status dlrn_dictionary_prepare(dlrn_dictionary *dict) {
+/* Whether a screen can serve this dictionary at all. */
+DLRNI_INTERNAL int dlrni_screenable(const dlrn_dictionary *dict) {
+    return dict->param[DLRN_ENCODER] != NULL && dict->d_in <= DLRNI_SCREEN_DIM;
+}
+
+/* All features packed for the processor's first screen; *out NULL where that would not pay. */
+DLRNI_INTERNAL dlrn_status dlrni_prepare(const dlrn_dictionary *dict, dlrni_prepared **out) {
     dlrn_context *ctx = dict->ctx;
     const dlrni_screen *screen = ctx->set.screen[0];
-    const int64_t d = dict->activation_dim, groups = dlrni_ceil_div(dict->dict_size, DLRNI_GROUP);
-    dlrn_dictionary_changed(dict);
-    const float most = 0.6f; /* a tile is computed whole, however few the rows: an int16 one takes
-                                longer than f32 */
-    if (!screen || screen->cost > most || !dict->family->relu || d > DLRNI_SCREEN_DIM)
-        return DLRN_OK;
+    const int64_t d = dict->d_in, groups = dlrni_ceil_div(dict->features, DLRNI_GROUP);
+    const float max_cost = 0.6f; /* a tile costs the same for one row as for eight: one row of
+                                    512 x 32768 takes 1.2 times as long by int16, cost 0.72, as in
+                                    f32, and 0.39 by int8, cost 0.27 (Zen 4) */
+    *out = NULL;
+    if (!screen || screen->cost > max_cost || !dlrni_screenable(dict)) return DLRN_OK;
     const int64_t width = dlrni_screen_width(screen, d), bytes = DLRNI_GROUP * width;
-    const int64_t coefs = 3 * DLRNI_GROUP * (int64_t)sizeof(float),
-                  head = dlrni_round_up(sizeof(dlrn_prepared), 64);
+    const int64_t coefs = DLRNI_SCREEN_TERMS * DLRNI_GROUP * (int64_t)sizeof(float);
+    const int64_t head = dlrni_round_up(sizeof(dlrni_prepared), 64);
     unsigned char *block = DLRNI_NEW(ctx, unsigned char, head + groups * (bytes + coefs));
-    dlrni_prepare_job job = {dict, (dlrn_prepared *)(void *)block,
-                             DLRNI_NEW(ctx, unsigned char, ctx->threads *bytes)};
-    if (!block || !job.parts) {
+    unsigned char *parts = DLRNI_NEW(ctx, unsigned char, ctx->threads *bytes);
+    dlrni_prepare_job job = {dict, (dlrni_prepared *)(void *)block, parts};
+    if (!block || !parts) {
         dlrni_free(ctx, block);
-        dlrni_free(ctx, job.parts);
+        dlrni_free(ctx, parts);
         return DLRN_ERR_MEMORY;
     }
     job.ready->screen = screen;
@@ -2660,19 +2755,168 @@ DLRN_API dlrn_status dlrn_dictionary_prepare(dlrn_dictionary *dict) {
     job.ready->panels = block + head;
     job.ready->coef = (float *)(void *)(block + head + groups * bytes);
     dlrn_parallel_for(ctx, groups, dlrni_prepare_group, &job);
-    dlrni_free(ctx, job.parts);
-    dict->prepared = job.ready;
+    dlrni_free(ctx, parts);
+    *out = job.ready;
     return DLRN_OK;
+}
+
+/* ------------------------------------------------------------------------------------------ */
+// >>candidates
+/* The features of many rows, without a matrix [n][F]. Rows go in stretches, features in groups. The
+   entries of one group on one stretch are a list, by row and then by feature:
+
+             group 0       group 1       group 2   ...     (48 features each)
+            +-------------+-------------+-------------+
+   stretch  | list        | list        | list        |    2048 rows
+      0     |   block 0   |             |             |      of 64 rows each: start[b] says where
+            |   block 1   |             |             |      the entries of block b begin
+            |   ...       |             |             |
+            +-------------+-------------+-------------+
+   stretch  | list        | list        | list        |
+      1     |             |             |             |
+            +-------------+-------------+-------------+
+             '----- a wave: the groups whose lists are in hand: first .. first + wave -----'
+
+   An entry is (row, feature, pre-activation) with pre above the floor (room screen). Two ways lead
+   to the same lists:
+     dense     each tile of rows and features is computed, and what is not above the floor dropped;
+     screened  a screen names the candidates, and only these are computed.
+   A list that overflows counts on, gets more room, and is made again. */
+
+enum {
+    DLRNI_GROUP_SHIFT = 6, /* a key is row << shift | feature in its group             */
+    DLRNI_BLOCK = 64,      /* rows that are decoded together                           */
+    DLRNI_STRETCH = 2048,  /* rows of a list: so many stay in the third cache          */
+    DLRNI_BLOCKS = DLRNI_STRETCH / DLRNI_BLOCK,
+    DLRNI_SHARE = 4,             /* groups of a task at most: their rows stay in the second cache */
+    DLRNI_BATCH_MAX = 1 << 24,   /* rows: row << shift must fit in 31 bits                */
+    DLRNI_NEAR_BYTES = 480 << 10 /* features of a task, in f32 and packed: half of a second cache of
+                                    1 MB (Zen 4); smaller caches want less                */
+};
+
+/* The entries of one group on one stretch; those of its block of rows b begin at start[b]. */
+typedef struct dlrni_list {
+    int32_t *key; /* [key_cap] row of the batch << DLRNI_GROUP_SHIFT | feature of the group */
+    float *val;   /* [val_cap] pre-activation; what remains after selection is the value    */
+    int64_t key_cap, val_cap, count, candidates;
+    int whole; /* 0: there was no room, and count says how much there should be */
+    int32_t start[DLRNI_BLOCKS + 1];
+} dlrni_list;
+
+DLRNI_INTERNAL int64_t dlrni_key_row(int32_t key) {
+    return key >> DLRNI_GROUP_SHIFT;
+}
+
+DLRNI_INTERNAL int64_t dlrni_key_feature(int32_t key) { /* in its group */
+    return key & ((1 << DLRNI_GROUP_SHIFT) - 1);
+}
+
+/* Where a row's selection ends: an entry stays if its pre-activation is above `value`, or equal to
+   it with a feature up to `feature`. */
+typedef struct dlrni_cut {
+    float value;
+    int32_t feature;
+} dlrni_cut;
+
+/* Rows being encoded, and their features. Life: dlrni_encoding_init once; for each batch _begin,
+   then _load for each wave (selection included), then _learn; _free at the end. */
+typedef struct dlrni_encoding {
+    const dlrn_dictionary *dict;
+    int64_t n, stretches, groups; /* rows; stretches of them; groups of the dictionary            */
+    float *xc;                    /* [n][d_in] input of the encoder, borrowed                     */
+    const dlrni_screen *screen;   /* NULL: dense                                                  */
+    const dlrni_prepared *ready;  /* panels for this screen, or NULL: packed as they are needed   */
+    unsigned char *rounded;       /* [n] rows of `width` bytes: xc in the screen's format         */
+    dlrni_screen_row *row;        /* [n]                                                          */
+    int64_t width;
+    dlrni_list *lists;      /* [stretches][groups]                                                */
+    int64_t first, wave;    /* groups in hand: first .. first + wave; first -1: none              */
+    int64_t share;          /* groups of a task                                                   */
+    unsigned char *scratch; /* [threads][scratch_bytes]                                           */
+    double active;          /* share of features active in the last batch; -1: not known          */
+    double let_through[2];  /* share of candidates, for each screen of the context; -1: not known */
+    float *floor;           /* [n] floor of each row, where rows have one (selection); or NULL    */
+    dlrni_cut *best;        /* [n][k] heap of the best entries of a row, the worst on top         */
+    int32_t *kept;          /* [n] how many of them there are                                     */
+    int cut_known;          /* 1: every row's cut is final                                        */
+    int64_t scratch_bytes, scratch_cap, rounded_cap, row_cap, lists_cap;
+    int64_t floor_cap, best_cap, kept_cap;
+} dlrni_encoding;
+
+DLRNI_INTERNAL void dlrni_encoding_init(dlrni_encoding *c, const dlrn_dictionary *dict) {
+    memset(c, 0, sizeof *c);
+    c->dict = dict;
+    c->groups = dlrni_ceil_div(dict->features, DLRNI_GROUP);
+    c->active = c->let_through[0] = c->let_through[1] = -1;
+}
+
+DLRNI_INTERNAL void dlrni_encoding_free(dlrni_encoding *c) {
+    if (!c->dict) return;
+    dlrn_context *ctx = c->dict->ctx;
+    for (int64_t i = 0; i < c->lists_cap; i++) {
+        dlrni_free(ctx, c->lists[i].key);
+        dlrni_free(ctx, c->lists[i].val);
+    }
+    void *blocks[] = {c->lists, c->rounded, c->row, c->scratch, c->floor, c->best, c->kept};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrni_free(ctx, blocks[i]);
+    memset(c, 0, sizeof *c);
+}
+
+DLRNI_INTERNAL int dlrni_selects(const dlrn_dictionary *dict) {
+    return dict->formula.select == DLRN_SELECT_TOP_K;
+}
+
+/* ---- Input: x, scaled and centred ---- */
+
+/* What a formula subtracts from x [d_in]; NULL: nothing. */
+DLRNI_INTERNAL const float *dlrni_center_of(const dlrn_dictionary *dict) {
+    return dict->formula.center == DLRN_CENTER_OUTPUT_BIAS  ? dict->param[DLRN_OUTPUT_BIAS]
+           : dict->formula.center == DLRN_CENTER_INPUT_BIAS ? dict->param[DLRN_INPUT_BIAS]
+                                                            : NULL;
+}
+
+typedef struct dlrni_input_job {
+    const dlrn_dictionary *dict;
+    const float *x;
+    float *xc; /* [n][d_in] */
+    int64_t n;
+} dlrni_input_job;
+
+/* Task: a block of rows. xc = scale_in x - center */
+DLRNI_INTERNAL void dlrni_input_block(void *arg, int64_t block, int worker) {
+    const dlrni_input_job *j = (const dlrni_input_job *)arg;
+    const dlrni_kernel_table *k = j->dict->ctx->k;
+    const float *center = dlrni_center_of(j->dict), scale = (float)j->dict->formula.scale_in;
+    int64_t d = j->dict->d_in, end = dlrni_min((block + 1) * DLRNI_BLOCK, j->n);
+    (void)worker;
+    for (int64_t i = block * DLRNI_BLOCK; i < end; i++) {
+        const float *x = j->x + i * d;
+        float *xc = j->xc + i * d;
+        if (scale < 1 || scale > 1) {
+            memcpy(xc, x, (size_t)d * sizeof *xc);
+            k->scale(xc, scale, d);
+            x = xc;
+        }
+        if (center)
+            k->sub(x, center, xc, d);
+        else if (x != xc)
+            memcpy(xc, x, (size_t)d * sizeof *xc);
+    }
+}
+
+DLRNI_INTERNAL void dlrni_input(const dlrn_dictionary *dict, const float *x, int64_t n, float *xc) {
+    dlrni_input_job job = {dict, x, xc, n};
+    dlrn_parallel_for(dict->ctx, dlrni_ceil_div(n, DLRNI_BLOCK), dlrni_input_block, &job);
 }
 
 /* ---- Lists ---- */
 
-DLRNI_INTERNAL unsigned char *dlrni_scratch(const dlrni_codes *c, int worker) {
+DLRNI_INTERNAL unsigned char *dlrni_scratch(const dlrni_encoding *c, int worker) {
     return c->scratch + worker * c->scratch_bytes;
 }
 
 /* Room for so many bytes for each worker; what was there is lost. */
-DLRNI_INTERNAL dlrn_status dlrni_need_scratch(dlrni_codes *c, int64_t bytes) {
+DLRNI_INTERNAL dlrn_status dlrni_need_scratch(dlrni_encoding *c, int64_t bytes) {
     dlrn_context *ctx = c->dict->ctx;
     int64_t all;
     c->scratch_bytes = dlrni_round_up(bytes, 64);
@@ -2682,8 +2926,8 @@ DLRNI_INTERNAL dlrn_status dlrni_need_scratch(dlrni_codes *c, int64_t bytes) {
     return DLRN_OK;
 }
 
-DLRNI_INTERNAL int64_t dlrni_group_width(const dlrni_codes *c, int64_t group) {
-    return dlrni_min(DLRNI_GROUP, c->dict->dict_size - group * DLRNI_GROUP);
+DLRNI_INTERNAL int64_t dlrni_group_width(const dlrni_encoding *c, int64_t group) {
+    return dlrni_min(DLRNI_GROUP, c->dict->features - group * DLRNI_GROUP);
 }
 
 DLRNI_INTERNAL int dlrni_lowest_bit(uint64_t mask) {
@@ -2705,46 +2949,23 @@ DLRNI_INTERNAL int dlrni_list_room(dlrni_list *list, int64_t n) {
     return list->whole;
 }
 
-/* Appends an activation, unless it is 0; no branch, since it cannot be foreseen. There must be
-   room. */
-DLRNI_INTERNAL void dlrni_list_put(dlrni_list *list, int64_t row, int64_t feature, float value) {
-    list->key[list->count] = (int32_t)(row << DLRNI_GROUP_SHIFT | feature);
-    list->val[list->count] = value;
-    list->count += value != 0;
+DLRNI_INTERNAL float dlrni_row_floor(const dlrni_encoding *c, int64_t row) {
+    return c->floor ? c->floor[row] : 0;
 }
 
-/* The non-zeros of a tile f [rows][width], whose first row is `first`. */
-DLRNI_INTERNAL void dlrni_collect(const dlrni_codes *c, dlrni_list *list, const float *f,
-                                  int64_t rows, int64_t width, int64_t first) {
-    int32_t key[DLRNI_GROUP];
-    float val[DLRNI_GROUP];
-    for (int64_t i = 0; i < rows; i++, f += width) {
-        int32_t row = (int32_t)((first + i) << DLRNI_GROUP_SHIFT);
-        if (dlrni_list_room(list, DLRNI_GROUP))
-            list->count += c->dict->ctx->k->collect(f, width, row, list->key + list->count,
-                                                    list->val + list->count);
-        else
-            list->count += c->dict->ctx->k->collect(f, width, row, key, val) - DLRNI_GROUP;
-    }
-}
-
-/* A group's features, ready for the screen. */
-typedef struct dlrni_panel {
+/* A group's features, packed for the screen. */
+typedef struct dlrni_packed_group {
     dlrni_list *list;
     int64_t f0;
     uint64_t valid; /* bits of the features that there are */
     unsigned char *packed;
-    float *coef; /* [3][DLRNI_GROUP] */
-} dlrni_panel;
+    float *coef; /* [DLRNI_SCREEN_TERMS][DLRNI_GROUP] */
+} dlrni_packed_group;
 
-/* Bytes of scratch for n panels and the part that they are packed from. */
-DLRNI_INTERNAL int64_t dlrni_panel_scratch(const dlrni_codes *c, int64_t n) {
-    return n * (DLRNI_GROUP * c->width + 3 * DLRNI_GROUP * (int64_t)sizeof(float)) +
-           DLRNI_GROUP * c->width;
-}
-
-DLRNI_INTERNAL float dlrni_relu(float pre) {
-    return pre <= 0 ? 0 : pre; /* a NaN must show */
+/* Bytes of scratch for n packed groups and the rows that they are packed from. */
+DLRNI_INTERNAL int64_t dlrni_packed_bytes(const dlrni_encoding *c, int64_t n) {
+    const int64_t coefs = DLRNI_SCREEN_TERMS * DLRNI_GROUP * (int64_t)sizeof(float);
+    return n * (DLRNI_GROUP * c->width + coefs) + DLRNI_GROUP * c->width;
 }
 
 /* The features that the bits of a mask stand for. */
@@ -2754,90 +2975,158 @@ DLRNI_INTERNAL int64_t dlrni_features_of(uint64_t mask, int64_t f0, int32_t *fea
     return n;
 }
 
-/* What the screens of n panels let through on one row (mask [n], DLRNI_SCREEN_ROWS apart), as it
-   stands. */
-DLRNI_INTERNAL void dlrni_recheck(const dlrni_codes *c, const dlrni_panel *panel, int64_t n,
-                                  int64_t row, const uint64_t *mask) {
+/* Computes the candidates of n groups on one row: mask [n], DLRNI_SCREEN_ROWS apart. Entries are
+   written without a branch on whether they stay, since that cannot be foreseen. A NaN is not below
+   any floor: it must show. */
+DLRNI_INTERNAL void dlrni_recompute(const dlrni_encoding *c, const dlrni_packed_group *group,
+                                    int64_t n, int64_t row, const uint64_t *mask) {
+    const dlrn_dictionary *dict = c->dict;
+    const float *threshold = dlrni_thresholds(dict);
     int32_t feature[DLRNI_SHARE * DLRNI_GROUP];
-    float sum[DLRNI_SHARE * DLRNI_GROUP];
-    int64_t d = c->dict->activation_dim, count = 0, p = 0, end[DLRNI_SHARE];
+    float sum[DLRNI_SHARE * DLRNI_GROUP], row_floor = dlrni_row_floor(c, row);
+    int64_t d = dict->d_in, count = 0, p = 0, end[DLRNI_SHARE];
     for (int64_t g = 0; g < n; end[g++] = count)
-        count += dlrni_features_of(mask[g * DLRNI_SCREEN_ROWS] & panel[g].valid, panel[g].f0,
+        count += dlrni_features_of(mask[g * DLRNI_SCREEN_ROWS] & group[g].valid, group[g].f0,
                                    feature + count);
-    c->dict->ctx->k->dots(c->xc + row * d, d, c->dict->encoder_weight, d, feature, count, sum);
+    dict->ctx->k->dots(c->xc + row * d, d, dict->param[DLRN_ENCODER], d, feature, count, sum);
     for (int64_t g = 0; g < n; g++) {
-        dlrni_list *list = panel[g].list;
+        dlrni_list *list = group[g].list;
         list->candidates += end[g] - p;
         if (!dlrni_list_room(list, end[g] - p)) p = end[g];
         for (; p < end[g]; p++) {
-            float pre = sum[p] + c->dict->encoder_bias[feature[p]];
-            dlrni_list_put(list, row, feature[p] - panel[g].f0, dlrni_relu(pre));
+            float pre = sum[p] + dict->param[DLRN_ENCODER_BIAS][feature[p]];
+            list->key[list->count] =
+                (int32_t)(row << DLRNI_GROUP_SHIFT | (feature[p] - group[g].f0));
+            list->val[list->count] = pre;
+            list->count += !(pre <= dlrni_floor_of(threshold, feature[p], row_floor));
         }
     }
 }
 
-/* The lists of n groups on rows r0 .. r1: tile by tile, so that a row is fetched once for all of
-   them. */
-DLRNI_INTERNAL void dlrni_list_screened(const dlrni_codes *c, dlrni_list *lists, int64_t n,
-                                        int64_t group, int64_t r0, int64_t r1,
-                                        unsigned char *scratch) {
-    const dlrni_screen *s = c->screen;
-    int64_t panels = 0, packed = DLRNI_GROUP * c->width;
-    dlrni_panel panel[DLRNI_SHARE];
-    uint64_t mask[DLRNI_SHARE][DLRNI_SCREEN_ROWS];
+/* Packs those of n groups whose lists must be made; returns how many. */
+DLRNI_INTERNAL int64_t dlrni_pack_groups(const dlrni_encoding *c, dlrni_list *lists, int64_t n,
+                                         int64_t group, unsigned char *scratch,
+                                         dlrni_packed_group *out) {
+    int64_t count = 0, packed = DLRNI_GROUP * c->width, coefs = DLRNI_SCREEN_TERMS * DLRNI_GROUP;
     for (int64_t g = 0; g < n; g++) {
         if (lists[g].whole) continue;
         int64_t width = dlrni_group_width(c, group + g);
-        dlrni_panel *p = &panel[panels++];
+        dlrni_packed_group *p = &out[count++];
         p->list = &lists[g];
         p->list->whole = 1;
         p->f0 = (group + g) * DLRNI_GROUP;
         p->valid = ((uint64_t)1 << width) - 1;
         if (c->ready) {
             p->packed = c->ready->panels + (group + g) * packed;
-            p->coef = c->ready->coef + (group + g) * 3 * DLRNI_GROUP;
+            p->coef = c->ready->coef + (group + g) * coefs;
             continue;
         }
         p->packed = scratch + packed * (1 + g);
-        p->coef = (float *)(void *)(scratch + packed * (1 + n)) + g * 3 * DLRNI_GROUP;
-        dlrni_screen_panel(s, c->dict, p->f0, width, c->width, scratch, p->packed, p->coef);
+        p->coef = (float *)(void *)(scratch + packed * (1 + n)) + g * coefs;
+        dlrni_screen_panel(c->screen, c->dict, p->f0, width, c->width, scratch, p->packed, p->coef);
     }
+    return count;
+}
+
+/* The lists of n groups on rows r0 .. r1, screened: tile by tile, so that a row is fetched once for
+   all of them. */
+DLRNI_INTERNAL void dlrni_list_screened(const dlrni_encoding *c, dlrni_list *lists, int64_t n,
+                                        int64_t group, int64_t r0, int64_t r1,
+                                        unsigned char *scratch) {
+    const dlrni_screen *s = c->screen;
+    dlrni_packed_group in[DLRNI_SHARE];
+    uint64_t mask[DLRNI_SHARE][DLRNI_SCREEN_ROWS];
+    int64_t count = dlrni_pack_groups(c, lists, n, group, scratch, in);
     for (int64_t i = r0; i < r1; i += s->rows) {
-        for (int64_t g = 0; g < panels; g++) {
-            s->tile(panel[g].packed, c->rounded + i * c->width, c->width, c->width / 4,
-                    panel[g].coef, c->row + i, mask[g]);
-        }
+        for (int64_t g = 0; g < count; g++)
+            s->tile(in[g].packed, c->rounded + i * c->width, c->width, c->width / 4, in[g].coef,
+                    c->row + i, mask[g]);
         for (int64_t r = 0; r < dlrni_min(s->rows, r1 - i); r++) {
-            for (int64_t g = 0; g < panels && (i + r - r0) % DLRNI_BLOCK == 0; g++)
-                panel[g].list->start[(i + r - r0) / DLRNI_BLOCK] = (int32_t)panel[g].list->count;
-            dlrni_recheck(c, panel, panels, i + r, &mask[0][r]);
+            for (int64_t g = 0; g < count && (i + r - r0) % DLRNI_BLOCK == 0; g++)
+                in[g].list->start[(i + r - r0) / DLRNI_BLOCK] = (int32_t)in[g].list->count;
+            dlrni_recompute(c, in, count, i + r, &mask[0][r]);
         }
     }
 }
 
-DLRNI_INTERNAL void dlrni_list_dense(const dlrni_codes *c, dlrni_list *list, int64_t group,
+/* pre [n][f1 - f0], rows ld apart = W_e xc without the bias, for features f0 .. f1, at most a
+   group. For one row, a tile of the product would do the work of several. */
+DLRNI_INTERNAL void dlrni_dense_tile(const dlrn_dictionary *dict, const float *xc, int64_t n,
+                                     int64_t f0, int64_t f1, float *pre, int64_t ld) {
+    int64_t d = dict->d_in;
+    const dlrni_kernel_table *k = dict->ctx->k;
+    const float *encoder = dict->param[DLRN_ENCODER];
+    if (n > 1) {
+        k->dots_nt(n, f1 - f0, d, xc, d, encoder + f0 * d, d, pre, ld);
+        return;
+    }
+    int32_t feature[DLRNI_GROUP];
+    for (int64_t j = f0; j < f1; j++) feature[j - f0] = (int32_t)j;
+    k->dots(xc, d, encoder, d, feature, f1 - f0, pre);
+}
+
+/* Appends what is above the floors in a tile pre [rows][width], whose first row is `first`. */
+DLRNI_INTERNAL void dlrni_collect_tile(const dlrni_encoding *c, dlrni_list *list, const float *pre,
+                                       int64_t rows, int64_t width, int64_t first, int64_t f0) {
+    const dlrni_kernel_table *k = c->dict->ctx->k;
+    const float *bias = c->dict->param[DLRN_ENCODER_BIAS] + f0;
+    const float *threshold = dlrni_thresholds(c->dict);
+    int32_t key[DLRNI_GROUP];
+    float val[DLRNI_GROUP];
+    if (threshold) threshold += f0;
+    for (int64_t i = 0; i < rows; i++, pre += width) {
+        int32_t at = (int32_t)((first + i) << DLRNI_GROUP_SHIFT);
+        float row_floor = dlrni_row_floor(c, first + i);
+        if (dlrni_list_room(list, DLRNI_GROUP))
+            list->count += k->collect(pre, bias, threshold, row_floor, width, at,
+                                      list->key + list->count, list->val + list->count);
+        else
+            list->count +=
+                k->collect(pre, bias, threshold, row_floor, width, at, key, val) - DLRNI_GROUP;
+    }
+}
+
+/* The same for an identity, whose features are the input: all that are not 0. */
+DLRNI_INTERNAL void dlrni_collect_identity(const dlrni_encoding *c, dlrni_list *list, int64_t f0,
+                                           int64_t width, int64_t first, int64_t rows) {
+    for (int64_t i = first; i < first + rows; i++) {
+        const float *x = c->xc + i * c->dict->d_in + f0;
+        if (!dlrni_list_room(list, width)) continue;
+        for (int64_t j = 0; j < width; j++) {
+            list->key[list->count] = (int32_t)(i << DLRNI_GROUP_SHIFT | j);
+            list->val[list->count] = x[j];
+            list->count += x[j] != 0;
+        }
+    }
+}
+
+/* The list of one group on rows r0 .. r1, dense: block by block. */
+DLRNI_INTERNAL void dlrni_list_dense(const dlrni_encoding *c, dlrni_list *list, int64_t group,
                                      int64_t r0, int64_t r1, float *tile) {
-    int64_t d = c->dict->activation_dim, f0 = group * DLRNI_GROUP,
-            width = dlrni_group_width(c, group);
+    const dlrn_dictionary *dict = c->dict;
+    int64_t d = dict->d_in, f0 = group * DLRNI_GROUP, width = dlrni_group_width(c, group);
     if (list->whole) return;
     list->whole = 1;
     for (int64_t i = r0; i < r1; i += DLRNI_BLOCK) {
         int64_t rows = dlrni_min(DLRNI_BLOCK, r1 - i);
         list->start[(i - r0) / DLRNI_BLOCK] = (int32_t)list->count;
-        c->dict->family->encode_tile(c->dict, c->xc + i * d, rows, f0, f0 + width, tile, width);
-        dlrni_collect(c, list, tile, rows, width, i);
+        if (dict->formula.gate == DLRN_GATE_IDENTITY) {
+            dlrni_collect_identity(c, list, f0, width, i, rows);
+            continue;
+        }
+        dlrni_dense_tile(dict, c->xc + i * d, rows, f0, f0 + width, tile, width);
+        dlrni_collect_tile(c, list, tile, rows, width, i, f0);
     }
 }
 
 /* Task: the lists of a few groups on one stretch. Stretch by stretch, so that its rows stay in the
    third cache. */
 DLRNI_INTERNAL void dlrni_list_task(void *arg, int64_t task, int worker) {
-    dlrni_codes *c = (dlrni_codes *)arg;
-    int64_t tasks = dlrni_ceil_div(c->panel, c->share), stretch = task / tasks,
-            at = task % tasks * c->share;
-    int64_t r0 = stretch * DLRNI_STRETCH, r1 = dlrni_min(r0 + DLRNI_STRETCH, c->n),
-            group = c->first + at;
-    int64_t n = dlrni_min(c->share, c->panel - at);
+    dlrni_encoding *c = (dlrni_encoding *)arg;
+    int64_t tasks = dlrni_ceil_div(c->wave, c->share), stretch = task / tasks;
+    int64_t at = task % tasks * c->share, group = c->first + at;
+    int64_t r0 = stretch * DLRNI_STRETCH, r1 = dlrni_min(r0 + DLRNI_STRETCH, c->n);
+    int64_t n = dlrni_min(c->share, c->wave - at);
     dlrni_list *lists = &c->lists[stretch * c->groups + group];
     for (int64_t g = 0; g < n; g++)
         if (!lists[g].whole) lists[g].count = lists[g].candidates = 0;
@@ -2846,82 +3135,78 @@ DLRNI_INTERNAL void dlrni_list_task(void *arg, int64_t task, int worker) {
         dlrni_list_dense(c, &lists[g], group + g, r0, r1,
                          (float *)(void *)dlrni_scratch(c, worker));
     for (int64_t g = 0; g < n; g++)
-        for (int64_t b = dlrni_ceil_div(r1 - r0, DLRNI_BLOCK); b <= DLRNI_STRETCH / DLRNI_BLOCK;
-             b++)
+        for (int64_t b = dlrni_ceil_div(r1 - r0, DLRNI_BLOCK); b <= DLRNI_BLOCKS; b++)
             lists[g].start[b] = (int32_t)lists[g].count;
 }
 
-/* Task: a block of rows for the screen. */
+/* Task: a block of rows in the screen's format. */
 DLRNI_INTERNAL void dlrni_screen_block(void *arg, int64_t block, int worker) {
-    dlrni_codes *c = (dlrni_codes *)arg;
-    int64_t d = c->dict->activation_dim, end = dlrni_min((block + 1) * DLRNI_BLOCK, c->n);
+    dlrni_encoding *c = (dlrni_encoding *)arg;
+    int64_t d = c->dict->d_in, end = dlrni_min((block + 1) * DLRNI_BLOCK, c->n);
     (void)worker;
     for (int64_t i = block * DLRNI_BLOCK; i < end; i++)
-        dlrni_screen_x(c->screen, c->xc + i * d, d, c->rounded + i * c->width, c->width,
-                       c->row + i);
+        dlrni_screen_row_of(c->screen, c->xc + i * d, d, c->rounded + i * c->width, c->width,
+                            c->row + i);
 }
 
-/* The rows in hand, rounded for the screen. */
-DLRNI_INTERNAL dlrn_status dlrni_codes_round(dlrni_codes *c) {
+/* Rounds all rows for the screen. */
+DLRNI_INTERNAL dlrn_status dlrni_encoding_round(dlrni_encoding *c) {
     dlrn_context *ctx = c->dict->ctx;
-    if (!DLRNI_GROW(ctx, &c->rounded, &c->rounded_cap, 0, (c->n + DLRNI_SCREEN_ROWS) * c->width) ||
-        !DLRNI_GROW(ctx, &c->row, &c->row_cap, 0, c->n + DLRNI_SCREEN_ROWS))
+    const int64_t beyond = DLRNI_SCREEN_ROWS; /* the last tile reads rows behind the last */
+    if (!DLRNI_GROW(ctx, &c->rounded, &c->rounded_cap, 0, (c->n + beyond) * c->width) ||
+        !DLRNI_GROW(ctx, &c->row, &c->row_cap, 0, c->n + beyond))
         return DLRN_ERR_MEMORY;
-    memset(c->rounded + c->n * c->width, 0,
-           (size_t)(DLRNI_SCREEN_ROWS * c->width)); /* the last tile reads beyond n */
-    memset(c->row + c->n, 0, DLRNI_SCREEN_ROWS * sizeof *c->row);
+    memset(c->rounded + c->n * c->width, 0, (size_t)(beyond * c->width));
+    memset(c->row + c->n, 0, (size_t)beyond * sizeof *c->row);
     dlrn_parallel_for(ctx, dlrni_ceil_div(c->n, DLRNI_BLOCK), dlrni_screen_block, c);
     return DLRN_OK;
 }
 
-/* Which way is the cheapest for rows like those seen last; NULL: dense. A screen that was not taken
-   forgets slowly what it let through, and so is tried again. The costs are of an element of the
-   product at the peak of f32. */
-DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_codes *c, int64_t n) {
-    const double dense = 1.35, recheck = 4; /* measured on Zen 4 */
+/* The cheapest way for rows like those seen last; NULL: dense. Costs are relative to the dense
+   product at the peak of f32. A screen that was not taken slowly forgets what it let through, so
+   that it is tried again. */
+DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_encoding *c, int64_t n) {
+    /* Measured on Zen 4, 2048 x 512 x 8192: the dense way takes 1.35 times the product alone, and a
+       candidate, whose row of the encoder comes from the second cache, 4 times an element of it. To
+       measure another machine, force each way and compare the encoder's rows of `make bench`. */
+    const double dense = 1.35, recompute = 4;
+    const double few = 0.03;        /* active, as long as nothing is known: a trained dictionary */
+    const double slack = 1.5;       /* candidates of an active feature, as seen with int8        */
+    const double forget = 1.0 / 64; /* a batch                                                   */
     const dlrni_screen *best = NULL;
-    double least = dense;
-    if (!c->dict->family->relu || c->dict->activation_dim > DLRNI_SCREEN_DIM ||
-        n < DLRNI_SCREEN_LEAST)
-        return NULL;
+    double min = dense;
+    if (!dlrni_screenable(c->dict) || n < DLRNI_SCREEN_MIN) return NULL;
     for (int i = 0; i < 2; i++) {
         const dlrni_screen *s = c->dict->ctx->set.screen[i];
-        double expected = c->active >= 0 ? 1.5 * c->active : 0.03;
+        double expected = c->active >= 0 ? slack * c->active : few;
         if (!s) continue;
-        if (c->let_through[i] >= 0) c->let_through[i] += (expected - c->let_through[i]) / 64;
-        double cost =
-            (double)s->cost + recheck * (c->let_through[i] >= 0 ? c->let_through[i] : expected);
-        if (cost >= least) continue;
+        if (c->let_through[i] >= 0) c->let_through[i] += (expected - c->let_through[i]) * forget;
+        double share = c->let_through[i] >= 0 ? c->let_through[i] : expected;
+        double cost = (double)s->cost + recompute * share;
+        if (cost >= min) continue;
         best = s;
-        least = cost;
+        min = cost;
     }
     return best;
 }
 
-DLRNI_INTERNAL void dlrni_codes_init(dlrni_codes *c, const dlrn_dictionary *dict) {
-    memset(c, 0, sizeof *c);
-    c->dict = dict;
-    c->groups = dlrni_ceil_div(dict->dict_size, DLRNI_GROUP);
-    c->active = c->let_through[0] = c->let_through[1] = -1;
-}
-
-/* Makes ready for a batch xc [n][d], which is borrowed until the next. */
-DLRNI_INTERNAL dlrn_status dlrni_codes_begin(dlrni_codes *c, float *xc, int64_t n) {
+/* Begins a batch xc [n][d_in], which is borrowed until the next. */
+DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, int64_t n) {
     dlrn_context *ctx = c->dict->ctx;
-    int64_t d = c->dict->activation_dim, lists, used = c->lists_cap;
+    int64_t used = c->lists_cap, lists;
     c->xc = xc;
     c->n = n;
     c->first = -1;
+    c->cut_known = 0;
     c->stretches = dlrni_ceil_div(n, DLRNI_STRETCH);
     lists = c->groups * c->stretches;
     if (!DLRNI_GROW(ctx, &c->lists, &c->lists_cap, used, lists)) return DLRN_ERR_MEMORY;
     if (c->lists_cap > used)
         memset(c->lists + used, 0, (size_t)(c->lists_cap - used) * sizeof *c->lists);
     c->screen = dlrni_choose_screen(c, n);
-    c->width = c->screen ? dlrni_screen_width(c->screen, d) : 0;
-    c->ready =
-        c->dict->prepared && c->dict->prepared->screen == c->screen ? c->dict->prepared : NULL;
-    return c->screen ? dlrni_codes_round(c) : DLRN_OK;
+    c->width = c->screen ? dlrni_screen_width(c->screen, c->dict->d_in) : 0;
+    if (c->ready && c->ready->screen != c->screen) c->ready = NULL;
+    return c->screen ? dlrni_encoding_round(c) : DLRN_OK;
 }
 
 DLRNI_INTERNAL int dlrni_list_grow(dlrn_context *ctx, dlrni_list *list, int64_t entries) {
@@ -2931,498 +3216,654 @@ DLRNI_INTERNAL int dlrni_list_grow(dlrn_context *ctx, dlrni_list *list, int64_t 
 
 /* Room for what is expected, so that a first batch is not encoded twice; `share` of the features is
    active. */
-DLRNI_INTERNAL dlrn_status dlrni_first_room(dlrni_codes *c, double share) {
+DLRNI_INTERNAL dlrn_status dlrni_first_room(dlrni_encoding *c, double share) {
     int64_t all = dlrni_min(c->n, DLRNI_STRETCH) * DLRNI_GROUP;
     int64_t entries = (int64_t)(share * (double)all) + DLRNI_GROUP;
     for (int64_t s = 0; s < c->stretches; s++)
-        for (int64_t g = c->first; g < c->first + c->panel; g++)
+        for (int64_t g = c->first; g < c->first + c->wave; g++)
             if (!dlrni_list_grow(c->dict->ctx, &c->lists[s * c->groups + g], entries))
                 return DLRN_ERR_MEMORY;
     return DLRN_OK;
 }
 
-/* Makes room where a list did not fit; *missing says how many. */
-DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrni_codes *c, int64_t *missing) {
+/* Makes room where a list did not fit, twice what this batch needs: batches differ, and one like
+   it should allocate nothing. *missing says how many lists must be made again. */
+DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrni_encoding *c, int64_t *missing) {
     dlrn_context *ctx = c->dict->ctx;
+    const int64_t all = (int64_t)(DLRNI_STRETCH + 1) * DLRNI_GROUP; /* and one row beyond: a row is
+                                                              appended as if all of it were active */
     *missing = 0;
     for (int64_t s = 0; s < c->stretches; s++)
-        for (int64_t g = c->first; g < c->first + c->panel; g++) {
+        for (int64_t g = c->first; g < c->first + c->wave; g++) {
             dlrni_list *list = &c->lists[s * c->groups + g];
             if (list->whole) continue;
-            int64_t entries = list->count + list->count / 4 +
-                              DLRNI_GROUP; /* a row is appended as if all of it fired */
-            entries = dlrni_min(entries, (int64_t)(DLRNI_STRETCH + 1) * DLRNI_GROUP);
-            if (!dlrni_list_grow(ctx, list, entries)) return DLRN_ERR_MEMORY;
+            if (!dlrni_list_grow(ctx, list, dlrni_min(2 * list->count + DLRNI_GROUP, all)))
+                return DLRN_ERR_MEMORY;
             ++*missing;
         }
     return DLRN_OK;
 }
 
 /* What the lists in hand hold, or need. */
-DLRNI_INTERNAL int64_t dlrni_codes_count(const dlrni_codes *c) {
+DLRNI_INTERNAL int64_t dlrni_wave_entries(const dlrni_encoding *c) {
     int64_t total = 0;
     for (int64_t s = 0; s < c->stretches; s++)
-        for (int64_t g = c->first; g < c->first + c->panel; g++)
+        for (int64_t g = c->first; g < c->first + c->wave; g++)
             total += c->lists[s * c->groups + g].count;
     return total;
 }
 
-/* The lists of groups first .. first + panel. Should they hold more than `budget` entries, only as
-   many groups are made as fit whatever fires, and panel says how many. */
-DLRNI_INTERNAL dlrn_status dlrni_codes_load(dlrni_codes *c, int64_t first, int64_t panel,
+DLRNI_INTERNAL int64_t dlrni_wave_candidates(const dlrni_encoding *c) {
+    int64_t total = 0;
+    for (int64_t s = 0; s < c->stretches; s++)
+        for (int64_t g = c->first; g < c->first + c->wave; g++)
+            total += c->lists[s * c->groups + g].candidates;
+    return total;
+}
+
+/* The lists of groups first .. first + wave, before selection. Should they hold more than `budget`
+   entries, the wave shrinks to as many groups as fit whatever fires. */
+DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, int64_t wave,
                                             int64_t budget) {
     dlrn_context *ctx = c->dict->ctx;
-    int64_t missing = 1;
+    int64_t missing = 1, tile = DLRNI_BLOCK * DLRNI_GROUP * (int64_t)sizeof(float);
     c->first = first;
-    c->panel = dlrni_min(panel, c->groups - first);
-    c->share = dlrni_min(
-        DLRNI_NEAR_BYTES / (DLRNI_GROUP * (c->width + 4 * c->dict->activation_dim)), DLRNI_SHARE);
-    c->share = dlrni_max(dlrni_min(c->share, c->stretches * c->panel / (8 * ctx->threads)), 1);
-    DLRNI_TRY(dlrni_need_scratch(c, c->screen
-                                        ? dlrni_panel_scratch(c, c->share)
-                                        : DLRNI_BLOCK * DLRNI_GROUP * (int64_t)sizeof(float)));
+    c->wave = dlrni_min(wave, c->groups - first);
+    c->share =
+        dlrni_min(DLRNI_NEAR_BYTES / (DLRNI_GROUP * (c->width + 4 * c->dict->d_in)), DLRNI_SHARE);
+    c->share = dlrni_max(dlrni_min(c->share, c->stretches * c->wave / (8 * ctx->threads)), 1);
+    DLRNI_TRY(dlrni_need_scratch(c, c->screen ? dlrni_packed_bytes(c, c->share) : tile));
     if (c->screen && c->active < 0) DLRNI_TRY(dlrni_first_room(c, 0.05));
     for (int64_t s = 0; s < c->stretches; s++)
-        for (int64_t g = first; g < first + c->panel; g++) c->lists[s * c->groups + g].whole = 0;
+        for (int64_t g = first; g < first + c->wave; g++) c->lists[s * c->groups + g].whole = 0;
     while (missing) {
-        dlrn_parallel_for(ctx, c->stretches * dlrni_ceil_div(c->panel, c->share), dlrni_list_task,
+        dlrn_parallel_for(ctx, c->stretches * dlrni_ceil_div(c->wave, c->share), dlrni_list_task,
                           c);
-        if (dlrni_codes_count(c) > budget)
-            c->panel = dlrni_min(c->panel, dlrni_max(budget / (c->n * DLRNI_GROUP), 1));
+        if (dlrni_wave_entries(c) > budget)
+            c->wave = dlrni_min(c->wave, dlrni_max(budget / (c->n * DLRNI_GROUP), 1));
         DLRNI_TRY(dlrni_make_room(c, &missing));
     }
     return DLRN_OK;
 }
 
 /* After a whole batch: what it says of the next one. */
-DLRNI_INTERNAL void dlrni_codes_learn(dlrni_codes *c, int64_t active, int64_t candidates) {
-    double all = (double)c->n * (double)c->dict->dict_size;
+DLRNI_INTERNAL void dlrni_encoding_learn(dlrni_encoding *c, int64_t active, int64_t candidates) {
+    double all = (double)c->n * (double)c->dict->features;
     c->active = (double)active / all;
     for (int i = 0; i < 2; i++)
         if (c->screen && c->screen == c->dict->ctx->set.screen[i])
             c->let_through[i] = (double)candidates / all;
 }
 
-DLRNI_INTERNAL int64_t dlrni_codes_candidates(const dlrni_codes *c) {
-    int64_t total = 0;
-    for (int64_t s = 0; s < c->stretches; s++)
-        for (int64_t g = c->first; g < c->first + c->panel; g++)
-            total += c->lists[s * c->groups + g].candidates;
-    return total;
-}
+/* ---- Lists by row ---- */
 
-/* The lists in hand, by row: at [DLRNI_BLOCK + 1] where the rows of a block begin, from at[0] on.
- */
-DLRNI_INTERNAL void dlrni_block_count(const dlrni_codes *c, int64_t block, int64_t *at) {
-    int64_t s = block / (DLRNI_STRETCH / DLRNI_BLOCK), b = block % (DLRNI_STRETCH / DLRNI_BLOCK);
+/* Counts the entries of a block of rows: row i of the block begins at at[i], at [DLRNI_BLOCK + 1],
+   from at[0] on, which the caller sets. */
+DLRNI_INTERNAL void dlrni_block_count(const dlrni_encoding *c, int64_t block, int64_t *at) {
+    int64_t s = block / DLRNI_BLOCKS, b = block % DLRNI_BLOCKS;
     for (int64_t i = 1; i <= DLRNI_BLOCK; i++) at[i] = 0;
-    for (int64_t g = c->first; g < c->first + c->panel; g++) {
+    for (int64_t g = c->first; g < c->first + c->wave; g++) {
         const dlrni_list *list = &c->lists[s * c->groups + g];
         for (int32_t p = list->start[b]; p < list->start[b + 1]; p++)
-            at[(list->key[p] >> DLRNI_GROUP_SHIFT) % DLRNI_BLOCK + 1]++;
+            at[dlrni_key_row(list->key[p]) % DLRNI_BLOCK + 1]++;
     }
     for (int64_t i = 0; i < DLRNI_BLOCK; i++) at[i + 1] += at[i];
 }
 
-/* The entries to where `at` of dlrni_block_count says. */
-DLRNI_INTERNAL void dlrni_block_fill(const dlrni_codes *c, int64_t block, const int64_t *at,
+/* Writes the entries of a block to where `at` of dlrni_block_count says: features ascending within
+   a row. */
+DLRNI_INTERNAL void dlrni_block_fill(const dlrni_encoding *c, int64_t block, const int64_t *at,
                                      int32_t *col, float *val) {
-    int64_t s = block / (DLRNI_STRETCH / DLRNI_BLOCK), b = block % (DLRNI_STRETCH / DLRNI_BLOCK),
-            to[DLRNI_BLOCK];
+    int64_t s = block / DLRNI_BLOCKS, b = block % DLRNI_BLOCKS, to[DLRNI_BLOCK];
     memcpy(to, at, sizeof to);
-    for (int64_t g = c->first; g < c->first + c->panel; g++) {
+    for (int64_t g = c->first; g < c->first + c->wave; g++) {
         const dlrni_list *list = &c->lists[s * c->groups + g];
         for (int32_t p = list->start[b]; p < list->start[b + 1]; p++) {
-            int64_t at_p = to[(list->key[p] >> DLRNI_GROUP_SHIFT) % DLRNI_BLOCK]++;
-            col[at_p] =
-                (int32_t)(g * DLRNI_GROUP) + (list->key[p] & ((1 << DLRNI_GROUP_SHIFT) - 1));
-            val[at_p] = list->val[p];
+            int64_t q = to[dlrni_key_row(list->key[p]) % DLRNI_BLOCK]++;
+            col[q] = (int32_t)(g * DLRNI_GROUP + dlrni_key_feature(list->key[p]));
+            val[q] = list->val[p];
         }
     }
 }
 
-/* The most entries that a block of rows has. */
-DLRNI_INTERNAL int64_t dlrni_block_most(const dlrni_codes *c) {
-    int64_t most = 0;
+/* The largest number of entries of a block of rows. */
+DLRNI_INTERNAL int64_t dlrni_block_max(const dlrni_encoding *c) {
+    int64_t max = 0;
     for (int64_t s = 0; s < c->stretches; s++)
-        for (int64_t b = 0; b < DLRNI_STRETCH / DLRNI_BLOCK; b++) {
+        for (int64_t b = 0; b < DLRNI_BLOCKS; b++) {
             int64_t n = 0;
-            for (int64_t g = c->first; g < c->first + c->panel; g++) {
+            for (int64_t g = c->first; g < c->first + c->wave; g++) {
                 const dlrni_list *list = &c->lists[s * c->groups + g];
                 n += list->start[b + 1] - list->start[b];
             }
-            most = dlrni_max(most, n);
+            max = dlrni_max(max, n);
         }
-    return most;
+    return max;
 }
 
-/* ---- Encoding for the user ---- */
+/* ------------------------------------------------------------------------------------------ */
+// >>select
+/* Top-k: of each row only the k best entries stay; of equal ones those with the lower feature.
+   Groups are encoded in ascending order, in rounds. After each round the worst of the k best so far
+   is a floor for the rest: a later feature must be above it, since an equal one would lose to the
+   lower index. So the screen rules out nearly all that cannot be chosen. What comes out, a cut for
+   each row, depends neither on the rounds nor on the screen. */
 
-/* Rows in hand, and where their features go: f [n][F], or codes. */
-typedef struct dlrni_encode_job {
-    dlrni_codes c;
-    const float *x;     /* [n][d]                      */
-    float *f;           /* [n][F], or NULL             */
-    dlrn_sparse *codes; /* rows from `first` on        */
-    int64_t first;
-} dlrni_encode_job;
-
-DLRNI_INTERNAL void dlrni_center_block(void *arg, int64_t block, int worker) {
-    const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
-    int64_t d = j->c.dict->activation_dim, i = block * DLRNI_BLOCK;
-    (void)worker;
-    j->c.dict->family->center(j->c.dict, j->x + i * d, dlrni_min(DLRNI_BLOCK, j->c.n - i),
-                              j->c.xc + i * d);
+/* Whether a is worse than b: smaller, or equal with a higher feature; a NaN is better than all. */
+DLRNI_INTERNAL int dlrni_is_worse(const dlrni_cut *a, const dlrni_cut *b) {
+    int nan_a = a->value != a->value, nan_b = b->value != b->value;
+    if (nan_a != nan_b) return nan_b;
+    return a->value < b->value || (!(a->value > b->value) && a->feature > b->feature);
 }
 
-DLRNI_INTERNAL void dlrni_spread_block(void *arg, int64_t block, int worker) {
-    const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
-    const dlrni_codes *c = &j->c;
-    int64_t s = block / (DLRNI_STRETCH / DLRNI_BLOCK), b = block % (DLRNI_STRETCH / DLRNI_BLOCK);
-    int64_t F = c->dict->dict_size, r0 = block * DLRNI_BLOCK,
-            rows = dlrni_min(DLRNI_BLOCK, c->n - r0);
-    (void)worker;
-    memset(j->f + r0 * F, 0, (size_t)(rows * F) * sizeof *j->f);
-    for (int64_t g = 0; g < c->groups; g++) {
-        const dlrni_list *list = &c->lists[s * c->groups + g];
-        for (int32_t p = list->start[b]; p < list->start[b + 1]; p++)
-            j->f[(list->key[p] >> DLRNI_GROUP_SHIFT) * F + g * DLRNI_GROUP +
-                 (list->key[p] & ((1 << DLRNI_GROUP_SHIFT) - 1))] = list->val[p];
+/* Puts the worst of a heap [n] on top again, after its top has changed. */
+DLRNI_INTERNAL void dlrni_heap_down(dlrni_cut *heap, int64_t n) {
+    for (int64_t at = 0, child; (child = 2 * at + 1) < n; at = child) {
+        if (child + 1 < n && dlrni_is_worse(&heap[child + 1], &heap[child])) child++;
+        if (!dlrni_is_worse(&heap[child], &heap[at])) return;
+        dlrni_cut swap = heap[at];
+        heap[at] = heap[child];
+        heap[child] = swap;
     }
 }
 
-DLRNI_INTERNAL void dlrni_count_rows(void *arg, int64_t block, int worker) {
-    const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
-    int64_t at[DLRNI_BLOCK + 1] = {0}, i0 = block * DLRNI_BLOCK,
-                             *n = j->codes->row_ptr + j->first + 1;
-    (void)worker;
-    dlrni_block_count(&j->c, block, at);
-    for (int64_t i = 0; i < DLRNI_BLOCK && i0 + i < j->c.n; i++) n[i0 + i] = at[i + 1] - at[i];
+DLRNI_INTERNAL void dlrni_heap_up(dlrni_cut *heap, int64_t at) {
+    for (int64_t parent; at > 0; at = parent) {
+        parent = (at - 1) / 2;
+        if (!dlrni_is_worse(&heap[at], &heap[parent])) return;
+        dlrni_cut swap = heap[at];
+        heap[at] = heap[parent];
+        heap[parent] = swap;
+    }
 }
 
-DLRNI_INTERNAL void dlrni_fill_rows(void *arg, int64_t block, int worker) {
-    const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
-    int64_t at[DLRNI_BLOCK + 1];
-    (void)worker;
-    at[0] = j->codes->row_ptr[j->first + block * DLRNI_BLOCK];
-    dlrni_block_count(&j->c, block, at);
-    dlrni_block_fill(&j->c, block, at, j->codes->col, j->codes->val);
+/* Keeps (feature, value) if it is among the k best of the row so far. */
+DLRNI_INTERNAL void dlrni_keep_best(dlrni_cut *heap, int32_t *kept, int64_t k, int32_t feature,
+                                    float value) {
+    dlrni_cut entry = {value, feature};
+    if (*kept < k) {
+        heap[*kept] = entry;
+        dlrni_heap_up(heap, (*kept)++);
+    } else if (dlrni_is_worse(&heap[0], &entry)) {
+        heap[0] = entry;
+        dlrni_heap_down(heap, k);
+    }
 }
 
-/* Appends the features of the rows in hand to codes. */
-DLRNI_INTERNAL dlrn_status dlrni_append_rows(dlrni_encode_job *j) {
-    dlrn_context *ctx = j->c.dict->ctx;
-    int64_t n = j->c.n, blocks = dlrni_ceil_div(n, DLRNI_BLOCK), *p;
-    j->first = j->codes->rows;
-    DLRNI_TRY(dlrni_sparse_reserve(ctx, j->codes, j->first + n, j->codes->nnz_cap));
-    dlrn_parallel_for(ctx, blocks, dlrni_count_rows, j);
-    p = j->codes->row_ptr + j->first;
-    for (int64_t i = 0; i < n; i++) p[i + 1] += p[i];
-    DLRNI_TRY(dlrni_sparse_reserve(ctx, j->codes, j->first + n, p[n]));
-    dlrn_parallel_for(ctx, blocks, dlrni_fill_rows, j);
-    j->codes->rows += n;
+/* Task: a block of rows takes the entries in hand into its heaps; full heaps raise the floor. */
+DLRNI_INTERNAL void dlrni_select_block(void *arg, int64_t block, int worker) {
+    dlrni_encoding *c = (dlrni_encoding *)arg;
+    int64_t s = block / DLRNI_BLOCKS, b = block % DLRNI_BLOCKS, k = c->dict->formula.k;
+    (void)worker;
+    for (int64_t g = c->first; g < c->first + c->wave; g++) {
+        const dlrni_list *list = &c->lists[s * c->groups + g];
+        for (int32_t p = list->start[b]; p < list->start[b + 1]; p++) {
+            int64_t row = dlrni_key_row(list->key[p]);
+            dlrni_keep_best(c->best + row * k, c->kept + row, k,
+                            (int32_t)(g * DLRNI_GROUP + dlrni_key_feature(list->key[p])),
+                            list->val[p]);
+        }
+    }
+    for (int64_t i = block * DLRNI_BLOCK; i < dlrni_min((block + 1) * DLRNI_BLOCK, c->n); i++) {
+        if (c->kept[i] < k) continue;
+        float worst = c->best[i * k].value;
+        c->floor[i] = worst != worst ? INFINITY : worst; /* k NaNs: nothing is better */
+        if (c->screen) dlrni_screen_set_floor(c->row + i, c->floor[i]);
+    }
+}
+
+/* Whether an entry is among the chosen ones of its row. */
+DLRNI_INTERNAL int dlrni_is_chosen(const dlrni_encoding *c, int64_t row, int32_t feature,
+                                   float value) {
+    int64_t k = c->dict->formula.k;
+    dlrni_cut entry = {value, feature};
+    return c->kept[row] < k || !dlrni_is_worse(&entry, &c->best[row * k]);
+}
+
+/* Task: drops from one group's lists what is not chosen. */
+DLRNI_INTERNAL void dlrni_drop_task(void *arg, int64_t task, int worker) {
+    dlrni_encoding *c = (dlrni_encoding *)arg;
+    int64_t s = task / c->wave, g = c->first + task % c->wave, count = 0;
+    dlrni_list *list = &c->lists[s * c->groups + g];
+    int32_t p = 0;
+    (void)worker;
+    for (int64_t b = 0; b < DLRNI_BLOCKS; b++) {
+        int32_t end = list->start[b + 1];
+        list->start[b] = (int32_t)count;
+        for (; p < end; p++) {
+            list->key[count] = list->key[p];
+            list->val[count] = list->val[p];
+            count += dlrni_is_chosen(c, dlrni_key_row(list->key[p]),
+                                     (int32_t)(g * DLRNI_GROUP + dlrni_key_feature(list->key[p])),
+                                     list->val[p]);
+        }
+    }
+    list->start[DLRNI_BLOCKS] = (int32_t)count;
+    list->count = count;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_select_begin(dlrni_encoding *c) {
+    dlrn_context *ctx = c->dict->ctx;
+    int64_t size;
+    if (!dlrni_mul(c->n, c->dict->formula.k, &size) ||
+        !DLRNI_GROW(ctx, &c->best, &c->best_cap, 0, size) ||
+        !DLRNI_GROW(ctx, &c->kept, &c->kept_cap, 0, c->n) ||
+        !DLRNI_GROW(ctx, &c->floor, &c->floor_cap, 0, c->n))
+        return DLRN_ERR_MEMORY;
+    memset(c->kept, 0, (size_t)c->n * sizeof *c->kept);
+    memset(c->floor, 0, (size_t)c->n * sizeof *c->floor);
+    for (int64_t i = 0; i < c->n && c->screen; i++) c->row[i].floor = 0;
     return DLRN_OK;
 }
 
-/* Few rows: packing the features for the screen would not pay, unless that is done already, and
-   lists neither. Task: a group, into f [n][F]. */
-DLRNI_INTERNAL void dlrni_encode_group(void *arg, int64_t group, int worker) {
-    const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
-    const dlrn_dictionary *dict = j->c.dict;
-    int64_t f0 = group * DLRNI_GROUP;
-    (void)worker;
-    dict->family->encode_tile(dict, j->c.xc, j->c.n, f0, f0 + dlrni_group_width(&j->c, group),
-                              j->f + f0, dict->dict_size);
+/* The last group of the round that begins with `first`: a 16th, then a quarter, then all. With
+   512 x 32768 and k 64 the rounds pass 3 % of the first 16th and 0.8 % of the rest to the heaps. */
+DLRNI_INTERNAL int64_t dlrni_round_end(const dlrni_encoding *c, int64_t first) {
+    int64_t sixteenth = dlrni_ceil_div(c->groups, 16), quarter = dlrni_ceil_div(c->groups, 4);
+    return first < sixteenth ? sixteenth : first < quarter ? quarter : c->groups;
 }
 
-/* The same by the panel that stands ready. */
-DLRNI_INTERNAL void dlrni_encode_ready_group(void *arg, int64_t group, int worker) {
-    const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
-    const dlrni_codes *c = &j->c;
-    const dlrn_dictionary *dict = c->dict;
-    const int64_t d = dict->activation_dim, f0 = group * DLRNI_GROUP,
-                  width = dlrni_group_width(c, group);
-    uint64_t mask[DLRNI_SCREEN_ROWS];
-    (void)worker;
+/* Finds the cut of every row, by rounds over all groups. *in_hand: 1 if the lists of all groups
+   have fitted into the budget and are whole. */
+DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget, int *in_hand) {
+    int64_t used = 0;
+    *in_hand = 1;
+    DLRNI_TRY(dlrni_select_begin(c));
+    for (int64_t first = 0; first < c->groups; first += c->wave) {
+        DLRNI_TRY(dlrni_make_lists(c, first, dlrni_round_end(c, first) - first, budget));
+        dlrn_parallel_for(c->dict->ctx, dlrni_ceil_div(c->n, DLRNI_BLOCK), dlrni_select_block, c);
+        used += dlrni_wave_entries(c);
+        *in_hand = *in_hand && used <= budget;
+    }
+    c->cut_known = 1;
+    /* from now on the chosen entries are wanted again, also those equal to the floor */
     for (int64_t i = 0; i < c->n; i++) {
-        int32_t feature[DLRNI_GROUP];
-        float sum[DLRNI_GROUP], *f = j->f + i * dict->dict_size;
-        if (i % c->screen->rows == 0)
-            c->screen->tile(c->ready->panels + group * DLRNI_GROUP * c->width,
-                            c->rounded + i * c->width, c->width, c->width / 4,
-                            c->ready->coef + group * 3 * DLRNI_GROUP, c->row + i, mask);
-        int64_t n = dlrni_features_of(mask[i % c->screen->rows] & (((uint64_t)1 << width) - 1), f0,
-                                      feature);
-        dict->ctx->k->dots(c->xc + i * d, d, dict->encoder_weight, d, feature, n, sum);
-        memset(f + f0, 0, (size_t)width * sizeof *f);
-        for (int64_t p = 0; p < n; p++)
-            f[feature[p]] = dlrni_relu(sum[p] + dict->encoder_bias[feature[p]]);
+        if (c->kept[i] < c->dict->formula.k) continue;
+        c->floor[i] = nextafterf(c->floor[i], -INFINITY);
+        if (c->screen) dlrni_screen_set_floor(c->row + i, c->floor[i]);
     }
+    return DLRN_OK;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x, int64_t n) {
-    dlrni_codes *c = &j->c;
-    const dlrn_dictionary *dict = c->dict;
-    dlrn_context *ctx = dict->ctx;
-    float *xc = DLRNI_NEW(ctx, float, n * dict->activation_dim);
-    float *f = j->f ? NULL : DLRNI_NEW(ctx, float, n * dict->dict_size);
-    dlrn_status s = xc && (f || j->f) ? DLRN_OK : DLRN_ERR_MEMORY;
-    if (s == DLRN_OK) {
-        c->xc = xc, c->n = n;
-        if (!j->f) j->f = f;
-        dict->family->center(dict, x, n, xc);
-        c->ready = dict->prepared;
-        if (c->ready) c->screen = c->ready->screen, c->width = c->ready->width;
-        if (c->ready) s = dlrni_codes_round(c);
-    }
-    if (s == DLRN_OK) {
-        dlrn_parallel_for(ctx, c->groups, c->ready ? dlrni_encode_ready_group : dlrni_encode_group,
-                          j);
-        if (j->codes) s = dlrni_sparse_append(ctx, j->codes, f, n);
-    }
-    dlrni_codes_free(c);
-    dlrni_free(ctx, xc);
-    dlrni_free(ctx, f);
-    return s;
+/* Candidates and selection together: the lists of groups first .. first + wave, with what is chosen
+   in them. c->wave may come out smaller (dlrni_make_lists). */
+DLRNI_INTERNAL dlrn_status dlrni_encoding_load(dlrni_encoding *c, int64_t first, int64_t wave,
+                                               int64_t budget) {
+    int in_hand = 0;
+    if (!dlrni_selects(c->dict)) return dlrni_make_lists(c, first, wave, budget);
+    if (!c->cut_known) DLRNI_TRY(dlrni_find_cuts(c, budget, &in_hand));
+    if (in_hand && first == 0 && wave >= c->groups) {
+        c->first = 0;
+        c->wave = c->groups;
+    } else
+        DLRNI_TRY(dlrni_make_lists(c, first, wave, budget));
+    dlrn_parallel_for(c->dict->ctx, c->stretches * c->wave, dlrni_drop_task, c);
+    return DLRN_OK;
 }
 
-/* How many rows at a time: all that a list takes, unless they are so dense that the lists would
-   grow beyond this many entries; the first rows tell. */
-DLRNI_INTERNAL int64_t dlrni_rows_at_once(const dlrni_codes *c, int64_t left) {
-    double row = (c->active >= 0 ? 1.5 * c->active + 0.001 : 1) * (double)c->dict->dict_size;
-    int64_t rows = dlrni_min((int64_t)((8 << 20) / row), DLRNI_STRETCH) / DLRNI_BLOCK * DLRNI_BLOCK;
-    return dlrni_min(left, dlrni_max(rows, DLRNI_BLOCK));
-}
-
-DLRNI_INTERNAL dlrn_status dlrni_encode_rows(dlrni_encode_job *j, const float *x, int64_t n) {
-    dlrni_codes *c = &j->c;
-    const dlrn_dictionary *dict = c->dict;
-    int64_t d = dict->activation_dim, rows;
-    if (n < DLRNI_SCREEN_LEAST) return dlrni_encode_few(j, x, n);
-    float *xc = DLRNI_NEW(dict->ctx, float, dlrni_min(n, DLRNI_STRETCH) * d);
-    dlrn_status s = xc ? DLRN_OK : DLRN_ERR_MEMORY;
-    for (int64_t i = 0; s == DLRN_OK && i < n; i += rows) {
-        rows = dlrni_rows_at_once(c, n - i);
-        j->x = x + i * d;
-        c->xc = xc, c->n = rows;
-        dlrn_parallel_for(dict->ctx, dlrni_ceil_div(rows, DLRNI_BLOCK), dlrni_center_block, j);
-        s = dlrni_codes_begin(c, xc, rows);
-        if (s == DLRN_OK) s = dlrni_codes_load(c, 0, c->groups, INT64_MAX);
-        if (s != DLRN_OK) break;
-        dlrni_codes_learn(c, dlrni_codes_count(c), dlrni_codes_candidates(c));
-        if (j->codes) s = dlrni_append_rows(j);
-        if (j->f)
-            dlrn_parallel_for(dict->ctx, dlrni_ceil_div(rows, DLRNI_BLOCK), dlrni_spread_block, j);
-        if (j->f) j->f += rows * dict->dict_size;
-    }
-    dlrni_codes_free(c);
-    dlrni_free(dict->ctx, xc);
-    return s;
-}
-
-DLRN_API dlrn_status dlrn_encode(const dlrn_dictionary *dict, const float *x, int64_t n, float *f) {
-    dlrni_encode_job job;
-    memset(&job, 0, sizeof job);
-    DLRNI_REQUIRE(dict->ctx, n >= 0, "n must not be negative");
-    dlrni_codes_init(&job.c, dict);
-    job.f = f;
-    return dlrni_encode_rows(&job, x, n);
-}
-
-DLRN_API dlrn_status dlrn_encode_sparse(const dlrn_dictionary *dict, const float *x, int64_t n,
-                                        dlrn_sparse *codes) {
-    dlrni_encode_job job;
-    memset(&job, 0, sizeof job);
-    DLRNI_REQUIRE(dict->ctx, n >= 0, "n must not be negative");
-    DLRNI_TRY(dlrni_sparse_begin(dict->ctx, codes, dict->dict_size));
-    dlrni_codes_init(&job.c, dict);
-    job.codes = codes;
-    return dlrni_encode_rows(&job, x, n);
-}
-
-/* Sums of rows of base, for several outputs: out [n_out] rows of d, ld_out apart, += coef[p] *
-   base[idx[p]] over start[o] <= p < start[o + 1], p in order, idx ascending within an output, from
-   `first` on and `rows` of them. Where the lists are so long that they share their rows, a few of
-   these serve all outputs while they are in the first cache. */
-typedef struct dlrni_sums {
-    int64_t n_out;        /* at most DLRNI_OUTPUTS                        */
-    int64_t d;            /* of base and of what is gathered              */
-    int64_t first, rows;  /* of base                                      */
-    const int64_t *start; /* [n_out + 1]                                  */
-    const int32_t *idx;
-} dlrni_sums;
-
-/* How many rows of base give `entries` of each output, on average. */
-DLRNI_INTERNAL int64_t dlrni_sums_chunk(const dlrni_sums *g, double entries) {
-    double all = (double)(g->start[g->n_out] - g->start[0]);
-    double chunk = all > 0 ? entries * (double)g->n_out * (double)g->rows / all : (double)g->rows;
-    return chunk < (double)g->rows ? dlrni_max((int64_t)chunk, 1) : g->rows;
-}
-
-/* from[o] becomes to[o], to[o] the first entry whose row is not below `end`. */
-DLRNI_INTERNAL void dlrni_sums_advance(const dlrni_sums *g, int64_t end, int64_t *from,
-                                       int64_t *to) {
-    for (int64_t o = 0; o < g->n_out; o++) {
-        from[o] = to[o];
-        while (to[o] < g->start[o + 1] && g->idx[to[o]] < end) to[o]++;
-    }
-}
-
-/* Asks for a share of the chunk that comes next, so that it is near when output o + 1, o + 2, ...
-   are done with. */
-DLRNI_INTERNAL void dlrni_sums_ask(const dlrni_sums *g, const float *base, int64_t r0, int64_t col,
-                                   int64_t o) {
-    int64_t lines = DLRNI_SUMS_ROWS * DLRNI_SUMS_COLUMNS / DLRNI_LANES,
-            share = dlrni_ceil_div(lines, g->n_out);
-    for (int64_t i = o * share; i < dlrni_min((o + 1) * share, lines); i++) {
-        int64_t r = r0 + i / (DLRNI_SUMS_COLUMNS / DLRNI_LANES),
-                c = col + i % (DLRNI_SUMS_COLUMNS / DLRNI_LANES) * DLRNI_LANES;
-        if (r < g->first + g->rows && c < g->d) DLRNI_PREFETCH(base + r * g->d + c);
-    }
-}
-
-DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums *g,
-                                   const float *base, const float *coef, float *out) {
-    int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS], d = g->d;
-    float room[DLRNI_SUMS_ROWS * DLRNI_SUMS_COLUMNS + DLRNI_LANES],
-        *near_rows = dlrni_aligned(room);
-    if (dlrni_sums_chunk(g, 4) > DLRNI_SUMS_ROWS) {
-        for (int64_t o = 0; o < g->n_out; o++) {
-            int64_t p = g->start[o];
-            k->gather_axpy(out + o * d, d, base, d, g->idx + p, coef + p, g->start[o + 1] - p);
-        }
-        return;
-    }
-    memcpy(to, g->start, (size_t)g->n_out * sizeof *to);
-    for (int64_t r0 = g->first, end = g->first + g->rows; r0 < end; r0 += DLRNI_SUMS_ROWS) {
-        int64_t rows = dlrni_min(DLRNI_SUMS_ROWS, end - r0);
-        dlrni_sums_advance(g, r0 + rows, from, to);
-        for (int64_t j = 0; j < d; j += DLRNI_SUMS_COLUMNS) {
-            int64_t width = dlrni_min(DLRNI_SUMS_COLUMNS, d - j);
-            for (int64_t r = 0; r < rows; r++)
-                memcpy(near_rows + r * width, base + (r0 + r) * d + j,
-                       (size_t)width * sizeof *near_rows);
-            for (int64_t o = 0; o < g->n_out; o++) {
-                dlrni_sums_ask(g, base, j + DLRNI_SUMS_COLUMNS < d ? r0 : r0 + DLRNI_SUMS_ROWS,
-                               j + DLRNI_SUMS_COLUMNS < d ? j + DLRNI_SUMS_COLUMNS : 0, o);
-                k->gather_near(out + o * d + j, width, near_rows, width, (int32_t)r0,
-                               g->idx + from[o], coef + from[o], to[o] - from[o]);
-            }
-        }
-    }
-}
-
-/* Decoding touches only the atoms of active features: one task a row. */
+/* ------------------------------------------------------------------------------------------ */
+// >>decode
+/* x_hat = scale_out (sum of the atoms of the active features + bias + skip x). Only atoms of active
+   features are touched: one task a row. */
 
 typedef struct dlrni_decode_job {
     const dlrn_dictionary *dict;
     const dlrn_sparse *codes;
-    float *x_hat; /* [rows][d] */
+    const float *x; /* [rows][d_in], or NULL: no skip */
+    float *x_hat;   /* [rows][d_out]                  */
 } dlrni_decode_job;
 
-DLRNI_INTERNAL void dlrni_decode_sparse_row(void *arg, int64_t i, int worker) {
+/* Task: one row. */
+DLRNI_INTERNAL void dlrni_decode_row(void *arg, int64_t i, int worker) {
     const dlrni_decode_job *j = (const dlrni_decode_job *)arg;
+    const dlrn_dictionary *dict = j->dict;
+    const dlrni_kernel_table *k = dict->ctx->k;
     const dlrn_sparse *c = j->codes;
-    int64_t at = c->row_ptr[i], n = c->row_ptr[i + 1] - at;
+    int64_t at = c->row_ptr[i], n = c->row_ptr[i + 1] - at, d = dict->d_out;
+    float *x_hat = j->x_hat + i * d, scale = (float)dict->formula.scale_out;
     (void)worker;
-    j->dict->family->decode_row(j->dict, n ? c->col + at : NULL, n ? c->val + at : NULL,
-                                n, /* no entry: no arrays */
-                                j->x_hat + i * j->dict->activation_dim);
+    if (!dict->param[DLRN_DECODER]) { /* an identity */
+        memset(x_hat, 0, (size_t)d * sizeof *x_hat);
+        for (int64_t p = at; p < at + n; p++) x_hat[c->col[p]] = c->val[p];
+        return;
+    }
+    memcpy(x_hat, dict->param[DLRN_OUTPUT_BIAS], (size_t)d * sizeof *x_hat);
+    if (n) k->gather_axpy(x_hat, d, dict->param[DLRN_DECODER], d, c->col + at, c->val + at, n);
+    for (int64_t o = 0; j->x && o < d; o++)
+        x_hat[o] += (float)dict->formula.scale_in * k->dot(dict->param[DLRN_SKIP] + o * dict->d_in,
+                                                           j->x + i * dict->d_in, dict->d_in);
+    if (scale < 1 || scale > 1) k->scale(x_hat, scale, d);
+}
+
+/* The codes are known to be whole: they were made here, or have been checked. */
+DLRNI_INTERNAL void dlrni_decode_rows(const dlrn_dictionary *dict, const dlrn_sparse *codes,
+                                      const float *x, float *x_hat) {
+    dlrni_decode_job job = {dict, codes, dict->param[DLRN_SKIP] ? x : NULL, x_hat};
+    dlrn_parallel_for(dict->ctx, codes->rows, dlrni_decode_row, &job);
+}
+
+/* Features alone do not determine the output of a dictionary with a skip. */
+DLRNI_INTERNAL dlrn_status dlrni_check_decodes(const dlrn_dictionary *dict) {
+    if (!dict->param[DLRN_SKIP]) return DLRN_OK;
+    return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
+                     "decode: this %s adds a linear map of x to its output: call "
+                     "dlrn_encoder_run, which has x",
+                     dict->family);
 }
 
 DLRN_API dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict, const dlrn_sparse *codes,
                                         float *x_hat) {
-    dlrni_decode_job job = {dict, codes, x_hat};
-    if (codes->cols != dict->dict_size)
+    DLRNI_TRY(dlrni_check_decodes(dict));
+    if (codes->cols != dict->features)
         return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
                          "dlrn_decode_sparse: expected codes of %lld features, found %lld",
-                         (long long)dict->dict_size, (long long)codes->cols);
+                         (long long)dict->features, (long long)codes->cols);
     for (int64_t p = 0; p < codes->row_ptr[codes->rows]; p++)
         DLRNI_REQUIRE(dict->ctx, codes->col[p] >= 0 && codes->col[p] < codes->cols,
                       "a feature index is out of range");
-    dlrn_parallel_for(dict->ctx, codes->rows, dlrni_decode_sparse_row, &job);
+    dlrni_decode_rows(dict, codes, NULL, x_hat);
     return DLRN_OK;
 }
 
 DLRN_API dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, int64_t n,
                                  float *x_hat) {
-    int64_t F = dict->dict_size, block = dlrni_min(n, 256);
+    int64_t F = dict->features, block = dlrni_min(n, 256);
     dlrn_sparse codes;
     dlrn_status s = DLRN_OK;
     memset(&codes, 0, sizeof codes);
+    DLRNI_TRY(dlrni_check_decodes(dict));
     DLRNI_REQUIRE(dict->ctx, n >= 0, "n must not be negative");
     for (int64_t i = 0; s == DLRN_OK && i < n; i += block) {
         int64_t rows = dlrni_min(block, n - i);
         s = dlrni_sparse_begin(dict->ctx, &codes, F);
         if (s == DLRN_OK) s = dlrni_sparse_append(dict->ctx, &codes, f + i * F, rows);
-        if (s == DLRN_OK) s = dlrn_decode_sparse(dict, &codes, x_hat + i * dict->activation_dim);
+        if (s == DLRN_OK) dlrni_decode_rows(dict, &codes, NULL, x_hat + i * dict->d_out);
     }
     dlrn_sparse_free(&codes);
     return s;
 }
 
+/* ------------------------------------------------------------------------------------------ */
+// >>encode
+/* The encoder object, and the easy calls on top of it. It owns the scratch of all stages and what
+   they have learned of the data, so that calls after the first few allocate nothing. */
+
+struct dlrn_encoder {
+    const dlrn_dictionary *dict; /* borrowed                                              */
+    dlrni_encoding c;
+    int64_t version;          /* of the dictionary, when the panels below were packed     */
+    int wanted;               /* 1: prepared panels are wanted                            */
+    dlrni_prepared *prepared; /* or NULL                                                  */
+    float *xc;                /* [rows][d_in]                                             */
+    float *f;                 /* [few rows][F], for few rows when f is not asked for      */
+    dlrn_sparse codes;        /* when x_hat alone is asked for                            */
+    int64_t xc_cap, f_cap;
+    dlrni_cut *heap; /* [k], for few rows */
+    int64_t heap_cap;
+};
+
+DLRN_API dlrn_status dlrn_encoder_create(const dlrn_dictionary *dict, dlrn_encoder **out) {
+    dlrn_encoder *e = DLRNI_NEW_ZERO(dict->ctx, dlrn_encoder, 1);
+    *out = e;
+    if (!e) return DLRN_ERR_MEMORY;
+    e->dict = dict;
+    e->version = dict->version;
+    dlrni_encoding_init(&e->c, dict);
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL void dlrni_encoder_clear(dlrn_encoder *e) {
+    dlrn_context *ctx = e->dict->ctx;
+    dlrni_encoding_free(&e->c);
+    dlrn_sparse_free(&e->codes);
+    dlrni_free(ctx, e->prepared);
+    dlrni_free(ctx, e->xc);
+    dlrni_free(ctx, e->f);
+    dlrni_free(ctx, e->heap);
+}
+
+DLRN_API void dlrn_encoder_destroy(dlrn_encoder *e) {
+    if (!e) return;
+    dlrni_encoder_clear(e);
+    dlrni_free(e->dict->ctx, e);
+}
+
+DLRN_API dlrn_status dlrn_encoder_prepare(dlrn_encoder *e) {
+    dlrni_free(e->dict->ctx, e->prepared);
+    e->c.ready = NULL;
+    e->version = e->dict->version;
+    e->wanted = 1;
+    return dlrni_prepare(e->dict, &e->prepared);
+}
+
+/* One batch of rows on its way to the caller: f [n][F] and codes from row `first` on, either may be
+   NULL. */
+typedef struct dlrni_encode_job {
+    dlrn_encoder *e;
+    float *f;
+    dlrn_sparse *codes;
+    int64_t first;
+} dlrni_encode_job;
+
+/* Task: writes a block of rows to f, zeros included. */
+DLRNI_INTERNAL void dlrni_spread_block(void *arg, int64_t block, int worker) {
+    const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
+    const dlrni_encoding *c = &j->e->c;
+    int64_t s = block / DLRNI_BLOCKS, b = block % DLRNI_BLOCKS, F = c->dict->features;
+    int64_t r0 = block * DLRNI_BLOCK, rows = dlrni_min(DLRNI_BLOCK, c->n - r0);
+    (void)worker;
+    memset(j->f + r0 * F, 0, (size_t)(rows * F) * sizeof *j->f);
+    for (int64_t g = 0; g < c->groups; g++) {
+        const dlrni_list *list = &c->lists[s * c->groups + g];
+        for (int32_t p = list->start[b]; p < list->start[b + 1]; p++)
+            j->f[dlrni_key_row(list->key[p]) * F + g * DLRNI_GROUP +
+                 dlrni_key_feature(list->key[p])] = list->val[p];
+    }
+}
+
+/* Task: counts the entries of a block's rows into row_ptr. */
+DLRNI_INTERNAL void dlrni_csr_count_block(void *arg, int64_t block, int worker) {
+    const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
+    int64_t at[DLRNI_BLOCK + 1] = {0}, i0 = block * DLRNI_BLOCK;
+    int64_t *n = j->codes->row_ptr + j->first + 1;
+    (void)worker;
+    dlrni_block_count(&j->e->c, block, at);
+    for (int64_t i = 0; i < DLRNI_BLOCK && i0 + i < j->e->c.n; i++) n[i0 + i] = at[i + 1] - at[i];
+}
+
+/* Task: writes a block's entries to where row_ptr says. */
+DLRNI_INTERNAL void dlrni_csr_fill_block(void *arg, int64_t block, int worker) {
+    const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
+    int64_t at[DLRNI_BLOCK + 1];
+    (void)worker;
+    at[0] = j->codes->row_ptr[j->first + block * DLRNI_BLOCK];
+    dlrni_block_count(&j->e->c, block, at);
+    dlrni_block_fill(&j->e->c, block, at, j->codes->col, j->codes->val);
+}
+
+/* Appends the features of the rows in hand to codes. */
+DLRNI_INTERNAL dlrn_status dlrni_append_codes(dlrni_encode_job *j) {
+    dlrn_context *ctx = j->e->dict->ctx;
+    int64_t n = j->e->c.n, blocks = dlrni_ceil_div(n, DLRNI_BLOCK), *p;
+    j->first = j->codes->rows;
+    DLRNI_TRY(dlrni_sparse_reserve(ctx, j->codes, j->first + n, j->codes->nnz_cap));
+    dlrn_parallel_for(ctx, blocks, dlrni_csr_count_block, j);
+    p = j->codes->row_ptr + j->first;
+    for (int64_t i = 0; i < n; i++) p[i + 1] += p[i];
+    DLRNI_TRY(dlrni_sparse_reserve(ctx, j->codes, j->first + n, p[n]));
+    dlrn_parallel_for(ctx, blocks, dlrni_csr_fill_block, j);
+    j->codes->rows += n;
+    return DLRN_OK;
+}
+
+/* ---- Few rows: packing features for a screen would not pay, unless that is done, nor would lists */
+
+/* Task: the features of a group on all rows, into f [n][F], dense. */
+DLRNI_INTERNAL void dlrni_few_dense(void *arg, int64_t group, int worker) {
+    const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
+    const dlrni_encoding *c = &j->e->c;
+    const dlrn_dictionary *dict = c->dict;
+    const float *threshold = dlrni_thresholds(dict);
+    int64_t f0 = group * DLRNI_GROUP, f1 = f0 + dlrni_group_width(c, group), F = dict->features;
+    (void)worker;
+    dlrni_dense_tile(dict, c->xc, c->n, f0, f1, j->f + f0, F);
+    for (int64_t i = 0; i < c->n; i++)
+        for (int64_t q = f0; q < f1; q++) {
+            float pre = j->f[i * F + q] + dict->param[DLRN_ENCODER_BIAS][q];
+            j->f[i * F + q] = pre <= dlrni_floor_of(threshold, q, 0) ? 0 : pre;
+        }
+}
+
+/* Task: the same by the panel that stands ready. */
+DLRNI_INTERNAL void dlrni_few_screened(void *arg, int64_t group, int worker) {
+    const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
+    const dlrni_encoding *c = &j->e->c;
+    const dlrn_dictionary *dict = c->dict;
+    const float *threshold = dlrni_thresholds(dict);
+    const int64_t d = dict->d_in, f0 = group * DLRNI_GROUP, width = dlrni_group_width(c, group);
+    const unsigned char *panel = c->ready->panels + group * DLRNI_GROUP * c->width;
+    const float *coef = c->ready->coef + group * DLRNI_SCREEN_TERMS * DLRNI_GROUP;
+    uint64_t mask[DLRNI_SCREEN_ROWS];
+    (void)worker;
+    for (int64_t i = 0; i < c->n; i++) {
+        int32_t feature[DLRNI_GROUP];
+        float sum[DLRNI_GROUP], *f = j->f + i * dict->features;
+        if (i % c->screen->rows == 0)
+            c->screen->tile(panel, c->rounded + i * c->width, c->width, c->width / 4, coef,
+                            c->row + i, mask);
+        uint64_t on = mask[i % c->screen->rows] & (((uint64_t)1 << width) - 1);
+        int64_t n = dlrni_features_of(on, f0, feature);
+        dict->ctx->k->dots(c->xc + i * d, d, dict->param[DLRN_ENCODER], d, feature, n, sum);
+        memset(f + f0, 0, (size_t)width * sizeof *f);
+        for (int64_t p = 0; p < n; p++) {
+            float pre = sum[p] + dict->param[DLRN_ENCODER_BIAS][feature[p]];
+            f[feature[p]] = pre <= dlrni_floor_of(threshold, feature[p], 0) ? 0 : pre;
+        }
+    }
+}
+
+/* Keeps the k best of each row of f [n][F]. */
+DLRNI_INTERNAL void dlrni_few_select(const dlrn_dictionary *dict, float *f, int64_t n,
+                                     dlrni_cut *heap) {
+    int64_t F = dict->features, k = dict->formula.k;
+    for (int64_t i = 0; i < n; i++, f += F) {
+        int32_t kept = 0;
+        for (int64_t j = 0; j < F; j++)
+            if (f[j] != 0) dlrni_keep_best(heap, &kept, k, (int32_t)j, f[j]);
+        for (int64_t j = 0; kept == k && j < F; j++) {
+            dlrni_cut entry = {f[j], (int32_t)j};
+            if (f[j] != 0 && dlrni_is_worse(&entry, &heap[0])) f[j] = 0;
+        }
+    }
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x, int64_t n) {
+    dlrn_encoder *e = j->e;
+    dlrni_encoding *c = &e->c;
+    const dlrn_dictionary *dict = e->dict;
+    dlrn_context *ctx = dict->ctx;
+    float *f = j->f;
+    int64_t heap = dlrni_selects(dict) ? dict->formula.k : 0;
+    if (!DLRNI_GROW(ctx, &e->xc, &e->xc_cap, 0, n * dict->d_in) ||
+        !DLRNI_GROW(ctx, &e->heap, &e->heap_cap, 0, heap) ||
+        (!f && !DLRNI_GROW(ctx, &e->f, &e->f_cap, 0, n * dict->features)))
+        return DLRN_ERR_MEMORY;
+    if (!f) j->f = e->f;
+    dlrni_input(dict, x, n, e->xc);
+    c->xc = e->xc;
+    c->n = n;
+    c->ready = e->prepared;
+    c->screen = c->ready ? c->ready->screen : NULL;
+    c->width = c->ready ? c->ready->width : 0;
+    if (c->ready) DLRNI_TRY(dlrni_encoding_round(c));
+    if (dict->formula.gate == DLRN_GATE_IDENTITY)
+        memcpy(j->f, c->xc, (size_t)(n * dict->features) * sizeof *j->f);
+    else
+        dlrn_parallel_for(ctx, c->groups, c->ready ? dlrni_few_screened : dlrni_few_dense, j);
+    if (heap) dlrni_few_select(dict, j->f, n, e->heap);
+    dlrn_status s = j->codes ? dlrni_sparse_append(ctx, j->codes, j->f, n) : DLRN_OK;
+    j->f = f;
+    return s;
+}
+
+/* ---- Many rows ---- */
+
+/* Rows at a time: a stretch, or fewer where the lists would grow beyond 8 M entries; the first rows
+   show how dense they are. */
+DLRNI_INTERNAL int64_t dlrni_rows_at_once(const dlrni_encoding *c, int64_t left) {
+    double row = (c->active >= 0 ? 1.5 * c->active + 0.001 : 1) * (double)c->dict->features;
+    int64_t rows = dlrni_min((int64_t)((8 << 20) / row), DLRNI_STRETCH) / DLRNI_BLOCK * DLRNI_BLOCK;
+    return dlrni_min(left, dlrni_max(rows, DLRNI_BLOCK));
+}
+
+/* The rows x [n], at most a stretch, through all stages. */
+DLRNI_INTERNAL dlrn_status dlrni_encode_stretch(dlrni_encode_job *j, const float *x, int64_t n) {
+    dlrn_encoder *e = j->e;
+    dlrni_encoding *c = &e->c;
+    dlrn_context *ctx = e->dict->ctx;
+    dlrni_input(e->dict, x, n, e->xc);
+    c->ready = e->prepared;
+    DLRNI_TRY(dlrni_encoding_begin(c, e->xc, n));
+    DLRNI_TRY(dlrni_encoding_load(c, 0, c->groups, INT64_MAX));
+    dlrni_encoding_learn(c, dlrni_wave_entries(c), dlrni_wave_candidates(c));
+    if (j->codes) DLRNI_TRY(dlrni_append_codes(j));
+    if (j->f) dlrn_parallel_for(ctx, dlrni_ceil_div(n, DLRNI_BLOCK), dlrni_spread_block, j);
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_encode_rows(dlrn_encoder *e, const float *x, int64_t n, float *f,
+                                             dlrn_sparse *codes) {
+    dlrni_encode_job j = {e, f, codes, 0};
+    const dlrn_dictionary *dict = e->dict;
+    int64_t rows;
+    if (n < DLRNI_SCREEN_MIN) return dlrni_encode_few(&j, x, n);
+    if (!DLRNI_GROW(dict->ctx, &e->xc, &e->xc_cap, 0, dlrni_min(n, DLRNI_STRETCH) * dict->d_in))
+        return DLRN_ERR_MEMORY;
+    for (int64_t i = 0; i < n; i += rows) {
+        rows = dlrni_rows_at_once(&e->c, n - i);
+        DLRNI_TRY(dlrni_encode_stretch(&j, x + i * dict->d_in, rows));
+        if (j.f) j.f += rows * dict->features;
+    }
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_encoder_run(dlrn_encoder *e, const float *x, int64_t n, float *f,
+                                      dlrn_sparse *codes, float *x_hat) {
+    const dlrn_dictionary *dict = e->dict;
+    DLRNI_REQUIRE(dict->ctx, n >= 0, "n must not be negative");
+    if (e->wanted && e->version != dict->version) DLRNI_TRY(dlrn_encoder_prepare(e));
+    if (x_hat && !codes) codes = &e->codes;
+    if (codes) DLRNI_TRY(dlrni_sparse_begin(dict->ctx, codes, dict->features));
+    DLRNI_TRY(dlrni_encode_rows(e, x, n, f, codes));
+    if (x_hat) dlrni_decode_rows(dict, codes, x, x_hat);
+    return DLRN_OK;
+}
+
+/* One call with an encoder of its own. */
+DLRNI_INTERNAL dlrn_status dlrni_run_once(const dlrn_dictionary *dict, const float *x, int64_t n,
+                                          float *f, dlrn_sparse *codes, float *x_hat) {
+    dlrn_encoder e;
+    memset(&e, 0, sizeof e);
+    e.dict = dict;
+    e.version = dict->version;
+    dlrni_encoding_init(&e.c, dict);
+    dlrn_status s = dlrn_encoder_run(&e, x, n, f, codes, x_hat);
+    dlrni_encoder_clear(&e);
+    return s;
+}
+
+DLRN_API dlrn_status dlrn_encode(const dlrn_dictionary *dict, const float *x, int64_t n, float *f) {
+    return dlrni_run_once(dict, x, n, f, NULL, NULL);
+}
+
+DLRN_API dlrn_status dlrn_encode_sparse(const dlrn_dictionary *dict, const float *x, int64_t n,
+                                        dlrn_sparse *codes) {
+    return dlrni_run_once(dict, x, n, NULL, codes, NULL);
+}
+
 DLRN_API dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, int64_t n,
                                   float *x_hat, dlrn_sparse *codes) {
-    dlrn_sparse own;
-    memset(&own, 0, sizeof own);
-    dlrn_sparse *c = codes ? codes : &own;
-    dlrn_status s = dlrn_encode_sparse(dict, x, n, c);
-    if (s == DLRN_OK) s = dlrn_decode_sparse(dict, c, x_hat);
-    dlrn_sparse_free(&own);
-    return s;
-}
-
-/* Ghost mode. */
-
-typedef struct dlrni_ghost_job {
-    const dlrn_dictionary *dict;
-    const float *xc;     /* [n][d]                     */
-    const int32_t *dead; /* [n_dead] masked features   */
-    int64_t n_dead;
-    float *scratch;         /* [threads][n_dead]          */
-    float *x_ghost, *shift; /* [n][d], [n]                */
-} dlrni_ghost_job;
-
-DLRNI_INTERNAL void dlrni_ghost_row(void *arg, int64_t i, int worker) {
-    const dlrni_ghost_job *j = (const dlrni_ghost_job *)arg;
-    const dlrn_dictionary *dict = j->dict;
-    const dlrni_kernel_table *k = dict->ctx->k;
-    int64_t d = dict->activation_dim;
-    float *f = j->scratch + worker * j->n_dead, *out = j->x_ghost + i * d, top = 0;
-    for (int64_t p = 0; p < j->n_dead; p++) {
-        int32_t feature = j->dead[p];
-        f[p] = k->dot(dict->encoder_weight + feature * d, j->xc + i * d, d) +
-               dict->encoder_bias[feature];
-        if (f[p] > top) top = f[p];
-    }
-    k->exp_shift(f, top, j->n_dead);
-    memset(out, 0, (size_t)d * sizeof *out);
-    k->gather_axpy(out, d, dict->decoder_weight, d, j->dead, f, j->n_dead);
-    j->shift[i] = top;
-}
-
-DLRN_API dlrn_status dlrn_forward_ghost(const dlrn_dictionary *dict, const float *x, int64_t n,
-                                        const unsigned char *mask, float *x_ghost, float *shift,
-                                        dlrn_sparse *codes) {
-    dlrn_context *ctx = dict->ctx;
-    DLRNI_REQUIRE(ctx, dict->encoder_weight, "this family has no ghost mode");
-    if (codes) DLRNI_TRY(dlrn_encode_sparse(dict, x, n, codes));
-    int32_t *dead = DLRNI_NEW(ctx, int32_t, dict->dict_size);
-    int64_t n_dead = 0;
-    for (int64_t f = 0; dead && f < dict->dict_size; f++)
-        if (mask[f]) dead[n_dead++] = (int32_t)f;
-    float *xc = DLRNI_NEW(ctx, float, n * dict->activation_dim);
-    float *scratch = DLRNI_NEW(ctx, float, n_dead * ctx->threads);
-    dlrn_status s = dead && xc && scratch ? DLRN_OK : DLRN_ERR_MEMORY;
-    if (s == DLRN_OK) {
-        dlrni_ghost_job job = {dict, xc, dead, n_dead, scratch, x_ghost, shift};
-        dict->family->center(dict, x, n, xc);
-        dlrn_parallel_for(ctx, n, dlrni_ghost_row, &job);
-    }
-    dlrni_free(ctx, dead);
-    dlrni_free(ctx, xc);
-    dlrni_free(ctx, scratch);
-    return s;
+    return dlrni_run_once(dict, x, n, NULL, codes, x_hat);
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -6946,95 +7387,297 @@ DLRN_API dlrn_status dlrn_csr_load(dlrn_context *ctx, const char *path, dlrn_spa
 }
 
 /* ------------------------------------------------------------------------------------------ */
-// >>load
-/* Dictionaries on disk carry the reference's names: bias [d], encoder.weight [F][d], encoder.bias
-   [F], decoder.weight [d][F]. */
+// >>layouts
+/* How dictionaries lie on disk: one row a layout, used for reading and for writing. A row names the
+   tensors, what each of them is, and the shape in which it is stored, in the letters of
+   DLRN_ROLE_LIST: "FI" is [F][d_in]; "IF" is [d_in][F], so transposed against memory; "" is a
+   single number. A row without the letter O has d_out equal to d_in. Layouts that this version
+   cannot read are in the table, too: they are told apart and refused by name. */
 
-/* Key sets of dictionaries that this version does not read, to name them. */
-DLRNI_INTERNAL const char *dlrni_other_family(const dlrn_archive *a) {
-    static const struct {
-        const char *key, *family;
-    } signs[] = {{"r_mag", "GatedAutoEncoder"},
-                 {"b_gate", "a gated SAELens dictionary"},
-                 {"group_sizes", "MatryoshkaBatchTopKSAE"},
-                 {"k", "AutoEncoderTopK or BatchTopKSAE"},
-                 {"pre_bias", "an OpenAI autoencoder"},
-                 {"threshold", "JumpReluAutoEncoder"},
-                 {"decoder.bias", "AutoEncoderNew"},
-                 {"W_enc", "a SAELens dictionary"},
-                 {"encoder_linear.weight", "a Goodfire autoencoder"},
-                 {"W_dec", "an EleutherAI sparsify dictionary"}};
-    for (size_t i = 0; i < sizeof signs / sizeof *signs; i++)
-        if (dlrn_archive_find(a, signs[i].key) >= 0) return signs[i].family;
+/* What a stored tensor is, if it is not a role. */
+enum { DLRNI_IS_K = DLRN_ROLE_COUNT, DLRNI_IS_LAST_THRESHOLD, DLRNI_IS_SIGN };
+
+typedef struct dlrni_stored {
+    int is; /* a role, or one of the above; DLRNI_IS_SIGN: the layout is known by it alone */
+    const char *name;
+    const char *shape;
+    int optional; /* 1: need not be there when reading */
+} dlrni_stored;
+
+enum { DLRNI_STORED_MAX = 8 };
+
+typedef struct dlrni_layout {
+    const char *name;   /* as users know it: the class of the library that writes it */
+    const char *family; /* NULL: refused                                             */
+    dlrni_stored tensor[DLRNI_STORED_MAX];
+} dlrni_layout;
+
+static const dlrni_layout dlrni_layouts[] = {
+    /* dictionary_learning 0.1.0; AutoEncoder is the same in its state of March 2024 */
+    {"AutoEncoder",
+     "AutoEncoder",
+     {{DLRN_OUTPUT_BIAS, "bias", "I", 0},
+      {DLRN_ENCODER, "encoder.weight", "FI", 0},
+      {DLRN_ENCODER_BIAS, "encoder.bias", "F", 0},
+      {DLRN_DECODER, "decoder.weight", "IF", 0}}},
+    {"AutoEncoderTopK",
+     "AutoEncoderTopK",
+     {{DLRN_OUTPUT_BIAS, "b_dec", "I", 0},
+      {DLRNI_IS_K, "k", "", 0},
+      {DLRNI_IS_LAST_THRESHOLD, "threshold", "", 1},
+      {DLRN_DECODER, "decoder.weight", "IF", 0},
+      {DLRN_ENCODER, "encoder.weight", "FI", 0},
+      {DLRN_ENCODER_BIAS, "encoder.bias", "F", 0}}},
+    /* the same names and shapes in Gemma Scope's params.npz */
+    {"JumpReluAutoEncoder",
+     "JumpReluAutoEncoder",
+     {{DLRN_ENCODER, "W_enc", "IF", 0},
+      {DLRN_ENCODER_BIAS, "b_enc", "F", 0},
+      {DLRN_DECODER, "W_dec", "FI", 0},
+      {DLRN_OUTPUT_BIAS, "b_dec", "I", 0},
+      {DLRN_THRESHOLD, "threshold", "F", 0}}},
+
+    /* Refused. The first has all names of AutoEncoderTopK: only a config tells them apart. */
+    {"BatchTopKSAE",
+     NULL,
+     {{DLRN_OUTPUT_BIAS, "b_dec", "I", 0},
+      {DLRNI_IS_K, "k", "", 0},
+      {DLRNI_IS_LAST_THRESHOLD, "threshold", "", 0},
+      {DLRN_DECODER, "decoder.weight", "IF", 0},
+      {DLRN_ENCODER, "encoder.weight", "FI", 0},
+      {DLRN_ENCODER_BIAS, "encoder.bias", "F", 0}}},
+    {"GatedAutoEncoder", NULL, {{DLRNI_IS_SIGN, "r_mag", "F", 0}}},
+    {"a gated SAELens dictionary", NULL, {{DLRNI_IS_SIGN, "b_gate", "F", 0}}},
+    {"MatryoshkaBatchTopKSAE", NULL, {{DLRNI_IS_SIGN, "group_sizes", "", 0}}},
+    {"AutoEncoderTopK or BatchTopKSAE", NULL, {{DLRNI_IS_SIGN, "k", "", 0}}},
+    {"an OpenAI autoencoder", NULL, {{DLRNI_IS_SIGN, "pre_bias", "I", 0}}},
+    {"JumpReluAutoEncoder", NULL, {{DLRNI_IS_SIGN, "threshold", "F", 0}}},
+    {"AutoEncoderNew", NULL, {{DLRNI_IS_SIGN, "decoder.bias", "I", 0}}},
+    {"a SAELens dictionary", NULL, {{DLRNI_IS_SIGN, "W_enc", "IF", 0}}},
+    {"a Goodfire autoencoder", NULL, {{DLRNI_IS_SIGN, "encoder_linear.weight", "FI", 0}}},
+    {"an EleutherAI sparsify dictionary", NULL, {{DLRNI_IS_SIGN, "W_dec", "FI", 0}}},
+};
+enum { DLRNI_LAYOUTS = sizeof dlrni_layouts / sizeof *dlrni_layouts };
+
+/* The files of a dictionary in a folder, in the order in which they are looked for, each with the
+   config that belongs to it. */
+static const char *const dlrni_folder_files[][2] = {{"ae.pt", "config.json"},
+                                                    {"ae.safetensors", "config.json"},
+                                                    {"ae.npz", "config.json"},
+                                                    {"trainer_0/ae.pt", "trainer_0/config.json"}};
+enum { DLRNI_FOLDER_FILES = sizeof dlrni_folder_files / sizeof *dlrni_folder_files };
+
+/* What a config may say of a dictionary: at the top, or in its "trainer" part. */
+typedef struct dlrni_config_key {
+    const char *key;
+    dlrn_json_type type;
+    char extent; /* I or F: a size that must agree with the tensors; 0: not a size */
+} dlrni_config_key;
+
+static const dlrni_config_key dlrni_config_keys[] = {
+    {"dict_class", DLRN_JSON_STRING, 0},
+    {"activation_dim", DLRN_JSON_NUMBER, 'I'},
+    {"dict_size", DLRN_JSON_NUMBER, 'F'},
+};
+enum { DLRNI_CONFIG_KEYS = sizeof dlrni_config_keys / sizeof *dlrni_config_keys };
+
+DLRNI_INTERNAL int dlrni_is_whole_layout(const dlrni_layout *layout) {
+    return layout->tensor[0].is != DLRNI_IS_SIGN;
+}
+
+/* The layout that is called `name`; NULL: none. */
+DLRNI_INTERNAL const dlrni_layout *dlrni_layout_named(const char *name) {
+    for (int i = 0; i < DLRNI_LAYOUTS; i++)
+        if (!strcmp(dlrni_layouts[i].name, name)) return &dlrni_layouts[i];
     return NULL;
 }
 
-/* Index of a tensor of the reference's AutoEncoder, perhaps under `prefix`. */
-DLRNI_INTERNAL dlrn_status dlrni_expect(dlrn_archive *a, const char *prefix, const char *name,
-                                        int ndim, int64_t rows, int64_t cols, int64_t *index) {
-    char full[64], found[80] = "no such tensor";
-    dlrni_print(full, sizeof full, "%s%s", prefix, name);
-    *index = dlrn_archive_find(a, full);
-    const dlrn_tensor_info *info = dlrn_archive_info(a, *index);
-    if (info && info->ndim == ndim && (rows < 0 || info->shape[0] == rows) &&
-        (ndim < 2 || cols < 0 || info->shape[1] == cols))
+/* The layout in which a family is written: the first row that reads it. */
+DLRNI_INTERNAL const dlrni_layout *dlrni_layout_of_family(const char *family) {
+    for (int i = 0; i < DLRNI_LAYOUTS; i++)
+        if (dlrni_layouts[i].family && !strcmp(dlrni_layouts[i].family, family))
+            return &dlrni_layouts[i];
+    return NULL;
+}
+
+/* Names of the layouts that can be read, as "A, B or C". */
+DLRNI_INTERNAL void dlrni_layout_names(char *text, size_t size) {
+    int left = 0, at = 0;
+    for (int i = 0; i < DLRNI_LAYOUTS; i++) left += dlrni_layouts[i].family != NULL;
+    for (int i = 0; i < DLRNI_LAYOUTS && at < (int)size; i++) {
+        if (!dlrni_layouts[i].family) continue;
+        left--;
+        at += dlrni_print(text + at, size - (size_t)at, "%s%s", dlrni_layouts[i].name,
+                          left > 1    ? ", "
+                          : left == 1 ? " or "
+                                      : "");
+    }
+}
+
+/* ------------------------------------------------------------------------------------------ */
+// >>load
+/* Dictionaries from and to files: find the file, choose the layout, read each tensor of its row. */
+
+/* An archive whose dictionary is being read. */
+typedef struct dlrni_loading {
+    dlrn_archive *a;
+    const dlrni_layout *layout;
+    const char *prefix; /* of all names: "" or "ae." (a dictionary within a backup)        */
+    int64_t I, F;       /* sizes, -1: not known yet                                        */
+    int borrow;         /* 1: parameters may stay where they lie in the archive            */
+    int64_t index[DLRNI_STORED_MAX]; /* of the row's tensors in the archive; -1: not there */
+} dlrni_loading;
+
+DLRNI_INTERNAL int64_t dlrni_find_stored(const dlrni_loading *l, const char *name) {
+    char full[64];
+    dlrni_print(full, sizeof full, "%s%s", l->prefix, name);
+    return dlrn_archive_find(l->a, full);
+}
+
+/* Whether all tensors that a row must have are there. */
+DLRNI_INTERNAL int dlrni_layout_fits(const dlrni_loading *l, const dlrni_layout *layout) {
+    for (const dlrni_stored *t = layout->tensor; t->name; t++)
+        if (!t->optional && dlrni_find_stored(l, t->name) < 0) return 0;
+    return 1;
+}
+
+/* The first refused layout whose sign is there; NULL: none. */
+DLRNI_INTERNAL const dlrni_layout *dlrni_refused_layout(const dlrni_loading *l) {
+    for (int i = 0; i < DLRNI_LAYOUTS; i++)
+        if (!dlrni_is_whole_layout(&dlrni_layouts[i]) && dlrni_layout_fits(l, &dlrni_layouts[i]))
+            return &dlrni_layouts[i];
+    return NULL;
+}
+
+/* Chooses the layout by the tensors alone: exactly one row must fit. */
+DLRNI_INTERNAL dlrn_status dlrni_detect_layout(dlrni_loading *l) {
+    const dlrni_layout *found = NULL;
+    for (int i = 0; i < DLRNI_LAYOUTS; i++) {
+        const dlrni_layout *row = &dlrni_layouts[i];
+        if (!dlrni_is_whole_layout(row) || !dlrni_layout_fits(l, row)) continue;
+        if (found)
+            return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
+                             "%s: expected tensors of one layout, found those of %s and of %s: a "
+                             "config.json with dict_class beside it, or the layout's name, must "
+                             "say which",
+                             l->a->path, found->name, row->name);
+        found = row;
+    }
+    l->layout = found;
+    return DLRN_OK;
+}
+
+/* Chooses the layout: `wanted` (NULL: none), what config names (NULL: none), or what the tensors
+   say. A refused layout is an error that names it. */
+DLRNI_INTERNAL dlrn_status dlrni_choose_layout(dlrni_loading *l, const dlrni_layout *wanted) {
+    const dlrni_layout *refused;
+    if (dlrni_find_stored(l, "ae.encoder.weight") >= 0) l->prefix = "ae.";
+    if (wanted && dlrni_layout_fits(l, wanted))
+        l->layout = wanted;
+    else
+        DLRNI_TRY(dlrni_detect_layout(l));
+    if (wanted && l->layout && l->layout->family && l->layout != wanted)
+        return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE,
+                         "%s: expected the tensors of %s, found those of %s", l->a->path,
+                         wanted->name, l->layout->name);
+    if (l->layout && l->layout->family) return DLRN_OK;
+    refused = l->layout ? l->layout : dlrni_refused_layout(l);
+    if (refused && !*l->prefix)
+        return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: expected %s, found the tensors of %s", l->a->path,
+                         wanted ? wanted->name : "an AutoEncoder", refused->name);
+    l->layout = wanted ? wanted : &dlrni_layouts[0]; /* the errors will say what it lacks */
+    return DLRN_OK;
+}
+
+/* A size by its letter: -1 as long as no tensor has told it. */
+DLRNI_INTERNAL int64_t *dlrni_size_of(dlrni_loading *l, char letter) {
+    return letter == 'F' ? &l->F : &l->I;
+}
+
+/* "[F, d]", or numbers where they are known. */
+DLRNI_INTERNAL void dlrni_wanted_shape(dlrni_loading *l, const char *shape, char *text,
+                                       size_t size) {
+    int at = dlrni_print(text, size, "[");
+    for (const char *c = shape; *c; c++) {
+        const char *comma = c[1] ? ", " : "";
+        int64_t n = *dlrni_size_of(l, *c);
+        at += n < 0
+                  ? dlrni_print(text + at, size - (size_t)at, "%s%s", *c == 'F' ? "F" : "d", comma)
+                  : dlrni_print(text + at, size - (size_t)at, "%lld%s", (long long)n, comma);
+    }
+    dlrni_print(text + at, size - (size_t)at, "]");
+}
+
+/* Finds one tensor of the row and checks its shape; sizes that are not known yet are taken from it.
+   A single number may also be stored as [1]. */
+DLRNI_INTERNAL dlrn_status dlrni_match_tensor(dlrni_loading *l, const dlrni_stored *t,
+                                              int64_t *index) {
+    char want[64], found[80] = "no such tensor";
+    const int ndim = (int)strlen(t->shape);
+    *index = dlrni_find_stored(l, t->name);
+    if (*index < 0 && t->optional) return DLRN_OK;
+    const dlrn_tensor_info *info = dlrn_archive_info(l->a, *index);
+    int same = info && (info->ndim == ndim || (!ndim && info->numel == 1));
+    for (int i = 0; same && i < ndim; i++) {
+        int64_t n = *dlrni_size_of(l, t->shape[i]);
+        same = n < 0 || info->shape[i] == n;
+    }
+    if (same) {
+        for (int i = 0; i < ndim; i++) *dlrni_size_of(l, t->shape[i]) = info->shape[i];
         return DLRN_OK;
+    }
     if (info) {
         char shape[64];
         dlrni_shape_text(info->shape, info->ndim, shape, sizeof shape);
         dlrni_print(found, sizeof found, "[%s]", shape);
     }
-    char want[2][24] = {"F", "d"};
-    if (rows >= 0) dlrni_print(want[0], sizeof want[0], "%lld", (long long)rows);
-    if (cols >= 0) dlrni_print(want[1], sizeof want[1], "%lld", (long long)cols);
-    return dlrn_fail(a->ctx, DLRN_ERR_SHAPE, "%s: tensor '%s': expected shape [%s%s%s], found %s",
-                     a->path, full, want[0], ndim > 1 ? ", " : "", ndim > 1 ? want[1] : "", found);
+    dlrni_wanted_shape(l, t->shape, want, sizeof want);
+    return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE, "%s: tensor '%s%s': expected shape %s, found %s",
+                     l->a->path, l->prefix, t->name, want, found);
 }
 
-typedef struct dlrni_transpose_job {
-    const float *from; /* [rows][cols] */
-    float *to;         /* [cols][rows] */
-    int64_t rows, cols;
-} dlrni_transpose_job;
-
-/* Task: 16 columns; blocks of 16 x 16 stay in the first cache. */
-DLRNI_INTERNAL void dlrni_transpose_block(void *arg, int64_t task, int worker) {
-    const dlrni_transpose_job *j = (const dlrni_transpose_job *)arg;
-    int64_t c0 = task * 16, c1 = dlrni_min(c0 + 16, j->cols);
-    (void)worker;
-    for (int64_t r0 = 0; r0 < j->rows; r0 += 16)
-        for (int64_t c = c0; c < c1; c++)
-            for (int64_t r = r0; r < dlrni_min(r0 + 16, j->rows); r++)
-                j->to[c * j->rows + r] = j->from[r * j->cols + c];
+/* Finds all tensors of the row; the encoder first, so that the errors are about the others. */
+DLRNI_INTERNAL dlrn_status dlrni_match_layout(dlrni_loading *l) {
+    const dlrni_stored *t = l->layout->tensor;
+    l->I = l->F = -1;
+    for (int pass = 0; pass < 2; pass++)
+        for (int i = 0; i < DLRNI_STORED_MAX && t[i].name; i++)
+            if ((t[i].is == DLRN_ENCODER) == (pass == 0))
+                DLRNI_TRY(dlrni_match_tensor(l, &t[i], &l->index[i]));
+    if (l->F >= 1 && l->I >= 1 && l->F <= INT32_MAX) return DLRN_OK;
+    for (int i = 0; i < DLRNI_STORED_MAX && t[i].name; i++)
+        if (t[i].is == DLRN_ENCODER) t = &t[i];
+    return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE,
+                     "%s: tensor '%s': expected a shape without 0, found [%lld, %lld]", l->a->path,
+                     t->name, (long long)*dlrni_size_of(l, t->shape[0]),
+                     (long long)*dlrni_size_of(l, t->shape[1]));
 }
 
-DLRNI_INTERNAL void dlrni_transpose(dlrn_context *ctx, const float *from, int64_t rows,
-                                    int64_t cols, float *to) {
-    dlrni_transpose_job job = {from, to, rows, cols};
-    dlrn_parallel_for(ctx, dlrni_ceil_div(cols, 16), dlrni_transpose_block, &job);
-}
+/* ---- Reading tensors ---- */
 
-/* w [n] are the elements from `first` of a tensor. */
+/* w [n] are the elements of a tensor from `first` on. */
 DLRNI_INTERNAL dlrn_status dlrni_check_weights(dlrn_archive *a, const char *name, const float *w,
                                                int64_t first, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        if (!(fabsf(w[i]) <= FLT_MAX))
-            return dlrn_fail(a->ctx, DLRN_ERR_VALUE,
-                             "%s: tensor '%s': element %lld: expected a finite number, found %g",
-                             a->path, name, (long long)(first + i), (double)w[i]);
-    return DLRN_OK;
+    int64_t i = dlrni_first_beyond(w, n, 0x7f7fffffu);
+    if (i == n) return DLRN_OK;
+    return dlrn_fail(a->ctx, DLRN_ERR_VALUE,
+                     "%s: tensor '%s': element %lld: expected a finite number, found %g", a->path,
+                     name, (long long)(first + i), (double)w[i]);
 }
 
 enum {
-    DLRNI_READ_PIECE = 1 << 16,
-    DLRNI_READ_ATOMS = 64
-}; /* elements of a task; features of a task */
+    DLRNI_READ_PIECE = 1 << 16, /* elements of a task          */
+    DLRNI_READ_COLUMNS = 64     /* columns of a task, see below */
+};
 
+/* A tensor that lies in the file as f32: n numbers as they are in memory, or [rows][cols] whose
+   columns are the rows in memory. */
 typedef struct dlrni_read_job {
-    const unsigned char *from; /* f32 as in memory: [n], or [d][F] */
-    float *to;                 /* [n], or [F][d]                   */
-    int64_t n, d, F;
-    int64_t *bad; /* [tasks] found a number that is not finite */
+    const unsigned char *from;
+    float *to;
+    int64_t n, rows, cols; /* cols 0: no transpose */
+    int64_t *bad;          /* [tasks] 1: found a number that is not finite */
 } dlrni_read_job;
 
 /* Task: a piece of a tensor, checked while the first cache has it. */
@@ -7045,51 +7688,54 @@ DLRNI_INTERNAL void dlrni_read_piece(void *arg, int64_t task, int worker) {
     j->bad[task] = 0;
     for (int64_t i = task * DLRNI_READ_PIECE; i < end; i += 4096) {
         const int64_t n = dlrni_min(4096, end - i);
-        memcpy(j->to + i, j->from + i * 4, (size_t)n * 4);
+        if (j->from != (const unsigned char *)j->to)
+            memcpy(j->to + i, j->from + i * 4, (size_t)n * 4);
         j->bad[task] |= dlrni_first_beyond(j->to + i, n, 0x7f7fffffu) < n;
     }
 }
 
-/* Task: the whole atoms of some features, by squares of 16, so that a cache line is read once and
-   written once (with the sums and the pages, 134 MB load 3 times as fast as by 16 whole rows of the
-   file at a time). */
+/* Task: some columns of the file as rows in memory, by squares of 16, so that a cache line is read
+   once and written once (134 MB load 3 times as fast as by 16 whole rows of the file at a time). */
 DLRNI_INTERNAL void dlrni_read_columns(void *arg, int64_t task, int worker) {
     const dlrni_read_job *j = (const dlrni_read_job *)arg;
-    const int64_t end = dlrni_min((task + 1) * DLRNI_READ_ATOMS, j->F);
+    const int64_t end = dlrni_min((task + 1) * DLRNI_READ_COLUMNS, j->cols);
     float square[16][16];
     (void)worker;
     j->bad[task] = 0;
-    for (int64_t r = 0; r < j->d; r += 16)
-        for (int64_t f = task * DLRNI_READ_ATOMS; f < end; f += 16) {
-            const int64_t rows = dlrni_min(16, j->d - r), n = dlrni_min(16, end - f);
+    for (int64_t r = 0; r < j->rows; r += 16)
+        for (int64_t f = task * DLRNI_READ_COLUMNS; f < end; f += 16) {
+            const int64_t rows = dlrni_min(16, j->rows - r), n = dlrni_min(16, end - f);
             for (int64_t i = 0; i < rows; i++) {
-                memcpy(square[i], j->from + ((r + i) * j->F + f) * 4, (size_t)n * 4);
+                memcpy(square[i], j->from + ((r + i) * j->cols + f) * 4, (size_t)n * 4);
                 j->bad[task] |= dlrni_first_beyond(square[i], n, 0x7f7fffffu) < n;
             }
             for (int64_t c = 0; c < n; c++)
-                for (int64_t i = 0; i < rows; i++) j->to[(f + c) * j->d + r + i] = square[i][c];
+                for (int64_t i = 0; i < rows; i++) j->to[(f + c) * j->rows + r + i] = square[i][c];
         }
 }
 
-/* The bytes of a tensor that lies in the file as it would in memory; else NULL. */
-DLRNI_INTERNAL const unsigned char *dlrni_entry_plain(const dlrni_entry *e) {
+/* The bytes of a tensor that lies in the file as native f32, row by row; by_columns: column by
+   column. Else NULL. */
+DLRNI_INTERNAL const unsigned char *dlrni_entry_plain(const dlrni_entry *e, int by_columns) {
     int64_t step = 1;
-    for (int i = e->info.ndim - 1; i >= 0; step *= e->info.shape[i], i--)
-        if (e->stride[i] != step) return NULL;
     if (e->info.dtype != DLRN_F32 || e->swap || !dlrni_little_endian()) return NULL;
+    if (by_columns && (e->info.ndim != 2 || e->stride[0] != 1 || e->stride[1] != e->info.shape[0]))
+        return NULL;
+    for (int i = e->info.ndim - 1; i >= 0 && !by_columns; step *= e->info.shape[i], i--)
+        if (e->stride[i] != step) return NULL;
     return e->data + e->offset * 4;
 }
 
-/* Reads a plain tensor in tasks, [n] as it lies or [d][F] into [F][d]. A fault is looked for again,
-   to be named. */
+/* Runs a read in tasks. If it meets a number that is not finite, that is looked for again, to be
+   named. */
 DLRNI_INTERNAL dlrn_status dlrni_read_plain(dlrn_archive *a, const char *name,
                                             const dlrni_read_job *job) {
     dlrni_read_job j = *job;
-    int64_t tasks =
-                j.F ? dlrni_ceil_div(j.F, DLRNI_READ_ATOMS) : dlrni_ceil_div(j.n, DLRNI_READ_PIECE),
+    int64_t tasks = j.cols ? dlrni_ceil_div(j.cols, DLRNI_READ_COLUMNS)
+                           : dlrni_ceil_div(j.n, DLRNI_READ_PIECE),
             bad = 0;
     if (!(j.bad = DLRNI_NEW(a->ctx, int64_t, tasks))) return DLRN_ERR_MEMORY;
-    dlrn_parallel_for(a->ctx, tasks, j.F ? dlrni_read_columns : dlrni_read_piece, &j);
+    dlrn_parallel_for(a->ctx, tasks, j.cols ? dlrni_read_columns : dlrni_read_piece, &j);
     for (int64_t i = 0; i < tasks; i++) bad |= j.bad[i];
     dlrni_free(a->ctx, j.bad);
     for (int64_t i = 0; bad && i < j.n; i++) {
@@ -7100,239 +7746,369 @@ DLRNI_INTERNAL dlrn_status dlrni_read_plain(dlrn_archive *a, const char *name,
     return DLRN_OK;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_read_weights(dlrn_archive *a, int64_t index, const char *name,
-                                              float *w) {
-    dlrni_read_job job = {
-        dlrni_entry_plain(&a->entries[index]), w, a->entries[index].info.numel, 0, 0, NULL};
-    if (job.from) return dlrni_read_plain(a, name, &job);
-    DLRNI_TRY(dlrn_archive_read(a, index, w));
-    return dlrni_check_weights(a, name, w, 0, job.n);
+/* A tensor of another type or order, read through its strides: [rows][cols], transposed on the way
+   if `turn`, some rows of it at a time: no second copy of the matrix. */
+DLRNI_INTERNAL dlrn_status dlrni_read_strided(dlrn_archive *a, int64_t index, const char *name,
+                                              int turn, float *to) {
+    const dlrn_tensor_info *info = dlrn_archive_info(a, index);
+    if (!turn) {
+        DLRNI_TRY(dlrn_archive_read(a, index, to));
+        return dlrni_check_weights(a, name, to, 0, info->numel);
+    }
+    int64_t rows = info->shape[0], cols = info->shape[1], step = dlrni_min(16, rows);
+    float *part = DLRNI_NEW(a->ctx, float, step *cols);
+    dlrn_status s = part ? DLRN_OK : DLRN_ERR_MEMORY;
+    for (int64_t r = 0; r < rows && s == DLRN_OK; r += step) {
+        int64_t n = dlrni_min(step, rows - r);
+        s = dlrn_archive_read_rows(a, index, r, n, part);
+        if (s == DLRN_OK) s = dlrni_check_weights(a, name, part, r * cols, n * cols);
+        for (int64_t j = 0; j < cols && s == DLRN_OK; j++)
+            for (int64_t i = 0; i < n; i++) to[j * rows + r + i] = part[i * cols + j];
+    }
+    dlrni_free(a->ctx, part);
+    return s;
 }
 
-/* decoder.weight [d][F] into atoms [F][d], some rows of it at a time: no second copy of the matrix.
- */
-DLRNI_INTERNAL dlrn_status dlrni_read_atoms(dlrn_archive *a, int64_t index, dlrn_dictionary *dict) {
-    int64_t d = dict->activation_dim, F = dict->dict_size, step = dlrni_min(16, d);
-    dlrni_read_job job = {
-        dlrni_entry_plain(&a->entries[index]), dict->decoder_weight, d * F, d, F, NULL};
-    if (job.from) return dlrni_read_plain(a, "decoder.weight", &job);
-    float *rows = DLRNI_NEW(a->ctx, float, step *F);
-    if (!rows) return DLRN_ERR_MEMORY;
+/* Whether a tensor is stored transposed against memory. */
+DLRNI_INTERNAL int dlrni_is_turned(const dlrni_stored *t) {
+    return strlen(t->shape) == 2 && (t->shape[0] == 'F') != (dlrni_roles[t->is].rows == 'F');
+}
+
+/* Reads one parameter: borrowed where that is wanted and possible, else into memory of its own. */
+DLRNI_INTERNAL dlrn_status dlrni_read_param(dlrni_loading *l, const dlrni_stored *t, int64_t index,
+                                            dlrn_dictionary *dict) {
+    const dlrni_entry *e = &l->a->entries[index];
+    const int turn = dlrni_is_turned(t), matrix = e->info.ndim == 2;
+    const unsigned char *by_rows = dlrni_entry_plain(e, 0);
+    const unsigned char *by_columns = matrix ? dlrni_entry_plain(e, 1) : NULL;
+    const unsigned char *same = turn ? by_columns : by_rows; /* as in memory */
+    dlrni_read_job job = {same, NULL, e->info.numel, 0, 0, NULL};
+    if (l->borrow && same && (uintptr_t)same % sizeof(float) == 0) {
+        memcpy(&dict->param[t->is], &same, sizeof same); /* read only: dlrn_load_memory */
+        dict->borrowed |= DLRNI_BIT(t->is);
+    } else {
+        DLRNI_TRY(dlrni_param_alloc(dict, t->is));
+        if (matrix) dlrni_huge_pages(dict->param[t->is], e->info.numel * 4);
+    }
+    job.to = dict->param[t->is];
+    if (same) return dlrni_read_plain(l->a, t->name, &job);
+    job.from = turn ? by_rows : by_columns;
+    job.rows = e->info.shape[turn ? 0 : 1];
+    job.cols = e->info.shape[turn ? 1 : 0];
+    if (job.from) return dlrni_read_plain(l->a, t->name, &job);
+    return dlrni_read_strided(l->a, index, t->name, turn, job.to);
+}
+
+/* Reads a number that belongs to the formula. */
+DLRNI_INTERNAL dlrn_status dlrni_read_number(dlrni_loading *l, const dlrni_stored *t, int64_t index,
+                                             dlrn_dictionary *dict) {
+    float value;
+    DLRNI_TRY(dlrn_archive_read(l->a, index, &value));
+    if (t->is == DLRNI_IS_LAST_THRESHOLD) {
+        dict->formula.threshold = (double)value;
+        return dlrni_check_weights(l->a, t->name, &value, 0, 1);
+    }
+    if (value >= 1 && (double)value <= (double)dict->features && value == floorf(value)) {
+        dict->formula.k = (int64_t)value;
+        return DLRN_OK;
+    }
+    return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE,
+                     "%s: tensor '%s': expected a number from 1 to %lld, found %g", l->a->path,
+                     t->name, (long long)dict->features, (double)value);
+}
+
+/* The dictionary of an archive in the layout that has been matched. */
+DLRNI_INTERNAL dlrn_status dlrni_read_dictionary(dlrni_loading *l, dlrn_dictionary **out) {
+    DLRNI_TRY(
+        dlrni_dictionary_new(l->a->ctx, dlrni_family_named(l->layout->family), l->I, 0, l->F, out));
     dlrn_status s = DLRN_OK;
-    for (int64_t r = 0; r < d && s == DLRN_OK; r += step) {
-        int64_t n = dlrni_min(step, d - r);
-        s = dlrn_archive_read_rows(a, index, r, n, rows);
-        if (s == DLRN_OK) s = dlrni_check_weights(a, "decoder.weight", rows, r * F, n * F);
-        for (int64_t j = 0; j < F && s == DLRN_OK; j++)
-            for (int64_t i = 0; i < n; i++) dict->decoder_weight[j * d + r + i] = rows[i * F + j];
+    for (int i = 0; i < DLRNI_STORED_MAX && l->layout->tensor[i].name && s == DLRN_OK; i++) {
+        const dlrni_stored *t = &l->layout->tensor[i];
+        if (l->index[i] < 0) continue;
+        s = t->is < DLRN_ROLE_COUNT ? dlrni_read_param(l, t, l->index[i], *out)
+                                    : dlrni_read_number(l, t, l->index[i], *out);
     }
-    dlrni_free(a->ctx, rows);
+    if (s == DLRN_OK) return s;
+    dlrn_dictionary_destroy(*out);
+    *out = NULL;
     return s;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_fill_dictionary(dlrn_archive *a, const int64_t index[4],
-                                                 dlrn_dictionary *dict) {
-    dlrni_huge_pages(dict->encoder_weight, dict->activation_dim * dict->dict_size * 4);
-    dlrni_huge_pages(dict->decoder_weight, dict->activation_dim * dict->dict_size * 4);
-    DLRNI_TRY(dlrni_read_weights(a, index[0], "encoder.weight", dict->encoder_weight));
-    DLRNI_TRY(dlrni_read_weights(a, index[1], "encoder.bias", dict->encoder_bias));
-    DLRNI_TRY(dlrni_read_weights(a, index[2], "bias", dict->bias));
-    return dlrni_read_atoms(a, index[3], dict);
+DLRNI_INTERNAL dlrn_status dlrni_load_archive(dlrn_archive *a, const dlrni_layout *wanted,
+                                              int borrow, dlrn_dictionary **out) {
+    dlrni_loading l = {a, NULL, "", -1, -1, borrow, {0}};
+    *out = NULL;
+    DLRNI_TRY(dlrni_choose_layout(&l, wanted));
+    DLRNI_TRY(dlrni_match_layout(&l));
+    return dlrni_read_dictionary(&l, out);
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_load_archive(dlrn_archive *a, dlrn_dictionary **out) {
-    /* a backup of dictionary_learning keeps its dictionary under "ae" */
-    const char *prefix = dlrn_archive_find(a, "ae.encoder.weight") >= 0 ? "ae." : "",
-               *other = dlrni_other_family(a);
-    int64_t index[4];
-    if (other && !*prefix)
-        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
-                         "%s: expected an AutoEncoder, found the tensors of %s", a->path, other);
-    DLRNI_TRY(dlrni_expect(a, prefix, "encoder.weight", 2, -1, -1, &index[0]));
-    const int64_t F = dlrn_archive_info(a, index[0])->shape[0],
-                  d = dlrn_archive_info(a, index[0])->shape[1];
-    if (F < 1 || d < 1 || F > INT32_MAX)
-        return dlrn_fail(
-            a->ctx, DLRN_ERR_SHAPE,
-            "%s: tensor 'encoder.weight': expected a shape without 0, found [%lld, %lld]", a->path,
-            (long long)F, (long long)d);
-    DLRNI_TRY(dlrni_expect(a, prefix, "encoder.bias", 1, F, -1, &index[1]));
-    DLRNI_TRY(dlrni_expect(a, prefix, "bias", 1, d, -1, &index[2]));
-    DLRNI_TRY(dlrni_expect(a, prefix, "decoder.weight", 2, d, F, &index[3]));
-    DLRNI_TRY(dlrni_dictionary_alloc(a->ctx, d, F, out));
-    dlrn_status s = dlrni_fill_dictionary(a, index, *out);
-    if (s != DLRN_OK) {
-        dlrn_dictionary_destroy(*out);
-        *out = NULL;
-    }
-    return s;
+/* ---- The config beside a file ---- */
+
+/* Member `key` of a config, or of its "trainer" part; which of them in `full`. */
+DLRNI_INTERNAL const dlrn_json *dlrni_config_value(const dlrn_json *root, const char *key,
+                                                   char full[64]) {
+    dlrni_print(full, 64, "trainer.%s", key);
+    const dlrn_json *value = dlrn_json_get(root, full);
+    if (value && value->type != DLRN_JSON_NULL) return value;
+    dlrni_print(full, 64, "%s", key);
+    value = dlrn_json_get(root, key);
+    return value && value->type != DLRN_JSON_NULL ? value : NULL;
 }
 
-/* What config.json says of the dictionary is of the kind that is looked for, so that nothing is
-   passed over; null says nothing. */
-DLRNI_INTERNAL dlrn_status dlrni_check_kinds(dlrn_context *ctx, const char *path,
-                                             const dlrn_json *root) {
-    static const struct {
-        const char *key;
-        dlrn_json_type type;
-    } keys[] = {{"dict_class", DLRN_JSON_STRING},     {"trainer.dict_class", DLRN_JSON_STRING},
-                {"activation_dim", DLRN_JSON_NUMBER}, {"trainer.activation_dim", DLRN_JSON_NUMBER},
-                {"dict_size", DLRN_JSON_NUMBER},      {"trainer.dict_size", DLRN_JSON_NUMBER}};
+/* A key of the wrong type is an error, so that none is overlooked. Both places are checked. */
+DLRNI_INTERNAL dlrn_status dlrni_check_config_types(dlrn_context *ctx, const char *path,
+                                                    const dlrn_json *root) {
     static const char *const kinds[] = {"null",   "true or false", "a number",
                                         "a text", "a list",        "an object"};
-    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
-        const dlrn_json *v = dlrn_json_get(root, keys[i].key);
-        if (!v || v->type == keys[i].type || v->type == DLRN_JSON_NULL) continue;
+    static const char *const parts[] = {"", "trainer."};
+    for (int i = 0; i < 2 * DLRNI_CONFIG_KEYS; i++) {
+        const dlrni_config_key *key = &dlrni_config_keys[i / 2];
+        char full[64];
+        dlrni_print(full, sizeof full, "%s%s", parts[i % 2], key->key);
+        const dlrn_json *v = dlrn_json_get(root, full);
+        if (!v || v->type == key->type || v->type == DLRN_JSON_NULL) continue;
         const char *quote = v->type == DLRN_JSON_STRING ? "\"" : "";
-        return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: %s: expected %s, found %s%.80s%s", path,
-                         keys[i].key, kinds[keys[i].type], quote,
-                         v->text ? v->text : kinds[v->type], quote);
+        return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: %s: expected %s, found %s%.80s%s", path, full,
+                         kinds[key->type], quote, v->text ? v->text : kinds[v->type], quote);
     }
     return DLRN_OK;
 }
 
-/* What config.json says of the dictionary must agree with the tensors. */
-DLRNI_INTERNAL dlrn_status dlrni_agrees_with_config(dlrn_context *ctx, const char *path,
+/* The sizes that a config states must be those of the tensors. */
+DLRNI_INTERNAL dlrn_status dlrni_check_config_sizes(dlrn_context *ctx, const char *path,
                                                     const dlrn_json *root,
                                                     const dlrn_dictionary *dict) {
-    static const char *const keys[2][2] = {{"activation_dim", "trainer.activation_dim"},
-                                           {"dict_size", "trainer.dict_size"}};
-    int64_t have[2] = {dict->activation_dim, dict->dict_size};
-    for (int i = 0; i < 2; i++)
-        for (int k = 0; k < 2; k++) {
-            double said = dlrn_json_number(root, keys[i][k], (double)have[i]);
-            if (said != (double)have[i])
-                return dlrn_fail(ctx, DLRN_ERR_SHAPE,
-                                 "%s: %s: expected %lld as in the tensors, found %g", path,
-                                 keys[i][k], (long long)have[i], said);
-        }
+    static const char *const parts[] = {"", "trainer."};
+    for (int i = 0; i < 2 * DLRNI_CONFIG_KEYS; i++) {
+        const dlrni_config_key *key = &dlrni_config_keys[i / 2];
+        char full[64];
+        if (!key->extent) continue;
+        double have = (double)dlrni_extent(dict, key->extent);
+        dlrni_print(full, sizeof full, "%s%s", parts[i % 2], key->key);
+        double said = dlrn_json_number(root, full, have);
+        if (said < have || said > have)
+            return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                             "%s: %s: expected %lld as in the tensors, found %g", path, full,
+                             (long long)have, said);
+    }
     return DLRN_OK;
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_check_class(dlrn_context *ctx, const char *path,
-                                             const dlrn_json *root, int *identity) {
-    const char *name = dlrn_json_text(root, "trainer.dict_class",
-                                      dlrn_json_text(root, "dict_class", "AutoEncoder"));
-    *identity = !strcmp(name, "IdentityDict");
-    if (*identity || !strcmp(name, "AutoEncoder")) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: dict_class: expected AutoEncoder, found %.80s",
-                     path, name);
+/* The layout that a name from a user or a config means; NULL and DLRN_OK if name is NULL. */
+DLRNI_INTERNAL dlrn_status dlrni_named_layout(dlrn_context *ctx, const char *path, const char *key,
+                                              const char *name, const dlrni_layout **out) {
+    char known[256];
+    *out = name ? dlrni_layout_named(name) : NULL;
+    if (!name || (*out && (*out)->family)) return DLRN_OK;
+    dlrni_layout_names(known, sizeof known);
+    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: %s: expected %s, found %.80s", path, key,
+                     known, name);
 }
 
-/* The dictionary's file in a folder, or path itself if it is a file; config: the config.json beside
-   it ("" if none). */
-DLRNI_INTERNAL dlrn_status dlrni_find_dictionary(dlrn_context *ctx, const char *path, char *file,
-                                                 char *config, size_t size) {
-    static const char *const names[] = {"ae.pt", "ae.safetensors", "ae.npz", "trainer_0/ae.pt"};
-    int kind = dlrn_file_exists(ctx, path);
-    *file = *config = 0;
-    if (strlen(path) > size - 32)
-        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: the path is too long", path);
-    if (kind == 1) dlrni_print(file, size, "%s", path);
-    for (size_t i = 0; kind == 2 && i < sizeof names / sizeof *names && !*file; i++) {
-        dlrni_print(file, size, "%s/%s", path, names[i]);
-        if (dlrn_file_exists(ctx, file) != 1) *file = 0;
-    }
-    if (kind == 0) return dlrn_fail(ctx, DLRN_ERR_IO, "%s: no such file or folder", path);
-    if (kind == 2)
-        dlrni_print(config, size, "%s/%sconfig.json", path,
-                    strstr(file, "/trainer_0/ae.pt") ? "trainer_0/" : "");
-    if (kind == 1 && !dlrni_sibling(path, "config.json", config, size)) *config = 0;
-    if (*config && dlrn_file_exists(ctx, config) != 1) *config = 0;
-    if (*file || *config) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_IO,
-                     "%s: expected ae.pt, ae.safetensors or ae.npz in this folder, found none",
-                     path);
-}
-
-/* A dictionary without weights: its width stands in config.json. */
+/* A dictionary without weights: its width stands in the config. */
 DLRNI_INTERNAL dlrn_status dlrni_load_identity(dlrn_context *ctx, const char *path,
                                                const dlrn_json *root, dlrn_dictionary **out) {
-    double d = dlrn_json_number(root, "activation_dim",
-                                dlrn_json_number(root, "trainer.activation_dim", 0));
-    if (d >= 1 && d <= INT32_MAX && d == floor(d))
-        return dlrn_identity_create(ctx, (int64_t)d, out);
-    return dlrn_fail(ctx, DLRN_ERR_VALUE, "%s: activation_dim: expected a size from 1, found %g",
-                     path, d);
+    char full[64];
+    const dlrn_json *value = dlrni_config_value(root, "activation_dim", full);
+    double d = value ? value->number : 0;
+    dlrn_dictionary_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.family = "IdentityDict";
+    if (!(d >= 1) || d > INT32_MAX || d > floor(d))
+        return dlrn_fail(ctx, DLRN_ERR_VALUE,
+                         "%s: activation_dim: expected a size from 1, found %g", path, d);
+    desc.d_in = (int64_t)d;
+    return dlrn_dictionary_create(ctx, &desc, out);
 }
 
+/* ---- Finding and loading ---- */
+
+/* "ae.pt, ae.safetensors or ae.npz", from the table. */
+DLRNI_INTERNAL void dlrni_file_names(char *text, size_t size) {
+    int at = 0;
+    for (int i = 0; i < 3 && at < (int)size; i++)
+        at += dlrni_print(text + at, size - (size_t)at, "%s%s", dlrni_folder_files[i][0],
+                          i == 0   ? ", "
+                          : i == 1 ? " or "
+                                   : "");
+}
+
+DLRN_API dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const char *path, char *file,
+                                          char *config, size_t size) {
+    int kind = dlrn_file_exists(ctx, path);
+    char names[64];
+    *file = *config = 0;
+    if (strlen(path) + 32 > size)
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: the path is too long", path);
+    if (kind == 0) return dlrn_fail(ctx, DLRN_ERR_IO, "%s: no such file or folder", path);
+    if (kind == 1) {
+        dlrni_print(file, size, "%s", path);
+        if (!dlrni_sibling(path, "config.json", config, size)) *config = 0;
+    } else
+        dlrni_print(config, size, "%s/%s", path, dlrni_folder_files[0][1]);
+    for (int i = 0; kind == 2 && i < DLRNI_FOLDER_FILES; i++) {
+        dlrni_print(file, size, "%s/%s", path, dlrni_folder_files[i][0]);
+        if (dlrn_file_exists(ctx, file) == 1) {
+            dlrni_print(config, size, "%s/%s", path, dlrni_folder_files[i][1]);
+            break;
+        }
+        *file = 0;
+    }
+    if (*config && dlrn_file_exists(ctx, config) != 1) *config = 0;
+    if (*file || *config) return DLRN_OK;
+    dlrni_file_names(names, sizeof names);
+    return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected %s in this folder, found none", path, names);
+}
+
+/* Loads `file` with what its config says, root or NULL. */
 DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, const char *config,
-                                           const dlrn_json *root, dlrn_dictionary **out) {
+                                           const dlrn_json *root, const char *layout,
+                                           dlrn_dictionary **out) {
     dlrn_archive *a;
-    int identity = 0;
-    if (root) {
-        DLRNI_TRY(dlrni_check_kinds(ctx, config, root));
-        DLRNI_TRY(dlrni_check_class(ctx, config, root, &identity));
+    const dlrni_layout *wanted;
+    char full[64], names[64];
+    if (root) DLRNI_TRY(dlrni_check_config_types(ctx, config, root));
+    const dlrn_json *value = root ? dlrni_config_value(root, "dict_class", full) : NULL;
+    const char *name = value ? value->text : NULL;
+    if (name && !strcmp(name, "IdentityDict")) {
+        if (!*file) return dlrni_load_identity(ctx, config, root, out);
+        return dlrn_fail(ctx, DLRN_ERR_VALUE,
+                         "%s: dict_class: expected AutoEncoder, as %s has weights, found %s",
+                         config, file, name);
     }
-    if (identity && *file)
-        return dlrn_fail(
-            ctx, DLRN_ERR_VALUE,
-            "%s: dict_class: expected AutoEncoder, as %s has weights, found IdentityDict", config,
-            file);
-    if (identity) return dlrni_load_identity(ctx, config, root, out);
+    if (layout)
+        DLRNI_TRY(dlrni_named_layout(ctx, file, "layout", layout, &wanted));
+    else
+        DLRNI_TRY(dlrni_named_layout(ctx, config, "dict_class", name, &wanted));
+    dlrni_file_names(names, sizeof names);
     if (!*file)
-        return dlrn_fail(ctx, DLRN_ERR_IO,
-                         "%s: expected ae.pt, ae.safetensors or ae.npz beside it, found none",
-                         config);
+        return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected %s beside it, found none", config, names);
     DLRNI_TRY(dlrn_archive_open(ctx, file, &a));
-    dlrn_status s = dlrni_load_archive(a, out);
+    dlrn_status s = dlrni_load_archive(a, wanted, 0, out);
     dlrn_archive_close(a);
-    if (s == DLRN_OK && root) s = dlrni_agrees_with_config(ctx, config, root, *out);
-    if (s != DLRN_OK) {
-        dlrn_dictionary_destroy(*out);
-        *out = NULL;
-    }
+    if (s == DLRN_OK && root) s = dlrni_check_config_sizes(ctx, config, root, *out);
+    if (s == DLRN_OK) return s;
+    dlrn_dictionary_destroy(*out);
+    *out = NULL;
     return s;
 }
 
-DLRN_API dlrn_status dlrn_load(dlrn_context *ctx, const char *path, dlrn_dictionary **out) {
+DLRN_API dlrn_status dlrn_load(dlrn_context *ctx, const char *path, const char *layout,
+                               dlrn_dictionary **out) {
     char file[4096], config[4096], *text = NULL;
     size_t size = 0;
     dlrn_json *root = NULL;
     *out = NULL;
-    DLRNI_TRY(dlrni_find_dictionary(ctx, path, file, config, sizeof file));
+    DLRNI_TRY(dlrn_find_dictionary(ctx, path, file, config, sizeof file));
     dlrn_status s = *config ? dlrn_file_read(ctx, config, &text, &size) : DLRN_OK;
     if (s == DLRN_OK && *config) s = dlrn_json_parse(ctx, text, size, config, &root);
-    if (s == DLRN_OK) s = dlrni_load_with(ctx, file, config, root, out);
+    if (s == DLRN_OK) s = dlrni_load_with(ctx, file, config, root, layout, out);
     dlrn_json_free(ctx, root);
     dlrn_free(ctx, text);
     return s;
 }
 
-/* What could not be loaded again is not written, in place of what may be the last good file. */
-DLRNI_INTERNAL dlrn_status dlrni_check_savable(dlrn_context *ctx, const char *path,
-                                               const dlrn_tensor_out *t) {
-    int64_t n = t->shape[0] * (t->ndim > 1 ? t->shape[1] : 1);
-    const float *w = (const float *)t->data;
-    int64_t i = dlrni_first_beyond(w, n, 0x7f7fffffu);
-    if (i == n) return DLRN_OK;
-    return dlrn_fail(
-        ctx, DLRN_ERR_VALUE,
-        "%s: not written: tensor '%s': element %lld: expected a finite number, found %g", path,
-        t->name, (long long)i, (double)w[i]);
+DLRN_API dlrn_status dlrn_load_memory(dlrn_context *ctx, const void *bytes, size_t size,
+                                      const char *name, const char *layout, dlrn_dictionary **out) {
+    dlrn_archive *a;
+    const dlrni_layout *wanted;
+    *out = NULL;
+    DLRNI_TRY(dlrni_named_layout(ctx, name, "layout", layout, &wanted));
+    DLRNI_TRY(dlrn_archive_open_memory(ctx, bytes, size, name, &a));
+    dlrn_status s = dlrni_load_archive(a, wanted, 1, out);
+    dlrn_archive_close(a);
+    return s;
+}
+
+/* ---- Saving ---- */
+
+/* What could not be loaded again must not replace what may be the last good file. */
+DLRNI_INTERNAL dlrn_status dlrni_check_savable(const dlrn_dictionary *dict, const char *path) {
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        const float *w = dict->param[role];
+        const int64_t n = w ? dlrni_role_size(dict, role) : 0;
+        const int64_t i = w ? dlrni_first_beyond(w, n, 0x7f7fffffu) : 0;
+        if (i < n)
+            return dlrn_fail(
+                dict->ctx, DLRN_ERR_VALUE,
+                "%s: not written: tensor '%s': element %lld: expected a finite number, "
+                "found "
+                "%g",
+                path, dlrni_roles[role].name, (long long)i, (double)w[i]);
+    }
+    return DLRN_OK;
+}
+
+/* The tensors of a dictionary as a layout stores them. */
+typedef struct dlrni_saving {
+    dlrn_tensor_out tensor[DLRNI_STORED_MAX];
+    float *turned[DLRNI_STORED_MAX]; /* owned copies, or NULL */
+    int64_t count;
+    int32_t k;
+    float threshold;
+} dlrni_saving;
+
+/* Parallel for: to [cols][rows] = from [rows][cols] transposed, 16 columns a task. */
+typedef struct dlrni_turn_job {
+    const dlrni_kernel_table *k;
+    const float *from;
+    float *to;
+    int64_t rows, cols;
+} dlrni_turn_job;
+
+DLRNI_INTERNAL void dlrni_turn_columns(void *arg, int64_t task, int worker) {
+    const dlrni_turn_job *j = (const dlrni_turn_job *)arg;
+    int64_t c = task * 16;
+    (void)worker;
+    dlrni_turn(j->k, j->from + c, j->cols, j->rows, dlrni_min(16, j->cols - c), j->to + c * j->rows,
+               j->rows);
+}
+
+/* Adds one tensor of the row. */
+DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
+                                            dlrni_saving *s) {
+    dlrn_context *ctx = dict->ctx;
+    dlrn_tensor_out *to = &s->tensor[s->count];
+    to->name = t->name;
+    to->dtype = t->is == DLRNI_IS_K ? DLRN_I32 : DLRN_F32;
+    to->ndim = (int)strlen(t->shape);
+    for (int i = 0; i < to->ndim; i++) to->shape[i] = dlrni_extent(dict, t->shape[i]);
+    to->data = t->is == DLRNI_IS_K                ? (const void *)&s->k
+               : t->is == DLRNI_IS_LAST_THRESHOLD ? (const void *)&s->threshold
+                                                  : (const void *)dict->param[t->is];
+    if (t->is < DLRN_ROLE_COUNT && dlrni_is_turned(t)) {
+        float *turned = DLRNI_NEW(ctx, float, dlrni_role_size(dict, t->is));
+        s->turned[s->count] = turned;
+        if (!turned) return DLRN_ERR_MEMORY;
+        dlrni_turn_job job = {ctx->k, dict->param[t->is], turned, to->shape[1], to->shape[0]};
+        dlrn_parallel_for(ctx, dlrni_ceil_div(job.cols, 16), dlrni_turn_columns, &job);
+        to->data = turned;
+    }
+    s->count++;
+    return DLRN_OK;
 }
 
 DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     dlrn_context *ctx = dict->ctx;
-    int64_t d = dict->activation_dim, F = dict->dict_size;
-    if (!dict->encoder_weight)
+    const dlrni_layout *layout = dlrni_layout_of_family(dict->family);
+    dlrni_saving saving;
+    if (!layout)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: an %s has no weights to save", path,
-                         dict->family->name);
+                         dict->family);
     if (!dlrni_has_suffix(path, ".pt") && !dlrni_has_suffix(path, ".safetensors") &&
         !dlrni_has_suffix(path, ".npz"))
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a name ending in .pt, .safetensors or .npz", path);
-    float *decoder = DLRNI_NEW(ctx, float, d *F);
-    if (!decoder) return DLRN_ERR_MEMORY;
-    dlrni_transpose(ctx, dict->decoder_weight, F, d, decoder);
-    dlrn_tensor_out tensors[4] = {{"bias", DLRN_F32, 1, {d}, dict->bias},
-                                  {"encoder.weight", DLRN_F32, 2, {F, d}, dict->encoder_weight},
-                                  {"encoder.bias", DLRN_F32, 1, {F}, dict->encoder_bias},
-                                  {"decoder.weight", DLRN_F32, 2, {d, F}, decoder}};
+    DLRNI_TRY(dlrni_check_savable(dict, path));
+    memset(&saving, 0, sizeof saving);
+    saving.k = (int32_t)dict->formula.k;
+    saving.threshold = (float)dict->formula.threshold;
     dlrn_status s = DLRN_OK;
-    for (int i = 0; i < 4 && s == DLRN_OK; i++) s = dlrni_check_savable(ctx, path, &tensors[i]);
-    if (s == DLRN_OK) s = dlrn_archive_write(ctx, path, tensors, 4, NULL);
-    dlrni_free(ctx, decoder);
+    for (int i = 0; i < DLRNI_STORED_MAX && layout->tensor[i].name && s == DLRN_OK; i++)
+        s = dlrni_add_stored(dict, &layout->tensor[i], &saving);
+    if (s == DLRN_OK) s = dlrn_archive_write(ctx, path, saving.tensor, saving.count, NULL);
+    for (int i = 0; i < DLRNI_STORED_MAX; i++) dlrni_free(ctx, saving.turned[i]);
     return s;
 }
 
@@ -7375,6 +8151,94 @@ DLRNI_INTERNAL void dlrni_normalise(const dlrni_kernel_table *k, float *atom, in
 }
 
 /* ------------------------------------------------------------------------------------------ */
+// >>sums
+/* Sums of gathered rows, for several outputs at a time: what the trainer does forward (atoms of a
+   row's features) and backward (rows of a feature's entries). */
+
+enum {
+    DLRNI_SUMS_ROWS =
+        24, /* rows that are packed into the first cache: where they are, a power of */
+    DLRNI_SUMS_COLUMNS =
+        256, /* two apart, they would share a few of its sets                         */
+    DLRNI_VISIT_GROUPS =
+        8, /* groups that go through the rows together                              */
+    DLRNI_OUTPUTS =
+        DLRNI_VISIT_GROUPS * DLRNI_GROUP /* the most sums at a time                        */
+};
+
+/* Sums of rows of base, for several outputs: out [n_out] rows of d, ld_out apart, += coef[p] *
+   base[idx[p]] over start[o] <= p < start[o + 1], p in order, idx ascending within an output, from
+   `first` on and `rows` of them. Where the lists are so long that they share their rows, a few of
+   these serve all outputs while they are in the first cache. */
+typedef struct dlrni_sums {
+    int64_t n_out;        /* at most DLRNI_OUTPUTS                        */
+    int64_t d;            /* of base and of what is gathered              */
+    int64_t first, rows;  /* of base                                      */
+    const int64_t *start; /* [n_out + 1]                                  */
+    const int32_t *idx;
+} dlrni_sums;
+
+/* How many rows of base give `entries` of each output, on average. */
+DLRNI_INTERNAL int64_t dlrni_sums_chunk(const dlrni_sums *g, double entries) {
+    double all = (double)(g->start[g->n_out] - g->start[0]);
+    double chunk = all > 0 ? entries * (double)g->n_out * (double)g->rows / all : (double)g->rows;
+    return chunk < (double)g->rows ? dlrni_max((int64_t)chunk, 1) : g->rows;
+}
+
+/* from[o] becomes to[o], to[o] the first entry whose row is not below `end`. */
+DLRNI_INTERNAL void dlrni_sums_advance(const dlrni_sums *g, int64_t end, int64_t *from,
+                                       int64_t *to) {
+    for (int64_t o = 0; o < g->n_out; o++) {
+        from[o] = to[o];
+        while (to[o] < g->start[o + 1] && g->idx[to[o]] < end) to[o]++;
+    }
+}
+
+/* Asks for a share of the chunk that comes next, so that it is near when output o + 1, o + 2, ...
+   are done with. */
+DLRNI_INTERNAL void dlrni_sums_ask(const dlrni_sums *g, const float *base, int64_t r0, int64_t col,
+                                   int64_t o) {
+    int64_t lines = DLRNI_SUMS_ROWS * DLRNI_SUMS_COLUMNS / DLRNI_LANES,
+            share = dlrni_ceil_div(lines, g->n_out);
+    for (int64_t i = o * share; i < dlrni_min((o + 1) * share, lines); i++) {
+        int64_t r = r0 + i / (DLRNI_SUMS_COLUMNS / DLRNI_LANES),
+                c = col + i % (DLRNI_SUMS_COLUMNS / DLRNI_LANES) * DLRNI_LANES;
+        if (r < g->first + g->rows && c < g->d) DLRNI_PREFETCH(base + r * g->d + c);
+    }
+}
+
+DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums *g,
+                                   const float *base, const float *coef, float *out) {
+    int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS], d = g->d;
+    float room[DLRNI_SUMS_ROWS * DLRNI_SUMS_COLUMNS + DLRNI_LANES],
+        *near_rows = dlrni_aligned(room);
+    if (dlrni_sums_chunk(g, 4) > DLRNI_SUMS_ROWS) {
+        for (int64_t o = 0; o < g->n_out; o++) {
+            int64_t p = g->start[o];
+            k->gather_axpy(out + o * d, d, base, d, g->idx + p, coef + p, g->start[o + 1] - p);
+        }
+        return;
+    }
+    memcpy(to, g->start, (size_t)g->n_out * sizeof *to);
+    for (int64_t r0 = g->first, end = g->first + g->rows; r0 < end; r0 += DLRNI_SUMS_ROWS) {
+        int64_t rows = dlrni_min(DLRNI_SUMS_ROWS, end - r0);
+        dlrni_sums_advance(g, r0 + rows, from, to);
+        for (int64_t j = 0; j < d; j += DLRNI_SUMS_COLUMNS) {
+            int64_t width = dlrni_min(DLRNI_SUMS_COLUMNS, d - j);
+            for (int64_t r = 0; r < rows; r++)
+                memcpy(near_rows + r * width, base + (r0 + r) * d + j,
+                       (size_t)width * sizeof *near_rows);
+            for (int64_t o = 0; o < g->n_out; o++) {
+                dlrni_sums_ask(g, base, j + DLRNI_SUMS_COLUMNS < d ? r0 : r0 + DLRNI_SUMS_ROWS,
+                               j + DLRNI_SUMS_COLUMNS < d ? j + DLRNI_SUMS_COLUMNS : 0, o);
+                k->gather_near(out + o * d + j, width, near_rows, width, (int32_t)r0,
+                               g->idx + from[o], coef + from[o], to[o] - from[o]);
+            }
+        }
+    }
+}
+
+/* ------------------------------------------------------------------------------------------ */
 // >>trainer
 /* One step, without a matrix [n][F] and without a matrix of gradients. The activations are lists
    (room encode); as many groups of features as fit the budget form a panel; usually that is all of
@@ -7396,36 +8260,36 @@ enum {
 
 /* What a step needs beside weights and moments; kept from one step to the next. */
 typedef struct dlrni_work {
-    int64_t n, n_cap;    /* rows of the batch; rows there is room for            */
-    const float *y;      /* [n][d] borrowed                                      */
-    float *xc;           /* [n][d] what the encoder sees                         */
-    float *e;            /* [n][d] x_hat, then x_hat - y                         */
-    float *c;            /* [n] the loss's derivative by x_hat_i is c_i e_i      */
-    double *error;       /* [n] a row's share of mse_loss                        */
-    double *total;       /* [n] sum of the row's features                        */
-    double *sparse;      /* [n] a row's share of sparsity_loss                   */
-    double *tilt;        /* [n] entropy: sum_j h_j q_j                           */
-    int32_t *count_up;   /* [n] 0, 1, 2, ...                                     */
-    int64_t *silent;     /* [F] steps since fired, this batch counted            */
-    int64_t n_dead;      /* features with ghost gradients ...                    */
-    int32_t *dead;       /* [F] ... and which, ascending                         */
-    float *ghost;        /* [n][d] x_ghost, then its distance from the residual  */
-    float *ghost_shift;  /* [n] x_ghost is exp(shift) times what is kept         */
-    float *ghost_c;      /* [n] the loss's derivative by what is kept: c ghost_i */
-    double *ghost_error; /* [n] a row's share of ghost_loss                      */
-    int64_t wave;        /* dead features whose ghosts' sums are in hand: the first ...   */
-    int64_t wave_count;  /* ... and how many                                     */
-    float *wave_grad;    /* their groups: atoms' [count][d], encoder rows' [count][d] */
-    double *wave_bias;   /* [DLRNI_WAVE]                                         */
-    dlrni_codes codes;   /* the features of the batch                            */
-    int64_t panel;       /* groups of a panel                                    */
-    int64_t budget;      /* entries of a panel                                   */
-    int64_t nnz;         /* active features of the last batch; -1: not known     */
-    int64_t candidates;  /* of the last batch                                    */
-    int64_t slab;        /* blocks of rows of a task                             */
-    int64_t slab_most;   /* their entries, at the most                           */
-    float *bias_part;    /* [groups][d] a group's share of the gradient of bias  */
-    float *bias_grad;    /* [d]                                                  */
+    int64_t n, n_cap;     /* rows of the batch; rows there is room for            */
+    const float *y;       /* [n][d] borrowed                                      */
+    float *xc;            /* [n][d] what the encoder sees                         */
+    float *e;             /* [n][d] x_hat, then x_hat - y                         */
+    float *c;             /* [n] the loss's derivative by x_hat_i is c_i e_i      */
+    double *error;        /* [n] a row's share of mse_loss                        */
+    double *total;        /* [n] sum of the row's features                        */
+    double *sparse;       /* [n] a row's share of sparsity_loss                   */
+    double *tilt;         /* [n] entropy: sum_j h_j q_j                           */
+    int32_t *count_up;    /* [n] 0, 1, 2, ...                                     */
+    int64_t *silent;      /* [F] steps since fired, this batch counted            */
+    int64_t n_dead;       /* features with ghost gradients ...                    */
+    int32_t *dead;        /* [F] ... and which, ascending                         */
+    float *ghost;         /* [n][d] x_ghost, then its distance from the residual  */
+    float *ghost_shift;   /* [n] x_ghost is exp(shift) times what is kept         */
+    float *ghost_c;       /* [n] the loss's derivative by what is kept: c ghost_i */
+    double *ghost_error;  /* [n] a row's share of ghost_loss                      */
+    int64_t wave;         /* dead features whose ghosts' sums are in hand: the first ...   */
+    int64_t wave_count;   /* ... and how many                                     */
+    float *wave_grad;     /* their groups: atoms' [count][d], encoder rows' [count][d] */
+    double *wave_bias;    /* [DLRNI_WAVE]                                         */
+    dlrni_encoding codes; /* the features of the batch                            */
+    int64_t panel;        /* groups of a panel                                    */
+    int64_t budget;       /* entries of a panel                                   */
+    int64_t nnz;          /* active features of the last batch; -1: not known     */
+    int64_t candidates;   /* of the last batch                                    */
+    int64_t slab;         /* blocks of rows of a task                             */
+    int64_t slab_most;    /* their entries, at the most                           */
+    float *bias_part;     /* [groups][d] a group's share of the gradient of bias  */
+    float *bias_grad;     /* [d]                                                  */
     int64_t ghost_cap;
 } dlrni_work;
 
@@ -7460,8 +8324,8 @@ DLRNI_INTERNAL int64_t dlrni_dense_panel(const dlrni_work *w) {
 DLRNI_INTERNAL dlrn_status dlrni_load_panel(dlrn_trainer *t, int64_t first) {
     dlrni_work *w = &t->w;
     if (w->codes.first == first) return DLRN_OK;
-    DLRNI_TRY(dlrni_codes_load(&w->codes, first, w->panel, w->budget));
-    if (first + w->codes.panel < w->codes.groups) w->panel = w->codes.panel;
+    DLRNI_TRY(dlrni_encoding_load(&w->codes, first, w->panel, w->budget));
+    if (first + w->codes.wave < w->codes.groups) w->panel = w->codes.wave;
     return DLRN_OK;
 }
 
@@ -7491,9 +8355,9 @@ DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int
    share their atoms. */
 DLRNI_INTERNAL dlrn_status dlrni_each_slab(dlrn_trainer *t, dlrn_parallel_body body) {
     dlrni_work *w = &t->w;
-    double all = (double)w->n * (double)(w->codes.panel * DLRNI_GROUP);
-    w->slab = (double)dlrni_codes_count(&w->codes) > DLRNI_DENSE * all ? 4 : 1;
-    w->slab_most = w->slab * dlrni_block_most(&w->codes);
+    double all = (double)w->n * (double)(w->codes.wave * DLRNI_GROUP);
+    w->slab = (double)dlrni_wave_entries(&w->codes) > DLRNI_DENSE * all ? 4 : 1;
+    w->slab_most = w->slab * dlrni_block_max(&w->codes);
     DLRNI_TRY(dlrni_need_scratch(&w->codes, 2 * w->slab_most * (int64_t)sizeof(float)));
     dlrn_parallel_for(t->ctx, dlrni_ceil_div(w->n, w->slab * DLRNI_BLOCK), body, t);
     return DLRN_OK;
@@ -7502,7 +8366,7 @@ DLRNI_INTERNAL dlrn_status dlrni_each_slab(dlrn_trainer *t, dlrn_parallel_body b
 /* e = x_hat - y of one row, its loss and its factor c. */
 DLRNI_INTERNAL void dlrni_error_row(dlrn_trainer *t, int64_t i) {
     dlrni_work *w = &t->w;
-    int64_t d = t->dict->activation_dim;
+    int64_t d = t->dict->d_in;
     double n = (double)w->n;
     float *e = w->e + i * d;
     t->ctx->k->sub(e, w->y + i * d, e, d);
@@ -7516,21 +8380,21 @@ DLRNI_INTERNAL void dlrni_error_row(dlrn_trainer *t, int64_t i) {
 DLRNI_INTERNAL void dlrni_decode_slab(void *arg, int64_t task, int worker) {
     dlrn_trainer *t = (dlrn_trainer *)arg;
     dlrni_work *w = &t->w;
-    const dlrni_codes *c = &w->codes;
-    int64_t d = t->dict->activation_dim, f0 = c->first * DLRNI_GROUP;
-    int64_t features = dlrni_min(c->panel * DLRNI_GROUP, t->dict->dict_size - f0);
+    const dlrni_encoding *c = &w->codes;
+    int64_t d = t->dict->d_in, f0 = c->first * DLRNI_GROUP;
+    int64_t features = dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0);
     dlrni_slab b = dlrni_slab_of(t, task, worker);
     float *e = w->e + b.i0 * d;
     if (c->first == 0)
         for (int64_t i = 0; i < b.rows; i++) {
-            memcpy(e + i * d, t->dict->bias, (size_t)d * sizeof *e);
+            memcpy(e + i * d, t->dict->param[DLRN_OUTPUT_BIAS], (size_t)d * sizeof *e);
             w->total[b.i0 + i] = 0;
         }
     dlrni_sums g = {b.rows, d, f0, features, b.at, b.col};
-    dlrni_sums_add(t->ctx->k, &g, t->dict->decoder_weight, b.val, e);
+    dlrni_sums_add(t->ctx->k, &g, t->dict->param[DLRN_DECODER], b.val, e);
     for (int64_t i = 0; i < b.rows; i++)
         for (int64_t p = b.at[i]; p < b.at[i + 1]; p++) w->total[b.i0 + i] += (double)b.val[p];
-    if (c->first + c->panel == c->groups)
+    if (c->first + c->wave == c->groups)
         for (int64_t i = 0; i < b.rows; i++) dlrni_error_row(t, b.i0 + i);
 }
 
@@ -7560,32 +8424,32 @@ DLRNI_INTERNAL void dlrni_entropy_slab(void *arg, int64_t task, int worker) {
 /* Counts the panel in hand in w->silent; the trainer's own counters are left alone. */
 DLRNI_INTERNAL void dlrni_note_fired(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
-    const dlrni_codes *c = &w->codes;
+    const dlrni_encoding *c = &w->codes;
     int64_t f0 = c->first * DLRNI_GROUP,
-            f1 = dlrni_min(f0 + c->panel * DLRNI_GROUP, t->dict->dict_size);
+            f1 = dlrni_min(f0 + c->wave * DLRNI_GROUP, t->dict->features);
     for (int64_t f = f0; f < f1; f++) w->silent[f] = t->state.steps_since_fired[f] + 1;
     for (int64_t s = 0; s < c->stretches; s++)
-        for (int64_t g = c->first; g < c->first + c->panel; g++) {
+        for (int64_t g = c->first; g < c->first + c->wave; g++) {
             const dlrni_list *list = &c->lists[s * c->groups + g];
             for (int64_t p = 0; p < list->count; p++)
                 w->silent[g * DLRNI_GROUP + (list->key[p] & ((1 << DLRNI_GROUP_SHIFT) - 1))] = 0;
         }
-    w->nnz += dlrni_codes_count(c);
-    w->candidates += dlrni_codes_candidates(c);
+    w->nnz += dlrni_wave_entries(c);
+    w->candidates += dlrni_wave_candidates(c);
 }
 
 /* Reconstruction of all rows, panel after panel, and the sums over each row's features. */
 DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     w->panel = w->nnz > w->budget ? dlrni_dense_panel(w) : w->codes.groups;
-    DLRNI_TRY(dlrni_codes_begin(&w->codes, w->xc, w->n));
+    DLRNI_TRY(dlrni_encoding_begin(&w->codes, w->xc, w->n));
     w->nnz = w->candidates = 0;
     for (int64_t first = 0; first < w->codes.groups; first += w->panel) {
         DLRNI_TRY(dlrni_load_panel(t, first));
         dlrni_note_fired(t);
         DLRNI_TRY(dlrni_each_slab(t, dlrni_decode_slab));
     }
-    dlrni_codes_learn(&w->codes, w->nnz, w->candidates);
+    dlrni_encoding_learn(&w->codes, w->nnz, w->candidates);
     if (t->cfg.sparsity == DLRN_SPARSITY_L1)
         memcpy(w->sparse, w->total, (size_t)w->n * sizeof *w->sparse);
     for (int64_t first = 0; t->cfg.sparsity == DLRN_SPARSITY_ENTROPY && first < w->codes.groups;
@@ -7616,23 +8480,24 @@ DLRNI_INTERNAL void dlrni_pick_rows(const float *from, const int32_t *row, int64
 DLRNI_INTERNAL void dlrni_ghost_pre(const dlrn_dictionary *dict, const float *xc, int64_t rows,
                                     const float *picked, const int32_t *feature, int64_t count,
                                     float *pre, int64_t ld) {
-    int64_t d = dict->activation_dim;
+    int64_t d = dict->d_in;
     dict->ctx->k->dots_nt(rows, count, d, xc, d, picked, d, pre, ld);
     for (int64_t i = 0; i < rows; i++)
-        for (int64_t p = 0; p < count; p++) pre[i * ld + p] += dict->encoder_bias[feature[p]];
+        for (int64_t p = 0; p < count; p++)
+            pre[i * ld + p] += dict->param[DLRN_ENCODER_BIAS][feature[p]];
 }
 
 /* x_ghost [rows][d] = u [rows][n_dead] times the atoms of the dead, panel by panel. */
 DLRNI_INTERNAL void dlrni_ghost_decode(const dlrn_trainer *t, const float *u, int64_t rows,
                                        float *panel, float *out) {
     const dlrni_work *w = &t->w;
-    int64_t d = t->dict->activation_dim;
+    int64_t d = t->dict->d_in;
     for (int64_t j = 0; j < d; j += DLRNI_GROUP)
         for (int64_t p = 0; p < w->n_dead; p += DLRNI_GEMM_DEPTH) {
             int64_t depth = dlrni_min(DLRNI_GEMM_DEPTH, w->n_dead - p),
                     width = dlrni_min(DLRNI_GROUP, d - j);
             for (int64_t q = 0; q < depth; q++)
-                dlrni_pack_cols(t->dict->decoder_weight + w->dead[p + q] * d + j, d, width, 1,
+                dlrni_pack_cols(t->dict->param[DLRN_DECODER] + w->dead[p + q] * d + j, d, width, 1,
                                 panel + q * DLRNI_GROUP);
             t->ctx->k->outer(rows, width, depth, u + p, w->n_dead, 1, panel, p > 0, out + j, d);
         }
@@ -7643,7 +8508,7 @@ DLRNI_INTERNAL void dlrni_ghost_decode(const dlrn_trainer *t, const float *u, in
 DLRNI_INTERNAL void dlrni_ghost_finish_row(dlrn_trainer *t, int64_t i) {
     dlrni_work *w = &t->w;
     const dlrni_kernel_table *k = t->ctx->k;
-    int64_t d = t->dict->activation_dim;
+    int64_t d = t->dict->d_in;
     float *v = w->ghost + i * d, *e = w->e + i * d;
     double length = sqrt((double)k->dot(e, e, d)), own = sqrt((double)k->dot(v, v, d));
     float s = (float)(length / (2 * own + dlrni_ghost_eps * exp(-(double)w->ghost_shift[i])));
@@ -7660,7 +8525,7 @@ DLRNI_INTERNAL int64_t dlrni_ghost_rows(const dlrni_work *w) {
 
 /* Bytes of scratch of a block. */
 DLRNI_INTERNAL int64_t dlrni_ghost_scratch(const dlrn_trainer *t) {
-    int64_t picked = DLRNI_GROUP * t->dict->activation_dim, panel = DLRNI_GEMM_DEPTH * DLRNI_GROUP;
+    int64_t picked = DLRNI_GROUP * t->dict->d_in, panel = DLRNI_GEMM_DEPTH * DLRNI_GROUP;
     int64_t forward = dlrni_ghost_rows(&t->w) * t->w.n_dead,
             backward = picked + 3 * DLRNI_GHOST_ROWS * DLRNI_GROUP;
     return (picked + panel + dlrni_max(forward, backward)) * (int64_t)sizeof(float);
@@ -7670,14 +8535,14 @@ DLRNI_INTERNAL int64_t dlrni_ghost_scratch(const dlrn_trainer *t) {
 DLRNI_INTERNAL void dlrni_ghost_block(void *arg, int64_t block, int worker) {
     dlrn_trainer *t = (dlrn_trainer *)arg;
     dlrni_work *w = &t->w;
-    int64_t d = t->dict->activation_dim, most = dlrni_ghost_rows(w), r0 = block * most,
+    int64_t d = t->dict->d_in, most = dlrni_ghost_rows(w), r0 = block * most,
             rows = dlrni_min(most, w->n - r0);
     float *panel = (float *)(void *)dlrni_scratch(&w->codes, worker),
           *picked = panel + DLRNI_GEMM_DEPTH * DLRNI_GROUP;
     float *u = picked + DLRNI_GROUP * d;
     for (int64_t p = 0; p < w->n_dead; p += DLRNI_GROUP) {
         int64_t count = dlrni_min(DLRNI_GROUP, w->n_dead - p);
-        dlrni_pick_rows(t->dict->encoder_weight, w->dead + p, count, d, picked);
+        dlrni_pick_rows(t->dict->param[DLRN_ENCODER], w->dead + p, count, d, picked);
         dlrni_ghost_pre(t->dict, w->xc + r0 * d, rows, picked, w->dead + p, count, u + p,
                         w->n_dead);
     }
@@ -7722,7 +8587,7 @@ DLRNI_INTERNAL void dlrni_ghosts_rows(const dlrn_trainer *t, dlrni_ghosts *h, in
                                       int64_t rows) {
     const dlrni_work *w = &t->w;
     const dlrni_kernel_table *k = t->ctx->k;
-    int64_t d = t->dict->activation_dim;
+    int64_t d = t->dict->d_in;
     dlrni_ghost_pre(t->dict, w->xc + r0 * d, rows, h->encoder, h->feature, h->count, h->coef,
                     DLRNI_GROUP);
     k->dots_nt(rows, h->count, d, w->ghost + r0 * d, d, h->atom, d, h->slope, DLRNI_GROUP);
@@ -7743,7 +8608,7 @@ DLRNI_INTERNAL void dlrni_ghosts_rows(const dlrn_trainer *t, dlrni_ghosts *h, in
 DLRNI_INTERNAL void dlrni_ghosts_group(void *arg, int64_t task, int worker) {
     const dlrn_trainer *t = (const dlrn_trainer *)arg;
     const dlrni_work *w = &t->w;
-    int64_t d = t->dict->activation_dim, at = task * DLRNI_GROUP;
+    int64_t d = t->dict->d_in, at = task * DLRNI_GROUP;
     dlrni_ghosts h;
     h.feature = w->dead + w->wave + at;
     h.count = dlrni_min(DLRNI_GROUP, w->wave_count - at);
@@ -7757,8 +8622,8 @@ DLRNI_INTERNAL void dlrni_ghosts_group(void *arg, int64_t task, int worker) {
     h.encoder_grad = h.atom_grad + h.count * d;
     memset(h.atom_grad, 0, (size_t)(2 * h.count * d) * sizeof(float));
     memset(h.bias_grad, 0, (size_t)h.count * sizeof(double));
-    dlrni_pick_rows(t->dict->encoder_weight, h.feature, h.count, d, h.encoder);
-    dlrni_pick_rows(t->dict->decoder_weight, h.feature, h.count, d, h.atom);
+    dlrni_pick_rows(t->dict->param[DLRN_ENCODER], h.feature, h.count, d, h.encoder);
+    dlrni_pick_rows(t->dict->param[DLRN_DECODER], h.feature, h.count, d, h.atom);
     for (int64_t r0 = 0; r0 < w->n; r0 += DLRNI_GHOST_ROWS)
         dlrni_ghosts_rows(t, &h, r0, dlrni_min(DLRNI_GHOST_ROWS, w->n - r0));
 }
@@ -7791,7 +8656,7 @@ DLRNI_INTERNAL dlrn_status dlrni_ghost_wave(dlrn_trainer *t, int64_t wave, int64
 DLRNI_INTERNAL void dlrni_ghost_give(const dlrn_trainer *t, int64_t f, float *atom, float *encoder,
                                      double *bias) {
     const dlrni_work *w = &t->w;
-    int64_t d = t->dict->activation_dim, at = dlrni_dead_from(w, f) - w->wave;
+    int64_t d = t->dict->d_in, at = dlrni_dead_from(w, f) - w->wave;
     if (at < 0 || at >= w->wave_count || w->dead[w->wave + at] != f) return;
     int64_t group = at / DLRNI_GROUP * DLRNI_GROUP,
             count = dlrni_min(DLRNI_GROUP, w->wave_count - group);
@@ -7849,7 +8714,7 @@ DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, dlrni_visit *v, cons
     enum { ROWS = 32 };
     int64_t d = g->d, from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
     float tile[ROWS * DLRNI_GROUP];
-    const float *atom = t->dict->decoder_weight + v->f0 * d;
+    const float *atom = t->dict->param[DLRN_DECODER] + v->f0 * d;
     if (dlrni_sums_chunk(g, 4) > 12) {
         for (int64_t j = 0; j < g->n_out; j++)
             t->ctx->k->dots(atom + j * d, d, t->w.e, d, v->row + v->at[j], v->at[j + 1] - v->at[j],
@@ -7884,9 +8749,9 @@ DLRNI_INTERNAL void dlrni_visit_slopes(const dlrn_trainer *t, dlrni_visit *v, in
 
 /* Adds a stretch of rows to the sums. */
 DLRNI_INTERNAL void dlrni_visit_stretch(const dlrn_trainer *t, dlrni_visit *v, int64_t stretch) {
-    const dlrni_codes *c = &t->w.codes;
+    const dlrni_encoding *c = &t->w.codes;
     int64_t first = stretch * DLRNI_STRETCH, rows = dlrni_min(DLRNI_STRETCH, t->w.n - first);
-    dlrni_sums g = {v->width, t->dict->activation_dim, first, rows, v->at, v->row};
+    dlrni_sums g = {v->width, t->dict->d_in, first, rows, v->at, v->row};
     v->at[0] = 0;
     for (int64_t i = 0; i < v->groups; i++)
         dlrni_visit_sort(v, i, &c->lists[stretch * c->groups + v->group + i]);
@@ -7896,37 +8761,36 @@ DLRNI_INTERNAL void dlrni_visit_stretch(const dlrn_trainer *t, dlrni_visit *v, i
     dlrni_sums_add(t->ctx->k, &g, t->w.xc, v->slope, v->encoder);
 }
 
-DLRNI_INTERNAL void dlrni_give_gradient(const dlrn_gradients *out, int64_t d, const dlrni_visit *v,
+DLRNI_INTERNAL void dlrni_give_gradient(float *const *out, int64_t d, const dlrni_visit *v,
                                         int64_t j) {
     int64_t f = v->f0 + j;
-    if (out->decoder_weight)
-        memcpy(out->decoder_weight + f * d, v->atom + j * d, (size_t)d * sizeof(float));
-    if (out->encoder_weight)
-        memcpy(out->encoder_weight + f * d, v->encoder + j * d, (size_t)d * sizeof(float));
-    if (out->encoder_bias) out->encoder_bias[f] = (float)v->bias[j];
+    if (out[DLRN_DECODER])
+        memcpy(out[DLRN_DECODER] + f * d, v->atom + j * d, (size_t)d * sizeof(float));
+    if (out[DLRN_ENCODER])
+        memcpy(out[DLRN_ENCODER] + f * d, v->encoder + j * d, (size_t)d * sizeof(float));
+    if (out[DLRN_ENCODER_BIAS]) out[DLRN_ENCODER_BIAS][f] = (float)v->bias[j];
 }
 
 DLRNI_INTERNAL void dlrni_update_feature(dlrn_trainer *t, const dlrni_adam *adam,
                                          const dlrni_visit *v, int64_t j) {
     const dlrni_kernel_table *k = t->ctx->k;
     const dlrn_trainer_state *s = &t->state;
-    int64_t d = t->dict->activation_dim, f = v->f0 + j;
-    float *atom = t->dict->decoder_weight + f * d, bias = (float)v->bias[j];
+    int64_t d = t->dict->d_in, f = v->f0 + j;
+    float *atom = t->dict->param[DLRN_DECODER] + f * d, bias = (float)v->bias[j];
     dlrni_project(k, atom, v->atom + j * d, d);
-    k->adam(atom, s->m_decoder_weight + f * d, s->v_decoder_weight + f * d, v->atom + j * d, d,
-            adam);
+    k->adam(atom, s->m[DLRN_DECODER] + f * d, s->v[DLRN_DECODER] + f * d, v->atom + j * d, d, adam);
     dlrni_normalise(k, atom, d);
-    k->adam(t->dict->encoder_weight + f * d, s->m_encoder_weight + f * d,
-            s->v_encoder_weight + f * d, v->encoder + j * d, d, adam);
-    k->adam(t->dict->encoder_bias + f, s->m_encoder_bias + f, s->v_encoder_bias + f, &bias, 1,
-            adam);
+    k->adam(t->dict->param[DLRN_ENCODER] + f * d, s->m[DLRN_ENCODER] + f * d,
+            s->v[DLRN_ENCODER] + f * d, v->encoder + j * d, d, adam);
+    k->adam(t->dict->param[DLRN_ENCODER_BIAS] + f, s->m[DLRN_ENCODER_BIAS] + f,
+            s->v[DLRN_ENCODER_BIAS] + f, &bias, 1, adam);
 }
 
 /* What a pass over the panels is for: the step (adam) or the bare gradients (out). */
 typedef struct dlrni_update {
     dlrn_trainer *t;
     const dlrni_adam *adam;
-    const dlrn_gradients *out;
+    float *const *out;
     int64_t first, end; /* groups in hand: first .. end */
     int64_t groups;     /* of a task                  */
     int64_t entries;    /* the most of a task         */
@@ -7936,19 +8800,19 @@ typedef struct dlrni_update {
 DLRNI_INTERNAL int64_t dlrni_visit_scratch(const dlrni_update *u) {
     int64_t most = u->groups * DLRNI_GROUP,
             words = 2 * most + 8; /* `at` has most + 1: the sums begin a cache line */
-    int64_t floats = 2 * most * u->t->dict->activation_dim + 4 * u->entries;
+    int64_t floats = 2 * most * u->t->dict->d_in + 4 * u->entries;
     return words * 8 + floats * (int64_t)sizeof(float);
 }
 
 /* A visit of some groups from `group` on, its parts in scratch, the sums 0. */
 DLRNI_INTERNAL dlrni_visit dlrni_visit_begin(const dlrni_update *u, int64_t group,
                                              unsigned char *scratch) {
-    int64_t d = u->t->dict->activation_dim, most = u->groups * DLRNI_GROUP;
+    int64_t d = u->t->dict->d_in, most = u->groups * DLRNI_GROUP;
     dlrni_visit v;
     v.group = group;
     v.groups = dlrni_min(u->groups, u->end - group);
     v.f0 = group * DLRNI_GROUP;
-    v.width = dlrni_min(v.groups * DLRNI_GROUP, u->t->dict->dict_size - v.f0);
+    v.width = dlrni_min(v.groups * DLRNI_GROUP, u->t->dict->features - v.f0);
     v.bias = (double *)(void *)scratch;
     v.at = (int64_t *)(void *)(v.bias + most);
     v.atom = (float *)(void *)(v.at + most + 8);
@@ -7965,7 +8829,7 @@ DLRNI_INTERNAL dlrni_visit dlrni_visit_begin(const dlrni_update *u, int64_t grou
 /* The sums are whole: what is done with them. */
 DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
     dlrn_trainer *t = u->t;
-    int64_t d = t->dict->activation_dim;
+    int64_t d = t->dict->d_in;
     for (int64_t g = 0; g < v->groups; g++) {
         float *part = t->w.bias_part + (v->group + g) * d;
         int64_t end = dlrni_min((g + 1) * DLRNI_GROUP, v->width);
@@ -7973,7 +8837,8 @@ DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
         for (int64_t j = g * DLRNI_GROUP; j < end; j++) {
             if (t->w.wave_count)
                 dlrni_ghost_give(t, v->f0 + j, v->atom + j * d, v->encoder + j * d, &v->bias[j]);
-            t->ctx->k->axpy(-(float)v->bias[j], t->dict->encoder_weight + (v->f0 + j) * d, part, d);
+            t->ctx->k->axpy(-(float)v->bias[j], t->dict->param[DLRN_ENCODER] + (v->f0 + j) * d,
+                            part, d);
             if (u->adam) dlrni_update_feature(t, u->adam, v, j);
             if (u->out) dlrni_give_gradient(u->out, d, v, j);
         }
@@ -7983,7 +8848,7 @@ DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
 /* Task: a few groups, on one stretch of rows after the other. */
 DLRNI_INTERNAL void dlrni_update_groups(void *arg, int64_t task, int worker) {
     const dlrni_update *u = (const dlrni_update *)arg;
-    const dlrni_codes *c = &u->t->w.codes;
+    const dlrni_encoding *c = &u->t->w.codes;
     dlrni_visit v = dlrni_visit_begin(u, u->first + task * u->groups, dlrni_scratch(c, worker));
     for (int64_t s = 0; s < c->stretches; s++) dlrni_visit_stretch(u->t, &v, s);
     dlrni_visit_end(u, &v);
@@ -7991,7 +8856,7 @@ DLRNI_INTERNAL void dlrni_update_groups(void *arg, int64_t task, int worker) {
 
 /* The most entries that a task has on a stretch. */
 DLRNI_INTERNAL int64_t dlrni_update_most(const dlrni_update *u) {
-    const dlrni_codes *c = &u->t->w.codes;
+    const dlrni_encoding *c = &u->t->w.codes;
     int64_t most = 0;
     for (int64_t s = 0; s < c->stretches; s++)
         for (int64_t g = u->first; g < u->end; g += u->groups) {
@@ -8008,14 +8873,14 @@ DLRNI_INTERNAL int64_t dlrni_update_most(const dlrni_update *u) {
    wanted whole by each, several groups go through them together. */
 DLRNI_INTERNAL dlrn_status dlrni_update_panel(dlrni_update *u, int64_t first) {
     dlrni_work *w = &u->t->w;
-    dlrni_codes *c = &w->codes;
+    dlrni_encoding *c = &w->codes;
     DLRNI_TRY(dlrni_load_panel(u->t, first));
-    int64_t share = dlrni_max(c->panel / (4 * u->t->ctx->threads), 1);
+    int64_t share = dlrni_max(c->wave / (4 * u->t->ctx->threads), 1);
     u->groups =
         c->stretches > 1 || c->active > DLRNI_DENSE ? dlrni_min(DLRNI_VISIT_GROUPS, share) : 1;
-    for (u->first = first; u->first < first + c->panel; u->first = u->end) {
+    for (u->first = first; u->first < first + c->wave; u->first = u->end) {
         int64_t wave = dlrni_dead_from(w, u->first * DLRNI_GROUP), count = 0;
-        for (u->end = u->first; u->end < first + c->panel; u->end++) {
+        for (u->end = u->first; u->end < first + c->wave; u->end++) {
             int64_t next = dlrni_dead_from(w, (u->end + 1) * DLRNI_GROUP) - wave;
             if (next > DLRNI_WAVE) break;
             count = next;
@@ -8033,10 +8898,10 @@ DLRNI_INTERNAL dlrn_status dlrni_update_panel(dlrni_update *u, int64_t first) {
 /* Everything after the loss. The gradient of bias is sum_i c_i e_i - sum_j (sum_i slope_ij) w_j: a
    product with a vector, where the chain rule as written would be one with a matrix. */
 DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *adam,
-                                          const dlrn_gradients *out) {
+                                          float *const *out) {
     dlrni_work *w = &t->w;
     const dlrni_kernel_table *k = t->ctx->k;
-    int64_t d = t->dict->activation_dim;
+    int64_t d = t->dict->d_in;
     dlrni_update u = {t, adam, out, 0, 0, 1, 0};
     for (int64_t first = 0; first < w->codes.groups; first += w->panel)
         DLRNI_TRY(dlrni_update_panel(&u, first));
@@ -8044,8 +8909,11 @@ DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *ada
     k->gather_axpy(w->bias_grad, d, w->e, d, w->count_up, w->c, w->n);
     for (int64_t g = 0; g < w->codes.groups; g++)
         k->axpy(1.0f, w->bias_part + g * d, w->bias_grad, d);
-    if (adam) k->adam(t->dict->bias, t->state.m_bias, t->state.v_bias, w->bias_grad, d, adam);
-    if (out && out->bias) memcpy(out->bias, w->bias_grad, (size_t)d * sizeof *out->bias);
+    if (adam)
+        k->adam(t->dict->param[DLRN_OUTPUT_BIAS], t->state.m[DLRN_OUTPUT_BIAS],
+                t->state.v[DLRN_OUTPUT_BIAS], w->bias_grad, d, adam);
+    if (out && out[DLRN_OUTPUT_BIAS])
+        memcpy(out[DLRN_OUTPUT_BIAS], w->bias_grad, (size_t)d * sizeof(float));
     if (adam) dlrn_dictionary_changed(t->dict);
     return DLRN_OK;
 }
@@ -8055,7 +8923,7 @@ DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *ada
 /* Rows for the batch: everything that has a length of n. */
 DLRNI_INTERNAL dlrn_status dlrni_work_rows(dlrn_trainer *t, int64_t n) {
     dlrni_work *w = &t->w;
-    int64_t d = t->dict->activation_dim, cap[8], nd;
+    int64_t d = t->dict->d_in, cap[8], nd;
     w->n = n;
     if (!dlrni_mul(n, d, &nd))
         return dlrn_fail(t->ctx, DLRN_ERR_MEMORY, "a batch of this size does not fit in memory");
@@ -8076,7 +8944,7 @@ DLRNI_INTERNAL dlrn_status dlrni_work_rows(dlrn_trainer *t, int64_t n) {
 /* Rows for ghost gradients, taken when a feature first dies. */
 DLRNI_INTERNAL dlrn_status dlrni_work_ghost(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
-    int64_t d = t->dict->activation_dim, n = w->n, most = dlrni_min(DLRNI_WAVE, t->dict->dict_size);
+    int64_t d = t->dict->d_in, n = w->n, most = dlrni_min(DLRNI_WAVE, t->dict->features);
     int64_t cap[4] = {w->ghost_cap * d, w->ghost_cap, w->ghost_cap, w->ghost_cap};
     if (!w->wave_grad && !(w->wave_grad = DLRNI_NEW(t->ctx, float, 2 * most * d)))
         return DLRN_ERR_MEMORY;
@@ -8094,7 +8962,7 @@ DLRNI_INTERNAL dlrn_status dlrni_work_ghost(dlrn_trainer *t) {
    none. */
 DLRNI_INTERNAL dlrn_status dlrni_check_rows(dlrn_trainer *t, const char *name, const float *x,
                                             int64_t n) {
-    int64_t d = t->dict->activation_dim;
+    int64_t d = t->dict->d_in;
     for (int64_t i = 0; i < n; i++) {
         if (t->ctx->k->dot(x + i * d, x + i * d, d) <= FLT_MAX) continue;
         for (int64_t c = 0; c < d; c++)
@@ -8115,7 +8983,7 @@ DLRNI_INTERNAL dlrn_status dlrni_work_begin(dlrn_trainer *t, const float *x, con
     w->n_dead = 0;
     DLRNI_TRY(dlrni_work_rows(t, n));
     w->y = y ? y : x;
-    t->dict->family->center(t->dict, x, n, w->xc);
+    dlrni_input(t->dict, x, n, w->xc);
     return DLRN_OK;
 }
 
@@ -8129,7 +8997,7 @@ DLRNI_INTERNAL double dlrni_mean(const double *a, int64_t n) {
    kept of x_ghost. */
 DLRNI_INTERNAL dlrn_status dlrni_ghost_forward(dlrn_trainer *t, dlrn_train_stats *stats) {
     dlrni_work *w = &t->w;
-    for (int64_t f = 0; t->cfg.ghost_threshold >= 0 && f < t->dict->dict_size; f++)
+    for (int64_t f = 0; t->cfg.ghost_threshold >= 0 && f < t->dict->features; f++)
         if (t->state.steps_since_fired[f] > t->cfg.ghost_threshold)
             w->dead[w->n_dead++] = (int32_t)f;
     if (!w->n_dead) return DLRN_OK;
@@ -8167,7 +9035,7 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     stats->sparsity_loss = dlrni_mean(w->sparse, n);
     stats->loss = stats->mse_loss + t->cfg.sparsity_penalty * stats->sparsity_loss;
     stats->l0 = (double)w->nnz / (double)n;
-    for (int64_t f = 0; f < t->dict->dict_size; f++)
+    for (int64_t f = 0; f < t->dict->features; f++)
         stats->dead += dlrni_is_dead(&t->cfg, w->silent[f]);
     DLRNI_TRY(dlrni_ghost_forward(t, stats));
     if (!(fabs(stats->loss) <= DBL_MAX))
@@ -8179,7 +9047,7 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
 
 DLRNI_INTERNAL void dlrni_count_batch(dlrn_trainer *t) {
     memcpy(t->state.steps_since_fired, t->w.silent,
-           (size_t)t->dict->dict_size * sizeof *t->w.silent);
+           (size_t)t->dict->features * sizeof *t->w.silent);
 }
 
 /* ---- Configuration ---- */
@@ -8187,8 +9055,8 @@ DLRNI_INTERNAL void dlrni_count_batch(dlrn_trainer *t) {
 DLRN_API dlrn_train_config dlrn_train_defaults(void) {
     dlrn_train_config cfg;
     memset(&cfg, 0, sizeof cfg);
-    cfg.activation_dim = 512;
-    cfg.dict_size = 16 * 512;
+    cfg.d_in = 512;
+    cfg.features = 16 * 512;
     cfg.lr = 3e-4;
     cfg.sparsity_penalty = 1e-3;
     cfg.loss = DLRN_LOSS_NORM;
@@ -8251,15 +9119,15 @@ DLRNI_INTERNAL void dlrni_work_free(dlrn_context *ctx, dlrni_work *w) {
                       w->ghost,     w->ghost_c,   w->ghost_shift, w->ghost_error, w->bias_part,
                       w->bias_grad, w->wave_grad, w->wave_bias};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrni_free(ctx, blocks[i]);
-    dlrni_codes_free(&w->codes);
+    dlrni_encoding_free(&w->codes);
 }
 
 DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
     if (!t) return;
-    void *moments[] = {t->state.m_bias,         t->state.m_encoder_weight,
-                       t->state.m_encoder_bias, t->state.m_decoder_weight,
-                       t->state.v_bias,         t->state.v_encoder_weight,
-                       t->state.v_encoder_bias, t->state.v_decoder_weight};
+    void *moments[] = {t->state.m[DLRN_OUTPUT_BIAS],  t->state.m[DLRN_ENCODER],
+                       t->state.m[DLRN_ENCODER_BIAS], t->state.m[DLRN_DECODER],
+                       t->state.v[DLRN_OUTPUT_BIAS],  t->state.v[DLRN_ENCODER],
+                       t->state.v[DLRN_ENCODER_BIAS], t->state.v[DLRN_DECODER]};
     for (size_t i = 0; i < sizeof moments / sizeof *moments; i++) dlrni_free(t->ctx, moments[i]);
     dlrni_free(t->ctx, t->state.steps_since_fired);
     dlrni_work_free(t->ctx, &t->w);
@@ -8272,18 +9140,18 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     dlrn_context *ctx = t->ctx;
     dlrn_trainer_state *s = &t->state;
     dlrni_work *w = &t->w;
-    int64_t d = t->cfg.activation_dim, F = t->cfg.dict_size;
-    dlrni_codes_init(&w->codes, t->dict);
+    int64_t d = t->cfg.d_in, F = t->cfg.features;
+    dlrni_encoding_init(&w->codes, t->dict);
     w->budget = DLRNI_LIST_BUDGET;
     w->nnz = -1;
-    if (!(s->m_bias = DLRNI_NEW_ZERO(ctx, float, d)) ||
-        !(s->v_bias = DLRNI_NEW_ZERO(ctx, float, d)) ||
-        !(s->m_encoder_weight = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
-        !(s->v_encoder_weight = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
-        !(s->m_encoder_bias = DLRNI_NEW_ZERO(ctx, float, F)) ||
-        !(s->v_encoder_bias = DLRNI_NEW_ZERO(ctx, float, F)) ||
-        !(s->m_decoder_weight = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
-        !(s->v_decoder_weight = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
+    if (!(s->m[DLRN_OUTPUT_BIAS] = DLRNI_NEW_ZERO(ctx, float, d)) ||
+        !(s->v[DLRN_OUTPUT_BIAS] = DLRNI_NEW_ZERO(ctx, float, d)) ||
+        !(s->m[DLRN_ENCODER] = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
+        !(s->v[DLRN_ENCODER] = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
+        !(s->m[DLRN_ENCODER_BIAS] = DLRNI_NEW_ZERO(ctx, float, F)) ||
+        !(s->v[DLRN_ENCODER_BIAS] = DLRNI_NEW_ZERO(ctx, float, F)) ||
+        !(s->m[DLRN_DECODER] = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
+        !(s->v[DLRN_DECODER] = DLRNI_NEW_ZERO(ctx, float, F *d)) ||
         !(s->steps_since_fired = DLRNI_NEW_ZERO(ctx, int64_t, F)) ||
         !(w->silent = DLRNI_NEW_ZERO(ctx, int64_t, F)) || !(w->dead = DLRNI_NEW(ctx, int32_t, F)) ||
         !(w->bias_grad = DLRNI_NEW(ctx, float, d)) ||
@@ -8294,15 +9162,15 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
 
 DLRNI_INTERNAL dlrn_status dlrni_check_init(dlrn_context *ctx, const dlrn_train_config *cfg,
                                             const dlrn_dictionary *init) {
-    if (init->family != &dlrni_family_autoencoder)
+    if (strcmp(init->family, "AutoEncoder"))
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "dlrn_trainer_create: cannot train a %s",
-                         init->family->name);
-    if (init->activation_dim != cfg->activation_dim || init->dict_size != cfg->dict_size)
+                         init->family);
+    if (init->d_in != cfg->d_in || init->features != cfg->features)
         return dlrn_fail(
             ctx, DLRN_ERR_SHAPE,
             "dlrn_trainer_create: expected a dictionary of %lld x %lld, found %lld x %lld",
-            (long long)cfg->activation_dim, (long long)cfg->dict_size,
-            (long long)init->activation_dim, (long long)init->dict_size);
+            (long long)cfg->d_in, (long long)cfg->features, (long long)init->d_in,
+            (long long)init->features);
     return DLRN_OK;
 }
 
@@ -8312,18 +9180,22 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     *out = NULL;
     DLRNI_TRY(dlrni_check_config(ctx, cfg));
     if (init) DLRNI_TRY(dlrni_check_init(ctx, cfg, init));
-    if (buffer && dlrn_buffer_dim(buffer) != cfg->activation_dim)
+    if (buffer && dlrn_buffer_dim(buffer) != cfg->d_in)
         return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                          "dlrn_trainer_create: expected rows of %lld, found a buffer of %lld",
-                         (long long)cfg->activation_dim, (long long)dlrn_buffer_dim(buffer));
+                         (long long)cfg->d_in, (long long)dlrn_buffer_dim(buffer));
     dlrn_trainer *t = DLRNI_NEW_ZERO(ctx, dlrn_trainer, 1);
     if (!t) return DLRN_ERR_MEMORY;
     t->ctx = ctx;
     t->cfg = *cfg;
     t->buffer = buffer;
-    dlrn_status s = init ? dlrni_dictionary_copy_in(ctx, init, &t->dict)
-                         : dlrn_autoencoder_create(ctx, cfg->activation_dim, cfg->dict_size,
-                                                   cfg->seed, &t->dict);
+    dlrn_dictionary_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.d_in = cfg->d_in;
+    desc.features = cfg->features;
+    desc.seed = cfg->seed;
+    dlrn_status s = init ? dlrni_dictionary_copy(ctx, init, &t->dict)
+                         : dlrn_dictionary_create(ctx, &desc, &t->dict);
     if (s == DLRN_OK) s = dlrni_trainer_alloc(t);
     if (s != DLRN_OK) {
         dlrn_trainer_destroy(t);
@@ -8416,7 +9288,7 @@ DLRN_API dlrn_status dlrn_trainer_loss(dlrn_trainer *t, const float *x, const fl
 }
 
 DLRN_API dlrn_status dlrn_trainer_gradients(dlrn_trainer *t, const float *x, const float *y,
-                                            int64_t n, const dlrn_gradients *out) {
+                                            int64_t n, float *const *out) {
     dlrn_train_stats stats;
     DLRNI_TRY(dlrni_forward_loss(t, x, y, n, &stats));
     return dlrni_backward(t, NULL, out);
@@ -8443,16 +9315,21 @@ DLRN_API dlrn_trainer_state dlrn_trainer_state_of(dlrn_trainer *t) {
 /* The numbers of a configuration, for writing and for reading; loss, sparsity, seed and compat are
    apart. */
 #define DLRNI_CONFIG_INTEGERS(X)                                                                   \
-    X(activation_dim)                                                                              \
-    X(dict_size)                                                                                   \
-    X(steps)                                                                                       \
-    X(warmup_steps)                                                                                \
-    X(resample_steps)                                                                              \
-    X(resample_rows)                                                                               \
-    X(ghost_threshold)                                                                             \
-    X(log_steps)                                                                                   \
-    X(save_steps)
-#define DLRNI_CONFIG_REALS(X) X(lr) X(sparsity_penalty) X(beta1) X(beta2) X(eps)
+    X(d_in, "activation_dim")                                                                      \
+    X(features, "dict_size")                                                                       \
+    X(steps, "steps")                                                                              \
+    X(warmup_steps, "warmup_steps")                                                                \
+    X(resample_steps, "resample_steps")                                                            \
+    X(resample_rows, "resample_rows")                                                              \
+    X(ghost_threshold, "ghost_threshold")                                                          \
+    X(log_steps, "log_steps")                                                                      \
+    X(save_steps, "save_steps")
+#define DLRNI_CONFIG_REALS(X)                                                                      \
+    X(lr, "lr")                                                                                    \
+    X(sparsity_penalty, "sparsity_penalty")                                                        \
+    X(beta1, "beta1")                                                                              \
+    X(beta2, "beta2")                                                                              \
+    X(eps, "eps")
 
 typedef struct dlrni_text {
     char *text; /* [size], NULL if size is 0 */
@@ -8493,8 +9370,8 @@ DLRNI_INTERNAL const char *dlrni_sparsity_name(dlrn_sparsity sparsity) {
 DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text, size_t size) {
     dlrni_text t = {text, size, 0};
     dlrni_put(&t, "{");
-#define DLRNI_PUT_INTEGER(field) dlrni_put(&t, "\"%s\": %lld, ", #field, (long long)cfg->field);
-#define DLRNI_PUT_REAL(field) dlrni_put_real(&t, #field, cfg->field);
+#define DLRNI_PUT_INTEGER(field, key) dlrni_put(&t, "\"%s\": %lld, ", key, (long long)cfg->field);
+#define DLRNI_PUT_REAL(field, key) dlrni_put_real(&t, key, cfg->field);
     DLRNI_CONFIG_INTEGERS(DLRNI_PUT_INTEGER)
     DLRNI_CONFIG_REALS(DLRNI_PUT_REAL)
 #undef DLRNI_PUT_INTEGER
@@ -8524,7 +9401,7 @@ DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *conf
     dlrn_trainer *t;
     *out = NULL;
     DLRNI_REQUIRE(ctx, buffer, "buffer must not be NULL");
-    cfg.activation_dim = dlrn_buffer_dim(buffer);
+    cfg.d_in = dlrn_buffer_dim(buffer);
     DLRNI_TRY(dlrn_trainer_create(ctx, &cfg, NULL, buffer, &t));
     dlrn_status s = dlrni_run(t, progress, user);
     if (s == DLRN_END) s = DLRN_OK;
@@ -8575,7 +9452,7 @@ DLRNI_INTERNAL dlrn_status dlrni_row_losses(dlrn_trainer *t, const float *x, con
                                             int64_t n, float *x_hat, dlrn_sparse *codes,
                                             float *loss) {
     const dlrni_kernel_table *k = t->ctx->k;
-    int64_t d = t->dict->activation_dim;
+    int64_t d = t->dict->d_in;
     DLRNI_TRY(dlrn_forward(t->dict, x, n, x_hat, codes));
     for (int64_t i = 0; i < n; i++) {
         float *e = x_hat + i * d;
@@ -8585,7 +9462,7 @@ DLRNI_INTERNAL dlrn_status dlrni_row_losses(dlrn_trainer *t, const float *x, con
             return dlrn_fail(t->ctx, DLRN_ERR_VALUE,
                              "resampling after step %lld: a row's loss is not finite",
                              (long long)t->step - 1);
-        k->sub(x + i * d, t->dict->bias, e, d);
+        k->sub(x + i * d, t->dict->param[DLRN_OUTPUT_BIAS], e, d);
         if (!(k->dot(e, e, d) > 0) || !(k->dot(y + i * d, y + i * d, d) > 0)) loss[i] = 0;
     }
     return DLRN_OK;
@@ -8594,7 +9471,7 @@ DLRNI_INTERNAL dlrn_status dlrni_row_losses(dlrn_trainer *t, const float *x, con
 /* The losses of all rows that can be had; *n says how many. loss [*cap] grows. */
 DLRNI_INTERNAL dlrn_status dlrni_all_losses(dlrn_trainer *t, dlrni_rows *r, float **loss,
                                             int64_t *n) {
-    int64_t d = t->dict->activation_dim, cap = 0, got = 0;
+    int64_t d = t->dict->d_in, cap = 0, got = 0;
     dlrn_sparse codes;
     memset(&codes, 0, sizeof codes);
     float *x_hat = DLRNI_NEW(t->ctx, float, DLRNI_PEEK_ROWS *d);
@@ -8637,15 +9514,15 @@ DLRNI_INTERNAL dlrn_status dlrni_draw_rows(dlrn_trainer *t, float *weight, int64
 }
 
 DLRNI_INTERNAL double dlrni_encoder_norm(const dlrn_trainer *t, int64_t j) {
-    int64_t d = t->dict->activation_dim;
-    const float *row = t->dict->encoder_weight + j * d;
+    int64_t d = t->dict->d_in;
+    const float *row = t->dict->param[DLRN_ENCODER] + j * d;
     return sqrt((double)t->ctx->k->dot(row, row, d));
 }
 
 /* Mean norm of the living features' encoder rows. dead [n_dead], ascending. */
 DLRNI_INTERNAL double dlrni_living_norm(const dlrn_trainer *t, const int32_t *dead,
                                         int64_t n_dead) {
-    int64_t F = t->dict->dict_size, next = 0;
+    int64_t F = t->dict->features, next = 0;
     double sum = 0;
     for (int64_t j = 0; j < F; j++) {
         if (n_dead < F && next < n_dead && dead[next] == j)
@@ -8660,27 +9537,28 @@ DLRNI_INTERNAL double dlrni_living_norm(const dlrn_trainer *t, const int32_t *de
 /* Forgets what Adam knows of feature j; its atom too, unless the reference left that alone. */
 DLRNI_INTERNAL void dlrni_zero_moments(dlrn_trainer *t, int64_t j, int atom_too) {
     const dlrn_trainer_state *s = &t->state;
-    int64_t d = t->dict->activation_dim;
+    int64_t d = t->dict->d_in;
     size_t row = (size_t)d * sizeof(float);
-    memset(s->m_encoder_weight + j * d, 0, row);
-    memset(s->v_encoder_weight + j * d, 0, row);
-    s->m_encoder_bias[j] = s->v_encoder_bias[j] = 0;
+    memset(s->m[DLRN_ENCODER] + j * d, 0, row);
+    memset(s->v[DLRN_ENCODER] + j * d, 0, row);
+    s->m[DLRN_ENCODER_BIAS][j] = s->v[DLRN_ENCODER_BIAS][j] = 0;
     if (!atom_too) return;
-    memset(s->m_decoder_weight + j * d, 0, row);
-    memset(s->v_decoder_weight + j * d, 0, row);
+    memset(s->m[DLRN_DECODER] + j * d, 0, row);
+    memset(s->v[DLRN_DECODER] + j * d, 0, row);
 }
 
 /* Feature j starts again from the row x, y [d]. */
 DLRNI_INTERNAL void dlrni_revive(dlrn_trainer *t, int64_t j, const float *x, const float *y,
                                  double norm) {
     const dlrni_kernel_table *k = t->ctx->k;
-    int64_t d = t->dict->activation_dim;
-    float *atom = t->dict->decoder_weight + j * d, *encoder = t->dict->encoder_weight + j * d;
+    int64_t d = t->dict->d_in;
+    float *atom = t->dict->param[DLRN_DECODER] + j * d,
+          *encoder = t->dict->param[DLRN_ENCODER] + j * d;
     memcpy(atom, y, (size_t)d * sizeof *atom);
     dlrni_normalise(k, atom, d);
-    k->sub(x, t->dict->bias, encoder, d);
+    k->sub(x, t->dict->param[DLRN_OUTPUT_BIAS], encoder, d);
     k->scale(encoder, (float)(norm / sqrt((double)k->dot(encoder, encoder, d))), d);
-    t->dict->encoder_bias[j] = 0;
+    t->dict->param[DLRN_ENCODER_BIAS][j] = 0;
     dlrni_zero_moments(t, j, 1);
     t->state.steps_since_fired[j] = 0;
 }
@@ -8688,7 +9566,7 @@ DLRNI_INTERNAL void dlrni_revive(dlrn_trainer *t, int64_t j, const float *x, con
 /* Gives the dead features [n_dead] the rows that are drawn from r. */
 DLRNI_INTERNAL dlrn_status dlrni_resample_rows(dlrn_trainer *t, dlrni_rows *r, const int32_t *dead,
                                                int64_t n_dead, int64_t *resampled) {
-    int64_t d = t->dict->activation_dim, n = 0, count = 0, got;
+    int64_t d = t->dict->d_in, n = 0, count = 0, got;
     float *loss = NULL;
     dlrn_status s = dlrni_all_losses(t, r, &loss, &n);
     double norm = 0.2 * dlrni_living_norm(t, dead, n_dead);
@@ -8720,7 +9598,7 @@ DLRNI_INTERNAL void dlrni_resample_compat(dlrn_trainer *t, const int32_t *dead, 
 DLRNI_INTERNAL dlrn_status dlrni_resample(dlrn_trainer *t, dlrni_rows *r, int64_t *resampled) {
     int64_t n_dead = 0;
     *resampled = 0;
-    for (int64_t f = 0; f < t->dict->dict_size; f++)
+    for (int64_t f = 0; f < t->dict->features; f++)
         if (dlrni_is_dead(&t->cfg, t->state.steps_since_fired[f])) t->w.dead[n_dead++] = (int32_t)f;
     if (!n_dead) return DLRN_OK;
     if (!t->cfg.compat) return dlrni_resample_rows(t, r, t->w.dead, n_dead, resampled);
@@ -8740,7 +9618,7 @@ DLRN_API dlrn_status dlrn_trainer_resample_on(dlrn_trainer *t, const float *x, c
 
 /* The resampling that is due after a step: from the rows that the buffer holds, if there is one. */
 DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampled) {
-    int64_t d = t->dict->activation_dim;
+    int64_t d = t->dict->d_in;
     dlrni_rows rows = {NULL, NULL, t->cfg.resample_rows, t->buffer, NULL, NULL};
     if (t->cfg.compat) return dlrni_resample(t, &rows, resampled);
     if (!t->buffer) return DLRN_OK;
@@ -8827,14 +9705,14 @@ DLRNI_INTERNAL int dlrni_segment_shift(int64_t capacity) {
 }
 
 DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_config *cfg,
-                                       int64_t activation_dim, int has_target, uint64_t *bytes) {
+                                       int64_t d_in, int has_target, uint64_t *bytes) {
     const int64_t block =
         DLRNI_ALIGN + (int64_t)sizeof(dlrni_block); /* what an allocation takes beside its size */
     int64_t capacity = 0, chunk = 0, row, stored, moving, total;
     DLRNI_TRY(dlrni_buffer_sizes(ctx, cfg, &capacity, &chunk));
-    DLRNI_REQUIRE(ctx, activation_dim > 0, "activation_dim must be positive");
+    DLRNI_REQUIRE(ctx, d_in > 0, "activation_dim must be positive");
     int64_t segments = dlrni_ceil_div(capacity, (int64_t)1 << dlrni_segment_shift(capacity));
-    int fits = dlrni_mul(activation_dim, has_target ? 2 : 1, &row) &&
+    int fits = dlrni_mul(d_in, has_target ? 2 : 1, &row) &&
                dlrni_mul(row, dlrn_dtype_size(cfg->store), &stored) &&
                dlrni_add(stored, (int64_t)sizeof(int64_t), &stored) &&
                dlrni_mul(stored, capacity, &stored) &&
@@ -8864,16 +9742,16 @@ DLRN_API dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_con
     uint64_t bytes;
     *out = NULL;
     DLRNI_TRY(dlrni_buffer_sizes(ctx, cfg, &capacity, &chunk));
-    DLRNI_REQUIRE(ctx, source->read && source->activation_dim > 0,
+    DLRNI_REQUIRE(ctx, source->read && source->d_in > 0,
                   "the source has no read callback or no width");
-    DLRNI_TRY(dlrn_buffer_bytes(ctx, cfg, source->activation_dim, source->has_target,
-                                &bytes)); /* products fit */
+    DLRNI_TRY(
+        dlrn_buffer_bytes(ctx, cfg, source->d_in, source->has_target, &bytes)); /* products fit */
     dlrn_buffer *b = DLRNI_NEW_ZERO(ctx, dlrn_buffer, 1);
     if (!b) return DLRN_ERR_MEMORY;
     b->ctx = ctx;
     b->cfg = *cfg;
     b->source = *source;
-    b->d = source->activation_dim;
+    b->d = source->d_in;
     b->capacity = capacity;
     b->shift = dlrni_segment_shift(capacity);
     b->rng.seed = cfg->seed;
@@ -9318,17 +10196,17 @@ DLRNI_INTERNAL dlrni_array_source *dlrni_array_source_new(dlrn_context *ctx, int
 }
 
 DLRN_API dlrn_status dlrn_source_from_array(dlrn_context *ctx, const float *x, const float *y,
-                                            int64_t rows, int64_t activation_dim, int64_t epochs,
+                                            int64_t rows, int64_t d_in, int64_t epochs,
                                             dlrn_source *out) {
     memset(out, 0, sizeof *out);
-    DLRNI_REQUIRE(ctx, x && rows >= 0 && activation_dim > 0 && epochs >= 0,
+    DLRNI_REQUIRE(ctx, x && rows >= 0 && d_in > 0 && epochs >= 0,
                   "x is NULL or a size is negative");
     dlrni_array_source *s = dlrni_array_source_new(ctx, epochs, out);
     if (!s) return DLRN_ERR_MEMORY;
     s->x = x;
     s->y = y;
     s->rows = rows;
-    s->d = out->activation_dim = activation_dim;
+    s->d = out->d_in = d_in;
     out->has_target = y != NULL;
     return DLRN_OK;
 }
@@ -9356,7 +10234,7 @@ DLRN_API dlrn_status dlrn_source_from_npy(dlrn_context *ctx, const char *path, c
         return st;
     }
     s->rows = s->file.rows;
-    s->d = out->activation_dim = s->file.cols;
+    s->d = out->d_in = s->file.cols;
     out->has_target = target != NULL;
     return DLRN_OK;
 }
@@ -9399,7 +10277,7 @@ DLRNI_INTERNAL dlrn_status dlrni_finite_read(void *user, int64_t max_rows, float
     for (;;) {
         DLRNI_TRY(in->read(in->user, max_rows, x, y, n));
         if (*n <= 0 || *n > max_rows) return DLRN_OK; /* whoever asked says so */
-        int64_t kept = dlrni_keep_finite(*n, in->activation_dim, x, in->has_target ? y : NULL);
+        int64_t kept = dlrni_keep_finite(*n, in->d_in, x, in->has_target ? y : NULL);
         s->barren = kept ? 0 : s->barren + *n;
         if (s->skipped) *s->skipped += *n - kept;
         *n = kept;
@@ -9435,8 +10313,7 @@ DLRN_API dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *so
                                         int owns_source, int64_t *skipped, dlrn_source *out) {
     const dlrn_source inner = *source; /* out may be where it stands */
     memset(out, 0, sizeof *out);
-    DLRNI_REQUIRE(ctx, inner.read && inner.activation_dim > 0,
-                  "the source has no read callback or no width");
+    DLRNI_REQUIRE(ctx, inner.read && inner.d_in > 0, "the source has no read callback or no width");
     dlrni_finite_source *s = DLRNI_NEW_ZERO(ctx, dlrni_finite_source, 1);
     if (!s) return DLRN_ERR_MEMORY;
     s->ctx = ctx;
@@ -9444,7 +10321,7 @@ DLRN_API dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *so
     s->owns_inner = owns_source;
     s->skipped = skipped;
     if (skipped) *skipped = 0;
-    out->activation_dim = inner.activation_dim;
+    out->d_in = inner.d_in;
     out->has_target = inner.has_target;
     out->read = dlrni_finite_read;
     if (inner.position) out->position = dlrni_finite_position;
@@ -9499,7 +10376,7 @@ DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dl
                                            dlrn_evaluator **out) {
     dlrn_context *ctx = dict->ctx;
     const dlrn_eval_config defaults = dlrn_eval_defaults();
-    int64_t d = dict->activation_dim, floats;
+    int64_t d = dict->d_in, floats;
     *out = NULL;
     if (!cfg) cfg = &defaults;
     DLRNI_REQUIRE(ctx, cfg->batch_size > 0 && cfg->rows >= -1,
@@ -9514,7 +10391,7 @@ DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dl
     e->cfg = *cfg;
     e->batch = cfg->batch_size;
     e->mean_y = DLRNI_NEW_ZERO(ctx, double, 4 * d);
-    e->fired = DLRNI_NEW_ZERO(ctx, int64_t, dict->dict_size);
+    e->fired = DLRNI_NEW_ZERO(ctx, int64_t, dict->features);
     e->x_hat = DLRNI_NEW(ctx, float, floats);
     if (!e->mean_y || !e->fired || !e->x_hat) {
         dlrn_evaluator_destroy(e);
@@ -9547,7 +10424,7 @@ DLRNI_INTERNAL double dlrni_row_sparsity(const dlrn_evaluator *e, const float *v
 
 DLRNI_INTERNAL void dlrni_evaluate_row(dlrn_evaluator *e, const float *y, const float *x_hat,
                                        const int32_t *col, const float *val, int64_t n) {
-    int64_t d = e->dict->activation_dim, count = ++e->rows;
+    int64_t d = e->dict->d_in, count = ++e->rows;
     double yy = 0, hh = 0, yh = 0, rr = 0;
     for (int64_t j = 0; j < d; j++) {
         double a = (double)y[j], h = (double)x_hat[j], r = a - h;
@@ -9572,7 +10449,7 @@ DLRNI_INTERNAL void dlrni_evaluate_row(dlrn_evaluator *e, const float *y, const 
 /* x, y [rows][d], at most a batch: all of it or, after an error, nothing. */
 DLRNI_INTERNAL dlrn_status dlrni_evaluate_batch(dlrn_evaluator *e, const float *x, const float *y,
                                                 int64_t rows) {
-    int64_t d = e->dict->activation_dim;
+    int64_t d = e->dict->d_in;
     DLRNI_TRY(dlrn_forward(e->dict, x, rows, e->x_hat, &e->codes));
     DLRNI_TRY(dlrni_check_finite(e->ctx, e->x_hat, rows, d, e->rows, "evaluation: x_hat,"));
     for (int64_t i = 0; i < rows; i++) {
@@ -9593,7 +10470,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_evaluator(const dlrn_evaluator *e) {
 
 DLRN_API dlrn_status dlrn_evaluator_add(dlrn_evaluator *e, const float *x, const float *y,
                                         int64_t n) {
-    int64_t d = e->dict->activation_dim;
+    int64_t d = e->dict->d_in;
     DLRNI_REQUIRE(e->ctx, n >= 0 && (x || !n), "x must not be NULL, n not negative");
     if (!y) y = x;
     DLRNI_TRY(dlrni_check_evaluator(e));
@@ -9617,7 +10494,7 @@ DLRN_API const int64_t *dlrn_evaluator_fired(const dlrn_evaluator *e) {
 DLRNI_INTERNAL void dlrni_variance_explained(const dlrn_evaluator *e, dlrn_metrics *out) {
     double y = 0, r = 0, each = 0;
     int64_t varying = 0;
-    for (int64_t j = 0; j < e->dict->activation_dim; j++) {
+    for (int64_t j = 0; j < e->dict->d_in; j++) {
         y += e->var_y[j];
         r += e->var_r[j];
         if (e->var_y[j] > 0) each += 1 - e->var_r[j] / e->var_y[j], varying++;
@@ -9634,7 +10511,7 @@ DLRNI_INTERNAL void dlrni_no_cross_entropy(dlrn_metrics *out) {
 
 DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out) {
     double n = (double)e->rows;
-    int64_t F = e->dict->dict_size, alive = 0;
+    int64_t F = e->dict->features, alive = 0;
     memset(out, 0, sizeof *out);
     dlrni_no_cross_entropy(out);
     DLRNI_TRY(dlrni_check_evaluator(e));
@@ -9669,7 +10546,7 @@ DLRN_API dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e, int bins,
     DLRNI_REQUIRE(e->ctx, bins > 0 && e->rows > 0, "needs at least one bin and one row");
     memset(count, 0, (size_t)bins * sizeof *count);
     for (int b = 0; edge && b <= bins; b++) edge[b] = dlrni_bin_edge(b, bins);
-    for (int64_t f = 0; f < e->dict->dict_size; f++) {
+    for (int64_t f = 0; f < e->dict->features; f++) {
         if (!e->fired[f]) continue;
         double share = (double)e->fired[f] / (double)e->rows;
         int64_t b =
@@ -9707,12 +10584,12 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
     dlrn_evaluator *e;
     DLRNI_REQUIRE(ctx, !lm || lm->sites == 1,
                   "a model of several sites is for dlrn_loss_recovered");
-    if (source->activation_dim != dict->activation_dim)
+    if (source->d_in != dict->d_in)
         return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                          "dlrn_evaluate: expected rows of width %lld, found %lld",
-                         (long long)dict->activation_dim, (long long)source->activation_dim);
+                         (long long)dict->d_in, (long long)source->d_in);
     DLRNI_TRY(dlrn_evaluator_create(dict, cfg, &e));
-    int64_t n = e->batch * dict->activation_dim;
+    int64_t n = e->batch * dict->d_in;
     float *x = DLRNI_NEW(ctx, float, n), *y = source->has_target ? DLRNI_NEW(ctx, float, n) : NULL;
     dlrn_status s = x && (y || !source->has_target) ? DLRN_OK : DLRN_ERR_MEMORY;
     if (s == DLRN_OK) s = dlrni_evaluate_rows(e, source, x, y);
@@ -9747,7 +10624,7 @@ DLRNI_INTERNAL dlrn_status dlrni_zero_edit(void *user, int site, const float *x,
     if (site < 0 || site >= s->sites)
         return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK, "the model edits site %d of %lld", site,
                          (long long)s->sites);
-    memset(out, 0, (size_t)(n * s->dicts[site]->activation_dim) * sizeof *out);
+    memset(out, 0, (size_t)(n * s->dicts[site]->d_in) * sizeof *out);
     return DLRN_OK;
 }
 
@@ -9803,26 +10680,26 @@ DLRNI_INTERNAL void dlrni_checkpoint_floats(const dlrn_trainer *t, dlrn_tensor_o
     const struct {
         const char *name;
         const void *data;
-    } part[DLRNI_CHECKPOINT_FLOATS] = {{"bias", t->dict->bias},
-                                       {"m.bias", s->m_bias},
-                                       {"v.bias", s->v_bias},
-                                       {"encoder_bias", t->dict->encoder_bias},
-                                       {"m.encoder_bias", s->m_encoder_bias},
-                                       {"v.encoder_bias", s->v_encoder_bias},
-                                       {"encoder_weight", t->dict->encoder_weight},
-                                       {"m.encoder_weight", s->m_encoder_weight},
-                                       {"v.encoder_weight", s->v_encoder_weight},
-                                       {"decoder_weight", t->dict->decoder_weight},
-                                       {"m.decoder_weight", s->m_decoder_weight},
-                                       {"v.decoder_weight", s->v_decoder_weight}};
+    } part[DLRNI_CHECKPOINT_FLOATS] = {{"bias", t->dict->param[DLRN_OUTPUT_BIAS]},
+                                       {"m.bias", s->m[DLRN_OUTPUT_BIAS]},
+                                       {"v.bias", s->v[DLRN_OUTPUT_BIAS]},
+                                       {"encoder_bias", t->dict->param[DLRN_ENCODER_BIAS]},
+                                       {"m.encoder_bias", s->m[DLRN_ENCODER_BIAS]},
+                                       {"v.encoder_bias", s->v[DLRN_ENCODER_BIAS]},
+                                       {"encoder_weight", t->dict->param[DLRN_ENCODER]},
+                                       {"m.encoder_weight", s->m[DLRN_ENCODER]},
+                                       {"v.encoder_weight", s->v[DLRN_ENCODER]},
+                                       {"decoder_weight", t->dict->param[DLRN_DECODER]},
+                                       {"m.decoder_weight", s->m[DLRN_DECODER]},
+                                       {"v.decoder_weight", s->v[DLRN_DECODER]}};
     memset(out, 0, DLRNI_CHECKPOINT_FLOATS * sizeof *out);
     for (int i = 0; i < DLRNI_CHECKPOINT_FLOATS; i++) {
         out[i].name = part[i].name;
         out[i].data = part[i].data;
         out[i].dtype = DLRN_F32;
         out[i].ndim = i < 6 ? 1 : 2;
-        out[i].shape[0] = i < 3 ? t->cfg.activation_dim : t->cfg.dict_size;
-        out[i].shape[1] = i < 6 ? 0 : t->cfg.activation_dim;
+        out[i].shape[0] = i < 3 ? t->cfg.d_in : t->cfg.features;
+        out[i].shape[1] = i < 6 ? 0 : t->cfg.d_in;
     }
 }
 
@@ -9832,7 +10709,7 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_counters(const dlrn_trainer *t) 
     out.name = "steps_since_fired";
     out.dtype = DLRN_I64;
     out.ndim = 1;
-    out.shape[0] = t->cfg.dict_size;
+    out.shape[0] = t->cfg.features;
     out.data = t->state.steps_since_fired;
     return out;
 }
@@ -9884,15 +10761,13 @@ DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) 
         return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT, "%s: expected a name ending in .safetensors",
                          path);
     dlrn_tensor_out tensors[DLRNI_CHECKPOINT_TENSORS];
-    int64_t count = DLRNI_CHECKPOINT_FLOATS, d = t->cfg.activation_dim;
+    int64_t count = DLRNI_CHECKPOINT_FLOATS, d = t->cfg.d_in;
     char config[1024], step[32], buffer[512], unfinished[512];
     dlrni_buffer_state b;
     dlrni_text text = {buffer, sizeof buffer, 0}, figures = {unfinished, sizeof unfinished, 0};
     dlrn_status s = dlrni_check_whole(t);
     dlrni_checkpoint_floats(t, tensors);
-    for (int i = 0; i < DLRNI_CHECKPOINT_FLOATS && s == DLRN_OK;
-         i += 3) /* each weight, with its moments behind it */
-        s = dlrni_check_savable(t->ctx, path, &tensors[i]);
+    if (s == DLRN_OK) s = dlrni_check_savable(t->dict, path);
     if (s == DLRN_OK &&
         (t->logging || (t->n && !t->resampling))) /* a checkpoint has no place for its rows */
         s = dlrn_fail(
@@ -9912,7 +10787,7 @@ DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) 
     }
     const char *metadata[15] = {"format",  DLRNI_CHECKPOINT_FORMAT,
                                 "made_by", "dictlearn " DLRN_VERSION_STRING,
-                                "family",  t->dict->family->name,
+                                "family",  t->dict->family,
                                 "config",  config,
                                 "step",    step};
     int pairs = 10;
@@ -9975,12 +10850,12 @@ DLRNI_INTERNAL dlrn_status dlrni_fail_in(dlrn_context *ctx, dlrn_status s, const
 DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
                                              const dlrn_json *json, dlrn_train_config *cfg) {
     memset(cfg, 0, sizeof *cfg);
-#define DLRNI_READ_INTEGER(field)                                                                  \
-    if (!dlrni_json_i64(json, #field, &cfg->field))                                                \
-        return dlrni_checkpoint_lacks(a, ctx, "config." #field);
-#define DLRNI_READ_REAL(field)                                                                     \
-    if (!dlrni_json_real(json, #field, &cfg->field))                                               \
-        return dlrni_checkpoint_lacks(a, ctx, "config." #field);
+#define DLRNI_READ_INTEGER(field, key)                                                             \
+    if (!dlrni_json_i64(json, key, &cfg->field))                                                   \
+        return dlrni_checkpoint_lacks(a, ctx, "config." key);
+#define DLRNI_READ_REAL(field, key)                                                                \
+    if (!dlrni_json_real(json, key, &cfg->field))                                                  \
+        return dlrni_checkpoint_lacks(a, ctx, "config." key);
     DLRNI_CONFIG_INTEGERS(DLRNI_READ_INTEGER)
     DLRNI_CONFIG_REALS(DLRNI_READ_REAL)
 #undef DLRNI_READ_INTEGER
@@ -9999,7 +10874,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
     cfg->compat = compat->number > 0;
     if (!dlrni_json_u64(json, "seed", &cfg->seed))
         return dlrni_checkpoint_lacks(a, ctx, "config.seed");
-    if (cfg->activation_dim < 1 || cfg->dict_size < 1 || cfg->dict_size > INT32_MAX)
+    if (cfg->d_in < 1 || cfg->features < 1 || cfg->features > INT32_MAX)
         return dlrni_checkpoint_lacks(a, ctx, "config.dict_size");
     if (dlrni_check_config(ctx, cfg) == DLRN_OK) return DLRN_OK;
     const char *colon = strchr(dlrn_error(ctx), ':'); /* behind the name of what is configured */
@@ -10051,8 +10926,8 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_size(dlrn_context *ctx, dlrn_archive
     want.name = "encoder_weight";
     want.dtype = DLRN_F32;
     want.ndim = 2;
-    want.shape[0] = cfg->dict_size;
-    want.shape[1] = cfg->activation_dim;
+    want.shape[0] = cfg->features;
+    want.shape[1] = cfg->d_in;
     return dlrni_checkpoint_find(ctx, a, &want, &where);
 }
 
@@ -10088,7 +10963,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_state(dlrn_trainer *t, dlrn_archive *a) {
     }
     DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &counters, &where));
     DLRNI_TRY(dlrn_archive_read_i64(a, where, t->state.steps_since_fired));
-    for (int64_t f = 0; f < t->cfg.dict_size; f++)
+    for (int64_t f = 0; f < t->cfg.features; f++)
         if (t->state.steps_since_fired[f] < 0 || t->state.steps_since_fired[f] > INT64_MAX / 4)
             return dlrni_checkpoint_lacks(a, t->ctx, "steps_since_fired");
     for (const char *c = step; c && *c; c++) {
@@ -10106,7 +10981,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_state(dlrn_trainer *t, dlrn_archive *a) {
    same bits again. */
 DLRNI_INTERNAL dlrn_status dlrni_read_rows(dlrn_trainer *t, dlrn_archive *a, const char *name,
                                            const dlrni_buffer_state *b, void **out) {
-    dlrn_tensor_out want = dlrni_checkpoint_rows(name, NULL, b, t->cfg.activation_dim);
+    dlrn_tensor_out want = dlrni_checkpoint_rows(name, NULL, b, t->cfg.d_in);
     int64_t where;
     DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &want, &where));
     int64_t n = dlrn_archive_info(a, where)->numel;
@@ -10177,12 +11052,10 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archi
     dlrn_status s = dlrni_read_config(ctx, a, json, cfg);
     dlrn_json_free(ctx, json);
     if (s != DLRN_OK) return s;
-    if (given &&
-        (given->activation_dim != cfg->activation_dim || given->dict_size != cfg->dict_size))
+    if (given && (given->d_in != cfg->d_in || given->features != cfg->features))
         return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: a trainer of %lld x %lld, expected %lld x %lld",
-                         dlrn_archive_path(a), (long long)cfg->activation_dim,
-                         (long long)cfg->dict_size, (long long)given->activation_dim,
-                         (long long)given->dict_size);
+                         dlrn_archive_path(a), (long long)cfg->d_in, (long long)cfg->features,
+                         (long long)given->d_in, (long long)given->features);
     if (given && !given->compat != !cfg->compat)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: saved with compat %d, expected %d",
                          dlrn_archive_path(a), cfg->compat, given->compat);
@@ -10933,26 +11806,35 @@ DLRNI_INTERNAL void DLRNI_K(gather_axpy)(float *out, int64_t n, const float *bas
 #undef DLRNI_ASK_NOT
 #undef DLRNI_GATHER
 
-/* Without a branch on what fires, since that cannot be foreseen. */
-DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, int64_t n, int32_t first, int32_t *key,
+/* Without a branch on what stays, since that cannot be foreseen. A NaN stays: it must show. */
+DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, const float *bias, const float *threshold,
+                                        float row_floor, int64_t n, int32_t first, int32_t *key,
                                         float *val) {
     int64_t count = 0;
 #if DLRNI_PASS == 2
+    const __m512 floor = _mm512_set1_ps(row_floor);
     for (int64_t j = 0; j < n; j += DLRNI_LANES) {
-        __m512 a = n - j < DLRNI_LANES ? DLRNI_K(load_part)(f + j, n - j) : DLRNI_K(load)(f + j);
+        const __mmask16 part = (__mmask16)(n - j < DLRNI_LANES ? (1 << (n - j)) - 1 : 0xFFFF);
+        __m512 pre = _mm512_maskz_add_ps(part, _mm512_maskz_loadu_ps(part, f + j),
+                                         _mm512_maskz_loadu_ps(part, bias + j));
+        __m512 least =
+            threshold ? _mm512_maskz_max_ps(part, floor, _mm512_maskz_loadu_ps(part, threshold + j))
+                      : floor;
         __m512i index = _mm512_add_epi32(
             _mm512_set1_epi32(first + (int32_t)j),
             _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-        __mmask16 on = _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-        _mm512_storeu_ps(val + count, _mm512_maskz_compress_ps(on, a));
+        __mmask16 on = _mm512_mask_cmp_ps_mask(part, pre, least, _CMP_NLE_UQ);
+        _mm512_storeu_ps(val + count, _mm512_maskz_compress_ps(on, pre));
         _mm512_storeu_si512(key + count, _mm512_maskz_compress_epi32(on, index));
         count += __builtin_popcount(on);
     }
 #else
     for (int64_t j = 0; j < n; j++) {
+        const float pre = f[j] + bias[j];
+        const float least = threshold && threshold[j] > row_floor ? threshold[j] : row_floor;
         key[count] = first + (int32_t)j;
-        val[count] = f[j];
-        count += f[j] != 0;
+        val[count] = pre;
+        count += !(pre <= least);
     }
 #endif
     return count;
@@ -10992,16 +11874,6 @@ DLRNI_INTERNAL void DLRNI_K(sub)(const float *a, const float *b, float *y, int64
 #define DLRNI_SUB(load, store, n) store(y + p, DLRNI_K(minus)(load(a + p n), load(b + p n)) n);
     DLRNI_SWEEP(n, DLRNI_SUB);
 #undef DLRNI_SUB
-}
-
-DLRNI_INTERNAL void DLRNI_K(relu_bias)(float *y, const float *bias, int64_t n) {
-    const DLRNI_K(v16) zero = DLRNI_K(set1)(0);
-/* the last addition makes +0 of -0, which max() may leave */
-#define DLRNI_RELU(load, store, n)                                                                 \
-    store(y + p, DLRNI_K(add)(DLRNI_K(max)(DLRNI_K(add)(load(y + p n), load(bias + p n)), zero),   \
-                              zero) n);
-    DLRNI_SWEEP(n, DLRNI_RELU);
-#undef DLRNI_RELU
 }
 
 /* exp by 2^n e^r, r at most half of log 2 in size, and seven terms of its series: within 2 units of
@@ -11052,8 +11924,8 @@ DLRNI_INTERNAL void DLRNI_K(adam)(float *w, float *m, float *v, const float *g, 
 static const dlrni_kernel_table DLRNI_TABLE = {
     DLRNI_K(dot),       DLRNI_K(dots),        DLRNI_K(dots_nt),     DLRNI_K(outer),
     DLRNI_K(transpose), DLRNI_K(gather_axpy), DLRNI_K(gather_near), DLRNI_K(collect),
-    DLRNI_K(axpy),      DLRNI_K(scale),       DLRNI_K(sub),         DLRNI_K(relu_bias),
-    DLRNI_K(exp_shift), DLRNI_K(adam),
+    DLRNI_K(axpy),      DLRNI_K(scale),       DLRNI_K(sub),         DLRNI_K(exp_shift),
+    DLRNI_K(adam),
 };
 
 /* ---- Screens ---- */
@@ -11069,6 +11941,7 @@ DLRNI_INTERNAL uint64_t DLRNI_K(screen_mask)(const DLRNI_K(v16) sum[3], const fl
         DLRNI_K(v16) t = DLRNI_K(fma)(DLRNI_K(set1)(row->unit), DLRNI_K(load)(at), sum[v]);
         t = DLRNI_K(fma)(DLRNI_K(set1)(row->error), DLRNI_K(load)(at + DLRNI_GROUP), t);
         t = DLRNI_K(fma)(DLRNI_K(set1)(row->norm), DLRNI_K(load)(at + 2 * DLRNI_GROUP), t);
+        t = DLRNI_K(fma)(DLRNI_K(set1)(row->floor), DLRNI_K(load)(at + 3 * DLRNI_GROUP), t);
         mask |= (uint64_t)DLRNI_K(on)(t) << v * DLRNI_LANES;
     }
     return mask;

@@ -164,20 +164,20 @@ static float *rows_new(const lab *l, dlrn_context *ctx, int64_t rows, int64_t d)
 /* Makes pre-activations normal of variance 1, and finds by bisection the bias at which l0 of them
    are positive. */
 static void set_l0(const lab *l, dlrn_dictionary *ae, double l0) {
-    int64_t d = ae->activation_dim, F = ae->dict_size;
+    int64_t d = ae->d_in, F = ae->features;
     if (l0 <= 0) return;
-    fill(l, 1, ae->encoder_weight, F, d, 1 / sqrtf((float)d));
+    fill(l, 1, ae->param[DLRN_ENCODER], F, d, 1 / sqrtf((float)d));
     float *x = rows_new(l, ae->ctx, SAMPLE, d),
           *pre = (float *)take(ae->ctx, SAMPLE * F, sizeof *pre), low = -1, high = 9;
     must(ae->ctx,
-         dlrn_gemm(ae->ctx, DLRN_NT, SAMPLE, F, d, x, d, ae->encoder_weight, d, 0, pre, F));
+         dlrn_gemm(ae->ctx, DLRN_NT, SAMPLE, F, d, x, d, ae->param[DLRN_ENCODER], d, 0, pre, F));
     for (int i = 0; i < 24; i++) {
         float mid = (low + high) / 2;
         int64_t on = 0;
         for (int64_t k = 0; k < SAMPLE * F; k++) on += pre[k] > mid;
         *((double)on > l0 * SAMPLE ? &low : &high) = mid;
     }
-    for (int64_t f = 0; f < F; f++) ae->encoder_bias[f] = -low;
+    for (int64_t f = 0; f < F; f++) ae->param[DLRN_ENCODER_BIAS][f] = -low;
     dlrn_free(ae->ctx, x);
     dlrn_free(ae->ctx, pre);
     dlrn_dictionary_changed(ae);
@@ -237,13 +237,13 @@ static void stepper_run(void *arg) {
 static stepper stepper_new(const lab *l, const shape *s, int threads, int64_t dead, int ghost) {
     stepper p = {context_new(s->kernels, threads), NULL, NULL, s->rows, {0}};
     dlrn_train_config cfg = dlrn_train_defaults();
-    cfg.activation_dim = s->d, cfg.dict_size = s->features, cfg.lr = 1e-12, cfg.warmup_steps = 0,
+    cfg.d_in = s->d, cfg.features = s->features, cfg.lr = 1e-12, cfg.warmup_steps = 0,
     cfg.log_steps = -1;
     if (ghost) cfg.ghost_threshold = 0;
     must(p.ctx, dlrn_trainer_create(p.ctx, &cfg, NULL, NULL, &p.trainer));
     dlrn_dictionary *ae = dlrn_trainer_dictionary(p.trainer);
     set_l0(l, ae, s->l0);
-    for (int64_t f = 0; f < dead; f++) ae->encoder_bias[f] = -9;
+    for (int64_t f = 0; f < dead; f++) ae->param[DLRN_ENCODER_BIAS][f] = -9;
     dlrn_dictionary_changed(ae);
     p.x = rows_new(l, p.ctx, s->rows, s->d);
     return p;
@@ -350,7 +350,7 @@ static outcome measure_prepared(lab *l, const shape *s) {
 static outcome measure_encode(lab *l, const shape *s) {
     coder c = coder_new(l, s);
     fma_burst peak = burst_new(l->ctx);
-    traffic weights = reading_of(l->ctx, c.ae->encoder_weight, s->d * s->features);
+    traffic weights = reading_of(l->ctx, c.ae->param[DLRN_ENCODER], s->d * s->features);
     outcome o;
     c.f = (float *)take(l->ctx, s->rows * s->features, sizeof *c.f);
     if (s->rows == 1) {
@@ -377,7 +377,7 @@ static outcome measure_encode_sparse(lab *l, const shape *s) {
 /* The atoms that it touches, as bytes a second. */
 static outcome measure_decode_sparse(lab *l, const shape *s) {
     coder c = coder_new(l, s);
-    traffic atoms = reading_of(l->ctx, c.ae->decoder_weight, s->d * s->features);
+    traffic atoms = reading_of(l->ctx, c.ae->param[DLRN_DECODER], s->d * s->features);
     encode_sparse_run(&c);
     outcome o = in_turns(l, decode_sparse_run, &c, traffic_run, &atoms);
     o.l0 = (double)c.codes.row_ptr[s->rows] / (double)s->rows;
@@ -418,7 +418,7 @@ typedef struct evaluation {
 
 static void evaluation_run(void *arg) {
     evaluation *e = (evaluation *)arg;
-    stream t = {e->l, e->rows, e->ae->activation_dim, {2, 1, 0}};
+    stream t = {e->l, e->rows, e->ae->d_in, {2, 1, 0}};
     dlrn_source source = stream_source(&t);
     dlrn_eval_config cfg = dlrn_eval_defaults();
     cfg.rows = -1;

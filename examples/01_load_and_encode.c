@@ -16,9 +16,9 @@ static dlrn_status make_dictionary(dlrn_context *ctx, const char *path) {
     dlrn_dictionary *ae = NULL;
     dlrn_status s = dlrn_autoencoder_create(ctx, 32, 256, 7, &ae);
     for (int64_t j = 0; s == DLRN_OK && j < 256; j++) {
-        ae->encoder_bias[j] = -1.3f; /* without a threshold half of all features fire */
+        ae->param[DLRN_ENCODER_BIAS][j] = -1.3f; /* without a threshold half of all features fire */
         for (int64_t c = 0; c < 32; c++)
-            ae->encoder_weight[j * 32 + c] = ae->decoder_weight[j * 32 + c];
+            ae->param[DLRN_ENCODER][j * 32 + c] = ae->param[DLRN_DECODER][j * 32 + c];
     }
     if (s == DLRN_OK) dlrn_dictionary_changed(ae); /* its weights were written to */
     if (s == DLRN_OK) s = dlrn_save(ae, path);
@@ -30,12 +30,12 @@ static dlrn_status make_dictionary(dlrn_context *ctx, const char *path) {
 static dlrn_status make_rows(dlrn_context *ctx, const dlrn_dictionary *ae, const char *path,
                              float *x) {
     dlrn_archive *file = NULL;
-    const int64_t d = ae->activation_dim, F = ae->dict_size;
+    const int64_t d = ae->d_in, F = ae->features;
     if (!path) {
         for (int64_t i = 0; i < ROWS; i++)
             for (int64_t c = 0; c < d; c++)
-                x[i * d + c] = 3 * ae->decoder_weight[(11 * i) % F * d + c] +
-                               2 * ae->decoder_weight[(7 * i + 5) % F * d + c];
+                x[i * d + c] = 3 * ae->param[DLRN_DECODER][(11 * i) % F * d + c] +
+                               2 * ae->param[DLRN_DECODER][(7 * i + 5) % F * d + c];
         return DLRN_OK;
     }
     dlrn_status s = dlrn_archive_open(ctx, path, &file);
@@ -66,7 +66,7 @@ static dlrn_status print_row(dlrn_context *ctx, const dlrn_sparse *codes, int64_
 
 static dlrn_status encode_and_print(dlrn_context *ctx, const dlrn_dictionary *ae,
                                     const char *path) {
-    const int64_t d = ae->activation_dim;
+    const int64_t d = ae->d_in;
     dlrn_tensor x, x_hat;
     dlrn_sparse codes = {0};
     dlrn_status s = dlrn_tensor_create(ctx, ROWS, d, &x);
@@ -97,7 +97,7 @@ int main(int argc, char **argv) {
     if (s == DLRN_OK) s = dlrn_load(ctx, path, &ae);
     if (s == DLRN_OK)
         printf("%s: %s, %lld -> %lld features\n", path, dlrn_dictionary_family(ae),
-               (long long)ae->activation_dim, (long long)ae->dict_size);
+               (long long)ae->d_in, (long long)ae->features);
     if (s == DLRN_OK) s = encode_and_print(ctx, ae, argc > 2 ? argv[2] : NULL);
     if (s != DLRN_OK) fprintf(stderr, "%s\n", dlrn_error(ctx));
     dlrn_dictionary_destroy(ae);

@@ -34,8 +34,8 @@ static int count_found(dlrn_context *ctx, const dlrn_dictionary *ae) {
     int found = 0;
     for (int j = 0; j < DIRECTIONS; j++) {
         float best = 0;
-        for (int64_t f = 0; f < ae->dict_size; f++) {
-            float cosine = dlrn_dot(ctx, directions + j * DIM, ae->decoder_weight + f * DIM, DIM);
+        for (int64_t f = 0; f < ae->features; f++) {
+            float cosine = dlrn_dot(ctx, directions + j * DIM, ae->param[DLRN_DECODER] + f * DIM, DIM);
             best = cosine > best ? cosine : best; /* atoms have length 1, too */
         }
         found += best > 0.9f;
@@ -56,7 +56,7 @@ static dlrn_status train(dlrn_context *ctx, dlrn_dictionary **ae) {
     s = dlrn_buffer_create(ctx, &shuffle, &source, 1, &buffer); /* the buffer owns the source now */
 
     dlrn_train_config cfg = dlrn_train_defaults();
-    cfg.dict_size = FEATURES, cfg.lr = 3e-3, cfg.sparsity_penalty = 0.3;
+    cfg.features = FEATURES, cfg.lr = 3e-3, cfg.sparsity_penalty = 0.3;
     cfg.warmup_steps = 50,
     cfg.resample_steps = 500; /* features that fell silent get another chance */
     if (s == DLRN_OK) s = dlrn_train(ctx, &cfg, buffer, NULL, NULL, ae);

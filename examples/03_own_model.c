@@ -64,7 +64,7 @@ static dlrn_status train(dlrn_context *ctx, const dlrn_source *source, dlrn_dict
     dlrn_status s = dlrn_buffer_create(ctx, &shuffle, source, 0, &buffer);
 
     dlrn_train_config cfg = dlrn_train_defaults();
-    cfg.dict_size = 128, cfg.lr = 3e-3, cfg.sparsity_penalty = 0.3, cfg.warmup_steps = 50;
+    cfg.features = 128, cfg.lr = 3e-3, cfg.sparsity_penalty = 0.3, cfg.warmup_steps = 50;
     if (s == DLRN_OK) s = dlrn_train(ctx, &cfg, buffer, NULL, NULL, ae);
     dlrn_buffer_destroy(buffer);
     return s;
@@ -76,7 +76,7 @@ int main(void) {
     for (int i = 0; i < VOCAB * DIM; i++) model.vector[i] = dlrn_rng_normal(&rng);
 
     dlrn_source source = {0};
-    source.activation_dim = DIM, source.read = read_rows, source.user = &model;
+    source.d_in = DIM, source.read = read_rows, source.user = &model;
     dlrn_language_model lm = {0};
     lm.cross_entropy = cross_entropy, lm.user = &model, lm.sites = 1, lm.documents = 1;
 

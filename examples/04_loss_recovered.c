@@ -52,7 +52,7 @@ static dlrn_status step(void *user, int tap, const float *x, float *y, int64_t n
 static dlrn_status train(neox_model *m, neox_tap tap, const neox_documents *d,
                          dlrn_trainer **trainer) {
     dlrn_train_config cfg = dlrn_train_defaults();
-    cfg.activation_dim = neox_config_of(m)->dim, cfg.dict_size = 4 * cfg.activation_dim;
+    cfg.d_in = neox_config_of(m)->dim, cfg.features = 4 * cfg.d_in;
     cfg.lr = 4e-3, cfg.sparsity_penalty = 0.1, cfg.warmup_steps = 20;
     dlrn_status s = dlrn_trainer_create(ctx, &cfg, NULL, NULL, trainer);
     for (int64_t i = 0; s == DLRN_OK && i < 3 * d->count; i += 4) {

@@ -31,7 +31,7 @@ static dlrn_status open_buffer(dlrn_context *ctx, dlrn_buffer **buffer) {
 
 static dlrn_train_config settings(void) {
     dlrn_train_config cfg = dlrn_train_defaults();
-    cfg.activation_dim = DIM, cfg.dict_size = 128, cfg.steps = STEPS;
+    cfg.d_in = DIM, cfg.features = 128, cfg.steps = STEPS;
     cfg.lr = 3e-3, cfg.sparsity_penalty = 0.4, cfg.warmup_steps = 30, cfg.ghost_threshold = 60;
     return cfg;
 }
@@ -96,8 +96,8 @@ int main(void) {
     if (s == DLRN_OK) {
         const dlrn_dictionary *a = dlrn_trainer_dictionary(whole),
                               *b = dlrn_trainer_dictionary(resumed);
-        size_t bytes = (size_t)(a->dict_size * a->activation_dim) * sizeof(float);
-        puts(memcmp(a->decoder_weight, b->decoder_weight, bytes)
+        size_t bytes = (size_t)(a->features * a->d_in) * sizeof(float);
+        puts(memcmp(a->param[DLRN_DECODER], b->param[DLRN_DECODER], bytes)
                  ? "different bits"
                  : "the same bits as the whole run");
         s = print_histogram(b);

@@ -166,14 +166,14 @@ static void print_shape(const dlrn_tensor_info *t, const char *comma) {
 
 static void print_norms(dlrn_context *ctx, const dlrn_dictionary *dict, int json) {
     double least = 1e300, most = 0, sum = 0;
-    for (int64_t j = 0; j < dict->dict_size; j++) {
-        double n = (double)dlrn_norm(ctx, dict->decoder_weight + j * dict->activation_dim,
-                                     dict->activation_dim);
+    for (int64_t j = 0; j < dict->features; j++) {
+        double n = (double)dlrn_norm(ctx, dict->param[DLRN_DECODER] + j * dict->d_in,
+                                     dict->d_in);
         least = n < least ? n : least;
         most = n > most ? n : most;
         sum += n;
     }
-    double mean = sum / (double)dict->dict_size;
+    double mean = sum / (double)dict->features;
     if (json)
         printf(", \"atom_norms\": {\"min\": %.6g, \"mean\": %.6g, \"max\": %.6g}", least, mean,
                most);
@@ -254,7 +254,7 @@ static int run_inspect(dlrn_context *ctx, const options *o) {
         is_model = tried == DLRN_OK;
     } else if (s == DLRN_OK && !of_model) {
         tried = dlrn_load(ctx, o->path, &dict);
-        is_dict = tried == DLRN_OK && dict->encoder_weight;
+        is_dict = tried == DLRN_OK && dict->param[DLRN_ENCODER];
     }
     if (tried == DLRN_ERR_MEMORY || tried == DLRN_ERR_IO)
         s = tried; /* which says nothing of what the file holds */
@@ -271,8 +271,8 @@ static int run_inspect(dlrn_context *ctx, const options *o) {
     if (s == DLRN_OK && is_dict) {
         printf(o->json ? ", \"family\": \"%s\", \"activation_dim\": %lld, \"dict_size\": %lld"
                        : "family %s, activation_dim %lld, dict_size %lld\n",
-               dlrn_dictionary_family(dict), (long long)dict->activation_dim,
-               (long long)dict->dict_size);
+               dlrn_dictionary_family(dict), (long long)dict->d_in,
+               (long long)dict->features);
         print_norms(ctx, dict, o->json);
     }
     if (s == DLRN_OK) print_tensors(a, o->json);
@@ -428,10 +428,10 @@ static int run_rows(dlrn_context *ctx, const options *o, const char *name, int f
     if (s == DLRN_OK) s = array_open(ctx, o->data, features_in, &in);
     if (s == DLRN_OK) {
         const char *path = strcmp(o->data, "-") ? o->data : "standard input";
-        s = expect_width(ctx, path, features_in ? dict->dict_size : dict->activation_dim, in.width);
+        s = expect_width(ctx, path, features_in ? dict->features : dict->d_in, in.width);
     }
     if (s == DLRN_OK)
-        s = stream_rows(ctx, dict, o, &in, features_out ? dict->dict_size : dict->activation_dim,
+        s = stream_rows(ctx, dict, o, &in, features_out ? dict->features : dict->d_in,
                         step);
     array_close(ctx, &in);
     dlrn_dictionary_destroy(dict);

@@ -183,9 +183,9 @@ static dlrn_status evaluate_array(feed *f, int64_t rows, dlrn_evaluator *e, dlrn
     dlrn_source in = feed_source(f), *source = &in;
     dlrn_tensor x, y;
     int64_t done = 0;
-    dlrn_status s = dlrn_tensor_create(ctx, BLOCK, source->activation_dim, &x);
+    dlrn_status s = dlrn_tensor_create(ctx, BLOCK, source->d_in, &x);
     if (s != DLRN_OK) return s;
-    s = dlrn_tensor_create(ctx, source->has_target ? BLOCK : 0, source->activation_dim, &y);
+    s = dlrn_tensor_create(ctx, source->has_target ? BLOCK : 0, source->d_in, &y);
     while (s == DLRN_OK && done < rows) {
         int64_t n = 0, want = rows - done < BLOCK ? rows - done : BLOCK;
         s = source->read(source->user, want, x.data, y.data, &n);
@@ -234,8 +234,8 @@ static int run_eval(dlrn_context *ctx, const options *o) {
     if (s == DLRN_OK && o->data) s = dlrn_source_from_npy(ctx, o->data, o->target, 1, &f.inner);
     if (s == DLRN_OK && o->skip_nonfinite) s = feed_keep_finite(&f);
     if (s == DLRN_OK)
-        s = expect_width(ctx, o->model ? o->model : o->data, dict->activation_dim,
-                         o->model ? neox_config_of(b.model)->dim : f.inner.activation_dim);
+        s = expect_width(ctx, o->model ? o->model : o->data, dict->d_in,
+                         o->model ? neox_config_of(b.model)->dim : f.inner.d_in);
     if (s == DLRN_OK) s = evaluate(ctx, o, dict, &b, &f);
     feed_tell_skipped(&f);
     status = s == DLRN_OK ? 0 : fail(ctx);

@@ -89,10 +89,10 @@ static int64_t parse_features(const char *list, int64_t *shown) {
 
 static dlrn_status check_features(const showing *w) {
     for (int64_t k = 0; k < w->n_shown; k++)
-        if (w->shown[k] >= w->dict->dict_size)
+        if (w->shown[k] >= w->dict->features)
             return dlrn_fail(w->b.ctx, DLRN_ERR_ARGUMENT,
                              "--features: expected numbers below %lld as %s has them, found %lld",
-                             (long long)w->dict->dict_size, w->o->dict, (long long)w->shown[k]);
+                             (long long)w->dict->features, w->o->dict, (long long)w->shown[k]);
     return DLRN_OK;
 }
 
@@ -104,7 +104,7 @@ static void choose_features(showing *w) {
         double low = pass ? 0 : 1e-3, high = pass ? 1 : 0.05;
         while (w->n_shown < want) {
             int64_t best = -1;
-            for (int64_t f = 0; f < w->dict->dict_size; f++) {
+            for (int64_t f = 0; f < w->dict->features; f++) {
                 double share = (double)w->fired[f] / (double)(w->done ? w->done : 1);
                 if (w->slot[f] < 0 && w->fired[f] && share >= low && share <= high &&
                     (best < 0 || w->most[f] > w->most[best]))
@@ -229,7 +229,7 @@ static dlrn_status put_feature_json(showing *w, int64_t slot) {
 
 static dlrn_status show_features(showing *w) {
     dlrn_context *ctx = w->b.ctx;
-    const int64_t F = w->dict->dict_size, v = neox_config_of(w->b.model)->vocab;
+    const int64_t F = w->dict->features, v = neox_config_of(w->b.model)->vocab;
     w->fired = (int64_t *)dlrn_alloc(ctx, F, sizeof *w->fired);
     w->most = (float *)dlrn_alloc(ctx, F, sizeof *w->most);
     w->slot = (int64_t *)dlrn_alloc(ctx, F, sizeof *w->slot);
@@ -269,7 +269,7 @@ static int run_features(dlrn_context *ctx, const options *o) {
     dlrn_status s = bench_open(ctx, o, 1, &w.b);
     if (s == DLRN_OK) s = dlrn_load(ctx, o->dict, &w.dict);
     if (s == DLRN_OK)
-        s = expect_width(ctx, o->dict, neox_config_of(w.b.model)->dim, w.dict->activation_dim);
+        s = expect_width(ctx, o->dict, neox_config_of(w.b.model)->dim, w.dict->d_in);
     if (s == DLRN_OK) s = show_features(&w);
     void *blocks[] = {w.fired, w.most, w.slot, w.best, w.by_token};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);

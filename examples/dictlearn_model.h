@@ -247,9 +247,9 @@ static dlrn_status copy_rows(feed *f, const options *o, dlrn_writer *w) {
     dlrn_tensor x, y;
     int64_t done = 0;
     double started = seconds(), told = started;
-    dlrn_status s = dlrn_tensor_create(ctx, PIECE, source->activation_dim, &x);
+    dlrn_status s = dlrn_tensor_create(ctx, PIECE, source->d_in, &x);
     if (s != DLRN_OK) return s;
-    s = dlrn_tensor_create(ctx, source->has_target ? PIECE : 0, source->activation_dim, &y);
+    s = dlrn_tensor_create(ctx, source->has_target ? PIECE : 0, source->d_in, &y);
     while (s == DLRN_OK && (o->limit < 0 || done < o->limit)) {
         int64_t n = 0, want = o->limit >= 0 && o->limit - done < PIECE ? o->limit - done : PIECE;
         s = source->read(source->user, want, x.data, y.data, &n);
@@ -278,7 +278,7 @@ static int run_activations(dlrn_context *ctx, const options *o) {
     feed_init(&f, ctx, o);
     dlrn_status s = bench_open(ctx, o, 1, &b);
     if (s == DLRN_OK) s = neox_text_source(b.model, b.tok, b.docs, &b.reading, b.tap, &f.inner);
-    if (s == DLRN_OK) s = dlrn_npy_create(ctx, o->out, f.inner.activation_dim, -1, &w);
+    if (s == DLRN_OK) s = dlrn_npy_create(ctx, o->out, f.inner.d_in, -1, &w);
     if (s == DLRN_OK) s = copy_rows(&f, o, w);
     if (s == DLRN_OK)
         s = dlrn_writer_close(w);

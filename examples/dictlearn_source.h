@@ -17,7 +17,7 @@ typedef struct feed {
 
 static dlrn_status feed_check(feed *f, const char *name, const float *x, int64_t n,
                               uint64_t first) {
-    const int64_t d = f->inner.activation_dim;
+    const int64_t d = f->inner.d_in;
     for (int64_t i = 0; i < n * d; i++) {
         if (x[i] - x[i] == 0) continue; /* finite */
         snprintf(f->error, sizeof f->error,
@@ -47,7 +47,7 @@ static dlrn_status feed_piece(feed *f, int64_t want, float *x, float *y, int64_t
 
 static dlrn_status feed_read(void *user, int64_t max_rows, float *x, float *y, int64_t *n) {
     feed *f = (feed *)user;
-    const int64_t d = f->inner.activation_dim;
+    const int64_t d = f->inner.d_in;
     dlrn_status s = DLRN_OK;
     if (!f->inner.has_target) y = NULL;
     for (*n = 0; s == DLRN_OK && *n < max_rows;) {
@@ -82,7 +82,7 @@ static const char *feed_error(void *user) {
 static dlrn_source feed_source(feed *f) {
     dlrn_source out;
     memset(&out, 0, sizeof out);
-    out.activation_dim = f->inner.activation_dim;
+    out.d_in = f->inner.d_in;
     out.has_target = f->inner.has_target;
     out.read = feed_read;
     if (f->inner.position) out.position = feed_position;

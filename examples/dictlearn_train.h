@@ -369,13 +369,13 @@ static dlrn_status train_settings(train_run *r, int64_t d, const dlrn_dictionary
     const options *o = r->o;
     int64_t expansion = o->expansion ? o->expansion : 16;
     *cfg = dlrn_train_defaults();
-    if (!o->dict_size && expansion > INT32_MAX / d)
+    if (!o->features && expansion > INT32_MAX / d)
         return dlrn_fail(r->ctx, DLRN_ERR_ARGUMENT,
                          "--expansion: expected at most %d features, found %lld times %lld",
                          INT32_MAX, (long long)expansion, (long long)d);
-    cfg->activation_dim = d;
-    cfg->dict_size = o->dict_size            ? o->dict_size
-                     : init && !o->expansion ? init->dict_size
+    cfg->d_in = d;
+    cfg->features = o->features            ? o->features
+                     : init && !o->expansion ? init->features
                                              : expansion * d;
     cfg->lr = o->lr;
     cfg->sparsity_penalty = o->sparsity_penalty;
@@ -389,11 +389,11 @@ static dlrn_status train_settings(train_run *r, int64_t d, const dlrn_dictionary
     cfg->save_steps = o->save_steps;
     cfg->seed = (uint64_t)o->seed;
     cfg->compat = o->compat;
-    if (!init || (init->activation_dim == d && init->dict_size == cfg->dict_size)) return DLRN_OK;
+    if (!init || (init->d_in == d && init->features == cfg->features)) return DLRN_OK;
     return dlrn_fail(r->ctx, DLRN_ERR_SHAPE,
                      "%s: expected a dictionary of width %lld with %lld features, found %lld, %lld",
-                     o->init, (long long)d, (long long)cfg->dict_size,
-                     (long long)init->activation_dim, (long long)init->dict_size);
+                     o->init, (long long)d, (long long)cfg->features,
+                     (long long)init->d_in, (long long)init->features);
 }
 
 /* Where the rows and the first weights come from, as members of the configuration. */
@@ -441,7 +441,7 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
     fprintf(f,
             "{\"dict_class\": \"AutoEncoder\", \"activation_dim\": %lld, \"dict_size\": %lld, "
             "\"version\": \"%s\",\n ",
-            (long long)cfg->activation_dim, (long long)cfg->dict_size, DLRN_VERSION_STRING);
+            (long long)cfg->d_in, (long long)cfg->features, DLRN_VERSION_STRING);
     put_source(f, o, rows);
     fprintf(
         f,
@@ -533,7 +533,7 @@ static dlrn_status open_buffer(train_run *r, const dlrn_source *source) {
     bc.shuffle = !o->no_shuffle;
     bc.seed = (uint64_t)o->seed;
     dlrn_status s =
-        dlrn_buffer_bytes(r->ctx, &bc, source->activation_dim, source->has_target, &bytes);
+        dlrn_buffer_bytes(r->ctx, &bc, source->d_in, source->has_target, &bytes);
     if (s == DLRN_OK && !o->quiet)
         fprintf(stderr, "buffer: at most %.1f MB\n", (double)bytes / 1e6);
     return s == DLRN_OK ? dlrn_buffer_create(r->ctx, &bc, source, 0, &r->buffer) : s;
@@ -563,7 +563,7 @@ static dlrn_status train_on(train_run *r) {
     r->feed.progress = show_filling;
     r->feed.user = r;
     if (s == DLRN_OK) s = open_buffer(r, &source);
-    if (s == DLRN_OK) s = open_trainer(r, source.activation_dim);
+    if (s == DLRN_OK) s = open_trainer(r, source.d_in);
     if (s == DLRN_OK) s = run_steps(r);
     if (!r->o->resume && !r->saved) leave_nothing(r);
     unlock_folder(r);
@@ -601,11 +601,11 @@ static int check_train_flags(const options *o) {
     if (lacks_flag("train", "--save-dir", o->save_dir)) return 2;
     if (strcmp(o->loss, "norm") && strcmp(o->loss, "squared"))
         return usage_error("train", "expected norm or squared as --loss", o->loss);
-    if (o->dict_size && o->expansion)
+    if (o->features && o->expansion)
         return usage_error("train", "expected --dict-size or --expansion, found both", "size");
-    if (o->dict_size > INT32_MAX || o->expansion > INT32_MAX)
+    if (o->features > INT32_MAX || o->expansion > INT32_MAX)
         return usage_error("train", "expected at most 2147483647 features",
-                           o->dict_size ? "--dict-size" : "--expansion");
+                           o->features ? "--dict-size" : "--expansion");
     return 0;
 }
 

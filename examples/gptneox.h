@@ -1842,7 +1842,7 @@ NEOX_API dlrn_status neox_text_source(neox_model *m, bpe_tokenizer *tok, doc_rea
         neox_text_destroy(t);
         return DLRN_ERR_MEMORY;
     }
-    out->activation_dim = m->cfg.dim;
+    out->d_in = m->cfg.dim;
     out->has_target = target;
     out->read = neox_text_read;
     out->error = neox_text_error;

@@ -108,7 +108,7 @@ TEST(settings_of_a_trainer) {
 #define SETTING(change, words)                                                                     \
     do {                                                                                           \
         dlrn_train_config cfg = dlrn_train_defaults();                                             \
-        cfg.activation_dim = D, cfg.dict_size = F;                                                 \
+        cfg.d_in = D, cfg.features = F;                                                 \
         change;                                                                                    \
         ARGUMENT(dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t), words);                           \
     } while (0)
@@ -138,7 +138,7 @@ TEST(rows_of_a_trainer) {
     dlrn_trainer *t = NULL;
     dlrn_dictionary *ae = NULL;
     int64_t revived;
-    cfg.activation_dim = D, cfg.dict_size = F;
+    cfg.d_in = D, cfg.features = F;
     wrong[4] = NAN;
     CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
     ARGUMENT(dlrn_trainer_step(t, NULL), "without a buffer");
@@ -150,7 +150,7 @@ TEST(rows_of_a_trainer) {
     CHECK_STATUS(dlrn_trainer_resample_on(t, wrong, NULL, N, &revived), DLRN_ERR_VALUE);
     CHECK_STATUS(dlrn_trainer_resample_on(t, x, wrong, N, &revived), DLRN_ERR_VALUE);
     ARGUMENT(dlrn_train(ctx, &cfg, NULL, NULL, NULL, &ae), "buffer must not be NULL");
-    CHECK(dlrn_trainer_config(t)->dict_size == F && dlrn_trainer_config(t)->activation_dim == D);
+    CHECK(dlrn_trainer_config(t)->features == F && dlrn_trainer_config(t)->d_in == D);
     dlrn_buffer_config small = dlrn_buffer_defaults();
     dlrn_buffer *narrow = NULL;
     dlrn_trainer *none = NULL;
@@ -180,7 +180,7 @@ TEST(gradients_one_at_a_time) {
     dlrn_train_config cfg = dlrn_train_defaults();
     dlrn_gradients all = {whole[0], whole[1], whole[2], whole[3]};
     dlrn_trainer *t = NULL;
-    cfg.activation_dim = D, cfg.dict_size = F;
+    cfg.d_in = D, cfg.features = F;
     CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
     CHECK_OK(ctx, dlrn_trainer_gradients(t, x, NULL, N, &all));
     for (int i = 0; i < 4; i++) {

@@ -713,7 +713,7 @@ TEST(rows_that_are_not_finite_are_left_out) {
     for (int i = 0; i < N; i += 3) (i % 2 ? x : y)[i * D + i % D] = i % 4 ? NAN : -INFINITY;
     CHECK_OK(ctx, dlrn_source_from_array(ctx, x, y, N, D, 1, &source));
     CHECK_OK(ctx, dlrn_source_finite(ctx, &source, 1, &skipped, &finite));
-    CHECK(finite.activation_dim == D && finite.has_target && skipped == 0);
+    CHECK(finite.d_in == D && finite.has_target && skipped == 0);
     for (come = 0; come < N;) {
         dlrn_status s = finite.read(finite.user, 7, got_x + come * D, got_y + come * D, &n);
         if (s == DLRN_END) break;
@@ -776,7 +776,7 @@ TEST(rows_that_are_not_finite_are_left_out) {
         dlrn_buffer_destroy(b);
         dlrn_source_destroy(&finite);
     }
-    source.activation_dim = 0;
+    source.d_in = 0;
     CHECK_STATUS(dlrn_source_finite(ctx, &source, 0, NULL, &finite), DLRN_ERR_ARGUMENT);
     source.read = NULL;
     CHECK_STATUS(dlrn_source_finite(ctx, &source, 0, NULL, &finite), DLRN_ERR_ARGUMENT);
@@ -809,7 +809,7 @@ TEST(a_configuration_out_of_range_is_refused) {
     CHECK_STATUS(dlrn_buffer_bytes(ctx, &good, 0, 0, &bytes), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "activation_dim must be positive");
     dlrn_source flat = source;
-    flat.activation_dim = 0;
+    flat.d_in = 0;
     CHECK_STATUS(dlrn_buffer_create(ctx, &good, &flat, 1, &b), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "no read callback or no width");
     REFUSE(cfg.n_ctxs = 0, "n_ctxs");
@@ -866,7 +866,7 @@ static void expect_end(const dlrn_source *s) {
 static void check_source(dlrn_context *ctx, dlrn_source *s, int64_t rows, int64_t epochs) {
     uint64_t here;
     int64_t all = (epochs ? epochs : 5) * rows;
-    CHECK(s->activation_dim == D);
+    CHECK(s->d_in == D);
     expect_rows(ctx, s, 0, rows + 4, rows, 6);
     CHECK_OK(ctx, s->position(s->user, &here));
     expect_rows(ctx, s, rows + 4, all - rows - 4, rows, 64);

@@ -14,7 +14,7 @@ static size_t saved_size;
 
 static dlrn_train_config config(void) {
     dlrn_train_config cfg = dlrn_train_defaults();
-    cfg.activation_dim = D, cfg.dict_size = F, cfg.warmup_steps = 0, cfg.log_steps = -1,
+    cfg.d_in = D, cfg.features = F, cfg.warmup_steps = 0, cfg.log_steps = -1,
     cfg.steps = 3;
     return cfg;
 }
@@ -244,10 +244,10 @@ TEST(another_buffer) {
     dlrn_buffer *b = make_buffer(DLRN_BF16, CAPACITY, 1);
     b->source.seek = NULL;
     refuse(good, NULL, b, DLRN_ERR_ARGUMENT, "cannot go back");
-    cfg.dict_size = F + 1;
+    cfg.features = F + 1;
     refuse(good, &cfg, NULL, DLRN_ERR_SHAPE, "a trainer of 4 x 12, expected 4 x 13");
     cfg = config();
-    cfg.activation_dim = D + 1;
+    cfg.d_in = D + 1;
     refuse(good, &cfg, NULL, DLRN_ERR_SHAPE, "a trainer of 4 x 12, expected 5 x 12");
     cfg = config();
     cfg.compat = 1;

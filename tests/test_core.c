@@ -318,21 +318,21 @@ TEST(the_initial_distribution_is_torchs) {
     CHECK_OK(ctx, dlrn_autoencoder_create(ctx, 64, 300, 5, &a));
     CHECK_OK(ctx, dlrn_autoencoder_create(ctx, 64, 300, 5, &b));
     CHECK_OK(ctx, dlrn_autoencoder_create(ctx, 64, 300, 6, &c));
-    CHECK(same_bits(a->encoder_weight, b->encoder_weight, 64 * 300) &&
-          same_bits(a->decoder_weight, b->decoder_weight, 64 * 300));
-    CHECK(!same_bits(a->encoder_weight, c->encoder_weight, 64 * 300));
+    CHECK(same_bits(a->param[DLRN_ENCODER], b->param[DLRN_ENCODER], 64 * 300) &&
+          same_bits(a->param[DLRN_DECODER], b->param[DLRN_DECODER], 64 * 300));
+    CHECK(!same_bits(a->param[DLRN_ENCODER], c->param[DLRN_ENCODER], 64 * 300));
     double square = 0, most = 0;
     for (int i = 0; i < 64 * 300; i++) {
-        double w = (double)a->encoder_weight[i];
+        double w = (double)a->param[DLRN_ENCODER][i];
         square += w * w;
         if (fabs(w) > most) most = fabs(w);
     }
     CHECK(most <= 0.125 && most > 0.1249);
     CHECK_CLOSE(square / (64 * 300), 0.125 * 0.125 / 3, 0.03); /* variance of U(-1/8, 1/8) */
     for (int j = 0; j < 300; j++)
-        CHECK(fabsf(dlrn_norm(ctx, a->decoder_weight + j * 64, 64) - 1) < 1e-6f &&
-              fabsf(a->encoder_bias[j]) <= 0.125f);
-    for (int i = 0; i < 64; i++) CHECK(a->bias[i] == 0.0f);
+        CHECK(fabsf(dlrn_norm(ctx, a->param[DLRN_DECODER] + j * 64, 64) - 1) < 1e-6f &&
+              fabsf(a->param[DLRN_ENCODER_BIAS][j]) <= 0.125f);
+    for (int i = 0; i < 64; i++) CHECK(a->param[DLRN_OUTPUT_BIAS][i] == 0.0f);
     dlrn_dictionary_destroy(a);
     dlrn_dictionary_destroy(b);
     dlrn_dictionary_destroy(c);
@@ -344,17 +344,17 @@ TEST(encode_and_decode_match_the_formula) {
     dlrn_context *ctx = open_kernels("auto", 2);
     dlrn_dictionary *dict;
     CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 1, &dict));
-    fill(dict->bias, D, 8);
+    fill(dict->param[DLRN_OUTPUT_BIAS], D, 8);
     static float x[N * D], f[N * F], x_hat[N * D], again[N * D];
     fill(x, N * D, 9);
     CHECK_OK(ctx, dlrn_encode(dict, x, N, f));
     int64_t nnz = 0;
     for (int i = 0; i < N; i++)
         for (int j = 0; j < F; j++) {
-            double pre = (double)dict->encoder_bias[j];
+            double pre = (double)dict->param[DLRN_ENCODER_BIAS][j];
             for (int k = 0; k < D; k++)
-                pre += (double)dict->encoder_weight[j * D + k] *
-                       ((double)x[i * D + k] - (double)dict->bias[k]);
+                pre += (double)dict->param[DLRN_ENCODER][j * D + k] *
+                       ((double)x[i * D + k] - (double)dict->param[DLRN_OUTPUT_BIAS][k]);
             CHECK(fabs((double)f[i * F + j] - (pre > 0 ? pre : 0)) < 1e-5);
             nnz += f[i * F + j] != 0.0f;
         }
@@ -367,9 +367,9 @@ TEST(encode_and_decode_match_the_formula) {
     CHECK_OK(ctx, dlrn_decode(dict, f, N, x_hat));
     for (int i = 0; i < N; i++)
         for (int k = 0; k < D; k++) {
-            double want = (double)dict->bias[k];
+            double want = (double)dict->param[DLRN_OUTPUT_BIAS][k];
             for (int j = 0; j < F; j++)
-                want += (double)f[i * F + j] * (double)dict->decoder_weight[j * D + k];
+                want += (double)f[i * F + j] * (double)dict->param[DLRN_DECODER][j * D + k];
             CHECK(fabs((double)x_hat[i * D + k] - want) < 1e-4);
         }
     CHECK_OK(ctx, dlrn_decode_sparse(dict, &codes, again));
@@ -396,7 +396,7 @@ TEST(identity_gives_back_what_it_got) {
     CHECK(same_bits(x, y, 14));
     dlrn_dictionary *copy;
     CHECK_OK(ctx, dlrn_dictionary_copy(dict, &copy));
-    CHECK(copy->activation_dim == 7 && copy->dict_size == dict->dict_size);
+    CHECK(copy->d_in == 7 && copy->features == dict->features);
     dlrn_dictionary_destroy(copy);
     dlrn_dictionary_destroy(dict);
     dlrn_context_destroy(ctx);
@@ -410,17 +410,17 @@ TEST(ghost_mode_does_not_overflow) {
     float x[3 * D], g[3 * D], shift[3];
     CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 1, &dict));
     for (int j = 0; j < F; j++) mask[j] = (unsigned char)(j % 3 == 0);
-    dict->encoder_bias[3] = 200.0f; /* exp(200) is no f32 */
+    dict->param[DLRN_ENCODER_BIAS][3] = 200.0f; /* exp(200) is no f32 */
     fill(x, 3 * D, 11);
     CHECK_OK(ctx, dlrn_forward_ghost(dict, x, 3, mask, g, shift, NULL));
     for (int i = 0; i < 3; i++)
         for (int k = 0; k < D; k++) {
             double want = 0;
             for (int j = 0; j < F; j += 3) {
-                double pre = (double)dict->encoder_bias[j];
+                double pre = (double)dict->param[DLRN_ENCODER_BIAS][j];
                 for (int q = 0; q < D; q++)
-                    pre += (double)dict->encoder_weight[j * D + q] * (double)x[i * D + q];
-                want += exp(pre - (double)shift[i]) * (double)dict->decoder_weight[j * D + k];
+                    pre += (double)dict->param[DLRN_ENCODER][j * D + q] * (double)x[i * D + q];
+                want += exp(pre - (double)shift[i]) * (double)dict->param[DLRN_DECODER][j * D + k];
             }
             CHECK(shift[i] > 150.0f && fabs((double)g[i * D + k] - want) < 1e-5);
         }

@@ -124,8 +124,8 @@ static void golden_integers(golden *g, const char *quantity, int64_t *to, int64_
 
 /* The parameters of a dictionary, and how many numbers each has. */
 static void parameters_of(const dlrn_dictionary *ae, float *p[4], int64_t size[4]) {
-    int64_t d = ae->activation_dim, F = ae->dict_size;
-    p[0] = ae->bias, p[1] = ae->encoder_weight, p[2] = ae->encoder_bias, p[3] = ae->decoder_weight;
+    int64_t d = ae->d_in, F = ae->features;
+    p[0] = ae->param[DLRN_OUTPUT_BIAS], p[1] = ae->param[DLRN_ENCODER], p[2] = ae->param[DLRN_ENCODER_BIAS], p[3] = ae->param[DLRN_DECODER];
     size[0] = d, size[1] = F * d, size[2] = F, size[3] = F * d;
 }
 
@@ -152,7 +152,7 @@ static float features[MAX_ROWS * MAX_F], x_hat[MAX_ROWS * MAX_D], other[MAX_ROWS
 
 /* The sparse calls give the dense calls' bits. */
 static void check_sparse_calls(golden *g, const dlrn_dictionary *ae, const float *x, int64_t n) {
-    int64_t d = ae->activation_dim, F = ae->dict_size;
+    int64_t d = ae->d_in, F = ae->features;
     dlrn_sparse codes = {0};
     CHECK_OK(g->ctx, dlrn_encode_sparse(ae, x, n, &codes));
     memset(other, 0, sizeof other);
@@ -168,11 +168,11 @@ static void check_sparse_calls(golden *g, const dlrn_dictionary *ae, const float
 }
 
 static void check_ghost(golden *g, const dlrn_dictionary *ae, const float *x, int64_t n) {
-    int64_t dead[MAX_F], d = ae->activation_dim;
+    int64_t dead[MAX_F], d = ae->d_in;
     unsigned char mask[MAX_F];
     float shift[MAX_ROWS];
     golden_integers(g, "mask", dead, MAX_F);
-    for (int64_t j = 0; j < ae->dict_size; j++) mask[j] = dead[j] != 0;
+    for (int64_t j = 0; j < ae->features; j++) mask[j] = dead[j] != 0;
     CHECK_OK(g->ctx, dlrn_forward_ghost(ae, x, n, mask, other, shift, NULL));
     for (int64_t i = 0; i < n * d; i++) other[i] *= (float)exp((double)shift[i / d]);
     table_row(g->name, -1, "ghost forward", "of max",
@@ -187,7 +187,7 @@ TEST(forward) {
         g.name = *name;
         pool_used = 0;
         dlrn_dictionary *ae = golden_dictionary(&g);
-        int64_t n = golden_info(&g, "x")->shape[0], d = ae->activation_dim, F = ae->dict_size;
+        int64_t n = golden_info(&g, "x")->shape[0], d = ae->d_in, F = ae->features;
         CHECK(n <= MAX_ROWS && d <= MAX_D && F <= MAX_F);
         const float *x = golden_floats(&g, "x"), *f = golden_floats(&g, "f");
         CHECK_OK(g.ctx, dlrn_encode(ae, x, n, features));
@@ -232,7 +232,7 @@ static void check_gradients(golden *g, const dlrn_dictionary *ae, int loss, int 
     int64_t n = golden_info(g, "x")->shape[0], size[4];
     const float *x = golden_floats(g, "x"), *y = kind == 1 ? golden_floats(g, "y") : x;
     dlrn_train_config cfg = dlrn_train_defaults();
-    cfg.activation_dim = ae->activation_dim, cfg.dict_size = ae->dict_size;
+    cfg.d_in = ae->d_in, cfg.features = ae->features;
     cfg.sparsity_penalty = (double)*golden_floats(g, "penalty");
     cfg.loss = loss ? DLRN_LOSS_SQUARED : DLRN_LOSS_NORM;
     cfg.sparsity = sparsity ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1;
@@ -241,7 +241,7 @@ static void check_gradients(golden *g, const dlrn_dictionary *ae, int loss, int 
     float *p[4];
     CHECK_OK(g->ctx, dlrn_trainer_create(g->ctx, &cfg, ae, NULL, &t));
     golden_integers(g, "steps_since_fired", dlrn_trainer_state_of(t).steps_since_fired,
-                    ae->dict_size);
+                    ae->features);
     parameters_of(ae, p, size);
 
     snprintf(name, sizeof name, "%s_%s_%s", loss ? "squared" : "norm", sparsity ? "entropy" : "l1",
@@ -283,7 +283,7 @@ static dlrn_train_config golden_config(golden *g) {
     const dlrn_tensor_info *shape = golden_info(g, "encoder_weight");
     dlrn_train_config cfg = dlrn_train_defaults();
     CHECK(golden_info(g, "settings")->numel == 8);
-    cfg.dict_size = shape->shape[0], cfg.activation_dim = shape->shape[1];
+    cfg.features = shape->shape[0], cfg.d_in = shape->shape[1];
     cfg.lr = (double)how[0], cfg.sparsity_penalty = (double)how[1];
     cfg.warmup_steps = (int64_t)how[2], cfg.resample_steps = (int64_t)how[3];
     cfg.ghost_threshold = (int64_t)how[4], cfg.log_steps = (int64_t)how[5];
@@ -317,8 +317,8 @@ static void check_tensors(golden *g, int step, const char *prefix, float *const 
 
 static void check_snapshot(golden *g, int step, dlrn_trainer *t, const float *const *start) {
     const dlrn_trainer_state s = dlrn_trainer_state_of(t);
-    float *const m[4] = {s.m_bias, s.m_encoder_weight, s.m_encoder_bias, s.m_decoder_weight};
-    float *const v[4] = {s.v_bias, s.v_encoder_weight, s.v_encoder_bias, s.v_decoder_weight};
+    float *const m[4] = {s.m[DLRN_OUTPUT_BIAS], s.m[DLRN_ENCODER], s.m[DLRN_ENCODER_BIAS], s.m[DLRN_DECODER]};
+    float *const v[4] = {s.v[DLRN_OUTPUT_BIAS], s.v[DLRN_ENCODER], s.v[DLRN_ENCODER_BIAS], s.v[DLRN_DECODER]};
     float *w[4];
     int64_t size[4], silent[MAX_F], wrong = 0;
     char name[64];
@@ -333,7 +333,7 @@ static void check_snapshot(golden *g, int step, dlrn_trainer *t, const float *co
 }
 
 static void check_training(golden *g, const dlrn_train_config *cfg, const dlrn_dictionary *init) {
-    int64_t order[50], size[4], n = golden_info(g, "x")->shape[1], batch = n * cfg->activation_dim;
+    int64_t order[50], size[4], n = golden_info(g, "x")->shape[1], batch = n * cfg->d_in;
     const float *x = golden_floats(g, "x"),
                 *y = golden_find(g, "y") < 0 ? x : golden_floats(g, "y");
     const float *terms = golden_floats(g, "terms"), *start[4];
@@ -461,7 +461,7 @@ static void check_evaluation(golden *g, const dlrn_dictionary *ae, const char *n
                   1e-5);
     table_figures(label, -1, called, ours, theirs, 12, 1e-5);
     golden_integers(g, "fired", fired, MAX_F);
-    for (int64_t j = 0; j < ae->dict_size; j++) wrong += fired[j] != dlrn_evaluator_fired(e)[j];
+    for (int64_t j = 0; j < ae->features; j++) wrong += fired[j] != dlrn_evaluator_fired(e)[j];
     table_row(label, -1, "firing counts that differ", "count", (double)wrong, 0);
     dlrn_evaluator_destroy(e);
 }

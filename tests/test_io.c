@@ -173,8 +173,8 @@ static dlrn_status save_and_load(const char *path) {
     dlrn_status s = dlrn_save(ae, path);
     if (s == DLRN_OK) s = dlrn_load(ctx, path, &back);
     CHECK((s == DLRN_OK) == (back != NULL));
-    if (back) CHECK(!memcmp(back->encoder_weight, ae->encoder_weight, F * D * sizeof(float)));
-    if (back) CHECK(!memcmp(back->decoder_weight, ae->decoder_weight, F * D * sizeof(float)));
+    if (back) CHECK(!memcmp(back->param[DLRN_ENCODER], ae->param[DLRN_ENCODER], F * D * sizeof(float)));
+    if (back) CHECK(!memcmp(back->param[DLRN_DECODER], ae->param[DLRN_DECODER], F * D * sizeof(float)));
     dlrn_dictionary_destroy(back);
     return s;
 }
@@ -249,7 +249,7 @@ static dlrn_status
 resumed_run(void) { /* four steps, with a checkpoint after two: the bits of four without */
     dlrn_train_config cfg = dlrn_train_defaults();
     dlrn_trainer *t[3] = {NULL, NULL, NULL};
-    cfg.activation_dim = D, cfg.dict_size = F, cfg.warmup_steps = 0, cfg.log_steps = -1,
+    cfg.d_in = D, cfg.features = F, cfg.warmup_steps = 0, cfg.log_steps = -1,
     cfg.steps = 4;
     for (int i = 0; i < 2; i++) {
         CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t[i]));
@@ -259,8 +259,8 @@ resumed_run(void) { /* four steps, with a checkpoint after two: the bits of four
     if (s == DLRN_OK) s = dlrn_trainer_resume(ctx, "run/state.safetensors", &cfg, NULL, &t[2]);
     if (s == DLRN_OK) {
         CHECK_OK(ctx, trained(4, t[2]));
-        CHECK(!memcmp(dlrn_trainer_dictionary(t[0])->encoder_weight,
-                      dlrn_trainer_dictionary(t[2])->encoder_weight, F * D * sizeof(float)));
+        CHECK(!memcmp(dlrn_trainer_dictionary(t[0])->param[DLRN_ENCODER],
+                      dlrn_trainer_dictionary(t[2])->param[DLRN_ENCODER], F * D * sizeof(float)));
     }
     for (int i = 0; i < 3; i++) dlrn_trainer_destroy(t[i]);
     return s;

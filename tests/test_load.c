@@ -664,13 +664,13 @@ static void reference_tensors(dlrn_tensor_out t[4]) {
 static void check_dictionary(const char *path) {
     dlrn_dictionary *dict;
     CHECK_OK(ctx, dlrn_load(ctx, path, &dict));
-    CHECK(dict->activation_dim == D && dict->dict_size == F);
+    CHECK(dict->d_in == D && dict->features == F);
     CHECK(!strcmp(dlrn_dictionary_family(dict), "AutoEncoder"));
-    CHECK(!memcmp(dict->bias, bias, sizeof bias) &&
-          !memcmp(dict->encoder_bias, encoder_bias, sizeof encoder_bias));
-    CHECK(!memcmp(dict->encoder_weight, encoder, sizeof encoder));
+    CHECK(!memcmp(dict->param[DLRN_OUTPUT_BIAS], bias, sizeof bias) &&
+          !memcmp(dict->param[DLRN_ENCODER_BIAS], encoder_bias, sizeof encoder_bias));
+    CHECK(!memcmp(dict->param[DLRN_ENCODER], encoder, sizeof encoder));
     for (int i = 0; i < D; i++)
-        for (int j = 0; j < F; j++) CHECK(dict->decoder_weight[j * D + i] == decoder[i * F + j]);
+        for (int j = 0; j < F; j++) CHECK(dict->param[DLRN_DECODER][j * D + i] == decoder[i * F + j]);
     dlrn_dictionary_destroy(dict);
 }
 
@@ -770,7 +770,7 @@ TEST(configs_refused) {
 TEST(identity) {
     dlrn_dictionary *dict;
     CHECK_OK(ctx, dlrn_load(ctx, dictionary_folder("same", NULL, CONFIG("IdentityDict")), &dict));
-    CHECK(dict->activation_dim == 3 && !strcmp(dlrn_dictionary_family(dict), "IdentityDict"));
+    CHECK(dict->d_in == 3 && !strcmp(dlrn_dictionary_family(dict), "IdentityDict"));
     CHECK_STATUS(dlrn_save(dict, path_of("same", "ae.pt")), DLRN_ERR_UNSUPPORTED);
     CHECK_STR(dlrn_error(ctx), "same/ae.pt: an IdentityDict has no weights to save");
     dlrn_dictionary_destroy(dict);
@@ -878,8 +878,8 @@ TEST(weights_of_other_types) {
                 if (type == 1)
                     atom = dlrn_bf16_to_f32(half[3][c * F + j]),
                     row = dlrn_bf16_to_f32(half[1][j * D + c]);
-                CHECK(dict->decoder_weight[j * D + c] == atom &&
-                      dict->encoder_weight[j * D + c] == row);
+                CHECK(dict->param[DLRN_DECODER][j * D + c] == atom &&
+                      dict->param[DLRN_ENCODER][j * D + c] == row);
             }
         dlrn_dictionary_destroy(dict);
         for (int i = 0; i < 4; i++) {
@@ -939,7 +939,7 @@ TEST(square_dictionary) {
     make_folder("square");
     CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("square", "ae.npz"), t, 4, NULL));
     CHECK_OK(ctx, dlrn_load(ctx, path_of("", "square"), &dict));
-    CHECK(dict->encoder_weight[1] == 2 && dict->decoder_weight[1] == 3);
+    CHECK(dict->param[DLRN_ENCODER][1] == 2 && dict->param[DLRN_DECODER][1] == 3);
     dlrn_dictionary_destroy(dict);
 }
 
@@ -969,21 +969,21 @@ TEST(narrow_dictionary) {
     make_folder("narrow");
     CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("narrow", "ae.npz"), t, 4, NULL));
     CHECK_OK(ctx, dlrn_load(ctx, path_of("", "narrow"), &dict));
-    CHECK(dict->activation_dim == 3 && dict->dict_size == 2);
-    CHECK(dict->encoder_weight[3] == 4 && dict->decoder_weight[1] == 3 &&
-          dict->decoder_weight[3] == 2);
+    CHECK(dict->d_in == 3 && dict->features == 2);
+    CHECK(dict->param[DLRN_ENCODER][3] == 4 && dict->param[DLRN_DECODER][1] == 3 &&
+          dict->param[DLRN_DECODER][3] == 2);
     dlrn_dictionary_destroy(dict);
 }
 
 /* What dlrn_save refuses to write: weights that are not finite. */
 static void save_anyhow(const dlrn_dictionary *ae, const char *path) {
     static float decoder[130 * 1000];
-    const int64_t d = ae->activation_dim, n = ae->dict_size;
-    const dlrn_tensor_out tensors[4] = {{"bias", DLRN_F32, 1, {d}, ae->bias},
-                                        {"encoder.weight", DLRN_F32, 2, {n, d}, ae->encoder_weight},
-                                        {"encoder.bias", DLRN_F32, 1, {n}, ae->encoder_bias},
+    const int64_t d = ae->d_in, n = ae->features;
+    const dlrn_tensor_out tensors[4] = {{"bias", DLRN_F32, 1, {d}, ae->param[DLRN_OUTPUT_BIAS]},
+                                        {"encoder.weight", DLRN_F32, 2, {n, d}, ae->param[DLRN_ENCODER]},
+                                        {"encoder.bias", DLRN_F32, 1, {n}, ae->param[DLRN_ENCODER_BIAS]},
                                         {"decoder.weight", DLRN_F32, 2, {d, n}, decoder}};
-    for (int64_t i = 0; i < n * d; i++) decoder[i % d * n + i / d] = ae->decoder_weight[i];
+    for (int64_t i = 0; i < n * d; i++) decoder[i % d * n + i / d] = ae->param[DLRN_DECODER][i];
     CHECK_OK(ctx, dlrn_archive_write(ctx, path, tensors, 4, NULL));
 }
 
@@ -1002,14 +1002,14 @@ TEST(dictionaries_of_odd_sizes) {
         dlrn_dictionary *ae, *back;
         CHECK_OK(two, dlrn_autoencoder_create(two, d, n, 7, &ae));
         for (int64_t i = 0; i < n * d; i++)
-            ae->encoder_weight[i] = (float)i, ae->decoder_weight[i] = -(float)i;
+            ae->param[DLRN_ENCODER][i] = (float)i, ae->param[DLRN_DECODER][i] = -(float)i;
         CHECK_OK(two, dlrn_save(ae, path));
         CHECK_OK(two, dlrn_load(two, path, &back));
-        CHECK(!memcmp(ae->encoder_weight, back->encoder_weight, (size_t)(n * d) * 4));
-        CHECK(!memcmp(ae->decoder_weight, back->decoder_weight, (size_t)(n * d) * 4));
+        CHECK(!memcmp(ae->param[DLRN_ENCODER], back->param[DLRN_ENCODER], (size_t)(n * d) * 4));
+        CHECK(!memcmp(ae->param[DLRN_DECODER], back->param[DLRN_DECODER], (size_t)(n * d) * 4));
         dlrn_dictionary_destroy(back);
         for (int corner = 0; corner < 8; corner++) { /* four of each matrix */
-            float *w = corner & 4 ? ae->encoder_weight : ae->decoder_weight, keep;
+            float *w = corner & 4 ? ae->param[DLRN_ENCODER] : ae->param[DLRN_DECODER], keep;
             int64_t f = corner & 1 ? n - 1 : 0, c = corner & 2 ? d - 1 : 0;
             at = f * d + c;
             keep = w[at], w[at] = corner & 1 ? -INFINITY : NAN;

@@ -171,7 +171,7 @@ static uint64_t use_dictionary(float bias) {
     uint64_t hash = 0;
     memset(&codes, 0, sizeof codes);
     STARVE_RETRY(ctx, dlrn_autoencoder_create(ctx, D, F, 1, &made));
-    for (int j = 0; j < F; j++) made->encoder_bias[j] = bias;
+    for (int j = 0; j < F; j++) made->param[DLRN_ENCODER_BIAS][j] = bias;
     dlrn_dictionary_changed(made);
     STARVE_RETRY(ctx, dlrn_dictionary_copy(made, &dict));
     STARVE_RETRY(ctx, dlrn_encode(dict, rows_x, ROWS, f));
@@ -209,7 +209,7 @@ static uint64_t save_and_load(void) {
     for (int i = 0; i < 3; i++) {
         STARVE_RETRY(ctx, dlrn_save(made, tmp_path(names[i])));
         STARVE_RETRY(ctx, dlrn_load(ctx, tmp_path(names[i]), &dict));
-        CHECK(!memcmp(made->decoder_weight, dict->decoder_weight, F * D * sizeof(float)));
+        CHECK(!memcmp(made->param[DLRN_DECODER], dict->param[DLRN_DECODER], F * D * sizeof(float)));
         hash = starve_mix_file(hash, tmp_path(names[i]));
         dlrn_dictionary_destroy(dict);
     }
@@ -281,7 +281,7 @@ static int half_a_run(uint64_t *hash) {
     dlrn_trainer *t = NULL;
     STARVE_RETRY(ctx, dlrn_trainer_create(ctx, &run.cfg, NULL, b, &t));
     if (run.budget) t->w.budget = run.budget;
-    for (int j = 0; j < F; j++) t->dict->encoder_bias[j] = j >= run.dense ? 3 : j % 8 ? 0 : -100;
+    for (int j = 0; j < F; j++) t->dict->param[DLRN_ENCODER_BIAS][j] = j >= run.dense ? 3 : j % 8 ? 0 : -100;
     dlrn_dictionary_changed(t->dict);
     int whole = steps(t, 9, hash);
     if (whole) STARVE_RETRY(ctx, dlrn_trainer_save(t, path));
@@ -321,8 +321,8 @@ static void plain_run(void) {
     memset(&run, 0, sizeof run);
     run.dense = F;
     run.cfg = dlrn_train_defaults();
-    run.cfg.activation_dim = D;
-    run.cfg.dict_size = F;
+    run.cfg.d_in = D;
+    run.cfg.features = F;
     run.cfg.warmup_steps = 2;
     run.cfg.lr = 0.01;
 }
@@ -359,7 +359,7 @@ TEST(torn_updates) {
         const int64_t before = starve.live;
         dlrn_trainer *t = NULL;
         CHECK_OK(ctx, dlrn_trainer_create(ctx, &run.cfg, NULL, NULL, &t));
-        for (int j = 0; j < F; j++) t->dict->encoder_bias[j] = j < 64 ? -100 : 100;
+        for (int j = 0; j < F; j++) t->dict->param[DLRN_ENCODER_BIAS][j] = j < 64 ? -100 : 100;
         t->w.budget = 1;
         starve_after(granted, 1);
         dlrn_status s = dlrn_trainer_step_on(t, rows_x, NULL, ROWS, NULL);
@@ -392,7 +392,7 @@ TEST(logs_that_wait) {
         const int64_t before = starve.live;
         dlrn_trainer *t = NULL;
         CHECK_OK(ctx, dlrn_trainer_create(ctx, &run.cfg, NULL, NULL, &t));
-        for (int j = 0; j < F; j++) t->dict->encoder_bias[j] = -1.5f;
+        for (int j = 0; j < F; j++) t->dict->param[DLRN_ENCODER_BIAS][j] = -1.5f;
         if (granted >= 0) starve_after(granted, 1);
         dlrn_status s = dlrn_trainer_step_on(t, rows_x, NULL, ROWS, &stats);
         refused = granted < 0 || starve.refused > 0;

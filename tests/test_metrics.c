@@ -30,9 +30,9 @@ static void fill_rows(void) {
 static dlrn_dictionary *make_dictionary(dlrn_context *ctx) {
     dlrn_dictionary *ae = NULL;
     CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 4, &ae));
-    for (int j = 0; j < D; j++) ae->bias[j] = 0.1f * (float)j;
+    for (int j = 0; j < D; j++) ae->param[DLRN_OUTPUT_BIAS][j] = 0.1f * (float)j;
     for (int f = 0; f < F; f++)
-        ae->encoder_bias[f] += f % 7 == 0 ? -9.0f : f % 5 == 0 ? -1.0f : 0.0f;
+        ae->param[DLRN_ENCODER_BIAS][f] += f % 7 == 0 ? -9.0f : f % 5 == 0 ? -1.0f : 0.0f;
     dlrn_dictionary_changed(ae);
     return ae;
 }
@@ -48,7 +48,7 @@ static dlrn_metrics measure(const dlrn_dictionary *dict, const dlrn_eval_config 
                             const float *x, const float *y, int64_t n, int64_t piece) {
     dlrn_evaluator *e = NULL;
     dlrn_metrics m;
-    int64_t d = dict->activation_dim;
+    int64_t d = dict->d_in;
     CHECK_OK(dict->ctx, dlrn_evaluator_create(dict, cfg, &e));
     for (int64_t i = 0; i < n; i += piece)
         CHECK_OK(dict->ctx, dlrn_evaluator_add(e, x + i * d, y ? y + i * d : NULL,
@@ -185,11 +185,11 @@ TEST(batches_pieces_and_threads_do_not_change_a_bit) {
 static dlrn_dictionary *make_relu(dlrn_context *ctx, int64_t n) {
     dlrn_dictionary *ae = NULL;
     CHECK_OK(ctx, dlrn_autoencoder_create(ctx, n, n, 0, &ae));
-    memset(ae->encoder_weight, 0, (size_t)(n * n) * sizeof(float));
-    memset(ae->decoder_weight, 0, (size_t)(n * n) * sizeof(float));
-    memset(ae->encoder_bias, 0, (size_t)n * sizeof(float));
+    memset(ae->param[DLRN_ENCODER], 0, (size_t)(n * n) * sizeof(float));
+    memset(ae->param[DLRN_DECODER], 0, (size_t)(n * n) * sizeof(float));
+    memset(ae->param[DLRN_ENCODER_BIAS], 0, (size_t)n * sizeof(float));
     for (int64_t j = 0; j < n; j++)
-        ae->encoder_weight[j * n + j] = ae->decoder_weight[j * n + j] = 1;
+        ae->param[DLRN_ENCODER][j * n + j] = ae->param[DLRN_DECODER][j * n + j] = 1;
     dlrn_dictionary_changed(ae);
     return ae;
 }
@@ -305,7 +305,7 @@ TEST(what_is_not_finite_is_named) {
     CHECK_OK(ctx, dlrn_evaluator_add(e, rows_x + 100 * D, rows_y + 100 * D, N - 100));
     CHECK_OK(ctx, dlrn_evaluator_finish(e, &m));
     CHECK(!memcmp(&m, &clean, sizeof m));
-    ae->bias[1] = NAN;
+    ae->param[DLRN_OUTPUT_BIAS][1] = NAN;
     dlrn_dictionary_changed(ae);
     CHECK_STATUS(dlrn_evaluator_add(e, rows_x, rows_y, 1), DLRN_ERR_VALUE);
     CHECK_STR(dlrn_error(ctx), "x_hat, row 257");

@@ -49,21 +49,21 @@ static void fill_vector(float *x, int64_t d, kind what, dlrn_rng *rng) {
    just below the point where a feature of the row of its number turns on. */
 static void fill_all(dlrn_context *ctx, dlrn_dictionary *ae, float *x, unsigned kinds,
                      uint64_t seed) {
-    int64_t d = ae->activation_dim, kind_of[KINDS], n = 0;
+    int64_t d = ae->d_in, kind_of[KINDS], n = 0;
     dlrn_rng rng = {seed, 1, 0};
     for (int k = 0; k < KINDS; k++)
         if (kinds >> k & 1) kind_of[n++] = k;
     for (int64_t i = 0; i < ROWS; i++) fill_vector(x + i * d, d, (kind)kind_of[i % n], &rng);
-    for (int64_t j = 0; j < ae->dict_size; j++) {
-        float *w = ae->encoder_weight + j * d;
+    for (int64_t j = 0; j < ae->features; j++) {
+        float *w = ae->param[DLRN_ENCODER] + j * d;
         fill_vector(w, d, (kind)kind_of[j / 3 % n], &rng);
         float dot = dlrn_dot(ctx, w, x + j % ROWS * d, d);
-        ae->encoder_bias[j] = j % 4 == 0   ? -dot
+        ae->param[DLRN_ENCODER_BIAS][j] = j % 4 == 0   ? -dot
                               : j % 4 == 1 ? nextafterf(-dot, INFINITY)
                               : j % 4 == 2 ? nextafterf(-dot, -INFINITY)
                                            : -dot - 0.1f * fabsf(dot);
     }
-    for (int64_t i = 0; i < d; i++) ae->bias[i] = 0;
+    for (int64_t i = 0; i < d; i++) ae->param[DLRN_OUTPUT_BIAS][i] = 0;
 }
 
 static dlrn_dictionary *weights(dlrn_context *ctx, int64_t d, int64_t features) {
@@ -105,7 +105,7 @@ static int64_t encode_with(dlrn_context *ctx, const dlrni_screen *screen, const 
     ctx->set.screen[1] = NULL;
     job.c.let_through[0] = screen ? -1e6 : -1;
     job.codes = codes;
-    CHECK_OK(ctx, dlrni_sparse_begin(ctx, codes, ae->dict_size));
+    CHECK_OK(ctx, dlrni_sparse_begin(ctx, codes, ae->features));
     CHECK_OK(ctx, dlrni_codes_begin(&job.c, x, ROWS));
     CHECK(job.c.screen == screen);
     CHECK_OK(ctx, dlrni_codes_load(&job.c, 0, job.c.groups, INT64_MAX));
@@ -170,8 +170,8 @@ TEST(screens_rule_out) {
             dlrn_rng rng = {5, 5, 0};
             for (int64_t p = 0; p < ROWS * 128; p++) x[p] = dlrn_rng_normal(&rng);
             for (int64_t p = 0; p < FEATURES * 128; p++)
-                ae->encoder_weight[p] = dlrn_rng_normal(&rng) / sqrtf(128);
-            for (int64_t j = 0; j < FEATURES; j++) ae->encoder_bias[j] = -2;
+                ae->param[DLRN_ENCODER][p] = dlrn_rng_normal(&rng) / sqrtf(128);
+            for (int64_t j = 0; j < FEATURES; j++) ae->param[DLRN_ENCODER_BIAS][j] = -2;
             int64_t candidates = encode_with(ctx, screen, ae, x, &codes),
                     active = codes.row_ptr[ROWS];
             if (screen)
@@ -196,14 +196,14 @@ TEST(long_batches) {
     dlrn_rng rng = {6, 6, 0};
     float *f = (float *)malloc(sizeof(float) * N * F), *g = (float *)malloc(sizeof(float) * N * F);
     for (int64_t p = 0; p < N * D; p++) x[p] = dlrn_rng_normal(&rng);
-    for (int64_t j = 0; j < F; j++) ae->encoder_bias[j] = -1;
+    for (int64_t j = 0; j < F; j++) ae->param[DLRN_ENCODER_BIAS][j] = -1;
     CHECK_OK(scalar, dlrn_encode_sparse(ae, x, N, &want));
     CHECK_OK(scalar, dlrn_encode(ae, x, N, f));
     for (int i = 1; dlrn_kernels_available(i); i++) {
         dlrn_context *ctx = open_kernels(dlrn_kernels_available(i));
         dlrn_dictionary *same = NULL;
         CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 3, &same));
-        for (int64_t j = 0; j < F; j++) same->encoder_bias[j] = -1;
+        for (int64_t j = 0; j < F; j++) same->param[DLRN_ENCODER_BIAS][j] = -1;
         CHECK_OK(ctx, dlrn_encode_sparse(same, x, N, &got));
         CHECK_OK(ctx, dlrn_encode(same, x, N, g));
         CHECK_MSG(same_codes(&want, &got), "%s", dlrn_kernels(ctx));

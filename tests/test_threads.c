@@ -57,7 +57,7 @@ static void add(uint64_t *hash, const void *data, size_t size) {
 /* Features that can never fire, for the ghosts. */
 static dlrn_status begin(dlrn_context *ctx, dlrn_dictionary **ae) {
     dlrn_status s = dlrn_autoencoder_create(ctx, D, F, 1, ae);
-    for (int j = 0; !s && j < F; j += 7) (*ae)->encoder_bias[j] = -1000;
+    for (int j = 0; !s && j < F; j += 7) (*ae)->param[DLRN_ENCODER_BIAS][j] = -1000;
     if (!s) dlrn_dictionary_changed(*ae);
     return s;
 }
@@ -72,7 +72,7 @@ static dlrn_status train(dlrn_context *ctx, const dlrn_dictionary *init, const c
     dlrn_buffer *buffer = NULL;
     dlrn_trainer *t = NULL;
     int64_t revived;
-    cfg.activation_dim = D, cfg.dict_size = F, cfg.ghost_threshold = 1, cfg.warmup_steps = 0,
+    cfg.d_in = D, cfg.features = F, cfg.ghost_threshold = 1, cfg.warmup_steps = 0,
     cfg.lr = 0.01;
     shuffle.n_ctxs = N, shuffle.ctx_len = 1, shuffle.in_batch_size = 64,
     shuffle.out_batch_size = 64;
@@ -114,8 +114,8 @@ static dlrn_status use(dlrn_context *ctx, dlrn_dictionary *ae, uint64_t *hash) {
             add(hash, x, sizeof *x * N * D);
     if (!s) s = dlrn_forward_ghost(ae, rows, N, mask, x, shift, NULL);
     if (!s) add(hash, x, sizeof *x * N * D);
-    if (!s) s = dlrn_gemm(ctx, DLRN_TN, D, F, N, rows, D, f, F, 0, ae->decoder_weight, F);
-    if (!s) add(hash, ae->decoder_weight, sizeof *f * D * F);
+    if (!s) s = dlrn_gemm(ctx, DLRN_TN, D, F, N, rows, D, f, F, 0, ae->param[DLRN_DECODER], F);
+    if (!s) add(hash, ae->param[DLRN_DECODER], sizeof *f * D * F);
     if (!s) s = dlrn_source_from_array(ctx, rows, NULL, N, D, 1, &source);
     if (!s) {
         s = dlrn_evaluate(ae, &cfg, &source, NULL, &m);
@@ -133,7 +133,7 @@ static dlrn_status whole_life(dlrn_context *ctx, const char *path, uint64_t *has
     dlrn_status s = begin(ctx, &init);
     *hash = 0;
     if (!s) s = train(ctx, init, path, &ae);
-    if (!s) add(hash, ae->encoder_weight, sizeof(float) * D * F);
+    if (!s) add(hash, ae->param[DLRN_ENCODER], sizeof(float) * D * F);
     if (!s) s = use(ctx, ae, hash);
     dlrn_dictionary_destroy(init);
     dlrn_dictionary_destroy(ae);
@@ -241,7 +241,7 @@ static dlrn_status host_progress(void *user, dlrn_trainer *trainer, const dlrn_t
     (void)user, (void)stats;
     called(PROGRESS);
     dlrn_trainer_on_stop(trainer, host_stop, NULL);
-    dlrn_trainer_dictionary(trainer)->encoder_bias[0] =
+    dlrn_trainer_dictionary(trainer)->param[DLRN_ENCODER_BIAS][0] =
         -1000; /* so that there is one to resample */
     dlrn_dictionary_changed(dlrn_trainer_dictionary(trainer));
     return DLRN_OK;
@@ -271,7 +271,7 @@ TEST(callbacks_run_on_the_callers_thread) {
     int64_t elsewhere = 0;
     host = pthread_self();
     cfg.threads = WORKERS, cfg.parallel_for = on_another, cfg.user = &elsewhere;
-    train_cfg.dict_size = F, train_cfg.steps = STEPS, train_cfg.resample_steps = 3,
+    train_cfg.features = F, train_cfg.steps = STEPS, train_cfg.resample_steps = 3,
     train_cfg.resample_rows = N;
     shuffle.n_ctxs = N, shuffle.ctx_len = 1, shuffle.in_batch_size = 64,
     shuffle.out_batch_size = 64;

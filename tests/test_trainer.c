@@ -111,8 +111,8 @@ static dlrn_context *open_context(const char *kernels, int threads) {
 
 static dlrn_train_config small_config(void) {
     dlrn_train_config cfg = dlrn_train_defaults();
-    cfg.activation_dim = D;
-    cfg.dict_size = F;
+    cfg.d_in = D;
+    cfg.features = F;
     cfg.sparsity_penalty = 0.1;
     cfg.warmup_steps = 0;
     cfg.log_steps = -1;
@@ -128,16 +128,16 @@ static dlrn_trainer *make_trainer(dlrn_context *ctx, const dlrn_train_config *cf
     CHECK_OK(ctx, dlrn_trainer_create(ctx, cfg, NULL, NULL, &t));
     dlrn_dictionary *ae = dlrn_trainer_dictionary(t);
     dlrn_rng rng = {77, 0, 0};
-    for (int c = 0; c < D; c++) ae->bias[c] = 0.2f * dlrn_rng_normal(&rng);
+    for (int c = 0; c < D; c++) ae->param[DLRN_OUTPUT_BIAS][c] = 0.2f * dlrn_rng_normal(&rng);
     for (int p = 0; p < 4; p++) {
         float top = -100;
         for (int i = 0; i < N; i++) {
             float pre = 0;
             for (int c = 0; c < D; c++)
-                pre += ae->encoder_weight[dead[p] * D + c] * (rows_x[i * D + c] - ae->bias[c]);
+                pre += ae->param[DLRN_ENCODER][dead[p] * D + c] * (rows_x[i * D + c] - ae->param[DLRN_OUTPUT_BIAS][c]);
             top = pre > top ? pre : top;
         }
-        ae->encoder_bias[dead[p]] = -top - 0.1f;
+        ae->param[DLRN_ENCODER_BIAS][dead[p]] = -top - 0.1f;
         dlrn_trainer_state_of(t).steps_since_fired[dead[p]] = 20;
     }
     dlrn_dictionary_changed(ae);
@@ -147,13 +147,13 @@ static dlrn_trainer *make_trainer(dlrn_context *ctx, const dlrn_train_config *cf
 static void copy_to_reference(const dlrn_trainer *t, const dlrn_train_config *cfg, reference *r) {
     const dlrn_dictionary *ae = t->dict;
     memset(r, 0, sizeof *r);
-    for (int c = 0; c < D; c++) r->bias[c] = (double)ae->bias[c];
+    for (int c = 0; c < D; c++) r->bias[c] = (double)ae->param[DLRN_OUTPUT_BIAS][c];
     for (int j = 0; j < F; j++) {
-        r->be[j] = (double)ae->encoder_bias[j];
+        r->be[j] = (double)ae->param[DLRN_ENCODER_BIAS][j];
         r->dead[j] = cfg->ghost_threshold >= 0 && t->state.steps_since_fired[j] >= 20;
         for (int c = 0; c < D; c++) {
-            r->we[j][c] = (double)ae->encoder_weight[j * D + c];
-            r->wd[j][c] = (double)ae->decoder_weight[j * D + c];
+            r->we[j][c] = (double)ae->param[DLRN_ENCODER][j * D + c];
+            r->wd[j][c] = (double)ae->param[DLRN_DECODER][j * D + c];
         }
     }
     r->loss = cfg->loss;
@@ -222,22 +222,22 @@ static const float *many_rows(void) {
 static uint64_t fingerprint(dlrn_trainer *t) {
     dlrn_trainer_state s = dlrn_trainer_state_of(t);
     dlrn_dictionary *ae = dlrn_trainer_dictionary(t);
-    const size_t d = (size_t)ae->activation_dim, f = (size_t)ae->dict_size;
+    const size_t d = (size_t)ae->d_in, f = (size_t)ae->features;
     const struct {
         const void *data;
         size_t size;
-    } part[] = {{ae->encoder_weight, f * d * 4},
-                {ae->decoder_weight, f * d * 4},
-                {ae->encoder_bias, f * 4},
-                {ae->bias, d * 4},
-                {s.m_encoder_weight, f * d * 4},
-                {s.v_encoder_weight, f * d * 4},
-                {s.m_decoder_weight, f * d * 4},
-                {s.v_decoder_weight, f * d * 4},
-                {s.m_encoder_bias, f * 4},
-                {s.v_encoder_bias, f * 4},
-                {s.m_bias, d * 4},
-                {s.v_bias, d * 4},
+    } part[] = {{ae->param[DLRN_ENCODER], f * d * 4},
+                {ae->param[DLRN_DECODER], f * d * 4},
+                {ae->param[DLRN_ENCODER_BIAS], f * 4},
+                {ae->param[DLRN_OUTPUT_BIAS], d * 4},
+                {s.m[DLRN_ENCODER], f * d * 4},
+                {s.v[DLRN_ENCODER], f * d * 4},
+                {s.m[DLRN_DECODER], f * d * 4},
+                {s.v[DLRN_DECODER], f * d * 4},
+                {s.m[DLRN_ENCODER_BIAS], f * 4},
+                {s.v[DLRN_ENCODER_BIAS], f * 4},
+                {s.m[DLRN_OUTPUT_BIAS], d * 4},
+                {s.v[DLRN_OUTPUT_BIAS], d * 4},
                 {s.steps_since_fired, f * 8}};
     uint64_t hash = 14695981039346656037u; /* FNV-1a */
     for (size_t p = 0; p < sizeof part / sizeof *part; p++)
@@ -319,19 +319,19 @@ TEST(ghosts_in_waves) {
         float x[SOME * DIMS], before[DIMS];
         dlrn_rng rng = {3, 10, 0};
         for (int i = 0; i < SOME * DIMS; i++) x[i] = dlrn_rng_normal(&rng);
-        cfg.activation_dim = DIMS;
-        cfg.dict_size = WIDE;
+        cfg.d_in = DIMS;
+        cfg.features = WIDE;
         cfg.warmup_steps = 0;
         cfg.ghost_threshold = 2;
         CHECK_OK(ctx, dlrn_trainer_create(s ? ctx : scalar, &cfg, NULL, NULL, &t));
         for (int64_t f = 0; f < WIDE; f++) {
-            t->dict->encoder_bias[f] = f % 100 ? -1 : 0.1f;
+            t->dict->param[DLRN_ENCODER_BIAS][f] = f % 100 ? -1 : 0.1f;
             t->state.steps_since_fired[f] = f % 100 ? 9 : 0;
         }
-        memcpy(before, t->dict->encoder_weight + (WIDE - 2) * DIMS, sizeof before);
+        memcpy(before, t->dict->param[DLRN_ENCODER] + (WIDE - 2) * DIMS, sizeof before);
         CHECK_OK(ctx, dlrn_trainer_step_on(t, x, NULL, SOME, &stats));
         CHECK(t->w.n_dead > DLRNI_WAVE && stats.ghost_loss > 0);
-        CHECK(memcmp(before, t->dict->encoder_weight + (WIDE - 2) * DIMS, sizeof before) != 0);
+        CHECK(memcmp(before, t->dict->param[DLRN_ENCODER] + (WIDE - 2) * DIMS, sizeof before) != 0);
         hash[s] = fingerprint(t);
         dlrn_trainer_destroy(t);
     }
@@ -350,11 +350,11 @@ static uint64_t long_bits(dlrn_context *ctx, float bias, int64_t budget) {
     dlrn_trainer *t = NULL;
     dlrn_rng rng = {3, 9, 0};
     for (int64_t i = 0; i < LONG * D; i++) x[i] = dlrn_rng_normal(&rng);
-    cfg.activation_dim = D;
-    cfg.dict_size = F;
+    cfg.d_in = D;
+    cfg.features = F;
     cfg.warmup_steps = 0;
     CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 5, &init));
-    for (int64_t j = 0; j < F; j++) init->encoder_bias[j] = bias;
+    for (int64_t j = 0; j < F; j++) init->param[DLRN_ENCODER_BIAS][j] = bias;
     CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, init, NULL, &t));
     if (budget) t->w.budget = budget;
     for (int i = 0; i < 2; i++) CHECK_OK(ctx, dlrn_trainer_step_on(t, x, NULL, LONG, NULL));
@@ -400,29 +400,29 @@ TEST(first_step_is_adam_with_unit_atoms) {
     CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, rows_y, N, NULL));
     CHECK(dlrn_trainer_steps_done(t) == 1);
     for (int i = 0; i < F * D; i++) {
-        CHECK_CLOSE(t->state.m_encoder_weight[i], 0.1 * (double)we[i], 1e-6);
-        CHECK_CLOSE(t->state.v_encoder_weight[i], 0.001 * (double)we[i] * (double)we[i], 1e-6);
-        double wanted = adam_from_zero((double)old->encoder_weight[i], (double)we[i], 3e-4);
-        CHECK(fabs((double)ae->encoder_weight[i] - wanted) < 1e-7);
+        CHECK_CLOSE(t->state.m[DLRN_ENCODER][i], 0.1 * (double)we[i], 1e-6);
+        CHECK_CLOSE(t->state.v[DLRN_ENCODER][i], 0.001 * (double)we[i] * (double)we[i], 1e-6);
+        double wanted = adam_from_zero((double)old->param[DLRN_ENCODER][i], (double)we[i], 3e-4);
+        CHECK(fabs((double)ae->param[DLRN_ENCODER][i] - wanted) < 1e-7);
     }
     for (int i = 0; i < D; i++)
-        CHECK(fabs((double)ae->bias[i] -
+        CHECK(fabs((double)ae->param[DLRN_OUTPUT_BIAS][i] -
                    adam_from_zero((double)old->bias[i], (double)bias[i], 3e-4)) < 1e-7);
     for (int j = 0; j < F; j++) {
         double dot = 0, along = 0, norm = 0, moved[D];
         for (int c = 0; c < D; c++)
-            dot += (double)wd[j * D + c] * (double)old->decoder_weight[j * D + c];
+            dot += (double)wd[j * D + c] * (double)old->param[DLRN_DECODER][j * D + c];
         for (int c = 0; c < D; c++) {
-            double a = (double)old->decoder_weight[j * D + c],
+            double a = (double)old->param[DLRN_DECODER][j * D + c],
                    free_part = (double)wd[j * D + c] - dot * a;
-            along += (double)t->state.m_decoder_weight[j * D + c] * a;
+            along += (double)t->state.m[DLRN_DECODER][j * D + c] * a;
             moved[c] = adam_from_zero(a, free_part, 3e-4);
             norm += moved[c] * moved[c];
         }
         CHECK(fabs(along) < 1e-7);
         for (int c = 0; c < D; c++)
-            CHECK(fabs((double)ae->decoder_weight[j * D + c] - moved[c] / sqrt(norm)) < 2e-6);
-        CHECK(fabs((double)dlrn_norm(ctx, ae->decoder_weight + j * D, D) - 1) < 1e-6);
+            CHECK(fabs((double)ae->param[DLRN_DECODER][j * D + c] - moved[c] / sqrt(norm)) < 2e-6);
+        CHECK(fabs((double)dlrn_norm(ctx, ae->param[DLRN_DECODER] + j * D, D) - 1) < 1e-6);
     }
     dlrn_dictionary_destroy(old);
     dlrn_trainer_destroy(t);
@@ -444,14 +444,14 @@ TEST(zeros_survive) { /* a zero atom, zero rows, a perfect reconstruction */
         cfg.sparsity = (dlrn_sparsity)sparsity;
         dlrn_trainer *t = make_trainer(ctx, &cfg);
         dlrn_dictionary *ae = dlrn_trainer_dictionary(t);
-        memset(ae->decoder_weight, 0, 2 * D * sizeof(float));
-        memset(ae->decoder_weight + 10 * D, 0, D * sizeof(float));
+        memset(ae->param[DLRN_DECODER], 0, 2 * D * sizeof(float));
+        memset(ae->param[DLRN_DECODER] + 10 * D, 0, D * sizeof(float));
         CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, NULL));
-        for (int j = 0; j < F; j++) ae->encoder_bias[j] = -100;
-        memset(ae->bias, 0, D * sizeof(float));
+        for (int j = 0; j < F; j++) ae->param[DLRN_ENCODER_BIAS][j] = -100;
+        memset(ae->param[DLRN_OUTPUT_BIAS], 0, D * sizeof(float));
         for (int i = 0; i < 3; i++) CHECK_OK(ctx, dlrn_trainer_step_on(t, zero, NULL, N, NULL));
-        CHECK(all_finite(ae->decoder_weight, F * D) && all_finite(ae->encoder_weight, F * D));
-        CHECK(all_finite(ae->encoder_bias, F) && all_finite(ae->bias, D));
+        CHECK(all_finite(ae->param[DLRN_DECODER], F * D) && all_finite(ae->param[DLRN_ENCODER], F * D));
+        CHECK(all_finite(ae->param[DLRN_ENCODER_BIAS], F) && all_finite(ae->param[DLRN_OUTPUT_BIAS], D));
         dlrn_trainer_destroy(t);
     }
     dlrn_context_destroy(ctx);
@@ -487,20 +487,20 @@ TEST(ghosts_of_large_activations_stay_finite) {
     dlrn_trainer *t = make_trainer(ctx, &cfg);
     float *x_ghost = (float *)malloc(N * D * sizeof(float)), shift[N];
     unsigned char mask[F] = {1, 1, 1};
-    for (int j = 0; j < 3; j++) t->dict->encoder_bias[j] = 500;
+    for (int j = 0; j < 3; j++) t->dict->param[DLRN_ENCODER_BIAS][j] = 500;
     CHECK_OK(ctx, dlrn_forward_ghost(t->dict, rows_x, N, mask, x_ghost, shift, NULL));
     CHECK(all_finite(x_ghost, N * D) && shift[0] > 400);
     free(x_ghost);
-    for (int j = 0; j < F; j++) t->dict->encoder_bias[j] = -200;
+    for (int j = 0; j < F; j++) t->dict->param[DLRN_ENCODER_BIAS][j] = -200;
     CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, &stats));
     CHECK(stats.l0 == 0 && stats.dead == F && stats.ghost_loss > 0);
-    CHECK(all_finite(t->dict->decoder_weight, F * D));
-    for (int j = 0; j < 3; j++) t->dict->encoder_bias[j] = 500; /* dead, and just now they fire */
+    CHECK(all_finite(t->dict->param[DLRN_DECODER], F * D));
+    for (int j = 0; j < 3; j++) t->dict->param[DLRN_ENCODER_BIAS][j] = 500; /* dead, and just now they fire */
     double want = ghost_loss_of(t->dict);
     CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, &stats));
     CHECK(stats.l0 == 3);
     CHECK_CLOSE(stats.ghost_loss, want, 1e-4);
-    CHECK(all_finite(t->dict->decoder_weight, F * D) && all_finite(t->dict->encoder_weight, F * D));
+    CHECK(all_finite(t->dict->param[DLRN_DECODER], F * D) && all_finite(t->dict->param[DLRN_ENCODER], F * D));
     dlrn_trainer_destroy(t);
     dlrn_context_destroy(ctx);
 }
@@ -552,7 +552,7 @@ TEST(what_is_not_finite_is_named_and_changes_nothing) {
     CHECK_STATUS(dlrn_trainer_step_on(t, rows_x, x, N, NULL), DLRN_ERR_VALUE);
     CHECK_STR(dlrn_error(ctx), "y [3][5]");
     CHECK(fingerprint(t) == before);
-    t->dict->encoder_weight[70 * D] = (float)NAN;
+    t->dict->param[DLRN_ENCODER][70 * D] = (float)NAN;
     before = fingerprint(t);
     CHECK_STATUS(dlrn_trainer_step_on(t, rows_x, NULL, N, NULL), DLRN_ERR_VALUE);
     CHECK_STR(dlrn_error(ctx), "step 0");
@@ -577,7 +577,7 @@ TEST(a_configuration_out_of_range_is_refused) {
     REFUSE(cfg.resample_steps = 0, "resample_steps");
     REFUSE(cfg.warmup_steps = -1, "warmup_steps");
     REFUSE(cfg.ghost_threshold = -2, "ghost_threshold");
-    REFUSE(cfg.dict_size = 0, "dict_size");
+    REFUSE(cfg.features = 0, "dict_size");
     dlrn_train_config cfg = small_config();
     dlrn_dictionary *other = NULL;
     CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D + 1, F, 0, &other));
@@ -593,7 +593,7 @@ TEST(a_configuration_out_of_range_is_refused) {
 /* ---- Resampling ---- */
 
 static double encoder_norm(const dlrn_trainer *t, int j) {
-    return (double)dlrn_norm(t->ctx, t->dict->encoder_weight + j * D, D);
+    return (double)dlrn_norm(t->ctx, t->dict->param[DLRN_ENCODER] + j * D, D);
 }
 
 /* The row of rows_x, rows_y that feature j was made from; -1: none. */
@@ -602,7 +602,7 @@ static int origin(const dlrn_trainer *t, int j) {
         double norm = (double)dlrn_norm(t->ctx, rows_y + i * D, D), off = 0;
         for (int c = 0; c < D; c++)
             off +=
-                fabs((double)t->dict->decoder_weight[j * D + c] - (double)rows_y[i * D + c] / norm);
+                fabs((double)t->dict->param[DLRN_DECODER][j * D + c] - (double)rows_y[i * D + c] / norm);
         if (off < 1e-5) return i;
     }
     return -1;
@@ -619,7 +619,7 @@ TEST(the_dead_begin_again_from_rows) {
     int used[N] = {0};
     for (int j = 0; j < F; j++)
         if (j != 10 && j != 11 && j != 50 && j != 99) mean += encoder_norm(t, j) / (F - 4);
-    t->state.m_decoder_weight[50 * D] = t->state.v_encoder_bias[50] = 1;
+    t->state.m[DLRN_DECODER][50 * D] = t->state.v[DLRN_ENCODER_BIAS][50] = 1;
     CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, rows_y, N, &revived));
     CHECK(revived == 4);
     for (int p = 0; p < 4; p++) {
@@ -627,15 +627,15 @@ TEST(the_dead_begin_again_from_rows) {
         CHECK_MSG(row >= 0 && !used[row]++, "feature %d: row %d", j, row);
         CHECK_CLOSE(encoder_norm(t, j), 0.2 * mean, 1e-5);
         for (int c = 0; c < D; c++) { /* along x - bias */
-            double a = (double)t->dict->encoder_weight[j * D + c] *
-                       ((double)rows_x[row * D] - (double)t->dict->bias[0]);
-            double b = (double)t->dict->encoder_weight[j * D] *
-                       ((double)rows_x[row * D + c] - (double)t->dict->bias[c]);
+            double a = (double)t->dict->param[DLRN_ENCODER][j * D + c] *
+                       ((double)rows_x[row * D] - (double)t->dict->param[DLRN_OUTPUT_BIAS][0]);
+            double b = (double)t->dict->param[DLRN_ENCODER][j * D] *
+                       ((double)rows_x[row * D + c] - (double)t->dict->param[DLRN_OUTPUT_BIAS][c]);
             CHECK(fabs(a - b) < 1e-6);
         }
-        CHECK(t->dict->encoder_bias[j] == 0 && t->state.steps_since_fired[j] == 0);
+        CHECK(t->dict->param[DLRN_ENCODER_BIAS][j] == 0 && t->state.steps_since_fired[j] == 0);
     }
-    CHECK(t->state.m_decoder_weight[50 * D] == 0 && t->state.v_encoder_bias[50] == 0);
+    CHECK(t->state.m[DLRN_DECODER][50 * D] == 0 && t->state.v[DLRN_ENCODER_BIAS][50] == 0);
     CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, rows_y, N, &revived));
     CHECK(revived == 0); /* none dead */
     dlrn_trainer_destroy(t);
@@ -653,19 +653,19 @@ TEST(resampling_with_too_few_rows_or_nothing_alive) {
     memcpy(x, rows_x, sizeof x);
     memcpy(y, rows_y, sizeof y);
     memset(y + 2 * D, 0, D * sizeof(float));
-    memcpy(x + 4 * D, t->dict->bias, D * sizeof(float));
+    memcpy(x + 4 * D, t->dict->param[DLRN_OUTPUT_BIAS], D * sizeof(float));
     CHECK_OK(ctx, dlrn_trainer_resample_on(t, x, y, N, &revived));
     CHECK(revived == N - 2); /* two rows have no direction */
-    CHECK(all_finite(t->dict->encoder_weight, F * D) && all_finite(t->dict->decoder_weight, F * D));
+    CHECK(all_finite(t->dict->param[DLRN_ENCODER], F * D) && all_finite(t->dict->param[DLRN_DECODER], F * D));
     CHECK(t->state.steps_since_fired[0] == 0 && t->state.steps_since_fired[F - 1] == 20);
 
     for (int j = 0; j < F; j++)
-        t->dict->encoder_bias[j] = -1000; /* x_hat = bias, and y = bias: no loss at all */
-    for (int i = 0; i < N; i++) memcpy(y + i * D, t->dict->bias, D * sizeof(float));
+        t->dict->param[DLRN_ENCODER_BIAS][j] = -1000; /* x_hat = bias, and y = bias: no loss at all */
+    for (int i = 0; i < N; i++) memcpy(y + i * D, t->dict->param[DLRN_OUTPUT_BIAS], D * sizeof(float));
     CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, y, N, &revived));
     CHECK(revived == 0);
 
-    memset(t->dict->encoder_weight, 0, F * D * sizeof(float)); /* no norm to go by: 0.2 */
+    memset(t->dict->param[DLRN_ENCODER], 0, F * D * sizeof(float)); /* no norm to go by: 0.2 */
     for (int j = 0; j < F; j++) t->state.steps_since_fired[j] = 20;
     CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, rows_y, N, &revived));
     CHECK(revived == N);
@@ -736,18 +736,18 @@ TEST(resampling_in_compat_forgets_moments_alone) {
                                        &stats)); /* step 0 resamples, too: silent 21 > 20 */
     CHECK(stats.resampled == 4);
     dlrn_trainer_state *s = &t->state;
-    s->m_encoder_weight[10 * D] = s->v_encoder_weight[10 * D] = s->m_encoder_bias[10] =
-        s->v_encoder_bias[10] = 1;
-    s->m_decoder_weight[10 * D] = 1;
+    s->m[DLRN_ENCODER][10 * D] = s->v[DLRN_ENCODER][10 * D] = s->m[DLRN_ENCODER_BIAS][10] =
+        s->v[DLRN_ENCODER_BIAS][10] = 1;
+    s->m[DLRN_DECODER][10 * D] = 1;
     CHECK_OK(ctx, dlrn_dictionary_copy(t->dict, &old));
     CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, rows_y, N, &revived));
     CHECK(revived == 4 && s->steps_since_fired[10] == 21);
-    CHECK(s->m_encoder_weight[10 * D] == 0 && s->v_encoder_weight[10 * D] == 0);
-    CHECK(s->m_encoder_bias[10] == 0 && s->v_encoder_bias[10] == 0 &&
-          s->m_decoder_weight[10 * D] == 1);
-    CHECK(!memcmp(old->encoder_weight, t->dict->encoder_weight, F * D * sizeof(float)));
-    CHECK(!memcmp(old->decoder_weight, t->dict->decoder_weight, F * D * sizeof(float)));
-    CHECK(!memcmp(old->encoder_bias, t->dict->encoder_bias, F * sizeof(float)));
+    CHECK(s->m[DLRN_ENCODER][10 * D] == 0 && s->v[DLRN_ENCODER][10 * D] == 0);
+    CHECK(s->m[DLRN_ENCODER_BIAS][10] == 0 && s->v[DLRN_ENCODER_BIAS][10] == 0 &&
+          s->m[DLRN_DECODER][10 * D] == 1);
+    CHECK(!memcmp(old->param[DLRN_ENCODER], t->dict->param[DLRN_ENCODER], F * D * sizeof(float)));
+    CHECK(!memcmp(old->param[DLRN_DECODER], t->dict->param[DLRN_DECODER], F * D * sizeof(float)));
+    CHECK(!memcmp(old->param[DLRN_ENCODER_BIAS], t->dict->param[DLRN_ENCODER_BIAS], F * sizeof(float)));
     dlrn_dictionary_destroy(old);
     dlrn_trainer_destroy(t);
     dlrn_context_destroy(ctx);
@@ -797,7 +797,7 @@ TEST(a_resumed_trainer_goes_on_with_the_same_bits) {
     cfg.compat = 1;
     CHECK_STATUS(dlrn_trainer_resume(ctx, path, &cfg, NULL, &again), DLRN_ERR_ARGUMENT);
     cfg = small_config();
-    cfg.dict_size++;
+    cfg.features++;
     CHECK_STATUS(dlrn_trainer_resume(ctx, path, &cfg, NULL, &again), DLRN_ERR_SHAPE);
     CHECK(again == NULL);
     dlrn_trainer_destroy(t);
@@ -842,7 +842,7 @@ TEST(checkpoints_that_lie) {
         CHECK_STR(dlrn_error(ctx), lies[i].words);
         CHECK(again == NULL);
     }
-    dlrn_trainer_dictionary(t)->encoder_weight[1] =
+    dlrn_trainer_dictionary(t)->param[DLRN_ENCODER][1] =
         123456.789f; /* not saved as it is to be found: a NaN */
     CHECK_OK(ctx, dlrn_trainer_save(t, path));
     change_file(ctx, path, "\x65\x20\xf1\x47", "\x65\x20\xc1\x7f");
@@ -851,13 +851,13 @@ TEST(checkpoints_that_lie) {
         dlrn_error(ctx),
         "lies.safetensors: tensor 'encoder_weight': element 1: expected a finite number, found");
     CHECK(again == NULL);
-    dlrn_trainer_dictionary(t)->encoder_weight[1] = 0;
+    dlrn_trainer_dictionary(t)->param[DLRN_ENCODER][1] = 0;
     for (int i = 0; i < 8;
          i++) { /* each moment: infinite it may be; a NaN, or a square below 0, it is not */
-        float *moments[8] = {t->state.m_bias,         t->state.m_encoder_weight,
-                             t->state.m_encoder_bias, t->state.m_decoder_weight,
-                             t->state.v_bias,         t->state.v_encoder_weight,
-                             t->state.v_encoder_bias, t->state.v_decoder_weight};
+        float *moments[8] = {t->state.m[DLRN_OUTPUT_BIAS],         t->state.m[DLRN_ENCODER],
+                             t->state.m[DLRN_ENCODER_BIAS], t->state.m[DLRN_DECODER],
+                             t->state.v[DLRN_OUTPUT_BIAS],         t->state.v[DLRN_ENCODER],
+                             t->state.v[DLRN_ENCODER_BIAS], t->state.v[DLRN_DECODER]};
         for (int k = 0; k < 4; k++) {
             const float put[4] = {NAN, -0.5f, HUGE_VALF, 0};
             int wrong = k == 0 || (k == 1 && i > 3);
@@ -901,7 +901,7 @@ TEST(a_resumed_run_draws_the_same_rows) {
     cfg.resample_rows = 64;
     cfg.steps = 40;
     CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, one, &t));
-    t->dict->encoder_bias[3] = -1000;
+    t->dict->param[DLRN_ENCODER_BIAS][3] = -1000;
     int64_t revived = 0, steps = 0;
     dlrn_train_stats stats;
     for (int i = 0; i < 11; i++) CHECK_OK(ctx, dlrn_trainer_step(t, NULL));
@@ -909,7 +909,7 @@ TEST(a_resumed_run_draws_the_same_rows) {
     CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, two, &again));
     while (dlrn_trainer_step(t, &stats) == DLRN_OK) revived += stats.resampled, steps++;
     while (dlrn_trainer_step(again, &stats) == DLRN_OK) revived -= stats.resampled;
-    CHECK(steps == 29 && revived == 0 && t->dict->encoder_bias[3] > -1000);
+    CHECK(steps == 29 && revived == 0 && t->dict->param[DLRN_ENCODER_BIAS][3] > -1000);
     CHECK(fingerprint(again) == fingerprint(t));
     dlrn_trainer_destroy(t);
     dlrn_trainer_destroy(again);
@@ -1025,7 +1025,7 @@ TEST(a_resampling_that_is_stopped_goes_on) {
         int64_t stops = 0, revived = 0;
         CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, one, &t));
         CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, two, &again));
-        t->dict->encoder_bias[3] = again->dict->encoder_bias[3] = -1000;
+        t->dict->param[DLRN_ENCODER_BIAS][3] = again->dict->param[DLRN_ENCODER_BIAS][3] = -1000;
         for (;;) {
             dlrn_train_stats wanted, found;
             dlrn_status end = dlrn_trainer_step(t, &wanted);
@@ -1067,8 +1067,8 @@ TEST(what_is_not_finite_is_not_saved) {
     const char *state = tmp_path("good.safetensors"), *weights = tmp_path("good.pt");
     dlrn_trainer *t = make_trainer(ctx, &cfg), *again = NULL;
     dlrn_dictionary *dict = NULL;
-    float *parts[4] = {t->dict->bias, t->dict->encoder_bias, t->dict->encoder_weight,
-                       t->dict->decoder_weight};
+    float *parts[4] = {t->dict->param[DLRN_OUTPUT_BIAS], t->dict->param[DLRN_ENCODER_BIAS], t->dict->param[DLRN_ENCODER],
+                       t->dict->param[DLRN_DECODER]};
     CHECK_OK(ctx, dlrn_trainer_save(t, state));
     CHECK_OK(ctx, dlrn_save(t->dict, weights));
     for (int i = 0; i < 4; i++) {
@@ -1096,7 +1096,7 @@ TEST(a_whole_run_ends_with_the_data_or_when_told) {
     dlrn_buffer *buffer = make_buffer(ctx);
     int calls = 0;
     CHECK_STATUS(dlrn_train(ctx, &cfg, buffer, stop_at_five, &calls, &ae), DLRN_STOPPED);
-    CHECK(calls == 5 && ae && ae->activation_dim == D);
+    CHECK(calls == 5 && ae && ae->d_in == D);
     dlrn_dictionary_destroy(ae);
     CHECK_OK(ctx, dlrn_train(ctx, &cfg, buffer, NULL, NULL, &ae));
     dlrn_dictionary_destroy(ae);

@@ -74,7 +74,7 @@ static void fuzz_npy(const unsigned char *data, size_t size) {
         fuzz_refused(s, "x.npy");
         return;
     }
-    CHECK(source.activation_dim > 0);
+    CHECK(source.d_in > 0);
     while ((s = source.read(source.user, 1, row, NULL, &n)) == DLRN_OK) CHECK(n == 1);
     CHECK(s == DLRN_END);
     dlrn_source_destroy(&source);
@@ -211,7 +211,7 @@ static void fuzz_same_weights(const float *a, const float *b, int64_t n) {
 /* Encodes and decodes a row, saves the dictionary and loads it again. */
 static void fuzz_use_dictionary(dlrn_dictionary *ae, size_t choice) {
     static const char *const names[3] = {"again.pt", "again.safetensors", "again.npz"};
-    const int64_t d = ae->activation_dim, F = ae->dict_size;
+    const int64_t d = ae->d_in, F = ae->features;
     dlrn_dictionary *back = NULL;
     dlrn_sparse codes;
     memset(&codes, 0, sizeof codes);
@@ -226,11 +226,11 @@ static void fuzz_use_dictionary(dlrn_dictionary *ae, size_t choice) {
     CHECK_OK(ctx, dlrn_save(ae, fuzz_path(names[choice % 3])));
     remove(fuzz_path("config.json")); /* which speaks of the first */
     CHECK_OK(ctx, dlrn_load(ctx, fuzz_path(names[choice % 3]), &back));
-    CHECK(back->activation_dim == d && back->dict_size == F);
-    fuzz_same_weights(ae->encoder_weight, back->encoder_weight, F * d);
-    fuzz_same_weights(ae->decoder_weight, back->decoder_weight, F * d);
-    fuzz_same_weights(ae->encoder_bias, back->encoder_bias, F);
-    fuzz_same_weights(ae->bias, back->bias, d);
+    CHECK(back->d_in == d && back->features == F);
+    fuzz_same_weights(ae->param[DLRN_ENCODER], back->param[DLRN_ENCODER], F * d);
+    fuzz_same_weights(ae->param[DLRN_DECODER], back->param[DLRN_DECODER], F * d);
+    fuzz_same_weights(ae->param[DLRN_ENCODER_BIAS], back->param[DLRN_ENCODER_BIAS], F);
+    fuzz_same_weights(ae->param[DLRN_OUTPUT_BIAS], back->param[DLRN_OUTPUT_BIAS], d);
     dlrn_dictionary_destroy(back);
 }
 
@@ -249,12 +249,12 @@ static void fuzz_dictionary(const unsigned char *data, size_t size) {
     if (s != DLRN_OK)
         fuzz_refused(s, strstr(dlrn_error(ctx), "config.json") ? "config.json" : "ae.pt");
     remove(fuzz_path("ae.pt"));
-    if (ae) CHECK(ae->activation_dim > 0 && ae->dict_size > 0);
-    if (ae && ae->encoder_weight) {
-        fuzz_weights(ae->encoder_weight, ae->dict_size * ae->activation_dim);
-        fuzz_weights(ae->decoder_weight, ae->dict_size * ae->activation_dim);
-        fuzz_weights(ae->encoder_bias, ae->dict_size);
-        fuzz_weights(ae->bias, ae->activation_dim);
+    if (ae) CHECK(ae->d_in > 0 && ae->features > 0);
+    if (ae && ae->param[DLRN_ENCODER]) {
+        fuzz_weights(ae->param[DLRN_ENCODER], ae->features * ae->d_in);
+        fuzz_weights(ae->param[DLRN_DECODER], ae->features * ae->d_in);
+        fuzz_weights(ae->param[DLRN_ENCODER_BIAS], ae->features);
+        fuzz_weights(ae->param[DLRN_OUTPUT_BIAS], ae->d_in);
         fuzz_use_dictionary(ae, size);
     }
     dlrn_dictionary_destroy(ae);
@@ -273,11 +273,11 @@ static void fuzz_checkpoint(const unsigned char *data, size_t size) {
         fuzz_refused(s, "again.pt");
         return;
     }
-    const int64_t d = dlrn_trainer_config(t)->activation_dim, F = dlrn_trainer_config(t)->dict_size;
+    const int64_t d = dlrn_trainer_config(t)->d_in, F = dlrn_trainer_config(t)->features;
     CHECK_OK(ctx, dlrn_trainer_save(t, fuzz_path("again.safetensors")));
     CHECK_OK(ctx, dlrn_trainer_resume(ctx, fuzz_path("again.safetensors"), NULL, NULL, &again));
-    fuzz_same_weights(dlrn_trainer_dictionary(t)->encoder_weight,
-                      dlrn_trainer_dictionary(again)->encoder_weight, F * d);
+    fuzz_same_weights(dlrn_trainer_dictionary(t)->param[DLRN_ENCODER],
+                      dlrn_trainer_dictionary(again)->param[DLRN_ENCODER], F * d);
     dlrn_trainer_destroy(again);
     float *x = (float *)malloc((size_t)(2 * d) * sizeof *x);
     CHECK(x != NULL);
