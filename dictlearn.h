@@ -7541,11 +7541,20 @@ DLRNI_INTERNAL int dlrni_layout_fits(const dlrni_loading *l, const dlrni_layout 
     return 1;
 }
 
-/* The first refused layout whose sign is there; NULL: none. */
-DLRNI_INTERNAL const dlrni_layout *dlrni_refused_layout(const dlrni_loading *l) {
-    for (int i = 0; i < DLRNI_LAYOUTS; i++)
-        if (!dlrni_is_whole_layout(&dlrni_layouts[i]) && dlrni_layout_fits(l, &dlrni_layouts[i]))
-            return &dlrni_layouts[i];
+DLRNI_INTERNAL int dlrni_layout_has(const dlrni_layout *layout, const char *name) {
+    for (const dlrni_stored *t = layout->tensor; t->name; t++)
+        if (!strcmp(t->name, name)) return 1;
+    return 0;
+}
+
+/* The first refused layout whose sign is there, and is no tensor of `known` (or NULL); NULL: none. */
+DLRNI_INTERNAL const dlrni_layout *dlrni_refused_layout(const dlrni_loading *l,
+                                                        const dlrni_layout *known) {
+    for (int i = 0; i < DLRNI_LAYOUTS; i++) {
+        const dlrni_layout *row = &dlrni_layouts[i];
+        if (dlrni_is_whole_layout(row) || !dlrni_layout_fits(l, row)) continue;
+        if (!known || !dlrni_layout_has(known, row->tensor[0].name)) return row;
+    }
     return NULL;
 }
 
@@ -7580,9 +7589,10 @@ DLRNI_INTERNAL dlrn_status dlrni_choose_layout(dlrni_loading *l, const dlrni_lay
         return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE,
                          "%s: expected the tensors of %s, found those of %s", l->a->path,
                          wanted->name, l->layout->name);
-    if (l->layout && l->layout->family) return DLRN_OK;
-    refused = l->layout ? l->layout : dlrni_refused_layout(l);
-    if (refused && !*l->prefix)
+    refused = *l->prefix ? NULL : dlrni_refused_layout(l, l->layout);
+    if (!refused && l->layout && l->layout->family) return DLRN_OK;
+    if (!refused) refused = l->layout;
+    if (refused)
         return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: expected %s, found the tensors of %s", l->a->path,
                          wanted ? wanted->name : "an AutoEncoder", refused->name);
@@ -7637,21 +7647,26 @@ DLRNI_INTERNAL dlrn_status dlrni_match_tensor(dlrni_loading *l, const dlrni_stor
                      l->a->path, l->prefix, t->name, want, found);
 }
 
-/* Finds all tensors of the row; the encoder first, so that the errors are about the others. */
-DLRNI_INTERNAL dlrn_status dlrni_match_layout(dlrni_loading *l) {
-    const dlrni_stored *t = l->layout->tensor;
-    l->I = l->F = -1;
-    for (int pass = 0; pass < 2; pass++)
-        for (int i = 0; i < DLRNI_STORED_MAX && t[i].name; i++)
-            if ((t[i].is == DLRN_ENCODER) == (pass == 0))
-                DLRNI_TRY(dlrni_match_tensor(l, &t[i], &l->index[i]));
+/* The encoder tells both sizes. */
+DLRNI_INTERNAL dlrn_status dlrni_match_encoder(dlrni_loading *l, const dlrni_stored *t,
+                                               int64_t *index) {
+    DLRNI_TRY(dlrni_match_tensor(l, t, index));
     if (l->F >= 1 && l->I >= 1 && l->F <= INT32_MAX) return DLRN_OK;
-    for (int i = 0; i < DLRNI_STORED_MAX && t[i].name; i++)
-        if (t[i].is == DLRN_ENCODER) t = &t[i];
     return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE,
                      "%s: tensor '%s': expected a shape without 0, found [%lld, %lld]", l->a->path,
                      t->name, (long long)*dlrni_size_of(l, t->shape[0]),
                      (long long)*dlrni_size_of(l, t->shape[1]));
+}
+
+/* Finds all tensors of the row; the encoder first, so that the errors are about the others. */
+DLRNI_INTERNAL dlrn_status dlrni_match_layout(dlrni_loading *l) {
+    const dlrni_stored *t = l->layout->tensor;
+    l->I = l->F = -1;
+    for (int i = 0; i < DLRNI_STORED_MAX && t[i].name; i++)
+        if (t[i].is == DLRN_ENCODER) DLRNI_TRY(dlrni_match_encoder(l, &t[i], &l->index[i]));
+    for (int i = 0; i < DLRNI_STORED_MAX && t[i].name; i++)
+        if (t[i].is != DLRN_ENCODER) DLRNI_TRY(dlrni_match_tensor(l, &t[i], &l->index[i]));
+    return DLRN_OK;
 }
 
 /* ---- Reading tensors ---- */
@@ -8024,18 +8039,31 @@ DLRN_API dlrn_status dlrn_load_memory(dlrn_context *ctx, const void *bytes, size
 /* ---- Saving ---- */
 
 /* What could not be loaded again must not replace what may be the last good file. */
+DLRNI_INTERNAL dlrn_status dlrni_check_stored(dlrn_context *ctx, const char *path,
+                                              const dlrn_tensor_out *t) {
+    const float *w = (const float *)t->data;
+    int64_t n = 1;
+    if (t->dtype != DLRN_F32) return DLRN_OK;
+    for (int i = 0; i < t->ndim; i++) n *= t->shape[i];
+    int64_t i = dlrni_first_beyond(w, n, 0x7f7fffffu);
+    if (i == n) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_VALUE,
+                     "%s: not written: tensor '%s': element %lld: expected a finite number, found "
+                     "%g",
+                     path, t->name, (long long)i, (double)w[i]);
+}
+
+/* The same for all parameters, under the names of their roles. */
 DLRNI_INTERNAL dlrn_status dlrni_check_savable(const dlrn_dictionary *dict, const char *path) {
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
-        const float *w = dict->param[role];
-        const int64_t n = w ? dlrni_role_size(dict, role) : 0;
-        const int64_t i = w ? dlrni_first_beyond(w, n, 0x7f7fffffu) : 0;
-        if (i < n)
-            return dlrn_fail(
-                dict->ctx, DLRN_ERR_VALUE,
-                "%s: not written: tensor '%s': element %lld: expected a finite number, "
-                "found "
-                "%g",
-                path, dlrni_roles[role].name, (long long)i, (double)w[i]);
+        dlrn_tensor_out t;
+        memset(&t, 0, sizeof t);
+        t.name = dlrni_roles[role].name;
+        t.dtype = DLRN_F32;
+        t.ndim = 1;
+        t.shape[0] = dict->param[role] ? dlrni_role_size(dict, role) : 0;
+        t.data = dict->param[role];
+        DLRNI_TRY(dlrni_check_stored(dict->ctx, path, &t));
     }
     return DLRN_OK;
 }
@@ -8100,13 +8128,14 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
         !dlrni_has_suffix(path, ".npz"))
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a name ending in .pt, .safetensors or .npz", path);
-    DLRNI_TRY(dlrni_check_savable(dict, path));
     memset(&saving, 0, sizeof saving);
     saving.k = (int32_t)dict->formula.k;
     saving.threshold = (float)dict->formula.threshold;
     dlrn_status s = DLRN_OK;
     for (int i = 0; i < DLRNI_STORED_MAX && layout->tensor[i].name && s == DLRN_OK; i++)
         s = dlrni_add_stored(dict, &layout->tensor[i], &saving);
+    for (int64_t i = 0; i < saving.count && s == DLRN_OK; i++)
+        s = dlrni_check_stored(ctx, path, &saving.tensor[i]);
     if (s == DLRN_OK) s = dlrn_archive_write(ctx, path, saving.tensor, saving.count, NULL);
     for (int i = 0; i < DLRNI_STORED_MAX; i++) dlrni_free(ctx, saving.turned[i]);
     return s;

@@ -185,7 +185,8 @@ static void set_l0(const lab *l, dlrn_dictionary *ae, double l0) {
 
 static dlrn_dictionary *dictionary_new(const lab *l, dlrn_context *ctx, const shape *s) {
     dlrn_dictionary *ae = NULL;
-    must(ctx, dlrn_autoencoder_create(ctx, s->d, s->features, 1, &ae));
+    dlrn_dictionary_desc desc = {NULL, s->d, 0, s->features, 0, 1};
+    must(ctx, dlrn_dictionary_create(ctx, &desc, &ae));
     set_l0(l, ae, s->l0);
     return ae;
 }
@@ -235,7 +236,7 @@ static void stepper_run(void *arg) {
 /* The rate is so small that L0 stays. dead: so many features never fire; ghost: they get ghost
    gradients. */
 static stepper stepper_new(const lab *l, const shape *s, int threads, int64_t dead, int ghost) {
-    stepper p = {context_new(s->kernels, threads), NULL, NULL, s->rows, {0}};
+    stepper p = {context_new(s->kernels, threads), NULL, NULL, s->rows, {0}, NULL};
     dlrn_train_config cfg = dlrn_train_defaults();
     cfg.d_in = s->d, cfg.features = s->features, cfg.lr = 1e-12, cfg.warmup_steps = 0,
     cfg.log_steps = -1;
@@ -298,7 +299,13 @@ typedef struct coder {
     float *x, *f, *x_hat;
     int64_t rows;
     dlrn_sparse codes;
+    dlrn_encoder *encoder; /* prepared, or NULL */
 } coder;
+
+static void prepared_run(void *arg) {
+    coder *c = (coder *)arg;
+    must(c->ae->ctx, dlrn_encoder_run(c->encoder, c->x, c->rows, c->f, NULL, NULL));
+}
 
 static void encode_run(void *arg) {
     coder *c = (coder *)arg;
@@ -316,8 +323,13 @@ static void decode_sparse_run(void *arg) {
 }
 
 static coder coder_new(lab *l, const shape *s) {
-    coder c = {
-        dictionary_new(l, l->ctx, s), rows_new(l, l->ctx, s->rows, s->d), NULL, NULL, s->rows, {0}};
+    coder c = {dictionary_new(l, l->ctx, s),
+               rows_new(l, l->ctx, s->rows, s->d),
+               NULL,
+               NULL,
+               s->rows,
+               {0},
+               NULL};
     c.x_hat = (float *)take(l->ctx, s->rows * s->d, sizeof *c.x_hat);
     return c;
 }
@@ -326,6 +338,7 @@ static void coder_free(coder *c) {
     dlrn_context *ctx = c->ae->ctx;
     dlrn_free(ctx, c->x), dlrn_free(ctx, c->f), dlrn_free(ctx, c->x_hat);
     dlrn_sparse_free(&c->codes);
+    dlrn_encoder_destroy(c->encoder);
     dlrn_dictionary_destroy(c->ae);
 }
 
@@ -340,8 +353,9 @@ static outcome measure_prepared(lab *l, const shape *s) {
     outcome o;
     plain.f = (float *)take(l->ctx, s->rows * s->features, sizeof *plain.f);
     ready.f = (float *)take(l->ctx, s->rows * s->features, sizeof *ready.f);
-    must(l->ctx, dlrn_dictionary_prepare(ready.ae));
-    o = in_turns(l, encode_run, &ready, encode_run, &plain);
+    must(l->ctx, dlrn_encoder_create(ready.ae, &ready.encoder));
+    must(l->ctx, dlrn_encoder_prepare(ready.encoder));
+    o = in_turns(l, prepared_run, &ready, encode_run, &plain);
     o.ratio = o.seconds / o.yard;
     coder_free(&plain), coder_free(&ready);
     return o;
@@ -499,7 +513,7 @@ typedef struct file {
 static void file_load(void *arg) {
     file *f = (file *)arg;
     dlrn_dictionary *ae;
-    must(f->ctx, dlrn_load(f->ctx, f->path, &ae));
+    must(f->ctx, dlrn_load(f->ctx, f->path, NULL, &ae));
     dlrn_dictionary_destroy(ae);
 }
 

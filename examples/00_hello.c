@@ -8,8 +8,8 @@ int main(void) {
     dlrn_sparse codes = {0};
 
     if (dlrn_context_create(NULL, &ctx)) return 1;
-    dlrn_status s =
-        dlrn_autoencoder_create(ctx, 64, 1024, 0, &ae); /* or dlrn_load(ctx, "ae.pt", &ae) */
+    dlrn_dictionary_desc desc = {NULL, 64, 0, 1024, 0, 0};   /* an AutoEncoder, 64 -> 1024 */
+    dlrn_status s = dlrn_dictionary_create(ctx, &desc, &ae); /* or dlrn_load() */
     if (!s) s = dlrn_forward(ae, x, 2, x_hat, &codes);
     if (s) return fprintf(stderr, "%s\n", dlrn_error(ctx)), 1;
     for (int i = 0; i < 2; i++)

@@ -14,7 +14,8 @@ enum { ROWS = 4, TOP = 5 };
 /* Stands in for a download: an untrained dictionary, saved as PyTorch would save it. */
 static dlrn_status make_dictionary(dlrn_context *ctx, const char *path) {
     dlrn_dictionary *ae = NULL;
-    dlrn_status s = dlrn_autoencoder_create(ctx, 32, 256, 7, &ae);
+    dlrn_dictionary_desc desc = {NULL, 32, 0, 256, 0, 7}; /* an AutoEncoder, 32 -> 256 */
+    dlrn_status s = dlrn_dictionary_create(ctx, &desc, &ae);
     for (int64_t j = 0; s == DLRN_OK && j < 256; j++) {
         ae->param[DLRN_ENCODER_BIAS][j] = -1.3f; /* without a threshold half of all features fire */
         for (int64_t c = 0; c < 32; c++)
@@ -94,10 +95,10 @@ int main(int argc, char **argv) {
     dlrn_dictionary *ae = NULL;
     dlrn_status s = dlrn_context_create(NULL, &ctx);
     if (s == DLRN_OK && argc < 2) s = make_dictionary(ctx, path);
-    if (s == DLRN_OK) s = dlrn_load(ctx, path, &ae);
+    if (s == DLRN_OK) s = dlrn_load(ctx, path, NULL, &ae);
     if (s == DLRN_OK)
-        printf("%s: %s, %lld -> %lld features\n", path, dlrn_dictionary_family(ae),
-               (long long)ae->d_in, (long long)ae->features);
+        printf("%s: %s, %lld -> %lld features\n", path, ae->family, (long long)ae->d_in,
+               (long long)ae->features);
     if (s == DLRN_OK) s = encode_and_print(ctx, ae, argc > 2 ? argv[2] : NULL);
     if (s != DLRN_OK) fprintf(stderr, "%s\n", dlrn_error(ctx));
     dlrn_dictionary_destroy(ae);

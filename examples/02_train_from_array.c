@@ -35,7 +35,8 @@ static int count_found(dlrn_context *ctx, const dlrn_dictionary *ae) {
     for (int j = 0; j < DIRECTIONS; j++) {
         float best = 0;
         for (int64_t f = 0; f < ae->features; f++) {
-            float cosine = dlrn_dot(ctx, directions + j * DIM, ae->param[DLRN_DECODER] + f * DIM, DIM);
+            float cosine =
+                dlrn_dot(ctx, directions + j * DIM, ae->param[DLRN_DECODER] + f * DIM, DIM);
             best = cosine > best ? cosine : best; /* atoms have length 1, too */
         }
         found += best > 0.9f;

@@ -86,8 +86,10 @@ static dlrn_status compare(neox_model *m) {
     dlrn_status s = write_texts(m, 400, 1, &texts);
     if (s == DLRN_OK) s = write_texts(m, 32, 2, &held);
     if (s == DLRN_OK) s = train(m, taps[0], &texts, &trainer);
-    if (s == DLRN_OK) s = dlrn_identity_create(ctx, d, &identity);
-    if (s == DLRN_OK) s = dlrn_autoencoder_create(ctx, d, 4 * d, 1, &untrained);
+    dlrn_dictionary_desc same_desc = {"IdentityDict", d, 0, 0, 0, 0};
+    dlrn_dictionary_desc new_desc = {"AutoEncoder", d, 0, 4 * d, 0, 1};
+    if (s == DLRN_OK) s = dlrn_dictionary_create(ctx, &same_desc, &identity);
+    if (s == DLRN_OK) s = dlrn_dictionary_create(ctx, &new_desc, &untrained);
     if (s == DLRN_OK) {
         const dlrn_dictionary *one[1] = {dlrn_trainer_dictionary(trainer)}, *same[1] = {identity};
         const dlrn_dictionary *new_one[1] = {untrained}, *two[2] = {one[0], identity};

@@ -167,8 +167,7 @@ static void print_shape(const dlrn_tensor_info *t, const char *comma) {
 static void print_norms(dlrn_context *ctx, const dlrn_dictionary *dict, int json) {
     double least = 1e300, most = 0, sum = 0;
     for (int64_t j = 0; j < dict->features; j++) {
-        double n = (double)dlrn_norm(ctx, dict->param[DLRN_DECODER] + j * dict->d_in,
-                                     dict->d_in);
+        double n = (double)dlrn_norm(ctx, dict->param[DLRN_DECODER] + j * dict->d_in, dict->d_in);
         least = n < least ? n : least;
         most = n > most ? n : most;
         sum += n;
@@ -253,7 +252,7 @@ static int run_inspect(dlrn_context *ctx, const options *o) {
         tried = neox_read_config(ctx, o->path, &model);
         is_model = tried == DLRN_OK;
     } else if (s == DLRN_OK && !of_model) {
-        tried = dlrn_load(ctx, o->path, &dict);
+        tried = dlrn_load(ctx, o->path, NULL, &dict);
         is_dict = tried == DLRN_OK && dict->param[DLRN_ENCODER];
     }
     if (tried == DLRN_ERR_MEMORY || tried == DLRN_ERR_IO)
@@ -271,8 +270,7 @@ static int run_inspect(dlrn_context *ctx, const options *o) {
     if (s == DLRN_OK && is_dict) {
         printf(o->json ? ", \"family\": \"%s\", \"activation_dim\": %lld, \"dict_size\": %lld"
                        : "family %s, activation_dim %lld, dict_size %lld\n",
-               dlrn_dictionary_family(dict), (long long)dict->d_in,
-               (long long)dict->features);
+               dict->family, (long long)dict->d_in, (long long)dict->features);
         print_norms(ctx, dict, o->json);
     }
     if (s == DLRN_OK) print_tensors(a, o->json);
@@ -288,7 +286,7 @@ static int run_convert(dlrn_context *ctx, const options *o) {
         !ends_with(o->path2, ".npz"))
         return usage_error("convert", "expected a name ending in .pt, .safetensors or .npz",
                            o->path2);
-    dlrn_status s = dlrn_load(ctx, o->path, &dict);
+    dlrn_status s = dlrn_load(ctx, o->path, NULL, &dict);
     if (s == DLRN_OK && stopping(NULL)) s = DLRN_STOPPED;
     if (s == DLRN_OK) s = dlrn_save(dict, o->path2);
     dlrn_dictionary_destroy(dict);
@@ -424,15 +422,14 @@ static int run_rows(dlrn_context *ctx, const options *o, const char *name, int f
     memset(&in, 0, sizeof in);
     if (need(o, 1, 1, 1, name) || check_suffix(name, o->out, o->sparse ? ".npz" : ".npy", ""))
         return 2;
-    dlrn_status s = dlrn_load(ctx, o->dict, &dict);
+    dlrn_status s = dlrn_load(ctx, o->dict, NULL, &dict);
     if (s == DLRN_OK) s = array_open(ctx, o->data, features_in, &in);
     if (s == DLRN_OK) {
         const char *path = strcmp(o->data, "-") ? o->data : "standard input";
         s = expect_width(ctx, path, features_in ? dict->features : dict->d_in, in.width);
     }
     if (s == DLRN_OK)
-        s = stream_rows(ctx, dict, o, &in, features_out ? dict->features : dict->d_in,
-                        step);
+        s = stream_rows(ctx, dict, o, &in, features_out ? dict->features : dict->d_in, step);
     array_close(ctx, &in);
     dlrn_dictionary_destroy(dict);
     return s == DLRN_OK ? 0 : fail(ctx);

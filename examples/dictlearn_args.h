@@ -25,7 +25,7 @@ typedef struct options {
     const char *dict, *data, *target, *out, *save_dir, *init, *loss, *io, *kernels, *histogram;
     const char *model, *text, *site, *prompt, *features;
     const char *path, *path2; /* what stands without a flag */
-    int64_t features, expansion, batch_size, steps, epochs, warmup_steps, resample_steps,
+    int64_t dict_size, expansion, batch_size, steps, epochs, warmup_steps, resample_steps,
         ghost_threshold, log_steps;
     int64_t save_steps, n_ctxs, ctx_len, in_batch_size, rows, threads, seed;
     int64_t layer, documents, tokens, top_k, limit, count, contexts;
@@ -88,7 +88,7 @@ static const flag flags[] = {
     {"--save-dir", F_TEXT, AT(save_dir), C_TRAIN, 1, TEXT_MOST, "DIR",
      "the folder of the run, locked meanwhile; made if missing; an older run in it gives way at "
      "the first save"},
-    {"--dict-size", F_INT, AT(features), C_TRAIN, 1, 0, "F", "number of features"},
+    {"--dict-size", F_INT, AT(dict_size), C_TRAIN, 1, 0, "F", "number of features"},
     {"--expansion", F_INT, AT(expansion), C_TRAIN, 1, 0, "N",
      "the same, as a multiple of the width (default 16)"},
     {"--lr", F_REAL, AT(lr), C_TRAIN, 0, 0, "RATE", "Adam's rate (default 3e-4)"},

@@ -229,7 +229,7 @@ static int run_eval(dlrn_context *ctx, const options *o) {
     if (status) return status;
     memset(&b, 0, sizeof b);
     feed_init(&f, ctx, o);
-    dlrn_status s = dlrn_load(ctx, o->dict, &dict);
+    dlrn_status s = dlrn_load(ctx, o->dict, NULL, &dict);
     if (s == DLRN_OK && o->model) s = bench_open(ctx, o, 1, &b);
     if (s == DLRN_OK && o->data) s = dlrn_source_from_npy(ctx, o->data, o->target, 1, &f.inner);
     if (s == DLRN_OK && o->skip_nonfinite) s = feed_keep_finite(&f);

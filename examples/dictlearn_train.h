@@ -369,14 +369,14 @@ static dlrn_status train_settings(train_run *r, int64_t d, const dlrn_dictionary
     const options *o = r->o;
     int64_t expansion = o->expansion ? o->expansion : 16;
     *cfg = dlrn_train_defaults();
-    if (!o->features && expansion > INT32_MAX / d)
+    if (!o->dict_size && expansion > INT32_MAX / d)
         return dlrn_fail(r->ctx, DLRN_ERR_ARGUMENT,
                          "--expansion: expected at most %d features, found %lld times %lld",
                          INT32_MAX, (long long)expansion, (long long)d);
     cfg->d_in = d;
-    cfg->features = o->features            ? o->features
-                     : init && !o->expansion ? init->features
-                                             : expansion * d;
+    cfg->features = o->dict_size            ? o->dict_size
+                    : init && !o->expansion ? init->features
+                                            : expansion * d;
     cfg->lr = o->lr;
     cfg->sparsity_penalty = o->sparsity_penalty;
     cfg->loss = strcmp(o->loss, "squared") ? DLRN_LOSS_NORM : DLRN_LOSS_SQUARED;
@@ -392,8 +392,8 @@ static dlrn_status train_settings(train_run *r, int64_t d, const dlrn_dictionary
     if (!init || (init->d_in == d && init->features == cfg->features)) return DLRN_OK;
     return dlrn_fail(r->ctx, DLRN_ERR_SHAPE,
                      "%s: expected a dictionary of width %lld with %lld features, found %lld, %lld",
-                     o->init, (long long)d, (long long)cfg->features,
-                     (long long)init->d_in, (long long)init->features);
+                     o->init, (long long)d, (long long)cfg->features, (long long)init->d_in,
+                     (long long)init->features);
 }
 
 /* Where the rows and the first weights come from, as members of the configuration. */
@@ -532,8 +532,7 @@ static dlrn_status open_buffer(train_run *r, const dlrn_source *source) {
     bc.out_batch_size = o->batch_size;
     bc.shuffle = !o->no_shuffle;
     bc.seed = (uint64_t)o->seed;
-    dlrn_status s =
-        dlrn_buffer_bytes(r->ctx, &bc, source->d_in, source->has_target, &bytes);
+    dlrn_status s = dlrn_buffer_bytes(r->ctx, &bc, source->d_in, source->has_target, &bytes);
     if (s == DLRN_OK && !o->quiet)
         fprintf(stderr, "buffer: at most %.1f MB\n", (double)bytes / 1e6);
     return s == DLRN_OK ? dlrn_buffer_create(r->ctx, &bc, source, 0, &r->buffer) : s;
@@ -545,7 +544,7 @@ static dlrn_status open_trainer(train_run *r, int64_t d) {
     dlrn_dictionary *init = NULL;
     dlrn_train_config cfg;
     char path[4200];
-    dlrn_status s = o->init ? dlrn_load(r->ctx, o->init, &init) : DLRN_OK;
+    dlrn_status s = o->init ? dlrn_load(r->ctx, o->init, NULL, &init) : DLRN_OK;
     if (s == DLRN_OK) s = train_settings(r, d, init, &cfg);
     if (s == DLRN_OK) s = make_config(r, &cfg);
     if (s == DLRN_OK && o->resume) s = check_resumed(r);
@@ -601,11 +600,11 @@ static int check_train_flags(const options *o) {
     if (lacks_flag("train", "--save-dir", o->save_dir)) return 2;
     if (strcmp(o->loss, "norm") && strcmp(o->loss, "squared"))
         return usage_error("train", "expected norm or squared as --loss", o->loss);
-    if (o->features && o->expansion)
+    if (o->dict_size && o->expansion)
         return usage_error("train", "expected --dict-size or --expansion, found both", "size");
-    if (o->features > INT32_MAX || o->expansion > INT32_MAX)
+    if (o->dict_size > INT32_MAX || o->expansion > INT32_MAX)
         return usage_error("train", "expected at most 2147483647 features",
-                           o->features ? "--dict-size" : "--expansion");
+                           o->dict_size ? "--dict-size" : "--expansion");
     return 0;
 }
 

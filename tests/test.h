@@ -39,6 +39,27 @@
 #define TEST_LEAVES(fmt, args)
 #endif
 
+/* New dictionaries in one line, where the tests include dictlearn.h before this file. */
+#ifdef DICTLEARN_H
+TEST_UNUSED dlrn_status new_autoencoder(dlrn_context *ctx, int64_t d, int64_t features,
+                                        uint64_t seed, dlrn_dictionary **out) {
+    dlrn_dictionary_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.d_in = d;
+    desc.features = features;
+    desc.seed = seed;
+    return dlrn_dictionary_create(ctx, &desc, out);
+}
+
+TEST_UNUSED dlrn_status new_identity(dlrn_context *ctx, int64_t d, dlrn_dictionary **out) {
+    dlrn_dictionary_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.family = "IdentityDict";
+    desc.d_in = d;
+    return dlrn_dictionary_create(ctx, &desc, out);
+}
+#endif
+
 static struct {
     const char *filter; /* run only names that contain it; NULL: all */
     jmp_buf leave;      /* back to the runner                        */

@@ -19,19 +19,18 @@ static float x[N * D], f[N * F];
 
 static dlrn_dictionary *make_dictionary(void) {
     dlrn_dictionary *ae = NULL;
-    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 0, &ae));
+    CHECK_OK(ctx, new_autoencoder(ctx, D, F, 0, &ae));
     return ae;
 }
 
 TEST(sizes_of_dictionaries) {
     dlrn_dictionary *ae = NULL;
-    ARGUMENT(dlrn_autoencoder_create(ctx, 0, F, 0, &ae), "activation_dim and dict_size");
-    ARGUMENT(dlrn_autoencoder_create(ctx, D, -1, 0, &ae), "activation_dim and dict_size");
-    ARGUMENT(dlrn_autoencoder_create(ctx, D, (int64_t)INT32_MAX + 1, 0, &ae),
-             "activation_dim and dict_size");
-    REFUSED(dlrn_autoencoder_create(ctx, INT64_MAX / 2, F, 0, &ae), DLRN_ERR_MEMORY, "memory");
-    ARGUMENT(dlrn_identity_create(ctx, 0, &ae), "activation_dim");
-    ARGUMENT(dlrn_identity_create(ctx, (int64_t)INT32_MAX + 1, &ae), "activation_dim");
+    ARGUMENT(new_autoencoder(ctx, 0, F, 0, &ae), "must be positive");
+    ARGUMENT(new_autoencoder(ctx, D, -1, 0, &ae), "must be positive");
+    ARGUMENT(new_autoencoder(ctx, D, (int64_t)INT32_MAX + 1, 0, &ae), "must be positive");
+    REFUSED(new_autoencoder(ctx, INT64_MAX / 2, F, 0, &ae), DLRN_ERR_MEMORY, "memory");
+    ARGUMENT(new_identity(ctx, 0, &ae), "activation_dim");
+    ARGUMENT(new_identity(ctx, (int64_t)INT32_MAX + 1, &ae), "activation_dim");
     CHECK(ae == NULL);
 }
 
@@ -39,7 +38,6 @@ TEST(rows_to_encode_and_decode) {
     static int64_t ptr[2] = {0, 1};
     static int32_t col[1];
     static float val[1] = {1};
-    const unsigned char mask[F] = {1};
     dlrn_dictionary *ae = make_dictionary(), *identity = NULL;
     dlrn_sparse codes;
     memset(&codes, 0, sizeof codes);
@@ -55,8 +53,7 @@ TEST(rows_to_encode_and_decode) {
         col[0] = i ? F : -1;
         ARGUMENT(dlrn_decode_sparse(ae, &codes, x), "a feature index");
     }
-    CHECK_OK(ctx, dlrn_identity_create(ctx, D, &identity));
-    CHECK_STATUS(dlrn_forward_ghost(identity, x, N, mask, x, f, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_OK(ctx, new_identity(ctx, D, &identity));
     dlrn_dictionary_destroy(identity);
     dlrn_dictionary_destroy(ae);
 }
@@ -108,7 +105,7 @@ TEST(settings_of_a_trainer) {
 #define SETTING(change, words)                                                                     \
     do {                                                                                           \
         dlrn_train_config cfg = dlrn_train_defaults();                                             \
-        cfg.d_in = D, cfg.features = F;                                                 \
+        cfg.d_in = D, cfg.features = F;                                                            \
         change;                                                                                    \
         ARGUMENT(dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t), words);                           \
     } while (0)
@@ -178,16 +175,19 @@ TEST(gradients_one_at_a_time) {
     static float whole[4][F * D], alone[F * D];
     const size_t size[4] = {D, F * D, F, F * D};
     dlrn_train_config cfg = dlrn_train_defaults();
-    dlrn_gradients all = {whole[0], whole[1], whole[2], whole[3]};
+    static const dlrn_role roles[4] = {DLRN_OUTPUT_BIAS, DLRN_ENCODER, DLRN_ENCODER_BIAS,
+                                       DLRN_DECODER};
+    float *all[DLRN_ROLE_COUNT] = {NULL};
+    for (int i = 0; i < 4; i++) all[roles[i]] = whole[i];
     dlrn_trainer *t = NULL;
     cfg.d_in = D, cfg.features = F;
     CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
-    CHECK_OK(ctx, dlrn_trainer_gradients(t, x, NULL, N, &all));
+    CHECK_OK(ctx, dlrn_trainer_gradients(t, x, NULL, N, all));
     for (int i = 0; i < 4; i++) {
-        dlrn_gradients one = {i == 0 ? alone : NULL, i == 1 ? alone : NULL, i == 2 ? alone : NULL,
-                              i == 3 ? alone : NULL};
+        float *one[DLRN_ROLE_COUNT] = {NULL};
+        one[roles[i]] = alone;
         memset(alone, 0x7f, sizeof alone);
-        CHECK_OK(ctx, dlrn_trainer_gradients(t, x, NULL, N, &one));
+        CHECK_OK(ctx, dlrn_trainer_gradients(t, x, NULL, N, one));
         CHECK_MSG(!memcmp(alone, whole[i], size[i] * sizeof *alone), "gradient %d", i);
     }
     dlrn_trainer_destroy(t);
@@ -252,13 +252,13 @@ TEST(contexts) {
 /* The text of a failure stands until the next one, whatever is done between. */
 TEST(an_error_stays_until_the_next) {
     dlrn_dictionary *ae = NULL, *made = NULL;
-    CHECK_STATUS(dlrn_load(ctx, "no/such/first.pt", &ae), DLRN_ERR_IO);
+    CHECK_STATUS(dlrn_load(ctx, "no/such/first.pt", NULL, &ae), DLRN_ERR_IO);
     CHECK(ae == NULL);
-    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 0, &made));
+    CHECK_OK(ctx, new_autoencoder(ctx, D, F, 0, &made));
     CHECK_OK(ctx, dlrn_save(made, tmp_path("stays.safetensors")));
     dlrn_dictionary_destroy(made);
     CHECK_STR(dlrn_error(ctx), "no/such/first.pt");
-    CHECK_STATUS(dlrn_load(ctx, "no/such/second.pt", &ae), DLRN_ERR_IO);
+    CHECK_STATUS(dlrn_load(ctx, "no/such/second.pt", NULL, &ae), DLRN_ERR_IO);
     CHECK_STR(dlrn_error(ctx), "no/such/second.pt");
     CHECK(!strstr(dlrn_error(ctx), "first"));
 }

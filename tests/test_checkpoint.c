@@ -14,8 +14,7 @@ static size_t saved_size;
 
 static dlrn_train_config config(void) {
     dlrn_train_config cfg = dlrn_train_defaults();
-    cfg.d_in = D, cfg.features = F, cfg.warmup_steps = 0, cfg.log_steps = -1,
-    cfg.steps = 3;
+    cfg.d_in = D, cfg.features = F, cfg.warmup_steps = 0, cfg.log_steps = -1, cfg.steps = 3;
     return cfg;
 }
 

@@ -15,13 +15,13 @@ int main(void) {
     dlrn_context *ctx = NULL;
     dlrn_dictionary *ae = NULL;
     if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return 1;
-    if (dlrn_autoencoder_create(ctx, 4, 16, 1, &ae) != DLRN_OK) return 2;
+    if (dlrn_dictionary_create(ctx, &desc, &ae) != DLRN_OK) return 2;
     if (dlrn_encode(ae, x, 2, f) != DLRN_OK) return 3;
     if (dlrn_decode(ae, f, 2, x_hat) != DLRN_OK) return 4;
     for (int i = 0; i < 32; i++) sum += f[i];
     dlrn_dictionary_destroy(ae);
     ae = NULL;
-    if (dlrn_load(ctx, "no/such/file.pt", &ae) == DLRN_OK) return 5;
+    if (dlrn_load(ctx, "no/such/file.pt", NULL, &ae) == DLRN_OK) return 5;
     printf("%s | %d\n", dlrn_error(ctx), sum > 0);
     dlrn_context_destroy(ctx);
     return 0;

@@ -157,7 +157,7 @@ static float rows[ROWS * D];
 static void begin(const dlrn_io *io) {
     empty_store();
     ctx = context_with(io);
-    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 5, &ae));
+    CHECK_OK(ctx, new_autoencoder(ctx, D, F, 5, &ae));
     for (int i = 0; i < ROWS * D; i++) rows[i] = (float)((i * 37 + 11) % 101) / 50 - 1;
 }
 
@@ -171,10 +171,12 @@ static void end(void) {
 static dlrn_status save_and_load(const char *path) {
     dlrn_dictionary *back = NULL;
     dlrn_status s = dlrn_save(ae, path);
-    if (s == DLRN_OK) s = dlrn_load(ctx, path, &back);
+    if (s == DLRN_OK) s = dlrn_load(ctx, path, NULL, &back);
     CHECK((s == DLRN_OK) == (back != NULL));
-    if (back) CHECK(!memcmp(back->param[DLRN_ENCODER], ae->param[DLRN_ENCODER], F * D * sizeof(float)));
-    if (back) CHECK(!memcmp(back->param[DLRN_DECODER], ae->param[DLRN_DECODER], F * D * sizeof(float)));
+    if (back)
+        CHECK(!memcmp(back->param[DLRN_ENCODER], ae->param[DLRN_ENCODER], F * D * sizeof(float)));
+    if (back)
+        CHECK(!memcmp(back->param[DLRN_DECODER], ae->param[DLRN_DECODER], F * D * sizeof(float)));
     dlrn_dictionary_destroy(back);
     return s;
 }
@@ -197,7 +199,7 @@ static dlrn_status from_folder(void) { /* config.json is read before the weights
     dlrn_dictionary *back = NULL;
     dlrn_status s = dlrn_file_write(ctx, "run/config.json", text, sizeof text - 1);
     if (s == DLRN_OK) s = dlrn_save(ae, "run/ae.pt");
-    if (s == DLRN_OK) s = dlrn_load(ctx, "run", &back);
+    if (s == DLRN_OK) s = dlrn_load(ctx, "run", NULL, &back);
     dlrn_dictionary_destroy(back);
     return s;
 }
@@ -249,8 +251,7 @@ static dlrn_status
 resumed_run(void) { /* four steps, with a checkpoint after two: the bits of four without */
     dlrn_train_config cfg = dlrn_train_defaults();
     dlrn_trainer *t[3] = {NULL, NULL, NULL};
-    cfg.d_in = D, cfg.features = F, cfg.warmup_steps = 0, cfg.log_steps = -1,
-    cfg.steps = 4;
+    cfg.d_in = D, cfg.features = F, cfg.warmup_steps = 0, cfg.log_steps = -1, cfg.steps = 4;
     for (int i = 0; i < 2; i++) {
         CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t[i]));
         CHECK_OK(ctx, trained(i ? 2 : 4, t[i]));
@@ -394,7 +395,7 @@ TEST(no_files) {
     memset(&c, 0, sizeof c);
     CHECK_STATUS(dlrn_save(ae, "f.pt"), DLRN_ERR_IO);
     CHECK_STR(dlrn_error(ctx), words);
-    CHECK_STATUS(dlrn_load(ctx, "f.pt", &dict), DLRN_ERR_IO);
+    CHECK_STATUS(dlrn_load(ctx, "f.pt", NULL, &dict), DLRN_ERR_IO);
     CHECK_STATUS(dlrn_archive_open(ctx, "f.pt", &a), DLRN_ERR_IO);
     CHECK_STR(dlrn_error(ctx), words);
     CHECK_STATUS(dlrn_file_read(ctx, "f.pt", &bytes, &size), DLRN_ERR_IO);

@@ -147,7 +147,7 @@ TEST(writes_refuse) {
                  DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "a .npy holds one tensor");
     dlrn_dictionary *dict;
-    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 0, &dict));
+    CHECK_OK(ctx, new_autoencoder(ctx, D, F, 0, &dict));
     CHECK_STATUS(dlrn_save(dict, path_of("bad", "x.npy")), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "x.npy: expected a name ending in .pt, .safetensors or .npz");
     CHECK(!strstr(dlrn_error(ctx), " .npy"));
@@ -372,7 +372,7 @@ TEST(files_that_cannot_be_read) {
     CHECK_STATUS(dlrn_archive_open(ctx, path_of("", "read"), &a), DLRN_ERR_IO);
     CHECK_STR(dlrn_error(ctx), "read: expected a file, found a folder");
     CHECK_STATUS(dlrn_file_read(ctx, path_of("", "read"), &text, &n), DLRN_ERR_IO);
-    CHECK_STATUS(dlrn_load(ctx, path_of("read", "none"), &dict), DLRN_ERR_IO);
+    CHECK_STATUS(dlrn_load(ctx, path_of("read", "none"), NULL, &dict), DLRN_ERR_IO);
     CHECK_STR(dlrn_error(ctx), "read/none: no such file or folder");
     write_text(path_of("read", "empty.pt"), "");
     CHECK_STATUS(dlrn_archive_open(ctx, path_of("read", "empty.pt"), &a), DLRN_ERR_FORMAT);
@@ -663,20 +663,21 @@ static void reference_tensors(dlrn_tensor_out t[4]) {
 
 static void check_dictionary(const char *path) {
     dlrn_dictionary *dict;
-    CHECK_OK(ctx, dlrn_load(ctx, path, &dict));
+    CHECK_OK(ctx, dlrn_load(ctx, path, NULL, &dict));
     CHECK(dict->d_in == D && dict->features == F);
-    CHECK(!strcmp(dlrn_dictionary_family(dict), "AutoEncoder"));
+    CHECK(!strcmp(dict->family, "AutoEncoder"));
     CHECK(!memcmp(dict->param[DLRN_OUTPUT_BIAS], bias, sizeof bias) &&
           !memcmp(dict->param[DLRN_ENCODER_BIAS], encoder_bias, sizeof encoder_bias));
     CHECK(!memcmp(dict->param[DLRN_ENCODER], encoder, sizeof encoder));
     for (int i = 0; i < D; i++)
-        for (int j = 0; j < F; j++) CHECK(dict->param[DLRN_DECODER][j * D + i] == decoder[i * F + j]);
+        for (int j = 0; j < F; j++)
+            CHECK(dict->param[DLRN_DECODER][j * D + i] == decoder[i * F + j]);
     dlrn_dictionary_destroy(dict);
 }
 
 static void refuse_dictionary(const char *path, dlrn_status status, const char *words) {
     dlrn_dictionary *dict = NULL;
-    dlrn_status s = dlrn_load(ctx, path, &dict);
+    dlrn_status s = dlrn_load(ctx, path, NULL, &dict);
     CHECK_MSG(s == status, "%s: %s, expected %s", path, s ? dlrn_error(ctx) : "it was read",
               dlrn_status_name(status));
     CHECK(dict == NULL);
@@ -719,9 +720,9 @@ TEST(layouts_refused) {
         dictionary_folder("bare", NULL, CONFIG("AutoEncoder")), DLRN_ERR_IO,
         "bare/config.json: expected ae.pt, ae.safetensors or ae.npz beside it, found none");
     char *gated = dictionary_folder("gated", "ae.pt", CONFIG("GatedAutoEncoder"));
-    refuse_dictionary(
-        gated, DLRN_ERR_UNSUPPORTED,
-        "gated/config.json: dict_class: expected AutoEncoder, found GatedAutoEncoder");
+    refuse_dictionary(gated, DLRN_ERR_UNSUPPORTED,
+                      "gated/config.json: dict_class: expected AutoEncoder, AutoEncoderTopK or "
+                      "JumpReluAutoEncoder, found GatedAutoEncoder");
     refuse_dictionary(path_of("gated", "ae.pt"), DLRN_ERR_UNSUPPORTED, "found GatedAutoEncoder");
     refuse_dictionary(dictionary_folder("wide", "ae.pt", "{\"trainer\": {\"dict_size\": 6}}"),
                       DLRN_ERR_SHAPE,
@@ -769,8 +770,9 @@ TEST(configs_refused) {
 
 TEST(identity) {
     dlrn_dictionary *dict;
-    CHECK_OK(ctx, dlrn_load(ctx, dictionary_folder("same", NULL, CONFIG("IdentityDict")), &dict));
-    CHECK(dict->d_in == 3 && !strcmp(dlrn_dictionary_family(dict), "IdentityDict"));
+    CHECK_OK(ctx,
+             dlrn_load(ctx, dictionary_folder("same", NULL, CONFIG("IdentityDict")), NULL, &dict));
+    CHECK(dict->d_in == 3 && !strcmp(dict->family, "IdentityDict"));
     CHECK_STATUS(dlrn_save(dict, path_of("same", "ae.pt")), DLRN_ERR_UNSUPPORTED);
     CHECK_STR(dlrn_error(ctx), "same/ae.pt: an IdentityDict has no weights to save");
     dlrn_dictionary_destroy(dict);
@@ -868,7 +870,7 @@ TEST(weights_of_other_types) {
             t[i].data = type == 2 ? (const void *)wide[i] : half[i];
         }
         CHECK_OK(ctx, dlrn_archive_write(ctx, path, t, 4, NULL));
-        CHECK_OK(ctx, dlrn_load(ctx, path, &dict));
+        CHECK_OK(ctx, dlrn_load(ctx, path, NULL, &dict));
         for (int j = 0; j < F; j++)
             for (int c = 0; c < D; c++) {
                 float atom = decoder[c * F + j], row = encoder[j * D + c];
@@ -938,7 +940,7 @@ TEST(square_dictionary) {
     dlrn_dictionary *dict;
     make_folder("square");
     CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("square", "ae.npz"), t, 4, NULL));
-    CHECK_OK(ctx, dlrn_load(ctx, path_of("", "square"), &dict));
+    CHECK_OK(ctx, dlrn_load(ctx, path_of("", "square"), NULL, &dict));
     CHECK(dict->param[DLRN_ENCODER][1] == 2 && dict->param[DLRN_DECODER][1] == 3);
     dlrn_dictionary_destroy(dict);
 }
@@ -947,7 +949,7 @@ TEST(saved_dictionaries) {
     static const char *const names[3] = {"x.pt", "x.safetensors", "x.npz"};
     dlrn_dictionary *dict;
     make_folder("saved");
-    CHECK_OK(ctx, dlrn_load(ctx, dictionary_folder("plain", "ae.pt", NULL), &dict));
+    CHECK_OK(ctx, dlrn_load(ctx, dictionary_folder("plain", "ae.pt", NULL), NULL, &dict));
     for (int i = 0; i < 3; i++) {
         CHECK_OK(ctx, dlrn_save(dict, path_of("saved", names[i])));
         check_dictionary(path_of("saved", names[i]));
@@ -968,7 +970,7 @@ TEST(narrow_dictionary) {
     dlrn_dictionary *dict;
     make_folder("narrow");
     CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("narrow", "ae.npz"), t, 4, NULL));
-    CHECK_OK(ctx, dlrn_load(ctx, path_of("", "narrow"), &dict));
+    CHECK_OK(ctx, dlrn_load(ctx, path_of("", "narrow"), NULL, &dict));
     CHECK(dict->d_in == 3 && dict->features == 2);
     CHECK(dict->param[DLRN_ENCODER][3] == 4 && dict->param[DLRN_DECODER][1] == 3 &&
           dict->param[DLRN_DECODER][3] == 2);
@@ -979,10 +981,11 @@ TEST(narrow_dictionary) {
 static void save_anyhow(const dlrn_dictionary *ae, const char *path) {
     static float decoder[130 * 1000];
     const int64_t d = ae->d_in, n = ae->features;
-    const dlrn_tensor_out tensors[4] = {{"bias", DLRN_F32, 1, {d}, ae->param[DLRN_OUTPUT_BIAS]},
-                                        {"encoder.weight", DLRN_F32, 2, {n, d}, ae->param[DLRN_ENCODER]},
-                                        {"encoder.bias", DLRN_F32, 1, {n}, ae->param[DLRN_ENCODER_BIAS]},
-                                        {"decoder.weight", DLRN_F32, 2, {d, n}, decoder}};
+    const dlrn_tensor_out tensors[4] = {
+        {"bias", DLRN_F32, 1, {d}, ae->param[DLRN_OUTPUT_BIAS]},
+        {"encoder.weight", DLRN_F32, 2, {n, d}, ae->param[DLRN_ENCODER]},
+        {"encoder.bias", DLRN_F32, 1, {n}, ae->param[DLRN_ENCODER_BIAS]},
+        {"decoder.weight", DLRN_F32, 2, {d, n}, decoder}};
     for (int64_t i = 0; i < n * d; i++) decoder[i % d * n + i / d] = ae->param[DLRN_DECODER][i];
     CHECK_OK(ctx, dlrn_archive_write(ctx, path, tensors, 4, NULL));
 }
@@ -1000,11 +1003,11 @@ TEST(dictionaries_of_odd_sizes) {
         int64_t d = sizes[k][0], n = sizes[k][1], at = 0;
         char *path = tmp_path("odd.pt"), *bad = tmp_path("bad.pt"), words[80];
         dlrn_dictionary *ae, *back;
-        CHECK_OK(two, dlrn_autoencoder_create(two, d, n, 7, &ae));
+        CHECK_OK(two, new_autoencoder(two, d, n, 7, &ae));
         for (int64_t i = 0; i < n * d; i++)
             ae->param[DLRN_ENCODER][i] = (float)i, ae->param[DLRN_DECODER][i] = -(float)i;
         CHECK_OK(two, dlrn_save(ae, path));
-        CHECK_OK(two, dlrn_load(two, path, &back));
+        CHECK_OK(two, dlrn_load(two, path, NULL, &back));
         CHECK(!memcmp(ae->param[DLRN_ENCODER], back->param[DLRN_ENCODER], (size_t)(n * d) * 4));
         CHECK(!memcmp(ae->param[DLRN_DECODER], back->param[DLRN_DECODER], (size_t)(n * d) * 4));
         dlrn_dictionary_destroy(back);
@@ -1017,10 +1020,10 @@ TEST(dictionaries_of_odd_sizes) {
                      corner & 4 ? "encoder" : "decoder", (int)(corner & 4 ? at : c * n + f));
             CHECK_STATUS(dlrn_save(ae, path), DLRN_ERR_VALUE);
             CHECK_STR(dlrn_error(two), words);
-            CHECK_OK(two, dlrn_load(two, path, &back)); /* the file is the one before */
+            CHECK_OK(two, dlrn_load(two, path, NULL, &back)); /* the file is the one before */
             dlrn_dictionary_destroy(back);
             save_anyhow(ae, bad);
-            CHECK_STATUS(dlrn_load(two, bad, &back), DLRN_ERR_VALUE);
+            CHECK_STATUS(dlrn_load(two, bad, NULL, &back), DLRN_ERR_VALUE);
             CHECK_STR(dlrn_error(two), words);
             w[at] = keep;
         }

@@ -37,7 +37,7 @@ static dlrn_status open_archive(void) {
 
 static dlrn_status load(void) {
     dlrn_dictionary *dict = NULL;
-    dlrn_status s = dlrn_load(ctx, path, &dict);
+    dlrn_status s = dlrn_load(ctx, path, NULL, &dict);
     CHECK((s == DLRN_OK) == (dict != NULL));
     dlrn_dictionary_destroy(dict);
     return s;
@@ -164,16 +164,15 @@ static uint64_t mix_codes(uint64_t hash, const dlrn_sparse *codes) {
 
 /* Everything that is asked of a dictionary; with many features active (dense) or few. */
 static uint64_t use_dictionary(float bias) {
-    static float f[ROWS * F], x_hat[ROWS * D], shift[ROWS];
-    static const unsigned char mask[F] = {1, 0, 1};
+    static float f[ROWS * F], x_hat[ROWS * D];
     dlrn_dictionary *made = NULL, *dict = NULL;
     dlrn_sparse codes;
     uint64_t hash = 0;
     memset(&codes, 0, sizeof codes);
-    STARVE_RETRY(ctx, dlrn_autoencoder_create(ctx, D, F, 1, &made));
+    STARVE_RETRY(ctx, new_autoencoder(ctx, D, F, 1, &made));
     for (int j = 0; j < F; j++) made->param[DLRN_ENCODER_BIAS][j] = bias;
     dlrn_dictionary_changed(made);
-    STARVE_RETRY(ctx, dlrn_dictionary_copy(made, &dict));
+    STARVE_RETRY(ctx, dlrni_dictionary_copy(made->ctx, made, &dict));
     STARVE_RETRY(ctx, dlrn_encode(dict, rows_x, ROWS, f));
     hash = starve_mix(hash, f, sizeof f);
     STARVE_RETRY(ctx, dlrn_decode(dict, f, ROWS, x_hat));
@@ -185,7 +184,6 @@ static uint64_t use_dictionary(float bias) {
     STARVE_RETRY(ctx, dlrn_forward(dict, rows_y, ROWS, x_hat, &codes));
     hash = mix_codes(starve_mix(hash, x_hat, sizeof x_hat), &codes);
     STARVE_RETRY(ctx, dlrn_forward(dict, rows_y, ROWS, x_hat, NULL));
-    STARVE_RETRY(ctx, dlrn_forward_ghost(dict, rows_x, ROWS, mask, x_hat, shift, &codes));
     hash = mix_codes(starve_mix(hash, x_hat, sizeof x_hat), &codes);
     dlrn_sparse_free(&codes);
     dlrn_dictionary_destroy(made);
@@ -205,10 +203,10 @@ static uint64_t save_and_load(void) {
     static const char *const names[3] = {"again.pt", "again.safetensors", "again.npz"};
     dlrn_dictionary *made = NULL, *dict = NULL;
     uint64_t hash = 0;
-    STARVE_RETRY(ctx, dlrn_autoencoder_create(ctx, D, F, 1, &made));
+    STARVE_RETRY(ctx, new_autoencoder(ctx, D, F, 1, &made));
     for (int i = 0; i < 3; i++) {
         STARVE_RETRY(ctx, dlrn_save(made, tmp_path(names[i])));
-        STARVE_RETRY(ctx, dlrn_load(ctx, tmp_path(names[i]), &dict));
+        STARVE_RETRY(ctx, dlrn_load(ctx, tmp_path(names[i]), NULL, &dict));
         CHECK(!memcmp(made->param[DLRN_DECODER], dict->param[DLRN_DECODER], F * D * sizeof(float)));
         hash = starve_mix_file(hash, tmp_path(names[i]));
         dlrn_dictionary_destroy(dict);
@@ -281,7 +279,8 @@ static int half_a_run(uint64_t *hash) {
     dlrn_trainer *t = NULL;
     STARVE_RETRY(ctx, dlrn_trainer_create(ctx, &run.cfg, NULL, b, &t));
     if (run.budget) t->w.budget = run.budget;
-    for (int j = 0; j < F; j++) t->dict->param[DLRN_ENCODER_BIAS][j] = j >= run.dense ? 3 : j % 8 ? 0 : -100;
+    for (int j = 0; j < F; j++)
+        t->dict->param[DLRN_ENCODER_BIAS][j] = j >= run.dense ? 3 : j % 8 ? 0 : -100;
     dlrn_dictionary_changed(t->dict);
     int whole = steps(t, 9, hash);
     if (whole) STARVE_RETRY(ctx, dlrn_trainer_save(t, path));
@@ -434,7 +433,7 @@ static uint64_t measure(void) {
     dlrn_dictionary *dict = NULL;
     uint64_t hash = 0;
     cfg.rows = ROWS, cfg.batch_size = 64;
-    STARVE_RETRY(ctx, dlrn_autoencoder_create(ctx, D, F, 1, &dict));
+    STARVE_RETRY(ctx, new_autoencoder(ctx, D, F, 1, &dict));
     for (int with_model = 0; with_model < 2; with_model++) {
         dlrn_source source;
         dlrn_metrics m;
@@ -469,7 +468,7 @@ TEST(rows_added_in_part) {
     cfg.batch_size = ROWS / 4;
     memcpy(x, rows_x, sizeof x);
     memset(x, 0, sizeof x / 2);
-    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 1, &dict));
+    CHECK_OK(ctx, new_autoencoder(ctx, D, F, 1, &dict));
     for (int granted = -1, refused = 1; refused; granted++) {
         const int64_t before = starve.live;
         dlrn_evaluator *e = NULL;
@@ -506,8 +505,8 @@ TEST(codes_of_two_contexts) {
     dlrn_sparse codes;
     memset(&codes, 0, sizeof codes);
     CHECK_STATUS(dlrn_context_create(NULL, &other), DLRN_OK);
-    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 1, &ours));
-    CHECK_OK(other, dlrn_autoencoder_create(other, D, F, 2, &theirs));
+    CHECK_OK(ctx, new_autoencoder(ctx, D, F, 1, &ours));
+    CHECK_OK(other, new_autoencoder(other, D, F, 2, &theirs));
     CHECK_OK(ctx, dlrn_encode_sparse(ours, rows_x, 2, &codes));
     dlrn_sparse_free(&codes);
     const int64_t before = starve.live;

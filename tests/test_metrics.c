@@ -29,7 +29,7 @@ static void fill_rows(void) {
 /* Some features never fire, some rarely, some on most rows. */
 static dlrn_dictionary *make_dictionary(dlrn_context *ctx) {
     dlrn_dictionary *ae = NULL;
-    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 4, &ae));
+    CHECK_OK(ctx, new_autoencoder(ctx, D, F, 4, &ae));
     for (int j = 0; j < D; j++) ae->param[DLRN_OUTPUT_BIAS][j] = 0.1f * (float)j;
     for (int f = 0; f < F; f++)
         ae->param[DLRN_ENCODER_BIAS][f] += f % 7 == 0 ? -9.0f : f % 5 == 0 ? -1.0f : 0.0f;
@@ -184,7 +184,7 @@ TEST(batches_pieces_and_threads_do_not_change_a_bit) {
 /* A dictionary of n features that gives back positive x: f = ReLU(x), x_hat = f. */
 static dlrn_dictionary *make_relu(dlrn_context *ctx, int64_t n) {
     dlrn_dictionary *ae = NULL;
-    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, n, n, 0, &ae));
+    CHECK_OK(ctx, new_autoencoder(ctx, n, n, 0, &ae));
     memset(ae->param[DLRN_ENCODER], 0, (size_t)(n * n) * sizeof(float));
     memset(ae->param[DLRN_DECODER], 0, (size_t)(n * n) * sizeof(float));
     memset(ae->param[DLRN_ENCODER_BIAS], 0, (size_t)n * sizeof(float));
@@ -197,7 +197,7 @@ static dlrn_dictionary *make_relu(dlrn_context *ctx, int64_t n) {
 TEST(the_identity_loses_nothing) {
     dlrn_context *ctx = open_context(1);
     dlrn_dictionary *id = NULL;
-    CHECK_OK(ctx, dlrn_identity_create(ctx, D, &id));
+    CHECK_OK(ctx, new_identity(ctx, D, &id));
     for (int entropy = 0; entropy < 2; entropy++) {
         dlrn_eval_config cfg = config(entropy ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1, 0, 64);
         dlrn_metrics m = measure(id, &cfg, rows_x, NULL, N, N);
@@ -615,7 +615,7 @@ TEST(the_identity_recovers_all_and_a_flat_model_nothing) {
     dlrn_metrics m;
     toy model;
     dlrn_language_model lm = toy_model(&model, 1);
-    CHECK_OK(ctx, dlrn_identity_create(ctx, D, &id));
+    CHECK_OK(ctx, new_identity(ctx, D, &id));
     CHECK_OK(ctx, dlrn_source_from_array(ctx, rows_x, NULL, N, D, 1, &source));
     CHECK_OK(ctx, dlrn_evaluate(id, &cfg, &source, &lm, &m));
     CHECK(m.ce_diff == 0 && m.percent_recovered == 1 && m.loss_zero != m.loss_original);

@@ -45,6 +45,8 @@ static void fill_vector(float *x, int64_t d, kind what, dlrn_rng *rng) {
     }
 }
 
+static void fill_thresholds(dlrn_context *ctx, dlrn_dictionary *ae, const float *x);
+
 /* Rows and features of all the kinds that are wanted (a bit each), and biases at, just above and
    just below the point where a feature of the row of its number turns on. */
 static void fill_all(dlrn_context *ctx, dlrn_dictionary *ae, float *x, unsigned kinds,
@@ -59,17 +61,39 @@ static void fill_all(dlrn_context *ctx, dlrn_dictionary *ae, float *x, unsigned 
         fill_vector(w, d, (kind)kind_of[j / 3 % n], &rng);
         float dot = dlrn_dot(ctx, w, x + j % ROWS * d, d);
         ae->param[DLRN_ENCODER_BIAS][j] = j % 4 == 0   ? -dot
-                              : j % 4 == 1 ? nextafterf(-dot, INFINITY)
-                              : j % 4 == 2 ? nextafterf(-dot, -INFINITY)
-                                           : -dot - 0.1f * fabsf(dot);
+                                          : j % 4 == 1 ? nextafterf(-dot, INFINITY)
+                                          : j % 4 == 2 ? nextafterf(-dot, -INFINITY)
+                                                       : -dot - 0.1f * fabsf(dot);
     }
     for (int64_t i = 0; i < d; i++) ae->param[DLRN_OUTPUT_BIAS][i] = 0;
+    fill_thresholds(ctx, ae, x);
 }
+
+/* Which formula is tested: each selects otherwise from the same pre-activations. */
+static const char *const formulas[] = {"AutoEncoder", "AutoEncoderTopK", "JumpReluAutoEncoder"};
+enum { FORMULAS = 3, K = 7 };
+static int formula_of; /* number in formulas */
 
 static dlrn_dictionary *weights(dlrn_context *ctx, int64_t d, int64_t features) {
     dlrn_dictionary *ae = NULL;
-    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, d, features, 3, &ae));
+    dlrn_dictionary_desc desc = {formulas[formula_of], d, 0, features, formula_of == 1 ? K : 0, 3};
+    CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &ae));
     return ae;
+}
+
+/* Thresholds at, above and below pre-activations of the row of a feature's number. */
+static void fill_thresholds(dlrn_context *ctx, dlrn_dictionary *ae, const float *x) {
+    int64_t d = ae->d_in;
+    for (int64_t j = 0; j < ae->features && ae->param[DLRN_THRESHOLD]; j++) {
+        float pre = dlrn_dot(ctx, ae->param[DLRN_ENCODER] + j * d, x + j * 5 % ROWS * d, d) +
+                    ae->param[DLRN_ENCODER_BIAS][j];
+        float at = j % 5 == 0   ? pre
+                   : j % 5 == 1 ? nextafterf(pre, INFINITY)
+                   : j % 5 == 2 ? nextafterf(pre, -INFINITY)
+                   : j % 5 == 3 ? -1.0f
+                                : 0.1f;
+        ae->param[DLRN_THRESHOLD][j] = fabsf(at) <= 1e30f ? at : 0.5f;
+    }
 }
 
 static dlrn_context *open_kernels(const char *name) {
@@ -98,20 +122,19 @@ static int same_codes(const dlrn_sparse *a, const dlrn_sparse *b) {
 /* The lists of one screen, by row; returns how many candidates it had. */
 static int64_t encode_with(dlrn_context *ctx, const dlrni_screen *screen, const dlrn_dictionary *ae,
                            float *x, dlrn_sparse *codes) {
-    dlrni_encode_job job;
-    memset(&job, 0, sizeof job);
-    dlrni_codes_init(&job.c, ae);
+    dlrn_encoder *e = NULL;
+    CHECK_OK(ctx, dlrn_encoder_create(ae, &e));
     ctx->set.screen[0] = screen; /* the only one, and so cheap that it is taken */
     ctx->set.screen[1] = NULL;
-    job.c.let_through[0] = screen ? -1e6 : -1;
-    job.codes = codes;
+    e->c.let_through[0] = screen ? -1e6 : -1;
+    dlrni_encode_job job = {e, NULL, codes, 0};
     CHECK_OK(ctx, dlrni_sparse_begin(ctx, codes, ae->features));
-    CHECK_OK(ctx, dlrni_codes_begin(&job.c, x, ROWS));
-    CHECK(job.c.screen == screen);
-    CHECK_OK(ctx, dlrni_codes_load(&job.c, 0, job.c.groups, INT64_MAX));
-    int64_t candidates = dlrni_codes_candidates(&job.c);
-    CHECK_OK(ctx, dlrni_append_rows(&job));
-    dlrni_codes_free(&job.c);
+    CHECK_OK(ctx, dlrni_encoding_begin(&e->c, x, ROWS));
+    CHECK(e->c.screen == screen);
+    CHECK_OK(ctx, dlrni_encoding_load(&e->c, 0, e->c.groups, INT64_MAX));
+    int64_t candidates = dlrni_wave_candidates(&e->c);
+    CHECK_OK(ctx, dlrni_append_codes(&job));
+    dlrn_encoder_destroy(e);
     return candidates;
 }
 
@@ -142,20 +165,80 @@ static void compare_all(int64_t d, unsigned kinds, uint64_t seed) {
 }
 
 TEST(each_kind_of_numbers_alone) {
-    for (int k = 0; k < KINDS; k++) compare_all(64, 1u << k, (uint64_t)k);
+    for (formula_of = 0; formula_of < FORMULAS; formula_of++)
+        for (int k = 0; k < KINDS; k++) compare_all(64, 1u << k, (uint64_t)k);
+    formula_of = 0;
+}
+
+/* Top-k against a sort of what the ReLU lets pass: in one wave and in many small ones, where the
+   lists are made twice. */
+TEST(top_k_is_what_a_sort_gives) {
+    static float x[ROWS * 64], f[ROWS * FEATURES];
+    dlrn_context *ctx = open_kernels("auto");
+    dlrn_dictionary *all = weights(ctx, 64, FEATURES), *top;
+    formula_of = 1;
+    top = weights(ctx, 64, FEATURES);
+    formula_of = 0;
+    for (uint64_t seed = 0; seed < 2 * KINDS; seed++) {
+        unsigned kinds = seed < KINDS ? 1u << seed : (1u << PLAIN | 1u << ZERO | 1u << EQUAL);
+        if (kinds & (1u << NOT_FINITE | 1u << HUGE_ONES)) continue; /* a NaN has no rank */
+        dlrn_sparse codes = {0};
+        fill_all(ctx, all, x, kinds, seed);
+        fill_all(ctx, top, x, kinds, seed);
+        CHECK_OK(ctx, dlrn_encode(all, x, ROWS, f));
+        for (int waves = 0; waves < 2; waves++) {
+            dlrn_encoder *e = NULL;
+            CHECK_OK(ctx, dlrn_encoder_create(top, &e));
+            CHECK_OK(ctx, dlrni_encoding_begin(&e->c, x, ROWS));
+            CHECK_OK(ctx, dlrni_sparse_begin(ctx, &codes, FEATURES));
+            int64_t seen = 0, total = 0;
+            for (int64_t g = 0; g < e->c.groups; g += e->c.wave) {
+                CHECK_OK(ctx, dlrni_encoding_load(&e->c, g, e->c.groups, waves ? 1 : INT64_MAX));
+                CHECK(e->c.wave == (waves ? 1 : e->c.groups));
+                for (int64_t q = g; q < g + e->c.wave; q++)
+                    for (int64_t p = 0; p < e->c.lists[q].count; p++, total++) {
+                        int64_t i = dlrni_key_row(e->c.lists[q].key[p]);
+                        int64_t j = q * 48 + dlrni_key_feature(e->c.lists[q].key[p]);
+                        int64_t before = 0; /* how many of the row rank before it */
+                        for (int64_t h = 0; h < FEATURES; h++)
+                            before += f[i * FEATURES + h] > f[i * FEATURES + j] ||
+                                      (f[i * FEATURES + h] == f[i * FEATURES + j] && h < j);
+                        CHECK(before < K && e->c.lists[q].val[p] == f[i * FEATURES + j]);
+                    }
+            }
+            for (int64_t i = 0; i < ROWS; i++) {
+                int64_t on = 0;
+                for (int64_t j = 0; j < FEATURES; j++) on += f[i * FEATURES + j] != 0;
+                seen += on < K ? on : K;
+            }
+            CHECK_MSG(total == seen, "seed %d, waves %d: expected %d entries, found %d", (int)seed,
+                      waves, (int)seen, (int)total);
+            dlrn_encoder_destroy(e);
+        }
+        dlrn_sparse_free(&codes);
+    }
+    dlrn_dictionary_destroy(all);
+    dlrn_dictionary_destroy(top);
+    dlrn_context_destroy(ctx);
 }
 
 TEST(kinds_of_numbers_together) {
     for (int k = 0; k < KINDS; k++)
         for (int l = 0; l < k; l++) compare_all(50, 1u << k | 1u << l, (uint64_t)(k * KINDS + l));
-    for (uint64_t seed = 0; seed < 10; seed++) compare_all(96, (1u << KINDS) - 1, seed);
+    for (uint64_t seed = 0; seed < 12; seed++) {
+        formula_of = (int)(seed % FORMULAS);
+        compare_all(96, (1u << KINDS) - 1, seed);
+    }
+    formula_of = 0;
 }
 
 TEST(widths_that_fill_no_vector) {
     static const int64_t widths[] = {1,  2,  3,  4,   5,   15,  16,  17,  31,
                                      63, 64, 65, 100, 127, 128, 129, 199, 200};
     for (size_t i = 0; i < sizeof widths / sizeof *widths; i++)
-        compare_all(widths[i], 1u << PLAIN | 1u << OUTLIER, i);
+        for (formula_of = 0; formula_of < FORMULAS; formula_of++)
+            compare_all(widths[i], 1u << PLAIN | 1u << OUTLIER, i);
+    formula_of = 0;
 }
 
 /* A screen that lets everything through would pass all of the above. */
@@ -202,7 +285,7 @@ TEST(long_batches) {
     for (int i = 1; dlrn_kernels_available(i); i++) {
         dlrn_context *ctx = open_kernels(dlrn_kernels_available(i));
         dlrn_dictionary *same = NULL;
-        CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 3, &same));
+        CHECK_OK(ctx, new_autoencoder(ctx, D, F, 3, &same));
         for (int64_t j = 0; j < F; j++) same->param[DLRN_ENCODER_BIAS][j] = -1;
         CHECK_OK(ctx, dlrn_encode_sparse(same, x, N, &got));
         CHECK_OK(ctx, dlrn_encode(same, x, N, g));
@@ -227,24 +310,25 @@ TEST(the_way_is_chosen_by_what_was_seen) {
     static const dlrni_screen fine = {"fine", 8, 2, 2, 1, 0.53f, NULL, NULL};
     dlrn_context *ctx = open_kernels("scalar");
     dlrn_dictionary *ae = weights(ctx, 16, 64), *same = NULL;
-    dlrni_codes c;
+    dlrni_encoding c;
     ctx->set.screen[0] = &coarse;
     ctx->set.screen[1] = &fine;
-    dlrni_codes_init(&c, ae);
+    dlrni_encoding_init(&c, ae);
     c.n = 100;
     CHECK(dlrni_choose_screen(&c, 100) == &coarse &&
-          dlrni_choose_screen(&c, DLRNI_SCREEN_LEAST - 1) == NULL);
+          dlrni_choose_screen(&c, DLRNI_SCREEN_MIN - 1) == NULL);
     c.screen = &coarse;
-    dlrni_codes_learn(&c, 3200, 3900); /* half of 6400 */
+    dlrni_encoding_learn(&c, 3200, 3900); /* half of 6400 */
     CHECK(dlrni_choose_screen(&c, 100) == NULL);
     c.screen = NULL;
-    dlrni_codes_learn(&c, 64, 0); /* a hundredth: but the coarse one let through more than half */
+    dlrni_encoding_learn(&c, 64,
+                         0); /* a hundredth: but the coarse one let through more than half */
     CHECK(dlrni_choose_screen(&c, 100) == &fine);
     for (int i = 0; i < 300; i++) (void)dlrni_choose_screen(&c, 100);
     CHECK(dlrni_choose_screen(&c, 100) == &coarse);
     dlrn_dictionary_destroy(ae);
-    CHECK_OK(ctx, dlrn_identity_create(ctx, 64, &same));
-    dlrni_codes_init(&c, same);
+    CHECK_OK(ctx, new_identity(ctx, 64, &same));
+    dlrni_encoding_init(&c, same);
     CHECK(dlrni_choose_screen(&c, 100) == NULL);
     dlrn_dictionary_destroy(same);
     dlrn_context_destroy(ctx);
@@ -256,42 +340,48 @@ static int same_floats(const float *a, const float *b, int64_t n) {
     return 1;
 }
 
-/* A prepared dictionary gives the bits of one that is not, for few rows and for many, until its
-   weights change. */
+/* A prepared encoder gives the bits of one that is not, for few rows and for many, also after the
+   weights have changed. */
 TEST(prepared_the_same_bits) {
     static float x[ROWS * 96], want[ROWS * FEATURES], got[ROWS * FEATURES];
     static const int64_t counts[] = {1, 5, 8, 9, 31, ROWS};
     dlrn_context *scalar = open_kernels("scalar");
-    dlrn_dictionary *plain = weights(scalar, 96, FEATURES);
-    for (int i = 0; dlrn_kernels_available(i); i++) {
-        dlrn_context *ctx = open_kernels(dlrn_kernels_available(i));
-        dlrn_dictionary *ae = weights(ctx, 96, FEATURES);
-        for (uint64_t seed = 0; seed < 2 * KINDS; seed++) {
-            unsigned kinds = seed < KINDS ? 1u << seed : (1u << KINDS) - 1;
-            fill_all(scalar, plain, x, kinds, seed);
-            fill_all(scalar, ae, x, kinds, seed);
-            if (seed % 2) dlrn_dictionary_changed(ae);
-            if (seed % 2 == 0) CHECK_OK(ctx, dlrn_dictionary_prepare(ae));
-            CHECK((ae->prepared != NULL) ==
-                  (seed % 2 == 0 && strlen(dlrn_kernels(ctx)) == 10)); /* vnni, bf16 */
-            for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
-                memset(got, 0xff, sizeof got);
-                CHECK_OK(scalar, dlrn_encode(plain, x, counts[c], want));
-                CHECK_OK(ctx, dlrn_encode(ae, x, counts[c], got));
-                CHECK_MSG(same_floats(want, got, counts[c] * FEATURES), "%s, %d rows, seed %d",
-                          dlrn_kernels(ctx), (int)counts[c], (int)seed);
+    for (formula_of = 0; formula_of < FORMULAS; formula_of++)
+        for (int i = 0; dlrn_kernels_available(i); i++) {
+            dlrn_context *ctx = open_kernels(dlrn_kernels_available(i));
+            dlrn_dictionary *plain = weights(scalar, 96, FEATURES);
+            dlrn_dictionary *ae = weights(ctx, 96, FEATURES);
+            dlrn_encoder *e = NULL;
+            CHECK_OK(ctx, dlrn_encoder_create(ae, &e));
+            CHECK_OK(ctx, dlrn_encoder_prepare(e));
+            CHECK((e->prepared != NULL) == (strlen(dlrn_kernels(ctx)) == 10)); /* vnni, bf16 */
+            for (uint64_t seed = 0; seed < 2 * KINDS; seed++) {
+                unsigned kinds = seed < KINDS ? 1u << seed : (1u << KINDS) - 1;
+                fill_all(scalar, plain, x, kinds, seed);
+                fill_all(scalar, ae, x, kinds, seed);
+                dlrn_dictionary_changed(ae);
+                for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
+                    memset(got, 0xff, sizeof got);
+                    CHECK_OK(scalar, dlrn_encode(plain, x, counts[c], want));
+                    CHECK_OK(ctx, dlrn_encoder_run(e, x, counts[c], got, NULL, NULL));
+                    CHECK_MSG(same_floats(want, got, counts[c] * FEATURES),
+                              "%s, %s, %d rows, seed %d", formulas[formula_of], dlrn_kernels(ctx),
+                              (int)counts[c], (int)seed);
+                }
             }
+            dlrn_encoder_destroy(e);
+            dlrn_dictionary_destroy(plain);
+            dlrn_dictionary_destroy(ae);
+            dlrn_context_destroy(ctx);
         }
-        dlrn_dictionary_destroy(ae);
-        dlrn_context_destroy(ctx);
-    }
-    dlrn_dictionary_destroy(plain);
+    formula_of = 0;
     dlrn_context_destroy(scalar);
 }
 
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(each_kind_of_numbers_alone);
+    RUN(top_k_is_what_a_sort_gives);
     RUN(kinds_of_numbers_together);
     RUN(widths_that_fill_no_vector);
     RUN(screens_rule_out);

@@ -56,7 +56,7 @@ static void add(uint64_t *hash, const void *data, size_t size) {
 
 /* Features that can never fire, for the ghosts. */
 static dlrn_status begin(dlrn_context *ctx, dlrn_dictionary **ae) {
-    dlrn_status s = dlrn_autoencoder_create(ctx, D, F, 1, ae);
+    dlrn_status s = new_autoencoder(ctx, D, F, 1, ae);
     for (int j = 0; !s && j < F; j += 7) (*ae)->param[DLRN_ENCODER_BIAS][j] = -1000;
     if (!s) dlrn_dictionary_changed(*ae);
     return s;
@@ -72,8 +72,7 @@ static dlrn_status train(dlrn_context *ctx, const dlrn_dictionary *init, const c
     dlrn_buffer *buffer = NULL;
     dlrn_trainer *t = NULL;
     int64_t revived;
-    cfg.d_in = D, cfg.features = F, cfg.ghost_threshold = 1, cfg.warmup_steps = 0,
-    cfg.lr = 0.01;
+    cfg.d_in = D, cfg.features = F, cfg.ghost_threshold = 1, cfg.warmup_steps = 0, cfg.lr = 0.01;
     shuffle.n_ctxs = N, shuffle.ctx_len = 1, shuffle.in_batch_size = 64,
     shuffle.out_batch_size = 64;
     shuffle.store = DLRN_F16;
@@ -89,7 +88,7 @@ static dlrn_status train(dlrn_context *ctx, const dlrn_dictionary *init, const c
     if (!s) s = dlrn_trainer_resample_on(t, rows, NULL, N, &revived);
     if (!s && !revived) s = dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "no feature was dead");
     if (!s) s = dlrn_save(dlrn_trainer_dictionary(t), path);
-    if (!s) s = dlrn_load(ctx, path, ae);
+    if (!s) s = dlrn_load(ctx, path, NULL, ae);
     dlrn_trainer_destroy(t);
     dlrn_buffer_destroy(buffer);
     return s;
@@ -97,13 +96,12 @@ static dlrn_status train(dlrn_context *ctx, const dlrn_dictionary *init, const c
 
 /* Encodes, decodes and measures with a dictionary. */
 static dlrn_status use(dlrn_context *ctx, dlrn_dictionary *ae, uint64_t *hash) {
-    static const unsigned char mask[F] = {0, 1, 1};
     dlrn_eval_config cfg = dlrn_eval_defaults();
     dlrn_sparse codes = {0};
     dlrn_metrics m;
     dlrn_source source;
     float *f = (float *)dlrn_alloc(ctx, N * F, sizeof *f),
-          *x = (float *)dlrn_alloc(ctx, N * D, sizeof *x), shift[N];
+          *x = (float *)dlrn_alloc(ctx, N * D, sizeof *x);
     dlrn_status s = f && x ? dlrn_encode(ae, rows, N, f) : DLRN_ERR_MEMORY;
     if (!s) s = dlrn_decode(ae, f, N, x);
     if (!s) add(hash, f, sizeof *f * N * F), add(hash, x, sizeof *x * N * D);
@@ -112,8 +110,6 @@ static dlrn_status use(dlrn_context *ctx, dlrn_dictionary *ae, uint64_t *hash) {
     if (!s)
         add(hash, codes.val, sizeof *codes.val * (size_t)codes.row_ptr[N]),
             add(hash, x, sizeof *x * N * D);
-    if (!s) s = dlrn_forward_ghost(ae, rows, N, mask, x, shift, NULL);
-    if (!s) add(hash, x, sizeof *x * N * D);
     if (!s) s = dlrn_gemm(ctx, DLRN_TN, D, F, N, rows, D, f, F, 0, ae->param[DLRN_DECODER], F);
     if (!s) add(hash, ae->param[DLRN_DECODER], sizeof *f * D * F);
     if (!s) s = dlrn_source_from_array(ctx, rows, NULL, N, D, 1, &source);

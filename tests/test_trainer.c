@@ -134,7 +134,8 @@ static dlrn_trainer *make_trainer(dlrn_context *ctx, const dlrn_train_config *cf
         for (int i = 0; i < N; i++) {
             float pre = 0;
             for (int c = 0; c < D; c++)
-                pre += ae->param[DLRN_ENCODER][dead[p] * D + c] * (rows_x[i * D + c] - ae->param[DLRN_OUTPUT_BIAS][c]);
+                pre += ae->param[DLRN_ENCODER][dead[p] * D + c] *
+                       (rows_x[i * D + c] - ae->param[DLRN_OUTPUT_BIAS][c]);
             top = pre > top ? pre : top;
         }
         ae->param[DLRN_ENCODER_BIAS][dead[p]] = -top - 0.1f;
@@ -178,7 +179,7 @@ static void check_combination(dlrn_context *ctx, int loss, int sparsity, int gho
     static reference r;
     static float bias[D], we[F * D], be[F], wd[F * D];
     const float *y = target ? rows_y : rows_x;
-    dlrn_gradients out = {bias, we, be, wd};
+    float *out[DLRN_ROLE_COUNT] = {we, be, wd, bias};
     dlrn_train_config cfg = small_config();
     dlrn_train_stats stats;
     cfg.loss = (dlrn_loss)loss;
@@ -193,7 +194,7 @@ static void check_combination(dlrn_context *ctx, int loss, int sparsity, int gho
     CHECK_CLOSE(stats.ghost_loss, r.ghost, 1e-5);
     CHECK_CLOSE(stats.loss, wanted, 1e-5);
     CHECK(stats.dead == (ghost ? 4 : 0));
-    CHECK_OK(ctx, dlrn_trainer_gradients(t, rows_x, y, N, &out));
+    CHECK_OK(ctx, dlrn_trainer_gradients(t, rows_x, y, N, out));
     check_gradient(&r, y, r.bias, bias, D, "bias");
     check_gradient(&r, y, r.we[0], we, F * D, "encoder_weight");
     check_gradient(&r, y, r.be, be, F, "encoder_bias");
@@ -226,18 +227,12 @@ static uint64_t fingerprint(dlrn_trainer *t) {
     const struct {
         const void *data;
         size_t size;
-    } part[] = {{ae->param[DLRN_ENCODER], f * d * 4},
-                {ae->param[DLRN_DECODER], f * d * 4},
-                {ae->param[DLRN_ENCODER_BIAS], f * 4},
-                {ae->param[DLRN_OUTPUT_BIAS], d * 4},
-                {s.m[DLRN_ENCODER], f * d * 4},
-                {s.v[DLRN_ENCODER], f * d * 4},
-                {s.m[DLRN_DECODER], f * d * 4},
-                {s.v[DLRN_DECODER], f * d * 4},
-                {s.m[DLRN_ENCODER_BIAS], f * 4},
-                {s.v[DLRN_ENCODER_BIAS], f * 4},
-                {s.m[DLRN_OUTPUT_BIAS], d * 4},
-                {s.v[DLRN_OUTPUT_BIAS], d * 4},
+    } part[] = {{ae->param[DLRN_ENCODER], f * d * 4},  {ae->param[DLRN_DECODER], f * d * 4},
+                {ae->param[DLRN_ENCODER_BIAS], f * 4}, {ae->param[DLRN_OUTPUT_BIAS], d * 4},
+                {s.m[DLRN_ENCODER], f * d * 4},        {s.v[DLRN_ENCODER], f * d * 4},
+                {s.m[DLRN_DECODER], f * d * 4},        {s.v[DLRN_DECODER], f * d * 4},
+                {s.m[DLRN_ENCODER_BIAS], f * 4},       {s.v[DLRN_ENCODER_BIAS], f * 4},
+                {s.m[DLRN_OUTPUT_BIAS], d * 4},        {s.v[DLRN_OUTPUT_BIAS], d * 4},
                 {s.steps_since_fired, f * 8}};
     uint64_t hash = 14695981039346656037u; /* FNV-1a */
     for (size_t p = 0; p < sizeof part / sizeof *part; p++)
@@ -353,7 +348,7 @@ static uint64_t long_bits(dlrn_context *ctx, float bias, int64_t budget) {
     cfg.d_in = D;
     cfg.features = F;
     cfg.warmup_steps = 0;
-    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 5, &init));
+    CHECK_OK(ctx, new_autoencoder(ctx, D, F, 5, &init));
     for (int64_t j = 0; j < F; j++) init->param[DLRN_ENCODER_BIAS][j] = bias;
     CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, init, NULL, &t));
     if (budget) t->w.budget = budget;
@@ -390,13 +385,13 @@ static double adam_from_zero(double w, double g, double lr) {
 TEST(first_step_is_adam_with_unit_atoms) {
     static float bias[D], we[F * D], be[F], wd[F * D];
     dlrn_context *ctx = open_context("auto", 1);
-    dlrn_gradients g = {bias, we, be, wd};
+    float *g[DLRN_ROLE_COUNT] = {we, be, wd, bias};
     dlrn_train_config cfg = small_config();
     dlrn_dictionary *old = NULL;
     dlrn_trainer *t = make_trainer(ctx, &cfg);
     dlrn_dictionary *ae = dlrn_trainer_dictionary(t);
-    CHECK_OK(ctx, dlrn_dictionary_copy(ae, &old));
-    CHECK_OK(ctx, dlrn_trainer_gradients(t, rows_x, rows_y, N, &g));
+    CHECK_OK(ctx, dlrni_dictionary_copy(ae->ctx, ae, &old));
+    CHECK_OK(ctx, dlrn_trainer_gradients(t, rows_x, rows_y, N, g));
     CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, rows_y, N, NULL));
     CHECK(dlrn_trainer_steps_done(t) == 1);
     for (int i = 0; i < F * D; i++) {
@@ -407,7 +402,8 @@ TEST(first_step_is_adam_with_unit_atoms) {
     }
     for (int i = 0; i < D; i++)
         CHECK(fabs((double)ae->param[DLRN_OUTPUT_BIAS][i] -
-                   adam_from_zero((double)old->bias[i], (double)bias[i], 3e-4)) < 1e-7);
+                   adam_from_zero((double)old->param[DLRN_OUTPUT_BIAS][i], (double)bias[i], 3e-4)) <
+              1e-7);
     for (int j = 0; j < F; j++) {
         double dot = 0, along = 0, norm = 0, moved[D];
         for (int c = 0; c < D; c++)
@@ -450,21 +446,47 @@ TEST(zeros_survive) { /* a zero atom, zero rows, a perfect reconstruction */
         for (int j = 0; j < F; j++) ae->param[DLRN_ENCODER_BIAS][j] = -100;
         memset(ae->param[DLRN_OUTPUT_BIAS], 0, D * sizeof(float));
         for (int i = 0; i < 3; i++) CHECK_OK(ctx, dlrn_trainer_step_on(t, zero, NULL, N, NULL));
-        CHECK(all_finite(ae->param[DLRN_DECODER], F * D) && all_finite(ae->param[DLRN_ENCODER], F * D));
-        CHECK(all_finite(ae->param[DLRN_ENCODER_BIAS], F) && all_finite(ae->param[DLRN_OUTPUT_BIAS], D));
+        CHECK(all_finite(ae->param[DLRN_DECODER], F * D) &&
+              all_finite(ae->param[DLRN_ENCODER], F * D));
+        CHECK(all_finite(ae->param[DLRN_ENCODER_BIAS], F) &&
+              all_finite(ae->param[DLRN_OUTPUT_BIAS], D));
         dlrn_trainer_destroy(t);
     }
     dlrn_context_destroy(ctx);
 }
 
-/* The ghost loss of rows_x when all features are dead, from the two public forward passes. */
+/* x_ghost = sum of exp(pre - shift) times the atoms of the features in mask, shift the largest pre
+   of the row or 0. */
+static void ghost_forward(const dlrn_dictionary *dict, const float *x, int64_t n,
+                          const unsigned char *mask, float *x_ghost, float *shift) {
+    for (int64_t i = 0; i < n; i++) {
+        double pre[F], top = 0;
+        for (int j = 0; j < F; j++) {
+            pre[j] = (double)dict->param[DLRN_ENCODER_BIAS][j];
+            for (int c = 0; c < D; c++)
+                pre[j] += (double)dict->param[DLRN_ENCODER][j * D + c] *
+                          ((double)x[i * D + c] - (double)dict->param[DLRN_OUTPUT_BIAS][c]);
+            if (mask[j] && pre[j] > top) top = pre[j];
+        }
+        for (int c = 0; c < D; c++) {
+            double sum = 0;
+            for (int j = 0; j < F; j++)
+                if (mask[j])
+                    sum += exp(pre[j] - top) * (double)dict->param[DLRN_DECODER][j * D + c];
+            x_ghost[i * D + c] = (float)sum;
+        }
+        shift[i] = (float)top;
+    }
+}
+
+/* The ghost loss of rows_x when all features are dead, from two forward passes. */
 static double ghost_loss_of(const dlrn_dictionary *dict) {
     static float x_hat[N * D], x_ghost[N * D], shift[N];
     unsigned char mask[F];
     double sum = 0;
     memset(mask, 1, sizeof mask);
     CHECK_OK(dict->ctx, dlrn_forward(dict, rows_x, N, x_hat, NULL));
-    CHECK_OK(dict->ctx, dlrn_forward_ghost(dict, rows_x, N, mask, x_ghost, shift, NULL));
+    ghost_forward(dict, rows_x, N, mask, x_ghost, shift);
     for (int i = 0; i < N; i++) {
         double r = 0, g = 0, v = 0;
         for (int c = i * D; c < (i + 1) * D; c++) {
@@ -488,19 +510,21 @@ TEST(ghosts_of_large_activations_stay_finite) {
     float *x_ghost = (float *)malloc(N * D * sizeof(float)), shift[N];
     unsigned char mask[F] = {1, 1, 1};
     for (int j = 0; j < 3; j++) t->dict->param[DLRN_ENCODER_BIAS][j] = 500;
-    CHECK_OK(ctx, dlrn_forward_ghost(t->dict, rows_x, N, mask, x_ghost, shift, NULL));
+    ghost_forward(t->dict, rows_x, N, mask, x_ghost, shift);
     CHECK(all_finite(x_ghost, N * D) && shift[0] > 400);
     free(x_ghost);
     for (int j = 0; j < F; j++) t->dict->param[DLRN_ENCODER_BIAS][j] = -200;
     CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, &stats));
     CHECK(stats.l0 == 0 && stats.dead == F && stats.ghost_loss > 0);
     CHECK(all_finite(t->dict->param[DLRN_DECODER], F * D));
-    for (int j = 0; j < 3; j++) t->dict->param[DLRN_ENCODER_BIAS][j] = 500; /* dead, and just now they fire */
+    for (int j = 0; j < 3; j++)
+        t->dict->param[DLRN_ENCODER_BIAS][j] = 500; /* dead, and just now they fire */
     double want = ghost_loss_of(t->dict);
     CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, &stats));
     CHECK(stats.l0 == 3);
     CHECK_CLOSE(stats.ghost_loss, want, 1e-4);
-    CHECK(all_finite(t->dict->param[DLRN_DECODER], F * D) && all_finite(t->dict->param[DLRN_ENCODER], F * D));
+    CHECK(all_finite(t->dict->param[DLRN_DECODER], F * D) &&
+          all_finite(t->dict->param[DLRN_ENCODER], F * D));
     dlrn_trainer_destroy(t);
     dlrn_context_destroy(ctx);
 }
@@ -580,10 +604,10 @@ TEST(a_configuration_out_of_range_is_refused) {
     REFUSE(cfg.features = 0, "dict_size");
     dlrn_train_config cfg = small_config();
     dlrn_dictionary *other = NULL;
-    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D + 1, F, 0, &other));
+    CHECK_OK(ctx, new_autoencoder(ctx, D + 1, F, 0, &other));
     CHECK_STATUS(dlrn_trainer_create(ctx, &cfg, other, NULL, &t), DLRN_ERR_SHAPE);
     dlrn_dictionary_destroy(other);
-    CHECK_OK(ctx, dlrn_identity_create(ctx, D, &other));
+    CHECK_OK(ctx, new_identity(ctx, D, &other));
     CHECK_STATUS(dlrn_trainer_create(ctx, &cfg, other, NULL, &t), DLRN_ERR_UNSUPPORTED);
     dlrn_dictionary_destroy(other);
     CHECK(t == NULL);
@@ -601,8 +625,8 @@ static int origin(const dlrn_trainer *t, int j) {
     for (int i = 0; i < N; i++) {
         double norm = (double)dlrn_norm(t->ctx, rows_y + i * D, D), off = 0;
         for (int c = 0; c < D; c++)
-            off +=
-                fabs((double)t->dict->param[DLRN_DECODER][j * D + c] - (double)rows_y[i * D + c] / norm);
+            off += fabs((double)t->dict->param[DLRN_DECODER][j * D + c] -
+                        (double)rows_y[i * D + c] / norm);
         if (off < 1e-5) return i;
     }
     return -1;
@@ -656,12 +680,15 @@ TEST(resampling_with_too_few_rows_or_nothing_alive) {
     memcpy(x + 4 * D, t->dict->param[DLRN_OUTPUT_BIAS], D * sizeof(float));
     CHECK_OK(ctx, dlrn_trainer_resample_on(t, x, y, N, &revived));
     CHECK(revived == N - 2); /* two rows have no direction */
-    CHECK(all_finite(t->dict->param[DLRN_ENCODER], F * D) && all_finite(t->dict->param[DLRN_DECODER], F * D));
+    CHECK(all_finite(t->dict->param[DLRN_ENCODER], F * D) &&
+          all_finite(t->dict->param[DLRN_DECODER], F * D));
     CHECK(t->state.steps_since_fired[0] == 0 && t->state.steps_since_fired[F - 1] == 20);
 
     for (int j = 0; j < F; j++)
-        t->dict->param[DLRN_ENCODER_BIAS][j] = -1000; /* x_hat = bias, and y = bias: no loss at all */
-    for (int i = 0; i < N; i++) memcpy(y + i * D, t->dict->param[DLRN_OUTPUT_BIAS], D * sizeof(float));
+        t->dict->param[DLRN_ENCODER_BIAS][j] =
+            -1000; /* x_hat = bias, and y = bias: no loss at all */
+    for (int i = 0; i < N; i++)
+        memcpy(y + i * D, t->dict->param[DLRN_OUTPUT_BIAS], D * sizeof(float));
     CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, y, N, &revived));
     CHECK(revived == 0);
 
@@ -739,7 +766,7 @@ TEST(resampling_in_compat_forgets_moments_alone) {
     s->m[DLRN_ENCODER][10 * D] = s->v[DLRN_ENCODER][10 * D] = s->m[DLRN_ENCODER_BIAS][10] =
         s->v[DLRN_ENCODER_BIAS][10] = 1;
     s->m[DLRN_DECODER][10 * D] = 1;
-    CHECK_OK(ctx, dlrn_dictionary_copy(t->dict, &old));
+    CHECK_OK(ctx, dlrni_dictionary_copy(t->dict->ctx, t->dict, &old));
     CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, rows_y, N, &revived));
     CHECK(revived == 4 && s->steps_since_fired[10] == 21);
     CHECK(s->m[DLRN_ENCODER][10 * D] == 0 && s->v[DLRN_ENCODER][10 * D] == 0);
@@ -747,7 +774,8 @@ TEST(resampling_in_compat_forgets_moments_alone) {
           s->m[DLRN_DECODER][10 * D] == 1);
     CHECK(!memcmp(old->param[DLRN_ENCODER], t->dict->param[DLRN_ENCODER], F * D * sizeof(float)));
     CHECK(!memcmp(old->param[DLRN_DECODER], t->dict->param[DLRN_DECODER], F * D * sizeof(float)));
-    CHECK(!memcmp(old->param[DLRN_ENCODER_BIAS], t->dict->param[DLRN_ENCODER_BIAS], F * sizeof(float)));
+    CHECK(!memcmp(old->param[DLRN_ENCODER_BIAS], t->dict->param[DLRN_ENCODER_BIAS],
+                  F * sizeof(float)));
     dlrn_dictionary_destroy(old);
     dlrn_trainer_destroy(t);
     dlrn_context_destroy(ctx);
@@ -854,9 +882,9 @@ TEST(checkpoints_that_lie) {
     dlrn_trainer_dictionary(t)->param[DLRN_ENCODER][1] = 0;
     for (int i = 0; i < 8;
          i++) { /* each moment: infinite it may be; a NaN, or a square below 0, it is not */
-        float *moments[8] = {t->state.m[DLRN_OUTPUT_BIAS],         t->state.m[DLRN_ENCODER],
+        float *moments[8] = {t->state.m[DLRN_OUTPUT_BIAS],  t->state.m[DLRN_ENCODER],
                              t->state.m[DLRN_ENCODER_BIAS], t->state.m[DLRN_DECODER],
-                             t->state.v[DLRN_OUTPUT_BIAS],         t->state.v[DLRN_ENCODER],
+                             t->state.v[DLRN_OUTPUT_BIAS],  t->state.v[DLRN_ENCODER],
                              t->state.v[DLRN_ENCODER_BIAS], t->state.v[DLRN_DECODER]};
         for (int k = 0; k < 4; k++) {
             const float put[4] = {NAN, -0.5f, HUGE_VALF, 0};
@@ -981,8 +1009,8 @@ TEST(weights_of_another_context) {
     dlrn_train_config cfg = small_config();
     dlrn_dictionary *init = NULL, *same = NULL;
     dlrn_trainer *t = NULL, *wanted = NULL;
-    CHECK_OK(other, dlrn_autoencoder_create(other, D, F, 5, &init));
-    CHECK_OK(ctx, dlrn_autoencoder_create(ctx, D, F, 5, &same));
+    CHECK_OK(other, new_autoencoder(other, D, F, 5, &init));
+    CHECK_OK(ctx, new_autoencoder(ctx, D, F, 5, &same));
     CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, init, NULL, &t));
     CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, same, NULL, &wanted));
     dlrn_dictionary_destroy(init);
@@ -1067,8 +1095,8 @@ TEST(what_is_not_finite_is_not_saved) {
     const char *state = tmp_path("good.safetensors"), *weights = tmp_path("good.pt");
     dlrn_trainer *t = make_trainer(ctx, &cfg), *again = NULL;
     dlrn_dictionary *dict = NULL;
-    float *parts[4] = {t->dict->param[DLRN_OUTPUT_BIAS], t->dict->param[DLRN_ENCODER_BIAS], t->dict->param[DLRN_ENCODER],
-                       t->dict->param[DLRN_DECODER]};
+    float *parts[4] = {t->dict->param[DLRN_OUTPUT_BIAS], t->dict->param[DLRN_ENCODER_BIAS],
+                       t->dict->param[DLRN_ENCODER], t->dict->param[DLRN_DECODER]};
     CHECK_OK(ctx, dlrn_trainer_save(t, state));
     CHECK_OK(ctx, dlrn_save(t->dict, weights));
     for (int i = 0; i < 4; i++) {
@@ -1082,7 +1110,7 @@ TEST(what_is_not_finite_is_not_saved) {
     }
     CHECK_OK(ctx, dlrn_trainer_resume(ctx, state, NULL, NULL, &again));
     CHECK(fingerprint(again) == fingerprint(t));
-    CHECK_OK(ctx, dlrn_load(ctx, weights, &dict));
+    CHECK_OK(ctx, dlrn_load(ctx, weights, NULL, &dict));
     dlrn_dictionary_destroy(dict);
     dlrn_trainer_destroy(again);
     dlrn_trainer_destroy(t);

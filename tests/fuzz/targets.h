@@ -225,7 +225,7 @@ static void fuzz_use_dictionary(dlrn_dictionary *ae, size_t choice) {
     free(x);
     CHECK_OK(ctx, dlrn_save(ae, fuzz_path(names[choice % 3])));
     remove(fuzz_path("config.json")); /* which speaks of the first */
-    CHECK_OK(ctx, dlrn_load(ctx, fuzz_path(names[choice % 3]), &back));
+    CHECK_OK(ctx, dlrn_load(ctx, fuzz_path(names[choice % 3]), NULL, &back));
     CHECK(back->d_in == d && back->features == F);
     fuzz_same_weights(ae->param[DLRN_ENCODER], back->param[DLRN_ENCODER], F * d);
     fuzz_same_weights(ae->param[DLRN_DECODER], back->param[DLRN_DECODER], F * d);
@@ -243,7 +243,7 @@ static void fuzz_dictionary(const unsigned char *data, size_t size) {
     fuzz_write("ae.pt", weights, n);
     if (first) fuzz_write("config.json", data, first);
     fuzz_allow(size, FUZZ_DEFLATE + FUZZ_NODES, FUZZ_LITTLE);
-    dlrn_status s = dlrn_load(ctx, fuzz_folder(), &ae);
+    dlrn_status s = dlrn_load(ctx, fuzz_folder(), NULL, &ae);
     fuzz_allow_all();
     CHECK((s == DLRN_OK) == (ae != NULL));
     if (s != DLRN_OK)
