@@ -2284,6 +2284,7 @@ DLRNI_INTERNAL dlrn_status dlrni_sparse_reserve(dlrn_context *ctx, dlrn_sparse *
     int64_t used = codes->row_ptr ? codes->row_ptr[codes->rows] : 0, cap = codes->nnz_cap;
     int64_t pointers = codes->row_ptr ? codes->rows + 1 : 0;
     codes->ctx = ctx;
+    if (nnz > cap) nnz += nnz / 4; /* batches differ: the next one should not grow it again */
     if (!DLRNI_GROW(ctx, &codes->row_ptr, &codes->row_cap, pointers, rows + 1))
         return DLRN_ERR_MEMORY;
     if (!DLRNI_GROW(ctx, &codes->col, &cap, used, nnz)) return DLRN_ERR_MEMORY;
@@ -3209,9 +3210,11 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, in
     return c->screen ? dlrni_encoding_round(c) : DLRN_OK;
 }
 
-DLRNI_INTERNAL int dlrni_list_grow(dlrn_context *ctx, dlrni_list *list, int64_t entries) {
-    return DLRNI_GROW(ctx, &list->key, &list->key_cap, 0, entries) &&
-           DLRNI_GROW(ctx, &list->val, &list->val_cap, 0, entries);
+/* Room for so many entries; the first `kept` stay. */
+DLRNI_INTERNAL int dlrni_list_grow(dlrn_context *ctx, dlrni_list *list, int64_t kept,
+                                   int64_t entries) {
+    return DLRNI_GROW(ctx, &list->key, &list->key_cap, kept, entries) &&
+           DLRNI_GROW(ctx, &list->val, &list->val_cap, kept, entries);
 }
 
 /* Room for what is expected, so that a first batch is not encoded twice; `share` of the features is
@@ -3221,25 +3224,27 @@ DLRNI_INTERNAL dlrn_status dlrni_first_room(dlrni_encoding *c, double share) {
     int64_t entries = (int64_t)(share * (double)all) + DLRNI_GROUP;
     for (int64_t s = 0; s < c->stretches; s++)
         for (int64_t g = c->first; g < c->first + c->wave; g++)
-            if (!dlrni_list_grow(c->dict->ctx, &c->lists[s * c->groups + g], entries))
+            if (!dlrni_list_grow(c->dict->ctx, &c->lists[s * c->groups + g], 0, entries))
                 return DLRN_ERR_MEMORY;
     return DLRN_OK;
 }
 
-/* Makes room where a list did not fit, twice what this batch needs: batches differ, and one like
-   it should allocate nothing. *missing says how many lists must be made again. */
+/* Makes room where a list did not fit, or nearly did not, for twice what this batch needs: batches
+   differ, and one like it should allocate nothing. *missing says how many must be made again. */
 DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrni_encoding *c, int64_t *missing) {
     dlrn_context *ctx = c->dict->ctx;
-    const int64_t all = (int64_t)(DLRNI_STRETCH + 1) * DLRNI_GROUP; /* and one row beyond: a row is
-                                                              appended as if all of it were active */
+    const int64_t row = DLRNI_GROUP; /* is appended as if all of it were active */
+    const int64_t max = (DLRNI_STRETCH + 1) * row;
     *missing = 0;
     for (int64_t s = 0; s < c->stretches; s++)
         for (int64_t g = c->first; g < c->first + c->wave; g++) {
             dlrni_list *list = &c->lists[s * c->groups + g];
-            if (list->whole) continue;
-            if (!dlrni_list_grow(ctx, list, dlrni_min(2 * list->count + DLRNI_GROUP, all)))
+            int64_t need = list->count + row, cap = dlrni_min(list->key_cap, list->val_cap);
+            if (list->whole && need <= cap / 4 * 3) continue;
+            if (!dlrni_list_grow(ctx, list, list->whole ? list->count : 0,
+                                 dlrni_min(2 * need, max)))
                 return DLRN_ERR_MEMORY;
-            ++*missing;
+            *missing += !list->whole;
         }
     return DLRN_OK;
 }
@@ -7558,12 +7563,13 @@ DLRNI_INTERNAL const dlrni_layout *dlrni_refused_layout(const dlrni_loading *l,
     return NULL;
 }
 
-/* Chooses the layout by the tensors alone: exactly one row must fit. */
-DLRNI_INTERNAL dlrn_status dlrni_detect_layout(dlrni_loading *l) {
+/* Chooses the layout by the tensors alone: exactly one row must fit. any: the first one will do. */
+DLRNI_INTERNAL dlrn_status dlrni_detect_layout(dlrni_loading *l, int any) {
     const dlrni_layout *found = NULL;
     for (int i = 0; i < DLRNI_LAYOUTS; i++) {
         const dlrni_layout *row = &dlrni_layouts[i];
         if (!dlrni_is_whole_layout(row) || !dlrni_layout_fits(l, row)) continue;
+        if (found && any) break;
         if (found)
             return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
                              "%s: expected tensors of one layout, found those of %s and of %s: a "
@@ -7584,7 +7590,7 @@ DLRNI_INTERNAL dlrn_status dlrni_choose_layout(dlrni_loading *l, const dlrni_lay
     if (wanted && dlrni_layout_fits(l, wanted))
         l->layout = wanted;
     else
-        DLRNI_TRY(dlrni_detect_layout(l));
+        DLRNI_TRY(dlrni_detect_layout(l, wanted != NULL));
     if (wanted && l->layout && l->layout->family && l->layout != wanted)
         return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE,
                          "%s: expected the tensors of %s, found those of %s", l->a->path,

@@ -1,0 +1,253 @@
+/* Dictionaries of each family as their own library wrote them: loaded, encoded, decoded, saved and
+   loaded again. tests/golden/make_families.py made the files and the expected numbers. */
+#define DICTLEARN_IMPLEMENTATION
+#include "dictlearn.h"
+#include "test.h"
+
+enum { MAX = 9 * 40 };
+
+static dlrn_context *ctx;
+
+/* An array of the golden's folder, into to [MAX]; returns how many numbers it has. */
+static int64_t read_array(const char *family, const char *name, float *to) {
+    char path[256];
+    dlrn_archive *a = NULL;
+    snprintf(path, sizeof path, "tests/golden/families/%s/%s.npy", family, name);
+    CHECK_OK(ctx, dlrn_archive_open(ctx, path, &a));
+    int64_t n = dlrn_archive_info(a, 0)->numel;
+    CHECK(n <= MAX);
+    CHECK_OK(ctx, dlrn_archive_read(a, 0, to));
+    dlrn_archive_close(a);
+    return n;
+}
+
+static void check_near(const char *what, const float *got, const float *want, int64_t n) {
+    double max = 0;
+    for (int64_t i = 0; i < n; i++) max = fmax(max, fabs((double)want[i]));
+    for (int64_t i = 0; i < n; i++)
+        CHECK_MSG(fabs((double)got[i] - (double)want[i]) <= 3e-6 * max,
+                  "%s [%d]: expected %.9g, found %.9g", what, (int)i, (double)want[i],
+                  (double)got[i]);
+}
+
+/* Features and reconstruction of one dictionary against the library's. */
+static void check_numbers(const dlrn_dictionary *dict, const char *family) {
+    static float x[MAX], f[MAX], want[MAX], x_hat[MAX];
+    int64_t n = read_array(family, "input", x) / dict->d_in;
+    CHECK(read_array(family, "features", want) == n * dict->features);
+    CHECK_OK(ctx, dlrn_encode(dict, x, n, f));
+    check_near("features", f, want, n * dict->features);
+    for (int64_t i = 0; i < n * dict->features; i++) CHECK((f[i] != 0) == (want[i] != 0));
+    CHECK(read_array(family, "reconstruction", want) == n * dict->d_out);
+    CHECK_OK(ctx, dlrn_forward(dict, x, n, x_hat, NULL));
+    check_near("reconstruction", x_hat, want, n * dict->d_out);
+    CHECK_OK(ctx, dlrn_decode(dict, f, n, x_hat));
+    check_near("decoded", x_hat, want, n * dict->d_out);
+}
+
+static void check_family(const char *family) {
+    static const char *const names[] = {"family.pt", "family.safetensors", "family.npz"};
+    char path[256];
+    dlrn_dictionary *dict = NULL, *back = NULL;
+    snprintf(path, sizeof path, "tests/golden/families/%s", family);
+    CHECK_OK(ctx, dlrn_load(ctx, path, NULL, &dict));
+    CHECK(!strcmp(dict->family, family));
+    check_numbers(dict, family);
+    for (int i = 0; i < 3; i++) {
+        CHECK_OK(ctx, dlrn_save(dict, tmp_path(names[i])));
+        CHECK_OK(ctx, dlrn_load(ctx, tmp_path(names[i]), family, &back));
+        CHECK(back->formula.k == dict->formula.k && !strcmp(back->family, family));
+        for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+            CHECK(!back->param[role] == !dict->param[role]);
+            if (dict->param[role])
+                CHECK(!memcmp(back->param[role], dict->param[role],
+                              (size_t)dlrni_role_size(dict, role) * sizeof(float)));
+        }
+        dlrn_dictionary_destroy(back);
+    }
+    dlrn_dictionary_destroy(dict);
+}
+
+TEST(autoencoder) {
+    check_family("AutoEncoder");
+}
+
+TEST(top_k) {
+    check_family("AutoEncoderTopK");
+}
+
+TEST(jump_relu) {
+    check_family("JumpReluAutoEncoder");
+}
+
+/* Two classes have the same tensors: without a config, or a word of the caller, neither is taken. */
+TEST(what_the_tensors_leave_open_is_an_error) {
+    dlrn_dictionary *dict = NULL;
+    CHECK_OK(ctx, dlrn_load(ctx, "tests/golden/families/AutoEncoderTopK", NULL, &dict));
+    CHECK_OK(ctx, dlrn_save(dict, tmp_path("open.npz")));
+    dlrn_dictionary_destroy(dict);
+    CHECK_STATUS(dlrn_load(ctx, tmp_path("open.npz"), NULL, &dict), DLRN_ERR_UNSUPPORTED);
+    CHECK_STR(dlrn_error(ctx), "found those of AutoEncoderTopK and of BatchTopKSAE");
+    CHECK_STATUS(dlrn_load(ctx, tmp_path("open.npz"), "BatchTopKSAE", &dict), DLRN_ERR_UNSUPPORTED);
+    CHECK_STATUS(dlrn_load(ctx, tmp_path("open.npz"), "AutoEncoder", &dict), DLRN_ERR_SHAPE);
+    CHECK_STR(dlrn_error(ctx), "expected the tensors of AutoEncoder");
+}
+
+/* A k that no row can have. */
+TEST(a_k_out_of_range_is_refused) {
+    static const float ks[] = {0, -1, 41, 2.5f, NAN};
+    static const float floats[12 * 40] = {0};
+    for (size_t i = 0; i < sizeof ks / sizeof *ks; i++) {
+        const dlrn_tensor_out t[] = {{"b_dec", DLRN_F32, 1, {12}, floats},
+                                     {"k", DLRN_F32, 0, {0}, &ks[i]},
+                                     {"decoder.weight", DLRN_F32, 2, {12, 40}, floats},
+                                     {"encoder.weight", DLRN_F32, 2, {40, 12}, floats},
+                                     {"encoder.bias", DLRN_F32, 1, {40}, floats}};
+        dlrn_dictionary *dict = NULL;
+        CHECK_OK(ctx, dlrn_archive_write(ctx, tmp_path("k.npz"), t, 5, NULL));
+        CHECK_STATUS(dlrn_load(ctx, tmp_path("k.npz"), NULL, &dict), DLRN_ERR_VALUE);
+        CHECK_STR(dlrn_error(ctx), "tensor 'k': expected a number from 1 to 40, found");
+    }
+    dlrn_dictionary_desc desc = {"AutoEncoderTopK", 4, 0, 8, 9, 0};
+    dlrn_dictionary *dict = NULL;
+    CHECK_STATUS(dlrn_dictionary_create(ctx, &desc, &dict), DLRN_ERR_ARGUMENT);
+    CHECK(dict == NULL);
+}
+
+/* From memory, parameters lie where the file has them, if they lie there as they are used. */
+TEST(weights_are_borrowed_from_memory) {
+    dlrn_dictionary *dict = NULL, *copy = NULL;
+    char *bytes = NULL;
+    size_t size = 0;
+    CHECK_OK(ctx, dlrn_load(ctx, "tests/golden/families/JumpReluAutoEncoder", NULL, &dict));
+    CHECK_OK(ctx, dlrn_save(dict, tmp_path("flash.safetensors")));
+    dlrn_dictionary_destroy(dict);
+    CHECK_OK(ctx, dlrn_file_read(ctx, tmp_path("flash.safetensors"), &bytes, &size));
+    CHECK_OK(ctx, dlrn_load_memory(ctx, bytes, size, "flash", NULL, &dict));
+    const char *atoms = (const char *)dict->param[DLRN_DECODER],
+               *own = (const char *)dict->param[0];
+    CHECK(atoms >= bytes && atoms < bytes + size); /* W_dec [F][d] is as in memory */
+    CHECK(!(own >= bytes && own < bytes + size));  /* W_enc [d][F] is not          */
+    check_numbers(dict, "JumpReluAutoEncoder");
+    CHECK_OK(ctx, dlrni_dictionary_copy(ctx, dict, &copy));
+    CHECK(copy->borrowed == 0 && copy->param[DLRN_DECODER] != dict->param[DLRN_DECODER]);
+    dlrn_dictionary_destroy(copy);
+    dlrn_dictionary_destroy(dict);
+    memset(bytes + size - 16, 0xff, 16); /* NaN: the last tensor's */
+    CHECK_STATUS(dlrn_load_memory(ctx, bytes, size, "flash", NULL, &dict), DLRN_ERR_VALUE);
+    CHECK_STR(dlrn_error(ctx), "flash: tensor '");
+    dlrn_free(ctx, bytes);
+}
+
+/* After its first batches an encoder with reused codes takes no memory. */
+static int64_t allocations;
+
+static void *counting_alloc(size_t size, void *user) {
+    (void)user;
+    allocations++;
+    return malloc(size);
+}
+
+static void *counting_realloc(void *p, size_t size, void *user) {
+    (void)user;
+    return realloc(p, size);
+}
+
+static void counting_free(void *p, void *user) {
+    (void)user;
+    free(p);
+}
+
+TEST(an_encoder_allocates_nothing_after_its_first_batches) {
+    enum { D = 16, F = 500, N = 300 };
+    static const char *const families[] = {"AutoEncoder", "AutoEncoderTopK", "JumpReluAutoEncoder",
+                                           "IdentityDict"};
+    static float x[N * D], x_hat[N * D];
+    for (int with = 0; with < 8; with++) {
+        dlrn_context_config cfg = dlrn_context_defaults();
+        dlrn_context *counted = NULL;
+        dlrn_dictionary_desc desc = {families[with / 2], D, 0, F, with / 2 == 1 ? 9 : 0, 5};
+        dlrn_dictionary *dict = NULL;
+        dlrn_encoder *e = NULL;
+        dlrn_sparse codes = {0};
+        dlrn_rng rng = {7, 7, 0};
+        const int64_t rows = with % 2 ? 1 : N;
+        cfg.malloc = counting_alloc, cfg.realloc = counting_realloc, cfg.free = counting_free;
+        CHECK_STATUS(dlrn_context_create(&cfg, &counted), DLRN_OK);
+        CHECK_OK(counted, dlrn_dictionary_create(counted, &desc, &dict));
+        CHECK_OK(counted, dlrn_encoder_create(dict, &e));
+        for (int batch = 0; batch < 20; batch++) {
+            int64_t before = allocations;
+            for (int64_t p = 0; p < rows * D; p++) x[p] = dlrn_rng_normal(&rng);
+            CHECK_OK(counted, dlrn_encoder_run(e, x, rows, NULL, &codes, x_hat));
+            CHECK_MSG(batch < 3 || allocations == before, "%s, %d rows, batch %d: %d allocations",
+                      desc.family, (int)rows, batch, (int)(allocations - before));
+        }
+        dlrn_sparse_free(&codes);
+        dlrn_encoder_destroy(e);
+        dlrn_dictionary_destroy(dict);
+        dlrn_context_destroy(counted);
+    }
+}
+
+/* A linear map of x beside the features, scales of input and output, a bias of the input's own:
+   roles and formula together, on a dictionary made by hand, against the formula in double. */
+TEST(skip_scales_and_an_input_bias) {
+    enum { D = 7, O = 5, F = 20, N = 40 };
+    static float x[N * D], f[N * F], x_hat[N * O], skip[O * D], input_bias[D], again[N * O];
+    dlrn_dictionary_desc desc = {"AutoEncoder", D, O, F, 0, 3};
+    dlrn_dictionary *dict = NULL;
+    dlrn_rng rng = {1, 2, 0};
+    CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &dict));
+    for (int i = 0; i < N * D; i++) x[i] = dlrn_rng_normal(&rng);
+    for (int i = 0; i < O * D; i++) skip[i] = dlrn_rng_normal(&rng);
+    for (int i = 0; i < D; i++) input_bias[i] = dlrn_rng_normal(&rng);
+    dict->param[DLRN_SKIP] = skip;
+    dict->param[DLRN_INPUT_BIAS] = input_bias;
+    dict->borrowed = 1u << DLRN_SKIP | 1u << DLRN_INPUT_BIAS;
+    dict->formula.center = DLRN_CENTER_INPUT_BIAS;
+    dict->formula.scale_in = 1.5;
+    dict->formula.scale_out = 0.25;
+    dlrn_encoder *e = NULL;
+    CHECK_OK(ctx, dlrn_encoder_create(dict, &e));
+    CHECK_OK(ctx, dlrn_encoder_run(e, x, N, f, NULL, x_hat));
+    for (int i = 0; i < N; i++) {
+        double pre[F];
+        for (int j = 0; j < F; j++) {
+            pre[j] = (double)dict->param[DLRN_ENCODER_BIAS][j];
+            for (int c = 0; c < D; c++)
+                pre[j] += (double)dict->param[DLRN_ENCODER][j * D + c] *
+                          (1.5 * (double)x[i * D + c] - (double)input_bias[c]);
+            CHECK(fabs((double)f[i * F + j] - fmax(pre[j], 0)) < 1e-5);
+        }
+        for (int o = 0; o < O; o++) {
+            double want = (double)dict->param[DLRN_OUTPUT_BIAS][o];
+            for (int j = 0; j < F; j++)
+                want += fmax(pre[j], 0) * (double)dict->param[DLRN_DECODER][j * O + o];
+            for (int c = 0; c < D; c++)
+                want += (double)skip[o * D + c] * 1.5 * (double)x[i * D + c];
+            CHECK(fabs((double)x_hat[i * O + o] - 0.25 * want) < 1e-5);
+        }
+    }
+    for (int i = 0; i < N; i++) /* row by row, without lists: the same bits */
+        CHECK_OK(ctx, dlrn_encoder_run(e, x + i * D, 1, NULL, NULL, again + i * O));
+    CHECK(!memcmp(x_hat, again, sizeof x_hat));
+    CHECK_STATUS(dlrn_decode(dict, f, N, x_hat), DLRN_ERR_UNSUPPORTED);
+    dlrn_encoder_destroy(e);
+    dlrn_dictionary_destroy(dict);
+}
+
+int main(int argc, char **argv) {
+    TEST_BEGIN(argc, argv);
+    if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return 1;
+    RUN(autoencoder);
+    RUN(top_k);
+    RUN(jump_relu);
+    RUN(what_the_tensors_leave_open_is_an_error);
+    RUN(a_k_out_of_range_is_refused);
+    RUN(weights_are_borrowed_from_memory);
+    RUN(an_encoder_allocates_nothing_after_its_first_batches);
+    RUN(skip_scales_and_an_input_bias);
+    dlrn_context_destroy(ctx);
+    return TEST_END();
+}
