@@ -160,18 +160,18 @@
    DICTLEARN_VSNPRINTF               implementation vsnprintf(text, size, format, args); with it and NO_STDIO, <stdio.h>
                                                     is not included
    DICTLEARN_SIMD                    implementation 0: the scalar kernels alone. Default 1: all that the compiler knows
-   DICTLEARN_CBLAS                   implementation dlrn_gemm() calls cblas_sgemm() of <cblas.h>; link your BLAS. Its
+   DICTLEARN_CBLAS                   implementation dlrn_matmul() calls cblas_sgemm() of <cblas.h>; link your BLAS. Its
                                                     bits, its threads; training does not use it
    DICTLEARN_HEADER_NAME             implementation "new_name.h", if you rename this file: it includes itself
-   DICTLEARN_MALLOC, _REALLOC, _FREE implementation all three or none: malloc(size), realloc(p, size), free(p)
+   DICTLEARN_MALLOC, _FREE           implementation both or neither: malloc(size), free(p)
    DICTLEARN_ASSERT                  implementation assert(condition); it checks our mistakes, never yours or a file's
    DLRN_API                          everywhere     linkage of the public functions, for a DLL
    NDEBUG                            implementation drops the assertions
    -fopenmp                          implementation threads by OpenMP; without it one thread, or your own parallel_for
 
    "Everywhere": the same in each file that includes the header. No macro changes the layout of a struct.
-   In the environment: DICTLEARN_KERNELS=scalar|avx2|avx512|avx512bf16|avx512vnni|neon overrides the choice "auto" of a
-   context; dlrn_kernels() names the set in force, dlrn_kernels_available() those that this processor can run.
+   In the environment, DICTLEARN_KERNELS=NAME picks the kernel set of every context that does not name one itself;
+   dlrn_info() lists the sets that this processor can run, and names the one in force.
 
    ---- MEMORY AND OWNERSHIP -----------------------------------------------------------------------------------------
 
@@ -427,19 +427,28 @@ typedef struct dlrn_io {
     void *user;
 } dlrn_io;
 
+/* All zero is the default. */
 typedef struct dlrn_context_config {
-    int threads; /* 0: all cores that OpenMP sees; without OpenMP and parallel_for: 1         */
-    const char *kernels; /* "auto" | "scalar" | "avx2" | "avx512" | "avx512bf16" | "avx512vnni" |
-                            "neon"; DICTLEARN_KERNELS in the environment wins over "auto" */
-    void *(*malloc)(size_t size, void *user); /* all three or none; none: the C library's     */
-    void *(*realloc)(void *p, size_t size,
-                     void *user); /* (DICTLEARN_MALLOC/REALLOC/FREE if defined)   */
-    void (*free)(void *p, void *user);
+    int threads;         /* 0: all cores that OpenMP sees; without OpenMP and parallel_for: 1 */
+    const char *kernels; /* a set's name (see dlrn_info). NULL or "auto": the environment's
+                            DICTLEARN_KERNELS, else the best set that this processor can run */
+    void *(*alloc)(void *user, size_t size); /* both or neither. NULL: DICTLEARN_MALLOC and    */
+    void (*release)(void *user, void *p);    /* DICTLEARN_FREE, which are malloc() and free() */
     void (*parallel_for)(void *user, int64_t n_tasks, dlrn_parallel_body body,
                          void *arg); /* NULL: OpenMP */
     void *user;                      /* handed to the callbacks above */
     dlrn_io io; /* all zero: files of the C library; with DICTLEARN_NO_STDIO: there are none */
 } dlrn_context_config;
+
+/* What a context runs on. All of it belongs to the context. */
+typedef struct dlrn_context_info {
+    const char *kernels;          /* the kernel set in force                                  */
+    const char *const *available; /* the sets that this processor can run, scalar first; NULL
+                                     after the last                                           */
+    int threads;                  /* workers of dlrn_parallel_for                             */
+    const char *text; /* "dictlearn 0.1.0, kernels avx512 of scalar avx2 avx512, 2 threads
+                         (OpenMP)" */
+} dlrn_context_info;
 
 /* A view of a matrix of f32: element (i, j) is data[i * stride + j]. Borrowed memory, never freed.
  */
@@ -463,34 +472,21 @@ typedef struct dlrn_sparse {
 /* ------------------------------------------------------------------------------------------ */
 // >>api-context
 
-/* Defaults, to be edited before use. 0 never means "default" in a training configuration. */
-DLRN_API dlrn_context_config dlrn_context_defaults(void);
-
-/* cfg may be NULL (defaults), is copied. Fails without a context to ask: DLRN_ERR_MEMORY, or
-   DLRN_ERR_ARGUMENT for an unknown or unavailable kernel set, a negative number of threads, or an
-   allocator of one or two functions. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_context_create(const dlrn_context_config *cfg,
+/* config may be NULL, which is the same as all zero; it is copied. On failure there is no context to
+   ask for a text: DLRN_ERR_MEMORY, or DLRN_ERR_ARGUMENT for a kernel set that is unknown or that this
+   processor cannot run, a negative number of threads, or half an allocator. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_context_create(const dlrn_context_config *config,
                                                     dlrn_context **out);
 DLRN_API void dlrn_context_destroy(dlrn_context *ctx); /* NULL is fine; destroy its objects first */
+DLRN_API dlrn_context_info dlrn_info(const dlrn_context *ctx);
 
-/* The last error's text, "" if none; valid until the next failing call on this context. NULL
-   context: a fixed text. */
+/* The text of the last error, "" if there was none; valid until the next failing call on this
+   context. NULL context: a fixed text. */
 DLRN_API const char *dlrn_error(const dlrn_context *ctx);
-/* For code beside the library (a source, a model): sets the text, as printf writes it but in one
-   line, and returns s.
- */
+/* For your own sources and models: sets the text (as printf does, but always one line), returns s. */
 DLRN_API DLRN_PRINTF(3, 4) dlrn_status
     dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...);
-DLRN_API const char *dlrn_status_name(dlrn_status s); /* "DLRN_ERR_SHAPE" */
 DLRN_API const char *dlrn_status_text(dlrn_status s); /* "shapes do not agree" */
-
-/* What was built and what runs: "dictlearn 0.1.0, kernels avx512 of scalar avx2 avx512, 2 threads
-   (OpenMP)". */
-DLRN_API const char *dlrn_build_info(dlrn_context *ctx);
-DLRN_API const char *dlrn_kernels(const dlrn_context *ctx); /* name of the kernel set in force */
-DLRN_API const char *
-dlrn_kernels_available(int index); /* 0, 1, ... until NULL: what this CPU can run */
-DLRN_API int dlrn_threads(const dlrn_context *ctx);
 
 /* ------------------------------------------------------------------------------------------ */
 // >>api-dictionary
@@ -940,42 +936,32 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e
 /* ------------------------------------------------------------------------------------------ */
 // >>api-tensor
 
-DLRN_API dlrn_tensor dlrn_view(float *data, int64_t rows, int64_t cols);
-/* Rows [first, first + rows) and columns [col, col + cols) of t; out of range gives an empty view
-   (data NULL). */
-DLRN_API dlrn_tensor dlrn_slice(dlrn_tensor t, int64_t first, int64_t rows, int64_t col,
-                                int64_t cols);
-/* An owned matrix of zeros, 64-byte aligned; overflow of rows * cols is caught. */
+/* Describes a matrix that you own: rows of `cols` floats, `stride` floats apart. `data` is const so
+   that operands can be described too; the result of a product must point to memory of yours that
+   may be written. */
+DLRN_API dlrn_tensor dlrn_view(const float *data, int64_t rows, int64_t cols, int64_t stride);
+/* An owned matrix of zeros, 64-byte aligned; DLRN_ERR_MEMORY if rows * cols overflows. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_tensor_create(dlrn_context *ctx, int64_t rows, int64_t cols,
                                                    dlrn_tensor *out);
 DLRN_API void dlrn_tensor_free(dlrn_context *ctx, dlrn_tensor *t);
 
-typedef enum dlrn_gemm_op {
+typedef enum dlrn_matmul_op {
     DLRN_NN, /* c [m][n] = a [m][k] b [k][n]   */
     DLRN_NT, /* c [m][n] = a [m][k] b [n][k]^T */
     DLRN_TN  /* c [m][n] = a [k][m]^T b [k][n] */
-} dlrn_gemm_op;
-/* c = op(a, b) + beta * c, beta 0 or 1 (0: c is not read). Shapes are checked. c must not overlap a
-   or b. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_gemm_op op, dlrn_tensor a,
-                                            dlrn_tensor b, float beta, dlrn_tensor c);
-DLRN_API DLRN_CHECK dlrn_status dlrn_gemm(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, int64_t n,
-                                          int64_t k, const float *a, int64_t lda, const float *b,
-                                          int64_t ldb, float beta, float *c, int64_t ldc);
-/* The same bits on the calling thread alone, never by a BLAS: for products within a body of
-   dlrn_parallel_for. work [DLRN_GEMM_WORK], 64-byte aligned: scratch, of this thread alone. */
-enum { DLRN_GEMM_WORK = 512 * 48 };
-DLRN_API DLRN_CHECK dlrn_status dlrn_gemm_serial(dlrn_context *ctx, dlrn_gemm_op op, int64_t m,
-                                                 int64_t n, int64_t k, const float *a, int64_t lda,
-                                                 const float *b, int64_t ldb, float beta, float *c,
-                                                 int64_t ldc, float *work);
+} dlrn_matmul_op;
+/* c = op(a, b) + beta * c, beta 0 or 1 (0: c is not read). c must not overlap a or b.
+   work NULL: on the context's threads, with memory from its allocator. Else: on the calling thread
+   alone, within work [DLRN_MATMUL_WORK] (64-byte aligned): for products inside a body of
+   dlrn_parallel_for, one work per worker. The bits are the same (except with DICTLEARN_CBLAS, which
+   computes the products without work). */
+enum { DLRN_MATMUL_WORK = 512 * 48 };
+DLRN_API DLRN_CHECK dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a,
+                                            dlrn_tensor b, float beta, dlrn_tensor c, float *work);
 DLRN_API float dlrn_dot(dlrn_context *ctx, const float *a, const float *b, int64_t n);
 DLRN_API float dlrn_norm(dlrn_context *ctx, const float *a, int64_t n); /* Euclidean */
 /* y += a * x */
 DLRN_API void dlrn_axpy(dlrn_context *ctx, float a, const float *x, float *y, int64_t n);
-/* Mean and unbiased variance of each column, Welford; either may be NULL. mean, var [cols]. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_mean_var(dlrn_context *ctx, dlrn_tensor t, double *mean,
-                                              double *var);
 /* The k largest of x [n], descending, ties by lower index: index [k], value [k] (or NULL). NaN
    counts as smallest. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_topk(dlrn_context *ctx, const float *x, int64_t n, int64_t k,
@@ -989,17 +975,11 @@ DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_paralle
 typedef struct dlrn_rng {
     uint64_t seed, stream, counter;
 } dlrn_rng;
-DLRN_API uint64_t dlrn_rng_u64(dlrn_rng *rng);
 DLRN_API float dlrn_rng_uniform(dlrn_rng *rng);              /* [0, 1), 24 bits  */
 DLRN_API double dlrn_rng_uniform_f64(dlrn_rng *rng);         /* (0, 1), 53 bits  */
 DLRN_API float dlrn_rng_normal(dlrn_rng *rng);               /* Box-Muller       */
 DLRN_API uint64_t dlrn_rng_below(dlrn_rng *rng, uint64_t n); /* [0, n), unbiased */
 
-DLRN_API float dlrn_f16_to_f32(uint16_t h);
-DLRN_API uint16_t dlrn_f32_to_f16(float f); /* nearest even, overflow to infinity, NaN stays NaN */
-DLRN_API float dlrn_bf16_to_f32(uint16_t h);
-DLRN_API uint16_t dlrn_f32_to_bf16(float f);
-DLRN_API int64_t dlrn_dtype_size(dlrn_dtype t);
 DLRN_API const char *dlrn_dtype_name(dlrn_dtype t); /* "F32" */
 
 /* ------------------------------------------------------------------------------------------ */
@@ -1204,13 +1184,11 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #define DICTLEARN_HEADER_NAME "dictlearn.h"
 #endif
 
-#if defined(DICTLEARN_MALLOC) && defined(DICTLEARN_REALLOC) && defined(DICTLEARN_FREE)
-#elif !defined(DICTLEARN_MALLOC) && !defined(DICTLEARN_REALLOC) && !defined(DICTLEARN_FREE)
+#if !defined(DICTLEARN_MALLOC) && !defined(DICTLEARN_FREE)
 #define DICTLEARN_MALLOC(size) malloc(size)
-#define DICTLEARN_REALLOC(p, size) realloc(p, size)
 #define DICTLEARN_FREE(p) free(p)
-#else
-#error "define all of DICTLEARN_MALLOC, DICTLEARN_REALLOC, DICTLEARN_FREE, or none"
+#elif !defined(DICTLEARN_MALLOC) || !defined(DICTLEARN_FREE)
+#error "define both DICTLEARN_MALLOC and DICTLEARN_FREE, or neither"
 #endif
 
 /* Our own mistakes, in debug builds only; never used to check an argument or a file. */
@@ -1270,13 +1248,16 @@ typedef struct dlrni_set {
     const dlrni_screen *screen[2]; /* NULL: none */
 } dlrni_set;
 
+enum { DLRNI_SETS_MAX = 15 };
+
 struct dlrn_context {
     dlrn_context_config cfg;
     dlrni_set set;               /* in force                     */
     const dlrni_kernel_table *k; /* its kernels                  */
     int threads;                 /* workers of dlrn_parallel_for */
     char error[1024];
-    char info[256];
+    char text[512];
+    const char *names[DLRNI_SETS_MAX + 1]; /* of the sets that this processor can run */
 };
 
 DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...) {
@@ -1346,17 +1327,29 @@ typedef struct dlrni_block {
 } dlrni_block;
 enum { DLRNI_ALIGN = 64 };
 
-DLRNI_INTERNAL void *dlrni_alloc(dlrn_context *ctx, int64_t count, size_t element) {
+/* The host's allocator. The parentheses around the fields keep a host's function-like macros called
+   alloc or release (as leak checkers define them) from expanding here. */
+DLRNI_INTERNAL void *dlrni_host_alloc(const dlrn_context_config *cfg, size_t size) {
+    return cfg->alloc ? (cfg->alloc)(cfg->user, size) : DICTLEARN_MALLOC(size);
+}
+
+DLRNI_INTERNAL void dlrni_host_release(const dlrn_context_config *cfg, void *p) {
+    if (cfg->release)
+        (cfg->release)(cfg->user, p);
+    else
+        DICTLEARN_FREE(p);
+}
+
+DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size) {
     int64_t bytes, total;
-    if (!dlrni_mul(count, (int64_t)element, &bytes) ||
+    if (!dlrni_mul(count, (int64_t)size, &bytes) ||
         !dlrni_add(bytes, DLRNI_ALIGN + (int64_t)sizeof(dlrni_block), &total) ||
         (uint64_t)total > SIZE_MAX) {
         dlrn_fail(ctx, DLRN_ERR_MEMORY, "a block of %lld x %lld bytes does not fit in memory",
-                  (long long)count, (long long)element);
+                  (long long)count, (long long)size);
         return NULL;
     }
-    char *raw = (char *)(ctx->cfg.malloc ? ctx->cfg.malloc((size_t)total, ctx->cfg.user)
-                                         : DICTLEARN_MALLOC((size_t)total));
+    char *raw = (char *)dlrni_host_alloc(&ctx->cfg, (size_t)total);
     if (!raw) {
         dlrn_fail(ctx, DLRN_ERR_MEMORY, "out of memory: %lld bytes asked for", (long long)bytes);
         return NULL;
@@ -1368,23 +1361,30 @@ DLRNI_INTERNAL void *dlrni_alloc(dlrn_context *ctx, int64_t count, size_t elemen
     return (void *)at;
 }
 
-DLRNI_INTERNAL void dlrni_free(dlrn_context *ctx, void *p) {
+DLRN_API void dlrn_free(dlrn_context *ctx, void *p) {
     if (!p) return;
     dlrni_block head;
     memcpy(&head, (char *)p - sizeof head, sizeof head);
-    if (ctx->cfg.free)
-        ctx->cfg.free(head.raw, ctx->cfg.user);
-    else
-        DICTLEARN_FREE(head.raw);
+    dlrni_host_release(&ctx->cfg, head.raw);
 }
 
 DLRNI_INTERNAL void *dlrni_alloc_zero(dlrn_context *ctx, int64_t count, size_t element) {
-    void *p = dlrni_alloc(ctx, count, element);
+    void *p = dlrn_alloc(ctx, count, element);
     if (p) memset(p, 0, (size_t)count * element);
     return p;
 }
 
-#define DLRNI_NEW(ctx, type, count) ((type *)dlrni_alloc((ctx), (count), sizeof(type)))
+/* Old names, for the rooms that still use them. */
+#define dlrni_alloc dlrn_alloc
+#define dlrni_free dlrn_free
+#define dlrn_dtype_size dlrni_dtype_size
+#define dlrn_rng_u64 dlrni_rng_u64
+#define dlrn_f16_to_f32 dlrni_f16_to_f32
+#define dlrn_f32_to_f16 dlrni_f32_to_f16
+#define dlrn_bf16_to_f32 dlrni_bf16_to_f32
+#define dlrn_f32_to_bf16 dlrni_f32_to_bf16
+
+#define DLRNI_NEW(ctx, type, count) ((type *)dlrn_alloc((ctx), (count), sizeof(type)))
 #define DLRNI_NEW_ZERO(ctx, type, count) ((type *)dlrni_alloc_zero((ctx), (count), sizeof(type)))
 
 /* Room for `need` elements in the block that the pointer at `slot` names, which holds *cap: grows
@@ -1395,11 +1395,11 @@ DLRNI_INTERNAL int dlrni_grow(dlrn_context *ctx, void *slot, int64_t *cap, int64
     if (need <= *cap) return 1;
     int64_t wide = *cap <= INT64_MAX / 2 ? *cap + *cap / 2 : need;
     int64_t cap_new = wide > need ? wide : need;
-    void *q = dlrni_alloc(ctx, cap_new, element), *p;
+    void *q = dlrn_alloc(ctx, cap_new, element), *p;
     if (!q) return 0;
     memcpy(&p, slot, sizeof p);
     if (used) memcpy(q, p, (size_t)used * element);
-    dlrni_free(ctx, p);
+    dlrn_free(ctx, p);
     memcpy(slot, &q, sizeof q);
     *cap = cap_new;
     return 1;
@@ -1414,13 +1414,6 @@ DLRNI_INTERNAL float *dlrni_aligned(float *p) {
 
 DLRN_API const char *dlrn_error(const dlrn_context *ctx) {
     return ctx ? ctx->error : "no context: out of memory, or a configuration that cannot be";
-}
-
-DLRN_API const char *dlrn_status_name(dlrn_status s) {
-#define DLRNI_STATUS_NAME(name, text) #name,
-    static const char *const names[] = {DLRN_STATUS_LIST(DLRNI_STATUS_NAME)};
-#undef DLRNI_STATUS_NAME
-    return (unsigned)s < DLRN_STATUS_COUNT ? names[s] : "?";
 }
 
 DLRN_API const char *dlrn_status_text(dlrn_status s) {
@@ -1440,14 +1433,6 @@ DLRNI_INTERNAL dlrn_status dlrni_callback_error(dlrn_context *ctx, dlrn_status s
     if (n) memcpy(copy, text, n);
     copy[n] = 0;
     return dlrn_fail(ctx, s, "%s failed: %s", who, n ? copy : dlrn_status_text(s));
-}
-
-DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size) {
-    return dlrni_alloc(ctx, count, size);
-}
-
-DLRN_API void dlrn_free(dlrn_context *ctx, void *p) {
-    dlrni_free(ctx, p);
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -1477,12 +1462,12 @@ DLRNI_INTERNAL dlrni_philox dlrni_philox_block(uint64_t seed, uint64_t stream, u
     return out;
 }
 
-DLRN_API uint64_t dlrn_rng_u64(dlrn_rng *rng) {
+DLRNI_INTERNAL uint64_t dlrni_rng_u64(dlrn_rng *rng) {
     return dlrni_philox_block(rng->seed, rng->stream, rng->counter++).lo;
 }
 
 DLRN_API float dlrn_rng_uniform(dlrn_rng *rng) {
-    return (float)(dlrn_rng_u64(rng) >> 40) * (1.0f / 16777216.0f);
+    return (float)(dlrni_rng_u64(rng) >> 40) * (1.0f / 16777216.0f);
 }
 
 DLRNI_INTERNAL double dlrni_open_unit(uint64_t u) { /* (0, 1): the middle of one of 2^52 cells */
@@ -1490,7 +1475,7 @@ DLRNI_INTERNAL double dlrni_open_unit(uint64_t u) { /* (0, 1): the middle of one
 }
 
 DLRN_API double dlrn_rng_uniform_f64(dlrn_rng *rng) {
-    return dlrni_open_unit(dlrn_rng_u64(rng));
+    return dlrni_open_unit(dlrni_rng_u64(rng));
 }
 
 /* One normal number a block: both halves feed Box-Muller, in double so that float rounding alone
@@ -1505,7 +1490,7 @@ DLRN_API float dlrn_rng_normal(dlrn_rng *rng) {
 DLRN_API uint64_t dlrn_rng_below(dlrn_rng *rng, uint64_t n) {
     if (n == 0 || n == 1) return 0;
     uint64_t u;
-    do u = dlrn_rng_u64(rng);
+    do u = dlrni_rng_u64(rng);
     while (u > UINT64_MAX - n && u >= UINT64_MAX - UINT64_MAX % n); /* seldom a second division */
     return u % n;
 }
@@ -1541,7 +1526,7 @@ DLRNI_INTERNAL float dlrni_fma(float a, float b, float c) {
 #endif
 }
 
-DLRN_API float dlrn_f16_to_f32(uint16_t h) {
+DLRNI_INTERNAL float dlrni_f16_to_f32(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 1023u;
     if (exponent == 31) return dlrni_float_of_bits(sign | 0x7f800000u | fraction << 13);
     if (exponent) return dlrni_float_of_bits(sign | (exponent + 112) << 23 | fraction << 13);
@@ -1549,7 +1534,7 @@ DLRN_API float dlrn_f16_to_f32(uint16_t h) {
     return dlrni_float_of_bits(sign | dlrni_bits_of_float(tiny));
 }
 
-DLRN_API uint16_t dlrn_f32_to_f16(float f) {
+DLRNI_INTERNAL uint16_t dlrni_f32_to_f16(float f) {
     uint32_t u = dlrni_bits_of_float(f), sign = u >> 16 & 0x8000u, a = u & 0x7fffffffu;
     if (a > 0x7f800000u)
         return (uint16_t)(sign | 0x7e00u); /* NaN                                   */
@@ -1563,11 +1548,11 @@ DLRN_API uint16_t dlrn_f32_to_f16(float f) {
     return (uint16_t)(sign | (a - 0x38000000u) >> 13);
 }
 
-DLRN_API float dlrn_bf16_to_f32(uint16_t h) {
+DLRNI_INTERNAL float dlrni_bf16_to_f32(uint16_t h) {
     return dlrni_float_of_bits((uint32_t)h << 16);
 }
 
-DLRN_API uint16_t dlrn_f32_to_bf16(float f) {
+DLRNI_INTERNAL uint16_t dlrni_f32_to_bf16(float f) {
     uint32_t u = dlrni_bits_of_float(f);
     if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(u >> 16 | 0x40u); /* NaN stays NaN */
     return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
@@ -1602,12 +1587,12 @@ DLRNI_INTERNAL void dlrni_widen_plain(dlrn_dtype type, const char *from, float *
     for (; at < n; at++) {
         uint16_t h;
         memcpy(&h, from + 2 * at, sizeof h);
-        to[at] = type == DLRN_F16 ? dlrn_f16_to_f32(h) : dlrn_bf16_to_f32(h);
+        to[at] = type == DLRN_F16 ? dlrni_f16_to_f32(h) : dlrni_bf16_to_f32(h);
     }
 }
 
 #if DLRNI_X86
-/* f16, the arithmetic of dlrn_f16_to_f32 on eight lanes (rows of 512: 13 times as fast). */
+/* f16, the arithmetic of dlrni_f16_to_f32 on eight lanes (rows of 512: 13 times as fast). */
 __attribute__((target("avx2"))) DLRNI_INTERNAL void dlrni_widen_avx2(const char *from, float *to,
                                                                      int64_t n) {
     const __m256i bias = _mm256_set1_epi32(112 << 23), one = _mm256_set1_epi32(1 << 23);
@@ -1645,7 +1630,7 @@ __attribute__((target("avx512f"))) DLRNI_INTERNAL void dlrni_widen_avx512(const 
 }
 #endif
 
-DLRN_API int64_t dlrn_dtype_size(dlrn_dtype t) {
+DLRNI_INTERNAL int64_t dlrni_dtype_size(dlrn_dtype t) {
 #define DLRNI_DTYPE_SIZE(name, text, bytes) bytes,
     static const signed char sizes[] = {DLRN_DTYPE_LIST(DLRNI_DTYPE_SIZE)};
 #undef DLRNI_DTYPE_SIZE
@@ -1679,10 +1664,6 @@ DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_paralle
     }
 #endif
     for (int64_t task = 0; task < n_tasks; task++) body(arg, task, 0);
-}
-
-DLRN_API int dlrn_threads(const dlrn_context *ctx) {
-    return ctx->threads;
 }
 
 DLRNI_INTERNAL int dlrni_all_cores(void) {
@@ -1915,36 +1896,56 @@ DLRNI_INTERNAL int dlrni_kernel_choice(const char *name, dlrni_set *found) {
     return ok;
 }
 
-DLRN_API const char *dlrn_kernels_available(int index) {
-    dlrni_set set;
-    return dlrni_kernel_set(index, &set) ? set.name : NULL;
-}
-
-DLRN_API const char *dlrn_kernels(const dlrn_context *ctx) {
-    return ctx->set.name;
-}
-
 /* ------------------------------------------------------------------------------------------ */
 // >>context
-DLRN_API dlrn_context_config dlrn_context_defaults(void) {
-    dlrn_context_config cfg;
-    memset(&cfg, 0, sizeof cfg);
-    cfg.kernels = "auto";
-    return cfg;
+
+/* Adds to a text in a buffer of `size` bytes, of which *used are taken; what does not fit is cut. */
+DLRNI_INTERNAL DLRN_PRINTF(4, 5) void dlrni_print_more(char *text, size_t size, size_t *used,
+                                                       const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    int n = DICTLEARN_VSNPRINTF(text + *used, size - *used, format, args);
+    va_end(args);
+    if (n > 0) *used = (size_t)n < size - *used ? *used + (size_t)n : size - 1;
+}
+
+/* The names of the sets that can run, and the one line that says what a context runs on. */
+DLRNI_INTERNAL void dlrni_describe(dlrn_context *ctx) {
+#ifdef _OPENMP
+    const char *threading = ctx->cfg.parallel_for ? "the host's" : "OpenMP";
+#else
+    const char *threading = ctx->cfg.parallel_for ? "the host's" : "no OpenMP";
+#endif
+    const size_t size = sizeof ctx->text;
+    size_t used = 0;
+    dlrni_set set;
+    dlrni_print_more(ctx->text, size, &used, "dictlearn %s, kernels %s of", DLRN_VERSION_STRING,
+                     ctx->set.name);
+    for (int i = 0; i < DLRNI_SETS_MAX && dlrni_kernel_set(i, &set); i++) {
+        ctx->names[i] = set.name;
+        dlrni_print_more(ctx->text, size, &used, " %s", set.name);
+    }
+    dlrni_print_more(ctx->text, size, &used, ", %d thread%s (%s)", ctx->threads,
+                     ctx->threads == 1 ? "" : "s", threading);
+}
+
+/* Callbacks that belong together: all of them or none. */
+DLRNI_INTERNAL int dlrni_config_is_whole(const dlrn_context_config *cfg) {
+    const dlrn_io *io = &cfg->io;
+    int files = (io->open_file != NULL) + (io->read_file != NULL) + (io->write_file != NULL) +
+                (io->close_file != NULL) + (io->file_exists != NULL);
+    return !cfg->alloc == !cfg->release && (files == 0 || files == 5);
 }
 
 DLRN_API dlrn_status dlrn_context_create(const dlrn_context_config *config, dlrn_context **out) {
-    dlrn_context_config cfg = config ? *config : dlrn_context_defaults();
-    *out = NULL;
-    int hooks = (cfg.malloc != NULL) + (cfg.realloc != NULL) + (cfg.free != NULL);
-    int io = (cfg.io.open_file != NULL) + (cfg.io.read_file != NULL) + (cfg.io.write_file != NULL) +
-             (cfg.io.close_file != NULL) + (cfg.io.file_exists != NULL);
+    dlrn_context_config cfg;
     dlrni_set set;
-    if (!dlrni_kernel_choice(cfg.kernels, &set) || cfg.threads < 0 || (hooks != 0 && hooks != 3) ||
-        (io != 0 && io != 5))
+    memset(&cfg, 0, sizeof cfg);
+    if (config) cfg = *config;
+    *out = NULL;
+    if (!dlrni_kernel_choice(cfg.kernels, &set) || cfg.threads < 0 || !dlrni_config_is_whole(&cfg))
         return DLRN_ERR_ARGUMENT;
-    dlrn_context *ctx =
-        (dlrn_context *)(hooks ? cfg.malloc(sizeof *ctx, cfg.user) : DICTLEARN_MALLOC(sizeof *ctx));
+    dlrn_context *ctx = (dlrn_context *)dlrni_host_alloc(&cfg, sizeof *ctx);
     if (!ctx) return DLRN_ERR_MEMORY;
     memset(ctx, 0, sizeof *ctx);
     ctx->cfg = cfg;
@@ -1955,51 +1956,27 @@ DLRN_API dlrn_status dlrn_context_create(const dlrn_context_config *config, dlrn
 #ifndef _OPENMP
     if (!cfg.parallel_for) ctx->threads = 1;
 #endif
+    dlrni_describe(ctx);
     *out = ctx;
     return DLRN_OK;
 }
 
 DLRN_API void dlrn_context_destroy(dlrn_context *ctx) {
     if (!ctx) return;
-    if (ctx->cfg.free)
-        ctx->cfg.free(ctx, ctx->cfg.user);
-    else
-        DICTLEARN_FREE(ctx);
+    dlrn_context_config cfg = ctx->cfg; /* the allocator outlives the context that names it */
+    dlrni_host_release(&cfg, ctx);
 }
 
-DLRN_API const char *dlrn_build_info(dlrn_context *ctx) {
-    char sets[64] = "";
-    const char *name;
-    for (int i = 0; (name = dlrn_kernels_available(i)) != NULL; i++) {
-        strcat(sets, i ? " " : "");
-        strcat(sets, name);
-    }
-#ifdef _OPENMP
-    const char *threading = "OpenMP";
-#else
-    const char *threading = "no OpenMP";
-#endif
-    dlrni_print(ctx->info, sizeof ctx->info, "dictlearn %s, kernels %s of %s, %d thread%s (%s)",
-                DLRN_VERSION_STRING, ctx->set.name, sets, ctx->threads,
-                ctx->threads == 1 ? "" : "s", ctx->cfg.parallel_for ? "the host's" : threading);
-    return ctx->info;
+DLRN_API dlrn_context_info dlrn_info(const dlrn_context *ctx) {
+    dlrn_context_info info = {ctx->set.name, ctx->names, ctx->threads, ctx->text};
+    return info;
 }
 
 /* ------------------------------------------------------------------------------------------ */
 // >>tensor
-DLRN_API dlrn_tensor dlrn_view(float *data, int64_t rows, int64_t cols) {
-    dlrn_tensor t = {data, rows, cols, cols};
+DLRN_API dlrn_tensor dlrn_view(const float *data, int64_t rows, int64_t cols, int64_t stride) {
+    dlrn_tensor t = {(float *)(uintptr_t)data, rows, cols, stride};
     return t;
-}
-
-DLRN_API dlrn_tensor dlrn_slice(dlrn_tensor t, int64_t first, int64_t rows, int64_t col,
-                                int64_t cols) {
-    dlrn_tensor none = {NULL, 0, 0, 0};
-    if (first < 0 || rows < 0 || col < 0 || cols < 0 || first > t.rows || rows > t.rows - first ||
-        col > t.cols || cols > t.cols - col || !t.data)
-        return none;
-    dlrn_tensor out = {t.data + first * t.stride + col, rows, cols, t.stride};
-    return out;
 }
 
 DLRN_API dlrn_status dlrn_tensor_create(dlrn_context *ctx, int64_t rows, int64_t cols,
@@ -2012,13 +1989,13 @@ DLRN_API dlrn_status dlrn_tensor_create(dlrn_context *ctx, int64_t rows, int64_t
                          (long long)rows, (long long)cols);
     float *data = DLRNI_NEW_ZERO(ctx, float, n);
     if (!data) return DLRN_ERR_MEMORY;
-    *out = dlrn_view(data, rows, cols);
+    *out = dlrn_view(data, rows, cols, cols);
     return DLRN_OK;
 }
 
 DLRN_API void dlrn_tensor_free(dlrn_context *ctx, dlrn_tensor *t) {
     if (!t) return;
-    dlrni_free(ctx, t->data);
+    dlrn_free(ctx, t->data);
     memset(t, 0, sizeof *t);
 }
 
@@ -2035,20 +2012,21 @@ enum {
     DLRNI_GEMM_ROWS = 1024, /* the most of a task */
     DLRNI_GEMM_ROWS_LEAST = 128,
     DLRNI_GEMM_PANELS = 8,
-    DLRNI_GEMM_DEPTH = DLRN_GEMM_WORK / DLRNI_GROUP,
+    DLRNI_GEMM_DEPTH = DLRN_MATMUL_WORK / DLRNI_GROUP,
     DLRNI_GEMM_STRIDE = DLRNI_GEMM_DEPTH + DLRNI_LANES /* of the copied rows */
 };
 
 typedef struct dlrni_gemm_job {
     const dlrni_kernel_table *k;
-    dlrn_gemm_op op;
+    dlrn_matmul_op op;
     int64_t m, n, depth, lda, ldb, ldc;
     const float *a, *b;
     float *c;
     int beta;
     int64_t rows, blocks_m, blocks_n; /* rows of a task; blocks of rows, of columns           */
-    float *work;                      /* [workers][each]: a panel, and then copied rows        */
-    int64_t each;                     /* DLRN_GEMM_WORK: a is not copied but read as it stands */
+    int copies_a;                     /* whether a task copies its rows of a                  */
+    float *work;                      /* [workers][work_size]: a panel, then the copied rows  */
+    int64_t work_size;
 } dlrni_gemm_job;
 
 /* to [cols][rows] = from [rows][cols] transposed. Square by square: a cache line is read once and
@@ -2105,8 +2083,8 @@ DLRNI_INTERNAL void dlrni_gemm_block(void *arg, int64_t task, int worker) {
     int64_t j0 = (down ? task / j->blocks_m : task % j->blocks_n) * DLRNI_GEMM_PANELS * DLRNI_GROUP;
     int64_t j1 = dlrni_min(j0 + DLRNI_GEMM_PANELS * DLRNI_GROUP, j->n);
     int64_t row = j->op == DLRN_TN ? 1 : j->lda, col = j->op == DLRN_TN ? j->lda : 1;
-    float *c = j->c + i0 * j->ldc, *panel = j->work + worker * j->each;
-    float *copy = j->each > DLRN_GEMM_WORK ? panel + DLRN_GEMM_WORK : NULL;
+    float *c = j->c + i0 * j->ldc, *panel = j->work + worker * j->work_size;
+    float *copy = j->copies_a ? panel + DLRN_MATMUL_WORK : NULL;
     if (copy) row = DLRNI_GEMM_STRIDE, col = 1;
     for (int64_t i = 0; i < m && !j->beta && !j->depth; i++)
         memset(c + i * j->ldc + j0, 0, (size_t)(j1 - j0) * sizeof *c);
@@ -2125,73 +2103,103 @@ DLRNI_INTERNAL void dlrni_gemm_block(void *arg, int64_t task, int worker) {
     }
 }
 
-/* Checks the call and lays it out for so many threads. */
-DLRNI_INTERNAL dlrn_status dlrni_gemm_plan(dlrn_context *ctx, dlrni_gemm_job *job, int threads) {
-    const dlrn_gemm_op op = job->op;
-    DLRNI_REQUIRE(ctx, job->m >= 0 && job->n >= 0 && job->depth >= 0,
-                  "m, n and k must not be negative");
+/* A matrix may be empty; otherwise its rows must not overlap. */
+DLRNI_INTERNAL int dlrni_tensor_is_sound(dlrn_tensor t) {
+    return t.rows >= 0 && t.cols >= 0 && t.stride >= t.cols;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_matmul_check(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a,
+                                              dlrn_tensor b, float beta, dlrn_tensor c) {
+    const int64_t m = op == DLRN_TN ? a.cols : a.rows, k = op == DLRN_TN ? a.rows : a.cols;
+    const int64_t n = op == DLRN_NT ? b.rows : b.cols, k_of_b = op == DLRN_NT ? b.cols : b.rows;
+    const dlrn_tensor *all[] = {&a, &b, &c};
     DLRNI_REQUIRE(ctx, op == DLRN_NN || op == DLRN_NT || op == DLRN_TN, "unknown operation");
-    DLRNI_REQUIRE(ctx,
-                  job->lda >= (op == DLRN_TN ? job->m : job->depth) &&
-                      job->ldb >= (op == DLRN_NT ? job->depth : job->n) && job->ldc >= job->n,
-                  "a row is wider than its stride");
-    job->k = ctx->k;
+    DLRNI_REQUIRE(ctx, beta == 0.0f || beta == 1.0f, "beta must be 0 or 1");
+    for (int i = 0; i < 3; i++)
+        if (!dlrni_tensor_is_sound(*all[i]))
+            return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                             "dlrn_matmul: %c: expected rows, cols >= 0 and stride >= cols, "
+                             "found [%lld][%lld], stride %lld",
+                             "abc"[i], (long long)all[i] -> rows, (long long)all[i] -> cols,
+                             (long long)all[i] -> stride);
+    if (k != k_of_b || c.rows != m || c.cols != n)
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                         "dlrn_matmul: a [%lld][%lld], b [%lld][%lld], c [%lld][%lld] do not fit",
+                         (long long)a.rows, (long long)a.cols, (long long)b.rows, (long long)b.cols,
+                         (long long)c.rows, (long long)c.cols);
+    return DLRN_OK;
+}
+
+/* Cuts the product into tasks for so many threads. */
+DLRNI_INTERNAL void dlrni_gemm_plan(dlrni_gemm_job *job, int threads) {
     job->blocks_n = dlrni_ceil_div(job->n, DLRNI_GEMM_PANELS * DLRNI_GROUP);
     job->rows = DLRNI_GEMM_ROWS;
     while (job->rows > DLRNI_GEMM_ROWS_LEAST &&
            dlrni_ceil_div(job->m, job->rows) * job->blocks_n < 4 * threads)
         job->rows /= 2;
     job->blocks_m = dlrni_ceil_div(job->m, job->rows);
-    job->each = DLRN_GEMM_WORK;
+}
+
+/* On the context's threads; each copies its rows of a, in memory of the context. */
+DLRNI_INTERNAL dlrn_status dlrni_gemm_parallel(dlrn_context *ctx, dlrni_gemm_job *job) {
+    dlrni_gemm_plan(job, ctx->threads);
+    job->copies_a = 1;
+    job->work_size = DLRN_MATMUL_WORK + dlrni_min(job->m, job->rows) * DLRNI_GEMM_STRIDE;
+    job->work = DLRNI_NEW(ctx, float, ctx->threads * job->work_size);
+    if (!job->work) return DLRN_ERR_MEMORY;
+    dlrn_parallel_for(ctx, job->blocks_m * job->blocks_n, dlrni_gemm_block, job);
+    dlrn_free(ctx, job->work);
     return DLRN_OK;
 }
 
-DLRN_API dlrn_status dlrn_gemm(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, int64_t n, int64_t k,
-                               const float *a, int64_t lda, const float *b, int64_t ldb, float beta,
-                               float *c, int64_t ldc) {
-    dlrni_gemm_job job = {NULL, op,           m, n, k, lda,  ldb, ldc, a, b,
-                          c,    beta != 0.0f, 0, 0, 0, NULL, 0};
-    DLRNI_REQUIRE(ctx, beta == 0.0f || beta == 1.0f, "beta must be 0 or 1");
-    DLRNI_TRY(dlrni_gemm_plan(ctx, &job, ctx->threads));
+/* On this thread alone, in `work`. */
+DLRNI_INTERNAL void dlrni_gemm_serial(dlrni_gemm_job *job, float *work) {
+    dlrni_gemm_plan(job, 1);
+    job->work = work;
+    job->work_size = DLRN_MATMUL_WORK;
+    for (int64_t task = 0; task < job->blocks_m * job->blocks_n; task++)
+        dlrni_gemm_block(job, task, 0);
+}
+
 #ifdef DICTLEARN_CBLAS
-    const int64_t most = INT32_MAX;
-    if (m && n && k && m <= most && n <= most && k <= most && lda <= most && ldb <= most &&
-        ldc <= most) {
-        cblas_sgemm(CblasRowMajor, op == DLRN_TN ? CblasTrans : CblasNoTrans,
-                    op == DLRN_NT ? CblasTrans : CblasNoTrans, (int)m, (int)n, (int)k, 1.0f, a,
-                    (int)lda, b, (int)ldb, beta, c, (int)ldc);
+/* 0: too large for the library's int. */
+DLRNI_INTERNAL int dlrni_gemm_blas(const dlrni_gemm_job *j) {
+    const int64_t size[] = {j->m, j->n, j->depth, j->lda, j->ldb, j->ldc};
+    for (int i = 0; i < 6; i++)
+        if (size[i] < 1 || size[i] > INT32_MAX) return 0;
+    cblas_sgemm(CblasRowMajor, j->op == DLRN_TN ? CblasTrans : CblasNoTrans,
+                j->op == DLRN_NT ? CblasTrans : CblasNoTrans, (int)j->m, (int)j->n, (int)j->depth,
+                1.0f, j->a, (int)j->lda, j->b, (int)j->ldb, j->beta ? 1.0f : 0.0f, j->c,
+                (int)j->ldc);
+    return 1;
+}
+#endif
+
+DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a, dlrn_tensor b,
+                                 float beta, dlrn_tensor c, float *work) {
+    dlrni_gemm_job job;
+    DLRNI_TRY(dlrni_matmul_check(ctx, op, a, b, beta, c));
+    memset(&job, 0, sizeof job);
+    job.k = ctx->k;
+    job.op = op;
+    job.m = c.rows;
+    job.n = c.cols;
+    job.depth = op == DLRN_TN ? a.rows : a.cols;
+    job.a = a.data;
+    job.lda = a.stride;
+    job.b = b.data;
+    job.ldb = b.stride;
+    job.c = c.data;
+    job.ldc = c.stride;
+    job.beta = beta != 0.0f;
+    if (work) {
+        dlrni_gemm_serial(&job, work);
         return DLRN_OK;
     }
+#ifdef DICTLEARN_CBLAS
+    if (dlrni_gemm_blas(&job)) return DLRN_OK;
 #endif
-    job.each += dlrni_min(m, job.rows) * DLRNI_GEMM_STRIDE;
-    if (!(job.work = DLRNI_NEW(ctx, float, ctx->threads *job.each))) return DLRN_ERR_MEMORY;
-    dlrn_parallel_for(ctx, job.blocks_m * job.blocks_n, dlrni_gemm_block, &job);
-    dlrni_free(ctx, job.work);
-    return DLRN_OK;
-}
-
-DLRN_API dlrn_status dlrn_gemm_serial(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, int64_t n,
-                                      int64_t k, const float *a, int64_t lda, const float *b,
-                                      int64_t ldb, float beta, float *c, int64_t ldc, float *work) {
-    dlrni_gemm_job job = {NULL, op,           m, n, k, lda,  ldb, ldc, a, b,
-                          c,    beta != 0.0f, 0, 0, 0, work, 0};
-    DLRNI_REQUIRE(ctx, beta == 0.0f || beta == 1.0f, "beta must be 0 or 1");
-    DLRNI_TRY(dlrni_gemm_plan(ctx, &job, 1));
-    for (int64_t task = 0; task < job.blocks_m * job.blocks_n; task++)
-        dlrni_gemm_block(&job, task, 0);
-    return DLRN_OK;
-}
-
-DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_gemm_op op, dlrn_tensor a, dlrn_tensor b,
-                                 float beta, dlrn_tensor c) {
-    int64_t m = op == DLRN_TN ? a.cols : a.rows, k = op == DLRN_TN ? a.rows : a.cols;
-    int64_t n = op == DLRN_NT ? b.rows : b.cols, kb = op == DLRN_NT ? b.cols : b.rows;
-    if (k != kb || c.rows != m || c.cols != n)
-        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
-                         "dlrn_matmul: a [%lld][%lld], b [%lld][%lld], c [%lld][%lld] do not fit",
-                         (long long)a.rows, (long long)a.cols, (long long)b.rows, (long long)b.cols,
-                         (long long)c.rows, (long long)c.cols);
-    return dlrn_gemm(ctx, op, m, n, k, a.data, a.stride, b.data, b.stride, beta, c.data, c.stride);
+    return dlrni_gemm_parallel(ctx, &job);
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -2206,21 +2214,6 @@ DLRN_API float dlrn_norm(dlrn_context *ctx, const float *a, int64_t n) {
 
 DLRN_API void dlrn_axpy(dlrn_context *ctx, float a, const float *x, float *y, int64_t n) {
     ctx->k->axpy(a, x, y, n);
-}
-
-DLRN_API dlrn_status dlrn_mean_var(dlrn_context *ctx, dlrn_tensor t, double *mean, double *var) {
-    DLRNI_REQUIRE(ctx, t.rows > 0, "needs at least one row");
-    for (int64_t j = 0; j < t.cols; j++) {
-        double m = 0, s = 0; /* Welford: mean and sum of squared deviations so far */
-        for (int64_t i = 0; i < t.rows; i++) {
-            double x = (double)t.data[i * t.stride + j], off = x - m;
-            m += off / (double)(i + 1);
-            s += off * (x - m);
-        }
-        if (mean) mean[j] = m;
-        if (var) var[j] = t.rows > 1 ? s / (double)(t.rows - 1) : 0;
-    }
-    return DLRN_OK;
 }
 
 /* Whether element i belongs after element j in descending order: smaller, or equal and later; a NaN
@@ -2271,9 +2264,9 @@ DLRN_API dlrn_status dlrn_topk(dlrn_context *ctx, const float *x, int64_t n, int
 DLRN_API void dlrn_sparse_free(dlrn_sparse *codes) {
     if (!codes) return;
     if (codes->ctx) {
-        dlrni_free(codes->ctx, codes->row_ptr);
-        dlrni_free(codes->ctx, codes->col);
-        dlrni_free(codes->ctx, codes->val);
+        dlrn_free(codes->ctx, codes->row_ptr);
+        dlrn_free(codes->ctx, codes->col);
+        dlrn_free(codes->ctx, codes->val);
     }
     memset(codes, 0, sizeof *codes);
 }
@@ -11156,6 +11149,14 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path,
 #undef DLRNI_UNROLL
 #undef DLRNI_UNUSED
 #undef DLRNI_X86
+#undef dlrni_alloc
+#undef dlrni_free
+#undef dlrn_dtype_size
+#undef dlrn_rng_u64
+#undef dlrn_f16_to_f32
+#undef dlrn_f32_to_f16
+#undef dlrn_bf16_to_f32
+#undef dlrn_f32_to_bf16
 
 #endif /* DICTLEARN_IMPLEMENTATION */
 

@@ -83,7 +83,7 @@ TEST(json_refuses) {
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         dlrn_json *root = NULL;
         dlrn_status s = parse(bad[i].text, strlen(bad[i].text), &root);
-        CHECK_MSG(s == DLRN_ERR_FORMAT, "%s: %s", bad[i].text, dlrn_status_name(s));
+        CHECK_MSG(s == DLRN_ERR_FORMAT, "%s: %s", bad[i].text, test_status_name(s));
         CHECK(root == NULL);
         CHECK_STR(dlrn_error(ctx), "bad.json: JSON");
         CHECK_MSG(strstr(dlrn_error(ctx), bad[i].words) != NULL, "%s: '%s' lacks '%s'", bad[i].text,
@@ -1019,7 +1019,7 @@ TEST(names_that_collide) {
         CHECK(dlrni_names_find(&table, names[i], 3 * STAGES) == i);
         CHECK_MSG(way < 256, "name %d is %d places from its own", i, (int)way);
     }
-    dlrni_free(ctx, table.slot);
+    dlrn_free(ctx, table.slot);
 }
 
 /* As many names as a large model has: found by name, and the last of them twice is told. */

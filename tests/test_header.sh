@@ -47,16 +47,14 @@ END
 cat > "$dir/other.c" << 'END'
 #include "dictlearn.h"
 const char *other(void);
-const char *other(void) { return dlrn_status_name(DLRN_OK); }
+const char *other(void) { return dlrn_status_text(DLRN_OK); }
 END
 cat > "$dir/allocator.c" << 'END'
 #include <stdlib.h>
 static int blocks;
 static void *my_malloc(size_t n) { blocks++; return malloc(n); }
-__attribute__((unused)) static void *my_realloc(void *p, size_t n) { blocks += !p; return realloc(p, n); }
 static void my_free(void *p) { blocks -= p != NULL; free(p); }
 #define DICTLEARN_MALLOC(n) my_malloc(n)
-#define DICTLEARN_REALLOC(p, n) my_realloc(p, n)
 #define DICTLEARN_FREE(p) my_free(p)
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
@@ -106,12 +104,12 @@ cat > "$dir/bits.c" << 'END'
 enum { D = 24, F = 1500, N = 300 };
 int main(void) {
     static float x[N * D];
-    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context_config cfg = {0};
     dlrn_train_config run = dlrn_train_defaults();
     dlrn_rng rng = {3, 0, 0};
     dlrn_context *ctx = NULL;
     dlrn_trainer *t = NULL;
-    for (int i = 0; i < N * D; i++) x[i] = (float)((double)(dlrn_rng_u64(&rng) >> 40) / 16777216.0 - 0.5);
+    for (int i = 0; i < N * D; i++) x[i] = (float)((double)dlrn_rng_uniform(&rng) - 0.5);
     cfg.threads = 3, run.activation_dim = D, run.dict_size = F, run.warmup_steps = 0, run.ghost_threshold = 1;
     if (dlrn_context_create(&cfg, &ctx) || dlrn_trainer_create(ctx, &run, NULL, NULL, &t)) return 1;
     for (int i = 0; i < 4; i++)
@@ -119,7 +117,7 @@ int main(void) {
     const dlrn_dictionary *ae = dlrn_trainer_dictionary(t);
     fwrite(ae->encoder_weight, sizeof(float), D * F, stdout);
     fwrite(ae->decoder_weight, sizeof(float), D * F, stdout);
-    fprintf(stderr, "%s\n", dlrn_build_info(ctx));
+    fprintf(stderr, "%s\n", dlrn_info(ctx).text);
     dlrn_trainer_destroy(t);
     dlrn_context_destroy(ctx);
     return 0;
