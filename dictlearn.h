@@ -1114,7 +1114,7 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
    End of the interface. Stop here unless you want to read the code.
    ========================================================================================== */
 
-#if defined(DICTLEARN_IMPLEMENTATION) && !defined(DLRNI_IMPLEMENTED) && !defined(DLRNI_PASS)
+#if defined(DICTLEARN_IMPLEMENTATION) && !defined(DLRNI_IMPLEMENTED)
 #define DLRNI_IMPLEMENTED
 
 /* ------------------------------------------------------------------------------------------ */
@@ -1240,8 +1240,7 @@ extern "C" {
 typedef struct dlrni_kernel_table dlrni_kernel_table;
 typedef struct dlrni_screen dlrni_screen;
 
-/* A set as it can be asked for (room kernels): kernels, and the screens that go with them, the
-   cheapest first. */
+/* A kernel set (room kernels) and the screens that go with it, the cheapest first. */
 typedef struct dlrni_set {
     const char *name;
     const dlrni_kernel_table *k;
@@ -1591,44 +1590,33 @@ DLRNI_INTERNAL void dlrni_widen_plain(dlrn_dtype type, const char *from, float *
     }
 }
 
-#if DLRNI_X86
-/* f16, the arithmetic of dlrni_f16_to_f32 on eight lanes (rows of 512: 13 times as fast). */
-__attribute__((target("avx2"))) DLRNI_INTERNAL void dlrni_widen_avx2(const char *from, float *to,
-                                                                     int64_t n) {
-    const __m256i bias = _mm256_set1_epi32(112 << 23), one = _mm256_set1_epi32(1 << 23);
-    const __m256 least = _mm256_castsi256_ps(_mm256_set1_epi32(113 << 23)); /* 2^-14 */
-    int64_t at = 0;
-    for (; n - at >= 8; at += 8) {
-        __m256i h =
-            _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(from + 2 * at)));
-        __m256i sign = _mm256_slli_epi32(_mm256_and_si256(h, _mm256_set1_epi32(0x8000)), 16);
-        __m256i a = _mm256_slli_epi32(_mm256_and_si256(h, _mm256_set1_epi32(0x7fff)), 13);
-        __m256i top = _mm256_cmpgt_epi32(a, _mm256_set1_epi32((31 << 23) - 1)); /* infinity, NaN */
-        __m256i tiny = _mm256_cmpgt_epi32(one, a);                              /* subnormal     */
-        a = _mm256_add_epi32(a, _mm256_add_epi32(bias, _mm256_and_si256(bias, top)));
-        __m256 exact = _mm256_sub_ps(_mm256_castsi256_ps(_mm256_add_epi32(a, one)), least);
-        __m256 u = _mm256_blendv_ps(_mm256_castsi256_ps(a), exact, _mm256_castsi256_ps(tiny));
-        _mm256_storeu_ps(to + at, _mm256_or_ps(u, _mm256_castsi256_ps(sign)));
-    }
-    dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at);
+/* What four bits add to a CRC-32, the sum that zip keeps of each member. */
+DLRNI_INTERNAL uint32_t dlrni_crc_step(uint32_t crc) {
+    static const uint32_t table[16] = {0x00000000u, 0x1db71064u, 0x3b6e20c8u, 0x26d930acu,
+                                       0x76dc4190u, 0x6b6b51f4u, 0x4db26158u, 0x5005713cu,
+                                       0xedb88320u, 0xf00f9344u, 0xd6d6a3e8u, 0xcb61b38cu,
+                                       0x9b64c2b0u, 0x86d3d2d4u, 0xa00ae278u, 0xbdbdf21cu};
+    return crc >> 4 ^ table[crc & 15];
 }
 
-/* f16 by the processor's own conversion, which would change a signalling NaN: such rows are left to
-   the plain one (rows of 512: 49 times as fast). */
-__attribute__((target("avx512f"))) DLRNI_INTERNAL void dlrni_widen_avx512(const char *from,
-                                                                          float *to, int64_t n) {
-    const __m256i magnitude = _mm256_set1_epi16(0x7fff), infinity = _mm256_set1_epi16(0x7c00);
-    __m256i nan = _mm256_setzero_si256();
-    int64_t at = 0;
-    for (; n - at >= 16; at += 16) {
-        __m256i h = _mm256_loadu_si256((const __m256i *)(const void *)(from + 2 * at));
-        nan = _mm256_or_si256(nan, _mm256_cmpgt_epi16(_mm256_and_si256(h, magnitude), infinity));
-        _mm512_storeu_ps(to + at, _mm512_maskz_cvtph_ps((__mmask16)0xFFFF, h));
+/* Long runs go eight bytes at a time, since a file is summed when it is opened; their tables are
+   made anew each time, because static ones would have to be guarded from other threads. */
+DLRNI_INTERNAL uint32_t dlrni_crc32(uint32_t crc, const unsigned char *p, uint64_t n) {
+    crc = ~crc;
+    if (n >= 16384) {
+        uint32_t t[8][256];
+        for (uint32_t i = 0; i < 256; i++) t[0][i] = dlrni_crc_step(dlrni_crc_step(i));
+        for (int k = 1; k < 8; k++)
+            for (uint32_t i = 0; i < 256; i++) t[k][i] = t[k - 1][i] >> 8 ^ t[0][t[k - 1][i] & 255];
+        for (; n >= 8; n -= 8, p += 8) {
+            crc ^= p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+            crc = t[7][crc & 255] ^ t[6][crc >> 8 & 255] ^ t[5][crc >> 16 & 255] ^ t[4][crc >> 24] ^
+                  t[3][p[4]] ^ t[2][p[5]] ^ t[1][p[6]] ^ t[0][p[7]];
+        }
     }
-    if (_mm256_movemask_epi8(nan)) at = 0;
-    dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at);
+    for (; n; n--) crc = dlrni_crc_step(dlrni_crc_step(crc ^ *p++));
+    return ~crc;
 }
-#endif
 
 DLRNI_INTERNAL int64_t dlrni_dtype_size(dlrn_dtype t) {
 #define DLRNI_DTYPE_SIZE(name, text, bytes) bytes,
@@ -1688,14 +1676,25 @@ DLRNI_INTERNAL int64_t dlrni_max(int64_t a, int64_t b) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>kernels
-/* One table of kernels a set; the bodies stand in the room kernel-bodies, written once over a
-   vector of 16 lanes and compiled once for each set by including this file again. The canonical
-   order of a sum, the same in every set: dot: lane l sums a[l] b[l], a[l + 16] b[l + 16], ... with
-   fused multiply-adds; then lanes l and l + 8 are added, l and l + 4, l and l + 2, l and l + 1; all
-   others: one fused multiply-add after the other, in the order of the index that is summed over. So
-   every set gives the same bits. */
+/* One table of kernels for each instruction set ("set"). A set is one block in the room
+   kernel-bodies and one row of dlrni_sets below; nothing else names it.
 
-typedef struct dlrni_adam { /* what Adam's update needs of a step, rounded to f32 as torch does */
+   All sets give the same bits, because the order of every sum is fixed ("canonical"). A vector has
+   16 lanes in every set, whatever the processor's registers hold. The sum of a dot product:
+
+       a b   0 .. 15 | 16 .. 31 | 32 .. 47 | ...   lane l = a[l] b[l] + a[l+16] b[l+16] + ...,
+                                                   one fused multiply-add after the other
+       lanes 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
+             +8: lanes l and l + 8 are added       8 sums
+             +4: l and l + 4                       4
+             +2: l and l + 2                       2
+             +1: l and l + 1                       the result
+
+   The last vector is filled up with zeros. Every other sum is one chain of fused multiply-adds in
+   the order of the index that is summed over. */
+
+/* What Adam's update needs of a step, rounded to f32 as torch does. */
+typedef struct dlrni_adam {
     float one_minus_beta1, beta2, one_minus_beta2;
     float step_size;            /* lr / (1 - beta1^t) */
     float root_bias_correction; /* sqrt(1 - beta2^t)  */
@@ -1734,6 +1733,10 @@ struct dlrni_kernel_table {
     void (*exp_shift)(float *y, float shift, int64_t n); /* y = exp(y - shift), y <= shift   */
     /* Adam on n numbers: w, m (first moment), v (second) updated from the gradient g */
     void (*adam)(float *w, float *m, float *v, const float *g, int64_t n, const dlrni_adam *a);
+    /* to [n] = from [n], f16 or bf16 (two bytes each, of any alignment), exactly */
+    void (*widen)(dlrn_dtype type, const char *from, float *to, int64_t n);
+    /* CRC-32 of zip, of what was summed so far and then of p [n] */
+    uint32_t (*crc32)(uint32_t crc, const unsigned char *p, uint64_t n);
 };
 
 /* What the sum of a row's product with a feature is held against (room screen). */
@@ -1775,115 +1778,86 @@ struct dlrni_screen {
 #define DLRNI_LANES 16
 #define DLRNI_GROUP 48
 
-/* The regions. clang marks functions by an attribute, gcc by a pragma; system headers are all in
-   before. */
-#define DLRNI_PASS 0
-#include DICTLEARN_HEADER_NAME
-#undef DLRNI_PASS
+/* Compiles the functions between the two for a processor with these features, whatever the rest of
+   the file is compiled for. clang takes an attribute, gcc a pragma; no system header may be included
+   in between. */
+#define DLRNI_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define DLRNI_TARGET_BEGIN(features)                                                               \
+    DLRNI_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define DLRNI_TARGET_END _Pragma("clang attribute pop")
+#else
+#define DLRNI_TARGET_BEGIN(features) _Pragma("GCC push_options") DLRNI_PRAGMA(GCC target(features))
+#define DLRNI_TARGET_END _Pragma("GCC pop_options")
+#endif
 
+/* The sets' blocks, at the end of this file. */
+#define DLRNI_COMPILE_SETS
+#include DICTLEARN_HEADER_NAME
+#undef DLRNI_COMPILE_SETS
+
+/* The sets, from the slowest to the fastest. `runs` says whether this processor and its system can
+   run it (the compilers' builtin asks the system, too). Screens stand cheapest first; one with a
+   `runs` of its own is left out where that says no, and the first two that remain are taken. The
+   scalar set screens nothing: it is the oracle of the tests. */
+typedef struct dlrni_set_row {
+    const char *name;
+    int (*runs)(void);
+    const dlrni_kernel_table *k;
+    struct {
+        const dlrni_screen *screen;
+        int (*runs)(void); /* NULL: wherever the set runs */
+    } choice[3];
+} dlrni_set_row;
+
+static const dlrni_set_row dlrni_sets[] = {
+    {"scalar", dlrni_scalar_runs, &dlrni_scalar_kernels, {{NULL, NULL}}},
 #if DLRNI_X86
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
+    {"avx2",
+     dlrni_avx2_runs,
+     &dlrni_avx2_kernels,
+     {{&dlrni_avx2_screen_int16, NULL}, {&dlrni_avx2_screen_f32, NULL}}},
+    {"avx512",
+     dlrni_avx512_runs,
+     &dlrni_avx512_kernels,
+     {{&dlrni_avx512_screen_int16, NULL}, {&dlrni_avx512_screen_f32, NULL}}},
+    {"avx512bf16",
+     dlrni_avx512bf16_runs,
+     &dlrni_avx512_kernels,
+     {{&dlrni_avx512bf16_screen, NULL}, {&dlrni_avx512_screen_int16, NULL}}},
+    {"avx512vnni",
+     dlrni_avx512vnni_runs,
+     &dlrni_avx512_kernels,
+     {{&dlrni_avx512vnni_screen, NULL},
+      {&dlrni_avx512bf16_screen, dlrni_avx512bf16_runs},
+      {&dlrni_avx512_screen_int16, NULL}}},
 #endif
-#define DLRNI_PASS 1
-#include DICTLEARN_HEADER_NAME
-#undef DLRNI_PASS
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma"))),    \
-                             apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,fma")
-#endif
-#define DLRNI_PASS 2
-#include DICTLEARN_HEADER_NAME
-#undef DLRNI_PASS
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(                                                                      \
-    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma,avx512vnni"))),                  \
-    apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,fma,avx512vnni")
-#endif
-#define DLRNI_PASS 4
-#include DICTLEARN_HEADER_NAME
-#undef DLRNI_PASS
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(                                                                      \
-    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma,avx512bf16"))),                  \
-    apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,fma,avx512bf16")
-#endif
-#define DLRNI_PASS 5
-#include DICTLEARN_HEADER_NAME
-#undef DLRNI_PASS
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif
-
 #if DLRNI_NEON
-#define DLRNI_PASS 3
-#include DICTLEARN_HEADER_NAME
-#undef DLRNI_PASS
+    {"neon", dlrni_neon_runs, &dlrni_neon_kernels, {{&dlrni_neon_screen_f32, NULL}}},
 #endif
+};
+enum { DLRNI_SETS = sizeof dlrni_sets / sizeof dlrni_sets[0] };
+/* A context has room for their names. */
+typedef char dlrni_sets_fit[(int)DLRNI_SETS <= (int)DLRNI_SETS_MAX ? 1 : -1];
 
-DLRNI_INTERNAL dlrni_set dlrni_set_of(const char *name, const dlrni_kernel_table *k,
-                                      const dlrni_screen *screen, const dlrni_screen *finer) {
-    dlrni_set set = {name, k, {screen, finer}};
-    return set;
-}
-
-/* Set number `index` of those that this processor (and its operating system: the builtin looks at
-   XGETBV) can run, worst first; 0: there are not so many. The scalar set screens nothing: it is the
-   oracle. */
+/* Set number `index` of those that can run here; 0: there are not so many. */
 DLRNI_INTERNAL int dlrni_kernel_set(int index, dlrni_set *set) {
-    dlrni_set sets[5];
-    int n = 0;
-    sets[n++] = dlrni_set_of("scalar", &dlrni_kernels_scalar, NULL, NULL);
-#if DLRNI_X86
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        sets[n++] = dlrni_set_of("avx2", &dlrni_kernels_avx2, &dlrni_avx2_screen_int16,
-                                 &dlrni_avx2_screen_f32);
-        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
-            const dlrni_screen *int16 = &dlrni_avx512_screen_int16, *finer = int16;
-            sets[n++] =
-                dlrni_set_of("avx512", &dlrni_kernels_avx512, int16, &dlrni_avx512_screen_f32);
-            if (__builtin_cpu_supports("avx512bf16")) {
-                finer = &dlrni_avx512_screen_bf16;
-                sets[n++] = dlrni_set_of("avx512bf16", &dlrni_kernels_avx512, finer, int16);
-            }
-            if (__builtin_cpu_supports("avx512vnni"))
-                sets[n++] = dlrni_set_of("avx512vnni", &dlrni_kernels_avx512,
-                                         &dlrni_avx512_screen_int8, finer);
-        }
-    }
-#endif
-#if DLRNI_NEON
-    sets[n++] = dlrni_set_of("neon", &dlrni_kernels_neon, &dlrni_neon_screen_f32, NULL);
-#endif
-    if (index < 0 || index >= n) return 0;
-    *set = sets[index];
+    int i = 0, n = 0;
+    for (; i < (int)DLRNI_SETS; i++)
+        if (dlrni_sets[i].runs() && index-- == 0) break;
+    if (i == (int)DLRNI_SETS) return 0;
+    const dlrni_set_row *row = &dlrni_sets[i];
+    memset(set, 0, sizeof *set);
+    set->name = row->name;
+    set->k = row->k;
+    for (int c = 0; c < 3 && n < 2; c++)
+        if (row->choice[c].screen && (!row->choice[c].runs || row->choice[c].runs()))
+            set->screen[n++] = row->choice[c].screen;
     return 1;
 }
 
-/* name NULL or "auto": the environment's DICTLEARN_KERNELS, else the best. 0: no such set here. */
+/* name NULL or "auto": the environment's DICTLEARN_KERNELS, else the last set that can run. 0: no
+   such set here. */
 DLRNI_INTERNAL int dlrni_kernel_choice(const char *name, dlrni_set *found) {
     if (!name || !strcmp(name, "auto")) name = getenv("DICTLEARN_KERNELS");
     int any = !name || !*name || !strcmp(name, "auto"), ok = 0;
@@ -4259,80 +4233,6 @@ DLRNI_INTERNAL void dlrni_put_le(unsigned char *p, uint64_t v, int n) {
     for (int i = 0; i < n; i++) p[i] = (unsigned char)(v >> 8 * i);
 }
 
-/* What four bits add to a CRC-32, the sum that zip keeps of each member. */
-DLRNI_INTERNAL uint32_t dlrni_crc_step(uint32_t crc) {
-    static const uint32_t table[16] = {0x00000000u, 0x1db71064u, 0x3b6e20c8u, 0x26d930acu,
-                                       0x76dc4190u, 0x6b6b51f4u, 0x4db26158u, 0x5005713cu,
-                                       0xedb88320u, 0xf00f9344u, 0xd6d6a3e8u, 0xcb61b38cu,
-                                       0x9b64c2b0u, 0x86d3d2d4u, 0xa00ae278u, 0xbdbdf21cu};
-    return crc >> 4 ^ table[crc & 15];
-}
-
-#if DLRNI_X86
-/* The sum is the remainder of a polynomial over GF(2), so that 16 bytes may be replaced by what
-   they leave 64 (or 16) bytes further on, two carry-less products (Gopal et al., Fast CRC
-   computation using PCLMULQDQ, 2009). n >= 64 bytes, a multiple of 16, become 16 of the same sum;
-   crc is their start. 134 MB: 6 times as fast as eight at a time. */
-__attribute__((target("pclmul,sse4.1"))) DLRNI_INTERNAL __m128i dlrni_crc_fold(__m128i x,
-                                                                               __m128i by,
-                                                                               __m128i next) {
-    return _mm_xor_si128(
-        next, _mm_xor_si128(_mm_clmulepi64_si128(x, by, 0x00), _mm_clmulepi64_si128(x, by, 0x11)));
-}
-
-__attribute__((target("pclmul,sse4.1"))) DLRNI_INTERNAL void
-dlrni_crc_shrink(uint32_t crc, const unsigned char *p, uint64_t n, unsigned char *out) {
-    const __m128i by_64 = _mm_set_epi64x(0x1c6e41596, 0x154442bd4),
-                  by_16 = _mm_set_epi64x(0x0ccaa009e, 0x1751997d0);
-    const __m128i *at = (const __m128i *)(const void *)p;
-    __m128i x[4];
-    for (int i = 0; i < 4; i++) x[i] = _mm_loadu_si128(at + i);
-    x[0] = _mm_xor_si128(x[0], _mm_cvtsi32_si128((int)crc));
-    for (at += 4, n -= 64; n >= 64; at += 4, n -= 64) {
-        x[0] = dlrni_crc_fold(x[0], by_64, _mm_loadu_si128(at));
-        x[1] = dlrni_crc_fold(x[1], by_64, _mm_loadu_si128(at + 1));
-        x[2] = dlrni_crc_fold(x[2], by_64, _mm_loadu_si128(at + 2));
-        x[3] = dlrni_crc_fold(x[3], by_64, _mm_loadu_si128(at + 3));
-    }
-    for (int i = 1; i < 4; i++) x[0] = dlrni_crc_fold(x[0], by_16, x[i]);
-    for (; n; at++, n -= 16) x[0] = dlrni_crc_fold(x[0], by_16, _mm_loadu_si128(at));
-    _mm_storeu_si128((__m128i *)(void *)out, x[0]);
-}
-#endif
-
-/* Long runs go eight bytes at a time, since a file is summed when it is opened; their tables are
-   made anew each time, because static ones would have to be guarded from other threads. */
-DLRNI_INTERNAL uint32_t dlrni_crc32_plain(uint32_t crc, const unsigned char *p, uint64_t n) {
-    crc = ~crc;
-    if (n >= 16384) {
-        uint32_t t[8][256];
-        for (uint32_t i = 0; i < 256; i++) t[0][i] = dlrni_crc_step(dlrni_crc_step(i));
-        for (int k = 1; k < 8; k++)
-            for (uint32_t i = 0; i < 256; i++) t[k][i] = t[k - 1][i] >> 8 ^ t[0][t[k - 1][i] & 255];
-        for (; n >= 8; n -= 8, p += 8) {
-            crc ^= (uint32_t)dlrni_le(p, 4);
-            crc = t[7][crc & 255] ^ t[6][crc >> 8 & 255] ^ t[5][crc >> 16 & 255] ^ t[4][crc >> 24] ^
-                  t[3][p[4]] ^ t[2][p[5]] ^ t[1][p[6]] ^ t[0][p[7]];
-        }
-    }
-    for (; n; n--) crc = dlrni_crc_step(dlrni_crc_step(crc ^ *p++));
-    return ~crc;
-}
-
-DLRNI_INTERNAL uint32_t dlrni_crc32(uint32_t crc, const unsigned char *p, uint64_t n) {
-#if DLRNI_X86
-    __builtin_cpu_init();
-    if (n >= 64 && __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.1")) {
-        unsigned char left[16];
-        dlrni_crc_shrink(~crc, p, n & ~(uint64_t)15, left);
-        crc = dlrni_crc32_plain(UINT32_MAX, left, sizeof left); /* which stands for no sum so far */
-        p += n & ~(uint64_t)15;
-        n &= 15;
-    }
-#endif
-    return dlrni_crc32_plain(crc, p, n);
-}
-
 /* FNV-1a from a start that a file cannot know, and mixed: else it could give all its names one
    place in a table. */
 DLRNI_INTERNAL uint64_t dlrni_hash(const void *start, const char *p, int64_t n) {
@@ -4491,7 +4391,7 @@ DLRNI_INTERNAL dlrn_status dlrni_out_open(dlrn_context *ctx, const char *path, d
 DLRNI_INTERNAL void dlrni_out_write(dlrni_out *o, const void *bytes, uint64_t n) {
     const dlrn_io *io = dlrni_io_of(o->ctx);
     if (o->status != DLRN_OK || !n) return;
-    o->crc = dlrni_crc32(o->crc, (const unsigned char *)bytes, n);
+    o->crc = o->ctx->k->crc32(o->crc, (const unsigned char *)bytes, n);
     o->at += n;
     o->status = io->write_file(io->user, o->ctx, o->file, bytes, (size_t)n);
 }
@@ -5617,7 +5517,7 @@ DLRNI_INTERNAL int dlrni_zip_extra(dlrni_cursor extra, uint64_t *size, uint64_t 
 
 DLRNI_INTERNAL dlrn_status dlrni_member_check(dlrn_archive *a, const dlrni_member *m,
                                               const unsigned char *p) {
-    if (!m->crc || dlrni_crc32(0, p, m->size) == m->crc) return DLRN_OK;
+    if (!m->crc || a->ctx->k->crc32(0, p, m->size) == m->crc) return DLRN_OK;
     return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
                      "%s: zip: member '%.*s' is damaged: its CRC-32 is not %08lx", a->path,
                      (int)m->name_len, m->name, (unsigned long)m->crc);
@@ -9810,22 +9710,10 @@ DLRNI_INTERNAL void dlrni_pack(dlrn_dtype type, const float *from, char *to, int
 
 DLRNI_INTERNAL void dlrni_unpack(const dlrn_context *ctx, dlrn_dtype type, const char *from,
                                  float *to, int64_t n) {
-    if (type == DLRN_F32) {
+    if (type == DLRN_F32)
         memcpy(to, from, (size_t)n * sizeof *to);
-        return;
-    }
-#if DLRNI_X86
-    if (type == DLRN_F16 && ctx->k == &dlrni_kernels_avx512) {
-        dlrni_widen_avx512(from, to, n);
-        return;
-    }
-    if (type == DLRN_F16 && ctx->k == &dlrni_kernels_avx2) {
-        dlrni_widen_avx2(from, to, n);
-        return;
-    }
-#endif
-    (void)ctx;
-    dlrni_widen_plain(type, from, to, n);
+    else
+        ctx->k->widen(type, from, to, n);
 }
 
 DLRNI_INTERNAL int64_t dlrni_row_bytes(const dlrn_buffer *b) {
@@ -11162,13 +11050,28 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path,
 
 /* ------------------------------------------------------------------------------------------ */
 // >>kernel-bodies
-/* Included once a kernel set (room kernels). First the vector of 16 lanes of this set, then the
-   bodies, the same text for all sets. The scalar set is the oracle: plain loops and dlrni_fma(). */
-#ifdef DLRNI_PASS
+/* The room kernels includes this file again to get here. There is one block for each kernel set:
 
-#if DLRNI_PASS == 0
+     whether the processor can run it; the target it is compiled for
+     DLRNI_K, which puts the set's name before a name
+     the sizes of its tiles, in registers
+     v16, a vector of 16 floats, and what can be done with it
+     transpose, widen, crc32, and what else it does in a way of its own
+     the kernels, from the text at the end of this room, which is the same for all sets
+     its screens
+
+   A new set is a new block and a row in the room kernels. Sizes of tiles: as many sums as fit into
+   the registers beside their operands; `make bench` (rows gemm and step) shows what another size
+   does. The scalar set is the oracle: plain loops and dlrni_fma(). */
+#if defined(DLRNI_COMPILE_SETS) && !defined(DLRNI_COMPILE_BODIES)
+
+/* ---- scalar ---- */
+
+DLRNI_INTERNAL int dlrni_scalar_runs(void) {
+    return 1;
+}
+
 #define DLRNI_K(name) dlrni_scalar_##name
-#define DLRNI_TABLE dlrni_kernels_scalar
 enum {
     DLRNI_K(nt_rows) = 2,
     DLRNI_K(nt_cols) = 2,
@@ -11243,9 +11146,73 @@ DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float
             memcpy(to + j * ld_to + i, from + i * ld_from + j, sizeof *to);
 }
 
-#elif DLRNI_PASS == 1
+DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to, int64_t n) {
+    dlrni_widen_plain(type, from, to, n);
+}
+DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uint64_t n) {
+    return dlrni_crc32(crc, p, n);
+}
+
+#define DLRNI_COMPILE_BODIES
+#include DICTLEARN_HEADER_NAME
+#undef DLRNI_COMPILE_BODIES
+#undef DLRNI_K
+
+#if DLRNI_X86
+/* ---- CRC-32, for all x86 sets ---- */
+
+DLRNI_TARGET_BEGIN("pclmul,sse4.1")
+
+/* The sum is the remainder of a polynomial over GF(2), so that 16 bytes may be replaced by what
+   they leave 64 (or 16) bytes further on, two carry-less products (Gopal et al., Fast CRC
+   computation using PCLMULQDQ, 2009). n >= 64 bytes, a multiple of 16, become 16 of the same sum;
+   crc is their start. 134 MB: 6 times as fast as eight at a time. */
+DLRNI_INTERNAL __m128i dlrni_crc_fold(__m128i x, __m128i by, __m128i next) {
+    return _mm_xor_si128(
+        next, _mm_xor_si128(_mm_clmulepi64_si128(x, by, 0x00), _mm_clmulepi64_si128(x, by, 0x11)));
+}
+
+DLRNI_INTERNAL void dlrni_crc_shrink(uint32_t crc, const unsigned char *p, uint64_t n,
+                                     unsigned char *out) {
+    const __m128i by_64 = _mm_set_epi64x(0x1c6e41596, 0x154442bd4),
+                  by_16 = _mm_set_epi64x(0x0ccaa009e, 0x1751997d0);
+    const __m128i *at = (const __m128i *)(const void *)p;
+    __m128i x[4];
+    for (int i = 0; i < 4; i++) x[i] = _mm_loadu_si128(at + i);
+    x[0] = _mm_xor_si128(x[0], _mm_cvtsi32_si128((int)crc));
+    for (at += 4, n -= 64; n >= 64; at += 4, n -= 64) {
+        x[0] = dlrni_crc_fold(x[0], by_64, _mm_loadu_si128(at));
+        x[1] = dlrni_crc_fold(x[1], by_64, _mm_loadu_si128(at + 1));
+        x[2] = dlrni_crc_fold(x[2], by_64, _mm_loadu_si128(at + 2));
+        x[3] = dlrni_crc_fold(x[3], by_64, _mm_loadu_si128(at + 3));
+    }
+    for (int i = 1; i < 4; i++) x[0] = dlrni_crc_fold(x[0], by_16, x[i]);
+    for (; n; at++, n -= 16) x[0] = dlrni_crc_fold(x[0], by_16, _mm_loadu_si128(at));
+    _mm_storeu_si128((__m128i *)(void *)out, x[0]);
+}
+
+DLRNI_INTERNAL uint32_t dlrni_crc32_folded(uint32_t crc, const unsigned char *p, uint64_t n) {
+    if (n >= 64) {
+        const uint64_t whole = n & ~(uint64_t)15;
+        unsigned char left[16];
+        dlrni_crc_shrink(~crc, p, whole, left);
+        crc = dlrni_crc32(UINT32_MAX, left, sizeof left); /* ~0: nothing is summed so far */
+        p += whole;
+        n -= whole;
+    }
+    return dlrni_crc32(crc, p, n);
+}
+DLRNI_TARGET_END
+
+/* ---- avx2 ---- */
+
+DLRNI_INTERNAL int dlrni_avx2_runs(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("pclmul");
+}
+
+DLRNI_TARGET_BEGIN("avx2,fma,pclmul")
 #define DLRNI_K(name) dlrni_avx2_##name
-#define DLRNI_TABLE dlrni_kernels_avx2
 enum {
     DLRNI_K(nt_rows) = 2,
     DLRNI_K(nt_cols) = 3,
@@ -11273,18 +11240,15 @@ DLRNI_INTERNAL void DLRNI_K(store)(float *p, DLRNI_K(v16) a) {
     _mm256_storeu_ps(p, a.lo);
     _mm256_storeu_ps(p + 8, a.hi);
 }
-DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(add)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
-    return DLRNI_K(pair)(_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi));
-}
-DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(minus)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
-    return DLRNI_K(pair)(_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi));
-}
-DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(mul)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
-    return DLRNI_K(pair)(_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi));
-}
-DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(div)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
-    return DLRNI_K(pair)(_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi));
-}
+#define DLRNI_LANEWISE(name, operation)                                                            \
+    DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(name)(DLRNI_K(v16) a, DLRNI_K(v16) b) {                    \
+        return DLRNI_K(pair)(operation(a.lo, b.lo), operation(a.hi, b.hi));                        \
+    }
+DLRNI_LANEWISE(add, _mm256_add_ps)
+DLRNI_LANEWISE(minus, _mm256_sub_ps)
+DLRNI_LANEWISE(mul, _mm256_mul_ps)
+DLRNI_LANEWISE(div, _mm256_div_ps)
+#undef DLRNI_LANEWISE
 /* max(b, a) returns a where a is NaN, which is what keeps it */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(max)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
     return DLRNI_K(pair)(_mm256_max_ps(b.lo, a.lo), _mm256_max_ps(b.hi, a.hi));
@@ -11392,9 +11356,56 @@ DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
                         _mm256_permute4x64_epi64(both, 0xD8)); /* quarters 0 2 1 3 */
 }
 
-#elif DLRNI_PASS == 2
+/* f16, the arithmetic of dlrni_f16_to_f32 on eight lanes (rows of 512: 13 times as fast). */
+DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
+    const __m256i bias = _mm256_set1_epi32(112 << 23), one = _mm256_set1_epi32(1 << 23);
+    const __m256 least = _mm256_castsi256_ps(_mm256_set1_epi32(113 << 23)); /* 2^-14 */
+    int64_t at = 0;
+    for (; n - at >= 8; at += 8) {
+        __m256i h =
+            _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(from + 2 * at)));
+        __m256i sign = _mm256_slli_epi32(_mm256_and_si256(h, _mm256_set1_epi32(0x8000)), 16);
+        __m256i a = _mm256_slli_epi32(_mm256_and_si256(h, _mm256_set1_epi32(0x7fff)), 13);
+        __m256i top = _mm256_cmpgt_epi32(a, _mm256_set1_epi32((31 << 23) - 1)); /* infinity, NaN */
+        __m256i tiny = _mm256_cmpgt_epi32(one, a);                              /* subnormal     */
+        a = _mm256_add_epi32(a, _mm256_add_epi32(bias, _mm256_and_si256(bias, top)));
+        __m256 exact = _mm256_sub_ps(_mm256_castsi256_ps(_mm256_add_epi32(a, one)), least);
+        __m256 u = _mm256_blendv_ps(_mm256_castsi256_ps(a), exact, _mm256_castsi256_ps(tiny));
+        _mm256_storeu_ps(to + at, _mm256_or_ps(u, _mm256_castsi256_ps(sign)));
+    }
+    dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at);
+}
+
+DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to, int64_t n) {
+    if (type == DLRN_F16)
+        DLRNI_K(widen_f16)(from, to, n);
+    else
+        dlrni_widen_plain(type, from, to, n);
+}
+DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uint64_t n) {
+    return dlrni_crc32_folded(crc, p, n);
+}
+
+#define DLRNI_HAS_SCREENS
+#define DLRNI_HAS_INT16
+#define DLRNI_COMPILE_BODIES
+#include DICTLEARN_HEADER_NAME
+#undef DLRNI_COMPILE_BODIES
+#undef DLRNI_HAS_SCREENS
+#undef DLRNI_HAS_INT16
+#undef DLRNI_K
+DLRNI_TARGET_END
+
+/* ---- avx512 ---- */
+
+DLRNI_INTERNAL int dlrni_avx512_runs(void) {
+    return dlrni_avx2_runs() && __builtin_cpu_supports("avx512f") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl");
+}
+
+DLRNI_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,fma,pclmul")
 #define DLRNI_K(name) dlrni_avx512_##name
-#define DLRNI_TABLE dlrni_kernels_avx512
 enum {
     DLRNI_K(nt_rows) = 4,
     DLRNI_K(nt_cols) = 6,
@@ -11415,18 +11426,15 @@ DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(load)(const float *p) {
 DLRNI_INTERNAL void DLRNI_K(store)(float *p, DLRNI_K(v16) a) {
     _mm512_storeu_ps(p, a);
 }
-DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(add)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
-    return _mm512_add_ps(a, b);
-}
-DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(minus)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
-    return _mm512_sub_ps(a, b);
-}
-DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(mul)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
-    return _mm512_mul_ps(a, b);
-}
-DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(div)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
-    return _mm512_div_ps(a, b);
-}
+#define DLRNI_LANEWISE(name, operation)                                                            \
+    DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(name)(DLRNI_K(v16) a, DLRNI_K(v16) b) {                    \
+        return operation(a, b);                                                                    \
+    }
+DLRNI_LANEWISE(add, _mm512_add_ps)
+DLRNI_LANEWISE(minus, _mm512_sub_ps)
+DLRNI_LANEWISE(mul, _mm512_mul_ps)
+DLRNI_LANEWISE(div, _mm512_div_ps)
+#undef DLRNI_LANEWISE
 DLRNI_INTERNAL DLRNI_K(v16)
     DLRNI_K(max)(DLRNI_K(v16) a, DLRNI_K(v16) b) { /* a NaN in a stays, as in avx2 */
     return _mm512_maskz_max_ps((__mmask16)0xFFFF, b, a);
@@ -11519,9 +11527,243 @@ DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
                             (__mmask16)0xFFFF, _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, a)));
 }
 
-#elif DLRNI_PASS == 3
+/* f16 by the processor's own conversion, which would change a signalling NaN: such rows are left to
+   the plain one (rows of 512: 49 times as fast). */
+DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
+    const __m256i magnitude = _mm256_set1_epi16(0x7fff), infinity = _mm256_set1_epi16(0x7c00);
+    __m256i nan = _mm256_setzero_si256();
+    int64_t at = 0;
+    for (; n - at >= 16; at += 16) {
+        __m256i h = _mm256_loadu_si256((const __m256i *)(const void *)(from + 2 * at));
+        nan = _mm256_or_si256(nan, _mm256_cmpgt_epi16(_mm256_and_si256(h, magnitude), infinity));
+        _mm512_storeu_ps(to + at, _mm512_maskz_cvtph_ps((__mmask16)0xFFFF, h));
+    }
+    if (_mm256_movemask_epi8(nan)) at = 0;
+    dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at);
+}
+
+DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to, int64_t n) {
+    if (type == DLRN_F16)
+        DLRNI_K(widen_f16)(from, to, n);
+    else
+        dlrni_widen_plain(type, from, to, n);
+}
+DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uint64_t n) {
+    return dlrni_crc32_folded(crc, p, n);
+}
+
+#define DLRNI_HAS_SCREENS
+#define DLRNI_HAS_INT16
+#define DLRNI_OWN_COLLECT
+/* A mask of the first n lanes, of all if n is larger. */
+DLRNI_INTERNAL __mmask16 DLRNI_K(first_lanes)(int64_t n) {
+    return (__mmask16)(n >= DLRNI_LANES ? 0xFFFF : (1 << n) - 1);
+}
+
+/* The lanes that stay, and their numbers, moved side by side. */
+DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, const float *bias, const float *threshold,
+                                        float row_floor, int64_t n, int32_t first, int32_t *key,
+                                        float *val) {
+    int64_t count = 0;
+    const __m512 floor = _mm512_set1_ps(row_floor);
+    for (int64_t j = 0; j < n; j += DLRNI_LANES) {
+        const __mmask16 part = DLRNI_K(first_lanes)(n - j);
+        __m512 pre = _mm512_maskz_add_ps(part, _mm512_maskz_loadu_ps(part, f + j),
+                                         _mm512_maskz_loadu_ps(part, bias + j));
+        __m512 least =
+            threshold ? _mm512_maskz_max_ps(part, floor, _mm512_maskz_loadu_ps(part, threshold + j))
+                      : floor;
+        __m512i index = _mm512_add_epi32(
+            _mm512_set1_epi32(first + (int32_t)j),
+            _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+        __mmask16 on = _mm512_mask_cmp_ps_mask(part, pre, least, _CMP_NLE_UQ);
+        _mm512_storeu_ps(val + count, _mm512_maskz_compress_ps(on, pre));
+        _mm512_storeu_si512(key + count, _mm512_maskz_compress_epi32(on, index));
+        count += __builtin_popcount(on);
+    }
+    return count;
+}
+
+#define DLRNI_COMPILE_BODIES
+#include DICTLEARN_HEADER_NAME
+#undef DLRNI_COMPILE_BODIES
+#undef DLRNI_HAS_SCREENS
+#undef DLRNI_HAS_INT16
+#undef DLRNI_OWN_COLLECT
+#undef DLRNI_K
+DLRNI_TARGET_END
+
+/* ---- avx512bf16: the kernels of avx512 and a screen ---- */
+
+DLRNI_INTERNAL int dlrni_avx512bf16_runs(void) {
+    return dlrni_avx512_runs() && __builtin_cpu_supports("avx512bf16");
+}
+
+DLRNI_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,fma,pclmul,avx512bf16")
+DLRNI_INTERNAL void dlrni_avx512bf16_round(const float *x, int64_t n, int unsigned_, void *out,
+                                           dlrni_rounding *r) {
+    __m512 full = _mm512_setzero_ps(), rounded = full, error = full;
+    (void)unsigned_;
+    for (int64_t p = 0; p < n; p += DLRNI_LANES) {
+        __mmask16 part = dlrni_avx512_first_lanes(n - p);
+        __m512 a = _mm512_maskz_loadu_ps(part, x + p);
+        __m256i half = (__m256i)_mm512_cvtneps_pbh(a);
+        __m512i wide = _mm512_maskz_cvtepu16_epi32((__mmask16)0xFFFF, half);
+        __m512 back = _mm512_castsi512_ps(_mm512_maskz_slli_epi32((__mmask16)0xFFFF, wide, 16));
+        __m512 off = _mm512_sub_ps(a, back);
+        full = _mm512_fmadd_ps(a, a, full);
+        rounded = _mm512_fmadd_ps(back, back, rounded);
+        error = _mm512_fmadd_ps(off, off, error);
+        _mm256_mask_storeu_epi16((uint16_t *)out + p, part, half);
+    }
+    const __m512 sums[4] = {full, rounded, error, error};
+    float squares[4];
+    dlrni_avx512_sum4(sums, squares);
+    r->full = squares[0];
+    r->rounded = squares[1];
+    r->error = squares[2];
+    r->scale = 1;
+    r->sum = 0;
+}
+
+/* vdpbf16ps as text: clang 16 does not survive the builtin's type (its pass VectorCombine crashes),
+   and gcc 12 spills the sums around it as it does around vpdpbusd. */
+#define DLRNI_DPBF16(sum, a, b) __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
+DLRNI_INTERNAL void dlrni_avx512bf16_tile(const void *panel, const void *x, int64_t ld,
+                                          int64_t steps, const float *coef,
+                                          const dlrni_screen_row *row, uint64_t *mask) {
+    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
+    __m512 s[8][3];
+    DLRNI_UNROLL
+    for (int i = 0; i < 8; i++) {
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++) s[i][v] = _mm512_setzero_ps();
+    }
+    for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) {
+        __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64),
+                w2 = _mm512_loadu_si512(w + 128);
+        DLRNI_UNROLL
+        for (int i = 0; i < 8; i++) {
+            int32_t two;
+            memcpy(&two, at + i * ld, sizeof two);
+            __m512i b = _mm512_set1_epi32(two);
+            DLRNI_DPBF16(s[i][0], w0, b);
+            DLRNI_DPBF16(s[i][1], w1, b);
+            DLRNI_DPBF16(s[i][2], w2, b);
+        }
+    }
+    DLRNI_UNROLL
+    for (int i = 0; i < 8; i++) mask[i] = dlrni_avx512_screen_mask(s[i], coef, row + i);
+}
+
+#undef DLRNI_DPBF16
+
+static const dlrni_screen dlrni_avx512bf16_screen = {
+    "bf16", 8, 2, 2, 1, 0.53f, dlrni_avx512bf16_round, dlrni_avx512bf16_tile};
+DLRNI_TARGET_END
+
+/* ---- avx512vnni: the kernels of avx512 and a screen ---- */
+
+DLRNI_INTERNAL int dlrni_avx512vnni_runs(void) {
+    return dlrni_avx512_runs() && __builtin_cpu_supports("avx512vnni");
+}
+
+DLRNI_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,fma,pclmul,avx512vnni")
+/* int8 with one scale a row. The largest becomes 127; one side of the product must be unsigned, so
+   128 is added. */
+DLRNI_INTERNAL void dlrni_avx512vnni_round(const float *x, int64_t n, int unsigned_, void *out,
+                                           dlrni_rounding *r) {
+    const __m512i flip = _mm512_set1_epi32(unsigned_ ? 128 : 0);
+    __m512 top = _mm512_setzero_ps(), full = top, rounded = top, error = top;
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t p = 0; p < n; p += DLRNI_LANES) {
+        __mmask16 part = dlrni_avx512_first_lanes(n - p);
+        top = _mm512_maskz_max_ps((__mmask16)0xFFFF, top,
+                                  _mm512_abs_ps(_mm512_maskz_loadu_ps(part, x + p)));
+    }
+    float lane[DLRNI_LANES], most = 0, squares[4];
+    int32_t part_sum[DLRNI_LANES];
+    _mm512_storeu_ps(lane, top);
+    for (int i = 0; i < DLRNI_LANES; i++) most = fmaxf(most, lane[i]);
+    float scale = most > 0 ? most / 127.0f : 1.0f;
+    const __m512 s = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1.0f / scale);
+    for (int64_t p = 0; p < n; p += DLRNI_LANES) {
+        __mmask16 part = dlrni_avx512_first_lanes(n - p);
+        __m512 a = _mm512_maskz_loadu_ps(part, x + p);
+        __m512i q = _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, _mm512_mul_ps(a, inverse));
+        q = _mm512_maskz_max_epi32((__mmask16)0xFFFF, q,
+                                   _mm512_set1_epi32(-127)); /* what is not finite has no integer */
+        __m512 back = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, q),
+               off = _mm512_fnmadd_ps(s, back, a);
+        full = _mm512_fmadd_ps(a, a, full);
+        rounded = _mm512_fmadd_ps(back, back, rounded);
+        error = _mm512_fmadd_ps(off, off, error);
+        sum = _mm512_add_epi32(sum, q);
+        _mm_mask_storeu_epi8(
+            (unsigned char *)out + p, part,
+            _mm512_maskz_cvtepi32_epi8((__mmask16)0xFFFF, _mm512_add_epi32(q, flip)));
+    }
+    const __m512 sums[4] = {full, rounded, error, error};
+    dlrni_avx512_sum4(sums, squares);
+    r->full = squares[0];
+    r->rounded = scale * scale * squares[1];
+    r->error = squares[2];
+    r->scale = scale;
+    r->sum = 0;
+    _mm512_storeu_si512(part_sum, sum);
+    for (int i = 0; i < DLRNI_LANES; i++) r->sum += part_sum[i];
+}
+
+/* vpdpbusd as text: around the builtin gcc 12 copies and spills the sums (44 % of the instruction's
+   peak, 94 % so). */
+#define DLRNI_DPBUSD(sum, a, b) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
+DLRNI_INTERNAL void dlrni_avx512vnni_tile(const void *panel, const void *x, int64_t ld,
+                                          int64_t steps, const float *coef,
+                                          const dlrni_screen_row *row, uint64_t *mask) {
+    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
+    __m512i s[8][3];
+    DLRNI_UNROLL
+    for (int i = 0; i < 8; i++) {
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++) s[i][v] = _mm512_set1_epi32(row[i].shift);
+    }
+    for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) {
+        __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64),
+                w2 = _mm512_loadu_si512(w + 128);
+        DLRNI_UNROLL
+        for (int i = 0; i < 8; i++) {
+            int32_t four;
+            memcpy(&four, at + i * ld, sizeof four);
+            __m512i b = _mm512_set1_epi32(four);
+            DLRNI_DPBUSD(s[i][0], w0, b);
+            DLRNI_DPBUSD(s[i][1], w1, b);
+            DLRNI_DPBUSD(s[i][2], w2, b);
+        }
+    }
+    DLRNI_UNROLL
+    for (int i = 0; i < 8; i++) {
+        __m512 sum[3];
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++) sum[v] = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, s[i][v]);
+        mask[i] = dlrni_avx512_screen_mask(sum, coef, row + i);
+    }
+}
+#undef DLRNI_DPBUSD
+
+static const dlrni_screen dlrni_avx512vnni_screen = {
+    "int8", 8, 1, 4, 0, 0.27f, dlrni_avx512vnni_round, dlrni_avx512vnni_tile};
+DLRNI_TARGET_END
+
+#endif /* DLRNI_X86 */
+
+#if DLRNI_NEON
+/* ---- neon ---- */
+
+DLRNI_INTERNAL int dlrni_neon_runs(void) {
+    return 1;
+}
+
 #define DLRNI_K(name) dlrni_neon_##name
-#define DLRNI_TABLE dlrni_kernels_neon
 enum {
     DLRNI_K(nt_rows) = 2,
     DLRNI_K(nt_cols) = 3,
@@ -11606,9 +11848,28 @@ DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float
             for (int r = 0; r < 4; r++) vst1q_f32(to + (j + r) * ld_to + i, square.val[r]);
         }
 }
-#endif
 
-#if DLRNI_PASS <= 3
+DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to, int64_t n) {
+    dlrni_widen_plain(type, from, to, n);
+}
+DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uint64_t n) {
+    return dlrni_crc32(crc, p, n);
+}
+
+#define DLRNI_HAS_SCREENS
+#define DLRNI_COMPILE_BODIES
+#include DICTLEARN_HEADER_NAME
+#undef DLRNI_COMPILE_BODIES
+#undef DLRNI_HAS_SCREENS
+#undef DLRNI_K
+
+#endif /* DLRNI_NEON */
+
+#endif /* the blocks */
+
+#ifdef DLRNI_COMPILE_BODIES
+/* ---- The kernels, the same text for all sets ---- */
+
 /* Part of a vector: absent lanes read as zero and are not written. */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(load_part)(const float *p, int64_t n) {
     float t[DLRNI_LANES] = {0};
@@ -11836,29 +12097,12 @@ DLRNI_INTERNAL void DLRNI_K(gather_axpy)(float *out, int64_t n, const float *bas
 #undef DLRNI_ASK_NOT
 #undef DLRNI_GATHER
 
+#ifndef DLRNI_OWN_COLLECT
 /* Without a branch on what stays, since that cannot be foreseen. A NaN stays: it must show. */
 DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, const float *bias, const float *threshold,
                                         float row_floor, int64_t n, int32_t first, int32_t *key,
                                         float *val) {
     int64_t count = 0;
-#if DLRNI_PASS == 2
-    const __m512 floor = _mm512_set1_ps(row_floor);
-    for (int64_t j = 0; j < n; j += DLRNI_LANES) {
-        const __mmask16 part = (__mmask16)(n - j < DLRNI_LANES ? (1 << (n - j)) - 1 : 0xFFFF);
-        __m512 pre = _mm512_maskz_add_ps(part, _mm512_maskz_loadu_ps(part, f + j),
-                                         _mm512_maskz_loadu_ps(part, bias + j));
-        __m512 least =
-            threshold ? _mm512_maskz_max_ps(part, floor, _mm512_maskz_loadu_ps(part, threshold + j))
-                      : floor;
-        __m512i index = _mm512_add_epi32(
-            _mm512_set1_epi32(first + (int32_t)j),
-            _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-        __mmask16 on = _mm512_mask_cmp_ps_mask(part, pre, least, _CMP_NLE_UQ);
-        _mm512_storeu_ps(val + count, _mm512_maskz_compress_ps(on, pre));
-        _mm512_storeu_si512(key + count, _mm512_maskz_compress_epi32(on, index));
-        count += __builtin_popcount(on);
-    }
-#else
     for (int64_t j = 0; j < n; j++) {
         const float pre = f[j] + bias[j];
         const float least = threshold && threshold[j] > row_floor ? threshold[j] : row_floor;
@@ -11866,9 +12110,9 @@ DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, const float *bias, const
         val[count] = pre;
         count += !(pre <= least);
     }
-#endif
     return count;
 }
+#endif
 
 /* Runs `vector` (which reads part `n` at offset p and writes it back) over the whole vectors, then
    over the rest. */
@@ -11951,11 +12195,11 @@ DLRNI_INTERNAL void DLRNI_K(adam)(float *w, float *m, float *v, const float *g, 
 #undef DLRNI_ADAM
 }
 
-static const dlrni_kernel_table DLRNI_TABLE = {
+static const dlrni_kernel_table DLRNI_K(kernels) = {
     DLRNI_K(dot),       DLRNI_K(dots),        DLRNI_K(dots_nt),     DLRNI_K(outer),
     DLRNI_K(transpose), DLRNI_K(gather_axpy), DLRNI_K(gather_near), DLRNI_K(collect),
     DLRNI_K(axpy),      DLRNI_K(scale),       DLRNI_K(sub),         DLRNI_K(exp_shift),
-    DLRNI_K(adam),
+    DLRNI_K(adam),      DLRNI_K(widen),       DLRNI_K(crc32),
 };
 
 /* ---- Screens ---- */
@@ -11977,7 +12221,7 @@ DLRNI_INTERNAL uint64_t DLRNI_K(screen_mask)(const DLRNI_K(v16) sum[3], const fl
     return mask;
 }
 
-#if DLRNI_PASS > 0
+#ifdef DLRNI_HAS_SCREENS
 /* f32: nothing is rounded; what is left to allow for is the order of the sum. */
 DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int unsigned_, void *out,
                                        dlrni_rounding *r) {
@@ -12013,7 +12257,7 @@ static const dlrni_screen DLRNI_K(screen_f32) = {
     "f32", DLRNI_K(outer_rows), 4, 1, 1, 1.0f, DLRNI_K(round_f32), DLRNI_K(tile_f32)};
 #endif
 
-#if DLRNI_PASS == 1 || DLRNI_PASS == 2
+#ifdef DLRNI_HAS_INT16
 /* int16 with one scale a row, by which its norm becomes 46000 or its largest 32767. Rounding adds
    at most sqrt(d) / 2 to the norm, so that no sum of products of two such rows goes beyond |x||w| <
    2^31, in whatever order. */
@@ -12095,152 +12339,10 @@ DLRNI_INTERNAL void DLRNI_K(tile_int16)(const void *panel, const void *x, int64_
 static const dlrni_screen DLRNI_K(screen_int16) = {
     "int16", DLRNI_K(outer_rows), 2, 2, 0, 0.72f, DLRNI_K(round_int16), DLRNI_K(tile_int16)};
 #endif
-
 #undef DLRNI_SWEEP
 #undef DLRNI_WHOLE
 #undef DLRNI_PART
-#undef DLRNI_K
-#undef DLRNI_TABLE
-#endif /* DLRNI_PASS <= 3 */
-
-#if DLRNI_PASS == 4
-#define DLRNI_K(name) dlrni_avx512_##name
-
-/* int8 with one scale a row. The largest becomes 127; one side of the product must be unsigned, so
-   128 is added. */
-DLRNI_INTERNAL void DLRNI_K(round_int8)(const float *x, int64_t n, int unsigned_, void *out,
-                                        dlrni_rounding *r) {
-    const __m512i flip = _mm512_set1_epi32(unsigned_ ? 128 : 0);
-    __m512 top = _mm512_setzero_ps(), full = top, rounded = top, error = top;
-    __m512i sum = _mm512_setzero_si512();
-    for (int64_t p = 0; p < n; p += DLRNI_LANES) {
-        __mmask16 part = (__mmask16)(n - p >= DLRNI_LANES ? 0xFFFF : (1 << (n - p)) - 1);
-        top = _mm512_maskz_max_ps((__mmask16)0xFFFF, top,
-                                  _mm512_abs_ps(_mm512_maskz_loadu_ps(part, x + p)));
-    }
-    float most = _mm512_reduce_max_ps(top), scale = most > 0 ? most / 127.0f : 1.0f;
-    const __m512 s = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1.0f / scale);
-    for (int64_t p = 0; p < n; p += DLRNI_LANES) {
-        __mmask16 part = (__mmask16)(n - p >= DLRNI_LANES ? 0xFFFF : (1 << (n - p)) - 1);
-        __m512 a = _mm512_maskz_loadu_ps(part, x + p);
-        __m512i q = _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, _mm512_mul_ps(a, inverse));
-        q = _mm512_maskz_max_epi32((__mmask16)0xFFFF, q,
-                                   _mm512_set1_epi32(-127)); /* what is not finite has no integer */
-        __m512 back = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, q),
-               off = _mm512_fnmadd_ps(s, back, a);
-        full = _mm512_fmadd_ps(a, a, full);
-        rounded = _mm512_fmadd_ps(back, back, rounded);
-        error = _mm512_fmadd_ps(off, off, error);
-        sum = _mm512_add_epi32(sum, q);
-        _mm_mask_storeu_epi8(
-            (unsigned char *)out + p, part,
-            _mm512_maskz_cvtepi32_epi8((__mmask16)0xFFFF, _mm512_add_epi32(q, flip)));
-    }
-    r->full = _mm512_reduce_add_ps(full);
-    r->rounded = scale * scale * _mm512_reduce_add_ps(rounded);
-    r->error = _mm512_reduce_add_ps(error);
-    r->scale = scale;
-    r->sum = _mm512_reduce_add_epi32(sum);
-}
-
-/* vpdpbusd as text: around the builtin gcc 12 copies and spills the sums (44 % of the instruction's
-   peak, 94 % so). */
-#define DLRNI_DPBUSD(sum, a, b) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
-DLRNI_INTERNAL void DLRNI_K(tile_int8)(const void *panel, const void *x, int64_t ld, int64_t steps,
-                                       const float *coef, const dlrni_screen_row *row,
-                                       uint64_t *mask) {
-    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
-    __m512i s[8][3];
-    DLRNI_UNROLL
-    for (int i = 0; i < 8; i++) {
-        DLRNI_UNROLL
-        for (int v = 0; v < 3; v++) s[i][v] = _mm512_set1_epi32(row[i].shift);
-    }
-    for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) {
-        __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64),
-                w2 = _mm512_loadu_si512(w + 128);
-        DLRNI_UNROLL
-        for (int i = 0; i < 8; i++) {
-            int32_t four;
-            memcpy(&four, at + i * ld, sizeof four);
-            __m512i b = _mm512_set1_epi32(four);
-            DLRNI_DPBUSD(s[i][0], w0, b);
-            DLRNI_DPBUSD(s[i][1], w1, b);
-            DLRNI_DPBUSD(s[i][2], w2, b);
-        }
-    }
-    DLRNI_UNROLL
-    for (int i = 0; i < 8; i++) {
-        __m512 sum[3];
-        DLRNI_UNROLL
-        for (int v = 0; v < 3; v++) sum[v] = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, s[i][v]);
-        mask[i] = DLRNI_K(screen_mask)(sum, coef, row + i);
-    }
-}
-#undef DLRNI_DPBUSD
-
-static const dlrni_screen DLRNI_K(screen_int8) = {
-    "int8", 8, 1, 4, 0, 0.27f, DLRNI_K(round_int8), DLRNI_K(tile_int8)};
-#undef DLRNI_K
-
-#elif DLRNI_PASS == 5
-#define DLRNI_K(name) dlrni_avx512_##name
-
-DLRNI_INTERNAL void DLRNI_K(round_bf16)(const float *x, int64_t n, int unsigned_, void *out,
-                                        dlrni_rounding *r) {
-    __m512 full = _mm512_setzero_ps(), rounded = full, error = full;
-    (void)unsigned_;
-    for (int64_t p = 0; p < n; p += DLRNI_LANES) {
-        __mmask16 part = (__mmask16)(n - p >= DLRNI_LANES ? 0xFFFF : (1 << (n - p)) - 1);
-        __m512 a = _mm512_maskz_loadu_ps(part, x + p);
-        __m256i half = (__m256i)_mm512_cvtneps_pbh(a);
-        __m512i wide = _mm512_maskz_cvtepu16_epi32((__mmask16)0xFFFF, half);
-        __m512 back = _mm512_castsi512_ps(_mm512_maskz_slli_epi32((__mmask16)0xFFFF, wide, 16));
-        __m512 off = _mm512_sub_ps(a, back);
-        full = _mm512_fmadd_ps(a, a, full);
-        rounded = _mm512_fmadd_ps(back, back, rounded);
-        error = _mm512_fmadd_ps(off, off, error);
-        _mm256_mask_storeu_epi16((uint16_t *)out + p, part, half);
-    }
-    r->full = _mm512_reduce_add_ps(full);
-    r->rounded = _mm512_reduce_add_ps(rounded);
-    r->error = _mm512_reduce_add_ps(error);
-    r->scale = 1;
-    r->sum = 0;
-}
-
-DLRNI_INTERNAL void DLRNI_K(tile_bf16)(const void *panel, const void *x, int64_t ld, int64_t steps,
-                                       const float *coef, const dlrni_screen_row *row,
-                                       uint64_t *mask) {
-    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
-    __m512 s[8][3];
-    DLRNI_UNROLL
-    for (int i = 0; i < 8; i++) {
-        DLRNI_UNROLL
-        for (int v = 0; v < 3; v++) s[i][v] = _mm512_setzero_ps();
-    }
-    for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) {
-        __m512bh w0 = (__m512bh)_mm512_loadu_si512(w), w1 = (__m512bh)_mm512_loadu_si512(w + 64);
-        __m512bh w2 = (__m512bh)_mm512_loadu_si512(w + 128);
-        DLRNI_UNROLL
-        for (int i = 0; i < 8; i++) {
-            int32_t two;
-            memcpy(&two, at + i * ld, sizeof two);
-            __m512bh b = (__m512bh)_mm512_set1_epi32(two);
-            s[i][0] = _mm512_dpbf16_ps(s[i][0], w0, b);
-            s[i][1] = _mm512_dpbf16_ps(s[i][1], w1, b);
-            s[i][2] = _mm512_dpbf16_ps(s[i][2], w2, b);
-        }
-    }
-    DLRNI_UNROLL
-    for (int i = 0; i < 8; i++) mask[i] = DLRNI_K(screen_mask)(s[i], coef, row + i);
-}
-
-static const dlrni_screen DLRNI_K(screen_bf16) = {
-    "bf16", 8, 2, 2, 1, 0.53f, DLRNI_K(round_bf16), DLRNI_K(tile_bf16)};
-#undef DLRNI_K
-#endif
-#endif /* DLRNI_PASS */
+#endif /* DLRNI_COMPILE_BODIES */
 
 /* ------------------------------------------------------------------------------------------ */
 // >>licence

@@ -239,7 +239,7 @@ static void stepper_run(void *arg) {
 /* The rate is so small that L0 stays. dead: so many features never fire; ghost: they get ghost
    gradients. */
 static stepper stepper_new(const lab *l, const shape *s, int threads, int64_t dead, int ghost) {
-    stepper p = {context_new(s->kernels, threads), NULL, NULL, s->rows, {0}, NULL};
+    stepper p = {context_new(s->kernels, threads), NULL, NULL, s->rows, {0}};
     dlrn_train_config cfg = dlrn_train_defaults();
     cfg.d_in = s->d, cfg.features = s->features, cfg.lr = 1e-12, cfg.warmup_steps = 0,
     cfg.log_steps = -1;
