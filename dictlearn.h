@@ -220,7 +220,8 @@
    Between compilers and C libraries the last bits may differ (log and cos, for new weights and for the entropy, are the
    library's). With -march= flags add -ffp-contract=off, or the compiler fuses further operations as it sees fit.
 
-   Do not compile with -ffast-math: checks for NaN and infinity would vanish, and they are part of the contract.
+   -ffast-math and -Ofast are refused (#error): checks for NaN and infinity would vanish, and they are part of the
+   contract.
    Weights, moments and thresholds are f32; losses and metrics are summed in f64. f16, bf16 and f64 in files are widened
    or narrowed at the border.
 
@@ -317,15 +318,18 @@
 #define DLRN_VERSION_STRING "0.1.0"
 #define DLRN_VERSION 100 /* major * 10000 + minor * 100 + patch */
 
+/* DICTLEARN_STATIC may be defined for a whole project. In a file without the implementation nothing
+   can be static: compilers would warn of each function that is declared and never defined. */
 #ifndef DLRN_API
-#ifdef DICTLEARN_STATIC
-#if defined(__GNUC__)
+#if !defined(DICTLEARN_STATIC)
+#define DLRN_API extern
+#elif !defined(DICTLEARN_IMPLEMENTATION)
+#define DLRN_API extern
+#define DLRNI_NOT_STATIC
+#elif defined(__GNUC__)
 #define DLRN_API __attribute__((unused)) static
 #else
 #define DLRN_API static
-#endif
-#else
-#define DLRN_API extern
 #endif
 #endif
 
@@ -1116,10 +1120,21 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 
 #if defined(DICTLEARN_IMPLEMENTATION) && !defined(DLRNI_IMPLEMENTED)
 #define DLRNI_IMPLEMENTED
+#ifdef DLRNI_NOT_STATIC
+#error                                                                                             \
+    "with DICTLEARN_STATIC, define DICTLEARN_IMPLEMENTATION before a file's first #include of this"
+#endif
 
 /* ------------------------------------------------------------------------------------------ */
 // >>platform
-/* Every system header is included here, before the first kernel region changes the target. */
+/* Compilers, system headers, the allocator. Every system header is included here, before the first
+   kernel set changes the target that the compiler compiles for. */
+
+/* Under these flags a compiler may take it that there are no NaN and no infinity, and drops the
+   checks for them. They are part of what the library promises. */
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ > 0)
+#error "dictlearn.h: compile this file without -ffast-math, -Ofast and -ffinite-math-only"
+#endif
 
 #include <float.h>
 #include <limits.h>
@@ -1207,6 +1222,12 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #define DLRNI_UNUSED
 #endif
 #define DLRNI_INTERNAL DLRNI_UNUSED static
+/* For a function that is called with a constant, which must reach its loops. */
+#if defined(__GNUC__) || defined(__clang__)
+#define DLRNI_INLINE __attribute__((always_inline, unused)) static inline
+#else
+#define DLRNI_INLINE static inline
+#endif
 
 /* Before a loop of fixed length over registers: at -O2 gcc 12 leaves such loops rolled and the sums
    in memory (product of 2048 x 2048 x 512 with AVX-512, two threads: 64 against 180 GFLOPS). */
@@ -1570,6 +1591,12 @@ DLRNI_INTERNAL int64_t dlrni_first_beyond(const float *x, int64_t n, uint32_t mo
     }
     while (at < n && (dlrni_bits_of_float(x[at]) & 0x7fffffffu) <= most) at++;
     return at;
+}
+
+/* The first of n numbers that is not finite; n: all are. The check for every array of numbers that
+   comes from outside. */
+DLRNI_INTERNAL int64_t dlrni_first_not_finite(const float *x, int64_t n) {
+    return dlrni_first_beyond(x, n, 0x7f7fffffu); /* the bits of FLT_MAX */
 }
 
 /* n numbers of two bytes each, widened. bf16 by sixteens, as above (rows of 512: 4.9 times as
@@ -2003,10 +2030,11 @@ typedef struct dlrni_gemm_job {
     int64_t work_size;
 } dlrni_gemm_job;
 
-/* to [cols][rows] = from [rows][cols] transposed. Square by square: a cache line is read once and
-   whole. */
-DLRNI_INTERNAL void dlrni_turn(const dlrni_kernel_table *k, const float *from, int64_t ld_from,
-                               int64_t rows, int64_t cols, float *to, int64_t ld_to) {
+/* to [cols][rows] = from [rows][cols] transposed, on this thread. Square by square: a cache line is
+   read once and whole. */
+DLRNI_INTERNAL void dlrni_transpose_here(const dlrni_kernel_table *k, const float *from,
+                                         int64_t ld_from, int64_t rows, int64_t cols, float *to,
+                                         int64_t ld_to) {
     int64_t whole_rows = rows / DLRNI_LANES * DLRNI_LANES,
             whole_cols = cols / DLRNI_LANES * DLRNI_LANES;
     for (int64_t r = 0; r < whole_rows; r += DLRNI_LANES)
@@ -2017,10 +2045,34 @@ DLRNI_INTERNAL void dlrni_turn(const dlrni_kernel_table *k, const float *from, i
             to[c * ld_to + r] = from[r * ld_from + c];
 }
 
+typedef struct dlrni_transpose_job {
+    const dlrni_kernel_table *k;
+    const float *from;
+    int64_t ld_from, rows, cols;
+    float *to;
+    int64_t ld_to;
+} dlrni_transpose_job;
+enum { DLRNI_TRANSPOSE_COLS = 64 }; /* of a task: four cache lines of each row */
+
+DLRNI_INTERNAL void dlrni_transpose_task(void *arg, int64_t task, int worker) {
+    const dlrni_transpose_job *j = (const dlrni_transpose_job *)arg;
+    int64_t c = task * DLRNI_TRANSPOSE_COLS, cols = dlrni_min(DLRNI_TRANSPOSE_COLS, j->cols - c);
+    (void)worker;
+    dlrni_transpose_here(j->k, j->from + c, j->ld_from, j->rows, cols, j->to + c * j->ld_to,
+                         j->ld_to);
+}
+
+/* The same on all threads. Words of 4 bytes, whatever they hold; from and to must not overlap. */
+DLRNI_INTERNAL void dlrni_transpose(dlrn_context *ctx, const float *from, int64_t ld_from,
+                                    int64_t rows, int64_t cols, float *to, int64_t ld_to) {
+    dlrni_transpose_job job = {ctx->k, from, ld_from, rows, cols, to, ld_to};
+    dlrn_parallel_for(ctx, dlrni_ceil_div(cols, DLRNI_TRANSPOSE_COLS), dlrni_transpose_task, &job);
+}
+
 /* panel [depth][DLRNI_GROUP] = b transposed, b [n][depth]; absent rows of b read as zero. */
 DLRNI_INTERNAL void dlrni_pack_rows(const dlrni_kernel_table *k, const float *b, int64_t ldb,
                                     int64_t n, int64_t depth, float *panel) {
-    dlrni_turn(k, b, ldb, n, depth, panel, DLRNI_GROUP);
+    dlrni_transpose_here(k, b, ldb, n, depth, panel, DLRNI_GROUP);
     for (int64_t p = 0; p < depth && n < DLRNI_GROUP; p++)
         memset(panel + p * DLRNI_GROUP + n, 0, (size_t)(DLRNI_GROUP - n) * sizeof(float));
 }
@@ -2043,7 +2095,7 @@ DLRNI_INTERNAL void dlrni_pack_cols(const float *b, int64_t ldb, int64_t n, int6
 DLRNI_INTERNAL void dlrni_pack_left(const dlrni_gemm_job *j, int64_t i0, int64_t m, int64_t p,
                                     int64_t depth, float *a) {
     if (j->op == DLRN_TN)
-        dlrni_turn(j->k, j->a + p * j->lda + i0, j->lda, depth, m, a, DLRNI_GEMM_STRIDE);
+        dlrni_transpose_here(j->k, j->a + p * j->lda + i0, j->lda, depth, m, a, DLRNI_GEMM_STRIDE);
     for (int64_t i = 0; i < m && j->op != DLRN_TN; i++)
         memcpy(a + i * DLRNI_GEMM_STRIDE, j->a + (i0 + i) * j->lda + p, (size_t)depth * sizeof *a);
 }
@@ -2182,8 +2234,15 @@ DLRN_API float dlrn_dot(dlrn_context *ctx, const float *a, const float *b, int64
     return ctx->k->dot(a, b, n);
 }
 
+/* The sum of squares overflows for numbers beyond 1e19, and loses those below 1e-19. Then it is
+   formed again in double, which holds the square of every float. The bounds are far from where f32
+   fails, so that the sum in between is right to the last bits. */
 DLRN_API float dlrn_norm(dlrn_context *ctx, const float *a, int64_t n) {
-    return sqrtf(ctx->k->dot(a, a, n));
+    float square = ctx->k->dot(a, a, n);
+    if (square > 1e-30f && square <= FLT_MAX) return sqrtf(square);
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)a[i] * (double)a[i];
+    return (float)sqrt(sum);
 }
 
 DLRN_API void dlrn_axpy(dlrn_context *ctx, float a, const float *x, float *y, int64_t n) {
@@ -7982,8 +8041,8 @@ DLRNI_INTERNAL void dlrni_turn_columns(void *arg, int64_t task, int worker) {
     const dlrni_turn_job *j = (const dlrni_turn_job *)arg;
     int64_t c = task * 16;
     (void)worker;
-    dlrni_turn(j->k, j->from + c, j->cols, j->rows, dlrni_min(16, j->cols - c), j->to + c * j->rows,
-               j->rows);
+    dlrni_transpose_here(j->k, j->from + c, j->cols, j->rows, dlrni_min(16, j->cols - c),
+                         j->to + c * j->rows, j->rows);
 }
 
 /* Adds one tensor of the row. */
@@ -11020,6 +11079,7 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path,
 #undef DLRNI_CONFIG_REALS
 #undef DLRNI_GROUP
 #undef DLRNI_GROW
+#undef DLRNI_INLINE
 #undef DLRNI_INTERNAL
 #undef DLRNI_DENSE
 #undef DLRNI_LANES
@@ -11028,11 +11088,14 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path,
 #undef DLRNI_NEW
 #undef DLRNI_NEW_ZERO
 #undef DLRNI_POSIX
+#undef DLRNI_PRAGMA
 #undef DLRNI_PREFETCH
 #undef DLRNI_PREFETCH_FAR
 #undef DLRNI_REQUIRE
 #undef DLRNI_STATS_INTEGERS
 #undef DLRNI_STATS_REALS
+#undef DLRNI_TARGET_BEGIN
+#undef DLRNI_TARGET_END
 #undef DLRNI_TRY
 #undef DLRNI_UNROLL
 #undef DLRNI_UNUSED
@@ -12114,40 +12177,54 @@ DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, const float *bias, const
 }
 #endif
 
-/* Runs `vector` (which reads part `n` at offset p and writes it back) over the whole vectors, then
-   over the rest. */
-#define DLRNI_SWEEP(total, vector)                                                                 \
+/* The first n lanes, as above, or all 16. Where n is the constant 16, no test of it is left. */
+DLRNI_INLINE DLRNI_K(v16) DLRNI_K(load_n)(const float *p, int64_t n) {
+    return n < DLRNI_LANES ? DLRNI_K(load_part)(p, n) : DLRNI_K(load)(p);
+}
+DLRNI_INLINE void DLRNI_K(store_n)(float *p, DLRNI_K(v16) a, int64_t n) {
+    if (n < DLRNI_LANES)
+        DLRNI_K(store_part)(p, a, n);
+    else
+        DLRNI_K(store)(p, a);
+}
+
+/* Runs a statement for each vector of `total` numbers. The statement sees p, where the vector
+   begins, and part, how many of its lanes there are. It is compiled twice: with part = 16, a
+   constant, for the whole vectors, and once more for the rest. */
+#define DLRNI_SWEEP(total, statement)                                                              \
     do {                                                                                           \
         int64_t p = 0;                                                                             \
         for (; p + DLRNI_LANES <= (total); p += DLRNI_LANES) {                                     \
-            vector(DLRNI_K(load), DLRNI_K(store), DLRNI_WHOLE)                                     \
+            enum { part = DLRNI_LANES };                                                           \
+            statement;                                                                             \
         }                                                                                          \
         if (p < (total)) {                                                                         \
             const int64_t part = (total)-p;                                                        \
-            vector(DLRNI_K(load_part), DLRNI_K(store_part), DLRNI_PART)                            \
+            statement;                                                                             \
         }                                                                                          \
     } while (0)
-#define DLRNI_WHOLE
-#define DLRNI_PART , part
 
+DLRNI_INLINE void DLRNI_K(axpy_n)(DLRNI_K(v16) a, const float *x, float *y, int64_t n) {
+    DLRNI_K(store_n)(y, DLRNI_K(fma)(a, DLRNI_K(load_n)(x, n), DLRNI_K(load_n)(y, n)), n);
+}
 DLRNI_INTERNAL void DLRNI_K(axpy)(float a, const float *x, float *y, int64_t n) {
-    const DLRNI_K(v16) s = DLRNI_K(set1)(a);
-#define DLRNI_AXPY(load, store, n) store(y + p, DLRNI_K(fma)(s, load(x + p n), load(y + p n)) n);
-    DLRNI_SWEEP(n, DLRNI_AXPY);
-#undef DLRNI_AXPY
+    const DLRNI_K(v16) all = DLRNI_K(set1)(a);
+    DLRNI_SWEEP(n, DLRNI_K(axpy_n)(all, x + p, y + p, part));
 }
 
+DLRNI_INLINE void DLRNI_K(scale_n)(float *y, DLRNI_K(v16) a, int64_t n) {
+    DLRNI_K(store_n)(y, DLRNI_K(mul)(a, DLRNI_K(load_n)(y, n)), n);
+}
 DLRNI_INTERNAL void DLRNI_K(scale)(float *y, float a, int64_t n) {
-    const DLRNI_K(v16) s = DLRNI_K(set1)(a);
-#define DLRNI_SCALE(load, store, n) store(y + p, DLRNI_K(mul)(s, load(y + p n)) n);
-    DLRNI_SWEEP(n, DLRNI_SCALE);
-#undef DLRNI_SCALE
+    const DLRNI_K(v16) all = DLRNI_K(set1)(a);
+    DLRNI_SWEEP(n, DLRNI_K(scale_n)(y + p, all, part));
 }
 
+DLRNI_INLINE void DLRNI_K(sub_n)(const float *a, const float *b, float *y, int64_t n) {
+    DLRNI_K(store_n)(y, DLRNI_K(minus)(DLRNI_K(load_n)(a, n), DLRNI_K(load_n)(b, n)), n);
+}
 DLRNI_INTERNAL void DLRNI_K(sub)(const float *a, const float *b, float *y, int64_t n) {
-#define DLRNI_SUB(load, store, n) store(y + p, DLRNI_K(minus)(load(a + p n), load(b + p n)) n);
-    DLRNI_SWEEP(n, DLRNI_SUB);
-#undef DLRNI_SUB
+    DLRNI_SWEEP(n, DLRNI_K(sub_n)(a + p, b + p, y + p, part));
 }
 
 /* exp by 2^n e^r, r at most half of log 2 in size, and seven terms of its series: within 2 units of
@@ -12167,32 +12244,52 @@ DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(exp)(DLRNI_K(v16) x) {
     return DLRNI_K(mul)(sum, DLRNI_K(pow2)(n));
 }
 
+DLRNI_INLINE void DLRNI_K(exp_n)(float *y, DLRNI_K(v16) shift, int64_t n) {
+    DLRNI_K(store_n)(y, DLRNI_K(exp)(DLRNI_K(minus)(DLRNI_K(load_n)(y, n), shift)), n);
+}
 DLRNI_INTERNAL void DLRNI_K(exp_shift)(float *y, float shift, int64_t n) {
-    const DLRNI_K(v16) s = DLRNI_K(set1)(shift);
-#define DLRNI_EXP(load, store, n) store(y + p, DLRNI_K(exp)(DLRNI_K(minus)(load(y + p n), s)) n);
-    DLRNI_SWEEP(n, DLRNI_EXP);
-#undef DLRNI_EXP
+    const DLRNI_K(v16) all = DLRNI_K(set1)(shift);
+    DLRNI_SWEEP(n, DLRNI_K(exp_n)(y + p, all, part));
 }
 
 /* Adam (Kingma and Ba, 2015) with torch's order of operations:
-   m += (1 - beta1)(g - m); v = beta2 v + (1 - beta2) g g; w -= step_size m / (sqrt(v) /
-   root_bias_correction + eps) */
+
+     m = lerp(m, g, 1 - beta1), v = beta2 v + (1 - beta2) g g,
+     w -= step_size m / (sqrt(v) / root_bias_correction + eps)
+
+   torch's lerp goes from the nearer end: with t = 1 - beta1, m + t (g - m) where t < 0.5, and
+   g + (t - 1)(g - m) where it is not. */
+typedef struct DLRNI_K(adam_vectors) {
+    DLRNI_K(v16) weight, beta2, one_minus_beta2, step, root, eps;
+    int from_gradient;
+} DLRNI_K(adam_vectors);
+
+DLRNI_INLINE void DLRNI_K(adam_n)(float *w, float *m, float *v, const float *g,
+                                  const DLRNI_K(adam_vectors) *c, int64_t n) {
+    const DLRNI_K(v16) grad = DLRNI_K(load_n)(g, n), m0 = DLRNI_K(load_n)(m, n);
+    const DLRNI_K(v16) from = c->from_gradient ? grad : m0;
+    const DLRNI_K(v16) m1 = DLRNI_K(fma)(c->weight, DLRNI_K(minus)(grad, m0), from);
+    const DLRNI_K(v16) v1 = DLRNI_K(fma)(DLRNI_K(mul)(c->one_minus_beta2, grad), grad,
+                                         DLRNI_K(mul)(c->beta2, DLRNI_K(load_n)(v, n)));
+    const DLRNI_K(v16) below = DLRNI_K(add)(DLRNI_K(div)(DLRNI_K(sqrt)(v1), c->root), c->eps);
+    const DLRNI_K(v16) w1 = DLRNI_K(fma)(c->step, DLRNI_K(div)(m1, below), DLRNI_K(load_n)(w, n));
+    DLRNI_K(store_n)(m, m1, n);
+    DLRNI_K(store_n)(v, v1, n);
+    DLRNI_K(store_n)(w, w1, n);
+}
+
 DLRNI_INTERNAL void DLRNI_K(adam)(float *w, float *m, float *v, const float *g, int64_t n,
                                   const dlrni_adam *a) {
-    const DLRNI_K(v16) b1 = DLRNI_K(set1)(a->one_minus_beta1), b2 = DLRNI_K(set1)(a->beta2);
-    const DLRNI_K(v16) c2 = DLRNI_K(set1)(a->one_minus_beta2), step = DLRNI_K(set1)(-a->step_size);
-    const DLRNI_K(v16) root = DLRNI_K(set1)(a->root_bias_correction), eps = DLRNI_K(set1)(a->eps);
-#define DLRNI_ADAM(load, store, n)                                                                 \
-    const DLRNI_K(v16) grad = load(g + p n), m0 = load(m + p n);                                   \
-    const DLRNI_K(v16) m1 = DLRNI_K(fma)(b1, DLRNI_K(minus)(grad, m0), m0);                        \
-    const DLRNI_K(v16) v1 =                                                                        \
-        DLRNI_K(fma)(DLRNI_K(mul)(c2, grad), grad, DLRNI_K(mul)(b2, load(v + p n)));               \
-    const DLRNI_K(v16) below = DLRNI_K(add)(DLRNI_K(div)(DLRNI_K(sqrt)(v1), root), eps);           \
-    store(m + p, m1 n);                                                                            \
-    store(v + p, v1 n);                                                                            \
-    store(w + p, DLRNI_K(fma)(step, DLRNI_K(div)(m1, below), load(w + p n)) n);
-    DLRNI_SWEEP(n, DLRNI_ADAM);
-#undef DLRNI_ADAM
+    const float t = a->one_minus_beta1;
+    DLRNI_K(adam_vectors) c;
+    c.from_gradient = !(t < 0.5f);
+    c.weight = DLRNI_K(set1)(c.from_gradient ? t - 1 : t);
+    c.beta2 = DLRNI_K(set1)(a->beta2);
+    c.one_minus_beta2 = DLRNI_K(set1)(a->one_minus_beta2);
+    c.step = DLRNI_K(set1)(-a->step_size);
+    c.root = DLRNI_K(set1)(a->root_bias_correction);
+    c.eps = DLRNI_K(set1)(a->eps);
+    DLRNI_SWEEP(n, DLRNI_K(adam_n)(w + p, m + p, v + p, g + p, &c, part));
 }
 
 static const dlrni_kernel_table DLRNI_K(kernels) = {
@@ -12283,8 +12380,7 @@ DLRNI_INTERNAL void DLRNI_K(round_int16)(const float *x, int64_t n, int unsigned
     for (p = 0; p < n; p += DLRNI_LANES) {
         int64_t part = dlrni_min(DLRNI_LANES, n - p);
         unsigned char whole[DLRNI_LANES * 2];
-        DLRNI_K(v16) a =
-            part < DLRNI_LANES ? DLRNI_K(load_part)(x + p, part) : DLRNI_K(load)(x + p);
+        DLRNI_K(v16) a = DLRNI_K(load_n)(x + p, part);
         DLRNI_K(v16) q = DLRNI_K(minus)(DLRNI_K(fma)(a, inverse, magic), magic),
                      off = DLRNI_K(fma)(scale, q, a);
         rounded = DLRNI_K(fma)(q, q, rounded);
@@ -12340,8 +12436,6 @@ static const dlrni_screen DLRNI_K(screen_int16) = {
     "int16", DLRNI_K(outer_rows), 2, 2, 0, 0.72f, DLRNI_K(round_int16), DLRNI_K(tile_int16)};
 #endif
 #undef DLRNI_SWEEP
-#undef DLRNI_WHOLE
-#undef DLRNI_PART
 #endif /* DLRNI_COMPILE_BODIES */
 
 /* ------------------------------------------------------------------------------------------ */

@@ -198,6 +198,73 @@ TEST(vector_kernels_give_the_same_bits_in_every_set) {
     dlrn_context_destroy(scalar);
 }
 
+/* Adam's mean goes from the nearer end, as torch's lerp does. */
+TEST(adams_mean_is_torchs_lerp) {
+    static const float betas[] = {0, 0.25f, 0.5f, 0.75f, 0.9f};
+    for (int i = 0; test_kernels(i); i++) {
+        dlrn_context *ctx = open_kernels(test_kernels(i), 1);
+        for (int b = 0; b < 5; b++) {
+            const float t = 1 - betas[b];
+            const dlrni_adam adam = {t, 0.999f, 0.001f, 3e-4f, 0.0316f, 1e-8f};
+            float w[VEC] = {0}, m[VEC], v[VEC] = {0};
+            fill(m, VEC, 6);
+            fill(vec_g, VEC, 5);
+            ctx->k->adam(w, m, v, vec_g, VEC, &adam);
+            fill(w, VEC, 6);
+            for (int p = 0; p < VEC; p++) {
+                float off = vec_g[p] - w[p];
+                float want = t < 0.5f ? dlrni_fma(t, off, w[p]) : dlrni_fma(t - 1, off, vec_g[p]);
+                CHECK_MSG(same_bits(&m[p], &want, 1), "%s, beta1 %g", dlrn_info(ctx).kernels,
+                          (double)betas[b]);
+            }
+        }
+        dlrn_context_destroy(ctx);
+    }
+}
+
+TEST(norms_of_large_and_of_small_numbers) {
+    static const float scale[] = {1e-30f, 1e-20f, 1, 1e18f, 1e19f, 1e30f};
+    dlrn_context *ctx = open_kernels("auto", 1);
+    for (int s = 0; s < 6; s++) {
+        float x[40] = {0};
+        x[3] = 3 * scale[s], x[35] = -4 * scale[s];
+        CHECK_CLOSE(dlrn_norm(ctx, x, 40), 5 * (double)scale[s], 1e-6);
+    }
+    float odd[3] = {0, 0, 0};
+    CHECK(dlrn_norm(ctx, odd, 3) == 0 && dlrn_norm(ctx, odd, 0) == 0);
+    odd[1] = 1e30f, odd[2] = INFINITY;
+    CHECK(isinf(dlrn_norm(ctx, odd, 3)));
+    odd[1] = NAN;
+    CHECK(isnan(dlrn_norm(ctx, odd, 3)));
+    dlrn_context_destroy(ctx);
+}
+
+TEST(matrices_are_transposed) {
+    enum { ROWS = 37, COLS = 150, FROM = 151, TO = 40 };
+    static float from[ROWS * FROM], to[COLS * TO];
+    fill(from, ROWS * FROM, 8);
+    for (int i = 0; test_kernels(i); i++) {
+        dlrn_context *ctx = open_kernels(test_kernels(i), 2);
+        memset(to, 0, sizeof to);
+        dlrni_transpose(ctx, from, FROM, ROWS, COLS, to, TO);
+        for (int c = 0; c < COLS; c++)
+            for (int r = 0; r < TO; r++)
+                CHECK(to[c * TO + r] == (r < ROWS ? from[r * FROM + c] : 0));
+        dlrn_context_destroy(ctx);
+    }
+}
+
+TEST(the_first_number_that_is_not_finite) {
+    static const float bad[] = {NAN, -NAN, INFINITY, -INFINITY};
+    float x[70];
+    for (int n = 0; n < 70; n++)
+        for (int at = 0; at <= n; at++) {
+            for (int i = 0; i < n; i++) x[i] = i & 1 ? -FLT_MAX : FLT_MAX;
+            if (at < n) x[at] = bad[(n + at) % 4];
+            CHECK_MSG(dlrni_first_not_finite(x, n) == at, "%d of %d", at, n);
+        }
+}
+
 TEST(squares_are_transposed_and_zeros_left_out) {
     enum { GROUP = 48 }; /* the most at a time */
     for (int i = 0; test_kernels(i); i++) {
@@ -427,6 +494,10 @@ int main(int argc, char **argv) {
     RUN(random_numbers_are_philox);
     RUN(products_match_double_and_every_kernel_set_gives_the_same_bits);
     RUN(vector_kernels_give_the_same_bits_in_every_set);
+    RUN(adams_mean_is_torchs_lerp);
+    RUN(norms_of_large_and_of_small_numbers);
+    RUN(matrices_are_transposed);
+    RUN(the_first_number_that_is_not_finite);
     RUN(squares_are_transposed_and_zeros_left_out);
     RUN(sums_of_rows_go_in_order_in_every_set);
     RUN(a_group_is_collected_above_its_floors);

@@ -156,6 +156,29 @@ else
     skip "with a BLAS" "no cblas.h and -lblas"
 fi
 
+# A host's leak checker: macros with arguments, called as our own names might be.
+cat > "$dir/leaks.c" << 'END'
+#include <stdlib.h>
+static void *traced(size_t n, const char *file) { (void)file; return malloc(n); }
+static void untraced(void *p, const char *file) { (void)file; free(p); }
+#define malloc(n) traced(n, __FILE__)
+#define free(p) untraced(p, __FILE__)
+#define realloc(p, n) no_such_function
+#define alloc(n) no_such_function
+#define release(p) no_such_function
+#define DICTLEARN_IMPLEMENTATION
+#include "dictlearn.h"
+#include "use.c"
+END
+c "within a leak checker's macros" -I. -I"$dir" "$dir/leaks.c"
+
+check "static for a whole project: a file that only declares is silent" $CC -std=c99 $warn -I. -DDICTLEARN_STATIC \
+    -c "$dir/other.c" -o "$dir/i.o"
+check_fails "static, declared before the implementation" $CC -std=c99 -fsyntax-only -I. -DDICTLEARN_STATIC \
+    "-DUSE_HEADER=\"dictlearn.h\"" "$dir/twice.c"
+for flag in -ffast-math -Ofast -ffinite-math-only; do
+    check_fails "$flag is an error" $CC -std=c99 $flag -fsyntax-only -I. "-DUSE_HEADER=\"dictlearn.h\"" "$dir/both.c"
+done
 check_fails "half an own allocator is an error" $CC -std=c99 -fsyntax-only -I. "-DDICTLEARN_MALLOC(n)=malloc(n)" \
     "-DUSE_HEADER=\"dictlearn.h\"" "$dir/both.c"
 
