@@ -20,20 +20,18 @@
    >>api-buffer     sources of rows, the activation buffer
    >>api-train      configuration, trainer, checkpoints, the whole run in one call
    >>api-metrics    evaluation with and without a language model
-   >>api-tensor     matrices, products, random numbers, half floats
+   >>api-tensor     matrices, products, threads, random numbers
    >>api-files      archives of tensors, .npy and CSR writers, whole files, JSON
    -                end of the interface
    >>platform       compilers, system headers, allocator
-   >>base           checks, errors, allocation
+   >>base           checks, errors, allocation, growth, min and max
    >>random         counter-based generator
-   >>half           f16 and bf16
+   >>numbers        element types, half floats, what is finite, CRC-32
    >>threads        one loop over tasks
-   >>kernels        table of kernels, which CPU runs which
-   >>context        creation, reports
-   >>tensor         views, means, top-k
-   >>gemm           dense products
-   >>vector         dot, norm, axpy, in the canonical order
-   >>sparse         codes by row and by feature
+   >>kernels        the kernels of a set, the sets, which processor runs which
+   >>context        creation, what it runs on
+   >>matrix         views, dense products, transposition, dot, norm, axpy, top-k
+   >>sparse         codes by row (CSR)
    >>dictionary     roles, families, creation
    >>screen         the bound that rules features out
    >>candidates     lists of the features above a floor, screened or dense
@@ -1325,6 +1323,18 @@ DLRNI_INTERNAL DLRN_PRINTF(3, 4) int dlrni_print(char *out, size_t size, const c
         if (dlrni_s != DLRN_OK) return dlrni_s;                                                    \
     } while (0)
 
+DLRNI_INTERNAL int64_t dlrni_ceil_div(int64_t a, int64_t b) {
+    return a / b + (a % b > 0);
+}
+
+DLRNI_INTERNAL int64_t dlrni_min(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+DLRNI_INTERNAL int64_t dlrni_max(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
 /* a + b and a * b of non-negative sizes; 0 if it does not fit (or an operand is negative), else 1.
  */
 DLRNI_INTERNAL int dlrni_add(int64_t a, int64_t b, int64_t *out) {
@@ -1516,7 +1526,9 @@ DLRN_API uint64_t dlrn_rng_below(dlrn_rng *rng, uint64_t n) {
 }
 
 /* ------------------------------------------------------------------------------------------ */
-// >>half
+// >>numbers
+/* Element types, half floats, and what is finite. */
+
 DLRNI_INTERNAL float dlrni_float_of_bits(uint32_t u) {
     float f;
     memcpy(&f, &u, sizeof f);
@@ -1681,24 +1693,39 @@ DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_paralle
     for (int64_t task = 0; task < n_tasks; task++) body(arg, task, 0);
 }
 
+/* Loops that are estimated to take less than this, in ns on one core, stay on the calling thread. To
+   wake a thread and to wait for it takes 5 to 50 us where threads sleep while they wait. Where they
+   spin (OpenMP's default) it takes 2 us on an idle machine, and whole time slices where other
+   programs want the cores, too: examples/02_train_from_array.c, 10,000 short loops, took 36 to 48 s
+   on two cores under a load of 8, and takes 7 s with this bound (6 s on one thread). On an idle
+   machine the bound costs that example a fifth of its time; loops of a step of 512 x 8192 are all
+   longer. To set it for another machine, time that example with OMP_NUM_THREADS=1 and 2, idle and
+   under load, and see that `make bench` does not change. */
+#ifndef DLRNI_SERIAL_NS
+#define DLRNI_SERIAL_NS 300000.0
+#endif
+
+/* dlrn_parallel_for for a loop that may be too short to be shared. ns: what all of it takes on one
+   core, roughly: 1 for a number that is moved, 1 for 16 multiply-adds. Results do not depend on it. */
+DLRNI_INTERNAL void dlrni_parallel_for(dlrn_context *ctx, int64_t n_tasks, double ns,
+                                       dlrn_parallel_body body, void *arg) {
+    if (ns < DLRNI_SERIAL_NS)
+        for (int64_t task = 0; task < n_tasks; task++) body(arg, task, 0);
+    else
+        dlrn_parallel_for(ctx, n_tasks, body, arg);
+}
+
+/* An estimate for it: rows of some numbers that are moved, or multiplied 16 times. */
+DLRNI_INTERNAL double dlrni_ns(int64_t rows, int64_t each) {
+    return (double)rows * (double)each;
+}
+
 DLRNI_INTERNAL int dlrni_all_cores(void) {
 #ifdef _OPENMP
     return omp_get_max_threads();
 #else
     return 1;
 #endif
-}
-
-DLRNI_INTERNAL int64_t dlrni_ceil_div(int64_t a, int64_t b) {
-    return a / b + (a % b > 0);
-}
-
-DLRNI_INTERNAL int64_t dlrni_min(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
-DLRNI_INTERNAL int64_t dlrni_max(int64_t a, int64_t b) {
-    return a > b ? a : b;
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -1974,7 +2001,9 @@ DLRN_API dlrn_context_info dlrn_info(const dlrn_context *ctx) {
 }
 
 /* ------------------------------------------------------------------------------------------ */
-// >>tensor
+// >>matrix
+/* Matrices and what is done with them: products, transposition, dot, norm, top-k. */
+
 DLRN_API dlrn_tensor dlrn_view(const float *data, int64_t rows, int64_t cols, int64_t stride) {
     dlrn_tensor t = {(float *)(uintptr_t)data, rows, cols, stride};
     return t;
@@ -2000,9 +2029,9 @@ DLRN_API void dlrn_tensor_free(dlrn_context *ctx, dlrn_tensor *t) {
     memset(t, 0, sizeof *t);
 }
 
-/* ------------------------------------------------------------------------------------------ */
-// >>gemm
-/* Dense products. A task is a block of c, of some panels of columns. It goes through the depth in
+/* ---- Products ----
+
+   Dense products. A task is a block of c, of some panels of columns. It goes through the depth in
    stretches: the rows of a are copied to stand close together, since rows a power of two apart
    share their sets of the cache and would push one another out; each panel of b is packed, so that
    it is read in one run from the second cache, and then all rows go by it. On two cores, of the
@@ -2066,7 +2095,8 @@ DLRNI_INTERNAL void dlrni_transpose_task(void *arg, int64_t task, int worker) {
 DLRNI_INTERNAL void dlrni_transpose(dlrn_context *ctx, const float *from, int64_t ld_from,
                                     int64_t rows, int64_t cols, float *to, int64_t ld_to) {
     dlrni_transpose_job job = {ctx->k, from, ld_from, rows, cols, to, ld_to};
-    dlrn_parallel_for(ctx, dlrni_ceil_div(cols, DLRNI_TRANSPOSE_COLS), dlrni_transpose_task, &job);
+    dlrni_parallel_for(ctx, dlrni_ceil_div(cols, DLRNI_TRANSPOSE_COLS), dlrni_ns(rows, cols),
+                       dlrni_transpose_task, &job);
 }
 
 /* panel [depth][DLRNI_GROUP] = b transposed, b [n][depth]; absent rows of b read as zero. */
@@ -2173,7 +2203,8 @@ DLRNI_INTERNAL dlrn_status dlrni_gemm_parallel(dlrn_context *ctx, dlrni_gemm_job
     job->work_size = DLRN_MATMUL_WORK + dlrni_min(job->m, job->rows) * DLRNI_GEMM_STRIDE;
     job->work = DLRNI_NEW(ctx, float, ctx->threads * job->work_size);
     if (!job->work) return DLRN_ERR_MEMORY;
-    dlrn_parallel_for(ctx, job->blocks_m * job->blocks_n, dlrni_gemm_block, job);
+    dlrni_parallel_for(ctx, job->blocks_m * job->blocks_n,
+                       dlrni_ns(job->m, job->n) * (double)job->depth / 16, dlrni_gemm_block, job);
     dlrn_free(ctx, job->work);
     return DLRN_OK;
 }
@@ -2228,8 +2259,8 @@ DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tens
     return dlrni_gemm_parallel(ctx, &job);
 }
 
-/* ------------------------------------------------------------------------------------------ */
-// >>vector
+/* ---- Vectors ---- */
+
 DLRN_API float dlrn_dot(dlrn_context *ctx, const float *a, const float *b, int64_t n) {
     return ctx->k->dot(a, b, n);
 }
@@ -2360,11 +2391,11 @@ DLRNI_INTERNAL dlrn_status dlrni_sparse_append(dlrn_context *ctx, dlrn_sparse *c
                                                const float *f, int64_t n) {
     dlrni_compress_job job = {f, n, codes->cols, codes->rows, codes};
     DLRNI_TRY(dlrni_sparse_reserve(ctx, codes, codes->rows + n, codes->nnz_cap));
-    dlrn_parallel_for(ctx, n, dlrni_count_row, &job);
+    dlrni_parallel_for(ctx, n, dlrni_ns(n, codes->cols), dlrni_count_row, &job);
     int64_t *p = codes->row_ptr + codes->rows;
     for (int64_t i = 0; i < n; i++) p[i + 1] += p[i];
     DLRNI_TRY(dlrni_sparse_reserve(ctx, codes, codes->rows + n, codes->row_ptr[codes->rows + n]));
-    dlrn_parallel_for(ctx, n, dlrni_fill_row, &job);
+    dlrni_parallel_for(ctx, n, dlrni_ns(n, codes->cols), dlrni_fill_row, &job);
     codes->rows += n;
     return DLRN_OK;
 }
@@ -2932,7 +2963,8 @@ DLRNI_INTERNAL void dlrni_input_block(void *arg, int64_t block, int worker) {
 
 DLRNI_INTERNAL void dlrni_input(const dlrn_dictionary *dict, const float *x, int64_t n, float *xc) {
     dlrni_input_job job = {dict, x, xc, n};
-    dlrn_parallel_for(dict->ctx, dlrni_ceil_div(n, DLRNI_BLOCK), dlrni_input_block, &job);
+    dlrni_parallel_for(dict->ctx, dlrni_ceil_div(n, DLRNI_BLOCK), dlrni_ns(n, dict->d_in),
+                       dlrni_input_block, &job);
 }
 
 /* ---- Lists ---- */
@@ -3184,7 +3216,8 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_round(dlrni_encoding *c) {
         return DLRN_ERR_MEMORY;
     memset(c->rounded + c->n * c->width, 0, (size_t)(beyond * c->width));
     memset(c->row + c->n, 0, (size_t)beyond * sizeof *c->row);
-    dlrn_parallel_for(ctx, dlrni_ceil_div(c->n, DLRNI_BLOCK), dlrni_screen_block, c);
+    dlrni_parallel_for(ctx, dlrni_ceil_div(c->n, DLRNI_BLOCK), dlrni_ns(c->n, c->dict->d_in),
+                       dlrni_screen_block, c);
     return DLRN_OK;
 }
 
@@ -3303,8 +3336,9 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
     for (int64_t s = 0; s < c->stretches; s++)
         for (int64_t g = first; g < first + c->wave; g++) c->lists[s * c->groups + g].whole = 0;
     while (missing) {
-        dlrn_parallel_for(ctx, c->stretches * dlrni_ceil_div(c->wave, c->share), dlrni_list_task,
-                          c);
+        dlrni_parallel_for(ctx, c->stretches * dlrni_ceil_div(c->wave, c->share),
+                           dlrni_ns(c->n, c->wave * DLRNI_GROUP) * (double)c->dict->d_in / 16,
+                           dlrni_list_task, c);
         if (dlrni_wave_entries(c) > budget)
             c->wave = dlrni_min(c->wave, dlrni_max(budget / (c->n * DLRNI_GROUP), 1));
         DLRNI_TRY(dlrni_make_room(c, &missing));
@@ -3565,7 +3599,9 @@ DLRNI_INTERNAL void dlrni_decode_row(void *arg, int64_t i, int worker) {
 DLRNI_INTERNAL void dlrni_decode_rows(const dlrn_dictionary *dict, const dlrn_sparse *codes,
                                       const float *x, float *x_hat) {
     dlrni_decode_job job = {dict, codes, dict->param[DLRN_SKIP] ? x : NULL, x_hat};
-    dlrn_parallel_for(dict->ctx, codes->rows, dlrni_decode_row, &job);
+    dlrni_parallel_for(dict->ctx, codes->rows,
+                       dlrni_ns(codes->row_ptr[codes->rows] / 16 + codes->rows, dict->d_out),
+                       dlrni_decode_row, &job);
 }
 
 /* Features alone do not determine the output of a dictionary with a skip. */
@@ -3713,11 +3749,13 @@ DLRNI_INTERNAL dlrn_status dlrni_append_codes(dlrni_encode_job *j) {
     int64_t n = j->e->c.n, blocks = dlrni_ceil_div(n, DLRNI_BLOCK), *p;
     j->first = j->codes->rows;
     DLRNI_TRY(dlrni_sparse_reserve(ctx, j->codes, j->first + n, j->codes->nnz_cap));
-    dlrn_parallel_for(ctx, blocks, dlrni_csr_count_block, j);
+    dlrni_parallel_for(ctx, blocks, dlrni_ns(4, dlrni_wave_entries(&j->e->c)),
+                       dlrni_csr_count_block, j);
     p = j->codes->row_ptr + j->first;
     for (int64_t i = 0; i < n; i++) p[i + 1] += p[i];
     DLRNI_TRY(dlrni_sparse_reserve(ctx, j->codes, j->first + n, p[n]));
-    dlrn_parallel_for(ctx, blocks, dlrni_csr_fill_block, j);
+    dlrni_parallel_for(ctx, blocks, dlrni_ns(4, dlrni_wave_entries(&j->e->c)), dlrni_csr_fill_block,
+                       j);
     j->codes->rows += n;
     return DLRN_OK;
 }
@@ -3805,7 +3843,8 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
     if (dict->formula.gate == DLRN_GATE_IDENTITY)
         memcpy(j->f, c->xc, (size_t)(n * dict->features) * sizeof *j->f);
     else
-        dlrn_parallel_for(ctx, c->groups, c->ready ? dlrni_few_screened : dlrni_few_dense, j);
+        dlrni_parallel_for(ctx, c->groups, dlrni_ns(dict->features, dict->d_in) * (double)n / 4,
+                           c->ready ? dlrni_few_screened : dlrni_few_dense, j);
     if (heap) dlrni_few_select(dict, j->f, n, e->heap);
     dlrn_status s = j->codes ? dlrni_sparse_append(ctx, j->codes, j->f, n) : DLRN_OK;
     j->f = f;
@@ -3833,7 +3872,9 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_stretch(dlrni_encode_job *j, const float
     DLRNI_TRY(dlrni_encoding_load(c, 0, c->groups, INT64_MAX));
     dlrni_encoding_learn(c, dlrni_wave_entries(c), dlrni_wave_candidates(c));
     if (j->codes) DLRNI_TRY(dlrni_append_codes(j));
-    if (j->f) dlrn_parallel_for(ctx, dlrni_ceil_div(n, DLRNI_BLOCK), dlrni_spread_block, j);
+    if (j->f)
+        dlrni_parallel_for(ctx, dlrni_ceil_div(n, DLRNI_BLOCK), dlrni_ns(n, e->dict->features),
+                           dlrni_spread_block, j);
     return DLRN_OK;
 }
 
@@ -8340,7 +8381,9 @@ DLRNI_INTERNAL dlrn_status dlrni_each_slab(dlrn_trainer *t, dlrn_parallel_body b
     w->slab = (double)dlrni_wave_entries(&w->codes) > DLRNI_DENSE * all ? 4 : 1;
     w->slab_most = w->slab * dlrni_block_max(&w->codes);
     DLRNI_TRY(dlrni_need_scratch(&w->codes, 2 * w->slab_most * (int64_t)sizeof(float)));
-    dlrn_parallel_for(t->ctx, dlrni_ceil_div(w->n, w->slab * DLRNI_BLOCK), body, t);
+    dlrni_parallel_for(t->ctx, dlrni_ceil_div(w->n, w->slab * DLRNI_BLOCK),
+                       dlrni_ns(dlrni_wave_entries(&w->codes) / 16 + w->n, t->dict->d_out), body,
+                       t);
     return DLRN_OK;
 }
 
@@ -8870,8 +8913,11 @@ DLRNI_INTERNAL dlrn_status dlrni_update_panel(dlrni_update *u, int64_t first) {
         u->entries = dlrni_update_most(u);
         DLRNI_TRY(dlrni_need_scratch(c, dlrni_visit_scratch(u)));
         u->t->torn |= u->adam != NULL;
-        dlrn_parallel_for(u->t->ctx, dlrni_ceil_div(u->end - u->first, u->groups),
-                          dlrni_update_groups, u);
+        dlrni_parallel_for(
+            u->t->ctx, dlrni_ceil_div(u->end - u->first, u->groups),
+            dlrni_ns(dlrni_wave_entries(c) / 4 + 8 * (u->end - u->first) * DLRNI_GROUP,
+                     u->t->dict->d_in),
+            dlrni_update_groups, u);
     }
     return DLRN_OK;
 }
@@ -9860,7 +9906,8 @@ DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
 DLRNI_INTERNAL void dlrni_buffer_rows(const dlrn_buffer *b, int64_t first, int64_t step,
                                       int64_t rows, float *x, float *y) {
     dlrni_rows_job job = {b, first, step, rows, {x, y}};
-    dlrn_parallel_for(b->ctx, dlrni_ceil_div(rows, DLRNI_ROWS), dlrni_rows_task, &job);
+    dlrni_parallel_for(b->ctx, dlrni_ceil_div(rows, DLRNI_ROWS), dlrni_ns(rows, b->d),
+                       dlrni_rows_task, &job);
 }
 
 /* A row that is not finite would poison every weight: named by its place in the stream. */
@@ -11094,6 +11141,7 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path,
 #undef DLRNI_REQUIRE
 #undef DLRNI_STATS_INTEGERS
 #undef DLRNI_STATS_REALS
+#undef DLRNI_SERIAL_NS
 #undef DLRNI_TARGET_BEGIN
 #undef DLRNI_TARGET_END
 #undef DLRNI_TRY

@@ -15,6 +15,7 @@ int main(void) {
     dlrn_context *ctx = NULL;
     dlrn_dictionary *ae = NULL;
     if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return 1;
+    dlrn_dictionary_desc desc = {NULL, 4, 0, 16, 0, 1};
     if (dlrn_dictionary_create(ctx, &desc, &ae) != DLRN_OK) return 2;
     if (dlrn_encode(ae, x, 2, f) != DLRN_OK) return 3;
     if (dlrn_decode(ae, f, 2, x_hat) != DLRN_OK) return 4;
@@ -110,13 +111,13 @@ int main(void) {
     dlrn_context *ctx = NULL;
     dlrn_trainer *t = NULL;
     for (int i = 0; i < N * D; i++) x[i] = (float)((double)dlrn_rng_uniform(&rng) - 0.5);
-    cfg.threads = 3, run.activation_dim = D, run.dict_size = F, run.warmup_steps = 0, run.ghost_threshold = 1;
+    cfg.threads = 3, run.d_in = D, run.features = F, run.warmup_steps = 0, run.ghost_threshold = 1;
     if (dlrn_context_create(&cfg, &ctx) || dlrn_trainer_create(ctx, &run, NULL, NULL, &t)) return 1;
     for (int i = 0; i < 4; i++)
         if (dlrn_trainer_step_on(t, x, NULL, N, NULL)) return 2;
     const dlrn_dictionary *ae = dlrn_trainer_dictionary(t);
-    fwrite(ae->encoder_weight, sizeof(float), D * F, stdout);
-    fwrite(ae->decoder_weight, sizeof(float), D * F, stdout);
+    fwrite(ae->param[DLRN_ENCODER], sizeof(float), D * F, stdout);
+    fwrite(ae->param[DLRN_DECODER], sizeof(float), D * F, stdout);
     fprintf(stderr, "%s\n", dlrn_info(ctx).text);
     dlrn_trainer_destroy(t);
     dlrn_context_destroy(ctx);

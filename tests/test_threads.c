@@ -1,6 +1,7 @@
 /* test_threads.c - real threads: loops that the host runs on its own, and contexts that work at the
    same time. The numbers must be those of one thread; under the thread sanitizer (`make tsan`) no
    two threads may meet at a byte. */
+#define DLRNI_SERIAL_NS 0 /* short loops, too, run on all threads */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/test.h"
