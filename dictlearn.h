@@ -20,20 +20,18 @@
    >>api-buffer     sources of rows, the activation buffer
    >>api-train      configuration, trainer, checkpoints, the whole run in one call
    >>api-metrics    evaluation with and without a language model
-   >>api-tensor     matrices, products, random numbers, half floats
+   >>api-tensor     matrices, products, threads, random numbers
    >>api-files      archives of tensors, .npy and CSR writers, whole files, JSON
    -                end of the interface
    >>platform       compilers, system headers, allocator
-   >>base           checks, errors, allocation
+   >>base           checks, errors, allocation, growth, min and max
    >>random         counter-based generator
-   >>half           f16 and bf16
+   >>numbers        element types, half floats, what is finite, CRC-32
    >>threads        one loop over tasks
-   >>kernels        table of kernels, which CPU runs which
-   >>context        creation, reports
-   >>tensor         views, means, top-k
-   >>gemm           dense products
-   >>vector         dot, norm, axpy, in the canonical order
-   >>sparse         codes by row and by feature
+   >>kernels        the kernels of a set, the sets, which processor runs which
+   >>context        creation, what it runs on
+   >>matrix         views, dense products, transposition, dot, norm, axpy, top-k
+   >>sparse         codes by row (CSR)
    >>dictionary     roles, families, creation
    >>screen         the bound that rules features out
    >>candidates     lists of the features above a floor, screened or dense
@@ -160,18 +158,18 @@
    DICTLEARN_VSNPRINTF               implementation vsnprintf(text, size, format, args); with it and NO_STDIO, <stdio.h>
                                                     is not included
    DICTLEARN_SIMD                    implementation 0: the scalar kernels alone. Default 1: all that the compiler knows
-   DICTLEARN_CBLAS                   implementation dlrn_gemm() calls cblas_sgemm() of <cblas.h>; link your BLAS. Its
+   DICTLEARN_CBLAS                   implementation dlrn_matmul() calls cblas_sgemm() of <cblas.h>; link your BLAS. Its
                                                     bits, its threads; training does not use it
    DICTLEARN_HEADER_NAME             implementation "new_name.h", if you rename this file: it includes itself
-   DICTLEARN_MALLOC, _REALLOC, _FREE implementation all three or none: malloc(size), realloc(p, size), free(p)
+   DICTLEARN_MALLOC, _FREE           implementation both or neither: malloc(size), free(p)
    DICTLEARN_ASSERT                  implementation assert(condition); it checks our mistakes, never yours or a file's
    DLRN_API                          everywhere     linkage of the public functions, for a DLL
    NDEBUG                            implementation drops the assertions
    -fopenmp                          implementation threads by OpenMP; without it one thread, or your own parallel_for
 
    "Everywhere": the same in each file that includes the header. No macro changes the layout of a struct.
-   In the environment: DICTLEARN_KERNELS=scalar|avx2|avx512|avx512bf16|avx512vnni|neon overrides the choice "auto" of a
-   context; dlrn_kernels() names the set in force, dlrn_kernels_available() those that this processor can run.
+   In the environment, DICTLEARN_KERNELS=NAME picks the kernel set of every context that does not name one itself;
+   dlrn_info() lists the sets that this processor can run, and names the one in force.
 
    ---- MEMORY AND OWNERSHIP -----------------------------------------------------------------------------------------
 
@@ -220,7 +218,8 @@
    Between compilers and C libraries the last bits may differ (log and cos, for new weights and for the entropy, are the
    library's). With -march= flags add -ffp-contract=off, or the compiler fuses further operations as it sees fit.
 
-   Do not compile with -ffast-math: checks for NaN and infinity would vanish, and they are part of the contract.
+   -ffast-math and -Ofast are refused (#error): checks for NaN and infinity would vanish, and they are part of the
+   contract.
    Weights, moments and thresholds are f32; losses and metrics are summed in f64. f16, bf16 and f64 in files are widened
    or narrowed at the border.
 
@@ -317,15 +316,18 @@
 #define DLRN_VERSION_STRING "0.1.0"
 #define DLRN_VERSION 100 /* major * 10000 + minor * 100 + patch */
 
+/* DICTLEARN_STATIC may be defined for a whole project. In a file without the implementation nothing
+   can be static: compilers would warn of each function that is declared and never defined. */
 #ifndef DLRN_API
-#ifdef DICTLEARN_STATIC
-#if defined(__GNUC__)
+#if !defined(DICTLEARN_STATIC)
+#define DLRN_API extern
+#elif !defined(DICTLEARN_IMPLEMENTATION)
+#define DLRN_API extern
+#define DLRNI_NOT_STATIC
+#elif defined(__GNUC__)
 #define DLRN_API __attribute__((unused)) static
 #else
 #define DLRN_API static
-#endif
-#else
-#define DLRN_API extern
 #endif
 #endif
 
@@ -427,19 +429,28 @@ typedef struct dlrn_io {
     void *user;
 } dlrn_io;
 
+/* All zero is the default. */
 typedef struct dlrn_context_config {
-    int threads; /* 0: all cores that OpenMP sees; without OpenMP and parallel_for: 1         */
-    const char *kernels; /* "auto" | "scalar" | "avx2" | "avx512" | "avx512bf16" | "avx512vnni" |
-                            "neon"; DICTLEARN_KERNELS in the environment wins over "auto" */
-    void *(*malloc)(size_t size, void *user); /* all three or none; none: the C library's     */
-    void *(*realloc)(void *p, size_t size,
-                     void *user); /* (DICTLEARN_MALLOC/REALLOC/FREE if defined)   */
-    void (*free)(void *p, void *user);
+    int threads;         /* 0: all cores that OpenMP sees; without OpenMP and parallel_for: 1 */
+    const char *kernels; /* a set's name (see dlrn_info). NULL or "auto": the environment's
+                            DICTLEARN_KERNELS, else the best set that this processor can run */
+    void *(*alloc)(void *user, size_t size); /* both or neither. NULL: DICTLEARN_MALLOC and    */
+    void (*release)(void *user, void *p);    /* DICTLEARN_FREE, which are malloc() and free() */
     void (*parallel_for)(void *user, int64_t n_tasks, dlrn_parallel_body body,
                          void *arg); /* NULL: OpenMP */
     void *user;                      /* handed to the callbacks above */
     dlrn_io io; /* all zero: files of the C library; with DICTLEARN_NO_STDIO: there are none */
 } dlrn_context_config;
+
+/* What a context runs on. All of it belongs to the context. */
+typedef struct dlrn_context_info {
+    const char *kernels;          /* the kernel set in force                                  */
+    const char *const *available; /* the sets that this processor can run, scalar first; NULL
+                                     after the last                                           */
+    int threads;                  /* workers of dlrn_parallel_for                             */
+    const char *text; /* "dictlearn 0.1.0, kernels avx512 of scalar avx2 avx512, 2 threads
+                         (OpenMP)" */
+} dlrn_context_info;
 
 /* A view of a matrix of f32: element (i, j) is data[i * stride + j]. Borrowed memory, never freed.
  */
@@ -463,34 +474,21 @@ typedef struct dlrn_sparse {
 /* ------------------------------------------------------------------------------------------ */
 // >>api-context
 
-/* Defaults, to be edited before use. 0 never means "default" in a training configuration. */
-DLRN_API dlrn_context_config dlrn_context_defaults(void);
-
-/* cfg may be NULL (defaults), is copied. Fails without a context to ask: DLRN_ERR_MEMORY, or
-   DLRN_ERR_ARGUMENT for an unknown or unavailable kernel set, a negative number of threads, or an
-   allocator of one or two functions. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_context_create(const dlrn_context_config *cfg,
+/* config may be NULL, which is the same as all zero; it is copied. On failure there is no context to
+   ask for a text: DLRN_ERR_MEMORY, or DLRN_ERR_ARGUMENT for a kernel set that is unknown or that this
+   processor cannot run, a negative number of threads, or half an allocator. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_context_create(const dlrn_context_config *config,
                                                     dlrn_context **out);
 DLRN_API void dlrn_context_destroy(dlrn_context *ctx); /* NULL is fine; destroy its objects first */
+DLRN_API dlrn_context_info dlrn_info(const dlrn_context *ctx);
 
-/* The last error's text, "" if none; valid until the next failing call on this context. NULL
-   context: a fixed text. */
+/* The text of the last error, "" if there was none; valid until the next failing call on this
+   context. NULL context: a fixed text. */
 DLRN_API const char *dlrn_error(const dlrn_context *ctx);
-/* For code beside the library (a source, a model): sets the text, as printf writes it but in one
-   line, and returns s.
- */
+/* For your own sources and models: sets the text (as printf does, but always one line), returns s. */
 DLRN_API DLRN_PRINTF(3, 4) dlrn_status
     dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...);
-DLRN_API const char *dlrn_status_name(dlrn_status s); /* "DLRN_ERR_SHAPE" */
 DLRN_API const char *dlrn_status_text(dlrn_status s); /* "shapes do not agree" */
-
-/* What was built and what runs: "dictlearn 0.1.0, kernels avx512 of scalar avx2 avx512, 2 threads
-   (OpenMP)". */
-DLRN_API const char *dlrn_build_info(dlrn_context *ctx);
-DLRN_API const char *dlrn_kernels(const dlrn_context *ctx); /* name of the kernel set in force */
-DLRN_API const char *
-dlrn_kernels_available(int index); /* 0, 1, ... until NULL: what this CPU can run */
-DLRN_API int dlrn_threads(const dlrn_context *ctx);
 
 /* ------------------------------------------------------------------------------------------ */
 // >>api-dictionary
@@ -940,42 +938,32 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e
 /* ------------------------------------------------------------------------------------------ */
 // >>api-tensor
 
-DLRN_API dlrn_tensor dlrn_view(float *data, int64_t rows, int64_t cols);
-/* Rows [first, first + rows) and columns [col, col + cols) of t; out of range gives an empty view
-   (data NULL). */
-DLRN_API dlrn_tensor dlrn_slice(dlrn_tensor t, int64_t first, int64_t rows, int64_t col,
-                                int64_t cols);
-/* An owned matrix of zeros, 64-byte aligned; overflow of rows * cols is caught. */
+/* Describes a matrix that you own: rows of `cols` floats, `stride` floats apart. `data` is const so
+   that operands can be described too; the result of a product must point to memory of yours that
+   may be written. */
+DLRN_API dlrn_tensor dlrn_view(const float *data, int64_t rows, int64_t cols, int64_t stride);
+/* An owned matrix of zeros, 64-byte aligned; DLRN_ERR_MEMORY if rows * cols overflows. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_tensor_create(dlrn_context *ctx, int64_t rows, int64_t cols,
                                                    dlrn_tensor *out);
 DLRN_API void dlrn_tensor_free(dlrn_context *ctx, dlrn_tensor *t);
 
-typedef enum dlrn_gemm_op {
+typedef enum dlrn_matmul_op {
     DLRN_NN, /* c [m][n] = a [m][k] b [k][n]   */
     DLRN_NT, /* c [m][n] = a [m][k] b [n][k]^T */
     DLRN_TN  /* c [m][n] = a [k][m]^T b [k][n] */
-} dlrn_gemm_op;
-/* c = op(a, b) + beta * c, beta 0 or 1 (0: c is not read). Shapes are checked. c must not overlap a
-   or b. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_gemm_op op, dlrn_tensor a,
-                                            dlrn_tensor b, float beta, dlrn_tensor c);
-DLRN_API DLRN_CHECK dlrn_status dlrn_gemm(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, int64_t n,
-                                          int64_t k, const float *a, int64_t lda, const float *b,
-                                          int64_t ldb, float beta, float *c, int64_t ldc);
-/* The same bits on the calling thread alone, never by a BLAS: for products within a body of
-   dlrn_parallel_for. work [DLRN_GEMM_WORK], 64-byte aligned: scratch, of this thread alone. */
-enum { DLRN_GEMM_WORK = 512 * 48 };
-DLRN_API DLRN_CHECK dlrn_status dlrn_gemm_serial(dlrn_context *ctx, dlrn_gemm_op op, int64_t m,
-                                                 int64_t n, int64_t k, const float *a, int64_t lda,
-                                                 const float *b, int64_t ldb, float beta, float *c,
-                                                 int64_t ldc, float *work);
+} dlrn_matmul_op;
+/* c = op(a, b) + beta * c, beta 0 or 1 (0: c is not read). c must not overlap a or b.
+   work NULL: on the context's threads, with memory from its allocator. Else: on the calling thread
+   alone, within work [DLRN_MATMUL_WORK] (64-byte aligned): for products inside a body of
+   dlrn_parallel_for, one work per worker. The bits are the same (except with DICTLEARN_CBLAS, which
+   computes the products without work). */
+enum { DLRN_MATMUL_WORK = 512 * 48 };
+DLRN_API DLRN_CHECK dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a,
+                                            dlrn_tensor b, float beta, dlrn_tensor c, float *work);
 DLRN_API float dlrn_dot(dlrn_context *ctx, const float *a, const float *b, int64_t n);
 DLRN_API float dlrn_norm(dlrn_context *ctx, const float *a, int64_t n); /* Euclidean */
 /* y += a * x */
 DLRN_API void dlrn_axpy(dlrn_context *ctx, float a, const float *x, float *y, int64_t n);
-/* Mean and unbiased variance of each column, Welford; either may be NULL. mean, var [cols]. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_mean_var(dlrn_context *ctx, dlrn_tensor t, double *mean,
-                                              double *var);
 /* The k largest of x [n], descending, ties by lower index: index [k], value [k] (or NULL). NaN
    counts as smallest. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_topk(dlrn_context *ctx, const float *x, int64_t n, int64_t k,
@@ -989,17 +977,11 @@ DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_paralle
 typedef struct dlrn_rng {
     uint64_t seed, stream, counter;
 } dlrn_rng;
-DLRN_API uint64_t dlrn_rng_u64(dlrn_rng *rng);
 DLRN_API float dlrn_rng_uniform(dlrn_rng *rng);              /* [0, 1), 24 bits  */
 DLRN_API double dlrn_rng_uniform_f64(dlrn_rng *rng);         /* (0, 1), 53 bits  */
 DLRN_API float dlrn_rng_normal(dlrn_rng *rng);               /* Box-Muller       */
 DLRN_API uint64_t dlrn_rng_below(dlrn_rng *rng, uint64_t n); /* [0, n), unbiased */
 
-DLRN_API float dlrn_f16_to_f32(uint16_t h);
-DLRN_API uint16_t dlrn_f32_to_f16(float f); /* nearest even, overflow to infinity, NaN stays NaN */
-DLRN_API float dlrn_bf16_to_f32(uint16_t h);
-DLRN_API uint16_t dlrn_f32_to_bf16(float f);
-DLRN_API int64_t dlrn_dtype_size(dlrn_dtype t);
 DLRN_API const char *dlrn_dtype_name(dlrn_dtype t); /* "F32" */
 
 /* ------------------------------------------------------------------------------------------ */
@@ -1134,12 +1116,23 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
    End of the interface. Stop here unless you want to read the code.
    ========================================================================================== */
 
-#if defined(DICTLEARN_IMPLEMENTATION) && !defined(DLRNI_IMPLEMENTED) && !defined(DLRNI_PASS)
+#if defined(DICTLEARN_IMPLEMENTATION) && !defined(DLRNI_IMPLEMENTED)
 #define DLRNI_IMPLEMENTED
+#ifdef DLRNI_NOT_STATIC
+#error                                                                                             \
+    "with DICTLEARN_STATIC, define DICTLEARN_IMPLEMENTATION before a file's first #include of this"
+#endif
 
 /* ------------------------------------------------------------------------------------------ */
 // >>platform
-/* Every system header is included here, before the first kernel region changes the target. */
+/* Compilers, system headers, the allocator. Every system header is included here, before the first
+   kernel set changes the target that the compiler compiles for. */
+
+/* Under these flags a compiler may take it that there are no NaN and no infinity, and drops the
+   checks for them. They are part of what the library promises. */
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ > 0)
+#error "dictlearn.h: compile this file without -ffast-math, -Ofast and -ffinite-math-only"
+#endif
 
 #include <float.h>
 #include <limits.h>
@@ -1204,13 +1197,11 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #define DICTLEARN_HEADER_NAME "dictlearn.h"
 #endif
 
-#if defined(DICTLEARN_MALLOC) && defined(DICTLEARN_REALLOC) && defined(DICTLEARN_FREE)
-#elif !defined(DICTLEARN_MALLOC) && !defined(DICTLEARN_REALLOC) && !defined(DICTLEARN_FREE)
+#if !defined(DICTLEARN_MALLOC) && !defined(DICTLEARN_FREE)
 #define DICTLEARN_MALLOC(size) malloc(size)
-#define DICTLEARN_REALLOC(p, size) realloc(p, size)
 #define DICTLEARN_FREE(p) free(p)
-#else
-#error "define all of DICTLEARN_MALLOC, DICTLEARN_REALLOC, DICTLEARN_FREE, or none"
+#elif !defined(DICTLEARN_MALLOC) || !defined(DICTLEARN_FREE)
+#error "define both DICTLEARN_MALLOC and DICTLEARN_FREE, or neither"
 #endif
 
 /* Our own mistakes, in debug builds only; never used to check an argument or a file. */
@@ -1229,6 +1220,12 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #define DLRNI_UNUSED
 #endif
 #define DLRNI_INTERNAL DLRNI_UNUSED static
+/* For a function that is called with a constant, which must reach its loops. */
+#if defined(__GNUC__) || defined(__clang__)
+#define DLRNI_INLINE __attribute__((always_inline, unused)) static inline
+#else
+#define DLRNI_INLINE static inline
+#endif
 
 /* Before a loop of fixed length over registers: at -O2 gcc 12 leaves such loops rolled and the sums
    in memory (product of 2048 x 2048 x 512 with AVX-512, two threads: 64 against 180 GFLOPS). */
@@ -1262,13 +1259,14 @@ extern "C" {
 typedef struct dlrni_kernel_table dlrni_kernel_table;
 typedef struct dlrni_screen dlrni_screen;
 
-/* A set as it can be asked for (room kernels): kernels, and the screens that go with them, the
-   cheapest first. */
+/* A kernel set (room kernels) and the screens that go with it, the cheapest first. */
 typedef struct dlrni_set {
     const char *name;
     const dlrni_kernel_table *k;
     const dlrni_screen *screen[2]; /* NULL: none */
 } dlrni_set;
+
+enum { DLRNI_SETS_MAX = 15 };
 
 struct dlrn_context {
     dlrn_context_config cfg;
@@ -1276,7 +1274,8 @@ struct dlrn_context {
     const dlrni_kernel_table *k; /* its kernels                  */
     int threads;                 /* workers of dlrn_parallel_for */
     char error[1024];
-    char info[256];
+    char text[512];
+    const char *names[DLRNI_SETS_MAX + 1]; /* of the sets that this processor can run */
 };
 
 DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...) {
@@ -1324,6 +1323,18 @@ DLRNI_INTERNAL DLRN_PRINTF(3, 4) int dlrni_print(char *out, size_t size, const c
         if (dlrni_s != DLRN_OK) return dlrni_s;                                                    \
     } while (0)
 
+DLRNI_INTERNAL int64_t dlrni_ceil_div(int64_t a, int64_t b) {
+    return a / b + (a % b > 0);
+}
+
+DLRNI_INTERNAL int64_t dlrni_min(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+DLRNI_INTERNAL int64_t dlrni_max(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
 /* a + b and a * b of non-negative sizes; 0 if it does not fit (or an operand is negative), else 1.
  */
 DLRNI_INTERNAL int dlrni_add(int64_t a, int64_t b, int64_t *out) {
@@ -1346,17 +1357,29 @@ typedef struct dlrni_block {
 } dlrni_block;
 enum { DLRNI_ALIGN = 64 };
 
-DLRNI_INTERNAL void *dlrni_alloc(dlrn_context *ctx, int64_t count, size_t element) {
+/* The host's allocator. The parentheses around the fields keep a host's function-like macros called
+   alloc or release (as leak checkers define them) from expanding here. */
+DLRNI_INTERNAL void *dlrni_host_alloc(const dlrn_context_config *cfg, size_t size) {
+    return cfg->alloc ? (cfg->alloc)(cfg->user, size) : DICTLEARN_MALLOC(size);
+}
+
+DLRNI_INTERNAL void dlrni_host_release(const dlrn_context_config *cfg, void *p) {
+    if (cfg->release)
+        (cfg->release)(cfg->user, p);
+    else
+        DICTLEARN_FREE(p);
+}
+
+DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size) {
     int64_t bytes, total;
-    if (!dlrni_mul(count, (int64_t)element, &bytes) ||
+    if (!dlrni_mul(count, (int64_t)size, &bytes) ||
         !dlrni_add(bytes, DLRNI_ALIGN + (int64_t)sizeof(dlrni_block), &total) ||
         (uint64_t)total > SIZE_MAX) {
         dlrn_fail(ctx, DLRN_ERR_MEMORY, "a block of %lld x %lld bytes does not fit in memory",
-                  (long long)count, (long long)element);
+                  (long long)count, (long long)size);
         return NULL;
     }
-    char *raw = (char *)(ctx->cfg.malloc ? ctx->cfg.malloc((size_t)total, ctx->cfg.user)
-                                         : DICTLEARN_MALLOC((size_t)total));
+    char *raw = (char *)dlrni_host_alloc(&ctx->cfg, (size_t)total);
     if (!raw) {
         dlrn_fail(ctx, DLRN_ERR_MEMORY, "out of memory: %lld bytes asked for", (long long)bytes);
         return NULL;
@@ -1368,23 +1391,30 @@ DLRNI_INTERNAL void *dlrni_alloc(dlrn_context *ctx, int64_t count, size_t elemen
     return (void *)at;
 }
 
-DLRNI_INTERNAL void dlrni_free(dlrn_context *ctx, void *p) {
+DLRN_API void dlrn_free(dlrn_context *ctx, void *p) {
     if (!p) return;
     dlrni_block head;
     memcpy(&head, (char *)p - sizeof head, sizeof head);
-    if (ctx->cfg.free)
-        ctx->cfg.free(head.raw, ctx->cfg.user);
-    else
-        DICTLEARN_FREE(head.raw);
+    dlrni_host_release(&ctx->cfg, head.raw);
 }
 
 DLRNI_INTERNAL void *dlrni_alloc_zero(dlrn_context *ctx, int64_t count, size_t element) {
-    void *p = dlrni_alloc(ctx, count, element);
+    void *p = dlrn_alloc(ctx, count, element);
     if (p) memset(p, 0, (size_t)count * element);
     return p;
 }
 
-#define DLRNI_NEW(ctx, type, count) ((type *)dlrni_alloc((ctx), (count), sizeof(type)))
+/* Old names, for the rooms that still use them. */
+#define dlrni_alloc dlrn_alloc
+#define dlrni_free dlrn_free
+#define dlrn_dtype_size dlrni_dtype_size
+#define dlrn_rng_u64 dlrni_rng_u64
+#define dlrn_f16_to_f32 dlrni_f16_to_f32
+#define dlrn_f32_to_f16 dlrni_f32_to_f16
+#define dlrn_bf16_to_f32 dlrni_bf16_to_f32
+#define dlrn_f32_to_bf16 dlrni_f32_to_bf16
+
+#define DLRNI_NEW(ctx, type, count) ((type *)dlrn_alloc((ctx), (count), sizeof(type)))
 #define DLRNI_NEW_ZERO(ctx, type, count) ((type *)dlrni_alloc_zero((ctx), (count), sizeof(type)))
 
 /* Room for `need` elements in the block that the pointer at `slot` names, which holds *cap: grows
@@ -1395,11 +1425,11 @@ DLRNI_INTERNAL int dlrni_grow(dlrn_context *ctx, void *slot, int64_t *cap, int64
     if (need <= *cap) return 1;
     int64_t wide = *cap <= INT64_MAX / 2 ? *cap + *cap / 2 : need;
     int64_t cap_new = wide > need ? wide : need;
-    void *q = dlrni_alloc(ctx, cap_new, element), *p;
+    void *q = dlrn_alloc(ctx, cap_new, element), *p;
     if (!q) return 0;
     memcpy(&p, slot, sizeof p);
     if (used) memcpy(q, p, (size_t)used * element);
-    dlrni_free(ctx, p);
+    dlrn_free(ctx, p);
     memcpy(slot, &q, sizeof q);
     *cap = cap_new;
     return 1;
@@ -1414,13 +1444,6 @@ DLRNI_INTERNAL float *dlrni_aligned(float *p) {
 
 DLRN_API const char *dlrn_error(const dlrn_context *ctx) {
     return ctx ? ctx->error : "no context: out of memory, or a configuration that cannot be";
-}
-
-DLRN_API const char *dlrn_status_name(dlrn_status s) {
-#define DLRNI_STATUS_NAME(name, text) #name,
-    static const char *const names[] = {DLRN_STATUS_LIST(DLRNI_STATUS_NAME)};
-#undef DLRNI_STATUS_NAME
-    return (unsigned)s < DLRN_STATUS_COUNT ? names[s] : "?";
 }
 
 DLRN_API const char *dlrn_status_text(dlrn_status s) {
@@ -1440,14 +1463,6 @@ DLRNI_INTERNAL dlrn_status dlrni_callback_error(dlrn_context *ctx, dlrn_status s
     if (n) memcpy(copy, text, n);
     copy[n] = 0;
     return dlrn_fail(ctx, s, "%s failed: %s", who, n ? copy : dlrn_status_text(s));
-}
-
-DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size) {
-    return dlrni_alloc(ctx, count, size);
-}
-
-DLRN_API void dlrn_free(dlrn_context *ctx, void *p) {
-    dlrni_free(ctx, p);
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -1477,12 +1492,12 @@ DLRNI_INTERNAL dlrni_philox dlrni_philox_block(uint64_t seed, uint64_t stream, u
     return out;
 }
 
-DLRN_API uint64_t dlrn_rng_u64(dlrn_rng *rng) {
+DLRNI_INTERNAL uint64_t dlrni_rng_u64(dlrn_rng *rng) {
     return dlrni_philox_block(rng->seed, rng->stream, rng->counter++).lo;
 }
 
 DLRN_API float dlrn_rng_uniform(dlrn_rng *rng) {
-    return (float)(dlrn_rng_u64(rng) >> 40) * (1.0f / 16777216.0f);
+    return (float)(dlrni_rng_u64(rng) >> 40) * (1.0f / 16777216.0f);
 }
 
 DLRNI_INTERNAL double dlrni_open_unit(uint64_t u) { /* (0, 1): the middle of one of 2^52 cells */
@@ -1490,7 +1505,7 @@ DLRNI_INTERNAL double dlrni_open_unit(uint64_t u) { /* (0, 1): the middle of one
 }
 
 DLRN_API double dlrn_rng_uniform_f64(dlrn_rng *rng) {
-    return dlrni_open_unit(dlrn_rng_u64(rng));
+    return dlrni_open_unit(dlrni_rng_u64(rng));
 }
 
 /* One normal number a block: both halves feed Box-Muller, in double so that float rounding alone
@@ -1505,13 +1520,15 @@ DLRN_API float dlrn_rng_normal(dlrn_rng *rng) {
 DLRN_API uint64_t dlrn_rng_below(dlrn_rng *rng, uint64_t n) {
     if (n == 0 || n == 1) return 0;
     uint64_t u;
-    do u = dlrn_rng_u64(rng);
+    do u = dlrni_rng_u64(rng);
     while (u > UINT64_MAX - n && u >= UINT64_MAX - UINT64_MAX % n); /* seldom a second division */
     return u % n;
 }
 
 /* ------------------------------------------------------------------------------------------ */
-// >>half
+// >>numbers
+/* Element types, half floats, and what is finite. */
+
 DLRNI_INTERNAL float dlrni_float_of_bits(uint32_t u) {
     float f;
     memcpy(&f, &u, sizeof f);
@@ -1541,7 +1558,7 @@ DLRNI_INTERNAL float dlrni_fma(float a, float b, float c) {
 #endif
 }
 
-DLRN_API float dlrn_f16_to_f32(uint16_t h) {
+DLRNI_INTERNAL float dlrni_f16_to_f32(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 1023u;
     if (exponent == 31) return dlrni_float_of_bits(sign | 0x7f800000u | fraction << 13);
     if (exponent) return dlrni_float_of_bits(sign | (exponent + 112) << 23 | fraction << 13);
@@ -1549,7 +1566,7 @@ DLRN_API float dlrn_f16_to_f32(uint16_t h) {
     return dlrni_float_of_bits(sign | dlrni_bits_of_float(tiny));
 }
 
-DLRN_API uint16_t dlrn_f32_to_f16(float f) {
+DLRNI_INTERNAL uint16_t dlrni_f32_to_f16(float f) {
     uint32_t u = dlrni_bits_of_float(f), sign = u >> 16 & 0x8000u, a = u & 0x7fffffffu;
     if (a > 0x7f800000u)
         return (uint16_t)(sign | 0x7e00u); /* NaN                                   */
@@ -1563,11 +1580,11 @@ DLRN_API uint16_t dlrn_f32_to_f16(float f) {
     return (uint16_t)(sign | (a - 0x38000000u) >> 13);
 }
 
-DLRN_API float dlrn_bf16_to_f32(uint16_t h) {
+DLRNI_INTERNAL float dlrni_bf16_to_f32(uint16_t h) {
     return dlrni_float_of_bits((uint32_t)h << 16);
 }
 
-DLRN_API uint16_t dlrn_f32_to_bf16(float f) {
+DLRNI_INTERNAL uint16_t dlrni_f32_to_bf16(float f) {
     uint32_t u = dlrni_bits_of_float(f);
     if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(u >> 16 | 0x40u); /* NaN stays NaN */
     return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
@@ -1588,6 +1605,12 @@ DLRNI_INTERNAL int64_t dlrni_first_beyond(const float *x, int64_t n, uint32_t mo
     return at;
 }
 
+/* The first of n numbers that is not finite; n: all are. The check for every array of numbers that
+   comes from outside. */
+DLRNI_INTERNAL int64_t dlrni_first_not_finite(const float *x, int64_t n) {
+    return dlrni_first_beyond(x, n, 0x7f7fffffu); /* the bits of FLT_MAX */
+}
+
 /* n numbers of two bytes each, widened. bf16 by sixteens, as above (rows of 512: 4.9 times as
    fast). */
 DLRNI_INTERNAL void dlrni_widen_plain(dlrn_dtype type, const char *from, float *to, int64_t n) {
@@ -1602,50 +1625,39 @@ DLRNI_INTERNAL void dlrni_widen_plain(dlrn_dtype type, const char *from, float *
     for (; at < n; at++) {
         uint16_t h;
         memcpy(&h, from + 2 * at, sizeof h);
-        to[at] = type == DLRN_F16 ? dlrn_f16_to_f32(h) : dlrn_bf16_to_f32(h);
+        to[at] = type == DLRN_F16 ? dlrni_f16_to_f32(h) : dlrni_bf16_to_f32(h);
     }
 }
 
-#if DLRNI_X86
-/* f16, the arithmetic of dlrn_f16_to_f32 on eight lanes (rows of 512: 13 times as fast). */
-__attribute__((target("avx2"))) DLRNI_INTERNAL void dlrni_widen_avx2(const char *from, float *to,
-                                                                     int64_t n) {
-    const __m256i bias = _mm256_set1_epi32(112 << 23), one = _mm256_set1_epi32(1 << 23);
-    const __m256 least = _mm256_castsi256_ps(_mm256_set1_epi32(113 << 23)); /* 2^-14 */
-    int64_t at = 0;
-    for (; n - at >= 8; at += 8) {
-        __m256i h =
-            _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(from + 2 * at)));
-        __m256i sign = _mm256_slli_epi32(_mm256_and_si256(h, _mm256_set1_epi32(0x8000)), 16);
-        __m256i a = _mm256_slli_epi32(_mm256_and_si256(h, _mm256_set1_epi32(0x7fff)), 13);
-        __m256i top = _mm256_cmpgt_epi32(a, _mm256_set1_epi32((31 << 23) - 1)); /* infinity, NaN */
-        __m256i tiny = _mm256_cmpgt_epi32(one, a);                              /* subnormal     */
-        a = _mm256_add_epi32(a, _mm256_add_epi32(bias, _mm256_and_si256(bias, top)));
-        __m256 exact = _mm256_sub_ps(_mm256_castsi256_ps(_mm256_add_epi32(a, one)), least);
-        __m256 u = _mm256_blendv_ps(_mm256_castsi256_ps(a), exact, _mm256_castsi256_ps(tiny));
-        _mm256_storeu_ps(to + at, _mm256_or_ps(u, _mm256_castsi256_ps(sign)));
-    }
-    dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at);
+/* What four bits add to a CRC-32, the sum that zip keeps of each member. */
+DLRNI_INTERNAL uint32_t dlrni_crc_step(uint32_t crc) {
+    static const uint32_t table[16] = {0x00000000u, 0x1db71064u, 0x3b6e20c8u, 0x26d930acu,
+                                       0x76dc4190u, 0x6b6b51f4u, 0x4db26158u, 0x5005713cu,
+                                       0xedb88320u, 0xf00f9344u, 0xd6d6a3e8u, 0xcb61b38cu,
+                                       0x9b64c2b0u, 0x86d3d2d4u, 0xa00ae278u, 0xbdbdf21cu};
+    return crc >> 4 ^ table[crc & 15];
 }
 
-/* f16 by the processor's own conversion, which would change a signalling NaN: such rows are left to
-   the plain one (rows of 512: 49 times as fast). */
-__attribute__((target("avx512f"))) DLRNI_INTERNAL void dlrni_widen_avx512(const char *from,
-                                                                          float *to, int64_t n) {
-    const __m256i magnitude = _mm256_set1_epi16(0x7fff), infinity = _mm256_set1_epi16(0x7c00);
-    __m256i nan = _mm256_setzero_si256();
-    int64_t at = 0;
-    for (; n - at >= 16; at += 16) {
-        __m256i h = _mm256_loadu_si256((const __m256i *)(const void *)(from + 2 * at));
-        nan = _mm256_or_si256(nan, _mm256_cmpgt_epi16(_mm256_and_si256(h, magnitude), infinity));
-        _mm512_storeu_ps(to + at, _mm512_maskz_cvtph_ps((__mmask16)0xFFFF, h));
+/* Long runs go eight bytes at a time, since a file is summed when it is opened; their tables are
+   made anew each time, because static ones would have to be guarded from other threads. */
+DLRNI_INTERNAL uint32_t dlrni_crc32(uint32_t crc, const unsigned char *p, uint64_t n) {
+    crc = ~crc;
+    if (n >= 16384) {
+        uint32_t t[8][256];
+        for (uint32_t i = 0; i < 256; i++) t[0][i] = dlrni_crc_step(dlrni_crc_step(i));
+        for (int k = 1; k < 8; k++)
+            for (uint32_t i = 0; i < 256; i++) t[k][i] = t[k - 1][i] >> 8 ^ t[0][t[k - 1][i] & 255];
+        for (; n >= 8; n -= 8, p += 8) {
+            crc ^= p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+            crc = t[7][crc & 255] ^ t[6][crc >> 8 & 255] ^ t[5][crc >> 16 & 255] ^ t[4][crc >> 24] ^
+                  t[3][p[4]] ^ t[2][p[5]] ^ t[1][p[6]] ^ t[0][p[7]];
+        }
     }
-    if (_mm256_movemask_epi8(nan)) at = 0;
-    dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at);
+    for (; n; n--) crc = dlrni_crc_step(dlrni_crc_step(crc ^ *p++));
+    return ~crc;
 }
-#endif
 
-DLRN_API int64_t dlrn_dtype_size(dlrn_dtype t) {
+DLRNI_INTERNAL int64_t dlrni_dtype_size(dlrn_dtype t) {
 #define DLRNI_DTYPE_SIZE(name, text, bytes) bytes,
     static const signed char sizes[] = {DLRN_DTYPE_LIST(DLRNI_DTYPE_SIZE)};
 #undef DLRNI_DTYPE_SIZE
@@ -1681,8 +1693,31 @@ DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_paralle
     for (int64_t task = 0; task < n_tasks; task++) body(arg, task, 0);
 }
 
-DLRN_API int dlrn_threads(const dlrn_context *ctx) {
-    return ctx->threads;
+/* Loops that are estimated to take less than this, in ns on one core, stay on the calling thread. To
+   wake a thread and to wait for it takes 5 to 50 us where threads sleep while they wait. Where they
+   spin (OpenMP's default) it takes 2 us on an idle machine, and whole time slices where other
+   programs want the cores, too: examples/02_train_from_array.c, 10,000 short loops, took 36 to 48 s
+   on two cores under a load of 8, and takes 7 s with this bound (6 s on one thread). On an idle
+   machine the bound costs that example a fifth of its time; loops of a step of 512 x 8192 are all
+   longer. To set it for another machine, time that example with OMP_NUM_THREADS=1 and 2, idle and
+   under load, and see that `make bench` does not change. */
+#ifndef DLRNI_SERIAL_NS
+#define DLRNI_SERIAL_NS 300000.0
+#endif
+
+/* dlrn_parallel_for for a loop that may be too short to be shared. ns: what all of it takes on one
+   core, roughly: 1 for a number that is moved, 1 for 16 multiply-adds. Results do not depend on it. */
+DLRNI_INTERNAL void dlrni_parallel_for(dlrn_context *ctx, int64_t n_tasks, double ns,
+                                       dlrn_parallel_body body, void *arg) {
+    if (ns < DLRNI_SERIAL_NS)
+        for (int64_t task = 0; task < n_tasks; task++) body(arg, task, 0);
+    else
+        dlrn_parallel_for(ctx, n_tasks, body, arg);
+}
+
+/* An estimate for it: rows of some numbers that are moved, or multiplied 16 times. */
+DLRNI_INTERNAL double dlrni_ns(int64_t rows, int64_t each) {
+    return (double)rows * (double)each;
 }
 
 DLRNI_INTERNAL int dlrni_all_cores(void) {
@@ -1693,28 +1728,27 @@ DLRNI_INTERNAL int dlrni_all_cores(void) {
 #endif
 }
 
-DLRNI_INTERNAL int64_t dlrni_ceil_div(int64_t a, int64_t b) {
-    return a / b + (a % b > 0);
-}
-
-DLRNI_INTERNAL int64_t dlrni_min(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
-DLRNI_INTERNAL int64_t dlrni_max(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
-
 /* ------------------------------------------------------------------------------------------ */
 // >>kernels
-/* One table of kernels a set; the bodies stand in the room kernel-bodies, written once over a
-   vector of 16 lanes and compiled once for each set by including this file again. The canonical
-   order of a sum, the same in every set: dot: lane l sums a[l] b[l], a[l + 16] b[l + 16], ... with
-   fused multiply-adds; then lanes l and l + 8 are added, l and l + 4, l and l + 2, l and l + 1; all
-   others: one fused multiply-add after the other, in the order of the index that is summed over. So
-   every set gives the same bits. */
+/* One table of kernels for each instruction set ("set"). A set is one block in the room
+   kernel-bodies and one row of dlrni_sets below; nothing else names it.
 
-typedef struct dlrni_adam { /* what Adam's update needs of a step, rounded to f32 as torch does */
+   All sets give the same bits, because the order of every sum is fixed ("canonical"). A vector has
+   16 lanes in every set, whatever the processor's registers hold. The sum of a dot product:
+
+       a b   0 .. 15 | 16 .. 31 | 32 .. 47 | ...   lane l = a[l] b[l] + a[l+16] b[l+16] + ...,
+                                                   one fused multiply-add after the other
+       lanes 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
+             +8: lanes l and l + 8 are added       8 sums
+             +4: l and l + 4                       4
+             +2: l and l + 2                       2
+             +1: l and l + 1                       the result
+
+   The last vector is filled up with zeros. Every other sum is one chain of fused multiply-adds in
+   the order of the index that is summed over. */
+
+/* What Adam's update needs of a step, rounded to f32 as torch does. */
+typedef struct dlrni_adam {
     float one_minus_beta1, beta2, one_minus_beta2;
     float step_size;            /* lr / (1 - beta1^t) */
     float root_bias_correction; /* sqrt(1 - beta2^t)  */
@@ -1753,6 +1787,10 @@ struct dlrni_kernel_table {
     void (*exp_shift)(float *y, float shift, int64_t n); /* y = exp(y - shift), y <= shift   */
     /* Adam on n numbers: w, m (first moment), v (second) updated from the gradient g */
     void (*adam)(float *w, float *m, float *v, const float *g, int64_t n, const dlrni_adam *a);
+    /* to [n] = from [n], f16 or bf16 (two bytes each, of any alignment), exactly */
+    void (*widen)(dlrn_dtype type, const char *from, float *to, int64_t n);
+    /* CRC-32 of zip, of what was summed so far and then of p [n] */
+    uint32_t (*crc32)(uint32_t crc, const unsigned char *p, uint64_t n);
 };
 
 /* What the sum of a row's product with a feature is held against (room screen). */
@@ -1794,115 +1832,86 @@ struct dlrni_screen {
 #define DLRNI_LANES 16
 #define DLRNI_GROUP 48
 
-/* The regions. clang marks functions by an attribute, gcc by a pragma; system headers are all in
-   before. */
-#define DLRNI_PASS 0
-#include DICTLEARN_HEADER_NAME
-#undef DLRNI_PASS
+/* Compiles the functions between the two for a processor with these features, whatever the rest of
+   the file is compiled for. clang takes an attribute, gcc a pragma; no system header may be included
+   in between. */
+#define DLRNI_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define DLRNI_TARGET_BEGIN(features)                                                               \
+    DLRNI_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define DLRNI_TARGET_END _Pragma("clang attribute pop")
+#else
+#define DLRNI_TARGET_BEGIN(features) _Pragma("GCC push_options") DLRNI_PRAGMA(GCC target(features))
+#define DLRNI_TARGET_END _Pragma("GCC pop_options")
+#endif
 
+/* The sets' blocks, at the end of this file. */
+#define DLRNI_COMPILE_SETS
+#include DICTLEARN_HEADER_NAME
+#undef DLRNI_COMPILE_SETS
+
+/* The sets, from the slowest to the fastest. `runs` says whether this processor and its system can
+   run it (the compilers' builtin asks the system, too). Screens stand cheapest first; one with a
+   `runs` of its own is left out where that says no, and the first two that remain are taken. The
+   scalar set screens nothing: it is the oracle of the tests. */
+typedef struct dlrni_set_row {
+    const char *name;
+    int (*runs)(void);
+    const dlrni_kernel_table *k;
+    struct {
+        const dlrni_screen *screen;
+        int (*runs)(void); /* NULL: wherever the set runs */
+    } choice[3];
+} dlrni_set_row;
+
+static const dlrni_set_row dlrni_sets[] = {
+    {"scalar", dlrni_scalar_runs, &dlrni_scalar_kernels, {{NULL, NULL}}},
 #if DLRNI_X86
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
+    {"avx2",
+     dlrni_avx2_runs,
+     &dlrni_avx2_kernels,
+     {{&dlrni_avx2_screen_int16, NULL}, {&dlrni_avx2_screen_f32, NULL}}},
+    {"avx512",
+     dlrni_avx512_runs,
+     &dlrni_avx512_kernels,
+     {{&dlrni_avx512_screen_int16, NULL}, {&dlrni_avx512_screen_f32, NULL}}},
+    {"avx512bf16",
+     dlrni_avx512bf16_runs,
+     &dlrni_avx512_kernels,
+     {{&dlrni_avx512bf16_screen, NULL}, {&dlrni_avx512_screen_int16, NULL}}},
+    {"avx512vnni",
+     dlrni_avx512vnni_runs,
+     &dlrni_avx512_kernels,
+     {{&dlrni_avx512vnni_screen, NULL},
+      {&dlrni_avx512bf16_screen, dlrni_avx512bf16_runs},
+      {&dlrni_avx512_screen_int16, NULL}}},
 #endif
-#define DLRNI_PASS 1
-#include DICTLEARN_HEADER_NAME
-#undef DLRNI_PASS
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma"))),    \
-                             apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,fma")
-#endif
-#define DLRNI_PASS 2
-#include DICTLEARN_HEADER_NAME
-#undef DLRNI_PASS
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(                                                                      \
-    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma,avx512vnni"))),                  \
-    apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,fma,avx512vnni")
-#endif
-#define DLRNI_PASS 4
-#include DICTLEARN_HEADER_NAME
-#undef DLRNI_PASS
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(                                                                      \
-    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma,avx512bf16"))),                  \
-    apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,fma,avx512bf16")
-#endif
-#define DLRNI_PASS 5
-#include DICTLEARN_HEADER_NAME
-#undef DLRNI_PASS
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif
-
 #if DLRNI_NEON
-#define DLRNI_PASS 3
-#include DICTLEARN_HEADER_NAME
-#undef DLRNI_PASS
+    {"neon", dlrni_neon_runs, &dlrni_neon_kernels, {{&dlrni_neon_screen_f32, NULL}}},
 #endif
+};
+enum { DLRNI_SETS = sizeof dlrni_sets / sizeof dlrni_sets[0] };
+/* A context has room for their names. */
+typedef char dlrni_sets_fit[(int)DLRNI_SETS <= (int)DLRNI_SETS_MAX ? 1 : -1];
 
-DLRNI_INTERNAL dlrni_set dlrni_set_of(const char *name, const dlrni_kernel_table *k,
-                                      const dlrni_screen *screen, const dlrni_screen *finer) {
-    dlrni_set set = {name, k, {screen, finer}};
-    return set;
-}
-
-/* Set number `index` of those that this processor (and its operating system: the builtin looks at
-   XGETBV) can run, worst first; 0: there are not so many. The scalar set screens nothing: it is the
-   oracle. */
+/* Set number `index` of those that can run here; 0: there are not so many. */
 DLRNI_INTERNAL int dlrni_kernel_set(int index, dlrni_set *set) {
-    dlrni_set sets[5];
-    int n = 0;
-    sets[n++] = dlrni_set_of("scalar", &dlrni_kernels_scalar, NULL, NULL);
-#if DLRNI_X86
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        sets[n++] = dlrni_set_of("avx2", &dlrni_kernels_avx2, &dlrni_avx2_screen_int16,
-                                 &dlrni_avx2_screen_f32);
-        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
-            const dlrni_screen *int16 = &dlrni_avx512_screen_int16, *finer = int16;
-            sets[n++] =
-                dlrni_set_of("avx512", &dlrni_kernels_avx512, int16, &dlrni_avx512_screen_f32);
-            if (__builtin_cpu_supports("avx512bf16")) {
-                finer = &dlrni_avx512_screen_bf16;
-                sets[n++] = dlrni_set_of("avx512bf16", &dlrni_kernels_avx512, finer, int16);
-            }
-            if (__builtin_cpu_supports("avx512vnni"))
-                sets[n++] = dlrni_set_of("avx512vnni", &dlrni_kernels_avx512,
-                                         &dlrni_avx512_screen_int8, finer);
-        }
-    }
-#endif
-#if DLRNI_NEON
-    sets[n++] = dlrni_set_of("neon", &dlrni_kernels_neon, &dlrni_neon_screen_f32, NULL);
-#endif
-    if (index < 0 || index >= n) return 0;
-    *set = sets[index];
+    int i = 0, n = 0;
+    for (; i < (int)DLRNI_SETS; i++)
+        if (dlrni_sets[i].runs() && index-- == 0) break;
+    if (i == (int)DLRNI_SETS) return 0;
+    const dlrni_set_row *row = &dlrni_sets[i];
+    memset(set, 0, sizeof *set);
+    set->name = row->name;
+    set->k = row->k;
+    for (int c = 0; c < 3 && n < 2; c++)
+        if (row->choice[c].screen && (!row->choice[c].runs || row->choice[c].runs()))
+            set->screen[n++] = row->choice[c].screen;
     return 1;
 }
 
-/* name NULL or "auto": the environment's DICTLEARN_KERNELS, else the best. 0: no such set here. */
+/* name NULL or "auto": the environment's DICTLEARN_KERNELS, else the last set that can run. 0: no
+   such set here. */
 DLRNI_INTERNAL int dlrni_kernel_choice(const char *name, dlrni_set *found) {
     if (!name || !strcmp(name, "auto")) name = getenv("DICTLEARN_KERNELS");
     int any = !name || !*name || !strcmp(name, "auto"), ok = 0;
@@ -1915,36 +1924,56 @@ DLRNI_INTERNAL int dlrni_kernel_choice(const char *name, dlrni_set *found) {
     return ok;
 }
 
-DLRN_API const char *dlrn_kernels_available(int index) {
-    dlrni_set set;
-    return dlrni_kernel_set(index, &set) ? set.name : NULL;
-}
-
-DLRN_API const char *dlrn_kernels(const dlrn_context *ctx) {
-    return ctx->set.name;
-}
-
 /* ------------------------------------------------------------------------------------------ */
 // >>context
-DLRN_API dlrn_context_config dlrn_context_defaults(void) {
-    dlrn_context_config cfg;
-    memset(&cfg, 0, sizeof cfg);
-    cfg.kernels = "auto";
-    return cfg;
+
+/* Adds to a text in a buffer of `size` bytes, of which *used are taken; what does not fit is cut. */
+DLRNI_INTERNAL DLRN_PRINTF(4, 5) void dlrni_print_more(char *text, size_t size, size_t *used,
+                                                       const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    int n = DICTLEARN_VSNPRINTF(text + *used, size - *used, format, args);
+    va_end(args);
+    if (n > 0) *used = (size_t)n < size - *used ? *used + (size_t)n : size - 1;
+}
+
+/* The names of the sets that can run, and the one line that says what a context runs on. */
+DLRNI_INTERNAL void dlrni_describe(dlrn_context *ctx) {
+#ifdef _OPENMP
+    const char *threading = ctx->cfg.parallel_for ? "the host's" : "OpenMP";
+#else
+    const char *threading = ctx->cfg.parallel_for ? "the host's" : "no OpenMP";
+#endif
+    const size_t size = sizeof ctx->text;
+    size_t used = 0;
+    dlrni_set set;
+    dlrni_print_more(ctx->text, size, &used, "dictlearn %s, kernels %s of", DLRN_VERSION_STRING,
+                     ctx->set.name);
+    for (int i = 0; i < DLRNI_SETS_MAX && dlrni_kernel_set(i, &set); i++) {
+        ctx->names[i] = set.name;
+        dlrni_print_more(ctx->text, size, &used, " %s", set.name);
+    }
+    dlrni_print_more(ctx->text, size, &used, ", %d thread%s (%s)", ctx->threads,
+                     ctx->threads == 1 ? "" : "s", threading);
+}
+
+/* Callbacks that belong together: all of them or none. */
+DLRNI_INTERNAL int dlrni_config_is_whole(const dlrn_context_config *cfg) {
+    const dlrn_io *io = &cfg->io;
+    int files = (io->open_file != NULL) + (io->read_file != NULL) + (io->write_file != NULL) +
+                (io->close_file != NULL) + (io->file_exists != NULL);
+    return !cfg->alloc == !cfg->release && (files == 0 || files == 5);
 }
 
 DLRN_API dlrn_status dlrn_context_create(const dlrn_context_config *config, dlrn_context **out) {
-    dlrn_context_config cfg = config ? *config : dlrn_context_defaults();
-    *out = NULL;
-    int hooks = (cfg.malloc != NULL) + (cfg.realloc != NULL) + (cfg.free != NULL);
-    int io = (cfg.io.open_file != NULL) + (cfg.io.read_file != NULL) + (cfg.io.write_file != NULL) +
-             (cfg.io.close_file != NULL) + (cfg.io.file_exists != NULL);
+    dlrn_context_config cfg;
     dlrni_set set;
-    if (!dlrni_kernel_choice(cfg.kernels, &set) || cfg.threads < 0 || (hooks != 0 && hooks != 3) ||
-        (io != 0 && io != 5))
+    memset(&cfg, 0, sizeof cfg);
+    if (config) cfg = *config;
+    *out = NULL;
+    if (!dlrni_kernel_choice(cfg.kernels, &set) || cfg.threads < 0 || !dlrni_config_is_whole(&cfg))
         return DLRN_ERR_ARGUMENT;
-    dlrn_context *ctx =
-        (dlrn_context *)(hooks ? cfg.malloc(sizeof *ctx, cfg.user) : DICTLEARN_MALLOC(sizeof *ctx));
+    dlrn_context *ctx = (dlrn_context *)dlrni_host_alloc(&cfg, sizeof *ctx);
     if (!ctx) return DLRN_ERR_MEMORY;
     memset(ctx, 0, sizeof *ctx);
     ctx->cfg = cfg;
@@ -1955,51 +1984,29 @@ DLRN_API dlrn_status dlrn_context_create(const dlrn_context_config *config, dlrn
 #ifndef _OPENMP
     if (!cfg.parallel_for) ctx->threads = 1;
 #endif
+    dlrni_describe(ctx);
     *out = ctx;
     return DLRN_OK;
 }
 
 DLRN_API void dlrn_context_destroy(dlrn_context *ctx) {
     if (!ctx) return;
-    if (ctx->cfg.free)
-        ctx->cfg.free(ctx, ctx->cfg.user);
-    else
-        DICTLEARN_FREE(ctx);
+    dlrn_context_config cfg = ctx->cfg; /* the allocator outlives the context that names it */
+    dlrni_host_release(&cfg, ctx);
 }
 
-DLRN_API const char *dlrn_build_info(dlrn_context *ctx) {
-    char sets[64] = "";
-    const char *name;
-    for (int i = 0; (name = dlrn_kernels_available(i)) != NULL; i++) {
-        strcat(sets, i ? " " : "");
-        strcat(sets, name);
-    }
-#ifdef _OPENMP
-    const char *threading = "OpenMP";
-#else
-    const char *threading = "no OpenMP";
-#endif
-    dlrni_print(ctx->info, sizeof ctx->info, "dictlearn %s, kernels %s of %s, %d thread%s (%s)",
-                DLRN_VERSION_STRING, ctx->set.name, sets, ctx->threads,
-                ctx->threads == 1 ? "" : "s", ctx->cfg.parallel_for ? "the host's" : threading);
-    return ctx->info;
+DLRN_API dlrn_context_info dlrn_info(const dlrn_context *ctx) {
+    dlrn_context_info info = {ctx->set.name, ctx->names, ctx->threads, ctx->text};
+    return info;
 }
 
 /* ------------------------------------------------------------------------------------------ */
-// >>tensor
-DLRN_API dlrn_tensor dlrn_view(float *data, int64_t rows, int64_t cols) {
-    dlrn_tensor t = {data, rows, cols, cols};
-    return t;
-}
+// >>matrix
+/* Matrices and what is done with them: products, transposition, dot, norm, top-k. */
 
-DLRN_API dlrn_tensor dlrn_slice(dlrn_tensor t, int64_t first, int64_t rows, int64_t col,
-                                int64_t cols) {
-    dlrn_tensor none = {NULL, 0, 0, 0};
-    if (first < 0 || rows < 0 || col < 0 || cols < 0 || first > t.rows || rows > t.rows - first ||
-        col > t.cols || cols > t.cols - col || !t.data)
-        return none;
-    dlrn_tensor out = {t.data + first * t.stride + col, rows, cols, t.stride};
-    return out;
+DLRN_API dlrn_tensor dlrn_view(const float *data, int64_t rows, int64_t cols, int64_t stride) {
+    dlrn_tensor t = {(float *)(uintptr_t)data, rows, cols, stride};
+    return t;
 }
 
 DLRN_API dlrn_status dlrn_tensor_create(dlrn_context *ctx, int64_t rows, int64_t cols,
@@ -2012,19 +2019,19 @@ DLRN_API dlrn_status dlrn_tensor_create(dlrn_context *ctx, int64_t rows, int64_t
                          (long long)rows, (long long)cols);
     float *data = DLRNI_NEW_ZERO(ctx, float, n);
     if (!data) return DLRN_ERR_MEMORY;
-    *out = dlrn_view(data, rows, cols);
+    *out = dlrn_view(data, rows, cols, cols);
     return DLRN_OK;
 }
 
 DLRN_API void dlrn_tensor_free(dlrn_context *ctx, dlrn_tensor *t) {
     if (!t) return;
-    dlrni_free(ctx, t->data);
+    dlrn_free(ctx, t->data);
     memset(t, 0, sizeof *t);
 }
 
-/* ------------------------------------------------------------------------------------------ */
-// >>gemm
-/* Dense products. A task is a block of c, of some panels of columns. It goes through the depth in
+/* ---- Products ----
+
+   Dense products. A task is a block of c, of some panels of columns. It goes through the depth in
    stretches: the rows of a are copied to stand close together, since rows a power of two apart
    share their sets of the cache and would push one another out; each panel of b is packed, so that
    it is read in one run from the second cache, and then all rows go by it. On two cores, of the
@@ -2035,26 +2042,28 @@ enum {
     DLRNI_GEMM_ROWS = 1024, /* the most of a task */
     DLRNI_GEMM_ROWS_LEAST = 128,
     DLRNI_GEMM_PANELS = 8,
-    DLRNI_GEMM_DEPTH = DLRN_GEMM_WORK / DLRNI_GROUP,
+    DLRNI_GEMM_DEPTH = DLRN_MATMUL_WORK / DLRNI_GROUP,
     DLRNI_GEMM_STRIDE = DLRNI_GEMM_DEPTH + DLRNI_LANES /* of the copied rows */
 };
 
 typedef struct dlrni_gemm_job {
     const dlrni_kernel_table *k;
-    dlrn_gemm_op op;
+    dlrn_matmul_op op;
     int64_t m, n, depth, lda, ldb, ldc;
     const float *a, *b;
     float *c;
     int beta;
     int64_t rows, blocks_m, blocks_n; /* rows of a task; blocks of rows, of columns           */
-    float *work;                      /* [workers][each]: a panel, and then copied rows        */
-    int64_t each;                     /* DLRN_GEMM_WORK: a is not copied but read as it stands */
+    int copies_a;                     /* whether a task copies its rows of a                  */
+    float *work;                      /* [workers][work_size]: a panel, then the copied rows  */
+    int64_t work_size;
 } dlrni_gemm_job;
 
-/* to [cols][rows] = from [rows][cols] transposed. Square by square: a cache line is read once and
-   whole. */
-DLRNI_INTERNAL void dlrni_turn(const dlrni_kernel_table *k, const float *from, int64_t ld_from,
-                               int64_t rows, int64_t cols, float *to, int64_t ld_to) {
+/* to [cols][rows] = from [rows][cols] transposed, on this thread. Square by square: a cache line is
+   read once and whole. */
+DLRNI_INTERNAL void dlrni_transpose_here(const dlrni_kernel_table *k, const float *from,
+                                         int64_t ld_from, int64_t rows, int64_t cols, float *to,
+                                         int64_t ld_to) {
     int64_t whole_rows = rows / DLRNI_LANES * DLRNI_LANES,
             whole_cols = cols / DLRNI_LANES * DLRNI_LANES;
     for (int64_t r = 0; r < whole_rows; r += DLRNI_LANES)
@@ -2065,10 +2074,35 @@ DLRNI_INTERNAL void dlrni_turn(const dlrni_kernel_table *k, const float *from, i
             to[c * ld_to + r] = from[r * ld_from + c];
 }
 
+typedef struct dlrni_transpose_job {
+    const dlrni_kernel_table *k;
+    const float *from;
+    int64_t ld_from, rows, cols;
+    float *to;
+    int64_t ld_to;
+} dlrni_transpose_job;
+enum { DLRNI_TRANSPOSE_COLS = 64 }; /* of a task: four cache lines of each row */
+
+DLRNI_INTERNAL void dlrni_transpose_task(void *arg, int64_t task, int worker) {
+    const dlrni_transpose_job *j = (const dlrni_transpose_job *)arg;
+    int64_t c = task * DLRNI_TRANSPOSE_COLS, cols = dlrni_min(DLRNI_TRANSPOSE_COLS, j->cols - c);
+    (void)worker;
+    dlrni_transpose_here(j->k, j->from + c, j->ld_from, j->rows, cols, j->to + c * j->ld_to,
+                         j->ld_to);
+}
+
+/* The same on all threads. Words of 4 bytes, whatever they hold; from and to must not overlap. */
+DLRNI_INTERNAL void dlrni_transpose(dlrn_context *ctx, const float *from, int64_t ld_from,
+                                    int64_t rows, int64_t cols, float *to, int64_t ld_to) {
+    dlrni_transpose_job job = {ctx->k, from, ld_from, rows, cols, to, ld_to};
+    dlrni_parallel_for(ctx, dlrni_ceil_div(cols, DLRNI_TRANSPOSE_COLS), dlrni_ns(rows, cols),
+                       dlrni_transpose_task, &job);
+}
+
 /* panel [depth][DLRNI_GROUP] = b transposed, b [n][depth]; absent rows of b read as zero. */
 DLRNI_INTERNAL void dlrni_pack_rows(const dlrni_kernel_table *k, const float *b, int64_t ldb,
                                     int64_t n, int64_t depth, float *panel) {
-    dlrni_turn(k, b, ldb, n, depth, panel, DLRNI_GROUP);
+    dlrni_transpose_here(k, b, ldb, n, depth, panel, DLRNI_GROUP);
     for (int64_t p = 0; p < depth && n < DLRNI_GROUP; p++)
         memset(panel + p * DLRNI_GROUP + n, 0, (size_t)(DLRNI_GROUP - n) * sizeof(float));
 }
@@ -2091,7 +2125,7 @@ DLRNI_INTERNAL void dlrni_pack_cols(const float *b, int64_t ldb, int64_t n, int6
 DLRNI_INTERNAL void dlrni_pack_left(const dlrni_gemm_job *j, int64_t i0, int64_t m, int64_t p,
                                     int64_t depth, float *a) {
     if (j->op == DLRN_TN)
-        dlrni_turn(j->k, j->a + p * j->lda + i0, j->lda, depth, m, a, DLRNI_GEMM_STRIDE);
+        dlrni_transpose_here(j->k, j->a + p * j->lda + i0, j->lda, depth, m, a, DLRNI_GEMM_STRIDE);
     for (int64_t i = 0; i < m && j->op != DLRN_TN; i++)
         memcpy(a + i * DLRNI_GEMM_STRIDE, j->a + (i0 + i) * j->lda + p, (size_t)depth * sizeof *a);
 }
@@ -2105,8 +2139,8 @@ DLRNI_INTERNAL void dlrni_gemm_block(void *arg, int64_t task, int worker) {
     int64_t j0 = (down ? task / j->blocks_m : task % j->blocks_n) * DLRNI_GEMM_PANELS * DLRNI_GROUP;
     int64_t j1 = dlrni_min(j0 + DLRNI_GEMM_PANELS * DLRNI_GROUP, j->n);
     int64_t row = j->op == DLRN_TN ? 1 : j->lda, col = j->op == DLRN_TN ? j->lda : 1;
-    float *c = j->c + i0 * j->ldc, *panel = j->work + worker * j->each;
-    float *copy = j->each > DLRN_GEMM_WORK ? panel + DLRN_GEMM_WORK : NULL;
+    float *c = j->c + i0 * j->ldc, *panel = j->work + worker * j->work_size;
+    float *copy = j->copies_a ? panel + DLRN_MATMUL_WORK : NULL;
     if (copy) row = DLRNI_GEMM_STRIDE, col = 1;
     for (int64_t i = 0; i < m && !j->beta && !j->depth; i++)
         memset(c + i * j->ldc + j0, 0, (size_t)(j1 - j0) * sizeof *c);
@@ -2125,102 +2159,125 @@ DLRNI_INTERNAL void dlrni_gemm_block(void *arg, int64_t task, int worker) {
     }
 }
 
-/* Checks the call and lays it out for so many threads. */
-DLRNI_INTERNAL dlrn_status dlrni_gemm_plan(dlrn_context *ctx, dlrni_gemm_job *job, int threads) {
-    const dlrn_gemm_op op = job->op;
-    DLRNI_REQUIRE(ctx, job->m >= 0 && job->n >= 0 && job->depth >= 0,
-                  "m, n and k must not be negative");
+/* A matrix may be empty; otherwise its rows must not overlap. */
+DLRNI_INTERNAL int dlrni_tensor_is_sound(dlrn_tensor t) {
+    return t.rows >= 0 && t.cols >= 0 && t.stride >= t.cols;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_matmul_check(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a,
+                                              dlrn_tensor b, float beta, dlrn_tensor c) {
+    const int64_t m = op == DLRN_TN ? a.cols : a.rows, k = op == DLRN_TN ? a.rows : a.cols;
+    const int64_t n = op == DLRN_NT ? b.rows : b.cols, k_of_b = op == DLRN_NT ? b.cols : b.rows;
+    const dlrn_tensor *all[] = {&a, &b, &c};
     DLRNI_REQUIRE(ctx, op == DLRN_NN || op == DLRN_NT || op == DLRN_TN, "unknown operation");
-    DLRNI_REQUIRE(ctx,
-                  job->lda >= (op == DLRN_TN ? job->m : job->depth) &&
-                      job->ldb >= (op == DLRN_NT ? job->depth : job->n) && job->ldc >= job->n,
-                  "a row is wider than its stride");
-    job->k = ctx->k;
+    DLRNI_REQUIRE(ctx, beta == 0.0f || beta == 1.0f, "beta must be 0 or 1");
+    for (int i = 0; i < 3; i++)
+        if (!dlrni_tensor_is_sound(*all[i]))
+            return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                             "dlrn_matmul: %c: expected rows, cols >= 0 and stride >= cols, "
+                             "found [%lld][%lld], stride %lld",
+                             "abc"[i], (long long)all[i] -> rows, (long long)all[i] -> cols,
+                             (long long)all[i] -> stride);
+    if (k != k_of_b || c.rows != m || c.cols != n)
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                         "dlrn_matmul: a [%lld][%lld], b [%lld][%lld], c [%lld][%lld] do not fit",
+                         (long long)a.rows, (long long)a.cols, (long long)b.rows, (long long)b.cols,
+                         (long long)c.rows, (long long)c.cols);
+    return DLRN_OK;
+}
+
+/* Cuts the product into tasks for so many threads. */
+DLRNI_INTERNAL void dlrni_gemm_plan(dlrni_gemm_job *job, int threads) {
     job->blocks_n = dlrni_ceil_div(job->n, DLRNI_GEMM_PANELS * DLRNI_GROUP);
     job->rows = DLRNI_GEMM_ROWS;
     while (job->rows > DLRNI_GEMM_ROWS_LEAST &&
            dlrni_ceil_div(job->m, job->rows) * job->blocks_n < 4 * threads)
         job->rows /= 2;
     job->blocks_m = dlrni_ceil_div(job->m, job->rows);
-    job->each = DLRN_GEMM_WORK;
+}
+
+/* On the context's threads; each copies its rows of a, in memory of the context. */
+DLRNI_INTERNAL dlrn_status dlrni_gemm_parallel(dlrn_context *ctx, dlrni_gemm_job *job) {
+    dlrni_gemm_plan(job, ctx->threads);
+    job->copies_a = 1;
+    job->work_size = DLRN_MATMUL_WORK + dlrni_min(job->m, job->rows) * DLRNI_GEMM_STRIDE;
+    job->work = DLRNI_NEW(ctx, float, ctx->threads * job->work_size);
+    if (!job->work) return DLRN_ERR_MEMORY;
+    dlrni_parallel_for(ctx, job->blocks_m * job->blocks_n,
+                       dlrni_ns(job->m, job->n) * (double)job->depth / 16, dlrni_gemm_block, job);
+    dlrn_free(ctx, job->work);
     return DLRN_OK;
 }
 
-DLRN_API dlrn_status dlrn_gemm(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, int64_t n, int64_t k,
-                               const float *a, int64_t lda, const float *b, int64_t ldb, float beta,
-                               float *c, int64_t ldc) {
-    dlrni_gemm_job job = {NULL, op,           m, n, k, lda,  ldb, ldc, a, b,
-                          c,    beta != 0.0f, 0, 0, 0, NULL, 0};
-    DLRNI_REQUIRE(ctx, beta == 0.0f || beta == 1.0f, "beta must be 0 or 1");
-    DLRNI_TRY(dlrni_gemm_plan(ctx, &job, ctx->threads));
+/* On this thread alone, in `work`. */
+DLRNI_INTERNAL void dlrni_gemm_serial(dlrni_gemm_job *job, float *work) {
+    dlrni_gemm_plan(job, 1);
+    job->work = work;
+    job->work_size = DLRN_MATMUL_WORK;
+    for (int64_t task = 0; task < job->blocks_m * job->blocks_n; task++)
+        dlrni_gemm_block(job, task, 0);
+}
+
 #ifdef DICTLEARN_CBLAS
-    const int64_t most = INT32_MAX;
-    if (m && n && k && m <= most && n <= most && k <= most && lda <= most && ldb <= most &&
-        ldc <= most) {
-        cblas_sgemm(CblasRowMajor, op == DLRN_TN ? CblasTrans : CblasNoTrans,
-                    op == DLRN_NT ? CblasTrans : CblasNoTrans, (int)m, (int)n, (int)k, 1.0f, a,
-                    (int)lda, b, (int)ldb, beta, c, (int)ldc);
+/* 0: too large for the library's int. */
+DLRNI_INTERNAL int dlrni_gemm_blas(const dlrni_gemm_job *j) {
+    const int64_t size[] = {j->m, j->n, j->depth, j->lda, j->ldb, j->ldc};
+    for (int i = 0; i < 6; i++)
+        if (size[i] < 1 || size[i] > INT32_MAX) return 0;
+    cblas_sgemm(CblasRowMajor, j->op == DLRN_TN ? CblasTrans : CblasNoTrans,
+                j->op == DLRN_NT ? CblasTrans : CblasNoTrans, (int)j->m, (int)j->n, (int)j->depth,
+                1.0f, j->a, (int)j->lda, j->b, (int)j->ldb, j->beta ? 1.0f : 0.0f, j->c,
+                (int)j->ldc);
+    return 1;
+}
+#endif
+
+DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a, dlrn_tensor b,
+                                 float beta, dlrn_tensor c, float *work) {
+    dlrni_gemm_job job;
+    DLRNI_TRY(dlrni_matmul_check(ctx, op, a, b, beta, c));
+    memset(&job, 0, sizeof job);
+    job.k = ctx->k;
+    job.op = op;
+    job.m = c.rows;
+    job.n = c.cols;
+    job.depth = op == DLRN_TN ? a.rows : a.cols;
+    job.a = a.data;
+    job.lda = a.stride;
+    job.b = b.data;
+    job.ldb = b.stride;
+    job.c = c.data;
+    job.ldc = c.stride;
+    job.beta = beta != 0.0f;
+    if (work) {
+        dlrni_gemm_serial(&job, work);
         return DLRN_OK;
     }
+#ifdef DICTLEARN_CBLAS
+    if (dlrni_gemm_blas(&job)) return DLRN_OK;
 #endif
-    job.each += dlrni_min(m, job.rows) * DLRNI_GEMM_STRIDE;
-    if (!(job.work = DLRNI_NEW(ctx, float, ctx->threads *job.each))) return DLRN_ERR_MEMORY;
-    dlrn_parallel_for(ctx, job.blocks_m * job.blocks_n, dlrni_gemm_block, &job);
-    dlrni_free(ctx, job.work);
-    return DLRN_OK;
+    return dlrni_gemm_parallel(ctx, &job);
 }
 
-DLRN_API dlrn_status dlrn_gemm_serial(dlrn_context *ctx, dlrn_gemm_op op, int64_t m, int64_t n,
-                                      int64_t k, const float *a, int64_t lda, const float *b,
-                                      int64_t ldb, float beta, float *c, int64_t ldc, float *work) {
-    dlrni_gemm_job job = {NULL, op,           m, n, k, lda,  ldb, ldc, a, b,
-                          c,    beta != 0.0f, 0, 0, 0, work, 0};
-    DLRNI_REQUIRE(ctx, beta == 0.0f || beta == 1.0f, "beta must be 0 or 1");
-    DLRNI_TRY(dlrni_gemm_plan(ctx, &job, 1));
-    for (int64_t task = 0; task < job.blocks_m * job.blocks_n; task++)
-        dlrni_gemm_block(&job, task, 0);
-    return DLRN_OK;
-}
+/* ---- Vectors ---- */
 
-DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_gemm_op op, dlrn_tensor a, dlrn_tensor b,
-                                 float beta, dlrn_tensor c) {
-    int64_t m = op == DLRN_TN ? a.cols : a.rows, k = op == DLRN_TN ? a.rows : a.cols;
-    int64_t n = op == DLRN_NT ? b.rows : b.cols, kb = op == DLRN_NT ? b.cols : b.rows;
-    if (k != kb || c.rows != m || c.cols != n)
-        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
-                         "dlrn_matmul: a [%lld][%lld], b [%lld][%lld], c [%lld][%lld] do not fit",
-                         (long long)a.rows, (long long)a.cols, (long long)b.rows, (long long)b.cols,
-                         (long long)c.rows, (long long)c.cols);
-    return dlrn_gemm(ctx, op, m, n, k, a.data, a.stride, b.data, b.stride, beta, c.data, c.stride);
-}
-
-/* ------------------------------------------------------------------------------------------ */
-// >>vector
 DLRN_API float dlrn_dot(dlrn_context *ctx, const float *a, const float *b, int64_t n) {
     return ctx->k->dot(a, b, n);
 }
 
+/* The sum of squares overflows for numbers beyond 1e19, and loses those below 1e-19. Then it is
+   formed again in double, which holds the square of every float. The bounds are far from where f32
+   fails, so that the sum in between is right to the last bits. */
 DLRN_API float dlrn_norm(dlrn_context *ctx, const float *a, int64_t n) {
-    return sqrtf(ctx->k->dot(a, a, n));
+    float square = ctx->k->dot(a, a, n);
+    if (square > 1e-30f && square <= FLT_MAX) return sqrtf(square);
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)a[i] * (double)a[i];
+    return (float)sqrt(sum);
 }
 
 DLRN_API void dlrn_axpy(dlrn_context *ctx, float a, const float *x, float *y, int64_t n) {
     ctx->k->axpy(a, x, y, n);
-}
-
-DLRN_API dlrn_status dlrn_mean_var(dlrn_context *ctx, dlrn_tensor t, double *mean, double *var) {
-    DLRNI_REQUIRE(ctx, t.rows > 0, "needs at least one row");
-    for (int64_t j = 0; j < t.cols; j++) {
-        double m = 0, s = 0; /* Welford: mean and sum of squared deviations so far */
-        for (int64_t i = 0; i < t.rows; i++) {
-            double x = (double)t.data[i * t.stride + j], off = x - m;
-            m += off / (double)(i + 1);
-            s += off * (x - m);
-        }
-        if (mean) mean[j] = m;
-        if (var) var[j] = t.rows > 1 ? s / (double)(t.rows - 1) : 0;
-    }
-    return DLRN_OK;
 }
 
 /* Whether element i belongs after element j in descending order: smaller, or equal and later; a NaN
@@ -2271,9 +2328,9 @@ DLRN_API dlrn_status dlrn_topk(dlrn_context *ctx, const float *x, int64_t n, int
 DLRN_API void dlrn_sparse_free(dlrn_sparse *codes) {
     if (!codes) return;
     if (codes->ctx) {
-        dlrni_free(codes->ctx, codes->row_ptr);
-        dlrni_free(codes->ctx, codes->col);
-        dlrni_free(codes->ctx, codes->val);
+        dlrn_free(codes->ctx, codes->row_ptr);
+        dlrn_free(codes->ctx, codes->col);
+        dlrn_free(codes->ctx, codes->val);
     }
     memset(codes, 0, sizeof *codes);
 }
@@ -2335,11 +2392,11 @@ DLRNI_INTERNAL dlrn_status dlrni_sparse_append(dlrn_context *ctx, dlrn_sparse *c
                                                const float *f, int64_t n) {
     dlrni_compress_job job = {f, n, codes->cols, codes->rows, codes};
     DLRNI_TRY(dlrni_sparse_reserve(ctx, codes, codes->rows + n, codes->nnz_cap));
-    dlrn_parallel_for(ctx, n, dlrni_count_row, &job);
+    dlrni_parallel_for(ctx, n, dlrni_ns(n, codes->cols), dlrni_count_row, &job);
     int64_t *p = codes->row_ptr + codes->rows;
     for (int64_t i = 0; i < n; i++) p[i + 1] += p[i];
     DLRNI_TRY(dlrni_sparse_reserve(ctx, codes, codes->rows + n, codes->row_ptr[codes->rows + n]));
-    dlrn_parallel_for(ctx, n, dlrni_fill_row, &job);
+    dlrni_parallel_for(ctx, n, dlrni_ns(n, codes->cols), dlrni_fill_row, &job);
     codes->rows += n;
     return DLRN_OK;
 }
@@ -2907,7 +2964,8 @@ DLRNI_INTERNAL void dlrni_input_block(void *arg, int64_t block, int worker) {
 
 DLRNI_INTERNAL void dlrni_input(const dlrn_dictionary *dict, const float *x, int64_t n, float *xc) {
     dlrni_input_job job = {dict, x, xc, n};
-    dlrn_parallel_for(dict->ctx, dlrni_ceil_div(n, DLRNI_BLOCK), dlrni_input_block, &job);
+    dlrni_parallel_for(dict->ctx, dlrni_ceil_div(n, DLRNI_BLOCK), dlrni_ns(n, dict->d_in),
+                       dlrni_input_block, &job);
 }
 
 /* ---- Lists ---- */
@@ -3159,7 +3217,8 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_round(dlrni_encoding *c) {
         return DLRN_ERR_MEMORY;
     memset(c->rounded + c->n * c->width, 0, (size_t)(beyond * c->width));
     memset(c->row + c->n, 0, (size_t)beyond * sizeof *c->row);
-    dlrn_parallel_for(ctx, dlrni_ceil_div(c->n, DLRNI_BLOCK), dlrni_screen_block, c);
+    dlrni_parallel_for(ctx, dlrni_ceil_div(c->n, DLRNI_BLOCK), dlrni_ns(c->n, c->dict->d_in),
+                       dlrni_screen_block, c);
     return DLRN_OK;
 }
 
@@ -3282,8 +3341,9 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
     for (int64_t s = 0; s < c->stretches; s++)
         for (int64_t g = first; g < first + c->wave; g++) c->lists[s * c->groups + g].whole = 0;
     while (missing) {
-        dlrn_parallel_for(ctx, c->stretches * dlrni_ceil_div(c->wave, c->share), dlrni_list_task,
-                          c);
+        dlrni_parallel_for(ctx, c->stretches * dlrni_ceil_div(c->wave, c->share),
+                           dlrni_ns(c->n, c->wave * DLRNI_GROUP) * (double)c->dict->d_in / 16,
+                           dlrni_list_task, c);
         if (dlrni_wave_entries(c) > budget)
             c->wave = dlrni_min(c->wave, dlrni_max(budget / (c->n * DLRNI_GROUP), 1));
         DLRNI_TRY(dlrni_make_room(c, &missing));
@@ -3544,7 +3604,9 @@ DLRNI_INTERNAL void dlrni_decode_row(void *arg, int64_t i, int worker) {
 DLRNI_INTERNAL void dlrni_decode_rows(const dlrn_dictionary *dict, const dlrn_sparse *codes,
                                       const float *x, float *x_hat) {
     dlrni_decode_job job = {dict, codes, dict->param[DLRN_SKIP] ? x : NULL, x_hat};
-    dlrn_parallel_for(dict->ctx, codes->rows, dlrni_decode_row, &job);
+    dlrni_parallel_for(dict->ctx, codes->rows,
+                       dlrni_ns(codes->row_ptr[codes->rows] / 16 + codes->rows, dict->d_out),
+                       dlrni_decode_row, &job);
 }
 
 /* Features alone do not determine the output of a dictionary with a skip. */
@@ -3692,11 +3754,13 @@ DLRNI_INTERNAL dlrn_status dlrni_append_codes(dlrni_encode_job *j) {
     int64_t n = j->e->c.n, blocks = dlrni_ceil_div(n, DLRNI_BLOCK), *p;
     j->first = j->codes->rows;
     DLRNI_TRY(dlrni_sparse_reserve(ctx, j->codes, j->first + n, j->codes->nnz_cap));
-    dlrn_parallel_for(ctx, blocks, dlrni_csr_count_block, j);
+    dlrni_parallel_for(ctx, blocks, dlrni_ns(4, dlrni_wave_entries(&j->e->c)),
+                       dlrni_csr_count_block, j);
     p = j->codes->row_ptr + j->first;
     for (int64_t i = 0; i < n; i++) p[i + 1] += p[i];
     DLRNI_TRY(dlrni_sparse_reserve(ctx, j->codes, j->first + n, p[n]));
-    dlrn_parallel_for(ctx, blocks, dlrni_csr_fill_block, j);
+    dlrni_parallel_for(ctx, blocks, dlrni_ns(4, dlrni_wave_entries(&j->e->c)), dlrni_csr_fill_block,
+                       j);
     j->codes->rows += n;
     return DLRN_OK;
 }
@@ -3784,7 +3848,8 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
     if (dict->formula.gate == DLRN_GATE_IDENTITY)
         memcpy(j->f, c->xc, (size_t)(n * dict->features) * sizeof *j->f);
     else
-        dlrn_parallel_for(ctx, c->groups, c->ready ? dlrni_few_screened : dlrni_few_dense, j);
+        dlrni_parallel_for(ctx, c->groups, dlrni_ns(dict->features, dict->d_in) * (double)n / 4,
+                           c->ready ? dlrni_few_screened : dlrni_few_dense, j);
     if (heap) dlrni_few_select(dict, j->f, n, e->heap);
     dlrn_status s = j->codes ? dlrni_sparse_append(ctx, j->codes, j->f, n) : DLRN_OK;
     j->f = f;
@@ -3812,7 +3877,9 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_stretch(dlrni_encode_job *j, const float
     DLRNI_TRY(dlrni_encoding_load(c, 0, c->groups, INT64_MAX));
     dlrni_encoding_learn(c, dlrni_wave_entries(c), dlrni_wave_candidates(c));
     if (j->codes) DLRNI_TRY(dlrni_append_codes(j));
-    if (j->f) dlrn_parallel_for(ctx, dlrni_ceil_div(n, DLRNI_BLOCK), dlrni_spread_block, j);
+    if (j->f)
+        dlrni_parallel_for(ctx, dlrni_ceil_div(n, DLRNI_BLOCK), dlrni_ns(n, e->dict->features),
+                           dlrni_spread_block, j);
     return DLRN_OK;
 }
 
@@ -4271,80 +4338,6 @@ DLRNI_INTERNAL void dlrni_put_le(unsigned char *p, uint64_t v, int n) {
     for (int i = 0; i < n; i++) p[i] = (unsigned char)(v >> 8 * i);
 }
 
-/* What four bits add to a CRC-32, the sum that zip keeps of each member. */
-DLRNI_INTERNAL uint32_t dlrni_crc_step(uint32_t crc) {
-    static const uint32_t table[16] = {0x00000000u, 0x1db71064u, 0x3b6e20c8u, 0x26d930acu,
-                                       0x76dc4190u, 0x6b6b51f4u, 0x4db26158u, 0x5005713cu,
-                                       0xedb88320u, 0xf00f9344u, 0xd6d6a3e8u, 0xcb61b38cu,
-                                       0x9b64c2b0u, 0x86d3d2d4u, 0xa00ae278u, 0xbdbdf21cu};
-    return crc >> 4 ^ table[crc & 15];
-}
-
-#if DLRNI_X86
-/* The sum is the remainder of a polynomial over GF(2), so that 16 bytes may be replaced by what
-   they leave 64 (or 16) bytes further on, two carry-less products (Gopal et al., Fast CRC
-   computation using PCLMULQDQ, 2009). n >= 64 bytes, a multiple of 16, become 16 of the same sum;
-   crc is their start. 134 MB: 6 times as fast as eight at a time. */
-__attribute__((target("pclmul,sse4.1"))) DLRNI_INTERNAL __m128i dlrni_crc_fold(__m128i x,
-                                                                               __m128i by,
-                                                                               __m128i next) {
-    return _mm_xor_si128(
-        next, _mm_xor_si128(_mm_clmulepi64_si128(x, by, 0x00), _mm_clmulepi64_si128(x, by, 0x11)));
-}
-
-__attribute__((target("pclmul,sse4.1"))) DLRNI_INTERNAL void
-dlrni_crc_shrink(uint32_t crc, const unsigned char *p, uint64_t n, unsigned char *out) {
-    const __m128i by_64 = _mm_set_epi64x(0x1c6e41596, 0x154442bd4),
-                  by_16 = _mm_set_epi64x(0x0ccaa009e, 0x1751997d0);
-    const __m128i *at = (const __m128i *)(const void *)p;
-    __m128i x[4];
-    for (int i = 0; i < 4; i++) x[i] = _mm_loadu_si128(at + i);
-    x[0] = _mm_xor_si128(x[0], _mm_cvtsi32_si128((int)crc));
-    for (at += 4, n -= 64; n >= 64; at += 4, n -= 64) {
-        x[0] = dlrni_crc_fold(x[0], by_64, _mm_loadu_si128(at));
-        x[1] = dlrni_crc_fold(x[1], by_64, _mm_loadu_si128(at + 1));
-        x[2] = dlrni_crc_fold(x[2], by_64, _mm_loadu_si128(at + 2));
-        x[3] = dlrni_crc_fold(x[3], by_64, _mm_loadu_si128(at + 3));
-    }
-    for (int i = 1; i < 4; i++) x[0] = dlrni_crc_fold(x[0], by_16, x[i]);
-    for (; n; at++, n -= 16) x[0] = dlrni_crc_fold(x[0], by_16, _mm_loadu_si128(at));
-    _mm_storeu_si128((__m128i *)(void *)out, x[0]);
-}
-#endif
-
-/* Long runs go eight bytes at a time, since a file is summed when it is opened; their tables are
-   made anew each time, because static ones would have to be guarded from other threads. */
-DLRNI_INTERNAL uint32_t dlrni_crc32_plain(uint32_t crc, const unsigned char *p, uint64_t n) {
-    crc = ~crc;
-    if (n >= 16384) {
-        uint32_t t[8][256];
-        for (uint32_t i = 0; i < 256; i++) t[0][i] = dlrni_crc_step(dlrni_crc_step(i));
-        for (int k = 1; k < 8; k++)
-            for (uint32_t i = 0; i < 256; i++) t[k][i] = t[k - 1][i] >> 8 ^ t[0][t[k - 1][i] & 255];
-        for (; n >= 8; n -= 8, p += 8) {
-            crc ^= (uint32_t)dlrni_le(p, 4);
-            crc = t[7][crc & 255] ^ t[6][crc >> 8 & 255] ^ t[5][crc >> 16 & 255] ^ t[4][crc >> 24] ^
-                  t[3][p[4]] ^ t[2][p[5]] ^ t[1][p[6]] ^ t[0][p[7]];
-        }
-    }
-    for (; n; n--) crc = dlrni_crc_step(dlrni_crc_step(crc ^ *p++));
-    return ~crc;
-}
-
-DLRNI_INTERNAL uint32_t dlrni_crc32(uint32_t crc, const unsigned char *p, uint64_t n) {
-#if DLRNI_X86
-    __builtin_cpu_init();
-    if (n >= 64 && __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.1")) {
-        unsigned char left[16];
-        dlrni_crc_shrink(~crc, p, n & ~(uint64_t)15, left);
-        crc = dlrni_crc32_plain(UINT32_MAX, left, sizeof left); /* which stands for no sum so far */
-        p += n & ~(uint64_t)15;
-        n &= 15;
-    }
-#endif
-    return dlrni_crc32_plain(crc, p, n);
-}
-
 /* FNV-1a from a start that a file cannot know, and mixed: else it could give all its names one
    place in a table. */
 DLRNI_INTERNAL uint64_t dlrni_hash(const void *start, const char *p, int64_t n) {
@@ -4503,7 +4496,7 @@ DLRNI_INTERNAL dlrn_status dlrni_out_open(dlrn_context *ctx, const char *path, d
 DLRNI_INTERNAL void dlrni_out_write(dlrni_out *o, const void *bytes, uint64_t n) {
     const dlrn_io *io = dlrni_io_of(o->ctx);
     if (o->status != DLRN_OK || !n) return;
-    o->crc = dlrni_crc32(o->crc, (const unsigned char *)bytes, n);
+    o->crc = o->ctx->k->crc32(o->crc, (const unsigned char *)bytes, n);
     o->at += n;
     o->status = io->write_file(io->user, o->ctx, o->file, bytes, (size_t)n);
 }
@@ -5629,7 +5622,7 @@ DLRNI_INTERNAL int dlrni_zip_extra(dlrni_cursor extra, uint64_t *size, uint64_t 
 
 DLRNI_INTERNAL dlrn_status dlrni_member_check(dlrn_archive *a, const dlrni_member *m,
                                               const unsigned char *p) {
-    if (!m->crc || dlrni_crc32(0, p, m->size) == m->crc) return DLRN_OK;
+    if (!m->crc || a->ctx->k->crc32(0, p, m->size) == m->crc) return DLRN_OK;
     return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
                      "%s: zip: member '%.*s' is damaged: its CRC-32 is not %08lx", a->path,
                      (int)m->name_len, m->name, (unsigned long)m->crc);
@@ -8095,8 +8088,8 @@ DLRNI_INTERNAL void dlrni_turn_columns(void *arg, int64_t task, int worker) {
     const dlrni_turn_job *j = (const dlrni_turn_job *)arg;
     int64_t c = task * 16;
     (void)worker;
-    dlrni_turn(j->k, j->from + c, j->cols, j->rows, dlrni_min(16, j->cols - c), j->to + c * j->rows,
-               j->rows);
+    dlrni_transpose_here(j->k, j->from + c, j->cols, j->rows, dlrni_min(16, j->cols - c),
+                         j->to + c * j->rows, j->rows);
 }
 
 /* Adds one tensor of the row. */
@@ -8394,7 +8387,9 @@ DLRNI_INTERNAL dlrn_status dlrni_each_slab(dlrn_trainer *t, dlrn_parallel_body b
     w->slab = (double)dlrni_wave_entries(&w->codes) > DLRNI_DENSE * all ? 4 : 1;
     w->slab_most = w->slab * dlrni_block_max(&w->codes);
     DLRNI_TRY(dlrni_need_scratch(&w->codes, 2 * w->slab_most * (int64_t)sizeof(float)));
-    dlrn_parallel_for(t->ctx, dlrni_ceil_div(w->n, w->slab * DLRNI_BLOCK), body, t);
+    dlrni_parallel_for(t->ctx, dlrni_ceil_div(w->n, w->slab * DLRNI_BLOCK),
+                       dlrni_ns(dlrni_wave_entries(&w->codes) / 16 + w->n, t->dict->d_out), body,
+                       t);
     return DLRN_OK;
 }
 
@@ -8924,8 +8919,11 @@ DLRNI_INTERNAL dlrn_status dlrni_update_panel(dlrni_update *u, int64_t first) {
         u->entries = dlrni_update_most(u);
         DLRNI_TRY(dlrni_need_scratch(c, dlrni_visit_scratch(u)));
         u->t->torn |= u->adam != NULL;
-        dlrn_parallel_for(u->t->ctx, dlrni_ceil_div(u->end - u->first, u->groups),
-                          dlrni_update_groups, u);
+        dlrni_parallel_for(
+            u->t->ctx, dlrni_ceil_div(u->end - u->first, u->groups),
+            dlrni_ns(dlrni_wave_entries(c) / 4 + 8 * (u->end - u->first) * DLRNI_GROUP,
+                     u->t->dict->d_in),
+            dlrni_update_groups, u);
     }
     return DLRN_OK;
 }
@@ -9823,22 +9821,10 @@ DLRNI_INTERNAL void dlrni_pack(dlrn_dtype type, const float *from, char *to, int
 
 DLRNI_INTERNAL void dlrni_unpack(const dlrn_context *ctx, dlrn_dtype type, const char *from,
                                  float *to, int64_t n) {
-    if (type == DLRN_F32) {
+    if (type == DLRN_F32)
         memcpy(to, from, (size_t)n * sizeof *to);
-        return;
-    }
-#if DLRNI_X86
-    if (type == DLRN_F16 && ctx->k == &dlrni_kernels_avx512) {
-        dlrni_widen_avx512(from, to, n);
-        return;
-    }
-    if (type == DLRN_F16 && ctx->k == &dlrni_kernels_avx2) {
-        dlrni_widen_avx2(from, to, n);
-        return;
-    }
-#endif
-    (void)ctx;
-    dlrni_widen_plain(type, from, to, n);
+    else
+        ctx->k->widen(type, from, to, n);
 }
 
 DLRNI_INTERNAL int64_t dlrni_row_bytes(const dlrn_buffer *b) {
@@ -9926,7 +9912,8 @@ DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
 DLRNI_INTERNAL void dlrni_buffer_rows(const dlrn_buffer *b, int64_t first, int64_t step,
                                       int64_t rows, float *x, float *y) {
     dlrni_rows_job job = {b, first, step, rows, {x, y}};
-    dlrn_parallel_for(b->ctx, dlrni_ceil_div(rows, DLRNI_ROWS), dlrni_rows_task, &job);
+    dlrni_parallel_for(b->ctx, dlrni_ceil_div(rows, DLRNI_ROWS), dlrni_ns(rows, b->d),
+                       dlrni_rows_task, &job);
 }
 
 /* A row that is not finite would poison every weight: named by its place in the stream. */
@@ -11145,6 +11132,7 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path,
 #undef DLRNI_CONFIG_REALS
 #undef DLRNI_GROUP
 #undef DLRNI_GROW
+#undef DLRNI_INLINE
 #undef DLRNI_INTERNAL
 #undef DLRNI_DENSE
 #undef DLRNI_LANES
@@ -11153,27 +11141,54 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path,
 #undef DLRNI_NEW
 #undef DLRNI_NEW_ZERO
 #undef DLRNI_POSIX
+#undef DLRNI_PRAGMA
 #undef DLRNI_PREFETCH
 #undef DLRNI_PREFETCH_FAR
 #undef DLRNI_REQUIRE
 #undef DLRNI_STATS_INTEGERS
 #undef DLRNI_STATS_REALS
+#undef DLRNI_SERIAL_NS
+#undef DLRNI_TARGET_BEGIN
+#undef DLRNI_TARGET_END
 #undef DLRNI_TRY
 #undef DLRNI_UNROLL
 #undef DLRNI_UNUSED
 #undef DLRNI_X86
+#undef dlrni_alloc
+#undef dlrni_free
+#undef dlrn_dtype_size
+#undef dlrn_rng_u64
+#undef dlrn_f16_to_f32
+#undef dlrn_f32_to_f16
+#undef dlrn_bf16_to_f32
+#undef dlrn_f32_to_bf16
 
 #endif /* DICTLEARN_IMPLEMENTATION */
 
 /* ------------------------------------------------------------------------------------------ */
 // >>kernel-bodies
-/* Included once a kernel set (room kernels). First the vector of 16 lanes of this set, then the
-   bodies, the same text for all sets. The scalar set is the oracle: plain loops and dlrni_fma(). */
-#ifdef DLRNI_PASS
+/* The room kernels includes this file again to get here. There is one block for each kernel set:
 
-#if DLRNI_PASS == 0
+     whether the processor can run it; the target it is compiled for
+     DLRNI_K, which puts the set's name before a name
+     the sizes of its tiles, in registers
+     v16, a vector of 16 floats, and what can be done with it
+     transpose, widen, crc32, and what else it does in a way of its own
+     the kernels, from the text at the end of this room, which is the same for all sets
+     its screens
+
+   A new set is a new block and a row in the room kernels. Sizes of tiles: as many sums as fit into
+   the registers beside their operands; `make bench` (rows gemm and step) shows what another size
+   does. The scalar set is the oracle: plain loops and dlrni_fma(). */
+#if defined(DLRNI_COMPILE_SETS) && !defined(DLRNI_COMPILE_BODIES)
+
+/* ---- scalar ---- */
+
+DLRNI_INTERNAL int dlrni_scalar_runs(void) {
+    return 1;
+}
+
 #define DLRNI_K(name) dlrni_scalar_##name
-#define DLRNI_TABLE dlrni_kernels_scalar
 enum {
     DLRNI_K(nt_rows) = 2,
     DLRNI_K(nt_cols) = 2,
@@ -11248,9 +11263,73 @@ DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float
             memcpy(to + j * ld_to + i, from + i * ld_from + j, sizeof *to);
 }
 
-#elif DLRNI_PASS == 1
+DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to, int64_t n) {
+    dlrni_widen_plain(type, from, to, n);
+}
+DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uint64_t n) {
+    return dlrni_crc32(crc, p, n);
+}
+
+#define DLRNI_COMPILE_BODIES
+#include DICTLEARN_HEADER_NAME
+#undef DLRNI_COMPILE_BODIES
+#undef DLRNI_K
+
+#if DLRNI_X86
+/* ---- CRC-32, for all x86 sets ---- */
+
+DLRNI_TARGET_BEGIN("pclmul,sse4.1")
+
+/* The sum is the remainder of a polynomial over GF(2), so that 16 bytes may be replaced by what
+   they leave 64 (or 16) bytes further on, two carry-less products (Gopal et al., Fast CRC
+   computation using PCLMULQDQ, 2009). n >= 64 bytes, a multiple of 16, become 16 of the same sum;
+   crc is their start. 134 MB: 6 times as fast as eight at a time. */
+DLRNI_INTERNAL __m128i dlrni_crc_fold(__m128i x, __m128i by, __m128i next) {
+    return _mm_xor_si128(
+        next, _mm_xor_si128(_mm_clmulepi64_si128(x, by, 0x00), _mm_clmulepi64_si128(x, by, 0x11)));
+}
+
+DLRNI_INTERNAL void dlrni_crc_shrink(uint32_t crc, const unsigned char *p, uint64_t n,
+                                     unsigned char *out) {
+    const __m128i by_64 = _mm_set_epi64x(0x1c6e41596, 0x154442bd4),
+                  by_16 = _mm_set_epi64x(0x0ccaa009e, 0x1751997d0);
+    const __m128i *at = (const __m128i *)(const void *)p;
+    __m128i x[4];
+    for (int i = 0; i < 4; i++) x[i] = _mm_loadu_si128(at + i);
+    x[0] = _mm_xor_si128(x[0], _mm_cvtsi32_si128((int)crc));
+    for (at += 4, n -= 64; n >= 64; at += 4, n -= 64) {
+        x[0] = dlrni_crc_fold(x[0], by_64, _mm_loadu_si128(at));
+        x[1] = dlrni_crc_fold(x[1], by_64, _mm_loadu_si128(at + 1));
+        x[2] = dlrni_crc_fold(x[2], by_64, _mm_loadu_si128(at + 2));
+        x[3] = dlrni_crc_fold(x[3], by_64, _mm_loadu_si128(at + 3));
+    }
+    for (int i = 1; i < 4; i++) x[0] = dlrni_crc_fold(x[0], by_16, x[i]);
+    for (; n; at++, n -= 16) x[0] = dlrni_crc_fold(x[0], by_16, _mm_loadu_si128(at));
+    _mm_storeu_si128((__m128i *)(void *)out, x[0]);
+}
+
+DLRNI_INTERNAL uint32_t dlrni_crc32_folded(uint32_t crc, const unsigned char *p, uint64_t n) {
+    if (n >= 64) {
+        const uint64_t whole = n & ~(uint64_t)15;
+        unsigned char left[16];
+        dlrni_crc_shrink(~crc, p, whole, left);
+        crc = dlrni_crc32(UINT32_MAX, left, sizeof left); /* ~0: nothing is summed so far */
+        p += whole;
+        n -= whole;
+    }
+    return dlrni_crc32(crc, p, n);
+}
+DLRNI_TARGET_END
+
+/* ---- avx2 ---- */
+
+DLRNI_INTERNAL int dlrni_avx2_runs(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("pclmul");
+}
+
+DLRNI_TARGET_BEGIN("avx2,fma,pclmul")
 #define DLRNI_K(name) dlrni_avx2_##name
-#define DLRNI_TABLE dlrni_kernels_avx2
 enum {
     DLRNI_K(nt_rows) = 2,
     DLRNI_K(nt_cols) = 3,
@@ -11278,18 +11357,15 @@ DLRNI_INTERNAL void DLRNI_K(store)(float *p, DLRNI_K(v16) a) {
     _mm256_storeu_ps(p, a.lo);
     _mm256_storeu_ps(p + 8, a.hi);
 }
-DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(add)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
-    return DLRNI_K(pair)(_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi));
-}
-DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(minus)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
-    return DLRNI_K(pair)(_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi));
-}
-DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(mul)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
-    return DLRNI_K(pair)(_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi));
-}
-DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(div)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
-    return DLRNI_K(pair)(_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi));
-}
+#define DLRNI_LANEWISE(name, operation)                                                            \
+    DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(name)(DLRNI_K(v16) a, DLRNI_K(v16) b) {                    \
+        return DLRNI_K(pair)(operation(a.lo, b.lo), operation(a.hi, b.hi));                        \
+    }
+DLRNI_LANEWISE(add, _mm256_add_ps)
+DLRNI_LANEWISE(minus, _mm256_sub_ps)
+DLRNI_LANEWISE(mul, _mm256_mul_ps)
+DLRNI_LANEWISE(div, _mm256_div_ps)
+#undef DLRNI_LANEWISE
 /* max(b, a) returns a where a is NaN, which is what keeps it */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(max)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
     return DLRNI_K(pair)(_mm256_max_ps(b.lo, a.lo), _mm256_max_ps(b.hi, a.hi));
@@ -11397,9 +11473,56 @@ DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
                         _mm256_permute4x64_epi64(both, 0xD8)); /* quarters 0 2 1 3 */
 }
 
-#elif DLRNI_PASS == 2
+/* f16, the arithmetic of dlrni_f16_to_f32 on eight lanes (rows of 512: 13 times as fast). */
+DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
+    const __m256i bias = _mm256_set1_epi32(112 << 23), one = _mm256_set1_epi32(1 << 23);
+    const __m256 least = _mm256_castsi256_ps(_mm256_set1_epi32(113 << 23)); /* 2^-14 */
+    int64_t at = 0;
+    for (; n - at >= 8; at += 8) {
+        __m256i h =
+            _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(from + 2 * at)));
+        __m256i sign = _mm256_slli_epi32(_mm256_and_si256(h, _mm256_set1_epi32(0x8000)), 16);
+        __m256i a = _mm256_slli_epi32(_mm256_and_si256(h, _mm256_set1_epi32(0x7fff)), 13);
+        __m256i top = _mm256_cmpgt_epi32(a, _mm256_set1_epi32((31 << 23) - 1)); /* infinity, NaN */
+        __m256i tiny = _mm256_cmpgt_epi32(one, a);                              /* subnormal     */
+        a = _mm256_add_epi32(a, _mm256_add_epi32(bias, _mm256_and_si256(bias, top)));
+        __m256 exact = _mm256_sub_ps(_mm256_castsi256_ps(_mm256_add_epi32(a, one)), least);
+        __m256 u = _mm256_blendv_ps(_mm256_castsi256_ps(a), exact, _mm256_castsi256_ps(tiny));
+        _mm256_storeu_ps(to + at, _mm256_or_ps(u, _mm256_castsi256_ps(sign)));
+    }
+    dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at);
+}
+
+DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to, int64_t n) {
+    if (type == DLRN_F16)
+        DLRNI_K(widen_f16)(from, to, n);
+    else
+        dlrni_widen_plain(type, from, to, n);
+}
+DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uint64_t n) {
+    return dlrni_crc32_folded(crc, p, n);
+}
+
+#define DLRNI_HAS_SCREENS
+#define DLRNI_HAS_INT16
+#define DLRNI_COMPILE_BODIES
+#include DICTLEARN_HEADER_NAME
+#undef DLRNI_COMPILE_BODIES
+#undef DLRNI_HAS_SCREENS
+#undef DLRNI_HAS_INT16
+#undef DLRNI_K
+DLRNI_TARGET_END
+
+/* ---- avx512 ---- */
+
+DLRNI_INTERNAL int dlrni_avx512_runs(void) {
+    return dlrni_avx2_runs() && __builtin_cpu_supports("avx512f") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl");
+}
+
+DLRNI_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,fma,pclmul")
 #define DLRNI_K(name) dlrni_avx512_##name
-#define DLRNI_TABLE dlrni_kernels_avx512
 enum {
     DLRNI_K(nt_rows) = 4,
     DLRNI_K(nt_cols) = 6,
@@ -11420,18 +11543,15 @@ DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(load)(const float *p) {
 DLRNI_INTERNAL void DLRNI_K(store)(float *p, DLRNI_K(v16) a) {
     _mm512_storeu_ps(p, a);
 }
-DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(add)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
-    return _mm512_add_ps(a, b);
-}
-DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(minus)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
-    return _mm512_sub_ps(a, b);
-}
-DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(mul)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
-    return _mm512_mul_ps(a, b);
-}
-DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(div)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
-    return _mm512_div_ps(a, b);
-}
+#define DLRNI_LANEWISE(name, operation)                                                            \
+    DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(name)(DLRNI_K(v16) a, DLRNI_K(v16) b) {                    \
+        return operation(a, b);                                                                    \
+    }
+DLRNI_LANEWISE(add, _mm512_add_ps)
+DLRNI_LANEWISE(minus, _mm512_sub_ps)
+DLRNI_LANEWISE(mul, _mm512_mul_ps)
+DLRNI_LANEWISE(div, _mm512_div_ps)
+#undef DLRNI_LANEWISE
 DLRNI_INTERNAL DLRNI_K(v16)
     DLRNI_K(max)(DLRNI_K(v16) a, DLRNI_K(v16) b) { /* a NaN in a stays, as in avx2 */
     return _mm512_maskz_max_ps((__mmask16)0xFFFF, b, a);
@@ -11524,9 +11644,243 @@ DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
                             (__mmask16)0xFFFF, _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, a)));
 }
 
-#elif DLRNI_PASS == 3
+/* f16 by the processor's own conversion, which would change a signalling NaN: such rows are left to
+   the plain one (rows of 512: 49 times as fast). */
+DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
+    const __m256i magnitude = _mm256_set1_epi16(0x7fff), infinity = _mm256_set1_epi16(0x7c00);
+    __m256i nan = _mm256_setzero_si256();
+    int64_t at = 0;
+    for (; n - at >= 16; at += 16) {
+        __m256i h = _mm256_loadu_si256((const __m256i *)(const void *)(from + 2 * at));
+        nan = _mm256_or_si256(nan, _mm256_cmpgt_epi16(_mm256_and_si256(h, magnitude), infinity));
+        _mm512_storeu_ps(to + at, _mm512_maskz_cvtph_ps((__mmask16)0xFFFF, h));
+    }
+    if (_mm256_movemask_epi8(nan)) at = 0;
+    dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at);
+}
+
+DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to, int64_t n) {
+    if (type == DLRN_F16)
+        DLRNI_K(widen_f16)(from, to, n);
+    else
+        dlrni_widen_plain(type, from, to, n);
+}
+DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uint64_t n) {
+    return dlrni_crc32_folded(crc, p, n);
+}
+
+#define DLRNI_HAS_SCREENS
+#define DLRNI_HAS_INT16
+#define DLRNI_OWN_COLLECT
+/* A mask of the first n lanes, of all if n is larger. */
+DLRNI_INTERNAL __mmask16 DLRNI_K(first_lanes)(int64_t n) {
+    return (__mmask16)(n >= DLRNI_LANES ? 0xFFFF : (1 << n) - 1);
+}
+
+/* The lanes that stay, and their numbers, moved side by side. */
+DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, const float *bias, const float *threshold,
+                                        float row_floor, int64_t n, int32_t first, int32_t *key,
+                                        float *val) {
+    int64_t count = 0;
+    const __m512 floor = _mm512_set1_ps(row_floor);
+    for (int64_t j = 0; j < n; j += DLRNI_LANES) {
+        const __mmask16 part = DLRNI_K(first_lanes)(n - j);
+        __m512 pre = _mm512_maskz_add_ps(part, _mm512_maskz_loadu_ps(part, f + j),
+                                         _mm512_maskz_loadu_ps(part, bias + j));
+        __m512 least =
+            threshold ? _mm512_maskz_max_ps(part, floor, _mm512_maskz_loadu_ps(part, threshold + j))
+                      : floor;
+        __m512i index = _mm512_add_epi32(
+            _mm512_set1_epi32(first + (int32_t)j),
+            _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+        __mmask16 on = _mm512_mask_cmp_ps_mask(part, pre, least, _CMP_NLE_UQ);
+        _mm512_storeu_ps(val + count, _mm512_maskz_compress_ps(on, pre));
+        _mm512_storeu_si512(key + count, _mm512_maskz_compress_epi32(on, index));
+        count += __builtin_popcount(on);
+    }
+    return count;
+}
+
+#define DLRNI_COMPILE_BODIES
+#include DICTLEARN_HEADER_NAME
+#undef DLRNI_COMPILE_BODIES
+#undef DLRNI_HAS_SCREENS
+#undef DLRNI_HAS_INT16
+#undef DLRNI_OWN_COLLECT
+#undef DLRNI_K
+DLRNI_TARGET_END
+
+/* ---- avx512bf16: the kernels of avx512 and a screen ---- */
+
+DLRNI_INTERNAL int dlrni_avx512bf16_runs(void) {
+    return dlrni_avx512_runs() && __builtin_cpu_supports("avx512bf16");
+}
+
+DLRNI_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,fma,pclmul,avx512bf16")
+DLRNI_INTERNAL void dlrni_avx512bf16_round(const float *x, int64_t n, int unsigned_, void *out,
+                                           dlrni_rounding *r) {
+    __m512 full = _mm512_setzero_ps(), rounded = full, error = full;
+    (void)unsigned_;
+    for (int64_t p = 0; p < n; p += DLRNI_LANES) {
+        __mmask16 part = dlrni_avx512_first_lanes(n - p);
+        __m512 a = _mm512_maskz_loadu_ps(part, x + p);
+        __m256i half = (__m256i)_mm512_cvtneps_pbh(a);
+        __m512i wide = _mm512_maskz_cvtepu16_epi32((__mmask16)0xFFFF, half);
+        __m512 back = _mm512_castsi512_ps(_mm512_maskz_slli_epi32((__mmask16)0xFFFF, wide, 16));
+        __m512 off = _mm512_sub_ps(a, back);
+        full = _mm512_fmadd_ps(a, a, full);
+        rounded = _mm512_fmadd_ps(back, back, rounded);
+        error = _mm512_fmadd_ps(off, off, error);
+        _mm256_mask_storeu_epi16((uint16_t *)out + p, part, half);
+    }
+    const __m512 sums[4] = {full, rounded, error, error};
+    float squares[4];
+    dlrni_avx512_sum4(sums, squares);
+    r->full = squares[0];
+    r->rounded = squares[1];
+    r->error = squares[2];
+    r->scale = 1;
+    r->sum = 0;
+}
+
+/* vdpbf16ps as text: clang 16 does not survive the builtin's type (its pass VectorCombine crashes),
+   and gcc 12 spills the sums around it as it does around vpdpbusd. */
+#define DLRNI_DPBF16(sum, a, b) __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
+DLRNI_INTERNAL void dlrni_avx512bf16_tile(const void *panel, const void *x, int64_t ld,
+                                          int64_t steps, const float *coef,
+                                          const dlrni_screen_row *row, uint64_t *mask) {
+    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
+    __m512 s[8][3];
+    DLRNI_UNROLL
+    for (int i = 0; i < 8; i++) {
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++) s[i][v] = _mm512_setzero_ps();
+    }
+    for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) {
+        __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64),
+                w2 = _mm512_loadu_si512(w + 128);
+        DLRNI_UNROLL
+        for (int i = 0; i < 8; i++) {
+            int32_t two;
+            memcpy(&two, at + i * ld, sizeof two);
+            __m512i b = _mm512_set1_epi32(two);
+            DLRNI_DPBF16(s[i][0], w0, b);
+            DLRNI_DPBF16(s[i][1], w1, b);
+            DLRNI_DPBF16(s[i][2], w2, b);
+        }
+    }
+    DLRNI_UNROLL
+    for (int i = 0; i < 8; i++) mask[i] = dlrni_avx512_screen_mask(s[i], coef, row + i);
+}
+
+#undef DLRNI_DPBF16
+
+static const dlrni_screen dlrni_avx512bf16_screen = {
+    "bf16", 8, 2, 2, 1, 0.53f, dlrni_avx512bf16_round, dlrni_avx512bf16_tile};
+DLRNI_TARGET_END
+
+/* ---- avx512vnni: the kernels of avx512 and a screen ---- */
+
+DLRNI_INTERNAL int dlrni_avx512vnni_runs(void) {
+    return dlrni_avx512_runs() && __builtin_cpu_supports("avx512vnni");
+}
+
+DLRNI_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,fma,pclmul,avx512vnni")
+/* int8 with one scale a row. The largest becomes 127; one side of the product must be unsigned, so
+   128 is added. */
+DLRNI_INTERNAL void dlrni_avx512vnni_round(const float *x, int64_t n, int unsigned_, void *out,
+                                           dlrni_rounding *r) {
+    const __m512i flip = _mm512_set1_epi32(unsigned_ ? 128 : 0);
+    __m512 top = _mm512_setzero_ps(), full = top, rounded = top, error = top;
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t p = 0; p < n; p += DLRNI_LANES) {
+        __mmask16 part = dlrni_avx512_first_lanes(n - p);
+        top = _mm512_maskz_max_ps((__mmask16)0xFFFF, top,
+                                  _mm512_abs_ps(_mm512_maskz_loadu_ps(part, x + p)));
+    }
+    float lane[DLRNI_LANES], most = 0, squares[4];
+    int32_t part_sum[DLRNI_LANES];
+    _mm512_storeu_ps(lane, top);
+    for (int i = 0; i < DLRNI_LANES; i++) most = fmaxf(most, lane[i]);
+    float scale = most > 0 ? most / 127.0f : 1.0f;
+    const __m512 s = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1.0f / scale);
+    for (int64_t p = 0; p < n; p += DLRNI_LANES) {
+        __mmask16 part = dlrni_avx512_first_lanes(n - p);
+        __m512 a = _mm512_maskz_loadu_ps(part, x + p);
+        __m512i q = _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, _mm512_mul_ps(a, inverse));
+        q = _mm512_maskz_max_epi32((__mmask16)0xFFFF, q,
+                                   _mm512_set1_epi32(-127)); /* what is not finite has no integer */
+        __m512 back = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, q),
+               off = _mm512_fnmadd_ps(s, back, a);
+        full = _mm512_fmadd_ps(a, a, full);
+        rounded = _mm512_fmadd_ps(back, back, rounded);
+        error = _mm512_fmadd_ps(off, off, error);
+        sum = _mm512_add_epi32(sum, q);
+        _mm_mask_storeu_epi8(
+            (unsigned char *)out + p, part,
+            _mm512_maskz_cvtepi32_epi8((__mmask16)0xFFFF, _mm512_add_epi32(q, flip)));
+    }
+    const __m512 sums[4] = {full, rounded, error, error};
+    dlrni_avx512_sum4(sums, squares);
+    r->full = squares[0];
+    r->rounded = scale * scale * squares[1];
+    r->error = squares[2];
+    r->scale = scale;
+    r->sum = 0;
+    _mm512_storeu_si512(part_sum, sum);
+    for (int i = 0; i < DLRNI_LANES; i++) r->sum += part_sum[i];
+}
+
+/* vpdpbusd as text: around the builtin gcc 12 copies and spills the sums (44 % of the instruction's
+   peak, 94 % so). */
+#define DLRNI_DPBUSD(sum, a, b) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
+DLRNI_INTERNAL void dlrni_avx512vnni_tile(const void *panel, const void *x, int64_t ld,
+                                          int64_t steps, const float *coef,
+                                          const dlrni_screen_row *row, uint64_t *mask) {
+    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
+    __m512i s[8][3];
+    DLRNI_UNROLL
+    for (int i = 0; i < 8; i++) {
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++) s[i][v] = _mm512_set1_epi32(row[i].shift);
+    }
+    for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) {
+        __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64),
+                w2 = _mm512_loadu_si512(w + 128);
+        DLRNI_UNROLL
+        for (int i = 0; i < 8; i++) {
+            int32_t four;
+            memcpy(&four, at + i * ld, sizeof four);
+            __m512i b = _mm512_set1_epi32(four);
+            DLRNI_DPBUSD(s[i][0], w0, b);
+            DLRNI_DPBUSD(s[i][1], w1, b);
+            DLRNI_DPBUSD(s[i][2], w2, b);
+        }
+    }
+    DLRNI_UNROLL
+    for (int i = 0; i < 8; i++) {
+        __m512 sum[3];
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++) sum[v] = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, s[i][v]);
+        mask[i] = dlrni_avx512_screen_mask(sum, coef, row + i);
+    }
+}
+#undef DLRNI_DPBUSD
+
+static const dlrni_screen dlrni_avx512vnni_screen = {
+    "int8", 8, 1, 4, 0, 0.27f, dlrni_avx512vnni_round, dlrni_avx512vnni_tile};
+DLRNI_TARGET_END
+
+#endif /* DLRNI_X86 */
+
+#if DLRNI_NEON
+/* ---- neon ---- */
+
+DLRNI_INTERNAL int dlrni_neon_runs(void) {
+    return 1;
+}
+
 #define DLRNI_K(name) dlrni_neon_##name
-#define DLRNI_TABLE dlrni_kernels_neon
 enum {
     DLRNI_K(nt_rows) = 2,
     DLRNI_K(nt_cols) = 3,
@@ -11611,9 +11965,28 @@ DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float
             for (int r = 0; r < 4; r++) vst1q_f32(to + (j + r) * ld_to + i, square.val[r]);
         }
 }
-#endif
 
-#if DLRNI_PASS <= 3
+DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to, int64_t n) {
+    dlrni_widen_plain(type, from, to, n);
+}
+DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uint64_t n) {
+    return dlrni_crc32(crc, p, n);
+}
+
+#define DLRNI_HAS_SCREENS
+#define DLRNI_COMPILE_BODIES
+#include DICTLEARN_HEADER_NAME
+#undef DLRNI_COMPILE_BODIES
+#undef DLRNI_HAS_SCREENS
+#undef DLRNI_K
+
+#endif /* DLRNI_NEON */
+
+#endif /* the blocks */
+
+#ifdef DLRNI_COMPILE_BODIES
+/* ---- The kernels, the same text for all sets ---- */
+
 /* Part of a vector: absent lanes read as zero and are not written. */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(load_part)(const float *p, int64_t n) {
     float t[DLRNI_LANES] = {0};
@@ -11841,29 +12214,12 @@ DLRNI_INTERNAL void DLRNI_K(gather_axpy)(float *out, int64_t n, const float *bas
 #undef DLRNI_ASK_NOT
 #undef DLRNI_GATHER
 
+#ifndef DLRNI_OWN_COLLECT
 /* Without a branch on what stays, since that cannot be foreseen. A NaN stays: it must show. */
 DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, const float *bias, const float *threshold,
                                         float row_floor, int64_t n, int32_t first, int32_t *key,
                                         float *val) {
     int64_t count = 0;
-#if DLRNI_PASS == 2
-    const __m512 floor = _mm512_set1_ps(row_floor);
-    for (int64_t j = 0; j < n; j += DLRNI_LANES) {
-        const __mmask16 part = (__mmask16)(n - j < DLRNI_LANES ? (1 << (n - j)) - 1 : 0xFFFF);
-        __m512 pre = _mm512_maskz_add_ps(part, _mm512_maskz_loadu_ps(part, f + j),
-                                         _mm512_maskz_loadu_ps(part, bias + j));
-        __m512 least =
-            threshold ? _mm512_maskz_max_ps(part, floor, _mm512_maskz_loadu_ps(part, threshold + j))
-                      : floor;
-        __m512i index = _mm512_add_epi32(
-            _mm512_set1_epi32(first + (int32_t)j),
-            _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-        __mmask16 on = _mm512_mask_cmp_ps_mask(part, pre, least, _CMP_NLE_UQ);
-        _mm512_storeu_ps(val + count, _mm512_maskz_compress_ps(on, pre));
-        _mm512_storeu_si512(key + count, _mm512_maskz_compress_epi32(on, index));
-        count += __builtin_popcount(on);
-    }
-#else
     for (int64_t j = 0; j < n; j++) {
         const float pre = f[j] + bias[j];
         const float least = threshold && threshold[j] > row_floor ? threshold[j] : row_floor;
@@ -11871,44 +12227,58 @@ DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, const float *bias, const
         val[count] = pre;
         count += !(pre <= least);
     }
-#endif
     return count;
 }
+#endif
 
-/* Runs `vector` (which reads part `n` at offset p and writes it back) over the whole vectors, then
-   over the rest. */
-#define DLRNI_SWEEP(total, vector)                                                                 \
+/* The first n lanes, as above, or all 16. Where n is the constant 16, no test of it is left. */
+DLRNI_INLINE DLRNI_K(v16) DLRNI_K(load_n)(const float *p, int64_t n) {
+    return n < DLRNI_LANES ? DLRNI_K(load_part)(p, n) : DLRNI_K(load)(p);
+}
+DLRNI_INLINE void DLRNI_K(store_n)(float *p, DLRNI_K(v16) a, int64_t n) {
+    if (n < DLRNI_LANES)
+        DLRNI_K(store_part)(p, a, n);
+    else
+        DLRNI_K(store)(p, a);
+}
+
+/* Runs a statement for each vector of `total` numbers. The statement sees p, where the vector
+   begins, and part, how many of its lanes there are. It is compiled twice: with part = 16, a
+   constant, for the whole vectors, and once more for the rest. */
+#define DLRNI_SWEEP(total, statement)                                                              \
     do {                                                                                           \
         int64_t p = 0;                                                                             \
         for (; p + DLRNI_LANES <= (total); p += DLRNI_LANES) {                                     \
-            vector(DLRNI_K(load), DLRNI_K(store), DLRNI_WHOLE)                                     \
+            enum { part = DLRNI_LANES };                                                           \
+            statement;                                                                             \
         }                                                                                          \
         if (p < (total)) {                                                                         \
             const int64_t part = (total)-p;                                                        \
-            vector(DLRNI_K(load_part), DLRNI_K(store_part), DLRNI_PART)                            \
+            statement;                                                                             \
         }                                                                                          \
     } while (0)
-#define DLRNI_WHOLE
-#define DLRNI_PART , part
 
+DLRNI_INLINE void DLRNI_K(axpy_n)(DLRNI_K(v16) a, const float *x, float *y, int64_t n) {
+    DLRNI_K(store_n)(y, DLRNI_K(fma)(a, DLRNI_K(load_n)(x, n), DLRNI_K(load_n)(y, n)), n);
+}
 DLRNI_INTERNAL void DLRNI_K(axpy)(float a, const float *x, float *y, int64_t n) {
-    const DLRNI_K(v16) s = DLRNI_K(set1)(a);
-#define DLRNI_AXPY(load, store, n) store(y + p, DLRNI_K(fma)(s, load(x + p n), load(y + p n)) n);
-    DLRNI_SWEEP(n, DLRNI_AXPY);
-#undef DLRNI_AXPY
+    const DLRNI_K(v16) all = DLRNI_K(set1)(a);
+    DLRNI_SWEEP(n, DLRNI_K(axpy_n)(all, x + p, y + p, part));
 }
 
+DLRNI_INLINE void DLRNI_K(scale_n)(float *y, DLRNI_K(v16) a, int64_t n) {
+    DLRNI_K(store_n)(y, DLRNI_K(mul)(a, DLRNI_K(load_n)(y, n)), n);
+}
 DLRNI_INTERNAL void DLRNI_K(scale)(float *y, float a, int64_t n) {
-    const DLRNI_K(v16) s = DLRNI_K(set1)(a);
-#define DLRNI_SCALE(load, store, n) store(y + p, DLRNI_K(mul)(s, load(y + p n)) n);
-    DLRNI_SWEEP(n, DLRNI_SCALE);
-#undef DLRNI_SCALE
+    const DLRNI_K(v16) all = DLRNI_K(set1)(a);
+    DLRNI_SWEEP(n, DLRNI_K(scale_n)(y + p, all, part));
 }
 
+DLRNI_INLINE void DLRNI_K(sub_n)(const float *a, const float *b, float *y, int64_t n) {
+    DLRNI_K(store_n)(y, DLRNI_K(minus)(DLRNI_K(load_n)(a, n), DLRNI_K(load_n)(b, n)), n);
+}
 DLRNI_INTERNAL void DLRNI_K(sub)(const float *a, const float *b, float *y, int64_t n) {
-#define DLRNI_SUB(load, store, n) store(y + p, DLRNI_K(minus)(load(a + p n), load(b + p n)) n);
-    DLRNI_SWEEP(n, DLRNI_SUB);
-#undef DLRNI_SUB
+    DLRNI_SWEEP(n, DLRNI_K(sub_n)(a + p, b + p, y + p, part));
 }
 
 /* exp by 2^n e^r, r at most half of log 2 in size, and seven terms of its series: within 2 units of
@@ -11928,39 +12298,59 @@ DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(exp)(DLRNI_K(v16) x) {
     return DLRNI_K(mul)(sum, DLRNI_K(pow2)(n));
 }
 
+DLRNI_INLINE void DLRNI_K(exp_n)(float *y, DLRNI_K(v16) shift, int64_t n) {
+    DLRNI_K(store_n)(y, DLRNI_K(exp)(DLRNI_K(minus)(DLRNI_K(load_n)(y, n), shift)), n);
+}
 DLRNI_INTERNAL void DLRNI_K(exp_shift)(float *y, float shift, int64_t n) {
-    const DLRNI_K(v16) s = DLRNI_K(set1)(shift);
-#define DLRNI_EXP(load, store, n) store(y + p, DLRNI_K(exp)(DLRNI_K(minus)(load(y + p n), s)) n);
-    DLRNI_SWEEP(n, DLRNI_EXP);
-#undef DLRNI_EXP
+    const DLRNI_K(v16) all = DLRNI_K(set1)(shift);
+    DLRNI_SWEEP(n, DLRNI_K(exp_n)(y + p, all, part));
 }
 
 /* Adam (Kingma and Ba, 2015) with torch's order of operations:
-   m += (1 - beta1)(g - m); v = beta2 v + (1 - beta2) g g; w -= step_size m / (sqrt(v) /
-   root_bias_correction + eps) */
-DLRNI_INTERNAL void DLRNI_K(adam)(float *w, float *m, float *v, const float *g, int64_t n,
-                                  const dlrni_adam *a) {
-    const DLRNI_K(v16) b1 = DLRNI_K(set1)(a->one_minus_beta1), b2 = DLRNI_K(set1)(a->beta2);
-    const DLRNI_K(v16) c2 = DLRNI_K(set1)(a->one_minus_beta2), step = DLRNI_K(set1)(-a->step_size);
-    const DLRNI_K(v16) root = DLRNI_K(set1)(a->root_bias_correction), eps = DLRNI_K(set1)(a->eps);
-#define DLRNI_ADAM(load, store, n)                                                                 \
-    const DLRNI_K(v16) grad = load(g + p n), m0 = load(m + p n);                                   \
-    const DLRNI_K(v16) m1 = DLRNI_K(fma)(b1, DLRNI_K(minus)(grad, m0), m0);                        \
-    const DLRNI_K(v16) v1 =                                                                        \
-        DLRNI_K(fma)(DLRNI_K(mul)(c2, grad), grad, DLRNI_K(mul)(b2, load(v + p n)));               \
-    const DLRNI_K(v16) below = DLRNI_K(add)(DLRNI_K(div)(DLRNI_K(sqrt)(v1), root), eps);           \
-    store(m + p, m1 n);                                                                            \
-    store(v + p, v1 n);                                                                            \
-    store(w + p, DLRNI_K(fma)(step, DLRNI_K(div)(m1, below), load(w + p n)) n);
-    DLRNI_SWEEP(n, DLRNI_ADAM);
-#undef DLRNI_ADAM
+
+     m = lerp(m, g, 1 - beta1), v = beta2 v + (1 - beta2) g g,
+     w -= step_size m / (sqrt(v) / root_bias_correction + eps)
+
+   torch's lerp goes from the nearer end: with t = 1 - beta1, m + t (g - m) where t < 0.5, and
+   g + (t - 1)(g - m) where it is not. */
+typedef struct DLRNI_K(adam_vectors) {
+    DLRNI_K(v16) weight, beta2, one_minus_beta2, step, root, eps;
+    int from_gradient;
+} DLRNI_K(adam_vectors);
+
+DLRNI_INLINE void DLRNI_K(adam_n)(float *w, float *m, float *v, const float *g,
+                                  const DLRNI_K(adam_vectors) *c, int64_t n) {
+    const DLRNI_K(v16) grad = DLRNI_K(load_n)(g, n), m0 = DLRNI_K(load_n)(m, n);
+    const DLRNI_K(v16) from = c->from_gradient ? grad : m0;
+    const DLRNI_K(v16) m1 = DLRNI_K(fma)(c->weight, DLRNI_K(minus)(grad, m0), from);
+    const DLRNI_K(v16) v1 = DLRNI_K(fma)(DLRNI_K(mul)(c->one_minus_beta2, grad), grad,
+                                         DLRNI_K(mul)(c->beta2, DLRNI_K(load_n)(v, n)));
+    const DLRNI_K(v16) below = DLRNI_K(add)(DLRNI_K(div)(DLRNI_K(sqrt)(v1), c->root), c->eps);
+    const DLRNI_K(v16) w1 = DLRNI_K(fma)(c->step, DLRNI_K(div)(m1, below), DLRNI_K(load_n)(w, n));
+    DLRNI_K(store_n)(m, m1, n);
+    DLRNI_K(store_n)(v, v1, n);
+    DLRNI_K(store_n)(w, w1, n);
 }
 
-static const dlrni_kernel_table DLRNI_TABLE = {
+DLRNI_INTERNAL void DLRNI_K(adam)(float *w, float *m, float *v, const float *g, int64_t n,
+                                  const dlrni_adam *a) {
+    const float t = a->one_minus_beta1;
+    DLRNI_K(adam_vectors) c;
+    c.from_gradient = !(t < 0.5f);
+    c.weight = DLRNI_K(set1)(c.from_gradient ? t - 1 : t);
+    c.beta2 = DLRNI_K(set1)(a->beta2);
+    c.one_minus_beta2 = DLRNI_K(set1)(a->one_minus_beta2);
+    c.step = DLRNI_K(set1)(-a->step_size);
+    c.root = DLRNI_K(set1)(a->root_bias_correction);
+    c.eps = DLRNI_K(set1)(a->eps);
+    DLRNI_SWEEP(n, DLRNI_K(adam_n)(w + p, m + p, v + p, g + p, &c, part));
+}
+
+static const dlrni_kernel_table DLRNI_K(kernels) = {
     DLRNI_K(dot),       DLRNI_K(dots),        DLRNI_K(dots_nt),     DLRNI_K(outer),
     DLRNI_K(transpose), DLRNI_K(gather_axpy), DLRNI_K(gather_near), DLRNI_K(collect),
     DLRNI_K(axpy),      DLRNI_K(scale),       DLRNI_K(sub),         DLRNI_K(exp_shift),
-    DLRNI_K(adam),
+    DLRNI_K(adam),      DLRNI_K(widen),       DLRNI_K(crc32),
 };
 
 /* ---- Screens ---- */
@@ -11982,7 +12372,7 @@ DLRNI_INTERNAL uint64_t DLRNI_K(screen_mask)(const DLRNI_K(v16) sum[3], const fl
     return mask;
 }
 
-#if DLRNI_PASS > 0
+#ifdef DLRNI_HAS_SCREENS
 /* f32: nothing is rounded; what is left to allow for is the order of the sum. */
 DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int unsigned_, void *out,
                                        dlrni_rounding *r) {
@@ -12018,7 +12408,7 @@ static const dlrni_screen DLRNI_K(screen_f32) = {
     "f32", DLRNI_K(outer_rows), 4, 1, 1, 1.0f, DLRNI_K(round_f32), DLRNI_K(tile_f32)};
 #endif
 
-#if DLRNI_PASS == 1 || DLRNI_PASS == 2
+#ifdef DLRNI_HAS_INT16
 /* int16 with one scale a row, by which its norm becomes 46000 or its largest 32767. Rounding adds
    at most sqrt(d) / 2 to the norm, so that no sum of products of two such rows goes beyond |x||w| <
    2^31, in whatever order. */
@@ -12044,8 +12434,7 @@ DLRNI_INTERNAL void DLRNI_K(round_int16)(const float *x, int64_t n, int unsigned
     for (p = 0; p < n; p += DLRNI_LANES) {
         int64_t part = dlrni_min(DLRNI_LANES, n - p);
         unsigned char whole[DLRNI_LANES * 2];
-        DLRNI_K(v16) a =
-            part < DLRNI_LANES ? DLRNI_K(load_part)(x + p, part) : DLRNI_K(load)(x + p);
+        DLRNI_K(v16) a = DLRNI_K(load_n)(x + p, part);
         DLRNI_K(v16) q = DLRNI_K(minus)(DLRNI_K(fma)(a, inverse, magic), magic),
                      off = DLRNI_K(fma)(scale, q, a);
         rounded = DLRNI_K(fma)(q, q, rounded);
@@ -12100,152 +12489,8 @@ DLRNI_INTERNAL void DLRNI_K(tile_int16)(const void *panel, const void *x, int64_
 static const dlrni_screen DLRNI_K(screen_int16) = {
     "int16", DLRNI_K(outer_rows), 2, 2, 0, 0.72f, DLRNI_K(round_int16), DLRNI_K(tile_int16)};
 #endif
-
 #undef DLRNI_SWEEP
-#undef DLRNI_WHOLE
-#undef DLRNI_PART
-#undef DLRNI_K
-#undef DLRNI_TABLE
-#endif /* DLRNI_PASS <= 3 */
-
-#if DLRNI_PASS == 4
-#define DLRNI_K(name) dlrni_avx512_##name
-
-/* int8 with one scale a row. The largest becomes 127; one side of the product must be unsigned, so
-   128 is added. */
-DLRNI_INTERNAL void DLRNI_K(round_int8)(const float *x, int64_t n, int unsigned_, void *out,
-                                        dlrni_rounding *r) {
-    const __m512i flip = _mm512_set1_epi32(unsigned_ ? 128 : 0);
-    __m512 top = _mm512_setzero_ps(), full = top, rounded = top, error = top;
-    __m512i sum = _mm512_setzero_si512();
-    for (int64_t p = 0; p < n; p += DLRNI_LANES) {
-        __mmask16 part = (__mmask16)(n - p >= DLRNI_LANES ? 0xFFFF : (1 << (n - p)) - 1);
-        top = _mm512_maskz_max_ps((__mmask16)0xFFFF, top,
-                                  _mm512_abs_ps(_mm512_maskz_loadu_ps(part, x + p)));
-    }
-    float most = _mm512_reduce_max_ps(top), scale = most > 0 ? most / 127.0f : 1.0f;
-    const __m512 s = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1.0f / scale);
-    for (int64_t p = 0; p < n; p += DLRNI_LANES) {
-        __mmask16 part = (__mmask16)(n - p >= DLRNI_LANES ? 0xFFFF : (1 << (n - p)) - 1);
-        __m512 a = _mm512_maskz_loadu_ps(part, x + p);
-        __m512i q = _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, _mm512_mul_ps(a, inverse));
-        q = _mm512_maskz_max_epi32((__mmask16)0xFFFF, q,
-                                   _mm512_set1_epi32(-127)); /* what is not finite has no integer */
-        __m512 back = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, q),
-               off = _mm512_fnmadd_ps(s, back, a);
-        full = _mm512_fmadd_ps(a, a, full);
-        rounded = _mm512_fmadd_ps(back, back, rounded);
-        error = _mm512_fmadd_ps(off, off, error);
-        sum = _mm512_add_epi32(sum, q);
-        _mm_mask_storeu_epi8(
-            (unsigned char *)out + p, part,
-            _mm512_maskz_cvtepi32_epi8((__mmask16)0xFFFF, _mm512_add_epi32(q, flip)));
-    }
-    r->full = _mm512_reduce_add_ps(full);
-    r->rounded = scale * scale * _mm512_reduce_add_ps(rounded);
-    r->error = _mm512_reduce_add_ps(error);
-    r->scale = scale;
-    r->sum = _mm512_reduce_add_epi32(sum);
-}
-
-/* vpdpbusd as text: around the builtin gcc 12 copies and spills the sums (44 % of the instruction's
-   peak, 94 % so). */
-#define DLRNI_DPBUSD(sum, a, b) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
-DLRNI_INTERNAL void DLRNI_K(tile_int8)(const void *panel, const void *x, int64_t ld, int64_t steps,
-                                       const float *coef, const dlrni_screen_row *row,
-                                       uint64_t *mask) {
-    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
-    __m512i s[8][3];
-    DLRNI_UNROLL
-    for (int i = 0; i < 8; i++) {
-        DLRNI_UNROLL
-        for (int v = 0; v < 3; v++) s[i][v] = _mm512_set1_epi32(row[i].shift);
-    }
-    for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) {
-        __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64),
-                w2 = _mm512_loadu_si512(w + 128);
-        DLRNI_UNROLL
-        for (int i = 0; i < 8; i++) {
-            int32_t four;
-            memcpy(&four, at + i * ld, sizeof four);
-            __m512i b = _mm512_set1_epi32(four);
-            DLRNI_DPBUSD(s[i][0], w0, b);
-            DLRNI_DPBUSD(s[i][1], w1, b);
-            DLRNI_DPBUSD(s[i][2], w2, b);
-        }
-    }
-    DLRNI_UNROLL
-    for (int i = 0; i < 8; i++) {
-        __m512 sum[3];
-        DLRNI_UNROLL
-        for (int v = 0; v < 3; v++) sum[v] = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, s[i][v]);
-        mask[i] = DLRNI_K(screen_mask)(sum, coef, row + i);
-    }
-}
-#undef DLRNI_DPBUSD
-
-static const dlrni_screen DLRNI_K(screen_int8) = {
-    "int8", 8, 1, 4, 0, 0.27f, DLRNI_K(round_int8), DLRNI_K(tile_int8)};
-#undef DLRNI_K
-
-#elif DLRNI_PASS == 5
-#define DLRNI_K(name) dlrni_avx512_##name
-
-DLRNI_INTERNAL void DLRNI_K(round_bf16)(const float *x, int64_t n, int unsigned_, void *out,
-                                        dlrni_rounding *r) {
-    __m512 full = _mm512_setzero_ps(), rounded = full, error = full;
-    (void)unsigned_;
-    for (int64_t p = 0; p < n; p += DLRNI_LANES) {
-        __mmask16 part = (__mmask16)(n - p >= DLRNI_LANES ? 0xFFFF : (1 << (n - p)) - 1);
-        __m512 a = _mm512_maskz_loadu_ps(part, x + p);
-        __m256i half = (__m256i)_mm512_cvtneps_pbh(a);
-        __m512i wide = _mm512_maskz_cvtepu16_epi32((__mmask16)0xFFFF, half);
-        __m512 back = _mm512_castsi512_ps(_mm512_maskz_slli_epi32((__mmask16)0xFFFF, wide, 16));
-        __m512 off = _mm512_sub_ps(a, back);
-        full = _mm512_fmadd_ps(a, a, full);
-        rounded = _mm512_fmadd_ps(back, back, rounded);
-        error = _mm512_fmadd_ps(off, off, error);
-        _mm256_mask_storeu_epi16((uint16_t *)out + p, part, half);
-    }
-    r->full = _mm512_reduce_add_ps(full);
-    r->rounded = _mm512_reduce_add_ps(rounded);
-    r->error = _mm512_reduce_add_ps(error);
-    r->scale = 1;
-    r->sum = 0;
-}
-
-DLRNI_INTERNAL void DLRNI_K(tile_bf16)(const void *panel, const void *x, int64_t ld, int64_t steps,
-                                       const float *coef, const dlrni_screen_row *row,
-                                       uint64_t *mask) {
-    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
-    __m512 s[8][3];
-    DLRNI_UNROLL
-    for (int i = 0; i < 8; i++) {
-        DLRNI_UNROLL
-        for (int v = 0; v < 3; v++) s[i][v] = _mm512_setzero_ps();
-    }
-    for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) {
-        __m512bh w0 = (__m512bh)_mm512_loadu_si512(w), w1 = (__m512bh)_mm512_loadu_si512(w + 64);
-        __m512bh w2 = (__m512bh)_mm512_loadu_si512(w + 128);
-        DLRNI_UNROLL
-        for (int i = 0; i < 8; i++) {
-            int32_t two;
-            memcpy(&two, at + i * ld, sizeof two);
-            __m512bh b = (__m512bh)_mm512_set1_epi32(two);
-            s[i][0] = _mm512_dpbf16_ps(s[i][0], w0, b);
-            s[i][1] = _mm512_dpbf16_ps(s[i][1], w1, b);
-            s[i][2] = _mm512_dpbf16_ps(s[i][2], w2, b);
-        }
-    }
-    DLRNI_UNROLL
-    for (int i = 0; i < 8; i++) mask[i] = DLRNI_K(screen_mask)(s[i], coef, row + i);
-}
-
-static const dlrni_screen DLRNI_K(screen_bf16) = {
-    "bf16", 8, 2, 2, 1, 0.53f, DLRNI_K(round_bf16), DLRNI_K(tile_bf16)};
-#undef DLRNI_K
-#endif
-#endif /* DLRNI_PASS */
+#endif /* DLRNI_COMPILE_BODIES */
 
 /* ------------------------------------------------------------------------------------------ */
 // >>licence

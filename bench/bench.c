@@ -39,7 +39,7 @@ typedef struct shape {
     int64_t rows, d, features;
     double l0;           /* 0: a fresh dictionary, half of its features on */
     const char *kernels; /* NULL: the best                                 */
-    dlrn_gemm_op op;     /* of a dense product                             */
+    dlrn_matmul_op op;   /* of a dense product                             */
     dlrn_dtype store;    /* how a buffer holds its rows                    */
 } shape;
 
@@ -94,7 +94,7 @@ static void *take(dlrn_context *ctx, int64_t count, size_t size) {
 }
 
 static dlrn_context *context_new(const char *kernels, int threads) {
-    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context_config cfg = {0};
     dlrn_context *ctx = NULL;
     if (kernels) cfg.kernels = kernels;
     cfg.threads = threads;
@@ -129,7 +129,7 @@ static outcome in_turns(lab *l, action thing, void *arg, action yardstick, void 
 }
 
 static fma_burst burst_new(dlrn_context *ctx) {
-    fma_burst b = {ctx, fma_loop_of(dlrn_kernels(ctx)), 20000, 8 * dlrn_threads(ctx), 0};
+    fma_burst b = {ctx, fma_loop_of(dlrn_info(ctx).kernels), 20000, 8 * dlrn_info(ctx).threads, 0};
     double best = HUGE_VAL;
     for (int i = 0; i < 3; i++) {
         double t = now();
@@ -169,8 +169,9 @@ static void set_l0(const lab *l, dlrn_dictionary *ae, double l0) {
     fill(l, 1, ae->param[DLRN_ENCODER], F, d, 1 / sqrtf((float)d));
     float *x = rows_new(l, ae->ctx, SAMPLE, d),
           *pre = (float *)take(ae->ctx, SAMPLE * F, sizeof *pre), low = -1, high = 9;
-    must(ae->ctx,
-         dlrn_gemm(ae->ctx, DLRN_NT, SAMPLE, F, d, x, d, ae->param[DLRN_ENCODER], d, 0, pre, F));
+    must(ae->ctx, dlrn_matmul(ae->ctx, DLRN_NT, dlrn_view(x, SAMPLE, d, d),
+                              dlrn_view(ae->param[DLRN_ENCODER], F, d, d), 0,
+                              dlrn_view(pre, SAMPLE, F, F), NULL));
     for (int i = 0; i < 24; i++) {
         float mid = (low + high) / 2;
         int64_t on = 0;
@@ -194,15 +195,17 @@ static dlrn_dictionary *dictionary_new(const lab *l, dlrn_context *ctx, const sh
 /* ---- dense products */
 typedef struct product {
     dlrn_context *ctx;
-    dlrn_gemm_op op;
+    dlrn_matmul_op op;
     int64_t m, n, k;
     float *a, *b, *c;
 } product;
 
 static void product_run(void *arg) {
     product *p = (product *)arg;
-    must(p->ctx, dlrn_gemm(p->ctx, p->op, p->m, p->n, p->k, p->a, p->op == DLRN_TN ? p->m : p->k,
-                           p->b, p->op == DLRN_NT ? p->k : p->n, 0, p->c, p->n));
+    dlrn_tensor a = dlrn_view(p->a, p->m, p->k, p->k), b = dlrn_view(p->b, p->k, p->n, p->n);
+    if (p->op == DLRN_TN) a = dlrn_view(p->a, p->k, p->m, p->m);
+    if (p->op == DLRN_NT) b = dlrn_view(p->b, p->n, p->k, p->k);
+    must(p->ctx, dlrn_matmul(p->ctx, p->op, a, b, 0, dlrn_view(p->c, p->m, p->n, p->n), NULL));
 }
 
 /* rows x features x d stand for m x n x k */
@@ -236,7 +239,7 @@ static void stepper_run(void *arg) {
 /* The rate is so small that L0 stays. dead: so many features never fire; ghost: they get ghost
    gradients. */
 static stepper stepper_new(const lab *l, const shape *s, int threads, int64_t dead, int ghost) {
-    stepper p = {context_new(s->kernels, threads), NULL, NULL, s->rows, {0}, NULL};
+    stepper p = {context_new(s->kernels, threads), NULL, NULL, s->rows, {0}};
     dlrn_train_config cfg = dlrn_train_defaults();
     cfg.d_in = s->d, cfg.features = s->features, cfg.lr = 1e-12, cfg.warmup_steps = 0,
     cfg.log_steps = -1;
@@ -604,12 +607,12 @@ static void print_row(lab *l, const char *name, const kind *k, double aim, const
             "%s\n  {\"name\": \"%s\", \"ratio\": %.4g, \"unit\": \"%s\", \"better\": \"%s\"",
             l->count++ ? "," : "", name, o->ratio, k->unit, k->higher ? "higher" : "lower");
     json_number(l->json, "goal", aim);
-    fprintf(l->json, ", \"parameters\": {\"threads\": %d", dlrn_threads(l->ctx));
+    fprintf(l->json, ", \"parameters\": {\"threads\": %d", dlrn_info(l->ctx).threads);
     json_number(l->json, "rows", (double)s->rows);
     json_number(l->json, "d", (double)s->d);
     json_number(l->json, "F", (double)s->features);
     json_number(l->json, "L0", o->l0);
-    fprintf(l->json, ", \"kernels\": \"%s\"}", s->kernels ? s->kernels : dlrn_kernels(l->ctx));
+    fprintf(l->json, ", \"kernels\": \"%s\"}", s->kernels ? s->kernels : dlrn_info(l->ctx).kernels);
     json_number(l->json, "seconds", o->seconds);
     fprintf(l->json, "}");
 }
@@ -668,7 +671,7 @@ static const kind step = {"floors", 0, 0, measure_step, 0};
 static void step_rows(lab *l) {
     static const kind ghost = {"times a step without", 0, 1.5, measure_ghost, 0};
     static const kind threads = {"times one thread", 1, 0, measure_threads, 0};
-    const char *best = dlrn_kernels(l->ctx);
+    const char *best = dlrn_info(l->ctx).kernels;
     shape at[] = {{.rows = 2048, .d = 512, .features = 8192, .l0 = 100},
                   {.rows = 8192, .d = 512, .features = 8192, .l0 = 100},
                   {.rows = 2048, .d = 512, .features = 32768, .l0 = 115},
@@ -677,14 +680,14 @@ static void step_rows(lab *l) {
         shape s = at[i];
         int B = (int)s.rows, F = (int)s.features;
         run_row(l, name_of("step.B%d.F%d", B, F), &step, step_goal(best, F), s);
-        for (int k = 0; (s.kernels = dlrn_kernels_available(k)) != NULL; k++)
+        for (int k = 0; (s.kernels = dlrn_info(l->ctx).available[k]) != NULL; k++)
             if (strcmp(s.kernels, "scalar") &&
                 strcmp(s.kernels, best)) /* the scalar set is the oracle */
                 run_row(l, name_of("step.B%d.F%d.%s", B, F, s.kernels), &step,
                         step_goal(s.kernels, F), s);
     }
     run_row(l, "step.ghost.B2048.F8192", &ghost, 0, at[0]);
-    int n = dlrn_threads(l->ctx); /* processor time does not see what threads gain */
+    int n = dlrn_info(l->ctx).threads; /* processor time does not see what threads gain */
     if (n > 1 && !clock_share) run_row(l, "step.threads.B2048.F8192", &threads, 0.95 * n, at[0]);
     at[0].l0 = 0;
     run_row(l, "step.fresh.B2048.F8192", &step, 0, at[0]);
@@ -807,17 +810,18 @@ static double best_of(action a, void *arg) {
 static void print_machine(lab *l) {
     int64_t bytes = 128 << 20;
     const char *name;
-    printf("%s, %s, %s%s\n", cpu_name(), compiler(), dlrn_build_info(l->ctx),
+    printf("%s, %s, %s%s\n", cpu_name(), compiler(), dlrn_info(l->ctx).text,
            clock_share ? ", processor time" : "");
     if (l->json)
         fprintf(l->json,
                 "{\"machine\": {\"cpu\": \"%s\", \"threads\": %d, \"compiler\": \"%s\", \"clock\": "
                 "\"%s\"",
-                cpu_name(), dlrn_threads(l->ctx), compiler(), clock_share ? "processor" : "wall");
-    for (int i = 0; l->json && (name = dlrn_kernels_available(i)) != NULL; i++)
+                cpu_name(), dlrn_info(l->ctx).threads, compiler(),
+                clock_share ? "processor" : "wall");
+    for (int i = 0; l->json && (name = dlrn_info(l->ctx).available[i]) != NULL; i++)
         fprintf(l->json, "%s\"%s\"", i ? ", " : ", \"kernels\": [", name);
     if (l->json) fprintf(l->json, "]");
-    for (int i = 0; l->n_names == 0 && (name = dlrn_kernels_available(i)) != NULL; i++) {
+    for (int i = 0; l->n_names == 0 && (name = dlrn_info(l->ctx).available[i]) != NULL; i++) {
         dlrn_context *ctx = context_new(name, 0);
         fma_burst b = burst_new(ctx);
         double gflops = fma_burst_flops(&b) * 1e-9 / best_of(fma_burst_run, &b);
@@ -876,7 +880,7 @@ int main(int argc, char **argv) {
     }
     l.names = argv + i, l.n_names = argc - i;
     l.ctx = context_new(NULL, 0);
-    if (cpu_time) clock_share = dlrn_threads(l.ctx);
+    if (cpu_time) clock_share = dlrn_info(l.ctx).threads;
     l.normal = (float *)take(l.ctx, 2 * POOL, sizeof *l.normal);
     dlrn_rng rng = {7, 1, 0};
     for (int k = 0; k < 2 * POOL; k++) l.normal[k] = dlrn_rng_normal(&rng);

@@ -550,7 +550,7 @@ int main(int argc, char **argv) {
     if (status) return status;
     if (o.help) return print_help(c), end_output(0);
     dlrn_context *ctx = NULL;
-    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context_config cfg = {0};
     cfg.threads = (int)o.threads;
     cfg.kernels = o.kernels;
     dlrn_status s = dlrn_context_create(&cfg, &ctx);

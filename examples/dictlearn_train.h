@@ -451,8 +451,8 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
         "\"settings\": %s}\n",
         (long long)o->batch_size, (long long)o->n_ctxs, (long long)o->ctx_len,
         (long long)o->in_batch_size, (long long)o->epochs, o->no_shuffle ? "false" : "true",
-        o->bos ? "true" : "false", o->compat ? "compat" : "default", dlrn_threads(r->ctx),
-        dlrn_kernels(r->ctx), settings);
+        o->bos ? "true" : "false", o->compat ? "compat" : "default", dlrn_info(r->ctx).threads,
+        dlrn_info(r->ctx).kernels, settings);
     return page_end(r->ctx, &r->config);
 }
 
@@ -619,7 +619,7 @@ static int run_train(dlrn_context *ctx, const options *o) {
     r.o = o;
     r.lock = -1;
     feed_init(&r.feed, ctx, o);
-    if (!o->quiet) fprintf(stderr, "%s\n", dlrn_build_info(ctx));
+    if (!o->quiet) fprintf(stderr, "%s\n", dlrn_info(ctx).text);
     dlrn_status s = o->model ? bench_open(ctx, o, 1, &b) : DLRN_OK;
     if (s == DLRN_OK)
         s = o->model ? neox_text_source(b.model, b.tok, b.docs, &b.reading, b.tap, &r.feed.inner)

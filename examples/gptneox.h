@@ -258,7 +258,7 @@ struct neox_model {
     int n_captured;
     float *scores; /* [threads][NEOX_QUERIES + head_dim][score_row]: scores, and the keys turned on
                       their side */
-    float *work;   /* [threads][DLRN_GEMM_WORK] */
+    float *work;   /* [threads][DLRN_MATMUL_WORK] */
     int64_t score_row; /* of this run: its longest sequence, as neox_row_of has it */
     int64_t score_cap; /* the longest row that there is room for                   */
 };
@@ -588,7 +588,7 @@ NEOX_API dlrn_status neox_load(dlrn_context *ctx, const char *folder, neox_model
     memset(m, 0, sizeof *m);
     m->ctx = ctx;
     m->cfg = cfg;
-    m->width = neox_width_of(dlrn_kernels(ctx));
+    m->width = neox_width_of(dlrn_info(ctx).kernels);
     dlrn_status s = neox_open_weights(m, folder);
     if (s == DLRN_OK)
         m->prefix = dlrn_archive_find(m->archive, "embed_in.weight") >= 0 ? "" : "gpt_neox.";
@@ -667,7 +667,7 @@ static dlrn_status neox_reserve(neox_model *m, int64_t tokens) {
     m->h = neox_floats(m, tokens, m->cfg.inner);
     m->sequence = (int64_t *)dlrn_alloc(m->ctx, tokens, sizeof *m->sequence);
     m->position = (int64_t *)dlrn_alloc(m->ctx, tokens, sizeof *m->position);
-    m->work = neox_floats(m, dlrn_threads(m->ctx), DLRN_GEMM_WORK);
+    m->work = neox_floats(m, dlrn_info(m->ctx).threads, DLRN_MATMUL_WORK);
     if (!m->x || !m->a || !m->qkv || !m->att || !m->mlp || !m->h || !m->sequence || !m->position ||
         !m->work) {
         neox_drop_workspace(m);
@@ -684,7 +684,7 @@ static dlrn_status neox_reserve_scores(neox_model *m, int64_t positions) {
     int64_t wide = neox_wider(m->score_cap, m->score_row, neox_row_of(m->cfg.positions));
     dlrn_free(m->ctx, m->scores);
     m->score_cap = 0;
-    m->scores = neox_floats(m, dlrn_threads(m->ctx) * (NEOX_QUERIES + m->cfg.head_dim), wide);
+    m->scores = neox_floats(m, dlrn_info(m->ctx).threads * (NEOX_QUERIES + m->cfg.head_dim), wide);
     if (!m->scores) return DLRN_ERR_MEMORY;
     m->score_cap = wide;
     return DLRN_OK;
@@ -1022,9 +1022,10 @@ static void neox_product_task(void *arg, int64_t task, int worker) {
                   n = j->out - col < NEOX_TILE ? j->out - col : NEOX_TILE;
     int64_t rows = j->rows - first < NEOX_TILE_ROWS ? j->rows - first : NEOX_TILE_ROWS;
     float *y = j->y + first * j->out + col;
-    dlrn_status s = dlrn_gemm_serial(j->m->ctx, DLRN_NT, rows, n, j->in, j->x + first * j->in,
-                                     j->in, j->w + col * j->in, j->in, 0, y, j->out,
-                                     j->m->work + worker * DLRN_GEMM_WORK);
+    dlrn_status s =
+        dlrn_matmul(j->m->ctx, DLRN_NT, dlrn_view(j->x + first * j->in, rows, j->in, j->in),
+                    dlrn_view(j->w + col * j->in, n, j->in, j->in), 0,
+                    dlrn_view(y, rows, n, j->out), j->m->work + worker * DLRN_MATMUL_WORK);
     for (int64_t i = 0; i < rows && j->b; i++) neox_finish_row(j, y + i * j->out, j->b + col, n);
     (void)s; /* the product's arguments are ours, and right */
 }
@@ -1083,8 +1084,11 @@ static void neox_attend(neox_model *m, const neox_head *h, int64_t first, int64_
                   row = m->score_row;
     const float scale = (float)(1 / sqrt((double)hd)), *q = h->q + (first - h->first) * 3 * d;
     float *out = h->out + (first - h->first) * d, share[NEOX_QUERIES];
-    dlrn_status s = dlrn_gemm_serial(m->ctx, DLRN_NN, n, keys, hd, q, 3 * d, h->k, h->k_stride, 0,
-                                     h->score, row, h->work);
+    const dlrn_tensor query = dlrn_view(q, n, hd, 3 * d),
+                      key = dlrn_view(h->k, hd, keys, h->k_stride),
+                      value = dlrn_view(h->v, keys, hd, h->v_stride),
+                      score = dlrn_view(h->score, n, keys, row);
+    dlrn_status s = dlrn_matmul(m->ctx, DLRN_NN, query, key, 0, score, h->work);
     for (int64_t i = 0; i < n; i++) {
         float *mine = h->score + i * row, top = -INFINITY;
         double sum;
@@ -1094,8 +1098,7 @@ static void neox_attend(neox_model *m, const neox_head *h, int64_t first, int64_
         for (int64_t t = seen; t < keys; t++) mine[t] = 0;
     }
     if (s == DLRN_OK)
-        s = dlrn_gemm_serial(m->ctx, DLRN_NN, n, hd, keys, h->score, row, h->v, h->v_stride, 0, out,
-                             d, h->work);
+        s = dlrn_matmul(m->ctx, DLRN_NN, score, value, 0, dlrn_view(out, n, hd, d), h->work);
     for (int64_t i = 0; i < n; i++)
         for (int64_t c = 0; c < hd; c++) out[i * d + c] *= share[i];
     (void)s; /* the products' arguments are ours, and right */
@@ -1121,7 +1124,7 @@ static void neox_attend_head(void *arg, int64_t task, int worker) {
                       3 * d,
                       score,
                       j->out + first * d + h * hd,
-                      m->work + worker * DLRN_GEMM_WORK};
+                      m->work + worker * DLRN_MATMUL_WORK};
     if (cache) {
         int64_t row = ((j->layer * cache->sequences + s) * m->cfg.heads + h) * hd;
         head.k = cache->k + row * cache->capacity, head.k_stride = cache->capacity;
@@ -1358,9 +1361,10 @@ static void neox_lse_task(void *arg, int64_t task, int worker) {
         j->top[i * j->parts + part] = -INFINITY, j->sum[i * j->parts + part] = 0;
     for (; from < end; from += NEOX_TILE) {
         int64_t width = end - from < NEOX_TILE ? end - from : NEOX_TILE;
-        dlrn_status s = dlrn_gemm_serial(m->ctx, DLRN_NT, rows, width, d, m->a + first * d, d,
-                                         m->unembed + from * d, d, 0, tile, NEOX_TILE,
-                                         m->work + worker * DLRN_GEMM_WORK);
+        dlrn_status s = dlrn_matmul(m->ctx, DLRN_NT, dlrn_view(m->a + first * d, rows, d, d),
+                                    dlrn_view(m->unembed + from * d, width, d, d), 0,
+                                    dlrn_view(tile, rows, width, NEOX_TILE),
+                                    m->work + worker * DLRN_MATMUL_WORK);
         (void)s; /* the product's arguments are ours, and right */
         for (int64_t i = 0; i < rows; i++)
             neox_lse_row(j, first + i, part, from, width, tile + i * NEOX_TILE);
@@ -1388,7 +1392,7 @@ NEOX_API dlrn_status neox_cross_entropy(neox_model *m, const neox_batch *batch, 
                   NULL,
                   NULL,
                   NULL};
-    j.tile = neox_floats(m, (int64_t)dlrn_threads(m->ctx) * NEOX_TILE_ROWS, NEOX_TILE);
+    j.tile = neox_floats(m, (int64_t)dlrn_info(m->ctx).threads * NEOX_TILE_ROWS, NEOX_TILE);
     j.top = neox_floats(m, m->tokens, j.parts);
     j.sum = (double *)dlrn_alloc(m->ctx, m->tokens * j.parts, sizeof *j.sum);
     j.target = neox_floats(m, m->tokens, 1);
@@ -1510,8 +1514,9 @@ static dlrn_status neox_advance(neox_draw *g, const int32_t *ids, int64_t each) 
     neox_pass p = {m, &batch, &g->cache, NULL, 0, NULL, NULL, 0};
     NEOX_TRY(neox_pass_through(&p, 1));
     g->cache.past += each;
-    return dlrn_gemm(m->ctx, DLRN_NT, g->rows, v, d, m->a + (each - 1) * d, each * d, m->unembed, d,
-                     0, g->logits, g->stride);
+    return dlrn_matmul(m->ctx, DLRN_NT, dlrn_view(m->a + (each - 1) * d, g->rows, d, each * d),
+                       dlrn_view(m->unembed, v, d, d), 0,
+                       dlrn_view(g->logits, g->rows, v, g->stride), NULL);
 }
 
 static dlrn_status neox_generate_group(neox_draw *g) {
@@ -1576,10 +1581,10 @@ static void neox_draw_close(neox_draw *g) {
 static dlrn_status neox_draw_open(neox_draw *g, const neox_model *m, const neox_sampling *cfg,
                                   int64_t rows) {
     int64_t top = cfg->top_k > 0 && cfg->top_k < m->cfg.vocab ? cfg->top_k : 0;
-    dlrn_context_config own = dlrn_context_defaults();
+    dlrn_context_config own = {0};
     memset(g, 0, sizeof *g);
     own.threads = 1;
-    own.kernels = dlrn_kernels(m->ctx);
+    own.kernels = dlrn_info(m->ctx).kernels;
     dlrn_context *ctx = NULL;
     if (dlrn_context_create(&own, &ctx) != DLRN_OK) return DLRN_ERR_MEMORY;
     g->m = *m;
@@ -1632,7 +1637,8 @@ NEOX_API dlrn_status neox_generate(neox_model *m, const neox_sampling *cfg, neox
                          "%lld and %lld",
                          (long long)m->cfg.positions, (long long)cfg->prompt_len,
                          (long long)cfg->tokens);
-    int64_t workers = dlrn_threads(m->ctx) < cfg->documents ? dlrn_threads(m->ctx) : cfg->documents;
+    int64_t workers =
+        dlrn_info(m->ctx).threads < cfg->documents ? dlrn_info(m->ctx).threads : cfg->documents;
     int64_t rows = neox_group(m, cfg, workers > 0 ? workers : 1);
     dlrn_status s = neox_need_head(m);
     if (s == DLRN_OK)

@@ -62,7 +62,7 @@ TEST_UNUSED void refuse(const bytes *b, dlrn_status want, const char *words) {
     dlrn_archive *a = NULL;
     dlrn_status s = open_bytes(b, &a);
     CHECK_MSG(s == want, "%s, expected %s with '%s'", s ? dlrn_error(ctx) : "it was read",
-              dlrn_status_name(want), words);
+              test_status_name(want), words);
     CHECK(a == NULL);
     CHECK_STR(dlrn_error(ctx), "hostile.file");
     CHECK_STR(dlrn_error(ctx), words);

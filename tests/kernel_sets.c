@@ -9,9 +9,9 @@
 int main(void) {
     dlrn_context *ctx = NULL;
     if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return 1;
-    for (int i = 0; dlrn_kernels_available(i); i++)
-        if (strcmp(dlrn_kernels_available(i), dlrn_kernels(ctx)) != 0)
-            puts(dlrn_kernels_available(i));
+    dlrn_context_info info = dlrn_info(ctx);
+    for (int i = 0; info.available[i]; i++)
+        if (strcmp(info.available[i], info.kernels) != 0) puts(info.available[i]);
     dlrn_context_destroy(ctx);
     return 0;
 }

@@ -68,7 +68,6 @@ printf '#define DICTLEARN_HEADER_NAME "other_name.h"\n#define DICTLEARN_IMPLEMEN
 cat > "$dir/own.h" << 'END'
 #include <stddef.h>
 extern void *own_malloc(size_t size);
-extern void *own_realloc(void *p, size_t size);
 extern void own_free(void *p);
 extern void own_assert(int holds);
 END
@@ -90,8 +89,7 @@ flags() {
     no_stdio) echo "-DDICTLEARN_NO_STDIO -include $dir/print.h -DDICTLEARN_VSNPRINTF=own_vsnprintf" ;;
     scalar) echo "-DDICTLEARN_SIMD=0" ;;
     allocator)
-        echo "-include $dir/own.h -DDICTLEARN_MALLOC(n)=own_malloc(n) -DDICTLEARN_FREE(p)=own_free(p)" \
-            "-DDICTLEARN_REALLOC(p,n)=own_realloc(p,n)"
+        echo "-include $dir/own.h -DDICTLEARN_MALLOC(n)=own_malloc(n) -DDICTLEARN_FREE(p)=own_free(p)"
         ;;
     assert) echo "-include $dir/own.h -DDICTLEARN_ASSERT(c)=own_assert(c)" ;;
     release) echo "-DNDEBUG" ;;

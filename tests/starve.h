@@ -23,7 +23,7 @@ enum {
 enum { STARVE_STRIDE = 1 };
 #endif
 
-TEST_UNUSED void *starve_malloc(size_t size, void *user) {
+TEST_UNUSED void *starve_alloc(void *user, size_t size) {
     (void)user;
     if (starve.left == 0) {
         starve.refused++;
@@ -42,7 +42,7 @@ TEST_UNUSED void *starve_malloc(size_t size, void *user) {
     return p + STARVE_HEAD;
 }
 
-TEST_UNUSED void starve_free(void *block, void *user) {
+TEST_UNUSED void starve_release(void *user, void *block) {
     size_t size;
     (void)user;
     if (!block) return;
@@ -53,22 +53,11 @@ TEST_UNUSED void starve_free(void *block, void *user) {
     free(p);
 }
 
-TEST_UNUSED void *starve_realloc(void *block, size_t size, void *user) {
-    size_t old = 0;
-    void *to = starve_malloc(size, user);
-    if (!to || !block) return to;
-    memcpy(&old, (char *)block - STARVE_HEAD, sizeof old);
-    memcpy(to, block, old < size ? old : size);
-    starve_free(block, user);
-    return to;
-}
-
 TEST_UNUSED dlrn_context_config starve_config(int threads) {
-    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context_config cfg = {0};
     cfg.threads = threads;
-    cfg.malloc = starve_malloc;
-    cfg.realloc = starve_realloc;
-    cfg.free = starve_free;
+    cfg.alloc = starve_alloc;
+    cfg.release = starve_release;
     return cfg;
 }
 
@@ -141,7 +130,7 @@ TEST_UNUSED int64_t starve_each(const char *name, uint64_t (*operation)(void)) {
             starve_s = (call);                                                                     \
         }                                                                                          \
         if (starve_s != DLRN_OK)                                                                   \
-            TEST_FAIL("%s gave %s: %s", #call, dlrn_status_name(starve_s), dlrn_error(ctx));       \
+            TEST_FAIL("%s gave %s: %s", #call, test_status_name(starve_s), dlrn_error(ctx));       \
     } while (0)
 
 TEST_UNUSED uint64_t starve_mix(uint64_t hash, const void *bytes, size_t size) { /* FNV-1a */

@@ -64,37 +64,22 @@ TEST(matrices) {
     CHECK_OK(ctx, dlrn_tensor_create(ctx, D, D, &t));
     ARGUMENT(dlrn_tensor_create(ctx, -1, D, &none), "must not be negative");
     ARGUMENT(dlrn_tensor_create(ctx, D, -1, &none), "must not be negative");
-    static const int64_t outside[][4] = {{0, -1, 0, 1},    {0, 1, -1, 1},    {0, 1, 0, -1},
-                                         {D + 1, 0, 0, 1}, {0, D + 1, 0, 1}, {0, 1, D + 1, 0},
-                                         {0, 1, 1, D}};
-    for (size_t i = 0; i < sizeof outside / sizeof *outside; i++)
-        CHECK(!dlrn_slice(t, outside[i][0], outside[i][1], outside[i][2], outside[i][3]).data);
-    CHECK(!dlrn_slice(dlrn_view(NULL, D, D), 0, 1, 0, 1).data);
-    REFUSED(dlrn_matmul(ctx, DLRN_NN, t, t, 0, dlrn_slice(t, 0, 2, 0, D)), DLRN_ERR_SHAPE,
+    REFUSED(dlrn_matmul(ctx, DLRN_NN, t, t, 0, dlrn_view(t.data, 2, D, D), NULL), DLRN_ERR_SHAPE,
             "c [2][3]");
-    REFUSED(dlrn_matmul(ctx, DLRN_NN, t, t, 0, dlrn_slice(t, 0, D, 0, 2)), DLRN_ERR_SHAPE,
+    REFUSED(dlrn_matmul(ctx, DLRN_NN, t, t, 0, dlrn_view(t.data, D, 2, D), NULL), DLRN_ERR_SHAPE,
             "c [3][2]");
-    static const int64_t wrong[][6] = {{-1, D, D, D, D, D}, {D, -1, D, D, D, D},
-                                       {D, D, -1, D, D, D}, {D, D, D, 2, D, D},
-                                       {D, D, D, D, 2, D},  {D, D, D, D, D, 2}};
-    static float work[DLRN_GEMM_WORK];
-    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
-        const int64_t *w = wrong[i];
-        CHECK_STATUS(
-            dlrn_gemm(ctx, DLRN_NN, w[0], w[1], w[2], t.data, w[3], t.data, w[4], 0, t.data, w[5]),
-            DLRN_ERR_ARGUMENT);
-        CHECK_STATUS(dlrn_gemm_serial(ctx, DLRN_NN, w[0], w[1], w[2], t.data, w[3], t.data, w[4], 0,
-                                      t.data, w[5], work),
-                     DLRN_ERR_ARGUMENT);
+    static float work[DLRN_MATMUL_WORK];
+    for (int serial = 0; serial < 2; serial++) {
+        float *scratch = serial ? work : NULL;
+        dlrn_tensor bad[] = {dlrn_view(t.data, -1, D, D), dlrn_view(t.data, D, D, 2)};
+        for (int i = 0; i < 2; i++) {
+            ARGUMENT(dlrn_matmul(ctx, DLRN_NN, bad[i], t, 0, t, scratch), "a:");
+            ARGUMENT(dlrn_matmul(ctx, DLRN_NN, t, bad[i], 0, t, scratch), "b:");
+            ARGUMENT(dlrn_matmul(ctx, DLRN_NN, t, t, 0, bad[i], scratch), "c:");
+        }
+        ARGUMENT(dlrn_matmul(ctx, DLRN_NN, t, t, 0.5f, t, scratch), "beta must be 0 or 1");
+        ARGUMENT(dlrn_matmul(ctx, (dlrn_matmul_op)7, t, t, 0, t, scratch), "unknown operation");
     }
-    ARGUMENT(dlrn_gemm(ctx, DLRN_NN, D, D, D, t.data, D, t.data, D, 0.5f, t.data, D),
-             "beta must be 0 or 1");
-    ARGUMENT(dlrn_gemm_serial(ctx, DLRN_NN, D, D, D, t.data, D, t.data, D, -1, t.data, D, work),
-             "beta must be 0 or 1");
-    ARGUMENT(dlrn_gemm(ctx, (dlrn_gemm_op)7, D, D, D, t.data, D, t.data, D, 0, t.data, D),
-             "unknown operation");
-    ARGUMENT(dlrn_mean_var(ctx, dlrn_view(t.data, 0, D), NULL, NULL), "at least one row");
-    CHECK_OK(ctx, dlrn_mean_var(ctx, t, NULL, NULL));
     ARGUMENT(dlrn_topk(ctx, x, D, -1, index, NULL), "k must be in [0, n]");
     ARGUMENT(dlrn_topk(ctx, x, D, D + 1, index, NULL), "k must be in [0, n]");
     dlrn_tensor_free(ctx, &t);
@@ -202,20 +187,20 @@ extern int unsetenv(const char *name);
 TEST(kernels_of_the_environment) {
     const char *was = getenv("DICTLEARN_KERNELS");
     char kept[64] = "";
-    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context_config cfg = {0};
     dlrn_context *other = NULL;
     if (was) snprintf(kept, sizeof kept, "%s", was);
     unsetenv("DICTLEARN_KERNELS");
     CHECK_OK(ctx, dlrn_context_create(&cfg, &other));
     char best[32];
-    snprintf(best, sizeof best, "%s", dlrn_kernels(other));
+    snprintf(best, sizeof best, "%s", dlrn_info(other).kernels);
     dlrn_context_destroy(other);
     for (int c = 0; c < 5; c++) {
         static const char *const said[] = {"", "auto", "scalar", "scalar", "abacus"};
         cfg.kernels = c == 2 ? NULL : c == 3 ? best : "auto";
         CHECK(setenv("DICTLEARN_KERNELS", said[c], 1) == 0);
         CHECK_STATUS(dlrn_context_create(&cfg, &other), c == 4 ? DLRN_ERR_ARGUMENT : DLRN_OK);
-        if (other) CHECK_STR(dlrn_kernels(other), c == 2 ? "scalar" : best);
+        if (other) CHECK_STR(dlrn_info(other).kernels, c == 2 ? "scalar" : best);
         dlrn_context_destroy(other);
     }
     if (was)
@@ -225,28 +210,26 @@ TEST(kernels_of_the_environment) {
 }
 #endif
 
-static void half_an_allocator(void *p, void *user) {
+static void half_an_allocator(void *user, void *p) {
     (void)p, (void)user;
 }
 
 TEST(contexts) {
     dlrn_context *other = NULL;
-    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context_config cfg = {0};
     cfg.threads = -1;
     CHECK_STATUS(dlrn_context_create(&cfg, &other), DLRN_ERR_ARGUMENT);
-    cfg = dlrn_context_defaults();
+    memset(&cfg, 0, sizeof cfg);
     cfg.kernels = "abacus";
     CHECK_STATUS(dlrn_context_create(&cfg, &other), DLRN_ERR_ARGUMENT);
-    cfg = dlrn_context_defaults();
-    cfg.free = half_an_allocator;
+    memset(&cfg, 0, sizeof cfg);
+    cfg.release = half_an_allocator;
     CHECK_STATUS(dlrn_context_create(&cfg, &other), DLRN_ERR_ARGUMENT);
     CHECK(other == NULL);
     CHECK_STR(dlrn_error(NULL), "no context");
-    CHECK(!dlrn_kernels_available(-1) && !dlrn_kernels_available(99));
-    CHECK_STR(dlrn_status_name((dlrn_status)99), "?");
     CHECK_STR(dlrn_status_text((dlrn_status)-1), "?");
     CHECK_STR(dlrn_dtype_name((dlrn_dtype)99), "?");
-    CHECK(dlrn_dtype_size((dlrn_dtype)99) == 0);
+    CHECK(dlrni_dtype_size((dlrn_dtype)99) == 0);
 }
 
 /* The text of a failure stands until the next one, whatever is done between. */

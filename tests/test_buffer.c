@@ -1,6 +1,7 @@
 /* test_buffer.c - the activation buffer: which rows come out, how often, in which order, in how
    much memory; and the sources of arrays. Row i of a source holds i in its first column: small
    enough to be exact in every stored type. */
+#define DLRNI_SERIAL_NS 0 /* short loops, too, run on all threads */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/test.h"
@@ -14,7 +15,7 @@ typedef struct counting {
     int64_t calls, fail_at;     /* fail_at: this call and all after it have no memory; 0: none */
 } counting;
 
-static void *counting_malloc(size_t size, void *user) {
+static void *counting_alloc(void *user, size_t size) {
     counting *c = (counting *)user;
     if (++c->calls >= c->fail_at && c->fail_at) return NULL;
     char *p = (char *)malloc(size + 16);
@@ -25,7 +26,7 @@ static void *counting_malloc(size_t size, void *user) {
     return p + 16;
 }
 
-static void counting_free(void *p, void *user) {
+static void counting_release(void *user, void *p) {
     counting *c = (counting *)user;
     size_t size;
     if (!p) return;
@@ -34,24 +35,13 @@ static void counting_free(void *p, void *user) {
     free((char *)p - 16);
 }
 
-static void *counting_realloc(void *p, size_t size, void *user) {
-    void *q = counting_malloc(size, user);
-    size_t had = 0;
-    if (!q || !p) return q;
-    memcpy(&had, (char *)p - 16, sizeof had);
-    memcpy(q, p, had < size ? had : size);
-    counting_free(p, user);
-    return q;
-}
-
 static dlrn_context *open_context(counting *count) {
-    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context_config cfg = {0};
     dlrn_context *ctx = NULL;
     cfg.threads = 1;
     if (count) {
         memset(count, 0, sizeof *count);
-        cfg.malloc = counting_malloc, cfg.realloc = counting_realloc, cfg.free = counting_free,
-        cfg.user = count;
+        cfg.alloc = counting_alloc, cfg.release = counting_release, cfg.user = count;
     }
     CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
     return ctx;
@@ -293,8 +283,8 @@ TEST(the_seed_alone_decides) {
 /* ---- Stored types ---- */
 
 static float rounded(dlrn_dtype type, float v) {
-    if (type == DLRN_F16) return dlrn_f16_to_f32(dlrn_f32_to_f16(v));
-    return type == DLRN_BF16 ? dlrn_bf16_to_f32(dlrn_f32_to_bf16(v)) : v;
+    if (type == DLRN_F16) return dlrni_f16_to_f32(dlrni_f32_to_f16(v));
+    return type == DLRN_BF16 ? dlrni_bf16_to_f32(dlrni_f32_to_bf16(v)) : v;
 }
 
 TEST(rows_are_stored_as_stated) {
@@ -931,7 +921,7 @@ static char *write_npy(const char *name, int width, int fortran, int rows, float
         double wide = (double)v;
         uint64_t bits;
         memcpy(&bits, &wide, sizeof bits);
-        if (width < 8) bits = width == 2 ? dlrn_f32_to_f16(v) : dlrni_bits_of_float(v);
+        if (width < 8) bits = width == 2 ? dlrni_f32_to_f16(v) : dlrni_bits_of_float(v);
         for (int byte = 0; byte < width; byte++) fputc((int)(bits >> 8 * byte & 255), file);
     }
     CHECK(fclose(file) == 0);
@@ -1014,7 +1004,7 @@ TEST(epochs_through_a_buffer) {
 TEST(a_batch_is_what_a_plain_list_gives) {
     enum { ROWS = 90000, CAPACITY = 70000, BATCH = 500 };
     static int32_t list[CAPACITY];
-    dlrn_context_config threads = dlrn_context_defaults();
+    dlrn_context_config threads = {0};
     dlrn_context *ctx = NULL;
     threads.threads = 2;
     CHECK_STATUS(dlrn_context_create(&threads, &ctx), DLRN_OK);
@@ -1048,7 +1038,7 @@ TEST(drawing_below_spares_a_division_and_no_number) {
         dlrn_rng fast = {9, k, 0}, plain = fast;
         for (int i = 0; i < 200; i++) {
             uint64_t limit = UINT64_MAX - UINT64_MAX % sizes[k], u;
-            do u = dlrn_rng_u64(&plain);
+            do u = dlrni_rng_u64(&plain);
             while (u >= limit);
             CHECK(dlrn_rng_below(&fast, sizes[k]) == u % sizes[k] && fast.counter == plain.counter);
         }
@@ -1070,9 +1060,9 @@ TEST(widening_is_exact_in_every_set) {
 #endif
     for (int i = 0; i < 65536; i++)
         half[i + 1] = (uint16_t)(i * 257 + 12345); /* odd: each comes once */
-    for (int set = 0; (name = dlrn_kernels_available(set)) != NULL; set++)
+    for (int set = 0; (name = test_kernels(set)) != NULL; set++)
         for (int c = 0; c < 2; c++) {
-            dlrn_context_config cfg = dlrn_context_defaults();
+            dlrn_context_config cfg = {0};
             dlrn_context *ctx = NULL;
             cfg.kernels = name;
             CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
@@ -1084,7 +1074,7 @@ TEST(widening_is_exact_in_every_set) {
                                  out, n);
                     for (int64_t i = 0; i < n; i++) {
                         uint16_t h = half[1 + first + i];
-                        float want = c ? dlrn_bf16_to_f32(h) : dlrn_f16_to_f32(h);
+                        float want = c ? dlrni_bf16_to_f32(h) : dlrni_f16_to_f32(h);
                         if (x87 && isnan(want) && isnan(out[i])) continue;
                         CHECK_MSG(!memcmp(&out[i], &want, 4), "%s: %04x of %d", name, h, (int)n);
                     }

@@ -46,7 +46,7 @@ static void refuse(const char *path, const dlrn_train_config *cfg, dlrn_buffer *
     dlrn_trainer *t = NULL;
     dlrn_status s = dlrn_trainer_resume(ctx, path, cfg, b, &t);
     CHECK_MSG(s == want, "%s, expected %s with '%s'", s ? dlrn_error(ctx) : "it was resumed",
-              dlrn_status_name(want), words);
+              test_status_name(want), words);
     CHECK(t == NULL);
     CHECK_STR(dlrn_error(ctx), words);
     dlrn_buffer_destroy(b);

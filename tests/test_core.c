@@ -6,7 +6,7 @@
 #include "test.h"
 
 static dlrn_context *open_kernels(const char *name, int threads) {
-    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context_config cfg = {0};
     dlrn_context *ctx = NULL;
     cfg.kernels = name;
     cfg.threads = threads;
@@ -24,18 +24,19 @@ static int same_bits(const float *a, const float *b, int64_t n) {
 
 TEST(half_floats_round_trip) {
     for (uint32_t h = 0; h < 65536; h++) {
-        float f = dlrn_f16_to_f32((uint16_t)h), b = dlrn_bf16_to_f32((uint16_t)h);
-        if (f == f) CHECK(dlrn_f32_to_f16(f) == h);
-        if (b == b) CHECK(dlrn_f32_to_bf16(b) == h);
+        float f = dlrni_f16_to_f32((uint16_t)h), b = dlrni_bf16_to_f32((uint16_t)h);
+        if (f == f) CHECK(dlrni_f32_to_f16(f) == h);
+        if (b == b) CHECK(dlrni_f32_to_bf16(b) == h);
     }
-    CHECK(dlrn_f32_to_f16(1.00048828125f) == 0x3c00); /* half way between 1 and the next: to even */
-    CHECK(dlrn_f32_to_f16(1.0014647f) == 0x3c01 && dlrn_f32_to_f16(1.00146484375f) == 0x3c02);
-    CHECK(dlrn_f32_to_f16(65519.0f) == 0x7bff && dlrn_f32_to_f16(65520.0f) == 0x7c00);
-    CHECK(dlrn_f32_to_f16(2.98023224e-8f) == 0 && dlrn_f32_to_f16(2.9802326e-8f) == 1);
-    CHECK(dlrn_f16_to_f32(dlrn_f32_to_f16(NAN)) != dlrn_f16_to_f32(dlrn_f32_to_f16(NAN)));
-    CHECK(dlrn_bf16_to_f32(dlrn_f32_to_bf16(NAN)) != 0.0f &&
-          isnan(dlrn_bf16_to_f32(dlrn_f32_to_bf16(NAN))));
-    CHECK(dlrn_f32_to_bf16(1.00390625f) == 0x3f80 && dlrn_f32_to_bf16(1.01171875f) == 0x3f82);
+    CHECK(dlrni_f32_to_f16(1.00048828125f) ==
+          0x3c00); /* half way between 1 and the next: to even */
+    CHECK(dlrni_f32_to_f16(1.0014647f) == 0x3c01 && dlrni_f32_to_f16(1.00146484375f) == 0x3c02);
+    CHECK(dlrni_f32_to_f16(65519.0f) == 0x7bff && dlrni_f32_to_f16(65520.0f) == 0x7c00);
+    CHECK(dlrni_f32_to_f16(2.98023224e-8f) == 0 && dlrni_f32_to_f16(2.9802326e-8f) == 1);
+    CHECK(dlrni_f16_to_f32(dlrni_f32_to_f16(NAN)) != dlrni_f16_to_f32(dlrni_f32_to_f16(NAN)));
+    CHECK(dlrni_bf16_to_f32(dlrni_f32_to_bf16(NAN)) != 0.0f &&
+          isnan(dlrni_bf16_to_f32(dlrni_f32_to_bf16(NAN))));
+    CHECK(dlrni_f32_to_bf16(1.00390625f) == 0x3f80 && dlrni_f32_to_bf16(1.01171875f) == 0x3f82);
 }
 
 TEST(exponentials) {
@@ -43,8 +44,8 @@ TEST(exponentials) {
                                 -86.5, -87.5, -88,  -1000,    -1e30,    -INFINITY};
     enum { N = 2000 };
     float y[N], want[N];
-    for (int k = 0; dlrn_kernels_available(k); k++) {
-        dlrn_context *ctx = open_kernels(dlrn_kernels_available(k), 1);
+    for (int k = 0; test_kernels(k); k++) {
+        dlrn_context *ctx = open_kernels(test_kernels(k), 1);
         for (int i = 0; i < N; i++) y[i] = i < 13 ? (float)at[i] + 3 : 3 - 0.045f * (float)i;
         for (int i = 0; i < N; i++) {
             float shifted =
@@ -55,7 +56,7 @@ TEST(exponentials) {
         for (int i = 0; i < N; i++)
             CHECK_MSG(test_close(y[i], want[i], 2.5e-7) ||
                           (want[i] < 2e-38f && y[i] >= 0 && y[i] < 2e-38f),
-                      "%s: %d: %g, expected %g", dlrn_kernels(ctx), i, (double)y[i],
+                      "%s: %d: %g, expected %g", dlrn_info(ctx).kernels, i, (double)y[i],
                       (double)want[i]);
         y[0] = NAN;
         ctx->k->exp_shift(y, 0, 1);
@@ -86,8 +87,8 @@ TEST(random_numbers_are_philox) {
 }
 
 /* c = op(a, b) + beta c0 in double */
-static void naive_gemm(dlrn_gemm_op op, int64_t m, int64_t n, int64_t k, const float *a,
-                       const float *b, float beta, const float *c0, double *c) {
+static void naive_matmul(dlrn_matmul_op op, int64_t m, int64_t n, int64_t k, const float *a,
+                         const float *b, float beta, const float *c0, double *c) {
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) {
             double s = beta != 0.0f ? (double)c0[i * n + j] : 0.0;
@@ -104,7 +105,7 @@ TEST(products_match_double_and_every_kernel_set_gives_the_same_bits) {
         shapes[][3] = {{1, 1, 1},      {4, 6, 16},    {5, 7, 17},  {3, 33, 40},
                        {70, 100, 50},  {65, 97, 129}, {2, 200, 8}, {9, 31, 0},
                        {261, 50, 530}, {3, 400, 520}}; /* more than a task takes, each way */
-    static float work[DLRN_GEMM_WORK];
+    static float work[DLRN_MATMUL_WORK];
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
         for (int op = DLRN_NN; op <= DLRN_TN; op++)
             for (int beta = 0; beta < 2; beta++) {
@@ -117,26 +118,27 @@ TEST(products_match_double_and_every_kernel_set_gives_the_same_bits) {
                 fill(a, m * k, 1);
                 fill(b, k * n, 2);
                 fill(c0, z, 3);
-                naive_gemm((dlrn_gemm_op)op, m, n, k, a, b, (float)beta, c0, want);
+                naive_matmul((dlrn_matmul_op)op, m, n, k, a, b, (float)beta, c0, want);
                 const char *name;
-                for (int i = 0; (name = dlrn_kernels_available(i)) != NULL; i++) {
+                for (int i = 0; (name = test_kernels(i)) != NULL; i++) {
                     dlrn_context *ctx = open_kernels(name, 1 + i);
-                    CHECK(ctx != NULL && !strcmp(dlrn_kernels(ctx), name));
+                    CHECK(ctx != NULL && !strcmp(dlrn_info(ctx).kernels, name));
                     memcpy(c, c0, (size_t)z * 4);
-                    CHECK_OK(ctx,
-                             dlrn_matmul(ctx, (dlrn_gemm_op)op,
-                                         op == DLRN_TN ? dlrn_view(a, k, m) : dlrn_view(a, m, k),
-                                         op == DLRN_NT ? dlrn_view(b, n, k) : dlrn_view(b, k, n),
-                                         (float)beta, dlrn_view(c, m, n)));
+                    dlrn_tensor left =
+                        op == DLRN_TN ? dlrn_view(a, k, m, m) : dlrn_view(a, m, k, k);
+                    dlrn_tensor right =
+                        op == DLRN_NT ? dlrn_view(b, n, k, k) : dlrn_view(b, k, n, n);
+                    dlrn_tensor out = dlrn_view(c, m, n, n);
+                    CHECK_OK(ctx, dlrn_matmul(ctx, (dlrn_matmul_op)op, left, right, (float)beta,
+                                              out, NULL));
                     for (int64_t e = 0; e < z; e++)
                         CHECK(fabs((double)c[e] - want[e]) <
                               (2e-5 + 1e-7 * (double)k) * (1 + fabs(want[e])));
                     if (i == 0) memcpy(first, c, (size_t)z * 4);
                     CHECK_MSG(same_bits(first, c, z), "%s differs from scalar", name);
                     memcpy(c, c0, (size_t)z * 4);
-                    CHECK_OK(ctx, dlrn_gemm_serial(ctx, (dlrn_gemm_op)op, m, n, k, a,
-                                                   op == DLRN_TN ? m : k, b, op == DLRN_NT ? k : n,
-                                                   (float)beta, c, n, work));
+                    CHECK_OK(ctx, dlrn_matmul(ctx, (dlrn_matmul_op)op, left, right, (float)beta,
+                                              out, work));
 #ifndef DICTLEARN_CBLAS /* whose order is its own */
                     CHECK_MSG(same_bits(first, c, z), "%s differs on one thread", name);
 #endif
@@ -183,7 +185,7 @@ TEST(vector_kernels_give_the_same_bits_in_every_set) {
     fill(&vec_x[0][0], VEC_ROWS * VEC, 4);
     fill(vec_g, VEC, 5);
     const char *name;
-    for (int i = 0; (name = dlrn_kernels_available(i)) != NULL; i++) {
+    for (int i = 0; (name = test_kernels(i)) != NULL; i++) {
         dlrn_context *ctx = open_kernels(name, 1);
         for (int64_t n = 1; n <= VEC; n += n < 40 ? 1 : 163) {
             run_vector_kernels(scalar, n, want);
@@ -196,10 +198,77 @@ TEST(vector_kernels_give_the_same_bits_in_every_set) {
     dlrn_context_destroy(scalar);
 }
 
+/* Adam's mean goes from the nearer end, as torch's lerp does. */
+TEST(adams_mean_is_torchs_lerp) {
+    static const float betas[] = {0, 0.25f, 0.5f, 0.75f, 0.9f};
+    for (int i = 0; test_kernels(i); i++) {
+        dlrn_context *ctx = open_kernels(test_kernels(i), 1);
+        for (int b = 0; b < 5; b++) {
+            const float t = 1 - betas[b];
+            const dlrni_adam adam = {t, 0.999f, 0.001f, 3e-4f, 0.0316f, 1e-8f};
+            float w[VEC] = {0}, m[VEC], v[VEC] = {0};
+            fill(m, VEC, 6);
+            fill(vec_g, VEC, 5);
+            ctx->k->adam(w, m, v, vec_g, VEC, &adam);
+            fill(w, VEC, 6);
+            for (int p = 0; p < VEC; p++) {
+                float off = vec_g[p] - w[p];
+                float want = t < 0.5f ? dlrni_fma(t, off, w[p]) : dlrni_fma(t - 1, off, vec_g[p]);
+                CHECK_MSG(same_bits(&m[p], &want, 1), "%s, beta1 %g", dlrn_info(ctx).kernels,
+                          (double)betas[b]);
+            }
+        }
+        dlrn_context_destroy(ctx);
+    }
+}
+
+TEST(norms_of_large_and_of_small_numbers) {
+    static const float scale[] = {1e-30f, 1e-20f, 1, 1e18f, 1e19f, 1e30f};
+    dlrn_context *ctx = open_kernels("auto", 1);
+    for (int s = 0; s < 6; s++) {
+        float x[40] = {0};
+        x[3] = 3 * scale[s], x[35] = -4 * scale[s];
+        CHECK_CLOSE(dlrn_norm(ctx, x, 40), 5 * (double)scale[s], 1e-6);
+    }
+    float odd[3] = {0, 0, 0};
+    CHECK(dlrn_norm(ctx, odd, 3) == 0 && dlrn_norm(ctx, odd, 0) == 0);
+    odd[1] = 1e30f, odd[2] = INFINITY;
+    CHECK(isinf(dlrn_norm(ctx, odd, 3)));
+    odd[1] = NAN;
+    CHECK(isnan(dlrn_norm(ctx, odd, 3)));
+    dlrn_context_destroy(ctx);
+}
+
+TEST(matrices_are_transposed) {
+    enum { ROWS = 37, COLS = 150, FROM = 151, TO = 40 };
+    static float from[ROWS * FROM], to[COLS * TO];
+    fill(from, ROWS * FROM, 8);
+    for (int i = 0; test_kernels(i); i++) {
+        dlrn_context *ctx = open_kernels(test_kernels(i), 2);
+        memset(to, 0, sizeof to);
+        dlrni_transpose(ctx, from, FROM, ROWS, COLS, to, TO);
+        for (int c = 0; c < COLS; c++)
+            for (int r = 0; r < TO; r++)
+                CHECK(to[c * TO + r] == (r < ROWS ? from[r * FROM + c] : 0));
+        dlrn_context_destroy(ctx);
+    }
+}
+
+TEST(the_first_number_that_is_not_finite) {
+    static const float bad[] = {NAN, -NAN, INFINITY, -INFINITY};
+    float x[70];
+    for (int n = 0; n < 70; n++)
+        for (int at = 0; at <= n; at++) {
+            for (int i = 0; i < n; i++) x[i] = i & 1 ? -FLT_MAX : FLT_MAX;
+            if (at < n) x[at] = bad[(n + at) % 4];
+            CHECK_MSG(dlrni_first_not_finite(x, n) == at, "%d of %d", at, n);
+        }
+}
+
 TEST(squares_are_transposed_and_zeros_left_out) {
     enum { GROUP = 48 }; /* the most at a time */
-    for (int i = 0; dlrn_kernels_available(i); i++) {
-        dlrn_context *ctx = open_kernels(dlrn_kernels_available(i), 1);
+    for (int i = 0; test_kernels(i); i++) {
+        dlrn_context *ctx = open_kernels(test_kernels(i), 1);
         uint32_t from[16 * 19], to[16 * 21];
         float f[GROUP], val[GROUP];
         int32_t key[GROUP];
@@ -243,13 +312,13 @@ TEST(sums_of_rows_go_in_order_in_every_set) {
                     for (int64_t c = 0; c < d; c++)
                         want[o * d + c] = dlrni_fma(coef[n], base[r * d + c], want[o * d + c]);
                 }
-            for (int i = 0; dlrn_kernels_available(i); i++) {
-                dlrn_context *ctx = open_kernels(dlrn_kernels_available(i), 1);
+            for (int i = 0; test_kernels(i); i++) {
+                dlrn_context *ctx = open_kernels(test_kernels(i), 1);
                 dlrni_sums g = {OUT, d, FIRST, ROWS, start, idx};
                 fill(out, OUT * d, 33);
                 dlrni_sums_add(ctx->k, &g, base, coef, out);
                 CHECK_MSG(same_bits(out, want, OUT * d), "%s: width %d, one row of %d",
-                          dlrn_kernels(ctx), (int)d, every);
+                          dlrn_info(ctx).kernels, (int)d, every);
                 dlrn_context_destroy(ctx);
             }
         }
@@ -258,7 +327,7 @@ TEST(sums_of_rows_go_in_order_in_every_set) {
 /* What stays of a group: above the larger of its two floors; a NaN always does. */
 TEST(a_group_is_collected_above_its_floors) {
     const char *name;
-    for (int i = 0; (name = dlrn_kernels_available(i)) != NULL; i++) {
+    for (int i = 0; (name = test_kernels(i)) != NULL; i++) {
         dlrn_context *ctx = open_kernels(name, 1);
         float pre[48], bias[48], floor[48], val[48];
         int32_t key[48];
@@ -306,24 +375,11 @@ TEST(tensors_check_shapes_and_bounds) {
     dlrn_context *ctx = open_kernels("auto", 1);
     dlrn_tensor t, big;
     CHECK_OK(ctx, dlrn_tensor_create(ctx, 3, 5, &t));
-    CHECK(dlrn_slice(t, 1, 2, 2, 3).data == t.data + 7 && dlrn_slice(t, 1, 3, 0, 1).data == NULL);
-    CHECK(dlrn_slice(t, 0, 1, 4, 2).data == NULL && dlrn_slice(t, -1, 1, 0, 1).data == NULL);
     CHECK_STATUS(dlrn_tensor_create(ctx, INT64_MAX / 2, 3, &big), DLRN_ERR_MEMORY);
     CHECK_STATUS(dlrn_tensor_create(ctx, INT64_MAX / 8, 1, &big), DLRN_ERR_MEMORY);
-    CHECK_STATUS(dlrn_matmul(ctx, DLRN_NN, t, t, 0, t), DLRN_ERR_SHAPE);
+    CHECK_STATUS(dlrn_matmul(ctx, DLRN_NN, t, t, 0, t, NULL), DLRN_ERR_SHAPE);
     CHECK_STR(dlrn_error(ctx), "a [3][5], b [3][5], c [3][5]");
     for (int i = 0; i < 15; i++) t.data[i] = (float)(i * i);
-    double mean[5], var[5];
-    CHECK_OK(ctx, dlrn_mean_var(ctx, t, mean, var));
-    CHECK_CLOSE(mean[1], (1 + 36 + 121) / 3.0, 1e-12);
-    CHECK_CLOSE(var[0],
-                ((0.0 - 125 / 3.0) * (0.0 - 125 / 3.0) + (25 - 125 / 3.0) * (25 - 125 / 3.0) +
-                 (100 - 125 / 3.0) * (100 - 125 / 3.0)) /
-                    2,
-                1e-12);
-    CHECK_OK(ctx, dlrn_mean_var(ctx, dlrn_view(t.data, 1, 5), mean,
-                                var)); /* one row varies by nothing */
-    CHECK(mean[4] > 15.99 && mean[4] < 16.01 && !(var[4] > 0) && !(var[4] < 0));
     dlrn_axpy(ctx, 0.5f, t.data, t.data + 5, 5);
     for (int i = 0; i < 5; i++)
         CHECK(t.data[5 + i] == (float)((5 + i) * (5 + i)) + 0.5f * (float)(i * i));
@@ -425,10 +481,9 @@ TEST(identity_gives_back_what_it_got) {
 TEST(a_context_refuses_what_is_not_there) {
     CHECK(open_kernels("sse9", 1) == NULL && open_kernels("auto", -1) == NULL);
     dlrn_context *ctx = open_kernels("scalar", 1);
-    CHECK(ctx && !strcmp(dlrn_kernels(ctx), "scalar"));
-    CHECK_STR(dlrn_build_info(ctx), "kernels scalar of scalar");
-    CHECK(!strcmp(dlrn_status_name(DLRN_ERR_SHAPE), "DLRN_ERR_SHAPE") &&
-          dlrn_status_text(DLRN_OK)[0] == 'd');
+    CHECK(ctx && !strcmp(dlrn_info(ctx).kernels, "scalar"));
+    CHECK_STR(dlrn_info(ctx).text, "kernels scalar of scalar");
+    CHECK(dlrn_status_text(DLRN_OK)[0] == 'd');
     dlrn_context_destroy(ctx);
 }
 
@@ -439,6 +494,10 @@ int main(int argc, char **argv) {
     RUN(random_numbers_are_philox);
     RUN(products_match_double_and_every_kernel_set_gives_the_same_bits);
     RUN(vector_kernels_give_the_same_bits_in_every_set);
+    RUN(adams_mean_is_torchs_lerp);
+    RUN(norms_of_large_and_of_small_numbers);
+    RUN(matrices_are_transposed);
+    RUN(the_first_number_that_is_not_finite);
     RUN(squares_are_transposed_and_zeros_left_out);
     RUN(sums_of_rows_go_in_order_in_every_set);
     RUN(a_group_is_collected_above_its_floors);

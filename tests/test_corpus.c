@@ -89,7 +89,7 @@ static void check_error(char *field[FIELDS]) {
     dlrn_archive *none = NULL;
     dlrn_status s = dlrn_archive_open(ctx, corpus_path(field[FILE_NAME]), &none);
     CHECK_MSG(s == DLRN_ERR_FORMAT || s == DLRN_ERR_UNSUPPORTED, "%s: %s", field[FILE_NAME],
-              dlrn_status_name(s));
+              test_status_name(s));
     CHECK(none == NULL);
     CHECK_STR(dlrn_error(ctx), field[FILE_NAME]);
     CHECK_STR(dlrn_error(ctx), field[NAME]);

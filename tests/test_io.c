@@ -422,7 +422,7 @@ TEST(no_files) {
 
 TEST(half_an_io) {
     for (int i = 0; i < 5; i++) {
-        dlrn_context_config cfg = dlrn_context_defaults();
+        dlrn_context_config cfg = {0};
         dlrn_context *made = NULL;
         cfg.io = io_of_store();
         if (i == 0) cfg.io.open_file = NULL;

@@ -57,7 +57,7 @@ static int sparse_exists(void *user, const char *path) {
 static dlrn_context *sparse_context(int *fd) {
     const dlrn_io io = {sparse_open,   sparse_read, sparse_write, sparse_close,
                         sparse_exists, NULL,        NULL,         fd};
-    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context_config cfg = {0};
     dlrn_context *made = NULL;
     cfg.io = io;
     CHECK_STATUS(dlrn_context_create(&cfg, &made), DLRN_OK);

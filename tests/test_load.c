@@ -506,7 +506,7 @@ static int all_are_there(void *user, const char *path) {
 }
 
 TEST(files_of_the_host) {
-    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context_config cfg = {0};
     dlrn_context *other = NULL;
     dlrn_archive *a = NULL;
     char *path = path_of("host", "x.npy");
@@ -679,7 +679,7 @@ static void refuse_dictionary(const char *path, dlrn_status status, const char *
     dlrn_dictionary *dict = NULL;
     dlrn_status s = dlrn_load(ctx, path, NULL, &dict);
     CHECK_MSG(s == status, "%s: %s, expected %s", path, s ? dlrn_error(ctx) : "it was read",
-              dlrn_status_name(status));
+              test_status_name(status));
     CHECK(dict == NULL);
     CHECK_STR(dlrn_error(ctx), words);
 }
@@ -863,7 +863,7 @@ TEST(weights_of_other_types) {
         for (int i = 0; i < 4; i++) {
             int64_t n = i == 0 ? D : i == 2 ? F : D * F;
             for (int64_t k = 0; k < n; k++) {
-                half[i][k] = type ? dlrn_f32_to_bf16(from[i][k]) : dlrn_f32_to_f16(from[i][k]);
+                half[i][k] = type ? dlrni_f32_to_bf16(from[i][k]) : dlrni_f32_to_f16(from[i][k]);
                 wide[i][k] = (double)from[i][k];
             }
             t[i].dtype = types[type];
@@ -875,11 +875,11 @@ TEST(weights_of_other_types) {
             for (int c = 0; c < D; c++) {
                 float atom = decoder[c * F + j], row = encoder[j * D + c];
                 if (type == 0)
-                    atom = dlrn_f16_to_f32(half[3][c * F + j]),
-                    row = dlrn_f16_to_f32(half[1][j * D + c]);
+                    atom = dlrni_f16_to_f32(half[3][c * F + j]),
+                    row = dlrni_f16_to_f32(half[1][j * D + c]);
                 if (type == 1)
-                    atom = dlrn_bf16_to_f32(half[3][c * F + j]),
-                    row = dlrn_bf16_to_f32(half[1][j * D + c]);
+                    atom = dlrni_bf16_to_f32(half[3][c * F + j]),
+                    row = dlrni_bf16_to_f32(half[1][j * D + c]);
                 CHECK(dict->param[DLRN_DECODER][j * D + c] == atom &&
                       dict->param[DLRN_ENCODER][j * D + c] == row);
             }
@@ -995,7 +995,7 @@ static void save_anyhow(const dlrn_dictionary *ae, const char *path) {
 TEST(dictionaries_of_odd_sizes) {
     static const int64_t sizes[][2] = {{1, 1},   {16, 64},  {19, 70},
                                        {15, 63}, {33, 129}, {130, 1000}};
-    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context_config cfg = {0};
     dlrn_context *two = NULL;
     cfg.threads = 2;
     CHECK_STATUS(dlrn_context_create(&cfg, &two), DLRN_OK);

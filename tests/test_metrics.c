@@ -11,7 +11,7 @@ static float rows_x[N * D], rows_y[N * D];
 /* ---- Scenes ---- */
 
 static dlrn_context *open_context(int threads) {
-    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context_config cfg = {0};
     dlrn_context *ctx = NULL;
     cfg.threads = threads;
     CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);

@@ -237,9 +237,8 @@ static int fault_clock(clockid_t id, struct timespec *t) {
 #define open_memstream fault_memstream
 #define clock_gettime fault_clock
 #define main program
-#define DICTLEARN_MALLOC(size) starve_malloc(size, NULL)
-#define DICTLEARN_REALLOC(p, size) starve_realloc(p, size, NULL)
-#define DICTLEARN_FREE(p) starve_free(p, NULL)
+#define DICTLEARN_MALLOC(size) starve_alloc(NULL, size)
+#define DICTLEARN_FREE(p) starve_release(NULL, p)
 #include "dictlearn.c"
 #undef fopen
 #undef fread

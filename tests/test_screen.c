@@ -97,7 +97,7 @@ static void fill_thresholds(dlrn_context *ctx, dlrn_dictionary *ae, const float 
 }
 
 static dlrn_context *open_kernels(const char *name) {
-    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context_config cfg = {0};
     dlrn_context *ctx = NULL;
     cfg.kernels = name;
     cfg.threads = 1;
@@ -146,15 +146,15 @@ static void compare_all(int64_t d, unsigned kinds, uint64_t seed) {
     dlrn_sparse want = {0}, got = {0};
     fill_all(scalar, ae, x, kinds, seed);
     encode_with(scalar, NULL, ae, x, &want);
-    for (int i = 1; dlrn_kernels_available(i); i++) /* 0 is the oracle */
+    for (int i = 1; test_kernels(i); i++) /* 0 is the oracle */
         for (int s = 0; s < 2; s++) {
-            dlrn_context *ctx = open_kernels(dlrn_kernels_available(i));
+            dlrn_context *ctx = open_kernels(test_kernels(i));
             dlrn_dictionary *same = weights(ctx, d, FEATURES);
             const dlrni_screen *screen = ctx->set.screen[s];
             fill_all(scalar, same, x, kinds, seed);
             encode_with(ctx, screen, same, x, &got);
             CHECK_MSG(same_codes(&want, &got), "%s, %s, d %d, kinds %#x, seed %d",
-                      dlrn_kernels(ctx), screen ? screen->name : "dense", (int)d, kinds, (int)seed);
+                      dlrn_info(ctx).kernels, screen ? screen->name : "dense", (int)d, kinds, (int)seed);
             dlrn_sparse_free(&got);
             dlrn_dictionary_destroy(same);
             dlrn_context_destroy(ctx);
@@ -244,9 +244,9 @@ TEST(widths_that_fill_no_vector) {
 /* A screen that lets everything through would pass all of the above. */
 TEST(screens_rule_out) {
     static float x[ROWS * 128];
-    for (int i = 0; dlrn_kernels_available(i); i++)
+    for (int i = 0; test_kernels(i); i++)
         for (int s = 0; s < 2; s++) {
-            dlrn_context *ctx = open_kernels(dlrn_kernels_available(i));
+            dlrn_context *ctx = open_kernels(test_kernels(i));
             const dlrni_screen *screen = ctx->set.screen[s];
             dlrn_dictionary *ae = weights(ctx, 128, FEATURES);
             dlrn_sparse codes = {0};
@@ -282,15 +282,15 @@ TEST(long_batches) {
     for (int64_t j = 0; j < F; j++) ae->param[DLRN_ENCODER_BIAS][j] = -1;
     CHECK_OK(scalar, dlrn_encode_sparse(ae, x, N, &want));
     CHECK_OK(scalar, dlrn_encode(ae, x, N, f));
-    for (int i = 1; dlrn_kernels_available(i); i++) {
-        dlrn_context *ctx = open_kernels(dlrn_kernels_available(i));
+    for (int i = 1; test_kernels(i); i++) {
+        dlrn_context *ctx = open_kernels(test_kernels(i));
         dlrn_dictionary *same = NULL;
         CHECK_OK(ctx, new_autoencoder(ctx, D, F, 3, &same));
         for (int64_t j = 0; j < F; j++) same->param[DLRN_ENCODER_BIAS][j] = -1;
         CHECK_OK(ctx, dlrn_encode_sparse(same, x, N, &got));
         CHECK_OK(ctx, dlrn_encode(same, x, N, g));
-        CHECK_MSG(same_codes(&want, &got), "%s", dlrn_kernels(ctx));
-        CHECK_MSG(memcmp(f, g, sizeof(float) * N * F) == 0, "%s", dlrn_kernels(ctx));
+        CHECK_MSG(same_codes(&want, &got), "%s", dlrn_info(ctx).kernels);
+        CHECK_MSG(memcmp(f, g, sizeof(float) * N * F) == 0, "%s", dlrn_info(ctx).kernels);
         dlrn_sparse_free(&got);
         dlrn_dictionary_destroy(same);
         dlrn_context_destroy(ctx);
@@ -347,14 +347,14 @@ TEST(prepared_the_same_bits) {
     static const int64_t counts[] = {1, 5, 8, 9, 31, ROWS};
     dlrn_context *scalar = open_kernels("scalar");
     for (formula_of = 0; formula_of < FORMULAS; formula_of++)
-        for (int i = 0; dlrn_kernels_available(i); i++) {
-            dlrn_context *ctx = open_kernels(dlrn_kernels_available(i));
+        for (int i = 0; test_kernels(i); i++) {
+            dlrn_context *ctx = open_kernels(test_kernels(i));
             dlrn_dictionary *plain = weights(scalar, 96, FEATURES);
             dlrn_dictionary *ae = weights(ctx, 96, FEATURES);
             dlrn_encoder *e = NULL;
             CHECK_OK(ctx, dlrn_encoder_create(ae, &e));
             CHECK_OK(ctx, dlrn_encoder_prepare(e));
-            CHECK((e->prepared != NULL) == (strlen(dlrn_kernels(ctx)) == 10)); /* vnni, bf16 */
+            CHECK((e->prepared != NULL) == (strlen(dlrn_info(ctx).kernels) == 10)); /* vnni, bf16 */
             for (uint64_t seed = 0; seed < 2 * KINDS; seed++) {
                 unsigned kinds = seed < KINDS ? 1u << seed : (1u << KINDS) - 1;
                 fill_all(scalar, plain, x, kinds, seed);
@@ -365,7 +365,7 @@ TEST(prepared_the_same_bits) {
                     CHECK_OK(scalar, dlrn_encode(plain, x, counts[c], want));
                     CHECK_OK(ctx, dlrn_encoder_run(e, x, counts[c], got, NULL, NULL));
                     CHECK_MSG(same_floats(want, got, counts[c] * FEATURES),
-                              "%s, %s, %d rows, seed %d", formulas[formula_of], dlrn_kernels(ctx),
+                              "%s, %s, %d rows, seed %d", formulas[formula_of], dlrn_info(ctx).kernels,
                               (int)counts[c], (int)seed);
                 }
             }

@@ -1,6 +1,7 @@
 /* test_threads.c - real threads: loops that the host runs on its own, and contexts that work at the
    same time. The numbers must be those of one thread; under the thread sanitizer (`make tsan`) no
    two threads may meet at a byte. */
+#define DLRNI_SERIAL_NS 0 /* short loops, too, run on all threads */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/test.h"
@@ -110,7 +111,9 @@ static dlrn_status use(dlrn_context *ctx, dlrn_dictionary *ae, uint64_t *hash) {
     if (!s)
         add(hash, codes.val, sizeof *codes.val * (size_t)codes.row_ptr[N]),
             add(hash, x, sizeof *x * N * D);
-    if (!s) s = dlrn_gemm(ctx, DLRN_TN, D, F, N, rows, D, f, F, 0, ae->param[DLRN_DECODER], F);
+    if (!s)
+        s = dlrn_matmul(ctx, DLRN_TN, dlrn_view(rows, N, D, D), dlrn_view(f, N, F, F), 0,
+                        dlrn_view(ae->param[DLRN_DECODER], D, F, F), NULL);
     if (!s) add(hash, ae->param[DLRN_DECODER], sizeof *f * D * F);
     if (!s) s = dlrn_source_from_array(ctx, rows, NULL, N, D, 1, &source);
     if (!s) {
@@ -138,7 +141,7 @@ static dlrn_status whole_life(dlrn_context *ctx, const char *path, uint64_t *has
 
 /* The same on the calling thread alone. */
 static uint64_t wanted(void) {
-    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context_config cfg = {0};
     dlrn_context *ctx = NULL;
     uint64_t hash;
     cfg.threads = 1;
@@ -149,7 +152,7 @@ static uint64_t wanted(void) {
 }
 
 TEST(the_hosts_threads_do_not_change_a_bit) {
-    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context_config cfg = {0};
     dlrn_context *ctx = NULL;
     uint64_t hash;
     int64_t shared = 0;
@@ -173,7 +176,7 @@ typedef struct life {
 /* No check within: a failed one would leave by a jump into another thread. */
 static void *live(void *of) {
     life *l = (life *)of;
-    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context_config cfg = {0};
     dlrn_context *ctx = NULL;
     cfg.threads = 1;
     l->status = dlrn_context_create(&cfg, &ctx);
@@ -254,7 +257,7 @@ static dlrn_status host_judge(void *user, const dlrn_edit *edit, double *nats, i
 /* What the host is asked and told comes on the thread that made the call, also where no loop runs
    there. */
 TEST(callbacks_run_on_the_callers_thread) {
-    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context_config cfg = {0};
     dlrn_train_config train_cfg = dlrn_train_defaults();
     dlrn_eval_config eval_cfg = dlrn_eval_defaults();
     dlrn_buffer_config shuffle = dlrn_buffer_defaults();

@@ -463,8 +463,8 @@ static void check_error(const char *json, dlrn_status status, const char *expect
     if (!ctx) CHECK(dlrn_context_create(NULL, &ctx) == DLRN_OK);
     close_tokenizer();
     dlrn_status s = bpe_load(ctx, path, &tok);
-    CHECK_MSG(s == status, "%s gave %s, expected %s", json, dlrn_status_name(s),
-              dlrn_status_name(status));
+    CHECK_MSG(s == status, "%s gave %s, expected %s", json, test_status_name(s),
+              test_status_name(status));
     CHECK(tok == NULL);
     snprintf(whole, sizeof whole, "%s: %s", path, expected);
     CHECK_MSG(!strcmp(dlrn_error(ctx), whole), "\"%s\", expected \"%s\"", dlrn_error(ctx), whole);
@@ -732,22 +732,18 @@ TEST(long_runs_of_added_tokens) {
 }
 
 static int64_t blocks_left;
-static void *scarce_malloc(size_t size, void *user) {
+static void *scarce_alloc(void *user, size_t size) {
     (void)user;
     return blocks_left-- > 0 ? malloc(size) : NULL;
 }
-static void *scarce_realloc(void *p, size_t size, void *user) {
-    (void)user;
-    return blocks_left-- > 0 ? realloc(p, size) : NULL;
-}
-static void plain_free(void *p, void *user) {
+static void plain_release(void *user, void *p) {
     (void)user;
     free(p);
 }
 
 /* Each allocation in turn is the one that fails. */
 TEST(out_of_memory_anywhere) {
-    dlrn_context_config cfg = dlrn_context_defaults();
+    dlrn_context_config cfg = {0};
     dlrn_context *scarce = NULL;
     size_t size;
     char *json = small_file(&size), *path = tmp_path("scarce.json");
@@ -756,9 +752,8 @@ TEST(out_of_memory_anywhere) {
     dlrn_status s = DLRN_ERR_MEMORY;
     CHECK(out != NULL && fwrite(json, 1, size, out) == size && fclose(out) == 0);
     free(json);
-    cfg.malloc = scarce_malloc;
-    cfg.realloc = scarce_realloc;
-    cfg.free = plain_free;
+    cfg.alloc = scarce_alloc;
+    cfg.release = plain_release;
     blocks_left = 1000;
     CHECK(dlrn_context_create(&cfg, &scarce) == DLRN_OK);
     for (; s == DLRN_ERR_MEMORY && most < 1000; most++) {
@@ -772,7 +767,7 @@ TEST(out_of_memory_anywhere) {
         bpe_ids_free(&found);
         bpe_destroy(t);
     }
-    CHECK_MSG(s == DLRN_OK, "%s: %s", dlrn_status_name(s), dlrn_error(scarce));
+    CHECK_MSG(s == DLRN_OK, "%s: %s", test_status_name(s), dlrn_error(scarce));
     CHECK(most > 10);
     dlrn_context_destroy(scarce);
 }

@@ -43,7 +43,7 @@ static void fuzz_refused(dlrn_status s, const char *name) {
     const char *text = dlrn_error(ctx);
     CHECK_MSG(s == DLRN_ERR_IO || s == DLRN_ERR_FORMAT || s == DLRN_ERR_UNSUPPORTED ||
                   s == DLRN_ERR_SHAPE || s == DLRN_ERR_VALUE,
-              "%s: %s", dlrn_status_name(s), text);
+              "%s: %s", test_status_name(s), text);
     CHECK_STR(text, name);
     for (const char *c = text; *c; c++)
         CHECK_MSG((unsigned char)*c >= 32 && *c != 127, "the byte %d in '%s'", *c, text);

@@ -55,8 +55,8 @@ static size_t mutate_zip(uint8_t *data, size_t size, size_t most, unsigned seed)
     if (z.members) n = zip_done(&z)->n;
     if (n > most) n = 0;
     if (n) memcpy(data, z.file.p, n);
-    dlrni_free(ctx, list.m);
-    dlrni_free(ctx, list.names.slot);
+    dlrn_free(ctx, list.m);
+    dlrn_free(ctx, list.names.slot);
     dlrn_archive_close(a);
     return n;
 }
