@@ -13,9 +13,9 @@
 #define DOCUMENTS_IMPLEMENTATION
 #define GPTNEOX_IMPLEMENTATION
 #include "dictlearn.h"
-#include "bpe.h"
-#include "documents.h"
-#include "gptneox.h"
+#include "lm/bpe.h"
+#include "lm/documents.h"
+#include "lm/gptneox.h"
 
 enum { LENGTH = 64 };
 static dlrn_context *ctx;

@@ -7,9 +7,9 @@
 #define BPE_IMPLEMENTATION
 #define DOCUMENTS_IMPLEMENTATION
 #define GPTNEOX_IMPLEMENTATION
-#include "bpe.h"
-#include "documents.h"
-#include "gptneox.h"
+#include "lm/bpe.h"
+#include "lm/documents.h"
+#include "lm/gptneox.h"
 #include "tests/bytes.h"
 #include "tests/starve.h"
 

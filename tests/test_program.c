@@ -240,7 +240,7 @@ static int fault_clock(clockid_t id, struct timespec *t) {
 #define DICTLEARN_MALLOC(size) starve_malloc(size, NULL)
 #define DICTLEARN_REALLOC(p, size) starve_realloc(p, size, NULL)
 #define DICTLEARN_FREE(p) starve_free(p, NULL)
-#include "dictlearn.c"
+#include "program/dictlearn.c"
 #undef fopen
 #undef fread
 #undef fwrite

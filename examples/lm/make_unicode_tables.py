@@ -1,4 +1,4 @@
-"""Writes examples/unicode_tables.h: `python3 examples/make_unicode_tables.py > examples/unicode_tables.h`.
+"""Writes examples/lm/unicode_tables.h: `python3 examples/lm/make_unicode_tables.py > examples/lm/unicode_tables.h`.
 
 Everything comes from Python's unicodedata: the classes that tokenizers' patterns ask for, what the four normal forms
 need, and lower case. Hangul syllables are taken apart and put together by arithmetic and are not listed.
@@ -98,7 +98,7 @@ def table(what, kind, name, items):
 
 def main():
     print(f"/* Unicode {u.unidata_version}: classes of characters, normal forms, lower case. Written by")
-    print("   examples/make_unicode_tables.py; do not edit. */")
+    print("   examples/lm/make_unicode_tables.py; do not edit. */")
     print("/* clang-format off */")
     print("enum {\n    " + ",\n    ".join(f"UNICODE_{c}" for c in (*CLASSES, "CLASSES")) + "\n};")
     table("class of each character of ASCII", "unsigned char", "unicode_ascii[]", map(class_of, range(128)))

@@ -1,5 +1,5 @@
 /* Unicode 14.0.0: classes of characters, normal forms, lower case. Written by
-   examples/make_unicode_tables.py; do not edit. */
+   examples/lm/make_unicode_tables.py; do not edit. */
 /* clang-format off */
 enum {
     UNICODE_OTHER,

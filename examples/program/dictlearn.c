@@ -17,13 +17,13 @@
 #define BPE_IMPLEMENTATION
 #define DOCUMENTS_IMPLEMENTATION
 #define GPTNEOX_IMPLEMENTATION
-#include "bpe.h"
-#include "documents.h"
-#include "gptneox.h"
+#include "../lm/bpe.h"
+#include "../lm/documents.h"
+#include "../lm/gptneox.h"
 
-#include "dictlearn_args.h"
-#include "dictlearn_process.h"
-#include "dictlearn_source.h"
+#include "args.h"
+#include "process.h"
+#include "source.h"
 
 static int fail(dlrn_context *ctx) {
     if (output_failed()) {
@@ -447,10 +447,10 @@ static int run_decode(dlrn_context *ctx, const options *o) {
     return run_rows(ctx, o, "decode", 1, 0, dlrn_decode);
 }
 
-#include "dictlearn_model.h"
-#include "dictlearn_train.h"
-#include "dictlearn_eval.h"
-#include "dictlearn_features.h"
+#include "model.h"
+#include "train.h"
+#include "eval.h"
+#include "features.h"
 
 #define TINY "--model examples/data/tiny-neox"
 #define TINY_SITE TINY " \\\n    --text build/text.jsonl --site mlp_out --layer 0"
