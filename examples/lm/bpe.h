@@ -72,6 +72,7 @@ BPE_API const char *bpe_token_bytes(const bpe_tokenizer *t, int32_t id, int64_t 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "grow.h"
 #include "unicode_tables.h"
 
 #define BPE_TRY(call)                                                                              \
@@ -175,26 +176,9 @@ struct bpe_tokenizer {
     bpe_ids *out;
 };
 
-/* Room for `need` elements in the block that the pointer at `slot` names; the first `used` are
-   kept. */
-static dlrn_status bpe_widen(dlrn_context *ctx, void *slot, int64_t *cap, int64_t used,
-                             int64_t need, size_t size) {
-    void *old, *wide;
-    if (need <= *cap) return DLRN_OK;
-    int64_t room = need + need / 2 + 64;
-    wide = dlrn_alloc(ctx, room, size);
-    if (!wide) return DLRN_ERR_MEMORY;
-    memcpy(&old, slot, sizeof old);
-    if (used) memcpy(wide, old, (size_t)used * size);
-    dlrn_free(ctx, old);
-    memcpy(slot, &wide, sizeof wide);
-    *cap = room;
-    return DLRN_OK;
-}
-
 static dlrn_status bpe_put(dlrn_context *ctx, bpe_text *t, const char *bytes, int64_t n) {
     t->ctx = ctx;
-    BPE_TRY(bpe_widen(ctx, &t->bytes, &t->capacity, t->count, t->count + n + 1, 1));
+    BPE_TRY(lm_grow(ctx, &t->bytes, &t->capacity, t->count, t->count + n + 1, 1));
     if (n) memcpy(t->bytes + t->count, bytes, (size_t)n);
     t->count += n;
     t->bytes[t->count] = 0;
@@ -203,7 +187,7 @@ static dlrn_status bpe_put(dlrn_context *ctx, bpe_text *t, const char *bytes, in
 
 static dlrn_status bpe_put_id(dlrn_context *ctx, bpe_ids *v, int32_t id) {
     v->ctx = ctx;
-    BPE_TRY(bpe_widen(ctx, &v->id, &v->capacity, v->count, v->count + 1, sizeof *v->id));
+    BPE_TRY(lm_grow(ctx, &v->id, &v->capacity, v->count, v->count + 1, sizeof *v->id));
     v->id[v->count++] = id;
     return DLRN_OK;
 }
@@ -357,7 +341,7 @@ static const uint32_t *bpe_parts(uint32_t c) {
 
 static dlrn_status bpe_put_code(bpe_tokenizer *t, uint32_t c) {
     BPE_TRY(
-        bpe_widen(t->ctx, &t->codes, &t->codes_cap, t->n_codes, t->n_codes + 1, sizeof *t->codes));
+        lm_grow(t->ctx, &t->codes, &t->codes_cap, t->n_codes, t->n_codes + 1, sizeof *t->codes));
     t->codes[t->n_codes++] = c;
     return DLRN_OK;
 }
@@ -389,7 +373,7 @@ static void bpe_sort_marks(uint32_t *marks, int64_t n, uint32_t *copy) {
 
 static dlrn_status bpe_reorder(bpe_tokenizer *t) {
     int64_t n = t->n_codes;
-    BPE_TRY(bpe_widen(t->ctx, &t->codes, &t->codes_cap, n, 2 * n, sizeof *t->codes));
+    BPE_TRY(lm_grow(t->ctx, &t->codes, &t->codes_cap, n, 2 * n, sizeof *t->codes));
     for (int64_t from = 0, to; from < n; from = to) {
         to = from;
         while (to < n && bpe_combining(t->codes[to])) to++;
@@ -679,9 +663,9 @@ static dlrn_status bpe_merge_word(bpe_tokenizer *t, const char *word, int64_t n)
     int32_t count = 0;
     if (n > INT32_MAX / 4)
         return dlrn_fail(t->ctx, DLRN_ERR_VALUE, "%s: a word of %lld bytes", t->path, (long long)n);
-    BPE_TRY(bpe_widen(t->ctx, &t->symbols, &t->symbols_cap, 0, n, sizeof *t->symbols));
-    BPE_TRY(bpe_widen(t->ctx, &t->heap, &t->heap_cap, 0, 3 * n,
-                      sizeof *t->heap)); /* a merge pushes two at most */
+    BPE_TRY(lm_grow(t->ctx, &t->symbols, &t->symbols_cap, 0, n, sizeof *t->symbols));
+    BPE_TRY(lm_grow(t->ctx, &t->heap, &t->heap_cap, 0, 3 * n,
+                    sizeof *t->heap)); /* a merge pushes two at most */
     int in_unknown = 0;
     for (int64_t i = 0; i < n; i++) {
         int32_t id = t->byte_id[(unsigned char)word[i]];

@@ -42,6 +42,7 @@ DOC_API dlrn_status doc_seek(doc_reader *r, uint64_t position);
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include "grow.h"
 
 enum { DOC_CHUNK = 65536, DOC_LONGEST = 16 << 20 };
 
@@ -83,22 +84,15 @@ static int64_t doc_line_number(doc_reader *r) {
     return r->line_number;
 }
 
-/* Appends bytes to a block that grows by doubling. */
+/* Appends bytes to a block, closed with a 0. */
 static dlrn_status doc_append(doc_reader *r, char **block, int64_t *len, int64_t *cap,
                               const char *bytes, int64_t n) {
     if (*len + n > DOC_LONGEST)
         return dlrn_fail(r->ctx, DLRN_ERR_VALUE,
                          "%s: line %lld: expected a document of at most %d bytes, found more",
                          r->path, (long long)doc_line_number(r) + (block == &r->line), DOC_LONGEST);
-    if (*len + n + 1 > *cap) {
-        int64_t wide = 2 * (*len + n) + 256;
-        char *q = (char *)dlrn_alloc(r->ctx, wide, 1);
-        if (!q) return DLRN_ERR_MEMORY;
-        if (*len) memcpy(q, *block, (size_t)*len);
-        dlrn_free(r->ctx, *block);
-        *block = q;
-        *cap = wide;
-    }
+    dlrn_status s = lm_grow(r->ctx, block, cap, *len, *len + n + 1, 1);
+    if (s != DLRN_OK) return s;
     if (n) memcpy(*block + *len, bytes, (size_t)n);
     *len += n;
     (*block)[*len] = 0;

@@ -14,12 +14,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define BPE_IMPLEMENTATION
-#define DOCUMENTS_IMPLEMENTATION
-#define GPTNEOX_IMPLEMENTATION
-#include "../lm/bpe.h"
-#include "../lm/documents.h"
-#include "../lm/gptneox.h"
+#define LM_IMPLEMENTATION
+#include "../lm/lm.h"
 
 #include "args.h"
 #include "process.h"
@@ -198,7 +194,7 @@ static void print_tensors(const dlrn_archive *a, int json) {
     if (json) printf("]");
 }
 
-static void print_model(const neox_config *c, int json) {
+static void print_model(const lm_config *c, int json) {
     const struct {
         const char *name;
         int64_t value;
@@ -208,7 +204,7 @@ static void print_model(const neox_config *c, int json) {
                 {"intermediate_size", c->inner},
                 {"vocab_size", c->vocab},
                 {"positions", c->positions},
-                {"rotary_dimensions", c->rotary},
+                {"rotary_dimensions", c->rope.dims},
                 {"parallel_residual", c->parallel}};
     printf(json ? ", \"family\": \"GPTNeoX\"" : "family GPTNeoX\n");
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
@@ -241,7 +237,7 @@ static dlrn_status tensors_of(dlrn_context *ctx, const char *path, char *file, s
 static int run_inspect(dlrn_context *ctx, const options *o) {
     dlrn_archive *a = NULL;
     dlrn_dictionary *dict = NULL;
-    neox_config model;
+    lm_config model;
     char path[4200], config[4200];
     dlrn_status s = tensors_of(ctx, o->path, path, sizeof path);
     snprintf(config, sizeof config, "%s/config.json", o->path);
@@ -249,7 +245,7 @@ static int run_inspect(dlrn_context *ctx, const options *o) {
         is_dict = 0;
     dlrn_status tried = DLRN_OK;
     if (of_model && dlrn_file_exists(ctx, config) == 1) {
-        tried = neox_read_config(ctx, o->path, &model);
+        tried = lm_read_config(ctx, o->path, &model);
         is_model = tried == DLRN_OK;
     } else if (s == DLRN_OK && !of_model) {
         tried = dlrn_load(ctx, o->path, NULL, &dict);

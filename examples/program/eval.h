@@ -134,10 +134,10 @@ static dlrn_status feed_rows(void *user, int tap, const float *x, float *y, int6
 /* A text is read once, also from standard input: documents until there are rows enough and
    documents enough. */
 static dlrn_status read_texts(bench *b, const options *o, int64_t rows, int64_t documents,
-                              neox_documents *texts) {
+                              lm_documents *texts) {
     dlrn_status s = DLRN_OK;
     while (s == DLRN_OK && (texts->count < documents || texts->start[texts->count] < rows)) {
-        s = neox_read_documents(b->model, b->tok, b->docs, &b->reading, 16, texts);
+        s = lm_read_documents(b->model, b->tok, b->docs, &b->reading, 16, texts);
         if (stopping(NULL)) s = DLRN_STOPPED;
     }
     if (s == DLRN_END && texts->count == 0)
@@ -146,22 +146,22 @@ static dlrn_status read_texts(bench *b, const options *o, int64_t rows, int64_t 
 }
 
 /* Runs of whole documents, visited until `rows` rows were fed. */
-static dlrn_status visit_texts(bench *b, const neox_documents *texts, int64_t rows,
-                               neox_visit visit, void *user) {
+static dlrn_status visit_texts(bench *b, const lm_documents *texts, int64_t rows, lm_visit visit,
+                               void *user) {
     dlrn_status s = DLRN_OK;
     for (int64_t i = 0, end; i < texts->count && texts->start[i] < rows && s == DLRN_OK; i = end) {
         for (end = i + 1;
-             end < texts->count && texts->start[end + 1] - texts->start[i] <= NEOX_BATCH_TOKENS;)
+             end < texts->count && texts->start[end + 1] - texts->start[i] <= LM_BATCH_TOKENS;)
             end++;
-        neox_batch batch = {texts->id, texts->start + i, end - i};
-        s = stopping(NULL) ? DLRN_STOPPED : neox_run(b->model, &batch, &b->tap, 1, visit, user, 0);
+        lm_batch batch = {texts->id, texts->start + i, end - i};
+        s = stopping(NULL) ? DLRN_STOPPED : lm_run(b->model, &batch, &b->tap, 1, visit, user, 0);
     }
     return s;
 }
 
 static dlrn_status evaluate_model(bench *b, const options *o, const dlrn_dictionary *dict,
                                   int64_t rows, dlrn_evaluator *e, dlrn_metrics *m) {
-    neox_documents texts;
+    lm_documents texts;
     int64_t documents = o->documents > 0 ? o->documents : 128;
     row_feed fed = {e, rows};
     dlrn_language_model lm;
@@ -170,10 +170,10 @@ static dlrn_status evaluate_model(bench *b, const options *o, const dlrn_diction
     if (s == DLRN_OK) s = visit_texts(b, &texts, rows, feed_rows, &fed);
     if (s == DLRN_OK) s = dlrn_evaluator_finish(e, m);
     if (texts.count > documents) texts.count = documents;
-    neox_judge judge = {b->model, &texts, &b->tap, 1};
-    neox_language_model(&judge, &lm);
+    lm_judge judge = {b->model, &texts, &b->tap, 1};
+    lm_language_model(&judge, &lm);
     if (s == DLRN_OK) s = dlrn_loss_recovered(b->ctx, &dict, &lm, m);
-    neox_documents_free(&texts);
+    lm_documents_free(&texts);
     return s;
 }
 
@@ -235,7 +235,7 @@ static int run_eval(dlrn_context *ctx, const options *o) {
     if (s == DLRN_OK && o->skip_nonfinite) s = feed_keep_finite(&f);
     if (s == DLRN_OK)
         s = expect_width(ctx, o->model ? o->model : o->data, dict->d_in,
-                         o->model ? neox_config_of(b.model)->dim : f.inner.d_in);
+                         o->model ? lm_config_of(b.model)->dim : f.inner.d_in);
     if (s == DLRN_OK) s = evaluate(ctx, o, dict, &b, &f);
     feed_tell_skipped(&f);
     status = s == DLRN_OK ? 0 : fail(ctx);

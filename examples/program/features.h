@@ -12,7 +12,7 @@ typedef struct showing {
     bench b;
     const options *o;
     dlrn_dictionary *dict;
-    neox_documents texts;
+    lm_documents texts;
     dlrn_sparse codes;
     int64_t rows, done;
     int64_t *fired; /* [F] */
@@ -53,7 +53,7 @@ static void keep_firing(firing *best, int64_t n, float value, int64_t token) {
 /* Second pass: the chosen features' contexts and tokens. */
 static dlrn_status collect_firings(void *user, int tap, const float *x, float *y, int64_t n) {
     showing *w = (showing *)user;
-    const int64_t v = neox_config_of(w->b.model)->vocab;
+    const int64_t v = lm_config_of(w->b.model)->vocab;
     int64_t rows = rows_left(w, n);
     (void)tap, (void)y;
     dlrn_status s = dlrn_encode_sparse(w->dict, x, rows, &w->codes);
@@ -164,7 +164,7 @@ static dlrn_status show_context(const showing *w, const firing *f) {
 
 /* The tokens that carry most of a feature's activation: takes them out of its sums. */
 static int64_t top_tokens(showing *w, int64_t slot, int32_t *id, double *share) {
-    const int64_t v = neox_config_of(w->b.model)->vocab;
+    const int64_t v = lm_config_of(w->b.model)->vocab;
     double *sum = w->by_token + slot * v, total = 0;
     int64_t n = 0;
     for (int64_t t = 0; t < v; t++) total += sum[t];
@@ -229,7 +229,7 @@ static dlrn_status put_feature_json(showing *w, int64_t slot) {
 
 static dlrn_status show_features(showing *w) {
     dlrn_context *ctx = w->b.ctx;
-    const int64_t F = w->dict->features, v = neox_config_of(w->b.model)->vocab;
+    const int64_t F = w->dict->features, v = lm_config_of(w->b.model)->vocab;
     w->fired = (int64_t *)dlrn_alloc(ctx, F, sizeof *w->fired);
     w->most = (float *)dlrn_alloc(ctx, F, sizeof *w->most);
     w->slot = (int64_t *)dlrn_alloc(ctx, F, sizeof *w->slot);
@@ -267,13 +267,14 @@ static int run_features(dlrn_context *ctx, const options *o) {
     w.o = o;
     w.rows = o->rows > 0 ? o->rows : 65536;
     dlrn_status s = bench_open(ctx, o, 1, &w.b);
-    if (s == DLRN_OK) s = dlrn_load(ctx, o->dict, NULL, &w.dict);
-    if (s == DLRN_OK) s = expect_width(ctx, o->dict, neox_config_of(w.b.model)->dim, w.dict->d_in);
+    if (s == DLRN_OK) s = dlrn_load(ctx, o->dict, &w.dict);
+    if (s == DLRN_OK)
+        s = expect_width(ctx, o->dict, lm_config_of(w.b.model)->dim, w.dict->d_in);
     if (s == DLRN_OK) s = show_features(&w);
     void *blocks[] = {w.fired, w.most, w.slot, w.best, w.by_token};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     dlrn_sparse_free(&w.codes);
-    neox_documents_free(&w.texts);
+    lm_documents_free(&w.texts);
     dlrn_dictionary_destroy(w.dict);
     bench_close(&w.b);
     return s == DLRN_OK ? 0 : fail(ctx);

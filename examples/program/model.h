@@ -4,17 +4,17 @@
 /* A model, its tokenizer and a text, as the flags name them. */
 typedef struct bench {
     dlrn_context *ctx;
-    neox_model *model;
+    lm_model *model;
     bpe_tokenizer *tok;
     doc_reader *docs;
-    neox_reading reading;
-    neox_tap tap;
+    lm_reading reading;
+    lm_tap tap;
 } bench;
 
 static void bench_close(bench *b) {
     doc_close(b->docs);
     bpe_destroy(b->tok);
-    neox_destroy(b->model);
+    lm_destroy(b->model);
 }
 
 static int lacks_flag(const char *command_name, const char *name, const void *value) {
@@ -24,11 +24,11 @@ static int lacks_flag(const char *command_name, const char *name, const void *va
     return !value;
 }
 
-static int parse_io(const options *o, neox_io *io) {
+static int parse_io(const options *o, lm_io *io) {
     static const char *const names[] = {"out", "in", "in_to_out"};
     for (int k = 0; k < 3; k++)
         if (!o->io || !strcmp(o->io, names[k])) {
-            *io = (neox_io)k;
+            *io = (lm_io)k;
             return 1;
         }
     return 0;
@@ -44,7 +44,7 @@ static int is_site(const char *name) {
 
 /* 0, or the exit status of a wrong call: flags that a model's activations need. */
 static int check_site_flags(const char *command_name, const options *o) {
-    neox_io io;
+    lm_io io;
     if (lacks_flag(command_name, "--model", o->model) ||
         lacks_flag(command_name, "--text", o->text) || lacks_flag(command_name, "--site", o->site))
         return 2;
@@ -60,7 +60,7 @@ static int check_site_flags(const char *command_name, const options *o) {
 }
 
 /* --bos asks for a token that not every model has. */
-static dlrn_status check_bos(dlrn_context *ctx, const options *o, const neox_config *cfg) {
+static dlrn_status check_bos(dlrn_context *ctx, const options *o, const lm_config *cfg) {
     if (!o->bos || cfg->bos >= 0) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                      "%s/config.json: --bos: expected one number as bos_token_id, found none",
@@ -68,21 +68,21 @@ static dlrn_status check_bos(dlrn_context *ctx, const options *o, const neox_con
 }
 
 static dlrn_status bench_open(dlrn_context *ctx, const options *o, int with_site, bench *b) {
-    neox_io io = NEOX_IO_OUT;
-    neox_site site = {NEOX_EMBED, 0};
+    lm_io io = LM_IO_OUT;
+    lm_site site = {LM_EMBED, 0};
     memset(b, 0, sizeof *b);
     b->ctx = ctx;
     b->reading.ctx_len = o->ctx_len;
     b->reading.bos = o->bos;
-    dlrn_status s = neox_load(ctx, o->model, &b->model);
-    if (s == DLRN_OK) neox_on_stop(b->model, stopping, NULL);
-    if (s == DLRN_OK) s = check_bos(ctx, o, neox_config_of(b->model));
+    dlrn_status s = lm_load(ctx, o->model, &b->model);
+    if (s == DLRN_OK) lm_on_stop(b->model, stopping, NULL);
+    if (s == DLRN_OK) s = check_bos(ctx, o, lm_config_of(b->model));
     if (s == DLRN_OK) s = bpe_load(ctx, o->model, &b->tok);
     if (s == DLRN_OK && o->text) s = doc_open(ctx, o->text, &b->docs);
     if (s != DLRN_OK || !with_site) return s;
     parse_io(o, &io);
-    s = neox_site_named(b->model, o->site, o->layer, &site);
-    return s == DLRN_OK ? neox_tap_at(b->model, site, io, &b->tap) : s;
+    s = lm_site_named(b->model, o->site, o->layer, &site);
+    return s == DLRN_OK ? lm_tap_at(b->model, site, io, &b->tap) : s;
 }
 
 /* ---- tokenize ---- */
@@ -114,13 +114,13 @@ static dlrn_status print_tokens(const options *o, bpe_tokenizer *tok, doc_reader
 static int run_tokenize(dlrn_context *ctx, const options *o) {
     bpe_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
-    neox_config cfg;
+    lm_config cfg;
     int32_t bos = -1;
     if (lacks_flag("tokenize", "--model", o->model) || lacks_flag("tokenize", "--text", o->text))
         return 2;
     dlrn_status s = bpe_load(ctx, o->model, &tok);
     if (s == DLRN_OK) s = doc_open(ctx, o->text, &docs);
-    if (s == DLRN_OK && o->bos) s = neox_read_config(ctx, o->model, &cfg);
+    if (s == DLRN_OK && o->bos) s = lm_read_config(ctx, o->model, &cfg);
     if (s == DLRN_OK && o->bos) s = check_bos(ctx, o, &cfg);
     if (s == DLRN_OK && o->bos) bos = cfg.bos;
     if (s == DLRN_OK) s = print_tokens(o, tok, docs, bos);
@@ -186,7 +186,7 @@ static dlrn_status write_document(void *user, int64_t document, const int32_t *i
 
 /* The prompt's tokens, with the bos token before it if asked for or if there is nothing else. */
 static dlrn_status prompt_tokens(bench *b, const options *o, bpe_ids *ids) {
-    int32_t bos = neox_config_of(b->model)->bos;
+    int32_t bos = lm_config_of(b->model)->bos;
     const char *text = o->prompt ? o->prompt : "";
     dlrn_status s = bpe_encode(b->tok, text, (int64_t)strlen(text), ids);
     if (s != DLRN_OK || !(o->bos || ids->count == 0)) return s;
@@ -204,14 +204,13 @@ static dlrn_status generate_to(bench *b, const options *o, generation *g) {
     bpe_ids ids;
     memset(&ids, 0, sizeof ids);
     dlrn_status s = prompt_tokens(b, o, &ids);
-    neox_sampling how = {
-        o->documents, o->tokens, o->temperature, 0, (uint64_t)o->seed, NULL, 0, -1};
+    lm_sampling how = {o->documents, o->tokens, o->temperature, 0, (uint64_t)o->seed, NULL, 0, -1};
     how.documents = o->documents < 0 ? 1 : o->documents;
     how.top_k = o->top_k;
     how.prompt = ids.id;
     how.prompt_len = ids.count;
-    how.stop = neox_config_of(b->model)->eos;
-    if (s == DLRN_OK) s = neox_generate(b->model, &how, write_document, g);
+    how.stop = lm_config_of(b->model)->eos;
+    if (s == DLRN_OK) s = lm_generate(b->model, &how, write_document, g);
     bpe_ids_free(&ids);
     return s;
 }
@@ -277,7 +276,7 @@ static int run_activations(dlrn_context *ctx, const options *o) {
     if (status) return status;
     feed_init(&f, ctx, o);
     dlrn_status s = bench_open(ctx, o, 1, &b);
-    if (s == DLRN_OK) s = neox_text_source(b.model, b.tok, b.docs, &b.reading, b.tap, &f.inner);
+    if (s == DLRN_OK) s = lm_text_source(b.model, b.tok, b.docs, &b.reading, b.tap, &f.inner);
     if (s == DLRN_OK) s = dlrn_npy_create(ctx, o->out, f.inner.d_in, -1, &w);
     if (s == DLRN_OK) s = copy_rows(&f, o, w);
     if (s == DLRN_OK)
@@ -289,20 +288,20 @@ static int run_activations(dlrn_context *ctx, const options *o) {
     return s == DLRN_OK ? 0 : fail(ctx);
 }
 
-static dlrn_status write_logits(bench *b, const options *o, const neox_documents *texts) {
-    const int64_t v = neox_config_of(b->model)->vocab, n = texts->start[1],
+static dlrn_status write_logits(bench *b, const options *o, const lm_documents *texts) {
+    const int64_t v = lm_config_of(b->model)->vocab, n = texts->start[1],
                   most = n < 64 ? n : 64; /* rows at a time */
-    neox_batch batch = {texts->id, texts->start, 1};
+    lm_batch batch = {texts->id, texts->start, 1};
     dlrn_tensor logits;
     dlrn_writer *w = NULL;
     dlrn_status s = dlrn_tensor_create(b->ctx, most, v, &logits);
     if (s != DLRN_OK) return s;
-    s = neox_run(b->model, &batch, NULL, 0, NULL, NULL, 1);
+    s = lm_run(b->model, &batch, NULL, 0, NULL, NULL, 1);
     if (s == DLRN_OK) s = dlrn_npy_create(b->ctx, o->out, v, n, &w);
     for (int64_t i = 0; i < n && s == DLRN_OK; i += most) {
         const int64_t rows = n - i < most ? n - i : most;
         s = stopping(NULL) ? DLRN_STOPPED : DLRN_OK;
-        if (s == DLRN_OK) s = neox_logits(b->model, i, rows, logits.data);
+        if (s == DLRN_OK) s = lm_logits(b->model, i, rows, logits.data);
         if (s == DLRN_OK) s = dlrn_npy_append(w, logits.data, rows);
     }
     if (s == DLRN_OK)
@@ -315,17 +314,17 @@ static dlrn_status write_logits(bench *b, const options *o, const neox_documents
 
 static int run_logits(dlrn_context *ctx, const options *o) {
     bench b;
-    neox_documents texts;
+    lm_documents texts;
     if (lacks_flag("logits", "--model", o->model) || lacks_flag("logits", "--text", o->text) ||
         lacks_flag("logits", "--out", o->out) || check_suffix("logits", o->out, ".npy", ""))
         return 2;
     memset(&texts, 0, sizeof texts);
     dlrn_status s = bench_open(ctx, o, 0, &b);
-    if (s == DLRN_OK) s = neox_read_documents(b.model, b.tok, b.docs, &b.reading, 1, &texts);
+    if (s == DLRN_OK) s = lm_read_documents(b.model, b.tok, b.docs, &b.reading, 1, &texts);
     if (s == DLRN_END)
         s = dlrn_fail(ctx, DLRN_ERR_VALUE, "%s: expected a document, found none", o->text);
     if (s == DLRN_OK) s = write_logits(&b, o, &texts);
-    neox_documents_free(&texts);
+    lm_documents_free(&texts);
     bench_close(&b);
     return s == DLRN_OK ? 0 : fail(ctx);
 }

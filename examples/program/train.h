@@ -622,7 +622,7 @@ static int run_train(dlrn_context *ctx, const options *o) {
     if (!o->quiet) fprintf(stderr, "%s\n", dlrn_build_info(ctx));
     dlrn_status s = o->model ? bench_open(ctx, o, 1, &b) : DLRN_OK;
     if (s == DLRN_OK)
-        s = o->model ? neox_text_source(b.model, b.tok, b.docs, &b.reading, b.tap, &r.feed.inner)
+        s = o->model ? lm_text_source(b.model, b.tok, b.docs, &b.reading, b.tap, &r.feed.inner)
                      : dlrn_source_from_npy(ctx, o->data, o->target, o->epochs, &r.feed.inner);
     if (s == DLRN_OK && o->skip_nonfinite) s = feed_keep_finite(&r.feed);
     if (s == DLRN_OK) s = train_on(&r);
