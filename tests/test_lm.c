@@ -906,6 +906,118 @@ TEST(layers_that_share_their_tensors) {
     CHECK_STR(dlrn_error(ctx), "shares its numbers with too many others: expected at most ");
 }
 
+/* ---- Models of a few numbers ---- */
+
+/* A folder of one layer, its weights drawn by seed. */
+static const char *small_model(int64_t dim, int64_t heads, int64_t inner) {
+    static float pool[4096];
+    static char name[GPTNEOX_TENSORS][96];
+    dlrn_tensor_out t[GPTNEOX_TENSORS];
+    const lm_config cfg = {.dim = dim,
+                           .inner = inner,
+                           .vocab = 5,
+                           .heads = heads,
+                           .kv_heads = heads,
+                           .head_dim = dim / heads};
+    char config[400];
+    dlrn_rng rng = {9, 0, 0};
+    for (int i = 0; i < 4096; i++) pool[i] = dlrn_rng_normal(&rng);
+    for (int i = 0; i < GPTNEOX_TENSORS; i++) {
+        const lm_tensor *of = &gptneox_tensors[i];
+        const int64_t shape[2] = {lm_size_of(&cfg, of->rows), lm_size_of(&cfg, of->cols)};
+        snprintf(name[i], sizeof name[i], "%s%s", of->role < LM_LAYER_ROLES ? "layers.0." : "",
+                 of->name);
+        dlrn_tensor_out one = {
+            name[i], DLRN_F32, of->cols == LM_NONE ? 1 : 2, {shape[0], shape[1]}, pool + 64 * i};
+        t[i] = one;
+    }
+    snprintf(config, sizeof config,
+             "{\"model_type\": \"gpt_neox\", \"hidden_size\": %d, \"num_hidden_layers\": 1, "
+             "\"num_attention_heads\": %d, \"intermediate_size\": %d, \"vocab_size\": 5, "
+             "\"max_position_embeddings\": 8, \"rotary_pct\": 1}",
+             (int)dim, (int)heads, (int)inner);
+    write_config(tmp_path("small"), config);
+    CHECK_OK(ctx, dlrn_archive_write(ctx, tmp_path("small/model.safetensors"), t, GPTNEOX_TENSORS,
+                                     NULL));
+    return tmp_path("small");
+}
+
+static void small_logits(lm_model *m, float *logits) {
+    static const int32_t id[5] = {3, 1, 4, 1, 2};
+    static const int64_t start[3] = {0, 4, 5};
+    const lm_batch batch = {id, start, 2};
+    CHECK_OK(ctx, lm_run(m, &batch, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(ctx, lm_logits(m, 0, 5, logits));
+}
+
+/* A matrix of one row or one column is no vector. */
+TEST(sizes_of_one) {
+    float logits[25];
+    open_all();
+    for (int i = 0; i < 2; i++) {
+        lm_model *m = NULL;
+        CHECK_OK(ctx, lm_load(ctx, small_model(i ? 4 : 2, 1, 1), &m));
+        small_logits(m, logits);
+        for (int k = 0; k < 25; k++) CHECK(isfinite(logits[k]));
+        lm_destroy(m);
+    }
+}
+
+/* Two query heads that share a key and value head, in rows of [queries][key][value], give the bits
+   of two whole heads whose keys and values are equal. */
+TEST(grouped_queries) {
+    enum { DIM = 8, HEAD = 4 };
+    float whole[25], grouped[25], *w, rows[4 * HEAD * DIM], bias[4 * HEAD];
+    lm_model *m = NULL;
+    open_all();
+    CHECK_OK(ctx, lm_load(ctx, small_model(DIM, 2, 6), &m));
+    CHECK_OK(ctx, lm_need_layer(m, 0));
+    w = m->layer[0].part[LM_QKV];
+    float *b = m->layer[0].part[LM_QKV_BIAS];
+    memcpy(w + 4 * HEAD * DIM, w + HEAD * DIM, 2 * HEAD * DIM * sizeof *w);
+    memcpy(b + 4 * HEAD, b + HEAD, 2 * HEAD * sizeof *b);
+    small_logits(m, whole);
+    for (int part = 0; part < 4; part++) { /* query 0, query 1, key, value */
+        const int from = (part == 0 ? 0 : part == 1 ? 3 : part - 1) * HEAD;
+        memcpy(rows + part * HEAD * DIM, w + from * DIM, HEAD * DIM * sizeof *w);
+        memcpy(bias + part * HEAD, b + from, HEAD * sizeof *b);
+    }
+    memcpy(w, rows, sizeof rows);
+    memcpy(b, bias, sizeof bias);
+    m->cfg.kv_heads = 1;
+    m->cfg.q.step = HEAD;
+    m->cfg.k.first = 2 * HEAD, m->cfg.v.first = 3 * HEAD;
+    lm_drop_workspace(m);
+    small_logits(m, grouped);
+    CHECK(!memcmp(whole, grouped, sizeof whole));
+    lm_destroy(m);
+}
+
+/* The same bits with every set of kernels, also where the compiler may fuse products and sums. */
+TEST(kernel_sets_agree) {
+    static float want[MOST * V], got[MOST * V];
+    static const char *const sets[] = {"scalar", "avx2", "avx512", "neon"};
+    int32_t id[MOST];
+    open_all();
+    int64_t start[2] = {0, golden_ids(0, id)};
+    lm_batch b = {id, start, 1};
+    CHECK_OK(ctx, lm_run(model, &b, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(ctx, lm_logits(model, 0, start[1], want));
+    for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) {
+        dlrn_context *other = NULL;
+        dlrn_context_config cfg = dlrn_context_defaults();
+        lm_model *m = NULL;
+        cfg.kernels = sets[i];
+        if (dlrn_context_create(&cfg, &other) != DLRN_OK) continue;
+        CHECK_OK(other, lm_load(other, MODEL, &m));
+        CHECK_OK(other, lm_run(m, &b, NULL, 0, NULL, NULL, 1));
+        CHECK_OK(other, lm_logits(m, 0, start[1], got));
+        CHECK_MSG(!memcmp(want, got, (size_t)(start[1] * V) * sizeof *got), "%s", sets[i]);
+        lm_destroy(m);
+        dlrn_context_destroy(other);
+    }
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(logits);
@@ -929,6 +1041,9 @@ int main(int argc, char **argv) {
     RUN(config_of_many_positions);
     RUN(memory_that_is_asked_for_again);
     RUN(layers_that_share_their_tensors);
+    RUN(sizes_of_one);
+    RUN(grouped_queries);
+    RUN(kernel_sets_agree);
     dlrn_archive_close(golden);
     lm_destroy(model);
     dlrn_context_destroy(ctx);
