@@ -1,13 +1,13 @@
 /* 04_loss_recovered.c - splice dictionaries into a language model, at one site and at two at once.
 
-       cc -O2 -fopenmp -I. examples/04_loss_recovered.c -o loss_recovered -lm && ./loss_recovered
-   [DIR]
+       cc -O2 -fopenmp -I. examples/04_loss_recovered.c -o loss_recovered -lm
+       ./loss_recovered [MODEL]
 
-   Runs a GPT-NeoX folder (by default examples/data/tiny-neox, on a text that it samples itself),
-   trains a dictionary on the output of its first MLP, and reports how much of the loss is recovered
-   by it, by the identity (all of it: the upper end of the scale) and by an untrained dictionary
-   (the lower end). */
-#define _POSIX_C_SOURCE 200809L
+   Samples texts from a model (a Hugging Face folder; by default examples/data/tiny-neox), trains a
+   dictionary on the output of its first MLP, and reports how much of the loss it recovers. For
+   comparison: the identity (all of it) and an untrained dictionary. */
+#include <stdio.h>
+#include <string.h>
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #define LM_IMPLEMENTATION
@@ -16,7 +16,7 @@
 enum { LENGTH = 64 };
 static dlrn_context *ctx;
 
-/* Documents that the model writes itself. */
+/* Appends a document that the model has written. */
 static dlrn_status keep(void *user, int64_t document, const int32_t *id, int64_t n) {
     lm_documents *d = user;
     (void)document;
@@ -38,7 +38,7 @@ static dlrn_status write_texts(lm_model *m, int64_t documents, uint64_t seed, lm
     return lm_generate(m, &how, keep, d);
 }
 
-/* A step of training on each run of documents, as their rows pass the site. */
+/* A step of training on the rows of some documents, as they pass the site. */
 static dlrn_status step(void *user, int tap, const float *x, float *y, int64_t n) {
     dlrn_train_stats stats;
     (void)tap;
@@ -77,17 +77,17 @@ static dlrn_status compare(lm_model *m) {
     lm_documents texts = {0}, held = {0};
     dlrn_trainer *trainer = NULL;
     dlrn_dictionary *identity = NULL, *untrained = NULL;
+    dlrn_dictionary_desc of_identity = {.family = "IdentityDict", .d_in = d};
+    dlrn_dictionary_desc of_untrained = {.d_in = d, .features = 4 * d, .seed = 1};
     dlrn_status s = write_texts(m, 400, 1, &texts);
     if (s == DLRN_OK) s = write_texts(m, 32, 2, &held);
     if (s == DLRN_OK) s = train(m, taps[0], &texts, &trainer);
-    dlrn_dictionary_desc same_desc = {"IdentityDict", d, 0, 0, 0, 0};
-    dlrn_dictionary_desc new_desc = {"AutoEncoder", d, 0, 4 * d, 0, 1};
-    if (s == DLRN_OK) s = dlrn_dictionary_create(ctx, &same_desc, &identity);
-    if (s == DLRN_OK) s = dlrn_dictionary_create(ctx, &new_desc, &untrained);
+    if (s == DLRN_OK) s = dlrn_dictionary_create(ctx, &of_identity, &identity);
+    if (s == DLRN_OK) s = dlrn_dictionary_create(ctx, &of_untrained, &untrained);
     if (s == DLRN_OK) {
         const dlrn_dictionary *one[1] = {dlrn_trainer_dictionary(trainer)}, *same[1] = {identity};
         const dlrn_dictionary *new_one[1] = {untrained}, *two[2] = {one[0], identity};
-        printf("%-28s %8s %8s %8s %11s\n", "nats a token", "as it is", "spliced", "zero",
+        printf("%-28s %8s %8s %8s %11s\n", "nats a token", "original", "spliced", "zero",
                "recovered");
         s = report("identity", m, taps, &held, same, 1);
         if (s == DLRN_OK) s = report("trained", m, taps, &held, one, 1);

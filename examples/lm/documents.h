@@ -42,7 +42,13 @@ DOC_API dlrn_status doc_seek(doc_reader *r, uint64_t position);
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/types.h>
 #include "grow.h"
+
+#if defined(__STRICT_ANSI__) && !defined(_WIN32)
+extern int fseeko(FILE *, off_t, int); /* hidden from strict C99 although they are there */
+extern off_t ftello(FILE *);
+#endif
 
 enum { DOC_CHUNK = 65536, DOC_LONGEST = 16 << 20 };
 

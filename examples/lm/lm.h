@@ -2002,7 +2002,7 @@ LM_API dlrn_status lm_text_source(lm_model *m, bpe_tokenizer *tok, doc_reader *d
         return DLRN_ERR_MEMORY;
     }
     out->d_in = m->cfg.dim;
-    out->d_out = target ? m->cfg.dim : 0;
+    out->has_target = target;
     out->read = lm_text_read;
     out->error = lm_text_error;
     out->destroy = lm_text_destroy;

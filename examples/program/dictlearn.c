@@ -266,7 +266,7 @@ static int run_inspect(dlrn_context *ctx, const options *o) {
     if (s == DLRN_OK && is_dict) {
         printf(o->json ? ", \"family\": \"%s\", \"activation_dim\": %lld, \"dict_size\": %lld"
                        : "family %s, activation_dim %lld, dict_size %lld\n",
-               dict->family, (long long)dict->d_in, (long long)dict->features);
+               dlrn_dictionary_family(dict), (long long)dict->d_in, (long long)dict->features);
         print_norms(ctx, dict, o->json);
     }
     if (s == DLRN_OK) print_tensors(a, o->json);

@@ -267,9 +267,8 @@ static int run_features(dlrn_context *ctx, const options *o) {
     w.o = o;
     w.rows = o->rows > 0 ? o->rows : 65536;
     dlrn_status s = bench_open(ctx, o, 1, &w.b);
-    if (s == DLRN_OK) s = dlrn_load(ctx, o->dict, &w.dict);
-    if (s == DLRN_OK)
-        s = expect_width(ctx, o->dict, lm_config_of(w.b.model)->dim, w.dict->d_in);
+    if (s == DLRN_OK) s = dlrn_load(ctx, o->dict, NULL, &w.dict);
+    if (s == DLRN_OK) s = expect_width(ctx, o->dict, lm_config_of(w.b.model)->dim, w.dict->d_in);
     if (s == DLRN_OK) s = show_features(&w);
     void *blocks[] = {w.fired, w.most, w.slot, w.best, w.by_token};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
