@@ -16,7 +16,8 @@
    has to be masked or dropped. The numbers of a token depend on its sequence alone, not on the rest
    of the batch, and are the same with every kernel set and number of threads.
 
-   TO ADD AN ARCHITECTURE write one file beside lm_gptneox.h and add one row to lm_architectures.
+   TO ADD AN ARCHITECTURE write one file beside lm_gptneox.h, include it where that one is, and add
+   one row to LM_ARCHITECTURE_LIST.
    The file holds
      - a parser that fills an lm_config from config.json,
      - a table of tensors: role, name in the file, shape,
@@ -73,14 +74,18 @@
     X(MLP_OUT, "mlp_out", ", ")                                                                    \
     X(RESID_OUT, "resid_out", " or ")
 
-/* What a dictionary at a site reads and reconstructs: the site itself; the input of the site's
-   module; or it maps that input to the site. */
+/* What a dictionary at a site does: it reconstructs the input of the site's module; it reconstructs
+   the site itself; or it maps that input to the site. */
 #define LM_IO_LIST(X)                                                                              \
-    X(OUT, "out", "")                                                                              \
-    X(IN, "in", ", ")                                                                              \
+    X(IN, "in", "")                                                                                \
+    X(OUT, "out", ", ")                                                                            \
     X(IN_TO_OUT, "in_to_out", " or ")
 
+/* The architectures: one row each, the model_type of config.json; lm_ID is in lm_ID.h. */
+#define LM_ARCHITECTURE_LIST(X) X(gptneox, "gpt_neox", "")
+
 #define LM_IN_TEXT(id, name, before) before name
+#define LM_MODEL_TYPES LM_ARCHITECTURE_LIST(LM_IN_TEXT)
 #define LM_KINDS LM_KIND_LIST(LM_IN_TEXT) /* "embed, attn_in, ... or resid_out", as a literal */
 #define LM_IOS LM_IO_LIST(LM_IN_TEXT)
 
@@ -266,15 +271,14 @@ typedef struct lm_tensor {
 typedef struct lm_pass lm_pass;
 
 typedef struct lm_architecture {
-    const char *model_type; /* in config.json        */
-    const char *family;     /* as `inspect` shows it */
+    const char *family; /* as `inspect` shows it */
     /* Fills *out, all zero but for `architecture`. path: of config.json, for errors. */
     dlrn_status (*parse)(dlrn_context *ctx, const dlrn_json *json, const char *path,
                          lm_config *out);
     const lm_tensor *tensors; /* [n_tensors] */
     int n_tensors;
     const char *prefixes[2];  /* of all names: the first with which the embedding is found */
-    const char *layer_prefix; /* with %lld for the layer */
+    const char *layer_prefix; /* followed by the layer and a dot */
     double (*rope_rate)(const lm_config *c, int64_t pair); /* turn of a pair, a position */
     /* A layer: from p->m->x to p->m->x. */
     dlrn_status (*block)(lm_pass *p, int64_t layer);
@@ -431,20 +435,16 @@ static double lm_rope_rate(const lm_config *c, int64_t pair) {
     return pow(c->rope.theta, -2.0 * (double)pair / (double)c->rope.span) / c->rope.scaling;
 }
 
-/* One row an architecture; at the end of >>operations. */
-static const lm_architecture *lm_find_architecture(const char *model_type);
-static void lm_list_architectures(char *out, size_t size);
+static const lm_architecture *lm_find_architecture(const char *model_type); /* NULL: unknown */
 
 static dlrn_status lm_parse_config(dlrn_context *ctx, const dlrn_json *json, const char *path,
                                    lm_config *c) {
     const char *type = dlrn_json_text(json, "model_type", "none");
-    char known[256];
     memset(c, 0, sizeof *c);
     c->architecture = lm_find_architecture(type);
     if (c->architecture) return c->architecture->parse(ctx, json, path, c);
-    lm_list_architectures(known, sizeof known);
-    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: model_type: expected %s, found %s", path,
-                     known, type);
+    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                     "%s: model_type: expected " LM_MODEL_TYPES ", found %s", path, type);
 }
 
 LM_API dlrn_status lm_read_config(dlrn_context *ctx, const char *folder, lm_config *out) {
@@ -1347,23 +1347,20 @@ static void lm_attention(lm_pass *p, int64_t l) {
     lm_linear(m, m->mlp, heads, lm_weight(m, l, LM_ATTN), lm_weight(m, l, LM_ATTN_BIAS), d, m->att);
 }
 
-/* ---- The architectures: one file and one row each. */
+/* ---- the architectures */
+
 #include "lm_gptneox.h"
 
-static const lm_architecture *const lm_architectures[] = {&lm_gptneox};
-
 static const lm_architecture *lm_find_architecture(const char *model_type) {
-    for (size_t i = 0; i < sizeof lm_architectures / sizeof *lm_architectures; i++)
-        if (!strcmp(model_type, lm_architectures[i]->model_type)) return lm_architectures[i];
+#define LM_ROW(id, type, before) {type, &lm_##id},
+    static const struct {
+        const char *model_type;
+        const lm_architecture *architecture;
+    } known[] = {LM_ARCHITECTURE_LIST(LM_ROW)};
+#undef LM_ROW
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!strcmp(model_type, known[i].model_type)) return known[i].architecture;
     return NULL;
-}
-
-/* "gpt_neox", or "a or b", for an error. */
-static void lm_list_architectures(char *out, size_t size) {
-    size_t at = 0;
-    for (size_t i = 0; i < sizeof lm_architectures / sizeof *lm_architectures && at < size; i++)
-        at += (size_t)snprintf(out + at, size - at, "%s%s", i ? " or " : "",
-                               lm_architectures[i]->model_type);
 }
 
 /* ------------------------------------------------------------------------------------------ */

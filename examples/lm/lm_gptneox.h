@@ -133,7 +133,7 @@ static dlrn_status gptneox_block(lm_pass *p, int64_t l) {
 }
 
 static const lm_architecture lm_gptneox = {
-    "gpt_neox",        "GPTNeoX", gptneox_parse, gptneox_tensors, GPTNEOX_TENSORS,
-    {"", "gpt_neox."}, "layers.", lm_rope_rate,  gptneox_block,
+    "GPTNeoX",         gptneox_parse, gptneox_tensors, GPTNEOX_TENSORS,
+    {"", "gpt_neox."}, "layers.",     lm_rope_rate,    gptneox_block,
 };
 #endif /* LM_GPTNEOX_H */
