@@ -6,9 +6,9 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Room for `need` elements in the block whose pointer is at `slot`; the first `used` are kept. Grows
-   by half, so that appending costs a constant time each. slot is a T ** given as void *, since C
-   has no type for "pointer to any pointer". */
+/* Room for `need` elements in the block whose pointer is at `slot`; the first `used` are kept.
+   Grows by half, so that appending costs a constant time each. slot is a T ** given as void *,
+   since C has no type for "pointer to any pointer". */
 static dlrn_status lm_grow(dlrn_context *ctx, void *slot, int64_t *cap, int64_t used, int64_t need,
                            size_t size) {
     void *old, *wide;

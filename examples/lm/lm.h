@@ -816,11 +816,10 @@ static dlrn_status lm_reserve_captures(lm_model *m, int n) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>loops
-/* Loops over blocks of 16 numbers, without a branch, which compilers turn into vectors. Each stands
-   here once, as a body, and is compiled for every width of vectors; the model takes the width of
-   its context's kernels. The operations and their order are the same for all, and so are the bits,
-   as long as the compiler fuses no multiplications with additions: gcc with -std=c99 or
-   -ffp-contract=off. */
+/* Loops over blocks of 16 numbers, without branches, so that compilers vectorise them. Each is
+   written once, as name_body, and compiled for every width of vectors; a model uses the width of
+   its context's kernels. All widths do the same operations in the same order and give the same
+   bits. */
 
 #if defined(__GNUC__)
 #define LM_BODY static inline __attribute__((always_inline))
@@ -853,7 +852,7 @@ static dlrn_status lm_reserve_captures(lm_model *m, int n) {
     }
 #endif
 
-/* The sum of n numbers' deviations from `from`, or of their squares. */
+/* The sum of x - from over n numbers, or of its squares. Sixteen sums, joined at the end. */
 LM_BODY double lm_moment(const float *LM_APART x, int64_t n, double from, int squared) {
     double lane[16] = {0}, sum = 0;
     int64_t c = 0;
@@ -870,7 +869,7 @@ LM_BODY double lm_moment(const float *LM_APART x, int64_t n, double from, int sq
     return sum;
 }
 
-/* Layer norm of one row: biased variance, as torch has it; sums in f64. */
+/* Layer norm of one row: biased variance, as in torch; sums in f64. */
 LM_BODY void lm_norm_body(lm_width width, const float *LM_APART x, int64_t n, double eps,
                           const float *LM_APART weight, const float *LM_APART bias,
                           float *LM_APART y) {
@@ -889,9 +888,8 @@ LM_LOOP(lm_norm,
          const float *bias, float *y),
         (width, x, n, eps, weight, bias, y))
 
-/* e^x for x [16] <= 0 in place, to 2e-7 of the value: 2^n e^r, r within ln 2 / 2, by a polynomial.
-   A fixed number of steps without a branch, so that compilers vectorise it: four times the speed of
-   sixteen calls of expf. */
+/* x [16] <= 0 to e^x, with a relative error of 2e-7: 2^n e^r, |r| <= ln 2 / 2, with a polynomial
+   for e^r. Four times the speed of sixteen calls of expf (AVX-512). */
 LM_BODY void lm_exp16(float *x) {
     const float round =
         12582912.0f; /* 1.5 * 2^23: what is added to it is rounded to a whole number */
@@ -914,8 +912,8 @@ LM_BODY void lm_exp16(float *x) {
     }
 }
 
-/* x [n], with room up to a multiple of 16, to e^(scale x - top), top the largest scale x, 0 behind
-   n; their sum. */
+/* x [n] to e^(scale x - top) and their sum. *top: in, a lower bound of the largest scale x or
+   -INFINITY; out, the larger of the two. x has room up to a multiple of 16, which becomes 0. */
 LM_BODY void lm_softmax_body(lm_width width, float *LM_APART x, int64_t n, float scale,
                              float *LM_APART top, double *LM_APART sum) {
     float most[16];
@@ -942,8 +940,8 @@ LM_BODY void lm_softmax_body(lm_width width, float *LM_APART x, int64_t n, float
 LM_LOOP(lm_softmax, (lm_width width, float *x, int64_t n, float scale, float *top, double *sum),
         (width, x, n, scale, top, sum))
 
-/* x Phi(x) for x [16] in place; erf by a rational approximation, to 4e-7: branch-free, so that
-   compilers vectorise it (sampling from a model of width 128: 13 % of the time went into erff). */
+/* x [16] to gelu(x) = x Phi(x), with a rational approximation of erf to 4e-7. (With erff, sampling
+   from a model of width 128 spent 13 % of its time there.) */
 LM_BODY void lm_gelu16(float *x) {
     for (int i = 0; i < 16; i++) {
         float z = x[i] * 0.70710678f;
@@ -962,7 +960,7 @@ LM_BODY void lm_gelu16(float *x) {
     }
 }
 
-/* x [n] to gelu(x + bias). With AVX-512: six times the speed of vectors of four. */
+/* x [n] to gelu(x + bias), bias NULL: none. With AVX-512 six times the speed of vectors of four. */
 LM_BODY void lm_gelu_body(lm_width width, float *LM_APART x, const float *LM_APART bias,
                           int64_t n) {
     float part[16] = {0};
@@ -979,7 +977,7 @@ LM_BODY void lm_gelu_body(lm_width width, float *LM_APART x, const float *LM_APA
 }
 LM_LOOP(lm_gelu, (lm_width width, float *x, const float *bias, int64_t n), (width, x, bias, n))
 
-/* y [n] (16 | n) = sum over t of a[t] rows [t][stride] */
+/* y [n] = sum over t < count of a[t] rows [t][stride]; n is a multiple of 16. */
 LM_BODY void lm_mix(const float *LM_APART a, int64_t count, const float *LM_APART rows,
                     int64_t stride, int64_t n, float *LM_APART y) {
     for (int64_t c = 0; c < n; c += 16) {
@@ -990,9 +988,9 @@ LM_BODY void lm_mix(const float *LM_APART a, int64_t count, const float *LM_APAR
     }
 }
 
-/* One query of one head over `seen` keys and values; score [seen, up to a multiple of 16]. A
-   product of one row would repack all keys and values for it: with products, sampling took twice
-   the time. */
+/* Attention of one query of one head over `seen` keys and values. score: scratch [seen, rounded up
+   to a multiple of 16]. A matrix product of one row would repack all keys and values each time:
+   sampling took twice as long with it. */
 LM_BODY void lm_attend_one_body(lm_width width, int64_t head_dim, const float *LM_APART q,
                                 const float *LM_APART k, int64_t k_stride, const float *LM_APART v,
                                 int64_t v_stride, int64_t seen, float *LM_APART score,
@@ -1509,7 +1507,7 @@ typedef struct lm_lse {
     float *tile;           /* [threads][LM_TILE_ROWS][LM_TILE]             */
     float *top;            /* [tokens][parts] largest logit                    */
     double *sum;           /* [tokens][parts] of exp(logit - top)              */
-    float *target;         /* [tokens] logit of the token that really came     */
+    float *target;         /* [tokens] logit of the token that follows        */
 } lm_lse;
 
 static void lm_lse_row(const lm_lse *j, int64_t token, int64_t part, int64_t from, int64_t width,
@@ -1538,13 +1536,13 @@ static void lm_lse_task(void *arg, int64_t task, int worker) {
         dlrn_status s = dlrn_gemm_serial(m->ctx, DLRN_NT, rows, width, d, m->a + first * d, d,
                                          m->part[LM_UNEMBEDDING] + from * d, d, 0, tile, LM_TILE,
                                          m->work + worker * DLRN_GEMM_WORK);
-        (void)s; /* the product's arguments are ours, and right */
+        (void)s; /* cannot fail: the arguments are in range */
         for (int64_t i = 0; i < rows; i++)
             lm_lse_row(j, first + i, part, from, width, tile + i * LM_TILE);
     }
 }
 
-/* -log p of the token that came after this one. */
+/* -log p of the token that follows this one. */
 static double lm_nats(const lm_lse *j, int64_t token) {
     const float *top = j->top + token * j->parts;
     double sum = 0;
@@ -1575,7 +1573,7 @@ LM_API dlrn_status lm_cross_entropy(lm_model *m, const lm_batch *batch, double *
     if (s == DLRN_OK) dlrn_parallel_for(m->ctx, j.blocks * j.parts, lm_lse_task, &j);
     for (int64_t i = 0; i < m->tokens && s == DLRN_OK; i++) {
         if (batch->start[0] + i + 1 == batch->start[m->sequence[i] + 1])
-            continue; /* the last has no next */
+            continue; /* the last token has no next one */
         *nats += lm_nats(&j, i);
         *tokens += 1;
     }
@@ -1587,9 +1585,9 @@ LM_API dlrn_status lm_cross_entropy(lm_model *m, const lm_batch *batch, double *
 /* ------------------------------------------------------------------------------------------ */
 // >>sampling
 
-/* A worker draws a group of documents at a time, by itself: with its own context of one thread and
-   its own workspace over the model's weights. The steps of a document are many and small, so
-   threads that share each of them would mostly wait for each other (two threads, idle machine:
+/* Each worker samples a group of documents on its own: with a context of one thread, its own
+   workspace, and the model's weights. A document has many small steps, so threads that share each
+   step would mostly wait for each other (two threads, idle machine:
    9,300 tokens a second together, 12,000 apart; on a busy machine ten times less together). */
 typedef struct lm_draw {
     lm_model m; /* the model, but for context and workspace */
@@ -1615,10 +1613,10 @@ static int32_t lm_most_likely(const float *x, int64_t n) {
     return (int32_t)best;
 }
 
-/* Below it the likeliest token is drawn: what is divided by it must stay finite. */
+/* Below this the most likely token is taken, since 1 / temperature must stay finite. */
 #define LM_COLDEST 1e-9
 
-/* Draws from softmax(x / temperature) over the entries >= least; x is overwritten. */
+/* Draws from softmax(x / temperature) over the entries >= least. Overwrites x. */
 static int32_t lm_draw_from(lm_width width, float *x, int64_t n, double temperature, float least,
                             dlrn_rng *rng) {
     float rate = temperature < 1e37 ? (float)(1 / temperature) : 1e-37f,
@@ -1658,7 +1656,7 @@ static dlrn_status lm_draw_row(lm_draw *g, int64_t i) {
     return DLRN_OK;
 }
 
-/* Runs `ids` through the model and leaves the logits after each sequence's last token. */
+/* Runs `each` ids of every document through the model; g->logits: those after its last token. */
 static dlrn_status lm_advance(lm_draw *g, const int32_t *ids, int64_t each) {
     lm_model *m = &g->m;
     const int64_t d = m->cfg.dim, v = m->cfg.vocab;
@@ -1707,8 +1705,8 @@ static dlrn_status lm_emit_group(const lm_draw *g, lm_emit emit, void *user) {
     return DLRN_OK;
 }
 
-/* Documents that a worker draws at once: logits and cache within about 256 MB, prompts within a
-   run's tokens. */
+/* How many documents a worker samples at once: logits and cache take about 256 MB at most, and the
+   prompts fit into one run. */
 static int64_t lm_group(const lm_model *m, const lm_sampling *c, int64_t workers) {
     const int64_t kv = m->cfg.kv_heads * m->cfg.head_dim;
     int64_t each = m->cfg.vocab + 2 * m->cfg.layers * lm_row_of(c->prompt_len + c->tokens) * kv;
@@ -1762,7 +1760,7 @@ static dlrn_status lm_draw_open(lm_draw *g, const lm_model *m, const lm_sampling
                : DLRN_ERR_MEMORY;
 }
 
-/* Rounds: each worker a group, then all of it in order. */
+/* Each worker samples a group, then all groups are emitted in order; and so on. */
 static dlrn_status lm_generate_rounds(lm_model *m, lm_draw *g, int64_t workers, int64_t rows,
                                       lm_emit emit, void *user) {
     const int64_t documents = g->cfg->documents;
@@ -1793,8 +1791,7 @@ LM_API dlrn_status lm_generate(lm_model *m, const lm_sampling *cfg, lm_emit emit
     int64_t rows = lm_group(m, cfg, workers > 0 ? workers : 1);
     dlrn_status s = lm_need_head(m);
     if (s == DLRN_OK)
-        s = lm_need_turns(m,
-                          cfg->prompt_len + cfg->tokens); /* here, since the workers share them */
+        s = lm_need_turns(m, cfg->prompt_len + cfg->tokens); /* now, since the workers share them */
     for (int64_t l = 0; l < m->cfg.layers && s == DLRN_OK; l++) s = lm_need_layer(m, l);
     if (s != DLRN_OK || workers < 1) return s;
     lm_draw *g = (lm_draw *)dlrn_alloc(m->ctx, workers, sizeof *g);
@@ -1860,7 +1857,7 @@ typedef enum lm_stage {
     LM_WAITING
 } lm_stage; /* its rows are there; not yet: read */
 
-/* A run's worth of documents, and how far their rows have been handed out. */
+/* The documents of one run, and how many of their rows have been handed out. */
 typedef struct lm_text {
     lm_model *m;
     bpe_tokenizer *tok;
@@ -1872,7 +1869,7 @@ typedef struct lm_text {
     int64_t place_cap;
     float *x, *y; /* [row_cap][d] rows of the batch; y NULL without a target */
     int64_t row_cap, rows, given;
-    int64_t skip;       /* rows of the next batch that were handed out before a seek */
+    int64_t skip;       /* rows of the next batch to leave out, after a seek */
     lm_stage stage;     /* of the batch */
     dlrn_status failed; /* told at the next read: rows came before it */
 } lm_text;
@@ -1889,7 +1886,7 @@ static dlrn_status lm_keep_rows(void *user, int tap, const float *x, float *y, i
     return DLRN_OK;
 }
 
-/* The next documents, until a run is full. */
+/* Reads documents until a run is full. */
 static dlrn_status lm_text_batch(lm_text *t) {
     t->batch.count = 0;
     while (t->batch.count == 0 || t->batch.start[t->batch.count] < LM_BATCH_TOKENS) {
@@ -1906,7 +1903,7 @@ static dlrn_status lm_text_batch(lm_text *t) {
     return DLRN_OK;
 }
 
-/* The next documents' activations; a run that was stopped is made again. */
+/* Runs the next documents. A run that was stopped is repeated: its documents are kept. */
 static dlrn_status lm_text_fill(lm_text *t) {
     t->rows = t->given = 0;
     if (t->stage != LM_WAITING) LM_TRY(lm_text_batch(t));
@@ -1938,7 +1935,7 @@ static dlrn_status lm_text_read(void *user, int64_t max_rows, float *x, float *y
     return *n || max_rows == 0 ? DLRN_OK : DLRN_END;
 }
 
-/* The document in which the next row stands, and the row within it. */
+/* The document of the next row, and the row within it. */
 static dlrn_status lm_text_position(void *user, uint64_t *position) {
     lm_text *t = (lm_text *)user;
     uint64_t place = doc_position(t->docs);
@@ -2017,7 +2014,8 @@ static dlrn_status lm_judge_visit(void *user, int tap, const float *x, float *y,
     return edit->edit(edit->user, tap, x, y, n);
 }
 
-/* Mean over all next tokens of all documents; run by run, so that memory is that of one. */
+/* The mean over all next tokens of all documents, in runs of LM_BATCH_TOKENS, which bound memory.
+   */
 static dlrn_status lm_judge_cross_entropy(void *user, const dlrn_edit *edit, double *nats,
                                           int64_t *tokens) {
     lm_judge *j = (lm_judge *)user;

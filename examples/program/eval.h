@@ -136,8 +136,8 @@ static dlrn_status feed_rows(void *user, int tap, const float *x, float *y, int6
     return dlrn_evaluator_add(f->e, x, y, k);
 }
 
-/* Reads documents until there are enough of them and of their rows. The text is read once, so it may
-   be standard input. */
+/* Reads documents until there are enough of them and of their rows. The text is read once, so it
+   may be standard input. */
 static dlrn_status read_texts(model_text *mt, const options *o, int64_t rows, int64_t documents,
                               lm_documents *texts) {
     dlrn_status s = DLRN_OK;

@@ -1,5 +1,5 @@
-/* dictlearn features: the tokens and contexts on which a feature fires most. Two passes over the text:
-   the first counts firings and chooses features, the second collects their contexts. */
+/* dictlearn features: the tokens and contexts on which a feature fires most. Two passes over the
+   text: the first counts firings and chooses features, the second collects their contexts. */
 
 enum { TOP_TOKENS = 6, AROUND = 8, SHOWN_MAX = 256 };
 
@@ -99,8 +99,8 @@ static dlrn_status check_features(const showing *w) {
     return DLRN_OK;
 }
 
-/* Without --features: those that fire on 0.1 to 5 % of the rows, strongest first; if there are none,
-   any that fire. */
+/* Without --features: those that fire on 0.1 to 5 % of the rows, strongest first; if there are
+   none, any that fire. */
 static void choose_features(showing *w) {
     int64_t want = w->o->count < SHOWN_MAX ? w->o->count : SHOWN_MAX;
     for (int pass = 0; pass < 2 && w->n_shown == 0; pass++) {
@@ -120,8 +120,8 @@ static void choose_features(showing *w) {
     }
 }
 
-/* Prints tokens [from, to) of the texts, on one line or (with a key) as a JSON string. They are joined
-   first, since a token may end within a character. */
+/* Prints tokens [from, to) of the texts, on one line or (with a key) as a JSON string. They are
+   joined first, since a token may end within a character. */
 static dlrn_status put_tokens(const showing *w, json_writer *j, const char *key, int64_t from,
                               int64_t to) {
     bpe_text text;
@@ -168,7 +168,8 @@ static dlrn_status show_context(const showing *w, const firing *f) {
     return s;
 }
 
-/* The tokens that carry most of a feature's activation, each with its share. Their sums become 0. */
+/* The tokens that carry most of a feature's activation, each with its share. Their sums become 0.
+   */
 static int64_t top_tokens(showing *w, int64_t slot, int32_t *id, double *share) {
     const int64_t v = lm_config_of(w->mt.model)->vocab;
     double *sum = w->by_token + slot * v, total = 0;

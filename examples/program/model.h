@@ -43,8 +43,8 @@ static dlrn_status check_bos(dlrn_context *ctx, const options *o, const lm_confi
                      o->model);
 }
 
-/* Opens the model and its tokenizer; --text if it is given; with_site: finds the site. Close it also
-   after an error. */
+/* Opens the model and its tokenizer; --text if it is given; with_site: finds the site. Close it
+   also after an error. */
 static dlrn_status model_text_open(dlrn_context *ctx, const options *o, int with_site,
                                    model_text *mt) {
     lm_site site = {LM_EMBED, 0};

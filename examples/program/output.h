@@ -67,7 +67,8 @@ static void put_quoted(FILE *f, const char *s, int64_t n) {
     fputc('"', f);
 }
 
-/* ---- JSON. Commas and keys are put here; key NULL: an element of a list, or the outermost value. */
+/* ---- JSON. Commas and keys are put here; key NULL: an element of a list, or the outermost value.
+   */
 
 typedef struct json_writer {
     FILE *f;

@@ -1,4 +1,5 @@
-/* The process and the system around it: how its threads wait, its streams, its signals, its clock. */
+/* The process and the system around it: how its threads wait, its streams, its signals, its clock.
+   */
 
 /* OpenMP's threads spin while they wait for each other. On a machine that others use, too, that
    makes a run 6 to 22 times slower (two cores, load 2 to 9: training with d 128, F 1024), so the

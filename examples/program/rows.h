@@ -1,5 +1,5 @@
-/* dictlearn encode, decode and reconstruct. Files are streamed in blocks of rows, so memory does not
-   grow with them. */
+/* dictlearn encode, decode and reconstruct. Files are streamed in blocks of rows, so memory does
+   not grow with them. */
 
 enum { BLOCK = 1024 };
 

@@ -69,7 +69,8 @@ static void unmake_folders(const char *path, size_t had) {
 }
 
 /* Locks a file in the folder. The system releases the lock when the process ends, also by a crash.
-   A run that finishes removes the file, so after locking it the file must still be the one there. */
+   A run that finishes removes the file, so after locking it the file must still be the one there.
+   */
 static dlrn_status lock_folder(train_run *r) {
     char path[4200];
     struct stat mine, there;
@@ -240,8 +241,8 @@ static int64_t step_of(const char *line) {
     return *end == ',' ? step : -1;
 }
 
-/* Cuts the log of a resumed run at the checkpoint's step: later steps are made again. Lines of others
-   before it stay; a line without an end does not. */
+/* Cuts the log of a resumed run at the checkpoint's step: later steps are made again. Lines of
+   others before it stay; a line without an end does not. */
 static dlrn_status cut_log(train_run *r, const char *path) {
     char *text = NULL;
     size_t size = 0, keep = 0;
@@ -406,8 +407,8 @@ static dlrn_status train_settings(train_run *r, int64_t d, const dlrn_dictionary
                      (long long)init->features);
 }
 
-/* The number of rows of a .npy that can be opened again: a resumed run must find the same. -1: unknown,
-   for data that comes only once and for texts, which may grow. */
+/* The number of rows of a .npy that can be opened again: a resumed run must find the same. -1:
+   unknown, for data that comes only once and for texts, which may grow. */
 static dlrn_status count_rows(dlrn_context *ctx, const char *path, int64_t *rows) {
     struct stat st;
     dlrn_archive *a = NULL;
