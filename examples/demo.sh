@@ -1,12 +1,12 @@
 #!/bin/sh
 # demo.sh - from a text to a dictionary and its figures, as `make demo` runs it.
 #
-# Without settings the small model of examples/data/tiny-neox writes the text itself, by sampling: nothing is
-# downloaded.
+# Without settings the small model of examples/data/tiny-neox writes the text itself, by sampling:
+# nothing is downloaded.
 #   make demo MODEL=DIR TEXT=FILE [SITE=mlp_out] [LAYER=0] [EXPANSION=8] [ROWS=200000]
-# does the same with a Hugging Face folder and a text (.jsonl, or .txt with blank lines between documents); one document
-# in twenty is held out for the figures. PENALTY= sets the sparsity penalty: larger is sparser. Every command and its
-# whole output are in build/demo/log.txt.
+# does the same with a Hugging Face folder and a text (.jsonl, or .txt with blank lines between
+# documents); one document in twenty is held out for the figures. PENALTY= sets the sparsity penalty:
+# larger is sparser. Every command and its whole output are in build/demo/log.txt.
 set -eu
 
 SITE=${SITE:-mlp_out}
@@ -56,24 +56,28 @@ else
     MODEL=examples/data/tiny-neox
     train=$out/train.jsonl held=$out/held.jsonl
     documents=$((ROWS / 128 + 1))
-    echo "1. A small language model writes $documents documents to train on and 160 others to evaluate on"
-    run "$dl" generate $quiet --model "$MODEL" --tokens 128 --documents $documents --seed 1 --out "$train"
+    echo "1. A small language model writes $documents documents to train on and 160 to evaluate on"
+    run "$dl" generate $quiet --model "$MODEL" --tokens 128 --documents $documents --seed 1 \
+        --out "$train"
     run "$dl" generate $quiet --model "$MODEL" --tokens 128 --documents 160 --seed 2 --out "$held"
 fi
 
-echo "2. Training a dictionary on the activations of $SITE in layer $LAYER ($((ROWS / BATCH)) steps)"
-run "$dl" train $quiet --model "$MODEL" --text "$train" --site "$SITE" --layer "$LAYER" --expansion "$EXPANSION" \
-    --batch-size $BATCH --steps $((ROWS / BATCH)) --lr 2e-3 --warmup-steps 50 --sparsity-penalty "$PENALTY" \
-    --n-ctxs 1600 --save-dir "$out/run"
+steps=$((ROWS / BATCH))
+echo "2. Training a dictionary on the activations of $SITE in layer $LAYER ($steps steps)"
+run "$dl" train $quiet --model "$MODEL" --text "$train" --site "$SITE" --layer "$LAYER" \
+    --expansion "$EXPANSION" --batch-size $BATCH --steps $steps --lr 2e-3 --warmup-steps 50 \
+    --sparsity-penalty "$PENALTY" --n-ctxs 1600 --save-dir "$out/run"
 
 echo "3. Evaluating it on documents that it was not trained on"
-run "$dl" eval $quiet --dict "$out/run" --model "$MODEL" --text "$held" --site "$SITE" --layer "$LAYER" --rows 16384 \
-    --histogram -
-grep -E '^ *(variance explained|L1|L0|alive|CE diff|CE recovered) ' "$out/last.txt" | sed 's/^ */     /'
+run "$dl" eval $quiet --dict "$out/run" --model "$MODEL" --text "$held" --site "$SITE" \
+    --layer "$LAYER" --rows 16384 --histogram -
+grep -E '^ *(variance explained|L1|L0|alive|CE diff|CE recovered) ' "$out/last.txt" |
+    sed 's/^ */     /'
 
 echo "4. Some of its features, and the share of each token in what they fire on"
-run "$dl" features $quiet --dict "$out/run" --model "$MODEL" --text "$held" --site "$SITE" --layer "$LAYER" --count 5
-awk '/^feature/ { sub(/:.*/, ""); head = $0 } /^  tokens/ { sub(/^  tokens */, ""); printf "     %-14s %s\n", head, $0 }' \
-    "$out/last.txt"
+run "$dl" features $quiet --dict "$out/run" --model "$MODEL" --text "$held" --site "$SITE" \
+    --layer "$LAYER" --count 5
+awk '/^feature/ { sub(/:.*/, ""); head = $0 }
+    /^  tokens/ { sub(/^  tokens */, ""); printf "     %-14s %s\n", head, $0 }' "$out/last.txt"
 
 echo "$out/run/ae.pt opens in PyTorch, too. Commands, histogram, contexts: $log"

@@ -17,7 +17,7 @@ done
 "$dl" train --help > "$d/out"
 says "train --help tells of the lock" "the folder of the run, locked meanwhile" "$d/out"
 says "and of the longest document" "documents of at most 16 MB" "$d/out"
-sets=$(sed -n 's/^ *const char \*kernels; \/\* "auto" | \(.*\);$/\1/p' dictlearn.h | tr -d '"|')
+sets=$(sed -n '/^ *const char \*kernels; /,/\*\/$/p' dictlearn.h | grep -o '"[a-z0-9]*"' | tr -d '"')
 check "dictlearn.h lists kernels" test -n "$sets"
 for set in $sets; do
     says "and of the kernels $set" "[ (]$set\\b" "$d/out"

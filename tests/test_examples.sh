@@ -1,7 +1,8 @@
 #!/bin/sh
-# test_examples.sh BUILD - the numbered examples as a newcomer meets them: in a fresh clone, built by the command in
-# their first comment, and as a second file beside one that holds the implementation. They run, print what they promise
-# and stay short. The header alone is enough for a program in an empty folder.
+# test_examples.sh BUILD - the numbered examples as a newcomer meets them: in a fresh clone, built by
+# the command in their first comment, and as a second file beside one that holds the implementation.
+# They run, print what they promise and stay short. The header alone is enough for a program in an
+# empty folder.
 . tests/harness.sh
 clone=$BUILD/tmp/clone
 rm -rf "$clone"
@@ -10,7 +11,8 @@ cp dictlearn.h "$clone/"
 cp -R examples/. "$clone/examples"
 log=$(pwd)/$BUILD/tmp/example.log
 printf '#define DICTLEARN_IMPLEMENTATION\n#include "dictlearn.h"\n' > "$clone/implementation.c"
-check "the implementation compiles" sh -c "cd $clone && $CC -O1 $OPENMP -c implementation.c -o implementation.o"
+check "the implementation compiles" \
+    sh -c "cd $clone && $CC -O1 $OPENMP -c implementation.c -o implementation.o"
 
 promise() { # promise NAME PATTERN: a line that the example prints
     if grep -Eq "$2" "$log"; then pass "$1 prints $2"; else fail "$1 prints $2" "$(cat "$log")"; fi
