@@ -18,7 +18,7 @@ export OMP_WAIT_POLICY ?= passive
 COMPILE  = $(CC) -std=c99 $(CFLAGS) $(WARN) $(OPENMP) -I. -Iexamples
 HARD     = -std=c99 -O1 -g $(WARN) -I. -Iexamples -pthread -fno-sanitize-recover=all
 
-PROGRAMS := $(patsubst examples/%.c,$(BUILD)/%,$(wildcard examples/dictlearn.c examples/[0-9][0-9]_*.c))
+PROGRAMS := $(BUILD)/dictlearn $(patsubst examples/%.c,$(BUILD)/%,$(wildcard examples/[0-9][0-9]_*.c))
 TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c)) $(BUILD)/fuzz_replay
 SCRIPTS  := $(filter-out tests/test_of_tests.sh,$(wildcard tests/test_*.sh))
 CHECKED  := $(patsubst tests/%.c,$(BUILD)/san/%,$(wildcard tests/test_*.c))
@@ -29,7 +29,7 @@ CHECKERS := $(wildcard tests/interop.py tests/hf_check.py tests/tokenizer_check.
 PACKAGES := torch==2.13.0 numpy==2.4.6 scipy==1.17.1 safetensors==0.8.0 transformers==5.23.0 tokenizers==0.23.3
 PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpoolctl==3.8.0 \
             transformers==5.23.0
-HEADERS  := dictlearn.h $(wildcard examples/*.h)
+HEADERS  := dictlearn.h $(wildcard examples/*/*.h)
 FUZZERS  := tests/fuzz/fuzz.c $(wildcard tests/fuzz/*.h tests/*.h) $(HEADERS)
 
 TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
@@ -40,19 +40,22 @@ TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
 all: $(PROGRAMS) ## the program build/dictlearn and the examples
 
-$(BUILD)/%: examples/%.c $(HEADERS) $(wildcard examples/dictlearn_*)
+$(BUILD)/dictlearn: examples/program/dictlearn.c $(HEADERS)
+	$(COMPILE) $< -o $@ -lm
+
+$(BUILD)/%: examples/%.c $(HEADERS)
 	$(COMPILE) $< -o $@ -lm
 
 $(BUILD)/test_%: tests/test_%.c $(wildcard tests/*.h) $(HEADERS)
 	$(COMPILE) -pthread $< -o $@ -lm
 
-$(BUILD)/test_program $(BUILD)/san/test_program: examples/dictlearn.c # the program within the test
+$(BUILD)/test_program $(BUILD)/san/test_program: examples/program/dictlearn.c # the program within the test
 
 $(BUILD)/kernel_sets $(BUILD)/rows: $(BUILD)/%: tests/%.c dictlearn.h
 	$(COMPILE) $< -o $@ -lm
 
 demo: all ## a dictionary from a language model, with its table (MODEL= TEXT= SITE= LAYER= EXPANSION= ROWS=)
-	MODEL='$(MODEL)' TEXT='$(TEXT)' SITE='$(SITE)' LAYER='$(LAYER)' EXPANSION='$(EXPANSION)' ROWS='$(ROWS)' \
+	@MODEL='$(MODEL)' TEXT='$(TEXT)' SITE='$(SITE)' LAYER='$(LAYER)' EXPANSION='$(EXPANSION)' ROWS='$(ROWS)' \
 	  sh examples/demo.sh
 
 test: all $(TESTS) $(BUILD)/kernel_sets $(BUILD)/rows $(BUILD)/bench ## every test; closes with `N passed, N failed`
@@ -189,7 +192,7 @@ matrix: ## each compiler, language, option and machine at hand, without a warnin
 	@$(TOOLS) sh tests/matrix.sh $(BUILD)
 
 format: ## rewrites the C files as .clang-format says
-	clang-format -i dictlearn.h examples/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] bench/*.[ch]
+	clang-format -i dictlearn.h examples/*.c examples/*/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] bench/*.[ch]
 
 clean: ## removes build/ but for the virtual environments
 	rm -rf $(filter-out $(BUILD)/venv $(BUILD)/peers,$(wildcard $(BUILD)/*))

@@ -245,7 +245,7 @@
 
    One family is trained and loaded so far: AutoEncoder (ReLU, L1 or entropy), beside the identity. Files of other
    classes are told apart and refused by name. One machine, its CPU; no GPU. f32 arithmetic. Up to 2^31 - 1 features.
-   It does not run language models: examples/gptneox.h does, for GPT-NeoX and Pythia folders, on this header's products,
+   It does not run language models: examples/lm does, for GPT-NeoX and Pythia folders, on this header's products,
    and your own model plugs in by the same two callbacks: a source of rows, and a cross-entropy under an edit.
    It downloads nothing: examples/pretrained_dictionary_downloader.sh does.
 

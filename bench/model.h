@@ -36,29 +36,28 @@ static dlrn_tensor_out model_tensor(const float *pool, char *name, int64_t rows,
 static void model_write(dlrn_context *ctx, const char *folder, const float *normal) {
     static char name[MODEL_TENSORS][96];
     dlrn_tensor_out t[MODEL_TENSORS];
-    const int64_t d = MODEL_DIM;
+    const lm_config cfg = {.dim = MODEL_DIM,
+                           .inner = MODEL_INNER,
+                           .vocab = MODEL_VOCAB,
+                           .heads = 8,
+                           .kv_heads = 8,
+                           .head_dim = MODEL_DIM / 8};
+    const int64_t numbers = (int64_t)MODEL_VOCAB * MODEL_DIM + MODEL_TENSORS * 4096;
     int n = 0;
-    float *pool = (float *)take(ctx, MODEL_VOCAB * d, sizeof *pool);
-    for (int64_t i = 0; i < MODEL_VOCAB * d; i++) pool[i] = 0.02f * normal[i % POOL];
-    strcpy(name[n], "gpt_neox.embed_in.weight"), t[n] = model_tensor(pool, name[n], MODEL_VOCAB, d),
-                                                 n++;
-    strcpy(name[n], "embed_out.weight"), t[n] = model_tensor(pool, name[n], MODEL_VOCAB, d), n++;
-    strcpy(name[n], "gpt_neox.final_layer_norm.weight"), t[n] = model_tensor(pool, name[n], d, 0),
-                                                         n++;
-    strcpy(name[n], "gpt_neox.final_layer_norm.bias"), t[n] = model_tensor(pool, name[n], d, 0),
-                                                       n++;
+    float *pool = (float *)take(ctx, numbers, sizeof *pool);
+    for (int64_t i = 0; i < numbers; i++) pool[i] = 0.02f * normal[i % POOL];
     for (int l = 0; l < MODEL_LAYERS; l++)
-        for (int p = 0; p < NEOX_PARTS; p++, n++) {
-            const int bias = strstr(neox_part_names[p], ".weight") == NULL ||
-                             strstr(neox_part_names[p], "layernorm");
-            const int64_t rows = p == NEOX_QKV_W || p == NEOX_QKV_B ? 3 * d
-                                 : p == NEOX_UP_W || p == NEOX_UP_B ? (int64_t)MODEL_INNER
-                                                                    : d;
-            snprintf(name[n], sizeof name[n], "gpt_neox.layers.%d.%s", l, neox_part_names[p]);
-            t[n] = model_tensor(pool + n * 4096, name[n], rows,
-                                bias               ? 0
-                                : p == NEOX_DOWN_W ? (int64_t)MODEL_INNER
-                                                   : d);
+        for (int i = 0; i < GPTNEOX_TENSORS; i++) {
+            const lm_tensor *of = &gptneox_tensors[i];
+            if ((of->role >= LM_LAYER_ROLES && l) || !strcmp(of->name, "lm_head.weight")) continue;
+            const char *prefix = of->needs & LM_BARE ? "" : "gpt_neox.";
+            if (of->role < LM_LAYER_ROLES)
+                snprintf(name[n], sizeof name[n], "%slayers.%d.%s", prefix, l, of->name);
+            else
+                snprintf(name[n], sizeof name[n], "%s%s", prefix, of->name);
+            t[n] = model_tensor(pool + n * 4096, name[n], lm_size_of(&cfg, of->rows),
+                                of->cols == LM_NONE ? 0 : lm_size_of(&cfg, of->cols));
+            n++;
         }
     char path[512];
     dlrn_writer *config = NULL;
@@ -73,8 +72,8 @@ static void model_write(dlrn_context *ctx, const char *folder, const float *norm
 
 typedef struct model_run {
     dlrn_context *ctx;
-    neox_model *m;
-    neox_batch batch;
+    lm_model *m;
+    lm_batch batch;
     int layers;    /* to run; those of the model: all of it */
     float *logits; /* [MODEL_TOKENS][vocab], or NULL        */
 } model_run;
@@ -86,11 +85,11 @@ static dlrn_status model_seen(void *user, int tap, const float *x, float *y, int
 
 static void model_go(void *arg) {
     model_run *r = (model_run *)arg;
-    const neox_site last = {NEOX_RESID_OUT, r->layers - 1};
-    const neox_tap tap = {last, last};
+    const lm_site last = {LM_RESID_OUT, r->layers - 1};
+    const lm_tap tap = {last, last};
     const int whole = r->layers == MODEL_LAYERS;
-    must(r->ctx, neox_run(r->m, &r->batch, &tap, whole ? 0 : 1, model_seen, NULL, whole));
-    if (r->logits) must(r->ctx, neox_logits(r->m, 0, MODEL_TOKENS, r->logits));
+    must(r->ctx, lm_run(r->m, &r->batch, &tap, whole ? 0 : 1, model_seen, NULL, whole));
+    if (r->logits) must(r->ctx, lm_logits(r->m, 0, MODEL_TOKENS, r->logits));
 }
 
 /* Operations of the products with weights; attention's own are a fiftieth of them. */
@@ -114,13 +113,13 @@ static outcome measure_model(lab *l, const shape *s) {
     snprintf(folder, sizeof folder, "%s/model", l->tmp);
     mkdir(folder, 0777);
     model_write(l->ctx, folder, l->normal);
-    must(l->ctx, neox_load(l->ctx, folder, &r.m));
+    must(l->ctx, lm_load(l->ctx, folder, &r.m));
     if (s->features)
         r.logits = (float *)take(l->ctx, (int64_t)MODEL_TOKENS * MODEL_VOCAB, sizeof *r.logits);
     o = in_turns(l, model_go, &r, fma_burst_run, &peak);
     o.ratio = floor_of(&o, &peak, model_flops(&r)) / o.seconds;
     dlrn_free(l->ctx, r.logits);
-    neox_destroy(r.m);
+    lm_destroy(r.m);
     return o;
 }
 

@@ -1,15 +1,17 @@
+#include <stdio.h>
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 
 int main(void) {
     dlrn_context *ctx;
-    dlrn_dictionary *ae;
+    dlrn_dictionary *ae = NULL; /* or dlrn_load(ctx, "ae.pt", NULL, &ae) */
+    dlrn_dictionary_desc desc = {0};
     float x[2 * 64] = {1, 2, 3}, x_hat[2 * 64]; /* two activations of width 64 */
     dlrn_sparse codes = {0};
 
     if (dlrn_context_create(NULL, &ctx)) return 1;
-    dlrn_dictionary_desc desc = {NULL, 64, 0, 1024, 0, 0};   /* an AutoEncoder, 64 -> 1024 */
-    dlrn_status s = dlrn_dictionary_create(ctx, &desc, &ae); /* or dlrn_load() */
+    desc.d_in = 64, desc.features = 1024;
+    dlrn_status s = dlrn_dictionary_create(ctx, &desc, &ae);
     if (!s) s = dlrn_forward(ae, x, 2, x_hat, &codes);
     if (s) return fprintf(stderr, "%s\n", dlrn_error(ctx)), 1;
     for (int i = 0; i < 2; i++)

@@ -1,17 +1,18 @@
-/* 02_train_from_array.c - train a dictionary on rows in memory, and see whether it found what they
+/* 02_train_from_array.c - train a dictionary on rows in memory, and check that it finds what they
    are made of.
 
-       cc -O2 -fopenmp -I. examples/02_train_from_array.c -o train_from_array -lm &&
-   ./train_from_array
+       cc -O2 -fopenmp -I. examples/02_train_from_array.c -o train_from_array -lm
+       ./train_from_array
 
-   Each row is a sum of a few of 96 hidden directions. A good dictionary has an atom along each of
-   them: the last line counts those that it found. */
+   Each row is a sum of three of 96 hidden directions. A good dictionary has an atom along each of
+   them: the program counts the directions that it found. The dictionary is saved as trained.pt,
+   which PyTorch opens, too. */
+#include <stdio.h>
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
-#include <stdio.h>
 
 enum { DIM = 32, DIRECTIONS = 96, ROWS = 40000, FEATURES = 192 };
-static float directions[DIRECTIONS * DIM]; /* [DIRECTIONS][DIM], of length 1 */
+static float directions[DIRECTIONS * DIM]; /* [DIRECTIONS][DIM], unit length */
 static float rows[ROWS * DIM];             /* [ROWS][DIM]                    */
 
 static void make_rows(dlrn_context *ctx) {
@@ -29,7 +30,7 @@ static void make_rows(dlrn_context *ctx) {
         }
 }
 
-/* Directions that some atom points along: cosine above 0.9. */
+/* Directions along which some atom points: cosine above 0.9. */
 static int count_found(dlrn_context *ctx, const dlrn_dictionary *ae) {
     int found = 0;
     for (int j = 0; j < DIRECTIONS; j++) {
@@ -37,7 +38,7 @@ static int count_found(dlrn_context *ctx, const dlrn_dictionary *ae) {
         for (int64_t f = 0; f < ae->features; f++) {
             float cosine =
                 dlrn_dot(ctx, directions + j * DIM, ae->param[DLRN_DECODER] + f * DIM, DIM);
-            best = cosine > best ? cosine : best; /* atoms have length 1, too */
+            best = cosine > best ? cosine : best; /* atoms have unit length, too */
         }
         found += best > 0.9f;
     }
@@ -47,21 +48,33 @@ static int count_found(dlrn_context *ctx, const dlrn_dictionary *ae) {
 static dlrn_status train(dlrn_context *ctx, dlrn_dictionary **ae) {
     dlrn_source source;
     dlrn_buffer *buffer = NULL;
-    dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 20,
-                                           &source); /* twenty times through it */
+    const int epochs = 20; /* times through the array */
+    dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, epochs, &source);
     if (s != DLRN_OK) return s;
 
+    /* The buffer shuffles the source's rows. It owns the source from here on. */
     dlrn_buffer_config shuffle = dlrn_buffer_defaults();
-    shuffle.n_ctxs = ROWS, shuffle.ctx_len = 1, shuffle.in_batch_size = 8192,
-    shuffle.out_batch_size = 512;
-    s = dlrn_buffer_create(ctx, &shuffle, &source, 1, &buffer); /* the buffer owns the source now */
+    shuffle.n_ctxs = ROWS, shuffle.ctx_len = 1; /* room for all rows */
+    shuffle.in_batch_size = 8192, shuffle.out_batch_size = 512;
+    s = dlrn_buffer_create(ctx, &shuffle, &source, 1, &buffer);
 
     dlrn_train_config cfg = dlrn_train_defaults();
     cfg.features = FEATURES, cfg.lr = 3e-3, cfg.sparsity_penalty = 0.3;
-    cfg.warmup_steps = 50,
-    cfg.resample_steps = 500; /* features that fell silent get another chance */
+    cfg.warmup_steps = 50;
+    cfg.resample_steps = 500; /* revive features that have died */
     if (s == DLRN_OK) s = dlrn_train(ctx, &cfg, buffer, NULL, NULL, ae);
     dlrn_buffer_destroy(buffer);
+    return s;
+}
+
+/* Variance explained, L0, and how many features are alive, over all rows. */
+static dlrn_status measure(dlrn_context *ctx, const dlrn_dictionary *ae, dlrn_metrics *m) {
+    dlrn_source source;
+    dlrn_eval_config how = dlrn_eval_defaults();
+    dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 1, &source);
+    if (s != DLRN_OK) return s;
+    s = dlrn_evaluate(ae, &how, &source, NULL, m);
+    dlrn_source_destroy(&source);
     return s;
 }
 
@@ -69,18 +82,11 @@ int main(void) {
     dlrn_context *ctx = NULL;
     dlrn_dictionary *ae = NULL;
     dlrn_metrics m;
-    dlrn_source source;
     dlrn_status s = dlrn_context_create(NULL, &ctx);
     if (s == DLRN_OK) make_rows(ctx);
     if (s == DLRN_OK) s = train(ctx, &ae);
-    if (s == DLRN_OK) s = dlrn_save(ae, "build/tmp/trained.pt");
-
-    dlrn_eval_config how = dlrn_eval_defaults();
-    if (s == DLRN_OK) s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 1, &source);
-    if (s == DLRN_OK) {
-        s = dlrn_evaluate(ae, &how, &source, NULL, &m);
-        dlrn_source_destroy(&source);
-    }
+    if (s == DLRN_OK) s = dlrn_save(ae, "trained.pt");
+    if (s == DLRN_OK) s = measure(ctx, ae, &m);
     if (s == DLRN_OK) {
         printf("variance explained %.1f %%, L0 %.1f, alive %.1f %%\n", 100 * m.variance_explained,
                m.l0, 100 * m.percent_alive);

@@ -1,33 +1,36 @@
 /* 03_own_model.c - plug in a model of your own with two callbacks.
 
-       cc -O2 -fopenmp -I. examples/03_own_model.c -o own_model -lm && ./own_model
+       cc -O2 -fopenmp -I. examples/03_own_model.c -o own_model -lm
+       ./own_model
 
    The library never runs a model. It asks a dlrn_source for rows of activations, and a
-   dlrn_language_model for a cross-entropy while an edit changes those activations. Here the model
-   is a table: token t comes with a vector of width DIM, a readout turns vectors into predictions of
-   the next token, and the text is the cycle 0, 1, ..., 63. */
-#define DICTLEARN_IMPLEMENTATION
-#include "dictlearn.h"
+   dlrn_language_model for the cross-entropy while an edit changes those activations. Here the model
+   is a table: token t has a vector of width DIM, a readout turns vectors into predictions of the
+   next token, and the text is the cycle 0, 1, ..., 63. */
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
+#define DICTLEARN_IMPLEMENTATION
+#include "dictlearn.h"
 
 enum { DIM = 24, VOCAB = 64, TOKENS = 4096 };
 
 typedef struct my_model {
     float vector[VOCAB * DIM]; /* [VOCAB][DIM] the activation at each token */
-    int next;                  /* the next token of the text to be read     */
+    int next;                  /* where in the text the source reads next   */
 } my_model;
 
 /* Callback 1: up to max_rows activations, in the order of the text. */
 static dlrn_status read_rows(void *user, int64_t max_rows, float *x, float *y, int64_t *n) {
     my_model *m = user;
-    (void)y; /* for sources with a target: another row to be reconstructed */
+    (void)y; /* for sources with a target: the row to reconstruct */
     for (*n = 0; *n < max_rows && m->next < 100 * TOKENS; (*n)++, m->next++)
         memcpy(x + *n * DIM, m->vector + m->next % VOCAB * DIM, DIM * sizeof *x);
     return *n ? DLRN_OK : DLRN_END;
 }
 
-/* Logit of token v after an activation: its agreement with the vector of the token before v. */
+/* -log p(next) after an activation. Token v's logit is the activation's product with the vector of
+   the token before v. */
 static double surprise(const my_model *m, const float *activation, int next) {
     double logit[VOCAB], sum = 0;
     for (int v = 0; v < VOCAB; v++) {
@@ -39,16 +42,14 @@ static double surprise(const my_model *m, const float *activation, int next) {
     return log(sum) - logit[next];
 }
 
-/* Callback 2: the mean surprise over the text, with the activations handed to `edit` on their way.
- */
+/* Callback 2: the mean surprise over the text. `edit` may change the activations on the way. */
 static dlrn_status cross_entropy(void *user, const dlrn_edit *edit, double *nats, int64_t *tokens) {
     const my_model *m = user;
     float x[VOCAB * DIM]; /* one round of the cycle at a time */
     *nats = 0;
     for (int t = 0; t < TOKENS; t += VOCAB) {
         memcpy(x, m->vector, sizeof x);
-        dlrn_status s =
-            edit ? edit->edit(edit->user, 0, x, x, VOCAB) : DLRN_OK; /* site 0, in place */
+        dlrn_status s = edit ? edit->edit(edit->user, 0, x, x, VOCAB) : DLRN_OK; /* site 0 */
         if (s != DLRN_OK) return s;
         for (int i = 0; i < VOCAB; i++) *nats += surprise(m, x + i * DIM, (i + 1) % VOCAB) / TOKENS;
     }
@@ -59,8 +60,8 @@ static dlrn_status cross_entropy(void *user, const dlrn_edit *edit, double *nats
 static dlrn_status train(dlrn_context *ctx, const dlrn_source *source, dlrn_dictionary **ae) {
     dlrn_buffer *buffer = NULL;
     dlrn_buffer_config shuffle = dlrn_buffer_defaults();
-    shuffle.n_ctxs = 128, shuffle.ctx_len = 64, shuffle.in_batch_size = 16,
-    shuffle.out_batch_size = 256;
+    shuffle.n_ctxs = 128, shuffle.ctx_len = 64; /* room for 8192 rows */
+    shuffle.in_batch_size = 16, shuffle.out_batch_size = 256;
     dlrn_status s = dlrn_buffer_create(ctx, &shuffle, source, 0, &buffer);
 
     dlrn_train_config cfg = dlrn_train_defaults();
@@ -85,7 +86,7 @@ int main(void) {
     dlrn_metrics m;
     dlrn_status s = dlrn_context_create(NULL, &ctx);
     if (s == DLRN_OK) s = train(ctx, &source, &ae);
-    model.next = 0; /* the evaluation reads the text from its beginning */
+    model.next = 0; /* evaluate on the text from its beginning */
     dlrn_eval_config how = dlrn_eval_defaults();
     if (s == DLRN_OK) s = dlrn_evaluate(ae, &how, &source, &lm, &m);
     if (s == DLRN_OK) {

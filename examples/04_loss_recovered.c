@@ -1,28 +1,24 @@
 /* 04_loss_recovered.c - splice dictionaries into a language model, at one site and at two at once.
 
-       cc -O2 -fopenmp -I. examples/04_loss_recovered.c -o loss_recovered -lm && ./loss_recovered
-   [DIR]
+       cc -O2 -fopenmp -I. examples/04_loss_recovered.c -o loss_recovered -lm
+       ./loss_recovered [MODEL]
 
-   Runs a GPT-NeoX folder (by default examples/data/tiny-neox, on a text that it samples itself),
-   trains a dictionary on the output of its first MLP, and reports how much of the loss is recovered
-   by it, by the identity (all of it: the upper end of the scale) and by an untrained dictionary
-   (the lower end). */
-#define _POSIX_C_SOURCE 200809L
+   Samples texts from a model (a Hugging Face folder; by default examples/data/tiny-neox), trains a
+   dictionary on the output of its first MLP, and reports how much of the loss it recovers. For
+   comparison: the identity (all of it) and an untrained dictionary. */
+#include <stdio.h>
+#include <string.h>
 #define DICTLEARN_IMPLEMENTATION
-#define BPE_IMPLEMENTATION
-#define DOCUMENTS_IMPLEMENTATION
-#define GPTNEOX_IMPLEMENTATION
 #include "dictlearn.h"
-#include "bpe.h"
-#include "documents.h"
-#include "gptneox.h"
+#define LM_IMPLEMENTATION
+#include "lm/lm.h"
 
 enum { LENGTH = 64 };
 static dlrn_context *ctx;
 
-/* Documents that the model writes itself. */
+/* Appends a document that the model has written. */
 static dlrn_status keep(void *user, int64_t document, const int32_t *id, int64_t n) {
-    neox_documents *d = user;
+    lm_documents *d = user;
     (void)document;
     memcpy(d->id + d->start[d->count], id, (size_t)n * sizeof *id);
     d->start[d->count + 1] = d->start[d->count] + n;
@@ -30,45 +26,44 @@ static dlrn_status keep(void *user, int64_t document, const int32_t *id, int64_t
     return DLRN_OK;
 }
 
-static dlrn_status write_texts(neox_model *m, int64_t documents, uint64_t seed, neox_documents *d) {
-    int32_t bos = neox_config_of(m)->bos;
-    neox_sampling how = {documents, LENGTH, 1, 0, seed, &bos, 1, neox_config_of(m)->eos};
+static dlrn_status write_texts(lm_model *m, int64_t documents, uint64_t seed, lm_documents *d) {
+    int32_t bos = lm_config_of(m)->bos;
+    lm_sampling how = {documents, LENGTH, 1, 0, seed, &bos, 1, lm_config_of(m)->eos};
     memset(d, 0, sizeof *d);
     d->ctx = ctx;
     d->id = dlrn_alloc(ctx, documents * LENGTH, sizeof *d->id);
     d->start = dlrn_alloc(ctx, documents + 1, sizeof *d->start);
     if (!d->id || !d->start) return DLRN_ERR_MEMORY;
     d->start[0] = 0;
-    return neox_generate(m, &how, keep, d);
+    return lm_generate(m, &how, keep, d);
 }
 
-/* A step of training on each run of documents, as their rows pass the site. */
+/* A step of training on the rows of some documents, as they pass the site. */
 static dlrn_status step(void *user, int tap, const float *x, float *y, int64_t n) {
     dlrn_train_stats stats;
     (void)tap;
     return dlrn_trainer_step_on(user, x, y, n, &stats);
 }
 
-static dlrn_status train(neox_model *m, neox_tap tap, const neox_documents *d,
-                         dlrn_trainer **trainer) {
+static dlrn_status train(lm_model *m, lm_tap tap, const lm_documents *d, dlrn_trainer **trainer) {
     dlrn_train_config cfg = dlrn_train_defaults();
-    cfg.d_in = neox_config_of(m)->dim, cfg.features = 4 * cfg.d_in;
+    cfg.d_in = lm_config_of(m)->dim, cfg.features = 4 * cfg.d_in;
     cfg.lr = 4e-3, cfg.sparsity_penalty = 0.1, cfg.warmup_steps = 20;
     dlrn_status s = dlrn_trainer_create(ctx, &cfg, NULL, NULL, trainer);
     for (int64_t i = 0; s == DLRN_OK && i < 3 * d->count; i += 4) {
         int64_t first = i % d->count, n = d->count - first < 4 ? d->count - first : 4;
-        neox_batch batch = {d->id, d->start + first, n};
-        s = neox_run(m, &batch, &tap, 1, step, *trainer, 0);
+        lm_batch batch = {d->id, d->start + first, n};
+        s = lm_run(m, &batch, &tap, 1, step, *trainer, 0);
     }
     return s;
 }
 
-static dlrn_status report(const char *name, neox_model *m, const neox_tap *taps,
-                          const neox_documents *d, const dlrn_dictionary *const *dicts, int n) {
-    neox_judge judge = {m, d, taps, n};
+static dlrn_status report(const char *name, lm_model *m, const lm_tap *taps, const lm_documents *d,
+                          const dlrn_dictionary *const *dicts, int n) {
+    lm_judge judge = {m, d, taps, n};
     dlrn_language_model lm;
     dlrn_metrics r;
-    neox_language_model(&judge, &lm);
+    lm_language_model(&judge, &lm);
     dlrn_status s = dlrn_loss_recovered(ctx, dicts, &lm, &r);
     if (s == DLRN_OK)
         printf("%-28s %8.3f %8.3f %8.3f %9.1f %%\n", name, r.loss_original, r.loss_reconstructed,
@@ -76,24 +71,23 @@ static dlrn_status report(const char *name, neox_model *m, const neox_tap *taps,
     return s;
 }
 
-static dlrn_status compare(neox_model *m) {
-    const int64_t d = neox_config_of(m)->dim;
-    neox_tap taps[2] = {{{NEOX_MLP_OUT, 0}, {NEOX_MLP_OUT, 0}},
-                        {{NEOX_MLP_OUT, 1}, {NEOX_MLP_OUT, 1}}};
-    neox_documents texts = {0}, held = {0};
+static dlrn_status compare(lm_model *m) {
+    const int64_t d = lm_config_of(m)->dim;
+    lm_tap taps[2] = {{{LM_MLP_OUT, 0}, {LM_MLP_OUT, 0}}, {{LM_MLP_OUT, 1}, {LM_MLP_OUT, 1}}};
+    lm_documents texts = {0}, held = {0};
     dlrn_trainer *trainer = NULL;
     dlrn_dictionary *identity = NULL, *untrained = NULL;
+    dlrn_dictionary_desc of_identity = {.family = "IdentityDict", .d_in = d};
+    dlrn_dictionary_desc of_untrained = {.d_in = d, .features = 4 * d, .seed = 1};
     dlrn_status s = write_texts(m, 400, 1, &texts);
     if (s == DLRN_OK) s = write_texts(m, 32, 2, &held);
     if (s == DLRN_OK) s = train(m, taps[0], &texts, &trainer);
-    dlrn_dictionary_desc same_desc = {"IdentityDict", d, 0, 0, 0, 0};
-    dlrn_dictionary_desc new_desc = {"AutoEncoder", d, 0, 4 * d, 0, 1};
-    if (s == DLRN_OK) s = dlrn_dictionary_create(ctx, &same_desc, &identity);
-    if (s == DLRN_OK) s = dlrn_dictionary_create(ctx, &new_desc, &untrained);
+    if (s == DLRN_OK) s = dlrn_dictionary_create(ctx, &of_identity, &identity);
+    if (s == DLRN_OK) s = dlrn_dictionary_create(ctx, &of_untrained, &untrained);
     if (s == DLRN_OK) {
         const dlrn_dictionary *one[1] = {dlrn_trainer_dictionary(trainer)}, *same[1] = {identity};
         const dlrn_dictionary *new_one[1] = {untrained}, *two[2] = {one[0], identity};
-        printf("%-28s %8s %8s %8s %11s\n", "nats a token", "as it is", "spliced", "zero",
+        printf("%-28s %8s %8s %8s %11s\n", "nats a token", "original", "spliced", "zero",
                "recovered");
         s = report("identity", m, taps, &held, same, 1);
         if (s == DLRN_OK) s = report("trained", m, taps, &held, one, 1);
@@ -103,18 +97,18 @@ static dlrn_status compare(neox_model *m) {
     dlrn_dictionary_destroy(untrained);
     dlrn_dictionary_destroy(identity);
     dlrn_trainer_destroy(trainer);
-    neox_documents_free(&held);
-    neox_documents_free(&texts);
+    lm_documents_free(&held);
+    lm_documents_free(&texts);
     return s;
 }
 
 int main(int argc, char **argv) {
-    neox_model *m = NULL;
+    lm_model *m = NULL;
     dlrn_status s = dlrn_context_create(NULL, &ctx);
-    if (s == DLRN_OK) s = neox_load(ctx, argc > 1 ? argv[1] : "examples/data/tiny-neox", &m);
+    if (s == DLRN_OK) s = lm_load(ctx, argc > 1 ? argv[1] : "examples/data/tiny-neox", &m);
     if (s == DLRN_OK) s = compare(m);
     if (s != DLRN_OK) fprintf(stderr, "%s\n", dlrn_error(ctx));
-    neox_destroy(m);
+    lm_destroy(m);
     dlrn_context_destroy(ctx);
     return s != DLRN_OK;
 }

@@ -1,18 +1,21 @@
-/* 05_watch_training.c - watch a training run step by step, stop it in the middle, and go on with
-   the same bits.
+/* 05_watch_training.c - watch a training run step by step, save its state in the middle, and resume
+   from there with the same bits.
 
-       cc -O2 -fopenmp -I. examples/05_watch_training.c -o watch_training -lm && ./watch_training */
+       cc -O2 -fopenmp -I. examples/05_watch_training.c -o watch_training -lm
+       ./watch_training */
+#include <stdio.h>
+#include <string.h>
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
-#include <stdio.h>
 
+#define STATE "state.safetensors"
 enum { DIM = 32, ROWS = 8192, STEPS = 300, STATE_AT = 150, BINS = 10 };
 static float rows[ROWS * DIM]; /* [ROWS][DIM] */
 
 static void make_rows(void) {
     dlrn_rng rng = {5, 0, 0};
     for (int i = 0; i < ROWS; i++)
-        for (int k = 0; k < 3; k++) { /* three of 64 directions, the first ones more often */
+        for (int k = 0; k < 3; k++) { /* three of 64 directions, low numbers more often */
             uint64_t j = dlrn_rng_below(&rng, 1 + dlrn_rng_below(&rng, 64));
             dlrn_rng direction = {6, j, 0};
             for (int c = 0; c < DIM; c++) rows[i * DIM + c] += dlrn_rng_normal(&direction);
@@ -22,10 +25,10 @@ static void make_rows(void) {
 static dlrn_status open_buffer(dlrn_context *ctx, dlrn_buffer **buffer) {
     dlrn_source source;
     dlrn_buffer_config shuffle = dlrn_buffer_defaults();
-    shuffle.n_ctxs = ROWS, shuffle.ctx_len = 1, shuffle.in_batch_size = 1024,
-    shuffle.out_batch_size = 256;
-    dlrn_status s =
-        dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 0, &source); /* 0: without end */
+    shuffle.n_ctxs = ROWS, shuffle.ctx_len = 1;
+    shuffle.in_batch_size = 1024, shuffle.out_batch_size = 256;
+    const int epochs = 0; /* 0: repeat without end */
+    dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, epochs, &source);
     return s == DLRN_OK ? dlrn_buffer_create(ctx, &shuffle, &source, 1, buffer) : s;
 }
 
@@ -36,9 +39,9 @@ static dlrn_train_config settings(void) {
     return cfg;
 }
 
-/* Steps to the end of the run, telling every fiftieth; saves everything once in the middle if a
-   path is given. */
-static dlrn_status go_on(dlrn_trainer *t, const char *save_to) {
+/* Trains to the end of the run and prints every fiftieth step. With a path it saves the state once,
+   in the middle. */
+static dlrn_status train(dlrn_trainer *t, const char *save_to) {
     dlrn_train_stats stats;
     dlrn_status s = DLRN_OK;
     while ((s = dlrn_trainer_step(t, &stats)) == DLRN_OK) {
@@ -80,19 +83,18 @@ int main(void) {
     make_rows();
     dlrn_status s = dlrn_context_create(NULL, &ctx);
 
-    /* A whole run, whose state is saved on the way: weights, moments, counters, generator, unread
-       rows. */
+    /* One whole run. The state saved on the way is all that a run is: weights, moments, counters,
+       generator, unread rows. */
     if (s == DLRN_OK) s = open_buffer(ctx, &first);
     if (s == DLRN_OK) s = dlrn_trainer_create(ctx, &cfg, NULL, first, &whole);
-    if (s == DLRN_OK) s = go_on(whole, "build/tmp/state.safetensors");
+    if (s == DLRN_OK) s = train(whole, STATE);
 
-    /* Another process would do just this: the same source, the saved state. */
+    /* A second one from the same source and the saved state, as another process would do it. */
     if (s == DLRN_OK) s = open_buffer(ctx, &second);
-    if (s == DLRN_OK)
-        s = dlrn_trainer_resume(ctx, "build/tmp/state.safetensors", NULL, second, &resumed);
+    if (s == DLRN_OK) s = dlrn_trainer_resume(ctx, STATE, NULL, second, &resumed);
     if (s == DLRN_OK)
         printf("resumed after step %lld\n", (long long)dlrn_trainer_steps_done(resumed) - 1);
-    if (s == DLRN_OK) s = go_on(resumed, NULL);
+    if (s == DLRN_OK) s = train(resumed, NULL);
     if (s == DLRN_OK) {
         const dlrn_dictionary *a = dlrn_trainer_dictionary(whole),
                               *b = dlrn_trainer_dictionary(resumed);
@@ -103,6 +105,7 @@ int main(void) {
         s = print_histogram(b);
     }
     if (s != DLRN_OK) fprintf(stderr, "%s\n", dlrn_error(ctx));
+    remove(STATE);
     dlrn_trainer_destroy(resumed);
     dlrn_trainer_destroy(whole);
     dlrn_buffer_destroy(second);

@@ -1,11 +1,12 @@
 #!/bin/sh
-# demo.sh - the main job from end to end, as `make demo` runs it: text, activations, a dictionary, its table of figures.
+# demo.sh - from a text to a dictionary and its figures, as `make demo` runs it.
 #
-# Without settings the small model of examples/data/tiny-neox writes the text itself, by sampling; nothing is loaded
-# from elsewhere.
+# Without settings the small model of examples/data/tiny-neox writes the text itself, by sampling:
+# nothing is downloaded.
 #   make demo MODEL=DIR TEXT=FILE [SITE=mlp_out] [LAYER=0] [EXPANSION=8] [ROWS=200000]
-# does the same with any GPT-NeoX folder and a text (.jsonl, or .txt with blank lines between documents), of which one
-# document in twenty is held out for the figures. PENALTY= sets the sparsity penalty: larger is sparser.
+# does the same with a Hugging Face folder and a text (.jsonl, or .txt with blank lines between
+# documents); one document in twenty is held out for the figures. PENALTY= sets the sparsity penalty:
+# larger is sparser. Every command and its whole output are in build/demo/log.txt.
 set -eu
 
 SITE=${SITE:-mlp_out}
@@ -19,10 +20,15 @@ dl=$BUILD/dictlearn
 out=$BUILD/demo
 mkdir -p "$out"
 
-say() { printf '\n%s\n' "$*"; }
-run() { # shows a command, then runs it
-    printf '$ %s\n' "$*"
-    "$@"
+log=$out/log.txt
+: > "$log"
+quiet=
+[ -t 2 ] || quiet=--quiet # progress is for a terminal
+
+run() { # runs a command; its output goes to the log, and is left in $out/last.txt
+    printf '$ %s\n' "$*" >> "$log"
+    "$@" > "$out/last.txt"
+    cat "$out/last.txt" >> "$log"
 }
 
 # hold_out FILE TRAIN HELD: enough documents of FILE for the rows, every twentieth to HELD
@@ -41,7 +47,7 @@ hold_out() {
 if [ -n "${MODEL:-}" ] && [ -n "${TEXT:-}" ]; then
     suffix=${TEXT##*.}
     train=$out/train.$suffix held=$out/held.$suffix
-    say "1. The text $TEXT, one document in twenty held out"
+    echo "1. Holding out one document in twenty of $TEXT"
     hold_out "$TEXT" "$train" "$held"
 elif [ -n "${MODEL:-}${TEXT:-}" ]; then
     echo "demo: MODEL=DIR and TEXT=FILE go together" >&2
@@ -49,21 +55,29 @@ elif [ -n "${MODEL:-}${TEXT:-}" ]; then
 else
     MODEL=examples/data/tiny-neox
     train=$out/train.jsonl held=$out/held.jsonl
-    say "1. The model writes its own text: $((ROWS / 128)) documents to train on, 160 others to measure with"
-    run "$dl" generate --model "$MODEL" --tokens 128 --documents $((ROWS / 128 + 1)) --seed 1 --out "$train"
-    run "$dl" generate --model "$MODEL" --tokens 128 --documents 160 --seed 2 --out "$held"
+    documents=$((ROWS / 128 + 1))
+    echo "1. A small language model writes $documents documents to train on and 160 to evaluate on"
+    run "$dl" generate $quiet --model "$MODEL" --tokens 128 --documents $documents --seed 1 \
+        --out "$train"
+    run "$dl" generate $quiet --model "$MODEL" --tokens 128 --documents 160 --seed 2 --out "$held"
 fi
 
-say "2. A dictionary is trained on $SITE of layer $LAYER"
-run "$dl" train --model "$MODEL" --text "$train" --site "$SITE" --layer "$LAYER" --expansion "$EXPANSION" \
-    --batch-size $BATCH --steps $((ROWS / BATCH)) --lr 2e-3 --warmup-steps 50 --sparsity-penalty "$PENALTY" \
-    --n-ctxs 1600 --save-dir "$out/run"
+steps=$((ROWS / BATCH))
+echo "2. Training a dictionary on the activations of $SITE in layer $LAYER ($steps steps)"
+run "$dl" train $quiet --model "$MODEL" --text "$train" --site "$SITE" --layer "$LAYER" \
+    --expansion "$EXPANSION" --batch-size $BATCH --steps $steps --lr 2e-3 --warmup-steps 50 \
+    --sparsity-penalty "$PENALTY" --n-ctxs 1600 --save-dir "$out/run"
 
-say "3. It is measured on text that it was not trained on"
-run "$dl" eval --dict "$out/run" --model "$MODEL" --text "$held" --site "$SITE" --layer "$LAYER" --rows 16384 \
-    --histogram -
+echo "3. Evaluating it on documents that it was not trained on"
+run "$dl" eval $quiet --dict "$out/run" --model "$MODEL" --text "$held" --site "$SITE" \
+    --layer "$LAYER" --rows 16384 --histogram -
+grep -E '^ *(variance explained|L1|L0|alive|CE diff|CE recovered) ' "$out/last.txt" |
+    sed 's/^ */     /'
 
-say "4. What some of its features stand for"
-run "$dl" features --dict "$out/run" --model "$MODEL" --text "$held" --site "$SITE" --layer "$LAYER" --count 5
+echo "4. Some of its features, and the share of each token in what they fire on"
+run "$dl" features $quiet --dict "$out/run" --model "$MODEL" --text "$held" --site "$SITE" \
+    --layer "$LAYER" --count 5
+awk '/^feature/ { sub(/:.*/, ""); head = $0 }
+    /^  tokens/ { sub(/^  tokens */, ""); printf "     %-14s %s\n", head, $0 }' "$out/last.txt"
 
-say "The dictionary is in $out/run: ae.pt opens in PyTorch, too."
+echo "$out/run/ae.pt opens in PyTorch, too. Commands, histogram, contexts: $log"

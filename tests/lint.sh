@@ -4,9 +4,9 @@
 . tests/harness.sh
 dir=$BUILD/tmp/lint
 mkdir -p "$dir"
-sources=$(ls dictlearn.h examples/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] bench/*.[ch] 2> /dev/null)
+sources=$(ls dictlearn.h examples/*.c examples/*/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] bench/*.[ch] 2> /dev/null)
 scripts=$(ls Makefile .ci/run examples/*.sh tests/*.sh tests/fuzz/*.sh tests/*.py tests/golden/*.py
-    bench/*.py 2> /dev/null)
+    bench/*.py examples/*/*.py 2> /dev/null)
 printf '#include "dictlearn.h"\n' > "$dir/header.c"
 
 # ---- text

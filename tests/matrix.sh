@@ -167,7 +167,7 @@ done
 for compiler in gcc clang; do
     group="programs with $compiler"
     at_hand "$compiler" || continue
-    for program in examples/dictlearn.c examples/[0-9][0-9]_*.c bench/*.c; do
+    for program in examples/program/dictlearn.c examples/[0-9][0-9]_*.c bench/*.c; do
         cell "$compiler $program" "$compiler" -std=c99 $strict_c -fsyntax-only -I. -Iexamples "$program"
     done
     collect

@@ -61,6 +61,6 @@ grep -o '[0-9]* \(KiB \)*(`[A-Z_]*`)' SECURITY.md | tr -d '()`' > "$dir/factors"
 check "there are factors" test -s "$dir/factors"
 while read -r number unit name; do
     if [ "$unit" = KiB ]; then number="$number \\* 1024"; else name=$unit; fi
-    check "$name is $number" grep -Eq "\<$name = $number(,| |$)" tests/fuzz/fuzz.h examples/bpe.h
+    check "$name is $number" grep -Eq "\<$name = $number(,| |$)" tests/fuzz/fuzz.h examples/lm/bpe.h
 done < "$dir/factors"
 finish

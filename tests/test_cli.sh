@@ -17,7 +17,7 @@ done
 "$dl" train --help > "$d/out"
 says "train --help tells of the lock" "the folder of the run, locked meanwhile" "$d/out"
 says "and of the longest document" "documents of at most 16 MB" "$d/out"
-sets=$(sed -n 's/^ *const char \*kernels; \/\* "auto" | \(.*\);$/\1/p' dictlearn.h | tr -d '"|')
+sets=$(sed -n '/^ *const char \*kernels; /,/\*\/$/p' dictlearn.h | grep -o '"[a-z0-9]*"' | tr -d '"')
 check "dictlearn.h lists kernels" test -n "$sets"
 for set in $sets; do
     says "and of the kernels $set" "[ (]$set\\b" "$d/out"
@@ -290,4 +290,15 @@ says "as are threads" '"threads": [0-9]*, "kernels": "[a-z0-9]*"' "$d/init/confi
 status "--init of another size" 1 $init --dict-size 100 --save-dir "$d/none"
 says "is named" "^dictlearn: $D: expected a dictionary of width 128 with 100 features, found 128, 256" "$d/err"
 absent "and nothing is made" "$d/none"
+# OpenMP's threads sleep while they wait, unless the user has chosen otherwise. libgomp shows its settings when it starts.
+policy() { # policy NAME=VALUE...: the last one that a run shows; nothing where OpenMP shows none
+    env -u OMP_WAIT_POLICY OMP_DISPLAY_ENV=true "$@" "$dl" --version 2>&1 | sed -n "s/.*OMP_WAIT_POLICY = '\(.*\)'/\1/p" |
+        tail -n 1
+}
+if [ "$(policy OMP_WAIT_POLICY=active)" = ACTIVE ]; then
+    check_equal "threads sleep" PASSIVE "$(policy)"
+    check_equal "unless the user wants them to spin" ACTIVE "$(policy OMP_WAIT_POLICY=active)"
+else
+    skip "threads sleep" "OpenMP does not show its settings"
+fi
 finish

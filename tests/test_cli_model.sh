@@ -44,7 +44,7 @@ status "activations" 0 "$dl" activations --model $tiny --text "$d/a.jsonl" $site
 status "its shape" 0 "$dl" inspect "$d/x.npy"
 says "is rows and width" "\[100, 128\]" "$d/out"
 status "unknown site" 2 "$dl" activations --model $tiny --text "$d/a.jsonl" --site mlp --layer 0 --out "$d/y.npy"
-says "is named" "expected embed, resid_out" "$d/err"
+says "is named" "expected embed, attn_in" "$d/err"
 status "no layer" 2 "$dl" activations --model $tiny --text "$d/a.jsonl" --site mlp_out --out "$d/y.npy"
 status "logits" 0 "$dl" logits --model $tiny --text "$d/two.txt" --out "$d/l.npy"
 status "their shape" 0 "$dl" inspect "$d/l.npy"
@@ -86,7 +86,7 @@ says "its shape" '"family": "GPTNeoX", "hidden_size": 128, "layers": 6' "$d/out"
 
 # ---- Wrong usage
 model="--model $tiny --text $d/a.jsonl"
-wrong "a site that is none" "expected embed, resid_out" "$dl" eval --dict "$d/whole" $model --site foo --layer 0
+wrong "a site that is none" "expected embed, attn_in" "$dl" eval --dict "$d/whole" $model --site foo --layer 0
 wrong "an io that is none" "expected in, out or in_to_out" "$dl" activations $model $site --io foo --out "$d/y.npy"
 wrong "features that are no numbers" "numbers with commas between" $features --features 0,x
 wrong "text in .txt" "ending in .jsonl" $generate --out "$d/a.txt"

@@ -142,18 +142,13 @@ TEST(weights_are_borrowed_from_memory) {
 /* After its first batches an encoder with reused codes takes no memory. */
 static int64_t allocations;
 
-static void *counting_alloc(size_t size, void *user) {
+static void *counting_alloc(void *user, size_t size) {
     (void)user;
     allocations++;
     return malloc(size);
 }
 
-static void *counting_realloc(void *p, size_t size, void *user) {
-    (void)user;
-    return realloc(p, size);
-}
-
-static void counting_free(void *p, void *user) {
+static void counting_release(void *user, void *p) {
     (void)user;
     free(p);
 }
@@ -164,7 +159,7 @@ TEST(an_encoder_allocates_nothing_after_its_first_batches) {
                                            "IdentityDict"};
     static float x[N * D], x_hat[N * D];
     for (int with = 0; with < 8; with++) {
-        dlrn_context_config cfg = dlrn_context_defaults();
+        dlrn_context_config cfg = {0};
         dlrn_context *counted = NULL;
         dlrn_dictionary_desc desc = {families[with / 2], D, 0, F, with / 2 == 1 ? 9 : 0, 5};
         dlrn_dictionary *dict = NULL;
@@ -172,7 +167,8 @@ TEST(an_encoder_allocates_nothing_after_its_first_batches) {
         dlrn_sparse codes = {0};
         dlrn_rng rng = {7, 7, 0};
         const int64_t rows = with % 2 ? 1 : N;
-        cfg.malloc = counting_alloc, cfg.realloc = counting_realloc, cfg.free = counting_free;
+        cfg.alloc = counting_alloc;
+        cfg.release = counting_release;
         CHECK_STATUS(dlrn_context_create(&cfg, &counted), DLRN_OK);
         CHECK_OK(counted, dlrn_dictionary_create(counted, &desc, &dict));
         CHECK_OK(counted, dlrn_encoder_create(dict, &e));

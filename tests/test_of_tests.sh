@@ -15,7 +15,7 @@ export DICTLEARN_SHARED="${DICTLEARN_SHARED:-$root/../shared}" OMP_NUM_THREADS=1
 # place NAME: a place to work in: the headers and programs as they are, and the folders that the tests look into.
 place() {
     mkdir -p "$dir/$1/include"
-    cp dictlearn.h examples/*.[ch] "$dir/$1/include"
+    cp -R dictlearn.h examples/lm examples/program "$dir/$1/include"
     ln -s "$root/tests" "$root/examples" "$dir/$1"
 }
 
@@ -46,7 +46,7 @@ change() {
         }
         name != "-" && /^}/ { inside = 0 }
         { print }
-        END { exit found != 1 }' "$root/$1" > changed && mv changed "$(basename "$1")"
+        END { exit found != 1 }' "$root/$1" > changed && mv changed "${1#examples/}"
 }
 
 # ---- The tests themselves: they must pass with the headers as they are, or a fault would prove nothing ----

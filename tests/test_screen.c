@@ -154,7 +154,8 @@ static void compare_all(int64_t d, unsigned kinds, uint64_t seed) {
             fill_all(scalar, same, x, kinds, seed);
             encode_with(ctx, screen, same, x, &got);
             CHECK_MSG(same_codes(&want, &got), "%s, %s, d %d, kinds %#x, seed %d",
-                      dlrn_info(ctx).kernels, screen ? screen->name : "dense", (int)d, kinds, (int)seed);
+                      dlrn_info(ctx).kernels, screen ? screen->name : "dense", (int)d, kinds,
+                      (int)seed);
             dlrn_sparse_free(&got);
             dlrn_dictionary_destroy(same);
             dlrn_context_destroy(ctx);
@@ -365,8 +366,8 @@ TEST(prepared_the_same_bits) {
                     CHECK_OK(scalar, dlrn_encode(plain, x, counts[c], want));
                     CHECK_OK(ctx, dlrn_encoder_run(e, x, counts[c], got, NULL, NULL));
                     CHECK_MSG(same_floats(want, got, counts[c] * FEATURES),
-                              "%s, %s, %d rows, seed %d", formulas[formula_of], dlrn_info(ctx).kernels,
-                              (int)counts[c], (int)seed);
+                              "%s, %s, %d rows, seed %d", formulas[formula_of],
+                              dlrn_info(ctx).kernels, (int)counts[c], (int)seed);
                 }
             }
             dlrn_encoder_destroy(e);

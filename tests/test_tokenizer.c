@@ -5,7 +5,7 @@
 #include "dictlearn.h"
 
 #define BPE_IMPLEMENTATION
-#include "bpe.h"
+#include "lm/bpe.h"
 #include "tests/test.h"
 
 #define TINY "examples/data/tiny-neox"

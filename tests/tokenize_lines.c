@@ -6,7 +6,7 @@
 #define BPE_IMPLEMENTATION
 #include "dictlearn.h"
 
-#include "bpe.h"
+#include "lm/bpe.h"
 
 static dlrn_status write_line(bpe_tokenizer *tok, const char *text, int64_t bytes, bpe_ids *ids,
                               bpe_text *back) {

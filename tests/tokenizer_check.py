@@ -1,4 +1,4 @@
-"""Token ids of examples/bpe.h against Hugging Face's tokenizers: `$(PYTHON) tests/tokenizer_check.py build`.
+"""Token ids of examples/lm/bpe.h against Hugging Face's tokenizers: `$(PYTHON) tests/tokenizer_check.py build`.
 
 Small tokenizers of many forms are written under build/tmp, and strings that go wrong easily are encoded with each of
 them on both sides. Seeded, so that a difference comes back.
@@ -57,8 +57,8 @@ LONG = ["a" * 10000, "ab" * 5000, "the" * 3333, " " * 10000, "🦙" * 2500, "1" 
 
 @functools.cache
 def same_tables():
-    """Whether examples/unicode_tables.h was written by this version of Unicode."""
-    return f"Unicode {unicodedata.unidata_version}:" in pathlib.Path("examples/unicode_tables.h").read_text()[:60]
+    """Whether examples/lm/unicode_tables.h was written by this version of Unicode."""
+    return f"Unicode {unicodedata.unidata_version}:" in pathlib.Path("examples/lm/unicode_tables.h").read_text()[:60]
 
 
 def known_characters():

@@ -6,12 +6,8 @@
 
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
-#define BPE_IMPLEMENTATION
-#define DOCUMENTS_IMPLEMENTATION
-#define GPTNEOX_IMPLEMENTATION
-#include "bpe.h"
-#include "documents.h"
-#include "gptneox.h"
+#define LM_IMPLEMENTATION
+#include "lm/lm.h"
 #include "tests/bytes.h"
 #include "tests/starve.h"
 

@@ -292,26 +292,26 @@ static void fuzz_checkpoint(const unsigned char *data, size_t size) {
 static void fuzz_model(const unsigned char *data, size_t size) {
     size_t first, n;
     const unsigned char *weights;
-    neox_model *m = NULL;
+    lm_model *m = NULL;
     fuzz_halves(data, size, &first, &weights, &n);
     fuzz_write("config.json", data, first);
     fuzz_write("model.safetensors", weights, n);
     fuzz_allow(size, 2 * FUZZ_TREE, 16 * FUZZ_LITTLE);
-    dlrn_status s = neox_load(ctx, fuzz_folder(), &m);
+    dlrn_status s = lm_load(ctx, fuzz_folder(), &m);
     CHECK((s == DLRN_OK) == (m != NULL));
     if (m) {
-        const neox_config *c = neox_config_of(m);
+        const lm_config *c = lm_config_of(m);
         const int64_t tokens = c->positions < 3 ? c->positions : 3, start[2] = {0, tokens};
         const int32_t id[3] = {0, (int32_t)(c->vocab - 1), (int32_t)(c->vocab / 2)};
-        const neox_batch batch = {id, start, 1};
+        const lm_batch batch = {id, start, 1};
         CHECK(c->dim > 0 && c->layers > 0 && c->heads > 0 && c->head_dim * c->heads == c->dim &&
               c->vocab > 0);
-        CHECK(c->rotary >= 0 && c->rotary <= c->head_dim && c->rotary % 2 == 0);
-        s = neox_run(m, &batch, NULL, 0, NULL, NULL, 1);
+        CHECK(c->rope.dims >= 0 && c->rope.dims <= c->head_dim && c->rope.dims % 2 == 0);
+        s = lm_run(m, &batch, NULL, 0, NULL, NULL, 1);
         if (s == DLRN_OK) {
             float *logits = (float *)malloc((size_t)(tokens * c->vocab) * sizeof *logits);
             CHECK(logits != NULL);
-            CHECK_OK(ctx, neox_logits(m, 0, tokens, logits));
+            CHECK_OK(ctx, lm_logits(m, 0, tokens, logits));
             free(logits);
         }
     }
@@ -319,6 +319,6 @@ static void fuzz_model(const unsigned char *data, size_t size) {
     if (s != DLRN_OK)
         fuzz_refused(s,
                      strstr(dlrn_error(ctx), "config.json") ? "config.json" : "model.safetensors");
-    neox_destroy(m);
+    lm_destroy(m);
 }
 #endif /* DICTLEARN_FUZZ_TARGETS_H */

@@ -6,16 +6,16 @@
        #define BPE_IMPLEMENTATION
        #include "bpe.h"
 
-   A text goes through five stages, the ones that the file describes: added tokens are cut out of
-   the raw text; what is between them is normalised; added tokens that are looked for in normalised
-   text are cut out; the rest is split into words (GPT-2's pattern and its kin); the bytes of each
-   word are merged, the pair of lowest rank first. Ids equal those of the `tokenizers` library's
-   encode(text, add_special_tokens=False); the file's truncation, padding and post_processor play no
-   part. Anything else in the file that is not done here is an error that names it.
+   A text passes five stages, as the file describes them: added tokens are cut out of the raw text;
+   what is between them is normalised; added tokens to be found in normalised text are cut out; the
+   rest is split into words (GPT-2's pattern and its relatives); the bytes of each word are merged,
+   the pair of lowest rank first. The ids equal those of the `tokenizers` library's encode(text,
+   add_special_tokens=False); truncation, padding and post_processor in the file are ignored.
+   Anything else in the file that is not supported is an error that names it.
 
-   Text should be UTF-8. A byte that is not is a character of its own that is neither letter, number
-   nor space, and is encoded as itself. Characters younger than that library's tables of Unicode may
-   be classed differently.
+   Text should be UTF-8. A byte that is not counts as a character that is neither letter, number nor
+   space, and is encoded as itself. Characters newer than that library's tables of Unicode may be
+   classified differently.
 
    CONTENTS
    >>interface  >>unicode  >>normalise  >>split  >>merge  >>added  >>encode  >>load
@@ -36,7 +36,7 @@
 
 typedef struct bpe_tokenizer bpe_tokenizer;
 
-/* Results that grow. Zero-initialise; each call replaces what they hold; bytes[count] is 0. */
+/* Results that grow. Zero-initialise. Each call replaces their contents. bytes[count] is 0. */
 typedef struct bpe_ids {
     int32_t *id;
     int64_t count, capacity;
@@ -53,15 +53,15 @@ BPE_API void bpe_text_free(bpe_text *v);
 /* path: tokenizer.json, or the folder that holds it. */
 BPE_API dlrn_status bpe_load(dlrn_context *ctx, const char *path, bpe_tokenizer **out);
 BPE_API void bpe_destroy(bpe_tokenizer *t); /* NULL is fine */
-/* No special tokens are put around the text; those that stand in it are recognised. */
+/* Adds no special tokens around the text; recognises those within it. */
 BPE_API dlrn_status bpe_encode(bpe_tokenizer *t, const char *text, int64_t bytes, bpe_ids *out);
-/* The bytes that the ids stand for, special tokens included; not UTF-8 if a character was cut. */
+/* The bytes of the ids, special tokens included. Not UTF-8 if the ids cut a character. */
 BPE_API dlrn_status bpe_decode(bpe_tokenizer *t, const int32_t *ids, int64_t n, bpe_text *out);
 
 BPE_API int64_t bpe_vocab_size(const bpe_tokenizer *t); /* largest id + 1 */
 BPE_API int32_t bpe_token_id(const bpe_tokenizer *t,
                              const char *name); /* as the file writes it; -1: none */
-/* The bytes a token stands for, closed with 0; NULL: no such id. */
+/* The bytes of a token, closed with a 0. NULL: no such id. */
 BPE_API const char *bpe_token_bytes(const bpe_tokenizer *t, int32_t id, int64_t *bytes);
 
 #endif /* BPE_H */
@@ -72,6 +72,7 @@ BPE_API const char *bpe_token_bytes(const bpe_tokenizer *t, int32_t id, int64_t 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "grow.h"
 #include "unicode_tables.h"
 
 #define BPE_TRY(call)                                                                              \
@@ -82,7 +83,7 @@ BPE_API const char *bpe_token_bytes(const bpe_tokenizer *t, int32_t id, int64_t 
 
 #define BPE_COUNT(table) ((int64_t)(sizeof(table) / sizeof *(table)))
 
-/* One way of changing a text before it is cut. */
+/* A way to normalise a text. */
 typedef enum bpe_form {
     BPE_NFC,
     BPE_NFD,
@@ -100,7 +101,7 @@ typedef struct bpe_change {
     const dlrn_json *sought, *put; /* Replace: both; Prepend: `put` */
 } bpe_change;
 
-/* One way of cutting a text into pieces. */
+/* A way to split a text. */
 typedef enum bpe_pattern {
     BPE_WHOLE,            /* ByteLevel without its pattern     */
     BPE_GPT2,             /* ByteLevel, and Split by its text  */
@@ -118,8 +119,8 @@ typedef struct bpe_step {
     int prefix_space; /* ByteLevel's add_prefix_space */
 } bpe_step;
 
-/* Steps of either kind; bytes that Prepend and Replace may put, and of an added token; how many
-   times as long a text may become: they bound what it costs. */
+/* Limits, so that a hostile file cannot make a text expensive: steps of either kind; bytes that
+   Prepend and Replace may insert; bytes of an added token; the factor by which a text may grow. */
 enum { BPE_MOST_STEPS = 8, BPE_MOST_PUT = 64, BPE_MOST_ADDED = 1024, BPE_MOST_GROWTH = 1024 };
 
 typedef struct bpe_added {
@@ -175,26 +176,9 @@ struct bpe_tokenizer {
     bpe_ids *out;
 };
 
-/* Room for `need` elements in the block that the pointer at `slot` names; the first `used` are
-   kept. */
-static dlrn_status bpe_widen(dlrn_context *ctx, void *slot, int64_t *cap, int64_t used,
-                             int64_t need, size_t size) {
-    void *old, *wide;
-    if (need <= *cap) return DLRN_OK;
-    int64_t room = need + need / 2 + 64;
-    wide = dlrn_alloc(ctx, room, size);
-    if (!wide) return DLRN_ERR_MEMORY;
-    memcpy(&old, slot, sizeof old);
-    if (used) memcpy(wide, old, (size_t)used * size);
-    dlrn_free(ctx, old);
-    memcpy(slot, &wide, sizeof wide);
-    *cap = room;
-    return DLRN_OK;
-}
-
 static dlrn_status bpe_put(dlrn_context *ctx, bpe_text *t, const char *bytes, int64_t n) {
     t->ctx = ctx;
-    BPE_TRY(bpe_widen(ctx, &t->bytes, &t->capacity, t->count, t->count + n + 1, 1));
+    BPE_TRY(lm_grow(ctx, &t->bytes, &t->capacity, t->count, t->count + n + 1, 1));
     if (n) memcpy(t->bytes + t->count, bytes, (size_t)n);
     t->count += n;
     t->bytes[t->count] = 0;
@@ -203,7 +187,7 @@ static dlrn_status bpe_put(dlrn_context *ctx, bpe_text *t, const char *bytes, in
 
 static dlrn_status bpe_put_id(dlrn_context *ctx, bpe_ids *v, int32_t id) {
     v->ctx = ctx;
-    BPE_TRY(bpe_widen(ctx, &v->id, &v->capacity, v->count, v->count + 1, sizeof *v->id));
+    BPE_TRY(lm_grow(ctx, &v->id, &v->capacity, v->count, v->count + 1, sizeof *v->id));
     v->id[v->count++] = id;
     return DLRN_OK;
 }
@@ -223,8 +207,8 @@ BPE_API void bpe_text_free(bpe_text *v) {
 
 enum { BPE_RAW = 0x110000 }; /* a byte b that is not part of a character is code BPE_RAW + b */
 
-/* Length of the character at text [0, n), n > 0; its code. Overlong forms and surrogates are not
-   characters. */
+/* Length and code of the character at text [0, n), n > 0. Overlong forms and surrogates are not
+   characters but single bytes. */
 static int64_t bpe_char(const char *text, int64_t n, uint32_t *code) {
     static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
     const unsigned char *s = (const unsigned char *)text;
@@ -260,8 +244,8 @@ static int64_t bpe_write_char(uint32_t c, char *out) {
     return length;
 }
 
-/* The last of a table's n rows (`width` numbers each) whose first number, less its low bits, is not
-   above c; row 0 if none is. The first numbers ascend. */
+/* Binary search: the last of a table's n rows (`width` numbers each, the first ascending) whose
+   first number, without its low bits, is at most c; row 0 if none is. */
 static int64_t bpe_row(const uint32_t *table, int64_t n, int64_t width, int bits, uint32_t c) {
     int64_t low = 0, high = n;
     while (high - low > 1) {
@@ -344,7 +328,7 @@ static uint32_t bpe_combining(uint32_t c) {
            255;
 }
 
-/* The parts of c, in unicode_parts' form; NULL: it is one piece. */
+/* The decomposition of c, as unicode_parts has it; NULL: none. */
 static const uint32_t *bpe_parts(uint32_t c) {
     if (c < unicode_blocks[0][0] || c >= BPE_RAW) return NULL;
     int64_t low = bpe_row(unicode_blocks[0], BPE_COUNT(unicode_blocks) - 1, 2, 0,
@@ -357,7 +341,7 @@ static const uint32_t *bpe_parts(uint32_t c) {
 
 static dlrn_status bpe_put_code(bpe_tokenizer *t, uint32_t c) {
     BPE_TRY(
-        bpe_widen(t->ctx, &t->codes, &t->codes_cap, t->n_codes, t->n_codes + 1, sizeof *t->codes));
+        lm_grow(t->ctx, &t->codes, &t->codes_cap, t->n_codes, t->n_codes + 1, sizeof *t->codes));
     t->codes[t->n_codes++] = c;
     return DLRN_OK;
 }
@@ -378,7 +362,7 @@ static dlrn_status bpe_decompose(bpe_tokenizer *t, uint32_t c, int compatible) {
     }
 }
 
-/* Marks [n] into the order of their classes; stable, and no slower for many. copy: scratch [n]. */
+/* Sorts marks [n] by combining class: stable, in linear time. copy: scratch [n]. */
 static void bpe_sort_marks(uint32_t *marks, int64_t n, uint32_t *copy) {
     int64_t place[257] = {0};
     memcpy(copy, marks, (size_t)n * sizeof *marks);
@@ -389,7 +373,7 @@ static void bpe_sort_marks(uint32_t *marks, int64_t n, uint32_t *copy) {
 
 static dlrn_status bpe_reorder(bpe_tokenizer *t) {
     int64_t n = t->n_codes;
-    BPE_TRY(bpe_widen(t->ctx, &t->codes, &t->codes_cap, n, 2 * n, sizeof *t->codes));
+    BPE_TRY(lm_grow(t->ctx, &t->codes, &t->codes_cap, n, 2 * n, sizeof *t->codes));
     for (int64_t from = 0, to; from < n; from = to) {
         to = from;
         while (to < n && bpe_combining(t->codes[to])) to++;
@@ -399,7 +383,7 @@ static dlrn_status bpe_reorder(bpe_tokenizer *t) {
     return DLRN_OK;
 }
 
-/* What first and second compose to, or 0. */
+/* The composition of first and second, or 0. */
 static uint32_t bpe_composed(uint32_t first, uint32_t second) {
     if (first >= BPE_L && first < BPE_L + BPE_LS && second >= BPE_V && second < BPE_V + BPE_VS)
         return BPE_S + ((first - BPE_L) * BPE_VS + (second - BPE_V)) * BPE_TS;
@@ -426,8 +410,7 @@ static uint32_t bpe_composed(uint32_t first, uint32_t second) {
 static void bpe_compose(bpe_tokenizer *t) {
     int64_t starter = -1, out = 0;
     uint32_t last = 0,
-             *codes =
-                 t->codes; /* last: combining class of what stands between the starter and here */
+             *codes = t->codes; /* last: combining class of the character before this one */
     for (int64_t i = 0; i < t->n_codes; i++) {
         uint32_t order = bpe_combining(codes[i]);
         int blocked = starter < 0 || (out - 1 > starter && (last >= order || last == 0));
@@ -454,7 +437,7 @@ static dlrn_status bpe_lower(bpe_tokenizer *t, uint32_t c) {
     return bpe_put_code(t, inside ? run[3] + (c - run[0]) : c);
 }
 
-/* t->normal to t->changed, by characters. */
+/* Changes t->normal to t->changed, character by character. */
 static dlrn_status bpe_change_codes(bpe_tokenizer *t, bpe_form form) {
     const char *s = t->normal.bytes;
     int64_t n = t->normal.count;
@@ -474,7 +457,7 @@ static dlrn_status bpe_change_codes(bpe_tokenizer *t, bpe_form form) {
     return DLRN_OK;
 }
 
-/* t->normal to t->changed: what stands at its ends is cut, put before it, or replaced in it. */
+/* Changes t->normal to t->changed: strips its ends, prepends a text, or replaces one. */
 static dlrn_status bpe_change_text(bpe_tokenizer *t, const bpe_change *how) {
     const char *s = t->normal.bytes, *end = s + t->normal.count;
     if (how->form == BPE_STRIP) {
@@ -496,8 +479,8 @@ static dlrn_status bpe_change_text(bpe_tokenizer *t, const bpe_change *how) {
     return DLRN_OK;
 }
 
-/* Whether this form leaves the text as it is, by its bytes: ASCII, and what begins below 0xCC
-   (U+0300) in NFC. */
+/* Whether the form cannot change the text, judged by its bytes: it is ASCII, or for NFC all below
+   0xCC (U+0300). */
 static int bpe_unchanged(bpe_form form, const char *s, int64_t n) {
     unsigned char limit = form == BPE_NFC ? 0xCC : 0x80;
     if (form > BPE_NFKD) return 0;
@@ -505,7 +488,7 @@ static int bpe_unchanged(bpe_form form, const char *s, int64_t n) {
     return n == 0;
 }
 
-/* text to t->normal. */
+/* Normalises a text into t->normal. */
 static dlrn_status bpe_normalise(bpe_tokenizer *t, const char *text, int64_t n) {
     t->normal.count = 0;
     BPE_TRY(bpe_put(t->ctx, &t->normal, text, n));
@@ -525,8 +508,8 @@ static dlrn_status bpe_normalise(bpe_tokenizer *t, const char *text, int64_t n) 
 
 /* ------------------------------------------------------------------------------------------ */
 // >>split
-/* Each pattern is a function that measures the piece at the start of a text; *drop: it is between
-   the pieces. */
+/* Each pattern is a function that measures the piece at the start of a text. *drop: the piece only
+   separates others. */
 
 /* 's 't 're 've 'm 'll 'd; 0: none of them. */
 static int64_t bpe_contraction(const char *s, int64_t n, int any_case) {
@@ -580,7 +563,8 @@ static int64_t bpe_piece_llama3(const char *s, int64_t n, int64_t digits) {
     return end > 0 ? end : bpe_space_piece(s, n);
 }
 
-/* Up to `most` characters of these classes, or else all that are of none of them. */
+/* Up to `most` characters of these classes, or, if there are none, all that are of other classes.
+   */
 static int64_t bpe_piece_of(const char *s, int64_t n, int classes, int64_t most) {
     int64_t end = bpe_span(s, n, 0, classes, most);
     return end > 0 ? end : bpe_span(s, n, 0, BPE_ALL & ~classes, n);
@@ -632,8 +616,8 @@ static int bpe_sooner(bpe_candidate a, bpe_candidate b) {
     return a.rank != b.rank ? a.rank < b.rank : a.at < b.at;
 }
 
-/* A pair that may merge joins the heap: least rank on top, of equals the leftmost. bpe_merge_word
-   made room. */
+/* Pushes the pair at `at` if it can merge. Lowest rank on top, of equal ones the leftmost. There is
+   room: see bpe_merge_word. */
 static void bpe_push(bpe_tokenizer *t, int32_t at) {
     int32_t after = t->symbols[at].after;
     if (after < 0) return;
@@ -659,7 +643,7 @@ static bpe_candidate bpe_pop(bpe_tokenizer *t) {
     return top;
 }
 
-/* The candidate's pair becomes one symbol, if it is still what it was when it was pushed. */
+/* Merges the candidate's pair, unless it has changed since it was pushed. */
 static void bpe_join(bpe_tokenizer *t, bpe_candidate c) {
     bpe_symbol *s = &t->symbols[c.at];
     if (s->id < 0 || s->after < 0) return;
@@ -674,14 +658,14 @@ static void bpe_join(bpe_tokenizer *t, bpe_candidate c) {
     bpe_push(t, c.at);
 }
 
-/* The bytes of a word as tokens. A word is its bytes' tokens, merged until no pair has a rank. */
+/* The tokens of a word: those of its bytes, merged until no pair has a rank. */
 static dlrn_status bpe_merge_word(bpe_tokenizer *t, const char *word, int64_t n) {
     int32_t count = 0;
     if (n > INT32_MAX / 4)
         return dlrn_fail(t->ctx, DLRN_ERR_VALUE, "%s: a word of %lld bytes", t->path, (long long)n);
-    BPE_TRY(bpe_widen(t->ctx, &t->symbols, &t->symbols_cap, 0, n, sizeof *t->symbols));
-    BPE_TRY(bpe_widen(t->ctx, &t->heap, &t->heap_cap, 0, 3 * n,
-                      sizeof *t->heap)); /* a merge pushes two at most */
+    BPE_TRY(lm_grow(t->ctx, &t->symbols, &t->symbols_cap, 0, n, sizeof *t->symbols));
+    BPE_TRY(lm_grow(t->ctx, &t->heap, &t->heap_cap, 0, 3 * n,
+                    sizeof *t->heap)); /* a merge pushes two at most */
     int in_unknown = 0;
     for (int64_t i = 0; i < n; i++) {
         int32_t id = t->byte_id[(unsigned char)word[i]];
@@ -702,8 +686,7 @@ static dlrn_status bpe_merge_word(bpe_tokenizer *t, const char *word, int64_t n)
     return DLRN_OK;
 }
 
-/* GPT-2's alphabet of bytes: printable ones stand for themselves, the others are the codes from 256
-   on. */
+/* GPT-2's alphabet of bytes: printable ones are themselves, the others the codes from 256 on. */
 static uint32_t bpe_byte_code(int b) {
     uint32_t moved = 256;
     if ((b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174) return (uint32_t)b;
@@ -712,8 +695,8 @@ static uint32_t bpe_byte_code(int b) {
     return moved;
 }
 
-/* FNV-1a from a start that a file cannot know: else it could give all its tokens one place in the
-   table. */
+/* FNV-1a, seeded with an address, which a file cannot know: otherwise it could place all its tokens
+   in one slot. */
 static uint64_t bpe_hash_text(const bpe_tokenizer *t, const char *s, int64_t n) {
     uint64_t h = bpe_hash(0xCBF29CE484222325u, (uint64_t)(uintptr_t)t->slots);
     for (int64_t i = 0; i < n; i++) h = (h ^ (unsigned char)s[i]) * 0x100000001B3u;
@@ -747,7 +730,7 @@ static dlrn_status bpe_word_ids(bpe_tokenizer *t, const char *word, int64_t n) {
     return bpe_merge_word(t, word, n);
 }
 
-/* The text from step i on. */
+/* Splits a text by step i and the following ones, and encodes the words. */
 static dlrn_status bpe_split(bpe_tokenizer *t, int i, const char *s, int64_t n) {
     if (i == t->n_steps) return bpe_word_ids(t, s, n);
     if (t->step[i].prefix_space && n > 0 && s[0] != ' ') {
@@ -805,10 +788,10 @@ static int bpe_stands_alone(const char *s, int64_t n, int64_t from, int64_t to) 
 
 typedef dlrn_status (*bpe_between)(bpe_tokenizer *t, const char *s, int64_t n);
 
-/* Added tokens to the output, what lies between them to `between`. The search goes on right behind
-   a token, also if it takes spaces to its right: one that stands in these is a token still, unless
-   it takes spaces to its left itself; then it begins where they end, and if nothing of it is left
-   there, it is dropped with them. */
+/* Appends added tokens to the output and hands what is between them to `between`. As in
+   `tokenizers`, the search continues right behind a token even if it takes the spaces to its right
+   (rstrip): a token within those spaces still counts, unless it takes spaces to its left (lstrip);
+   then it begins where they end, and is dropped if nothing of it is left. */
 static dlrn_status bpe_cut_added(bpe_tokenizer *t, const char *s, int64_t n, int normalized,
                                  bpe_between between) {
     int64_t done = 0, spaces = 0; /* spaces: where the last run of them that was looked at ends */
@@ -888,7 +871,7 @@ static int bpe_is(const dlrn_json *j, dlrn_json_type type) {
     return j && j->type == type;
 }
 
-/* Text of the file as an error quotes it: short, whole characters, on one line. */
+/* Quotes a text of the file for an error: short, whole characters, on one line. */
 static void bpe_quote_text(char *out, int64_t room, const char *s, int64_t n) {
     int64_t k = 0, i = 0, length;
     for (uint32_t c; i < n; i += length) {
@@ -936,7 +919,7 @@ static dlrn_status bpe_bad_entry(bpe_tokenizer *t, const char *expected, const d
     return bpe_bad(t, name, expected, entry);
 }
 
-/* A switch of the file: true, false, or what stands for it if it is not given. */
+/* Reads true or false; `otherwise` if the key is missing. */
 static dlrn_status bpe_flag(bpe_tokenizer *t, const dlrn_json *object, const char *where,
                             const char *key, int otherwise, int *out) {
     char name[96];
@@ -960,8 +943,8 @@ static int64_t bpe_table_mask(int64_t n) { /* half empty */
 
 /* ---- the vocabulary */
 
-/* One more than the largest id. Ids may have gaps, but memory must not follow from one number of
-   the file. */
+/* The largest id plus one. Ids may have gaps, but one number in the file must not decide how much
+   memory is taken. */
 static dlrn_status bpe_count_ids(bpe_tokenizer *t, const dlrn_json *vocab, const dlrn_json *added) {
     double most = -1, tokens = (double)vocab->count + (added ? (double)added->count : 0);
     for (const dlrn_json *j = vocab->first; j; j = j->next)
@@ -979,8 +962,8 @@ static dlrn_status bpe_count_ids(bpe_tokenizer *t, const dlrn_json *vocab, const
     return DLRN_OK;
 }
 
-/* The bytes that a token's text stands for: if it is of the bytes' alphabet; else its own. Returns
-   how many. */
+/* Translates a token's text from the alphabet of bytes; copies it if it has other characters.
+   Returns the number of bytes. */
 static int64_t bpe_token_text(const char *s, int64_t n, const int *back, char *out) {
     int64_t count = 0;
     for (int64_t i = 0; i < n;) {
@@ -1084,7 +1067,7 @@ static dlrn_status bpe_load_merges(bpe_tokenizer *t, const dlrn_json *merges) {
     return DLRN_OK;
 }
 
-/* The token of each byte, and what stands for a byte that has none. */
+/* The token of each byte, and of bytes that have none. */
 static dlrn_status bpe_load_bytes(bpe_tokenizer *t, const dlrn_json *model) {
     const dlrn_json *unknown = dlrn_json_get(model, "unk_token"),
                     *fallback = dlrn_json_get(model, "byte_fallback");
@@ -1127,7 +1110,7 @@ static dlrn_status bpe_load_model(bpe_tokenizer *t, const dlrn_json *model) {
 
 /* ---- the normaliser */
 
-/* What Replace looks for and puts, or Prepend puts. */
+/* Reads what Replace seeks and inserts, or Prepend inserts. */
 static dlrn_status bpe_load_put(bpe_tokenizer *t, const dlrn_json *n, bpe_change *how) {
     how->put = dlrn_json_get(n, how->form == BPE_PREPEND ? "prepend" : "content");
     if (!bpe_is(how->put, DLRN_JSON_STRING) || how->put->text_len > BPE_MOST_PUT)
@@ -1140,8 +1123,8 @@ static dlrn_status bpe_load_put(bpe_tokenizer *t, const dlrn_json *n, bpe_change
     return DLRN_OK;
 }
 
-/* The most bytes that a change makes of one. U+FDFA has 18 characters in NFKC, U+1D160 three in
-   NFC. */
+/* How many bytes a change can make of one, at most. Worst cases: U+FDFA has 18 characters in NFKC,
+   U+1D160 three in NFC. */
 static double bpe_growth(const bpe_change *how) {
     if (how->form == BPE_NFKC || how->form == BPE_NFKD) return 11;
     if (how->form == BPE_NFC || how->form == BPE_NFD) return 3;
@@ -1188,8 +1171,8 @@ static dlrn_status bpe_load_normalizer(bpe_tokenizer *t, const dlrn_json *n) {
 
 /* ---- the pre-tokeniser */
 
-/* A Split's regular expression, told by its text. All of them leave nothing between their matches,
-   so that it is the same to isolate the matches and to remove what is not matched. */
+/* Recognises a Split's regular expression by its text. The known ones match everything, so
+   isolating the matches and removing the rest is the same. */
 static dlrn_status bpe_load_split(bpe_tokenizer *t, const dlrn_json *p, bpe_pattern *out) {
 #define BPE_TAIL "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 #define BPE_HEAD "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}"
@@ -1221,8 +1204,8 @@ static dlrn_status bpe_load_split(bpe_tokenizer *t, const dlrn_json *p, bpe_patt
                            pattern && pattern->first ? pattern->first : pattern);
 }
 
-/* One step; a ByteLevel one has to be there, and last: those behind it would see its alphabet and
-   not the text. */
+/* Adds one step. ByteLevel is required and must be last: later steps would see its alphabet instead
+   of the text. */
 static dlrn_status bpe_load_step(bpe_tokenizer *t, const dlrn_json *p, int *bytes) {
     const char *type = dlrn_json_text(p, "type", "none");
     bpe_step step = {BPE_WHOLE, 0};
@@ -1271,8 +1254,8 @@ static dlrn_status bpe_load_step(bpe_tokenizer *t, const dlrn_json *p, int *byte
 
 /* ---- added tokens */
 
-/* An added token's text and id. One that the vocabulary has too keeps its id; another needs an id
-   of its own. */
+/* An added token's text and id. If the vocabulary has the token, too, the ids must agree; otherwise
+   the id must be free. */
 static dlrn_status bpe_load_added_id(bpe_tokenizer *t, const dlrn_json *j, bpe_added *a,
                                      const char *where) {
     const dlrn_json *id = dlrn_json_get(j, "id");
@@ -1318,7 +1301,7 @@ static dlrn_status bpe_load_added_one(bpe_tokenizer *t, const dlrn_json *j, bpe_
     return DLRN_OK;
 }
 
-/* Those of raw text first; then by their bytes; then as in the file. */
+/* Tokens of raw text first; then by bytes; then by place in the file. */
 static int bpe_added_order(const void *left, const void *right) {
     const bpe_added *a = (const bpe_added *)left, *b = (const bpe_added *)right;
     if (a->normalized != b->normalized) return a->normalized - b->normalized;

@@ -4,12 +4,8 @@
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 
-#define BPE_IMPLEMENTATION
-#define DOCUMENTS_IMPLEMENTATION
-#define GPTNEOX_IMPLEMENTATION
-#include "bpe.h"
-#include "documents.h"
-#include "gptneox.h"
+#define LM_IMPLEMENTATION
+#include "lm/lm.h"
 #include "tests/bytes.h"
 #include "tests/starve.h"
 
@@ -17,12 +13,12 @@
 #define GOLDEN "tests/golden/tiny_neox_expected.npz"
 enum { D = 128, V = 2048, LAYERS = 6, MOST = 64 };
 
-static neox_model *model;
+static lm_model *model;
 static dlrn_archive *golden;
 
 static void open_all(void) {
     if (!ctx) CHECK(dlrn_context_create(NULL, &ctx) == DLRN_OK);
-    if (!model) CHECK_OK(ctx, neox_load(ctx, MODEL, &model));
+    if (!model) CHECK_OK(ctx, lm_load(ctx, MODEL, &model));
     if (!golden) CHECK_OK(ctx, dlrn_archive_open(ctx, GOLDEN, &golden));
 }
 
@@ -60,24 +56,24 @@ static double apart(const float *a, const float *b, int64_t n) {
 /* Both texts in one batch. */
 static int32_t both_id[2 * MOST];
 static int64_t both_start[3];
-static neox_batch both(void) {
+static lm_batch both(void) {
     both_start[1] = golden_ids(0, both_id);
     both_start[2] = both_start[1] + golden_ids(1, both_id + both_start[1]);
-    neox_batch b = {both_id, both_start, 2};
+    lm_batch b = {both_id, both_start, 2};
     return b;
 }
 
 TEST(logits) {
     static float got[2 * MOST * V], want[MOST * V];
     open_all();
-    neox_batch b = both();
-    CHECK_OK(ctx, neox_run(model, &b, NULL, 0, NULL, NULL, 1));
+    lm_batch b = both();
+    CHECK_OK(ctx, lm_run(model, &b, NULL, 0, NULL, NULL, 1));
     for (int which = 0; which < 2; which++) {
         char name[32];
         snprintf(name, sizeof name, "logits_%d", which);
         int64_t n = golden_read(name, want, MOST * V), rows = n / V;
         CHECK(rows == both_start[which + 1] - both_start[which]);
-        CHECK_OK(ctx, neox_logits(model, both_start[which], rows, got));
+        CHECK_OK(ctx, lm_logits(model, both_start[which], rows, got));
         double far = apart(got, want, n);
         printf("     logits of text %d: largest difference %.2g of the largest logit\n", which,
                far);
@@ -100,16 +96,16 @@ TEST(every_site_of_every_layer) {
     double worst = 0;
     open_all();
     int64_t start[2] = {0, golden_ids(0, id)};
-    neox_batch b = {id, start, 1};
+    lm_batch b = {id, start, 1};
     for (int k = 0; k < 5; k++)
         for (int l = 0; l < (k ? LAYERS : 1); l++) {
             char name[32];
-            neox_tap tap;
+            lm_tap tap;
             snprintf(name, sizeof name, k ? "%s_%d" : "%s", names[k], l);
-            CHECK_OK(ctx, neox_site_named(model, names[k], l, &tap.x));
-            CHECK_OK(ctx, neox_tap_at(model, tap.x, NEOX_IO_OUT, &tap));
+            CHECK_OK(ctx, lm_site_named(model, names[k], l, &tap.x));
+            CHECK_OK(ctx, lm_tap_at(model, tap.x, LM_IO_OUT, &tap));
             memset(seen, 0, sizeof seen);
-            CHECK_OK(ctx, neox_run(model, &b, &tap, 1, keep, NULL, 0));
+            CHECK_OK(ctx, lm_run(model, &b, &tap, 1, keep, NULL, 0));
             int64_t n = golden_read(name, want, MOST * D);
             double far = apart(seen, want, n);
             worst = fmax(worst, far);
@@ -128,16 +124,16 @@ static dlrn_status to_zero(void *user, int site, const float *x, float *out, int
 static double cross_entropy(int which, const char *site, int layer) {
     int32_t id[MOST];
     int64_t start[2] = {0, golden_ids(which, id)}, tokens = 0;
-    neox_documents texts = {id, start, 1, 0, 0, NULL};
-    neox_tap tap;
+    lm_documents texts = {id, start, 1, 0, 0, NULL};
+    lm_tap tap;
     memset(&tap, 0, sizeof tap);
-    if (site) CHECK_OK(ctx, neox_site_named(model, site, layer, &tap.x));
+    if (site) CHECK_OK(ctx, lm_site_named(model, site, layer, &tap.x));
     tap.y = tap.x;
-    neox_judge judge = {model, &texts, &tap, 1};
+    lm_judge judge = {model, &texts, &tap, 1};
     dlrn_language_model lm;
     dlrn_edit zero = {to_zero, NULL};
     double nats = 0;
-    neox_language_model(&judge, &lm);
+    lm_language_model(&judge, &lm);
     CHECK_OK(ctx, lm.cross_entropy(lm.user, site ? &zero : NULL, &nats, &tokens));
     CHECK(tokens == start[1] - 1);
     return nats;
@@ -169,13 +165,13 @@ TEST(cross_entropy_under_interventions) {
 TEST(batch_does_not_matter) {
     static float alone[MOST * V], together[MOST * V];
     open_all();
-    neox_batch b = both();
-    CHECK_OK(ctx, neox_run(model, &b, NULL, 0, NULL, NULL, 1));
+    lm_batch b = both();
+    CHECK_OK(ctx, lm_run(model, &b, NULL, 0, NULL, NULL, 1));
     int64_t rows = both_start[2] - both_start[1];
-    CHECK_OK(ctx, neox_logits(model, both_start[1], rows, together));
-    neox_batch second = {both_id, both_start + 1, 1};
-    CHECK_OK(ctx, neox_run(model, &second, NULL, 0, NULL, NULL, 1));
-    CHECK_OK(ctx, neox_logits(model, 0, rows, alone));
+    CHECK_OK(ctx, lm_logits(model, both_start[1], rows, together));
+    lm_batch second = {both_id, both_start + 1, 1};
+    CHECK_OK(ctx, lm_run(model, &second, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(ctx, lm_logits(model, 0, rows, alone));
     CHECK(!memcmp(alone, together, (size_t)(rows * V) * sizeof *alone));
 }
 
@@ -191,29 +187,29 @@ TEST(taps_in_and_in_to_out) {
     static float x[MOST * D], y[MOST * D], want[MOST * D];
     float *to[2] = {x, y};
     int32_t id[MOST];
-    neox_site site;
-    neox_tap tap;
+    lm_site site;
+    lm_tap tap;
     open_all();
     int64_t start[2] = {0, golden_ids(0, id)};
-    neox_batch b = {id, start, 1};
-    CHECK_OK(ctx, neox_site_named(model, "mlp_out", 2, &site));
-    CHECK_OK(ctx, neox_tap_at(model, site, NEOX_IO_IN_TO_OUT, &tap));
-    CHECK_OK(ctx, neox_run(model, &b, &tap, 1, into_y, to, 0));
+    lm_batch b = {id, start, 1};
+    CHECK_OK(ctx, lm_site_named(model, "mlp_out", 2, &site));
+    CHECK_OK(ctx, lm_tap_at(model, site, LM_IO_IN_TO_OUT, &tap));
+    CHECK_OK(ctx, lm_run(model, &b, &tap, 1, into_y, to, 0));
     int64_t n = golden_read("mlp_in_2", want, MOST * D);
     CHECK(apart(x, want, n) < 1e-5);
     golden_read("mlp_out_2", want, MOST * D);
     CHECK(apart(y, want, n) < 1e-5);
-    CHECK_OK(ctx, neox_site_named(model, "resid_out", 2, &site));
-    CHECK_OK(ctx, neox_tap_at(model, site, NEOX_IO_IN, &tap));
-    CHECK_OK(ctx, neox_run(model, &b, &tap, 1, into_y, to, 0));
+    CHECK_OK(ctx, lm_site_named(model, "resid_out", 2, &site));
+    CHECK_OK(ctx, lm_tap_at(model, site, LM_IO_IN, &tap));
+    CHECK_OK(ctx, lm_run(model, &b, &tap, 1, into_y, to, 0));
     golden_read("resid_out_1", want, MOST * D);
     CHECK(apart(x, want, n) < 1e-5);
-    CHECK_OK(ctx, neox_site_named(model, "embed", 0, &site));
-    CHECK_STATUS(neox_tap_at(model, site, NEOX_IO_IN, &tap), DLRN_ERR_ARGUMENT);
-    CHECK_STR(dlrn_error(ctx), "only --io out");
-    CHECK_STATUS(neox_site_named(model, "mlp_out", 6, &site), DLRN_ERR_ARGUMENT);
+    CHECK_OK(ctx, lm_site_named(model, "embed", 0, &site));
+    CHECK_STATUS(lm_tap_at(model, site, LM_IO_IN, &tap), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "only --io out is possible");
+    CHECK_STATUS(lm_site_named(model, "mlp_out", 6, &site), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "expected a layer from 0 to 5, found 6");
-    CHECK_STATUS(neox_site_named(model, "mlp", 0, &site), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(lm_site_named(model, "mlp", 0, &site), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "found mlp");
 }
 
@@ -222,10 +218,10 @@ TEST(ids_and_lengths_are_checked) {
     int64_t start[2] = {0, 2}, far[2] = {0, 513};
     static int32_t many[513];
     open_all();
-    neox_batch bad = {id, start, 1}, lengthy = {many, far, 1};
-    CHECK_STATUS(neox_run(model, &bad, NULL, 0, NULL, NULL, 1), DLRN_ERR_ARGUMENT);
+    lm_batch bad = {id, start, 1}, lengthy = {many, far, 1};
+    CHECK_STATUS(lm_run(model, &bad, NULL, 0, NULL, NULL, 1), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "token 1: expected an id below 2048, found 2048");
-    CHECK_STATUS(neox_run(model, &lengthy, NULL, 0, NULL, NULL, 1), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(lm_run(model, &lengthy, NULL, 0, NULL, NULL, 1), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "expected at most 512 tokens, found 513");
 }
 
@@ -244,10 +240,10 @@ static dlrn_status collect(void *user, int64_t document, const int32_t *id, int6
 
 static drawn draw(int64_t documents, int64_t tokens, double temperature, int64_t top_k,
                   const int32_t *prompt, int64_t prompt_len) {
-    neox_sampling how = {documents, tokens, temperature, top_k, 7, prompt, prompt_len, -1};
+    lm_sampling how = {documents, tokens, temperature, top_k, 7, prompt, prompt_len, -1};
     drawn d;
     memset(&d, 0, sizeof d);
-    CHECK_OK(ctx, neox_generate(model, &how, collect, &d));
+    CHECK_OK(ctx, lm_generate(model, &how, collect, &d));
     return d;
 }
 
@@ -262,9 +258,9 @@ TEST(cache_equals_whole_runs) {
     CHECK(d.n[0] == 20 && !memcmp(d.id[0], d.id[1], sizeof d.id[0]));
     memcpy(id + n, d.id[0], 20 * sizeof *id);
     start[1] = n + 20;
-    neox_batch b = {id, start, 1};
-    CHECK_OK(ctx, neox_run(model, &b, NULL, 0, NULL, NULL, 1));
-    CHECK_OK(ctx, neox_logits(model, 0, n + 20, logits));
+    lm_batch b = {id, start, 1};
+    CHECK_OK(ctx, lm_run(model, &b, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(ctx, lm_logits(model, 0, n + 20, logits));
     for (int64_t i = n - 1; i < n + 19; i++) {
         int64_t best;
         CHECK_OK(ctx, dlrn_topk(ctx, logits + i * V, V, 1, &best, NULL));
@@ -306,7 +302,7 @@ TEST(temperatures_at_their_ends) {
     dlrn_rng rng = {5, 0, 0};
     for (int i = 0; i < 1000; i++) {
         memcpy(copy, x, sizeof x);
-        times[neox_draw_from(model->width, copy, 5, 1e300, 0, &rng)]++;
+        times[lm_draw_from(model->width, copy, 5, 1e300, 0, &rng)]++;
     }
     CHECK(times[0] == 0 && times[3] == 0 && times[1] > 250 && times[2] > 250 && times[4] > 250);
 }
@@ -354,8 +350,8 @@ TEST(lines_after_a_seek) {
 
 /* A text without the token that each document is to begin with. */
 TEST(a_bos_that_the_model_lacks) {
-    neox_reading how = {12, 1};
-    neox_documents texts;
+    lm_reading how = {12, 1};
+    lm_documents texts;
     doc_reader *docs = NULL;
     bpe_tokenizer *tok = NULL;
     open_all();
@@ -365,11 +361,11 @@ TEST(a_bos_that_the_model_lacks) {
     CHECK_OK(ctx, doc_open(ctx, tmp_path("bos.txt"), &docs));
     int32_t bos = model->cfg.bos;
     model->cfg.bos = -1;
-    dlrn_status s = neox_read_documents(model, tok, docs, &how, 1, &texts);
+    dlrn_status s = lm_read_documents(model, tok, docs, &how, 1, &texts);
     model->cfg.bos = bos;
     doc_close(docs);
     bpe_destroy(tok);
-    neox_documents_free(&texts);
+    lm_documents_free(&texts);
     CHECK_STATUS(s, DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "expected a model with one bos_token_id, found none");
 }
@@ -389,14 +385,14 @@ TEST(draws_follow_the_softmax) {
     int64_t start[2] = {0, 1}, n = STARVE_STRIDE == 1 ? 20000 : 1000, order[10];
     double total = 0;
     open_all();
-    neox_batch b = {&bos, start, 1};
-    CHECK_OK(ctx, neox_run(model, &b, NULL, 0, NULL, NULL, 1));
-    CHECK_OK(ctx, neox_logits(model, 0, 1, logits));
+    lm_batch b = {&bos, start, 1};
+    CHECK_OK(ctx, lm_run(model, &b, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(ctx, lm_logits(model, 0, 1, logits));
     CHECK_OK(ctx, dlrn_topk(ctx, logits, V, 10, order, NULL));
     for (int64_t i = 0; i < V; i++) total += exp((double)logits[i] / 0.8);
     memset(first_counts, 0, sizeof first_counts);
-    neox_sampling how = {n, 1, 0.8, 0, 3, &bos, 1, -1};
-    CHECK_OK(ctx, neox_generate(model, &how, count_first, NULL));
+    lm_sampling how = {n, 1, 0.8, 0, 3, &bos, 1, -1};
+    CHECK_OK(ctx, lm_generate(model, &how, count_first, NULL));
     for (int i = 0; i < 10; i++) {
         double p = exp((double)logits[order[i]] / 0.8) / total,
                sigma = sqrt(p * (1 - p) * (double)n);
@@ -418,17 +414,17 @@ TEST(source_of_text) {
     bpe_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
     dlrn_source source;
-    neox_reading how = {16, 1};
-    neox_tap tap;
+    lm_reading how = {16, 1};
+    lm_tap tap;
     uint64_t place = 0;
     int64_t n = 0, total = 0;
     open_all();
     write_text(tmp_path("source.txt"), WORDS);
     CHECK_OK(ctx, bpe_load(ctx, MODEL, &tok));
     CHECK_OK(ctx, doc_open(ctx, tmp_path("source.txt"), &docs));
-    CHECK_OK(ctx, neox_site_named(model, "mlp_out", 0, &tap.x));
+    CHECK_OK(ctx, lm_site_named(model, "mlp_out", 0, &tap.x));
     tap.y = tap.x;
-    CHECK_OK(ctx, neox_text_source(model, tok, docs, &how, tap, &source));
+    CHECK_OK(ctx, lm_text_source(model, tok, docs, &how, tap, &source));
     CHECK_OK(ctx, source.read(source.user, 1000, once, NULL, &total));
     CHECK(total > 30 && total <= 48);
     CHECK_STATUS(source.read(source.user, 1000, again, NULL, &n), DLRN_END);
@@ -459,9 +455,9 @@ TEST(source_that_is_stopped) {
     bpe_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
     dlrn_source source;
-    neox_reading how = {16, 1};
-    neox_site site;
-    neox_tap tap;
+    lm_reading how = {16, 1};
+    lm_site site;
+    lm_tap tap;
     uint64_t place = 0;
     int64_t n = 0, total = 0, stops = 0;
     open_all();
@@ -469,13 +465,13 @@ TEST(source_that_is_stopped) {
     write_text(tmp_path("stopped.txt"), text);
     CHECK_OK(ctx, bpe_load(ctx, MODEL, &tok));
     CHECK_OK(ctx, doc_open(ctx, tmp_path("stopped.txt"), &docs));
-    CHECK_OK(ctx, neox_site_named(model, "resid_out", 2, &site));
-    CHECK_OK(ctx, neox_tap_at(model, site, NEOX_IO_OUT, &tap));
-    CHECK_OK(ctx, neox_text_source(model, tok, docs, &how, tap, &source));
+    CHECK_OK(ctx, lm_site_named(model, "resid_out", 2, &site));
+    CHECK_OK(ctx, lm_tap_at(model, site, LM_IO_OUT, &tap));
+    CHECK_OK(ctx, lm_text_source(model, tok, docs, &how, tap, &source));
     CHECK_OK(ctx, source.read(source.user, 2700, once, NULL, &total));
     CHECK(total > 2300 && total < 2700); /* more than one run */
     CHECK_OK(ctx, source.seek(source.user, 0));
-    neox_on_stop(model, now_and_then, NULL);
+    lm_on_stop(model, now_and_then, NULL);
     stop_in = 2;
     for (int64_t at = 0; at < total; at += n) {
         dlrn_status s = source.read(source.user, 700, again + at * D, NULL, &n);
@@ -486,7 +482,7 @@ TEST(source_that_is_stopped) {
         CHECK_OK(ctx, source.position(source.user, &place));
         if (stops++) CHECK_OK(ctx, source.seek(source.user, place));
     }
-    neox_on_stop(model, NULL, NULL);
+    lm_on_stop(model, NULL, NULL);
     CHECK(stops == 2 && !memcmp(once, again, (size_t)(total * D) * sizeof *once));
     dlrn_source_destroy(&source);
     doc_close(docs);
@@ -498,18 +494,18 @@ TEST(source_with_a_target) {
     bpe_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
     dlrn_source source;
-    neox_reading how = {16, 0};
-    neox_site site;
-    neox_tap tap;
+    lm_reading how = {16, 0};
+    lm_site site;
+    lm_tap tap;
     int64_t n = 0, k = 0;
     open_all();
     write_text(tmp_path("target.txt"), WORDS);
     CHECK_OK(ctx, bpe_load(ctx, MODEL, &tok));
-    CHECK_OK(ctx, neox_site_named(model, "mlp_out", 1, &site));
+    CHECK_OK(ctx, lm_site_named(model, "mlp_out", 1, &site));
     for (int pass = 0; pass < 2; pass++) {
         CHECK_OK(ctx, doc_open(ctx, tmp_path("target.txt"), &docs));
-        CHECK_OK(ctx, neox_tap_at(model, site, pass ? NEOX_IO_OUT : NEOX_IO_IN_TO_OUT, &tap));
-        CHECK_OK(ctx, neox_text_source(model, tok, docs, &how, tap, &source));
+        CHECK_OK(ctx, lm_tap_at(model, site, pass ? LM_IO_OUT : LM_IO_IN_TO_OUT, &tap));
+        CHECK_OK(ctx, lm_text_source(model, tok, docs, &how, tap, &source));
         CHECK(source.has_target == !pass);
         CHECK_OK(ctx,
                  source.read(source.user, MOST, pass ? want : x, pass ? NULL : y, pass ? &k : &n));
@@ -571,11 +567,11 @@ TEST(folders_that_are_not_models) {
          DLRN_ERR_IO},
         {"{", "config.json", DLRN_ERR_FORMAT},
     };
-    neox_model *m = NULL;
+    lm_model *m = NULL;
     open_all();
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         write_config(tmp_path("folder"), cases[i].config);
-        CHECK_STATUS(neox_load(ctx, tmp_path("folder"), &m), cases[i].status);
+        CHECK_STATUS(lm_load(ctx, tmp_path("folder"), &m), cases[i].status);
         CHECK_STR(dlrn_error(ctx), cases[i].error);
         CHECK(m == NULL);
     }
@@ -612,9 +608,9 @@ static void altered(const char *file, const char *was, const char *now) {
 
 static void refuse_altered(const char *file, const char *was, const char *now, dlrn_status status,
                            const char *words) {
-    neox_model *m = NULL;
+    lm_model *m = NULL;
     altered(file, was, now);
-    CHECK_STATUS(neox_load(ctx, tmp_path("altered"), &m), status);
+    CHECK_STATUS(lm_load(ctx, tmp_path("altered"), &m), status);
     CHECK_STR(dlrn_error(ctx), words);
     CHECK(m == NULL);
 }
@@ -622,18 +618,17 @@ static void refuse_altered(const char *file, const char *was, const char *now, d
 TEST(weights_that_are_not_the_configs) {
     open_all();
     refuse_altered("config.json", "\"hidden_size\": 128", "\"hidden_size\": 64", DLRN_ERR_FORMAT,
-                   "altered/model.safetensors: gpt_neox.layers.0.input_layernorm.weight: expected "
-                   "64 x 1, found 1 "
-                   "dimensions, 128 x 1");
+                   "altered/model.safetensors: tensor 'gpt_neox.layers.0.input_layernorm.weight': "
+                   "expected shape [64], found [128]");
     refuse_altered(
         "config.json", "\"intermediate_size\": 512", "\"intermediate_size\": 256", DLRN_ERR_FORMAT,
-        "layers.0.mlp.dense_h_to_4h.weight: expected 256 x 128, found 2 dimensions, 512 x 128");
+        "layers.0.mlp.dense_h_to_4h.weight': expected shape [256, 128], found [512, 128]");
     refuse_altered("config.json", "\"num_hidden_layers\": 6", "\"num_hidden_layers\": 7",
                    DLRN_ERR_FORMAT,
-                   "layers.6.input_layernorm.weight: expected a tensor of this name, found none");
+                   "layers.6.input_layernorm.weight': expected shape [128], found no such tensor");
     refuse_altered("model.safetensors", "layers.3.mlp.dense_4h_to_h.bias",
                    "layers.3.mlp.dense_4h_to_h.bios", DLRN_ERR_FORMAT,
-                   "layers.3.mlp.dense_4h_to_h.bias: expected a tensor of this name, found none");
+                   "layers.3.mlp.dense_4h_to_h.bias': expected shape [128], found no such tensor");
 }
 
 /* As a dictionary's: said when the layer is read. */
@@ -642,10 +637,10 @@ TEST(weights_that_are_not_finite) {
                                         "gpt_neox.final_layer_norm.bias", "embed_out.weight"};
     const int32_t id[2] = {1, 2};
     const int64_t start[2] = {0, 2};
-    const neox_batch batch = {id, start, 1};
+    const lm_batch batch = {id, start, 1};
     open_all();
     for (int i = 0; i < 3; i++) {
-        neox_model *m = NULL;
+        lm_model *m = NULL;
         char *text, *at, words[200];
         size_t size;
         altered("config.json", "x", "x");
@@ -659,13 +654,13 @@ TEST(weights_that_are_not_finite) {
                2); /* f16: NaN */
         CHECK_OK(ctx, dlrn_file_write(ctx, path, text, size));
         dlrn_free(ctx, text);
-        CHECK_OK(ctx, neox_load(ctx, tmp_path("altered"), &m));
-        CHECK_STATUS(neox_run(m, &batch, NULL, 0, NULL, NULL, 1), DLRN_ERR_VALUE);
+        CHECK_OK(ctx, lm_load(ctx, tmp_path("altered"), &m));
+        CHECK_STATUS(lm_run(m, &batch, NULL, 0, NULL, NULL, 1), DLRN_ERR_VALUE);
         snprintf(words, sizeof words,
-                 "altered/model.safetensors: %s: element 5: expected a finite number, found ",
+                 "altered/model.safetensors: tensor '%s': element 5: expected a finite number, ",
                  names[i]);
         CHECK_STR(dlrn_error(ctx), words);
-        neox_destroy(m);
+        lm_destroy(m);
     }
 }
 
@@ -674,15 +669,15 @@ TEST(weights_that_are_not_finite) {
 TEST(config_of_many_positions) {
     static float want[MOST * V], got[MOST * V];
     dlrn_context *counted = starve_context(2);
-    neox_model *m = NULL;
+    lm_model *m = NULL;
     char *config, *at;
     size_t size;
     int32_t id[MOST];
     open_all();
     int64_t start[2] = {0, golden_ids(0, id)};
-    neox_batch b = {id, start, 1};
-    CHECK_OK(ctx, neox_run(model, &b, NULL, 0, NULL, NULL, 1));
-    CHECK_OK(ctx, neox_logits(model, 0, start[1], want));
+    lm_batch b = {id, start, 1};
+    CHECK_OK(ctx, lm_run(model, &b, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(ctx, lm_logits(model, 0, start[1], want));
     CHECK_OK(ctx, dlrn_file_read(ctx, MODEL "/config.json", &config, &size));
     CHECK((at = strstr(config, "\"max_position_embeddings\": ")) != NULL);
     mkdir(tmp_path("vast"), 0777);
@@ -695,12 +690,12 @@ TEST(config_of_many_positions) {
     remove(tmp_path("vast/model.safetensors"));
     CHECK(symlink("../../../" MODEL "/model.safetensors", tmp_path("vast/model.safetensors")) == 0);
     starve.most = 64 << 20;
-    CHECK_OK(counted, neox_load(counted, tmp_path("vast"), &m));
-    CHECK(neox_config_of(m)->positions == 4194304);
-    CHECK_OK(counted, neox_run(m, &b, NULL, 0, NULL, NULL, 1));
-    CHECK_OK(counted, neox_logits(m, 0, start[1], got));
+    CHECK_OK(counted, lm_load(counted, tmp_path("vast"), &m));
+    CHECK(lm_config_of(m)->positions == 4194304);
+    CHECK_OK(counted, lm_run(m, &b, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(counted, lm_logits(m, 0, start[1], got));
     CHECK(!memcmp(want, got, (size_t)(start[1] * V) * sizeof *got));
-    neox_destroy(m);
+    lm_destroy(m);
     dlrn_context_destroy(counted);
     CHECK_MSG(starve.live == 0 && starve.peak < starve.most, "%d blocks, %zu bytes",
               (int)starve.live, starve.peak);
@@ -725,21 +720,21 @@ static dlrn_status read_again(dlrn_source *source, float *x, float *y, int64_t *
 }
 
 /* All rows that a model gives for a text, and the text. */
-static uint64_t read_with(neox_model *m, bpe_tokenizer *tok, uint64_t hash) {
+static uint64_t read_with(lm_model *m, bpe_tokenizer *tok, uint64_t hash) {
     static float x[20 * D], y[20 * D];
     doc_reader *docs = NULL;
     dlrn_source source;
-    neox_reading how = {12, 1};
-    neox_site site;
-    neox_tap tap;
-    neox_documents texts;
+    lm_reading how = {12, 1};
+    lm_site site;
+    lm_tap tap;
+    lm_documents texts;
     int64_t n = 0, total = 0;
     dlrn_status s;
     memset(&texts, 0, sizeof texts);
     STARVE_RETRY(counted, doc_open(counted, tmp_path("starved.txt"), &docs));
-    CHECK_OK(counted, neox_site_named(m, "mlp_out", 1, &site));
-    CHECK_OK(counted, neox_tap_at(m, site, NEOX_IO_IN_TO_OUT, &tap));
-    STARVE_RETRY(counted, neox_text_source(m, tok, docs, &how, tap, &source));
+    CHECK_OK(counted, lm_site_named(m, "mlp_out", 1, &site));
+    CHECK_OK(counted, lm_tap_at(m, site, LM_IO_IN_TO_OUT, &tap));
+    STARVE_RETRY(counted, lm_text_source(m, tok, docs, &how, tap, &source));
     while ((s = read_again(&source, x, y, &n)) == DLRN_OK) {
         hash = starve_mix(hash, x, (size_t)(n * D) * sizeof *x);
         hash = starve_mix(hash, y, (size_t)(n * D) * sizeof *y);
@@ -748,15 +743,15 @@ static uint64_t read_with(neox_model *m, bpe_tokenizer *tok, uint64_t hash) {
     CHECK_STATUS(s, DLRN_END);
     CHECK(total > 20);
     CHECK_OK(counted, doc_seek(docs, 0));
-    s = neox_read_documents(m, tok, docs, &how, -1, &texts);
+    s = lm_read_documents(m, tok, docs, &how, -1, &texts);
     if (s == DLRN_ERR_MEMORY) { /* what was read stays; from the beginning */
-        neox_documents_free(&texts);
+        lm_documents_free(&texts);
         CHECK_OK(counted, doc_seek(docs, 0));
-        s = neox_read_documents(m, tok, docs, &how, -1, &texts);
+        s = lm_read_documents(m, tok, docs, &how, -1, &texts);
     }
     CHECK_OK(counted, s);
     hash = starve_mix(hash, texts.id, (size_t)texts.start[texts.count] * sizeof *texts.id);
-    neox_documents_free(&texts);
+    lm_documents_free(&texts);
     dlrn_source_destroy(&source);
     doc_close(docs);
     return hash;
@@ -764,7 +759,7 @@ static uint64_t read_with(neox_model *m, bpe_tokenizer *tok, uint64_t hash) {
 
 static uint64_t all_of_a_model(void) {
     static float logits[MOST * V];
-    neox_model *m = NULL;
+    lm_model *m = NULL;
     bpe_tokenizer *tok = NULL;
     bpe_ids ids;
     bpe_text text;
@@ -776,20 +771,20 @@ static uint64_t all_of_a_model(void) {
     STARVE_RETRY(counted, bpe_encode(tok, WORDS, (int64_t)strlen(WORDS), &ids));
     STARVE_RETRY(counted, bpe_decode(tok, ids.id, ids.count, &text));
     CHECK(text.count == (int64_t)strlen(WORDS) && !strcmp(text.bytes, WORDS));
-    STARVE_RETRY(counted, neox_load(counted, MODEL, &m));
+    STARVE_RETRY(counted, lm_load(counted, MODEL, &m));
     start[1] = ids.count < MOST ? ids.count : MOST;
-    neox_batch batch = {ids.id, start, 1};
-    STARVE_RETRY(counted, neox_run(m, &batch, NULL, 0, NULL, NULL, 1));
-    STARVE_RETRY(counted, neox_logits(m, 0, start[1], logits));
-    STARVE_RETRY(counted, neox_cross_entropy(m, &batch, &nats, &tokens));
+    lm_batch batch = {ids.id, start, 1};
+    STARVE_RETRY(counted, lm_run(m, &batch, NULL, 0, NULL, NULL, 1));
+    STARVE_RETRY(counted, lm_logits(m, 0, start[1], logits));
+    STARVE_RETRY(counted, lm_cross_entropy(m, &batch, &nats, &tokens));
     uint64_t hash = starve_mix(0, logits, (size_t)(start[1] * V) * sizeof *logits);
     hash = starve_mix(hash, &nats, sizeof nats);
-    neox_sampling how = {2, 4, 1, 3, 5, ids.id, 3, -1};
-    STARVE_RETRY(counted, neox_generate(m, &how, collect, &d));
+    lm_sampling how = {2, 4, 1, 3, 5, ids.id, 3, -1};
+    STARVE_RETRY(counted, lm_generate(m, &how, collect, &d));
     hash = read_with(m, tok, starve_mix(hash, d.id, sizeof d.id));
     bpe_ids_free(&ids);
     bpe_text_free(&text);
-    neox_destroy(m);
+    lm_destroy(m);
     bpe_destroy(tok);
     return hash;
 }
@@ -844,7 +839,8 @@ static void put_shared(bytes *b, int64_t rows, int64_t cols) {
 static const char *shared_layers(int layers) {
     static bytes b, storage;
     static zip z;
-    const neox_config cfg = {.dim = 4, .inner = SHARED_INNER};
+    const lm_config cfg = {
+        .dim = 4, .inner = SHARED_INNER, .heads = 1, .kv_heads = 1, .head_dim = 4};
     char config[512];
     b.n = storage.n = 0;
     memset(&z, 0, sizeof z);
@@ -866,11 +862,11 @@ static const char *shared_layers(int layers) {
         put_text(&b, "M");
         put_le(&b, (uint64_t)l, 2);
         put_text(&b, l ? "h\x01" : "}(");
-        for (int part = 0; l == 0 && part < NEOX_PARTS; part++) {
-            int64_t rows, cols;
-            neox_shapes(&cfg, part, &rows, &cols);
-            put_name(&b, neox_part_names[part]);
-            put_shared(&b, rows, cols);
+        for (int i = 0; l == 0 && i < GPTNEOX_TENSORS; i++) {
+            const lm_tensor *t = &gptneox_tensors[i];
+            if (t->role >= LM_LAYER_ROLES) continue;
+            put_name(&b, t->name);
+            put_shared(&b, lm_size_of(&cfg, t->rows), lm_size_of(&cfg, t->cols));
         }
         if (l == 0) put_text(&b, "uq\x01");
     }
@@ -896,18 +892,130 @@ static dlrn_status is_finite(void *user, int tap, const float *x, float *y, int6
 TEST(layers_that_share_their_tensors) {
     static const int32_t id[3] = {0, 1, 0};
     static const int64_t start[2] = {0, 3};
-    const neox_batch batch = {id, start, 1};
-    neox_model *m = NULL;
-    neox_tap tap;
+    const lm_batch batch = {id, start, 1};
+    lm_model *m = NULL;
+    lm_tap tap;
     open_all();
-    CHECK_OK(ctx, neox_load(ctx, shared_layers(20), &m));
-    CHECK_OK(ctx, neox_site_named(m, "resid_out", 19, &tap.x));
+    CHECK_OK(ctx, lm_load(ctx, shared_layers(20), &m));
+    CHECK_OK(ctx, lm_site_named(m, "resid_out", 19, &tap.x));
     tap.y = tap.x;
-    CHECK_OK(ctx, neox_run(m, &batch, &tap, 1, is_finite, NULL, 0));
-    neox_destroy(m);
-    CHECK_STATUS(neox_load(ctx, shared_layers(400), &m), DLRN_ERR_FORMAT);
+    CHECK_OK(ctx, lm_run(m, &batch, &tap, 1, is_finite, NULL, 0));
+    lm_destroy(m);
+    CHECK_STATUS(lm_load(ctx, shared_layers(400), &m), DLRN_ERR_FORMAT);
     CHECK_STR(dlrn_error(ctx), "shared/pytorch_model.bin: tensor 'layers.");
     CHECK_STR(dlrn_error(ctx), "shares its numbers with too many others: expected at most ");
+}
+
+/* ---- Models of a few numbers ---- */
+
+/* A folder of one layer, its weights drawn by seed. */
+static const char *small_model(int64_t dim, int64_t heads, int64_t inner) {
+    static float pool[4096];
+    static char name[GPTNEOX_TENSORS][96];
+    dlrn_tensor_out t[GPTNEOX_TENSORS];
+    const lm_config cfg = {.dim = dim,
+                           .inner = inner,
+                           .vocab = 5,
+                           .heads = heads,
+                           .kv_heads = heads,
+                           .head_dim = dim / heads};
+    char config[400];
+    dlrn_rng rng = {9, 0, 0};
+    for (int i = 0; i < 4096; i++) pool[i] = dlrn_rng_normal(&rng);
+    for (int i = 0; i < GPTNEOX_TENSORS; i++) {
+        const lm_tensor *of = &gptneox_tensors[i];
+        const int64_t shape[2] = {lm_size_of(&cfg, of->rows), lm_size_of(&cfg, of->cols)};
+        snprintf(name[i], sizeof name[i], "%s%s", of->role < LM_LAYER_ROLES ? "layers.0." : "",
+                 of->name);
+        dlrn_tensor_out one = {
+            name[i], DLRN_F32, of->cols == LM_NONE ? 1 : 2, {shape[0], shape[1]}, pool + 64 * i};
+        t[i] = one;
+    }
+    snprintf(config, sizeof config,
+             "{\"model_type\": \"gpt_neox\", \"hidden_size\": %d, \"num_hidden_layers\": 1, "
+             "\"num_attention_heads\": %d, \"intermediate_size\": %d, \"vocab_size\": 5, "
+             "\"max_position_embeddings\": 8, \"rotary_pct\": 1}",
+             (int)dim, (int)heads, (int)inner);
+    write_config(tmp_path("small"), config);
+    CHECK_OK(ctx, dlrn_archive_write(ctx, tmp_path("small/model.safetensors"), t, GPTNEOX_TENSORS,
+                                     NULL));
+    return tmp_path("small");
+}
+
+static void small_logits(lm_model *m, float *logits) {
+    static const int32_t id[5] = {3, 1, 4, 1, 2};
+    static const int64_t start[3] = {0, 4, 5};
+    const lm_batch batch = {id, start, 2};
+    CHECK_OK(ctx, lm_run(m, &batch, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(ctx, lm_logits(m, 0, 5, logits));
+}
+
+/* A matrix of one row or one column is no vector. */
+TEST(sizes_of_one) {
+    float logits[25];
+    open_all();
+    for (int i = 0; i < 2; i++) {
+        lm_model *m = NULL;
+        CHECK_OK(ctx, lm_load(ctx, small_model(i ? 4 : 2, 1, 1), &m));
+        small_logits(m, logits);
+        for (int k = 0; k < 25; k++) CHECK(isfinite(logits[k]));
+        lm_destroy(m);
+    }
+}
+
+/* Two query heads that share a key and value head, in rows of [queries][key][value], give the bits
+   of two whole heads whose keys and values are equal. */
+TEST(grouped_queries) {
+    enum { DIM = 8, HEAD = 4 };
+    float whole[25], grouped[25], *w, rows[4 * HEAD * DIM], bias[4 * HEAD];
+    lm_model *m = NULL;
+    open_all();
+    CHECK_OK(ctx, lm_load(ctx, small_model(DIM, 2, 6), &m));
+    CHECK_OK(ctx, lm_need_layer(m, 0));
+    w = m->layer[0].part[LM_QKV];
+    float *b = m->layer[0].part[LM_QKV_BIAS];
+    memcpy(w + 4 * HEAD * DIM, w + HEAD * DIM, 2 * HEAD * DIM * sizeof *w);
+    memcpy(b + 4 * HEAD, b + HEAD, 2 * HEAD * sizeof *b);
+    small_logits(m, whole);
+    for (int part = 0; part < 4; part++) { /* query 0, query 1, key, value */
+        const int from = (part == 0 ? 0 : part == 1 ? 3 : part - 1) * HEAD;
+        memcpy(rows + part * HEAD * DIM, w + from * DIM, HEAD * DIM * sizeof *w);
+        memcpy(bias + part * HEAD, b + from, HEAD * sizeof *b);
+    }
+    memcpy(w, rows, sizeof rows);
+    memcpy(b, bias, sizeof bias);
+    m->cfg.kv_heads = 1;
+    m->cfg.q.step = HEAD;
+    m->cfg.k.first = 2 * HEAD, m->cfg.v.first = 3 * HEAD;
+    lm_drop_workspace(m);
+    small_logits(m, grouped);
+    CHECK(!memcmp(whole, grouped, sizeof whole));
+    lm_destroy(m);
+}
+
+/* The same bits with every set of kernels, also where the compiler may fuse products and sums. */
+TEST(kernel_sets_agree) {
+    static float want[MOST * V], got[MOST * V];
+    static const char *const sets[] = {"scalar", "avx2", "avx512", "neon"};
+    int32_t id[MOST];
+    open_all();
+    int64_t start[2] = {0, golden_ids(0, id)};
+    lm_batch b = {id, start, 1};
+    CHECK_OK(ctx, lm_run(model, &b, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(ctx, lm_logits(model, 0, start[1], want));
+    for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) {
+        dlrn_context *other = NULL;
+        dlrn_context_config cfg = {0};
+        lm_model *m = NULL;
+        cfg.kernels = sets[i];
+        if (dlrn_context_create(&cfg, &other) != DLRN_OK) continue;
+        CHECK_OK(other, lm_load(other, MODEL, &m));
+        CHECK_OK(other, lm_run(m, &b, NULL, 0, NULL, NULL, 1));
+        CHECK_OK(other, lm_logits(m, 0, start[1], got));
+        CHECK_MSG(!memcmp(want, got, (size_t)(start[1] * V) * sizeof *got), "%s", sets[i]);
+        lm_destroy(m);
+        dlrn_context_destroy(other);
+    }
 }
 
 int main(int argc, char **argv) {
@@ -933,8 +1041,11 @@ int main(int argc, char **argv) {
     RUN(config_of_many_positions);
     RUN(memory_that_is_asked_for_again);
     RUN(layers_that_share_their_tensors);
+    RUN(sizes_of_one);
+    RUN(grouped_queries);
+    RUN(kernel_sets_agree);
     dlrn_archive_close(golden);
-    neox_destroy(model);
+    lm_destroy(model);
     dlrn_context_destroy(ctx);
     return TEST_END();
 }

@@ -1,20 +1,21 @@
-/* Rows on their way from a source into a command: a stop is asked for in between, and a number that
-   is not finite is named by its file and its row. */
+/* A source around a source: it stops when the user asks to, and names the file and row of a number
+   that is not finite. */
 
-enum { PIECE = 2048 }; /* rows between two looks at whether to stop */
+enum { PIECE = 2048 }; /* rows between two checks for a stop */
 
 typedef struct feed {
     dlrn_context *ctx;
     dlrn_source inner;
-    const char *x_name, *y_name;             /* of the rows, in errors                */
-    int from_array;                          /* its position is the number of the row */
-    int64_t rows;                            /* given so far                          */
-    int64_t skipped;                         /* rows that were not finite, if those are left out */
-    void (*progress)(void *user, int64_t n); /* n rows of a call have come, or NULL   */
+    const char *x_name, *y_name;             /* of the rows, for errors                 */
+    int from_array;                          /* 1: its position is the number of a row  */
+    int64_t rows;                            /* given so far                            */
+    int64_t skipped;                         /* with --skip-nonfinite: rows left out    */
+    void (*progress)(void *user, int64_t n); /* n rows of a call are there; or NULL */
     void *user;
     char error[1024];
 } feed;
 
+/* The library checks its rows, too, but does not know their file. */
 static dlrn_status feed_check(feed *f, const char *name, const float *x, int64_t n,
                               uint64_t first) {
     const int64_t d = f->inner.d_in;
@@ -29,6 +30,7 @@ static dlrn_status feed_check(feed *f, const char *name, const float *x, int64_t
     return DLRN_OK;
 }
 
+/* Reads up to `want` rows from the inner source. */
 static dlrn_status feed_piece(feed *f, int64_t want, float *x, float *y, int64_t *n) {
     dlrn_source *in = &f->inner;
     uint64_t first = (uint64_t)f->rows;
@@ -38,7 +40,7 @@ static dlrn_status feed_piece(feed *f, int64_t want, float *x, float *y, int64_t
     if (f->from_array && in->position) s = in->position(in->user, &first);
     if (s == DLRN_OK) s = in->read(in->user, want, x, y, n);
     if (s != DLRN_OK && stopping(NULL))
-        return DLRN_STOPPED; /* also if what wrote the text was stopped with us */
+        return DLRN_STOPPED; /* Ctrl-C also ends the program that writes our input */
     if (s == DLRN_OK) s = feed_check(f, f->x_name, x, *n, first);
     if (s == DLRN_OK && y) s = feed_check(f, f->y_name, y, *n, first);
     f->rows += *n;
@@ -56,7 +58,8 @@ static dlrn_status feed_read(void *user, int64_t max_rows, float *x, float *y, i
         *n += got;
         if (s == DLRN_OK && f->progress) f->progress(f->user, *n);
     }
-    return *n > 0 && (s == DLRN_END || s == DLRN_STOPPED) ? DLRN_OK : s; /* told at the next call */
+    return *n > 0 && (s == DLRN_END || s == DLRN_STOPPED) ? DLRN_OK
+                                                          : s; /* or else at the next call */
 }
 
 static dlrn_status feed_position(void *user, uint64_t *position) {
@@ -78,7 +81,7 @@ static const char *feed_error(void *user) {
     return f->error;
 }
 
-/* A source that reads through the feed; the feed keeps `inner`. */
+/* The feed as a source. It borrows the feed, which owns `inner`. */
 static dlrn_source feed_source(feed *f) {
     dlrn_source out;
     memset(&out, 0, sizeof out);
@@ -92,13 +95,13 @@ static dlrn_source feed_source(feed *f) {
     return out;
 }
 
-/* The error as the feed knows it, without the words of those who passed it on. */
+/* Replaces an error by the feed's own words, if the feed caused it. */
 static dlrn_status feed_failed(feed *f, dlrn_status s) {
     return *f->error && s != DLRN_OK && s != DLRN_STOPPED ? dlrn_fail(f->ctx, s, "%s", f->error)
                                                           : s;
 }
 
-/* For --skip-nonfinite: `inner` gives its finite rows alone. */
+/* --skip-nonfinite: `inner` leaves out rows that are not finite. */
 static dlrn_status feed_keep_finite(feed *f) {
     dlrn_source all = f->inner;
     dlrn_status s = dlrn_source_finite(f->ctx, &all, 1, &f->skipped, &f->inner);
@@ -117,7 +120,7 @@ static dlrn_status feed_empty(feed *f) {
                      f->from_array ? "rows" : "documents");
 }
 
-/* Rows of --data, or of --text as `model` sees it (which the caller opens). */
+/* A feed for --data or --text; the caller opens `inner`. */
 static void feed_init(feed *f, dlrn_context *ctx, const options *o) {
     memset(f, 0, sizeof *f);
     f->ctx = ctx;

@@ -1,28 +1,29 @@
-/* dictlearn features: what a feature stands for, shown by the tokens and the contexts that fire it
-   most. */
+/* dictlearn features: the tokens and contexts on which a feature fires most. Two passes over the
+   text: the first counts firings and chooses features, the second collects their contexts. */
 
-enum { TOP_TOKENS = 6, AROUND = 8, MOST_SHOWN = 256 };
+enum { TOP_TOKENS = 6, AROUND = 8, SHOWN_MAX = 256 };
 
-typedef struct firing { /* the strongest firings of a feature, strongest first */
+typedef struct firing { /* of a feature on a token */
     float value;
     int64_t token; /* index into the documents' ids */
 } firing;
 
 typedef struct showing {
-    bench b;
+    model_text mt;
     const options *o;
     dlrn_dictionary *dict;
-    neox_documents texts;
+    lm_documents texts;
     dlrn_sparse codes;
     int64_t rows, done;
     int64_t *fired; /* [F] */
-    float *most;    /* [F] largest activation */
-    int64_t shown[MOST_SHOWN], n_shown;
+    float *max;     /* [F] largest activation */
+    int64_t shown[SHOWN_MAX], n_shown;
     int64_t *slot;    /* [F] place in shown, -1 */
-    firing *best;     /* [n_shown][contexts]    */
+    firing *best;     /* [n_shown][contexts] strongest first */
     double *by_token; /* [n_shown][vocabulary] summed activation */
 } showing;
 
+/* How many of n further rows are still to be counted. */
 static int64_t rows_left(const showing *w, int64_t n) {
     return n < w->rows - w->done ? n : w->rows - w->done;
 }
@@ -36,12 +37,13 @@ static dlrn_status count_firings(void *user, int tap, const float *x, float *y, 
     for (int64_t k = 0; s == DLRN_OK && k < w->codes.row_ptr[rows]; k++) {
         int32_t f = w->codes.col[k];
         w->fired[f]++;
-        if (w->codes.val[k] > w->most[f]) w->most[f] = w->codes.val[k];
+        if (w->codes.val[k] > w->max[f]) w->max[f] = w->codes.val[k];
     }
     w->done += rows;
     return s;
 }
 
+/* Inserts a firing in a list of the n strongest. */
 static void keep_firing(firing *best, int64_t n, float value, int64_t token) {
     int64_t at = n - 1;
     if (value <= best[at].value) return;
@@ -50,10 +52,10 @@ static void keep_firing(firing *best, int64_t n, float value, int64_t token) {
     best[at].token = token;
 }
 
-/* Second pass: the chosen features' contexts and tokens. */
+/* Second pass: the contexts and tokens of the chosen features. */
 static dlrn_status collect_firings(void *user, int tap, const float *x, float *y, int64_t n) {
     showing *w = (showing *)user;
-    const int64_t v = neox_config_of(w->b.model)->vocab;
+    const int64_t v = lm_config_of(w->mt.model)->vocab;
     int64_t rows = rows_left(w, n);
     (void)tap, (void)y;
     dlrn_status s = dlrn_encode_sparse(w->dict, x, rows, &w->codes);
@@ -69,8 +71,8 @@ static dlrn_status collect_firings(void *user, int tap, const float *x, float *y
     return s;
 }
 
-/* Features by number, as in "3,17,40", each once, into shown [MOST_SHOWN]; how many, or 0 if it is
-   something else. */
+/* Parses "3,17,40" into shown [SHOWN_MAX], each number once. Returns how many, or 0 if the text is
+   anything else. */
 static int64_t parse_features(const char *list, int64_t *shown) {
     int64_t n = 0, at;
     for (const char *c = list;; c++) {
@@ -78,7 +80,7 @@ static int64_t parse_features(const char *list, int64_t *shown) {
         if (digits < 1 || digits > 10) return 0;
         int64_t number = strtoll(c, NULL, 10);
         for (at = 0; at < n && shown[at] != number;) at++;
-        if (at == MOST_SHOWN) return 0;
+        if (at == SHOWN_MAX) return 0;
         shown[at] = number;
         n += at == n;
         c += digits;
@@ -87,19 +89,20 @@ static int64_t parse_features(const char *list, int64_t *shown) {
     }
 }
 
+/* The numbers of --features against the dictionary. */
 static dlrn_status check_features(const showing *w) {
     for (int64_t k = 0; k < w->n_shown; k++)
         if (w->shown[k] >= w->dict->features)
-            return dlrn_fail(w->b.ctx, DLRN_ERR_ARGUMENT,
+            return dlrn_fail(w->mt.ctx, DLRN_ERR_ARGUMENT,
                              "--features: expected numbers below %lld as %s has them, found %lld",
                              (long long)w->dict->features, w->o->dict, (long long)w->shown[k]);
     return DLRN_OK;
 }
 
-/* Without a list: features that fire on 0.1 to 5 % of the rows, the strongest first; if there are
-   none, any that do. */
+/* Without --features: those that fire on 0.1 to 5 % of the rows, strongest first; if there are
+   none, any that fire. */
 static void choose_features(showing *w) {
-    int64_t want = w->o->count < MOST_SHOWN ? w->o->count : MOST_SHOWN;
+    int64_t want = w->o->count < SHOWN_MAX ? w->o->count : SHOWN_MAX;
     for (int pass = 0; pass < 2 && w->n_shown == 0; pass++) {
         double low = pass ? 0 : 1e-3, high = pass ? 1 : 0.05;
         while (w->n_shown < want) {
@@ -107,7 +110,7 @@ static void choose_features(showing *w) {
             for (int64_t f = 0; f < w->dict->features; f++) {
                 double share = (double)w->fired[f] / (double)(w->done ? w->done : 1);
                 if (w->slot[f] < 0 && w->fired[f] && share >= low && share <= high &&
-                    (best < 0 || w->most[f] > w->most[best]))
+                    (best < 0 || w->max[f] > w->max[best]))
                     best = f;
             }
             if (best < 0) break;
@@ -117,18 +120,20 @@ static void choose_features(showing *w) {
     }
 }
 
-/* Tokens [from, to) of the texts: on one line, or as a JSON string. */
-static dlrn_status put_tokens(const showing *w, int64_t from, int64_t to) {
-    bpe_text text; /* of all of them: a character may be cut by the end of a token */
+/* Prints tokens [from, to) of the texts, on one line or (with a key) as a JSON string. They are
+   joined first, since a token may end within a character. */
+static dlrn_status put_tokens(const showing *w, json_writer *j, const char *key, int64_t from,
+                              int64_t to) {
+    bpe_text text;
     dlrn_status s = DLRN_OK;
     memset(&text, 0, sizeof text);
     for (int64_t i = from; i < to && s == DLRN_OK; i++) {
         int64_t n = 0;
-        const char *bytes = bpe_token_bytes(w->b.tok, w->texts.id[i], &n);
-        if (bytes) s = bpe_put(w->b.ctx, &text, bytes, n);
+        const char *bytes = bpe_token_bytes(w->mt.tok, w->texts.id[i], &n);
+        if (bytes) s = bpe_put(w->mt.ctx, &text, bytes, n);
     }
-    if (s == DLRN_OK && w->o->json)
-        put_json_text(stdout, text.bytes, text.count);
+    if (s == DLRN_OK && key)
+        json_bytes(j, key, text.bytes, text.count);
     else if (s == DLRN_OK)
         put_text(stdout, text.bytes, text.count);
     bpe_text_free(&text);
@@ -148,23 +153,25 @@ static int64_t document_of(const showing *w, int64_t token) {
     return low;
 }
 
+/* A line: the activation and the tokens around, the one that fires in guillemets. */
 static dlrn_status show_context(const showing *w, const firing *f) {
     int64_t d = document_of(w, f->token), from = w->texts.start[d], to = w->texts.start[d + 1];
     if (from < f->token - AROUND) from = f->token - AROUND;
     if (to > f->token + AROUND + 1) to = f->token + AROUND + 1;
     printf("  %8.3f  ", (double)f->value);
-    dlrn_status s = put_tokens(w, from, f->token);
+    dlrn_status s = put_tokens(w, NULL, NULL, from, f->token);
     fputs("\xC2\xAB", stdout);
-    if (s == DLRN_OK) s = put_tokens(w, f->token, f->token + 1);
+    if (s == DLRN_OK) s = put_tokens(w, NULL, NULL, f->token, f->token + 1);
     fputs("\xC2\xBB", stdout);
-    if (s == DLRN_OK) s = put_tokens(w, f->token + 1, to);
+    if (s == DLRN_OK) s = put_tokens(w, NULL, NULL, f->token + 1, to);
     putchar('\n');
     return s;
 }
 
-/* The tokens that carry most of a feature's activation: takes them out of its sums. */
+/* The tokens that carry most of a feature's activation, each with its share. Their sums become 0.
+   */
 static int64_t top_tokens(showing *w, int64_t slot, int32_t *id, double *share) {
-    const int64_t v = neox_config_of(w->b.model)->vocab;
+    const int64_t v = lm_config_of(w->mt.model)->vocab;
     double *sum = w->by_token + slot * v, total = 0;
     int64_t n = 0;
     for (int64_t t = 0; t < v; t++) total += sum[t];
@@ -189,9 +196,9 @@ static dlrn_status show_feature(showing *w, int64_t slot) {
            100 * (double)w->fired[f] / (double)w->done);
     for (int64_t k = 0; k < n; k++) {
         int64_t length = 0;
-        const char *s = bpe_token_bytes(w->b.tok, id[k], &length);
+        const char *s = bpe_token_bytes(w->mt.tok, id[k], &length);
         putchar(' ');
-        put_json_text(stdout, s ? s : "?", s ? length : 1);
+        put_quoted(stdout, s ? s : "?", s ? length : 1);
         printf(" %.0f %%", 100 * share[k]);
     }
     putchar('\n');
@@ -201,43 +208,67 @@ static dlrn_status show_feature(showing *w, int64_t slot) {
     return s;
 }
 
-static dlrn_status put_feature_json(showing *w, int64_t slot) {
+static dlrn_status put_context_json(const showing *w, json_writer *j, const firing *f) {
+    const int64_t d = document_of(w, f->token), start = w->texts.start[d];
+    json_open(j, NULL, '{');
+    json_real(j, "value", 9, (double)f->value);
+    json_int(j, "document", d);
+    json_int(j, "token", f->token - start);
+    dlrn_status s = put_tokens(w, j, "before", start, f->token);
+    if (s == DLRN_OK) s = put_tokens(w, j, "at", f->token, f->token + 1);
+    json_close(j, '}');
+    return s;
+}
+
+static dlrn_status put_feature_json(showing *w, json_writer *j, int64_t slot) {
     int32_t id[TOP_TOKENS];
     double share[TOP_TOKENS];
     int64_t f = w->shown[slot], n = top_tokens(w, slot, id, share);
     const firing *best = w->best + slot * w->o->contexts;
-    printf("%s{\"feature\": %lld, \"frequency\": %.9g, \"max\": %.9g, \"tokens\": [",
-           slot ? ",\n " : "", (long long)f, (double)w->fired[f] / (double)w->done,
-           (double)w->most[f]);
-    for (int64_t k = 0; k < n; k++)
-        printf("%s{\"id\": %d, \"share\": %.6g}", k ? ", " : "", (int)id[k], share[k]);
-    printf("], \"contexts\": [");
-    dlrn_status s = DLRN_OK;
-    for (int64_t k = 0; k < w->o->contexts && best[k].value > 0 && s == DLRN_OK; k++) {
-        int64_t d = document_of(w, best[k].token);
-        printf(
-            "%s{\"value\": %.9g, \"document\": %lld, \"token\": %lld, \"before\": ", k ? ", " : "",
-            (double)best[k].value, (long long)d, (long long)(best[k].token - w->texts.start[d]));
-        s = put_tokens(w, w->texts.start[d], best[k].token);
-        printf(", \"at\": ");
-        if (s == DLRN_OK) s = put_tokens(w, best[k].token, best[k].token + 1);
-        printf("}");
+    json_open(j, NULL, '{');
+    json_int(j, "feature", f);
+    json_real(j, "frequency", 9, (double)w->fired[f] / (double)w->done);
+    json_real(j, "max", 9, (double)w->max[f]);
+    json_open(j, "tokens", '[');
+    for (int64_t k = 0; k < n; k++) {
+        json_open(j, NULL, '{');
+        json_int(j, "id", id[k]);
+        json_real(j, "share", 6, share[k]);
+        json_close(j, '}');
     }
-    printf("]}");
+    json_close(j, ']');
+    json_open(j, "contexts", '[');
+    dlrn_status s = DLRN_OK;
+    for (int64_t k = 0; k < w->o->contexts && best[k].value > 0 && s == DLRN_OK; k++)
+        s = put_context_json(w, j, &best[k]);
+    json_close(j, ']');
+    json_close(j, '}');
+    return s;
+}
+
+/* Prints the chosen features. */
+static dlrn_status put_features(showing *w) {
+    json_writer j = {stdout, 0};
+    dlrn_status s = DLRN_OK;
+    if (w->o->json) json_open(&j, NULL, '[');
+    for (int64_t k = 0; k < w->n_shown && s == DLRN_OK; k++)
+        s = w->o->json ? put_feature_json(w, &j, k) : show_feature(w, k);
+    if (w->o->json) json_close(&j, ']');
+    if (w->o->json) putchar('\n');
     return s;
 }
 
 static dlrn_status show_features(showing *w) {
-    dlrn_context *ctx = w->b.ctx;
-    const int64_t F = w->dict->features, v = neox_config_of(w->b.model)->vocab;
+    dlrn_context *ctx = w->mt.ctx;
+    const int64_t F = w->dict->features, v = lm_config_of(w->mt.model)->vocab;
     w->fired = (int64_t *)dlrn_alloc(ctx, F, sizeof *w->fired);
-    w->most = (float *)dlrn_alloc(ctx, F, sizeof *w->most);
+    w->max = (float *)dlrn_alloc(ctx, F, sizeof *w->max);
     w->slot = (int64_t *)dlrn_alloc(ctx, F, sizeof *w->slot);
-    if (!w->fired || !w->most || !w->slot) return DLRN_ERR_MEMORY;
-    for (int64_t f = 0; f < F; f++) w->fired[f] = 0, w->most[f] = 0, w->slot[f] = -1;
+    if (!w->fired || !w->max || !w->slot) return DLRN_ERR_MEMORY;
+    for (int64_t f = 0; f < F; f++) w->fired[f] = 0, w->max[f] = 0, w->slot[f] = -1;
     dlrn_status s = check_features(w);
-    if (s == DLRN_OK) s = read_texts(&w->b, w->o, w->rows, 1, &w->texts);
-    if (s == DLRN_OK) s = visit_texts(&w->b, &w->texts, w->rows, count_firings, w);
+    if (s == DLRN_OK) s = read_texts(&w->mt, w->o, w->rows, 1, &w->texts);
+    if (s == DLRN_OK) s = visit_texts(&w->mt, &w->texts, w->rows, count_firings, w);
     if (s == DLRN_OK && !w->o->features) choose_features(w);
     if (s != DLRN_OK) return s;
     for (int64_t k = 0; k < w->n_shown; k++) w->slot[w->shown[k]] = k;
@@ -247,12 +278,8 @@ static dlrn_status show_features(showing *w) {
     memset(w->best, 0, (size_t)(w->n_shown * w->o->contexts) * sizeof *w->best);
     memset(w->by_token, 0, (size_t)(w->n_shown * v) * sizeof *w->by_token);
     w->done = 0;
-    s = visit_texts(&w->b, &w->texts, w->rows, collect_firings, w);
-    if (s == DLRN_OK && w->o->json) printf("[");
-    for (int64_t k = 0; k < w->n_shown && s == DLRN_OK; k++)
-        s = w->o->json ? put_feature_json(w, k) : show_feature(w, k);
-    if (s == DLRN_OK && w->o->json) printf("]\n");
-    return s;
+    s = visit_texts(&w->mt, &w->texts, w->rows, collect_firings, w);
+    return s == DLRN_OK ? put_features(w) : s;
 }
 
 static int run_features(dlrn_context *ctx, const options *o) {
@@ -266,15 +293,15 @@ static int run_features(dlrn_context *ctx, const options *o) {
                            o->features);
     w.o = o;
     w.rows = o->rows > 0 ? o->rows : 65536;
-    dlrn_status s = bench_open(ctx, o, 1, &w.b);
+    dlrn_status s = model_text_open(ctx, o, 1, &w.mt);
     if (s == DLRN_OK) s = dlrn_load(ctx, o->dict, NULL, &w.dict);
-    if (s == DLRN_OK) s = expect_width(ctx, o->dict, neox_config_of(w.b.model)->dim, w.dict->d_in);
+    if (s == DLRN_OK) s = expect_width(ctx, o->dict, lm_config_of(w.mt.model)->dim, w.dict->d_in);
     if (s == DLRN_OK) s = show_features(&w);
-    void *blocks[] = {w.fired, w.most, w.slot, w.best, w.by_token};
+    void *blocks[] = {w.fired, w.max, w.slot, w.best, w.by_token};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     dlrn_sparse_free(&w.codes);
-    neox_documents_free(&w.texts);
+    lm_documents_free(&w.texts);
     dlrn_dictionary_destroy(w.dict);
-    bench_close(&w.b);
+    model_text_close(&w.mt);
     return s == DLRN_OK ? 0 : fail(ctx);
 }

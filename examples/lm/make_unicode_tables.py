@@ -1,9 +1,10 @@
-"""Writes examples/unicode_tables.h: `python3 examples/make_unicode_tables.py > examples/unicode_tables.h`.
+"""Writes examples/lm/unicode_tables.h: `python3 make_unicode_tables.py > unicode_tables.h`.
 
-Everything comes from Python's unicodedata: the classes that tokenizers' patterns ask for, what the four normal forms
-need, and lower case. Hangul syllables are taken apart and put together by arithmetic and are not listed.
+Everything comes from Python's unicodedata: the classes that the patterns of tokenizers use, what the four normal forms
+need, and lower case. Hangul syllables are decomposed and composed by arithmetic and are not listed.
 """
 import sys
+import textwrap
 import unicodedata as u
 
 ALL = range(0x110000)
@@ -87,18 +88,19 @@ def table(what, kind, name, items):
     lines, line = [], "   "
     for item in items:
         item = f" {item},"
-        if len(line) + len(item) > 118:
+        if len(line) + len(item) > 100:
             lines.append(line)
             line = "   "
         line += item
-    print(f"\n/* {what} */\nstatic const {kind} {name} = {{")
+    comment = textwrap.fill(f"/* {what} */", 100, subsequent_indent="   ", break_on_hyphens=False)
+    print(f"\n{comment}\nstatic const {kind} {name} = {{")
     print("\n".join([*lines, line]))
     print("};")
 
 
 def main():
     print(f"/* Unicode {u.unidata_version}: classes of characters, normal forms, lower case. Written by")
-    print("   examples/make_unicode_tables.py; do not edit. */")
+    print("   examples/lm/make_unicode_tables.py; do not edit. */")
     print("/* clang-format off */")
     print("enum {\n    " + ",\n    ".join(f"UNICODE_{c}" for c in (*CLASSES, "CLASSES")) + "\n};")
     table("class of each character of ASCII", "unsigned char", "unicode_ascii[]", map(class_of, range(128)))

@@ -1,92 +1,70 @@
-/* The commands that run a language model: tokenize, generate, activations, logits; and what train,
-   eval and features need of it. */
+/* The commands that run a language model: tokenize, generate, activations, logits. And what train,
+   eval and features need to run one. */
 
 /* A model, its tokenizer and a text, as the flags name them. */
-typedef struct bench {
+typedef struct model_text {
     dlrn_context *ctx;
-    neox_model *model;
+    lm_model *model;
     bpe_tokenizer *tok;
     doc_reader *docs;
-    neox_reading reading;
-    neox_tap tap;
-} bench;
+    lm_reading reading;
+    lm_tap tap;
+} model_text;
 
-static void bench_close(bench *b) {
-    doc_close(b->docs);
-    bpe_destroy(b->tok);
-    neox_destroy(b->model);
+static void model_text_close(model_text *mt) {
+    doc_close(mt->docs);
+    bpe_destroy(mt->tok);
+    lm_destroy(mt->model);
 }
 
-static int lacks_flag(const char *command_name, const char *name, const void *value) {
-    if (!value)
-        fprintf(stderr, "dictlearn: %s: this flag is needed: see dictlearn %s --help\n", name,
-                command_name);
-    return !value;
+/* --io, or its default; -1: it has another value. */
+static int parse_io(const options *o) {
+    return o->io ? lm_io_named(o->io) : LM_IO_OUT;
 }
 
-static int parse_io(const options *o, neox_io *io) {
-    static const char *const names[] = {"out", "in", "in_to_out"};
-    for (int k = 0; k < 3; k++)
-        if (!o->io || !strcmp(o->io, names[k])) {
-            *io = (neox_io)k;
-            return 1;
-        }
-    return 0;
-}
-
-static int is_site(const char *name) {
-    static const char *const names[] = {"embed",   "resid_out", "mlp_in",
-                                        "mlp_out", "attn_in",   "attn_out"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (!strcmp(name, names[i])) return 1;
-    return 0;
-}
-
-/* 0, or the exit status of a wrong call: flags that a model's activations need. */
+/* Checks the flags that activations of a model need. 0, or the exit status of a wrong call. */
 static int check_site_flags(const char *command_name, const options *o) {
-    neox_io io;
     if (lacks_flag(command_name, "--model", o->model) ||
         lacks_flag(command_name, "--text", o->text) || lacks_flag(command_name, "--site", o->site))
         return 2;
-    if (!is_site(o->site))
-        return usage_error(
-            command_name,
-            "expected embed, resid_out, mlp_in, mlp_out, attn_in or attn_out as --site", o->site);
-    if (strcmp(o->site, "embed") && o->layer < 0)
+    if (lm_kind_named(o->site) < 0)
+        return usage_error(command_name, "expected " LM_KINDS " as --site", o->site);
+    if (lm_kind_named(o->site) != LM_EMBED && o->layer < 0)
         return lacks_flag(command_name, "--layer", NULL) * 2;
-    if (!parse_io(o, &io))
-        return usage_error(command_name, "expected in, out or in_to_out as --io", o->io);
+    if (parse_io(o) < 0) return usage_error(command_name, "expected " LM_IOS " as --io", o->io);
     return 0;
 }
 
-/* --bos asks for a token that not every model has. */
-static dlrn_status check_bos(dlrn_context *ctx, const options *o, const neox_config *cfg) {
+/* Refuses --bos with a model that has no bos token. */
+static dlrn_status check_bos(dlrn_context *ctx, const options *o, const lm_config *cfg) {
     if (!o->bos || cfg->bos >= 0) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                      "%s/config.json: --bos: expected one number as bos_token_id, found none",
                      o->model);
 }
 
-static dlrn_status bench_open(dlrn_context *ctx, const options *o, int with_site, bench *b) {
-    neox_io io = NEOX_IO_OUT;
-    neox_site site = {NEOX_EMBED, 0};
-    memset(b, 0, sizeof *b);
-    b->ctx = ctx;
-    b->reading.ctx_len = o->ctx_len;
-    b->reading.bos = o->bos;
-    dlrn_status s = neox_load(ctx, o->model, &b->model);
-    if (s == DLRN_OK) neox_on_stop(b->model, stopping, NULL);
-    if (s == DLRN_OK) s = check_bos(ctx, o, neox_config_of(b->model));
-    if (s == DLRN_OK) s = bpe_load(ctx, o->model, &b->tok);
-    if (s == DLRN_OK && o->text) s = doc_open(ctx, o->text, &b->docs);
+/* Opens the model and its tokenizer; --text if it is given; with_site: finds the site. Close it
+   also after an error. */
+static dlrn_status model_text_open(dlrn_context *ctx, const options *o, int with_site,
+                                   model_text *mt) {
+    lm_site site = {LM_EMBED, 0};
+    memset(mt, 0, sizeof *mt);
+    mt->ctx = ctx;
+    mt->reading.ctx_len = o->ctx_len;
+    mt->reading.bos = o->bos;
+    dlrn_status s = lm_load(ctx, o->model, &mt->model);
+    if (s == DLRN_OK) lm_on_stop(mt->model, stopping, NULL);
+    if (s == DLRN_OK) s = check_bos(ctx, o, lm_config_of(mt->model));
+    if (s == DLRN_OK) s = bpe_load(ctx, o->model, &mt->tok);
+    if (s == DLRN_OK && o->text) s = doc_open(ctx, o->text, &mt->docs);
     if (s != DLRN_OK || !with_site) return s;
-    parse_io(o, &io);
-    s = neox_site_named(b->model, o->site, o->layer, &site);
-    return s == DLRN_OK ? neox_tap_at(b->model, site, io, &b->tap) : s;
+    s = lm_site_named(mt->model, o->site, o->layer, &site);
+    return s == DLRN_OK ? lm_tap_at(mt->model, site, (lm_io)parse_io(o), &mt->tap) : s;
 }
 
-/* ---- tokenize ---- */
+/* ---- tokenize */
 
+/* Prints a line of ids for each document. bos: put before them; -1: none. */
 static dlrn_status print_tokens(const options *o, bpe_tokenizer *tok, doc_reader *docs,
                                 int32_t bos) {
     const char *text = NULL;
@@ -110,17 +88,17 @@ static dlrn_status print_tokens(const options *o, bpe_tokenizer *tok, doc_reader
     return s == DLRN_END ? DLRN_OK : s;
 }
 
-/* Only the tokenizer is needed; the model's config tells the bos token. */
+/* Needs the tokenizer only, and for --bos the model's config. */
 static int run_tokenize(dlrn_context *ctx, const options *o) {
     bpe_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
-    neox_config cfg;
+    lm_config cfg;
     int32_t bos = -1;
     if (lacks_flag("tokenize", "--model", o->model) || lacks_flag("tokenize", "--text", o->text))
         return 2;
     dlrn_status s = bpe_load(ctx, o->model, &tok);
     if (s == DLRN_OK) s = doc_open(ctx, o->text, &docs);
-    if (s == DLRN_OK && o->bos) s = neox_read_config(ctx, o->model, &cfg);
+    if (s == DLRN_OK && o->bos) s = lm_read_config(ctx, o->model, &cfg);
     if (s == DLRN_OK && o->bos) s = check_bos(ctx, o, &cfg);
     if (s == DLRN_OK && o->bos) bos = cfg.bos;
     if (s == DLRN_OK) s = print_tokens(o, tok, docs, bos);
@@ -129,7 +107,7 @@ static int run_tokenize(dlrn_context *ctx, const options *o) {
     return s == DLRN_OK ? 0 : fail(ctx);
 }
 
-/* ---- generate ---- */
+/* ---- generate */
 
 typedef struct generation {
     const options *o;
@@ -142,19 +120,23 @@ typedef struct generation {
     double started, told;
 } generation;
 
+/* Appends {"text": ...} to the file. */
 static dlrn_status put_line(generation *g) {
     page line;
     dlrn_status s = page_open(g->ctx, &line);
     if (s != DLRN_OK) return s;
-    fputs("{\"text\": ", line.f);
-    put_json_text(line.f, g->text.bytes, g->text.count);
-    fputs("}\n", line.f);
+    json_writer j = {line.f, 0};
+    json_open(&j, NULL, '{');
+    json_bytes(&j, "text", g->text.bytes, g->text.count);
+    json_close(&j, '}');
+    fputc('\n', line.f);
     s = page_end(g->ctx, &line);
     if (s == DLRN_OK) s = dlrn_file_append(g->file, line.text, line.size);
     page_free(&line);
     return s;
 }
 
+/* Writes a document that the model has sampled: the prompt and its new tokens. */
 static dlrn_status write_document(void *user, int64_t document, const int32_t *id, int64_t n) {
     generation *g = (generation *)user;
     int64_t before = (int64_t)strlen(g->prompt);
@@ -170,7 +152,7 @@ static dlrn_status write_document(void *user, int64_t document, const int32_t *i
         s = put_line(g);
     } else {
         if (document) putchar('\n');
-        fwrite(g->text.bytes, 1, (size_t)g->text.count, stdout); /* also what is behind a 0 */
+        fwrite(g->text.bytes, 1, (size_t)g->text.count, stdout); /* it may hold zeros */
         putchar('\n');
     }
     if (s != DLRN_OK) return s;
@@ -184,63 +166,64 @@ static dlrn_status write_document(void *user, int64_t document, const int32_t *i
     return DLRN_OK;
 }
 
-/* The prompt's tokens, with the bos token before it if asked for or if there is nothing else. */
-static dlrn_status prompt_tokens(bench *b, const options *o, bpe_ids *ids) {
-    int32_t bos = neox_config_of(b->model)->bos;
+/* The prompt's tokens, behind the bos token if --bos asks for it or if there is no prompt. */
+static dlrn_status prompt_tokens(model_text *mt, const options *o, bpe_ids *ids) {
+    int32_t bos = lm_config_of(mt->model)->bos;
     const char *text = o->prompt ? o->prompt : "";
-    dlrn_status s = bpe_encode(b->tok, text, (int64_t)strlen(text), ids);
+    dlrn_status s = bpe_encode(mt->tok, text, (int64_t)strlen(text), ids);
     if (s != DLRN_OK || !(o->bos || ids->count == 0)) return s;
     if (bos < 0)
-        return dlrn_fail(b->ctx, DLRN_ERR_ARGUMENT, "%s: no bos token: a prompt is needed",
-                         o->model);
-    s = bpe_put_id(b->ctx, ids, bos);
+        return dlrn_fail(mt->ctx, DLRN_ERR_ARGUMENT,
+                         "%s: the model has no bos token: give a --prompt", o->model);
+    s = bpe_put_id(mt->ctx, ids, bos);
     if (s != DLRN_OK) return s;
     memmove(ids->id + 1, ids->id, (size_t)(ids->count - 1) * sizeof *ids->id);
     ids->id[0] = bos;
     return DLRN_OK;
 }
 
-static dlrn_status generate_to(bench *b, const options *o, generation *g) {
+static dlrn_status generate_to(model_text *mt, const options *o, generation *g) {
     bpe_ids ids;
     memset(&ids, 0, sizeof ids);
-    dlrn_status s = prompt_tokens(b, o, &ids);
-    neox_sampling how = {
-        o->documents, o->tokens, o->temperature, 0, (uint64_t)o->seed, NULL, 0, -1};
+    dlrn_status s = prompt_tokens(mt, o, &ids);
+    lm_sampling how;
+    memset(&how, 0, sizeof how);
     how.documents = o->documents < 0 ? 1 : o->documents;
+    how.tokens = o->tokens;
+    how.temperature = o->temperature;
     how.top_k = o->top_k;
+    how.seed = (uint64_t)o->seed;
     how.prompt = ids.id;
     how.prompt_len = ids.count;
-    how.stop = neox_config_of(b->model)->eos;
-    if (s == DLRN_OK) s = neox_generate(b->model, &how, write_document, g);
+    how.stop = lm_config_of(mt->model)->eos;
+    if (s == DLRN_OK) s = lm_generate(mt->model, &how, write_document, g);
     bpe_ids_free(&ids);
     return s;
 }
 
 static int run_generate(dlrn_context *ctx, const options *o) {
-    bench b;
+    model_text mt;
     if (lacks_flag("generate", "--model", o->model) ||
         lacks_flag("generate", "--tokens", o->tokens ? o : NULL))
         return 2;
     if (o->out && check_suffix("generate", o->out, ".jsonl", "")) return 2;
     generation g;
     memset(&g, 0, sizeof g);
-    dlrn_status s = bench_open(ctx, o, 0, &b);
-    g.ctx = ctx, g.o = o, g.tok = b.tok, g.prompt = o->prompt ? o->prompt : "";
+    dlrn_status s = model_text_open(ctx, o, 0, &mt);
+    g.ctx = ctx, g.o = o, g.tok = mt.tok, g.prompt = o->prompt ? o->prompt : "";
     g.started = g.told = seconds();
     if (s == DLRN_OK && o->out) s = dlrn_file_create(ctx, o->out, &g.file);
-    if (s == DLRN_OK) s = generate_to(&b, o, &g);
+    if (s == DLRN_OK) s = generate_to(&mt, o, &g);
     tell_end();
-    if (s == DLRN_OK && g.file)
-        s = dlrn_writer_close(g.file);
-    else
-        dlrn_writer_abort(g.file);
+    if (g.file) s = close_writer(g.file, s);
     bpe_text_free(&g.text);
-    bench_close(&b);
+    model_text_close(&mt);
     return s == DLRN_OK ? 0 : fail(ctx);
 }
 
-/* ---- activations, logits ---- */
+/* ---- activations, logits */
 
+/* Writes rows until the text ends, or up to --limit. */
 static dlrn_status copy_rows(feed *f, const options *o, dlrn_writer *w) {
     dlrn_context *ctx = f->ctx;
     dlrn_source in = feed_source(f), *source = &in;
@@ -268,7 +251,7 @@ static dlrn_status copy_rows(feed *f, const options *o, dlrn_writer *w) {
 }
 
 static int run_activations(dlrn_context *ctx, const options *o) {
-    bench b;
+    model_text mt;
     feed f;
     dlrn_writer *w = NULL;
     int status = check_site_flags("activations", o);
@@ -276,56 +259,51 @@ static int run_activations(dlrn_context *ctx, const options *o) {
     if (!status) status = check_suffix("activations", o->out, ".npy", "");
     if (status) return status;
     feed_init(&f, ctx, o);
-    dlrn_status s = bench_open(ctx, o, 1, &b);
-    if (s == DLRN_OK) s = neox_text_source(b.model, b.tok, b.docs, &b.reading, b.tap, &f.inner);
+    dlrn_status s = model_text_open(ctx, o, 1, &mt);
+    if (s == DLRN_OK) s = lm_text_source(mt.model, mt.tok, mt.docs, &mt.reading, mt.tap, &f.inner);
     if (s == DLRN_OK) s = dlrn_npy_create(ctx, o->out, f.inner.d_in, -1, &w);
     if (s == DLRN_OK) s = copy_rows(&f, o, w);
-    if (s == DLRN_OK)
-        s = dlrn_writer_close(w);
-    else
-        dlrn_writer_abort(w);
+    s = close_writer(w, s);
     dlrn_source_destroy(&f.inner);
-    bench_close(&b);
+    model_text_close(&mt);
     return s == DLRN_OK ? 0 : fail(ctx);
 }
 
-static dlrn_status write_logits(bench *b, const options *o, const neox_documents *texts) {
-    const int64_t v = neox_config_of(b->model)->vocab, n = texts->start[1],
-                  most = n < 64 ? n : 64; /* rows at a time */
-    neox_batch batch = {texts->id, texts->start, 1};
+/* Writes the first document's logits, some rows at a time. */
+static dlrn_status write_logits(model_text *mt, const options *o, const lm_documents *texts) {
+    const int64_t v = lm_config_of(mt->model)->vocab, n = texts->start[1],
+                  block = n < 64 ? n : 64; /* rows at a time */
+    lm_batch batch = {texts->id, texts->start, 1};
     dlrn_tensor logits;
     dlrn_writer *w = NULL;
-    dlrn_status s = dlrn_tensor_create(b->ctx, most, v, &logits);
+    dlrn_status s = dlrn_tensor_create(mt->ctx, block, v, &logits);
     if (s != DLRN_OK) return s;
-    s = neox_run(b->model, &batch, NULL, 0, NULL, NULL, 1);
-    if (s == DLRN_OK) s = dlrn_npy_create(b->ctx, o->out, v, n, &w);
-    for (int64_t i = 0; i < n && s == DLRN_OK; i += most) {
-        const int64_t rows = n - i < most ? n - i : most;
+    s = lm_run(mt->model, &batch, NULL, 0, NULL, NULL, 1);
+    if (s == DLRN_OK) s = dlrn_npy_create(mt->ctx, o->out, v, n, &w);
+    for (int64_t i = 0; i < n && s == DLRN_OK; i += block) {
+        const int64_t rows = n - i < block ? n - i : block;
         s = stopping(NULL) ? DLRN_STOPPED : DLRN_OK;
-        if (s == DLRN_OK) s = neox_logits(b->model, i, rows, logits.data);
+        if (s == DLRN_OK) s = lm_logits(mt->model, i, rows, logits.data);
         if (s == DLRN_OK) s = dlrn_npy_append(w, logits.data, rows);
     }
-    if (s == DLRN_OK)
-        s = dlrn_writer_close(w);
-    else
-        dlrn_writer_abort(w);
-    dlrn_tensor_free(b->ctx, &logits);
+    s = close_writer(w, s);
+    dlrn_tensor_free(mt->ctx, &logits);
     return s;
 }
 
 static int run_logits(dlrn_context *ctx, const options *o) {
-    bench b;
-    neox_documents texts;
+    model_text mt;
+    lm_documents texts;
     if (lacks_flag("logits", "--model", o->model) || lacks_flag("logits", "--text", o->text) ||
         lacks_flag("logits", "--out", o->out) || check_suffix("logits", o->out, ".npy", ""))
         return 2;
     memset(&texts, 0, sizeof texts);
-    dlrn_status s = bench_open(ctx, o, 0, &b);
-    if (s == DLRN_OK) s = neox_read_documents(b.model, b.tok, b.docs, &b.reading, 1, &texts);
+    dlrn_status s = model_text_open(ctx, o, 0, &mt);
+    if (s == DLRN_OK) s = lm_read_documents(mt.model, mt.tok, mt.docs, &mt.reading, 1, &texts);
     if (s == DLRN_END)
         s = dlrn_fail(ctx, DLRN_ERR_VALUE, "%s: expected a document, found none", o->text);
-    if (s == DLRN_OK) s = write_logits(&b, o, &texts);
-    neox_documents_free(&texts);
-    bench_close(&b);
+    if (s == DLRN_OK) s = write_logits(&mt, o, &texts);
+    lm_documents_free(&texts);
+    model_text_close(&mt);
     return s == DLRN_OK ? 0 : fail(ctx);
 }

@@ -1,37 +1,41 @@
 /* dictlearn eval: the table, the JSON object, the histogram. */
 
-static void json_number(const char *key, double value) {
-    if (value == value)
-        printf(", \"%s\": %.9g", key, value);
-    else
-        printf(", \"%s\": null", key);
-}
-
 static void print_eval_json(const options *o, const dlrn_metrics *m) {
-    printf("{\"mode\": \"%s\", \"rows\": %lld, \"documents\": %lld",
-           o->compat ? "compat" : "default", (long long)m->rows, (long long)m->documents);
-    json_number("mse_loss", m->mse_loss);
-    json_number("sparsity_loss", m->sparsity_loss);
-    json_number("variance_explained", m->variance_explained);
-    json_number("l0", m->l0);
-    json_number("percent_alive", m->percent_alive);
-    json_number("l2_loss", m->l2_loss);
-    json_number("cosine", m->cosine);
-    json_number("l2_ratio", m->l2_ratio);
-    json_number("relative_reconstruction_bias", m->relative_reconstruction_bias);
-    json_number("variance_explained_per_dim", m->variance_explained_per_dim);
-    if (o->model) {
-        json_number("loss_original", m->loss_original);
-        json_number("loss_reconstructed", m->loss_reconstructed);
-        json_number("loss_zero", m->loss_zero);
-        json_number("ce_diff", m->ce_diff);
-        json_number("percent_recovered", m->percent_recovered);
-        printf(", \"tokens\": %lld", (long long)m->tokens);
-    }
-    printf(", \"dead\": %lld, \"dense\": %lld}\n", (long long)m->dead, (long long)m->dense);
+    const struct {
+        const char *key;
+        double value;
+    } of_rows[] = {{"mse_loss", m->mse_loss},
+                   {"sparsity_loss", m->sparsity_loss},
+                   {"variance_explained", m->variance_explained},
+                   {"l0", m->l0},
+                   {"percent_alive", m->percent_alive},
+                   {"l2_loss", m->l2_loss},
+                   {"cosine", m->cosine},
+                   {"l2_ratio", m->l2_ratio},
+                   {"relative_reconstruction_bias", m->relative_reconstruction_bias},
+                   {"variance_explained_per_dim", m->variance_explained_per_dim}},
+      of_model[] = {{"loss_original", m->loss_original},
+                    {"loss_reconstructed", m->loss_reconstructed},
+                    {"loss_zero", m->loss_zero},
+                    {"ce_diff", m->ce_diff},
+                    {"percent_recovered", m->percent_recovered}};
+    json_writer j = {stdout, 0};
+    json_open(&j, NULL, '{');
+    json_text(&j, "mode", o->compat ? "compat" : "default");
+    json_int(&j, "rows", m->rows);
+    json_int(&j, "documents", m->documents);
+    for (size_t i = 0; i < sizeof of_rows / sizeof *of_rows; i++)
+        json_real(&j, of_rows[i].key, 9, of_rows[i].value);
+    for (size_t i = 0; o->model && i < sizeof of_model / sizeof *of_model; i++)
+        json_real(&j, of_model[i].key, 9, of_model[i].value);
+    if (o->model) json_int(&j, "tokens", m->tokens);
+    json_int(&j, "dead", m->dead);
+    json_int(&j, "dense", m->dense);
+    json_close(&j, '}');
+    putchar('\n');
 }
 
-/* A row of the table. */
+/* Prints a row of the table; NaN: not measured. */
 static void put_figure(const char *name, int decimals, double value, const char *unit) {
     printf("  %-18s  ", name);
     if (value == value)
@@ -63,16 +67,16 @@ static void print_eval_table(const options *o, const dlrn_metrics *m) {
 
 enum { BINS = 50, TEXT_BINS = 15, BAR = 50 };
 
-/* Firing frequencies as bars of text: features a bin, three bins a decade. */
+/* Prints firing frequencies as bars of text: number of features in a bin, three bins a decade. */
 static dlrn_status print_histogram(const dlrn_evaluator *e) {
     double edge[TEXT_BINS + 1];
-    int64_t count[TEXT_BINS], most = 1;
+    int64_t count[TEXT_BINS], max = 1;
     dlrn_status s = dlrn_evaluator_histogram(e, TEXT_BINS, edge, count);
     if (s != DLRN_OK) return s;
-    for (int b = 0; b < TEXT_BINS; b++) most = count[b] > most ? count[b] : most;
+    for (int b = 0; b < TEXT_BINS; b++) max = count[b] > max ? count[b] : max;
     printf("features by how often they fire (share of the rows)\n");
     for (int b = 0; b < TEXT_BINS; b++) {
-        int bar = (int)((count[b] * BAR + most - 1) / most);
+        int bar = (int)((count[b] * BAR + max - 1) / max);
         printf("  %7.1e to %7.1e %6lld ", edge[b], edge[b + 1], (long long)count[b]);
         while (bar-- > 0) putchar('#');
         putchar('\n');
@@ -85,8 +89,9 @@ static const char svg_head[] =
     "font-family=\"sans-serif\" font-size=\"11\">\n"
     "<text x=\"20\" y=\"235\">firing frequency, 1e-5 to 1 (log scale)</text>\n";
 
-static void put_bin(FILE *f, int svg, int b, const double *edge, int64_t count, int64_t most) {
-    double h = 200.0 * (double)count / (double)most;
+/* A bin of the file: a bar of the SVG, or a line of the CSV. */
+static void put_bin(FILE *f, int svg, int b, const double *edge, int64_t count, int64_t max) {
+    double h = 200.0 * (double)count / (double)max;
     if (svg)
         fprintf(f,
                 "<rect x=\"%d\" y=\"%.1f\" width=\"9\" height=\"%.1f\" fill=\"#36c\"><title>%.2e "
@@ -99,17 +104,17 @@ static void put_bin(FILE *f, int svg, int b, const double *edge, int64_t count, 
 
 static dlrn_status write_histogram(dlrn_context *ctx, const dlrn_evaluator *e, const char *path) {
     double edge[BINS + 1];
-    int64_t count[BINS], most = 1;
+    int64_t count[BINS], max = 1;
     page text;
     int svg = ends_with(path, ".svg");
     if (!strcmp(path, "-")) return print_histogram(e);
     dlrn_status s = dlrn_evaluator_histogram(e, BINS, edge, count);
     if (s != DLRN_OK) return s;
-    for (int b = 0; b < BINS; b++) most = count[b] > most ? count[b] : most;
+    for (int b = 0; b < BINS; b++) max = count[b] > max ? count[b] : max;
     s = page_open(ctx, &text);
     if (s != DLRN_OK) return s;
     fputs(svg ? svg_head : "from,to,features\n", text.f);
-    for (int b = 0; b < BINS; b++) put_bin(text.f, svg, b, edge, count[b], most);
+    for (int b = 0; b < BINS; b++) put_bin(text.f, svg, b, edge, count[b], max);
     fputs(svg ? "</svg>\n" : "", text.f);
     s = page_end(ctx, &text);
     if (s == DLRN_OK) s = dlrn_file_write(ctx, path, text.text, text.size);
@@ -117,7 +122,7 @@ static dlrn_status write_histogram(dlrn_context *ctx, const dlrn_evaluator *e, c
     return s;
 }
 
-/* Rows of a model's documents go to the evaluator as the model reaches the site. */
+/* Rows go to the evaluator as the model reaches the site. */
 typedef struct row_feed {
     dlrn_evaluator *e;
     int64_t left;
@@ -131,53 +136,54 @@ static dlrn_status feed_rows(void *user, int tap, const float *x, float *y, int6
     return dlrn_evaluator_add(f->e, x, y, k);
 }
 
-/* A text is read once, also from standard input: documents until there are rows enough and
-   documents enough. */
-static dlrn_status read_texts(bench *b, const options *o, int64_t rows, int64_t documents,
-                              neox_documents *texts) {
+/* Reads documents until there are enough of them and of their rows. The text is read once, so it
+   may be standard input. */
+static dlrn_status read_texts(model_text *mt, const options *o, int64_t rows, int64_t documents,
+                              lm_documents *texts) {
     dlrn_status s = DLRN_OK;
     while (s == DLRN_OK && (texts->count < documents || texts->start[texts->count] < rows)) {
-        s = neox_read_documents(b->model, b->tok, b->docs, &b->reading, 16, texts);
+        s = lm_read_documents(mt->model, mt->tok, mt->docs, &mt->reading, 16, texts);
         if (stopping(NULL)) s = DLRN_STOPPED;
     }
     if (s == DLRN_END && texts->count == 0)
-        return dlrn_fail(b->ctx, DLRN_ERR_VALUE, "%s: expected documents, found none", o->text);
+        return dlrn_fail(mt->ctx, DLRN_ERR_VALUE, "%s: expected documents, found none", o->text);
     return s == DLRN_END ? DLRN_OK : s;
 }
 
-/* Runs of whole documents, visited until `rows` rows were fed. */
-static dlrn_status visit_texts(bench *b, const neox_documents *texts, int64_t rows,
-                               neox_visit visit, void *user) {
+/* Runs the model over whole documents until `rows` rows were visited. */
+static dlrn_status visit_texts(model_text *mt, const lm_documents *texts, int64_t rows,
+                               lm_visit visit, void *user) {
     dlrn_status s = DLRN_OK;
     for (int64_t i = 0, end; i < texts->count && texts->start[i] < rows && s == DLRN_OK; i = end) {
         for (end = i + 1;
-             end < texts->count && texts->start[end + 1] - texts->start[i] <= NEOX_BATCH_TOKENS;)
+             end < texts->count && texts->start[end + 1] - texts->start[i] <= LM_BATCH_TOKENS;)
             end++;
-        neox_batch batch = {texts->id, texts->start + i, end - i};
-        s = stopping(NULL) ? DLRN_STOPPED : neox_run(b->model, &batch, &b->tap, 1, visit, user, 0);
+        lm_batch batch = {texts->id, texts->start + i, end - i};
+        s = stopping(NULL) ? DLRN_STOPPED : lm_run(mt->model, &batch, &mt->tap, 1, visit, user, 0);
     }
     return s;
 }
 
-static dlrn_status evaluate_model(bench *b, const options *o, const dlrn_dictionary *dict,
+/* Figures of the rows of a text, then the cross-entropy of its first documents. */
+static dlrn_status evaluate_model(model_text *mt, const options *o, const dlrn_dictionary *dict,
                                   int64_t rows, dlrn_evaluator *e, dlrn_metrics *m) {
-    neox_documents texts;
+    lm_documents texts;
     int64_t documents = o->documents > 0 ? o->documents : 128;
     row_feed fed = {e, rows};
     dlrn_language_model lm;
     memset(&texts, 0, sizeof texts);
-    dlrn_status s = read_texts(b, o, rows, documents, &texts);
-    if (s == DLRN_OK) s = visit_texts(b, &texts, rows, feed_rows, &fed);
+    dlrn_status s = read_texts(mt, o, rows, documents, &texts);
+    if (s == DLRN_OK) s = visit_texts(mt, &texts, rows, feed_rows, &fed);
     if (s == DLRN_OK) s = dlrn_evaluator_finish(e, m);
     if (texts.count > documents) texts.count = documents;
-    neox_judge judge = {b->model, &texts, &b->tap, 1};
-    neox_language_model(&judge, &lm);
-    if (s == DLRN_OK) s = dlrn_loss_recovered(b->ctx, &dict, &lm, m);
-    neox_documents_free(&texts);
+    lm_judge judge = {mt->model, &texts, &mt->tap, 1};
+    lm_language_model(&judge, &lm);
+    if (s == DLRN_OK) s = dlrn_loss_recovered(mt->ctx, &dict, &lm, m);
+    lm_documents_free(&texts);
     return s;
 }
 
-/* All rows of an array that are asked for, then the figures. */
+/* Figures of the first `rows` rows of an array. */
 static dlrn_status evaluate_array(feed *f, int64_t rows, dlrn_evaluator *e, dlrn_metrics *m) {
     dlrn_context *ctx = f->ctx;
     dlrn_source in = feed_source(f), *source = &in;
@@ -199,7 +205,7 @@ static dlrn_status evaluate_array(feed *f, int64_t rows, dlrn_evaluator *e, dlrn
 }
 
 static dlrn_status evaluate(dlrn_context *ctx, const options *o, const dlrn_dictionary *dict,
-                            bench *b, feed *f) {
+                            model_text *mt, feed *f) {
     dlrn_evaluator *e = NULL;
     dlrn_metrics m;
     dlrn_eval_config cfg = dlrn_eval_defaults();
@@ -208,7 +214,7 @@ static dlrn_status evaluate(dlrn_context *ctx, const options *o, const dlrn_dict
     cfg.compat = o->compat;
     dlrn_status s = dlrn_evaluator_create(dict, &cfg, &e);
     if (s == DLRN_OK)
-        s = o->model ? evaluate_model(b, o, dict, cfg.rows, e, &m)
+        s = o->model ? evaluate_model(mt, o, dict, cfg.rows, e, &m)
                      : evaluate_array(f, cfg.rows, e, &m);
     if (s == DLRN_OK && o->json) print_eval_json(o, &m);
     if (s == DLRN_OK && !o->json) print_eval_table(o, &m);
@@ -220,27 +226,27 @@ static dlrn_status evaluate(dlrn_context *ctx, const options *o, const dlrn_dict
 static int run_eval(dlrn_context *ctx, const options *o) {
     dlrn_dictionary *dict = NULL;
     feed f;
-    bench b;
+    model_text mt;
     int status = lacks_flag("eval", "--dict", o->dict) ? 2 : check_source_flags("eval", o);
     if (!status && o->histogram && strcmp(o->histogram, "-"))
         status = check_suffix("eval", o->histogram, ".csv", ".svg");
     if (!status && o->skip_nonfinite && !o->data)
         status = usage_error("eval", "goes with --data", "--skip-nonfinite");
     if (status) return status;
-    memset(&b, 0, sizeof b);
+    memset(&mt, 0, sizeof mt);
     feed_init(&f, ctx, o);
     dlrn_status s = dlrn_load(ctx, o->dict, NULL, &dict);
-    if (s == DLRN_OK && o->model) s = bench_open(ctx, o, 1, &b);
+    if (s == DLRN_OK && o->model) s = model_text_open(ctx, o, 1, &mt);
     if (s == DLRN_OK && o->data) s = dlrn_source_from_npy(ctx, o->data, o->target, 1, &f.inner);
     if (s == DLRN_OK && o->skip_nonfinite) s = feed_keep_finite(&f);
     if (s == DLRN_OK)
         s = expect_width(ctx, o->model ? o->model : o->data, dict->d_in,
-                         o->model ? neox_config_of(b.model)->dim : f.inner.d_in);
-    if (s == DLRN_OK) s = evaluate(ctx, o, dict, &b, &f);
+                         o->model ? lm_config_of(mt.model)->dim : f.inner.d_in);
+    if (s == DLRN_OK) s = evaluate(ctx, o, dict, &mt, &f);
     feed_tell_skipped(&f);
     status = s == DLRN_OK ? 0 : fail(ctx);
     dlrn_source_destroy(&f.inner);
-    bench_close(&b);
+    model_text_close(&mt);
     dlrn_dictionary_destroy(dict);
     return status;
 }

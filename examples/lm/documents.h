@@ -1,4 +1,4 @@
-/* documents.h - documents of a text file, one after the other - part of dictlearn.h's examples, MIT
+/* documents.h - reads the documents of a text file one by one - part of dictlearn.h's examples, MIT
    licence
 
    Do this in one file, after dictlearn.h:
@@ -6,10 +6,10 @@
        #define DOCUMENTS_IMPLEMENTATION
        #include "documents.h"
 
-   A .jsonl file has one JSON object a line, with the document under the key "text"; "-" is the same
-   on standard input. Any other file is plain text, whose documents are separated by blank lines.
-   Blank lines and documents without text are passed over. A file is read in pieces: memory is that
-   of the longest document, and one of more than 16 MB is an error (text that lacks its line ends).
+   A .jsonl file has one JSON object per line, with the document under the key "text"; so has "-",
+   standard input. Any other file is plain text, with blank lines between documents. Blank lines and
+   empty documents are skipped. Memory grows with the longest document only; one of more than 16 MB
+   is an error (most likely a text without line ends).
 */
 #ifndef DOCUMENTS_H
 #define DOCUMENTS_H
@@ -26,11 +26,11 @@ typedef struct doc_reader doc_reader;
 
 DOC_API dlrn_status doc_open(dlrn_context *ctx, const char *path, doc_reader **out);
 DOC_API void doc_close(doc_reader *r); /* NULL is fine */
-/* The next document: UTF-8 as the file has it, borrowed until the next call. DLRN_END after the
+/* The next document, as the file has it (UTF-8), borrowed until the next call. DLRN_END after the
    last one. */
 DOC_API dlrn_status doc_next(doc_reader *r, const char **text, int64_t *bytes);
-/* Where the next document begins, in bytes; seek leads back there. Standard input goes forward
-   alone, by reading: the same text from its beginning leads to the same place. */
+/* Where the next document begins, in bytes; doc_seek returns there. Standard input can only go
+   forward, by reading: start it again from the beginning of the same text. */
 DOC_API uint64_t doc_position(const doc_reader *r);
 DOC_API dlrn_status doc_seek(doc_reader *r, uint64_t position);
 
@@ -42,6 +42,13 @@ DOC_API dlrn_status doc_seek(doc_reader *r, uint64_t position);
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/types.h>
+#include "grow.h"
+
+#if defined(__STRICT_ANSI__) && !defined(_WIN32)
+extern int fseeko(FILE *, off_t, int); /* hidden from strict C99 although they are there */
+extern off_t ftello(FILE *);
+#endif
 
 enum { DOC_CHUNK = 65536, DOC_LONGEST = 16 << 20 };
 
@@ -50,8 +57,8 @@ struct doc_reader {
     FILE *file;
     char *path;
     int jsonl, standard_input;
-    int64_t line_number;   /* of the lines from `passed` on               */
-    uint64_t passed;       /* bytes at the file's start whose lines nobody has counted */
+    int64_t line_number;   /* of the current line, counted from `passed`  */
+    uint64_t passed;       /* bytes at the file's start whose lines are not counted yet */
     uint64_t offset;       /* of the first byte not yet consumed         */
     char chunk[DOC_CHUNK]; /* bytes read from the file                   */
     size_t at, end;        /* the unread ones: chunk [at, end)           */
@@ -67,8 +74,7 @@ static int doc_ends_with(const char *s, const char *end) {
     return n >= k && !strcmp(s + n - k, end);
 }
 
-/* The line that was read last. Those that a seek has passed over are counted here, since only an
-   error asks for it. */
+/* The number of the current line. Lines that a seek skipped are counted only now, for an error. */
 static int64_t doc_line_number(doc_reader *r) {
     char block[4096];
     uint64_t left = r->passed;
@@ -83,22 +89,15 @@ static int64_t doc_line_number(doc_reader *r) {
     return r->line_number;
 }
 
-/* Appends bytes to a block that grows by doubling. */
+/* Appends bytes to a block, closed with a 0. */
 static dlrn_status doc_append(doc_reader *r, char **block, int64_t *len, int64_t *cap,
                               const char *bytes, int64_t n) {
     if (*len + n > DOC_LONGEST)
         return dlrn_fail(r->ctx, DLRN_ERR_VALUE,
                          "%s: line %lld: expected a document of at most %d bytes, found more",
                          r->path, (long long)doc_line_number(r) + (block == &r->line), DOC_LONGEST);
-    if (*len + n + 1 > *cap) {
-        int64_t wide = 2 * (*len + n) + 256;
-        char *q = (char *)dlrn_alloc(r->ctx, wide, 1);
-        if (!q) return DLRN_ERR_MEMORY;
-        if (*len) memcpy(q, *block, (size_t)*len);
-        dlrn_free(r->ctx, *block);
-        *block = q;
-        *cap = wide;
-    }
+    dlrn_status s = lm_grow(r->ctx, block, cap, *len, *len + n + 1, 1);
+    if (s != DLRN_OK) return s;
     if (n) memcpy(*block + *len, bytes, (size_t)n);
     *len += n;
     (*block)[*len] = 0;
@@ -144,7 +143,7 @@ DOC_API void doc_close(doc_reader *r) {
     dlrn_free(r->ctx, r);
 }
 
-/* The next line without its "\n" or "\r\n", and without a byte order mark at the file's start. */
+/* Reads a line, without "\n" or "\r\n" and without a byte order mark at the file's start. */
 static dlrn_status doc_line(doc_reader *r) {
     uint64_t begin = r->offset;
     r->line_len = 0;
@@ -182,7 +181,7 @@ static int doc_blank(const doc_reader *r) {
     return 1;
 }
 
-/* The line's object; an error names the line. */
+/* Parses the line. An error names its number, which costs a count, so it is parsed again then. */
 static dlrn_status doc_parse(doc_reader *r) {
     char name[1200];
     int uncounted = r->passed != 0;
@@ -247,7 +246,7 @@ DOC_API uint64_t doc_position(const doc_reader *r) {
     return r->offset;
 }
 
-/* Reads up to a place in a stream. */
+/* Reads a stream up to a position. */
 static dlrn_status doc_pass_over(doc_reader *r, uint64_t position) {
     if (position < r->offset) return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot go back", r->path);
     while (r->offset < position) {

@@ -1,8 +1,8 @@
 /* dictlearn train: the run, its folder, its log, how it stops and how it goes on.
 
-   What lies in the folder belongs to one run. A new run in the folder of another one leaves all of
-   that one's files in place until its own first save; until then its log is written beside, and if
-   it fails it leaves nothing. */
+   A folder holds one run. A new run in the folder of an older one leaves that one's files in place
+   until its own first save: until then its log is log.jsonl.part, and if it fails it leaves nothing
+   behind. */
 
 typedef struct train_run {
     dlrn_context *ctx;
@@ -10,12 +10,12 @@ typedef struct train_run {
     feed feed;
     dlrn_buffer *buffer;
     dlrn_trainer *t;
-    page config;          /* config.json as it will be written    */
+    page config;          /* config.json, ready to be written     */
     FILE *log;            /* NULL until the first step is done    */
     int lock;             /* a file that is open; -1: none        */
     size_t had_folders;   /* bytes of --save-dir that were there  */
-    int others;           /* another run's files are there, still */
-    int saved;            /* by this process                      */
+    int others;           /* an older run's files are still there */
+    int saved;            /* this process has saved               */
     double started, told; /* seconds                              */
     int64_t first, rows;  /* first step of this process; rows since then */
 } train_run;
@@ -30,9 +30,9 @@ static int run_has(dlrn_context *ctx, const options *o, const char *name) {
     return dlrn_file_exists(ctx, path) != 0;
 }
 
-/* ---- The folder ---- */
+/* ---- the folder */
 
-/* Makes a folder and its parents; says how much of the path was there. */
+/* Makes a folder and its parents. *had: how many bytes of the path were there before. */
 static dlrn_status make_folders(dlrn_context *ctx, const char *path, size_t *had) {
     char part[4096];
     size_t n = strlen(path);
@@ -57,7 +57,7 @@ static dlrn_status make_folders(dlrn_context *ctx, const char *path, size_t *had
                      strerror(errno));
 }
 
-/* Takes back the folders that were made, as far as they are empty. */
+/* Removes the folders that were made, as far as they are empty. */
 static void unmake_folders(const char *path, size_t had) {
     char part[4096];
     for (size_t n = strlen(path); n > had && n < sizeof part; n--) {
@@ -68,8 +68,9 @@ static void unmake_folders(const char *path, size_t had) {
     }
 }
 
-/* Holds the folder for this run: a lock on a file in it, which ends with the process, however that
-   ends. */
+/* Locks a file in the folder. The system releases the lock when the process ends, also by a crash.
+   A run that finishes removes the file, so after locking it the file must still be the one there.
+   */
 static dlrn_status lock_folder(train_run *r) {
     char path[4200];
     struct stat mine, there;
@@ -80,22 +81,22 @@ static dlrn_status lock_folder(train_run *r) {
         if (fd < 0)
             return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot be opened: %s", path,
                              strerror(errno));
-        memset(&whole, 0, sizeof whole); /* all of it, however long */
+        memset(&whole, 0, sizeof whole); /* zeros: the whole file */
         whole.l_type = F_WRLCK;
         int why = fcntl(fd, F_SETLK, &whole) == 0 ? 0 : errno;
         if (why == EACCES || why == EAGAIN) {
             int known = fcntl(fd, F_GETLK, &whole) == 0;
             close(fd);
-            if (known && whole.l_type == F_UNLCK) continue; /* it was let go just now */
+            if (known && whole.l_type == F_UNLCK) continue; /* it was released just now */
             return dlrn_fail(r->ctx, DLRN_ERR_IO,
                              "%s: another run works in this folder: process %ld", r->o->save_dir,
                              known ? (long)whole.l_pid : 0L);
         }
-        r->lock = fd; /* also where the file system knows no locks */
+        r->lock = fd; /* also if the file system has no locks */
         if (why ||
             (stat(path, &there) == 0 && fstat(fd, &mine) == 0 && there.st_ino == mine.st_ino))
             return DLRN_OK;
-        close(fd); /* the run before this one has removed it since */
+        close(fd); /* removed by the run before this one: try again */
         r->lock = -1;
     }
 }
@@ -111,13 +112,13 @@ static void unlock_folder(train_run *r) {
 
 static const char *const run_files[] = {"ae.pt", "config.json", "log.jsonl", "state.safetensors"};
 
-/* Bytes of a snapshot's name, ae_STEP.pt, at the beginning of another; 0: that begins otherwise. */
+/* Length of ae_STEP.pt at the beginning of a name; 0: the name begins with something else. */
 static size_t snapshot_name(const char *name) {
     size_t n = strncmp(name, "ae_", 3) ? 0 : strspn(name + 3, "0123456789");
     return n && !strncmp(name + 3 + n, ".pt", 3) ? n + 6 : 0;
 }
 
-/* What follows a file's name while it is written: .PROCESS.tmp, or .PROCESS-NUMBER.tmp. */
+/* Whether a name goes on as that of a file being written: .PROCESS.tmp or .PROCESS-NUMBER.tmp. */
 static int is_unfinished(const char *rest) {
     size_t n = *rest == '.' ? strspn(rest + 1, "0123456789abcdefABCDEF-") : 0;
     return n && !strcmp(rest + 1 + n, ".tmp");
@@ -141,7 +142,7 @@ static int is_snapshot(const char *name) {
     return n && !name[n];
 }
 
-/* Removes the files of a folder of the run whose names are of a kind. */
+/* Removes the files of a kind from a folder of the run. */
 static void remove_those(const options *o, const char *folder, int (*of_kind)(const char *name)) {
     char path[4200], name[4500];
     run_path(o, folder, path, sizeof path);
@@ -154,7 +155,7 @@ static void remove_those(const options *o, const char *folder, int (*of_kind)(co
     if (dir) closedir(dir);
 }
 
-/* What a run was writing when it was killed. */
+/* Removes what a run was writing when it was killed. */
 static void remove_unfinished(const options *o) {
     remove_those(o, ".", is_leftover);
     remove_those(o, "checkpoints", is_leftover_snapshot);
@@ -173,12 +174,13 @@ static dlrn_status open_folder(train_run *r) {
     for (size_t i = 0; i < sizeof run_files / sizeof *run_files && !o->resume; i++)
         r->others |= run_has(r->ctx, o, run_files[i]);
     if (s == DLRN_OK && r->others && !o->quiet)
-        fprintf(stderr, "%s: holds another run, which stays until the first save of this one\n",
+        fprintf(stderr,
+                "%s: already holds a run, which will be replaced at this run's first save\n",
                 o->save_dir);
     return s;
 }
 
-/* The other run's files that a save of this one does not replace. */
+/* Removes the files of the older run that a save of this one does not replace. */
 static void remove_others(const options *o) {
     char path[4200];
     run_path(o, "state.safetensors", path, sizeof path);
@@ -192,7 +194,7 @@ static dlrn_status write_config(train_run *r) {
     return dlrn_file_write(r->ctx, path, r->config.text, r->config.size);
 }
 
-/* The dictionary as it is after this step, to be kept. */
+/* Keeps the dictionary after this step, as checkpoints/ae_STEP.pt. */
 static dlrn_status save_snapshot(train_run *r, int64_t step) {
     char path[4200], name[64];
     run_path(r->o, "checkpoints", path, sizeof path);
@@ -204,14 +206,14 @@ static dlrn_status save_snapshot(train_run *r, int64_t step) {
     return dlrn_save(dlrn_trainer_dictionary(r->t), path);
 }
 
-/* The state comes last: what goes on from it finds all that is saved with it. snapshot: a step, or
-   -1. */
+/* Saves all of the run. The state comes last, so whoever resumes from it finds everything that
+   belongs to it. snapshot: a step to keep the dictionary of, or -1. */
 static dlrn_status save_checkpoint(train_run *r, int64_t snapshot) {
     char path[4200], part[4200];
     run_path(r->o, "ae.pt", path, sizeof path);
     dlrn_status s = dlrn_save(dlrn_trainer_dictionary(r->t), path);
     if (s == DLRN_OK && r->others)
-        remove_others(r->o); /* before their config goes: it would not be their state's */
+        remove_others(r->o); /* before their config is replaced by one that is not their state's */
     if (s == DLRN_OK && !r->saved) s = write_config(r);
     if (s == DLRN_OK && r->others) {
         run_path(r->o, "log.jsonl.part", part, sizeof part);
@@ -228,9 +230,9 @@ static dlrn_status save_checkpoint(train_run *r, int64_t snapshot) {
     return s == DLRN_OK ? dlrn_trainer_save(r->t, path) : s;
 }
 
-/* ---- The log ---- */
+/* ---- the log */
 
-/* The step that a line of the log tells of; -1: of none. */
+/* The step of a line of the log; -1: it is of something else. */
 static int64_t step_of(const char *line) {
     static const char begin[] = "{\"step\": ";
     char *end = NULL;
@@ -239,9 +241,8 @@ static int64_t step_of(const char *line) {
     return *end == ',' ? step : -1;
 }
 
-/* Of the log of a run that is resumed, what stands before the checkpoint's step stays, also what
-   others have written there; the steps after it are made again. A line without an end is not kept.
- */
+/* Cuts the log of a resumed run at the checkpoint's step: later steps are made again. Lines of
+   others before it stay; a line without an end does not. */
 static dlrn_status cut_log(train_run *r, const char *path) {
     char *text = NULL;
     size_t size = 0, keep = 0;
@@ -269,18 +270,25 @@ static dlrn_status open_log(train_run *r) {
 }
 
 static dlrn_status write_log(train_run *r, const dlrn_train_stats *s, double rate) {
-    int n = fprintf(r->log,
-                    "{\"step\": %lld, \"loss\": %.9g, \"mse_loss\": %.9g, \"sparsity_loss\": %.9g, "
-                    "\"ghost_loss\": %.9g, "
-                    "\"l0\": %.6g, \"dead\": %lld, \"lr\": %.9g, \"rows_per_second\": %.6g}\n",
-                    (long long)s->step, s->loss, s->mse_loss, s->sparsity_loss, s->ghost_loss,
-                    s->l0, (long long)s->dead, s->lr, rate);
-    if (n > 0 && fflush(r->log) == 0) return DLRN_OK;
+    json_writer j = {r->log, 0};
+    json_open(&j, NULL, '{');
+    json_int(&j, "step", s->step);
+    json_real(&j, "loss", 9, s->loss);
+    json_real(&j, "mse_loss", 9, s->mse_loss);
+    json_real(&j, "sparsity_loss", 9, s->sparsity_loss);
+    json_real(&j, "ghost_loss", 9, s->ghost_loss);
+    json_real(&j, "l0", 6, s->l0);
+    json_int(&j, "dead", s->dead);
+    json_real(&j, "lr", 9, s->lr);
+    json_real(&j, "rows_per_second", 6, rate);
+    json_close(&j, '}');
+    fputc('\n', r->log);
+    if (fflush(r->log) == 0 && !ferror(r->log)) return DLRN_OK;
     return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s/log.jsonl: cannot be written: %s", r->o->save_dir,
                      strerror(errno));
 }
 
-/* A run that has saved nothing leaves nothing: neither a log nor a folder. */
+/* Removes the log and the folders of a run that has saved nothing. */
 static void leave_nothing(train_run *r) {
     char path[4200];
     run_path(r->o, r->others ? "log.jsonl.part" : "log.jsonl", path, sizeof path);
@@ -289,8 +297,9 @@ static void leave_nothing(train_run *r) {
     unmake_folders(r->o->save_dir, r->had_folders);
 }
 
-/* ---- Steps ---- */
+/* ---- steps */
 
+/* Whether a line of progress is due. */
 static int time_to_tell(train_run *r, double now) {
     if (r->o->quiet || now - r->told < (isatty(2) ? 0.2 : 5.0)) return 0;
     r->told = now;
@@ -308,7 +317,7 @@ static void show_progress(train_run *r, const dlrn_train_stats *s, double rate, 
          s->l0, (long long)s->dead, rate, left);
 }
 
-/* n: rows of a portion that the buffer has not counted yet. */
+/* Progress before the first step. n: rows that are read but not in the buffer yet. */
 static void show_filling(void *user, int64_t n) {
     train_run *r = (train_run *)user;
     double now = seconds();
@@ -318,6 +327,7 @@ static void show_filling(void *user, int64_t n) {
          (long long)room, per_second(r->feed.rows, now - r->started));
 }
 
+/* After each step: log, progress, checkpoint, where they are due. */
 static dlrn_status on_step(train_run *r, const dlrn_train_stats *s) {
     double now = seconds(), rate = 0;
     dlrn_status status = r->log ? DLRN_OK : open_log(r);
@@ -329,7 +339,7 @@ static dlrn_status on_step(train_run *r, const dlrn_train_stats *s) {
     return status == DLRN_OK && saves ? save_checkpoint(r, s->step) : status;
 }
 
-/* A run that was stopped, in its words. */
+/* Says how to resume a run that was stopped. */
 static dlrn_status tell_stopped(train_run *r) {
     long long done = (long long)dlrn_trainer_steps_done(r->t);
     int again = r->o->text && !strcmp(r->o->text, "-");
@@ -347,7 +357,7 @@ static dlrn_status run_steps(train_run *r) {
     dlrn_status s = DLRN_OK;
     r->first = dlrn_trainer_steps_done(r->t);
     r->started = r->told = seconds();
-    dlrn_trainer_on_stop(r->t, stopping, NULL); /* while the rows of a resampling are measured */
+    dlrn_trainer_on_stop(r->t, stopping, NULL); /* also during a resampling, which may take long */
     while (s == DLRN_OK) {
         s = stopping(NULL) ? DLRN_STOPPED : dlrn_trainer_step(r->t, &stats);
         if (s == DLRN_OK) s = on_step(r, &stats);
@@ -356,14 +366,15 @@ static dlrn_status run_steps(train_run *r) {
     if (s != DLRN_END && s != DLRN_STOPPED) return s; /* the last good checkpoint stays */
     int64_t done = dlrn_trainer_steps_done(r->t);
     if (s == DLRN_END && done == 0 && r->o->steps != 0) return feed_empty(&r->feed);
-    if (s == DLRN_STOPPED && done == r->first) return tell_stopped(r); /* what is saved is as far */
+    if (s == DLRN_STOPPED && done == r->first) return tell_stopped(r); /* nothing new to save */
     dlrn_status saved = save_checkpoint(r, -1);
     if (saved != DLRN_OK) return saved;
     return s == DLRN_STOPPED ? tell_stopped(r) : DLRN_OK;
 }
 
-/* ---- Settings ---- */
+/* ---- settings */
 
+/* The flags as the library's settings, for rows of width d. init: --init's dictionary, or NULL. */
 static dlrn_status train_settings(train_run *r, int64_t d, const dlrn_dictionary *init,
                                   dlrn_train_config *cfg) {
     const options *o = r->o;
@@ -396,9 +407,8 @@ static dlrn_status train_settings(train_run *r, int64_t d, const dlrn_dictionary
                      (long long)init->features);
 }
 
-/* Where the rows and the first weights come from, as members of the configuration. */
-/* Of a .npy that can be opened again: with another number of rows it is not what the run was begun
-   with. -1: of what comes but once, and of texts, which may grow. */
+/* The number of rows of a .npy that can be opened again: a resumed run must find the same. -1:
+   unknown, for data that comes only once and for texts, which may grow. */
 static dlrn_status count_rows(dlrn_context *ctx, const char *path, int64_t *rows) {
     struct stat st;
     dlrn_archive *a = NULL;
@@ -411,24 +421,23 @@ static dlrn_status count_rows(dlrn_context *ctx, const char *path, int64_t *rows
     return s;
 }
 
-static void put_source(FILE *f, const options *o, int64_t rows) {
+/* Where the rows and the first weights come from, as members of config.json. */
+static void put_source(json_writer *j, const options *o, int64_t rows) {
     const struct {
         const char *key, *value;
     } names[] = {{"data", o->data},   {"target", o->target},
                  {"model", o->model}, {"text", o->text},
                  {"site", o->site},   {"io", !o->model ? NULL : o->io ? o->io : "out"},
                  {"init", o->init}};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        if (!names[i].value) continue;
-        fprintf(f, "\"%s\": ", names[i].key);
-        put_json_text(f, names[i].value, (int64_t)strlen(names[i].value));
-        fputs(", ", f);
-    }
-    if (rows >= 0) fprintf(f, "\"rows\": %lld, ", (long long)rows);
-    if (o->layer >= 0) fprintf(f, "\"layer\": %lld, ", (long long)o->layer);
-    if (o->skip_nonfinite) fputs("\"skip_nonfinite\": true, ", f);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (names[i].value) json_text(j, names[i].key, names[i].value);
+    if (rows >= 0) json_int(j, "rows", rows);
+    if (o->layer >= 0) json_int(j, "layer", o->layer);
+    if (o->skip_nonfinite) json_bool(j, "skip_nonfinite", 1);
 }
 
+/* config.json: what another program needs to load ae.pt, and what a resumed run must have in common
+   with this one. */
 static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
     const options *o = r->o;
     char settings[4096];
@@ -436,27 +445,33 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
     dlrn_status s = count_rows(r->ctx, o->data, &rows);
     if (s == DLRN_OK) s = page_open(r->ctx, &r->config);
     if (s != DLRN_OK) return s;
-    FILE *f = r->config.f;
+    json_writer j = {r->config.f, 0};
     dlrn_train_config_json(cfg, settings, sizeof settings);
-    fprintf(f,
-            "{\"dict_class\": \"AutoEncoder\", \"activation_dim\": %lld, \"dict_size\": %lld, "
-            "\"version\": \"%s\",\n ",
-            (long long)cfg->d_in, (long long)cfg->features, DLRN_VERSION_STRING);
-    put_source(f, o, rows);
-    fprintf(
-        f,
-        "\n \"batch_size\": %lld, \"n_ctxs\": %lld, \"ctx_len\": %lld, \"in_batch_size\": %lld, "
-        "\"epochs\": %lld, "
-        "\"shuffle\": %s, \"bos\": %s, \"mode\": \"%s\",\n \"threads\": %d, \"kernels\": \"%s\",\n "
-        "\"settings\": %s}\n",
-        (long long)o->batch_size, (long long)o->n_ctxs, (long long)o->ctx_len,
-        (long long)o->in_batch_size, (long long)o->epochs, o->no_shuffle ? "false" : "true",
-        o->bos ? "true" : "false", o->compat ? "compat" : "default", dlrn_info(r->ctx).threads,
-        dlrn_info(r->ctx).kernels, settings);
+    json_open(&j, NULL, '{');
+    json_text(&j, "dict_class", "AutoEncoder");
+    json_int(&j, "activation_dim", cfg->d_in);
+    json_int(&j, "dict_size", cfg->features);
+    json_text(&j, "version", DLRN_VERSION_STRING);
+    put_source(&j, o, rows);
+    json_int(&j, "batch_size", o->batch_size);
+    json_int(&j, "n_ctxs", o->n_ctxs);
+    json_int(&j, "ctx_len", o->ctx_len);
+    json_int(&j, "in_batch_size", o->in_batch_size);
+    json_int(&j, "epochs", o->epochs);
+    json_bool(&j, "shuffle", !o->no_shuffle);
+    json_bool(&j, "bos", o->bos);
+    json_text(&j, "mode", o->compat ? "compat" : "default");
+    json_int(&j, "threads", dlrn_info(r->ctx).threads);
+    json_text(&j, "kernels", dlrn_info(r->ctx).kernels);
+    json_key(&j, "settings");
+    fputs(settings, j.f);
+    json_close(&j, '}');
+    fputc('\n', j.f);
     return page_end(r->ctx, &r->config);
 }
 
-/* In compat a logged step counts its batch twice, so that when is logged changes the run. */
+/* Settings that a resumed run may change. With --compat a logged step counts its batch twice, so
+   there log_steps changes the run. */
 static int may_change(const train_run *r, const char *key) {
     if (r->o->compat && !strcmp(key, "log_steps")) return 0;
     static const char *const keys[] = {"version",    "steps",   "epochs", "log_steps",
@@ -473,7 +488,7 @@ static const char *value_text(const dlrn_json *v) {
                                        : "another value";
 }
 
-/* The first setting in which two configurations differ and must not; 0: there is none. */
+/* Finds a setting in which two configurations differ although they must not; 0: there is none. */
 static int find_difference(const train_run *r, const dlrn_json *was, const dlrn_json *now,
                            const char **key, const char **values) {
     for (const dlrn_json *m = now ? now->first : NULL; m; m = m->next) {
@@ -498,7 +513,7 @@ static int find_difference(const train_run *r, const dlrn_json *was, const dlrn_
     return 0;
 }
 
-/* A run is resumed with the settings and on the source that it was begun with. */
+/* A resumed run must have the settings and the source with which it began. */
 static dlrn_status check_resumed(train_run *r) {
     char path[4200], *text = NULL;
     const char *key = NULL, *values[2] = {NULL, NULL};
@@ -520,7 +535,7 @@ static dlrn_status check_resumed(train_run *r) {
     return s;
 }
 
-/* ---- The run ---- */
+/* ---- the run */
 
 static dlrn_status open_buffer(train_run *r, const dlrn_source *source) {
     const options *o = r->o;
@@ -538,7 +553,7 @@ static dlrn_status open_buffer(train_run *r, const dlrn_source *source) {
     return s == DLRN_OK ? dlrn_buffer_create(r->ctx, &bc, source, 0, &r->buffer) : s;
 }
 
-/* The trainer: new, from --init, or from the saved state. */
+/* Makes the trainer: new, from --init, or from the saved state. */
 static dlrn_status open_trainer(train_run *r, int64_t d) {
     const options *o = r->o;
     dlrn_dictionary *init = NULL;
@@ -556,6 +571,7 @@ static dlrn_status open_trainer(train_run *r, int64_t d) {
     return s;
 }
 
+/* Trains on the feed's rows, and cleans up whatever happens. */
 static dlrn_status train_on(train_run *r) {
     dlrn_source source = feed_source(&r->feed);
     dlrn_status s = open_folder(r);
@@ -573,7 +589,7 @@ static dlrn_status train_on(train_run *r) {
     return feed_failed(&r->feed, s);
 }
 
-/* 0, or the exit status of a wrong call. */
+/* Flags of train and eval that say where rows come from. 0, or the exit status of a wrong call. */
 static int check_source_flags(const char *name, const options *o) {
     if (!o->data && !o->model)
         return usage_error(name, "expected --data or --model, found neither", "source");
@@ -610,27 +626,27 @@ static int check_train_flags(const options *o) {
 
 static int run_train(dlrn_context *ctx, const options *o) {
     train_run r;
-    bench b;
+    model_text mt;
     int status = check_train_flags(o);
     if (status) return status;
     memset(&r, 0, sizeof r);
-    memset(&b, 0, sizeof b);
+    memset(&mt, 0, sizeof mt);
     r.ctx = ctx;
     r.o = o;
     r.lock = -1;
     feed_init(&r.feed, ctx, o);
     if (!o->quiet) fprintf(stderr, "%s\n", dlrn_info(ctx).text);
-    dlrn_status s = o->model ? bench_open(ctx, o, 1, &b) : DLRN_OK;
+    dlrn_status s = o->model ? model_text_open(ctx, o, 1, &mt) : DLRN_OK;
     if (s == DLRN_OK)
-        s = o->model ? neox_text_source(b.model, b.tok, b.docs, &b.reading, b.tap, &r.feed.inner)
+        s = o->model ? lm_text_source(mt.model, mt.tok, mt.docs, &mt.reading, mt.tap, &r.feed.inner)
                      : dlrn_source_from_npy(ctx, o->data, o->target, o->epochs, &r.feed.inner);
     if (s == DLRN_OK && o->skip_nonfinite) s = feed_keep_finite(&r.feed);
     if (s == DLRN_OK) s = train_on(&r);
     tell_end();
     feed_tell_skipped(&r.feed);
-    if (s == DLRN_STOPPED || r.saved) stop_held = 1; /* what is to be said is in the error's text */
+    if (s == DLRN_STOPPED || r.saved) stop_held = 1; /* the error's text says all */
     status = s == DLRN_OK ? 0 : fail(ctx);
     dlrn_source_destroy(&r.feed.inner);
-    bench_close(&b);
+    model_text_close(&mt);
     return status;
 }

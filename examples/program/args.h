@@ -1,0 +1,309 @@
+/* The command line. One table of flags drives parsing, checking and help; the table of commands is
+   in dictlearn.c. */
+
+enum { /* commands, as bits of flag.commands */
+       C_INSPECT = 1,
+       C_CONVERT = 2,
+       C_ENCODE = 4,
+       C_DECODE = 8,
+       C_RECONSTRUCT = 16,
+       C_TRAIN = 32,
+       C_EVAL = 64,
+       C_TOKENIZE = 128,
+       C_GENERATE = 256,
+       C_ACTIVATIONS = 512,
+       C_LOGITS = 1024,
+       C_FEATURES = 2048,
+       C_ARRAYS = C_ENCODE | C_DECODE | C_RECONSTRUCT,
+       C_SITES = C_TRAIN | C_EVAL | C_ACTIVATIONS | C_FEATURES, /* read a model's activations */
+       C_TEXTS = C_SITES | C_TOKENIZE | C_LOGITS,
+       C_ALL = 4095
+};
+
+typedef struct options {
+    const char *dict, *data, *target, *out, *save_dir, *init, *loss, *io, *kernels, *histogram;
+    const char *model, *text, *site, *prompt, *features;
+    const char *path, *path2; /* arguments without a flag */
+    int64_t dict_size, expansion, batch_size, steps, epochs, warmup_steps, resample_steps,
+        ghost_threshold, log_steps;
+    int64_t save_steps, n_ctxs, ctx_len, in_batch_size, rows, threads, seed;
+    int64_t layer, documents, tokens, top_k, limit, count, contexts;
+    double lr, sparsity_penalty, temperature;
+    int sparse, json, entropy, no_shuffle, skip_nonfinite, resume, compat, quiet, help, bos;
+} options;
+
+enum { TEXT_MAX = 4095 }; /* bytes of a path, and of other texts */
+
+typedef enum flag_kind { F_TEXT, F_INT, F_REAL, F_SWITCH } flag_kind;
+
+typedef struct flag {
+    const char *name;
+    flag_kind kind;
+    size_t at; /* offset in options */
+    int commands;
+    double min, max; /* of a number, or of the bytes of a text; max 0: no limit */
+    const char *value, *help;
+} flag;
+
+#define AT(field) offsetof(options, field)
+static const flag flags[] = {
+    /* what is read */
+    {"--dict", F_TEXT, AT(dict), C_ARRAYS | C_EVAL | C_FEATURES, 1, TEXT_MAX, "D",
+     "the dictionary: a file (.pt, .safetensors, .npz) or a folder"},
+    {"--data", F_TEXT, AT(data), C_ARRAYS | C_TRAIN | C_EVAL, 1, TEXT_MAX, "X.npy",
+     "an array [rows, width]; - reads standard input"},
+    {"--target", F_TEXT, AT(target), C_TRAIN | C_EVAL, 1, TEXT_MAX, "Y.npy",
+     "the rows to reconstruct, if other than those of --data"},
+    {"--model", F_TEXT, AT(model), C_TEXTS | C_GENERATE, 1, TEXT_MAX, "DIR",
+     "a Hugging Face folder (model_type " LM_MODEL_TYPES ")"},
+    {"--text", F_TEXT, AT(text), C_TEXTS, 1, TEXT_MAX, "FILE",
+     "documents of at most 16 MB: .jsonl (key text), .txt (separated by blank lines), or - for "
+     "JSON "
+     "lines on standard input"},
+    {"--site", F_TEXT, AT(site), C_SITES, 0, TEXT_MAX, "S", LM_KINDS},
+    {"--layer", F_INT, AT(layer), C_SITES, 0, 0, "N", "the site's layer, from 0 (not for embed)"},
+    {"--io", F_TEXT, AT(io), C_SITES, 0, TEXT_MAX, "in|out|in_to_out",
+     "out: the site itself (default); in: the input of its module; in_to_out: from that input to "
+     "the site"},
+    {"--ctx-len", F_INT, AT(ctx_len), C_TEXTS, 1, 0, "N",
+     "cut each document to N tokens (default 128)"},
+    {"--bos", F_SWITCH, AT(bos), C_TEXTS | C_GENERATE, 0, 0, "",
+     "begin each document with the model's bos token"},
+    /* what is written */
+    {"--out", F_TEXT, AT(out), C_ARRAYS | C_GENERATE | C_ACTIVATIONS | C_LOGITS, 1, TEXT_MAX,
+     "FILE", "the file to write; - writes to standard output"},
+    {"--sparse", F_SWITCH, AT(sparse), C_ENCODE, 0, 0, "", "write CSR for scipy.sparse.load_npz"},
+    {"--json", F_SWITCH, AT(json), C_INSPECT | C_EVAL | C_TOKENIZE | C_FEATURES, 0, 0, "",
+     "print JSON"},
+    /* sampling */
+    {"--prompt", F_TEXT, AT(prompt), C_GENERATE, 0, 0, "TEXT",
+     "how each document begins (default: the bos token)"},
+    {"--tokens", F_INT, AT(tokens), C_GENERATE, 1, 0, "N",
+     "sample at most N tokens for each document"},
+    {"--temperature", F_REAL, AT(temperature), C_GENERATE, 0, 0, "T",
+     "0: always the most likely token (default 1)"},
+    {"--top-k", F_INT, AT(top_k), C_GENERATE, 0, 0, "K",
+     "sample from the K most likely tokens (default: all)"},
+    {"--documents", F_INT, AT(documents), C_GENERATE | C_EVAL | C_TOKENIZE, 1, 0, "N",
+     "how many (generate: 1; tokenize: all; eval: the first 128, for the cross-entropy)"},
+    {"--limit", F_INT, AT(limit), C_ACTIVATIONS, 1, 0, "ROWS", "stop after ROWS (default: all)"},
+    /* training */
+    {"--save-dir", F_TEXT, AT(save_dir), C_TRAIN, 1, TEXT_MAX, "DIR",
+     "the folder of the run, locked meanwhile; created if missing; an older run in it is replaced "
+     "at the first save"},
+    {"--dict-size", F_INT, AT(dict_size), C_TRAIN, 1, 0, "F", "number of features"},
+    {"--expansion", F_INT, AT(expansion), C_TRAIN, 1, 0, "N",
+     "number of features as a multiple of the width (default 16)"},
+    {"--lr", F_REAL, AT(lr), C_TRAIN, 0, 0, "RATE", "Adam's learning rate (default 3e-4)"},
+    {"--sparsity-penalty", F_REAL, AT(sparsity_penalty), C_TRAIN, 0, 0, "P",
+     "weight of the sparsity loss (default 1e-3)"},
+    {"--loss", F_TEXT, AT(loss), C_TRAIN, 0, TEXT_MAX, "norm|squared",
+     "reconstruction loss: mean L2 distance (norm, the default) or mean squared distance "
+     "(squared)"},
+    {"--batch-size", F_INT, AT(batch_size), C_TRAIN, 1, 0, "N", "rows of a step (default 8192)"},
+    {"--steps", F_INT, AT(steps), C_TRAIN, 0, 0, "N",
+     "number of steps (default: until the data ends)"},
+    {"--epochs", F_INT, AT(epochs), C_TRAIN, 1, 0, "N",
+     "passes over an array (default 1; with --steps, whichever ends first)"},
+    {"--warmup-steps", F_INT, AT(warmup_steps), C_TRAIN, 0, 0, "N",
+     "steps over which the learning rate rises from 0 (default 1000)"},
+    {"--resample-steps", F_INT, AT(resample_steps), C_TRAIN, 1, 0, "N",
+     "revive dead features every N steps (default: never)"},
+    {"--ghost-threshold", F_INT, AT(ghost_threshold), C_TRAIN, 0, 0, "N",
+     "ghost gradients for features silent for N steps (default: none)"},
+    {"--entropy", F_SWITCH, AT(entropy), C_TRAIN | C_EVAL, 0, 0, "",
+     "use entropy instead of L1 as sparsity loss"},
+    {"--log-steps", F_INT, AT(log_steps), C_TRAIN, 1, 0, "N",
+     "write a line to log.jsonl every N steps (default 1000)"},
+    {"--save-steps", F_INT, AT(save_steps), C_TRAIN, 1, 0, "N",
+     "save a checkpoint every N steps (default: none)"},
+    {"--n-ctxs", F_INT, AT(n_ctxs), C_TRAIN, 1, 0, "N",
+     "size of the shuffle buffer, in contexts of --ctx-len rows (default 30000)"},
+    {"--in-batch-size", F_INT, AT(in_batch_size), C_TRAIN, 1, 0, "N",
+     "contexts to read at a time (default 512)"},
+    {"--init", F_TEXT, AT(init), C_TRAIN, 1, TEXT_MAX, "D",
+     "start from the weights of this dictionary, with its size"},
+    {"--no-shuffle", F_SWITCH, AT(no_shuffle), C_TRAIN, 0, 0, "", "take rows in file order"},
+    {"--skip-nonfinite", F_SWITCH, AT(skip_nonfinite), C_TRAIN | C_EVAL, 0, 0, "",
+     "leave out and count rows with a NaN or an infinity (default: an error; eval: with --data)"},
+    {"--resume", F_SWITCH, AT(resume), C_TRAIN, 0, 0, "",
+     "continue the run in --save-dir: repeat its command and add this flag; only --steps, "
+     "--epochs, --log-steps (not with --compat), --save-steps, --threads and --kernels may differ"},
+    {"--compat", F_SWITCH, AT(compat), C_TRAIN | C_EVAL, 0, 0, "",
+     "compute as the reference's code of March 2024 does, number for number"},
+    /* looking */
+    {"--rows", F_INT, AT(rows), C_EVAL | C_FEATURES, 1, 0, "N",
+     "rows to measure (default: eval 8192, features 65536; all if there are fewer)"},
+    {"--histogram", F_TEXT, AT(histogram), C_EVAL, 1, TEXT_MAX, "FILE.csv|.svg",
+     "write firing frequencies in log bins from 1e-5 to 1; - prints bars"},
+    {"--features", F_TEXT, AT(features), C_FEATURES, 0, TEXT_MAX, "I,J,...",
+     "which features (default: some that fire rarely)"},
+    {"--count", F_INT, AT(count), C_FEATURES, 1, 0, "N",
+     "how many features, without --features (default 8)"},
+    {"--contexts", F_INT, AT(contexts), C_FEATURES, 1, 0, "N",
+     "contexts to show for each feature (default 4)"},
+    /* of all commands */
+    {"--threads", F_INT, AT(threads), C_ALL, 0, 1024, "N",
+     "number of threads; 0, the default: all cores"},
+    {"--seed", F_INT, AT(seed), C_ALL, 0, 0, "N", "seed of all random numbers (default 0)"},
+    {"--kernels", F_TEXT, AT(kernels), C_ALL, 0, TEXT_MAX, "NAME",
+     "auto (default), scalar, avx2, avx512, avx512bf16, avx512vnni or neon"},
+    {"--quiet", F_SWITCH, AT(quiet), C_ALL, 0, 0, "", "no progress on standard error"},
+    {"--help", F_SWITCH, AT(help), C_ALL, 0, 0, "", "print this help"},
+};
+#undef AT
+
+typedef struct command {
+    const char *name;
+    int bit, words; /* words: number of arguments without a flag */
+    const char *usage, *what;
+    const char *needs; /* how to make the inputs of the example; "": they are in the tree */
+    const char *example;
+    int (*run)(dlrn_context *ctx, const options *o);
+} command;
+
+/* Negative: not given. */
+static options default_options(void) {
+    options o;
+    memset(&o, 0, sizeof o);
+    o.loss = "norm", o.kernels = "auto";
+    o.batch_size = 8192, o.steps = -1, o.epochs = 1;
+    o.lr = 3e-4, o.sparsity_penalty = 1e-3, o.warmup_steps = 1000;
+    o.resample_steps = -1, o.ghost_threshold = -1;
+    o.log_steps = 1000, o.save_steps = -1;
+    o.n_ctxs = 30000, o.ctx_len = 128, o.in_batch_size = 512;
+    o.layer = -1, o.documents = -1, o.temperature = 1, o.limit = -1;
+    o.rows = -1, o.count = 8, o.contexts = 4;
+    return o;
+}
+
+static int usage_error(const char *command_name, const char *what, const char *word) {
+    fprintf(stderr, "dictlearn: %s: %s: see dictlearn %s --help\n", word, what, command_name);
+    return 2;
+}
+
+/* 0, or 2 if a text is shorter or longer than allowed. */
+static int check_length(const char *command_name, const char *name, const char *text, double min,
+                        double max) {
+    size_t n = strlen(text);
+    if ((double)n >= min && (max == 0 || (double)n <= max)) return 0;
+    fprintf(stderr,
+            "dictlearn: %s: expected %.0f to %.0f bytes, found %lu: see dictlearn %s --help\n",
+            name, min, max, (unsigned long)n, command_name);
+    return 2;
+}
+
+/* Stores the value of a flag; 0: it is not of the flag's kind. */
+static int set_flag(const flag *f, const char *value, options *o) {
+    char *field = (char *)o + f->at, *end = NULL;
+    const double max = f->max > 0 ? f->max : 1e300;
+    if (f->kind == F_TEXT) {
+        memcpy(field, &value, sizeof value);
+    } else if (f->kind == F_INT) {
+        double d = strtod(value, &end); /* people write 3e4 */
+        int64_t n = d >= -9e15 && d <= 9e15 ? (int64_t)d : 0;
+        if (end == value || *end || (double)n != d || d < f->min || d > max) return 0;
+        memcpy(field, &n, sizeof n);
+    } else {
+        double d = strtod(value, &end);
+        if (end == value || *end || !(d >= f->min && d <= max)) return 0;
+        memcpy(field, &d, sizeof d);
+    }
+    return 1;
+}
+
+/* Takes the value that follows a flag. 0, or the exit status of a wrong call. */
+static int take_value(const command *c, const flag *f, const char *value, options *o) {
+    static const char *const kinds[] = {"a whole number", "a number"};
+    char range[64];
+    if (!value) return usage_error(c->name, "a value is missing", f->name);
+    if (f->kind == F_TEXT && check_length(c->name, f->name, value, f->min, f->max)) return 2;
+    if (set_flag(f, value, o)) return 0;
+    if (f->max > 0)
+        snprintf(range, sizeof range, " from %.0f to %.0f", f->min, f->max);
+    else
+        snprintf(range, sizeof range, " of at least %.0f", f->min);
+    fprintf(stderr, "dictlearn: %s: expected %s%s, found '%s': see dictlearn %s --help\n", f->name,
+            kinds[f->kind == F_REAL], range, value, c->name);
+    return 2;
+}
+
+static const flag *find_flag(const char *name) {
+    for (size_t k = 0; k < sizeof flags / sizeof *flags; k++)
+        if (!strcmp(name, flags[k].name)) return &flags[k];
+    return NULL;
+}
+
+/* A flag that a command cannot do without: 1 and a message if its value is missing. */
+static int lacks_flag(const char *command_name, const char *name, const void *value) {
+    if (!value) usage_error(command_name, "this flag is required", name);
+    return !value;
+}
+
+/* Parses the arguments of a command. 0, or the exit status of a wrong call. */
+static int parse_options(const command *c, int argc, char **argv, options *o) {
+    int words = 0, status = 0;
+    for (int i = 0; i < argc && !status; i++) {
+        const flag *f = find_flag(argv[i]);
+        if (!f && !strcmp(argv[i], "-h")) f = find_flag("--help");
+        if (argv[i][0] == '-' && argv[i][1] && !f)
+            return usage_error(c->name, "unknown flag", argv[i]);
+        if (f && !(f->commands & c->bit))
+            return usage_error(c->name, "not a flag of this command", argv[i]);
+        if (!f) {
+            if (words == c->words) return usage_error(c->name, "one argument too many", argv[i]);
+            status = check_length(c->name, words ? "the second argument" : "the first argument",
+                                  argv[i], 1, TEXT_MAX);
+            *(words++ ? &o->path2 : &o->path) = argv[i];
+        } else if (f->kind == F_SWITCH) {
+            memcpy((char *)o + f->at, &(int){1}, sizeof(int));
+        } else {
+            i++; /* argv ends with NULL */
+            status = take_value(c, f, argv[i], o);
+        }
+    }
+    if (!status && !o->help && words < c->words)
+        return usage_error(c->name, "an argument is missing", c->usage);
+    return status;
+}
+
+enum { HELP_COLUMNS = 100, HELP_INDENT = 37 }; /* indent of what a flag does */
+
+/* Prints a text from column `at` on; further lines are indented. */
+static void print_wrapped(const char *text, int at, int indent) {
+    while (*text) {
+        int n = (int)strcspn(text, " ");
+        if (at > indent && at + 1 + n > HELP_COLUMNS) {
+            printf("\n%*s", indent, "");
+            at = indent;
+        } else if (at > indent) {
+            putchar(' ');
+            at++;
+        }
+        printf("%.*s", n, text);
+        at += n;
+        text += n + (text[n] == ' ');
+    }
+    putchar('\n');
+}
+
+static void print_help(const command *c) {
+    int at = printf("dictlearn %s", c->name);
+    print_wrapped(c->usage, at, 4);
+    putchar('\n');
+    print_wrapped(c->what, 0, 0);
+    putchar('\n');
+    for (size_t k = 0; k < sizeof flags / sizeof *flags; k++) {
+        if (!(flags[k].commands & c->bit)) continue;
+        at = printf("  %-19s %-14s", flags[k].name, flags[k].value);
+        if (at >= HELP_INDENT) {
+            printf("\n%*s", HELP_INDENT, "");
+            at = HELP_INDENT;
+        } else {
+            at += printf("%*s", HELP_INDENT - at, "");
+        }
+        print_wrapped(flags[k].help, at, HELP_INDENT);
+    }
+    printf(*c->needs ? "\nExample (%s):\n" : "\nExample:%s\n", c->needs);
+    printf("  %s\n", c->example);
+}

@@ -1,0 +1,169 @@
+/* dictlearn: the command-line program, on the library's public API alone.
+
+       cc -O2 -fopenmp -I. examples/program/dictlearn.c -o dictlearn -lm
+
+   args.h     flags, parsing, help          source.h   rows for training and evaluation
+   process.h  threads, streams, signals     inspect.h  inspect, convert
+   output.h   progress, JSON, files         rows.h     encode, decode, reconstruct
+   train.h    train                         model.h    tokenize, generate, activations, logits
+   eval.h     eval                          features.h features */
+#define _POSIX_C_SOURCE 200809L /* mkdir, sigaction, open_memstream */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define DICTLEARN_IMPLEMENTATION
+#include "dictlearn.h"
+#define LM_IMPLEMENTATION
+#include "../lm/lm.h"
+
+#include "args.h"
+#include "process.h"
+#include "output.h"
+#include "source.h"
+#include "inspect.h"
+#include "rows.h"
+#include "model.h"
+#include "train.h"
+#include "eval.h"
+#include "features.h"
+
+#define TINY "--model examples/data/tiny-neox"
+#define TINY_SITE TINY " \\\n    --text build/text.jsonl --site mlp_out --layer 0"
+/* In an order in which the examples can be run: each finds what those before it have made. */
+static const command commands[] = {
+    {"generate", C_GENERATE, 0,
+     "--model DIR [--prompt TEXT] --tokens N [--documents N] [--out FILE.jsonl]",
+     "Samples text: as plain text to standard output, or as JSON lines to a file (--out - for "
+     "standard output).",
+     "",
+     "build/dictlearn generate " TINY " --tokens 128 --documents 400 \\\n"
+     "    --out build/text.jsonl",
+     run_generate},
+    {"tokenize", C_TOKENIZE, 0, "--model DIR --text FILE [--json]",
+     "Prints token ids, one document per line.", "build/text.jsonl: see generate --help",
+     "build/dictlearn tokenize " TINY " --text build/text.jsonl --documents 3", run_tokenize},
+    {"logits", C_LOGITS, 0, "--model DIR --text FILE --out L.npy",
+     "Writes the next-token logits [tokens, vocabulary] of the first document.",
+     "build/text.jsonl: see generate --help",
+     "build/dictlearn logits " TINY " --text build/text.jsonl \\\n"
+     "    --out build/logits.npy",
+     run_logits},
+    {"activations", C_ACTIVATIONS, 0,
+     "--model DIR --text FILE --site S --layer N --out X.npy [--limit ROWS]",
+     "Writes rows of activations, in the order of the text; with --io in_to_out, the outputs of "
+     "the module.",
+     "build/text.jsonl: see generate --help",
+     "build/dictlearn activations " TINY_SITE " --out build/x.npy", run_activations},
+    {"train", C_TRAIN, 0, "SOURCE --save-dir DIR ...",
+     "Trains a sparse autoencoder. SOURCE is --model DIR --text FILE --site S --layer N, or --data "
+     "X.npy [--target Y.npy]. On Ctrl-C, SIGTERM or SIGHUP it saves and prints how to resume.",
+     "build/text.jsonl: see generate --help",
+     "build/dictlearn train " TINY_SITE " \\\n"
+     "    --save-dir build/run --expansion 8 --batch-size 512 --lr 3e-3 --sparsity-penalty 0.12 "
+     "\\\n"
+     "    --warmup-steps 20 --n-ctxs 300",
+     run_train},
+    {"inspect", C_INSPECT, 1, "PATH [--json]",
+     "Prints what a file or folder holds: format, family and every tensor; for a dictionary its "
+     "size and the norms of its atoms, for a model its shape.",
+     "", "build/dictlearn inspect examples/data/tiny-neox", run_inspect},
+    {"convert", C_CONVERT, 2, "IN OUT",
+     "Rewrites a dictionary in the format of OUT's suffix (.pt, .safetensors, .npz).",
+     "build/run: see train --help", "build/dictlearn convert build/run build/ae.safetensors",
+     run_convert},
+    {"encode", C_ENCODE, 0, "--dict D --data X.npy --out F.npy | --sparse --out F.npz",
+     "Computes the features [rows, F] of activations [rows, d].",
+     "build/run: see train --help; build/x.npy: see activations --help",
+     "build/dictlearn encode --dict build/run --data build/x.npy --sparse --out build/f.npz",
+     run_encode},
+    {"decode", C_DECODE, 0, "--dict D --data F.npy|F.npz --out X.npy",
+     "Computes reconstructions from features.",
+     "build/run: see train --help; build/f.npz: see encode --help",
+     "build/dictlearn decode --dict build/run --data build/f.npz --out build/x_hat.npy",
+     run_decode},
+    {"reconstruct", C_RECONSTRUCT, 0, "--dict D --data X.npy --out X_HAT.npy",
+     "Encodes activations and decodes them again.",
+     "build/run: see train --help; build/x.npy: see activations --help",
+     "build/dictlearn reconstruct --dict build/run --data build/x.npy --out build/x_hat.npy",
+     run_reconstruct},
+    {"eval", C_EVAL, 0, "--dict D SOURCE [--json]",
+     "Evaluates a dictionary: variance explained, L0, loss, features alive; with a model also the "
+     "cross-entropy recovered. SOURCE as for train.",
+     "build/run: see train --help; build/text.jsonl: see generate --help",
+     "build/dictlearn eval --dict build/run " TINY_SITE, run_eval},
+    {"features", C_FEATURES, 0,
+     "--dict D --model DIR --text FILE --site S --layer N [--features I,J,...]",
+     "Shows features with the tokens and contexts on which they fire most.",
+     "build/run: see train --help; build/text.jsonl: see generate --help",
+     "build/dictlearn features --dict build/run " TINY_SITE " --count 3", run_features},
+};
+enum { COMMANDS = (int)(sizeof commands / sizeof *commands) };
+
+static void print_commands(void) {
+    printf("dictlearn %s: train, evaluate and inspect sparse autoencoders\n\n",
+           DLRN_VERSION_STRING);
+    for (int i = 0; i < COMMANDS; i++)
+        print_wrapped(commands[i].what, printf("  dictlearn %-12s ", commands[i].name), 25);
+    printf("\ndictlearn COMMAND --help lists a command's flags. Exit status: 0 done, 1 failed, 2 "
+           "wrong usage.\n");
+}
+
+/* The context that the flags ask for. 0, or the exit status. */
+static int open_context(const command *c, const options *o, dlrn_context **ctx) {
+    dlrn_context_config cfg = {0};
+    cfg.threads = (int)o->threads;
+    cfg.kernels = o->kernels;
+    dlrn_status s = dlrn_context_create(&cfg, ctx);
+    if (s == DLRN_OK) return 0;
+    if (s == DLRN_ERR_MEMORY)
+        return fputs("dictlearn: out of memory, before anything was done\n", stderr), 1;
+    const char *from = strcmp(o->kernels, "auto") ? NULL : getenv("DICTLEARN_KERNELS");
+    if (from) return usage_error(c->name, "DICTLEARN_KERNELS: no such set of kernels here", from);
+    return usage_error(c->name, "no such set of kernels here", o->kernels);
+}
+
+/* Commands that only print. 1: it was one of them. */
+static int print_about(const char *word) {
+    if (!strcmp(word, "--version") || !strcmp(word, "version"))
+        return printf("dictlearn %s\n", DLRN_VERSION_STRING), 1;
+    if (strcmp(word, "--help") && strcmp(word, "help") && strcmp(word, "-h")) return 0;
+    return print_commands(), 1;
+}
+
+int main(int argc, char **argv) {
+    let_threads_sleep(argv);
+    if (!open_streams()) return 1;
+    note_signals();
+    const command *c = NULL;
+    if (argc > 1 && print_about(argv[1])) return end_output(0);
+    for (int i = 0; argc > 1 && i < COMMANDS; i++)
+        if (!strcmp(argv[1], commands[i].name)) c = &commands[i];
+    if (!c) {
+        fprintf(stderr,
+                argc > 1 ? "dictlearn: %s: unknown command: see dictlearn --help\n"
+                         : "dictlearn: %s: see dictlearn --help\n",
+                argc > 1 ? argv[1] : "a command is needed");
+        return 2;
+    }
+    options o = default_options();
+    int status = parse_options(c, argc - 2, argv + 2, &o);
+    if (status) return status;
+    if (o.help) return print_help(c), end_output(0);
+    dlrn_context *ctx = NULL;
+    status = open_context(c, &o, &ctx);
+    if (status) return status;
+    status = c->run(ctx, &o);
+    dlrn_context_destroy(ctx);
+    return end_output(status);
+}

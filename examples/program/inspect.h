@@ -1,0 +1,169 @@
+/* dictlearn inspect and convert. */
+
+/* What a path holds. */
+typedef struct contents {
+    char file[4200]; /* with the tensors */
+    dlrn_archive *archive;
+    dlrn_dictionary *dict; /* NULL: it is none, or of a family that is not supported */
+    lm_config model;
+    int is_model;
+} contents;
+
+/* The file with a path's tensors. A folder may hold a model or a dictionary; the library searches
+   for the latter. */
+static dlrn_status find_tensors(dlrn_context *ctx, const char *path, char *file, size_t size,
+                                int *of_model) {
+    char config[4200];
+    *of_model = 0;
+    snprintf(file, size, "%s", path);
+    if (dlrn_file_exists(ctx, path) != 2) return DLRN_OK;
+    if (dlrn_find_dictionary(ctx, path, file, config, size) == DLRN_OK && *file) return DLRN_OK;
+    *of_model = lm_find_weights(ctx, path, file, size);
+    if (*of_model) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_IO,
+                     "%s: expected a dictionary (ae.pt) or a model (model.safetensors, "
+                     "pytorch_model.bin) in this folder, found neither",
+                     path);
+}
+
+/* Reads what is at a path, as far as it can be told. That it is no dictionary and no model is no
+   error: then only the tensors are listed. */
+static dlrn_status open_contents(dlrn_context *ctx, const char *path, contents *c) {
+    char config[4200];
+    dlrn_status tried = DLRN_OK;
+    int of_model;
+    memset(c, 0, sizeof *c);
+    dlrn_status s = find_tensors(ctx, path, c->file, sizeof c->file, &of_model);
+    if (s != DLRN_OK) return s;
+    snprintf(config, sizeof config, "%s/config.json", path);
+    if (!of_model) {
+        tried = dlrn_load(ctx, path, NULL, &c->dict);
+    } else if (dlrn_file_exists(ctx, config) == 1) {
+        tried = lm_read_config(ctx, path, &c->model);
+        c->is_model = tried == DLRN_OK;
+    }
+    if (tried == DLRN_ERR_MEMORY || tried == DLRN_ERR_IO) return tried; /* says nothing of it */
+    return dlrn_archive_open(ctx, c->file, &c->archive);
+}
+
+static void atom_norms(dlrn_context *ctx, const dlrn_dictionary *dict, double *min, double *mean,
+                       double *max) {
+    const int64_t width = dict->d_out;
+    double sum = 0;
+    *min = 1e300, *max = 0;
+    for (int64_t j = 0; j < dict->features; j++) {
+        double n = (double)dlrn_norm(ctx, dict->param[DLRN_DECODER] + j * width, width);
+        *min = n < *min ? n : *min;
+        *max = n > *max ? n : *max;
+        sum += n;
+    }
+    *mean = sum / (double)dict->features;
+}
+
+enum { MODEL_ROWS = 8 };
+typedef struct model_row {
+    const char *name;
+    int64_t value;
+} model_row;
+
+static void model_rows(const lm_config *c, model_row *rows) {
+    const model_row all[MODEL_ROWS] = {{"hidden_size", c->dim},
+                                       {"layers", c->layers},
+                                       {"heads", c->heads},
+                                       {"intermediate_size", c->inner},
+                                       {"vocab_size", c->vocab},
+                                       {"positions", c->positions},
+                                       {"rotary_dimensions", c->rope.dims},
+                                       {"parallel_residual", c->parallel}};
+    memcpy(rows, all, sizeof all);
+}
+
+static void print_contents(dlrn_context *ctx, const char *path, const contents *c) {
+    model_row rows[MODEL_ROWS];
+    double min, mean, max;
+    put_text(stdout, path, (int64_t)strlen(path));
+    printf(": %s\n", dlrn_archive_format(c->archive));
+    if (c->is_model) {
+        model_rows(&c->model, rows);
+        printf("family %s\n", c->model.architecture->family);
+        for (int i = 0; i < MODEL_ROWS; i++)
+            printf("%s %lld\n", rows[i].name, (long long)rows[i].value);
+    }
+    if (c->dict && c->dict->param[DLRN_DECODER]) {
+        atom_norms(ctx, c->dict, &min, &mean, &max);
+        printf("family %s, activation_dim %lld, dict_size %lld\n", c->dict->family,
+               (long long)c->dict->d_in, (long long)c->dict->features);
+        printf("atom norms: min %.6g, mean %.6g, max %.6g\n", min, mean, max);
+    }
+    for (int64_t i = 0; i < dlrn_archive_count(c->archive); i++) {
+        const dlrn_tensor_info *t = dlrn_archive_info(c->archive, i);
+        int shown = put_text(stdout, t->name, (int64_t)strlen(t->name));
+        printf("%*s %-5s [", shown < 24 ? 24 - shown : 0, "", dlrn_dtype_name(t->dtype));
+        for (int d = 0; d < t->ndim; d++) printf("%s%lld", d ? ", " : "", (long long)t->shape[d]);
+        printf("]\n");
+    }
+}
+
+static void put_dictionary_json(json_writer *j, dlrn_context *ctx, const dlrn_dictionary *dict) {
+    double min, mean, max;
+    atom_norms(ctx, dict, &min, &mean, &max);
+    json_text(j, "family", dict->family);
+    json_int(j, "activation_dim", dict->d_in);
+    json_int(j, "dict_size", dict->features);
+    json_open(j, "atom_norms", '{');
+    json_real(j, "min", 6, min);
+    json_real(j, "mean", 6, mean);
+    json_real(j, "max", 6, max);
+    json_close(j, '}');
+}
+
+static void put_contents_json(dlrn_context *ctx, const char *path, const contents *c) {
+    json_writer j = {stdout, 0};
+    model_row rows[MODEL_ROWS];
+    json_open(&j, NULL, '{');
+    json_text(&j, "path", path);
+    json_text(&j, "format", dlrn_archive_format(c->archive));
+    if (c->is_model) {
+        model_rows(&c->model, rows);
+        json_text(&j, "family", c->model.architecture->family);
+        for (int i = 0; i < MODEL_ROWS; i++) json_int(&j, rows[i].name, rows[i].value);
+    }
+    if (c->dict && c->dict->param[DLRN_DECODER]) put_dictionary_json(&j, ctx, c->dict);
+    json_open(&j, "tensors", '[');
+    for (int64_t i = 0; i < dlrn_archive_count(c->archive); i++) {
+        const dlrn_tensor_info *t = dlrn_archive_info(c->archive, i);
+        json_open(&j, NULL, '{');
+        json_text(&j, "name", t->name);
+        json_text(&j, "dtype", dlrn_dtype_name(t->dtype));
+        json_open(&j, "shape", '[');
+        for (int d = 0; d < t->ndim; d++) json_int(&j, NULL, t->shape[d]);
+        json_close(&j, ']');
+        json_close(&j, '}');
+    }
+    json_close(&j, ']');
+    json_close(&j, '}');
+    putchar('\n');
+}
+
+static int run_inspect(dlrn_context *ctx, const options *o) {
+    contents c;
+    dlrn_status s = open_contents(ctx, o->path, &c);
+    if (s == DLRN_OK && o->json) put_contents_json(ctx, o->path, &c);
+    if (s == DLRN_OK && !o->json) print_contents(ctx, o->path, &c);
+    dlrn_archive_close(c.archive);
+    dlrn_dictionary_destroy(c.dict);
+    return s == DLRN_OK ? 0 : fail(ctx);
+}
+
+static int run_convert(dlrn_context *ctx, const options *o) {
+    dlrn_dictionary *dict = NULL;
+    if (!ends_with(o->path2, ".pt") && !ends_with(o->path2, ".safetensors") &&
+        !ends_with(o->path2, ".npz"))
+        return usage_error("convert", "expected a name ending in .pt, .safetensors or .npz",
+                           o->path2);
+    dlrn_status s = dlrn_load(ctx, o->path, NULL, &dict);
+    if (s == DLRN_OK && stopping(NULL)) s = DLRN_STOPPED;
+    if (s == DLRN_OK) s = dlrn_save(dict, o->path2);
+    dlrn_dictionary_destroy(dict);
+    return s == DLRN_OK ? 0 : fail(ctx);
+}
