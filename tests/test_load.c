@@ -68,12 +68,11 @@ static void check_four(const char *path, const char *format) {
         CHECK(info && info->dtype == four[i].dtype && info->ndim == four[i].ndim);
         CHECK(info->shape[0] == four[i].shape[0]);
     }
-    CHECK_OK(ctx, dlrn_archive_read_i64(a, dlrn_archive_find(a, "whole"), n));
+    CHECK_OK(ctx, dlrni_archive_read_i64(a, dlrn_archive_find(a, "whole"), n));
     CHECK(!memcmp(n, wholes, sizeof n));
     CHECK_OK(ctx, dlrn_archive_read(a, dlrn_archive_find(a, "half"), x));
     CHECK(x[0] == 1 && x[1] == -2);
-    CHECK_OK(ctx, dlrn_archive_read_i64(a, dlrn_archive_find(a, "half"), n));
-    CHECK(n[0] == 1 && n[1] == -2);
+    CHECK_STATUS(dlrni_archive_read_i64(a, dlrn_archive_find(a, "half"), n), DLRN_ERR_FORMAT);
     CHECK_OK(ctx, dlrn_archive_read_rows(a, dlrn_archive_find(a, "a.matrix"), 1, 1, x));
     CHECK(!memcmp(x, floats + 3, 12));
     expect_numbers(a, "a.matrix", NULL, 6);
@@ -91,7 +90,7 @@ TEST(round_trips) {
     }
     dlrn_archive *a;
     CHECK_OK(ctx, dlrn_archive_open(ctx, path_of("trip", "four.safetensors"), &a));
-    CHECK(!strcmp(dlrn_archive_metadata(a, "quote \" and \\"), "line\nbreak"));
+    CHECK(!strcmp(dlrni_archive_metadata(a, "quote \" and \\"), "line\nbreak"));
     dlrn_archive_close(a);
     CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("trip", "one.npy"), four, 1, NULL));
     CHECK_OK(ctx, dlrn_archive_open(ctx, path_of("trip", "one.npy"), &a));
@@ -564,14 +563,14 @@ TEST(csr_round_trip) {
     memset(&back, 0, sizeof back);
     for (int again = 0; again < 2; again++) { /* into what is there already */
         static const int64_t want[5] = {0, 2, 2, 4, 4};
-        CHECK_OK(ctx, dlrn_csr_load(ctx, path_of("csr", "f.npz"), &back));
+        CHECK_OK(ctx, csr_load(ctx, path_of("csr", "f.npz"), &back));
         CHECK(back.rows == 4 && back.cols == 5 && !memcmp(back.row_ptr, want, sizeof want));
         CHECK(back.col[2] == 1 && back.col[3] == 4 && back.val[2] == 0.5f && back.val[3] == 2);
     }
     dlrn_sparse_free(&back);
     CHECK_OK(ctx, dlrn_csr_create(ctx, path_of("csr", "none.npz"), 7, &w)); /* no rows at all */
     CHECK_OK(ctx, dlrn_writer_close(w));
-    CHECK_OK(ctx, dlrn_csr_load(ctx, path_of("csr", "none.npz"), &back));
+    CHECK_OK(ctx, csr_load(ctx, path_of("csr", "none.npz"), &back));
     CHECK(back.rows == 0 && back.cols == 7);
     dlrn_sparse_free(&back);
 }
@@ -589,7 +588,7 @@ TEST(csr_out_of_order) {
     memset(&back, 0, sizeof back);
     make_folder("csr");
     CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("csr", "f.npz"), parts, 4, NULL));
-    CHECK_OK(ctx, dlrn_csr_load(ctx, path_of("csr", "f.npz"), &back));
+    CHECK_OK(ctx, csr_load(ctx, path_of("csr", "f.npz"), &back));
     CHECK(!memcmp(back.col, want, sizeof want) && !memcmp(back.val, want_val, sizeof want_val));
     dlrn_sparse_free(&back);
 }
@@ -634,12 +633,12 @@ TEST(csr_refuses) {
                                     {"indices", DLRN_I32, 1, {2}, bad[i].col},
                                     {"data", DLRN_F32, 1, {bad[i].entries}, floats}};
         CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("csr", "bad.npz"), parts, 4, NULL));
-        CHECK_STATUS(dlrn_csr_load(ctx, path_of("csr", "bad.npz"), &back), DLRN_ERR_FORMAT);
+        CHECK_STATUS(csr_load(ctx, path_of("csr", "bad.npz"), &back), DLRN_ERR_FORMAT);
         CHECK_STR(dlrn_error(ctx), "csr/bad.npz: ");
         CHECK_STR(dlrn_error(ctx), bad[i].words);
         CHECK(back.row_ptr == NULL);
         CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("csr", "bad.npz"), parts, 3, NULL));
-        CHECK_STATUS(dlrn_csr_load(ctx, path_of("csr", "bad.npz"), &back), DLRN_ERR_FORMAT);
+        CHECK_STATUS(csr_load(ctx, path_of("csr", "bad.npz"), &back), DLRN_ERR_FORMAT);
         CHECK_STR(dlrn_error(ctx),
                   "expected 'data' of one dimension, as scipy.sparse.save_npz writes it");
     }
