@@ -38,8 +38,8 @@ TEST(json_refuses) {
         {"{'a':1}", "expected a string"},
         {"{\"a\":1,\"b\":2,\"a\":3}", "the key \"a\" stands twice in one object"},
         {"{\"a\":1,\"\\u0061\":3}", "the key \"a\" stands twice in one object"},
-        {"1 2", "something follows the value"},
-        {"{}x", "something follows the value"},
+        {"1 2", "unexpected text after the value"},
+        {"{}x", "unexpected text after the value"},
         {"nul", "expected a value"},
         {"True", "expected a value"},
         {"NaN", "expected a value"},
@@ -52,7 +52,7 @@ TEST(json_refuses) {
         {"1e", "malformed number"},
         {"1e+", "malformed number"},
         {"-01", "malformed number"},
-        {"0x10", "something follows the value"},
+        {"0x10", "unexpected text after the value"},
         {"\"a", "the text ends inside a string"},
         {"\"a\\", "the text ends inside a string"},
         {"\"\\x\"", "unknown escape"},
@@ -78,7 +78,7 @@ TEST(json_refuses) {
         {"\"\xe2\x82", "a string is not UTF-8"},           /* cut short */
         {"\xef\xbb\xbf{}", "expected a value"},            /* byte order mark */
         {"// no\n1", "expected a value"},
-        {"[1] // no", "something follows the value"},
+        {"[1] // no", "unexpected text after the value"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         dlrn_json *root = NULL;
@@ -516,7 +516,8 @@ TEST(zip_refuses_entries) {
         {16, 4, 0xDEADBEEF, DLRN_ERR_FORMAT,
          "member 'x.npy' is damaged: its CRC-32 is not deadbeef"},
         {20, 4, 79, DLRN_ERR_FORMAT, "zip: a stored member whose packed size is not its size"},
-        {24, 4, 0xFFFFFFFF, DLRN_ERR_FORMAT, "zip: a stored member whose packed size is not its size"},
+        {24, 4, 0xFFFFFFFF, DLRN_ERR_FORMAT,
+         "zip: a stored member whose packed size is not its size"},
         {28, 2, 4, DLRN_ERR_FORMAT, "a local header does not agree with the central directory"},
         {28, 2, 0xFFFF, DLRN_ERR_FORMAT, "the central directory is cut off"},
         {30, 2, 0xFFFF, DLRN_ERR_FORMAT, "the central directory is cut off"},
@@ -956,7 +957,8 @@ TEST(safetensors_cut_short) {
     for (size_t i = 0; i < 4; i++) {
         file = safetensors("{" X4 "}", 4);
         patch(file, 0, lengths[i], 8);
-        refuse(file, DLRN_ERR_FORMAT, "expected at most 100 MiB and what the file has");
+        refuse(file, DLRN_ERR_FORMAT,
+               "expected a safetensors header of at most 100 MiB within the file");
     }
 }
 
@@ -974,7 +976,9 @@ TEST(safetensors_of_large_headers) {
         dlrn_status s = dlrn_archive_open_memory(ctx, file, n, "large.safetensors", &a);
         free(file);
         CHECK_STATUS(s, more ? DLRN_ERR_FORMAT : DLRN_OK);
-        if (more) CHECK_STR(dlrn_error(ctx), "expected at most 100 MiB and what the file has");
+        if (more)
+            CHECK_STR(dlrn_error(ctx),
+                      "expected a safetensors header of at most 100 MiB within the file");
         dlrn_archive_close(a);
     }
 }
@@ -1016,8 +1020,8 @@ TEST(names_that_collide) {
     for (int i = 0; i < NAMES; i++) {
         int64_t home =
             (int64_t)(dlrni_hash(table.slot, names[i], 3 * STAGES) & (uint64_t)(table.size - 1));
-        int64_t way =
-            (dlrni_lookup_place(&table, names[i], 3 * STAGES) - table.slot - home) & (table.size - 1);
+        int64_t way = (dlrni_lookup_place(&table, names[i], 3 * STAGES) - table.slot - home) &
+                      (table.size - 1);
         CHECK(dlrni_lookup_find(&table, names[i], 3 * STAGES) == i);
         CHECK_MSG(way < 256, "name %d is %d places from its own", i, (int)way);
     }

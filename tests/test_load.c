@@ -166,7 +166,7 @@ TEST(writes_refuse) {
     bad.dtype = DLRN_U32;
     CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.pt"), &bad, 1, NULL),
                  DLRN_ERR_UNSUPPORTED);
-    CHECK_STR(dlrn_error(ctx), "tensor 'a.matrix': torch's form has no storage of type U32");
+    CHECK_STR(dlrn_error(ctx), "tensor 'a.matrix': a .pt has no storage of type U32");
     static const char *const taken[2] = {"__metadata__", "x\xff"};
     for (int i = 0; i < 2; i++) {
         bad = four[0];
@@ -200,7 +200,7 @@ TEST(writes_refuse) {
                  DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "its name is too long for an .npz");
     CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.pt"), &bad, 1, NULL), DLRN_ERR_ARGUMENT);
-    CHECK_STR(dlrn_error(ctx), "nnn...': its name is too long for torch's form");
+    CHECK_STR(dlrn_error(ctx), "nnn...': its name is too long for a .pt");
     CHECK(count_files(path_of("", "bad"), "x.") == 0);
     long_name[1000] = 0; /* as long as may be */
     CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("bad", "x.pt"), &bad, 1, NULL));
@@ -433,12 +433,12 @@ TEST(links_are_followed) {
     CHECK(exists(path_of("links", "later")) == 1);
     CHECK(symlink("b", path_of("links", "a")) == 0 && symlink("a", path_of("links", "b")) == 0);
     CHECK_STATUS(dlrn_file_write(ctx, path_of("links", "a"), "x", 1), DLRN_ERR_IO);
-    CHECK_STR(dlrn_error(ctx), "links/a: the path is too long, or its links lead in a circle");
+    CHECK_STR(dlrn_error(ctx), "links/a: the path is too long, or its symbolic links form a cycle");
     char longer[5000];
     memset(longer, 'p', sizeof longer);
     longer[sizeof longer - 1] = 0;
     CHECK_STATUS(dlrn_file_write(ctx, longer, "x", 1), DLRN_ERR_IO);
-    CHECK_STR(dlrn_error(ctx), "pp: the path is too long, or its links lead in a circle");
+    CHECK_STR(dlrn_error(ctx), "pp: the path is too long, or its symbolic links form a cycle");
     write_text("dictlearn_here.tmp", "no folder in its name");
     CHECK(remove("dictlearn_here.tmp") == 0);
 }
@@ -603,7 +603,7 @@ TEST(csr_refuses) {
         {{2, 5}, {0, 2, 2}, {1, 5}, 2, "indices: entry 1: expected [0, 5), found 5"},
         {{2, 5}, {0, 2, 2}, {-3, 4}, 2, "indices: entry 0: expected [0, 5), found -3"},
         {{2, 5}, {0, 3, 2}, {1, 4}, 2, "indptr falls at row 1"},
-        {{2, 5}, {0, 2, 2}, {4, 4}, 2, "indices: row 0: column 4 stands twice"},
+        {{2, 5}, {0, 2, 2}, {4, 4}, 2, "indices: row 0: expected column 4 once, found it twice"},
         {{2, 5}, {0, 1, 1}, {1, 4}, 2, "indptr: expected 0 to 2"},
         {{2, 5}, {1, 2, 2}, {1, 4}, 2, "indptr: expected 0 to 2"},
         {{3, 5}, {0, 2, 2}, {1, 4}, 2, "the sizes of shape, indptr, indices and data do not agree"},
@@ -1061,15 +1061,15 @@ TEST(shards_refused) {
         {"{}", DLRN_ERR_FORMAT, "index.json: expected an object weight_map"},
         {"{\"weight_map\": []}", DLRN_ERR_FORMAT, "index.json: expected an object weight_map"},
         {"{\"weight_map\": {\"w\": 3}}", DLRN_ERR_FORMAT,
-         "index.json: weight_map: 'w' names no file of its folder"},
+         "index.json: weight_map: 'w' does not name a file of its folder"},
         {"{\"weight_map\": {\"w\": \"\"}}", DLRN_ERR_FORMAT,
-         "weight_map: 'w' names no file of its folder"},
+         "weight_map: 'w' does not name a file of its folder"},
         {"{\"weight_map\": {\"w\": \"../1.safetensors\"}}", DLRN_ERR_FORMAT,
-         "'w' names no file of its folder"},
+         "'w' does not name a file of its folder"},
         {"{\"weight_map\": {\"w\": \"/etc/passwd\"}}", DLRN_ERR_FORMAT,
-         "'w' names no file of its folder"},
+         "'w' does not name a file of its folder"},
         {"{\"weight_map\": {\"w\": \"model.safetensors.index.json\"}}", DLRN_ERR_FORMAT,
-         "'w' names no file"},
+         "'w' does not name a file"},
         {"{\"weight_map\": {\"w\": \"..\"}}", DLRN_ERR_IO,
          "shards/..: expected a file, found a folder"},
         {"{\"weight_map\": {\"w\": \"3.pt\"}}", DLRN_ERR_IO, "shards/3.pt: cannot open it"},

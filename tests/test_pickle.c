@@ -317,12 +317,12 @@ TEST(refuses_stacks) {
         {"N\x86", "the stack is too short"},
         {"(N\x86", "a mark out of place"},
         {"a", "the stack is too short"},
-        {"N]a", "items for something that is no container"},
-        {"NNa", "items for something that is no container"},
-        {"]NNs", "items for something that is no container"},
-        {"}Na", "items for something that is no container"},
-        {"}(Nu", "items for something that is no container"},
-        {"(Ne", "items for something that is no container"},
+        {"N]a", "expected a container below its items"},
+        {"NNa", "expected a container below its items"},
+        {"]NNs", "expected a container below its items"},
+        {"}Na", "expected a container below its items"},
+        {"}(Nu", "expected a container below its items"},
+        {"(Ne", "expected a container below its items"},
         {"e", "the stack is too short"},
         {"0", "the stack is too short"},
         {"b", "the stack is too short"},
@@ -338,7 +338,8 @@ TEST(refuses_stacks) {
         {REBUILD "(NNNNtR", "malformed arguments of a tensor"},
         {"ctorch._tensor\n_rebuild_from_type_v2\n)R", "a call of a type"},
         {"ctorch._tensor\n_rebuild_from_type_v2\nq\x01(h\x01N)tR", "a call of a type"},
-        {"ctorch._tensor\n_rebuild_from_type_v2\n(NN)tR", "expected a name and a tuple to call it with"},
+        {"ctorch._tensor\n_rebuild_from_type_v2\n(NN)tR",
+         "expected a name and a tuple to call it with"},
         {"Q", "expected a persistent id of a storage"},
         {"NQ", "expected a persistent id of a storage"},
         {")Q", "expected a persistent id of a storage"},
@@ -348,7 +349,7 @@ TEST(refuses_stacks) {
         {"h\x01", "an unknown memo index"},
         {"Nq\x01h\x02", "an unknown memo index"},
         {"Nq\x01h\x03", "an unknown memo index"},
-        {"Nr\xf0\xff\xff\x7f", "a memo index out of proportion"},
+        {"Nr\xf0\xff\xff\x7f", "a memo index beyond the bytes read"},
         {"j\xf0\xff\xff\xff", "an unknown memo index"},
         {"K", "an opcode is cut short"},
         {"M\x01", "an opcode is cut short"},
@@ -524,7 +525,8 @@ TEST(refuses_copies) {
     put_text(&b, "e\x85q\x02R");
     for (int i = 0; i < 1000; i++) put_text(&b, "h\x01h\x02R");
     put_text(&b, ".");
-    refuse(pt(), DLRN_ERR_FORMAT, "data.pkl: pickle, byte 5061: dictionaries of more pairs than bytes read");
+    refuse(pt(), DLRN_ERR_FORMAT,
+           "data.pkl: pickle, byte 5061: dictionaries of more pairs than bytes read");
 }
 
 /* One tensor under many names: so are what they unfold to out of proportion, and the names are not.
