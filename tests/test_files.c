@@ -1,8 +1,17 @@
 /* test_files.c - JSON, .npy, .npz, safetensors: every form that is promised is read, every
    malformed one is refused with words that name it. The files are made here, byte by byte. Pickles:
    test_pickle.c; whole dictionaries, and writing: test_load.c. */
+#include <sys/mman.h>
+#include <sys/types.h>
+
+static int refuses_maps; /* some file systems cannot map a file */
+static void *test_mmap(void *at, size_t size, int protection, int flags, int file, off_t offset) {
+    return refuses_maps ? MAP_FAILED : mmap(at, size, protection, flags, file, offset);
+}
+#define mmap test_mmap
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
+#undef mmap
 #include "tests/bytes.h"
 
 #include <locale.h>
@@ -686,6 +695,99 @@ TEST(csr_of_another_form) {
     }
 }
 
+/* A CSR matrix [1][4] of two entries, its arrays of these types; entry 1 is in column `column`. */
+static dlrn_status csr_of(const char *shape_type, const char *indptr_type, const char *indices_type,
+                          float column, dlrn_sparse *back) {
+    const char *const names[4] = {"shape.npy", "indptr.npy", "indices.npy", "data.npy"};
+    const char *const types[4] = {shape_type, indptr_type, indices_type, "<f4"};
+    const float numbers[4][2] = {{1, 4}, {0, 2}, {0, column}, {7, 8}};
+    char header[128];
+    memset(&z, 0, sizeof z);
+    memset(back, 0, sizeof *back);
+    for (int i = 0; i < 4; i++) {
+        const int is_float = types[i][1] == 'f';
+        const int32_t whole[2] = {(int32_t)numbers[i][0], (int32_t)numbers[i][1]};
+        snprintf(header, sizeof header,
+                 "{'descr': '%s', 'fortran_order': False, 'shape': (2,), }\n", types[i]);
+        zip_add(&z, names[i],
+                npy(1, header, is_float ? (const void *)numbers[i] : (const void *)whole, 8));
+    }
+    bytes *file = zip_done(&z);
+    dlrn_archive *a = NULL;
+    CHECK_OK(ctx, dlrn_archive_open_memory(ctx, file->p, file->n, "codes.npz", &a));
+    dlrn_status s = dlrn_csr_read(a, back);
+    dlrn_archive_close(a);
+    return s;
+}
+
+/* Indices that are not integers are refused by their type, also if each of them is whole. */
+TEST(csr_of_floats) {
+    dlrn_sparse back;
+    CHECK_OK(ctx, csr_of("<i4", "<i4", "<i4", 3, &back));
+    CHECK(back.rows == 1 && back.cols == 4 && back.col[1] == 3);
+    dlrn_sparse_free(&back);
+    CHECK_STATUS(csr_of("<f4", "<i4", "<i4", 3, &back), DLRN_ERR_FORMAT);
+    CHECK_STR(dlrn_error(ctx), "codes.npz: tensor 'shape': expected integers, found F32");
+    CHECK_STATUS(csr_of("<i4", "<f4", "<i4", 3, &back), DLRN_ERR_FORMAT);
+    CHECK_STR(dlrn_error(ctx), "codes.npz: tensor 'indptr': expected integers, found F32");
+    CHECK_STATUS(csr_of("<i4", "<i4", "<f4", 2.5f, &back), DLRN_ERR_FORMAT);
+    CHECK_STR(dlrn_error(ctx), "codes.npz: tensor 'indices': expected integers, found F32");
+    CHECK(back.row_ptr == NULL);
+}
+
+/* Names beyond ASCII are marked as UTF-8 in both headers of a member; others are not. */
+TEST(zip_names_in_utf8) {
+    static const float one = 1;
+    static const char *const names[3] = {"plain",
+                                         "gr\xc3\xb6\xc3\x9f"
+                                         "e",
+                                         "\xf6"};
+    dlrn_tensor_out t[3];
+    char *file;
+    size_t size;
+    memset(t, 0, sizeof t);
+    for (int i = 0; i < 3; i++) t[i].name = names[i], t[i].data = &one;
+    CHECK_OK(ctx, dlrn_archive_write(ctx, tmp_path("names.npz"), t, 3, NULL));
+    CHECK_OK(ctx, dlrn_file_read(ctx, tmp_path("names.npz"), &file, &size));
+    int local = 0, central = 0;
+    for (size_t at = 0; at + 46 < size; at++) {
+        if (!memcmp(file + at, "PK\3\4", 4))
+            CHECK(((unsigned char)file[at + 7] & 8) == (local++ == 1 ? 8 : 0));
+        if (!memcmp(file + at, "PK\1\2", 4))
+            CHECK(((unsigned char)file[at + 9] & 8) == (central++ == 1 ? 8 : 0));
+    }
+    CHECK(local == 3 && central == 3);
+    dlrn_free(ctx, file);
+}
+
+/* A file that cannot be mapped is read. */
+TEST(files_that_cannot_be_mapped) {
+    static const float x[2] = {1, -2};
+    dlrn_tensor_out t;
+    dlrn_archive *a = NULL;
+    float back[2] = {0, 0};
+    memset(&t, 0, sizeof t);
+    t.name = "x", t.ndim = 1, t.shape[0] = 2, t.data = x;
+    CHECK_OK(ctx, dlrn_archive_write(ctx, tmp_path("unmapped.pt"), &t, 1, NULL));
+    refuses_maps = 1;
+    dlrn_status s = dlrn_archive_open(ctx, tmp_path("unmapped.pt"), &a);
+    refuses_maps = 0;
+    CHECK_OK(ctx, s);
+    CHECK(a->map.owned != NULL);
+    CHECK_OK(ctx, dlrn_archive_read(a, 0, back));
+    CHECK(back[0] == 1 && back[1] == -2);
+    dlrn_archive_close(a);
+}
+
+/* Every close and free takes NULL. */
+TEST(nothing_to_close) {
+    CHECK_OK(ctx, dlrn_writer_close(NULL));
+    dlrn_writer_abort(NULL);
+    dlrn_archive_close(NULL);
+    dlrn_json_free(ctx, NULL);
+    dlrn_free(ctx, NULL);
+}
+
 /* An entry whose size alone stands in its 64-bit extra field, behind another field that nobody
    knows. */
 TEST(zip64_in_part) {
@@ -1076,6 +1178,10 @@ int main(int argc, char **argv) {
     RUN(zip_refuses_members);
     RUN(zip64);
     RUN(csr_of_another_form);
+    RUN(csr_of_floats);
+    RUN(zip_names_in_utf8);
+    RUN(files_that_cannot_be_mapped);
+    RUN(nothing_to_close);
     RUN(zip64_in_part);
     RUN(zip_ends_too_soon);
     RUN(npz_deflated);
