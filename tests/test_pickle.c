@@ -359,7 +359,7 @@ TEST(refuses_stacks) {
         {"\x8d\xff\xff\xff\xff\xff\xff\xff\xff", "a string reaches beyond the end"},
         {"cos", "a name is cut off"},
         {"cos\nsystem", "a name is cut off"},
-        {"NN\x93", "a name that is no text"},
+        {"NN\x93", "expected two strings for a name"},
         {"\x80\x01", "a protocol other than 2 to 5"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
