@@ -404,32 +404,34 @@ typedef struct dlrn_context dlrn_context;
    0 <= worker < threads, and no two bodies with the same worker overlap. */
 typedef void (*dlrn_parallel_body)(void *arg, int64_t task, int worker);
 
-/* Where files are, if not on the C library's disk: an archive in memory, a browser's storage, a
-   test's. All that the calls on a context read and write goes through these, and a path is what
-   they take it for. They say what is wrong by dlrn_fail(ctx, DLRN_ERR_IO, ...), and return what it
-   returns. Files that are open at a time: a few. */
+/* Files of a host: an archive in memory, a browser's storage, a test. Every file that a call on the
+   context reads or writes goes through these callbacks; a path is passed on unchanged. A callback
+   that fails reports the reason with dlrn_fail(ctx, DLRN_ERR_IO, ...) and returns its result. An
+   object keeps at most four files open (a CSR writer: its file and three temporary ones). */
 typedef struct dlrn_io {
-    /* A file to read from its start on; or, with `writing`, a new one, that nobody sees before it
-       is kept. */
+    /* Opens a file to read from its start. writing: creates a new file, which is invisible until
+       it is closed with keep. */
     dlrn_status (*open_file)(void *user, dlrn_context *ctx, const char *path, int writing,
                              void **file);
-    /* Up to size bytes; *got says how many: 0 at the end, and only there. */
+    /* Reads up to `size` bytes. *got is how many; 0 means the end of the file, and nothing else. */
     dlrn_status (*read_file)(void *user, dlrn_context *ctx, void *file, void *bytes, size_t size,
                              size_t *got);
+    /* Writes all `size` bytes, or fails. */
     dlrn_status (*write_file)(void *user, dlrn_context *ctx, void *file, const void *bytes,
-                              size_t size); /* all of them */
-    /* Frees `file` in any case. keep: what was written takes its place, whole, and survives a power
-       cut; else it is gone, and an older file of that name stays. Of a file that was read, keep is
-       0. */
+                              size_t size);
+    /* Closes and frees the file, also when it fails. keep 1: publish what was written under its
+       path, atomically, so that it survives a power cut. keep 0: discard it, and leave an older
+       file of that path; also used for files that were read. */
     dlrn_status (*close_file)(void *user, dlrn_context *ctx, void *file, int keep);
-    int (*file_exists)(void *user, const char *path); /* 0 no, 1 file, 2 folder */
-    /* These two may be NULL. rewind_file: 1 if what is written or read next is at the file's start
-       again, 0 if it cannot. temporary_file: one to write, rewind and read back, gone when it is
-       closed; path says what it is for. Without the one or the other, rows whose number is not
-       known, and CSR, wait in memory until they are written. */
+    /* 0 nothing, 1 a file, 2 a folder. */
+    int (*file_exists)(void *user, const char *path);
+    /* These two may be NULL; rows of unknown number and CSR then wait in memory.
+       rewind_file: continue at the file's start; 0 if that is not possible.
+       temporary_file: a file that can be written, rewound and read back, and is gone when it is
+       closed; path says which file it is for. */
     int (*rewind_file)(void *user, void *file);
     dlrn_status (*temporary_file)(void *user, dlrn_context *ctx, const char *path, void **file);
-    void *user;
+    void *user; /* passed to each */
 } dlrn_io;
 
 typedef struct dlrn_context_config {
@@ -1010,93 +1012,127 @@ DLRN_API const char *dlrn_dtype_name(dlrn_dtype t); /* "F32" */
 /* ------------------------------------------------------------------------------------------ */
 // >>api-files
 
+/* Paths are UTF-8 or whatever the system's fopen takes; "-" is standard input or output. What is
+   returned as const is borrowed. Every close, abort and free takes NULL. An archive, a writer and
+   a JSON tree are used by one thread at a time, and closed before their context. */
+
+/* ---- Archives of tensors ---- */
+
 #define DLRN_MAX_DIMS 8
 typedef struct dlrn_tensor_info {
-    const char
-        *name; /* "encoder.weight", nested dictionaries joined with '.'; owned by the archive */
+    const char *name; /* "encoder.weight"; nested dictionaries are joined with '.' */
     dlrn_dtype dtype;
-    int ndim;
-    int64_t shape[DLRN_MAX_DIMS];
-    int64_t numel;
+    int ndim;                     /* 0: one number */
+    int64_t shape[DLRN_MAX_DIMS]; /* [ndim]        */
+    int64_t numel;                /* their product */
 } dlrn_tensor_info;
 
-/* Any file of named tensors: torch .pt (zip or the older form), .safetensors, .npz, .npy (one
-   tensor, named ""); told apart by content. A .index.json of a sharded model opens all its shards
-   as one. Read-only; nothing is executed; the sums that a zip keeps are checked on opening. */
+/* A file of named tensors, read-only: torch .pt (zip, or the form before 1.6), .safetensors, .npz,
+   .npy (one tensor, named ""). The format is told by content, not by name; a path that ends in
+   .index.json opens all shards of a model as one archive. Nothing in a file is executed. The file
+   is mapped where possible and must not change while it is open. */
 typedef struct dlrn_archive dlrn_archive;
+
+/* Opens an archive and checks its structure, and the CRCs of a zip. *out is NULL on failure:
+   DLRN_ERR_IO, _FORMAT (malformed), _UNSUPPORTED (a type or opcode that is not read), _MEMORY. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_open(dlrn_context *ctx, const char *path,
                                                   dlrn_archive **out);
-/* The same from bytes in memory, borrowed; name stands for the path in errors. */
+/* The same from bytes in memory, which are borrowed and must stay until the archive is closed.
+   `name` stands for the path in errors. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_open_memory(dlrn_context *ctx, const void *bytes,
                                                          size_t size, const char *name,
                                                          dlrn_archive **out);
-DLRN_API void dlrn_archive_close(dlrn_archive *a); /* NULL is fine */
-DLRN_API const char *
-dlrn_archive_format(const dlrn_archive *a); /* "pt", "pt-legacy", "safetensors", "npz", "npy" */
+DLRN_API void dlrn_archive_close(dlrn_archive *a);
+
+/* "pt", "pt-legacy", "safetensors", "npz", "npy", or "sharded". */
+DLRN_API const char *dlrn_archive_format(const dlrn_archive *a);
 DLRN_API const char *dlrn_archive_path(const dlrn_archive *a);
 DLRN_API int64_t dlrn_archive_count(const dlrn_archive *a);
-DLRN_API const dlrn_tensor_info *dlrn_archive_info(const dlrn_archive *a,
-                                                   int64_t index); /* NULL: out of range */
-DLRN_API int64_t dlrn_archive_find(const dlrn_archive *a, const char *name); /* -1: not there */
-/* Rows [first, first + rows), slices of the first dimension (a 0-d tensor is one row), widened to
-   f32, row-major, strides and offsets honoured. dst holds rows * numel / shape[0] floats. */
+/* The tensor at an index in [0, count), borrowed until the archive is closed; NULL: out of range. */
+DLRN_API const dlrn_tensor_info *dlrn_archive_info(const dlrn_archive *a, int64_t index);
+/* The index of a name; -1: there is none. */
+DLRN_API int64_t dlrn_archive_find(const dlrn_archive *a, const char *name);
+
+/* Reads rows [first, first + rows) of a tensor, that is slices of its first dimension, to dst
+   [rows][numel / shape[0]]: row-major f32, from any type, strides and byte order. A tensor without
+   dimensions is one row. DLRN_ERR_ARGUMENT: out of range. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_read_rows(dlrn_archive *a, int64_t index,
                                                        int64_t first, int64_t rows, float *dst);
-DLRN_API DLRN_CHECK dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index,
-                                                  float *dst); /* [numel] */
+/* Reads a whole tensor to dst [numel]. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index, float *dst);
 
-/* A tensor to be written: data in memory of the given type, row-major, borrowed. */
+/* A tensor to be written. */
 typedef struct dlrn_tensor_out {
     const char *name;
-    dlrn_dtype dtype;
+    dlrn_dtype dtype; /* of data */
     int ndim;
     int64_t shape[DLRN_MAX_DIMS];
-    const void *data;
+    const void *data; /* row-major, borrowed for the call */
 } dlrn_tensor_out;
-/* Writes named tensors; the format follows the suffix (.pt .safetensors .npz .npy). metadata: pairs
-   key, value ending with NULL, or NULL (safetensors only). Atomic. */
+
+/* Writes `count` named tensors in the format of the path's suffix: .pt, .safetensors, .npz, or .npy
+   (one tensor, without its name). metadata is NULL, or key, text, key, text, ..., NULL, and is kept
+   by .safetensors only. Atomic: see dlrn_file_write. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path,
                                                    const dlrn_tensor_out *tensors, int64_t count,
                                                    const char *const *metadata);
 
-/* A growing .npy of f32 [rows][width], or a CSR .npz that scipy.sparse.load_npz opens: append,
-   close. "-" writes to stdout. rows_total < 0: not known yet (on the way to a pipe they then wait
-   in a temporary file, since their number stands before them). abort (or a failed close) leaves
-   nothing behind. */
+/* ---- Files that grow ---- */
+
+/* A file that is written piece by piece: create, append any number of times, close. It appears
+   under its name when it is closed, whole (a pipe is written to as pieces come). After a failed
+   append only close or abort may follow. */
 typedef struct dlrn_writer dlrn_writer;
+
+/* Rows of f32 as .npy [rows][width]. rows_total is the number of rows that will come; closing
+   fails if it was another. -1: not known; then a pipe gets the rows when the writer is closed,
+   because the header holds their number, and they wait in a temporary file. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width,
                                                 int64_t rows_total, dlrn_writer **out);
+/* x [rows][width] */
 DLRN_API DLRN_CHECK dlrn_status dlrn_npy_append(dlrn_writer *w, const float *x, int64_t rows);
+
+/* Codes [rows][width] as a CSR .npz that scipy.sparse.load_npz opens. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_csr_create(dlrn_context *ctx, const char *path, int64_t width,
                                                 dlrn_writer **out);
 DLRN_API DLRN_CHECK dlrn_status dlrn_csr_append(dlrn_writer *w, const dlrn_sparse *codes);
-/* A growing file of any bytes. */
+
+/* Any bytes. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_file_create(dlrn_context *ctx, const char *path,
                                                  dlrn_writer **out);
 DLRN_API DLRN_CHECK dlrn_status dlrn_file_append(dlrn_writer *w, const void *bytes, size_t size);
-DLRN_API DLRN_CHECK dlrn_status dlrn_writer_close(dlrn_writer *w); /* frees w in any case */
-DLRN_API void dlrn_writer_abort(dlrn_writer *w);
-/* CSR written by the above or by scipy.sparse.save_npz; rows come out in ascending order. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_csr_read(dlrn_archive *a,
-                                              dlrn_sparse *out); /* from an .npz that is open */
 
-/* Whole files. read: *bytes is owned by the caller (dlrn_free), with a 0 byte after its end. write:
-   atomic, as all that is written here: the old file stays until the new one is whole. A symbolic
-   link stays, and the file that it leads to is replaced; a pipe or device is written to directly.
- */
+/* Completes the file. On failure nothing is left behind. Frees w in any case. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_writer_close(dlrn_writer *w);
+/* Drops the file; an older one of that name stays. Frees w. */
+DLRN_API void dlrn_writer_abort(dlrn_writer *w);
+
+/* Reads codes from an archive that dlrn_csr_create or scipy.sparse.save_npz wrote; rows come out
+   with ascending columns. Zero-initialise *out before the first call; free it with
+   dlrn_sparse_free. On failure it is empty. Indices must be integers within the shape. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_csr_read(dlrn_archive *a, dlrn_sparse *out);
+
+/* ---- Whole files, memory ---- */
+
+/* Reads a file. *bytes [*size] has a 0 after its end and is the caller's: dlrn_free. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **bytes,
                                                size_t *size);
+/* Writes a file, atomically as everything here: an older file stays until the new one is whole and
+   on the disk. A symbolic link stays, and the file it points to is replaced. A pipe or device is
+   written to directly. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_file_write(dlrn_context *ctx, const char *path,
                                                 const void *bytes, size_t size);
-DLRN_API int dlrn_file_exists(dlrn_context *ctx,
-                              const char *path); /* 0 no, 1 file, 2 folder; ctx may be NULL */
-/* A block of the context's allocator, 64-byte aligned; NULL with the error's text set: no memory,
-   or count * size overflows. */
-DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size);
-DLRN_API void dlrn_free(dlrn_context *ctx, void *p); /* what this library allocated; NULL is fine */
+/* 0 nothing, 1 a file, 2 a folder. ctx may be NULL: the C library's files. */
+DLRN_API int dlrn_file_exists(dlrn_context *ctx, const char *path);
 
-/* Strict JSON (RFC 8259; duplicate keys are errors; depth <= 64): a tree in one block. Text is
-   copied. */
+/* A block of the context's allocator, aligned to 64 bytes, not cleared. NULL, with the error's text
+   set: no memory, or count * size overflows. */
+DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size);
+/* Frees what dlrn_alloc or dlrn_file_read returned. */
+DLRN_API void dlrn_free(dlrn_context *ctx, void *p);
+
+/* ---- JSON ---- */
+
 typedef enum dlrn_json_type {
     DLRN_JSON_NULL,
     DLRN_JSON_BOOL,
@@ -1105,21 +1141,26 @@ typedef enum dlrn_json_type {
     DLRN_JSON_ARRAY,
     DLRN_JSON_OBJECT
 } dlrn_json_type;
+
 typedef struct dlrn_json { /* one value */
     dlrn_json_type type;
-    const char *key;  /* in an object: its name (UTF-8, may hold 0 bytes: key_len) */
-    const char *text; /* string: unescaped UTF-8; number: as written; else NULL */
+    const char *key;  /* in an object: its name, else NULL. UTF-8; may hold 0 bytes: key_len */
+    const char *text; /* string: UTF-8, escapes resolved; number: as written; else NULL */
     int64_t key_len, text_len;
     double number;                        /* number: its value; bool: 0 or 1 */
-    int64_t count;                        /* array, object: how many children */
+    int64_t count;                        /* array, object: number of children */
     const struct dlrn_json *first, *next; /* first child; next sibling */
 } dlrn_json;
-/* name stands for the file in errors. The result is freed with dlrn_json_free. */
+
+/* Parses strict JSON (RFC 8259). Equal keys in one object and nesting beyond 64 are errors. The
+   tree is one block with its own copy of the text: dlrn_json_free. `name` stands for the file in
+   errors. *out is NULL on failure. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t size,
                                                 const char *name, dlrn_json **out);
 DLRN_API void dlrn_json_free(dlrn_context *ctx, dlrn_json *root);
-/* Member by path: "trainer.dict_class"; NULL: not there (or object is NULL). */
+/* A member by path, "trainer.dict_class"; NULL: there is none, or object is NULL. */
 DLRN_API const dlrn_json *dlrn_json_get(const dlrn_json *object, const char *path);
+/* Its text or number; `otherwise`: there is none, or it is of another type. A bool is 0 or 1. */
 DLRN_API const char *dlrn_json_text(const dlrn_json *object, const char *path,
                                     const char *otherwise);
 DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, double otherwise);
