@@ -3924,7 +3924,15 @@ DLRN_API dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, i
 /* ------------------------------------------------------------------------------------------ */
 // >>bytes
 /* What every reader and writer of files needs: a cursor that cannot leave its bytes, numbers in
-   the byte order of a file, the CRC-32 of zip, UTF-8, text that grows, and a table of names. */
+   the byte order of a file, the CRC-32 of zip, UTF-8, text that grows, and a table of names.
+
+   The rooms from here to >>writers hold to one rule: a file is an opponent. Whatever its bytes
+   are, reading it ends, in memory that is in proportion to its size, without a read outside of its
+   bytes, and with DLRN_OK or an error that names the file and the place in it. So each length is
+   taken through a cursor, each product of sizes is checked, each count is bounded by the bytes that
+   would be needed for it, and each place where one byte may stand for many (deflate, strides of 0,
+   values that are shared, hash tables) has a bound, with its reason beside it. The fuzzers in
+   tests/fuzz check this rule. */
 
 /* ---- Reading bytes that are not trusted ---- */
 
@@ -3934,6 +3942,8 @@ typedef struct dlrni_cursor {
     const unsigned char *p, *end;
 } dlrni_cursor;
 
+/* n is 64 bits wide and compared before it is added: no length in a file can overflow the
+   pointer. */
 DLRNI_INTERNAL const unsigned char *dlrni_take(dlrni_cursor *c, uint64_t n) {
     if (n > (uint64_t)(c->end - c->p)) return NULL;
     const unsigned char *at = c->p;
@@ -4084,6 +4094,7 @@ DLRNI_INTERNAL int dlrni_utf8_length(const char *p, const char *end) {
     return n;
 }
 
+/* Is a text closed with a 0 valid UTF-8? ASCII is. */
 DLRNI_INTERNAL int dlrni_is_utf8(const char *text) {
     const char *end = text + strlen(text);
     for (int n; text < end; text += n)
@@ -4091,6 +4102,7 @@ DLRNI_INTERNAL int dlrni_is_utf8(const char *text) {
     return 1;
 }
 
+/* Does a path end like this? Case counts. */
 DLRNI_INTERNAL int dlrni_has_suffix(const char *path, const char *suffix) {
     size_t n = strlen(path), m = strlen(suffix);
     return n >= m && !strcmp(path + n - m, suffix);
@@ -4107,6 +4119,8 @@ typedef struct dlrni_bytes {
     int failed; /* no memory: nothing more is added */
 } dlrni_bytes;
 
+/* Appends n bytes and closes them with a 0. The first failure to grow sticks, so that callers
+   append without checks and look at `failed` once. */
 DLRNI_INTERNAL void dlrni_bytes_add(dlrni_bytes *b, const void *bytes, int64_t n) {
     int64_t fits = n;
     if (b->ctx && (b->failed || !DLRNI_GROW(b->ctx, &b->p, &b->cap, b->len, b->len + n + 1))) {
@@ -4119,6 +4133,7 @@ DLRNI_INTERNAL void dlrni_bytes_add(dlrni_bytes *b, const void *bytes, int64_t n
     if (b->cap) b->p[dlrni_min(b->len, b->cap - 1)] = 0;
 }
 
+/* Appends a text without its 0. */
 DLRNI_INTERNAL void dlrni_bytes_text(dlrni_bytes *b, const char *text) {
     dlrni_bytes_add(b, text, (int64_t)strlen(text));
 }
@@ -4189,7 +4204,13 @@ DLRNI_INTERNAL int dlrni_lookup_add(dlrn_context *ctx, dlrni_lookup *t, const ch
 DLRNI_COLD_BEGIN
 /* Four parts: the C library's files as a dlrn_io; reading (a whole file, or a map of it); writing
    (a sink that keeps the first error); a spool for data that must wait. Everything above the
-   first part uses only the callbacks of dlrn_io. */
+   first part uses only the callbacks of dlrn_io, so a host that brings its own files gets the
+   rest unchanged.
+
+      reading   dlrn_file_read   ->  open_file, read_file ..., close_file(keep 0)
+                dlrni_map        ->  mmap, or dlrn_file_read
+      writing   dlrni_sink       ->  open_file(writing), write_file ..., close_file(keep)
+      waiting   dlrni_spool      ->  temporary_file, write_file ..., rewind_file, read_file ... */
 
 /* ---- The C library's files ----
 
@@ -4224,6 +4245,7 @@ typedef struct dlrni_stdio {
     int rewinds;     /* 0: what is written leaves at once (a pipe)                        */
 } dlrni_stdio;
 
+/* Must be called before errno can change. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_error(dlrn_context *ctx, const char *path,
                                              const char *what) {
     return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot %s: %s", path, what, strerror(errno));
@@ -4387,6 +4409,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_new(dlrn_context *ctx, const char *path, 
     return s;
 }
 
+/* dlrn_io.open_file. fopen can open a folder on some systems, and fails only at the first read:
+   it is refused here, by name. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_open(void *user, dlrn_context *ctx, const char *path,
                                             int writing, void **out) {
     if (strcmp(path, "-") && dlrni_stdio_exists(user, path) == 2)
@@ -4396,12 +4420,14 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_open(void *user, dlrn_context *ctx, const
                            writing ? dlrni_stdio_open_write : dlrni_stdio_open_read);
 }
 
+/* dlrn_io.temporary_file. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_temporary(void *user, dlrn_context *ctx, const char *path,
                                                  void **out) {
     (void)user;
     return dlrni_stdio_new(ctx, path, out, dlrni_stdio_open_temporary);
 }
 
+/* dlrn_io.read_file. A short read is an error only if ferror says so; else more may follow. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_read(void *user, dlrn_context *ctx, void *file, void *bytes,
                                             size_t size, size_t *got) {
     const dlrni_stdio *from = (const dlrni_stdio *)file;
@@ -4410,6 +4436,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_read(void *user, dlrn_context *ctx, void 
     return *got || !ferror(from->f) ? DLRN_OK : dlrni_stdio_error(ctx, from->path, "read it");
 }
 
+/* dlrn_io.write_file. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_write(void *user, dlrn_context *ctx, void *file,
                                              const void *bytes, size_t size) {
     const dlrni_stdio *to = (const dlrni_stdio *)file;
@@ -4418,6 +4445,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_write(void *user, dlrn_context *ctx, void
                                                  : dlrni_stdio_error(ctx, to->path, "write it");
 }
 
+/* dlrn_io.rewind_file. A device may accept fseek and not honour it, so only files that we created
+   under a temporary name are rewound. */
 DLRNI_INTERNAL int dlrni_stdio_rewind(void *user, void *file) {
     const dlrni_stdio *it = (const dlrni_stdio *)file;
     (void)user;
@@ -4500,12 +4529,14 @@ static const dlrn_io dlrni_default_io = {dlrni_absent_open,   NULL, NULL, NULL,
                                          dlrni_absent_exists, NULL, NULL, NULL};
 #endif
 
+/* The callbacks of a context: the host's, or the C library's. ctx may be NULL. */
 DLRNI_INTERNAL const dlrn_io *dlrni_io_of(const dlrn_context *ctx) {
     return ctx && ctx->cfg.io.open_file ? &ctx->cfg.io : &dlrni_default_io;
 }
 
 /* ---- Reading ---- */
 
+/* Advice only: the file can be gone before it is opened, and opening reports that. */
 DLRN_API int dlrn_file_exists(dlrn_context *ctx, const char *path) {
     const dlrn_io *io = dlrni_io_of(ctx);
     return io->file_exists(io->user, path);
@@ -4562,6 +4593,7 @@ typedef struct dlrni_map {
     void *owned; /* the block that the file was read into; NULL: it is mapped */
 } dlrni_map;
 
+/* Unmaps, or frees the block. Safe on a map that was never opened, all zero. */
 DLRNI_INTERNAL void dlrni_map_close(dlrn_context *ctx, dlrni_map *m) {
 #if DLRNI_POSIX
     if (m->p && !m->owned && m->size) munmap((void *)(uintptr_t)m->p, m->size);
@@ -4607,6 +4639,7 @@ typedef struct dlrni_sink {
     dlrn_status status;
 } dlrni_sink;
 
+/* Opens a new file; nothing is visible until dlrni_sink_close. */
 DLRNI_INTERNAL dlrn_status dlrni_sink_open(dlrn_context *ctx, const char *path, dlrni_sink *o) {
     const dlrn_io *io = dlrni_io_of(ctx);
     memset(o, 0, sizeof *o);
@@ -4614,6 +4647,7 @@ DLRNI_INTERNAL dlrn_status dlrni_sink_open(dlrn_context *ctx, const char *path, 
     return io->open_file(io->user, ctx, path, 1, &o->file);
 }
 
+/* Writes n bytes and adds them to the CRC, which only zip reads: it is cheap next to the disk. */
 DLRNI_INTERNAL void dlrni_sink_write(dlrni_sink *o, const void *bytes, uint64_t n) {
     const dlrn_io *io = dlrni_io_of(o->ctx);
     if (o->status != DLRN_OK || !n) return;
@@ -4622,6 +4656,7 @@ DLRNI_INTERNAL void dlrni_sink_write(dlrni_sink *o, const void *bytes, uint64_t 
     o->status = io->write_file(io->user, o->ctx, o->file, bytes, (size_t)n);
 }
 
+/* Padding. */
 DLRNI_INTERNAL void dlrni_sink_zeros(dlrni_sink *o, uint64_t n) {
     static const unsigned char zeros[64] = {0};
     for (uint64_t step; n; n -= step) {
@@ -4649,6 +4684,7 @@ DLRNI_INTERNAL dlrn_status dlrni_sink_close(dlrni_sink *o) {
     return o->status;
 }
 
+/* Open, write, close: the first error is reported by the last step. */
 DLRN_API dlrn_status dlrn_file_write(dlrn_context *ctx, const char *path, const void *bytes,
                                      size_t size) {
     dlrni_sink o;
@@ -4668,6 +4704,8 @@ typedef struct dlrni_spool {
     int is_open;
 } dlrni_spool;
 
+/* path names the file that the spool is for, in errors. A host whose files cannot be rewound could
+   not read a temporary one back, so memory is used for it, too. */
 DLRNI_INTERNAL dlrn_status dlrni_spool_open(dlrn_context *ctx, const char *path,
                                             dlrni_spool *spool) {
     const dlrn_io *io = dlrni_io_of(ctx);
@@ -4679,6 +4717,7 @@ DLRNI_INTERNAL dlrn_status dlrni_spool_open(dlrn_context *ctx, const char *path,
                : DLRN_OK;
 }
 
+/* Appends bytes. */
 DLRNI_INTERNAL dlrn_status dlrni_spool_add(dlrni_spool *spool, const void *bytes, size_t size) {
     dlrn_context *ctx = spool->memory.ctx;
     const dlrn_io *io = dlrni_io_of(ctx);
@@ -4715,6 +4754,7 @@ DLRNI_INTERNAL dlrn_status dlrni_spool_fill(dlrni_spool *spool, unsigned char *b
     return DLRN_OK;
 }
 
+/* Safe on a spool that was never opened, all zero. */
 DLRNI_INTERNAL void dlrni_spool_free(dlrni_spool *spool) {
     dlrn_context *ctx = spool->memory.ctx;
     if (!spool->is_open) return;
@@ -4767,6 +4807,7 @@ typedef struct dlrni_json_reader {
 
 enum { DLRNI_JSON_DEPTH = 64 }; /* values nest on the C stack: about 10 KB at this depth */
 
+/* The line is counted only here: successful parsing does not pay for it. */
 DLRNI_INTERNAL dlrn_status dlrni_json_error(dlrni_json_reader *r, const char *what) {
     int64_t line = 1;
     for (const char *q = r->start; q < r->p; q++) line += *q == '\n';
@@ -4774,6 +4815,7 @@ DLRNI_INTERNAL dlrn_status dlrni_json_error(dlrni_json_reader *r, const char *wh
                      (long long)line, (long long)(r->p - r->start), what);
 }
 
+/* Steps over blanks; JSON has these four and no comments. */
 DLRNI_INTERNAL void dlrni_json_space(dlrni_json_reader *r) {
     while (r->p < r->end && (*r->p == ' ' || *r->p == '\t' || *r->p == '\n' || *r->p == '\r'))
         r->p++;
@@ -4820,6 +4862,9 @@ DLRNI_INTERNAL dlrn_status dlrni_json_escape(dlrni_json_reader *r) {
     return DLRN_OK;
 }
 
+/* Reads a string to r->text and closes it with a 0. There is room: an escape is at least as long
+   as the bytes it stands for (\u and four digits give three bytes, a pair of them four), and the
+   quotes leave room for the 0. */
 DLRNI_INTERNAL dlrn_status dlrni_json_string(dlrni_json_reader *r, const char **text,
                                              int64_t *len) {
     char *first = r->text;
@@ -4851,6 +4896,8 @@ DLRNI_INTERNAL int64_t dlrni_json_digits(dlrni_json_reader *r) {
     return r->p - from;
 }
 
+/* Checks the grammar first: strtod alone would accept hexadecimal, "inf", "+1" and "1.". The text
+   is kept, since a double rounds integers beyond 2^53 (see dlrni_json_u64). */
 DLRNI_INTERNAL dlrn_status dlrni_json_number_value(dlrni_json_reader *r, dlrn_json *v) {
     const char *from = r->p;
     if (*r->p == '-') r->p++;
@@ -4986,12 +5033,14 @@ DLRN_API dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t
     return DLRN_OK;
 }
 
+/* The tree is one block, which begins with its root. */
 DLRN_API void dlrn_json_free(dlrn_context *ctx, dlrn_json *root) {
     dlrni_free(ctx, root);
 }
 
 /* ---- Getting values ---- */
 
+/* Linear in the members of each object on the path. A key that holds '.' cannot be reached. */
 DLRN_API const dlrn_json *dlrn_json_get(const dlrn_json *object, const char *path) {
     while (object && *path) {
         size_t n = strcspn(path, ".");
@@ -5048,6 +5097,7 @@ DLRNI_INTERNAL int dlrni_json_i64(const dlrn_json *object, const char *name, int
     return 1;
 }
 
+/* A number of an object; 0: missing, or not a number. */
 DLRNI_INTERNAL int dlrni_json_real(const dlrn_json *object, const char *name, double *out) {
     const dlrn_json *value = dlrn_json_get(object, name);
     if (!value || value->type != DLRN_JSON_NUMBER) return 0;
@@ -5105,11 +5155,13 @@ DLRNI_INTERNAL void dlrni_json_put(dlrni_json_writer *w, const char *key, const 
     w->separate = 1;
 }
 
+/* Begins an object "{" or array "[" ... */
 DLRNI_INTERNAL void dlrni_json_open(dlrni_json_writer *w, const char *key, const char *bracket) {
     dlrni_json_put(w, key, bracket);
     w->separate = 0;
 }
 
+/* ... and ends it. */
 DLRNI_INTERNAL void dlrni_json_close(dlrni_json_writer *w, const char *bracket) {
     dlrni_bytes_text(&w->out, bracket);
     w->separate = 1;
@@ -5200,6 +5252,7 @@ DLRNI_INTERNAL void *dlrni_archive_block(dlrn_archive *a, int64_t size) {
     return p;
 }
 
+/* A copy of a text, closed with a 0, that lives as long as the archive. */
 DLRNI_INTERNAL char *dlrni_archive_text(dlrn_archive *a, const char *text, int64_t len) {
     char *copy = (char *)dlrni_archive_block(a, len + 1);
     if (!copy) return NULL;
@@ -5219,8 +5272,8 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_annotate(dlrn_archive *a, const char *k
     return DLRN_OK;
 }
 
-/* What dlrni_archive_annotate kept under a key: numbers and texts beside the tensors of a .pt, texts
-   of an .npz, the __metadata__ of safetensors. NULL: nothing. */
+/* What dlrni_archive_annotate kept under a key: numbers and texts beside the tensors of a .pt,
+   texts of an .npz, the __metadata__ of safetensors. NULL: nothing. */
 DLRNI_INTERNAL const char *dlrni_archive_metadata(const dlrn_archive *a, const char *key) {
     for (int64_t i = 0; i < a->n_notes; i++)
         if (!strcmp(a->notes[i].key, key)) return a->notes[i].value;
@@ -5318,6 +5371,7 @@ DLRNI_INTERNAL void dlrni_dense_strides(dlrni_entry *e, int first_fastest) {
 DLRNI_COLD_END
 /* ---- Reading elements ---- */
 
+/* All other types are integers or bools. */
 DLRNI_INTERNAL int dlrni_is_float(dlrn_dtype type) {
     return type == DLRN_F32 || type == DLRN_F16 || type == DLRN_BF16 || type == DLRN_F64;
 }
@@ -5405,6 +5459,7 @@ DLRN_API dlrn_status dlrn_archive_read_rows(dlrn_archive *a, int64_t index, int6
     return DLRN_OK;
 }
 
+/* All rows; also the one row of a tensor without dimensions. */
 DLRN_API dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index, float *dst) {
     DLRNI_REQUIRE(a->ctx, index >= 0 && index < a->count, "no such tensor");
     const dlrni_entry *e = &a->entries[index];
@@ -5427,6 +5482,7 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_read_i64(dlrn_archive *a, int64_t index
 /* ---- The archive as an object ---- */
 DLRNI_COLD_BEGIN
 
+/* An empty archive; format "?" until its reader is known. */
 DLRNI_INTERNAL dlrn_status dlrni_archive_new(dlrn_context *ctx, const char *path,
                                              dlrn_archive **out) {
     dlrn_archive *a = DLRNI_NEW_ZERO(ctx, dlrn_archive, 1);
@@ -5444,6 +5500,7 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_new(dlrn_context *ctx, const char *path
     return DLRN_OK;
 }
 
+/* The shards of an index belong to it: its entries and their names point into them. */
 DLRN_API void dlrn_archive_close(dlrn_archive *a) {
     if (!a) return;
     dlrn_context *ctx = a->ctx;
@@ -5471,6 +5528,7 @@ DLRN_API int64_t dlrn_archive_count(const dlrn_archive *a) {
     return a->count;
 }
 
+/* Out of range is not an error: callers pass the result of dlrn_archive_find. */
 DLRN_API const dlrn_tensor_info *dlrn_archive_info(const dlrn_archive *a, int64_t index) {
     return index >= 0 && index < a->count ? &a->entries[index].info : NULL;
 }
@@ -5548,6 +5606,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_parse(dlrn_archive *a, const dlrn_j
                      a->path, t->key);
 }
 
+/* Adds a tensor whose bytes must be exactly those that its shape needs. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_tensor(dlrn_archive *a, const dlrn_json *t,
                                                     dlrni_cursor data) {
     dlrni_entry e;
@@ -5573,6 +5632,7 @@ typedef struct dlrni_range {
     int64_t begin, end;
 } dlrni_range;
 
+/* By begin, then by end: an empty tensor comes before the one that starts at the same byte. */
 DLRNI_INTERNAL int dlrni_range_order(const void *a, const void *b) {
     const dlrni_range *x = (const dlrni_range *)a, *y = (const dlrni_range *)b;
     if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
@@ -5601,6 +5661,8 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_cover(dlrn_archive *a, const unsign
                      a->path, (long long)at, (long long)size);
 }
 
+/* Adds the tensors and notes of a header. A value of __metadata__ that is not a text is ignored,
+   as the reference reader does. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_header(dlrn_archive *a, const dlrn_json *root,
                                                     dlrni_cursor data) {
     if (root->type != DLRN_JSON_OBJECT)
@@ -5617,6 +5679,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_header(dlrn_archive *a, const dlrn_
     return dlrni_safetensors_cover(a, data.p, data.end - data.p);
 }
 
+/* The header's length comes from the file, so it is bounded before it is used. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_open(dlrn_archive *a) {
     dlrni_cursor c = {a->map.p, a->map.p + a->map.size};
     const unsigned char *head = dlrni_take(&c, 8), *text = NULL;
@@ -5691,6 +5754,7 @@ DLRNI_INTERNAL void dlrni_safetensors_json(dlrni_sink *o, dlrni_json_writer *w,
     if (w->out.failed) dlrni_sink_fail(o, DLRN_ERR_MEMORY);
 }
 
+/* The header needs all offsets, which follow from the shapes: no second pass over the data. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_write(dlrni_sink *o, const dlrn_tensor_out *tensors,
                                                    int64_t count, const char *const *metadata) {
     dlrni_json_writer w = dlrni_json_to_memory(o->ctx);
@@ -5821,6 +5885,7 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_add(dlrn_archive *a, const char *what, cons
     return dlrni_archive_add(a, name, name_len, &e, (uint64_t)(c.end - c.p));
 }
 
+/* A .npy is an archive of one tensor without a name. */
 DLRNI_INTERNAL dlrn_status dlrni_npy_archive(dlrn_archive *a) {
     dlrni_cursor c = {a->map.p, a->map.p + a->map.size};
     a->format = "npy";
@@ -5850,6 +5915,7 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_header(dlrn_context *ctx, const dlrn_tensor
     return DLRN_OK;
 }
 
+/* Header and data of one array; errors go to the sink. */
 DLRNI_INTERNAL dlrn_status dlrni_npy_write(dlrni_sink *o, const dlrn_tensor_out *t) {
     unsigned char head[DLRNI_NPY_HEAD];
     int64_t numel = 0, bytes = 0;
@@ -5880,6 +5946,7 @@ typedef struct dlrni_huffman {
     uint16_t count[16], symbol[288];
 } dlrni_huffman;
 
+/* The next n <= 13 bits as a number; hold never has more than 7 + 13 bits. */
 DLRNI_INTERNAL uint32_t dlrni_bits_get(dlrni_bits *b, int n) {
     while (b->count < n) {
         b->bad |= b->p >= b->end;
@@ -6142,10 +6209,12 @@ enum {
     DLRNI_VERSION_45 = 45      /* with 64-bit fields            */
 };
 
+/* A field of a record, by its enum above. */
 DLRNI_INTERNAL uint64_t dlrni_field(const unsigned char *record, int field) {
     return dlrni_le(record + field / 16, field % 16);
 }
 
+/* Sets it. */
 DLRNI_INTERNAL void dlrni_set_field(unsigned char *record, int field, uint64_t v) {
     dlrni_put_le(record + field / 16, v, field % 16);
 }
@@ -6400,6 +6469,7 @@ typedef struct dlrni_zip_writer {
 
 enum { DLRNI_ZIP_ALIGN = 64, DLRNI_ZIP_DATE = 0x21, DLRNI_ZIP_NAME_MAX = 255 };
 
+/* Begins a zip in a sink; dlrni_zip_close ends it in any case. */
 DLRNI_INTERNAL dlrni_zip_writer dlrni_zip_to(dlrni_sink *o) {
     dlrni_zip_writer z;
     memset(&z, 0, sizeof z);
@@ -6563,7 +6633,19 @@ DLRNI_INTERNAL dlrn_status dlrni_arrays_write(dlrni_sink *o, const dlrn_tensor_o
    names below; it calls nothing. What torch's functions would return is built as a plain value.
 
    A value is a node of an arena, freed as a whole. Each opcode makes at most two nodes, so memory
-   stays in proportion to the bytes read. */
+   stays in proportion to the bytes read.
+
+   {"w": a tensor of 6 numbers} as torch saves it, and the stack after each step, top at the right:
+
+      PROTO 2 EMPTY_DICT                                   {}
+      MARK BINUNICODE "w"                                  {} mark "w"
+      GLOBAL torch._utils _rebuild_tensor_v2               {} mark "w" name
+      MARK MARK "storage" GLOBAL torch FloatStorage ...    {} mark "w" name mark mark "storage" ...
+      TUPLE                                                {} mark "w" name mark (id of a storage)
+      BINPERSID                                            {} mark "w" name mark storage
+      0 (6,) (1,) ... TUPLE                                {} mark "w" name (storage, 0, (6,), ...)
+      REDUCE                                               {} mark "w" tensor
+      SETITEMS STOP                                        {"w": tensor} */
 
 typedef enum dlrni_py_kind {
     DLRNI_PY_NONE,
@@ -6643,6 +6725,7 @@ typedef struct dlrni_pickle {
 
 enum { DLRNI_PICKLE_CHUNK = 256 }; /* values that are allocated together */
 
+/* The position is that behind the bytes read so far. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_error(dlrni_pickle *p, const char *what) {
     return dlrn_fail(p->a->ctx, DLRN_ERR_FORMAT, "%s: pickle, byte %lld: %s", p->what,
                      (long long)(p->c.p - p->start), what);
@@ -6673,10 +6756,12 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_push(dlrni_pickle *p, dlrni_py_value *v)
     return DLRN_OK;
 }
 
+/* A value without content: None, a mark, an empty container. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_push_empty(dlrni_pickle *p, dlrni_py_kind kind) {
     return dlrni_pickle_push(p, dlrni_pickle_new(p, kind));
 }
 
+/* INT or BOOL. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_push_int(dlrni_pickle *p, dlrni_py_kind kind, int64_t n) {
     dlrni_py_value *v = dlrni_pickle_new(p, kind);
     if (v) v->as.integer = n;
@@ -6704,6 +6789,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_drop(dlrni_pickle *p, int64_t below) {
                : dlrni_pickle_error(p, "the stack is too short");
 }
 
+/* Equality with a text closed by a 0. */
 DLRNI_INTERNAL int dlrni_span_is(dlrni_span s, const char *text) {
     return (size_t)s.len == strlen(text) && !memcmp(s.p, text, (size_t)s.len);
 }
@@ -7019,10 +7105,12 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_float(dlrni_pickle *p) {
     return dlrni_pickle_push(p, v);
 }
 
+/* torch writes protocol 2; 5 is the newest (Python 3.8); 0 and 1 are another, textual form. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_protocol(dlrni_pickle *p, uint64_t n) {
     return n >= 2 && n <= 5 ? DLRN_OK : dlrni_pickle_error(p, "a protocol other than 2 to 5");
 }
 
+/* Whatever else is on the stack is dropped with the arena. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_stop(dlrni_pickle *p) {
     p->done = 1;
     p->result = dlrni_pickle_pop(p);
@@ -7124,6 +7212,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_run(dlrni_pickle *p) {
     return DLRN_OK;
 }
 
+/* Values, stack and memo. Texts are in the file, or in the archive's blocks. */
 DLRNI_INTERNAL void dlrni_pickle_free(dlrni_pickle *p) {
     for (int64_t i = 0; i < p->n_chunks; i++) dlrni_free(p->a->ctx, p->chunks[i]);
     dlrni_free(p->a->ctx, p->chunks);
@@ -7258,6 +7347,7 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_item(dlrni_walk *w, const dlrni_py_value *
     return dlrni_walk_value(w, item, len + part.len);
 }
 
+/* A dictionary's links are key, value, key, value; a list's items are named by their index. */
 DLRNI_INTERNAL dlrn_status dlrni_walk_items(dlrni_walk *w, const dlrni_py_value *v, int64_t len) {
     int64_t index = 0;
     for (const dlrni_py_value *l = v->as.items.first; l; l = l->as.link.next, index++) {
@@ -7299,6 +7389,8 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_value(dlrni_walk *w, const dlrni_py_value 
     return dlrni_archive_annotate(w->a, w->name, len, text, (int64_t)strlen(text));
 }
 
+/* Walks the result of a pickle. 4 a value read: a value can be reached twice or so in an honest
+   file (shared layers), never as often as in a bomb. */
 DLRNI_INTERNAL dlrn_status dlrni_walk_pickle(dlrni_pickle *p, const dlrni_storages *storages) {
     dlrni_walk w;
     memset(&w, 0, sizeof w);
@@ -7310,6 +7402,8 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_pickle(dlrni_pickle *p, const dlrni_storag
 
 /* ---- The two containers ---- */
 
+/* Runs data.pkl, and finds the storages beside it in the zip. STEM is the folder of data.pkl, and
+   is bounded so that STEM and a member's name fit in prefix. */
 DLRNI_INTERNAL dlrn_status dlrni_pt_open(dlrn_archive *a, const dlrni_zip *z,
                                          const dlrni_member *pkl) {
     dlrni_storages s = {z->m, &z->names, "", 0, 1};
@@ -7346,6 +7440,7 @@ typedef struct dlrni_legacy {
     dlrni_lookup types; /* key -> index of a value of the arena that says the type of storage */
 } dlrni_legacy;
 
+/* The value at an index of the arena. */
 DLRNI_INTERNAL const dlrni_py_value *dlrni_legacy_value(const dlrni_legacy *l, int64_t index) {
     return &l->p.chunks[index / DLRNI_PICKLE_CHUNK][index % DLRNI_PICKLE_CHUNK];
 }
@@ -7413,6 +7508,7 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_run(dlrni_legacy *l) {
     return dlrni_walk_pickle(p, &s);
 }
 
+/* The whole file is one run of pickles and storages. */
 DLRNI_INTERNAL dlrn_status dlrni_legacy_open(dlrn_archive *a) {
     dlrni_legacy l;
     memset(&l, 0, sizeof l);
@@ -7438,6 +7534,7 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_open(dlrn_archive *a) {
         dlrni_bytes_add((b), dlrni_ops, sizeof dlrni_ops);                                         \
     } while (0)
 
+/* BINUNICODE: length in 4 bytes, UTF-8. */
 DLRNI_INTERNAL void dlrni_torch_put_text(dlrni_bytes *b, const char *s) {
     unsigned char head[5] = {DLRNI_OP_BINUNICODE};
     dlrni_put_le(head + 1, strlen(s), 4);
@@ -7445,6 +7542,8 @@ DLRNI_INTERNAL void dlrni_torch_put_text(dlrni_bytes *b, const char *s) {
     dlrni_bytes_text(b, s);
 }
 
+/* LONG1 of 8 bytes for all integers: longer than needed for small ones, and the same code for
+   all. */
 DLRNI_INTERNAL void dlrni_torch_put_int(dlrni_bytes *b, int64_t v) {
     unsigned char raw[10] = {DLRNI_OP_LONG1, 8};
     dlrni_put_le(raw + 2, (uint64_t)v, 8);
@@ -7458,6 +7557,7 @@ DLRNI_INTERNAL void dlrni_torch_put_name(dlrni_bytes *b, const char *name) {
     dlrni_bytes_add(b, "\n", 1);
 }
 
+/* OrderedDict(): the state dict, and the hooks of each tensor. */
 DLRNI_INTERNAL void dlrni_torch_put_dict(dlrni_bytes *b) {
     dlrni_torch_put_name(b, "collections\nOrderedDict");
     DLRNI_TORCH_OPS(b, DLRNI_OP_EMPTY_TUPLE, DLRNI_OP_REDUCE);
@@ -7515,6 +7615,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_bytes *b, const dlrn_tensor_out
     return b->failed ? DLRN_ERR_MEMORY : DLRN_OK;
 }
 
+/* Members in torch's order. */
 DLRNI_INTERNAL dlrn_status dlrni_pt_write(dlrni_sink *o, const dlrn_tensor_out *tensors,
                                           int64_t count) {
     dlrni_zip_writer z = dlrni_zip_to(o);
@@ -7565,6 +7666,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_open(dlrn_archive *a) {
     return s;
 }
 
+/* Tells the format by the first bytes: .npy and zip have a magic; safetensors has '{' after its
+   length; a pickle begins with its protocol. An old tar is named, since users do meet it. */
 DLRNI_INTERNAL dlrn_status dlrni_archive_detect(dlrn_archive *a) {
     const unsigned char *p = a->map.p;
     uint64_t n = a->map.size;
@@ -7593,6 +7696,7 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_done(dlrn_archive *a, dlrn_status s, dl
     return s;
 }
 
+/* Never an index: its shards would be files. */
 DLRN_API dlrn_status dlrn_archive_open_memory(dlrn_context *ctx, const void *bytes, size_t size,
                                               const char *name, dlrn_archive **out) {
     dlrn_archive *a;
@@ -7643,6 +7747,7 @@ DLRNI_INTERNAL dlrn_status dlrni_open_shards(dlrn_archive *a, const dlrn_json *m
     return DLRN_OK;
 }
 
+/* {"metadata": ..., "weight_map": {"TENSOR": "FILE", ...}} */
 DLRNI_INTERNAL dlrn_status dlrni_index_open(dlrn_archive *a) {
     dlrn_json *root;
     DLRNI_TRY(dlrn_json_parse(a->ctx, (const char *)a->map.p, a->map.size, a->path, &root));
@@ -7656,6 +7761,7 @@ DLRNI_INTERNAL dlrn_status dlrni_index_open(dlrn_archive *a) {
     return s;
 }
 
+/* The map belongs to the archive before it is parsed, so that closing frees it after an error. */
 DLRN_API dlrn_status dlrn_archive_open(dlrn_context *ctx, const char *path, dlrn_archive **out) {
     dlrn_archive *a;
     *out = NULL;
@@ -7689,6 +7795,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_unique(dlrn_context *ctx, const dlrn_tens
     return s;
 }
 
+/* Formats are told apart by suffix here, because there is nothing else to go by. */
 DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path,
                                         const dlrn_tensor_out *tensors, int64_t count,
                                         const char *const *metadata) {
@@ -7716,6 +7823,7 @@ typedef struct dlrni_npy {
     int64_t rows, cols;
 } dlrni_npy;
 
+/* Refuses other formats: a source needs rows in the order of the file. */
 DLRNI_INTERNAL dlrn_status dlrni_npy_open(dlrn_context *ctx, const char *path, dlrni_npy *out) {
     memset(out, 0, sizeof *out);
     DLRNI_TRY(dlrn_archive_open(ctx, path, &out->file));
@@ -7734,10 +7842,12 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_open(dlrn_context *ctx, const char *path, d
     return s;
 }
 
+/* Reads n rows to dst [n][cols]. */
 DLRNI_INTERNAL dlrn_status dlrni_npy_rows(dlrni_npy *npy, int64_t first, int64_t n, float *dst) {
     return dlrn_archive_read_rows(npy->file, 0, first, n, dst);
 }
 
+/* Safe on one that was never opened, all zero. */
 DLRNI_INTERNAL void dlrni_npy_close(dlrni_npy *npy) {
     dlrn_archive_close(npy->file);
     memset(npy, 0, sizeof *npy);
@@ -7747,7 +7857,15 @@ DLRNI_INTERNAL void dlrni_npy_close(dlrni_npy *npy) {
 // >>writers
 /* Files that grow: rows as .npy, codes as a CSR .npz, plain bytes. Both array formats hold the
    number of rows before the rows. It is filled in at the end where the file can be rewound; on the
-   way to a pipe, and for CSR, whose three arrays grow at once, rows wait in spools. */
+   way to a pipe, and for CSR, whose three arrays grow at once, rows wait in spools.
+
+   CSR as scipy.sparse.save_npz writes it, a matrix of 3 rows and 5 columns with 4 entries:
+
+      shape    [3, 5]
+      indptr   [0, 2, 2, 4]   the entries of row i are indptr[i] to indptr[i + 1] - 1
+      indices  [1, 4, 0, 3]   the column of each entry
+      data     [.5, 2, 1, 3]  its value
+      format   "csr" */
 
 typedef enum dlrni_writer_kind {
     DLRNI_WRITES_NPY,
@@ -7766,6 +7884,7 @@ struct dlrn_writer {
     char *path;
 };
 
+/* A writer without a file. path is copied for later errors. */
 DLRNI_INTERNAL dlrn_status dlrni_writer_new(dlrn_context *ctx, const char *path,
                                             dlrni_writer_kind kind, int64_t width,
                                             dlrn_writer **out) {
@@ -7787,6 +7906,7 @@ DLRNI_INTERNAL dlrn_status dlrni_writer_new(dlrn_context *ctx, const char *path,
     return DLRN_OK;
 }
 
+/* Everything but the file, which is closed before. */
 DLRNI_INTERNAL void dlrni_writer_free(dlrn_writer *w) {
     for (int i = 0; i < 3; i++) dlrni_spool_free(&w->part[i]);
     dlrni_free(w->ctx, w->path);
@@ -7821,6 +7941,7 @@ DLRNI_INTERNAL dlrn_status dlrni_writer_open(dlrn_writer **out) {
 
 /* ---- Appending ---- */
 
+/* A file that can be rewound gets a header of 0 rows now, and its final one when it is closed. */
 DLRN_API dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width,
                                      int64_t rows_total, dlrn_writer **out) {
     DLRNI_TRY(dlrni_writer_new(ctx, path, DLRNI_WRITES_NPY, width, out));
@@ -7830,10 +7951,12 @@ DLRN_API dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_
     return DLRN_OK;
 }
 
+/* Appends to a spool. */
 DLRNI_INTERNAL void dlrni_writer_defer(dlrn_writer *w, int part, const void *bytes, size_t size) {
     if (w->o.status == DLRN_OK) w->o.status = dlrni_spool_add(&w->part[part], bytes, size);
 }
 
+/* After an error the status is returned again: nothing more is written. */
 DLRN_API dlrn_status dlrn_npy_append(dlrn_writer *w, const float *x, int64_t rows) {
     DLRNI_REQUIRE(w->ctx, w->kind == DLRNI_WRITES_NPY && rows >= 0,
                   "not a writer of .npy, or a negative number of rows");
@@ -7851,6 +7974,7 @@ DLRN_API dlrn_status dlrn_csr_create(dlrn_context *ctx, const char *path, int64_
     return dlrni_writer_open(out);
 }
 
+/* indptr goes on from the rows before: each batch counts from 0. */
 DLRN_API dlrn_status dlrn_csr_append(dlrn_writer *w, const dlrn_sparse *codes) {
     DLRNI_REQUIRE(w->ctx, w->kind == DLRNI_WRITES_CSR && codes->cols == w->width,
                   "not a writer of CSR, or codes of another width");
@@ -7939,6 +8063,7 @@ DLRNI_INTERNAL void dlrni_npy_finish(dlrn_writer *w) {
     if (w->part[0].is_open) dlrni_writer_copy(w, 0, DLRN_F32);
 }
 
+/* Each kind completes its file; dlrni_sink_close then publishes or drops it. */
 DLRN_API dlrn_status dlrn_writer_close(dlrn_writer *w) {
     dlrn_status s;
     if (!w) return DLRN_OK;
@@ -7951,6 +8076,7 @@ DLRN_API dlrn_status dlrn_writer_close(dlrn_writer *w) {
     return s;
 }
 
+/* For a caller that gives up: there is no error to report. */
 DLRN_API void dlrn_writer_abort(dlrn_writer *w) {
     if (!w) return;
     w->o.status = DLRN_STOPPED; /* closing then drops the file */
@@ -8010,6 +8136,7 @@ typedef struct dlrni_csr_entry {
     float val;
 } dlrni_csr_entry;
 
+/* For qsort; columns are not negative, so comparing cannot overflow. */
 DLRNI_INTERNAL int dlrni_csr_order(const void *a, const void *b) {
     const dlrni_csr_entry *x = (const dlrni_csr_entry *)a, *y = (const dlrni_csr_entry *)b;
     return x->col < y->col ? -1 : x->col > y->col;
@@ -8035,6 +8162,7 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_sort_row(dlrn_archive *a, int64_t row, int6
     return DLRN_OK;
 }
 
+/* Sorts the rows that need it. */
 DLRNI_INTERNAL dlrn_status dlrni_csr_sort(dlrn_archive *a, dlrn_sparse *c) {
     for (int64_t i = 0; i < c->rows; i++) {
         int64_t from = c->row_ptr[i], n = c->row_ptr[i + 1] - from;
@@ -8043,6 +8171,8 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_sort(dlrn_archive *a, dlrn_sparse *c) {
     return DLRN_OK;
 }
 
+/* Reads the four arrays into out, checked: sizes agree, pointers rise, columns are in range and
+   not repeated. */
 DLRNI_INTERNAL dlrn_status dlrni_csr_fill(dlrn_archive *a, dlrn_sparse *out) {
     enum { SHAPE, INDPTR, INDICES, DATA, ARRAYS };
     static const char *const names[ARRAYS] = {"shape", "indptr", "indices", "data"};
@@ -8068,6 +8198,7 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_fill(dlrn_archive *a, dlrn_sparse *out) {
     return dlrni_csr_sort(a, out);
 }
 
+/* All or nothing. */
 DLRN_API dlrn_status dlrn_csr_read(dlrn_archive *a, dlrn_sparse *out) {
     dlrn_status s = dlrni_csr_fill(a, out);
     if (s != DLRN_OK) dlrn_sparse_free(out);
