@@ -4201,7 +4201,6 @@ DLRNI_INTERNAL int dlrni_lookup_add(dlrn_context *ctx, dlrni_lookup *t, const ch
 
 /* ------------------------------------------------------------------------------------------ */
 // >>files
-DLRNI_COLD_BEGIN
 /* Four parts: the C library's files as a dlrn_io; reading (a whole file, or a map of it); writing
    (a sink that keeps the first error); a spool for data that must wait. Everything above the
    first part uses only the callbacks of dlrn_io, so a host that brings its own files gets the
@@ -4234,6 +4233,8 @@ extern ssize_t readlink(const char *, char *, size_t);
 #pragma GCC diagnostic pop
 #endif
 #endif
+
+DLRNI_COLD_BEGIN
 
 #ifndef DICTLEARN_NO_STDIO
 
