@@ -154,4 +154,13 @@ TEST_UNUSED bytes *zip_done(zip *z) {
     put_le(&z->file, 0, 2);
     return &z->file;
 }
+
+/* The codes in a file. */
+TEST_UNUSED dlrn_status csr_load(dlrn_context *ctx, const char *path, dlrn_sparse *out) {
+    dlrn_archive *a;
+    dlrn_status s = dlrn_archive_open(ctx, path, &a);
+    if (s == DLRN_OK) s = dlrn_csr_read(a, out);
+    dlrn_archive_close(a);
+    return s;
+}
 #endif /* DICTLEARN_TEST_BYTES_H */

@@ -44,7 +44,7 @@ static void check_shape(const dlrn_tensor_info *info, const char *name, const ch
 /* Whole numbers come out the same by both ways of reading. */
 static void check_integers(int64_t index, const float *x, int64_t n) {
     int64_t *whole = (int64_t *)malloc((size_t)(n + 1) * sizeof *whole);
-    CHECK_OK(ctx, dlrn_archive_read_i64(file, index, whole));
+    CHECK_OK(ctx, dlrni_archive_read_i64(file, index, whole));
     for (int64_t i = 0; i < n; i++) CHECK((float)whole[i] == x[i]);
     free(whole);
 }

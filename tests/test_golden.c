@@ -122,7 +122,7 @@ static const float *golden_floats(golden *g, const char *quantity) {
 
 static void golden_integers(golden *g, const char *quantity, int64_t *to, int64_t room) {
     CHECK(golden_info(g, quantity)->numel <= room);
-    CHECK_OK(g->ctx, dlrn_archive_read_i64(g->file, golden_find(g, quantity), to));
+    CHECK_OK(g->ctx, dlrni_archive_read_i64(g->file, golden_find(g, quantity), to));
 }
 
 /* The parameters of a dictionary, and how many numbers each has. */

@@ -226,6 +226,7 @@ static dlrn_status codes(void) {
     dlrn_writer *w = NULL;
     memset(&c, 0, sizeof c);
     memset(&back, 0, sizeof back);
+    dlrn_archive *a = NULL;
     dlrn_status s = dlrn_csr_create(ctx, "run/codes.npz", F, &w), closed = DLRN_OK;
     for (int i = 0; i < 4 && s == DLRN_OK; i++) {
         CHECK_OK(ctx, dlrn_encode_sparse(ae, rows + i * (ROWS / 4) * D, ROWS / 4, &c));
@@ -233,7 +234,9 @@ static dlrn_status codes(void) {
     }
     if (w) closed = dlrn_writer_close(w);
     if (s == DLRN_OK) s = closed;
-    if (s == DLRN_OK) s = dlrn_csr_load(ctx, "run/codes.npz", &back);
+    if (s == DLRN_OK) s = dlrn_archive_open(ctx, "run/codes.npz", &a);
+    if (s == DLRN_OK) s = dlrn_csr_read(a, &back);
+    dlrn_archive_close(a);
     if (s == DLRN_OK) CHECK(back.rows == ROWS && back.cols == F && back.row_ptr[ROWS] > ROWS);
     dlrn_sparse_free(&c);
     dlrn_sparse_free(&back);
@@ -402,7 +405,6 @@ TEST(no_files) {
     CHECK_STATUS(dlrn_file_write(ctx, "f.pt", "", 0), DLRN_ERR_IO);
     CHECK_STATUS(dlrn_npy_create(ctx, "f.pt", D, -1, &w), DLRN_ERR_IO);
     CHECK_STATUS(dlrn_csr_create(ctx, "f.pt", D, &w), DLRN_ERR_IO);
-    CHECK_STATUS(dlrn_csr_load(ctx, "f.pt", &c), DLRN_ERR_IO);
     CHECK_STATUS(dlrn_source_from_npy(ctx, "f.pt", NULL, 1, &source), DLRN_ERR_IO);
     CHECK_STR(dlrn_error(ctx), words);
     CHECK(dict == NULL && a == NULL && w == NULL && dlrn_file_exists(ctx, "f.pt") == 0);

@@ -38,7 +38,7 @@ static int64_t golden_ids(int which, int32_t *id) {
     snprintf(name, sizeof name, "ids_%d", which);
     int64_t i = dlrn_archive_find(golden, name), n = dlrn_archive_info(golden, i)->numel;
     CHECK(i >= 0 && n <= MOST);
-    CHECK_OK(ctx, dlrn_archive_read_i64(golden, i, wide));
+    CHECK_OK(ctx, dlrni_archive_read_i64(golden, i, wide));
     for (int64_t k = 0; k < n; k++) id[k] = (int32_t)wide[k];
     return n;
 }

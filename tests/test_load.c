@@ -68,12 +68,11 @@ static void check_four(const char *path, const char *format) {
         CHECK(info && info->dtype == four[i].dtype && info->ndim == four[i].ndim);
         CHECK(info->shape[0] == four[i].shape[0]);
     }
-    CHECK_OK(ctx, dlrn_archive_read_i64(a, dlrn_archive_find(a, "whole"), n));
+    CHECK_OK(ctx, dlrni_archive_read_i64(a, dlrn_archive_find(a, "whole"), n));
     CHECK(!memcmp(n, wholes, sizeof n));
     CHECK_OK(ctx, dlrn_archive_read(a, dlrn_archive_find(a, "half"), x));
     CHECK(x[0] == 1 && x[1] == -2);
-    CHECK_OK(ctx, dlrn_archive_read_i64(a, dlrn_archive_find(a, "half"), n));
-    CHECK(n[0] == 1 && n[1] == -2);
+    CHECK_STATUS(dlrni_archive_read_i64(a, dlrn_archive_find(a, "half"), n), DLRN_ERR_FORMAT);
     CHECK_OK(ctx, dlrn_archive_read_rows(a, dlrn_archive_find(a, "a.matrix"), 1, 1, x));
     CHECK(!memcmp(x, floats + 3, 12));
     expect_numbers(a, "a.matrix", NULL, 6);
@@ -91,7 +90,7 @@ TEST(round_trips) {
     }
     dlrn_archive *a;
     CHECK_OK(ctx, dlrn_archive_open(ctx, path_of("trip", "four.safetensors"), &a));
-    CHECK(!strcmp(dlrn_archive_metadata(a, "quote \" and \\"), "line\nbreak"));
+    CHECK(!strcmp(dlrni_archive_metadata(a, "quote \" and \\"), "line\nbreak"));
     dlrn_archive_close(a);
     CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("trip", "one.npy"), four, 1, NULL));
     CHECK_OK(ctx, dlrn_archive_open(ctx, path_of("trip", "one.npy"), &a));
@@ -167,7 +166,7 @@ TEST(writes_refuse) {
     bad.dtype = DLRN_U32;
     CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.pt"), &bad, 1, NULL),
                  DLRN_ERR_UNSUPPORTED);
-    CHECK_STR(dlrn_error(ctx), "tensor 'a.matrix': torch's form has no storage of type U32");
+    CHECK_STR(dlrn_error(ctx), "tensor 'a.matrix': a .pt has no storage of type U32");
     static const char *const taken[2] = {"__metadata__", "x\xff"};
     for (int i = 0; i < 2; i++) {
         bad = four[0];
@@ -201,7 +200,7 @@ TEST(writes_refuse) {
                  DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "its name is too long for an .npz");
     CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.pt"), &bad, 1, NULL), DLRN_ERR_ARGUMENT);
-    CHECK_STR(dlrn_error(ctx), "nnn...': its name is too long for torch's form");
+    CHECK_STR(dlrn_error(ctx), "nnn...': its name is too long for a .pt");
     CHECK(count_files(path_of("", "bad"), "x.") == 0);
     long_name[1000] = 0; /* as long as may be */
     CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("bad", "x.pt"), &bad, 1, NULL));
@@ -434,12 +433,12 @@ TEST(links_are_followed) {
     CHECK(exists(path_of("links", "later")) == 1);
     CHECK(symlink("b", path_of("links", "a")) == 0 && symlink("a", path_of("links", "b")) == 0);
     CHECK_STATUS(dlrn_file_write(ctx, path_of("links", "a"), "x", 1), DLRN_ERR_IO);
-    CHECK_STR(dlrn_error(ctx), "links/a: the path is too long, or its links lead in a circle");
+    CHECK_STR(dlrn_error(ctx), "links/a: the path is too long, or its symbolic links form a cycle");
     char longer[5000];
     memset(longer, 'p', sizeof longer);
     longer[sizeof longer - 1] = 0;
     CHECK_STATUS(dlrn_file_write(ctx, longer, "x", 1), DLRN_ERR_IO);
-    CHECK_STR(dlrn_error(ctx), "pp: the path is too long, or its links lead in a circle");
+    CHECK_STR(dlrn_error(ctx), "pp: the path is too long, or its symbolic links form a cycle");
     write_text("dictlearn_here.tmp", "no folder in its name");
     CHECK(remove("dictlearn_here.tmp") == 0);
 }
@@ -564,14 +563,14 @@ TEST(csr_round_trip) {
     memset(&back, 0, sizeof back);
     for (int again = 0; again < 2; again++) { /* into what is there already */
         static const int64_t want[5] = {0, 2, 2, 4, 4};
-        CHECK_OK(ctx, dlrn_csr_load(ctx, path_of("csr", "f.npz"), &back));
+        CHECK_OK(ctx, csr_load(ctx, path_of("csr", "f.npz"), &back));
         CHECK(back.rows == 4 && back.cols == 5 && !memcmp(back.row_ptr, want, sizeof want));
         CHECK(back.col[2] == 1 && back.col[3] == 4 && back.val[2] == 0.5f && back.val[3] == 2);
     }
     dlrn_sparse_free(&back);
     CHECK_OK(ctx, dlrn_csr_create(ctx, path_of("csr", "none.npz"), 7, &w)); /* no rows at all */
     CHECK_OK(ctx, dlrn_writer_close(w));
-    CHECK_OK(ctx, dlrn_csr_load(ctx, path_of("csr", "none.npz"), &back));
+    CHECK_OK(ctx, csr_load(ctx, path_of("csr", "none.npz"), &back));
     CHECK(back.rows == 0 && back.cols == 7);
     dlrn_sparse_free(&back);
 }
@@ -589,7 +588,7 @@ TEST(csr_out_of_order) {
     memset(&back, 0, sizeof back);
     make_folder("csr");
     CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("csr", "f.npz"), parts, 4, NULL));
-    CHECK_OK(ctx, dlrn_csr_load(ctx, path_of("csr", "f.npz"), &back));
+    CHECK_OK(ctx, csr_load(ctx, path_of("csr", "f.npz"), &back));
     CHECK(!memcmp(back.col, want, sizeof want) && !memcmp(back.val, want_val, sizeof want_val));
     dlrn_sparse_free(&back);
 }
@@ -604,7 +603,7 @@ TEST(csr_refuses) {
         {{2, 5}, {0, 2, 2}, {1, 5}, 2, "indices: entry 1: expected [0, 5), found 5"},
         {{2, 5}, {0, 2, 2}, {-3, 4}, 2, "indices: entry 0: expected [0, 5), found -3"},
         {{2, 5}, {0, 3, 2}, {1, 4}, 2, "indptr falls at row 1"},
-        {{2, 5}, {0, 2, 2}, {4, 4}, 2, "indices: row 0: column 4 stands twice"},
+        {{2, 5}, {0, 2, 2}, {4, 4}, 2, "indices: row 0: expected column 4 once, found it twice"},
         {{2, 5}, {0, 1, 1}, {1, 4}, 2, "indptr: expected 0 to 2"},
         {{2, 5}, {1, 2, 2}, {1, 4}, 2, "indptr: expected 0 to 2"},
         {{3, 5}, {0, 2, 2}, {1, 4}, 2, "the sizes of shape, indptr, indices and data do not agree"},
@@ -634,12 +633,12 @@ TEST(csr_refuses) {
                                     {"indices", DLRN_I32, 1, {2}, bad[i].col},
                                     {"data", DLRN_F32, 1, {bad[i].entries}, floats}};
         CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("csr", "bad.npz"), parts, 4, NULL));
-        CHECK_STATUS(dlrn_csr_load(ctx, path_of("csr", "bad.npz"), &back), DLRN_ERR_FORMAT);
+        CHECK_STATUS(csr_load(ctx, path_of("csr", "bad.npz"), &back), DLRN_ERR_FORMAT);
         CHECK_STR(dlrn_error(ctx), "csr/bad.npz: ");
         CHECK_STR(dlrn_error(ctx), bad[i].words);
         CHECK(back.row_ptr == NULL);
         CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("csr", "bad.npz"), parts, 3, NULL));
-        CHECK_STATUS(dlrn_csr_load(ctx, path_of("csr", "bad.npz"), &back), DLRN_ERR_FORMAT);
+        CHECK_STATUS(csr_load(ctx, path_of("csr", "bad.npz"), &back), DLRN_ERR_FORMAT);
         CHECK_STR(dlrn_error(ctx),
                   "expected 'data' of one dimension, as scipy.sparse.save_npz writes it");
     }
@@ -1062,15 +1061,15 @@ TEST(shards_refused) {
         {"{}", DLRN_ERR_FORMAT, "index.json: expected an object weight_map"},
         {"{\"weight_map\": []}", DLRN_ERR_FORMAT, "index.json: expected an object weight_map"},
         {"{\"weight_map\": {\"w\": 3}}", DLRN_ERR_FORMAT,
-         "index.json: weight_map: 'w' names no file of its folder"},
+         "index.json: weight_map: 'w' does not name a file of its folder"},
         {"{\"weight_map\": {\"w\": \"\"}}", DLRN_ERR_FORMAT,
-         "weight_map: 'w' names no file of its folder"},
+         "weight_map: 'w' does not name a file of its folder"},
         {"{\"weight_map\": {\"w\": \"../1.safetensors\"}}", DLRN_ERR_FORMAT,
-         "'w' names no file of its folder"},
+         "'w' does not name a file of its folder"},
         {"{\"weight_map\": {\"w\": \"/etc/passwd\"}}", DLRN_ERR_FORMAT,
-         "'w' names no file of its folder"},
+         "'w' does not name a file of its folder"},
         {"{\"weight_map\": {\"w\": \"model.safetensors.index.json\"}}", DLRN_ERR_FORMAT,
-         "'w' names no file"},
+         "'w' does not name a file"},
         {"{\"weight_map\": {\"w\": \"..\"}}", DLRN_ERR_IO,
          "shards/..: expected a file, found a folder"},
         {"{\"weight_map\": {\"w\": \"3.pt\"}}", DLRN_ERR_IO, "shards/3.pt: cannot open it"},

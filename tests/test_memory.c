@@ -79,7 +79,7 @@ static dlrn_status write_rows(void) {
 static dlrn_status load_codes(void) {
     dlrn_sparse codes;
     memset(&codes, 0, sizeof codes);
-    dlrn_status s = dlrn_csr_load(ctx, path, &codes);
+    dlrn_status s = csr_load(ctx, path, &codes);
     CHECK(s == DLRN_OK || codes.row_ptr == NULL);
     dlrn_sparse_free(&codes);
     return s;

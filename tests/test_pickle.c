@@ -93,7 +93,7 @@ static bytes *pt_of(const char *byteorder) {
     }
     put_floats(&data, numbers, 6);
     for (size_t i = 0; byteorder && *byteorder == 'b' && i < data.n; i += 4)
-        dlrni_reverse_bytes(data.p + i, 4);
+        dlrni_put_le(data.p + i, dlrni_from_be(data.p + i, 4), 4);
     zip_add(&z, "archive/data/0", &data);
     return zip_done(&z);
 }
@@ -179,13 +179,13 @@ TEST(reads_nests) {
     CHECK(dlrn_archive_count(a) == 5);
     for (int i = 0; i < 5; i++)
         CHECK_MSG(dlrn_archive_find(a, names[i]) == i, "%s", dlrn_archive_info(a, i)->name);
-    CHECK_STR(dlrn_archive_metadata(a, "steps"), "-70000");
-    CHECK_STR(dlrn_archive_metadata(a, "big"), "1099511627776");
-    CHECK_STR(dlrn_archive_metadata(a, "lr"), "0.10000000000000001");
-    CHECK_STR(dlrn_archive_metadata(a, "tied"), "true");
-    CHECK_STR(dlrn_archive_metadata(a, "name"), "pythia");
-    CHECK(dlrn_archive_metadata(a, "nothing") == NULL &&
-          dlrn_archive_metadata(a, "_metadata") == NULL);
+    CHECK_STR(dlrni_archive_metadata(a, "steps"), "-70000");
+    CHECK_STR(dlrni_archive_metadata(a, "big"), "1099511627776");
+    CHECK_STR(dlrni_archive_metadata(a, "lr"), "0.1");
+    CHECK_STR(dlrni_archive_metadata(a, "tied"), "true");
+    CHECK_STR(dlrni_archive_metadata(a, "name"), "pythia");
+    CHECK(dlrni_archive_metadata(a, "nothing") == NULL &&
+          dlrni_archive_metadata(a, "_metadata") == NULL);
     expect_numbers(a, "list.1", NULL, 6);
 }
 
@@ -248,7 +248,7 @@ TEST(reads_past_others) {
     put_text(&b, "\x85Ru.");
     dlrn_archive *a = accept(pt());
     CHECK(dlrn_archive_count(a) == 2 && dlrn_archive_find(a, "p") == 1);
-    CHECK(dlrn_archive_metadata(a, "bytes") == NULL);
+    CHECK(dlrni_archive_metadata(a, "bytes") == NULL);
     expect_numbers(a, "x", NULL, 6);
     begin_x(); /* a lazy minus sign: the numbers in the file are not the tensor's */
     put_text(&b, REBUILD "(");
@@ -317,48 +317,49 @@ TEST(refuses_stacks) {
         {"N\x86", "the stack is too short"},
         {"(N\x86", "a mark out of place"},
         {"a", "the stack is too short"},
-        {"N]a", "items for something that is no container"},
-        {"NNa", "items for something that is no container"},
-        {"]NNs", "items for something that is no container"},
-        {"}Na", "items for something that is no container"},
-        {"}(Nu", "items for something that is no container"},
-        {"(Ne", "items for something that is no container"},
+        {"N]a", "expected a container below its items"},
+        {"NNa", "expected a container below its items"},
+        {"]NNs", "expected a container below its items"},
+        {"}Na", "expected a container below its items"},
+        {"}(Nu", "expected a container below its items"},
+        {"(Ne", "expected a container below its items"},
         {"e", "the stack is too short"},
         {"0", "the stack is too short"},
         {"b", "the stack is too short"},
         {"Nb", "the stack is too short"},
-        {"R", "a call of something that is no name"},
-        {"N)R", "a call of something that is no name"},
-        {"ctorch\nSize\nNR", "a call of something that is no name"},
+        {"R", "expected a name and a tuple to call it with"},
+        {"N)R", "expected a name and a tuple to call it with"},
+        {"ctorch\nSize\nNR", "expected a name and a tuple to call it with"},
         {"ctorch\nSize\n)R", "a call without its argument"},
         {"ctorch\nFloatStorage\n)R", "a call of a type"},
-        {"ccollections\nOrderedDict\n]N\x85\x85R", "a call of something that is no name"},
+        {"ccollections\nOrderedDict\n]N\x85\x85R", "expected a name and a tuple to call it with"},
         {"ccollections\nOrderedDict\n](NNe\x85R", "malformed items of a dictionary"},
         {REBUILD ")R", "malformed arguments of a tensor"},
         {REBUILD "(NNNNtR", "malformed arguments of a tensor"},
         {"ctorch._tensor\n_rebuild_from_type_v2\n)R", "a call of a type"},
         {"ctorch._tensor\n_rebuild_from_type_v2\nq\x01(h\x01N)tR", "a call of a type"},
-        {"ctorch._tensor\n_rebuild_from_type_v2\n(NN)tR", "a call of something that is no name"},
-        {"Q", "a persistent id that is no storage"},
-        {"NQ", "a persistent id that is no storage"},
-        {")Q", "a persistent id that is no storage"},
-        {"(NNNNNtQ", "a persistent id that is no storage"},
-        {"q\x01", "nothing to remember"},
-        {"\x94", "nothing to remember"},
+        {"ctorch._tensor\n_rebuild_from_type_v2\n(NN)tR",
+         "expected a name and a tuple to call it with"},
+        {"Q", "expected a persistent id of a storage"},
+        {"NQ", "expected a persistent id of a storage"},
+        {")Q", "expected a persistent id of a storage"},
+        {"(NNNNNtQ", "expected a persistent id of a storage"},
+        {"q\x01", "expected a value to memoize"},
+        {"\x94", "expected a value to memoize"},
         {"h\x01", "an unknown memo index"},
         {"Nq\x01h\x02", "an unknown memo index"},
         {"Nq\x01h\x03", "an unknown memo index"},
-        {"Nr\xf0\xff\xff\x7f", "a memo index out of proportion"},
+        {"Nr\xf0\xff\xff\x7f", "a memo index beyond the bytes read"},
         {"j\xf0\xff\xff\xff", "an unknown memo index"},
-        {"K", "an opcode is cut short"},
-        {"M\x01", "an opcode is cut short"},
-        {"G\x01", "a number is cut short"},
-        {"\x8a\xff", "a number is cut short"},
+        {"K", "the argument of an opcode is cut off"},
+        {"M\x01", "the argument of an opcode is cut off"},
+        {"G\x01", "a number is cut off"},
+        {"\x8a\xff", "a string reaches beyond the end"},
         {"X\xff\xff\xff\xff", "a string reaches beyond the end"},
         {"\x8d\xff\xff\xff\xff\xff\xff\xff\xff", "a string reaches beyond the end"},
-        {"cos", "a name is cut short"},
-        {"cos\nsystem", "a name is cut short"},
-        {"NN\x93", "a name that is no text"},
+        {"cos", "a name is cut off"},
+        {"cos\nsystem", "a name is cut off"},
+        {"NN\x93", "expected two strings for a name"},
         {"\x80\x01", "a protocol other than 2 to 5"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -446,7 +447,7 @@ TEST(refuses_storages) {
         {"FloatStorage", "0", -1, "tensor 'x': expected a storage of"},
         {"FloatStorage", "0", INT64_MAX, "tensor 'x': expected a storage of"},
         {"FloatStorage", "0", INT64_MIN, "tensor 'x': expected a storage of"},
-        {"Size", "0", 6, "a persistent id that is no storage"},
+        {"Size", "0", 6, "expected a persistent id of a storage"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         begin_x();
@@ -524,7 +525,8 @@ TEST(refuses_copies) {
     put_text(&b, "e\x85q\x02R");
     for (int i = 0; i < 1000; i++) put_text(&b, "h\x01h\x02R");
     put_text(&b, ".");
-    refuse(pt(), DLRN_ERR_FORMAT, "data.pkl: pickle, byte 5061: dictionaries out of proportion");
+    refuse(pt(), DLRN_ERR_FORMAT,
+           "data.pkl: pickle, byte 5061: dictionaries of more pairs than bytes read");
 }
 
 /* One tensor under many names: so are what they unfold to out of proportion, and the names are not.
@@ -596,7 +598,7 @@ TEST(long_text_is_read) {
     begin_x();
     text(long_text);
     dlrn_archive *a = accept(pt_x());
-    CHECK(strlen(dlrn_archive_metadata(a, "x")) == 20000);
+    CHECK(strlen(dlrni_archive_metadata(a, "x")) == 20000);
     dlrn_archive_close(a);
 }
 

@@ -117,7 +117,8 @@ static float *fuzz_read(dlrn_archive *a, int64_t index) {
     int64_t *whole = (int64_t *)malloc((size_t)n * sizeof *whole + 1);
     CHECK(x && again && whole);
     CHECK_OK(ctx, dlrn_archive_read(a, index, x));
-    CHECK_OK(ctx, dlrn_archive_read_i64(a, index, whole));
+    dlrn_status s = dlrni_archive_read_i64(a, index, whole);
+    CHECK(s == (dlrni_is_float(info->dtype) ? DLRN_ERR_FORMAT : DLRN_OK));
     CHECK_OK(ctx, dlrn_archive_read_rows(a, index, 0, rows / 2, again));
     CHECK_OK(ctx, dlrn_archive_read_rows(a, index, rows / 2, rows - rows / 2,
                                          again + (n ? n / rows * (rows / 2) : 0)));
@@ -158,7 +159,7 @@ static void fuzz_use(dlrn_archive *a, size_t choice) {
     float *data[FUZZ_TENSORS];
     int64_t kept = 0, room = FUZZ_NUMBERS;
     CHECK(dlrn_archive_info(a, -1) == NULL && dlrn_archive_info(a, dlrn_archive_count(a)) == NULL);
-    (void)dlrn_archive_metadata(a, "format");
+    (void)dlrni_archive_metadata(a, "format");
     for (int64_t i = 0; i < dlrn_archive_count(a); i++) {
         const dlrn_tensor_info *info = dlrn_archive_info(a, i);
         float *x = fuzz_read(a, i);
