@@ -47,16 +47,15 @@ static int count_found(dlrn_context *ctx, const dlrn_dictionary *ae) {
 static dlrn_status train(dlrn_context *ctx, dlrn_dictionary **ae) {
     dlrn_source source;
     dlrn_buffer *buffer = NULL;
-    dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 20,
-                                           &source); /* twenty times through it */
+    dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 0, 20, &source); /* twenty times through it */
     if (s != DLRN_OK) return s;
 
     dlrn_buffer_config shuffle = dlrn_buffer_defaults();
-    shuffle.n_ctxs = ROWS, shuffle.ctx_len = 1, shuffle.in_batch_size = 8192,
-    shuffle.out_batch_size = 512;
+    shuffle.capacity = ROWS, shuffle.read_rows = 8192,
+    shuffle.batch_rows = 512;
     s = dlrn_buffer_create(ctx, &shuffle, &source, 1, &buffer); /* the buffer owns the source now */
 
-    dlrn_train_config cfg = dlrn_train_defaults();
+    dlrn_train_config cfg = dlrn_train_defaults(NULL);
     cfg.features = FEATURES, cfg.lr = 3e-3, cfg.sparsity_penalty = 0.3;
     cfg.warmup_steps = 50,
     cfg.resample_steps = 500; /* features that fell silent get another chance */
@@ -76,14 +75,14 @@ int main(void) {
     if (s == DLRN_OK) s = dlrn_save(ae, "build/tmp/trained.pt");
 
     dlrn_eval_config how = dlrn_eval_defaults();
-    if (s == DLRN_OK) s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 1, &source);
+    if (s == DLRN_OK) s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 0, 1, &source);
     if (s == DLRN_OK) {
-        s = dlrn_evaluate(ae, &how, &source, NULL, &m);
+        s = dlrn_evaluate(ae, &how, &source, NULL, NULL, NULL, &m);
         dlrn_source_destroy(&source);
     }
     if (s == DLRN_OK) {
         printf("variance explained %.1f %%, L0 %.1f, alive %.1f %%\n", 100 * m.variance_explained,
-               m.l0, 100 * m.percent_alive);
+               m.l0, 100 * m.share_alive);
         printf("found %d of %d directions\n", count_found(ctx, ae), DIRECTIONS);
     }
     if (s != DLRN_OK) fprintf(stderr, "%s\n", dlrn_error(ctx));

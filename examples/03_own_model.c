@@ -63,7 +63,7 @@ static dlrn_status train(dlrn_context *ctx, const dlrn_source *source, dlrn_dict
     shuffle.out_batch_size = 256;
     dlrn_status s = dlrn_buffer_create(ctx, &shuffle, source, 0, &buffer);
 
-    dlrn_train_config cfg = dlrn_train_defaults();
+    dlrn_train_config cfg = dlrn_train_defaults(NULL);
     cfg.features = 128, cfg.lr = 3e-3, cfg.sparsity_penalty = 0.3, cfg.warmup_steps = 50;
     if (s == DLRN_OK) s = dlrn_train(ctx, &cfg, buffer, NULL, NULL, ae);
     dlrn_buffer_destroy(buffer);
@@ -87,11 +87,11 @@ int main(void) {
     if (s == DLRN_OK) s = train(ctx, &source, &ae);
     model.next = 0; /* the evaluation reads the text from its beginning */
     dlrn_eval_config how = dlrn_eval_defaults();
-    if (s == DLRN_OK) s = dlrn_evaluate(ae, &how, &source, &lm, &m);
+    if (s == DLRN_OK) s = dlrn_evaluate(ae, &how, &source, &lm, NULL, NULL, &m);
     if (s == DLRN_OK) {
         printf("variance explained %.1f %%, L0 %.1f\n", 100 * m.variance_explained, m.l0);
         printf("cross-entropy %.3f, reconstructed %.3f, zero %.3f: recovered %.1f %%\n",
-               m.loss_original, m.loss_reconstructed, m.loss_zero, 100 * m.percent_recovered);
+               m.loss_original, m.loss_reconstructed, m.loss_zero, 100 * m.share_recovered);
     }
     if (s != DLRN_OK) fprintf(stderr, "%s\n", dlrn_error(ctx));
     dlrn_dictionary_destroy(ae);

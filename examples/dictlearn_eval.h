@@ -14,7 +14,7 @@ static void print_eval_json(const options *o, const dlrn_metrics *m) {
     json_number("sparsity_loss", m->sparsity_loss);
     json_number("variance_explained", m->variance_explained);
     json_number("l0", m->l0);
-    json_number("percent_alive", m->percent_alive);
+    json_number("percent_alive", m->share_alive);
     json_number("l2_loss", m->l2_loss);
     json_number("cosine", m->cosine);
     json_number("l2_ratio", m->l2_ratio);
@@ -25,7 +25,7 @@ static void print_eval_json(const options *o, const dlrn_metrics *m) {
         json_number("loss_reconstructed", m->loss_reconstructed);
         json_number("loss_zero", m->loss_zero);
         json_number("ce_diff", m->ce_diff);
-        json_number("percent_recovered", m->percent_recovered);
+        json_number("percent_recovered", m->share_recovered);
         printf(", \"tokens\": %lld", (long long)m->tokens);
     }
     printf(", \"dead\": %lld, \"dense\": %lld}\n", (long long)m->dead, (long long)m->dense);
@@ -46,7 +46,7 @@ static void print_eval_table(const options *o, const dlrn_metrics *m) {
     put_figure("variance explained", 2, 100 * m->variance_explained, " %");
     put_figure(o->entropy ? "entropy" : "L1", 2, m->sparsity_loss, "");
     put_figure("L0", 2, m->l0, "");
-    put_figure("alive", 2, 100 * m->percent_alive, " %");
+    put_figure("alive", 2, 100 * m->share_alive, " %");
     printf("  MSE                 %8.4g\n", m->mse_loss);
     put_figure("cosine", 4, m->cosine, "");
     put_figure("||x_hat|| / ||x||", 4, m->l2_ratio, "");
@@ -58,7 +58,7 @@ static void print_eval_table(const options *o, const dlrn_metrics *m) {
     put_figure("CE reconstructed", 4, m->loss_reconstructed, "");
     put_figure("CE zero ablation", 4, m->loss_zero, "");
     put_figure("CE diff", 4, m->ce_diff, "");
-    put_figure("CE recovered", 2, 100 * m->percent_recovered, " %");
+    put_figure("CE recovered", 2, 100 * m->share_recovered, " %");
 }
 
 enum { BINS = 50, TEXT_BINS = 15, BAR = 50 };

@@ -273,7 +273,7 @@ static dlrn_status write_log(train_run *r, const dlrn_train_stats *s, double rat
                     "{\"step\": %lld, \"loss\": %.9g, \"mse_loss\": %.9g, \"sparsity_loss\": %.9g, "
                     "\"ghost_loss\": %.9g, "
                     "\"l0\": %.6g, \"dead\": %lld, \"lr\": %.9g, \"rows_per_second\": %.6g}\n",
-                    (long long)s->step, s->loss, s->mse_loss, s->sparsity_loss, s->ghost_loss,
+                    (long long)s->step, s->loss, s->mse_loss, s->sparsity_loss, s->auxiliary_loss,
                     s->l0, (long long)s->dead, s->lr, rate);
     if (n > 0 && fflush(r->log) == 0) return DLRN_OK;
     return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s/log.jsonl: cannot be written: %s", r->o->save_dir,
@@ -331,7 +331,7 @@ static dlrn_status on_step(train_run *r, const dlrn_train_stats *s) {
 
 /* A run that was stopped, in its words. */
 static dlrn_status tell_stopped(train_run *r) {
-    long long done = (long long)dlrn_trainer_steps_done(r->t);
+    long long done = (long long)dlrn_trainer_state_of(r->t).steps;
     int again = r->o->text && !strcmp(r->o->text, "-");
     if (!done)
         return dlrn_fail(r->ctx, DLRN_STOPPED, "stopped before the first step: nothing was saved");
@@ -345,7 +345,7 @@ static dlrn_status tell_stopped(train_run *r) {
 static dlrn_status run_steps(train_run *r) {
     dlrn_train_stats stats;
     dlrn_status s = DLRN_OK;
-    r->first = dlrn_trainer_steps_done(r->t);
+    r->first = dlrn_trainer_state_of(r->t).steps;
     r->started = r->told = seconds();
     dlrn_trainer_on_stop(r->t, stopping, NULL); /* while the rows of a resampling are measured */
     while (s == DLRN_OK) {
@@ -354,7 +354,7 @@ static dlrn_status run_steps(train_run *r) {
     }
     tell_end();
     if (s != DLRN_END && s != DLRN_STOPPED) return s; /* the last good checkpoint stays */
-    int64_t done = dlrn_trainer_steps_done(r->t);
+    int64_t done = dlrn_trainer_state_of(r->t).steps;
     if (s == DLRN_END && done == 0 && r->o->steps != 0) return feed_empty(&r->feed);
     if (s == DLRN_STOPPED && done == r->first) return tell_stopped(r); /* what is saved is as far */
     dlrn_status saved = save_checkpoint(r, -1);
@@ -368,7 +368,7 @@ static dlrn_status train_settings(train_run *r, int64_t d, const dlrn_dictionary
                                   dlrn_train_config *cfg) {
     const options *o = r->o;
     int64_t expansion = o->expansion ? o->expansion : 16;
-    *cfg = dlrn_train_defaults();
+    *cfg = dlrn_train_defaults(NULL);
     if (!o->dict_size && expansion > INT32_MAX / d)
         return dlrn_fail(r->ctx, DLRN_ERR_ARGUMENT,
                          "--expansion: expected at most %d features, found %lld times %lld",

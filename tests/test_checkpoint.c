@@ -13,7 +13,7 @@ static char *saved; /* the bytes of a good checkpoint, and their number */
 static size_t saved_size;
 
 static dlrn_train_config config(void) {
-    dlrn_train_config cfg = dlrn_train_defaults();
+    dlrn_train_config cfg = dlrn_train_defaults(NULL);
     cfg.d_in = D, cfg.features = F, cfg.warmup_steps = 0, cfg.log_steps = -1, cfg.steps = 3;
     return cfg;
 }
@@ -22,10 +22,9 @@ static dlrn_buffer *make_buffer(dlrn_dtype store, int64_t capacity, int has_targ
     dlrn_buffer_config cfg = dlrn_buffer_defaults();
     dlrn_source source;
     dlrn_buffer *b = NULL;
-    cfg.n_ctxs = capacity, cfg.ctx_len = 1, cfg.in_batch_size = 8, cfg.out_batch_size = BATCH,
-    cfg.store = store;
-    CHECK_OK(ctx,
-             dlrn_source_from_array(ctx, rows, has_target ? targets : NULL, ROWS, D, 0, &source));
+    cfg.capacity = capacity, cfg.read_rows = 8, cfg.batch_rows = BATCH, cfg.store = store;
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, rows, has_target ? targets : NULL, ROWS, D,
+                                         has_target ? D : 0, 0, &source));
     CHECK_OK(ctx, dlrn_buffer_create(ctx, &cfg, &source, 1, &b));
     return b;
 }
@@ -81,7 +80,7 @@ TEST(a_good_one) { /* which the other tests then change */
     dlrn_trainer *t = NULL;
     b = make_buffer(DLRN_BF16, CAPACITY, 1);
     CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, b, &t));
-    CHECK(dlrn_trainer_steps_done(t) == 1 && dlrn_buffer_unread(b) == CAPACITY - BATCH);
+    CHECK(dlrn_trainer_state_of(t).steps == 1 && b->unread == CAPACITY - BATCH);
     CHECK_OK(ctx, dlrn_trainer_step(t, NULL));
     dlrn_trainer_destroy(t);
     dlrn_buffer_destroy(b);
