@@ -87,24 +87,20 @@
        for (int i = 0; i < ROWS * DIM; i++) x[i] = dlrn_rng_normal(&rng);
 
        dlrn_context *ctx = NULL;
-       dlrn_buffer *buffer = NULL;
        dlrn_dictionary *ae = NULL;
-       dlrn_source rows;
+       dlrn_source rows = {0};
        dlrn_status s = dlrn_context_create(NULL, &ctx);
-       if (!s) s = dlrn_source_from_array(ctx, x, NULL, ROWS, DIM, 4, &rows); // four times through it
+       if (!s) s = dlrn_source_from_array(ctx, x, NULL, ROWS, DIM, 0, 4, &rows); // four times through it
 
-       dlrn_buffer_config shuffle = dlrn_buffer_defaults();
-       shuffle.n_ctxs = ROWS, shuffle.ctx_len = 1, shuffle.in_batch_size = 1024, shuffle.out_batch_size = 512;
-       if (!s) s = dlrn_buffer_create(ctx, &shuffle, &rows, 1, &buffer);
-
-       dlrn_train_config cfg = dlrn_train_defaults();
+       dlrn_train_config cfg = dlrn_train_defaults(NULL);
        cfg.features = 4 * DIM, cfg.warmup_steps = 10, cfg.sparsity_penalty = 0.05;
-       if (!s) s = dlrn_train(ctx, &cfg, buffer, NULL, NULL, &ae);
+       cfg.buffer.capacity = ROWS, cfg.buffer.batch_rows = 512; // rows are shuffled through a buffer
+       if (!s) s = dlrn_train(ctx, &cfg, &rows, NULL, NULL, &ae);
        if (!s) s = dlrn_save(ae, "my_dictionary.pt"); // PyTorch opens it, too
        if (s) fprintf(stderr, "%s\n", dlrn_error(ctx));
 
        dlrn_dictionary_destroy(ae);
-       dlrn_buffer_destroy(buffer);
+       dlrn_source_destroy(&rows);
        dlrn_context_destroy(ctx);
        return s != DLRN_OK;
    }
@@ -292,10 +288,10 @@
    ae.encoder.weight                   ae->param[DLRN_ENCODER]    [F][d]
    ae.decoder.weight                   ae->param[DLRN_DECODER]    [F][d], transposed: one atom a row
    ae.bias, ae.encoder.bias            ae->param[DLRN_OUTPUT_BIAS] [d], ae->param[DLRN_ENCODER_BIAS] [F]
-   ActivationBuffer(data, model, ...)  dlrn_source + dlrn_buffer_create; n_ctxs, ctx_len, in_batch_size, out_batch_size
+   ActivationBuffer(data, model, ...)  dlrn_source + dlrn_buffer_create; capacity, read_rows, batch_rows (in rows)
    buffer io="in" | "out"              which rows the source gives
-   buffer io="in_to_out"               a source with has_target = 1
-   trainSAE(buffer, ...)               dlrn_train, or dlrn_trainer_create / _step / _save / _resume / _destroy
+   buffer io="in_to_out"               a source with d_out > 0
+   trainSAE(buffer, ...)               dlrn_train(ctx, &cfg, &source, ...), or dlrn_trainer_create / _step / _save / _resume / _destroy
      lr, sparsity_penalty, steps,      fields of the same name in dlrn_train_config
      warmup_steps, resample_steps,
      ghost_threshold, log_steps,
@@ -305,7 +301,7 @@
    sae_loss(...)                       dlrn_trainer_loss; its terms are fields of dlrn_train_stats
    ConstrainedAdam                     inside the step; dlrn_trainer_state_of() shows the moments
    resample_neurons                    dlrn_trainer_resample_on, or cfg.resample_steps
-   evaluate(model, ae, buffer)         dlrn_evaluate(ae, &cfg, &source, &lm, &metrics); lm NULL leaves out the CE rows
+   evaluate(model, ae, buffer)         dlrn_evaluate(ae, &cfg, &source, &lm, NULL, NULL, &metrics); lm may be NULL
    loss_recovered(...)                 dlrn_loss_recovered, one or several sites at once
    (later) cosine, l2_ratio, ...       fields of dlrn_metrics
    frequency histogram                 dlrn_evaluator_histogram

@@ -236,7 +236,7 @@ static void stepper_run(void *arg) {
 /* The rate is so small that L0 stays. dead: so many features never fire; ghost: they get ghost
    gradients. */
 static stepper stepper_new(const lab *l, const shape *s, int threads, int64_t dead, int ghost) {
-    stepper p = {context_new(s->kernels, threads), NULL, NULL, s->rows, {0}, NULL};
+    stepper p = {context_new(s->kernels, threads), NULL, NULL, s->rows, {0}};
     dlrn_train_config cfg = dlrn_train_defaults(NULL);
     cfg.d_in = s->d, cfg.features = s->features, cfg.lr = 1e-12, cfg.warmup_steps = 0,
     cfg.log_steps = -1;
@@ -468,7 +468,12 @@ static void drawing_refill(drawing *g) {
 static void drawing_run(void *arg) {
     drawing *g = (drawing *)arg;
     const float *x, *y;
-    int64_t n, held = g->buffer ? dlrn_buffer_unread(g->buffer) : 0;
+    int64_t n, held = 0;
+    dlrn_buffer_info info;
+    if (g->buffer) {
+        dlrn_buffer_describe(g->buffer, &info);
+        held = info.unread;
+    }
     if (held < g->cfg.capacity / 2 + g->cfg.batch_rows) drawing_refill(g);
     must(g->ctx, dlrn_buffer_next(g->buffer, &x, &y, &n));
 }
@@ -487,8 +492,7 @@ static outcome measure_buffer(lab *l, const shape *s) {
     drawing g = {l->ctx, dlrn_buffer_defaults(), NULL, {l, 0, s->d, {3, 1, 0}}};
     outcome o = {0};
     uint64_t bytes;
-    g.cfg.capacity = s->features, g.cfg.read_rows = 8192,
-    g.cfg.batch_rows = s->rows;
+    g.cfg.capacity = s->features, g.cfg.read_rows = 8192, g.cfg.batch_rows = s->rows;
     g.cfg.store = s->store;
     must(l->ctx, dlrn_buffer_bytes(l->ctx, &g.cfg, s->d, 0, &bytes));
     if ((double)bytes * 1.3 + 1e9 > memory_available()) return o;

@@ -46,21 +46,18 @@ static int count_found(dlrn_context *ctx, const dlrn_dictionary *ae) {
 
 static dlrn_status train(dlrn_context *ctx, dlrn_dictionary **ae) {
     dlrn_source source;
-    dlrn_buffer *buffer = NULL;
-    dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 0, 20, &source); /* twenty times through it */
+    dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 0, 20,
+                                           &source); /* twenty times through it */
     if (s != DLRN_OK) return s;
-
-    dlrn_buffer_config shuffle = dlrn_buffer_defaults();
-    shuffle.capacity = ROWS, shuffle.read_rows = 8192,
-    shuffle.batch_rows = 512;
-    s = dlrn_buffer_create(ctx, &shuffle, &source, 1, &buffer); /* the buffer owns the source now */
 
     dlrn_train_config cfg = dlrn_train_defaults(NULL);
     cfg.features = FEATURES, cfg.lr = 3e-3, cfg.sparsity_penalty = 0.3;
     cfg.warmup_steps = 50,
     cfg.resample_steps = 500; /* features that fell silent get another chance */
-    if (s == DLRN_OK) s = dlrn_train(ctx, &cfg, buffer, NULL, NULL, ae);
-    dlrn_buffer_destroy(buffer);
+    cfg.buffer.capacity = ROWS;
+    cfg.buffer.batch_rows = 512;
+    s = dlrn_train(ctx, &cfg, &source, NULL, NULL, ae);
+    dlrn_source_destroy(&source);
     return s;
 }
 

@@ -57,17 +57,12 @@ static dlrn_status cross_entropy(void *user, const dlrn_edit *edit, double *nats
 }
 
 static dlrn_status train(dlrn_context *ctx, const dlrn_source *source, dlrn_dictionary **ae) {
-    dlrn_buffer *buffer = NULL;
-    dlrn_buffer_config shuffle = dlrn_buffer_defaults();
-    shuffle.n_ctxs = 128, shuffle.ctx_len = 64, shuffle.in_batch_size = 16,
-    shuffle.out_batch_size = 256;
-    dlrn_status s = dlrn_buffer_create(ctx, &shuffle, source, 0, &buffer);
-
     dlrn_train_config cfg = dlrn_train_defaults(NULL);
     cfg.features = 128, cfg.lr = 3e-3, cfg.sparsity_penalty = 0.3, cfg.warmup_steps = 50;
-    if (s == DLRN_OK) s = dlrn_train(ctx, &cfg, buffer, NULL, NULL, ae);
-    dlrn_buffer_destroy(buffer);
-    return s;
+    cfg.buffer.capacity = 8192;
+    cfg.buffer.read_rows = 1024;
+    cfg.buffer.batch_rows = 256;
+    return dlrn_train(ctx, &cfg, source, NULL, NULL, ae);
 }
 
 int main(void) {

@@ -22,8 +22,7 @@ static void make_rows(void) {
 static dlrn_status open_buffer(dlrn_context *ctx, dlrn_buffer **buffer) {
     dlrn_source source;
     dlrn_buffer_config shuffle = dlrn_buffer_defaults();
-    shuffle.capacity = ROWS, shuffle.read_rows = 1024,
-    shuffle.batch_rows = 256;
+    shuffle.capacity = ROWS, shuffle.read_rows = 1024, shuffle.batch_rows = 256;
     dlrn_status s =
         dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 0, 0, &source); /* 0: without end */
     return s == DLRN_OK ? dlrn_buffer_create(ctx, &shuffle, &source, 1, buffer) : s;
@@ -45,8 +44,8 @@ static dlrn_status go_on(dlrn_trainer *t, const char *save_to) {
         if (stats.step % 50 == 0)
             printf(
                 "step %4lld  loss %7.4f  distance %7.4f  L1 %7.3f  L0 %5.1f  dead %3lld  lr %.2g\n",
-                (long long)stats.step, stats.loss, stats.reconstruction_loss, stats.sparsity_loss, stats.l0,
-                (long long)stats.dead, stats.lr);
+                (long long)stats.step, stats.loss, stats.reconstruction_loss, stats.sparsity_loss,
+                stats.l0, (long long)stats.dead, stats.lr);
         if (save_to && dlrn_trainer_state_of(t).steps == STATE_AT &&
             (s = dlrn_trainer_save(t, save_to)) != DLRN_OK)
             break;

@@ -185,11 +185,11 @@ static dlrn_status evaluate_array(feed *f, int64_t rows, dlrn_evaluator *e, dlrn
     int64_t done = 0;
     dlrn_status s = dlrn_tensor_create(ctx, BLOCK, source->d_in, &x);
     if (s != DLRN_OK) return s;
-    s = dlrn_tensor_create(ctx, source->has_target ? BLOCK : 0, source->d_in, &y);
+    s = dlrn_tensor_create(ctx, source->d_out ? BLOCK : 0, source->d_out, &y);
     while (s == DLRN_OK && done < rows) {
         int64_t n = 0, want = rows - done < BLOCK ? rows - done : BLOCK;
         s = source->read(source->user, want, x.data, y.data, &n);
-        if (s == DLRN_OK) s = dlrn_evaluator_add(e, x.data, source->has_target ? y.data : NULL, n);
+        if (s == DLRN_OK) s = dlrn_evaluator_add(e, x.data, source->d_out ? y.data : NULL, n);
         done += n;
     }
     dlrn_tensor_free(ctx, &x);

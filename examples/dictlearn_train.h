@@ -273,8 +273,8 @@ static dlrn_status write_log(train_run *r, const dlrn_train_stats *s, double rat
                     "{\"step\": %lld, \"loss\": %.9g, \"mse_loss\": %.9g, \"sparsity_loss\": %.9g, "
                     "\"ghost_loss\": %.9g, "
                     "\"l0\": %.6g, \"dead\": %lld, \"lr\": %.9g, \"rows_per_second\": %.6g}\n",
-                    (long long)s->step, s->loss, s->mse_loss, s->sparsity_loss, s->auxiliary_loss,
-                    s->l0, (long long)s->dead, s->lr, rate);
+                    (long long)s->step, s->loss, s->reconstruction_loss, s->sparsity_loss,
+                    s->auxiliary_loss, s->l0, (long long)s->dead, s->lr, rate);
     if (n > 0 && fflush(r->log) == 0) return DLRN_OK;
     return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s/log.jsonl: cannot be written: %s", r->o->save_dir,
                      strerror(errno));
@@ -313,7 +313,10 @@ static void show_filling(void *user, int64_t n) {
     train_run *r = (train_run *)user;
     double now = seconds();
     if (!time_to_tell(r, now)) return;
-    int64_t room = r->o->n_ctxs * r->o->ctx_len, held = dlrn_buffer_unread(r->buffer) + n;
+    int64_t room = r->o->n_ctxs * r->o->ctx_len, held = 0;
+    dlrn_buffer_info info;
+    dlrn_buffer_describe(r->buffer, &info);
+    held = info.unread + n;
     tell("filling the buffer: %lld rows of at most %lld, %.0f rows/s so far", (long long)held,
          (long long)room, per_second(r->feed.rows, now - r->started));
 }
@@ -526,13 +529,13 @@ static dlrn_status open_buffer(train_run *r, const dlrn_source *source) {
     const options *o = r->o;
     dlrn_buffer_config bc = dlrn_buffer_defaults();
     uint64_t bytes = 0;
-    bc.n_ctxs = o->n_ctxs;
-    bc.ctx_len = o->ctx_len;
-    bc.in_batch_size = o->in_batch_size;
-    bc.out_batch_size = o->batch_size;
+    bc.capacity = o->n_ctxs <= INT64_MAX / o->ctx_len ? o->n_ctxs * o->ctx_len : INT64_MAX;
+    bc.read_rows =
+        o->in_batch_size <= INT64_MAX / o->ctx_len ? o->in_batch_size * o->ctx_len : INT64_MAX;
+    bc.batch_rows = o->batch_size;
     bc.shuffle = !o->no_shuffle;
     bc.seed = (uint64_t)o->seed;
-    dlrn_status s = dlrn_buffer_bytes(r->ctx, &bc, source->d_in, source->has_target, &bytes);
+    dlrn_status s = dlrn_buffer_bytes(r->ctx, &bc, source->d_in, source->d_out, &bytes);
     if (s == DLRN_OK && !o->quiet)
         fprintf(stderr, "buffer: at most %.1f MB\n", (double)bytes / 1e6);
     return s == DLRN_OK ? dlrn_buffer_create(r->ctx, &bc, source, 0, &r->buffer) : s;

@@ -1843,7 +1843,7 @@ NEOX_API dlrn_status neox_text_source(neox_model *m, bpe_tokenizer *tok, doc_rea
         return DLRN_ERR_MEMORY;
     }
     out->d_in = m->cfg.dim;
-    out->has_target = target;
+    out->d_out = target ? out->d_in : 0;
     out->read = neox_text_read;
     out->error = neox_text_error;
     out->destroy = neox_text_destroy;

@@ -93,7 +93,7 @@ TEST(matrices) {
              "beta must be 0 or 1");
     ARGUMENT(dlrn_gemm(ctx, (dlrn_gemm_op)7, D, D, D, t.data, D, t.data, D, 0, t.data, D),
              "unknown operation");
-    ARGUMENT(dlrn_mean_var(ctx, dlrn_view(t.data, 0, D), NULL, NULL), "at least one row");
+    ARGUMENT(dlrn_mean_var(ctx, dlrn_view(t.data, 0, D), NULL, NULL), "x must not be NULL");
     CHECK_OK(ctx, dlrn_mean_var(ctx, t, NULL, NULL));
     ARGUMENT(dlrn_topk(ctx, x, D, -1, index, NULL), "k must be in [0, n]");
     ARGUMENT(dlrn_topk(ctx, x, D, D + 1, index, NULL), "k must be in [0, n]");
@@ -142,8 +142,8 @@ TEST(rows_of_a_trainer) {
     ARGUMENT(dlrn_trainer_step_on(t, NULL, NULL, N, NULL), "x must not be NULL");
     ARGUMENT(dlrn_trainer_step_on(t, x, NULL, 0, NULL), "a batch has between");
     ARGUMENT(dlrn_trainer_step_on(t, x, NULL, INT64_MAX, NULL), "a batch has between");
-    ARGUMENT(dlrn_trainer_resample_on(t, NULL, NULL, N, &revived), "at least one row");
-    ARGUMENT(dlrn_trainer_resample_on(t, x, NULL, 0, &revived), "at least one row");
+    ARGUMENT(dlrn_trainer_resample_on(t, NULL, NULL, N, &revived), "x must not be NULL");
+    ARGUMENT(dlrn_trainer_resample_on(t, x, NULL, 0, &revived), "a batch has between");
     CHECK_STATUS(dlrn_trainer_resample_on(t, wrong, NULL, N, &revived), DLRN_ERR_VALUE);
     CHECK_STATUS(dlrn_trainer_resample_on(t, x, wrong, N, &revived), DLRN_ERR_VALUE);
     ARGUMENT(dlrn_train(ctx, &cfg, NULL, NULL, NULL, &ae), "source must not be NULL");

@@ -141,13 +141,13 @@ TEST(settings) {
     altered(after, "\\\"seed\\\": 0", "\\\"seed\\\":-1", DLRN_ERR_FORMAT,
             "\"config.seed\" is missing");
     altered(after, "dict_size\\\": 12", "dict_size\\\": 0 ", DLRN_ERR_FORMAT,
-            "\"config.dict_size\" is missing");
+            "config: dict_size: expected a number");
     altered(after, "dict_size\\\": 12", "dict_size\\\": 2147483648", DLRN_ERR_FORMAT,
-            "\"config.dict_size\" is missing");
+            "config: dict_size: expected a number");
     altered(after, "dict_size\\\": 12", "dict_size\\\": -1", DLRN_ERR_FORMAT,
-            "\"config.dict_size\" is missing");
+            "config: dict_size: expected a number");
     altered(after, "activation_dim\\\": 4", "activation_dim\\\": 0", DLRN_ERR_FORMAT,
-            "\"config.dict_size\" is missing");
+            "config: activation_dim: expected a number");
     altered(after, "dict_size\\\": 12", "dict_size\\\": 99", DLRN_ERR_SHAPE, "encoder_weight");
     altered("{", "\"config\"", "\"c_nfig\"", DLRN_ERR_FORMAT, "\"config.");
     altered("{", "checkpoint 1", "checkpoint 9", DLRN_ERR_FORMAT,
@@ -243,13 +243,15 @@ TEST(another_buffer) {
     b->source.seek = NULL;
     refuse(good, NULL, b, DLRN_ERR_ARGUMENT, "cannot go back");
     cfg.features = F + 1;
-    refuse(good, &cfg, NULL, DLRN_ERR_SHAPE, "a trainer of 4 x 12, expected 4 x 13");
+    refuse(good, &cfg, NULL, DLRN_ERR_SHAPE,
+           "expected a trainer of 4 x 13 (output 4), found 4 x 12 (output 4)");
     cfg = config();
     cfg.d_in = D + 1;
-    refuse(good, &cfg, NULL, DLRN_ERR_SHAPE, "a trainer of 4 x 12, expected 5 x 12");
+    refuse(good, &cfg, NULL, DLRN_ERR_SHAPE,
+           "expected a trainer of 5 x 12 (output 5), found 4 x 12 (output 4)");
     cfg = config();
     cfg.compat = 1;
-    refuse(good, &cfg, NULL, DLRN_ERR_ARGUMENT, "saved with compat 0, expected 1");
+    refuse(good, &cfg, NULL, DLRN_ERR_ARGUMENT, "expected compat 1, found 0");
     refuse(tmp_path("checkpoint_none.safetensors"), NULL, NULL, DLRN_ERR_IO,
            "checkpoint_none.safetensors");
     /* saved with a buffer and resumed without, and the other way round */

@@ -451,14 +451,14 @@ TEST(what_a_source_does_wrong_is_told) {
     CHECK_STR(dlrn_error(ctx), "no rows");
     CHECK_STATUS(evaluate_odd(ae, silent, -1, &m), DLRN_ERR_ARGUMENT);
     CHECK_STATUS(evaluate_odd(ae, liar, -1, &m), DLRN_ERR_ARGUMENT);
-    CHECK_STR(dlrn_error(ctx), "more than it was asked for");
+    CHECK_STR(dlrn_error(ctx), "more than were wanted");
     dlrn_source wordless = {D, 0, odd_read, NULL, NULL, NULL, NULL, &torn};
     dlrn_eval_config cfg = config(DLRN_SPARSITY_L1, 0, 50);
     cfg.rows = -1;
     CHECK_STATUS(dlrn_evaluate(ae, &cfg, &wordless, NULL, NULL, NULL, &m), DLRN_ERR_CALLBACK);
     CHECK_STR(dlrn_error(ctx), "the source failed: a callback failed");
     CHECK_STATUS(evaluate_odd(other, torn, -1, &m), DLRN_ERR_SHAPE);
-    CHECK_STR(dlrn_error(ctx), "width 10, found 9");
+    CHECK_STR(dlrn_error(ctx), "expected rows of width 10 with targets of 10, found 9 with 9");
     dlrn_dictionary_destroy(other);
     dlrn_dictionary_destroy(ae);
     dlrn_context_destroy(ctx);
