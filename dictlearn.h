@@ -2699,8 +2699,8 @@ DLRNI_INTERNAL float dlrni_floor_of(const float *threshold, int64_t feature, flo
 /* Packs features f0 .. f0 + n: panel [width / (size * packed)][DLRNI_GROUP][packed]; part
    [DLRNI_GROUP][width] is scratch for their rounded rows. */
 DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_dictionary *dict,
-                                       int64_t f0, int64_t n, int64_t width, unsigned char *part,
-                                       unsigned char *panel, float *coef) {
+                                       float min_floor, int64_t f0, int64_t n, int64_t width,
+                                       unsigned char *part, unsigned char *panel, float *coef) {
     const float *threshold = dlrni_thresholds(dict);
     int64_t d = dict->d_in;
     memset(part, 0, (size_t)(DLRNI_GROUP * width));
@@ -2708,7 +2708,7 @@ DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_diction
     for (int64_t j = 0; j < n; j++) {
         const float *w = dict->param[DLRN_ENCODER] + (f0 + j) * d;
         double above = (double)dict->param[DLRN_ENCODER_BIAS][f0 + j] -
-                       (double)dlrni_floor_of(threshold, f0 + j, 0);
+                       (double)dlrni_floor_of(threshold, f0 + j, min_floor);
         dlrni_rounding r;
         s->round(w, d, 1, part + j * width, &r);
         dlrni_screen_feature(s, &r, d, dlrni_in_range(&r, w, d), above, coef + j);
@@ -2736,7 +2736,7 @@ typedef struct dlrni_prepare_job {
 DLRNI_INTERNAL void dlrni_prepare_group(void *arg, int64_t group, int worker) {
     const dlrni_prepare_job *j = (const dlrni_prepare_job *)arg;
     int64_t f0 = group * DLRNI_GROUP, bytes = DLRNI_GROUP * j->ready->width;
-    dlrni_screen_panel(j->ready->screen, j->dict, f0,
+    dlrni_screen_panel(j->ready->screen, j->dict, 0, f0,
                        dlrni_min(DLRNI_GROUP, j->dict->features - f0), j->ready->width,
                        j->parts + worker * bytes, j->ready->panels + group * bytes,
                        j->ready->coef + group * DLRNI_SCREEN_TERMS * DLRNI_GROUP);
@@ -2854,6 +2854,7 @@ typedef struct dlrni_encoding {
     double active;          /* share of features active in the last batch; -1: not known          */
     double let_through[2];  /* share of candidates, for each screen of the context; -1: not known */
     float *floor;           /* [n] floor of each row, where rows have one (selection); or NULL    */
+    float min_floor;        /* of all others: 0; -INFINITY where thresholds alone decide          */
     dlrni_cut *best;        /* [n][k] heap of the best entries of a row, the worst on top         */
     int32_t *kept;          /* [n] how many of them there are                                     */
     int cut_known;          /* 1: every row's cut is final                                        */
@@ -2968,7 +2969,7 @@ DLRNI_INTERNAL int dlrni_list_room(dlrni_list *list, int64_t n) {
 }
 
 DLRNI_INTERNAL float dlrni_row_floor(const dlrni_encoding *c, int64_t row) {
-    return c->floor ? c->floor[row] : 0;
+    return c->floor ? c->floor[row] : c->min_floor;
 }
 
 /* A group's features, packed for the screen. */
@@ -3041,7 +3042,8 @@ DLRNI_INTERNAL int64_t dlrni_pack_groups(const dlrni_encoding *c, dlrni_list *li
         }
         p->packed = scratch + packed * (1 + g);
         p->coef = (float *)(void *)(scratch + packed * (1 + n)) + g * coefs;
-        dlrni_screen_panel(c->screen, c->dict, p->f0, width, c->width, scratch, p->packed, p->coef);
+        dlrni_screen_panel(c->screen, c->dict, c->min_floor, p->f0, width, c->width, scratch,
+                           p->packed, p->coef);
     }
     return count;
 }
@@ -9096,6 +9098,7 @@ typedef struct dlrni_aux {
 typedef struct dlrni_work {
     dlrni_batch batch;
     dlrni_aux aux;
+    dlrn_dictionary view; /* the trainer's, as the lists see it (with lowered thresholds)  */
     dlrni_encoding codes; /* the features of the batch                                    */
     int64_t *silent;      /* [F] since_fired, this batch counted                          */
     int64_t wave;         /* groups of a wave                                             */
@@ -10753,7 +10756,8 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     dlrn_context *ctx = t->ctx;
     dlrni_work *w = &t->w;
     int64_t d = t->dict->d_in, F = t->dict->features;
-    dlrni_encoding_init(&w->codes, t->dict);
+    w->view = *t->dict;
+    dlrni_encoding_init(&w->codes, &w->view);
     w->budget = DLRNI_LIST_BUDGET;
     w->nnz = -1;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) DLRNI_TRY(dlrni_trainer_alloc_role(t, role));
@@ -10763,6 +10767,8 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     w->output_grad = DLRNI_NEW(ctx, float, 2 * t->dict->d_out);
     w->center_grad = DLRNI_NEW(ctx, float, d);
     w->center_part = DLRNI_NEW(ctx, float, w->codes.groups *d);
+    if (t->dict->param[DLRN_THRESHOLD] && !(w->lowered = DLRNI_NEW(ctx, float, F)))
+        return DLRN_ERR_MEMORY;
     return t->since_fired && w->silent && w->aux.dead && w->output_grad && w->center_grad &&
                    w->center_part
                ? DLRN_OK
@@ -10870,6 +10876,18 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
 
 /* ---- The step ---- */
 
+/* The dictionary as the lists of the batch see it. With a bandwidth, lists go on below a threshold
+   for half of it, whatever the sign: the threshold's gradient is estimated from there. */
+DLRNI_INTERNAL void dlrni_update_view(dlrn_trainer *t) {
+    dlrni_work *w = &t->w;
+    w->view = *t->dict;
+    if (!w->lowered) return;
+    for (int64_t f = 0; f < t->dict->features; f++)
+        w->lowered[f] = t->dict->param[DLRN_THRESHOLD][f] - (float)(t->cfg.bandwidth / 2);
+    w->view.param[DLRN_THRESHOLD] = w->lowered;
+    w->codes.min_floor = -INFINITY;
+}
+
 /* The losses of a batch at the present weights; changes nothing but the work space. */
 DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, const float *y,
                                               int64_t n, dlrn_train_stats *stats) {
@@ -10878,6 +10896,7 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     DLRNI_TRY(dlrni_check_batch(t, x, y, n));
     DLRNI_TRY(dlrni_batch_room(t, n));
     w->batch.y = y ? y : x;
+    dlrni_update_view(t);
     dlrni_input(t->dict, x, n, w->batch.xc);
     DLRNI_TRY(dlrni_reconstruct(t));
     stats->step = t->step;
