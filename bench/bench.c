@@ -236,7 +236,7 @@ static void stepper_run(void *arg) {
    gradients. */
 static stepper stepper_new(const lab *l, const shape *s, int threads, int64_t dead, int ghost) {
     stepper p = {context_new(s->kernels, threads), NULL, NULL, s->rows, {0}};
-    dlrn_train_config cfg = dlrn_train_defaults();
+    dlrn_train_config cfg = dlrn_train_defaults(NULL);
     cfg.d_in = s->d, cfg.features = s->features, cfg.lr = 1e-12, cfg.warmup_steps = 0,
     cfg.log_steps = -1;
     if (ghost) cfg.ghost_threshold = 0;
@@ -435,7 +435,7 @@ static void evaluation_run(void *arg) {
     dlrn_source source = stream_source(&t);
     dlrn_eval_config cfg = dlrn_eval_defaults();
     cfg.rows = -1;
-    must(e->ae->ctx, dlrn_evaluate(e->ae, &cfg, &source, NULL, &e->metrics));
+    must(e->ae->ctx, dlrn_evaluate(e->ae, &cfg, &source, NULL, NULL, NULL, &e->metrics));
 }
 
 static outcome measure_evaluate(lab *l, const shape *s) {
@@ -457,7 +457,7 @@ typedef struct drawing {
 } drawing;
 
 static void drawing_refill(drawing *g) {
-    g->rows.left = g->cfg.n_ctxs;
+    g->rows.left = g->cfg.capacity;
     dlrn_source source = stream_source(&g->rows);
     dlrn_buffer_destroy(g->buffer);
     must(g->ctx, dlrn_buffer_create(g->ctx, &g->cfg, &source, 0, &g->buffer));
@@ -467,8 +467,13 @@ static void drawing_refill(drawing *g) {
 static void drawing_run(void *arg) {
     drawing *g = (drawing *)arg;
     const float *x, *y;
-    int64_t n, held = g->buffer ? dlrn_buffer_unread(g->buffer) : 0;
-    if (held < g->cfg.n_ctxs / 2 + g->cfg.out_batch_size) drawing_refill(g);
+    int64_t n, held = 0;
+    dlrn_buffer_info info;
+    if (g->buffer) {
+        dlrn_buffer_describe(g->buffer, &info);
+        held = info.unread;
+    }
+    if (held < g->cfg.capacity / 2 + g->cfg.batch_rows) drawing_refill(g);
     must(g->ctx, dlrn_buffer_next(g->buffer, &x, &y, &n));
 }
 
@@ -486,8 +491,7 @@ static outcome measure_buffer(lab *l, const shape *s) {
     drawing g = {l->ctx, dlrn_buffer_defaults(), NULL, {l, 0, s->d, {3, 1, 0}}};
     outcome o = {0};
     uint64_t bytes;
-    g.cfg.n_ctxs = s->features, g.cfg.ctx_len = 1, g.cfg.in_batch_size = 8192,
-    g.cfg.out_batch_size = s->rows;
+    g.cfg.capacity = s->features, g.cfg.read_rows = 8192, g.cfg.batch_rows = s->rows;
     g.cfg.store = s->store;
     must(l->ctx, dlrn_buffer_bytes(l->ctx, &g.cfg, s->d, 0, &bytes));
     if ((double)bytes * 1.3 + 1e9 > memory_available()) return o;

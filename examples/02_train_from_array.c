@@ -47,23 +47,18 @@ static int count_found(dlrn_context *ctx, const dlrn_dictionary *ae) {
 
 static dlrn_status train(dlrn_context *ctx, dlrn_dictionary **ae) {
     dlrn_source source;
-    dlrn_buffer *buffer = NULL;
     const int epochs = 20; /* times through the array */
-    dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, epochs, &source);
+    dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 0, epochs, &source);
     if (s != DLRN_OK) return s;
 
-    /* The buffer shuffles the source's rows. It owns the source from here on. */
-    dlrn_buffer_config shuffle = dlrn_buffer_defaults();
-    shuffle.n_ctxs = ROWS, shuffle.ctx_len = 1; /* room for all rows */
-    shuffle.in_batch_size = 8192, shuffle.out_batch_size = 512;
-    s = dlrn_buffer_create(ctx, &shuffle, &source, 1, &buffer);
-
-    dlrn_train_config cfg = dlrn_train_defaults();
+    dlrn_train_config cfg = dlrn_train_defaults(NULL);
     cfg.features = FEATURES, cfg.lr = 3e-3, cfg.sparsity_penalty = 0.3;
     cfg.warmup_steps = 50;
-    cfg.resample_steps = 500; /* revive features that have died */
-    if (s == DLRN_OK) s = dlrn_train(ctx, &cfg, buffer, NULL, NULL, ae);
-    dlrn_buffer_destroy(buffer);
+    cfg.resample_steps = 500;   /* revive features that have died */
+    cfg.buffer.capacity = ROWS; /* shuffle all rows */
+    cfg.buffer.batch_rows = 512;
+    s = dlrn_train(ctx, &cfg, &source, NULL, NULL, ae);
+    dlrn_source_destroy(&source);
     return s;
 }
 
@@ -71,9 +66,9 @@ static dlrn_status train(dlrn_context *ctx, dlrn_dictionary **ae) {
 static dlrn_status measure(dlrn_context *ctx, const dlrn_dictionary *ae, dlrn_metrics *m) {
     dlrn_source source;
     dlrn_eval_config how = dlrn_eval_defaults();
-    dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 1, &source);
+    dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 0, 1, &source);
     if (s != DLRN_OK) return s;
-    s = dlrn_evaluate(ae, &how, &source, NULL, m);
+    s = dlrn_evaluate(ae, &how, &source, NULL, NULL, NULL, m);
     dlrn_source_destroy(&source);
     return s;
 }
@@ -89,7 +84,7 @@ int main(void) {
     if (s == DLRN_OK) s = measure(ctx, ae, &m);
     if (s == DLRN_OK) {
         printf("variance explained %.1f %%, L0 %.1f, alive %.1f %%\n", 100 * m.variance_explained,
-               m.l0, 100 * m.percent_alive);
+               m.l0, 100 * m.share_alive);
         printf("found %d of %d directions\n", count_found(ctx, ae), DIRECTIONS);
     }
     if (s != DLRN_OK) fprintf(stderr, "%s\n", dlrn_error(ctx));

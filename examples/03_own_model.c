@@ -58,17 +58,12 @@ static dlrn_status cross_entropy(void *user, const dlrn_edit *edit, double *nats
 }
 
 static dlrn_status train(dlrn_context *ctx, const dlrn_source *source, dlrn_dictionary **ae) {
-    dlrn_buffer *buffer = NULL;
-    dlrn_buffer_config shuffle = dlrn_buffer_defaults();
-    shuffle.n_ctxs = 128, shuffle.ctx_len = 64; /* room for 8192 rows */
-    shuffle.in_batch_size = 16, shuffle.out_batch_size = 256;
-    dlrn_status s = dlrn_buffer_create(ctx, &shuffle, source, 0, &buffer);
-
-    dlrn_train_config cfg = dlrn_train_defaults();
+    dlrn_train_config cfg = dlrn_train_defaults(NULL);
     cfg.features = 128, cfg.lr = 3e-3, cfg.sparsity_penalty = 0.3, cfg.warmup_steps = 50;
-    if (s == DLRN_OK) s = dlrn_train(ctx, &cfg, buffer, NULL, NULL, ae);
-    dlrn_buffer_destroy(buffer);
-    return s;
+    cfg.buffer.capacity = 8192;
+    cfg.buffer.read_rows = 1024;
+    cfg.buffer.batch_rows = 256;
+    return dlrn_train(ctx, &cfg, source, NULL, NULL, ae);
 }
 
 int main(void) {
@@ -88,11 +83,11 @@ int main(void) {
     if (s == DLRN_OK) s = train(ctx, &source, &ae);
     model.next = 0; /* evaluate on the text from its beginning */
     dlrn_eval_config how = dlrn_eval_defaults();
-    if (s == DLRN_OK) s = dlrn_evaluate(ae, &how, &source, &lm, &m);
+    if (s == DLRN_OK) s = dlrn_evaluate(ae, &how, &source, &lm, NULL, NULL, &m);
     if (s == DLRN_OK) {
         printf("variance explained %.1f %%, L0 %.1f\n", 100 * m.variance_explained, m.l0);
         printf("cross-entropy %.3f, reconstructed %.3f, zero %.3f: recovered %.1f %%\n",
-               m.loss_original, m.loss_reconstructed, m.loss_zero, 100 * m.percent_recovered);
+               m.loss_original, m.loss_reconstructed, m.loss_zero, 100 * m.share_recovered);
     }
     if (s != DLRN_OK) fprintf(stderr, "%s\n", dlrn_error(ctx));
     dlrn_dictionary_destroy(ae);

@@ -46,7 +46,7 @@ static dlrn_status step(void *user, int tap, const float *x, float *y, int64_t n
 }
 
 static dlrn_status train(lm_model *m, lm_tap tap, const lm_documents *d, dlrn_trainer **trainer) {
-    dlrn_train_config cfg = dlrn_train_defaults();
+    dlrn_train_config cfg = dlrn_train_defaults(NULL);
     cfg.d_in = lm_config_of(m)->dim, cfg.features = 4 * cfg.d_in;
     cfg.lr = 4e-3, cfg.sparsity_penalty = 0.1, cfg.warmup_steps = 20;
     dlrn_status s = dlrn_trainer_create(ctx, &cfg, NULL, NULL, trainer);
@@ -67,7 +67,7 @@ static dlrn_status report(const char *name, lm_model *m, const lm_tap *taps, con
     dlrn_status s = dlrn_loss_recovered(ctx, dicts, &lm, &r);
     if (s == DLRN_OK)
         printf("%-28s %8.3f %8.3f %8.3f %9.1f %%\n", name, r.loss_original, r.loss_reconstructed,
-               r.loss_zero, 100 * r.percent_recovered);
+               r.loss_zero, 100 * r.share_recovered);
     return s;
 }
 

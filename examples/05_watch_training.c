@@ -25,15 +25,14 @@ static void make_rows(void) {
 static dlrn_status open_buffer(dlrn_context *ctx, dlrn_buffer **buffer) {
     dlrn_source source;
     dlrn_buffer_config shuffle = dlrn_buffer_defaults();
-    shuffle.n_ctxs = ROWS, shuffle.ctx_len = 1;
-    shuffle.in_batch_size = 1024, shuffle.out_batch_size = 256;
+    shuffle.capacity = ROWS, shuffle.read_rows = 1024, shuffle.batch_rows = 256;
     const int epochs = 0; /* 0: repeat without end */
-    dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, epochs, &source);
+    dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 0, epochs, &source);
     return s == DLRN_OK ? dlrn_buffer_create(ctx, &shuffle, &source, 1, buffer) : s;
 }
 
 static dlrn_train_config settings(void) {
-    dlrn_train_config cfg = dlrn_train_defaults();
+    dlrn_train_config cfg = dlrn_train_defaults(NULL);
     cfg.d_in = DIM, cfg.features = 128, cfg.steps = STEPS;
     cfg.lr = 3e-3, cfg.sparsity_penalty = 0.4, cfg.warmup_steps = 30, cfg.ghost_threshold = 60;
     return cfg;
@@ -48,9 +47,9 @@ static dlrn_status train(dlrn_trainer *t, const char *save_to) {
         if (stats.step % 50 == 0)
             printf(
                 "step %4lld  loss %7.4f  distance %7.4f  L1 %7.3f  L0 %5.1f  dead %3lld  lr %.2g\n",
-                (long long)stats.step, stats.loss, stats.mse_loss, stats.sparsity_loss, stats.l0,
-                (long long)stats.dead, stats.lr);
-        if (save_to && dlrn_trainer_steps_done(t) == STATE_AT &&
+                (long long)stats.step, stats.loss, stats.reconstruction_loss, stats.sparsity_loss,
+                stats.l0, (long long)stats.dead, stats.lr);
+        if (save_to && dlrn_trainer_state_of(t).steps == STATE_AT &&
             (s = dlrn_trainer_save(t, save_to)) != DLRN_OK)
             break;
     }
@@ -93,7 +92,7 @@ int main(void) {
     if (s == DLRN_OK) s = open_buffer(ctx, &second);
     if (s == DLRN_OK) s = dlrn_trainer_resume(ctx, STATE, NULL, second, &resumed);
     if (s == DLRN_OK)
-        printf("resumed after step %lld\n", (long long)dlrn_trainer_steps_done(resumed) - 1);
+        printf("resumed after step %lld\n", (long long)dlrn_trainer_state_of(resumed).steps - 1);
     if (s == DLRN_OK) s = train(resumed, NULL);
     if (s == DLRN_OK) {
         const dlrn_dictionary *a = dlrn_trainer_dictionary(whole),

@@ -89,7 +89,7 @@ TEST(settings_of_a_trainer) {
     dlrn_trainer *t = NULL;
 #define SETTING(change, words)                                                                     \
     do {                                                                                           \
-        dlrn_train_config cfg = dlrn_train_defaults();                                             \
+        dlrn_train_config cfg = dlrn_train_defaults(NULL);                                         \
         cfg.d_in = D, cfg.features = F;                                                            \
         change;                                                                                    \
         ARGUMENT(dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t), words);                           \
@@ -116,7 +116,7 @@ TEST(settings_of_a_trainer) {
 
 TEST(rows_of_a_trainer) {
     static float wrong[N * D];
-    dlrn_train_config cfg = dlrn_train_defaults();
+    dlrn_train_config cfg = dlrn_train_defaults(NULL);
     dlrn_trainer *t = NULL;
     dlrn_dictionary *ae = NULL;
     int64_t revived;
@@ -127,24 +127,25 @@ TEST(rows_of_a_trainer) {
     ARGUMENT(dlrn_trainer_step_on(t, NULL, NULL, N, NULL), "x must not be NULL");
     ARGUMENT(dlrn_trainer_step_on(t, x, NULL, 0, NULL), "a batch has between");
     ARGUMENT(dlrn_trainer_step_on(t, x, NULL, INT64_MAX, NULL), "a batch has between");
-    ARGUMENT(dlrn_trainer_resample_on(t, NULL, NULL, N, &revived), "at least one row");
-    ARGUMENT(dlrn_trainer_resample_on(t, x, NULL, 0, &revived), "at least one row");
+    ARGUMENT(dlrn_trainer_resample_on(t, NULL, NULL, N, &revived), "x must not be NULL");
+    ARGUMENT(dlrn_trainer_resample_on(t, x, NULL, 0, &revived), "a batch has between");
     CHECK_STATUS(dlrn_trainer_resample_on(t, wrong, NULL, N, &revived), DLRN_ERR_VALUE);
     CHECK_STATUS(dlrn_trainer_resample_on(t, x, wrong, N, &revived), DLRN_ERR_VALUE);
-    ARGUMENT(dlrn_train(ctx, &cfg, NULL, NULL, NULL, &ae), "buffer must not be NULL");
-    CHECK(dlrn_trainer_config(t)->features == F && dlrn_trainer_config(t)->d_in == D);
+    ARGUMENT(dlrn_train(ctx, &cfg, NULL, NULL, NULL, &ae), "source must not be NULL");
+    CHECK(dlrn_trainer_state_of(t).config->features == F &&
+          dlrn_trainer_state_of(t).config->d_in == D);
     dlrn_buffer_config small = dlrn_buffer_defaults();
     dlrn_buffer *narrow = NULL;
     dlrn_trainer *none = NULL;
     dlrn_source source;
-    small.n_ctxs = N, small.ctx_len = 1, small.in_batch_size = 1, small.out_batch_size = 1;
-    CHECK_OK(ctx, dlrn_source_from_array(ctx, x, NULL, 1, D - 1, 1, &source));
+    small.capacity = N, small.read_rows = 1, small.batch_rows = 1;
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, x, NULL, 1, D - 1, 0, 1, &source));
     CHECK_OK(ctx, dlrn_buffer_create(ctx, &small, &source, 1, &narrow));
     CHECK_STATUS(dlrn_trainer_create(ctx, &cfg, NULL, narrow, &none), DLRN_ERR_SHAPE);
     CHECK_STR(dlrn_error(ctx), "dlrn_trainer_create: expected rows of ");
     CHECK(none == NULL);
     dlrn_buffer_destroy(narrow);
-    CHECK(dlrn_trainer_steps_done(t) == 0 && ae == NULL);
+    CHECK(dlrn_trainer_state_of(t).steps == 0 && ae == NULL);
     CHECK_OK(ctx, dlrn_trainer_resample_on(t, x, x, N, NULL)); /* nobody asks how many */
     CHECK_OK(ctx, dlrn_trainer_step_on(t, x, x, N, NULL));
     dlrn_trainer_destroy(t);
@@ -159,7 +160,7 @@ TEST(blocks_that_no_memory_holds) {
 TEST(gradients_one_at_a_time) {
     static float whole[4][F * D], alone[F * D];
     const size_t size[4] = {D, F * D, F, F * D};
-    dlrn_train_config cfg = dlrn_train_defaults();
+    dlrn_train_config cfg = dlrn_train_defaults(NULL);
     static const dlrn_role roles[4] = {DLRN_OUTPUT_BIAS, DLRN_ENCODER, DLRN_ENCODER_BIAS,
                                        DLRN_DECODER};
     float *all[DLRN_ROLE_COUNT] = {NULL};

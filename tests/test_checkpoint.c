@@ -13,7 +13,7 @@ static char *saved; /* the bytes of a good checkpoint, and their number */
 static size_t saved_size;
 
 static dlrn_train_config config(void) {
-    dlrn_train_config cfg = dlrn_train_defaults();
+    dlrn_train_config cfg = dlrn_train_defaults(NULL);
     cfg.d_in = D, cfg.features = F, cfg.warmup_steps = 0, cfg.log_steps = -1, cfg.steps = 3;
     return cfg;
 }
@@ -22,10 +22,9 @@ static dlrn_buffer *make_buffer(dlrn_dtype store, int64_t capacity, int has_targ
     dlrn_buffer_config cfg = dlrn_buffer_defaults();
     dlrn_source source;
     dlrn_buffer *b = NULL;
-    cfg.n_ctxs = capacity, cfg.ctx_len = 1, cfg.in_batch_size = 8, cfg.out_batch_size = BATCH,
-    cfg.store = store;
-    CHECK_OK(ctx,
-             dlrn_source_from_array(ctx, rows, has_target ? targets : NULL, ROWS, D, 0, &source));
+    cfg.capacity = capacity, cfg.read_rows = 8, cfg.batch_rows = BATCH, cfg.store = store;
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, rows, has_target ? targets : NULL, ROWS, D,
+                                         has_target ? D : 0, 0, &source));
     CHECK_OK(ctx, dlrn_buffer_create(ctx, &cfg, &source, 1, &b));
     return b;
 }
@@ -81,7 +80,7 @@ TEST(a_good_one) { /* which the other tests then change */
     dlrn_trainer *t = NULL;
     b = make_buffer(DLRN_BF16, CAPACITY, 1);
     CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, b, &t));
-    CHECK(dlrn_trainer_steps_done(t) == 1 && dlrn_buffer_unread(b) == CAPACITY - BATCH);
+    CHECK(dlrn_trainer_state_of(t).steps == 1 && b->unread == CAPACITY - BATCH);
     CHECK_OK(ctx, dlrn_trainer_step(t, NULL));
     dlrn_trainer_destroy(t);
     dlrn_buffer_destroy(b);
@@ -142,13 +141,13 @@ TEST(settings) {
     altered(after, "\\\"seed\\\": 0", "\\\"seed\\\":-1", DLRN_ERR_FORMAT,
             "\"config.seed\" is missing");
     altered(after, "dict_size\\\": 12", "dict_size\\\": 0 ", DLRN_ERR_FORMAT,
-            "\"config.dict_size\" is missing");
+            "config: dict_size: expected a number");
     altered(after, "dict_size\\\": 12", "dict_size\\\": 2147483648", DLRN_ERR_FORMAT,
-            "\"config.dict_size\" is missing");
+            "config: dict_size: expected a number");
     altered(after, "dict_size\\\": 12", "dict_size\\\": -1", DLRN_ERR_FORMAT,
-            "\"config.dict_size\" is missing");
+            "config: dict_size: expected a number");
     altered(after, "activation_dim\\\": 4", "activation_dim\\\": 0", DLRN_ERR_FORMAT,
-            "\"config.dict_size\" is missing");
+            "config: activation_dim: expected a number");
     altered(after, "dict_size\\\": 12", "dict_size\\\": 99", DLRN_ERR_SHAPE, "encoder_weight");
     altered("{", "\"config\"", "\"c_nfig\"", DLRN_ERR_FORMAT, "\"config.");
     altered("{", "checkpoint 1", "checkpoint 9", DLRN_ERR_FORMAT,
@@ -244,13 +243,15 @@ TEST(another_buffer) {
     b->source.seek = NULL;
     refuse(good, NULL, b, DLRN_ERR_ARGUMENT, "cannot go back");
     cfg.features = F + 1;
-    refuse(good, &cfg, NULL, DLRN_ERR_SHAPE, "a trainer of 4 x 12, expected 4 x 13");
+    refuse(good, &cfg, NULL, DLRN_ERR_SHAPE,
+           "expected a trainer of 4 x 13 (output 4), found 4 x 12 (output 4)");
     cfg = config();
     cfg.d_in = D + 1;
-    refuse(good, &cfg, NULL, DLRN_ERR_SHAPE, "a trainer of 4 x 12, expected 5 x 12");
+    refuse(good, &cfg, NULL, DLRN_ERR_SHAPE,
+           "expected a trainer of 5 x 12 (output 5), found 4 x 12 (output 4)");
     cfg = config();
     cfg.compat = 1;
-    refuse(good, &cfg, NULL, DLRN_ERR_ARGUMENT, "saved with compat 0, expected 1");
+    refuse(good, &cfg, NULL, DLRN_ERR_ARGUMENT, "expected compat 1, found 0");
     refuse(tmp_path("checkpoint_none.safetensors"), NULL, NULL, DLRN_ERR_IO,
            "checkpoint_none.safetensors");
     /* saved with a buffer and resumed without, and the other way round */

@@ -222,7 +222,7 @@ static void check_gradients(golden *g, const dlrn_dictionary *ae, int loss, int 
     g->name = "", pool_used = 0;
     int64_t n = golden_info(g, "x")->shape[0], size[4];
     const float *x = golden_floats(g, "x"), *y = kind == 1 ? golden_floats(g, "y") : x;
-    dlrn_train_config cfg = dlrn_train_defaults();
+    dlrn_train_config cfg = dlrn_train_defaults(NULL);
     cfg.d_in = ae->d_in, cfg.features = ae->features;
     cfg.sparsity_penalty = (double)*golden_floats(g, "penalty");
     cfg.loss = loss ? DLRN_LOSS_SQUARED : DLRN_LOSS_NORM;
@@ -231,8 +231,7 @@ static void check_gradients(golden *g, const dlrn_dictionary *ae, int loss, int 
     dlrn_trainer *t = NULL;
     float *p[4];
     CHECK_OK(g->ctx, dlrn_trainer_create(g->ctx, &cfg, ae, NULL, &t));
-    golden_integers(g, "steps_since_fired", dlrn_trainer_state_of(t).steps_since_fired,
-                    ae->features);
+    golden_integers(g, "steps_since_fired", dlrn_trainer_state_of(t).since_fired, ae->features);
     parameters_of(ae, p, size);
 
     snprintf(name, sizeof name, "%s_%s_%s", loss ? "squared" : "norm", sparsity ? "entropy" : "l1",
@@ -240,7 +239,8 @@ static void check_gradients(golden *g, const dlrn_dictionary *ae, int loss, int 
     g->name = name;
     dlrn_train_stats stats;
     CHECK_OK(g->ctx, dlrn_trainer_loss(t, x, y, n, &stats));
-    double ours[5] = {stats.loss, stats.mse_loss, stats.sparsity_loss, stats.ghost_loss, stats.l0};
+    double ours[5] = {stats.loss, stats.reconstruction_loss, stats.sparsity_loss,
+                      stats.auxiliary_loss, stats.l0};
     const float *theirs = golden_floats(g, "terms");
     CHECK((theirs[3] > 0) == (kind == 2));
     table_figures(name, -1, term_names, ours, theirs, 5, 1e-5);
@@ -273,7 +273,7 @@ TEST(gradients) {
 static dlrn_train_config golden_config(golden *g) {
     const float *how = golden_floats(g, "settings");
     const dlrn_tensor_info *shape = golden_info(g, "encoder_weight");
-    dlrn_train_config cfg = dlrn_train_defaults();
+    dlrn_train_config cfg = dlrn_train_defaults(NULL);
     CHECK(golden_info(g, "settings")->numel == 8);
     cfg.features = shape->shape[0], cfg.d_in = shape->shape[1];
     cfg.lr = (double)how[0], cfg.sparsity_penalty = (double)how[1];
@@ -322,7 +322,7 @@ static void check_snapshot(golden *g, int step, dlrn_trainer *t, const float *co
     check_tensors(g, step, "v_", v, NULL, size);
     snprintf(name, sizeof name, "%d.steps_since_fired", step);
     golden_integers(g, name, silent, MAX_F);
-    for (int64_t j = 0; j < size[2]; j++) wrong += silent[j] != s.steps_since_fired[j];
+    for (int64_t j = 0; j < size[2]; j++) wrong += silent[j] != s.since_fired[j];
     table_row(g->name, step, "counters that differ", "count", (double)wrong, 0);
 }
 
@@ -342,8 +342,12 @@ static void check_training(golden *g, const dlrn_train_config *cfg, const dlrn_d
         int at = step + 1, shown = at == 1 || at == 2 || at == 10 || at == 50;
         CHECK_OK(g->ctx, dlrn_trainer_step_on(t, x + order[step] * batch, y + order[step] * batch,
                                               n, &stats));
-        double ours[6] = {stats.loss,       stats.mse_loss, stats.sparsity_loss,
-                          stats.ghost_loss, stats.l0,       stats.lr};
+        double ours[6] = {stats.loss,
+                          stats.reconstruction_loss,
+                          stats.sparsity_loss,
+                          stats.auxiliary_loss,
+                          stats.l0,
+                          stats.lr};
         for (int i = 0; i < 6; i++) CHECK_CLOSE(ours[i], terms[step * 6 + i], 1e-4);
         if (!shown) continue;
         table_figures(g->name, at, term_names, ours, terms + step * 6, 6, step ? 1e-4 : 1e-5);
@@ -442,7 +446,7 @@ static void check_evaluation(golden *g, const dlrn_dictionary *ae, const char *n
                              m.variance_explained,
                              m.variance_explained_per_dim,
                              m.l0,
-                             m.percent_alive,
+                             m.share_alive,
                              m.cosine,
                              m.l2_ratio,
                              m.relative_reconstruction_bias,

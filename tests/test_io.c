@@ -245,14 +245,14 @@ static dlrn_status codes(void) {
 
 static dlrn_status trained(int64_t steps, dlrn_trainer *t) {
     dlrn_status s = DLRN_OK;
-    while (s == DLRN_OK && dlrn_trainer_steps_done(t) < steps)
+    while (s == DLRN_OK && dlrn_trainer_state_of(t).steps < steps)
         s = dlrn_trainer_step_on(t, rows, NULL, ROWS, NULL);
     return s;
 }
 
 static dlrn_status
 resumed_run(void) { /* four steps, with a checkpoint after two: the bits of four without */
-    dlrn_train_config cfg = dlrn_train_defaults();
+    dlrn_train_config cfg = dlrn_train_defaults(NULL);
     dlrn_trainer *t[3] = {NULL, NULL, NULL};
     cfg.d_in = D, cfg.features = F, cfg.warmup_steps = 0, cfg.log_steps = -1, cfg.steps = 4;
     for (int i = 0; i < 2; i++) {

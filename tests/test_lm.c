@@ -506,7 +506,7 @@ TEST(source_with_a_target) {
         CHECK_OK(ctx, doc_open(ctx, tmp_path("target.txt"), &docs));
         CHECK_OK(ctx, lm_tap_at(model, site, pass ? LM_IO_OUT : LM_IO_IN_TO_OUT, &tap));
         CHECK_OK(ctx, lm_text_source(model, tok, docs, &how, tap, &source));
-        CHECK(source.has_target == !pass);
+        CHECK((source.d_out != 0) == !pass);
         CHECK_OK(ctx,
                  source.read(source.user, MOST, pass ? want : x, pass ? NULL : y, pass ? &k : &n));
         dlrn_source_destroy(&source);

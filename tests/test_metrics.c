@@ -113,7 +113,7 @@ static void book_columns(dlrn_metrics *m, const float *y, const float *x_hat, co
         for (int64_t i = 0; i < n; i++) fired += f[i * F + j] > 0;
         m->dead += fired == 0, m->dense += 10 * fired > n;
     }
-    m->percent_alive = 1 - (double)m->dead / F;
+    m->share_alive = 1 - (double)m->dead / F;
 }
 
 static dlrn_metrics book(const dlrn_dictionary *ae, const float *x, const float *y, int64_t n,
@@ -137,7 +137,7 @@ static void check_equal(const dlrn_metrics *a, const dlrn_metrics *b) {
     CHECK_CLOSE(a->variance_explained, b->variance_explained, 1e-12);
     CHECK_CLOSE(a->variance_explained_per_dim, b->variance_explained_per_dim, 1e-12);
     CHECK_CLOSE(a->l0, b->l0, 1e-12);
-    CHECK_CLOSE(a->percent_alive, b->percent_alive, 1e-12);
+    CHECK_CLOSE(a->share_alive, b->share_alive, 1e-12);
     CHECK_CLOSE(a->cosine, b->cosine, 1e-12);
     CHECK_CLOSE(a->l2_ratio, b->l2_ratio, 1e-12);
     CHECK_CLOSE(a->relative_reconstruction_bias, b->relative_reconstruction_bias, 1e-12);
@@ -156,7 +156,7 @@ TEST(every_field_is_the_textbooks) {
         if (compat) theirs.mse_loss = theirs.l2_loss * theirs.l2_loss;
         CHECK(ours.dead >= F / 7 && ours.dense > 0 && ours.dense < F - ours.dead);
         check_equal(&ours, &theirs);
-        CHECK(isnan(ours.loss_original) && isnan(ours.percent_recovered) && isnan(ours.ce_diff) &&
+        CHECK(isnan(ours.loss_original) && isnan(ours.share_recovered) && isnan(ours.ce_diff) &&
               !ours.tokens);
     }
     dlrn_dictionary_destroy(ae);
@@ -205,7 +205,7 @@ TEST(the_identity_loses_nothing) {
         for (int i = 0; i < N * D; i++) l1 += fabs((double)rows_x[i]) / N;
         CHECK(m.mse_loss == 0 && m.l2_loss == 0 && m.variance_explained == 1 &&
               m.variance_explained_per_dim == 1);
-        CHECK(m.l0 == D && m.dead == 0 && m.dense == D && m.percent_alive == 1);
+        CHECK(m.l0 == D && m.dead == 0 && m.dense == D && m.share_alive == 1);
         CHECK_CLOSE(m.cosine, 1, 1e-12);
         CHECK_CLOSE(m.l2_ratio, 1, 1e-12);
         CHECK_CLOSE(m.relative_reconstruction_bias, 1, 1e-12);
@@ -253,7 +253,7 @@ TEST(zero_vectors_have_no_direction) {
     m = measure(ae, &cfg, zero, NULL, 4, 2);
     CHECK(isnan(m.cosine) && isnan(m.l2_ratio) && isnan(m.relative_reconstruction_bias) &&
           isnan(m.variance_explained));
-    CHECK(m.mse_loss == 0 && m.l0 == 0 && m.dead == d && m.percent_alive == 0 && m.rows == 4);
+    CHECK(m.mse_loss == 0 && m.l0 == 0 && m.dead == d && m.share_alive == 0 && m.rows == 4);
     cfg.sparsity = DLRN_SPARSITY_ENTROPY;
     m = measure(ae, &cfg, zero, NULL, 4, 4);
     CHECK(m.sparsity_loss == 0);
@@ -331,7 +331,7 @@ TEST(dead_and_dense_are_counted) {
     CHECK_OK(ctx, dlrn_evaluator_finish(e, &m));
     for (int j = 0; j < d; j++) CHECK(dlrn_evaluator_fired(e)[j] == times[j]);
     CHECK(m.dead == 1 && m.dense == 2); /* a tenth is not more than a tenth */
-    CHECK_CLOSE(m.percent_alive, 5.0 / 6.0, 1e-12);
+    CHECK_CLOSE(m.share_alive, 5.0 / 6.0, 1e-12);
     CHECK_CLOSE(m.l0, 1.301, 1e-12);
     dlrn_evaluator_destroy(e);
     dlrn_dictionary_destroy(ae);
@@ -405,7 +405,7 @@ static dlrn_status evaluate_odd(const dlrn_dictionary *ae, odd_source odd, int64
     dlrn_eval_config cfg = config(DLRN_SPARSITY_L1, 0, 50);
     source.user = &odd;
     cfg.rows = rows;
-    return dlrn_evaluate(ae, &cfg, &source, NULL, m);
+    return dlrn_evaluate(ae, &cfg, &source, NULL, NULL, NULL, m);
 }
 
 TEST(rows_come_from_a_source) {
@@ -415,17 +415,18 @@ TEST(rows_come_from_a_source) {
     dlrn_source source;
     dlrn_metrics m, all = measure(ae, &cfg, rows_x, rows_y, N, N),
                     some = measure(ae, &cfg, rows_x, NULL, 120, 120);
-    CHECK_OK(ctx, dlrn_source_from_array(ctx, rows_x, rows_y, N, D, 1, &source));
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, rows_x, rows_y, N, D, D, 1, &source));
     cfg.rows = -1;
-    CHECK_OK(ctx, dlrn_evaluate(ae, &cfg, &source, NULL, &m));
+    CHECK_OK(ctx, dlrn_evaluate(ae, &cfg, &source, NULL, NULL, NULL, &m));
     CHECK(!memcmp(&m, &all, sizeof m));
     CHECK_OK(ctx, source.seek(source.user, 0));
-    CHECK_OK(ctx, dlrn_evaluate(ae, NULL, &source, NULL, &m)); /* the defaults: up to 8192 */
+    CHECK_OK(ctx,
+             dlrn_evaluate(ae, NULL, &source, NULL, NULL, NULL, &m)); /* the defaults: up to 8192 */
     CHECK(!memcmp(&m, &all, sizeof m));
     dlrn_source_destroy(&source);
-    CHECK_OK(ctx, dlrn_source_from_array(ctx, rows_x, NULL, N, D, 1, &source));
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, rows_x, NULL, N, D, 0, 1, &source));
     cfg.rows = 120; /* no multiple of the batch */
-    CHECK_OK(ctx, dlrn_evaluate(ae, &cfg, &source, NULL, &m));
+    CHECK_OK(ctx, dlrn_evaluate(ae, &cfg, &source, NULL, NULL, NULL, &m));
     CHECK(!memcmp(&m, &some, sizeof m));
     dlrn_source_destroy(&source);
     odd_source odd = {0, 120, DLRN_END, 0};
@@ -450,14 +451,14 @@ TEST(what_a_source_does_wrong_is_told) {
     CHECK_STR(dlrn_error(ctx), "no rows");
     CHECK_STATUS(evaluate_odd(ae, silent, -1, &m), DLRN_ERR_ARGUMENT);
     CHECK_STATUS(evaluate_odd(ae, liar, -1, &m), DLRN_ERR_ARGUMENT);
-    CHECK_STR(dlrn_error(ctx), "more than it was asked for");
+    CHECK_STR(dlrn_error(ctx), "more than were wanted");
     dlrn_source wordless = {D, 0, odd_read, NULL, NULL, NULL, NULL, &torn};
     dlrn_eval_config cfg = config(DLRN_SPARSITY_L1, 0, 50);
     cfg.rows = -1;
-    CHECK_STATUS(dlrn_evaluate(ae, &cfg, &wordless, NULL, &m), DLRN_ERR_CALLBACK);
+    CHECK_STATUS(dlrn_evaluate(ae, &cfg, &wordless, NULL, NULL, NULL, &m), DLRN_ERR_CALLBACK);
     CHECK_STR(dlrn_error(ctx), "the source failed: a callback failed");
     CHECK_STATUS(evaluate_odd(other, torn, -1, &m), DLRN_ERR_SHAPE);
-    CHECK_STR(dlrn_error(ctx), "width 10, found 9");
+    CHECK_STR(dlrn_error(ctx), "expected rows of width 10 with targets of 10, found 9 with 9");
     dlrn_dictionary_destroy(other);
     dlrn_dictionary_destroy(ae);
     dlrn_context_destroy(ctx);
@@ -559,7 +560,7 @@ static void check_recovered(const dlrn_metrics *m, double original, double splic
     CHECK_CLOSE(m->loss_reconstructed, spliced, 1e-12);
     CHECK_CLOSE(m->loss_zero, zero, 1e-12);
     CHECK_CLOSE(m->ce_diff, spliced - original, 1e-9);
-    CHECK_CLOSE(m->percent_recovered, (spliced - zero) / (original - zero), 1e-9);
+    CHECK_CLOSE(m->share_recovered, (spliced - zero) / (original - zero), 1e-9);
     CHECK(m->tokens == T && m->documents == 3);
 }
 
@@ -616,17 +617,17 @@ TEST(the_identity_recovers_all_and_a_flat_model_nothing) {
     toy model;
     dlrn_language_model lm = toy_model(&model, 1);
     CHECK_OK(ctx, new_identity(ctx, D, &id));
-    CHECK_OK(ctx, dlrn_source_from_array(ctx, rows_x, NULL, N, D, 1, &source));
-    CHECK_OK(ctx, dlrn_evaluate(id, &cfg, &source, &lm, &m));
-    CHECK(m.ce_diff == 0 && m.percent_recovered == 1 && m.loss_zero != m.loss_original);
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, rows_x, NULL, N, D, 0, 1, &source));
+    CHECK_OK(ctx, dlrn_evaluate(id, &cfg, &source, &lm, NULL, NULL, &m));
+    CHECK(m.ce_diff == 0 && m.share_recovered == 1 && m.loss_zero != m.loss_original);
     CHECK(m.rows == N && m.variance_explained == 1 && m.tokens == T && m.documents == 3);
     model.flat = 1;
     const dlrn_dictionary *dicts[1] = {id};
     CHECK_OK(ctx, dlrn_loss_recovered(ctx, dicts, &lm, &m));
-    CHECK(m.ce_diff == 0 && isnan(m.percent_recovered));
+    CHECK(m.ce_diff == 0 && isnan(m.share_recovered));
     CHECK_CLOSE(m.loss_original, log(V), 1e-12);
     lm.sites = 2; /* one dictionary is all that dlrn_evaluate has */
-    CHECK_STATUS(dlrn_evaluate(id, &cfg, &source, &lm, &m), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_evaluate(id, &cfg, &source, &lm, NULL, NULL, &m), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "dlrn_loss_recovered");
     dlrn_source_destroy(&source);
     dlrn_dictionary_destroy(id);
@@ -658,7 +659,7 @@ TEST(the_share_that_is_recovered) {
         dlrn_metrics m;
         CHECK_OK(ctx, dlrn_loss_recovered(ctx, dicts, &lm, &m));
         CHECK(models[i].calls == 3 && m.tokens == 7 && m.documents == 3);
-        CHECK(i < 2 ? m.percent_recovered == 0.75 : isnan(m.percent_recovered));
+        CHECK(i < 2 ? m.share_recovered == 0.75 : isnan(m.share_recovered));
         CHECK(m.ce_diff == models[i].nats[1] - models[i].nats[0]);
     }
     dlrn_dictionary_destroy(ae);
@@ -684,7 +685,7 @@ TEST(what_a_model_does_wrong_is_told) {
         model.lost_at = call;
         CHECK_STATUS(dlrn_loss_recovered(ctx, dicts, &lm, &m), DLRN_ERR_CALLBACK);
         CHECK_STR(dlrn_error(ctx), "the language model: expected a finite cross-entropy, found ");
-        CHECK(isnan(m.percent_recovered) && isnan(m.ce_diff));
+        CHECK(isnan(m.share_recovered) && isnan(m.ce_diff));
     }
     dlrn_language_model wordless = toy_model(&model, 1);
     model.fail_at = 1, wordless.error = NULL;

@@ -67,17 +67,16 @@ static dlrn_status begin(dlrn_context *ctx, dlrn_dictionary **ae) {
    resampling. */
 static dlrn_status train(dlrn_context *ctx, const dlrn_dictionary *init, const char *path,
                          dlrn_dictionary **ae) {
-    dlrn_train_config cfg = dlrn_train_defaults();
+    dlrn_train_config cfg = dlrn_train_defaults(NULL);
     dlrn_buffer_config shuffle = dlrn_buffer_defaults();
     dlrn_source source;
     dlrn_buffer *buffer = NULL;
     dlrn_trainer *t = NULL;
     int64_t revived;
     cfg.d_in = D, cfg.features = F, cfg.ghost_threshold = 1, cfg.warmup_steps = 0, cfg.lr = 0.01;
-    shuffle.n_ctxs = N, shuffle.ctx_len = 1, shuffle.in_batch_size = 64,
-    shuffle.out_batch_size = 64;
+    shuffle.capacity = N, shuffle.read_rows = 64, shuffle.batch_rows = 64;
     shuffle.store = DLRN_F16;
-    dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, N, D, 0, &source);
+    dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, N, D, 0, 0, &source);
     if (!s) s = dlrn_buffer_create(ctx, &shuffle, &source, 1, &buffer);
     if (!s) s = dlrn_trainer_create(ctx, &cfg, init, buffer, &t);
     for (int i = 0; !s && i < STEPS / 2; i++) s = dlrn_trainer_step(t, NULL);
@@ -115,9 +114,9 @@ static dlrn_status use(dlrn_context *ctx, dlrn_dictionary *ae, uint64_t *hash) {
         s = dlrn_matmul(ctx, DLRN_TN, dlrn_view(rows, N, D, D), dlrn_view(f, N, F, F), 0,
                         dlrn_view(ae->param[DLRN_DECODER], D, F, F), NULL);
     if (!s) add(hash, ae->param[DLRN_DECODER], sizeof *f * D * F);
-    if (!s) s = dlrn_source_from_array(ctx, rows, NULL, N, D, 1, &source);
+    if (!s) s = dlrn_source_from_array(ctx, rows, NULL, N, D, 0, 1, &source);
     if (!s) {
-        s = dlrn_evaluate(ae, &cfg, &source, NULL, &m);
+        s = dlrn_evaluate(ae, &cfg, &source, NULL, NULL, NULL, &m);
         dlrn_source_destroy(&source);
     }
     if (!s) add(hash, &m, sizeof m);
@@ -258,13 +257,11 @@ static dlrn_status host_judge(void *user, const dlrn_edit *edit, double *nats, i
    there. */
 TEST(callbacks_run_on_the_callers_thread) {
     dlrn_context_config cfg = {0};
-    dlrn_train_config train_cfg = dlrn_train_defaults();
+    dlrn_train_config train_cfg = dlrn_train_defaults(NULL);
     dlrn_eval_config eval_cfg = dlrn_eval_defaults();
-    dlrn_buffer_config shuffle = dlrn_buffer_defaults();
     dlrn_source source = {D, 0, host_read, NULL, NULL, NULL, NULL, NULL};
     dlrn_language_model lm = {host_judge, NULL, NULL, 1, 1};
     dlrn_context *ctx = NULL;
-    dlrn_buffer *buffer = NULL;
     dlrn_dictionary *ae = NULL;
     dlrn_metrics m;
     int64_t elsewhere = 0;
@@ -272,17 +269,14 @@ TEST(callbacks_run_on_the_callers_thread) {
     cfg.threads = WORKERS, cfg.parallel_for = on_another, cfg.user = &elsewhere;
     train_cfg.features = F, train_cfg.steps = STEPS, train_cfg.resample_steps = 3,
     train_cfg.resample_rows = N;
-    shuffle.n_ctxs = N, shuffle.ctx_len = 1, shuffle.in_batch_size = 64,
-    shuffle.out_batch_size = 64;
+    train_cfg.buffer.capacity = N, train_cfg.buffer.read_rows = train_cfg.buffer.batch_rows = 64;
     CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
-    CHECK_OK(ctx, dlrn_buffer_create(ctx, &shuffle, &source, 1, &buffer));
-    CHECK_OK(ctx, dlrn_train(ctx, &train_cfg, buffer, host_progress, NULL, &ae));
-    CHECK_OK(ctx, dlrn_evaluate(ae, &eval_cfg, &source, &lm, &m));
+    CHECK_OK(ctx, dlrn_train(ctx, &train_cfg, &source, host_progress, NULL, &ae));
+    CHECK_OK(ctx, dlrn_evaluate(ae, &eval_cfg, &source, &lm, NULL, NULL, &m));
     for (int i = 0; i < CALLBACKS; i++) CHECK_MSG(calls[i] > 0, "callback %d was never called", i);
     CHECK(elsewhere > 20);
     CHECK_MSG(!strangers, "%d calls came on another thread", strangers);
     dlrn_dictionary_destroy(ae);
-    dlrn_buffer_destroy(buffer);
     dlrn_context_destroy(ctx);
 }
 

@@ -111,7 +111,7 @@ static dlrn_context *open_context(const char *kernels, int threads) {
 }
 
 static dlrn_train_config small_config(void) {
-    dlrn_train_config cfg = dlrn_train_defaults();
+    dlrn_train_config cfg = dlrn_train_defaults(NULL);
     cfg.d_in = D;
     cfg.features = F;
     cfg.sparsity_penalty = 0.1;
@@ -140,7 +140,7 @@ static dlrn_trainer *make_trainer(dlrn_context *ctx, const dlrn_train_config *cf
             top = pre > top ? pre : top;
         }
         ae->param[DLRN_ENCODER_BIAS][dead[p]] = -top - 0.1f;
-        dlrn_trainer_state_of(t).steps_since_fired[dead[p]] = 20;
+        dlrn_trainer_state_of(t).since_fired[dead[p]] = 20;
     }
     dlrn_dictionary_changed(ae);
     return t;
@@ -152,7 +152,7 @@ static void copy_to_reference(const dlrn_trainer *t, const dlrn_train_config *cf
     for (int c = 0; c < D; c++) r->bias[c] = (double)ae->param[DLRN_OUTPUT_BIAS][c];
     for (int j = 0; j < F; j++) {
         r->be[j] = (double)ae->param[DLRN_ENCODER_BIAS][j];
-        r->dead[j] = cfg->ghost_threshold >= 0 && t->state.steps_since_fired[j] >= 20;
+        r->dead[j] = cfg->ghost_threshold >= 0 && t->since_fired[j] >= 20;
         for (int c = 0; c < D; c++) {
             r->we[j][c] = (double)ae->param[DLRN_ENCODER][j * D + c];
             r->wd[j][c] = (double)ae->param[DLRN_DECODER][j * D + c];
@@ -190,9 +190,9 @@ static void check_combination(dlrn_context *ctx, int loss, int sparsity, int gho
     copy_to_reference(t, &cfg, &r);
     double wanted = reference_loss(&r, rows_x, y, 1);
     CHECK_OK(ctx, dlrn_trainer_loss(t, rows_x, target ? rows_y : NULL, N, &stats));
-    CHECK_CLOSE(stats.mse_loss, r.mse, 1e-5);
+    CHECK_CLOSE(stats.reconstruction_loss, r.mse, 1e-5);
     CHECK_CLOSE(stats.sparsity_loss, r.sparse, 1e-5);
-    CHECK_CLOSE(stats.ghost_loss, r.ghost, 1e-5);
+    CHECK_CLOSE(stats.auxiliary_loss, r.ghost, 1e-5);
     CHECK_CLOSE(stats.loss, wanted, 1e-5);
     CHECK(stats.dead == (ghost ? 4 : 0));
     CHECK_OK(ctx, dlrn_trainer_gradients(t, rows_x, y, N, out));
@@ -228,13 +228,19 @@ static uint64_t fingerprint(dlrn_trainer *t) {
     const struct {
         const void *data;
         size_t size;
-    } part[] = {{ae->param[DLRN_ENCODER], f * d * 4},  {ae->param[DLRN_DECODER], f * d * 4},
-                {ae->param[DLRN_ENCODER_BIAS], f * 4}, {ae->param[DLRN_OUTPUT_BIAS], d * 4},
-                {s.m[DLRN_ENCODER], f * d * 4},        {s.v[DLRN_ENCODER], f * d * 4},
-                {s.m[DLRN_DECODER], f * d * 4},        {s.v[DLRN_DECODER], f * d * 4},
-                {s.m[DLRN_ENCODER_BIAS], f * 4},       {s.v[DLRN_ENCODER_BIAS], f * 4},
-                {s.m[DLRN_OUTPUT_BIAS], d * 4},        {s.v[DLRN_OUTPUT_BIAS], d * 4},
-                {s.steps_since_fired, f * 8}};
+    } part[] = {{ae->param[DLRN_ENCODER], f * d * 4},
+                {ae->param[DLRN_DECODER], f * d * 4},
+                {ae->param[DLRN_ENCODER_BIAS], f * 4},
+                {ae->param[DLRN_OUTPUT_BIAS], d * 4},
+                {s.m[DLRN_ENCODER], f * d * 4},
+                {s.v[DLRN_ENCODER], f * d * 4},
+                {s.m[DLRN_DECODER], f * d * 4},
+                {s.v[DLRN_DECODER], f * d * 4},
+                {s.m[DLRN_ENCODER_BIAS], f * 4},
+                {s.v[DLRN_ENCODER_BIAS], f * 4},
+                {s.m[DLRN_OUTPUT_BIAS], d * 4},
+                {s.v[DLRN_OUTPUT_BIAS], d * 4},
+                {s.since_fired, f * 8}};
     uint64_t hash = 14695981039346656037u; /* FNV-1a */
     for (size_t p = 0; p < sizeof part / sizeof *part; p++)
         for (size_t i = 0; i < part[p].size; i++)
@@ -259,7 +265,7 @@ static uint64_t run_bits(dlrn_context *ctx, dlrn_sparsity sparsity, int64_t budg
     for (int i = 0; i < 5; i++) {
         dlrn_train_stats stats;
         CHECK_OK(ctx, dlrn_trainer_step_on(t, many_rows(), NULL, MANY, &stats));
-        CHECK(!budget || t->w.panel < t->w.codes.groups);
+        CHECK(!budget || t->w.wave < t->w.codes.groups);
     }
     uint64_t hash = fingerprint(t);
     dlrn_trainer_destroy(t);
@@ -302,14 +308,14 @@ TEST(kernels_do_not_change_a_bit) {
    threads alike. */
 TEST(ghosts_in_waves) {
     enum {
-        WIDE = DLRNI_WAVE + 3 * 48 + 5,
+        WIDE = DLRNI_AUX_SUMS + 3 * 48 + 5,
         DIMS = 4,
         SOME = 40
     }; /* a wave, three groups, and a part of one */
     dlrn_context *ctx = open_context("auto", 2), *scalar = open_context("scalar", 1);
     uint64_t hash[2];
     for (int s = 0; s < 2; s++) {
-        dlrn_train_config cfg = dlrn_train_defaults();
+        dlrn_train_config cfg = dlrn_train_defaults(NULL);
         dlrn_trainer *t = NULL;
         dlrn_train_stats stats;
         float x[SOME * DIMS], before[DIMS];
@@ -322,11 +328,11 @@ TEST(ghosts_in_waves) {
         CHECK_OK(ctx, dlrn_trainer_create(s ? ctx : scalar, &cfg, NULL, NULL, &t));
         for (int64_t f = 0; f < WIDE; f++) {
             t->dict->param[DLRN_ENCODER_BIAS][f] = f % 100 ? -1 : 0.1f;
-            t->state.steps_since_fired[f] = f % 100 ? 9 : 0;
+            t->since_fired[f] = f % 100 ? 9 : 0;
         }
         memcpy(before, t->dict->param[DLRN_ENCODER] + (WIDE - 2) * DIMS, sizeof before);
         CHECK_OK(ctx, dlrn_trainer_step_on(t, x, NULL, SOME, &stats));
-        CHECK(t->w.n_dead > DLRNI_WAVE && stats.ghost_loss > 0);
+        CHECK(t->w.aux.count > DLRNI_AUX_SUMS && stats.auxiliary_loss > 0);
         CHECK(memcmp(before, t->dict->param[DLRN_ENCODER] + (WIDE - 2) * DIMS, sizeof before) != 0);
         hash[s] = fingerprint(t);
         dlrn_trainer_destroy(t);
@@ -341,7 +347,7 @@ TEST(ghosts_in_waves) {
 static uint64_t long_bits(dlrn_context *ctx, float bias, int64_t budget) {
     enum { LONG = 2 * DLRNI_STRETCH + 77, D = 24, F = 150 };
     static float x[LONG * D];
-    dlrn_train_config cfg = dlrn_train_defaults();
+    dlrn_train_config cfg = dlrn_train_defaults(NULL);
     dlrn_dictionary *init = NULL;
     dlrn_trainer *t = NULL;
     dlrn_rng rng = {3, 9, 0};
@@ -394,10 +400,10 @@ TEST(first_step_is_adam_with_unit_atoms) {
     CHECK_OK(ctx, dlrni_dictionary_copy(ae->ctx, ae, &old));
     CHECK_OK(ctx, dlrn_trainer_gradients(t, rows_x, rows_y, N, g));
     CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, rows_y, N, NULL));
-    CHECK(dlrn_trainer_steps_done(t) == 1);
+    CHECK(dlrn_trainer_state_of(t).steps == 1);
     for (int i = 0; i < F * D; i++) {
-        CHECK_CLOSE(t->state.m[DLRN_ENCODER][i], 0.1 * (double)we[i], 1e-6);
-        CHECK_CLOSE(t->state.v[DLRN_ENCODER][i], 0.001 * (double)we[i] * (double)we[i], 1e-6);
+        CHECK_CLOSE(t->m[DLRN_ENCODER][i], 0.1 * (double)we[i], 1e-6);
+        CHECK_CLOSE(t->v[DLRN_ENCODER][i], 0.001 * (double)we[i] * (double)we[i], 1e-6);
         double wanted = adam_from_zero((double)old->param[DLRN_ENCODER][i], (double)we[i], 3e-4);
         CHECK(fabs((double)ae->param[DLRN_ENCODER][i] - wanted) < 1e-7);
     }
@@ -412,7 +418,7 @@ TEST(first_step_is_adam_with_unit_atoms) {
         for (int c = 0; c < D; c++) {
             double a = (double)old->param[DLRN_DECODER][j * D + c],
                    free_part = (double)wd[j * D + c] - dot * a;
-            along += (double)t->state.m[DLRN_DECODER][j * D + c] * a;
+            along += (double)t->m[DLRN_DECODER][j * D + c] * a;
             moved[c] = adam_from_zero(a, free_part, 3e-4);
             norm += moved[c] * moved[c];
         }
@@ -516,14 +522,14 @@ TEST(ghosts_of_large_activations_stay_finite) {
     free(x_ghost);
     for (int j = 0; j < F; j++) t->dict->param[DLRN_ENCODER_BIAS][j] = -200;
     CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, &stats));
-    CHECK(stats.l0 == 0 && stats.dead == F && stats.ghost_loss > 0);
+    CHECK(stats.l0 == 0 && stats.dead == F && stats.auxiliary_loss > 0);
     CHECK(all_finite(t->dict->param[DLRN_DECODER], F * D));
     for (int j = 0; j < 3; j++)
         t->dict->param[DLRN_ENCODER_BIAS][j] = 500; /* dead, and just now they fire */
     double want = ghost_loss_of(t->dict);
     CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, &stats));
     CHECK(stats.l0 == 3);
-    CHECK_CLOSE(stats.ghost_loss, want, 1e-4);
+    CHECK_CLOSE(stats.auxiliary_loss, want, 1e-4);
     CHECK(all_finite(t->dict->param[DLRN_DECODER], F * D) &&
           all_finite(t->dict->param[DLRN_ENCODER], F * D));
     dlrn_trainer_destroy(t);
@@ -553,12 +559,11 @@ TEST(logging_counts_twice_in_compat_alone) {
         cfg.log_steps = 2;
         dlrn_trainer *t = make_trainer(ctx, &cfg);
         for (int i = 0; i < 3; i++) CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, &stats));
-        CHECK(t->state.steps_since_fired[10] ==
-              20 + 3 + (compat ? 2 : 0)); /* steps 0 and 2 are logged */
+        CHECK(t->since_fired[10] == 20 + 3 + (compat ? 2 : 0)); /* steps 0 and 2 are logged */
         CHECK(stats.step == 2);
         CHECK_OK(ctx, dlrn_trainer_loss(t, rows_x, NULL, N, &loss));
         CHECK((loss.loss == stats.loss) == compat); /* compat logs the loss after the update */
-        CHECK(t->state.steps_since_fired[10] == 20 + 3 + (compat ? 2 : 0));
+        CHECK(t->since_fired[10] == 20 + 3 + (compat ? 2 : 0));
         dlrn_trainer_destroy(t);
     }
     dlrn_context_destroy(ctx);
@@ -581,7 +586,7 @@ TEST(what_is_not_finite_is_named_and_changes_nothing) {
     before = fingerprint(t);
     CHECK_STATUS(dlrn_trainer_step_on(t, rows_x, NULL, N, NULL), DLRN_ERR_VALUE);
     CHECK_STR(dlrn_error(ctx), "step 0");
-    CHECK(fingerprint(t) == before && dlrn_trainer_steps_done(t) == 0);
+    CHECK(fingerprint(t) == before && dlrn_trainer_state_of(t).steps == 0);
     dlrn_trainer_destroy(t);
     dlrn_context_destroy(ctx);
 }
@@ -644,7 +649,7 @@ TEST(the_dead_begin_again_from_rows) {
     int used[N] = {0};
     for (int j = 0; j < F; j++)
         if (j != 10 && j != 11 && j != 50 && j != 99) mean += encoder_norm(t, j) / (F - 4);
-    t->state.m[DLRN_DECODER][50 * D] = t->state.v[DLRN_ENCODER_BIAS][50] = 1;
+    t->m[DLRN_DECODER][50 * D] = t->v[DLRN_ENCODER_BIAS][50] = 1;
     CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, rows_y, N, &revived));
     CHECK(revived == 4);
     for (int p = 0; p < 4; p++) {
@@ -658,9 +663,9 @@ TEST(the_dead_begin_again_from_rows) {
                        ((double)rows_x[row * D + c] - (double)t->dict->param[DLRN_OUTPUT_BIAS][c]);
             CHECK(fabs(a - b) < 1e-6);
         }
-        CHECK(t->dict->param[DLRN_ENCODER_BIAS][j] == 0 && t->state.steps_since_fired[j] == 0);
+        CHECK(t->dict->param[DLRN_ENCODER_BIAS][j] == 0 && t->since_fired[j] == 0);
     }
-    CHECK(t->state.m[DLRN_DECODER][50 * D] == 0 && t->state.v[DLRN_ENCODER_BIAS][50] == 0);
+    CHECK(t->m[DLRN_DECODER][50 * D] == 0 && t->v[DLRN_ENCODER_BIAS][50] == 0);
     CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, rows_y, N, &revived));
     CHECK(revived == 0); /* none dead */
     dlrn_trainer_destroy(t);
@@ -674,7 +679,7 @@ TEST(resampling_with_too_few_rows_or_nothing_alive) {
     static float x[N * D], y[N * D];
     cfg.resample_steps = 40;
     dlrn_trainer *t = make_trainer(ctx, &cfg);
-    for (int j = 0; j < F; j++) t->state.steps_since_fired[j] = 20;
+    for (int j = 0; j < F; j++) t->since_fired[j] = 20;
     memcpy(x, rows_x, sizeof x);
     memcpy(y, rows_y, sizeof y);
     memset(y + 2 * D, 0, D * sizeof(float));
@@ -683,7 +688,7 @@ TEST(resampling_with_too_few_rows_or_nothing_alive) {
     CHECK(revived == N - 2); /* two rows have no direction */
     CHECK(all_finite(t->dict->param[DLRN_ENCODER], F * D) &&
           all_finite(t->dict->param[DLRN_DECODER], F * D));
-    CHECK(t->state.steps_since_fired[0] == 0 && t->state.steps_since_fired[F - 1] == 20);
+    CHECK(t->since_fired[0] == 0 && t->since_fired[F - 1] == 20);
 
     for (int j = 0; j < F; j++)
         t->dict->param[DLRN_ENCODER_BIAS][j] =
@@ -694,7 +699,7 @@ TEST(resampling_with_too_few_rows_or_nothing_alive) {
     CHECK(revived == 0);
 
     memset(t->dict->param[DLRN_ENCODER], 0, F * D * sizeof(float)); /* no norm to go by: 0.2 */
-    for (int j = 0; j < F; j++) t->state.steps_since_fired[j] = 20;
+    for (int j = 0; j < F; j++) t->since_fired[j] = 20;
     CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, rows_y, N, &revived));
     CHECK(revived == N);
     CHECK_CLOSE(encoder_norm(t, 0), 0.2, 1e-5);
@@ -706,18 +711,18 @@ TEST(weights_are_squared_losses) {
     dlrn_context *ctx = open_context("auto", 1);
     dlrn_train_config cfg = small_config();
     dlrn_trainer *t = make_trainer(ctx, &cfg);
-    float x_hat[N * D], scratch[N * D], loss[N];
-    dlrn_sparse codes;
-    memset(&codes, 0, sizeof codes);
+    float x_hat[N * D], scratch[N * D], xc[D], loss[N];
+    dlrn_encoder *encoder = NULL;
+    CHECK_OK(ctx, dlrn_encoder_create(t->dict, &encoder));
     CHECK_OK(ctx, dlrn_forward(t->dict, rows_x, N, x_hat, NULL));
-    CHECK_OK(ctx, dlrni_row_losses(t, rows_x, rows_y, N, scratch, &codes, loss));
+    CHECK_OK(ctx, dlrni_row_losses(t, encoder, rows_x, rows_y, N, xc, scratch, loss));
     for (int i = 0; i < N; i++) {
         double square = 0;
         for (int c = 0; c < D; c++)
             square += pow((double)rows_y[i * D + c] - (double)x_hat[i * D + c], 2);
         CHECK_CLOSE(loss[i], square, 1e-5);
     }
-    dlrn_sparse_free(&codes);
+    dlrn_encoder_destroy(encoder);
     dlrn_trainer_destroy(t);
     dlrn_context_destroy(ctx);
 }
@@ -763,13 +768,13 @@ TEST(resampling_in_compat_forgets_moments_alone) {
     CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, rows_y, N,
                                        &stats)); /* step 0 resamples, too: silent 21 > 20 */
     CHECK(stats.resampled == 4);
-    dlrn_trainer_state *s = &t->state;
+    dlrn_trainer_state state = dlrn_trainer_state_of(t), *s = &state;
     s->m[DLRN_ENCODER][10 * D] = s->v[DLRN_ENCODER][10 * D] = s->m[DLRN_ENCODER_BIAS][10] =
         s->v[DLRN_ENCODER_BIAS][10] = 1;
     s->m[DLRN_DECODER][10 * D] = 1;
     CHECK_OK(ctx, dlrni_dictionary_copy(t->dict->ctx, t->dict, &old));
     CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, rows_y, N, &revived));
-    CHECK(revived == 4 && s->steps_since_fired[10] == 21);
+    CHECK(revived == 4 && s->since_fired[10] == 21);
     CHECK(s->m[DLRN_ENCODER][10 * D] == 0 && s->v[DLRN_ENCODER][10 * D] == 0);
     CHECK(s->m[DLRN_ENCODER_BIAS][10] == 0 && s->v[DLRN_ENCODER_BIAS][10] == 0 &&
           s->m[DLRN_DECODER][10 * D] == 1);
@@ -815,7 +820,7 @@ TEST(a_resumed_trainer_goes_on_with_the_same_bits) {
     CHECK_STR(dlrn_error(ctx), "trainer.pt: expected a name ending in .safetensors");
     CHECK_OK(ctx, dlrn_trainer_save(t, path));
     CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, NULL, &again));
-    CHECK(fingerprint(again) == fingerprint(t) && dlrn_trainer_steps_done(again) == 2);
+    CHECK(fingerprint(again) == fingerprint(t) && dlrn_trainer_state_of(again).steps == 2);
     CHECK(!memcmp(&again->cfg, &t->cfg, sizeof cfg));
     for (int i = 0; i < 3; i++) {
         CHECK_OK(ctx, dlrn_trainer_step_on(t, many_rows(), NULL, MANY, NULL));
@@ -883,10 +888,10 @@ TEST(checkpoints_that_lie) {
     dlrn_trainer_dictionary(t)->param[DLRN_ENCODER][1] = 0;
     for (int i = 0; i < 8;
          i++) { /* each moment: infinite it may be; a NaN, or a square below 0, it is not */
-        float *moments[8] = {t->state.m[DLRN_OUTPUT_BIAS],  t->state.m[DLRN_ENCODER],
-                             t->state.m[DLRN_ENCODER_BIAS], t->state.m[DLRN_DECODER],
-                             t->state.v[DLRN_OUTPUT_BIAS],  t->state.v[DLRN_ENCODER],
-                             t->state.v[DLRN_ENCODER_BIAS], t->state.v[DLRN_DECODER]};
+        float *moments[8] = {t->m[DLRN_OUTPUT_BIAS],  t->m[DLRN_ENCODER],
+                             t->m[DLRN_ENCODER_BIAS], t->m[DLRN_DECODER],
+                             t->v[DLRN_OUTPUT_BIAS],  t->v[DLRN_ENCODER],
+                             t->v[DLRN_ENCODER_BIAS], t->v[DLRN_DECODER]};
         for (int k = 0; k < 4; k++) {
             const float put[4] = {NAN, -0.5f, HUGE_VALF, 0};
             int wrong = k == 0 || (k == 1 && i > 3);
@@ -911,11 +916,10 @@ static dlrn_buffer *make_buffer(dlrn_context *ctx) {
     dlrn_buffer_config cfg = dlrn_buffer_defaults();
     dlrn_buffer *buffer = NULL;
     dlrn_source source;
-    cfg.n_ctxs = 100;
-    cfg.ctx_len = 1;
-    cfg.in_batch_size = 30;
-    cfg.out_batch_size = 16;
-    CHECK_OK(ctx, dlrn_source_from_array(ctx, many_rows(), NULL, MANY, D, 3, &source));
+    cfg.capacity = 100;
+    cfg.read_rows = 30;
+    cfg.batch_rows = 16;
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, many_rows(), NULL, MANY, D, 0, 3, &source));
     CHECK_OK(ctx, dlrn_buffer_create(ctx, &cfg, &source, 1, &buffer));
     return buffer;
 }
@@ -965,10 +969,10 @@ TEST(a_resumed_run_may_go_on_for_longer) {
             int64_t until = drained || part
                                 ? MANY
                                 : MANY / 16 - 3; /* the source has ended, and there are rows yet */
-            while (dlrn_trainer_steps_done(t) < until && dlrn_trainer_step(t, NULL) == DLRN_OK)
+            while (dlrn_trainer_state_of(t).steps < until && dlrn_trainer_step(t, NULL) == DLRN_OK)
                 steps[part]++;
             CHECK_OK(ctx, dlrn_trainer_save(t, path));
-            if (part) CHECK(dlrn_buffer_rows_read(b) == 2 * MANY);
+            if (part) CHECK(b->rows_read == 2 * MANY);
             dlrn_trainer_destroy(t);
             dlrn_buffer_destroy(b);
         }
@@ -982,7 +986,6 @@ TEST(a_run_is_not_resumed_on_fewer_rows) {
     dlrn_context *ctx = open_context("auto", 1);
     dlrn_train_config cfg = small_config();
     const char *path = tmp_path("fewer.safetensors");
-    int64_t none = 0;
     dlrn_buffer *b = make_buffer(ctx);
     dlrn_trainer *t = NULL;
     CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, b, &t));
@@ -992,14 +995,14 @@ TEST(a_run_is_not_resumed_on_fewer_rows) {
     dlrn_buffer_destroy(b);
     b = make_buffer(ctx);
     ((dlrni_array_source *)b->source.user)->rows = 20;
-    CHECK_OK(ctx, dlrn_buffer_peek(b, 0, 0, NULL, NULL, &none));
-    int64_t held = dlrn_buffer_unread(b);
+    CHECK_OK(ctx, dlrni_buffer_fill(b, 0));
+    int64_t held = b->unread;
     CHECK_STATUS(dlrn_trainer_resume(ctx, path, NULL, b, &t), DLRN_ERR_ARGUMENT);
     CHECK_STR(
         dlrn_error(ctx),
         "fewer.safetensors: not a checkpoint for this trainer: buffer: the source, on its way to ");
     CHECK_STR(dlrn_error(ctx), "expected at most 60, the end of its rows");
-    CHECK(dlrn_buffer_unread(b) == held); /* and the buffer is as it was */
+    CHECK(b->unread == held); /* and the buffer is as it was */
     dlrn_buffer_destroy(b);
     dlrn_context_destroy(ctx);
 }
@@ -1063,7 +1066,7 @@ TEST(a_resampling_that_is_stopped_goes_on) {
             dlrn_status s = dlrn_trainer_step(again, &found);
             if (s == DLRN_STOPPED) {
                 stops++;
-                CHECK(dlrn_trainer_steps_done(again) == dlrn_trainer_steps_done(t));
+                CHECK(dlrn_trainer_state_of(again).steps == dlrn_trainer_state_of(t).steps);
                 if (saved) {
                     CHECK_OK(ctx, dlrn_trainer_save(again, path));
                     dlrn_trainer_destroy(again);
@@ -1122,14 +1125,17 @@ TEST(a_whole_run_ends_with_the_data_or_when_told) {
     dlrn_context *ctx = open_context("auto", 1);
     dlrn_train_config cfg = small_config();
     dlrn_dictionary *ae = NULL;
-    dlrn_buffer *buffer = make_buffer(ctx);
+    dlrn_source rows;
     int calls = 0;
-    CHECK_STATUS(dlrn_train(ctx, &cfg, buffer, stop_at_five, &calls, &ae), DLRN_STOPPED);
+    cfg.buffer.capacity = 100;
+    cfg.buffer.batch_rows = 16;
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, many_rows(), NULL, MANY, D, 0, 3, &rows));
+    CHECK_STATUS(dlrn_train(ctx, &cfg, &rows, stop_at_five, &calls, &ae), DLRN_STOPPED);
     CHECK(calls == 5 && ae && ae->d_in == D);
     dlrn_dictionary_destroy(ae);
-    CHECK_OK(ctx, dlrn_train(ctx, &cfg, buffer, NULL, NULL, &ae));
+    CHECK_OK(ctx, dlrn_train(ctx, &cfg, &rows, NULL, NULL, &ae));
     dlrn_dictionary_destroy(ae);
-    dlrn_buffer_destroy(buffer);
+    dlrn_source_destroy(&rows);
     dlrn_context_destroy(ctx);
 }
 

@@ -2003,7 +2003,7 @@ LM_API dlrn_status lm_text_source(lm_model *m, bpe_tokenizer *tok, doc_reader *d
         return DLRN_ERR_MEMORY;
     }
     out->d_in = m->cfg.dim;
-    out->has_target = target;
+    out->d_out = target ? out->d_in : 0;
     out->read = lm_text_read;
     out->error = lm_text_error;
     out->destroy = lm_text_destroy;

@@ -8,7 +8,7 @@ static void print_eval_json(const options *o, const dlrn_metrics *m) {
                    {"sparsity_loss", m->sparsity_loss},
                    {"variance_explained", m->variance_explained},
                    {"l0", m->l0},
-                   {"percent_alive", m->percent_alive},
+                   {"percent_alive", m->share_alive},
                    {"l2_loss", m->l2_loss},
                    {"cosine", m->cosine},
                    {"l2_ratio", m->l2_ratio},
@@ -18,7 +18,7 @@ static void print_eval_json(const options *o, const dlrn_metrics *m) {
                     {"loss_reconstructed", m->loss_reconstructed},
                     {"loss_zero", m->loss_zero},
                     {"ce_diff", m->ce_diff},
-                    {"percent_recovered", m->percent_recovered}};
+                    {"percent_recovered", m->share_recovered}};
     json_writer j = {stdout, 0};
     json_open(&j, NULL, '{');
     json_text(&j, "mode", o->compat ? "compat" : "default");
@@ -50,7 +50,7 @@ static void print_eval_table(const options *o, const dlrn_metrics *m) {
     put_figure("variance explained", 2, 100 * m->variance_explained, " %");
     put_figure(o->entropy ? "entropy" : "L1", 2, m->sparsity_loss, "");
     put_figure("L0", 2, m->l0, "");
-    put_figure("alive", 2, 100 * m->percent_alive, " %");
+    put_figure("alive", 2, 100 * m->share_alive, " %");
     printf("  MSE                 %8.4g\n", m->mse_loss);
     put_figure("cosine", 4, m->cosine, "");
     put_figure("||x_hat|| / ||x||", 4, m->l2_ratio, "");
@@ -62,7 +62,7 @@ static void print_eval_table(const options *o, const dlrn_metrics *m) {
     put_figure("CE reconstructed", 4, m->loss_reconstructed, "");
     put_figure("CE zero ablation", 4, m->loss_zero, "");
     put_figure("CE diff", 4, m->ce_diff, "");
-    put_figure("CE recovered", 2, 100 * m->percent_recovered, " %");
+    put_figure("CE recovered", 2, 100 * m->share_recovered, " %");
 }
 
 enum { BINS = 50, TEXT_BINS = 15, BAR = 50 };
@@ -191,11 +191,11 @@ static dlrn_status evaluate_array(feed *f, int64_t rows, dlrn_evaluator *e, dlrn
     int64_t done = 0;
     dlrn_status s = dlrn_tensor_create(ctx, BLOCK, source->d_in, &x);
     if (s != DLRN_OK) return s;
-    s = dlrn_tensor_create(ctx, source->has_target ? BLOCK : 0, source->d_in, &y);
+    s = dlrn_tensor_create(ctx, source->d_out ? BLOCK : 0, source->d_out, &y);
     while (s == DLRN_OK && done < rows) {
         int64_t n = 0, want = rows - done < BLOCK ? rows - done : BLOCK;
         s = source->read(source->user, want, x.data, y.data, &n);
-        if (s == DLRN_OK) s = dlrn_evaluator_add(e, x.data, source->has_target ? y.data : NULL, n);
+        if (s == DLRN_OK) s = dlrn_evaluator_add(e, x.data, source->d_out ? y.data : NULL, n);
         done += n;
     }
     dlrn_tensor_free(ctx, &x);

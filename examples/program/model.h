@@ -232,11 +232,11 @@ static dlrn_status copy_rows(feed *f, const options *o, dlrn_writer *w) {
     double started = seconds(), told = started;
     dlrn_status s = dlrn_tensor_create(ctx, PIECE, source->d_in, &x);
     if (s != DLRN_OK) return s;
-    s = dlrn_tensor_create(ctx, source->has_target ? PIECE : 0, source->d_in, &y);
+    s = dlrn_tensor_create(ctx, source->d_out ? PIECE : 0, source->d_out, &y);
     while (s == DLRN_OK && (o->limit < 0 || done < o->limit)) {
         int64_t n = 0, want = o->limit >= 0 && o->limit - done < PIECE ? o->limit - done : PIECE;
         s = source->read(source->user, want, x.data, y.data, &n);
-        if (s == DLRN_OK) s = dlrn_npy_append(w, source->has_target ? y.data : x.data, n);
+        if (s == DLRN_OK) s = dlrn_npy_append(w, source->d_out ? y.data : x.data, n);
         done += n;
         if (!o->quiet && seconds() - told > 2) {
             told = seconds();

@@ -51,7 +51,7 @@ static dlrn_status feed_read(void *user, int64_t max_rows, float *x, float *y, i
     feed *f = (feed *)user;
     const int64_t d = f->inner.d_in;
     dlrn_status s = DLRN_OK;
-    if (!f->inner.has_target) y = NULL;
+    if (!f->inner.d_out) y = NULL;
     for (*n = 0; s == DLRN_OK && *n < max_rows;) {
         int64_t got = 0, want = max_rows - *n < PIECE ? max_rows - *n : PIECE;
         s = feed_piece(f, want, x + *n * d, y ? y + *n * d : NULL, &got);
@@ -86,7 +86,7 @@ static dlrn_source feed_source(feed *f) {
     dlrn_source out;
     memset(&out, 0, sizeof out);
     out.d_in = f->inner.d_in;
-    out.has_target = f->inner.has_target;
+    out.d_out = f->inner.d_out;
     out.read = feed_read;
     if (f->inner.position) out.position = feed_position;
     if (f->inner.seek) out.seek = feed_seek;

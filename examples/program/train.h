@@ -274,9 +274,9 @@ static dlrn_status write_log(train_run *r, const dlrn_train_stats *s, double rat
     json_open(&j, NULL, '{');
     json_int(&j, "step", s->step);
     json_real(&j, "loss", 9, s->loss);
-    json_real(&j, "mse_loss", 9, s->mse_loss);
+    json_real(&j, "mse_loss", 9, s->reconstruction_loss);
     json_real(&j, "sparsity_loss", 9, s->sparsity_loss);
-    json_real(&j, "ghost_loss", 9, s->ghost_loss);
+    json_real(&j, "ghost_loss", 9, s->auxiliary_loss);
     json_real(&j, "l0", 6, s->l0);
     json_int(&j, "dead", s->dead);
     json_real(&j, "lr", 9, s->lr);
@@ -322,7 +322,10 @@ static void show_filling(void *user, int64_t n) {
     train_run *r = (train_run *)user;
     double now = seconds();
     if (!time_to_tell(r, now)) return;
-    int64_t room = r->o->n_ctxs * r->o->ctx_len, held = dlrn_buffer_unread(r->buffer) + n;
+    int64_t room = r->o->n_ctxs * r->o->ctx_len, held = 0;
+    dlrn_buffer_info info;
+    dlrn_buffer_describe(r->buffer, &info);
+    held = info.unread + n;
     tell("filling the buffer: %lld rows of at most %lld, %.0f rows/s so far", (long long)held,
          (long long)room, per_second(r->feed.rows, now - r->started));
 }
@@ -341,7 +344,7 @@ static dlrn_status on_step(train_run *r, const dlrn_train_stats *s) {
 
 /* Says how to resume a run that was stopped. */
 static dlrn_status tell_stopped(train_run *r) {
-    long long done = (long long)dlrn_trainer_steps_done(r->t);
+    long long done = (long long)dlrn_trainer_state_of(r->t).steps;
     int again = r->o->text && !strcmp(r->o->text, "-");
     if (!done)
         return dlrn_fail(r->ctx, DLRN_STOPPED, "stopped before the first step: nothing was saved");
@@ -355,7 +358,7 @@ static dlrn_status tell_stopped(train_run *r) {
 static dlrn_status run_steps(train_run *r) {
     dlrn_train_stats stats;
     dlrn_status s = DLRN_OK;
-    r->first = dlrn_trainer_steps_done(r->t);
+    r->first = dlrn_trainer_state_of(r->t).steps;
     r->started = r->told = seconds();
     dlrn_trainer_on_stop(r->t, stopping, NULL); /* also during a resampling, which may take long */
     while (s == DLRN_OK) {
@@ -364,7 +367,7 @@ static dlrn_status run_steps(train_run *r) {
     }
     tell_end();
     if (s != DLRN_END && s != DLRN_STOPPED) return s; /* the last good checkpoint stays */
-    int64_t done = dlrn_trainer_steps_done(r->t);
+    int64_t done = dlrn_trainer_state_of(r->t).steps;
     if (s == DLRN_END && done == 0 && r->o->steps != 0) return feed_empty(&r->feed);
     if (s == DLRN_STOPPED && done == r->first) return tell_stopped(r); /* nothing new to save */
     dlrn_status saved = save_checkpoint(r, -1);
@@ -379,7 +382,7 @@ static dlrn_status train_settings(train_run *r, int64_t d, const dlrn_dictionary
                                   dlrn_train_config *cfg) {
     const options *o = r->o;
     int64_t expansion = o->expansion ? o->expansion : 16;
-    *cfg = dlrn_train_defaults();
+    *cfg = dlrn_train_defaults(NULL);
     if (!o->dict_size && expansion > INT32_MAX / d)
         return dlrn_fail(r->ctx, DLRN_ERR_ARGUMENT,
                          "--expansion: expected at most %d features, found %lld times %lld",
@@ -541,13 +544,13 @@ static dlrn_status open_buffer(train_run *r, const dlrn_source *source) {
     const options *o = r->o;
     dlrn_buffer_config bc = dlrn_buffer_defaults();
     uint64_t bytes = 0;
-    bc.n_ctxs = o->n_ctxs;
-    bc.ctx_len = o->ctx_len;
-    bc.in_batch_size = o->in_batch_size;
-    bc.out_batch_size = o->batch_size;
+    bc.capacity = o->n_ctxs <= INT64_MAX / o->ctx_len ? o->n_ctxs * o->ctx_len : INT64_MAX;
+    bc.read_rows =
+        o->in_batch_size <= INT64_MAX / o->ctx_len ? o->in_batch_size * o->ctx_len : INT64_MAX;
+    bc.batch_rows = o->batch_size;
     bc.shuffle = !o->no_shuffle;
     bc.seed = (uint64_t)o->seed;
-    dlrn_status s = dlrn_buffer_bytes(r->ctx, &bc, source->d_in, source->has_target, &bytes);
+    dlrn_status s = dlrn_buffer_bytes(r->ctx, &bc, source->d_in, source->d_out, &bytes);
     if (s == DLRN_OK && !o->quiet)
         fprintf(stderr, "buffer: at most %.1f MB\n", (double)bytes / 1e6);
     return s == DLRN_OK ? dlrn_buffer_create(r->ctx, &bc, source, 0, &r->buffer) : s;
