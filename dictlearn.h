@@ -38,7 +38,7 @@
    >>select         top-k of each row
    >>decode         atoms of the active features, bias, skip
    >>encode         the encoder object and the easy calls
-   >>bytes          cursor, byte order, CRC-32, UTF-8, growing text, a table of names
+   >>bytes          cursor, byte order, UTF-8, growing text, a table of names
    >>files          files of the C library or of the host: reading, atomic writing, spools
    >>json           strict JSON reader, the one writer
    >>archive        named tensors in the bytes of a file, read through their strides
@@ -4016,7 +4016,7 @@ DLRN_API dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, i
 /* ------------------------------------------------------------------------------------------ */
 // >>bytes
 /* What every reader and writer of files needs: a cursor that cannot leave its bytes, numbers in
-   the byte order of a file, the CRC-32 of zip, UTF-8, text that grows, and a table of names.
+   the byte order of a file, UTF-8, text that grows, and a table of names.
 
    The rooms from here to >>writers hold to one rule: a file is an opponent. Whatever its bytes
    are, reading it ends, in memory that is in proportion to its size, without a read outside of its
@@ -4219,7 +4219,7 @@ DLRNI_INTERNAL int dlrni_lookup_add(dlrn_context *ctx, dlrni_lookup *t, const ch
    rest unchanged.
 
       reading   dlrn_file_read   ->  open_file, read_file ..., close_file(keep 0)
-                dlrni_map        ->  mmap, or dlrn_file_read
+                dlrni_file_map        ->  mmap, or dlrn_file_read
       writing   dlrni_sink       ->  open_file(writing), write_file ..., close_file(keep)
       waiting   dlrni_spool      ->  temporary_file, write_file ..., rewind_file, read_file ... */
 
@@ -4600,14 +4600,14 @@ DLRNI_INTERNAL void dlrni_huge_pages(void *p, int64_t size) {
 }
 
 /* The bytes of a file, read-only. */
-typedef struct dlrni_map {
+typedef struct dlrni_file_map {
     const unsigned char *p;
     size_t size;
     void *owned; /* the block that the file was read into; NULL: it is mapped */
-} dlrni_map;
+} dlrni_file_map;
 
 /* Unmaps, or frees the block. Safe on a map that was never opened, all zero. */
-DLRNI_INTERNAL void dlrni_map_close(dlrn_context *ctx, dlrni_map *m) {
+DLRNI_INTERNAL void dlrni_map_close(dlrn_context *ctx, dlrni_file_map *m) {
 #if DLRNI_POSIX
     if (m->p && !m->owned && m->size) munmap((void *)(uintptr_t)m->p, m->size);
 #endif
@@ -4617,7 +4617,7 @@ DLRNI_INTERNAL void dlrni_map_close(dlrn_context *ctx, dlrni_map *m) {
 
 /* Maps a file, or reads it where mapping is not possible: files of a host's dlrn_io, pipes,
    systems without mmap, and file systems that refuse to map. */
-DLRNI_INTERNAL dlrn_status dlrni_map_open(dlrn_context *ctx, const char *path, dlrni_map *m) {
+DLRNI_INTERNAL dlrn_status dlrni_map_open(dlrn_context *ctx, const char *path, dlrni_file_map *m) {
     memset(m, 0, sizeof *m);
 #if DLRNI_POSIX
     struct stat st;
@@ -4910,7 +4910,7 @@ DLRNI_INTERNAL int64_t dlrni_json_digits(dlrni_json_reader *r) {
 }
 
 /* Checks the grammar first: strtod alone would accept hexadecimal, "inf", "+1" and "1.". The text
-   is kept, since a double rounds integers beyond 2^53 (see dlrni_json_u64). */
+   is kept, since a double rounds integers beyond 2^53 (see dlrni_json_unsigned). */
 DLRNI_INTERNAL dlrn_status dlrni_json_number_value(dlrni_json_reader *r, dlrn_json *v) {
     const char *from = r->p;
     if (*r->p == '-') r->p++;
@@ -5085,7 +5085,7 @@ DLRNI_INTERNAL int dlrni_json_size(const dlrn_json *v, int64_t *out) {
 }
 
 /* A whole number of an object, exact beyond 2^53; 0: missing, or not a whole number. */
-DLRNI_INTERNAL int dlrni_json_u64(const dlrn_json *object, const char *name, uint64_t *out) {
+DLRNI_INTERNAL int dlrni_json_unsigned(const dlrn_json *object, const char *name, uint64_t *out) {
     const dlrn_json *value = dlrn_json_get(object, name);
     uint64_t sum = 0;
     if (!value || value->type != DLRN_JSON_NUMBER || !*value->text) return 0;
@@ -5098,14 +5098,14 @@ DLRNI_INTERNAL int dlrni_json_u64(const dlrn_json *object, const char *name, uin
 }
 
 /* The same for a signed number: -1, which stands for "none", or from 0. */
-DLRNI_INTERNAL int dlrni_json_i64(const dlrn_json *object, const char *name, int64_t *out) {
+DLRNI_INTERNAL int dlrni_json_signed(const dlrn_json *object, const char *name, int64_t *out) {
     const dlrn_json *value = dlrn_json_get(object, name);
     uint64_t u;
     if (value && value->type == DLRN_JSON_NUMBER && !strcmp(value->text, "-1")) {
         *out = -1;
         return 1;
     }
-    if (!dlrni_json_u64(object, name, &u) || u > INT64_MAX) return 0;
+    if (!dlrni_json_unsigned(object, name, &u) || u > INT64_MAX) return 0;
     *out = (int64_t)u;
     return 1;
 }
@@ -5244,7 +5244,7 @@ struct dlrn_archive {
     dlrn_context *ctx;
     char *path;
     const char *format;   /* "pt", "npz" ...: a literal                           */
-    dlrni_map map;        /* the file's bytes                                     */
+    dlrni_file_map map;   /* the file's bytes                                     */
     int borrowed;         /* the map's bytes are the caller's                     */
     dlrni_entry *entries; /* [count], in the file's order                         */
     int64_t count, cap;
@@ -6493,7 +6493,7 @@ DLRNI_INTERNAL dlrni_zip_writer dlrni_zip_to(dlrni_sink *o) {
 
 /* The bytes between a member's name and its data: 64-bit sizes, filled in by the record after the
    data, for a large member; then padding, as an extra block of torch's kind. */
-DLRNI_INTERNAL void dlrni_zip_extras(dlrni_zip_writer *z, int wide, uint64_t padding) {
+DLRNI_INTERNAL void dlrni_zip_write_gap(dlrni_zip_writer *z, int wide, uint64_t padding) {
     unsigned char sizes[DLRNI_EXTRA_BYTES + 16] = {0}, pad[DLRNI_EXTRA_BYTES];
     dlrni_set_field(sizes, DLRNI_EXTRA_KIND, DLRNI_EXTRA_KIND_64);
     dlrni_set_field(sizes, DLRNI_EXTRA_LENGTH, sizeof sizes - DLRNI_EXTRA_BYTES);
@@ -6527,7 +6527,7 @@ DLRNI_INTERNAL void dlrni_zip_start_member(dlrni_zip_writer *z, const char *name
     dlrni_set_field(h, DLRNI_LOCAL_EXTRA_LENGTH, extra + padding);
     dlrni_sink_write(z->o, h, sizeof h);
     dlrni_sink_write(z->o, z->name, n);
-    dlrni_zip_extras(z, wide, padding);
+    dlrni_zip_write_gap(z, wide, padding);
     z->start = z->o->at;
     z->o->crc = 0;
 }
@@ -7203,7 +7203,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_act(dlrni_pickle *p, int op, uint64_t n)
 }
 
 /* Reads one opcode with its argument, and runs it. */
-DLRNI_INTERNAL dlrn_status dlrni_pickle_step(dlrni_pickle *p) {
+DLRNI_INTERNAL dlrn_status dlrni_pickle_next(dlrni_pickle *p) {
     const unsigned char *op = dlrni_take(&p->c, 1), *v;
     if (!op) return dlrni_pickle_error(p, "it ends before its STOP");
     const int bytes = dlrni_opcode_bytes(*op);
@@ -7221,7 +7221,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_step(dlrni_pickle *p) {
 DLRNI_INTERNAL dlrn_status dlrni_pickle_run(dlrni_pickle *p) {
     p->start = p->c.p;
     p->depth = p->memos = p->pairs = 0;
-    for (p->done = 0; !p->done;) DLRNI_TRY(dlrni_pickle_step(p));
+    for (p->done = 0; !p->done;) DLRNI_TRY(dlrni_pickle_next(p));
     return DLRN_OK;
 }
 
@@ -7344,8 +7344,8 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_tensor(dlrni_walk *w, const dlrni_py_value
 DLRNI_INTERNAL dlrn_status dlrni_walk_value(dlrni_walk *w, const dlrni_py_value *v, int64_t len);
 
 /* Walks one item of a container: its key, or its index, is appended to the path. */
-DLRNI_INTERNAL dlrn_status dlrni_walk_item(dlrni_walk *w, const dlrni_py_value *key, int64_t index,
-                                           const dlrni_py_value *item, int64_t len) {
+DLRNI_INTERNAL dlrn_status dlrni_walk_child(dlrni_walk *w, const dlrni_py_value *key, int64_t index,
+                                            const dlrni_py_value *item, int64_t len) {
     char number[32];
     dlrni_span part = {number, 0};
     if (key && key->kind == DLRNI_PY_INT) index = key->as.integer;
@@ -7369,7 +7369,7 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_items(dlrni_walk *w, const dlrni_py_value 
             key = l->as.link.item;
             l = l->as.link.next; /* there are as many values as keys */
         }
-        DLRNI_TRY(dlrni_walk_item(w, key, index, l->as.link.item, len));
+        DLRNI_TRY(dlrni_walk_child(w, key, index, l->as.link.item, len));
     }
     return DLRN_OK;
 }
@@ -12092,7 +12092,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
                          dlrn_archive_path(a), name);
     *cfg = dlrn_train_defaults(recipe->name);
 #define DLRNI_READ_INTEGER(field, key, condition, wanted)                                          \
-    if (!dlrni_json_i64(json, key, &cfg->field))                                                   \
+    if (!dlrni_json_signed(json, key, &cfg->field))                                                \
         return dlrni_checkpoint_lacks(a, ctx, "config." key);
 #define DLRNI_READ_REAL(field, key, condition, wanted)                                             \
     if (!dlrni_json_real(json, key, &cfg->field))                                                  \
@@ -12112,7 +12112,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
     if (sparsity < 0) return dlrni_checkpoint_lacks(a, ctx, "config.sparsity");
     if (!compat || compat->type != DLRN_JSON_BOOL)
         return dlrni_checkpoint_lacks(a, ctx, "config.compat");
-    if (!dlrni_json_u64(json, "seed", &cfg->seed))
+    if (!dlrni_json_unsigned(json, "seed", &cfg->seed))
         return dlrni_checkpoint_lacks(a, ctx, "config.seed");
     cfg->loss = loss ? DLRN_LOSS_SQUARED : DLRN_LOSS_NORM;
     cfg->sparsity = sparsity ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1;
@@ -12129,7 +12129,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a
                                               const dlrn_json *json, dlrn_formula *f) {
     int64_t center, gate, select, k;
 #define DLRNI_READ_INTEGER(field)                                                                  \
-    if (!dlrni_json_i64(json, #field, &field))                                                     \
+    if (!dlrni_json_signed(json, #field, &field))                                                  \
         return dlrni_checkpoint_lacks(a, ctx, "formula." #field);
 #define DLRNI_READ_REAL(field)                                                                     \
     if (!dlrni_json_real(json, #field, &f->field))                                                 \
@@ -12151,7 +12151,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a
 DLRNI_INTERNAL dlrn_status dlrni_read_unfinished(dlrn_trainer *t, dlrn_archive *a,
                                                  const dlrn_json *json) {
 #define DLRNI_READ_INTEGER(field, key)                                                             \
-    if (!dlrni_json_i64(json, key, &t->last.field))                                                \
+    if (!dlrni_json_signed(json, key, &t->last.field))                                             \
         return dlrni_checkpoint_lacks(a, t->ctx, "unfinished." key);
 #define DLRNI_READ_REAL(field, key)                                                                \
     if (!dlrni_json_real(json, key, &t->last.field))                                               \
@@ -12282,12 +12282,12 @@ DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(dlrn_trainer *t, dlrn_archive
     const char *store = dlrn_json_text(json, "store", "");
     memset(b, 0, sizeof *b);
     b->store = !strcmp(store, "F16") ? DLRN_F16 : !strcmp(store, "BF16") ? DLRN_BF16 : DLRN_F32;
-    if (strcmp(store, dlrn_dtype_name(b->store)) || !dlrni_json_i64(json, "rows", &b->rows) ||
-        b->rows < 0 || !dlrni_json_u64(json, "seed", &b->rng.seed) ||
-        !dlrni_json_u64(json, "stream", &b->rng.stream) ||
-        !dlrni_json_u64(json, "counter", &b->rng.counter) ||
-        !dlrni_json_u64(json, "position", &b->source_position) ||
-        !dlrni_json_i64(json, "rows_read", &b->rows_read) || b->rows_read < 0 ||
+    if (strcmp(store, dlrn_dtype_name(b->store)) || !dlrni_json_signed(json, "rows", &b->rows) ||
+        b->rows < 0 || !dlrni_json_unsigned(json, "seed", &b->rng.seed) ||
+        !dlrni_json_unsigned(json, "stream", &b->rng.stream) ||
+        !dlrni_json_unsigned(json, "counter", &b->rng.counter) ||
+        !dlrni_json_unsigned(json, "position", &b->source_position) ||
+        !dlrni_json_signed(json, "rows_read", &b->rows_read) || b->rows_read < 0 ||
         b->rows_read > INT64_MAX / 4)
         return dlrni_checkpoint_lacks(a, t->ctx, "buffer");
     b->has_position = dlrn_json_number(json, "has_position", 0) > 0;
