@@ -4,8 +4,6 @@
      of value  |ours - theirs| / |theirs|, the largest of the figures
      of move   ||ours - theirs|| / ||theirs - start||, over the whole tensor: the start of a moment
    is 0 */
-#define DLRNI_SERIAL_NS 0 /* short loops, too, run on all threads */
-#define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/test.h"
 

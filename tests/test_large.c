@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <unistd.h>
 #include <sys/mman.h>
-#define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/test.h"
 

@@ -1,13 +1,14 @@
 /* The model runner against what HF transformers computed for tiny-neox
    (tests/golden/tiny_neox_expected.npz), its sources and its sampling. */
 #define _POSIX_C_SOURCE 200809L
-#define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 
 #define LM_IMPLEMENTATION
 #include "lm/lm.h"
 #include "tests/bytes.h"
 #include "tests/starve.h"
+
+#include <unistd.h>
 
 #define MODEL "examples/data/tiny-neox"
 #define GOLDEN "tests/golden/tiny_neox_expected.npz"
@@ -650,8 +651,7 @@ TEST(weights_that_are_not_finite) {
         CHECK((at = strstr(text + 8, names[i])) != NULL &&
               (at = strstr(at, "data_offsets")) != NULL);
         CHECK(sscanf(at, "data_offsets\":[%lld", &offset) == 1);
-        memcpy(text + 8 + dlrni_le((const unsigned char *)text, 8) + offset + 2 * 5, "\x00\x7e",
-               2); /* f16: NaN */
+        memcpy(text + 8 + get_le(text, 8) + offset + 2 * 5, "\x00\x7e", 2); /* f16: NaN */
         CHECK_OK(ctx, dlrn_file_write(ctx, path, text, size));
         dlrn_free(ctx, text);
         CHECK_OK(ctx, lm_load(ctx, tmp_path("altered"), &m));
