@@ -111,6 +111,12 @@ TEST_UNUSED int test_end(void) {
     return test_state.failed != 0 || test_state.passed + test_state.skipped == 0;
 }
 
+/* Whether TEST_BRIEF is set in the environment: `make quick`, and valgrind, under which all takes a
+   hundred times as long. What takes long then does a part of its work; `make test` does all. */
+TEST_UNUSED int test_brief(void) {
+    return getenv("TEST_BRIEF") != NULL;
+}
+
 /* Relative to the larger; equal values (also both 0) are close, a NaN never is. */
 TEST_UNUSED int test_close(double a, double b, double rel) {
     return a == b || fabs(a - b) <= rel * fmax(fabs(a), fabs(b));

@@ -89,9 +89,7 @@ TEST(files_beyond_4_gb) {
                                         "large.safetensors"}; /* an .npz is the same zip */
     static const float first[4] = {1, 2, 3, 4}, last[4] = {-5, 6, -7, 8};
     int fd = -1;
-#ifdef TEST_BRIEF
-    SKIP("takes too long");
-#endif
+    if (test_brief()) SKIP("takes too long");
     if (sizeof(size_t) < 8) SKIP("no room for 4 GB");
     void *zeros = mmap(NULL, (size_t)ZEROS * 4, PROT_READ,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
