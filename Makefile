@@ -93,8 +93,7 @@ test: all $(TESTS) $(BUILD)/kernel_sets $(BUILD)/rows $(BUILD)/bench ## every te
 	  sh tests/run.sh $(BUILD) $(TESTS) $(SCRIPTS)
 
 quick: $(C_TESTS) ## the C tests in brief and lint, in half a minute of processor time
-	@TEST_BRIEF=1 sh tests/run.sh $(BUILD) $(C_TESTS)
-	@$(TOOLS) sh tests/lint.sh $(BUILD)
+	@$(TOOLS) TEST_BRIEF=1 sh tests/run.sh $(BUILD) tests/lint.sh $(C_TESTS)
 
 test-%: $(BUILD)/test_% ## one C test by name, as `make test-buffer`
 	$(BUILD)/test_$*

@@ -1021,7 +1021,7 @@ TEST(kernel_sets_agree) {
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(logits);
-    RUN(every_site_of_every_layer);
+    RUN_LONG(every_site_of_every_layer);
     RUN(cross_entropy_under_interventions);
     RUN(batch_does_not_matter);
     RUN(taps_in_and_in_to_out);
@@ -1033,7 +1033,7 @@ int main(int argc, char **argv) {
     RUN(a_bos_that_the_model_lacks);
     RUN(draws_follow_the_softmax);
     RUN(source_of_text);
-    RUN(source_that_is_stopped);
+    RUN_LONG(source_that_is_stopped);
     RUN(source_with_a_target);
     RUN(folders_that_are_not_models);
     RUN(weights_that_are_not_the_configs);

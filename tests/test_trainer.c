@@ -1142,12 +1142,12 @@ TEST(a_whole_run_ends_with_the_data_or_when_told) {
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     fill_rows();
-    RUN(gradients_are_the_differences_of_the_loss);
+    RUN_LONG(gradients_are_the_differences_of_the_loss);
     RUN(panels_do_not_change_a_bit);
     RUN(threads_do_not_change_a_bit);
     RUN(kernels_do_not_change_a_bit);
     RUN(ghosts_in_waves);
-    RUN(long_batches_do_not_change_a_bit);
+    RUN_LONG(long_batches_do_not_change_a_bit);
     RUN(first_step_is_adam_with_unit_atoms);
     RUN(zeros_survive);
     RUN(ghosts_of_large_activations_stay_finite);
