@@ -213,10 +213,10 @@ $(BUILD)/peers/ready:
 	$(BUILD)/peers/bin/pip install --quiet --disable-pip-version-check $(PEERS)
 	@touch $@
 
-bench-check: $(BUILD)/bench ## fails where a ratio is more than 25 % worse than bench/results has it for this machine
+bench-check: $(BUILD)/bench ## fails where a ratio is 25 % worse than on record here, or a goal is missed without a reason
 	python3 bench/run.py $(BUILD) --check $(BENCH)
 
-bench-readme: ## writes the table of README.md from bench/results
+bench-readme: ## writes the table of bench/README.md from bench/results
 	python3 bench/run.py --readme
 
 lint: ## style and hygiene: format, columns, function length, contents page, symbols, macros
