@@ -26,12 +26,13 @@ TEST     = $(CC) -std=c99 $(CFLAGS) $(OPENMP) $(PRIVATE)
 # The implementation is compiled once for all programs. They include it in their text, as users
 # would; the header's own mark says that it is there already.
 LINKED   = -DDLRNI_IMPLEMENTED $(BUILD)/dictlearn.o
-# And once for all tests: private functions are external there, and declared to the tests.
-PRIVATE  = -I$(BUILD)/private $(INCLUDES)
+# And once for all tests: private functions are external there, and declared to the tests. Short
+# loops, too, run on all threads.
+PRIVATE  = -I$(BUILD)/private $(INCLUDES) -DDLRNI_SERIAL_NS=0 -DDICTLEARN_IMPLEMENTATION=
 TESTED   = $(@D)/private.o
 # These tests change the functions that the implementation calls, or leave some out, and compile
 # their own.
-OWN_C    := test_io test_memory test_program
+OWN_C    := test_files test_io test_memory test_program
 
 PROGRAMS := $(BUILD)/dictlearn $(patsubst examples/%.c,$(BUILD)/%,$(wildcard examples/[0-9][0-9]_*.c))
 ALL_C    := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
@@ -73,7 +74,7 @@ $(BUILD)/private/dictlearn.h: dictlearn.h tests/private.awk
 	awk -v part=define -f tests/private.awk $< > $(@D)/all/dictlearn.h
 
 $(BUILD)/private.o: $(BUILD)/private/dictlearn.h
-	$(TEST) -w -x c -DDICTLEARN_IMPLEMENTATION -c $(<D)/all/dictlearn.h -o $@
+	$(TEST) -w -x c -c $(<D)/all/dictlearn.h -o $@
 
 $(LINKED_C:%=$(BUILD)/%): $(BUILD)/%: tests/%.c $(BUILD)/private.o
 	$(TEST) -O1 $< $(TESTED) -o $@ -lm
@@ -140,7 +141,7 @@ coverage_C = gcc -std=c99 -O0 -g -DNDEBUG --coverage -fkeep-static-functions
 define under
 $(BUILD)/$(1)/private.o: $(BUILD)/private/dictlearn.h
 	@mkdir -p $$(@D)
-	$$($(1)_C) $$(PRIVATE) -w -x c -DDICTLEARN_IMPLEMENTATION -c $$(<D)/all/dictlearn.h -o $$@
+	$$($(1)_C) $$(PRIVATE) -w -x c -c $$(<D)/all/dictlearn.h -o $$@
 
 $(LINKED_C:%=$(BUILD)/$(1)/%): $(BUILD)/$(1)/%: tests/%.c $(BUILD)/$(1)/private.o
 	$$($(1)_C) $$(PRIVATE) $$< $$(TESTED) -o $$@ -lm

@@ -2,7 +2,8 @@
 # compiled once and not in each of them:
 #   awk -v part=define  -f tests/private.awk dictlearn.h    private functions are external
 #   awk -v part=declare -f tests/private.awk dictlearn.h    they are declared, without their bodies
-# Line numbers stay those of dictlearn.h. Kernels stay private: a table points to them.
+# Line numbers stay those of dictlearn.h. Kernels stay private, and so does the table that points to
+# them.
 NR == 1 { print "#line 1 \"dictlearn.h\"" }
 /^#if defined\(DICTLEARN_IMPLEMENTATION\)/ { implementation = 1 }
 /^\/\/ >>kernel-bodies/ { implementation = 0 }
@@ -18,6 +19,23 @@ body { # skip to its end
     next
 }
 /^#include DICTLEARN_HEADER_NAME/ { print ""; next } # the kernels
+/^static const .*\[\] = \{$/ { # a table; enumerators count its rows
+    name = $0
+    sub(/^static /, "extern ", name)
+    sub(/\[\] = \{$/, "[1];", name)
+    table = 1
+    text = ""
+}
+table {
+    text = text $0 "\n"
+    blank = blank "\n"
+    if (/^};/) {
+        printf "%s", text ~ /_kernels/ ? name blank : text
+        table = 0
+        blank = ""
+    }
+    next
+}
 head && /\{/ {
     body = !/\}/
     head = 0

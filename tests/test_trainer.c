@@ -1,6 +1,5 @@
 /* test_trainer.c - the step against a plain double-precision loss and its finite differences; the
    schedules, the counters, resampling, and the same bits for any panels, threads and kernels. */
-#define DLRNI_SERIAL_NS 0 /* short loops, too, run on all threads */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/test.h"
