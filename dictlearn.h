@@ -1325,9 +1325,9 @@ extern "C" {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>base
-/* Three words for three kinds of check: DLRNI_REQUIRE (the caller's mistake: status and text,
-   always on), dlrn_fail (a file's or the data's fault: the same), DICTLEARN_ASSERT (our mistake:
-   debug builds). */
+/* Three kinds of check. DLRNI_REQUIRE: the caller's mistake; dlrn_fail: the fault of a file or of the
+   data. Both are always on and give a status and a text. DICTLEARN_ASSERT: our own mistake, checked
+   in debug builds only. */
 
 typedef struct dlrni_kernel_table dlrni_kernel_table;
 typedef struct dlrni_screen dlrni_screen;
@@ -1351,9 +1351,11 @@ struct dlrn_context {
     const char *names[DLRNI_SETS_MAX + 1]; /* of the sets that this processor can run */
 };
 
+/* Of a text that is too long the middle is dropped: a path stands at the start, and what is wrong at
+   the end. Names in a file may hold bytes that a terminal obeys, so control characters become '?'. */
 DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...) {
     enum { HEAD = 256 };
-    char text[8192]; /* room for the longest path and what is said of it */
+    char text[8192]; /* the longest path and the message */
     const size_t most = sizeof ctx->error - 1;
     va_list args;
     va_start(args, format);
@@ -1362,7 +1364,7 @@ DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *for
     size_t n = strlen(text);
     if (n <= most) {
         memcpy(ctx->error, text, n + 1);
-    } else { /* of a long path the middle is left out: what is wrong stands at the end */
+    } else {
         memcpy(ctx->error, text, HEAD);
         memcpy(ctx->error + HEAD, "...", 3);
         memcpy(ctx->error + HEAD + 3, text + n - (most - HEAD - 3), most - HEAD - 2);
@@ -1376,6 +1378,7 @@ DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *for
     return s;
 }
 
+/* snprintf, which a host may replace through DICTLEARN_VSNPRINTF. */
 DLRNI_INTERNAL DLRN_PRINTF(3, 4) int dlrni_print(char *out, size_t size, const char *format, ...) {
     va_list args;
     va_start(args, format);
@@ -1384,6 +1387,7 @@ DLRNI_INTERNAL DLRN_PRINTF(3, 4) int dlrni_print(char *out, size_t size, const c
     return n;
 }
 
+/* The caller's mistake: returns DLRN_ERR_ARGUMENT, with the function's name before the text. */
 #define DLRNI_REQUIRE(ctx, condition, text)                                                        \
     do {                                                                                           \
         if (!(condition)) return dlrn_fail((ctx), DLRN_ERR_ARGUMENT, "%s: %s", __func__, (text));  \
@@ -1422,8 +1426,11 @@ DLRNI_INTERNAL int dlrni_mul(int64_t a, int64_t b, int64_t *out) {
     return 1;
 }
 
-/* 64-byte aligned blocks over the user's allocator: the raw pointer and the size stand just before
-   the block. */
+/* Blocks of the host's allocator, aligned to a cache line: vectors that straddle two lines take twice
+   as long to load. What the allocator gave, and the size, stand just before the block.
+
+       raw                 block (a multiple of 64)
+       | unused | raw size | the caller's bytes ... | */
 typedef struct dlrni_block {
     void *raw;
     size_t size;
@@ -1490,9 +1497,10 @@ DLRNI_INTERNAL void *dlrni_alloc_zero(dlrn_context *ctx, int64_t count, size_t e
 #define DLRNI_NEW(ctx, type, count) ((type *)dlrn_alloc((ctx), (count), sizeof(type)))
 #define DLRNI_NEW_ZERO(ctx, type, count) ((type *)dlrni_alloc_zero((ctx), (count), sizeof(type)))
 
-/* Room for `need` elements in the block that the pointer at `slot` names, which holds *cap: grows
-   by half at least; the first `used` are kept. 0: no memory (all is as it was). The pointer is
-   copied, since its type is the caller's. */
+/* Ensures that the array whose pointer is stored at `slot` has room for `need` elements; *cap is how
+   many it has now. It grows by half at least, so that n appends cost O(n), and keeps its first `used`
+   elements. 0: out of memory, nothing has changed. `slot` is a T **, passed as void * and read by
+   memcpy, because T is the caller's. */
 DLRNI_INTERNAL int dlrni_grow(dlrn_context *ctx, void *slot, int64_t *cap, int64_t used,
                               int64_t need, size_t element) {
     if (need <= *cap) return 1;
@@ -1516,7 +1524,7 @@ DLRNI_INTERNAL float *dlrni_aligned(float *p) {
 }
 
 DLRN_API const char *dlrn_error(const dlrn_context *ctx) {
-    return ctx ? ctx->error : "no context: out of memory, or a configuration that cannot be";
+    return ctx ? ctx->error : "no context: out of memory, or a wrong configuration";
 }
 
 DLRN_API const char *dlrn_status_text(dlrn_status s) {
@@ -1526,8 +1534,8 @@ DLRN_API const char *dlrn_status_text(dlrn_status s) {
     return (unsigned)s < DLRN_STATUS_COUNT ? texts[s] : "?";
 }
 
-/* A user's callback failed. Its text may be this context's own last error, so it is copied before
-   that is overwritten. */
+/* Reports that a callback failed. Its text may be this context's own last error, so it is copied
+   before the new error overwrites it. */
 DLRNI_INTERNAL dlrn_status dlrni_callback_error(dlrn_context *ctx, dlrn_status s, const char *who,
                                                 const char *text) {
     char copy[sizeof ctx->error - 64];
@@ -1540,8 +1548,9 @@ DLRNI_INTERNAL dlrn_status dlrni_callback_error(dlrn_context *ctx, dlrn_status s
 
 /* ------------------------------------------------------------------------------------------ */
 // >>random
-/* Philox4x32-10 (Salmon et al., 2011): ten rounds over a 128-bit counter {counter, stream} under a
-   64-bit key. */
+/* Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011): ten rounds over a
+   128-bit counter {counter, stream} under a 64-bit key. Number n of a stream is a function of (seed,
+   stream, n) alone, so that threads, checkpoints and the order of calls cannot change it. */
 
 typedef struct dlrni_philox {
     uint64_t lo, hi;
@@ -1589,7 +1598,8 @@ DLRN_API float dlrn_rng_normal(dlrn_rng *rng) {
     return (float)(radius * cos(6.283185307179586 * dlrni_open_unit(b.hi)));
 }
 
-/* Draws again from the incomplete last stretch, so that no number is favoured. */
+/* The remainder alone would favour small numbers: 2^64 is no multiple of n. Numbers from the
+   incomplete last run of n are drawn again. */
 DLRN_API uint64_t dlrn_rng_below(dlrn_rng *rng, uint64_t n) {
     if (n == 0 || n == 1) return 0;
     uint64_t u;
@@ -1614,9 +1624,10 @@ DLRNI_INTERNAL uint32_t dlrni_bits_of_float(float f) {
     return u;
 }
 
-/* a b + c, rounded once. mingw's fmaf() rounds twice, by way of a long double: there the sum is
-   rounded to odd in f64, whose spare bits then let the rounding to f32 be the only one that counts
-   (Boldo and Melquiond, 2008). */
+/* a b + c, rounded once, as every vector unit does it; the canonical sums depend on that. mingw's
+   fmaf() rounds twice, by way of a long double. There the sum is rounded to odd in f64, whose spare
+   bits make the rounding to f32 the only one that counts (Boldo and Melquiond, Emulation of FMA and
+   correctly rounded sums, 2008). */
 DLRNI_INTERNAL float dlrni_fma(float a, float b, float c) {
 #ifdef __MINGW32__
     double product = (double)a * (double)b, sum = product + (double)c; /* the product is exact */
@@ -1663,9 +1674,9 @@ DLRNI_INTERNAL uint16_t dlrni_f32_to_bf16(float f) {
     return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
 }
 
-/* The first of n numbers of a magnitude beyond `most`, as bits (NaN is beyond all); n: there is
-   none. By sixteens, which compilers make vectors of (rows of 512: 2.2 times as fast as one by
-   one). */
+/* The first of n numbers whose magnitude, as bits, is greater than `most`; n: there is none. Bits of
+   floats compare as their magnitudes do, and NaN is greater than all. Sixteen at a time, which
+   compilers turn into vectors (rows of 512: 2.2 times as fast as one by one). */
 DLRNI_INTERNAL int64_t dlrni_first_beyond(const float *x, int64_t n, uint32_t most) {
     int64_t at = 0;
     for (; n - at >= 16; at += 16) {
@@ -1684,8 +1695,8 @@ DLRNI_INTERNAL int64_t dlrni_first_not_finite(const float *x, int64_t n) {
     return dlrni_first_beyond(x, n, 0x7f7fffffu); /* the bits of FLT_MAX */
 }
 
-/* n numbers of two bytes each, widened. bf16 by sixteens, as above (rows of 512: 4.9 times as
-   fast). */
+/* Widens n numbers of two bytes. bf16 is the upper half of an f32: sixteen at a time, as above (rows
+   of 512: 4.9 times as fast). The oracle of the sets' own kernels. */
 DLRNI_INTERNAL void dlrni_widen_plain(dlrn_dtype type, const char *from, float *to, int64_t n) {
     int64_t at = 0;
     for (; type == DLRN_BF16 && n - at >= 16; at += 16) {
@@ -1746,9 +1757,9 @@ DLRN_API const char *dlrn_dtype_name(dlrn_dtype t) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>threads
-/* Threads belong to OpenMP or to the host's parallel_for. Every task is a fixed part of the work
-   and no sum ever runs over tasks in the order in which they end, so the number of threads never
-   changes a bit. */
+/* Threads belong to OpenMP or to the host's parallel_for. Work is cut into tasks by its shape alone,
+   and no sum runs over tasks in the order in which they end: the number of threads never changes a
+   result. */
 
 DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_parallel_body body,
                                 void *arg) {
@@ -2361,7 +2372,8 @@ DLRNI_INTERNAL int dlrni_ranks_after(const float *x, int64_t i, int64_t j) {
     return x[i] < x[j] || (!(x[i] > x[j]) && i > j);
 }
 
-/* Restores the heap below `at`: index [n], the last in rank on top. */
+/* Restores the heap below `at`. index [n]; on top the one that ranks last, so that it is the one to
+   be replaced. */
 DLRNI_INTERNAL void dlrni_sift_down(const float *x, int64_t *index, int64_t n, int64_t at) {
     for (;;) {
         int64_t child = 2 * at + 1;
@@ -2375,7 +2387,8 @@ DLRNI_INTERNAL void dlrni_sift_down(const float *x, int64_t *index, int64_t n, i
     }
 }
 
-/* A heap of the k best so far, then sorted by taking its top away. */
+/* A heap of the k best so far, then sorted by taking its top away: O(n log k), and O(n) where few of
+   the n are among the best. */
 DLRN_API dlrn_status dlrn_topk(dlrn_context *ctx, const float *x, int64_t n, int64_t k,
                                int64_t *index, float *value) {
     DLRNI_REQUIRE(ctx, k >= 0 && k <= n, "k must be in [0, n]");
@@ -2408,7 +2421,8 @@ DLRN_API void dlrn_sparse_free(dlrn_sparse *codes) {
     memset(codes, 0, sizeof *codes);
 }
 
-/* Room for rows + 1 row pointers and nnz entries; what is there stays. */
+/* Ensures room for rows + 1 row pointers and nnz entries; the contents are kept. col and val grow
+   together: nnz_cap is set last, so that a failure between the two leaves both usable. */
 DLRNI_INTERNAL dlrn_status dlrni_sparse_reserve(dlrn_context *ctx, dlrn_sparse *codes, int64_t rows,
                                                 int64_t nnz) {
     int64_t used = codes->row_ptr ? codes->row_ptr[codes->rows] : 0, cap = codes->nnz_cap;
@@ -2424,7 +2438,7 @@ DLRNI_INTERNAL dlrn_status dlrni_sparse_reserve(dlrn_context *ctx, dlrn_sparse *
 
 /* Empties codes for a matrix of `cols` columns whose rows are to be appended. */
 DLRNI_INTERNAL dlrn_status dlrni_sparse_begin(dlrn_context *ctx, dlrn_sparse *codes, int64_t cols) {
-    if (codes->ctx != ctx) dlrn_sparse_free(codes); /* its blocks are another's */
+    if (codes->ctx != ctx) dlrn_sparse_free(codes); /* blocks of another context's allocator */
     codes->rows = 0;
     codes->cols = cols;
     if (codes->row_ptr) codes->row_ptr[0] = 0;
