@@ -1484,16 +1484,6 @@ DLRNI_INTERNAL void *dlrni_alloc_zero(dlrn_context *ctx, int64_t count, size_t e
     return p;
 }
 
-/* Old names, for the rooms that still use them. */
-#define dlrni_alloc dlrn_alloc
-#define dlrni_free dlrn_free
-#define dlrn_dtype_size dlrni_dtype_size
-#define dlrn_rng_u64 dlrni_rng_u64
-#define dlrn_f16_to_f32 dlrni_f16_to_f32
-#define dlrn_f32_to_f16 dlrni_f32_to_f16
-#define dlrn_bf16_to_f32 dlrni_bf16_to_f32
-#define dlrn_f32_to_bf16 dlrni_f32_to_bf16
-
 #define DLRNI_NEW(ctx, type, count) ((type *)dlrn_alloc((ctx), (count), sizeof(type)))
 #define DLRNI_NEW_ZERO(ctx, type, count) ((type *)dlrni_alloc_zero((ctx), (count), sizeof(type)))
 
@@ -2577,8 +2567,8 @@ DLRNI_INTERNAL const dlrni_family *dlrni_family_named(const char *name) {
 DLRN_API void dlrn_dictionary_destroy(dlrn_dictionary *dict) {
     if (!dict) return;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
-        if (!(dict->borrowed & DLRNI_BIT(role))) dlrni_free(dict->ctx, dict->param[role]);
-    dlrni_free(dict->ctx, dict);
+        if (!(dict->borrowed & DLRNI_BIT(role))) dlrn_free(dict->ctx, dict->param[role]);
+    dlrn_free(dict->ctx, dict);
 }
 
 DLRN_API void dlrn_dictionary_changed(dlrn_dictionary *dict) {
@@ -2621,7 +2611,7 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_new(dlrn_context *ctx, const dlrni_f
     if (s == DLRN_OK)
         *out = dict;
     else
-        dlrni_free(ctx, dict);
+        dlrn_free(ctx, dict);
     return s;
 }
 
@@ -2891,8 +2881,8 @@ DLRNI_INTERNAL dlrn_status dlrni_prepare(const dlrn_dictionary *dict, dlrni_prep
     unsigned char *parts = DLRNI_NEW(ctx, unsigned char, ctx->threads *bytes);
     dlrni_prepare_job job = {dict, (dlrni_prepared *)(void *)block, parts};
     if (!block || !parts) {
-        dlrni_free(ctx, block);
-        dlrni_free(ctx, parts);
+        dlrn_free(ctx, block);
+        dlrn_free(ctx, parts);
         return DLRN_ERR_MEMORY;
     }
     job.ready->screen = screen;
@@ -2900,7 +2890,7 @@ DLRNI_INTERNAL dlrn_status dlrni_prepare(const dlrn_dictionary *dict, dlrni_prep
     job.ready->panels = block + head;
     job.ready->coef = (float *)(void *)(block + head + groups * bytes);
     dlrn_parallel_for(ctx, groups, dlrni_prepare_group, &job);
-    dlrni_free(ctx, parts);
+    dlrn_free(ctx, parts);
     *out = job.ready;
     return DLRN_OK;
 }
@@ -3000,11 +2990,11 @@ DLRNI_INTERNAL void dlrni_encoding_free(dlrni_encoding *c) {
     if (!c->dict) return;
     dlrn_context *ctx = c->dict->ctx;
     for (int64_t i = 0; i < c->lists_cap; i++) {
-        dlrni_free(ctx, c->lists[i].key);
-        dlrni_free(ctx, c->lists[i].val);
+        dlrn_free(ctx, c->lists[i].key);
+        dlrn_free(ctx, c->lists[i].val);
     }
     void *blocks[] = {c->lists, c->rounded, c->row, c->scratch, c->floor, c->best, c->kept};
-    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrni_free(ctx, blocks[i]);
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     memset(c, 0, sizeof *c);
 }
 
@@ -3772,20 +3762,20 @@ DLRNI_INTERNAL void dlrni_encoder_clear(dlrn_encoder *e) {
     dlrn_context *ctx = e->dict->ctx;
     dlrni_encoding_free(&e->c);
     dlrn_sparse_free(&e->codes);
-    dlrni_free(ctx, e->prepared);
-    dlrni_free(ctx, e->xc);
-    dlrni_free(ctx, e->f);
-    dlrni_free(ctx, e->heap);
+    dlrn_free(ctx, e->prepared);
+    dlrn_free(ctx, e->xc);
+    dlrn_free(ctx, e->f);
+    dlrn_free(ctx, e->heap);
 }
 
 DLRN_API void dlrn_encoder_destroy(dlrn_encoder *e) {
     if (!e) return;
     dlrni_encoder_clear(e);
-    dlrni_free(e->dict->ctx, e);
+    dlrn_free(e->dict->ctx, e);
 }
 
 DLRN_API dlrn_status dlrn_encoder_prepare(dlrn_encoder *e) {
-    dlrni_free(e->dict->ctx, e->prepared);
+    dlrn_free(e->dict->ctx, e->prepared);
     e->c.ready = NULL;
     e->version = e->dict->version;
     e->wanted = 1;
@@ -4213,7 +4203,7 @@ DLRNI_INTERNAL int dlrni_lookup_add(dlrn_context *ctx, dlrni_lookup *t, const ch
         for (int64_t i = 0; i < t->size; i++)
             if (t->slot[i].text)
                 *dlrni_lookup_place(&wide, t->slot[i].text, t->slot[i].len) = t->slot[i];
-        dlrni_free(ctx, t->slot);
+        dlrn_free(ctx, t->slot);
         *t = wide;
     }
     dlrni_lookup_slot *slot = dlrni_lookup_place(t, text, len);
@@ -4431,8 +4421,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_new(dlrn_context *ctx, const char *path, 
         *out = file;
         return DLRN_OK;
     }
-    dlrni_free(ctx, file->path);
-    dlrni_free(ctx, file);
+    dlrn_free(ctx, file->path);
+    dlrn_free(ctx, file);
     return s;
 }
 
@@ -4529,8 +4519,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_close(void *user, dlrn_context *ctx, void
         s = dlrni_stdio_error(ctx, o->path, "put it in place");
     if (o->temporary && keep && s == DLRN_OK) dlrni_sync_folder(o->target);
     if (o->temporary && (!keep || s != DLRN_OK)) remove(o->temporary);
-    dlrni_free(ctx, o->path);
-    dlrni_free(ctx, o);
+    dlrn_free(ctx, o->path);
+    dlrn_free(ctx, o);
     return s;
 }
 
@@ -4590,7 +4580,7 @@ DLRN_API dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **
     }
     (void)!io->close_file(io->user, ctx, file, 0);
     if (s != DLRN_OK) {
-        dlrni_free(ctx, p);
+        dlrn_free(ctx, p);
         return s;
     }
     p[used] = 0;
@@ -4625,7 +4615,7 @@ DLRNI_INTERNAL void dlrni_map_close(dlrn_context *ctx, dlrni_file_map *m) {
 #if DLRNI_POSIX
     if (m->p && !m->owned && m->size) munmap((void *)(uintptr_t)m->p, m->size);
 #endif
-    dlrni_free(ctx, m->owned);
+    dlrn_free(ctx, m->owned);
     memset(m, 0, sizeof *m);
 }
 
@@ -4787,7 +4777,7 @@ DLRNI_INTERNAL void dlrni_spool_free(dlrni_spool *spool) {
     if (!spool->is_open) return;
     if (spool->file)
         (void)!dlrni_io_of(ctx)->close_file(dlrni_io_of(ctx)->user, ctx, spool->file, 0);
-    dlrni_free(ctx, spool->memory.p);
+    dlrn_free(ctx, spool->memory.p);
     spool->is_open = 0;
 }
 
@@ -4971,7 +4961,7 @@ DLRNI_INTERNAL dlrn_status dlrni_json_unique(dlrni_json_reader *r, const dlrn_js
         else if (!dlrni_lookup_add(r->ctx, &keys, m->key, m->key_len, 0))
             s = DLRN_ERR_MEMORY;
     }
-    dlrni_free(r->ctx, keys.slot);
+    dlrn_free(r->ctx, keys.slot);
     return s;
 }
 
@@ -5043,7 +5033,7 @@ DLRN_API dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t
     if (!dlrni_mul(nodes, (int64_t)sizeof(dlrn_json) + 2, &bytes) ||
         !dlrni_add(bytes, (int64_t)size, &total))
         return dlrn_fail(ctx, DLRN_ERR_MEMORY, "%s: JSON too large", name);
-    dlrn_json *root = (dlrn_json *)dlrni_alloc(ctx, total, 1);
+    dlrn_json *root = (dlrn_json *)dlrn_alloc(ctx, total, 1);
     if (!root) return DLRN_ERR_MEMORY;
     dlrni_json_reader r = {ctx, name, text, text, text + size, root + 1, (char *)(root + nodes), 0};
     memset(root, 0, sizeof *root);
@@ -5053,7 +5043,7 @@ DLRN_API dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t
         if (r.p < r.end) s = dlrni_json_error(&r, "unexpected text after the value");
     }
     if (s != DLRN_OK) {
-        dlrni_free(ctx, root);
+        dlrn_free(ctx, root);
         return s;
     }
     *out = root;
@@ -5062,7 +5052,7 @@ DLRN_API dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t
 
 /* The tree is one block, which begins with its root. */
 DLRN_API void dlrn_json_free(dlrn_context *ctx, dlrn_json *root) {
-    dlrni_free(ctx, root);
+    dlrn_free(ctx, root);
 }
 
 /* ---- Getting values ---- */
@@ -5274,7 +5264,7 @@ struct dlrn_archive {
 /* A block that lives as long as the archive. */
 DLRNI_INTERNAL void *dlrni_archive_block(dlrn_archive *a, int64_t size) {
     if (!DLRNI_GROW(a->ctx, &a->blocks, &a->block_cap, a->n_blocks, a->n_blocks + 1)) return NULL;
-    void *p = dlrni_alloc(a->ctx, size, 1);
+    void *p = dlrn_alloc(a->ctx, size, 1);
     if (p) a->blocks[a->n_blocks++] = p;
     return p;
 }
@@ -5423,8 +5413,8 @@ DLRNI_INTERNAL double dlrni_element_real(uint64_t u, dlrn_dtype type) {
     double value;
     switch (type) {
     case DLRN_F32: return (double)dlrni_float_of_bits((uint32_t)u);
-    case DLRN_F16: return (double)dlrn_f16_to_f32((uint16_t)u);
-    case DLRN_BF16: return (double)dlrn_bf16_to_f32((uint16_t)u);
+    case DLRN_F16: return (double)dlrni_f16_to_f32((uint16_t)u);
+    case DLRN_BF16: return (double)dlrni_bf16_to_f32((uint16_t)u);
     case DLRN_F64: memcpy(&value, &u, sizeof value); return value;
     case DLRN_U64: return (double)u;
     default: return (double)dlrni_element_integer(u, type);
@@ -5519,7 +5509,7 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_new(dlrn_context *ctx, const char *path
     a->format = "?";
     a->path = DLRNI_NEW(ctx, char, (int64_t)strlen(path) + 1);
     if (!a->path) {
-        dlrni_free(ctx, a);
+        dlrn_free(ctx, a);
         return DLRN_ERR_MEMORY;
     }
     memcpy(a->path, path, strlen(path) + 1);
@@ -5532,15 +5522,15 @@ DLRN_API void dlrn_archive_close(dlrn_archive *a) {
     if (!a) return;
     dlrn_context *ctx = a->ctx;
     for (int64_t i = 0; i < a->n_shards; i++) dlrn_archive_close(a->shards[i]);
-    for (int64_t i = 0; i < a->n_blocks; i++) dlrni_free(ctx, a->blocks[i]);
+    for (int64_t i = 0; i < a->n_blocks; i++) dlrn_free(ctx, a->blocks[i]);
     if (!a->borrowed) dlrni_map_close(ctx, &a->map);
-    dlrni_free(ctx, a->shards);
-    dlrni_free(ctx, a->blocks);
-    dlrni_free(ctx, a->notes);
-    dlrni_free(ctx, a->entries);
-    dlrni_free(ctx, a->names.slot);
-    dlrni_free(ctx, a->path);
-    dlrni_free(ctx, a);
+    dlrn_free(ctx, a->shards);
+    dlrn_free(ctx, a->blocks);
+    dlrn_free(ctx, a->notes);
+    dlrn_free(ctx, a->entries);
+    dlrn_free(ctx, a->names.slot);
+    dlrn_free(ctx, a->path);
+    dlrn_free(ctx, a);
 }
 
 DLRN_API const char *dlrn_archive_format(const dlrn_archive *a) {
@@ -5681,7 +5671,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_cover(dlrn_archive *a, const unsign
     qsort(r, (size_t)a->count, sizeof *r, dlrni_range_order);
     int64_t n = 0;
     for (; n < a->count && r[n].begin == at; n++) at = r[n].end;
-    dlrni_free(a->ctx, r);
+    dlrn_free(a->ctx, r);
     if (n == a->count && at == size) return DLRN_OK;
     return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
                      "%s: the tensors leave a gap or overlap at byte %lld of %lld of the data",
@@ -5792,7 +5782,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_write(dlrni_sink *o, const dlrn_ten
     dlrni_put_le(head, (uint64_t)w.out.len, 8);
     dlrni_sink_write(o, head, 8);
     dlrni_sink_write(o, w.out.p, (uint64_t)w.out.len);
-    dlrni_free(o->ctx, w.out.p);
+    dlrn_free(o->ctx, w.out.p);
     for (int64_t i = 0; i < count && o->status == DLRN_OK; i++) {
         int64_t numel = 0, bytes;
         dlrni_sink_fail(o, dlrni_tensor_bytes(o->ctx, &tensors[i], &numel, &bytes));
@@ -6620,7 +6610,7 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_close(dlrni_zip_writer *z) {
     const int wide = at >= UINT32_MAX || size >= UINT32_MAX || n >= UINT16_MAX;
     if (z->directory.failed) dlrni_sink_fail(z->o, DLRN_ERR_MEMORY);
     dlrni_sink_write(z->o, z->directory.p, size);
-    dlrni_free(z->o->ctx, z->directory.p);
+    dlrn_free(z->o->ctx, z->directory.p);
     if (wide) dlrni_zip_write_end64(z, at, size);
     dlrni_set_field(e, DLRNI_END_MAGIC, DLRNI_MAGIC_END);
     dlrni_set_field(e, DLRNI_END_COUNT_HERE, wide ? UINT16_MAX : n);
@@ -7241,10 +7231,10 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_run(dlrni_pickle *p) {
 
 /* Values, stack and memo. Texts are in the file, or in the archive's blocks. */
 DLRNI_INTERNAL void dlrni_pickle_free(dlrni_pickle *p) {
-    for (int64_t i = 0; i < p->n_chunks; i++) dlrni_free(p->a->ctx, p->chunks[i]);
-    dlrni_free(p->a->ctx, p->chunks);
-    dlrni_free(p->a->ctx, p->stack);
-    dlrni_free(p->a->ctx, p->memo);
+    for (int64_t i = 0; i < p->n_chunks; i++) dlrn_free(p->a->ctx, p->chunks[i]);
+    dlrn_free(p->a->ctx, p->chunks);
+    dlrn_free(p->a->ctx, p->stack);
+    dlrn_free(p->a->ctx, p->memo);
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -7545,9 +7535,9 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_open(dlrn_archive *a) {
     l.p.c.p = a->map.p;
     l.p.c.end = a->map.p + a->map.size;
     dlrn_status s = dlrni_legacy_run(&l);
-    dlrni_free(a->ctx, l.m);
-    dlrni_free(a->ctx, l.names.slot);
-    dlrni_free(a->ctx, l.types.slot);
+    dlrn_free(a->ctx, l.m);
+    dlrn_free(a->ctx, l.names.slot);
+    dlrn_free(a->ctx, l.types.slot);
     dlrni_pickle_free(&l.p);
     return s;
 }
@@ -7649,7 +7639,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_write(dlrni_sink *o, const dlrn_tensor_out *
     dlrni_bytes pickle = {o->ctx, NULL, 0, 0, 0};
     o->status = dlrni_pt_pickle(&pickle, tensors, count);
     dlrni_zip_add(&z, "archive/data.pkl", pickle.p, (uint64_t)pickle.len);
-    dlrni_free(o->ctx, pickle.p);
+    dlrn_free(o->ctx, pickle.p);
     dlrni_zip_add(&z, "archive/byteorder", "little", 6);
     for (int64_t i = 0; i < count && o->status == DLRN_OK; i++) {
         char name[64];
@@ -7688,8 +7678,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_open(dlrn_archive *a) {
         s = dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
                       "%s: a zip without data.pkl (torch) and without .npy members (numpy)",
                       a->path);
-    dlrni_free(a->ctx, z.m);
-    dlrni_free(a->ctx, z.names.slot);
+    dlrn_free(a->ctx, z.m);
+    dlrn_free(a->ctx, z.names.slot);
     return s;
 }
 
@@ -7817,7 +7807,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_unique(dlrn_context *ctx, const dlrn_tens
             else if (!dlrni_lookup_add(ctx, &seen[kind], name, len, i))
                 s = DLRN_ERR_MEMORY;
         }
-        dlrni_free(ctx, seen[kind].slot);
+        dlrn_free(ctx, seen[kind].slot);
     }
     return s;
 }
@@ -7920,8 +7910,8 @@ DLRNI_INTERNAL dlrn_status dlrni_writer_new(dlrn_context *ctx, const char *path,
     dlrn_writer *w = DLRNI_NEW_ZERO(ctx, dlrn_writer, 1);
     char *copy = DLRNI_NEW(ctx, char, (int64_t)strlen(path) + 1);
     if (!w || !copy) {
-        dlrni_free(ctx, w);
-        dlrni_free(ctx, copy);
+        dlrn_free(ctx, w);
+        dlrn_free(ctx, copy);
         return DLRN_ERR_MEMORY;
     }
     memcpy(copy, path, strlen(path) + 1);
@@ -7936,8 +7926,8 @@ DLRNI_INTERNAL dlrn_status dlrni_writer_new(dlrn_context *ctx, const char *path,
 /* Everything but the file, which is closed before. */
 DLRNI_INTERNAL void dlrni_writer_free(dlrn_writer *w) {
     for (int i = 0; i < 3; i++) dlrni_spool_free(&w->part[i]);
-    dlrni_free(w->ctx, w->path);
-    dlrni_free(w->ctx, w);
+    dlrn_free(w->ctx, w->path);
+    dlrn_free(w->ctx, w);
 }
 
 /* The header of a .npy of `rows` rows. */
@@ -8154,7 +8144,7 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_columns(dlrn_archive *a, int64_t index, int
                           "%s: indices: entry %lld: expected [0, %lld), found %lld", a->path,
                           (long long)p, (long long)c->cols, (long long)wide[p]);
     }
-    dlrni_free(a->ctx, wide);
+    dlrn_free(a->ctx, wide);
     return s;
 }
 
@@ -8180,7 +8170,7 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_sort_row(dlrn_archive *a, int64_t row, int6
     for (p = 0; p < n; p++) entries[p].col = col[p], entries[p].val = val[p];
     qsort(entries, (size_t)n, sizeof *entries, dlrni_csr_order);
     for (p = 0; p < n; p++) col[p] = entries[p].col, val[p] = entries[p].val;
-    dlrni_free(a->ctx, entries);
+    dlrn_free(a->ctx, entries);
     for (p = 1; p < n; p++)
         if (col[p] == col[p - 1])
             return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
@@ -8523,7 +8513,7 @@ DLRNI_INTERNAL dlrn_status dlrni_match_layout(dlrni_loading *l) {
 /* w [n] are the elements of a tensor from `first` on. */
 DLRNI_INTERNAL dlrn_status dlrni_check_weights(dlrn_archive *a, const char *name, const float *w,
                                                int64_t first, int64_t n) {
-    int64_t i = dlrni_first_beyond(w, n, 0x7f7fffffu);
+    int64_t i = dlrni_first_not_finite(w, n);
     if (i == n) return DLRN_OK;
     return dlrn_fail(a->ctx, DLRN_ERR_VALUE,
                      "%s: tensor '%s': element %lld: expected a finite number, found %g", a->path,
@@ -8554,7 +8544,7 @@ DLRNI_INTERNAL void dlrni_read_piece(void *arg, int64_t task, int worker) {
         const int64_t n = dlrni_min(4096, end - i);
         if (j->from != (const unsigned char *)j->to)
             memcpy(j->to + i, j->from + i * 4, (size_t)n * 4);
-        j->bad[task] |= dlrni_first_beyond(j->to + i, n, 0x7f7fffffu) < n;
+        j->bad[task] |= dlrni_first_not_finite(j->to + i, n) < n;
     }
 }
 
@@ -8571,7 +8561,7 @@ DLRNI_INTERNAL void dlrni_read_columns(void *arg, int64_t task, int worker) {
             const int64_t rows = dlrni_min(16, j->rows - r), n = dlrni_min(16, end - f);
             for (int64_t i = 0; i < rows; i++) {
                 memcpy(square[i], j->from + ((r + i) * j->cols + f) * 4, (size_t)n * 4);
-                j->bad[task] |= dlrni_first_beyond(square[i], n, 0x7f7fffffu) < n;
+                j->bad[task] |= dlrni_first_not_finite(square[i], n) < n;
             }
             for (int64_t c = 0; c < n; c++)
                 for (int64_t i = 0; i < rows; i++) j->to[(f + c) * j->rows + r + i] = square[i][c];
@@ -8601,7 +8591,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_plain(dlrn_archive *a, const char *name,
     if (!(j.bad = DLRNI_NEW(a->ctx, int64_t, tasks))) return DLRN_ERR_MEMORY;
     dlrn_parallel_for(a->ctx, tasks, j.cols ? dlrni_read_columns : dlrni_read_piece, &j);
     for (int64_t i = 0; i < tasks; i++) bad |= j.bad[i];
-    dlrni_free(a->ctx, j.bad);
+    dlrn_free(a->ctx, j.bad);
     for (int64_t i = 0; bad && i < j.n; i++) {
         float w;
         memcpy(&w, j.from + i * 4, sizeof w);
@@ -8629,7 +8619,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_strided(dlrn_archive *a, int64_t index, co
         for (int64_t j = 0; j < cols && s == DLRN_OK; j++)
             for (int64_t i = 0; i < n; i++) to[j * rows + r + i] = part[i * cols + j];
     }
-    dlrni_free(a->ctx, part);
+    dlrn_free(a->ctx, part);
     return s;
 }
 
@@ -8894,7 +8884,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_stored(dlrn_context *ctx, const char *pat
     int64_t n = 1;
     if (t->dtype != DLRN_F32) return DLRN_OK;
     for (int i = 0; i < t->ndim; i++) n *= t->shape[i];
-    int64_t i = dlrni_first_beyond(w, n, 0x7f7fffffu);
+    int64_t i = dlrni_first_not_finite(w, n);
     if (i == n) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_VALUE,
                      "%s: not written: tensor '%s': element %lld: expected a finite number, found "
@@ -8926,22 +8916,6 @@ typedef struct dlrni_saving {
     float threshold;
 } dlrni_saving;
 
-/* Parallel for: to [cols][rows] = from [rows][cols] transposed, 16 columns a task. */
-typedef struct dlrni_turn_job {
-    const dlrni_kernel_table *k;
-    const float *from;
-    float *to;
-    int64_t rows, cols;
-} dlrni_turn_job;
-
-DLRNI_INTERNAL void dlrni_turn_columns(void *arg, int64_t task, int worker) {
-    const dlrni_turn_job *j = (const dlrni_turn_job *)arg;
-    int64_t c = task * 16;
-    (void)worker;
-    dlrni_transpose_here(j->k, j->from + c, j->cols, j->rows, dlrni_min(16, j->cols - c),
-                         j->to + c * j->rows, j->rows);
-}
-
 /* Adds one tensor of the row. */
 DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
                                             dlrni_saving *s) {
@@ -8958,8 +8932,8 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
         float *turned = DLRNI_NEW(ctx, float, dlrni_role_size(dict, t->is));
         s->turned[s->count] = turned;
         if (!turned) return DLRN_ERR_MEMORY;
-        dlrni_turn_job job = {ctx->k, dict->param[t->is], turned, to->shape[1], to->shape[0]};
-        dlrn_parallel_for(ctx, dlrni_ceil_div(job.cols, 16), dlrni_turn_columns, &job);
+        const int64_t rows = to->shape[1], cols = to->shape[0]; /* in memory: the file's turned */
+        dlrni_transpose(ctx, dict->param[t->is], cols, rows, cols, turned, rows);
         to->data = turned;
     }
     s->count++;
@@ -8986,7 +8960,7 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     for (int64_t i = 0; i < saving.count && s == DLRN_OK; i++)
         s = dlrni_check_stored(ctx, path, &saving.tensor[i]);
     if (s == DLRN_OK) s = dlrn_archive_write(ctx, path, saving.tensor, saving.count, NULL);
-    for (int i = 0; i < DLRNI_STORED_MAX; i++) dlrni_free(ctx, saving.turned[i]);
+    for (int i = 0; i < DLRNI_STORED_MAX; i++) dlrn_free(ctx, saving.turned[i]);
     return s;
 }
 
@@ -9134,7 +9108,7 @@ DLRNI_INTERNAL void dlrni_array_destroy(void *user) {
     dlrni_array_source *s = (dlrni_array_source *)user;
     dlrni_npy_close(&s->file);
     dlrni_npy_close(&s->target);
-    dlrni_free(s->ctx, s);
+    dlrn_free(s->ctx, s);
 }
 
 DLRNI_INTERNAL dlrni_array_source *dlrni_array_source_new(dlrn_context *ctx, int64_t epochs,
@@ -9220,7 +9194,7 @@ typedef struct dlrni_finite_source {
 } dlrni_finite_source;
 
 DLRNI_INTERNAL int dlrni_all_finite(const float *x, int64_t n) {
-    return dlrni_first_beyond(x, n, 0x7f7fffffu) == n;
+    return dlrni_first_not_finite(x, n) == n;
 }
 
 /* Moves those of n rows together whose numbers are finite; returns how many. d_out 0: no y. */
@@ -9273,7 +9247,7 @@ DLRNI_INTERNAL const char *dlrni_finite_error(void *user) {
 DLRNI_INTERNAL void dlrni_finite_destroy(void *user) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
     if (s->owns_inner) dlrn_source_destroy(&s->inner);
-    dlrni_free(s->ctx, s);
+    dlrn_free(s->ctx, s);
 }
 
 DLRN_API dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *source,
@@ -9407,13 +9381,13 @@ DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_conf
 DLRN_API void dlrn_buffer_destroy(dlrn_buffer *b) {
     if (!b) return;
     if (b->owns_source) dlrn_source_destroy(&b->source);
-    for (int64_t i = 0; i < b->segments; i++) dlrni_free(b->ctx, b->segment[i]);
-    dlrni_free(b->ctx, b->segment);
+    for (int64_t i = 0; i < b->segments; i++) dlrn_free(b->ctx, b->segment[i]);
+    dlrn_free(b->ctx, b->segment);
     for (int i = 0; i < 2; i++) {
-        dlrni_free(b->ctx, b->out[i]);
-        dlrni_free(b->ctx, b->in[i]);
+        dlrn_free(b->ctx, b->out[i]);
+        dlrn_free(b->ctx, b->in[i]);
     }
-    dlrni_free(b->ctx, b);
+    dlrn_free(b->ctx, b);
 }
 
 /* All that is there before the first row comes. */
@@ -9465,7 +9439,7 @@ DLRNI_INTERNAL void dlrni_narrow_stored(dlrn_dtype type, const float *from, char
         return;
     }
     for (int64_t i = 0; i < n; i++) {
-        uint16_t h = type == DLRN_F16 ? dlrn_f32_to_f16(from[i]) : dlrn_f32_to_bf16(from[i]);
+        uint16_t h = type == DLRN_F16 ? dlrni_f32_to_f16(from[i]) : dlrni_f32_to_bf16(from[i]);
         memcpy(to + 2 * i, &h, sizeof h);
     }
 }
@@ -9587,7 +9561,7 @@ DLRNI_INTERNAL void dlrni_buffer_copy(const dlrn_buffer *b, const int64_t *index
 /* A row that is not finite would poison every weight: named by its place in the stream. */
 DLRNI_INTERNAL dlrn_status dlrni_check_finite(dlrn_context *ctx, const float *x, int64_t rows,
                                               int64_t d, int64_t first, const char *what) {
-    int64_t i = dlrni_first_beyond(x, rows * d, 0x7f7fffffu);
+    int64_t i = dlrni_first_not_finite(x, rows * d);
     if (i == rows * d) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_VALUE,
                      "%s row %lld, column %lld: expected a finite number, found %g", what,
@@ -9751,7 +9725,7 @@ DLRN_API void dlrn_buffer_describe(const dlrn_buffer *b, dlrn_buffer_info *out) 
 
 DLRNI_INTERNAL void dlrni_buffer_state_free(dlrn_context *ctx, dlrni_buffer_state *state) {
     for (int k = 0; k < 2; k++) {
-        dlrni_free(ctx, state->rows_of[k]);
+        dlrn_free(ctx, state->rows_of[k]);
         state->rows_of[k] = NULL;
     }
 }
@@ -10326,7 +10300,7 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
         return dlrn_fail(t->ctx, DLRN_ERR_MEMORY, "a batch of this size does not fit in memory");
     char *base = DLRNI_NEW(t->ctx, char, bytes);
     if (!base) return DLRN_ERR_MEMORY;
-    dlrni_free(t->ctx, b->xc);
+    dlrn_free(t->ctx, b->xc);
     b->cap = n;
     b->xc = (float *)dlrni_carve(base, &at, n, in);
     b->e = (float *)dlrni_carve(base, &at, n, out);
@@ -11018,7 +10992,7 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_a
     dlrn_status s = square ? dlrni_backward(t, NULL, t->w.gradient) : DLRN_ERR_MEMORY;
     if (s == DLRN_OK) dlrn_parallel_for(t->ctx, groups, dlrni_apply_group, &job);
     for (int64_t f = 0; s == DLRN_OK && f < F; f++) sum += square[f];
-    dlrni_free(t->ctx, square);
+    dlrn_free(t->ctx, square);
     if (s != DLRN_OK) return s;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         if (!t->dict->param[role] || dlrni_is_by_feature(role)) continue;
@@ -11276,9 +11250,9 @@ typedef struct dlrni_sample {
 } dlrni_sample;
 
 DLRNI_INTERNAL void dlrni_sample_free(dlrn_context *ctx, dlrni_sample *r) {
-    dlrni_free(ctx, r->index);
-    dlrni_free(ctx, r->bx);
-    dlrni_free(ctx, r->by);
+    dlrn_free(ctx, r->index);
+    dlrn_free(ctx, r->bx);
+    dlrn_free(ctx, r->by);
 }
 
 /* Rows of the sample from `start` on, n of them. */
@@ -11364,7 +11338,7 @@ DLRNI_INTERNAL dlrn_status dlrni_sample_losses(dlrn_trainer *t, const dlrni_samp
                              loss + i);
     }
     dlrn_encoder_destroy(encoder);
-    dlrni_free(t->ctx, x_hat);
+    dlrn_free(t->ctx, x_hat);
     return s;
 }
 
@@ -11454,8 +11428,8 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_rows(dlrn_trainer *t, const dlrni_samp
         dlrni_revive(t, dead[p], x, y, norm);
         ++*resampled;
     }
-    dlrni_free(t->ctx, loss);
-    dlrni_free(t->ctx, drawn);
+    dlrn_free(t->ctx, loss);
+    dlrn_free(t->ctx, drawn);
     dlrn_dictionary_changed(t->dict);
     return s;
 }
@@ -11516,17 +11490,17 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
     if (!t) return;
     dlrni_work *w = &t->w;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
-        dlrni_free(t->ctx, t->m[role]);
-        dlrni_free(t->ctx, t->v[role]);
-        dlrni_free(t->ctx, w->gradient[role]);
+        dlrn_free(t->ctx, t->m[role]);
+        dlrn_free(t->ctx, t->v[role]);
+        dlrn_free(t->ctx, w->gradient[role]);
     }
     void *blocks[] = {t->since_fired, w->silent,  w->center_part, w->center_grad,
                       w->output_grad, w->lowered, w->batch.xc,    w->aux.dead,
                       w->aux.e,       w->aux.row, w->aux.grad,    w->aux.bias_grad};
-    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrni_free(t->ctx, blocks[i]);
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
     dlrn_dictionary_destroy(t->dict);
-    dlrni_free(t->ctx, t);
+    dlrn_free(t->ctx, t);
 }
 
 /* Moments, and gradients where the recipe clips: as large as the parameter. */
@@ -12285,7 +12259,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_rows(dlrn_trainer *t, dlrn_archive *a, int
     if (!wide) return DLRN_ERR_MEMORY;
     DLRNI_TRY(dlrn_archive_read(a, where, wide));
     for (int64_t i = 0; b->store != DLRN_F32 && i < n; i++) { /* in place: 2 bytes for 4 */
-        uint16_t h = b->store == DLRN_F16 ? dlrn_f32_to_f16(wide[i]) : dlrn_f32_to_bf16(wide[i]);
+        uint16_t h = b->store == DLRN_F16 ? dlrni_f32_to_f16(wide[i]) : dlrni_f32_to_bf16(wide[i]);
         memcpy((char *)wide + 2 * i, &h, sizeof h);
     }
     return DLRN_OK;
@@ -12466,11 +12440,11 @@ DLRN_API dlrn_eval_config dlrn_eval_defaults(void) {
 DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e) {
     if (!e) return;
     dlrn_encoder_destroy(e->encoder);
-    dlrni_free(e->ctx, e->mean_y);
-    dlrni_free(e->ctx, e->fired);
-    dlrni_free(e->ctx, e->x_hat);
+    dlrn_free(e->ctx, e->mean_y);
+    dlrn_free(e->ctx, e->fired);
+    dlrn_free(e->ctx, e->x_hat);
     dlrn_sparse_free(&e->codes);
-    dlrni_free(e->ctx, e);
+    dlrn_free(e->ctx, e);
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_evaluator_alloc(dlrn_evaluator *e) {
@@ -12793,7 +12767,7 @@ DLRN_API dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionar
     if (s == DLRN_OK) s = dlrni_three_passes(&splice, lm, out);
     for (int64_t i = 0; splice.encoders && i < lm->sites; i++)
         dlrn_encoder_destroy(splice.encoders[i]);
-    dlrni_free(ctx, splice.encoders);
+    dlrn_free(ctx, splice.encoders);
     return s;
 }
 
@@ -12814,8 +12788,8 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
         dlrn_status end = dlrn_evaluator_finish(j.e, out);
         if (s == DLRN_OK) s = end;
     }
-    dlrni_free(ctx, j.x);
-    dlrni_free(ctx, j.y);
+    dlrn_free(ctx, j.x);
+    dlrn_free(ctx, j.y);
     dlrn_evaluator_destroy(j.e);
     return s == DLRN_OK && lm ? dlrn_loss_recovered(ctx, &dict, lm, out) : s;
 }
@@ -12866,14 +12840,6 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_UNROLL
 #undef DLRNI_UNUSED
 #undef DLRNI_X86
-#undef dlrni_alloc
-#undef dlrni_free
-#undef dlrn_dtype_size
-#undef dlrn_rng_u64
-#undef dlrn_f16_to_f32
-#undef dlrn_f32_to_f16
-#undef dlrn_bf16_to_f32
-#undef dlrn_f32_to_bf16
 
 #endif /* DICTLEARN_IMPLEMENTATION */
 
