@@ -59,7 +59,7 @@
    >>optimiser      Adam with unit-norm atoms, rates
    >>sums           sums of gathered rows
    >>loss           lists, reconstruction, errors
-   >>auxiliary      losses of dead features: ghosts
+   >>auxiliary      losses of dead features: ghosts, AuxK
    >>backward       gradients and update in one visit
    >>recipes        how a family is trained: one block and one row each
    >>settings       configuration: defaults, checks, JSON
@@ -9893,7 +9893,6 @@ typedef struct dlrni_aux {
     int64_t first, sums; /* dead features whose sums are in hand: from `first` on, so many */
     float *grad;         /* by groups of 48: atoms' [..][d_out], encoder rows' [..][d_in] */
     double *bias_grad;   /* [DLRNI_AUX_SUMS]                                           */
-    double spread;       /* AuxK: mean squared distance of the residuals from their mean */
     int64_t e_cap, row_cap;
 } dlrni_aux;
 
@@ -10663,6 +10662,97 @@ DLRNI_INTERNAL void dlrni_ghost_finish(dlrn_trainer *t, dlrn_train_stats *stats)
 static const dlrni_auxiliary dlrni_ghosts = {dlrni_ghost_is_dead, dlrni_ghost_begin_row,
                                              dlrni_ghost_activate, dlrni_ghost_end_row,
                                              dlrni_ghost_finish};
+
+/* ---- AuxK (Gao et al., "Scaling and evaluating sparse autoencoders", 2024; as in
+   dictionary_learning 0.1.0) ----
+   Dead is a feature without which dead_rows rows have gone by, this batch counted. Of the dead, each
+   row keeps the auxk largest of ReLU(pre). Their output X predicts the residual r. Loss:
+   auxk_alpha mean |r - X|^2 / mean |r - mean r|^2; r is a constant to the gradient. */
+DLRNI_INTERNAL int dlrni_auxk_is_dead(const dlrn_trainer *t, int64_t f) {
+    return t->cfg.auxk_alpha > 0 && dlrni_is_dead(t, t->w.silent[f]);
+}
+
+/* The k-th largest of pre [n], if it is above 0; else 0. Numbers above 0 sort as their bits do: one
+   bit of the answer after the other, without memory. */
+DLRNI_INTERNAL float dlrni_kth_largest(const float *pre, int64_t n, int64_t k) {
+    uint32_t bits = 0;
+    for (int bit = 30; bit >= 0; bit--) {
+        float at = dlrni_float_of_bits(bits | (uint32_t)1 << bit);
+        int64_t count = 0;
+        for (int64_t p = 0; p < n; p++) count += pre[p] >= at;
+        if (count >= k) bits |= (uint32_t)1 << bit;
+    }
+    return dlrni_float_of_bits(bits);
+}
+
+/* Whether a row keeps a feature: of equal ones, those up to row->feature. */
+DLRNI_INTERNAL int dlrni_auxk_keeps(const dlrni_aux_row *row, int32_t feature, float pre) {
+    return pre > row->level || (pre > 0 && pre >= row->level && feature <= row->feature);
+}
+
+DLRNI_INTERNAL void dlrni_auxk_begin_row(dlrn_trainer *t, int64_t i, float *pre) {
+    const dlrni_aux *a = &t->w.aux;
+    dlrni_aux_row *row = &t->w.aux.row[i];
+    int64_t k = dlrni_min(t->cfg.auxk ? t->cfg.auxk : dlrni_max(t->cfg.d_in / 2, 1), a->count);
+    row->level = dlrni_kth_largest(pre, a->count, k);
+    row->feature = -1;
+    for (int64_t p = 0; p < a->count; p++) k -= pre[p] > row->level;
+    for (int64_t p = 0; p < a->count && k > 0; p++) {
+        if (pre[p] < row->level || pre[p] > row->level) continue;
+        row->feature = a->dead[p];
+        k--;
+    }
+    for (int64_t p = 0; p < a->count; p++)
+        if (!dlrni_auxk_keeps(row, a->dead[p], pre[p])) pre[p] = 0;
+}
+
+DLRNI_INTERNAL void dlrni_auxk_activate(const dlrn_trainer *t, int64_t i, const int32_t *feature,
+                                        int64_t n, float *f, float *df) {
+    for (int64_t p = 0; p < n; p++) {
+        int keeps = dlrni_auxk_keeps(&t->w.aux.row[i], feature[p], f[p]);
+        if (!keeps) f[p] = 0;
+        df[p] = (float)keeps;
+    }
+}
+
+DLRNI_INTERNAL void dlrni_auxk_end_row(dlrn_trainer *t, int64_t i) {
+    int64_t d = t->dict->d_out;
+    float *v = t->w.aux.e + i * d;
+    t->ctx->k->axpy(1.0f, t->w.batch.e + i * d, v, d); /* X - r, r = - e */
+    t->w.aux.row[i].error = (double)t->ctx->k->dot(v, v, d);
+}
+
+/* mean_i |e_i - mean e|^2, some columns at a time. */
+DLRNI_INTERNAL double dlrni_residual_variance(const float *e, int64_t n, int64_t d) {
+    double sum = 0, mean[DLRNI_GROUP], square[DLRNI_GROUP];
+    for (int64_t c = 0; c < d; c += DLRNI_GROUP) {
+        int64_t width = dlrni_min(DLRNI_GROUP, d - c);
+        memset(mean, 0, sizeof mean);
+        memset(square, 0, sizeof square);
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < width; j++) mean[j] += (double)e[i * d + c + j] / (double)n;
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < width; j++) {
+                double off = (double)e[i * d + c + j] - mean[j];
+                square[j] += off * off;
+            }
+        for (int64_t j = 0; j < width; j++) sum += square[j] / (double)n;
+    }
+    return sum;
+}
+
+DLRNI_INTERNAL void dlrni_auxk_finish(dlrn_trainer *t, dlrn_train_stats *stats) {
+    int64_t n = t->w.batch.n;
+    double variance = dlrni_residual_variance(t->w.batch.e, n, t->dict->d_out);
+    double factor = variance > 0 ? 2 * t->cfg.auxk_alpha / ((double)n * variance) : 0;
+    stats->auxiliary_loss = variance > 0 ? dlrni_aux_mean_error(t) / variance : 0;
+    stats->loss += t->cfg.auxk_alpha * stats->auxiliary_loss;
+    for (int64_t i = 0; i < n; i++) t->w.aux.row[i].factor = (float)factor;
+}
+
+static const dlrni_auxiliary dlrni_auxk = {dlrni_auxk_is_dead, dlrni_auxk_begin_row,
+                                           dlrni_auxk_activate, dlrni_auxk_end_row,
+                                           dlrni_auxk_finish};
 
 /* ------------------------------------------------------------------------------------------ */
 // >>backward
