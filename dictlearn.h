@@ -11167,11 +11167,89 @@ DLRNI_INTERNAL double dlrni_reference_slope(const dlrn_trainer *t, int64_t i, fl
     return weight * (dlrni_entropy_slope((double)f / sum) - b->mean_slope[i]) / sum;
 }
 
+/* ---- dl-top_k: TopKTrainer of dictionary_learning 0.1.0 ----
+   Squared distance, no penalty, AuxK. Before the first step the output bias becomes the geometric
+   median of the batch. The mean threshold follows the smallest value that a row keeps. A row that
+   keeps nothing is left out of that mean, where the library takes infinity; of features at 0 it
+   picks some at random to fill up k, and counts them as active, which is not followed. */
+DLRNI_INTERNAL void dlrni_top_k_defaults(dlrn_train_config *cfg) {
+    cfg->lr = -1;
+    cfg->sparsity_penalty = 0;
+    cfg->loss = DLRN_LOSS_SQUARED;
+    cfg->clip = 1;
+    cfg->k = 64;
+    cfg->auxk_alpha = 1.0 / 32;
+    cfg->dead_rows = 10000000;
+    cfg->threshold_beta = 0.999;
+    cfg->threshold_start_step = 1000;
+}
+
+DLRNI_INTERNAL double dlrni_top_k_rate(const dlrn_train_config *cfg) {
+    return 2e-4 / sqrt((double)cfg->features / 16384);
+}
+
+/* One round of Weiszfeld's algorithm: to [d] = the mean of y [n][d], weighted by 1 / distance from
+   `from`. A row that lies there has no weight. Returns the distance between the two. */
+DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t n, int64_t d, const double *from,
+                                         double *to) {
+    double all = 0, moved = 0;
+    memset(to, 0, (size_t)d * sizeof *to);
+    for (int64_t i = 0; i < n; i++) {
+        double square = 0;
+        for (int64_t c = 0; c < d; c++)
+            square += ((double)y[i * d + c] - from[c]) * ((double)y[i * d + c] - from[c]);
+        if (!(square > 0)) continue;
+        all += 1 / sqrt(square);
+        for (int64_t c = 0; c < d; c++) to[c] += (double)y[i * d + c] / sqrt(square);
+    }
+    for (int64_t c = 0; c < d; c++) {
+        to[c] = all > 0 ? to[c] / all : from[c];
+        moved += (to[c] - from[c]) * (to[c] - from[c]);
+    }
+    return sqrt(moved);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_top_k_first_batch(dlrn_trainer *t, const float *x, const float *y,
+                                                   int64_t n) {
+    int64_t d = t->dict->d_out;
+    DLRNI_TRY(dlrni_check_batch(t, x, y, n));
+    double *at = DLRNI_NEW_ZERO(t->ctx, double, 2 * d), *next = at + d;
+    if (!at) return DLRN_ERR_MEMORY;
+    if (!y) y = x;
+    for (int64_t i = 0; i < n * d; i++) at[i % d] += (double)y[i] / (double)n;
+    for (int round = 0; round < 100; round++) {
+        double moved = dlrni_median_round(y, n, d, at, next);
+        memcpy(at, next, (size_t)d * sizeof *at);
+        if (moved < 1e-5) break;
+    }
+    for (int64_t c = 0; c < d; c++) t->dict->param[DLRN_OUTPUT_BIAS][c] = (float)at[c];
+    dlrn_dictionary_changed(t->dict);
+    dlrni_free(t->ctx, at);
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL void dlrni_top_k_after_step(dlrn_trainer *t) {
+    const dlrni_encoding *c = &t->w.codes;
+    double *threshold = &t->dict->formula.threshold, sum = 0, beta = t->cfg.threshold_beta;
+    int64_t rows = 0, k = t->dict->formula.k;
+    if (t->cfg.threshold_start_step < 0 || t->step <= t->cfg.threshold_start_step) return;
+    for (int64_t i = 0; i < c->n; i++) {
+        if (!c->kept[i]) continue;
+        sum += (double)c->best[i * k].value; /* on top of the heap: the smallest */
+        rows++;
+    }
+    if (!rows) return;
+    sum /= (double)rows;
+    *threshold = *threshold < 0 ? sum : beta * *threshold + (1 - beta) * sum;
+}
+
 /* ---- The table ---- */
 
 static const dlrni_recipe dlrni_recipes[] = {
     {"reference", "AutoEncoder", NULL, NULL, 0, NULL, NULL, dlrni_reference_penalty,
      dlrni_reference_slope, NULL, &dlrni_ghosts, NULL},
+    {"dl-top_k", "AutoEncoderTopK", dlrni_top_k_defaults, dlrni_top_k_rate, 1,
+     dlrni_top_k_first_batch, NULL, NULL, NULL, NULL, &dlrni_auxk, dlrni_top_k_after_step},
 };
 enum { DLRNI_RECIPES = sizeof dlrni_recipes / sizeof *dlrni_recipes };
 
