@@ -11243,6 +11243,59 @@ DLRNI_INTERNAL void dlrni_top_k_after_step(dlrn_trainer *t) {
     *threshold = *threshold < 0 ? sum : beta * *threshold + (1 - beta) * sum;
 }
 
+/* ---- dl-jump_relu: JumpReluTrainer of dictionary_learning 0.1.0 ----
+   f = p where p > threshold, else 0. Squared distance, and the penalty (L0 / target_l0 - 1)^2. A
+   step has no useful derivative, so that of a threshold t is estimated from the entries within half
+   a bandwidth e of it (Rajamanoharan et al., "Jumping ahead", 2024): df/dt = - t / e, and each
+   feature on a row counts in L0 with - 1 / e where |f - t| < e / 2: f, not p, so that all inactive
+   entries count while t < e / 2. The penalty moves thresholds alone. In training, and there alone,
+   a threshold below 0 lets negative values through. */
+DLRNI_INTERNAL void dlrni_jump_relu_defaults(dlrn_train_config *cfg) {
+    cfg->lr = 7e-5;
+    cfg->beta1 = 0;
+    cfg->loss = DLRN_LOSS_SQUARED;
+    cfg->clip = 1;
+    cfg->sparsity_penalty = 1;
+    cfg->sparsity_warmup_steps = 2000;
+    cfg->target_l0 = 20;
+    cfg->bandwidth = 0.001;
+}
+
+DLRNI_INTERNAL float dlrni_jump_relu_value(const dlrn_trainer *t, int64_t feature, float pre) {
+    return pre > t->dict->param[DLRN_THRESHOLD][feature] ? pre : 0;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_jump_relu_penalty(dlrn_trainer *t, dlrn_train_stats *stats) {
+    const dlrn_train_config *cfg = &t->cfg;
+    DLRNI_REQUIRE(t->ctx, cfg->target_l0 > 0 && cfg->bandwidth > 0,
+                  "target_l0 and bandwidth must be positive");
+    double off = stats->l0 / cfg->target_l0 - 1, weight = dlrni_penalty_weight(cfg, t->step);
+    stats->sparsity_loss = off * off;
+    stats->loss += weight * stats->sparsity_loss;
+    t->w.penalty_slope = weight * 2 * off / cfg->target_l0 / (double)t->w.batch.n;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
+    const float threshold = t->dict->param[DLRN_THRESHOLD][v->f0 + j], *c = t->w.batch.c;
+    const double width = t->cfg.bandwidth, level = (double)threshold;
+    double by_f = 0, counted = 0, bias = 0;
+    int64_t off = v->rows;
+    for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
+        float pre = v->val[p], slope = c[v->row[p]] * v->slope[p];
+        int near = fabs((double)pre - level)<width / 2, on = pre> threshold;
+        if (near) by_f += (double)slope;
+        counted += near && on;
+        off -= on;
+        v->coef[p] = on ? pre * c[v->row[p]] : 0;
+        v->slope[p] = on ? slope : 0;
+        bias += (double)v->slope[p];
+    }
+    if (fabs(level) < width / 2) counted += (double)off;
+    v->scalar[DLRN_ENCODER_BIAS][j] += bias;
+    v->scalar[DLRN_THRESHOLD][j] -= (level * by_f + t->w.penalty_slope * counted) / width;
+}
+
 /* ---- The table ---- */
 
 static const dlrni_recipe dlrni_recipes[] = {
@@ -11250,6 +11303,8 @@ static const dlrni_recipe dlrni_recipes[] = {
      dlrni_reference_slope, NULL, &dlrni_ghosts, NULL},
     {"dl-top_k", "AutoEncoderTopK", dlrni_top_k_defaults, dlrni_top_k_rate, 1,
      dlrni_top_k_first_batch, NULL, NULL, NULL, NULL, &dlrni_auxk, dlrni_top_k_after_step},
+    {"dl-jump_relu", "JumpReluAutoEncoder", dlrni_jump_relu_defaults, NULL, 0, NULL,
+     dlrni_jump_relu_value, dlrni_jump_relu_penalty, NULL, dlrni_jump_relu_slopes, NULL, NULL},
 };
 enum { DLRNI_RECIPES = sizeof dlrni_recipes / sizeof *dlrni_recipes };
 

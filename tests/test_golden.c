@@ -486,6 +486,18 @@ TEST(recipe_dl_top_k) {
     check_recipe("top_k_noaux", names, roles, 4, &cfg, "AutoEncoderTopK");
 }
 
+TEST(recipe_dl_jump_relu) {
+    static const char *const names[] = {"encoder_weight", "encoder_bias", "decoder_weight", "bias",
+                                        "threshold"};
+    static const dlrn_role roles[] = {DLRN_ENCODER, DLRN_ENCODER_BIAS, DLRN_DECODER,
+                                      DLRN_OUTPUT_BIAS, DLRN_THRESHOLD};
+    dlrn_train_config cfg = trace_config("dl-jump_relu");
+    cfg.bandwidth = 0.1;
+    cfg.target_l0 = 6;
+    cfg.sparsity_warmup_steps = 6;
+    check_recipe("jump_relu", names, roles, 5, &cfg, "JumpReluAutoEncoder");
+}
+
 /* ---- Evaluation ---- */
 
 static void check_evaluation(golden *g, const dlrn_dictionary *ae, const char *name, int sparsity,
@@ -568,6 +580,7 @@ int main(int argc, char **argv) {
     RUN(train_log_resample);
     RUN(every_case_of_training_is_tested);
     RUN(recipe_dl_top_k);
+    RUN(recipe_dl_jump_relu);
     RUN(evaluation);
     return TEST_END();
 }
