@@ -59,7 +59,7 @@
    >>optimiser      Adam with unit-norm atoms, rates
    >>sums           sums of gathered rows
    >>loss           lists, reconstruction, errors
-   >>auxiliary      losses of dead features: ghosts
+   >>auxiliary      losses of dead features: ghosts, AuxK
    >>backward       gradients and update in one visit
    >>recipes        how a family is trained: one block and one row each
    >>settings       configuration: defaults, checks, JSON
@@ -9881,7 +9881,6 @@ typedef struct dlrni_aux {
     int64_t first, sums; /* dead features whose sums are in hand: from `first` on, so many */
     float *grad;         /* by groups of 48: atoms' [..][d_out], encoder rows' [..][d_in] */
     double *bias_grad;   /* [DLRNI_AUX_SUMS]                                           */
-    double spread;       /* AuxK: mean squared distance of the residuals from their mean */
     int64_t e_cap, row_cap;
 } dlrni_aux;
 
@@ -10652,6 +10651,97 @@ static const dlrni_auxiliary dlrni_ghosts = {dlrni_ghost_is_dead, dlrni_ghost_be
                                              dlrni_ghost_activate, dlrni_ghost_end_row,
                                              dlrni_ghost_finish};
 
+/* ---- AuxK (Gao et al., "Scaling and evaluating sparse autoencoders", 2024; as in
+   dictionary_learning 0.1.0) ----
+   Dead is a feature without which dead_rows rows have gone by, this batch counted. Of the dead, each
+   row keeps the auxk largest of ReLU(pre). Their output X predicts the residual r. Loss:
+   auxk_alpha mean |r - X|^2 / mean |r - mean r|^2; r is a constant to the gradient. */
+DLRNI_INTERNAL int dlrni_auxk_is_dead(const dlrn_trainer *t, int64_t f) {
+    return t->cfg.auxk_alpha > 0 && dlrni_is_dead(t, t->w.silent[f]);
+}
+
+/* The k-th largest of pre [n], if it is above 0; else 0. Numbers above 0 sort as their bits do: one
+   bit of the answer after the other, without memory. */
+DLRNI_INTERNAL float dlrni_kth_largest(const float *pre, int64_t n, int64_t k) {
+    uint32_t bits = 0;
+    for (int bit = 30; bit >= 0; bit--) {
+        float at = dlrni_float_of_bits(bits | (uint32_t)1 << bit);
+        int64_t count = 0;
+        for (int64_t p = 0; p < n; p++) count += pre[p] >= at;
+        if (count >= k) bits |= (uint32_t)1 << bit;
+    }
+    return dlrni_float_of_bits(bits);
+}
+
+/* Whether a row keeps a feature: of equal ones, those up to row->feature. */
+DLRNI_INTERNAL int dlrni_auxk_keeps(const dlrni_aux_row *row, int32_t feature, float pre) {
+    return pre > row->level || (pre > 0 && pre >= row->level && feature <= row->feature);
+}
+
+DLRNI_INTERNAL void dlrni_auxk_begin_row(dlrn_trainer *t, int64_t i, float *pre) {
+    const dlrni_aux *a = &t->w.aux;
+    dlrni_aux_row *row = &t->w.aux.row[i];
+    int64_t k = dlrni_min(t->cfg.auxk ? t->cfg.auxk : dlrni_max(t->cfg.d_in / 2, 1), a->count);
+    row->level = dlrni_kth_largest(pre, a->count, k);
+    row->feature = -1;
+    for (int64_t p = 0; p < a->count; p++) k -= pre[p] > row->level;
+    for (int64_t p = 0; p < a->count && k > 0; p++) {
+        if (pre[p] < row->level || pre[p] > row->level) continue;
+        row->feature = a->dead[p];
+        k--;
+    }
+    for (int64_t p = 0; p < a->count; p++)
+        if (!dlrni_auxk_keeps(row, a->dead[p], pre[p])) pre[p] = 0;
+}
+
+DLRNI_INTERNAL void dlrni_auxk_activate(const dlrn_trainer *t, int64_t i, const int32_t *feature,
+                                        int64_t n, float *f, float *df) {
+    for (int64_t p = 0; p < n; p++) {
+        int keeps = dlrni_auxk_keeps(&t->w.aux.row[i], feature[p], f[p]);
+        if (!keeps) f[p] = 0;
+        df[p] = (float)keeps;
+    }
+}
+
+DLRNI_INTERNAL void dlrni_auxk_end_row(dlrn_trainer *t, int64_t i) {
+    int64_t d = t->dict->d_out;
+    float *v = t->w.aux.e + i * d;
+    t->ctx->k->axpy(1.0f, t->w.batch.e + i * d, v, d); /* X - r, r = - e */
+    t->w.aux.row[i].error = (double)t->ctx->k->dot(v, v, d);
+}
+
+/* mean_i |e_i - mean e|^2, some columns at a time. */
+DLRNI_INTERNAL double dlrni_residual_variance(const float *e, int64_t n, int64_t d) {
+    double sum = 0, mean[DLRNI_GROUP], square[DLRNI_GROUP];
+    for (int64_t c = 0; c < d; c += DLRNI_GROUP) {
+        int64_t width = dlrni_min(DLRNI_GROUP, d - c);
+        memset(mean, 0, sizeof mean);
+        memset(square, 0, sizeof square);
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < width; j++) mean[j] += (double)e[i * d + c + j] / (double)n;
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < width; j++) {
+                double off = (double)e[i * d + c + j] - mean[j];
+                square[j] += off * off;
+            }
+        for (int64_t j = 0; j < width; j++) sum += square[j] / (double)n;
+    }
+    return sum;
+}
+
+DLRNI_INTERNAL void dlrni_auxk_finish(dlrn_trainer *t, dlrn_train_stats *stats) {
+    int64_t n = t->w.batch.n;
+    double variance = dlrni_residual_variance(t->w.batch.e, n, t->dict->d_out);
+    double factor = variance > 0 ? 2 * t->cfg.auxk_alpha / ((double)n * variance) : 0;
+    stats->auxiliary_loss = variance > 0 ? dlrni_aux_mean_error(t) / variance : 0;
+    stats->loss += t->cfg.auxk_alpha * stats->auxiliary_loss;
+    for (int64_t i = 0; i < n; i++) t->w.aux.row[i].factor = (float)factor;
+}
+
+static const dlrni_auxiliary dlrni_auxk = {dlrni_auxk_is_dead, dlrni_auxk_begin_row,
+                                           dlrni_auxk_activate, dlrni_auxk_end_row,
+                                           dlrni_auxk_finish};
+
 /* ------------------------------------------------------------------------------------------ */
 // >>backward
 /* Gradients, and the update in the same visit. */
@@ -11065,11 +11155,144 @@ DLRNI_INTERNAL double dlrni_reference_slope(const dlrn_trainer *t, int64_t i, fl
     return weight * (dlrni_entropy_slope((double)f / sum) - b->mean_slope[i]) / sum;
 }
 
+/* ---- dl-top_k: TopKTrainer of dictionary_learning 0.1.0 ----
+   Squared distance, no penalty, AuxK. Before the first step the output bias becomes the geometric
+   median of the batch. The mean threshold follows the smallest value that a row keeps. A row that
+   keeps nothing is left out of that mean, where the library takes infinity; of features at 0 it
+   picks some at random to fill up k, and counts them as active, which is not followed. */
+DLRNI_INTERNAL void dlrni_top_k_defaults(dlrn_train_config *cfg) {
+    cfg->lr = -1;
+    cfg->sparsity_penalty = 0;
+    cfg->loss = DLRN_LOSS_SQUARED;
+    cfg->clip = 1;
+    cfg->k = 64;
+    cfg->auxk_alpha = 1.0 / 32;
+    cfg->dead_rows = 10000000;
+    cfg->threshold_beta = 0.999;
+    cfg->threshold_start_step = 1000;
+}
+
+DLRNI_INTERNAL double dlrni_top_k_rate(const dlrn_train_config *cfg) {
+    return 2e-4 / sqrt((double)cfg->features / 16384);
+}
+
+/* One round of Weiszfeld's algorithm: to [d] = the mean of y [n][d], weighted by 1 / distance from
+   `from`. A row that lies there has no weight. Returns the distance between the two. */
+DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t n, int64_t d, const double *from,
+                                         double *to) {
+    double all = 0, moved = 0;
+    memset(to, 0, (size_t)d * sizeof *to);
+    for (int64_t i = 0; i < n; i++) {
+        double square = 0;
+        for (int64_t c = 0; c < d; c++)
+            square += ((double)y[i * d + c] - from[c]) * ((double)y[i * d + c] - from[c]);
+        if (!(square > 0)) continue;
+        all += 1 / sqrt(square);
+        for (int64_t c = 0; c < d; c++) to[c] += (double)y[i * d + c] / sqrt(square);
+    }
+    for (int64_t c = 0; c < d; c++) {
+        to[c] = all > 0 ? to[c] / all : from[c];
+        moved += (to[c] - from[c]) * (to[c] - from[c]);
+    }
+    return sqrt(moved);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_top_k_first_batch(dlrn_trainer *t, const float *x, const float *y,
+                                                   int64_t n) {
+    int64_t d = t->dict->d_out;
+    DLRNI_TRY(dlrni_check_batch(t, x, y, n));
+    double *at = DLRNI_NEW_ZERO(t->ctx, double, 2 * d), *next = at + d;
+    if (!at) return DLRN_ERR_MEMORY;
+    if (!y) y = x;
+    for (int64_t i = 0; i < n * d; i++) at[i % d] += (double)y[i] / (double)n;
+    for (int round = 0; round < 100; round++) {
+        double moved = dlrni_median_round(y, n, d, at, next);
+        memcpy(at, next, (size_t)d * sizeof *at);
+        if (moved < 1e-5) break;
+    }
+    for (int64_t c = 0; c < d; c++) t->dict->param[DLRN_OUTPUT_BIAS][c] = (float)at[c];
+    dlrn_dictionary_changed(t->dict);
+    dlrni_free(t->ctx, at);
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL void dlrni_top_k_after_step(dlrn_trainer *t) {
+    const dlrni_encoding *c = &t->w.codes;
+    double *threshold = &t->dict->formula.threshold, sum = 0, beta = t->cfg.threshold_beta;
+    int64_t rows = 0, k = t->dict->formula.k;
+    if (t->cfg.threshold_start_step < 0 || t->step <= t->cfg.threshold_start_step) return;
+    for (int64_t i = 0; i < c->n; i++) {
+        if (!c->kept[i]) continue;
+        sum += (double)c->best[i * k].value; /* on top of the heap: the smallest */
+        rows++;
+    }
+    if (!rows) return;
+    sum /= (double)rows;
+    *threshold = *threshold < 0 ? sum : beta * *threshold + (1 - beta) * sum;
+}
+
+/* ---- dl-jump_relu: JumpReluTrainer of dictionary_learning 0.1.0 ----
+   f = p where p > threshold, else 0. Squared distance, and the penalty (L0 / target_l0 - 1)^2. A
+   step has no useful derivative, so that of a threshold t is estimated from the entries within half
+   a bandwidth e of it (Rajamanoharan et al., "Jumping ahead", 2024): df/dt = - t / e, and each
+   feature on a row counts in L0 with - 1 / e where |f - t| < e / 2: f, not p, so that all inactive
+   entries count while t < e / 2. The penalty moves thresholds alone. In training, and there alone,
+   a threshold below 0 lets negative values through. */
+DLRNI_INTERNAL void dlrni_jump_relu_defaults(dlrn_train_config *cfg) {
+    cfg->lr = 7e-5;
+    cfg->beta1 = 0;
+    cfg->loss = DLRN_LOSS_SQUARED;
+    cfg->clip = 1;
+    cfg->sparsity_penalty = 1;
+    cfg->sparsity_warmup_steps = 2000;
+    cfg->target_l0 = 20;
+    cfg->bandwidth = 0.001;
+}
+
+DLRNI_INTERNAL float dlrni_jump_relu_value(const dlrn_trainer *t, int64_t feature, float pre) {
+    return pre > t->dict->param[DLRN_THRESHOLD][feature] ? pre : 0;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_jump_relu_penalty(dlrn_trainer *t, dlrn_train_stats *stats) {
+    const dlrn_train_config *cfg = &t->cfg;
+    DLRNI_REQUIRE(t->ctx, cfg->target_l0 > 0 && cfg->bandwidth > 0,
+                  "target_l0 and bandwidth must be positive");
+    double off = stats->l0 / cfg->target_l0 - 1, weight = dlrni_penalty_weight(cfg, t->step);
+    stats->sparsity_loss = off * off;
+    stats->loss += weight * stats->sparsity_loss;
+    t->w.penalty_slope = weight * 2 * off / cfg->target_l0 / (double)t->w.batch.n;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
+    const float threshold = t->dict->param[DLRN_THRESHOLD][v->f0 + j], *c = t->w.batch.c;
+    const double width = t->cfg.bandwidth, level = (double)threshold;
+    double by_f = 0, counted = 0, bias = 0;
+    int64_t off = v->rows;
+    for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
+        float pre = v->val[p], slope = c[v->row[p]] * v->slope[p];
+        int near = fabs((double)pre - level)<width / 2, on = pre> threshold;
+        if (near) by_f += (double)slope;
+        counted += near && on;
+        off -= on;
+        v->coef[p] = on ? pre * c[v->row[p]] : 0;
+        v->slope[p] = on ? slope : 0;
+        bias += (double)v->slope[p];
+    }
+    if (fabs(level) < width / 2) counted += (double)off;
+    v->scalar[DLRN_ENCODER_BIAS][j] += bias;
+    v->scalar[DLRN_THRESHOLD][j] -= (level * by_f + t->w.penalty_slope * counted) / width;
+}
+
 /* ---- The table ---- */
 
 static const dlrni_recipe dlrni_recipes[] = {
     {"reference", "AutoEncoder", NULL, NULL, 0, NULL, NULL, dlrni_reference_penalty,
      dlrni_reference_slope, NULL, &dlrni_ghosts, NULL},
+    {"dl-top_k", "AutoEncoderTopK", dlrni_top_k_defaults, dlrni_top_k_rate, 1,
+     dlrni_top_k_first_batch, NULL, NULL, NULL, NULL, &dlrni_auxk, dlrni_top_k_after_step},
+    {"dl-jump_relu", "JumpReluAutoEncoder", dlrni_jump_relu_defaults, NULL, 0, NULL,
+     dlrni_jump_relu_value, dlrni_jump_relu_penalty, NULL, dlrni_jump_relu_slopes, NULL, NULL},
 };
 enum { DLRNI_RECIPES = sizeof dlrni_recipes / sizeof *dlrni_recipes };
 
