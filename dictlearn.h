@@ -11212,7 +11212,7 @@ DLRNI_INTERNAL dlrn_status dlrni_top_k_first_batch(dlrn_trainer *t, const float 
     }
     for (int64_t c = 0; c < d; c++) t->dict->param[DLRN_OUTPUT_BIAS][c] = (float)at[c];
     dlrn_dictionary_changed(t->dict);
-    dlrni_free(t->ctx, at);
+    dlrn_free(t->ctx, at);
     return DLRN_OK;
 }
 

@@ -2,11 +2,12 @@
 
     run.py BUILD [--peers PYTHON] [--cpu-time]    measure; writes bench/results/MACHINE.json and step.svg
     run.py BUILD --quick [...]                    some of it, in a hurry; writes nothing
-    run.py BUILD --check [...]                    measure, and compare with MACHINE.json
-    run.py --readme                               the table of README.md from bench/results
+    run.py BUILD --check [...]                    measure, and compare with MACHINE.json and with the goals
+    run.py --readme                               the table of bench/README.md from bench/results
 
 A figure is a ratio: to what the machine can do (see bench.c), or, for a peer, its best time divided by ours, both taken
-in turns. --check compares ratios, never seconds, and fails where one is more than a quarter worse than on record.
+in turns. --check compares ratios, never seconds, and fails where one is more than a quarter worse than on record, and
+where a goal is missed that bench/results/missed.txt does not list with a reason.
 """
 import argparse
 import json
@@ -18,7 +19,7 @@ import subprocess
 import sys
 
 HERE = pathlib.Path(__file__).parent
-RESULTS, README = HERE / "results", HERE.parent / "README.md"
+RESULTS, README = HERE / "results", HERE / "README.md"
 ALLOWED = 1.25
 # What peers are asked (as a pattern of a row's name), and how many times slower than ours each is to be.
 PEERED = {r"gemm\..*": 1, r"step\.B\d+\.F\d+": 15, r"step\.fresh\..*": 4, r"grow\.F\.(4096|16384)": None,
@@ -194,31 +195,68 @@ def measure(bench, peers, quick):
     return found
 
 
-def check(bench, quick):
-    found = bench.run(*(["--quick"] if quick else []))
-    path = RESULTS / (machine_name(found["machine"]) + ".json")
-    if not path.exists():
-        print(f"no record of this machine ({path.name}): nothing to compare with; `make bench` makes one")
-        return 0
-    record = json.loads(path.read_text())["rows"]
-    found["rows"] += memory_rows(bench, None, found["machine"]["threads"])
-    bad, compared = [], 0
-    for row in found["rows"]:
+def known_misses():
+    """[(pattern, reason)] of results/missed.txt."""
+    lines = (RESULTS / "missed.txt").read_text().splitlines()
+    return [line.split(None, 1) for line in lines if line.strip() and not line.startswith("#")]
+
+
+def misses(row):
+    """(what, found, goal, share of the goal that is reached) of each goal that the row misses."""
+    if "goal" in row and worse_by(row, row["goal"]) > 1:
+        sign = ">=" if row["better"] == "higher" else "<="
+        yield f"{row['ratio']:.3g} {row['unit']}, goal {sign} {row['goal']:g}", 1 / worse_by(row, row["goal"])
+    for name, peer in row.get("peers", {}).items():
+        if peer["times_ours"] < row.get("peers_goal", 0):
+            said = f"{name} takes {peer['times_ours']:.3g} times as long, goal >= {row['peers_goal']:g}"
+            yield said, peer["times_ours"] / row["peers_goal"]
+
+
+def against_goals(rows):
+    """The lines to print, and how many goals are missed without a reason on record."""
+    said, unknown, known = [], 0, known_misses()
+    for row in rows:
+        for what, share in misses(row):
+            why = next((reason for pattern, reason in known if re.fullmatch(pattern, row["name"])), None)
+            unknown += why is None
+            said.append(f"{'missed' if why else 'FAIL'} {row['name']}: {what} ({share:.0%} of it): "
+                        f"{why or 'bench/results/missed.txt has no reason'}")
+    return said, unknown
+
+
+def against_record(bench, rows, record):
+    """The lines to print, and how many rows were compared. What looks worse is measured again, for longer."""
+    said, compared = [], 0
+    for row in rows:
         old = find_row(record, row["name"])
         if not old or row["name"].endswith(".trend"):
             continue
         compared += 1
-        for budget in (3, 6):  # what looks worse is measured again, for longer
+        for budget in (3, 6):
             if "seconds" in row and worse_by(row, old["ratio"]) > ALLOWED:
                 row = min(row, bench.row(row["name"], budget), key=lambda r: worse_by(r, old["ratio"]))
         if worse_by(row, old["ratio"]) > ALLOWED:
-            bad.append(f"FAIL {row['name']}: {row['ratio']} {row['unit']}, on record {old['ratio']}")
-    print("\n".join(bad))
-    print(f"{compared - len(bad)} passed, {len(bad)} failed")
-    return len(bad) > 0
+            said.append(f"FAIL {row['name']}: {row['ratio']} {row['unit']}, on record {old['ratio']}")
+    return said, compared
 
 
-# ---- README.md
+def check(bench, quick):
+    found = bench.run(*(["--quick"] if quick else []))
+    found["rows"] += memory_rows(bench, None, found["machine"]["threads"])
+    path = RESULTS / (machine_name(found["machine"]) + ".json")
+    record = json.loads(path.read_text())["rows"] if path.exists() else []
+    if not record:
+        print(f"no record of this machine ({path.name}): `make bench` makes one; goals alone are compared")
+    worse, compared = against_record(bench, found["rows"], record)
+    for row in found["rows"]: # the peers' times are the record's
+        row.update({k: v for k, v in (find_row(record, row["name"]) or {}).items() if k.startswith("peers")})
+    missed, unknown = against_goals(found["rows"])
+    print("\n".join(missed + worse))
+    print(f"{compared + len(found['rows']) - len(worse) - unknown} passed, {len(worse) + unknown} failed")
+    return len(worse) + unknown > 0
+
+
+# ---- bench/README.md
 SHOWN = (
     (r"gemm\.(.*)", "product {} (m x n x k)"),
     (r"step\.B(\d+)\.F(\d+)", "training step, {} rows, F {}"),
@@ -255,6 +293,7 @@ def table_of(found):
             if match:
                 sign = ">=" if row["better"] == "higher" else "<="
                 goal = f"{sign} {row['goal']:g}" if "goal" in row else ""
+                goal += ", missed" if "goal" in row and worse_by(row, row["goal"]) > 1 else ""
                 theirs = ", ".join(f"{k} {v['times_ours']:.3g}" for k, v in row.get("peers", {}).items())
                 theirs += f" (goal >= {row['peers_goal']})" if "peers_goal" in row else ""
                 figure = f"{row['ratio']:.3g} {row['unit']}"
@@ -264,7 +303,7 @@ def table_of(found):
 
 
 def readme():
-    """The table of the newest record between the markers of README.md."""
+    """The table of the newest record between the markers of bench/README.md."""
     records = sorted(RESULTS.glob("*.json"), key=lambda p: p.stat().st_mtime)
     if not records:
         print("bench/results holds no record")

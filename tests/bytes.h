@@ -31,6 +31,24 @@ TEST_UNUSED void put_le(bytes *b, uint64_t v, int n) {
     }
 }
 
+/* A little-endian integer of n bytes. */
+TEST_UNUSED uint64_t get_le(const void *at, int n) {
+    uint64_t v = 0;
+    while (n-- > 0) v = v << 8 | ((const unsigned char *)at)[n];
+    return v;
+}
+
+/* CRC-32 as zip has it, bit by bit: not the header's own, which the tests check. */
+TEST_UNUSED uint32_t crc_of(const void *data, size_t n) {
+    const unsigned char *p = (const unsigned char *)data;
+    uint32_t crc = 0xffffffffu;
+    while (n-- > 0) {
+        crc ^= *p++;
+        for (int bit = 0; bit < 8; bit++) crc = crc >> 1 ^ (crc & 1 ? 0xedb88320u : 0);
+    }
+    return ~crc;
+}
+
 /* Overwrites n bytes at `at`, little-endian. */
 TEST_UNUSED void patch(bytes *b, size_t at, uint64_t v, int n) {
     CHECK(at + (size_t)n <= b->n);
@@ -45,7 +63,11 @@ TEST_UNUSED size_t find_last(const bytes *b, const char *text, size_t len) {
 }
 
 TEST_UNUSED void put_floats(bytes *b, const float *x, int n) {
-    for (int i = 0; i < n; i++) put_le(b, dlrni_bits_of_float(x[i]), 4);
+    for (int i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        put_le(b, bits, 4);
+    }
 }
 
 /* Opens bytes of exactly their size, so that the address sanitizer sees a read beyond them. */
@@ -138,7 +160,7 @@ TEST_UNUSED void zip_raw(zip *z, const char *name, const bytes *packed, int meth
 }
 
 TEST_UNUSED void zip_add(zip *z, const char *name, const bytes *data) {
-    zip_raw(z, name, data, 0, data->n, dlrni_crc32(0, data->p, data->n), 0);
+    zip_raw(z, name, data, 0, data->n, crc_of(data->p, data->n), 0);
 }
 
 /* Ends the file: the directory and the end record. */

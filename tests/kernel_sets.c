@@ -1,6 +1,5 @@
 /* kernel_sets: prints the kernel sets that this machine can run beside the default one, a name a
    line; tests/run.sh repeats C tests with each of them. */
-#define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 
 #include <stdio.h>

@@ -1,6 +1,6 @@
 #!/bin/sh
-# lint.sh BUILD - style and hygiene of the C files, by what can be counted. A check whose tool is missing is skipped,
-# and says so.
+# lint.sh BUILD - style and hygiene of the C files, by what can be counted. A check whose tool is
+# missing is skipped, and says so. tests/test_lint.sh breaks each rule once.
 . tests/harness.sh
 dir=$BUILD/tmp/lint
 mkdir -p "$dir"
@@ -8,6 +8,9 @@ sources=$(ls dictlearn.h examples/*.c examples/*/*.[ch] tests/*.[ch] tests/fuzz/
 scripts=$(ls Makefile .ci/run examples/*.sh tests/*.sh tests/fuzz/*.sh tests/*.py tests/golden/*.py
     bench/*.py examples/*/*.py 2> /dev/null)
 printf '#include "dictlearn.h"\n' > "$dir/header.c"
+
+# Rules that the header does not keep yet: what they find is shown and does not fail.
+PENDING=${PENDING-"rooms twins once phrases comments"}
 
 # ---- text
 columns() {
@@ -18,13 +21,17 @@ blanks() {
     grep -nP '\t' $sources && return 1
     return 0
 }
-function_length() {
+function_length() { # at most a screen in the header, 80 lines elsewhere
     awk 'FNR == 1 { open = 0 }
          /^[A-Za-z].*[^;,]$/ && !/^(typedef|struct|enum|extern "C")/ && !open { start = FNR; name = $0 }
          /\) \{$/ && /^[A-Za-z ]/ && !open && start { open = 1 }
          /^}/ {
              lines = FNR - start + 1
-             if (open && lines > 80) { print FILENAME ":" start ": " lines " lines: " name; bad = 1 }
+             limit = FILENAME == "dictlearn.h" ? 60 : 80
+             if (open && lines > limit) {
+                 print FILENAME ":" start ": " lines " lines, expected at most " limit ": " name
+                 bad = 1
+             }
              open = 0; start = 0
          }
          END { exit bad }' $sources
@@ -42,9 +49,26 @@ statuses() { # a status that nobody looks at is a warning: every declaration say
 }
 check "columns <= 100" columns
 check "no trailing blanks, no tabs" blanks
-check "functions <= 80 lines" function_length
+check "functions fit on a screen" function_length
 check "a status that is ignored is a warning" statuses
 check "the contents page lists every room, in order" contents
+reads() { # reads RULE NAME: a rule of lint.py
+    case " $PENDING " in
+    *" $1 "*) python3 tests/lint.py "$1" > "$dir/found" ||
+        { skip "$2" "pending, $(wc -l < "$dir/found") findings"; return; } ;;
+    esac
+    check "$2" python3 tests/lint.py "$1"
+}
+if have python3; then
+    reads rooms "rooms that comments speak of are there"
+    reads twins "no two private names are one letter apart"
+    reads once "no second list of the same names"
+    reads phrases "no words that hide what is meant"
+    reads comments "enough of the implementation's lines have comments"
+    reads star "comments without stars"
+else
+    skip "names, rooms and comments" "no python3"
+fi
 if have clang-format; then
     check "clang-format" clang-format --dry-run -Werror $sources
 else
@@ -52,36 +76,40 @@ else
 fi
 
 # ---- what the header leaves in a program
-symbols() { # symbols FLAGS...: external names defined
-    $CC -std=c99 -O0 -DNDEBUG -I. -DDICTLEARN_IMPLEMENTATION "$@" -c "$dir/header.c" -o "$dir/header.o" || return 2
-    nm -g --defined-only "$dir/header.o" | awk '{ print $3 }'
+object() { # object NAME FLAGS...: $dir/NAME.o
+    object=$dir/$1.o
+    shift
+    $CC -std=c99 -w -DNDEBUG -I. -DDICTLEARN_IMPLEMENTATION "$@" -c "$dir/header.c" -o "$object"
+}
+defined() { # defined NAME: its external names
+    nm -g --defined-only "$dir/$1.o" | awk '{ print $3 }' > "$dir/symbols"
+}
+undefined() { # undefined NAME: the external names that it asks for
+    nm -u "$dir/$1.o" | awk '{ print $2 }' > "$dir/undefined"
 }
 only_prefixed() {
-    symbols > "$dir/symbols" || return 1
+    defined plain
     [ -s "$dir/symbols" ] || { echo "no symbols at all"; return 1; }
     grep -v '^dlrn_' "$dir/symbols" && return 1
     return 0
 }
 none_in_static() {
-    symbols -DDICTLEARN_STATIC > "$dir/symbols" || return 1
+    defined static
     cat "$dir/symbols"
     [ ! -s "$dir/symbols" ]
-}
-undefined() { # undefined FLAGS...: the external names that it asks for are in $dir/undefined
-    symbols "$@" > /dev/null || return 1
-    nm -u "$dir/header.o" | awk '{ print $2 }' > "$dir/undefined"
 }
 no_output_no_exit() { # nothing that ends the process or writes to its streams; without NDEBUG an assert may
     ends='exit|_exit|_Exit|quick_exit|abort|raise|kill|__assert_fail|longjmp|__longjmp_chk'
     prints='v?f?d?printf|__v?f?d?printf_chk|f?puts|f?putc|putchar|_IO_putc|perror|psignal|write|stderr'
-    undefined || return 1
+    undefined plain
     grep -xE "$ends|$prints|srand|rand" "$dir/undefined" && return 1
     return 0
 }
 no_files() { # without stdio: nothing of the system but memory, numbers, texts, sorting and the environment
-    undefined -DDICTLEARN_NO_STDIO -DDICTLEARN_SIMD=0 || return 1
+    undefined no_stdio
+    [ -s "$dir/undefined" ] || { echo "it asks for nothing at all"; return 1; }
     known='malloc|realloc|free|mem[a-z]+|str[a-z]+|qsort|getenv|vsnprintf|__stack_chk_fail|_GLOBAL_OFFSET_TABLE_'
-    numbers='(exp|log|log10|pow|sqrt|cos|floor|fabs|fma)f?'
+    numbers='(nextafter|exp|log|log10|pow|sqrt|cos|floor|fabs|fma)f?'
     grep -vxE "$known|$numbers" "$dir/undefined" && return 1
     return 0
 }
@@ -98,6 +126,9 @@ macros() { # macros COMPILER MODE: every macro that the header leaves in a file 
         grep -vE '^(DLRN_|DICTLEARN_|DLRNI_IMPLEMENTED$)' && return 1
     return 0
 }
+check "compiles" object plain -O0
+check "compiles, static" object static -O1 -DDICTLEARN_STATIC
+check "compiles without stdio" object no_stdio -O0 -DDICTLEARN_NO_STDIO -DDICTLEARN_SIMD=0
 if have nm; then
     check "external names begin with dlrn_" only_prefixed
     check "no external name in static mode" none_in_static

@@ -1,8 +1,8 @@
 #!/bin/sh
 # matrix.sh BUILD - the header with every compiler, language, option and machine that is at hand, without a warning. A
 # cell is one compilation, or one program that is run; JOBS cells at a time (default: a core each). MATRIX=short is a
-# slice: each language, each option alone in C99 and C++17, one level of optimisation, and on other machines the tests
-# of products and of files. What is not installed is skipped, and says so.
+# slice: each language, each option alone in C99 and C++17, one level of optimisation, and on other
+# machines the tests of products and of files. What is not installed is skipped, and says so.
 . tests/harness.sh
 MATRIX=${MATRIX:-full}
 JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN 2> /dev/null || echo 2)}
@@ -81,6 +81,8 @@ int own_vsnprintf(char *text, size_t size, const char *format, va_list args);
 END
 
 # The options of the manual, a word each; flags NAME: what the compiler is told.
+# And what a host may say before: the parts of POSIX that it wants, and its own processor alone.
+hosts="posix xopen gnu native"
 options="static no_training no_stdio scalar allocator assert release openmp renamed cblas"
 flags() {
     case $1 in
@@ -96,6 +98,10 @@ flags() {
     openmp) echo "-fopenmp" ;;
     renamed) echo "-I$dir" ;;
     cblas) echo "-DDICTLEARN_CBLAS" ;;
+    posix) echo "-D_POSIX_C_SOURCE=200809L" ;;
+    xopen) echo "-D_XOPEN_SOURCE=700" ;;
+    gnu) echo "-D_GNU_SOURCE" ;;
+    native) echo "-march=native" ;;
     esac
 }
 
@@ -116,12 +122,12 @@ if printf '#include <cblas.h>\n' | $CC -E - > /dev/null 2>&1; then :; else
 fi
 
 # ---- Each compiler, each language, each option alone; in C99 and C++17 all pairs of options ----
-languages="c99 c11 c17 c2x c++11 c++17 c++20"
+languages="c99 c11 c17 c2x gnu99 gnu11 gnu17 c++11 c++17 c++20 gnu++17"
 
 compile_with() { # compile_with COMPILER LANGUAGE: the options in $chosen
     case $1.$2 in
-    gcc.c++*) syntax "g++ $2" g++ -x c++ "-std=$2" $strict ;;
-    clang.c++*) syntax "clang++ $2" clang++ -x c++ "-std=$2" $everything_cxx ;;
+    gcc.*++*) syntax "g++ $2" g++ -x c++ "-std=$2" $strict ;;
+    clang.*++*) syntax "clang++ $2" clang++ -x c++ "-std=$2" $everything_cxx ;;
     gcc.*) syntax "gcc $2" gcc "-std=$2" $strict_c ;;
     clang.*) syntax "clang $2" clang "-std=$2" $everything ;;
     esac
@@ -133,6 +139,9 @@ for compiler in gcc clang; do
     for language in $languages; do
         chosen=''
         compile_with "$compiler" "$language"
+        case $MATRIX.$language in
+        short.gnu99 | short.gnu++17 | full.*) for chosen in $hosts; do compile_with "$compiler" "$language"; done ;;
+        esac
         case $MATRIX.$language in short.c99 | short.c++17 | full.*) ;; *) continue ;; esac
         for chosen in $options; do compile_with "$compiler" "$language"; done
         case $MATRIX.$language in full.c99 | full.c++17) ;; *) continue ;; esac
@@ -146,20 +155,45 @@ for compiler in gcc clang; do
     collect
 done
 
-# ---- Code is made: warnings that need it, at every level; also where the compiler knows no function by name ----
+# ---- Code is made: warnings that need it, at every level, as C and as C++, as -Wall -Werror would have
+# it in a host's build; also where the compiler knows no function by name ----
 levels="-O0 -O1 -O2 -O3 -Os"
 if [ "$MATRIX" = short ]; then levels="-O2"; fi
+
+made() { # made NAME COMMAND...: one cell
+    name=$1
+    shift
+    cell "$name" "$@" -I. -c "$implementation" -o "$dir/$(echo "$name" | tr -c 'a-zA-Z0-9+\n' _).o"
+}
+
 for compiler in gcc clang; do
+    cxx=$(echo "$compiler" | sed 's/gcc/g++/;s/clang/clang++/')
     group="optimisation with $compiler"
     at_hand "$compiler" || continue
     for level in $levels; do
-        cell "$compiler $level" "$compiler" -std=c99 $strict_c "$level" -I. -c "$implementation" \
-            -o "$dir/$compiler$level.o"
+        made "$compiler $level" "$compiler" -std=c99 $strict_c "$level"
+        have "$cxx" && made "$cxx $level" "$cxx" -x c++ -std=c++17 $strict "$level"
     done
-    cell "$compiler static and unused" "$compiler" -std=c99 $strict_c -O1 -DDICTLEARN_STATIC -I. -c "$implementation" \
-        -o "$dir/$compiler-static.o"
-    cell "$compiler -ffreestanding" "$compiler" -std=c99 $strict_c -O1 -ffreestanding $(flags no_stdio) -I. \
-        -c "$implementation" -o "$dir/$compiler-freestanding.o"
+    made "$compiler -O3 -march=native" "$compiler" -std=gnu99 $strict_c -O3 -march=native
+    made "$compiler static and unused" "$compiler" -std=c99 $strict_c -O1 -DDICTLEARN_STATIC
+    made "$compiler -ffreestanding" "$compiler" -std=c99 $strict_c -O1 -ffreestanding $(flags no_stdio)
+    if [ "$compiler" = gcc ] || have ld.lld; then # what warns while it links
+        cell "$compiler -flto" "$compiler" -std=c99 $strict_c -O2 -flto -I. examples/02_train_from_array.c \
+            -o "$dir/$compiler-lto" -lm
+    else
+        skip "$compiler -flto" "no linker for it"
+    fi
+    collect
+done
+
+# ---- Other versions that are at hand, as C and as C++; one level, since some crash only where code is made ----
+for version in gcc-11 gcc-13 gcc-14 clang-13 clang-15 clang-16 clang-17 clang-18 clang-19 clang-20 clang-21 clang-22; do
+    cxx=$(echo "$version" | sed 's/gcc/g++/;s/clang/clang++/')
+    group="$version"
+    at_hand "$version" || continue
+    made "$version -O2" "$version" -std=c99 $strict_c -O2
+    cell "$version gnu11, _POSIX_C_SOURCE" "$version" -std=gnu11 $strict_c $(flags posix) -I. -fsyntax-only "$implementation"
+    have "$cxx" && cell "$cxx" "$cxx" -x c++ -std=c++17 $strict -I. -fsyntax-only "$implementation"
     collect
 done
 
@@ -205,7 +239,8 @@ machine() {
 run_there() { # run_there RUNNER PROGRAM SOURCE COMPILER...
     there=$1 program=$2 source=$3
     shift 3
-    "$@" -O1 -Wall -Wextra -Wpedantic -Werror -I. -Iexamples "$source" -o "$program" $libraries || return 1
+    "$@" -O1 -Wall -Wextra -Wpedantic -Werror -DDICTLEARN_IMPLEMENTATION= -I. -Iexamples "$source" -o "$program" \
+        $libraries || return 1
     $there "$program" 2>&1 | tr -d '\r' > "$program.said"
     grep -E '^(FAIL|skip)' "$program.said"
     grep -Eq '^[1-9][0-9]* passed, 0 failed' "$program.said" || { tail -n 3 "$program.said"; return 1; }

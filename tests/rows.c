@@ -1,7 +1,10 @@
 /* rows MODEL.safetensors X.npy - writes the tensor of that file with the most rows of width 128 as
    a .npy of f32: real numbers to test with, and no Python needed. */
-#define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 int main(int argc, char **argv) {
     dlrn_context *ctx = NULL;

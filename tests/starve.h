@@ -15,13 +15,11 @@ static struct {
     size_t most; /* what would need more bytes at a time fails, and peak says so; 0: no limit */
 } starve = {0, -1, 0, 0, 0, 0, 0};
 enum { STARVE_HEAD = 64 }; /* before each block: its size */
-#ifdef TEST_BRIEF
-enum {
-    STARVE_STRIDE = 97
-}; /* under valgrind, where all takes a hundred times as long: not each allocation fails */
-#else
-enum { STARVE_STRIDE = 1 };
-#endif
+
+/* Not each allocation fails in brief runs. */
+TEST_UNUSED int starve_stride(void) {
+    return test_brief() ? 97 : 1;
+}
 
 TEST_UNUSED void *starve_alloc(void *user, size_t size) {
     (void)user;
@@ -84,7 +82,7 @@ TEST_UNUSED void starve_no_more(void) {
 TEST_UNUSED void starve_all(const char *name, dlrn_context *ctx, dlrn_status (*operation)(void)) {
     const int64_t before = starve.live;
     for (int once = 0; once < 2; once++)
-        for (int granted = 0;; granted += STARVE_STRIDE) {
+        for (int granted = 0;; granted += starve_stride()) {
             CHECK_MSG(granted < 4000, "%s never succeeds", name);
             starve_after(granted, once);
             dlrn_status s = operation();
@@ -110,7 +108,7 @@ TEST_UNUSED void starve_all(const char *name, dlrn_context *ctx, dlrn_status (*o
 TEST_UNUSED int64_t starve_each(const char *name, uint64_t (*operation)(void)) {
     const int64_t before = starve.live;
     const uint64_t wanted = operation();
-    for (int64_t granted = 0;; granted += STARVE_STRIDE) {
+    for (int64_t granted = 0;; granted += starve_stride()) {
         starve_after(granted, 1);
         uint64_t found = operation();
         starve_no_more();

@@ -98,6 +98,21 @@ TEST_UNUSED void test_run(const char *name, void (*body)(void)) {
     fflush(stdout);
 }
 
+/* Whether TEST_BRIEF is set in the environment: `make quick`, and valgrind, under which all takes a
+   hundred times as long. What takes long then does a part of its work; `make test` does all. */
+TEST_UNUSED int test_brief(void) {
+    return getenv("TEST_BRIEF") != NULL;
+}
+
+TEST_UNUSED void test_run_long(const char *name, void (*body)(void)) {
+    if (!test_brief()) {
+        test_run(name, body);
+    } else if (!test_state.filter || strstr(name, test_state.filter)) {
+        test_state.skipped++;
+        printf("skip %s: not in brief\n", name);
+    }
+}
+
 TEST_UNUSED void test_begin(int argc, char **argv) {
     memset(&test_state, 0, sizeof test_state);
     if (argc > 1) test_state.filter = argv[1];
@@ -161,6 +176,7 @@ TEST_UNUSED const char *test_kernels(int index) {
 
 #define TEST(name) static void test_##name(void)
 #define RUN(name) test_run(#name, test_##name)
+#define RUN_LONG(name) test_run_long(#name, test_##name) /* not in brief runs */
 #define TEST_BEGIN(argc, argv) test_begin((argc), (argv))
 #define TEST_END() test_end()
 #define TEST_FAIL(...) test_leave(TEST_FAILED, __FILE__, __LINE__, __VA_ARGS__)

@@ -1,6 +1,5 @@
 /* test_arguments.c - what a caller can get wrong: each call that checks its arguments refuses each
    of them, in words, and does nothing. And NULL, where it is said to be fine. */
-#define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/test.h"
 

@@ -26,6 +26,16 @@ import run
 found = json.load(open(sys.argv[1]))
 assert run.table_of(found).count("|") > 8 and run.svg_of(found["rows"]).startswith("<svg")
 assert json.loads(run.as_file(found)) == found and run.machine_name(found["machine"])
+row = {"name": "gemm.nt", "ratio": 0.5, "unit": "of peak", "better": "higher", "goal": 0.9}
+said, unknown = run.against_goals([row])
+assert unknown == 1 and said[0].startswith("FAIL gemm.nt: 0.5 of peak, goal >= 0.9 (56% of it)"), said
+said, unknown = run.against_goals([{**row, "name": "buffer.f32.64k"}, {**row, "ratio": 0.9}])
+assert unknown == 0 and len(said) == 1 and said[0].startswith("missed buffer.f32.64k"), said
+row = {**row, "goal": 0.4, "peers_goal": 2, "peers": {"NumPy": {"times_ours": 1.5}}}
+assert run.against_goals([row])[1] == 1
+for record in run.RESULTS.glob("*.json"): # what is on record is listed
+    said, unknown = run.against_goals(json.load(open(record))["rows"])
+    assert not unknown, said
 PYTHON
 else
     skip "the JSON, the record's table" "no python3"

@@ -1,7 +1,6 @@
 /* test_buffer.c - the activation buffer: which rows come out, how often, in which order, in how
    much memory; and the sources of arrays. Row i of a source holds i in its first column: small
    enough to be exact in every stored type. */
-#define DLRNI_SERIAL_NS 0 /* short loops, too, run on all threads */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/test.h"

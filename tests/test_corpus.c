@@ -1,7 +1,6 @@
 /* test_corpus.c - files that others made: each loads with PyTorch's numbers (tests/corpus.txt,
    written by tests/make_corpus_table.py) or fails with the right words. The files stand beside the
    repository. */
-#define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/test.h"
 

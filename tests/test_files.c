@@ -601,7 +601,7 @@ TEST(zip_refuses_members) {
 TEST(zip64) {
     memset(&z, 0, sizeof z);
     npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc);
-    zip_raw(&z, "x.npy", &b, 0, b.n, dlrni_crc32(0, b.p, b.n), 1);
+    zip_raw(&z, "x.npy", &b, 0, b.n, crc_of(b.p, b.n), 1);
     uint64_t at = z.file.n, size = z.directory.n;
     bytes *file = zip_done(&z);
     expect_numbers(accept(file), "x", NULL, 3);
@@ -793,7 +793,7 @@ TEST(nothing_to_close) {
 TEST(zip64_in_part) {
     memset(&z, 0, sizeof z);
     npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc);
-    zip_raw(&z, "x.npy", &b, 0, b.n, dlrni_crc32(0, b.p, b.n), 0);
+    zip_raw(&z, "x.npy", &b, 0, b.n, crc_of(b.p, b.n), 0);
     patch(&z.directory, 24, 0xFFFFFFFF, 4);
     patch(&z.directory, 30, 5 + 12, 2);
     put_le(&z.directory, 0x5455, 2);
@@ -876,7 +876,7 @@ TEST(deflate_stored_blocks) {
     npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (25,), }\n", NULL, 0);
     for (int i = 0; i < 25; i++) put_floats(&b, &(const float){(float)i}, 1);
     uint64_t size = b.n, rest = b.n - 100;
-    uint32_t crc = dlrni_crc32(0, b.p, b.n);
+    uint32_t crc = crc_of(b.p, b.n);
     packed.n = 0;
     put_le(&packed, 2,
            2); /* an empty one of fixed codes first: a writer was flushed before it had anything */

@@ -4,8 +4,6 @@
      of value  |ours - theirs| / |theirs|, the largest of the figures
      of move   ||ours - theirs|| / ||theirs - start||, over the whole tensor: the start of a moment
    is 0 */
-#define DLRNI_SERIAL_NS 0 /* short loops, too, run on all threads */
-#define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/test.h"
 
@@ -569,15 +567,15 @@ int main(int argc, char **argv) {
     RUN(forward);
     RUN(gradients);
     RUN(train_l1);
-    RUN(train_squared);
-    RUN(train_entropy);
+    RUN_LONG(train_squared);
+    RUN_LONG(train_entropy);
     RUN(train_ghost);
-    RUN(train_stretcher);
+    RUN_LONG(train_stretcher);
     RUN(train_stretcher_ghost_entropy);
-    RUN(train_warmup);
+    RUN_LONG(train_warmup);
     RUN(train_resample);
-    RUN(train_log);
-    RUN(train_log_resample);
+    RUN_LONG(train_log);
+    RUN_LONG(train_log_resample);
     RUN(every_case_of_training_is_tested);
     RUN(recipe_dl_top_k);
     RUN(recipe_dl_jump_relu);

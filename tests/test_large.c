@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <unistd.h>
 #include <sys/mman.h>
-#define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/test.h"
 
@@ -90,9 +89,6 @@ TEST(files_beyond_4_gb) {
                                         "large.safetensors"}; /* an .npz is the same zip */
     static const float first[4] = {1, 2, 3, 4}, last[4] = {-5, 6, -7, 8};
     int fd = -1;
-#ifdef TEST_BRIEF
-    SKIP("takes too long");
-#endif
     if (sizeof(size_t) < 8) SKIP("no room for 4 GB");
     void *zeros = mmap(NULL, (size_t)ZEROS * 4, PROT_READ,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -119,7 +115,7 @@ TEST(files_beyond_4_gb) {
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     CHECK(dlrn_context_create(NULL, &ctx) == DLRN_OK);
-    RUN(files_beyond_4_gb);
+    RUN_LONG(files_beyond_4_gb);
     dlrn_context_destroy(ctx);
     return TEST_END();
 }

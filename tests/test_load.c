@@ -1,6 +1,6 @@
 /* test_load.c - writing and reading back: archives of every form, growing .npy and CSR files, what
    a failure leaves behind; dictionaries in files and folders, sharded models. */
-#define DICTLEARN_IMPLEMENTATION
+#define _POSIX_C_SOURCE 200809L
 #include "dictlearn.h"
 #include "tests/bytes.h"
 

@@ -1,7 +1,6 @@
 /* test_pickle.c - the pickles of torch's files: every form of tensor that torch writes is read,
    nothing is executed, and what is malformed, out of bounds or out of proportion is refused by
    name. The pickles are made here, opcode by opcode. */
-#define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/bytes.h"
 
@@ -93,7 +92,9 @@ static bytes *pt_of(const char *byteorder) {
     }
     put_floats(&data, numbers, 6);
     for (size_t i = 0; byteorder && *byteorder == 'b' && i < data.n; i += 4)
-        dlrni_put_le(data.p + i, dlrni_from_be(data.p + i, 4), 4);
+        patch(&data, i,
+              (uint64_t)data.p[i] << 24 | data.p[i + 1] << 16 | data.p[i + 2] << 8 | data.p[i + 3],
+              4);
     zip_add(&z, "archive/data/0", &data);
     return zip_done(&z);
 }

@@ -594,10 +594,10 @@ TEST(clocks) {
 int main(int argc, char **argv) {
     setenv("OMP_WAIT_POLICY", "passive", 0); /* else the program would start itself again */
     TEST_BEGIN(argc, argv);
-    RUN(memory_of_commands);
-    RUN(calls_of_commands);
-    RUN(memory_of_a_run);
-    RUN(calls_of_a_run);
+    RUN_LONG(memory_of_commands);
+    RUN_LONG(calls_of_commands);
+    RUN_LONG(memory_of_a_run);
+    RUN_LONG(calls_of_a_run);
     RUN(power_cuts);
     RUN(clocks);
     return TEST_END();

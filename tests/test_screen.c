@@ -383,11 +383,11 @@ int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(each_kind_of_numbers_alone);
     RUN(top_k_is_what_a_sort_gives);
-    RUN(kinds_of_numbers_together);
-    RUN(widths_that_fill_no_vector);
+    RUN_LONG(kinds_of_numbers_together);
+    RUN_LONG(widths_that_fill_no_vector);
     RUN(screens_rule_out);
     RUN(long_batches);
     RUN(the_way_is_chosen_by_what_was_seen);
-    RUN(prepared_the_same_bits);
+    RUN_LONG(prepared_the_same_bits);
     return TEST_END();
 }

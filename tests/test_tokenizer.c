@@ -1,7 +1,6 @@
 /* The tokenizer: vectors made elsewhere, round trips, each switch of tokenizer.json by itself, and
    files that lie. tests/tokenizer_check.py compares many more strings with Hugging Face's
    tokenizers. */
-#define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 
 #define BPE_IMPLEMENTATION

@@ -1,6 +1,5 @@
 /* test_trainer.c - the step against a plain double-precision loss and its finite differences; the
    schedules, the counters, resampling, and the same bits for any panels, threads and kernels. */
-#define DLRNI_SERIAL_NS 0 /* short loops, too, run on all threads */
 #define DICTLEARN_IMPLEMENTATION
 #define DICTLEARN_NAIVE_STEP
 #include "dictlearn.h"
@@ -1434,7 +1433,7 @@ TEST(a_whole_run_ends_with_the_data_or_when_told) {
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     fill_rows();
-    RUN(gradients_are_the_differences_of_the_loss);
+    RUN_LONG(gradients_are_the_differences_of_the_loss);
     RUN(gradients_of_each_center);
     RUN(targets_of_another_width);
     RUN(steps_are_naive_steps);
@@ -1442,9 +1441,9 @@ int main(int argc, char **argv) {
     RUN(threads_do_not_change_a_bit);
     RUN(kernels_do_not_change_a_bit);
     RUN(ghosts_in_waves);
-    RUN(long_batches_do_not_change_a_bit);
-    RUN(recipes_do_not_depend_on_the_machine);
-    RUN(sums_over_long_batches);
+    RUN_LONG(long_batches_do_not_change_a_bit);
+    RUN_LONG(recipes_do_not_depend_on_the_machine);
+    RUN_LONG(sums_over_long_batches);
     RUN(first_step_is_adam_with_unit_atoms);
     RUN(zeros_survive);
     RUN(ghosts_of_large_activations_stay_finite);

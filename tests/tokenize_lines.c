@@ -2,7 +2,6 @@
    input, each as its length in bytes, a newline, and the bytes; writes a line for each: its token
    ids, a tab, and in hexadecimal what the ids decode to. Exit status 3 with the error's text if the
    tokenizer cannot be used. */
-#define DICTLEARN_IMPLEMENTATION
 #define BPE_IMPLEMENTATION
 #include "dictlearn.h"
 

@@ -3,6 +3,8 @@
 #   fuzz   libFuzzer: from the committed inputs and from what earlier runs found, which lies in BUILD/fuzz/found
 #   merge  the committed inputs anew: the least that reach what is reached, edges counted once
 #   afl    AFL++ in the same way, from the committed inputs alone
+# The committed inputs of a target are one file, tests/fuzz/corpus/TARGET.bin (pack.py); they are
+# unpacked into BUILD/fuzz/corpus.
 # An input that fails is in BUILD/fuzz/TARGET-crash-..., and `make fuzz-replay FUZZ_TARGET=... FUZZ_FILES=...` shows it.
 mode=$1 build=$2
 shift 2
@@ -10,9 +12,12 @@ export ASAN_OPTIONS=allocator_may_return_null=1
 all=$(sed -n 's/^    {"\([a-z]*\)", fuzz_.*/\1/p' tests/fuzz/fuzz.c)
 failed=0
 for target in ${*:-$all}; do
-    corpus=tests/fuzz/corpus/$target found=$build/fuzz/found/$target words=tests/fuzz/$target.dict
+    archive=tests/fuzz/corpus/$target.bin
+    corpus=$build/fuzz/corpus/$target found=$build/fuzz/found/$target words=tests/fuzz/$target.dict
     export FUZZ_TARGET="$target"
+    rm -rf "$corpus"
     mkdir -p "$found" "$corpus"
+    if [ -f "$archive" ]; then python3 tests/fuzz/pack.py unpack "$archive" "$corpus" || exit 1; fi
     case $target in
     legacy) words=tests/fuzz/pickle.dict ;;
     shards) words=tests/fuzz/json.dict ;;
@@ -28,8 +33,7 @@ for target in ${*:-$all}; do
     merge)
         rm -rf "$build/fuzz/merged" && mkdir -p "$build/fuzz/merged"
         if "$build/fuzz/fuzz" -merge=1 -use_counters=0 -verbosity=0 "$@" "$build/fuzz/merged" "$corpus" "$found"; then
-            rm -f "$corpus"/*
-            cp "$build/fuzz/merged"/* "$corpus"
+            python3 tests/fuzz/pack.py pack "$build/fuzz/merged" "$archive"
         else
             failed=1
         fi ;;

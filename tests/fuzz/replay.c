@@ -1,10 +1,10 @@
-/* replay.c - the fuzzers' targets over the committed inputs, tests/fuzz/corpus/TARGET/, or over the
-   files given: with any compiler, as a test. `fuzz_replay TARGET FILE...` shows what a fuzzer
-   found. */
+/* replay.c - the fuzzers' targets over the committed inputs, or over the files given: with any
+   compiler, as a test. `fuzz_replay TARGET FILE...` shows what a fuzzer found.
+
+   tests/fuzz/corpus/TARGET.bin holds the inputs of a target: each one's length in 4 bytes,
+   little-endian, then its bytes (tests/fuzz/pack.py). */
 #define FUZZ_REPLAY
 #include "tests/fuzz/fuzz.c"
-
-#include <dirent.h>
 
 /* Every change is none: what was taken apart and put together again must still be what it was. */
 size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t most) {
@@ -12,7 +12,7 @@ size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t most) {
     return size;
 }
 
-static char replay_path[1024];
+static char replay_name[1024]; /* the input that is tried */
 
 static int replay_opens(const unsigned char *data, size_t size) {
     dlrn_archive *a = NULL;
@@ -21,45 +21,51 @@ static int replay_opens(const unsigned char *data, size_t size) {
     return s == DLRN_OK;
 }
 
-static void replay_file(void) {
+static void replay_input(const unsigned char *data, size_t size) {
     static unsigned char changed[1 << 17];
-    char *data;
-    size_t size;
-    CHECK_OK(ctx, dlrn_file_read(ctx, replay_path, &data, &size));
-    fuzz_data = (const unsigned char *)data;
+    fuzz_data = data;
     fuzz_size = size;
     fuzz_run();
     if (fuzz_in_hand->mutate && size <= sizeof changed / 2 && replay_opens(fuzz_data, size)) {
-        memcpy(changed, data, size);
+        if (size) memcpy(changed, data, size);
         size_t n = fuzz_in_hand->mutate(changed, size, sizeof changed, 2);
         CHECK_MSG(!n || replay_opens(changed, n), "taken apart and put together it is: %s",
                   dlrn_error(ctx));
     }
+}
+
+static void replay_file(void) {
+    char *data;
+    size_t size;
+    CHECK_OK(ctx, dlrn_file_read(ctx, replay_name, &data, &size));
+    replay_input((const unsigned char *)data, size);
     dlrn_free(ctx, data);
 }
 
 /* All inputs of a target. */
 static void replay_target(void) {
-    char folder[64];
+    char path[64], *data;
+    size_t size, at = 0;
     int n = 0;
-    snprintf(folder, sizeof folder, "tests/fuzz/corpus/%s", fuzz_in_hand->name);
-    DIR *dir = opendir(folder);
-    CHECK_MSG(dir != NULL, "%s: no such folder", folder);
-    for (struct dirent *e; (e = readdir(dir)) != NULL;) {
-        if (e->d_name[0] == '.') continue;
-        snprintf(replay_path, sizeof replay_path, "%s/%s", folder, e->d_name);
-        replay_file();
-        n++;
+    snprintf(path, sizeof path, "tests/fuzz/corpus/%s.bin", fuzz_in_hand->name);
+    CHECK_OK(ctx, dlrn_file_read(ctx, path, &data, &size));
+    while (at < size) {
+        const unsigned char *p = (const unsigned char *)data + at;
+        size_t length = size - at < 4 ? size : p[0] | p[1] << 8 | p[2] << 16 | (size_t)p[3] << 24;
+        CHECK_MSG(length <= size - at - 4, "%s ends within an input", path);
+        snprintf(replay_name, sizeof replay_name, "number %d of %s", ++n, path);
+        replay_input(p + 4, length);
+        at += 4 + length;
     }
-    closedir(dir);
-    CHECK_MSG(n > 0, "%s: expected inputs, found none", folder);
+    dlrn_free(ctx, data);
+    CHECK_MSG(n > 0, "%s: expected inputs, found none", path);
 }
 
 /* As a test of this name; an input that fails is named. */
 static void replay(const char *name, void (*body)(void)) {
     const int before = test_state.failed;
     test_run(name, body);
-    if (test_state.failed > before) printf("     the input: %s\n", replay_path);
+    if (test_state.failed > before) printf("     the input: %s\n", replay_name);
 }
 
 int main(int argc, char **argv) {
@@ -77,7 +83,7 @@ int main(int argc, char **argv) {
         return 2;
     }
     for (int i = 2; i < argc; i++) {
-        snprintf(replay_path, sizeof replay_path, "%s", argv[i]);
+        snprintf(replay_name, sizeof replay_name, "%s", argv[i]);
         replay(argv[i], replay_file);
     }
     return test_end();

@@ -1,0 +1,142 @@
+"""lint.py CHECK: one of the checks of lint.sh that read dictlearn.h, and the prose, as text.
+
+rooms      a comment that speaks of a room names one that exists
+twins      no two private names are one letter apart
+once       names that stand for themselves (types of numbers, kernel sets, files) are listed once
+phrases    words that make a sentence hard to read are not used
+comments   the share of the implementation's lines that are comments, which may not fall below a bound
+star       comments continue with three blanks, without a star
+
+Says what it finds, a line each, and exits with 1 if that is anything."""
+
+import itertools, pathlib, re, sys
+
+HEADER = "dictlearn.h"
+PROSE = ["README.md", "SECURITY.md", "bench/README.md", HEADER]
+COMMENTS = 0.20
+
+# Not of a room: "room for 3 entries".
+ROOM_TO = {"for", "in", "is", "left", "of", "that", "to", "where", "enough"}
+
+# Names that differ by these alone say so by it; (a, b) of TWINS must differ by a letter.
+TYPE = re.compile(r"(?<=_)(b?f|[iu]|int)\d+|\d+")
+TWINS = set()
+
+LISTED_ONCE = ["F32", "F16", "BF16", "F64", "I64", "U8", "scalar", "avx2", "avx512", "neon", "vnni", "amx",
+               "ae.pt", "config.json", "cfg.json", "params.npz", "sae.safetensors", "sae_weights.safetensors"]
+
+PHRASES = ["as they stand", "as it stands", "of what", "asked of", "by itself", "no bit", "what is not", "sees fit",
+           "for want of", "is none that", "whatever .* are", "again and again", "in ellipses", "are asked",
+           "nobody asks", "torn", "tilt"]
+
+text = pathlib.Path(HEADER).read_text()
+COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.S)
+STRING = re.compile(r'"(?:\\.|[^"\\\n])*"')
+
+
+def line_of(where, source=text):
+    return source.count("\n", 0, where) + 1
+
+
+def comments():
+    """(offset, text) of each comment; a string may hold what looks like one."""
+    for found in re.finditer(r'"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|(/\*.*?\*/|//[^\n]*)', text, re.S):
+        if found[1]:
+            yield found.start(), found[1]
+
+
+def code():
+    """The text with comments and strings blanked, of the same length."""
+    def blank(found):
+        return re.sub(r"[^\n]", " ", found[0])
+    return re.sub(r'"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|/\*.*?\*/|//[^\n]*', blank, text, flags=re.S)
+
+
+def rooms():
+    known = set(re.findall(r"^// >>([a-z-]+)$", text, re.M)) | {"tag"}
+    for at, comment in comments():
+        for name in re.findall(r"\brooms? ([a-z][a-z-]*)", comment):
+            if name not in known and name not in ROOM_TO:
+                yield f"{HEADER}:{line_of(at)}: there is no room {name}"
+        for name in re.findall(r">>([a-z][a-z-]*)", comment):
+            if name not in known:
+                yield f"{HEADER}:{line_of(at)}: there is no >>{name}"
+
+
+def twins():
+    """Names that meet when a letter of each is left out: one more, one less, or one other."""
+    names = set(re.findall(r"\b(?:dlrni_[a-z0-9_]+|DLRNI_[A-Z0-9_]+)\b", code()))
+    meeting = {}
+    for name in names:
+        prefix, rest = name[:6], name[6:]
+        if len(rest) <= 4:
+            continue
+        for i in range(len(rest)):
+            meeting.setdefault((prefix, rest[:i] + "*" + rest[i + 1:]), set()).add(name) # another letter
+            meeting.setdefault((prefix, rest[:i] + rest[i + 1:]), set()).add(name) # one more
+        meeting.setdefault((prefix, rest), set()).add(name)
+    pairs = set()
+    for (prefix, key), group in meeting.items():
+        for a, b in itertools.combinations(sorted(group, key=lambda n: (len(n), n)), 2):
+            other = "*" in key and len(a) == len(b)
+            longer = "*" not in key and len(b) == len(a) + 1 and key == a[6:]
+            if other or longer:
+                pairs.add((a, b))
+    for a, b in sorted(pairs):
+        if TYPE.sub("", a) != TYPE.sub("", b) and (a, b) not in TWINS:
+            yield f"{a} and {b} are one letter apart"
+
+
+def once():
+    start = text.index("#if defined(DICTLEARN_IMPLEMENTATION)")
+    said = re.sub(r"/\*.*?\*/|^#error.*?$", lambda f: re.sub(r"[^\n]", " ", f[0]), text, flags=re.S | re.M)
+    for name in LISTED_ONCE:
+        at = [line_of(found.start()) for found in re.finditer(r'(?<!\\)"%s"' % re.escape(name), said)
+              if name[0].isupper() or found.start() > start]
+        if len(at) > 1:
+            yield f'{HEADER}: "{name}" stands in lines {", ".join(map(str, at))}: expected one list'
+
+
+def phrases():
+    for name in PROSE:
+        path = pathlib.Path(name)
+        if not path.exists():
+            continue
+        source = path.read_text()
+        parts = comments() if name == HEADER else [(0, source)]
+        for at, part in parts:
+            for phrase in PHRASES:
+                for found in re.finditer(r"\b" + phrase.replace(" ", r"\s+").replace(".*", r"\w+( \w+)?") + r"\b", part):
+                    yield f"{name}:{line_of(at + found.start(), source)}: {' '.join(found[0].split())}"
+
+
+def comment_share():
+    """Of the implementation's lines with text on them, those that are comments or have one."""
+    first = line_of(text.index("#if defined(DICTLEARN_IMPLEMENTATION)"))
+    marked = set()
+    for at, comment in comments():
+        start = line_of(at)
+        marked.update(range(start, start + comment.count("\n") + 1))
+    licence = text[:text.find("// >>licence")].count("\n") + 1 if "// >>licence" in text else None
+    filled = [n for n, line in enumerate(text.splitlines()[:licence], 1) if n > first and line.strip()]
+    return sum(n in marked for n in filled) / len(filled)
+
+
+def share():
+    found = comment_share()
+    print(f"{found:.1%} of the implementation's lines have comments")
+    if found < COMMENTS:
+        yield f"expected {COMMENTS:.0%} or more"
+
+
+def star():
+    for at, comment in comments():
+        for n, line in enumerate(comment.splitlines()):
+            if re.match(r" *\* ", line) and n:
+                yield f"{HEADER}:{line_of(at) + n}: a comment with a star at its line's begin"
+
+
+found = list({"rooms": rooms, "twins": twins, "once": once, "phrases": phrases, "comments": share,
+              "star": star}[sys.argv[1]]())
+print(*found, sep="\n")
+sys.exit(bool(found))
