@@ -59,7 +59,7 @@
    >>optimiser      Adam with unit-norm atoms, rates
    >>sums           sums of gathered rows
    >>loss           lists, reconstruction, errors
-   >>auxiliary      losses of dead features: ghosts
+   >>auxiliary      losses of dead features: ghosts, AuxK
    >>backward       gradients and update in one visit
    >>recipes        how a family is trained: one block and one row each
    >>settings       configuration: defaults, checks, JSON
@@ -1325,9 +1325,9 @@ extern "C" {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>base
-/* Three words for three kinds of check: DLRNI_REQUIRE (the caller's mistake: status and text,
-   always on), dlrn_fail (a file's or the data's fault: the same), DICTLEARN_ASSERT (our mistake:
-   debug builds). */
+/* Three kinds of check. DLRNI_REQUIRE: the caller's mistake; dlrn_fail: the fault of a file or of the
+   data. Both are always on and give a status and a text. DICTLEARN_ASSERT: our own mistake, checked
+   in debug builds only. */
 
 typedef struct dlrni_kernel_table dlrni_kernel_table;
 typedef struct dlrni_screen dlrni_screen;
@@ -1351,9 +1351,11 @@ struct dlrn_context {
     const char *names[DLRNI_SETS_MAX + 1]; /* of the sets that this processor can run */
 };
 
+/* Of a text that is too long the middle is dropped: a path stands at the start, and what is wrong at
+   the end. Names in a file may hold bytes that a terminal obeys, so control characters become '?'. */
 DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...) {
     enum { HEAD = 256 };
-    char text[8192]; /* room for the longest path and what is said of it */
+    char text[8192]; /* the longest path and the message */
     const size_t most = sizeof ctx->error - 1;
     va_list args;
     va_start(args, format);
@@ -1362,7 +1364,7 @@ DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *for
     size_t n = strlen(text);
     if (n <= most) {
         memcpy(ctx->error, text, n + 1);
-    } else { /* of a long path the middle is left out: what is wrong stands at the end */
+    } else {
         memcpy(ctx->error, text, HEAD);
         memcpy(ctx->error + HEAD, "...", 3);
         memcpy(ctx->error + HEAD + 3, text + n - (most - HEAD - 3), most - HEAD - 2);
@@ -1376,6 +1378,7 @@ DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *for
     return s;
 }
 
+/* snprintf, which a host may replace through DICTLEARN_VSNPRINTF. */
 DLRNI_INTERNAL DLRN_PRINTF(3, 4) int dlrni_print(char *out, size_t size, const char *format, ...) {
     va_list args;
     va_start(args, format);
@@ -1384,6 +1387,7 @@ DLRNI_INTERNAL DLRN_PRINTF(3, 4) int dlrni_print(char *out, size_t size, const c
     return n;
 }
 
+/* The caller's mistake: returns DLRN_ERR_ARGUMENT, with the function's name before the text. */
 #define DLRNI_REQUIRE(ctx, condition, text)                                                        \
     do {                                                                                           \
         if (!(condition)) return dlrn_fail((ctx), DLRN_ERR_ARGUMENT, "%s: %s", __func__, (text));  \
@@ -1422,8 +1426,11 @@ DLRNI_INTERNAL int dlrni_mul(int64_t a, int64_t b, int64_t *out) {
     return 1;
 }
 
-/* 64-byte aligned blocks over the user's allocator: the raw pointer and the size stand just before
-   the block. */
+/* Blocks of the host's allocator, aligned to a cache line: vectors that straddle two lines take twice
+   as long to load. What the allocator gave, and the size, stand just before the block.
+
+       raw                 block (a multiple of 64)
+       | unused | raw size | the caller's bytes ... | */
 typedef struct dlrni_block {
     void *raw;
     size_t size;
@@ -1477,22 +1484,13 @@ DLRNI_INTERNAL void *dlrni_alloc_zero(dlrn_context *ctx, int64_t count, size_t e
     return p;
 }
 
-/* Old names, for the rooms that still use them. */
-#define dlrni_alloc dlrn_alloc
-#define dlrni_free dlrn_free
-#define dlrn_dtype_size dlrni_dtype_size
-#define dlrn_rng_u64 dlrni_rng_u64
-#define dlrn_f16_to_f32 dlrni_f16_to_f32
-#define dlrn_f32_to_f16 dlrni_f32_to_f16
-#define dlrn_bf16_to_f32 dlrni_bf16_to_f32
-#define dlrn_f32_to_bf16 dlrni_f32_to_bf16
-
 #define DLRNI_NEW(ctx, type, count) ((type *)dlrn_alloc((ctx), (count), sizeof(type)))
 #define DLRNI_NEW_ZERO(ctx, type, count) ((type *)dlrni_alloc_zero((ctx), (count), sizeof(type)))
 
-/* Room for `need` elements in the block that the pointer at `slot` names, which holds *cap: grows
-   by half at least; the first `used` are kept. 0: no memory (all is as it was). The pointer is
-   copied, since its type is the caller's. */
+/* Ensures that the array whose pointer is stored at `slot` has room for `need` elements; *cap is how
+   many it has now. It grows by half at least, so that n appends cost O(n), and keeps its first `used`
+   elements. 0: out of memory, nothing has changed. `slot` is a T **, passed as void * and read by
+   memcpy, because T is the caller's. */
 DLRNI_INTERNAL int dlrni_grow(dlrn_context *ctx, void *slot, int64_t *cap, int64_t used,
                               int64_t need, size_t element) {
     if (need <= *cap) return 1;
@@ -1516,7 +1514,7 @@ DLRNI_INTERNAL float *dlrni_aligned(float *p) {
 }
 
 DLRN_API const char *dlrn_error(const dlrn_context *ctx) {
-    return ctx ? ctx->error : "no context: out of memory, or a configuration that cannot be";
+    return ctx ? ctx->error : "no context: out of memory, or a wrong configuration";
 }
 
 DLRN_API const char *dlrn_status_text(dlrn_status s) {
@@ -1526,8 +1524,8 @@ DLRN_API const char *dlrn_status_text(dlrn_status s) {
     return (unsigned)s < DLRN_STATUS_COUNT ? texts[s] : "?";
 }
 
-/* A user's callback failed. Its text may be this context's own last error, so it is copied before
-   that is overwritten. */
+/* Reports that a callback failed. Its text may be this context's own last error, so it is copied
+   before the new error overwrites it. */
 DLRNI_INTERNAL dlrn_status dlrni_callback_error(dlrn_context *ctx, dlrn_status s, const char *who,
                                                 const char *text) {
     char copy[sizeof ctx->error - 64];
@@ -1540,8 +1538,9 @@ DLRNI_INTERNAL dlrn_status dlrni_callback_error(dlrn_context *ctx, dlrn_status s
 
 /* ------------------------------------------------------------------------------------------ */
 // >>random
-/* Philox4x32-10 (Salmon et al., 2011): ten rounds over a 128-bit counter {counter, stream} under a
-   64-bit key. */
+/* Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011): ten rounds over a
+   128-bit counter {counter, stream} under a 64-bit key. Number n of a stream is a function of (seed,
+   stream, n) alone, so that threads, checkpoints and the order of calls cannot change it. */
 
 typedef struct dlrni_philox {
     uint64_t lo, hi;
@@ -1589,7 +1588,8 @@ DLRN_API float dlrn_rng_normal(dlrn_rng *rng) {
     return (float)(radius * cos(6.283185307179586 * dlrni_open_unit(b.hi)));
 }
 
-/* Draws again from the incomplete last stretch, so that no number is favoured. */
+/* The remainder alone would favour small numbers: 2^64 is no multiple of n. Numbers from the
+   incomplete last run of n are drawn again. */
 DLRN_API uint64_t dlrn_rng_below(dlrn_rng *rng, uint64_t n) {
     if (n == 0 || n == 1) return 0;
     uint64_t u;
@@ -1614,9 +1614,10 @@ DLRNI_INTERNAL uint32_t dlrni_bits_of_float(float f) {
     return u;
 }
 
-/* a b + c, rounded once. mingw's fmaf() rounds twice, by way of a long double: there the sum is
-   rounded to odd in f64, whose spare bits then let the rounding to f32 be the only one that counts
-   (Boldo and Melquiond, 2008). */
+/* a b + c, rounded once, as every vector unit does it; the canonical sums depend on that. mingw's
+   fmaf() rounds twice, by way of a long double. There the sum is rounded to odd in f64, whose spare
+   bits make the rounding to f32 the only one that counts (Boldo and Melquiond, Emulation of FMA and
+   correctly rounded sums, 2008). */
 DLRNI_INTERNAL float dlrni_fma(float a, float b, float c) {
 #ifdef __MINGW32__
     double product = (double)a * (double)b, sum = product + (double)c; /* the product is exact */
@@ -1663,9 +1664,9 @@ DLRNI_INTERNAL uint16_t dlrni_f32_to_bf16(float f) {
     return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
 }
 
-/* The first of n numbers of a magnitude beyond `most`, as bits (NaN is beyond all); n: there is
-   none. By sixteens, which compilers make vectors of (rows of 512: 2.2 times as fast as one by
-   one). */
+/* The first of n numbers whose magnitude, as bits, is greater than `most`; n: there is none. Bits of
+   floats compare as their magnitudes do, and NaN is greater than all. Sixteen at a time, which
+   compilers turn into vectors (rows of 512: 2.2 times as fast as one by one). */
 DLRNI_INTERNAL int64_t dlrni_first_beyond(const float *x, int64_t n, uint32_t most) {
     int64_t at = 0;
     for (; n - at >= 16; at += 16) {
@@ -1684,8 +1685,8 @@ DLRNI_INTERNAL int64_t dlrni_first_not_finite(const float *x, int64_t n) {
     return dlrni_first_beyond(x, n, 0x7f7fffffu); /* the bits of FLT_MAX */
 }
 
-/* n numbers of two bytes each, widened. bf16 by sixteens, as above (rows of 512: 4.9 times as
-   fast). */
+/* Widens n numbers of two bytes. bf16 is the upper half of an f32: sixteen at a time, as above (rows
+   of 512: 4.9 times as fast). The oracle of the sets' own kernels. */
 DLRNI_INTERNAL void dlrni_widen_plain(dlrn_dtype type, const char *from, float *to, int64_t n) {
     int64_t at = 0;
     for (; type == DLRN_BF16 && n - at >= 16; at += 16) {
@@ -1746,9 +1747,9 @@ DLRN_API const char *dlrn_dtype_name(dlrn_dtype t) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>threads
-/* Threads belong to OpenMP or to the host's parallel_for. Every task is a fixed part of the work
-   and no sum ever runs over tasks in the order in which they end, so the number of threads never
-   changes a bit. */
+/* Threads belong to OpenMP or to the host's parallel_for. Work is cut into tasks by its shape alone,
+   and no sum runs over tasks in the order in which they end: the number of threads never changes a
+   result. */
 
 DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_parallel_body body,
                                 void *arg) {
@@ -2361,7 +2362,8 @@ DLRNI_INTERNAL int dlrni_ranks_after(const float *x, int64_t i, int64_t j) {
     return x[i] < x[j] || (!(x[i] > x[j]) && i > j);
 }
 
-/* Restores the heap below `at`: index [n], the last in rank on top. */
+/* Restores the heap below `at`. index [n]; on top the one that ranks last, so that it is the one to
+   be replaced. */
 DLRNI_INTERNAL void dlrni_sift_down(const float *x, int64_t *index, int64_t n, int64_t at) {
     for (;;) {
         int64_t child = 2 * at + 1;
@@ -2375,7 +2377,8 @@ DLRNI_INTERNAL void dlrni_sift_down(const float *x, int64_t *index, int64_t n, i
     }
 }
 
-/* A heap of the k best so far, then sorted by taking its top away. */
+/* A heap of the k best so far, then sorted by taking its top away: O(n log k), and O(n) where few of
+   the n are among the best. */
 DLRN_API dlrn_status dlrn_topk(dlrn_context *ctx, const float *x, int64_t n, int64_t k,
                                int64_t *index, float *value) {
     DLRNI_REQUIRE(ctx, k >= 0 && k <= n, "k must be in [0, n]");
@@ -2408,7 +2411,8 @@ DLRN_API void dlrn_sparse_free(dlrn_sparse *codes) {
     memset(codes, 0, sizeof *codes);
 }
 
-/* Room for rows + 1 row pointers and nnz entries; what is there stays. */
+/* Ensures room for rows + 1 row pointers and nnz entries; the contents are kept. col and val grow
+   together: nnz_cap is set last, so that a failure between the two leaves both usable. */
 DLRNI_INTERNAL dlrn_status dlrni_sparse_reserve(dlrn_context *ctx, dlrn_sparse *codes, int64_t rows,
                                                 int64_t nnz) {
     int64_t used = codes->row_ptr ? codes->row_ptr[codes->rows] : 0, cap = codes->nnz_cap;
@@ -2424,7 +2428,7 @@ DLRNI_INTERNAL dlrn_status dlrni_sparse_reserve(dlrn_context *ctx, dlrn_sparse *
 
 /* Empties codes for a matrix of `cols` columns whose rows are to be appended. */
 DLRNI_INTERNAL dlrn_status dlrni_sparse_begin(dlrn_context *ctx, dlrn_sparse *codes, int64_t cols) {
-    if (codes->ctx != ctx) dlrn_sparse_free(codes); /* its blocks are another's */
+    if (codes->ctx != ctx) dlrn_sparse_free(codes); /* blocks of another context's allocator */
     codes->rows = 0;
     codes->cols = cols;
     if (codes->row_ptr) codes->row_ptr[0] = 0;
@@ -2563,8 +2567,8 @@ DLRNI_INTERNAL const dlrni_family *dlrni_family_named(const char *name) {
 DLRN_API void dlrn_dictionary_destroy(dlrn_dictionary *dict) {
     if (!dict) return;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
-        if (!(dict->borrowed & DLRNI_BIT(role))) dlrni_free(dict->ctx, dict->param[role]);
-    dlrni_free(dict->ctx, dict);
+        if (!(dict->borrowed & DLRNI_BIT(role))) dlrn_free(dict->ctx, dict->param[role]);
+    dlrn_free(dict->ctx, dict);
 }
 
 DLRN_API void dlrn_dictionary_changed(dlrn_dictionary *dict) {
@@ -2607,7 +2611,7 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_new(dlrn_context *ctx, const dlrni_f
     if (s == DLRN_OK)
         *out = dict;
     else
-        dlrni_free(ctx, dict);
+        dlrn_free(ctx, dict);
     return s;
 }
 
@@ -2877,8 +2881,8 @@ DLRNI_INTERNAL dlrn_status dlrni_prepare(const dlrn_dictionary *dict, dlrni_prep
     unsigned char *parts = DLRNI_NEW(ctx, unsigned char, ctx->threads *bytes);
     dlrni_prepare_job job = {dict, (dlrni_prepared *)(void *)block, parts};
     if (!block || !parts) {
-        dlrni_free(ctx, block);
-        dlrni_free(ctx, parts);
+        dlrn_free(ctx, block);
+        dlrn_free(ctx, parts);
         return DLRN_ERR_MEMORY;
     }
     job.ready->screen = screen;
@@ -2886,7 +2890,7 @@ DLRNI_INTERNAL dlrn_status dlrni_prepare(const dlrn_dictionary *dict, dlrni_prep
     job.ready->panels = block + head;
     job.ready->coef = (float *)(void *)(block + head + groups * bytes);
     dlrn_parallel_for(ctx, groups, dlrni_prepare_group, &job);
-    dlrni_free(ctx, parts);
+    dlrn_free(ctx, parts);
     *out = job.ready;
     return DLRN_OK;
 }
@@ -2986,11 +2990,11 @@ DLRNI_INTERNAL void dlrni_encoding_free(dlrni_encoding *c) {
     if (!c->dict) return;
     dlrn_context *ctx = c->dict->ctx;
     for (int64_t i = 0; i < c->lists_cap; i++) {
-        dlrni_free(ctx, c->lists[i].key);
-        dlrni_free(ctx, c->lists[i].val);
+        dlrn_free(ctx, c->lists[i].key);
+        dlrn_free(ctx, c->lists[i].val);
     }
     void *blocks[] = {c->lists, c->rounded, c->row, c->scratch, c->floor, c->best, c->kept};
-    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrni_free(ctx, blocks[i]);
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     memset(c, 0, sizeof *c);
 }
 
@@ -3758,20 +3762,20 @@ DLRNI_INTERNAL void dlrni_encoder_clear(dlrn_encoder *e) {
     dlrn_context *ctx = e->dict->ctx;
     dlrni_encoding_free(&e->c);
     dlrn_sparse_free(&e->codes);
-    dlrni_free(ctx, e->prepared);
-    dlrni_free(ctx, e->xc);
-    dlrni_free(ctx, e->f);
-    dlrni_free(ctx, e->heap);
+    dlrn_free(ctx, e->prepared);
+    dlrn_free(ctx, e->xc);
+    dlrn_free(ctx, e->f);
+    dlrn_free(ctx, e->heap);
 }
 
 DLRN_API void dlrn_encoder_destroy(dlrn_encoder *e) {
     if (!e) return;
     dlrni_encoder_clear(e);
-    dlrni_free(e->dict->ctx, e);
+    dlrn_free(e->dict->ctx, e);
 }
 
 DLRN_API dlrn_status dlrn_encoder_prepare(dlrn_encoder *e) {
-    dlrni_free(e->dict->ctx, e->prepared);
+    dlrn_free(e->dict->ctx, e->prepared);
     e->c.ready = NULL;
     e->version = e->dict->version;
     e->wanted = 1;
@@ -4199,7 +4203,7 @@ DLRNI_INTERNAL int dlrni_lookup_add(dlrn_context *ctx, dlrni_lookup *t, const ch
         for (int64_t i = 0; i < t->size; i++)
             if (t->slot[i].text)
                 *dlrni_lookup_place(&wide, t->slot[i].text, t->slot[i].len) = t->slot[i];
-        dlrni_free(ctx, t->slot);
+        dlrn_free(ctx, t->slot);
         *t = wide;
     }
     dlrni_lookup_slot *slot = dlrni_lookup_place(t, text, len);
@@ -4417,8 +4421,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_new(dlrn_context *ctx, const char *path, 
         *out = file;
         return DLRN_OK;
     }
-    dlrni_free(ctx, file->path);
-    dlrni_free(ctx, file);
+    dlrn_free(ctx, file->path);
+    dlrn_free(ctx, file);
     return s;
 }
 
@@ -4515,8 +4519,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_close(void *user, dlrn_context *ctx, void
         s = dlrni_stdio_error(ctx, o->path, "put it in place");
     if (o->temporary && keep && s == DLRN_OK) dlrni_sync_folder(o->target);
     if (o->temporary && (!keep || s != DLRN_OK)) remove(o->temporary);
-    dlrni_free(ctx, o->path);
-    dlrni_free(ctx, o);
+    dlrn_free(ctx, o->path);
+    dlrn_free(ctx, o);
     return s;
 }
 
@@ -4576,7 +4580,7 @@ DLRN_API dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **
     }
     (void)!io->close_file(io->user, ctx, file, 0);
     if (s != DLRN_OK) {
-        dlrni_free(ctx, p);
+        dlrn_free(ctx, p);
         return s;
     }
     p[used] = 0;
@@ -4611,7 +4615,7 @@ DLRNI_INTERNAL void dlrni_map_close(dlrn_context *ctx, dlrni_file_map *m) {
 #if DLRNI_POSIX
     if (m->p && !m->owned && m->size) munmap((void *)(uintptr_t)m->p, m->size);
 #endif
-    dlrni_free(ctx, m->owned);
+    dlrn_free(ctx, m->owned);
     memset(m, 0, sizeof *m);
 }
 
@@ -4773,7 +4777,7 @@ DLRNI_INTERNAL void dlrni_spool_free(dlrni_spool *spool) {
     if (!spool->is_open) return;
     if (spool->file)
         (void)!dlrni_io_of(ctx)->close_file(dlrni_io_of(ctx)->user, ctx, spool->file, 0);
-    dlrni_free(ctx, spool->memory.p);
+    dlrn_free(ctx, spool->memory.p);
     spool->is_open = 0;
 }
 
@@ -4957,7 +4961,7 @@ DLRNI_INTERNAL dlrn_status dlrni_json_unique(dlrni_json_reader *r, const dlrn_js
         else if (!dlrni_lookup_add(r->ctx, &keys, m->key, m->key_len, 0))
             s = DLRN_ERR_MEMORY;
     }
-    dlrni_free(r->ctx, keys.slot);
+    dlrn_free(r->ctx, keys.slot);
     return s;
 }
 
@@ -5029,7 +5033,7 @@ DLRN_API dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t
     if (!dlrni_mul(nodes, (int64_t)sizeof(dlrn_json) + 2, &bytes) ||
         !dlrni_add(bytes, (int64_t)size, &total))
         return dlrn_fail(ctx, DLRN_ERR_MEMORY, "%s: JSON too large", name);
-    dlrn_json *root = (dlrn_json *)dlrni_alloc(ctx, total, 1);
+    dlrn_json *root = (dlrn_json *)dlrn_alloc(ctx, total, 1);
     if (!root) return DLRN_ERR_MEMORY;
     dlrni_json_reader r = {ctx, name, text, text, text + size, root + 1, (char *)(root + nodes), 0};
     memset(root, 0, sizeof *root);
@@ -5039,7 +5043,7 @@ DLRN_API dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t
         if (r.p < r.end) s = dlrni_json_error(&r, "unexpected text after the value");
     }
     if (s != DLRN_OK) {
-        dlrni_free(ctx, root);
+        dlrn_free(ctx, root);
         return s;
     }
     *out = root;
@@ -5048,7 +5052,7 @@ DLRN_API dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t
 
 /* The tree is one block, which begins with its root. */
 DLRN_API void dlrn_json_free(dlrn_context *ctx, dlrn_json *root) {
-    dlrni_free(ctx, root);
+    dlrn_free(ctx, root);
 }
 
 /* ---- Getting values ---- */
@@ -5260,7 +5264,7 @@ struct dlrn_archive {
 /* A block that lives as long as the archive. */
 DLRNI_INTERNAL void *dlrni_archive_block(dlrn_archive *a, int64_t size) {
     if (!DLRNI_GROW(a->ctx, &a->blocks, &a->block_cap, a->n_blocks, a->n_blocks + 1)) return NULL;
-    void *p = dlrni_alloc(a->ctx, size, 1);
+    void *p = dlrn_alloc(a->ctx, size, 1);
     if (p) a->blocks[a->n_blocks++] = p;
     return p;
 }
@@ -5409,8 +5413,8 @@ DLRNI_INTERNAL double dlrni_element_real(uint64_t u, dlrn_dtype type) {
     double value;
     switch (type) {
     case DLRN_F32: return (double)dlrni_float_of_bits((uint32_t)u);
-    case DLRN_F16: return (double)dlrn_f16_to_f32((uint16_t)u);
-    case DLRN_BF16: return (double)dlrn_bf16_to_f32((uint16_t)u);
+    case DLRN_F16: return (double)dlrni_f16_to_f32((uint16_t)u);
+    case DLRN_BF16: return (double)dlrni_bf16_to_f32((uint16_t)u);
     case DLRN_F64: memcpy(&value, &u, sizeof value); return value;
     case DLRN_U64: return (double)u;
     default: return (double)dlrni_element_integer(u, type);
@@ -5505,7 +5509,7 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_new(dlrn_context *ctx, const char *path
     a->format = "?";
     a->path = DLRNI_NEW(ctx, char, (int64_t)strlen(path) + 1);
     if (!a->path) {
-        dlrni_free(ctx, a);
+        dlrn_free(ctx, a);
         return DLRN_ERR_MEMORY;
     }
     memcpy(a->path, path, strlen(path) + 1);
@@ -5518,15 +5522,15 @@ DLRN_API void dlrn_archive_close(dlrn_archive *a) {
     if (!a) return;
     dlrn_context *ctx = a->ctx;
     for (int64_t i = 0; i < a->n_shards; i++) dlrn_archive_close(a->shards[i]);
-    for (int64_t i = 0; i < a->n_blocks; i++) dlrni_free(ctx, a->blocks[i]);
+    for (int64_t i = 0; i < a->n_blocks; i++) dlrn_free(ctx, a->blocks[i]);
     if (!a->borrowed) dlrni_map_close(ctx, &a->map);
-    dlrni_free(ctx, a->shards);
-    dlrni_free(ctx, a->blocks);
-    dlrni_free(ctx, a->notes);
-    dlrni_free(ctx, a->entries);
-    dlrni_free(ctx, a->names.slot);
-    dlrni_free(ctx, a->path);
-    dlrni_free(ctx, a);
+    dlrn_free(ctx, a->shards);
+    dlrn_free(ctx, a->blocks);
+    dlrn_free(ctx, a->notes);
+    dlrn_free(ctx, a->entries);
+    dlrn_free(ctx, a->names.slot);
+    dlrn_free(ctx, a->path);
+    dlrn_free(ctx, a);
 }
 
 DLRN_API const char *dlrn_archive_format(const dlrn_archive *a) {
@@ -5667,7 +5671,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_cover(dlrn_archive *a, const unsign
     qsort(r, (size_t)a->count, sizeof *r, dlrni_range_order);
     int64_t n = 0;
     for (; n < a->count && r[n].begin == at; n++) at = r[n].end;
-    dlrni_free(a->ctx, r);
+    dlrn_free(a->ctx, r);
     if (n == a->count && at == size) return DLRN_OK;
     return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
                      "%s: the tensors leave a gap or overlap at byte %lld of %lld of the data",
@@ -5778,7 +5782,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_write(dlrni_sink *o, const dlrn_ten
     dlrni_put_le(head, (uint64_t)w.out.len, 8);
     dlrni_sink_write(o, head, 8);
     dlrni_sink_write(o, w.out.p, (uint64_t)w.out.len);
-    dlrni_free(o->ctx, w.out.p);
+    dlrn_free(o->ctx, w.out.p);
     for (int64_t i = 0; i < count && o->status == DLRN_OK; i++) {
         int64_t numel = 0, bytes;
         dlrni_sink_fail(o, dlrni_tensor_bytes(o->ctx, &tensors[i], &numel, &bytes));
@@ -6606,7 +6610,7 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_close(dlrni_zip_writer *z) {
     const int wide = at >= UINT32_MAX || size >= UINT32_MAX || n >= UINT16_MAX;
     if (z->directory.failed) dlrni_sink_fail(z->o, DLRN_ERR_MEMORY);
     dlrni_sink_write(z->o, z->directory.p, size);
-    dlrni_free(z->o->ctx, z->directory.p);
+    dlrn_free(z->o->ctx, z->directory.p);
     if (wide) dlrni_zip_write_end64(z, at, size);
     dlrni_set_field(e, DLRNI_END_MAGIC, DLRNI_MAGIC_END);
     dlrni_set_field(e, DLRNI_END_COUNT_HERE, wide ? UINT16_MAX : n);
@@ -7227,10 +7231,10 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_run(dlrni_pickle *p) {
 
 /* Values, stack and memo. Texts are in the file, or in the archive's blocks. */
 DLRNI_INTERNAL void dlrni_pickle_free(dlrni_pickle *p) {
-    for (int64_t i = 0; i < p->n_chunks; i++) dlrni_free(p->a->ctx, p->chunks[i]);
-    dlrni_free(p->a->ctx, p->chunks);
-    dlrni_free(p->a->ctx, p->stack);
-    dlrni_free(p->a->ctx, p->memo);
+    for (int64_t i = 0; i < p->n_chunks; i++) dlrn_free(p->a->ctx, p->chunks[i]);
+    dlrn_free(p->a->ctx, p->chunks);
+    dlrn_free(p->a->ctx, p->stack);
+    dlrn_free(p->a->ctx, p->memo);
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -7531,9 +7535,9 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_open(dlrn_archive *a) {
     l.p.c.p = a->map.p;
     l.p.c.end = a->map.p + a->map.size;
     dlrn_status s = dlrni_legacy_run(&l);
-    dlrni_free(a->ctx, l.m);
-    dlrni_free(a->ctx, l.names.slot);
-    dlrni_free(a->ctx, l.types.slot);
+    dlrn_free(a->ctx, l.m);
+    dlrn_free(a->ctx, l.names.slot);
+    dlrn_free(a->ctx, l.types.slot);
     dlrni_pickle_free(&l.p);
     return s;
 }
@@ -7635,7 +7639,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_write(dlrni_sink *o, const dlrn_tensor_out *
     dlrni_bytes pickle = {o->ctx, NULL, 0, 0, 0};
     o->status = dlrni_pt_pickle(&pickle, tensors, count);
     dlrni_zip_add(&z, "archive/data.pkl", pickle.p, (uint64_t)pickle.len);
-    dlrni_free(o->ctx, pickle.p);
+    dlrn_free(o->ctx, pickle.p);
     dlrni_zip_add(&z, "archive/byteorder", "little", 6);
     for (int64_t i = 0; i < count && o->status == DLRN_OK; i++) {
         char name[64];
@@ -7674,8 +7678,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_open(dlrn_archive *a) {
         s = dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
                       "%s: a zip without data.pkl (torch) and without .npy members (numpy)",
                       a->path);
-    dlrni_free(a->ctx, z.m);
-    dlrni_free(a->ctx, z.names.slot);
+    dlrn_free(a->ctx, z.m);
+    dlrn_free(a->ctx, z.names.slot);
     return s;
 }
 
@@ -7803,7 +7807,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_unique(dlrn_context *ctx, const dlrn_tens
             else if (!dlrni_lookup_add(ctx, &seen[kind], name, len, i))
                 s = DLRN_ERR_MEMORY;
         }
-        dlrni_free(ctx, seen[kind].slot);
+        dlrn_free(ctx, seen[kind].slot);
     }
     return s;
 }
@@ -7906,8 +7910,8 @@ DLRNI_INTERNAL dlrn_status dlrni_writer_new(dlrn_context *ctx, const char *path,
     dlrn_writer *w = DLRNI_NEW_ZERO(ctx, dlrn_writer, 1);
     char *copy = DLRNI_NEW(ctx, char, (int64_t)strlen(path) + 1);
     if (!w || !copy) {
-        dlrni_free(ctx, w);
-        dlrni_free(ctx, copy);
+        dlrn_free(ctx, w);
+        dlrn_free(ctx, copy);
         return DLRN_ERR_MEMORY;
     }
     memcpy(copy, path, strlen(path) + 1);
@@ -7922,8 +7926,8 @@ DLRNI_INTERNAL dlrn_status dlrni_writer_new(dlrn_context *ctx, const char *path,
 /* Everything but the file, which is closed before. */
 DLRNI_INTERNAL void dlrni_writer_free(dlrn_writer *w) {
     for (int i = 0; i < 3; i++) dlrni_spool_free(&w->part[i]);
-    dlrni_free(w->ctx, w->path);
-    dlrni_free(w->ctx, w);
+    dlrn_free(w->ctx, w->path);
+    dlrn_free(w->ctx, w);
 }
 
 /* The header of a .npy of `rows` rows. */
@@ -8140,7 +8144,7 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_columns(dlrn_archive *a, int64_t index, int
                           "%s: indices: entry %lld: expected [0, %lld), found %lld", a->path,
                           (long long)p, (long long)c->cols, (long long)wide[p]);
     }
-    dlrni_free(a->ctx, wide);
+    dlrn_free(a->ctx, wide);
     return s;
 }
 
@@ -8166,7 +8170,7 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_sort_row(dlrn_archive *a, int64_t row, int6
     for (p = 0; p < n; p++) entries[p].col = col[p], entries[p].val = val[p];
     qsort(entries, (size_t)n, sizeof *entries, dlrni_csr_order);
     for (p = 0; p < n; p++) col[p] = entries[p].col, val[p] = entries[p].val;
-    dlrni_free(a->ctx, entries);
+    dlrn_free(a->ctx, entries);
     for (p = 1; p < n; p++)
         if (col[p] == col[p - 1])
             return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
@@ -8509,7 +8513,7 @@ DLRNI_INTERNAL dlrn_status dlrni_match_layout(dlrni_loading *l) {
 /* w [n] are the elements of a tensor from `first` on. */
 DLRNI_INTERNAL dlrn_status dlrni_check_weights(dlrn_archive *a, const char *name, const float *w,
                                                int64_t first, int64_t n) {
-    int64_t i = dlrni_first_beyond(w, n, 0x7f7fffffu);
+    int64_t i = dlrni_first_not_finite(w, n);
     if (i == n) return DLRN_OK;
     return dlrn_fail(a->ctx, DLRN_ERR_VALUE,
                      "%s: tensor '%s': element %lld: expected a finite number, found %g", a->path,
@@ -8540,7 +8544,7 @@ DLRNI_INTERNAL void dlrni_read_piece(void *arg, int64_t task, int worker) {
         const int64_t n = dlrni_min(4096, end - i);
         if (j->from != (const unsigned char *)j->to)
             memcpy(j->to + i, j->from + i * 4, (size_t)n * 4);
-        j->bad[task] |= dlrni_first_beyond(j->to + i, n, 0x7f7fffffu) < n;
+        j->bad[task] |= dlrni_first_not_finite(j->to + i, n) < n;
     }
 }
 
@@ -8557,7 +8561,7 @@ DLRNI_INTERNAL void dlrni_read_columns(void *arg, int64_t task, int worker) {
             const int64_t rows = dlrni_min(16, j->rows - r), n = dlrni_min(16, end - f);
             for (int64_t i = 0; i < rows; i++) {
                 memcpy(square[i], j->from + ((r + i) * j->cols + f) * 4, (size_t)n * 4);
-                j->bad[task] |= dlrni_first_beyond(square[i], n, 0x7f7fffffu) < n;
+                j->bad[task] |= dlrni_first_not_finite(square[i], n) < n;
             }
             for (int64_t c = 0; c < n; c++)
                 for (int64_t i = 0; i < rows; i++) j->to[(f + c) * j->rows + r + i] = square[i][c];
@@ -8587,7 +8591,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_plain(dlrn_archive *a, const char *name,
     if (!(j.bad = DLRNI_NEW(a->ctx, int64_t, tasks))) return DLRN_ERR_MEMORY;
     dlrn_parallel_for(a->ctx, tasks, j.cols ? dlrni_read_columns : dlrni_read_piece, &j);
     for (int64_t i = 0; i < tasks; i++) bad |= j.bad[i];
-    dlrni_free(a->ctx, j.bad);
+    dlrn_free(a->ctx, j.bad);
     for (int64_t i = 0; bad && i < j.n; i++) {
         float w;
         memcpy(&w, j.from + i * 4, sizeof w);
@@ -8615,7 +8619,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_strided(dlrn_archive *a, int64_t index, co
         for (int64_t j = 0; j < cols && s == DLRN_OK; j++)
             for (int64_t i = 0; i < n; i++) to[j * rows + r + i] = part[i * cols + j];
     }
-    dlrni_free(a->ctx, part);
+    dlrn_free(a->ctx, part);
     return s;
 }
 
@@ -8880,7 +8884,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_stored(dlrn_context *ctx, const char *pat
     int64_t n = 1;
     if (t->dtype != DLRN_F32) return DLRN_OK;
     for (int i = 0; i < t->ndim; i++) n *= t->shape[i];
-    int64_t i = dlrni_first_beyond(w, n, 0x7f7fffffu);
+    int64_t i = dlrni_first_not_finite(w, n);
     if (i == n) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_VALUE,
                      "%s: not written: tensor '%s': element %lld: expected a finite number, found "
@@ -8912,22 +8916,6 @@ typedef struct dlrni_saving {
     float threshold;
 } dlrni_saving;
 
-/* Parallel for: to [cols][rows] = from [rows][cols] transposed, 16 columns a task. */
-typedef struct dlrni_turn_job {
-    const dlrni_kernel_table *k;
-    const float *from;
-    float *to;
-    int64_t rows, cols;
-} dlrni_turn_job;
-
-DLRNI_INTERNAL void dlrni_turn_columns(void *arg, int64_t task, int worker) {
-    const dlrni_turn_job *j = (const dlrni_turn_job *)arg;
-    int64_t c = task * 16;
-    (void)worker;
-    dlrni_transpose_here(j->k, j->from + c, j->cols, j->rows, dlrni_min(16, j->cols - c),
-                         j->to + c * j->rows, j->rows);
-}
-
 /* Adds one tensor of the row. */
 DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
                                             dlrni_saving *s) {
@@ -8944,8 +8932,8 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
         float *turned = DLRNI_NEW(ctx, float, dlrni_role_size(dict, t->is));
         s->turned[s->count] = turned;
         if (!turned) return DLRN_ERR_MEMORY;
-        dlrni_turn_job job = {ctx->k, dict->param[t->is], turned, to->shape[1], to->shape[0]};
-        dlrn_parallel_for(ctx, dlrni_ceil_div(job.cols, 16), dlrni_turn_columns, &job);
+        const int64_t rows = to->shape[1], cols = to->shape[0]; /* in memory: the file's turned */
+        dlrni_transpose(ctx, dict->param[t->is], cols, rows, cols, turned, rows);
         to->data = turned;
     }
     s->count++;
@@ -8972,7 +8960,7 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     for (int64_t i = 0; i < saving.count && s == DLRN_OK; i++)
         s = dlrni_check_stored(ctx, path, &saving.tensor[i]);
     if (s == DLRN_OK) s = dlrn_archive_write(ctx, path, saving.tensor, saving.count, NULL);
-    for (int i = 0; i < DLRNI_STORED_MAX; i++) dlrni_free(ctx, saving.turned[i]);
+    for (int i = 0; i < DLRNI_STORED_MAX; i++) dlrn_free(ctx, saving.turned[i]);
     return s;
 }
 
@@ -9120,7 +9108,7 @@ DLRNI_INTERNAL void dlrni_array_destroy(void *user) {
     dlrni_array_source *s = (dlrni_array_source *)user;
     dlrni_npy_close(&s->file);
     dlrni_npy_close(&s->target);
-    dlrni_free(s->ctx, s);
+    dlrn_free(s->ctx, s);
 }
 
 DLRNI_INTERNAL dlrni_array_source *dlrni_array_source_new(dlrn_context *ctx, int64_t epochs,
@@ -9206,7 +9194,7 @@ typedef struct dlrni_finite_source {
 } dlrni_finite_source;
 
 DLRNI_INTERNAL int dlrni_all_finite(const float *x, int64_t n) {
-    return dlrni_first_beyond(x, n, 0x7f7fffffu) == n;
+    return dlrni_first_not_finite(x, n) == n;
 }
 
 /* Moves those of n rows together whose numbers are finite; returns how many. d_out 0: no y. */
@@ -9259,7 +9247,7 @@ DLRNI_INTERNAL const char *dlrni_finite_error(void *user) {
 DLRNI_INTERNAL void dlrni_finite_destroy(void *user) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
     if (s->owns_inner) dlrn_source_destroy(&s->inner);
-    dlrni_free(s->ctx, s);
+    dlrn_free(s->ctx, s);
 }
 
 DLRN_API dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *source,
@@ -9393,13 +9381,13 @@ DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_conf
 DLRN_API void dlrn_buffer_destroy(dlrn_buffer *b) {
     if (!b) return;
     if (b->owns_source) dlrn_source_destroy(&b->source);
-    for (int64_t i = 0; i < b->segments; i++) dlrni_free(b->ctx, b->segment[i]);
-    dlrni_free(b->ctx, b->segment);
+    for (int64_t i = 0; i < b->segments; i++) dlrn_free(b->ctx, b->segment[i]);
+    dlrn_free(b->ctx, b->segment);
     for (int i = 0; i < 2; i++) {
-        dlrni_free(b->ctx, b->out[i]);
-        dlrni_free(b->ctx, b->in[i]);
+        dlrn_free(b->ctx, b->out[i]);
+        dlrn_free(b->ctx, b->in[i]);
     }
-    dlrni_free(b->ctx, b);
+    dlrn_free(b->ctx, b);
 }
 
 /* All that is there before the first row comes. */
@@ -9451,7 +9439,7 @@ DLRNI_INTERNAL void dlrni_narrow_stored(dlrn_dtype type, const float *from, char
         return;
     }
     for (int64_t i = 0; i < n; i++) {
-        uint16_t h = type == DLRN_F16 ? dlrn_f32_to_f16(from[i]) : dlrn_f32_to_bf16(from[i]);
+        uint16_t h = type == DLRN_F16 ? dlrni_f32_to_f16(from[i]) : dlrni_f32_to_bf16(from[i]);
         memcpy(to + 2 * i, &h, sizeof h);
     }
 }
@@ -9573,7 +9561,7 @@ DLRNI_INTERNAL void dlrni_buffer_copy(const dlrn_buffer *b, const int64_t *index
 /* A row that is not finite would poison every weight: named by its place in the stream. */
 DLRNI_INTERNAL dlrn_status dlrni_check_finite(dlrn_context *ctx, const float *x, int64_t rows,
                                               int64_t d, int64_t first, const char *what) {
-    int64_t i = dlrni_first_beyond(x, rows * d, 0x7f7fffffu);
+    int64_t i = dlrni_first_not_finite(x, rows * d);
     if (i == rows * d) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_VALUE,
                      "%s row %lld, column %lld: expected a finite number, found %g", what,
@@ -9737,7 +9725,7 @@ DLRN_API void dlrn_buffer_describe(const dlrn_buffer *b, dlrn_buffer_info *out) 
 
 DLRNI_INTERNAL void dlrni_buffer_state_free(dlrn_context *ctx, dlrni_buffer_state *state) {
     for (int k = 0; k < 2; k++) {
-        dlrni_free(ctx, state->rows_of[k]);
+        dlrn_free(ctx, state->rows_of[k]);
         state->rows_of[k] = NULL;
     }
 }
@@ -9893,7 +9881,6 @@ typedef struct dlrni_aux {
     int64_t first, sums; /* dead features whose sums are in hand: from `first` on, so many */
     float *grad;         /* by groups of 48: atoms' [..][d_out], encoder rows' [..][d_in] */
     double *bias_grad;   /* [DLRNI_AUX_SUMS]                                           */
-    double spread;       /* AuxK: mean squared distance of the residuals from their mean */
     int64_t e_cap, row_cap;
 } dlrni_aux;
 
@@ -10312,7 +10299,7 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
         return dlrn_fail(t->ctx, DLRN_ERR_MEMORY, "a batch of this size does not fit in memory");
     char *base = DLRNI_NEW(t->ctx, char, bytes);
     if (!base) return DLRN_ERR_MEMORY;
-    dlrni_free(t->ctx, b->xc);
+    dlrn_free(t->ctx, b->xc);
     b->cap = n;
     b->xc = (float *)dlrni_carve(base, &at, n, in);
     b->e = (float *)dlrni_carve(base, &at, n, out);
@@ -10664,6 +10651,97 @@ static const dlrni_auxiliary dlrni_ghosts = {dlrni_ghost_is_dead, dlrni_ghost_be
                                              dlrni_ghost_activate, dlrni_ghost_end_row,
                                              dlrni_ghost_finish};
 
+/* ---- AuxK (Gao et al., "Scaling and evaluating sparse autoencoders", 2024; as in
+   dictionary_learning 0.1.0) ----
+   Dead is a feature without which dead_rows rows have gone by, this batch counted. Of the dead, each
+   row keeps the auxk largest of ReLU(pre). Their output X predicts the residual r. Loss:
+   auxk_alpha mean |r - X|^2 / mean |r - mean r|^2; r is a constant to the gradient. */
+DLRNI_INTERNAL int dlrni_auxk_is_dead(const dlrn_trainer *t, int64_t f) {
+    return t->cfg.auxk_alpha > 0 && dlrni_is_dead(t, t->w.silent[f]);
+}
+
+/* The k-th largest of pre [n], if it is above 0; else 0. Numbers above 0 sort as their bits do: one
+   bit of the answer after the other, without memory. */
+DLRNI_INTERNAL float dlrni_kth_largest(const float *pre, int64_t n, int64_t k) {
+    uint32_t bits = 0;
+    for (int bit = 30; bit >= 0; bit--) {
+        float at = dlrni_float_of_bits(bits | (uint32_t)1 << bit);
+        int64_t count = 0;
+        for (int64_t p = 0; p < n; p++) count += pre[p] >= at;
+        if (count >= k) bits |= (uint32_t)1 << bit;
+    }
+    return dlrni_float_of_bits(bits);
+}
+
+/* Whether a row keeps a feature: of equal ones, those up to row->feature. */
+DLRNI_INTERNAL int dlrni_auxk_keeps(const dlrni_aux_row *row, int32_t feature, float pre) {
+    return pre > row->level || (pre > 0 && pre >= row->level && feature <= row->feature);
+}
+
+DLRNI_INTERNAL void dlrni_auxk_begin_row(dlrn_trainer *t, int64_t i, float *pre) {
+    const dlrni_aux *a = &t->w.aux;
+    dlrni_aux_row *row = &t->w.aux.row[i];
+    int64_t k = dlrni_min(t->cfg.auxk ? t->cfg.auxk : dlrni_max(t->cfg.d_in / 2, 1), a->count);
+    row->level = dlrni_kth_largest(pre, a->count, k);
+    row->feature = -1;
+    for (int64_t p = 0; p < a->count; p++) k -= pre[p] > row->level;
+    for (int64_t p = 0; p < a->count && k > 0; p++) {
+        if (pre[p] < row->level || pre[p] > row->level) continue;
+        row->feature = a->dead[p];
+        k--;
+    }
+    for (int64_t p = 0; p < a->count; p++)
+        if (!dlrni_auxk_keeps(row, a->dead[p], pre[p])) pre[p] = 0;
+}
+
+DLRNI_INTERNAL void dlrni_auxk_activate(const dlrn_trainer *t, int64_t i, const int32_t *feature,
+                                        int64_t n, float *f, float *df) {
+    for (int64_t p = 0; p < n; p++) {
+        int keeps = dlrni_auxk_keeps(&t->w.aux.row[i], feature[p], f[p]);
+        if (!keeps) f[p] = 0;
+        df[p] = (float)keeps;
+    }
+}
+
+DLRNI_INTERNAL void dlrni_auxk_end_row(dlrn_trainer *t, int64_t i) {
+    int64_t d = t->dict->d_out;
+    float *v = t->w.aux.e + i * d;
+    t->ctx->k->axpy(1.0f, t->w.batch.e + i * d, v, d); /* X - r, r = - e */
+    t->w.aux.row[i].error = (double)t->ctx->k->dot(v, v, d);
+}
+
+/* mean_i |e_i - mean e|^2, some columns at a time. */
+DLRNI_INTERNAL double dlrni_residual_variance(const float *e, int64_t n, int64_t d) {
+    double sum = 0, mean[DLRNI_GROUP], square[DLRNI_GROUP];
+    for (int64_t c = 0; c < d; c += DLRNI_GROUP) {
+        int64_t width = dlrni_min(DLRNI_GROUP, d - c);
+        memset(mean, 0, sizeof mean);
+        memset(square, 0, sizeof square);
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < width; j++) mean[j] += (double)e[i * d + c + j] / (double)n;
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < width; j++) {
+                double off = (double)e[i * d + c + j] - mean[j];
+                square[j] += off * off;
+            }
+        for (int64_t j = 0; j < width; j++) sum += square[j] / (double)n;
+    }
+    return sum;
+}
+
+DLRNI_INTERNAL void dlrni_auxk_finish(dlrn_trainer *t, dlrn_train_stats *stats) {
+    int64_t n = t->w.batch.n;
+    double variance = dlrni_residual_variance(t->w.batch.e, n, t->dict->d_out);
+    double factor = variance > 0 ? 2 * t->cfg.auxk_alpha / ((double)n * variance) : 0;
+    stats->auxiliary_loss = variance > 0 ? dlrni_aux_mean_error(t) / variance : 0;
+    stats->loss += t->cfg.auxk_alpha * stats->auxiliary_loss;
+    for (int64_t i = 0; i < n; i++) t->w.aux.row[i].factor = (float)factor;
+}
+
+static const dlrni_auxiliary dlrni_auxk = {dlrni_auxk_is_dead, dlrni_auxk_begin_row,
+                                           dlrni_auxk_activate, dlrni_auxk_end_row,
+                                           dlrni_auxk_finish};
+
 /* ------------------------------------------------------------------------------------------ */
 // >>backward
 /* Gradients, and the update in the same visit. */
@@ -11004,7 +11082,7 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_a
     dlrn_status s = square ? dlrni_backward(t, NULL, t->w.gradient) : DLRN_ERR_MEMORY;
     if (s == DLRN_OK) dlrn_parallel_for(t->ctx, groups, dlrni_apply_group, &job);
     for (int64_t f = 0; s == DLRN_OK && f < F; f++) sum += square[f];
-    dlrni_free(t->ctx, square);
+    dlrn_free(t->ctx, square);
     if (s != DLRN_OK) return s;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         if (!t->dict->param[role] || dlrni_is_by_feature(role)) continue;
@@ -11077,11 +11155,144 @@ DLRNI_INTERNAL double dlrni_reference_slope(const dlrn_trainer *t, int64_t i, fl
     return weight * (dlrni_entropy_slope((double)f / sum) - b->mean_slope[i]) / sum;
 }
 
+/* ---- dl-top_k: TopKTrainer of dictionary_learning 0.1.0 ----
+   Squared distance, no penalty, AuxK. Before the first step the output bias becomes the geometric
+   median of the batch. The mean threshold follows the smallest value that a row keeps. A row that
+   keeps nothing is left out of that mean, where the library takes infinity; of features at 0 it
+   picks some at random to fill up k, and counts them as active, which is not followed. */
+DLRNI_INTERNAL void dlrni_top_k_defaults(dlrn_train_config *cfg) {
+    cfg->lr = -1;
+    cfg->sparsity_penalty = 0;
+    cfg->loss = DLRN_LOSS_SQUARED;
+    cfg->clip = 1;
+    cfg->k = 64;
+    cfg->auxk_alpha = 1.0 / 32;
+    cfg->dead_rows = 10000000;
+    cfg->threshold_beta = 0.999;
+    cfg->threshold_start_step = 1000;
+}
+
+DLRNI_INTERNAL double dlrni_top_k_rate(const dlrn_train_config *cfg) {
+    return 2e-4 / sqrt((double)cfg->features / 16384);
+}
+
+/* One round of Weiszfeld's algorithm: to [d] = the mean of y [n][d], weighted by 1 / distance from
+   `from`. A row that lies there has no weight. Returns the distance between the two. */
+DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t n, int64_t d, const double *from,
+                                         double *to) {
+    double all = 0, moved = 0;
+    memset(to, 0, (size_t)d * sizeof *to);
+    for (int64_t i = 0; i < n; i++) {
+        double square = 0;
+        for (int64_t c = 0; c < d; c++)
+            square += ((double)y[i * d + c] - from[c]) * ((double)y[i * d + c] - from[c]);
+        if (!(square > 0)) continue;
+        all += 1 / sqrt(square);
+        for (int64_t c = 0; c < d; c++) to[c] += (double)y[i * d + c] / sqrt(square);
+    }
+    for (int64_t c = 0; c < d; c++) {
+        to[c] = all > 0 ? to[c] / all : from[c];
+        moved += (to[c] - from[c]) * (to[c] - from[c]);
+    }
+    return sqrt(moved);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_top_k_first_batch(dlrn_trainer *t, const float *x, const float *y,
+                                                   int64_t n) {
+    int64_t d = t->dict->d_out;
+    DLRNI_TRY(dlrni_check_batch(t, x, y, n));
+    double *at = DLRNI_NEW_ZERO(t->ctx, double, 2 * d), *next = at + d;
+    if (!at) return DLRN_ERR_MEMORY;
+    if (!y) y = x;
+    for (int64_t i = 0; i < n * d; i++) at[i % d] += (double)y[i] / (double)n;
+    for (int round = 0; round < 100; round++) {
+        double moved = dlrni_median_round(y, n, d, at, next);
+        memcpy(at, next, (size_t)d * sizeof *at);
+        if (moved < 1e-5) break;
+    }
+    for (int64_t c = 0; c < d; c++) t->dict->param[DLRN_OUTPUT_BIAS][c] = (float)at[c];
+    dlrn_dictionary_changed(t->dict);
+    dlrn_free(t->ctx, at);
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL void dlrni_top_k_after_step(dlrn_trainer *t) {
+    const dlrni_encoding *c = &t->w.codes;
+    double *threshold = &t->dict->formula.threshold, sum = 0, beta = t->cfg.threshold_beta;
+    int64_t rows = 0, k = t->dict->formula.k;
+    if (t->cfg.threshold_start_step < 0 || t->step <= t->cfg.threshold_start_step) return;
+    for (int64_t i = 0; i < c->n; i++) {
+        if (!c->kept[i]) continue;
+        sum += (double)c->best[i * k].value; /* on top of the heap: the smallest */
+        rows++;
+    }
+    if (!rows) return;
+    sum /= (double)rows;
+    *threshold = *threshold < 0 ? sum : beta * *threshold + (1 - beta) * sum;
+}
+
+/* ---- dl-jump_relu: JumpReluTrainer of dictionary_learning 0.1.0 ----
+   f = p where p > threshold, else 0. Squared distance, and the penalty (L0 / target_l0 - 1)^2. A
+   step has no useful derivative, so that of a threshold t is estimated from the entries within half
+   a bandwidth e of it (Rajamanoharan et al., "Jumping ahead", 2024): df/dt = - t / e, and each
+   feature on a row counts in L0 with - 1 / e where |f - t| < e / 2: f, not p, so that all inactive
+   entries count while t < e / 2. The penalty moves thresholds alone. In training, and there alone,
+   a threshold below 0 lets negative values through. */
+DLRNI_INTERNAL void dlrni_jump_relu_defaults(dlrn_train_config *cfg) {
+    cfg->lr = 7e-5;
+    cfg->beta1 = 0;
+    cfg->loss = DLRN_LOSS_SQUARED;
+    cfg->clip = 1;
+    cfg->sparsity_penalty = 1;
+    cfg->sparsity_warmup_steps = 2000;
+    cfg->target_l0 = 20;
+    cfg->bandwidth = 0.001;
+}
+
+DLRNI_INTERNAL float dlrni_jump_relu_value(const dlrn_trainer *t, int64_t feature, float pre) {
+    return pre > t->dict->param[DLRN_THRESHOLD][feature] ? pre : 0;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_jump_relu_penalty(dlrn_trainer *t, dlrn_train_stats *stats) {
+    const dlrn_train_config *cfg = &t->cfg;
+    DLRNI_REQUIRE(t->ctx, cfg->target_l0 > 0 && cfg->bandwidth > 0,
+                  "target_l0 and bandwidth must be positive");
+    double off = stats->l0 / cfg->target_l0 - 1, weight = dlrni_penalty_weight(cfg, t->step);
+    stats->sparsity_loss = off * off;
+    stats->loss += weight * stats->sparsity_loss;
+    t->w.penalty_slope = weight * 2 * off / cfg->target_l0 / (double)t->w.batch.n;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
+    const float threshold = t->dict->param[DLRN_THRESHOLD][v->f0 + j], *c = t->w.batch.c;
+    const double width = t->cfg.bandwidth, level = (double)threshold;
+    double by_f = 0, counted = 0, bias = 0;
+    int64_t off = v->rows;
+    for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
+        float pre = v->val[p], slope = c[v->row[p]] * v->slope[p];
+        int near = fabs((double)pre - level)<width / 2, on = pre> threshold;
+        if (near) by_f += (double)slope;
+        counted += near && on;
+        off -= on;
+        v->coef[p] = on ? pre * c[v->row[p]] : 0;
+        v->slope[p] = on ? slope : 0;
+        bias += (double)v->slope[p];
+    }
+    if (fabs(level) < width / 2) counted += (double)off;
+    v->scalar[DLRN_ENCODER_BIAS][j] += bias;
+    v->scalar[DLRN_THRESHOLD][j] -= (level * by_f + t->w.penalty_slope * counted) / width;
+}
+
 /* ---- The table ---- */
 
 static const dlrni_recipe dlrni_recipes[] = {
     {"reference", "AutoEncoder", NULL, NULL, 0, NULL, NULL, dlrni_reference_penalty,
      dlrni_reference_slope, NULL, &dlrni_ghosts, NULL},
+    {"dl-top_k", "AutoEncoderTopK", dlrni_top_k_defaults, dlrni_top_k_rate, 1,
+     dlrni_top_k_first_batch, NULL, NULL, NULL, NULL, &dlrni_auxk, dlrni_top_k_after_step},
+    {"dl-jump_relu", "JumpReluAutoEncoder", dlrni_jump_relu_defaults, NULL, 0, NULL,
+     dlrni_jump_relu_value, dlrni_jump_relu_penalty, NULL, dlrni_jump_relu_slopes, NULL, NULL},
 };
 enum { DLRNI_RECIPES = sizeof dlrni_recipes / sizeof *dlrni_recipes };
 
@@ -11262,9 +11473,9 @@ typedef struct dlrni_sample {
 } dlrni_sample;
 
 DLRNI_INTERNAL void dlrni_sample_free(dlrn_context *ctx, dlrni_sample *r) {
-    dlrni_free(ctx, r->index);
-    dlrni_free(ctx, r->bx);
-    dlrni_free(ctx, r->by);
+    dlrn_free(ctx, r->index);
+    dlrn_free(ctx, r->bx);
+    dlrn_free(ctx, r->by);
 }
 
 /* Rows of the sample from `start` on, n of them. */
@@ -11350,7 +11561,7 @@ DLRNI_INTERNAL dlrn_status dlrni_sample_losses(dlrn_trainer *t, const dlrni_samp
                              loss + i);
     }
     dlrn_encoder_destroy(encoder);
-    dlrni_free(t->ctx, x_hat);
+    dlrn_free(t->ctx, x_hat);
     return s;
 }
 
@@ -11440,8 +11651,8 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_rows(dlrn_trainer *t, const dlrni_samp
         dlrni_revive(t, dead[p], x, y, norm);
         ++*resampled;
     }
-    dlrni_free(t->ctx, loss);
-    dlrni_free(t->ctx, drawn);
+    dlrn_free(t->ctx, loss);
+    dlrn_free(t->ctx, drawn);
     dlrn_dictionary_changed(t->dict);
     return s;
 }
@@ -11502,17 +11713,17 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
     if (!t) return;
     dlrni_work *w = &t->w;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
-        dlrni_free(t->ctx, t->m[role]);
-        dlrni_free(t->ctx, t->v[role]);
-        dlrni_free(t->ctx, w->gradient[role]);
+        dlrn_free(t->ctx, t->m[role]);
+        dlrn_free(t->ctx, t->v[role]);
+        dlrn_free(t->ctx, w->gradient[role]);
     }
     void *blocks[] = {t->since_fired, w->silent,  w->center_part, w->center_grad,
                       w->output_grad, w->lowered, w->batch.xc,    w->aux.dead,
                       w->aux.e,       w->aux.row, w->aux.grad,    w->aux.bias_grad};
-    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrni_free(t->ctx, blocks[i]);
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
     dlrn_dictionary_destroy(t->dict);
-    dlrni_free(t->ctx, t);
+    dlrn_free(t->ctx, t);
 }
 
 /* Moments, and gradients where the recipe clips: as large as the parameter. */
@@ -12271,7 +12482,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_rows(dlrn_trainer *t, dlrn_archive *a, int
     if (!wide) return DLRN_ERR_MEMORY;
     DLRNI_TRY(dlrn_archive_read(a, where, wide));
     for (int64_t i = 0; b->store != DLRN_F32 && i < n; i++) { /* in place: 2 bytes for 4 */
-        uint16_t h = b->store == DLRN_F16 ? dlrn_f32_to_f16(wide[i]) : dlrn_f32_to_bf16(wide[i]);
+        uint16_t h = b->store == DLRN_F16 ? dlrni_f32_to_f16(wide[i]) : dlrni_f32_to_bf16(wide[i]);
         memcpy((char *)wide + 2 * i, &h, sizeof h);
     }
     return DLRN_OK;
@@ -12452,11 +12663,11 @@ DLRN_API dlrn_eval_config dlrn_eval_defaults(void) {
 DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e) {
     if (!e) return;
     dlrn_encoder_destroy(e->encoder);
-    dlrni_free(e->ctx, e->mean_y);
-    dlrni_free(e->ctx, e->fired);
-    dlrni_free(e->ctx, e->x_hat);
+    dlrn_free(e->ctx, e->mean_y);
+    dlrn_free(e->ctx, e->fired);
+    dlrn_free(e->ctx, e->x_hat);
     dlrn_sparse_free(&e->codes);
-    dlrni_free(e->ctx, e);
+    dlrn_free(e->ctx, e);
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_evaluator_alloc(dlrn_evaluator *e) {
@@ -12779,7 +12990,7 @@ DLRN_API dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionar
     if (s == DLRN_OK) s = dlrni_three_passes(&splice, lm, out);
     for (int64_t i = 0; splice.encoders && i < lm->sites; i++)
         dlrn_encoder_destroy(splice.encoders[i]);
-    dlrni_free(ctx, splice.encoders);
+    dlrn_free(ctx, splice.encoders);
     return s;
 }
 
@@ -12800,8 +13011,8 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
         dlrn_status end = dlrn_evaluator_finish(j.e, out);
         if (s == DLRN_OK) s = end;
     }
-    dlrni_free(ctx, j.x);
-    dlrni_free(ctx, j.y);
+    dlrn_free(ctx, j.x);
+    dlrn_free(ctx, j.y);
     dlrn_evaluator_destroy(j.e);
     return s == DLRN_OK && lm ? dlrn_loss_recovered(ctx, &dict, lm, out) : s;
 }
@@ -12852,14 +13063,6 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_UNROLL
 #undef DLRNI_UNUSED
 #undef DLRNI_X86
-#undef dlrni_alloc
-#undef dlrni_free
-#undef dlrn_dtype_size
-#undef dlrn_rng_u64
-#undef dlrn_f16_to_f32
-#undef dlrn_f32_to_f16
-#undef dlrn_bf16_to_f32
-#undef dlrn_f32_to_bf16
 
 #endif /* DICTLEARN_IMPLEMENTATION */
 

@@ -1,16 +1,19 @@
 #!/bin/sh
-# pretrained_dictionary_downloader.sh - fetches the dictionaries released for pythia-70m-deduped (512 x 32768, one for
-# the embedding and for each of the three sites of each layer, 134 MB each) and lays them out as the release has them:
+# pretrained_dictionary_downloader.sh - fetches the dictionaries released for pythia-70m-deduped
+# (512 x 32768, one for the embedding and for each of the three sites of each layer, 134 MB each)
+# and lays them out as the release has them:
 #
 #   dictionaries/pythia-70m-deduped/mlp_out_layer1/10_32768/{ae.pt,config.json,checkpoints/}
 #
-# Then: build/dictlearn eval --dict dictionaries/pythia-70m-deduped/mlp_out_layer1/10_32768 --model ... --site mlp_out
-# --layer 1. Needs curl or wget, and unzip for --zip. What is there in its full size is not fetched again; what was cut
-# short is continued; a file gets its name only when its size is right.
+# Then: build/dictlearn eval --dict dictionaries/pythia-70m-deduped/mlp_out_layer1/10_32768 --model
+# ... --site mlp_out --layer 1. Needs curl or wget, and unzip for --zip. What is there in its full
+# size is not fetched again; what was cut short is continued; a file gets its name only when its
+# size is right.
 set -eu
 
 base=https://baulab.us/u/smarks/autoencoders/pythia-70m-deduped
-zip_url=https://huggingface.co/saprmarks/pythia-70m-deduped-saes/resolve/main/dictionaries_pythia-70m-deduped_10.zip
+zip_url=https://huggingface.co/saprmarks/pythia-70m-deduped-saes/resolve/main
+zip_url=$zip_url/dictionaries_pythia-70m-deduped_10.zip
 layers=embed,0,1,2,3,4,5
 sites=attn_out,mlp_out,resid_out
 run=10_32768
@@ -21,17 +24,19 @@ tries=5
 
 usage() {
     cat << END
-usage: sh examples/pretrained_dictionary_downloader.sh [--layers LIST] [--sites LIST] [--checkpoints] [--zip]
-                                                       [--base-url URL] [--out DIR]
-  --layers LIST      of embed,0,1,2,3,4,5 (default: all)
-  --sites LIST       of attn_out,mlp_out,resid_out, for the numbered layers (default: all)
+usage: sh examples/pretrained_dictionary_downloader.sh [--layers LIST] [--sites LIST]
+           [--checkpoints] [--zip] [--base-url URL] [--out DIR]
+  --layers LIST      some of embed,0,1,2,3,4,5 (default: all)
+  --sites LIST       some of attn_out,mlp_out,resid_out, for the numbered layers (default: all)
   -c, --checkpoints  also those saved during training (about 10 GB a layer)
-  --zip              the release as one archive of 2.4 GB, from Hugging Face; without --layers, --sites, --checkpoints
-  --base-url URL     where the folders are, or with --zip the archive itself; default:
+  --zip              the release as one archive of 2.4 GB, from Hugging Face; without --layers,
+                     --sites, --checkpoints
+  --base-url URL     where the folders are; with --zip, the archive; default:
                      $base
                      $zip_url
   --out DIR          where to put pythia-70m-deduped/ (default: dictionaries)
-Run it again to go on where it was stopped. DOWNLOADER=curl or DOWNLOADER=wget in the environment chooses the tool.
+Run it again to continue where it stopped. Set DOWNLOADER=curl or DOWNLOADER=wget in the
+environment to choose the tool.
 END
 }
 
@@ -92,7 +97,8 @@ size_of() {
     else
         head=$(wget -S --spider --tries=1 "$1" 2>&1) || return 1
     fi
-    printf '%s\n' "$head" | tr -d '\r' | awk 'tolower($1) == "content-length:" { n = $2 } END { print n }'
+    printf '%s\n' "$head" | tr -d '\r' | awk \
+        'tolower($1) == "content-length:" { n = $2 } END { print n }'
 }
 
 # more URL FILE: fetches what FILE still lacks; a bar of progress is shown to a person
@@ -123,7 +129,8 @@ get() {
     try=0
     while [ "$(bytes "$part")" -lt "$size" ]; do
         try=$((try + 1))
-        [ $try -le $tries ] || die "$part: expected $size bytes, found $(bytes "$part") after $tries tries"
+        [ $try -le $tries ] || die \
+            "$part: expected $size bytes, found $(bytes "$part") after $tries tries"
         before=$(bytes "$part")
         more "$1" "$part" || sleep "${RETRY_WAIT:-2}"
         # a server that cannot go on in the middle: the last two tries are from the start
@@ -148,7 +155,8 @@ get_folder() { # get_folder NAME
     mkdir -p "$to/checkpoints"
     [ $checkpoints = yes ] || return 0
     names=$(list "$from/checkpoints")
-    [ -n "$names" ] || die "$from/checkpoints/: expected an index with links to .pt files, found none"
+    [ -n "$names" ] || die \
+        "$from/checkpoints/: expected an index with links to .pt files, found none"
     for name in $names; do get "$from/checkpoints/$name" "$to/checkpoints/$name"; done
 }
 

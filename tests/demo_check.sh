@@ -1,7 +1,7 @@
 #!/bin/sh
-# demo_check.sh BUILD - runs `make demo` and holds its figures to what the README promises: on text that the dictionary
-# was not trained on, variance explained >= 0.92 and cross-entropy recovered >= 0.97, at L0 <= 32, at a site whose zero
-# ablation costs at least 0.5 nats.
+# demo_check.sh BUILD - runs `make demo` and holds its figures to what the README promises: on text
+# that the dictionary was not trained on, variance explained >= 0.92 and cross-entropy recovered >=
+# 0.97, at L0 <= 32, at a site whose zero ablation costs at least 0.5 nats.
 . tests/harness.sh
 log=$BUILD/tmp/demo.log
 mkdir -p "$BUILD/tmp"
@@ -24,10 +24,13 @@ for row in "variance explained" "L1" "L0" "alive" "CE diff" "CE recovered"; do
     check "the table has a row for $row" grep -q "^ *$row " "$log"
 done
 check "features are shown" grep -q "^feature [0-9]" "$log"
-check "held-out text is evaluated again" sh -c "$BUILD/dictlearn eval --dict $BUILD/demo/run --json --rows 16384 \
-    --model examples/data/tiny-neox --text $BUILD/demo/held.jsonl --site mlp_out --layer 0 > $log.json"
+check "held-out text is evaluated again" sh -c \
+    "$BUILD/dictlearn eval --dict $BUILD/demo/run --json --rows 16384 \
+    --model examples/data/tiny-neox --text $BUILD/demo/held.jsonl \
+    --site mlp_out --layer 0 > $log.json"
 within "variance explained" "$(figure variance_explained)" '>=' 0.92
 within "cross-entropy recovered" "$(figure percent_recovered)" '>=' 0.97
 within "L0" "$(figure l0)" '<=' 32
-within "zero ablation, nats" "$(awk "BEGIN { print $(figure loss_zero) - $(figure loss_original) }")" '>=' 0.5
+within "zero ablation, nats" "$(awk "BEGIN { print $(figure loss_zero) - $(figure loss_original) \
+    }")" '>=' 0.5
 finish

@@ -24,12 +24,12 @@ static dlrn_dictionary *make_dictionary(void) {
 
 TEST(sizes_of_dictionaries) {
     dlrn_dictionary *ae = NULL;
-    ARGUMENT(new_autoencoder(ctx, 0, F, 0, &ae), "must be positive");
-    ARGUMENT(new_autoencoder(ctx, D, -1, 0, &ae), "must be positive");
-    ARGUMENT(new_autoencoder(ctx, D, (int64_t)INT32_MAX + 1, 0, &ae), "must be positive");
+    ARGUMENT(new_autoencoder(ctx, 0, F, 0, &ae), "d_in and d_out must be positive");
+    ARGUMENT(new_autoencoder(ctx, D, -1, 0, &ae), "features must be");
+    ARGUMENT(new_autoencoder(ctx, D, (int64_t)INT32_MAX + 1, 0, &ae), "features must be");
     REFUSED(new_autoencoder(ctx, INT64_MAX / 2, F, 0, &ae), DLRN_ERR_MEMORY, "memory");
-    ARGUMENT(new_identity(ctx, 0, &ae), "activation_dim");
-    ARGUMENT(new_identity(ctx, (int64_t)INT32_MAX + 1, &ae), "activation_dim");
+    ARGUMENT(new_identity(ctx, 0, &ae), "d_in and d_out must be positive");
+    ARGUMENT(new_identity(ctx, (int64_t)INT32_MAX + 1, &ae), "features must be");
     CHECK(ae == NULL);
 }
 

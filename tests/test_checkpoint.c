@@ -155,6 +155,81 @@ TEST(settings) {
     altered("{", "\"format\"", "\"f_rmat\"", DLRN_ERR_FORMAT, "\"format\" is missing or malformed");
 }
 
+/* The settings that came after version 0.1 are expected where the recipe is named; the family and
+   the formula are read, and must be what the recipe trains. */
+TEST(recipe_family_and_formula) {
+    static const char *const names[] = {"d_out",     "decay_start", "sparsity_warmup_steps",
+                                        "k",         "auxk",        "dead_rows",
+                                        "clip",      "auxk_alpha",  "threshold_beta",
+                                        "target_l0", "bandwidth",   "threshold_start_step"};
+    static const char *const parts[] = {"center",    "gate",     "select",   "k",
+                                        "threshold", "scale_in", "scale_out"};
+    const char *config = "\"config\":", *formula = "\"formula\":";
+    char was[64], now[64], words[80];
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        snprintf(was, sizeof was, "\\\"%s\\\"", names[i]);
+        snprintf(now, sizeof now, "\\\"_%s\\\"", names[i] + 1);
+        snprintf(words, sizeof words, "\"config.%s\" is missing or malformed", names[i]);
+        altered(config, was, now, DLRN_ERR_FORMAT, words);
+    }
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        snprintf(was, sizeof was, "\\\"%s\\\"", parts[i]);
+        snprintf(now, sizeof now, "\\\"_%s\\\"", parts[i] + 1);
+        snprintf(words, sizeof words, "\"formula.%s\" is missing or malformed", parts[i]);
+        altered(formula, was, now, DLRN_ERR_FORMAT, words);
+    }
+    altered(config, "\\\"reference\\\"", "\\\"no_such_one\\\"", DLRN_ERR_UNSUPPORTED,
+            "no recipe no_such_one is known");
+    altered(config, "\\\"reference\\\"", "\\\"dl-top_k\\\"", DLRN_ERR_FORMAT,
+            "family: expected AutoEncoderTopK for recipe dl-top_k, found AutoEncoder");
+    altered("{", "\"family\":\"AutoEncoder\"", "\"family\":\"IdentityDict\"", DLRN_ERR_FORMAT,
+            "family: expected AutoEncoder for recipe reference, found IdentityDict");
+    altered(formula, "\\\"gate\\\": 0", "\\\"gate\\\": 1", DLRN_ERR_FORMAT,
+            "the formula is not one");
+    altered(formula, "\\\"center\\\": 1", "\\\"center\\\": 2", DLRN_ERR_FORMAT,
+            "\"input_bias\" is missing");
+    altered(formula, "\\\"center\\\": 1", "\\\"center\\\": 7", DLRN_ERR_FORMAT,
+            "the formula is not one");
+}
+
+/* Trainers of the other recipes come back whole: selection, mean threshold, counters in rows. */
+TEST(other_recipes) {
+    for (int r = 1; dlrn_recipe_name(r); r++) {
+        const char *path = tmp_path("checkpoint_recipe.safetensors");
+        dlrn_train_config cfg = dlrn_train_defaults(dlrn_recipe_name(r));
+        dlrn_trainer *t[2] = {NULL, NULL};
+        cfg.d_in = D;
+        cfg.features = F;
+        cfg.warmup_steps = 0;
+        cfg.lr = 0.01;
+        cfg.threshold_start_step = 0;
+        cfg.dead_rows = 100;
+        if (cfg.k) cfg.k = 3;
+        CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t[0]));
+        for (int i = 0; i < 3; i++)
+            CHECK_OK(ctx, dlrn_trainer_step_on(t[0], rows, NULL, ROWS, NULL));
+        CHECK_OK(ctx, dlrn_trainer_save(t[0], path));
+        CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, &cfg, NULL, &t[1]));
+        for (int k = 0; k < 2; k++)
+            for (int i = 0; i < 3; i++)
+                CHECK_OK(ctx, dlrn_trainer_step_on(t[k], rows, NULL, ROWS, NULL));
+        const dlrn_dictionary *a = t[0]->dict, *b = t[1]->dict;
+        CHECK(!memcmp(&a->formula, &b->formula, sizeof a->formula));
+        CHECK(!memcmp(t[0]->since_fired, t[1]->since_fired, F * sizeof(int64_t)));
+        for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+            CHECK(!a->param[role] || !memcmp(a->param[role], b->param[role],
+                                             (size_t)dlrni_role_size(a, role) * sizeof(float)));
+        for (int k = 0; k < 2; k++) dlrn_trainer_destroy(t[k]);
+        if (cfg.k) {
+            cfg.k = 4;
+            refuse(path, &cfg, NULL, DLRN_ERR_ARGUMENT, "expected k 4, found 3");
+        }
+        cfg.recipe = NULL;
+        cfg.k = 0;
+        refuse(path, &cfg, NULL, DLRN_ERR_ARGUMENT, "expected recipe reference, found dl-");
+    }
+}
+
 TEST(numbers_of_the_run) {
     const char *words = "\"step\" is missing or malformed";
     altered("{", "\"step\":\"1\"", "\"step\":\"x\"", DLRN_ERR_FORMAT, words);
@@ -279,6 +354,8 @@ int main(int argc, char **argv) {
     RUN(a_good_one);
     RUN(unfinished_steps);
     RUN(settings);
+    RUN(recipe_family_and_formula);
+    RUN(other_recipes);
     RUN(numbers_of_the_run);
     RUN(state_of_the_buffer);
     RUN(tensors);

@@ -17,7 +17,8 @@ done
 "$dl" train --help > "$d/out"
 says "train --help tells of the lock" "the folder of the run, locked meanwhile" "$d/out"
 says "and of the longest document" "documents of at most 16 MB" "$d/out"
-sets=$(sed -n '/^ *const char \*kernels; /,/\*\/$/p' dictlearn.h | grep -o '"[a-z0-9]*"' | tr -d '"')
+sets=$(sed -n '/^ *const char \*kernels; /,/\*\/$/p' dictlearn.h | grep -o '"[a-z0-9]*"' | tr \
+    -d '"')
 check "dictlearn.h lists kernels" test -n "$sets"
 for set in $sets; do
     says "and of the kernels $set" "[ (]$set\\b" "$d/out"
@@ -32,7 +33,8 @@ says "the bad number is named" "found 'many'" "$d/err"
 status "missing file" 1 "$dl" encode --dict "$d/none.pt" --data "$d/x.npy" --out "$d/f.npy"
 says "the missing file is named" "^dictlearn: $d/none.pt: " "$d/err"
 
-train="$dl train --quiet --data $d/x.npy --dict-size 256 --batch-size 64 --warmup-steps 5 --epochs 9 --n-ctxs 8"
+train="$dl train --quiet --data $d/x.npy --dict-size 256 --batch-size 64 --warmup-steps 5"
+train="$train --epochs 9 --n-ctxs 8"
 status "train" 0 $train --steps 40 --log-steps 10 --save-steps 20 --save-dir "$d/a/b"
 says "log" '"step": 30, "loss": ' "$d/a/b/log.jsonl"
 says "config" '"dict_class": "AutoEncoder"' "$d/a/b/config.json"
@@ -66,12 +68,14 @@ same "reconstruct equals decode of encode" "$d/y.npy" "$d/w.npy"
 "$dl" reconstruct --dict "$D" --data - --out - < "$d/x.npy" > "$d/v.npy"
 same "through pipes" "$d/w.npy" "$d/v.npy"
 mkdir -p "$d/dash/-"
-(here=$(cd "$BUILD" && pwd) && cd "$d/dash" && "$here/dictlearn" reconstruct --dict "$here/tmp/cli/a/b" --data - \
+(here=$(cd "$BUILD" && pwd) && cd "$d/dash" && "$here/dictlearn" reconstruct \
+    --dict "$here/tmp/cli/a/b" --data - \
     --out - < "$here/tmp/cli/x.npy" > ../v.npy)
 same "also beside a folder called -" "$d/w.npy" "$d/v.npy"
 status "wrong width" 1 "$dl" encode --dict "$D" --data "$d/f.npy" --out "$d/g.npy"
 says "wrong width is told" "expected 128, found 256" "$d/err"
-if [ -e "$d/g.npy" ]; then fail "nothing half-written" "$d/g.npy"; else pass "nothing half-written"; fi
+if [ -e "$d/g.npy" ]; then fail "nothing half-written" "$d/g.npy";
+    else pass "nothing half-written"; fi
 status "eval" 0 "$dl" eval --dict "$D" --data "$d/x.npy"
 says "eval prints the table" "variance explained" "$d/out"
 status "eval --json" 0 "$dl" eval --dict "$D" --data "$d/x.npy" --json --histogram "$d/h.csv"
@@ -87,20 +91,24 @@ ln -sf nowhere.npy "$d/real/dangling.npy"
 status "reconstruct to a link" 0 "$dl" reconstruct --dict "$D" --data "$d/x.npy" --out "$d/link.npy"
 check_equal "the link stays" real/w.npy "$(readlink "$d/link.npy")"
 same "what it leads to is written" "$d/w.npy" "$d/real/w.npy"
-status "to a link to nothing" 0 "$dl" reconstruct --dict "$D" --data "$d/x.npy" --out "$d/real/dangling.npy"
+status "to a link to nothing" 0 "$dl" reconstruct --dict "$D" --data "$d/x.npy" \
+    --out "$d/real/dangling.npy"
 same "what it names is made" "$d/w.npy" "$d/real/nowhere.npy"
 ln -sf circle.npy "$d/circle.npy"
-status "to a link in a circle" 1 "$dl" reconstruct --dict "$D" --data "$d/x.npy" --out "$d/circle.npy"
+status "to a link in a circle" 1 "$dl" reconstruct --dict "$D" --data "$d/x.npy" \
+    --out "$d/circle.npy"
 piped "a histogram to a pipe" "$d/h.csv" "$d/pipe" \
     "$dl" eval --dict "$D" --data "$d/x.npy" --json --histogram "$d/pipe"
 
 # ---- What cannot be written to standard output is an error
 if [ -e /dev/full ]; then
     for c in --help "encode --help" "inspect $D" "eval --dict $D --data $d/x.npy" \
-        "eval --dict $D --data $d/x.npy --histogram -" "encode --dict $D --data $d/x.npy --out -"; do
+        "eval --dict $D --data $d/x.npy --histogram -" "encode --dict $D --data $d/x.npy --out -";
+        do
         harness_got=0
         "$dl" $c > /dev/full 2> "$d/err" || harness_got=$?
-        check_equal "$c to a full disk" "1 1" "$harness_got $(grep -c '^dictlearn: .*No space left' "$d/err")"
+        check_equal "$c to a full disk" "1 1" \
+            "$harness_got $(grep -c '^dictlearn: .*No space left' "$d/err")"
     done
 else
     skip "standard output that is full" "no /dev/full"
@@ -108,7 +116,8 @@ fi
 
 # ---- Streams that are closed at the start, or that nobody reads any more
 lost() { # lost NAME WANTED STATUS: 1 with a line that says what failed, or as wanted
-    check_equal "$1" "$2" "$3 $(grep -c '^dictlearn: standard output: cannot .*Bad file descriptor$' "$d/err")"
+    check_equal "$1" "$2" \
+        "$3 $(grep -c '^dictlearn: standard output: cannot .*Bad file descriptor$' "$d/err")"
 }
 "$dl" inspect "$D" >&- 2> "$d/err"
 lost "inspect with standard output closed" "1 1" $?
@@ -123,10 +132,12 @@ unread() { # unread COMMAND...: its status, while nobody reads what it says
     (sleep 0.3 && "$@" && true; echo $? > "$d/status") | true
     cat "$d/status"
 }
-check_equal "inspect into a pipe that is closed" "141 " "$(unread "$dl" inspect "$D" 2> "$d/err") $(cat "$d/err")"
+check_equal "inspect into a pipe that is closed" "141 " \
+    "$(unread "$dl" inspect "$D" 2> "$d/err") $(cat "$d/err")"
 check_equal "encode into a pipe that is closed" "141 " \
     "$(unread "$dl" encode --dict "$D" --data "$d/x.npy" --out - 2> "$d/err") $(cat "$d/err")"
-spoken="$dl train --data $d/x.npy --dict-size 256 --batch-size 64 --n-ctxs 8 --steps 3 --save-dir $d/unheard"
+spoken="$dl train --data $d/x.npy --dict-size 256 --batch-size 64 --n-ctxs 8 --steps 3"
+spoken="$spoken --save-dir $d/unheard"
 check_equal "train while nobody reads its progress" 0 "$(unread sh -c "$spoken 2>&1")"
 absent "it leaves no lock" "$d/unheard/lock"
 check "and is saved" test -s "$d/unheard/ae.pt"
@@ -142,7 +153,8 @@ says "are told" "x.npy: wrong width, expected 256, found 128" "$d/err"
 
 # ---- Names that a terminal would obey
 header='{"a\u001b[31m\u0007\u009bz\u00e9":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-printf "\\$(printf %o ${#header})\\0\\0\\0\\0\\0\\0\\0%s\\0\\0\\0\\0" "$header" > "$d/wild.safetensors"
+printf "\\$(printf %o ${#header})\\0\\0\\0\\0\\0\\0\\0%s\\0\\0\\0\\0" "$header" \
+    > "$d/wild.safetensors"
 status "inspect of a wild name" 0 "$dl" inspect "$d/wild.safetensors"
 check_fails "a wild name does not reach the terminal" obeyed "$d/out"
 says "the name is shown" "^a?.31m??z.* F32" "$d/out"
@@ -151,16 +163,23 @@ check_fails "nor is it here" obeyed "$d/out"
 says "where it is the same name" 'a.u001b.31m.u0007.u009bz' "$d/out"
 
 # ---- Wrong usage
-wrong "convert to standard output" "expected a name ending in .pt, .safetensors or .npz" "$dl" convert "$D" -
-wrong "convert to .npy" "expected a name ending in .pt, .safetensors or .npz:" "$dl" convert "$D" "$d/a.npy"
-wrong "dense features to .csv" "ending in .npy" "$dl" encode --dict "$D" --data "$d/x.npy" --out "$d/f.csv"
-wrong "dense features to .npz" "ending in .npy" "$dl" encode --dict "$D" --data "$d/x.npy" --out "$d/e.npz"
-wrong "sparse features to .npy" "ending in .npz" "$dl" encode --dict "$D" --data "$d/x.npy" --sparse --out "$d/e.npy"
-wrong "a histogram in .png" "ending in .csv or .svg" "$dl" eval --dict "$D" --data "$d/x.npy" --histogram "$d/h.png"
+wrong "convert to standard output" "expected a name ending in .pt, .safetensors or .npz" \
+    "$dl" convert "$D" -
+wrong "convert to .npy" "expected a name ending in .pt, .safetensors or .npz:" \
+    "$dl" convert "$D" "$d/a.npy"
+wrong "dense features to .csv" "ending in .npy" "$dl" encode --dict "$D" --data "$d/x.npy" \
+    --out "$d/f.csv"
+wrong "dense features to .npz" "ending in .npy" "$dl" encode --dict "$D" --data "$d/x.npy" \
+    --out "$d/e.npz"
+wrong "sparse features to .npy" "ending in .npz" "$dl" encode --dict "$D" --data "$d/x.npy" \
+    --sparse --out "$d/e.npy"
+wrong "a histogram in .png" "ending in .csv or .svg" "$dl" eval --dict "$D" --data "$d/x.npy" \
+    --histogram "$d/h.png"
 wrong "--io with --data" "goes with --model" $train --io in_to_out --save-dir "$d/none"
 wrong "--layer with --data" "goes with --model" $train --layer 3 --save-dir "$d/none"
 wrong "two sizes" "found both" $train --expansion 3 --save-dir "$d/none"
-wrong "too large a size" "at most 2147483647 features" $train --dict-size 99999999999999 --save-dir "$d/none"
+wrong "too large a size" "at most 2147483647 features" $train --dict-size 99999999999999 \
+    --save-dir "$d/none"
 for n in -1 1025 60000 4294967297 1.5; do
     wrong "--threads $n" "--threads: expected a whole number from 0 to 1024, found '$n'" \
         $train --threads $n --save-dir "$d/none"
@@ -168,20 +187,26 @@ done
 status "--threads 0" 0 "$dl" inspect "$D" --threads 0
 status "--threads 1024" 0 "$dl" inspect "$D" --threads 1024
 long=$(printf '%4096s' | tr ' ' x)
-wrong "an argument too long" "the first argument: expected 1 to 4095 bytes, found 4096" "$dl" inspect "$long"
-wrong "a second one" "the second argument: expected 1 to 4095 bytes, found 4100" "$dl" convert "$D" "$long.npz"
+wrong "an argument too long" "the first argument: expected 1 to 4095 bytes, found 4096" \
+    "$dl" inspect "$long"
+wrong "a second one" "the second argument: expected 1 to 4095 bytes, found 4100" \
+    "$dl" convert "$D" "$long.npz"
 wrong "an empty one" "the first argument: expected 1 to 4095 bytes, found 0" "$dl" inspect ""
 status "one as long as may be" 1 "$dl" inspect "${long%x}"
 rows="--dict $D --data $d/x.npy"
 for f in --data --target --model --text --save-dir --init; do
     wrong "$f of no bytes" "$f: expected 1 to 4095 bytes, found 0" $train --save-dir "$d/none" $f ""
-    wrong "$f of many" "$f: expected 1 to 4095 bytes, found 4096" $train --save-dir "$d/none" $f "$long"
+    wrong "$f of many" "$f: expected 1 to 4095 bytes, found 4096" $train \
+        --save-dir "$d/none" $f "$long"
 done
 wrong "--out of no bytes" "--out: expected 1 to 4095 bytes, found 0" "$dl" encode $rows --out ""
 wrong "--out of many" "--out: expected 1 to 4095 bytes, found 4096" "$dl" encode $rows --out "$long"
-wrong "--histogram of no bytes" "--histogram: expected 1 to 4095 bytes" "$dl" eval $rows --histogram ""
-wrong "kernels that there are not" "none: no such set of kernels here" "$dl" inspect "$D" --kernels none
-wrong "nor in the environment" "none: DICTLEARN_KERNELS: no such set of" env DICTLEARN_KERNELS=none "$dl" inspect "$D"
+wrong "--histogram of no bytes" "--histogram: expected 1 to 4095 bytes" "$dl" eval $rows \
+    --histogram ""
+wrong "kernels that there are not" "none: no such set of kernels here" "$dl" inspect "$D" \
+    --kernels none
+wrong "nor in the environment" "none: DICTLEARN_KERNELS: no such set of" env \
+    DICTLEARN_KERNELS=none "$dl" inspect "$D"
 wrong "--kernels of many" "--kernels: expected 0 to 4095 bytes" "$dl" inspect "$D" --kernels "$long"
 absent "and nothing is made" "$d/none" "$d/e.npz" "$d/e.npy"
 
@@ -192,9 +217,11 @@ status "a folder's name that is a file's" 1 $train --save-dir README.md
 says "is told" "^dictlearn: README.md: cannot make this folder: File exists" "$d/err"
 status "eval of one row" 0 "$dl" eval --dict "$D" --data "$d/x.npy" --rows 1
 says "without a variance" "variance explained  not measured" "$d/out"
-if grep -q nan "$d/out"; then fail "no nan in the table" "$(cat "$d/out")"; else pass "no nan in the table"; fi
+if grep -q nan "$d/out"; then fail "no nan in the table" "$(cat "$d/out")";
+    else pass "no nan in the table"; fi
 npy() { # npy TYPE ROWS WIDTH: the header of a .npy; the rows follow
-    printf '\223NUMPY\001\000\166\000%-117s\n' "{'descr': '$1', 'fortran_order': False, 'shape': ($2, $3), }"
+    printf '\223NUMPY\001\000\166\000%-117s\n' \
+        "{'descr': '$1', 'fortran_order': False, 'shape': ($2, $3), }"
 }
 npy '<f4' 0 128 > "$d/empty.npy"
 status "no rows to train on" 1 $train --save-dir "$d/none" --data "$d/empty.npy"
@@ -202,28 +229,36 @@ says "are told" "^dictlearn: $d/empty.npy: expected rows, found none" "$d/err"
 absent "and nothing is saved" "$d/none"
 status "no rows to measure" 1 "$dl" eval --dict "$D" --data "$d/empty.npy"
 says "are told" "^dictlearn: $d/empty.npy: expected rows, found none" "$d/err"
-{ npy '<f4' 3000 1; head -c 10000 /dev/zero; printf '\000\000\300\177'; head -c 1996 /dev/zero; } > "$d/nan.npy"
-status "a NaN" 1 "$dl" train --quiet --data "$d/nan.npy" --batch-size 8 --n-ctxs 40 --save-dir "$d/none"
-says "is named" "^dictlearn: $d/nan.npy: row 2500, column 0: expected a finite number, found nan" "$d/err"
+{ npy '<f4' 3000 1; head -c 10000 /dev/zero; printf '\000\000\300\177'; head -c 1996 /dev/zero; } \
+    > "$d/nan.npy"
+status "a NaN" 1 "$dl" train --quiet --data "$d/nan.npy" --batch-size 8 --n-ctxs 40 \
+    --save-dir "$d/none"
+says "is named" "^dictlearn: $d/nan.npy: row 2500, column 0: expected a finite number, found nan" \
+    "$d/err"
 absent "and nothing is saved" "$d/none"
-status "a NaN that may be" 0 "$dl" train --quiet --data "$d/nan.npy" --batch-size 8 --n-ctxs 40 --steps 375 \
+status "a NaN that may be" 0 "$dl" train --quiet --data "$d/nan.npy" --batch-size 8 --n-ctxs 40 \
+    --steps 375 \
     --save-dir "$d/skips" --skip-nonfinite
 says "is counted" "^$d/nan.npy: 1 rows were not finite and are left out" "$d/err"
 says "and recorded" '"skip_nonfinite": true' "$d/skips/config.json"
-status "and one in what is measured" 0 "$dl" eval --dict "$d/skips" --data "$d/nan.npy" --json --skip-nonfinite
+status "and one in what is measured" 0 "$dl" eval --dict "$d/skips" --data "$d/nan.npy" \
+    --json --skip-nonfinite
 says "is counted" "^$d/nan.npy: 1 rows were not finite and are left out" "$d/err"
 says "and not measured" '"rows": 2999,' "$d/out"
-status "which a model's rows are not" 2 "$dl" eval --dict "$d/skips" --model m --text t --skip-nonfinite
+status "which a model's rows are not" 2 "$dl" eval --dict "$d/skips" --model m --text t \
+    --skip-nonfinite
 
 # ---- One run in a folder
 cp -r "$D" "$d/old"
 mkdir -p "$d/old/checkpoints"
 (cd "$d/old" && cksum $(find . -type f | sort)) > "$d/sums"
-status "a run that fails" 1 "$dl" train --quiet --data "$d/nan.npy" --batch-size 8 --n-ctxs 40 --save-dir "$d/old"
+status "a run that fails" 1 "$dl" train --quiet --data "$d/nan.npy" --batch-size 8 --n-ctxs 40 \
+    --save-dir "$d/old"
 (cd "$d/old" && cksum $(find . -type f | sort)) > "$d/sums.now"
 same "leaves the run before it as it was" "$d/sums" "$d/sums.now"
 status "another run in its place" 0 $train --steps 8 --log-steps 4 --lr 1e-4 --save-dir "$d/old"
-check_equal "has the folder for itself" "ae.pt checkpoints config.json log.jsonl state.safetensors" \
+check_equal "has the folder for itself" \
+    "ae.pt checkpoints config.json log.jsonl state.safetensors" \
     "$(echo $(ls "$d/old"))"
 check_equal "with its own log" 2 "$(wc -l < "$d/old/log.jsonl" | tr -d ' ')"
 check_equal "and no checkpoints" "" "$(ls "$d/old/checkpoints")"
@@ -243,20 +278,24 @@ done
 status "resumed after a kill" 0 $train --steps 40 --log-steps 5 --save-dir "$d/killed" --resume
 check_equal "each step is logged once" "0 5 10 15 20 25 30 35" \
     "$(echo $(sed 's/{"step": \([0-9]*\),.*/\1/' "$d/killed/log.jsonl"))"
+state=state.safetensors
 check_equal "what was unfinished is gone, what is another's stays" \
-    "ae.pt ae.pt.mine.tmp ae.pt.tmp ae_x.pt.1.tmp checkpoints config.json log.jsonl state.safetensors" \
+    "ae.pt ae.pt.mine.tmp ae.pt.tmp ae_x.pt.1.tmp checkpoints config.json log.jsonl $state" \
     "$(echo $(cd "$d/killed" && ls . checkpoints | grep -vE ':$|^$' | LC_ALL=C sort))"
 cp -r "$d/on" "$d/noted"
-{ echo '# a note' && head -n 2 "$d/log" && echo 'and another'; tail -n +3 "$d/log"; } > "$d/noted/log.jsonl"
+{ echo '# a note' && head -n 2 "$d/log" && echo 'and another'; tail -n +3 "$d/log"; } \
+    > "$d/noted/log.jsonl"
 echo '{"step": 20, "loss": 1}' >> "$d/noted/log.jsonl"
-status "resumed with notes in the log" 0 $train --steps 25 --log-steps 5 --save-dir "$d/noted" --resume
+status "resumed with notes in the log" 0 $train --steps 25 --log-steps 5 --save-dir "$d/noted" \
+    --resume
 check_equal "they stay" "# a note 0 5 and another 10 15 20" \
     "$(echo $(sed 's/{"step": \([0-9]*\),.*/\1/' "$d/noted/log.jsonl"))"
 cp "$d/x.npy" "$d/x2.npy"
 differs() { # differs NAME WHAT FLAG...
     harness_says=$2 harness_line=$1
     shift 2
-    status "resumed with $harness_line" 1 $train --steps 40 --log-steps 5 --save-dir "$d/on" --resume "$@"
+    status "resumed with $harness_line" 1 $train --steps 40 --log-steps 5 --save-dir "$d/on" \
+        --resume "$@"
     says "$harness_line is named" "^dictlearn: $d/on/config.json: $harness_says" "$d/err"
 }
 differs "another array" "data: .* expected $d/x.npy, found $d/x2.npy" --data "$d/x2.npy"
@@ -274,11 +313,13 @@ same "and the log stays" "$d/log" "$d/on/log.jsonl"
 status "with the same" 0 $train --steps 40 --log-steps 5 --save-dir "$d/on" --resume --threads 1
 same "equals uninterrupted" "$d/a/b/ae.pt" "$d/on/ae.pt"
 status "in compat" 0 $train --compat --steps 9 --log-steps 5 --save-dir "$d/logs"
-status "other logs in compat" 1 $train --compat --steps 12 --log-steps 4 --save-dir "$d/logs" --resume
+status "other logs in compat" 1 $train --compat --steps 12 --log-steps 4 --save-dir "$d/logs" \
+    --resume
 says "are named" "^dictlearn: $d/logs/config.json: log_steps: .* expected 5, found 4" "$d/err"
 mkdir "$d/nothing"
 status "nothing to resume" 1 $train --save-dir "$d/nothing" --resume
-says "is told" "^dictlearn: $d/nothing: expected the state.safetensors of a run to resume, found none" "$d/err"
+says "is told" \
+    "^dictlearn: $d/nothing: expected the state.safetensors of a run to resume, found none" "$d/err"
 check_equal "and nothing is made" "" "$(ls "$d/nothing")"
 
 # ---- Weights to start from
@@ -288,11 +329,14 @@ says "takes its size" "\"dict_size\": 256, " "$d/init/config.json"
 says "and is in the config" "\"init\": \"$D\", " "$d/init/config.json"
 says "as are threads" '"threads": [0-9]*, "kernels": "[a-z0-9]*"' "$d/init/config.json"
 status "--init of another size" 1 $init --dict-size 100 --save-dir "$d/none"
-says "is named" "^dictlearn: $D: expected a dictionary of width 128 with 100 features, found 128, 256" "$d/err"
+says "is named" \
+    "^dictlearn: $D: expected a dictionary of width 128 with 100 features, found 128, 256" "$d/err"
 absent "and nothing is made" "$d/none"
-# OpenMP's threads sleep while they wait, unless the user has chosen otherwise. libgomp shows its settings when it starts.
+# OpenMP's threads sleep while they wait, unless the user has chosen otherwise. libgomp shows its
+# settings when it starts.
 policy() { # policy NAME=VALUE...: the last one that a run shows; nothing where OpenMP shows none
-    env -u OMP_WAIT_POLICY OMP_DISPLAY_ENV=true "$@" "$dl" --version 2>&1 | sed -n "s/.*OMP_WAIT_POLICY = '\(.*\)'/\1/p" |
+    env -u OMP_WAIT_POLICY OMP_DISPLAY_ENV=true "$@" "$dl" \
+        --version 2>&1 | sed -n "s/.*OMP_WAIT_POLICY = '\(.*\)'/\1/p" |
         tail -n 1
 }
 if [ "$(policy OMP_WAIT_POLICY=active)" = ACTIVE ]; then

@@ -1,5 +1,6 @@
 #!/bin/sh
-# test_downloader.sh BUILD - the downloader against a web server on loopback: layout, resuming, sizes, the archive.
+# test_downloader.sh BUILD - the downloader against a web server on loopback: layout, resuming,
+# sizes, the archive.
 . tests/harness.sh
 get="sh examples/pretrained_dictionary_downloader.sh"
 d=$BUILD/tmp/downloader
@@ -19,7 +20,8 @@ for name in embed mlp_out_layer1 attn_out_layer1 resid_out_layer1; do
     echo two > "$d/site/$name/10_32768/checkpoints/ae_2000.pt"
 done
 mkdir -p "$d/site/bare/embed/10_32768"
-cp "$d"/site/embed/10_32768/ae.pt "$d"/site/embed/10_32768/config.json "$d/site/bare/embed/10_32768/"
+cp "$d"/site/embed/10_32768/ae.pt "$d"/site/embed/10_32768/config.json \
+    "$d/site/bare/embed/10_32768/"
 
 python3 tests/range_server.py "$d/site" "$d/port" "$d/log" &
 server=$!
@@ -40,31 +42,41 @@ try_with() { # try_with TOOL
         same "$1: $name" "$d/site/$name/10_32768/ae.pt" "$o/$at/ae.pt"
         same "$1: $name config" "$d/site/$name/10_32768/config.json" "$o/$at/config.json"
     done
-    check "$1: no checkpoints unasked" test ! -e "$o/pythia-70m-deduped/embed/10_32768/checkpoints/ae_1000.pt"
+    check "$1: no checkpoints unasked" test ! -e \
+        "$o/pythia-70m-deduped/embed/10_32768/checkpoints/ae_1000.pt"
     : > "$d/log"
-    status "$1: again, with checkpoints" 0 $get --base-url "$url" --layers embed --checkpoints --out "$o"
+    status "$1: again, with checkpoints" 0 $get --base-url "$url" --layers embed \
+        --checkpoints --out "$o"
     check_fails "$1: what is there is not fetched again" grep -q "embed/10_32768/ae.pt" "$d/log"
     same "$1: a checkpoint" "$d/site/embed/10_32768/checkpoints/ae_2000.pt" \
         "$o/pythia-70m-deduped/embed/10_32768/checkpoints/ae_2000.pt"
     : > "$d/log"
-    status "$1: a connection that breaks" 0 $get --base-url "$url/cut$1" --layers 1 --sites mlp_out --out "$o/cut"
+    status "$1: a connection that breaks" 0 $get --base-url "$url/cut$1" --layers 1 \
+        --sites mlp_out --out "$o/cut"
     same "$1: is continued" "$d/site/mlp_out_layer1/10_32768/ae.pt" \
         "$o/cut/pythia-70m-deduped/mlp_out_layer1/10_32768/ae.pt"
     says "$1: from where it broke" "ae.pt from 25000" "$d/log"
-    status "$1: one that always breaks at once" 1 $get --base-url "$url/short" --layers embed --out "$o/short"
+    status "$1: one that always breaks at once" 1 $get --base-url "$url/short" --layers embed \
+        --out "$o/short"
     says "$1: says what it has" "expected 21 bytes, found\|expected 50000 bytes, found" "$d/err"
-    check "$1: nothing under the final name" test ! -e "$o/short/pythia-70m-deduped/embed/10_32768/ae.pt"
-    status "$1: a file larger than was told" 1 $get --base-url "$url/less" --layers embed --out "$o/less"
+    check "$1: nothing under the final name" test ! -e \
+        "$o/short/pythia-70m-deduped/embed/10_32768/ae.pt"
+    status "$1: a file larger than was told" 1 $get --base-url "$url/less" --layers embed \
+        --out "$o/less"
     says "$1: says both sizes" "config.json.part: expected 20 bytes, found 21" "$d/err"
-    check "$1: nor is that given its name" test ! -e "$o/less/pythia-70m-deduped/embed/10_32768/config.json"
+    check "$1: nor is that given its name" test ! -e \
+        "$o/less/pythia-70m-deduped/embed/10_32768/config.json"
     at=pythia-70m-deduped/embed/10_32768
     mkdir -p "$o/norange/$at"
     head -c 20000 "$d/site/embed/10_32768/ae.pt" > "$o/norange/$at/ae.pt.part"
-    status "$1: a server that cannot go on" 0 $get --base-url "$url/norange" --layers embed --out "$o/norange"
+    status "$1: a server that cannot go on" 0 $get --base-url "$url/norange" --layers embed \
+        --out "$o/norange"
     same "$1: is asked for the whole" "$d/site/embed/10_32768/ae.pt" "$o/norange/$at/ae.pt"
-    status "$1: no index of checkpoints" 1 $get --base-url "$url/bare" --layers embed --checkpoints --out "$o/bare"
+    status "$1: no index of checkpoints" 1 $get --base-url "$url/bare" --layers embed \
+        --checkpoints --out "$o/bare"
     says "$1: is said" "checkpoints/: expected an index" "$d/err"
-    status "$1: a file that is not there" 1 $get --base-url "$url/none" --layers embed --out "$o/none"
+    status "$1: a file that is not there" 1 $get --base-url "$url/none" --layers embed \
+        --out "$o/none"
     says "$1: is named" "none/embed/10_32768/config.json: not there" "$d/err"
     mkdir -p "$o/part/$at"
     head -c 20000 "$d/site/embed/10_32768/ae.pt" > "$o/part/$at/ae.pt.part"
@@ -89,7 +101,8 @@ if have unzip; then
     (cd "$d/zip" && python3 -m zipfile -c ../site/release.zip dictionaries)
     unset DOWNLOADER
     status "the archive" 0 $get --zip --base-url "$url/release.zip" --out "$d/unzipped"
-    same "is laid out" "$d/site/embed/10_32768/ae.pt" "$d/unzipped/pythia-70m-deduped/embed/10_32768/ae.pt"
+    same "is laid out" "$d/site/embed/10_32768/ae.pt" \
+        "$d/unzipped/pythia-70m-deduped/embed/10_32768/ae.pt"
     check "the archive is gone" test ! -e "$d/unzipped/release.zip"
     check "and what it was unpacked into" test ! -e "$d/unzipped/.unpacked"
 else

@@ -436,6 +436,70 @@ TEST(rows_come_from_a_source) {
     dlrn_context_destroy(ctx);
 }
 
+/* ---- Progress ---- */
+
+static dlrn_status stop_at_100(void *user, int64_t rows) {
+    ++*(int *)user;
+    return rows >= 100 ? DLRN_STOPPED : DLRN_OK;
+}
+
+/* A host sees each batch, and may stop: what was seen is told. */
+TEST(an_evaluation_that_is_stopped) {
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *ae = make_dictionary(ctx);
+    dlrn_eval_config cfg = config(DLRN_SPARSITY_L1, 0, 50);
+    dlrn_source source;
+    dlrn_metrics m, some = measure(ae, &cfg, rows_x, rows_y, 100, 100);
+    int calls = 0;
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, rows_x, rows_y, N, D, D, 1, &source));
+    CHECK_STATUS(dlrn_evaluate(ae, &cfg, &source, NULL, stop_at_100, &calls, &m), DLRN_STOPPED);
+    CHECK(calls == 2 && !memcmp(&m, &some, sizeof m));
+    dlrn_source_destroy(&source);
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
+/* ---- Memory ---- */
+
+static int64_t allocations;
+
+static void *counting_alloc(void *user, size_t size) {
+    (void)user;
+    allocations++;
+    return malloc(size);
+}
+
+static void counting_release(void *user, void *p) {
+    (void)user;
+    free(p);
+}
+
+/* 2048 rows in batches of 256: all memory is taken with the first two. */
+TEST(an_evaluator_allocates_nothing_after_its_first_batches) {
+    enum { ROWS = 2048, WIDE = 400 };
+    static float x[ROWS * D];
+    dlrn_context_config how = {0};
+    dlrn_context *ctx = NULL;
+    dlrn_dictionary *ae = NULL;
+    dlrn_evaluator *e = NULL;
+    dlrn_rng rng = {12, 0, 0};
+    int64_t before = 0;
+    how.alloc = counting_alloc;
+    how.release = counting_release;
+    CHECK_STATUS(dlrn_context_create(&how, &ctx), DLRN_OK);
+    CHECK_OK(ctx, new_autoencoder(ctx, D, WIDE, 3, &ae));
+    for (int i = 0; i < ROWS * D; i++) x[i] = dlrn_rng_normal(&rng);
+    CHECK_OK(ctx, dlrn_evaluator_create(ae, NULL, &e));
+    for (int batch = 0; batch < 8; batch++) {
+        CHECK_OK(ctx, dlrn_evaluator_add(e, x + batch * 256 * D, NULL, 256));
+        if (batch == 1) before = allocations;
+    }
+    CHECK_MSG(allocations == before, "%d allocations", (int)(allocations - before));
+    dlrn_evaluator_destroy(e);
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
 TEST(what_a_source_does_wrong_is_told) {
     dlrn_context *ctx = open_context(1);
     dlrn_dictionary *ae = make_dictionary(ctx), *other = make_relu(ctx, D + 1);
@@ -717,6 +781,8 @@ int main(int argc, char **argv) {
     RUN(dead_and_dense_are_counted);
     RUN(frequencies_fall_into_log_bins);
     RUN(rows_come_from_a_source);
+    RUN(an_evaluation_that_is_stopped);
+    RUN(an_evaluator_allocates_nothing_after_its_first_batches);
     RUN(what_a_source_does_wrong_is_told);
     RUN(a_configuration_out_of_range_is_refused);
     RUN(one_site_is_spliced);

@@ -423,8 +423,9 @@ static int64_t try_command(size_t c, int memory) {
             return n;
         }
         /* nothing is lost by these: a file that cannot be mapped is read as a stream */
-        int harmless =
-            !memory && status == 0 && (strstr(fault.call, " of ") || !strcmp(fault.call, "open"));
+        int harmless = !memory && status == 0 &&
+                       (strstr(fault.call, " of ") || !strcmp(fault.call, "open") ||
+                        !strcmp(fault.call, "mmap"));
         if (harmless) continue;
         check_told(line, status);
         int named = strstr(last_line(), "cannot ") != NULL && strchr(last_line(), '/') != NULL;

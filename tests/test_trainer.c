@@ -1,6 +1,7 @@
 /* test_trainer.c - the step against a plain double-precision loss and its finite differences; the
    schedules, the counters, resampling, and the same bits for any panels, threads and kernels. */
 #define DICTLEARN_IMPLEMENTATION
+#define DICTLEARN_NAIVE_STEP
 #include "dictlearn.h"
 #include "tests/test.h"
 
@@ -12,6 +13,8 @@ static float rows_x[N * D], rows_y[N * D];
 
 typedef struct reference {
     double bias[D], we[F][D], be[F], wd[F][D]; /* parameters */
+    double input_bias[D];
+    dlrn_center center; /* what is subtracted from x */
     dlrn_loss loss;
     dlrn_sparsity sparsity;
     double penalty;
@@ -35,6 +38,12 @@ static double reference_sparse(const reference *r, const double *f) {
     return sum > 0 ? entropy : 0;
 }
 
+static double subtracted(const reference *r, int c) {
+    return r->center == DLRN_CENTER_OUTPUT_BIAS  ? r->bias[c]
+           : r->center == DLRN_CENTER_INPUT_BIAS ? r->input_bias[c]
+                                                 : 0;
+}
+
 /* The whole loss; with `freeze` the ghost term's constants are taken here. */
 static double reference_loss(reference *r, const float *x, const float *y, int freeze) {
     static double residual[N][D], shadow[N][D];
@@ -43,7 +52,8 @@ static double reference_loss(reference *r, const float *x, const float *y, int f
         double pre[F], f[F], square = 0;
         for (int j = 0; j < F; j++) {
             pre[j] = r->be[j];
-            for (int c = 0; c < D; c++) pre[j] += r->we[j][c] * ((double)x[i * D + c] - r->bias[c]);
+            for (int c = 0; c < D; c++)
+                pre[j] += r->we[j][c] * ((double)x[i * D + c] - subtracted(r, c));
             f[j] = pre[j] > 0 ? pre[j] : 0;
         }
         for (int c = 0; c < D; c++) {
@@ -148,7 +158,10 @@ static dlrn_trainer *make_trainer(dlrn_context *ctx, const dlrn_train_config *cf
 static void copy_to_reference(const dlrn_trainer *t, const dlrn_train_config *cfg, reference *r) {
     const dlrn_dictionary *ae = t->dict;
     memset(r, 0, sizeof *r);
+    r->center = ae->formula.center;
     for (int c = 0; c < D; c++) r->bias[c] = (double)ae->param[DLRN_OUTPUT_BIAS][c];
+    for (int c = 0; c < D && ae->param[DLRN_INPUT_BIAS]; c++)
+        r->input_bias[c] = (double)ae->param[DLRN_INPUT_BIAS][c];
     for (int j = 0; j < F; j++) {
         r->be[j] = (double)ae->param[DLRN_ENCODER_BIAS][j];
         r->dead[j] = cfg->ghost_threshold >= 0 && t->since_fired[j] >= 20;
@@ -205,6 +218,139 @@ static void check_combination(dlrn_context *ctx, int loss, int sparsity, int gho
 TEST(gradients_are_the_differences_of_the_loss) {
     dlrn_context *ctx = open_context("auto", 1);
     for (int c = 0; c < 16; c++) check_combination(ctx, c & 1, c >> 1 & 1, c >> 2 & 1, c >> 3 & 1);
+    dlrn_context_destroy(ctx);
+}
+
+/* What is subtracted from x may be a bias of its own, or nothing. */
+TEST(gradients_of_each_center) {
+    static reference r;
+    static float bias[D], we[F * D], be[F], wd[F * D], own[D];
+    dlrn_context *ctx = open_context("auto", 2);
+    for (int center = 0; center < 3; center++) {
+        dlrn_train_config cfg = small_config();
+        dlrn_dictionary *init = NULL;
+        dlrn_trainer *t = NULL;
+        dlrn_rng rng = {78, 0, 0};
+        float *out[DLRN_ROLE_COUNT] = {we, be, wd, bias};
+        CHECK_OK(ctx, new_autoencoder(ctx, D, F, 4, &init));
+        init->formula.center = (dlrn_center)center;
+        if (center == DLRN_CENTER_INPUT_BIAS) {
+            CHECK_OK(ctx, dlrni_param_alloc(init, DLRN_INPUT_BIAS));
+            for (int c = 0; c < D; c++) init->param[DLRN_INPUT_BIAS][c] = dlrn_rng_normal(&rng);
+            out[DLRN_INPUT_BIAS] = own;
+        }
+        for (int c = 0; c < D; c++) init->param[DLRN_OUTPUT_BIAS][c] = dlrn_rng_normal(&rng);
+        CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, init, NULL, &t));
+        copy_to_reference(t, &cfg, &r);
+        CHECK_OK(ctx, dlrn_trainer_gradients(t, rows_x, rows_y, N, out));
+        check_gradient(&r, rows_y, r.bias, bias, D, "bias");
+        check_gradient(&r, rows_y, r.we[0], we, F * D, "encoder_weight");
+        check_gradient(&r, rows_y, r.be, be, F, "encoder_bias");
+        if (out[DLRN_INPUT_BIAS]) check_gradient(&r, rows_y, r.input_bias, own, D, "input_bias");
+        /* all of it comes back from a checkpoint */
+        const char *path = tmp_path("center.safetensors");
+        dlrn_trainer *again = NULL;
+        CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, rows_y, N, NULL));
+        CHECK_OK(ctx, dlrn_trainer_save(t, path));
+        CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, NULL, &again));
+        CHECK(again->dict->formula.center == (dlrn_center)center);
+        CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, rows_y, N, NULL));
+        CHECK_OK(ctx, dlrn_trainer_step_on(again, rows_x, rows_y, N, NULL));
+        for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+            CHECK(!t->dict->param[role] ||
+                  !memcmp(t->dict->param[role], again->dict->param[role],
+                          (size_t)dlrni_role_size(t->dict, role) * sizeof(float)));
+        dlrn_trainer_destroy(again);
+        dlrn_trainer_destroy(t);
+        dlrn_dictionary_destroy(init);
+    }
+    dlrn_context_destroy(ctx);
+}
+
+/* Rows of 7 numbers, targets of 3: what the rows of a wider target give whose other columns are
+   0. */
+TEST(targets_of_another_width) {
+    enum { OUT = 3 };
+    static float y[N * OUT], wide[N * D];
+    dlrn_context *ctx = open_context("auto", 2);
+    dlrn_train_config cfg = small_config();
+    dlrn_trainer *narrow = NULL, *same = NULL;
+    dlrn_dictionary *a, *b;
+    for (int i = 0; i < N * OUT; i++) y[i] = wide[i / OUT * D + i % OUT] = rows_y[i];
+    cfg.lr = 0.01;
+    cfg.ghost_threshold = 0;
+    dlrn_dictionary_desc desc = {"AutoEncoder", D, OUT, F, 0, 3};
+    dlrn_dictionary *init[2] = {NULL, NULL};
+    for (int k = 0; k < 2; k++) {
+        desc.d_out = cfg.d_out = k ? D : OUT;
+        CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &init[k]));
+        init[k]->formula.center = DLRN_CENTER_NONE;
+        if (k) {
+            memset(init[1]->param[DLRN_DECODER], 0, F * D * sizeof(float));
+            for (int i = 0; i < F * OUT; i++)
+                init[1]->param[DLRN_DECODER][i / OUT * D + i % OUT] =
+                    init[0]->param[DLRN_DECODER][i];
+        }
+        CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, init[k], NULL, k ? &same : &narrow));
+    }
+    a = dlrn_trainer_dictionary(narrow);
+    b = dlrn_trainer_dictionary(same);
+    CHECK_STATUS(dlrn_trainer_step_on(narrow, rows_x, NULL, N, NULL), DLRN_ERR_ARGUMENT);
+    for (int step = 0; step < 5; step++) {
+        dlrn_train_stats s[2];
+        CHECK_OK(ctx, dlrn_trainer_step_on(narrow, rows_x, y, N, &s[0]));
+        CHECK_OK(ctx, dlrn_trainer_step_on(same, rows_x, wide, N, &s[1]));
+        CHECK_CLOSE(s[0].loss, s[1].loss, 1e-6);
+    }
+    for (int i = 0; i < F * D; i++)
+        CHECK(fabsf(a->param[DLRN_ENCODER][i] - b->param[DLRN_ENCODER][i]) < 1e-5f);
+    for (int i = 0; i < F * OUT; i++)
+        CHECK(fabsf(a->param[DLRN_DECODER][i] - b->param[DLRN_DECODER][i / OUT * D + i % OUT]) <
+              1e-5f);
+    dlrn_trainer_destroy(narrow);
+    dlrn_trainer_destroy(same);
+    for (int k = 0; k < 2; k++) dlrn_dictionary_destroy(init[k]);
+    dlrn_context_destroy(ctx);
+}
+
+/* The step as it is written to be read gives the step as it is made. */
+TEST(steps_are_naive_steps) {
+    static double p[4][F * D], g[4][F * D], m[4][F * D], v[4][F * D], x[N * D], y[N * D];
+    static const dlrn_role roles[4] = {DLRN_OUTPUT_BIAS, DLRN_ENCODER, DLRN_ENCODER_BIAS,
+                                       DLRN_DECODER};
+    const int size[4] = {D, F * D, F, F * D};
+    dlrn_context *ctx = open_context("auto", 2);
+    for (int squared = 0; squared < 2; squared++) {
+        dlrn_train_config cfg = small_config();
+        double f[F], e[D];
+        dlrni_naive s = {D, F, p[0], p[1], p[2], p[3], {0}, {0}, {0}, squared, 0.1, 0.01, 0};
+        cfg.loss = squared ? DLRN_LOSS_SQUARED : DLRN_LOSS_NORM;
+        cfg.lr = 0.01;
+        dlrn_trainer *t = make_trainer(ctx, &cfg);
+        for (int i = 0; i < N * D; i++) {
+            x[i] = (double)rows_x[i];
+            y[i] = (double)rows_y[i];
+        }
+        for (int k = 0; k < 4; k++) {
+            s.g[k] = g[k];
+            s.m[k] = m[k];
+            s.v[k] = v[k];
+            memset(m[k], 0, sizeof m[k]);
+            memset(v[k], 0, sizeof v[k]);
+            for (int i = 0; i < size[k]; i++) p[k][i] = (double)t->dict->param[roles[k]][i];
+        }
+        for (int step = 0; step < 5; step++) {
+            dlrn_train_stats stats;
+            CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, rows_y, N, &stats));
+            CHECK_CLOSE(stats.loss, dlrni_naive_step(&s, x, y, N, f, e), 1e-5);
+            for (int k = 0; k < 4; k++)
+                for (int i = 0; i < size[k]; i++)
+                    CHECK_MSG(fabs(p[k][i] - (double)t->dict->param[roles[k]][i]) < 2e-5,
+                              "step %d, role %d, %d: %g and %g", step, k, i, p[k][i],
+                              (double)t->dict->param[roles[k]][i]);
+        }
+        dlrn_trainer_destroy(t);
+    }
     dlrn_context_destroy(ctx);
 }
 
@@ -378,6 +524,75 @@ TEST(long_batches_do_not_change_a_bit) {
         }
         dlrn_context_destroy(scalar);
     }
+}
+
+/* Recipes that clip, select and estimate: the same bits with any kernels, threads and waves. */
+static uint64_t recipe_bits(dlrn_context *ctx, const char *recipe, int64_t budget) {
+    dlrn_train_config cfg = dlrn_train_defaults(recipe);
+    dlrn_trainer *t = NULL;
+    dlrn_train_stats stats;
+    cfg.d_in = D;
+    cfg.features = F;
+    cfg.lr = 0.01;
+    cfg.warmup_steps = 2;
+    if (cfg.k) cfg.k = 5;
+    cfg.dead_rows = MANY;
+    cfg.bandwidth = 0.2;
+    cfg.threshold_start_step = 2;
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
+    for (int j = 0; j < F; j += 9) t->dict->param[DLRN_ENCODER_BIAS][j] = -2;
+    dlrn_dictionary_changed(t->dict);
+    if (budget) t->w.budget = budget;
+    for (int i = 0; i < 5; i++) {
+        CHECK_OK(ctx, dlrn_trainer_step_on(t, many_rows(), NULL, MANY, &stats));
+        CHECK(!budget || t->w.wave < t->w.codes.groups);
+    }
+    CHECK(strcmp(recipe, "dl-top_k") || (stats.auxiliary_loss > 0 && stats.dead > 0));
+    uint64_t hash = fingerprint(t);
+    dlrn_trainer_destroy(t);
+    return hash;
+}
+
+TEST(recipes_do_not_depend_on_the_machine) {
+    for (int r = 1; dlrn_recipe_name(r); r++) {
+        const char *recipe = dlrn_recipe_name(r);
+        dlrn_context *scalar = open_context("scalar", 1), *ctx = open_context("auto", 2);
+        uint64_t wanted = recipe_bits(scalar, recipe, 0);
+        CHECK_MSG(recipe_bits(scalar, recipe, 1) == wanted, "%s: waves", recipe);
+        CHECK_MSG(recipe_bits(ctx, recipe, 0) == wanted, "%s: kernels and threads", recipe);
+        dlrn_context_destroy(scalar);
+        dlrn_context_destroy(ctx);
+    }
+}
+
+/* The gradients of rows that are all nearly the same, 65,536 of them, are those of a short batch: a
+   running f32 sum would be off by 3e-4. */
+TEST(sums_over_long_batches) {
+    enum { LONG = 65536, SHORT = 64, W = 16, G = 48 };
+    static float x[LONG * W], grad[2][G * W];
+    dlrn_context *ctx = open_context("auto", 2);
+    dlrn_train_config cfg = dlrn_train_defaults(NULL);
+    dlrn_trainer *t = NULL;
+    double off = 0, size = 0;
+    cfg.d_in = W;
+    cfg.features = G;
+    for (int i = 0; i < LONG * W; i++) {
+        dlrn_rng rng = {4, (uint64_t)(i % (SHORT * W)), 0}; /* the short batch, over and over */
+        x[i] = 1 + 1e-3f * dlrn_rng_normal(&rng);
+    }
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
+    for (int k = 0; k < 2; k++) {
+        float *out[DLRN_ROLE_COUNT] = {0};
+        out[DLRN_DECODER] = grad[k];
+        CHECK_OK(ctx, dlrn_trainer_gradients(t, x, NULL, k ? LONG : SHORT, out));
+    }
+    for (int i = 0; i < G * W; i++) {
+        off = fmax(off, fabs((double)grad[0][i] - (double)grad[1][i]));
+        size = fmax(size, fabs((double)grad[0][i]));
+    }
+    CHECK_MSG(off < 6e-5 * size, "off by %g", off / size);
+    dlrn_trainer_destroy(t);
+    dlrn_context_destroy(ctx);
 }
 
 /* ---- The update ---- */
@@ -1090,6 +1305,83 @@ TEST(a_resampling_that_is_stopped_goes_on) {
     dlrn_context_destroy(ctx);
 }
 
+/* While a step is unfinished no other rows are taken, and nothing of the trainer changes. */
+TEST(an_unfinished_step_refuses_other_rows) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    dlrn_buffer *buffer = make_buffer(ctx);
+    dlrn_trainer *t = NULL;
+    cfg.resample_steps = 6;
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, buffer, &t));
+    t->dict->param[DLRN_ENCODER_BIAS][3] = -1000;
+    dlrn_trainer_on_stop(t, stop_in_a_while, NULL);
+    dlrn_status s = DLRN_OK;
+    for (int i = 0; s == DLRN_OK && i < 20; i++) {
+        polls = 0;
+        s = dlrn_trainer_step(t, NULL);
+    }
+    CHECK_STATUS(s, DLRN_STOPPED);
+    uint64_t before = fingerprint(t);
+    CHECK_STATUS(dlrn_trainer_step_on(t, rows_x, NULL, N, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "is not finished: expected a call of dlrn_trainer_step");
+    CHECK(fingerprint(t) == before);
+    polls = 100;
+    CHECK_OK(ctx, dlrn_trainer_step(t, NULL));
+    CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, NULL));
+    dlrn_trainer_destroy(t);
+    dlrn_buffer_destroy(buffer);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(losses_that_nobody_asks_for) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    dlrn_trainer *t = make_trainer(ctx, &cfg);
+    float x[N * D];
+    CHECK_OK(ctx, dlrn_trainer_loss(t, rows_x, NULL, N, NULL));
+    memcpy(x, rows_x, sizeof x);
+    x[3] = (float)NAN;
+    CHECK_STATUS(dlrn_trainer_loss(t, x, NULL, N, NULL), DLRN_ERR_VALUE);
+    dlrn_trainer_destroy(t);
+    dlrn_context_destroy(ctx);
+}
+
+/* Rows come from all of the buffer, also where fewer are measured than it holds, and also where it
+   holds but a batch in the source's order. */
+TEST(a_resampling_measures_a_sample) {
+    dlrn_context *ctx = open_context("auto", 1);
+    for (int shuffle = 0; shuffle < 2; shuffle++) {
+        dlrn_train_config cfg = small_config();
+        dlrn_buffer_config of = dlrn_buffer_defaults();
+        dlrn_source source;
+        dlrn_buffer *b = NULL;
+        dlrn_trainer *t = NULL;
+        dlrni_sample sample[2];
+        int64_t late = 0;
+        of.capacity = MANY;
+        of.batch_rows = 16;
+        of.shuffle = shuffle;
+        CHECK_OK(ctx, dlrn_source_from_array(ctx, many_rows(), NULL, MANY, D, 0, 0, &source));
+        CHECK_OK(ctx, dlrn_buffer_create(ctx, &of, &source, 1, &b));
+        CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, b, &t));
+        for (int k = 0; k < 2; k++) {
+            memset(&sample[k], 0, sizeof sample[k]);
+            CHECK_OK(ctx, dlrni_sample_buffer(t, 100, &sample[k]));
+            CHECK(sample[k].n == 100);
+            if (k) CHECK(!memcmp(sample[0].index, sample[1].index, 100 * sizeof(int64_t)));
+        }
+        for (int i = 0; i < 100; i++) {
+            CHECK(!i || sample[0].index[i] > sample[0].index[i - 1]);
+            late += sample[0].index[i] >= MANY / 2;
+        }
+        CHECK_MSG(!shuffle || (late > 30 && late < 70), "%d of 100 from the later half", (int)late);
+        for (int k = 0; k < 2; k++) dlrni_sample_free(ctx, &sample[k]);
+        dlrn_trainer_destroy(t);
+        dlrn_buffer_destroy(b);
+    }
+    dlrn_context_destroy(ctx);
+}
+
 /* A step may leave weights that are not finite: they do not take the place of the last good file.
  */
 TEST(what_is_not_finite_is_not_saved) {
@@ -1142,11 +1434,16 @@ int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     fill_rows();
     RUN_LONG(gradients_are_the_differences_of_the_loss);
+    RUN(gradients_of_each_center);
+    RUN(targets_of_another_width);
+    RUN(steps_are_naive_steps);
     RUN(panels_do_not_change_a_bit);
     RUN(threads_do_not_change_a_bit);
     RUN(kernels_do_not_change_a_bit);
     RUN(ghosts_in_waves);
     RUN_LONG(long_batches_do_not_change_a_bit);
+    RUN_LONG(recipes_do_not_depend_on_the_machine);
+    RUN_LONG(sums_over_long_batches);
     RUN(first_step_is_adam_with_unit_atoms);
     RUN(zeros_survive);
     RUN(ghosts_of_large_activations_stay_finite);
@@ -1167,6 +1464,9 @@ int main(int argc, char **argv) {
     RUN(a_resumed_run_may_go_on_for_longer);
     RUN(a_run_is_not_resumed_on_fewer_rows);
     RUN(a_resampling_that_is_stopped_goes_on);
+    RUN(an_unfinished_step_refuses_other_rows);
+    RUN(losses_that_nobody_asks_for);
+    RUN(a_resampling_measures_a_sample);
     RUN(what_is_not_finite_is_not_saved);
     RUN(a_whole_run_ends_with_the_data_or_when_told);
     return TEST_END();

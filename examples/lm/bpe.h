@@ -176,6 +176,7 @@ struct bpe_tokenizer {
     bpe_ids *out;
 };
 
+/* Appends bytes. */
 static dlrn_status bpe_put(dlrn_context *ctx, bpe_text *t, const char *bytes, int64_t n) {
     t->ctx = ctx;
     BPE_TRY(lm_grow(ctx, &t->bytes, &t->capacity, t->count, t->count + n + 1, 1));
@@ -185,6 +186,7 @@ static dlrn_status bpe_put(dlrn_context *ctx, bpe_text *t, const char *bytes, in
     return DLRN_OK;
 }
 
+/* Appends an id. */
 static dlrn_status bpe_put_id(dlrn_context *ctx, bpe_ids *v, int32_t id) {
     v->ctx = ctx;
     BPE_TRY(lm_grow(ctx, &v->id, &v->capacity, v->count, v->count + 1, sizeof *v->id));
@@ -232,6 +234,7 @@ static int64_t bpe_char(const char *text, int64_t n, uint32_t *code) {
     return length;
 }
 
+/* Writes a character as UTF-8, or a raw byte as itself; its length. */
 static int64_t bpe_write_char(uint32_t c, char *out) {
     if (c >= BPE_RAW || c < 0x80) {
         out[0] = (char)(c >= BPE_RAW ? c - BPE_RAW : c);
@@ -258,6 +261,7 @@ static int64_t bpe_row(const uint32_t *table, int64_t n, int64_t width, int bits
     return low;
 }
 
+/* The class of a character; raw bytes have none. */
 static int bpe_class(uint32_t c) {
     if (c < 128) return unicode_ascii[c];
     if (c >= BPE_RAW) return UNICODE_OTHER;
@@ -304,6 +308,7 @@ static int64_t bpe_before(const char *s, int64_t at) {
     return at - 1;
 }
 
+/* Whether the character before `at` is of one of these classes. */
 static int bpe_before_is(const char *s, int64_t at, int classes) {
     int64_t next;
     return at > 0 && (classes >> bpe_class_at(s, at, bpe_before(s, at), &next) & 1);
@@ -322,6 +327,7 @@ enum {
     BPE_TS = 28
 };
 
+/* Canonical combining class; 0: not a mark. */
 static uint32_t bpe_combining(uint32_t c) {
     if (c < 0x300 || c >= BPE_RAW) return 0;
     return unicode_combining[bpe_row(unicode_combining, BPE_COUNT(unicode_combining), 1, 8, c)] &
@@ -339,6 +345,7 @@ static const uint32_t *bpe_parts(uint32_t c) {
     return p < end ? p : NULL;
 }
 
+/* Appends a code point to t->codes. */
 static dlrn_status bpe_put_code(bpe_tokenizer *t, uint32_t c) {
     BPE_TRY(
         lm_grow(t->ctx, &t->codes, &t->codes_cap, t->n_codes, t->n_codes + 1, sizeof *t->codes));
@@ -371,6 +378,7 @@ static void bpe_sort_marks(uint32_t *marks, int64_t n, uint32_t *copy) {
     for (int64_t i = 0; i < n; i++) marks[place[bpe_combining(copy[i])]++] = copy[i];
 }
 
+/* Sorts each run of marks in t->codes. */
 static dlrn_status bpe_reorder(bpe_tokenizer *t) {
     int64_t n = t->n_codes;
     BPE_TRY(lm_grow(t->ctx, &t->codes, &t->codes_cap, n, 2 * n, sizeof *t->codes));
@@ -426,6 +434,7 @@ static void bpe_compose(bpe_tokenizer *t) {
     t->n_codes = out;
 }
 
+/* Appends the lower case of c. */
 static dlrn_status bpe_lower(bpe_tokenizer *t, uint32_t c) {
     const uint32_t *run =
         unicode_lower[bpe_row(unicode_lower[0], BPE_COUNT(unicode_lower), 4, 0, c)];
@@ -570,6 +579,7 @@ static int64_t bpe_piece_of(const char *s, int64_t n, int classes, int64_t most)
     return end > 0 ? end : bpe_span(s, n, 0, BPE_ALL & ~classes, n);
 }
 
+/* Length of the piece at the start of s, by pattern. */
 static int64_t bpe_piece(bpe_pattern pattern, const char *s, int64_t n, int *drop) {
     int64_t end = 0;
     if (pattern == BPE_WORDS || pattern == BPE_WHITESPACE_SPLIT)
@@ -595,6 +605,7 @@ static int64_t bpe_piece(bpe_pattern pattern, const char *s, int64_t n, int *dro
 /* ------------------------------------------------------------------------------------------ */
 // >>merge
 
+/* Mixes two numbers. */
 static uint64_t bpe_hash(uint64_t a, uint64_t b) {
     uint64_t h = (a * 0x9E3779B97F4A7C15u) ^ (b + 0x7F4A7C159E3779B9u);
     h ^= h >> 32;
@@ -612,6 +623,7 @@ static bpe_merge *bpe_merge_slot(const bpe_tokenizer *t, int32_t left, int32_t r
     }
 }
 
+/* The order of merges: by rank, then from left to right. */
 static int bpe_sooner(bpe_candidate a, bpe_candidate b) {
     return a.rank != b.rank ? a.rank < b.rank : a.at < b.at;
 }
@@ -630,6 +642,7 @@ static void bpe_push(bpe_tokenizer *t, int32_t at) {
     t->heap[i] = c;
 }
 
+/* Takes the first candidate off the heap. */
 static bpe_candidate bpe_pop(bpe_tokenizer *t) {
     bpe_candidate top = t->heap[0], last = t->heap[--t->heap_size];
     int64_t at = 0;
@@ -711,11 +724,13 @@ static const dlrn_json **bpe_slot(const bpe_tokenizer *t, const char *s, int64_t
     }
 }
 
+/* The id of a text in the vocabulary; -1: none. */
 static int32_t bpe_vocab_id(const bpe_tokenizer *t, const char *s, int64_t n) {
     const dlrn_json *entry = *bpe_slot(t, s, n);
     return entry ? (int32_t)entry->number : -1;
 }
 
+/* Appends the ids of a word. */
 static dlrn_status bpe_word_ids(bpe_tokenizer *t, const char *word, int64_t n) {
     if (t->ignore_merges) { /* a word that is a token is that token */
         t->word.count = 0;
@@ -782,6 +797,7 @@ static const bpe_added *bpe_added_at(const bpe_tokenizer *t, const char *s, int6
     return found;
 }
 
+/* Whether [from, to) has no word character on either side. */
 static int bpe_stands_alone(const char *s, int64_t n, int64_t from, int64_t to) {
     return !bpe_before_is(s, from, BPE_WORD_CHARS) && bpe_span(s, n, to, BPE_WORD_CHARS, 1) == to;
 }
@@ -817,10 +833,12 @@ static dlrn_status bpe_cut_added(bpe_tokenizer *t, const char *s, int64_t n, int
 /* ------------------------------------------------------------------------------------------ */
 // >>encode
 
+/* Text without added tokens: split and merge. */
 static dlrn_status bpe_encode_words(bpe_tokenizer *t, const char *s, int64_t n) {
     return bpe_split(t, 0, s, n);
 }
 
+/* Text between added tokens of raw text: normalise, then cut again. */
 static dlrn_status bpe_encode_raw(bpe_tokenizer *t, const char *s, int64_t n) {
     BPE_TRY(bpe_normalise(t, s, n));
     return bpe_cut_added(t, t->normal.bytes, t->normal.count, 1, bpe_encode_words);
@@ -884,6 +902,7 @@ static void bpe_quote_text(char *out, int64_t room, const char *s, int64_t n) {
     snprintf(out + k, (size_t)(room - k), "%s", i < n ? "..." : "");
 }
 
+/* What the file has, for an error. */
 static const char *bpe_quote(const dlrn_json *j, char *out, int64_t room) {
     static const char *const kinds[] = {"null", "", "", "", "an array", "an object"};
     if (!j) return "nothing";
@@ -893,6 +912,7 @@ static const char *bpe_quote(const dlrn_json *j, char *out, int64_t room) {
     return out;
 }
 
+/* Fails with: key, what is expected, what was found. */
 static dlrn_status bpe_refuse(bpe_tokenizer *t, dlrn_status s, const char *key,
                               const char *expected, const dlrn_json *found) {
     char quoted[96];
@@ -978,6 +998,7 @@ static int64_t bpe_token_text(const char *s, int64_t n, const int *back, char *o
     return count;
 }
 
+/* Fills the hash table of the vocabulary and the bytes of each token. */
 static dlrn_status bpe_load_vocab(bpe_tokenizer *t, const dlrn_json *vocab) {
     int back[512]; /* from an alphabet's code to its byte */
     int64_t bytes = 1;
@@ -1039,6 +1060,7 @@ static dlrn_status bpe_bad_merge(bpe_tokenizer *t, int32_t rank, const char *exp
     return bpe_bad(t, name, expected, found);
 }
 
+/* Adds a merge; its rank is its place in the file. */
 static dlrn_status bpe_load_merge(bpe_tokenizer *t, const dlrn_json *m, int32_t rank) {
     const char *part[2];
     int64_t length[2];
@@ -1087,6 +1109,7 @@ static dlrn_status bpe_load_bytes(bpe_tokenizer *t, const dlrn_json *model) {
     return DLRN_OK;
 }
 
+/* The part "model" of the file. Options that would change ids are refused if they are set. */
 static dlrn_status bpe_load_model(bpe_tokenizer *t, const dlrn_json *model) {
     const dlrn_json *type = dlrn_json_get(model, "type"), *merges = dlrn_json_get(model, "merges");
     const dlrn_json *vocab = dlrn_json_get(model, "vocab"),
@@ -1135,6 +1158,7 @@ static double bpe_growth(const bpe_change *how) {
     return replaced > 1 ? replaced : 1;
 }
 
+/* Adds a normaliser, or those of a sequence, to t->change. */
 static dlrn_status bpe_load_normalizer(bpe_tokenizer *t, const dlrn_json *n) {
     static const char *const forms[] = {"NFC",       "NFD",   "NFKC",    "NFKD",
                                         "Lowercase", "Strip", "Prepend", "Replace"};
@@ -1204,12 +1228,44 @@ static dlrn_status bpe_load_split(bpe_tokenizer *t, const dlrn_json *p, bpe_patt
                            pattern && pattern->first ? pattern->first : pattern);
 }
 
+/* One step by its type. *bytes: it is ByteLevel. */
+static dlrn_status bpe_load_pattern(bpe_tokenizer *t, const dlrn_json *p, bpe_step *step,
+                                    int *bytes) {
+    const char *type = dlrn_json_text(p, "type", "none");
+    int flag;
+    if (!strcmp(type, "ByteLevel")) {
+        BPE_TRY(bpe_flag(t, p, "pre_tokenizer", "use_regex", 1, &flag));
+        BPE_TRY(bpe_flag(t, p, "pre_tokenizer", "add_prefix_space", 1, &step->prefix_space));
+        step->pattern = flag ? BPE_GPT2 : BPE_WHOLE;
+        *bytes = 1;
+    } else if (!strcmp(type, "Split")) {
+        BPE_TRY(bpe_load_split(t, p, &step->pattern));
+    } else if (!strcmp(type, "Digits")) {
+        BPE_TRY(bpe_flag(t, p, "pre_tokenizer", "individual_digits", 0, &flag));
+        step->pattern = flag ? BPE_EACH_DIGIT : BPE_DIGITS;
+    } else if (!strcmp(type, "Punctuation")) {
+        if (strcmp(dlrn_json_text(p, "behavior", "Isolated"), "Isolated"))
+            return bpe_unsupported(t, "pre_tokenizer.behavior", "Isolated",
+                                   dlrn_json_get(p, "behavior"));
+        step->pattern = BPE_PUNCTUATION;
+    } else if (!strcmp(type, "Whitespace")) {
+        step->pattern = BPE_WORDS;
+    } else if (!strcmp(type, "WhitespaceSplit")) {
+        step->pattern = BPE_WHITESPACE_SPLIT;
+    } else {
+        return bpe_unsupported(
+            t, "pre_tokenizer.type",
+            "ByteLevel, Split, Digits, Punctuation, Whitespace, WhitespaceSplit or a Sequence",
+            dlrn_json_get(p, "type"));
+    }
+    return DLRN_OK;
+}
+
 /* Adds one step. ByteLevel is required and must be last: later steps would see its alphabet instead
    of the text. */
 static dlrn_status bpe_load_step(bpe_tokenizer *t, const dlrn_json *p, int *bytes) {
     const char *type = dlrn_json_text(p, "type", "none");
     bpe_step step = {BPE_WHOLE, 0};
-    int flag;
     if (!p || p->type == DLRN_JSON_NULL) return DLRN_OK;
     if (!strcmp(type, "Sequence")) {
         const dlrn_json *list = dlrn_json_get(p, "pretokenizers");
@@ -1221,31 +1277,7 @@ static dlrn_status bpe_load_step(bpe_tokenizer *t, const dlrn_json *p, int *byte
     if (*bytes)
         return bpe_unsupported(t, "pre_tokenizer", "ByteLevel as the last step",
                                dlrn_json_get(p, "type"));
-    if (!strcmp(type, "ByteLevel")) {
-        BPE_TRY(bpe_flag(t, p, "pre_tokenizer", "use_regex", 1, &flag));
-        BPE_TRY(bpe_flag(t, p, "pre_tokenizer", "add_prefix_space", 1, &step.prefix_space));
-        step.pattern = flag ? BPE_GPT2 : BPE_WHOLE;
-        *bytes = 1;
-    } else if (!strcmp(type, "Split")) {
-        BPE_TRY(bpe_load_split(t, p, &step.pattern));
-    } else if (!strcmp(type, "Digits")) {
-        BPE_TRY(bpe_flag(t, p, "pre_tokenizer", "individual_digits", 0, &flag));
-        step.pattern = flag ? BPE_EACH_DIGIT : BPE_DIGITS;
-    } else if (!strcmp(type, "Punctuation")) {
-        if (strcmp(dlrn_json_text(p, "behavior", "Isolated"), "Isolated"))
-            return bpe_unsupported(t, "pre_tokenizer.behavior", "Isolated",
-                                   dlrn_json_get(p, "behavior"));
-        step.pattern = BPE_PUNCTUATION;
-    } else if (!strcmp(type, "Whitespace")) {
-        step.pattern = BPE_WORDS;
-    } else if (!strcmp(type, "WhitespaceSplit")) {
-        step.pattern = BPE_WHITESPACE_SPLIT;
-    } else {
-        return bpe_unsupported(
-            t, "pre_tokenizer.type",
-            "ByteLevel, Split, Digits, Punctuation, Whitespace, WhitespaceSplit or a Sequence",
-            dlrn_json_get(p, "type"));
-    }
+    BPE_TRY(bpe_load_pattern(t, p, &step, bytes));
     if (t->n_steps == BPE_MOST_STEPS)
         return bpe_unsupported(t, "pre_tokenizer", "at most 8 steps", p);
     t->step[t->n_steps++] = step;
@@ -1312,6 +1344,7 @@ static int bpe_added_order(const void *left, const void *right) {
     return a->place < b->place ? -1 : a->place > b->place;
 }
 
+/* All added tokens, in the order in which bpe_added_at searches them. */
 static dlrn_status bpe_load_added(bpe_tokenizer *t, const dlrn_json *list) {
     if (!list || list->count == 0) return DLRN_OK;
     t->added = (bpe_added *)dlrn_alloc(t->ctx, list->count, sizeof *t->added);
@@ -1329,6 +1362,7 @@ static dlrn_status bpe_load_added(bpe_tokenizer *t, const dlrn_json *list) {
 
 /* ---- the file */
 
+/* Ids are counted first: the tables need their number. */
 static dlrn_status bpe_load_json(bpe_tokenizer *t) {
     const dlrn_json *model = dlrn_json_get(t->json, "model"),
                     *vocab = dlrn_json_get(model, "vocab");
@@ -1371,6 +1405,7 @@ BPE_API dlrn_status bpe_load(dlrn_context *ctx, const char *path, bpe_tokenizer 
     return DLRN_OK;
 }
 
+/* Also accepts a tokenizer that was loaded in part. */
 BPE_API void bpe_destroy(bpe_tokenizer *t) {
     if (!t) return;
     for (int64_t k = 0; k < t->n_added; k++) dlrn_free(t->ctx, t->added[k].sought);

@@ -104,6 +104,7 @@ static dlrn_status doc_append(doc_reader *r, char **block, int64_t *len, int64_t
     return DLRN_OK;
 }
 
+/* The suffix decides between JSON lines and plain text; standard input has JSON lines. */
 DOC_API dlrn_status doc_open(dlrn_context *ctx, const char *path, doc_reader **out) {
     *out = NULL;
     doc_reader *r = (doc_reader *)dlrn_alloc(ctx, 1, sizeof *r);
@@ -175,6 +176,7 @@ static dlrn_status doc_line(doc_reader *r) {
     return DLRN_OK;
 }
 
+/* Whether the line has nothing but white space. */
 static int doc_blank(const doc_reader *r) {
     for (int64_t i = 0; i < r->line_len; i++)
         if (!strchr(" \t\r\f\v", r->line[i]) || !r->line[i]) return 0;
@@ -196,6 +198,7 @@ static dlrn_status doc_parse(doc_reader *r) {
     return s;
 }
 
+/* Skips blank lines and empty documents. */
 static dlrn_status doc_next_json(doc_reader *r, const char **text, int64_t *bytes) {
     for (;;) {
         dlrn_status s = doc_line(r);
@@ -216,6 +219,7 @@ static dlrn_status doc_next_json(doc_reader *r, const char **text, int64_t *byte
     }
 }
 
+/* Joins lines up to a blank one. */
 static dlrn_status doc_next_plain(doc_reader *r, const char **text, int64_t *bytes) {
     dlrn_status s = DLRN_OK;
     r->text_len = 0;
@@ -270,6 +274,7 @@ static dlrn_status doc_pass_over(doc_reader *r, uint64_t position) {
     return DLRN_OK;
 }
 
+/* Line numbers start again from here; doc_line_number counts the lines before if it must. */
 DOC_API dlrn_status doc_seek(doc_reader *r, uint64_t position) {
     if (r->standard_input) return doc_pass_over(r, position);
     int known = position <= (uint64_t)INT64_MAX && fseeko(r->file, 0, SEEK_END) == 0;

@@ -383,6 +383,7 @@ struct lm_pass {
 // >>config
 /* Helpers for an architecture's parser, and the search for the architecture. */
 
+/* Reads a whole number from min to max. */
 static dlrn_status lm_count(dlrn_context *ctx, const dlrn_json *json, const char *path,
                             const char *key, int64_t min, int64_t max, int64_t *out) {
     double v = dlrn_json_number(json, key, -1);
@@ -407,10 +408,12 @@ static dlrn_status lm_token(dlrn_context *ctx, const dlrn_json *json, const char
     return DLRN_OK;
 }
 
+/* A flag of config.json; `otherwise` if it is missing. */
 static int lm_true(const dlrn_json *json, const char *key, int otherwise) {
     return dlrn_json_number(json, key, otherwise) != 0;
 }
 
+/* Reads hidden_act, under any of the names that transformers knows. */
 static dlrn_status lm_parse_activation(dlrn_context *ctx, const dlrn_json *json, const char *path,
                                        lm_activation *out) {
     static const struct {
@@ -437,6 +440,7 @@ static double lm_rope_rate(const lm_config *c, int64_t pair) {
 
 static const lm_architecture *lm_find_architecture(const char *model_type); /* NULL: unknown */
 
+/* Finds the architecture by model_type and lets it parse the rest. */
 static dlrn_status lm_parse_config(dlrn_context *ctx, const dlrn_json *json, const char *path,
                                    lm_config *c) {
     const char *type = dlrn_json_text(json, "model_type", "none");
@@ -467,6 +471,7 @@ LM_API const lm_config *lm_config_of(const lm_model *m) {
 /* ------------------------------------------------------------------------------------------ */
 // >>weights
 
+/* The number behind a symbolic size; 1 for none. */
 static int64_t lm_size_of(const lm_config *c, lm_size size) {
     switch (size) {
     case LM_DIM: return c->dim;
@@ -479,10 +484,12 @@ static int64_t lm_size_of(const lm_config *c, lm_size size) {
     return 1;
 }
 
+/* Number of elements. */
 static int64_t lm_numel(const lm_config *c, const lm_tensor *t) {
     return lm_size_of(c, t->rows) * lm_size_of(c, t->cols);
 }
 
+/* Whether this model lacks a tensor that others of its architecture have. */
 static int lm_is_absent(const lm_config *c, const lm_tensor *t) {
     return (t->needs & ~LM_BARE & ~c->has) != 0;
 }
@@ -497,6 +504,7 @@ static void lm_tensor_name(const lm_model *m, const lm_tensor *t, int64_t layer,
     snprintf(name, size, "%s%s%s", t->needs & LM_BARE ? "" : m->prefix, of_layer, t->name);
 }
 
+/* Writes a shape as "512, 128". */
 static void lm_shape_text(const int64_t *shape, int ndim, char *out, size_t size) {
     size_t at = 0;
     for (int i = 0; i < ndim && at < size; i++)
@@ -555,6 +563,7 @@ static dlrn_status lm_read_finite(lm_model *m, int64_t index, const char *name, 
     return DLRN_OK;
 }
 
+/* Reads a layer's tensors one behind the other into block and notes where each is. */
 static dlrn_status lm_read_layer(lm_model *m, int64_t l, float *block, float **part) {
     const lm_architecture *arch = m->cfg.architecture;
     char name[160];
@@ -632,6 +641,7 @@ LM_API int lm_find_weights(dlrn_context *ctx, const char *folder, char *path, si
     return 0;
 }
 
+/* Opens the folder's tensors, whatever their file. */
 static dlrn_status lm_open_weights(lm_model *m, const char *folder) {
     char path[4200];
     if (lm_find_weights(m->ctx, folder, path, sizeof path))
@@ -683,11 +693,13 @@ static dlrn_status lm_need_turns(lm_model *m, int64_t need) {
     return DLRN_OK;
 }
 
+/* The width of vectors of a kernel set. */
 static lm_width lm_width_of(const char *kernels) {
     if (!strncmp(kernels, "avx512", 6)) return LM_AVX512;
     return strcmp(kernels, "avx2") ? LM_NARROW : LM_AVX2;
 }
 
+/* Reads no layer yet, but checks that all are there: see lm_check_layers. */
 LM_API dlrn_status lm_load(dlrn_context *ctx, const char *folder, lm_model **out) {
     lm_config cfg;
     *out = NULL;
@@ -718,6 +730,7 @@ LM_API dlrn_status lm_load(dlrn_context *ctx, const char *folder, lm_model **out
 /* ------------------------------------------------------------------------------------------ */
 // >>workspace
 
+/* Forgets the workspace without freeing it: after copying a model, it is the other's. */
 static void lm_forget_workspace(lm_model *m) {
     m->x = m->a = m->qkv = m->att = m->mlp = m->h = m->scores = m->work = NULL;
     m->sequence = m->position = NULL;
@@ -725,6 +738,7 @@ static void lm_forget_workspace(lm_model *m) {
     m->capacity = m->score_cap = m->n_captured = 0;
 }
 
+/* Frees the workspace; the next run makes a new one. */
 static void lm_drop_workspace(lm_model *m) {
     void *blocks[] = {m->x, m->a,        m->qkv,      m->att,    m->mlp,
                       m->h, m->sequence, m->position, m->scores, m->work};
@@ -739,6 +753,7 @@ LM_API void lm_on_stop(lm_model *m, int (*asked)(void *user), void *user) {
     m->stop_user = user;
 }
 
+/* Also accepts a model that was loaded in part. */
 LM_API void lm_destroy(lm_model *m) {
     if (!m) return;
     lm_drop_workspace(m);
@@ -751,6 +766,7 @@ LM_API void lm_destroy(lm_model *m) {
     dlrn_free(m->ctx, m);
 }
 
+/* Allocates rows x cols; NULL also if that overflows. */
 static float *lm_floats(lm_model *m, int64_t rows, int64_t cols) {
     return cols && rows > INT64_MAX / cols
                ? NULL
@@ -763,6 +779,7 @@ static int64_t lm_row_of(int64_t n) {
     return ((n + 15) / 16 | 1) * 16;
 }
 
+/* Workspace for runs of up to `tokens` tokens. Never shrinks. */
 static dlrn_status lm_reserve(lm_model *m, int64_t tokens) {
     const int64_t d = m->cfg.dim, heads = lm_size_of(&m->cfg, LM_HEADS_DIM);
     if (tokens <= m->capacity) return DLRN_OK;
@@ -1059,14 +1076,17 @@ static dlrn_status lm_reach(lm_pass *p, lm_kind kind, int64_t layer, float *v) {
     return DLRN_OK;
 }
 
+/* A tensor by role; `layer` counts only for a layer's. NULL: the model has none. */
 static float *lm_weight(const lm_model *m, int64_t layer, lm_role role) {
     return role < LM_LAYER_ROLES ? m->layer[layer].part[role] : m->part[role];
 }
 
+/* Runs body over the job's rows, LM_ROWS in a task. */
 static void lm_each_row(lm_model *m, lm_rows *job, dlrn_parallel_body body) {
     dlrn_parallel_for(m->ctx, (job->rows + LM_ROWS - 1) / LM_ROWS, body, job);
 }
 
+/* The end of a task's rows. */
 static int64_t lm_task_end(const lm_rows *job, int64_t task) {
     int64_t end = (task + 1) * LM_ROWS;
     return end < job->rows ? end : job->rows;
@@ -1074,6 +1094,7 @@ static int64_t lm_task_end(const lm_rows *job, int64_t task) {
 
 /* ---- embedding, norms, sums */
 
+/* A task of lm_embed. */
 static void lm_embed_rows(void *arg, int64_t task, int worker) {
     lm_rows *j = (lm_rows *)arg;
     const lm_batch *b = j->pass->batch;
@@ -1090,6 +1111,7 @@ static void lm_embed(lm_pass *p) {
     lm_each_row(m, &job, lm_embed_rows);
 }
 
+/* A task of lm_layer_norm. */
 static void lm_norm_rows(void *arg, int64_t task, int worker) {
     lm_rows *j = (lm_rows *)arg;
     const lm_model *m = j->pass->m;
@@ -1113,6 +1135,7 @@ static void lm_layer_norm(lm_pass *p, int64_t layer, lm_role role) {
     lm_each_row(m, &job, lm_norm_rows);
 }
 
+/* A task of lm_add. */
 static void lm_add_rows(void *arg, int64_t task, int worker) {
     lm_rows *j = (lm_rows *)arg;
     int64_t i = task * LM_ROWS * j->width, end = lm_task_end(j, task) * j->width;
@@ -1130,6 +1153,8 @@ static void lm_add(lm_pass *p, const float *y, const float *z) {
 
 /* ---- products */
 
+/* Activations other than gelu, one number at a time by the C library. Write them as loops like lm_gelu
+   once a model spends time here. */
 static float lm_activate(lm_activation kind, float x) {
     switch (kind) {
     case LM_GELU_TANH: return 0.5f * x * (1 + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
@@ -1150,10 +1175,12 @@ typedef struct lm_product {
     float *y;
 } lm_product;
 
+/* y += b; b NULL: nothing. */
 static void lm_add_bias(float *y, const float *b, int64_t n) {
     for (int64_t c = 0; b && c < n; c++) y[c] += b[c];
 }
 
+/* Bias and activation of a part of a row. */
 static void lm_finish_row(const lm_product *j, float *y, const float *b, int64_t n) {
     const lm_activation kind = j->m->cfg.activation;
     if (j->activated && kind == LM_GELU) {
@@ -1181,12 +1208,14 @@ static void lm_product_task(void *arg, int64_t task, int worker) {
     (void)s; /* cannot fail: the arguments are in range */
 }
 
+/* Runs a product, a tile in a task. */
 static void lm_multiply(lm_product *job) {
     int64_t across = (job->out + LM_TILE - 1) / LM_TILE;
     dlrn_parallel_for(job->m->ctx, (job->rows + LM_TILE_ROWS - 1) / LM_TILE_ROWS * across,
                       lm_product_task, job);
 }
 
+/* y = x W^T + b for all tokens; b NULL: none. */
 static void lm_linear(lm_model *m, const float *x, int64_t in, const float *w, const float *b,
                       int64_t out, float *y) {
     lm_product job = {m, x, w, b, m->tokens, in, out, 0, y};
@@ -1277,6 +1306,7 @@ static void lm_attend(lm_model *m, const lm_head *h, int64_t first, int64_t n) {
     (void)s; /* cannot fail: the arguments are in range */
 }
 
+/* All queries of one head: LM_QUERIES at a time, or one alone without a product. */
 static void lm_attend_head(lm_model *m, const lm_head *h) {
     if (h->end - h->first == 1) {
         lm_attend_one(m->width, h->dim, h->q, h->k, h->k_stride, h->v, h->v_stride,
@@ -1287,12 +1317,40 @@ static void lm_attend_head(lm_model *m, const lm_head *h) {
         lm_attend(m, h, i, h->end - i < LM_QUERIES ? h->end - i : LM_QUERIES);
 }
 
+/* Where a head's numbers begin in a row of qkv. */
 static int64_t lm_head_at(lm_heads where, int64_t head) {
     return where.first + head * where.step;
 }
 
+/* The same in the bias of qkv. */
 static const float *lm_bias_at(const float *bias, lm_heads where, int64_t head) {
     return bias ? bias + lm_head_at(where, head) : NULL;
+}
+
+/* What a task works on, but for the query heads. Keys go to the cache, or for this task alone behind
+   the scores. */
+static lm_head lm_head_of(const lm_rows *j, int64_t s, int64_t kv, int worker) {
+    lm_model *m = j->pass->m;
+    const lm_config *c = &m->cfg;
+    const lm_cache *cache = j->pass->cache;
+    const int64_t *start = j->pass->batch->start;
+    lm_head h;
+    memset(&h, 0, sizeof h);
+    h.first = start[s] - start[0];
+    h.end = start[s + 1] - start[0];
+    h.dim = c->head_dim;
+    h.row = h.v_stride = lm_size_of(c, LM_QKV_DIM);
+    h.score = m->scores + worker * (LM_QUERIES + c->head_dim) * m->score_row;
+    h.work = m->work + worker * DLRN_MATMUL_WORK;
+    h.k = h.score + LM_QUERIES * m->score_row;
+    h.k_stride = m->score_row;
+    h.v = m->qkv + h.first * h.row + lm_head_at(c->v, kv);
+    h.out_stride = lm_size_of(c, LM_HEADS_DIM);
+    if (!cache) return h;
+    int64_t at = ((j->layer * cache->sequences + s) * c->kv_heads + kv) * c->head_dim;
+    h.k = cache->k + at * cache->capacity, h.k_stride = cache->capacity;
+    h.v = cache->v + at * cache->capacity, h.v_stride = c->head_dim;
+    return h;
 }
 
 /* A task: one key and value head of one sequence, with all its query heads. */
@@ -1300,39 +1358,15 @@ static void lm_attend_task(void *arg, int64_t task, int worker) {
     lm_rows *j = (lm_rows *)arg;
     lm_model *m = j->pass->m;
     const lm_config *c = &m->cfg;
-    const lm_cache *cache = j->pass->cache;
-    const lm_batch *b = j->pass->batch;
-    const int64_t kv = task % c->kv_heads, s = task / c->kv_heads, shared = c->heads / c->kv_heads;
-    const int64_t row = lm_size_of(c, LM_QKV_DIM), width = lm_size_of(c, LM_HEADS_DIM);
-    lm_head h = {b->start[s] - b->start[0],
-                 b->start[s + 1] - b->start[0],
-                 c->head_dim,
-                 row,
-                 NULL,
-                 NULL,
-                 NULL,
-                 m->score_row,
-                 row,
-                 NULL,
-                 NULL,
-                 width,
-                 NULL};
-    float *of_token = m->qkv + h.first * row, *k = of_token + lm_head_at(c->k, kv);
-    h.score = m->scores + worker * (LM_QUERIES + c->head_dim) * m->score_row;
-    h.work = m->work + worker * DLRN_MATMUL_WORK;
-    h.k = h.score + LM_QUERIES * m->score_row;
-    h.v = of_token + lm_head_at(c->v, kv);
-    float *v = h.v;
-    if (cache) {
-        int64_t at = ((j->layer * cache->sequences + s) * c->kv_heads + kv) * c->head_dim;
-        h.k = cache->k + at * cache->capacity, h.k_stride = cache->capacity;
-        h.v = cache->v + at * cache->capacity, h.v_stride = c->head_dim;
-    }
+    const int64_t kv = task % c->kv_heads, shared = c->heads / c->kv_heads;
+    lm_head h = lm_head_of(j, task / c->kv_heads, kv, worker);
+    float *first = m->qkv + h.first * h.row, *k = first + lm_head_at(c->k, kv);
     lm_turn_head(m, &h, k, lm_bias_at(j->bias, c->k, kv));
-    lm_lay_keys(m, &h, k, v, lm_bias_at(j->bias, c->v, kv), cache != NULL);
+    lm_lay_keys(m, &h, k, first + lm_head_at(c->v, kv), lm_bias_at(j->bias, c->v, kv),
+                j->pass->cache != NULL);
     for (int64_t head = kv * shared; head < (kv + 1) * shared; head++) {
-        h.q = of_token + lm_head_at(c->q, head);
-        h.out = j->out + h.first * width + head * c->head_dim;
+        h.q = first + lm_head_at(c->q, head);
+        h.out = j->out + h.first * h.out_stride + head * c->head_dim;
         lm_turn_head(m, &h, h.q, lm_bias_at(j->bias, c->q, head));
         lm_attend_head(m, &h);
     }
@@ -1410,6 +1444,7 @@ static dlrn_status lm_plan(lm_pass *p, int whole) {
     return spans ? lm_reserve_captures(p->m, p->n_taps) : DLRN_OK;
 }
 
+/* Embedding, blocks up to the last site that is needed, and for a whole run the last norm. */
 static dlrn_status lm_pass_through(lm_pass *p, int whole) {
     lm_model *m = p->m;
     LM_TRY(lm_lay_out(p));
@@ -1434,6 +1469,7 @@ LM_API dlrn_status lm_run(lm_model *m, const lm_batch *batch, const lm_tap *taps
     return lm_pass_through(&p, whole);
 }
 
+/* The place of a name in a list; -1: none. */
 static int lm_place_of(const char *name, const char *const *names, int n) {
     for (int k = 0; k < n; k++)
         if (!strcmp(name, names[k])) return k;
@@ -1490,6 +1526,7 @@ LM_API dlrn_status lm_tap_at(const lm_model *m, lm_site site, lm_io io, lm_tap *
 /* ------------------------------------------------------------------------------------------ */
 // >>head
 
+/* The normed residual stream of a whole run is still in m->a. */
 LM_API dlrn_status lm_logits(lm_model *m, int64_t first, int64_t rows, float *logits) {
     const int64_t d = m->cfg.dim, v = m->cfg.vocab;
     if (first < 0 || rows < 0 || first > m->tokens - rows)
@@ -1514,6 +1551,7 @@ typedef struct lm_lse {
     float *target;         /* [tokens] logit of the token that follows        */
 } lm_lse;
 
+/* Adds a tile of a token's logits to its sum, and keeps the target's logit if it is among them. */
 static void lm_lse_row(const lm_lse *j, int64_t token, int64_t part, int64_t from, int64_t width,
                        float *logit) {
     const lm_batch *b = j->batch;
@@ -1525,6 +1563,7 @@ static void lm_lse_row(const lm_lse *j, int64_t token, int64_t part, int64_t fro
     *sum = (before < *top ? *sum * exp((double)before - (double)*top) : *sum) + more;
 }
 
+/* A block of tokens against a part of the vocabulary; logits never exist as a whole. */
 static void lm_lse_task(void *arg, int64_t task, int worker) {
     const lm_lse *j = (const lm_lse *)arg;
     lm_model *m = j->m;
@@ -1558,6 +1597,7 @@ static double lm_nats(const lm_lse *j, int64_t token) {
     return (double)most + log(sum) - (double)j->target[token];
 }
 
+/* Joins the parts of the vocabulary and sums over the tokens that have a next one. */
 LM_API dlrn_status lm_cross_entropy(lm_model *m, const lm_batch *batch, double *nats,
                                     int64_t *tokens) {
     lm_lse j = {m,
@@ -1611,6 +1651,7 @@ typedef struct lm_draw {
     dlrn_status status;
 } lm_draw;
 
+/* The first of the largest. */
 static int32_t lm_most_likely(const float *x, int64_t n) {
     int64_t best = 0;
     for (int64_t i = 1; i < n; i++)
@@ -1639,6 +1680,7 @@ static int32_t lm_draw_from(lm_width width, float *x, int64_t n, double temperat
     return (int32_t)last;
 }
 
+/* Draws the next token of document i, unless it has ended. */
 static dlrn_status lm_draw_row(lm_draw *g, int64_t i) {
     const lm_sampling *c = g->cfg;
     const int64_t v = g->m.cfg.vocab;
@@ -1675,6 +1717,7 @@ static dlrn_status lm_advance(lm_draw *g, const int32_t *ids, int64_t each) {
                        dlrn_view(g->logits, g->rows, v, g->stride), NULL);
 }
 
+/* Samples a group: the prompt at once, then one token for all documents in a step. */
 static dlrn_status lm_generate_group(lm_draw *g) {
     const lm_sampling *c = g->cfg;
     int64_t open = g->rows;
@@ -1697,12 +1740,14 @@ static dlrn_status lm_generate_group(lm_draw *g) {
     return DLRN_OK;
 }
 
+/* A task: one worker's group. */
 static void lm_generate_task(void *arg, int64_t task, int worker) {
     lm_draw *g = (lm_draw *)arg + task;
     (void)worker;
     g->status = g->rows > 0 ? lm_generate_group(g) : DLRN_OK;
 }
 
+/* Hands out the documents of a group. */
 static dlrn_status lm_emit_group(const lm_draw *g, lm_emit emit, void *user) {
     for (int64_t i = 0; i < g->rows; i++) {
         int64_t n = g->length[i] < 0 ? -1 - g->length[i] : g->length[i];
@@ -1724,6 +1769,7 @@ static int64_t lm_group(const lm_model *m, const lm_sampling *c, int64_t workers
     return group > 1 ? group : 1;
 }
 
+/* Frees a worker, also one that was opened in part. */
 static void lm_draw_close(lm_draw *g) {
     dlrn_context *ctx = g->m.ctx;
     if (!ctx) return;
@@ -1734,6 +1780,7 @@ static void lm_draw_close(lm_draw *g) {
     dlrn_context_destroy(ctx);
 }
 
+/* Makes a worker for groups of up to `rows` documents. */
 static dlrn_status lm_draw_open(lm_draw *g, const lm_model *m, const lm_sampling *cfg,
                                 int64_t rows) {
     int64_t top = cfg->top_k > 0 && cfg->top_k < m->cfg.vocab ? cfg->top_k : 0;
@@ -1822,6 +1869,7 @@ LM_API void lm_documents_free(lm_documents *d) {
     memset(d, 0, sizeof *d);
 }
 
+/* Appends a document's ids, cut to ctx_len, behind a bos token if asked for. */
 static dlrn_status lm_append(const lm_model *m, const lm_reading *how, const bpe_ids *ids,
                              lm_documents *out) {
     int64_t at = out->count ? out->start[out->count] : 0, bos = how->bos != 0;
@@ -1883,6 +1931,7 @@ typedef struct lm_text {
 
 enum { LM_ROW_BITS = 20 }; /* of a position: the row within its document */
 
+/* Copies a run's rows as the model reaches the tap. */
 static dlrn_status lm_keep_rows(void *user, int tap, const float *x, float *y, int64_t n) {
     lm_text *t = (lm_text *)user;
     size_t bytes = (size_t)(n * t->m->cfg.dim) * sizeof *x;
@@ -1922,6 +1971,8 @@ static dlrn_status lm_text_fill(lm_text *t) {
     return DLRN_OK;
 }
 
+/* Hands out rows, running further documents when they are used up. An error waits until the rows
+   before it are handed out. */
 static dlrn_status lm_text_read(void *user, int64_t max_rows, float *x, float *y, int64_t *n) {
     lm_text *t = (lm_text *)user;
     const int64_t d = t->m->cfg.dim;
@@ -1959,6 +2010,7 @@ static dlrn_status lm_text_position(void *user, uint64_t *position) {
     return DLRN_OK;
 }
 
+/* Goes to a document; its first rows are skipped when it is run. */
 static dlrn_status lm_text_seek(void *user, uint64_t position) {
     lm_text *t = (lm_text *)user;
     t->rows = t->given = 0;
@@ -2016,6 +2068,7 @@ LM_API dlrn_status lm_text_source(lm_model *m, bpe_tokenizer *tok, doc_reader *d
 /* ------------------------------------------------------------------------------------------ */
 // >>judge
 
+/* Passes a tap's rows to the library's edit. */
 static dlrn_status lm_judge_visit(void *user, int tap, const float *x, float *y, int64_t n) {
     const dlrn_edit *edit = (const dlrn_edit *)user;
     return edit->edit(edit->user, tap, x, y, n);

@@ -71,6 +71,7 @@ static dlrn_status gptneox_parse_rope(dlrn_context *ctx, const dlrn_json *json, 
     return DLRN_OK;
 }
 
+/* Sizes, and where query, key and value of a head are in a row. */
 static dlrn_status gptneox_parse_sizes(dlrn_context *ctx, const dlrn_json *json, const char *path,
                                        lm_config *c) {
     LM_TRY(lm_count(ctx, json, path, "hidden_size", 1, 1 << 20, &c->dim));
@@ -91,6 +92,7 @@ static dlrn_status gptneox_parse_sizes(dlrn_context *ctx, const dlrn_json *json,
     return DLRN_OK;
 }
 
+/* Defaults are those of HF's GPTNeoXConfig. */
 static dlrn_status gptneox_parse(dlrn_context *ctx, const dlrn_json *json, const char *path,
                                  lm_config *c) {
     LM_TRY(gptneox_parse_sizes(ctx, json, path, c));
@@ -109,6 +111,7 @@ static dlrn_status gptneox_parse(dlrn_context *ctx, const dlrn_json *json, const
     return lm_parse_activation(ctx, json, path, &c->activation);
 }
 
+/* Stops as soon as nothing further is needed: activations of mlp_in cost no MLP. */
 static dlrn_status gptneox_block(lm_pass *p, int64_t l) {
     lm_model *m = p->m;
     const int parallel = m->cfg.parallel;

@@ -177,6 +177,7 @@ static options default_options(void) {
     return o;
 }
 
+/* Prints what is wrong with a word of the command line. The exit status of a wrong call. */
 static int usage_error(const char *command_name, const char *what, const char *word) {
     fprintf(stderr, "dictlearn: %s: %s: see dictlearn %s --help\n", word, what, command_name);
     return 2;
@@ -287,6 +288,7 @@ static void print_wrapped(const char *text, int at, int indent) {
     putchar('\n');
 }
 
+/* Prints usage, flags with their defaults, and an example. */
 static void print_help(const command *c) {
     int at = printf("dictlearn %s", c->name);
     print_wrapped(c->usage, at, 4);

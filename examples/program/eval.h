@@ -1,5 +1,6 @@
 /* dictlearn eval: the table, the JSON object, the histogram. */
 
+/* The keys are the reference's, for scripts that read its results. */
 static void print_eval_json(const options *o, const dlrn_metrics *m) {
     const struct {
         const char *key;
@@ -44,6 +45,7 @@ static void put_figure(const char *name, int decimals, double value, const char 
         puts("not measured");
 }
 
+/* Prints the figures for people; fractions as percents. */
 static void print_eval_table(const options *o, const dlrn_metrics *m) {
     printf("%lld rows, %s formulas\n", (long long)m->rows,
            o->compat ? "the reference's" : "default");
@@ -102,6 +104,7 @@ static void put_bin(FILE *f, int svg, int b, const double *edge, int64_t count, 
         fprintf(f, "%.6e,%.6e,%lld\n", edge[b], edge[b + 1], (long long)count);
 }
 
+/* Writes the histogram as CSV or SVG, or prints it for -. */
 static dlrn_status write_histogram(dlrn_context *ctx, const dlrn_evaluator *e, const char *path) {
     double edge[BINS + 1];
     int64_t count[BINS], max = 1;
@@ -128,6 +131,7 @@ typedef struct row_feed {
     int64_t left;
 } row_feed;
 
+/* Adds the rows that are still wanted. */
 static dlrn_status feed_rows(void *user, int tap, const float *x, float *y, int64_t n) {
     row_feed *f = (row_feed *)user;
     int64_t k = n < f->left ? n : f->left;
@@ -204,6 +208,7 @@ static dlrn_status evaluate_array(feed *f, int64_t rows, dlrn_evaluator *e, dlrn
     return s == DLRN_OK || s == DLRN_END ? dlrn_evaluator_finish(e, m) : feed_failed(f, s);
 }
 
+/* Evaluates on rows of the model or of the array and prints the figures. */
 static dlrn_status evaluate(dlrn_context *ctx, const options *o, const dlrn_dictionary *dict,
                             model_text *mt, feed *f) {
     dlrn_evaluator *e = NULL;

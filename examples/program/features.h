@@ -187,6 +187,7 @@ static int64_t top_tokens(showing *w, int64_t slot, int32_t *id, double *share) 
     return n;
 }
 
+/* Prints a feature for people. */
 static dlrn_status show_feature(showing *w, int64_t slot) {
     int32_t id[TOP_TOKENS];
     double share[TOP_TOKENS];
@@ -208,6 +209,7 @@ static dlrn_status show_feature(showing *w, int64_t slot) {
     return s;
 }
 
+/* The tokens before the firing one, from the document's start, and that token. */
 static dlrn_status put_context_json(const showing *w, json_writer *j, const firing *f) {
     const int64_t d = document_of(w, f->token), start = w->texts.start[d];
     json_open(j, NULL, '{');
@@ -220,6 +222,7 @@ static dlrn_status put_context_json(const showing *w, json_writer *j, const firi
     return s;
 }
 
+/* Prints a feature as an element of the JSON list. */
 static dlrn_status put_feature_json(showing *w, json_writer *j, int64_t slot) {
     int32_t id[TOP_TOKENS];
     double share[TOP_TOKENS];
@@ -258,6 +261,7 @@ static dlrn_status put_features(showing *w) {
     return s;
 }
 
+/* Both passes, then the output. */
 static dlrn_status show_features(showing *w) {
     dlrn_context *ctx = w->mt.ctx;
     const int64_t F = w->dict->features, v = lm_config_of(w->mt.model)->vocab;

@@ -46,6 +46,7 @@ static dlrn_status open_contents(dlrn_context *ctx, const char *path, contents *
     return dlrn_archive_open(ctx, c->file, &c->archive);
 }
 
+/* Smallest, mean and largest norm of the atoms; they tell whether a dictionary is normalised. */
 static void atom_norms(dlrn_context *ctx, const dlrn_dictionary *dict, double *min, double *mean,
                        double *max) {
     const int64_t width = dict->d_out;
@@ -66,6 +67,7 @@ typedef struct model_row {
     int64_t value;
 } model_row;
 
+/* A model's shape, under the names of its config where they exist. */
 static void model_rows(const lm_config *c, model_row *rows) {
     const model_row all[MODEL_ROWS] = {{"hidden_size", c->dim},
                                        {"layers", c->layers},
@@ -78,6 +80,7 @@ static void model_rows(const lm_config *c, model_row *rows) {
     memcpy(rows, all, sizeof all);
 }
 
+/* Prints for people. Names come from the file: see put_text. */
 static void print_contents(dlrn_context *ctx, const char *path, const contents *c) {
     model_row rows[MODEL_ROWS];
     double min, mean, max;
@@ -104,6 +107,7 @@ static void print_contents(dlrn_context *ctx, const char *path, const contents *
     }
 }
 
+/* The keys are those of dictionary_learning's config.json. */
 static void put_dictionary_json(json_writer *j, dlrn_context *ctx, const dlrn_dictionary *dict) {
     double min, mean, max;
     atom_norms(ctx, dict, &min, &mean, &max);

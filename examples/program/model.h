@@ -11,6 +11,7 @@ typedef struct model_text {
     lm_tap tap;
 } model_text;
 
+/* Also accepts one that was opened in part. */
 static void model_text_close(model_text *mt) {
     doc_close(mt->docs);
     bpe_destroy(mt->tok);
@@ -182,6 +183,7 @@ static dlrn_status prompt_tokens(model_text *mt, const options *o, bpe_ids *ids)
     return DLRN_OK;
 }
 
+/* Samples documents and hands them to write_document. */
 static dlrn_status generate_to(model_text *mt, const options *o, generation *g) {
     bpe_ids ids;
     memset(&ids, 0, sizeof ids);

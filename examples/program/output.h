@@ -75,12 +75,14 @@ typedef struct json_writer {
     int more; /* 1: the next value follows another one in its object or list */
 } json_writer;
 
+/* Begins a value: comma and key. */
 static void json_key(json_writer *j, const char *key) {
     if (j->more) fputs(", ", j->f);
     if (key) fprintf(j->f, "\"%s\": ", key);
     j->more = 1;
 }
 
+/* Begins an object '{' or a list '['. */
 static void json_open(json_writer *j, const char *key, char bracket) {
     json_key(j, key);
     fputc(bracket, j->f);

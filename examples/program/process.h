@@ -48,6 +48,7 @@ static void on_pipe(int number) {
     (void)number;
 }
 
+/* Installs the handlers, except for signals that the caller ignores. */
 static void note_signals(void) {
     static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
@@ -65,6 +66,7 @@ static int output_failed(void) {
     return !stop_asked && ferror(stdout);
 }
 
+/* Asked between pieces of work, also by the library and the model runner. */
 static int stopping(void *user) {
     (void)user;
     return (stop_asked && !stop_held) || output_failed();

@@ -101,6 +101,7 @@ static dlrn_status stream_rows(dlrn_context *ctx, const dlrn_dictionary *dict, c
     return s;
 }
 
+/* Refuses rows of another width than the dictionary's. */
 static dlrn_status expect_width(dlrn_context *ctx, const char *path, int64_t expected,
                                 int64_t found) {
     if (expected == found) return DLRN_OK;

@@ -47,6 +47,7 @@ static dlrn_status feed_piece(feed *f, int64_t want, float *x, float *y, int64_t
     return s;
 }
 
+/* Rows that came before a stop or the end are handed out first. */
 static dlrn_status feed_read(void *user, int64_t max_rows, float *x, float *y, int64_t *n) {
     feed *f = (feed *)user;
     const int64_t d = f->inner.d_in;
@@ -109,12 +110,14 @@ static dlrn_status feed_keep_finite(feed *f) {
     return s;
 }
 
+/* Says how many rows were left out, if any. */
 static void feed_tell_skipped(const feed *f) {
     if (f->skipped)
         fprintf(stderr, "%s: %lld rows were not finite and are left out\n", f->x_name,
                 (long long)f->skipped);
 }
 
+/* The error of a source without a row. */
 static dlrn_status feed_empty(feed *f) {
     return dlrn_fail(f->ctx, DLRN_ERR_VALUE, "%s: expected %s, found none", f->x_name,
                      f->from_array ? "rows" : "documents");

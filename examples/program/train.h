@@ -20,10 +20,12 @@ typedef struct train_run {
     int64_t first, rows;  /* first step of this process; rows since then */
 } train_run;
 
+/* The path of a file of the run. */
 static void run_path(const options *o, const char *name, char *path, size_t size) {
     snprintf(path, size, "%s/%s", o->save_dir, name);
 }
 
+/* Whether the run's folder has a file of this name. */
 static int run_has(dlrn_context *ctx, const options *o, const char *name) {
     char path[4200];
     run_path(o, name, path, sizeof path);
@@ -124,6 +126,7 @@ static int is_unfinished(const char *rest) {
     return n && !strcmp(rest + 1 + n, ".tmp");
 }
 
+/* A file of a run that was being written, or its log that was not in place yet. */
 static int is_leftover(const char *name) {
     for (size_t i = 0; i < sizeof run_files / sizeof *run_files; i++) {
         size_t n = strlen(run_files[i]);
@@ -137,6 +140,7 @@ static int is_leftover_snapshot(const char *name) {
     return n && is_unfinished(name + n);
 }
 
+/* A dictionary that was kept: ae_STEP.pt. */
 static int is_snapshot(const char *name) {
     size_t n = snapshot_name(name);
     return n && !name[n];
@@ -161,6 +165,7 @@ static void remove_unfinished(const options *o) {
     remove_those(o, "checkpoints", is_leftover_snapshot);
 }
 
+/* Makes and locks the folder; the rest waits until there is something to write. */
 static dlrn_status open_folder(train_run *r) {
     const options *o = r->o;
     r->had_folders = strlen(o->save_dir);
@@ -258,6 +263,7 @@ static dlrn_status cut_log(train_run *r, const char *path) {
     return s;
 }
 
+/* Opens the log at the first step: a run that never makes one leaves no file. */
 static dlrn_status open_log(train_run *r) {
     char path[4200];
     run_path(r->o, r->others ? "log.jsonl.part" : "log.jsonl", path, sizeof path);
@@ -269,6 +275,7 @@ static dlrn_status open_log(train_run *r) {
                : dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot be written: %s", path, strerror(errno));
 }
 
+/* Writes a line at once, so that others can follow the run. */
 static dlrn_status write_log(train_run *r, const dlrn_train_stats *s, double rate) {
     json_writer j = {r->log, 0};
     json_open(&j, NULL, '{');
@@ -306,6 +313,7 @@ static int time_to_tell(train_run *r, double now) {
     return 1;
 }
 
+/* Shows loss, sparsity, speed and, if the number of steps is known, the time left. */
 static void show_progress(train_run *r, const dlrn_train_stats *s, double rate, double now) {
     char left[32] = "";
     if (!time_to_tell(r, now)) return;
@@ -355,6 +363,7 @@ static dlrn_status tell_stopped(train_run *r) {
     return DLRN_OK;
 }
 
+/* Steps until the data ends, the steps are done or the user stops, then saves. */
 static dlrn_status run_steps(train_run *r) {
     dlrn_train_stats stats;
     dlrn_status s = DLRN_OK;
@@ -484,6 +493,7 @@ static int may_change(const train_run *r, const char *key) {
     return 0;
 }
 
+/* A JSON value as an error quotes it. */
 static const char *value_text(const dlrn_json *v) {
     if (!v) return "none";
     return v->text                     ? v->text
@@ -540,6 +550,7 @@ static dlrn_status check_resumed(train_run *r) {
 
 /* ---- the run */
 
+/* The shuffle buffer; says how much memory it may take before it takes it. */
 static dlrn_status open_buffer(train_run *r, const dlrn_source *source) {
     const options *o = r->o;
     dlrn_buffer_config bc = dlrn_buffer_defaults();
@@ -611,6 +622,7 @@ static int check_source_flags(const char *name, const options *o) {
     return stray ? usage_error(name, "goes with --model", stray) : 0;
 }
 
+/* What the table of flags cannot express. 0, or the exit status of a wrong call. */
 static int check_train_flags(const options *o) {
     int status = check_source_flags("train", o);
     if (status) return status;
