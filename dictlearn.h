@@ -3967,6 +3967,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_rows(dlrn_encoder *e, const float *x, in
     dlrni_encode_job j = {e, f, codes, 0};
     const dlrn_dictionary *dict = e->dict;
     int64_t rows;
+    if (n == 0) return DLRN_OK;
     if (n < DLRNI_SCREEN_MIN) return dlrni_encode_few(&j, x, n);
     if (!DLRNI_GROW(dict->ctx, &e->xc, &e->xc_cap, 0, dlrni_min(n, DLRNI_STRETCH) * dict->d_in))
         return DLRN_ERR_MEMORY;
