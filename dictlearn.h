@@ -57,7 +57,7 @@
    >>naive          a training step as plain loops: to be read, and for the tests to compare with
    >>source         rows of arrays and of .npy files, a filter
    >>buffer         the activation buffer
-   >>training       what the next rooms share: states of a trainer, work space, recipe
+   >>training       states of a trainer, work space, what a recipe is
    >>optimiser      Adam with unit-norm atoms, rates
    >>sums           sums of gathered rows
    >>loss           lists, reconstruction, errors
