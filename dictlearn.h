@@ -10134,7 +10134,8 @@ DLRNI_INTERNAL double dlrni_learning_rate(const dlrn_train_config *cfg, int64_t 
     double lr =
         since < cfg->warmup_steps ? cfg->lr * ((double)since / (double)cfg->warmup_steps) : cfg->lr;
     if (cfg->decay_start < 0 || n < cfg->decay_start || n >= cfg->steps) return lr;
-    return fmin(lr, cfg->lr * ((double)(cfg->steps - n) / (double)(cfg->steps - cfg->decay_start)));
+    double falling = cfg->lr * ((double)(cfg->steps - n) / (double)(cfg->steps - cfg->decay_start));
+    return falling < lr ? falling : lr;
 }
 
 /* The weight of the penalty at step n. */
@@ -11220,7 +11221,8 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_a
         int64_t n = dlrni_role_size(t->dict, role);
         sum += (double)t->ctx->k->dot(t->w.gradient[role], t->w.gradient[role], n);
     }
-    job.factor = (float)fmin(1, t->cfg.clip / (sqrt(sum) + 1e-6));
+    const double factor = t->cfg.clip / (sqrt(sum) + 1e-6);
+    job.factor = factor < 1 ? (float)factor : 1;
     job.square = NULL;
     t->stage = DLRNI_UPDATING;
     dlrn_parallel_for(t->ctx, groups, dlrni_apply_group, &job);
@@ -13167,6 +13169,8 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_CONFIG_INTEGERS
 #undef DLRNI_CONFIG_REALS
 #undef DLRNI_GROUP
+#undef DLRNI_BIT
+#undef DLRNI_AFFINE
 #undef DLRNI_GROW
 #undef DLRNI_INLINE
 #undef DLRNI_INTERNAL
