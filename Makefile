@@ -28,7 +28,8 @@ TEST     = $(CC) -std=c99 $(CFLAGS) $(OPENMP) $(PRIVATE)
 LINKED   = -DDLRNI_IMPLEMENTED $(BUILD)/dictlearn.o
 # And once for all tests: private functions are external there, and declared to the tests. Short
 # loops, too, run on all threads.
-PRIVATE  = -I$(BUILD)/private $(INCLUDES) -DDLRNI_SERIAL_NS=0 -DDICTLEARN_IMPLEMENTATION=
+PRIVATE  = -I$(BUILD)/private $(INCLUDES) -DDLRNI_SERIAL_NS=0 -DDICTLEARN_NAIVE_STEP= \
+           -DDICTLEARN_IMPLEMENTATION=
 TESTED   = $(@D)/private.o
 # These tests change the functions that the implementation calls, or leave some out, and compile
 # their own.

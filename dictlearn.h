@@ -1,17 +1,19 @@
-/* dictlearn.h - v0.1.0 - sparse autoencoders (dictionary learning) in one C file - MIT licence, at the end
+/* dictlearn.h - v0.1.0 - sparse autoencoders (dictionary learning) in one C file. MIT licence.
 
-   Do this in ONE .c or .cpp file, and a plain #include everywhere else:
+   In ONE .c or .cpp file write
 
        #define DICTLEARN_IMPLEMENTATION
        #include "dictlearn.h"
 
-   then `cc app.c -lm`. Nothing else is needed; -fopenmp adds threads.
+   and in all others only the #include. Build with `cc app.c -lm`; nothing else is needed. -fopenmp
+   adds threads.
 */
 // >>manual
 /*
-   CONTENTS: grep for >>tag to get to a room
+   CONTENTS: search for >>tag to get to a room
 
-   >>manual         this: quick start, words, options, memory, threads, determinism, errors, limits, compat, names
+   >>manual         this: quick start, words, training, formula, options, memory, threads, speed,
+                    errors, trust, limits, compat, names in Python, words of the code, how to add
    >>config         linkage, version
    >>types          status codes, element types, context, tensor, sparse codes
    >>api-context    contexts, errors
@@ -26,60 +28,61 @@
    >>platform       compilers, system headers, allocator
    >>base           checks, errors, allocation, growth, min and max
    >>random         counter-based generator
-   >>numbers        element types, half floats, what is finite, CRC-32
+   >>numbers        element types, half floats, finite numbers, CRC-32
    >>threads        one loop over tasks
-   >>kernels        the kernels of a set, the sets, which processor runs which
-   >>context        creation, what it runs on
+   >>kernels        the table of kernels, the sets, which processor runs which
+   >>context        creation, description
    >>matrix         views, dense products, transposition, dot, norm, axpy, top-k
    >>sparse         codes by row (CSR)
    >>dictionary     roles, families, creation
    >>screen         the bound that rules features out
    >>candidates     lists of the features above a floor, screened or dense
    >>select         top-k of each row
-   >>decode         atoms of the active features, bias, skip
+   >>decode         the sum of active atoms, bias, skip
    >>encode         the encoder object and the easy calls
    >>bytes          cursor, byte order, UTF-8, growing text, a table of names
    >>files          files of the C library or of the host: reading, atomic writing, spools
    >>json           strict JSON reader, the one writer
-   >>archive        named tensors in the bytes of a file, read through their strides
+   >>archive        named tensors in the bytes of a file
    >>safetensors    read, write
    >>npy            .npy read, write
    >>inflate        compressed members of a zip
    >>zip            stored and ZIP64 archives; .npz read, write
    >>pickle         the restricted pickle machine
    >>torch          .pt of today and from before 1.6: read, write
-   >>formats        one way into all formats; sharded models
+   >>formats        opens any format, and sharded models
    >>writers        growing .npy, CSR and plain files; CSR read
-   >>layouts        how dictionaries lie on disk: one row a layout
-   >>load           dictionaries from and to files
-   >>naive          the step as plain loops, to be read; the tests' oracle
-   >>source         rows of arrays and .npy files, a filter
+   >>layouts        how dictionaries are stored: one row per layout
+   >>load           reads and writes dictionaries
+   >>naive          a training step as plain loops: to be read, and for the tests to compare with
+   >>source         rows of arrays and of .npy files, a filter
    >>buffer         the activation buffer
-   >>training       what the next rooms share: states of a trainer, work space, recipe
+   >>training       states of a trainer, work space, what a recipe is
    >>optimiser      Adam with unit-norm atoms, rates
    >>sums           sums of gathered rows
    >>loss           lists, reconstruction, errors
    >>auxiliary      losses of dead features: ghosts, AuxK
    >>backward       gradients and update in one visit
-   >>recipes        how a family is trained: one block and one row each
+   >>recipes        how families are trained: one block and one row per recipe
    >>settings       configuration: defaults, checks, JSON
    >>resampling     reviving dead features
-   >>trainer        the step as a whole; the run
-   >>checkpoint     trainers to and from files
+   >>trainer        the whole step; the whole run
+   >>checkpoint     saves and resumes trainers
    >>metrics        streaming evaluation
    >>splice         loss recovered, the whole evaluation
-   >>undef          private macros are dropped
-   >>kernel-bodies  the kernels, compiled once for each instruction set
+   >>undef          undefines private macros
+   >>kernel-bodies  the kernels, compiled once per instruction set
    >>licence        MIT
 
-   ---- QUICK START ------------------------------------------------------------------------------------------------
+   ---- QUICK START --------------------------------------------------------------------------------
 
-   Train a dictionary on rows in memory and save it. Put `main` into app.c, then `cc -O2 -fopenmp app.c -lm`:
+   Train a dictionary on rows in memory and save it. Copy this into app.c and build it with
+   `cc -O2 -fopenmp app.c -lm`:
 
    ```c
+   #include <stdio.h>
    #define DICTLEARN_IMPLEMENTATION
    #include "dictlearn.h"
-   #include <stdio.h>
 
    enum { ROWS = 4096, DIM = 32 };
    static float x[ROWS * DIM]; // [ROWS][DIM]: the activations of your model
@@ -92,11 +95,11 @@
        dlrn_dictionary *ae = NULL;
        dlrn_source rows = {0};
        dlrn_status s = dlrn_context_create(NULL, &ctx);
-       if (!s) s = dlrn_source_from_array(ctx, x, NULL, ROWS, DIM, 0, 4, &rows); // four times through it
+       if (!s) s = dlrn_source_from_array(ctx, x, NULL, ROWS, DIM, 0, 4, &rows); // 4 epochs
 
        dlrn_train_config cfg = dlrn_train_defaults(NULL);
        cfg.features = 4 * DIM, cfg.warmup_steps = 10, cfg.sparsity_penalty = 0.05;
-       cfg.buffer.capacity = ROWS, cfg.buffer.batch_rows = 512; // rows are shuffled through a buffer
+       cfg.buffer.capacity = ROWS, cfg.buffer.read_rows = 1024, cfg.buffer.batch_rows = 512;
        if (!s) s = dlrn_train(ctx, &cfg, &rows, NULL, NULL, &ae);
        if (!s) s = dlrn_save(ae, "my_dictionary.pt"); // PyTorch opens it, too
        if (s) fprintf(stderr, "%s\n", dlrn_error(ctx));
@@ -108,22 +111,23 @@
    }
    ```
 
-   Load a dictionary and look at the features of a row. What torch.save wrote loads the same way: a file, or the folder
-   with ae.pt and config.json in it:
+   Load a dictionary and print the features of a row. Files that torch.save wrote load the same way;
+   the path is a file, or the folder with ae.pt and config.json in it:
 
    ```c
+   #include <stdio.h>
    #define DICTLEARN_IMPLEMENTATION
    #include "dictlearn.h"
-   #include <stdio.h>
 
    int main(int argc, char **argv) {
        dlrn_context *ctx = NULL;
        dlrn_dictionary *ae = NULL;
        dlrn_sparse codes = {0};
-       float x[32] = {1, -2, 3}, x_hat[32]; // [1][d_in]
+       float x[32] = {1, -2, 3}, x_hat[32]; // one row
        dlrn_status s = dlrn_context_create(NULL, &ctx);
-       if (!s) s = dlrn_load(ctx, argc > 1 ? argv[1] : "my_dictionary.pt", &ae);
-       if (!s && ae->d_in != 32) s = DLRN_ERR_SHAPE;
+       if (!s) s = dlrn_load(ctx, argc > 1 ? argv[1] : "my_dictionary.pt", NULL, &ae);
+       if (!s && ae->d_in != 32)
+           s = dlrn_fail(ctx, DLRN_ERR_SHAPE, "expected rows of 32, found %d", (int)ae->d_in);
        if (!s) s = dlrn_forward(ae, x, 1, x_hat, &codes);
        for (int64_t k = 0; !s && k < codes.row_ptr[1]; k++)
            printf("feature %d: %g\n", (int)codes.col[k], (double)codes.val[k]);
@@ -135,180 +139,306 @@
    }
    ```
 
-   There are three tiers, and each is built on the next: the easy calls (>>api-easy, and dlrn_train, dlrn_evaluate); the
-   objects (dlrn_buffer, dlrn_trainer, dlrn_evaluator), which a host drives step by step; tensors, files and JSON, which
-   a model runner of your own can use. examples/ has a numbered program for each way of use.
+   examples/ has one program for each way of use.
 
-   ---- WORDS --------------------------------------------------------------------------------------------------------
+   ---- WORDS --------------------------------------------------------------------------------------
 
-   activation x    one row of `d_in` (d) floats: what a language model holds at a site for one token
-   feature f       one of `features` (F) non-negative numbers, most of them 0, that a row is encoded into
-   dictionary      the weights that encode and decode: a sparse autoencoder
-   atom            what a feature adds to the reconstruction: a row of decoder_weight [F][d], of unit norm
-   code            the features of some rows, as dlrn_sparse (CSR)
-   L0              how many features are non-zero on a row, on average
+   activation x    one row of `d_in` (d) floats: what a model computes at a site for one token
+   feature f       one of `features` (F) numbers that encode a row; 0: it is off, else it is active
+   pre-activation  what a feature is before the gate and the selection (see FORMULA AND FAMILIES)
+   dictionary      a sparse autoencoder: the parameters that encode and decode, and its formula
+   atom            what a feature adds to the reconstruction: a row of the decoder, of unit norm
+   codes           the active features of some rows, as dlrn_sparse (CSR)
+   x_hat           the reconstruction: bias plus the active atoms, each times its feature
+   L0              the mean number of active features per row
    dead, alive     a feature that has not fired for a stated number of steps or rows; one that has
    dense           a feature that fires on more than a tenth of the rows
-   source          callbacks that give rows, in their order
-   buffer          holds rows of a source, and hands them out shuffled
-   site            a place in the language model: embed, attn_out, mlp_in, mlp_out, resid_out
-   target y        the row to be reconstructed, where it is not x itself (in_to_out: the MLP stretcher)
-   reference       the Python project dictionary_learning, as it was in March 2024
-   compat          the setting that reproduces the reference's code where code and documentation part
+   source          callbacks that deliver rows in order
+   buffer          holds rows of a source and hands them out shuffled
+   batch           the rows of one training step
+   site            a place in the model: embed, attn_in, attn_out, mlp_in, mlp_out or resid_out
+   target y        the row to reconstruct, if it is not x (in_to_out: a transcoder, "MLP stretcher")
+   reference       the Python project dictionary_learning as of March 2024
+   compat          the setting that reproduces the reference's code where it differs from its
+                   documentation
 
-   ---- OPTIONS ------------------------------------------------------------------------------------------------------
+   ---- THREE TIERS --------------------------------------------------------------------------------
 
-   macro                             where          what
-   DICTLEARN_IMPLEMENTATION          one file       this file holds the code
-   DICTLEARN_STATIC                  where included all functions are static: a private copy, no symbol leaves the file
-   DICTLEARN_NO_TRAINING             everywhere     no buffer, trainer, metrics: load, encode, decode, save remain
-   DICTLEARN_NO_STDIO                implementation no FILE, no disk, no system headers: paths go to the dlrn_io of
-                                                    the context, and fail without one
-   DICTLEARN_VSNPRINTF               implementation vsnprintf(text, size, format, args); with it and NO_STDIO, <stdio.h>
-                                                    is not included
-   DICTLEARN_SIMD                    implementation 0: the scalar kernels alone. Default 1: all that the compiler knows
-   DICTLEARN_CBLAS                   implementation dlrn_matmul() calls cblas_sgemm() of <cblas.h>; link your BLAS. Its
-                                                    bits, its threads; training does not use it
-   DICTLEARN_HEADER_NAME             implementation "new_name.h", if you rename this file: it includes itself
-   DICTLEARN_MALLOC, _FREE           implementation both or neither: malloc(size), free(p)
-   DICTLEARN_ASSERT                  implementation assert(condition); it checks our mistakes, never yours or a file's
-   DLRN_API                          everywhere     linkage of the public functions, for a DLL
-   NDEBUG                            implementation drops the assertions
-   -fopenmp                          implementation threads by OpenMP; without it one thread, or your own parallel_for
+   Each tier is built on the next; use the highest that does what you need.
+   1. Easy calls: dlrn_load, dlrn_forward, dlrn_encode, dlrn_decode, dlrn_train, dlrn_evaluate.
+   2. Objects that your program drives: dlrn_encoder (reuses its memory from call to call),
+      dlrn_buffer, dlrn_trainer (step by step; can be saved and resumed), dlrn_evaluator (rows as
+      they come).
+   3. Parts: products of matrices, random numbers, tensor files, .npy, CSR, JSON: for a model runner
+      or a tool of your own.
 
-   "Everywhere": the same in each file that includes the header. No macro changes the layout of a struct.
-   In the environment, DICTLEARN_KERNELS=NAME picks the kernel set of every context that does not name one itself;
-   dlrn_info() lists the sets that this processor can run, and names the one in force.
+   ---- TRAINING -----------------------------------------------------------------------------------
 
-   ---- MEMORY AND OWNERSHIP -----------------------------------------------------------------------------------------
+   What to set, the most important first:
+   - sparsity_penalty: more penalty, lower L0. Its useful range is a factor of about 6 wide, and it
+     depends on how large the rows are and on the loss, so try some values in short runs. For
+     example, resid_out of layer 3 of examples/data/tiny-neox (d 128, F 1024, default loss):
+         penalty              0.05    0.09    0.13    0.2     0.4
+         L0                   172     57      26      10      1, and most features die
+         variance explained   97.7 %  92.1 %  86.3 %  72.3 %  0 %
+   - features: 8 to 64 times d.
+   - lr: the default 3e-4 suits d 512; small dictionaries take 1e-3 to 3e-3.
+   - buffer.capacity: so many rows are read before the first step, by default 3.84 million. Lower it
+     to start sooner and to take less memory.
+   - resample_steps or ghost_threshold, if many features die: evaluate to see how many did.
+   What to watch: L0 and the loss in dlrn_train_stats; then variance explained, dead features and,
+   with a language model, the cross-entropy recovered by dlrn_evaluate, on rows that were not
+   trained on.
 
-   Three words are used throughout. Borrowed: the caller's, read during the call (or as long as it says). Copied: the
-   caller may change or free it right after. Owned: yours, to be given to the matching _destroy, _free or _close, which
-   all take NULL. On failure an `out` pointer is left NULL and nothing is to be freed.
+   ---- FORMULA AND FAMILIES -----------------------------------------------------------------------
 
-   Objects belong to the context that made them: destroy them first, the context last. A dictionary's weights are plain
-   arrays: read them at will; if you write to them, call dlrn_dictionary_changed() before the next use.
+       p     = ENCODER (scale_in x - center) + ENCODER_BIAS
+       f     = select(gate(p))
+       x_hat = scale_out (f DECODER + OUTPUT_BIAS + SKIP scale_in x)
 
-   All memory comes through the context's allocator, in blocks aligned to 64 bytes. Training never writes the dense
-   [rows][F] matrix of features or a matrix of gradients: weights, two moments for each, the codes of a batch, and a few
-   panels are all that it takes. dlrn_buffer_bytes() says what a buffer will take before it is taken: with the defaults
-   and d 512, 3.84 million rows, 7.9 GB in f32 or half of that as DLRN_BF16. dlrn_encode() writes n * F floats to your
-   array; dlrn_encode_sparse() writes only what fires.
+   Words in capitals are the dictionary's parameters: dict->param[DLRN_ENCODER] and so on. Where one
+   is NULL, its term is left out. scale_in, center, gate, select and scale_out are fields of
+   dict->formula.
 
-   ---- THREADS ------------------------------------------------------------------------------------------------------
+   family               parameters                        center       gate      select
+   AutoEncoder          ENCODER, ENCODER_BIAS, DECODER,   OUTPUT_BIAS  ReLU      all
+                        OUTPUT_BIAS
+   AutoEncoderTopK      the same                          OUTPUT_BIAS  ReLU      k largest of a row
+   JumpReluAutoEncoder  the same, and THRESHOLD           none         jump      all
+   IdentityDict         none (f = x: the baseline)        none         identity  all
 
-   A context runs its loops on its own number of threads: OpenMP's, or the host's through `parallel_for`. Calls on one
-   context and on its objects must not overlap. Different contexts share nothing and may run at the same time. Callbacks
-   (source, language model, progress, stop) run on the thread that made the call.
-   On cores that other programs want, too, run with OMP_WAIT_POLICY=passive in the environment: OpenMP's threads spin
-   while they wait for one another, and a small step under such a load has been seen to take ten times as long.
+   ReLU: max(p, 0). Jump: p if p > max(threshold, 0), else 0. All families load, encode, evaluate
+   and save (IdentityDict has nothing to save). AutoEncoder is trained, too. Files of other classes
+   are recognised and refused by name.
 
-   ---- SPEED --------------------------------------------------------------------------------------------------------
+   ---- OPTIONS ------------------------------------------------------------------------------------
 
-   What a step costs is set by the product of encoding, 2 * rows * d * F operations. Nearly all of its results are
-   negative, so the product is formed in the cheapest format that the processor has (int8, bf16, int16, f32: the sets
-   avx512vnni, avx512bf16, avx512 and avx2, neon), only to rule out, by a bound that holds whatever the numbers are, the
-   features that are certainly off; those that are left are computed in f32. Where many features are active, as in a
-   fresh dictionary, or where a screen lets too much through, all of them are computed as they stand; which way is taken
-   follows from what the last batch looked like, and never changes a bit. Everything behind the encoder touches active
-   features only: its cost grows with L0, not with F. For many calls with few rows each, dlrn_dictionary_prepare() keeps
-   the encoder in the screen's format.
+   macro                     define it    what it does
+   DICTLEARN_IMPLEMENTATION  in one file  this file contains the code
+   DICTLEARN_STATIC          with code    all functions are static: a private copy for this file, no
+                                          external symbols
+   DICTLEARN_NO_TRAINING     everywhere   no buffer, trainer or metrics; loading, encoding, decoding
+                                          and saving remain
+   DICTLEARN_NO_STDIO        with code    no FILE, no disk, no system headers; paths go to the
+                                          dlrn_io of the context, and fail without one
+   DICTLEARN_VSNPRINTF       with code    vsnprintf(text, size, format, args); with it and NO_STDIO,
+                                          <stdio.h> is not included
+   DICTLEARN_SIMD            with code    0: only the scalar kernels. Default 1: all that the
+                                          compiler supports
+   DICTLEARN_CBLAS           with code    dlrn_matmul() calls cblas_sgemm() of <cblas.h>; link your
+                                          BLAS, which then decides bits and threads. Training does
+                                          not use it
+   DICTLEARN_HEADER_NAME     with code    "new_name.h", if you rename this file: it includes itself
+   DICTLEARN_MALLOC, _FREE   with code    both or neither: malloc(size), free(p)
+   DICTLEARN_ASSERT          with code    assert(condition); it finds mistakes of this library,
+                                          never of yours or of a file
+   DLRN_API                  everywhere   linkage of the public functions, for a DLL
+   NDEBUG                    with code    removes the assertions
+   -fopenmp                  with code    threads by OpenMP; without it one thread, or your
+                                          parallel_for
 
-   `make bench` measures all of this on your machine, as ratios to what it can do at most; README has a table. A plain
-   `cc -O2` is enough: the kernels for each instruction set are compiled by attributes and chosen at run time.
+   "Everywhere": the same in every file that includes the header. "With code": in the file that
+   defines DICTLEARN_IMPLEMENTATION. No macro changes the layout of a struct.
 
-   ---- DETERMINISM AND NUMERICS -------------------------------------------------------------------------------------
+   In the environment, DICTLEARN_KERNELS=NAME picks the kernel set of every context that does not
+   name one itself. dlrn_info() returns the sets that this processor can run, and the one in use.
 
-   Same inputs, configuration and seed: same bits, for any number of threads, with OpenMP or without, and with any set
-   of kernels. Work is cut into tasks by shape alone; sums run in one documented order (>>kernels) over rows and
-   features, never over threads; a fused multiply-add stands where it is written, in all sets. Random numbers are
-   Philox4x32-10, a function of seed, stream and counter, so that no order of calls can disturb another stream. A run
-   that was stopped and resumed from its checkpoint gives the bits of a run that was not, where the source can seek.
-   Between compilers and C libraries the last bits may differ (log and cos, for new weights and for the entropy, are the
-   library's). With -march= flags add -ffp-contract=off, or the compiler fuses further operations as it sees fit.
+   ---- MEMORY AND OWNERSHIP -----------------------------------------------------------------------
 
-   -ffast-math and -Ofast are refused (#error): checks for NaN and infinity would vanish, and they are part of the
-   contract.
-   Weights, moments and thresholds are f32; losses and metrics are summed in f64. f16, bf16 and f64 in files are widened
-   or narrowed at the border.
+   Three words are used throughout. Borrowed: it remains the caller's, and must stay valid during
+   the call (or as long as the comment says). Copied: the caller may change or free it right after
+   the call. Owned: it is yours; pass it to the matching _destroy, _free or _close, all of which
+   accept NULL. After a failure an `out` pointer is NULL, and there is nothing to free.
 
-   ---- ERRORS -------------------------------------------------------------------------------------------------------
+   Objects belong to the context that made them. Destroy them first, the context last. Parameters of
+   a dictionary are plain arrays: read them at any time; after writing to them call
+   dlrn_dictionary_changed().
 
-   Every function that can fail returns a dlrn_status, 0 (DLRN_OK) for done; compilers warn if it is ignored. The text
-   with file, tensor, what was expected and what was found is dlrn_error(ctx), until the next failure on that context.
-   DLRN_END and DLRN_STOPPED are answers, not failures. The header never prints, exits or aborts. dlrn_context_create is
-   the one function with no context to ask; it fails for want of memory, or because of a configuration that cannot be
-   (an unknown kernel set, negative threads, half an allocator).
+   All memory comes from the context's allocator, in blocks aligned to 64 bytes. Training never
+   forms the dense [rows][F] matrix of features or a matrix of gradients: it holds the weights, two
+   moments for each, the codes of a batch and a little scratch memory. dlrn_buffer_bytes() returns
+   what a buffer will take before you create it: with the defaults and d 512, 3.84 million rows,
+   which are 7.9 GB as f32 or half of that as DLRN_BF16. dlrn_encode() fills an array of n * F
+   floats; dlrn_encode_sparse() stores only active features. An encoder that is reused, with codes
+   that are reused, stops allocating after its first batches.
 
-   ---- WHAT IS TRUSTED ----------------------------------------------------------------------------------------------
+   ---- THREADS ------------------------------------------------------------------------------------
 
-   Files never: each size, offset, count and shape is checked against the file before memory is taken or read, and what
-   is taken stays in proportion to the file. Of pickle only a whitelist of opcodes and of names is understood, enough to
-   describe tensors; nothing is imported, called or executed, and anything else is an error that names the opcode and
-   its offset. Arguments are checked where that is cheap (negative sizes, shapes; not pointers), and so is what a source
-   gives (how many rows; numbers that are not finite, an error unless dlrn_source_finite() leaves them out). Callbacks,
-   and the pointers in a configuration or a descriptor, are trusted, and so is a file to stay as it is while it is read.
-   SECURITY.md has the factors, and says how to report a hole.
+   A context runs its loops on its own number of threads: OpenMP's, or the host's through
+   `parallel_for`. Calls on one context and on its objects must not overlap. Different contexts
+   share nothing and may run at the same time. Callbacks (source, language model, progress, stop)
+   run on the thread that made the call.
 
-   ---- LIMITS, AND WHAT THIS IS NOT ---------------------------------------------------------------------------------
+   Short loops stay on the calling thread. On a shared machine set OMP_WAIT_POLICY=passive (the
+   program and make do): OpenMP threads otherwise spin while they wait for one another, and a small
+   step can take 10 times as long.
 
-   One family is trained and loaded so far: AutoEncoder (ReLU, L1 or entropy), beside the identity. Files of other
-   classes are told apart and refused by name. One machine, its CPU; no GPU. f32 arithmetic. Up to 2^31 - 1 features.
-   It does not run language models: examples/lm does, for GPT-NeoX and Pythia folders, on this header's products,
-   and your own model plugs in by the same two callbacks: a source of rows, and a cross-entropy under an edit.
-   It downloads nothing: examples/pretrained_dictionary_downloader.sh does.
+   ---- SPEED --------------------------------------------------------------------------------------
 
-   ---- COMPAT -------------------------------------------------------------------------------------------------------
+   The cost of a step is set by the encoder's product: 2 * rows * d * F operations. Nearly all of
+   its results are negative. The product is therefore first computed in low precision (int8, bf16,
+   int16 or f32, whichever the processor runs fastest) with a rigorous error bound. Features that
+   are certainly off are dropped; the rest, the candidates, are recomputed in f32. If too many
+   features survive, as in a new dictionary, f32 is used directly. The last batch decides which way
+   is taken; the results are the same bits either way. Everything after the encoder touches only
+   active features: its cost grows with L0, not with F. For many calls with few rows,
+   dlrn_encoder_prepare() keeps the encoder in low precision from one call to the next.
 
-   Where the reference's code and its documentation (or the papers that it cites) part, the default does what the
-   documentation says. `compat = 1` in dlrn_train_config and dlrn_eval_config reproduces the code of March 2024, number
-   for number; checkpoints, config.json and reports say which of the two made them.
+   `make bench` measures your machine, in ratios to the hardware's limits; bench/README.md has a
+   table. A plain `cc -O2` is enough: kernels for each instruction set are compiled by attributes
+   and chosen at run time.
 
-   matter            default                                        compat
-   resampling        a dead feature gets the direction of a row,    no weight changes (the reference assigns to a copy);
-                     drawn by squared loss; its encoder row 0.2 x   only Adam's moments of the dead encoder rows are set
-                     the mean living norm; bias 0, moments 0        to zero
-   first resampling  after step resample_steps                      after step 0, and so on
-   dead              silent for half a period or longer             silent for longer than half a period
-   counting          each step counts once                          a logged step counts twice
-   logged figures    of the step's own forward pass                 of a second pass, at the new weights
-   mse_loss in a     mean ||y - x_hat||^2                           (mean ||y - x_hat||)^2
-   table of metrics
+   ---- DETERMINISM AND NUMERICS -------------------------------------------------------------------
 
-   The training loss is in both modes the mean L2 distance (not its square) plus the penalty, because the published
-   penalties were tuned for that; DLRN_LOSS_SQUARED is there, and a penalty does not carry over from one to the other.
+   Same inputs, configuration and seed: same bits, for any number of threads, with or without
+   OpenMP, and with any set of kernels. Work is divided into tasks by the shapes of arrays alone.
+   Sums run in one documented order (room kernels) over rows and features, never over threads. Fused
+   multiply-adds are used in the same places in all sets. Random numbers are Philox4x32-10: a
+   function of seed, stream and counter, so the order of calls cannot disturb another stream. A run
+   that was stopped and resumed from its checkpoint gives the same bits as one that was not, if the
+   source can seek. Between compilers and C libraries the last bits may differ: log and cos (new
+   weights, entropy) are the library's. With -march= flags add -ffp-contract=off; otherwise the
+   compiler may contract a * b + c and change the last bits.
 
-   ---- COMING FROM dictionary_learning ------------------------------------------------------------------------------
+   -ffast-math is an #error: it would remove the checks for NaN and infinity. Weights, moments and
+   thresholds are f32; losses and metrics are summed in f64. f16, bf16 and f64 in files are
+   converted when they are read or written.
 
-   AutoEncoder(d, F)                   dlrn_autoencoder_create(ctx, d, F, seed, &ae)
-   AutoEncoder.from_pretrained(path)   dlrn_load(ctx, path, &ae)             a file, or its folder
+   ---- ERRORS -------------------------------------------------------------------------------------
+
+   Every function that can fail returns a dlrn_status; 0 (DLRN_OK) means success, and compilers warn
+   if it is ignored. dlrn_error(ctx) returns one line with the file, the tensor, what was expected
+   and what was found; it stays valid until the next failure on that context. DLRN_END and
+   DLRN_STOPPED are answers, not failures. The header never prints, exits or aborts.
+   dlrn_context_create() has no context to report to: it returns DLRN_ERR_MEMORY, or
+   DLRN_ERR_ARGUMENT for an unknown kernel set, a negative number of threads, or an incomplete
+   allocator.
+
+   ---- WHAT IS TRUSTED ----------------------------------------------------------------------------
+
+   Files are never trusted. Every size, offset, count and shape is checked against the file before
+   memory is taken or read, and the memory taken is in proportion to the file. The pickle reader
+   accepts a whitelist of opcodes and names, enough to describe tensors. It imports, calls and
+   executes nothing; anything else is an error that names the opcode and its offset. Arguments are
+   checked where that is cheap: negative sizes and shapes, but not pointers. So are the rows of a
+   source: how many there are, and that all numbers are finite (an error, unless
+   dlrn_source_finite() filters them). Callbacks are trusted, and so are the pointers in a
+   configuration or a descriptor. Files must not be modified while they are open. SECURITY.md has
+   the limits, and how to report a bug.
+
+   ---- LIMITS -------------------------------------------------------------------------------------
+
+   One machine, its CPU; no GPU. f32 arithmetic. Up to 2^31 - 1 features. Which families load and
+   train: see FORMULA AND FAMILIES. The header does not run language models: examples/lm/ does, for
+   GPT-NeoX and Pythia. Your own model needs two callbacks: a source of rows, and a cross-entropy
+   with an intervention (examples/03_own_model.c). Nothing is downloaded:
+   examples/pretrained_dictionary_downloader.sh is a script of its own.
+
+   ---- COMPAT -------------------------------------------------------------------------------------
+
+   Where the reference's code differs from its documentation or from the papers it cites, the
+   default follows the documentation. `compat = 1` in dlrn_train_config and dlrn_eval_config
+   reproduces the code of March 2024, number for number. Checkpoints, config.json and reports say
+   which of the two made them.
+
+   matter            default                                compat
+   resampling        a dead feature gets the direction of   no weight changes (the reference
+                     a row, drawn by squared loss; its      assigns to a copy); only Adam's
+                     encoder row has 0.2 x the mean norm    moments of dead encoder rows become 0
+                     of living ones; bias and moments 0
+   first resampling  after step resample_steps              after step 0, and so on
+   dead              silent for at least half a period      silent for more than half a period
+   counting          each step counts once                  a logged step counts twice
+   logged figures    of the step's own forward pass         of a second pass, at the new weights
+   mse_loss of an    mean ||y - x_hat||^2                   (mean ||y - x_hat||)^2
+   evaluation
+
+   In both modes the training loss is the mean L2 distance (not its square) plus the penalty,
+   because the published penalties were tuned for it. DLRN_LOSS_SQUARED is available; it needs other
+   penalties.
+
+   Five more differences hold in both modes. Ghost gradients cannot overflow. An atom of norm 0
+   stays 0 (there it becomes NaN). warmup_steps 0 means no warm-up. The buffer is drained to the
+   last row (there up to half of it is lost). A resumed run restores moments, counters and unread
+   rows (there only weights are saved).
+
+   ---- COMING FROM dictionary_learning ------------------------------------------------------------
+
+   AutoEncoder(d, F)                   dlrn_dictionary_create(ctx, &desc, &ae)
+   AutoEncoder.from_pretrained(path)   dlrn_load(ctx, path, NULL, &ae)       a file, or its folder
    t.save(ae.state_dict(), path)       dlrn_save(ae, path)                   .pt, .safetensors, .npz
-   IdentityDict(d)                     dlrn_identity_create(ctx, d, &dict)
+   IdentityDict(d)                     dlrn_dictionary_create, desc.family "IdentityDict"
    ae.encode(x)                        dlrn_encode, dlrn_encode_sparse
    ae.decode(f)                        dlrn_decode, dlrn_decode_sparse
    ae(x), ae(x, output_features=True)  dlrn_forward(ae, x, n, x_hat, NULL or &codes)
-   ae(x, ghost_mask=mask)              dlrn_forward_ghost
-   ae.encoder.weight                   ae->param[DLRN_ENCODER]    [F][d]
-   ae.decoder.weight                   ae->param[DLRN_DECODER]    [F][d], transposed: one atom a row
-   ae.bias, ae.encoder.bias            ae->param[DLRN_OUTPUT_BIAS] [d], ae->param[DLRN_ENCODER_BIAS] [F]
-   ActivationBuffer(data, model, ...)  dlrn_source + dlrn_buffer_create; capacity, read_rows, batch_rows (in rows)
-   buffer io="in" | "out"              which rows the source gives
-   buffer io="in_to_out"               a source with d_out > 0
-   trainSAE(buffer, ...)               dlrn_train(ctx, &cfg, &source, ...), or dlrn_trainer_create / _step / _save / _resume / _destroy
-     lr, sparsity_penalty, steps,      fields of the same name in dlrn_train_config
+   ae.encoder.weight                   ae->param[DLRN_ENCODER]       [F][d]
+   ae.encoder.bias                     ae->param[DLRN_ENCODER_BIAS]  [F]
+   ae.decoder.weight                   ae->param[DLRN_DECODER]       [F][d], transposed
+   ae.bias                             ae->param[DLRN_OUTPUT_BIAS]   [d]
+   ActivationBuffer(data, model, ...)  dlrn_source, and cfg.buffer or dlrn_buffer_create
+     n_ctxs, ctx_len                   capacity = n_ctxs * ctx_len rows
+     in_batch_size, out_batch_size     read_rows = in_batch_size * ctx_len, batch_rows
+   buffer io="in" | "out"              which rows the source delivers
+   buffer io="in_to_out"               a source with a target: d_out is not 0
+   trainSAE(buffer, ...)               dlrn_train, recipe "reference"; or dlrn_trainer_create, _step
+     lr, sparsity_penalty, steps,      fields of the same names in dlrn_train_config, same defaults
      warmup_steps, resample_steps,
      ghost_threshold, log_steps,
      save_steps
      entropy=True                      cfg.sparsity = DLRN_SPARSITY_ENTROPY
-     save_dir                          dlrn_trainer_save and dlrn_save from the progress callback
+     save_dir                          dlrn_trainer_save and dlrn_save in the progress callback
    sae_loss(...)                       dlrn_trainer_loss; its terms are fields of dlrn_train_stats
-   ConstrainedAdam                     inside the step; dlrn_trainer_state_of() shows the moments
+   ConstrainedAdam                     inside the step; dlrn_trainer_state_of() returns the moments
    resample_neurons                    dlrn_trainer_resample_on, or cfg.resample_steps
-   evaluate(model, ae, buffer)         dlrn_evaluate(ae, &cfg, &source, &lm, NULL, NULL, &metrics); lm may be NULL
-   loss_recovered(...)                 dlrn_loss_recovered, one or several sites at once
-   (later) cosine, l2_ratio, ...       fields of dlrn_metrics
-   frequency histogram                 dlrn_evaluator_histogram
-   pretrained_dictionary_downloader.sh examples/pretrained_dictionary_downloader.sh
+   evaluate(model, ae, buffer)         dlrn_evaluate(ae, &cfg, &source, &lm or NULL, ..., &metrics)
+   loss_recovered(...)                 dlrn_loss_recovered, for one or several sites at once
+
+   ---- FOR READERS OF THE CODE --------------------------------------------------------------------
+
+   The way of a row in training, with the room of each stage. Start with room naive: the same step
+   as plain loops, 60 lines.
+
+       source -> buffer -> candidates -> select -> loss: x_hat, e = x_hat - y
+                           lists: p > floor  f       |
+                 optimiser <- backward <-------------'     auxiliary: dead features
+                 new weights  sums of gathered rows        trainer: the order, and the states
+
+   Words of the code, one meaning each. Everything about lists is drawn in room candidates.
+   role        which parameter: DLRN_ENCODER, DLRN_DECODER, ...
+   family      a name, a set of roles, a default formula
+   formula     all that inference needs besides the parameters, as data
+   layout      how a family's tensors are named and shaped in a file
+   recipe      how a dictionary is trained
+   pre         a pre-activation
+   floor       a feature matters only if its pre is above it: 0, its threshold, or the row's k-th
+               best so far
+   screen      a product in low precision that rules features out, with a bound that proves it
+   candidate   a feature that the screen could not rule out on a row: recomputed in f32
+   group       48 features (DLRNI_GROUP), the unit of encoding
+   stretch     2048 rows (DLRNI_STRETCH)
+   block       64 rows (DLRNI_BLOCK), decoded together
+   list        the active entries of one group on one stretch, by row
+   wave        the groups whose lists are in memory at one time
+   slab        some blocks of rows that one task decodes
+   cut         the last entry of a row that top-k keeps
+   visit       the entries of some groups sorted by feature, while their gradients are summed
+   tile        the rows x features that one kernel call computes
+   panel       columns of a matrix packed for a product: [k][48]
+   task        one call of a body of dlrn_parallel_for; tasks share nothing that is written
+
+   How to add
+   - a family: a row of dlrni_families (room dictionary) with its roles and formula, and a layout. A
+     new parameter is one line of DLRN_ROLE_LIST (room api-dictionary): allocating, saving, moments
+     and checkpoints follow. A new gate sets a floor in room candidates; a new selection sets a cut
+     in room select.
+   - a layout: a row of dlrni_layouts (room layouts) for reading and writing. Its shapes say how
+     each tensor is stored ("IF": transposed). A new file name goes to dlrni_folder_files, a new key
+     of a config to dlrni_config_keys.
+   - a recipe: a block in room recipes and a row of dlrni_recipes. It fills in what differs from the
+     reference: defaults, penalty, its slope, an auxiliary loss (room auxiliary), what happens after
+     a step. A new setting is a field of dlrn_train_config and a row in room settings.
+   - a kernel set: a block in room kernel-bodies and a row of dlrni_sets (room kernels). Bodies are
+     shared; the tests compare every set with the scalar one, bit for bit.
 */
 
 #ifndef DICTLEARN_H
@@ -3967,6 +4097,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_rows(dlrn_encoder *e, const float *x, in
     dlrni_encode_job j = {e, f, codes, 0};
     const dlrn_dictionary *dict = e->dict;
     int64_t rows;
+    if (n == 0) return DLRN_OK;
     if (n < DLRNI_SCREEN_MIN) return dlrni_encode_few(&j, x, n);
     if (!DLRNI_GROW(dict->ctx, &e->xc, &e->xc_cap, 0, dlrni_min(n, DLRNI_STRETCH) * dict->d_in))
         return DLRN_ERR_MEMORY;
@@ -10003,7 +10134,8 @@ DLRNI_INTERNAL double dlrni_learning_rate(const dlrn_train_config *cfg, int64_t 
     double lr =
         since < cfg->warmup_steps ? cfg->lr * ((double)since / (double)cfg->warmup_steps) : cfg->lr;
     if (cfg->decay_start < 0 || n < cfg->decay_start || n >= cfg->steps) return lr;
-    return fmin(lr, cfg->lr * ((double)(cfg->steps - n) / (double)(cfg->steps - cfg->decay_start)));
+    double falling = cfg->lr * ((double)(cfg->steps - n) / (double)(cfg->steps - cfg->decay_start));
+    return falling < lr ? falling : lr;
 }
 
 /* The weight of the penalty at step n. */
@@ -11089,7 +11221,8 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_a
         int64_t n = dlrni_role_size(t->dict, role);
         sum += (double)t->ctx->k->dot(t->w.gradient[role], t->w.gradient[role], n);
     }
-    job.factor = (float)fmin(1, t->cfg.clip / (sqrt(sum) + 1e-6));
+    const double factor = t->cfg.clip / (sqrt(sum) + 1e-6);
+    job.factor = factor < 1 ? (float)factor : 1;
     job.square = NULL;
     t->stage = DLRNI_UPDATING;
     dlrn_parallel_for(t->ctx, groups, dlrni_apply_group, &job);
@@ -13036,6 +13169,8 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_CONFIG_INTEGERS
 #undef DLRNI_CONFIG_REALS
 #undef DLRNI_GROUP
+#undef DLRNI_BIT
+#undef DLRNI_AFFINE
 #undef DLRNI_GROW
 #undef DLRNI_INLINE
 #undef DLRNI_INTERNAL

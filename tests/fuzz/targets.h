@@ -273,7 +273,8 @@ static void fuzz_checkpoint(const unsigned char *data, size_t size) {
         fuzz_refused(s, "again.pt");
         return;
     }
-    const int64_t d = dlrn_trainer_state_of(t).config->d_in, F = dlrn_trainer_state_of(t).config->features;
+    const int64_t d = dlrn_trainer_state_of(t).config->d_in,
+                  F = dlrn_trainer_state_of(t).config->features;
     CHECK_OK(ctx, dlrn_trainer_save(t, fuzz_path("again.safetensors")));
     CHECK_OK(ctx, dlrn_trainer_resume(ctx, fuzz_path("again.safetensors"), NULL, NULL, &again));
     fuzz_same_weights(dlrn_trainer_dictionary(t)->param[DLRN_ENCODER],
