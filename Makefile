@@ -219,7 +219,7 @@ $(BUILD)/peers/ready:
 	$(BUILD)/peers/bin/pip install --quiet --disable-pip-version-check $(PEERS)
 	@touch $@
 
-bench-check: $(BUILD)/bench ## fails where a ratio is 25 % worse than on record here, or a goal is missed without a reason
+bench-check: $(BUILD)/bench ## fails where a ratio is 25 % worse than on record, or a goal is missed unexplained
 	python3 bench/run.py $(BUILD) --check $(BENCH)
 
 bench-readme: ## writes the table of bench/README.md from bench/results
