@@ -128,6 +128,10 @@ skip() { # skip NAME WHY
     echo "skip $1: $2"
 }
 
+whole() { # whole SOURCE: the flag with which a test that does not include the implementation does
+    grep -q '^#define DICTLEARN_IMPLEMENTATION\|dictlearn\.c"' "$1" || echo "-DDICTLEARN_IMPLEMENTATION"
+}
+
 have() {
     command -v "$1" > /dev/null 2>&1
 }

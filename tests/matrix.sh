@@ -240,7 +240,7 @@ machine() {
 run_there() { # run_there RUNNER PROGRAM SOURCE COMPILER...
     there=$1 program=$2 source=$3
     shift 3
-    "$@" -O1 -Wall -Wextra -Wpedantic -Werror -DDICTLEARN_IMPLEMENTATION= -I. -Iexamples "$source" -o "$program" \
+    "$@" -O1 -Wall -Wextra -Wpedantic -Werror $(whole "$source") -I. -Iexamples "$source" -o "$program" \
         $libraries || return 1
     $there "$program" 2>&1 | tr -d '\r' > "$program.said"
     grep -E '^(FAIL|skip)' "$program.said"

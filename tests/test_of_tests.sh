@@ -25,7 +25,7 @@ place() {
 # are far too slow without.
 build() {
     case $2 in core | screen | golden | trainer) effort=-O2 ;; *) effort=-O0 ;; esac
-    $CC -std=c99 $effort -w -DDICTLEARN_IMPLEMENTATION= -I"$dir/$1/include" -I. "tests/test_$2.c" \
+    $CC -std=c99 $effort -w $(whole "tests/test_$2.c") -I"$dir/$1/include" -I. "tests/test_$2.c" \
         -o "$dir/$1/test_$2" -lm
 }
 
