@@ -10100,10 +10100,9 @@ struct dlrni_recipe {
     float (*value)(const dlrn_trainer *t, int64_t feature, float pre);
     /* Sets stats->sparsity_loss and adds it, with its weight, to stats->loss. [no penalty] */
     dlrn_status (*penalty)(dlrn_trainer *t, dlrn_train_stats *stats);
-    /* What the penalty adds to the derivative by f of a row. [nothing] */
-    double (*penalty_slope)(const dlrn_trainer *t, int64_t row, float f);
     /* The entries of feature j of a visit: from val and slope = <e, atom> to coef, slope, and the
-       sums of the roles with one number a feature. [dlrni_visit_slopes] */
+       sums of the roles with one number a feature; the penalty's part included.
+       [dlrni_visit_slopes] */
     void (*slopes)(const dlrn_trainer *t, dlrni_visit *v, int64_t j);
     const dlrni_auxiliary *auxiliary; /* [none] */
     void (*after_step)(
@@ -10924,16 +10923,13 @@ DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, dlrni_visit *v, cons
 }
 
 /* coef and slope of the entries of feature j of the visit, where the derivative of a value by its
-   pre-activation is 1. */
+   pre-activation is 1 and there is no penalty. */
 DLRNI_INTERNAL void dlrni_visit_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
-    const dlrni_recipe *recipe = t->recipe;
     const float *c = t->w.batch.c;
     double *bias = v->scalar[DLRN_ENCODER_BIAS];
     for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
-        int64_t i = v->row[p];
-        v->coef[p] = v->val[p] * c[i];
-        v->slope[p] = c[i] * v->slope[p];
-        if (recipe->penalty_slope) v->slope[p] += (float)recipe->penalty_slope(t, i, v->val[p]);
+        v->coef[p] = v->val[p] * c[v->row[p]];
+        v->slope[p] = c[v->row[p]] * v->slope[p];
         bias[j] += (double)v->slope[p];
     }
 }
@@ -11280,12 +11276,25 @@ DLRNI_INTERNAL dlrn_status dlrni_reference_penalty(dlrn_trainer *t, dlrn_train_s
     return DLRN_OK;
 }
 
-DLRNI_INTERNAL double dlrni_reference_slope(const dlrn_trainer *t, int64_t i, float f) {
+/* The penalty's derivative by an activation of row i, as a share of the batch. */
+DLRNI_INTERNAL double dlrni_reference_slope(const dlrn_trainer *t, double weight, int64_t i,
+                                            float f) {
     const dlrni_batch *b = &t->w.batch;
-    double weight = dlrni_penalty_weight(&t->cfg, t->step) / (double)b->n;
     if (t->cfg.sparsity == DLRN_SPARSITY_L1) return weight;
     double sum = b->total[i] + dlrni_entropy_eps;
     return weight * (dlrni_entropy_slope((double)f / sum) - b->mean_slope[i]) / sum;
+}
+
+DLRNI_INTERNAL void dlrni_reference_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
+    const double weight = dlrni_penalty_weight(&t->cfg, t->step) / (double)t->w.batch.n;
+    const float *c = t->w.batch.c;
+    double *bias = v->scalar[DLRN_ENCODER_BIAS];
+    for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
+        int64_t i = v->row[p];
+        v->coef[p] = v->val[p] * c[i];
+        v->slope[p] = c[i] * v->slope[p] + (float)dlrni_reference_slope(t, weight, i, v->val[p]);
+        bias[j] += (double)v->slope[p];
+    }
 }
 
 /* ---- dl-top_k: TopKTrainer of dictionary_learning 0.1.0 ----
@@ -11421,11 +11430,11 @@ DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v
 
 static const dlrni_recipe dlrni_recipes[] = {
     {"reference", "AutoEncoder", NULL, NULL, 0, NULL, NULL, dlrni_reference_penalty,
-     dlrni_reference_slope, NULL, &dlrni_ghosts, NULL},
+     dlrni_reference_slopes, &dlrni_ghosts, NULL},
     {"dl-top_k", "AutoEncoderTopK", dlrni_top_k_defaults, dlrni_top_k_rate, 1,
-     dlrni_top_k_first_batch, NULL, NULL, NULL, NULL, &dlrni_auxk, dlrni_top_k_after_step},
+     dlrni_top_k_first_batch, NULL, NULL, NULL, &dlrni_auxk, dlrni_top_k_after_step},
     {"dl-jump_relu", "JumpReluAutoEncoder", dlrni_jump_relu_defaults, NULL, 0, NULL,
-     dlrni_jump_relu_value, dlrni_jump_relu_penalty, NULL, dlrni_jump_relu_slopes, NULL, NULL},
+     dlrni_jump_relu_value, dlrni_jump_relu_penalty, dlrni_jump_relu_slopes, NULL, NULL},
 };
 enum { DLRNI_RECIPES = sizeof dlrni_recipes / sizeof *dlrni_recipes };
 
