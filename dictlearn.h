@@ -9195,6 +9195,7 @@ typedef struct dlrni_array_source {
     int64_t epochs, at;        /* at: rows given so far, over all epochs                  */
 } dlrni_array_source;
 
+/* Rows up to the end of the arrays at most: the next call begins the next epoch. */
 DLRNI_INTERNAL dlrn_status dlrni_array_read(void *user, int64_t max_rows, float *x, float *y,
                                             int64_t *n) {
     dlrni_array_source *s = (dlrni_array_source *)user;
@@ -9213,11 +9214,14 @@ DLRNI_INTERNAL dlrn_status dlrni_array_read(void *user, int64_t max_rows, float 
     return DLRN_OK;
 }
 
+/* Positions count rows over all epochs, so that an epoch that was begun goes on. */
 DLRNI_INTERNAL dlrn_status dlrni_array_position(void *user, uint64_t *position) {
     *position = (uint64_t)((dlrni_array_source *)user)->at;
     return DLRN_OK;
 }
 
+/* A position beyond the last row is an error: the rows are others than those that were saved with.
+   */
 DLRNI_INTERNAL dlrn_status dlrni_array_seek(void *user, uint64_t position) {
     dlrni_array_source *s = (dlrni_array_source *)user;
     int64_t end = INT64_MAX / 4, rows; /* counting on from there would overflow */
@@ -9231,10 +9235,12 @@ DLRNI_INTERNAL dlrn_status dlrni_array_seek(void *user, uint64_t position) {
     return DLRN_OK;
 }
 
+/* A reader of files has set the text of the context. */
 DLRNI_INTERNAL const char *dlrni_array_error(void *user) {
     return ((dlrni_array_source *)user)->ctx->error;
 }
 
+/* Closes what was opened; arrays in memory are the caller's. */
 DLRNI_INTERNAL void dlrni_array_destroy(void *user) {
     dlrni_array_source *s = (dlrni_array_source *)user;
     dlrni_npy_close(&s->file);
@@ -9242,6 +9248,7 @@ DLRNI_INTERNAL void dlrni_array_destroy(void *user) {
     dlrn_free(s->ctx, s);
 }
 
+/* The callbacks of a source of arrays; the caller fills in where its rows are. */
 DLRNI_INTERNAL dlrni_array_source *dlrni_array_source_new(dlrn_context *ctx, int64_t epochs,
                                                           dlrn_source *out) {
     dlrni_array_source *s = DLRNI_NEW_ZERO(ctx, dlrni_array_source, 1);
@@ -9282,6 +9289,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_npy_rows(dlrn_context *ctx, const char *p
                      INT32_MAX, (long long)file->cols);
 }
 
+/* Both files have as many rows; their widths may differ. */
 DLRNI_INTERNAL dlrn_status dlrni_open_npy_source(dlrn_context *ctx, const char *path,
                                                  const char *target, dlrni_array_source *s) {
     DLRNI_TRY(dlrni_npy_open(ctx, path, &s->file));
@@ -9324,6 +9332,7 @@ typedef struct dlrni_finite_source {
     int64_t *skipped;
 } dlrni_finite_source;
 
+/* The largest finite f32 has the bits 7f7fffff. */
 DLRNI_INTERNAL int dlrni_all_finite(const float *x, int64_t n) {
     return dlrni_first_not_finite(x, n) == n;
 }
@@ -9342,6 +9351,7 @@ DLRNI_INTERNAL int64_t dlrni_keep_finite(int64_t n, int64_t d, int64_t d_out, fl
     return kept;
 }
 
+/* Reads on until at least one row stays: 0 rows would mean the end. */
 DLRNI_INTERNAL dlrn_status dlrni_finite_read(void *user, int64_t max_rows, float *x, float *y,
                                              int64_t *n) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
@@ -9358,16 +9368,19 @@ DLRNI_INTERNAL dlrn_status dlrni_finite_read(void *user, int64_t max_rows, float
     }
 }
 
+/* Positions pass through: dropped rows are dropped again. */
 DLRNI_INTERNAL dlrn_status dlrni_finite_position(void *user, uint64_t *position) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
     return s->inner.position(s->inner.user, position);
 }
 
+/* The same way back. */
 DLRNI_INTERNAL dlrn_status dlrni_finite_seek(void *user, uint64_t position) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
     return s->inner.seek(s->inner.user, position);
 }
 
+/* Its own error first, else that of the source within. */
 DLRNI_INTERNAL const char *dlrni_finite_error(void *user) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
     if (s->dropped >= DLRNI_MAX_SKIPPED)
@@ -9375,6 +9388,7 @@ DLRNI_INTERNAL const char *dlrni_finite_error(void *user) {
     return s->inner.error ? s->inner.error(s->inner.user) : NULL;
 }
 
+/* The source within is destroyed where it is owned. */
 DLRNI_INTERNAL void dlrni_finite_destroy(void *user) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
     if (s->owns_inner) dlrn_source_destroy(&s->inner);
@@ -9458,6 +9472,7 @@ DLRN_API dlrn_buffer_config dlrn_buffer_defaults(void) {
     return cfg;
 }
 
+/* A batch must fit into the buffer, or it would never be complete. */
 DLRNI_INTERNAL dlrn_status dlrni_check_buffer_config(dlrn_context *ctx,
                                                      const dlrn_buffer_config *cfg) {
     DLRNI_REQUIRE(ctx, cfg->capacity > 0 && cfg->read_rows > 0 && cfg->batch_rows > 0,
@@ -9483,6 +9498,7 @@ DLRNI_INTERNAL int dlrni_segment_shift(int64_t capacity) {
     return shift;
 }
 
+/* Segments of a full buffer. */
 DLRNI_INTERNAL int64_t dlrni_segment_count(const dlrn_buffer_config *cfg) {
     return dlrni_ceil_div(cfg->capacity, (int64_t)1 << dlrni_segment_shift(cfg->capacity));
 }
@@ -9575,6 +9591,7 @@ DLRNI_INTERNAL void dlrni_narrow_stored(dlrn_dtype type, const float *from, char
     }
 }
 
+/* f16 and bf16 by the kernel set: rows come out as fast as memory gives them. */
 DLRNI_INTERNAL void dlrni_widen_stored(const dlrn_context *ctx, dlrn_dtype type, const char *from,
                                        float *to, int64_t n) {
     if (type == DLRN_F32)
@@ -9588,6 +9605,7 @@ DLRNI_INTERNAL int64_t dlrni_row_bytes(const dlrn_buffer *b, int which) {
     return b->d[which] * dlrni_dtype_size(b->cfg.store);
 }
 
+/* The last segment ends where the capacity does. */
 DLRNI_INTERNAL int64_t dlrni_segment_rows(const dlrn_buffer *b, int64_t segment) {
     return dlrni_min((int64_t)1 << b->shift, b->cfg.capacity - (segment << b->shift));
 }
@@ -9634,6 +9652,7 @@ typedef struct dlrni_rows_job {
     float *out[2]; /* x, y [rows][d], widened; y NULL: not wanted      */
 } dlrni_rows_job;
 
+/* Where row i of the job is stored; without a target, y is x. */
 DLRNI_INTERNAL const char *dlrni_job_row(const dlrni_rows_job *j, int64_t i, int which) {
     int64_t at = j->index ? j->index[i] : j->first + i * j->step;
     return dlrni_stored_row(j->b, *dlrni_buffer_slot(j->b, at), which && j->b->d[1]);
@@ -9677,6 +9696,7 @@ DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
         }
 }
 
+/* Copies by tasks of DLRNI_ROWS rows; small batches stay on one thread. */
 DLRNI_INTERNAL void dlrni_copy_out(const dlrni_rows_job *job) {
     dlrn_parallel_for(job->b->ctx, dlrni_ceil_div(job->rows, DLRNI_ROWS), dlrni_rows_task,
                       (void *)(uintptr_t)job);
@@ -9745,6 +9765,7 @@ DLRNI_INTERNAL void dlrni_reverse_entries(dlrn_buffer *b, int64_t from, int64_t 
     }
 }
 
+/* Three reversals turn the list so that entry `head` comes first. */
 DLRNI_INTERNAL void dlrni_turn_list(dlrn_buffer *b) {
     dlrni_reverse_entries(b, 0, b->head);
     dlrni_reverse_entries(b, b->head, b->used);
@@ -9854,6 +9875,7 @@ DLRN_API void dlrn_buffer_describe(const dlrn_buffer *b, dlrn_buffer_info *out) 
 
 /* ---- For checkpoints ---- */
 
+/* May be called on a state that was filled in part. */
 DLRNI_INTERNAL void dlrni_buffer_state_free(dlrn_context *ctx, dlrni_buffer_state *state) {
     for (int k = 0; k < 2; k++) {
         dlrn_free(ctx, state->rows_of[k]);
@@ -9888,6 +9910,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_export(const dlrn_buffer *b, dlrni_buffe
     return s == DLRN_OK ? s : dlrn_fail(b->ctx, s, "the source cannot tell its position");
 }
 
+/* Whether a saved state fits this buffer: type, target, number of rows. */
 DLRNI_INTERNAL dlrn_status dlrni_check_buffer_state(const dlrn_buffer *b,
                                                     const dlrni_buffer_state *state) {
     int targets = state->rows_of[1] != NULL;
@@ -10115,6 +10138,7 @@ struct dlrni_recipe {
    atom is taken out, Adam moves the atom, and the atom is scaled back. A zero atom has no
    direction: nothing is taken out, nothing divided. */
 
+/* All that is the same for every number of one update, narrowed once. */
 DLRNI_INTERNAL dlrni_adam dlrni_adam_at(const dlrn_train_config *cfg, double lr, int64_t updates) {
     dlrni_adam a;
     a.one_minus_beta1 = (float)(1.0 - cfg->beta1);
@@ -10151,6 +10175,7 @@ DLRNI_INTERNAL void dlrni_project(const dlrni_kernel_table *k, const float *atom
     if (square > 0) k->axpy(-(k->dot(grad, atom, d) / square), atom, grad, d);
 }
 
+/* atom / |atom| */
 DLRNI_INTERNAL void dlrni_normalise(const dlrni_kernel_table *k, float *atom, int64_t d) {
     float norm = sqrtf(k->dot(atom, atom, d));
     if (norm > 0) k->scale(atom, 1.0f / norm, d);
@@ -10257,6 +10282,7 @@ DLRNI_INTERNAL void dlrni_sums_chunk_add(const dlrni_kernel_table *k, const dlrn
     }
 }
 
+/* Two ways to the same bits: each output gathers its rows, or packed chunks of rows serve all. */
 DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums *g,
                                    const float *base, const float *coef, float *out) {
     int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS], d = g->d;
@@ -10302,6 +10328,7 @@ typedef struct dlrni_slab {
     float *val;
 } dlrni_slab;
 
+/* Collects the entries of a slab from the lists of the wave in hand. */
 DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int worker) {
     const dlrni_work *w = &t->w;
     dlrni_slab b;
@@ -10469,6 +10496,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_batch(dlrn_trainer *t, const float *x, co
     return y && y != x ? dlrni_check_rows(t, "y", y, n, t->dict->d_out) : DLRN_OK;
 }
 
+/* In order: the same bits for any number of threads. */
 DLRNI_INTERNAL double dlrni_mean(const double *a, int64_t n) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++) sum += a[i];
@@ -10725,10 +10753,12 @@ DLRNI_INTERNAL void dlrni_aux_add(const dlrn_trainer *t, int64_t f, float *atom,
    constants to the gradient. */
 static const double dlrni_ghost_eps = 1e-8;
 
+/* By the counters before this step. */
 DLRNI_INTERNAL int dlrni_ghost_is_dead(const dlrn_trainer *t, int64_t f) {
     return t->cfg.ghost_threshold >= 0 && t->since_fired[f] > t->cfg.ghost_threshold;
 }
 
+/* The shift m of a row, and exp(pre - m). */
 DLRNI_INTERNAL void dlrni_ghost_begin_row(dlrn_trainer *t, int64_t i, float *pre) {
     dlrni_aux *a = &t->w.aux;
     float max = 0;
@@ -10737,6 +10767,7 @@ DLRNI_INTERNAL void dlrni_ghost_begin_row(dlrn_trainer *t, int64_t i, float *pre
     a->row[i].level = max;
 }
 
+/* exp is its own derivative. */
 DLRNI_INTERNAL void dlrni_ghost_activate(const dlrn_trainer *t, int64_t i, const int32_t *feature,
                                          int64_t n, float *f, float *df) {
     (void)feature;
@@ -10766,6 +10797,7 @@ DLRNI_INTERNAL double dlrni_aux_mean_error(const dlrn_trainer *t) {
     return sum / (double)n;
 }
 
+/* The ratio makes the ghosts' loss as large as the reconstruction loss. */
 DLRNI_INTERNAL void dlrni_ghost_finish(dlrn_trainer *t, dlrn_train_stats *stats) {
     double n = (double)t->w.batch.n;
     stats->auxiliary_loss = dlrni_aux_mean_error(t);
@@ -10809,6 +10841,7 @@ DLRNI_INTERNAL int dlrni_auxk_keeps(const dlrni_aux_row *row, int32_t feature, f
     return pre > row->level || (pre > 0 && pre >= row->level && feature <= row->feature);
 }
 
+/* Notes where the row's selection ends, and drops the rest. */
 DLRNI_INTERNAL void dlrni_auxk_begin_row(dlrn_trainer *t, int64_t i, float *pre) {
     const dlrni_aux *a = &t->w.aux;
     dlrni_aux_row *row = &t->w.aux.row[i];
@@ -10825,6 +10858,7 @@ DLRNI_INTERNAL void dlrni_auxk_begin_row(dlrn_trainer *t, int64_t i, float *pre)
         if (!dlrni_auxk_keeps(row, a->dead[p], pre[p])) pre[p] = 0;
 }
 
+/* ReLU and selection: the derivative is 1 where a feature is kept. */
 DLRNI_INTERNAL void dlrni_auxk_activate(const dlrn_trainer *t, int64_t i, const int32_t *feature,
                                         int64_t n, float *f, float *df) {
     for (int64_t p = 0; p < n; p++) {
@@ -10834,6 +10868,7 @@ DLRNI_INTERNAL void dlrni_auxk_activate(const dlrn_trainer *t, int64_t i, const 
     }
 }
 
+/* Distance and squared distance of one row. */
 DLRNI_INTERNAL void dlrni_auxk_end_row(dlrn_trainer *t, int64_t i) {
     int64_t d = t->dict->d_out;
     float *v = t->w.aux.e + i * d;
@@ -10860,6 +10895,7 @@ DLRNI_INTERNAL double dlrni_residual_variance(const float *e, int64_t n, int64_t
     return sum;
 }
 
+/* All rows have the same factor. Residuals without variance give no loss. */
 DLRNI_INTERNAL void dlrni_auxk_finish(dlrn_trainer *t, dlrn_train_stats *stats) {
     int64_t n = t->w.batch.n;
     double variance = dlrni_residual_variance(t->w.batch.e, n, t->dict->d_out);
@@ -11241,6 +11277,7 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_a
    (h_k - T) / (sum f + eps) with h_k = -log(q_k + eps) - q_k / (q_k + eps), T = sum_j h_j q_j. */
 static const double dlrni_entropy_eps = 1e-8;
 
+/* h of the text above. */
 DLRNI_INTERNAL double dlrni_entropy_slope(double q) {
     return -log(q + dlrni_entropy_eps) - q / (q + dlrni_entropy_eps);
 }
@@ -11285,6 +11322,7 @@ DLRNI_INTERNAL double dlrni_reference_slope(const dlrn_trainer *t, double weight
     return weight * (dlrni_entropy_slope((double)f / sum) - b->mean_slope[i]) / sum;
 }
 
+/* The loss's slope, and the penalty's. */
 DLRNI_INTERNAL void dlrni_reference_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
     const double weight = dlrni_penalty_weight(&t->cfg, t->step) / (double)t->w.batch.n;
     const float *c = t->w.batch.c;
@@ -11314,6 +11352,7 @@ DLRNI_INTERNAL void dlrni_top_k_defaults(dlrn_train_config *cfg) {
     cfg->threshold_start_step = 1000;
 }
 
+/* The library's scaling law: 2e-4 at 2^14 features, falling with the root. */
 DLRNI_INTERNAL double dlrni_top_k_rate(const dlrn_train_config *cfg) {
     return 2e-4 / sqrt((double)cfg->features / 16384);
 }
@@ -11339,6 +11378,7 @@ DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t n, int64_t d, c
     return sqrt(moved);
 }
 
+/* At most 100 rounds, or until the median moves less than 1e-5, as the library has it. */
 DLRNI_INTERNAL dlrn_status dlrni_top_k_first_batch(dlrn_trainer *t, const float *x, const float *y,
                                                    int64_t n) {
     int64_t d = t->dict->d_out;
@@ -11358,6 +11398,7 @@ DLRNI_INTERNAL dlrn_status dlrni_top_k_first_batch(dlrn_trainer *t, const float 
     return DLRN_OK;
 }
 
+/* The average starts with the first value that is seen. */
 DLRNI_INTERNAL void dlrni_top_k_after_step(dlrn_trainer *t) {
     const dlrni_encoding *c = &t->w.codes;
     double *threshold = &t->dict->formula.threshold, sum = 0, beta = t->cfg.threshold_beta;
@@ -11391,10 +11432,12 @@ DLRNI_INTERNAL void dlrni_jump_relu_defaults(dlrn_train_config *cfg) {
     cfg->bandwidth = 0.001;
 }
 
+/* Entries within the window below a threshold are off: 0. */
 DLRNI_INTERNAL float dlrni_jump_relu_value(const dlrn_trainer *t, int64_t feature, float pre) {
     return pre > t->dict->param[DLRN_THRESHOLD][feature] ? pre : 0;
 }
 
+/* By the mean L0 of the batch, so that its slope is the same for all entries. */
 DLRNI_INTERNAL dlrn_status dlrni_jump_relu_penalty(dlrn_trainer *t, dlrn_train_stats *stats) {
     const dlrn_train_config *cfg = &t->cfg;
     DLRNI_REQUIRE(t->ctx, cfg->target_l0 > 0 && cfg->bandwidth > 0,
@@ -11406,6 +11449,7 @@ DLRNI_INTERNAL dlrn_status dlrni_jump_relu_penalty(dlrn_trainer *t, dlrn_train_s
     return DLRN_OK;
 }
 
+/* `off`: rows of the stretch on which the feature is off; they count while t < e / 2. */
 DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
     const float threshold = t->dict->param[DLRN_THRESHOLD][v->f0 + j], *c = t->w.batch.c;
     const double width = t->cfg.bandwidth, level = (double)threshold;
@@ -11492,7 +11536,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(features, "dict_size", v > 0 && v <= INT32_MAX, "a number from 1 below 2^31")                \
     X(steps, "steps", v >= -1, "a number, or -1 for all rows")                                     \
     X(warmup_steps, "warmup_steps", v >= 0, "a number from 0")                                     \
-    X(resample_steps, "resample_steps", DLRNI_PERIOD(v) && v <= INT64_MAX / 2, DLRNI_NEVER)        \
+    X(resample_steps, "resample_steps", DLRNI_PERIOD(v) && v <= 4e18, DLRNI_NEVER)                 \
     X(resample_rows, "resample_rows", v > 0, "a number from 1")                                    \
     X(ghost_threshold, "ghost_threshold", v >= -1, "a number from 0, or -1 for never")             \
     X(log_steps, "log_steps", DLRNI_PERIOD(v), DLRNI_NEVER)                                        \
@@ -11505,7 +11549,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(eps, "eps", DLRNI_REAL(v) && (float)v > 0, "a finite number above 0")
 #define DLRNI_CONFIG_MORE_INTEGERS(X)                                                              \
     X(d_out, "d_out", v >= 0, "a number from 0")                                                   \
-    X(decay_start, "decay_start", v >= -1 && (v < 0 || v < cfg->steps),                            \
+    X(decay_start, "decay_start", v >= -1 && (v < 0 || v < (double)cfg->steps),                    \
       "-1 for never, or a step before the last, `steps`")                                          \
     X(sparsity_warmup_steps, "sparsity_warmup_steps", v >= 0, "a number from 0")                   \
     X(k, "k", v >= 0, "a number from 0")                                                           \
@@ -11519,10 +11563,12 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(target_l0, "target_l0", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                   \
     X(bandwidth, "bandwidth", v >= 0 && DLRNI_REAL(v), "a finite number from 0")
 
+/* Names as in config.json. */
 DLRNI_INTERNAL const char *dlrni_loss_name(dlrn_loss loss) {
     return loss == DLRN_LOSS_SQUARED ? "squared" : "norm";
 }
 
+/* The same for the penalty. */
 DLRNI_INTERNAL const char *dlrni_sparsity_name(dlrn_sparsity sparsity) {
     return sparsity == DLRN_SPARSITY_ENTROPY ? "entropy" : "l1";
 }
@@ -11614,6 +11660,7 @@ typedef struct dlrni_sample {
     float *bx, *by; /* [DLRNI_SAMPLE_ROWS][d] copies of some of them; owned        */
 } dlrni_sample;
 
+/* Frees what dlrni_sample_buffer took, also after a failure. */
 DLRNI_INTERNAL void dlrni_sample_free(dlrn_context *ctx, dlrni_sample *r) {
     dlrn_free(ctx, r->index);
     dlrn_free(ctx, r->bx);
@@ -11729,6 +11776,7 @@ DLRNI_INTERNAL dlrn_status dlrni_draw_rows(dlrn_trainer *t, float *weight, int64
     return dlrn_topk(t->ctx, weight, n, *count, drawn, NULL);
 }
 
+/* Length of encoder row j. */
 DLRNI_INTERNAL double dlrni_encoder_norm(const dlrn_trainer *t, int64_t j) {
     int64_t d = t->dict->d_in;
     const float *row = t->dict->param[DLRN_ENCODER] + j * d;
@@ -11925,6 +11973,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
                      (long long)init->d_in, (long long)init->features, (long long)init->d_out);
 }
 
+/* Whether a buffer gives rows of the widths that are trained. */
 DLRNI_INTERNAL dlrn_status dlrni_check_buffer(dlrn_context *ctx, const dlrn_train_config *cfg,
                                               const dlrn_buffer *buffer) {
     const dlrn_source *src = buffer ? &buffer->source : NULL;
@@ -12119,6 +12168,7 @@ DLRNI_INTERNAL dlrn_status dlrni_go_on(dlrn_trainer *t, dlrn_train_stats *stats)
     return s;
 }
 
+/* BROKEN is final: some weights have moved, others have not. */
 DLRNI_INTERNAL dlrn_status dlrni_check_broken(const dlrn_trainer *t) {
     if (t->stage != DLRNI_BROKEN) return DLRN_OK;
     return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT,
@@ -12195,6 +12245,7 @@ DLRN_API dlrn_trainer_state dlrn_trainer_state_of(const dlrn_trainer *t) {
 
 /* ---- The whole run ---- */
 
+/* Ends with the status of the step or of the callback that ended it. */
 DLRNI_INTERNAL dlrn_status dlrni_run(dlrn_trainer *t, dlrn_progress progress, void *user) {
     for (;;) {
         dlrn_train_stats stats;
@@ -12247,6 +12298,7 @@ typedef struct dlrni_checkpoint_floats {
     int count;
 } dlrni_checkpoint_floats;
 
+/* Names: the role's, with m. and v. for the moments. */
 DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoint_floats *out) {
     static const char *const prefix[3] = {"", "m.", "v."};
     memset(out, 0, sizeof *out);
@@ -12268,6 +12320,7 @@ DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoin
     }
 }
 
+/* The unit is in the name: steps, or rows where the recipe counts rows. */
 DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_counters(const dlrn_trainer *t) {
     dlrn_tensor_out out;
     memset(&out, 0, sizeof out);
@@ -12293,6 +12346,7 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_rows(const dlrn_buffer *b, int w
     return out;
 }
 
+/* All of a buffer's state but its rows. */
 DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_json_writer *w, const dlrni_buffer_state *b) {
     dlrni_json_open(w, NULL, "{");
     dlrni_json_put_signed(w, "rows", b->rows);
@@ -12318,6 +12372,7 @@ DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_json_writer *w, const dlrni_buf
     X(l0, "l0")                                                                                    \
     X(lr, "lr")
 
+/* Kept for the step that a resumed trainer finishes. */
 DLRNI_INTERNAL void dlrni_put_stats(dlrni_json_writer *w, const dlrn_train_stats *stats) {
     dlrni_json_open(w, NULL, "{");
 #define DLRNI_PUT_INTEGER(field, key) dlrni_json_put_signed(w, key, stats->field);
@@ -12334,6 +12389,7 @@ DLRNI_INTERNAL void dlrni_put_stats(dlrni_json_writer *w, const dlrn_train_stats
 #define DLRNI_FORMULA_INTEGERS(X) X(center) X(gate) X(select) X(k)
 #define DLRNI_FORMULA_REALS(X) X(threshold) X(scale_in) X(scale_out)
 
+/* Enumerations as their numbers, which never change. */
 DLRNI_INTERNAL void dlrni_put_formula(dlrni_json_writer *w, const dlrn_dictionary *dict) {
     dlrni_json_open(w, NULL, "{");
 #define DLRNI_PUT_INTEGER(field) dlrni_json_put_signed(w, #field, (int64_t)dict->formula.field);
@@ -12365,6 +12421,7 @@ typedef struct dlrni_checkpoint_texts {
     char config[2048], formula[512], step[32], buffer[512], unfinished[512];
 } dlrni_checkpoint_texts;
 
+/* Gathers tensors and metadata; state NULL: without a buffer. */
 DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const char *path,
                                                   const dlrni_buffer_state *state) {
     dlrni_checkpoint_floats list;
@@ -12414,6 +12471,7 @@ DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) 
 
 /* ---- Reading ---- */
 
+/* The error for anything that is not there or has the wrong type. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_lacks(dlrn_archive *a, dlrn_context *ctx,
                                                   const char *what) {
     return dlrn_fail(ctx, DLRN_ERR_FORMAT,
@@ -12436,6 +12494,7 @@ DLRNI_INTERNAL int dlrni_which_word(const dlrn_json *json, const char *key, cons
     return !strcmp(word, first) ? 0 : !strcmp(word, second) ? 1 : -1;
 }
 
+/* Every setting must be there: a run that goes on with a default by accident would differ. */
 DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
                                              const dlrn_json *json, dlrn_train_config *cfg) {
     const char *name = dlrn_json_text(json, "recipe", NULL); /* version 0.1 had but one */
@@ -12564,6 +12623,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_moments(dlrn_archive *a, const char *name
     return DLRN_OK;
 }
 
+/* Parameters must be finite; moments must be numbers. */
 DLRNI_INTERNAL dlrn_status dlrni_read_floats(dlrn_trainer *t, dlrn_archive *a) {
     dlrni_checkpoint_floats list;
     int64_t where;
@@ -12580,6 +12640,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_floats(dlrn_trainer *t, dlrn_archive *a) {
     return DLRN_OK;
 }
 
+/* Counters that no run can reach are refused: they would overflow. */
 DLRNI_INTERNAL dlrn_status dlrni_read_counters(dlrn_trainer *t, dlrn_archive *a) {
     dlrn_tensor_out counters = dlrni_checkpoint_counters(t);
     int64_t where;
@@ -12591,6 +12652,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_counters(dlrn_trainer *t, dlrn_archive *a)
     return DLRN_OK;
 }
 
+/* Digits alone, and few enough not to overflow. */
 DLRNI_INTERNAL dlrn_status dlrni_read_step(dlrn_trainer *t, dlrn_archive *a) {
     const char *step = dlrni_archive_metadata(a, "step");
     uint64_t done = 0;
@@ -12604,6 +12666,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_step(dlrn_trainer *t, dlrn_archive *a) {
     return DLRN_OK;
 }
 
+/* All tensors, and the number of steps done. */
 DLRNI_INTERNAL dlrn_status dlrni_read_state(dlrn_trainer *t, dlrn_archive *a) {
     DLRNI_TRY(dlrni_read_floats(t, a));
     DLRNI_TRY(dlrni_read_counters(t, a));
@@ -12630,6 +12693,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_rows(dlrn_trainer *t, dlrn_archive *a, int
     return DLRN_OK;
 }
 
+/* Whatever is out of range is malformed; the rows come from their tensors. */
 DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(dlrn_trainer *t, dlrn_archive *a,
                                                    const dlrn_json *json, dlrni_buffer_state *b) {
     const char *store = dlrn_json_text(json, "store", "");
@@ -12649,6 +12713,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(dlrn_trainer *t, dlrn_archive
     return DLRN_OK;
 }
 
+/* Reads rows and numbers, and hands them to the buffer, which checks them. */
 DLRNI_INTERNAL dlrn_status dlrni_resume_buffer(dlrn_trainer *t, dlrn_archive *a,
                                                const dlrn_json *json) {
     dlrni_buffer_state b;
@@ -12698,6 +12763,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_given(dlrn_context *ctx, dlrn_archive *a,
     return DLRN_OK;
 }
 
+/* The saved settings, checked against those given, which then replace them. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archive *a,
                                                    const dlrn_train_config *given,
                                                    dlrn_train_config *cfg) {
@@ -12751,6 +12817,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_trainer(dlrn_trainer *t, dlrn_archive *a) 
     return s;
 }
 
+/* Settings, dictionary, trainer, state: each needs the one before it. */
 DLRNI_INTERNAL dlrn_status dlrni_resume_from(dlrn_context *ctx, dlrn_archive *a,
                                              const dlrn_train_config *given, dlrn_buffer *buffer,
                                              dlrn_trainer **out) {
@@ -12812,6 +12879,7 @@ DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e) {
     dlrn_free(e->ctx, e);
 }
 
+/* Four vectors of d_out doubles in one block. */
 DLRNI_INTERNAL dlrn_status dlrni_evaluator_alloc(dlrn_evaluator *e) {
     int64_t d = e->dict->d_out;
     e->mean_y = DLRNI_NEW_ZERO(e->ctx, double, 4 * d);
@@ -12849,6 +12917,7 @@ DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dl
     return s;
 }
 
+/* One value more: updates the mean and the sum of squared deviations from it. */
 DLRNI_INTERNAL void dlrni_welford(double *mean, double *square, double x, int64_t count) {
     double off = x - *mean;
     *mean += off / (double)count;
@@ -12908,6 +12977,7 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_batch(dlrn_evaluator *e, const float *x
     return DLRN_OK;
 }
 
+/* After a call that failed half-way, the sums are of no known rows. */
 DLRNI_INTERNAL dlrn_status dlrni_check_evaluator(const dlrn_evaluator *e) {
     if (!e->partly) return DLRN_OK;
     return dlrn_fail(e->ctx, DLRN_ERR_ARGUMENT,
@@ -12954,6 +13024,7 @@ DLRNI_INTERNAL void dlrni_variance_explained(const dlrn_evaluator *e, dlrn_metri
     out->variance_explained_per_dim = varying ? each / (double)varying : (double)NAN;
 }
 
+/* Not measured. */
 DLRNI_INTERNAL void dlrni_no_cross_entropy(dlrn_metrics *out) {
     out->loss_original = out->loss_reconstructed = out->loss_zero = (double)NAN;
     out->ce_diff = out->share_recovered = (double)NAN;
@@ -13039,6 +13110,7 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_source(const dlrni_evaluation *j) {
     }
 }
 
+/* Whether a source gives rows of the dictionary's widths. */
 DLRNI_INTERNAL dlrn_status dlrni_check_eval_source(const dlrn_dictionary *dict,
                                                    const dlrn_source *source) {
     int64_t d_out = source->d_out ? source->d_out : source->d_in;
@@ -13061,12 +13133,14 @@ typedef struct dlrni_splice {
     int64_t sites;
 } dlrni_splice;
 
+/* A model must not edit sites that it has not announced. */
 DLRNI_INTERNAL dlrn_status dlrni_check_site(const dlrni_splice *s, int site) {
     if (site >= 0 && site < s->sites) return DLRN_OK;
     return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK, "the model edits site %d of %lld", site,
                      (long long)s->sites);
 }
 
+/* Replaces activations by their reconstructions. */
 DLRNI_INTERNAL dlrn_status dlrni_splice_edit(void *user, int site, const float *x, float *out,
                                              int64_t n) {
     const dlrni_splice *s = (const dlrni_splice *)user;
@@ -13074,6 +13148,7 @@ DLRNI_INTERNAL dlrn_status dlrni_splice_edit(void *user, int site, const float *
     return dlrn_encoder_run(s->encoders[site], x, n, NULL, NULL, out);
 }
 
+/* Replaces activations by zeros: the loss that a useless dictionary would give. */
 DLRNI_INTERNAL dlrn_status dlrni_zero_edit(void *user, int site, const float *x, float *out,
                                            int64_t n) {
     const dlrni_splice *s = (const dlrni_splice *)user;
@@ -13083,6 +13158,7 @@ DLRNI_INTERNAL dlrn_status dlrni_zero_edit(void *user, int site, const float *x,
     return DLRN_OK;
 }
 
+/* One pass of the model; its error text is its own, or that of the context. */
 DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrn_context *ctx, const dlrn_language_model *lm,
                                                const dlrn_edit *edit, double *nats,
                                                int64_t *tokens) {
@@ -13167,6 +13243,8 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 /* ------------------------------------------------------------------------------------------ */
 // >>undef
 /* Nothing private is left behind; DLRNI_IMPLEMENTED stays, so that a second inclusion is empty. */
+#undef DLRNI_AFFINE
+#undef DLRNI_BIT
 #undef DLRNI_CHECKPOINT_FORMAT
 #undef DLRNI_FORMULA_REALS
 #undef DLRNI_FORMULA_INTEGERS
