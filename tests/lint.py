@@ -15,8 +15,8 @@ HEADER = "dictlearn.h"
 PROSE = ["README.md", "SECURITY.md", "bench/README.md", HEADER]
 COMMENTS = 0.20
 
-# Not of a room: "room for 3 entries".
-ROOM_TO = {"for", "in", "is", "left", "of", "that", "to", "where", "enough"}
+# How a comment speaks of a room, and not of "room for 3 entries".
+REFERENCE = re.compile(r"(?:\(|[Ss]ee |[Ii]n )rooms? ([a-z][a-z-]*)|>>([a-z][a-z-]*)|\brooms? ([a-z]+-[a-z-]+)")
 
 # Names that differ by these alone say so by it; (a, b) of TWINS must differ by a letter.
 TYPE = re.compile(r"(?<=_)(b?f|[iu]|int)\d+|\d+")
@@ -55,12 +55,10 @@ def code():
 def rooms():
     known = set(re.findall(r"^// >>([a-z-]+)$", text, re.M)) | {"tag"}
     for at, comment in comments():
-        for name in re.findall(r"\brooms? ([a-z][a-z-]*)", comment):
-            if name not in known and name not in ROOM_TO:
-                yield f"{HEADER}:{line_of(at)}: there is no room {name}"
-        for name in re.findall(r">>([a-z][a-z-]*)", comment):
+        for found in REFERENCE.finditer(comment):
+            name = found[1] or found[2] or found[3]
             if name not in known:
-                yield f"{HEADER}:{line_of(at)}: there is no >>{name}"
+                yield f"{HEADER}:{line_of(at + found.start())}: there is no room {name}"
 
 
 def twins():
@@ -91,10 +89,11 @@ def once():
     start = text.index("#if defined(DICTLEARN_IMPLEMENTATION)")
     said = re.sub(r"/\*.*?\*/|^#error.*?$", lambda f: re.sub(r"[^\n]", " ", f[0]), text, flags=re.S | re.M)
     for name in LISTED_ONCE:
-        at = [line_of(found.start()) for found in re.finditer(r'(?<!\\)"%s"' % re.escape(name), said)
-              if name[0].isupper() or found.start() > start]
-        if len(at) > 1:
-            yield f'{HEADER}: "{name}" stands in lines {", ".join(map(str, at))}: expected one list'
+        places = re.finditer(r'(?<!\\)(?<!cpu_supports\()"%s"' % re.escape(name), said)
+        at = [line_of(found.start()) for found in places if name[0].isupper() or found.start() > start]
+        lists = [line for i, line in enumerate(at) if not i or line > at[i - 1] + 3] # a list's rows are neighbours
+        if len(lists) > 1:
+            yield f'{HEADER}: "{name}" stands in lines {", ".join(map(str, lists))}: expected one list'
 
 
 def phrases():
@@ -106,7 +105,8 @@ def phrases():
         parts = comments() if name == HEADER else [(0, source)]
         for at, part in parts:
             for phrase in PHRASES:
-                for found in re.finditer(r"\b" + phrase.replace(" ", r"\s+").replace(".*", r"\w+( \w+)?") + r"\b", part):
+                words = phrase.replace(" ", r"\s+").replace(".*", r"\w+( \w+)?")
+                for found in re.finditer(rf"\b{words}\b", part):
                     yield f"{name}:{line_of(at + found.start(), source)}: {' '.join(found[0].split())}"
 
 

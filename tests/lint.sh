@@ -10,11 +10,13 @@ scripts=$(ls Makefile .ci/run examples/*.sh tests/*.sh tests/fuzz/*.sh tests/*.p
 printf '#include "dictlearn.h"\n' > "$dir/header.c"
 
 # Rules that the header does not keep yet: what they find is shown and does not fail.
-PENDING=${PENDING-"rooms twins once phrases comments"}
+PENDING=${PENDING-"twins once phrases comments"}
 
 # ---- text
-columns() {
-    ! LC_ALL=C.UTF-8 grep -nE '^.{101,}' $sources $scripts
+columns() { # columns MOST FILE...
+    most=$1
+    shift
+    ! LC_ALL=C.UTF-8 grep -nE "^.{$((most + 1)),}" "$@"
 }
 blanks() {
     grep -nE '[[:blank:]]$' $sources $scripts && return 1
@@ -47,7 +49,8 @@ statuses() { # a status that nobody looks at is a warning: every declaration say
          declared && /;$/ { print declared; bad = 1; declared = "" }
          END { exit bad }' dictlearn.h
 }
-check "columns <= 100" columns
+check "columns <= 100" columns 100 $sources
+check "columns of scripts <= 120" columns 120 $scripts
 check "no trailing blanks, no tabs" blanks
 check "functions fit on a screen" function_length
 check "a status that is ignored is a warning" statuses

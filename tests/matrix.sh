@@ -192,7 +192,8 @@ for version in gcc-11 gcc-13 gcc-14 clang-13 clang-15 clang-16 clang-17 clang-18
     group="$version"
     at_hand "$version" || continue
     made "$version -O2" "$version" -std=c99 $strict_c -O2
-    cell "$version gnu11, _POSIX_C_SOURCE" "$version" -std=gnu11 $strict_c $(flags posix) -I. -fsyntax-only "$implementation"
+    cell "$version gnu11, _POSIX_C_SOURCE" "$version" -std=gnu11 $strict_c $(flags posix) -I. \
+        -fsyntax-only "$implementation"
     have "$cxx" && cell "$cxx" "$cxx" -x c++ -std=c++17 $strict -I. -fsyntax-only "$implementation"
     collect
 done

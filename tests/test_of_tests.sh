@@ -1,11 +1,13 @@
 #!/bin/sh
-# Plants the faults of tests/faults.txt, one at a time, in a copy of a header; the test named beside each must fail.
-# A fault that nothing notices is a hole in the tests. JOBS faults are tried at a time (default 2). A second argument, a
-# regular expression, picks the faults whose first line it fits: sh tests/test_of_tests.sh build 'Adam|train_ghost'
+# Plants the faults of tests/faults.txt, one at a time, in a copy of a header; the test named beside
+# each must fail. A fault that nothing notices is a hole in the tests. JOBS faults are tried at a time
+# (default 2). A second argument, a regular expression, picks the faults whose first line it fits:
+# sh tests/test_of_tests.sh build 'Adam|train_ghost'
 . tests/harness.sh
 JOBS=${JOBS:-2}
 table=tests/faults.txt
-heads=$(grep '^@ ' $table | grep -E -- "${2:-.}")
+chosen=${2:-.}
+heads=$(grep '^@ ' $table | grep -E -- "$chosen")
 root=$(pwd)
 mkdir -p "$BUILD/faults"
 dir=$(cd "$BUILD/faults" && pwd)
@@ -19,9 +21,12 @@ place() {
     ln -s "$root/tests" "$root/examples" "$dir/$1"
 }
 
-# build PLACE PROGRAM: without optimisation, since most of the time goes into compiling.
+# build PLACE PROGRAM: without optimisation, since most of the time goes into compiling; but kernels
+# are far too slow without.
 build() {
-    $CC -std=c99 -O0 -w -I"$dir/$1/include" -I. "tests/test_$2.c" -o "$dir/$1/test_$2" -lm
+    case $2 in core | screen | golden | trainer) effort=-O2 ;; *) effort=-O0 ;; esac
+    $CC -std=c99 $effort -w -DDICTLEARN_IMPLEMENTATION= -I"$dir/$1/include" -I. "tests/test_$2.c" \
+        -o "$dir/$1/test_$2" -lm
 }
 
 # run PLACE PROGRAM FILTER: a fault may loop for ever or write without end.
@@ -33,21 +38,42 @@ run() (
     if [ "$3" = - ]; then "./test_$2"; else "./test_$2" "$3"; fi
 )
 
-# change FILE FUNCTION OLD NEW: replaces the text OLD, which must stand once in that function (-: in the file).
+# change PLACE OLD NEW: the text with NEW for OLD, which must stand once in PLACE, a file or a room of
+# dictlearn.h.
 change() {
-    OLD=$3 NEW=$4 awk -v name="$2" '
-        BEGIN { old = ENVIRON["OLD"]; new = ENVIRON["NEW"]; found = 0; inside = name == "-" }
-        name != "-" && /^[^ \t}]/ { head = index($0, name "(") }
-        head && /;$/ { head = 0 }
-        head && /{$/ { inside = 1; head = 0 }
+    case $1 in */*) changed=$1 room=- ;; *) changed=dictlearn.h room=$1 ;; esac
+    OLD=$2 NEW=$3 awk -v room="$room" '
+        BEGIN { old = ENVIRON["OLD"]; new = ENVIRON["NEW"]; inside = room == "-" }
+        room != "-" && /^\/\/ >>/ { inside = $0 == "// >>" room }
         inside && (at = index($0, old)) {
             found += 1 + (index(substr($0, at + length(old)), old) > 0)
             $0 = substr($0, 1, at - 1) new substr($0, at + length(old))
         }
-        name != "-" && /^}/ { inside = 0 }
         { print }
-        END { exit found != 1 }' "$root/$1" > changed && mv changed "${1#examples/}"
+        END { exit found != 1 }' "$root/$changed"
 }
+
+each() { # each COMMAND: with the words of a fault's first line behind it, and $old and $new
+    while IFS= read -r line; do
+        case $line in
+        "@ "*) head=${line#@ } ;;
+        "- "*) old=${line#- } ;;
+        "+"*)
+            new=${line#+}
+            new=${new# }
+            if echo "@ $head" | grep -Eq -- "$chosen"; then "$1" $head; fi
+            ;;
+        esac
+    done < $table
+}
+
+# is_there PROGRAM FILTER PLACE NAME...: says so where the text of a fault has gone.
+is_there() {
+    place=$3
+    shift 3
+    change "$place" "$old" "$new" > /dev/null || fail "$*" "expected once in $place: $old"
+}
+each is_there # of all at once: the first to know after a rewrite
 
 # ---- The tests themselves: they must pass with the headers as they are, or a fault would prove nothing ----
 
@@ -69,11 +95,12 @@ done
 
 # ---- The faults ----
 
-# try PLACE FILE FUNCTION OLD NEW PROGRAM FILTER: plants one fault and says what came of it.
+# try SLOT PLACE OLD NEW PROGRAM FILTER: plants one fault and says what came of it.
 try() {
-    (cd "$dir/$1/include" && change "$2" "$3" "$4" "$5") || { echo "no longer applies"; return; }
-    build "$1" "$6" > "$dir/$1/said" 2>&1 || { echo "does not compile"; return; }
-    if run "$1" "$6" "$7" > "$dir/$1/said" 2>&1; then echo "survived"; else echo "caught"; fi
+    case $2 in */*) file=${2#examples/} ;; *) file=dictlearn.h ;; esac
+    change "$2" "$3" "$4" > "$dir/$1/include/$file"
+    build "$1" "$5" > "$dir/$1/said" 2>&1 || { echo "does not compile"; return; }
+    if run "$1" "$5" "$6" > "$dir/$1/said" 2>&1; then echo "survived"; else echo "caught"; fi
 }
 
 # collect: waits for the faults in hand and counts them.
@@ -92,35 +119,24 @@ $(cat "$dir/$slot/said" 2> /dev/null)" ;;
     slots='' in_hand=0
 }
 
-# plant PROGRAM FILTER FILE FUNCTION NAME...: with $old and $new, once there is room.
+# plant PROGRAM FILTER PLACE NAME...: with $old and $new, once there is room.
 plant() {
-    program=$1 filter=$2 file=$3 function=$4
-    shift 4
+    program=$1 filter=$2 place=$3
+    shift 3
     case $(cat "$dir/base/$program.$filter") in
     skip) skip "$*" "test_$program $filter has no data here"; return ;;
     fail) fail "$*" "test_$program $filter fails without it"; return ;;
     esac
-    if [ -n "$needs" ] && ! grep -qw "$needs" /proc/cpuinfo; then skip "$*" "no $needs here"; return; fi
+    change "$place" "$old" "$new" > /dev/null || return # told already
     in_hand=$((in_hand + 1))
     place "slot$in_hand"
     echo "$*" > "$dir/slot$in_hand/name"
-    try "slot$in_hand" "$file" "$function" "$old" "$new" "$program" "$filter" > "$dir/slot$in_hand/verdict" &
+    try "slot$in_hand" "$place" "$old" "$new" "$program" "$filter" > "$dir/slot$in_hand/verdict" &
     slots="$slots slot$in_hand"
     if [ "$in_hand" -ge "$JOBS" ]; then collect; fi
 }
 
-slots='' in_hand=0 needs='' old=''
-while IFS= read -r line; do
-    case $line in
-    "@ "*) head=${line#@ } needs='' ;;
-    "? "*) needs=${line#? } ;;
-    "- "*) old=${line#- } ;;
-    "+"*)
-        new=${line#+}
-        new=${new# }
-        if echo "@ $head" | grep -Eq -- "${2:-.}"; then plant $head; fi
-        ;;
-    esac
-done < $table
+slots='' in_hand=0
+each plant
 collect
 finish
