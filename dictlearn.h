@@ -174,7 +174,15 @@
 
    ---- TRAINING -----------------------------------------------------------------------------------
 
-   What to set, the most important first:
+   A recipe says how a dictionary is trained. dlrn_train_defaults(recipe) returns its own defaults;
+   NULL means "reference".
+
+   recipe        family               as in
+   reference     AutoEncoder          trainSAE of March 2024: L1 or entropy penalty, ghosts, resampling
+   dl-top_k      AutoEncoderTopK      dictionary_learning 0.1.0: k features per row, no penalty, AuxK
+   dl-jump_relu  JumpReluAutoEncoder  dictionary_learning 0.1.0: penalty (L0 / target_l0 - 1)^2
+
+   What to set for the reference, the most important first:
    - sparsity_penalty: more penalty, lower L0. Its useful range is a factor of about 6 wide, and it
      depends on how large the rows are and on the loss, so try some values in short runs. For
      example, resid_out of layer 3 of examples/data/tiny-neox (d 128, F 1024, default loss):
@@ -208,8 +216,8 @@
    IdentityDict         none (f = x: the baseline)        none         identity  all
 
    ReLU: max(p, 0). Jump: p if p > max(threshold, 0), else 0. All families load, encode, evaluate
-   and save (IdentityDict has nothing to save). AutoEncoder is trained, too. Files of other classes
-   are recognised and refused by name.
+   and save (IdentityDict has nothing to save); all but IdentityDict are trained. Files of other
+   classes are recognised and refused by name.
 
    ---- OPTIONS ------------------------------------------------------------------------------------
 
@@ -380,7 +388,7 @@
      in_batch_size, out_batch_size     read_rows = in_batch_size * ctx_len, batch_rows
    buffer io="in" | "out"              which rows the source delivers
    buffer io="in_to_out"               a source with a target: d_out is not 0
-   trainSAE(buffer, ...)               dlrn_train, recipe "reference"; or dlrn_trainer_create, _step
+   trainSAE(buffer, ...)               dlrn_train; or dlrn_trainer_create, _step, _save, _resume
      lr, sparsity_penalty, steps,      fields of the same names in dlrn_train_config, same defaults
      warmup_steps, resample_steps,
      ghost_threshold, log_steps,
@@ -403,7 +411,9 @@
                  optimiser <- backward <-------------'     auxiliary: dead features
                  new weights  sums of gathered rows        trainer: the order, and the states
 
-   Words of the code, one meaning each. Everything about lists is drawn in room candidates.
+   Drawings: lists, groups and waves in room candidates; the states of a trainer in room training.
+   Words of the code, one meaning each:
+
    role        which parameter: DLRN_ENCODER, DLRN_DECODER, ...
    family      a name, a set of roles, a default formula
    formula     all that inference needs besides the parameters, as data
