@@ -178,8 +178,8 @@
    NULL means "reference".
 
    recipe        family               as in
-   reference     AutoEncoder          trainSAE of March 2024: L1 or entropy penalty, ghosts, resampling
-   dl-top_k      AutoEncoderTopK      dictionary_learning 0.1.0: k features per row, no penalty, AuxK
+   reference     AutoEncoder          trainSAE of March 2024: L1 or entropy, ghosts, resampling
+   dl-top_k      AutoEncoderTopK      dictionary_learning 0.1.0: k active per row, AuxK
    dl-jump_relu  JumpReluAutoEncoder  dictionary_learning 0.1.0: penalty (L0 / target_l0 - 1)^2
 
    What to set for the reference, the most important first:
@@ -361,9 +361,9 @@
    mse_loss of an    mean ||y - x_hat||^2                   (mean ||y - x_hat||)^2
    evaluation
 
-   In both modes the training loss is the mean L2 distance (not its square) plus the penalty,
-   because the published penalties were tuned for it. DLRN_LOSS_SQUARED is available; it needs other
-   penalties.
+   In both modes the loss of the recipe reference is the mean L2 distance (not its square) plus the
+   penalty, because the published penalties were tuned for it. DLRN_LOSS_SQUARED is available; it
+   needs other penalties.
 
    Five more differences hold in both modes. Ghost gradients cannot overflow. An atom of norm 0
    stays 0 (there it becomes NaN). warmup_steps 0 means no warm-up. The buffer is drained to the
