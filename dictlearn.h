@@ -1,4 +1,4 @@
-/* dictlearn.h - v0.1.0 - sparse autoencoders (dictionary learning) in one C file. MIT licence.
+/* dictlearn.h - v0.2.0 - sparse autoencoders (dictionary learning) in one C file. MIT licence.
 
    In ONE .c or .cpp file write
 
@@ -462,8 +462,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define DLRN_VERSION_STRING "0.1.0"
-#define DLRN_VERSION 100 /* major * 10000 + minor * 100 + patch */
+#define DLRN_VERSION_STRING "0.2.0"
+#define DLRN_VERSION 200 /* major * 10000 + minor * 100 + patch */
 
 /* DICTLEARN_STATIC may be defined for a whole project. In a file without the implementation nothing
    can be static: compilers would warn of each function that is declared and never defined. */
@@ -600,7 +600,7 @@ typedef struct dlrn_context_info {
     const char *const *available; /* the sets that this processor can run, scalar first; NULL
                                      after the last                                           */
     int threads;                  /* workers of dlrn_parallel_for                             */
-    const char *text; /* "dictlearn 0.1.0, kernels avx512 of scalar avx2 avx512, 2 threads
+    const char *text; /* "dictlearn 0.2.0, kernels avx512 of scalar avx2 avx512, 2 threads
                          (OpenMP)" */
 } dlrn_context_info;
 

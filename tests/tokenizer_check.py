@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import random
-import shlex
 import subprocess
 import sys
 import unicodedata
