@@ -4163,9 +4163,9 @@ DLRN_API dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, i
 /* What every reader and writer of files needs: a cursor that cannot leave its bytes, numbers in
    the byte order of a file, UTF-8, text that grows, and a table of names.
 
-   The rooms from here to >>writers hold to one rule: a file is an opponent. Whatever its bytes
-   are, reading it ends, in memory that is in proportion to its size, without a read outside of its
-   bytes, and with DLRN_OK or an error that names the file and the place in it. So each length is
+   All rooms down to >>writers hold to one rule: a file is an opponent. For any bytes, reading
+   ends, in memory in proportion to the file's size, without a read outside of its bytes, and with
+   DLRN_OK or an error that names the file and the place in it. So each length is
    taken through a cursor, each product of sizes is checked, each count is bounded by the bytes that
    would be needed for it, and each place where one byte may stand for many (deflate, strides of 0,
    values that are shared, hash tables) has a bound, with its reason beside it. The fuzzers in
@@ -4194,7 +4194,8 @@ DLRNI_INTERNAL int dlrni_little_endian(void) {
     return *(const unsigned char *)&one;
 }
 
-/* An unsigned number of n <= 8 bytes, low byte first. */
+/* An unsigned number of n <= 8 bytes, low byte first. Byte by byte, because a field may lie at any
+   address, and some processors trap on an unaligned load. */
 DLRNI_INTERNAL uint64_t dlrni_le(const unsigned char *p, int n) {
     uint64_t v = 0;
     while (n-- > 0) v = v << 8 | p[n];
@@ -4236,7 +4237,9 @@ DLRNI_INTERNAL char *dlrni_utf8_put(char *to, uint32_t c) {
 }
 
 /* Length in bytes of the character at p; 0 if it is malformed (overlong, a surrogate, beyond
-   U+10FFFF, or cut off). */
+   U+10FFFF, or cut off). Strict, because Python and JSON libraries are: a name that they refuse is
+   one that nobody could look up, and an overlong form would be a second spelling of the same
+   name. */
 DLRNI_INTERNAL int dlrni_utf8_length(const char *p, const char *end) {
     const unsigned char *u = (const unsigned char *)p;
     int64_t left = end - p;
@@ -4335,7 +4338,8 @@ DLRNI_INTERNAL int64_t dlrni_lookup_find(const dlrni_lookup *t, const char *text
     return slot && slot->text ? slot->value : -1;
 }
 
-/* Adds a name; a name that is there keeps its number. 0: no memory. */
+/* Adds a name; a name that is there keeps its number. 0: no memory. Twice the size at each step, so
+   that n names cost O(n). */
 DLRNI_INTERNAL int dlrni_lookup_add(dlrn_context *ctx, dlrni_lookup *t, const char *text,
                                     int64_t len, int64_t value) {
     if (2 * (t->count + 1) > t->size) {
@@ -4364,14 +4368,20 @@ DLRNI_INTERNAL int dlrni_lookup_add(dlrn_context *ctx, dlrni_lookup *t, const ch
    rest unchanged.
 
       reading   dlrn_file_read   ->  open_file, read_file ..., close_file(keep 0)
-                dlrni_file_map        ->  mmap, or dlrn_file_read
+                dlrni_map_open   ->  mmap, or dlrn_file_read
       writing   dlrni_sink       ->  open_file(writing), write_file ..., close_file(keep)
       waiting   dlrni_spool      ->  temporary_file, write_file ..., rewind_file, read_file ... */
 
 /* ---- The C library's files ----
 
    A file is written under a temporary name beside its target. Closing flushes it to the disk and
-   renames it, which replaces the target in one step: readers see the old file or the new one. */
+   renames it, which replaces the target in one step: readers see the old file or the new one.
+
+      sae.pt                 the old file, until the end
+      sae.pt.PID-ADDRESS.tmp the new one, while it is written: beside the old one, because a rename
+                             cannot cross from one file system to another
+
+   A process that is killed leaves the temporary file, and the old one whole. */
 
 #if DLRNI_POSIX && !defined(__cplusplus)
 /* Whether the system headers declare these depends on -std and on the feature macros
@@ -4403,13 +4413,14 @@ typedef struct dlrni_stdio {
     int rewinds;     /* 0: what is written leaves at once (a pipe)                        */
 } dlrni_stdio;
 
-/* Must be called before errno can change. */
+/* Reports errno. Call it right after the function that failed: fclose and free may change errno. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_error(dlrn_context *ctx, const char *path,
                                              const char *what) {
     return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot %s: %s", path, what, strerror(errno));
 }
 
-/* 0 nothing, 1 a file, 2 a folder. */
+/* 0 nothing, 1 a file, 2 a folder: a path given to a loader may be either. Where there is neither
+   stat nor _stat64, a folder counts as nothing, since fopen is all that C has. */
 DLRNI_INTERNAL int dlrni_stdio_exists(void *user, const char *path) {
     (void)user;
 #if DLRNI_POSIX
@@ -4433,7 +4444,8 @@ DLRNI_INTERNAL int dlrni_stdio_exists(void *user, const char *path) {
 #endif
 }
 
-/* Pipes and devices (/dev/stdout) are written to directly: a rename would replace them. */
+/* Pipes and devices (/dev/stdout) are written to directly: a rename would replace them. Run by
+   root, it would leave a regular file named /dev/null. */
 DLRNI_INTERNAL int dlrni_is_device(const char *path) {
 #if DLRNI_POSIX
     struct stat st;
@@ -4452,6 +4464,7 @@ DLRNI_INTERNAL int dlrni_follow(const char *path, char *out, size_t size) {
     memcpy(out, path, n + 1);
 #if DLRNI_POSIX
     for (int links = 0; links < 40; links++) {
+        /* readlink cuts a long target without an error; it fills `to` then, and is refused below */
         char to[4096];
         ssize_t got = readlink(out, to, sizeof to);
         if (got < 0) return 1; /* not a link */
@@ -4468,8 +4481,8 @@ DLRNI_INTERNAL int dlrni_follow(const char *path, char *out, size_t size) {
 #endif
 }
 
-/* Gives the new file the permissions of the file that it replaces. A failure leaves the default
-   ones. */
+/* Gives the new file the permissions of the file that it replaces, but no set-user-id bits, which
+   were granted to other content. A failure leaves the default permissions. */
 DLRNI_INTERNAL void dlrni_keep_mode(const dlrni_stdio *file) {
 #if DLRNI_POSIX
     struct stat st;
@@ -4480,7 +4493,9 @@ DLRNI_INTERNAL void dlrni_keep_mode(const dlrni_stdio *file) {
 #endif
 }
 
-/* A name beside target that no other process and no other writer of this process uses. */
+/* A name beside target that no other process and no other writer of this process uses: two writers
+   have different addresses. A file of that name can only be left from a process that was killed,
+   and is overwritten. */
 DLRNI_INTERNAL void dlrni_temporary_name(const dlrni_stdio *file, char *out, size_t size) {
     long id = 0;
 #if DLRNI_POSIX
@@ -4492,11 +4507,12 @@ DLRNI_INTERNAL void dlrni_temporary_name(const dlrni_stdio *file, char *out, siz
                 (unsigned long long)(uintptr_t)file);
 }
 
-/* Opens a file to write: standard output for "-", a pipe or device in place, any other file under
-   a temporary name. */
+/* Opens a file to write: standard output for "-", a pipe or device in place, any other file under a
+   temporary name. The three names lie in one block, so that closing frees one. The caller frees it
+   after an error. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_open_write(dlrn_context *ctx, dlrni_stdio *file,
                                                   const char *path) {
-    enum { SUFFIX = 64 }; /* room for the temporary name's ".PID-ADDRESS.tmp" */
+    enum { SUFFIX = 64 }; /* room for ".PID-ADDRESS.tmp": 42 bytes with a PID of 20 digits */
     char target[4096] = "";
     int is_output = !strcmp(path, "-"), in_place = is_output || dlrni_is_device(path);
     if (!in_place && !dlrni_follow(path, target, sizeof target))
@@ -4524,7 +4540,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_open_write(dlrn_context *ctx, dlrni_stdio
     return DLRN_OK;
 }
 
-/* Sets the name used in errors: prefix and path joined. */
+/* Sets the name used in errors, prefix and path joined: "-" or a nameless file would tell the user
+   nothing. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_set_name(dlrn_context *ctx, dlrni_stdio *file,
                                                 const char *prefix, const char *path) {
     size_t n = strlen(prefix) + strlen(path) + 1;
@@ -4533,7 +4550,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_set_name(dlrn_context *ctx, dlrni_stdio *
     return file->path ? DLRN_OK : DLRN_ERR_MEMORY;
 }
 
-/* Opens a file to read; "-" is standard input. */
+/* Opens a file to read; "-" is standard input. Pipes are opened in the same way: nothing here
+   seeks. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_open_read(dlrn_context *ctx, dlrni_stdio *file,
                                                  const char *path) {
     int is_standard = !strcmp(path, "-");
@@ -4551,7 +4569,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_open_temporary(dlrn_context *ctx, dlrni_s
     return file->f ? DLRN_OK : dlrni_stdio_error(ctx, file->path, "open it");
 }
 
-/* Allocates a file and opens it in one of the three ways above. */
+/* Allocates a file and opens it in one of the three ways above. One place to free both blocks if
+   that fails. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_new(dlrn_context *ctx, const char *path, void **out,
                                            dlrn_status (*opener)(dlrn_context *, dlrni_stdio *,
                                                                  const char *)) {
@@ -4578,14 +4597,15 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_open(void *user, dlrn_context *ctx, const
                            writing ? dlrni_stdio_open_write : dlrni_stdio_open_read);
 }
 
-/* dlrn_io.temporary_file. */
+/* dlrn_io.temporary_file: for a spool. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_temporary(void *user, dlrn_context *ctx, const char *path,
                                                  void **out) {
     (void)user;
     return dlrni_stdio_new(ctx, path, out, dlrni_stdio_open_temporary);
 }
 
-/* dlrn_io.read_file. A short read is an error only if ferror says so; else more may follow. */
+/* dlrn_io.read_file. A short read is an error only if ferror says so. Otherwise the file has ended,
+   or more will come through the pipe; the next read tells. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_read(void *user, dlrn_context *ctx, void *file, void *bytes,
                                             size_t size, size_t *got) {
     const dlrni_stdio *from = (const dlrni_stdio *)file;
@@ -4594,7 +4614,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_read(void *user, dlrn_context *ctx, void 
     return *got || !ferror(from->f) ? DLRN_OK : dlrni_stdio_error(ctx, from->path, "read it");
 }
 
-/* dlrn_io.write_file. */
+/* dlrn_io.write_file. Success may only mean that the bytes are buffered: a full disk can show at
+   the flush, so closing checks, too. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_write(void *user, dlrn_context *ctx, void *file,
                                              const void *bytes, size_t size) {
     const dlrni_stdio *to = (const dlrni_stdio *)file;
@@ -4632,7 +4653,8 @@ DLRNI_INTERNAL void dlrni_sync_folder(const char *path) {
 #endif
 }
 
-/* Flushes a file's bytes to the disk; not 0 is an error. */
+/* Flushes a file's bytes to the disk; not 0 is an error. Without fsync a power cut after the rename
+   could leave the new name with no content. Pipes have no disk, and fsync refuses them. */
 DLRNI_INTERNAL int dlrni_stdio_flush(const dlrni_stdio *file) {
     if (fflush(file->f)) return 1;
 #if DLRNI_POSIX
@@ -4643,7 +4665,9 @@ DLRNI_INTERNAL int dlrni_stdio_flush(const dlrni_stdio *file) {
 }
 
 /* Closes a file. keep: the temporary file takes the target's place. Otherwise, or after an error,
-   it is removed and the target stays. */
+   it is removed and the target stays. The order matters: flush, so that the content is on the disk
+   before its name; close, because Windows cannot rename an open file; rename; flush the folder.
+   Standard output stays open for the host. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_close(void *user, dlrn_context *ctx, void *file, int keep) {
     dlrni_stdio *o = (dlrni_stdio *)file;
     (void)user;
@@ -4670,7 +4694,8 @@ static const dlrn_io dlrni_default_io = {
     dlrni_stdio_exists, dlrni_stdio_rewind, dlrni_stdio_temporary, NULL};
 #else
 
-/* DICTLEARN_NO_STDIO and no dlrn_io: every file is refused. */
+/* DICTLEARN_NO_STDIO and a context without callbacks: every file is refused, with a text that says
+   what is missing. The other callbacks are never reached, since no file is ever open. */
 DLRNI_INTERNAL dlrn_status dlrni_absent_open(void *user, dlrn_context *ctx, const char *path,
                                              int writing, void **out) {
     (void)user, (void)writing, (void)out;
@@ -4678,6 +4703,7 @@ DLRNI_INTERNAL dlrn_status dlrni_absent_open(void *user, dlrn_context *ctx, cons
                      "%s: there are no files: DICTLEARN_NO_STDIO, and a context without io", path);
 }
 
+/* Nothing exists, so that a loader reports the path that it was given. */
 DLRNI_INTERNAL int dlrni_absent_exists(void *user, const char *path) {
     (void)user, (void)path;
     return 0;
@@ -4687,7 +4713,8 @@ static const dlrn_io dlrni_default_io = {dlrni_absent_open,   NULL, NULL, NULL,
                                          dlrni_absent_exists, NULL, NULL, NULL};
 #endif
 
-/* The callbacks of a context: the host's, or the C library's. ctx may be NULL. */
+/* The callbacks of a context: the host's, or the C library's. open_file decides for all: callbacks
+   of two systems could not share a file. ctx may be NULL. */
 DLRNI_INTERNAL const dlrn_io *dlrni_io_of(const dlrn_context *ctx) {
     return ctx && ctx->cfg.io.open_file ? &ctx->cfg.io : &dlrni_default_io;
 }
@@ -4700,10 +4727,12 @@ DLRN_API int dlrn_file_exists(dlrn_context *ctx, const char *path) {
     return io->file_exists(io->user, path);
 }
 
-/* Reads to the end in growing blocks: the size of a pipe is not known. */
+/* Reads to the end in growing blocks, and does not ask for the size first: a pipe has none, and
+   files of /proc say 0. A read of 0 bytes is the end. Freeing the bytes is up to the caller only
+   after DLRN_OK. */
 DLRN_API dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **bytes,
                                     size_t *size) {
-    enum { BLOCK = 65536 }; /* room for each read, of which one byte is kept for the final 0 */
+    enum { BLOCK = 65536 }; /* for each read: what a pipe of Linux holds; 1 byte is for the 0 */
     const dlrn_io *io = dlrni_io_of(ctx);
     void *file;
     char *p = NULL;
@@ -4738,13 +4767,15 @@ DLRNI_INTERNAL void dlrni_huge_pages(void *p, int64_t size) {
     const uintptr_t page = (uintptr_t)2 << 20, from = ((uintptr_t)p + page - 1) & ~(page - 1);
     const uintptr_t to = ((uintptr_t)p + (uintptr_t)size) & ~(page - 1);
     enum { hugepage = 14 }; /* MADV_HUGEPAGE */
+    /* a host may have switched huge pages off: then nothing changes */
     if (from < to) (void)madvise((char *)p + (from - (uintptr_t)p), (size_t)(to - from), hugepage);
 #else
     (void)p, (void)size;
 #endif
 }
 
-/* The bytes of a file, read-only. */
+/* The bytes of a file, read-only. Whoever closes must know where they came from: a map is unmapped,
+   a block is freed. */
 typedef struct dlrni_file_map {
     const unsigned char *p;
     size_t size;
@@ -4760,8 +4791,10 @@ DLRNI_INTERNAL void dlrni_map_close(dlrn_context *ctx, dlrni_file_map *m) {
     memset(m, 0, sizeof *m);
 }
 
-/* Maps a file, or reads it where mapping is not possible: files of a host's dlrn_io, pipes,
-   systems without mmap, and file systems that refuse to map. */
+/* Maps a file, or reads it where mapping is not possible: files of a host's dlrn_io, pipes, systems
+   without mmap, and file systems that refuse to map. Mapping costs no memory of ours and reads only
+   the pages that are used. The file must not shrink meanwhile: access beyond its new end ends the
+   process. */
 DLRNI_INTERNAL dlrn_status dlrni_map_open(dlrn_context *ctx, const char *path, dlrni_file_map *m) {
     memset(m, 0, sizeof *m);
 #if DLRNI_POSIX
@@ -4770,9 +4803,11 @@ DLRNI_INTERNAL dlrn_status dlrni_map_open(dlrn_context *ctx, const char *path, d
     int is_file = strcmp(path, "-") && stat(path, &st) == 0 && S_ISREG(st.st_mode);
     int fd = !ctx->cfg.io.open_file && is_file ? open(path, O_RDONLY) : -1;
     void *p = MAP_FAILED;
+    /* once more, from the open file: the path may name another file by now. mmap refuses 0 bytes;
+       32-bit systems cannot map a file that is larger than their memory */
     if (fd >= 0 && fstat(fd, &st) == 0 && st.st_size > 0 && (uint64_t)st.st_size <= SIZE_MAX)
         p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (fd >= 0) close(fd);
+    if (fd >= 0) close(fd); /* the map holds the file */
     if (p != MAP_FAILED) {
         m->p = (const unsigned char *)p;
         m->size = (size_t)st.st_size;
@@ -4788,7 +4823,8 @@ DLRNI_INTERNAL dlrn_status dlrni_map_open(dlrn_context *ctx, const char *path, d
 
 /* ---- Writing ---- */
 
-/* A file being written. After the first error nothing more is written; closing reports it. */
+/* A file being written. After the first error nothing more is written; closing reports it. So a
+   writer of a format is a plain list of writes, and checks once. */
 typedef struct dlrni_sink {
     dlrn_context *ctx;
     void *file;
@@ -4814,7 +4850,7 @@ DLRNI_INTERNAL void dlrni_sink_write(dlrni_sink *o, const void *bytes, uint64_t 
     o->status = io->write_file(io->user, o->ctx, o->file, bytes, (size_t)n);
 }
 
-/* Padding. */
+/* Padding, up to 64 bytes at a time: the alignment of a zip member is 64. */
 DLRNI_INTERNAL void dlrni_sink_zeros(dlrni_sink *o, uint64_t n) {
     static const unsigned char zeros[64] = {0};
     for (uint64_t step; n; n -= step) {
@@ -4823,7 +4859,8 @@ DLRNI_INTERNAL void dlrni_sink_zeros(dlrni_sink *o, uint64_t n) {
     }
 }
 
-/* Goes back to the start, so that the next bytes overwrite the first; 0 if the file cannot. */
+/* Goes back to the start, so that the next bytes overwrite the first; 0 if the file cannot, as a
+   pipe. For a .npy, whose header holds a number of rows that is known at the end. */
 DLRNI_INTERNAL int dlrni_sink_rewind(dlrni_sink *o) {
     const dlrn_io *io = dlrni_io_of(o->ctx);
     return io->rewind_file && io->rewind_file(io->user, o->file);
@@ -4854,7 +4891,8 @@ DLRN_API dlrn_status dlrn_file_write(dlrn_context *ctx, const char *path, const 
 /* ---- A spool ---- */
 
 /* Bytes that must wait until a number before them in the file is known. They are kept in a
-   temporary file, or in memory if the dlrn_io has none. */
+   temporary file, because codes of a large run are larger than memory, or in memory if the dlrn_io
+   has no temporary files. */
 typedef struct dlrni_spool {
     void *file; /* NULL: in memory */
     dlrni_bytes memory;
@@ -4875,7 +4913,7 @@ DLRNI_INTERNAL dlrn_status dlrni_spool_open(dlrn_context *ctx, const char *path,
                : DLRN_OK;
 }
 
-/* Appends bytes. */
+/* Appends bytes. A spool in memory doubles as the buffer that a host without files needs. */
 DLRNI_INTERNAL dlrn_status dlrni_spool_add(dlrni_spool *spool, const void *bytes, size_t size) {
     dlrn_context *ctx = spool->memory.ctx;
     const dlrn_io *io = dlrni_io_of(ctx);
@@ -4885,7 +4923,8 @@ DLRNI_INTERNAL dlrn_status dlrni_spool_add(dlrni_spool *spool, const void *bytes
     return spool->memory.failed ? DLRN_ERR_MEMORY : DLRN_OK;
 }
 
-/* Goes back to the start, to read. */
+/* Goes back to the start, to read. Everything is added before anything is read, so one position is
+   enough. */
 DLRNI_INTERNAL dlrn_status dlrni_spool_rewind(dlrni_spool *spool, const char *path) {
     dlrn_context *ctx = spool->memory.ctx;
     const dlrn_io *io = dlrni_io_of(ctx);
@@ -4895,7 +4934,9 @@ DLRNI_INTERNAL dlrn_status dlrni_spool_rewind(dlrni_spool *spool, const char *pa
                      path);
 }
 
-/* Reads `size` bytes, or what is left at the end. */
+/* Reads `size` bytes, or what is left at the end. It asks until `size` are there: a host's
+   read_file may return less at each call, and callers split the bytes into elements, so that half
+   an element would be lost. */
 DLRNI_INTERNAL dlrn_status dlrni_spool_fill(dlrni_spool *spool, unsigned char *bytes, size_t size,
                                             size_t *got) {
     dlrn_context *ctx = spool->memory.ctx;
@@ -4912,7 +4953,8 @@ DLRNI_INTERNAL dlrn_status dlrni_spool_fill(dlrni_spool *spool, unsigned char *b
     return DLRN_OK;
 }
 
-/* Safe on a spool that was never opened, all zero. */
+/* Safe on a spool that was never opened, all zero. The temporary file is not kept, so an error of
+   closing it changes nothing. */
 DLRNI_INTERNAL void dlrni_spool_free(dlrni_spool *spool) {
     dlrn_context *ctx = spool->memory.ctx;
     if (!spool->is_open) return;
