@@ -4405,9 +4405,10 @@ DLRNI_COLD_BEGIN
 
 #ifndef DICTLEARN_NO_STDIO
 
+/* One open file. Its three names share one block, which begins at `path`. */
 typedef struct dlrni_stdio {
     FILE *f;
-    char *path;      /* the name used in errors; the two below lie in its block          */
+    char *path;      /* the name used in errors                                           */
     char *target;    /* the file to replace, with symbolic links resolved                 */
     char *temporary; /* the name it has while it is written; NULL: it is written in place */
     int rewinds;     /* 0: what is written leaves at once (a pipe)                        */
@@ -4420,7 +4421,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_error(dlrn_context *ctx, const char *path
 }
 
 /* 0 nothing, 1 a file, 2 a folder: a path given to a loader may be either. Where there is neither
-   stat nor _stat64, a folder counts as nothing, since fopen is all that C has. */
+   stat nor _stat64, fopen is all that C has: a path that opens counts as a file. */
 DLRNI_INTERNAL int dlrni_stdio_exists(void *user, const char *path) {
     (void)user;
 #if DLRNI_POSIX
@@ -4632,8 +4633,9 @@ DLRNI_INTERNAL int dlrni_stdio_rewind(void *user, void *file) {
     return it->rewinds && fseek(it->f, 0, SEEK_SET) == 0;
 }
 
-/* A rename survives a power cut only once the folder is flushed, too. Errors are ignored: some
-   file systems cannot flush a folder. */
+/* A rename survives a power cut only once the folder is flushed, too. Errors are ignored: some file
+   systems cannot flush a folder. A folder beyond 4096 bytes is left alone: the system would not
+   open it, either. */
 DLRNI_INTERNAL void dlrni_sync_folder(const char *path) {
 #if DLRNI_POSIX
     const char *slash = strrchr(path, '/');
@@ -4721,7 +4723,8 @@ DLRNI_INTERNAL const dlrn_io *dlrni_io_of(const dlrn_context *ctx) {
 
 /* ---- Reading ---- */
 
-/* Advice only: the file can be gone before it is opened, and opening reports that. */
+/* Advice only: the file can be gone before it is opened, and opening reports that. No error is set,
+   because callers try several names. */
 DLRN_API int dlrn_file_exists(dlrn_context *ctx, const char *path) {
     const dlrn_io *io = dlrni_io_of(ctx);
     return io->file_exists(io->user, path);
@@ -4782,7 +4785,8 @@ typedef struct dlrni_file_map {
     void *owned; /* the block that the file was read into; NULL: it is mapped */
 } dlrni_file_map;
 
-/* Unmaps, or frees the block. Safe on a map that was never opened, all zero. */
+/* Unmaps, or frees the block. Safe on a map that was never opened, all zero. Mapped bytes are const
+   for everyone else; munmap takes them without const. */
 DLRNI_INTERNAL void dlrni_map_close(dlrn_context *ctx, dlrni_file_map *m) {
 #if DLRNI_POSIX
     if (m->p && !m->owned && m->size) munmap((void *)(uintptr_t)m->p, m->size);
@@ -4804,7 +4808,7 @@ DLRNI_INTERNAL dlrn_status dlrni_map_open(dlrn_context *ctx, const char *path, d
     int fd = !ctx->cfg.io.open_file && is_file ? open(path, O_RDONLY) : -1;
     void *p = MAP_FAILED;
     /* once more, from the open file: the path may name another file by now. mmap refuses 0 bytes;
-       32-bit systems cannot map a file that is larger than their memory */
+       a 32-bit system cannot map a file larger than its address space */
     if (fd >= 0 && fstat(fd, &st) == 0 && st.st_size > 0 && (uint64_t)st.st_size <= SIZE_MAX)
         p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
     if (fd >= 0) close(fd); /* the map holds the file */
@@ -4879,7 +4883,7 @@ DLRNI_INTERNAL dlrn_status dlrni_sink_close(dlrni_sink *o) {
     return o->status;
 }
 
-/* Open, write, close: the first error is reported by the last step. */
+/* Open, write, close. The first error is reported by the last step, which also drops the file. */
 DLRN_API dlrn_status dlrn_file_write(dlrn_context *ctx, const char *path, const void *bytes,
                                      size_t size) {
     dlrni_sink o;
@@ -4913,7 +4917,7 @@ DLRNI_INTERNAL dlrn_status dlrni_spool_open(dlrn_context *ctx, const char *path,
                : DLRN_OK;
 }
 
-/* Appends bytes. A spool in memory doubles as the buffer that a host without files needs. */
+/* Appends bytes; none at all is not an error, and `bytes` may be NULL then. */
 DLRNI_INTERNAL dlrn_status dlrni_spool_add(dlrni_spool *spool, const void *bytes, size_t size) {
     dlrn_context *ctx = spool->memory.ctx;
     const dlrn_io *io = dlrni_io_of(ctx);
@@ -4966,12 +4970,18 @@ DLRNI_INTERNAL void dlrni_spool_free(dlrni_spool *spool) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>json
-/* A strict reader (RFC 8259), and the one writer that everything here uses. */
+/* A strict reader (RFC 8259), and the one writer that everything here uses. JSON is the header of a
+   .safetensors, the index of a sharded model, and the configuration beside a dictionary.
+
+   Strict, because two readers that mend a broken text mend it in two ways: a file that was checked
+   with one library must not mean something else here. So there are no comments, no trailing
+   commas, no NaN, no equal keys, and every string is UTF-8. */
 
 /* ---- Numbers as text, in any locale ---- */
 
 /* strtod with a decimal point, although the host's locale may want another character. The text is
-   changed for the call and restored. */
+   changed for the call and restored. The caller has checked the grammar, so the first point is the
+   decimal point. sample is what printf makes of 0.5, "0,5" in a German locale: its second byte. */
 DLRNI_INTERNAL double dlrni_number(char *text) {
     char sample[16], *point = strchr(text, '.');
     dlrni_print(sample, sizeof sample, "%.1f", 0.5);
@@ -4981,8 +4991,10 @@ DLRNI_INTERNAL double dlrni_number(char *text) {
     return value;
 }
 
-/* The shorter of 15 or 17 digits that strtod reads back as the same number, with a decimal point
-   in any locale. 17 digits always suffice; 15 keep 0.1 as 0.1. */
+/* The shorter of 15 or 17 digits that strtod reads back as the same number, with a decimal point in
+   any locale. 17 digits always suffice; 15 keep 0.1 as 0.1. It is compared before the comma is
+   replaced, in the locale that strtod expects. Infinity and NaN never come here from JSON; from a
+   pickle they are written as printf does. */
 DLRNI_INTERNAL void dlrni_real_text(double value, char *text, size_t size) {
     dlrni_print(text, size, "%.15g", value);
     double back = strtod(text, NULL);
@@ -4995,7 +5007,15 @@ DLRNI_INTERNAL void dlrni_real_text(double value, char *text, size_t size) {
 
    A tree of values in one block. There is at most one value more than there are commas and opening
    brackets, and no string grows when it is unescaped, so the block's size is known before the text
-   is parsed, and is in proportion to it: first the values, then the bytes of all texts. */
+   is parsed, and is in proportion to it: first the values, then the bytes of all texts.
+
+      {"a": [1, "b"]}     4 values at most: 1 + 1 comma + 2 brackets
+
+      | object | array a | number 1 | string "b" | a 0 1 0 b 0 ... |
+        root     nodes -> one after another        text ->
+
+   A text of N commas needs about 75 bytes for each, which is the price of a tree without a second
+   allocation, and of freeing it with one call. */
 
 typedef struct dlrni_json_reader {
     dlrn_context *ctx;
@@ -5005,9 +5025,12 @@ typedef struct dlrni_json_reader {
     int depth;
 } dlrni_json_reader;
 
-enum { DLRNI_JSON_DEPTH = 64 }; /* values nest on the C stack: about 10 KB at this depth */
+/* Values nest on the C stack, and "[[[[..." costs an attacker a byte a level. 64 levels take about
+   10 KB of stack; files of models have 5 or so. */
+enum { DLRNI_JSON_DEPTH = 64 };
 
-/* The line is counted only here: successful parsing does not pay for it. */
+/* The line is counted only here: parsing a good text does not pay for it. The byte is given, too,
+   because most JSON that machines write is one line. */
 DLRNI_INTERNAL dlrn_status dlrni_json_error(dlrni_json_reader *r, const char *what) {
     int64_t line = 1;
     for (const char *q = r->start; q < r->p; q++) line += *q == '\n';
@@ -5021,7 +5044,8 @@ DLRNI_INTERNAL void dlrni_json_space(dlrni_json_reader *r) {
         r->p++;
 }
 
-/* Four hexadecimal digits. */
+/* Four hexadecimal digits, of which the caller has checked that they are there. By hand: strtoul
+   would accept a sign, blanks and "0x". */
 DLRNI_INTERNAL int dlrni_hex4(const char *p, uint32_t *out) {
     uint32_t v = 0;
     for (int i = 0; i < 4; i++) {
@@ -5037,11 +5061,12 @@ DLRNI_INTERNAL int dlrni_hex4(const char *p, uint32_t *out) {
     return 1;
 }
 
-/* One escape; the backslash has been read. */
+/* One escape; the backslash has been read. \u gives a UTF-16 unit: beyond U+FFFF two of them make
+   one character. A unit without its partner has no UTF-8, and is refused. */
 DLRNI_INTERNAL dlrn_status dlrni_json_escape(dlrni_json_reader *r) {
     static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
     if (r->p >= r->end) return dlrni_json_error(r, "the text ends inside a string");
-    const char *at = *r->p ? strchr(from, *r->p) : NULL;
+    const char *at = *r->p ? strchr(from, *r->p) : NULL; /* strchr would find the final 0 */
     if (at) {
         *r->text++ = to[at - from];
         r->p++;
@@ -5062,9 +5087,10 @@ DLRNI_INTERNAL dlrn_status dlrni_json_escape(dlrni_json_reader *r) {
     return DLRN_OK;
 }
 
-/* Reads a string to r->text and closes it with a 0. There is room: an escape is at least as long
-   as the bytes it stands for (\u and four digits give three bytes, a pair of them four), and the
-   quotes leave room for the 0. */
+/* Reads a string to r->text and closes it with a 0. There is room: an escape is at least as long as
+   the bytes it stands for (\u and four digits give three bytes, a pair of them four), and the
+   quotes leave room for the 0. A 0 byte can only come from \u0000, so the length counts, and not
+   the 0. Blanks of other kinds than a space must be escaped: RFC 8259, section 7. */
 DLRNI_INTERNAL dlrn_status dlrni_json_string(dlrni_json_reader *r, const char **text,
                                              int64_t *len) {
     char *first = r->text;
@@ -5079,6 +5105,7 @@ DLRNI_INTERNAL dlrn_status dlrni_json_string(dlrni_json_reader *r, const char **
         if (!n) return dlrni_json_error(r, "a string is not UTF-8");
         if ((unsigned char)*r->p < 0x20)
             return dlrni_json_error(r, "a control character in a string");
+        /* the character was checked as a whole, so that no cut can come between its bytes */
         while (n-- > 0) *r->text++ = *r->p++;
     }
     if (r->p >= r->end) return dlrni_json_error(r, "the text ends inside a string");
@@ -5089,7 +5116,8 @@ DLRNI_INTERNAL dlrn_status dlrni_json_string(dlrni_json_reader *r, const char **
     return DLRN_OK;
 }
 
-/* Steps over digits and returns how many there were. */
+/* Steps over digits and returns how many there were. JSON wants at least one in each of the three
+   places where digits stand. */
 DLRNI_INTERNAL int64_t dlrni_json_digits(dlrni_json_reader *r) {
     const char *from = r->p;
     while (r->p < r->end && *r->p >= '0' && *r->p <= '9') r->p++;
@@ -5097,10 +5125,12 @@ DLRNI_INTERNAL int64_t dlrni_json_digits(dlrni_json_reader *r) {
 }
 
 /* Checks the grammar first: strtod alone would accept hexadecimal, "inf", "+1" and "1.". The text
-   is kept, since a double rounds integers beyond 2^53 (see dlrni_json_unsigned). */
+   is kept, since a double rounds integers beyond 2^53 (see dlrni_json_unsigned). It needs as many
+   bytes as in the file, and the 0 after it has the place that was counted for each value. */
 DLRNI_INTERNAL dlrn_status dlrni_json_number_value(dlrni_json_reader *r, dlrn_json *v) {
     const char *from = r->p;
     if (*r->p == '-') r->p++;
+    /* "007" is refused: some readers take it for octal */
     int zero = r->p < r->end && *r->p == '0';
     int64_t digits = dlrni_json_digits(r);
     int bad = !digits || (zero && digits > 1);
@@ -5124,7 +5154,8 @@ DLRNI_INTERNAL dlrn_status dlrni_json_number_value(dlrni_json_reader *r, dlrn_js
     return DLRN_OK;
 }
 
-/* Steps over a word, if it comes next. */
+/* Steps over a word, if it comes next. What follows it is checked by the caller, who wants a comma
+   or a bracket: "nullx" is refused there. */
 DLRNI_INTERNAL int dlrni_json_word(dlrni_json_reader *r, const char *word) {
     size_t n = strlen(word);
     if ((size_t)(r->end - r->p) < n || memcmp(r->p, word, n)) return 0;
@@ -5132,7 +5163,9 @@ DLRNI_INTERNAL int dlrni_json_word(dlrni_json_reader *r, const char *word) {
     return 1;
 }
 
-/* Refuses an object with two members of the same key: readers disagree about which one counts. */
+/* Refuses an object with two members of the same key: readers disagree about which one counts. A
+   table, not pairs: a header of 100 MB can hold millions of keys. It lasts only for the check,
+   because one tree needs few look-ups. */
 DLRNI_INTERNAL dlrn_status dlrni_json_unique(dlrni_json_reader *r, const dlrn_json *object) {
     dlrni_lookup keys = {NULL, 0, 0};
     dlrn_status s = DLRN_OK;
@@ -5148,9 +5181,13 @@ DLRNI_INTERNAL dlrn_status dlrni_json_unique(dlrni_json_reader *r, const dlrn_js
     return s;
 }
 
+/* Values contain values, so each of these two functions calls the other. */
 DLRNI_INTERNAL dlrn_status dlrni_json_value(dlrni_json_reader *r, dlrn_json *v);
 
-/* Reads the members of an object or the elements of an array; the opening bracket has been read. */
+/* Reads the members of an object or the elements of an array; the opening bracket has been read.
+   Every child takes one node, and each was counted by its comma or its bracket. `link` is the place
+   where the next child is to be entered: children form a list in the order of the text. An error
+   leaves depth as it is, since nothing is read after it. */
 DLRNI_INTERNAL dlrn_status dlrni_json_children(dlrni_json_reader *r, dlrn_json *v, char close) {
     const dlrn_json **link = &v->first;
     if (++r->depth > DLRNI_JSON_DEPTH) return dlrni_json_error(r, "nested deeper than 64");
@@ -5183,6 +5220,8 @@ DLRNI_INTERNAL dlrn_status dlrni_json_children(dlrni_json_reader *r, dlrn_json *
     return close == '}' ? dlrni_json_unique(r, v) : DLRN_OK;
 }
 
+/* Reads one value of any kind; its first byte tells which. The nodes are zero but for what is set
+   here, so "false" needs no more than its type. */
 DLRNI_INTERNAL dlrn_status dlrni_json_value(dlrni_json_reader *r, dlrn_json *v) {
     dlrni_json_space(r);
     if (r->p >= r->end) return dlrni_json_error(r, "the text ends where a value is expected");
@@ -5207,12 +5246,15 @@ DLRNI_INTERNAL dlrn_status dlrni_json_value(dlrni_json_reader *r, dlrn_json *v) 
     return dlrni_json_word(r, "null") ? DLRN_OK : dlrni_json_error(r, "expected a value");
 }
 
+/* Counts the nodes, allocates the block, parses. Commas and brackets inside strings are counted,
+   too: a little too much memory is better than a second parser. A byte order mark is refused by the
+   grammar. */
 DLRN_API dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t size,
                                      const char *name, dlrn_json **out) {
     int64_t nodes = 1, bytes, total;
     *out = NULL;
     for (size_t i = 0; i < size; i++) nodes += text[i] == ',' || text[i] == '[' || text[i] == '{';
-    /* + 2: a key and a text of each value are closed with a 0 */
+    /* + 2: a key and a text of each value are closed with a 0, for which a number has no quotes */
     if (!dlrni_mul(nodes, (int64_t)sizeof(dlrn_json) + 2, &bytes) ||
         !dlrni_add(bytes, (int64_t)size, &total))
         return dlrn_fail(ctx, DLRN_ERR_MEMORY, "%s: JSON too large", name);
@@ -5240,7 +5282,9 @@ DLRN_API void dlrn_json_free(dlrn_context *ctx, dlrn_json *root) {
 
 /* ---- Getting values ---- */
 
-/* Linear in the members of each object on the path. A key that holds '.' cannot be reached. */
+/* Linear in the members of each object on the path, which is enough: configurations have a hundred
+   members, and large objects are walked, not searched. A key that holds '.' cannot be reached,
+   except by walking. */
 DLRN_API const dlrn_json *dlrn_json_get(const dlrn_json *object, const char *path) {
     while (object && *path) {
         size_t n = strcspn(path, ".");
@@ -5252,18 +5296,22 @@ DLRN_API const dlrn_json *dlrn_json_get(const dlrn_json *object, const char *pat
     return object;
 }
 
+/* A text may hold 0 bytes, written as \u0000: then this one ends early. Whoever must know compares
+   strlen with text_len. */
 DLRN_API const char *dlrn_json_text(const dlrn_json *object, const char *path,
                                     const char *otherwise) {
     const dlrn_json *v = dlrn_json_get(object, path);
     return v && v->type == DLRN_JSON_STRING ? v->text : otherwise;
 }
 
+/* Bools count, since configurations of Python write flags as true, as 1, or as 1.0. */
 DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, double otherwise) {
     const dlrn_json *v = dlrn_json_get(object, path);
     return v && (v->type == DLRN_JSON_NUMBER || v->type == DLRN_JSON_BOOL) ? v->number : otherwise;
 }
 
-/* A whole number in [0, 2^53], which a double holds exactly, written without point or exponent. */
+/* A whole number in [0, 2^53], which a double holds exactly, written without point or exponent.
+   "1e3" and "2.0" are refused: the reference reader of safetensors takes integers only. */
 DLRNI_INTERNAL int dlrni_json_size(const dlrn_json *v, int64_t *out) {
     if (!v || v->type != DLRN_JSON_NUMBER || !(v->number >= 0 && v->number <= 9007199254740992.0))
         return 0;
@@ -5271,7 +5319,9 @@ DLRNI_INTERNAL int dlrni_json_size(const dlrn_json *v, int64_t *out) {
     return (double)*out == v->number && !strpbrk(v->text, ".eE-");
 }
 
-/* A whole number of an object, exact beyond 2^53; 0: missing, or not a whole number. */
+/* A whole number of an object, exact beyond 2^53; 0: missing, or not a whole number. Read from the
+   text, since counters and seeds have 64 bits. The test before each step keeps the sum from
+   wrapping around, so that no other number passes for the right one. */
 DLRNI_INTERNAL int dlrni_json_unsigned(const dlrn_json *object, const char *name, uint64_t *out) {
     const dlrn_json *value = dlrn_json_get(object, name);
     uint64_t sum = 0;
@@ -5297,7 +5347,8 @@ DLRNI_INTERNAL int dlrni_json_signed(const dlrn_json *object, const char *name, 
     return 1;
 }
 
-/* A number of an object; 0: missing, or not a number. */
+/* A number of an object; 0: missing, or not a number. No bools, unlike dlrn_json_number: this reads
+   what we wrote, so another type is an error. */
 DLRNI_INTERNAL int dlrni_json_real(const dlrn_json *object, const char *name, double *out) {
     const dlrn_json *value = dlrn_json_get(object, name);
     if (!value || value->type != DLRN_JSON_NUMBER) return 0;
@@ -5310,7 +5361,10 @@ DLRNI_INTERNAL int dlrni_json_real(const dlrn_json *object, const char *name, do
    dlrni_json_open '{' or '[', values, dlrni_json_close. Each value takes the key that it has in an
    object; in an array, and outside of both, key is NULL. Commas are set here. The text grows in a
    context's memory, or is cut to a text of the caller's (see dlrni_bytes): check out.failed, or
-   compare out.len with the size. */
+   compare out.len with the size.
+
+      open(NULL, "{")  put_signed("k", 32)  open("shape", "[")  put_signed(NULL, 2)  close("]")
+      {                "k":32                ,"shape":[           2                    ] */
 
 typedef struct dlrni_json_writer {
     dlrni_bytes out;
@@ -5318,19 +5372,21 @@ typedef struct dlrni_json_writer {
     int separate;              /* a comma comes before the next value        */
 } dlrni_json_writer;
 
-/* Writes to memory of ctx, without blanks. */
+/* Writes to memory of ctx, without blanks: for files, which machines read. */
 DLRNI_INTERNAL dlrni_json_writer dlrni_json_to_memory(dlrn_context *ctx) {
     dlrni_json_writer w = {{ctx, NULL, 0, 0, 0}, ",", ":", 0};
     return w;
 }
 
-/* Writes to a text of the caller's, with a blank after each comma and colon. */
+/* Writes to a text of the caller's, with a blank after each comma and colon: for a line on the
+   screen. Like snprintf, it never writes beyond `size`. */
 DLRNI_INTERNAL dlrni_json_writer dlrni_json_to_text(char *text, size_t size) {
     dlrni_json_writer w = {{NULL, text, 0, (int64_t)size, 0}, ", ", ": ", 0};
     return w;
 }
 
-/* Text, which must be UTF-8, as a JSON string. */
+/* Text, which must be UTF-8, as a JSON string. Only what must be escaped is: quotes, backslashes,
+   and control characters, which could otherwise reach a terminal. */
 DLRNI_INTERNAL void dlrni_json_quote(dlrni_json_writer *w, const char *s) {
     char escape[8];
     dlrni_bytes_add(&w->out, "\"", 1);
@@ -5355,23 +5411,25 @@ DLRNI_INTERNAL void dlrni_json_put(dlrni_json_writer *w, const char *key, const 
     w->separate = 1;
 }
 
-/* Begins an object "{" or array "[" ... */
+/* Begins an object "{" or array "[" ... No comma comes before its first value. */
 DLRNI_INTERNAL void dlrni_json_open(dlrni_json_writer *w, const char *key, const char *bracket) {
     dlrni_json_put(w, key, bracket);
     w->separate = 0;
 }
 
-/* ... and ends it. */
+/* ... and ends it. There is no stack: the caller gives the bracket that it opened. */
 DLRNI_INTERNAL void dlrni_json_close(dlrni_json_writer *w, const char *bracket) {
     dlrni_bytes_text(&w->out, bracket);
     w->separate = 1;
 }
 
+/* An empty value first, for the comma and the key; then the quoted text. */
 DLRNI_INTERNAL void dlrni_json_put_text(dlrni_json_writer *w, const char *key, const char *text) {
     dlrni_json_put(w, key, "");
     dlrni_json_quote(w, text);
 }
 
+/* 32 bytes hold a sign and 19 digits, with no locale: %lld groups nothing. */
 DLRNI_INTERNAL void dlrni_json_put_signed(dlrni_json_writer *w, const char *key, int64_t v) {
     char text[32];
     dlrni_print(text, sizeof text, "%lld", (long long)v);
@@ -5384,7 +5442,8 @@ DLRNI_INTERNAL void dlrni_json_put_unsigned(dlrni_json_writer *w, const char *ke
     dlrni_json_put(w, key, text);
 }
 
-/* JSON has no infinity and no NaN: they are written as null. */
+/* JSON has no infinity and no NaN: they are written as null. 40 bytes hold 17 digits, sign, point
+   and exponent. */
 DLRNI_INTERNAL void dlrni_json_put_real(dlrni_json_writer *w, const char *key, double v) {
     char text[40] = "null";
     if (v >= -DBL_MAX && v <= DBL_MAX) dlrni_real_text(v, text, sizeof text);
@@ -5398,13 +5457,26 @@ DLRNI_INTERNAL void dlrni_json_put_bool(dlrni_json_writer *w, const char *key, i
 /* ------------------------------------------------------------------------------------------ */
 // >>archive
 /* An archive is a list of named tensors that lie somewhere in the bytes of a file. Each format has
-   a room below that finds them there and calls dlrni_archive_add, which checks that a tensor lies
-   within its storage. From then on no read can leave the file's bytes.
+   a room of its own, which finds them there and calls dlrni_archive_add. That checks that a tensor
+   lies within its storage; from then on no read can leave the file's bytes.
+
+      bytes of the file  ->  safetensors, npy, zip + pickle  ->  dlrni_archive_add  ->  entries
+                             offsets, shapes, strides:           the one check          read at
+                             claims of the file                                         any time
+
+   Nothing is converted on opening. A .safetensors of 10 GB is listed at once: only tensors that are
+   read cost time.
 
    An element at index (i, j, ...) is at data + size * (offset + i * stride[0] + j * stride[1] ...),
-   so transposed and sliced tensors are read where they are. */
+   so transposed and sliced tensors are read where they are. For W.T of shape [2, 3], saved by torch
+   without a copy, the storage holds W, [3, 2], and the strides are 1 and 2:
 
-/* How the formats call an element type: a column each of DLRN_DTYPE_LIST. */
+      storage   w00 w01 w10 w11 w20 w21
+      W.T       w00     w10     w20          row 0: offset 0, step 2
+                    w01     w11     w21      row 1: offset 1, step 2 */
+
+/* How the formats call an element type: a column each of DLRN_DTYPE_LIST. An empty text: the format
+   has no such type, as .npy has no bf16. */
 typedef struct dlrni_dtype_names {
     const char *safetensors, *npy, *torch_storage, *torch;
 } dlrni_dtype_names;
@@ -5415,6 +5487,7 @@ static const dlrni_dtype_names dlrni_dtypes[DLRN_DTYPE_COUNT] = {
 #undef DLRNI_DTYPE_NAMES
 };
 
+/* A tensor of a file. A program sees the first member only. */
 typedef struct dlrni_entry {
     dlrn_tensor_info info;
     const unsigned char *data;     /* the storage, in the file's bytes or in a block     */
@@ -5423,6 +5496,7 @@ typedef struct dlrni_entry {
     int swap;                      /* elements are stored high byte first                */
 } dlrni_entry;
 
+/* Something beside the tensors, as text: a number of a checkpoint, the name of a layout. */
 typedef struct dlrni_note {
     char *key, *value;
 } dlrni_note;
@@ -5444,7 +5518,8 @@ struct dlrn_archive {
     int64_t n_shards;      /* then point into their maps                          */
 };
 
-/* A block that lives as long as the archive. */
+/* A block that lives as long as the archive. The list grows first: a block that could not be listed
+   would leak. */
 DLRNI_INTERNAL void *dlrni_archive_block(dlrn_archive *a, int64_t size) {
     if (!DLRNI_GROW(a->ctx, &a->blocks, &a->block_cap, a->n_blocks, a->n_blocks + 1)) return NULL;
     void *p = dlrn_alloc(a->ctx, size, 1);
@@ -5452,7 +5527,8 @@ DLRNI_INTERNAL void *dlrni_archive_block(dlrn_archive *a, int64_t size) {
     return p;
 }
 
-/* A copy of a text, closed with a 0, that lives as long as the archive. */
+/* A copy of a text, closed with a 0, that lives as long as the archive. Copied, because what was
+   parsed is freed after opening, and names in a zip or a pickle have no 0 after them. */
 DLRNI_INTERNAL char *dlrni_archive_text(dlrn_archive *a, const char *text, int64_t len) {
     char *copy = (char *)dlrni_archive_block(a, len + 1);
     if (!copy) return NULL;
@@ -5461,7 +5537,8 @@ DLRNI_INTERNAL char *dlrni_archive_text(dlrn_archive *a, const char *text, int64
     return copy;
 }
 
-/* Keeps a key and its text. */
+/* Keeps a key and its text. Equal keys are kept, and the first one is found: a note is never worth
+   refusing a file. */
 DLRNI_INTERNAL dlrn_status dlrni_archive_annotate(dlrn_archive *a, const char *key, int64_t key_len,
                                                   const char *value, int64_t value_len) {
     char *k = dlrni_archive_text(a, key, key_len), *v = dlrni_archive_text(a, value, value_len);
@@ -5473,14 +5550,16 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_annotate(dlrn_archive *a, const char *k
 }
 
 /* What dlrni_archive_annotate kept under a key: numbers and texts beside the tensors of a .pt,
-   texts of an .npz, the __metadata__ of safetensors. NULL: nothing. */
+   texts of an .npz, the __metadata__ of safetensors. NULL: nothing. Linear: a file has a few dozen,
+   and few are looked up. */
 DLRNI_INTERNAL const char *dlrni_archive_metadata(const dlrn_archive *a, const char *key) {
     for (int64_t i = 0; i < a->n_notes; i++)
         if (!strcmp(a->notes[i].key, key)) return a->notes[i].value;
     return NULL;
 }
 
-/* Adds an entry whose name lives as long as the archive. */
+/* Adds an entry whose name lives as long as the archive. A name that is there twice is refused: two
+   readers would take two different tensors. */
 DLRNI_INTERNAL dlrn_status dlrni_archive_adopt(dlrn_archive *a, const dlrni_entry *e) {
     int64_t len = (int64_t)strlen(e->info.name);
     if (dlrni_lookup_find(&a->names, e->info.name, len) >= 0)
@@ -5493,7 +5572,7 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_adopt(dlrn_archive *a, const dlrni_entr
     return DLRN_OK;
 }
 
-/* "2, 3" */
+/* "2, 3": as Python shows a shape, for errors and for the header of a .npy. */
 DLRNI_INTERNAL void dlrni_shape_text(const int64_t *shape, int ndim, char *text, size_t size) {
     size_t at = 0;
     text[0] = 0;
@@ -5502,8 +5581,9 @@ DLRNI_INTERNAL void dlrni_shape_text(const int64_t *shape, int ndim, char *text,
             (size_t)dlrni_print(text + at, size - at, "%s%lld", i ? ", " : "", (long long)shape[i]);
 }
 
-/* The number of elements. 0: a negative size, or a product that overflows; with a 0 among the
-   sizes the others may be anything. */
+/* The number of elements. 0: a negative size, or a product that overflows. With a 0 among the sizes
+   the others may be anything, since numpy and torch save such tensors: [0, 2^62] is empty, and must
+   not count as an overflow. */
 DLRNI_INTERNAL int dlrni_numel(const int64_t *shape, int ndim, int64_t *out) {
     int fits = 1, none = 0;
     *out = 1;
@@ -5517,7 +5597,8 @@ DLRNI_INTERNAL int dlrni_numel(const int64_t *shape, int ndim, int64_t *out) {
 }
 
 /* The index of the last element of a tensor that has elements; -1: a negative stride, or it
-   overflows. */
+   overflows. Without negative strides this is the greatest index, so one comparison checks all
+   elements. torch has no negative strides; numpy's are gone once an array is saved. */
 DLRNI_INTERNAL int64_t dlrni_last_element(const dlrni_entry *e) {
     int64_t last = e->offset, span;
     for (int i = 0; i < e->info.ndim; i++)
@@ -5528,10 +5609,15 @@ DLRNI_INTERNAL int64_t dlrni_last_element(const dlrni_entry *e) {
 }
 
 /* Adds a tensor that lies in `bytes` bytes of storage. e holds dtype, ndim, shape, and storage,
-   offset, stride and swap; dlrni_row_major sets the strides of a tensor without gaps. The name is
-   copied; two tensors of one name are an error.
-   A stride of 0 is fine, but lets a few bytes stand for any number of elements, so no tensor may
-   have more elements than its storage, or the file, has bytes. */
+   offset, stride and swap; dlrni_dense_strides sets the strides of a tensor without gaps. The name
+   is copied; two tensors of one name are an error.
+
+   A stride of 0 is fine: torch writes it for a tensor that was expanded. But it lets a few bytes
+   stand for any number of elements, and a caller allocates them all, so no tensor may have more
+   elements than its storage, or the file, has bytes.
+
+   A 0 byte in a name is refused, because names are C texts from here on: "w\0a" and "w\0b" would be
+   one. */
 DLRNI_INTERNAL dlrn_status dlrni_archive_add(dlrn_archive *a, const char *name, int64_t name_len,
                                              const dlrni_entry *source, uint64_t bytes) {
     dlrni_entry e = *source;
@@ -5557,8 +5643,9 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_add(dlrn_archive *a, const char *name, 
     return e.info.name ? dlrni_archive_adopt(a, &e) : DLRN_ERR_MEMORY;
 }
 
-/* Strides of a tensor without gaps, its last dimension (or its first, for Fortran) varying
-   fastest. An overflow gives 0: dlrni_archive_add then finds that the shape overflows. */
+/* Strides of a tensor without gaps, its last dimension (or its first, for Fortran) varying fastest.
+   An overflow gives 0: dlrni_archive_add then finds that the shape overflows, and reports it in one
+   place for all formats. */
 DLRNI_INTERNAL void dlrni_dense_strides(dlrni_entry *e, int first_fastest) {
     int64_t step = 1;
     for (int i = 0; i < e->info.ndim; i++) {
@@ -5571,17 +5658,18 @@ DLRNI_INTERNAL void dlrni_dense_strides(dlrni_entry *e, int first_fastest) {
 DLRNI_COLD_END
 /* ---- Reading elements ---- */
 
-/* All other types are integers or bools. */
+/* All other types are integers or bools, which may stand for an index. */
 DLRNI_INTERNAL int dlrni_is_float(dlrn_dtype type) {
     return type == DLRN_F32 || type == DLRN_F16 || type == DLRN_BF16 || type == DLRN_F64;
 }
 
-/* The bits of one element. */
+/* The bits of one element, which may lie at any address: a zip aligns its members as it likes. */
 DLRNI_INTERNAL uint64_t dlrni_element_bits(const unsigned char *p, int size, int swap) {
     return swap ? dlrni_from_be(p, size) : dlrni_le(p, size);
 }
 
-/* An integer of `size` bytes; signed types are extended to 64 bits. */
+/* An integer of `size` bytes; signed types are extended to 64 bits, by way of the type of their
+   width. A U64 from 2^63 on comes out negative, and is then refused where indices are checked. */
 DLRNI_INTERNAL int64_t dlrni_element_integer(uint64_t u, dlrn_dtype type) {
     switch (type) {
     case DLRN_I32: return (int32_t)(uint32_t)u;
@@ -5591,7 +5679,8 @@ DLRNI_INTERNAL int64_t dlrni_element_integer(uint64_t u, dlrn_dtype type) {
     }
 }
 
-/* An element of any type as a double; integers beyond 2^53 are rounded. */
+/* An element of any type as a double; integers beyond 2^53 are rounded. F64 stays exact here, and
+   is rounded to f32 once, by the caller. */
 DLRNI_INTERNAL double dlrni_element_real(uint64_t u, dlrn_dtype type) {
     double value;
     switch (type) {
@@ -5605,8 +5694,8 @@ DLRNI_INTERNAL double dlrni_element_real(uint64_t u, dlrn_dtype type) {
 }
 
 /* Reads n elements, `step` elements apart, from index `first` on: to f32, or, with dst NULL, to
-   integers. f32 of this machine's byte order without gaps, which is nearly every file, is one
-   copy. */
+   integers. f32 of this machine's byte order without gaps, which is nearly every file, is one copy,
+   at the speed of memory; the loop is several times slower. */
 DLRNI_INTERNAL void dlrni_entry_run(const dlrni_entry *e, int64_t first, int64_t n, int64_t step,
                                     float *dst, int64_t *integers) {
     const dlrn_dtype type = e->info.dtype;
@@ -5626,7 +5715,9 @@ DLRNI_INTERNAL void dlrni_entry_run(const dlrni_entry *e, int64_t first, int64_t
 }
 
 /* Reads slices [first, first + rows) of the first dimension, row-major: runs along the last
-   dimension, with an odometer over the others. The tensor has elements. */
+   dimension, with an odometer over the others. The tensor has elements, so no product here can
+   overflow: dlrni_archive_add has multiplied them. A tensor of one dimension is one run of its
+   rows; a tensor without dimensions is one element. */
 DLRNI_INTERNAL void dlrni_entry_read(const dlrni_entry *e, int64_t first, int64_t rows, float *dst,
                                      int64_t *integers) {
     const int n = e->info.ndim;
@@ -5635,19 +5726,20 @@ DLRNI_INTERNAL void dlrni_entry_read(const dlrni_entry *e, int64_t first, int64_
     for (int i = 1; i < n; i++) total *= e->info.shape[i];
     int64_t base = e->offset + (n ? first * e->stride[0] : 0);
     while (done < total) {
-        int64_t from = base;
+        int64_t from = base; /* summed anew for each run: cheap beside the run */
         for (int i = 0; i < n - 1; i++) from += at[i] * e->stride[i];
         dlrni_entry_run(e, from, run, n ? e->stride[n - 1] : 1, dst ? dst + done : NULL,
                         integers ? integers + done : NULL);
         done += run;
-        for (int i = n - 2; i >= 0; i--) {
+        for (int i = n - 2; i >= 0; i--) { /* the next index; dimension 0 has `rows` of them */
             if (++at[i] < (i ? e->info.shape[i] : rows)) break;
             at[i] = 0;
         }
     }
 }
 
-/* An empty tensor is not read: its other sizes may be beyond any bound. */
+/* rows <= all - first, and not first + rows <= all, which could overflow. An empty tensor is not
+   read: its other sizes may be beyond any bound. */
 DLRN_API dlrn_status dlrn_archive_read_rows(dlrn_archive *a, int64_t index, int64_t first,
                                             int64_t rows, float *dst) {
     DLRNI_REQUIRE(a->ctx, index >= 0 && index < a->count, "no such tensor");
@@ -5659,7 +5751,8 @@ DLRN_API dlrn_status dlrn_archive_read_rows(dlrn_archive *a, int64_t index, int6
     return DLRN_OK;
 }
 
-/* All rows; also the one row of a tensor without dimensions. */
+/* All rows; also the one row of a tensor without dimensions. An empty tensor has no rows to read,
+   however large its shape. */
 DLRN_API dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index, float *dst) {
     DLRNI_REQUIRE(a->ctx, index >= 0 && index < a->count, "no such tensor");
     const dlrni_entry *e = &a->entries[index];
@@ -5668,7 +5761,7 @@ DLRN_API dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index, float *ds
 }
 
 /* Reads a tensor of integers or bools without rounding. Numbers of other types are refused rather
-   than truncated. */
+   than truncated. An index that went through f32 would be wrong beyond 2^24. */
 DLRNI_INTERNAL dlrn_status dlrni_archive_read_i64(dlrn_archive *a, int64_t index, int64_t *dst) {
     DLRNI_REQUIRE(a->ctx, index >= 0 && index < a->count, "no such tensor");
     const dlrni_entry *e = &a->entries[index];
@@ -5682,7 +5775,8 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_read_i64(dlrn_archive *a, int64_t index
 /* ---- The archive as an object ---- */
 DLRNI_COLD_BEGIN
 
-/* An empty archive; format "?" until its reader is known. */
+/* An empty archive; format "?" until its reader is known, so that errors can name it at any
+   time. */
 DLRNI_INTERNAL dlrn_status dlrni_archive_new(dlrn_context *ctx, const char *path,
                                              dlrn_archive **out) {
     dlrn_archive *a = DLRNI_NEW_ZERO(ctx, dlrn_archive, 1);
@@ -5700,7 +5794,8 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_new(dlrn_context *ctx, const char *path
     return DLRN_OK;
 }
 
-/* The shards of an index belong to it: its entries and their names point into them. */
+/* The shards of an index belong to it: its entries and their names point into them. Any part may be
+   missing: this also frees an archive whose opening failed half-way. */
 DLRN_API void dlrn_archive_close(dlrn_archive *a) {
     if (!a) return;
     dlrn_context *ctx = a->ctx;
@@ -5739,7 +5834,8 @@ DLRN_API int64_t dlrn_archive_find(const dlrn_archive *a, const char *name) {
 
 /* ---- Writing elements ---- */
 
-/* Elements and bytes of a tensor to be written. */
+/* Elements and bytes of a tensor to be written. Checked before a byte is written: these sizes come
+   from the caller, and become offsets in the file. */
 DLRNI_INTERNAL dlrn_status dlrni_tensor_bytes(dlrn_context *ctx, const dlrn_tensor_out *t,
                                               int64_t *numel, int64_t *bytes) {
     if ((unsigned)t->dtype >= DLRN_DTYPE_COUNT)
@@ -5751,7 +5847,8 @@ DLRNI_INTERNAL dlrn_status dlrni_tensor_bytes(dlrn_context *ctx, const dlrn_tens
     return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "tensor '%s' to be written: malformed shape", t->name);
 }
 
-/* Writes elements low byte first, on any machine. */
+/* Writes elements low byte first, on any machine: every format here is read as such. dlrni_from_be
+   reads an element of this machine, which is high byte first where this loop runs. */
 DLRNI_INTERNAL void dlrni_sink_elements(dlrni_sink *o, const void *data, int64_t numel,
                                         dlrn_dtype dtype) {
     const int size = (int)dlrni_dtype_size(dtype);
@@ -5776,16 +5873,27 @@ DLRNI_INTERNAL void dlrni_sink_elements(dlrni_sink *o, const void *data, int64_t
                         "__metadata__": {"key": "text", ...}}
       the rest   the data; offsets count from here
 
-   The data must be covered without gap or overlap. */
+   Each tensor of the JSON points into the data, counted from the end of the header:
 
-enum { DLRNI_SAFETENSORS_MAX = 100 << 20 }; /* bytes of JSON: the bound of the reference reader */
+      |N = 120 | {"a": ... [0, 24]}, "b": ... [24, 32]}   pad | a: 24 bytes         | b: 8   |
+      0        8                                             128                   152      160
 
-/* Reads dtype, shape and data_offsets of one tensor; messages name it. */
+   The data must be covered without gap or overlap. Then the size of the file follows from its
+   header, and no byte can hold what no reader reports. Tensors may come in any order in the JSON;
+   the Python library writes them by type, widest first, and then by name. */
+
+/* Bytes of JSON. The first 8 bytes of any file could claim a header of 2^64; the reference reader
+   has a bound of 100 MB for the same reason. A model of 10,000 tensors needs 1 MB. */
+enum { DLRNI_SAFETENSORS_MAX = 100 << 20 };
+
+/* Reads dtype, shape and data_offsets of one tensor; messages name it. Sizes go through
+   dlrni_json_size: whole, not negative, and exact in a double. Types that we do not read, such as
+   F8_E4M3, are reported as unsupported, since the file is good. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_parse(dlrn_archive *a, const dlrn_json *t,
                                                    dlrni_entry *e, int64_t *begin, int64_t *end) {
     const char *dtype = dlrn_json_text(t, "dtype", "");
     const dlrn_json *shape = dlrn_json_get(t, "shape"), *offsets = dlrn_json_get(t, "data_offsets");
-    int type = 0;
+    int type = 0; /* a dozen names: no table is needed */
     while (type < DLRN_DTYPE_COUNT && strcmp(dtype, dlrni_dtypes[type].safetensors)) type++;
     if (type == DLRN_DTYPE_COUNT)
         return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%s': unknown dtype '%.20s'",
@@ -5796,6 +5904,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_parse(dlrn_archive *a, const dlrn_j
                          "%s: tensor '%s': expected a shape of at most %d sizes and two "
                          "data_offsets",
                          a->path, t->key, DLRN_MAX_DIMS);
+    /* count == 2: both values are there */
     int good = dlrni_json_size(offsets->first, begin) &&
                dlrni_json_size(offsets->first->next, end) && *begin <= *end;
     for (const dlrn_json *v = shape->first; v && good; v = v->next)
@@ -5806,7 +5915,9 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_parse(dlrn_archive *a, const dlrn_j
                      a->path, t->key);
 }
 
-/* Adds a tensor whose bytes must be exactly those that its shape needs. */
+/* Adds a tensor whose bytes must be exactly those that its shape needs. More would be bytes that
+   nobody reads, and fewer would be read from the next tensor. need is computed with checks, so a
+   shape that overflows cannot come out as the right number. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_tensor(dlrn_archive *a, const dlrn_json *t,
                                                     dlrni_cursor data) {
     dlrni_entry e;
@@ -5817,6 +5928,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_tensor(dlrn_archive *a, const dlrn_
         !dlrni_mul(need, dlrni_dtype_size(e.info.dtype), &need))
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
                          "%s: tensor '%s': malformed shape or data_offsets", a->path, t->key);
+    /* begin <= end was checked, so begin is within the data, too */
     if (end > data.end - data.p || end - begin != need)
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
                          "%s: tensor '%s': expected %lld bytes within the file's %lld bytes of "
@@ -5828,25 +5940,30 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_tensor(dlrn_archive *a, const dlrn_
     return dlrni_archive_add(a, t->key, t->key_len, &e, (uint64_t)(end - begin));
 }
 
+/* The bytes of one tensor, counted from the start of the data. */
 typedef struct dlrni_range {
     int64_t begin, end;
 } dlrni_range;
 
-/* By begin, then by end: an empty tensor comes before the one that starts at the same byte. */
+/* By begin, then by end: an empty tensor comes before the one that starts at the same byte.
+   Otherwise a good file with an empty tensor would look like an overlap. */
 DLRNI_INTERNAL int dlrni_range_order(const void *a, const void *b) {
     const dlrni_range *x = (const dlrni_range *)a, *y = (const dlrni_range *)b;
     if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
     return x->end < y->end ? -1 : x->end > y->end;
 }
 
-/* Checks that the tensors cover the data without gap or overlap: bytes that nobody reads could
-   hide anything. */
+/* Checks that the tensors cover the data without gap or overlap: bytes that nobody reads could hide
+   anything. Sorted, because the JSON may list them in any order. Then each must begin where the one
+   before ended: a gap and an overlap are one test. So a file cannot be a safetensors for one
+   program and something else, in the gaps, for another. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_cover(dlrn_archive *a, const unsigned char *data,
                                                    int64_t size) {
-    dlrni_range *r = DLRNI_NEW(a->ctx, dlrni_range, a->count);
+    dlrni_range *r = DLRNI_NEW(a->ctx, dlrni_range, a->count); /* 16 bytes a tensor */
     int64_t at = 0;
     if (!r) return DLRN_ERR_MEMORY;
     for (int64_t i = 0; i < a->count; i++) {
+        /* the entry is checked, so its bytes are numel times the size of its type */
         r[i].begin = a->entries[i].data - data;
         r[i].end =
             r[i].begin + a->entries[i].info.numel * dlrni_dtype_size(a->entries[i].info.dtype);
@@ -5861,8 +5978,9 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_cover(dlrn_archive *a, const unsign
                      a->path, (long long)at, (long long)size);
 }
 
-/* Adds the tensors and notes of a header. A value of __metadata__ that is not a text is ignored,
-   as the reference reader does. */
+/* Adds the tensors and notes of a header. A value of __metadata__ that is not a text is ignored:
+   notes are never needed to read a tensor. Whether the data is covered is known when all tensors
+   are. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_header(dlrn_archive *a, const dlrn_json *root,
                                                     dlrni_cursor data) {
     if (root->type != DLRN_JSON_OBJECT)
@@ -5879,7 +5997,9 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_header(dlrn_archive *a, const dlrn_
     return dlrni_safetensors_cover(a, data.p, data.end - data.p);
 }
 
-/* The header's length comes from the file, so it is bounded before it is used. */
+/* The header's length comes from the file, so it is bounded before it is used, and the cursor
+   refuses one beyond the end. The tree of the JSON is freed at the end: entries keep copies of
+   their names. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_open(dlrn_archive *a) {
     dlrni_cursor c = {a->map.p, a->map.p + a->map.size};
     const unsigned char *head = dlrni_take(&c, 8), *text = NULL;
@@ -5901,7 +6021,8 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_open(dlrn_archive *a) {
 /* ---- Writing ---- */
 
 /* Refuses what the header cannot express: text that is not UTF-8, a tensor named __metadata__, and
-   sizes beyond 2^53 (possible in an empty tensor), which JSON readers round. */
+   sizes beyond 2^53 (possible in an empty tensor), which JSON readers round. Otherwise the file
+   would be written, and refused by every reader later, when it is needed. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_fit(dlrn_context *ctx, const dlrn_tensor_out *tensors,
                                                  int64_t count, const char *const *metadata) {
     for (const dlrn_tensor_out *t = tensors; t < tensors + count; t++) {
@@ -5923,13 +6044,15 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_fit(dlrn_context *ctx, const dlrn_t
 }
 
 /* The header, padded with blanks so that the data starts at a multiple of 8. An error is reported
-   through the sink. */
+   through the sink. The reference writer pads to 8, too, so that F64 can be mapped where it lies.
+   Tensors keep the order of the caller. */
 DLRNI_INTERNAL void dlrni_safetensors_json(dlrni_sink *o, dlrni_json_writer *w,
                                            const dlrn_tensor_out *tensors, int64_t count,
                                            const char *const *metadata) {
     int64_t at = 0, numel = 0, bytes = 0;
     dlrni_json_open(w, NULL, "{");
     if (metadata && metadata[0]) {
+        /* first, as the reference writer has it: people read headers with head -c */
         dlrni_json_open(w, "__metadata__", "{");
         for (int i = 0; metadata[i]; i += 2) dlrni_json_put_text(w, metadata[i], metadata[i + 1]);
         dlrni_json_close(w, "}");
@@ -5954,11 +6077,13 @@ DLRNI_INTERNAL void dlrni_safetensors_json(dlrni_sink *o, dlrni_json_writer *w,
     if (w->out.failed) dlrni_sink_fail(o, DLRN_ERR_MEMORY);
 }
 
-/* The header needs all offsets, which follow from the shapes: no second pass over the data. */
+/* The header needs all offsets, which follow from the shapes: no second pass over the data. The
+   sizes are computed a second time for the data, which is cheaper than keeping them. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_write(dlrni_sink *o, const dlrn_tensor_out *tensors,
                                                    int64_t count, const char *const *metadata) {
     dlrni_json_writer w = dlrni_json_to_memory(o->ctx);
     unsigned char head[8];
+    /* every check comes before the first byte: a pipe cannot take it back */
     dlrni_sink_fail(o, dlrni_safetensors_fit(o->ctx, tensors, count, metadata));
     if (o->status != DLRN_OK) return o->status;
     dlrni_safetensors_json(o, &w, tensors, count, metadata);
@@ -5966,6 +6091,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_write(dlrni_sink *o, const dlrn_ten
     dlrni_sink_write(o, head, 8);
     dlrni_sink_write(o, w.out.p, (uint64_t)w.out.len);
     dlrn_free(o->ctx, w.out.p);
+    /* in the order of the header: there is no padding between tensors */
     for (int64_t i = 0; i < count && o->status == DLRN_OK; i++) {
         int64_t numel = 0, bytes;
         dlrni_sink_fail(o, dlrni_tensor_bytes(o->ctx, &tensors[i], &numel, &bytes));
@@ -5985,7 +6111,9 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_write(dlrni_sink *o, const dlrn_ten
       data                     without gaps; the first dimension varies fastest for Fortran order
 
    descr is byte order ('<' low byte first, '>' high byte first, '|' single bytes), kind and size.
-   The text is searched for its three keys; it is not parsed as Python. */
+   The text is searched for its three keys; it is not parsed as Python. numpy.save writes them in
+   this order; other writers need not. Objects, 'O', are a pickle in place of the data: their type
+   is not a number, so they are refused, and nothing of them is run. */
 
 enum {
     DLRNI_NPY_TEXT_MAX = 4096, /* bytes of text read; numpy writes 118 for any array of numbers */
@@ -6000,7 +6128,9 @@ typedef struct dlrni_npy_head {
     int64_t shape[DLRN_MAX_DIMS];
 } dlrni_npy_head;
 
-/* The value that follows a key; NULL: no such key. */
+/* The value that follows a key; NULL: no such key. The first occurrence counts. A text could hold a
+   key inside a value, but then it is not a type that we read, and the worst is a wrong shape, which
+   is checked against the data. */
 DLRNI_INTERNAL const char *dlrni_npy_field(const char *text, const char *key) {
     const char *at = strstr(text, key);
     if (!at) return NULL;
@@ -6011,7 +6141,10 @@ DLRNI_INTERNAL const char *dlrni_npy_field(const char *text, const char *key) {
     return at;
 }
 
-/* Reads descr; 0: not a number type. */
+/* Reads descr; 0: not a number type. All types that we read have two letters, such as f4; then the
+   quote must close, so that "f4x" is refused. '=', this machine's order, is only found in files by
+   careless writers: such machines have the low byte first today. Texts are noted for
+   dlrni_arrays_text. */
 DLRNI_INTERNAL int dlrni_npy_dtype(const char *descr, dlrni_npy_head *h) {
     if (descr[0] != '\'' || !descr[1] || !strchr("<>|=", descr[1])) return 0;
     h->swap = descr[1] == '>';
@@ -6025,7 +6158,8 @@ DLRNI_INTERNAL int dlrni_npy_dtype(const char *descr, dlrni_npy_head *h) {
     return 0;
 }
 
-/* "(3, 4)" */
+/* "(3, 4)", "(3,)" or "()". Python wants a comma after a single size. Each digit is added with a
+   check: sizes of any length stand in a text. */
 DLRNI_INTERNAL int dlrni_npy_shape(const char *at, dlrni_npy_head *h) {
     if (*at++ != '(') return 0;
     for (h->ndim = 0;;) {
@@ -6039,7 +6173,8 @@ DLRNI_INTERNAL int dlrni_npy_shape(const char *at, dlrni_npy_head *h) {
     }
 }
 
-/* Reads the header at c and leaves c at the data. `what` names the file or member in errors. */
+/* Reads the header at c and leaves c at the data. `what` names the file or member in errors. The
+   text is copied, because it has no 0 at its end, and strstr would run into the data. */
 DLRNI_INTERNAL dlrn_status dlrni_npy_parse(dlrn_context *ctx, const char *what, dlrni_cursor *c,
                                            dlrni_npy_head *h) {
     char text[DLRNI_NPY_TEXT_MAX];
@@ -6051,7 +6186,7 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_parse(dlrn_context *ctx, const char *what, 
         n >= sizeof text || !(raw = dlrni_take(c, n)))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT,
                          "%s: expected a .npy header, found a truncated one or none", what);
-    memcpy(text, raw, (size_t)n);
+    memcpy(text, raw, (size_t)n); /* n < sizeof text: one byte is left for the 0 */
     text[n] = 0;
     const char *descr = dlrni_npy_field(text, "'descr'"),
                *order = dlrni_npy_field(text, "'fortran_order'"),
@@ -6068,7 +6203,8 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_parse(dlrn_context *ctx, const char *what, 
                      (int)dlrni_min((int64_t)shown, 24), descr);
 }
 
-/* Adds the array whose header is at c. */
+/* Adds the array whose header is at c. All bytes after the header are its storage; more than its
+   shape needs are accepted, as numpy does when it reads arrays one after another from a file. */
 DLRNI_INTERNAL dlrn_status dlrni_npy_add(dlrn_archive *a, const char *what, const char *name,
                                          int64_t name_len, dlrni_cursor c) {
     dlrni_npy_head h;
@@ -6094,7 +6230,10 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_archive(dlrn_archive *a) {
 
 /* ---- Writing ---- */
 
-/* The 128 bytes before the data. descr NULL: that of t's type. */
+/* The 128 bytes before the data. descr NULL: that of t's type. 128, not the least multiple of 64:
+   the header of 0 rows must have room for any number of rows, which is written over it at the end.
+   A shape of eight large sizes would not fit; numpy needs a longer header for it, and we refuse
+   it. */
 DLRNI_INTERNAL dlrn_status dlrni_npy_header(dlrn_context *ctx, const dlrn_tensor_out *t,
                                             const char *descr, unsigned char *head) {
     enum { BEFORE = 10, SHAPE_MAX = 60 }; /* so that the text cannot outgrow its 118 bytes */
@@ -6115,7 +6254,8 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_header(dlrn_context *ctx, const dlrn_tensor
     return DLRN_OK;
 }
 
-/* Header and data of one array; errors go to the sink. */
+/* Header and data of one array; errors go to the sink. Nothing is written before both checks, so
+   that a refused tensor leaves no half header. */
 DLRNI_INTERNAL dlrn_status dlrni_npy_write(dlrni_sink *o, const dlrn_tensor_out *t) {
     unsigned char head[DLRNI_NPY_HEAD];
     int64_t numel = 0, bytes = 0;
@@ -6130,8 +6270,22 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_write(dlrni_sink *o, const dlrn_tensor_out 
 DLRNI_COLD_END
 /* ------------------------------------------------------------------------------------------ */
 // >>inflate
-/* Inflate (RFC 1951). Canonical Huffman codes are decoded one bit at a time, which is slow and
-   short: weights are stored, and what numpy and scipy compress is small. */
+/* Inflate (RFC 1951): numpy.savez_compressed and scipy.sparse.save_npz deflate their members.
+   Canonical Huffman codes are decoded one bit at a time, which is slow and short: weights are
+   stored, and what numpy and scipy compress is small.
+
+      deflated data   block, block, ..., the last one
+      block           1 bit: is it the last?   2 bits: its kind
+                      0 stored     length, its complement, bytes
+                      1 fixed      symbols in a code that both sides know
+                      2 dynamic    the code itself, then symbols in it
+      symbol          0 to 255     a byte
+                      256          the end of the block
+                      257 to 285   a copy: `length` bytes from `distance` bytes back
+
+   An attacker controls every bit. Each loop takes at least one bit in each turn, or writes one byte
+   of an output whose size is fixed, so decoding ends. Bits beyond the end are 0 and set `bad`, which
+   saves a check of every read; whoever uses what was read looks at `bad` first. */
 
 /* Bits, low bit first. Past the end they are 0 and `bad` is set. */
 typedef struct dlrni_bits {
@@ -6141,12 +6295,15 @@ typedef struct dlrni_bits {
 } dlrni_bits;
 
 /* Codes of one length are consecutive numbers, so a code is known by how many symbols have each
-   length and by the symbols in the order of their codes. */
+   length and by the symbols in the order of their codes. RFC 1951 has at most 15 bits to a code and
+   288 symbols to an alphabet. */
 typedef struct dlrni_huffman {
     uint16_t count[16], symbol[288];
 } dlrni_huffman;
 
-/* The next n <= 13 bits as a number; hold never has more than 7 + 13 bits. */
+/* The next n <= 13 bits as a number; hold never has more than 7 + 13 bits. 13 are the most that a
+   field has, the extra bits of a distance. With n 0 nothing is read, which happens for short
+   copies. */
 DLRNI_INTERNAL uint32_t dlrni_bits_get(dlrni_bits *b, int n) {
     while (b->count < n) {
         b->bad |= b->p >= b->end;
@@ -6159,8 +6316,10 @@ DLRNI_INTERNAL uint32_t dlrni_bits_get(dlrni_bits *b, int n) {
     return v;
 }
 
-/* Builds the code with these lengths; 0: there are more codes of a length than bits allow. Fewer
-   are accepted, as zlib does for a single distance. */
+/* Builds the code with these lengths; 0: there are more codes of a length than bits allow, and two
+   symbols would have the same bits. Fewer are accepted, as zlib does for a single distance: bits
+   without a symbol are then an error where they occur. `left` counts the codes of the present
+   length that are free. */
 DLRNI_INTERNAL int dlrni_huffman_build(dlrni_huffman *h, const unsigned char *length, int n) {
     uint16_t offset[16] = {0};
     int left = 1;
@@ -6177,7 +6336,9 @@ DLRNI_INTERNAL int dlrni_huffman_build(dlrni_huffman *h, const unsigned char *le
     return 1;
 }
 
-/* The next symbol; -1: no code has these bits. */
+/* The next symbol; -1: no code has these bits. Codes of `len` bits are first, first + 1, ..., and
+   their symbols begin at `index`: so a code is complete as soon as it is below first + count. index
+   stays within the symbols, because the build has refused counts that are too large. */
 DLRNI_INTERNAL int dlrni_huffman_get(dlrni_bits *b, const dlrni_huffman *h) {
     int code = 0, first = 0, index = 0;
     for (int len = 1; len < 16; len++) {
@@ -6191,7 +6352,10 @@ DLRNI_INTERNAL int dlrni_huffman_get(dlrni_bits *b, const dlrni_huffman *h) {
 }
 
 /* Reads the two codes of a dynamic block. Their lengths are themselves coded: 0 to 15 a length, 16
-   repeats the last one, 17 and 18 repeat 0. */
+   repeats the last one, 17 and 18 repeat 0. `order` puts the lengths that are seldom used last,
+   where the encoder leaves them out. More than 286 and 30 symbols could be claimed, but have no
+   meaning; 320 lengths hold both. A repeat may go on from the first code into the second, but not
+   beyond, and not before the first length. 0: malformed. */
 DLRNI_INTERNAL int dlrni_inflate_codes(dlrni_bits *b, dlrni_huffman *literal,
                                        dlrni_huffman *distance) {
     static const unsigned char order[19] = {16, 17, 18, 0, 8,  7, 9,  6, 10, 5,
@@ -6214,7 +6378,9 @@ DLRNI_INTERNAL int dlrni_inflate_codes(dlrni_bits *b, dlrni_huffman *literal,
            dlrni_huffman_build(distance, length + n_literal, n_distance);
 }
 
-/* The two codes of a fixed block (RFC 1951, 3.2.6). */
+/* The two codes of a fixed block (RFC 1951, 3.2.6). Symbols 286 and 287 take part in the code and
+   are never used. The same holds of distances 30 and 31, which are left out: their bits give -1.
+   Both codes are complete or short, so building them cannot fail. */
 DLRNI_INTERNAL void dlrni_inflate_fixed(dlrni_huffman *literal, dlrni_huffman *distance) {
     unsigned char length[288];
     for (int i = 0; i < 288; i++)
@@ -6224,8 +6390,11 @@ DLRNI_INTERNAL void dlrni_inflate_fixed(dlrni_huffman *literal, dlrni_huffman *d
     dlrni_huffman_build(distance, length, 30);
 }
 
-/* Decodes literals and copies up to the end of a block. Returns the new position in out [size];
-   -1: malformed, or longer than out. */
+/* Decodes literals and copies up to the end of a block. Returns the new position in out [size]; -1:
+   malformed, or longer than out. back > at would read before the output, of whatever lies there. A
+   copy may overlap its own output, which repeats the last `back` bytes: that is how runs are coded,
+   and why memcpy will not do. The tables are the RFC's: the first length and distance of each
+   symbol, and the bits added to it; 258 has a symbol of its own. */
 DLRNI_INTERNAL int64_t dlrni_inflate_block(dlrni_bits *b, const dlrni_huffman *literal,
                                            const dlrni_huffman *distance, unsigned char *out,
                                            int64_t at, int64_t size) {
@@ -6255,7 +6424,8 @@ DLRNI_INTERNAL int64_t dlrni_inflate_block(dlrni_bits *b, const dlrni_huffman *l
 }
 
 /* A block without compression: padding to a byte, length, its complement, bytes. Returns the new
-   position in out [size]; -1: malformed. */
+   position in out [size]; -1: malformed. The complement is a check of the format: a decoder that
+   has lost its way is found out here. n is at most 65535, so the sums cannot overflow. */
 DLRNI_INTERNAL int64_t dlrni_inflate_stored(dlrni_bits *b, unsigned char *out, int64_t at,
                                             int64_t size) {
     b->hold = 0, b->count = 0; /* at most 7 bits are held: the rest of this byte */
@@ -6268,7 +6438,9 @@ DLRNI_INTERNAL int64_t dlrni_inflate_stored(dlrni_bits *b, unsigned char *out, i
     return at + n;
 }
 
-/* Unpacks exactly `size` bytes; 0: the data does not say so. */
+/* Unpacks exactly `size` bytes; 0: the data is malformed, or gives more or fewer. An output that is
+   too short would leave bytes unset, for a tensor to read. Input after the last block is ignored,
+   as zlib does. */
 DLRNI_INTERNAL int dlrni_inflate(const unsigned char *in, uint64_t packed, unsigned char *out,
                                  int64_t size) {
     dlrni_bits b = {in, in + packed, 0, 0, 0};
@@ -6293,16 +6465,20 @@ DLRNI_INTERNAL int dlrni_inflate(const unsigned char *in, uint64_t packed, unsig
 /* ------------------------------------------------------------------------------------------ */
 // >>zip
 DLRNI_COLD_BEGIN
-/* Zip, of which .pt and .npz are made. A file ends like this, and is read from its end:
+/* Zip, of which .pt and .npz are made. A file is read from its end:
 
-      local header, name, extra, data        each member; its CRC and sizes may follow the data
-      ...
-      central header, name, extra, comment   each member again: the directory
-      ...
-      [end record of 64 bits] [its locator]  only if a number does not fit the end record
-      end record, comment
+      +-> local header, name, extra, data        each member; its CRC and sizes may follow the data
+      |   ...
+      |+> central header, name, extra, comment   each member again: the directory
+      +|- offset of the local header
+       |  ...
+       |  [end record of 64 bits] <--+           only if a number does not fit the end record
+       |  [its locator] -------------+
+       +- end record, comment
 
-   The directory is authoritative, and the local headers must agree with it. Stored members are
+   Since members are found by offsets, the two lists can differ: a reader that walks the members and
+   a reader that walks the directory would find different files in one. The directory is
+   authoritative here, as for torch and Python, and the local headers must agree with it. Stored members are
    used where they lie. Deflated ones are unpacked, at most to the size in the directory. CRCs are
    checked on opening, except a CRC of 0: torch writes 0 where it was told not to compute it. */
 
@@ -6409,16 +6585,18 @@ enum {
     DLRNI_VERSION_45 = 45      /* with 64-bit fields            */
 };
 
-/* A field of a record, by its enum above. */
+/* A field of a record, by its enum above. The enums stand for a struct, whose padding and byte
+   order C leaves open. */
 DLRNI_INTERNAL uint64_t dlrni_field(const unsigned char *record, int field) {
     return dlrni_le(record + field / 16, field % 16);
 }
 
-/* Sets it. */
+/* Sets it. A value that is too wide is cut: callers choose the 64-bit form first. */
 DLRNI_INTERNAL void dlrni_set_field(unsigned char *record, int field, uint64_t v) {
     dlrni_put_le(record + field / 16, v, field % 16);
 }
 
+/* A file in the zip. Its bytes stay in the file: most members are stored. */
 typedef struct dlrni_member {
     const char *name; /* not closed with a 0 */
     int64_t name_len;
@@ -6429,6 +6607,7 @@ typedef struct dlrni_member {
     int method;      /* stored or deflated     */
 } dlrni_member;
 
+/* The directory of a zip while it is read. */
 typedef struct dlrni_zip {
     dlrni_member *m; /* [n] in the directory's order */
     int64_t n, cap;
@@ -6436,15 +6615,19 @@ typedef struct dlrni_zip {
     uint64_t packed;    /* of all members     */
 } dlrni_zip;
 
+/* Offsets are not shown: whoever meets these errors has a file that was cut or forged, and fetches
+   it again. */
 DLRNI_INTERNAL dlrn_status dlrni_zip_error(dlrn_archive *a, const char *what) {
     return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: %s", a->path, what);
 }
 
 /* ---- Reading ---- */
 
-/* Reads the end record of 64 bits, if there is one for the end record at p + end. The 20 bytes
-   where its locator would be may, by chance, be the end of a member's name, so a locator counts
-   only if it points to a record. 0: the end record needs one and there is none. */
+/* Reads the end record of 64 bits, if there is one for the end record at p + end. Python and torch
+   write it only where it is needed; others always do. The 20 bytes where its locator would be may,
+   by chance, be the end of a member's name, so a locator counts only if it points to a record. 0:
+   the end record needs one and there is none. The locator's offset is any number, so it is compared
+   before it is added. */
 DLRNI_INTERNAL int dlrni_zip_end64(const unsigned char *p, uint64_t size, uint64_t end,
                                    uint64_t *at, uint64_t *bytes, uint64_t *count) {
     if (end < DLRNI_LOCATOR_BYTES) return 1;
@@ -6460,8 +6643,10 @@ DLRNI_INTERNAL int dlrni_zip_end64(const unsigned char *p, uint64_t size, uint64
     return 1;
 }
 
-/* Finds the directory: its place, bytes and members. The end record is searched backwards over
-   the longest possible comment. 0: there is none in the file. */
+/* Finds the directory: its place, bytes and members. The end record is searched backwards over the
+   longest possible comment. 0: there is none in the file. Zips have no length at their start, and a
+   comment of up to 65535 bytes may follow the record. The last magic in the file counts, so a
+   comment that holds one makes the file unreadable, which hurts nobody else. */
 DLRNI_INTERNAL int dlrni_zip_end(const unsigned char *p, uint64_t size, uint64_t *at,
                                  uint64_t *bytes, uint64_t *count) {
     const uint64_t record = DLRNI_END_BYTES, reach = record + UINT16_MAX; /* + a comment */
@@ -6476,7 +6661,9 @@ DLRNI_INTERNAL int dlrni_zip_end(const unsigned char *p, uint64_t size, uint64_t
 }
 
 /* Replaces sizes and offset that are all ones by those in the extra block of kind 1, which holds
-   them in this order. 0: the block is cut off. */
+   them in this order, and only those. 0: a block is cut off. Other kinds are stepped over: padding,
+   times, owners. A second block of kind 1 finds no field of all ones, unless the first held that
+   number. */
 DLRNI_INTERNAL int dlrni_zip_extra(dlrni_cursor extra, uint64_t *size, uint64_t *packed,
                                    uint64_t *offset) {
     uint64_t *fields[3] = {size, packed, offset};
@@ -6497,7 +6684,9 @@ DLRNI_INTERNAL int dlrni_zip_extra(dlrni_cursor extra, uint64_t *size, uint64_t 
     return 1;
 }
 
-/* Compares a member's bytes with its CRC. */
+/* Compares a member's bytes with its CRC. It finds damage, such as a download that was cut; it is
+   no defence, since an attacker computes it, too. A CRC of 0 is not checked: torch writes it after
+   set_crc32_options(False). */
 DLRNI_INTERNAL dlrn_status dlrni_member_check(dlrn_archive *a, const dlrni_member *m,
                                               const unsigned char *p) {
     if (!m->crc || a->ctx->k->crc32(0, p, m->size) == m->crc) return DLRN_OK;
@@ -6506,7 +6695,9 @@ DLRNI_INTERNAL dlrn_status dlrni_member_check(dlrn_archive *a, const dlrni_membe
                      (int)m->name_len, m->name, (unsigned long)m->crc);
 }
 
-/* Finds the data of a member behind its local header, which must agree with the directory. */
+/* Finds the data of a member behind its local header, which must agree with the directory. Its
+   sizes and CRC are not compared, since writers that stream leave them 0. The length of its extra
+   bytes is its own: torch pads here, and not in the directory. */
 DLRNI_INTERNAL dlrn_status dlrni_zip_local(dlrn_archive *a, uint64_t offset, dlrni_member *m) {
     static const char disagree[] = "a local header does not agree with the central directory";
     dlrni_cursor file = {a->map.p, a->map.p + a->map.size};
@@ -6527,7 +6718,9 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_local(dlrn_archive *a, uint64_t offset, dlr
                : dlrni_zip_error(a, "a member reaches beyond the end of the file");
 }
 
-/* Reads one member of the directory: name, sizes, CRC, method and the local header's offset. */
+/* Reads one member of the directory: name, sizes, CRC, method and the local header's offset. A
+   stored member has one size; two would let the name of one tensor stand for the bytes of the next.
+   Encrypted members and methods such as LZMA are named, since the file may well be good. */
 DLRNI_INTERNAL dlrn_status dlrni_zip_central(dlrn_archive *a, dlrni_cursor *c, dlrni_member *m,
                                              uint64_t *offset) {
     const unsigned char *h = dlrni_take(c, DLRNI_CENTRAL_BYTES), *name, *extra;
@@ -6560,7 +6753,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_central(dlrn_archive *a, dlrni_cursor *c, d
 }
 
 /* Adds the next member of the directory to the list. Members that overlap are refused: they would
-   let a small file unpack to the square of its size. */
+   let a small file unpack to the square of its size. The sum of all packed sizes is enough to find
+   that out: members that do not overlap fit into the file. */
 DLRNI_INTERNAL dlrn_status dlrni_zip_entry(dlrn_archive *a, dlrni_cursor *c, dlrni_zip *z) {
     dlrni_member m;
     uint64_t offset = 0;
@@ -6579,7 +6773,9 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_entry(dlrn_archive *a, dlrni_cursor *c, dlr
     return DLRN_OK;
 }
 
-/* Lists the members of a zip. The caller frees z->m and z->names.slot, also after an error. */
+/* Lists the members of a zip. The caller frees z->m and z->names.slot, also after an error. Each
+   member needs a central header, so a count beyond the directory's bytes is refused before the
+   loop: it has 64 bits, and comes from the file. */
 DLRNI_INTERNAL dlrn_status dlrni_zip_list(dlrn_archive *a, dlrni_zip *z) {
     uint64_t at, bytes, count;
     if (!dlrni_zip_end(a->map.p, a->map.size, &at, &bytes, &count))
@@ -6592,7 +6788,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_list(dlrn_archive *a, dlrni_zip *z) {
 }
 
 /* The bytes of a member: in the file, or unpacked into a block of the archive. Deflate shrinks at
-   most 1032 times (258 bytes from 2 bits), which bounds the memory that a small file can claim. */
+   most 1032 times (258 bytes from 2 bits), which bounds the memory that a small file can claim. +
+   1: an empty member still gets a block, and not NULL. */
 DLRNI_INTERNAL dlrn_status dlrni_member_bytes(dlrn_archive *a, const dlrni_member *m,
                                               const unsigned char **p) {
     enum { DEFLATE_MAX = 1032 };
@@ -6613,7 +6810,8 @@ DLRNI_INTERNAL dlrn_status dlrni_member_bytes(dlrn_archive *a, const dlrni_membe
 /* ---- Reading .npz ---- */
 
 /* A text without dimensions ("|S3", "<U3"), such as scipy's 'format', is kept as a note: *is_text.
-   UTF-32 is cut to its low bytes. */
+   UTF-32 is cut to its low bytes. A name of a format is ASCII, so nothing is lost. '.npy' is 4
+   bytes, and the caller has seen it. */
 DLRNI_INTERNAL dlrn_status dlrni_arrays_text(dlrn_archive *a, const char *what,
                                              const dlrni_member *m, dlrni_cursor c, int *is_text) {
     dlrni_npy_head h;
@@ -6628,13 +6826,16 @@ DLRNI_INTERNAL dlrn_status dlrni_arrays_text(dlrn_archive *a, const char *what,
     return dlrni_archive_annotate(a, m->name, m->name_len - 4, value, n);
 }
 
-/* Does a member's name end like this? */
+/* Does a member's name end like this? The folder before it differs: torch takes the name of the
+   file that was saved first. */
 DLRNI_INTERNAL int dlrni_member_ends(const dlrni_member *m, const char *suffix) {
     int64_t n = (int64_t)strlen(suffix);
     return m->name_len >= n && !memcmp(m->name + m->name_len - n, suffix, (size_t)n);
 }
 
-/* Member NAME.npy is the tensor NAME; other members are ignored, as numpy does. */
+/* Member NAME.npy is the tensor NAME; other members are ignored, as numpy does. numpy writes one
+   member for each array; a README that someone added does no harm. An array of texts or objects is
+   an error, not a gap: a caller would not find out that it is missing. */
 DLRNI_INTERNAL dlrn_status dlrni_arrays_open(dlrn_archive *a, const dlrni_zip *z) {
     a->format = "npz";
     for (int64_t i = 0; i < z->n; i++) {
