@@ -5978,9 +5978,9 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_cover(dlrn_archive *a, const unsign
                      a->path, (long long)at, (long long)size);
 }
 
-/* Adds the tensors and notes of a header. A value of __metadata__ that is not a text is ignored:
-   notes are never needed to read a tensor. Whether the data is covered is known when all tensors
-   are. */
+/* Adds the tensors and notes of a header. A value of __metadata__ that is not a text is ignored,
+   although the reference reader refuses it: notes are never needed to read a tensor. Whether the
+   data is covered is known when all tensors are. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_header(dlrn_archive *a, const dlrn_json *root,
                                                     dlrni_cursor data) {
     if (root->type != DLRN_JSON_OBJECT)
@@ -6615,16 +6615,15 @@ typedef struct dlrni_zip {
     uint64_t packed;    /* of all members     */
 } dlrni_zip;
 
-/* Offsets are not shown: whoever meets these errors has a file that was cut or forged, and fetches
-   it again. */
+/* For errors of the zip as a whole; those of one member name it. */
 DLRNI_INTERNAL dlrn_status dlrni_zip_error(dlrn_archive *a, const char *what) {
     return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: %s", a->path, what);
 }
 
 /* ---- Reading ---- */
 
-/* Reads the end record of 64 bits, if there is one for the end record at p + end. Python and torch
-   write it only where it is needed; others always do. The 20 bytes where its locator would be may,
+/* Reads the end record of 64 bits, if there is one for the end record at p + end. torch always
+   writes it, Python only where a number does not fit. The 20 bytes where its locator would be may,
    by chance, be the end of a member's name, so a locator counts only if it points to a record. 0:
    the end record needs one and there is none. The locator's offset is any number, so it is compared
    before it is added. */
@@ -6643,10 +6642,9 @@ DLRNI_INTERNAL int dlrni_zip_end64(const unsigned char *p, uint64_t size, uint64
     return 1;
 }
 
-/* Finds the directory: its place, bytes and members. The end record is searched backwards over the
-   longest possible comment. 0: there is none in the file. Zips have no length at their start, and a
-   comment of up to 65535 bytes may follow the record. The last magic in the file counts, so a
-   comment that holds one makes the file unreadable, which hurts nobody else. */
+/* Finds the directory: its place, bytes and members. A zip has no length at its start, and a
+   comment of up to 65535 bytes may follow the end record, which is searched backwards over it. The
+   last magic counts, as in Python's zipfile. 0: there is none in the file. */
 DLRNI_INTERNAL int dlrni_zip_end(const unsigned char *p, uint64_t size, uint64_t *at,
                                  uint64_t *bytes, uint64_t *count) {
     const uint64_t record = DLRNI_END_BYTES, reach = record + UINT16_MAX; /* + a comment */
@@ -6662,8 +6660,7 @@ DLRNI_INTERNAL int dlrni_zip_end(const unsigned char *p, uint64_t size, uint64_t
 
 /* Replaces sizes and offset that are all ones by those in the extra block of kind 1, which holds
    them in this order, and only those. 0: a block is cut off. Other kinds are stepped over: padding,
-   times, owners. A second block of kind 1 finds no field of all ones, unless the first held that
-   number. */
+   times, owners. */
 DLRNI_INTERNAL int dlrni_zip_extra(dlrni_cursor extra, uint64_t *size, uint64_t *packed,
                                    uint64_t *offset) {
     uint64_t *fields[3] = {size, packed, offset};
@@ -6788,8 +6785,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_list(dlrn_archive *a, dlrni_zip *z) {
 }
 
 /* The bytes of a member: in the file, or unpacked into a block of the archive. Deflate shrinks at
-   most 1032 times (258 bytes from 2 bits), which bounds the memory that a small file can claim. +
-   1: an empty member still gets a block, and not NULL. */
+   most 1032 times (258 bytes from 2 bits), which bounds the memory that a small file can claim. It
+   is unpacked whole, to the size in the directory, since a tensor may be read from any row. */
 DLRNI_INTERNAL dlrn_status dlrni_member_bytes(dlrn_archive *a, const dlrni_member *m,
                                               const unsigned char **p) {
     enum { DEFLATE_MAX = 1032 };
@@ -6810,8 +6807,8 @@ DLRNI_INTERNAL dlrn_status dlrni_member_bytes(dlrn_archive *a, const dlrni_membe
 /* ---- Reading .npz ---- */
 
 /* A text without dimensions ("|S3", "<U3"), such as scipy's 'format', is kept as a note: *is_text.
-   UTF-32 is cut to its low bytes. A name of a format is ASCII, so nothing is lost. '.npy' is 4
-   bytes, and the caller has seen it. */
+   numpy writes str as UTF-32, of which the low bytes are kept: the texts that are looked up are
+   ASCII. Both kinds are padded with 0. '.npy' is 4 bytes, which the caller has seen. */
 DLRNI_INTERNAL dlrn_status dlrni_arrays_text(dlrn_archive *a, const char *what,
                                              const dlrni_member *m, dlrni_cursor c, int *is_text) {
     dlrni_npy_head h;
@@ -6826,8 +6823,8 @@ DLRNI_INTERNAL dlrn_status dlrni_arrays_text(dlrn_archive *a, const char *what,
     return dlrni_archive_annotate(a, m->name, m->name_len - 4, value, n);
 }
 
-/* Does a member's name end like this? The folder before it differs: torch takes the name of the
-   file that was saved first. */
+/* Does a member's name end like this? The folder before it differs: torch names it after the file
+   that it saved, or "archive". */
 DLRNI_INTERNAL int dlrni_member_ends(const dlrni_member *m, const char *suffix) {
     int64_t n = (int64_t)strlen(suffix);
     return m->name_len >= n && !memcmp(m->name + m->name_len - n, suffix, (size_t)n);
@@ -6856,9 +6853,12 @@ DLRNI_INTERNAL dlrn_status dlrni_arrays_open(dlrn_archive *a, const dlrni_zip *z
 
 /* ---- Writing ----
 
-   Members are stored, and their data starts at multiples of 64, so that it can be mapped. The
-   same tensors give the same bytes: the date is always 1 January 1980. */
+   Members are stored, and their data starts at multiples of 64, as in torch's own files, so that it
+   can be mapped. The same tensors give the same bytes: the date is always 1 January 1980. The file
+   is written from its first byte to its last, since it may go to a pipe: what is known late comes
+   late, a CRC after its data and the directory after all members. */
 
+/* A zip that is being written. Only one member is open at a time. */
 typedef struct dlrni_zip_writer {
     dlrni_sink *o;
     dlrni_bytes directory;  /* written at the end                            */
@@ -6868,9 +6868,12 @@ typedef struct dlrni_zip_writer {
     char name[256];
 } dlrni_zip_writer;
 
+/* The date's bits: year - 1980, 4 of the month, 5 of the day. Names are cut at 255 bytes, which is
+   what file systems allow, should somebody unpack the file. */
 enum { DLRNI_ZIP_ALIGN = 64, DLRNI_ZIP_DATE = 0x21, DLRNI_ZIP_NAME_MAX = 255 };
 
-/* Begins a zip in a sink; dlrni_zip_close ends it in any case. */
+/* Begins a zip in a sink; dlrni_zip_close ends it in any case, and frees the directory. All errors
+   are in the sink. */
 DLRNI_INTERNAL dlrni_zip_writer dlrni_zip_to(dlrni_sink *o) {
     dlrni_zip_writer z;
     memset(&z, 0, sizeof z);
@@ -6880,7 +6883,10 @@ DLRNI_INTERNAL dlrni_zip_writer dlrni_zip_to(dlrni_sink *o) {
 }
 
 /* The bytes between a member's name and its data: 64-bit sizes, filled in by the record after the
-   data, for a large member; then padding, as an extra block of torch's kind. */
+   data, for a large member; then padding, as an extra block of torch's kind. Readers step over
+   kinds that they do not know. The 64-bit sizes are 0 here, since the flag says that they follow;
+   but the block must be there, or readers would take the record after the data for the narrow
+   one. */
 DLRNI_INTERNAL void dlrni_zip_write_gap(dlrni_zip_writer *z, int wide, uint64_t padding) {
     unsigned char sizes[DLRNI_EXTRA_BYTES + 16] = {0}, pad[DLRNI_EXTRA_BYTES];
     dlrni_set_field(sizes, DLRNI_EXTRA_KIND, DLRNI_EXTRA_KIND_64);
@@ -6893,7 +6899,9 @@ DLRNI_INTERNAL void dlrni_zip_write_gap(dlrni_zip_writer *z, int wide, uint64_t 
 }
 
 /* Opens a member of `size` bytes; its CRC is written after the data. A name beyond ASCII is marked
-   as UTF-8: readers take it for code page 437 otherwise. */
+   as UTF-8: readers take it for code page 437 otherwise. The size is a promise, which decides on 32
+   or 64 bits before the data comes; the sizes in the records are counted. 4 is the header of the
+   padding block, which is always there. */
 DLRNI_INTERNAL void dlrni_zip_start_member(dlrni_zip_writer *z, const char *name, uint64_t size) {
     unsigned char h[DLRNI_LOCAL_BYTES] = {0};
     const int wide = size >= UINT32_MAX;
@@ -6920,7 +6928,9 @@ DLRNI_INTERNAL void dlrni_zip_start_member(dlrni_zip_writer *z, const char *name
     z->o->crc = 0;
 }
 
-/* Adds the open member, whose size is known now, to the directory. */
+/* Adds the open member, whose size is known now, to the directory. With one number beyond 32 bits
+   all three go to the extra block, in the order that the format demands: one case fewer to test.
+   Packed and unpacked size are the same. */
 DLRNI_INTERNAL void dlrni_zip_list_member(dlrni_zip_writer *z, uint64_t size) {
     unsigned char h[DLRNI_CENTRAL_BYTES] = {0}, extra[DLRNI_EXTRA_BYTES + 24] = {0};
     const uint64_t n = strlen(z->name);
@@ -6948,7 +6958,8 @@ DLRNI_INTERNAL void dlrni_zip_list_member(dlrni_zip_writer *z, uint64_t size) {
     z->members++;
 }
 
-/* Closes the open member: CRC and sizes after its data. */
+/* Closes the open member: CRC and sizes after its data, with the magic that the standard leaves
+   optional, because zip readers that repair files look for it. */
 DLRNI_INTERNAL void dlrni_zip_end_member(dlrni_zip_writer *z) {
     unsigned char d[DLRNI_AFTER64_BYTES];
     const uint64_t size = z->o->at - z->start;
@@ -6961,7 +6972,7 @@ DLRNI_INTERNAL void dlrni_zip_end_member(dlrni_zip_writer *z) {
     dlrni_sink_write(z->o, d, wide ? DLRNI_AFTER64_BYTES : DLRNI_AFTER_BYTES);
 }
 
-/* A member of bytes in memory. */
+/* A member of bytes in memory, for which everything is known at once. */
 DLRNI_INTERNAL void dlrni_zip_add(dlrni_zip_writer *z, const char *name, const void *bytes,
                                   uint64_t size) {
     dlrni_zip_start_member(z, name, size);
@@ -6969,7 +6980,8 @@ DLRNI_INTERNAL void dlrni_zip_add(dlrni_zip_writer *z, const char *name, const v
     dlrni_zip_end_member(z);
 }
 
-/* The 64-bit end record and its locator, for a directory at `at` of `size` bytes. */
+/* The 64-bit end record and its locator, for a directory at `at` of `size` bytes. The length leaves
+   out the magic and itself, 12 bytes. There is one disk, always. */
 DLRNI_INTERNAL void dlrni_zip_write_end64(dlrni_zip_writer *z, uint64_t at, uint64_t size) {
     unsigned char e[DLRNI_END64_BYTES] = {0}, locator[DLRNI_LOCATOR_BYTES] = {0};
     dlrni_set_field(e, DLRNI_END64_MAGIC, DLRNI_MAGIC_END64);
@@ -6987,7 +6999,9 @@ DLRNI_INTERNAL void dlrni_zip_write_end64(dlrni_zip_writer *z, uint64_t at, uint
     dlrni_sink_write(z->o, locator, sizeof locator);
 }
 
-/* Writes the directory and the end record, in their 64-bit form where a number needs it. */
+/* Writes the directory and the end record, in their 64-bit form where a number needs it. All ones
+   in the end record send readers to the 64-bit record. The end record itself is always there: it is
+   what every reader looks for. */
 DLRNI_INTERNAL dlrn_status dlrni_zip_close(dlrni_zip_writer *z) {
     unsigned char e[DLRNI_END_BYTES] = {0};
     const uint64_t at = z->o->at, size = (uint64_t)z->directory.len, n = (uint64_t)z->members;
@@ -7005,7 +7019,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_close(dlrni_zip_writer *z) {
     return z->o->status;
 }
 
-/* .npz: a zip of .npy. */
+/* .npz: a zip of .npy. One member for each array, as numpy.savez does, which adds the suffix to the
+   name, too. */
 DLRNI_INTERNAL dlrn_status dlrni_arrays_write(dlrni_sink *o, const dlrn_tensor_out *tensors,
                                               int64_t count) {
     dlrni_zip_writer z = dlrni_zip_to(o);
@@ -7039,15 +7054,30 @@ DLRNI_INTERNAL dlrn_status dlrni_arrays_write(dlrni_sink *o, const dlrn_tensor_o
    {"w": a tensor of 6 numbers} as torch saves it, and the stack after each step, top at the right:
 
       PROTO 2 EMPTY_DICT                                   {}
-      MARK BINUNICODE "w"                                  {} mark "w"
-      GLOBAL torch._utils _rebuild_tensor_v2               {} mark "w" name
-      MARK MARK "storage" GLOBAL torch FloatStorage ...    {} mark "w" name mark mark "storage" ...
-      TUPLE                                                {} mark "w" name mark (id of a storage)
-      BINPERSID                                            {} mark "w" name mark storage
-      0 (6,) (1,) ... TUPLE                                {} mark "w" name (storage, 0, (6,), ...)
-      REDUCE                                               {} mark "w" tensor
-      SETITEMS STOP                                        {"w": tensor} */
+      BINUNICODE "w"                                       {} "w"
+      GLOBAL torch._utils _rebuild_tensor_v2               {} "w" name
+      MARK MARK "storage" GLOBAL torch FloatStorage ...    {} "w" name mark mark "storage" type ...
+      TUPLE                                                {} "w" name mark (id of a storage)
+      BINPERSID                                            {} "w" name mark storage
+      0 (6,) (1,) ... TUPLE                                {} "w" name (storage, 0, (6,), ...)
+      REDUCE                                               {} "w" tensor
+      SETITEM STOP                                         {"w": tensor}
 
+   BINPUT, after nearly every value, gives it a number in the memo, by which BINGET pushes it again:
+   layers that share a weight share the value. Two or more items are set at once: MARK before the
+   first key, SETITEMS after the last value.
+
+   What Python would do with a hostile file, and what happens here:
+
+      GLOBAL os system, REDUCE         a shell command is run    the name is refused
+      a list that holds itself         an endless object         the walk has a bound on its depth
+      a tuple of a tuple of a ...,     2^n values from n bytes   the walk has a bound on its work
+         each twice, by the memo
+      LONG_BINPUT 2^32 - 1             a memo of 32 GB           the index is refused
+      BINUNICODE8 2^63                 an error                  the cursor refuses the length */
+
+/* The kinds of values that files of tensors hold, and the mark, which lies on the stack among
+   them. */
 typedef enum dlrni_py_kind {
     DLRNI_PY_NONE,
     DLRNI_PY_BOOL,
@@ -7064,7 +7094,8 @@ typedef enum dlrni_py_kind {
     DLRNI_PY_MARK
 } dlrni_py_kind;
 
-/* What REDUCE makes of a call of a name. */
+/* What REDUCE makes of a call of a name. A call is a closed list of cases: no name leads to
+   code. */
 typedef enum dlrni_callee {
     DLRNI_CALL_REFUSED,   /* a type                                          */
     DLRNI_CALL_TENSOR,    /* (storage, offset, size, stride, ...)            */
@@ -7075,11 +7106,14 @@ typedef enum dlrni_callee {
     DLRNI_CALL_NONE       /* a value that holds no tensors: replaced by None */
 } dlrni_callee;
 
+/* A text where it lies in the file: a state dict repeats names too often to copy each. */
 typedef struct dlrni_span {
     const char *p; /* not closed with a 0 */
     int64_t len;
 } dlrni_span;
 
+/* A value. Which member of the union holds is said by `kind`, and checked before each use, since
+   the file decides the kind. */
 typedef struct dlrni_py_value dlrni_py_value;
 struct dlrni_py_value {
     dlrni_py_kind kind;
@@ -7111,6 +7145,7 @@ struct dlrni_py_value {
     } as;
 };
 
+/* The machine: what is read, the stack, the memo, and the arena that owns every value. */
 typedef struct dlrni_pickle {
     dlrn_archive *a;
     const char *what; /* file and member, for errors */
@@ -7124,9 +7159,12 @@ typedef struct dlrni_pickle {
     dlrni_py_value *result;
 } dlrni_pickle;
 
-enum { DLRNI_PICKLE_CHUNK = 256 }; /* values that are allocated together */
+/* Values that are allocated together, about 14 KB: values must not move, since others point to
+   them, so the arena cannot grow as one array. */
+enum { DLRNI_PICKLE_CHUNK = 256 };
 
-/* The position is that behind the bytes read so far. */
+/* The position is that behind the bytes read so far, as pickletools.dis counts them for one
+   pickle. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_error(dlrni_pickle *p, const char *what) {
     return dlrn_fail(p->a->ctx, DLRN_ERR_FORMAT, "%s: pickle, byte %lld: %s", p->what,
                      (long long)(p->c.p - p->start), what);
@@ -7134,7 +7172,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_error(dlrni_pickle *p, const char *what)
 
 /* ---- Values and the stack ---- */
 
-/* A value of the arena, all zero but for its kind; NULL: no memory. */
+/* A value of the arena, all zero but for its kind; NULL: no memory. A new chunk is begun when the
+   next value needs it: in_chunk is 0 with no chunk, and with a full one. */
 DLRNI_INTERNAL dlrni_py_value *dlrni_pickle_new(dlrni_pickle *p, dlrni_py_kind kind) {
     if (p->in_chunk == 0) {
         if (!DLRNI_GROW(p->a->ctx, &p->chunks, &p->chunk_cap, p->n_chunks, p->n_chunks + 1))
@@ -7149,7 +7188,8 @@ DLRNI_INTERNAL dlrni_py_value *dlrni_pickle_new(dlrni_pickle *p, dlrni_py_kind k
     return v;
 }
 
-/* v NULL: no memory for it. */
+/* v NULL: no memory for it. So callers push what dlrni_pickle_new returns, and check once. The
+   stack has no bound of its own: each entry has cost a byte of the file. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_push(dlrni_pickle *p, dlrni_py_value *v) {
     if (!v || !DLRNI_GROW(p->a->ctx, &p->stack, &p->stack_cap, p->depth, p->depth + 1))
         return DLRN_ERR_MEMORY;
@@ -7169,7 +7209,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_push_int(dlrni_pickle *p, dlrni_py_kind 
     return dlrni_pickle_push(p, v);
 }
 
-/* The next len bytes as a string. */
+/* The next len bytes as a string. They are not checked for UTF-8: Python 2 wrote bytes, and names
+   are compared, not shown. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_push_text(dlrni_pickle *p, uint64_t len) {
     const unsigned char *text = dlrni_take(&p->c, len);
     if (!text) return dlrni_pickle_error(p, "a string reaches beyond the end");
@@ -7178,26 +7219,29 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_push_text(dlrni_pickle *p, uint64_t len)
     return dlrni_pickle_push(p, v);
 }
 
-/* NULL: the stack is empty, or a mark is on top. */
+/* NULL: the stack is empty, or a mark is on top. Taking a mark for a value is how machines of this
+   kind are led astray. */
 DLRNI_INTERNAL dlrni_py_value *dlrni_pickle_pop(dlrni_pickle *p) {
     return p->depth && p->stack[p->depth - 1]->kind != DLRNI_PY_MARK ? p->stack[--p->depth] : NULL;
 }
 
-/* Drops the value on top; below it at least `below` must be left. */
+/* Drops the value on top; below it at least `below` must be left. BUILD sets the state of the
+   object below, which must be there, even if we ignore it. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_drop(dlrni_pickle *p, int64_t below) {
     return dlrni_pickle_pop(p) && p->depth >= below
                ? DLRN_OK
                : dlrni_pickle_error(p, "the stack is too short");
 }
 
-/* Equality with a text closed by a 0. */
+/* Equality with a text closed by a 0. A 0 byte inside s makes the lengths differ. */
 DLRNI_INTERNAL int dlrni_span_is(dlrni_span s, const char *text) {
     return (size_t)s.len == strlen(text) && !memcmp(s.p, text, (size_t)s.len);
 }
 
 /* ---- Tuples, lists, dictionaries ---- */
 
-/* A container holds links, because one value can be in several containers. */
+/* A container holds links, because one value can be in several containers. Containers made of the
+   same link would run into each other. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_append(dlrni_pickle *p, dlrni_py_value *to,
                                                dlrni_py_value *item) {
     dlrni_py_value *link = dlrni_pickle_new(p, DLRNI_PY_LINK);
@@ -7212,11 +7256,13 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_append(dlrni_pickle *p, dlrni_py_value *
     return DLRN_OK;
 }
 
+/* torch writes sizes as a tuple, torch.Size as one in a call, careless programs a list. */
 DLRNI_INTERNAL int dlrni_pickle_is_sequence(const dlrni_py_value *v) {
     return v && (v->kind == DLRNI_PY_TUPLE || v->kind == DLRNI_PY_LIST);
 }
 
-/* The item of a tuple or list; NULL: there is none, or v is something else. */
+/* The item of a tuple or list; NULL: there is none, or v is something else. Linear, for the few
+   arguments of a call. */
 DLRNI_INTERNAL dlrni_py_value *dlrni_pickle_item(const dlrni_py_value *v, int64_t index) {
     if (!dlrni_pickle_is_sequence(v)) return NULL;
     const dlrni_py_value *link = v->as.items.first;
@@ -7224,7 +7270,9 @@ DLRNI_INTERNAL dlrni_py_value *dlrni_pickle_item(const dlrni_py_value *v, int64_
     return link ? link->as.link.item : NULL;
 }
 
-/* Moves the top `count` values into a container; -1: those above the mark, which goes, too. */
+/* Moves the top `count` values into a container; -1: those above the mark, which goes, too. A mark
+   among the values would mean that an opcode of fixed width reaches across it, which no writer
+   does. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_move(dlrni_pickle *p, dlrni_py_value *to, int64_t count) {
     int64_t from = p->depth - count, keep = from;
     if (count < 0) {
@@ -7241,14 +7289,17 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_move(dlrni_pickle *p, dlrni_py_value *to
     return DLRN_OK;
 }
 
-/* TUPLE, TUPLE1 ... */
+/* TUPLE, TUPLE1, TUPLE2, TUPLE3: protocol 2 has short forms for the tuples that are met most. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_tuple(dlrni_pickle *p, int64_t count) {
     dlrni_py_value *t = dlrni_pickle_new(p, DLRNI_PY_TUPLE);
     DLRNI_TRY(dlrni_pickle_move(p, t, count));
     return dlrni_pickle_push(p, t);
 }
 
-/* APPEND, APPENDS, SETITEM, SETITEMS: the values go into the container below them. */
+/* APPEND, APPENDS, SETITEM, SETITEMS: the values go into the container below them. They are taken
+   off first, because the container is known only then: it is whatever lies below the mark. A
+   dictionary keeps equal keys, since Python would keep the last; two tensors of one name are
+   refused when they are added. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_extend(dlrni_pickle *p, dlrni_py_kind kind, int64_t count) {
     dlrni_py_value items;
     memset(&items, 0, sizeof items);
@@ -7262,7 +7313,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_extend(dlrni_pickle *p, dlrni_py_kind ki
 }
 
 /* BINPUT, LONG_BINPUT, MEMOIZE. Python numbers its memo without gaps, so an index beyond the bytes
-   read is only there to claim memory. */
+   read is only there to claim memory. Numbers may be skipped, and are NULL. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_memoize(dlrni_pickle *p, uint64_t index) {
     if (!p->depth) return dlrni_pickle_error(p, "expected a value to memoize");
     if (index > (uint64_t)(p->c.p - p->start))
@@ -7274,7 +7325,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_memoize(dlrni_pickle *p, uint64_t index)
     return DLRN_OK;
 }
 
-/* BINGET, LONG_BINGET. */
+/* BINGET, LONG_BINGET: pushes a value again, by its number. It is the same value, not a copy: this
+   is where sharing, and every bomb, comes from. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_recall(dlrni_pickle *p, uint64_t index) {
     if (index >= (uint64_t)p->memos || !p->memo[index])
         return dlrni_pickle_error(p, "an unknown memo index");
@@ -7284,7 +7336,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_recall(dlrni_pickle *p, uint64_t index) 
 /* ---- Names ---- */
 
 /* The element type of torch.FloatStorage, torch.float32 and so on; DLRN_DTYPE_COUNT: the name is
-   not a type of elements. */
+   not a type of elements. UntypedStorage is bytes: with _rebuild_tensor_v3 the type stands in the
+   call. */
 DLRNI_INTERNAL dlrn_dtype dlrni_torch_dtype(dlrni_span module, dlrni_span name) {
     char storage[32];
     if (dlrni_span_is(module, "torch.storage") && dlrni_span_is(name, "UntypedStorage"))
@@ -7298,7 +7351,9 @@ DLRNI_INTERNAL dlrn_dtype dlrni_torch_dtype(dlrni_span module, dlrni_span name) 
     return DLRN_DTYPE_COUNT;
 }
 
-/* Pushes a name, if it is one that files of tensors need; every other one is refused. */
+/* Pushes a name, if it is one that files of tensors need; every other one is refused. The list is
+   that of torch.load(weights_only=True), less what holds no tensors. A type, such as
+   torch.nn.parameter.Parameter, may be named, as an argument, but not called. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_name(dlrni_pickle *p, dlrni_span module, dlrni_span name) {
     static const struct {
         const char *module, *name;
@@ -7342,7 +7397,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_name(dlrni_pickle *p, dlrni_span module,
     return dlrni_pickle_push(p, v);
 }
 
-/* A line of an older opcode, without its newline; p NULL: there is none. */
+/* A line of an older opcode, without its newline; p NULL: there is none. Protocol 2 took GLOBAL
+   over from the textual protocols. */
 DLRNI_INTERNAL dlrni_span dlrni_pickle_line(dlrni_pickle *p) {
     dlrni_span line = {(const char *)p->c.p, 0};
     const size_t left = (size_t)(p->c.end - p->c.p);
@@ -7361,7 +7417,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_global(dlrni_pickle *p) {
     return dlrni_pickle_name(p, module, name);
 }
 
-/* STACK_GLOBAL: module and name as strings. */
+/* STACK_GLOBAL, from protocol 4 on: module and name as strings on the stack. They may come from the
+   memo, so the check of names cannot look at the file. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_stack_global(dlrni_pickle *p) {
     const dlrni_py_value *name = dlrni_pickle_pop(p), *module = dlrni_pickle_pop(p);
     if (!name || !module || name->kind != DLRNI_PY_STRING || module->kind != DLRNI_PY_STRING)
@@ -7371,7 +7428,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_stack_global(dlrni_pickle *p) {
 
 /* ---- Calls ---- */
 
-/* A tuple of sizes; 0: it is not one, or has more than DLRN_MAX_DIMS. */
+/* A tuple of sizes; 0: it is not one, or has more than DLRN_MAX_DIMS. Their sign and size do not
+   matter yet: dlrni_archive_add looks at those. */
 DLRNI_INTERNAL int dlrni_pickle_sizes(const dlrni_py_value *v, int64_t *out, int *ndim) {
     int n = 0;
     if (!dlrni_pickle_is_sequence(v) || v->as.items.count > DLRN_MAX_DIMS) return 0;
@@ -7384,7 +7442,10 @@ DLRNI_INTERNAL int dlrni_pickle_sizes(const dlrni_py_value *v, int64_t *out, int
 }
 
 /* _rebuild_tensor, _v2, _v3: (storage, offset, size, stride, requires_grad, hooks, ...). The next
-   argument is, in v2, a dictionary of bits (negated, conjugated), and in v3 the element type. */
+   argument is, in v2, a dictionary of bits (negated, conjugated), and in v3 the element type.
+   Arguments by position, as in torch/_utils.py; further ones are ignored, because newer versions
+   add some. requires_grad and hooks say nothing about the numbers. A negated tensor would be read
+   with the wrong sign, so it is refused. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_tensor(dlrni_pickle *p, const dlrni_py_value *args,
                                                int is_v3) {
     enum { STORAGE, OFFSET, SHAPE, STRIDE, EXTRA = 6 };
@@ -7416,8 +7477,9 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_tensor(dlrni_pickle *p, const dlrni_py_v
     return dlrni_pickle_push(p, t);
 }
 
-/* OrderedDict([(key, value), ...]). The pairs are copied, and a list that is shared could be
-   copied any number of times, so no more pairs than bytes read are copied. */
+/* OrderedDict([(key, value), ...]). The pairs are copied, and a list that is shared could be copied
+   any number of times, so no more pairs than bytes read are copied. Python 2 and 3 both write an
+   OrderedDict so, or empty, with SETITEMS after it. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_pairs(dlrni_pickle *p, const dlrni_py_value *args) {
     dlrni_py_value *dict = dlrni_pickle_new(p, DLRNI_PY_DICT);
     const dlrni_py_value *pairs = dlrni_pickle_item(args, 0), *l = NULL;
@@ -7435,7 +7497,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_pairs(dlrni_pickle *p, const dlrni_py_va
     return dlrni_pickle_push(p, dict);
 }
 
-/* REDUCE: the value that a call would return. */
+/* REDUCE: the value that a call would return. CALL_FIRST gives its first argument: a parameter is
+   its tensor, torch.Size its sizes, a device its name. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_reduce(dlrni_pickle *p) {
     const dlrni_py_value *args = dlrni_pickle_pop(p), *callee = dlrni_pickle_pop(p);
     if (callee && callee->kind == DLRNI_PY_NAME && callee->as.name.callee == DLRNI_CALL_TYPED &&
@@ -7459,7 +7522,9 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_reduce(dlrni_pickle *p) {
 }
 
 /* BINPERSID: ('storage', type, key, location, elements[, view]). The view of older files is (key,
-   offset, elements) of a part of the storage. */
+   offset, elements) of a part of the storage. A persistent id names something outside of the
+   pickle, which the reader must bring. Key and number of elements are only claims until the walk
+   finds the storage. The location, "cpu" or "cuda:0", says where it was. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_storage(dlrni_pickle *p) {
     enum { WORD, TYPE, KEY, LOCATION, ELEMENTS, VIEW };
     const dlrni_py_value *id = dlrni_pickle_pop(p), *view = dlrni_pickle_item(id, VIEW);
@@ -7485,8 +7550,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_storage(dlrni_pickle *p) {
 
 /* ---- The opcodes ---- */
 
-/* LONG1: a signed number of `size` bytes, low byte first. Only torch's magic number has more than
-   64 bits; it is kept as its bytes. */
+/* LONG1: a signed number of `size` bytes, low byte first, as many as it needs. Only torch's magic
+   number has more than 64 bits; it is kept as its bytes. A size of 0 is the number 0. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_long(dlrni_pickle *p, uint64_t size) {
     if (size > 8) return dlrni_pickle_push_text(p, size);
     const unsigned char *v = dlrni_take(&p->c, size);
@@ -7496,7 +7561,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_long(dlrni_pickle *p, uint64_t size) {
     return dlrni_pickle_push_int(p, DLRNI_PY_INT, (int64_t)u);
 }
 
-/* BINFLOAT: a double, high byte first. */
+/* BINFLOAT: a double, high byte first, unlike all other numbers here. It is a learning rate or a
+   scale of a checkpoint. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_float(dlrni_pickle *p) {
     const unsigned char *raw = dlrni_take(&p->c, 8);
     if (!raw) return dlrni_pickle_error(p, "a number is cut off");
@@ -7511,7 +7577,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_protocol(dlrni_pickle *p, uint64_t n) {
     return n >= 2 && n <= 5 ? DLRN_OK : dlrni_pickle_error(p, "a protocol other than 2 to 5");
 }
 
-/* Whatever else is on the stack is dropped with the arena. */
+/* The value on top is the result. Whatever is left below it is dropped with the arena, as Python
+   drops it. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_stop(dlrni_pickle *p) {
     p->done = 1;
     p->result = dlrni_pickle_pop(p);
@@ -7519,7 +7586,10 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_stop(dlrni_pickle *p) {
 }
 
 /* The whole machine: X(name, code, bytes of its argument n, what it does to machine p). BUILD sets
-   attributes of an object, such as a state dict's _metadata: they are dropped. */
+   attributes of an object, such as a state dict's _metadata: they are dropped. FRAME announces how
+   many bytes to read at once, which is of no use in memory. Opcodes that are missing: INST, OBJ,
+   NEWOBJ, EXT, which make objects; LONG4, sets, bytes arrays, which no file of tensors has; and the
+   textual ones of protocols 0 and 1. */
 #define DLRNI_OPCODE_LIST(X)                                                                       \
     X(PROTO, 0x80, 1, dlrni_pickle_protocol(p, n))                                                 \
     X(FRAME, 0x95, 8, DLRN_OK)                                                                     \
@@ -7568,7 +7638,8 @@ enum {
         DLRNI_OP_COUNT = 256
 };
 
-/* Bytes of an opcode's argument; -1: unknown. */
+/* Bytes of an opcode's argument; -1: unknown. A number for each opcode, so that the argument is
+   taken in one place, with one check. */
 DLRNI_INTERNAL int dlrni_opcode_bytes(int op) {
 #define DLRNI_OPCODE_BYTES(name, code, bytes, action)                                              \
     case code: return bytes;
@@ -7579,7 +7650,7 @@ DLRNI_INTERNAL int dlrni_opcode_bytes(int op) {
 #undef DLRNI_OPCODE_BYTES
 }
 
-/* Runs one opcode; its argument has been read. */
+/* Runs one opcode; its argument has been read. Unknown opcodes do not come here. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_act(dlrni_pickle *p, int op, uint64_t n) {
 #define DLRNI_OPCODE_ACTION(name, code, bytes, action)                                             \
     case code: return action;
@@ -7590,7 +7661,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_act(dlrni_pickle *p, int op, uint64_t n)
 #undef DLRNI_OPCODE_ACTION
 }
 
-/* Reads one opcode with its argument, and runs it. */
+/* Reads one opcode with its argument, and runs it. An unknown opcode ends the reading: its argument
+   has no known length, so nothing after it would be understood. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_next(dlrni_pickle *p) {
     const unsigned char *op = dlrni_take(&p->c, 1), *v;
     if (!op) return dlrni_pickle_error(p, "it ends before its STOP");
@@ -7605,7 +7677,9 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_next(dlrni_pickle *p) {
     return dlrni_pickle_act(p, *op, dlrni_le(v, bytes));
 }
 
-/* Runs one pickle and leaves the cursor behind its STOP. */
+/* Runs one pickle and leaves the cursor behind its STOP. Files from before torch 1.6 run five on
+   one machine: the memo and the stack begin anew, and the arena stays, because the last pickles
+   need values of those before. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_run(dlrni_pickle *p) {
     p->start = p->c.p;
     p->depth = p->memos = p->pairs = 0;
