@@ -4163,8 +4163,8 @@ DLRN_API dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, i
 /* What every reader and writer of files needs: a cursor that cannot leave its bytes, numbers in
    the byte order of a file, UTF-8, text that grows, and a table of names.
 
-   All rooms down to >>writers hold to one rule: a file is an opponent. For any bytes, reading
-   ends, in memory in proportion to the file's size, without a read outside of its bytes, and with
+   From this room to >>writers one rule holds: a file is an opponent. For any bytes, reading ends,
+   in memory in proportion to the file's size, without a read outside of its bytes, and with
    DLRN_OK or an error that names the file and the place in it. So each length is
    taken through a cursor, each product of sizes is checked, each count is bounded by the bytes that
    would be needed for it, and each place where one byte may stand for many (deflate, strides of 0,
@@ -4464,6 +4464,8 @@ DLRNI_INTERNAL int dlrni_follow(const char *path, char *out, size_t size) {
     if (n >= size) return 0;
     memcpy(out, path, n + 1);
 #if DLRNI_POSIX
+    /* a link may point to a link: each is followed, so that the last file is replaced, not a
+       link */
     for (int links = 0; links < 40; links++) {
         /* readlink cuts a long target without an error; it fills `to` then, and is refused below */
         char to[4096];
@@ -4524,6 +4526,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_open_write(dlrn_context *ctx, dlrni_stdio
     file->path = DLRNI_NEW(ctx, char, (int64_t)(n + 2 * k + SUFFIX));
     if (!file->path) return DLRN_ERR_MEMORY;
     memcpy(file->path, name, n);
+    /* there is nothing to open, and no target to replace */
     if (is_output) {
         file->f = stdout;
         return DLRN_OK;
@@ -4647,6 +4650,7 @@ DLRNI_INTERNAL void dlrni_sync_folder(const char *path) {
     }
     int fd = open(folder, O_RDONLY);
     if (fd >= 0) {
+        /* no result: some file systems refuse it */
         fsync(fd);
         close(fd);
     }
@@ -4658,6 +4662,7 @@ DLRNI_INTERNAL void dlrni_sync_folder(const char *path) {
 /* Flushes a file's bytes to the disk; not 0 is an error. Without fsync a power cut after the rename
    could leave the new name with no content. Pipes have no disk, and fsync refuses them. */
 DLRNI_INTERNAL int dlrni_stdio_flush(const dlrni_stdio *file) {
+    /* to the system first, then to the disk */
     if (fflush(file->f)) return 1;
 #if DLRNI_POSIX
     return file->temporary && fsync(fileno(file->f)) != 0;
@@ -4674,10 +4679,12 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_close(void *user, dlrn_context *ctx, void
     dlrni_stdio *o = (dlrni_stdio *)file;
     (void)user;
     dlrn_status s = DLRN_OK;
+    /* dropped files are not flushed: their bytes are of no use */
     if (keep && dlrni_stdio_flush(o)) s = dlrni_stdio_error(ctx, o->path, "write it");
     int is_standard = o->f == stdout || o->f == stdin;
     if (!is_standard && fclose(o->f) && keep && s == DLRN_OK)
         s = dlrni_stdio_error(ctx, o->path, "write it");
+    /* from here on: does the new file take its place? */
     keep = keep && s == DLRN_OK;
 #if !DLRNI_POSIX
     if (o->temporary && keep) remove(o->target); /* C's rename need not replace a file */
@@ -4837,7 +4844,8 @@ typedef struct dlrni_sink {
     dlrn_status status;
 } dlrni_sink;
 
-/* Opens a new file; nothing is visible until dlrni_sink_close. */
+/* Opens a new file; nothing is visible until dlrni_sink_close. The name is checked by the host's
+   open_file, which knows its own paths. */
 DLRNI_INTERNAL dlrn_status dlrni_sink_open(dlrn_context *ctx, const char *path, dlrni_sink *o) {
     const dlrn_io *io = dlrni_io_of(ctx);
     memset(o, 0, sizeof *o);
@@ -4845,7 +4853,8 @@ DLRNI_INTERNAL dlrn_status dlrni_sink_open(dlrn_context *ctx, const char *path, 
     return io->open_file(io->user, ctx, path, 1, &o->file);
 }
 
-/* Writes n bytes and adds them to the CRC, which only zip reads: it is cheap next to the disk. */
+/* Writes n bytes and adds them to the CRC, which only zip reads: it is cheap next to the disk. n
+   may exceed 4 GB: one call writes a tensor. */
 DLRNI_INTERNAL void dlrni_sink_write(dlrni_sink *o, const void *bytes, uint64_t n) {
     const dlrn_io *io = dlrni_io_of(o->ctx);
     if (o->status != DLRN_OK || !n) return;
@@ -4875,7 +4884,8 @@ DLRNI_INTERNAL void dlrni_sink_fail(dlrni_sink *o, dlrn_status s) {
     if (o->status == DLRN_OK) o->status = s;
 }
 
-/* Puts the file in place, or drops it after an error. It is closed in both cases. */
+/* Puts the file in place, or drops it after an error. It is closed in both cases. An error of
+   closing counts only if none came before: the first one tells the cause. */
 DLRNI_INTERNAL dlrn_status dlrni_sink_close(dlrni_sink *o) {
     const dlrn_io *io = dlrni_io_of(o->ctx);
     dlrn_status s = io->close_file(io->user, o->ctx, o->file, o->status == DLRN_OK);
@@ -4947,6 +4957,7 @@ DLRNI_INTERNAL dlrn_status dlrni_spool_fill(dlrni_spool *spool, unsigned char *b
     const dlrn_io *io = dlrni_io_of(ctx);
     *got = 0;
     if (!spool->file) {
+        /* in memory the end is known */
         *got = (size_t)dlrni_min((int64_t)size, spool->memory.len - spool->at);
         if (*got) memcpy(bytes, spool->memory.p + spool->at, *got);
         spool->at += (int64_t)*got;
@@ -4998,6 +5009,7 @@ DLRNI_INTERNAL double dlrni_number(char *text) {
 DLRNI_INTERNAL void dlrni_real_text(double value, char *text, size_t size) {
     dlrni_print(text, size, "%.15g", value);
     double back = strtod(text, NULL);
+    /* a NaN compares false, and stays as printed */
     if (back < value || back > value) dlrni_print(text, size, "%.17g", value);
     for (char *c = text; *c; c++)
         if (*c == ',') *c = '.';
@@ -5017,6 +5029,7 @@ DLRNI_INTERNAL void dlrni_real_text(double value, char *text, size_t size) {
    A text of N commas needs about 75 bytes for each, which is the price of a tree without a second
    allocation, and of freeing it with one call. */
 
+/* Where the reader is in the text, and how much of the block is in use. */
 typedef struct dlrni_json_reader {
     dlrn_context *ctx;
     const char *name, *start, *p, *end;
@@ -5038,7 +5051,8 @@ DLRNI_INTERNAL dlrn_status dlrni_json_error(dlrni_json_reader *r, const char *wh
                      (long long)line, (long long)(r->p - r->start), what);
 }
 
-/* Steps over blanks; JSON has these four and no comments. */
+/* Steps over blanks; JSON has these four and no comments. isspace would take more, by the
+   locale. */
 DLRNI_INTERNAL void dlrni_json_space(dlrni_json_reader *r) {
     while (r->p < r->end && (*r->p == ' ' || *r->p == '\t' || *r->p == '\n' || *r->p == '\r'))
         r->p++;
@@ -5077,6 +5091,7 @@ DLRNI_INTERNAL dlrn_status dlrni_json_escape(dlrni_json_reader *r) {
         return dlrni_json_error(r, "unknown escape");
     r->p += 5;
     if (c >= 0xD800 && c < 0xE000) { /* a high surrogate: a low one must follow */
+        /* a low one must not come first; its six bytes must be there */
         if (c >= 0xDC00 || r->end - r->p < 6 || r->p[0] != '\\' || r->p[1] != 'u' ||
             !dlrni_hex4(r->p + 2, &low) || low < 0xDC00 || low > 0xDFFF)
             return dlrni_json_error(r, "a surrogate without its partner");
@@ -5193,6 +5208,7 @@ DLRNI_INTERNAL dlrn_status dlrni_json_children(dlrni_json_reader *r, dlrn_json *
     if (++r->depth > DLRNI_JSON_DEPTH) return dlrni_json_error(r, "nested deeper than 64");
     for (;;) {
         dlrni_json_space(r);
+        /* only an empty container closes here: "[1,]" is refused below */
         if (r->p < r->end && *r->p == close && !v->count) break;
         dlrn_json *child = r->nodes++;
         memset(child, 0, sizeof *child);
@@ -5258,6 +5274,7 @@ DLRN_API dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t
     if (!dlrni_mul(nodes, (int64_t)sizeof(dlrn_json) + 2, &bytes) ||
         !dlrni_add(bytes, (int64_t)size, &total))
         return dlrn_fail(ctx, DLRN_ERR_MEMORY, "%s: JSON too large", name);
+    /* one block: dlrn_alloc aligns it for the nodes, and texts need no alignment */
     dlrn_json *root = (dlrn_json *)dlrn_alloc(ctx, total, 1);
     if (!root) return DLRN_ERR_MEMORY;
     dlrni_json_reader r = {ctx, name, text, text, text + size, root + 1, (char *)(root + nodes), 0};
@@ -5275,7 +5292,8 @@ DLRN_API dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t
     return DLRN_OK;
 }
 
-/* The tree is one block, which begins with its root. */
+/* The tree is one block, which begins with its root: so no recursion is needed to free it, and a
+   tree of any depth is freed. */
 DLRN_API void dlrn_json_free(dlrn_context *ctx, dlrn_json *root) {
     dlrn_free(ctx, root);
 }
@@ -5289,6 +5307,7 @@ DLRN_API const dlrn_json *dlrn_json_get(const dlrn_json *object, const char *pat
     while (object && *path) {
         size_t n = strcspn(path, ".");
         const dlrn_json *m = object->type == DLRN_JSON_OBJECT ? object->first : NULL;
+        /* keys may hold 0 bytes: their lengths are compared first */
         while (m && !((size_t)m->key_len == n && !memcmp(m->key, path, n))) m = m->next;
         object = m;
         path += n + (path[n] == '.');
@@ -5334,7 +5353,8 @@ DLRNI_INTERNAL int dlrni_json_unsigned(const dlrn_json *object, const char *name
     return 1;
 }
 
-/* The same for a signed number: -1, which stands for "none", or from 0. */
+/* The same for a signed number: -1, which stands for "none", or from 0. Other negative numbers have
+   no meaning in our files. */
 DLRNI_INTERNAL int dlrni_json_signed(const dlrn_json *object, const char *name, int64_t *out) {
     const dlrn_json *value = dlrn_json_get(object, name);
     uint64_t u;
@@ -5366,6 +5386,7 @@ DLRNI_INTERNAL int dlrni_json_real(const dlrn_json *object, const char *name, do
       open(NULL, "{")  put_signed("k", 32)  open("shape", "[")  put_signed(NULL, 2)  close("]")
       {                "k":32                ,"shape":[           2                    ] */
 
+/* A text in the making. Nothing fails before the end: see dlrni_bytes. */
 typedef struct dlrni_json_writer {
     dlrni_bytes out;
     const char *comma, *colon; /* "," ":" for machines, ", " ": " for people */
@@ -5402,7 +5423,8 @@ DLRNI_INTERNAL void dlrni_json_quote(dlrni_json_writer *w, const char *s) {
     dlrni_bytes_add(&w->out, "\"", 1);
 }
 
-/* A value that is text already, with the comma and the key before it. */
+/* A value that is text already, with the comma and the key before it. Every other function of the
+   writer comes through here, so commas have one place. */
 DLRNI_INTERNAL void dlrni_json_put(dlrni_json_writer *w, const char *key, const char *value) {
     if (w->separate) dlrni_bytes_text(&w->out, w->comma);
     if (key) dlrni_json_quote(w, key);
@@ -5446,6 +5468,7 @@ DLRNI_INTERNAL void dlrni_json_put_unsigned(dlrni_json_writer *w, const char *ke
    and exponent. */
 DLRNI_INTERNAL void dlrni_json_put_real(dlrni_json_writer *w, const char *key, double v) {
     char text[40] = "null";
+    /* false for a NaN, too */
     if (v >= -DBL_MAX && v <= DBL_MAX) dlrni_real_text(v, text, sizeof text);
     dlrni_json_put(w, key, text);
 }
@@ -5482,9 +5505,9 @@ typedef struct dlrni_dtype_names {
 } dlrni_dtype_names;
 
 static const dlrni_dtype_names dlrni_dtypes[DLRN_DTYPE_COUNT] = {
-#define DLRNI_DTYPE_NAMES(name, text, bytes, npy, storage, torch) {text, npy, storage, torch},
-    DLRN_DTYPE_LIST(DLRNI_DTYPE_NAMES)
-#undef DLRNI_DTYPE_NAMES
+#define DLRNI_DTYPE_ROW(name, text, bytes, npy, storage, torch) {text, npy, storage, torch},
+    DLRN_DTYPE_LIST(DLRNI_DTYPE_ROW)
+#undef DLRNI_DTYPE_ROW
 };
 
 /* A tensor of a file. A program sees the first member only. */
@@ -5898,6 +5921,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_parse(dlrn_archive *a, const dlrn_j
     if (type == DLRN_DTYPE_COUNT)
         return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%s': unknown dtype '%.20s'",
                          a->path, t->key, dtype);
+    /* a shape of [] is one number */
     if (!shape || shape->type != DLRN_JSON_ARRAY || !offsets || offsets->type != DLRN_JSON_ARRAY ||
         offsets->count != 2 || shape->count > DLRN_MAX_DIMS)
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
@@ -5968,6 +5992,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_cover(dlrn_archive *a, const unsign
         r[i].end =
             r[i].begin + a->entries[i].info.numel * dlrni_dtype_size(a->entries[i].info.dtype);
     }
+    /* equal ranges may change places: they are both empty, or an overlap */
     qsort(r, (size_t)a->count, sizeof *r, dlrni_range_order);
     int64_t n = 0;
     for (; n < a->count && r[n].begin == at; n++) at = r[n].end;
@@ -5990,6 +6015,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_header(dlrn_archive *a, const dlrn_
             DLRNI_TRY(dlrni_safetensors_tensor(a, t, data));
             continue;
         }
+        /* "format": "pt" is the usual one */
         for (const dlrn_json *m = t->first; m; m = m->next)
             if (m->type == DLRN_JSON_STRING)
                 DLRNI_TRY(dlrni_archive_annotate(a, m->key, m->key_len, m->text, m->text_len));
@@ -5999,12 +6025,13 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_header(dlrn_archive *a, const dlrn_
 
 /* The header's length comes from the file, so it is bounded before it is used, and the cursor
    refuses one beyond the end. The tree of the JSON is freed at the end: entries keep copies of
-   their names. */
+   their names. A cut download is found here or by dlrni_safetensors_cover, and not when a tensor is read. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_open(dlrn_archive *a) {
     dlrni_cursor c = {a->map.p, a->map.p + a->map.size};
     const unsigned char *head = dlrni_take(&c, 8), *text = NULL;
     uint64_t size = head ? dlrni_le(head, 8) : 0;
     dlrn_json *root;
+    /* both bounds: the cursor alone would take a header of any size from a large file */
     if (head && size <= DLRNI_SAFETENSORS_MAX) text = dlrni_take(&c, size);
     if (!text)
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
@@ -6068,6 +6095,7 @@ DLRNI_INTERNAL void dlrni_safetensors_json(dlrni_sink *o, dlrni_json_writer *w,
         dlrni_json_close(w, "]");
         dlrni_json_open(w, "data_offsets", "[");
         dlrni_json_put_signed(w, NULL, at);
+        /* no overflow: a header of tensors that exist in memory */
         dlrni_json_put_signed(w, NULL, at + bytes);
         dlrni_json_close(w, "]");
         dlrni_json_close(w, "}");
@@ -6549,7 +6577,7 @@ enum { /* the end of the file */
 
 enum { /* the end record of 64 bits */
        DLRNI_END64_MAGIC = DLRNI_FIELD(0, 4),
-       DLRNI_END64_LENGTH = DLRNI_FIELD(4, 8), /* of what follows this field */
+       DLRNI_END64_LENGTH = DLRNI_FIELD(4, 8), /* bytes after this field */
        DLRNI_END64_MADE_BY = DLRNI_FIELD(12, 2),
        DLRNI_END64_VERSION = DLRNI_FIELD(14, 2),
        DLRNI_END64_COUNT_HERE = DLRNI_FIELD(24, 8),
@@ -6777,6 +6805,7 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_list(dlrn_archive *a, dlrni_zip *z) {
     uint64_t at, bytes, count;
     if (!dlrni_zip_end(a->map.p, a->map.size, &at, &bytes, &count))
         return dlrni_zip_error(a, "no central directory");
+    /* divided, because a product could overflow */
     if (count > bytes / DLRNI_CENTRAL_BYTES)
         return dlrni_zip_error(a, "more members than the central directory has room for");
     dlrni_cursor c = {a->map.p + at, a->map.p + at + bytes};
@@ -6870,6 +6899,9 @@ typedef struct dlrni_zip_writer {
 
 /* The date's bits: year - 1980, 4 of the month, 5 of the day. Names are cut at 255 bytes, which is
    what file systems allow, should somebody unpack the file. */
+/* The date's bits: 7 of year - 1980, 4 of the month, 5 of the day. A name has at most 255 bytes,
+   which is what file systems allow, should somebody unpack the file. Cache lines have 64 bytes, and
+   torch aligns to them. */
 enum { DLRNI_ZIP_ALIGN = 64, DLRNI_ZIP_DATE = 0x21, DLRNI_ZIP_NAME_MAX = 255 };
 
 /* Begins a zip in a sink; dlrni_zip_close ends it in any case, and frees the directory. All errors
@@ -6934,6 +6966,7 @@ DLRNI_INTERNAL void dlrni_zip_start_member(dlrni_zip_writer *z, const char *name
 DLRNI_INTERNAL void dlrni_zip_list_member(dlrni_zip_writer *z, uint64_t size) {
     unsigned char h[DLRNI_CENTRAL_BYTES] = {0}, extra[DLRNI_EXTRA_BYTES + 24] = {0};
     const uint64_t n = strlen(z->name);
+    /* the header counts, too: a small member may begin beyond 4 GB */
     const int wide = size >= UINT32_MAX || z->header >= UINT32_MAX;
     const uint64_t shown = wide ? UINT32_MAX : size;
     dlrni_set_field(h, DLRNI_CENTRAL_MAGIC, DLRNI_MAGIC_CENTRAL);
@@ -6959,12 +6992,12 @@ DLRNI_INTERNAL void dlrni_zip_list_member(dlrni_zip_writer *z, uint64_t size) {
 }
 
 /* Closes the open member: CRC and sizes after its data, with the magic that the standard leaves
-   optional, because zip readers that repair files look for it. */
+   optional. Python writes it, too. */
 DLRNI_INTERNAL void dlrni_zip_end_member(dlrni_zip_writer *z) {
     unsigned char d[DLRNI_AFTER64_BYTES];
     const uint64_t size = z->o->at - z->start;
     const int wide = size >= UINT32_MAX;
-    dlrni_zip_list_member(z, size); /* first: the CRC goes on counting */
+    dlrni_zip_list_member(z, size); /* first: the sink's CRC goes on counting */
     dlrni_set_field(d, DLRNI_AFTER_MAGIC, DLRNI_MAGIC_AFTER);
     dlrni_set_field(d, DLRNI_AFTER_CRC, z->o->crc);
     dlrni_set_field(d, wide ? DLRNI_AFTER64_PACKED : DLRNI_AFTER_PACKED, size);
@@ -7005,6 +7038,7 @@ DLRNI_INTERNAL void dlrni_zip_write_end64(dlrni_zip_writer *z, uint64_t at, uint
 DLRNI_INTERNAL dlrn_status dlrni_zip_close(dlrni_zip_writer *z) {
     unsigned char e[DLRNI_END_BYTES] = {0};
     const uint64_t at = z->o->at, size = (uint64_t)z->directory.len, n = (uint64_t)z->members;
+    /* >=, since all ones mean "see the 64-bit record" */
     const int wide = at >= UINT32_MAX || size >= UINT32_MAX || n >= UINT16_MAX;
     if (z->directory.failed) dlrni_sink_fail(z->o, DLRN_ERR_MEMORY);
     dlrni_sink_write(z->o, z->directory.p, size);
@@ -7073,7 +7107,7 @@ DLRNI_INTERNAL dlrn_status dlrni_arrays_write(dlrni_sink *o, const dlrn_tensor_o
       a list that holds itself         an endless object         the walk has a bound on its depth
       a tuple of a tuple of a ...,     2^n values from n bytes   the walk has a bound on its work
          each twice, by the memo
-      LONG_BINPUT 2^32 - 1             a memo of 32 GB           the index is refused
+      LONG_BINPUT 2^32 - 1             a memo of 34 GB           the index is refused
       BINUNICODE8 2^63                 an error                  the cursor refuses the length */
 
 /* The kinds of values that files of tensors hold, and the mark, which lies on the stack among
@@ -7159,7 +7193,7 @@ typedef struct dlrni_pickle {
     dlrni_py_value *result;
 } dlrni_pickle;
 
-/* Values that are allocated together, about 14 KB: values must not move, since others point to
+/* Values that are allocated together, about 12 KB: values must not move, since others point to
    them, so the arena cannot grow as one array. */
 enum { DLRNI_PICKLE_CHUNK = 256 };
 
@@ -7219,8 +7253,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_push_text(dlrni_pickle *p, uint64_t len)
     return dlrni_pickle_push(p, v);
 }
 
-/* NULL: the stack is empty, or a mark is on top. Taking a mark for a value is how machines of this
-   kind are led astray. */
+/* NULL: the stack is empty, or a mark is on top, which is no value and must not be taken for
+   one. */
 DLRNI_INTERNAL dlrni_py_value *dlrni_pickle_pop(dlrni_pickle *p) {
     return p->depth && p->stack[p->depth - 1]->kind != DLRNI_PY_MARK ? p->stack[--p->depth] : NULL;
 }
@@ -7351,39 +7385,43 @@ DLRNI_INTERNAL dlrn_dtype dlrni_torch_dtype(dlrni_span module, dlrni_span name) 
     return DLRN_DTYPE_COUNT;
 }
 
-/* Pushes a name, if it is one that files of tensors need; every other one is refused. The list is
-   that of torch.load(weights_only=True), less what holds no tensors. A type, such as
-   torch.nn.parameter.Parameter, may be named, as an argument, but not called. */
+/* Every name that a pickle may use, and what a call of it gives: those that
+   torch.load(weights_only=True) takes and a file of tensors needs. Protocol 2 says __builtin__ for
+   builtins; _codecs.encode is how protocol 2 writes bytes. A type, such as
+   torch.nn.parameter.Parameter, may be an argument, but is not called. */
+static const struct {
+    const char *module, *name;
+    dlrni_callee callee;
+} dlrni_pickle_known[] = {{"collections", "OrderedDict", DLRNI_CALL_PAIRS},
+                          {"torch._utils", "_rebuild_tensor", DLRNI_CALL_TENSOR},
+                          {"torch._utils", "_rebuild_tensor_v2", DLRNI_CALL_TENSOR},
+                          {"torch._utils", "_rebuild_tensor_v3", DLRNI_CALL_TENSOR_V3},
+                          {"torch._utils", "_rebuild_parameter", DLRNI_CALL_FIRST},
+                          {"torch._utils", "_rebuild_parameter_with_state", DLRNI_CALL_FIRST},
+                          {"torch._tensor", "_rebuild_from_type_v2", DLRNI_CALL_TYPED},
+                          {"torch", "Size", DLRNI_CALL_FIRST},
+                          {"torch", "device", DLRNI_CALL_FIRST},
+                          {"torch", "Tensor", DLRNI_CALL_REFUSED},
+                          {"torch.nn.parameter", "Parameter", DLRNI_CALL_REFUSED},
+                          {"torch.nn.parameter", "Buffer", DLRNI_CALL_REFUSED},
+                          {"__builtin__", "set", DLRNI_CALL_NONE},
+                          {"builtins", "set", DLRNI_CALL_NONE},
+                          {"__builtin__", "complex", DLRNI_CALL_NONE},
+                          {"builtins", "complex", DLRNI_CALL_NONE},
+                          {"__builtin__", "bytes", DLRNI_CALL_NONE},
+                          {"builtins", "bytes", DLRNI_CALL_NONE},
+                          {"_codecs", "encode", DLRNI_CALL_NONE},
+                          {"collections", "Counter", DLRNI_CALL_NONE},
+                          {"torch.serialization", "_get_layout", DLRNI_CALL_NONE}};
+
+/* Pushes a name, if it is one that files of tensors need; every other one is refused. The error
+   shows the name, which tells a harmless file from an attack, and 200 bytes of it at most. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_name(dlrni_pickle *p, dlrni_span module, dlrni_span name) {
-    static const struct {
-        const char *module, *name;
-        dlrni_callee callee;
-    } known[] = {{"collections", "OrderedDict", DLRNI_CALL_PAIRS},
-                 {"torch._utils", "_rebuild_tensor", DLRNI_CALL_TENSOR},
-                 {"torch._utils", "_rebuild_tensor_v2", DLRNI_CALL_TENSOR},
-                 {"torch._utils", "_rebuild_tensor_v3", DLRNI_CALL_TENSOR_V3},
-                 {"torch._utils", "_rebuild_parameter", DLRNI_CALL_FIRST},
-                 {"torch._utils", "_rebuild_parameter_with_state", DLRNI_CALL_FIRST},
-                 {"torch._tensor", "_rebuild_from_type_v2", DLRNI_CALL_TYPED},
-                 {"torch", "Size", DLRNI_CALL_FIRST},
-                 {"torch", "device", DLRNI_CALL_FIRST},
-                 {"torch", "Tensor", DLRNI_CALL_REFUSED},
-                 {"torch.nn.parameter", "Parameter", DLRNI_CALL_REFUSED},
-                 {"torch.nn.parameter", "Buffer", DLRNI_CALL_REFUSED},
-                 {"__builtin__", "set", DLRNI_CALL_NONE},
-                 {"builtins", "set", DLRNI_CALL_NONE},
-                 {"__builtin__", "complex", DLRNI_CALL_NONE},
-                 {"builtins", "complex", DLRNI_CALL_NONE},
-                 {"__builtin__", "bytes", DLRNI_CALL_NONE},
-                 {"builtins", "bytes", DLRNI_CALL_NONE},
-                 {"_codecs", "encode", DLRNI_CALL_NONE},
-                 {"collections", "Counter", DLRNI_CALL_NONE},
-                 {"torch.serialization", "_get_layout", DLRNI_CALL_NONE}};
-    const size_t count = sizeof known / sizeof *known;
+    const size_t count = sizeof dlrni_pickle_known / sizeof *dlrni_pickle_known;
     const dlrn_dtype dtype = dlrni_torch_dtype(module, name);
     size_t i = 0;
-    while (i < count &&
-           !(dlrni_span_is(module, known[i].module) && dlrni_span_is(name, known[i].name)))
+    while (i < count && !(dlrni_span_is(module, dlrni_pickle_known[i].module) &&
+                          dlrni_span_is(name, dlrni_pickle_known[i].name)))
         i++;
     if (i == count && dtype == DLRN_DTYPE_COUNT)
         return dlrn_fail(p->a->ctx, DLRN_ERR_UNSUPPORTED,
@@ -7392,7 +7430,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_name(dlrni_pickle *p, dlrni_span module,
                          p->what, (long long)(p->c.p - p->start), (int)dlrni_min(module.len, 200),
                          module.p, (int)dlrni_min(name.len, 200), name.p);
     dlrni_py_value *v = dlrni_pickle_new(p, DLRNI_PY_NAME);
-    if (v) v->as.name.callee = i < count ? known[i].callee : DLRNI_CALL_REFUSED;
+    if (v) v->as.name.callee = i < count ? dlrni_pickle_known[i].callee : DLRNI_CALL_REFUSED;
     if (v) v->as.name.dtype = dtype;
     return dlrni_pickle_push(p, v);
 }
@@ -7477,9 +7515,9 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_tensor(dlrni_pickle *p, const dlrni_py_v
     return dlrni_pickle_push(p, t);
 }
 
-/* OrderedDict([(key, value), ...]). The pairs are copied, and a list that is shared could be copied
-   any number of times, so no more pairs than bytes read are copied. Python 2 and 3 both write an
-   OrderedDict so, or empty, with SETITEMS after it. */
+/* OrderedDict([(key, value), ...]), as Python 2 writes one; Python 3 calls it without arguments,
+   and SETITEMS follows. The pairs are copied, and a list that is shared could be copied any number
+   of times, so no more pairs than bytes read are copied. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_pairs(dlrni_pickle *p, const dlrni_py_value *args) {
     dlrni_py_value *dict = dlrni_pickle_new(p, DLRNI_PY_DICT);
     const dlrni_py_value *pairs = dlrni_pickle_item(args, 0), *l = NULL;
@@ -7705,8 +7743,20 @@ DLRNI_INTERNAL void dlrni_pickle_free(dlrni_pickle *p) {
       STEM/data/KEY     the bytes of each storage
       STEM/version      "3\n"
 
-   Before, it was five pickles in a row (magic number, version 1001, system, object, list of the
-   storages' keys), and then for each key the number of elements, 8 bytes, and the elements. */
+   Newer versions add members that we do not need (.format_version, .data/serialization_id).
+
+   Two tensors may view one storage, as a tied decoder does, so numbers lie in the file once:
+
+      data.pkl    "encoder"  ->  tensor, storage "0", offset 0, [3, 2], strides 2, 1 --+
+                  "decoder"  ->  tensor, storage "0", offset 0, [2, 3], strides 1, 2 --+--> data/0
+                  "bias"     ->  tensor, storage "1", offset 0, [3],    stride 1    ------> data/1
+
+   Before 1.6 it was five pickles in a row, and the storages after them:
+
+      | magic | 1001 | system | object | ["0", "1"] | n, n elements of "0" | n, n elements of "1" |
+
+   n takes 8 bytes. The types of the elements are only in the object: without it, nobody can tell
+   where a storage ends. */
 
 /* Where the bytes of a storage are, in either container: the member named prefix + key. */
 typedef struct dlrni_storages {
@@ -7717,10 +7767,12 @@ typedef struct dlrni_storages {
     int exact;        /* a storage ends where the pickle says, although its member may go on */
 } dlrni_storages;
 
-/* NULL: not in the file. */
+/* NULL: not in the file. The key comes from the pickle. It is looked up among the members of this
+   file and never used as a path, so "../x" finds nothing. */
 DLRNI_INTERNAL const dlrni_member *dlrni_find_storage(const dlrni_storages *s, dlrni_span key) {
     char name[1024];
     const size_t n = strlen(s->prefix), len = (size_t)key.len;
+    /* torch numbers its keys, so a longer one is no name of a member */
     if (len > sizeof name - n) return NULL;
     memcpy(name, s->prefix, n);
     memcpy(name + n, key.p, len);
@@ -7730,8 +7782,11 @@ DLRNI_INTERNAL const dlrni_member *dlrni_find_storage(const dlrni_storages *s, d
 
 /* ---- From the value to tensors ---- */
 
-/* A pickle can refer to one value many times, so a small file can describe a tree without end.
-   Three bounds keep what is made of it in proportion to the file. */
+/* A pickle can refer to one value many times, so a small file can describe a tree without end:
+
+      a = [tensor]   b = [a, a]   c = [b, b]   ...   a few bytes more, twice as many tensors
+
+   Three bounds, and that of dlrni_walk_value, keep what is made of it in proportion to the file. */
 enum {
     DLRNI_TORCH_DEPTH = 64,      /* containers in containers: they nest on the C stack         */
     DLRNI_TORCH_NAME_MAX = 1000, /* bytes of a tensor's name, its path in the object           */
@@ -7739,6 +7794,8 @@ enum {
                                     layers of one byte each may share a storage                 */
 };
 
+/* The way from a value to its tensors. The name is one buffer, which grows and shrinks with the
+   path. */
 typedef struct dlrni_walk {
     dlrn_archive *a;
     const dlrni_storages *storages;
@@ -7748,7 +7805,10 @@ typedef struct dlrni_walk {
     int64_t numbers;        /* in the tensors so far */
 } dlrni_walk;
 
-/* Finds the bytes of a tensor's storage, which must hold what the pickle claims: *bytes. */
+/* Finds the bytes of a tensor's storage, which must hold what the pickle claims: *bytes. The member
+   may be longer than the claim: then only what is claimed counts (exact), since torch reads no
+   more. Deflated storages are refused: torch never writes them, and one could unpack to 1032 times
+   the file. */
 DLRNI_INTERNAL dlrn_status dlrni_walk_storage(const dlrni_walk *w, const dlrni_py_value *storage,
                                               int64_t len, const unsigned char **data,
                                               uint64_t *bytes) {
@@ -7773,7 +7833,9 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_storage(const dlrni_walk *w, const dlrni_p
     return DLRN_OK;
 }
 
-/* Adds a tensor under the path so far. */
+/* Adds a tensor under the path so far. Each tensor lies within its storage, but many may share one:
+   a reader that makes an array of each would need memory that the file never had. So their numbers
+   are summed up, and bounded. */
 DLRNI_INTERNAL dlrn_status dlrni_walk_tensor(dlrni_walk *w, const dlrni_py_value *t, int64_t len) {
     dlrn_archive *a = w->a;
     const dlrni_py_value *storage = t->as.tensor.storage;
@@ -7791,9 +7853,10 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_tensor(dlrni_walk *w, const dlrni_py_value
     e.info.dtype = t->as.tensor.dtype;
     e.offset = t->as.tensor.offset;
     e.swap = w->storages->swap;
+    /* both are claims: their sum may overflow */
     if (storage->as.storage.view_offset &&
         !dlrni_add(e.offset, storage->as.storage.view_offset, &e.offset))
-        e.offset = -1;
+        e.offset = -1; /* dlrni_archive_add refuses it, and says so */
     DLRNI_TRY(dlrni_archive_add(a, w->name, len, &e, bytes));
     w->numbers += a->entries[a->count - 1].info.numel;
     if (w->numbers <= max) return DLRN_OK;
@@ -7803,9 +7866,13 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_tensor(dlrni_walk *w, const dlrni_py_value
                      a->path, (int)len, w->name, (long long)max, (long long)w->numbers);
 }
 
+/* Values lie in containers, so walking a value and walking its items call each other. */
 DLRNI_INTERNAL dlrn_status dlrni_walk_value(dlrni_walk *w, const dlrni_py_value *v, int64_t len);
 
-/* Walks one item of a container: its key, or its index, is appended to the path. */
+/* Walks one item of a container: its key, or its index, is appended to the path, "layers" then "0"
+   then "weight". Keys of other kinds are named by their place. The caller's length of the path
+   stays, so that the next item overwrites this one. The path is measured before it is written: a
+   key is as long as its file likes. */
 DLRNI_INTERNAL dlrn_status dlrni_walk_child(dlrni_walk *w, const dlrni_py_value *key, int64_t index,
                                             const dlrni_py_value *item, int64_t len) {
     char number[32];
@@ -7822,7 +7889,8 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_child(dlrni_walk *w, const dlrni_py_value 
     return dlrni_walk_value(w, item, len + part.len);
 }
 
-/* A dictionary's links are key, value, key, value; a list's items are named by their index. */
+/* A dictionary's links are key, value, key, value; a list's items are named by their index. Order
+   is kept: a list of layers is read in the order in which it was saved. */
 DLRNI_INTERNAL dlrn_status dlrni_walk_items(dlrni_walk *w, const dlrni_py_value *v, int64_t len) {
     int64_t index = 0;
     for (const dlrni_py_value *l = v->as.items.first; l; l = l->as.link.next, index++) {
@@ -7836,12 +7904,15 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_items(dlrni_walk *w, const dlrni_py_value 
     return DLRN_OK;
 }
 
-/* Walks a value and what it holds: tensors become entries, numbers and texts notes. `work` counts
-   about the memory that each takes; work_max is that of the values read plus the file. */
+/* Walks a value and what it holds: tensors become entries, numbers and texts notes. `work` counts about the memory that each takes, in values of the
+   arena: an entry four, a note two, and more for a long name or text; work_max is that of the values read plus the file. A tree that is
+   shared is walked once for each time that it is reached, and the work runs out. None, names and
+   storages without a tensor hold nothing that we need. */
 DLRNI_INTERNAL dlrn_status dlrni_walk_value(dlrni_walk *w, const dlrni_py_value *v, int64_t len) {
     char text[64];
     const int64_t text_len = v->kind == DLRNI_PY_STRING ? v->as.text.len : 0;
     w->work += (v->kind == DLRNI_PY_TENSOR ? 4 : 2) + len / 16 + text_len;
+    /* honest files nest 5 levels or so: state, layers, a layer, its weights */
     if (w->work > w->work_max || w->depth >= DLRNI_TORCH_DEPTH)
         return dlrn_fail(w->a->ctx, DLRN_ERR_FORMAT,
                          "%s: pickle: values nested too deep or without end", w->a->path);
@@ -7864,8 +7935,9 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_value(dlrni_walk *w, const dlrni_py_value 
     return dlrni_archive_annotate(w->a, w->name, len, text, (int64_t)strlen(text));
 }
 
-/* Walks the result of a pickle. 4 a value read: a value can be reached twice or so in an honest
-   file (shared layers), never as often as in a bomb. */
+/* Walks the result of a pickle. The work is bounded by 4 for each value read: an honest file
+   reaches a value twice or so (shared layers, an optimiser that keeps the weights), never as often
+   as a bomb. */
 DLRNI_INTERNAL dlrn_status dlrni_walk_pickle(dlrni_pickle *p, const dlrni_storages *storages) {
     dlrni_walk w;
     memset(&w, 0, sizeof w);
@@ -7878,7 +7950,9 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_pickle(dlrni_pickle *p, const dlrni_storag
 /* ---- The two containers ---- */
 
 /* Runs data.pkl, and finds the storages beside it in the zip. STEM is the folder of data.pkl, and
-   is bounded so that STEM and a member's name fit in prefix. */
+   is bounded so that STEM and a member's name fit in prefix. data.pkl must be stored, since strings
+   of the pickle are used where they lie, for as long as the archive is open. byteorder is compared
+   as 3 bytes: anything but "big" is little, as in files that have no such member. */
 DLRNI_INTERNAL dlrn_status dlrni_pt_open(dlrn_archive *a, const dlrni_zip *z,
                                          const dlrni_member *pkl) {
     dlrni_storages s = {z->m, &z->names, "", 0, 1};
@@ -7893,6 +7967,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_open(dlrn_archive *a, const dlrni_zip *z,
                          a->path);
     dlrni_print(s.prefix, sizeof s.prefix, "%.*sbyteorder", stem, pkl->name);
     int64_t order = dlrni_lookup_find(&z->names, s.prefix, (int64_t)strlen(s.prefix));
+    /* a member of 3 bytes that lies in the file, since compressed ones cannot be compared */
     s.swap = order >= 0 && z->m[order].packed == 3 && !memcmp(z->m[order].data, "big", 3);
     dlrni_print(s.prefix, sizeof s.prefix, "%.*sdata/", stem, pkl->name);
     memset(&p, 0, sizeof p);
@@ -7907,6 +7982,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_open(dlrn_archive *a, const dlrni_zip *z,
     return st;
 }
 
+/* A file from before 1.6 while it is read. Its storages are listed as if they were members of a
+   zip, so that the walk is the same for both. */
 typedef struct dlrni_legacy {
     dlrni_pickle p;
     dlrni_member *m; /* [n] a storage each */
@@ -7915,12 +7992,14 @@ typedef struct dlrni_legacy {
     dlrni_lookup types; /* key -> index of a value of the arena that says the type of storage */
 } dlrni_legacy;
 
-/* The value at an index of the arena. */
+/* The value at an index of the arena. It stands for a pointer: tables of names hold numbers. */
 DLRNI_INTERNAL const dlrni_py_value *dlrni_legacy_value(const dlrni_legacy *l, int64_t index) {
     return &l->p.chunks[index / DLRNI_PICKLE_CHUNK][index % DLRNI_PICKLE_CHUNK];
 }
 
-/* The list of storages does not say their types: those are in the arena. */
+/* The list of storages does not say their types: those are in the arena. It is searched as a whole,
+   since a storage may belong to no tensor that is left. Of two types for one key the first
+   counts. */
 DLRNI_INTERNAL dlrn_status dlrni_legacy_types(dlrni_legacy *l) {
     for (int64_t i = 0; i < l->p.n_chunks * DLRNI_PICKLE_CHUNK; i++) {
         const dlrni_py_value *v = dlrni_legacy_value(l, i);
@@ -7932,7 +8011,8 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_types(dlrni_legacy *l) {
     return DLRN_OK;
 }
 
-/* Reads the next storage: 8 bytes of its number of elements, and the elements. */
+/* Reads the next storage: 8 bytes of its number of elements, and the elements. The number is a
+   claim: negative or too large, it overflows or reaches beyond the end. */
 DLRNI_INTERNAL dlrn_status dlrni_legacy_storage(dlrni_legacy *l, const dlrni_py_value *key) {
     dlrni_pickle *p = &l->p;
     int64_t type = -1, bytes = 0;
@@ -7956,9 +8036,13 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_storage(dlrni_legacy *l, const dlrni_py_
     return DLRN_OK;
 }
 
-/* The five pickles, then the storages. */
+/* The five pickles, then the storages. Each result is checked before the next pickle is run, so
+   that other pickles are named as such at once. The object is kept while the keys are read: it lies
+   in the arena. */
 DLRNI_INTERNAL dlrn_status dlrni_legacy_run(dlrni_legacy *l) {
+    /* the only version there ever was */
     enum { VERSION = 1001 };
+    /* 0x1950a86a20f9469cfc6c, low byte first: a number that no other program would write */
     static const char magic[] = "\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
     dlrni_pickle *p = &l->p;
     DLRNI_TRY(dlrni_pickle_run(p));
@@ -7983,7 +8067,8 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_run(dlrni_legacy *l) {
     return dlrni_walk_pickle(p, &s);
 }
 
-/* The whole file is one run of pickles and storages. */
+/* The whole file is one run of pickles and storages. A pickle that is not torch's comes here, too,
+   and is refused by its magic number. */
 DLRNI_INTERNAL dlrn_status dlrni_legacy_open(dlrn_archive *a) {
     dlrni_legacy l;
     memset(&l, 0, sizeof l);
@@ -8000,16 +8085,20 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_open(dlrn_archive *a) {
     return s;
 }
 
-/* ---- Writing ---- */
+/* ---- Writing ----
 
-/* Opcodes, by their names. */
+   The same file as torch.save(state_dict): every torch since 1.6 loads it, also with
+   weights_only=True. Each tensor has a storage of its own. No memo is written: nothing is used twice, and the
+   pickle is longer by a few names only. */
+
+/* Appends opcodes, by their names. */
 #define DLRNI_TORCH_OPS(b, ...)                                                                    \
     do {                                                                                           \
         static const unsigned char dlrni_ops[] = {__VA_ARGS__};                                    \
         dlrni_bytes_add((b), dlrni_ops, sizeof dlrni_ops);                                         \
     } while (0)
 
-/* BINUNICODE: length in 4 bytes, UTF-8. */
+/* BINUNICODE: length in 4 bytes, UTF-8. A name that is not UTF-8 would be refused by Python. */
 DLRNI_INTERNAL void dlrni_torch_put_text(dlrni_bytes *b, const char *s) {
     unsigned char head[5] = {DLRNI_OP_BINUNICODE};
     dlrni_put_le(head + 1, strlen(s), 4);
@@ -8017,29 +8106,30 @@ DLRNI_INTERNAL void dlrni_torch_put_text(dlrni_bytes *b, const char *s) {
     dlrni_bytes_text(b, s);
 }
 
-/* LONG1 of 8 bytes for all integers: longer than needed for small ones, and the same code for
-   all. */
+/* LONG1 of 8 bytes for all integers: longer than needed for small ones, and the same code for all.
+   torch reads either. */
 DLRNI_INTERNAL void dlrni_torch_put_int(dlrni_bytes *b, int64_t v) {
     unsigned char raw[10] = {DLRNI_OP_LONG1, 8};
     dlrni_put_le(raw + 2, (uint64_t)v, 8);
     dlrni_bytes_add(b, raw, sizeof raw);
 }
 
-/* module and name joined by a newline. */
+/* GLOBAL: module and name joined by a newline, and one at the end. */
 DLRNI_INTERNAL void dlrni_torch_put_name(dlrni_bytes *b, const char *name) {
     DLRNI_TORCH_OPS(b, DLRNI_OP_GLOBAL);
     dlrni_bytes_text(b, name);
     dlrni_bytes_add(b, "\n", 1);
 }
 
-/* OrderedDict(): the state dict, and the hooks of each tensor. */
+/* OrderedDict(): the state dict, and the hooks of each tensor, of which there are none. */
 DLRNI_INTERNAL void dlrni_torch_put_dict(dlrni_bytes *b) {
     dlrni_torch_put_name(b, "collections\nOrderedDict");
     DLRNI_TORCH_OPS(b, DLRNI_OP_EMPTY_TUPLE, DLRNI_OP_REDUCE);
 }
 
 /* Name and value of one tensor: _rebuild_tensor_v2(storage, 0, shape, stride, False,
-   OrderedDict()), its storage under the key `index`. */
+   OrderedDict()), its storage under the key `index`. The location is "cpu": torch would look for a
+   device that this machine may not have. False is requires_grad. */
 DLRNI_INTERNAL void dlrni_torch_put_tensor(dlrni_bytes *b, const dlrn_tensor_out *t, int64_t index,
                                            int64_t numel) {
     char key[32], type[64];
@@ -8067,7 +8157,9 @@ DLRNI_INTERNAL void dlrni_torch_put_tensor(dlrni_bytes *b, const dlrn_tensor_out
     DLRNI_TORCH_OPS(b, DLRNI_OP_TUPLE, DLRNI_OP_REDUCE);
 }
 
-/* data.pkl: an OrderedDict of tensors, each on a storage of its own, in protocol 2. */
+/* data.pkl: an OrderedDict of tensors, each on a storage of its own, in protocol 2. The bound on
+   names is the reader's: what is written here can be read here. torch has no storages of unsigned
+   types beyond 8 bits. */
 DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_bytes *b, const dlrn_tensor_out *tensors,
                                            int64_t count) {
     DLRNI_TORCH_OPS(b, DLRNI_OP_PROTO, 2);
@@ -8090,7 +8182,9 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_bytes *b, const dlrn_tensor_out
     return b->failed ? DLRN_ERR_MEMORY : DLRN_OK;
 }
 
-/* Members in torch's order. */
+/* Members in torch's order, in the folder "archive", which torch takes where it does not know a
+   file's name. The data follows its pickle, so that a pipe is enough. The elements are written low
+   byte first on every machine, hence "little". */
 DLRNI_INTERNAL dlrn_status dlrni_pt_write(dlrni_sink *o, const dlrn_tensor_out *tensors,
                                           int64_t count) {
     dlrni_zip_writer z = dlrni_zip_to(o);
@@ -8115,16 +8209,25 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_write(dlrni_sink *o, const dlrn_tensor_out *
 
 /* ------------------------------------------------------------------------------------------ */
 // >>formats
-/* The one way into all formats. A file is recognised by its first bytes, never by its name; only
-   the index of a sharded model, which is plain JSON, is known by its suffix .index.json. */
+/* The one way into all formats. A file is recognised by its first bytes, never by its name: a .bin
+   from the hub may be any of them. Only the index of a sharded model, which is plain JSON, is known
+   by its suffix .index.json.
 
-/* A .pt or .npz, depending on its members. */
+      93 "NUMPY"              .npy
+      "PK" 3 4, "PK" 5 6      zip: data.pkl inside, .pt; else .npz ("PK" 5 6: without members)
+      8 bytes, then "{"       .safetensors
+      80 02                   pickle, protocol 2: .pt from before torch 1.6 */
+
+/* A .pt or .npz, depending on its members. data.pkl decides first: a .pt may hold .npy files that a
+   program added. Other zips, such as a folder that somebody packed, are named as such. The list of
+   members is freed here; entries point into the map, not into it. */
 DLRNI_INTERNAL dlrn_status dlrni_zip_open(dlrn_archive *a) {
     dlrni_zip z;
     memset(&z, 0, sizeof z);
     dlrn_status s = dlrni_zip_list(a, &z);
     const dlrni_member *pkl = NULL, *npy = NULL;
     for (int64_t i = 0; i < z.n && s == DLRN_OK; i++) {
+        /* "/": torch puts everything into a folder */
         if (dlrni_member_ends(&z.m[i], "/data.pkl")) pkl = &z.m[i];
         if (dlrni_member_ends(&z.m[i], ".npy")) npy = &z.m[i];
     }
@@ -8142,7 +8245,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_open(dlrn_archive *a) {
 }
 
 /* Tells the format by the first bytes: .npy and zip have a magic; safetensors has '{' after its
-   length; a pickle begins with its protocol. An old tar is named, since users do meet it. */
+   length; a pickle begins with its protocol. safetensors comes after the magics, since it has none.
+   An old tar is named, since users do meet it. */
 DLRNI_INTERNAL dlrn_status dlrni_archive_detect(dlrn_archive *a) {
     const unsigned char *p = a->map.p;
     uint64_t n = a->map.size;
@@ -8161,7 +8265,8 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_detect(dlrn_archive *a) {
                      a->path, (unsigned long long)n);
 }
 
-/* Hands a to the caller, or closes it after an error. */
+/* Hands a to the caller, or closes it after an error. Closing keeps the error text: it is in the
+   context. */
 DLRNI_INTERNAL dlrn_status dlrni_archive_done(dlrn_archive *a, dlrn_status s, dlrn_archive **out) {
     if (s != DLRN_OK) {
         dlrn_archive_close(a);
@@ -8171,7 +8276,7 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_done(dlrn_archive *a, dlrn_status s, dl
     return s;
 }
 
-/* Never an index: its shards would be files. */
+/* Never an index: its shards would be files, and bytes from a network must not open any. */
 DLRN_API dlrn_status dlrn_archive_open_memory(dlrn_context *ctx, const void *bytes, size_t size,
                                               const char *name, dlrn_archive **out) {
     dlrn_archive *a;
@@ -8179,14 +8284,23 @@ DLRN_API dlrn_status dlrn_archive_open_memory(dlrn_context *ctx, const void *byt
     DLRNI_TRY(dlrni_archive_new(ctx, name, &a));
     a->map.p = (const unsigned char *)bytes;
     a->map.size = size;
+    /* the caller keeps the bytes, and closing must not free them */
     a->borrowed = 1;
     return dlrni_archive_done(a, dlrni_archive_detect(a), out);
 }
 
-/* ---- Sharded models ---- */
+/* ---- Sharded models ----
+
+   Models beyond a few GB come in several files, and an index that says which tensor is where:
+
+      model.safetensors.index.json          {"weight_map": {"wte": "model-00001-of-00002.safetensors",
+                                                            "ln_f": "model-00002-of-00002..."}}
+      model-00001-of-00002.safetensors      wte
+      model-00002-of-00002.safetensors      ln_f */
 
 /* Joins the folder of `path` and a name into out [size]. 0: too long, or the name would leave the
-   folder. */
+   folder. An index from the hub must not make us open /etc/passwd, or a file of the folder above.
+   On Windows a colon names a drive or a stream. */
 DLRNI_INTERNAL int dlrni_sibling(const char *path, const char *name, char *out, size_t size) {
     const char *slash = strrchr(path, '/');
     int n = slash ? (int)(slash - path) + 1 : 0;
@@ -8194,9 +8308,11 @@ DLRNI_INTERNAL int dlrni_sibling(const char *path, const char *name, char *out, 
     return dlrni_print(out, size, "%.*s%s", n, path, name) < (int)size;
 }
 
-/* Opens each file that weight_map names, once, and adds its tensors. */
+/* Opens each file that weight_map names, once, and adds its tensors. A shard is found by its path
+   among those that are open: there are a few dozen. It is counted only when it is open, since
+   closing goes by the count. Tensors of a shard that the index does not name are left out. */
 DLRNI_INTERNAL dlrn_status dlrni_open_shards(dlrn_archive *a, const dlrn_json *map) {
-    char path[4096];
+    char path[4096]; /* the longest that Linux opens */
     a->shards = DLRNI_NEW_ZERO(a->ctx, dlrn_archive *, map->count);
     if (!a->shards) return DLRN_ERR_MEMORY;
     for (const dlrn_json *m = map->first; m; m = m->next) {
@@ -8208,10 +8324,12 @@ DLRNI_INTERNAL dlrn_status dlrni_open_shards(dlrn_archive *a, const dlrn_json *m
                              m->key);
         int64_t i = 0;
         while (i < a->n_shards && strcmp(a->shards[i]->path, path)) i++;
+        /* not open yet */
         if (i == a->n_shards) {
             DLRNI_TRY(dlrn_archive_open(a->ctx, path, &a->shards[i]));
             a->n_shards++;
         }
+        /* the index may be of another version of the model */
         int64_t at = dlrn_archive_find(a->shards[i], m->key);
         if (at < 0)
             return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
@@ -8222,7 +8340,8 @@ DLRNI_INTERNAL dlrn_status dlrni_open_shards(dlrn_archive *a, const dlrn_json *m
     return DLRN_OK;
 }
 
-/* {"metadata": ..., "weight_map": {"TENSOR": "FILE", ...}} */
+/* {"metadata": ..., "weight_map": {"TENSOR": "FILE", ...}}, as transformers writes it. metadata
+   holds the total size, which nobody needs. */
 DLRNI_INTERNAL dlrn_status dlrni_index_open(dlrn_archive *a) {
     dlrn_json *root;
     DLRNI_TRY(dlrn_json_parse(a->ctx, (const char *)a->map.p, a->map.size, a->path, &root));
@@ -8236,7 +8355,8 @@ DLRNI_INTERNAL dlrn_status dlrni_index_open(dlrn_archive *a) {
     return s;
 }
 
-/* The map belongs to the archive before it is parsed, so that closing frees it after an error. */
+/* The map belongs to the archive before it is parsed, so that closing frees it after an error. One
+   place for the error: everything that failed half-way is closed by dlrni_archive_done. */
 DLRN_API dlrn_status dlrn_archive_open(dlrn_context *ctx, const char *path, dlrn_archive **out) {
     dlrn_archive *a;
     *out = NULL;
@@ -8249,7 +8369,9 @@ DLRN_API dlrn_status dlrn_archive_open(dlrn_context *ctx, const char *path, dlrn
 
 /* ---- Writing ---- */
 
-/* Refuses two tensors, or two keys of metadata, of one name: neither could be read back. */
+/* Refuses two tensors, or two keys of metadata, of one name: neither could be read back. Before the
+   file is created. Metadata is a list of pairs, closed with NULL. A table for each kind: a tensor
+   and a note may have one name. */
 DLRNI_INTERNAL dlrn_status dlrni_check_unique(dlrn_context *ctx, const dlrn_tensor_out *tensors,
                                               int64_t count, const char *const *metadata) {
     dlrni_lookup seen[2] = {{NULL, 0, 0}, {NULL, 0, 0}}; /* of tensors, of metadata */
@@ -8270,7 +8392,9 @@ DLRNI_INTERNAL dlrn_status dlrni_check_unique(dlrn_context *ctx, const dlrn_tens
     return s;
 }
 
-/* Formats are told apart by suffix here, because there is nothing else to go by. */
+/* Formats are told apart by suffix here, because there is nothing else to go by. The arguments are
+   checked before the file is opened, so that a wrong suffix leaves no trace. Metadata goes to
+   safetensors alone: the others have no place for it that their libraries would read. */
 DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path,
                                         const dlrn_tensor_out *tensors, int64_t count,
                                         const char *const *metadata) {
@@ -8283,6 +8407,7 @@ DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path,
     DLRNI_REQUIRE(ctx, !npy || count == 1, "a .npy holds one tensor");
     DLRNI_TRY(dlrni_check_unique(ctx, tensors, count, metadata));
     DLRNI_TRY(dlrni_sink_open(ctx, path, &o));
+    /* a writer that fails leaves its error in the sink, and closing drops the file */
     if (st) o.status = dlrni_safetensors_write(&o, tensors, count, metadata);
     if (pt) o.status = dlrni_pt_write(&o, tensors, count);
     if (npz) o.status = dlrni_arrays_write(&o, tensors, count);
@@ -8298,11 +8423,13 @@ typedef struct dlrni_npy {
     int64_t rows, cols;
 } dlrni_npy;
 
-/* Refuses other formats: a source needs rows in the order of the file. */
+/* Refuses other formats: a source needs rows in the order of the file. A .pt of one tensor would
+   do, but which tensor is meant must not depend on how many it holds. */
 DLRNI_INTERNAL dlrn_status dlrni_npy_open(dlrn_context *ctx, const char *path, dlrni_npy *out) {
     memset(out, 0, sizeof *out);
     DLRNI_TRY(dlrn_archive_open(ctx, path, &out->file));
     const dlrn_tensor_info *info = dlrn_archive_info(out->file, 0);
+    /* every .npy has one tensor */
     if (!strcmp(out->file->format, "npy") && info && info->ndim == 2) {
         out->rows = info->shape[0];
         out->cols = info->shape[1];
@@ -8317,12 +8444,13 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_open(dlrn_context *ctx, const char *path, d
     return s;
 }
 
-/* Reads n rows to dst [n][cols]. */
+/* Reads n rows to dst [n][cols]. Fortran order and other types cost a slower copy, and no
+   memory. */
 DLRNI_INTERNAL dlrn_status dlrni_npy_rows(dlrni_npy *npy, int64_t first, int64_t n, float *dst) {
     return dlrn_archive_read_rows(npy->file, 0, first, n, dst);
 }
 
-/* Safe on one that was never opened, all zero. */
+/* Safe on one that was never opened, all zero. So a source can be closed after any error. */
 DLRNI_INTERNAL void dlrni_npy_close(dlrni_npy *npy) {
     dlrn_archive_close(npy->file);
     memset(npy, 0, sizeof *npy);
@@ -8334,6 +8462,14 @@ DLRNI_INTERNAL void dlrni_npy_close(dlrni_npy *npy) {
    number of rows before the rows. It is filled in at the end where the file can be rewound; on the
    way to a pipe, and for CSR, whose three arrays grow at once, rows wait in spools.
 
+      .npy, a file            header of 0 rows, rows ...;  at the end the header again, over the first
+      .npy, rows known        header, rows ...
+      .npy, a pipe            spool: rows ...;             at the end header, then the spool
+      .npz, CSR               3 spools;                    at the end the zip, an array at a time
+      bytes                   bytes ...
+
+   So memory does not grow with the number of rows: codes of a billion tokens are larger than it.
+
    CSR as scipy.sparse.save_npz writes it, a matrix of 3 rows and 5 columns with 4 entries:
 
       shape    [3, 5]
@@ -8342,24 +8478,28 @@ DLRNI_INTERNAL void dlrni_npy_close(dlrni_npy *npy) {
       data     [.5, 2, 1, 3]  its value
       format   "csr" */
 
+/* A writer of one kind refuses the calls of another. */
 typedef enum dlrni_writer_kind {
     DLRNI_WRITES_NPY,
     DLRNI_WRITES_CSR,
     DLRNI_WRITES_BYTES
 } dlrni_writer_kind;
 
+/* The spools of a CSR writer; .npy uses the first. */
 enum { DLRNI_CSR_INDPTR, DLRNI_CSR_INDICES, DLRNI_CSR_DATA, DLRNI_CSR_PARTS };
 
+/* A file that grows. */
 struct dlrn_writer {
     dlrn_context *ctx;
     dlrni_sink o;
     dlrni_writer_kind kind;
     int64_t width, rows, rows_total, nnz; /* rows_total < 0: not known */
     dlrni_spool part[DLRNI_CSR_PARTS];    /* .npy: part[0] holds the rows, if it is open */
-    char *path;
+    char *path;                           /* for errors */
 };
 
-/* A writer without a file. path is copied for later errors. */
+/* A writer without a file. path is copied for later errors. Both blocks are allocated before either
+   is checked, so that one place frees them. */
 DLRNI_INTERNAL dlrn_status dlrni_writer_new(dlrn_context *ctx, const char *path,
                                             dlrni_writer_kind kind, int64_t width,
                                             dlrn_writer **out) {
@@ -8381,14 +8521,15 @@ DLRNI_INTERNAL dlrn_status dlrni_writer_new(dlrn_context *ctx, const char *path,
     return DLRN_OK;
 }
 
-/* Everything but the file, which is closed before. */
+/* Everything but the file, which is closed before, because closing has an error to report. */
 DLRNI_INTERNAL void dlrni_writer_free(dlrn_writer *w) {
     for (int i = 0; i < 3; i++) dlrni_spool_free(&w->part[i]);
     dlrn_free(w->ctx, w->path);
     dlrn_free(w->ctx, w);
 }
 
-/* The header of a .npy of `rows` rows. */
+/* The header of a .npy of `rows` rows, always 128 bytes, so that it can be written over the first
+   one. The path stands for a name in errors. */
 DLRNI_INTERNAL void dlrni_writer_header(dlrn_writer *w, int64_t rows) {
     unsigned char head[DLRNI_NPY_HEAD];
     dlrn_tensor_out t = {w->path, DLRN_F32, 2, {rows, w->width}, NULL};
@@ -8396,16 +8537,19 @@ DLRNI_INTERNAL void dlrni_writer_header(dlrn_writer *w, int64_t rows) {
     dlrni_sink_write(&w->o, head, sizeof head);
 }
 
-/* Opens the file and the spools; on failure frees the writer. */
+/* Opens the file and the spools; on failure frees the writer, and drops the file. Whether a .npy
+   needs a spool is found out by trying to rewind the empty file: a pipe says no. */
 DLRNI_INTERNAL dlrn_status dlrni_writer_open(dlrn_writer **out) {
     dlrn_writer *w = *out;
     dlrn_status s = dlrni_sink_open(w->ctx, w->path, &w->o);
     if (s == DLRN_OK) {
+        /* how many spools */
         int parts = w->kind == DLRNI_WRITES_CSR ? DLRNI_CSR_PARTS : 0;
         if (w->kind == DLRNI_WRITES_NPY && w->rows_total < 0) parts = !dlrni_sink_rewind(&w->o);
         for (int i = 0; i < parts && s == DLRN_OK; i++)
             s = dlrni_spool_open(w->ctx, w->path, &w->part[i]);
         if (s == DLRN_OK) return DLRN_OK;
+        /* the first error, so that closing drops the file */
         w->o.status = s;
         (void)!dlrni_sink_close(&w->o);
     }
@@ -8416,22 +8560,25 @@ DLRNI_INTERNAL dlrn_status dlrni_writer_open(dlrn_writer **out) {
 
 /* ---- Appending ---- */
 
-/* A file that can be rewound gets a header of 0 rows now, and its final one when it is closed. */
+/* A file that can be rewound gets a header of 0 rows now, and its final one when it is closed. If
+   the program is killed between, nothing shows: the file has its temporary name. */
 DLRN_API dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width,
                                      int64_t rows_total, dlrn_writer **out) {
     DLRNI_TRY(dlrni_writer_new(ctx, path, DLRNI_WRITES_NPY, width, out));
     (*out)->rows_total = rows_total;
     DLRNI_TRY(dlrni_writer_open(out));
+    /* a pipe whose number of rows is known gets its header now, and needs no spool */
     if (!(*out)->part[0].is_open) dlrni_writer_header(*out, rows_total < 0 ? 0 : rows_total);
     return DLRN_OK;
 }
 
-/* Appends to a spool. */
+/* Appends to a spool, unless an error came before: the parts must stay of one length. */
 DLRNI_INTERNAL void dlrni_writer_defer(dlrn_writer *w, int part, const void *bytes, size_t size) {
     if (w->o.status == DLRN_OK) w->o.status = dlrni_spool_add(&w->part[part], bytes, size);
 }
 
-/* After an error the status is returned again: nothing more is written. */
+/* After an error the status is returned again: nothing more is written, and a loop may check at its
+   end. A spool keeps the bytes of this machine; they are put in order when they are copied. */
 DLRN_API dlrn_status dlrn_npy_append(dlrn_writer *w, const float *x, int64_t rows) {
     DLRNI_REQUIRE(w->ctx, w->kind == DLRNI_WRITES_NPY && rows >= 0,
                   "not a writer of .npy, or a negative number of rows");
@@ -8443,18 +8590,22 @@ DLRN_API dlrn_status dlrn_npy_append(dlrn_writer *w, const float *x, int64_t row
     return w->o.status;
 }
 
+/* Nothing goes to the file before it is closed: the first array needs the number of all entries. */
 DLRN_API dlrn_status dlrn_csr_create(dlrn_context *ctx, const char *path, int64_t width,
                                      dlrn_writer **out) {
     DLRNI_TRY(dlrni_writer_new(ctx, path, DLRNI_WRITES_CSR, width, out));
     return dlrni_writer_open(out);
 }
 
-/* indptr goes on from the rows before: each batch counts from 0. */
+/* indptr goes on from the rows before: each batch counts from 0. The first 0 of indptr is written
+   at the end, so that an empty file has it, too. */
 DLRN_API dlrn_status dlrn_csr_append(dlrn_writer *w, const dlrn_sparse *codes) {
     DLRNI_REQUIRE(w->ctx, w->kind == DLRNI_WRITES_CSR && codes->cols == w->width,
                   "not a writer of CSR, or codes of another width");
+    /* codes come from this library: they are trusted */
     size_t nnz = (size_t)codes->row_ptr[codes->rows];
     for (int64_t i = 0; i < codes->rows; i++) {
+        /* each batch counts from 0, the file from its first row */
         int64_t end = w->nnz + codes->row_ptr[i + 1];
         dlrni_writer_defer(w, 0, &end, sizeof end);
     }
@@ -8465,11 +8616,13 @@ DLRN_API dlrn_status dlrn_csr_append(dlrn_writer *w, const dlrn_sparse *codes) {
     return w->o.status;
 }
 
+/* For texts and JSON lines that grow, with the same promise: the whole file or none. */
 DLRN_API dlrn_status dlrn_file_create(dlrn_context *ctx, const char *path, dlrn_writer **out) {
     DLRNI_TRY(dlrni_writer_new(ctx, path, DLRNI_WRITES_BYTES, 1, out));
     return dlrni_writer_open(out);
 }
 
+/* Straight to the sink: nothing before the bytes depends on them. */
 DLRN_API dlrn_status dlrn_file_append(dlrn_writer *w, const void *bytes, size_t size) {
     DLRNI_REQUIRE(w->ctx, w->kind == DLRNI_WRITES_BYTES, "not a writer of bytes");
     dlrni_sink_write(&w->o, bytes, size);
@@ -8478,9 +8631,10 @@ DLRN_API dlrn_status dlrn_file_append(dlrn_writer *w, const void *bytes, size_t 
 
 /* ---- Closing ---- */
 
-/* Copies what waited in a spool to the file. */
+/* Copies what waited in a spool to the file. A block is a multiple of any element's size, and
+   dlrni_spool_fill gives full blocks until the last: no element is cut. */
 DLRNI_INTERNAL void dlrni_writer_copy(dlrn_writer *w, int part, dlrn_dtype dtype) {
-    unsigned char block[4096]; /* a multiple of any element's size */
+    unsigned char block[4096]; /* small: it lies on the stack */
     size_t got = 1;
     dlrn_status s = dlrni_spool_rewind(&w->part[part], w->path);
     while (s == DLRN_OK && got && w->o.status == DLRN_OK) {
@@ -8491,7 +8645,8 @@ DLRNI_INTERNAL void dlrni_writer_copy(dlrn_writer *w, int part, dlrn_dtype dtype
     dlrni_sink_fail(&w->o, s);
 }
 
-/* Writes one array of n elements from its spool. indptr begins with a 0 that is not in it. */
+/* Writes one array of n elements from its spool. indptr begins with a 0 that is not in it. All bits
+   of a 0 are 0, in either byte order. */
 DLRNI_INTERNAL void dlrni_csr_member(dlrn_writer *w, dlrni_zip_writer *z, int part,
                                      const char *name, dlrn_dtype dtype, int64_t n) {
     static const int64_t zero = 0;
@@ -8505,7 +8660,10 @@ DLRNI_INTERNAL void dlrni_csr_member(dlrn_writer *w, dlrni_zip_writer *z, int pa
     dlrni_zip_end_member(z);
 }
 
-/* Writes the members in scipy's order: indices, indptr, format, shape, data. */
+/* Writes the members in scipy's order: indices, indptr, format, shape, data. scipy finds them by
+   name; the order only makes our file look like its own. "format" is an array without dimensions,
+   of 3 bytes, for which U8 stands in: the type is in the text of the header alone. indptr has 64
+   bits, since a run can have more than 2^31 entries. */
 DLRNI_INTERNAL dlrn_status dlrni_csr_assemble(dlrn_writer *w) {
     dlrni_zip_writer z = dlrni_zip_to(&w->o);
     unsigned char head[DLRNI_NPY_HEAD + 3];
@@ -8525,12 +8683,15 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_assemble(dlrn_writer *w) {
     return dlrni_sink_close(&w->o);
 }
 
-/* Checks the number of rows that was announced, or fills it in. */
+/* Checks the number of rows that was announced, or fills it in. A file with fewer rows than its
+   header says would be refused by numpy, one with more would lose them, so neither is put in
+   place. */
 DLRNI_INTERNAL void dlrni_npy_finish(dlrn_writer *w) {
     if (w->rows_total >= 0 && w->rows != w->rows_total && w->o.status == DLRN_OK)
         w->o.status =
             dlrn_fail(w->ctx, DLRN_ERR_ARGUMENT, "%s: %lld rows were announced and %lld written",
                       w->path, (long long)w->rows_total, (long long)w->rows);
+    /* the header was right from the start */
     if (w->rows_total >= 0) return;
     if (!w->part[0].is_open && w->o.status == DLRN_OK && !dlrni_sink_rewind(&w->o))
         w->o.status = dlrn_fail(w->ctx, DLRN_ERR_IO, "%s: cannot go back to its start", w->path);
@@ -8538,7 +8699,8 @@ DLRNI_INTERNAL void dlrni_npy_finish(dlrn_writer *w) {
     if (w->part[0].is_open) dlrni_writer_copy(w, 0, DLRN_F32);
 }
 
-/* Each kind completes its file; dlrni_sink_close then publishes or drops it. */
+/* Each kind completes its file; dlrni_sink_close then publishes or drops it. The writer is freed
+   even after an error: there is nothing to try again. */
 DLRN_API dlrn_status dlrn_writer_close(dlrn_writer *w) {
     dlrn_status s;
     if (!w) return DLRN_OK;
@@ -8559,9 +8721,13 @@ DLRN_API void dlrn_writer_abort(dlrn_writer *w) {
     dlrni_writer_free(w);
 }
 
-/* ---- Reading CSR ---- */
+/* ---- Reading CSR ----
 
-/* Finds an array of one dimension, and of integers where they are wanted. */
+   scipy.sparse writes what it was given: indices of 32 or 64 bits, in any order, values of any type.
+   Everything that a product with these codes would index by is checked here, once. */
+
+/* Finds an array of one dimension, and of integers where they are wanted. Values may be of any
+   type. Rounding an index would point to another feature without an error. */
 DLRNI_INTERNAL dlrn_status dlrni_csr_find(dlrn_archive *a, const char *name, int is_real,
                                           int64_t *index, int64_t *n) {
     *index = dlrn_archive_find(a, name);
@@ -8577,7 +8743,8 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_find(dlrn_archive *a, const char *name, int
     return DLRN_OK;
 }
 
-/* Row pointers must go from 0 to nnz and never down. */
+/* Row pointers must go from 0 to nnz and never down. Then every pointer between is in range, and
+   row i has row_ptr[i + 1] - row_ptr[i] entries, never fewer than 0. */
 DLRNI_INTERNAL dlrn_status dlrni_csr_check(dlrn_archive *a, const dlrn_sparse *c, int64_t nnz) {
     if (c->row_ptr[0] != 0 || c->row_ptr[c->rows] != nnz)
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indptr: expected 0 to %lld", a->path,
@@ -8589,13 +8756,16 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_check(dlrn_archive *a, const dlrn_sparse *c
     return DLRN_OK;
 }
 
-/* Reads the column indices, and checks each. */
+/* Reads the column indices, and checks each before it is trusted: decoding adds the atom of this
+   column without a further check. They come as 64 bits, since a cut to 32 could turn a wrong index
+   into a good one. */
 DLRNI_INTERNAL dlrn_status dlrni_csr_columns(dlrn_archive *a, int64_t index, int64_t nnz,
                                              dlrn_sparse *c) {
     int64_t *wide = DLRNI_NEW(a->ctx, int64_t, nnz);
     if (!wide) return DLRN_ERR_MEMORY;
     dlrn_status s = dlrni_archive_read_i64(a, index, wide);
     for (int64_t p = 0; p < nnz && s == DLRN_OK; p++) {
+        /* cut to 32 bits, and only used if the check below finds it in range */
         c->col[p] = (int32_t)wide[p];
         if (wide[p] < 0 || wide[p] >= c->cols)
             s = dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
@@ -8606,22 +8776,26 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_columns(dlrn_archive *a, int64_t index, int
     return s;
 }
 
+/* Column and value are sorted together. */
 typedef struct dlrni_csr_entry {
     int32_t col;
     float val;
 } dlrni_csr_entry;
 
-/* For qsort; columns are not negative, so comparing cannot overflow. */
+/* For qsort. Compared, not subtracted: a difference of two int32 can overflow. */
 DLRNI_INTERNAL int dlrni_csr_order(const void *a, const void *b) {
     const dlrni_csr_entry *x = (const dlrni_csr_entry *)a, *y = (const dlrni_csr_entry *)b;
     return x->col < y->col ? -1 : x->col > y->col;
 }
 
-/* Sorts the n entries of a row by column: scipy leaves them in any order. */
+/* Sorts the n entries of a row by column: scipy leaves them in any order, and adds up entries that
+   it finds twice, so two programs could differ about those. Most rows are sorted already, and cost
+   one pass without memory. */
 DLRNI_INTERNAL dlrn_status dlrni_csr_sort_row(dlrn_archive *a, int64_t row, int64_t n, int32_t *col,
                                               float *val) {
     int64_t p = 1;
     while (p < n && col[p - 1] < col[p]) p++;
+    /* ascending already, which also rules out equal columns */
     if (p >= n) return DLRN_OK;
     dlrni_csr_entry *entries = DLRNI_NEW(a->ctx, dlrni_csr_entry, n);
     if (!entries) return DLRN_ERR_MEMORY;
@@ -8637,7 +8811,7 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_sort_row(dlrn_archive *a, int64_t row, int6
     return DLRN_OK;
 }
 
-/* Sorts the rows that need it. */
+/* Sorts the rows that need it: everything that reads codes may rely on ascending columns. */
 DLRNI_INTERNAL dlrn_status dlrni_csr_sort(dlrn_archive *a, dlrn_sparse *c) {
     for (int64_t i = 0; i < c->rows; i++) {
         int64_t from = c->row_ptr[i], n = c->row_ptr[i + 1] - from;
@@ -8646,8 +8820,10 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_sort(dlrn_archive *a, dlrn_sparse *c) {
     return DLRN_OK;
 }
 
-/* Reads the four arrays into out, checked: sizes agree, pointers rise, columns are in range and
-   not repeated. */
+/* Reads the four arrays into out, checked: sizes agree, pointers rise, columns are in range and not
+   repeated. The order matters: sizes before memory is taken, pointers and columns before rows are
+   sorted by them. Columns are counted in 32 bits here. Without a format it is taken for csr; sizes
+   and checks would refuse most others, but not a square csc. */
 DLRNI_INTERNAL dlrn_status dlrni_csr_fill(dlrn_archive *a, dlrn_sparse *out) {
     enum { SHAPE, INDPTR, INDICES, DATA, ARRAYS };
     static const char *const names[ARRAYS] = {"shape", "indptr", "indices", "data"};
@@ -8658,7 +8834,9 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_fill(dlrn_archive *a, dlrn_sparse *out) {
                          "%s: expected a matrix of format csr, found '%.20s'", a->path, format);
     for (int i = 0; i < ARRAYS; i++)
         DLRNI_TRY(dlrni_csr_find(a, names[i], i == DATA, &at[i], &n[i]));
+    /* -1 stays where the shape has not two sizes, and is refused */
     if (n[SHAPE] == 2) DLRNI_TRY(dlrni_archive_read_i64(a, at[SHAPE], shape));
+    /* n[INDPTR] - 1, and not shape[0] + 1, which could overflow */
     if (shape[0] < 0 || n[INDPTR] < 1 || n[INDPTR] - 1 != shape[0] || n[INDICES] != n[DATA] ||
         shape[1] < 0 || shape[1] > INT32_MAX)
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
@@ -8673,7 +8851,7 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_fill(dlrn_archive *a, dlrn_sparse *out) {
     return dlrni_csr_sort(a, out);
 }
 
-/* All or nothing. */
+/* All or nothing: codes that were read half are freed. */
 DLRN_API dlrn_status dlrn_csr_read(dlrn_archive *a, dlrn_sparse *out) {
     dlrn_status s = dlrni_csr_fill(a, out);
     if (s != DLRN_OK) dlrn_sparse_free(out);
