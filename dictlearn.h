@@ -5187,8 +5187,8 @@ DLRNI_INTERNAL dlrn_status dlrni_json_unique(dlrni_json_reader *r, const dlrn_js
     for (const dlrn_json *m = object->first; m && s == DLRN_OK; m = m->next) {
         if (dlrni_lookup_find(&keys, m->key, m->key_len) >= 0)
             s = dlrn_fail(r->ctx, DLRN_ERR_FORMAT,
-                          "%s: JSON: the key \"%.60s\" stands twice in one object", r->name,
-                          m->key);
+                          "%s: JSON: key \"%.60s\": expected once in an object, found twice",
+                          r->name, m->key);
         else if (!dlrni_lookup_add(r->ctx, &keys, m->key, m->key_len, 0))
             s = DLRN_ERR_MEMORY;
     }
@@ -5586,7 +5586,7 @@ DLRNI_INTERNAL const char *dlrni_archive_metadata(const dlrn_archive *a, const c
 DLRNI_INTERNAL dlrn_status dlrni_archive_adopt(dlrn_archive *a, const dlrni_entry *e) {
     int64_t len = (int64_t)strlen(e->info.name);
     if (dlrni_lookup_find(&a->names, e->info.name, len) >= 0)
-        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s' stands twice in the file",
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s': expected once, found twice",
                          a->path, e->info.name);
     if (!DLRNI_GROW(a->ctx, &a->entries, &a->cap, a->count, a->count + 1) ||
         !dlrni_lookup_add(a->ctx, &a->names, e->info.name, len, a->count))
@@ -5919,7 +5919,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_parse(dlrn_archive *a, const dlrn_j
     int type = 0; /* a dozen names: no table is needed */
     while (type < DLRN_DTYPE_COUNT && strcmp(dtype, dlrni_dtypes[type].safetensors)) type++;
     if (type == DLRN_DTYPE_COUNT)
-        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%s': unknown dtype '%.20s'",
+        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%s': unsupported dtype '%.20s'",
                          a->path, t->key, dtype);
     /* a shape of [] is one number */
     if (!shape || shape->type != DLRN_JSON_ARRAY || !offsets || offsets->type != DLRN_JSON_ARRAY ||
@@ -6221,13 +6221,15 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_parse(dlrn_context *ctx, const char *what, 
                *shape = dlrni_npy_field(text, "'shape'");
     if (!descr || !order || !shape || (strncmp(order, "True", 4) && strncmp(order, "False", 5)) ||
         !dlrni_npy_shape(shape, h))
-        return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: malformed .npy header", what);
+        return dlrn_fail(ctx, DLRN_ERR_FORMAT,
+                         "%s: malformed .npy header: expected descr, fortran_order and shape",
+                         what);
     h->fortran = *order == 'T';
     if (dlrni_npy_dtype(descr, h)) return DLRN_OK;
     /* show the name, or the list of fields of a structure */
     size_t shown = *descr == '\'' ? strcspn(descr + 1, "'") + 2 : strcspn(descr, "}");
     return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                     "%s: unsupported dtype %.*s, expected a float, an integer or a bool", what,
+                     "%s: unsupported dtype %.*s: expected a float, an integer or a bool", what,
                      (int)dlrni_min((int64_t)shown, 24), descr);
 }
 
@@ -6270,7 +6272,8 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_header(dlrn_context *ctx, const dlrn_tensor
                 dlrni_dtypes[t->dtype].npy);
     dlrni_shape_text(t->shape, t->ndim, shape, sizeof shape);
     if ((!descr && !code[1]) || strlen(shape) > SHAPE_MAX)
-        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "tensor '%s': .npy has no type %s", t->name,
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                         "tensor '%s': .npy has no type %s, or no room for its shape", t->name,
                          dlrn_dtype_name(t->dtype));
     dlrni_print(text, sizeof text, "{'descr': '%s', 'fortran_order': False, 'shape': (%s%s), }",
                 descr ? descr : code, shape, t->ndim == 1 ? "," : "");
@@ -6788,7 +6791,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_entry(dlrn_archive *a, dlrni_cursor *c, dlr
     DLRNI_TRY(dlrni_zip_local(a, offset, &m));
     if ((z->packed += m.packed) > a->map.size) return dlrni_zip_error(a, "members overlap");
     if (dlrni_lookup_find(&z->names, m.name, m.name_len) >= 0)
-        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: two members are named '%.*s'", a->path,
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                         "%s: zip: member '%.*s': expected once, found twice", a->path,
                          (int)m.name_len, m.name);
     if (m.method == DLRNI_ZIP_STORED) DLRNI_TRY(dlrni_member_check(a, &m, m.data));
     if (!DLRNI_GROW(a->ctx, &z->m, &z->cap, z->n, z->n + 1) ||
@@ -7817,11 +7821,13 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_storage(const dlrni_walk *w, const dlrni_p
     int64_t need = 0;
     if (!m)
         return dlrn_fail(w->a->ctx, DLRN_ERR_FORMAT,
-                         "%s: tensor '%.*s': its storage '%.*s' is not in the file", w->a->path,
-                         (int)len, w->name, (int)dlrni_min(storage->as.storage.key.len, 64),
+                         "%s: tensor '%.*s': expected its storage '%.*s' in the file, found none",
+                         w->a->path, (int)len, w->name,
+                         (int)dlrni_min(storage->as.storage.key.len, 64),
                          storage->as.storage.key.p);
     if (m->method != DLRNI_ZIP_STORED)
-        return dlrn_fail(w->a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%.*s' is compressed",
+        return dlrn_fail(w->a->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: tensor '%.*s': expected a stored member, found a deflated one",
                          w->a->path, (int)len, w->name);
     if (!dlrni_mul(storage->as.storage.elements, size, &need) || (uint64_t)need > m->size)
         return dlrn_fail(w->a->ctx, DLRN_ERR_FORMAT,
@@ -7961,7 +7967,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_open(dlrn_archive *a, const dlrni_zip *z,
     const int stem = (int)pkl->name_len - (int)strlen("data.pkl");
     a->format = "pt";
     if (pkl->method != DLRNI_ZIP_STORED)
-        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: its data.pkl is compressed", a->path);
+        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: data.pkl: expected a stored member, found a deflated one", a->path);
     if (stem > 400)
         return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: zip: names longer than 400 bytes",
                          a->path);
@@ -8320,8 +8327,8 @@ DLRNI_INTERNAL dlrn_status dlrni_open_shards(dlrn_archive *a, const dlrn_json *m
             dlrni_has_suffix(m->text, ".index.json") || /* an index in an index could be a cycle */
             !dlrni_sibling(a->path, m->text, path, sizeof path))
             return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
-                             "%s: weight_map: '%s' does not name a file of its folder", a->path,
-                             m->key);
+                             "%s: weight_map: tensor '%s': expected a file of the same folder",
+                             a->path, m->key);
         int64_t i = 0;
         while (i < a->n_shards && strcmp(a->shards[i]->path, path)) i++;
         /* not open yet */
@@ -8332,9 +8339,8 @@ DLRNI_INTERNAL dlrn_status dlrni_open_shards(dlrn_archive *a, const dlrn_json *m
         /* the index may be of another version of the model */
         int64_t at = dlrn_archive_find(a->shards[i], m->key);
         if (at < 0)
-            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
-                             "%s: expected tensor '%s', which %s says is there", path, m->key,
-                             a->path);
+            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected tensor '%s', as %s says", path,
+                             m->key, a->path);
         DLRNI_TRY(dlrni_archive_adopt(a, &a->shards[i]->entries[at]));
     }
     return DLRN_OK;
@@ -8689,7 +8695,7 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_assemble(dlrn_writer *w) {
 DLRNI_INTERNAL void dlrni_npy_finish(dlrn_writer *w) {
     if (w->rows_total >= 0 && w->rows != w->rows_total && w->o.status == DLRN_OK)
         w->o.status =
-            dlrn_fail(w->ctx, DLRN_ERR_ARGUMENT, "%s: %lld rows were announced and %lld written",
+            dlrn_fail(w->ctx, DLRN_ERR_ARGUMENT, "%s: expected the %lld rows announced, found %lld",
                       w->path, (long long)w->rows_total, (long long)w->rows);
     /* the header was right from the start */
     if (w->rows_total >= 0) return;
@@ -8751,8 +8757,9 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_check(dlrn_archive *a, const dlrn_sparse *c
                          (long long)nnz);
     for (int64_t i = 0; i < c->rows; i++)
         if (c->row_ptr[i + 1] < c->row_ptr[i])
-            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indptr falls at row %lld", a->path,
-                             (long long)i);
+            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                             "%s: indptr: row %lld: expected at least the value before, found less",
+                             a->path, (long long)i);
     return DLRN_OK;
 }
 
