@@ -4692,6 +4692,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_close(void *user, dlrn_context *ctx, void
     if (o->temporary && keep && rename(o->temporary, o->target))
         s = dlrni_stdio_error(ctx, o->path, "put it in place");
     if (o->temporary && keep && s == DLRN_OK) dlrni_sync_folder(o->target);
+    /* the target has not been touched */
     if (o->temporary && (!keep || s != DLRN_OK)) remove(o->temporary);
     dlrn_free(ctx, o->path);
     dlrn_free(ctx, o);
@@ -4738,8 +4739,7 @@ DLRN_API int dlrn_file_exists(dlrn_context *ctx, const char *path) {
 }
 
 /* Reads to the end in growing blocks, and does not ask for the size first: a pipe has none, and
-   files of /proc say 0. A read of 0 bytes is the end. Freeing the bytes is up to the caller only
-   after DLRN_OK. */
+   files of /proc say 0. A read of 0 bytes is the end. After an error there is nothing to free. */
 DLRN_API dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **bytes,
                                     size_t *size) {
     enum { BLOCK = 65536 }; /* for each read: what a pipe of Linux holds; 1 byte is for the 0 */
@@ -5498,8 +5498,8 @@ DLRNI_INTERNAL void dlrni_json_put_bool(dlrni_json_writer *w, const char *key, i
       W.T       w00     w10     w20          row 0: offset 0, step 2
                     w01     w11     w21      row 1: offset 1, step 2 */
 
-/* How the formats call an element type: a column each of DLRN_DTYPE_LIST. An empty text: the format
-   has no such type, as .npy has no bf16. */
+/* What the formats call an element type: a column each of DLRN_DTYPE_LIST. An empty text: the
+   format has no such type, as .npy has no bf16. */
 typedef struct dlrni_dtype_names {
     const char *safetensors, *npy, *torch_storage, *torch;
 } dlrni_dtype_names;
@@ -5524,6 +5524,7 @@ typedef struct dlrni_note {
     char *key, *value;
 } dlrni_note;
 
+/* A file of tensors, opened. */
 struct dlrn_archive {
     dlrn_context *ctx;
     char *path;
@@ -6025,7 +6026,8 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_header(dlrn_archive *a, const dlrn_
 
 /* The header's length comes from the file, so it is bounded before it is used, and the cursor
    refuses one beyond the end. The tree of the JSON is freed at the end: entries keep copies of
-   their names. A cut download is found here or by dlrni_safetensors_cover, and not when a tensor is read. */
+   their names. A download that was cut fails here or in dlrni_safetensors_cover, and not when a
+   tensor is read. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_open(dlrn_archive *a) {
     dlrni_cursor c = {a->map.p, a->map.p + a->map.size};
     const unsigned char *head = dlrni_take(&c, 8), *text = NULL;
@@ -6079,7 +6081,7 @@ DLRNI_INTERNAL void dlrni_safetensors_json(dlrni_sink *o, dlrni_json_writer *w,
     int64_t at = 0, numel = 0, bytes = 0;
     dlrni_json_open(w, NULL, "{");
     if (metadata && metadata[0]) {
-        /* first, as the reference writer has it: people read headers with head -c */
+        /* first, as the reference writer has it */
         dlrni_json_open(w, "__metadata__", "{");
         for (int i = 0; metadata[i]; i += 2) dlrni_json_put_text(w, metadata[i], metadata[i + 1]);
         dlrni_json_close(w, "}");
@@ -6095,7 +6097,7 @@ DLRNI_INTERNAL void dlrni_safetensors_json(dlrni_sink *o, dlrni_json_writer *w,
         dlrni_json_close(w, "]");
         dlrni_json_open(w, "data_offsets", "[");
         dlrni_json_put_signed(w, NULL, at);
-        /* no overflow: a header of tensors that exist in memory */
+        /* cannot overflow: the tensors are all in memory */
         dlrni_json_put_signed(w, NULL, at + bytes);
         dlrni_json_close(w, "]");
         dlrni_json_close(w, "}");
@@ -6149,6 +6151,7 @@ enum {
                                   number of rows can be filled in at the end */
 };
 
+/* What the text of a header says. */
 typedef struct dlrni_npy_head {
     dlrn_dtype dtype;
     int ndim, fortran, swap;
@@ -6169,10 +6172,10 @@ DLRNI_INTERNAL const char *dlrni_npy_field(const char *text, const char *key) {
     return at;
 }
 
-/* Reads descr; 0: not a number type. All types that we read have two letters, such as f4; then the
-   quote must close, so that "f4x" is refused. '=', this machine's order, is only found in files by
-   careless writers: such machines have the low byte first today. Texts are noted for
-   dlrni_arrays_text. */
+/* Reads descr; 0: not a number type. All types that we read have two characters, such as f4; then
+   the quote must close, so that "f4x" is refused. '=', the order of the machine that wrote the
+   file, is taken for low byte first, as nearly all machines have it; numpy never writes it. Texts
+   are noted for dlrni_arrays_text. */
 DLRNI_INTERNAL int dlrni_npy_dtype(const char *descr, dlrni_npy_head *h) {
     if (descr[0] != '\'' || !descr[1] || !strchr("<>|=", descr[1])) return 0;
     h->swap = descr[1] == '>';
@@ -6314,9 +6317,9 @@ DLRNI_COLD_END
                       256          the end of the block
                       257 to 285   a copy: `length` bytes from `distance` bytes back
 
-   An attacker controls every bit. Each loop takes at least one bit in each turn, or writes one byte
-   of an output whose size is fixed, so decoding ends. Bits beyond the end are 0 and set `bad`, which
-   saves a check of every read; whoever uses what was read looks at `bad` first. */
+   An attacker controls every bit. Each turn of a loop takes at least one bit, or writes one byte of
+   an output whose size is fixed, so decoding ends. Bits beyond the end are 0 and set `bad`, which
+   saves a check of every read: `bad` is looked at before anything is written. */
 
 /* Bits, low bit first. Past the end they are 0 and `bad` is set. */
 typedef struct dlrni_bits {
@@ -6410,8 +6413,8 @@ DLRNI_INTERNAL int dlrni_inflate_codes(dlrni_bits *b, dlrni_huffman *literal,
 }
 
 /* The two codes of a fixed block (RFC 1951, 3.2.6). Symbols 286 and 287 take part in the code and
-   are never used. The same holds of distances 30 and 31, which are left out: their bits give -1.
-   Both codes are complete or short, so building them cannot fail. */
+   are never used. Distances 30 and 31 are left out, so that their bits give -1. Both codes are
+   within the bits, so building them cannot fail. */
 DLRNI_INTERNAL void dlrni_inflate_fixed(dlrni_huffman *literal, dlrni_huffman *distance) {
     unsigned char length[288];
     for (int i = 0; i < 288; i++)
@@ -6422,10 +6425,10 @@ DLRNI_INTERNAL void dlrni_inflate_fixed(dlrni_huffman *literal, dlrni_huffman *d
 }
 
 /* Decodes literals and copies up to the end of a block. Returns the new position in out [size]; -1:
-   malformed, or longer than out. back > at would read before the output, of whatever lies there. A
-   copy may overlap its own output, which repeats the last `back` bytes: that is how runs are coded,
-   and why memcpy will not do. The tables are the RFC's: the first length and distance of each
-   symbol, and the bits added to it; 258 has a symbol of its own. */
+   malformed, or longer than out. A copy from before the output would read memory that is not ours:
+   back > at. A copy may overlap its own output, which repeats the last `back` bytes: runs are coded
+   so, and memcpy will not do. The tables are the RFC's: the first length and distance of each
+   symbol, and the number of bits added to it; 258 has a symbol of its own. */
 DLRNI_INTERNAL int64_t dlrni_inflate_block(dlrni_bits *b, const dlrni_huffman *literal,
                                            const dlrni_huffman *distance, unsigned char *out,
                                            int64_t at, int64_t size) {
@@ -6503,15 +6506,16 @@ DLRNI_COLD_BEGIN
       |+> central header, name, extra, comment   each member again: the directory
       +|- offset of the local header
        |  ...
-       |  [end record of 64 bits] <--+           only if a number does not fit the end record
+       |  [end record of 64 bits] <--+           where a number does not fit; by torch, always
        |  [its locator] -------------+
        +- end record, comment
 
    Since members are found by offsets, the two lists can differ: a reader that walks the members and
    a reader that walks the directory would find different files in one. The directory is
-   authoritative here, as for torch and Python, and the local headers must agree with it. Stored members are
-   used where they lie. Deflated ones are unpacked, at most to the size in the directory. CRCs are
-   checked on opening, except a CRC of 0: torch writes 0 where it was told not to compute it. */
+   authoritative here, as for torch and Python, and the local headers must agree with it. Stored
+   members are used where they lie. Deflated ones are unpacked, at most to the size in the
+   directory. CRCs are checked on opening, except a CRC of 0: torch writes 0 where it was told not
+   to compute it. */
 
 /* The records, each as an enum of its fields: DLRNI_FIELD(offset, width in bytes). */
 #define DLRNI_FIELD(offset, width) ((offset)*16 + (width))
@@ -6622,7 +6626,7 @@ DLRNI_INTERNAL uint64_t dlrni_field(const unsigned char *record, int field) {
     return dlrni_le(record + field / 16, field % 16);
 }
 
-/* Sets it. A value that is too wide is cut: callers choose the 64-bit form first. */
+/* Sets a field. A value that is too wide is cut: callers choose the 64-bit form first. */
 DLRNI_INTERNAL void dlrni_set_field(unsigned char *record, int field, uint64_t v) {
     dlrni_put_le(record + field / 16, v, field % 16);
 }
@@ -6747,8 +6751,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_local(dlrn_archive *a, uint64_t offset, dlr
 }
 
 /* Reads one member of the directory: name, sizes, CRC, method and the local header's offset. A
-   stored member has one size; two would let the name of one tensor stand for the bytes of the next.
-   Encrypted members and methods such as LZMA are named, since the file may well be good. */
+   stored member has one size: a second one could let a tensor reach into the next member. Encrypted
+   members and methods such as LZMA are named in the error, since the file may well be good. */
 DLRNI_INTERNAL dlrn_status dlrni_zip_central(dlrn_archive *a, dlrni_cursor *c, dlrni_member *m,
                                              uint64_t *offset) {
     const unsigned char *h = dlrni_take(c, DLRNI_CENTRAL_BYTES), *name, *extra;
@@ -6901,8 +6905,6 @@ typedef struct dlrni_zip_writer {
     char name[256];
 } dlrni_zip_writer;
 
-/* The date's bits: year - 1980, 4 of the month, 5 of the day. Names are cut at 255 bytes, which is
-   what file systems allow, should somebody unpack the file. */
 /* The date's bits: 7 of year - 1980, 4 of the month, 5 of the day. A name has at most 255 bytes,
    which is what file systems allow, should somebody unpack the file. Cache lines have 64 bytes, and
    torch aligns to them. */
@@ -7144,14 +7146,14 @@ typedef enum dlrni_callee {
     DLRNI_CALL_NONE       /* a value that holds no tensors: replaced by None */
 } dlrni_callee;
 
-/* A text where it lies in the file: a state dict repeats names too often to copy each. */
+/* A text that is borrowed from the file: strings cost no memory of ours. */
 typedef struct dlrni_span {
     const char *p; /* not closed with a 0 */
     int64_t len;
 } dlrni_span;
 
-/* A value. Which member of the union holds is said by `kind`, and checked before each use, since
-   the file decides the kind. */
+/* A value. `kind` says which member of the union holds, and is checked before each use, since the
+   file decides it. */
 typedef struct dlrni_py_value dlrni_py_value;
 struct dlrni_py_value {
     dlrni_py_kind kind;
@@ -7201,8 +7203,7 @@ typedef struct dlrni_pickle {
    them, so the arena cannot grow as one array. */
 enum { DLRNI_PICKLE_CHUNK = 256 };
 
-/* The position is that behind the bytes read so far, as pickletools.dis counts them for one
-   pickle. */
+/* The position is behind the bytes read so far, in the numbering of pickletools.dis. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_error(dlrni_pickle *p, const char *what) {
     return dlrn_fail(p->a->ctx, DLRN_ERR_FORMAT, "%s: pickle, byte %lld: %s", p->what,
                      (long long)(p->c.p - p->start), what);
@@ -7278,8 +7279,8 @@ DLRNI_INTERNAL int dlrni_span_is(dlrni_span s, const char *text) {
 
 /* ---- Tuples, lists, dictionaries ---- */
 
-/* A container holds links, because one value can be in several containers. Containers made of the
-   same link would run into each other. */
+/* A container holds links, because one value can be in several containers: with one `next` in the
+   value itself, those would run into each other. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_append(dlrni_pickle *p, dlrni_py_value *to,
                                                dlrni_py_value *item) {
     dlrni_py_value *link = dlrni_pickle_new(p, DLRNI_PY_LINK);
@@ -7460,7 +7461,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_global(dlrni_pickle *p) {
 }
 
 /* STACK_GLOBAL, from protocol 4 on: module and name as strings on the stack. They may come from the
-   memo, so the check of names cannot look at the file. */
+   memo, so a scan of the file for bad names would not find them. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_stack_global(dlrni_pickle *p) {
     const dlrni_py_value *name = dlrni_pickle_pop(p), *module = dlrni_pickle_pop(p);
     if (!name || !module || name->kind != DLRNI_PY_STRING || module->kind != DLRNI_PY_STRING)
@@ -7603,8 +7604,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_long(dlrni_pickle *p, uint64_t size) {
     return dlrni_pickle_push_int(p, DLRNI_PY_INT, (int64_t)u);
 }
 
-/* BINFLOAT: a double, high byte first, unlike all other numbers here. It is a learning rate or a
-   scale of a checkpoint. */
+/* BINFLOAT: a double, high byte first, unlike all other numbers here. Checkpoints hold learning
+   rates and scales in this form. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_float(dlrni_pickle *p) {
     const unsigned char *raw = dlrni_take(&p->c, 8);
     if (!raw) return dlrni_pickle_error(p, "a number is cut off");
@@ -7680,7 +7681,7 @@ enum {
         DLRNI_OP_COUNT = 256
 };
 
-/* Bytes of an opcode's argument; -1: unknown. A number for each opcode, so that the argument is
+/* Bytes of an opcode's argument; -1: unknown. Known from the opcode alone, so that the argument is
    taken in one place, with one check. */
 DLRNI_INTERNAL int dlrni_opcode_bytes(int op) {
 #define DLRNI_OPCODE_BYTES(name, code, bytes, action)                                              \
@@ -7865,6 +7866,7 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_tensor(dlrni_walk *w, const dlrni_py_value
         e.offset = -1; /* dlrni_archive_add refuses it, and says so */
     DLRNI_TRY(dlrni_archive_add(a, w->name, len, &e, bytes));
     w->numbers += a->entries[a->count - 1].info.numel;
+    /* the numbers of this tensor count, however few bytes they share */
     if (w->numbers <= max) return DLRN_OK;
     return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
                      "%s: tensor '%.*s': shares its numbers with too many others: expected at most "
@@ -7883,6 +7885,7 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_child(dlrni_walk *w, const dlrni_py_value 
                                             const dlrni_py_value *item, int64_t len) {
     char number[32];
     dlrni_span part = {number, 0};
+    /* {0: tensor} is named by its number, as a list would be */
     if (key && key->kind == DLRNI_PY_INT) index = key->as.integer;
     part.len = dlrni_print(number, sizeof number, "%lld", (long long)index);
     if (key && key->kind == DLRNI_PY_STRING) part = key->as.text;
@@ -7910,10 +7913,11 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_items(dlrni_walk *w, const dlrni_py_value 
     return DLRN_OK;
 }
 
-/* Walks a value and what it holds: tensors become entries, numbers and texts notes. `work` counts about the memory that each takes, in values of the
-   arena: an entry four, a note two, and more for a long name or text; work_max is that of the values read plus the file. A tree that is
-   shared is walked once for each time that it is reached, and the work runs out. None, names and
-   storages without a tensor hold nothing that we need. */
+/* Walks a value and what it holds: tensors become entries, numbers and texts notes. `work` counts
+   about the memory that each takes, in values of the arena: an entry four, a note two, and more for
+   a long name or text. work_max is that of the values read, plus the file. A shared tree is walked
+   once for each time that it is reached, until the work runs out. None, names and storages without
+   a tensor hold nothing that we need. */
 DLRNI_INTERNAL dlrn_status dlrni_walk_value(dlrni_walk *w, const dlrni_py_value *v, int64_t len) {
     char text[64];
     const int64_t text_len = v->kind == DLRNI_PY_STRING ? v->as.text.len : 0;
@@ -8047,7 +8051,7 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_storage(dlrni_legacy *l, const dlrni_py_
    that other pickles are named as such at once. The object is kept while the keys are read: it lies
    in the arena. */
 DLRNI_INTERNAL dlrn_status dlrni_legacy_run(dlrni_legacy *l) {
-    /* the only version there ever was */
+    /* torch never wrote another version */
     enum { VERSION = 1001 };
     /* 0x1950a86a20f9469cfc6c, low byte first: a number that no other program would write */
     static const char magic[] = "\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
@@ -8063,6 +8067,7 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_run(dlrni_legacy *l) {
     dlrni_py_value *object = p->result;
     DLRNI_TRY(dlrni_pickle_run(p));
     const dlrni_py_value *keys = p->result;
+    /* a list, in the order of the storages in the file */
     if (keys->kind != DLRNI_PY_LIST) return dlrni_pickle_error(p, "expected the list of storages");
     l->m = DLRNI_NEW(p->a->ctx, dlrni_member, keys->as.items.count);
     if (!l->m) return DLRN_ERR_MEMORY;
@@ -8095,8 +8100,8 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_open(dlrn_archive *a) {
 /* ---- Writing ----
 
    The same file as torch.save(state_dict): every torch since 1.6 loads it, also with
-   weights_only=True. Each tensor has a storage of its own. No memo is written: nothing is used twice, and the
-   pickle is longer by a few names only. */
+   weights_only=True. Each tensor has a storage of its own. No memo is written: nothing is used
+   twice, and the pickle is longer by a few names only. */
 
 /* Appends opcodes, by their names. */
 #define DLRNI_TORCH_OPS(b, ...)                                                                    \
@@ -8226,8 +8231,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_write(dlrni_sink *o, const dlrn_tensor_out *
       80 02                   pickle, protocol 2: .pt from before torch 1.6 */
 
 /* A .pt or .npz, depending on its members. data.pkl decides first: a .pt may hold .npy files that a
-   program added. Other zips, such as a folder that somebody packed, are named as such. The list of
-   members is freed here; entries point into the map, not into it. */
+   program added. Other zips, such as a packed folder, are refused. The list of members is
+   freed here; entries point into the map, not into it. */
 DLRNI_INTERNAL dlrn_status dlrni_zip_open(dlrn_archive *a) {
     dlrni_zip z;
     memset(&z, 0, sizeof z);
@@ -8300,10 +8305,10 @@ DLRN_API dlrn_status dlrn_archive_open_memory(dlrn_context *ctx, const void *byt
 
    Models beyond a few GB come in several files, and an index that says which tensor is where:
 
-      model.safetensors.index.json          {"weight_map": {"wte": "model-00001-of-00002.safetensors",
-                                                            "ln_f": "model-00002-of-00002..."}}
-      model-00001-of-00002.safetensors      wte
-      model-00002-of-00002.safetensors      ln_f */
+      model.safetensors.index.json        {"weight_map": {"wte": "model-00001-of-00002.safetensors",
+                                                          "ln_f": "model-00002-of-00002..."}}
+      model-00001-of-00002.safetensors    wte
+      model-00002-of-00002.safetensors    ln_f */
 
 /* Joins the folder of `path` and a name into out [size]. 0: too long, or the name would leave the
    folder. An index from the hub must not make us open /etc/passwd, or a file of the folder above.
@@ -8429,8 +8434,8 @@ typedef struct dlrni_npy {
     int64_t rows, cols;
 } dlrni_npy;
 
-/* Refuses other formats: a source needs rows in the order of the file. A .pt of one tensor would
-   do, but which tensor is meant must not depend on how many it holds. */
+/* Refuses other formats: a source needs rows in the order of the file. Even a .pt of one tensor is
+   refused, since it would no longer work once a second tensor is added. */
 DLRNI_INTERNAL dlrn_status dlrni_npy_open(dlrn_context *ctx, const char *path, dlrni_npy *out) {
     memset(out, 0, sizeof *out);
     DLRNI_TRY(dlrn_archive_open(ctx, path, &out->file));
@@ -8468,13 +8473,13 @@ DLRNI_INTERNAL void dlrni_npy_close(dlrni_npy *npy) {
    number of rows before the rows. It is filled in at the end where the file can be rewound; on the
    way to a pipe, and for CSR, whose three arrays grow at once, rows wait in spools.
 
-      .npy, a file            header of 0 rows, rows ...;  at the end the header again, over the first
-      .npy, rows known        header, rows ...
-      .npy, a pipe            spool: rows ...;             at the end header, then the spool
-      .npz, CSR               3 spools;                    at the end the zip, an array at a time
-      bytes                   bytes ...
+      .npy, a file        header of 0 rows, rows ...;   at the end the header over the first one
+      .npy, rows known    header, rows ...
+      .npy, a pipe        spool: rows ...;              at the end the header, then the spool
+      .npz, CSR           3 spools;                     at the end the zip, an array at a time
+      bytes               bytes ...
 
-   So memory does not grow with the number of rows: codes of a billion tokens are larger than it.
+   So memory does not grow with the number of rows: the codes of a large run are larger than it.
 
    CSR as scipy.sparse.save_npz writes it, a matrix of 3 rows and 5 columns with 4 entries:
 
@@ -8494,7 +8499,7 @@ typedef enum dlrni_writer_kind {
 /* The spools of a CSR writer; .npy uses the first. */
 enum { DLRNI_CSR_INDPTR, DLRNI_CSR_INDICES, DLRNI_CSR_DATA, DLRNI_CSR_PARTS };
 
-/* A file that grows. */
+/* A file that grows. `o` is where its bytes go in the end, `part` where they wait. */
 struct dlrn_writer {
     dlrn_context *ctx;
     dlrni_sink o;
@@ -8661,6 +8666,7 @@ DLRNI_INTERNAL void dlrni_csr_member(dlrn_writer *w, dlrni_zip_writer *z, int pa
     dlrni_sink_fail(&w->o, dlrni_npy_header(w->ctx, &t, NULL, head));
     dlrni_zip_start_member(z, name, (uint64_t)(n * dlrni_dtype_size(dtype)) + sizeof head);
     dlrni_sink_write(&w->o, head, sizeof head);
+    /* row 0 begins at entry 0 */
     if (part == DLRNI_CSR_INDPTR) dlrni_sink_write(&w->o, &zero, sizeof zero);
     dlrni_writer_copy(w, part, dtype);
     dlrni_zip_end_member(z);
@@ -8679,6 +8685,7 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_assemble(dlrn_writer *w) {
     dlrni_csr_member(w, &z, DLRNI_CSR_INDICES, "indices.npy", DLRN_I32, w->nnz);
     dlrni_csr_member(w, &z, DLRNI_CSR_INDPTR, "indptr.npy", DLRN_I64, w->rows + 1);
     dlrni_sink_fail(&w->o, dlrni_npy_header(w->ctx, &format, "|S3", head));
+    /* the data of an array of one text of 3 bytes */
     memcpy(head + DLRNI_NPY_HEAD, "csr", 3);
     dlrni_zip_add(&z, "format.npy", head, sizeof head);
     dlrni_zip_start_member(&z, "shape.npy", DLRNI_NPY_HEAD + sizeof shape);
@@ -8702,6 +8709,7 @@ DLRNI_INTERNAL void dlrni_npy_finish(dlrn_writer *w) {
     if (!w->part[0].is_open && w->o.status == DLRN_OK && !dlrni_sink_rewind(&w->o))
         w->o.status = dlrn_fail(w->ctx, DLRN_ERR_IO, "%s: cannot go back to its start", w->path);
     dlrni_writer_header(w, w->rows);
+    /* a pipe: the rows have waited for their number */
     if (w->part[0].is_open) dlrni_writer_copy(w, 0, DLRN_F32);
 }
 
@@ -8710,6 +8718,7 @@ DLRNI_INTERNAL void dlrni_npy_finish(dlrn_writer *w) {
 DLRN_API dlrn_status dlrn_writer_close(dlrn_writer *w) {
     dlrn_status s;
     if (!w) return DLRN_OK;
+    /* bytes have nothing to complete */
     if (w->kind == DLRNI_WRITES_NPY) dlrni_npy_finish(w);
     if (w->kind == DLRNI_WRITES_CSR)
         s = dlrni_csr_assemble(w);
@@ -8729,8 +8738,8 @@ DLRN_API void dlrn_writer_abort(dlrn_writer *w) {
 
 /* ---- Reading CSR ----
 
-   scipy.sparse writes what it was given: indices of 32 or 64 bits, in any order, values of any type.
-   Everything that a product with these codes would index by is checked here, once. */
+   scipy.sparse writes what it was given: indices of 32 or 64 bits, in any order, and values of any
+   type. Every index that a product with these codes would use is checked here, once. */
 
 /* Finds an array of one dimension, and of integers where they are wanted. Values may be of any
    type. Rounding an index would point to another feature without an error. */
@@ -8763,9 +8772,8 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_check(dlrn_archive *a, const dlrn_sparse *c
     return DLRN_OK;
 }
 
-/* Reads the column indices, and checks each before it is trusted: decoding adds the atom of this
-   column without a further check. They come as 64 bits, since a cut to 32 could turn a wrong index
-   into a good one. */
+/* Reads the column indices, and checks each: it chooses the atom that decoding adds. They come as
+   64 bits, since a cut to 32 could turn a wrong index into a good one. */
 DLRNI_INTERNAL dlrn_status dlrni_csr_columns(dlrn_archive *a, int64_t index, int64_t nnz,
                                              dlrn_sparse *c) {
     int64_t *wide = DLRNI_NEW(a->ctx, int64_t, nnz);
@@ -8810,6 +8818,7 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_sort_row(dlrn_archive *a, int64_t row, int6
     qsort(entries, (size_t)n, sizeof *entries, dlrni_csr_order);
     for (p = 0; p < n; p++) col[p] = entries[p].col, val[p] = entries[p].val;
     dlrn_free(a->ctx, entries);
+    /* sorted now, so equal columns are neighbours */
     for (p = 1; p < n; p++)
         if (col[p] == col[p - 1])
             return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
@@ -8849,6 +8858,7 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_fill(dlrn_archive *a, dlrn_sparse *out) {
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
                          "%s: the sizes of shape, indptr, indices and data do not agree", a->path);
     DLRNI_TRY(dlrni_sparse_begin(a->ctx, out, shape[1]));
+    /* both counts are those of arrays that are in the file, so the memory is in proportion to it */
     DLRNI_TRY(dlrni_sparse_reserve(a->ctx, out, shape[0], n[INDICES]));
     out->rows = shape[0];
     DLRNI_TRY(dlrni_archive_read_i64(a, at[INDPTR], out->row_ptr));
@@ -8858,7 +8868,7 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_fill(dlrn_archive *a, dlrn_sparse *out) {
     return dlrni_csr_sort(a, out);
 }
 
-/* All or nothing: codes that were read half are freed. */
+/* All or nothing: after an error the codes read so far are freed. */
 DLRN_API dlrn_status dlrn_csr_read(dlrn_archive *a, dlrn_sparse *out) {
     dlrn_status s = dlrni_csr_fill(a, out);
     if (s != DLRN_OK) dlrn_sparse_free(out);
