@@ -1079,7 +1079,7 @@ TEST(shards_refused) {
          "shards/..: expected a file, found a folder"},
         {"{\"weight_map\": {\"w\": \"3.pt\"}}", DLRN_ERR_IO, "shards/3.pt: cannot open it"},
         {"{\"weight_map\": {\"w\": \"2.pt\"}}", DLRN_ERR_FORMAT,
-         "shards/2.pt: expected tensor 'w', which "},
+         "shards/2.pt: expected tensor 'w', as "},
         {"{\"weight_map\": {\"half\": \"2.pt\", \"half\": \"2.pt\"}}", DLRN_ERR_FORMAT,
          "key \"half\": expected once"},
     };
