@@ -4363,9 +4363,8 @@ DLRNI_INTERNAL int dlrni_lookup_add(dlrn_context *ctx, dlrni_lookup *t, const ch
 /* ------------------------------------------------------------------------------------------ */
 // >>files
 /* Four parts: the C library's files as a dlrn_io; reading (a whole file, or a map of it); writing
-   (a sink that keeps the first error); a spool for data that must wait. Everything above the
-   first part uses only the callbacks of dlrn_io, so a host that brings its own files gets the
-   rest unchanged.
+   (a sink that keeps the first error); a spool for data that must wait. The last three use only
+   the callbacks of dlrn_io, so they work on a host's own files, too.
 
       reading   dlrn_file_read   ->  open_file, read_file ..., close_file(keep 0)
                 dlrni_map_open   ->  mmap, or dlrn_file_read
@@ -4464,8 +4463,7 @@ DLRNI_INTERNAL int dlrni_follow(const char *path, char *out, size_t size) {
     if (n >= size) return 0;
     memcpy(out, path, n + 1);
 #if DLRNI_POSIX
-    /* a link may point to a link: each is followed, so that the last file is replaced, not a
-       link */
+    /* a link may point to a link: the file at the end is replaced, not a link */
     for (int links = 0; links < 40; links++) {
         /* readlink cuts a long target without an error; it fills `to` then, and is refused below */
         char to[4096];
@@ -4497,8 +4495,8 @@ DLRNI_INTERNAL void dlrni_keep_mode(const dlrni_stdio *file) {
 }
 
 /* A name beside target that no other process and no other writer of this process uses: two writers
-   have different addresses. A file of that name can only be left from a process that was killed,
-   and is overwritten. */
+   have different addresses. Such a file can only be left from a killed process, and is
+   overwritten. */
 DLRNI_INTERNAL void dlrni_temporary_name(const dlrni_stdio *file, char *out, size_t size) {
     long id = 0;
 #if DLRNI_POSIX
@@ -4660,7 +4658,7 @@ DLRNI_INTERNAL void dlrni_sync_folder(const char *path) {
 }
 
 /* Flushes a file's bytes to the disk; not 0 is an error. Without fsync a power cut after the rename
-   could leave the new name with no content. Pipes have no disk, and fsync refuses them. */
+   could leave the new name with no content. A pipe is not on a disk, and fsync refuses it. */
 DLRNI_INTERNAL int dlrni_stdio_flush(const dlrni_stdio *file) {
     /* to the system first, then to the disk */
     if (fflush(file->f)) return 1;
@@ -4784,8 +4782,8 @@ DLRNI_INTERNAL void dlrni_huge_pages(void *p, int64_t size) {
 #endif
 }
 
-/* The bytes of a file, read-only. Whoever closes must know where they came from: a map is unmapped,
-   a block is freed. */
+/* The bytes of a file, read-only, and how to give them back: a map is unmapped, a block is
+   freed. */
 typedef struct dlrni_file_map {
     const unsigned char *p;
     size_t size;
@@ -4844,8 +4842,8 @@ typedef struct dlrni_sink {
     dlrn_status status;
 } dlrni_sink;
 
-/* Opens a new file; nothing is visible until dlrni_sink_close. The name is checked by the host's
-   open_file, which knows its own paths. */
+/* Opens a new file; nothing is visible until dlrni_sink_close. All zero but for the context: no
+   bytes, no error. */
 DLRNI_INTERNAL dlrn_status dlrni_sink_open(dlrn_context *ctx, const char *path, dlrni_sink *o) {
     const dlrn_io *io = dlrni_io_of(ctx);
     memset(o, 0, sizeof *o);
@@ -4872,8 +4870,8 @@ DLRNI_INTERNAL void dlrni_sink_zeros(dlrni_sink *o, uint64_t n) {
     }
 }
 
-/* Goes back to the start, so that the next bytes overwrite the first; 0 if the file cannot, as a
-   pipe. For a .npy, whose header holds a number of rows that is known at the end. */
+/* Goes back to the start, so that the next bytes overwrite the first; 0 if the file cannot, such as
+   a pipe. For a .npy, whose header holds a number of rows that is known only at the end. */
 DLRNI_INTERNAL int dlrni_sink_rewind(dlrni_sink *o) {
     const dlrn_io *io = dlrni_io_of(o->ctx);
     return io->rewind_file && io->rewind_file(io->user, o->file);
@@ -4948,9 +4946,9 @@ DLRNI_INTERNAL dlrn_status dlrni_spool_rewind(dlrni_spool *spool, const char *pa
                      path);
 }
 
-/* Reads `size` bytes, or what is left at the end. It asks until `size` are there: a host's
-   read_file may return less at each call, and callers split the bytes into elements, so that half
-   an element would be lost. */
+/* Reads `size` bytes, or all that are left at the end. A host's read_file may return less at each
+   call, so it is called until `size` are there: callers split the bytes into elements, and half an
+   element would be lost. */
 DLRNI_INTERNAL dlrn_status dlrni_spool_fill(dlrni_spool *spool, unsigned char *bytes, size_t size,
                                             size_t *got) {
     dlrn_context *ctx = spool->memory.ctx;
@@ -5058,8 +5056,8 @@ DLRNI_INTERNAL void dlrni_json_space(dlrni_json_reader *r) {
         r->p++;
 }
 
-/* Four hexadecimal digits, of which the caller has checked that they are there. By hand: strtoul
-   would accept a sign, blanks and "0x". */
+/* Four hexadecimal digits; the caller has checked that four bytes are there. strtoul would accept a
+   sign, blanks and "0x". */
 DLRNI_INTERNAL int dlrni_hex4(const char *p, uint32_t *out) {
     uint32_t v = 0;
     for (int i = 0; i < 4; i++) {
@@ -5104,8 +5102,8 @@ DLRNI_INTERNAL dlrn_status dlrni_json_escape(dlrni_json_reader *r) {
 
 /* Reads a string to r->text and closes it with a 0. There is room: an escape is at least as long as
    the bytes it stands for (\u and four digits give three bytes, a pair of them four), and the
-   quotes leave room for the 0. A 0 byte can only come from \u0000, so the length counts, and not
-   the 0. Blanks of other kinds than a space must be escaped: RFC 8259, section 7. */
+   quotes leave room for the 0. \u0000 puts a 0 into the text itself, so *len counts. Tabs and
+   newlines must be escaped: RFC 8259, section 7. */
 DLRNI_INTERNAL dlrn_status dlrni_json_string(dlrni_json_reader *r, const char **text,
                                              int64_t *len) {
     char *first = r->text;
@@ -5120,7 +5118,7 @@ DLRNI_INTERNAL dlrn_status dlrni_json_string(dlrni_json_reader *r, const char **
         if (!n) return dlrni_json_error(r, "a string is not UTF-8");
         if ((unsigned char)*r->p < 0x20)
             return dlrni_json_error(r, "a control character in a string");
-        /* the character was checked as a whole, so that no cut can come between its bytes */
+        /* all n bytes are there: dlrni_utf8_length has looked at them */
         while (n-- > 0) *r->text++ = *r->p++;
     }
     if (r->p >= r->end) return dlrni_json_error(r, "the text ends inside a string");
@@ -5140,8 +5138,8 @@ DLRNI_INTERNAL int64_t dlrni_json_digits(dlrni_json_reader *r) {
 }
 
 /* Checks the grammar first: strtod alone would accept hexadecimal, "inf", "+1" and "1.". The text
-   is kept, since a double rounds integers beyond 2^53 (see dlrni_json_unsigned). It needs as many
-   bytes as in the file, and the 0 after it has the place that was counted for each value. */
+   is kept, since a double rounds integers beyond 2^53 (see dlrni_json_unsigned). There is room for
+   the 0 after it: see dlrn_json_parse. */
 DLRNI_INTERNAL dlrn_status dlrni_json_number_value(dlrni_json_reader *r, dlrn_json *v) {
     const char *from = r->p;
     if (*r->p == '-') r->p++;
@@ -5200,9 +5198,9 @@ DLRNI_INTERNAL dlrn_status dlrni_json_unique(dlrni_json_reader *r, const dlrn_js
 DLRNI_INTERNAL dlrn_status dlrni_json_value(dlrni_json_reader *r, dlrn_json *v);
 
 /* Reads the members of an object or the elements of an array; the opening bracket has been read.
-   Every child takes one node, and each was counted by its comma or its bracket. `link` is the place
-   where the next child is to be entered: children form a list in the order of the text. An error
-   leaves depth as it is, since nothing is read after it. */
+   Each child takes one node, which its comma or its bracket was counted for. `link` is where the
+   next child is entered: children form a list in the order of the text. An error leaves depth as it
+   is, since nothing is read after it. */
 DLRNI_INTERNAL dlrn_status dlrni_json_children(dlrni_json_reader *r, dlrn_json *v, char close) {
     const dlrn_json **link = &v->first;
     if (++r->depth > DLRNI_JSON_DEPTH) return dlrni_json_error(r, "nested deeper than 64");
@@ -5270,7 +5268,7 @@ DLRN_API dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t
     int64_t nodes = 1, bytes, total;
     *out = NULL;
     for (size_t i = 0; i < size; i++) nodes += text[i] == ',' || text[i] == '[' || text[i] == '{';
-    /* + 2: a key and a text of each value are closed with a 0, for which a number has no quotes */
+    /* + 2: a 0 after the key and after the text of each value; a number has no quotes to spare */
     if (!dlrni_mul(nodes, (int64_t)sizeof(dlrn_json) + 2, &bytes) ||
         !dlrni_add(bytes, (int64_t)size, &total))
         return dlrn_fail(ctx, DLRN_ERR_MEMORY, "%s: JSON too large", name);
@@ -5315,8 +5313,8 @@ DLRN_API const dlrn_json *dlrn_json_get(const dlrn_json *object, const char *pat
     return object;
 }
 
-/* A text may hold 0 bytes, written as \u0000: then this one ends early. Whoever must know compares
-   strlen with text_len. */
+/* A text may hold a 0 byte, written as \u0000, and then seems to end early: compare strlen with
+   text_len where that matters. */
 DLRN_API const char *dlrn_json_text(const dlrn_json *object, const char *path,
                                     const char *otherwise) {
     const dlrn_json *v = dlrn_json_get(object, path);
@@ -5367,8 +5365,8 @@ DLRNI_INTERNAL int dlrni_json_signed(const dlrn_json *object, const char *name, 
     return 1;
 }
 
-/* A number of an object; 0: missing, or not a number. No bools, unlike dlrn_json_number: this reads
-   what we wrote, so another type is an error. */
+/* A number of an object; 0: missing, or not a number. No bools, unlike dlrn_json_number: these
+   values are read back exactly, and a bool in their place is an error of the file. */
 DLRNI_INTERNAL int dlrni_json_real(const dlrn_json *object, const char *name, double *out) {
     const dlrn_json *value = dlrn_json_get(object, name);
     if (!value || value->type != DLRN_JSON_NUMBER) return 0;
@@ -6458,8 +6456,8 @@ DLRNI_INTERNAL int64_t dlrni_inflate_block(dlrni_bits *b, const dlrni_huffman *l
 }
 
 /* A block without compression: padding to a byte, length, its complement, bytes. Returns the new
-   position in out [size]; -1: malformed. The complement is a check of the format: a decoder that
-   has lost its way is found out here. n is at most 65535, so the sums cannot overflow. */
+   position in out [size]; -1: malformed. Damaged data seldom has the right complement, so most of
+   it is caught here. n is at most 65535, so the sums cannot overflow. */
 DLRNI_INTERNAL int64_t dlrni_inflate_stored(dlrni_bits *b, unsigned char *out, int64_t at,
                                             int64_t size) {
     b->hold = 0, b->count = 0; /* at most 7 bits are held: the rest of this byte */
@@ -7264,8 +7262,8 @@ DLRNI_INTERNAL dlrni_py_value *dlrni_pickle_pop(dlrni_pickle *p) {
     return p->depth && p->stack[p->depth - 1]->kind != DLRNI_PY_MARK ? p->stack[--p->depth] : NULL;
 }
 
-/* Drops the value on top; below it at least `below` must be left. BUILD sets the state of the
-   object below, which must be there, even if we ignore it. */
+/* Drops the value on top; below it at least `below` must be left. That is for BUILD, which sets the
+   state of the object below: we ignore the state, but not a missing object. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_drop(dlrni_pickle *p, int64_t below) {
     return dlrni_pickle_pop(p) && p->depth >= below
                ? DLRN_OK
@@ -7295,7 +7293,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_append(dlrni_pickle *p, dlrni_py_value *
     return DLRN_OK;
 }
 
-/* torch writes sizes as a tuple, torch.Size as one in a call, careless programs a list. */
+/* torch writes sizes as a tuple, or as torch.Size of one; other programs write a list. */
 DLRNI_INTERNAL int dlrni_pickle_is_sequence(const dlrni_py_value *v) {
     return v && (v->kind == DLRNI_PY_TUPLE || v->kind == DLRNI_PY_LIST);
 }
@@ -7336,9 +7334,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_tuple(dlrni_pickle *p, int64_t count) {
 }
 
 /* APPEND, APPENDS, SETITEM, SETITEMS: the values go into the container below them. They are taken
-   off first, because the container is known only then: it is whatever lies below the mark. A
-   dictionary keeps equal keys, since Python would keep the last; two tensors of one name are
-   refused when they are added. */
+   off first: the container is the value below the mark. A dictionary keeps equal keys here,
+   although Python would keep the last: two tensors of one name are refused when they are added. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_extend(dlrni_pickle *p, dlrni_py_kind kind, int64_t count) {
     dlrni_py_value items;
     memset(&items, 0, sizeof items);
@@ -7620,8 +7617,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_protocol(dlrni_pickle *p, uint64_t n) {
     return n >= 2 && n <= 5 ? DLRN_OK : dlrni_pickle_error(p, "a protocol other than 2 to 5");
 }
 
-/* The value on top is the result. Whatever is left below it is dropped with the arena, as Python
-   drops it. */
+/* The value on top is the result. Values left below it are dropped with the arena, as Python drops
+   them. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_stop(dlrni_pickle *p) {
     p->done = 1;
     p->result = dlrni_pickle_pop(p);
@@ -8008,7 +8005,7 @@ DLRNI_INTERNAL const dlrni_py_value *dlrni_legacy_value(const dlrni_legacy *l, i
     return &l->p.chunks[index / DLRNI_PICKLE_CHUNK][index % DLRNI_PICKLE_CHUNK];
 }
 
-/* The list of storages does not say their types: those are in the arena. It is searched as a whole,
+/* The list of storages does not say their types: those are in the arena. All of it is searched,
    since a storage may belong to no tensor that is left. Of two types for one key the first
    counts. */
 DLRNI_INTERNAL dlrn_status dlrni_legacy_types(dlrni_legacy *l) {
@@ -8048,8 +8045,8 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_storage(dlrni_legacy *l, const dlrni_py_
 }
 
 /* The five pickles, then the storages. Each result is checked before the next pickle is run, so
-   that other pickles are named as such at once. The object is kept while the keys are read: it lies
-   in the arena. */
+   that a pickle that is not torch's is refused at once. The object stays in the arena while the
+   keys are read. */
 DLRNI_INTERNAL dlrn_status dlrni_legacy_run(dlrni_legacy *l) {
     /* torch never wrote another version */
     enum { VERSION = 1001 };
@@ -8836,10 +8833,10 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_sort(dlrn_archive *a, dlrn_sparse *c) {
     return DLRN_OK;
 }
 
-/* Reads the four arrays into out, checked: sizes agree, pointers rise, columns are in range and not
-   repeated. The order matters: sizes before memory is taken, pointers and columns before rows are
-   sorted by them. Columns are counted in 32 bits here. Without a format it is taken for csr; sizes
-   and checks would refuse most others, but not a square csc. */
+/* Reads the four arrays into out, checked: sizes agree, pointers never fall, columns are in range
+   and not repeated. The order matters: sizes before memory is taken, pointers and columns before
+   rows are sorted by them. Columns have 32 bits here. A matrix without a format is taken for csr;
+   the checks refuse most others, but not a square csc. */
 DLRNI_INTERNAL dlrn_status dlrni_csr_fill(dlrn_archive *a, dlrn_sparse *out) {
     enum { SHAPE, INDPTR, INDICES, DATA, ARRAYS };
     static const char *const names[ARRAYS] = {"shape", "indptr", "indices", "data"};
