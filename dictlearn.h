@@ -4457,7 +4457,8 @@ DLRNI_INTERNAL int dlrni_is_device(const char *path) {
 }
 
 /* Copies path to out with symbolic links resolved; the last one may point to a file that does not
-   exist yet. 0: the result is too long, or the links form a cycle (Linux, too, stops after 40). */
+   exist yet. A rename would replace the link, and leave the file that it points to as it was. 0:
+   the result is too long, or the links form a cycle (Linux, too, stops after 40). */
 DLRNI_INTERNAL int dlrni_follow(const char *path, char *out, size_t size) {
     size_t n = strlen(path);
     if (n >= size) return 0;
@@ -4562,7 +4563,9 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_open_read(dlrn_context *ctx, dlrni_stdio 
     return file->f ? DLRN_OK : dlrni_stdio_error(ctx, path, "open it");
 }
 
-/* Opens a file without a name; the system removes it when it is closed. */
+/* Opens a file without a name; the system removes it when it is closed, also when the process is
+   killed. It is where the C library puts it, in /tmp as a rule: a full /tmp shows as an error of
+   writing. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_open_temporary(dlrn_context *ctx, dlrni_stdio *file,
                                                       const char *path) {
     DLRNI_TRY(dlrni_stdio_set_name(ctx, file, "a temporary file for ", path));
@@ -4697,6 +4700,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_close(void *user, dlrn_context *ctx, void
     return s;
 }
 
+/* In the order of dlrn_io: C++ has designated initialisers only since C++20. */
 static const dlrn_io dlrni_default_io = {
     dlrni_stdio_open,   dlrni_stdio_read,   dlrni_stdio_write,     dlrni_stdio_close,
     dlrni_stdio_exists, dlrni_stdio_rewind, dlrni_stdio_temporary, NULL};
@@ -4877,7 +4881,7 @@ DLRNI_INTERNAL int dlrni_sink_rewind(dlrni_sink *o) {
     return io->rewind_file && io->rewind_file(io->user, o->file);
 }
 
-/* Sets the first error; later ones are its consequences. */
+/* Sets the first error; later ones are its consequences, and would hide the cause. */
 DLRNI_INTERNAL void dlrni_sink_fail(dlrni_sink *o, dlrn_status s) {
     if (o->status == DLRN_OK) o->status = s;
 }
@@ -6729,6 +6733,7 @@ DLRNI_INTERNAL dlrn_status dlrni_member_check(dlrn_archive *a, const dlrni_membe
    sizes and CRC are not compared, since writers that stream leave them 0. The length of its extra
    bytes is its own: torch pads here, and not in the directory. */
 DLRNI_INTERNAL dlrn_status dlrni_zip_local(dlrn_archive *a, uint64_t offset, dlrni_member *m) {
+    /* one text for all: which field differs is of no use to a reader of the error */
     static const char disagree[] = "a local header does not agree with the central directory";
     dlrni_cursor file = {a->map.p, a->map.p + a->map.size};
     const uint64_t name_len = (uint64_t)m->name_len;
@@ -6791,6 +6796,7 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_entry(dlrn_archive *a, dlrni_cursor *c, dlr
     memset(&m, 0, sizeof m);
     DLRNI_TRY(dlrni_zip_central(a, c, &m, &offset));
     DLRNI_TRY(dlrni_zip_local(a, offset, &m));
+    /* each term is at most the size of the file, so the sum cannot overflow before it is refused */
     if ((z->packed += m.packed) > a->map.size) return dlrni_zip_error(a, "members overlap");
     if (dlrni_lookup_find(&z->names, m.name, m.name_len) >= 0)
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
