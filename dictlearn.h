@@ -1,4 +1,4 @@
-/* dictlearn.h - v0.1.0 - sparse autoencoders (dictionary learning) in one C file. MIT licence.
+/* dictlearn.h - v0.2.0 - sparse autoencoders (dictionary learning) in one C file. MIT licence.
 
    In ONE .c or .cpp file write
 
@@ -174,7 +174,15 @@
 
    ---- TRAINING -----------------------------------------------------------------------------------
 
-   What to set, the most important first:
+   A recipe says how a dictionary is trained. dlrn_train_defaults(recipe) returns its own defaults;
+   NULL means "reference".
+
+   recipe        family               as in
+   reference     AutoEncoder          trainSAE of March 2024: L1 or entropy, ghosts, resampling
+   dl-top_k      AutoEncoderTopK      dictionary_learning 0.1.0: k active per row, AuxK
+   dl-jump_relu  JumpReluAutoEncoder  dictionary_learning 0.1.0: penalty (L0 / target_l0 - 1)^2
+
+   What to set for the reference, the most important first:
    - sparsity_penalty: more penalty, lower L0. Its useful range is a factor of about 6 wide, and it
      depends on how large the rows are and on the loss, so try some values in short runs. For
      example, resid_out of layer 3 of examples/data/tiny-neox (d 128, F 1024, default loss):
@@ -208,8 +216,8 @@
    IdentityDict         none (f = x: the baseline)        none         identity  all
 
    ReLU: max(p, 0). Jump: p if p > max(threshold, 0), else 0. All families load, encode, evaluate
-   and save (IdentityDict has nothing to save). AutoEncoder is trained, too. Files of other classes
-   are recognised and refused by name.
+   and save (IdentityDict has nothing to save); all but IdentityDict are trained. Files of other
+   classes are recognised and refused by name.
 
    ---- OPTIONS ------------------------------------------------------------------------------------
 
@@ -353,9 +361,9 @@
    mse_loss of an    mean ||y - x_hat||^2                   (mean ||y - x_hat||)^2
    evaluation
 
-   In both modes the training loss is the mean L2 distance (not its square) plus the penalty,
-   because the published penalties were tuned for it. DLRN_LOSS_SQUARED is available; it needs other
-   penalties.
+   In both modes the loss of the recipe reference is the mean L2 distance (not its square) plus the
+   penalty, because the published penalties were tuned for it. DLRN_LOSS_SQUARED is available; it
+   needs other penalties.
 
    Five more differences hold in both modes. Ghost gradients cannot overflow. An atom of norm 0
    stays 0 (there it becomes NaN). warmup_steps 0 means no warm-up. The buffer is drained to the
@@ -380,7 +388,7 @@
      in_batch_size, out_batch_size     read_rows = in_batch_size * ctx_len, batch_rows
    buffer io="in" | "out"              which rows the source delivers
    buffer io="in_to_out"               a source with a target: d_out is not 0
-   trainSAE(buffer, ...)               dlrn_train, recipe "reference"; or dlrn_trainer_create, _step
+   trainSAE(buffer, ...)               dlrn_train; or dlrn_trainer_create, _step, _save, _resume
      lr, sparsity_penalty, steps,      fields of the same names in dlrn_train_config, same defaults
      warmup_steps, resample_steps,
      ghost_threshold, log_steps,
@@ -403,7 +411,9 @@
                  optimiser <- backward <-------------'     auxiliary: dead features
                  new weights  sums of gathered rows        trainer: the order, and the states
 
-   Words of the code, one meaning each. Everything about lists is drawn in room candidates.
+   Drawings: lists, groups and waves in room candidates; the states of a trainer in room training.
+   Words of the code, one meaning each:
+
    role        which parameter: DLRN_ENCODER, DLRN_DECODER, ...
    family      a name, a set of roles, a default formula
    formula     all that inference needs besides the parameters, as data
@@ -452,8 +462,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define DLRN_VERSION_STRING "0.1.0"
-#define DLRN_VERSION 100 /* major * 10000 + minor * 100 + patch */
+#define DLRN_VERSION_STRING "0.2.0"
+#define DLRN_VERSION 200 /* major * 10000 + minor * 100 + patch */
 
 /* DICTLEARN_STATIC may be defined for a whole project. In a file without the implementation nothing
    can be static: compilers would warn of each function that is declared and never defined. */
@@ -590,7 +600,7 @@ typedef struct dlrn_context_info {
     const char *const *available; /* the sets that this processor can run, scalar first; NULL
                                      after the last                                           */
     int threads;                  /* workers of dlrn_parallel_for                             */
-    const char *text; /* "dictlearn 0.1.0, kernels avx512 of scalar avx2 avx512, 2 threads
+    const char *text; /* "dictlearn 0.2.0, kernels avx512 of scalar avx2 avx512, 2 threads
                          (OpenMP)" */
 } dlrn_context_info;
 
@@ -4153,9 +4163,9 @@ DLRN_API dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, i
 /* What every reader and writer of files needs: a cursor that cannot leave its bytes, numbers in
    the byte order of a file, UTF-8, text that grows, and a table of names.
 
-   The rooms from here to >>writers hold to one rule: a file is an opponent. Whatever its bytes
-   are, reading it ends, in memory that is in proportion to its size, without a read outside of its
-   bytes, and with DLRN_OK or an error that names the file and the place in it. So each length is
+   From this room to >>writers one rule holds: a file is an opponent. For any bytes, reading ends,
+   in memory in proportion to the file's size, without a read outside of its bytes, and with
+   DLRN_OK or an error that names the file and the place in it. So each length is
    taken through a cursor, each product of sizes is checked, each count is bounded by the bytes that
    would be needed for it, and each place where one byte may stand for many (deflate, strides of 0,
    values that are shared, hash tables) has a bound, with its reason beside it. The fuzzers in
@@ -4184,7 +4194,8 @@ DLRNI_INTERNAL int dlrni_little_endian(void) {
     return *(const unsigned char *)&one;
 }
 
-/* An unsigned number of n <= 8 bytes, low byte first. */
+/* An unsigned number of n <= 8 bytes, low byte first. Byte by byte, because a field may lie at any
+   address, and some processors trap on an unaligned load. */
 DLRNI_INTERNAL uint64_t dlrni_le(const unsigned char *p, int n) {
     uint64_t v = 0;
     while (n-- > 0) v = v << 8 | p[n];
@@ -4226,7 +4237,9 @@ DLRNI_INTERNAL char *dlrni_utf8_put(char *to, uint32_t c) {
 }
 
 /* Length in bytes of the character at p; 0 if it is malformed (overlong, a surrogate, beyond
-   U+10FFFF, or cut off). */
+   U+10FFFF, or cut off). Strict, because Python and JSON libraries are: a name that they refuse is
+   one that nobody could look up, and an overlong form would be a second spelling of the same
+   name. */
 DLRNI_INTERNAL int dlrni_utf8_length(const char *p, const char *end) {
     const unsigned char *u = (const unsigned char *)p;
     int64_t left = end - p;
@@ -4325,7 +4338,8 @@ DLRNI_INTERNAL int64_t dlrni_lookup_find(const dlrni_lookup *t, const char *text
     return slot && slot->text ? slot->value : -1;
 }
 
-/* Adds a name; a name that is there keeps its number. 0: no memory. */
+/* Adds a name; a name that is there keeps its number. 0: no memory. Twice the size at each step, so
+   that n names cost O(n). */
 DLRNI_INTERNAL int dlrni_lookup_add(dlrn_context *ctx, dlrni_lookup *t, const char *text,
                                     int64_t len, int64_t value) {
     if (2 * (t->count + 1) > t->size) {
@@ -4349,19 +4363,24 @@ DLRNI_INTERNAL int dlrni_lookup_add(dlrn_context *ctx, dlrni_lookup *t, const ch
 /* ------------------------------------------------------------------------------------------ */
 // >>files
 /* Four parts: the C library's files as a dlrn_io; reading (a whole file, or a map of it); writing
-   (a sink that keeps the first error); a spool for data that must wait. Everything above the
-   first part uses only the callbacks of dlrn_io, so a host that brings its own files gets the
-   rest unchanged.
+   (a sink that keeps the first error); a spool for data that must wait. The last three use only
+   the callbacks of dlrn_io, so they work on a host's own files, too.
 
       reading   dlrn_file_read   ->  open_file, read_file ..., close_file(keep 0)
-                dlrni_file_map        ->  mmap, or dlrn_file_read
+                dlrni_map_open   ->  mmap, or dlrn_file_read
       writing   dlrni_sink       ->  open_file(writing), write_file ..., close_file(keep)
       waiting   dlrni_spool      ->  temporary_file, write_file ..., rewind_file, read_file ... */
 
 /* ---- The C library's files ----
 
    A file is written under a temporary name beside its target. Closing flushes it to the disk and
-   renames it, which replaces the target in one step: readers see the old file or the new one. */
+   renames it, which replaces the target in one step: readers see the old file or the new one.
+
+      sae.pt                 the old file, until the end
+      sae.pt.PID-ADDRESS.tmp the new one, while it is written: beside the old one, because a rename
+                             cannot cross from one file system to another
+
+   A process that is killed leaves the temporary file, and the old one whole. */
 
 #if DLRNI_POSIX && !defined(__cplusplus)
 /* Whether the system headers declare these depends on -std and on the feature macros
@@ -4385,21 +4404,23 @@ DLRNI_COLD_BEGIN
 
 #ifndef DICTLEARN_NO_STDIO
 
+/* One open file. Its three names share one block, which begins at `path`. */
 typedef struct dlrni_stdio {
     FILE *f;
-    char *path;      /* the name used in errors; the two below lie in its block          */
+    char *path;      /* the name used in errors                                           */
     char *target;    /* the file to replace, with symbolic links resolved                 */
     char *temporary; /* the name it has while it is written; NULL: it is written in place */
     int rewinds;     /* 0: what is written leaves at once (a pipe)                        */
 } dlrni_stdio;
 
-/* Must be called before errno can change. */
+/* Reports errno. Call it right after the function that failed: fclose and free may change errno. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_error(dlrn_context *ctx, const char *path,
                                              const char *what) {
     return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot %s: %s", path, what, strerror(errno));
 }
 
-/* 0 nothing, 1 a file, 2 a folder. */
+/* 0 nothing, 1 a file, 2 a folder: a path given to a loader may be either. Where there is neither
+   stat nor _stat64, fopen is all that C has: a path that opens counts as a file. */
 DLRNI_INTERNAL int dlrni_stdio_exists(void *user, const char *path) {
     (void)user;
 #if DLRNI_POSIX
@@ -4423,7 +4444,8 @@ DLRNI_INTERNAL int dlrni_stdio_exists(void *user, const char *path) {
 #endif
 }
 
-/* Pipes and devices (/dev/stdout) are written to directly: a rename would replace them. */
+/* Pipes and devices (/dev/stdout) are written to directly: a rename would replace them. Run by
+   root, it would leave a regular file named /dev/null. */
 DLRNI_INTERNAL int dlrni_is_device(const char *path) {
 #if DLRNI_POSIX
     struct stat st;
@@ -4435,13 +4457,16 @@ DLRNI_INTERNAL int dlrni_is_device(const char *path) {
 }
 
 /* Copies path to out with symbolic links resolved; the last one may point to a file that does not
-   exist yet. 0: the result is too long, or the links form a cycle (Linux, too, stops after 40). */
+   exist yet. A rename would replace the link, and leave the file that it points to as it was. 0:
+   the result is too long, or the links form a cycle (Linux, too, stops after 40). */
 DLRNI_INTERNAL int dlrni_follow(const char *path, char *out, size_t size) {
     size_t n = strlen(path);
     if (n >= size) return 0;
     memcpy(out, path, n + 1);
 #if DLRNI_POSIX
+    /* a link may point to a link: the file at the end is replaced, not a link */
     for (int links = 0; links < 40; links++) {
+        /* readlink cuts a long target without an error; it fills `to` then, and is refused below */
         char to[4096];
         ssize_t got = readlink(out, to, sizeof to);
         if (got < 0) return 1; /* not a link */
@@ -4458,8 +4483,8 @@ DLRNI_INTERNAL int dlrni_follow(const char *path, char *out, size_t size) {
 #endif
 }
 
-/* Gives the new file the permissions of the file that it replaces. A failure leaves the default
-   ones. */
+/* Gives the new file the permissions of the file that it replaces, but no set-user-id bits, which
+   were granted to other content. A failure leaves the default permissions. */
 DLRNI_INTERNAL void dlrni_keep_mode(const dlrni_stdio *file) {
 #if DLRNI_POSIX
     struct stat st;
@@ -4470,7 +4495,9 @@ DLRNI_INTERNAL void dlrni_keep_mode(const dlrni_stdio *file) {
 #endif
 }
 
-/* A name beside target that no other process and no other writer of this process uses. */
+/* A name beside target that no other process and no other writer of this process uses: two writers
+   have different addresses. Such a file can only be left from a killed process, and is
+   overwritten. */
 DLRNI_INTERNAL void dlrni_temporary_name(const dlrni_stdio *file, char *out, size_t size) {
     long id = 0;
 #if DLRNI_POSIX
@@ -4482,11 +4509,12 @@ DLRNI_INTERNAL void dlrni_temporary_name(const dlrni_stdio *file, char *out, siz
                 (unsigned long long)(uintptr_t)file);
 }
 
-/* Opens a file to write: standard output for "-", a pipe or device in place, any other file under
-   a temporary name. */
+/* Opens a file to write: standard output for "-", a pipe or device in place, any other file under a
+   temporary name. The three names lie in one block, so that closing frees one. The caller frees it
+   after an error. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_open_write(dlrn_context *ctx, dlrni_stdio *file,
                                                   const char *path) {
-    enum { SUFFIX = 64 }; /* room for the temporary name's ".PID-ADDRESS.tmp" */
+    enum { SUFFIX = 64 }; /* room for ".PID-ADDRESS.tmp": 42 bytes with a PID of 20 digits */
     char target[4096] = "";
     int is_output = !strcmp(path, "-"), in_place = is_output || dlrni_is_device(path);
     if (!in_place && !dlrni_follow(path, target, sizeof target))
@@ -4497,6 +4525,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_open_write(dlrn_context *ctx, dlrni_stdio
     file->path = DLRNI_NEW(ctx, char, (int64_t)(n + 2 * k + SUFFIX));
     if (!file->path) return DLRN_ERR_MEMORY;
     memcpy(file->path, name, n);
+    /* there is nothing to open, and no target to replace */
     if (is_output) {
         file->f = stdout;
         return DLRN_OK;
@@ -4514,7 +4543,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_open_write(dlrn_context *ctx, dlrni_stdio
     return DLRN_OK;
 }
 
-/* Sets the name used in errors: prefix and path joined. */
+/* Sets the name used in errors, prefix and path joined: "-" or a nameless file would tell the user
+   nothing. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_set_name(dlrn_context *ctx, dlrni_stdio *file,
                                                 const char *prefix, const char *path) {
     size_t n = strlen(prefix) + strlen(path) + 1;
@@ -4523,7 +4553,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_set_name(dlrn_context *ctx, dlrni_stdio *
     return file->path ? DLRN_OK : DLRN_ERR_MEMORY;
 }
 
-/* Opens a file to read; "-" is standard input. */
+/* Opens a file to read; "-" is standard input. Pipes are opened in the same way: nothing here
+   seeks. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_open_read(dlrn_context *ctx, dlrni_stdio *file,
                                                  const char *path) {
     int is_standard = !strcmp(path, "-");
@@ -4532,7 +4563,9 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_open_read(dlrn_context *ctx, dlrni_stdio 
     return file->f ? DLRN_OK : dlrni_stdio_error(ctx, path, "open it");
 }
 
-/* Opens a file without a name; the system removes it when it is closed. */
+/* Opens a file without a name; the system removes it when it is closed, also when the process is
+   killed. It is where the C library puts it, in /tmp as a rule: a full /tmp shows as an error of
+   writing. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_open_temporary(dlrn_context *ctx, dlrni_stdio *file,
                                                       const char *path) {
     DLRNI_TRY(dlrni_stdio_set_name(ctx, file, "a temporary file for ", path));
@@ -4541,7 +4574,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_open_temporary(dlrn_context *ctx, dlrni_s
     return file->f ? DLRN_OK : dlrni_stdio_error(ctx, file->path, "open it");
 }
 
-/* Allocates a file and opens it in one of the three ways above. */
+/* Allocates a file and opens it in one of the three ways above. One place to free both blocks if
+   that fails. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_new(dlrn_context *ctx, const char *path, void **out,
                                            dlrn_status (*opener)(dlrn_context *, dlrni_stdio *,
                                                                  const char *)) {
@@ -4568,14 +4602,15 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_open(void *user, dlrn_context *ctx, const
                            writing ? dlrni_stdio_open_write : dlrni_stdio_open_read);
 }
 
-/* dlrn_io.temporary_file. */
+/* dlrn_io.temporary_file: for a spool. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_temporary(void *user, dlrn_context *ctx, const char *path,
                                                  void **out) {
     (void)user;
     return dlrni_stdio_new(ctx, path, out, dlrni_stdio_open_temporary);
 }
 
-/* dlrn_io.read_file. A short read is an error only if ferror says so; else more may follow. */
+/* dlrn_io.read_file. A short read is an error only if ferror says so. Otherwise the file has ended,
+   or more will come through the pipe; the next read tells. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_read(void *user, dlrn_context *ctx, void *file, void *bytes,
                                             size_t size, size_t *got) {
     const dlrni_stdio *from = (const dlrni_stdio *)file;
@@ -4584,7 +4619,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_read(void *user, dlrn_context *ctx, void 
     return *got || !ferror(from->f) ? DLRN_OK : dlrni_stdio_error(ctx, from->path, "read it");
 }
 
-/* dlrn_io.write_file. */
+/* dlrn_io.write_file. Success may only mean that the bytes are buffered: a full disk can show at
+   the flush, so closing checks, too. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_write(void *user, dlrn_context *ctx, void *file,
                                              const void *bytes, size_t size) {
     const dlrni_stdio *to = (const dlrni_stdio *)file;
@@ -4601,8 +4637,9 @@ DLRNI_INTERNAL int dlrni_stdio_rewind(void *user, void *file) {
     return it->rewinds && fseek(it->f, 0, SEEK_SET) == 0;
 }
 
-/* A rename survives a power cut only once the folder is flushed, too. Errors are ignored: some
-   file systems cannot flush a folder. */
+/* A rename survives a power cut only once the folder is flushed, too. Errors are ignored: some file
+   systems cannot flush a folder. A folder beyond 4096 bytes is left alone: the system would not
+   open it, either. */
 DLRNI_INTERNAL void dlrni_sync_folder(const char *path) {
 #if DLRNI_POSIX
     const char *slash = strrchr(path, '/');
@@ -4614,6 +4651,7 @@ DLRNI_INTERNAL void dlrni_sync_folder(const char *path) {
     }
     int fd = open(folder, O_RDONLY);
     if (fd >= 0) {
+        /* no result: some file systems refuse it */
         fsync(fd);
         close(fd);
     }
@@ -4622,8 +4660,10 @@ DLRNI_INTERNAL void dlrni_sync_folder(const char *path) {
 #endif
 }
 
-/* Flushes a file's bytes to the disk; not 0 is an error. */
+/* Flushes a file's bytes to the disk; not 0 is an error. Without fsync a power cut after the rename
+   could leave the new name with no content. A pipe is not on a disk, and fsync refuses it. */
 DLRNI_INTERNAL int dlrni_stdio_flush(const dlrni_stdio *file) {
+    /* to the system first, then to the disk */
     if (fflush(file->f)) return 1;
 #if DLRNI_POSIX
     return file->temporary && fsync(fileno(file->f)) != 0;
@@ -4633,15 +4673,19 @@ DLRNI_INTERNAL int dlrni_stdio_flush(const dlrni_stdio *file) {
 }
 
 /* Closes a file. keep: the temporary file takes the target's place. Otherwise, or after an error,
-   it is removed and the target stays. */
+   it is removed and the target stays. The order matters: flush, so that the content is on the disk
+   before its name; close, because Windows cannot rename an open file; rename; flush the folder.
+   Standard output stays open for the host. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_close(void *user, dlrn_context *ctx, void *file, int keep) {
     dlrni_stdio *o = (dlrni_stdio *)file;
     (void)user;
     dlrn_status s = DLRN_OK;
+    /* dropped files are not flushed: their bytes are of no use */
     if (keep && dlrni_stdio_flush(o)) s = dlrni_stdio_error(ctx, o->path, "write it");
     int is_standard = o->f == stdout || o->f == stdin;
     if (!is_standard && fclose(o->f) && keep && s == DLRN_OK)
         s = dlrni_stdio_error(ctx, o->path, "write it");
+    /* from here on: does the new file take its place? */
     keep = keep && s == DLRN_OK;
 #if !DLRNI_POSIX
     if (o->temporary && keep) remove(o->target); /* C's rename need not replace a file */
@@ -4649,18 +4693,21 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_close(void *user, dlrn_context *ctx, void
     if (o->temporary && keep && rename(o->temporary, o->target))
         s = dlrni_stdio_error(ctx, o->path, "put it in place");
     if (o->temporary && keep && s == DLRN_OK) dlrni_sync_folder(o->target);
+    /* the target has not been touched */
     if (o->temporary && (!keep || s != DLRN_OK)) remove(o->temporary);
     dlrn_free(ctx, o->path);
     dlrn_free(ctx, o);
     return s;
 }
 
+/* In the order of dlrn_io: C++ has designated initialisers only since C++20. */
 static const dlrn_io dlrni_default_io = {
     dlrni_stdio_open,   dlrni_stdio_read,   dlrni_stdio_write,     dlrni_stdio_close,
     dlrni_stdio_exists, dlrni_stdio_rewind, dlrni_stdio_temporary, NULL};
 #else
 
-/* DICTLEARN_NO_STDIO and no dlrn_io: every file is refused. */
+/* DICTLEARN_NO_STDIO and a context without callbacks: every file is refused, with a text that says
+   what is missing. The other callbacks are never reached, since no file is ever open. */
 DLRNI_INTERNAL dlrn_status dlrni_absent_open(void *user, dlrn_context *ctx, const char *path,
                                              int writing, void **out) {
     (void)user, (void)writing, (void)out;
@@ -4668,6 +4715,7 @@ DLRNI_INTERNAL dlrn_status dlrni_absent_open(void *user, dlrn_context *ctx, cons
                      "%s: there are no files: DICTLEARN_NO_STDIO, and a context without io", path);
 }
 
+/* Nothing exists, so that a loader reports the path that it was given. */
 DLRNI_INTERNAL int dlrni_absent_exists(void *user, const char *path) {
     (void)user, (void)path;
     return 0;
@@ -4677,23 +4725,26 @@ static const dlrn_io dlrni_default_io = {dlrni_absent_open,   NULL, NULL, NULL,
                                          dlrni_absent_exists, NULL, NULL, NULL};
 #endif
 
-/* The callbacks of a context: the host's, or the C library's. ctx may be NULL. */
+/* The callbacks of a context: the host's, or the C library's. open_file decides for all: callbacks
+   of two systems could not share a file. ctx may be NULL. */
 DLRNI_INTERNAL const dlrn_io *dlrni_io_of(const dlrn_context *ctx) {
     return ctx && ctx->cfg.io.open_file ? &ctx->cfg.io : &dlrni_default_io;
 }
 
 /* ---- Reading ---- */
 
-/* Advice only: the file can be gone before it is opened, and opening reports that. */
+/* Advice only: the file can be gone before it is opened, and opening reports that. No error is set,
+   because callers try several names. */
 DLRN_API int dlrn_file_exists(dlrn_context *ctx, const char *path) {
     const dlrn_io *io = dlrni_io_of(ctx);
     return io->file_exists(io->user, path);
 }
 
-/* Reads to the end in growing blocks: the size of a pipe is not known. */
+/* Reads to the end in growing blocks, and does not ask for the size first: a pipe has none, and
+   files of /proc say 0. A read of 0 bytes is the end. After an error there is nothing to free. */
 DLRN_API dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **bytes,
                                     size_t *size) {
-    enum { BLOCK = 65536 }; /* room for each read, of which one byte is kept for the final 0 */
+    enum { BLOCK = 65536 }; /* for each read: what a pipe of Linux holds; 1 byte is for the 0 */
     const dlrn_io *io = dlrni_io_of(ctx);
     void *file;
     char *p = NULL;
@@ -4728,20 +4779,23 @@ DLRNI_INTERNAL void dlrni_huge_pages(void *p, int64_t size) {
     const uintptr_t page = (uintptr_t)2 << 20, from = ((uintptr_t)p + page - 1) & ~(page - 1);
     const uintptr_t to = ((uintptr_t)p + (uintptr_t)size) & ~(page - 1);
     enum { hugepage = 14 }; /* MADV_HUGEPAGE */
+    /* a host may have switched huge pages off: then nothing changes */
     if (from < to) (void)madvise((char *)p + (from - (uintptr_t)p), (size_t)(to - from), hugepage);
 #else
     (void)p, (void)size;
 #endif
 }
 
-/* The bytes of a file, read-only. */
+/* The bytes of a file, read-only, and how to give them back: a map is unmapped, a block is
+   freed. */
 typedef struct dlrni_file_map {
     const unsigned char *p;
     size_t size;
     void *owned; /* the block that the file was read into; NULL: it is mapped */
 } dlrni_file_map;
 
-/* Unmaps, or frees the block. Safe on a map that was never opened, all zero. */
+/* Unmaps, or frees the block. Safe on a map that was never opened, all zero. Mapped bytes are const
+   for everyone else; munmap takes them without const. */
 DLRNI_INTERNAL void dlrni_map_close(dlrn_context *ctx, dlrni_file_map *m) {
 #if DLRNI_POSIX
     if (m->p && !m->owned && m->size) munmap((void *)(uintptr_t)m->p, m->size);
@@ -4750,8 +4804,10 @@ DLRNI_INTERNAL void dlrni_map_close(dlrn_context *ctx, dlrni_file_map *m) {
     memset(m, 0, sizeof *m);
 }
 
-/* Maps a file, or reads it where mapping is not possible: files of a host's dlrn_io, pipes,
-   systems without mmap, and file systems that refuse to map. */
+/* Maps a file, or reads it where mapping is not possible: files of a host's dlrn_io, pipes, systems
+   without mmap, and file systems that refuse to map. Mapping costs no memory of ours and reads only
+   the pages that are used. The file must not shrink meanwhile: access beyond its new end ends the
+   process. */
 DLRNI_INTERNAL dlrn_status dlrni_map_open(dlrn_context *ctx, const char *path, dlrni_file_map *m) {
     memset(m, 0, sizeof *m);
 #if DLRNI_POSIX
@@ -4760,9 +4816,11 @@ DLRNI_INTERNAL dlrn_status dlrni_map_open(dlrn_context *ctx, const char *path, d
     int is_file = strcmp(path, "-") && stat(path, &st) == 0 && S_ISREG(st.st_mode);
     int fd = !ctx->cfg.io.open_file && is_file ? open(path, O_RDONLY) : -1;
     void *p = MAP_FAILED;
+    /* once more, from the open file: the path may name another file by now. mmap refuses 0 bytes;
+       a 32-bit system cannot map a file larger than its address space */
     if (fd >= 0 && fstat(fd, &st) == 0 && st.st_size > 0 && (uint64_t)st.st_size <= SIZE_MAX)
         p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (fd >= 0) close(fd);
+    if (fd >= 0) close(fd); /* the map holds the file */
     if (p != MAP_FAILED) {
         m->p = (const unsigned char *)p;
         m->size = (size_t)st.st_size;
@@ -4778,7 +4836,8 @@ DLRNI_INTERNAL dlrn_status dlrni_map_open(dlrn_context *ctx, const char *path, d
 
 /* ---- Writing ---- */
 
-/* A file being written. After the first error nothing more is written; closing reports it. */
+/* A file being written. After the first error nothing more is written; closing reports it. So a
+   writer of a format is a plain list of writes, and checks once. */
 typedef struct dlrni_sink {
     dlrn_context *ctx;
     void *file;
@@ -4787,7 +4846,8 @@ typedef struct dlrni_sink {
     dlrn_status status;
 } dlrni_sink;
 
-/* Opens a new file; nothing is visible until dlrni_sink_close. */
+/* Opens a new file; nothing is visible until dlrni_sink_close. All zero but for the context: no
+   bytes, no error. */
 DLRNI_INTERNAL dlrn_status dlrni_sink_open(dlrn_context *ctx, const char *path, dlrni_sink *o) {
     const dlrn_io *io = dlrni_io_of(ctx);
     memset(o, 0, sizeof *o);
@@ -4795,7 +4855,8 @@ DLRNI_INTERNAL dlrn_status dlrni_sink_open(dlrn_context *ctx, const char *path, 
     return io->open_file(io->user, ctx, path, 1, &o->file);
 }
 
-/* Writes n bytes and adds them to the CRC, which only zip reads: it is cheap next to the disk. */
+/* Writes n bytes and adds them to the CRC, which only zip reads: it is cheap next to the disk. n
+   may exceed 4 GB: one call writes a tensor. */
 DLRNI_INTERNAL void dlrni_sink_write(dlrni_sink *o, const void *bytes, uint64_t n) {
     const dlrn_io *io = dlrni_io_of(o->ctx);
     if (o->status != DLRN_OK || !n) return;
@@ -4804,7 +4865,7 @@ DLRNI_INTERNAL void dlrni_sink_write(dlrni_sink *o, const void *bytes, uint64_t 
     o->status = io->write_file(io->user, o->ctx, o->file, bytes, (size_t)n);
 }
 
-/* Padding. */
+/* Padding, up to 64 bytes at a time: the alignment of a zip member is 64. */
 DLRNI_INTERNAL void dlrni_sink_zeros(dlrni_sink *o, uint64_t n) {
     static const unsigned char zeros[64] = {0};
     for (uint64_t step; n; n -= step) {
@@ -4813,18 +4874,20 @@ DLRNI_INTERNAL void dlrni_sink_zeros(dlrni_sink *o, uint64_t n) {
     }
 }
 
-/* Goes back to the start, so that the next bytes overwrite the first; 0 if the file cannot. */
+/* Goes back to the start, so that the next bytes overwrite the first; 0 if the file cannot, such as
+   a pipe. For a .npy, whose header holds a number of rows that is known only at the end. */
 DLRNI_INTERNAL int dlrni_sink_rewind(dlrni_sink *o) {
     const dlrn_io *io = dlrni_io_of(o->ctx);
     return io->rewind_file && io->rewind_file(io->user, o->file);
 }
 
-/* Sets the first error; later ones are its consequences. */
+/* Sets the first error; later ones are its consequences, and would hide the cause. */
 DLRNI_INTERNAL void dlrni_sink_fail(dlrni_sink *o, dlrn_status s) {
     if (o->status == DLRN_OK) o->status = s;
 }
 
-/* Puts the file in place, or drops it after an error. It is closed in both cases. */
+/* Puts the file in place, or drops it after an error. It is closed in both cases. An error of
+   closing counts only if none came before: the first one tells the cause. */
 DLRNI_INTERNAL dlrn_status dlrni_sink_close(dlrni_sink *o) {
     const dlrn_io *io = dlrni_io_of(o->ctx);
     dlrn_status s = io->close_file(io->user, o->ctx, o->file, o->status == DLRN_OK);
@@ -4832,7 +4895,7 @@ DLRNI_INTERNAL dlrn_status dlrni_sink_close(dlrni_sink *o) {
     return o->status;
 }
 
-/* Open, write, close: the first error is reported by the last step. */
+/* Open, write, close. The first error is reported by the last step, which also drops the file. */
 DLRN_API dlrn_status dlrn_file_write(dlrn_context *ctx, const char *path, const void *bytes,
                                      size_t size) {
     dlrni_sink o;
@@ -4844,7 +4907,8 @@ DLRN_API dlrn_status dlrn_file_write(dlrn_context *ctx, const char *path, const 
 /* ---- A spool ---- */
 
 /* Bytes that must wait until a number before them in the file is known. They are kept in a
-   temporary file, or in memory if the dlrn_io has none. */
+   temporary file, because codes of a large run are larger than memory, or in memory if the dlrn_io
+   has no temporary files. */
 typedef struct dlrni_spool {
     void *file; /* NULL: in memory */
     dlrni_bytes memory;
@@ -4865,7 +4929,7 @@ DLRNI_INTERNAL dlrn_status dlrni_spool_open(dlrn_context *ctx, const char *path,
                : DLRN_OK;
 }
 
-/* Appends bytes. */
+/* Appends bytes; none at all is not an error, and `bytes` may be NULL then. */
 DLRNI_INTERNAL dlrn_status dlrni_spool_add(dlrni_spool *spool, const void *bytes, size_t size) {
     dlrn_context *ctx = spool->memory.ctx;
     const dlrn_io *io = dlrni_io_of(ctx);
@@ -4875,7 +4939,8 @@ DLRNI_INTERNAL dlrn_status dlrni_spool_add(dlrni_spool *spool, const void *bytes
     return spool->memory.failed ? DLRN_ERR_MEMORY : DLRN_OK;
 }
 
-/* Goes back to the start, to read. */
+/* Goes back to the start, to read. Everything is added before anything is read, so one position is
+   enough. */
 DLRNI_INTERNAL dlrn_status dlrni_spool_rewind(dlrni_spool *spool, const char *path) {
     dlrn_context *ctx = spool->memory.ctx;
     const dlrn_io *io = dlrni_io_of(ctx);
@@ -4885,13 +4950,16 @@ DLRNI_INTERNAL dlrn_status dlrni_spool_rewind(dlrni_spool *spool, const char *pa
                      path);
 }
 
-/* Reads `size` bytes, or what is left at the end. */
+/* Reads `size` bytes, or all that are left at the end. A host's read_file may return less at each
+   call, so it is called until `size` are there: callers split the bytes into elements, and half an
+   element would be lost. */
 DLRNI_INTERNAL dlrn_status dlrni_spool_fill(dlrni_spool *spool, unsigned char *bytes, size_t size,
                                             size_t *got) {
     dlrn_context *ctx = spool->memory.ctx;
     const dlrn_io *io = dlrni_io_of(ctx);
     *got = 0;
     if (!spool->file) {
+        /* in memory the end is known */
         *got = (size_t)dlrni_min((int64_t)size, spool->memory.len - spool->at);
         if (*got) memcpy(bytes, spool->memory.p + spool->at, *got);
         spool->at += (int64_t)*got;
@@ -4902,7 +4970,8 @@ DLRNI_INTERNAL dlrn_status dlrni_spool_fill(dlrni_spool *spool, unsigned char *b
     return DLRN_OK;
 }
 
-/* Safe on a spool that was never opened, all zero. */
+/* Safe on a spool that was never opened, all zero. The temporary file is not kept, so an error of
+   closing it changes nothing. */
 DLRNI_INTERNAL void dlrni_spool_free(dlrni_spool *spool) {
     dlrn_context *ctx = spool->memory.ctx;
     if (!spool->is_open) return;
@@ -4914,12 +4983,18 @@ DLRNI_INTERNAL void dlrni_spool_free(dlrni_spool *spool) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>json
-/* A strict reader (RFC 8259), and the one writer that everything here uses. */
+/* A strict reader (RFC 8259), and the one writer that everything here uses. JSON is the header of a
+   .safetensors, the index of a sharded model, and the configuration beside a dictionary.
+
+   Strict, because two readers that mend a broken text mend it in two ways: a file that was checked
+   with one library must not mean something else here. So there are no comments, no trailing
+   commas, no NaN, no equal keys, and every string is UTF-8. */
 
 /* ---- Numbers as text, in any locale ---- */
 
 /* strtod with a decimal point, although the host's locale may want another character. The text is
-   changed for the call and restored. */
+   changed for the call and restored. The caller has checked the grammar, so the first point is the
+   decimal point. sample is what printf makes of 0.5, "0,5" in a German locale: its second byte. */
 DLRNI_INTERNAL double dlrni_number(char *text) {
     char sample[16], *point = strchr(text, '.');
     dlrni_print(sample, sizeof sample, "%.1f", 0.5);
@@ -4929,11 +5004,14 @@ DLRNI_INTERNAL double dlrni_number(char *text) {
     return value;
 }
 
-/* The shorter of 15 or 17 digits that strtod reads back as the same number, with a decimal point
-   in any locale. 17 digits always suffice; 15 keep 0.1 as 0.1. */
+/* The shorter of 15 or 17 digits that strtod reads back as the same number, with a decimal point in
+   any locale. 17 digits always suffice; 15 keep 0.1 as 0.1. It is compared before the comma is
+   replaced, in the locale that strtod expects. Infinity and NaN never come here from JSON; from a
+   pickle they are written as printf does. */
 DLRNI_INTERNAL void dlrni_real_text(double value, char *text, size_t size) {
     dlrni_print(text, size, "%.15g", value);
     double back = strtod(text, NULL);
+    /* a NaN compares false, and stays as printed */
     if (back < value || back > value) dlrni_print(text, size, "%.17g", value);
     for (char *c = text; *c; c++)
         if (*c == ',') *c = '.';
@@ -4943,8 +5021,17 @@ DLRNI_INTERNAL void dlrni_real_text(double value, char *text, size_t size) {
 
    A tree of values in one block. There is at most one value more than there are commas and opening
    brackets, and no string grows when it is unescaped, so the block's size is known before the text
-   is parsed, and is in proportion to it: first the values, then the bytes of all texts. */
+   is parsed, and is in proportion to it: first the values, then the bytes of all texts.
 
+      {"a": [1, "b"]}     4 values at most: 1 + 1 comma + 2 brackets
+
+      | object | array a | number 1 | string "b" | a 0 1 0 b 0 ... |
+        root     nodes -> one after another        text ->
+
+   A text of N commas needs about 75 bytes for each, which is the price of a tree without a second
+   allocation, and of freeing it with one call. */
+
+/* Where the reader is in the text, and how much of the block is in use. */
 typedef struct dlrni_json_reader {
     dlrn_context *ctx;
     const char *name, *start, *p, *end;
@@ -4953,9 +5040,12 @@ typedef struct dlrni_json_reader {
     int depth;
 } dlrni_json_reader;
 
-enum { DLRNI_JSON_DEPTH = 64 }; /* values nest on the C stack: about 10 KB at this depth */
+/* Values nest on the C stack, and "[[[[..." costs an attacker a byte a level. 64 levels take about
+   10 KB of stack; files of models have 5 or so. */
+enum { DLRNI_JSON_DEPTH = 64 };
 
-/* The line is counted only here: successful parsing does not pay for it. */
+/* The line is counted only here: parsing a good text does not pay for it. The byte is given, too,
+   because most JSON that machines write is one line. */
 DLRNI_INTERNAL dlrn_status dlrni_json_error(dlrni_json_reader *r, const char *what) {
     int64_t line = 1;
     for (const char *q = r->start; q < r->p; q++) line += *q == '\n';
@@ -4963,13 +5053,15 @@ DLRNI_INTERNAL dlrn_status dlrni_json_error(dlrni_json_reader *r, const char *wh
                      (long long)line, (long long)(r->p - r->start), what);
 }
 
-/* Steps over blanks; JSON has these four and no comments. */
+/* Steps over blanks; JSON has these four and no comments. isspace would take more, by the
+   locale. */
 DLRNI_INTERNAL void dlrni_json_space(dlrni_json_reader *r) {
     while (r->p < r->end && (*r->p == ' ' || *r->p == '\t' || *r->p == '\n' || *r->p == '\r'))
         r->p++;
 }
 
-/* Four hexadecimal digits. */
+/* Four hexadecimal digits; the caller has checked that four bytes are there. strtoul would accept a
+   sign, blanks and "0x". */
 DLRNI_INTERNAL int dlrni_hex4(const char *p, uint32_t *out) {
     uint32_t v = 0;
     for (int i = 0; i < 4; i++) {
@@ -4985,11 +5077,12 @@ DLRNI_INTERNAL int dlrni_hex4(const char *p, uint32_t *out) {
     return 1;
 }
 
-/* One escape; the backslash has been read. */
+/* One escape; the backslash has been read. \u gives a UTF-16 unit: beyond U+FFFF two of them make
+   one character. A unit without its partner has no UTF-8, and is refused. */
 DLRNI_INTERNAL dlrn_status dlrni_json_escape(dlrni_json_reader *r) {
     static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
     if (r->p >= r->end) return dlrni_json_error(r, "the text ends inside a string");
-    const char *at = *r->p ? strchr(from, *r->p) : NULL;
+    const char *at = *r->p ? strchr(from, *r->p) : NULL; /* strchr would find the final 0 */
     if (at) {
         *r->text++ = to[at - from];
         r->p++;
@@ -5000,6 +5093,7 @@ DLRNI_INTERNAL dlrn_status dlrni_json_escape(dlrni_json_reader *r) {
         return dlrni_json_error(r, "unknown escape");
     r->p += 5;
     if (c >= 0xD800 && c < 0xE000) { /* a high surrogate: a low one must follow */
+        /* a low one must not come first; its six bytes must be there */
         if (c >= 0xDC00 || r->end - r->p < 6 || r->p[0] != '\\' || r->p[1] != 'u' ||
             !dlrni_hex4(r->p + 2, &low) || low < 0xDC00 || low > 0xDFFF)
             return dlrni_json_error(r, "a surrogate without its partner");
@@ -5010,9 +5104,10 @@ DLRNI_INTERNAL dlrn_status dlrni_json_escape(dlrni_json_reader *r) {
     return DLRN_OK;
 }
 
-/* Reads a string to r->text and closes it with a 0. There is room: an escape is at least as long
-   as the bytes it stands for (\u and four digits give three bytes, a pair of them four), and the
-   quotes leave room for the 0. */
+/* Reads a string to r->text and closes it with a 0. There is room: an escape is at least as long as
+   the bytes it stands for (\u and four digits give three bytes, a pair of them four), and the
+   quotes leave room for the 0. \u0000 puts a 0 into the text itself, so *len counts. Tabs and
+   newlines must be escaped: RFC 8259, section 7. */
 DLRNI_INTERNAL dlrn_status dlrni_json_string(dlrni_json_reader *r, const char **text,
                                              int64_t *len) {
     char *first = r->text;
@@ -5027,6 +5122,7 @@ DLRNI_INTERNAL dlrn_status dlrni_json_string(dlrni_json_reader *r, const char **
         if (!n) return dlrni_json_error(r, "a string is not UTF-8");
         if ((unsigned char)*r->p < 0x20)
             return dlrni_json_error(r, "a control character in a string");
+        /* all n bytes are there: dlrni_utf8_length has looked at them */
         while (n-- > 0) *r->text++ = *r->p++;
     }
     if (r->p >= r->end) return dlrni_json_error(r, "the text ends inside a string");
@@ -5037,7 +5133,8 @@ DLRNI_INTERNAL dlrn_status dlrni_json_string(dlrni_json_reader *r, const char **
     return DLRN_OK;
 }
 
-/* Steps over digits and returns how many there were. */
+/* Steps over digits and returns how many there were. JSON wants at least one in each of the three
+   places where digits stand. */
 DLRNI_INTERNAL int64_t dlrni_json_digits(dlrni_json_reader *r) {
     const char *from = r->p;
     while (r->p < r->end && *r->p >= '0' && *r->p <= '9') r->p++;
@@ -5045,10 +5142,12 @@ DLRNI_INTERNAL int64_t dlrni_json_digits(dlrni_json_reader *r) {
 }
 
 /* Checks the grammar first: strtod alone would accept hexadecimal, "inf", "+1" and "1.". The text
-   is kept, since a double rounds integers beyond 2^53 (see dlrni_json_unsigned). */
+   is kept, since a double rounds integers beyond 2^53 (see dlrni_json_unsigned). There is room for
+   the 0 after it: see dlrn_json_parse. */
 DLRNI_INTERNAL dlrn_status dlrni_json_number_value(dlrni_json_reader *r, dlrn_json *v) {
     const char *from = r->p;
     if (*r->p == '-') r->p++;
+    /* "007" is refused: some readers take it for octal */
     int zero = r->p < r->end && *r->p == '0';
     int64_t digits = dlrni_json_digits(r);
     int bad = !digits || (zero && digits > 1);
@@ -5072,7 +5171,8 @@ DLRNI_INTERNAL dlrn_status dlrni_json_number_value(dlrni_json_reader *r, dlrn_js
     return DLRN_OK;
 }
 
-/* Steps over a word, if it comes next. */
+/* Steps over a word, if it comes next. What follows it is checked by the caller, who wants a comma
+   or a bracket: "nullx" is refused there. */
 DLRNI_INTERNAL int dlrni_json_word(dlrni_json_reader *r, const char *word) {
     size_t n = strlen(word);
     if ((size_t)(r->end - r->p) < n || memcmp(r->p, word, n)) return 0;
@@ -5080,15 +5180,17 @@ DLRNI_INTERNAL int dlrni_json_word(dlrni_json_reader *r, const char *word) {
     return 1;
 }
 
-/* Refuses an object with two members of the same key: readers disagree about which one counts. */
+/* Refuses an object with two members of the same key: readers disagree about which one counts. A
+   table, not pairs: a header of 100 MB can hold millions of keys. It lasts only for the check,
+   because one tree needs few look-ups. */
 DLRNI_INTERNAL dlrn_status dlrni_json_unique(dlrni_json_reader *r, const dlrn_json *object) {
     dlrni_lookup keys = {NULL, 0, 0};
     dlrn_status s = DLRN_OK;
     for (const dlrn_json *m = object->first; m && s == DLRN_OK; m = m->next) {
         if (dlrni_lookup_find(&keys, m->key, m->key_len) >= 0)
             s = dlrn_fail(r->ctx, DLRN_ERR_FORMAT,
-                          "%s: JSON: the key \"%.60s\" stands twice in one object", r->name,
-                          m->key);
+                          "%s: JSON: key \"%.60s\": expected once in an object, found twice",
+                          r->name, m->key);
         else if (!dlrni_lookup_add(r->ctx, &keys, m->key, m->key_len, 0))
             s = DLRN_ERR_MEMORY;
     }
@@ -5096,14 +5198,19 @@ DLRNI_INTERNAL dlrn_status dlrni_json_unique(dlrni_json_reader *r, const dlrn_js
     return s;
 }
 
+/* Values contain values, so each of these two functions calls the other. */
 DLRNI_INTERNAL dlrn_status dlrni_json_value(dlrni_json_reader *r, dlrn_json *v);
 
-/* Reads the members of an object or the elements of an array; the opening bracket has been read. */
+/* Reads the members of an object or the elements of an array; the opening bracket has been read.
+   Each child takes one node, which its comma or its bracket was counted for. `link` is where the
+   next child is entered: children form a list in the order of the text. An error leaves depth as it
+   is, since nothing is read after it. */
 DLRNI_INTERNAL dlrn_status dlrni_json_children(dlrni_json_reader *r, dlrn_json *v, char close) {
     const dlrn_json **link = &v->first;
     if (++r->depth > DLRNI_JSON_DEPTH) return dlrni_json_error(r, "nested deeper than 64");
     for (;;) {
         dlrni_json_space(r);
+        /* only an empty container closes here: "[1,]" is refused below */
         if (r->p < r->end && *r->p == close && !v->count) break;
         dlrn_json *child = r->nodes++;
         memset(child, 0, sizeof *child);
@@ -5131,6 +5238,8 @@ DLRNI_INTERNAL dlrn_status dlrni_json_children(dlrni_json_reader *r, dlrn_json *
     return close == '}' ? dlrni_json_unique(r, v) : DLRN_OK;
 }
 
+/* Reads one value of any kind; its first byte tells which. The nodes are zero but for what is set
+   here, so "false" needs no more than its type. */
 DLRNI_INTERNAL dlrn_status dlrni_json_value(dlrni_json_reader *r, dlrn_json *v) {
     dlrni_json_space(r);
     if (r->p >= r->end) return dlrni_json_error(r, "the text ends where a value is expected");
@@ -5155,15 +5264,19 @@ DLRNI_INTERNAL dlrn_status dlrni_json_value(dlrni_json_reader *r, dlrn_json *v) 
     return dlrni_json_word(r, "null") ? DLRN_OK : dlrni_json_error(r, "expected a value");
 }
 
+/* Counts the nodes, allocates the block, parses. Commas and brackets inside strings are counted,
+   too: a little too much memory is better than a second parser. A byte order mark is refused by the
+   grammar. */
 DLRN_API dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t size,
                                      const char *name, dlrn_json **out) {
     int64_t nodes = 1, bytes, total;
     *out = NULL;
     for (size_t i = 0; i < size; i++) nodes += text[i] == ',' || text[i] == '[' || text[i] == '{';
-    /* + 2: a key and a text of each value are closed with a 0 */
+    /* + 2: a 0 after the key and after the text of each value; a number has no quotes to spare */
     if (!dlrni_mul(nodes, (int64_t)sizeof(dlrn_json) + 2, &bytes) ||
         !dlrni_add(bytes, (int64_t)size, &total))
         return dlrn_fail(ctx, DLRN_ERR_MEMORY, "%s: JSON too large", name);
+    /* one block: dlrn_alloc aligns it for the nodes, and texts need no alignment */
     dlrn_json *root = (dlrn_json *)dlrn_alloc(ctx, total, 1);
     if (!root) return DLRN_ERR_MEMORY;
     dlrni_json_reader r = {ctx, name, text, text, text + size, root + 1, (char *)(root + nodes), 0};
@@ -5181,18 +5294,22 @@ DLRN_API dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t
     return DLRN_OK;
 }
 
-/* The tree is one block, which begins with its root. */
+/* The tree is one block, which begins with its root: so no recursion is needed to free it, and a
+   tree of any depth is freed. */
 DLRN_API void dlrn_json_free(dlrn_context *ctx, dlrn_json *root) {
     dlrn_free(ctx, root);
 }
 
 /* ---- Getting values ---- */
 
-/* Linear in the members of each object on the path. A key that holds '.' cannot be reached. */
+/* Linear in the members of each object on the path, which is enough: configurations have a hundred
+   members, and large objects are walked, not searched. A key that holds '.' cannot be reached,
+   except by walking. */
 DLRN_API const dlrn_json *dlrn_json_get(const dlrn_json *object, const char *path) {
     while (object && *path) {
         size_t n = strcspn(path, ".");
         const dlrn_json *m = object->type == DLRN_JSON_OBJECT ? object->first : NULL;
+        /* keys may hold 0 bytes: their lengths are compared first */
         while (m && !((size_t)m->key_len == n && !memcmp(m->key, path, n))) m = m->next;
         object = m;
         path += n + (path[n] == '.');
@@ -5200,18 +5317,22 @@ DLRN_API const dlrn_json *dlrn_json_get(const dlrn_json *object, const char *pat
     return object;
 }
 
+/* A text may hold a 0 byte, written as \u0000, and then seems to end early: compare strlen with
+   text_len where that matters. */
 DLRN_API const char *dlrn_json_text(const dlrn_json *object, const char *path,
                                     const char *otherwise) {
     const dlrn_json *v = dlrn_json_get(object, path);
     return v && v->type == DLRN_JSON_STRING ? v->text : otherwise;
 }
 
+/* Bools count, since configurations of Python write flags as true, as 1, or as 1.0. */
 DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, double otherwise) {
     const dlrn_json *v = dlrn_json_get(object, path);
     return v && (v->type == DLRN_JSON_NUMBER || v->type == DLRN_JSON_BOOL) ? v->number : otherwise;
 }
 
-/* A whole number in [0, 2^53], which a double holds exactly, written without point or exponent. */
+/* A whole number in [0, 2^53], which a double holds exactly, written without point or exponent.
+   "1e3" and "2.0" are refused: the reference reader of safetensors takes integers only. */
 DLRNI_INTERNAL int dlrni_json_size(const dlrn_json *v, int64_t *out) {
     if (!v || v->type != DLRN_JSON_NUMBER || !(v->number >= 0 && v->number <= 9007199254740992.0))
         return 0;
@@ -5219,7 +5340,9 @@ DLRNI_INTERNAL int dlrni_json_size(const dlrn_json *v, int64_t *out) {
     return (double)*out == v->number && !strpbrk(v->text, ".eE-");
 }
 
-/* A whole number of an object, exact beyond 2^53; 0: missing, or not a whole number. */
+/* A whole number of an object, exact beyond 2^53; 0: missing, or not a whole number. Read from the
+   text, since counters and seeds have 64 bits. The test before each step keeps the sum from
+   wrapping around, so that no other number passes for the right one. */
 DLRNI_INTERNAL int dlrni_json_unsigned(const dlrn_json *object, const char *name, uint64_t *out) {
     const dlrn_json *value = dlrn_json_get(object, name);
     uint64_t sum = 0;
@@ -5232,7 +5355,8 @@ DLRNI_INTERNAL int dlrni_json_unsigned(const dlrn_json *object, const char *name
     return 1;
 }
 
-/* The same for a signed number: -1, which stands for "none", or from 0. */
+/* The same for a signed number: -1, which stands for "none", or from 0. Other negative numbers have
+   no meaning in our files. */
 DLRNI_INTERNAL int dlrni_json_signed(const dlrn_json *object, const char *name, int64_t *out) {
     const dlrn_json *value = dlrn_json_get(object, name);
     uint64_t u;
@@ -5245,7 +5369,8 @@ DLRNI_INTERNAL int dlrni_json_signed(const dlrn_json *object, const char *name, 
     return 1;
 }
 
-/* A number of an object; 0: missing, or not a number. */
+/* A number of an object; 0: missing, or not a number. No bools, unlike dlrn_json_number: these
+   values are read back exactly, and a bool in their place is an error of the file. */
 DLRNI_INTERNAL int dlrni_json_real(const dlrn_json *object, const char *name, double *out) {
     const dlrn_json *value = dlrn_json_get(object, name);
     if (!value || value->type != DLRN_JSON_NUMBER) return 0;
@@ -5258,27 +5383,33 @@ DLRNI_INTERNAL int dlrni_json_real(const dlrn_json *object, const char *name, do
    dlrni_json_open '{' or '[', values, dlrni_json_close. Each value takes the key that it has in an
    object; in an array, and outside of both, key is NULL. Commas are set here. The text grows in a
    context's memory, or is cut to a text of the caller's (see dlrni_bytes): check out.failed, or
-   compare out.len with the size. */
+   compare out.len with the size.
 
+      open(NULL, "{")  put_signed("k", 32)  open("shape", "[")  put_signed(NULL, 2)  close("]")
+      {                "k":32                ,"shape":[           2                    ] */
+
+/* A text in the making. Nothing fails before the end: see dlrni_bytes. */
 typedef struct dlrni_json_writer {
     dlrni_bytes out;
     const char *comma, *colon; /* "," ":" for machines, ", " ": " for people */
     int separate;              /* a comma comes before the next value        */
 } dlrni_json_writer;
 
-/* Writes to memory of ctx, without blanks. */
+/* Writes to memory of ctx, without blanks: for files, which machines read. */
 DLRNI_INTERNAL dlrni_json_writer dlrni_json_to_memory(dlrn_context *ctx) {
     dlrni_json_writer w = {{ctx, NULL, 0, 0, 0}, ",", ":", 0};
     return w;
 }
 
-/* Writes to a text of the caller's, with a blank after each comma and colon. */
+/* Writes to a text of the caller's, with a blank after each comma and colon: for a line on the
+   screen. Like snprintf, it never writes beyond `size`. */
 DLRNI_INTERNAL dlrni_json_writer dlrni_json_to_text(char *text, size_t size) {
     dlrni_json_writer w = {{NULL, text, 0, (int64_t)size, 0}, ", ", ": ", 0};
     return w;
 }
 
-/* Text, which must be UTF-8, as a JSON string. */
+/* Text, which must be UTF-8, as a JSON string. Only what must be escaped is: quotes, backslashes,
+   and control characters, which could otherwise reach a terminal. */
 DLRNI_INTERNAL void dlrni_json_quote(dlrni_json_writer *w, const char *s) {
     char escape[8];
     dlrni_bytes_add(&w->out, "\"", 1);
@@ -5294,7 +5425,8 @@ DLRNI_INTERNAL void dlrni_json_quote(dlrni_json_writer *w, const char *s) {
     dlrni_bytes_add(&w->out, "\"", 1);
 }
 
-/* A value that is text already, with the comma and the key before it. */
+/* A value that is text already, with the comma and the key before it. Every other function of the
+   writer comes through here, so commas have one place. */
 DLRNI_INTERNAL void dlrni_json_put(dlrni_json_writer *w, const char *key, const char *value) {
     if (w->separate) dlrni_bytes_text(&w->out, w->comma);
     if (key) dlrni_json_quote(w, key);
@@ -5303,23 +5435,25 @@ DLRNI_INTERNAL void dlrni_json_put(dlrni_json_writer *w, const char *key, const 
     w->separate = 1;
 }
 
-/* Begins an object "{" or array "[" ... */
+/* Begins an object "{" or array "[" ... No comma comes before its first value. */
 DLRNI_INTERNAL void dlrni_json_open(dlrni_json_writer *w, const char *key, const char *bracket) {
     dlrni_json_put(w, key, bracket);
     w->separate = 0;
 }
 
-/* ... and ends it. */
+/* ... and ends it. There is no stack: the caller gives the bracket that it opened. */
 DLRNI_INTERNAL void dlrni_json_close(dlrni_json_writer *w, const char *bracket) {
     dlrni_bytes_text(&w->out, bracket);
     w->separate = 1;
 }
 
+/* An empty value first, for the comma and the key; then the quoted text. */
 DLRNI_INTERNAL void dlrni_json_put_text(dlrni_json_writer *w, const char *key, const char *text) {
     dlrni_json_put(w, key, "");
     dlrni_json_quote(w, text);
 }
 
+/* 32 bytes hold a sign and 19 digits, with no locale: %lld groups nothing. */
 DLRNI_INTERNAL void dlrni_json_put_signed(dlrni_json_writer *w, const char *key, int64_t v) {
     char text[32];
     dlrni_print(text, sizeof text, "%lld", (long long)v);
@@ -5332,9 +5466,11 @@ DLRNI_INTERNAL void dlrni_json_put_unsigned(dlrni_json_writer *w, const char *ke
     dlrni_json_put(w, key, text);
 }
 
-/* JSON has no infinity and no NaN: they are written as null. */
+/* JSON has no infinity and no NaN: they are written as null. 40 bytes hold 17 digits, sign, point
+   and exponent. */
 DLRNI_INTERNAL void dlrni_json_put_real(dlrni_json_writer *w, const char *key, double v) {
     char text[40] = "null";
+    /* false for a NaN, too */
     if (v >= -DBL_MAX && v <= DBL_MAX) dlrni_real_text(v, text, sizeof text);
     dlrni_json_put(w, key, text);
 }
@@ -5346,23 +5482,37 @@ DLRNI_INTERNAL void dlrni_json_put_bool(dlrni_json_writer *w, const char *key, i
 /* ------------------------------------------------------------------------------------------ */
 // >>archive
 /* An archive is a list of named tensors that lie somewhere in the bytes of a file. Each format has
-   a room below that finds them there and calls dlrni_archive_add, which checks that a tensor lies
-   within its storage. From then on no read can leave the file's bytes.
+   a room of its own, which finds them there and calls dlrni_archive_add. That checks that a tensor
+   lies within its storage; from then on no read can leave the file's bytes.
+
+      bytes of the file  ->  safetensors, npy, zip + pickle  ->  dlrni_archive_add  ->  entries
+                             offsets, shapes, strides:           the one check          read at
+                             claims of the file                                         any time
+
+   Nothing is converted on opening. A .safetensors of 10 GB is listed at once: only tensors that are
+   read cost time.
 
    An element at index (i, j, ...) is at data + size * (offset + i * stride[0] + j * stride[1] ...),
-   so transposed and sliced tensors are read where they are. */
+   so transposed and sliced tensors are read where they are. For W.T of shape [2, 3], saved by torch
+   without a copy, the storage holds W, [3, 2], and the strides are 1 and 2:
 
-/* How the formats call an element type: a column each of DLRN_DTYPE_LIST. */
+      storage   w00 w01 w10 w11 w20 w21
+      W.T       w00     w10     w20          row 0: offset 0, step 2
+                    w01     w11     w21      row 1: offset 1, step 2 */
+
+/* What the formats call an element type: a column each of DLRN_DTYPE_LIST. An empty text: the
+   format has no such type, as .npy has no bf16. */
 typedef struct dlrni_dtype_names {
     const char *safetensors, *npy, *torch_storage, *torch;
 } dlrni_dtype_names;
 
 static const dlrni_dtype_names dlrni_dtypes[DLRN_DTYPE_COUNT] = {
-#define DLRNI_DTYPE_NAMES(name, text, bytes, npy, storage, torch) {text, npy, storage, torch},
-    DLRN_DTYPE_LIST(DLRNI_DTYPE_NAMES)
-#undef DLRNI_DTYPE_NAMES
+#define DLRNI_DTYPE_ROW(name, text, bytes, npy, storage, torch) {text, npy, storage, torch},
+    DLRN_DTYPE_LIST(DLRNI_DTYPE_ROW)
+#undef DLRNI_DTYPE_ROW
 };
 
+/* A tensor of a file. A program sees the first member only. */
 typedef struct dlrni_entry {
     dlrn_tensor_info info;
     const unsigned char *data;     /* the storage, in the file's bytes or in a block     */
@@ -5371,10 +5521,12 @@ typedef struct dlrni_entry {
     int swap;                      /* elements are stored high byte first                */
 } dlrni_entry;
 
+/* Something beside the tensors, as text: a number of a checkpoint, the name of a layout. */
 typedef struct dlrni_note {
     char *key, *value;
 } dlrni_note;
 
+/* A file of tensors, opened. */
 struct dlrn_archive {
     dlrn_context *ctx;
     char *path;
@@ -5392,7 +5544,8 @@ struct dlrn_archive {
     int64_t n_shards;      /* then point into their maps                          */
 };
 
-/* A block that lives as long as the archive. */
+/* A block that lives as long as the archive. The list grows first: a block that could not be listed
+   would leak. */
 DLRNI_INTERNAL void *dlrni_archive_block(dlrn_archive *a, int64_t size) {
     if (!DLRNI_GROW(a->ctx, &a->blocks, &a->block_cap, a->n_blocks, a->n_blocks + 1)) return NULL;
     void *p = dlrn_alloc(a->ctx, size, 1);
@@ -5400,7 +5553,8 @@ DLRNI_INTERNAL void *dlrni_archive_block(dlrn_archive *a, int64_t size) {
     return p;
 }
 
-/* A copy of a text, closed with a 0, that lives as long as the archive. */
+/* A copy of a text, closed with a 0, that lives as long as the archive. Copied, because what was
+   parsed is freed after opening, and names in a zip or a pickle have no 0 after them. */
 DLRNI_INTERNAL char *dlrni_archive_text(dlrn_archive *a, const char *text, int64_t len) {
     char *copy = (char *)dlrni_archive_block(a, len + 1);
     if (!copy) return NULL;
@@ -5409,7 +5563,8 @@ DLRNI_INTERNAL char *dlrni_archive_text(dlrn_archive *a, const char *text, int64
     return copy;
 }
 
-/* Keeps a key and its text. */
+/* Keeps a key and its text. Equal keys are kept, and the first one is found: a note is never worth
+   refusing a file. */
 DLRNI_INTERNAL dlrn_status dlrni_archive_annotate(dlrn_archive *a, const char *key, int64_t key_len,
                                                   const char *value, int64_t value_len) {
     char *k = dlrni_archive_text(a, key, key_len), *v = dlrni_archive_text(a, value, value_len);
@@ -5421,18 +5576,20 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_annotate(dlrn_archive *a, const char *k
 }
 
 /* What dlrni_archive_annotate kept under a key: numbers and texts beside the tensors of a .pt,
-   texts of an .npz, the __metadata__ of safetensors. NULL: nothing. */
+   texts of an .npz, the __metadata__ of safetensors. NULL: nothing. Linear: a file has a few dozen,
+   and few are looked up. */
 DLRNI_INTERNAL const char *dlrni_archive_metadata(const dlrn_archive *a, const char *key) {
     for (int64_t i = 0; i < a->n_notes; i++)
         if (!strcmp(a->notes[i].key, key)) return a->notes[i].value;
     return NULL;
 }
 
-/* Adds an entry whose name lives as long as the archive. */
+/* Adds an entry whose name lives as long as the archive. A name that is there twice is refused: two
+   readers would take two different tensors. */
 DLRNI_INTERNAL dlrn_status dlrni_archive_adopt(dlrn_archive *a, const dlrni_entry *e) {
     int64_t len = (int64_t)strlen(e->info.name);
     if (dlrni_lookup_find(&a->names, e->info.name, len) >= 0)
-        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s' stands twice in the file",
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s': expected once, found twice",
                          a->path, e->info.name);
     if (!DLRNI_GROW(a->ctx, &a->entries, &a->cap, a->count, a->count + 1) ||
         !dlrni_lookup_add(a->ctx, &a->names, e->info.name, len, a->count))
@@ -5441,7 +5598,7 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_adopt(dlrn_archive *a, const dlrni_entr
     return DLRN_OK;
 }
 
-/* "2, 3" */
+/* "2, 3": as Python shows a shape, for errors and for the header of a .npy. */
 DLRNI_INTERNAL void dlrni_shape_text(const int64_t *shape, int ndim, char *text, size_t size) {
     size_t at = 0;
     text[0] = 0;
@@ -5450,8 +5607,9 @@ DLRNI_INTERNAL void dlrni_shape_text(const int64_t *shape, int ndim, char *text,
             (size_t)dlrni_print(text + at, size - at, "%s%lld", i ? ", " : "", (long long)shape[i]);
 }
 
-/* The number of elements. 0: a negative size, or a product that overflows; with a 0 among the
-   sizes the others may be anything. */
+/* The number of elements. 0: a negative size, or a product that overflows. With a 0 among the sizes
+   the others may be anything, since numpy and torch save such tensors: [0, 2^62] is empty, and must
+   not count as an overflow. */
 DLRNI_INTERNAL int dlrni_numel(const int64_t *shape, int ndim, int64_t *out) {
     int fits = 1, none = 0;
     *out = 1;
@@ -5465,7 +5623,8 @@ DLRNI_INTERNAL int dlrni_numel(const int64_t *shape, int ndim, int64_t *out) {
 }
 
 /* The index of the last element of a tensor that has elements; -1: a negative stride, or it
-   overflows. */
+   overflows. Without negative strides this is the greatest index, so one comparison checks all
+   elements. torch has no negative strides; numpy's are gone once an array is saved. */
 DLRNI_INTERNAL int64_t dlrni_last_element(const dlrni_entry *e) {
     int64_t last = e->offset, span;
     for (int i = 0; i < e->info.ndim; i++)
@@ -5476,10 +5635,15 @@ DLRNI_INTERNAL int64_t dlrni_last_element(const dlrni_entry *e) {
 }
 
 /* Adds a tensor that lies in `bytes` bytes of storage. e holds dtype, ndim, shape, and storage,
-   offset, stride and swap; dlrni_row_major sets the strides of a tensor without gaps. The name is
-   copied; two tensors of one name are an error.
-   A stride of 0 is fine, but lets a few bytes stand for any number of elements, so no tensor may
-   have more elements than its storage, or the file, has bytes. */
+   offset, stride and swap; dlrni_dense_strides sets the strides of a tensor without gaps. The name
+   is copied; two tensors of one name are an error.
+
+   A stride of 0 is fine: torch writes it for a tensor that was expanded. But it lets a few bytes
+   stand for any number of elements, and a caller allocates them all, so no tensor may have more
+   elements than its storage, or the file, has bytes.
+
+   A 0 byte in a name is refused, because names are C texts from here on: "w\0a" and "w\0b" would be
+   one. */
 DLRNI_INTERNAL dlrn_status dlrni_archive_add(dlrn_archive *a, const char *name, int64_t name_len,
                                              const dlrni_entry *source, uint64_t bytes) {
     dlrni_entry e = *source;
@@ -5505,8 +5669,9 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_add(dlrn_archive *a, const char *name, 
     return e.info.name ? dlrni_archive_adopt(a, &e) : DLRN_ERR_MEMORY;
 }
 
-/* Strides of a tensor without gaps, its last dimension (or its first, for Fortran) varying
-   fastest. An overflow gives 0: dlrni_archive_add then finds that the shape overflows. */
+/* Strides of a tensor without gaps, its last dimension (or its first, for Fortran) varying fastest.
+   An overflow gives 0: dlrni_archive_add then finds that the shape overflows, and reports it in one
+   place for all formats. */
 DLRNI_INTERNAL void dlrni_dense_strides(dlrni_entry *e, int first_fastest) {
     int64_t step = 1;
     for (int i = 0; i < e->info.ndim; i++) {
@@ -5519,17 +5684,18 @@ DLRNI_INTERNAL void dlrni_dense_strides(dlrni_entry *e, int first_fastest) {
 DLRNI_COLD_END
 /* ---- Reading elements ---- */
 
-/* All other types are integers or bools. */
+/* All other types are integers or bools, which may stand for an index. */
 DLRNI_INTERNAL int dlrni_is_float(dlrn_dtype type) {
     return type == DLRN_F32 || type == DLRN_F16 || type == DLRN_BF16 || type == DLRN_F64;
 }
 
-/* The bits of one element. */
+/* The bits of one element, which may lie at any address: a zip aligns its members as it likes. */
 DLRNI_INTERNAL uint64_t dlrni_element_bits(const unsigned char *p, int size, int swap) {
     return swap ? dlrni_from_be(p, size) : dlrni_le(p, size);
 }
 
-/* An integer of `size` bytes; signed types are extended to 64 bits. */
+/* An integer of `size` bytes; signed types are extended to 64 bits, by way of the type of their
+   width. A U64 from 2^63 on comes out negative, and is then refused where indices are checked. */
 DLRNI_INTERNAL int64_t dlrni_element_integer(uint64_t u, dlrn_dtype type) {
     switch (type) {
     case DLRN_I32: return (int32_t)(uint32_t)u;
@@ -5539,7 +5705,8 @@ DLRNI_INTERNAL int64_t dlrni_element_integer(uint64_t u, dlrn_dtype type) {
     }
 }
 
-/* An element of any type as a double; integers beyond 2^53 are rounded. */
+/* An element of any type as a double; integers beyond 2^53 are rounded. F64 stays exact here, and
+   is rounded to f32 once, by the caller. */
 DLRNI_INTERNAL double dlrni_element_real(uint64_t u, dlrn_dtype type) {
     double value;
     switch (type) {
@@ -5553,8 +5720,8 @@ DLRNI_INTERNAL double dlrni_element_real(uint64_t u, dlrn_dtype type) {
 }
 
 /* Reads n elements, `step` elements apart, from index `first` on: to f32, or, with dst NULL, to
-   integers. f32 of this machine's byte order without gaps, which is nearly every file, is one
-   copy. */
+   integers. f32 of this machine's byte order without gaps, which is nearly every file, is one copy,
+   at the speed of memory; the loop is several times slower. */
 DLRNI_INTERNAL void dlrni_entry_run(const dlrni_entry *e, int64_t first, int64_t n, int64_t step,
                                     float *dst, int64_t *integers) {
     const dlrn_dtype type = e->info.dtype;
@@ -5574,7 +5741,9 @@ DLRNI_INTERNAL void dlrni_entry_run(const dlrni_entry *e, int64_t first, int64_t
 }
 
 /* Reads slices [first, first + rows) of the first dimension, row-major: runs along the last
-   dimension, with an odometer over the others. The tensor has elements. */
+   dimension, with an odometer over the others. The tensor has elements, so no product here can
+   overflow: dlrni_archive_add has multiplied them. A tensor of one dimension is one run of its
+   rows; a tensor without dimensions is one element. */
 DLRNI_INTERNAL void dlrni_entry_read(const dlrni_entry *e, int64_t first, int64_t rows, float *dst,
                                      int64_t *integers) {
     const int n = e->info.ndim;
@@ -5583,19 +5752,20 @@ DLRNI_INTERNAL void dlrni_entry_read(const dlrni_entry *e, int64_t first, int64_
     for (int i = 1; i < n; i++) total *= e->info.shape[i];
     int64_t base = e->offset + (n ? first * e->stride[0] : 0);
     while (done < total) {
-        int64_t from = base;
+        int64_t from = base; /* summed anew for each run: cheap beside the run */
         for (int i = 0; i < n - 1; i++) from += at[i] * e->stride[i];
         dlrni_entry_run(e, from, run, n ? e->stride[n - 1] : 1, dst ? dst + done : NULL,
                         integers ? integers + done : NULL);
         done += run;
-        for (int i = n - 2; i >= 0; i--) {
+        for (int i = n - 2; i >= 0; i--) { /* the next index; dimension 0 has `rows` of them */
             if (++at[i] < (i ? e->info.shape[i] : rows)) break;
             at[i] = 0;
         }
     }
 }
 
-/* An empty tensor is not read: its other sizes may be beyond any bound. */
+/* rows <= all - first, and not first + rows <= all, which could overflow. An empty tensor is not
+   read: its other sizes may be beyond any bound. */
 DLRN_API dlrn_status dlrn_archive_read_rows(dlrn_archive *a, int64_t index, int64_t first,
                                             int64_t rows, float *dst) {
     DLRNI_REQUIRE(a->ctx, index >= 0 && index < a->count, "no such tensor");
@@ -5607,7 +5777,8 @@ DLRN_API dlrn_status dlrn_archive_read_rows(dlrn_archive *a, int64_t index, int6
     return DLRN_OK;
 }
 
-/* All rows; also the one row of a tensor without dimensions. */
+/* All rows; also the one row of a tensor without dimensions. An empty tensor has no rows to read,
+   however large its shape. */
 DLRN_API dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index, float *dst) {
     DLRNI_REQUIRE(a->ctx, index >= 0 && index < a->count, "no such tensor");
     const dlrni_entry *e = &a->entries[index];
@@ -5616,7 +5787,7 @@ DLRN_API dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index, float *ds
 }
 
 /* Reads a tensor of integers or bools without rounding. Numbers of other types are refused rather
-   than truncated. */
+   than truncated. An index that went through f32 would be wrong beyond 2^24. */
 DLRNI_INTERNAL dlrn_status dlrni_archive_read_i64(dlrn_archive *a, int64_t index, int64_t *dst) {
     DLRNI_REQUIRE(a->ctx, index >= 0 && index < a->count, "no such tensor");
     const dlrni_entry *e = &a->entries[index];
@@ -5630,7 +5801,8 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_read_i64(dlrn_archive *a, int64_t index
 /* ---- The archive as an object ---- */
 DLRNI_COLD_BEGIN
 
-/* An empty archive; format "?" until its reader is known. */
+/* An empty archive; format "?" until its reader is known, so that errors can name it at any
+   time. */
 DLRNI_INTERNAL dlrn_status dlrni_archive_new(dlrn_context *ctx, const char *path,
                                              dlrn_archive **out) {
     dlrn_archive *a = DLRNI_NEW_ZERO(ctx, dlrn_archive, 1);
@@ -5648,7 +5820,8 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_new(dlrn_context *ctx, const char *path
     return DLRN_OK;
 }
 
-/* The shards of an index belong to it: its entries and their names point into them. */
+/* The shards of an index belong to it: its entries and their names point into them. Any part may be
+   missing: this also frees an archive whose opening failed half-way. */
 DLRN_API void dlrn_archive_close(dlrn_archive *a) {
     if (!a) return;
     dlrn_context *ctx = a->ctx;
@@ -5687,7 +5860,8 @@ DLRN_API int64_t dlrn_archive_find(const dlrn_archive *a, const char *name) {
 
 /* ---- Writing elements ---- */
 
-/* Elements and bytes of a tensor to be written. */
+/* Elements and bytes of a tensor to be written. Checked before a byte is written: these sizes come
+   from the caller, and become offsets in the file. */
 DLRNI_INTERNAL dlrn_status dlrni_tensor_bytes(dlrn_context *ctx, const dlrn_tensor_out *t,
                                               int64_t *numel, int64_t *bytes) {
     if ((unsigned)t->dtype >= DLRN_DTYPE_COUNT)
@@ -5699,7 +5873,8 @@ DLRNI_INTERNAL dlrn_status dlrni_tensor_bytes(dlrn_context *ctx, const dlrn_tens
     return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "tensor '%s' to be written: malformed shape", t->name);
 }
 
-/* Writes elements low byte first, on any machine. */
+/* Writes elements low byte first, on any machine: every format here is read as such. dlrni_from_be
+   reads an element of this machine, which is high byte first where this loop runs. */
 DLRNI_INTERNAL void dlrni_sink_elements(dlrni_sink *o, const void *data, int64_t numel,
                                         dlrn_dtype dtype) {
     const int size = (int)dlrni_dtype_size(dtype);
@@ -5724,26 +5899,39 @@ DLRNI_INTERNAL void dlrni_sink_elements(dlrni_sink *o, const void *data, int64_t
                         "__metadata__": {"key": "text", ...}}
       the rest   the data; offsets count from here
 
-   The data must be covered without gap or overlap. */
+   Each tensor of the JSON points into the data, counted from the end of the header:
 
-enum { DLRNI_SAFETENSORS_MAX = 100 << 20 }; /* bytes of JSON: the bound of the reference reader */
+      |N = 120 | {"a": ... [0, 24]}, "b": ... [24, 32]}   pad | a: 24 bytes         | b: 8   |
+      0        8                                             128                   152      160
 
-/* Reads dtype, shape and data_offsets of one tensor; messages name it. */
+   The data must be covered without gap or overlap. Then the size of the file follows from its
+   header, and no byte can hold what no reader reports. Tensors may come in any order in the JSON;
+   the Python library writes them by type, widest first, and then by name. */
+
+/* Bytes of JSON. The first 8 bytes of any file could claim a header of 2^64; the reference reader
+   has a bound of 100 MB for the same reason. A model of 10,000 tensors needs 1 MB. */
+enum { DLRNI_SAFETENSORS_MAX = 100 << 20 };
+
+/* Reads dtype, shape and data_offsets of one tensor; messages name it. Sizes go through
+   dlrni_json_size: whole, not negative, and exact in a double. Types that we do not read, such as
+   F8_E4M3, are reported as unsupported, since the file is good. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_parse(dlrn_archive *a, const dlrn_json *t,
                                                    dlrni_entry *e, int64_t *begin, int64_t *end) {
     const char *dtype = dlrn_json_text(t, "dtype", "");
     const dlrn_json *shape = dlrn_json_get(t, "shape"), *offsets = dlrn_json_get(t, "data_offsets");
-    int type = 0;
+    int type = 0; /* a dozen names: no table is needed */
     while (type < DLRN_DTYPE_COUNT && strcmp(dtype, dlrni_dtypes[type].safetensors)) type++;
     if (type == DLRN_DTYPE_COUNT)
-        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%s': unknown dtype '%.20s'",
+        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%s': unsupported dtype '%.20s'",
                          a->path, t->key, dtype);
+    /* a shape of [] is one number */
     if (!shape || shape->type != DLRN_JSON_ARRAY || !offsets || offsets->type != DLRN_JSON_ARRAY ||
         offsets->count != 2 || shape->count > DLRN_MAX_DIMS)
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
                          "%s: tensor '%s': expected a shape of at most %d sizes and two "
                          "data_offsets",
                          a->path, t->key, DLRN_MAX_DIMS);
+    /* count == 2: both values are there */
     int good = dlrni_json_size(offsets->first, begin) &&
                dlrni_json_size(offsets->first->next, end) && *begin <= *end;
     for (const dlrn_json *v = shape->first; v && good; v = v->next)
@@ -5754,7 +5942,9 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_parse(dlrn_archive *a, const dlrn_j
                      a->path, t->key);
 }
 
-/* Adds a tensor whose bytes must be exactly those that its shape needs. */
+/* Adds a tensor whose bytes must be exactly those that its shape needs. More would be bytes that
+   nobody reads, and fewer would be read from the next tensor. need is computed with checks, so a
+   shape that overflows cannot come out as the right number. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_tensor(dlrn_archive *a, const dlrn_json *t,
                                                     dlrni_cursor data) {
     dlrni_entry e;
@@ -5765,6 +5955,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_tensor(dlrn_archive *a, const dlrn_
         !dlrni_mul(need, dlrni_dtype_size(e.info.dtype), &need))
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
                          "%s: tensor '%s': malformed shape or data_offsets", a->path, t->key);
+    /* begin <= end was checked, so begin is within the data, too */
     if (end > data.end - data.p || end - begin != need)
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
                          "%s: tensor '%s': expected %lld bytes within the file's %lld bytes of "
@@ -5776,29 +5967,35 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_tensor(dlrn_archive *a, const dlrn_
     return dlrni_archive_add(a, t->key, t->key_len, &e, (uint64_t)(end - begin));
 }
 
+/* The bytes of one tensor, counted from the start of the data. */
 typedef struct dlrni_range {
     int64_t begin, end;
 } dlrni_range;
 
-/* By begin, then by end: an empty tensor comes before the one that starts at the same byte. */
+/* By begin, then by end: an empty tensor comes before the one that starts at the same byte.
+   Otherwise a good file with an empty tensor would look like an overlap. */
 DLRNI_INTERNAL int dlrni_range_order(const void *a, const void *b) {
     const dlrni_range *x = (const dlrni_range *)a, *y = (const dlrni_range *)b;
     if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
     return x->end < y->end ? -1 : x->end > y->end;
 }
 
-/* Checks that the tensors cover the data without gap or overlap: bytes that nobody reads could
-   hide anything. */
+/* Checks that the tensors cover the data without gap or overlap: bytes that nobody reads could hide
+   anything. Sorted, because the JSON may list them in any order. Then each must begin where the one
+   before ended: a gap and an overlap are one test. So a file cannot be a safetensors for one
+   program and something else, in the gaps, for another. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_cover(dlrn_archive *a, const unsigned char *data,
                                                    int64_t size) {
-    dlrni_range *r = DLRNI_NEW(a->ctx, dlrni_range, a->count);
+    dlrni_range *r = DLRNI_NEW(a->ctx, dlrni_range, a->count); /* 16 bytes a tensor */
     int64_t at = 0;
     if (!r) return DLRN_ERR_MEMORY;
     for (int64_t i = 0; i < a->count; i++) {
+        /* the entry is checked, so its bytes are numel times the size of its type */
         r[i].begin = a->entries[i].data - data;
         r[i].end =
             r[i].begin + a->entries[i].info.numel * dlrni_dtype_size(a->entries[i].info.dtype);
     }
+    /* equal ranges may change places: they are both empty, or an overlap */
     qsort(r, (size_t)a->count, sizeof *r, dlrni_range_order);
     int64_t n = 0;
     for (; n < a->count && r[n].begin == at; n++) at = r[n].end;
@@ -5810,7 +6007,8 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_cover(dlrn_archive *a, const unsign
 }
 
 /* Adds the tensors and notes of a header. A value of __metadata__ that is not a text is ignored,
-   as the reference reader does. */
+   although the reference reader refuses it: notes are never needed to read a tensor. Whether the
+   data is covered is known when all tensors are. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_header(dlrn_archive *a, const dlrn_json *root,
                                                     dlrni_cursor data) {
     if (root->type != DLRN_JSON_OBJECT)
@@ -5820,6 +6018,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_header(dlrn_archive *a, const dlrn_
             DLRNI_TRY(dlrni_safetensors_tensor(a, t, data));
             continue;
         }
+        /* "format": "pt" is the usual one */
         for (const dlrn_json *m = t->first; m; m = m->next)
             if (m->type == DLRN_JSON_STRING)
                 DLRNI_TRY(dlrni_archive_annotate(a, m->key, m->key_len, m->text, m->text_len));
@@ -5827,12 +6026,16 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_header(dlrn_archive *a, const dlrn_
     return dlrni_safetensors_cover(a, data.p, data.end - data.p);
 }
 
-/* The header's length comes from the file, so it is bounded before it is used. */
+/* The header's length comes from the file, so it is bounded before it is used, and the cursor
+   refuses one beyond the end. The tree of the JSON is freed at the end: entries keep copies of
+   their names. A download that was cut fails here or in dlrni_safetensors_cover, and not when a
+   tensor is read. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_open(dlrn_archive *a) {
     dlrni_cursor c = {a->map.p, a->map.p + a->map.size};
     const unsigned char *head = dlrni_take(&c, 8), *text = NULL;
     uint64_t size = head ? dlrni_le(head, 8) : 0;
     dlrn_json *root;
+    /* both bounds: the cursor alone would take a header of any size from a large file */
     if (head && size <= DLRNI_SAFETENSORS_MAX) text = dlrni_take(&c, size);
     if (!text)
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
@@ -5849,7 +6052,8 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_open(dlrn_archive *a) {
 /* ---- Writing ---- */
 
 /* Refuses what the header cannot express: text that is not UTF-8, a tensor named __metadata__, and
-   sizes beyond 2^53 (possible in an empty tensor), which JSON readers round. */
+   sizes beyond 2^53 (possible in an empty tensor), which JSON readers round. Otherwise the file
+   would be written, and refused by every reader later, when it is needed. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_fit(dlrn_context *ctx, const dlrn_tensor_out *tensors,
                                                  int64_t count, const char *const *metadata) {
     for (const dlrn_tensor_out *t = tensors; t < tensors + count; t++) {
@@ -5871,13 +6075,15 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_fit(dlrn_context *ctx, const dlrn_t
 }
 
 /* The header, padded with blanks so that the data starts at a multiple of 8. An error is reported
-   through the sink. */
+   through the sink. The reference writer pads to 8, too, so that F64 can be mapped where it lies.
+   Tensors keep the order of the caller. */
 DLRNI_INTERNAL void dlrni_safetensors_json(dlrni_sink *o, dlrni_json_writer *w,
                                            const dlrn_tensor_out *tensors, int64_t count,
                                            const char *const *metadata) {
     int64_t at = 0, numel = 0, bytes = 0;
     dlrni_json_open(w, NULL, "{");
     if (metadata && metadata[0]) {
+        /* first, as the reference writer has it */
         dlrni_json_open(w, "__metadata__", "{");
         for (int i = 0; metadata[i]; i += 2) dlrni_json_put_text(w, metadata[i], metadata[i + 1]);
         dlrni_json_close(w, "}");
@@ -5893,6 +6099,7 @@ DLRNI_INTERNAL void dlrni_safetensors_json(dlrni_sink *o, dlrni_json_writer *w,
         dlrni_json_close(w, "]");
         dlrni_json_open(w, "data_offsets", "[");
         dlrni_json_put_signed(w, NULL, at);
+        /* cannot overflow: the tensors are all in memory */
         dlrni_json_put_signed(w, NULL, at + bytes);
         dlrni_json_close(w, "]");
         dlrni_json_close(w, "}");
@@ -5902,11 +6109,13 @@ DLRNI_INTERNAL void dlrni_safetensors_json(dlrni_sink *o, dlrni_json_writer *w,
     if (w->out.failed) dlrni_sink_fail(o, DLRN_ERR_MEMORY);
 }
 
-/* The header needs all offsets, which follow from the shapes: no second pass over the data. */
+/* The header needs all offsets, which follow from the shapes: no second pass over the data. The
+   sizes are computed a second time for the data, which is cheaper than keeping them. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_write(dlrni_sink *o, const dlrn_tensor_out *tensors,
                                                    int64_t count, const char *const *metadata) {
     dlrni_json_writer w = dlrni_json_to_memory(o->ctx);
     unsigned char head[8];
+    /* every check comes before the first byte: a pipe cannot take it back */
     dlrni_sink_fail(o, dlrni_safetensors_fit(o->ctx, tensors, count, metadata));
     if (o->status != DLRN_OK) return o->status;
     dlrni_safetensors_json(o, &w, tensors, count, metadata);
@@ -5914,6 +6123,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_write(dlrni_sink *o, const dlrn_ten
     dlrni_sink_write(o, head, 8);
     dlrni_sink_write(o, w.out.p, (uint64_t)w.out.len);
     dlrn_free(o->ctx, w.out.p);
+    /* in the order of the header: there is no padding between tensors */
     for (int64_t i = 0; i < count && o->status == DLRN_OK; i++) {
         int64_t numel = 0, bytes;
         dlrni_sink_fail(o, dlrni_tensor_bytes(o->ctx, &tensors[i], &numel, &bytes));
@@ -5933,7 +6143,9 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_write(dlrni_sink *o, const dlrn_ten
       data                     without gaps; the first dimension varies fastest for Fortran order
 
    descr is byte order ('<' low byte first, '>' high byte first, '|' single bytes), kind and size.
-   The text is searched for its three keys; it is not parsed as Python. */
+   The text is searched for its three keys; it is not parsed as Python. numpy.save writes them in
+   this order; other writers need not. Objects, 'O', are a pickle in place of the data: their type
+   is not a number, so they are refused, and nothing of them is run. */
 
 enum {
     DLRNI_NPY_TEXT_MAX = 4096, /* bytes of text read; numpy writes 118 for any array of numbers */
@@ -5941,6 +6153,7 @@ enum {
                                   number of rows can be filled in at the end */
 };
 
+/* What the text of a header says. */
 typedef struct dlrni_npy_head {
     dlrn_dtype dtype;
     int ndim, fortran, swap;
@@ -5948,7 +6161,9 @@ typedef struct dlrni_npy_head {
     int64_t shape[DLRN_MAX_DIMS];
 } dlrni_npy_head;
 
-/* The value that follows a key; NULL: no such key. */
+/* The value that follows a key; NULL: no such key. The first occurrence counts. A text could hold a
+   key inside a value, but then it is not a type that we read, and the worst is a wrong shape, which
+   is checked against the data. */
 DLRNI_INTERNAL const char *dlrni_npy_field(const char *text, const char *key) {
     const char *at = strstr(text, key);
     if (!at) return NULL;
@@ -5959,7 +6174,10 @@ DLRNI_INTERNAL const char *dlrni_npy_field(const char *text, const char *key) {
     return at;
 }
 
-/* Reads descr; 0: not a number type. */
+/* Reads descr; 0: not a number type. All types that we read have two characters, such as f4; then
+   the quote must close, so that "f4x" is refused. '=', the order of the machine that wrote the
+   file, is taken for low byte first, as nearly all machines have it; numpy never writes it. Texts
+   are noted for dlrni_arrays_text. */
 DLRNI_INTERNAL int dlrni_npy_dtype(const char *descr, dlrni_npy_head *h) {
     if (descr[0] != '\'' || !descr[1] || !strchr("<>|=", descr[1])) return 0;
     h->swap = descr[1] == '>';
@@ -5973,7 +6191,8 @@ DLRNI_INTERNAL int dlrni_npy_dtype(const char *descr, dlrni_npy_head *h) {
     return 0;
 }
 
-/* "(3, 4)" */
+/* "(3, 4)", "(3,)" or "()". Python wants a comma after a single size. Each digit is added with a
+   check: sizes of any length stand in a text. */
 DLRNI_INTERNAL int dlrni_npy_shape(const char *at, dlrni_npy_head *h) {
     if (*at++ != '(') return 0;
     for (h->ndim = 0;;) {
@@ -5987,7 +6206,8 @@ DLRNI_INTERNAL int dlrni_npy_shape(const char *at, dlrni_npy_head *h) {
     }
 }
 
-/* Reads the header at c and leaves c at the data. `what` names the file or member in errors. */
+/* Reads the header at c and leaves c at the data. `what` names the file or member in errors. The
+   text is copied, because it has no 0 at its end, and strstr would run into the data. */
 DLRNI_INTERNAL dlrn_status dlrni_npy_parse(dlrn_context *ctx, const char *what, dlrni_cursor *c,
                                            dlrni_npy_head *h) {
     char text[DLRNI_NPY_TEXT_MAX];
@@ -5999,24 +6219,27 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_parse(dlrn_context *ctx, const char *what, 
         n >= sizeof text || !(raw = dlrni_take(c, n)))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT,
                          "%s: expected a .npy header, found a truncated one or none", what);
-    memcpy(text, raw, (size_t)n);
+    memcpy(text, raw, (size_t)n); /* n < sizeof text: one byte is left for the 0 */
     text[n] = 0;
     const char *descr = dlrni_npy_field(text, "'descr'"),
                *order = dlrni_npy_field(text, "'fortran_order'"),
                *shape = dlrni_npy_field(text, "'shape'");
     if (!descr || !order || !shape || (strncmp(order, "True", 4) && strncmp(order, "False", 5)) ||
         !dlrni_npy_shape(shape, h))
-        return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: malformed .npy header", what);
+        return dlrn_fail(ctx, DLRN_ERR_FORMAT,
+                         "%s: malformed .npy header: expected descr, fortran_order and shape",
+                         what);
     h->fortran = *order == 'T';
     if (dlrni_npy_dtype(descr, h)) return DLRN_OK;
     /* show the name, or the list of fields of a structure */
     size_t shown = *descr == '\'' ? strcspn(descr + 1, "'") + 2 : strcspn(descr, "}");
     return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                     "%s: unsupported dtype %.*s, expected a float, an integer or a bool", what,
+                     "%s: unsupported dtype %.*s: expected a float, an integer or a bool", what,
                      (int)dlrni_min((int64_t)shown, 24), descr);
 }
 
-/* Adds the array whose header is at c. */
+/* Adds the array whose header is at c. All bytes after the header are its storage; more than its
+   shape needs are accepted, as numpy does when it reads arrays one after another from a file. */
 DLRNI_INTERNAL dlrn_status dlrni_npy_add(dlrn_archive *a, const char *what, const char *name,
                                          int64_t name_len, dlrni_cursor c) {
     dlrni_npy_head h;
@@ -6042,7 +6265,10 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_archive(dlrn_archive *a) {
 
 /* ---- Writing ---- */
 
-/* The 128 bytes before the data. descr NULL: that of t's type. */
+/* The 128 bytes before the data. descr NULL: that of t's type. 128, not the least multiple of 64:
+   the header of 0 rows must have room for any number of rows, which is written over it at the end.
+   A shape of eight large sizes would not fit; numpy needs a longer header for it, and we refuse
+   it. */
 DLRNI_INTERNAL dlrn_status dlrni_npy_header(dlrn_context *ctx, const dlrn_tensor_out *t,
                                             const char *descr, unsigned char *head) {
     enum { BEFORE = 10, SHAPE_MAX = 60 }; /* so that the text cannot outgrow its 118 bytes */
@@ -6051,7 +6277,8 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_header(dlrn_context *ctx, const dlrn_tensor
                 dlrni_dtypes[t->dtype].npy);
     dlrni_shape_text(t->shape, t->ndim, shape, sizeof shape);
     if ((!descr && !code[1]) || strlen(shape) > SHAPE_MAX)
-        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "tensor '%s': .npy has no type %s", t->name,
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                         "tensor '%s': .npy has no type %s, or no room for its shape", t->name,
                          dlrn_dtype_name(t->dtype));
     dlrni_print(text, sizeof text, "{'descr': '%s', 'fortran_order': False, 'shape': (%s%s), }",
                 descr ? descr : code, shape, t->ndim == 1 ? "," : "");
@@ -6063,7 +6290,8 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_header(dlrn_context *ctx, const dlrn_tensor
     return DLRN_OK;
 }
 
-/* Header and data of one array; errors go to the sink. */
+/* Header and data of one array; errors go to the sink. Nothing is written before both checks, so
+   that a refused tensor leaves no half header. */
 DLRNI_INTERNAL dlrn_status dlrni_npy_write(dlrni_sink *o, const dlrn_tensor_out *t) {
     unsigned char head[DLRNI_NPY_HEAD];
     int64_t numel = 0, bytes = 0;
@@ -6078,8 +6306,22 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_write(dlrni_sink *o, const dlrn_tensor_out 
 DLRNI_COLD_END
 /* ------------------------------------------------------------------------------------------ */
 // >>inflate
-/* Inflate (RFC 1951). Canonical Huffman codes are decoded one bit at a time, which is slow and
-   short: weights are stored, and what numpy and scipy compress is small. */
+/* Inflate (RFC 1951): numpy.savez_compressed and scipy.sparse.save_npz deflate their members.
+   Canonical Huffman codes are decoded one bit at a time, which is slow and short: weights are
+   stored, and what numpy and scipy compress is small.
+
+      deflated data   block, block, ..., the last one
+      block           1 bit: is it the last?   2 bits: its kind
+                      0 stored     length, its complement, bytes
+                      1 fixed      symbols in a code that both sides know
+                      2 dynamic    the code itself, then symbols in it
+      symbol          0 to 255     a byte
+                      256          the end of the block
+                      257 to 285   a copy: `length` bytes from `distance` bytes back
+
+   An attacker controls every bit. Each turn of a loop takes at least one bit, or writes one byte of
+   an output whose size is fixed, so decoding ends. Bits beyond the end are 0 and set `bad`, which
+   saves a check of every read: `bad` is looked at before anything is written. */
 
 /* Bits, low bit first. Past the end they are 0 and `bad` is set. */
 typedef struct dlrni_bits {
@@ -6089,12 +6331,15 @@ typedef struct dlrni_bits {
 } dlrni_bits;
 
 /* Codes of one length are consecutive numbers, so a code is known by how many symbols have each
-   length and by the symbols in the order of their codes. */
+   length and by the symbols in the order of their codes. RFC 1951 has at most 15 bits to a code and
+   288 symbols to an alphabet. */
 typedef struct dlrni_huffman {
     uint16_t count[16], symbol[288];
 } dlrni_huffman;
 
-/* The next n <= 13 bits as a number; hold never has more than 7 + 13 bits. */
+/* The next n <= 13 bits as a number; hold never has more than 7 + 13 bits. 13 are the most that a
+   field has, the extra bits of a distance. With n 0 nothing is read, which happens for short
+   copies. */
 DLRNI_INTERNAL uint32_t dlrni_bits_get(dlrni_bits *b, int n) {
     while (b->count < n) {
         b->bad |= b->p >= b->end;
@@ -6107,8 +6352,10 @@ DLRNI_INTERNAL uint32_t dlrni_bits_get(dlrni_bits *b, int n) {
     return v;
 }
 
-/* Builds the code with these lengths; 0: there are more codes of a length than bits allow. Fewer
-   are accepted, as zlib does for a single distance. */
+/* Builds the code with these lengths; 0: there are more codes of a length than bits allow, and two
+   symbols would have the same bits. Fewer are accepted, as zlib does for a single distance: bits
+   without a symbol are then an error where they occur. `left` counts the codes of the present
+   length that are free. */
 DLRNI_INTERNAL int dlrni_huffman_build(dlrni_huffman *h, const unsigned char *length, int n) {
     uint16_t offset[16] = {0};
     int left = 1;
@@ -6125,7 +6372,9 @@ DLRNI_INTERNAL int dlrni_huffman_build(dlrni_huffman *h, const unsigned char *le
     return 1;
 }
 
-/* The next symbol; -1: no code has these bits. */
+/* The next symbol; -1: no code has these bits. Codes of `len` bits are first, first + 1, ..., and
+   their symbols begin at `index`: so a code is complete as soon as it is below first + count. index
+   stays within the symbols, because the build has refused counts that are too large. */
 DLRNI_INTERNAL int dlrni_huffman_get(dlrni_bits *b, const dlrni_huffman *h) {
     int code = 0, first = 0, index = 0;
     for (int len = 1; len < 16; len++) {
@@ -6139,7 +6388,10 @@ DLRNI_INTERNAL int dlrni_huffman_get(dlrni_bits *b, const dlrni_huffman *h) {
 }
 
 /* Reads the two codes of a dynamic block. Their lengths are themselves coded: 0 to 15 a length, 16
-   repeats the last one, 17 and 18 repeat 0. */
+   repeats the last one, 17 and 18 repeat 0. `order` puts the lengths that are seldom used last,
+   where the encoder leaves them out. More than 286 and 30 symbols could be claimed, but have no
+   meaning; 320 lengths hold both. A repeat may go on from the first code into the second, but not
+   beyond, and not before the first length. 0: malformed. */
 DLRNI_INTERNAL int dlrni_inflate_codes(dlrni_bits *b, dlrni_huffman *literal,
                                        dlrni_huffman *distance) {
     static const unsigned char order[19] = {16, 17, 18, 0, 8,  7, 9,  6, 10, 5,
@@ -6162,7 +6414,9 @@ DLRNI_INTERNAL int dlrni_inflate_codes(dlrni_bits *b, dlrni_huffman *literal,
            dlrni_huffman_build(distance, length + n_literal, n_distance);
 }
 
-/* The two codes of a fixed block (RFC 1951, 3.2.6). */
+/* The two codes of a fixed block (RFC 1951, 3.2.6). Symbols 286 and 287 take part in the code and
+   are never used. Distances 30 and 31 are left out, so that their bits give -1. Both codes are
+   within the bits, so building them cannot fail. */
 DLRNI_INTERNAL void dlrni_inflate_fixed(dlrni_huffman *literal, dlrni_huffman *distance) {
     unsigned char length[288];
     for (int i = 0; i < 288; i++)
@@ -6172,8 +6426,11 @@ DLRNI_INTERNAL void dlrni_inflate_fixed(dlrni_huffman *literal, dlrni_huffman *d
     dlrni_huffman_build(distance, length, 30);
 }
 
-/* Decodes literals and copies up to the end of a block. Returns the new position in out [size];
-   -1: malformed, or longer than out. */
+/* Decodes literals and copies up to the end of a block. Returns the new position in out [size]; -1:
+   malformed, or longer than out. A copy from before the output would read memory that is not ours:
+   back > at. A copy may overlap its own output, which repeats the last `back` bytes: runs are coded
+   so, and memcpy will not do. The tables are the RFC's: the first length and distance of each
+   symbol, and the number of bits added to it; 258 has a symbol of its own. */
 DLRNI_INTERNAL int64_t dlrni_inflate_block(dlrni_bits *b, const dlrni_huffman *literal,
                                            const dlrni_huffman *distance, unsigned char *out,
                                            int64_t at, int64_t size) {
@@ -6203,7 +6460,8 @@ DLRNI_INTERNAL int64_t dlrni_inflate_block(dlrni_bits *b, const dlrni_huffman *l
 }
 
 /* A block without compression: padding to a byte, length, its complement, bytes. Returns the new
-   position in out [size]; -1: malformed. */
+   position in out [size]; -1: malformed. Damaged data seldom has the right complement, so most of
+   it is caught here. n is at most 65535, so the sums cannot overflow. */
 DLRNI_INTERNAL int64_t dlrni_inflate_stored(dlrni_bits *b, unsigned char *out, int64_t at,
                                             int64_t size) {
     b->hold = 0, b->count = 0; /* at most 7 bits are held: the rest of this byte */
@@ -6216,7 +6474,9 @@ DLRNI_INTERNAL int64_t dlrni_inflate_stored(dlrni_bits *b, unsigned char *out, i
     return at + n;
 }
 
-/* Unpacks exactly `size` bytes; 0: the data does not say so. */
+/* Unpacks exactly `size` bytes; 0: the data is malformed, or gives more or fewer. An output that is
+   too short would leave bytes unset, for a tensor to read. Input after the last block is ignored,
+   as zlib does. */
 DLRNI_INTERNAL int dlrni_inflate(const unsigned char *in, uint64_t packed, unsigned char *out,
                                  int64_t size) {
     dlrni_bits b = {in, in + packed, 0, 0, 0};
@@ -6241,18 +6501,23 @@ DLRNI_INTERNAL int dlrni_inflate(const unsigned char *in, uint64_t packed, unsig
 /* ------------------------------------------------------------------------------------------ */
 // >>zip
 DLRNI_COLD_BEGIN
-/* Zip, of which .pt and .npz are made. A file ends like this, and is read from its end:
+/* Zip, of which .pt and .npz are made. A file is read from its end:
 
-      local header, name, extra, data        each member; its CRC and sizes may follow the data
-      ...
-      central header, name, extra, comment   each member again: the directory
-      ...
-      [end record of 64 bits] [its locator]  only if a number does not fit the end record
-      end record, comment
+      +-> local header, name, extra, data        each member; its CRC and sizes may follow the data
+      |   ...
+      |+> central header, name, extra, comment   each member again: the directory
+      +|- offset of the local header
+       |  ...
+       |  [end record of 64 bits] <--+           where a number does not fit; by torch, always
+       |  [its locator] -------------+
+       +- end record, comment
 
-   The directory is authoritative, and the local headers must agree with it. Stored members are
-   used where they lie. Deflated ones are unpacked, at most to the size in the directory. CRCs are
-   checked on opening, except a CRC of 0: torch writes 0 where it was told not to compute it. */
+   Since members are found by offsets, the two lists can differ: a reader that walks the members and
+   a reader that walks the directory would find different files in one. The directory is
+   authoritative here, as for torch and Python, and the local headers must agree with it. Stored
+   members are used where they lie. Deflated ones are unpacked, at most to the size in the
+   directory. CRCs are checked on opening, except a CRC of 0: torch writes 0 where it was told not
+   to compute it. */
 
 /* The records, each as an enum of its fields: DLRNI_FIELD(offset, width in bytes). */
 #define DLRNI_FIELD(offset, width) ((offset)*16 + (width))
@@ -6321,7 +6586,7 @@ enum { /* the end of the file */
 
 enum { /* the end record of 64 bits */
        DLRNI_END64_MAGIC = DLRNI_FIELD(0, 4),
-       DLRNI_END64_LENGTH = DLRNI_FIELD(4, 8), /* of what follows this field */
+       DLRNI_END64_LENGTH = DLRNI_FIELD(4, 8), /* bytes after this field */
        DLRNI_END64_MADE_BY = DLRNI_FIELD(12, 2),
        DLRNI_END64_VERSION = DLRNI_FIELD(14, 2),
        DLRNI_END64_COUNT_HERE = DLRNI_FIELD(24, 8),
@@ -6357,16 +6622,18 @@ enum {
     DLRNI_VERSION_45 = 45      /* with 64-bit fields            */
 };
 
-/* A field of a record, by its enum above. */
+/* A field of a record, by its enum above. The enums stand for a struct, whose padding and byte
+   order C leaves open. */
 DLRNI_INTERNAL uint64_t dlrni_field(const unsigned char *record, int field) {
     return dlrni_le(record + field / 16, field % 16);
 }
 
-/* Sets it. */
+/* Sets a field. A value that is too wide is cut: callers choose the 64-bit form first. */
 DLRNI_INTERNAL void dlrni_set_field(unsigned char *record, int field, uint64_t v) {
     dlrni_put_le(record + field / 16, v, field % 16);
 }
 
+/* A file in the zip. Its bytes stay in the file: most members are stored. */
 typedef struct dlrni_member {
     const char *name; /* not closed with a 0 */
     int64_t name_len;
@@ -6377,6 +6644,7 @@ typedef struct dlrni_member {
     int method;      /* stored or deflated     */
 } dlrni_member;
 
+/* The directory of a zip while it is read. */
 typedef struct dlrni_zip {
     dlrni_member *m; /* [n] in the directory's order */
     int64_t n, cap;
@@ -6384,15 +6652,18 @@ typedef struct dlrni_zip {
     uint64_t packed;    /* of all members     */
 } dlrni_zip;
 
+/* For errors of the zip as a whole; those of one member name it. */
 DLRNI_INTERNAL dlrn_status dlrni_zip_error(dlrn_archive *a, const char *what) {
     return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: %s", a->path, what);
 }
 
 /* ---- Reading ---- */
 
-/* Reads the end record of 64 bits, if there is one for the end record at p + end. The 20 bytes
-   where its locator would be may, by chance, be the end of a member's name, so a locator counts
-   only if it points to a record. 0: the end record needs one and there is none. */
+/* Reads the end record of 64 bits, if there is one for the end record at p + end. torch always
+   writes it, Python only where a number does not fit. The 20 bytes where its locator would be may,
+   by chance, be the end of a member's name, so a locator counts only if it points to a record. 0:
+   the end record needs one and there is none. The locator's offset is any number, so it is compared
+   before it is added. */
 DLRNI_INTERNAL int dlrni_zip_end64(const unsigned char *p, uint64_t size, uint64_t end,
                                    uint64_t *at, uint64_t *bytes, uint64_t *count) {
     if (end < DLRNI_LOCATOR_BYTES) return 1;
@@ -6408,8 +6679,9 @@ DLRNI_INTERNAL int dlrni_zip_end64(const unsigned char *p, uint64_t size, uint64
     return 1;
 }
 
-/* Finds the directory: its place, bytes and members. The end record is searched backwards over
-   the longest possible comment. 0: there is none in the file. */
+/* Finds the directory: its place, bytes and members. A zip has no length at its start, and a
+   comment of up to 65535 bytes may follow the end record, which is searched backwards over it. The
+   last magic counts, as in Python's zipfile. 0: there is none in the file. */
 DLRNI_INTERNAL int dlrni_zip_end(const unsigned char *p, uint64_t size, uint64_t *at,
                                  uint64_t *bytes, uint64_t *count) {
     const uint64_t record = DLRNI_END_BYTES, reach = record + UINT16_MAX; /* + a comment */
@@ -6424,7 +6696,8 @@ DLRNI_INTERNAL int dlrni_zip_end(const unsigned char *p, uint64_t size, uint64_t
 }
 
 /* Replaces sizes and offset that are all ones by those in the extra block of kind 1, which holds
-   them in this order. 0: the block is cut off. */
+   them in this order, and only those. 0: a block is cut off. Other kinds are stepped over: padding,
+   times, owners. */
 DLRNI_INTERNAL int dlrni_zip_extra(dlrni_cursor extra, uint64_t *size, uint64_t *packed,
                                    uint64_t *offset) {
     uint64_t *fields[3] = {size, packed, offset};
@@ -6445,7 +6718,9 @@ DLRNI_INTERNAL int dlrni_zip_extra(dlrni_cursor extra, uint64_t *size, uint64_t 
     return 1;
 }
 
-/* Compares a member's bytes with its CRC. */
+/* Compares a member's bytes with its CRC. It finds damage, such as a download that was cut; it is
+   no defence, since an attacker computes it, too. A CRC of 0 is not checked: torch writes it after
+   set_crc32_options(False). */
 DLRNI_INTERNAL dlrn_status dlrni_member_check(dlrn_archive *a, const dlrni_member *m,
                                               const unsigned char *p) {
     if (!m->crc || a->ctx->k->crc32(0, p, m->size) == m->crc) return DLRN_OK;
@@ -6454,8 +6729,11 @@ DLRNI_INTERNAL dlrn_status dlrni_member_check(dlrn_archive *a, const dlrni_membe
                      (int)m->name_len, m->name, (unsigned long)m->crc);
 }
 
-/* Finds the data of a member behind its local header, which must agree with the directory. */
+/* Finds the data of a member behind its local header, which must agree with the directory. Its
+   sizes and CRC are not compared, since writers that stream leave them 0. The length of its extra
+   bytes is its own: torch pads here, and not in the directory. */
 DLRNI_INTERNAL dlrn_status dlrni_zip_local(dlrn_archive *a, uint64_t offset, dlrni_member *m) {
+    /* one text for all: which field differs is of no use to a reader of the error */
     static const char disagree[] = "a local header does not agree with the central directory";
     dlrni_cursor file = {a->map.p, a->map.p + a->map.size};
     const uint64_t name_len = (uint64_t)m->name_len;
@@ -6475,7 +6753,9 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_local(dlrn_archive *a, uint64_t offset, dlr
                : dlrni_zip_error(a, "a member reaches beyond the end of the file");
 }
 
-/* Reads one member of the directory: name, sizes, CRC, method and the local header's offset. */
+/* Reads one member of the directory: name, sizes, CRC, method and the local header's offset. A
+   stored member has one size: a second one could let a tensor reach into the next member. Encrypted
+   members and methods such as LZMA are named in the error, since the file may well be good. */
 DLRNI_INTERNAL dlrn_status dlrni_zip_central(dlrn_archive *a, dlrni_cursor *c, dlrni_member *m,
                                              uint64_t *offset) {
     const unsigned char *h = dlrni_take(c, DLRNI_CENTRAL_BYTES), *name, *extra;
@@ -6508,16 +6788,19 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_central(dlrn_archive *a, dlrni_cursor *c, d
 }
 
 /* Adds the next member of the directory to the list. Members that overlap are refused: they would
-   let a small file unpack to the square of its size. */
+   let a small file unpack to the square of its size. The sum of all packed sizes is enough to find
+   that out: members that do not overlap fit into the file. */
 DLRNI_INTERNAL dlrn_status dlrni_zip_entry(dlrn_archive *a, dlrni_cursor *c, dlrni_zip *z) {
     dlrni_member m;
     uint64_t offset = 0;
     memset(&m, 0, sizeof m);
     DLRNI_TRY(dlrni_zip_central(a, c, &m, &offset));
     DLRNI_TRY(dlrni_zip_local(a, offset, &m));
+    /* each term is at most the size of the file, so the sum cannot overflow before it is refused */
     if ((z->packed += m.packed) > a->map.size) return dlrni_zip_error(a, "members overlap");
     if (dlrni_lookup_find(&z->names, m.name, m.name_len) >= 0)
-        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: zip: two members are named '%.*s'", a->path,
+        return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                         "%s: zip: member '%.*s': expected once, found twice", a->path,
                          (int)m.name_len, m.name);
     if (m.method == DLRNI_ZIP_STORED) DLRNI_TRY(dlrni_member_check(a, &m, m.data));
     if (!DLRNI_GROW(a->ctx, &z->m, &z->cap, z->n, z->n + 1) ||
@@ -6527,11 +6810,14 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_entry(dlrn_archive *a, dlrni_cursor *c, dlr
     return DLRN_OK;
 }
 
-/* Lists the members of a zip. The caller frees z->m and z->names.slot, also after an error. */
+/* Lists the members of a zip. The caller frees z->m and z->names.slot, also after an error. Each
+   member needs a central header, so a count beyond the directory's bytes is refused before the
+   loop: it has 64 bits, and comes from the file. */
 DLRNI_INTERNAL dlrn_status dlrni_zip_list(dlrn_archive *a, dlrni_zip *z) {
     uint64_t at, bytes, count;
     if (!dlrni_zip_end(a->map.p, a->map.size, &at, &bytes, &count))
         return dlrni_zip_error(a, "no central directory");
+    /* divided, because a product could overflow */
     if (count > bytes / DLRNI_CENTRAL_BYTES)
         return dlrni_zip_error(a, "more members than the central directory has room for");
     dlrni_cursor c = {a->map.p + at, a->map.p + at + bytes};
@@ -6540,7 +6826,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_list(dlrn_archive *a, dlrni_zip *z) {
 }
 
 /* The bytes of a member: in the file, or unpacked into a block of the archive. Deflate shrinks at
-   most 1032 times (258 bytes from 2 bits), which bounds the memory that a small file can claim. */
+   most 1032 times (258 bytes from 2 bits), which bounds the memory that a small file can claim. It
+   is unpacked whole, to the size in the directory, since a tensor may be read from any row. */
 DLRNI_INTERNAL dlrn_status dlrni_member_bytes(dlrn_archive *a, const dlrni_member *m,
                                               const unsigned char **p) {
     enum { DEFLATE_MAX = 1032 };
@@ -6561,7 +6848,8 @@ DLRNI_INTERNAL dlrn_status dlrni_member_bytes(dlrn_archive *a, const dlrni_membe
 /* ---- Reading .npz ---- */
 
 /* A text without dimensions ("|S3", "<U3"), such as scipy's 'format', is kept as a note: *is_text.
-   UTF-32 is cut to its low bytes. */
+   numpy writes str as UTF-32, of which the low bytes are kept: the texts that are looked up are
+   ASCII. Both kinds are padded with 0. '.npy' is 4 bytes, which the caller has seen. */
 DLRNI_INTERNAL dlrn_status dlrni_arrays_text(dlrn_archive *a, const char *what,
                                              const dlrni_member *m, dlrni_cursor c, int *is_text) {
     dlrni_npy_head h;
@@ -6576,13 +6864,16 @@ DLRNI_INTERNAL dlrn_status dlrni_arrays_text(dlrn_archive *a, const char *what,
     return dlrni_archive_annotate(a, m->name, m->name_len - 4, value, n);
 }
 
-/* Does a member's name end like this? */
+/* Does a member's name end like this? The folder before it differs: torch names it after the file
+   that it saved, or "archive". */
 DLRNI_INTERNAL int dlrni_member_ends(const dlrni_member *m, const char *suffix) {
     int64_t n = (int64_t)strlen(suffix);
     return m->name_len >= n && !memcmp(m->name + m->name_len - n, suffix, (size_t)n);
 }
 
-/* Member NAME.npy is the tensor NAME; other members are ignored, as numpy does. */
+/* Member NAME.npy is the tensor NAME; other members are ignored, as numpy does. numpy writes one
+   member for each array; a README that someone added does no harm. An array of texts or objects is
+   an error, not a gap: a caller would not find out that it is missing. */
 DLRNI_INTERNAL dlrn_status dlrni_arrays_open(dlrn_archive *a, const dlrni_zip *z) {
     a->format = "npz";
     for (int64_t i = 0; i < z->n; i++) {
@@ -6603,9 +6894,12 @@ DLRNI_INTERNAL dlrn_status dlrni_arrays_open(dlrn_archive *a, const dlrni_zip *z
 
 /* ---- Writing ----
 
-   Members are stored, and their data starts at multiples of 64, so that it can be mapped. The
-   same tensors give the same bytes: the date is always 1 January 1980. */
+   Members are stored, and their data starts at multiples of 64, as in torch's own files, so that it
+   can be mapped. The same tensors give the same bytes: the date is always 1 January 1980. The file
+   is written from its first byte to its last, since it may go to a pipe: what is known late comes
+   late, a CRC after its data and the directory after all members. */
 
+/* A zip that is being written. Only one member is open at a time. */
 typedef struct dlrni_zip_writer {
     dlrni_sink *o;
     dlrni_bytes directory;  /* written at the end                            */
@@ -6615,9 +6909,13 @@ typedef struct dlrni_zip_writer {
     char name[256];
 } dlrni_zip_writer;
 
+/* The date's bits: 7 of year - 1980, 4 of the month, 5 of the day. A name has at most 255 bytes,
+   which is what file systems allow, should somebody unpack the file. Cache lines have 64 bytes, and
+   torch aligns to them. */
 enum { DLRNI_ZIP_ALIGN = 64, DLRNI_ZIP_DATE = 0x21, DLRNI_ZIP_NAME_MAX = 255 };
 
-/* Begins a zip in a sink; dlrni_zip_close ends it in any case. */
+/* Begins a zip in a sink; dlrni_zip_close ends it in any case, and frees the directory. All errors
+   are in the sink. */
 DLRNI_INTERNAL dlrni_zip_writer dlrni_zip_to(dlrni_sink *o) {
     dlrni_zip_writer z;
     memset(&z, 0, sizeof z);
@@ -6627,7 +6925,10 @@ DLRNI_INTERNAL dlrni_zip_writer dlrni_zip_to(dlrni_sink *o) {
 }
 
 /* The bytes between a member's name and its data: 64-bit sizes, filled in by the record after the
-   data, for a large member; then padding, as an extra block of torch's kind. */
+   data, for a large member; then padding, as an extra block of torch's kind. Readers step over
+   kinds that they do not know. The 64-bit sizes are 0 here, since the flag says that they follow;
+   but the block must be there, or readers would take the record after the data for the narrow
+   one. */
 DLRNI_INTERNAL void dlrni_zip_write_gap(dlrni_zip_writer *z, int wide, uint64_t padding) {
     unsigned char sizes[DLRNI_EXTRA_BYTES + 16] = {0}, pad[DLRNI_EXTRA_BYTES];
     dlrni_set_field(sizes, DLRNI_EXTRA_KIND, DLRNI_EXTRA_KIND_64);
@@ -6640,7 +6941,9 @@ DLRNI_INTERNAL void dlrni_zip_write_gap(dlrni_zip_writer *z, int wide, uint64_t 
 }
 
 /* Opens a member of `size` bytes; its CRC is written after the data. A name beyond ASCII is marked
-   as UTF-8: readers take it for code page 437 otherwise. */
+   as UTF-8: readers take it for code page 437 otherwise. The size is a promise, which decides on 32
+   or 64 bits before the data comes; the sizes in the records are counted. 4 is the header of the
+   padding block, which is always there. */
 DLRNI_INTERNAL void dlrni_zip_start_member(dlrni_zip_writer *z, const char *name, uint64_t size) {
     unsigned char h[DLRNI_LOCAL_BYTES] = {0};
     const int wide = size >= UINT32_MAX;
@@ -6667,10 +6970,13 @@ DLRNI_INTERNAL void dlrni_zip_start_member(dlrni_zip_writer *z, const char *name
     z->o->crc = 0;
 }
 
-/* Adds the open member, whose size is known now, to the directory. */
+/* Adds the open member, whose size is known now, to the directory. With one number beyond 32 bits
+   all three go to the extra block, in the order that the format demands: one case fewer to test.
+   Packed and unpacked size are the same. */
 DLRNI_INTERNAL void dlrni_zip_list_member(dlrni_zip_writer *z, uint64_t size) {
     unsigned char h[DLRNI_CENTRAL_BYTES] = {0}, extra[DLRNI_EXTRA_BYTES + 24] = {0};
     const uint64_t n = strlen(z->name);
+    /* the header counts, too: a small member may begin beyond 4 GB */
     const int wide = size >= UINT32_MAX || z->header >= UINT32_MAX;
     const uint64_t shown = wide ? UINT32_MAX : size;
     dlrni_set_field(h, DLRNI_CENTRAL_MAGIC, DLRNI_MAGIC_CENTRAL);
@@ -6695,12 +7001,13 @@ DLRNI_INTERNAL void dlrni_zip_list_member(dlrni_zip_writer *z, uint64_t size) {
     z->members++;
 }
 
-/* Closes the open member: CRC and sizes after its data. */
+/* Closes the open member: CRC and sizes after its data, with the magic that the standard leaves
+   optional. Python writes it, too. */
 DLRNI_INTERNAL void dlrni_zip_end_member(dlrni_zip_writer *z) {
     unsigned char d[DLRNI_AFTER64_BYTES];
     const uint64_t size = z->o->at - z->start;
     const int wide = size >= UINT32_MAX;
-    dlrni_zip_list_member(z, size); /* first: the CRC goes on counting */
+    dlrni_zip_list_member(z, size); /* first: the sink's CRC goes on counting */
     dlrni_set_field(d, DLRNI_AFTER_MAGIC, DLRNI_MAGIC_AFTER);
     dlrni_set_field(d, DLRNI_AFTER_CRC, z->o->crc);
     dlrni_set_field(d, wide ? DLRNI_AFTER64_PACKED : DLRNI_AFTER_PACKED, size);
@@ -6708,7 +7015,7 @@ DLRNI_INTERNAL void dlrni_zip_end_member(dlrni_zip_writer *z) {
     dlrni_sink_write(z->o, d, wide ? DLRNI_AFTER64_BYTES : DLRNI_AFTER_BYTES);
 }
 
-/* A member of bytes in memory. */
+/* A member of bytes in memory, for which everything is known at once. */
 DLRNI_INTERNAL void dlrni_zip_add(dlrni_zip_writer *z, const char *name, const void *bytes,
                                   uint64_t size) {
     dlrni_zip_start_member(z, name, size);
@@ -6716,7 +7023,8 @@ DLRNI_INTERNAL void dlrni_zip_add(dlrni_zip_writer *z, const char *name, const v
     dlrni_zip_end_member(z);
 }
 
-/* The 64-bit end record and its locator, for a directory at `at` of `size` bytes. */
+/* The 64-bit end record and its locator, for a directory at `at` of `size` bytes. The length leaves
+   out the magic and itself, 12 bytes. There is one disk, always. */
 DLRNI_INTERNAL void dlrni_zip_write_end64(dlrni_zip_writer *z, uint64_t at, uint64_t size) {
     unsigned char e[DLRNI_END64_BYTES] = {0}, locator[DLRNI_LOCATOR_BYTES] = {0};
     dlrni_set_field(e, DLRNI_END64_MAGIC, DLRNI_MAGIC_END64);
@@ -6734,10 +7042,13 @@ DLRNI_INTERNAL void dlrni_zip_write_end64(dlrni_zip_writer *z, uint64_t at, uint
     dlrni_sink_write(z->o, locator, sizeof locator);
 }
 
-/* Writes the directory and the end record, in their 64-bit form where a number needs it. */
+/* Writes the directory and the end record, in their 64-bit form where a number needs it. All ones
+   in the end record send readers to the 64-bit record. The end record itself is always there: it is
+   what every reader looks for. */
 DLRNI_INTERNAL dlrn_status dlrni_zip_close(dlrni_zip_writer *z) {
     unsigned char e[DLRNI_END_BYTES] = {0};
     const uint64_t at = z->o->at, size = (uint64_t)z->directory.len, n = (uint64_t)z->members;
+    /* >=, since all ones mean "see the 64-bit record" */
     const int wide = at >= UINT32_MAX || size >= UINT32_MAX || n >= UINT16_MAX;
     if (z->directory.failed) dlrni_sink_fail(z->o, DLRN_ERR_MEMORY);
     dlrni_sink_write(z->o, z->directory.p, size);
@@ -6752,7 +7063,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_close(dlrni_zip_writer *z) {
     return z->o->status;
 }
 
-/* .npz: a zip of .npy. */
+/* .npz: a zip of .npy. One member for each array, as numpy.savez does, which adds the suffix to the
+   name, too. */
 DLRNI_INTERNAL dlrn_status dlrni_arrays_write(dlrni_sink *o, const dlrn_tensor_out *tensors,
                                               int64_t count) {
     dlrni_zip_writer z = dlrni_zip_to(o);
@@ -6786,15 +7098,30 @@ DLRNI_INTERNAL dlrn_status dlrni_arrays_write(dlrni_sink *o, const dlrn_tensor_o
    {"w": a tensor of 6 numbers} as torch saves it, and the stack after each step, top at the right:
 
       PROTO 2 EMPTY_DICT                                   {}
-      MARK BINUNICODE "w"                                  {} mark "w"
-      GLOBAL torch._utils _rebuild_tensor_v2               {} mark "w" name
-      MARK MARK "storage" GLOBAL torch FloatStorage ...    {} mark "w" name mark mark "storage" ...
-      TUPLE                                                {} mark "w" name mark (id of a storage)
-      BINPERSID                                            {} mark "w" name mark storage
-      0 (6,) (1,) ... TUPLE                                {} mark "w" name (storage, 0, (6,), ...)
-      REDUCE                                               {} mark "w" tensor
-      SETITEMS STOP                                        {"w": tensor} */
+      BINUNICODE "w"                                       {} "w"
+      GLOBAL torch._utils _rebuild_tensor_v2               {} "w" name
+      MARK MARK "storage" GLOBAL torch FloatStorage ...    {} "w" name mark mark "storage" type ...
+      TUPLE                                                {} "w" name mark (id of a storage)
+      BINPERSID                                            {} "w" name mark storage
+      0 (6,) (1,) ... TUPLE                                {} "w" name (storage, 0, (6,), ...)
+      REDUCE                                               {} "w" tensor
+      SETITEM STOP                                         {"w": tensor}
 
+   BINPUT, after nearly every value, gives it a number in the memo, by which BINGET pushes it again:
+   layers that share a weight share the value. Two or more items are set at once: MARK before the
+   first key, SETITEMS after the last value.
+
+   What Python would do with a hostile file, and what happens here:
+
+      GLOBAL os system, REDUCE         a shell command is run    the name is refused
+      a list that holds itself         an endless object         the walk has a bound on its depth
+      a tuple of a tuple of a ...,     2^n values from n bytes   the walk has a bound on its work
+         each twice, by the memo
+      LONG_BINPUT 2^32 - 1             a memo of 34 GB           the index is refused
+      BINUNICODE8 2^63                 an error                  the cursor refuses the length */
+
+/* The kinds of values that files of tensors hold, and the mark, which lies on the stack among
+   them. */
 typedef enum dlrni_py_kind {
     DLRNI_PY_NONE,
     DLRNI_PY_BOOL,
@@ -6811,7 +7138,8 @@ typedef enum dlrni_py_kind {
     DLRNI_PY_MARK
 } dlrni_py_kind;
 
-/* What REDUCE makes of a call of a name. */
+/* What REDUCE makes of a call of a name. A call is a closed list of cases: no name leads to
+   code. */
 typedef enum dlrni_callee {
     DLRNI_CALL_REFUSED,   /* a type                                          */
     DLRNI_CALL_TENSOR,    /* (storage, offset, size, stride, ...)            */
@@ -6822,11 +7150,14 @@ typedef enum dlrni_callee {
     DLRNI_CALL_NONE       /* a value that holds no tensors: replaced by None */
 } dlrni_callee;
 
+/* A text that is borrowed from the file: strings cost no memory of ours. */
 typedef struct dlrni_span {
     const char *p; /* not closed with a 0 */
     int64_t len;
 } dlrni_span;
 
+/* A value. `kind` says which member of the union holds, and is checked before each use, since the
+   file decides it. */
 typedef struct dlrni_py_value dlrni_py_value;
 struct dlrni_py_value {
     dlrni_py_kind kind;
@@ -6858,6 +7189,7 @@ struct dlrni_py_value {
     } as;
 };
 
+/* The machine: what is read, the stack, the memo, and the arena that owns every value. */
 typedef struct dlrni_pickle {
     dlrn_archive *a;
     const char *what; /* file and member, for errors */
@@ -6871,9 +7203,11 @@ typedef struct dlrni_pickle {
     dlrni_py_value *result;
 } dlrni_pickle;
 
-enum { DLRNI_PICKLE_CHUNK = 256 }; /* values that are allocated together */
+/* Values that are allocated together, about 12 KB: values must not move, since others point to
+   them, so the arena cannot grow as one array. */
+enum { DLRNI_PICKLE_CHUNK = 256 };
 
-/* The position is that behind the bytes read so far. */
+/* The position is behind the bytes read so far, in the numbering of pickletools.dis. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_error(dlrni_pickle *p, const char *what) {
     return dlrn_fail(p->a->ctx, DLRN_ERR_FORMAT, "%s: pickle, byte %lld: %s", p->what,
                      (long long)(p->c.p - p->start), what);
@@ -6881,7 +7215,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_error(dlrni_pickle *p, const char *what)
 
 /* ---- Values and the stack ---- */
 
-/* A value of the arena, all zero but for its kind; NULL: no memory. */
+/* A value of the arena, all zero but for its kind; NULL: no memory. A new chunk is begun when the
+   next value needs it: in_chunk is 0 with no chunk, and with a full one. */
 DLRNI_INTERNAL dlrni_py_value *dlrni_pickle_new(dlrni_pickle *p, dlrni_py_kind kind) {
     if (p->in_chunk == 0) {
         if (!DLRNI_GROW(p->a->ctx, &p->chunks, &p->chunk_cap, p->n_chunks, p->n_chunks + 1))
@@ -6896,7 +7231,8 @@ DLRNI_INTERNAL dlrni_py_value *dlrni_pickle_new(dlrni_pickle *p, dlrni_py_kind k
     return v;
 }
 
-/* v NULL: no memory for it. */
+/* v NULL: no memory for it. So callers push what dlrni_pickle_new returns, and check once. The
+   stack has no bound of its own: each entry has cost a byte of the file. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_push(dlrni_pickle *p, dlrni_py_value *v) {
     if (!v || !DLRNI_GROW(p->a->ctx, &p->stack, &p->stack_cap, p->depth, p->depth + 1))
         return DLRN_ERR_MEMORY;
@@ -6916,7 +7252,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_push_int(dlrni_pickle *p, dlrni_py_kind 
     return dlrni_pickle_push(p, v);
 }
 
-/* The next len bytes as a string. */
+/* The next len bytes as a string. They are not checked for UTF-8: Python 2 wrote bytes, and names
+   are compared, not shown. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_push_text(dlrni_pickle *p, uint64_t len) {
     const unsigned char *text = dlrni_take(&p->c, len);
     if (!text) return dlrni_pickle_error(p, "a string reaches beyond the end");
@@ -6925,26 +7262,29 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_push_text(dlrni_pickle *p, uint64_t len)
     return dlrni_pickle_push(p, v);
 }
 
-/* NULL: the stack is empty, or a mark is on top. */
+/* NULL: the stack is empty, or a mark is on top, which is no value and must not be taken for
+   one. */
 DLRNI_INTERNAL dlrni_py_value *dlrni_pickle_pop(dlrni_pickle *p) {
     return p->depth && p->stack[p->depth - 1]->kind != DLRNI_PY_MARK ? p->stack[--p->depth] : NULL;
 }
 
-/* Drops the value on top; below it at least `below` must be left. */
+/* Drops the value on top; below it at least `below` must be left. That is for BUILD, which sets the
+   state of the object below: we ignore the state, but not a missing object. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_drop(dlrni_pickle *p, int64_t below) {
     return dlrni_pickle_pop(p) && p->depth >= below
                ? DLRN_OK
                : dlrni_pickle_error(p, "the stack is too short");
 }
 
-/* Equality with a text closed by a 0. */
+/* Equality with a text closed by a 0. A 0 byte inside s makes the lengths differ. */
 DLRNI_INTERNAL int dlrni_span_is(dlrni_span s, const char *text) {
     return (size_t)s.len == strlen(text) && !memcmp(s.p, text, (size_t)s.len);
 }
 
 /* ---- Tuples, lists, dictionaries ---- */
 
-/* A container holds links, because one value can be in several containers. */
+/* A container holds links, because one value can be in several containers: with one `next` in the
+   value itself, those would run into each other. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_append(dlrni_pickle *p, dlrni_py_value *to,
                                                dlrni_py_value *item) {
     dlrni_py_value *link = dlrni_pickle_new(p, DLRNI_PY_LINK);
@@ -6959,11 +7299,13 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_append(dlrni_pickle *p, dlrni_py_value *
     return DLRN_OK;
 }
 
+/* torch writes sizes as a tuple, or as torch.Size of one; other programs write a list. */
 DLRNI_INTERNAL int dlrni_pickle_is_sequence(const dlrni_py_value *v) {
     return v && (v->kind == DLRNI_PY_TUPLE || v->kind == DLRNI_PY_LIST);
 }
 
-/* The item of a tuple or list; NULL: there is none, or v is something else. */
+/* The item of a tuple or list; NULL: there is none, or v is something else. Linear, for the few
+   arguments of a call. */
 DLRNI_INTERNAL dlrni_py_value *dlrni_pickle_item(const dlrni_py_value *v, int64_t index) {
     if (!dlrni_pickle_is_sequence(v)) return NULL;
     const dlrni_py_value *link = v->as.items.first;
@@ -6971,7 +7313,9 @@ DLRNI_INTERNAL dlrni_py_value *dlrni_pickle_item(const dlrni_py_value *v, int64_
     return link ? link->as.link.item : NULL;
 }
 
-/* Moves the top `count` values into a container; -1: those above the mark, which goes, too. */
+/* Moves the top `count` values into a container; -1: those above the mark, which goes, too. A mark
+   among the values would mean that an opcode of fixed width reaches across it, which no writer
+   does. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_move(dlrni_pickle *p, dlrni_py_value *to, int64_t count) {
     int64_t from = p->depth - count, keep = from;
     if (count < 0) {
@@ -6988,14 +7332,16 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_move(dlrni_pickle *p, dlrni_py_value *to
     return DLRN_OK;
 }
 
-/* TUPLE, TUPLE1 ... */
+/* TUPLE, TUPLE1, TUPLE2, TUPLE3: protocol 2 has short forms for the tuples that are met most. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_tuple(dlrni_pickle *p, int64_t count) {
     dlrni_py_value *t = dlrni_pickle_new(p, DLRNI_PY_TUPLE);
     DLRNI_TRY(dlrni_pickle_move(p, t, count));
     return dlrni_pickle_push(p, t);
 }
 
-/* APPEND, APPENDS, SETITEM, SETITEMS: the values go into the container below them. */
+/* APPEND, APPENDS, SETITEM, SETITEMS: the values go into the container below them. They are taken
+   off first: the container is the value below the mark. A dictionary keeps equal keys here,
+   although Python would keep the last: two tensors of one name are refused when they are added. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_extend(dlrni_pickle *p, dlrni_py_kind kind, int64_t count) {
     dlrni_py_value items;
     memset(&items, 0, sizeof items);
@@ -7009,7 +7355,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_extend(dlrni_pickle *p, dlrni_py_kind ki
 }
 
 /* BINPUT, LONG_BINPUT, MEMOIZE. Python numbers its memo without gaps, so an index beyond the bytes
-   read is only there to claim memory. */
+   read is only there to claim memory. Numbers may be skipped, and are NULL. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_memoize(dlrni_pickle *p, uint64_t index) {
     if (!p->depth) return dlrni_pickle_error(p, "expected a value to memoize");
     if (index > (uint64_t)(p->c.p - p->start))
@@ -7021,7 +7367,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_memoize(dlrni_pickle *p, uint64_t index)
     return DLRN_OK;
 }
 
-/* BINGET, LONG_BINGET. */
+/* BINGET, LONG_BINGET: pushes a value again, by its number. It is the same value, not a copy: this
+   is where sharing, and every bomb, comes from. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_recall(dlrni_pickle *p, uint64_t index) {
     if (index >= (uint64_t)p->memos || !p->memo[index])
         return dlrni_pickle_error(p, "an unknown memo index");
@@ -7031,7 +7378,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_recall(dlrni_pickle *p, uint64_t index) 
 /* ---- Names ---- */
 
 /* The element type of torch.FloatStorage, torch.float32 and so on; DLRN_DTYPE_COUNT: the name is
-   not a type of elements. */
+   not a type of elements. UntypedStorage is bytes: with _rebuild_tensor_v3 the type stands in the
+   call. */
 DLRNI_INTERNAL dlrn_dtype dlrni_torch_dtype(dlrni_span module, dlrni_span name) {
     char storage[32];
     if (dlrni_span_is(module, "torch.storage") && dlrni_span_is(name, "UntypedStorage"))
@@ -7045,37 +7393,43 @@ DLRNI_INTERNAL dlrn_dtype dlrni_torch_dtype(dlrni_span module, dlrni_span name) 
     return DLRN_DTYPE_COUNT;
 }
 
-/* Pushes a name, if it is one that files of tensors need; every other one is refused. */
+/* Every name that a pickle may use, and what a call of it gives: those that
+   torch.load(weights_only=True) takes and a file of tensors needs. Protocol 2 says __builtin__ for
+   builtins; _codecs.encode is how protocol 2 writes bytes. A type, such as
+   torch.nn.parameter.Parameter, may be an argument, but is not called. */
+static const struct {
+    const char *module, *name;
+    dlrni_callee callee;
+} dlrni_pickle_known[] = {{"collections", "OrderedDict", DLRNI_CALL_PAIRS},
+                          {"torch._utils", "_rebuild_tensor", DLRNI_CALL_TENSOR},
+                          {"torch._utils", "_rebuild_tensor_v2", DLRNI_CALL_TENSOR},
+                          {"torch._utils", "_rebuild_tensor_v3", DLRNI_CALL_TENSOR_V3},
+                          {"torch._utils", "_rebuild_parameter", DLRNI_CALL_FIRST},
+                          {"torch._utils", "_rebuild_parameter_with_state", DLRNI_CALL_FIRST},
+                          {"torch._tensor", "_rebuild_from_type_v2", DLRNI_CALL_TYPED},
+                          {"torch", "Size", DLRNI_CALL_FIRST},
+                          {"torch", "device", DLRNI_CALL_FIRST},
+                          {"torch", "Tensor", DLRNI_CALL_REFUSED},
+                          {"torch.nn.parameter", "Parameter", DLRNI_CALL_REFUSED},
+                          {"torch.nn.parameter", "Buffer", DLRNI_CALL_REFUSED},
+                          {"__builtin__", "set", DLRNI_CALL_NONE},
+                          {"builtins", "set", DLRNI_CALL_NONE},
+                          {"__builtin__", "complex", DLRNI_CALL_NONE},
+                          {"builtins", "complex", DLRNI_CALL_NONE},
+                          {"__builtin__", "bytes", DLRNI_CALL_NONE},
+                          {"builtins", "bytes", DLRNI_CALL_NONE},
+                          {"_codecs", "encode", DLRNI_CALL_NONE},
+                          {"collections", "Counter", DLRNI_CALL_NONE},
+                          {"torch.serialization", "_get_layout", DLRNI_CALL_NONE}};
+
+/* Pushes a name, if it is one that files of tensors need; every other one is refused. The error
+   shows the name, which tells a harmless file from an attack, and 200 bytes of it at most. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_name(dlrni_pickle *p, dlrni_span module, dlrni_span name) {
-    static const struct {
-        const char *module, *name;
-        dlrni_callee callee;
-    } known[] = {{"collections", "OrderedDict", DLRNI_CALL_PAIRS},
-                 {"torch._utils", "_rebuild_tensor", DLRNI_CALL_TENSOR},
-                 {"torch._utils", "_rebuild_tensor_v2", DLRNI_CALL_TENSOR},
-                 {"torch._utils", "_rebuild_tensor_v3", DLRNI_CALL_TENSOR_V3},
-                 {"torch._utils", "_rebuild_parameter", DLRNI_CALL_FIRST},
-                 {"torch._utils", "_rebuild_parameter_with_state", DLRNI_CALL_FIRST},
-                 {"torch._tensor", "_rebuild_from_type_v2", DLRNI_CALL_TYPED},
-                 {"torch", "Size", DLRNI_CALL_FIRST},
-                 {"torch", "device", DLRNI_CALL_FIRST},
-                 {"torch", "Tensor", DLRNI_CALL_REFUSED},
-                 {"torch.nn.parameter", "Parameter", DLRNI_CALL_REFUSED},
-                 {"torch.nn.parameter", "Buffer", DLRNI_CALL_REFUSED},
-                 {"__builtin__", "set", DLRNI_CALL_NONE},
-                 {"builtins", "set", DLRNI_CALL_NONE},
-                 {"__builtin__", "complex", DLRNI_CALL_NONE},
-                 {"builtins", "complex", DLRNI_CALL_NONE},
-                 {"__builtin__", "bytes", DLRNI_CALL_NONE},
-                 {"builtins", "bytes", DLRNI_CALL_NONE},
-                 {"_codecs", "encode", DLRNI_CALL_NONE},
-                 {"collections", "Counter", DLRNI_CALL_NONE},
-                 {"torch.serialization", "_get_layout", DLRNI_CALL_NONE}};
-    const size_t count = sizeof known / sizeof *known;
+    const size_t count = sizeof dlrni_pickle_known / sizeof *dlrni_pickle_known;
     const dlrn_dtype dtype = dlrni_torch_dtype(module, name);
     size_t i = 0;
-    while (i < count &&
-           !(dlrni_span_is(module, known[i].module) && dlrni_span_is(name, known[i].name)))
+    while (i < count && !(dlrni_span_is(module, dlrni_pickle_known[i].module) &&
+                          dlrni_span_is(name, dlrni_pickle_known[i].name)))
         i++;
     if (i == count && dtype == DLRN_DTYPE_COUNT)
         return dlrn_fail(p->a->ctx, DLRN_ERR_UNSUPPORTED,
@@ -7084,12 +7438,13 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_name(dlrni_pickle *p, dlrni_span module,
                          p->what, (long long)(p->c.p - p->start), (int)dlrni_min(module.len, 200),
                          module.p, (int)dlrni_min(name.len, 200), name.p);
     dlrni_py_value *v = dlrni_pickle_new(p, DLRNI_PY_NAME);
-    if (v) v->as.name.callee = i < count ? known[i].callee : DLRNI_CALL_REFUSED;
+    if (v) v->as.name.callee = i < count ? dlrni_pickle_known[i].callee : DLRNI_CALL_REFUSED;
     if (v) v->as.name.dtype = dtype;
     return dlrni_pickle_push(p, v);
 }
 
-/* A line of an older opcode, without its newline; p NULL: there is none. */
+/* A line of an older opcode, without its newline; p NULL: there is none. Protocol 2 took GLOBAL
+   over from the textual protocols. */
 DLRNI_INTERNAL dlrni_span dlrni_pickle_line(dlrni_pickle *p) {
     dlrni_span line = {(const char *)p->c.p, 0};
     const size_t left = (size_t)(p->c.end - p->c.p);
@@ -7108,7 +7463,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_global(dlrni_pickle *p) {
     return dlrni_pickle_name(p, module, name);
 }
 
-/* STACK_GLOBAL: module and name as strings. */
+/* STACK_GLOBAL, from protocol 4 on: module and name as strings on the stack. They may come from the
+   memo, so a scan of the file for bad names would not find them. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_stack_global(dlrni_pickle *p) {
     const dlrni_py_value *name = dlrni_pickle_pop(p), *module = dlrni_pickle_pop(p);
     if (!name || !module || name->kind != DLRNI_PY_STRING || module->kind != DLRNI_PY_STRING)
@@ -7118,7 +7474,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_stack_global(dlrni_pickle *p) {
 
 /* ---- Calls ---- */
 
-/* A tuple of sizes; 0: it is not one, or has more than DLRN_MAX_DIMS. */
+/* A tuple of sizes; 0: it is not one, or has more than DLRN_MAX_DIMS. Their sign and size do not
+   matter yet: dlrni_archive_add looks at those. */
 DLRNI_INTERNAL int dlrni_pickle_sizes(const dlrni_py_value *v, int64_t *out, int *ndim) {
     int n = 0;
     if (!dlrni_pickle_is_sequence(v) || v->as.items.count > DLRN_MAX_DIMS) return 0;
@@ -7131,7 +7488,10 @@ DLRNI_INTERNAL int dlrni_pickle_sizes(const dlrni_py_value *v, int64_t *out, int
 }
 
 /* _rebuild_tensor, _v2, _v3: (storage, offset, size, stride, requires_grad, hooks, ...). The next
-   argument is, in v2, a dictionary of bits (negated, conjugated), and in v3 the element type. */
+   argument is, in v2, a dictionary of bits (negated, conjugated), and in v3 the element type.
+   Arguments by position, as in torch/_utils.py; further ones are ignored, because newer versions
+   add some. requires_grad and hooks say nothing about the numbers. A negated tensor would be read
+   with the wrong sign, so it is refused. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_tensor(dlrni_pickle *p, const dlrni_py_value *args,
                                                int is_v3) {
     enum { STORAGE, OFFSET, SHAPE, STRIDE, EXTRA = 6 };
@@ -7163,8 +7523,9 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_tensor(dlrni_pickle *p, const dlrni_py_v
     return dlrni_pickle_push(p, t);
 }
 
-/* OrderedDict([(key, value), ...]). The pairs are copied, and a list that is shared could be
-   copied any number of times, so no more pairs than bytes read are copied. */
+/* OrderedDict([(key, value), ...]), as Python 2 writes one; Python 3 calls it without arguments,
+   and SETITEMS follows. The pairs are copied, and a list that is shared could be copied any number
+   of times, so no more pairs than bytes read are copied. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_pairs(dlrni_pickle *p, const dlrni_py_value *args) {
     dlrni_py_value *dict = dlrni_pickle_new(p, DLRNI_PY_DICT);
     const dlrni_py_value *pairs = dlrni_pickle_item(args, 0), *l = NULL;
@@ -7182,7 +7543,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_pairs(dlrni_pickle *p, const dlrni_py_va
     return dlrni_pickle_push(p, dict);
 }
 
-/* REDUCE: the value that a call would return. */
+/* REDUCE: the value that a call would return. CALL_FIRST gives its first argument: a parameter is
+   its tensor, torch.Size its sizes, a device its name. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_reduce(dlrni_pickle *p) {
     const dlrni_py_value *args = dlrni_pickle_pop(p), *callee = dlrni_pickle_pop(p);
     if (callee && callee->kind == DLRNI_PY_NAME && callee->as.name.callee == DLRNI_CALL_TYPED &&
@@ -7206,7 +7568,9 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_reduce(dlrni_pickle *p) {
 }
 
 /* BINPERSID: ('storage', type, key, location, elements[, view]). The view of older files is (key,
-   offset, elements) of a part of the storage. */
+   offset, elements) of a part of the storage. A persistent id names something outside of the
+   pickle, which the reader must bring. Key and number of elements are only claims until the walk
+   finds the storage. The location, "cpu" or "cuda:0", says where it was. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_storage(dlrni_pickle *p) {
     enum { WORD, TYPE, KEY, LOCATION, ELEMENTS, VIEW };
     const dlrni_py_value *id = dlrni_pickle_pop(p), *view = dlrni_pickle_item(id, VIEW);
@@ -7232,8 +7596,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_storage(dlrni_pickle *p) {
 
 /* ---- The opcodes ---- */
 
-/* LONG1: a signed number of `size` bytes, low byte first. Only torch's magic number has more than
-   64 bits; it is kept as its bytes. */
+/* LONG1: a signed number of `size` bytes, low byte first, as many as it needs. Only torch's magic
+   number has more than 64 bits; it is kept as its bytes. A size of 0 is the number 0. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_long(dlrni_pickle *p, uint64_t size) {
     if (size > 8) return dlrni_pickle_push_text(p, size);
     const unsigned char *v = dlrni_take(&p->c, size);
@@ -7243,7 +7607,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_long(dlrni_pickle *p, uint64_t size) {
     return dlrni_pickle_push_int(p, DLRNI_PY_INT, (int64_t)u);
 }
 
-/* BINFLOAT: a double, high byte first. */
+/* BINFLOAT: a double, high byte first, unlike all other numbers here. Checkpoints hold learning
+   rates and scales in this form. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_float(dlrni_pickle *p) {
     const unsigned char *raw = dlrni_take(&p->c, 8);
     if (!raw) return dlrni_pickle_error(p, "a number is cut off");
@@ -7258,7 +7623,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_protocol(dlrni_pickle *p, uint64_t n) {
     return n >= 2 && n <= 5 ? DLRN_OK : dlrni_pickle_error(p, "a protocol other than 2 to 5");
 }
 
-/* Whatever else is on the stack is dropped with the arena. */
+/* The value on top is the result. Values left below it are dropped with the arena, as Python drops
+   them. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_stop(dlrni_pickle *p) {
     p->done = 1;
     p->result = dlrni_pickle_pop(p);
@@ -7266,7 +7632,10 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_stop(dlrni_pickle *p) {
 }
 
 /* The whole machine: X(name, code, bytes of its argument n, what it does to machine p). BUILD sets
-   attributes of an object, such as a state dict's _metadata: they are dropped. */
+   attributes of an object, such as a state dict's _metadata: they are dropped. FRAME announces how
+   many bytes to read at once, which is of no use in memory. Opcodes that are missing: INST, OBJ,
+   NEWOBJ, EXT, which make objects; LONG4, sets, bytes arrays, which no file of tensors has; and the
+   textual ones of protocols 0 and 1. */
 #define DLRNI_OPCODE_LIST(X)                                                                       \
     X(PROTO, 0x80, 1, dlrni_pickle_protocol(p, n))                                                 \
     X(FRAME, 0x95, 8, DLRN_OK)                                                                     \
@@ -7315,7 +7684,8 @@ enum {
         DLRNI_OP_COUNT = 256
 };
 
-/* Bytes of an opcode's argument; -1: unknown. */
+/* Bytes of an opcode's argument; -1: unknown. Known from the opcode alone, so that the argument is
+   taken in one place, with one check. */
 DLRNI_INTERNAL int dlrni_opcode_bytes(int op) {
 #define DLRNI_OPCODE_BYTES(name, code, bytes, action)                                              \
     case code: return bytes;
@@ -7326,7 +7696,7 @@ DLRNI_INTERNAL int dlrni_opcode_bytes(int op) {
 #undef DLRNI_OPCODE_BYTES
 }
 
-/* Runs one opcode; its argument has been read. */
+/* Runs one opcode; its argument has been read. Unknown opcodes do not come here. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_act(dlrni_pickle *p, int op, uint64_t n) {
 #define DLRNI_OPCODE_ACTION(name, code, bytes, action)                                             \
     case code: return action;
@@ -7337,7 +7707,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_act(dlrni_pickle *p, int op, uint64_t n)
 #undef DLRNI_OPCODE_ACTION
 }
 
-/* Reads one opcode with its argument, and runs it. */
+/* Reads one opcode with its argument, and runs it. An unknown opcode ends the reading: its argument
+   has no known length, so nothing after it would be understood. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_next(dlrni_pickle *p) {
     const unsigned char *op = dlrni_take(&p->c, 1), *v;
     if (!op) return dlrni_pickle_error(p, "it ends before its STOP");
@@ -7352,7 +7723,9 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_next(dlrni_pickle *p) {
     return dlrni_pickle_act(p, *op, dlrni_le(v, bytes));
 }
 
-/* Runs one pickle and leaves the cursor behind its STOP. */
+/* Runs one pickle and leaves the cursor behind its STOP. Files from before torch 1.6 run five on
+   one machine: the memo and the stack begin anew, and the arena stays, because the last pickles
+   need values of those before. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_run(dlrni_pickle *p) {
     p->start = p->c.p;
     p->depth = p->memos = p->pairs = 0;
@@ -7378,8 +7751,20 @@ DLRNI_INTERNAL void dlrni_pickle_free(dlrni_pickle *p) {
       STEM/data/KEY     the bytes of each storage
       STEM/version      "3\n"
 
-   Before, it was five pickles in a row (magic number, version 1001, system, object, list of the
-   storages' keys), and then for each key the number of elements, 8 bytes, and the elements. */
+   Newer versions add members that we do not need (.format_version, .data/serialization_id).
+
+   Two tensors may view one storage, as a tied decoder does, so numbers lie in the file once:
+
+      data.pkl    "encoder"  ->  tensor, storage "0", offset 0, [3, 2], strides 2, 1 --+
+                  "decoder"  ->  tensor, storage "0", offset 0, [2, 3], strides 1, 2 --+--> data/0
+                  "bias"     ->  tensor, storage "1", offset 0, [3],    stride 1    ------> data/1
+
+   Before 1.6 it was five pickles in a row, and the storages after them:
+
+      | magic | 1001 | system | object | ["0", "1"] | n, n elements of "0" | n, n elements of "1" |
+
+   n takes 8 bytes. The types of the elements are only in the object: without it, nobody can tell
+   where a storage ends. */
 
 /* Where the bytes of a storage are, in either container: the member named prefix + key. */
 typedef struct dlrni_storages {
@@ -7390,10 +7775,12 @@ typedef struct dlrni_storages {
     int exact;        /* a storage ends where the pickle says, although its member may go on */
 } dlrni_storages;
 
-/* NULL: not in the file. */
+/* NULL: not in the file. The key comes from the pickle. It is looked up among the members of this
+   file and never used as a path, so "../x" finds nothing. */
 DLRNI_INTERNAL const dlrni_member *dlrni_find_storage(const dlrni_storages *s, dlrni_span key) {
     char name[1024];
     const size_t n = strlen(s->prefix), len = (size_t)key.len;
+    /* torch numbers its keys, so a longer one is no name of a member */
     if (len > sizeof name - n) return NULL;
     memcpy(name, s->prefix, n);
     memcpy(name + n, key.p, len);
@@ -7403,8 +7790,11 @@ DLRNI_INTERNAL const dlrni_member *dlrni_find_storage(const dlrni_storages *s, d
 
 /* ---- From the value to tensors ---- */
 
-/* A pickle can refer to one value many times, so a small file can describe a tree without end.
-   Three bounds keep what is made of it in proportion to the file. */
+/* A pickle can refer to one value many times, so a small file can describe a tree without end:
+
+      a = [tensor]   b = [a, a]   c = [b, b]   ...   a few bytes more, twice as many tensors
+
+   Three bounds, and that of dlrni_walk_value, keep what is made of it in proportion to the file. */
 enum {
     DLRNI_TORCH_DEPTH = 64,      /* containers in containers: they nest on the C stack         */
     DLRNI_TORCH_NAME_MAX = 1000, /* bytes of a tensor's name, its path in the object           */
@@ -7412,6 +7802,8 @@ enum {
                                     layers of one byte each may share a storage                 */
 };
 
+/* The way from a value to its tensors. The name is one buffer, which grows and shrinks with the
+   path. */
 typedef struct dlrni_walk {
     dlrn_archive *a;
     const dlrni_storages *storages;
@@ -7421,7 +7813,10 @@ typedef struct dlrni_walk {
     int64_t numbers;        /* in the tensors so far */
 } dlrni_walk;
 
-/* Finds the bytes of a tensor's storage, which must hold what the pickle claims: *bytes. */
+/* Finds the bytes of a tensor's storage, which must hold what the pickle claims: *bytes. The member
+   may be longer than the claim: then only what is claimed counts (exact), since torch reads no
+   more. Deflated storages are refused: torch never writes them, and one could unpack to 1032 times
+   the file. */
 DLRNI_INTERNAL dlrn_status dlrni_walk_storage(const dlrni_walk *w, const dlrni_py_value *storage,
                                               int64_t len, const unsigned char **data,
                                               uint64_t *bytes) {
@@ -7430,11 +7825,13 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_storage(const dlrni_walk *w, const dlrni_p
     int64_t need = 0;
     if (!m)
         return dlrn_fail(w->a->ctx, DLRN_ERR_FORMAT,
-                         "%s: tensor '%.*s': its storage '%.*s' is not in the file", w->a->path,
-                         (int)len, w->name, (int)dlrni_min(storage->as.storage.key.len, 64),
+                         "%s: tensor '%.*s': expected its storage '%.*s' in the file, found none",
+                         w->a->path, (int)len, w->name,
+                         (int)dlrni_min(storage->as.storage.key.len, 64),
                          storage->as.storage.key.p);
     if (m->method != DLRNI_ZIP_STORED)
-        return dlrn_fail(w->a->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%.*s' is compressed",
+        return dlrn_fail(w->a->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: tensor '%.*s': expected a stored member, found a deflated one",
                          w->a->path, (int)len, w->name);
     if (!dlrni_mul(storage->as.storage.elements, size, &need) || (uint64_t)need > m->size)
         return dlrn_fail(w->a->ctx, DLRN_ERR_FORMAT,
@@ -7446,7 +7843,9 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_storage(const dlrni_walk *w, const dlrni_p
     return DLRN_OK;
 }
 
-/* Adds a tensor under the path so far. */
+/* Adds a tensor under the path so far. Each tensor lies within its storage, but many may share one:
+   a reader that makes an array of each would need memory that the file never had. So their numbers
+   are summed up, and bounded. */
 DLRNI_INTERNAL dlrn_status dlrni_walk_tensor(dlrni_walk *w, const dlrni_py_value *t, int64_t len) {
     dlrn_archive *a = w->a;
     const dlrni_py_value *storage = t->as.tensor.storage;
@@ -7464,11 +7863,13 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_tensor(dlrni_walk *w, const dlrni_py_value
     e.info.dtype = t->as.tensor.dtype;
     e.offset = t->as.tensor.offset;
     e.swap = w->storages->swap;
+    /* both are claims: their sum may overflow */
     if (storage->as.storage.view_offset &&
         !dlrni_add(e.offset, storage->as.storage.view_offset, &e.offset))
-        e.offset = -1;
+        e.offset = -1; /* dlrni_archive_add refuses it, and says so */
     DLRNI_TRY(dlrni_archive_add(a, w->name, len, &e, bytes));
     w->numbers += a->entries[a->count - 1].info.numel;
+    /* the numbers of this tensor count, however few bytes they share */
     if (w->numbers <= max) return DLRN_OK;
     return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
                      "%s: tensor '%.*s': shares its numbers with too many others: expected at most "
@@ -7476,13 +7877,18 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_tensor(dlrni_walk *w, const dlrni_py_value
                      a->path, (int)len, w->name, (long long)max, (long long)w->numbers);
 }
 
+/* Values lie in containers, so walking a value and walking its items call each other. */
 DLRNI_INTERNAL dlrn_status dlrni_walk_value(dlrni_walk *w, const dlrni_py_value *v, int64_t len);
 
-/* Walks one item of a container: its key, or its index, is appended to the path. */
+/* Walks one item of a container: its key, or its index, is appended to the path, "layers" then "0"
+   then "weight". Keys of other kinds are named by their place. The caller's length of the path
+   stays, so that the next item overwrites this one. The path is measured before it is written: a
+   key is as long as its file likes. */
 DLRNI_INTERNAL dlrn_status dlrni_walk_child(dlrni_walk *w, const dlrni_py_value *key, int64_t index,
                                             const dlrni_py_value *item, int64_t len) {
     char number[32];
     dlrni_span part = {number, 0};
+    /* {0: tensor} is named by its number, as a list would be */
     if (key && key->kind == DLRNI_PY_INT) index = key->as.integer;
     part.len = dlrni_print(number, sizeof number, "%lld", (long long)index);
     if (key && key->kind == DLRNI_PY_STRING) part = key->as.text;
@@ -7495,7 +7901,8 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_child(dlrni_walk *w, const dlrni_py_value 
     return dlrni_walk_value(w, item, len + part.len);
 }
 
-/* A dictionary's links are key, value, key, value; a list's items are named by their index. */
+/* A dictionary's links are key, value, key, value; a list's items are named by their index. Order
+   is kept: a list of layers is read in the order in which it was saved. */
 DLRNI_INTERNAL dlrn_status dlrni_walk_items(dlrni_walk *w, const dlrni_py_value *v, int64_t len) {
     int64_t index = 0;
     for (const dlrni_py_value *l = v->as.items.first; l; l = l->as.link.next, index++) {
@@ -7510,11 +7917,15 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_items(dlrni_walk *w, const dlrni_py_value 
 }
 
 /* Walks a value and what it holds: tensors become entries, numbers and texts notes. `work` counts
-   about the memory that each takes; work_max is that of the values read plus the file. */
+   about the memory that each takes, in values of the arena: an entry four, a note two, and more for
+   a long name or text. work_max is that of the values read, plus the file. A shared tree is walked
+   once for each time that it is reached, until the work runs out. None, names and storages without
+   a tensor hold nothing that we need. */
 DLRNI_INTERNAL dlrn_status dlrni_walk_value(dlrni_walk *w, const dlrni_py_value *v, int64_t len) {
     char text[64];
     const int64_t text_len = v->kind == DLRNI_PY_STRING ? v->as.text.len : 0;
     w->work += (v->kind == DLRNI_PY_TENSOR ? 4 : 2) + len / 16 + text_len;
+    /* honest files nest 5 levels or so: state, layers, a layer, its weights */
     if (w->work > w->work_max || w->depth >= DLRNI_TORCH_DEPTH)
         return dlrn_fail(w->a->ctx, DLRN_ERR_FORMAT,
                          "%s: pickle: values nested too deep or without end", w->a->path);
@@ -7537,8 +7948,9 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_value(dlrni_walk *w, const dlrni_py_value 
     return dlrni_archive_annotate(w->a, w->name, len, text, (int64_t)strlen(text));
 }
 
-/* Walks the result of a pickle. 4 a value read: a value can be reached twice or so in an honest
-   file (shared layers), never as often as in a bomb. */
+/* Walks the result of a pickle. The work is bounded by 4 for each value read: an honest file
+   reaches a value twice or so (shared layers, an optimiser that keeps the weights), never as often
+   as a bomb. */
 DLRNI_INTERNAL dlrn_status dlrni_walk_pickle(dlrni_pickle *p, const dlrni_storages *storages) {
     dlrni_walk w;
     memset(&w, 0, sizeof w);
@@ -7551,7 +7963,9 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_pickle(dlrni_pickle *p, const dlrni_storag
 /* ---- The two containers ---- */
 
 /* Runs data.pkl, and finds the storages beside it in the zip. STEM is the folder of data.pkl, and
-   is bounded so that STEM and a member's name fit in prefix. */
+   is bounded so that STEM and a member's name fit in prefix. data.pkl must be stored, since strings
+   of the pickle are used where they lie, for as long as the archive is open. byteorder is compared
+   as 3 bytes: anything but "big" is little, as in files that have no such member. */
 DLRNI_INTERNAL dlrn_status dlrni_pt_open(dlrn_archive *a, const dlrni_zip *z,
                                          const dlrni_member *pkl) {
     dlrni_storages s = {z->m, &z->names, "", 0, 1};
@@ -7560,12 +7974,14 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_open(dlrn_archive *a, const dlrni_zip *z,
     const int stem = (int)pkl->name_len - (int)strlen("data.pkl");
     a->format = "pt";
     if (pkl->method != DLRNI_ZIP_STORED)
-        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: its data.pkl is compressed", a->path);
+        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: data.pkl: expected a stored member, found a deflated one", a->path);
     if (stem > 400)
         return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: zip: names longer than 400 bytes",
                          a->path);
     dlrni_print(s.prefix, sizeof s.prefix, "%.*sbyteorder", stem, pkl->name);
     int64_t order = dlrni_lookup_find(&z->names, s.prefix, (int64_t)strlen(s.prefix));
+    /* a member of 3 bytes that lies in the file, since compressed ones cannot be compared */
     s.swap = order >= 0 && z->m[order].packed == 3 && !memcmp(z->m[order].data, "big", 3);
     dlrni_print(s.prefix, sizeof s.prefix, "%.*sdata/", stem, pkl->name);
     memset(&p, 0, sizeof p);
@@ -7580,6 +7996,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_open(dlrn_archive *a, const dlrni_zip *z,
     return st;
 }
 
+/* A file from before 1.6 while it is read. Its storages are listed as if they were members of a
+   zip, so that the walk is the same for both. */
 typedef struct dlrni_legacy {
     dlrni_pickle p;
     dlrni_member *m; /* [n] a storage each */
@@ -7588,12 +8006,14 @@ typedef struct dlrni_legacy {
     dlrni_lookup types; /* key -> index of a value of the arena that says the type of storage */
 } dlrni_legacy;
 
-/* The value at an index of the arena. */
+/* The value at an index of the arena. It stands for a pointer: tables of names hold numbers. */
 DLRNI_INTERNAL const dlrni_py_value *dlrni_legacy_value(const dlrni_legacy *l, int64_t index) {
     return &l->p.chunks[index / DLRNI_PICKLE_CHUNK][index % DLRNI_PICKLE_CHUNK];
 }
 
-/* The list of storages does not say their types: those are in the arena. */
+/* The list of storages does not say their types: those are in the arena. All of it is searched,
+   since a storage may belong to no tensor that is left. Of two types for one key the first
+   counts. */
 DLRNI_INTERNAL dlrn_status dlrni_legacy_types(dlrni_legacy *l) {
     for (int64_t i = 0; i < l->p.n_chunks * DLRNI_PICKLE_CHUNK; i++) {
         const dlrni_py_value *v = dlrni_legacy_value(l, i);
@@ -7605,7 +8025,8 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_types(dlrni_legacy *l) {
     return DLRN_OK;
 }
 
-/* Reads the next storage: 8 bytes of its number of elements, and the elements. */
+/* Reads the next storage: 8 bytes of its number of elements, and the elements. The number is a
+   claim: negative or too large, it overflows or reaches beyond the end. */
 DLRNI_INTERNAL dlrn_status dlrni_legacy_storage(dlrni_legacy *l, const dlrni_py_value *key) {
     dlrni_pickle *p = &l->p;
     int64_t type = -1, bytes = 0;
@@ -7629,9 +8050,13 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_storage(dlrni_legacy *l, const dlrni_py_
     return DLRN_OK;
 }
 
-/* The five pickles, then the storages. */
+/* The five pickles, then the storages. Each result is checked before the next pickle is run, so
+   that a pickle that is not torch's is refused at once. The object stays in the arena while the
+   keys are read. */
 DLRNI_INTERNAL dlrn_status dlrni_legacy_run(dlrni_legacy *l) {
+    /* torch never wrote another version */
     enum { VERSION = 1001 };
+    /* 0x1950a86a20f9469cfc6c, low byte first: a number that no other program would write */
     static const char magic[] = "\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
     dlrni_pickle *p = &l->p;
     DLRNI_TRY(dlrni_pickle_run(p));
@@ -7645,6 +8070,7 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_run(dlrni_legacy *l) {
     dlrni_py_value *object = p->result;
     DLRNI_TRY(dlrni_pickle_run(p));
     const dlrni_py_value *keys = p->result;
+    /* a list, in the order of the storages in the file */
     if (keys->kind != DLRNI_PY_LIST) return dlrni_pickle_error(p, "expected the list of storages");
     l->m = DLRNI_NEW(p->a->ctx, dlrni_member, keys->as.items.count);
     if (!l->m) return DLRN_ERR_MEMORY;
@@ -7656,7 +8082,8 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_run(dlrni_legacy *l) {
     return dlrni_walk_pickle(p, &s);
 }
 
-/* The whole file is one run of pickles and storages. */
+/* The whole file is one run of pickles and storages. A pickle that is not torch's comes here, too,
+   and is refused by its magic number. */
 DLRNI_INTERNAL dlrn_status dlrni_legacy_open(dlrn_archive *a) {
     dlrni_legacy l;
     memset(&l, 0, sizeof l);
@@ -7673,16 +8100,20 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_open(dlrn_archive *a) {
     return s;
 }
 
-/* ---- Writing ---- */
+/* ---- Writing ----
 
-/* Opcodes, by their names. */
+   The same file as torch.save(state_dict): every torch since 1.6 loads it, also with
+   weights_only=True. Each tensor has a storage of its own. No memo is written: nothing is used
+   twice, and the pickle is longer by a few names only. */
+
+/* Appends opcodes, by their names. */
 #define DLRNI_TORCH_OPS(b, ...)                                                                    \
     do {                                                                                           \
         static const unsigned char dlrni_ops[] = {__VA_ARGS__};                                    \
         dlrni_bytes_add((b), dlrni_ops, sizeof dlrni_ops);                                         \
     } while (0)
 
-/* BINUNICODE: length in 4 bytes, UTF-8. */
+/* BINUNICODE: length in 4 bytes, UTF-8. A name that is not UTF-8 would be refused by Python. */
 DLRNI_INTERNAL void dlrni_torch_put_text(dlrni_bytes *b, const char *s) {
     unsigned char head[5] = {DLRNI_OP_BINUNICODE};
     dlrni_put_le(head + 1, strlen(s), 4);
@@ -7690,29 +8121,30 @@ DLRNI_INTERNAL void dlrni_torch_put_text(dlrni_bytes *b, const char *s) {
     dlrni_bytes_text(b, s);
 }
 
-/* LONG1 of 8 bytes for all integers: longer than needed for small ones, and the same code for
-   all. */
+/* LONG1 of 8 bytes for all integers: longer than needed for small ones, and the same code for all.
+   torch reads either. */
 DLRNI_INTERNAL void dlrni_torch_put_int(dlrni_bytes *b, int64_t v) {
     unsigned char raw[10] = {DLRNI_OP_LONG1, 8};
     dlrni_put_le(raw + 2, (uint64_t)v, 8);
     dlrni_bytes_add(b, raw, sizeof raw);
 }
 
-/* module and name joined by a newline. */
+/* GLOBAL: module and name joined by a newline, and one at the end. */
 DLRNI_INTERNAL void dlrni_torch_put_name(dlrni_bytes *b, const char *name) {
     DLRNI_TORCH_OPS(b, DLRNI_OP_GLOBAL);
     dlrni_bytes_text(b, name);
     dlrni_bytes_add(b, "\n", 1);
 }
 
-/* OrderedDict(): the state dict, and the hooks of each tensor. */
+/* OrderedDict(): the state dict, and the hooks of each tensor, of which there are none. */
 DLRNI_INTERNAL void dlrni_torch_put_dict(dlrni_bytes *b) {
     dlrni_torch_put_name(b, "collections\nOrderedDict");
     DLRNI_TORCH_OPS(b, DLRNI_OP_EMPTY_TUPLE, DLRNI_OP_REDUCE);
 }
 
 /* Name and value of one tensor: _rebuild_tensor_v2(storage, 0, shape, stride, False,
-   OrderedDict()), its storage under the key `index`. */
+   OrderedDict()), its storage under the key `index`. The location is "cpu": torch would look for a
+   device that this machine may not have. False is requires_grad. */
 DLRNI_INTERNAL void dlrni_torch_put_tensor(dlrni_bytes *b, const dlrn_tensor_out *t, int64_t index,
                                            int64_t numel) {
     char key[32], type[64];
@@ -7740,7 +8172,9 @@ DLRNI_INTERNAL void dlrni_torch_put_tensor(dlrni_bytes *b, const dlrn_tensor_out
     DLRNI_TORCH_OPS(b, DLRNI_OP_TUPLE, DLRNI_OP_REDUCE);
 }
 
-/* data.pkl: an OrderedDict of tensors, each on a storage of its own, in protocol 2. */
+/* data.pkl: an OrderedDict of tensors, each on a storage of its own, in protocol 2. The bound on
+   names is the reader's: what is written here can be read here. torch has no storages of unsigned
+   types beyond 8 bits. */
 DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_bytes *b, const dlrn_tensor_out *tensors,
                                            int64_t count) {
     DLRNI_TORCH_OPS(b, DLRNI_OP_PROTO, 2);
@@ -7763,7 +8197,9 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_bytes *b, const dlrn_tensor_out
     return b->failed ? DLRN_ERR_MEMORY : DLRN_OK;
 }
 
-/* Members in torch's order. */
+/* Members in torch's order, in the folder "archive", which torch takes where it does not know a
+   file's name. The data follows its pickle, so that a pipe is enough. The elements are written low
+   byte first on every machine, hence "little". */
 DLRNI_INTERNAL dlrn_status dlrni_pt_write(dlrni_sink *o, const dlrn_tensor_out *tensors,
                                           int64_t count) {
     dlrni_zip_writer z = dlrni_zip_to(o);
@@ -7788,16 +8224,25 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_write(dlrni_sink *o, const dlrn_tensor_out *
 
 /* ------------------------------------------------------------------------------------------ */
 // >>formats
-/* The one way into all formats. A file is recognised by its first bytes, never by its name; only
-   the index of a sharded model, which is plain JSON, is known by its suffix .index.json. */
+/* The one way into all formats. A file is recognised by its first bytes, never by its name: a .bin
+   from the hub may be any of them. Only the index of a sharded model, which is plain JSON, is known
+   by its suffix .index.json.
 
-/* A .pt or .npz, depending on its members. */
+      93 "NUMPY"              .npy
+      "PK" 3 4, "PK" 5 6      zip: data.pkl inside, .pt; else .npz ("PK" 5 6: without members)
+      8 bytes, then "{"       .safetensors
+      80 02                   pickle, protocol 2: .pt from before torch 1.6 */
+
+/* A .pt or .npz, depending on its members. data.pkl decides first: a .pt may hold .npy files that a
+   program added. Other zips, such as a packed folder, are refused. The list of members is
+   freed here; entries point into the map, not into it. */
 DLRNI_INTERNAL dlrn_status dlrni_zip_open(dlrn_archive *a) {
     dlrni_zip z;
     memset(&z, 0, sizeof z);
     dlrn_status s = dlrni_zip_list(a, &z);
     const dlrni_member *pkl = NULL, *npy = NULL;
     for (int64_t i = 0; i < z.n && s == DLRN_OK; i++) {
+        /* "/": torch puts everything into a folder */
         if (dlrni_member_ends(&z.m[i], "/data.pkl")) pkl = &z.m[i];
         if (dlrni_member_ends(&z.m[i], ".npy")) npy = &z.m[i];
     }
@@ -7815,7 +8260,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_open(dlrn_archive *a) {
 }
 
 /* Tells the format by the first bytes: .npy and zip have a magic; safetensors has '{' after its
-   length; a pickle begins with its protocol. An old tar is named, since users do meet it. */
+   length; a pickle begins with its protocol. safetensors comes after the magics, since it has none.
+   An old tar is named, since users do meet it. */
 DLRNI_INTERNAL dlrn_status dlrni_archive_detect(dlrn_archive *a) {
     const unsigned char *p = a->map.p;
     uint64_t n = a->map.size;
@@ -7834,7 +8280,8 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_detect(dlrn_archive *a) {
                      a->path, (unsigned long long)n);
 }
 
-/* Hands a to the caller, or closes it after an error. */
+/* Hands a to the caller, or closes it after an error. Closing keeps the error text: it is in the
+   context. */
 DLRNI_INTERNAL dlrn_status dlrni_archive_done(dlrn_archive *a, dlrn_status s, dlrn_archive **out) {
     if (s != DLRN_OK) {
         dlrn_archive_close(a);
@@ -7844,7 +8291,7 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_done(dlrn_archive *a, dlrn_status s, dl
     return s;
 }
 
-/* Never an index: its shards would be files. */
+/* Never an index: its shards would be files, and bytes from a network must not open any. */
 DLRN_API dlrn_status dlrn_archive_open_memory(dlrn_context *ctx, const void *bytes, size_t size,
                                               const char *name, dlrn_archive **out) {
     dlrn_archive *a;
@@ -7852,14 +8299,23 @@ DLRN_API dlrn_status dlrn_archive_open_memory(dlrn_context *ctx, const void *byt
     DLRNI_TRY(dlrni_archive_new(ctx, name, &a));
     a->map.p = (const unsigned char *)bytes;
     a->map.size = size;
+    /* the caller keeps the bytes, and closing must not free them */
     a->borrowed = 1;
     return dlrni_archive_done(a, dlrni_archive_detect(a), out);
 }
 
-/* ---- Sharded models ---- */
+/* ---- Sharded models ----
+
+   Models beyond a few GB come in several files, and an index that says which tensor is where:
+
+      model.safetensors.index.json        {"weight_map": {"wte": "model-00001-of-00002.safetensors",
+                                                          "ln_f": "model-00002-of-00002..."}}
+      model-00001-of-00002.safetensors    wte
+      model-00002-of-00002.safetensors    ln_f */
 
 /* Joins the folder of `path` and a name into out [size]. 0: too long, or the name would leave the
-   folder. */
+   folder. An index from the hub must not make us open /etc/passwd, or a file of the folder above.
+   On Windows a colon names a drive or a stream. */
 DLRNI_INTERNAL int dlrni_sibling(const char *path, const char *name, char *out, size_t size) {
     const char *slash = strrchr(path, '/');
     int n = slash ? (int)(slash - path) + 1 : 0;
@@ -7867,9 +8323,11 @@ DLRNI_INTERNAL int dlrni_sibling(const char *path, const char *name, char *out, 
     return dlrni_print(out, size, "%.*s%s", n, path, name) < (int)size;
 }
 
-/* Opens each file that weight_map names, once, and adds its tensors. */
+/* Opens each file that weight_map names, once, and adds its tensors. A shard is found by its path
+   among those that are open: there are a few dozen. It is counted only when it is open, since
+   closing goes by the count. Tensors of a shard that the index does not name are left out. */
 DLRNI_INTERNAL dlrn_status dlrni_open_shards(dlrn_archive *a, const dlrn_json *map) {
-    char path[4096];
+    char path[4096]; /* the longest that Linux opens */
     a->shards = DLRNI_NEW_ZERO(a->ctx, dlrn_archive *, map->count);
     if (!a->shards) return DLRN_ERR_MEMORY;
     for (const dlrn_json *m = map->first; m; m = m->next) {
@@ -7877,25 +8335,27 @@ DLRNI_INTERNAL dlrn_status dlrni_open_shards(dlrn_archive *a, const dlrn_json *m
             dlrni_has_suffix(m->text, ".index.json") || /* an index in an index could be a cycle */
             !dlrni_sibling(a->path, m->text, path, sizeof path))
             return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
-                             "%s: weight_map: '%s' does not name a file of its folder", a->path,
-                             m->key);
+                             "%s: weight_map: tensor '%s': expected a file of the same folder",
+                             a->path, m->key);
         int64_t i = 0;
         while (i < a->n_shards && strcmp(a->shards[i]->path, path)) i++;
+        /* not open yet */
         if (i == a->n_shards) {
             DLRNI_TRY(dlrn_archive_open(a->ctx, path, &a->shards[i]));
             a->n_shards++;
         }
+        /* the index may be of another version of the model */
         int64_t at = dlrn_archive_find(a->shards[i], m->key);
         if (at < 0)
-            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
-                             "%s: expected tensor '%s', which %s says is there", path, m->key,
-                             a->path);
+            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected tensor '%s', as %s says", path,
+                             m->key, a->path);
         DLRNI_TRY(dlrni_archive_adopt(a, &a->shards[i]->entries[at]));
     }
     return DLRN_OK;
 }
 
-/* {"metadata": ..., "weight_map": {"TENSOR": "FILE", ...}} */
+/* {"metadata": ..., "weight_map": {"TENSOR": "FILE", ...}}, as transformers writes it. metadata
+   holds the total size, which nobody needs. */
 DLRNI_INTERNAL dlrn_status dlrni_index_open(dlrn_archive *a) {
     dlrn_json *root;
     DLRNI_TRY(dlrn_json_parse(a->ctx, (const char *)a->map.p, a->map.size, a->path, &root));
@@ -7909,7 +8369,8 @@ DLRNI_INTERNAL dlrn_status dlrni_index_open(dlrn_archive *a) {
     return s;
 }
 
-/* The map belongs to the archive before it is parsed, so that closing frees it after an error. */
+/* The map belongs to the archive before it is parsed, so that closing frees it after an error. One
+   place for the error: everything that failed half-way is closed by dlrni_archive_done. */
 DLRN_API dlrn_status dlrn_archive_open(dlrn_context *ctx, const char *path, dlrn_archive **out) {
     dlrn_archive *a;
     *out = NULL;
@@ -7922,7 +8383,9 @@ DLRN_API dlrn_status dlrn_archive_open(dlrn_context *ctx, const char *path, dlrn
 
 /* ---- Writing ---- */
 
-/* Refuses two tensors, or two keys of metadata, of one name: neither could be read back. */
+/* Refuses two tensors, or two keys of metadata, of one name: neither could be read back. Before the
+   file is created. Metadata is a list of pairs, closed with NULL. A table for each kind: a tensor
+   and a note may have one name. */
 DLRNI_INTERNAL dlrn_status dlrni_check_unique(dlrn_context *ctx, const dlrn_tensor_out *tensors,
                                               int64_t count, const char *const *metadata) {
     dlrni_lookup seen[2] = {{NULL, 0, 0}, {NULL, 0, 0}}; /* of tensors, of metadata */
@@ -7943,7 +8406,9 @@ DLRNI_INTERNAL dlrn_status dlrni_check_unique(dlrn_context *ctx, const dlrn_tens
     return s;
 }
 
-/* Formats are told apart by suffix here, because there is nothing else to go by. */
+/* Formats are told apart by suffix here, because there is nothing else to go by. The arguments are
+   checked before the file is opened, so that a wrong suffix leaves no trace. Metadata goes to
+   safetensors alone: the others have no place for it that their libraries would read. */
 DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path,
                                         const dlrn_tensor_out *tensors, int64_t count,
                                         const char *const *metadata) {
@@ -7956,6 +8421,7 @@ DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path,
     DLRNI_REQUIRE(ctx, !npy || count == 1, "a .npy holds one tensor");
     DLRNI_TRY(dlrni_check_unique(ctx, tensors, count, metadata));
     DLRNI_TRY(dlrni_sink_open(ctx, path, &o));
+    /* a writer that fails leaves its error in the sink, and closing drops the file */
     if (st) o.status = dlrni_safetensors_write(&o, tensors, count, metadata);
     if (pt) o.status = dlrni_pt_write(&o, tensors, count);
     if (npz) o.status = dlrni_arrays_write(&o, tensors, count);
@@ -7971,11 +8437,13 @@ typedef struct dlrni_npy {
     int64_t rows, cols;
 } dlrni_npy;
 
-/* Refuses other formats: a source needs rows in the order of the file. */
+/* Refuses other formats: a source needs rows in the order of the file. Even a .pt of one tensor is
+   refused, since it would no longer work once a second tensor is added. */
 DLRNI_INTERNAL dlrn_status dlrni_npy_open(dlrn_context *ctx, const char *path, dlrni_npy *out) {
     memset(out, 0, sizeof *out);
     DLRNI_TRY(dlrn_archive_open(ctx, path, &out->file));
     const dlrn_tensor_info *info = dlrn_archive_info(out->file, 0);
+    /* every .npy has one tensor */
     if (!strcmp(out->file->format, "npy") && info && info->ndim == 2) {
         out->rows = info->shape[0];
         out->cols = info->shape[1];
@@ -7990,12 +8458,13 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_open(dlrn_context *ctx, const char *path, d
     return s;
 }
 
-/* Reads n rows to dst [n][cols]. */
+/* Reads n rows to dst [n][cols]. Fortran order and other types cost a slower copy, and no
+   memory. */
 DLRNI_INTERNAL dlrn_status dlrni_npy_rows(dlrni_npy *npy, int64_t first, int64_t n, float *dst) {
     return dlrn_archive_read_rows(npy->file, 0, first, n, dst);
 }
 
-/* Safe on one that was never opened, all zero. */
+/* Safe on one that was never opened, all zero. So a source can be closed after any error. */
 DLRNI_INTERNAL void dlrni_npy_close(dlrni_npy *npy) {
     dlrn_archive_close(npy->file);
     memset(npy, 0, sizeof *npy);
@@ -8007,6 +8476,14 @@ DLRNI_INTERNAL void dlrni_npy_close(dlrni_npy *npy) {
    number of rows before the rows. It is filled in at the end where the file can be rewound; on the
    way to a pipe, and for CSR, whose three arrays grow at once, rows wait in spools.
 
+      .npy, a file        header of 0 rows, rows ...;   at the end the header over the first one
+      .npy, rows known    header, rows ...
+      .npy, a pipe        spool: rows ...;              at the end the header, then the spool
+      .npz, CSR           3 spools;                     at the end the zip, an array at a time
+      bytes               bytes ...
+
+   So memory does not grow with the number of rows: the codes of a large run are larger than it.
+
    CSR as scipy.sparse.save_npz writes it, a matrix of 3 rows and 5 columns with 4 entries:
 
       shape    [3, 5]
@@ -8015,24 +8492,28 @@ DLRNI_INTERNAL void dlrni_npy_close(dlrni_npy *npy) {
       data     [.5, 2, 1, 3]  its value
       format   "csr" */
 
+/* A writer of one kind refuses the calls of another. */
 typedef enum dlrni_writer_kind {
     DLRNI_WRITES_NPY,
     DLRNI_WRITES_CSR,
     DLRNI_WRITES_BYTES
 } dlrni_writer_kind;
 
+/* The spools of a CSR writer; .npy uses the first. */
 enum { DLRNI_CSR_INDPTR, DLRNI_CSR_INDICES, DLRNI_CSR_DATA, DLRNI_CSR_PARTS };
 
+/* A file that grows. `o` is where its bytes go in the end, `part` where they wait. */
 struct dlrn_writer {
     dlrn_context *ctx;
     dlrni_sink o;
     dlrni_writer_kind kind;
     int64_t width, rows, rows_total, nnz; /* rows_total < 0: not known */
     dlrni_spool part[DLRNI_CSR_PARTS];    /* .npy: part[0] holds the rows, if it is open */
-    char *path;
+    char *path;                           /* for errors */
 };
 
-/* A writer without a file. path is copied for later errors. */
+/* A writer without a file. path is copied for later errors. Both blocks are allocated before either
+   is checked, so that one place frees them. */
 DLRNI_INTERNAL dlrn_status dlrni_writer_new(dlrn_context *ctx, const char *path,
                                             dlrni_writer_kind kind, int64_t width,
                                             dlrn_writer **out) {
@@ -8054,14 +8535,15 @@ DLRNI_INTERNAL dlrn_status dlrni_writer_new(dlrn_context *ctx, const char *path,
     return DLRN_OK;
 }
 
-/* Everything but the file, which is closed before. */
+/* Everything but the file, which is closed before, because closing has an error to report. */
 DLRNI_INTERNAL void dlrni_writer_free(dlrn_writer *w) {
     for (int i = 0; i < 3; i++) dlrni_spool_free(&w->part[i]);
     dlrn_free(w->ctx, w->path);
     dlrn_free(w->ctx, w);
 }
 
-/* The header of a .npy of `rows` rows. */
+/* The header of a .npy of `rows` rows, always 128 bytes, so that it can be written over the first
+   one. The path stands for a name in errors. */
 DLRNI_INTERNAL void dlrni_writer_header(dlrn_writer *w, int64_t rows) {
     unsigned char head[DLRNI_NPY_HEAD];
     dlrn_tensor_out t = {w->path, DLRN_F32, 2, {rows, w->width}, NULL};
@@ -8069,16 +8551,19 @@ DLRNI_INTERNAL void dlrni_writer_header(dlrn_writer *w, int64_t rows) {
     dlrni_sink_write(&w->o, head, sizeof head);
 }
 
-/* Opens the file and the spools; on failure frees the writer. */
+/* Opens the file and the spools; on failure frees the writer, and drops the file. Whether a .npy
+   needs a spool is found out by trying to rewind the empty file: a pipe says no. */
 DLRNI_INTERNAL dlrn_status dlrni_writer_open(dlrn_writer **out) {
     dlrn_writer *w = *out;
     dlrn_status s = dlrni_sink_open(w->ctx, w->path, &w->o);
     if (s == DLRN_OK) {
+        /* how many spools */
         int parts = w->kind == DLRNI_WRITES_CSR ? DLRNI_CSR_PARTS : 0;
         if (w->kind == DLRNI_WRITES_NPY && w->rows_total < 0) parts = !dlrni_sink_rewind(&w->o);
         for (int i = 0; i < parts && s == DLRN_OK; i++)
             s = dlrni_spool_open(w->ctx, w->path, &w->part[i]);
         if (s == DLRN_OK) return DLRN_OK;
+        /* the first error, so that closing drops the file */
         w->o.status = s;
         (void)!dlrni_sink_close(&w->o);
     }
@@ -8089,22 +8574,25 @@ DLRNI_INTERNAL dlrn_status dlrni_writer_open(dlrn_writer **out) {
 
 /* ---- Appending ---- */
 
-/* A file that can be rewound gets a header of 0 rows now, and its final one when it is closed. */
+/* A file that can be rewound gets a header of 0 rows now, and its final one when it is closed. If
+   the program is killed between, nothing shows: the file has its temporary name. */
 DLRN_API dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width,
                                      int64_t rows_total, dlrn_writer **out) {
     DLRNI_TRY(dlrni_writer_new(ctx, path, DLRNI_WRITES_NPY, width, out));
     (*out)->rows_total = rows_total;
     DLRNI_TRY(dlrni_writer_open(out));
+    /* a pipe whose number of rows is known gets its header now, and needs no spool */
     if (!(*out)->part[0].is_open) dlrni_writer_header(*out, rows_total < 0 ? 0 : rows_total);
     return DLRN_OK;
 }
 
-/* Appends to a spool. */
+/* Appends to a spool, unless an error came before: the parts must stay of one length. */
 DLRNI_INTERNAL void dlrni_writer_defer(dlrn_writer *w, int part, const void *bytes, size_t size) {
     if (w->o.status == DLRN_OK) w->o.status = dlrni_spool_add(&w->part[part], bytes, size);
 }
 
-/* After an error the status is returned again: nothing more is written. */
+/* After an error the status is returned again: nothing more is written, and a loop may check at its
+   end. A spool keeps the bytes of this machine; they are put in order when they are copied. */
 DLRN_API dlrn_status dlrn_npy_append(dlrn_writer *w, const float *x, int64_t rows) {
     DLRNI_REQUIRE(w->ctx, w->kind == DLRNI_WRITES_NPY && rows >= 0,
                   "not a writer of .npy, or a negative number of rows");
@@ -8116,18 +8604,22 @@ DLRN_API dlrn_status dlrn_npy_append(dlrn_writer *w, const float *x, int64_t row
     return w->o.status;
 }
 
+/* Nothing goes to the file before it is closed: the first array needs the number of all entries. */
 DLRN_API dlrn_status dlrn_csr_create(dlrn_context *ctx, const char *path, int64_t width,
                                      dlrn_writer **out) {
     DLRNI_TRY(dlrni_writer_new(ctx, path, DLRNI_WRITES_CSR, width, out));
     return dlrni_writer_open(out);
 }
 
-/* indptr goes on from the rows before: each batch counts from 0. */
+/* indptr goes on from the rows before: each batch counts from 0. The first 0 of indptr is written
+   at the end, so that an empty file has it, too. */
 DLRN_API dlrn_status dlrn_csr_append(dlrn_writer *w, const dlrn_sparse *codes) {
     DLRNI_REQUIRE(w->ctx, w->kind == DLRNI_WRITES_CSR && codes->cols == w->width,
                   "not a writer of CSR, or codes of another width");
+    /* codes come from this library: they are trusted */
     size_t nnz = (size_t)codes->row_ptr[codes->rows];
     for (int64_t i = 0; i < codes->rows; i++) {
+        /* each batch counts from 0, the file from its first row */
         int64_t end = w->nnz + codes->row_ptr[i + 1];
         dlrni_writer_defer(w, 0, &end, sizeof end);
     }
@@ -8138,11 +8630,13 @@ DLRN_API dlrn_status dlrn_csr_append(dlrn_writer *w, const dlrn_sparse *codes) {
     return w->o.status;
 }
 
+/* For texts and JSON lines that grow, with the same promise: the whole file or none. */
 DLRN_API dlrn_status dlrn_file_create(dlrn_context *ctx, const char *path, dlrn_writer **out) {
     DLRNI_TRY(dlrni_writer_new(ctx, path, DLRNI_WRITES_BYTES, 1, out));
     return dlrni_writer_open(out);
 }
 
+/* Straight to the sink: nothing before the bytes depends on them. */
 DLRN_API dlrn_status dlrn_file_append(dlrn_writer *w, const void *bytes, size_t size) {
     DLRNI_REQUIRE(w->ctx, w->kind == DLRNI_WRITES_BYTES, "not a writer of bytes");
     dlrni_sink_write(&w->o, bytes, size);
@@ -8151,9 +8645,10 @@ DLRN_API dlrn_status dlrn_file_append(dlrn_writer *w, const void *bytes, size_t 
 
 /* ---- Closing ---- */
 
-/* Copies what waited in a spool to the file. */
+/* Copies what waited in a spool to the file. A block is a multiple of any element's size, and
+   dlrni_spool_fill gives full blocks until the last: no element is cut. */
 DLRNI_INTERNAL void dlrni_writer_copy(dlrn_writer *w, int part, dlrn_dtype dtype) {
-    unsigned char block[4096]; /* a multiple of any element's size */
+    unsigned char block[4096]; /* small: it lies on the stack */
     size_t got = 1;
     dlrn_status s = dlrni_spool_rewind(&w->part[part], w->path);
     while (s == DLRN_OK && got && w->o.status == DLRN_OK) {
@@ -8164,7 +8659,8 @@ DLRNI_INTERNAL void dlrni_writer_copy(dlrn_writer *w, int part, dlrn_dtype dtype
     dlrni_sink_fail(&w->o, s);
 }
 
-/* Writes one array of n elements from its spool. indptr begins with a 0 that is not in it. */
+/* Writes one array of n elements from its spool. indptr begins with a 0 that is not in it. All bits
+   of a 0 are 0, in either byte order. */
 DLRNI_INTERNAL void dlrni_csr_member(dlrn_writer *w, dlrni_zip_writer *z, int part,
                                      const char *name, dlrn_dtype dtype, int64_t n) {
     static const int64_t zero = 0;
@@ -8173,12 +8669,16 @@ DLRNI_INTERNAL void dlrni_csr_member(dlrn_writer *w, dlrni_zip_writer *z, int pa
     dlrni_sink_fail(&w->o, dlrni_npy_header(w->ctx, &t, NULL, head));
     dlrni_zip_start_member(z, name, (uint64_t)(n * dlrni_dtype_size(dtype)) + sizeof head);
     dlrni_sink_write(&w->o, head, sizeof head);
+    /* row 0 begins at entry 0 */
     if (part == DLRNI_CSR_INDPTR) dlrni_sink_write(&w->o, &zero, sizeof zero);
     dlrni_writer_copy(w, part, dtype);
     dlrni_zip_end_member(z);
 }
 
-/* Writes the members in scipy's order: indices, indptr, format, shape, data. */
+/* Writes the members in scipy's order: indices, indptr, format, shape, data. scipy finds them by
+   name; the order only makes our file look like its own. "format" is an array without dimensions,
+   of 3 bytes, for which U8 stands in: the type is in the text of the header alone. indptr has 64
+   bits, since a run can have more than 2^31 entries. */
 DLRNI_INTERNAL dlrn_status dlrni_csr_assemble(dlrn_writer *w) {
     dlrni_zip_writer z = dlrni_zip_to(&w->o);
     unsigned char head[DLRNI_NPY_HEAD + 3];
@@ -8188,6 +8688,7 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_assemble(dlrn_writer *w) {
     dlrni_csr_member(w, &z, DLRNI_CSR_INDICES, "indices.npy", DLRN_I32, w->nnz);
     dlrni_csr_member(w, &z, DLRNI_CSR_INDPTR, "indptr.npy", DLRN_I64, w->rows + 1);
     dlrni_sink_fail(&w->o, dlrni_npy_header(w->ctx, &format, "|S3", head));
+    /* the data of an array of one text of 3 bytes */
     memcpy(head + DLRNI_NPY_HEAD, "csr", 3);
     dlrni_zip_add(&z, "format.npy", head, sizeof head);
     dlrni_zip_start_member(&z, "shape.npy", DLRNI_NPY_HEAD + sizeof shape);
@@ -8198,23 +8699,29 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_assemble(dlrn_writer *w) {
     return dlrni_sink_close(&w->o);
 }
 
-/* Checks the number of rows that was announced, or fills it in. */
+/* Checks the number of rows that was announced, or fills it in. A file with fewer rows than its
+   header says would be refused by numpy, one with more would lose them, so neither is put in
+   place. */
 DLRNI_INTERNAL void dlrni_npy_finish(dlrn_writer *w) {
     if (w->rows_total >= 0 && w->rows != w->rows_total && w->o.status == DLRN_OK)
         w->o.status =
-            dlrn_fail(w->ctx, DLRN_ERR_ARGUMENT, "%s: %lld rows were announced and %lld written",
+            dlrn_fail(w->ctx, DLRN_ERR_ARGUMENT, "%s: expected the %lld rows announced, found %lld",
                       w->path, (long long)w->rows_total, (long long)w->rows);
+    /* the header was right from the start */
     if (w->rows_total >= 0) return;
     if (!w->part[0].is_open && w->o.status == DLRN_OK && !dlrni_sink_rewind(&w->o))
         w->o.status = dlrn_fail(w->ctx, DLRN_ERR_IO, "%s: cannot go back to its start", w->path);
     dlrni_writer_header(w, w->rows);
+    /* a pipe: the rows have waited for their number */
     if (w->part[0].is_open) dlrni_writer_copy(w, 0, DLRN_F32);
 }
 
-/* Each kind completes its file; dlrni_sink_close then publishes or drops it. */
+/* Each kind completes its file; dlrni_sink_close then publishes or drops it. The writer is freed
+   even after an error: there is nothing to try again. */
 DLRN_API dlrn_status dlrn_writer_close(dlrn_writer *w) {
     dlrn_status s;
     if (!w) return DLRN_OK;
+    /* bytes have nothing to complete */
     if (w->kind == DLRNI_WRITES_NPY) dlrni_npy_finish(w);
     if (w->kind == DLRNI_WRITES_CSR)
         s = dlrni_csr_assemble(w);
@@ -8232,9 +8739,13 @@ DLRN_API void dlrn_writer_abort(dlrn_writer *w) {
     dlrni_writer_free(w);
 }
 
-/* ---- Reading CSR ---- */
+/* ---- Reading CSR ----
 
-/* Finds an array of one dimension, and of integers where they are wanted. */
+   scipy.sparse writes what it was given: indices of 32 or 64 bits, in any order, and values of any
+   type. Every index that a product with these codes would use is checked here, once. */
+
+/* Finds an array of one dimension, and of integers where they are wanted. Values may be of any
+   type. Rounding an index would point to another feature without an error. */
 DLRNI_INTERNAL dlrn_status dlrni_csr_find(dlrn_archive *a, const char *name, int is_real,
                                           int64_t *index, int64_t *n) {
     *index = dlrn_archive_find(a, name);
@@ -8250,25 +8761,29 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_find(dlrn_archive *a, const char *name, int
     return DLRN_OK;
 }
 
-/* Row pointers must go from 0 to nnz and never down. */
+/* Row pointers must go from 0 to nnz and never down. Then every pointer between is in range, and
+   row i has row_ptr[i + 1] - row_ptr[i] entries, never fewer than 0. */
 DLRNI_INTERNAL dlrn_status dlrni_csr_check(dlrn_archive *a, const dlrn_sparse *c, int64_t nnz) {
     if (c->row_ptr[0] != 0 || c->row_ptr[c->rows] != nnz)
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indptr: expected 0 to %lld", a->path,
                          (long long)nnz);
     for (int64_t i = 0; i < c->rows; i++)
         if (c->row_ptr[i + 1] < c->row_ptr[i])
-            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: indptr falls at row %lld", a->path,
-                             (long long)i);
+            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                             "%s: indptr: row %lld: expected at least the value before, found less",
+                             a->path, (long long)i);
     return DLRN_OK;
 }
 
-/* Reads the column indices, and checks each. */
+/* Reads the column indices, and checks each: it chooses the atom that decoding adds. They come as
+   64 bits, since a cut to 32 could turn a wrong index into a good one. */
 DLRNI_INTERNAL dlrn_status dlrni_csr_columns(dlrn_archive *a, int64_t index, int64_t nnz,
                                              dlrn_sparse *c) {
     int64_t *wide = DLRNI_NEW(a->ctx, int64_t, nnz);
     if (!wide) return DLRN_ERR_MEMORY;
     dlrn_status s = dlrni_archive_read_i64(a, index, wide);
     for (int64_t p = 0; p < nnz && s == DLRN_OK; p++) {
+        /* cut to 32 bits, and only used if the check below finds it in range */
         c->col[p] = (int32_t)wide[p];
         if (wide[p] < 0 || wide[p] >= c->cols)
             s = dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
@@ -8279,22 +8794,26 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_columns(dlrn_archive *a, int64_t index, int
     return s;
 }
 
+/* Column and value are sorted together. */
 typedef struct dlrni_csr_entry {
     int32_t col;
     float val;
 } dlrni_csr_entry;
 
-/* For qsort; columns are not negative, so comparing cannot overflow. */
+/* For qsort. Compared, not subtracted: a difference of two int32 can overflow. */
 DLRNI_INTERNAL int dlrni_csr_order(const void *a, const void *b) {
     const dlrni_csr_entry *x = (const dlrni_csr_entry *)a, *y = (const dlrni_csr_entry *)b;
     return x->col < y->col ? -1 : x->col > y->col;
 }
 
-/* Sorts the n entries of a row by column: scipy leaves them in any order. */
+/* Sorts the n entries of a row by column: scipy leaves them in any order, and adds up entries that
+   it finds twice, so two programs could differ about those. Most rows are sorted already, and cost
+   one pass without memory. */
 DLRNI_INTERNAL dlrn_status dlrni_csr_sort_row(dlrn_archive *a, int64_t row, int64_t n, int32_t *col,
                                               float *val) {
     int64_t p = 1;
     while (p < n && col[p - 1] < col[p]) p++;
+    /* ascending already, which also rules out equal columns */
     if (p >= n) return DLRN_OK;
     dlrni_csr_entry *entries = DLRNI_NEW(a->ctx, dlrni_csr_entry, n);
     if (!entries) return DLRN_ERR_MEMORY;
@@ -8302,6 +8821,7 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_sort_row(dlrn_archive *a, int64_t row, int6
     qsort(entries, (size_t)n, sizeof *entries, dlrni_csr_order);
     for (p = 0; p < n; p++) col[p] = entries[p].col, val[p] = entries[p].val;
     dlrn_free(a->ctx, entries);
+    /* sorted now, so equal columns are neighbours */
     for (p = 1; p < n; p++)
         if (col[p] == col[p - 1])
             return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
@@ -8310,7 +8830,7 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_sort_row(dlrn_archive *a, int64_t row, int6
     return DLRN_OK;
 }
 
-/* Sorts the rows that need it. */
+/* Sorts the rows that need it: everything that reads codes may rely on ascending columns. */
 DLRNI_INTERNAL dlrn_status dlrni_csr_sort(dlrn_archive *a, dlrn_sparse *c) {
     for (int64_t i = 0; i < c->rows; i++) {
         int64_t from = c->row_ptr[i], n = c->row_ptr[i + 1] - from;
@@ -8319,8 +8839,10 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_sort(dlrn_archive *a, dlrn_sparse *c) {
     return DLRN_OK;
 }
 
-/* Reads the four arrays into out, checked: sizes agree, pointers rise, columns are in range and
-   not repeated. */
+/* Reads the four arrays into out, checked: sizes agree, pointers never fall, columns are in range
+   and not repeated. The order matters: sizes before memory is taken, pointers and columns before
+   rows are sorted by them. Columns have 32 bits here. A matrix without a format is taken for csr;
+   the checks refuse most others, but not a square csc. */
 DLRNI_INTERNAL dlrn_status dlrni_csr_fill(dlrn_archive *a, dlrn_sparse *out) {
     enum { SHAPE, INDPTR, INDICES, DATA, ARRAYS };
     static const char *const names[ARRAYS] = {"shape", "indptr", "indices", "data"};
@@ -8331,12 +8853,15 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_fill(dlrn_archive *a, dlrn_sparse *out) {
                          "%s: expected a matrix of format csr, found '%.20s'", a->path, format);
     for (int i = 0; i < ARRAYS; i++)
         DLRNI_TRY(dlrni_csr_find(a, names[i], i == DATA, &at[i], &n[i]));
+    /* -1 stays where the shape has not two sizes, and is refused */
     if (n[SHAPE] == 2) DLRNI_TRY(dlrni_archive_read_i64(a, at[SHAPE], shape));
+    /* n[INDPTR] - 1, and not shape[0] + 1, which could overflow */
     if (shape[0] < 0 || n[INDPTR] < 1 || n[INDPTR] - 1 != shape[0] || n[INDICES] != n[DATA] ||
         shape[1] < 0 || shape[1] > INT32_MAX)
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
                          "%s: the sizes of shape, indptr, indices and data do not agree", a->path);
     DLRNI_TRY(dlrni_sparse_begin(a->ctx, out, shape[1]));
+    /* both counts are those of arrays that are in the file, so the memory is in proportion to it */
     DLRNI_TRY(dlrni_sparse_reserve(a->ctx, out, shape[0], n[INDICES]));
     out->rows = shape[0];
     DLRNI_TRY(dlrni_archive_read_i64(a, at[INDPTR], out->row_ptr));
@@ -8346,7 +8871,7 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_fill(dlrn_archive *a, dlrn_sparse *out) {
     return dlrni_csr_sort(a, out);
 }
 
-/* All or nothing. */
+/* All or nothing: after an error the codes read so far are freed. */
 DLRN_API dlrn_status dlrn_csr_read(dlrn_archive *a, dlrn_sparse *out) {
     dlrn_status s = dlrni_csr_fill(a, out);
     if (s != DLRN_OK) dlrn_sparse_free(out);
@@ -9195,6 +9720,7 @@ typedef struct dlrni_array_source {
     int64_t epochs, at;        /* at: rows given so far, over all epochs                  */
 } dlrni_array_source;
 
+/* Rows up to the end of the arrays at most: the next call begins the next epoch. */
 DLRNI_INTERNAL dlrn_status dlrni_array_read(void *user, int64_t max_rows, float *x, float *y,
                                             int64_t *n) {
     dlrni_array_source *s = (dlrni_array_source *)user;
@@ -9213,11 +9739,14 @@ DLRNI_INTERNAL dlrn_status dlrni_array_read(void *user, int64_t max_rows, float 
     return DLRN_OK;
 }
 
+/* Positions count rows over all epochs, so that an epoch that was begun goes on. */
 DLRNI_INTERNAL dlrn_status dlrni_array_position(void *user, uint64_t *position) {
     *position = (uint64_t)((dlrni_array_source *)user)->at;
     return DLRN_OK;
 }
 
+/* A position beyond the last row is an error: the rows are others than those that were saved with.
+   */
 DLRNI_INTERNAL dlrn_status dlrni_array_seek(void *user, uint64_t position) {
     dlrni_array_source *s = (dlrni_array_source *)user;
     int64_t end = INT64_MAX / 4, rows; /* counting on from there would overflow */
@@ -9231,10 +9760,12 @@ DLRNI_INTERNAL dlrn_status dlrni_array_seek(void *user, uint64_t position) {
     return DLRN_OK;
 }
 
+/* A reader of files has set the text of the context. */
 DLRNI_INTERNAL const char *dlrni_array_error(void *user) {
     return ((dlrni_array_source *)user)->ctx->error;
 }
 
+/* Closes what was opened; arrays in memory are the caller's. */
 DLRNI_INTERNAL void dlrni_array_destroy(void *user) {
     dlrni_array_source *s = (dlrni_array_source *)user;
     dlrni_npy_close(&s->file);
@@ -9242,6 +9773,7 @@ DLRNI_INTERNAL void dlrni_array_destroy(void *user) {
     dlrn_free(s->ctx, s);
 }
 
+/* The callbacks of a source of arrays; the caller fills in where its rows are. */
 DLRNI_INTERNAL dlrni_array_source *dlrni_array_source_new(dlrn_context *ctx, int64_t epochs,
                                                           dlrn_source *out) {
     dlrni_array_source *s = DLRNI_NEW_ZERO(ctx, dlrni_array_source, 1);
@@ -9282,6 +9814,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_npy_rows(dlrn_context *ctx, const char *p
                      INT32_MAX, (long long)file->cols);
 }
 
+/* Both files have as many rows; their widths may differ. */
 DLRNI_INTERNAL dlrn_status dlrni_open_npy_source(dlrn_context *ctx, const char *path,
                                                  const char *target, dlrni_array_source *s) {
     DLRNI_TRY(dlrni_npy_open(ctx, path, &s->file));
@@ -9324,6 +9857,7 @@ typedef struct dlrni_finite_source {
     int64_t *skipped;
 } dlrni_finite_source;
 
+/* The largest finite f32 has the bits 7f7fffff. */
 DLRNI_INTERNAL int dlrni_all_finite(const float *x, int64_t n) {
     return dlrni_first_not_finite(x, n) == n;
 }
@@ -9342,6 +9876,7 @@ DLRNI_INTERNAL int64_t dlrni_keep_finite(int64_t n, int64_t d, int64_t d_out, fl
     return kept;
 }
 
+/* Reads on until at least one row stays: 0 rows would mean the end. */
 DLRNI_INTERNAL dlrn_status dlrni_finite_read(void *user, int64_t max_rows, float *x, float *y,
                                              int64_t *n) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
@@ -9358,16 +9893,19 @@ DLRNI_INTERNAL dlrn_status dlrni_finite_read(void *user, int64_t max_rows, float
     }
 }
 
+/* Positions pass through: dropped rows are dropped again. */
 DLRNI_INTERNAL dlrn_status dlrni_finite_position(void *user, uint64_t *position) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
     return s->inner.position(s->inner.user, position);
 }
 
+/* The same way back. */
 DLRNI_INTERNAL dlrn_status dlrni_finite_seek(void *user, uint64_t position) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
     return s->inner.seek(s->inner.user, position);
 }
 
+/* Its own error first, else that of the source within. */
 DLRNI_INTERNAL const char *dlrni_finite_error(void *user) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
     if (s->dropped >= DLRNI_MAX_SKIPPED)
@@ -9375,6 +9913,7 @@ DLRNI_INTERNAL const char *dlrni_finite_error(void *user) {
     return s->inner.error ? s->inner.error(s->inner.user) : NULL;
 }
 
+/* The source within is destroyed where it is owned. */
 DLRNI_INTERNAL void dlrni_finite_destroy(void *user) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
     if (s->owns_inner) dlrn_source_destroy(&s->inner);
@@ -9458,6 +9997,7 @@ DLRN_API dlrn_buffer_config dlrn_buffer_defaults(void) {
     return cfg;
 }
 
+/* A batch must fit into the buffer, or it would never be complete. */
 DLRNI_INTERNAL dlrn_status dlrni_check_buffer_config(dlrn_context *ctx,
                                                      const dlrn_buffer_config *cfg) {
     DLRNI_REQUIRE(ctx, cfg->capacity > 0 && cfg->read_rows > 0 && cfg->batch_rows > 0,
@@ -9483,6 +10023,7 @@ DLRNI_INTERNAL int dlrni_segment_shift(int64_t capacity) {
     return shift;
 }
 
+/* Segments of a full buffer. */
 DLRNI_INTERNAL int64_t dlrni_segment_count(const dlrn_buffer_config *cfg) {
     return dlrni_ceil_div(cfg->capacity, (int64_t)1 << dlrni_segment_shift(cfg->capacity));
 }
@@ -9575,6 +10116,7 @@ DLRNI_INTERNAL void dlrni_narrow_stored(dlrn_dtype type, const float *from, char
     }
 }
 
+/* f16 and bf16 by the kernel set: rows come out as fast as memory gives them. */
 DLRNI_INTERNAL void dlrni_widen_stored(const dlrn_context *ctx, dlrn_dtype type, const char *from,
                                        float *to, int64_t n) {
     if (type == DLRN_F32)
@@ -9588,6 +10130,7 @@ DLRNI_INTERNAL int64_t dlrni_row_bytes(const dlrn_buffer *b, int which) {
     return b->d[which] * dlrni_dtype_size(b->cfg.store);
 }
 
+/* The last segment ends where the capacity does. */
 DLRNI_INTERNAL int64_t dlrni_segment_rows(const dlrn_buffer *b, int64_t segment) {
     return dlrni_min((int64_t)1 << b->shift, b->cfg.capacity - (segment << b->shift));
 }
@@ -9634,6 +10177,7 @@ typedef struct dlrni_rows_job {
     float *out[2]; /* x, y [rows][d], widened; y NULL: not wanted      */
 } dlrni_rows_job;
 
+/* Where row i of the job is stored; without a target, y is x. */
 DLRNI_INTERNAL const char *dlrni_job_row(const dlrni_rows_job *j, int64_t i, int which) {
     int64_t at = j->index ? j->index[i] : j->first + i * j->step;
     return dlrni_stored_row(j->b, *dlrni_buffer_slot(j->b, at), which && j->b->d[1]);
@@ -9677,6 +10221,7 @@ DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
         }
 }
 
+/* Copies by tasks of DLRNI_ROWS rows; small batches stay on one thread. */
 DLRNI_INTERNAL void dlrni_copy_out(const dlrni_rows_job *job) {
     dlrn_parallel_for(job->b->ctx, dlrni_ceil_div(job->rows, DLRNI_ROWS), dlrni_rows_task,
                       (void *)(uintptr_t)job);
@@ -9745,6 +10290,7 @@ DLRNI_INTERNAL void dlrni_reverse_entries(dlrn_buffer *b, int64_t from, int64_t 
     }
 }
 
+/* Three reversals turn the list so that entry `head` comes first. */
 DLRNI_INTERNAL void dlrni_turn_list(dlrn_buffer *b) {
     dlrni_reverse_entries(b, 0, b->head);
     dlrni_reverse_entries(b, b->head, b->used);
@@ -9854,6 +10400,7 @@ DLRN_API void dlrn_buffer_describe(const dlrn_buffer *b, dlrn_buffer_info *out) 
 
 /* ---- For checkpoints ---- */
 
+/* May be called on a state that was filled in part. */
 DLRNI_INTERNAL void dlrni_buffer_state_free(dlrn_context *ctx, dlrni_buffer_state *state) {
     for (int k = 0; k < 2; k++) {
         dlrn_free(ctx, state->rows_of[k]);
@@ -9888,6 +10435,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_export(const dlrn_buffer *b, dlrni_buffe
     return s == DLRN_OK ? s : dlrn_fail(b->ctx, s, "the source cannot tell its position");
 }
 
+/* Whether a saved state fits this buffer: type, target, number of rows. */
 DLRNI_INTERNAL dlrn_status dlrni_check_buffer_state(const dlrn_buffer *b,
                                                     const dlrni_buffer_state *state) {
     int targets = state->rows_of[1] != NULL;
@@ -10100,10 +10648,9 @@ struct dlrni_recipe {
     float (*value)(const dlrn_trainer *t, int64_t feature, float pre);
     /* Sets stats->sparsity_loss and adds it, with its weight, to stats->loss. [no penalty] */
     dlrn_status (*penalty)(dlrn_trainer *t, dlrn_train_stats *stats);
-    /* What the penalty adds to the derivative by f of a row. [nothing] */
-    double (*penalty_slope)(const dlrn_trainer *t, int64_t row, float f);
     /* The entries of feature j of a visit: from val and slope = <e, atom> to coef, slope, and the
-       sums of the roles with one number a feature. [dlrni_visit_slopes] */
+       sums of the roles with one number a feature; the penalty's part included.
+       [dlrni_visit_slopes] */
     void (*slopes)(const dlrn_trainer *t, dlrni_visit *v, int64_t j);
     const dlrni_auxiliary *auxiliary; /* [none] */
     void (*after_step)(
@@ -10116,6 +10663,7 @@ struct dlrni_recipe {
    atom is taken out, Adam moves the atom, and the atom is scaled back. A zero atom has no
    direction: nothing is taken out, nothing divided. */
 
+/* All that is the same for every number of one update, narrowed once. */
 DLRNI_INTERNAL dlrni_adam dlrni_adam_at(const dlrn_train_config *cfg, double lr, int64_t updates) {
     dlrni_adam a;
     a.one_minus_beta1 = (float)(1.0 - cfg->beta1);
@@ -10152,6 +10700,7 @@ DLRNI_INTERNAL void dlrni_project(const dlrni_kernel_table *k, const float *atom
     if (square > 0) k->axpy(-(k->dot(grad, atom, d) / square), atom, grad, d);
 }
 
+/* atom / |atom| */
 DLRNI_INTERNAL void dlrni_normalise(const dlrni_kernel_table *k, float *atom, int64_t d) {
     float norm = sqrtf(k->dot(atom, atom, d));
     if (norm > 0) k->scale(atom, 1.0f / norm, d);
@@ -10258,6 +10807,7 @@ DLRNI_INTERNAL void dlrni_sums_chunk_add(const dlrni_kernel_table *k, const dlrn
     }
 }
 
+/* Two ways to the same bits: each output gathers its rows, or packed chunks of rows serve all. */
 DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums *g,
                                    const float *base, const float *coef, float *out) {
     int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS], d = g->d;
@@ -10303,6 +10853,7 @@ typedef struct dlrni_slab {
     float *val;
 } dlrni_slab;
 
+/* Collects the entries of a slab from the lists of the wave in hand. */
 DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int worker) {
     const dlrni_work *w = &t->w;
     dlrni_slab b;
@@ -10470,6 +11021,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_batch(dlrn_trainer *t, const float *x, co
     return y && y != x ? dlrni_check_rows(t, "y", y, n, t->dict->d_out) : DLRN_OK;
 }
 
+/* In order: the same bits for any number of threads. */
 DLRNI_INTERNAL double dlrni_mean(const double *a, int64_t n) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++) sum += a[i];
@@ -10726,10 +11278,12 @@ DLRNI_INTERNAL void dlrni_aux_add(const dlrn_trainer *t, int64_t f, float *atom,
    constants to the gradient. */
 static const double dlrni_ghost_eps = 1e-8;
 
+/* By the counters before this step. */
 DLRNI_INTERNAL int dlrni_ghost_is_dead(const dlrn_trainer *t, int64_t f) {
     return t->cfg.ghost_threshold >= 0 && t->since_fired[f] > t->cfg.ghost_threshold;
 }
 
+/* The shift m of a row, and exp(pre - m). */
 DLRNI_INTERNAL void dlrni_ghost_begin_row(dlrn_trainer *t, int64_t i, float *pre) {
     dlrni_aux *a = &t->w.aux;
     float max = 0;
@@ -10738,6 +11292,7 @@ DLRNI_INTERNAL void dlrni_ghost_begin_row(dlrn_trainer *t, int64_t i, float *pre
     a->row[i].level = max;
 }
 
+/* exp is its own derivative. */
 DLRNI_INTERNAL void dlrni_ghost_activate(const dlrn_trainer *t, int64_t i, const int32_t *feature,
                                          int64_t n, float *f, float *df) {
     (void)feature;
@@ -10767,6 +11322,7 @@ DLRNI_INTERNAL double dlrni_aux_mean_error(const dlrn_trainer *t) {
     return sum / (double)n;
 }
 
+/* The ratio makes the ghosts' loss as large as the reconstruction loss. */
 DLRNI_INTERNAL void dlrni_ghost_finish(dlrn_trainer *t, dlrn_train_stats *stats) {
     double n = (double)t->w.batch.n;
     stats->auxiliary_loss = dlrni_aux_mean_error(t);
@@ -10810,6 +11366,7 @@ DLRNI_INTERNAL int dlrni_auxk_keeps(const dlrni_aux_row *row, int32_t feature, f
     return pre > row->level || (pre > 0 && pre >= row->level && feature <= row->feature);
 }
 
+/* Notes where the row's selection ends, and drops the rest. */
 DLRNI_INTERNAL void dlrni_auxk_begin_row(dlrn_trainer *t, int64_t i, float *pre) {
     const dlrni_aux *a = &t->w.aux;
     dlrni_aux_row *row = &t->w.aux.row[i];
@@ -10826,6 +11383,7 @@ DLRNI_INTERNAL void dlrni_auxk_begin_row(dlrn_trainer *t, int64_t i, float *pre)
         if (!dlrni_auxk_keeps(row, a->dead[p], pre[p])) pre[p] = 0;
 }
 
+/* ReLU and selection: the derivative is 1 where a feature is kept. */
 DLRNI_INTERNAL void dlrni_auxk_activate(const dlrn_trainer *t, int64_t i, const int32_t *feature,
                                         int64_t n, float *f, float *df) {
     for (int64_t p = 0; p < n; p++) {
@@ -10835,6 +11393,7 @@ DLRNI_INTERNAL void dlrni_auxk_activate(const dlrn_trainer *t, int64_t i, const 
     }
 }
 
+/* Distance and squared distance of one row. */
 DLRNI_INTERNAL void dlrni_auxk_end_row(dlrn_trainer *t, int64_t i) {
     int64_t d = t->dict->d_out;
     float *v = t->w.aux.e + i * d;
@@ -10861,6 +11420,7 @@ DLRNI_INTERNAL double dlrni_residual_variance(const float *e, int64_t n, int64_t
     return sum;
 }
 
+/* All rows have the same factor. Residuals without variance give no loss. */
 DLRNI_INTERNAL void dlrni_auxk_finish(dlrn_trainer *t, dlrn_train_stats *stats) {
     int64_t n = t->w.batch.n;
     double variance = dlrni_residual_variance(t->w.batch.e, n, t->dict->d_out);
@@ -10924,16 +11484,13 @@ DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, dlrni_visit *v, cons
 }
 
 /* coef and slope of the entries of feature j of the visit, where the derivative of a value by its
-   pre-activation is 1. */
+   pre-activation is 1 and there is no penalty. */
 DLRNI_INTERNAL void dlrni_visit_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
-    const dlrni_recipe *recipe = t->recipe;
     const float *c = t->w.batch.c;
     double *bias = v->scalar[DLRN_ENCODER_BIAS];
     for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
-        int64_t i = v->row[p];
-        v->coef[p] = v->val[p] * c[i];
-        v->slope[p] = c[i] * v->slope[p];
-        if (recipe->penalty_slope) v->slope[p] += (float)recipe->penalty_slope(t, i, v->val[p]);
+        v->coef[p] = v->val[p] * c[v->row[p]];
+        v->slope[p] = c[v->row[p]] * v->slope[p];
         bias[j] += (double)v->slope[p];
     }
 }
@@ -11245,6 +11802,7 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_a
    (h_k - T) / (sum f + eps) with h_k = -log(q_k + eps) - q_k / (q_k + eps), T = sum_j h_j q_j. */
 static const double dlrni_entropy_eps = 1e-8;
 
+/* h of the text above. */
 DLRNI_INTERNAL double dlrni_entropy_slope(double q) {
     return -log(q + dlrni_entropy_eps) - q / (q + dlrni_entropy_eps);
 }
@@ -11280,12 +11838,26 @@ DLRNI_INTERNAL dlrn_status dlrni_reference_penalty(dlrn_trainer *t, dlrn_train_s
     return DLRN_OK;
 }
 
-DLRNI_INTERNAL double dlrni_reference_slope(const dlrn_trainer *t, int64_t i, float f) {
+/* The penalty's derivative by an activation of row i, as a share of the batch. */
+DLRNI_INTERNAL double dlrni_reference_slope(const dlrn_trainer *t, double weight, int64_t i,
+                                            float f) {
     const dlrni_batch *b = &t->w.batch;
-    double weight = dlrni_penalty_weight(&t->cfg, t->step) / (double)b->n;
     if (t->cfg.sparsity == DLRN_SPARSITY_L1) return weight;
     double sum = b->total[i] + dlrni_entropy_eps;
     return weight * (dlrni_entropy_slope((double)f / sum) - b->mean_slope[i]) / sum;
+}
+
+/* The loss's slope, and the penalty's. */
+DLRNI_INTERNAL void dlrni_reference_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
+    const double weight = dlrni_penalty_weight(&t->cfg, t->step) / (double)t->w.batch.n;
+    const float *c = t->w.batch.c;
+    double *bias = v->scalar[DLRN_ENCODER_BIAS];
+    for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
+        int64_t i = v->row[p];
+        v->coef[p] = v->val[p] * c[i];
+        v->slope[p] = c[i] * v->slope[p] + (float)dlrni_reference_slope(t, weight, i, v->val[p]);
+        bias[j] += (double)v->slope[p];
+    }
 }
 
 /* ---- dl-top_k: TopKTrainer of dictionary_learning 0.1.0 ----
@@ -11305,6 +11877,7 @@ DLRNI_INTERNAL void dlrni_top_k_defaults(dlrn_train_config *cfg) {
     cfg->threshold_start_step = 1000;
 }
 
+/* The library's scaling law: 2e-4 at 2^14 features, falling with the root. */
 DLRNI_INTERNAL double dlrni_top_k_rate(const dlrn_train_config *cfg) {
     return 2e-4 / sqrt((double)cfg->features / 16384);
 }
@@ -11330,6 +11903,7 @@ DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t n, int64_t d, c
     return sqrt(moved);
 }
 
+/* At most 100 rounds, or until the median moves less than 1e-5, as the library has it. */
 DLRNI_INTERNAL dlrn_status dlrni_top_k_first_batch(dlrn_trainer *t, const float *x, const float *y,
                                                    int64_t n) {
     int64_t d = t->dict->d_out;
@@ -11349,6 +11923,7 @@ DLRNI_INTERNAL dlrn_status dlrni_top_k_first_batch(dlrn_trainer *t, const float 
     return DLRN_OK;
 }
 
+/* The average starts with the first value that is seen. */
 DLRNI_INTERNAL void dlrni_top_k_after_step(dlrn_trainer *t) {
     const dlrni_encoding *c = &t->w.codes;
     double *threshold = &t->dict->formula.threshold, sum = 0, beta = t->cfg.threshold_beta;
@@ -11382,10 +11957,12 @@ DLRNI_INTERNAL void dlrni_jump_relu_defaults(dlrn_train_config *cfg) {
     cfg->bandwidth = 0.001;
 }
 
+/* Entries within the window below a threshold are off: 0. */
 DLRNI_INTERNAL float dlrni_jump_relu_value(const dlrn_trainer *t, int64_t feature, float pre) {
     return pre > t->dict->param[DLRN_THRESHOLD][feature] ? pre : 0;
 }
 
+/* By the mean L0 of the batch, so that its slope is the same for all entries. */
 DLRNI_INTERNAL dlrn_status dlrni_jump_relu_penalty(dlrn_trainer *t, dlrn_train_stats *stats) {
     const dlrn_train_config *cfg = &t->cfg;
     DLRNI_REQUIRE(t->ctx, cfg->target_l0 > 0 && cfg->bandwidth > 0,
@@ -11397,6 +11974,7 @@ DLRNI_INTERNAL dlrn_status dlrni_jump_relu_penalty(dlrn_trainer *t, dlrn_train_s
     return DLRN_OK;
 }
 
+/* `off`: rows of the stretch on which the feature is off; they count while t < e / 2. */
 DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
     const float threshold = t->dict->param[DLRN_THRESHOLD][v->f0 + j], *c = t->w.batch.c;
     const double width = t->cfg.bandwidth, level = (double)threshold;
@@ -11421,11 +11999,11 @@ DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v
 
 static const dlrni_recipe dlrni_recipes[] = {
     {"reference", "AutoEncoder", NULL, NULL, 0, NULL, NULL, dlrni_reference_penalty,
-     dlrni_reference_slope, NULL, &dlrni_ghosts, NULL},
+     dlrni_reference_slopes, &dlrni_ghosts, NULL},
     {"dl-top_k", "AutoEncoderTopK", dlrni_top_k_defaults, dlrni_top_k_rate, 1,
-     dlrni_top_k_first_batch, NULL, NULL, NULL, NULL, &dlrni_auxk, dlrni_top_k_after_step},
+     dlrni_top_k_first_batch, NULL, NULL, NULL, &dlrni_auxk, dlrni_top_k_after_step},
     {"dl-jump_relu", "JumpReluAutoEncoder", dlrni_jump_relu_defaults, NULL, 0, NULL,
-     dlrni_jump_relu_value, dlrni_jump_relu_penalty, NULL, dlrni_jump_relu_slopes, NULL, NULL},
+     dlrni_jump_relu_value, dlrni_jump_relu_penalty, dlrni_jump_relu_slopes, NULL, NULL},
 };
 enum { DLRNI_RECIPES = sizeof dlrni_recipes / sizeof *dlrni_recipes };
 
@@ -11483,7 +12061,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(features, "dict_size", v > 0 && v <= INT32_MAX, "a number from 1 below 2^31")                \
     X(steps, "steps", v >= -1, "a number, or -1 for all rows")                                     \
     X(warmup_steps, "warmup_steps", v >= 0, "a number from 0")                                     \
-    X(resample_steps, "resample_steps", DLRNI_PERIOD(v) && v <= INT64_MAX / 2, DLRNI_NEVER)        \
+    X(resample_steps, "resample_steps", DLRNI_PERIOD(v) && v <= 4e18, DLRNI_NEVER)                 \
     X(resample_rows, "resample_rows", v > 0, "a number from 1")                                    \
     X(ghost_threshold, "ghost_threshold", v >= -1, "a number from 0, or -1 for never")             \
     X(log_steps, "log_steps", DLRNI_PERIOD(v), DLRNI_NEVER)                                        \
@@ -11496,7 +12074,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(eps, "eps", DLRNI_REAL(v) && (float)v > 0, "a finite number above 0")
 #define DLRNI_CONFIG_MORE_INTEGERS(X)                                                              \
     X(d_out, "d_out", v >= 0, "a number from 0")                                                   \
-    X(decay_start, "decay_start", v >= -1 && (v < 0 || v < cfg->steps),                            \
+    X(decay_start, "decay_start", v >= -1 && (v < 0 || v < (double)cfg->steps),                    \
       "-1 for never, or a step before the last, `steps`")                                          \
     X(sparsity_warmup_steps, "sparsity_warmup_steps", v >= 0, "a number from 0")                   \
     X(k, "k", v >= 0, "a number from 0")                                                           \
@@ -11510,10 +12088,12 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(target_l0, "target_l0", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                   \
     X(bandwidth, "bandwidth", v >= 0 && DLRNI_REAL(v), "a finite number from 0")
 
+/* Names as in config.json. */
 DLRNI_INTERNAL const char *dlrni_loss_name(dlrn_loss loss) {
     return loss == DLRN_LOSS_SQUARED ? "squared" : "norm";
 }
 
+/* The same for the penalty. */
 DLRNI_INTERNAL const char *dlrni_sparsity_name(dlrn_sparsity sparsity) {
     return sparsity == DLRN_SPARSITY_ENTROPY ? "entropy" : "l1";
 }
@@ -11605,6 +12185,7 @@ typedef struct dlrni_sample {
     float *bx, *by; /* [DLRNI_SAMPLE_ROWS][d] copies of some of them; owned        */
 } dlrni_sample;
 
+/* Frees what dlrni_sample_buffer took, also after a failure. */
 DLRNI_INTERNAL void dlrni_sample_free(dlrn_context *ctx, dlrni_sample *r) {
     dlrn_free(ctx, r->index);
     dlrn_free(ctx, r->bx);
@@ -11720,6 +12301,7 @@ DLRNI_INTERNAL dlrn_status dlrni_draw_rows(dlrn_trainer *t, float *weight, int64
     return dlrn_topk(t->ctx, weight, n, *count, drawn, NULL);
 }
 
+/* Length of encoder row j. */
 DLRNI_INTERNAL double dlrni_encoder_norm(const dlrn_trainer *t, int64_t j) {
     int64_t d = t->dict->d_in;
     const float *row = t->dict->param[DLRN_ENCODER] + j * d;
@@ -11916,6 +12498,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
                      (long long)init->d_in, (long long)init->features, (long long)init->d_out);
 }
 
+/* Whether a buffer gives rows of the widths that are trained. */
 DLRNI_INTERNAL dlrn_status dlrni_check_buffer(dlrn_context *ctx, const dlrn_train_config *cfg,
                                               const dlrn_buffer *buffer) {
     const dlrn_source *src = buffer ? &buffer->source : NULL;
@@ -12110,6 +12693,7 @@ DLRNI_INTERNAL dlrn_status dlrni_go_on(dlrn_trainer *t, dlrn_train_stats *stats)
     return s;
 }
 
+/* BROKEN is final: some weights have moved, others have not. */
 DLRNI_INTERNAL dlrn_status dlrni_check_broken(const dlrn_trainer *t) {
     if (t->stage != DLRNI_BROKEN) return DLRN_OK;
     return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT,
@@ -12186,6 +12770,7 @@ DLRN_API dlrn_trainer_state dlrn_trainer_state_of(const dlrn_trainer *t) {
 
 /* ---- The whole run ---- */
 
+/* Ends with the status of the step or of the callback that ended it. */
 DLRNI_INTERNAL dlrn_status dlrni_run(dlrn_trainer *t, dlrn_progress progress, void *user) {
     for (;;) {
         dlrn_train_stats stats;
@@ -12238,6 +12823,7 @@ typedef struct dlrni_checkpoint_floats {
     int count;
 } dlrni_checkpoint_floats;
 
+/* Names: the role's, with m. and v. for the moments. */
 DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoint_floats *out) {
     static const char *const prefix[3] = {"", "m.", "v."};
     memset(out, 0, sizeof *out);
@@ -12259,6 +12845,7 @@ DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoin
     }
 }
 
+/* The unit is in the name: steps, or rows where the recipe counts rows. */
 DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_counters(const dlrn_trainer *t) {
     dlrn_tensor_out out;
     memset(&out, 0, sizeof out);
@@ -12284,6 +12871,7 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_rows(const dlrn_buffer *b, int w
     return out;
 }
 
+/* All of a buffer's state but its rows. */
 DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_json_writer *w, const dlrni_buffer_state *b) {
     dlrni_json_open(w, NULL, "{");
     dlrni_json_put_signed(w, "rows", b->rows);
@@ -12309,6 +12897,7 @@ DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_json_writer *w, const dlrni_buf
     X(l0, "l0")                                                                                    \
     X(lr, "lr")
 
+/* Kept for the step that a resumed trainer finishes. */
 DLRNI_INTERNAL void dlrni_put_stats(dlrni_json_writer *w, const dlrn_train_stats *stats) {
     dlrni_json_open(w, NULL, "{");
 #define DLRNI_PUT_INTEGER(field, key) dlrni_json_put_signed(w, key, stats->field);
@@ -12325,6 +12914,7 @@ DLRNI_INTERNAL void dlrni_put_stats(dlrni_json_writer *w, const dlrn_train_stats
 #define DLRNI_FORMULA_INTEGERS(X) X(center) X(gate) X(select) X(k)
 #define DLRNI_FORMULA_REALS(X) X(threshold) X(scale_in) X(scale_out)
 
+/* Enumerations as their numbers, which never change. */
 DLRNI_INTERNAL void dlrni_put_formula(dlrni_json_writer *w, const dlrn_dictionary *dict) {
     dlrni_json_open(w, NULL, "{");
 #define DLRNI_PUT_INTEGER(field) dlrni_json_put_signed(w, #field, (int64_t)dict->formula.field);
@@ -12356,6 +12946,7 @@ typedef struct dlrni_checkpoint_texts {
     char config[2048], formula[512], step[32], buffer[512], unfinished[512];
 } dlrni_checkpoint_texts;
 
+/* Gathers tensors and metadata; state NULL: without a buffer. */
 DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const char *path,
                                                   const dlrni_buffer_state *state) {
     dlrni_checkpoint_floats list;
@@ -12405,6 +12996,7 @@ DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) 
 
 /* ---- Reading ---- */
 
+/* The error for anything that is not there or has the wrong type. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_lacks(dlrn_archive *a, dlrn_context *ctx,
                                                   const char *what) {
     return dlrn_fail(ctx, DLRN_ERR_FORMAT,
@@ -12427,6 +13019,7 @@ DLRNI_INTERNAL int dlrni_which_word(const dlrn_json *json, const char *key, cons
     return !strcmp(word, first) ? 0 : !strcmp(word, second) ? 1 : -1;
 }
 
+/* Every setting must be there: a run that goes on with a default by accident would differ. */
 DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
                                              const dlrn_json *json, dlrn_train_config *cfg) {
     const char *name = dlrn_json_text(json, "recipe", NULL); /* version 0.1 had but one */
@@ -12555,6 +13148,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_moments(dlrn_archive *a, const char *name
     return DLRN_OK;
 }
 
+/* Parameters must be finite; moments must be numbers. */
 DLRNI_INTERNAL dlrn_status dlrni_read_floats(dlrn_trainer *t, dlrn_archive *a) {
     dlrni_checkpoint_floats list;
     int64_t where;
@@ -12571,6 +13165,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_floats(dlrn_trainer *t, dlrn_archive *a) {
     return DLRN_OK;
 }
 
+/* Counters that no run can reach are refused: they would overflow. */
 DLRNI_INTERNAL dlrn_status dlrni_read_counters(dlrn_trainer *t, dlrn_archive *a) {
     dlrn_tensor_out counters = dlrni_checkpoint_counters(t);
     int64_t where;
@@ -12582,6 +13177,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_counters(dlrn_trainer *t, dlrn_archive *a)
     return DLRN_OK;
 }
 
+/* Digits alone, and few enough not to overflow. */
 DLRNI_INTERNAL dlrn_status dlrni_read_step(dlrn_trainer *t, dlrn_archive *a) {
     const char *step = dlrni_archive_metadata(a, "step");
     uint64_t done = 0;
@@ -12595,6 +13191,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_step(dlrn_trainer *t, dlrn_archive *a) {
     return DLRN_OK;
 }
 
+/* All tensors, and the number of steps done. */
 DLRNI_INTERNAL dlrn_status dlrni_read_state(dlrn_trainer *t, dlrn_archive *a) {
     DLRNI_TRY(dlrni_read_floats(t, a));
     DLRNI_TRY(dlrni_read_counters(t, a));
@@ -12621,6 +13218,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_rows(dlrn_trainer *t, dlrn_archive *a, int
     return DLRN_OK;
 }
 
+/* Whatever is out of range is malformed; the rows come from their tensors. */
 DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(dlrn_trainer *t, dlrn_archive *a,
                                                    const dlrn_json *json, dlrni_buffer_state *b) {
     const char *store = dlrn_json_text(json, "store", "");
@@ -12640,6 +13238,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(dlrn_trainer *t, dlrn_archive
     return DLRN_OK;
 }
 
+/* Reads rows and numbers, and hands them to the buffer, which checks them. */
 DLRNI_INTERNAL dlrn_status dlrni_resume_buffer(dlrn_trainer *t, dlrn_archive *a,
                                                const dlrn_json *json) {
     dlrni_buffer_state b;
@@ -12689,6 +13288,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_given(dlrn_context *ctx, dlrn_archive *a,
     return DLRN_OK;
 }
 
+/* The saved settings, checked against those given, which then replace them. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archive *a,
                                                    const dlrn_train_config *given,
                                                    dlrn_train_config *cfg) {
@@ -12742,6 +13342,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_trainer(dlrn_trainer *t, dlrn_archive *a) 
     return s;
 }
 
+/* Settings, dictionary, trainer, state: each needs the one before it. */
 DLRNI_INTERNAL dlrn_status dlrni_resume_from(dlrn_context *ctx, dlrn_archive *a,
                                              const dlrn_train_config *given, dlrn_buffer *buffer,
                                              dlrn_trainer **out) {
@@ -12803,6 +13404,7 @@ DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e) {
     dlrn_free(e->ctx, e);
 }
 
+/* Four vectors of d_out doubles in one block. */
 DLRNI_INTERNAL dlrn_status dlrni_evaluator_alloc(dlrn_evaluator *e) {
     int64_t d = e->dict->d_out;
     e->mean_y = DLRNI_NEW_ZERO(e->ctx, double, 4 * d);
@@ -12840,6 +13442,7 @@ DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dl
     return s;
 }
 
+/* One value more: updates the mean and the sum of squared deviations from it. */
 DLRNI_INTERNAL void dlrni_welford(double *mean, double *square, double x, int64_t count) {
     double off = x - *mean;
     *mean += off / (double)count;
@@ -12899,6 +13502,7 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_batch(dlrn_evaluator *e, const float *x
     return DLRN_OK;
 }
 
+/* After a call that failed half-way, the sums are of no known rows. */
 DLRNI_INTERNAL dlrn_status dlrni_check_evaluator(const dlrn_evaluator *e) {
     if (!e->partly) return DLRN_OK;
     return dlrn_fail(e->ctx, DLRN_ERR_ARGUMENT,
@@ -12945,6 +13549,7 @@ DLRNI_INTERNAL void dlrni_variance_explained(const dlrn_evaluator *e, dlrn_metri
     out->variance_explained_per_dim = varying ? each / (double)varying : (double)NAN;
 }
 
+/* Not measured. */
 DLRNI_INTERNAL void dlrni_no_cross_entropy(dlrn_metrics *out) {
     out->loss_original = out->loss_reconstructed = out->loss_zero = (double)NAN;
     out->ce_diff = out->share_recovered = (double)NAN;
@@ -13030,6 +13635,7 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_source(const dlrni_evaluation *j) {
     }
 }
 
+/* Whether a source gives rows of the dictionary's widths. */
 DLRNI_INTERNAL dlrn_status dlrni_check_eval_source(const dlrn_dictionary *dict,
                                                    const dlrn_source *source) {
     int64_t d_out = source->d_out ? source->d_out : source->d_in;
@@ -13052,12 +13658,14 @@ typedef struct dlrni_splice {
     int64_t sites;
 } dlrni_splice;
 
+/* A model must not edit sites that it has not announced. */
 DLRNI_INTERNAL dlrn_status dlrni_check_site(const dlrni_splice *s, int site) {
     if (site >= 0 && site < s->sites) return DLRN_OK;
     return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK, "the model edits site %d of %lld", site,
                      (long long)s->sites);
 }
 
+/* Replaces activations by their reconstructions. */
 DLRNI_INTERNAL dlrn_status dlrni_splice_edit(void *user, int site, const float *x, float *out,
                                              int64_t n) {
     const dlrni_splice *s = (const dlrni_splice *)user;
@@ -13065,6 +13673,7 @@ DLRNI_INTERNAL dlrn_status dlrni_splice_edit(void *user, int site, const float *
     return dlrn_encoder_run(s->encoders[site], x, n, NULL, NULL, out);
 }
 
+/* Replaces activations by zeros: the loss that a useless dictionary would give. */
 DLRNI_INTERNAL dlrn_status dlrni_zero_edit(void *user, int site, const float *x, float *out,
                                            int64_t n) {
     const dlrni_splice *s = (const dlrni_splice *)user;
@@ -13074,6 +13683,7 @@ DLRNI_INTERNAL dlrn_status dlrni_zero_edit(void *user, int site, const float *x,
     return DLRN_OK;
 }
 
+/* One pass of the model; its error text is its own, or that of the context. */
 DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrn_context *ctx, const dlrn_language_model *lm,
                                                const dlrn_edit *edit, double *nats,
                                                int64_t *tokens) {
@@ -13158,6 +13768,8 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 /* ------------------------------------------------------------------------------------------ */
 // >>undef
 /* Nothing private is left behind; DLRNI_IMPLEMENTED stays, so that a second inclusion is empty. */
+#undef DLRNI_AFFINE
+#undef DLRNI_BIT
 #undef DLRNI_CHECKPOINT_FORMAT
 #undef DLRNI_FORMULA_REALS
 #undef DLRNI_FORMULA_INTEGERS

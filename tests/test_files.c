@@ -45,8 +45,8 @@ TEST(json_refuses) {
         {"{\"a\" 1}", "expected ':'"},
         {"{a:1}", "expected a string"},
         {"{'a':1}", "expected a string"},
-        {"{\"a\":1,\"b\":2,\"a\":3}", "the key \"a\" stands twice in one object"},
-        {"{\"a\":1,\"\\u0061\":3}", "the key \"a\" stands twice in one object"},
+        {"{\"a\":1,\"b\":2,\"a\":3}", "key \"a\": expected once in an object, found twice"},
+        {"{\"a\":1,\"\\u0061\":3}", "key \"a\": expected once in an object, found twice"},
         {"1 2", "unexpected text after the value"},
         {"{}x", "unexpected text after the value"},
         {"nul", "expected a value"},
@@ -375,13 +375,13 @@ TEST(npy_refuses) {
         {"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED,
          "unsupported dtype '|O'"},
         {"{'descr': '<f16', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED,
-         "unsupported dtype '<f16',"},
+         "unsupported dtype '<f16':"},
         {"{'descr': '<f42', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED,
-         "unsupported dtype '<f42',"},
+         "unsupported dtype '<f42':"},
         {"{'descr': 'f4', 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED,
-         "unsupported dtype 'f4',"},
+         "unsupported dtype 'f4':"},
         {"{'fortran_order': False, 'shape': (1,), 'descr': '", DLRN_ERR_UNSUPPORTED,
-         "unsupported dtype ', expected"},
+         "unsupported dtype ': expected"},
         {"{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,)}", DLRN_ERR_UNSUPPORTED,
          "unsupported dtype [('a', '<f4"},
         {"{'descr': '<U3', 'fortran_order': False, 'shape': ()}", DLRN_ERR_UNSUPPORTED,
@@ -581,7 +581,7 @@ TEST(zip_refuses_members) {
     npy_f4(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n", abc, sizeof abc);
     zip_add(&z, "x.npy", &b);
     zip_add(&z, "x.npy", &b);
-    refuse(zip_done(&z), DLRN_ERR_FORMAT, "zip: two members are named 'x.npy'");
+    refuse(zip_done(&z), DLRN_ERR_FORMAT, "zip: member 'x.npy': expected once, found twice");
     memset(&z, 0, sizeof z);
     zip_add(&z, "readme.txt", &b);
     refuse(zip_done(&z), DLRN_ERR_UNSUPPORTED,
@@ -981,13 +981,13 @@ TEST(safetensors_refuses) {
         dlrn_status status;
         const char *words;
     } bad[] = {
-        {"{" X4 "," X4 "}", DLRN_ERR_FORMAT, "the key \"x\" stands twice"},
+        {"{" X4 "," X4 "}", DLRN_ERR_FORMAT, "key \"x\": expected once"},
         {"{" X4 ",}", DLRN_ERR_FORMAT, "a comma before the closing bracket"},
-        {"{\"x\":3}", DLRN_ERR_UNSUPPORTED, "tensor 'x': unknown dtype ''"},
+        {"{\"x\":3}", DLRN_ERR_UNSUPPORTED, "tensor 'x': unsupported dtype ''"},
         {"{\"x\":{\"dtype\":\"F8_E4M3\",\"shape\":[16],\"data_offsets\":[0,16]}}",
-         DLRN_ERR_UNSUPPORTED, "tensor 'x': unknown dtype 'F8_E4M3'"},
+         DLRN_ERR_UNSUPPORTED, "tensor 'x': unsupported dtype 'F8_E4M3'"},
         {"{\"x\":{\"dtype\":\"f32\",\"shape\":[4],\"data_offsets\":[0,16]}}", DLRN_ERR_UNSUPPORTED,
-         "tensor 'x': unknown dtype 'f32'"},
+         "tensor 'x': unsupported dtype 'f32'"},
         {"{\"x\":{\"dtype\":\"F32\",\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
          "tensor 'x': expected a shape"},
         {"{\"x\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[0]}}", DLRN_ERR_FORMAT,
@@ -1153,7 +1153,7 @@ TEST(many_tensors) {
                 i ? ',' : '{', twice && i == N - 1 ? 7 : i);
         snprintf(header + at, sizeof header - at, "}");
         if (twice) {
-            refuse(safetensors(header, 0), DLRN_ERR_FORMAT, "the key \"layer.7\" stands twice");
+            refuse(safetensors(header, 0), DLRN_ERR_FORMAT, "key \"layer.7\": expected once");
             continue;
         }
         dlrn_archive *a = accept(safetensors(header, 0));

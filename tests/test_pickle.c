@@ -437,10 +437,10 @@ TEST(refuses_storages) {
         int64_t elements;
         const char *words;
     } bad[] = {
-        {"FloatStorage", "7", 6, "tensor 'x': its storage '7' is not in the file"},
-        {"FloatStorage", "", 6, "tensor 'x': its storage '' is not in the file"},
+        {"FloatStorage", "7", 6, "tensor 'x': expected its storage '7' in the file, found none"},
+        {"FloatStorage", "", 6, "tensor 'x': expected its storage '' in the file, found none"},
         {"FloatStorage", "../data.pkl", 6,
-         "tensor 'x': its storage '../data.pkl' is not in the file"},
+         "tensor 'x': expected its storage '../data.pkl' in the file, found none"},
         {"FloatStorage", "0", 7, "tensor 'x': expected a storage of 28 bytes, found 24"},
         {"DoubleStorage", "0", 6, "tensor 'x': expected a storage of 48 bytes, found 24"},
         {"FloatStorage", "0", 5,
@@ -515,7 +515,7 @@ TEST(refuses_bombs) {
     text("b");
     tensor(0, 1, six, one);
     put_text(&b, "su.");
-    refuse(pt(), DLRN_ERR_FORMAT, "tensor 'a.b' stands twice in the file");
+    refuse(pt(), DLRN_ERR_FORMAT, "tensor 'a.b': expected once, found twice");
 }
 
 /* A list that dictionaries are made of, over and over: each would hold all of it again. */
@@ -660,14 +660,16 @@ TEST(compressed) {
     static bytes packed;
     memset(&z, 0, sizeof z);
     zip_raw(&z, "archive/data.pkl", &b, 8, b.n, 0, 0);
-    refuse(zip_done(&z), DLRN_ERR_UNSUPPORTED, "its data.pkl is compressed");
+    refuse(zip_done(&z), DLRN_ERR_UNSUPPORTED,
+           "data.pkl: expected a stored member, found a deflated one");
     begin_x();
     tensor(0, 1, six, one);
     put_text(&b, "s.");
     memset(&z, 0, sizeof z);
     zip_raw(&z, "archive/data.pkl", &b, 0, b.n, 0, 0);
     zip_raw(&z, "archive/data/0", &packed, 8, 24, 0, 0);
-    refuse(zip_done(&z), DLRN_ERR_UNSUPPORTED, "tensor 'x' is compressed");
+    refuse(zip_done(&z), DLRN_ERR_UNSUPPORTED,
+           "tensor 'x': expected a stored member, found a deflated one");
 }
 
 /* ---- The older form ---- */

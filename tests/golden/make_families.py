@@ -1,4 +1,4 @@
-"""Writes tests/golden/families/NAME/: dictionaries that dictionary_learning 0.1.0 made, with what it computes from them.
+"""Writes tests/golden/families/NAME/: dictionaries that dictionary_learning 0.1.0 made, and what it computes from them.
 
     pip install --no-deps dictionary-learning==0.1.0 einops; python tests/golden/make_families.py
 
