@@ -1326,8 +1326,9 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 /* Compilers, system headers, the allocator. Every system header is included here, before the first
    kernel set changes the target that the compiler compiles for. */
 
-/* Under these flags a compiler may take it that there are no NaN and no infinity, and drops the
-   checks for them. They are part of what the library promises. */
+/* Under these flags a compiler assumes that no number is a NaN or an infinity, and drops the checks
+   for them. The library promises these checks. It promises the same bits everywhere, too, and these
+   flags allow sums in any order. */
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ > 0)
 #error "dictlearn.h: compile this file without -ffast-math, -Ofast and -ffinite-math-only"
 #endif
@@ -1339,7 +1340,7 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #include <stdlib.h>
 #include <string.h>
 #if !defined(DICTLEARN_NO_STDIO) || !defined(DICTLEARN_VSNPRINTF)
-#include <stdio.h>
+#include <stdio.h> /* without files it is still needed for vsnprintf */
 #endif
 
 #ifdef _OPENMP
@@ -1349,10 +1350,14 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #include <cblas.h>
 #endif
 
+/* All formatted text goes through this macro: error messages, JSON, names. A host without stdio can
+   put its own formatter here. */
 #ifndef DICTLEARN_VSNPRINTF
 #define DICTLEARN_VSNPRINTF(text, size, format, args) vsnprintf(text, size, format, args)
 #endif
 
+/* On POSIX systems room files maps what it reads and syncs what it writes. Elsewhere it does with the
+   C library; Windows adds the process number, which makes names of temporary files unique. */
 #if !defined(DICTLEARN_NO_STDIO) && (defined(__unix__) || defined(__APPLE__))
 #define DLRNI_POSIX 1
 #include <errno.h>
@@ -1371,8 +1376,10 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #endif
 #endif
 
-/* DICTLEARN_SIMD 0 leaves the scalar kernels alone; by default every set that the compiler can
-   build is built. */
+/* By default every kernel set is compiled that the compiler can compile, and the processor decides
+   at run time which one is used. DICTLEARN_SIMD 0 compiles only the scalar set: for a small object,
+   or for a compiler that fails on intrinsics. MSVC gets only the scalar set, too: it cannot compile
+   one function for another processor (DLRNI_TARGET_BEGIN). */
 #ifndef DICTLEARN_SIMD
 #define DICTLEARN_SIMD 1
 #endif
@@ -1390,11 +1397,14 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #define DLRNI_NEON 0
 #endif
 
-/* The name under which the kernel bodies re-include this file; set it if you rename the file. */
+/* This file includes itself to compile the kernels once for each set (room kernel-bodies). Set this if
+   you rename the file. */
 #ifndef DICTLEARN_HEADER_NAME
 #define DICTLEARN_HEADER_NAME "dictlearn.h"
 #endif
 
+/* The default allocator of contexts that bring none. Memory from one malloc must go to its own free,
+   so that half a pair is refused. */
 #if !defined(DICTLEARN_MALLOC) && !defined(DICTLEARN_FREE)
 #define DICTLEARN_MALLOC(size) malloc(size)
 #define DICTLEARN_FREE(p) free(p)
@@ -1402,7 +1412,8 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #error "define both DICTLEARN_MALLOC and DICTLEARN_FREE, or neither"
 #endif
 
-/* Our own mistakes, in debug builds only; never used to check an argument or a file. */
+/* Finds our own mistakes, in debug builds only. Arguments and files are checked in all builds, by the
+   macros of room base. */
 #ifndef DICTLEARN_ASSERT
 #ifdef NDEBUG
 #define DICTLEARN_ASSERT(c) ((void)0)
@@ -1412,21 +1423,25 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #endif
 #endif
 
+/* Every private function has internal linkage, and may be unused: options leave out its callers. */
 #if defined(__GNUC__) || defined(__clang__)
 #define DLRNI_UNUSED __attribute__((unused))
 #else
 #define DLRNI_UNUSED
 #endif
 #define DLRNI_INTERNAL DLRNI_UNUSED static
-/* For a function that is called with a constant, which must reach its loops. */
+/* For a function whose loops become fast only when the compiler knows a constant argument: inlining
+   is then not left to its judgement. */
 #if defined(__GNUC__) || defined(__clang__)
 #define DLRNI_INLINE __attribute__((always_inline, unused)) static inline
 #else
 #define DLRNI_INLINE static inline
 #endif
 
-/* Before a loop of fixed length over registers: at -O2 gcc 12 leaves such loops rolled and the sums
-   in memory (product of 2048 x 2048 x 512 with AVX-512, two threads: 64 against 180 GFLOPS). */
+/* Before a loop of fixed length over registers. At -O2 gcc 12 does not unroll such loops, and an array
+   that is indexed in a loop stays in memory. Measured on Zen 4, product of 2048 x 2048 x 512, AVX-512,
+   two threads: 64 GFLOPS without, 180 with. 16 covers the longest such loop, a square of 16 vectors in
+   the transpose. */
 #if defined(__clang__)
 #define DLRNI_UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)
@@ -1435,10 +1450,10 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #define DLRNI_UNROLL
 #endif
 
-/* Around rooms that run once per file. They are a third of the code, and optimising them less
-   saves a fifth of the compile time at -O2 (gcc 12: 7.8 s to 6.5 s, clang 14: 8.0 s to 6.2 s, on a
-   loaded machine; gcc's "Os" takes longer than "O1"). Loops over weights stay outside: CRC,
-   inflate, reading elements. Builds that do not optimise for speed are left alone. */
+/* Around rooms whose code runs once per file. They are a third of the code, and optimising them less
+   saves a fifth of the compile time at -O2 (measured on a loaded machine: gcc 12 from 7.8 s to 6.5 s,
+   clang 14 from 8.0 s to 6.2 s; with gcc, "Os" compiles slower than "O1"). Loops over weights stay
+   outside: CRC, inflate, reading elements. Builds at -O0 or for size are not changed. */
 #if defined(__clang__) && defined(__OPTIMIZE__)
 #define DLRNI_COLD_BEGIN _Pragma("clang attribute push(__attribute__((cold)), apply_to = function)")
 #define DLRNI_COLD_END _Pragma("clang attribute pop")
@@ -1450,10 +1465,12 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #define DLRNI_COLD_END
 #endif
 
+/* DLRNI_PREFETCH: into the first cache, for data used within a few dozen instructions. _FAR: into the
+   second cache only. It can wait for more lines at a time than the first, and what the first holds is
+   not displaced. Both are hints and never fault. */
 #if defined(__GNUC__) || defined(__clang__)
 #define DLRNI_PREFETCH(p) __builtin_prefetch(p)
-#define DLRNI_PREFETCH_FAR(p)                                                                      \
-    __builtin_prefetch(p, 0, 2) /* into the second cache, which waits for more at a time */
+#define DLRNI_PREFETCH_FAR(p) __builtin_prefetch(p, 0, 2)
 #else
 #define DLRNI_PREFETCH(p) ((void)(p))
 #define DLRNI_PREFETCH_FAR(p) ((void)(p))
@@ -1465,9 +1482,10 @@ extern "C" {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>base
-/* Three kinds of check. DLRNI_REQUIRE: the caller's mistake; dlrn_fail: the fault of a file or of the
-   data. Both are always on and give a status and a text. DICTLEARN_ASSERT: our own mistake, checked
-   in debug builds only. */
+/* There are three kinds of check:
+     DLRNI_REQUIRE      the caller's mistake: a status, and a text that names the function
+     dlrn_fail          a fault of a file or of the data: a status, and a text that names the place
+     DICTLEARN_ASSERT   our own mistake: checked in debug builds only */
 
 typedef struct dlrni_kernel_table dlrni_kernel_table;
 typedef struct dlrni_screen dlrni_screen;
@@ -1479,6 +1497,8 @@ typedef struct dlrni_set {
     const dlrni_screen *screen[2]; /* NULL: none */
 } dlrni_set;
 
+/* dlrn_info hands out the names of the sets, so a context stores them; a declaration next to dlrni_sets
+   fails to compile when the table outgrows this. */
 enum { DLRNI_SETS_MAX = 15 };
 
 struct dlrn_context {
@@ -1486,13 +1506,14 @@ struct dlrn_context {
     dlrni_set set;               /* in force                     */
     const dlrni_kernel_table *k; /* its kernels                  */
     int threads;                 /* workers of dlrn_parallel_for */
-    char error[1024];
-    char text[512];
-    const char *names[DLRNI_SETS_MAX + 1]; /* of the sets that this processor can run */
+    char error[1024]; /* of the last failure: fixed, so that "out of memory" fits, too    */
+    char text[512];   /* dlrn_info: version, sets, threads in one line                    */
+    const char *names[DLRNI_SETS_MAX + 1]; /* of the sets that this processor can run, then NULL */
 };
 
-/* Of a text that is too long the middle is dropped: a path stands at the start, and what is wrong at
-   the end. Names in a file may hold bytes that a terminal obeys, so control characters become '?'. */
+/* Where a text is too long, its middle is dropped: the path stands at the start, and what is wrong
+   stands at the end. A text may quote names from a hostile file. Those may hold control sequences that
+   a terminal would obey, so control characters become '?'. */
 DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...) {
     enum { HEAD = 256 };
     char text[8192]; /* the longest path and the message */
@@ -1509,8 +1530,7 @@ DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *for
         memcpy(ctx->error + HEAD, "...", 3);
         memcpy(ctx->error + HEAD + 3, text + n - (most - HEAD - 3), most - HEAD - 2);
     }
-    for (unsigned char *c = (unsigned char *)ctx->error; *c;
-         c++) { /* names of a file may hold what a terminal obeys */
+    for (unsigned char *c = (unsigned char *)ctx->error; *c; c++) {
         int is_c1 = *c == 0xC2 && c[1] >= 0x80 && c[1] < 0xA0; /* U+0080 to U+009F in UTF-8 */
         if (is_c1) *c++ = '?';
         if (is_c1 || *c < 32 || *c == 127) *c = '?';
@@ -1518,7 +1538,7 @@ DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *for
     return s;
 }
 
-/* snprintf, which a host may replace through DICTLEARN_VSNPRINTF. */
+/* snprintf through the host's DICTLEARN_VSNPRINTF. */
 DLRNI_INTERNAL DLRN_PRINTF(3, 4) int dlrni_print(char *out, size_t size, const char *format, ...) {
     va_list args;
     va_start(args, format);
@@ -1533,13 +1553,14 @@ DLRNI_INTERNAL DLRN_PRINTF(3, 4) int dlrni_print(char *out, size_t size, const c
         if (!(condition)) return dlrn_fail((ctx), DLRN_ERR_ARGUMENT, "%s: %s", __func__, (text));  \
     } while (0)
 
-/* Passes a failure on. */
+/* Returns a failure to the caller. Only for places that own nothing yet: it frees nothing. */
 #define DLRNI_TRY(call)                                                                            \
     do {                                                                                           \
         dlrn_status dlrni_s = (call);                                                              \
         if (dlrni_s != DLRN_OK) return dlrni_s;                                                    \
     } while (0)
 
+/* a / b rounded up, a >= 0; a + b - 1 could overflow. */
 DLRNI_INTERNAL int64_t dlrni_ceil_div(int64_t a, int64_t b) {
     return a / b + (a % b > 0);
 }
@@ -1552,8 +1573,8 @@ DLRNI_INTERNAL int64_t dlrni_max(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-/* a + b and a * b of non-negative sizes; 0 if it does not fit (or an operand is negative), else 1.
- */
+/* a + b and a * b of sizes, which often come from a file. Return 0 if an operand is negative or the
+   result does not fit, and leave *out alone. */
 DLRNI_INTERNAL int dlrni_add(int64_t a, int64_t b, int64_t *out) {
     if (a < 0 || b < 0 || a > INT64_MAX - b) return 0;
     *out = a + b;
@@ -1566,14 +1587,14 @@ DLRNI_INTERNAL int dlrni_mul(int64_t a, int64_t b, int64_t *out) {
     return 1;
 }
 
-/* Blocks of the host's allocator, aligned to a cache line: vectors that straddle two lines take twice
-   as long to load. What the allocator gave, and the size, stand just before the block.
+/* Blocks of the host's allocator, aligned to a cache line: a vector that straddles two lines takes
+   twice as long to load. A head just before the block holds the pointer that must be released.
 
-       raw                 block (a multiple of 64)
-       | unused | raw size | the caller's bytes ... | */
+       raw                  block (a multiple of 64)
+       | unused | dlrni_block | the caller's bytes ... | */
 typedef struct dlrni_block {
-    void *raw;
-    size_t size;
+    void *raw;   /* from the allocator                                         */
+    size_t size; /* that the caller asked for: nothing reads it but a debugger */
 } dlrni_block;
 enum { DLRNI_ALIGN = 64 };
 
@@ -1590,11 +1611,12 @@ DLRNI_INTERNAL void dlrni_host_release(const dlrn_context_config *cfg, void *p) 
         DICTLEARN_FREE(p);
 }
 
+/* count and size often come from a file, so their product is checked before any memory is taken. */
 DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size) {
     int64_t bytes, total;
     if (!dlrni_mul(count, (int64_t)size, &bytes) ||
         !dlrni_add(bytes, DLRNI_ALIGN + (int64_t)sizeof(dlrni_block), &total) ||
-        (uint64_t)total > SIZE_MAX) {
+        (uint64_t)total > SIZE_MAX) { /* a 32-bit system */
         dlrn_fail(ctx, DLRN_ERR_MEMORY, "a block of %lld x %lld bytes does not fit in memory",
                   (long long)count, (long long)size);
         return NULL;
@@ -1618,19 +1640,21 @@ DLRN_API void dlrn_free(dlrn_context *ctx, void *p) {
     dlrni_host_release(&ctx->cfg, head.raw);
 }
 
+/* memset and not the host's calloc, which the hooks do not have. */
 DLRNI_INTERNAL void *dlrni_alloc_zero(dlrn_context *ctx, int64_t count, size_t element) {
     void *p = dlrn_alloc(ctx, count, element);
     if (p) memset(p, 0, (size_t)count * element);
     return p;
 }
 
+/* The cast makes the result fit C++, too. NULL: out of memory, and the context has the text. */
 #define DLRNI_NEW(ctx, type, count) ((type *)dlrn_alloc((ctx), (count), sizeof(type)))
 #define DLRNI_NEW_ZERO(ctx, type, count) ((type *)dlrni_alloc_zero((ctx), (count), sizeof(type)))
 
 /* Ensures that the array whose pointer is stored at `slot` has room for `need` elements; *cap is how
-   many it has now. It grows by half at least, so that n appends cost O(n), and keeps its first `used`
-   elements. 0: out of memory, nothing has changed. `slot` is a T **, passed as void * and read by
-   memcpy, because T is the caller's. */
+   many fit now. It grows by half at least, so that n appends copy O(n) elements, and keeps its first
+   `used` elements. Returns 0 if memory runs out; nothing has changed then. `slot` is a T **. It is
+   passed as void * and read by memcpy, because a void ** must not alias a T **. */
 DLRNI_INTERNAL int dlrni_grow(dlrn_context *ctx, void *slot, int64_t *cap, int64_t used,
                               int64_t need, size_t element) {
     if (need <= *cap) return 1;
@@ -1648,7 +1672,7 @@ DLRNI_INTERNAL int dlrni_grow(dlrn_context *ctx, void *slot, int64_t *cap, int64
 #define DLRNI_GROW(ctx, pointer, cap, used, need)                                                  \
     dlrni_grow((ctx), (pointer), (cap), (used), (need), sizeof **(pointer))
 
-/* The first whole cache line of a block: loads that straddle two lines take twice as long. */
+/* Rounds a pointer inside a block of scratch up to a cache line, as dlrn_alloc does for whole blocks. */
 DLRNI_INTERNAL float *dlrni_aligned(float *p) {
     return (float *)(((uintptr_t)p + DLRNI_ALIGN - 1) & ~(uintptr_t)(DLRNI_ALIGN - 1));
 }
@@ -1658,10 +1682,10 @@ DLRN_API const char *dlrn_error(const dlrn_context *ctx) {
 }
 
 DLRN_API const char *dlrn_status_text(dlrn_status s) {
-#define DLRNI_STATUS_TEXT(name, text) text,
+#define DLRNI_STATUS_TEXT(name, text) text, /* the list has the codes and texts side by side */
     static const char *const texts[] = {DLRN_STATUS_LIST(DLRNI_STATUS_TEXT)};
 #undef DLRNI_STATUS_TEXT
-    return (unsigned)s < DLRN_STATUS_COUNT ? texts[s] : "?";
+    return (unsigned)s < DLRN_STATUS_COUNT ? texts[s] : "?"; /* a callback may return any number */
 }
 
 /* Reports that a callback failed. Its text may be this context's own last error, so it is copied
@@ -1679,13 +1703,16 @@ DLRNI_INTERNAL dlrn_status dlrni_callback_error(dlrn_context *ctx, dlrn_status s
 /* ------------------------------------------------------------------------------------------ */
 // >>random
 /* Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011): ten rounds over a
-   128-bit counter {counter, stream} under a 64-bit key. Number n of a stream is a function of (seed,
-   stream, n) alone, so that threads, checkpoints and the order of calls cannot change it. */
+   128-bit counter {counter, stream} under a 64-bit key, the seed. Number n of a stream is a function
+   of (seed, stream, n) alone, so that threads, checkpoints and the order of calls cannot change it.
+   The multipliers and the key's increments are those of the paper; a test compares with its vectors. */
 
 typedef struct dlrni_philox {
     uint64_t lo, hi;
 } dlrni_philox;
 
+/* Two 64-bit numbers. A round multiplies words 2 and 0. The low halves of the products become words 1
+   and 3; the high halves, mixed with the old words 1 and 3 and the key, become words 0 and 2. */
 DLRNI_INTERNAL dlrni_philox dlrni_philox_block(uint64_t seed, uint64_t stream, uint64_t counter) {
     uint32_t c[4] = {(uint32_t)counter, (uint32_t)(counter >> 32), (uint32_t)stream,
                      (uint32_t)(stream >> 32)};
@@ -1697,22 +1724,25 @@ DLRNI_INTERNAL dlrni_philox dlrni_philox_block(uint64_t seed, uint64_t stream, u
         c[1] = (uint32_t)b;
         c[2] = n2;
         c[3] = (uint32_t)a;
-        key[0] += 0x9E3779B9u;
-        key[1] += 0xBB67AE85u;
+        key[0] += 0x9E3779B9u; /* 2^32 times the golden ratio's fraction */
+        key[1] += 0xBB67AE85u; /* 2^32 times (sqrt(3) - 1)               */
     }
     dlrni_philox out = {(uint64_t)c[1] << 32 | c[0], (uint64_t)c[3] << 32 | c[2]};
     return out;
 }
 
+/* Uses half of a block, so that one number is one step of the counter, whatever its type. */
 DLRNI_INTERNAL uint64_t dlrni_rng_u64(dlrn_rng *rng) {
     return dlrni_philox_block(rng->seed, rng->stream, rng->counter++).lo;
 }
 
+/* [0, 1): 24 bits, all that a float can hold without rounding up to 1. */
 DLRN_API float dlrn_rng_uniform(dlrn_rng *rng) {
     return (float)(dlrni_rng_u64(rng) >> 40) * (1.0f / 16777216.0f);
 }
 
-DLRNI_INTERNAL double dlrni_open_unit(uint64_t u) { /* (0, 1): the middle of one of 2^52 cells */
+/* (0, 1): the middle of one of 2^52 cells, so that log() never sees 0. */
+DLRNI_INTERNAL double dlrni_open_unit(uint64_t u) {
     return ((double)(u >> 12) + 0.5) * (1.0 / 4503599627370496.0);
 }
 
@@ -1720,21 +1750,22 @@ DLRN_API double dlrn_rng_uniform_f64(dlrn_rng *rng) {
     return dlrni_open_unit(dlrni_rng_u64(rng));
 }
 
-/* One normal number a block: both halves feed Box-Muller, in double so that float rounding alone
-   decides the bits. */
+/* One normal number a block: its two halves are the radius and the angle of Box-Muller. In double,
+   where libraries differ in the last bits, which rounding to float nearly always hides. */
 DLRN_API float dlrn_rng_normal(dlrn_rng *rng) {
     dlrni_philox b = dlrni_philox_block(rng->seed, rng->stream, rng->counter++);
     double radius = sqrt(-2.0 * log(dlrni_open_unit(b.lo)));
     return (float)(radius * cos(6.283185307179586 * dlrni_open_unit(b.hi)));
 }
 
-/* The remainder alone would favour small numbers: 2^64 is no multiple of n. Numbers from the
+/* The remainder alone would favour small numbers, because n rarely divides 2^64. Numbers from the
    incomplete last run of n are drawn again. */
 DLRN_API uint64_t dlrn_rng_below(dlrn_rng *rng, uint64_t n) {
     if (n == 0 || n == 1) return 0;
     uint64_t u;
     do u = dlrni_rng_u64(rng);
-    while (u > UINT64_MAX - n && u >= UINT64_MAX - UINT64_MAX % n); /* seldom a second division */
+    while (u > UINT64_MAX - n &&
+           u >= UINT64_MAX - UINT64_MAX % n); /* mostly skipped: a division is slow */
     return u % n;
 }
 
@@ -1888,8 +1919,11 @@ DLRN_API const char *dlrn_dtype_name(dlrn_dtype t) {
 /* ------------------------------------------------------------------------------------------ */
 // >>threads
 /* Threads belong to OpenMP or to the host's parallel_for. Work is cut into tasks by its shape alone,
-   and no sum runs over tasks in the order in which they end: the number of threads never changes a
+   and no sum runs over tasks in the order in which they end. So the number of threads never changes a
    result. */
+
+/* Tasks are handed out one by one, because their costs differ: features fire unevenly, and other
+   programs may slow one core. */
 
 DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_parallel_body body,
                                 void *arg) {
@@ -1907,20 +1941,21 @@ DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_paralle
     for (int64_t task = 0; task < n_tasks; task++) body(arg, task, 0);
 }
 
-/* Loops that are estimated to take less than this, in ns on one core, stay on the calling thread. To
-   wake a thread and to wait for it takes 5 to 50 us where threads sleep while they wait. Where they
-   spin (OpenMP's default) it takes 2 us on an idle machine, and whole time slices where other
-   programs want the cores, too: examples/02_train_from_array.c, 10,000 short loops, took 36 to 48 s
-   on two cores under a load of 8, and takes 7 s with this bound (6 s on one thread). On an idle
-   machine the bound costs that example a fifth of its time; loops of a step of 512 x 8192 are all
-   longer. To set it for another machine, time that example with OMP_NUM_THREADS=1 and 2, idle and
-   under load, and see that `make bench` does not change. */
+/* Loops that are estimated to take less than this, in ns on one core, stay on the calling thread. By
+   default OpenMP's threads spin while they wait for one another. Where other programs want the cores,
+   too, a thread that has been descheduled keeps the rest waiting for a whole time slice, at the end of
+   every loop. Measured on two cores under a load of 8: examples/02_train_from_array.c, whose loops are
+   short, took 36 to 48 s without this bound, takes 7 s with it, and 6 s on one thread. On an idle machine sharing such loops may pay; neither that loss nor the effect on
+   `make bench` has been measured. The long loops are far above the bound: the encoding of 2048 rows,
+   d 512, F 8192 is estimated at 0.5 s. To set it for another machine, time that example with
+   OMP_NUM_THREADS=1 and 2, idle and under load, and compare `make bench` before and after. */
 #ifndef DLRNI_SERIAL_NS
 #define DLRNI_SERIAL_NS 300000.0
 #endif
 
-/* dlrn_parallel_for for a loop that may be too short to be shared. ns: what all of it takes on one
-   core, roughly: 1 for a number that is moved, 1 for 16 multiply-adds. Results do not depend on it. */
+/* dlrn_parallel_for for a loop that may be too short to be shared. ns: a rough estimate of all of it on
+   one core, 1 for a number that is moved and 1 for 16 multiply-adds. It is only compared with the
+   bound, so a rough figure is enough. Results never depend on it. */
 DLRNI_INTERNAL void dlrni_parallel_for(dlrn_context *ctx, int64_t n_tasks, double ns,
                                        dlrn_parallel_body body, void *arg) {
     if (ns < DLRNI_SERIAL_NS)
@@ -1929,11 +1964,13 @@ DLRNI_INTERNAL void dlrni_parallel_for(dlrn_context *ctx, int64_t n_tasks, doubl
         dlrn_parallel_for(ctx, n_tasks, body, arg);
 }
 
-/* An estimate for it: rows of some numbers that are moved, or multiplied 16 times. */
+/* Such an estimate: rows of `each` numbers, moved or multiplied 16 times. In double, since the product
+   of three sizes may not fit. */
 DLRNI_INTERNAL double dlrni_ns(int64_t rows, int64_t each) {
     return (double)rows * (double)each;
 }
 
+/* The default number of threads; OMP_NUM_THREADS is respected. */
 DLRNI_INTERNAL int dlrni_all_cores(void) {
 #ifdef _OPENMP
     return omp_get_max_threads();
@@ -1944,7 +1981,7 @@ DLRNI_INTERNAL int dlrni_all_cores(void) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>kernels
-/* One table of kernels for each instruction set ("set"). A set is one block in the room
+/* There is one table of kernels for each instruction set ("set"). A set is one block in the room
    kernel-bodies and one row of dlrni_sets below; nothing else names it.
 
    All sets give the same bits, because the order of every sum is fixed ("canonical"). A vector has
@@ -1959,9 +1996,10 @@ DLRNI_INTERNAL int dlrni_all_cores(void) {
              +1: l and l + 1                       the result
 
    The last vector is filled up with zeros. Every other sum is one chain of fused multiply-adds in
-   the order of the index that is summed over. */
+   the order of the index that is summed over. 16 lanes are one register of AVX-512; narrower sets use
+   two or four registers, which they need anyway to hide the latency of a multiply-add. */
 
-/* What Adam's update needs of a step, rounded to f32 as torch does. */
+/* Adam's numbers for one step. They are computed in double and rounded to f32 once, as torch does. */
 typedef struct dlrni_adam {
     float one_minus_beta1, beta2, one_minus_beta2;
     float step_size;            /* lr / (1 - beta1^t) */
@@ -1988,11 +2026,13 @@ struct dlrni_kernel_table {
     /* out [n] += sum_p coef[p] * base[idx[p] * ld ..], p in order */
     void (*gather_axpy)(float *out, int64_t n, const float *base, int64_t ld, const int32_t *idx,
                         const float *coef, int64_t count);
-    /* the same for rows from `first` on that are packed in the first cache */
+    /* the same for rows `first`, first + 1, ... that were packed to lie in the first cache: it
+       prefetches nothing */
     void (*gather_near)(float *out, int64_t n, const float *base, int64_t ld, int32_t first,
                         const int32_t *idx, const float *coef, int64_t count);
-    /* Of f + bias [n], n <= DLRNI_GROUP, what is not at or below max(threshold, row_floor): value,
-       and first + index; returns how many. threshold NULL: none. Room for DLRNI_GROUP. */
+    /* Lists the pre-activations f + bias [n], n <= DLRNI_GROUP, above max(threshold, row_floor), and
+       NaN, which must not vanish: val the value, key first + index. Returns how many. threshold may be
+       NULL. key and val have room for DLRNI_GROUP, all of which may be written. */
     int64_t (*collect)(const float *f, const float *bias, const float *threshold, float row_floor,
                        int64_t n, int32_t first, int32_t *key, float *val);
     void (*axpy)(float a, const float *x, float *y, int64_t n);       /* y += a x        */
@@ -2003,11 +2043,12 @@ struct dlrni_kernel_table {
     void (*adam)(float *w, float *m, float *v, const float *g, int64_t n, const dlrni_adam *a);
     /* to [n] = from [n], f16 or bf16 (two bytes each, of any alignment), exactly */
     void (*widen)(dlrn_dtype type, const char *from, float *to, int64_t n);
-    /* CRC-32 of zip, of what was summed so far and then of p [n] */
+    /* CRC-32 as zip has it: crc is that of the bytes before p [n], 0 at the start */
     uint32_t (*crc32)(uint32_t crc, const unsigned char *p, uint64_t n);
 };
 
-/* What the sum of a row's product with a feature is held against (room screen). */
+/* A row's factors in the inequality by which a screen drops a feature (room screen). Each is multiplied
+   by the number of the feature that its comment names. */
 typedef struct dlrni_screen_row {
     float unit;    /* of the feature's bias          */
     float error;   /* of the feature's rounded norm  */
@@ -2016,21 +2057,34 @@ typedef struct dlrni_screen_row {
     int32_t shift; /* added to a sum of integers     */
 } dlrni_screen_row;
 
-/* What rounding a row x to x^ did. */
+/* How far rounding moved a row x to x^: from it, room screen makes the row's or feature's factors. */
 typedef struct dlrni_rounding {
     float full, rounded, error; /* ||x||^2, ||x^||^2, ||x - x^||^2, each to within a part in 2^10 */
     float scale;                /* x^ = scale * the integers                                     */
     int32_t sum;                /* of the integers                                               */
 } dlrni_rounding;
 
-/* A cheaper format for the dense product that only rules features out (room screen). */
+/* A cheaper format for the dense product, which only rules features out (room screen).
+
+   The costs decide whether a screen or the dense product is taken, never a result. They are times of a
+   tile in the first two caches, in units of a multiply-add at the f32 peak of the same vectors:
+
+                        int8   bf16   int16 (AVX-512)   int16 (AVX2)   f32
+     in the table       0.27   0.53   0.72              0.72           1.00   measured on Zen 4
+     another processor  0.26   1.99   1.01              0.71           1.00   Xeon with AMX
+
+   int8 and bf16 do 4 and 2 multiply-adds an instruction at 94 % of its peak: 1 / (4 x 0.94), and
+   1 / (2 x 0.94). int16 needs two instructions for two. On that Xeon vdpbf16ps is slow and f32 as fast
+   as int16: its bf16 screen never pays. To measure elsewhere: time `tile` on 64 rows of d 512, one
+   thread, in turns with a loop of independent multiply-adds. `make bench` (rows step) with each
+   DICTLEARN_KERNELS shows whether the choice is right. */
 struct dlrni_screen {
     const char *name;
     int rows;   /* of a tile                                                     */
     int size;   /* bytes of an element                                           */
     int packed; /* elements of a feature that stand side by side in a panel      */
     int sums;   /* 1: the products are summed in f32; 0: exactly, in integers    */
-    float cost; /* of an element of the product; 1: at the peak of f32           */
+    float cost; /* of an element of the product; 1: at the peak of f32 (see below) */
     /* out [n] = x [n] rounded; unsigned_: out is 128 more, as one side of an integer product must
        be */
     void (*round)(const float *x, int64_t n, int unsigned_, void *out, dlrni_rounding *r);
@@ -2040,15 +2094,15 @@ struct dlrni_screen {
                  const dlrni_screen_row *row, uint64_t *mask);
 };
 
-/* Macros, since C++20 deprecates sums and products of two enumerations. DLRNI_GROUP: features of a
-   task, columns of a packed panel: three vectors, times eight rows they fill the registers of
-   AVX-512 and leave room for the operands. */
+/* DLRNI_LANES: lanes of a vector. DLRNI_GROUP: features of a group, columns of a packed panel. 48 are
+   three vectors; with eight rows they take 24 of AVX-512's 32 registers for sums and leave eight for
+   operands. They are macros because C++20 deprecates arithmetic between two enumerations. */
 #define DLRNI_LANES 16
 #define DLRNI_GROUP 48
 
-/* Compiles the functions between the two for a processor with these features, whatever the rest of
-   the file is compiled for. clang takes an attribute, gcc a pragma; no system header may be included
-   in between. */
+/* Compiles the functions between the two for a processor with these features. The rest of the file
+   keeps the compiler's own target, so that a plain build has all sets. clang takes an attribute, gcc a
+   pragma. A system header must not be included in between: its functions would get the target, too. */
 #define DLRNI_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define DLRNI_TARGET_BEGIN(features)                                                               \
@@ -2064,10 +2118,11 @@ struct dlrni_screen {
 #include DICTLEARN_HEADER_NAME
 #undef DLRNI_COMPILE_SETS
 
-/* The sets, from the slowest to the fastest. `runs` says whether this processor and its system can
-   run it (the compilers' builtin asks the system, too). Screens stand cheapest first; one with a
-   `runs` of its own is left out where that says no, and the first two that remain are taken. The
-   scalar set screens nothing: it is the oracle of the tests. */
+/* The sets, from the slowest to the fastest; "auto" takes the last one that runs. `runs` tells whether
+   this processor and its system can run it: the compilers' builtin also checks that the system saves
+   the registers. Screens stand cheapest first. One with a `runs` of its own is left out where that
+   returns 0, and the first two that remain are taken. The scalar set screens nothing: it is the oracle
+   of the tests. */
 typedef struct dlrni_set_row {
     const char *name;
     int (*runs)(void);
@@ -2105,10 +2160,10 @@ static const dlrni_set_row dlrni_sets[] = {
 #endif
 };
 enum { DLRNI_SETS = sizeof dlrni_sets / sizeof dlrni_sets[0] };
-/* A context has room for their names. */
+/* Fails to compile when a context has no room for their names. */
 typedef char dlrni_sets_fit[(int)DLRNI_SETS <= (int)DLRNI_SETS_MAX ? 1 : -1];
 
-/* Set number `index` of those that can run here; 0: there are not so many. */
+/* Set number `index` of those that can run here; returns 0 beyond the last. */
 DLRNI_INTERNAL int dlrni_kernel_set(int index, dlrni_set *set) {
     int i = 0, n = 0;
     for (; i < (int)DLRNI_SETS; i++)
@@ -2124,8 +2179,9 @@ DLRNI_INTERNAL int dlrni_kernel_set(int index, dlrni_set *set) {
     return 1;
 }
 
-/* name NULL or "auto": the environment's DICTLEARN_KERNELS, else the last set that can run. 0: no
-   such set here. */
+/* The set of that name. NULL and "auto" take the environment's DICTLEARN_KERNELS, so that one build can
+   be tested with every set; without that, the last set that can run. Returns 0 for an unknown name: a
+   test that names a set must not silently run another. */
 DLRNI_INTERNAL int dlrni_kernel_choice(const char *name, dlrni_set *found) {
     if (!name || !strcmp(name, "auto")) name = getenv("DICTLEARN_KERNELS");
     int any = !name || !*name || !strcmp(name, "auto"), ok = 0;
@@ -2140,8 +2196,10 @@ DLRNI_INTERNAL int dlrni_kernel_choice(const char *name, dlrni_set *found) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>context
+/* A context is configuration, a kernel set and the last error. It is made in one block, so that its
+   creation can fail in one place only, before there is a context to hold an error text. */
 
-/* Adds to a text in a buffer of `size` bytes, of which *used are taken; what does not fit is cut. */
+/* Appends to a text in a buffer of `size` bytes, of which *used are taken; cuts what does not fit. */
 DLRNI_INTERNAL DLRN_PRINTF(4, 5) void dlrni_print_more(char *text, size_t size, size_t *used,
                                                        const char *format, ...) {
     va_list args;
@@ -2151,9 +2209,10 @@ DLRNI_INTERNAL DLRN_PRINTF(4, 5) void dlrni_print_more(char *text, size_t size, 
     if (n > 0) *used = (size_t)n < size - *used ? *used + (size_t)n : size - 1;
 }
 
-/* The names of the sets that can run, and the one line that says what a context runs on. */
+/* Fills in what dlrn_info tells: the names of the sets that can run here, and one line for logs and bug
+   reports, which shows the set, the threads and who runs them. */
 DLRNI_INTERNAL void dlrni_describe(dlrn_context *ctx) {
-#ifdef _OPENMP
+#ifdef _OPENMP /* slow runs are often builds that lack -fopenmp: the line must show it */
     const char *threading = ctx->cfg.parallel_for ? "the host's" : "OpenMP";
 #else
     const char *threading = ctx->cfg.parallel_for ? "the host's" : "no OpenMP";
@@ -2171,7 +2230,8 @@ DLRNI_INTERNAL void dlrni_describe(dlrn_context *ctx) {
                      ctx->threads == 1 ? "" : "s", threading);
 }
 
-/* Callbacks that belong together: all of them or none. */
+/* Callbacks that belong together must be set together. Memory of one allocator must not reach another's
+   release, and a file that was opened by the host must not be read by the C library. */
 DLRNI_INTERNAL int dlrni_config_is_whole(const dlrn_context_config *cfg) {
     const dlrn_io *io = &cfg->io;
     int files = (io->open_file != NULL) + (io->read_file != NULL) + (io->write_file != NULL) +
@@ -2179,36 +2239,39 @@ DLRNI_INTERNAL int dlrni_config_is_whole(const dlrn_context_config *cfg) {
     return !cfg->alloc == !cfg->release && (files == 0 || files == 5);
 }
 
+/* The set is chosen once: a change of DICTLEARN_KERNELS during a run affects only later contexts. */
 DLRN_API dlrn_status dlrn_context_create(const dlrn_context_config *config, dlrn_context **out) {
     dlrn_context_config cfg;
     dlrni_set set;
     memset(&cfg, 0, sizeof cfg);
-    if (config) cfg = *config;
-    *out = NULL;
+    if (config) cfg = *config; /* NULL: all defaults */
+    *out = NULL;               /* dlrn_error(NULL) has a text for this case */
     if (!dlrni_kernel_choice(cfg.kernels, &set) || cfg.threads < 0 || !dlrni_config_is_whole(&cfg))
         return DLRN_ERR_ARGUMENT;
     dlrn_context *ctx = (dlrn_context *)dlrni_host_alloc(&cfg, sizeof *ctx);
-    if (!ctx) return DLRN_ERR_MEMORY;
+    if (!ctx) return DLRN_ERR_MEMORY; /* directly from the hook: dlrn_alloc needs a context */
     memset(ctx, 0, sizeof *ctx);
     ctx->cfg = cfg;
-    ctx->cfg.kernels = set.name; /* the caller's string need not live on */
+    ctx->cfg.kernels = set.name; /* a literal: the caller's string need not live on */
     ctx->set = set;
-    ctx->k = set.k;
+    ctx->k = set.k; /* a copy: every kernel call goes through it */
     ctx->threads = cfg.threads ? cfg.threads : dlrni_all_cores();
 #ifndef _OPENMP
-    if (!cfg.parallel_for) ctx->threads = 1;
+    if (!cfg.parallel_for) ctx->threads = 1; /* scratch is sized by threads: none for absent ones */
 #endif
     dlrni_describe(ctx);
     *out = ctx;
     return DLRN_OK;
 }
 
+/* Frees nothing but the context: its objects hold memory of its allocator and must be gone before. */
 DLRN_API void dlrn_context_destroy(dlrn_context *ctx) {
     if (!ctx) return;
     dlrn_context_config cfg = ctx->cfg; /* the allocator outlives the context that names it */
     dlrni_host_release(&cfg, ctx);
 }
 
+/* The texts are the context's own, so that the caller frees nothing. */
 DLRN_API dlrn_context_info dlrn_info(const dlrn_context *ctx) {
     dlrn_context_info info = {ctx->set.name, ctx->names, ctx->threads, ctx->text};
     return info;
@@ -2541,6 +2604,11 @@ DLRN_API dlrn_status dlrn_topk(dlrn_context *ctx, const float *x, int64_t n, int
 
 /* ------------------------------------------------------------------------------------------ */
 // >>sparse
+/* Codes by row (CSR): col and val hold the entries of row 0, then those of row 1, ...; row_ptr[i] is
+   where row i begins. A caller starts with a zeroed struct and reuses it, so that a loop over batches
+   stops allocating after the largest one. */
+
+/* Codes that were never filled have no context, and nothing to free. */
 DLRN_API void dlrn_sparse_free(dlrn_sparse *codes) {
     if (!codes) return;
     if (codes->ctx) {
@@ -2551,14 +2619,15 @@ DLRN_API void dlrn_sparse_free(dlrn_sparse *codes) {
     memset(codes, 0, sizeof *codes);
 }
 
-/* Ensures room for rows + 1 row pointers and nnz entries; the contents are kept. col and val grow
-   together: nnz_cap is set last, so that a failure between the two leaves both usable. */
+/* Ensures room for rows + 1 row pointers and nnz entries, and keeps the contents. col and val grow
+   one after the other. nnz_cap is set last: if only col could grow, the codes stay usable at their old
+   size. */
 DLRNI_INTERNAL dlrn_status dlrni_sparse_reserve(dlrn_context *ctx, dlrn_sparse *codes, int64_t rows,
                                                 int64_t nnz) {
     int64_t used = codes->row_ptr ? codes->row_ptr[codes->rows] : 0, cap = codes->nnz_cap;
     int64_t pointers = codes->row_ptr ? codes->rows + 1 : 0;
     codes->ctx = ctx;
-    if (nnz > cap) nnz += nnz / 4; /* batches differ: the next one should not grow it again */
+    if (nnz > cap) nnz += nnz / 4; /* batches differ: a slightly larger one should fit, too */
     if (!DLRNI_GROW(ctx, &codes->row_ptr, &codes->row_cap, pointers, rows + 1))
         return DLRN_ERR_MEMORY;
     if (!DLRNI_GROW(ctx, &codes->col, &cap, used, nnz)) return DLRN_ERR_MEMORY;
@@ -2568,7 +2637,7 @@ DLRNI_INTERNAL dlrn_status dlrni_sparse_reserve(dlrn_context *ctx, dlrn_sparse *
 
 /* Empties codes for a matrix of `cols` columns whose rows are to be appended. */
 DLRNI_INTERNAL dlrn_status dlrni_sparse_begin(dlrn_context *ctx, dlrn_sparse *codes, int64_t cols) {
-    if (codes->ctx != ctx) dlrn_sparse_free(codes); /* blocks of another context's allocator */
+    if (codes->ctx != ctx) dlrn_sparse_free(codes); /* its blocks are of another allocator */
     codes->rows = 0;
     codes->cols = cols;
     if (codes->row_ptr) codes->row_ptr[0] = 0;
@@ -2577,12 +2646,15 @@ DLRNI_INTERNAL dlrn_status dlrni_sparse_begin(dlrn_context *ctx, dlrn_sparse *co
     return DLRN_OK;
 }
 
+/* Rows are compressed in two passes, count and fill, because a row's place depends on all rows before
+   it. Each pass shares rows among threads. */
 typedef struct dlrni_compress_job {
     const float *f;         /* [n][cols] */
     int64_t n, cols, first; /* first: row of codes that row 0 of f becomes */
     dlrn_sparse *codes;
 } dlrni_compress_job;
 
+/* Task: how many entries a row has, stored where the sum over rows will make a pointer of it. */
 DLRNI_INTERNAL void dlrni_count_row(void *arg, int64_t row, int worker) {
     const dlrni_compress_job *j = (const dlrni_compress_job *)arg;
     const float *f = j->f + row * j->cols;
@@ -2592,6 +2664,7 @@ DLRNI_INTERNAL void dlrni_count_row(void *arg, int64_t row, int worker) {
     j->codes->row_ptr[j->first + row + 1] = n;
 }
 
+/* Task: the entries of a row, with the same test as above, or they would not fit. */
 DLRNI_INTERNAL void dlrni_fill_row(void *arg, int64_t row, int worker) {
     const dlrni_compress_job *j = (const dlrni_compress_job *)arg;
     const float *f = j->f + row * j->cols;
@@ -2604,14 +2677,15 @@ DLRNI_INTERNAL void dlrni_fill_row(void *arg, int64_t row, int worker) {
         }
 }
 
-/* Appends the non-zeros of f [n][codes->cols]. */
+/* Appends the non-zeros of f [n][codes->cols]. codes->rows grows last, so that a failure leaves the
+   rows that were there. */
 DLRNI_INTERNAL dlrn_status dlrni_sparse_append(dlrn_context *ctx, dlrn_sparse *codes,
                                                const float *f, int64_t n) {
     dlrni_compress_job job = {f, n, codes->cols, codes->rows, codes};
     DLRNI_TRY(dlrni_sparse_reserve(ctx, codes, codes->rows + n, codes->nnz_cap));
     dlrni_parallel_for(ctx, n, dlrni_ns(n, codes->cols), dlrni_count_row, &job);
     int64_t *p = codes->row_ptr + codes->rows;
-    for (int64_t i = 0; i < n; i++) p[i + 1] += p[i];
+    for (int64_t i = 0; i < n; i++) p[i + 1] += p[i]; /* counts become pointers */
     DLRNI_TRY(dlrni_sparse_reserve(ctx, codes, codes->rows + n, codes->row_ptr[codes->rows + n]));
     dlrni_parallel_for(ctx, n, dlrni_ns(n, codes->cols), dlrni_fill_row, &job);
     codes->rows += n;
