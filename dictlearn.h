@@ -1517,18 +1517,18 @@ struct dlrn_context {
 DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...) {
     enum { HEAD = 256 };
     char text[8192]; /* the longest path and the message */
-    const size_t most = sizeof ctx->error - 1;
+    const size_t longest = sizeof ctx->error - 1;
     va_list args;
     va_start(args, format);
     (void)DICTLEARN_VSNPRINTF(text, sizeof text, format, args);
     va_end(args);
     size_t n = strlen(text);
-    if (n <= most) {
+    if (n <= longest) {
         memcpy(ctx->error, text, n + 1);
     } else {
         memcpy(ctx->error, text, HEAD);
         memcpy(ctx->error + HEAD, "...", 3);
-        memcpy(ctx->error + HEAD + 3, text + n - (most - HEAD - 3), most - HEAD - 2);
+        memcpy(ctx->error + HEAD + 3, text + n - (longest - HEAD - 3), longest - HEAD - 2);
     }
     for (unsigned char *c = (unsigned char *)ctx->error; *c; c++) {
         int is_c1 = *c == 0xC2 && c[1] >= 0x80 && c[1] < 0xA0; /* U+0080 to U+009F in UTF-8 */
@@ -1705,7 +1705,7 @@ DLRNI_INTERNAL dlrn_status dlrni_callback_error(dlrn_context *ctx, dlrn_status s
 /* Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011): ten rounds over a
    128-bit counter {counter, stream} under a 64-bit key, the seed. Number n of a stream is a function
    of (seed, stream, n) alone, so that threads, checkpoints and the order of calls cannot change it.
-   The multipliers and the key's increments are those of the paper; a test compares with its vectors. */
+   The multipliers and the key's increments are those of the paper; a test compares with the published vector. */
 
 typedef struct dlrni_philox {
     uint64_t lo, hi;
@@ -1997,7 +1997,7 @@ DLRNI_INTERNAL int dlrni_all_cores(void) {
 
    The last vector is filled up with zeros. Every other sum is one chain of fused multiply-adds in
    the order of the index that is summed over. 16 lanes are one register of AVX-512; narrower sets use
-   two or four registers, which they need anyway to hide the latency of a multiply-add. */
+   two or four registers, which also hides some of a multiply-add's latency. */
 
 /* Adam's numbers for one step. They are computed in double and rounded to f32 once, as torch does. */
 typedef struct dlrni_adam {
@@ -2071,7 +2071,7 @@ typedef struct dlrni_rounding {
 
                         int8   bf16   int16 (AVX-512)   int16 (AVX2)   f32
      in the table       0.27   0.53   0.72              0.72           1.00   measured on Zen 4
-     another processor  0.26   1.99   1.01              0.71           1.00   Xeon with AMX
+     another processor  0.26   1.99   1.01              0.71           1.01   a Xeon with AMX
 
    int8 and bf16 do 4 and 2 multiply-adds an instruction at 94 % of its peak: 1 / (4 x 0.94), and
    1 / (2 x 0.94). int16 needs two instructions for two. On that Xeon vdpbf16ps is slow and f32 as fast
@@ -2279,13 +2279,18 @@ DLRN_API dlrn_context_info dlrn_info(const dlrn_context *ctx) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>matrix
-/* Matrices and what is done with them: products, transposition, dot, norm, top-k. */
+/* Matrices and what is done with them: products, transposition, dot, norm, top-k. A tensor is a view:
+   a pointer, two sizes and a stride. Only dlrn_tensor_create owns its memory. */
+
+/* Views of constant data are needed everywhere, and C has no const tensor: the cast through uintptr_t
+   drops const without a warning. Functions that write to a tensor say so. */
 
 DLRN_API dlrn_tensor dlrn_view(const float *data, int64_t rows, int64_t cols, int64_t stride) {
     dlrn_tensor t = {(float *)(uintptr_t)data, rows, cols, stride};
     return t;
 }
 
+/* Zeroed, so that a sum can start at once and no uninitialised number is ever saved. */
 DLRN_API dlrn_status dlrn_tensor_create(dlrn_context *ctx, int64_t rows, int64_t cols,
                                         dlrn_tensor *out) {
     int64_t n;
@@ -2300,6 +2305,7 @@ DLRN_API dlrn_status dlrn_tensor_create(dlrn_context *ctx, int64_t rows, int64_t
     return DLRN_OK;
 }
 
+/* Leaves an empty tensor, so that freeing twice is harmless. */
 DLRN_API void dlrn_tensor_free(dlrn_context *ctx, dlrn_tensor *t) {
     if (!t) return;
     dlrn_free(ctx, t->data);
@@ -2308,25 +2314,36 @@ DLRN_API void dlrn_tensor_free(dlrn_context *ctx, dlrn_tensor *t) {
 
 /* ---- Products ----
 
-   Dense products. A task is a block of c, of some panels of columns. It goes through the depth in
-   stretches: the rows of a are copied to stand close together, since rows a power of two apart
-   share their sets of the cache and would push one another out; each panel of b is packed, so that
-   it is read in one run from the second cache, and then all rows go by it. On two cores, of the
-   peak: 2048 x 8192 x 512 NT 0.92, NN 0.90, TN 0.90; without the copy TN 0.74; with 256 rows a task
-   and stretches of 128, where packing and the beginnings of tiles weigh more, 0.80, 0.78, 0.76. */
+   Dense products. A task computes a block of c: up to 1024 rows, up to 8 panels of 48 columns. It
+   walks the depth in slices of 512:
+
+            depth                        8 panels of 48
+         +--------+--------+         +----+----+ ... +----+
+     a   | slice  |        |     b   |    |    |     |    |  slice
+         | copied |        |         +----+----+ ... +----+
+         +--------+--------+         packed one at a time; all rows of the slice pass by it
+
+   The rows of a are copied close together. Rows a power of two apart share their cache sets and would
+   evict one another. A packed panel is read in one run from the second cache. Measured on Zen 4, two
+   cores, as a share of the peak, 2048 x 8192 x 512: NT 0.92, NN 0.90, TN 0.90; without the copy, TN
+   0.74. With 256 rows a task and slices of 128, packing and starting a tile weigh more: 0.80, 0.78,
+   0.76. To measure elsewhere: `make bench`, rows gemm. A panel (depth x 48 x 4 = 96 KB) must leave most
+   of the second cache free; the copied rows (2 MB) come from the second or third. */
 
 enum {
-    DLRNI_GEMM_ROWS = 1024, /* the most of a task */
-    DLRNI_GEMM_ROWS_LEAST = 128,
-    DLRNI_GEMM_PANELS = 8,
-    DLRNI_GEMM_DEPTH = DLRN_MATMUL_WORK / DLRNI_GROUP,
-    DLRNI_GEMM_STRIDE = DLRNI_GEMM_DEPTH + DLRNI_LANES /* of the copied rows */
+    DLRNI_GEMM_ROWS = 1024,    /* of a task at the most: share the packing of a panel          */
+    DLRNI_GEMM_ROWS_MIN = 128, /* below, packing a panel costs too much beside its product     */
+    DLRNI_GEMM_PANELS = 8,     /* of a task: share the copied rows; 4 to 8: TN 0.80 to 0.83   */
+    DLRNI_GEMM_DEPTH =
+        DLRN_MATMUL_WORK / DLRNI_GROUP, /* of a slice: a panel fills the work space */
+    DLRNI_GEMM_STRIDE = DLRNI_GEMM_DEPTH + DLRNI_LANES /* of copied rows: no power of two */
 };
 
+/* c [m][n] = op(a, b) (+ c), cut into blocks_m x blocks_n tasks. */
 typedef struct dlrni_gemm_job {
     const dlrni_kernel_table *k;
     dlrn_matmul_op op;
-    int64_t m, n, depth, lda, ldb, ldc;
+    int64_t m, n, depth, lda, ldb, ldc; /* depth: the index that is summed over               */
     const float *a, *b;
     float *c;
     int beta;
@@ -2336,8 +2353,8 @@ typedef struct dlrni_gemm_job {
     int64_t work_size;
 } dlrni_gemm_job;
 
-/* to [cols][rows] = from [rows][cols] transposed, on this thread. Square by square: a cache line is
-   read once and whole. */
+/* to [cols][rows] = from [rows][cols] transposed, on this thread. It works in squares of 16 x 16, so
+   that each cache line is read once, and whole; the edges go number by number. */
 DLRNI_INTERNAL void dlrni_transpose_here(const dlrni_kernel_table *k, const float *from,
                                          int64_t ld_from, int64_t rows, int64_t cols, float *to,
                                          int64_t ld_to) {
@@ -2351,6 +2368,8 @@ DLRNI_INTERNAL void dlrni_transpose_here(const dlrni_kernel_table *k, const floa
             to[c * ld_to + r] = from[r * ld_from + c];
 }
 
+/* Tasks take columns of `from`, which are whole rows of `to`: no two tasks write to one cache line
+   (where rows of `to` are whole lines). */
 typedef struct dlrni_transpose_job {
     const dlrni_kernel_table *k;
     const float *from;
@@ -2368,7 +2387,8 @@ DLRNI_INTERNAL void dlrni_transpose_task(void *arg, int64_t task, int worker) {
                          j->ld_to);
 }
 
-/* The same on all threads. Words of 4 bytes, whatever they hold; from and to must not overlap. */
+/* The same on all threads. Any words of 4 bytes may be transposed, not only floats: kernels move them
+   without arithmetic, which could change a signalling NaN. from and to must not overlap. */
 DLRNI_INTERNAL void dlrni_transpose(dlrn_context *ctx, const float *from, int64_t ld_from,
                                     int64_t rows, int64_t cols, float *to, int64_t ld_to) {
     dlrni_transpose_job job = {ctx->k, from, ld_from, rows, cols, to, ld_to};
@@ -2376,7 +2396,8 @@ DLRNI_INTERNAL void dlrni_transpose(dlrn_context *ctx, const float *from, int64_
                        dlrni_transpose_task, &job);
 }
 
-/* panel [depth][DLRNI_GROUP] = b transposed, b [n][depth]; absent rows of b read as zero. */
+/* panel [depth][DLRNI_GROUP] = b transposed, b [n][depth]. Rows that b lacks become zeros: kernels always
+   compute whole panels, and must not read memory that was never written. */
 DLRNI_INTERNAL void dlrni_pack_rows(const dlrni_kernel_table *k, const float *b, int64_t ldb,
                                     int64_t n, int64_t depth, float *panel) {
     dlrni_transpose_here(k, b, ldb, n, depth, panel, DLRNI_GROUP);
@@ -2384,9 +2405,9 @@ DLRNI_INTERNAL void dlrni_pack_rows(const dlrni_kernel_table *k, const float *b,
         memset(panel + p * DLRNI_GROUP + n, 0, (size_t)(DLRNI_GROUP - n) * sizeof(float));
 }
 
-/* panel [depth][DLRNI_GROUP] = b [depth][n]; absent columns read as zero. Rows are asked for ahead:
-   each is too short for the processor to see where the next one lies (2048 x 512 x 8192, NN: 0.74
-   to 0.82 of the peak). */
+/* panel [depth][DLRNI_GROUP] = b [depth][n]; columns that b lacks become zeros. Rows are prefetched 16
+   ahead: each is too short for the processor to predict where the next one lies. Measured on Zen 4,
+   2048 x 512 x 8192, NN: 0.74 to 0.82 of the peak. */
 DLRNI_INTERNAL void dlrni_pack_cols(const float *b, int64_t ldb, int64_t n, int64_t depth,
                                     float *panel) {
     enum { AHEAD = 16 };
@@ -2398,7 +2419,8 @@ DLRNI_INTERNAL void dlrni_pack_cols(const float *b, int64_t ldb, int64_t n, int6
     }
 }
 
-/* a [m][depth] = rows i0 .. and steps p .. of the product's left side. */
+/* a [m][depth] = rows i0, i0 + 1, ... and columns p, p + 1, ... of the product's left side. With TN it
+   is transposed on the way, so that the kernel always walks along rows. */
 DLRNI_INTERNAL void dlrni_pack_left(const dlrni_gemm_job *j, int64_t i0, int64_t m, int64_t p,
                                     int64_t depth, float *a) {
     if (j->op == DLRN_TN)
@@ -2407,10 +2429,13 @@ DLRNI_INTERNAL void dlrni_pack_left(const dlrni_gemm_job *j, int64_t i0, int64_t
         memcpy(a + i * DLRNI_GEMM_STRIDE, j->a + (i0 + i) * j->lda + p, (size_t)depth * sizeof *a);
 }
 
+/* Task: one block of c. Successive tasks keep the block of the larger operand, which is then still in
+   the cache: `down` walks through the rows of c first, else through its columns. The sums of an element
+   go through the depth in order, slice after slice, starting from c, so that the size of a slice does
+   not change a bit. */
 DLRNI_INTERNAL void dlrni_gemm_block(void *arg, int64_t task, int worker) {
     const dlrni_gemm_job *j = (const dlrni_gemm_job *)arg;
-    const int down =
-        j->m < j->n; /* what the next task shares with this one is the larger operand's block */
+    const int down = j->m < j->n;
     int64_t i0 = (down ? task % j->blocks_m : task / j->blocks_n) * j->rows,
             m = dlrni_min(j->rows, j->m - i0);
     int64_t j0 = (down ? task / j->blocks_m : task % j->blocks_n) * DLRNI_GEMM_PANELS * DLRNI_GROUP;
@@ -2419,7 +2444,7 @@ DLRNI_INTERNAL void dlrni_gemm_block(void *arg, int64_t task, int worker) {
     float *c = j->c + i0 * j->ldc, *panel = j->work + worker * j->work_size;
     float *copy = j->copies_a ? panel + DLRN_MATMUL_WORK : NULL;
     if (copy) row = DLRNI_GEMM_STRIDE, col = 1;
-    for (int64_t i = 0; i < m && !j->beta && !j->depth; i++)
+    for (int64_t i = 0; i < m && !j->beta && !j->depth; i++) /* a sum of nothing is 0 */
         memset(c + i * j->ldc + j0, 0, (size_t)(j1 - j0) * sizeof *c);
     for (int64_t p = 0; p < j->depth; p += DLRNI_GEMM_DEPTH) {
         int64_t depth = dlrni_min(DLRNI_GEMM_DEPTH, j->depth - p);
@@ -2431,21 +2456,24 @@ DLRNI_INTERNAL void dlrni_gemm_block(void *arg, int64_t task, int worker) {
                 dlrni_pack_rows(j->k, j->b + at * j->ldb + p, j->ldb, n, depth, panel);
             else
                 dlrni_pack_cols(j->b + p * j->ldb + at, j->ldb, n, depth, panel);
+            /* from the second slice on, c holds the sums so far */
             j->k->outer(m, n, depth, a, row, col, panel, j->beta || p, c + at, j->ldc);
         }
     }
 }
 
-/* A matrix may be empty; otherwise its rows must not overlap. */
+/* A matrix may be empty. Its rows must not overlap, or tasks would write to the same numbers. */
 DLRNI_INTERNAL int dlrni_tensor_is_sound(dlrn_tensor t) {
     return t.rows >= 0 && t.cols >= 0 && t.stride >= t.cols;
 }
 
+/* Says which matrix is wrong and shows all three shapes: the usual mistake is a wrong `op`. beta other
+   than 0 and 1 would round once more and give other bits than a chain of multiply-adds. */
 DLRNI_INTERNAL dlrn_status dlrni_matmul_check(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a,
                                               dlrn_tensor b, float beta, dlrn_tensor c) {
     const int64_t m = op == DLRN_TN ? a.cols : a.rows, k = op == DLRN_TN ? a.rows : a.cols;
     const int64_t n = op == DLRN_NT ? b.rows : b.cols, k_of_b = op == DLRN_NT ? b.cols : b.rows;
-    const dlrn_tensor *all[] = {&a, &b, &c};
+    const dlrn_tensor *all[] = {&a, &b, &c}; /* "abc"[i] names them in the error */
     DLRNI_REQUIRE(ctx, op == DLRN_NN || op == DLRN_NT || op == DLRN_TN, "unknown operation");
     DLRNI_REQUIRE(ctx, beta == 0.0f || beta == 1.0f, "beta must be 0 or 1");
     for (int i = 0; i < 3; i++)
@@ -2463,17 +2491,19 @@ DLRNI_INTERNAL dlrn_status dlrni_matmul_check(dlrn_context *ctx, dlrn_matmul_op 
     return DLRN_OK;
 }
 
-/* Cuts the product into tasks for so many threads. */
+/* Cuts the product into tasks: the largest blocks that still give four tasks a thread, because the last
+   task to end decides how long all take. */
 DLRNI_INTERNAL void dlrni_gemm_plan(dlrni_gemm_job *job, int threads) {
     job->blocks_n = dlrni_ceil_div(job->n, DLRNI_GEMM_PANELS * DLRNI_GROUP);
     job->rows = DLRNI_GEMM_ROWS;
-    while (job->rows > DLRNI_GEMM_ROWS_LEAST &&
+    while (job->rows > DLRNI_GEMM_ROWS_MIN &&
            dlrni_ceil_div(job->m, job->rows) * job->blocks_n < 4 * threads)
         job->rows /= 2;
     job->blocks_m = dlrni_ceil_div(job->m, job->rows);
 }
 
-/* On the context's threads; each copies its rows of a, in memory of the context. */
+/* On the context's threads. Every thread has a panel and a copy of its rows of a, which are allocated
+   anew each time: a product is long, and a context keeps no scratch. */
 DLRNI_INTERNAL dlrn_status dlrni_gemm_parallel(dlrn_context *ctx, dlrni_gemm_job *job) {
     dlrni_gemm_plan(job, ctx->threads);
     job->copies_a = 1;
@@ -2486,7 +2516,8 @@ DLRNI_INTERNAL dlrn_status dlrni_gemm_parallel(dlrn_context *ctx, dlrni_gemm_job
     return DLRN_OK;
 }
 
-/* On this thread alone, in `work`. */
+/* On this thread alone, in the caller's `work`, which holds a panel and no copy of a: for the small
+   products of a language model's attention, inside a task. */
 DLRNI_INTERNAL void dlrni_gemm_serial(dlrni_gemm_job *job, float *work) {
     dlrni_gemm_plan(job, 1);
     job->work = work;
@@ -2496,7 +2527,7 @@ DLRNI_INTERNAL void dlrni_gemm_serial(dlrni_gemm_job *job, float *work) {
 }
 
 #ifdef DICTLEARN_CBLAS
-/* 0: too large for the library's int. */
+/* Returns 0 where BLAS cannot do it: its sizes are int, and it refuses empty matrices. */
 DLRNI_INTERNAL int dlrni_gemm_blas(const dlrni_gemm_job *j) {
     const int64_t size[] = {j->m, j->n, j->depth, j->lda, j->ldb, j->ldc};
     for (int i = 0; i < 6; i++)
@@ -2509,6 +2540,8 @@ DLRNI_INTERNAL int dlrni_gemm_blas(const dlrni_gemm_job *j) {
 }
 #endif
 
+/* Training and encoding do not come here: they call the kernels. So a BLAS changes the bits of a host's
+   own products only. */
 DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a, dlrn_tensor b,
                                  float beta, dlrn_tensor c, float *work) {
     dlrni_gemm_job job;
@@ -2526,7 +2559,7 @@ DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tens
     job.c = c.data;
     job.ldc = c.stride;
     job.beta = beta != 0.0f;
-    if (work) {
+    if (work) { /* also with a BLAS, whose threads must not start inside a task */
         dlrni_gemm_serial(&job, work);
         return DLRN_OK;
     }
@@ -2536,15 +2569,19 @@ DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tens
     return dlrni_gemm_parallel(ctx, &job);
 }
 
-/* ---- Vectors ---- */
+/* ---- Vectors ----
 
+   Public forms of the kernels, for a host's own loops. They stay on the calling thread, so they may be
+   called inside a task. */
+
+/* The canonical dot product, the same bits in every set. */
 DLRN_API float dlrn_dot(dlrn_context *ctx, const float *a, const float *b, int64_t n) {
     return ctx->k->dot(a, b, n);
 }
 
-/* The sum of squares overflows for numbers beyond 1e19, and loses those below 1e-19. Then it is
-   formed again in double, which holds the square of every float. The bounds are far from where f32
-   fails, so that the sum in between is right to the last bits. */
+/* In f32 the sum of squares overflows for numbers beyond 1e19, and loses those below 1e-19. Then it is
+   formed again in double, which holds the square of every float. The lower bound is far above the
+   smallest f32, so that squares which underflow are too small to matter. */
 DLRN_API float dlrn_norm(dlrn_context *ctx, const float *a, int64_t n) {
     float square = ctx->k->dot(a, a, n);
     if (square > 1e-30f && square <= FLT_MAX) return sqrtf(square);
@@ -2557,16 +2594,16 @@ DLRN_API void dlrn_axpy(dlrn_context *ctx, float a, const float *x, float *y, in
     ctx->k->axpy(a, x, y, n);
 }
 
-/* Whether element i belongs after element j in descending order: smaller, or equal and later; a NaN
-   after all. */
+/* Whether element i belongs after element j in descending order: smaller, or equal and later; NaN last.
+   A total order: ties cannot make the result depend on the algorithm. */
 DLRNI_INTERNAL int dlrni_ranks_after(const float *x, int64_t i, int64_t j) {
     int nan_i = x[i] != x[i], nan_j = x[j] != x[j];
     if (nan_i != nan_j) return nan_i;
     return x[i] < x[j] || (!(x[i] > x[j]) && i > j);
 }
 
-/* Restores the heap below `at`. index [n]; on top the one that ranks last, so that it is the one to
-   be replaced. */
+/* Restores the heap index [n] below `at`. The element that ranks last is on top: it is the one that a
+   better element replaces. */
 DLRNI_INTERNAL void dlrni_sift_down(const float *x, int64_t *index, int64_t n, int64_t at) {
     for (;;) {
         int64_t child = 2 * at + 1;
@@ -2580,8 +2617,8 @@ DLRNI_INTERNAL void dlrni_sift_down(const float *x, int64_t *index, int64_t n, i
     }
 }
 
-/* A heap of the k best so far, then sorted by taking its top away: O(n log k), and O(n) where few of
-   the n are among the best. */
+/* Keeps the k best so far in a heap, then sorts it by taking its top away. O(n log k) at the worst; O(n)
+   where few elements enter the heap. */
 DLRN_API dlrn_status dlrn_topk(dlrn_context *ctx, const float *x, int64_t n, int64_t k,
                                int64_t *index, float *value) {
     DLRNI_REQUIRE(ctx, k >= 0 && k <= n, "k must be in [0, n]");
