@@ -2073,9 +2073,9 @@ typedef struct dlrni_rounding {
      in the table       0.27   0.53   0.72              0.72           1.00   measured on Zen 4
      another processor  0.26   1.99   1.01              0.71           1.01   a Xeon with AMX
 
-   int8 and bf16 do 4 and 2 multiply-adds an instruction at 94 % of its peak: 1 / (4 x 0.94), and
-   1 / (2 x 0.94). int16 needs two instructions for two. On that Xeon vdpbf16ps is slow and f32 as fast
-   as int16: its bf16 screen never pays. To measure elsewhere: time `tile` on 64 rows of d 512, one
+   int8 does 4 multiply-adds an instruction, at 94 % of its peak: 1 / (4 x 0.94). bf16 does 2, which
+   gives 0.53 likewise. int16 needs two instructions for two. On that Xeon vdpbf16ps is slow, so its bf16
+   screen costs more than the dense product. To measure elsewhere: time `tile` on 64 rows of d 512, one
    thread, in turns with a loop of independent multiply-adds. `make bench` (rows step) with each
    DICTLEARN_KERNELS shows whether the choice is right. */
 struct dlrni_screen {
@@ -2359,8 +2359,8 @@ typedef struct dlrni_gemm_job {
 DLRNI_INTERNAL void dlrni_transpose_here(const dlrni_kernel_table *k, const float *from,
                                          int64_t ld_from, int64_t rows, int64_t cols, float *to,
                                          int64_t ld_to) {
-    int64_t whole_rows = rows / DLRNI_LANES * DLRNI_LANES,
-            whole_cols = cols / DLRNI_LANES * DLRNI_LANES;
+    int64_t whole_rows = rows / DLRNI_LANES * DLRNI_LANES, /* in squares */
+        whole_cols = cols / DLRNI_LANES * DLRNI_LANES;
     for (int64_t r = 0; r < whole_rows; r += DLRNI_LANES)
         for (int64_t c = 0; c < whole_cols; c += DLRNI_LANES)
             k->transpose(from + r * ld_from + c, ld_from, to + c * ld_to + r, ld_to);
@@ -2372,7 +2372,7 @@ DLRNI_INTERNAL void dlrni_transpose_here(const dlrni_kernel_table *k, const floa
 /* Tasks take columns of `from`, which are whole rows of `to`: no two tasks write to one cache line
    (where rows of `to` are whole lines). */
 typedef struct dlrni_transpose_job {
-    const dlrni_kernel_table *k;
+    const dlrni_kernel_table *k; /* its transpose moves a square of 16 x 16 */
     const float *from;
     int64_t ld_from, rows, cols;
     float *to;
@@ -13929,7 +13929,13 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 
 /* ------------------------------------------------------------------------------------------ */
 // >>kernel-bodies
-/* The room kernels includes this file again to get here. There is one block for each kernel set:
+/* This file includes itself, because the preprocessor cannot loop:
+
+     room kernels        defines DLRNI_COMPILE_SETS and includes this file: that compiles the blocks below
+     each set's block    defines DLRNI_COMPILE_BODIES and includes it again: that compiles the kernels at
+                         the end of this room under the set's names
+
+   There is one block for each kernel set:
 
      runs         whether the processor can run it
      target       the instructions that it is compiled for
@@ -13940,11 +13946,13 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
      kernels      from the text at the end of this room, which is the same for all sets
      screens      the cheap products that it offers
 
-   A new set is a new block and a row in the room kernels.
+   A block tells the common text what it has: DLRNI_HAS_SCREENS (the f32 screen is compiled, too),
+   DLRNI_HAS_INT16 (words and store_int16, hence the int16 screen), DLRNI_OWN_COLLECT (a collect of its
+   own). A new set is a new block and a row in the room kernels.
 
-   Tile sizes. A fused multiply-add takes four cycles and two can start in each, so that eight sums or
-   more must be under way. Each operand that is loaded should serve many sums. So a tile takes as many
-   sums as fit into the registers beside their operands:
+   Tile sizes. A fused multiply-add takes about four cycles, and one or two can start in each. So up to
+   eight sums must be under way, and each operand that is loaded should serve many of them. A tile takes
+   as many sums as fit into the registers beside their operands:
 
      nt_rows, nt_cols   dots_nt: rows of a, rows of b; a sum is one v16
      outer_rows         outer and the screens: rows of a
@@ -13963,7 +13971,7 @@ DLRNI_INTERNAL int dlrni_scalar_runs(void) {
     return 1;
 }
 
-#define DLRNI_K(name) dlrni_scalar_##name
+#define DLRNI_K(name) dlrni_scalar_##name /* no target: whatever the file is compiled for */
 /* Small tiles: without registers for the sums a larger one only spills more. */
 enum {
     DLRNI_K(nt_rows) = 2,
@@ -14009,10 +14017,12 @@ DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(pow2)(DLRNI_K(v16) a) {
             a.l[i] >= -127 ? dlrni_float_of_bits((uint32_t)((int32_t)a.l[i] + 127) << 23) : a.l[i];
     return a;
 }
+/* sqrtf and division are rounded correctly everywhere, by IEEE 754: the sets need no tricks to agree. */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(sqrt)(DLRNI_K(v16) a) {
     for (int i = 0; i < DLRNI_LANES; i++) a.l[i] = sqrtf(a.l[i]);
     return a;
 }
+/* Never a b + c: that would round twice where a compiler does not fuse it. */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(fma)(DLRNI_K(v16) a, DLRNI_K(v16) b, DLRNI_K(v16) c) {
     for (int i = 0; i < DLRNI_LANES; i++) c.l[i] = dlrni_fma(a.l[i], b.l[i], c.l[i]);
     return c;
@@ -14029,7 +14039,7 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
     for (int v = 0; v < 4; v++) {
         float t[DLRNI_LANES];
         memcpy(t, a[v].l, sizeof t);
-        for (int half = DLRNI_LANES / 2; half > 0; half /= 2)
+        for (int half = DLRNI_LANES / 2; half > 0; half /= 2) /* +8, +4, +2, +1 */
             for (int i = 0; i < half; i++) t[i] += t[i + half];
         out[v] = t[0];
     }
@@ -14043,6 +14053,7 @@ DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float
             memcpy(to + j * ld_to + i, from + i * ld_from + j, sizeof *to);
 }
 
+/* The plain loops of room numbers are this set's kernels, and the oracle of the others. */
 DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to, int64_t n) {
     dlrni_widen_plain(type, from, to, n);
 }
@@ -14058,7 +14069,7 @@ DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uin
 #if DLRNI_X86
 /* ---- CRC-32, for all x86 sets ---- */
 
-DLRNI_TARGET_BEGIN("pclmul,sse4.1")
+DLRNI_TARGET_BEGIN("pclmul,sse4.1") /* not AVX2: the sets call it as a plain function */
 
 /* CRC-32 by carry-less products (Gopal et al., Fast CRC computation using PCLMULQDQ, 2009). A CRC is the
    remainder of a polynomial over GF(2). So 16 bytes may be moved 64 bytes on and added (XOR) to the 16
@@ -14090,6 +14101,7 @@ DLRNI_INTERNAL void dlrni_crc_shrink(uint32_t crc, const unsigned char *p, uint6
         x[3] = dlrni_crc_fold(x[3], by_64, _mm_loadu_si128(at + 3));
     }
     for (int i = 1; i < 4; i++) x[0] = dlrni_crc_fold(x[0], by_16, x[i]); /* four runs to one */
+    /* what is left, fewer than 64 bytes */
     for (; n; at++, n -= 16) x[0] = dlrni_crc_fold(x[0], by_16, _mm_loadu_si128(at));
     _mm_storeu_si128((__m128i *)(void *)out, x[0]);
 }
@@ -14097,7 +14109,7 @@ DLRNI_INTERNAL void dlrni_crc_shrink(uint32_t crc, const unsigned char *p, uint6
 /* The last 16 bytes and the rest go through the tables, which also reduce to 32 bits. */
 DLRNI_INTERNAL uint32_t dlrni_crc32_folded(uint32_t crc, const unsigned char *p, uint64_t n) {
     if (n >= 64) {
-        const uint64_t whole = n & ~(uint64_t)15;
+        const uint64_t whole = n & ~(uint64_t)15; /* a multiple of 16 */
         unsigned char left[16];
         dlrni_crc_shrink(~crc, p, whole, left);
         crc = dlrni_crc32(UINT32_MAX, left, sizeof left); /* ~0: a state of 0 */
@@ -14112,7 +14124,7 @@ DLRNI_TARGET_END
 
    16 registers of 8 floats; a v16 is two of them. */
 
-/* Every processor with AVX2 has FMA and PCLMUL, but a virtual machine may hide them. */
+/* Nearly every processor with AVX2 has FMA and PCLMUL, but a virtual machine may hide them. */
 DLRNI_INTERNAL int dlrni_avx2_runs(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
            __builtin_cpu_supports("pclmul");
@@ -14121,7 +14133,7 @@ DLRNI_INTERNAL int dlrni_avx2_runs(void) {
 DLRNI_TARGET_BEGIN("avx2,fma,pclmul")
 #define DLRNI_K(name) dlrni_avx2_##name
 /* Registers: nt 12 sums, 4 of a; outer 12 sums, 2 of the panel, 1 broadcast; gather 8 sums. Measured on
-   Zen 4, two threads: nt of 2 x 3 makes 92 GFLOPS, the tile of AVX-512 before it 56. */
+   Zen 4, two threads: nt of 2 x 3 makes 92 GFLOPS; with four rows, as AVX-512 has it, 56. */
 enum {
     DLRNI_K(nt_rows) = 2,
     DLRNI_K(nt_cols) = 3,
@@ -14130,9 +14142,10 @@ enum {
     DLRNI_K(gather_vectors) = 4
 };
 typedef struct DLRNI_K(v16) {
-    __m256 lo, hi;
+    __m256 lo, hi; /* lanes 0 to 7, 8 to 15 */
 } DLRNI_K(v16);
 
+/* A function, because C++ has no compound literals. */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(pair)(__m256 lo, __m256 hi) {
     DLRNI_K(v16) r;
     r.lo = lo;
@@ -14162,8 +14175,8 @@ DLRNI_LANEWISE(div, _mm256_div_ps)
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(max)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
     return DLRNI_K(pair)(_mm256_max_ps(b.lo, a.lo), _mm256_max_ps(b.hi, a.hi));
 }
-/* A NaN becomes the smallest integer here and some finite number at the end. exp multiplies it by a sum
-   that is NaN, so it does not get lost. */
+/* A NaN becomes the smallest integer here, and 1 at the end. exp multiplies that by a sum that is NaN,
+   so it does not get lost. */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(pow2)(DLRNI_K(v16) a) {
     const __m256i bias = _mm256_set1_epi32(127);
     __m256i lo = _mm256_add_epi32(_mm256_cvtps_epi32(a.lo), bias),
@@ -14213,24 +14226,24 @@ DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float
                                        int64_t ld_to) {
     for (int square = 0; square < 4; square++) {
         const float *f = from + square / 2 * 8 * ld_from + square % 2 * 8;
-        float *t = to + square % 2 * 8 * ld_to + square / 2 * 8;
+        float *t = to + square % 2 * 8 * ld_to + square / 2 * 8; /* the mirrored place */
         __m256 a[8], b[8];
         DLRNI_UNROLL
         for (int i = 0; i < 8; i++) a[i] = _mm256_loadu_ps(f + i * ld_from);
         DLRNI_UNROLL
-        for (int i = 0; i < 8; i += 2) {
+        for (int i = 0; i < 8; i += 2) { /* pairs */
             b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
             b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
         }
         DLRNI_UNROLL
-        for (int i = 0; i < 8; i += 4) {
+        for (int i = 0; i < 8; i += 4) {                            /* fours */
             a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);         /* columns 0, 4 */
             a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xEE);     /* 1, 5 */
             a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44); /* 2, 6 */
             a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xEE); /* 3, 7 */
         }
         DLRNI_UNROLL
-        for (int i = 0; i < 4; i++) {
+        for (int i = 0; i < 4; i++) { /* columns */
             _mm256_storeu_ps(t + i * ld_to, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
             _mm256_storeu_ps(t + (i + 4) * ld_to, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
         }
@@ -14242,6 +14255,7 @@ typedef struct DLRNI_K(words) {
     __m256i lo, hi;
 } DLRNI_K(words);
 
+/* From any address. The cast by way of void * keeps compilers from warning about alignment. */
 DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(load_words)(const unsigned char *p) {
     DLRNI_K(words) r;
     r.lo = _mm256_loadu_si256((const __m256i *)(const void *)p);
@@ -14261,7 +14275,7 @@ DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(set_words)(int32_t a) {
 DLRNI_INTERNAL DLRNI_K(words)
     DLRNI_K(add_dot)(DLRNI_K(words) sum, DLRNI_K(words) a, DLRNI_K(words) b) {
     __m256i t;
-    DLRNI_ADD_DOT(sum.lo, a.lo, b.lo, t);
+    DLRNI_ADD_DOT(sum.lo, a.lo, b.lo, t); /* t: a register for the product */
     DLRNI_ADD_DOT(sum.hi, a.hi, b.hi, t);
     return sum;
 }
@@ -14288,13 +14302,13 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
     const __m256 smallest = _mm256_castsi256_ps(_mm256_set1_epi32(113 << 23)); /* 2^-14 */
     int64_t at = 0;
     for (; n - at >= 8; at += 8) {
-        __m256i h =
+        __m256i h = /* eight f16, one in each word */
             _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(from + 2 * at)));
         __m256i sign = _mm256_slli_epi32(_mm256_and_si256(h, _mm256_set1_epi32(0x8000)), 16);
         __m256i a = _mm256_slli_epi32(_mm256_and_si256(h, _mm256_set1_epi32(0x7fff)), 13);
         __m256i top = _mm256_cmpgt_epi32(a, _mm256_set1_epi32((31 << 23) - 1)); /* infinity, NaN */
         __m256i tiny = _mm256_cmpgt_epi32(one, a);                              /* subnormal     */
-        a = _mm256_add_epi32(a, _mm256_add_epi32(bias, _mm256_and_si256(bias, top)));
+        a = _mm256_add_epi32(a, _mm256_add_epi32(bias, _mm256_and_si256(bias, top))); /* + 112 */
         __m256 exact = _mm256_sub_ps(_mm256_castsi256_ps(_mm256_add_epi32(a, one)), smallest);
         __m256 u = _mm256_blendv_ps(_mm256_castsi256_ps(a), exact, _mm256_castsi256_ps(tiny));
         _mm256_storeu_ps(to + at, _mm256_or_ps(u, _mm256_castsi256_ps(sign)));
@@ -14321,14 +14335,15 @@ DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uin
 #undef DLRNI_HAS_SCREENS
 #undef DLRNI_HAS_INT16
 #undef DLRNI_K
-DLRNI_TARGET_END
+DLRNI_TARGET_END /* avx2 */
 
-/* ---- avx512 ----
+    /* ---- avx512 ----
 
    32 registers of 16 floats; a v16 is one of them. */
 
-/* The four parts that the code uses; every processor since Skylake-SP has them together. */
-DLRNI_INTERNAL int dlrni_avx512_runs(void) {
+    /* The four parts of AVX-512 that the code uses. Skylake-SP and later have them all; Xeon Phi does not. */
+    DLRNI_INTERNAL int
+    dlrni_avx512_runs(void) {
     return dlrni_avx2_runs() && __builtin_cpu_supports("avx512f") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl");
@@ -14410,19 +14425,19 @@ DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float
     DLRNI_UNROLL
     for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_ps(from + i * ld_from);
     DLRNI_UNROLL
-    for (int i = 0; i < 16; i += 2) {
+    for (int i = 0; i < 16; i += 2) { /* pairs */
         b[i] = DLRNI_PAIRS(lo, a[i], a[i + 1]);
         b[i + 1] = DLRNI_PAIRS(hi, a[i], a[i + 1]);
     }
     DLRNI_UNROLL
-    for (int i = 0; i < 16; i += 4) {
+    for (int i = 0; i < 16; i += 4) { /* fours */
         a[i] = DLRNI_FOURS(lo, b[i], b[i + 2]);
         a[i + 1] = DLRNI_FOURS(hi, b[i], b[i + 2]);
         a[i + 2] = DLRNI_FOURS(lo, b[i + 1], b[i + 3]);
         a[i + 3] = DLRNI_FOURS(hi, b[i + 1], b[i + 3]);
     }
     DLRNI_UNROLL
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 4; i++) {                           /* columns */
         __m512 even0 = DLRNI_SHUFFLE(a[i], a[i + 4], 0x88), /* columns i, i + 8 */
             even1 = DLRNI_SHUFFLE(a[i + 8], a[i + 12], 0x88);
         __m512 odd0 = DLRNI_SHUFFLE(a[i], a[i + 4], 0xDD), /* columns i + 4, i + 12 */
@@ -14455,6 +14470,7 @@ DLRNI_INTERNAL DLRNI_K(words)
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(float_of_words)(DLRNI_K(words) a) {
     return _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, a);
 }
+/* An instruction that saturates and keeps the order: no shuffle as in avx2. */
 DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
     _mm256_storeu_si256((__m256i *)(void *)p,
                         _mm512_maskz_cvtsepi32_epi16(
@@ -14472,10 +14488,11 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
         nan = _mm256_or_si256(nan, _mm256_cmpgt_epi16(_mm256_and_si256(h, magnitude), infinity));
         _mm512_storeu_ps(to + at, _mm512_maskz_cvtph_ps((__mmask16)0xFFFF, h));
     }
-    if (_mm256_movemask_epi8(nan)) at = 0; /* from the start */
-    dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at);
+    if (_mm256_movemask_epi8(nan)) at = 0;                       /* from the start */
+    dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* the rest, or all */
 }
 
+/* bf16 as in avx2. */
 DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to, int64_t n) {
     if (type == DLRN_F16)
         DLRNI_K(widen_f16)(from, to, n);
@@ -14514,7 +14531,7 @@ DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, const float *bias, const
         __mmask16 on = _mm512_mask_cmp_ps_mask(part, pre, floor, _CMP_NLE_UQ); /* or NaN */
         _mm512_storeu_ps(val + count, _mm512_maskz_compress_ps(on, pre));
         _mm512_storeu_si512(key + count, _mm512_maskz_compress_epi32(on, index));
-        count += __builtin_popcount(on);
+        count += __builtin_popcount(on); /* of 16 lanes */
     }
     return count;
 }
@@ -14526,13 +14543,14 @@ DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, const float *bias, const
 #undef DLRNI_HAS_INT16
 #undef DLRNI_OWN_COLLECT
 #undef DLRNI_K
-DLRNI_TARGET_END
+DLRNI_TARGET_END /* avx512 */
 
-/* ---- avx512bf16: the kernels of avx512 and a screen ----
+    /* ---- avx512bf16: the kernels of avx512 and a screen ----
 
    bf16 has the exponents of f32, so rows need no scale: scale is 1. */
 
-DLRNI_INTERNAL int dlrni_avx512bf16_runs(void) {
+    DLRNI_INTERNAL int
+    dlrni_avx512bf16_runs(void) {
     return dlrni_avx512_runs() && __builtin_cpu_supports("avx512bf16");
 }
 
@@ -14550,7 +14568,7 @@ DLRNI_INTERNAL void dlrni_avx512bf16_round(const float *x, int64_t n, int unsign
         /* back in f32, to see what was lost */
         __m512 back = _mm512_castsi512_ps(_mm512_maskz_slli_epi32((__mmask16)0xFFFF, wide, 16));
         __m512 off = _mm512_sub_ps(a, back);
-        full = _mm512_fmadd_ps(a, a, full);
+        full = _mm512_fmadd_ps(a, a, full); /* squares of norms, in 16 sums */
         rounded = _mm512_fmadd_ps(back, back, rounded);
         error = _mm512_fmadd_ps(off, off, error);
         _mm256_mask_storeu_epi16((uint16_t *)out + p, part, half);
@@ -14562,7 +14580,7 @@ DLRNI_INTERNAL void dlrni_avx512bf16_round(const float *x, int64_t n, int unsign
     r->rounded = squares[1];
     r->error = squares[2];
     r->scale = 1;
-    r->sum = 0;
+    r->sum = 0; /* only int8 has a shift to undo */
 }
 
 /* vdpbf16ps in assembly: the builtin's type crashes clang 16 (in its pass VectorCombine), and gcc 12
@@ -14580,7 +14598,7 @@ DLRNI_INTERNAL void dlrni_avx512bf16_tile(const void *panel, const void *x, int6
         DLRNI_UNROLL
         for (int v = 0; v < 3; v++) s[i][v] = _mm512_setzero_ps();
     }
-    for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) {
+    for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) { /* a word of each */
         __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64),
                 w2 = _mm512_loadu_si512(w + 128);
         DLRNI_UNROLL
@@ -14624,6 +14642,7 @@ DLRNI_INTERNAL void dlrni_avx512vnni_round(const float *x, int64_t n, int unsign
     __m512i sum = _mm512_setzero_si512();
     for (int64_t p = 0; p < n; p += DLRNI_LANES) {
         __mmask16 part = dlrni_avx512_first_lanes(n - p);
+        /* the next max drops a NaN in top, but the norms below keep it */
         top = _mm512_maskz_max_ps((__mmask16)0xFFFF, top,
                                   _mm512_abs_ps(_mm512_maskz_loadu_ps(part, x + p)));
     }
@@ -14642,7 +14661,7 @@ DLRNI_INTERNAL void dlrni_avx512vnni_round(const float *x, int64_t n, int unsign
             _mm512_set1_epi32(-127)); /* NaN, infinity: INT_MIN would overflow */
         __m512 back = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, q), /* without its scale */
             off = _mm512_fnmadd_ps(s, back, a);
-        full = _mm512_fmadd_ps(a, a, full);
+        full = _mm512_fmadd_ps(a, a, full); /* squares of norms, in 16 sums */
         rounded = _mm512_fmadd_ps(back, back, rounded);
         error = _mm512_fmadd_ps(off, off, error);
         sum = _mm512_add_epi32(sum, q);
@@ -14653,7 +14672,7 @@ DLRNI_INTERNAL void dlrni_avx512vnni_round(const float *x, int64_t n, int unsign
     const __m512 sums[4] = {full, rounded, error, error}; /* sum4 wants four */
     dlrni_avx512_sum4(sums, squares);
     r->full = squares[0];
-    r->rounded = scale * scale * squares[1];
+    r->rounded = scale * scale * squares[1]; /* the sum was of integers */
     r->error = squares[2];
     r->scale = scale;
     r->sum = 0;
@@ -14676,7 +14695,7 @@ DLRNI_INTERNAL void dlrni_avx512vnni_tile(const void *panel, const void *x, int6
         DLRNI_UNROLL
         for (int v = 0; v < 3; v++) s[i][v] = _mm512_set1_epi32(row[i].shift);
     }
-    for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) {
+    for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) { /* a word of each */
         __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64),
                 w2 = _mm512_loadu_si512(w + 128);
         DLRNI_UNROLL
@@ -14707,13 +14726,18 @@ DLRNI_TARGET_END
 #endif /* DLRNI_X86 */
 
 #if DLRNI_NEON
-/* ---- neon ---- */
+/* ---- neon ----
 
+   32 registers of 4 floats; a v16 is four of them. Written against the manual and run under emulation;
+   nobody has measured it on a processor of its own. */
+
+/* Every aarch64 processor has it. */
 DLRNI_INTERNAL int dlrni_neon_runs(void) {
     return 1;
 }
 
 #define DLRNI_K(name) dlrni_neon_##name
+/* Registers: nt 24 sums, 8 of a; outer 24 sums, 4 of the panel, 1 broadcast; gather 16 sums. */
 enum {
     DLRNI_K(nt_rows) = 2,
     DLRNI_K(nt_cols) = 3,
@@ -14722,7 +14746,7 @@ enum {
     DLRNI_K(gather_vectors) = 4
 };
 typedef struct DLRNI_K(v16) {
-    float32x4_t q[4];
+    float32x4_t q[4]; /* lanes 0 to 3, 4 to 7, ... */
 } DLRNI_K(v16);
 
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(set1)(float a) {
@@ -14751,8 +14775,10 @@ DLRNI_LANEWISE(add, vaddq_f32(a.q[i], b.q[i]))
 DLRNI_LANEWISE(minus, vsubq_f32(a.q[i], b.q[i]))
 DLRNI_LANEWISE(mul, vmulq_f32(a.q[i], b.q[i]))
 DLRNI_LANEWISE(div, vdivq_f32(a.q[i], b.q[i]))
+/* not vmaxq: it returns NaN where b is one, and the other sets return a */
 DLRNI_LANEWISE(max, vbslq_f32(vcgtq_f32(b.q[i], a.q[i]), b.q[i], a.q[i])) /* a NaN in a stays */
 #undef DLRNI_LANEWISE
+/* A NaN converts to 0 and gives 1; exp's sum is a NaN then, so it is not lost. */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(pow2)(DLRNI_K(v16) a) {
     DLRNI_UNROLL
     for (int i = 0; i < 4; i++)
@@ -14767,9 +14793,11 @@ DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(sqrt)(DLRNI_K(v16) a) {
 }
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(fma)(DLRNI_K(v16) a, DLRNI_K(v16) b, DLRNI_K(v16) c) {
     DLRNI_UNROLL
-    for (int i = 0; i < 4; i++) c.q[i] = vfmaq_f32(c.q[i], a.q[i], b.q[i]);
+    for (int i = 0; i < 4; i++)
+        c.q[i] = vfmaq_f32(c.q[i], a.q[i], b.q[i]); /* the sum comes first */
     return c;
 }
+/* NEON has no mask of lanes: each lane that is on keeps its own bit, and the bits are added. */
 DLRNI_INTERNAL uint32_t DLRNI_K(on)(DLRNI_K(v16) a) {
     static const uint32_t bit[4] = {1, 2, 4, 8};
     uint32_t mask = 0;
@@ -14780,25 +14808,28 @@ DLRNI_INTERNAL uint32_t DLRNI_K(on)(DLRNI_K(v16) a) {
 }
 DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
     for (int v = 0; v < 4; v++) {
-        float32x4_t lo = vaddq_f32(a[v].q[0], a[v].q[2]), hi = vaddq_f32(a[v].q[1], a[v].q[3]);
-        float32x4_t t = vaddq_f32(lo, hi);
-        float32x2_t u = vadd_f32(vget_low_f32(t), vget_high_f32(t));
-        out[v] = vget_lane_f32(u, 0) + vget_lane_f32(u, 1);
+        float32x4_t lo = vaddq_f32(a[v].q[0], a[v].q[2]),
+                    hi = vaddq_f32(a[v].q[1], a[v].q[3]);            /* +8 */
+        float32x4_t t = vaddq_f32(lo, hi);                           /* +4 */
+        float32x2_t u = vadd_f32(vget_low_f32(t), vget_high_f32(t)); /* +2 */
+        out[v] = vget_lane_f32(u, 0) + vget_lane_f32(u, 1);          /* +1 */
     }
 }
+/* 16 squares of 4 x 4. */
 DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float *to,
                                        int64_t ld_to) {
     for (int i = 0; i < DLRNI_LANES; i += 4)
         for (int j = 0; j < DLRNI_LANES; j += 4) {
             float32x4x4_t square; /* the load splits rows of four words into columns */
             float part[16];
-            for (int r = 0; r < 4; r++)
+            for (int r = 0; r < 4; r++) /* a square of rows */
                 memcpy(part + 4 * r, from + (i + r) * ld_from + j, 4 * sizeof *part);
             square = vld4q_f32(part);
             for (int r = 0; r < 4; r++) vst1q_f32(to + (j + r) * ld_to + i, square.val[r]);
         }
 }
 
+/* widen and crc32: the plain loops, which have not been measured here. */
 DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to, int64_t n) {
     dlrni_widen_plain(type, from, to, n);
 }
@@ -14806,7 +14837,7 @@ DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uin
     return dlrni_crc32(crc, p, n);
 }
 
-#define DLRNI_HAS_SCREENS
+#define DLRNI_HAS_SCREENS /* f32 only: int16 and int8 are not written for NEON */
 #define DLRNI_COMPILE_BODIES
 #include DICTLEARN_HEADER_NAME
 #undef DLRNI_COMPILE_BODIES
@@ -14818,9 +14849,13 @@ DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uin
 #endif /* the blocks */
 
 #ifdef DLRNI_COMPILE_BODIES
-/* ---- The kernels, the same text for all sets ---- */
+/* ---- The kernels, the same text for all sets ----
 
-/* Part of a vector: absent lanes read as zero and are not written. */
+   They differ between sets only in tile sizes, and so give the same bits. Leading dimensions (ld) and
+   strides are in floats. */
+
+/* Part of a vector, n < 16 lanes: the others read as zero and are not written. Zeros add nothing to a
+   sum. The detour through memory costs little: only the last vector of a row takes it. */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(load_part)(const float *p, int64_t n) {
     float t[DLRNI_LANES] = {0};
     memcpy(t, p, (size_t)n * sizeof *t);
@@ -14832,12 +14867,14 @@ DLRNI_INTERNAL void DLRNI_K(store_part)(float *p, DLRNI_K(v16) a, int64_t n) {
     memcpy(p, t, (size_t)n * sizeof *t);
 }
 
+/* One sum, as the canonical order has it; its latency is the price. dots and dots_nt form several sums at
+   a time and are used wherever there is more than one product. s[1] to s[3] only fill up sum4. */
 DLRNI_INTERNAL float DLRNI_K(dot)(const float *a, const float *b, int64_t n) {
     DLRNI_K(v16) s[4];
     float out[4];
     DLRNI_UNROLL
     for (int i = 0; i < 4; i++) s[i] = DLRNI_K(set1)(0);
-    int64_t p = 0;
+    int64_t p = 0; /* the whole vectors, then the rest */
     for (; p + DLRNI_LANES <= n; p += DLRNI_LANES)
         s[0] = DLRNI_K(fma)(DLRNI_K(load)(a + p), DLRNI_K(load)(b + p), s[0]);
     if (p < n)
@@ -14847,20 +14884,21 @@ DLRNI_INTERNAL float DLRNI_K(dot)(const float *a, const float *b, int64_t n) {
     return out[0];
 }
 
-/* Four sums at once hide the latency of the additions. The next four rows are asked for while these
-   are summed: they lie anywhere, and each is too short for the processor to see that it is read in
-   order (one row of 512 x 32768: 0.69 to 0.94 of the bandwidth; into the first cache, 0.76). */
+/* Four sums at a time hide the latency of the additions. The next four rows are prefetched meanwhile.
+   They lie anywhere, and each is too short for the processor to predict where reading goes on. Measured
+   on Zen 4, one row of x, d 512, F 32768, as a share of the read bandwidth: 0.69 without, 0.94 with, and
+   0.76 with prefetches into the first cache. To measure elsewhere: `make bench`, rows encode. */
 DLRNI_INTERNAL void DLRNI_K(dots)(const float *x, int64_t n, const float *base, int64_t ld,
                                   const int32_t *idx, int64_t count, float *out) {
     enum { ROWS = 4 };
     for (int64_t q = 0; q < count; q += ROWS) {
         DLRNI_K(v16) s[ROWS];
-        const float *row[ROWS], *next[ROWS];
+        const float *row[ROWS], *next[ROWS]; /* next: only prefetched */
         float sum[ROWS];
         int64_t p = 0;
         DLRNI_UNROLL
         for (int i = 0; i < ROWS; i++) {
-            row[i] = base + idx[dlrni_min(q + i, count - 1)] * ld;
+            row[i] = base + idx[dlrni_min(q + i, count - 1)] * ld; /* the last one repeats */
             next[i] = base + idx[dlrni_min(q + ROWS + i, count - 1)] * ld;
             s[i] = DLRNI_K(set1)(0);
         }
@@ -14876,18 +14914,23 @@ DLRNI_INTERNAL void DLRNI_K(dots)(const float *x, int64_t n, const float *base, 
             s[i] = DLRNI_K(fma)(DLRNI_K(load_part)(row[i] + p, n - p),
                                 DLRNI_K(load_part)(x + p, n - p), s[i]);
         DLRNI_K(sum4)(s, sum);
-        memcpy(out + q, sum, (size_t)dlrni_min(ROWS, count - q) * sizeof *out);
+        memcpy(out + q, sum,
+               (size_t)dlrni_min(ROWS, count - q) * sizeof *out); /* without repeats */
     }
 }
 
-/* A tile of nt_rows rows of a by nt_cols rows of b, all sums in registers; both operands are read
-   along their rows, so nothing is packed. Rows beyond the edge repeat the last one and are not
-   stored. */
+/* A tile of nt_rows rows of a by nt_cols rows of b, with all sums in registers. Both operands are read
+   along their rows, so that nothing is packed. A row beyond the edge repeats the last one, so that the
+   loops keep their fixed length; its sums are not stored. */
 DLRNI_INTERNAL void DLRNI_K(nt_tile)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
                                      const float *b, int64_t ldb, float *c, int64_t ldc) {
-    enum { ROWS = DLRNI_K(nt_rows), COLS = DLRNI_K(nt_cols), SUMS = (ROWS * COLS + 3) / 4 * 4 };
+    enum {
+        ROWS = DLRNI_K(nt_rows),
+        COLS = DLRNI_K(nt_cols),
+        SUMS = (ROWS * COLS + 3) / 4 * 4
+    }; /* sum4 */
     DLRNI_K(v16) s[SUMS], x[ROWS];
-    const float *row[ROWS], *col[COLS];
+    const float *row[ROWS], *col[COLS]; /* rows of a; rows of b, columns of c */
     float out[SUMS];
     DLRNI_UNROLL
     for (int i = 0; i < ROWS; i++) row[i] = a + (i < m ? i : m - 1) * lda;
@@ -14895,7 +14938,7 @@ DLRNI_INTERNAL void DLRNI_K(nt_tile)(int64_t m, int64_t n, int64_t k, const floa
     for (int j = 0; j < COLS; j++) col[j] = b + (j < n ? j : n - 1) * ldb;
     DLRNI_UNROLL
     for (int i = 0; i < SUMS; i++) s[i] = DLRNI_K(set1)(0);
-    int64_t p = 0;
+    int64_t p = 0; /* the whole vectors, then the rest */
     for (; p + DLRNI_LANES <= k; p += DLRNI_LANES) {
         DLRNI_UNROLL
         for (int i = 0; i < ROWS; i++) x[i] = DLRNI_K(load)(row[i] + p);
@@ -14906,7 +14949,7 @@ DLRNI_INTERNAL void DLRNI_K(nt_tile)(int64_t m, int64_t n, int64_t k, const floa
             for (int i = 0; i < ROWS; i++) s[j * ROWS + i] = DLRNI_K(fma)(x[i], w, s[j * ROWS + i]);
         }
     }
-    if (p < k) {
+    if (p < k) { /* the same once more, so that the loop above has no test */
         DLRNI_UNROLL
         for (int i = 0; i < ROWS; i++) x[i] = DLRNI_K(load_part)(row[i] + p, k - p);
         DLRNI_UNROLL
@@ -14918,10 +14961,11 @@ DLRNI_INTERNAL void DLRNI_K(nt_tile)(int64_t m, int64_t n, int64_t k, const floa
     }
     DLRNI_UNROLL
     for (int i = 0; i < SUMS; i += 4) DLRNI_K(sum4)(s + i, out + i);
-    for (int j = 0; j < COLS && j < n; j++)
+    for (int j = 0; j < COLS && j < n; j++) /* what c has */
         for (int i = 0; i < ROWS && i < m; i++) c[i * ldc + j] = out[j * ROWS + i];
 }
 
+/* Tiles go down the rows of a first: the few rows of b stay in the first cache meanwhile. */
 DLRNI_INTERNAL void DLRNI_K(dots_nt)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
                                      const float *b, int64_t ldb, float *c, int64_t ldc) {
     for (int64_t j = 0; j < n; j += DLRNI_K(nt_cols))
@@ -14930,10 +14974,18 @@ DLRNI_INTERNAL void DLRNI_K(dots_nt)(int64_t m, int64_t n, int64_t k, const floa
                              ldc);
 }
 
-/* A tile of outer_rows rows by outer_vectors vectors of columns, all sums in registers: a load from
-   the panel and a broadcast for each product at the most (AVX-512: 11 for 24; else 8 for 12 of half
-   the width). What is about to be written for the first time is asked for before the sums begin. Of
-   a, absent rows repeat the last one. */
+/* A tile of outer_rows rows by outer_vectors vectors of columns, with all sums in registers:
+
+                          w0   w1   w2      a row of the panel, step p of the depth
+         a(0, p)        s00  s01  s02
+         a(1, p)        s10  s11  s12       s_iv += a(i, p) w_v
+         ...
+
+   A step of the depth loads each vector of the panel once and broadcasts each row's number once: with AVX-512, 11
+   loads for 24 multiply-adds; with AVX2, 8 for 12. Loads must be fewer than multiply-adds, since a core
+   does about as many of each. The sums start from c (beta) or 0. In the second case nothing has read c
+   yet, so its lines are prefetched before they are written. Of a, rows that are missing repeat the last
+   one. */
 DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, int64_t row,
                                         int64_t col, const float *panel, int beta, float *c,
                                         int64_t ldc) {
@@ -14945,18 +14997,18 @@ DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, in
         x[i] = a + (i < m ? i : m - 1) * row;
         DLRNI_UNROLL
         for (int v = 0; v < VECTORS; v++) {
-            float *at = c + i * ldc + v * DLRNI_LANES;
+            float *at = c + i * ldc + v * DLRNI_LANES; /* c has whole tiles: see outer */
             if (!beta) DLRNI_PREFETCH(at);
             s[i][v] = beta ? DLRNI_K(load)(at) : DLRNI_K(set1)(0);
         }
     }
-    for (int64_t p = 0; p < k; p++) {
+    for (int64_t p = 0; p < k; p++) { /* one chain of multiply-adds for each element, p in order */
         DLRNI_UNROLL
         for (int v = 0; v < VECTORS; v++)
             w[v] = DLRNI_K(load)(panel + p * DLRNI_GROUP + v * DLRNI_LANES);
         DLRNI_UNROLL
         for (int i = 0; i < ROWS; i++) {
-            DLRNI_K(v16) b = DLRNI_K(set1)(x[i][p * col]);
+            DLRNI_K(v16) b = DLRNI_K(set1)(x[i][p * col]); /* by rows or by columns of a */
             DLRNI_UNROLL
             for (int v = 0; v < VECTORS; v++) s[i][v] = DLRNI_K(fma)(b, w[v], s[i][v]);
         }
@@ -14968,7 +15020,7 @@ DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, in
     }
 }
 
-/* All columns of the panel. */
+/* A tile's rows by all columns of the panel: one tile with AVX-512, three with the other sets. */
 DLRNI_INTERNAL void DLRNI_K(outer_tiles)(int64_t m, int64_t k, const float *a, int64_t row,
                                          int64_t col, const float *panel, int beta, float *c,
                                          int64_t ldc) {
@@ -14976,7 +15028,9 @@ DLRNI_INTERNAL void DLRNI_K(outer_tiles)(int64_t m, int64_t k, const float *a, i
         DLRNI_K(outer_tile)(m, k, a, row, col, panel + j, beta, c + j, ldc);
 }
 
-/* A tile at the edge works on a whole one that stands for it. */
+/* c [m][n]. A tile that reaches beyond the edge of c is computed in a whole tile of scratch, and its part
+   is copied: so the tile has no tests inside. The copied sums are the same, since they start from the
+   same c. */
 DLRNI_INTERNAL void DLRNI_K(outer)(int64_t m, int64_t n, int64_t k, const float *a, int64_t row,
                                    int64_t col, const float *panel, int beta, float *c,
                                    int64_t ldc) {
@@ -14987,8 +15041,8 @@ DLRNI_INTERNAL void DLRNI_K(outer)(int64_t m, int64_t n, int64_t k, const float 
             DLRNI_K(outer_tiles)(rows, k, a, row, col, panel, beta, c, ldc);
             continue;
         }
-        float whole[ROWS * DLRNI_GROUP] = {0};
-        for (int64_t r = 0; r < rows && beta; r++)
+        float whole[ROWS * DLRNI_GROUP] = {0};     /* the start of the sums without beta, too */
+        for (int64_t r = 0; r < rows && beta; r++) /* n of 48 columns */
             memcpy(whole + r * DLRNI_GROUP, c + r * ldc, (size_t)n * sizeof *c);
         DLRNI_K(outer_tiles)(rows, k, a, row, col, panel, 1, whole, DLRNI_GROUP);
         for (int64_t r = 0; r < rows; r++)
@@ -14996,9 +15050,10 @@ DLRNI_INTERNAL void DLRNI_K(outer)(int64_t m, int64_t n, int64_t k, const float 
     }
 }
 
-/* The running sums of some vectors stay in registers while the rows go by. ASK: far rows are asked
-   for some rows ahead; near ones are not, since asking would take half of the loads. */
-#define DLRNI_GATHER(VECTORS, ASK)                                                                 \
+/* A step of gather_axpy and gather_near: the sums of VECTORS vectors of the output stay in registers
+   while all rows are added. FETCH: rows that lie far are prefetched four rows ahead. Rows in the first
+   cache are not: a prefetch takes the place of a load, and would halve their number. */
+#define DLRNI_GATHER(VECTORS, FETCH)                                                               \
     for (; j + VECTORS * DLRNI_LANES <= n; j += VECTORS * DLRNI_LANES) {                           \
         DLRNI_K(v16) s[VECTORS];                                                                   \
         DLRNI_UNROLL                                                                               \
@@ -15006,7 +15061,7 @@ DLRNI_INTERNAL void DLRNI_K(outer)(int64_t m, int64_t n, int64_t k, const float 
         for (int64_t p = 0; p < count; p++) {                                                      \
             const float *x = base + (idx[p] - first) * ld + j;                                     \
             DLRNI_K(v16) a = DLRNI_K(set1)(coef[p]);                                               \
-            ASK(VECTORS)                                                                           \
+            FETCH(VECTORS)                                                                         \
             DLRNI_UNROLL                                                                           \
             for (int v = 0; v < VECTORS; v++)                                                      \
                 s[v] = DLRNI_K(fma)(a, DLRNI_K(load)(x + v * DLRNI_LANES), s[v]);                  \
@@ -15014,18 +15069,20 @@ DLRNI_INTERNAL void DLRNI_K(outer)(int64_t m, int64_t n, int64_t k, const float 
         DLRNI_UNROLL                                                                               \
         for (int v = 0; v < VECTORS; v++) DLRNI_K(store)(out + j + v * DLRNI_LANES, s[v]);         \
     }
-#define DLRNI_ASK(VECTORS)                                                                         \
+#define DLRNI_FETCH_AHEAD(VECTORS)                                                                 \
     const float *next = base + (idx[dlrni_min(p + 4, count - 1)] - first) * ld + j;                \
     DLRNI_UNROLL                                                                                   \
     for (int v = 0; v < VECTORS; v++) DLRNI_PREFETCH(next + v * DLRNI_LANES);
-#define DLRNI_ASK_NOT(VECTORS)
+#define DLRNI_FETCH_NOTHING(VECTORS)
+/* As many vectors at a time as the set's registers allow, then four, then one. The list of indices is
+   read again for each, so few passes are better. */
 DLRNI_INTERNAL void DLRNI_K(gather_near)(float *out, int64_t n, const float *base, int64_t ld,
                                          int32_t first, const int32_t *idx, const float *coef,
                                          int64_t count) {
     enum { MANY = DLRNI_K(gather_vectors) };
     int64_t j = 0;
-    DLRNI_GATHER(MANY, DLRNI_ASK_NOT)
-    DLRNI_GATHER(4, DLRNI_ASK_NOT)
+    DLRNI_GATHER(MANY, DLRNI_FETCH_NOTHING) /* all advance j */
+    DLRNI_GATHER(4, DLRNI_FETCH_NOTHING)
     for (; j < n; j += DLRNI_LANES) {
         int64_t part = dlrni_min(n - j, DLRNI_LANES);
         DLRNI_K(v16) s = DLRNI_K(load_part)(out + j, part);
@@ -15036,35 +15093,41 @@ DLRNI_INTERNAL void DLRNI_K(gather_near)(float *out, int64_t n, const float *bas
     }
 }
 
+/* Columns behind the last wide step are few, and go without prefetching. */
 DLRNI_INTERNAL void DLRNI_K(gather_axpy)(float *out, int64_t n, const float *base, int64_t ld,
                                          const int32_t *idx, const float *coef, int64_t count) {
     enum { MANY = DLRNI_K(gather_vectors), first = 0 };
     int64_t j = 0;
-    DLRNI_GATHER(MANY, DLRNI_ASK)
+    DLRNI_GATHER(MANY, DLRNI_FETCH_AHEAD)
     DLRNI_K(gather_near)(out + j, n - j, base + j, ld, 0, idx, coef, count);
 }
-#undef DLRNI_ASK
-#undef DLRNI_ASK_NOT
+#undef DLRNI_FETCH_AHEAD /* the next set defines them anew */
+#undef DLRNI_FETCH_NOTHING
 #undef DLRNI_GATHER
 
 #ifndef DLRNI_OWN_COLLECT
-/* Without a branch on what stays, since that cannot be foreseen. A NaN stays: it must show. */
+/* Every entry is written, and only those that stay advance `count`: which ones do cannot be predicted,
+   so that a branch would often be taken wrongly. A NaN stays, because an error must not vanish. */
 DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, const float *bias, const float *threshold,
                                         float row_floor, int64_t n, int32_t first, int32_t *key,
                                         float *val) {
     int64_t count = 0;
     for (int64_t j = 0; j < n; j++) {
         const float pre = f[j] + bias[j];
-        const float least = threshold && threshold[j] > row_floor ? threshold[j] : row_floor;
-        key[count] = first + (int32_t)j;
+        const float floor = threshold && threshold[j] > row_floor ? threshold[j] : row_floor;
+        key[count] = first + (int32_t)j; /* overwritten, unless it stays */
         val[count] = pre;
-        count += !(pre <= least);
+        count += !(pre <= floor); /* true for a NaN */
     }
     return count;
 }
-#endif
+#endif /* DLRNI_OWN_COLLECT */
 
-/* The first n lanes, as above, or all 16. Where n is the constant 16, no test of it is left. */
+/* ---- Loops over numbers one by one ----
+
+   Each is a function of one vector (its name ends in _n), which DLRNI_SWEEP runs. */
+
+/* The first n lanes, or all 16. Where n is the constant 16, the compiler removes the test. */
 DLRNI_INLINE DLRNI_K(v16) DLRNI_K(load_n)(const float *p, int64_t n) {
     return n < DLRNI_LANES ? DLRNI_K(load_part)(p, n) : DLRNI_K(load)(p);
 }
@@ -15075,9 +15138,9 @@ DLRNI_INLINE void DLRNI_K(store_n)(float *p, DLRNI_K(v16) a, int64_t n) {
         DLRNI_K(store)(p, a);
 }
 
-/* Runs a statement for each vector of `total` numbers. The statement sees p, where the vector
-   begins, and part, how many of its lanes there are. It is compiled twice: with part = 16, a
-   constant, for the whole vectors, and once more for the rest. */
+/* Runs a statement for each vector of `total` numbers. The statement sees p, where the vector begins,
+   and part, how many lanes it has. It is compiled twice: for the whole vectors, where part is the
+   constant 16, and for the rest. */
 #define DLRNI_SWEEP(total, statement)                                                              \
     do {                                                                                           \
         int64_t p = 0;                                                                             \
@@ -15091,6 +15154,7 @@ DLRNI_INLINE void DLRNI_K(store_n)(float *p, DLRNI_K(v16) a, int64_t n) {
         }                                                                                          \
     } while (0)
 
+/* One multiply-add an element: the same bits as gather_axpy with one row. */
 DLRNI_INLINE void DLRNI_K(axpy_n)(DLRNI_K(v16) a, const float *x, float *y, int64_t n) {
     DLRNI_K(store_n)(y, DLRNI_K(fma)(a, DLRNI_K(load_n)(x, n), DLRNI_K(load_n)(y, n)), n);
 }
@@ -15114,32 +15178,36 @@ DLRNI_INTERNAL void DLRNI_K(sub)(const float *a, const float *b, float *y, int64
     DLRNI_SWEEP(n, DLRNI_K(sub_n)(a + p, b + p, y + p, part));
 }
 
-/* exp by 2^n e^r, r at most half of log 2 in size, and seven terms of its series: within 2 units of
-   the last place; what is below e^-87 becomes 0. With n rounded by an addition that leaves no room
-   for a fraction, all sets agree. */
+/* exp(x) = 2^n e^r with n = x / log 2, rounded, so that |r| <= log(2) / 2. e^r is its Taylor series up to
+   r^7. The result is within 2 units of the last place, and 0 below about e^-87. The library's expf is
+   not used: its last bits differ between systems. */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(exp)(DLRNI_K(v16) x) {
     static const float term[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24,
-                                 1.0f / 6,    1.0f / 2,   1,          1};
-    const DLRNI_K(v16) magic = DLRNI_K(set1)(12582912.0f); /* 1.5 * 2^23 */
-    x = DLRNI_K(max)(x, DLRNI_K(set1)(-88.0f));
+                                 1.0f / 6,    1.0f / 2,   1,          1}; /* 1 / 7! to 1 / 0! */
+    /* 1.5 * 2^23: floats of this size are whole numbers, so that adding it rounds to one, to nearest
+       even, in every set alike */
+    const DLRNI_K(v16) magic = DLRNI_K(set1)(12582912.0f);
+    x = DLRNI_K(max)(x, DLRNI_K(set1)(-88.0f)); /* n >= -127: see pow2 */
     DLRNI_K(v16) n = DLRNI_K(minus)(DLRNI_K(fma)(x, DLRNI_K(set1)(1.44269504f), magic), magic);
-    DLRNI_K(v16) r =
-        DLRNI_K(fma)(n, DLRNI_K(set1)(-0.693359375f), x); /* log 2 in two parts, the first exact */
+    /* r = x - n log 2. log 2 is split: n times the upper part, 355 / 512, is exact (Cody and Waite) */
+    DLRNI_K(v16) r = DLRNI_K(fma)(n, DLRNI_K(set1)(-0.693359375f), x);
     r = DLRNI_K(fma)(n, DLRNI_K(set1)(2.12194440e-4f), r);
-    DLRNI_K(v16) sum = DLRNI_K(set1)(term[0]);
+    DLRNI_K(v16) sum = DLRNI_K(set1)(term[0]); /* e^r, from its smallest term on (Horner) */
     for (int i = 1; i < 8; i++) sum = DLRNI_K(fma)(sum, r, DLRNI_K(set1)(term[i]));
     return DLRNI_K(mul)(sum, DLRNI_K(pow2)(n));
 }
 
+/* A rest of lanes is computed with zeros, whose results are not stored. */
 DLRNI_INLINE void DLRNI_K(exp_n)(float *y, DLRNI_K(v16) shift, int64_t n) {
     DLRNI_K(store_n)(y, DLRNI_K(exp)(DLRNI_K(minus)(DLRNI_K(load_n)(y, n), shift)), n);
 }
 DLRNI_INTERNAL void DLRNI_K(exp_shift)(float *y, float shift, int64_t n) {
-    const DLRNI_K(v16) all = DLRNI_K(set1)(shift);
+    const DLRNI_K(v16) all = DLRNI_K(set1)(shift); /* y <= shift: no result exceeds 1 */
     DLRNI_SWEEP(n, DLRNI_K(exp_n)(y + p, all, part));
 }
 
-/* Adam (Kingma and Ba, 2015) with torch's order of operations:
+/* Adam (Kingma and Ba, 2015) with torch's order of operations, so that runs can be compared with those
+   of the reference:
 
      m = lerp(m, g, 1 - beta1), v = beta2 v + (1 - beta2) g g,
      w -= step_size m / (sqrt(v) / root_bias_correction + eps)
@@ -15147,14 +15215,15 @@ DLRNI_INTERNAL void DLRNI_K(exp_shift)(float *y, float shift, int64_t n) {
    torch's lerp goes from the nearer end: with t = 1 - beta1, m + t (g - m) where t < 0.5, and
    g + (t - 1)(g - m) where it is not. */
 typedef struct DLRNI_K(adam_vectors) {
-    DLRNI_K(v16) weight, beta2, one_minus_beta2, step, root, eps;
-    int from_gradient;
+    DLRNI_K(v16) weight, beta2, one_minus_beta2, step, root, eps; /* weight: of the lerp */
+    int from_gradient; /* which end the lerp starts from */
 } DLRNI_K(adam_vectors);
 
+/* 1 / root is not stored instead: torch divides, and a multiplication rounds otherwise. */
 DLRNI_INLINE void DLRNI_K(adam_n)(float *w, float *m, float *v, const float *g,
                                   const DLRNI_K(adam_vectors) *c, int64_t n) {
     const DLRNI_K(v16) grad = DLRNI_K(load_n)(g, n), m0 = DLRNI_K(load_n)(m, n);
-    const DLRNI_K(v16) from = c->from_gradient ? grad : m0;
+    const DLRNI_K(v16) from = c->from_gradient ? grad : m0; /* the lerp's nearer end */
     const DLRNI_K(v16) m1 = DLRNI_K(fma)(c->weight, DLRNI_K(minus)(grad, m0), from);
     const DLRNI_K(v16) v1 = DLRNI_K(fma)(DLRNI_K(mul)(c->one_minus_beta2, grad), grad,
                                          DLRNI_K(mul)(c->beta2, DLRNI_K(load_n)(v, n)));
@@ -15169,16 +15238,18 @@ DLRNI_INTERNAL void DLRNI_K(adam)(float *w, float *m, float *v, const float *g, 
                                   const dlrni_adam *a) {
     const float t = a->one_minus_beta1;
     DLRNI_K(adam_vectors) c;
-    c.from_gradient = !(t < 0.5f);
+    c.from_gradient =
+        !(t < 0.5f); /* beta1 of 0.5 or less, as 0 in the reference's sparse recipes */
     c.weight = DLRNI_K(set1)(c.from_gradient ? t - 1 : t);
     c.beta2 = DLRNI_K(set1)(a->beta2);
     c.one_minus_beta2 = DLRNI_K(set1)(a->one_minus_beta2);
-    c.step = DLRNI_K(set1)(-a->step_size);
+    c.step = DLRNI_K(set1)(-a->step_size); /* w + (-step) q: one fused multiply-add */
     c.root = DLRNI_K(set1)(a->root_bias_correction);
     c.eps = DLRNI_K(set1)(a->eps);
     DLRNI_SWEEP(n, DLRNI_K(adam_n)(w + p, m + p, v + p, g + p, &c, part));
 }
 
+/* In the order of struct dlrni_kernel_table. */
 static const dlrni_kernel_table DLRNI_K(kernels) = {
     DLRNI_K(dot),       DLRNI_K(dots),        DLRNI_K(dots_nt),     DLRNI_K(outer),
     DLRNI_K(transpose), DLRNI_K(gather_axpy), DLRNI_K(gather_near), DLRNI_K(collect),
@@ -15186,38 +15257,49 @@ static const dlrni_kernel_table DLRNI_K(kernels) = {
     DLRNI_K(adam),      DLRNI_K(widen),       DLRNI_K(crc32),
 };
 
-/* ---- Screens ---- */
+/* ---- Screens ----
 
-/* Which of a row's sums, now in f32, are above their thresholds or no numbers (room screen has the
-   inequality). */
+   A screen has a function that rounds a row, and a tile that multiplies some rows with a panel of
+   features and compares. Room screen has the inequality and its proof.
+
+     a word of 4 bytes    f32: one number   int16, bf16: two   int8: four numbers of one feature
+     panel [steps][48]    words of 48 features side by side
+     x [rows][ld bytes]   rounded rows; a tile broadcasts one word of each row a step */
+
+/* Adds the four terms to each of a row's sums. Bit j of the result: the total is above 0, or a NaN, so
+   that feature j stays a candidate. coef [4][DLRNI_GROUP] are the features' factors. A row needs four
+   multiply-adds here, after d / packed of them in the tile. */
 DLRNI_INTERNAL uint64_t DLRNI_K(screen_mask)(const DLRNI_K(v16) sum[3], const float *coef,
                                              const dlrni_screen_row *row) {
     uint64_t mask = 0;
     DLRNI_UNROLL
     for (int v = 0; v < 3; v++) {
         const float *at = coef + v * DLRNI_LANES;
-        DLRNI_K(v16) t = DLRNI_K(fma)(DLRNI_K(set1)(row->unit), DLRNI_K(load)(at), sum[v]);
+        DLRNI_K(v16) t =
+            DLRNI_K(fma)(DLRNI_K(set1)(row->unit), DLRNI_K(load)(at), sum[v]); /* bias */
         t = DLRNI_K(fma)(DLRNI_K(set1)(row->error), DLRNI_K(load)(at + DLRNI_GROUP), t);
         t = DLRNI_K(fma)(DLRNI_K(set1)(row->norm), DLRNI_K(load)(at + 2 * DLRNI_GROUP), t);
         t = DLRNI_K(fma)(DLRNI_K(set1)(row->floor), DLRNI_K(load)(at + 3 * DLRNI_GROUP), t);
-        mask |= (uint64_t)DLRNI_K(on)(t) << v * DLRNI_LANES;
+        mask |= (uint64_t)DLRNI_K(on)(t) << v * DLRNI_LANES; /* 48 bits */
     }
     return mask;
 }
 
 #ifdef DLRNI_HAS_SCREENS
-/* f32: nothing is rounded; what is left to allow for is the order of the sum. */
+/* f32: nothing is rounded. The tile sums in another order than the canonical one; room screen allows for
+   that. It can pay because the dense way takes 1.35 times the product alone (room candidates). */
 DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int unsigned_, void *out,
                                        dlrni_rounding *r) {
-    (void)unsigned_;
+    (void)unsigned_; /* all formats but int8 are signed on both sides */
     memcpy(out, x, (size_t)n * sizeof *x);
     r->full = r->rounded = DLRNI_K(dot)(x, x, n);
-    r->error = 0;
+    r->error = 0; /* x^ is x */
     r->scale = 1;
     r->sum = 0;
 }
 
-/* The masks of a tile from its sums [outer_rows][DLRNI_GROUP]. */
+/* The masks of a tile from its sums [outer_rows][DLRNI_GROUP]. The sums pass through memory: with AVX2
+   they do not fit into the registers beside the factors. */
 DLRNI_INTERNAL void DLRNI_K(screen_masks)(const float *sum, const float *coef,
                                           const dlrni_screen_row *row, uint64_t *mask) {
     for (int i = 0; i < DLRNI_K(outer_rows); i++, sum += DLRNI_GROUP) {
@@ -15228,6 +15310,7 @@ DLRNI_INTERNAL void DLRNI_K(screen_masks)(const float *sum, const float *coef,
     }
 }
 
+/* The tile of outer, whose columns are features. */
 DLRNI_INTERNAL void DLRNI_K(tile_f32)(const void *panel, const void *x, int64_t ld, int64_t steps,
                                       const float *coef, const dlrni_screen_row *row,
                                       uint64_t *mask) {
@@ -15237,39 +15320,40 @@ DLRNI_INTERNAL void DLRNI_K(tile_f32)(const void *panel, const void *x, int64_t 
     DLRNI_K(screen_masks)(sum, coef, row, mask);
 }
 
+/* outer_rows rows, 4 bytes, 1 in a word, f32 sums; its cost is the unit: see struct dlrni_screen. */
 static const dlrni_screen DLRNI_K(screen_f32) = {
     "f32", DLRNI_K(outer_rows), 4, 1, 1, 1.0f, DLRNI_K(round_f32), DLRNI_K(tile_f32)};
-#endif
+#endif /* DLRNI_HAS_SCREENS */
 
 #ifdef DLRNI_HAS_INT16
-/* int16 with one scale a row, by which its norm becomes 46000 or its largest 32767. Rounding adds
-   at most sqrt(d) / 2 to the norm, so that no sum of products of two such rows goes beyond |x||w| <
-   2^31, in whatever order. */
+/* int16 with one scale a row, by which its norm becomes 46000 or its largest magnitude 32767, whichever
+   needs the larger scale. Rounding adds at most sqrt(d) / 2 to a norm: 91 for d = 2^15. So no sum of
+   products of two rows, in any order, exceeds (46000 + 91)^2 < 2^31 (Cauchy and Schwarz). */
 DLRNI_INTERNAL void DLRNI_K(round_int16)(const float *x, int64_t n, int unsigned_, void *out,
                                          dlrni_rounding *r) {
     const DLRNI_K(v16) zero = DLRNI_K(set1)(0),
-                       magic = DLRNI_K(set1)(12582912.0f); /* 1.5 * 2^23: no room for fractions */
+                       magic = DLRNI_K(set1)(12582912.0f); /* 1.5 * 2^23 rounds, as in exp */
     DLRNI_K(v16) rounded = zero, error = zero, top = zero;
-    float most = 0, squares[4], lane[DLRNI_LANES];
+    float largest = 0, squares[4], lane[DLRNI_LANES];
     int64_t p = 0;
     (void)unsigned_;
     for (; p + DLRNI_LANES <= n; p += DLRNI_LANES) {
         DLRNI_K(v16) a = DLRNI_K(load)(x + p);
-        top = DLRNI_K(max)(DLRNI_K(max)(a, DLRNI_K(minus)(zero, a)), top);
+        top = DLRNI_K(max)(DLRNI_K(max)(a, DLRNI_K(minus)(zero, a)), top); /* |a| */
     }
     DLRNI_K(store)(lane, top);
-    for (int i = 0; i < DLRNI_LANES; i++) most = fmaxf(most, lane[i]);
-    for (; p < n; p++) most = fmaxf(most, fabsf(x[p]));
+    for (int i = 0; i < DLRNI_LANES; i++) largest = fmaxf(largest, lane[i]);
+    for (; p < n; p++) largest = fmaxf(largest, fabsf(x[p]));
     r->full = DLRNI_K(dot)(x, x, n);
-    r->scale = fmaxf(sqrtf(r->full) / 46000.0f, most / 32767.0f);
-    if (!(r->scale > 0)) r->scale = 1;
+    r->scale = fmaxf(sqrtf(r->full) / 46000.0f, largest / 32767.0f);
+    if (!(r->scale > 0)) r->scale = 1; /* a row of zeros */
     const DLRNI_K(v16) inverse = DLRNI_K(set1)(1 / r->scale), scale = DLRNI_K(set1)(-r->scale);
-    for (p = 0; p < n; p += DLRNI_LANES) {
+    for (p = 0; p < n; p += DLRNI_LANES) { /* the second pass rounds */
         int64_t part = dlrni_min(DLRNI_LANES, n - p);
-        unsigned char whole[DLRNI_LANES * 2];
+        unsigned char whole[DLRNI_LANES * 2]; /* the last vector may be longer than the row */
         DLRNI_K(v16) a = DLRNI_K(load_n)(x + p, part);
         DLRNI_K(v16) q = DLRNI_K(minus)(DLRNI_K(fma)(a, inverse, magic), magic),
-                     off = DLRNI_K(fma)(scale, q, a);
+                     off = DLRNI_K(fma)(scale, q, a); /* a - scale q */
         rounded = DLRNI_K(fma)(q, q, rounded);
         error = DLRNI_K(fma)(off, off, error);
         DLRNI_K(store_int16)(whole, q);
@@ -15277,19 +15361,22 @@ DLRNI_INTERNAL void DLRNI_K(round_int16)(const float *x, int64_t n, int unsigned
     }
     DLRNI_K(v16) both[4] = {rounded, error, zero, zero};
     DLRNI_K(sum4)(both, squares);
-    r->rounded = r->scale * r->scale * squares[0];
+    r->rounded = r->scale * r->scale * squares[0]; /* the sum was of integers */
     r->error = squares[1];
-    r->sum = 0;
+    r->sum = 0; /* signed on both sides: no shift to undo */
 }
 
+/* outer_rows rows by 48 features, in as many passes as the registers need: one with AVX-512, three with
+   the narrower sets. */
 DLRNI_INTERNAL void DLRNI_K(tile_int16)(const void *panel, const void *x, int64_t ld, int64_t steps,
                                         const float *coef, const dlrni_screen_row *row,
                                         uint64_t *mask) {
     enum { ROWS = DLRNI_K(outer_rows), VECTORS = DLRNI_K(outer_vectors) };
-    float sum[ROWS * DLRNI_GROUP];
+    float sum[ROWS * DLRNI_GROUP]; /* exact integers until they are stored here */
     for (int first = 0; first < 3; first += VECTORS) {
-        const unsigned char *w = (const unsigned char *)panel + first * 64,
-                            *at = (const unsigned char *)x;
+        const unsigned char *w = (const unsigned char *)panel +
+                                 first * 64, /* 64: a vector of words */
+            *at = (const unsigned char *)x;
         DLRNI_K(words) s[ROWS][VECTORS], a[VECTORS];
         DLRNI_UNROLL
         for (int i = 0; i < ROWS; i++) {
@@ -15301,7 +15388,7 @@ DLRNI_INTERNAL void DLRNI_K(tile_int16)(const void *panel, const void *x, int64_
             for (int v = 0; v < VECTORS; v++) a[v] = DLRNI_K(load_words)(w + v * 64);
             DLRNI_UNROLL
             for (int i = 0; i < ROWS; i++) {
-                int32_t two;
+                int32_t two; /* numbers of a row */
                 memcpy(&two, at + i * ld, sizeof two);
                 DLRNI_K(words) b = DLRNI_K(set_words)(two);
                 DLRNI_UNROLL
@@ -15319,9 +15406,10 @@ DLRNI_INTERNAL void DLRNI_K(tile_int16)(const void *panel, const void *x, int64_
     DLRNI_K(screen_masks)(sum, coef, row, mask);
 }
 
+/* outer_rows rows, 2 bytes, 2 in a word, exact sums; for its cost see struct dlrni_screen. */
 static const dlrni_screen DLRNI_K(screen_int16) = {
     "int16", DLRNI_K(outer_rows), 2, 2, 0, 0.72f, DLRNI_K(round_int16), DLRNI_K(tile_int16)};
-#endif
+#endif /* DLRNI_HAS_INT16 */
 #undef DLRNI_SWEEP
 #endif /* DLRNI_COMPILE_BODIES */
 
