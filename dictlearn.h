@@ -1356,8 +1356,8 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #define DICTLEARN_VSNPRINTF(text, size, format, args) vsnprintf(text, size, format, args)
 #endif
 
-/* On POSIX systems room files maps what it reads and syncs what it writes. Elsewhere it does with the
-   C library; Windows adds the process number, which makes names of temporary files unique. */
+/* On POSIX systems room files maps what it reads and syncs what it writes. Elsewhere it does with
+   the C library; Windows adds the process number, which makes names of temporary files unique. */
 #if !defined(DICTLEARN_NO_STDIO) && (defined(__unix__) || defined(__APPLE__))
 #define DLRNI_POSIX 1
 #include <errno.h>
@@ -1397,14 +1397,14 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #define DLRNI_NEON 0
 #endif
 
-/* This file includes itself to compile the kernels once for each set (room kernel-bodies). Set this if
-   you rename the file. */
+/* This file includes itself to compile the kernels once for each set (room kernel-bodies). Set this
+   if you rename the file. */
 #ifndef DICTLEARN_HEADER_NAME
 #define DICTLEARN_HEADER_NAME "dictlearn.h"
 #endif
 
-/* The default allocator of contexts that bring none. Memory from one malloc must go to its own free,
-   so that half a pair is refused. */
+/* The default allocator of contexts that bring none. Memory from one malloc must go to its own
+   free, so that half a pair is refused. */
 #if !defined(DICTLEARN_MALLOC) && !defined(DICTLEARN_FREE)
 #define DICTLEARN_MALLOC(size) malloc(size)
 #define DICTLEARN_FREE(p) free(p)
@@ -1412,8 +1412,8 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #error "define both DICTLEARN_MALLOC and DICTLEARN_FREE, or neither"
 #endif
 
-/* Finds our own mistakes, in debug builds only. Arguments and files are checked in all builds, by the
-   macros of room base. */
+/* Finds our own mistakes, in debug builds only. Arguments and files are checked in all builds, by
+   the macros of room base. */
 #ifndef DICTLEARN_ASSERT
 #ifdef NDEBUG
 #define DICTLEARN_ASSERT(c) ((void)0)
@@ -1438,10 +1438,10 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #define DLRNI_INLINE static inline
 #endif
 
-/* Before a loop of fixed length over registers. At -O2 gcc 12 does not unroll such loops, and an array
-   that is indexed in a loop stays in memory. Measured on Zen 4, product of 2048 x 2048 x 512, AVX-512,
-   two threads: 64 GFLOPS without, 180 with. 16 covers the longest such loop, a square of 16 vectors in
-   the transpose. */
+/* Before a loop of fixed length over registers. At -O2 gcc 12 does not unroll such loops, and an
+   array that is indexed in a loop stays in memory. Measured on Zen 4, product of 2048 x 2048 x 512,
+   AVX-512, two threads: 64 GFLOPS without, 180 with. 16 covers the longest such loop, a square of
+   16 vectors in the transpose. */
 #if defined(__clang__)
 #define DLRNI_UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)
@@ -1450,10 +1450,11 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #define DLRNI_UNROLL
 #endif
 
-/* Around rooms whose code runs once per file. They are a third of the code, and optimising them less
-   saves a fifth of the compile time at -O2 (measured on a loaded machine: gcc 12 from 7.8 s to 6.5 s,
-   clang 14 from 8.0 s to 6.2 s; with gcc, "Os" compiles slower than "O1"). Loops over weights stay
-   outside: CRC, inflate, reading elements. Builds at -O0 or for size are not changed. */
+/* Around rooms whose code runs once per file. They are a third of the code, and optimising them
+   less saves a fifth of the compile time at -O2 (measured on a loaded machine: gcc 12 from 7.8 s to
+   6.5 s, clang 14 from 8.0 s to 6.2 s; with gcc, "Os" compiles slower than "O1"). Loops over
+   weights stay outside: CRC, inflate, reading elements. Builds at -O0 or for size are not changed.
+   */
 #if defined(__clang__) && defined(__OPTIMIZE__)
 #define DLRNI_COLD_BEGIN _Pragma("clang attribute push(__attribute__((cold)), apply_to = function)")
 #define DLRNI_COLD_END _Pragma("clang attribute pop")
@@ -1465,9 +1466,9 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #define DLRNI_COLD_END
 #endif
 
-/* DLRNI_PREFETCH: into the first cache, for data used within a few dozen instructions. _FAR: into the
-   second cache only. It can wait for more lines at a time than the first, and what the first holds is
-   not displaced. Both are hints and never fault. */
+/* DLRNI_PREFETCH: into the first cache, for data used within a few dozen instructions. _FAR: into
+   the second cache only. It can wait for more lines at a time than the first, and what the first
+   holds is not displaced. Both are hints and never fault. */
 #if defined(__GNUC__) || defined(__clang__)
 #define DLRNI_PREFETCH(p) __builtin_prefetch(p)
 #define DLRNI_PREFETCH_FAR(p) __builtin_prefetch(p, 0, 2)
@@ -1497,8 +1498,8 @@ typedef struct dlrni_set {
     const dlrni_screen *screen[2]; /* NULL: none */
 } dlrni_set;
 
-/* dlrn_info hands out the names of the sets, so a context stores them; a declaration next to dlrni_sets
-   fails to compile when the table outgrows this. */
+/* dlrn_info hands out the names of the sets, so a context stores them; a declaration next to
+   dlrni_sets fails to compile when the table outgrows this. */
 enum { DLRNI_SETS_MAX = 15 };
 
 struct dlrn_context {
@@ -1512,8 +1513,8 @@ struct dlrn_context {
 };
 
 /* Where a text is too long, its middle is dropped: the path stands at the start, and what is wrong
-   stands at the end. A text may quote names from a hostile file. Those may hold control sequences that
-   a terminal would obey, so control characters become '?'. */
+   stands at the end. A text may quote names from a hostile file. Those may hold control sequences
+   that a terminal would obey, so control characters become '?'. */
 DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...) {
     enum { HEAD = 256 };
     char text[8192]; /* the longest path and the message */
@@ -1651,10 +1652,10 @@ DLRNI_INTERNAL void *dlrni_alloc_zero(dlrn_context *ctx, int64_t count, size_t e
 #define DLRNI_NEW(ctx, type, count) ((type *)dlrn_alloc((ctx), (count), sizeof(type)))
 #define DLRNI_NEW_ZERO(ctx, type, count) ((type *)dlrni_alloc_zero((ctx), (count), sizeof(type)))
 
-/* Ensures that the array whose pointer is stored at `slot` has room for `need` elements; *cap is how
-   many fit now. It grows by half at least, so that n appends copy O(n) elements, and keeps its first
-   `used` elements. Returns 0 if memory runs out; nothing has changed then. `slot` is a T **. It is
-   passed as void * and read by memcpy, because a void ** must not alias a T **. */
+/* Ensures that the array whose pointer is stored at `slot` has room for `need` elements; *cap is
+   how many fit now. It grows by half at least, so that n appends copy O(n) elements, and keeps its
+   first `used` elements. Returns 0 if memory runs out; nothing has changed then. `slot` is a T **.
+   It is passed as void * and read by memcpy, because a void ** must not alias a T **. */
 DLRNI_INTERNAL int dlrni_grow(dlrn_context *ctx, void *slot, int64_t *cap, int64_t used,
                               int64_t need, size_t element) {
     if (need <= *cap) return 1;
@@ -1672,7 +1673,8 @@ DLRNI_INTERNAL int dlrni_grow(dlrn_context *ctx, void *slot, int64_t *cap, int64
 #define DLRNI_GROW(ctx, pointer, cap, used, need)                                                  \
     dlrni_grow((ctx), (pointer), (cap), (used), (need), sizeof **(pointer))
 
-/* Rounds a pointer inside a block of scratch up to a cache line, as dlrn_alloc does for whole blocks. */
+/* Rounds a pointer inside a block of scratch up to a cache line, as dlrn_alloc does for whole
+   blocks. */
 DLRNI_INTERNAL float *dlrni_aligned(float *p) {
     return (float *)(((uintptr_t)p + DLRNI_ALIGN - 1) & ~(uintptr_t)(DLRNI_ALIGN - 1));
 }
@@ -1702,17 +1704,18 @@ DLRNI_INTERNAL dlrn_status dlrni_callback_error(dlrn_context *ctx, dlrn_status s
 
 /* ------------------------------------------------------------------------------------------ */
 // >>random
-/* Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011): ten rounds over a
-   128-bit counter {counter, stream} under a 64-bit key, the seed. Number n of a stream is a function
-   of (seed, stream, n) alone, so that threads, checkpoints and the order of calls cannot change it.
-   The multipliers and the key's increments are those of the paper; a test compares with the published vector. */
+/* Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011): ten rounds over
+   a 128-bit counter {counter, stream} under a 64-bit key, the seed. Number n of a stream is a
+   function of (seed, stream, n) alone, so that threads, checkpoints and the order of calls cannot
+   change it. The multipliers and the key's increments are those of the paper; a test compares with
+   the published vector. */
 
 typedef struct dlrni_philox {
     uint64_t lo, hi;
 } dlrni_philox;
 
-/* Two 64-bit numbers. A round multiplies words 2 and 0. The low halves of the products become words 1
-   and 3; the high halves, mixed with the old words 1 and 3 and the key, become words 0 and 2. */
+/* Two 64-bit numbers. A round multiplies words 2 and 0. The low halves of the products become words
+   1 and 3; the high halves, mixed with the old words 1 and 3 and the key, become words 0 and 2. */
 DLRNI_INTERNAL dlrni_philox dlrni_philox_block(uint64_t seed, uint64_t stream, uint64_t counter) {
     uint32_t c[4] = {(uint32_t)counter, (uint32_t)(counter >> 32), (uint32_t)stream,
                      (uint32_t)(stream >> 32)};
@@ -1918,9 +1921,9 @@ DLRN_API const char *dlrn_dtype_name(dlrn_dtype t) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>threads
-/* Threads belong to OpenMP or to the host's parallel_for. Work is cut into tasks by its shape alone,
-   and no sum runs over tasks in the order in which they end. So the number of threads never changes a
-   result. */
+/* Threads belong to OpenMP or to the host's parallel_for. Work is cut into tasks by its shape
+   alone, and no sum runs over tasks in the order in which they end. So the number of threads never
+   changes a result. */
 
 /* Tasks are handed out one by one, because their costs differ: features fire unevenly, and other
    programs may slow one core. */
@@ -1941,21 +1944,22 @@ DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_paralle
     for (int64_t task = 0; task < n_tasks; task++) body(arg, task, 0);
 }
 
-/* Loops that are estimated to take less than this, in ns on one core, stay on the calling thread. By
-   default OpenMP's threads spin while they wait for one another. Where other programs want the cores,
-   too, a thread that has been descheduled keeps the rest waiting for a whole time slice, at the end of
-   every loop. Measured on two cores under a load of 8: examples/02_train_from_array.c, whose loops are
-   short, took 36 to 48 s without this bound, takes 7 s with it, and 6 s on one thread. On an idle machine sharing such loops may pay; neither that loss nor the effect on
-   `make bench` has been measured. The long loops are far above the bound: the encoding of 2048 rows,
-   d 512, F 8192 is estimated at 0.5 s. To set it for another machine, time that example with
+/* Loops that are estimated to take less than this, in ns on one core, stay on the calling thread.
+   By default OpenMP's threads spin while they wait for one another. Where other programs want the
+   cores, too, a thread that has been descheduled keeps the rest waiting for a whole time slice, at
+   the end of every loop. Measured on two cores under a load of 8: examples/02_train_from_array.c,
+   whose loops are short, took 36 to 48 s without this bound, takes 7 s with it, and 6 s on one
+   thread. On an idle machine sharing such loops may pay; neither that loss nor the effect on `make
+   bench` has been measured. The long loops are far above the bound: the encoding of 2048 rows, d
+   512, F 8192 is estimated at 0.5 s. To set it for another machine, time that example with
    OMP_NUM_THREADS=1 and 2, idle and under load, and compare `make bench` before and after. */
 #ifndef DLRNI_SERIAL_NS
 #define DLRNI_SERIAL_NS 300000.0
 #endif
 
-/* dlrn_parallel_for for a loop that may be too short to be shared. ns: a rough estimate of all of it on
-   one core, 1 for a number that is moved and 1 for 16 multiply-adds. It is only compared with the
-   bound, so a rough figure is enough. Results never depend on it. */
+/* dlrn_parallel_for for a loop that may be too short to be shared. ns: a rough estimate of all of
+   it on one core, 1 for a number that is moved and 1 for 16 multiply-adds. It is only compared with
+   the bound, so a rough figure is enough. Results never depend on it. */
 DLRNI_INTERNAL void dlrni_parallel_for(dlrn_context *ctx, int64_t n_tasks, double ns,
                                        dlrn_parallel_body body, void *arg) {
     if (ns < DLRNI_SERIAL_NS)
@@ -1964,8 +1968,8 @@ DLRNI_INTERNAL void dlrni_parallel_for(dlrn_context *ctx, int64_t n_tasks, doubl
         dlrn_parallel_for(ctx, n_tasks, body, arg);
 }
 
-/* Such an estimate: rows of `each` numbers, moved or multiplied 16 times. In double, since the product
-   of three sizes may not fit. */
+/* Such an estimate: rows of `each` numbers, moved or multiplied 16 times. In double, since the
+   product of three sizes may not fit. */
 DLRNI_INTERNAL double dlrni_ns(int64_t rows, int64_t each) {
     return (double)rows * (double)each;
 }
@@ -1996,10 +2000,11 @@ DLRNI_INTERNAL int dlrni_all_cores(void) {
              +1: l and l + 1                       the result
 
    The last vector is filled up with zeros. Every other sum is one chain of fused multiply-adds in
-   the order of the index that is summed over. 16 lanes are one register of AVX-512; narrower sets use
-   two or four registers, which also hides some of a multiply-add's latency. */
+   the order of the index that is summed over. 16 lanes are one register of AVX-512; narrower sets
+   use two or four registers, which also hides some of a multiply-add's latency. */
 
-/* Adam's numbers for one step. They are computed in double and rounded to f32 once, as torch does. */
+/* Adam's numbers for one step. They are computed in double and rounded to f32 once, as torch does.
+   */
 typedef struct dlrni_adam {
     float one_minus_beta1, beta2, one_minus_beta2;
     float step_size;            /* lr / (1 - beta1^t) */
@@ -2030,9 +2035,9 @@ struct dlrni_kernel_table {
        prefetches nothing */
     void (*gather_near)(float *out, int64_t n, const float *base, int64_t ld, int32_t first,
                         const int32_t *idx, const float *coef, int64_t count);
-    /* Lists the pre-activations f + bias [n], n <= DLRNI_GROUP, above max(threshold, row_floor), and
-       NaN, which must not vanish: val the value, key first + index. Returns how many. threshold may be
-       NULL. key and val have room for DLRNI_GROUP, all of which may be written. */
+    /* Lists the pre-activations f + bias [n], n <= DLRNI_GROUP, above max(threshold, row_floor),
+       and NaN, which must not vanish: val the value, key first + index. Returns how many. threshold
+       may be NULL. key and val have room for DLRNI_GROUP, all of which may be written. */
     int64_t (*collect)(const float *f, const float *bias, const float *threshold, float row_floor,
                        int64_t n, int32_t first, int32_t *key, float *val);
     void (*axpy)(float a, const float *x, float *y, int64_t n);       /* y += a x        */
@@ -2047,8 +2052,8 @@ struct dlrni_kernel_table {
     uint32_t (*crc32)(uint32_t crc, const unsigned char *p, uint64_t n);
 };
 
-/* A row's factors in the inequality by which a screen drops a feature (room screen). Each is multiplied
-   by the number of the feature that its comment names. */
+/* A row's factors in the inequality by which a screen drops a feature (room screen). Each is
+   multiplied by the number of the feature that its comment names. */
 typedef struct dlrni_screen_row {
     float unit;    /* of the feature's bias          */
     float error;   /* of the feature's rounded norm  */
@@ -2057,7 +2062,8 @@ typedef struct dlrni_screen_row {
     int32_t shift; /* added to a sum of integers     */
 } dlrni_screen_row;
 
-/* How far rounding moved a row x to x^: from it, room screen makes the row's or feature's factors. */
+/* How far rounding moved a row x to x^: from it, room screen makes the row's or feature's factors.
+   */
 typedef struct dlrni_rounding {
     float full, rounded, error; /* ||x||^2, ||x^||^2, ||x - x^||^2, each to within a part in 2^10 */
     float scale;                /* x^ = scale * the integers                                     */
@@ -2066,18 +2072,19 @@ typedef struct dlrni_rounding {
 
 /* A cheaper format for the dense product, which only rules features out (room screen).
 
-   The costs decide whether a screen or the dense product is taken, never a result. They are times of a
-   tile in the first two caches, in units of a multiply-add at the f32 peak of the same vectors:
+   The costs decide whether a screen or the dense product is taken, never a result. They are times
+   of a tile in the first two caches, in units of a multiply-add at the f32 peak of the same
+   vectors:
 
                         int8   bf16   int16 (AVX-512)   int16 (AVX2)   f32
      in the table       0.27   0.53   0.72              0.72           1.00   measured on Zen 4
      another processor  0.26   1.99   1.01              0.71           1.01   a Xeon with AMX
 
    int8 does 4 multiply-adds an instruction, at 94 % of its peak: 1 / (4 x 0.94). bf16 does 2, which
-   gives 0.53 likewise. int16 needs two instructions for two. On that Xeon vdpbf16ps is slow, so its bf16
-   screen costs more than the dense product. To measure elsewhere: time `tile` on 64 rows of d 512, one
-   thread, in turns with a loop of independent multiply-adds. `make bench` (rows step) with each
-   DICTLEARN_KERNELS shows whether the choice is right. */
+   gives 0.53 likewise. int16 needs two instructions for two. On that Xeon vdpbf16ps is slow, so its
+   bf16 screen costs more than the dense product. To measure elsewhere: time `tile` on 64 rows of d
+   512, one thread, in turns with a loop of independent multiply-adds. `make bench` (rows step) with
+   each DICTLEARN_KERNELS shows whether the choice is right. */
 struct dlrni_screen {
     const char *name;
     int rows;   /* of a tile                                                     */
@@ -2094,15 +2101,17 @@ struct dlrni_screen {
                  const dlrni_screen_row *row, uint64_t *mask);
 };
 
-/* DLRNI_LANES: lanes of a vector. DLRNI_GROUP: features of a group, columns of a packed panel. 48 are
-   three vectors; with eight rows they take 24 of AVX-512's 32 registers for sums and leave eight for
-   operands. They are macros because C++20 deprecates arithmetic between two enumerations. */
+/* DLRNI_LANES: lanes of a vector. DLRNI_GROUP: features of a group, columns of a packed panel. 48
+   are three vectors; with eight rows they take 24 of AVX-512's 32 registers for sums and leave
+   eight for operands. They are macros because C++20 deprecates arithmetic between two enumerations.
+   */
 #define DLRNI_LANES 16
 #define DLRNI_GROUP 48
 
 /* Compiles the functions between the two for a processor with these features. The rest of the file
-   keeps the compiler's own target, so that a plain build has all sets. clang takes an attribute, gcc a
-   pragma. A system header must not be included in between: its functions would get the target, too. */
+   keeps the compiler's own target, so that a plain build has all sets. clang takes an attribute,
+   gcc a pragma. A system header must not be included in between: its functions would get the
+   target, too. */
 #define DLRNI_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define DLRNI_TARGET_BEGIN(features)                                                               \
@@ -2118,11 +2127,11 @@ struct dlrni_screen {
 #include DICTLEARN_HEADER_NAME
 #undef DLRNI_COMPILE_SETS
 
-/* The sets, from the slowest to the fastest; "auto" takes the last one that runs. `runs` tells whether
-   this processor and its system can run it: the compilers' builtin also checks that the system saves
-   the registers. Screens stand cheapest first. One with a `runs` of its own is left out where that
-   returns 0, and the first two that remain are taken. The scalar set screens nothing: it is the oracle
-   of the tests. */
+/* The sets, from the slowest to the fastest; "auto" takes the last one that runs. `runs` tells
+   whether this processor and its system can run it: the compilers' builtin also checks that the
+   system saves the registers. Screens stand cheapest first. One with a `runs` of its own is left
+   out where that returns 0, and the first two that remain are taken. The scalar set screens
+   nothing: it is the oracle of the tests. */
 typedef struct dlrni_set_row {
     const char *name;
     int (*runs)(void);
@@ -2179,9 +2188,9 @@ DLRNI_INTERNAL int dlrni_kernel_set(int index, dlrni_set *set) {
     return 1;
 }
 
-/* The set of that name. NULL and "auto" take the environment's DICTLEARN_KERNELS, so that one build can
-   be tested with every set; without that, the last set that can run. Returns 0 for an unknown name: a
-   test that names a set must not silently run another. */
+/* The set of that name. NULL and "auto" take the environment's DICTLEARN_KERNELS, so that one build
+   can be tested with every set; without that, the last set that can run. Returns 0 for an unknown
+   name: a test that names a set must not silently run another. */
 DLRNI_INTERNAL int dlrni_kernel_choice(const char *name, dlrni_set *found) {
     if (!name || !strcmp(name, "auto")) name = getenv("DICTLEARN_KERNELS");
     int any = !name || !*name || !strcmp(name, "auto"), ok = 0;
@@ -2199,7 +2208,8 @@ DLRNI_INTERNAL int dlrni_kernel_choice(const char *name, dlrni_set *found) {
 /* A context is configuration, a kernel set and the last error. It is made in one block, so that its
    creation can fail in one place only, before there is a context to hold an error text. */
 
-/* Appends to a text in a buffer of `size` bytes, of which *used are taken; cuts what does not fit. */
+/* Appends to a text in a buffer of `size` bytes, of which *used are taken; cuts what does not fit.
+   */
 DLRNI_INTERNAL DLRN_PRINTF(4, 5) void dlrni_print_more(char *text, size_t size, size_t *used,
                                                        const char *format, ...) {
     va_list args;
@@ -2209,8 +2219,8 @@ DLRNI_INTERNAL DLRN_PRINTF(4, 5) void dlrni_print_more(char *text, size_t size, 
     if (n > 0) *used = (size_t)n < size - *used ? *used + (size_t)n : size - 1;
 }
 
-/* Fills in what dlrn_info tells: the names of the sets that can run here, and one line for logs and bug
-   reports, which shows the set, the threads and who runs them. */
+/* Fills in what dlrn_info tells: the names of the sets that can run here, and one line for logs and
+   bug reports, which shows the set, the threads and who runs them. */
 DLRNI_INTERNAL void dlrni_describe(dlrn_context *ctx) {
 #ifdef _OPENMP /* slow runs are often builds that lack -fopenmp: the line must show it */
     const char *threading = ctx->cfg.parallel_for ? "the host's" : "OpenMP";
@@ -2230,8 +2240,8 @@ DLRNI_INTERNAL void dlrni_describe(dlrn_context *ctx) {
                      ctx->threads == 1 ? "" : "s", threading);
 }
 
-/* Callbacks that belong together must be set together. Memory of one allocator must not reach another's
-   release, and a file that was opened by the host must not be read by the C library. */
+/* Callbacks that belong together must be set together. Memory of one allocator must not reach
+   another's release, and a file that was opened by the host must not be read by the C library. */
 DLRNI_INTERNAL int dlrni_config_is_whole(const dlrn_context_config *cfg) {
     const dlrn_io *io = &cfg->io;
     int files = (io->open_file != NULL) + (io->read_file != NULL) + (io->write_file != NULL) +
@@ -2239,7 +2249,8 @@ DLRNI_INTERNAL int dlrni_config_is_whole(const dlrn_context_config *cfg) {
     return !cfg->alloc == !cfg->release && (files == 0 || files == 5);
 }
 
-/* The set is chosen once: a change of DICTLEARN_KERNELS during a run affects only later contexts. */
+/* The set is chosen once: a change of DICTLEARN_KERNELS during a run affects only later contexts.
+   */
 DLRN_API dlrn_status dlrn_context_create(const dlrn_context_config *config, dlrn_context **out) {
     dlrn_context_config cfg;
     dlrni_set set;
@@ -2264,7 +2275,8 @@ DLRN_API dlrn_status dlrn_context_create(const dlrn_context_config *config, dlrn
     return DLRN_OK;
 }
 
-/* Frees nothing but the context: its objects hold memory of its allocator and must be gone before. */
+/* Frees nothing but the context: its objects hold memory of its allocator and must be gone before.
+   */
 DLRN_API void dlrn_context_destroy(dlrn_context *ctx) {
     if (!ctx) return;
     dlrn_context_config cfg = ctx->cfg; /* the allocator outlives the context that names it */
@@ -2279,11 +2291,11 @@ DLRN_API dlrn_context_info dlrn_info(const dlrn_context *ctx) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>matrix
-/* Matrices and what is done with them: products, transposition, dot, norm, top-k. A tensor is a view:
-   a pointer, two sizes and a stride. Only dlrn_tensor_create owns its memory. */
+/* Matrices and what is done with them: products, transposition, dot, norm, top-k. A tensor is a
+   view: a pointer, two sizes and a stride. Only dlrn_tensor_create owns its memory. */
 
-/* Views of constant data are needed everywhere, and C has no const tensor: the cast through uintptr_t
-   drops const without a warning. Functions that write to a tensor say so. */
+/* Views of constant data are needed everywhere, and C has no const tensor: the cast through
+   uintptr_t drops const without a warning. Functions that write to a tensor say so. */
 
 DLRN_API dlrn_tensor dlrn_view(const float *data, int64_t rows, int64_t cols, int64_t stride) {
     dlrn_tensor t = {(float *)(uintptr_t)data, rows, cols, stride};
@@ -2323,12 +2335,13 @@ DLRN_API void dlrn_tensor_free(dlrn_context *ctx, dlrn_tensor *t) {
          | copied |        |         +----+----+ ... +----+
          +--------+--------+         packed one at a time; all rows of the slice pass by it
 
-   The rows of a are copied close together. Rows a power of two apart share their cache sets and would
-   evict one another. A packed panel is read in one run from the second cache. Measured on Zen 4, two
-   cores, as a share of the peak, 2048 x 8192 x 512: NT 0.92, NN 0.90, TN 0.90; without the copy, TN
-   0.74. With 256 rows a task and slices of 128, packing and starting a tile weigh more: 0.80, 0.78,
-   0.76. To measure elsewhere: `make bench`, rows gemm. A panel (depth x 48 x 4 = 96 KB) must leave most
-   of the second cache free; the copied rows (2 MB) come from the second or third. */
+   The rows of a are copied close together. Rows a power of two apart share their cache sets and
+   would evict one another. A packed panel is read in one run from the second cache. Measured on Zen
+   4, two cores, as a share of the peak, 2048 x 8192 x 512: NT 0.92, NN 0.90, TN 0.90; without the
+   copy, TN 0.74. With 256 rows a task and slices of 128, packing and starting a tile weigh more:
+   0.80, 0.78, 0.76. To measure elsewhere: `make bench`, rows gemm. A panel (depth x 48 x 4 = 96 KB)
+   must leave most of the second cache free; the copied rows (2 MB) come from the second or third.
+   */
 
 enum {
     DLRNI_GEMM_ROWS = 1024,    /* of a task at the most: share the packing of a panel          */
@@ -2339,8 +2352,8 @@ enum {
     DLRNI_GEMM_STRIDE = DLRNI_GEMM_DEPTH + DLRNI_LANES /* of copied rows: no power of two */
 };
 
-/* c [m][n] = op(a, b) (+ c), cut into blocks_m x blocks_n tasks. NN, NT and TN differ only in how a and
-   b are packed; one kernel computes all three. */
+/* c [m][n] = op(a, b) (+ c), cut into blocks_m x blocks_n tasks. NN, NT and TN differ only in how a
+   and b are packed; one kernel computes all three. */
 typedef struct dlrni_gemm_job {
     const dlrni_kernel_table *k;
     dlrn_matmul_op op;
@@ -2354,8 +2367,8 @@ typedef struct dlrni_gemm_job {
     int64_t work_size;
 } dlrni_gemm_job;
 
-/* to [cols][rows] = from [rows][cols] transposed, on this thread. It works in squares of 16 x 16, so
-   that each cache line is read once, and whole; the edges go number by number. */
+/* to [cols][rows] = from [rows][cols] transposed, on this thread. It works in squares of 16 x 16,
+   so that each cache line is read once, and whole; the edges go number by number. */
 DLRNI_INTERNAL void dlrni_transpose_here(const dlrni_kernel_table *k, const float *from,
                                          int64_t ld_from, int64_t rows, int64_t cols, float *to,
                                          int64_t ld_to) {
@@ -2388,8 +2401,8 @@ DLRNI_INTERNAL void dlrni_transpose_task(void *arg, int64_t task, int worker) {
                          j->ld_to);
 }
 
-/* The same on all threads. Any words of 4 bytes may be transposed, not only floats: kernels move them
-   without arithmetic, which could change a signalling NaN. from and to must not overlap. */
+/* The same on all threads. Any words of 4 bytes may be transposed, not only floats: kernels move
+   them without arithmetic, which could change a signalling NaN. from and to must not overlap. */
 DLRNI_INTERNAL void dlrni_transpose(dlrn_context *ctx, const float *from, int64_t ld_from,
                                     int64_t rows, int64_t cols, float *to, int64_t ld_to) {
     dlrni_transpose_job job = {ctx->k, from, ld_from, rows, cols, to, ld_to};
@@ -2397,8 +2410,8 @@ DLRNI_INTERNAL void dlrni_transpose(dlrn_context *ctx, const float *from, int64_
                        dlrni_transpose_task, &job);
 }
 
-/* panel [depth][DLRNI_GROUP] = b transposed, b [n][depth]. Rows that b lacks become zeros: kernels always
-   compute whole panels, and must not read memory that was never written. */
+/* panel [depth][DLRNI_GROUP] = b transposed, b [n][depth]. Rows that b lacks become zeros: kernels
+   always compute whole panels, and must not read memory that was never written. */
 DLRNI_INTERNAL void dlrni_pack_rows(const dlrni_kernel_table *k, const float *b, int64_t ldb,
                                     int64_t n, int64_t depth, float *panel) {
     dlrni_transpose_here(k, b, ldb, n, depth, panel, DLRNI_GROUP);
@@ -2406,9 +2419,9 @@ DLRNI_INTERNAL void dlrni_pack_rows(const dlrni_kernel_table *k, const float *b,
         memset(panel + p * DLRNI_GROUP + n, 0, (size_t)(DLRNI_GROUP - n) * sizeof(float));
 }
 
-/* panel [depth][DLRNI_GROUP] = b [depth][n]; columns that b lacks become zeros. Rows are prefetched 16
-   ahead: each is too short for the processor to predict where the next one lies. Measured on Zen 4,
-   2048 x 512 x 8192, NN: 0.74 to 0.82 of the peak. */
+/* panel [depth][DLRNI_GROUP] = b [depth][n]; columns that b lacks become zeros. Rows are prefetched
+   16 ahead: each is too short for the processor to predict where the next one lies. Measured on Zen
+   4, 2048 x 512 x 8192, NN: 0.74 to 0.82 of the peak. */
 DLRNI_INTERNAL void dlrni_pack_cols(const float *b, int64_t ldb, int64_t n, int64_t depth,
                                     float *panel) {
     enum { AHEAD = 16 };
@@ -2420,8 +2433,8 @@ DLRNI_INTERNAL void dlrni_pack_cols(const float *b, int64_t ldb, int64_t n, int6
     }
 }
 
-/* a [m][depth] = rows i0, i0 + 1, ... and columns p, p + 1, ... of the product's left side. With TN it
-   is transposed on the way, so that the kernel always walks along rows. */
+/* a [m][depth] = rows i0, i0 + 1, ... and columns p, p + 1, ... of the product's left side. With TN
+   it is transposed on the way, so that the kernel always walks along rows. */
 DLRNI_INTERNAL void dlrni_pack_left(const dlrni_gemm_job *j, int64_t i0, int64_t m, int64_t p,
                                     int64_t depth, float *a) {
     if (j->op == DLRN_TN)
@@ -2430,10 +2443,10 @@ DLRNI_INTERNAL void dlrni_pack_left(const dlrni_gemm_job *j, int64_t i0, int64_t
         memcpy(a + i * DLRNI_GEMM_STRIDE, j->a + (i0 + i) * j->lda + p, (size_t)depth * sizeof *a);
 }
 
-/* Task: one block of c. Successive tasks keep the block of the larger operand, which is then still in
-   the cache: `down` walks through the rows of c first, else through its columns. The sums of an element
-   go through the depth in order, slice after slice, starting from c, so that the size of a slice does
-   not change a bit. */
+/* Task: one block of c. Successive tasks keep the block of the larger operand, which is then still
+   in the cache: `down` walks through the rows of c first, else through its columns. The sums of an
+   element go through the depth in order, slice after slice, starting from c, so that the size of a
+   slice does not change a bit. */
 DLRNI_INTERNAL void dlrni_gemm_block(void *arg, int64_t task, int worker) {
     const dlrni_gemm_job *j = (const dlrni_gemm_job *)arg;
     const int down = j->m < j->n;
@@ -2468,8 +2481,8 @@ DLRNI_INTERNAL int dlrni_tensor_is_sound(dlrn_tensor t) {
     return t.rows >= 0 && t.cols >= 0 && t.stride >= t.cols;
 }
 
-/* Says which matrix is wrong and shows all three shapes: the usual mistake is a wrong `op`. beta other
-   than 0 and 1 would round once more and give other bits than a chain of multiply-adds. */
+/* Says which matrix is wrong and shows all three shapes: the usual mistake is a wrong `op`. beta
+   other than 0 and 1 would round once more and give other bits than a chain of multiply-adds. */
 DLRNI_INTERNAL dlrn_status dlrni_matmul_check(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a,
                                               dlrn_tensor b, float beta, dlrn_tensor c) {
     const int64_t m = op == DLRN_TN ? a.cols : a.rows, k = op == DLRN_TN ? a.rows : a.cols;
@@ -2492,8 +2505,8 @@ DLRNI_INTERNAL dlrn_status dlrni_matmul_check(dlrn_context *ctx, dlrn_matmul_op 
     return DLRN_OK;
 }
 
-/* Cuts the product into tasks: the largest blocks that still give four tasks a thread, because the last
-   task to end decides how long all take. */
+/* Cuts the product into tasks: the largest blocks that still give four tasks a thread, because the
+   last task to end decides how long all take. */
 DLRNI_INTERNAL void dlrni_gemm_plan(dlrni_gemm_job *job, int threads) {
     job->blocks_n = dlrni_ceil_div(job->n, DLRNI_GEMM_PANELS * DLRNI_GROUP);
     job->rows = DLRNI_GEMM_ROWS;
@@ -2503,8 +2516,8 @@ DLRNI_INTERNAL void dlrni_gemm_plan(dlrni_gemm_job *job, int threads) {
     job->blocks_m = dlrni_ceil_div(job->m, job->rows);
 }
 
-/* On the context's threads. Every thread has a panel and a copy of its rows of a, which are allocated
-   anew each time: a product is long, and a context keeps no scratch. */
+/* On the context's threads. Every thread has a panel and a copy of its rows of a, which are
+   allocated anew each time: a product is long, and a context keeps no scratch. */
 DLRNI_INTERNAL dlrn_status dlrni_gemm_parallel(dlrn_context *ctx, dlrni_gemm_job *job) {
     dlrni_gemm_plan(job, ctx->threads);
     job->copies_a = 1;
@@ -2541,8 +2554,8 @@ DLRNI_INTERNAL int dlrni_gemm_blas(const dlrni_gemm_job *j) {
 }
 #endif
 
-/* Training and encoding do not come here: they call the kernels. So a BLAS changes the bits of a host's
-   own products only. */
+/* Training and encoding do not come here: they call the kernels. So a BLAS changes the bits of a
+   host's own products only. */
 DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a, dlrn_tensor b,
                                  float beta, dlrn_tensor c, float *work) {
     dlrni_gemm_job job;
@@ -2572,17 +2585,17 @@ DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tens
 
 /* ---- Vectors ----
 
-   Public forms of the kernels, for a host's own loops. They stay on the calling thread, so they may be
-   called inside a task. */
+   Public forms of the kernels, for a host's own loops. They stay on the calling thread, so they may
+   be called inside a task. */
 
 /* The canonical dot product, the same bits in every set. */
 DLRN_API float dlrn_dot(dlrn_context *ctx, const float *a, const float *b, int64_t n) {
     return ctx->k->dot(a, b, n);
 }
 
-/* In f32 the sum of squares overflows for numbers beyond 1e19, and loses those below 1e-19. Then it is
-   formed again in double, which holds the square of every float. The lower bound is far above the
-   smallest f32, so that squares which underflow are too small to matter. */
+/* In f32 the sum of squares overflows for numbers beyond 1e19, and loses those below 1e-19. Then it
+   is formed again in double, which holds the square of every float. The lower bound is far above
+   the smallest f32, so that squares which underflow are too small to matter. */
 DLRN_API float dlrn_norm(dlrn_context *ctx, const float *a, int64_t n) {
     float square = ctx->k->dot(a, a, n);
     if (square > 1e-30f && square <= FLT_MAX) return sqrtf(square);
@@ -2596,16 +2609,16 @@ DLRN_API void dlrn_axpy(dlrn_context *ctx, float a, const float *x, float *y, in
     ctx->k->axpy(a, x, y, n);
 }
 
-/* Whether element i belongs after element j in descending order: smaller, or equal and later; NaN last.
-   A total order: ties cannot make the result depend on the algorithm. */
+/* Whether element i belongs after element j in descending order: smaller, or equal and later; NaN
+   last. A total order: ties cannot make the result depend on the algorithm. */
 DLRNI_INTERNAL int dlrni_ranks_after(const float *x, int64_t i, int64_t j) {
     int nan_i = x[i] != x[i], nan_j = x[j] != x[j];
     if (nan_i != nan_j) return nan_i;
     return x[i] < x[j] || (!(x[i] > x[j]) && i > j);
 }
 
-/* Restores the heap index [n] below `at`. The element that ranks last is on top: it is the one that a
-   better element replaces. */
+/* Restores the heap index [n] below `at`. The element that ranks last is on top: it is the one that
+   a better element replaces. */
 DLRNI_INTERNAL void dlrni_sift_down(const float *x, int64_t *index, int64_t n, int64_t at) {
     for (;;) {
         int64_t child = 2 * at + 1;
@@ -2620,8 +2633,8 @@ DLRNI_INTERNAL void dlrni_sift_down(const float *x, int64_t *index, int64_t n, i
     }
 }
 
-/* Keeps the k best so far in a heap, then sorts it by taking its top away. O(n log k) at the worst; O(n)
-   where few elements enter the heap. */
+/* Keeps the k best so far in a heap, then sorts it by taking its top away. O(n log k) at the worst;
+   O(n) where few elements enter the heap. */
 DLRN_API dlrn_status dlrn_topk(dlrn_context *ctx, const float *x, int64_t n, int64_t k,
                                int64_t *index, float *value) {
     DLRNI_REQUIRE(ctx, k >= 0 && k <= n, "k must be in [0, n]");
@@ -2644,9 +2657,9 @@ DLRN_API dlrn_status dlrn_topk(dlrn_context *ctx, const float *x, int64_t n, int
 
 /* ------------------------------------------------------------------------------------------ */
 // >>sparse
-/* Codes by row (CSR): col and val hold the entries of row 0, then those of row 1, ...; row_ptr[i] is
-   where row i begins. A caller starts with a zeroed struct and reuses it, so that a loop over batches
-   stops allocating after the largest one. */
+/* Codes by row (CSR): col and val hold the entries of row 0, then those of row 1, ...; row_ptr[i]
+   is where row i begins. A caller starts with a zeroed struct and reuses it, so that a loop over
+   batches stops allocating after the largest one. */
 
 /* Codes that were never filled have no context, and nothing to free. */
 DLRN_API void dlrn_sparse_free(dlrn_sparse *codes) {
@@ -2660,8 +2673,8 @@ DLRN_API void dlrn_sparse_free(dlrn_sparse *codes) {
 }
 
 /* Ensures room for rows + 1 row pointers and nnz entries, and keeps the contents. col and val grow
-   one after the other. nnz_cap is set last: if only col could grow, the codes stay usable at their old
-   size. */
+   one after the other. nnz_cap is set last: if only col could grow, the codes stay usable at their
+   old size. */
 DLRNI_INTERNAL dlrn_status dlrni_sparse_reserve(dlrn_context *ctx, dlrn_sparse *codes, int64_t rows,
                                                 int64_t nnz) {
     int64_t used = codes->row_ptr ? codes->row_ptr[codes->rows] : 0, cap = codes->nnz_cap;
@@ -2686,8 +2699,8 @@ DLRNI_INTERNAL dlrn_status dlrni_sparse_begin(dlrn_context *ctx, dlrn_sparse *co
     return DLRN_OK;
 }
 
-/* Rows are compressed in two passes, count and fill, because a row's place depends on all rows before
-   it. Each pass shares rows among threads. */
+/* Rows are compressed in two passes, count and fill, because a row's place depends on all rows
+   before it. Each pass shares rows among threads. */
 typedef struct dlrni_compress_job {
     const float *f;         /* [n][cols] */
     int64_t n, cols, first; /* first: row of codes that row 0 of f becomes */
@@ -13931,9 +13944,10 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 // >>kernel-bodies
 /* This file includes itself, because the preprocessor cannot loop:
 
-     room kernels        defines DLRNI_COMPILE_SETS and includes this file: that compiles the blocks below
-     each set's block    defines DLRNI_COMPILE_BODIES and includes it again: that compiles the kernels at
-                         the end of this room under the set's names
+     room kernels       defines DLRNI_COMPILE_SETS and includes this file: the blocks below are
+                        compiled
+     each set's block   defines DLRNI_COMPILE_BODIES and includes it again: the kernels at the end
+                        of this room are compiled under the set's names
 
    There is one block for each kernel set:
 
@@ -13947,20 +13961,20 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
      screens      the cheap products that it offers
 
    A block tells the common text what it has: DLRNI_HAS_SCREENS (the f32 screen is compiled, too),
-   DLRNI_HAS_INT16 (words and store_int16, hence the int16 screen), DLRNI_OWN_COLLECT (a collect of its
-   own). A new set is a new block and a row in the room kernels.
+   DLRNI_HAS_INT16 (words and store_int16, hence the int16 screen), DLRNI_OWN_COLLECT (a collect of
+   its own). A new set is a new block and a row in the room kernels.
 
-   Tile sizes. A fused multiply-add takes about four cycles, and one or two can start in each. So up to
-   eight sums must be under way, and each operand that is loaded should serve many of them. A tile takes
-   as many sums as fit into the registers beside their operands:
+   Tile sizes. A fused multiply-add takes about four cycles, and one or two can start in each. So up
+   to eight sums must be under way, and each operand that is loaded should serve many of them. A
+   tile takes as many sums as fit into the registers beside their operands:
 
      nt_rows, nt_cols   dots_nt: rows of a, rows of b; a sum is one v16
      outer_rows         outer and the screens: rows of a
      outer_vectors      outer: v16s of the panel's columns
      gather_vectors     gather_axpy: v16s of the output that stay in registers
 
-   To measure another size, change it and compare `make bench`, rows gemm and step. No size changes a
-   bit: each sum has its own order. The scalar set is the oracle: plain loops and dlrni_fma(). */
+   To measure another size, change it and compare `make bench`, rows gemm and step. No size changes
+   a bit: each sum has its own order. The scalar set is the oracle: plain loops and dlrni_fma(). */
 #if defined(DLRNI_COMPILE_SETS) && !defined(DLRNI_COMPILE_BODIES)
 
 /* ---- scalar ----
@@ -14009,15 +14023,16 @@ DLRNI_LANEWISE(mul, a.l[i] * b.l[i])
 DLRNI_LANEWISE(div, a.l[i] / b.l[i])
 DLRNI_LANEWISE(max, b.l[i] > a.l[i] ? b.l[i] : a.l[i]) /* a NaN in a stays */
 #undef DLRNI_LANEWISE
-/* 2^a for whole a, -127 <= a <= 127, by writing the exponent's bits: biased by 127. For -127 they are
-   all 0, which is the number 0. */
+/* 2^a for whole a, -127 <= a <= 127, by writing the exponent's bits: biased by 127. For -127 they
+   are all 0, which is the number 0. */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(pow2)(DLRNI_K(v16) a) {
     for (int i = 0; i < DLRNI_LANES; i++) /* to convert a NaN to an integer is undefined in C */
         a.l[i] =
             a.l[i] >= -127 ? dlrni_float_of_bits((uint32_t)((int32_t)a.l[i] + 127) << 23) : a.l[i];
     return a;
 }
-/* sqrtf and division are rounded correctly everywhere, by IEEE 754: the sets need no tricks to agree. */
+/* sqrtf and division are rounded correctly everywhere, by IEEE 754: the sets need no tricks to
+   agree. */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(sqrt)(DLRNI_K(v16) a) {
     for (int i = 0; i < DLRNI_LANES; i++) a.l[i] = sqrtf(a.l[i]);
     return a;
@@ -14033,8 +14048,8 @@ DLRNI_INTERNAL uint32_t DLRNI_K(on)(DLRNI_K(v16) a) {
     for (int i = 0; i < DLRNI_LANES; i++) mask |= (uint32_t) !(a.l[i] <= 0) << i;
     return mask;
 }
-/* The canonical tree over the lanes (room kernels), for four vectors at once: vector units need fewer
-   additions for four trees together than one by one. */
+/* The canonical tree over the lanes (room kernels), for four vectors at once: vector units need
+   fewer additions for four trees together than one by one. */
 DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
     for (int v = 0; v < 4; v++) {
         float t[DLRNI_LANES];
@@ -14071,11 +14086,11 @@ DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uin
 
 DLRNI_TARGET_BEGIN("pclmul,sse4.1") /* not AVX2: the sets call it as a plain function */
 
-/* CRC-32 by carry-less products (Gopal et al., Fast CRC computation using PCLMULQDQ, 2009). A CRC is the
-   remainder of a polynomial over GF(2). So 16 bytes may be moved 64 bytes on and added (XOR) to the 16
-   bytes there, if they are multiplied by the remainder of x^(8 * 64) first. Each half of the 16 bytes
-   takes one product, 64 by 64 bits. Measured on Zen 4 with 134 MB: 6 times as fast as the tables for
-   eight bytes at a time in room numbers. */
+/* CRC-32 by carry-less products (Gopal et al., Fast CRC computation using PCLMULQDQ, 2009). A CRC
+   is the remainder of a polynomial over GF(2). So 16 bytes may be moved 64 bytes on and added (XOR)
+   to the 16 bytes there, if they are multiplied by the remainder of x^(8 * 64) first. Each half of
+   the 16 bytes takes one product, 64 by 64 bits. Measured on Zen 4 with 134 MB: 6 times as fast as
+   the tables for eight bytes at a time in room numbers. */
 
 /* x moved to `next` and added to it; `by` holds the remainders for x's two halves. */
 DLRNI_INTERNAL __m128i dlrni_crc_fold(__m128i x, __m128i by, __m128i next) {
@@ -14083,8 +14098,9 @@ DLRNI_INTERNAL __m128i dlrni_crc_fold(__m128i x, __m128i by, __m128i next) {
         next, _mm_xor_si128(_mm_clmulepi64_si128(x, by, 0x00), _mm_clmulepi64_si128(x, by, 0x11)));
 }
 
-/* n >= 64 bytes, a multiple of 16, become 16 bytes with the same CRC; crc is the state before them. Four
-   runs of 16 bytes are under way, because a product's latency is several times its throughput. */
+/* n >= 64 bytes, a multiple of 16, become 16 bytes with the same CRC; crc is the state before them.
+   Four runs of 16 bytes are under way, because a product's latency is several times its throughput.
+   */
 DLRNI_INTERNAL void dlrni_crc_shrink(uint32_t crc, const unsigned char *p, uint64_t n,
                                      unsigned char *out) {
     /* x^(512 + 32), x^(512 - 32), x^(128 + 32), x^(128 - 32) mod the polynomial, bits reflected */
@@ -14132,8 +14148,9 @@ DLRNI_INTERNAL int dlrni_avx2_runs(void) {
 
 DLRNI_TARGET_BEGIN("avx2,fma,pclmul")
 #define DLRNI_K(name) dlrni_avx2_##name
-/* Registers: nt 12 sums, 4 of a; outer 12 sums, 2 of the panel, 1 broadcast; gather 8 sums. Measured on
-   Zen 4, two threads: nt of 2 x 3 makes 92 GFLOPS; with four rows, as AVX-512 has it, 56. */
+/* Registers: nt 12 sums, 4 of a; outer 12 sums, 2 of the panel, 1 broadcast; gather 8 sums.
+   Measured on Zen 4, two threads: nt of 2 x 3 makes 92 GFLOPS; with four rows, as AVX-512 has it,
+   56. */
 enum {
     DLRNI_K(nt_rows) = 2,
     DLRNI_K(nt_cols) = 3,
@@ -14175,8 +14192,8 @@ DLRNI_LANEWISE(div, _mm256_div_ps)
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(max)(DLRNI_K(v16) a, DLRNI_K(v16) b) {
     return DLRNI_K(pair)(_mm256_max_ps(b.lo, a.lo), _mm256_max_ps(b.hi, a.hi));
 }
-/* A NaN becomes the smallest integer here, and 1 at the end. exp multiplies that by a sum that is NaN,
-   so it does not get lost. */
+/* A NaN becomes the smallest integer here, and 1 at the end. exp multiplies that by a sum that is
+   NaN, so it does not get lost. */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(pow2)(DLRNI_K(v16) a) {
     const __m256i bias = _mm256_set1_epi32(127);
     __m256i lo = _mm256_add_epi32(_mm256_cvtps_epi32(a.lo), bias),
@@ -14196,8 +14213,8 @@ DLRNI_INTERNAL uint32_t DLRNI_K(on)(DLRNI_K(v16) a) {
     return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a.lo, zero, _CMP_NLE_UQ)) |
            (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a.hi, zero, _CMP_NLE_UQ)) << 8;
 }
-/* A, B, C, D: the four vectors after the first step of the tree. AB and CD have made the second step,
-   t the third. */
+/* A, B, C, D: the four vectors after the first step of the tree. AB and CD have made the second
+   step, t the third. */
 DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
     __m256 A = _mm256_add_ps(a[0].lo, a[0].hi),
            B = _mm256_add_ps(a[1].lo, a[1].hi); /* +8: lanes l and l + 8 */
@@ -14230,20 +14247,23 @@ DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float
         __m256 a[8], b[8];
         DLRNI_UNROLL
         for (int i = 0; i < 8; i++) a[i] = _mm256_loadu_ps(f + i * ld_from);
+        /* pairs */
         DLRNI_UNROLL
-        for (int i = 0; i < 8; i += 2) { /* pairs */
+        for (int i = 0; i < 8; i += 2) {
             b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
             b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
         }
+        /* fours */
         DLRNI_UNROLL
-        for (int i = 0; i < 8; i += 4) {                            /* fours */
+        for (int i = 0; i < 8; i += 4) {
             a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);         /* columns 0, 4 */
             a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xEE);     /* 1, 5 */
             a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44); /* 2, 6 */
             a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xEE); /* 3, 7 */
         }
+        /* columns */
         DLRNI_UNROLL
-        for (int i = 0; i < 4; i++) { /* columns */
+        for (int i = 0; i < 4; i++) {
             _mm256_storeu_ps(t + i * ld_to, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
             _mm256_storeu_ps(t + (i + 4) * ld_to, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
         }
@@ -14267,9 +14287,10 @@ DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(set_words)(int32_t a) {
     r.lo = r.hi = _mm256_set1_epi32(a);
     return r;
 }
-/* sum + a b, word by word, where the product of two pairs of int16 is their dot product. In assembly,
-   because gcc 12 reorders the builtins: it forms all products first and spills the sums (a third of
-   the speed). Two instructions for two multiply-adds: this is why int16 costs 0.72, not 0.5. */
+/* sum + a b, word by word, where the product of two pairs of int16 is their dot product. In
+   assembly, because gcc 12 reorders the builtins: it forms all products first and spills the sums
+   (a third of the speed). Two instructions for two multiply-adds: this is why int16 costs 0.72, not
+   0.5. */
 #define DLRNI_ADD_DOT(sum, a, b, t)                                                                \
     __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(t) : "x"(a), "x"(b))
 DLRNI_INTERNAL DLRNI_K(words)
@@ -14284,19 +14305,19 @@ DLRNI_INTERNAL DLRNI_K(words)
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(float_of_words)(DLRNI_K(words) a) {
     return DLRNI_K(pair)(_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi));
 }
-/* Stores whole numbers as int16; numbers that do not fit, and NaN, become -32768 or 32767. packs works
-   on halves of the register, so that the quarters come out as 0 2 1 3. */
+/* Stores whole numbers as int16; numbers that do not fit, and NaN, become -32768 or 32767. packs
+   works on halves of the register, so that the quarters come out as 0 2 1 3. */
 DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
     __m256i both = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
     _mm256_storeu_si256((__m256i *)(void *)p,
                         _mm256_permute4x64_epi64(both, 0xD8)); /* back in order */
 }
 
-/* f16 to f32 on eight lanes. Exponent and fraction move up 13 bits, and the exponent's bias changes from
-   15 to 127: + 112. The exponent of infinity and NaN, 31, must become 255: + 112 once more. A subnormal
-   has no leading 1: it is given the exponent of 2^-14, which adds one, and 2^-14 is subtracted again,
-   exactly. Not the processor's own conversion: that is a further flag (F16C), and it changes signalling
-   NaN. Measured on Zen 4, rows of 512: 13 times as fast as one by one. */
+/* f16 to f32 on eight lanes. Exponent and fraction move up 13 bits, and the exponent's bias changes
+   from 15 to 127: + 112. The exponent of infinity and NaN, 31, must become 255: + 112 once more. A
+   subnormal has no leading 1: it is read with the exponent of 2^-14, as if it had one, and 2^-14 is
+   subtracted again, exactly. Not the processor's own conversion: that is a further flag (F16C), and
+   it changes signalling NaN. Measured on Zen 4, rows of 512: 13 times as fast as one by one. */
 DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
     const __m256i bias = _mm256_set1_epi32(112 << 23), one = _mm256_set1_epi32(1 << 23);
     const __m256 smallest = _mm256_castsi256_ps(_mm256_set1_epi32(113 << 23)); /* 2^-14 */
@@ -14335,15 +14356,15 @@ DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uin
 #undef DLRNI_HAS_SCREENS
 #undef DLRNI_HAS_INT16
 #undef DLRNI_K
-DLRNI_TARGET_END /* avx2 */
+DLRNI_TARGET_END
 
-    /* ---- avx512 ----
+/* ---- avx512 ----
 
    32 registers of 16 floats; a v16 is one of them. */
 
-    /* The four parts of AVX-512 that the code uses. Skylake-SP and later have them all; Xeon Phi does not. */
-    DLRNI_INTERNAL int
-    dlrni_avx512_runs(void) {
+/* The four parts of AVX-512 that the code uses. Skylake-SP and later have them all; Xeon Phi does
+   not. */
+DLRNI_INTERNAL int dlrni_avx512_runs(void) {
     return dlrni_avx2_runs() && __builtin_cpu_supports("avx512f") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl");
@@ -14351,7 +14372,8 @@ DLRNI_TARGET_END /* avx2 */
 
 DLRNI_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,fma,pclmul")
 #define DLRNI_K(name) dlrni_avx512_##name
-/* Registers: nt 24 sums, 4 of a, 1 of b; outer 24 sums, 3 of the panel, 1 broadcast; gather 16 sums. */
+/* Registers: nt 24 sums, 4 of a, 1 of b; outer 24 sums, 3 of the panel, 1 broadcast; gather 16
+   sums. */
 enum {
     DLRNI_K(nt_rows) = 4,
     DLRNI_K(nt_cols) = 6,
@@ -14361,8 +14383,8 @@ enum {
 };
 typedef __m512 DLRNI_K(v16);
 
-/* Why so many intrinsics here have a mask of all lanes (maskz): without one, gcc 12 implements them with
-   _mm512_undefined_ps(), and then warns about that. The instructions are the same. */
+/* Why so many intrinsics here have a mask of all lanes (maskz): without one, gcc 12 implements them
+   with _mm512_undefined_ps(), and then warns about that. The instructions are the same. */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(set1)(float a) {
     return _mm512_set1_ps(a);
 }
@@ -14384,6 +14406,7 @@ DLRNI_LANEWISE(div, _mm512_div_ps)
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(max)(DLRNI_K(v16) a, DLRNI_K(v16) b) { /* a NaN in a stays */
     return _mm512_maskz_max_ps((__mmask16)0xFFFF, b, a);
 }
+/* A NaN gives 1, as in avx2. */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(pow2)(DLRNI_K(v16) a) {
     __m512i n =
         _mm512_add_epi32(_mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, a), _mm512_set1_epi32(127));
@@ -14401,6 +14424,7 @@ DLRNI_INTERNAL uint32_t DLRNI_K(on)(DLRNI_K(v16) a) {
 }
 /* Quarters of four lanes: two of a, then two of b. 0x44 takes 0 1, 0xEE 2 3, 0x88 0 2, 0xDD 1 3. */
 #define DLRNI_SHUFFLE(a, b, order) _mm512_maskz_shuffle_f32x4((__mmask16)0xFFFF, a, b, order)
+/* The same tree as in avx2, with half of the shuffles: four vectors end in the lanes of one. */
 DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
     __m512 AB = _mm512_add_ps(DLRNI_SHUFFLE(a[0], a[1], 0x44),
                               DLRNI_SHUFFLE(a[0], a[1], 0xEE)); /* +8: A, B: 8 lanes each */
@@ -14414,7 +14438,8 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
 }
 /* The square of 16 x 16 in 16 registers. As in avx2, pairs and fours of rows are interleaved. Then
    quarter q of a[i] holds column 4 q + i of four rows, and two rounds of DLRNI_SHUFFLE collect a
-   column of 16 rows: the first takes even or odd quarters, the second the first or second of these. */
+   column of 16 rows: the first takes even or odd quarters, the second the first or second of these.
+   */
 #define DLRNI_PAIRS(lo_hi, a, b) _mm512_maskz_unpack##lo_hi##_ps((__mmask16)0xFFFF, a, b)
 #define DLRNI_FOURS(lo_hi, a, b)                                                                   \
     _mm512_castpd_ps(                                                                              \
@@ -14422,22 +14447,26 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
 DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float *to,
                                        int64_t ld_to) {
     __m512 a[16], b[16];
+    /* rows */
     DLRNI_UNROLL
     for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_ps(from + i * ld_from);
+    /* pairs */
     DLRNI_UNROLL
-    for (int i = 0; i < 16; i += 2) { /* pairs */
+    for (int i = 0; i < 16; i += 2) {
         b[i] = DLRNI_PAIRS(lo, a[i], a[i + 1]);
         b[i + 1] = DLRNI_PAIRS(hi, a[i], a[i + 1]);
     }
+    /* fours */
     DLRNI_UNROLL
-    for (int i = 0; i < 16; i += 4) { /* fours */
+    for (int i = 0; i < 16; i += 4) {
         a[i] = DLRNI_FOURS(lo, b[i], b[i + 2]);
         a[i + 1] = DLRNI_FOURS(hi, b[i], b[i + 2]);
         a[i + 2] = DLRNI_FOURS(lo, b[i + 1], b[i + 3]);
         a[i + 3] = DLRNI_FOURS(hi, b[i + 1], b[i + 3]);
     }
+    /* columns */
     DLRNI_UNROLL
-    for (int i = 0; i < 4; i++) {                           /* columns */
+    for (int i = 0; i < 4; i++) {
         __m512 even0 = DLRNI_SHUFFLE(a[i], a[i + 4], 0x88), /* columns i, i + 8 */
             even1 = DLRNI_SHUFFLE(a[i + 8], a[i + 12], 0x88);
         __m512 odd0 = DLRNI_SHUFFLE(a[i], a[i + 4], 0xDD), /* columns i + 4, i + 12 */
@@ -14477,8 +14506,9 @@ DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
                             (__mmask16)0xFFFF, _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, a)));
 }
 
-/* f16 by the processor's own conversion. It would change a signalling NaN, so rows with any NaN are done
-   again by the plain loop. Measured on Zen 4, rows of 512: 49 times as fast as the plain loop. */
+/* f16 by the processor's own conversion. It would change a signalling NaN, so rows with any NaN are
+   done again by the plain loop. Measured on Zen 4, rows of 512: 49 times as fast as the plain loop.
+   */
 DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
     const __m256i magnitude = _mm256_set1_epi16(0x7fff), infinity = _mm256_set1_epi16(0x7c00);
     __m256i nan = _mm256_setzero_si256();
@@ -14511,8 +14541,8 @@ DLRNI_INTERNAL __mmask16 DLRNI_K(first_lanes)(int64_t n) {
     return (__mmask16)(n >= DLRNI_LANES ? 0xFFFF : (1 << n) - 1);
 }
 
-/* The lanes that stay are compressed to the front, and their indices likewise. Stores are of 16 lanes:
-   count is at most j, so that they end within DLRNI_GROUP. */
+/* The lanes that stay are compressed to the front, and their indices likewise. Stores are of 16
+   lanes: count is at most j, so that they end within DLRNI_GROUP. */
 DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, const float *bias, const float *threshold,
                                         float row_floor, int64_t n, int32_t first, int32_t *key,
                                         float *val) {
@@ -14543,19 +14573,20 @@ DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, const float *bias, const
 #undef DLRNI_HAS_INT16
 #undef DLRNI_OWN_COLLECT
 #undef DLRNI_K
-DLRNI_TARGET_END /* avx512 */
+DLRNI_TARGET_END
 
-    /* ---- avx512bf16: the kernels of avx512 and a screen ----
+/* ---- avx512bf16: the kernels of avx512 and a screen ----
 
    bf16 has the exponents of f32, so rows need no scale: scale is 1. */
 
-    DLRNI_INTERNAL int
-    dlrni_avx512bf16_runs(void) {
+/* Cooper Lake, Sapphire Rapids and Zen 4 were the first to have it. */
+DLRNI_INTERNAL int dlrni_avx512bf16_runs(void) {
     return dlrni_avx512_runs() && __builtin_cpu_supports("avx512bf16");
 }
 
 DLRNI_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,fma,pclmul,avx512bf16")
-/* vcvtneps2bf16 rounds to nearest even and takes subnormals as zero; the difference counts as error. */
+/* vcvtneps2bf16 rounds to nearest even and takes subnormals as zero; the difference counts as
+   error. */
 DLRNI_INTERNAL void dlrni_avx512bf16_round(const float *x, int64_t n, int unsigned_, void *out,
                                            dlrni_rounding *r) {
     __m512 full = _mm512_setzero_ps(), rounded = full, error = full;
@@ -14583,11 +14614,11 @@ DLRNI_INTERNAL void dlrni_avx512bf16_round(const float *x, int64_t n, int unsign
     r->sum = 0; /* only int8 has a shift to undo */
 }
 
-/* vdpbf16ps in assembly: the builtin's type crashes clang 16 (in its pass VectorCombine), and gcc 12
-   spills the sums around the builtin, as it does around vpdpbusd below. */
+/* vdpbf16ps in assembly: the builtin's type crashes clang 16 (in its pass VectorCombine), and gcc
+   12 spills the sums around the builtin, as it does around vpdpbusd below. */
 #define DLRNI_DPBF16(sum, a, b) __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
-/* 8 rows x 3 vectors of sums in 24 registers. A word of the panel holds two numbers of one feature; two
-   numbers of a row, as one word, are broadcast to meet them. */
+/* 8 rows x 3 vectors of sums in 24 registers. A word of the panel holds two numbers of one feature;
+   two numbers of a row, as one word, are broadcast to meet them. */
 DLRNI_INTERNAL void dlrni_avx512bf16_tile(const void *panel, const void *x, int64_t ld,
                                           int64_t steps, const float *coef,
                                           const dlrni_screen_row *row, uint64_t *mask) {
@@ -14624,17 +14655,21 @@ DLRNI_TARGET_END
 
 /* ---- avx512vnni: the kernels of avx512 and a screen ----
 
-   vpdpbusd multiplies unsigned by signed bytes, four of each a lane, and adds them to a sum of 32 bits,
-   exactly. Features are the unsigned side: q + 128. A row x then gives w.x + 128 sum(x), and the tile
-   starts at `shift` = -128 sum(x) to undo that. d <= 2^15 keeps the sums below 2^31: 255 * 127 * d. */
+   vpdpbusd multiplies unsigned by signed bytes, four of each a lane, and adds them to a sum of 32
+   bits, exactly. Features are the unsigned side: q + 128. A row x then gives w.x + 128 sum(x), and
+   the tile starts at `shift` = -128 sum(x) to undo that. d <= 2^15 keeps the sums below 2^31: 255 *
+   127 * d. */
 
+/* Cascade Lake and Zen 4 were the first to have it. */
 DLRNI_INTERNAL int dlrni_avx512vnni_runs(void) {
     return dlrni_avx512_runs() && __builtin_cpu_supports("avx512vnni");
 }
 
 DLRNI_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,fma,pclmul,avx512vnni")
-/* int8 with one scale a row, by which its largest magnitude becomes 127. The first loop finds that, the
-   second rounds. Zeros have no largest and take the scale 1. */
+/* int8 with one scale a row, by which its largest magnitude becomes 127. The first loop finds that,
+   the second rounds. Zeros have no largest and take the scale 1. A NaN or an infinity converts to
+   INT_MIN, which would overflow the sums, and is made -127; the norms keep it, so the screen drops
+   nothing. */
 DLRNI_INTERNAL void dlrni_avx512vnni_round(const float *x, int64_t n, int unsigned_, void *out,
                                            dlrni_rounding *r) {
     const __m512i flip = _mm512_set1_epi32(unsigned_ ? 128 : 0);
@@ -14642,7 +14677,6 @@ DLRNI_INTERNAL void dlrni_avx512vnni_round(const float *x, int64_t n, int unsign
     __m512i sum = _mm512_setzero_si512();
     for (int64_t p = 0; p < n; p += DLRNI_LANES) {
         __mmask16 part = dlrni_avx512_first_lanes(n - p);
-        /* the next max drops a NaN in top, but the norms below keep it */
         top = _mm512_maskz_max_ps((__mmask16)0xFFFF, top,
                                   _mm512_abs_ps(_mm512_maskz_loadu_ps(part, x + p)));
     }
@@ -14656,9 +14690,7 @@ DLRNI_INTERNAL void dlrni_avx512vnni_round(const float *x, int64_t n, int unsign
         __mmask16 part = dlrni_avx512_first_lanes(n - p);
         __m512 a = _mm512_maskz_loadu_ps(part, x + p);
         __m512i q = _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, _mm512_mul_ps(a, inverse));
-        q = _mm512_maskz_max_epi32(
-            (__mmask16)0xFFFF, q,
-            _mm512_set1_epi32(-127)); /* NaN, infinity: INT_MIN would overflow */
+        q = _mm512_maskz_max_epi32((__mmask16)0xFFFF, q, _mm512_set1_epi32(-127)); /* not INT_MIN */
         __m512 back = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, q), /* without its scale */
             off = _mm512_fnmadd_ps(s, back, a);
         full = _mm512_fmadd_ps(a, a, full); /* squares of norms, in 16 sums */
@@ -14680,11 +14712,11 @@ DLRNI_INTERNAL void dlrni_avx512vnni_round(const float *x, int64_t n, int unsign
     for (int i = 0; i < DLRNI_LANES; i++) r->sum += part_sum[i];
 }
 
-/* vpdpbusd in assembly: around the builtin gcc 12 copies and spills the sums. Measured on Zen 4: 44 % of
-   the instruction's peak with the builtin, 94 % this way. */
+/* vpdpbusd in assembly: around the builtin gcc 12 copies and spills the sums. Measured on Zen 4: 44
+   % of the instruction's peak with the builtin, 94 % this way. */
 #define DLRNI_DPBUSD(sum, a, b) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
-/* As the tile of bf16, with four numbers of one feature a word, and sums that start at the row's shift.
-   They become floats only at the end. */
+/* As the tile of bf16, with four numbers of one feature a word, and sums that start at the row's
+   shift. They become floats only at the end. */
 DLRNI_INTERNAL void dlrni_avx512vnni_tile(const void *panel, const void *x, int64_t ld,
                                           int64_t steps, const float *coef,
                                           const dlrni_screen_row *row, uint64_t *mask) {
@@ -14728,8 +14760,8 @@ DLRNI_TARGET_END
 #if DLRNI_NEON
 /* ---- neon ----
 
-   32 registers of 4 floats; a v16 is four of them. Written against the manual and run under emulation;
-   nobody has measured it on a processor of its own. */
+   32 registers of 4 floats; a v16 is four of them. Written against the manual and run under
+   emulation; nobody has measured it on a processor of its own. */
 
 /* Every aarch64 processor has it. */
 DLRNI_INTERNAL int dlrni_neon_runs(void) {
@@ -14775,7 +14807,7 @@ DLRNI_LANEWISE(add, vaddq_f32(a.q[i], b.q[i]))
 DLRNI_LANEWISE(minus, vsubq_f32(a.q[i], b.q[i]))
 DLRNI_LANEWISE(mul, vmulq_f32(a.q[i], b.q[i]))
 DLRNI_LANEWISE(div, vdivq_f32(a.q[i], b.q[i]))
-/* not vmaxq: it returns NaN where b is one, and the other sets return a */
+/* Not vmaxq: it returns NaN where b is one, and the other sets return a. */
 DLRNI_LANEWISE(max, vbslq_f32(vcgtq_f32(b.q[i], a.q[i]), b.q[i], a.q[i])) /* a NaN in a stays */
 #undef DLRNI_LANEWISE
 /* A NaN converts to 0 and gives 1; exp's sum is a NaN then, so it is not lost. */
@@ -14806,6 +14838,7 @@ DLRNI_INTERNAL uint32_t DLRNI_K(on)(DLRNI_K(v16) a) {
                 << 4 * i;
     return mask;
 }
+/* The four vectors one after the other: that the shuffles of avx2 would pay here is not known. */
 DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
     for (int v = 0; v < 4; v++) {
         float32x4_t lo = vaddq_f32(a[v].q[0], a[v].q[2]),
@@ -14851,11 +14884,11 @@ DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uin
 #ifdef DLRNI_COMPILE_BODIES
 /* ---- The kernels, the same text for all sets ----
 
-   They differ between sets only in tile sizes, and so give the same bits. Leading dimensions (ld) and
-   strides are in floats. */
+   They differ between sets only in tile sizes, and so give the same bits. Leading dimensions (ld)
+   and strides are in floats. */
 
-/* Part of a vector, n < 16 lanes: the others read as zero and are not written. Zeros add nothing to a
-   sum. The detour through memory costs little: only the last vector of a row takes it. */
+/* Part of a vector, n < 16 lanes: the others read as zero and are not written. Zeros add nothing to
+   a sum. The detour through memory costs little: only the last vector of a row takes it. */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(load_part)(const float *p, int64_t n) {
     float t[DLRNI_LANES] = {0};
     memcpy(t, p, (size_t)n * sizeof *t);
@@ -14867,8 +14900,9 @@ DLRNI_INTERNAL void DLRNI_K(store_part)(float *p, DLRNI_K(v16) a, int64_t n) {
     memcpy(p, t, (size_t)n * sizeof *t);
 }
 
-/* One sum, as the canonical order has it; its latency is the price. dots and dots_nt form several sums at
-   a time and are used wherever there is more than one product. s[1] to s[3] only fill up sum4. */
+/* One sum, as the canonical order has it; its latency is the price. dots and dots_nt form several
+   sums at a time and are used wherever there is more than one product. s[1] to s[3] only fill up
+   sum4. */
 DLRNI_INTERNAL float DLRNI_K(dot)(const float *a, const float *b, int64_t n) {
     DLRNI_K(v16) s[4];
     float out[4];
@@ -14884,10 +14918,11 @@ DLRNI_INTERNAL float DLRNI_K(dot)(const float *a, const float *b, int64_t n) {
     return out[0];
 }
 
-/* Four sums at a time hide the latency of the additions. The next four rows are prefetched meanwhile.
-   They lie anywhere, and each is too short for the processor to predict where reading goes on. Measured
-   on Zen 4, one row of x, d 512, F 32768, as a share of the read bandwidth: 0.69 without, 0.94 with, and
-   0.76 with prefetches into the first cache. To measure elsewhere: `make bench`, rows encode. */
+/* Four sums at a time hide the latency of the additions. The next four rows are prefetched
+   meanwhile. They lie anywhere, and each is too short for the processor to predict where reading
+   goes on. Measured on Zen 4, one row of x, d 512, F 32768, as a share of the read bandwidth: 0.69
+   without, 0.94 with, and 0.76 with prefetches into the first cache. To measure elsewhere: `make
+   bench`, rows encode. */
 DLRNI_INTERNAL void DLRNI_K(dots)(const float *x, int64_t n, const float *base, int64_t ld,
                                   const int32_t *idx, int64_t count, float *out) {
     enum { ROWS = 4 };
@@ -14919,9 +14954,9 @@ DLRNI_INTERNAL void DLRNI_K(dots)(const float *x, int64_t n, const float *base, 
     }
 }
 
-/* A tile of nt_rows rows of a by nt_cols rows of b, with all sums in registers. Both operands are read
-   along their rows, so that nothing is packed. A row beyond the edge repeats the last one, so that the
-   loops keep their fixed length; its sums are not stored. */
+/* A tile of nt_rows rows of a by nt_cols rows of b, with all sums in registers. Both operands are
+   read along their rows, so that nothing is packed. A row beyond the edge repeats the last one, so
+   that the loops keep their fixed length; its sums are not stored. */
 DLRNI_INTERNAL void DLRNI_K(nt_tile)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
                                      const float *b, int64_t ldb, float *c, int64_t ldc) {
     enum {
@@ -14936,7 +14971,7 @@ DLRNI_INTERNAL void DLRNI_K(nt_tile)(int64_t m, int64_t n, int64_t k, const floa
     for (int i = 0; i < ROWS; i++) row[i] = a + (i < m ? i : m - 1) * lda;
     DLRNI_UNROLL
     for (int j = 0; j < COLS; j++) col[j] = b + (j < n ? j : n - 1) * ldb;
-    DLRNI_UNROLL
+    DLRNI_UNROLL /* also those that only fill up sum4 */
     for (int i = 0; i < SUMS; i++) s[i] = DLRNI_K(set1)(0);
     int64_t p = 0; /* the whole vectors, then the rest */
     for (; p + DLRNI_LANES <= k; p += DLRNI_LANES) {
@@ -14981,11 +15016,11 @@ DLRNI_INTERNAL void DLRNI_K(dots_nt)(int64_t m, int64_t n, int64_t k, const floa
          a(1, p)        s10  s11  s12       s_iv += a(i, p) w_v
          ...
 
-   A step of the depth loads each vector of the panel once and broadcasts each row's number once: with AVX-512, 11
-   loads for 24 multiply-adds; with AVX2, 8 for 12. Loads must be fewer than multiply-adds, since a core
-   does about as many of each. The sums start from c (beta) or 0. In the second case nothing has read c
-   yet, so its lines are prefetched before they are written. Of a, rows that are missing repeat the last
-   one. */
+   A step loads each vector of the panel once and broadcasts each row's number once: with AVX-512,
+   11 loads for 24 multiply-adds; with AVX2, 8 for 12. Loads must be fewer than multiply-adds, since
+   a core does about as many of each. The sums start from c (beta) or from 0. In the second case
+   nothing has read c yet, so its lines are prefetched before they are written. Where a has fewer
+   rows, the last one repeats. */
 DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, int64_t row,
                                         int64_t col, const float *panel, int beta, float *c,
                                         int64_t ldc) {
@@ -15028,9 +15063,9 @@ DLRNI_INTERNAL void DLRNI_K(outer_tiles)(int64_t m, int64_t k, const float *a, i
         DLRNI_K(outer_tile)(m, k, a, row, col, panel + j, beta, c + j, ldc);
 }
 
-/* c [m][n]. A tile that reaches beyond the edge of c is computed in a whole tile of scratch, and its part
-   is copied: so the tile has no tests inside. The copied sums are the same, since they start from the
-   same c. */
+/* c [m][n]. A tile that reaches beyond the edge of c is computed in a whole tile of scratch, and
+   its part is copied: so the tile has no tests inside. The copied sums are the same, since they
+   start from the same c. */
 DLRNI_INTERNAL void DLRNI_K(outer)(int64_t m, int64_t n, int64_t k, const float *a, int64_t row,
                                    int64_t col, const float *panel, int beta, float *c,
                                    int64_t ldc) {
@@ -15050,9 +15085,10 @@ DLRNI_INTERNAL void DLRNI_K(outer)(int64_t m, int64_t n, int64_t k, const float 
     }
 }
 
-/* A step of gather_axpy and gather_near: the sums of VECTORS vectors of the output stay in registers
-   while all rows are added. FETCH: rows that lie far are prefetched four rows ahead. Rows in the first
-   cache are not: a prefetch takes the place of a load, and would halve their number. */
+/* A step of gather_axpy and gather_near: the sums of VECTORS vectors of the output stay in
+   registers while all rows are added. FETCH: rows that lie far are prefetched four rows ahead. Rows
+   in the first cache are not: a prefetch takes the place of a load, and would halve their number.
+   */
 #define DLRNI_GATHER(VECTORS, FETCH)                                                               \
     for (; j + VECTORS * DLRNI_LANES <= n; j += VECTORS * DLRNI_LANES) {                           \
         DLRNI_K(v16) s[VECTORS];                                                                   \
@@ -15074,14 +15110,14 @@ DLRNI_INTERNAL void DLRNI_K(outer)(int64_t m, int64_t n, int64_t k, const float 
     DLRNI_UNROLL                                                                                   \
     for (int v = 0; v < VECTORS; v++) DLRNI_PREFETCH(next + v * DLRNI_LANES);
 #define DLRNI_FETCH_NOTHING(VECTORS)
-/* As many vectors at a time as the set's registers allow, then four, then one. The list of indices is
-   read again for each, so few passes are better. */
+/* As many vectors at a time as the set's registers allow, then four, then one. The list of indices
+   is read again for each, so few passes are better. */
 DLRNI_INTERNAL void DLRNI_K(gather_near)(float *out, int64_t n, const float *base, int64_t ld,
                                          int32_t first, const int32_t *idx, const float *coef,
                                          int64_t count) {
     enum { MANY = DLRNI_K(gather_vectors) };
-    int64_t j = 0;
-    DLRNI_GATHER(MANY, DLRNI_FETCH_NOTHING) /* all advance j */
+    int64_t j = 0; /* all steps advance it */
+    DLRNI_GATHER(MANY, DLRNI_FETCH_NOTHING)
     DLRNI_GATHER(4, DLRNI_FETCH_NOTHING)
     for (; j < n; j += DLRNI_LANES) {
         int64_t part = dlrni_min(n - j, DLRNI_LANES);
@@ -15106,8 +15142,9 @@ DLRNI_INTERNAL void DLRNI_K(gather_axpy)(float *out, int64_t n, const float *bas
 #undef DLRNI_GATHER
 
 #ifndef DLRNI_OWN_COLLECT
-/* Every entry is written, and only those that stay advance `count`: which ones do cannot be predicted,
-   so that a branch would often be taken wrongly. A NaN stays, because an error must not vanish. */
+/* Every entry is written, and only those that stay advance `count`: which ones do cannot be
+   predicted, so that a branch would often be taken wrongly. A NaN stays, because an error must not
+   vanish. */
 DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, const float *bias, const float *threshold,
                                         float row_floor, int64_t n, int32_t first, int32_t *key,
                                         float *val) {
@@ -15138,9 +15175,9 @@ DLRNI_INLINE void DLRNI_K(store_n)(float *p, DLRNI_K(v16) a, int64_t n) {
         DLRNI_K(store)(p, a);
 }
 
-/* Runs a statement for each vector of `total` numbers. The statement sees p, where the vector begins,
-   and part, how many lanes it has. It is compiled twice: for the whole vectors, where part is the
-   constant 16, and for the rest. */
+/* Runs a statement for each vector of `total` numbers. The statement sees p, where the vector
+   begins, and part, how many lanes it has. It is compiled twice: for the whole vectors, where part
+   is the constant 16, and for the rest. */
 #define DLRNI_SWEEP(total, statement)                                                              \
     do {                                                                                           \
         int64_t p = 0;                                                                             \
@@ -15171,6 +15208,7 @@ DLRNI_INTERNAL void DLRNI_K(scale)(float *y, float a, int64_t n) {
     DLRNI_SWEEP(n, DLRNI_K(scale_n)(y + p, all, part));
 }
 
+/* y may be a or b: both are loaded before a vector is stored. */
 DLRNI_INLINE void DLRNI_K(sub_n)(const float *a, const float *b, float *y, int64_t n) {
     DLRNI_K(store_n)(y, DLRNI_K(minus)(DLRNI_K(load_n)(a, n), DLRNI_K(load_n)(b, n)), n);
 }
@@ -15178,18 +15216,19 @@ DLRNI_INTERNAL void DLRNI_K(sub)(const float *a, const float *b, float *y, int64
     DLRNI_SWEEP(n, DLRNI_K(sub_n)(a + p, b + p, y + p, part));
 }
 
-/* exp(x) = 2^n e^r with n = x / log 2, rounded, so that |r| <= log(2) / 2. e^r is its Taylor series up to
-   r^7. The result is within 2 units of the last place, and 0 below about e^-87. The library's expf is
-   not used: its last bits differ between systems. */
+/* exp(x) = 2^n e^r with n = x / log 2, rounded, so that |r| <= log(2) / 2. e^r is its Taylor series
+   up to r^7. The result is within 2 units of the last place, and 0 below about e^-87. The library's
+   expf is not used: its last bits differ between systems. */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(exp)(DLRNI_K(v16) x) {
     static const float term[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24,
                                  1.0f / 6,    1.0f / 2,   1,          1}; /* 1 / 7! to 1 / 0! */
-    /* 1.5 * 2^23: floats of this size are whole numbers, so that adding it rounds to one, to nearest
-       even, in every set alike */
+    /* 1.5 * 2^23: floats of this size are whole numbers, so that adding it rounds to one, to
+       nearest even, in every set alike */
     const DLRNI_K(v16) magic = DLRNI_K(set1)(12582912.0f);
     x = DLRNI_K(max)(x, DLRNI_K(set1)(-88.0f)); /* n >= -127: see pow2 */
     DLRNI_K(v16) n = DLRNI_K(minus)(DLRNI_K(fma)(x, DLRNI_K(set1)(1.44269504f), magic), magic);
-    /* r = x - n log 2. log 2 is split: n times the upper part, 355 / 512, is exact (Cody and Waite) */
+    /* r = x - n log 2. log 2 is split: n times the upper part, 355 / 512, is exact (Cody and Waite)
+       */
     DLRNI_K(v16) r = DLRNI_K(fma)(n, DLRNI_K(set1)(-0.693359375f), x);
     r = DLRNI_K(fma)(n, DLRNI_K(set1)(2.12194440e-4f), r);
     DLRNI_K(v16) sum = DLRNI_K(set1)(term[0]); /* e^r, from its smallest term on (Horner) */
@@ -15206,14 +15245,14 @@ DLRNI_INTERNAL void DLRNI_K(exp_shift)(float *y, float shift, int64_t n) {
     DLRNI_SWEEP(n, DLRNI_K(exp_n)(y + p, all, part));
 }
 
-/* Adam (Kingma and Ba, 2015) with torch's order of operations, so that runs can be compared with those
-   of the reference:
+/* Adam (Kingma and Ba, 2015) with torch's order of operations, so that runs can be compared with
+   those of the reference:
 
      m = lerp(m, g, 1 - beta1), v = beta2 v + (1 - beta2) g g,
      w -= step_size m / (sqrt(v) / root_bias_correction + eps)
 
-   torch's lerp goes from the nearer end: with t = 1 - beta1, m + t (g - m) where t < 0.5, and
-   g + (t - 1)(g - m) where it is not. */
+   torch's lerp goes from the nearer end: with t = 1 - beta1, m + t (g - m) where t < 0.5, and g +
+   (t - 1)(g - m) where it is not. */
 typedef struct DLRNI_K(adam_vectors) {
     DLRNI_K(v16) weight, beta2, one_minus_beta2, step, root, eps; /* weight: of the lerp */
     int from_gradient; /* which end the lerp starts from */
@@ -15238,15 +15277,15 @@ DLRNI_INTERNAL void DLRNI_K(adam)(float *w, float *m, float *v, const float *g, 
                                   const dlrni_adam *a) {
     const float t = a->one_minus_beta1;
     DLRNI_K(adam_vectors) c;
-    c.from_gradient =
-        !(t < 0.5f); /* beta1 of 0.5 or less, as 0 in the reference's sparse recipes */
+    c.from_gradient = !(t < 0.5f); /* beta1 of at most 0.5: recipe dl-jump_relu has 0 */
     c.weight = DLRNI_K(set1)(c.from_gradient ? t - 1 : t);
     c.beta2 = DLRNI_K(set1)(a->beta2);
     c.one_minus_beta2 = DLRNI_K(set1)(a->one_minus_beta2);
     c.step = DLRNI_K(set1)(-a->step_size); /* w + (-step) q: one fused multiply-add */
     c.root = DLRNI_K(set1)(a->root_bias_correction);
     c.eps = DLRNI_K(set1)(a->eps);
-    DLRNI_SWEEP(n, DLRNI_K(adam_n)(w + p, m + p, v + p, g + p, &c, part));
+    DLRNI_SWEEP(n,
+                DLRNI_K(adam_n)(w + p, m + p, v + p, g + p, &c, part)); /* four arrays, one pass */
 }
 
 /* In the order of struct dlrni_kernel_table. */
@@ -15266,17 +15305,17 @@ static const dlrni_kernel_table DLRNI_K(kernels) = {
      panel [steps][48]    words of 48 features side by side
      x [rows][ld bytes]   rounded rows; a tile broadcasts one word of each row a step */
 
-/* Adds the four terms to each of a row's sums. Bit j of the result: the total is above 0, or a NaN, so
-   that feature j stays a candidate. coef [4][DLRNI_GROUP] are the features' factors. A row needs four
-   multiply-adds here, after d / packed of them in the tile. */
+/* Adds the four terms to each of a row's sums. Bit j of the result: the total is above 0, or a NaN,
+   so that feature j stays a candidate. coef [4][DLRNI_GROUP] are the features' factors. A row needs
+   four multiply-adds here, after d / packed of them in the tile. */
 DLRNI_INTERNAL uint64_t DLRNI_K(screen_mask)(const DLRNI_K(v16) sum[3], const float *coef,
                                              const dlrni_screen_row *row) {
     uint64_t mask = 0;
     DLRNI_UNROLL
     for (int v = 0; v < 3; v++) {
         const float *at = coef + v * DLRNI_LANES;
-        DLRNI_K(v16) t =
-            DLRNI_K(fma)(DLRNI_K(set1)(row->unit), DLRNI_K(load)(at), sum[v]); /* bias */
+        /* of the feature: bias less threshold; rounded norm; error; 1 / scale */
+        DLRNI_K(v16) t = DLRNI_K(fma)(DLRNI_K(set1)(row->unit), DLRNI_K(load)(at), sum[v]);
         t = DLRNI_K(fma)(DLRNI_K(set1)(row->error), DLRNI_K(load)(at + DLRNI_GROUP), t);
         t = DLRNI_K(fma)(DLRNI_K(set1)(row->norm), DLRNI_K(load)(at + 2 * DLRNI_GROUP), t);
         t = DLRNI_K(fma)(DLRNI_K(set1)(row->floor), DLRNI_K(load)(at + 3 * DLRNI_GROUP), t);
@@ -15286,8 +15325,9 @@ DLRNI_INTERNAL uint64_t DLRNI_K(screen_mask)(const DLRNI_K(v16) sum[3], const fl
 }
 
 #ifdef DLRNI_HAS_SCREENS
-/* f32: nothing is rounded. The tile sums in another order than the canonical one; room screen allows for
-   that. It can pay because the dense way takes 1.35 times the product alone (room candidates). */
+/* f32: nothing is rounded. The tile sums in another order than the canonical one; room screen
+   allows for that. It can pay because the dense way takes 1.35 times the product alone (room
+   candidates). */
 DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int unsigned_, void *out,
                                        dlrni_rounding *r) {
     (void)unsigned_; /* all formats but int8 are signed on both sides */
@@ -15298,8 +15338,8 @@ DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int unsigned_,
     r->sum = 0;
 }
 
-/* The masks of a tile from its sums [outer_rows][DLRNI_GROUP]. The sums pass through memory: with AVX2
-   they do not fit into the registers beside the factors. */
+/* The masks of a tile from its sums [outer_rows][DLRNI_GROUP]. The sums pass through memory: with
+   AVX2 they do not fit into the registers beside the factors. */
 DLRNI_INTERNAL void DLRNI_K(screen_masks)(const float *sum, const float *coef,
                                           const dlrni_screen_row *row, uint64_t *mask) {
     for (int i = 0; i < DLRNI_K(outer_rows); i++, sum += DLRNI_GROUP) {
@@ -15320,15 +15360,17 @@ DLRNI_INTERNAL void DLRNI_K(tile_f32)(const void *panel, const void *x, int64_t 
     DLRNI_K(screen_masks)(sum, coef, row, mask);
 }
 
-/* outer_rows rows, 4 bytes, 1 in a word, f32 sums; its cost is the unit: see struct dlrni_screen. */
+/* outer_rows rows, 4 bytes, 1 in a word, f32 sums; its cost is the unit: see struct dlrni_screen.
+   */
 static const dlrni_screen DLRNI_K(screen_f32) = {
     "f32", DLRNI_K(outer_rows), 4, 1, 1, 1.0f, DLRNI_K(round_f32), DLRNI_K(tile_f32)};
 #endif /* DLRNI_HAS_SCREENS */
 
 #ifdef DLRNI_HAS_INT16
-/* int16 with one scale a row, by which its norm becomes 46000 or its largest magnitude 32767, whichever
-   needs the larger scale. Rounding adds at most sqrt(d) / 2 to a norm: 91 for d = 2^15. So no sum of
-   products of two rows, in any order, exceeds (46000 + 91)^2 < 2^31 (Cauchy and Schwarz). */
+/* int16 with one scale a row, by which its norm becomes 46000 or its largest magnitude 32767,
+   whichever needs the larger scale. Rounding adds at most sqrt(d) / 2 to a norm: 91 for d = 2^15.
+   So no sum of products of two rows, in any order, exceeds (46000 + 91)^2 < 2^31 (Cauchy and
+   Schwarz). */
 DLRNI_INTERNAL void DLRNI_K(round_int16)(const float *x, int64_t n, int unsigned_, void *out,
                                          dlrni_rounding *r) {
     const DLRNI_K(v16) zero = DLRNI_K(set1)(0),
@@ -15337,7 +15379,7 @@ DLRNI_INTERNAL void DLRNI_K(round_int16)(const float *x, int64_t n, int unsigned
     float largest = 0, squares[4], lane[DLRNI_LANES];
     int64_t p = 0;
     (void)unsigned_;
-    for (; p + DLRNI_LANES <= n; p += DLRNI_LANES) {
+    for (; p + DLRNI_LANES <= n; p += DLRNI_LANES) { /* the first pass finds the largest */
         DLRNI_K(v16) a = DLRNI_K(load)(x + p);
         top = DLRNI_K(max)(DLRNI_K(max)(a, DLRNI_K(minus)(zero, a)), top); /* |a| */
     }
@@ -15366,17 +15408,16 @@ DLRNI_INTERNAL void DLRNI_K(round_int16)(const float *x, int64_t n, int unsigned
     r->sum = 0; /* signed on both sides: no shift to undo */
 }
 
-/* outer_rows rows by 48 features, in as many passes as the registers need: one with AVX-512, three with
-   the narrower sets. */
+/* outer_rows rows by 48 features, in as many passes as the registers need: one with AVX-512, three
+   with the narrower sets. */
 DLRNI_INTERNAL void DLRNI_K(tile_int16)(const void *panel, const void *x, int64_t ld, int64_t steps,
                                         const float *coef, const dlrni_screen_row *row,
                                         uint64_t *mask) {
     enum { ROWS = DLRNI_K(outer_rows), VECTORS = DLRNI_K(outer_vectors) };
     float sum[ROWS * DLRNI_GROUP]; /* exact integers until they are stored here */
     for (int first = 0; first < 3; first += VECTORS) {
-        const unsigned char *w = (const unsigned char *)panel +
-                                 first * 64, /* 64: a vector of words */
-            *at = (const unsigned char *)x;
+        const unsigned char *w = (const unsigned char *)panel + first * 64,
+                            *at = (const unsigned char *)x; /* 64 bytes: a vector of words */
         DLRNI_K(words) s[ROWS][VECTORS], a[VECTORS];
         DLRNI_UNROLL
         for (int i = 0; i < ROWS; i++) {
@@ -15395,6 +15436,7 @@ DLRNI_INTERNAL void DLRNI_K(tile_int16)(const void *panel, const void *x, int64_
                 for (int v = 0; v < VECTORS; v++) s[i][v] = DLRNI_K(add_dot)(s[i][v], a[v], b);
             }
         }
+        /* floats from here on */
         DLRNI_UNROLL
         for (int i = 0; i < ROWS; i++) {
             DLRNI_UNROLL
