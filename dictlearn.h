@@ -1453,7 +1453,7 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 /* Around rooms whose code runs once per file. They are a third of the code, and optimising them
    less saves a fifth of the compile time at -O2 (measured on a loaded machine: gcc 12 from 7.8 s to
    6.5 s, clang 14 from 8.0 s to 6.2 s; with gcc, "Os" compiles slower than "O1"). Loops over
-   weights stay outside: CRC, inflate, reading elements. Builds at -O0 or for size are not changed.
+   weights stay outside: CRC, inflate, reading elements. Builds at -O0 or for size do not change.
    */
 #if defined(__clang__) && defined(__OPTIMIZE__)
 #define DLRNI_COLD_BEGIN _Pragma("clang attribute push(__attribute__((cold)), apply_to = function)")
@@ -1507,7 +1507,7 @@ struct dlrn_context {
     dlrni_set set;               /* in force                     */
     const dlrni_kernel_table *k; /* its kernels                  */
     int threads;                 /* workers of dlrn_parallel_for */
-    char error[1024]; /* of the last failure: fixed, so that "out of memory" fits, too    */
+    char error[1024]; /* of the last failure; needs no memory when memory has run out    */
     char text[512];   /* dlrn_info: version, sets, threads in one line                    */
     const char *names[DLRNI_SETS_MAX + 1]; /* of the sets that this processor can run, then NULL */
 };
@@ -1673,8 +1673,7 @@ DLRNI_INTERNAL int dlrni_grow(dlrn_context *ctx, void *slot, int64_t *cap, int64
 #define DLRNI_GROW(ctx, pointer, cap, used, need)                                                  \
     dlrni_grow((ctx), (pointer), (cap), (used), (need), sizeof **(pointer))
 
-/* Rounds a pointer inside a block of scratch up to a cache line, as dlrn_alloc does for whole
-   blocks. */
+/* Rounds a pointer inside a block of scratch up to a cache line. */
 DLRNI_INTERNAL float *dlrni_aligned(float *p) {
     return (float *)(((uintptr_t)p + DLRNI_ALIGN - 1) & ~(uintptr_t)(DLRNI_ALIGN - 1));
 }
@@ -1753,8 +1752,9 @@ DLRN_API double dlrn_rng_uniform_f64(dlrn_rng *rng) {
     return dlrni_open_unit(dlrni_rng_u64(rng));
 }
 
-/* One normal number a block: its two halves are the radius and the angle of Box-Muller. In double,
-   where libraries differ in the last bits, which rounding to float nearly always hides. */
+/* One normal number a block: its two halves are the radius and the angle of Box-Muller. It is
+   computed in double: C libraries differ in the last bits, and rounding to float hides nearly all
+   of these differences. */
 DLRN_API float dlrn_rng_normal(dlrn_rng *rng) {
     dlrni_philox b = dlrni_philox_block(rng->seed, rng->stream, rng->counter++);
     double radius = sqrt(-2.0 * log(dlrni_open_unit(b.lo)));
@@ -1774,8 +1774,8 @@ DLRN_API uint64_t dlrn_rng_below(dlrn_rng *rng, uint64_t n) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>numbers
-/* Element types, half floats, tests for finite numbers, CRC-32. All of it is integer arithmetic on
-   the bits, which gives the same results everywhere. */
+/* Element types, half floats, tests for finite numbers, CRC-32. Every result is exact, or rounded
+   as IEEE 754 says, and so the same everywhere. */
 
 /* memcpy is the only way between a float and its bits that both C and C++ define; compilers make
    one move of it. */
@@ -1793,9 +1793,8 @@ DLRNI_INTERNAL uint32_t dlrni_bits_of_float(float f) {
 
 /* a b + c, rounded once, as every vector unit does it; the canonical sums depend on that. mingw's
    fmaf() rounds twice, because it computes in long double. There the sum is formed in f64 and
-   rounded to odd: an inexact sum gets a last bit of 1. With so many spare bits the rounding to f32
-   is then the correct one (Boldo and Melquiond, Emulation of FMA and correctly rounded sums, 2008).
-   */
+   rounded to odd: an inexact sum gets a last bit of 1. The spare bits make the rounding to f32 the
+   correct one (Boldo and Melquiond, Emulation of FMA and correctly rounded sums, 2008). */
 DLRNI_INTERNAL float dlrni_fma(float a, float b, float c) {
 #ifdef __MINGW32__
     double product = (double)a * (double)b, sum = product + (double)c; /* the product is exact */
@@ -1810,7 +1809,7 @@ DLRNI_INTERNAL float dlrni_fma(float a, float b, float c) {
 #endif
 }
 
-/* 5 bits of exponent, bias 15, and 10 of fraction become 8, bias 127, and 23. Every f16 is an f32.
+/* 5 bits of exponent (bias 15) become 8 (bias 127), 10 of fraction 23. Every f16 is an f32.
    */
 DLRNI_INTERNAL float dlrni_f16_to_f32(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 1023u;
@@ -2019,7 +2018,7 @@ DLRNI_INTERNAL int dlrni_all_cores(void) {
    the order of the index that is summed over. 16 lanes are one register of AVX-512; narrower sets
    use two or four registers, which also hides some of a multiply-add's latency. */
 
-/* Adam's numbers for one step. They are computed in double and rounded to f32 once, as torch does.
+/* Adam's numbers for one step, computed in double and rounded to f32 once, as torch does.
    */
 typedef struct dlrni_adam {
     float one_minus_beta1, beta2, one_minus_beta2;
@@ -2078,7 +2077,7 @@ typedef struct dlrni_screen_row {
     int32_t shift; /* added to a sum of integers     */
 } dlrni_screen_row;
 
-/* How far rounding moved a row x to x^: from it, room screen makes the row's or feature's factors.
+/* How far rounding moved a row x to x^. Room screen makes the factors from it.
    */
 typedef struct dlrni_rounding {
     float full, rounded, error; /* ||x||^2, ||x^||^2, ||x - x^||^2, each to within a part in 2^10 */
@@ -2119,7 +2118,7 @@ struct dlrni_screen {
 
 /* DLRNI_LANES: lanes of a vector. DLRNI_GROUP: features of a group, columns of a packed panel. 48
    are three vectors; with eight rows they take 24 of AVX-512's 32 registers for sums and leave
-   eight for operands. They are macros because C++20 deprecates arithmetic between two enumerations.
+   eight for operands. Macros, because C++20 deprecates arithmetic between two enumerations.
    */
 #define DLRNI_LANES 16
 #define DLRNI_GROUP 48
@@ -2221,10 +2220,11 @@ DLRNI_INTERNAL int dlrni_kernel_choice(const char *name, dlrni_set *found) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>context
-/* A context is configuration, a kernel set and the last error. It is made in one block, so that its
-   creation can fail in one place only, before there is a context to hold an error text. */
+/* A context is configuration, a kernel set and the last error. It is one block of memory: its
+   creation gives a whole context or only a status, because there is no context yet that could hold
+   a text. */
 
-/* Appends to a text in a buffer of `size` bytes, of which *used are taken; cuts what does not fit.
+/* Appends to a text in a buffer of `size` bytes, *used of them taken; cuts what does not fit.
    */
 DLRNI_INTERNAL DLRN_PRINTF(4, 5) void dlrni_print_more(char *text, size_t size, size_t *used,
                                                        const char *format, ...) {
@@ -2265,7 +2265,7 @@ DLRNI_INTERNAL int dlrni_config_is_whole(const dlrn_context_config *cfg) {
     return !cfg->alloc == !cfg->release && (files == 0 || files == 5);
 }
 
-/* The set is chosen once: a change of DICTLEARN_KERNELS during a run affects only later contexts.
+/* The set is chosen once: later changes of DICTLEARN_KERNELS affect only later contexts.
    */
 DLRN_API dlrn_status dlrn_context_create(const dlrn_context_config *config, dlrn_context **out) {
     dlrn_context_config cfg;
@@ -2291,7 +2291,7 @@ DLRN_API dlrn_status dlrn_context_create(const dlrn_context_config *config, dlrn
     return DLRN_OK;
 }
 
-/* Frees nothing but the context: its objects hold memory of its allocator and must be gone before.
+/* Frees nothing but the context: its objects use its allocator and must be gone before.
    */
 DLRN_API void dlrn_context_destroy(dlrn_context *ctx) {
     if (!ctx) return;
@@ -2356,7 +2356,7 @@ DLRN_API void dlrn_tensor_free(dlrn_context *ctx, dlrn_tensor *t) {
    4, two cores, as a share of the peak, 2048 x 8192 x 512: NT 0.92, NN 0.90, TN 0.90; without the
    copy, TN 0.74. With 256 rows a task and slices of 128, packing and starting a tile weigh more:
    0.80, 0.78, 0.76. To measure elsewhere: `make bench`, rows gemm. A panel (depth x 48 x 4 = 96 KB)
-   must leave most of the second cache free; the copied rows (2 MB) come from the second or third.
+   must leave most of the second cache free; the copied rows take 2 MB at the most.
    */
 
 enum {
@@ -2639,7 +2639,7 @@ DLRNI_INTERNAL void dlrni_sift_down(const float *x, int64_t *index, int64_t n, i
     for (;;) {
         int64_t child = 2 * at + 1;
         if (child >= n) return;
-        /* the child that ranks later takes the place, or the other would stand above it wrongly */
+        /* of two children, the one that ranks later must become the parent of the other */
         if (child + 1 < n && dlrni_ranks_after(x, index[child + 1], index[child])) child++;
         if (!dlrni_ranks_after(x, index[child], index[at])) return;
         int64_t swap = index[at];
