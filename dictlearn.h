@@ -1453,8 +1453,7 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 /* Around rooms whose code runs once per file. They are a third of the code, and optimising them
    less saves a fifth of the compile time at -O2 (measured on a loaded machine: gcc 12 from 7.8 s to
    6.5 s, clang 14 from 8.0 s to 6.2 s; with gcc, "Os" compiles slower than "O1"). Loops over
-   weights stay outside: CRC, inflate, reading elements. Builds at -O0 or for size do not change.
-   */
+   weights stay outside: CRC, inflate, reading elements. Builds at -O0 or for size do not change. */
 #if defined(__clang__) && defined(__OPTIMIZE__)
 #define DLRNI_COLD_BEGIN _Pragma("clang attribute push(__attribute__((cold)), apply_to = function)")
 #define DLRNI_COLD_END _Pragma("clang attribute pop")
@@ -1809,8 +1808,7 @@ DLRNI_INTERNAL float dlrni_fma(float a, float b, float c) {
 #endif
 }
 
-/* 5 bits of exponent (bias 15) become 8 (bias 127), 10 of fraction 23. Every f16 is an f32.
-   */
+/* 5 bits of exponent (bias 15) become 8 (bias 127), 10 of fraction 23. Every f16 is an f32. */
 DLRNI_INTERNAL float dlrni_f16_to_f32(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 1023u;
     if (exponent == 31) return dlrni_float_of_bits(sign | 0x7f800000u | fraction << 13);
@@ -2018,8 +2016,7 @@ DLRNI_INTERNAL int dlrni_all_cores(void) {
    the order of the index that is summed over. 16 lanes are one register of AVX-512; narrower sets
    use two or four registers, which also hides some of a multiply-add's latency. */
 
-/* Adam's numbers for one step, computed in double and rounded to f32 once, as torch does.
-   */
+/* Adam's numbers for one step, computed in double and rounded to f32 once, as torch does. */
 typedef struct dlrni_adam {
     float one_minus_beta1, beta2, one_minus_beta2;
     float step_size;            /* lr / (1 - beta1^t) */
@@ -2077,8 +2074,7 @@ typedef struct dlrni_screen_row {
     int32_t shift; /* added to a sum of integers     */
 } dlrni_screen_row;
 
-/* How far rounding moved a row x to x^. Room screen makes the factors from it.
-   */
+/* How far rounding moved a row x to x^. Room screen makes the factors from it. */
 typedef struct dlrni_rounding {
     float full, rounded, error; /* ||x||^2, ||x^||^2, ||x - x^||^2, each to within a part in 2^10 */
     float scale;                /* x^ = scale * the integers                                     */
@@ -2118,8 +2114,7 @@ struct dlrni_screen {
 
 /* DLRNI_LANES: lanes of a vector. DLRNI_GROUP: features of a group, columns of a packed panel. 48
    are three vectors; with eight rows they take 24 of AVX-512's 32 registers for sums and leave
-   eight for operands. Macros, because C++20 deprecates arithmetic between two enumerations.
-   */
+   eight for operands. Macros, because C++20 deprecates arithmetic between two enumerations. */
 #define DLRNI_LANES 16
 #define DLRNI_GROUP 48
 
@@ -2224,8 +2219,7 @@ DLRNI_INTERNAL int dlrni_kernel_choice(const char *name, dlrni_set *found) {
    creation gives a whole context or only a status, because there is no context yet that could hold
    a text. */
 
-/* Appends to a text in a buffer of `size` bytes, *used of them taken; cuts what does not fit.
-   */
+/* Appends to a text in a buffer of `size` bytes, *used of them taken; cuts what does not fit. */
 DLRNI_INTERNAL DLRN_PRINTF(4, 5) void dlrni_print_more(char *text, size_t size, size_t *used,
                                                        const char *format, ...) {
     va_list args;
@@ -2265,8 +2259,7 @@ DLRNI_INTERNAL int dlrni_config_is_whole(const dlrn_context_config *cfg) {
     return !cfg->alloc == !cfg->release && (files == 0 || files == 5);
 }
 
-/* The set is chosen once: later changes of DICTLEARN_KERNELS affect only later contexts.
-   */
+/* The set is chosen once: later changes of DICTLEARN_KERNELS affect only later contexts. */
 DLRN_API dlrn_status dlrn_context_create(const dlrn_context_config *config, dlrn_context **out) {
     dlrn_context_config cfg;
     dlrni_set set;
@@ -2291,8 +2284,7 @@ DLRN_API dlrn_status dlrn_context_create(const dlrn_context_config *config, dlrn
     return DLRN_OK;
 }
 
-/* Frees nothing but the context: its objects use its allocator and must be gone before.
-   */
+/* Frees nothing but the context: its objects use its allocator and must be gone before. */
 DLRN_API void dlrn_context_destroy(dlrn_context *ctx) {
     if (!ctx) return;
     dlrn_context_config cfg = ctx->cfg; /* the allocator outlives the context that names it */
@@ -2356,8 +2348,7 @@ DLRN_API void dlrn_tensor_free(dlrn_context *ctx, dlrn_tensor *t) {
    4, two cores, as a share of the peak, 2048 x 8192 x 512: NT 0.92, NN 0.90, TN 0.90; without the
    copy, TN 0.74. With 256 rows a task and slices of 128, packing and starting a tile weigh more:
    0.80, 0.78, 0.76. To measure elsewhere: `make bench`, rows gemm. A panel (depth x 48 x 4 = 96 KB)
-   must leave most of the second cache free; the copied rows take 2 MB at the most.
-   */
+   must leave most of the second cache free; the copied rows take 2 MB at the most. */
 
 enum {
     DLRNI_GEMM_ROWS = 1024,    /* of a task at the most: share the packing of a panel          */
@@ -14115,11 +14106,12 @@ DLRNI_INTERNAL __m128i dlrni_crc_fold(__m128i x, __m128i by, __m128i next) {
 }
 
 /* n >= 64 bytes, a multiple of 16, become 16 bytes with the same CRC; crc is the state before them.
-   Four runs of 16 bytes are under way, because a product's latency is several times its throughput.
-   */
+   Four runs of 16 bytes are under way, because a product takes several cycles and one can start in
+   each. */
 DLRNI_INTERNAL void dlrni_crc_shrink(uint32_t crc, const unsigned char *p, uint64_t n,
                                      unsigned char *out) {
-    /* x^(512 + 32), x^(512 - 32), x^(128 + 32), x^(128 - 32) mod the polynomial, bits reflected */
+    /* Remainders, bits reflected, for low halves of x^(512 + 32) and x^(128 + 32); for high halves of
+       x^(512 - 32) and x^(128 - 32). */
     const __m128i by_64 = _mm_set_epi64x(0x1c6e41596, 0x154442bd4),
                   by_16 = _mm_set_epi64x(0x0ccaa009e, 0x1751997d0);
     const __m128i *at = (const __m128i *)(const void *)p;
@@ -14454,8 +14446,7 @@ DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
 }
 /* The square of 16 x 16 in 16 registers. As in avx2, pairs and fours of rows are interleaved. Then
    quarter q of a[i] holds column 4 q + i of four rows, and two rounds of DLRNI_SHUFFLE collect a
-   column of 16 rows: the first takes even or odd quarters, the second the first or second of these.
-   */
+   column of 16 rows: the first takes even or odd quarters, the second one half of these. */
 #define DLRNI_PAIRS(lo_hi, a, b) _mm512_maskz_unpack##lo_hi##_ps((__mmask16)0xFFFF, a, b)
 #define DLRNI_FOURS(lo_hi, a, b)                                                                   \
     _mm512_castpd_ps(                                                                              \
@@ -14523,8 +14514,7 @@ DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
 }
 
 /* f16 by the processor's own conversion. It would change a signalling NaN, so rows with any NaN are
-   done again by the plain loop. Measured on Zen 4, rows of 512: 49 times as fast as the plain loop.
-   */
+   done again by the plain loop. Measured on Zen 4, rows of 512: 49 times as fast as that. */
 DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
     const __m256i magnitude = _mm256_set1_epi16(0x7fff), infinity = _mm256_set1_epi16(0x7c00);
     __m256i nan = _mm256_setzero_si256();
@@ -15103,8 +15093,7 @@ DLRNI_INTERNAL void DLRNI_K(outer)(int64_t m, int64_t n, int64_t k, const float 
 
 /* A step of gather_axpy and gather_near: the sums of VECTORS vectors of the output stay in
    registers while all rows are added. FETCH: rows that lie far are prefetched four rows ahead. Rows
-   in the first cache are not: a prefetch takes the place of a load, and would halve their number.
-   */
+   in the first cache are not: a prefetch takes the place of a load and would halve their rate. */
 #define DLRNI_GATHER(VECTORS, FETCH)                                                               \
     for (; j + VECTORS * DLRNI_LANES <= n; j += VECTORS * DLRNI_LANES) {                           \
         DLRNI_K(v16) s[VECTORS];                                                                   \
@@ -15243,8 +15232,7 @@ DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(exp)(DLRNI_K(v16) x) {
     const DLRNI_K(v16) magic = DLRNI_K(set1)(12582912.0f);
     x = DLRNI_K(max)(x, DLRNI_K(set1)(-88.0f)); /* n >= -127: see pow2 */
     DLRNI_K(v16) n = DLRNI_K(minus)(DLRNI_K(fma)(x, DLRNI_K(set1)(1.44269504f), magic), magic);
-    /* r = x - n log 2. log 2 is split: n times the upper part, 355 / 512, is exact (Cody and Waite)
-       */
+    /* r = x - n log 2. log 2 is split: n times its upper part, 355 / 512, is exact (Cody, Waite) */
     DLRNI_K(v16) r = DLRNI_K(fma)(n, DLRNI_K(set1)(-0.693359375f), x);
     r = DLRNI_K(fma)(n, DLRNI_K(set1)(2.12194440e-4f), r);
     DLRNI_K(v16) sum = DLRNI_K(set1)(term[0]); /* e^r, from its smallest term on (Horner) */
@@ -15376,8 +15364,7 @@ DLRNI_INTERNAL void DLRNI_K(tile_f32)(const void *panel, const void *x, int64_t 
     DLRNI_K(screen_masks)(sum, coef, row, mask);
 }
 
-/* outer_rows rows, 4 bytes, 1 in a word, f32 sums; its cost is the unit: see struct dlrni_screen.
-   */
+/* outer_rows rows, 4 bytes, 1 in a word, f32 sums; the unit of cost: see struct dlrni_screen. */
 static const dlrni_screen DLRNI_K(screen_f32) = {
     "f32", DLRNI_K(outer_rows), 4, 1, 1, 1.0f, DLRNI_K(round_f32), DLRNI_K(tile_f32)};
 #endif /* DLRNI_HAS_SCREENS */
