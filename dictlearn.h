@@ -1633,6 +1633,7 @@ DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size) {
     return (void *)at;
 }
 
+/* The allocator gets its own pointer back, from the head. */
 DLRN_API void dlrn_free(dlrn_context *ctx, void *p) {
     if (!p) return;
     dlrni_block head;
@@ -1677,6 +1678,7 @@ DLRNI_INTERNAL float *dlrni_aligned(float *p) {
     return (float *)(((uintptr_t)p + DLRNI_ALIGN - 1) & ~(uintptr_t)(DLRNI_ALIGN - 1));
 }
 
+/* NULL: dlrn_context_create failed, and only its status tells why. */
 DLRN_API const char *dlrn_error(const dlrn_context *ctx) {
     return ctx ? ctx->error : "no context: out of memory, or a wrong configuration";
 }
@@ -14110,8 +14112,8 @@ DLRNI_INTERNAL __m128i dlrni_crc_fold(__m128i x, __m128i by, __m128i next) {
    each. */
 DLRNI_INTERNAL void dlrni_crc_shrink(uint32_t crc, const unsigned char *p, uint64_t n,
                                      unsigned char *out) {
-    /* Remainders, bits reflected, for low halves of x^(512 + 32) and x^(128 + 32); for high halves of
-       x^(512 - 32) and x^(128 - 32). */
+    /* remainders, bits reflected: for low halves of x^(512 + 32) and x^(128 + 32), for high halves
+       of x^(512 - 32) and x^(128 - 32) */
     const __m128i by_64 = _mm_set_epi64x(0x1c6e41596, 0x154442bd4),
                   by_16 = _mm_set_epi64x(0x0ccaa009e, 0x1751997d0);
     const __m128i *at = (const __m128i *)(const void *)p;
