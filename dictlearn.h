@@ -14967,11 +14967,7 @@ DLRNI_INTERNAL void DLRNI_K(dots)(const float *x, int64_t n, const float *base, 
    that the loops keep their fixed length; its sums are not stored. */
 DLRNI_INTERNAL void DLRNI_K(nt_tile)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
                                      const float *b, int64_t ldb, float *c, int64_t ldc) {
-    enum {
-        ROWS = DLRNI_K(nt_rows),
-        COLS = DLRNI_K(nt_cols),
-        SUMS = (ROWS * COLS + 3) / 4 * 4
-    }; /* sum4 */
+    enum { ROWS = DLRNI_K(nt_rows), COLS = DLRNI_K(nt_cols), SUMS = (ROWS * COLS + 3) / 4 * 4 };
     DLRNI_K(v16) s[SUMS], x[ROWS];
     const float *row[ROWS], *col[COLS]; /* rows of a; rows of b, columns of c */
     float out[SUMS];
