@@ -437,13 +437,13 @@
    task        one call of a body of dlrn_parallel_for; tasks share nothing that is written
 
    How to add
-   - a family: a row of dlrni_families (room dictionary) with its roles and formula, and a layout. A
+   - a family: a row of dlrni_family_table (room dictionary) with its roles and formula, and a layout. A
      new parameter is one line of DLRN_ROLE_LIST (room api-dictionary): allocating, saving, moments
      and checkpoints follow. A new gate sets a floor in room candidates; a new selection sets a cut
      in room select.
-   - a layout: a row of dlrni_layouts (room layouts) for reading and writing. Its shapes say how
+   - a layout: a row of dlrni_layout_table (room layouts) for reading and writing. Its shapes say how
      each tensor is stored ("IF": transposed). A new file name goes to dlrni_folder_files, a new key
-     of a config to dlrni_config_keys.
+     of a config to dlrni_config_key_table.
    - a recipe: a block in room recipes and a row of dlrni_recipes. It fills in what differs from the
      reference: defaults, penalty, its slope, an auxiliary loss (room auxiliary), what happens after
      a step. A new setting is a field of dlrn_train_config and a row in room settings.
@@ -2774,12 +2774,13 @@ typedef struct dlrni_role {
 } dlrni_role;
 
 #define DLRNI_ROLE(role, name, rows, cols) {name, rows, cols},
-static const dlrni_role dlrni_roles[DLRN_ROLE_COUNT] = {DLRN_ROLE_LIST(DLRNI_ROLE)};
+static const dlrni_role dlrni_role_table[DLRN_ROLE_COUNT] = {DLRN_ROLE_LIST(DLRNI_ROLE)};
 #undef DLRNI_ROLE
 
 /* How many numbers a role has in this dictionary. They are known to fit: dlrni_dictionary_alloc. */
 DLRNI_INTERNAL int64_t dlrni_role_size(const dlrn_dictionary *dict, int role) {
-    return dlrni_extent(dict, dlrni_roles[role].rows) * dlrni_extent(dict, dlrni_roles[role].cols);
+    return dlrni_extent(dict, dlrni_role_table[role].rows) *
+           dlrni_extent(dict, dlrni_role_table[role].cols);
 }
 
 /* A family: which roles it has, its formula, and how new weights are drawn. One row each. */
@@ -2802,7 +2803,7 @@ typedef struct dlrni_family {
      DLRNI_BIT(DLRN_OUTPUT_BIAS))
 
 /* Names are those of dictionary_learning's classes, where it has the family. */
-static const dlrni_family dlrni_families[] = {
+static const dlrni_family dlrni_family_table[] = {
     /* f = ReLU(W_e (x - b) + b_e), x_hat = W_d f + b */
     {"AutoEncoder",
      DLRNI_AFFINE,
@@ -2830,11 +2831,11 @@ static const dlrni_family dlrni_families[] = {
      0,
      {DLRN_CENTER_NONE, DLRN_GATE_IDENTITY, DLRN_SELECT_ALL, 0, -1, 1, 1}},
 };
-enum { DLRNI_FAMILIES = sizeof dlrni_families / sizeof *dlrni_families };
+enum { DLRNI_FAMILIES = sizeof dlrni_family_table / sizeof *dlrni_family_table };
 
 DLRNI_INTERNAL const dlrni_family *dlrni_family_named(const char *name) {
     for (int i = 0; i < DLRNI_FAMILIES; i++)
-        if (!strcmp(dlrni_families[i].name, name)) return &dlrni_families[i];
+        if (!strcmp(dlrni_family_table[i].name, name)) return &dlrni_family_table[i];
     return NULL;
 }
 
@@ -2861,8 +2862,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_sizes(dlrn_context *ctx, const dlrni_fami
     DLRNI_REQUIRE(ctx, family->roles || dict->d_in == dict->d_out,
                   "an identity has d_out equal to d_in");
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
-        if (!dlrni_mul(dlrni_extent(dict, dlrni_roles[role].rows),
-                       dlrni_extent(dict, dlrni_roles[role].cols), &n) ||
+        if (!dlrni_mul(dlrni_extent(dict, dlrni_role_table[role].rows),
+                       dlrni_extent(dict, dlrni_role_table[role].cols), &n) ||
             n > INT64_MAX / 8)
             return dlrn_fail(ctx, DLRN_ERR_MEMORY,
                              "a dictionary of %lld features of %lld does not fit in memory",
@@ -2951,12 +2952,12 @@ DLRNI_INTERNAL dlrn_status dlrni_check_k(dlrn_context *ctx, int64_t k, int64_t f
 
 DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictionary_desc *desc,
                                             dlrn_dictionary **out) {
-    const char *name = desc->family ? desc->family : dlrni_families[0].name;
+    const char *name = desc->family ? desc->family : dlrni_family_table[0].name;
     const dlrni_family *family = dlrni_family_named(name);
     *out = NULL;
     if (!family)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "family: expected a name such as %s, found %.80s",
-                         dlrni_families[0].name, name);
+                         dlrni_family_table[0].name, name);
     int64_t k = desc->k ? desc->k : family->formula.k;
     DLRNI_TRY(dlrni_dictionary_alloc(ctx, family, desc->d_in, desc->d_out, desc->features, out));
     if (family->formula.select == DLRN_SELECT_TOP_K) {
@@ -3141,7 +3142,7 @@ DLRNI_INTERNAL int dlrni_screenable(const dlrn_dictionary *dict) {
 }
 
 /* All features packed for the processor's first screen; *out NULL where that would not pay. */
-DLRNI_INTERNAL dlrn_status dlrni_prepare(const dlrn_dictionary *dict, dlrni_prepared **out) {
+DLRNI_INTERNAL dlrn_status dlrni_prepare_panels(const dlrn_dictionary *dict, dlrni_prepared **out) {
     dlrn_context *ctx = dict->ctx;
     const dlrni_screen *screen = ctx->set.screen[0];
     const int64_t d = dict->d_in, groups = dlrni_ceil_div(dict->features, DLRNI_GROUP);
@@ -3198,7 +3199,7 @@ enum {
     DLRNI_GROUP_SHIFT = 6, /* a key is row << shift | feature in its group             */
     DLRNI_BLOCK = 64,      /* rows that are decoded together                           */
     DLRNI_STRETCH = 2048,  /* rows of a list: so many stay in the third cache          */
-    DLRNI_BLOCKS = DLRNI_STRETCH / DLRNI_BLOCK,
+    DLRNI_STRETCH_BLOCKS = DLRNI_STRETCH / DLRNI_BLOCK,
     DLRNI_SHARE = 4,             /* groups of a task at most: their rows stay in the second cache */
     DLRNI_BATCH_MAX = 1 << 24,   /* rows: row << shift must fit in 31 bits                */
     DLRNI_NEAR_BYTES = 480 << 10 /* features of a task, in f32 and packed: half of a second cache of
@@ -3211,7 +3212,7 @@ typedef struct dlrni_list {
     float *val;   /* [val_cap] pre-activation; what remains after selection is the value    */
     int64_t key_cap, val_cap, count, candidates;
     int whole; /* 0: there was no room, and count says how much there should be */
-    int32_t start[DLRNI_BLOCKS + 1];
+    int32_t start[DLRNI_STRETCH_BLOCKS + 1];
 } dlrni_list;
 
 DLRNI_INTERNAL int64_t dlrni_key_row(int32_t key) {
@@ -3549,7 +3550,7 @@ DLRNI_INTERNAL void dlrni_list_task(void *arg, int64_t task, int worker) {
         dlrni_list_dense(c, &lists[g], group + g, r0, r1,
                          (float *)(void *)dlrni_scratch(c, worker));
     for (int64_t g = 0; g < n; g++)
-        for (int64_t b = dlrni_ceil_div(r1 - r0, DLRNI_BLOCK); b <= DLRNI_BLOCKS; b++)
+        for (int64_t b = dlrni_ceil_div(r1 - r0, DLRNI_BLOCK); b <= DLRNI_STRETCH_BLOCKS; b++)
             lists[g].start[b] = (int32_t)lists[g].count;
 }
 
@@ -3720,7 +3721,7 @@ DLRNI_INTERNAL void dlrni_encoding_learn(dlrni_encoding *c, int64_t active, int6
 /* Counts the entries of a block of rows: row i of the block begins at at[i], at [DLRNI_BLOCK + 1],
    from at[0] on, which the caller sets. */
 DLRNI_INTERNAL void dlrni_block_count(const dlrni_encoding *c, int64_t block, int64_t *at) {
-    int64_t s = block / DLRNI_BLOCKS, b = block % DLRNI_BLOCKS;
+    int64_t s = block / DLRNI_STRETCH_BLOCKS, b = block % DLRNI_STRETCH_BLOCKS;
     for (int64_t i = 1; i <= DLRNI_BLOCK; i++) at[i] = 0;
     for (int64_t g = c->first; g < c->first + c->wave; g++) {
         const dlrni_list *list = &c->lists[s * c->groups + g];
@@ -3734,7 +3735,7 @@ DLRNI_INTERNAL void dlrni_block_count(const dlrni_encoding *c, int64_t block, in
    a row. */
 DLRNI_INTERNAL void dlrni_block_fill(const dlrni_encoding *c, int64_t block, const int64_t *at,
                                      int32_t *col, float *val) {
-    int64_t s = block / DLRNI_BLOCKS, b = block % DLRNI_BLOCKS, to[DLRNI_BLOCK];
+    int64_t s = block / DLRNI_STRETCH_BLOCKS, b = block % DLRNI_STRETCH_BLOCKS, to[DLRNI_BLOCK];
     memcpy(to, at, sizeof to);
     for (int64_t g = c->first; g < c->first + c->wave; g++) {
         const dlrni_list *list = &c->lists[s * c->groups + g];
@@ -3750,7 +3751,7 @@ DLRNI_INTERNAL void dlrni_block_fill(const dlrni_encoding *c, int64_t block, con
 DLRNI_INTERNAL int64_t dlrni_block_max(const dlrni_encoding *c) {
     int64_t max = 0;
     for (int64_t s = 0; s < c->stretches; s++)
-        for (int64_t b = 0; b < DLRNI_BLOCKS; b++) {
+        for (int64_t b = 0; b < DLRNI_STRETCH_BLOCKS; b++) {
             int64_t n = 0;
             for (int64_t g = c->first; g < c->first + c->wave; g++) {
                 const dlrni_list *list = &c->lists[s * c->groups + g];
@@ -3813,7 +3814,8 @@ DLRNI_INTERNAL void dlrni_keep_best(dlrni_cut *heap, int32_t *kept, int64_t k, i
 /* Task: a block of rows takes the entries in hand into its heaps; full heaps raise the floor. */
 DLRNI_INTERNAL void dlrni_select_block(void *arg, int64_t block, int worker) {
     dlrni_encoding *c = (dlrni_encoding *)arg;
-    int64_t s = block / DLRNI_BLOCKS, b = block % DLRNI_BLOCKS, k = c->dict->formula.k;
+    int64_t s = block / DLRNI_STRETCH_BLOCKS, b = block % DLRNI_STRETCH_BLOCKS,
+            k = c->dict->formula.k;
     (void)worker;
     for (int64_t g = c->first; g < c->first + c->wave; g++) {
         const dlrni_list *list = &c->lists[s * c->groups + g];
@@ -3847,7 +3849,7 @@ DLRNI_INTERNAL void dlrni_drop_task(void *arg, int64_t task, int worker) {
     dlrni_list *list = &c->lists[s * c->groups + g];
     int32_t p = 0;
     (void)worker;
-    for (int64_t b = 0; b < DLRNI_BLOCKS; b++) {
+    for (int64_t b = 0; b < DLRNI_STRETCH_BLOCKS; b++) {
         int32_t end = list->start[b + 1];
         list->start[b] = (int32_t)count;
         for (; p < end; p++) {
@@ -3858,7 +3860,7 @@ DLRNI_INTERNAL void dlrni_drop_task(void *arg, int64_t task, int worker) {
                                      list->val[p]);
         }
     }
-    list->start[DLRNI_BLOCKS] = (int32_t)count;
+    list->start[DLRNI_STRETCH_BLOCKS] = (int32_t)count;
     list->count = count;
 }
 
@@ -3934,7 +3936,7 @@ typedef struct dlrni_decode_job {
 } dlrni_decode_job;
 
 /* Task: one row. */
-DLRNI_INTERNAL void dlrni_decode_row(void *arg, int64_t i, int worker) {
+DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t i, int worker) {
     const dlrni_decode_job *j = (const dlrni_decode_job *)arg;
     const dlrn_dictionary *dict = j->dict;
     const dlrni_kernel_table *k = dict->ctx->k;
@@ -3961,7 +3963,7 @@ DLRNI_INTERNAL void dlrni_decode_rows(const dlrn_dictionary *dict, const dlrn_sp
     dlrni_decode_job job = {dict, codes, dict->param[DLRN_SKIP] ? x : NULL, x_hat};
     dlrni_parallel_for(dict->ctx, codes->rows,
                        dlrni_ns(codes->row_ptr[codes->rows] / 16 + codes->rows, dict->d_out),
-                       dlrni_decode_row, &job);
+                       dlrni_decode_task, &job);
 }
 
 /* Features alone do not determine the output of a dictionary with a skip. */
@@ -4055,7 +4057,7 @@ DLRN_API dlrn_status dlrn_encoder_prepare(dlrn_encoder *e) {
     e->c.ready = NULL;
     e->version = e->dict->version;
     e->wanted = 1;
-    return dlrni_prepare(e->dict, &e->prepared);
+    return dlrni_prepare_panels(e->dict, &e->prepared);
 }
 
 /* One batch of rows on its way to the caller: f [n][F] and codes from row `first` on, either may be
@@ -4071,7 +4073,8 @@ typedef struct dlrni_encode_job {
 DLRNI_INTERNAL void dlrni_spread_block(void *arg, int64_t block, int worker) {
     const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
     const dlrni_encoding *c = &j->e->c;
-    int64_t s = block / DLRNI_BLOCKS, b = block % DLRNI_BLOCKS, F = c->dict->features;
+    int64_t s = block / DLRNI_STRETCH_BLOCKS, b = block % DLRNI_STRETCH_BLOCKS,
+            F = c->dict->features;
     int64_t r0 = block * DLRNI_BLOCK, rows = dlrni_min(DLRNI_BLOCK, c->n - r0);
     (void)worker;
     memset(j->f + r0 * F, 0, (size_t)(rows * F) * sizeof *j->f);
@@ -9042,7 +9045,7 @@ typedef struct dlrni_layout {
     dlrni_stored tensor[DLRNI_STORED_MAX];
 } dlrni_layout;
 
-static const dlrni_layout dlrni_layouts[] = {
+static const dlrni_layout dlrni_layout_table[] = {
     /* dictionary_learning 0.1.0; AutoEncoder is the same in its state of March 2024 */
     {"AutoEncoder",
      "AutoEncoder",
@@ -9087,7 +9090,7 @@ static const dlrni_layout dlrni_layouts[] = {
     {"a Goodfire autoencoder", NULL, {{DLRNI_IS_SIGN, "encoder_linear.weight", "FI", 0}}},
     {"an EleutherAI sparsify dictionary", NULL, {{DLRNI_IS_SIGN, "W_dec", "FI", 0}}},
 };
-enum { DLRNI_LAYOUTS = sizeof dlrni_layouts / sizeof *dlrni_layouts };
+enum { DLRNI_LAYOUTS = sizeof dlrni_layout_table / sizeof *dlrni_layout_table };
 
 /* The files of a dictionary in a folder, in the order in which they are looked for, each with the
    config that belongs to it. */
@@ -9104,12 +9107,12 @@ typedef struct dlrni_config_key {
     char extent; /* I or F: a size that must agree with the tensors; 0: not a size */
 } dlrni_config_key;
 
-static const dlrni_config_key dlrni_config_keys[] = {
+static const dlrni_config_key dlrni_config_key_table[] = {
     {"dict_class", DLRN_JSON_STRING, 0},
     {"activation_dim", DLRN_JSON_NUMBER, 'I'},
     {"dict_size", DLRN_JSON_NUMBER, 'F'},
 };
-enum { DLRNI_CONFIG_KEYS = sizeof dlrni_config_keys / sizeof *dlrni_config_keys };
+enum { DLRNI_CONFIG_KEYS = sizeof dlrni_config_key_table / sizeof *dlrni_config_key_table };
 
 DLRNI_INTERNAL int dlrni_is_whole_layout(const dlrni_layout *layout) {
     return layout->tensor[0].is != DLRNI_IS_SIGN;
@@ -9118,26 +9121,26 @@ DLRNI_INTERNAL int dlrni_is_whole_layout(const dlrni_layout *layout) {
 /* The layout that is called `name`; NULL: none. */
 DLRNI_INTERNAL const dlrni_layout *dlrni_layout_named(const char *name) {
     for (int i = 0; i < DLRNI_LAYOUTS; i++)
-        if (!strcmp(dlrni_layouts[i].name, name)) return &dlrni_layouts[i];
+        if (!strcmp(dlrni_layout_table[i].name, name)) return &dlrni_layout_table[i];
     return NULL;
 }
 
 /* The layout in which a family is written: the first row that reads it. */
 DLRNI_INTERNAL const dlrni_layout *dlrni_layout_of_family(const char *family) {
     for (int i = 0; i < DLRNI_LAYOUTS; i++)
-        if (dlrni_layouts[i].family && !strcmp(dlrni_layouts[i].family, family))
-            return &dlrni_layouts[i];
+        if (dlrni_layout_table[i].family && !strcmp(dlrni_layout_table[i].family, family))
+            return &dlrni_layout_table[i];
     return NULL;
 }
 
 /* Names of the layouts that can be read, as "A, B or C". */
-DLRNI_INTERNAL void dlrni_layout_names(char *text, size_t size) {
+DLRNI_INTERNAL void dlrni_readable_layouts(char *text, size_t size) {
     int left = 0, at = 0;
-    for (int i = 0; i < DLRNI_LAYOUTS; i++) left += dlrni_layouts[i].family != NULL;
+    for (int i = 0; i < DLRNI_LAYOUTS; i++) left += dlrni_layout_table[i].family != NULL;
     for (int i = 0; i < DLRNI_LAYOUTS && at < (int)size; i++) {
-        if (!dlrni_layouts[i].family) continue;
+        if (!dlrni_layout_table[i].family) continue;
         left--;
-        at += dlrni_print(text + at, size - (size_t)at, "%s%s", dlrni_layouts[i].name,
+        at += dlrni_print(text + at, size - (size_t)at, "%s%s", dlrni_layout_table[i].name,
                           left > 1    ? ", "
                           : left == 1 ? " or "
                                       : "");
@@ -9181,7 +9184,7 @@ DLRNI_INTERNAL int dlrni_layout_has(const dlrni_layout *layout, const char *name
 DLRNI_INTERNAL const dlrni_layout *dlrni_refused_layout(const dlrni_loading *l,
                                                         const dlrni_layout *known) {
     for (int i = 0; i < DLRNI_LAYOUTS; i++) {
-        const dlrni_layout *row = &dlrni_layouts[i];
+        const dlrni_layout *row = &dlrni_layout_table[i];
         if (dlrni_is_whole_layout(row) || !dlrni_layout_fits(l, row)) continue;
         if (!known || !dlrni_layout_has(known, row->tensor[0].name)) return row;
     }
@@ -9192,7 +9195,7 @@ DLRNI_INTERNAL const dlrni_layout *dlrni_refused_layout(const dlrni_loading *l,
 DLRNI_INTERNAL dlrn_status dlrni_detect_layout(dlrni_loading *l, int any) {
     const dlrni_layout *found = NULL;
     for (int i = 0; i < DLRNI_LAYOUTS; i++) {
-        const dlrni_layout *row = &dlrni_layouts[i];
+        const dlrni_layout *row = &dlrni_layout_table[i];
         if (!dlrni_is_whole_layout(row) || !dlrni_layout_fits(l, row)) continue;
         if (found && any) break;
         if (found)
@@ -9227,7 +9230,7 @@ DLRNI_INTERNAL dlrn_status dlrni_choose_layout(dlrni_loading *l, const dlrni_lay
         return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: expected %s, found the tensors of %s", l->a->path,
                          wanted ? wanted->name : "an AutoEncoder", refused->name);
-    l->layout = wanted ? wanted : &dlrni_layouts[0]; /* the errors will say what it lacks */
+    l->layout = wanted ? wanted : &dlrni_layout_table[0]; /* the errors will say what it lacks */
     return DLRN_OK;
 }
 
@@ -9417,7 +9420,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_strided(dlrn_archive *a, int64_t index, co
 
 /* Whether a tensor is stored transposed against memory. */
 DLRNI_INTERNAL int dlrni_is_turned(const dlrni_stored *t) {
-    return strlen(t->shape) == 2 && (t->shape[0] == 'F') != (dlrni_roles[t->is].rows == 'F');
+    return strlen(t->shape) == 2 && (t->shape[0] == 'F') != (dlrni_role_table[t->is].rows == 'F');
 }
 
 /* Reads one parameter: borrowed where that is wanted and possible, else into memory of its own. */
@@ -9509,7 +9512,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config_types(dlrn_context *ctx, const cha
                                         "a text", "a list",        "an object"};
     static const char *const parts[] = {"", "trainer."};
     for (int i = 0; i < 2 * DLRNI_CONFIG_KEYS; i++) {
-        const dlrni_config_key *key = &dlrni_config_keys[i / 2];
+        const dlrni_config_key *key = &dlrni_config_key_table[i / 2];
         char full[64];
         dlrni_print(full, sizeof full, "%s%s", parts[i % 2], key->key);
         const dlrn_json *v = dlrn_json_get(root, full);
@@ -9527,7 +9530,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config_sizes(dlrn_context *ctx, const cha
                                                     const dlrn_dictionary *dict) {
     static const char *const parts[] = {"", "trainer."};
     for (int i = 0; i < 2 * DLRNI_CONFIG_KEYS; i++) {
-        const dlrni_config_key *key = &dlrni_config_keys[i / 2];
+        const dlrni_config_key *key = &dlrni_config_key_table[i / 2];
         char full[64];
         if (!key->extent) continue;
         double have = (double)dlrni_extent(dict, key->extent);
@@ -9542,12 +9545,13 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config_sizes(dlrn_context *ctx, const cha
 }
 
 /* The layout that a name from a user or a config means; NULL and DLRN_OK if name is NULL. */
-DLRNI_INTERNAL dlrn_status dlrni_named_layout(dlrn_context *ctx, const char *path, const char *key,
-                                              const char *name, const dlrni_layout **out) {
+DLRNI_INTERNAL dlrn_status dlrni_resolve_layout(dlrn_context *ctx, const char *path,
+                                                const char *key, const char *name,
+                                                const dlrni_layout **out) {
     char known[256];
     *out = name ? dlrni_layout_named(name) : NULL;
     if (!name || (*out && (*out)->family)) return DLRN_OK;
-    dlrni_layout_names(known, sizeof known);
+    dlrni_readable_layouts(known, sizeof known);
     return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: %s: expected %s, found %.80s", path, key,
                      known, name);
 }
@@ -9624,9 +9628,9 @@ DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, 
                          config, file, name);
     }
     if (layout)
-        DLRNI_TRY(dlrni_named_layout(ctx, file, "layout", layout, &wanted));
+        DLRNI_TRY(dlrni_resolve_layout(ctx, file, "layout", layout, &wanted));
     else
-        DLRNI_TRY(dlrni_named_layout(ctx, config, "dict_class", name, &wanted));
+        DLRNI_TRY(dlrni_resolve_layout(ctx, config, "dict_class", name, &wanted));
     dlrni_file_names(names, sizeof names);
     if (!*file)
         return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected %s beside it, found none", config, names);
@@ -9660,7 +9664,7 @@ DLRN_API dlrn_status dlrn_load_memory(dlrn_context *ctx, const void *bytes, size
     dlrn_archive *a;
     const dlrni_layout *wanted;
     *out = NULL;
-    DLRNI_TRY(dlrni_named_layout(ctx, name, "layout", layout, &wanted));
+    DLRNI_TRY(dlrni_resolve_layout(ctx, name, "layout", layout, &wanted));
     DLRNI_TRY(dlrn_archive_open_memory(ctx, bytes, size, name, &a));
     dlrn_status s = dlrni_load_archive(a, wanted, 1, out);
     dlrn_archive_close(a);
@@ -9689,7 +9693,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_savable(const dlrn_dictionary *dict, cons
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         dlrn_tensor_out t;
         memset(&t, 0, sizeof t);
-        t.name = dlrni_roles[role].name;
+        t.name = dlrni_role_table[role].name;
         t.dtype = DLRN_F32;
         t.ndim = 1;
         t.shape[0] = dict->param[role] ? dlrni_role_size(dict, role) : 0;
@@ -10844,12 +10848,12 @@ DLRNI_INTERNAL void dlrni_normalise(const dlrni_kernel_table *k, float *atom, in
 
 /* Roles with a row or a number a feature: a task updates them feature by feature. */
 DLRNI_INTERNAL int dlrni_is_by_feature(int role) {
-    return dlrni_roles[role].rows == 'F';
+    return dlrni_role_table[role].rows == 'F';
 }
 
 /* Numbers that one feature has of a role. */
 DLRNI_INTERNAL int64_t dlrni_role_width(const dlrn_dictionary *dict, int role) {
-    return dlrni_extent(dict, dlrni_roles[role].cols);
+    return dlrni_extent(dict, dlrni_role_table[role].cols);
 }
 
 /* Adam moves n numbers of a role, from number `at` on. */
@@ -11689,7 +11693,7 @@ DLRNI_INTERNAL int64_t dlrni_visit_carve(const dlrni_update *u, char *base, dlrn
         v->sum[role] = v->run[role] = NULL;
         v->scalar[role] = NULL;
         if (!dict->param[role] || !dlrni_is_by_feature(role)) continue;
-        if (dlrni_roles[role].cols == '1') {
+        if (dlrni_role_table[role].cols == '1') {
             v->scalar[role] = (double *)dlrni_carve(base, &at, max, sizeof(double));
             continue;
         }
@@ -12968,15 +12972,15 @@ DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoin
         for (int part = 0; part < 3 && data[0]; part++) {
             int i = out->count++;
             dlrni_print(out->name[i], sizeof out->name[i], "%s%s", prefix[part],
-                        dlrni_roles[role].name);
+                        dlrni_role_table[role].name);
             out->data[i] = data[part];
             out->tensor[i].name = out->name[i];
             out->tensor[i].data = data[part];
             out->tensor[i].dtype = DLRN_F32;
-            out->tensor[i].ndim = dlrni_roles[role].cols == '1' ? 1 : 2;
-            out->tensor[i].shape[0] = dlrni_extent(t->dict, dlrni_roles[role].rows);
+            out->tensor[i].ndim = dlrni_role_table[role].cols == '1' ? 1 : 2;
+            out->tensor[i].shape[0] = dlrni_extent(t->dict, dlrni_role_table[role].rows);
             if (out->tensor[i].ndim == 2)
-                out->tensor[i].shape[1] = dlrni_extent(t->dict, dlrni_roles[role].cols);
+                out->tensor[i].shape[1] = dlrni_extent(t->dict, dlrni_role_table[role].cols);
         }
     }
 }
