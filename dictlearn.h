@@ -2756,11 +2756,11 @@ DLRNI_INTERNAL dlrn_status dlrni_sparse_append(dlrn_context *ctx, dlrn_sparse *c
 
 /* ------------------------------------------------------------------------------------------ */
 // >>dictionary
-/* A dictionary is three things: parameters by role, a formula (plain data that says how they make
-   f of x and x_hat of f), and the name of its family. Everything that must be done to all
-   parameters (allocate, copy, check, save) is a loop over roles. */
+/* A dictionary is three things: parameters by role, a formula (plain data: how the parameters turn
+   x into f and f into x_hat), and the name of its family. Work on every parameter (allocate, copy,
+   check, save) is a loop over roles, so that a new role needs no new code here. */
 
-/* The size of a role: rows x columns, in the letters of DLRN_ROLE_LIST. */
+/* The size that a letter of DLRN_ROLE_LIST stands for. */
 DLRNI_INTERNAL int64_t dlrni_extent(const dlrn_dictionary *dict, char letter) {
     return letter == 'F'   ? dict->features
            : letter == 'I' ? dict->d_in
@@ -2768,6 +2768,7 @@ DLRNI_INTERNAL int64_t dlrni_extent(const dlrn_dictionary *dict, char letter) {
                            : 1;
 }
 
+/* A row of DLRN_ROLE_LIST as data, for the loops over roles. */
 typedef struct dlrni_role {
     const char *name; /* in checkpoints and in errors */
     char rows, cols;  /* F, I, O or 1                 */
@@ -2777,32 +2778,39 @@ typedef struct dlrni_role {
 static const dlrni_role dlrni_role_table[DLRN_ROLE_COUNT] = {DLRN_ROLE_LIST(DLRNI_ROLE)};
 #undef DLRNI_ROLE
 
-/* How many numbers a role has in this dictionary. They are known to fit: dlrni_dictionary_alloc. */
+/* How many numbers a role has in this dictionary. The product cannot overflow: dlrni_check_sizes
+   has tried it. */
 DLRNI_INTERNAL int64_t dlrni_role_size(const dlrn_dictionary *dict, int role) {
     return dlrni_extent(dict, dlrni_role_table[role].rows) *
            dlrni_extent(dict, dlrni_role_table[role].cols);
 }
 
-/* A family: which roles it has, its formula, and how new weights are drawn. One row each. */
+/* How new weights are drawn. TORCH: as dictionary_learning's AutoEncoder does. TIED: as its TopK
+   and JumpReLU classes do; an encoder that starts as the decoder's transpose leaves fewer features
+   dead (Gao et al., 2024). */
 typedef enum dlrni_start {
     DLRNI_START_TORCH, /* encoder and its bias U(-1/sqrt(d), 1/sqrt(d)), as torch.nn.Linear */
     DLRNI_START_TIED   /* encoder = decoder, biases 0                                       */
 } dlrni_start;
 
+/* What a family is by default. A loaded dictionary may have another k or threshold. */
 typedef struct dlrni_family {
     const char *name;
-    unsigned roles; /* bits */
+    unsigned roles; /* a set: DLRNI_BIT(role) | ... */
     dlrni_start start;
     double threshold; /* of new features, where the family has thresholds */
     dlrn_formula formula;
 } dlrni_family;
 
+/* Sets of roles are bits of an unsigned number. */
 #define DLRNI_BIT(role) (1u << (role))
+/* One affine map in and one out: what most families have. */
 #define DLRNI_AFFINE                                                                               \
     (DLRNI_BIT(DLRN_ENCODER) | DLRNI_BIT(DLRN_ENCODER_BIAS) | DLRNI_BIT(DLRN_DECODER) |            \
      DLRNI_BIT(DLRN_OUTPUT_BIAS))
 
-/* Names are those of dictionary_learning's classes, where it has the family. */
+/* Names are those of dictionary_learning's classes, where it has the family. A formula reads: center,
+   gate, selection, k, threshold, scale of the input, scale of the output. */
 static const dlrni_family dlrni_family_table[] = {
     /* f = ReLU(W_e (x - b) + b_e), x_hat = W_d f + b */
     {"AutoEncoder",
@@ -2833,6 +2841,7 @@ static const dlrni_family dlrni_family_table[] = {
 };
 enum { DLRNI_FAMILIES = sizeof dlrni_family_table / sizeof *dlrni_family_table };
 
+/* The family called `name`; NULL: there is none. */
 DLRNI_INTERNAL const dlrni_family *dlrni_family_named(const char *name) {
     for (int i = 0; i < DLRNI_FAMILIES; i++)
         if (!strcmp(dlrni_family_table[i].name, name)) return &dlrni_family_table[i];
@@ -2841,6 +2850,7 @@ DLRNI_INTERNAL const dlrni_family *dlrni_family_named(const char *name) {
 
 /* ---- Allocation ---- */
 
+/* Parameters that lie in the caller's bytes (dlrn_load_memory) are not freed. */
 DLRN_API void dlrn_dictionary_destroy(dlrn_dictionary *dict) {
     if (!dict) return;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
@@ -2848,11 +2858,13 @@ DLRN_API void dlrn_dictionary_destroy(dlrn_dictionary *dict) {
     dlrn_free(dict->ctx, dict);
 }
 
+/* Encoders compare the count with that of the weights they packed. */
 DLRN_API void dlrn_dictionary_changed(dlrn_dictionary *dict) {
     dict->version++;
 }
 
-/* d_out 0 is d_in, features 0 is d_in: an identity has no other choice. */
+/* What the rest relies on: sizes are positive, a feature fits an int32_t column, and the bytes of
+   each role fit an int64_t. */
 DLRNI_INTERNAL dlrn_status dlrni_check_sizes(dlrn_context *ctx, const dlrni_family *family,
                                              const dlrn_dictionary *dict) {
     int64_t n;
@@ -2871,7 +2883,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_sizes(dlrn_context *ctx, const dlrni_fami
     return DLRN_OK;
 }
 
-/* A dictionary of this family, without parameters. */
+/* A dictionary of this family, without parameters. d_out 0 means d_in. An identity has as many
+   features as inputs, so `features` is not used there. */
 DLRNI_INTERNAL dlrn_status dlrni_dictionary_new(dlrn_context *ctx, const dlrni_family *family,
                                                 int64_t d_in, int64_t d_out, int64_t features,
                                                 dlrn_dictionary **out) {
@@ -2892,13 +2905,13 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_new(dlrn_context *ctx, const dlrni_f
     return s;
 }
 
-/* Room for one role, its numbers not written yet. */
+/* Memory for one role; its numbers are not set. */
 DLRNI_INTERNAL dlrn_status dlrni_param_alloc(dlrn_dictionary *dict, int role) {
     dict->param[role] = DLRNI_NEW(dict->ctx, float, dlrni_role_size(dict, role));
     return dict->param[role] ? DLRN_OK : DLRN_ERR_MEMORY;
 }
 
-/* The same with room for all roles of the family. */
+/* The same with memory for all roles of the family. */
 DLRNI_INTERNAL dlrn_status dlrni_dictionary_alloc(dlrn_context *ctx, const dlrni_family *family,
                                                   int64_t d_in, int64_t d_out, int64_t features,
                                                   dlrn_dictionary **out) {
@@ -2920,9 +2933,9 @@ typedef struct dlrni_start_job {
     uint64_t seed;
 } dlrni_start_job;
 
-/* Task: encoder row j, its bias and atom j, from a random stream of their own, so that neither the
-   number of threads nor F changes what a feature starts from. Always drawn in this order: the bits
-   of an AutoEncoder are those of version 0.1. */
+/* Task: draws encoder row j, its bias and atom j from a random stream of their own, so that neither
+   the number of threads nor F changes what a feature starts from. The order of the draws is fixed,
+   also where a tied start overwrites them: an AutoEncoder has the bits of version 0.1. */
 DLRNI_INTERNAL void dlrni_start_feature(void *arg, int64_t j, int worker) {
     const dlrni_start_job *job = (const dlrni_start_job *)arg;
     dlrn_dictionary *dict = job->dict;
@@ -2935,15 +2948,17 @@ DLRNI_INTERNAL void dlrni_start_feature(void *arg, int64_t j, int worker) {
     for (int64_t i = 0; i < d; i++) encoder[i] = bound * (2.0f * dlrn_rng_uniform(&rng) - 1.0f);
     *bias = bound * (2.0f * dlrn_rng_uniform(&rng) - 1.0f);
     for (int64_t i = 0; i < d_out; i++) atom[i] = dlrn_rng_normal(&rng);
+    /* atoms have unit norm from the start: training keeps it, and losses compare features by it */
     float norm = sqrtf(k->dot(atom, atom, d_out));
     if (norm > 0) k->scale(atom, 1.0f / norm, d_out);
     if (job->family->start == DLRNI_START_TIED) *bias = 0;
+    /* a transcoder's atoms have another width than its encoder's rows: those stay as drawn */
     if (job->family->start == DLRNI_START_TIED && d == d_out)
         memcpy(encoder, atom, (size_t)d * sizeof *encoder);
     if (dict->param[DLRN_THRESHOLD]) dict->param[DLRN_THRESHOLD][j] = (float)job->family->threshold;
 }
 
-/* Whether a formula can be computed with k of so many features. */
+/* Top-k keeps one feature at least, and at most all. */
 DLRNI_INTERNAL dlrn_status dlrni_check_k(dlrn_context *ctx, int64_t k, int64_t features) {
     if (k >= 1 && k <= features) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "k: expected a number from 1 to %lld, found %lld",
@@ -2969,6 +2984,7 @@ DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictio
         }
         (*out)->formula.k = k;
     }
+    /* an identity has nothing to draw */
     if (!family->roles) return DLRN_OK;
     dlrni_start_job job = {*out, family, desc->seed};
     memset((*out)->param[DLRN_OUTPUT_BIAS], 0, (size_t)(*out)->d_out * sizeof(float));
@@ -2976,7 +2992,8 @@ DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictio
     return DLRN_OK;
 }
 
-/* A copy that owns all its parameters. dict may belong to another context. */
+/* A copy that owns all its parameters, also those that `dict` borrows. dict may belong to another
+   context; the copy belongs to ctx. */
 DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_dictionary *dict,
                                                  dlrn_dictionary **out) {
     DLRNI_TRY(dlrni_dictionary_new(ctx, dlrni_family_named(dict->family), dict->d_in, dict->d_out,
@@ -3028,12 +3045,13 @@ DLRNI_INTERNAL int64_t dlrni_round_up(int64_t n, int64_t to) {
     return dlrni_ceil_div(n, to) * to;
 }
 
-/* Bytes of a rounded row of d numbers: whole cache lines. */
+/* Bytes of a rounded row of d numbers: whole cache lines, so that tiles never read a line in part.
+   The end is zeros, which change no sum. */
 DLRNI_INTERNAL int64_t dlrni_screen_width(const dlrni_screen *s, int64_t d) {
     return dlrni_round_up(d * s->size, 64);
 }
 
-/* A norm from its square, rounded up. */
+/* A norm from its square in f32, rounded up: 2^-9 covers the error of a sum of 2^15 squares. */
 DLRNI_INTERNAL double dlrni_norm_above(float square) {
     return sqrt((double)square) * (1 + 1.0 / 512);
 }
@@ -3070,9 +3088,9 @@ DLRNI_INTERNAL void dlrni_screen_set_floor(dlrni_screen_row *row, float floor) {
    its bias less its threshold. */
 DLRNI_INTERNAL void dlrni_screen_feature(const dlrni_screen *s, const dlrni_rounding *r, int64_t d,
                                          int ok, double above, float *coef) {
-    double slack = ((double)(s->sums ? d : 0) + (double)d / 16 + 16) / 16777216;
+    double slack = ((double)(s->sums ? d : 0) + (double)d / 16 + 16) / 16777216; /* g, 2^24 */
     double scale = (double)r->scale, unit = above / scale, full = dlrni_norm_above(r->full);
-    coef[0] = (float)(unit + fabs(unit) / 512);
+    coef[0] = (float)(unit + fabs(unit) / 512);          /* bias less floor, rounded up */
     if (above > 0 && coef[0] < 1e-20f) coef[0] = 1e-20f; /* the division may have lost it */
     coef[DLRNI_GROUP] = (float)(dlrni_norm_above(r->rounded) / scale);
     coef[2 * DLRNI_GROUP] = (float)((dlrni_norm_above(r->error) + slack * full) / scale);
@@ -3120,6 +3138,7 @@ typedef struct dlrni_prepared {
     float *coef;           /* [groups][DLRNI_SCREEN_TERMS][DLRNI_GROUP] */
 } dlrni_prepared;
 
+/* Packing all groups of a dictionary, one task each. */
 typedef struct dlrni_prepare_job {
     const dlrn_dictionary *dict;
     dlrni_prepared *ready;
@@ -3136,7 +3155,8 @@ DLRNI_INTERNAL void dlrni_prepare_group(void *arg, int64_t group, int worker) {
                        j->ready->coef + group * DLRNI_SCREEN_TERMS * DLRNI_GROUP);
 }
 
-/* Whether a screen can serve this dictionary at all. */
+/* Whether a screen can serve this dictionary: it has an encoder, and integer sums of its rows stay
+   below 2^31. */
 DLRNI_INTERNAL int dlrni_screenable(const dlrn_dictionary *dict) {
     return dict->param[DLRN_ENCODER] != NULL && dict->d_in <= DLRNI_SCREEN_DIM;
 }
@@ -3189,11 +3209,11 @@ DLRNI_INTERNAL dlrn_status dlrni_prepare_panels(const dlrn_dictionary *dict, dlr
             +-------------+-------------+-------------+
              '----- a wave: the groups whose lists are in hand: first .. first + wave -----'
 
-   An entry is (row, feature, pre-activation) with pre above the floor (room screen). Two ways lead
-   to the same lists:
-     dense     each tile of rows and features is computed, and what is not above the floor dropped;
-     screened  a screen names the candidates, and only these are computed.
-   A list that overflows counts on, gets more room, and is made again. */
+   An entry is (row, feature, pre-activation) with pre above the floor (room screen). There are two
+   ways to the same lists, bit for bit:
+     dense     computes each tile of rows and features, and drops what does not exceed the floor;
+     screened  computes the candidates that a screen names.
+   A list that overflows only counts from there on. It then gets more room and is made again. */
 
 enum {
     DLRNI_GROUP_SHIFT = 6, /* a key is row << shift | feature in its group             */
@@ -3215,6 +3235,8 @@ typedef struct dlrni_list {
     int32_t start[DLRNI_STRETCH_BLOCKS + 1];
 } dlrni_list;
 
+/* A key holds row and feature in one number, so that a list has two arrays and not three. Sorted
+   keys are sorted by row, then by feature. */
 DLRNI_INTERNAL int64_t dlrni_key_row(int32_t key) {
     return key >> DLRNI_GROUP_SHIFT;
 }
@@ -3256,6 +3278,8 @@ typedef struct dlrni_encoding {
     int64_t floor_cap, best_cap, kept_cap;
 } dlrni_encoding;
 
+/* Nothing is known of the data yet (-1): the first batch works with guesses (dlrni_choose_screen).
+   */
 DLRNI_INTERNAL void dlrni_encoding_init(dlrni_encoding *c, const dlrn_dictionary *dict) {
     memset(c, 0, sizeof *c);
     c->dict = dict;
@@ -3263,6 +3287,7 @@ DLRNI_INTERNAL void dlrni_encoding_init(dlrni_encoding *c, const dlrn_dictionary
     c->active = c->let_through[0] = c->let_through[1] = -1;
 }
 
+/* Frees all lists that were ever made: a shorter batch keeps those of a longer one. */
 DLRNI_INTERNAL void dlrni_encoding_free(dlrni_encoding *c) {
     if (!c->dict) return;
     dlrn_context *ctx = c->dict->ctx;
@@ -3275,6 +3300,7 @@ DLRNI_INTERNAL void dlrni_encoding_free(dlrni_encoding *c) {
     memset(c, 0, sizeof *c);
 }
 
+/* Whether rows have a cut that must be found (room select). */
 DLRNI_INTERNAL int dlrni_selects(const dlrn_dictionary *dict) {
     return dict->formula.select == DLRN_SELECT_TOP_K;
 }
@@ -3288,6 +3314,7 @@ DLRNI_INTERNAL const float *dlrni_center_of(const dlrn_dictionary *dict) {
                                                             : NULL;
 }
 
+/* x [n][d_in] on its way to xc. */
 typedef struct dlrni_input_job {
     const dlrn_dictionary *dict;
     const float *x;
@@ -3295,7 +3322,8 @@ typedef struct dlrni_input_job {
     int64_t n;
 } dlrni_input_job;
 
-/* Task: a block of rows. xc = scale_in x - center */
+/* Task: a block of rows, xc = scale_in x - center. A scale of 1 is skipped, not multiplied with:
+   most dictionaries have none, and the copy is half the work. */
 DLRNI_INTERNAL void dlrni_input_block(void *arg, int64_t block, int worker) {
     const dlrni_input_job *j = (const dlrni_input_job *)arg;
     const dlrni_kernel_table *k = j->dict->ctx->k;
@@ -3317,6 +3345,7 @@ DLRNI_INTERNAL void dlrni_input_block(void *arg, int64_t block, int worker) {
     }
 }
 
+/* xc [n][d_in] = scale_in x - center: what the encoder's rows are multiplied with. x may be xc. */
 DLRNI_INTERNAL void dlrni_input(const dlrn_dictionary *dict, const float *x, int64_t n, float *xc) {
     dlrni_input_job job = {dict, x, xc, n};
     dlrni_parallel_for(dict->ctx, dlrni_ceil_div(n, DLRNI_BLOCK), dlrni_ns(n, dict->d_in),
@@ -3325,6 +3354,7 @@ DLRNI_INTERNAL void dlrni_input(const dlrn_dictionary *dict, const float *x, int
 
 /* ---- Lists ---- */
 
+/* A worker's own scratch: tasks share nothing that is written. */
 DLRNI_INTERNAL unsigned char *dlrni_scratch(const dlrni_encoding *c, int worker) {
     return c->scratch + worker * c->scratch_bytes;
 }
@@ -3340,10 +3370,12 @@ DLRNI_INTERNAL dlrn_status dlrni_need_scratch(dlrni_encoding *c, int64_t bytes) 
     return DLRN_OK;
 }
 
+/* Features of a group: DLRNI_GROUP, fewer in the last one. */
 DLRNI_INTERNAL int64_t dlrni_group_width(const dlrni_encoding *c, int64_t group) {
     return dlrni_min(DLRNI_GROUP, c->dict->features - group * DLRNI_GROUP);
 }
 
+/* The position of the lowest bit; mask is not 0. */
 DLRNI_INTERNAL int dlrni_lowest_bit(uint64_t mask) {
 #if defined(__GNUC__) || defined(__clang__)
     return __builtin_ctzll(mask);
@@ -3354,8 +3386,8 @@ DLRNI_INTERNAL int dlrni_lowest_bit(uint64_t mask) {
 #endif
 }
 
-/* Whether n more entries fit; if not, the list only counts from now on, and is made again with more
-   room. */
+/* Whether n more entries fit. If not, the list only counts from now on: the count says how much
+   room the next attempt needs. */
 DLRNI_INTERNAL int dlrni_list_room(dlrni_list *list, int64_t n) {
     list->whole =
         list->whole && list->count + n <= list->key_cap && list->count + n <= list->val_cap;
@@ -3363,6 +3395,7 @@ DLRNI_INTERNAL int dlrni_list_room(dlrni_list *list, int64_t n) {
     return list->whole;
 }
 
+/* The floor that all features of a row share; their thresholds come on top. */
 DLRNI_INTERNAL float dlrni_row_floor(const dlrni_encoding *c, int64_t row) {
     return c->floor ? c->floor[row] : c->min_floor;
 }
@@ -3382,16 +3415,17 @@ DLRNI_INTERNAL int64_t dlrni_packed_bytes(const dlrni_encoding *c, int64_t n) {
     return n * (DLRNI_GROUP * c->width + coefs) + DLRNI_GROUP * c->width;
 }
 
-/* The features that the bits of a mask stand for. */
+/* Writes the features whose bits are set, ascending; returns how many. Bit 0 is feature f0. */
 DLRNI_INTERNAL int64_t dlrni_features_of(uint64_t mask, int64_t f0, int32_t *feature) {
     int64_t n = 0;
     for (; mask; mask &= mask - 1) feature[n++] = (int32_t)f0 + dlrni_lowest_bit(mask);
     return n;
 }
 
-/* Computes the candidates of n groups on one row: mask [n], DLRNI_SCREEN_ROWS apart. Entries are
-   written without a branch on whether they stay, since that cannot be foreseen. A NaN is not below
-   any floor: it must show. */
+/* Computes the candidates of n groups on one row, in f32 and the canonical order: mask [n],
+   DLRNI_SCREEN_ROWS apart. One call of the kernel takes the candidates of all groups, since a few
+   at a time would leave it idle. Each entry is written, and the count says whether it stays: the
+   processor cannot foresee that as a branch. A NaN passes every floor, since it must show. */
 DLRNI_INTERNAL void dlrni_recompute(const dlrni_encoding *c, const dlrni_packed_group *group,
                                     int64_t n, int64_t row, const uint64_t *mask) {
     const dlrn_dictionary *dict = c->dict;
@@ -3406,6 +3440,7 @@ DLRNI_INTERNAL void dlrni_recompute(const dlrni_encoding *c, const dlrni_packed_
     for (int64_t g = 0; g < n; g++) {
         dlrni_list *list = group[g].list;
         list->candidates += end[g] - p;
+        /* full: this group's entries are counted, not written */
         if (!dlrni_list_room(list, end[g] - p)) p = end[g];
         for (; p < end[g]; p++) {
             float pre = sum[p] + dict->param[DLRN_ENCODER_BIAS][feature[p]];
@@ -3417,7 +3452,8 @@ DLRNI_INTERNAL void dlrni_recompute(const dlrni_encoding *c, const dlrni_packed_
     }
 }
 
-/* Packs those of n groups whose lists must be made; returns how many. */
+/* Packs those of n groups whose lists must be made, or takes their prepared panels; returns how
+   many. Scratch: the rows of the group being packed, n panels, n sets of coefficients. */
 DLRNI_INTERNAL int64_t dlrni_pack_groups(const dlrni_encoding *c, dlrni_list *lists, int64_t n,
                                          int64_t group, unsigned char *scratch,
                                          dlrni_packed_group *out) {
@@ -3443,8 +3479,8 @@ DLRNI_INTERNAL int64_t dlrni_pack_groups(const dlrni_encoding *c, dlrni_list *li
     return count;
 }
 
-/* The lists of n groups on rows r0 .. r1, screened: tile by tile, so that a row is fetched once for
-   all of them. */
+/* The lists of n groups on rows r0 .. r1, screened. Tiles of all groups are taken before the next
+   rows, so that a row is fetched once. */
 DLRNI_INTERNAL void dlrni_list_screened(const dlrni_encoding *c, dlrni_list *lists, int64_t n,
                                         int64_t group, int64_t r0, int64_t r1,
                                         unsigned char *scratch) {
@@ -3465,7 +3501,7 @@ DLRNI_INTERNAL void dlrni_list_screened(const dlrni_encoding *c, dlrni_list *lis
 }
 
 /* pre [n][f1 - f0], rows ld apart = W_e xc without the bias, for features f0 .. f1, at most a
-   group. For one row, a tile of the product would do the work of several. */
+   group. One row goes to the kernel of candidates: a tile of the product would compute several. */
 DLRNI_INTERNAL void dlrni_dense_tile(const dlrn_dictionary *dict, const float *xc, int64_t n,
                                      int64_t f0, int64_t f1, float *pre, int64_t ld) {
     int64_t d = dict->d_in;
@@ -3480,7 +3516,9 @@ DLRNI_INTERNAL void dlrni_dense_tile(const dlrn_dictionary *dict, const float *x
     k->dots(xc, d, encoder, d, feature, f1 - f0, pre);
 }
 
-/* Appends what is above the floors in a tile pre [rows][width], whose first row is `first`. */
+/* Appends what exceeds the floors in a tile pre [rows][width], whose first row is `first`. Without
+   room, the kernel writes to the stack and only its count is used; dlrni_list_room has added a
+   whole group, which is taken off again. */
 DLRNI_INTERNAL void dlrni_collect_tile(const dlrni_encoding *c, dlrni_list *list, const float *pre,
                                        int64_t rows, int64_t width, int64_t first, int64_t f0) {
     const dlrni_kernel_table *k = c->dict->ctx->k;
@@ -3501,7 +3539,7 @@ DLRNI_INTERNAL void dlrni_collect_tile(const dlrni_encoding *c, dlrni_list *list
     }
 }
 
-/* The same for an identity, whose features are the input: all that are not 0. */
+/* The same for an identity, whose features are the inputs that are not 0, negative ones too. */
 DLRNI_INTERNAL void dlrni_collect_identity(const dlrni_encoding *c, dlrni_list *list, int64_t f0,
                                            int64_t width, int64_t first, int64_t rows) {
     for (int64_t i = first; i < first + rows; i++) {
@@ -3524,6 +3562,7 @@ DLRNI_INTERNAL void dlrni_list_dense(const dlrni_encoding *c, dlrni_list *list, 
     list->whole = 1;
     for (int64_t i = r0; i < r1; i += DLRNI_BLOCK) {
         int64_t rows = dlrni_min(DLRNI_BLOCK, r1 - i);
+        /* entries of the block begin here */
         list->start[(i - r0) / DLRNI_BLOCK] = (int32_t)list->count;
         if (dict->formula.gate == DLRN_GATE_IDENTITY) {
             dlrni_collect_identity(c, list, f0, width, i, rows);
@@ -3534,8 +3573,8 @@ DLRNI_INTERNAL void dlrni_list_dense(const dlrni_encoding *c, dlrni_list *list, 
     }
 }
 
-/* Task: the lists of a few groups on one stretch. Stretch by stretch, so that its rows stay in the
-   third cache. */
+/* Task: the lists of a few groups on one stretch. Tasks of one stretch follow each other, so that
+   its rows stay in the third cache. */
 DLRNI_INTERNAL void dlrni_list_task(void *arg, int64_t task, int worker) {
     dlrni_encoding *c = (dlrni_encoding *)arg;
     int64_t tasks = dlrni_ceil_div(c->wave, c->share), stretch = task / tasks;
@@ -3549,7 +3588,7 @@ DLRNI_INTERNAL void dlrni_list_task(void *arg, int64_t task, int worker) {
     for (int64_t g = 0; g < n && !c->screen; g++)
         dlrni_list_dense(c, &lists[g], group + g, r0, r1,
                          (float *)(void *)dlrni_scratch(c, worker));
-    for (int64_t g = 0; g < n; g++)
+    for (int64_t g = 0; g < n; g++) /* blocks behind the last row are empty */
         for (int64_t b = dlrni_ceil_div(r1 - r0, DLRNI_BLOCK); b <= DLRNI_STRETCH_BLOCKS; b++)
             lists[g].start[b] = (int32_t)lists[g].count;
 }
@@ -3606,7 +3645,8 @@ DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_encoding *c, int64_
     return best;
 }
 
-/* Begins a batch xc [n][d_in], which is borrowed until the next. */
+/* Begins a batch xc [n][d_in], which is borrowed until the next. Lists of earlier batches keep
+   their memory; new ones must be zero before they are grown. */
 DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, int64_t n) {
     dlrn_context *ctx = c->dict->ctx;
     int64_t used = c->lists_cap, lists;
@@ -3621,19 +3661,20 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, in
         memset(c->lists + used, 0, (size_t)(c->lists_cap - used) * sizeof *c->lists);
     c->screen = dlrni_choose_screen(c, n);
     c->width = c->screen ? dlrni_screen_width(c->screen, c->dict->d_in) : 0;
+    /* panels are of one format only */
     if (c->ready && c->ready->screen != c->screen) c->ready = NULL;
     return c->screen ? dlrni_encoding_round(c) : DLRN_OK;
 }
 
-/* Room for so many entries; the first `kept` stay. */
+/* Grows a list to `entries`; its first `kept` entries stay. */
 DLRNI_INTERNAL int dlrni_list_grow(dlrn_context *ctx, dlrni_list *list, int64_t kept,
                                    int64_t entries) {
     return DLRNI_GROW(ctx, &list->key, &list->key_cap, kept, entries) &&
            DLRNI_GROW(ctx, &list->val, &list->val_cap, kept, entries);
 }
 
-/* Room for what is expected, so that a first batch is not encoded twice; `share` of the features is
-   active. */
+/* Room for the first batch, of which nothing is known, so that it need not be encoded twice.
+   `share`: of the features, how many may be active. */
 DLRNI_INTERNAL dlrn_status dlrni_first_room(dlrni_encoding *c, double share) {
     int64_t all = dlrni_min(c->n, DLRNI_STRETCH) * DLRNI_GROUP;
     int64_t entries = (int64_t)(share * (double)all) + DLRNI_GROUP;
@@ -3664,7 +3705,7 @@ DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrni_encoding *c, int64_t *missing) 
     return DLRN_OK;
 }
 
-/* What the lists in hand hold, or need. */
+/* Entries of the lists in hand, or how many there would be with enough room. */
 DLRNI_INTERNAL int64_t dlrni_wave_entries(const dlrni_encoding *c) {
     int64_t total = 0;
     for (int64_t s = 0; s < c->stretches; s++)
@@ -3673,6 +3714,7 @@ DLRNI_INTERNAL int64_t dlrni_wave_entries(const dlrni_encoding *c) {
     return total;
 }
 
+/* Candidates of the lists in hand: how well the screen does (dlrni_encoding_learn). */
 DLRNI_INTERNAL int64_t dlrni_wave_candidates(const dlrni_encoding *c) {
     int64_t total = 0;
     for (int64_t s = 0; s < c->stretches; s++)
@@ -3681,8 +3723,8 @@ DLRNI_INTERNAL int64_t dlrni_wave_candidates(const dlrni_encoding *c) {
     return total;
 }
 
-/* The lists of groups first .. first + wave, before selection. Should they hold more than `budget`
-   entries, the wave shrinks to as many groups as fit whatever fires. */
+/* The lists of groups first .. first + wave, before selection. If they hold more than `budget`
+   entries, the wave shrinks to so many groups that even with all features active they would fit. */
 DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, int64_t wave,
                                             int64_t budget) {
     dlrn_context *ctx = c->dict->ctx;
@@ -3691,8 +3733,10 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
     c->wave = dlrni_min(wave, c->groups - first);
     c->share =
         dlrni_min(DLRNI_NEAR_BYTES / (DLRNI_GROUP * (c->width + 4 * c->dict->d_in)), DLRNI_SHARE);
+    /* eight tasks a thread or more, so that the slowest one does not hold up the rest */
     c->share = dlrni_max(dlrni_min(c->share, c->stretches * c->wave / (8 * ctx->threads)), 1);
     DLRNI_TRY(dlrni_need_scratch(c, c->screen ? dlrni_packed_bytes(c, c->share) : tile));
+    /* more than the 3 % of dlrni_choose_screen: too much room costs less than a second pass */
     if (c->screen && c->active < 0) DLRNI_TRY(dlrni_first_room(c, 0.05));
     for (int64_t s = 0; s < c->stretches; s++)
         for (int64_t g = first; g < first + c->wave; g++) c->lists[s * c->groups + g].whole = 0;
@@ -3707,7 +3751,7 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
     return DLRN_OK;
 }
 
-/* After a whole batch: what it says of the next one. */
+/* After a whole batch: its shares are the guess for the next one. */
 DLRNI_INTERNAL void dlrni_encoding_learn(dlrni_encoding *c, int64_t active, int64_t candidates) {
     double all = (double)c->n * (double)c->dict->features;
     c->active = (double)active / all;
@@ -3731,8 +3775,8 @@ DLRNI_INTERNAL void dlrni_block_count(const dlrni_encoding *c, int64_t block, in
     for (int64_t i = 0; i < DLRNI_BLOCK; i++) at[i + 1] += at[i];
 }
 
-/* Writes the entries of a block to where `at` of dlrni_block_count says: features ascending within
-   a row. */
+/* Writes the entries of a block to where `at` of dlrni_block_count says. Lists are visited by
+   group, so that features ascend within a row. */
 DLRNI_INTERNAL void dlrni_block_fill(const dlrni_encoding *c, int64_t block, const int64_t *at,
                                      int32_t *col, float *val) {
     int64_t s = block / DLRNI_STRETCH_BLOCKS, b = block % DLRNI_STRETCH_BLOCKS, to[DLRNI_BLOCK];
@@ -3747,7 +3791,7 @@ DLRNI_INTERNAL void dlrni_block_fill(const dlrni_encoding *c, int64_t block, con
     }
 }
 
-/* The largest number of entries of a block of rows. */
+/* The largest number of entries of a block of rows: how long a slab's arrays must be. */
 DLRNI_INTERNAL int64_t dlrni_block_max(const dlrni_encoding *c) {
     int64_t max = 0;
     for (int64_t s = 0; s < c->stretches; s++)
@@ -3764,20 +3808,21 @@ DLRNI_INTERNAL int64_t dlrni_block_max(const dlrni_encoding *c) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>select
-/* Top-k: of each row only the k best entries stay; of equal ones those with the lower feature.
-   Groups are encoded in ascending order, in rounds. After each round the worst of the k best so far
-   is a floor for the rest: a later feature must be above it, since an equal one would lose to the
-   lower index. So the screen rules out nearly all that cannot be chosen. What comes out, a cut for
+/* Top-k: each row keeps its k best entries; of equal ones those with the lower feature. Groups are
+   encoded in ascending order, in rounds. After each round the worst of a row's k best so far is a
+   floor for the rest: a later feature must exceed it, since an equal one would lose to the lower
+   index. So the screen rules out nearly all features that cannot be chosen. The result, a cut for
    each row, depends neither on the rounds nor on the screen. */
 
-/* Whether a is worse than b: smaller, or equal with a higher feature; a NaN is better than all. */
+/* Whether a is worse than b: smaller, or equal with a higher feature. A NaN is better than all, so
+   that it is chosen and seen. No two entries of a row are equal, so the order is total. */
 DLRNI_INTERNAL int dlrni_is_worse(const dlrni_cut *a, const dlrni_cut *b) {
     int nan_a = a->value != a->value, nan_b = b->value != b->value;
     if (nan_a != nan_b) return nan_b;
     return a->value < b->value || (!(a->value > b->value) && a->feature > b->feature);
 }
 
-/* Puts the worst of a heap [n] on top again, after its top has changed. */
+/* Restores a heap [n], the worst entry on top, after its top has changed. */
 DLRNI_INTERNAL void dlrni_heap_down(dlrni_cut *heap, int64_t n) {
     for (int64_t at = 0, child; (child = 2 * at + 1) < n; at = child) {
         if (child + 1 < n && dlrni_is_worse(&heap[child + 1], &heap[child])) child++;
@@ -3788,6 +3833,7 @@ DLRNI_INTERNAL void dlrni_heap_down(dlrni_cut *heap, int64_t n) {
     }
 }
 
+/* Restores the heap after an entry was added at its end, `at`. */
 DLRNI_INTERNAL void dlrni_heap_up(dlrni_cut *heap, int64_t at) {
     for (int64_t parent; at > 0; at = parent) {
         parent = (at - 1) / 2;
@@ -3798,7 +3844,8 @@ DLRNI_INTERNAL void dlrni_heap_up(dlrni_cut *heap, int64_t at) {
     }
 }
 
-/* Keeps (feature, value) if it is among the k best of the row so far. */
+/* Keeps (feature, value) in heap [k] if it is among the k best of the row so far. O(log k), and a
+   single comparison for most entries of a long row. */
 DLRNI_INTERNAL void dlrni_keep_best(dlrni_cut *heap, int32_t *kept, int64_t k, int32_t feature,
                                     float value) {
     dlrni_cut entry = {value, feature};
@@ -3811,7 +3858,8 @@ DLRNI_INTERNAL void dlrni_keep_best(dlrni_cut *heap, int32_t *kept, int64_t k, i
     }
 }
 
-/* Task: a block of rows takes the entries in hand into its heaps; full heaps raise the floor. */
+/* Task: puts the entries in hand of a block of rows into the rows' heaps. A full heap raises the
+   row's floor, in the screen's format, too. */
 DLRNI_INTERNAL void dlrni_select_block(void *arg, int64_t block, int worker) {
     dlrni_encoding *c = (dlrni_encoding *)arg;
     int64_t s = block / DLRNI_STRETCH_BLOCKS, b = block % DLRNI_STRETCH_BLOCKS,
@@ -3834,7 +3882,7 @@ DLRNI_INTERNAL void dlrni_select_block(void *arg, int64_t block, int worker) {
     }
 }
 
-/* Whether an entry is among the chosen ones of its row. */
+/* Whether an entry is among the chosen ones of its row: a heap that is not full chose all. */
 DLRNI_INTERNAL int dlrni_is_chosen(const dlrni_encoding *c, int64_t row, int32_t feature,
                                    float value) {
     int64_t k = c->dict->formula.k;
@@ -3842,7 +3890,8 @@ DLRNI_INTERNAL int dlrni_is_chosen(const dlrni_encoding *c, int64_t row, int32_t
     return c->kept[row] < k || !dlrni_is_worse(&entry, &c->best[row * k]);
 }
 
-/* Task: drops from one group's lists what is not chosen. */
+/* Task: drops from one group's list what is not chosen, in place. `count` never overtakes `p`, so
+   that nothing is overwritten before it is read. */
 DLRNI_INTERNAL void dlrni_drop_task(void *arg, int64_t task, int worker) {
     dlrni_encoding *c = (dlrni_encoding *)arg;
     int64_t s = task / c->wave, g = c->first + task % c->wave, count = 0;
@@ -3864,6 +3913,7 @@ DLRNI_INTERNAL void dlrni_drop_task(void *arg, int64_t task, int worker) {
     list->count = count;
 }
 
+/* Empty heaps, floors 0. Memory is O(n k), not O(n F). */
 DLRNI_INTERNAL dlrn_status dlrni_select_begin(dlrni_encoding *c) {
     dlrn_context *ctx = c->dict->ctx;
     int64_t size;
@@ -3878,15 +3928,17 @@ DLRNI_INTERNAL dlrn_status dlrni_select_begin(dlrni_encoding *c) {
     return DLRN_OK;
 }
 
-/* The last group of the round that begins with `first`: a 16th, then a quarter, then all. With
-   512 x 32768 and k 64 the rounds pass 3 % of the first 16th and 0.8 % of the rest to the heaps. */
+/* The last group of the round that begins with `first`: a 16th, then a quarter, then all. A short
+   first round sets a floor early, where no row has one yet; more rounds would cost more loops over
+   tasks than they save. With 512 x 32768 and k 64, 3 % of the first 16th and 0.8 % of the rest come
+   to the heaps. */
 DLRNI_INTERNAL int64_t dlrni_round_end(const dlrni_encoding *c, int64_t first) {
     int64_t sixteenth = dlrni_ceil_div(c->groups, 16), quarter = dlrni_ceil_div(c->groups, 4);
     return first < sixteenth ? sixteenth : first < quarter ? quarter : c->groups;
 }
 
 /* Finds the cut of every row, by rounds over all groups. *in_hand: 1 if the lists of all groups
-   have fitted into the budget and are whole. */
+   have fitted into the budget together, so that none must be made again. */
 DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget, int *in_hand) {
     int64_t used = 0;
     *in_hand = 1;
@@ -3898,7 +3950,8 @@ DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget, in
         *in_hand = *in_hand && used <= budget;
     }
     c->cut_known = 1;
-    /* from now on the chosen entries are wanted again, also those equal to the floor */
+    /* Lists made from now on must hold the chosen entries. The cut itself equals the floor, so the
+       floor goes one step down. */
     for (int64_t i = 0; i < c->n; i++) {
         if (c->kept[i] < c->dict->formula.k) continue;
         c->floor[i] = nextafterf(c->floor[i], -INFINITY);
@@ -3907,13 +3960,15 @@ DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget, in
     return DLRN_OK;
 }
 
-/* Candidates and selection together: the lists of groups first .. first + wave, with what is chosen
-   in them. c->wave may come out smaller (dlrni_make_lists). */
+/* Candidates and selection together: the lists of groups first .. first + wave, holding the chosen
+   entries. c->wave may come out smaller (dlrni_make_lists). The cuts are found once for a batch;
+   later waves only use them. */
 DLRNI_INTERNAL dlrn_status dlrni_encoding_load(dlrni_encoding *c, int64_t first, int64_t wave,
                                                int64_t budget) {
     int in_hand = 0;
     if (!dlrni_selects(c->dict)) return dlrni_make_lists(c, first, wave, budget);
     if (!c->cut_known) DLRNI_TRY(dlrni_find_cuts(c, budget, &in_hand));
+    /* the rounds have left the lists of all groups: use them */
     if (in_hand && first == 0 && wave >= c->groups) {
         c->first = 0;
         c->wave = c->groups;
@@ -3925,9 +3980,10 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_load(dlrni_encoding *c, int64_t first,
 
 /* ------------------------------------------------------------------------------------------ */
 // >>decode
-/* x_hat = scale_out (sum of the atoms of the active features + bias + skip x). Only atoms of active
-   features are touched: one task a row. */
+/* x_hat = scale_out (sum of the atoms of the active features + bias + skip x). Only the atoms of
+   active features are read. The order of the sum is fixed: bias, atoms by feature, skip. */
 
+/* Rows to decode, one task each. */
 typedef struct dlrni_decode_job {
     const dlrn_dictionary *dict;
     const dlrn_sparse *codes;
@@ -3935,7 +3991,8 @@ typedef struct dlrni_decode_job {
     float *x_hat;   /* [rows][d_out]                  */
 } dlrni_decode_job;
 
-/* Task: one row. */
+/* Task: one row. The kernel adds several atoms at a time, so that x_hat stays in registers between
+   them. */
 DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t i, int worker) {
     const dlrni_decode_job *j = (const dlrni_decode_job *)arg;
     const dlrn_dictionary *dict = j->dict;
@@ -3954,10 +4011,12 @@ DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t i, int worker) {
     for (int64_t o = 0; j->x && o < d; o++)
         x_hat[o] += (float)dict->formula.scale_in * k->dot(dict->param[DLRN_SKIP] + o * dict->d_in,
                                                            j->x + i * dict->d_in, dict->d_in);
+    /* not `scale != 1`: compilers warn of comparing floats */
     if (scale < 1 || scale > 1) k->scale(x_hat, scale, d);
 }
 
-/* The codes are known to be whole: they were made here, or have been checked. */
+/* x_hat [rows][d_out] from codes whose indices are known to be in range: they were made here, or
+   have been checked. x [rows][d_in] is read if there is a skip. */
 DLRNI_INTERNAL void dlrni_decode_rows(const dlrn_dictionary *dict, const dlrn_sparse *codes,
                                       const float *x, float *x_hat) {
     dlrni_decode_job job = {dict, codes, dict->param[DLRN_SKIP] ? x : NULL, x_hat};
@@ -3975,6 +4034,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_decodes(const dlrn_dictionary *dict) {
                      dict->family);
 }
 
+/* Codes come from the caller or from a file: an index out of range would read foreign memory. */
 DLRN_API dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict, const dlrn_sparse *codes,
                                         float *x_hat) {
     DLRNI_TRY(dlrni_check_decodes(dict));
@@ -3989,6 +4049,8 @@ DLRN_API dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict, const dlrn_
     return DLRN_OK;
 }
 
+/* f becomes codes, 256 rows at a time, so that the copy stays small; zeros then cost no more than
+   the look at them. */
 DLRN_API dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, int64_t n,
                                  float *x_hat) {
     int64_t F = dict->features, block = dlrni_min(n, 256);
