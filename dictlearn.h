@@ -2893,6 +2893,7 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_new(dlrn_context *ctx, const dlrni_f
     if (!dict) return DLRN_ERR_MEMORY;
     dict->ctx = ctx;
     dict->family = family->name;
+    /* a copy: loading and training change k and threshold */
     dict->formula = family->formula;
     dict->d_in = d_in;
     dict->d_out = d_out ? d_out : d_in;
@@ -2927,6 +2928,7 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_alloc(dlrn_context *ctx, const dlrni
 
 /* ---- New weights ---- */
 
+/* Drawing all features of a new dictionary, one task each. */
 typedef struct dlrni_start_job {
     dlrn_dictionary *dict;
     const dlrni_family *family;
@@ -2948,8 +2950,9 @@ DLRNI_INTERNAL void dlrni_start_feature(void *arg, int64_t j, int worker) {
     for (int64_t i = 0; i < d; i++) encoder[i] = bound * (2.0f * dlrn_rng_uniform(&rng) - 1.0f);
     *bias = bound * (2.0f * dlrn_rng_uniform(&rng) - 1.0f);
     for (int64_t i = 0; i < d_out; i++) atom[i] = dlrn_rng_normal(&rng);
-    /* atoms have unit norm from the start: training keeps it, and losses compare features by it */
+    /* atoms start at unit norm, and training keeps them there */
     float norm = sqrtf(k->dot(atom, atom, d_out));
+    /* d_out draws of exactly 0 do not happen, but a division by 0 must not */
     if (norm > 0) k->scale(atom, 1.0f / norm, d_out);
     if (job->family->start == DLRNI_START_TIED) *bias = 0;
     /* a transcoder's atoms have another width than its encoder's rows: those stay as drawn */
@@ -2973,6 +2976,7 @@ DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictio
     if (!family)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "family: expected a name such as %s, found %.80s",
                          dlrni_family_table[0].name, name);
+    /* k is checked before weights are drawn, which may take seconds */
     int64_t k = desc->k ? desc->k : family->formula.k;
     DLRNI_TRY(dlrni_dictionary_alloc(ctx, family, desc->d_in, desc->d_out, desc->features, out));
     if (family->formula.select == DLRN_SELECT_TOP_K) {
@@ -3307,7 +3311,7 @@ DLRNI_INTERNAL int dlrni_selects(const dlrn_dictionary *dict) {
 
 /* ---- Input: x, scaled and centred ---- */
 
-/* What a formula subtracts from x [d_in]; NULL: nothing. */
+/* The vector that a formula subtracts from x [d_in]; NULL: none. */
 DLRNI_INTERNAL const float *dlrni_center_of(const dlrn_dictionary *dict) {
     return dict->formula.center == DLRN_CENTER_OUTPUT_BIAS  ? dict->param[DLRN_OUTPUT_BIAS]
            : dict->formula.center == DLRN_CENTER_INPUT_BIAS ? dict->param[DLRN_INPUT_BIAS]
@@ -3400,7 +3404,7 @@ DLRNI_INTERNAL float dlrni_row_floor(const dlrni_encoding *c, int64_t row) {
     return c->floor ? c->floor[row] : c->min_floor;
 }
 
-/* A group's features, packed for the screen. */
+/* One group while its list is made: features packed for the screen. */
 typedef struct dlrni_packed_group {
     dlrni_list *list;
     int64_t f0;
@@ -3593,7 +3597,7 @@ DLRNI_INTERNAL void dlrni_list_task(void *arg, int64_t task, int worker) {
             lists[g].start[b] = (int32_t)lists[g].count;
 }
 
-/* Task: a block of rows in the screen's format. */
+/* Task: a block of rows in the screen's format, each with its side of the inequality. */
 DLRNI_INTERNAL void dlrni_screen_block(void *arg, int64_t block, int worker) {
     dlrni_encoding *c = (dlrni_encoding *)arg;
     int64_t d = c->dict->d_in, end = dlrni_min((block + 1) * DLRNI_BLOCK, c->n);
@@ -3603,13 +3607,14 @@ DLRNI_INTERNAL void dlrni_screen_block(void *arg, int64_t block, int worker) {
                             c->row + i);
 }
 
-/* Rounds all rows for the screen. */
+/* Rounds all rows for the screen, once for all groups. */
 DLRNI_INTERNAL dlrn_status dlrni_encoding_round(dlrni_encoding *c) {
     dlrn_context *ctx = c->dict->ctx;
     const int64_t beyond = DLRNI_SCREEN_ROWS; /* the last tile reads rows behind the last */
     if (!DLRNI_GROW(ctx, &c->rounded, &c->rounded_cap, 0, (c->n + beyond) * c->width) ||
         !DLRNI_GROW(ctx, &c->row, &c->row_cap, 0, c->n + beyond))
         return DLRN_ERR_MEMORY;
+    /* zeros, so that no result depends on what the memory held */
     memset(c->rounded + c->n * c->width, 0, (size_t)(beyond * c->width));
     memset(c->row + c->n, 0, (size_t)beyond * sizeof *c->row);
     dlrni_parallel_for(ctx, dlrni_ceil_div(c->n, DLRNI_BLOCK), dlrni_ns(c->n, c->dict->d_in),
@@ -3991,8 +3996,7 @@ typedef struct dlrni_decode_job {
     float *x_hat;   /* [rows][d_out]                  */
 } dlrni_decode_job;
 
-/* Task: one row. The kernel adds several atoms at a time, so that x_hat stays in registers between
-   them. */
+/* Task: one row. Tasks write disjoint rows and read shared atoms. */
 DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t i, int worker) {
     const dlrni_decode_job *j = (const dlrni_decode_job *)arg;
     const dlrn_dictionary *dict = j->dict;
@@ -4002,6 +4006,7 @@ DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t i, int worker) {
     float *x_hat = j->x_hat + i * d, scale = (float)dict->formula.scale_out;
     (void)worker;
     if (!dict->param[DLRN_DECODER]) { /* an identity */
+        /* its features are the numbers of x: put them back */
         memset(x_hat, 0, (size_t)d * sizeof *x_hat);
         for (int64_t p = at; p < at + n; p++) x_hat[c->col[p]] = c->val[p];
         return;
@@ -4025,7 +4030,7 @@ DLRNI_INTERNAL void dlrni_decode_rows(const dlrn_dictionary *dict, const dlrn_sp
                        dlrni_decode_task, &job);
 }
 
-/* Features alone do not determine the output of a dictionary with a skip. */
+/* With a skip, the output also depends on x, which codes do not hold. */
 DLRNI_INTERNAL dlrn_status dlrni_check_decodes(const dlrn_dictionary *dict) {
     if (!dict->param[DLRN_SKIP]) return DLRN_OK;
     return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
@@ -4072,8 +4077,13 @@ DLRN_API dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, in
 /* ------------------------------------------------------------------------------------------ */
 // >>encode
 /* The encoder object, and the easy calls on top of it. It owns the scratch of all stages and what
-   they have learned of the data, so that calls after the first few allocate nothing. */
+   they have learned of the data, so that calls after the first few allocate nothing.
 
+   Two paths give the same bits. Few rows (below DLRNI_SCREEN_MIN) are computed into f [n][F]:
+   packing features for a screen, or making lists, would cost more than it saves. Many rows go
+   through lists (room candidates), a stretch at a time. */
+
+/* Everything here is reused from call to call; *_cap is how much an array holds. */
 struct dlrn_encoder {
     const dlrn_dictionary *dict; /* borrowed                                              */
     dlrni_encoding c;
@@ -4088,6 +4098,7 @@ struct dlrn_encoder {
     int64_t heap_cap;
 };
 
+/* Allocates the object alone: scratch comes with the first rows, when sizes are known. */
 DLRN_API dlrn_status dlrn_encoder_create(const dlrn_dictionary *dict, dlrn_encoder **out) {
     dlrn_encoder *e = DLRNI_NEW_ZERO(dict->ctx, dlrn_encoder, 1);
     *out = e;
@@ -4098,6 +4109,7 @@ DLRN_API dlrn_status dlrn_encoder_create(const dlrn_dictionary *dict, dlrn_encod
     return DLRN_OK;
 }
 
+/* Frees what an encoder owns, not the encoder: dlrni_run_once has it on the stack. */
 DLRNI_INTERNAL void dlrni_encoder_clear(dlrn_encoder *e) {
     dlrn_context *ctx = e->dict->ctx;
     dlrni_encoding_free(&e->c);
@@ -4114,6 +4126,8 @@ DLRN_API void dlrn_encoder_destroy(dlrn_encoder *e) {
     dlrn_free(e->dict->ctx, e);
 }
 
+/* The old panels go first, so that two sets are never held. `wanted` stays set if packing runs out
+   of memory: the next call tries again. */
 DLRN_API dlrn_status dlrn_encoder_prepare(dlrn_encoder *e) {
     dlrn_free(e->dict->ctx, e->prepared);
     e->c.ready = NULL;
@@ -4122,8 +4136,8 @@ DLRN_API dlrn_status dlrn_encoder_prepare(dlrn_encoder *e) {
     return dlrni_prepare_panels(e->dict, &e->prepared);
 }
 
-/* One batch of rows on its way to the caller: f [n][F] and codes from row `first` on, either may be
-   NULL. */
+/* One batch of rows on its way to the caller: f [n][F], and codes from row `first` on; either may
+   be NULL. */
 typedef struct dlrni_encode_job {
     dlrn_encoder *e;
     float *f;
@@ -4131,7 +4145,8 @@ typedef struct dlrni_encode_job {
     int64_t first;
 } dlrni_encode_job;
 
-/* Task: writes a block of rows to f, zeros included. */
+/* Task: writes a block of rows to f [n][F], zeros included. Tasks are blocks and not groups: a row
+   of f is then written by one thread. */
 DLRNI_INTERNAL void dlrni_spread_block(void *arg, int64_t block, int worker) {
     const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
     const dlrni_encoding *c = &j->e->c;
@@ -4148,7 +4163,8 @@ DLRNI_INTERNAL void dlrni_spread_block(void *arg, int64_t block, int worker) {
     }
 }
 
-/* Task: counts the entries of a block's rows into row_ptr. */
+/* Task: counts the entries of a block's rows into row_ptr, one place to the right: the sums over
+   rows then turn counts into begins. */
 DLRNI_INTERNAL void dlrni_csr_count_block(void *arg, int64_t block, int worker) {
     const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
     int64_t at[DLRNI_BLOCK + 1] = {0}, i0 = block * DLRNI_BLOCK;
@@ -4158,7 +4174,8 @@ DLRNI_INTERNAL void dlrni_csr_count_block(void *arg, int64_t block, int worker) 
     for (int64_t i = 0; i < DLRNI_BLOCK && i0 + i < j->e->c.n; i++) n[i0 + i] = at[i + 1] - at[i];
 }
 
-/* Task: writes a block's entries to where row_ptr says. */
+/* Task: writes a block's entries to where row_ptr says, so that blocks need not wait for each
+   other. */
 DLRNI_INTERNAL void dlrni_csr_fill_block(void *arg, int64_t block, int worker) {
     const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
     int64_t at[DLRNI_BLOCK + 1];
@@ -4168,7 +4185,8 @@ DLRNI_INTERNAL void dlrni_csr_fill_block(void *arg, int64_t block, int worker) {
     dlrni_block_fill(&j->e->c, block, at, j->codes->col, j->codes->val);
 }
 
-/* Appends the features of the rows in hand to codes. */
+/* Appends the features of the rows in hand to codes: count in parallel, sum, grow once, fill in
+   parallel. */
 DLRNI_INTERNAL dlrn_status dlrni_append_codes(dlrni_encode_job *j) {
     dlrn_context *ctx = j->e->dict->ctx;
     int64_t n = j->e->c.n, blocks = dlrni_ceil_div(n, DLRNI_BLOCK), *p;
@@ -4177,6 +4195,7 @@ DLRNI_INTERNAL dlrn_status dlrni_append_codes(dlrni_encode_job *j) {
     dlrni_parallel_for(ctx, blocks, dlrni_ns(4, dlrni_wave_entries(&j->e->c)),
                        dlrni_csr_count_block, j);
     p = j->codes->row_ptr + j->first;
+    /* counts become begins */
     for (int64_t i = 0; i < n; i++) p[i + 1] += p[i];
     DLRNI_TRY(dlrni_sparse_reserve(ctx, j->codes, j->first + n, p[n]));
     dlrni_parallel_for(ctx, blocks, dlrni_ns(4, dlrni_wave_entries(&j->e->c)), dlrni_csr_fill_block,
@@ -4185,9 +4204,10 @@ DLRNI_INTERNAL dlrn_status dlrni_append_codes(dlrni_encode_job *j) {
     return DLRN_OK;
 }
 
-/* ---- Few rows: packing features for a screen would not pay, unless that is done, nor would lists */
+/* ---- Few rows: dense in f, without lists ---- */
 
-/* Task: the features of a group on all rows, into f [n][F], dense. */
+/* Task: the features of a group on all rows, into f [n][F]. The canonical sum first, then the bias,
+   as in dlrni_recompute: the same bits. */
 DLRNI_INTERNAL void dlrni_few_dense(void *arg, int64_t group, int worker) {
     const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
     const dlrni_encoding *c = &j->e->c;
@@ -4199,11 +4219,13 @@ DLRNI_INTERNAL void dlrni_few_dense(void *arg, int64_t group, int worker) {
     for (int64_t i = 0; i < c->n; i++)
         for (int64_t q = f0; q < f1; q++) {
             float pre = j->f[i * F + q] + dict->param[DLRN_ENCODER_BIAS][q];
+            /* a NaN is not <= and stays, to be seen */
             j->f[i * F + q] = pre <= dlrni_floor_of(threshold, q, 0) ? 0 : pre;
         }
 }
 
-/* Task: the same by the panel that stands ready. */
+/* Task: the same with the group's prepared panel: the screen names the candidates, the others are
+   0. */
 DLRNI_INTERNAL void dlrni_few_screened(void *arg, int64_t group, int worker) {
     const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
     const dlrni_encoding *c = &j->e->c;
@@ -4217,6 +4239,7 @@ DLRNI_INTERNAL void dlrni_few_screened(void *arg, int64_t group, int worker) {
     for (int64_t i = 0; i < c->n; i++) {
         int32_t feature[DLRNI_GROUP];
         float sum[DLRNI_GROUP], *f = j->f + i * dict->features;
+        /* a tile takes several rows at the price of one */
         if (i % c->screen->rows == 0)
             c->screen->tile(panel, c->rounded + i * c->width, c->width, c->width / 4, coef,
                             c->row + i, mask);
@@ -4231,7 +4254,8 @@ DLRNI_INTERNAL void dlrni_few_screened(void *arg, int64_t group, int worker) {
     }
 }
 
-/* Keeps the k best of each row of f [n][F]. */
+/* Keeps the k best of each row of f [n][F], the rest becomes 0. heap [k]; a row with fewer than k
+   active features keeps them all. */
 DLRNI_INTERNAL void dlrni_few_select(const dlrn_dictionary *dict, float *f, int64_t n,
                                      dlrni_cut *heap) {
     int64_t F = dict->features, k = dict->formula.k;
@@ -4246,6 +4270,9 @@ DLRNI_INTERNAL void dlrni_few_select(const dlrn_dictionary *dict, float *f, int6
     }
 }
 
+/* n < DLRNI_SCREEN_MIN rows through all stages. f [n][F] is the caller's, or the encoder's if only
+   codes are wanted. The screen is used if its panels are prepared: then it costs nothing to set up.
+   */
 DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x, int64_t n) {
     dlrn_encoder *e = j->e;
     dlrni_encoding *c = &e->c;
@@ -4265,6 +4292,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
     c->screen = c->ready ? c->ready->screen : NULL;
     c->width = c->ready ? c->ready->width : 0;
     if (c->ready) DLRNI_TRY(dlrni_encoding_round(c));
+    /* no gate: f is the input, also where it is negative */
     if (dict->formula.gate == DLRN_GATE_IDENTITY)
         memcpy(j->f, c->xc, (size_t)(n * dict->features) * sizeof *j->f);
     else
@@ -4278,15 +4306,17 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
 
 /* ---- Many rows ---- */
 
-/* Rows at a time: a stretch, or fewer where the lists would grow beyond 8 M entries; the first rows
-   show how dense they are. */
+/* Rows at a time: a stretch, or fewer where the lists would exceed 8 M entries (64 MB). The density
+   of the last batch tells, with half as much again to spare; before the first, all features count
+   as active. */
 DLRNI_INTERNAL int64_t dlrni_rows_at_once(const dlrni_encoding *c, int64_t left) {
     double row = (c->active >= 0 ? 1.5 * c->active + 0.001 : 1) * (double)c->dict->features;
     int64_t rows = dlrni_min((int64_t)((8 << 20) / row), DLRNI_STRETCH) / DLRNI_BLOCK * DLRNI_BLOCK;
     return dlrni_min(left, dlrni_max(rows, DLRNI_BLOCK));
 }
 
-/* The rows x [n], at most a stretch, through all stages. */
+/* Rows x [n][d_in], at most a stretch, through all stages. All groups are one wave: the lists of a
+   stretch fit into memory. */
 DLRNI_INTERNAL dlrn_status dlrni_encode_stretch(dlrni_encode_job *j, const float *x, int64_t n) {
     dlrn_encoder *e = j->e;
     dlrni_encoding *c = &e->c;
@@ -4303,6 +4333,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_stretch(dlrni_encode_job *j, const float
     return DLRN_OK;
 }
 
+/* x [n][d_in] by the path that suits n. Batches after the first use what the first has shown. */
 DLRNI_INTERNAL dlrn_status dlrni_encode_rows(dlrn_encoder *e, const float *x, int64_t n, float *f,
                                              dlrn_sparse *codes) {
     dlrni_encode_job j = {e, f, codes, 0};
@@ -4320,10 +4351,12 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_rows(dlrn_encoder *e, const float *x, in
     return DLRN_OK;
 }
 
+/* x_hat is decoded from codes, so without codes from the caller the encoder's own take them. */
 DLRN_API dlrn_status dlrn_encoder_run(dlrn_encoder *e, const float *x, int64_t n, float *f,
                                       dlrn_sparse *codes, float *x_hat) {
     const dlrn_dictionary *dict = e->dict;
     DLRNI_REQUIRE(dict->ctx, n >= 0, "n must not be negative");
+    /* panels of old weights would be wrong */
     if (e->wanted && e->version != dict->version) DLRNI_TRY(dlrn_encoder_prepare(e));
     if (x_hat && !codes) codes = &e->codes;
     if (codes) DLRNI_TRY(dlrni_sparse_begin(dict->ctx, codes, dict->features));
@@ -4332,7 +4365,8 @@ DLRN_API dlrn_status dlrn_encoder_run(dlrn_encoder *e, const float *x, int64_t n
     return DLRN_OK;
 }
 
-/* One call with an encoder of its own. */
+/* One call with an encoder of its own, on the stack. What it learns is lost: many calls want a
+   dlrn_encoder. */
 DLRNI_INTERNAL dlrn_status dlrni_run_once(const dlrn_dictionary *dict, const float *x, int64_t n,
                                           float *f, dlrn_sparse *codes, float *x_hat) {
     dlrn_encoder e;
@@ -9085,13 +9119,16 @@ DLRNI_COLD_END
 // >>layouts
 /* How dictionaries lie on disk: one row a layout, used for reading and for writing. A row names the
    tensors, what each of them is, and the shape in which it is stored, in the letters of
-   DLRN_ROLE_LIST: "FI" is [F][d_in]; "IF" is [d_in][F], so transposed against memory; "" is a
-   single number. A row without the letter O has d_out equal to d_in. Layouts that this version
-   cannot read are in the table, too: they are told apart and refused by name. */
+   DLRN_ROLE_LIST: "FI" is [F][d_in]; "IF" is [d_in][F], transposed against memory; "" is a single
+   number. A row without the letter O has d_out equal to d_in. Layouts that this version cannot
+   read are in the table, too, so that they are recognised and refused by name: loaded as another
+   family they would give wrong features without an error. */
 
-/* What a stored tensor is, if it is not a role. */
+/* What a stored tensor is, if it is not a role: k and the mean smallest chosen value (both go to the
+   formula), or the sign of a refused layout. */
 enum { DLRNI_IS_K = DLRN_ROLE_COUNT, DLRNI_IS_LAST_THRESHOLD, DLRNI_IS_SIGN };
 
+/* One tensor of a layout. Files are written in the order of the row. */
 typedef struct dlrni_stored {
     int is; /* a role, or one of the above; DLRNI_IS_SIGN: the layout is known by it alone */
     const char *name;
@@ -9101,6 +9138,8 @@ typedef struct dlrni_stored {
 
 enum { DLRNI_STORED_MAX = 8 };
 
+/* One layout; the first row of a family is the one it is written in. A row ends at the first tensor
+   without a name. */
 typedef struct dlrni_layout {
     const char *name;   /* as users know it: the class of the library that writes it */
     const char *family; /* NULL: refused                                             */
@@ -9132,7 +9171,8 @@ static const dlrni_layout dlrni_layout_table[] = {
       {DLRN_OUTPUT_BIAS, "b_dec", "I", 0},
       {DLRN_THRESHOLD, "threshold", "F", 0}}},
 
-    /* Refused. The first has all names of AutoEncoderTopK: only a config tells them apart. */
+    /* Refused. The first has all names of AutoEncoderTopK: only a config tells them apart. The others
+       are known by one name. The order matters: a sign that several layouts share comes last. */
     {"BatchTopKSAE",
      NULL,
      {{DLRN_OUTPUT_BIAS, "b_dec", "I", 0},
@@ -9154,15 +9194,17 @@ static const dlrni_layout dlrni_layout_table[] = {
 };
 enum { DLRNI_LAYOUTS = sizeof dlrni_layout_table / sizeof *dlrni_layout_table };
 
-/* The files of a dictionary in a folder, in the order in which they are looked for, each with the
-   config that belongs to it. */
+/* The files of a dictionary in a folder, each with its config. The first that exists is taken.
+   trainer_0 is what dictionary_learning's trainSAE writes. The config of a single file is that of
+   the first row. */
 static const char *const dlrni_folder_files[][2] = {{"ae.pt", "config.json"},
                                                     {"ae.safetensors", "config.json"},
                                                     {"ae.npz", "config.json"},
                                                     {"trainer_0/ae.pt", "trainer_0/config.json"}};
 enum { DLRNI_FOLDER_FILES = sizeof dlrni_folder_files / sizeof *dlrni_folder_files };
 
-/* What a config may say of a dictionary: at the top, or in its "trainer" part. */
+/* What a config may say of a dictionary: at the top, or in its "trainer" part, where
+   dictionary_learning puts it. */
 typedef struct dlrni_config_key {
     const char *key;
     dlrn_json_type type;
@@ -9176,6 +9218,7 @@ static const dlrni_config_key dlrni_config_key_table[] = {
 };
 enum { DLRNI_CONFIG_KEYS = sizeof dlrni_config_key_table / sizeof *dlrni_config_key_table };
 
+/* Whether a row lists all tensors of a layout; else it is known by a sign and refused. */
 DLRNI_INTERNAL int dlrni_is_whole_layout(const dlrni_layout *layout) {
     return layout->tensor[0].is != DLRNI_IS_SIGN;
 }
@@ -9195,7 +9238,7 @@ DLRNI_INTERNAL const dlrni_layout *dlrni_layout_of_family(const char *family) {
     return NULL;
 }
 
-/* Names of the layouts that can be read, as "A, B or C". */
+/* Names of the layouts that can be read, as "A, B or C", for errors. */
 DLRNI_INTERNAL void dlrni_readable_layouts(char *text, size_t size) {
     int left = 0, at = 0;
     for (int i = 0; i < DLRNI_LAYOUTS; i++) left += dlrni_layout_table[i].family != NULL;
@@ -9211,7 +9254,13 @@ DLRNI_INTERNAL void dlrni_readable_layouts(char *text, size_t size) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>load
-/* Dictionaries from and to files: find the file, choose the layout, read each tensor of its row. */
+/* Dictionaries from and to files. Loading goes in steps, each with its own errors:
+     find     the file and the config beside it;
+     choose   the layout: what the caller says, else the config, else the tensors' names;
+     match    each tensor of the layout's row: name and shape, and the sizes they agree on;
+     read     into memory, transposed where the layout says so, refusing NaN and infinity;
+     compare  the sizes that the config states.
+   Files are not trusted, and a mistake must show: no step passes over what it does not expect. */
 
 /* An archive whose dictionary is being read. */
 typedef struct dlrni_loading {
@@ -9223,26 +9272,30 @@ typedef struct dlrni_loading {
     int64_t index[DLRNI_STORED_MAX]; /* of the row's tensors in the archive; -1: not there */
 } dlrni_loading;
 
+/* The index of a tensor of the row in the archive; -1: it is not there. */
 DLRNI_INTERNAL int64_t dlrni_find_stored(const dlrni_loading *l, const char *name) {
     char full[64];
     dlrni_print(full, sizeof full, "%s%s", l->prefix, name);
     return dlrn_archive_find(l->a, full);
 }
 
-/* Whether all tensors that a row must have are there. */
+/* Whether all tensors that a row must have are there. Shapes are not compared: a wrong shape is an
+   error about that tensor, not another layout. */
 DLRNI_INTERNAL int dlrni_layout_fits(const dlrni_loading *l, const dlrni_layout *layout) {
     for (const dlrni_stored *t = layout->tensor; t->name; t++)
         if (!t->optional && dlrni_find_stored(l, t->name) < 0) return 0;
     return 1;
 }
 
+/* Whether a layout has a tensor of that name. */
 DLRNI_INTERNAL int dlrni_layout_has(const dlrni_layout *layout, const char *name) {
     for (const dlrni_stored *t = layout->tensor; t->name; t++)
         if (!strcmp(t->name, name)) return 1;
     return 0;
 }
 
-/* The first refused layout whose sign is there, and is no tensor of `known` (or NULL); NULL: none. */
+/* The first refused layout whose sign is there and is no tensor of `known` (NULL: none); NULL:
+   there is none. */
 DLRNI_INTERNAL const dlrni_layout *dlrni_refused_layout(const dlrni_loading *l,
                                                         const dlrni_layout *known) {
     for (int i = 0; i < DLRNI_LAYOUTS; i++) {
@@ -9253,7 +9306,9 @@ DLRNI_INTERNAL const dlrni_layout *dlrni_refused_layout(const dlrni_loading *l,
     return NULL;
 }
 
-/* Chooses the layout by the tensors alone: exactly one row must fit. any: the first one will do. */
+/* Chooses the layout by the tensors alone: exactly one row must fit. To guess between two families
+   would give wrong features without an error. any: the first row will do, since it is only for an
+   error's text. */
 DLRNI_INTERNAL dlrn_status dlrni_detect_layout(dlrni_loading *l, int any) {
     const dlrni_layout *found = NULL;
     for (int i = 0; i < DLRNI_LAYOUTS; i++) {
@@ -9272,10 +9327,12 @@ DLRNI_INTERNAL dlrn_status dlrni_detect_layout(dlrni_loading *l, int any) {
     return DLRN_OK;
 }
 
-/* Chooses the layout: `wanted` (NULL: none), what config names (NULL: none), or what the tensors
-   say. A refused layout is an error that names it. */
+/* Chooses the layout: `wanted`, what the caller or the config says (NULL: nothing), or what the
+   tensors say. If the tensors say otherwise, or are those of a refused layout, the error names
+   both. */
 DLRNI_INTERNAL dlrn_status dlrni_choose_layout(dlrni_loading *l, const dlrni_layout *wanted) {
     const dlrni_layout *refused;
+    /* a backup of a training run: the dictionary is one part of it */
     if (dlrni_find_stored(l, "ae.encoder.weight") >= 0) l->prefix = "ae.";
     if (wanted && dlrni_layout_fits(l, wanted))
         l->layout = wanted;
@@ -9296,12 +9353,13 @@ DLRNI_INTERNAL dlrn_status dlrni_choose_layout(dlrni_loading *l, const dlrni_lay
     return DLRN_OK;
 }
 
-/* A size by its letter: -1 as long as no tensor has told it. */
+/* The size that a letter stands for; -1 until a tensor has told it. d_out is d_in in all layouts
+   here. */
 DLRNI_INTERNAL int64_t *dlrni_size_of(dlrni_loading *l, char letter) {
     return letter == 'F' ? &l->F : &l->I;
 }
 
-/* "[F, d]", or numbers where they are known. */
+/* "[F, d]" for errors, with numbers where they are known. */
 DLRNI_INTERNAL void dlrni_wanted_shape(dlrni_loading *l, const char *shape, char *text,
                                        size_t size) {
     int at = dlrni_print(text, size, "[");
@@ -9315,8 +9373,8 @@ DLRNI_INTERNAL void dlrni_wanted_shape(dlrni_loading *l, const char *shape, char
     dlrni_print(text + at, size - (size_t)at, "]");
 }
 
-/* Finds one tensor of the row and checks its shape; sizes that are not known yet are taken from it.
-   A single number may also be stored as [1]. */
+/* Finds one tensor of the row and checks its shape. Sizes that are not known yet are taken from it;
+   the others must agree. A single number may also be stored as [1]. */
 DLRNI_INTERNAL dlrn_status dlrni_match_tensor(dlrni_loading *l, const dlrni_stored *t,
                                               int64_t *index) {
     char want[64], found[80] = "no such tensor";
@@ -9324,6 +9382,7 @@ DLRNI_INTERNAL dlrn_status dlrni_match_tensor(dlrni_loading *l, const dlrni_stor
     *index = dlrni_find_stored(l, t->name);
     if (*index < 0 && t->optional) return DLRN_OK;
     const dlrn_tensor_info *info = dlrn_archive_info(l->a, *index);
+    /* first compare all sizes, then take them: a wrong shape teaches nothing */
     int same = info && (info->ndim == ndim || (!ndim && info->numel == 1));
     for (int i = 0; same && i < ndim; i++) {
         int64_t n = *dlrni_size_of(l, t->shape[i]);
@@ -9343,7 +9402,7 @@ DLRNI_INTERNAL dlrn_status dlrni_match_tensor(dlrni_loading *l, const dlrni_stor
                      l->a->path, l->prefix, t->name, want, found);
 }
 
-/* The encoder tells both sizes. */
+/* The encoder tells both sizes, so its shape must make sense without the others. */
 DLRNI_INTERNAL dlrn_status dlrni_match_encoder(dlrni_loading *l, const dlrni_stored *t,
                                                int64_t *index) {
     DLRNI_TRY(dlrni_match_tensor(l, t, index));
@@ -9354,7 +9413,8 @@ DLRNI_INTERNAL dlrn_status dlrni_match_encoder(dlrni_loading *l, const dlrni_sto
                      (long long)*dlrni_size_of(l, t->shape[1]));
 }
 
-/* Finds all tensors of the row; the encoder first, so that the errors are about the others. */
+/* Finds all tensors of the row. The encoder first: if sizes disagree, the error is about the other
+   tensor, whose expected shape then shows numbers. */
 DLRNI_INTERNAL dlrn_status dlrni_match_layout(dlrni_loading *l) {
     const dlrni_stored *t = l->layout->tensor;
     l->I = l->F = -1;
@@ -9367,7 +9427,8 @@ DLRNI_INTERNAL dlrn_status dlrni_match_layout(dlrni_loading *l) {
 
 /* ---- Reading tensors ---- */
 
-/* w [n] are the elements of a tensor from `first` on. */
+/* w [n] are the elements of a tensor from `first` on, all of which must be finite: a NaN in a
+   weight would silence or poison every row. */
 DLRNI_INTERNAL dlrn_status dlrni_check_weights(dlrn_archive *a, const char *name, const float *w,
                                                int64_t first, int64_t n) {
     int64_t i = dlrni_first_not_finite(w, n);
@@ -9378,11 +9439,11 @@ DLRNI_INTERNAL dlrn_status dlrni_check_weights(dlrn_archive *a, const char *name
 }
 
 enum {
-    DLRNI_READ_PIECE = 1 << 16, /* elements of a task          */
-    DLRNI_READ_COLUMNS = 64     /* columns of a task, see below */
+    DLRNI_READ_PIECE = 1 << 16, /* elements of a task: enough that tasks cost nothing  */
+    DLRNI_READ_COLUMNS = 64     /* columns of a task: four squares of a cache line each */
 };
 
-/* A tensor that lies in the file as f32: n numbers as they are in memory, or [rows][cols] whose
+/* A tensor that lies in the file as f32: n numbers in the order of memory, or [rows][cols] whose
    columns are the rows in memory. */
 typedef struct dlrni_read_job {
     const unsigned char *from;
@@ -9391,7 +9452,8 @@ typedef struct dlrni_read_job {
     int64_t *bad;          /* [tasks] 1: found a number that is not finite */
 } dlrni_read_job;
 
-/* Task: a piece of a tensor, checked while the first cache has it. */
+/* Task: copies a piece of a tensor, 4096 numbers at a time (16 KB), so that the check finds them in
+   the first cache. A borrowed tensor is only checked. */
 DLRNI_INTERNAL void dlrni_read_piece(void *arg, int64_t task, int worker) {
     const dlrni_read_job *j = (const dlrni_read_job *)arg;
     const int64_t end = dlrni_min((task + 1) * DLRNI_READ_PIECE, j->n);
@@ -9425,8 +9487,8 @@ DLRNI_INTERNAL void dlrni_read_columns(void *arg, int64_t task, int worker) {
         }
 }
 
-/* The bytes of a tensor that lies in the file as native f32, row by row; by_columns: column by
-   column. Else NULL. */
+/* The bytes of a tensor that lies in the file as native f32, row by row; with by_columns, column by
+   column (torch saves a transposed view so). Else NULL. */
 DLRNI_INTERNAL const unsigned char *dlrni_entry_plain(const dlrni_entry *e, int by_columns) {
     int64_t step = 1;
     if (e->info.dtype != DLRN_F32 || e->swap || !dlrni_little_endian()) return NULL;
@@ -9437,8 +9499,8 @@ DLRNI_INTERNAL const unsigned char *dlrni_entry_plain(const dlrni_entry *e, int 
     return e->data + e->offset * 4;
 }
 
-/* Runs a read in tasks. If it meets a number that is not finite, that is looked for again, to be
-   named. */
+/* Runs a read in tasks. Tasks only note that a number is not finite; the first one is then looked
+   for in order, so that the error names the same element for any number of threads. */
 DLRNI_INTERNAL dlrn_status dlrni_read_plain(dlrn_archive *a, const char *name,
                                             const dlrni_read_job *job) {
     dlrni_read_job j = *job;
@@ -9458,7 +9520,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_plain(dlrn_archive *a, const char *name,
 }
 
 /* A tensor of another type or order, read through its strides: [rows][cols], transposed on the way
-   if `turn`, some rows of it at a time: no second copy of the matrix. */
+   if `turn`. 16 rows at a time: no second copy of the matrix. */
 DLRNI_INTERNAL dlrn_status dlrni_read_strided(dlrn_archive *a, int64_t index, const char *name,
                                               int turn, float *to) {
     const dlrn_tensor_info *info = dlrn_archive_info(a, index);
@@ -9480,12 +9542,13 @@ DLRNI_INTERNAL dlrn_status dlrni_read_strided(dlrn_archive *a, int64_t index, co
     return s;
 }
 
-/* Whether a tensor is stored transposed against memory. */
+/* Whether a matrix is stored transposed against memory: F first in one and last in the other. */
 DLRNI_INTERNAL int dlrni_is_turned(const dlrni_stored *t) {
     return strlen(t->shape) == 2 && (t->shape[0] == 'F') != (dlrni_role_table[t->is].rows == 'F');
 }
 
-/* Reads one parameter: borrowed where that is wanted and possible, else into memory of its own. */
+/* Reads one parameter: borrowed where that is wanted and possible, else into memory of its own. The
+   fastest way that fits: as in memory, by columns, through strides. */
 DLRNI_INTERNAL dlrn_status dlrni_read_param(dlrni_loading *l, const dlrni_stored *t, int64_t index,
                                             dlrn_dictionary *dict) {
     const dlrni_entry *e = &l->a->entries[index];
@@ -9510,7 +9573,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_param(dlrni_loading *l, const dlrni_stored
     return dlrni_read_strided(l->a, index, t->name, turn, job.to);
 }
 
-/* Reads a number that belongs to the formula. */
+/* Reads a number that belongs to the formula. k comes as any type, so it is checked to be whole and
+   in range; the threshold of training is only kept. */
 DLRNI_INTERNAL dlrn_status dlrni_read_number(dlrni_loading *l, const dlrni_stored *t, int64_t index,
                                              dlrn_dictionary *dict) {
     float value;
@@ -9528,7 +9592,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_number(dlrni_loading *l, const dlrni_store
                      t->name, (long long)dict->features, (double)value);
 }
 
-/* The dictionary of an archive in the layout that has been matched. */
+/* The dictionary of an archive in the layout that has been matched. Nothing is left behind if a
+   tensor fails. */
 DLRNI_INTERNAL dlrn_status dlrni_read_dictionary(dlrni_loading *l, dlrn_dictionary **out) {
     DLRNI_TRY(
         dlrni_dictionary_new(l->a->ctx, dlrni_family_named(l->layout->family), l->I, 0, l->F, out));
@@ -9545,6 +9610,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_dictionary(dlrni_loading *l, dlrn_dictiona
     return s;
 }
 
+/* Loads from an open archive. `wanted` NULL: the tensors decide. borrow 1: the archive's bytes
+   outlive the dictionary. */
 DLRNI_INTERNAL dlrn_status dlrni_load_archive(dlrn_archive *a, const dlrni_layout *wanted,
                                               int borrow, dlrn_dictionary **out) {
     dlrni_loading l = {a, NULL, "", -1, -1, borrow, {0}};
@@ -9556,7 +9623,8 @@ DLRNI_INTERNAL dlrn_status dlrni_load_archive(dlrn_archive *a, const dlrni_layou
 
 /* ---- The config beside a file ---- */
 
-/* Member `key` of a config, or of its "trainer" part; which of them in `full`. */
+/* Member `key` of a config's "trainer" part, or of its top; `full` is its path, for errors. null
+   counts as absent, since Python writes None so. */
 DLRNI_INTERNAL const dlrn_json *dlrni_config_value(const dlrn_json *root, const char *key,
                                                    char full[64]) {
     dlrni_print(full, 64, "trainer.%s", key);
@@ -9567,7 +9635,8 @@ DLRNI_INTERNAL const dlrn_json *dlrni_config_value(const dlrn_json *root, const 
     return value && value->type != DLRN_JSON_NULL ? value : NULL;
 }
 
-/* A key of the wrong type is an error, so that none is overlooked. Both places are checked. */
+/* A key of the wrong type is an error, so that none is overlooked. Both places are checked, also
+   the one that is not used. */
 DLRNI_INTERNAL dlrn_status dlrni_check_config_types(dlrn_context *ctx, const char *path,
                                                     const dlrn_json *root) {
     static const char *const kinds[] = {"null",   "true or false", "a number",
@@ -9586,7 +9655,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config_types(dlrn_context *ctx, const cha
     return DLRN_OK;
 }
 
-/* The sizes that a config states must be those of the tensors. */
+/* The sizes that a config states must be those of the tensors: else it belongs to another file. */
 DLRNI_INTERNAL dlrn_status dlrni_check_config_sizes(dlrn_context *ctx, const char *path,
                                                     const dlrn_json *root,
                                                     const dlrn_dictionary *dict) {
@@ -9606,7 +9675,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config_sizes(dlrn_context *ctx, const cha
     return DLRN_OK;
 }
 
-/* The layout that a name from a user or a config means; NULL and DLRN_OK if name is NULL. */
+/* The layout that a name means: `key` says where the name stands (an argument, a config's key), for
+   errors. NULL and DLRN_OK if name is NULL. */
 DLRNI_INTERNAL dlrn_status dlrni_resolve_layout(dlrn_context *ctx, const char *path,
                                                 const char *key, const char *name,
                                                 const dlrni_layout **out) {
@@ -9618,7 +9688,8 @@ DLRNI_INTERNAL dlrn_status dlrni_resolve_layout(dlrn_context *ctx, const char *p
                      known, name);
 }
 
-/* A dictionary without weights: its width stands in the config. */
+/* A dictionary without weights: its width stands in the config alone, as a double, so it is checked
+   to be a whole number. */
 DLRNI_INTERNAL dlrn_status dlrni_load_identity(dlrn_context *ctx, const char *path,
                                                const dlrn_json *root, dlrn_dictionary **out) {
     char full[64];
@@ -9636,7 +9707,8 @@ DLRNI_INTERNAL dlrn_status dlrni_load_identity(dlrn_context *ctx, const char *pa
 
 /* ---- Finding and loading ---- */
 
-/* "ae.pt, ae.safetensors or ae.npz", from the table. */
+/* "ae.pt, ae.safetensors or ae.npz", for errors, from the table; the rows of trainer_0 would not
+   help a reader. */
 DLRNI_INTERNAL void dlrni_file_names(char *text, size_t size) {
     int at = 0;
     for (int i = 0; i < 3 && at < (int)size; i++)
@@ -9646,17 +9718,19 @@ DLRNI_INTERNAL void dlrni_file_names(char *text, size_t size) {
                                    : "");
 }
 
+/* A folder without weights is found by its config: an identity has nothing else. */
 DLRN_API dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const char *path, char *file,
                                           char *config, size_t size) {
     int kind = dlrn_file_exists(ctx, path);
     char names[64];
     *file = *config = 0;
+    /* the longest name that is added is trainer_0/config.json */
     if (strlen(path) + 32 > size)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: the path is too long", path);
     if (kind == 0) return dlrn_fail(ctx, DLRN_ERR_IO, "%s: no such file or folder", path);
     if (kind == 1) {
         dlrni_print(file, size, "%s", path);
-        if (!dlrni_sibling(path, "config.json", config, size)) *config = 0;
+        if (!dlrni_sibling(path, dlrni_folder_files[0][1], config, size)) *config = 0;
     } else
         dlrni_print(config, size, "%s/%s", path, dlrni_folder_files[0][1]);
     for (int i = 0; kind == 2 && i < DLRNI_FOLDER_FILES; i++) {
@@ -9673,7 +9747,8 @@ DLRN_API dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const char *path, c
     return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected %s in this folder, found none", path, names);
 }
 
-/* Loads `file` with what its config says, root or NULL. */
+/* Loads `file` ("": there is none) with what its config says; root NULL: there is no config. The
+   caller's layout goes before the config's. */
 DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, const char *config,
                                            const dlrn_json *root, const char *layout,
                                            dlrn_dictionary **out) {
@@ -9706,6 +9781,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, 
     return s;
 }
 
+/* The config is read whole before the file is opened: what it says decides how the file is read. */
 DLRN_API dlrn_status dlrn_load(dlrn_context *ctx, const char *path, const char *layout,
                                dlrn_dictionary **out) {
     char file[4096], config[4096], *text = NULL;
@@ -9721,6 +9797,8 @@ DLRN_API dlrn_status dlrn_load(dlrn_context *ctx, const char *path, const char *
     return s;
 }
 
+/* There is no config beside bytes in memory, so the tensors or `layout` must tell. The archive is
+   closed; parameters point into `bytes`, not into it. */
 DLRN_API dlrn_status dlrn_load_memory(dlrn_context *ctx, const void *bytes, size_t size,
                                       const char *name, const char *layout, dlrn_dictionary **out) {
     dlrn_archive *a;
@@ -9735,7 +9813,7 @@ DLRN_API dlrn_status dlrn_load_memory(dlrn_context *ctx, const void *bytes, size
 
 /* ---- Saving ---- */
 
-/* What could not be loaded again must not replace what may be the last good file. */
+/* A file that could not be loaded again must not replace what may be the last good one. */
 DLRNI_INTERNAL dlrn_status dlrni_check_stored(dlrn_context *ctx, const char *path,
                                               const dlrn_tensor_out *t) {
     const float *w = (const float *)t->data;
@@ -9750,7 +9828,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_stored(dlrn_context *ctx, const char *pat
                      path, t->name, (long long)i, (double)w[i]);
 }
 
-/* The same for all parameters, under the names of their roles. */
+/* The same for all parameters, under the names of their roles, for checkpoints. */
 DLRNI_INTERNAL dlrn_status dlrni_check_savable(const dlrn_dictionary *dict, const char *path) {
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         dlrn_tensor_out t;
@@ -9765,7 +9843,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_savable(const dlrn_dictionary *dict, cons
     return DLRN_OK;
 }
 
-/* The tensors of a dictionary as a layout stores them. */
+/* The tensors of a dictionary as a layout stores them. k and threshold stand here because tensors
+   are written from memory. */
 typedef struct dlrni_saving {
     dlrn_tensor_out tensor[DLRNI_STORED_MAX];
     float *turned[DLRNI_STORED_MAX]; /* owned copies, or NULL */
@@ -9774,7 +9853,7 @@ typedef struct dlrni_saving {
     float threshold;
 } dlrni_saving;
 
-/* Adds one tensor of the row. */
+/* Adds one tensor of the row: borrowed from the dictionary, or a transposed copy. */
 DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
                                             dlrni_saving *s) {
     dlrn_context *ctx = dict->ctx;
@@ -9798,6 +9877,7 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
     return DLRN_OK;
 }
 
+/* All tensors are checked before the file is created. Copies are freed on every way out. */
 DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     dlrn_context *ctx = dict->ctx;
     const dlrni_layout *layout = dlrni_layout_of_family(dict->family);
