@@ -495,8 +495,18 @@ extern "C" {
 /* ------------------------------------------------------------------------------------------ */
 // >>types
 
-/* Every function that can fail returns one of these; the text with file, tensor, expected and found
-   is dlrn_error(ctx). */
+/* Rules for all declarations; only exceptions are said again.
+   NULL      pointers must not be NULL unless the declaration says what NULL means. Every _destroy,
+             _free, _close and _abort takes NULL.
+   shapes    x [n][d] is n rows of d numbers, row by row. F is the number of features. n may be 0,
+             and must not be negative.
+   memory    inputs are borrowed for the call, texts and configurations copied. What a call
+             creates (`out`) is the caller's, to be destroyed before its context. A pointer that is
+             returned as const is borrowed from the object. On failure *out is NULL.
+   threads   one call at a time on a context and the objects made with it. */
+
+/* Every function that can fail returns one of these; dlrn_error(ctx) is the text, with file, tensor,
+   expected and found. */
 #define DLRN_STATUS_LIST(X)                                                                        \
     X(DLRN_OK, "done")                                                                             \
     X(DLRN_END, "the source has no more rows")                                                     \
@@ -517,9 +527,9 @@ typedef enum dlrn_status {
         DLRN_STATUS_COUNT
 } dlrn_status;
 
-/* Element types on disk and in the buffer: X(name, name in safetensors, bytes, code in .npy, name
-   of torch's storage, of torch's dtype); "": the format has no such type. In memory everything is
-   f32. */
+/* Element types of files and of the buffer's store: X(name, name in safetensors, bytes, code in
+   .npy, name of torch's storage, of torch's dtype); "": the format has no such type. All numbers
+   that you pass or get are f32. */
 #define DLRN_DTYPE_LIST(X)                                                                         \
     X(DLRN_F32, "F32", 4, "f4", "Float", "float32")                                                \
     X(DLRN_F16, "F16", 2, "f2", "Half", "float16")                                                 \
@@ -542,13 +552,14 @@ typedef enum dlrn_dtype {
         DLRN_DTYPE_COUNT
 } dlrn_dtype;
 
-/* A context carries what a process shares: allocator, threads, kernels, the text of the last error.
-   Calls on one context (and on the objects made with it) must not overlap; any number of contexts
-   may run at once. */
+/* A context carries what objects share: allocator, threads, kernels, files, the text of the last
+   error. Calls on one context (and on the objects made with it) must not overlap; any number of
+   contexts may run at once. */
 typedef struct dlrn_context dlrn_context;
 
-/* Runs body(arg, task, worker) for every task in [0, n_tasks), in any order, on any threads;
-   0 <= worker < threads, and no two bodies with the same worker overlap. */
+/* One task of a loop. dlrn_parallel_for, or the host's parallel_for, calls it once for each task in
+   [0, n_tasks), in any order, on any thread. 0 <= worker < threads; calls with the same worker must
+   not overlap. */
 typedef void (*dlrn_parallel_body)(void *arg, int64_t task, int worker);
 
 /* Files of a host: an archive in memory, a browser's storage, a test. Every file that a call on the
@@ -583,14 +594,16 @@ typedef struct dlrn_io {
 
 /* All zero is the default. */
 typedef struct dlrn_context_config {
-    int threads;         /* 0: all cores that OpenMP sees; without OpenMP and parallel_for: 1 */
+    int threads;         /* workers. 0: all cores that OpenMP sees, or 1 without OpenMP */
     const char *kernels; /* a set's name (see dlrn_info). NULL or "auto": the environment's
                             DICTLEARN_KERNELS, else the best set that this processor can run */
-    void *(*alloc)(void *user, size_t size); /* both or neither. NULL: DICTLEARN_MALLOC and    */
-    void (*release)(void *user, void *p);    /* DICTLEARN_FREE, which are malloc() and free() */
-    void (*parallel_for)(void *user, int64_t n_tasks, dlrn_parallel_body body,
-                         void *arg); /* NULL: OpenMP */
-    void *user;                      /* handed to the callbacks above */
+    /* The allocator: both or neither; a block of `size` bytes aligned as malloc() does, or NULL.
+       NULL: DICTLEARN_MALLOC and DICTLEARN_FREE, which are malloc() and free(). */
+    void *(*alloc)(void *user, size_t size);
+    void (*release)(void *user, void *p);
+    /* Runs all tasks and returns when they are done. NULL: OpenMP, or the calling thread. */
+    void (*parallel_for)(void *user, int64_t n_tasks, dlrn_parallel_body body, void *arg);
+    void *user; /* handed to the callbacks above */
     dlrn_io io; /* all zero: files of the C library; with DICTLEARN_NO_STDIO: there are none */
 } dlrn_context_config;
 
@@ -604,16 +617,17 @@ typedef struct dlrn_context_info {
                          (OpenMP)" */
 } dlrn_context_info;
 
-/* A view of a matrix of f32: element (i, j) is data[i * stride + j]. Borrowed memory, never freed.
- */
+/* A matrix of f32: element (i, j) is data[i * stride + j]. A view of your memory (dlrn_view), or one
+   that owns it (dlrn_tensor_create). */
 typedef struct dlrn_tensor {
     float *data; /* [rows][cols], rows `stride` floats apart */
     int64_t rows, cols, stride;
 } dlrn_tensor;
 
 /* Feature activations, compressed by row (CSR): row i holds features col[row_ptr[i] ..
-   row_ptr[i+1]-1], ascending, with their values. Zero-initialise, pass to any number of calls, free
-   with dlrn_sparse_free before the context that filled it last. */
+   row_ptr[i+1]-1], ascending, with their values. Zero-initialise it and pass it to any number of
+   calls, which reuse its memory. Free it with dlrn_sparse_free before the context that filled it
+   last is destroyed. */
 typedef struct dlrn_sparse {
     int64_t rows, cols;       /* n, F                                        */
     int64_t *row_ptr;         /* [rows + 1], owned                           */
@@ -626,21 +640,24 @@ typedef struct dlrn_sparse {
 /* ------------------------------------------------------------------------------------------ */
 // >>api-context
 
-/* config may be NULL, which is the same as all zero; it is copied. On failure there is no context to
-   ask for a text: DLRN_ERR_MEMORY, or DLRN_ERR_ARGUMENT for a kernel set that is unknown or that this
-   processor cannot run, a negative number of threads, or half an allocator. */
+/* A new context. config NULL: the same as all zero. On failure there is no context and so no text:
+   DLRN_ERR_MEMORY, or DLRN_ERR_ARGUMENT for a kernel set that is unknown or that this processor
+   cannot run, a negative number of threads, or only one function of an allocator. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_context_create(const dlrn_context_config *config,
                                                     dlrn_context **out);
-DLRN_API void dlrn_context_destroy(dlrn_context *ctx); /* NULL is fine; destroy its objects first */
+/* Destroy the objects made with a context first. */
+DLRN_API void dlrn_context_destroy(dlrn_context *ctx);
+/* What the context runs on; the texts are valid until it is destroyed. */
 DLRN_API dlrn_context_info dlrn_info(const dlrn_context *ctx);
 
-/* The text of the last error, "" if there was none; valid until the next failing call on this
-   context. NULL context: a fixed text. */
+/* The text of the last error, one line of UTF-8; "" if there was none. Valid until the next failing
+   call on this context. ctx NULL: a fixed text. */
 DLRN_API const char *dlrn_error(const dlrn_context *ctx);
-/* For your own sources and models: sets the text (as printf does, but always one line), returns s. */
+/* For your own callbacks: formats the text as printf does, makes it one line, and returns s. */
 DLRN_API DLRN_PRINTF(3, 4) dlrn_status
     dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...);
-DLRN_API const char *dlrn_status_text(dlrn_status s); /* "shapes do not agree" */
+/* "shapes do not agree": a fixed text. */
+DLRN_API const char *dlrn_status_text(dlrn_status s);
 
 /* ------------------------------------------------------------------------------------------ */
 // >>api-dictionary
@@ -652,8 +669,8 @@ DLRN_API const char *dlrn_status_text(dlrn_status s); /* "shapes do not agree" *
     X(DLRN_ENCODER_BIAS, "encoder_bias", 'F', '1')                                                 \
     X(DLRN_DECODER, "decoder_weight", 'F', 'O') /* one atom a row                         */       \
     X(DLRN_OUTPUT_BIAS, "bias", 'O', '1')       /* added to the sum of atoms              */       \
-    X(DLRN_INPUT_BIAS, "input_bias", 'I', '1')  /* subtracted from x, if not the above is */       \
-    X(DLRN_THRESHOLD, "threshold", 'F', '1')    /* a feature is on above it               */       \
+    X(DLRN_INPUT_BIAS, "input_bias", 'I', '1')  /* subtracted from x instead of it        */       \
+    X(DLRN_THRESHOLD, "threshold", 'F', '1')    /* a feature is active above it           */       \
     X(DLRN_SKIP, "skip", 'O', 'I')              /* a linear map of x, added to x_hat      */
 
 typedef enum dlrn_role {
@@ -683,7 +700,8 @@ typedef enum dlrn_select {
     DLRN_SELECT_TOP_K /* the k largest; of equal ones those with the lower index */
 } dlrn_select;
 
-/* All that inference needs beside the parameters, as plain data:
+/* All that inference needs besides the parameters, as plain data. In words: scale and centre x,
+   multiply with each encoder row, gate, select, add the atoms up.
        p = ENCODER (scale_in x - center) + ENCODER_BIAS       f = select(gate(p))
        x_hat = scale_out (f DECODER + OUTPUT_BIAS + SKIP scale_in x) */
 typedef struct dlrn_formula {
@@ -691,18 +709,18 @@ typedef struct dlrn_formula {
     dlrn_gate gate;
     dlrn_select select;
     int64_t k;        /* of DLRN_SELECT_TOP_K; else 0                                         */
-    double threshold; /* mean smallest chosen value that training has seen; -1: never; kept
-                         for files that carry it, inference does not use it                   */
+    double threshold; /* of top-k: mean over training of a batch's smallest chosen value; -1: not
+                         known. Kept for files that carry it; inference does not use it       */
     double scale_in, scale_out; /* 1 unless a file says otherwise                             */
 } dlrn_formula;
 
-/* x [n][d_in] -> f [n][features] -> x_hat [n][d_out]. The fields may be read at any time. Between
-   calls the owned parameters may be written, too; call dlrn_dictionary_changed() afterwards. */
+/* x [n][d_in] -> f [n][features] -> x_hat [n][d_out]. Read the fields at any time. Between calls you
+   may write to the parameters that the dictionary owns; call dlrn_dictionary_changed() then. */
 typedef struct dlrn_dictionary {
     dlrn_context *ctx;             /* borrowed                                           */
     const char *family;            /* "AutoEncoder", "AutoEncoderTopK", ...; never freed */
     int64_t d_in, d_out, features; /* features is F                                      */
-    float *param[DLRN_ROLE_COUNT]; /* by role; NULL: the family has none                 */
+    float *param[DLRN_ROLE_COUNT]; /* by role, shapes as above; NULL: the family has none */
     dlrn_formula formula;
     unsigned borrowed; /* private: bit r: param[r] is another's memory  */
     int64_t version;   /* private: counts changes                       */
@@ -720,73 +738,77 @@ typedef struct dlrn_dictionary_desc {
 
 /* New weights: atoms normal, of unit norm; output bias 0. AutoEncoder: encoder and its bias uniform
    in +-1/sqrt(d_in), as PyTorch draws them. The others: encoder = decoder (where d_in = d_out), its
-   bias 0, thresholds 0.001, as dictionary_learning 0.1.0 does. Owned by the caller. */
+   bias 0, thresholds 0.001, as dictionary_learning 0.1.0 does. DLRN_ERR_ARGUMENT: an unknown
+   family, or a size or k out of range. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_dictionary_create(dlrn_context *ctx,
                                                        const dlrn_dictionary_desc *desc,
                                                        dlrn_dictionary **out);
-DLRN_API void dlrn_dictionary_destroy(dlrn_dictionary *dict); /* NULL is fine */
-/* After writing to parameters: encoders drop what they derived from the old ones. */
+DLRN_API void dlrn_dictionary_destroy(dlrn_dictionary *dict);
+/* Call it after writing to parameters: encoders then drop what they derived from the old ones. */
 DLRN_API void dlrn_dictionary_changed(dlrn_dictionary *dict);
 
 /* Reads a dictionary: a file (.pt, .safetensors, .npz) or a folder with one (ae.pt and config.json,
-   ...). Formats are told by content, layouts by tensor names, shapes and the config beside the
-   file. What they leave open is an error that names the possible layouts; `layout` (NULL: none)
-   settles it: "AutoEncoder", "AutoEncoderTopK", "JumpReluAutoEncoder". Weights that are not finite
-   are an error. Owned by the caller. */
+   ...). The format is recognised by content, the layout by tensor names and the config beside the
+   file. If these leave several layouts, that is an error which names them; `layout` then decides:
+   "AutoEncoder", "AutoEncoderTopK", "JumpReluAutoEncoder"; NULL: no such choice.
+   DLRN_ERR_IO, _FORMAT (malformed), _UNSUPPORTED (another library's layout, an ambiguous one),
+   _SHAPE (tensors that do not fit each other or the config), _VALUE (a weight that is not finite),
+   _MEMORY. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_load(dlrn_context *ctx, const char *path, const char *layout,
                                           dlrn_dictionary **out);
 /* The same from the bytes of a file in memory. `name` stands for the path in errors. Parameters are
-   borrowed from `bytes` where they lie there as f32, aligned and in the order that they have in
-   memory, else copied: keep `bytes` until the dictionary is destroyed, and do not write to its
+   borrowed from `bytes` where they lie there as f32, aligned and in the order of memory; the others
+   are copied. So keep `bytes` until the dictionary is destroyed, and do not write to its
    parameters. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_load_memory(dlrn_context *ctx, const void *bytes, size_t size,
                                                  const char *name, const char *layout,
                                                  dlrn_dictionary **out);
-/* The file that dlrn_load would read for `path` (a file, or a folder), and the config beside it, ""
-   if none: copied into file and config [size]. */
+/* The file that dlrn_load would read for `path` (a file or a folder) and the config beside it, ""
+   where there is none: copied into file [size] and config [size]. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const char *path,
                                                      char *file, char *config, size_t size);
 /* Writes a dictionary in the layout of its family; the format follows path's suffix: .pt (opens in
    dictionary_learning and under torch.load(weights_only=True)), .safetensors, .npz. Atomic: the old
-   file stays until the new one is whole; a pipe or device is written directly. Weights that are not
-   finite are an error. */
+   file stays until the new one is whole; a pipe or device is written directly. DLRN_ERR_ARGUMENT:
+   another suffix; _VALUE: a weight that is not finite; _UNSUPPORTED: an identity, which has no
+   weights. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path);
 
 /* ------------------------------------------------------------------------------------------ */
 // >>api-encode
 
-/* An encoder owns scratch memory, and learns how dense the data is; after its first batches, calls
-   with reused codes allocate nothing. The dictionary is borrowed and must outlive it. One call at a
-   time on one encoder. */
+/* An encoder owns scratch memory and learns how dense the data is: after its first batches, calls
+   with reused codes allocate nothing. The dictionary is borrowed and must outlive it. */
 typedef struct dlrn_encoder dlrn_encoder;
 DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_create(const dlrn_dictionary *dict,
                                                     dlrn_encoder **out);
-DLRN_API void dlrn_encoder_destroy(dlrn_encoder *e); /* NULL is fine */
+DLRN_API void dlrn_encoder_destroy(dlrn_encoder *e);
 /* Packs the encoder's weights in the format of the processor's screen (see SPEED), a quarter to a
-   half of their bytes. Speeds up calls of few rows (one row of 512 x 32768 takes 0.39 of the time
-   with avx512vnni, 0.75 with avx512bf16); does nothing where it would not pay. Results are the same
-   bits. After dlrn_dictionary_changed() the next call packs again. */
+   half of their bytes. Calls of few rows then take less time (one row of 512 x 32768: 0.39 of it
+   with avx512vnni, 0.75 with avx512bf16). Does nothing where that would not pay. Results have the
+   same bits. After dlrn_dictionary_changed() the next call packs again. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_prepare(dlrn_encoder *e);
-/* Encodes x [n][d_in], borrowed. Writes what is not NULL: f [n][F], all features; codes, the active
-   ones as CSR; x_hat [n][d_out], the reconstruction. */
+/* Encodes x [n][d_in]. Each result may be NULL if it is not wanted: f [n][F], all features; codes,
+   the active ones as CSR (earlier contents are replaced); x_hat [n][d_out], the reconstruction. x
+   is not checked: a NaN in a row shows in its features. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_run(dlrn_encoder *e, const float *x, int64_t n,
                                                  float *f, dlrn_sparse *codes, float *x_hat);
 
-/* Easy calls: each makes an encoder for itself. */
+/* Easy calls; each makes an encoder and drops it. x [n][d_in], f [n][F]. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_encode(const dlrn_dictionary *dict, const float *x, int64_t n,
                                             float *f);
 DLRN_API DLRN_CHECK dlrn_status dlrn_encode_sparse(const dlrn_dictionary *dict, const float *x,
                                                    int64_t n, dlrn_sparse *codes);
-/* Reconstruction, and features if codes is not NULL. */
+/* Reconstruction x_hat [n][d_out]; codes: the features, or NULL. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, int64_t n,
                                              float *x_hat, dlrn_sparse *codes);
-/* x_hat [n][d_out] from f [n][F], or from codes. DLRN_ERR_UNSUPPORTED for a dictionary with a skip,
-   whose output also depends on x. */
+/* x_hat [n][d_out] from f [n][F], or from codes with cols = F. DLRN_ERR_UNSUPPORTED for a dictionary
+   with a skip, whose output also depends on x; _SHAPE or _ARGUMENT for codes that do not fit. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, int64_t n,
                                             float *x_hat);
 DLRN_API DLRN_CHECK dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict,
                                                    const dlrn_sparse *codes, float *x_hat);
-DLRN_API void dlrn_sparse_free(dlrn_sparse *codes); /* NULL is fine; leaves it zeroed */
+DLRN_API void dlrn_sparse_free(dlrn_sparse *codes); /* leaves it zeroed, ready for use */
 
 #ifndef DICTLEARN_NO_TRAINING
 /* ------------------------------------------------------------------------------------------ */
@@ -4126,8 +4148,8 @@ DLRN_API void dlrn_encoder_destroy(dlrn_encoder *e) {
     dlrn_free(e->dict->ctx, e);
 }
 
-/* The old panels go first, so that two sets are never held. `wanted` stays set if packing runs out
-   of memory: the next call tries again. */
+/* The old panels go first, so that two sets are never held. If packing runs out of memory, later
+   calls do without panels. */
 DLRN_API dlrn_status dlrn_encoder_prepare(dlrn_encoder *e) {
     dlrn_free(e->dict->ctx, e->prepared);
     e->c.ready = NULL;
