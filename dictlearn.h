@@ -437,12 +437,12 @@
    task        one call of a body of dlrn_parallel_for; tasks share nothing that is written
 
    How to add
-   - a family: a row of dlrni_family_table (room dictionary) with its roles and formula, and a layout. A
-     new parameter is one line of DLRN_ROLE_LIST (room api-dictionary): allocating, saving, moments
-     and checkpoints follow. A new gate sets a floor in room candidates; a new selection sets a cut
+   - a family: a row of dlrni_family_table (room dictionary) with its roles and formula, and a
+     layout. A new parameter is one line of DLRN_ROLE_LIST (room api-dictionary): allocating, saving,
+     moments and checkpoints follow. A new gate sets a floor in room candidates; a new selection sets a cut
      in room select.
-   - a layout: a row of dlrni_layout_table (room layouts) for reading and writing. Its shapes say how
-     each tensor is stored ("IF": transposed). A new file name goes to dlrni_folder_files, a new key
+   - a layout: a row of dlrni_layout_table (room layouts) for reading and writing. Its shapes say
+     how each tensor is stored ("IF": transposed). A new file name goes to dlrni_folder_files, a new key
      of a config to dlrni_config_key_table.
    - a recipe: a block in room recipes and a row of dlrni_recipes. It fills in what differs from the
      reference: defaults, penalty, its slope, an auxiliary loss (room auxiliary), what happens after
@@ -498,15 +498,15 @@ extern "C" {
 /* Rules for all declarations; only exceptions are said again.
    NULL      pointers must not be NULL unless the declaration says what NULL means. Every _destroy,
              _free, _close and _abort takes NULL.
-   shapes    x [n][d] is n rows of d numbers, row by row. F is the number of features. n may be 0,
-             and must not be negative.
+   shapes    x [n][d] is n rows of d numbers, row by row. F is the number of features. A negative n
+             is DLRN_ERR_ARGUMENT.
    memory    inputs are borrowed for the call, texts and configurations copied. What a call
              creates (`out`) is the caller's, to be destroyed before its context. A pointer that is
              returned as const is borrowed from the object. On failure *out is NULL.
    threads   one call at a time on a context and the objects made with it. */
 
-/* Every function that can fail returns one of these; dlrn_error(ctx) is the text, with file, tensor,
-   expected and found. */
+/* Every function that can fail returns one of these; dlrn_error(ctx) is the text, with file,
+   tensor, expected and found. */
 #define DLRN_STATUS_LIST(X)                                                                        \
     X(DLRN_OK, "done")                                                                             \
     X(DLRN_END, "the source has no more rows")                                                     \
@@ -617,8 +617,8 @@ typedef struct dlrn_context_info {
                          (OpenMP)" */
 } dlrn_context_info;
 
-/* A matrix of f32: element (i, j) is data[i * stride + j]. A view of your memory (dlrn_view), or one
-   that owns it (dlrn_tensor_create). */
+/* A matrix of f32: element (i, j) is data[i * stride + j]. A view of your memory (dlrn_view), or
+   one that owns it (dlrn_tensor_create). */
 typedef struct dlrn_tensor {
     float *data; /* [rows][cols], rows `stride` floats apart */
     int64_t rows, cols, stride;
@@ -714,8 +714,8 @@ typedef struct dlrn_formula {
     double scale_in, scale_out; /* 1 unless a file says otherwise                             */
 } dlrn_formula;
 
-/* x [n][d_in] -> f [n][features] -> x_hat [n][d_out]. Read the fields at any time. Between calls you
-   may write to the parameters that the dictionary owns; call dlrn_dictionary_changed() then. */
+/* x [n][d_in] -> f [n][features] -> x_hat [n][d_out]. Read the fields at any time. Between calls
+   you may write to the parameters that the dictionary owns; call dlrn_dictionary_changed() then. */
 typedef struct dlrn_dictionary {
     dlrn_context *ctx;             /* borrowed                                           */
     const char *family;            /* "AutoEncoder", "AutoEncoderTopK", ...; never freed */
@@ -802,8 +802,9 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_encode_sparse(const dlrn_dictionary *dict, 
 /* Reconstruction x_hat [n][d_out]; codes: the features, or NULL. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, int64_t n,
                                              float *x_hat, dlrn_sparse *codes);
-/* x_hat [n][d_out] from f [n][F], or from codes with cols = F. DLRN_ERR_UNSUPPORTED for a dictionary
-   with a skip, whose output also depends on x; _SHAPE or _ARGUMENT for codes that do not fit. */
+/* x_hat [n][d_out] from f [n][F], or from codes with cols = F. DLRN_ERR_UNSUPPORTED for a
+   dictionary with a skip, whose output also depends on x; _SHAPE or _ARGUMENT for codes that do not
+   fit. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, int64_t n,
                                             float *x_hat);
 DLRN_API DLRN_CHECK dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict,
@@ -814,12 +815,15 @@ DLRN_API void dlrn_sparse_free(dlrn_sparse *codes); /* leaves it zeroed, ready f
 /* ------------------------------------------------------------------------------------------ */
 // >>api-buffer
 
-/* Where rows come from. The callbacks are trusted; they run on the calling thread.
-   read: writes up to max_rows consecutive rows of x [.][d_in] and, with a target, of y [.][d_out];
-   *n says how many. Returns DLRN_END with *n 0 when nothing is left, DLRN_STOPPED or
-   DLRN_ERR_CALLBACK to give up. After DLRN_STOPPED buffers and trainers are whole: save them, or
-   call again. position, seek: a number that leads back to the next row to be read (for resuming);
-   give both or neither. error, destroy: may be NULL; the owner of the source calls destroy once. */
+/* Where rows come from. The callbacks run on the calling thread; what they return is trusted.
+   read      writes up to max_rows consecutive rows of x [max_rows][d_in] and, with a target, of
+             y [max_rows][d_out]; *n says how many. Returns DLRN_END with *n 0 when nothing is left,
+             DLRN_STOPPED or DLRN_ERR_CALLBACK to give up. After DLRN_STOPPED buffers and trainers
+             are intact: save them, or call again.
+   position  a number for the next row to be read, and
+   seek      the way back to it, to resume a run; both or neither (NULL).
+   error     the text for a failed read; may be NULL.
+   destroy   called once, by the source's owner; may be NULL. */
 typedef struct dlrn_source {
     int64_t d_in;  /* numbers of a row x                                              */
     int64_t d_out; /* numbers of its target y; 0: no target, x itself is reconstructed */
@@ -831,28 +835,30 @@ typedef struct dlrn_source {
     void *user;
 } dlrn_source;
 
-/* Rows of arrays in memory, borrowed: x [rows][d_in], y [rows][d_out], or NULL and 0. epochs: times
-   through them; 0: without end. */
+/* Rows of arrays in memory, borrowed until the source is destroyed: x [rows][d_in], y
+   [rows][d_out], or NULL and d_out 0. epochs: how many times the rows are read; 0: without end. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_source_from_array(dlrn_context *ctx, const float *x,
                                                        const float *y, int64_t rows, int64_t d_in,
                                                        int64_t d_out, int64_t epochs,
                                                        dlrn_source *out);
-/* Rows of .npy files (f16, f32, f64; C or Fortran order), memory-mapped where the platform can.
-   target may be NULL. */
+/* Rows of .npy files (f16, f32, f64; C or Fortran order), memory-mapped where the platform can:
+   path [rows][d_in]; target [rows][d_out], or NULL. The files must not change while it is open. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_source_from_npy(dlrn_context *ctx, const char *path,
                                                      const char *target, int64_t epochs,
                                                      dlrn_source *out);
 /* A filter: drops the rows of `source` whose x or y holds a number that is not finite. *skipped
    (may be NULL; must outlive the filter) counts them. DLRN_ERR_VALUE after a million in a row.
-   Positions are those of `source`. The struct is copied; owns_source 1: the filter destroys it. */
+   Positions are those of `source`. The struct is copied; owns_source 1: the filter destroys it, 0:
+   you do, after the filter. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *source,
                                                    int owns_source, int64_t *skipped,
                                                    dlrn_source *out);
-DLRN_API void dlrn_source_destroy(dlrn_source *source); /* calls its destroy, zeroes it */
+/* Calls the source's destroy and zeroes the struct. */
+DLRN_API void dlrn_source_destroy(dlrn_source *source);
 
-/* The activation buffer: holds up to `capacity` rows, is refilled from the source when fewer than
+/* The activation buffer holds up to `capacity` rows. It is refilled from the source when fewer than
    half are unread, and hands out rows drawn uniformly without replacement, O(1) a row. At the end
-   of the source it drains to the last. */
+   of the source it hands out all that it still holds. The second column: defaults. */
 typedef struct dlrn_buffer_config {
     int64_t capacity;   /* rows that it can hold                                      3840000 */
     int64_t read_rows;  /* rows wanted from the source in one call                      65536 */
@@ -873,17 +879,18 @@ typedef struct dlrn_buffer_info {
 
 typedef struct dlrn_buffer dlrn_buffer;
 DLRN_API dlrn_buffer_config dlrn_buffer_defaults(void);
-/* Bytes that a buffer will take for such rows, before it is made. d_out 0: no target. */
+/* Bytes that a buffer would take at most for such rows, before it is made. d_out 0: no target. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_config *cfg,
                                                   int64_t d_in, int64_t d_out, uint64_t *bytes);
-/* The source's struct is copied; owns_source 1: the buffer destroys it. Memory grows as rows come,
-   up to dlrn_buffer_bytes(). */
+/* The source's struct is copied; owns_source 1: the buffer destroys it, 0: you do, after the
+   buffer. Memory grows as rows come, up to dlrn_buffer_bytes(). */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_config *cfg,
                                                    const dlrn_source *source, int owns_source,
                                                    dlrn_buffer **out);
-DLRN_API void dlrn_buffer_destroy(dlrn_buffer *buffer); /* NULL is fine */
-/* The next batch: *n rows of x (and y; y == x without a target), borrowed until the next call on
-   this buffer. *n is batch_rows except for the last batch. DLRN_END when drained. */
+DLRN_API void dlrn_buffer_destroy(dlrn_buffer *buffer);
+/* The next batch: x [*n][d_in] and y [*n][d_out] (y == x without a target), borrowed until the next
+   call on this buffer. *n is batch_rows except for the last batch. DLRN_END: none is left. Errors
+   of the source are passed on; DLRN_ERR_VALUE: a row that cannot be stored. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_next(dlrn_buffer *buffer, const float **x,
                                                  const float **y, int64_t *n);
 DLRN_API void dlrn_buffer_describe(const dlrn_buffer *buffer, dlrn_buffer_info *out);
@@ -892,8 +899,8 @@ DLRN_API void dlrn_buffer_describe(const dlrn_buffer *buffer, dlrn_buffer_info *
 // >>api-train
 
 typedef enum dlrn_loss {
-    DLRN_LOSS_NORM,   /* mean_i ||y_i - x_hat_i||: what the reference calls MSE, and what its
-                         published penalties were tuned for */
+    DLRN_LOSS_NORM,   /* mean_i ||y_i - x_hat_i||: what the reference calls MSE; its published
+                         penalties were tuned for it */
     DLRN_LOSS_SQUARED /* mean_i ||y_i - x_hat_i||^2 */
 } dlrn_loss;
 
@@ -902,8 +909,8 @@ typedef enum dlrn_sparsity {
     DLRN_SPARSITY_ENTROPY /* mean_i -sum_j q_ij log(q_ij + 1e-8), q_i = f_i / (sum f_i + 1e-8) */
 } dlrn_sparsity;
 
-/* Start from dlrn_train_defaults(recipe) and change what you want. A column of defaults: those of
-   the recipe "reference". Periods: -1 means never. */
+/* Start from dlrn_train_defaults(recipe) and change what you want. The last column: defaults of the
+   recipe "reference". Periods are in steps; -1 means never. */
 typedef struct dlrn_train_config {
     const char *recipe;      /* how to train; borrowed, NULL: "reference". dlrn_recipe_name() lists
                                 them                                                            */
@@ -920,7 +927,7 @@ typedef struct dlrn_train_config {
     int64_t warmup_steps;    /* the rate at step n is n / warmup_steps of lr; again after each
                                 resampling; 0: no ramp                                     1000 */
     int64_t decay_start;     /* from this step on the rate falls, to 0 at `steps`            -1 */
-    int64_t resample_steps;  /* every so many steps revive dead features                     -1 */
+    int64_t resample_steps;  /* dead features are revived once in so many steps              -1 */
     int64_t resample_rows;   /* rows whose loss is measured for it: a random sample of the
                                 buffer                                                   819200 */
     int64_t ghost_threshold; /* ghost gradients for features silent for more steps than this -1 */
@@ -928,7 +935,7 @@ typedef struct dlrn_train_config {
     int64_t save_steps;      /*                                                              -1 */
     uint64_t seed;           /* of the weights and of resampling                              0 */
     int compat;              /* 1: the reference's code of March 2024, number for number      0 */
-    /* Settings that some recipes use; the others leave them as their defaults are. */
+    /* Settings that only some recipes use; leave the others' defaults alone. */
     double clip;                   /* largest norm of the whole gradient; 0: no limit         0 */
     int64_t sparsity_warmup_steps; /* the penalty's weight grows over so many steps           0 */
     int64_t k;                     /* features that a row keeps                               0 */
@@ -942,7 +949,7 @@ typedef struct dlrn_train_config {
     dlrn_buffer_config buffer;     /* for dlrn_train(), which makes a buffer of its own         */
 } dlrn_train_config;
 
-/* What a step saw. The losses are those of the step's own forward pass, before its update. */
+/* The figures of one step. Losses are those of its forward pass, before its update. */
 typedef struct dlrn_train_stats {
     int64_t step;               /* of this step, from 0                                     */
     int64_t rows;               /* of its batch                                             */
@@ -952,7 +959,7 @@ typedef struct dlrn_train_stats {
     double auxiliary_loss;      /* ghosts or AuxK, without its weight; 0: no dead features  */
     double l0;                  /* mean number of active features a row                     */
     double lr;                  /* rate of this step's update                               */
-    int64_t dead;               /* features that are dead by the period in force            */
+    int64_t dead;               /* features silent for longer than the recipe's period      */
     int64_t resampled;          /* features revived after this step                         */
 } dlrn_train_stats;
 
@@ -961,38 +968,41 @@ typedef struct dlrn_trainer dlrn_trainer;
    dlrn_trainer_create. */
 DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe);
 DLRN_API const char *dlrn_recipe_name(int index); /* 0, 1, ... until NULL */
-/* init: weights to start from (copied; of any context), or NULL: new ones by cfg.seed. buffer:
-   where _step takes its batches from, borrowed; NULL if only _step_on is used (then resampling
-   needs calls to _resample_on). */
+/* A new trainer; cfg is copied. init: weights to start from (copied; of any context), or NULL: new
+   ones by cfg.seed. buffer: where _step takes its batches from; borrowed, must outlive the trainer;
+   NULL if you only call _step_on (then also call _resample_on for resampling). DLRN_ERR_ARGUMENT
+   names a setting that is out of range, DLRN_ERR_SHAPE sizes that do not agree. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *cfg,
                                                     const dlrn_dictionary *init,
                                                     dlrn_buffer *buffer, dlrn_trainer **out);
-DLRN_API void dlrn_trainer_destroy(dlrn_trainer *trainer); /* NULL is fine */
-/* One step on the buffer's next batch; DLRN_END when it is drained, or after cfg.steps steps. stats
-   may be NULL. After DLRN_ERR_MEMORY or DLRN_STOPPED call it again before any other call on the
-   buffer: the result is as if nothing had happened. If memory runs out while weights are being
-   written (possible only where the lists of a batch exceed their budget), the trainer is broken:
-   every later call fails. */
+DLRN_API void dlrn_trainer_destroy(dlrn_trainer *trainer);
+/* One step on the buffer's next batch. DLRN_END: no batch is left, or cfg.steps are done. stats may
+   be NULL. After DLRN_ERR_MEMORY or DLRN_STOPPED call it again before any other call on the buffer:
+   the result is as if it had not been interrupted. If memory runs out while weights are being
+   written (possible only where the lists of a batch exceed their budget), the trainer cannot go on:
+   every later step fails. Resume from a checkpoint. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_step(dlrn_trainer *trainer, dlrn_train_stats *stats);
-/* stop (or NULL) is polled during a resampling; not 0 ends the call with DLRN_STOPPED. */
+/* stop (NULL: none) is polled during a resampling. If it returns other than 0, the call ends with
+   DLRN_STOPPED. */
 DLRN_API void dlrn_trainer_on_stop(dlrn_trainer *trainer, int (*stop)(void *user), void *user);
 /* One step on these rows: x [n][d_in], y [n][d_out], or NULL for x. After DLRN_ERR_MEMORY or
    DLRN_STOPPED pass the same arrays again: other rows are refused until the step is finished. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_step_on(dlrn_trainer *trainer, const float *x,
                                                      const float *y, int64_t n,
                                                      dlrn_train_stats *stats);
-/* Losses of these rows with the present weights; counts nothing, changes nothing. stats may be
-   NULL: then it only says whether they are finite. */
+/* Losses of the rows x [n][d_in], y [n][d_out] or NULL for x, with the present weights. Nothing
+   changes. stats NULL: the status only says whether they are finite (DLRN_ERR_VALUE: they are
+   not). */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_loss(dlrn_trainer *trainer, const float *x,
                                                   const float *y, int64_t n,
                                                   dlrn_train_stats *stats);
-/* Revives the features that are dead now with rows drawn from x, y; *resampled (may be NULL) says
-   how many. */
+/* Revives the features that are dead now with rows drawn from x [n][d_in], y [n][d_out] or NULL;
+   *resampled (may be NULL) says how many. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_resample_on(dlrn_trainer *trainer, const float *x,
                                                          const float *y, int64_t n,
                                                          int64_t *resampled);
-DLRN_API dlrn_dictionary *
-dlrn_trainer_dictionary(dlrn_trainer *trainer); /* borrowed; lives as long as the trainer */
+/* The dictionary being trained: borrowed, lives as long as the trainer. */
+DLRN_API dlrn_dictionary *dlrn_trainer_dictionary(dlrn_trainer *trainer);
 /* All of a trainer's state, borrowed. Moments have the shape of their parameter; NULL where the
    dictionary has none. */
 typedef struct dlrn_trainer_state {
@@ -1004,26 +1014,28 @@ typedef struct dlrn_trainer_state {
 } dlrn_trainer_state;
 DLRN_API dlrn_trainer_state dlrn_trainer_state_of(const dlrn_trainer *trainer);
 /* The gradients of the loss at the present weights; nothing changes. out [DLRN_ROLE_COUNT]: each
-   NULL or of the shape of its parameter; the decoder's before projection. For tests. */
+   NULL or of the shape of its parameter; the decoder's before its part along each atom is
+   removed. For tests. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_gradients(dlrn_trainer *trainer, const float *x,
                                                        const float *y, int64_t n,
                                                        float *const *out);
 
 /* Writes all that is needed to go on with the same bits: weights, moments, counters, configuration,
    the buffer's unread rows and the source's position (where it has one). One file, a .safetensors
-   by name, atomic. Weights that are not finite are an error: the file that is there may be the last
-   good one. */
+   by name, atomic. DLRN_ERR_VALUE: weights that are not finite; the older file stays, since it may
+   be the last good one. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_save(const dlrn_trainer *trainer, const char *path);
-/* cfg NULL: the saved configuration. One that contradicts the saved one in recipe, d_in, d_out, F,
-   k or compat is an error. */
+/* Goes on from a checkpoint. cfg NULL: the saved configuration; another one must agree with it in
+   recipe, d_in, d_out, F, k and compat. buffer: new or NULL, borrowed; the saved rows are put into
+   it, and its source is moved to the saved position. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path,
                                                     const dlrn_train_config *cfg,
                                                     dlrn_buffer *buffer, dlrn_trainer **out);
 
 /* The whole run: shuffles the rows of `source` (borrowed) through a buffer as cfg.buffer says, and
-   steps until cfg.steps or the end of the data. progress (or NULL) sees every step's figures;
-   returning anything but DLRN_OK ends the run. After DLRN_STOPPED the dictionary so far is still
-   given. */
+   steps until cfg.steps or the end of the data. progress (or NULL) is called after every step; if
+   it returns anything but DLRN_OK, that status ends the run. After DLRN_STOPPED *out is the
+   dictionary so far. */
 typedef dlrn_status (*dlrn_progress)(void *user, dlrn_trainer *trainer,
                                      const dlrn_train_stats *stats);
 DLRN_API DLRN_CHECK dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *cfg,
@@ -1036,11 +1048,11 @@ DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text
 /* ------------------------------------------------------------------------------------------ */
 // >>api-metrics
 
-/* Rates and means over `rows` rows, in one streaming pass. Shares are fractions of 1. NaN: not
+/* Means over `rows` rows, in one streaming pass, summed in f64. Shares are fractions of 1. NaN: not
    measured. */
 typedef struct dlrn_metrics {
     int64_t rows;
-    double mse_loss;      /* mean ||y - x_hat||^2; compat: the mean norm, squared               */
+    double mse_loss;      /* mean ||y - x_hat||^2; compat: the square of the mean norm          */
     double l2_loss;       /* mean ||y - x_hat||                                                 */
     double sparsity_loss; /* mean L1 of f, or entropy                                           */
     double variance_explained;         /* 1 - sum_j var(y - x_hat)_j / sum_j var(y)_j         */
@@ -1052,8 +1064,8 @@ typedef struct dlrn_metrics {
     double l2_ratio;    /* mean ||x_hat|| / ||y||                                             */
     double relative_reconstruction_bias; /* E ||x_hat||^2 / E <y, x_hat> */
     int64_t dead, dense; /* features that never fire; that fire on more than 10 % of the rows  */
-    /* With a language model: cross-entropy in nats a token, as it is, with the site replaced by its
-       reconstruction, with the site set to zero. */
+    /* With a language model: cross-entropy in nats a token of the model unchanged, with the site
+       replaced by its reconstruction, and with the site set to zero. */
     double loss_original, loss_reconstructed, loss_zero;
     double ce_diff;            /* reconstructed - original                       */
     double share_recovered;    /* (reconstructed - zero) / (original - zero)     */
@@ -1061,16 +1073,17 @@ typedef struct dlrn_metrics {
 } dlrn_metrics;
 
 /* A change to the activations of a model's sites while it runs. For each watched site the model
-   calls edit(user, site, x, out, n): x [n][d_in] the activations a dictionary would read there (for
-   in_to_out: the MLP's input), out [n][d_out] what the model would go on with, to be overwritten in
-   place. Padding rows are not passed. */
+   calls edit(user, site, x, out, n). x [n][d_in]: what a dictionary reads there (for in_to_out: the
+   MLP's input). out [n][d_out]: what the model goes on with; edit overwrites it. Leave padding rows
+   out. */
 typedef struct dlrn_edit {
     dlrn_status (*edit)(void *user, int site, const float *x, float *out, int64_t n);
     void *user;
 } dlrn_edit;
 
-/* A model with a text to be judged on. cross_entropy: mean over all next tokens of all documents;
-   edit NULL: as is. It must give the same tokens every time. */
+/* A model and the documents that it is measured on. cross_entropy: *nats is the mean over all next
+   tokens of all documents, *tokens their number; edit NULL: the model unchanged. The tokens must be
+   the same every time. */
 typedef struct dlrn_language_model {
     dlrn_status (*cross_entropy)(void *user, const dlrn_edit *edit, double *nats, int64_t *tokens);
     const char *(*error)(void *user); /* text for a failed call; may be NULL */
@@ -1088,18 +1101,19 @@ typedef struct dlrn_eval_config {
 
 typedef struct dlrn_evaluator dlrn_evaluator;
 DLRN_API dlrn_eval_config dlrn_eval_defaults(void);
-/* Called after each batch with the rows counted so far; anything but DLRN_OK ends the evaluation with that status. */
+/* Called after each batch with the rows counted so far. Any status but DLRN_OK ends the evaluation
+   with that status. */
 typedef dlrn_status (*dlrn_eval_progress)(void *user, int64_t rows);
-/* The easy call: rows of the source until cfg.rows or its end; cross-entropies if lm is not NULL.
-   cfg may be NULL (the defaults), progress, too. After DLRN_STOPPED `out` tells of the rows so far,
-   without cross-entropies. */
+/* The easy call: reads the source until cfg.rows or its end. cfg NULL: the defaults; lm NULL: no
+   cross-entropies; progress may be NULL. source is borrowed. After DLRN_STOPPED `out` holds the
+   figures of the rows so far, without cross-entropies. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_evaluate(
     const dlrn_dictionary *dict, const dlrn_eval_config *cfg, const dlrn_source *source,
     const dlrn_language_model *lm, dlrn_eval_progress progress, void *user, dlrn_metrics *out);
-/* The same in pieces: create, add rows as they come, finish. After its first batches an evaluator
-   allocates nothing. A call of _add with up to cfg.batch_size rows counts all of them or, if it
-   fails, none, and may be repeated; if a larger call fails after some of its rows were counted, the
-   evaluator refuses to go on. y may be NULL: x. */
+/* The same in pieces: create, add rows x [n][d_in], y [n][d_out] (NULL: x) as they come, finish.
+   cfg NULL: the defaults; dict is borrowed. After its first batches an evaluator allocates nothing.
+   A call of _add with up to cfg.batch_size rows that fails counts none of them and may be repeated.
+   If a larger call fails after some of its rows were counted, the evaluator refuses to go on. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict,
                                                       const dlrn_eval_config *cfg,
                                                       dlrn_evaluator **out);
@@ -1107,17 +1121,17 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_add(dlrn_evaluator *e, const floa
                                                    const float *y, int64_t n);
 DLRN_API DLRN_CHECK dlrn_status
 dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out); /* cross-entropies are NaN */
-DLRN_API const int64_t *
-dlrn_evaluator_fired(const dlrn_evaluator *e);           /* [F] rows on which each feature fired */
-DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e); /* NULL is fine */
-/* Cross-entropies with one or several dictionaries spliced in at once: dicts [lm->sites]. Fills only
-   their fields of out. */
+/* [F] the number of rows on which each feature fired. */
+DLRN_API const int64_t *dlrn_evaluator_fired(const dlrn_evaluator *e);
+DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e);
+/* Cross-entropies with a dictionary spliced in at every site: dicts [lm->sites]. Sets the fields of
+   the language model in out, and no other. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_loss_recovered(dlrn_context *ctx,
                                                     const dlrn_dictionary *const *dicts,
                                                     const dlrn_language_model *lm,
                                                     dlrn_metrics *out);
-/* Firing frequencies in `bins` log bins from 1e-5 to 1: count [bins]; edge [bins + 1] (or NULL);
-   never-firing features are in no bin, those below 1e-5 in the first. */
+/* How many features fire how often: `bins` bins, logarithmic from 1e-5 to 1. count [bins]; edge
+   [bins + 1], or NULL. Features that never fire are in no bin, those below 1e-5 in the first. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e, int bins,
                                                          double *edge, int64_t *count);
 #endif /* DICTLEARN_NO_TRAINING */
@@ -1126,10 +1140,11 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e
 // >>api-tensor
 
 /* Describes a matrix that you own: rows of `cols` floats, `stride` floats apart. `data` is const so
-   that operands can be described too; the result of a product must point to memory of yours that
-   may be written. */
+   that operands can be described, too; the result of a product must be memory that you may write
+   to. */
 DLRN_API dlrn_tensor dlrn_view(const float *data, int64_t rows, int64_t cols, int64_t stride);
-/* An owned matrix of zeros, 64-byte aligned; DLRN_ERR_MEMORY if rows * cols overflows. */
+/* A matrix of zeros, 64-byte aligned, freed by dlrn_tensor_free. DLRN_ERR_MEMORY also if rows *
+   cols overflows. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_tensor_create(dlrn_context *ctx, int64_t rows, int64_t cols,
                                                    dlrn_tensor *out);
 DLRN_API void dlrn_tensor_free(dlrn_context *ctx, dlrn_tensor *t);
@@ -1140,13 +1155,14 @@ typedef enum dlrn_matmul_op {
     DLRN_TN  /* c [m][n] = a [k][m]^T b [k][n] */
 } dlrn_matmul_op;
 /* c = op(a, b) + beta * c, beta 0 or 1 (0: c is not read). c must not overlap a or b.
-   work NULL: on the context's threads, with memory from its allocator. Else: on the calling thread
-   alone, within work [DLRN_MATMUL_WORK] (64-byte aligned): for products inside a body of
-   dlrn_parallel_for, one work per worker. The bits are the same (except with DICTLEARN_CBLAS, which
-   computes the products without work). */
+   work NULL: on the context's threads, with memory from its allocator. Else on the calling thread
+   alone, with work [DLRN_MATMUL_WORK] (64-byte aligned) as its only memory: for products inside a
+   body of dlrn_parallel_for, one work per worker. Both give the same bits, unless DICTLEARN_CBLAS
+   computes the products without work. DLRN_ERR_SHAPE: shapes do not agree. */
 enum { DLRN_MATMUL_WORK = 512 * 48 };
 DLRN_API DLRN_CHECK dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a,
                                             dlrn_tensor b, float beta, dlrn_tensor c, float *work);
+/* a [n], b [n], x [n], y [n]: the same bits with every kernel set. */
 DLRN_API float dlrn_dot(dlrn_context *ctx, const float *a, const float *b, int64_t n);
 DLRN_API float dlrn_norm(dlrn_context *ctx, const float *a, int64_t n); /* Euclidean */
 /* y += a * x */
@@ -1159,8 +1175,8 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_topk(dlrn_context *ctx, const float *x, int
 DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_parallel_body body,
                                 void *arg);
 
-/* Philox4x32-10: number `counter` of stream `stream` of `seed`, without state beyond these three.
- */
+/* Philox4x32-10 (Salmon et al., 2011): number `counter` of stream `stream` of `seed`. These three
+   are all its state, so streams can be drawn from in any order. */
 typedef struct dlrn_rng {
     uint64_t seed, stream, counter;
 } dlrn_rng;
@@ -1174,9 +1190,9 @@ DLRN_API const char *dlrn_dtype_name(dlrn_dtype t); /* "F32" */
 /* ------------------------------------------------------------------------------------------ */
 // >>api-files
 
-/* Paths are UTF-8 or whatever the system's fopen takes; "-" is standard input or output. What is
-   returned as const is borrowed. Every close, abort and free takes NULL. An archive, a writer and
-   a JSON tree are used by one thread at a time, and closed before their context. */
+/* Paths are UTF-8, or what the system's fopen takes; "-" is standard input or output. Files are not
+   trusted: sizes and offsets are checked before memory is allocated. Every call here may return
+   DLRN_ERR_IO or DLRN_ERR_MEMORY; readers also DLRN_ERR_FORMAT and DLRN_ERR_UNSUPPORTED. */
 
 /* ---- Archives of tensors ---- */
 
@@ -1190,17 +1206,17 @@ typedef struct dlrn_tensor_info {
 } dlrn_tensor_info;
 
 /* A file of named tensors, read-only: torch .pt (zip, or the form before 1.6), .safetensors, .npz,
-   .npy (one tensor, named ""). The format is told by content, not by name; a path that ends in
-   .index.json opens all shards of a model as one archive. Nothing in a file is executed. The file
-   is mapped where possible and must not change while it is open. */
+   .npy (one tensor, named ""). The format is recognised by content, not by name; a path that ends
+   in .index.json opens all shards of a model as one archive. Nothing in a file is executed. The
+   file is mapped where possible and must not change while it is open. */
 typedef struct dlrn_archive dlrn_archive;
 
-/* Opens an archive and checks its structure, and the CRCs of a zip. *out is NULL on failure:
-   DLRN_ERR_IO, _FORMAT (malformed), _UNSUPPORTED (a type or opcode that is not read), _MEMORY. */
+/* Opens an archive and checks its structure, and the CRCs of a zip. DLRN_ERR_UNSUPPORTED: a type or
+   opcode that is not read. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_open(dlrn_context *ctx, const char *path,
                                                   dlrn_archive **out);
-/* The same from bytes in memory, which are borrowed and must stay until the archive is closed.
-   `name` stands for the path in errors. */
+/* The same from bytes in memory, which are borrowed until the archive is closed. `name` stands for
+   the path in errors. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_open_memory(dlrn_context *ctx, const void *bytes,
                                                          size_t size, const char *name,
                                                          dlrn_archive **out);
@@ -1241,14 +1257,14 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_archive_write(dlrn_context *ctx, const char
 
 /* ---- Files that grow ---- */
 
-/* A file that is written piece by piece: create, append any number of times, close. It appears
-   under its name when it is closed, whole (a pipe is written to as pieces come). After a failed
+/* A file that is written piece by piece: create, append any number of times, close. A file appears
+   under its name when it is closed, complete; a pipe is written to as pieces come. After a failed
    append only close or abort may follow. */
 typedef struct dlrn_writer dlrn_writer;
 
-/* Rows of f32 as .npy [rows][width]. rows_total is the number of rows that will come; closing
-   fails if it was another. -1: not known; then a pipe gets the rows when the writer is closed,
-   because the header holds their number, and they wait in a temporary file. */
+/* Rows of f32 as .npy [rows][width]. rows_total: how many rows will come; closing fails if there
+   were more or fewer. -1: not known. Rows for a pipe then wait in a temporary file until the writer
+   is closed, because the header holds their number. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width,
                                                 int64_t rows_total, dlrn_writer **out);
 /* x [rows][width] */
@@ -1264,9 +1280,10 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_file_create(dlrn_context *ctx, const char *
                                                  dlrn_writer **out);
 DLRN_API DLRN_CHECK dlrn_status dlrn_file_append(dlrn_writer *w, const void *bytes, size_t size);
 
-/* Completes the file. On failure nothing is left behind. Frees w in any case. */
+/* Completes the file and frees w, also on failure, which leaves nothing behind. Must be checked:
+   only a file that closed without error is there. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_writer_close(dlrn_writer *w);
-/* Drops the file; an older one of that name stays. Frees w. */
+/* Drops the file and frees w; an older file of that name stays. */
 DLRN_API void dlrn_writer_abort(dlrn_writer *w);
 
 /* Reads codes from an archive that dlrn_csr_create or scipy.sparse.save_npz wrote; rows come out
@@ -1276,19 +1293,19 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_csr_read(dlrn_archive *a, dlrn_sparse *out)
 
 /* ---- Whole files, memory ---- */
 
-/* Reads a file. *bytes [*size] has a 0 after its end and is the caller's: dlrn_free. */
+/* Reads a file. bytes [size] is followed by a 0; free it with dlrn_free. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **bytes,
                                                size_t *size);
-/* Writes a file, atomically as everything here: an older file stays until the new one is whole and
-   on the disk. A symbolic link stays, and the file it points to is replaced. A pipe or device is
-   written to directly. */
+/* Writes a file, atomically like every call here: an older file stays until the new one is complete
+   and on the disk. A symbolic link stays; the file that it points to is replaced. A pipe or device
+   is written to directly. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_file_write(dlrn_context *ctx, const char *path,
                                                 const void *bytes, size_t size);
 /* 0 nothing, 1 a file, 2 a folder. ctx may be NULL: the C library's files. */
 DLRN_API int dlrn_file_exists(dlrn_context *ctx, const char *path);
 
-/* A block of the context's allocator, aligned to 64 bytes, not cleared. NULL, with the error's text
-   set: no memory, or count * size overflows. */
+/* A block of count * size bytes from the context's allocator, aligned to 64 bytes, not cleared.
+   NULL, with the error's text set: no memory, or the product overflows. */
 DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size);
 /* Frees what dlrn_alloc or dlrn_file_read returned. */
 DLRN_API void dlrn_free(dlrn_context *ctx, void *p);
@@ -2831,8 +2848,8 @@ typedef struct dlrni_family {
     (DLRNI_BIT(DLRN_ENCODER) | DLRNI_BIT(DLRN_ENCODER_BIAS) | DLRNI_BIT(DLRN_DECODER) |            \
      DLRNI_BIT(DLRN_OUTPUT_BIAS))
 
-/* Names are those of dictionary_learning's classes, where it has the family. A formula reads: center,
-   gate, selection, k, threshold, scale of the input, scale of the output. */
+/* Names are those of dictionary_learning's classes, where it has the family. A formula reads:
+   center, gate, selection, k, threshold, scale of the input, scale of the output. */
 static const dlrni_family dlrni_family_table[] = {
     /* f = ReLU(W_e (x - b) + b_e), x_hat = W_d f + b */
     {"AutoEncoder",
@@ -9146,8 +9163,8 @@ DLRNI_COLD_END
    read are in the table, too, so that they are recognised and refused by name: loaded as another
    family they would give wrong features without an error. */
 
-/* What a stored tensor is, if it is not a role: k and the mean smallest chosen value (both go to the
-   formula), or the sign of a refused layout. */
+/* What a stored tensor is, if it is not a role: k and the mean smallest chosen value (both go to
+   the formula), or the sign of a refused layout. */
 enum { DLRNI_IS_K = DLRN_ROLE_COUNT, DLRNI_IS_LAST_THRESHOLD, DLRNI_IS_SIGN };
 
 /* One tensor of a layout. Files are written in the order of the row. */
@@ -9193,8 +9210,9 @@ static const dlrni_layout dlrni_layout_table[] = {
       {DLRN_OUTPUT_BIAS, "b_dec", "I", 0},
       {DLRN_THRESHOLD, "threshold", "F", 0}}},
 
-    /* Refused. The first has all names of AutoEncoderTopK: only a config tells them apart. The others
-       are known by one name. The order matters: a sign that several layouts share comes last. */
+    /* Refused. The first has all names of AutoEncoderTopK: only a config tells them apart. The
+       others are known by one name. The order matters: a sign that several layouts share comes
+       last. */
     {"BatchTopKSAE",
      NULL,
      {{DLRN_OUTPUT_BIAS, "b_dec", "I", 0},
