@@ -438,12 +438,12 @@
 
    How to add
    - a family: a row of dlrni_family_table (room dictionary) with its roles and formula, and a
-     layout. A new parameter is one line of DLRN_ROLE_LIST (room api-dictionary): allocating, saving,
-     moments and checkpoints follow. A new gate sets a floor in room candidates; a new selection sets a cut
-     in room select.
+     layout. A new parameter is one line of DLRN_ROLE_LIST (room api-dictionary): allocating,
+     saving, moments and checkpoints follow. A new gate sets a floor in room candidates; a new
+     selection sets a cut in room select.
    - a layout: a row of dlrni_layout_table (room layouts) for reading and writing. Its shapes say
-     how each tensor is stored ("IF": transposed). A new file name goes to dlrni_folder_files, a new key
-     of a config to dlrni_config_key_table.
+     how each tensor is stored ("IF": transposed). A new file name goes to dlrni_folder_files, a new
+     key of a config to dlrni_config_key_table.
    - a recipe: a block in room recipes and a row of dlrni_recipes. It fills in what differs from the
      reference: defaults, penalty, its slope, an auxiliary loss (room auxiliary), what happens after
      a step. A new setting is a field of dlrn_train_config and a row in room settings.
@@ -2801,6 +2801,7 @@ DLRNI_INTERNAL dlrn_status dlrni_sparse_append(dlrn_context *ctx, dlrn_sparse *c
 
 /* The size that a letter of DLRN_ROLE_LIST stands for. */
 DLRNI_INTERNAL int64_t dlrni_extent(const dlrn_dictionary *dict, char letter) {
+    /* '1' and all others: a single number */
     return letter == 'F'   ? dict->features
            : letter == 'I' ? dict->d_in
            : letter == 'O' ? dict->d_out
@@ -2871,7 +2872,8 @@ static const dlrni_family dlrni_family_table[] = {
      DLRNI_START_TIED,
      0.001,
      {DLRN_CENTER_NONE, DLRN_GATE_JUMP, DLRN_SELECT_ALL, 0, -1, 1, 1}},
-    /* f = x, x_hat = f: the baseline */
+    /* f = x, x_hat = f: the baseline, to which evaluations of a language model are compared. The
+       gate passes negative numbers, too, and no parameter is read. */
     {"IdentityDict",
      0,
      DLRNI_START_TORCH,
@@ -2935,6 +2937,7 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_new(dlrn_context *ctx, const dlrni_f
     /* a copy: loading and training change k and threshold */
     dict->formula = family->formula;
     dict->d_in = d_in;
+    /* checks come after, when the defaults are in */
     dict->d_out = d_out ? d_out : d_in;
     dict->features = family->roles ? features : d_in;
     dlrn_status s = dlrni_check_sizes(ctx, family, dict);
@@ -2967,7 +2970,7 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_alloc(dlrn_context *ctx, const dlrni
 
 /* ---- New weights ---- */
 
-/* Drawing all features of a new dictionary, one task each. */
+/* Drawing all features of a new dictionary, one task each, from the streams 0 .. F - 1 of seed. */
 typedef struct dlrni_start_job {
     dlrn_dictionary *dict;
     const dlrni_family *family;
@@ -3030,6 +3033,7 @@ DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictio
     /* an identity has nothing to draw */
     if (!family->roles) return DLRN_OK;
     dlrni_start_job job = {*out, family, desc->seed};
+    /* one row for all features, so no task owns it */
     memset((*out)->param[DLRN_OUTPUT_BIAS], 0, (size_t)(*out)->d_out * sizeof(float));
     dlrn_parallel_for(ctx, (*out)->features, dlrni_start_feature, &job);
     return DLRN_OK;
@@ -3041,9 +3045,11 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_d
                                                  dlrn_dictionary **out) {
     DLRNI_TRY(dlrni_dictionary_new(ctx, dlrni_family_named(dict->family), dict->d_in, dict->d_out,
                                    dict->features, out));
+    /* not the family's: k may have been set since */
     (*out)->formula = dict->formula;
     dlrn_status s = DLRN_OK;
     for (int role = 0; role < DLRN_ROLE_COUNT && s == DLRN_OK; role++) {
+        /* roles that the family lacks stay NULL */
         if (!dict->param[role]) continue;
         s = dlrni_param_alloc(*out, role);
         if (s == DLRN_OK)
@@ -3357,7 +3363,7 @@ DLRNI_INTERNAL const float *dlrni_center_of(const dlrn_dictionary *dict) {
                                                             : NULL;
 }
 
-/* x [n][d_in] on its way to xc. */
+/* Rows x [n][d_in] on their way to xc, a task each block. */
 typedef struct dlrni_input_job {
     const dlrn_dictionary *dict;
     const float *x;
@@ -3679,6 +3685,7 @@ DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_encoding *c, int64_
         const dlrni_screen *s = c->dict->ctx->set.screen[i];
         double expected = c->active >= 0 ? slack * c->active : few;
         if (!s) continue;
+        /* towards what its format lets through at best */
         if (c->let_through[i] >= 0) c->let_through[i] += (expected - c->let_through[i]) * forget;
         double share = c->let_through[i] >= 0 ? c->let_through[i] : expected;
         double cost = (double)s->cost + recompute * share;
@@ -3700,6 +3707,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, in
     c->cut_known = 0;
     c->stretches = dlrni_ceil_div(n, DLRNI_STRETCH);
     lists = c->groups * c->stretches;
+    /* every list there is must keep its arrays */
     if (!DLRNI_GROW(ctx, &c->lists, &c->lists_cap, used, lists)) return DLRN_ERR_MEMORY;
     if (c->lists_cap > used)
         memset(c->lists + used, 0, (size_t)(c->lists_cap - used) * sizeof *c->lists);
@@ -3734,12 +3742,14 @@ DLRNI_INTERNAL dlrn_status dlrni_first_room(dlrni_encoding *c, double share) {
 DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrni_encoding *c, int64_t *missing) {
     dlrn_context *ctx = c->dict->ctx;
     const int64_t row = DLRNI_GROUP; /* is appended as if all of it were active */
+    /* all rows of a stretch in full, and one appended */
     const int64_t max = (DLRNI_STRETCH + 1) * row;
     *missing = 0;
     for (int64_t s = 0; s < c->stretches; s++)
         for (int64_t g = c->first; g < c->first + c->wave; g++) {
             dlrni_list *list = &c->lists[s * c->groups + g];
             int64_t need = list->count + row, cap = dlrni_min(list->key_cap, list->val_cap);
+            /* a quarter is left: the next batch will fit, too */
             if (list->whole && need <= cap / 4 * 3) continue;
             if (!dlrni_list_grow(ctx, list, list->whole ? list->count : 0,
                                  dlrni_min(2 * need, max)))
@@ -3788,6 +3798,7 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
         dlrni_parallel_for(ctx, c->stretches * dlrni_ceil_div(c->wave, c->share),
                            dlrni_ns(c->n, c->wave * DLRNI_GROUP) * (double)c->dict->d_in / 16,
                            dlrni_list_task, c);
+        /* the groups behind the new end are made by a later call, in the same memory */
         if (dlrni_wave_entries(c) > budget)
             c->wave = dlrni_min(c->wave, dlrni_max(budget / (c->n * DLRNI_GROUP), 1));
         DLRNI_TRY(dlrni_make_room(c, &missing));
@@ -3810,12 +3821,14 @@ DLRNI_INTERNAL void dlrni_encoding_learn(dlrni_encoding *c, int64_t active, int6
    from at[0] on, which the caller sets. */
 DLRNI_INTERNAL void dlrni_block_count(const dlrni_encoding *c, int64_t block, int64_t *at) {
     int64_t s = block / DLRNI_STRETCH_BLOCKS, b = block % DLRNI_STRETCH_BLOCKS;
+    /* counts go one place to the right of their row */
     for (int64_t i = 1; i <= DLRNI_BLOCK; i++) at[i] = 0;
     for (int64_t g = c->first; g < c->first + c->wave; g++) {
         const dlrni_list *list = &c->lists[s * c->groups + g];
         for (int32_t p = list->start[b]; p < list->start[b + 1]; p++)
             at[dlrni_key_row(list->key[p]) % DLRNI_BLOCK + 1]++;
     }
+    /* counts become begins */
     for (int64_t i = 0; i < DLRNI_BLOCK; i++) at[i + 1] += at[i];
 }
 
@@ -3828,6 +3841,7 @@ DLRNI_INTERNAL void dlrni_block_fill(const dlrni_encoding *c, int64_t block, con
     for (int64_t g = c->first; g < c->first + c->wave; g++) {
         const dlrni_list *list = &c->lists[s * c->groups + g];
         for (int32_t p = list->start[b]; p < list->start[b + 1]; p++) {
+            /* each row is filled from its begin on */
             int64_t q = to[dlrni_key_row(list->key[p]) % DLRNI_BLOCK]++;
             col[q] = (int32_t)(g * DLRNI_GROUP + dlrni_key_feature(list->key[p]));
             val[q] = list->val[p];
@@ -3861,6 +3875,7 @@ DLRNI_INTERNAL int64_t dlrni_block_max(const dlrni_encoding *c) {
 /* Whether a is worse than b: smaller, or equal with a higher feature. A NaN is better than all, so
    that it is chosen and seen. No two entries of a row are equal, so the order is total. */
 DLRNI_INTERNAL int dlrni_is_worse(const dlrni_cut *a, const dlrni_cut *b) {
+    /* only a NaN differs from itself */
     int nan_a = a->value != a->value, nan_b = b->value != b->value;
     if (nan_a != nan_b) return nan_b;
     return a->value < b->value || (!(a->value > b->value) && a->feature > b->feature);
@@ -3869,7 +3884,9 @@ DLRNI_INTERNAL int dlrni_is_worse(const dlrni_cut *a, const dlrni_cut *b) {
 /* Restores a heap [n], the worst entry on top, after its top has changed. */
 DLRNI_INTERNAL void dlrni_heap_down(dlrni_cut *heap, int64_t n) {
     for (int64_t at = 0, child; (child = 2 * at + 1) < n; at = child) {
+        /* the worse child must stand above the other */
         if (child + 1 < n && dlrni_is_worse(&heap[child + 1], &heap[child])) child++;
+        /* in order again */
         if (!dlrni_is_worse(&heap[child], &heap[at])) return;
         dlrni_cut swap = heap[at];
         heap[at] = heap[child];
@@ -3896,6 +3913,7 @@ DLRNI_INTERNAL void dlrni_keep_best(dlrni_cut *heap, int32_t *kept, int64_t k, i
     if (*kept < k) {
         heap[*kept] = entry;
         dlrni_heap_up(heap, (*kept)++);
+        /* better than the worst of k: takes its place */
     } else if (dlrni_is_worse(&heap[0], &entry)) {
         heap[0] = entry;
         dlrni_heap_down(heap, k);
@@ -3919,6 +3937,7 @@ DLRNI_INTERNAL void dlrni_select_block(void *arg, int64_t block, int worker) {
         }
     }
     for (int64_t i = block * DLRNI_BLOCK; i < dlrni_min((block + 1) * DLRNI_BLOCK, c->n); i++) {
+        /* fewer than k so far: anything above 0 is still chosen */
         if (c->kept[i] < k) continue;
         float worst = c->best[i * k].value;
         c->floor[i] = worst != worst ? INFINITY : worst; /* k NaNs: nothing is better */
@@ -3953,6 +3972,7 @@ DLRNI_INTERNAL void dlrni_drop_task(void *arg, int64_t task, int worker) {
                                      list->val[p]);
         }
     }
+    /* the end of the last block */
     list->start[DLRNI_STRETCH_BLOCKS] = (int32_t)count;
     list->count = count;
 }
@@ -3967,6 +3987,7 @@ DLRNI_INTERNAL dlrn_status dlrni_select_begin(dlrni_encoding *c) {
         !DLRNI_GROW(ctx, &c->floor, &c->floor_cap, 0, c->n))
         return DLRN_ERR_MEMORY;
     memset(c->kept, 0, (size_t)c->n * sizeof *c->kept);
+    /* until k entries are found the gate's floor holds, which is 0 */
     memset(c->floor, 0, (size_t)c->n * sizeof *c->floor);
     for (int64_t i = 0; i < c->n && c->screen; i++) c->row[i].floor = 0;
     return DLRN_OK;
@@ -3987,6 +4008,7 @@ DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget, in
     int64_t used = 0;
     *in_hand = 1;
     DLRNI_TRY(dlrni_select_begin(c));
+    /* a budget that is too small makes more rounds, not another result */
     for (int64_t first = 0; first < c->groups; first += c->wave) {
         DLRNI_TRY(dlrni_make_lists(c, first, dlrni_round_end(c, first) - first, budget));
         dlrn_parallel_for(c->dict->ctx, dlrni_ceil_div(c->n, DLRNI_BLOCK), dlrni_select_block, c);
@@ -4018,6 +4040,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_load(dlrni_encoding *c, int64_t first,
         c->wave = c->groups;
     } else
         DLRNI_TRY(dlrni_make_lists(c, first, wave, budget));
+    /* also where the rounds have left the lists: they hold all that passed an early floor */
     dlrn_parallel_for(c->dict->ctx, c->stretches * c->wave, dlrni_drop_task, c);
     return DLRN_OK;
 }
@@ -4050,6 +4073,7 @@ DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t i, int worker) {
         for (int64_t p = at; p < at + n; p++) x_hat[c->col[p]] = c->val[p];
         return;
     }
+    /* the sum starts with the bias: no separate pass to add it */
     memcpy(x_hat, dict->param[DLRN_OUTPUT_BIAS], (size_t)d * sizeof *x_hat);
     if (n) k->gather_axpy(x_hat, d, dict->param[DLRN_DECODER], d, c->col + at, c->val + at, n);
     for (int64_t o = 0; j->x && o < d; o++)
@@ -4063,6 +4087,7 @@ DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t i, int worker) {
    have been checked. x [rows][d_in] is read if there is a skip. */
 DLRNI_INTERNAL void dlrni_decode_rows(const dlrn_dictionary *dict, const dlrn_sparse *codes,
                                       const float *x, float *x_hat) {
+    /* an estimate of the work: atoms added, and one row written */
     dlrni_decode_job job = {dict, codes, dict->param[DLRN_SKIP] ? x : NULL, x_hat};
     dlrni_parallel_for(dict->ctx, codes->rows,
                        dlrni_ns(codes->row_ptr[codes->rows] / 16 + codes->rows, dict->d_out),
@@ -4082,10 +4107,12 @@ DLRNI_INTERNAL dlrn_status dlrni_check_decodes(const dlrn_dictionary *dict) {
 DLRN_API dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict, const dlrn_sparse *codes,
                                         float *x_hat) {
     DLRNI_TRY(dlrni_check_decodes(dict));
+    /* codes of another dictionary, most likely */
     if (codes->cols != dict->features)
         return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
                          "dlrn_decode_sparse: expected codes of %lld features, found %lld",
                          (long long)dict->features, (long long)codes->cols);
+    /* one cheap pass; the columns need not ascend */
     for (int64_t p = 0; p < codes->row_ptr[codes->rows]; p++)
         DLRNI_REQUIRE(dict->ctx, codes->col[p] >= 0 && codes->col[p] < codes->cols,
                       "a feature index is out of range");
@@ -4103,6 +4130,7 @@ DLRN_API dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, in
     memset(&codes, 0, sizeof codes);
     DLRNI_TRY(dlrni_check_decodes(dict));
     DLRNI_REQUIRE(dict->ctx, n >= 0, "n must not be negative");
+    /* begin empties the codes and keeps their memory */
     for (int64_t i = 0; s == DLRN_OK && i < n; i += block) {
         int64_t rows = dlrni_min(block, n - i);
         s = dlrni_sparse_begin(dict->ctx, &codes, F);
@@ -4151,6 +4179,7 @@ DLRN_API dlrn_status dlrn_encoder_create(const dlrn_dictionary *dict, dlrn_encod
 /* Frees what an encoder owns, not the encoder: dlrni_run_once has it on the stack. */
 DLRNI_INTERNAL void dlrni_encoder_clear(dlrn_encoder *e) {
     dlrn_context *ctx = e->dict->ctx;
+    /* safe on an encoder that has never run: all is zero then */
     dlrni_encoding_free(&e->c);
     dlrn_sparse_free(&e->codes);
     dlrn_free(ctx, e->prepared);
@@ -4193,6 +4222,7 @@ DLRNI_INTERNAL void dlrni_spread_block(void *arg, int64_t block, int worker) {
             F = c->dict->features;
     int64_t r0 = block * DLRNI_BLOCK, rows = dlrni_min(DLRNI_BLOCK, c->n - r0);
     (void)worker;
+    /* f is mostly zeros: clear, then write the few */
     memset(j->f + r0 * F, 0, (size_t)(rows * F) * sizeof *j->f);
     for (int64_t g = 0; g < c->groups; g++) {
         const dlrni_list *list = &c->lists[s * c->groups + g];
@@ -4219,6 +4249,7 @@ DLRNI_INTERNAL void dlrni_csr_fill_block(void *arg, int64_t block, int worker) {
     const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
     int64_t at[DLRNI_BLOCK + 1];
     (void)worker;
+    /* counting again is cheaper than keeping the counts of all blocks */
     at[0] = j->codes->row_ptr[j->first + block * DLRNI_BLOCK];
     dlrni_block_count(&j->e->c, block, at);
     dlrni_block_fill(&j->e->c, block, at, j->codes->col, j->codes->val);
@@ -4236,6 +4267,7 @@ DLRNI_INTERNAL dlrn_status dlrni_append_codes(dlrni_encode_job *j) {
     p = j->codes->row_ptr + j->first;
     /* counts become begins */
     for (int64_t i = 0; i < n; i++) p[i + 1] += p[i];
+    /* now the number of entries is known */
     DLRNI_TRY(dlrni_sparse_reserve(ctx, j->codes, j->first + n, p[n]));
     dlrni_parallel_for(ctx, blocks, dlrni_ns(4, dlrni_wave_entries(&j->e->c)), dlrni_csr_fill_block,
                        j);
@@ -4282,6 +4314,7 @@ DLRNI_INTERNAL void dlrni_few_screened(void *arg, int64_t group, int worker) {
         if (i % c->screen->rows == 0)
             c->screen->tile(panel, c->rounded + i * c->width, c->width, c->width / 4, coef,
                             c->row + i, mask);
+        /* the last group's panel has columns without a feature */
         uint64_t on = mask[i % c->screen->rows] & (((uint64_t)1 << width) - 1);
         int64_t n = dlrni_features_of(on, f0, feature);
         dict->ctx->k->dots(c->xc + i * d, d, dict->param[DLRN_ENCODER], d, feature, n, sum);
@@ -4300,8 +4333,9 @@ DLRNI_INTERNAL void dlrni_few_select(const dlrn_dictionary *dict, float *f, int6
     int64_t F = dict->features, k = dict->formula.k;
     for (int64_t i = 0; i < n; i++, f += F) {
         int32_t kept = 0;
-        for (int64_t j = 0; j < F; j++)
+        for (int64_t j = 0; j < F; j++) /* 0 is not active, and never chosen */
             if (f[j] != 0) dlrni_keep_best(heap, &kept, k, (int32_t)j, f[j]);
+        /* heap[0] is the worst that stays */
         for (int64_t j = 0; kept == k && j < F; j++) {
             dlrni_cut entry = {f[j], (int32_t)j};
             if (f[j] != 0 && dlrni_is_worse(&entry, &heap[0])) f[j] = 0;
@@ -4323,13 +4357,16 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
         !DLRNI_GROW(ctx, &e->heap, &e->heap_cap, 0, heap) ||
         (!f && !DLRNI_GROW(ctx, &e->f, &e->f_cap, 0, n * dict->features)))
         return DLRN_ERR_MEMORY;
+    /* dense in any case: selection and codes start from it */
     if (!f) j->f = e->f;
+    /* the caller's x is not written to */
     dlrni_input(dict, x, n, e->xc);
     c->xc = e->xc;
     c->n = n;
     c->ready = e->prepared;
     c->screen = c->ready ? c->ready->screen : NULL;
     c->width = c->ready ? c->ready->width : 0;
+    /* rows in the screen's format, as the panels are */
     if (c->ready) DLRNI_TRY(dlrni_encoding_round(c));
     /* no gate: f is the input, also where it is negative */
     if (dict->formula.gate == DLRN_GATE_IDENTITY)
@@ -4338,6 +4375,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
         dlrni_parallel_for(ctx, c->groups, dlrni_ns(dict->features, dict->d_in) * (double)n / 4,
                            c->ready ? dlrni_few_screened : dlrni_few_dense, j);
     if (heap) dlrni_few_select(dict, j->f, n, e->heap);
+    /* codes from the dense f: with few rows a look at all F is cheap */
     dlrn_status s = j->codes ? dlrni_sparse_append(ctx, j->codes, j->f, n) : DLRN_OK;
     j->f = f;
     return s;
@@ -4350,6 +4388,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
    as active. */
 DLRNI_INTERNAL int64_t dlrni_rows_at_once(const dlrni_encoding *c, int64_t left) {
     double row = (c->active >= 0 ? 1.5 * c->active + 0.001 : 1) * (double)c->dict->features;
+    /* whole blocks; 0.001 keeps the division safe where nothing was active */
     int64_t rows = dlrni_min((int64_t)((8 << 20) / row), DLRNI_STRETCH) / DLRNI_BLOCK * DLRNI_BLOCK;
     return dlrni_min(left, dlrni_max(rows, DLRNI_BLOCK));
 }
@@ -4364,6 +4403,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_stretch(dlrni_encode_job *j, const float
     c->ready = e->prepared;
     DLRNI_TRY(dlrni_encoding_begin(c, e->xc, n));
     DLRNI_TRY(dlrni_encoding_load(c, 0, c->groups, INT64_MAX));
+    /* learned before an error of the caller's memory can end the call */
     dlrni_encoding_learn(c, dlrni_wave_entries(c), dlrni_wave_candidates(c));
     if (j->codes) DLRNI_TRY(dlrni_append_codes(j));
     if (j->f)
@@ -4380,11 +4420,14 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_rows(dlrn_encoder *e, const float *x, in
     int64_t rows;
     if (n == 0) return DLRN_OK;
     if (n < DLRNI_SCREEN_MIN) return dlrni_encode_few(&j, x, n);
+    /* one stretch of input is held, however many rows come */
     if (!DLRNI_GROW(dict->ctx, &e->xc, &e->xc_cap, 0, dlrni_min(n, DLRNI_STRETCH) * dict->d_in))
         return DLRN_ERR_MEMORY;
     for (int64_t i = 0; i < n; i += rows) {
+        /* anew for each batch: the first has shown how dense the rows are */
         rows = dlrni_rows_at_once(&e->c, n - i);
         DLRNI_TRY(dlrni_encode_stretch(&j, x + i * dict->d_in, rows));
+        /* codes need no such step: they are appended to */
         if (j.f) j.f += rows * dict->features;
     }
     return DLRN_OK;
@@ -4398,6 +4441,7 @@ DLRN_API dlrn_status dlrn_encoder_run(dlrn_encoder *e, const float *x, int64_t n
     /* panels of old weights would be wrong */
     if (e->wanted && e->version != dict->version) DLRNI_TRY(dlrn_encoder_prepare(e));
     if (x_hat && !codes) codes = &e->codes;
+    /* empties them; their memory is reused */
     if (codes) DLRNI_TRY(dlrni_sparse_begin(dict->ctx, codes, dict->features));
     DLRNI_TRY(dlrni_encode_rows(e, x, n, f, codes));
     if (x_hat) dlrni_decode_rows(dict, codes, x, x_hat);
@@ -4413,6 +4457,7 @@ DLRNI_INTERNAL dlrn_status dlrni_run_once(const dlrn_dictionary *dict, const flo
     e.dict = dict;
     e.version = dict->version;
     dlrni_encoding_init(&e.c, dict);
+    /* `prepared` is NULL: packing pays over many calls only */
     dlrn_status s = dlrn_encoder_run(&e, x, n, f, codes, x_hat);
     dlrni_encoder_clear(&e);
     return s;
@@ -9315,6 +9360,7 @@ typedef struct dlrni_loading {
 /* The index of a tensor of the row in the archive; -1: it is not there. */
 DLRNI_INTERNAL int64_t dlrni_find_stored(const dlrni_loading *l, const char *name) {
     char full[64];
+    /* names of the table are short; a name that was cut would not be found */
     dlrni_print(full, sizeof full, "%s%s", l->prefix, name);
     return dlrn_archive_find(l->a, full);
 }
@@ -9323,6 +9369,7 @@ DLRNI_INTERNAL int64_t dlrni_find_stored(const dlrni_loading *l, const char *nam
    error about that tensor, not another layout. */
 DLRNI_INTERNAL int dlrni_layout_fits(const dlrni_loading *l, const dlrni_layout *layout) {
     for (const dlrni_stored *t = layout->tensor; t->name; t++)
+        /* optional tensors tell no layouts apart */
         if (!t->optional && dlrni_find_stored(l, t->name) < 0) return 0;
     return 1;
 }
@@ -9341,6 +9388,7 @@ DLRNI_INTERNAL const dlrni_layout *dlrni_refused_layout(const dlrni_loading *l,
     for (int i = 0; i < DLRNI_LAYOUTS; i++) {
         const dlrni_layout *row = &dlrni_layout_table[i];
         if (dlrni_is_whole_layout(row) || !dlrni_layout_fits(l, row)) continue;
+        /* a known layout may contain the sign of a refused one */
         if (!known || !dlrni_layout_has(known, row->tensor[0].name)) return row;
     }
     return NULL;
@@ -9354,6 +9402,7 @@ DLRNI_INTERNAL dlrn_status dlrni_detect_layout(dlrni_loading *l, int any) {
     for (int i = 0; i < DLRNI_LAYOUTS; i++) {
         const dlrni_layout *row = &dlrni_layout_table[i];
         if (!dlrni_is_whole_layout(row) || !dlrni_layout_fits(l, row)) continue;
+        /* two fit, and either serves for the text */
         if (found && any) break;
         if (found)
             return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
@@ -9378,12 +9427,15 @@ DLRNI_INTERNAL dlrn_status dlrni_choose_layout(dlrni_loading *l, const dlrni_lay
         l->layout = wanted;
     else
         DLRNI_TRY(dlrni_detect_layout(l, wanted != NULL));
+    /* the file is sound, but not what it is said to be */
     if (wanted && l->layout && l->layout->family && l->layout != wanted)
         return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE,
                          "%s: expected the tensors of %s, found those of %s", l->a->path,
                          wanted->name, l->layout->name);
+    /* in a backup, other parts of the run may bear such names */
     refused = *l->prefix ? NULL : dlrni_refused_layout(l, l->layout);
     if (!refused && l->layout && l->layout->family) return DLRN_OK;
+    /* a whole row without a family: recognised, not readable */
     if (!refused) refused = l->layout;
     if (refused)
         return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
@@ -9405,6 +9457,7 @@ DLRNI_INTERNAL void dlrni_wanted_shape(dlrni_loading *l, const char *shape, char
     int at = dlrni_print(text, size, "[");
     for (const char *c = shape; *c; c++) {
         const char *comma = c[1] ? ", " : "";
+        /* unknown sizes keep their letter */
         int64_t n = *dlrni_size_of(l, *c);
         at += n < 0
                   ? dlrni_print(text + at, size - (size_t)at, "%s%s", *c == 'F' ? "F" : "d", comma)
@@ -9420,6 +9473,7 @@ DLRNI_INTERNAL dlrn_status dlrni_match_tensor(dlrni_loading *l, const dlrni_stor
     char want[64], found[80] = "no such tensor";
     const int ndim = (int)strlen(t->shape);
     *index = dlrni_find_stored(l, t->name);
+    /* absent, and that is allowed */
     if (*index < 0 && t->optional) return DLRN_OK;
     const dlrn_tensor_info *info = dlrn_archive_info(l->a, *index);
     /* first compare all sizes, then take them: a wrong shape teaches nothing */
@@ -9429,6 +9483,7 @@ DLRNI_INTERNAL dlrn_status dlrni_match_tensor(dlrni_loading *l, const dlrni_stor
         same = n < 0 || info->shape[i] == n;
     }
     if (same) {
+        /* now known, for this tensor and those after it */
         for (int i = 0; i < ndim; i++) *dlrni_size_of(l, t->shape[i]) = info->shape[i];
         return DLRN_OK;
     }
@@ -9457,6 +9512,7 @@ DLRNI_INTERNAL dlrn_status dlrni_match_encoder(dlrni_loading *l, const dlrni_sto
    tensor, whose expected shape then shows numbers. */
 DLRNI_INTERNAL dlrn_status dlrni_match_layout(dlrni_loading *l) {
     const dlrni_stored *t = l->layout->tensor;
+    /* the tensors tell the sizes; nothing else is believed */
     l->I = l->F = -1;
     for (int i = 0; i < DLRNI_STORED_MAX && t[i].name; i++)
         if (t[i].is == DLRN_ENCODER) DLRNI_TRY(dlrni_match_encoder(l, &t[i], &l->index[i]));
@@ -9501,6 +9557,7 @@ DLRNI_INTERNAL void dlrni_read_piece(void *arg, int64_t task, int worker) {
     j->bad[task] = 0;
     for (int64_t i = task * DLRNI_READ_PIECE; i < end; i += 4096) {
         const int64_t n = dlrni_min(4096, end - i);
+        /* equal if the tensor is borrowed: nothing to copy */
         if (j->from != (const unsigned char *)j->to)
             memcpy(j->to + i, j->from + i * 4, (size_t)n * 4);
         j->bad[task] |= dlrni_first_not_finite(j->to + i, n) < n;
@@ -9519,6 +9576,7 @@ DLRNI_INTERNAL void dlrni_read_columns(void *arg, int64_t task, int worker) {
         for (int64_t f = task * DLRNI_READ_COLUMNS; f < end; f += 16) {
             const int64_t rows = dlrni_min(16, j->rows - r), n = dlrni_min(16, end - f);
             for (int64_t i = 0; i < rows; i++) {
+                /* memcpy: the file's bytes need not be aligned */
                 memcpy(square[i], j->from + ((r + i) * j->cols + f) * 4, (size_t)n * 4);
                 j->bad[task] |= dlrni_first_not_finite(square[i], n) < n;
             }
@@ -9532,6 +9590,7 @@ DLRNI_INTERNAL void dlrni_read_columns(void *arg, int64_t task, int worker) {
 DLRNI_INTERNAL const unsigned char *dlrni_entry_plain(const dlrni_entry *e, int by_columns) {
     int64_t step = 1;
     if (e->info.dtype != DLRN_F32 || e->swap || !dlrni_little_endian()) return NULL;
+    /* strides count elements; the innermost must be 1 */
     if (by_columns && (e->info.ndim != 2 || e->stride[0] != 1 || e->stride[1] != e->info.shape[0]))
         return NULL;
     for (int i = e->info.ndim - 1; i >= 0 && !by_columns; step *= e->info.shape[i], i--)
@@ -9554,6 +9613,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_plain(dlrn_archive *a, const char *name,
     for (int64_t i = 0; bad && i < j.n; i++) {
         float w;
         memcpy(&w, j.from + i * 4, sizeof w);
+        /* fails at the first one, which a task has seen */
         DLRNI_TRY(dlrni_check_weights(a, name, &w, i, 1));
     }
     return DLRN_OK;
@@ -9564,10 +9624,12 @@ DLRNI_INTERNAL dlrn_status dlrni_read_plain(dlrn_archive *a, const char *name,
 DLRNI_INTERNAL dlrn_status dlrni_read_strided(dlrn_archive *a, int64_t index, const char *name,
                                               int turn, float *to) {
     const dlrn_tensor_info *info = dlrn_archive_info(a, index);
+    /* the archive's own reader knows strides and types */
     if (!turn) {
         DLRNI_TRY(dlrn_archive_read(a, index, to));
         return dlrni_check_weights(a, name, to, 0, info->numel);
     }
+    /* 16 floats are a cache line of the result */
     int64_t rows = info->shape[0], cols = info->shape[1], step = dlrni_min(16, rows);
     float *part = DLRNI_NEW(a->ctx, float, step *cols);
     dlrn_status s = part ? DLRN_OK : DLRN_ERR_MEMORY;
@@ -9593,6 +9655,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_param(dlrni_loading *l, const dlrni_stored
                                             dlrn_dictionary *dict) {
     const dlrni_entry *e = &l->a->entries[index];
     const int turn = dlrni_is_turned(t), matrix = e->info.ndim == 2;
+    /* NumPy and torch store either rows or columns without gaps */
     const unsigned char *by_rows = dlrni_entry_plain(e, 0);
     const unsigned char *by_columns = matrix ? dlrni_entry_plain(e, 1) : NULL;
     const unsigned char *same = turn ? by_columns : by_rows; /* as in memory */
@@ -9602,10 +9665,12 @@ DLRNI_INTERNAL dlrn_status dlrni_read_param(dlrni_loading *l, const dlrni_stored
         dict->borrowed |= DLRNI_BIT(t->is);
     } else {
         DLRNI_TRY(dlrni_param_alloc(dict, t->is));
+        /* rows of the encoder are read in random order: fewer TLB misses */
         if (matrix) dlrni_huge_pages(dict->param[t->is], e->info.numel * 4);
     }
     job.to = dict->param[t->is];
     if (same) return dlrni_read_plain(l->a, t->name, &job);
+    /* the other way round than in memory: transpose on the way */
     job.from = turn ? by_rows : by_columns;
     job.rows = e->info.shape[turn ? 0 : 1];
     job.cols = e->info.shape[turn ? 1 : 0];
@@ -9620,9 +9685,11 @@ DLRNI_INTERNAL dlrn_status dlrni_read_number(dlrni_loading *l, const dlrni_store
     float value;
     DLRNI_TRY(dlrn_archive_read(l->a, index, &value));
     if (t->is == DLRNI_IS_LAST_THRESHOLD) {
+        /* kept so that saving writes it back */
         dict->formula.threshold = (double)value;
         return dlrni_check_weights(l->a, t->name, &value, 0, 1);
     }
+    /* exact in f32 up to 2^24, far beyond any k in use */
     if (value >= 1 && (double)value <= (double)dict->features && value == floorf(value)) {
         dict->formula.k = (int64_t)value;
         return DLRN_OK;
@@ -9640,6 +9707,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_dictionary(dlrni_loading *l, dlrn_dictiona
     dlrn_status s = DLRN_OK;
     for (int i = 0; i < DLRNI_STORED_MAX && l->layout->tensor[i].name && s == DLRN_OK; i++) {
         const dlrni_stored *t = &l->layout->tensor[i];
+        /* optional, and not there: the formula's default stays */
         if (l->index[i] < 0) continue;
         s = t->is < DLRN_ROLE_COUNT ? dlrni_read_param(l, t, l->index[i], *out)
                                     : dlrni_read_number(l, t, l->index[i], *out);
@@ -9669,6 +9737,7 @@ DLRNI_INTERNAL const dlrn_json *dlrni_config_value(const dlrn_json *root, const 
                                                    char full[64]) {
     dlrni_print(full, 64, "trainer.%s", key);
     const dlrn_json *value = dlrn_json_get(root, full);
+    /* the trainer's part first: it is about this dictionary, the top about the run */
     if (value && value->type != DLRN_JSON_NULL) return value;
     dlrni_print(full, 64, "%s", key);
     value = dlrn_json_get(root, key);
@@ -9688,6 +9757,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config_types(dlrn_context *ctx, const cha
         dlrni_print(full, sizeof full, "%s%s", parts[i % 2], key->key);
         const dlrn_json *v = dlrn_json_get(root, full);
         if (!v || v->type == key->type || v->type == DLRN_JSON_NULL) continue;
+        /* a text in quotes, so that "8" and 8 are told apart */
         const char *quote = v->type == DLRN_JSON_STRING ? "\"" : "";
         return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: %s: expected %s, found %s%.80s%s", path, full,
                          kinds[key->type], quote, v->text ? v->text : kinds[v->type], quote);
@@ -9706,6 +9776,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config_sizes(dlrn_context *ctx, const cha
         if (!key->extent) continue;
         double have = (double)dlrni_extent(dict, key->extent);
         dlrni_print(full, sizeof full, "%s%s", parts[i % 2], key->key);
+        /* a key that is absent agrees */
         double said = dlrn_json_number(root, full, have);
         if (said < have || said > have)
             return dlrn_fail(ctx, DLRN_ERR_SHAPE,
@@ -9738,6 +9809,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_identity(dlrn_context *ctx, const char *pa
     dlrn_dictionary_desc desc;
     memset(&desc, 0, sizeof desc);
     desc.family = "IdentityDict";
+    /* written so that a NaN fails */
     if (!(d >= 1) || d > INT32_MAX || d > floor(d))
         return dlrn_fail(ctx, DLRN_ERR_VALUE,
                          "%s: activation_dim: expected a size from 1, found %g", path, d);
@@ -9751,6 +9823,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_identity(dlrn_context *ctx, const char *pa
    help a reader. */
 DLRNI_INTERNAL void dlrni_file_names(char *text, size_t size) {
     int at = 0;
+    /* the three of the folder itself */
     for (int i = 0; i < 3 && at < (int)size; i++)
         at += dlrni_print(text + at, size - (size_t)at, "%s%s", dlrni_folder_files[i][0],
                           i == 0   ? ", "
@@ -9767,7 +9840,9 @@ DLRN_API dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const char *path, c
     /* the longest name that is added is trainer_0/config.json */
     if (strlen(path) + 32 > size)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: the path is too long", path);
+    /* a wrong path is the likeliest error: say it first */
     if (kind == 0) return dlrn_fail(ctx, DLRN_ERR_IO, "%s: no such file or folder", path);
+    /* a file is taken as it is named; its folder may hold a config */
     if (kind == 1) {
         dlrni_print(file, size, "%s", path);
         if (!dlrni_sibling(path, dlrni_folder_files[0][1], config, size)) *config = 0;
@@ -9781,6 +9856,7 @@ DLRN_API dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const char *path, c
         }
         *file = 0;
     }
+    /* a config is optional */
     if (*config && dlrn_file_exists(ctx, config) != 1) *config = 0;
     if (*file || *config) return DLRN_OK;
     dlrni_file_names(names, sizeof names);
@@ -9798,7 +9874,9 @@ DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, 
     if (root) DLRNI_TRY(dlrni_check_config_types(ctx, config, root));
     const dlrn_json *value = root ? dlrni_config_value(root, "dict_class", full) : NULL;
     const char *name = value ? value->text : NULL;
+    /* the one class without tensors: no layout can recognise it */
     if (name && !strcmp(name, "IdentityDict")) {
+        /* with tensors beside it, the class is wrong */
         if (!*file) return dlrni_load_identity(ctx, config, root, out);
         return dlrn_fail(ctx, DLRN_ERR_VALUE,
                          "%s: dict_class: expected AutoEncoder, as %s has weights, found %s",
@@ -9814,6 +9892,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, 
     DLRNI_TRY(dlrn_archive_open(ctx, file, &a));
     dlrn_status s = dlrni_load_archive(a, wanted, 0, out);
     dlrn_archive_close(a);
+    /* last, because only the tensors tell the true sizes */
     if (s == DLRN_OK && root) s = dlrni_check_config_sizes(ctx, config, root, *out);
     if (s == DLRN_OK) return s;
     dlrn_dictionary_destroy(*out);
@@ -9830,6 +9909,7 @@ DLRN_API dlrn_status dlrn_load(dlrn_context *ctx, const char *path, const char *
     *out = NULL;
     DLRNI_TRY(dlrn_find_dictionary(ctx, path, file, config, sizeof file));
     dlrn_status s = *config ? dlrn_file_read(ctx, config, &text, &size) : DLRN_OK;
+    /* a config that is not JSON is an error: it might name the layout */
     if (s == DLRN_OK && *config) s = dlrn_json_parse(ctx, text, size, config, &root);
     if (s == DLRN_OK) s = dlrni_load_with(ctx, file, config, root, layout, out);
     dlrn_json_free(ctx, root);
@@ -9844,6 +9924,7 @@ DLRN_API dlrn_status dlrn_load_memory(dlrn_context *ctx, const void *bytes, size
     dlrn_archive *a;
     const dlrni_layout *wanted;
     *out = NULL;
+    /* before the bytes are read: a misspelt name is told at once */
     DLRNI_TRY(dlrni_resolve_layout(ctx, name, "layout", layout, &wanted));
     DLRNI_TRY(dlrn_archive_open_memory(ctx, bytes, size, name, &a));
     dlrn_status s = dlrni_load_archive(a, wanted, 1, out);
@@ -9858,7 +9939,9 @@ DLRNI_INTERNAL dlrn_status dlrni_check_stored(dlrn_context *ctx, const char *pat
                                               const dlrn_tensor_out *t) {
     const float *w = (const float *)t->data;
     int64_t n = 1;
+    /* integers are always finite */
     if (t->dtype != DLRN_F32) return DLRN_OK;
+    /* cannot overflow: the tensor is in memory */
     for (int i = 0; i < t->ndim; i++) n *= t->shape[i];
     int64_t i = dlrni_first_not_finite(w, n);
     if (i == n) return DLRN_OK;
@@ -9875,6 +9958,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_savable(const dlrn_dictionary *dict, cons
         memset(&t, 0, sizeof t);
         t.name = dlrni_role_table[role].name;
         t.dtype = DLRN_F32;
+        /* its shape does not matter here, only its count */
         t.ndim = 1;
         t.shape[0] = dict->param[role] ? dlrni_role_size(dict, role) : 0;
         t.data = dict->param[role];
@@ -9905,8 +9989,10 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
     to->data = t->is == DLRNI_IS_K                ? (const void *)&s->k
                : t->is == DLRNI_IS_LAST_THRESHOLD ? (const void *)&s->threshold
                                                   : (const void *)dict->param[t->is];
+    /* written whole: archives take rows in order, so a transposed copy is needed */
     if (t->is < DLRN_ROLE_COUNT && dlrni_is_turned(t)) {
         float *turned = DLRNI_NEW(ctx, float, dlrni_role_size(dict, t->is));
+        /* noted before the check, so that dlrn_save frees it in any case */
         s->turned[s->count] = turned;
         if (!turned) return DLRN_ERR_MEMORY;
         const int64_t rows = to->shape[1], cols = to->shape[0]; /* in memory: the file's turned */
@@ -9922,6 +10008,7 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     dlrn_context *ctx = dict->ctx;
     const dlrni_layout *layout = dlrni_layout_of_family(dict->family);
     dlrni_saving saving;
+    /* only an identity has no layout */
     if (!layout)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: an %s has no weights to save", path,
                          dict->family);
@@ -9929,12 +10016,15 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
         !dlrni_has_suffix(path, ".npz"))
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a name ending in .pt, .safetensors or .npz", path);
+    /* a copy that was not made is NULL, and may be freed */
     memset(&saving, 0, sizeof saving);
+    /* k is at most F, which fits */
     saving.k = (int32_t)dict->formula.k;
     saving.threshold = (float)dict->formula.threshold;
     dlrn_status s = DLRN_OK;
     for (int i = 0; i < DLRNI_STORED_MAX && layout->tensor[i].name && s == DLRN_OK; i++)
         s = dlrni_add_stored(dict, &layout->tensor[i], &saving);
+    /* no file is touched before all tensors have passed */
     for (int64_t i = 0; i < saving.count && s == DLRN_OK; i++)
         s = dlrni_check_stored(ctx, path, &saving.tensor[i]);
     if (s == DLRN_OK) s = dlrn_archive_write(ctx, path, saving.tensor, saving.count, NULL);
