@@ -3338,6 +3338,7 @@ DLRNI_INTERNAL void dlrni_encoding_init(dlrni_encoding *c, const dlrn_dictionary
 
 /* Frees all lists that were ever made: a shorter batch keeps those of a longer one. */
 DLRNI_INTERNAL void dlrni_encoding_free(dlrni_encoding *c) {
+    /* never begun: nothing is owned */
     if (!c->dict) return;
     dlrn_context *ctx = c->dict->ctx;
     for (int64_t i = 0; i < c->lists_cap; i++) {
@@ -3704,6 +3705,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, in
     c->xc = xc;
     c->n = n;
     c->first = -1;
+    /* cuts belong to rows, and these are new */
     c->cut_known = 0;
     c->stretches = dlrni_ceil_div(n, DLRNI_STRETCH);
     lists = c->groups * c->stretches;
@@ -3953,8 +3955,8 @@ DLRNI_INTERNAL int dlrni_is_chosen(const dlrni_encoding *c, int64_t row, int32_t
     return c->kept[row] < k || !dlrni_is_worse(&entry, &c->best[row * k]);
 }
 
-/* Task: drops from one group's list what is not chosen, in place. `count` never overtakes `p`, so
-   that nothing is overwritten before it is read. */
+/* Task: drops the entries that are not chosen from one list, in place. `count` never overtakes `p`,
+   so that nothing is overwritten before it is read. */
 DLRNI_INTERNAL void dlrni_drop_task(void *arg, int64_t task, int worker) {
     dlrni_encoding *c = (dlrni_encoding *)arg;
     int64_t s = task / c->wave, g = c->first + task % c->wave, count = 0;
@@ -3967,6 +3969,7 @@ DLRNI_INTERNAL void dlrni_drop_task(void *arg, int64_t task, int worker) {
         for (; p < end; p++) {
             list->key[count] = list->key[p];
             list->val[count] = list->val[p];
+            /* copied first, counted if chosen: no branch */
             count += dlrni_is_chosen(c, dlrni_key_row(list->key[p]),
                                      (int32_t)(g * DLRNI_GROUP + dlrni_key_feature(list->key[p])),
                                      list->val[p]);
@@ -4134,6 +4137,7 @@ DLRN_API dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, in
     for (int64_t i = 0; s == DLRN_OK && i < n; i += block) {
         int64_t rows = dlrni_min(block, n - i);
         s = dlrni_sparse_begin(dict->ctx, &codes, F);
+        /* skips zeros, keeps NaN */
         if (s == DLRN_OK) s = dlrni_sparse_append(dict->ctx, &codes, f + i * F, rows);
         if (s == DLRN_OK) dlrni_decode_rows(dict, &codes, NULL, x_hat + i * dict->d_out);
     }
@@ -4188,6 +4192,7 @@ DLRNI_INTERNAL void dlrni_encoder_clear(dlrn_encoder *e) {
     dlrn_free(ctx, e->heap);
 }
 
+/* The dictionary must still be there: its context frees the memory. */
 DLRN_API void dlrn_encoder_destroy(dlrn_encoder *e) {
     if (!e) return;
     dlrni_encoder_clear(e);
@@ -4264,6 +4269,7 @@ DLRNI_INTERNAL dlrn_status dlrni_append_codes(dlrni_encode_job *j) {
     DLRNI_TRY(dlrni_sparse_reserve(ctx, j->codes, j->first + n, j->codes->nnz_cap));
     dlrni_parallel_for(ctx, blocks, dlrni_ns(4, dlrni_wave_entries(&j->e->c)),
                        dlrni_csr_count_block, j);
+    /* after growing, which may have moved the array */
     p = j->codes->row_ptr + j->first;
     /* counts become begins */
     for (int64_t i = 0; i < n; i++) p[i + 1] += p[i];
@@ -4374,6 +4380,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
     else
         dlrni_parallel_for(ctx, c->groups, dlrni_ns(dict->features, dict->d_in) * (double)n / 4,
                            c->ready ? dlrni_few_screened : dlrni_few_dense, j);
+    /* after all groups: a cut needs the whole row */
     if (heap) dlrni_few_select(dict, j->f, n, e->heap);
     /* codes from the dense f: with few rows a look at all F is cheap */
     dlrn_status s = j->codes ? dlrni_sparse_append(ctx, j->codes, j->f, n) : DLRN_OK;
@@ -4418,6 +4425,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_rows(dlrn_encoder *e, const float *x, in
     dlrni_encode_job j = {e, f, codes, 0};
     const dlrn_dictionary *dict = e->dict;
     int64_t rows;
+    /* codes are empty then, f and x_hat stay as they are */
     if (n == 0) return DLRN_OK;
     if (n < DLRNI_SCREEN_MIN) return dlrni_encode_few(&j, x, n);
     /* one stretch of input is held, however many rows come */
@@ -4463,6 +4471,7 @@ DLRNI_INTERNAL dlrn_status dlrni_run_once(const dlrn_dictionary *dict, const flo
     return s;
 }
 
+/* The easy calls differ in which results they leave out. */
 DLRN_API dlrn_status dlrn_encode(const dlrn_dictionary *dict, const float *x, int64_t n, float *f) {
     return dlrni_run_once(dict, x, n, f, NULL, NULL);
 }
@@ -9374,7 +9383,7 @@ DLRNI_INTERNAL int dlrni_layout_fits(const dlrni_loading *l, const dlrni_layout 
     return 1;
 }
 
-/* Whether a layout has a tensor of that name. */
+/* Whether a layout has a tensor of that name, optional or not. */
 DLRNI_INTERNAL int dlrni_layout_has(const dlrni_layout *layout, const char *name) {
     for (const dlrni_stored *t = layout->tensor; t->name; t++)
         if (!strcmp(t->name, name)) return 1;
@@ -9441,7 +9450,9 @@ DLRNI_INTERNAL dlrn_status dlrni_choose_layout(dlrni_loading *l, const dlrni_lay
         return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: expected %s, found the tensors of %s", l->a->path,
                          wanted ? wanted->name : "an AutoEncoder", refused->name);
-    l->layout = wanted ? wanted : &dlrni_layout_table[0]; /* the errors will say what it lacks */
+    /* Nothing fits: matching the wanted row, or the most common one, will name the tensor that is
+       missing or misshapen, which helps more than "unknown layout". */
+    l->layout = wanted ? wanted : &dlrni_layout_table[0];
     return DLRN_OK;
 }
 
@@ -9492,6 +9503,7 @@ DLRNI_INTERNAL dlrn_status dlrni_match_tensor(dlrni_loading *l, const dlrni_stor
         dlrni_shape_text(info->shape, info->ndim, shape, sizeof shape);
         dlrni_print(found, sizeof found, "[%s]", shape);
     }
+    /* the error shows both shapes, with the sizes that are known */
     dlrni_wanted_shape(l, t->shape, want, sizeof want);
     return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE, "%s: tensor '%s%s': expected shape %s, found %s",
                      l->a->path, l->prefix, t->name, want, found);
@@ -9501,6 +9513,7 @@ DLRNI_INTERNAL dlrn_status dlrni_match_tensor(dlrni_loading *l, const dlrni_stor
 DLRNI_INTERNAL dlrn_status dlrni_match_encoder(dlrni_loading *l, const dlrni_stored *t,
                                                int64_t *index) {
     DLRNI_TRY(dlrni_match_tensor(l, t, index));
+    /* a column index is an int32_t */
     if (l->F >= 1 && l->I >= 1 && l->F <= INT32_MAX) return DLRN_OK;
     return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE,
                      "%s: tensor '%s': expected a shape without 0, found [%lld, %lld]", l->a->path,
@@ -9516,7 +9529,7 @@ DLRNI_INTERNAL dlrn_status dlrni_match_layout(dlrni_loading *l) {
     l->I = l->F = -1;
     for (int i = 0; i < DLRNI_STORED_MAX && t[i].name; i++)
         if (t[i].is == DLRN_ENCODER) DLRNI_TRY(dlrni_match_encoder(l, &t[i], &l->index[i]));
-    for (int i = 0; i < DLRNI_STORED_MAX && t[i].name; i++)
+    for (int i = 0; i < DLRNI_STORED_MAX && t[i].name; i++) /* by now both sizes are known */
         if (t[i].is != DLRN_ENCODER) DLRNI_TRY(dlrni_match_tensor(l, &t[i], &l->index[i]));
     return DLRN_OK;
 }
@@ -9569,6 +9582,7 @@ DLRNI_INTERNAL void dlrni_read_piece(void *arg, int64_t task, int worker) {
 DLRNI_INTERNAL void dlrni_read_columns(void *arg, int64_t task, int worker) {
     const dlrni_read_job *j = (const dlrni_read_job *)arg;
     const int64_t end = dlrni_min((task + 1) * DLRNI_READ_COLUMNS, j->cols);
+    /* 1 KB: stays in the first cache, whatever the strides on both sides */
     float square[16][16];
     (void)worker;
     j->bad[task] = 0;
@@ -9580,6 +9594,7 @@ DLRNI_INTERNAL void dlrni_read_columns(void *arg, int64_t task, int worker) {
                 memcpy(square[i], j->from + ((r + i) * j->cols + f) * 4, (size_t)n * 4);
                 j->bad[task] |= dlrni_first_not_finite(square[i], n) < n;
             }
+            /* out in the order of memory, a cache line at a time */
             for (int64_t c = 0; c < n; c++)
                 for (int64_t i = 0; i < rows; i++) j->to[(f + c) * j->rows + r + i] = square[i][c];
         }
@@ -9589,6 +9604,7 @@ DLRNI_INTERNAL void dlrni_read_columns(void *arg, int64_t task, int worker) {
    column (torch saves a transposed view so). Else NULL. */
 DLRNI_INTERNAL const unsigned char *dlrni_entry_plain(const dlrni_entry *e, int by_columns) {
     int64_t step = 1;
+    /* other types and byte orders need a conversion */
     if (e->info.dtype != DLRN_F32 || e->swap || !dlrni_little_endian()) return NULL;
     /* strides count elements; the innermost must be 1 */
     if (by_columns && (e->info.ndim != 2 || e->stride[0] != 1 || e->stride[1] != e->info.shape[0]))
@@ -9606,6 +9622,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_plain(dlrn_archive *a, const char *name,
     int64_t tasks = j.cols ? dlrni_ceil_div(j.cols, DLRNI_READ_COLUMNS)
                            : dlrni_ceil_div(j.n, DLRNI_READ_PIECE),
             bad = 0;
+    /* a place for each task: no two write to the same */
     if (!(j.bad = DLRNI_NEW(a->ctx, int64_t, tasks))) return DLRN_ERR_MEMORY;
     dlrn_parallel_for(a->ctx, tasks, j.cols ? dlrni_read_columns : dlrni_read_piece, &j);
     for (int64_t i = 0; i < tasks; i++) bad |= j.bad[i];
@@ -9635,6 +9652,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_strided(dlrn_archive *a, int64_t index, co
     dlrn_status s = part ? DLRN_OK : DLRN_ERR_MEMORY;
     for (int64_t r = 0; r < rows && s == DLRN_OK; r += step) {
         int64_t n = dlrni_min(step, rows - r);
+        /* converts to f32 */
         s = dlrn_archive_read_rows(a, index, r, n, part);
         if (s == DLRN_OK) s = dlrni_check_weights(a, name, part, r * cols, n * cols);
         for (int64_t j = 0; j < cols && s == DLRN_OK; j++)
@@ -9654,6 +9672,7 @@ DLRNI_INTERNAL int dlrni_is_turned(const dlrni_stored *t) {
 DLRNI_INTERNAL dlrn_status dlrni_read_param(dlrni_loading *l, const dlrni_stored *t, int64_t index,
                                             dlrn_dictionary *dict) {
     const dlrni_entry *e = &l->a->entries[index];
+    /* the row says how it should lie; the strides say how it does */
     const int turn = dlrni_is_turned(t), matrix = e->info.ndim == 2;
     /* NumPy and torch store either rows or columns without gaps */
     const unsigned char *by_rows = dlrni_entry_plain(e, 0);
@@ -9662,6 +9681,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_param(dlrni_loading *l, const dlrni_stored
     dlrni_read_job job = {same, NULL, e->info.numel, 0, 0, NULL};
     if (l->borrow && same && (uintptr_t)same % sizeof(float) == 0) {
         memcpy(&dict->param[t->is], &same, sizeof same); /* read only: dlrn_load_memory */
+        /* not freed with the dictionary */
         dict->borrowed |= DLRNI_BIT(t->is);
     } else {
         DLRNI_TRY(dlrni_param_alloc(dict, t->is));
@@ -9683,6 +9703,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_param(dlrni_loading *l, const dlrni_stored
 DLRNI_INTERNAL dlrn_status dlrni_read_number(dlrni_loading *l, const dlrni_stored *t, int64_t index,
                                              dlrn_dictionary *dict) {
     float value;
+    /* one number, as dlrni_match_tensor has checked */
     DLRNI_TRY(dlrn_archive_read(l->a, index, &value));
     if (t->is == DLRNI_IS_LAST_THRESHOLD) {
         /* kept so that saving writes it back */
@@ -9709,6 +9730,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_dictionary(dlrni_loading *l, dlrn_dictiona
         const dlrni_stored *t = &l->layout->tensor[i];
         /* optional, and not there: the formula's default stays */
         if (l->index[i] < 0) continue;
+        /* a role goes to a parameter, the rest to the formula */
         s = t->is < DLRN_ROLE_COUNT ? dlrni_read_param(l, t, l->index[i], *out)
                                     : dlrni_read_number(l, t, l->index[i], *out);
     }
@@ -9724,6 +9746,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_archive(dlrn_archive *a, const dlrni_layou
                                               int borrow, dlrn_dictionary **out) {
     dlrni_loading l = {a, NULL, "", -1, -1, borrow, {0}};
     *out = NULL;
+    /* all checks of names and shapes come before memory is allocated */
     DLRNI_TRY(dlrni_choose_layout(&l, wanted));
     DLRNI_TRY(dlrni_match_layout(&l));
     return dlrni_read_dictionary(&l, out);
@@ -9748,6 +9771,7 @@ DLRNI_INTERNAL const dlrn_json *dlrni_config_value(const dlrn_json *root, const 
    the one that is not used. */
 DLRNI_INTERNAL dlrn_status dlrni_check_config_types(dlrn_context *ctx, const char *path,
                                                     const dlrn_json *root) {
+    /* in the order of dlrn_json_type */
     static const char *const kinds[] = {"null",   "true or false", "a number",
                                         "a text", "a list",        "an object"};
     static const char *const parts[] = {"", "trainer."};
@@ -9756,6 +9780,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config_types(dlrn_context *ctx, const cha
         char full[64];
         dlrni_print(full, sizeof full, "%s%s", parts[i % 2], key->key);
         const dlrn_json *v = dlrn_json_get(root, full);
+        /* absent, right, or None */
         if (!v || v->type == key->type || v->type == DLRN_JSON_NULL) continue;
         /* a text in quotes, so that "8" and 8 are told apart */
         const char *quote = v->type == DLRN_JSON_STRING ? "\"" : "";
@@ -9773,6 +9798,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config_sizes(dlrn_context *ctx, const cha
     for (int i = 0; i < 2 * DLRNI_CONFIG_KEYS; i++) {
         const dlrni_config_key *key = &dlrni_config_key_table[i / 2];
         char full[64];
+        /* not a size */
         if (!key->extent) continue;
         double have = (double)dlrni_extent(dict, key->extent);
         dlrni_print(full, sizeof full, "%s%s", parts[i % 2], key->key);
@@ -9793,6 +9819,7 @@ DLRNI_INTERNAL dlrn_status dlrni_resolve_layout(dlrn_context *ctx, const char *p
                                                 const dlrni_layout **out) {
     char known[256];
     *out = name ? dlrni_layout_named(name) : NULL;
+    /* a refused layout's name is an error like an unknown one */
     if (!name || (*out && (*out)->family)) return DLRN_OK;
     dlrni_readable_layouts(known, sizeof known);
     return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: %s: expected %s, found %.80s", path, key,
@@ -9804,6 +9831,7 @@ DLRNI_INTERNAL dlrn_status dlrni_resolve_layout(dlrn_context *ctx, const char *p
 DLRNI_INTERNAL dlrn_status dlrni_load_identity(dlrn_context *ctx, const char *path,
                                                const dlrn_json *root, dlrn_dictionary **out) {
     char full[64];
+    /* absent counts as 0, which fails below */
     const dlrn_json *value = dlrni_config_value(root, "activation_dim", full);
     double d = value ? value->number : 0;
     dlrn_dictionary_desc desc;
@@ -9836,6 +9864,7 @@ DLRN_API dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const char *path, c
                                           char *config, size_t size) {
     int kind = dlrn_file_exists(ctx, path);
     char names[64];
+    /* empty texts: nothing found yet */
     *file = *config = 0;
     /* the longest name that is added is trainer_0/config.json */
     if (strlen(path) + 32 > size)
@@ -9850,6 +9879,7 @@ DLRN_API dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const char *path, c
         dlrni_print(config, size, "%s/%s", path, dlrni_folder_files[0][1]);
     for (int i = 0; kind == 2 && i < DLRNI_FOLDER_FILES; i++) {
         dlrni_print(file, size, "%s/%s", path, dlrni_folder_files[i][0]);
+        /* a folder of that name does not count */
         if (dlrn_file_exists(ctx, file) == 1) {
             dlrni_print(config, size, "%s/%s", path, dlrni_folder_files[i][1]);
             break;
@@ -9871,8 +9901,10 @@ DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, 
     dlrn_archive *a;
     const dlrni_layout *wanted;
     char full[64], names[64];
+    /* before any of its values is used */
     if (root) DLRNI_TRY(dlrni_check_config_types(ctx, config, root));
     const dlrn_json *value = root ? dlrni_config_value(root, "dict_class", full) : NULL;
+    /* a text: its type has been checked */
     const char *name = value ? value->text : NULL;
     /* the one class without tensors: no layout can recognise it */
     if (name && !strcmp(name, "IdentityDict")) {
@@ -9912,6 +9944,7 @@ DLRN_API dlrn_status dlrn_load(dlrn_context *ctx, const char *path, const char *
     /* a config that is not JSON is an error: it might name the layout */
     if (s == DLRN_OK && *config) s = dlrn_json_parse(ctx, text, size, config, &root);
     if (s == DLRN_OK) s = dlrni_load_with(ctx, file, config, root, layout, out);
+    /* also after an error: both may be NULL */
     dlrn_json_free(ctx, root);
     dlrn_free(ctx, text);
     return s;
@@ -9927,6 +9960,7 @@ DLRN_API dlrn_status dlrn_load_memory(dlrn_context *ctx, const void *bytes, size
     /* before the bytes are read: a misspelt name is told at once */
     DLRNI_TRY(dlrni_resolve_layout(ctx, name, "layout", layout, &wanted));
     DLRNI_TRY(dlrn_archive_open_memory(ctx, bytes, size, name, &a));
+    /* borrows: the bytes are the caller's, and stay */
     dlrn_status s = dlrni_load_archive(a, wanted, 1, out);
     dlrn_archive_close(a);
     return s;
@@ -9986,6 +10020,7 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
     to->dtype = t->is == DLRNI_IS_K ? DLRN_I32 : DLRN_F32;
     to->ndim = (int)strlen(t->shape);
     for (int i = 0; i < to->ndim; i++) to->shape[i] = dlrni_extent(dict, t->shape[i]);
+    /* borrowed until the archive is written */
     to->data = t->is == DLRNI_IS_K                ? (const void *)&s->k
                : t->is == DLRNI_IS_LAST_THRESHOLD ? (const void *)&s->threshold
                                                   : (const void *)dict->param[t->is];
@@ -10012,6 +10047,7 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     if (!layout)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: an %s has no weights to save", path,
                          dict->family);
+    /* not .npy, which holds a single tensor */
     if (!dlrni_has_suffix(path, ".pt") && !dlrni_has_suffix(path, ".safetensors") &&
         !dlrni_has_suffix(path, ".npz"))
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
