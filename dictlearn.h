@@ -9103,6 +9103,8 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
    active features, in f32, and in parallel; the tests hold them to it. Compiled for tests alone. */
 #ifdef DICTLEARN_NAIVE_STEP
 
+/* Formulas: AutoEncoder and trainSAE of dictionary_learning, March 2024. The derivatives are worked
+   out by hand here and checked against finite differences by the tests. */
 typedef struct dlrni_naive {
     int64_t d, F;               /* rows x [n][d] and targets y [n][d]; F features           */
     double *bias;               /* [d]    b   subtracted before, added after               */
@@ -9133,6 +9135,7 @@ DLRNI_INTERNAL double dlrni_naive_row(dlrni_naive *s, const double *x, const dou
     for (int64_t c = 0; c < d; c++) s->g[0][c] += w * e[c] / (double)n;
     for (int64_t j = 0; j < s->F; j++) {
         double slope = s->penalty; /* the derivative by f_j, and by the pre-activation */
+        /* ReLU passes no gradient to a feature that is off */
         if (!(f[j] > 0)) continue;
         for (int64_t c = 0; c < d; c++) slope += w * e[c] * s->wd[j * d + c];
         s->g[2][j] += slope / (double)n;
@@ -9165,6 +9168,7 @@ DLRNI_INTERNAL double dlrni_naive_step(dlrni_naive *s, const double *x, const do
                                        double *f, double *e) {
     double *param[4] = {s->bias, s->we, s->be, s->wd}, loss = 0;
     const int64_t d = s->d, size[4] = {d, s->F * d, s->F, s->F * d};
+    /* gradients start at 0; the moments go on from step to step */
     for (int p = 0; p < 4; p++) memset(s->g[p], 0, (size_t)size[p] * sizeof **s->g);
     for (int64_t i = 0; i < n; i++) loss += dlrni_naive_row(s, x + i * d, y + i * d, n, f, e);
     for (int64_t j = 0; j < s->F; j++) dlrni_naive_atom(s->wd + j * d, s->g[3] + j * d, d, 0);
@@ -9185,23 +9189,30 @@ DLRNI_INTERNAL double dlrni_naive_step(dlrni_naive *s, const double *x, const do
 
 /* ------------------------------------------------------------------------------------------ */
 // >>source
-/* Sources of rows: arrays in memory or in .npy files, and a filter for rows that are not finite. */
+/* Sources of rows: arrays in memory or in .npy files, and a filter for rows that are not finite.
+   A source is a struct of callbacks, so that the buffer and the evaluator need not know where rows
+   come from. The two kinds here have a position, so a run that reads from them can be resumed. */
 
+/* One struct for both kinds: they differ only in how a row is fetched. */
 typedef struct dlrni_array_source {
-    dlrn_context *ctx;
+    dlrn_context *ctx;         /* for memory and for error texts */
     const float *x, *y;        /* [rows][d_in], [rows][d_out] in memory, borrowed, or ... */
     dlrni_npy file, target;    /* ... in files                                            */
     int64_t rows, d_in, d_out; /* d_out 0: no target                                     */
     int64_t epochs, at;        /* at: rows given so far, over all epochs                  */
 } dlrni_array_source;
 
-/* Rows up to the end of the arrays at most: the next call begins the next epoch. */
+/* Gives at most the rest of the current epoch, so that a call copies one contiguous piece; the next
+   call begins the next epoch. */
 DLRNI_INTERNAL dlrn_status dlrni_array_read(void *user, int64_t max_rows, float *x, float *y,
                                             int64_t *n) {
     dlrni_array_source *s = (dlrni_array_source *)user;
+    /* no rows: the remainder would divide by 0 */
     int64_t row = s->rows ? s->at % s->rows : 0, count = dlrni_min(max_rows, s->rows - row);
     *n = 0;
+    /* epochs 0: forever */
     if (!s->rows || (s->epochs && s->at / s->rows >= s->epochs)) return DLRN_END;
+    /* rows in memory are copied, not lent: the reader may write into its copy */
     if (s->x) {
         memcpy(x, s->x + row * s->d_in, (size_t)(count * s->d_in) * sizeof *x);
         if (s->y) memcpy(y, s->y + row * s->d_out, (size_t)(count * s->d_out) * sizeof *y);
@@ -9209,33 +9220,35 @@ DLRNI_INTERNAL dlrn_status dlrni_array_read(void *user, int64_t max_rows, float 
         DLRNI_TRY(dlrni_npy_rows(&s->file, row, count, x));
         if (s->target.file) DLRNI_TRY(dlrni_npy_rows(&s->target, row, count, y));
     }
+    /* counted only once both files are read: a failed call can be repeated */
     s->at += count;
     *n = count;
     return DLRN_OK;
 }
 
-/* Positions count rows over all epochs, so that an epoch that was begun goes on. */
+/* Positions count rows over all epochs: a resumed run goes on in the middle of an epoch. */
 DLRNI_INTERNAL dlrn_status dlrni_array_position(void *user, uint64_t *position) {
     *position = (uint64_t)((dlrni_array_source *)user)->at;
     return DLRN_OK;
 }
 
-/* A position beyond the last row is an error: the rows are others than those that were saved with.
-   */
+/* Refuses a position beyond the last row: the run was saved with a longer source. */
 DLRNI_INTERNAL dlrn_status dlrni_array_seek(void *user, uint64_t position) {
     dlrni_array_source *s = (dlrni_array_source *)user;
     int64_t end = INT64_MAX / 4, rows; /* counting on from there would overflow */
+    /* a product that overflows is larger than `end` anyway */
     if (s->epochs && dlrni_mul(s->rows, s->epochs, &rows)) end = dlrni_min(end, rows);
     if (position > (uint64_t)end)
         return dlrn_fail(s->ctx, DLRN_ERR_ARGUMENT,
                          "%s: position %llu: expected at most %lld, the end of its rows",
                          s->file.file ? dlrn_archive_path(s->file.file) : "an array",
                          (unsigned long long)position, (long long)end);
+    /* within an epoch, too: the next read begins at this row */
     s->at = (int64_t)position;
     return DLRN_OK;
 }
 
-/* A reader of files has set the text of the context. */
+/* The .npy reader has already put its message into the context. */
 DLRNI_INTERNAL const char *dlrni_array_error(void *user) {
     return ((dlrni_array_source *)user)->ctx->error;
 }
@@ -9248,7 +9261,7 @@ DLRNI_INTERNAL void dlrni_array_destroy(void *user) {
     dlrn_free(s->ctx, s);
 }
 
-/* The callbacks of a source of arrays; the caller fills in where its rows are. */
+/* Sets up the callbacks that both kinds share; the caller then says where the rows are. */
 DLRNI_INTERNAL dlrni_array_source *dlrni_array_source_new(dlrn_context *ctx, int64_t epochs,
                                                           dlrn_source *out) {
     dlrni_array_source *s = DLRNI_NEW_ZERO(ctx, dlrni_array_source, 1);
@@ -9259,6 +9272,7 @@ DLRNI_INTERNAL dlrni_array_source *dlrni_array_source_new(dlrn_context *ctx, int
     out->position = dlrni_array_position;
     out->seek = dlrni_array_seek;
     out->error = dlrni_array_error;
+    /* set before anything can fail, so that dlrn_source_destroy cleans up */
     out->destroy = dlrni_array_destroy;
     out->user = s;
     return s;
@@ -9270,8 +9284,10 @@ DLRN_API dlrn_status dlrn_source_from_array(dlrn_context *ctx, const float *x, c
     memset(out, 0, sizeof *out);
     DLRNI_REQUIRE(ctx, x && rows >= 0 && d_in > 0 && epochs >= 0,
                   "x is NULL or a size is negative");
+    /* otherwise a forgotten y would train an autoencoder without a word */
     DLRNI_REQUIRE(ctx, y ? d_out > 0 : d_out == 0, "d_out is the width of y: 0 if y is NULL");
     dlrni_array_source *s = dlrni_array_source_new(ctx, epochs, out);
+    /* the arrays are borrowed: they may be larger than memory could hold twice */
     if (!s) return DLRN_ERR_MEMORY;
     s->x = x;
     s->y = y;
@@ -9281,7 +9297,7 @@ DLRN_API dlrn_status dlrn_source_from_array(dlrn_context *ctx, const float *x, c
     return DLRN_OK;
 }
 
-/* A file can be a source of rows; without rows it may claim any width. */
+/* Bounds the width of a file: one without rows may claim any, and buffers are sized by it. */
 DLRNI_INTERNAL dlrn_status dlrni_check_npy_rows(dlrn_context *ctx, const char *path,
                                                 const dlrni_npy *file) {
     if (file->cols >= 1 && file->cols <= INT32_MAX) return DLRN_OK;
@@ -9289,12 +9305,14 @@ DLRNI_INTERNAL dlrn_status dlrni_check_npy_rows(dlrn_context *ctx, const char *p
                      INT32_MAX, (long long)file->cols);
 }
 
-/* Both files have as many rows; their widths may differ. */
+/* Row i of one file belongs to row i of the other, so their numbers of rows must agree; their
+   widths may differ. */
 DLRNI_INTERNAL dlrn_status dlrni_open_npy_source(dlrn_context *ctx, const char *path,
                                                  const char *target, dlrni_array_source *s) {
     DLRNI_TRY(dlrni_npy_open(ctx, path, &s->file));
     if (target) DLRNI_TRY(dlrni_npy_open(ctx, target, &s->target));
     if (target && s->file.rows != s->target.rows)
+        /* named by the target: x was opened first and is taken as right */
         return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected %lld rows as in %s, found %lld", target,
                          (long long)s->file.rows, path, (long long)s->target.rows);
     DLRNI_TRY(dlrni_check_npy_rows(ctx, path, &s->file));
@@ -9313,36 +9331,43 @@ DLRN_API dlrn_status dlrn_source_from_npy(dlrn_context *ctx, const char *path, c
     if (!s) return DLRN_ERR_MEMORY;
     dlrn_status st = dlrni_open_npy_source(ctx, path, target, s);
     if (st == DLRN_OK) {
+        /* known only now: the files say how wide their rows are */
         out->d_in = s->d_in;
         out->d_out = s->d_out;
     } else
+        /* also closes the file that did open */
         dlrn_source_destroy(out);
     return st;
 }
 
-/* ---- The filter ---- */
+/* ---- The filter ----
+   One NaN in a batch makes every weight NaN. Long runs would rather lose a row than stop. */
 
-enum { DLRNI_MAX_SKIPPED = 1000000 }; /* dropped in a row before it is an error */
+/* So many rows dropped without a good one between them are an error: the data is broken, and an
+   endless source would keep the caller waiting forever. */
+enum { DLRNI_MAX_SKIPPED = 1000000 };
 
 typedef struct dlrni_finite_source {
     dlrn_context *ctx;
-    dlrn_source inner;
-    int owns_inner;
-    int64_t dropped; /* since the last row that was finite */
-    int64_t *skipped;
+    dlrn_source inner; /* a copy of the struct; the object behind it is shared */
+    int owns_inner;    /* 1: destroys it */
+    int64_t dropped;   /* since the last row that was finite */
+    int64_t *skipped;  /* the caller's counter, borrowed, or NULL */
 } dlrni_finite_source;
 
-/* The largest finite f32 has the bits 7f7fffff. */
+/* Works on the bits of the numbers, so that it also holds under -ffast-math. */
 DLRNI_INTERNAL int dlrni_all_finite(const float *x, int64_t n) {
     return dlrni_first_not_finite(x, n) == n;
 }
 
-/* Moves those of n rows together whose numbers are finite; returns how many. d_out 0: no y. */
+/* Moves the rows of x [n][d] and y [n][d_out] whose numbers are all finite to the front; returns
+   how many. d_out 0: no y. A row is dropped whole: x and y stay a pair. */
 DLRNI_INTERNAL int64_t dlrni_keep_finite(int64_t n, int64_t d, int64_t d_out, float *x, float *y) {
     int64_t kept = 0;
+    /* the usual case: nothing to move */
     if (dlrni_all_finite(x, n * d) && dlrni_all_finite(y, n * d_out)) return n;
     for (int64_t i = 0; i < n; i++) {
-        const float *from = d_out ? y + i * d_out : NULL;
+        const float *from = d_out ? y + i * d_out : NULL; /* y must be finite, too */
         if (!dlrni_all_finite(x + i * d, d) || !dlrni_all_finite(from, d_out)) continue;
         memmove(x + kept * d, x + i * d, (size_t)d * sizeof *x);
         if (from) memmove(y + kept * d_out, from, (size_t)d_out * sizeof *y);
@@ -9351,7 +9376,7 @@ DLRNI_INTERNAL int64_t dlrni_keep_finite(int64_t n, int64_t d, int64_t d_out, fl
     return kept;
 }
 
-/* Reads on until at least one row stays: 0 rows would mean the end. */
+/* Reads on until at least one row is left: the caller would take 0 rows for an error. */
 DLRNI_INTERNAL dlrn_status dlrni_finite_read(void *user, int64_t max_rows, float *x, float *y,
                                              int64_t *n) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
@@ -9361,6 +9386,7 @@ DLRNI_INTERNAL dlrn_status dlrni_finite_read(void *user, int64_t max_rows, float
         if (*n <= 0 || *n > max_rows) return DLRN_OK; /* the caller refuses this */
         int64_t kept = dlrni_keep_finite(*n, in->d_in, in->d_out, x, y);
         s->dropped = kept ? 0 : s->dropped + *n;
+        /* counts rows of good batches, too; `dropped` only those since the last good row */
         if (s->skipped) *s->skipped += *n - kept;
         *n = kept;
         if (kept) return DLRN_OK;
@@ -9368,19 +9394,19 @@ DLRNI_INTERNAL dlrn_status dlrni_finite_read(void *user, int64_t max_rows, float
     }
 }
 
-/* Positions pass through: dropped rows are dropped again. */
+/* The inner position is enough: after a resume the same rows are dropped again. */
 DLRNI_INTERNAL dlrn_status dlrni_finite_position(void *user, uint64_t *position) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
     return s->inner.position(s->inner.user, position);
 }
 
-/* The same way back. */
+/* Called only where the inner source can seek: dlrn_source_finite sets it. */
 DLRNI_INTERNAL dlrn_status dlrni_finite_seek(void *user, uint64_t position) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
     return s->inner.seek(s->inner.user, position);
 }
 
-/* Its own error first, else that of the source within. */
+/* The filter's own error comes first: the inner source has none then. */
 DLRNI_INTERNAL const char *dlrni_finite_error(void *user) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
     if (s->dropped >= DLRNI_MAX_SKIPPED)
@@ -9388,7 +9414,7 @@ DLRNI_INTERNAL const char *dlrni_finite_error(void *user) {
     return s->inner.error ? s->inner.error(s->inner.user) : NULL;
 }
 
-/* The source within is destroyed where it is owned. */
+/* A borrowed inner source stays open: its owner may go on reading. */
 DLRNI_INTERNAL void dlrni_finite_destroy(void *user) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
     if (s->owns_inner) dlrn_source_destroy(&s->inner);
@@ -9402,14 +9428,16 @@ DLRN_API dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *so
     DLRNI_REQUIRE(ctx, inner.read && inner.d_in > 0, "the source has no read callback or no width");
     dlrni_finite_source *s = DLRNI_NEW_ZERO(ctx, dlrni_finite_source, 1);
     if (!s) return DLRN_ERR_MEMORY;
+    /* the fields of *out come last: with out == source they overwrite it */
     s->ctx = ctx;
     s->inner = inner;
     s->owns_inner = owns_source;
     s->skipped = skipped;
-    if (skipped) *skipped = 0;
+    if (skipped) *skipped = 0; /* the caller need not */
     out->d_in = inner.d_in;
     out->d_out = inner.d_out;
     out->read = dlrni_finite_read;
+    /* without these the filter must not promise them either */
     if (inner.position) out->position = dlrni_finite_position;
     if (inner.seek) out->seek = dlrni_finite_seek;
     out->error = dlrni_finite_error;
@@ -9420,59 +9448,69 @@ DLRN_API dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *so
 
 DLRN_API void dlrn_source_destroy(dlrn_source *source) {
     if (!source) return;
+    /* a source on the stack may have nothing to destroy */
     if (source->destroy) source->destroy(source->user);
+    /* a second destroy does nothing */
     memset(source, 0, sizeof *source);
 }
 
 /* ------------------------------------------------------------------------------------------ */
 // >>buffer
-/* Rows lie in slots, which come in segments as they are needed: nothing is moved to grow, and there
-   is never more memory than was stated. A list of all slots, a ring, begins at `head` with those of
-   the unread rows, in their logical order, and goes on with the vacant ones. A draw swaps a random
-   entry with the last unread one, which is the first vacant one from then on: a batch costs O(1) a
-   row. Without shuffling, rows leave at the head. What is drawn depends on the logical order and the
-   generator alone, never on slots: saving and resuming therefore change nothing. */
+/* A shuffled store of rows, as ActivationBuffer of dictionary_learning: filled up, drawn from at
+   random, and filled up again when it is half empty. Neighbouring rows of a source come from the
+   same text, and a batch of neighbours would be a biased sample.
 
-enum { DLRNI_ROWS = 64 }; /* of a task, of a draw */
+   Rows lie in slots. Slots are allocated in segments as they are needed: growing moves nothing, and
+   memory never exceeds dlrn_buffer_bytes. A ring lists all slots. It begins at `head` with the
+   unread rows, in their logical order, and goes on with the vacant slots. A draw swaps a random
+   entry with the last unread one, which then counts as vacant: O(1) a row. Without shuffling, rows
+   leave at the head. The draw depends only on the logical order and the generator, never on slots:
+   a resumed buffer has other slots and gives the same batches. */
+
+/* Rows of one copying task, and random entries of one draw that are prefetched together. Enough to
+   hide the latency of memory, few enough to balance the threads. */
+enum { DLRNI_ROWS = 64 };
 
 struct dlrn_buffer {
     dlrn_context *ctx;
-    dlrn_buffer_config cfg;
+    dlrn_buffer_config cfg; /* as given */
     dlrn_source source;
-    int owns_source;  /* 1: destroys it                                              */
-    int ended;        /* 1: the source has no more rows                              */
-    int filling;      /* 1: a refill was begun and not finished: the source stopped  */
-    int64_t d[2];     /* numbers of a row x, y; y 0: no target                       */
-    int shift;        /* a segment is 1 << shift rows                                */
-    int64_t segments; /* that there is memory for                                   */
-    int64_t used;     /* slots in the list: these have held a row                   */
-    int64_t head;     /* entry of the first unread row; 0 with shuffling            */
-    int64_t unread;
+    int owns_source;   /* 1: destroys it                                              */
+    int ended;         /* 1: the source has no more rows                              */
+    int filling;       /* 1: a refill was begun and not finished: the source stopped  */
+    int64_t d[2];      /* numbers of a row x, y; y 0: no target                       */
+    int shift;         /* a segment is 1 << shift rows                                */
+    int64_t segments;  /* that there is memory for                                   */
+    int64_t used;      /* slots in the list: these have held a row                   */
+    int64_t head;      /* entry of the first unread row; 0 with shuffling            */
+    int64_t unread;    /* rows held and not given out yet                            */
     int64_t rows_read; /* rows taken from the source so far                         */
     char **segment; /* [all of them] each: its piece of the list [n], x [n][d] and, with a target, y
                        [n][d] of type cfg.store; n is 1 << shift, but for the last  */
     float *out[2];  /* [batch_rows][d] the batch handed out: x, y                   */
     float *in[2];   /* [chunk][d] rows on their way in                              */
-    dlrn_rng rng;
+    dlrn_rng rng;   /* saved in checkpoints: the draws go on where they were */
 };
 
+/* What a checkpoint keeps of a buffer: everything that decides which rows come next. */
 typedef struct dlrni_buffer_state {
     void *rows_of[2]; /* x, y: unread rows in logical order, as stored; y NULL without a target;
                          owned */
-    int64_t rows;
+    int64_t rows;     /* unread */
     dlrn_dtype store;
     dlrn_rng rng;
     uint64_t source_position;
-    int has_position, source_ended, filling;
-    int64_t rows_read;
+    int has_position, source_ended, filling; /* 0 or 1 */
+    int64_t rows_read;                       /* so that error texts go on counting */
 } dlrni_buffer_state;
 
 DLRN_API dlrn_buffer_config dlrn_buffer_defaults(void) {
+    /* the reference's: 30000 contexts of 128 tokens, read 512 contexts at a time */
     dlrn_buffer_config cfg = {30000 * 128, 512 * 128, 8192, 1, DLRN_F32, 0};
     return cfg;
 }
 
-/* A batch must fit into the buffer, or it would never be complete. */
+/* A batch must fit into the buffer, or it would never become complete. */
 DLRNI_INTERNAL dlrn_status dlrni_check_buffer_config(dlrn_context *ctx,
                                                      const dlrn_buffer_config *cfg) {
     DLRNI_REQUIRE(ctx, cfg->capacity > 0 && cfg->read_rows > 0 && cfg->batch_rows > 0,
@@ -9485,32 +9523,34 @@ DLRNI_INTERNAL dlrn_status dlrni_check_buffer_config(dlrn_context *ctx,
                      (long long)cfg->capacity, (long long)cfg->batch_rows);
 }
 
-/* Rows that come in at a time. */
+/* Rows that are asked from the source at a time. */
 DLRNI_INTERNAL int64_t dlrni_buffer_chunk(const dlrn_buffer_config *cfg) {
     return dlrni_min(cfg->read_rows, cfg->capacity);
 }
 
-/* Segments have at least 1024 rows, and are as large as they can be without holding more than a
-   32nd of all: huge pages fit into them. */
+/* Segments have at least 1024 rows, and otherwise between a 64th and a 32nd of the capacity: small
+   enough to allocate on demand, large enough for huge pages. A power of two, so that a slot's
+   segment is a shift. */
 DLRNI_INTERNAL int dlrni_segment_shift(int64_t capacity) {
     int shift = 10;
     while (capacity >> shift >= 64) shift++;
     return shift;
 }
 
-/* Segments of a full buffer. */
+/* Segments of a full buffer: the table of pointers is allocated once, at its final size. */
 DLRNI_INTERNAL int64_t dlrni_segment_count(const dlrn_buffer_config *cfg) {
     return dlrni_ceil_div(cfg->capacity, (int64_t)1 << dlrni_segment_shift(cfg->capacity));
 }
 
 DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_config *cfg,
                                        int64_t d_in, int64_t d_out, uint64_t *bytes) {
-    /* what an allocation takes beside its size */
+    /* an allocation takes this much more than its size */
     const int64_t block = DLRNI_ALIGN + (int64_t)sizeof(dlrni_block);
     int64_t row, stored, moving, total;
     DLRNI_TRY(dlrni_check_buffer_config(ctx, cfg));
     DLRNI_REQUIRE(ctx, d_in > 0 && d_out >= 0, "d_in must be positive, d_out not negative");
     int64_t segments = dlrni_segment_count(cfg);
+    /* every sum and product is checked: the sizes are the caller's */
     int fits =
         dlrni_add(d_in, d_out, &row) && dlrni_mul(row, dlrni_dtype_size(cfg->store), &stored) &&
         dlrni_add(stored, (int64_t)sizeof(int64_t), &stored) &&
@@ -9520,6 +9560,7 @@ DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_conf
         dlrni_add(stored, moving, &total) &&
         dlrni_add(total, segments * (block + (int64_t)sizeof(char *)), &total) &&
         dlrni_add(total, 6 * block + (int64_t)sizeof(dlrn_buffer), &total);
+    /* the 6 blocks: the table of segments, four staging arrays, the struct */
     DLRNI_REQUIRE(ctx, fits, "the buffer's size overflows");
     *bytes = (uint64_t)total;
     return DLRN_OK;
@@ -9537,7 +9578,7 @@ DLRN_API void dlrn_buffer_destroy(dlrn_buffer *b) {
     dlrn_free(b->ctx, b);
 }
 
-/* All that is there before the first row comes. */
+/* Everything but the rows: a run that stops early never pays for a full buffer. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_alloc(dlrn_buffer *b) {
     const int64_t chunk = dlrni_buffer_chunk(&b->cfg);
     b->segment = DLRNI_NEW_ZERO(b->ctx, char *, dlrni_segment_count(&b->cfg));
@@ -9570,6 +9611,7 @@ DLRN_API dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_con
     b->rng.seed = cfg->seed;
     b->rng.stream = UINT64_MAX; /* apart from the streams that make weights */
     dlrn_status s = dlrni_buffer_alloc(b);
+    /* owns_source is still 0: this leaves the source open */
     if (s != DLRN_OK) {
         dlrn_buffer_destroy(b);
         return s;
@@ -9579,7 +9621,8 @@ DLRN_API dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_con
     return DLRN_OK;
 }
 
-/* n floats to and from the stored type. */
+/* Floats from [n] to the stored type. Not a kernel: each row comes in once, and its source is
+   slower than this. */
 DLRNI_INTERNAL void dlrni_narrow_stored(dlrn_dtype type, const float *from, char *to, int64_t n) {
     if (type == DLRN_F32) {
         memcpy(to, from, (size_t)n * sizeof *from);
@@ -9591,7 +9634,7 @@ DLRNI_INTERNAL void dlrni_narrow_stored(dlrn_dtype type, const float *from, char
     }
 }
 
-/* f16 and bf16 by the kernel set: rows come out as fast as memory gives them. */
+/* The way back is a kernel: every batch goes through it, and it must keep up with memory. */
 DLRNI_INTERNAL void dlrni_widen_stored(const dlrn_context *ctx, dlrn_dtype type, const char *from,
                                        float *to, int64_t n) {
     if (type == DLRN_F32)
@@ -9600,29 +9643,33 @@ DLRNI_INTERNAL void dlrni_widen_stored(const dlrn_context *ctx, dlrn_dtype type,
         ctx->k->widen(type, from, to, n);
 }
 
-/* Bytes of a stored row x (which 0) or y (1). */
+/* Bytes of a stored row x (which 0) or y (1); without a target y has none. */
 DLRNI_INTERNAL int64_t dlrni_row_bytes(const dlrn_buffer *b, int which) {
     return b->d[which] * dlrni_dtype_size(b->cfg.store);
 }
 
-/* The last segment ends where the capacity does. */
+/* The last segment is cut off at the capacity, so that memory is what was announced. */
 DLRNI_INTERNAL int64_t dlrni_segment_rows(const dlrn_buffer *b, int64_t segment) {
     return dlrni_min((int64_t)1 << b->shift, b->cfg.capacity - (segment << b->shift));
 }
 
-/* Entry `at` of the list of slots. */
+/* Entry `at` of the ring. Its pieces lie at the heads of the segments, so that it grows with
+   them. */
 DLRNI_INTERNAL int64_t *dlrni_slot_entry(const dlrn_buffer *b, int64_t at) {
     int64_t *entries = (int64_t *)(void *)b->segment[at >> b->shift];
     return entries + (at & (((int64_t)1 << b->shift) - 1));
 }
 
-/* The slot of row i in the logical order; behind the unread ones, of the vacant ones. */
+/* Ring entry i from the head on: the slot of unread row i, or behind the unread ones a vacant
+   slot. */
 DLRNI_INTERNAL int64_t *dlrni_buffer_slot(const dlrn_buffer *b, int64_t i) {
     int64_t at = b->head + i;
+    /* with head 0 the ring may still grow at its end, so it must not wrap */
     return dlrni_slot_entry(b, b->head && at >= b->used ? at - b->used : at);
 }
 
-/* The stored row x (which 0) or y (1) of a slot. */
+/* Where the row x (which 0) or y (1) of a slot is stored. A segment holds its piece of the ring,
+   then all x, then all y: a batch without targets never touches y. */
 DLRNI_INTERNAL char *dlrni_stored_row(const dlrn_buffer *b, int64_t slot, int which) {
     int64_t segment = slot >> b->shift, n = dlrni_segment_rows(b, segment);
     int64_t at = slot - (segment << b->shift);
@@ -9631,20 +9678,22 @@ DLRNI_INTERNAL char *dlrni_stored_row(const dlrn_buffer *b, int64_t slot, int wh
                  : x + at * dlrni_row_bytes(b, 0);
 }
 
-/* Memory for `rows` rows in all. */
+/* Allocates segments until there is room for `rows` rows. On failure those that were made stay: the
+   next call adds only the rest. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_hold(dlrn_buffer *b, int64_t rows) {
     int64_t row = dlrni_row_bytes(b, 0) + dlrni_row_bytes(b, 1) + (int64_t)sizeof(int64_t);
     for (; b->segments << b->shift < rows; b->segments++) {
         int64_t bytes = row * dlrni_segment_rows(b, b->segments);
         char *segment = DLRNI_NEW(b->ctx, char, bytes);
         if (!segment) return DLRN_ERR_MEMORY;
-        dlrni_huge_pages(segment, bytes);
+        dlrni_huge_pages(segment, bytes); /* random rows miss the TLB otherwise */
         b->segment[b->segments] = segment;
     }
     return DLRN_OK;
 }
 
-/* Rows on their way out: row i is that of index[i], or of first + i * step in the logical order. */
+/* A copy of rows out of the buffer: row i is row index[i] of the logical order, or row first + i *
+   step. */
 typedef struct dlrni_rows_job {
     const dlrn_buffer *b;
     const int64_t *index; /* [rows] or NULL                            */
@@ -9652,18 +9701,20 @@ typedef struct dlrni_rows_job {
     float *out[2]; /* x, y [rows][d], widened; y NULL: not wanted      */
 } dlrni_rows_job;
 
-/* Where row i of the job is stored; without a target, y is x. */
+/* Where row i of the job is stored. Without a target, y is x. */
 DLRNI_INTERNAL const char *dlrni_job_row(const dlrni_rows_job *j, int64_t i, int which) {
     int64_t at = j->index ? j->index[i] : j->first + i * j->step;
     return dlrni_stored_row(j->b, *dlrni_buffer_slot(j->b, at), which && j->b->d[1]);
 }
 
-/* One row x or y; as much of the row at `next` (or NULL) is prefetched as is copied. */
-DLRNI_INTERNAL void dlrni_copy_row(const dlrn_buffer *b, int which, const char *row,
-                                   const char *next, float *out) {
+/* Widens one row x or y, and prefetches as much of the row at `next` (or NULL) as it copies: the
+   two streams of memory run side by side. */
+DLRNI_INTERNAL void dlrni_copy_stored(const dlrn_buffer *b, int which, const char *row,
+                                      const char *next, float *out) {
     const dlrn_dtype store = b->cfg.store;
     const int64_t size = dlrni_dtype_size(store), d = b->d[which && b->d[1]];
     DICTLEARN_ASSERT(size > 0);
+    /* 4 cache lines: copying hides the prefetch, and the prefetch does not overtake it */
     const int64_t piece = 256 / size;
     for (int64_t at = 0; at < d; at += piece) {
         const int64_t n = dlrni_min(piece, d - at);
@@ -9673,8 +9724,9 @@ DLRNI_INTERNAL void dlrni_copy_row(const dlrn_buffer *b, int which, const char *
     }
 }
 
-/* Task: some rows. The next 16 KB are always prefetched: rows lie anywhere, and no processor
-   foresees where (batches of 8192 rows of 2 KB out of 1 GB: 2.1 times as fast). */
+/* Task: some rows. The next 16 KB are always prefetched: rows lie anywhere, and the processor
+   cannot predict where. Measured on Zen 4, batches of 8192 rows of 2 KB out of 1 GB: 2.1 times as
+   fast. Elsewhere, vary the 16384. */
 DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
     const dlrni_rows_job *j = (const dlrni_rows_job *)arg;
     const int64_t from = task * DLRNI_ROWS, to = dlrni_min(from + DLRNI_ROWS, j->rows);
@@ -9682,6 +9734,7 @@ DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
     DICTLEARN_ASSERT(bytes > 0);
     const int64_t ahead = dlrni_max(dlrni_min(16384 / bytes, 16), 1);
     (void)worker;
+    /* the first rows of the task: no row before them has prefetched them */
     for (int64_t i = from; i < dlrni_min(from + ahead, to); i++)
         for (int k = 0; k < 2 && j->out[k]; k++) {
             const char *row = dlrni_job_row(j, i, k);
@@ -9692,24 +9745,26 @@ DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
         for (int k = 0; k < 2 && j->out[k]; k++) {
             const char *next = i + ahead < to ? dlrni_job_row(j, i + ahead, k) : NULL;
             int64_t d = j->b->d[k && j->b->d[1]];
-            dlrni_copy_row(j->b, k, dlrni_job_row(j, i, k), next, j->out[k] + i * d);
+            dlrni_copy_stored(j->b, k, dlrni_job_row(j, i, k), next, j->out[k] + i * d);
         }
 }
 
-/* Copies by tasks of DLRNI_ROWS rows; small batches stay on one thread. */
+/* The cast drops const: the body of a parallel loop takes void *. */
 DLRNI_INTERNAL void dlrni_copy_out(const dlrni_rows_job *job) {
     dlrn_parallel_for(job->b->ctx, dlrni_ceil_div(job->rows, DLRNI_ROWS), dlrni_rows_task,
                       (void *)(uintptr_t)job);
 }
 
-/* Copies the unread rows index [rows] out; y is x where there is no target. */
+/* Copies the unread rows index [rows] out to x [rows][d_in], y [rows][d_out] (y is x without a
+   target) and leaves them unread: a resampling only looks at them. */
 DLRNI_INTERNAL void dlrni_buffer_copy(const dlrn_buffer *b, const int64_t *index, int64_t rows,
                                       float *x, float *y) {
     dlrni_rows_job job = {b, index, 0, 0, rows, {x, y}};
     dlrni_copy_out(&job);
 }
 
-/* A row that is not finite would poison every weight: named by its place in the stream. */
+/* A row that is not finite would poison every weight. The error names its place in the stream, so
+   that the caller can find it. x [rows][d]; `first`: rows before these. */
 DLRNI_INTERNAL dlrn_status dlrni_check_finite(dlrn_context *ctx, const float *x, int64_t rows,
                                               int64_t d, int64_t first, const char *what) {
     int64_t i = dlrni_first_not_finite(x, rows * d);
@@ -9719,8 +9774,9 @@ DLRNI_INTERNAL dlrn_status dlrni_check_finite(dlrn_context *ctx, const float *x,
                      (long long)(first + i / d), (long long)(i % d), (double)x[i]);
 }
 
-/* The same for the rows that have come in, and a finite number must still be finite as it is
-   stored: the least number that rounds to infinity lies half a step above the largest. */
+/* Refuses rows that have come in if they are not finite, or would not be once they are stored. In
+   f16 65519 still rounds down; 65520, half a step above the largest number, rounds to infinity.
+   bf16 has the same rule. */
 DLRNI_INTERNAL dlrn_status dlrni_check_storable(const dlrn_buffer *b, int which, int64_t rows) {
     static const uint32_t max[] = {0x7f7fffffu, 0x477fefffu, 0x7f7f7fffu}; /* f32, f16, bf16 */
     static const char *const names[] = {"source: x,", "source: y,"};
@@ -9734,7 +9790,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_storable(const dlrn_buffer *b, int which,
                      dlrn_dtype_name(b->cfg.store));
 }
 
-/* Up to `want` rows from the source into b->in; *n == 0 and b->ended at its end. */
+/* Takes up to `want` rows from the source into b->in; *n == 0 and b->ended at its end. A source may
+   give fewer than it was asked for. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_receive(dlrn_buffer *b, int64_t want, int64_t *n) {
     dlrn_source *src = &b->source;
     *n = 0;
@@ -9747,6 +9804,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_receive(dlrn_buffer *b, int64_t want, in
     if (s != DLRN_OK)
         return dlrni_callback_error(b->ctx, s, "the source",
                                     src->error ? src->error(src->user) : NULL);
+    /* more would have overrun b->in; none and no DLRN_END would loop forever */
     if (*n <= 0 || *n > want)
         return dlrn_fail(b->ctx, DLRN_ERR_CALLBACK,
                          "the source was asked for 1 to %lld rows and gave %lld", (long long)want,
@@ -9756,16 +9814,17 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_receive(dlrn_buffer *b, int64_t want, in
     return DLRN_OK;
 }
 
-/* Turns the list so that it begins with its head, if it must grow at its end. */
+/* Reverses ring entries from .. to: three of these rotate the ring without memory. */
 DLRNI_INTERNAL void dlrni_reverse_entries(dlrn_buffer *b, int64_t from, int64_t to) {
     for (to--; from < to; from++, to--) {
+        /* the pieces of the ring are not contiguous, so that each entry is looked up */
         int64_t *first = dlrni_slot_entry(b, from), *last = dlrni_slot_entry(b, to), keep = *first;
         *first = *last;
         *last = keep;
     }
 }
 
-/* Three reversals turn the list so that entry `head` comes first. */
+/* Rotates the ring so that the head is entry 0: it can grow only at its end. */
 DLRNI_INTERNAL void dlrni_turn_list(dlrn_buffer *b) {
     dlrni_reverse_entries(b, 0, b->head);
     dlrni_reverse_entries(b, b->head, b->used);
@@ -9778,6 +9837,7 @@ DLRNI_INTERNAL void dlrni_buffer_store(dlrn_buffer *b, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         if (b->unread == b->used && b->head) dlrni_turn_list(b);
         int64_t *slot = dlrni_buffer_slot(b, b->unread);
+        /* no vacant slot: a new one, which follows the last */
         if (b->unread++ == b->used) *slot = b->used++;
         for (int k = 0; k < 2 && b->d[k]; k++)
             dlrni_narrow_stored(b->cfg.store, b->in[k] + i * b->d[k], dlrni_stored_row(b, *slot, k),
@@ -9785,8 +9845,8 @@ DLRNI_INTERNAL void dlrni_buffer_store(dlrn_buffer *b, int64_t n) {
     }
 }
 
-/* Takes rows from the source until `goal` are unread, or it ends. What was broken off goes on with
-   the next call, so that a source that stops in between changes nothing. */
+/* Takes rows from the source until `goal` are unread, or it ends. After an error the next call goes
+   on from here: a source that fails once changes no batch. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_read(dlrn_buffer *b, int64_t goal) {
     while (!b->ended && b->unread < goal) {
         int64_t n, want = dlrni_min(dlrni_buffer_chunk(&b->cfg), goal - b->unread);
@@ -9798,28 +9858,30 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_read(dlrn_buffer *b, int64_t goal) {
     return DLRN_OK;
 }
 
-/* Fills up from the source when fewer than half of the rows (or than a batch) are unread. In the
-   source's order there is nothing to mix, so only a batch is fetched. */
+/* Fills up when fewer than half of the rows (or than a batch) are unread, as the reference does:
+   below that, a batch is no longer well mixed. In the source's order nothing is mixed, so that only
+   a batch is fetched. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_refill(dlrn_buffer *b) {
     const dlrn_buffer_config *cfg = &b->cfg;
     int64_t low = cfg->shuffle ? dlrni_max(cfg->capacity / 2, cfg->batch_rows) : cfg->batch_rows;
     if (b->unread >= low && !b->filling) return DLRN_OK;
+    /* an interrupted refill must end at the same row, or the draws would differ */
     b->filling = 1;
     DLRNI_TRY(dlrni_buffer_read(b, cfg->shuffle ? cfg->capacity : cfg->batch_rows));
     b->filling = 0;
     return DLRN_OK;
 }
 
-/* Makes sure of rows to measure. In the source's order, where only a batch is held, reads on until
-   there are `rows`: their order stays. */
+/* Makes rows available for a resampling. In the source's order only a batch is held, so that it
+   reads ahead here; the order of the batches does not change. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_fill(dlrn_buffer *b, int64_t rows) {
     DLRNI_TRY(dlrni_buffer_refill(b));
     return b->cfg.shuffle ? DLRN_OK : dlrni_buffer_read(b, dlrni_min(rows, b->cfg.capacity));
 }
 
-/* Draws `rows` rows: each changes places with the last unread one and is vacant from then on, so
-   that the drawn ones stand behind the unread ones, the first of them last. A block of random
-   entries is prefetched before it is used. */
+/* Draws `rows` rows without replacement. Each changes places with the last unread entry and so
+   becomes vacant: the drawn ones stand behind the unread ones, the last drawn first. A block of
+   random entries is found and prefetched before any is used. */
 DLRNI_INTERNAL void dlrni_buffer_draw(dlrn_buffer *b, int64_t rows) {
     int64_t *at[DLRNI_ROWS];
     while (rows) {
@@ -9830,6 +9892,7 @@ DLRNI_INTERNAL void dlrni_buffer_draw(dlrn_buffer *b, int64_t rows) {
             DLRNI_PREFETCH(at[i]);
         }
         for (int64_t i = 0; i < n; i++) {
+            /* an entry drawn twice in a block still works: its slot has been swapped by then */
             int64_t *last = dlrni_buffer_slot(b, --b->unread), slot = *at[i];
             *at[i] = *last;
             *last = slot;
@@ -9848,15 +9911,18 @@ DLRN_API dlrn_status dlrn_buffer_next(dlrn_buffer *b, const float **x, const flo
     dlrni_rows_job job = {b, NULL, 0, 1, rows, {b->out[0], b->out[1]}};
     if (b->cfg.shuffle) {
         dlrni_buffer_draw(b, rows);
+        /* in the order of drawing, which is backwards here */
         job.first = b->unread + rows - 1;
         job.step = -1;
     }
     dlrni_copy_out(&job);
+    /* only after the copy: the rows were found by the old head */
     if (!b->cfg.shuffle) {
         b->unread -= rows;
         b->head = b->head + rows < b->used ? b->head + rows : b->head + rows - b->used;
     }
     *x = b->out[0];
+    /* an autoencoder predicts its input */
     *y = b->out[1] ? b->out[1] : b->out[0];
     *n = rows;
     return DLRN_OK;
@@ -9870,12 +9936,12 @@ DLRN_API void dlrn_buffer_describe(const dlrn_buffer *b, dlrn_buffer_info *out) 
     out->unread = b->unread;
     out->rows_read = b->rows_read;
     if (dlrn_buffer_bytes(b->ctx, &b->cfg, b->d[0], b->d[1], &out->max_bytes) != DLRN_OK)
-        out->max_bytes = 0; /* not so: it was checked when the buffer was made */
+        out->max_bytes = 0; /* cannot happen: dlrn_buffer_create has computed it */
 }
 
 /* ---- For checkpoints ---- */
 
-/* May be called on a state that was filled in part. */
+/* May be called on a state that is filled in part. */
 DLRNI_INTERNAL void dlrni_buffer_state_free(dlrn_context *ctx, dlrni_buffer_state *state) {
     for (int k = 0; k < 2; k++) {
         dlrn_free(ctx, state->rows_of[k]);
@@ -9883,7 +9949,8 @@ DLRNI_INTERNAL void dlrni_buffer_state_free(dlrn_context *ctx, dlrni_buffer_stat
     }
 }
 
-/* The unread rows x (0) or y (1) in their logical order, as they are stored; NULL: no memory. */
+/* The unread rows x (0) or y (1) in their logical order, in the stored type; NULL: no memory. Slots
+   are not kept, so that a resumed buffer may be laid out anew. */
 DLRNI_INTERNAL char *dlrni_buffer_gather(const dlrn_buffer *b, int which) {
     int64_t bytes = dlrni_row_bytes(b, which);
     char *rows = DLRNI_NEW(b->ctx, char, b->unread *bytes);
@@ -9893,7 +9960,7 @@ DLRNI_INTERNAL char *dlrni_buffer_gather(const dlrn_buffer *b, int which) {
     return rows;
 }
 
-/* The state is freed by the caller, on failure too. */
+/* Copies what a checkpoint keeps. The caller frees the state, on failure too. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_export(const dlrn_buffer *b, dlrni_buffer_state *state) {
     memset(state, 0, sizeof *state);
     for (int k = 0; k < 2 && b->d[k]; k++)
@@ -9904,13 +9971,15 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_export(const dlrn_buffer *b, dlrni_buffe
     state->source_ended = b->ended;
     state->filling = b->filling;
     state->rows_read = b->rows_read;
+    /* a position is of use only if the source can also return to it */
     state->has_position = b->source.position != NULL && b->source.seek != NULL;
     if (!state->has_position) return DLRN_OK;
     dlrn_status s = b->source.position(b->source.user, &state->source_position);
     return s == DLRN_OK ? s : dlrn_fail(b->ctx, s, "the source cannot tell its position");
 }
 
-/* Whether a saved state fits this buffer: type, target, number of rows. */
+/* Whether a saved state fits this buffer: stored type, target, number of rows. Other rows would
+   train on without a word. */
 DLRNI_INTERNAL dlrn_status dlrni_check_buffer_state(const dlrn_buffer *b,
                                                     const dlrni_buffer_state *state) {
     int targets = state->rows_of[1] != NULL;
@@ -9923,9 +9992,10 @@ DLRNI_INTERNAL dlrn_status dlrni_check_buffer_state(const dlrn_buffer *b,
                      (long long)b->cfg.capacity, (long long)state->rows);
 }
 
-/* Takes the source to its saved position. */
+/* Moves the source to its saved position: the rows after it have not been read. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_seek(dlrn_buffer *b, uint64_t position) {
     const dlrn_source *from = &b->source;
+    /* the error text says where the source was meant to go */
     char who[64];
     if (!from->seek)
         return dlrn_fail(b->ctx, DLRN_ERR_ARGUMENT, "the source cannot go back to where it was");
@@ -9935,14 +10005,15 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_seek(dlrn_buffer *b, uint64_t position) 
     return dlrni_callback_error(b->ctx, s, who, from->error ? from->error(from->user) : NULL);
 }
 
-/* Takes over a saved state: copies the rows. Checks come before anything is replaced. */
+/* Takes over a saved state by copying its rows. All checks come first: a refused state leaves the
+   buffer alone. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffer_state *state) {
     DLRNI_TRY(dlrni_check_buffer_state(b, state));
     if (state->has_position) DLRNI_TRY(dlrni_buffer_seek(b, state->source_position));
     b->unread = b->used = b->head = 0;
     DLRNI_TRY(dlrni_buffer_hold(b, state->rows));
     for (int64_t i = 0; i < state->rows; i++) {
-        *dlrni_slot_entry(b, i) = i;
+        *dlrni_slot_entry(b, i) = i; /* slots in logical order */
         for (int k = 0; k < 2 && b->d[k]; k++) {
             int64_t bytes = dlrni_row_bytes(b, k);
             memcpy(dlrni_stored_row(b, i, k), (const char *)state->rows_of[k] + i * bytes,
@@ -9951,7 +10022,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffe
     }
     b->unread = b->used = state->rows;
     b->rng = state->rng;
-    /* there may be more now: another epoch, say */
+    /* the source may have more rows now, such as another epoch; it will say so again if not */
     b->ended = state->source_ended && !state->has_position;
     b->filling = state->filling;
     b->rows_read = state->rows_read;
