@@ -9348,7 +9348,7 @@ DLRN_API dlrn_status dlrn_source_from_npy(dlrn_context *ctx, const char *path, c
 enum { DLRNI_MAX_SKIPPED = 1000000 };
 
 typedef struct dlrni_finite_source {
-    dlrn_context *ctx;
+    dlrn_context *ctx; /* for memory */
     dlrn_source inner; /* a copy of the struct; the object behind it is shared */
     int owns_inner;    /* 1: destroys it */
     int64_t dropped;   /* since the last row that was finite */
@@ -9497,9 +9497,9 @@ typedef struct dlrni_buffer_state {
     void *rows_of[2]; /* x, y: unread rows in logical order, as stored; y NULL without a target;
                          owned */
     int64_t rows;     /* unread */
-    dlrn_dtype store;
+    dlrn_dtype store; /* must be the buffer's: rows are copied as bytes */
     dlrn_rng rng;
-    uint64_t source_position;
+    uint64_t source_position;                /* where the source goes on; only with has_position */
     int has_position, source_ended, filling; /* 0 or 1 */
     int64_t rows_read;                       /* so that error texts go on counting */
 } dlrni_buffer_state;
@@ -9571,6 +9571,7 @@ DLRN_API void dlrn_buffer_destroy(dlrn_buffer *b) {
     if (b->owns_source) dlrn_source_destroy(&b->source);
     for (int64_t i = 0; i < b->segments; i++) dlrn_free(b->ctx, b->segment[i]);
     dlrn_free(b->ctx, b->segment);
+    /* out[1] and in[1] are NULL without a target */
     for (int i = 0; i < 2; i++) {
         dlrn_free(b->ctx, b->out[i]);
         dlrn_free(b->ctx, b->in[i]);
@@ -9588,6 +9589,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_alloc(dlrn_buffer *b) {
         b->out[i] = DLRNI_NEW(b->ctx, float, b->cfg.batch_rows * b->d[i]);
         whole = whole && b->in[i] && b->out[i];
     }
+    /* the caller destroys the buffer, and with it what was allocated */
     return whole ? DLRN_OK : DLRN_ERR_MEMORY;
 }
 
@@ -9599,7 +9601,8 @@ DLRN_API dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_con
     DLRNI_TRY(dlrni_check_buffer_config(ctx, cfg));
     DLRNI_REQUIRE(ctx, source->read && source->d_in > 0 && source->d_out >= 0,
                   "the source has no read callback or no width");
-    DLRNI_TRY(dlrn_buffer_bytes(ctx, cfg, source->d_in, source->d_out, &bytes)); /* they fit */
+    DLRNI_TRY(
+        dlrn_buffer_bytes(ctx, cfg, source->d_in, source->d_out, &bytes)); /* no size overflows */
     dlrn_buffer *b = DLRNI_NEW_ZERO(ctx, dlrn_buffer, 1);
     if (!b) return DLRN_ERR_MEMORY;
     b->ctx = ctx;
@@ -9607,7 +9610,7 @@ DLRN_API dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_con
     b->source = *source;
     b->d[0] = source->d_in;
     b->d[1] = source->d_out;
-    b->shift = dlrni_segment_shift(cfg->capacity);
+    b->shift = dlrni_segment_shift(cfg->capacity); /* fixed: it decides where slots lie */
     b->rng.seed = cfg->seed;
     b->rng.stream = UINT64_MAX; /* apart from the streams that make weights */
     dlrn_status s = dlrni_buffer_alloc(b);
@@ -9683,6 +9686,7 @@ DLRNI_INTERNAL char *dlrni_stored_row(const dlrn_buffer *b, int64_t slot, int wh
 DLRNI_INTERNAL dlrn_status dlrni_buffer_hold(dlrn_buffer *b, int64_t rows) {
     int64_t row = dlrni_row_bytes(b, 0) + dlrni_row_bytes(b, 1) + (int64_t)sizeof(int64_t);
     for (; b->segments << b->shift < rows; b->segments++) {
+        /* no overflow: dlrn_buffer_create has summed all segments */
         int64_t bytes = row * dlrni_segment_rows(b, b->segments);
         char *segment = DLRNI_NEW(b->ctx, char, bytes);
         if (!segment) return DLRN_ERR_MEMORY;
@@ -9713,7 +9717,7 @@ DLRNI_INTERNAL void dlrni_copy_stored(const dlrn_buffer *b, int which, const cha
                                       const char *next, float *out) {
     const dlrn_dtype store = b->cfg.store;
     const int64_t size = dlrni_dtype_size(store), d = b->d[which && b->d[1]];
-    DICTLEARN_ASSERT(size > 0);
+    DICTLEARN_ASSERT(size > 0); /* tells analysers that the division is safe */
     /* 4 cache lines: copying hides the prefetch, and the prefetch does not overtake it */
     const int64_t piece = 256 / size;
     for (int64_t at = 0; at < d; at += piece) {
@@ -10010,7 +10014,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_seek(dlrn_buffer *b, uint64_t position) 
 DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffer_state *state) {
     DLRNI_TRY(dlrni_check_buffer_state(b, state));
     if (state->has_position) DLRNI_TRY(dlrni_buffer_seek(b, state->source_position));
-    b->unread = b->used = b->head = 0;
+    b->unread = b->used = b->head = 0; /* what it held is dropped */
     DLRNI_TRY(dlrni_buffer_hold(b, state->rows));
     for (int64_t i = 0; i < state->rows; i++) {
         *dlrni_slot_entry(b, i) = i; /* slots in logical order */
@@ -10205,11 +10209,13 @@ struct dlrni_recipe {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>optimiser
-/* Adam under the constraint that atoms have unit norm: the part of an atom's gradient along the
-   atom is taken out, Adam moves the atom, and the atom is scaled back. A zero atom has no
-   direction: nothing is taken out, nothing divided. */
+/* Adam (Kingma and Ba, 2015) with atoms of unit norm, as ConstrainedAdam of dictionary_learning.
+   Longer atoms would let features shrink, and the L1 penalty with them, at the same output. So the
+   part of an atom's gradient along the atom is removed, Adam moves the atom, and the atom is scaled
+   back to length 1. A zero atom has no direction: nothing is removed, nothing divided. */
 
-/* All that is the same for every number of one update, narrowed once. */
+/* The numbers that are the same for every weight of one update, rounded to f32 once, as
+   torch.optim.Adam does. `updates` counts from 1. */
 DLRNI_INTERNAL dlrni_adam dlrni_adam_at(const dlrn_train_config *cfg, double lr, int64_t updates) {
     dlrni_adam a;
     a.one_minus_beta1 = (float)(1.0 - cfg->beta1);
@@ -10221,8 +10227,9 @@ DLRNI_INTERNAL dlrni_adam dlrni_adam_at(const dlrn_train_config *cfg, double lr,
     return a;
 }
 
-/* Adam's rate at step n: a ramp from 0 at the start and, with resampling, after every resampling;
-   in the end, where the run has one, a line to 0. */
+/* The learning rate at step n: a ramp from 0 at the start and, with resampling, after each
+   resampling, because the moments of revived features are 0; at the end, if the run has a decay, a
+   line to 0. Both hold at once: the smaller one is used. */
 DLRNI_INTERNAL double dlrni_learning_rate(const dlrn_train_config *cfg, int64_t n) {
     int64_t since = cfg->resample_steps > 0 ? n % cfg->resample_steps : n;
     double lr =
@@ -10232,27 +10239,29 @@ DLRNI_INTERNAL double dlrni_learning_rate(const dlrn_train_config *cfg, int64_t 
     return falling < lr ? falling : lr;
 }
 
-/* The weight of the penalty at step n. */
+/* The weight of the penalty at step n. A warm-up keeps features alive until they mean something
+   (recipe dl-jump_relu). */
 DLRNI_INTERNAL double dlrni_penalty_weight(const dlrn_train_config *cfg, int64_t n) {
     return n < cfg->sparsity_warmup_steps
                ? cfg->sparsity_penalty * ((double)n / (double)cfg->sparsity_warmup_steps)
                : cfg->sparsity_penalty;
 }
 
-/* grad -= <grad, p> p, p the direction of the atom. */
+/* grad -= <grad, p> p, where p = atom / |atom|: [d] each. */
 DLRNI_INTERNAL void dlrni_project(const dlrni_kernel_table *k, const float *atom, float *grad,
                                   int64_t d) {
     float square = k->dot(atom, atom, d);
     if (square > 0) k->axpy(-(k->dot(grad, atom, d) / square), atom, grad, d);
 }
 
-/* atom / |atom| */
+/* atom [d] becomes atom / |atom|. */
 DLRNI_INTERNAL void dlrni_normalise(const dlrni_kernel_table *k, float *atom, int64_t d) {
     float norm = sqrtf(k->dot(atom, atom, d));
     if (norm > 0) k->scale(atom, 1.0f / norm, d);
 }
 
-/* Roles with a row or a number a feature: a task updates them feature by feature. */
+/* Roles with one row or one number per feature: the task that sums a feature's gradients also
+   updates it, while they are in the cache. */
 DLRNI_INTERNAL int dlrni_is_by_feature(int role) {
     return dlrni_roles[role].rows == 'F';
 }
@@ -10262,13 +10271,14 @@ DLRNI_INTERNAL int64_t dlrni_role_width(const dlrn_dictionary *dict, int role) {
     return dlrni_extent(dict, dlrni_roles[role].cols);
 }
 
-/* Adam moves n numbers of a role, from number `at` on. */
+/* Adam moves n numbers of a role, from number `at` on; grad [n]. */
 DLRNI_INTERNAL void dlrni_adam_move(dlrn_trainer *t, const dlrni_adam *adam, int role, int64_t at,
                                     const float *grad, int64_t n) {
     t->ctx->k->adam(t->dict->param[role] + at, t->m[role] + at, t->v[role] + at, grad, n, adam);
 }
 
-/* The update of one feature in one role: grad is written over. `projected`: it has been already. */
+/* Updates one feature in one role; grad [d] is overwritten. `projected`: already done, because the
+   clipped norm is that of the projected gradients. */
 DLRNI_INTERNAL void dlrni_update_role(dlrn_trainer *t, const dlrni_adam *adam, int role, int64_t f,
                                       float *grad, int projected) {
     int64_t d = dlrni_role_width(t->dict, role);
@@ -10280,36 +10290,43 @@ DLRNI_INTERNAL void dlrni_update_role(dlrn_trainer *t, const dlrni_adam *adam, i
 
 /* ------------------------------------------------------------------------------------------ */
 // >>sums
-/* Sums of gathered rows, for several outputs at a time: what the trainer does forward (atoms of a
-   row's features) and backward (rows of a feature's entries). */
+/* Sums of gathered rows, for several outputs at a time. The trainer needs them forward (for each
+   row the sum of its features' atoms) and backward (for each feature the sum of its rows): most of
+   a step's time. */
 
 enum {
-    DLRNI_SUMS_ROWS = 24,     /* rows packed into the first cache: where they lie, a power of two */
-    DLRNI_SUMS_COLUMNS = 256, /* apart, they would share a few of its sets                        */
-    DLRNI_VISIT_GROUPS = 8,   /* groups that go through the rows together                         */
-    DLRNI_OUTPUTS = DLRNI_VISIT_GROUPS * DLRNI_GROUP /* sums at a time, at most                   */
+    /* 24 x 256 floats are 24 KB, which leaves room for the output in a first cache of 32 KB. They
+       are packed: rows that lie a power of two apart would share a few of its sets. Vary both on
+       a processor with another first cache. */
+    DLRNI_SUMS_ROWS = 24,
+    DLRNI_SUMS_COLUMNS = 256,
+    DLRNI_VISIT_GROUPS =
+        8, /* groups that go through the rows together: each loaded row serves all */
+    DLRNI_OUTPUTS = DLRNI_VISIT_GROUPS * DLRNI_GROUP /* sums at a time, at most */
 };
 
-/* Sums of rows of base, for several outputs: out [n_out] rows of d, ld_out apart, += coef[p] *
-   base[idx[p]] over start[o] <= p < start[o + 1], p in order, idx ascending within an output, from
-   `first` on and `rows` of them. Where the lists are so long that they share their rows, a few of
-   these serve all outputs while they are in the first cache. */
+/* out [n_out][d]: row o is increased by the sum of coef[p] * base[idx[p]] over start[o] <= p <
+   start[o + 1], p in order. Within an output idx ascends, from `first` to first + rows. If the
+   lists are so long that the outputs share rows, a few rows serve all outputs while they are in the
+   first cache. */
 typedef struct dlrni_sums {
     int64_t n_out;        /* at most DLRNI_OUTPUTS                        */
-    int64_t d;            /* of base and of what is gathered              */
-    int64_t first, rows;  /* of base                                      */
+    int64_t d;            /* width of base and of out                     */
+    int64_t first, rows;  /* the rows of base that may occur              */
     const int64_t *start; /* [n_out + 1]                                  */
-    const int32_t *idx;
+    const int32_t *idx;   /* which row of base */
 } dlrni_sums;
 
-/* How many rows of base give `entries` of each output, on average. */
+/* How many rows of base hold `entries` entries of each output, on average: measures how much
+   outputs share. */
 DLRNI_INTERNAL int64_t dlrni_sums_chunk(const dlrni_sums *g, double entries) {
     double all = (double)(g->start[g->n_out] - g->start[0]);
     double chunk = all > 0 ? entries * (double)g->n_out * (double)g->rows / all : (double)g->rows;
     return chunk < (double)g->rows ? dlrni_max((int64_t)chunk, 1) : g->rows;
 }
 
-/* from[o] becomes to[o], to[o] the first entry whose row is not below `end`. */
+/* from[o] becomes to[o], and to[o] the first entry whose row is not below `end`: the outputs walk
+   through the chunks side by side. */
 DLRNI_INTERNAL void dlrni_sums_advance(const dlrni_sums *g, int64_t end, int64_t *from,
                                        int64_t *to) {
     for (int64_t o = 0; o < g->n_out; o++) {
@@ -10318,8 +10335,8 @@ DLRNI_INTERNAL void dlrni_sums_advance(const dlrni_sums *g, int64_t end, int64_t
     }
 }
 
-/* Prefetches a part of the chunk that comes next, one part for each output o, so that it is near
-   when the last output is done. */
+/* Prefetches a part of the next chunk, one part per output, so that all of it is near when the last
+   output is done. */
 DLRNI_INTERNAL void dlrni_sums_prefetch(const dlrni_sums *g, const float *base, int64_t r0,
                                         int64_t col, int64_t o) {
     const int64_t row = DLRNI_SUMS_COLUMNS / DLRNI_LANES, lines = DLRNI_SUMS_ROWS * row;
@@ -10330,7 +10347,8 @@ DLRNI_INTERNAL void dlrni_sums_prefetch(const dlrni_sums *g, const float *base, 
     }
 }
 
-/* One chunk of rows, packed, serves all outputs: their entries from .. to. */
+/* Packs one chunk of rows, and adds it to all outputs: output o has its entries from[o] ..
+   to[o]. */
 DLRNI_INTERNAL void dlrni_sums_chunk_add(const dlrni_kernel_table *k, const dlrni_sums *g,
                                          const float *base, const float *coef, float *out,
                                          int64_t r0, int64_t rows, const int64_t *from,
@@ -10353,10 +10371,13 @@ DLRNI_INTERNAL void dlrni_sums_chunk_add(const dlrni_kernel_table *k, const dlrn
     }
 }
 
-/* Two ways to the same bits: each output gathers its rows, or packed chunks of rows serve all. */
+/* Two ways to the same bits: each output gathers its own rows, or packed chunks of rows serve all.
+   Either way an output adds its rows in ascending order. */
 DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums *g,
                                    const float *base, const float *coef, float *out) {
     int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS], d = g->d;
+    /* a packed row pays once it is used about 4 times for each 24 rows (Zen 4); to tune, time both
+       ways around the density where they meet */
     if (dlrni_sums_chunk(g, 4) > DLRNI_SUMS_ROWS) { /* sparse: every output walks alone */
         for (int64_t o = 0; o < g->n_out; o++) {
             int64_t p = g->start[o];
@@ -10374,32 +10395,35 @@ DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums
 
 /* ------------------------------------------------------------------------------------------ */
 // >>loss
-/* From rows to losses: lists, x_hat, the distance e and its factor c, the penalty. */
+/* From rows to losses: lists, x_hat, the distance e and its factor c. The penalty is the recipe's.
+   The features are never a matrix [n][F]: at 1 % active it would be a hundred times the work. */
 
-/* Groups of a wave whose features may all be active on all rows. */
+/* Groups of a wave that fits the budget even if all its features are active on all rows. */
 DLRNI_INTERNAL int64_t dlrni_dense_wave(const dlrni_work *w) {
     int64_t groups = dlrni_max(w->budget / (w->batch.n * DLRNI_GROUP), 1);
     return dlrni_min(groups, w->codes.groups);
 }
 
-/* The wave that begins with group `first`, unless it is in hand; w->wave shrinks if it turns out
-   too large. */
+/* Encodes the wave that begins with group `first`, unless its lists are still there: with one wave,
+   backward finds those of the forward pass. w->wave shrinks if the lists turn out too long. */
 DLRNI_INTERNAL dlrn_status dlrni_load_wave(dlrn_trainer *t, int64_t first) {
     dlrni_work *w = &t->w;
     if (w->codes.first == first) return DLRN_OK;
     DLRNI_TRY(dlrni_encoding_load(&w->codes, first, w->wave, w->budget));
+    /* the last wave is short anyway: its size says nothing about the others */
     if (first + w->codes.wave < w->codes.groups) w->wave = w->codes.wave;
     return DLRN_OK;
 }
 
-/* Features of a few blocks of rows, by row. */
+/* The features of a few blocks of rows, sorted by row, in the scratch of a worker. */
 typedef struct dlrni_slab {
-    int64_t i0, rows, at[DLRNI_OUTPUTS + 1];
-    int32_t *col; /* of feature */
-    float *val;
+    int64_t i0, rows, at[DLRNI_OUTPUTS + 1]; /* row i0 + i has the entries at[i] .. at[i + 1] */
+    int32_t *col;                            /* [at[rows]] feature, ascending within a row */
+    float *val;                              /* [at[rows]] value of the feature */
 } dlrni_slab;
 
-/* Collects the entries of a slab from the lists of the wave in hand. */
+/* Collects the entries of a slab from the lists of the wave in memory. Lists go by feature, x_hat
+   by row: this is where they are turned. */
 DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int worker) {
     const dlrni_work *w = &t->w;
     dlrni_slab b;
@@ -10412,13 +10436,14 @@ DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int
         dlrni_block_count(&w->codes, (b.i0 + i) / DLRNI_BLOCK, b.at + i);
         dlrni_block_fill(&w->codes, (b.i0 + i) / DLRNI_BLOCK, b.at + i, b.col, b.val);
     }
+    /* lists hold pre-activations; most recipes use them as values */
     for (int64_t p = 0; t->recipe->value && p < b.at[b.rows]; p++)
         b.val[p] = t->recipe->value(t, b.col[p], b.val[p]);
     return b;
 }
 
-/* Runs body over the slabs of rows, with scratch for dlrni_slab_of. Dense ones are taller: they
-   share their atoms. */
+/* Runs body over the slabs of rows, with scratch for dlrni_slab_of. Where many features are active,
+   a slab is 4 blocks tall, so that more rows share each atom. */
 DLRNI_INTERNAL dlrn_status dlrni_each_slab(dlrn_trainer *t, dlrn_parallel_body body) {
     dlrni_work *w = &t->w;
     double all = (double)w->batch.n * (double)(w->codes.wave * DLRNI_GROUP);
@@ -10429,7 +10454,8 @@ DLRNI_INTERNAL dlrn_status dlrni_each_slab(dlrn_trainer *t, dlrn_parallel_body b
     return DLRN_OK;
 }
 
-/* e = x_hat - y of one row, its loss and its factor c. */
+/* e [d_out] = x_hat - y of row i, its loss, and c: the derivative by x_hat is 2 e / n for the
+   squared distance, e / (n |e|) for the distance. */
 DLRNI_INTERNAL void dlrni_error_row(dlrn_trainer *t, int64_t i) {
     dlrni_batch *b = &t->w.batch;
     int64_t d = t->dict->d_out;
@@ -10439,10 +10465,12 @@ DLRNI_INTERNAL void dlrni_error_row(dlrn_trainer *t, int64_t i) {
     double square = (double)t->ctx->k->dot(e, e, d), norm = sqrt(square);
     int squared = t->cfg.loss == DLRN_LOSS_SQUARED;
     b->error[i] = squared ? square : norm;
+    /* the distance has no derivative at 0; 0 is the choice that moves nothing */
     b->c[i] = (float)(squared ? 2.0 / n : norm > 0 ? 1.0 / (n * norm) : 0.0);
 }
 
-/* Task: adds a wave's atoms to x_hat of a slab of rows, and ends with their errors. */
+/* Task: adds a wave's atoms to x_hat of a slab of rows. The first wave starts from the output bias,
+   the last one ends with the errors. */
 DLRNI_INTERNAL void dlrni_decode_slab(void *arg, int64_t task, int worker) {
     dlrn_trainer *t = (dlrn_trainer *)arg;
     dlrni_batch *batch = &t->w.batch;
@@ -10460,17 +10488,19 @@ DLRNI_INTERNAL void dlrni_decode_slab(void *arg, int64_t task, int worker) {
     dlrni_sums_add(t->ctx->k, &g, t->dict->param[DLRN_DECODER], b.val, e);
     for (int64_t i = 0; i < b.rows; i++)
         for (int64_t p = b.at[i]; p < b.at[i + 1]; p++) batch->total[b.i0 + i] += (double)b.val[p];
+    /* x_hat is complete */
     if (c->first + c->wave == c->groups)
         for (int64_t i = 0; i < b.rows; i++) dlrni_error_row(t, b.i0 + i);
 }
 
-/* Counts the wave in hand in w->silent; the trainer's own counters are left alone. Only values
-   that are not 0 count: a recipe may keep more entries in its lists. */
+/* Updates w->silent from the wave in memory; the trainer's own counters change only when the step
+   succeeds. Values of 0 do not count as active: a recipe may keep such entries in its lists. */
 DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     const dlrni_encoding *c = &w->codes;
     int64_t f0 = c->first * DLRNI_GROUP, off = 0;
     int64_t f1 = dlrni_min(f0 + c->wave * DLRNI_GROUP, t->dict->features);
+    /* how much longer a feature is silent */
     int64_t more = t->recipe->counts_rows ? w->batch.n : 1;
     for (int64_t f = f0; f < f1; f++) w->silent[f] = t->since_fired[f] + more;
     for (int64_t s = 0; s < c->stretches; s++)
@@ -10488,9 +10518,10 @@ DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
     w->candidates += dlrni_wave_candidates(c);
 }
 
-/* Reconstruction of all rows, wave after wave, and the sums over each row's features. */
+/* x_hat and errors of all rows, wave after wave, and the sums over each row's features. */
 DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
+    /* the last batch tells how long the lists will be; if they fit, one wave holds all */
     w->wave = w->nnz > w->budget ? dlrni_dense_wave(w) : w->codes.groups;
     DLRNI_TRY(dlrni_encoding_begin(&w->codes, w->batch.xc, w->batch.n));
     w->nnz = w->candidates = 0;
@@ -10499,21 +10530,24 @@ DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
         dlrni_count_wave(t);
         DLRNI_TRY(dlrni_each_slab(t, dlrni_decode_slab));
     }
+    /* the next batch chooses its screen by this one */
     dlrni_encoding_learn(&w->codes, w->nnz, w->candidates);
     return DLRN_OK;
 }
 
 /* ---- The batch ---- */
 
-/* The next array of a block of memory: `bytes` for each of n elements, from byte *at of `base` on;
-   *at moves on, to a whole cache line. base NULL: only counts. */
+/* The next array of a block of memory: n elements of `bytes` each, from byte *at of `base` on. *at
+   moves on to the next cache line, so that two tasks never write to the same one. base NULL: only
+   counts. */
 DLRNI_INTERNAL void *dlrni_carve(char *base, int64_t *at, int64_t n, int64_t bytes) {
     int64_t from = *at;
     *at += dlrni_round_up(n * bytes, DLRNI_ALIGN);
     return base ? base + from : NULL;
 }
 
-/* Room for n rows. The arrays share one block, which is xc's; what was in them is lost. */
+/* Makes room for n rows. One block for all arrays: one place where memory can run out, one pointer
+   to free (xc). Its contents are lost. */
 DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
     enum { ARRAYS = 8 };
     dlrni_batch *b = &t->w.batch;
@@ -10522,13 +10556,16 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
     const int64_t wide = sizeof(double), narrow = sizeof(float);
     int64_t bytes, at = 0;
     b->n = n;
+    /* batches of a run have one size: it allocates once */
     if (n <= b->cap) return DLRN_OK;
+    /* checked, since n comes from the caller */
     if (!dlrni_mul(in + out + 4 * wide + 2 * narrow, n, &bytes) ||
         !dlrni_add(bytes, ARRAYS * DLRNI_ALIGN, &bytes))
         return dlrn_fail(t->ctx, DLRN_ERR_MEMORY, "a batch of this size does not fit in memory");
     char *base = DLRNI_NEW(t->ctx, char, bytes);
     if (!base) return DLRN_ERR_MEMORY;
     dlrn_free(t->ctx, b->xc);
+    /* from here on nothing can fail */
     b->cap = n;
     b->xc = (float *)dlrni_carve(base, &at, n, in);
     b->e = (float *)dlrni_carve(base, &at, n, out);
@@ -10538,12 +10575,13 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
     b->mean_slope = (double *)dlrni_carve(base, &at, n, wide);
     b->c = (float *)dlrni_carve(base, &at, n, narrow);
     b->number = (int32_t *)dlrni_carve(base, &at, n, narrow);
+    /* lets a sum over all rows use the kernel for gathered rows */
     for (int64_t i = 0; i < n; i++) b->number[i] = (int32_t)i;
     return DLRN_OK;
 }
 
-/* Names a number that is not finite. The squared length of a row tells at once that there is
-   none. */
+/* Names the first number of x [n][d] that is not finite. The squared length of a row finds it
+   cheaply; a row too long for f32 is looked at number by number and passes. */
 DLRNI_INTERNAL dlrn_status dlrni_check_rows(dlrn_trainer *t, const char *name, const float *x,
                                             int64_t n, int64_t d) {
     for (int64_t i = 0; i < n; i++) {
@@ -10556,7 +10594,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_rows(dlrn_trainer *t, const char *name, c
     return DLRN_OK;
 }
 
-/* Whether x and y (NULL: x) can be a batch. */
+/* Whether x [n][d_in] and y [n][d_out] (NULL: x) can be a batch. Comes before anything is written:
+   a bad row costs the step, not the weights. */
 DLRNI_INTERNAL dlrn_status dlrni_check_batch(dlrn_trainer *t, const float *x, const float *y,
                                              int64_t n) {
     DLRNI_REQUIRE(t->ctx, x, "x must not be NULL");
@@ -10567,15 +10606,16 @@ DLRNI_INTERNAL dlrn_status dlrni_check_batch(dlrn_trainer *t, const float *x, co
     return y && y != x ? dlrni_check_rows(t, "y", y, n, t->dict->d_out) : DLRN_OK;
 }
 
-/* In order: the same bits for any number of threads. */
+/* Mean of a [n], summed in order on one thread: the same bits for any number of threads. */
 DLRNI_INTERNAL double dlrni_mean(const double *a, int64_t n) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++) sum += a[i];
     return sum / (double)n;
 }
 
-/* A period without a feature after which it is dead. For a resampling: at least half of its period;
-   compat: more than half, as the reference has it. */
+/* Whether a feature that was silent for so long is dead. With resampling: for at least half of the
+   period; compat: for more than half, as the reference has it. Otherwise by the threshold of the
+   auxiliary loss. */
 DLRNI_INTERNAL int dlrni_is_dead(const dlrn_trainer *t, int64_t silent) {
     const dlrn_train_config *cfg = &t->cfg;
     if (t->recipe->counts_rows) return cfg->dead_rows >= 0 && silent >= cfg->dead_rows;
