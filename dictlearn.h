@@ -10376,8 +10376,8 @@ DLRNI_INTERNAL void dlrni_sums_chunk_add(const dlrni_kernel_table *k, const dlrn
 DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums *g,
                                    const float *base, const float *coef, float *out) {
     int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS], d = g->d;
-    /* a packed row pays once it is used about 4 times for each 24 rows (Zen 4); to tune, time both
-       ways around the density where they meet */
+    /* packing pays when an output uses about 4 of the 24 packed rows, on average (Zen 4). To tune,
+       time both ways around the density where they meet. */
     if (dlrni_sums_chunk(g, 4) > DLRNI_SUMS_ROWS) { /* sparse: every output walks alone */
         for (int64_t o = 0; o < g->n_out; o++) {
             int64_t p = g->start[o];
@@ -10429,6 +10429,7 @@ DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int
     dlrni_slab b;
     b.i0 = task * w->slab * DLRNI_BLOCK;
     b.rows = dlrni_min(w->slab * DLRNI_BLOCK, w->batch.n - b.i0);
+    /* values first, then features: both have 4 bytes, so one count sizes the scratch */
     b.val = (float *)(void *)dlrni_scratch(&w->codes, worker);
     b.col = (int32_t *)(void *)(b.val + w->slab_max);
     b.at[0] = 0;
@@ -10446,6 +10447,7 @@ DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int
    a slab is 4 blocks tall, so that more rows share each atom. */
 DLRNI_INTERNAL dlrn_status dlrni_each_slab(dlrn_trainer *t, dlrn_parallel_body body) {
     dlrni_work *w = &t->w;
+    /* entries if everything were active */
     double all = (double)w->batch.n * (double)(w->codes.wave * DLRNI_GROUP);
     w->slab = (double)dlrni_wave_entries(&w->codes) > DLRNI_DENSE * all ? 4 : 1;
     w->slab_max = w->slab * dlrni_block_max(&w->codes);
@@ -10476,6 +10478,7 @@ DLRNI_INTERNAL void dlrni_decode_slab(void *arg, int64_t task, int worker) {
     dlrni_batch *batch = &t->w.batch;
     const dlrni_encoding *c = &t->w.codes;
     int64_t d = t->dict->d_out, f0 = c->first * DLRNI_GROUP;
+    /* the last group may be short */
     int64_t features = dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0);
     dlrni_slab b = dlrni_slab_of(t, task, worker);
     float *e = batch->e + b.i0 * d;
@@ -10484,8 +10487,10 @@ DLRNI_INTERNAL void dlrni_decode_slab(void *arg, int64_t task, int worker) {
             memcpy(e + i * d, t->dict->param[DLRN_OUTPUT_BIAS], (size_t)d * sizeof *e);
             batch->total[b.i0 + i] = 0;
         }
+    /* e holds x_hat until its last wave: one array less */
     dlrni_sums g = {b.rows, d, f0, features, b.at, b.col};
     dlrni_sums_add(t->ctx->k, &g, t->dict->param[DLRN_DECODER], b.val, e);
+    /* the sum of a row is in ascending features, wave by wave: independent of the waves */
     for (int64_t i = 0; i < b.rows; i++)
         for (int64_t p = b.at[i]; p < b.at[i + 1]; p++) batch->total[b.i0 + i] += (double)b.val[p];
     /* x_hat is complete */
@@ -10502,12 +10507,14 @@ DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
     int64_t f1 = dlrni_min(f0 + c->wave * DLRNI_GROUP, t->dict->features);
     /* how much longer a feature is silent */
     int64_t more = t->recipe->counts_rows ? w->batch.n : 1;
+    /* first all are silent for this batch, then the lists correct it */
     for (int64_t f = f0; f < f1; f++) w->silent[f] = t->since_fired[f] + more;
     for (int64_t s = 0; s < c->stretches; s++)
         for (int64_t g = c->first; g < c->first + c->wave; g++) {
             const dlrni_list *list = &c->lists[s * c->groups + g];
             for (int64_t p = 0; p < list->count; p++) {
                 int64_t f = g * DLRNI_GROUP + dlrni_key_feature(list->key[p]);
+                /* dl-jump_relu: an entry just below its threshold */
                 if (t->recipe->value && !(t->recipe->value(t, f, list->val[p]) != 0))
                     off++;
                 else
@@ -10585,6 +10592,7 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
 DLRNI_INTERNAL dlrn_status dlrni_check_rows(dlrn_trainer *t, const char *name, const float *x,
                                             int64_t n, int64_t d) {
     for (int64_t i = 0; i < n; i++) {
+        /* false for NaN, too */
         if (t->ctx->k->dot(x + i * d, x + i * d, d) <= FLT_MAX) continue;
         for (int64_t c = 0; c < d; c++)
             if (!(fabsf(x[i * d + c]) <= FLT_MAX))
@@ -10618,6 +10626,7 @@ DLRNI_INTERNAL double dlrni_mean(const double *a, int64_t n) {
    auxiliary loss. */
 DLRNI_INTERNAL int dlrni_is_dead(const dlrn_trainer *t, int64_t silent) {
     const dlrn_train_config *cfg = &t->cfg;
+    /* AuxK counts rows, so that its patience does not depend on the batch size */
     if (t->recipe->counts_rows) return cfg->dead_rows >= 0 && silent >= cfg->dead_rows;
     if (cfg->resample_steps > 0)
         return cfg->compat ? 2 * silent > cfg->resample_steps : 2 * silent >= cfg->resample_steps;
@@ -10626,30 +10635,33 @@ DLRNI_INTERNAL int dlrni_is_dead(const dlrn_trainer *t, int64_t silent) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>auxiliary
-/* Dead features learn nothing from the loss. An auxiliary loss asks them, and them alone, to
-   predict the residual y - x_hat. All of them are computed on all rows, densely; the rest of the
-   step stays sparse. The pass below is the same for every such loss; a block at the end of this
-   room says what a value is, how far it is from the residual, and what that costs.
+/* A dead feature is never active, so the loss has no gradient for it. An auxiliary loss makes the
+   dead features, and only them, predict the residual y - x_hat. All of them are computed on all
+   rows, densely; the rest of the step stays sparse. The pass below is the same for every such loss.
+   A block at the end of this room says what a value is, how far it is from the residual, and what
+   that costs.
 
    Forward goes by rows: all dead features on a block of rows. Backward goes by groups of dead
-   features, wherever they lie, and by blocks of rows: a block serves all products with a group
-   while it is in the second cache (10 % dead, Zen 4: a step takes 3.4 times one without, where
-   each feature walks through all rows alone). The sums are added to those of the lists when these
-   are whole. */
+   features and by blocks of rows: a block serves all products with a group while it is in the
+   second cache. If each feature walked through all rows alone, a step with 10 % dead features would
+   take 3.4 times one without (Zen 4). The sums are added to those of the lists when the lists are
+   done. */
 
 enum {
-    DLRNI_AUX_ROWS = 128, /* rows that go through the dead features together */
-    DLRNI_AUX_SUMS = 4096 /* dead features whose sums are kept at a time     */
+    DLRNI_AUX_ROWS = 128, /* rows of a block; with d = 512, xc and e are 512 KB: a second cache  */
+    DLRNI_AUX_SUMS = 4096 /* dead features whose sums are kept: bounds the memory, 4 (d_in + d_out)
+                             bytes for each                                                     */
 };
 
-/* rows [count] of a matrix [.][d], side by side */
-DLRNI_INTERNAL void dlrni_copy_rows(const float *from, const int32_t *row, int64_t count, int64_t d,
-                                    float *to) {
+/* Copies rows row [count] of a matrix [.][d] side by side: a kernel wants them contiguous. */
+DLRNI_INTERNAL void dlrni_collect_rows(const float *from, const int32_t *row, int64_t count,
+                                       int64_t d, float *to) {
     for (int64_t p = 0; p < count; p++)
         memcpy(to + p * d, from + row[p] * d, (size_t)d * sizeof *to);
 }
 
-/* pre [rows][count], rows ld apart = the copied encoder rows on xc [rows][d_in], plus biases. */
+/* Pre-activations of dead features: pre [rows][count], rows ld apart, from xc [rows][d_in], the
+   copied encoder rows [count][d_in] and the biases. */
 DLRNI_INTERNAL void dlrni_aux_pre(const dlrn_dictionary *dict, const float *xc, int64_t rows,
                                   const float *encoder, const int32_t *feature, int64_t count,
                                   float *pre, int64_t ld) {
@@ -10660,7 +10672,8 @@ DLRNI_INTERNAL void dlrni_aux_pre(const dlrn_dictionary *dict, const float *xc, 
             pre[i * ld + p] += dict->param[DLRN_ENCODER_BIAS][feature[p]];
 }
 
-/* out [rows][d_out] = f [rows][count] times the atoms of the dead, panel by panel. */
+/* out [rows][d_out] = f [rows][count] times the atoms of the dead. The atoms are packed panel by
+   panel, since they lie anywhere in the decoder. */
 DLRNI_INTERNAL void dlrni_aux_decode(const dlrn_trainer *t, const float *f, int64_t rows,
                                      float *panel, float *out) {
     const dlrni_aux *a = &t->w.aux;
@@ -10676,12 +10689,13 @@ DLRNI_INTERNAL void dlrni_aux_decode(const dlrn_trainer *t, const float *f, int6
         }
 }
 
-/* Rows of a task: as many as keep the values of all dead features within 4 MB. */
+/* Rows of a task: as many as keep the values of all dead features within 4 MB, so that the scratch
+   of a worker is bounded however many are dead. */
 DLRNI_INTERNAL int64_t dlrni_aux_block(const dlrni_aux *a) {
     return dlrni_max(dlrni_min((1 << 20) / a->count, DLRNI_AUX_ROWS), 8);
 }
 
-/* Bytes of scratch of a task, forward or backward. */
+/* Bytes of scratch of a task. Forward and backward share the size, so that a step grows it once. */
 DLRNI_INTERNAL int64_t dlrni_aux_scratch(const dlrn_trainer *t) {
     int64_t in = DLRNI_GROUP * t->dict->d_in, out = DLRNI_GROUP * t->dict->d_out;
     int64_t panel = DLRNI_GEMM_DEPTH * DLRNI_GROUP;
@@ -10690,7 +10704,8 @@ DLRNI_INTERNAL int64_t dlrni_aux_scratch(const dlrn_trainer *t) {
     return (in + panel + dlrni_max(forward, backward)) * (int64_t)sizeof(float);
 }
 
-/* Task: some rows against all dead features. */
+/* Task, forward: some rows against all dead features, in three steps: pre-activations, output,
+   distance. */
 DLRNI_INTERNAL void dlrni_aux_rows_task(void *arg, int64_t block, int worker) {
     dlrn_trainer *t = (dlrn_trainer *)arg;
     dlrni_aux *a = &t->w.aux;
@@ -10700,7 +10715,7 @@ DLRNI_INTERNAL void dlrni_aux_rows_task(void *arg, int64_t block, int worker) {
     float *encoder = panel + DLRNI_GEMM_DEPTH * DLRNI_GROUP, *f = encoder + DLRNI_GROUP * d;
     for (int64_t p = 0; p < a->count; p += DLRNI_GROUP) {
         int64_t count = dlrni_min(DLRNI_GROUP, a->count - p);
-        dlrni_copy_rows(t->dict->param[DLRN_ENCODER], a->dead + p, count, d, encoder);
+        dlrni_collect_rows(t->dict->param[DLRN_ENCODER], a->dead + p, count, d, encoder);
         dlrni_aux_pre(t->dict, t->w.batch.xc + r0 * d, rows, encoder, a->dead + p, count, f + p,
                       a->count);
     }
@@ -10709,7 +10724,7 @@ DLRNI_INTERNAL void dlrni_aux_rows_task(void *arg, int64_t block, int worker) {
     for (int64_t i = 0; i < rows; i++) t->recipe->auxiliary->end_row(t, r0 + i);
 }
 
-/* Memory for the pass, taken when a feature first dies. */
+/* Takes the memory of the pass when a feature first dies: many runs never need it. */
 DLRNI_INTERNAL dlrn_status dlrni_aux_room(dlrn_trainer *t) {
     dlrni_aux *a = &t->w.aux;
     int64_t d = t->dict->d_in + t->dict->d_out, n = t->w.batch.n;
@@ -10722,8 +10737,8 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_room(dlrn_trainer *t) {
     return dlrni_need_scratch(&t->w.codes, dlrni_aux_scratch(t));
 }
 
-/* The auxiliary loss of the batch in hand, after its reconstruction: adds to stats->loss, and sets
-   each row's factor. */
+/* The auxiliary loss of the batch, after its reconstruction, which leaves the residual in batch.e:
+   adds to stats->loss and sets each row's factor for backward. */
 DLRNI_INTERNAL dlrn_status dlrni_aux_forward(dlrn_trainer *t, dlrn_train_stats *stats) {
     const dlrni_auxiliary *block = t->recipe->auxiliary;
     dlrni_aux *a = &t->w.aux;
@@ -10740,9 +10755,10 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_forward(dlrn_trainer *t, dlrn_train_stats *
 
 /* ---- Backward ---- */
 
-/* A group of dead features while rows go by. */
+/* A group of dead features while blocks of rows go by. The forward values are not kept but computed
+   again: [n][dead] would be too large. */
 typedef struct dlrni_aux_group {
-    const int32_t *feature;
+    const int32_t *feature; /* [count] ascending */
     int64_t count;
     float *panel, *encoder, *atom;   /* [DLRNI_GEMM_DEPTH][DLRNI_GROUP]; copied rows [count][d]  */
     float *f, *df, *slope;           /* [rows][DLRNI_GROUP] values, derivatives, <aux.e, atom>   */
@@ -10750,7 +10766,8 @@ typedef struct dlrni_aux_group {
     double *bias_grad;               /* [count]                                                */
 } dlrni_aux_group;
 
-/* grad [count][d] += c [rows][DLRNI_GROUP]^T g [rows][d] */
+/* grad [count][d] += c [rows][DLRNI_GROUP]^T g [rows][d]: the gradients of all features of a group
+   in one product. */
 DLRNI_INTERNAL void dlrni_aux_outer(const dlrni_kernel_table *k, const dlrni_aux_group *h,
                                     const float *c, const float *g, int64_t rows, int64_t d,
                                     float *grad) {
@@ -10761,7 +10778,8 @@ DLRNI_INTERNAL void dlrni_aux_outer(const dlrni_kernel_table *k, const dlrni_aux
     }
 }
 
-/* Adds a block of rows to the sums of a group. */
+/* Adds a block of rows to the sums of a group. With v = aux.e and the row's factor: atom += f
+   factor v, slope = <v, atom> df factor, encoder row += slope xc, bias += slope. */
 DLRNI_INTERNAL void dlrni_aux_group_rows(const dlrn_trainer *t, dlrni_aux_group *h, int64_t r0,
                                          int64_t rows) {
     const dlrni_aux *a = &t->w.aux;
@@ -10784,7 +10802,8 @@ DLRNI_INTERNAL void dlrni_aux_group_rows(const dlrn_trainer *t, dlrni_aux_group 
     dlrni_aux_outer(k, h, h->slope, xc, rows, d, h->encoder_grad);
 }
 
-/* Task: the sums of a group of those dead features that are in hand, over all rows. */
+/* Task, backward: the sums of one group of dead features over all rows. Its sums have no other
+   writer, and rows ascend: the same bits for any number of threads. */
 DLRNI_INTERNAL void dlrni_aux_group_task(void *arg, int64_t task, int worker) {
     const dlrn_trainer *t = (const dlrn_trainer *)arg;
     const dlrni_aux *a = &t->w.aux;
@@ -10801,15 +10820,16 @@ DLRNI_INTERNAL void dlrni_aux_group_task(void *arg, int64_t task, int worker) {
     h.bias_grad = a->bias_grad + at;
     h.atom_grad = a->grad + at * (d + d_out);
     h.encoder_grad = h.atom_grad + h.count * d_out;
+    /* encoder_grad lies right behind it */
     memset(h.atom_grad, 0, (size_t)(h.count * (d + d_out)) * sizeof(float));
     memset(h.bias_grad, 0, (size_t)h.count * sizeof(double));
-    dlrni_copy_rows(t->dict->param[DLRN_ENCODER], h.feature, h.count, d, h.encoder);
-    dlrni_copy_rows(t->dict->param[DLRN_DECODER], h.feature, h.count, d_out, h.atom);
+    dlrni_collect_rows(t->dict->param[DLRN_ENCODER], h.feature, h.count, d, h.encoder);
+    dlrni_collect_rows(t->dict->param[DLRN_DECODER], h.feature, h.count, d_out, h.atom);
     for (int64_t r0 = 0; r0 < t->w.batch.n; r0 += DLRNI_AUX_ROWS)
         dlrni_aux_group_rows(t, &h, r0, dlrni_min(DLRNI_AUX_ROWS, t->w.batch.n - r0));
 }
 
-/* The first dead feature that is not below f. */
+/* The index of the first dead feature that is not below f (binary search). */
 DLRNI_INTERNAL int64_t dlrni_dead_from(const dlrni_aux *a, int64_t f) {
     int64_t from = 0, end = a->count;
     while (from < end) {
@@ -10822,8 +10842,8 @@ DLRNI_INTERNAL int64_t dlrni_dead_from(const dlrni_aux *a, int64_t f) {
     return from;
 }
 
-/* Forms the sums of the dead among groups `group` .. *end; *end comes down to where there are more
-   than fit. */
+/* Forms the sums of the dead features among groups `group` .. *end. If there are more than
+   DLRNI_AUX_SUMS, *end is lowered to the group where they stop fitting. */
 DLRNI_INTERNAL dlrn_status dlrni_aux_sums(dlrn_trainer *t, int64_t group, int64_t *end) {
     dlrni_aux *a = &t->w.aux;
     int64_t last = group;
@@ -10831,6 +10851,7 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_sums(dlrn_trainer *t, int64_t group, int64_
     a->sums = 0;
     for (; last < *end; last++) {
         int64_t next = dlrni_dead_from(a, (last + 1) * DLRNI_GROUP) - a->first;
+        /* a single group always fits, so that the caller makes progress */
         if (next > DLRNI_AUX_SUMS) break;
         a->sums = next;
     }
@@ -10841,12 +10862,14 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_sums(dlrn_trainer *t, int64_t group, int64_
     return DLRN_OK;
 }
 
-/* Adds the sums of feature f, if it is dead, to those of its lists. */
+/* Adds the auxiliary sums of feature f, if it is dead, to those of its lists: atom [d_out], encoder
+   [d_in]. Adam then sees one gradient. */
 DLRNI_INTERNAL void dlrni_aux_add(const dlrn_trainer *t, int64_t f, float *atom, float *encoder,
                                   double *bias) {
     const dlrni_aux *a = &t->w.aux;
     int64_t d = t->dict->d_in, d_out = t->dict->d_out, at = dlrni_dead_from(a, f) - a->first;
     if (at < 0 || at >= a->sums || a->dead[a->first + at] != f) return;
+    /* the layout that dlrni_aux_group_task wrote */
     int64_t group = at / DLRNI_GROUP * DLRNI_GROUP, count = dlrni_min(DLRNI_GROUP, a->sums - group);
     const float *atoms = a->grad + group * (d + d_out), *encoders = atoms + count * d_out;
     t->ctx->k->axpy(1.0f, atoms + (at - group) * d_out, atom, d_out);
@@ -10855,21 +10878,23 @@ DLRNI_INTERNAL void dlrni_aux_add(const dlrn_trainer *t, int64_t f, float *atom,
 }
 
 /* ---- Ghost gradients (Jermyn and Templeton, "Ghost grads", 2024) ----
-   Dead is a feature that was silent for more than ghost_threshold steps before this one: it may
-   fire again just now, and then gets both gradients. The dead predict the residual r = y - x_hat
-   through exp(pre): X = sum_j exp(pre_j) a_j, scaled to half of r's length. With the row's shift
-   m = max(0, largest pre) taken out, X = exp(m) X', everything stays finite, and the scale
-   |r| / (2 |X| + eps) becomes |r| / (2 |X'| + eps exp(-m)). Loss: the mean distance between r and
+   A feature is dead if it was silent for more than ghost_threshold steps before this one. It may
+   fire in this batch; then it gets both gradients. The dead predict the residual r = y - x_hat
+   through exp(pre), which has a gradient wherever ReLU has none: X = sum_j exp(pre_j) a_j, scaled
+   to half of r's length. exp can overflow. With the row's shift m = max(0, largest pre),
+   X = exp(m) X' and X' stays finite; the scale |r| / (2 |X| + eps) becomes
+   |r| / (2 |X'| + eps exp(-m)). Loss: the mean distance between r and
    the scaled X, times the ratio of the reconstruction loss to it. Scale, r and that ratio are
    constants to the gradient. */
+/* as in trainSAE: a row without residual must not divide by 0 */
 static const double dlrni_ghost_eps = 1e-8;
 
-/* By the counters before this step. */
+/* By the counters before this step, as the reference: it updates them after the ghosts. */
 DLRNI_INTERNAL int dlrni_ghost_is_dead(const dlrn_trainer *t, int64_t f) {
     return t->cfg.ghost_threshold >= 0 && t->since_fired[f] > t->cfg.ghost_threshold;
 }
 
-/* The shift m of a row, and exp(pre - m). */
+/* Finds the shift m of row i, and turns pre [count] into exp(pre - m). */
 DLRNI_INTERNAL void dlrni_ghost_begin_row(dlrn_trainer *t, int64_t i, float *pre) {
     dlrni_aux *a = &t->w.aux;
     float max = 0;
@@ -10878,7 +10903,7 @@ DLRNI_INTERNAL void dlrni_ghost_begin_row(dlrn_trainer *t, int64_t i, float *pre
     a->row[i].level = max;
 }
 
-/* exp is its own derivative. */
+/* exp is its own derivative. The row's shift was found over all dead features, not only these n. */
 DLRNI_INTERNAL void dlrni_ghost_activate(const dlrn_trainer *t, int64_t i, const int32_t *feature,
                                          int64_t n, float *f, float *df) {
     (void)feature;
@@ -10886,7 +10911,8 @@ DLRNI_INTERNAL void dlrni_ghost_activate(const dlrn_trainer *t, int64_t i, const
     memcpy(df, f, (size_t)n * sizeof *df);
 }
 
-/* The distance v = s X' - r, and the row's loss |v|; factor keeps the scale s. */
+/* The distance v = s X' - r [d_out] and the row's loss |v|. factor keeps the scale s until
+   dlrni_ghost_finish. */
 DLRNI_INTERNAL void dlrni_ghost_end_row(dlrn_trainer *t, int64_t i) {
     const dlrni_kernel_table *k = t->ctx->k;
     dlrni_aux_row *row = &t->w.aux.row[i];
@@ -10900,7 +10926,7 @@ DLRNI_INTERNAL void dlrni_ghost_end_row(dlrn_trainer *t, int64_t i) {
     row->error = sqrt((double)k->dot(v, v, d));
 }
 
-/* Mean of the rows' errors. */
+/* Mean of the rows' errors, in order. */
 DLRNI_INTERNAL double dlrni_aux_mean_error(const dlrn_trainer *t) {
     int64_t n = t->w.batch.n;
     double sum = 0;
@@ -10908,7 +10934,8 @@ DLRNI_INTERNAL double dlrni_aux_mean_error(const dlrn_trainer *t) {
     return sum / (double)n;
 }
 
-/* The ratio makes the ghosts' loss as large as the reconstruction loss. */
+/* The ratio makes the ghost loss as large as the reconstruction loss, so that neither drowns the
+   other. The factor of row i: ratio * s / (n |v|), the derivative of a mean of distances. */
 DLRNI_INTERNAL void dlrni_ghost_finish(dlrn_trainer *t, dlrn_train_stats *stats) {
     double n = (double)t->w.batch.n;
     stats->auxiliary_loss = dlrni_aux_mean_error(t);
@@ -10927,15 +10954,15 @@ static const dlrni_auxiliary dlrni_ghosts = {dlrni_ghost_is_dead, dlrni_ghost_be
 
 /* ---- AuxK (Gao et al., "Scaling and evaluating sparse autoencoders", 2024; as in
    dictionary_learning 0.1.0) ----
-   Dead is a feature without which dead_rows rows have gone by, this batch counted. Of the dead, each
-   row keeps the auxk largest of ReLU(pre). Their output X predicts the residual r. Loss:
+   A feature is dead if it was silent on the last dead_rows rows, this batch included. Of the dead,
+   each row keeps the auxk largest ReLU(pre). Their output X predicts the residual r. Loss:
    auxk_alpha mean |r - X|^2 / mean |r - mean r|^2; r is a constant to the gradient. */
 DLRNI_INTERNAL int dlrni_auxk_is_dead(const dlrn_trainer *t, int64_t f) {
     return t->cfg.auxk_alpha > 0 && dlrni_is_dead(t, t->w.silent[f]);
 }
 
-/* The k-th largest of pre [n], if it is above 0; else 0. Numbers above 0 sort as their bits do: one
-   bit of the answer after the other, without memory. */
+/* The k-th largest of pre [n] if it is above 0, else 0. Positive floats sort as their bits do, so
+   that the answer is found bit by bit from the top: 31 passes, no memory, no copy. */
 DLRNI_INTERNAL float dlrni_kth_largest(const float *pre, int64_t n, int64_t k) {
     uint32_t bits = 0;
     for (int bit = 30; bit >= 0; bit--) {
@@ -10947,15 +10974,17 @@ DLRNI_INTERNAL float dlrni_kth_largest(const float *pre, int64_t n, int64_t k) {
     return dlrni_float_of_bits(bits);
 }
 
-/* Whether a row keeps a feature: of equal ones, those up to row->feature. */
+/* Whether a row keeps a feature. Of equal values, those up to row->feature: a row keeps exactly
+   k. */
 DLRNI_INTERNAL int dlrni_auxk_keeps(const dlrni_aux_row *row, int32_t feature, float pre) {
     return pre > row->level || (pre > 0 && pre >= row->level && feature <= row->feature);
 }
 
-/* Notes where the row's selection ends, and drops the rest. */
+/* Finds where the selection of row i ends, and sets the rest of pre [count] to 0. */
 DLRNI_INTERNAL void dlrni_auxk_begin_row(dlrn_trainer *t, int64_t i, float *pre) {
     const dlrni_aux *a = &t->w.aux;
     dlrni_aux_row *row = &t->w.aux.row[i];
+    /* d_in / 2 is the paper's choice, "a power of two close to d / 2" */
     int64_t k = dlrni_min(t->cfg.auxk ? t->cfg.auxk : dlrni_max(t->cfg.d_in / 2, 1), a->count);
     row->level = dlrni_kth_largest(pre, a->count, k);
     row->feature = -1;
@@ -10969,7 +10998,7 @@ DLRNI_INTERNAL void dlrni_auxk_begin_row(dlrn_trainer *t, int64_t i, float *pre)
         if (!dlrni_auxk_keeps(row, a->dead[p], pre[p])) pre[p] = 0;
 }
 
-/* ReLU and selection: the derivative is 1 where a feature is kept. */
+/* ReLU and selection: the derivative is 1 where a feature is kept, else 0. */
 DLRNI_INTERNAL void dlrni_auxk_activate(const dlrn_trainer *t, int64_t i, const int32_t *feature,
                                         int64_t n, float *f, float *df) {
     for (int64_t p = 0; p < n; p++) {
@@ -10979,7 +11008,7 @@ DLRNI_INTERNAL void dlrni_auxk_activate(const dlrn_trainer *t, int64_t i, const 
     }
 }
 
-/* Distance and squared distance of one row. */
+/* The distance X - r of row i, and its square. */
 DLRNI_INTERNAL void dlrni_auxk_end_row(dlrn_trainer *t, int64_t i) {
     int64_t d = t->dict->d_out;
     float *v = t->w.aux.e + i * d;
@@ -10987,7 +11016,8 @@ DLRNI_INTERNAL void dlrni_auxk_end_row(dlrn_trainer *t, int64_t i) {
     t->w.aux.row[i].error = (double)t->ctx->k->dot(v, v, d);
 }
 
-/* mean_i |e_i - mean e|^2, some columns at a time. */
+/* mean_i |e_i - mean e|^2 of e [n][d]. Some columns at a time, so that the sums fit on the stack
+   and a row is read in whole cache lines. */
 DLRNI_INTERNAL double dlrni_residual_variance(const float *e, int64_t n, int64_t d) {
     double sum = 0, mean[DLRNI_GROUP], square[DLRNI_GROUP];
     for (int64_t c = 0; c < d; c += DLRNI_GROUP) {
@@ -11006,7 +11036,8 @@ DLRNI_INTERNAL double dlrni_residual_variance(const float *e, int64_t n, int64_t
     return sum;
 }
 
-/* All rows have the same factor. Residuals without variance give no loss. */
+/* The loss is relative to the variance of the residuals, so that auxk_alpha means the same for all
+   data. Every row has the same factor. Residuals without variance give no loss. */
 DLRNI_INTERNAL void dlrni_auxk_finish(dlrn_trainer *t, dlrn_train_stats *stats) {
     int64_t n = t->w.batch.n;
     double variance = dlrni_residual_variance(t->w.batch.e, n, t->dict->d_out);
