@@ -10685,6 +10685,7 @@ DLRNI_INTERNAL void dlrni_aux_decode(const dlrn_trainer *t, const float *f, int6
             for (int64_t q = 0; q < depth; q++)
                 dlrni_pack_cols(t->dict->param[DLRN_DECODER] + a->dead[p + q] * d + j, d, width, 1,
                                 panel + q * DLRNI_GROUP);
+            /* p > 0: adds to the panels before */
             t->ctx->k->outer(rows, width, depth, f + p, a->count, 1, panel, p > 0, out + j, d);
         }
 }
@@ -10714,11 +10715,13 @@ DLRNI_INTERNAL void dlrni_aux_rows_task(void *arg, int64_t block, int worker) {
     float *panel = (float *)(void *)dlrni_scratch(&t->w.codes, worker);
     float *encoder = panel + DLRNI_GEMM_DEPTH * DLRNI_GROUP, *f = encoder + DLRNI_GROUP * d;
     for (int64_t p = 0; p < a->count; p += DLRNI_GROUP) {
+        /* a group at a time: the copies of its encoder rows stay in the second cache */
         int64_t count = dlrni_min(DLRNI_GROUP, a->count - p);
         dlrni_collect_rows(t->dict->param[DLRN_ENCODER], a->dead + p, count, d, encoder);
         dlrni_aux_pre(t->dict, t->w.batch.xc + r0 * d, rows, encoder, a->dead + p, count, f + p,
                       a->count);
     }
+    /* the values replace the pre-activations in place */
     for (int64_t i = 0; i < rows; i++) t->recipe->auxiliary->begin_row(t, r0 + i, f + i * a->count);
     dlrni_aux_decode(t, f, rows, panel, a->e + r0 * d_out);
     for (int64_t i = 0; i < rows; i++) t->recipe->auxiliary->end_row(t, r0 + i);
@@ -10729,6 +10732,7 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_room(dlrn_trainer *t) {
     dlrni_aux *a = &t->w.aux;
     int64_t d = t->dict->d_in + t->dict->d_out, n = t->w.batch.n;
     int64_t max = dlrni_min(DLRNI_AUX_SUMS, t->dict->features);
+    /* sized for the worst case at once: the number of dead features changes at every step */
     if (!a->grad && !(a->grad = DLRNI_NEW(t->ctx, float, max *d))) return DLRN_ERR_MEMORY;
     if (!a->bias_grad && !(a->bias_grad = DLRNI_NEW(t->ctx, double, max))) return DLRN_ERR_MEMORY;
     if (!DLRNI_GROW(t->ctx, &a->e, &a->e_cap, 0, n * t->dict->d_out) ||
@@ -10742,10 +10746,11 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_room(dlrn_trainer *t) {
 DLRNI_INTERNAL dlrn_status dlrni_aux_forward(dlrn_trainer *t, dlrn_train_stats *stats) {
     const dlrni_auxiliary *block = t->recipe->auxiliary;
     dlrni_aux *a = &t->w.aux;
+    /* also tells backward that there is nothing to add */
     a->count = a->sums = 0;
     for (int64_t f = 0; block && f < t->dict->features; f++)
         if (block->is_dead(t, f)) a->dead[a->count++] = (int32_t)f;
-    if (!a->count) return DLRN_OK;
+    if (!a->count) return DLRN_OK; /* the usual case */
     DLRNI_TRY(dlrni_aux_room(t));
     dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->w.batch.n, dlrni_aux_block(a)), dlrni_aux_rows_task,
                       t);
@@ -10846,7 +10851,7 @@ DLRNI_INTERNAL int64_t dlrni_dead_from(const dlrni_aux *a, int64_t f) {
    DLRNI_AUX_SUMS, *end is lowered to the group where they stop fitting. */
 DLRNI_INTERNAL dlrn_status dlrni_aux_sums(dlrn_trainer *t, int64_t group, int64_t *end) {
     dlrni_aux *a = &t->w.aux;
-    int64_t last = group;
+    int64_t last = group; /* whole groups only: a visit needs all sums of its group */
     a->first = dlrni_dead_from(a, group * DLRNI_GROUP);
     a->sums = 0;
     for (; last < *end; last++) {
@@ -10889,7 +10894,7 @@ DLRNI_INTERNAL void dlrni_aux_add(const dlrn_trainer *t, int64_t f, float *atom,
 /* as in trainSAE: a row without residual must not divide by 0 */
 static const double dlrni_ghost_eps = 1e-8;
 
-/* By the counters before this step, as the reference: it updates them after the ghosts. */
+/* By the counters before this step, as in the reference. */
 DLRNI_INTERNAL int dlrni_ghost_is_dead(const dlrn_trainer *t, int64_t f) {
     return t->cfg.ghost_threshold >= 0 && t->since_fired[f] > t->cfg.ghost_threshold;
 }
@@ -10944,6 +10949,7 @@ DLRNI_INTERNAL void dlrni_ghost_finish(dlrn_trainer *t, dlrn_train_stats *stats)
     for (int64_t i = 0; i < t->w.batch.n; i++) {
         dlrni_aux_row *row = &t->w.aux.row[i];
         double by = ratio * (double)row->factor / (n * row->error);
+        /* at distance 0 there is no direction */
         row->factor = row->error > 0 ? (float)by : 0.0f;
     }
 }
@@ -10988,8 +10994,10 @@ DLRNI_INTERNAL void dlrni_auxk_begin_row(dlrn_trainer *t, int64_t i, float *pre)
     int64_t k = dlrni_min(t->cfg.auxk ? t->cfg.auxk : dlrni_max(t->cfg.d_in / 2, 1), a->count);
     row->level = dlrni_kth_largest(pre, a->count, k);
     row->feature = -1;
+    /* those above the level are certain; what is left of k goes to the equal ones, in order */
     for (int64_t p = 0; p < a->count; p++) k -= pre[p] > row->level;
     for (int64_t p = 0; p < a->count && k > 0; p++) {
+        /* without ==, which -Wfloat-equal reports */
         if (pre[p] < row->level || pre[p] > row->level) continue;
         row->feature = a->dead[p];
         k--;
@@ -11028,6 +11036,7 @@ DLRNI_INTERNAL double dlrni_residual_variance(const float *e, int64_t n, int64_t
             for (int64_t j = 0; j < width; j++) mean[j] += (double)e[i * d + c + j] / (double)n;
         for (int64_t i = 0; i < n; i++)
             for (int64_t j = 0; j < width; j++) {
+                /* two passes: the one-pass formula cancels where the mean is large */
                 double off = (double)e[i * d + c + j] - mean[j];
                 square[j] += off * off;
             }
@@ -11053,9 +11062,13 @@ static const dlrni_auxiliary dlrni_auxk = {dlrni_auxk_is_dead, dlrni_auxk_begin_
 
 /* ------------------------------------------------------------------------------------------ */
 // >>backward
-/* Gradients, and the update in the same visit. */
+/* Gradients, and the update in the same visit. A gradient is never a matrix: a task sums those of
+   a few groups, hands them to Adam while they are in the cache, and goes on. Chain rule, for row i
+   and feature j with value f and pre-activation p: the atom gets c_i f e_i, the slope by p is
+   s = c_i <e_i, atom> (plus the penalty), the encoder row gets s xc_i, its bias s. */
 
-/* Sorts the list of group g of the visit by feature, behind those of the groups before it. */
+/* Sorts the list of the visit's group g by feature (a counting sort, stable: rows still ascend),
+   behind the entries of the groups before it. */
 DLRNI_INTERNAL void dlrni_visit_sort(dlrni_visit *v, int64_t g, const dlrni_list *list) {
     int64_t to[DLRNI_GROUP], *at = v->at + g * DLRNI_GROUP;
     int64_t width = dlrni_min(DLRNI_GROUP, v->width - g * DLRNI_GROUP);
@@ -11072,14 +11085,17 @@ DLRNI_INTERNAL void dlrni_visit_sort(dlrni_visit *v, int64_t g, const dlrni_list
     }
 }
 
-/* slope[p] = <e of the entry's row, atom>, for all entries. Where many features are active, all
-   products of a few rows and a group are formed and the wanted ones taken: the tile has both
-   operands in registers (at half of the features active a third faster). */
+/* slope[p] = <e of the entry's row, atom> for all entries. Where many features are active, all
+   products of a few rows and a group are formed and the wanted ones taken: the tile keeps both
+   operands in registers. With half of the features active a third faster (Zen 4). */
 DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, dlrni_visit *v, const dlrni_sums *g) {
+    /* a tile of 32 x 48 floats is 6 KB: it stays in the first cache */
     enum { ROWS = 32 };
     int64_t d = t->dict->d_out, from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
     const float *atom = t->dict->param[DLRN_DECODER] + v->f0 * d, *e = t->w.batch.e;
     float tile[ROWS * DLRNI_GROUP];
+    /* Found on Zen 4: the tile wins if an output has 4 entries among 12 rows. To tune, time both
+       ways at densities from 0.1 to 0.5. */
     if (dlrni_sums_chunk(g, 4) > 12) {
         for (int64_t j = 0; j < g->n_out; j++)
             t->ctx->k->dots(atom + j * d, d, e, d, v->row + v->at[j], v->at[j + 1] - v->at[j],
@@ -11100,10 +11116,11 @@ DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, dlrni_visit *v, cons
     }
 }
 
-/* coef and slope of the entries of feature j of the visit, where the derivative of a value by its
-   pre-activation is 1 and there is no penalty. */
+/* coef and slope of the entries of feature j of the visit, for recipes in which a value is its
+   pre-activation and there is no penalty. */
 DLRNI_INTERNAL void dlrni_visit_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
     const float *c = t->w.batch.c;
+    /* in double: it is a sum over all rows of the batch */
     double *bias = v->scalar[DLRN_ENCODER_BIAS];
     for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
         v->coef[p] = v->val[p] * c[v->row[p]];
@@ -11112,9 +11129,11 @@ DLRNI_INTERNAL void dlrni_visit_slopes(const dlrn_trainer *t, dlrni_visit *v, in
     }
 }
 
-/* Adds one run's sums to those of the runs before, and begins the next. */
+/* Adds the sums of one run to those of the runs before, and begins the next. Why runs:
+   DLRNI_RUN. */
 DLRNI_INTERNAL void dlrni_visit_end_run(const dlrn_trainer *t, dlrni_visit *v) {
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        /* one run in the batch: run and sum are the same array */
         if (!v->sum[role] || v->sum[role] == v->run[role]) continue;
         int64_t n = v->width * dlrni_role_width(t->dict, role);
         t->ctx->k->axpy(1.0f, v->run[role], v->sum[role], n);
@@ -11122,12 +11141,13 @@ DLRNI_INTERNAL void dlrni_visit_end_run(const dlrn_trainer *t, dlrni_visit *v) {
     }
 }
 
-/* Adds a stretch of rows to the sums. */
+/* Adds a stretch of rows to the sums of the visit. */
 DLRNI_INTERNAL void dlrni_visit_stretch(const dlrn_trainer *t, dlrni_visit *v, int64_t stretch) {
     const dlrni_encoding *c = &t->w.codes;
     const dlrni_batch *b = &t->w.batch;
     int64_t first = stretch * DLRNI_STRETCH;
     v->rows = dlrni_min(DLRNI_STRETCH, b->n - first);
+    /* the sort of the lists below fills v->at and v->row */
     dlrni_sums out = {v->width, t->dict->d_out, first, v->rows, v->at, v->row}, in = out;
     in.d = t->dict->d_in;
     v->at[0] = 0;
@@ -11135,6 +11155,7 @@ DLRNI_INTERNAL void dlrni_visit_stretch(const dlrn_trainer *t, dlrni_visit *v, i
         dlrni_visit_sort(v, i, &c->lists[stretch * c->groups + v->group + i]);
     dlrni_visit_dots(t, v, &out);
     for (int64_t j = 0; j < v->width; j++) {
+        /* after the products, which the slopes are made from */
         if (t->recipe->slopes)
             t->recipe->slopes(t, v, j);
         else
@@ -11145,22 +11166,23 @@ DLRNI_INTERNAL void dlrni_visit_stretch(const dlrn_trainer *t, dlrni_visit *v, i
     if (stretch % DLRNI_RUN == DLRNI_RUN - 1) dlrni_visit_end_run(t, v);
 }
 
-/* What a pass over the waves is for: the step (adam) or the bare gradients (out). */
+/* What a pass over the waves is for: the step (adam), or only the gradients (out). */
 typedef struct dlrni_update {
-    dlrn_trainer *t;
-    const dlrni_adam *adam;
-    float *const *out;
-    int64_t first, end; /* groups in hand: first .. end */
-    int64_t groups;     /* of a task                    */
-    int64_t entries;    /* of a task, at most           */
+    dlrn_trainer *t;        /* of the step */
+    const dlrni_adam *adam; /* NULL: the weights stay */
+    float *const *out;      /* by role, each of its parameter's shape; NULL: not wanted */
+    int64_t first, end;     /* the groups whose tasks run now: first .. end */
+    int64_t groups;         /* of a task                    */
+    int64_t entries;        /* of a task on one stretch, at most             */
 } dlrni_update;
 
-/* Whether sums of runs are added up: 1 if the batch has several. */
+/* Whether the batch has several runs, so that they need arrays of their own. */
 DLRNI_INTERNAL int dlrni_has_runs(const dlrni_encoding *c) {
     return c->stretches > DLRNI_RUN;
 }
 
-/* Carves a visit's arrays from scratch; returns the bytes that they take. base NULL: only counts. */
+/* Carves the arrays of a visit from scratch, and returns their bytes. base NULL: only counts, so
+   that one function knows the layout. */
 DLRNI_INTERNAL int64_t dlrni_visit_carve(const dlrni_update *u, char *base, dlrni_visit *v) {
     const dlrn_dictionary *dict = u->t->dict;
     const int64_t max = u->groups * DLRNI_GROUP, narrow = sizeof(float);
@@ -11169,6 +11191,7 @@ DLRNI_INTERNAL int64_t dlrni_visit_carve(const dlrni_update *u, char *base, dlrn
         int64_t d = dlrni_role_width(dict, role);
         v->sum[role] = v->run[role] = NULL;
         v->scalar[role] = NULL;
+        /* biases that belong to no feature have their own sums (dlrni_bias_gradients) */
         if (!dict->param[role] || !dlrni_is_by_feature(role)) continue;
         if (dlrni_roles[role].cols == '1') {
             v->scalar[role] = (double *)dlrni_carve(base, &at, max, sizeof(double));
@@ -11186,17 +11209,18 @@ DLRNI_INTERNAL int64_t dlrni_visit_carve(const dlrni_update *u, char *base, dlrn
     return at;
 }
 
-/* A visit of some groups from `group` on, its parts in scratch, the sums 0. */
+/* A visit of up to u->groups groups from `group` on. Its arrays lie in the worker's scratch, its
+   sums are 0. */
 DLRNI_INTERNAL dlrni_visit dlrni_visit_begin(const dlrni_update *u, int64_t group,
                                              unsigned char *scratch) {
     const dlrn_dictionary *dict = u->t->dict;
     dlrni_visit v;
     dlrni_visit_carve(u, (char *)scratch, &v);
     v.group = group;
-    v.groups = dlrni_min(u->groups, u->end - group);
+    v.groups = dlrni_min(u->groups, u->end - group); /* the last task may have fewer */
     v.f0 = group * DLRNI_GROUP;
     v.width = dlrni_min(v.groups * DLRNI_GROUP, dict->features - v.f0);
-    v.rows = 0;
+    v.rows = 0; /* set by each stretch */
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         size_t n = (size_t)(v.width * dlrni_role_width(dict, role));
         if (v.scalar[role]) memset(v.scalar[role], 0, n * sizeof(double));
@@ -11206,7 +11230,8 @@ DLRNI_INTERNAL dlrni_visit dlrni_visit_begin(const dlrni_update *u, int64_t grou
     return v;
 }
 
-/* The gradient of role, feature j of the visit; one number is rounded into *number. */
+/* The gradient of feature j of the visit in one role, or NULL. A single number was summed in double
+   and is rounded into *number. */
 DLRNI_INTERNAL float *dlrni_visit_gradient(const dlrn_trainer *t, const dlrni_visit *v, int role,
                                            int64_t j, float *number) {
     if (v->sum[role]) return v->sum[role] + j * dlrni_role_width(t->dict, role);
@@ -11215,7 +11240,7 @@ DLRNI_INTERNAL float *dlrni_visit_gradient(const dlrn_trainer *t, const dlrni_vi
     return number;
 }
 
-/* The sums of feature j of the visit are whole: what is done with them. */
+/* The sums of feature j are complete: updates its weights, or copies its gradients out. */
 DLRNI_INTERNAL void dlrni_visit_end_feature(const dlrni_update *u, dlrni_visit *v, int64_t j) {
     dlrn_trainer *t = u->t;
     int64_t f = v->f0 + j;
@@ -11228,8 +11253,9 @@ DLRNI_INTERNAL void dlrni_visit_end_feature(const dlrni_update *u, dlrni_visit *
     }
 }
 
-/* The sums of all features of the visit are whole. Each group's share of the gradient of what is
-   subtracted from x is - sum_j bias_j w_j, with the weights before the update. */
+/* The sums of all features of the visit are complete. First each group's part of the gradient of
+   what is subtracted from x: - sum_j bias_j w_j, with the weights before the update. The parts are
+   added in order later, whatever task made them. */
 DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
     dlrn_trainer *t = u->t;
     const dlrn_dictionary *dict = t->dict;
@@ -11240,9 +11266,11 @@ DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
         int64_t end = dlrni_min((g + 1) * DLRNI_GROUP, v->width);
         memset(part, 0, (size_t)d * sizeof *part);
         for (int64_t j = g * DLRNI_GROUP; j < end; j++) {
+            /* before anything uses the sums */
             if (t->w.aux.sums)
                 dlrni_aux_add(t, v->f0 + j, v->sum[DLRN_DECODER] + j * d_out,
                               v->sum[DLRN_ENCODER] + j * d, &bias[j]);
+            /* nothing is subtracted: nothing to learn */
             if (dlrni_center_of(dict))
                 t->ctx->k->axpy(-(float)bias[j], dict->param[DLRN_ENCODER] + (v->f0 + j) * d, part,
                                 d);
@@ -11251,7 +11279,7 @@ DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
     }
 }
 
-/* Task: a few groups, on one stretch of rows after the other. */
+/* Task: a few groups, through all stretches of rows in order. */
 DLRNI_INTERNAL void dlrni_update_groups(void *arg, int64_t task, int worker) {
     const dlrni_update *u = (const dlrni_update *)arg;
     const dlrni_encoding *c = &u->t->w.codes;
@@ -11261,7 +11289,7 @@ DLRNI_INTERNAL void dlrni_update_groups(void *arg, int64_t task, int worker) {
     dlrni_visit_end(u, &v);
 }
 
-/* The largest number of entries that a task has on a stretch. */
+/* The largest number of entries that any task has on a stretch: the size of its scratch. */
 DLRNI_INTERNAL int64_t dlrni_update_max(const dlrni_update *u) {
     const dlrni_encoding *c = &u->t->w.codes;
     int64_t max = 0;
@@ -11275,14 +11303,15 @@ DLRNI_INTERNAL int64_t dlrni_update_max(const dlrni_update *u) {
     return max;
 }
 
-/* One wave's share of the step, as many groups at a time as have room for the sums of their dead.
-   Where the rows do not stay in a cache from one group to the next, or each group wants all of
-   them, several groups go through them together. */
+/* One wave's part of the step, as many groups at a time as the auxiliary sums have room for.
+   Several groups go through the rows together if the rows do not stay in a cache from one group to
+   the next (several stretches), or if each group uses nearly all of them. */
 DLRNI_INTERNAL dlrn_status dlrni_update_wave(dlrni_update *u, int64_t first) {
     dlrn_trainer *t = u->t;
     dlrni_encoding *c = &t->w.codes;
-    dlrni_visit count;
+    dlrni_visit count; /* only measured */
     DLRNI_TRY(dlrni_load_wave(t, first));
+    /* at least 4 tasks a thread, so that a long one does not leave the others idle */
     int64_t part = dlrni_max(c->wave / (4 * t->ctx->threads), 1);
     int together = c->stretches > 1 || c->active > DLRNI_DENSE;
     u->groups = together ? dlrni_min(DLRNI_VISIT_GROUPS, part) : 1;
@@ -11291,6 +11320,8 @@ DLRNI_INTERNAL dlrn_status dlrni_update_wave(dlrni_update *u, int64_t first) {
         DLRNI_TRY(dlrni_aux_sums(t, u->first, &u->end));
         u->entries = dlrni_update_max(u);
         DLRNI_TRY(dlrni_need_scratch(c, dlrni_visit_carve(u, NULL, &count)));
+        /* all memory is there: from here on an interruption would leave half of the weights
+           updated */
         if (u->adam) t->stage = DLRNI_UPDATING;
         dlrn_parallel_for(t->ctx, dlrni_ceil_div(u->end - u->first, u->groups), dlrni_update_groups,
                           u);
@@ -11298,7 +11329,7 @@ DLRNI_INTERNAL dlrn_status dlrni_update_wave(dlrni_update *u, int64_t first) {
     return DLRN_OK;
 }
 
-/* sum_i c_i e_i, run by run: the gradient of the output bias. */
+/* sum_i c_i e_i [d_out], run by run: the gradient of the output bias. */
 DLRNI_INTERNAL void dlrni_output_gradient(dlrn_trainer *t) {
     const dlrni_batch *b = &t->w.batch;
     const int64_t d = t->dict->d_out, run = (int64_t)DLRNI_RUN * DLRNI_STRETCH;
@@ -11313,9 +11344,9 @@ DLRNI_INTERNAL void dlrni_output_gradient(dlrn_trainer *t) {
     }
 }
 
-/* The gradients of the biases that belong to no feature. Output bias: sum_i c_i e_i. What is
-   subtracted from x: - sum_j (sum_i slope_ij) w_j, a product with a vector where the chain rule as
-   written would be one with a matrix. A tied bias gets both. */
+/* The gradients of the biases that belong to no feature. Output bias: sum_i c_i e_i. Subtracted
+   from x: - sum_j (sum_i slope_ij) w_j: one product with a vector, where the chain rule row by row
+   would cost one with a matrix. A tied bias gets both. */
 DLRNI_INTERNAL void dlrni_bias_gradients(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     const dlrni_kernel_table *k = t->ctx->k;
@@ -11328,7 +11359,8 @@ DLRNI_INTERNAL void dlrni_bias_gradients(dlrn_trainer *t) {
         k->axpy(1.0f, w->center_part + g * d, center, d);
 }
 
-/* Everything after the loss: the gradients into out (NULL: not wanted), or the update (adam). */
+/* Everything after the loss: the update (adam), or the gradients into out (by role; NULL: not
+   wanted). The waves go in the same order as forward. */
 DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *adam,
                                           float *const *out) {
     dlrni_work *w = &t->w;
@@ -11337,18 +11369,22 @@ DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *ada
         DLRNI_TRY(dlrni_update_wave(&u, first));
     dlrni_bias_gradients(t);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        /* features were updated in their visit */
         if (!t->dict->param[role] || dlrni_is_by_feature(role)) continue;
         const float *grad = role == DLRN_OUTPUT_BIAS ? w->output_grad : w->center_grad;
         int64_t n = dlrni_role_size(t->dict, role);
         if (adam) dlrni_adam_move(t, adam, role, 0, grad, n);
         if (out && out[role]) memcpy(out[role], grad, (size_t)n * sizeof *grad);
     }
-    if (adam) dlrn_dictionary_changed(t->dict);
+    if (adam) dlrn_dictionary_changed(t->dict); /* copies made for the encoder are stale */
     return DLRN_OK;
 }
 
-/* ---- The update from stored gradients, for recipes that limit their norm ---- */
+/* ---- The update from stored gradients, for recipes that limit their norm ----
+   The norm is known only when all gradients are. They are kept, and the weights are moved in a second
+   pass: this costs memory for one more set of parameters. */
 
+/* Two passes over the features with one task body: measure, then move. */
 typedef struct dlrni_apply {
     dlrn_trainer *t;
     const dlrni_adam *adam;
@@ -11356,7 +11392,8 @@ typedef struct dlrni_apply {
     double *square; /* [features] squared length of a feature's gradients; NULL: the update */
 } dlrni_apply;
 
-/* Task: a group of features: projects the atoms' gradients and measures, or moves the weights. */
+/* Task, one group of features: with `square` projects the atoms' gradients and measures all;
+   without it moves the weights. */
 DLRNI_INTERNAL void dlrni_apply_group(void *arg, int64_t group, int worker) {
     const dlrni_apply *a = (const dlrni_apply *)arg;
     dlrn_trainer *t = a->t;
@@ -11369,6 +11406,8 @@ DLRNI_INTERNAL void dlrni_apply_group(void *arg, int64_t group, int worker) {
             if (!t->dict->param[role] || !dlrni_is_by_feature(role)) continue;
             float *grad = t->w.gradient[role] + f * d;
             if (a->square) {
+                /* first, as in dictionary_learning: the part along the atom must not use up the
+                   limit */
                 if (role == DLRN_DECODER) dlrni_project(k, t->dict->param[role] + f * d, grad, d);
                 a->square[f] += (double)k->dot(grad, grad, d);
             } else {
@@ -11378,15 +11417,16 @@ DLRNI_INTERNAL void dlrni_apply_group(void *arg, int64_t group, int worker) {
         }
 }
 
-/* Backward for a recipe that clips: all gradients, projected, are scaled so that together they are
-   no longer than cfg.clip, as torch.nn.utils.clip_grad_norm_ does; then Adam. Nothing is written
-   before all memory is there. */
+/* Backward for a recipe that clips. All gradients, projected, are scaled so that together they are
+   no longer than cfg.clip, as torch.nn.utils.clip_grad_norm_ does it; then Adam. All memory is
+   taken before anything is written. */
 DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_adam *adam) {
     int64_t F = t->dict->features, groups = dlrni_ceil_div(F, DLRNI_GROUP);
     double *square = DLRNI_NEW_ZERO(t->ctx, double, F), sum = 0;
     dlrni_apply job = {t, adam, 1, square};
     dlrn_status s = square ? dlrni_backward(t, NULL, t->w.gradient) : DLRN_ERR_MEMORY;
     if (s == DLRN_OK) dlrn_parallel_for(t->ctx, groups, dlrni_apply_group, &job);
+    /* feature by feature, in order: the same norm for any number of threads */
     for (int64_t f = 0; s == DLRN_OK && f < F; f++) sum += square[f];
     dlrn_free(t->ctx, square);
     if (s != DLRN_OK) return s;
@@ -11395,6 +11435,7 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_a
         int64_t n = dlrni_role_size(t->dict, role);
         sum += (double)t->ctx->k->dot(t->w.gradient[role], t->w.gradient[role], n);
     }
+    /* 1e-6: torch has it, too */
     const double factor = t->cfg.clip / (sqrt(sum) + 1e-6);
     job.factor = factor < 1 ? (float)factor : 1;
     job.square = NULL;
