@@ -434,7 +434,7 @@
    - a layout: a row of dlrni_layouts (room layouts) for reading and writing. Its shapes say how
      each tensor is stored ("IF": transposed). A new file name goes to dlrni_folder_files, a new key
      of a config to dlrni_config_keys.
-   - a recipe: a block in room recipes and a row of dlrni_recipes. It fills in what differs from the
+   - a recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs from the
      reference: defaults, penalty, its slope, an auxiliary loss (room auxiliary), what happens after
      a step. A new setting is a field of dlrn_train_config and a row in room settings.
    - a kernel set: a block in room kernel-bodies and a row of dlrni_sets (room kernels). Bodies are
@@ -11072,6 +11072,7 @@ static const dlrni_auxiliary dlrni_auxk = {dlrni_auxk_is_dead, dlrni_auxk_begin_
 DLRNI_INTERNAL void dlrni_visit_sort(dlrni_visit *v, int64_t g, const dlrni_list *list) {
     int64_t to[DLRNI_GROUP], *at = v->at + g * DLRNI_GROUP;
     int64_t width = dlrni_min(DLRNI_GROUP, v->width - g * DLRNI_GROUP);
+    /* at[0] is where the previous group ended */
     memset(at + 1, 0, (size_t)width * sizeof *at);
     for (int64_t p = 0; p < list->count; p++) at[dlrni_key_feature(list->key[p]) + 1]++;
     for (int64_t j = 0; j < width; j++) {
@@ -11079,6 +11080,7 @@ DLRNI_INTERNAL void dlrni_visit_sort(dlrni_visit *v, int64_t g, const dlrni_list
         at[j + 1] += at[j];
     }
     for (int64_t p = 0; p < list->count; p++) {
+        /* `to` moves on, `at` must stay: it is the index of the sorted entries */
         int64_t q = to[dlrni_key_feature(list->key[p])]++;
         v->row[q] = (int32_t)dlrni_key_row(list->key[p]);
         v->val[q] = list->val[p];
@@ -11111,6 +11113,7 @@ DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, dlrni_visit *v, cons
             t->ctx->k->dots_nt(rows, width, d, e + r0 * d, d, atom + j0 * d, d, tile, DLRNI_GROUP);
             for (int64_t j = 0; j < width; j++)
                 for (int64_t p = from[j0 + j]; p < to[j0 + j]; p++)
+                    /* the entries of output j0 + j on these rows, from .. to */
                     v->slope[p] = tile[(v->row[p] - r0) * DLRNI_GROUP + j];
         }
     }
@@ -11161,8 +11164,10 @@ DLRNI_INTERNAL void dlrni_visit_stretch(const dlrn_trainer *t, dlrni_visit *v, i
         else
             dlrni_visit_slopes(t, v, j);
     }
+    /* atoms are sums of rows of e, encoder rows sums of rows of xc, over the same entries */
     dlrni_sums_add(t->ctx->k, &out, b->e, v->coef, v->run[DLRN_DECODER]);
     dlrni_sums_add(t->ctx->k, &in, b->xc, v->slope, v->run[DLRN_ENCODER]);
+    /* by the number of the stretch: runs do not depend on threads or waves */
     if (stretch % DLRNI_RUN == DLRNI_RUN - 1) dlrni_visit_end_run(t, v);
 }
 
@@ -11202,6 +11207,7 @@ DLRNI_INTERNAL int64_t dlrni_visit_carve(const dlrni_update *u, char *base, dlrn
             v->run[role] = (float *)dlrni_carve(base, &at, max * d, narrow);
     }
     v->at = (int64_t *)dlrni_carve(base, &at, max + 1, sizeof(int64_t));
+    /* by entry, and last: the parts before it have the same size at every stretch */
     v->row = (int32_t *)dlrni_carve(base, &at, u->entries, narrow);
     v->val = (float *)dlrni_carve(base, &at, u->entries, narrow);
     v->coef = (float *)dlrni_carve(base, &at, u->entries, narrow);
@@ -11225,6 +11231,7 @@ DLRNI_INTERNAL dlrni_visit dlrni_visit_begin(const dlrni_update *u, int64_t grou
         size_t n = (size_t)(v.width * dlrni_role_width(dict, role));
         if (v.scalar[role]) memset(v.scalar[role], 0, n * sizeof(double));
         if (v.sum[role]) memset(v.sum[role], 0, n * sizeof(float));
+        /* not twice if they are one array */
         if (v.run[role] != v.sum[role]) memset(v.run[role], 0, n * sizeof(float));
     }
     return v;
@@ -11236,6 +11243,7 @@ DLRNI_INTERNAL float *dlrni_visit_gradient(const dlrn_trainer *t, const dlrni_vi
                                            int64_t j, float *number) {
     if (v->sum[role]) return v->sum[role] + j * dlrni_role_width(t->dict, role);
     if (!v->scalar[role]) return NULL;
+    /* Adam's kernel takes floats */
     *number = (float)v->scalar[role][j];
     return number;
 }
@@ -11262,6 +11270,7 @@ DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
     double *bias = v->scalar[DLRN_ENCODER_BIAS];
     int64_t d = dict->d_in, d_out = dict->d_out;
     for (int64_t g = 0; g < v->groups; g++) {
+        /* a part for each group, so that tasks never write to the same one */
         float *part = t->w.center_part + (v->group + g) * d;
         int64_t end = dlrni_min((g + 1) * DLRNI_GROUP, v->width);
         memset(part, 0, (size_t)d * sizeof *part);
@@ -11285,6 +11294,7 @@ DLRNI_INTERNAL void dlrni_update_groups(void *arg, int64_t task, int worker) {
     const dlrni_encoding *c = &u->t->w.codes;
     dlrni_visit v = dlrni_visit_begin(u, u->first + task * u->groups, dlrni_scratch(c, worker));
     for (int64_t s = 0; s < c->stretches; s++) dlrni_visit_stretch(u->t, &v, s);
+    /* the last run may be short */
     dlrni_visit_end_run(u->t, &v);
     dlrni_visit_end(u, &v);
 }
@@ -11293,7 +11303,7 @@ DLRNI_INTERNAL void dlrni_update_groups(void *arg, int64_t task, int worker) {
 DLRNI_INTERNAL int64_t dlrni_update_max(const dlrni_update *u) {
     const dlrni_encoding *c = &u->t->w.codes;
     int64_t max = 0;
-    for (int64_t s = 0; s < c->stretches; s++)
+    for (int64_t s = 0; s < c->stretches; s++) /* cut as the tasks will be */
         for (int64_t g = u->first; g < u->end; g += u->groups) {
             int64_t n = 0;
             for (int64_t i = g; i < dlrni_min(g + u->groups, u->end); i++)
@@ -11316,6 +11326,7 @@ DLRNI_INTERNAL dlrn_status dlrni_update_wave(dlrni_update *u, int64_t first) {
     int together = c->stretches > 1 || c->active > DLRNI_DENSE;
     u->groups = together ? dlrni_min(DLRNI_VISIT_GROUPS, part) : 1;
     for (u->first = first; u->first < first + c->wave; u->first = u->end) {
+        /* what is wanted; the auxiliary sums may lower it */
         u->end = first + c->wave;
         DLRNI_TRY(dlrni_aux_sums(t, u->first, &u->end));
         u->entries = dlrni_update_max(u);
@@ -11337,6 +11348,7 @@ DLRNI_INTERNAL void dlrni_output_gradient(dlrn_trainer *t) {
     memset(sum, 0, (size_t)d * sizeof *sum);
     for (int64_t i = 0; i < b->n; i += run) {
         int64_t n = dlrni_min(run, b->n - i);
+        /* the first run needs no second array */
         float *to = i ? part : sum;
         if (i) memset(part, 0, (size_t)d * sizeof *part);
         t->ctx->k->gather_axpy(to, d, b->e, d, b->number + i, b->c + i, n);
@@ -11354,6 +11366,7 @@ DLRNI_INTERNAL void dlrni_bias_gradients(dlrn_trainer *t) {
     int tied = t->dict->formula.center == DLRN_CENTER_OUTPUT_BIAS;
     float *center = tied ? w->output_grad : w->center_grad;
     dlrni_output_gradient(t);
+    /* tied: output_grad already holds the other part */
     if (!tied) memset(center, 0, (size_t)d * sizeof *center);
     for (int64_t g = 0; g < w->codes.groups && dlrni_center_of(t->dict); g++)
         k->axpy(1.0f, w->center_part + g * d, center, d);
@@ -11371,6 +11384,7 @@ DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *ada
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         /* features were updated in their visit */
         if (!t->dict->param[role] || dlrni_is_by_feature(role)) continue;
+        /* the only two roles that are not by feature */
         const float *grad = role == DLRN_OUTPUT_BIAS ? w->output_grad : w->center_grad;
         int64_t n = dlrni_role_size(t->dict, role);
         if (adam) dlrni_adam_move(t, adam, role, 0, grad, n);
@@ -11412,6 +11426,7 @@ DLRNI_INTERNAL void dlrni_apply_group(void *arg, int64_t group, int worker) {
                 a->square[f] += (double)k->dot(grad, grad, d);
             } else {
                 k->scale(grad, a->factor, d);
+                /* projected by the first pass */
                 dlrni_update_role(t, a->adam, role, f, grad, 1);
             }
         }
@@ -11422,6 +11437,7 @@ DLRNI_INTERNAL void dlrni_apply_group(void *arg, int64_t group, int worker) {
    taken before anything is written. */
 DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_adam *adam) {
     int64_t F = t->dict->features, groups = dlrni_ceil_div(F, DLRNI_GROUP);
+    /* a number for each feature and not for each thread: summed in order below */
     double *square = DLRNI_NEW_ZERO(t->ctx, double, F), sum = 0;
     dlrni_apply job = {t, adam, 1, square};
     dlrn_status s = square ? dlrni_backward(t, NULL, t->w.gradient) : DLRN_ERR_MEMORY;
@@ -11438,6 +11454,7 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_a
     /* 1e-6: torch has it, too */
     const double factor = t->cfg.clip / (sqrt(sum) + 1e-6);
     job.factor = factor < 1 ? (float)factor : 1;
+    /* the second pass moves */
     job.square = NULL;
     t->stage = DLRNI_UPDATING;
     dlrn_parallel_for(t->ctx, groups, dlrni_apply_group, &job);
@@ -11453,25 +11470,28 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_a
 
 /* ------------------------------------------------------------------------------------------ */
 // >>recipes
-/* How families are trained: one block each, and one row of the table at the end. */
+/* How families are trained: one block each, and one row of the table at the end. To add a recipe,
+   write its block and its row; the trainer, the checkpoint and the program need no change. */
 
 /* ---- reference: trainSAE of March 2024, ReLU with an L1 or entropy penalty, ghosts ----
    Entropy of a row: q = f / (sum f + eps), H = -sum q log(q + eps). Its derivative by f_k is
    (h_k - T) / (sum f + eps) with h_k = -log(q_k + eps) - q_k / (q_k + eps), T = sum_j h_j q_j. */
+/* the constant of the reference: it keeps log(0) and 0 / 0 away */
 static const double dlrni_entropy_eps = 1e-8;
 
-/* h of the text above. */
+/* h of the text above, at q = f / (sum f + eps). */
 DLRNI_INTERNAL double dlrni_entropy_slope(double q) {
     return -log(q + dlrni_entropy_eps) - q / (q + dlrni_entropy_eps);
 }
 
-/* Task: entropy and T of a slab of rows, for the wave in hand. */
+/* Task: adds the wave in memory to the entropy and to T of a slab of rows. */
 DLRNI_INTERNAL void dlrni_entropy_slab(void *arg, int64_t task, int worker) {
     dlrn_trainer *t = (dlrn_trainer *)arg;
     dlrni_batch *batch = &t->w.batch;
     dlrni_slab b = dlrni_slab_of(t, task, worker);
     for (int64_t i = 0; i < b.rows; i++) {
         double *sparse = &batch->sparse[b.i0 + i], *mean = &batch->mean_slope[b.i0 + i];
+        /* the first wave starts the sums, the others add */
         if (t->w.codes.first == 0) *sparse = *mean = 0;
         for (int64_t p = b.at[i]; p < b.at[i + 1]; p++) {
             double q = (double)b.val[p] / (batch->total[b.i0 + i] + dlrni_entropy_eps);
@@ -11481,7 +11501,8 @@ DLRNI_INTERNAL void dlrni_entropy_slab(void *arg, int64_t task, int worker) {
     }
 }
 
-/* The mean L1 norm, or the mean entropy, which takes a second pass: it needs a row's sum first. */
+/* The mean L1 norm, or the mean entropy. The entropy takes a second pass over the waves: it needs
+   the sum of a row's features first. */
 DLRNI_INTERNAL dlrn_status dlrni_reference_penalty(dlrn_trainer *t, dlrn_train_stats *stats) {
     dlrni_work *w = &t->w;
     dlrni_batch *b = &w->batch;
@@ -11496,16 +11517,18 @@ DLRNI_INTERNAL dlrn_status dlrni_reference_penalty(dlrn_trainer *t, dlrn_train_s
     return DLRN_OK;
 }
 
-/* The penalty's derivative by an activation of row i, as a share of the batch. */
-DLRNI_INTERNAL double dlrni_reference_slope(const dlrn_trainer *t, double weight, int64_t i,
-                                            float f) {
+/* The penalty's derivative by an activation f of row i. `weight` is already divided by the rows of
+   the batch. */
+DLRNI_INTERNAL double dlrni_sparsity_slope(const dlrn_trainer *t, double weight, int64_t i,
+                                          float f) {
     const dlrni_batch *b = &t->w.batch;
     if (t->cfg.sparsity == DLRN_SPARSITY_L1) return weight;
     double sum = b->total[i] + dlrni_entropy_eps;
     return weight * (dlrni_entropy_slope((double)f / sum) - b->mean_slope[i]) / sum;
 }
 
-/* The loss's slope, and the penalty's. */
+/* As dlrni_visit_slopes, plus the penalty: where f > 0, its derivative by f is that by the
+   pre-activation. */
 DLRNI_INTERNAL void dlrni_reference_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
     const double weight = dlrni_penalty_weight(&t->cfg, t->step) / (double)t->w.batch.n;
     const float *c = t->w.batch.c;
@@ -11513,35 +11536,39 @@ DLRNI_INTERNAL void dlrni_reference_slopes(const dlrn_trainer *t, dlrni_visit *v
     for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
         int64_t i = v->row[p];
         v->coef[p] = v->val[p] * c[i];
-        v->slope[p] = c[i] * v->slope[p] + (float)dlrni_reference_slope(t, weight, i, v->val[p]);
+        v->slope[p] = c[i] * v->slope[p] + (float)dlrni_sparsity_slope(t, weight, i, v->val[p]);
         bias[j] += (double)v->slope[p];
     }
 }
 
 /* ---- dl-top_k: TopKTrainer of dictionary_learning 0.1.0 ----
    Squared distance, no penalty, AuxK. Before the first step the output bias becomes the geometric
-   median of the batch. The mean threshold follows the smallest value that a row keeps. A row that
-   keeps nothing is left out of that mean, where the library takes infinity; of features at 0 it
-   picks some at random to fill up k, and counts them as active, which is not followed. */
+   median of the batch. The mean threshold follows the smallest value that a row keeps. It lets a
+   trained dictionary encode one row at a time, without selection.
+   Two deliberate differences: a row that keeps nothing does not count in that mean (there the
+   library takes infinity), and k is not filled up with features at 0 (the library picks some at
+   random and counts them as active). */
 DLRNI_INTERNAL void dlrni_top_k_defaults(dlrn_train_config *cfg) {
-    cfg->lr = -1;
-    cfg->sparsity_penalty = 0;
+    cfg->lr = -1;              /* by dlrni_top_k_rate: it depends on the number of features */
+    cfg->sparsity_penalty = 0; /* k alone makes it sparse */
     cfg->loss = DLRN_LOSS_SQUARED;
-    cfg->clip = 1;
+    cfg->clip = 1; /* gradients are clipped to norm 1 */
     cfg->k = 64;
-    cfg->auxk_alpha = 1.0 / 32;
-    cfg->dead_rows = 10000000;
+    cfg->auxk_alpha = 1.0 / 32; /* Gao et al., 2024 */
+    cfg->dead_rows = 10000000;  /* the same: 10 million tokens */
     cfg->threshold_beta = 0.999;
-    cfg->threshold_start_step = 1000;
+    cfg->threshold_start_step = 1000; /* before that, values still grow */
 }
 
-/* The library's scaling law: 2e-4 at 2^14 features, falling with the root. */
+/* The library's scaling law, from Gao et al.: 2e-4 at 2^14 features, falling with the square
+   root. */
 DLRNI_INTERNAL double dlrni_top_k_rate(const dlrn_train_config *cfg) {
     return 2e-4 / sqrt((double)cfg->features / 16384);
 }
 
-/* One round of Weiszfeld's algorithm: to [d] = the mean of y [n][d], weighted by 1 / distance from
-   `from`. A row that lies there has no weight. Returns the distance between the two. */
+/* One round of Weiszfeld's algorithm (1937): to [d] = the mean of y [n][d], weighted by 1 /
+   distance from `from` [d]. Returns how far the median moved. A row at distance 0 gets no weight,
+   for the formula would divide by 0. */
 DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t n, int64_t d, const double *from,
                                          double *to) {
     double all = 0, moved = 0;
@@ -11561,14 +11588,17 @@ DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t n, int64_t d, c
     return sqrt(moved);
 }
 
-/* At most 100 rounds, or until the median moves less than 1e-5, as the library has it. */
+/* The geometric median: unlike a mean, it is not drawn away by a few huge rows. At most 100 rounds,
+   or until it moves less than 1e-5: the library's numbers. */
 DLRNI_INTERNAL dlrn_status dlrni_top_k_first_batch(dlrn_trainer *t, const float *x, const float *y,
                                                    int64_t n) {
     int64_t d = t->dict->d_out;
+    /* it comes before the loss, which checks it otherwise */
     DLRNI_TRY(dlrni_check_batch(t, x, y, n));
     double *at = DLRNI_NEW_ZERO(t->ctx, double, 2 * d), *next = at + d;
     if (!at) return DLRN_ERR_MEMORY;
     if (!y) y = x;
+    /* starts from the mean */
     for (int64_t i = 0; i < n * d; i++) at[i % d] += (double)y[i] / (double)n;
     for (int round = 0; round < 100; round++) {
         double moved = dlrni_median_round(y, n, d, at, next);
@@ -11581,13 +11611,15 @@ DLRNI_INTERNAL dlrn_status dlrni_top_k_first_batch(dlrn_trainer *t, const float 
     return DLRN_OK;
 }
 
-/* The average starts with the first value that is seen. */
+/* The moving average of the smallest kept value. It starts with the first batch's mean, not with 0:
+   a threshold below 0 means "none yet". */
 DLRNI_INTERNAL void dlrni_top_k_after_step(dlrn_trainer *t) {
     const dlrni_encoding *c = &t->w.codes;
     double *threshold = &t->dict->formula.threshold, sum = 0, beta = t->cfg.threshold_beta;
     int64_t rows = 0, k = t->dict->formula.k;
     if (t->cfg.threshold_start_step < 0 || t->step <= t->cfg.threshold_start_step) return;
     for (int64_t i = 0; i < c->n; i++) {
+        /* a row without a positive pre-activation */
         if (!c->kept[i]) continue;
         sum += (double)c->best[i * k].value; /* on top of the heap: the smallest */
         rows++;
@@ -11599,28 +11631,28 @@ DLRNI_INTERNAL void dlrni_top_k_after_step(dlrn_trainer *t) {
 
 /* ---- dl-jump_relu: JumpReluTrainer of dictionary_learning 0.1.0 ----
    f = p where p > threshold, else 0. Squared distance, and the penalty (L0 / target_l0 - 1)^2. A
-   step has no useful derivative, so that of a threshold t is estimated from the entries within half
-   a bandwidth e of it (Rajamanoharan et al., "Jumping ahead", 2024): df/dt = - t / e, and each
-   feature on a row counts in L0 with - 1 / e where |f - t| < e / 2: f, not p, so that all inactive
-   entries count while t < e / 2. The penalty moves thresholds alone. In training, and there alone,
-   a threshold below 0 lets negative values through. */
+   step has no useful derivative. The one by a threshold t is estimated from the entries within half
+   a bandwidth e of t (Rajamanoharan et al., "Jumping ahead", 2024): df/dt = - t / e, and
+   dL0/dt = - 1 / e for each entry with |f - t| < e / 2. The library tests f there, not p, so that
+   all inactive entries (f = 0) count while |t| < e / 2. The penalty moves only thresholds. Only in
+   training, a threshold below 0 lets negative values through. */
 DLRNI_INTERNAL void dlrni_jump_relu_defaults(dlrn_train_config *cfg) {
     cfg->lr = 7e-5;
-    cfg->beta1 = 0;
+    cfg->beta1 = 0; /* the paper trains without momentum */
     cfg->loss = DLRN_LOSS_SQUARED;
     cfg->clip = 1;
     cfg->sparsity_penalty = 1;
     cfg->sparsity_warmup_steps = 2000;
     cfg->target_l0 = 20;
-    cfg->bandwidth = 0.001;
+    cfg->bandwidth = 0.001; /* the paper's, for data of unit scale */
 }
 
-/* Entries within the window below a threshold are off: 0. */
+/* The lists reach half a bandwidth below the threshold, for its gradient; there the value is 0. */
 DLRNI_INTERNAL float dlrni_jump_relu_value(const dlrn_trainer *t, int64_t feature, float pre) {
     return pre > t->dict->param[DLRN_THRESHOLD][feature] ? pre : 0;
 }
 
-/* By the mean L0 of the batch, so that its slope is the same for all entries. */
+/* L0 is a mean over the batch, so that the penalty's slope is one number for all entries. */
 DLRNI_INTERNAL dlrn_status dlrni_jump_relu_penalty(dlrn_trainer *t, dlrn_train_stats *stats) {
     const dlrn_train_config *cfg = &t->cfg;
     DLRNI_REQUIRE(t->ctx, cfg->target_l0 > 0 && cfg->bandwidth > 0,
@@ -11632,7 +11664,8 @@ DLRNI_INTERNAL dlrn_status dlrni_jump_relu_penalty(dlrn_trainer *t, dlrn_train_s
     return DLRN_OK;
 }
 
-/* `off`: rows of the stretch on which the feature is off; they count while t < e / 2. */
+/* `off`: rows of the stretch on which the feature is 0. They are in no list, but count while |t| <
+   e / 2. */
 DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
     const float threshold = t->dict->param[DLRN_THRESHOLD][v->f0 + j], *c = t->w.batch.c;
     const double width = t->cfg.bandwidth, level = (double)threshold;
@@ -11641,6 +11674,7 @@ DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v
     for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
         float pre = v->val[p], slope = c[v->row[p]] * v->slope[p];
         int near = fabs((double)pre - level)<width / 2, on = pre> threshold;
+        /* on or off: the estimate looks at both sides */
         if (near) by_f += (double)slope;
         counted += near && on;
         off -= on;
@@ -11653,9 +11687,9 @@ DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v
     v->scalar[DLRN_THRESHOLD][j] -= (level * by_f + t->w.penalty_slope * counted) / width;
 }
 
-/* ---- The table ---- */
+/* ---- The table. The first row is the default: version 0.1 had no other ---- */
 
-static const dlrni_recipe dlrni_recipes[] = {
+static const dlrni_recipe dlrni_recipe_table[] = {
     {"reference", "AutoEncoder", NULL, NULL, 0, NULL, NULL, dlrni_reference_penalty,
      dlrni_reference_slopes, &dlrni_ghosts, NULL},
     {"dl-top_k", "AutoEncoderTopK", dlrni_top_k_defaults, dlrni_top_k_rate, 1,
@@ -11663,17 +11697,17 @@ static const dlrni_recipe dlrni_recipes[] = {
     {"dl-jump_relu", "JumpReluAutoEncoder", dlrni_jump_relu_defaults, NULL, 0, NULL,
      dlrni_jump_relu_value, dlrni_jump_relu_penalty, dlrni_jump_relu_slopes, NULL, NULL},
 };
-enum { DLRNI_RECIPES = sizeof dlrni_recipes / sizeof *dlrni_recipes };
+enum { DLRNI_RECIPES = sizeof dlrni_recipe_table / sizeof *dlrni_recipe_table };
 
 /* NULL stands for the first; an unknown name gives NULL. */
 DLRNI_INTERNAL const dlrni_recipe *dlrni_recipe_named(const char *name) {
     for (int i = 0; i < DLRNI_RECIPES; i++)
-        if (!name || !strcmp(dlrni_recipes[i].name, name)) return &dlrni_recipes[i];
+        if (!name || !strcmp(dlrni_recipe_table[i].name, name)) return &dlrni_recipe_table[i];
     return NULL;
 }
 
 DLRN_API const char *dlrn_recipe_name(int index) {
-    return index >= 0 && index < DLRNI_RECIPES ? dlrni_recipes[index].name : NULL;
+    return index >= 0 && index < DLRNI_RECIPES ? dlrni_recipe_table[index].name : NULL;
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -11789,7 +11823,7 @@ DLRNI_INTERNAL dlrn_status dlrni_settle_config(dlrn_context *ctx, dlrn_train_con
     if (!*recipe)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                          "dlrn_train_config: recipe: expected a name such as %s, found %.80s",
-                         dlrni_recipes[0].name, cfg->recipe);
+                         dlrni_recipe_table[0].name, cfg->recipe);
     cfg->recipe = (*recipe)->name;
     if (!(cfg->lr > -1) && !(cfg->lr < -1) && (*recipe)->rate) cfg->lr = (*recipe)->rate(cfg);
     DLRNI_TRY(dlrni_check_numbers(ctx, cfg));
@@ -11810,7 +11844,7 @@ DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text
     DLRNI_CONFIG_MORE_REALS(DLRNI_PUT_REAL)
 #undef DLRNI_PUT_INTEGER
 #undef DLRNI_PUT_REAL
-    dlrni_json_put_text(&w, "recipe", cfg->recipe ? cfg->recipe : dlrni_recipes[0].name);
+    dlrni_json_put_text(&w, "recipe", cfg->recipe ? cfg->recipe : dlrni_recipe_table[0].name);
     dlrni_json_put_text(&w, "loss", dlrni_loss_name(cfg->loss));
     dlrni_json_put_text(&w, "sparsity", dlrni_sparsity_name(cfg->sparsity));
     dlrni_json_put_unsigned(&w, "seed", cfg->seed);
