@@ -434,8 +434,8 @@
    - a layout: a row of dlrni_layouts (room layouts) for reading and writing. Its shapes say how
      each tensor is stored ("IF": transposed). A new file name goes to dlrni_folder_files, a new key
      of a config to dlrni_config_keys.
-   - a recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs from the
-     reference: defaults, penalty, its slope, an auxiliary loss (room auxiliary), what happens after
+   - a recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs
+     from the reference: defaults, penalty, its slope, an auxiliary loss (room auxiliary), what happens after
      a step. A new setting is a field of dlrn_train_config and a row in room settings.
    - a kernel set: a block in room kernel-bodies and a row of dlrni_sets (room kernels). Bodies are
      shared; the tests compare every set with the scalar one, bit for bit.
@@ -11520,7 +11520,7 @@ DLRNI_INTERNAL dlrn_status dlrni_reference_penalty(dlrn_trainer *t, dlrn_train_s
 /* The penalty's derivative by an activation f of row i. `weight` is already divided by the rows of
    the batch. */
 DLRNI_INTERNAL double dlrni_sparsity_slope(const dlrn_trainer *t, double weight, int64_t i,
-                                          float f) {
+                                           float f) {
     const dlrni_batch *b = &t->w.batch;
     if (t->cfg.sparsity == DLRN_SPARSITY_L1) return weight;
     double sum = b->total[i] + dlrni_entropy_eps;
@@ -11557,7 +11557,7 @@ DLRNI_INTERNAL void dlrni_top_k_defaults(dlrn_train_config *cfg) {
     cfg->auxk_alpha = 1.0 / 32; /* Gao et al., 2024 */
     cfg->dead_rows = 10000000;  /* the same: 10 million tokens */
     cfg->threshold_beta = 0.999;
-    cfg->threshold_start_step = 1000; /* before that, values still grow */
+    cfg->threshold_start_step = 1000; /* the first values are not typical yet */
 }
 
 /* The library's scaling law, from Gao et al.: 2e-4 at 2^14 features, falling with the square
@@ -11712,15 +11712,19 @@ DLRN_API const char *dlrn_recipe_name(int index) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>settings
-/* The configuration of a trainer: defaults, checks, and as text. */
+/* The configuration of a trainer: defaults, checks, and as text. One list of settings serves all
+   three and the checkpoint, so that a new setting is one line and cannot be forgotten in a file. */
 
+/* The defaults are those of trainSAE of March 2024, with the switches for later recipes off; a
+   recipe then overwrites what its own paper or library says. */
 DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     const dlrni_recipe *r = dlrni_recipe_named(recipe);
     dlrn_train_config cfg;
     memset(&cfg, 0, sizeof cfg);
+    /* an unknown name stays, so that the trainer can name it in its error */
     cfg.recipe = r ? r->name : recipe;
     cfg.d_in = 512;
-    cfg.features = 16 * 512;
+    cfg.features = 16 * 512; /* 16 atoms for each dimension */
     cfg.lr = 3e-4;
     cfg.sparsity_penalty = 1e-3;
     cfg.loss = DLRN_LOSS_NORM;
@@ -11728,13 +11732,14 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     cfg.beta1 = 0.9;
     cfg.beta2 = 0.999;
     cfg.eps = 1e-8;
-    cfg.steps = -1;
-    cfg.warmup_steps = 1000;
+    cfg.steps = -1;          /* until the source ends */
+    cfg.warmup_steps = 1000; /* Adam's second moments are poor estimates at first */
     cfg.decay_start = -1;
     cfg.resample_steps = -1;
+    /* 100 batches: enough badly reconstructed rows for thousands of dead features */
     cfg.resample_rows = 819200;
-    cfg.ghost_threshold = -1;
-    cfg.log_steps = 1000;
+    cfg.ghost_threshold = -1; /* off: the ghosts have a cost, and not every run needs them */
+    cfg.log_steps = 1000;     /* with compat a log has an effect (dlrni_stage_logging) */
     cfg.save_steps = -1;
     cfg.dead_rows = -1;
     cfg.threshold_start_step = -1;
@@ -11743,10 +11748,14 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     return cfg;
 }
 
-/* The numbers of a configuration: X(field, key, condition, what is expected). `v` is the value. The
-   first two lists are those of version 0.1; the others follow where the recipe is written. */
+/* The numbers of a configuration: X(field, key, condition, what is expected). `v` is the value as a
+   double: conditions on integers stay exact below 2^53. The first two lists are those of version
+   0.1, whose files have no others; the MORE lists are in files that name their recipe. The keys are
+   part of the file format, so that they keep the old names. */
+/* 0 would divide by 0 in "every n steps" */
 #define DLRNI_PERIOD(v) ((v) == -1 || (v) > 0)
 #define DLRNI_NEVER "a number from 1, or -1 for never"
+/* false for NaN; larger numbers would be infinite in f32 */
 #define DLRNI_REAL(v) (fabs(v) <= (double)FLT_MAX)
 #define DLRNI_CONFIG_INTEGERS(X)                                                                   \
     X(d_in, "activation_dim", v > 0, "a number from 1")                                            \
@@ -11780,7 +11789,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(target_l0, "target_l0", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                   \
     X(bandwidth, "bandwidth", v >= 0 && DLRNI_REAL(v), "a finite number from 0")
 
-/* Names as in config.json. */
+/* The words of config.json and of the command line. */
 DLRNI_INTERNAL const char *dlrni_loss_name(dlrn_loss loss) {
     return loss == DLRN_LOSS_SQUARED ? "squared" : "norm";
 }
@@ -11790,7 +11799,8 @@ DLRNI_INTERNAL const char *dlrni_sparsity_name(dlrn_sparsity sparsity) {
     return sparsity == DLRN_SPARSITY_ENTROPY ? "entropy" : "l1";
 }
 
-/* Each setting is within its range. */
+/* Checks that each setting is within its range. A setting that comes from a checkpoint takes the
+   same way: files are not trusted. */
 DLRNI_INTERNAL dlrn_status dlrni_check_numbers(dlrn_context *ctx, const dlrn_train_config *cfg) {
 #define DLRNI_CHECK_NUMBER(field, key, condition, wanted)                                          \
     {                                                                                              \
@@ -11804,6 +11814,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_numbers(dlrn_context *ctx, const dlrn_tra
     DLRNI_CONFIG_MORE_INTEGERS(DLRNI_CHECK_NUMBER)
     DLRNI_CONFIG_MORE_REALS(DLRNI_CHECK_NUMBER)
 #undef DLRNI_CHECK_NUMBER
+    /* enumerations: a C caller may pass any int */
     if (cfg->loss != DLRN_LOSS_NORM && cfg->loss != DLRN_LOSS_SQUARED)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                          "dlrn_train_config: loss: expected a DLRN_LOSS_, found %d",
@@ -11816,7 +11827,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_numbers(dlrn_context *ctx, const dlrn_tra
 }
 
 /* Checks a configuration, and fills in what follows from the rest: the recipe's name, d_out, the
-   recipe's own rate. */
+   learning rate that depends on the number of features. A settled configuration does not change if
+   it is settled again. */
 DLRNI_INTERNAL dlrn_status dlrni_settle_config(dlrn_context *ctx, dlrn_train_config *cfg,
                                                const dlrni_recipe **recipe) {
     *recipe = dlrni_recipe_named(cfg->recipe);
@@ -11824,14 +11836,18 @@ DLRNI_INTERNAL dlrn_status dlrni_settle_config(dlrn_context *ctx, dlrn_train_con
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                          "dlrn_train_config: recipe: expected a name such as %s, found %.80s",
                          dlrni_recipe_table[0].name, cfg->recipe);
+    /* the table's own string: the caller's may be gone later */
     cfg->recipe = (*recipe)->name;
+    /* lr == -1, without the warning of -Wfloat-equal */
     if (!(cfg->lr > -1) && !(cfg->lr < -1) && (*recipe)->rate) cfg->lr = (*recipe)->rate(cfg);
     DLRNI_TRY(dlrni_check_numbers(ctx, cfg));
+    /* only after the check: a negative width must not be copied */
     if (!cfg->d_out) cfg->d_out = cfg->d_in;
     return DLRN_OK;
 }
 
-/* ---- As text ---- */
+/* ---- As text ----
+   For checkpoints and for the config.json beside a dictionary. */
 
 DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text, size_t size) {
     dlrni_json_writer w = dlrni_json_to_text(text, size);
@@ -11844,47 +11860,54 @@ DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text
     DLRNI_CONFIG_MORE_REALS(DLRNI_PUT_REAL)
 #undef DLRNI_PUT_INTEGER
 #undef DLRNI_PUT_REAL
+    /* a name and not a number: recipes may be reordered */
     dlrni_json_put_text(&w, "recipe", cfg->recipe ? cfg->recipe : dlrni_recipe_table[0].name);
     dlrni_json_put_text(&w, "loss", dlrni_loss_name(cfg->loss));
     dlrni_json_put_text(&w, "sparsity", dlrni_sparsity_name(cfg->sparsity));
     dlrni_json_put_unsigned(&w, "seed", cfg->seed);
     dlrni_json_put_bool(&w, "compat", cfg->compat);
     dlrni_json_close(&w, "}");
+    /* of the whole text, also if it was cut: the caller learns what size to bring */
     return w.out.len;
 }
 
 /* ------------------------------------------------------------------------------------------ */
 // >>resampling
-/* A feature that stays silent learns nothing. Every resample_steps, each one that is dead is given
-   the direction of a row that is reconstructed badly (Bricken et al., "Towards Monosemanticity",
-   2023). The loss of a random sample of rows is measured: of resample_rows of those that the buffer
-   holds, drawn without replacement by seed and step, or of all if it holds fewer. From the sample,
-   rows are drawn without replacement with probability proportional to their squared loss. The atom
-   becomes the drawn output y, normalised (not centred); the encoder row becomes the drawn input
-   less what the formula subtracts, scaled to 0.2 of the mean norm of the living encoder rows; the
-   encoder's bias 0, and Adam's moments of the feature 0. With nothing alive the mean is over all
-   rows; if that is 0, it is 1. Rows with y = 0 or without input give no direction and are never
-   drawn. If there are fewer rows than dead features, the rest stay as they are. */
+/* A feature that stays silent learns nothing. Every resample_steps, each dead feature gets the
+   direction of a row that is reconstructed badly (Bricken et al., "Towards Monosemanticity", 2023).
+   1. Sample: resample_rows of the rows that the buffer holds (all if there are fewer), drawn without
+      replacement by seed and step. Their losses are measured.
+   2. Draw: one row of the sample for each dead feature, without replacement, with probability
+      proportional to the squared loss.
+   3. Revive: the atom becomes the drawn output y, normalised (not centred). The encoder row becomes
+      the drawn input less what the formula subtracts, scaled to 0.2 of the mean norm of the living
+      encoder rows. The encoder bias and Adam's moments of the feature become 0.
+   If no feature is alive, the mean is over all encoder rows; if that is 0, it counts as 1. Rows with
+   y = 0 or with a zero input give no direction and are never drawn. If there are fewer rows than
+   dead features, the remaining features are left alone. */
 
-enum { DLRNI_SAMPLE_ROWS = 256 }; /* measured at a time */
+/* Rows whose losses are measured at a time: enough for the encoder's tiles, and between two of them
+   a stop is noticed within milliseconds. */
+enum { DLRNI_SAMPLE_ROWS = 256 };
 
-/* Where rows come from: arrays, or a sample of a buffer. */
+/* Where rows come from: arrays of the caller, or a sample of a buffer. */
 typedef struct dlrni_sample {
-    const float *x, *y; /* [n][d_in], [n][d_out]; NULL: the buffer                     */
-    int64_t n;          /* rows                                                        */
-    dlrn_buffer *buffer;
-    int64_t *index; /* [n] which of the buffer's unread rows, ascending; owned     */
-    float *bx, *by; /* [DLRNI_SAMPLE_ROWS][d] copies of some of them; owned        */
+    const float *x, *y;  /* [n][d_in], [n][d_out]; NULL: the buffer                     */
+    int64_t n;           /* rows                                                        */
+    dlrn_buffer *buffer; /* borrowed */
+    int64_t *index;      /* [n] which of the buffer's unread rows, ascending; owned     */
+    float *bx, *by;      /* [DLRNI_SAMPLE_ROWS][d] copies of some of them; owned        */
 } dlrni_sample;
 
-/* Frees what dlrni_sample_buffer took, also after a failure. */
+/* Frees what dlrni_sample_buffer took, also after it failed. */
 DLRNI_INTERNAL void dlrni_sample_free(dlrn_context *ctx, dlrni_sample *r) {
     dlrn_free(ctx, r->index);
     dlrn_free(ctx, r->bx);
     dlrn_free(ctx, r->by);
 }
 
-/* Rows of the sample from `start` on, n of them. */
+/* Rows start .. start + n of the sample: x [n][d_in], y [n][d_out]. Those of a buffer are copied
+   into bx and by, since they are stored narrow and apart. */
 DLRNI_INTERNAL void dlrni_sample_rows(const dlrni_sample *r, const dlrn_trainer *t, int64_t start,
                                       int64_t n, const float **x, const float **y) {
     *x = r->bx;
@@ -11896,14 +11919,17 @@ DLRNI_INTERNAL void dlrni_sample_rows(const dlrni_sample *r, const dlrn_trainer 
         dlrni_buffer_copy(r->buffer, r->index + start, n, r->bx, r->by);
 }
 
-/* Apart from the streams of features, which are numbered from 0. */
+/* The stream of random numbers of this step's draw. Bit 63 keeps it apart from the streams that
+   make the first weights, numbered by feature from 0. By step: a resumed run draws the same. */
 DLRNI_INTERNAL uint64_t dlrni_draw_stream(const dlrn_trainer *t) {
     return (uint64_t)1 << 63 | (uint64_t)t->step;
 }
 
-/* Draws up to `want` of the buffer's unread rows (Knuth's selection sampling): row i stays with the
-   chance of those still wanted among those still to come. */
+/* Draws up to `want` of the buffer's unread rows (Knuth, algorithm S): row i is taken with
+   probability (still wanted) / (still to come), which gives every subset the same chance in one
+   pass. */
 DLRNI_INTERNAL dlrn_status dlrni_sample_buffer(dlrn_trainer *t, int64_t want, dlrni_sample *r) {
+    /* bit 62: another stream than that of the draw by weight */
     dlrn_rng rng = {t->cfg.seed, dlrni_draw_stream(t) | (uint64_t)1 << 62, 0};
     int64_t held, taken = 0;
     r->buffer = t->buffer;
@@ -11916,18 +11942,19 @@ DLRNI_INTERNAL dlrn_status dlrni_sample_buffer(dlrn_trainer *t, int64_t want, dl
     if (!r->index || !r->bx || !r->by) return DLRN_ERR_MEMORY;
     for (int64_t i = 0; i < held && taken < r->n; i++)
         if ((int64_t)dlrn_rng_below(&rng, (uint64_t)(held - i)) < r->n - taken)
+            /* ascending: the copies walk through the buffer once */
             r->index[taken++] = i;
     return DLRN_OK;
 }
 
-/* xc [d_in]: what the encoder sees of one row. */
+/* xc [d_in] = what the encoder sees of the row x [d_in]: the same code as in a batch. */
 DLRNI_INTERNAL void dlrni_input_row(const dlrn_dictionary *dict, const float *x, float *xc) {
     dlrni_input_job job = {dict, x, xc, 1};
     dlrni_input_block(&job, 0, 0);
 }
 
-/* Squared loss of each row, 0 where a row cannot be used. xc [d_in], x_hat [n][d_out] are
-   scratch. */
+/* loss [n] = squared distance of each row; 0 where a row gives no direction. xc [d_in] and x_hat
+   [n][d_out] are scratch. */
 DLRNI_INTERNAL dlrn_status dlrni_row_losses(dlrn_trainer *t, dlrn_encoder *encoder, const float *x,
                                             const float *y, int64_t n, float *xc, float *x_hat,
                                             float *loss) {
@@ -11938,6 +11965,7 @@ DLRNI_INTERNAL dlrn_status dlrni_row_losses(dlrn_trainer *t, dlrn_encoder *encod
         float *e = x_hat + i * d_out;
         k->sub(y + i * d_out, e, e, d_out);
         loss[i] = k->dot(e, e, d_out);
+        /* one infinite weight would win every draw */
         if (!(loss[i] <= FLT_MAX))
             return dlrn_fail(t->ctx, DLRN_ERR_VALUE,
                              "resampling after step %lld: a row's loss is not finite",
@@ -11949,7 +11977,8 @@ DLRNI_INTERNAL dlrn_status dlrni_row_losses(dlrn_trainer *t, dlrn_encoder *encod
     return DLRN_OK;
 }
 
-/* The losses [n] of all rows of a sample. */
+/* The losses [n] of all rows of a sample, DLRNI_SAMPLE_ROWS at a time: the only long part of a
+   resampling, and so the one that asks whether to stop. */
 DLRNI_INTERNAL dlrn_status dlrni_sample_losses(dlrn_trainer *t, const dlrni_sample *r,
                                                float *loss) {
     int64_t d = t->dict->d_in, d_out = t->dict->d_out;
@@ -11972,9 +12001,9 @@ DLRNI_INTERNAL dlrn_status dlrni_sample_losses(dlrn_trainer *t, const dlrni_samp
 }
 
 /* Draws up to k of n rows without replacement, by weight: row i has the key -E_i / w_i with E_i
-   exponential, and the largest keys win (Efraimidis and Spirakis, 2006). The numbers depend on
-   seed, step and row alone. weight [n] becomes the keys; drawn [k] in the order of drawing; *count
-   says how many: zero weights are never drawn. */
+   exponential, and the largest keys win (Efraimidis and Spirakis, 2006). One pass and a top-k,
+   where drawing one after the other would sum the weights k times. weight [n] becomes the keys;
+   drawn [k] in the order of drawing; *count says how many: zero weights are never drawn. */
 DLRNI_INTERNAL dlrn_status dlrni_draw_rows(dlrn_trainer *t, float *weight, int64_t n, int64_t k,
                                            int64_t *drawn, int64_t *count) {
     const uint64_t stream = dlrni_draw_stream(t);
@@ -11983,6 +12012,7 @@ DLRNI_INTERNAL dlrn_status dlrni_draw_rows(dlrn_trainer *t, float *weight, int64
     for (int64_t i = 0; i < n; i++) max = weight[i] > max ? weight[i] : max;
     for (int64_t i = 0; i < n; i++) {
         double u = dlrni_open_unit(dlrni_philox_block(t->cfg.seed, stream, (uint64_t)i).lo);
+        /* relative to the largest: tiny losses do not overflow the keys */
         double part = weight[i] > 0 ? (double)weight[i] / (double)max : 0;
         double key = part > 0 ? log(u) / part : -HUGE_VAL;
         int use = key >= -(double)FLT_MAX;
@@ -12000,7 +12030,8 @@ DLRNI_INTERNAL double dlrni_encoder_norm(const dlrn_trainer *t, int64_t j) {
     return sqrt((double)t->ctx->k->dot(row, row, d));
 }
 
-/* Mean norm of the living features' encoder rows. dead [n_dead], ascending. */
+/* Mean norm of the encoder rows of living features; dead [n_dead] is ascending. A revived feature
+   that is much longer than the others would be active on every row. */
 DLRNI_INTERNAL double dlrni_living_norm(const dlrn_trainer *t, const int32_t *dead,
                                         int64_t n_dead) {
     int64_t F = t->dict->features, next = 0;
@@ -12015,7 +12046,8 @@ DLRNI_INTERNAL double dlrni_living_norm(const dlrn_trainer *t, const int32_t *de
     return mean > 0 ? mean : 1.0;
 }
 
-/* Forgets what Adam knows of feature j; its atom too, unless the reference left that alone. */
+/* Forgets Adam's moments of feature j: they belong to the old direction. Those of the atom, too,
+   unless compat: the reference left them. */
 DLRNI_INTERNAL void dlrni_zero_moments(dlrn_trainer *t, int64_t j, int atom_too) {
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         int64_t d = dlrni_role_width(t->dict, role);
@@ -12026,7 +12058,8 @@ DLRNI_INTERNAL void dlrni_zero_moments(dlrn_trainer *t, int64_t j, int atom_too)
     }
 }
 
-/* Feature j starts again from the row x [d_in], y [d_out]. */
+/* Feature j starts again from the row x [d_in], y [d_out]; its encoder row gets the length
+   `norm`. */
 DLRNI_INTERNAL void dlrni_revive(dlrn_trainer *t, int64_t j, const float *x, const float *y,
                                  double norm) {
     const dlrni_kernel_table *k = t->ctx->k;
@@ -12039,10 +12072,11 @@ DLRNI_INTERNAL void dlrni_revive(dlrn_trainer *t, int64_t j, const float *x, con
     k->scale(encoder, (float)(norm / sqrt((double)k->dot(encoder, encoder, d))), d);
     t->dict->param[DLRN_ENCODER_BIAS][j] = 0;
     dlrni_zero_moments(t, j, 1);
-    t->since_fired[j] = 0;
+    t->since_fired[j] = 0; /* a full period to prove itself */
 }
 
-/* Gives the dead features [n_dead] rows of the sample. Nothing changes before all is measured. */
+/* Gives rows of the sample to the dead features [n_dead]. Nothing changes until all losses are
+   measured, so that a stop or a lack of memory leaves the weights alone. */
 DLRNI_INTERNAL dlrn_status dlrni_resample_rows(dlrn_trainer *t, const dlrni_sample *r,
                                                const int32_t *dead, int64_t n_dead,
                                                int64_t *resampled) {
@@ -12054,6 +12088,7 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_rows(dlrn_trainer *t, const dlrni_samp
     if (s == DLRN_OK) s = dlrni_draw_rows(t, loss, r->n, max, drawn, &count);
     for (int64_t p = 0; s == DLRN_OK && p < count; p++) {
         const float *x, *y;
+        /* one row: bx and by have room for more */
         dlrni_sample_rows(r, t, drawn[p], 1, &x, &y);
         dlrni_revive(t, dead[p], x, y, norm);
         ++*resampled;
@@ -12064,7 +12099,8 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_rows(dlrn_trainer *t, const dlrni_samp
     return s;
 }
 
-/* The features that are dead by the counters, into aux.dead, which is free between steps. */
+/* Lists the features that are dead by the counters in aux.dead, which no one uses between steps;
+   returns how many. */
 DLRNI_INTERNAL int64_t dlrni_list_dead(dlrn_trainer *t) {
     int64_t n = 0;
     for (int64_t f = 0; f < t->dict->features; f++)
@@ -12072,8 +12108,8 @@ DLRNI_INTERNAL int64_t dlrni_list_dead(dlrn_trainer *t) {
     return n;
 }
 
-/* What the code of March 2024 did: its new weights went to a copy, so that only the moments of the
-   dead encoder rows change. Returns as many as it said it had resampled. */
+/* What the code of March 2024 did: its new weights went to a copy by mistake, so that only the
+   moments of dead encoder rows changed. Returns as many as it reported. */
 DLRNI_INTERNAL int64_t dlrni_resample_compat(dlrn_trainer *t) {
     int64_t n_dead = dlrni_list_dead(t);
     for (int64_t p = 0; p < n_dead; p++) dlrni_zero_moments(t, t->w.aux.dead[p], 0);
@@ -12095,7 +12131,8 @@ DLRN_API dlrn_status dlrn_trainer_resample_on(dlrn_trainer *t, const float *x, c
     return n_dead ? dlrni_resample_rows(t, &rows, t->w.aux.dead, n_dead, resampled) : DLRN_OK;
 }
 
-/* The resampling that is due after a step: from the rows that the buffer holds, if there is one. */
+/* The resampling that is due after a step, from the rows that the buffer holds. Without a buffer
+   there is none: the caller has dlrn_trainer_resample_on. */
 DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampled) {
     dlrni_sample rows;
     memset(&rows, 0, sizeof rows);
