@@ -11727,24 +11727,24 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     cfg.features = 16 * 512; /* 16 atoms for each dimension */
     cfg.lr = 3e-4;
     cfg.sparsity_penalty = 1e-3;
-    cfg.loss = DLRN_LOSS_NORM;
+    cfg.loss = DLRN_LOSS_NORM; /* the distance, not its square */
     cfg.sparsity = DLRN_SPARSITY_L1;
     cfg.beta1 = 0.9;
     cfg.beta2 = 0.999;
     cfg.eps = 1e-8;
     cfg.steps = -1;          /* until the source ends */
     cfg.warmup_steps = 1000; /* Adam's second moments are poor estimates at first */
-    cfg.decay_start = -1;
-    cfg.resample_steps = -1;
+    cfg.decay_start = -1;    /* off: a constant rate can be trained on for as long as one likes */
+    cfg.resample_steps = -1; /* off */
     /* 100 batches: enough badly reconstructed rows for thousands of dead features */
     cfg.resample_rows = 819200;
     cfg.ghost_threshold = -1; /* off: the ghosts have a cost, and not every run needs them */
     cfg.log_steps = 1000;     /* with compat a log has an effect (dlrni_stage_logging) */
-    cfg.save_steps = -1;
+    cfg.save_steps = -1;      /* the program's; the trainer itself never saves */
     cfg.dead_rows = -1;
     cfg.threshold_start_step = -1;
     cfg.buffer = dlrn_buffer_defaults();
-    if (r && r->defaults) r->defaults(&cfg);
+    if (r && r->defaults) r->defaults(&cfg); /* last: a recipe overrides */
     return cfg;
 }
 
@@ -11913,6 +11913,7 @@ DLRNI_INTERNAL void dlrni_sample_rows(const dlrni_sample *r, const dlrn_trainer 
     *x = r->bx;
     *y = r->by;
     if (r->x) {
+        /* no copy: the caller's rows are f32 already */
         *x = r->x + start * t->dict->d_in;
         *y = r->y + start * t->dict->d_out;
     } else
@@ -11934,7 +11935,7 @@ DLRNI_INTERNAL dlrn_status dlrni_sample_buffer(dlrn_trainer *t, int64_t want, dl
     int64_t held, taken = 0;
     r->buffer = t->buffer;
     DLRNI_TRY(dlrni_buffer_fill(t->buffer, want));
-    held = t->buffer->unread;
+    held = t->buffer->unread; /* after the fill, which may read */
     r->n = dlrni_min(want, held);
     r->index = DLRNI_NEW(t->ctx, int64_t, r->n);
     r->bx = DLRNI_NEW(t->ctx, float, DLRNI_SAMPLE_ROWS * t->dict->d_in);
@@ -12037,6 +12038,7 @@ DLRNI_INTERNAL double dlrni_living_norm(const dlrn_trainer *t, const int32_t *de
     int64_t F = t->dict->features, next = 0;
     double sum = 0;
     for (int64_t j = 0; j < F; j++) {
+        /* all dead: the mean is over all rows */
         if (n_dead < F && next < n_dead && dead[next] == j)
             next++;
         else
@@ -12066,7 +12068,7 @@ DLRNI_INTERNAL void dlrni_revive(dlrn_trainer *t, int64_t j, const float *x, con
     int64_t d = t->dict->d_in, d_out = t->dict->d_out;
     float *atom = t->dict->param[DLRN_DECODER] + j * d_out;
     float *encoder = t->dict->param[DLRN_ENCODER] + j * d;
-    memcpy(atom, y, (size_t)d_out * sizeof *atom);
+    memcpy(atom, y, (size_t)d_out * sizeof *atom); /* x and y are not in the weights */
     dlrni_normalise(k, atom, d_out);
     dlrni_input_row(t->dict, x, encoder);
     k->scale(encoder, (float)(norm / sqrt((double)k->dot(encoder, encoder, d))), d);
@@ -12095,6 +12097,7 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_rows(dlrn_trainer *t, const dlrni_samp
     }
     dlrn_free(t->ctx, loss);
     dlrn_free(t->ctx, drawn);
+    /* after an error, too: copies made for the encoder must not be trusted */
     dlrn_dictionary_changed(t->dict);
     return s;
 }
@@ -12120,7 +12123,7 @@ DLRN_API dlrn_status dlrn_trainer_resample_on(dlrn_trainer *t, const float *x, c
                                               int64_t n, int64_t *resampled) {
     int64_t own;
     dlrni_sample rows = {x, y ? y : x, n, NULL, NULL, NULL, NULL};
-    if (!resampled) resampled = &own;
+    if (!resampled) resampled = &own; /* the caller does not want it */
     *resampled = 0;
     DLRNI_TRY(dlrni_check_batch(t, x, y, n));
     if (t->cfg.compat) {
@@ -12142,7 +12145,7 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampl
         return DLRN_OK;
     }
     int64_t n_dead = t->buffer ? dlrni_list_dead(t) : 0;
-    if (!n_dead) return DLRN_OK;
+    if (!n_dead) return DLRN_OK; /* nothing to measure */
     dlrn_status s = dlrni_sample_buffer(t, t->cfg.resample_rows, &rows);
     if (s == DLRN_OK) s = dlrni_resample_rows(t, &rows, t->w.aux.dead, n_dead, resampled);
     dlrni_sample_free(t->ctx, &rows);
@@ -12151,7 +12154,8 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampl
 
 /* ------------------------------------------------------------------------------------------ */
 // >>trainer
-/* The step as a whole, and the object that makes it. Its states: room training. */
+/* The step as a whole, and the object that takes it. Its states: room training. A trainer allocates
+   when it is created and at its first steps; later steps allocate nothing unless a batch grows. */
 
 DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
     if (!t) return;
@@ -12161,19 +12165,22 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
         dlrn_free(t->ctx, t->v[role]);
         dlrn_free(t->ctx, w->gradient[role]);
     }
+    /* every pointer is NULL until it is allocated, so that a trainer that is half made can be
+       destroyed */
     void *blocks[] = {t->since_fired, w->silent,  w->center_part, w->center_grad,
                       w->output_grad, w->lowered, w->batch.xc,    w->aux.dead,
                       w->aux.e,       w->aux.row, w->aux.grad,    w->aux.bias_grad};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
+    /* NULL if dlrn_train has handed it over */
     dlrn_dictionary_destroy(t->dict);
     dlrn_free(t->ctx, t);
 }
 
-/* Moments, and gradients where the recipe clips: as large as the parameter. */
+/* Moments, and gradients if the recipe clips: as large as the parameter of the role. */
 DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc_role(dlrn_trainer *t, int role) {
     int64_t n = dlrni_role_size(t->dict, role);
-    if (!t->dict->param[role]) return DLRN_OK;
+    if (!t->dict->param[role]) return DLRN_OK; /* the family has no such parameter */
     if (!(t->m[role] = DLRNI_NEW_ZERO(t->ctx, float, n))) return DLRN_ERR_MEMORY;
     if (!(t->v[role] = DLRNI_NEW_ZERO(t->ctx, float, n))) return DLRN_ERR_MEMORY;
     if (!(t->cfg.clip > 0)) return DLRN_OK;
@@ -12181,22 +12188,29 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc_role(dlrn_trainer *t, int role) {
     return t->w.gradient[role] ? DLRN_OK : DLRN_ERR_MEMORY;
 }
 
-/* All that does not depend on the batch. */
+/* Everything whose size does not depend on the batch: a run that cannot fit fails before its first
+   step. */
 DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     dlrn_context *ctx = t->ctx;
     dlrni_work *w = &t->w;
     int64_t d = t->dict->d_in, F = t->dict->features;
+    /* a shallow copy: it borrows the weights */
     w->view = *t->dict;
     dlrni_encoding_init(&w->codes, &w->view);
     w->budget = DLRNI_LIST_BUDGET;
+    /* no batch yet: the first wave takes all groups */
     w->nnz = -1;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) DLRNI_TRY(dlrni_trainer_alloc_role(t, role));
+    /* 0: every feature gets a full period before it counts as dead */
     t->since_fired = DLRNI_NEW_ZERO(ctx, int64_t, F);
     w->silent = DLRNI_NEW_ZERO(ctx, int64_t, F);
     w->aux.dead = DLRNI_NEW(ctx, int32_t, F);
+    /* the gradient, and the part of one run */
     w->output_grad = DLRNI_NEW(ctx, float, 2 * t->dict->d_out);
     w->center_grad = DLRNI_NEW(ctx, float, d);
+    /* a part for each group, so that tasks need no lock */
     w->center_part = DLRNI_NEW(ctx, float, w->codes.groups *d);
+    /* only families with thresholds have lowered ones */
     if (t->dict->param[DLRN_THRESHOLD] && !(w->lowered = DLRNI_NEW(ctx, float, F)))
         return DLRN_ERR_MEMORY;
     return t->since_fired && w->silent && w->aux.dead && w->output_grad && w->center_grad &&
@@ -12205,7 +12219,8 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
                : DLRN_ERR_MEMORY;
 }
 
-/* Whether a dictionary can be trained by this configuration. */
+/* Whether the dictionary `init` can be trained with this configuration. A recipe's formulas hold
+   for one family only. */
 DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_train_config *cfg,
                                                  const dlrni_recipe *recipe,
                                                  const dlrn_dictionary *init) {
@@ -12214,6 +12229,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
                          "dlrn_trainer_create: recipe %s: expected a dictionary of family %s, "
                          "found %s",
                          recipe->name, recipe->family, init->family);
+    /* foreign dictionaries may have either; backward knows neither */
     double scale = init->formula.scale_out;
     if (init->param[DLRN_SKIP] || scale < 1 || scale > 1)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
@@ -12227,7 +12243,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
                      (long long)init->d_in, (long long)init->features, (long long)init->d_out);
 }
 
-/* Whether a buffer gives rows of the widths that are trained. */
+/* Whether a buffer (or NULL) gives rows of the widths that are trained. Without a target y is x. */
 DLRNI_INTERNAL dlrn_status dlrni_check_buffer(dlrn_context *ctx, const dlrn_train_config *cfg,
                                               const dlrn_buffer *buffer) {
     const dlrn_source *src = buffer ? &buffer->source : NULL;
@@ -12240,12 +12256,12 @@ DLRNI_INTERNAL dlrn_status dlrni_check_buffer(dlrn_context *ctx, const dlrn_trai
                      (long long)d_out);
 }
 
-/* The dictionary that training starts from. */
+/* The dictionary that training starts from: a copy of `init`, or random weights by the seed. */
 DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_train_config *cfg,
                                                const dlrni_recipe *recipe,
                                                const dlrn_dictionary *init, dlrn_dictionary **out) {
     dlrn_dictionary_desc desc;
-    memset(&desc, 0, sizeof desc);
+    memset(&desc, 0, sizeof desc); /* fields of later versions, too */
     desc.family = recipe->family;
     desc.d_in = cfg->d_in;
     desc.d_out = cfg->d_out;
@@ -12254,6 +12270,7 @@ DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_tra
     desc.seed = cfg->seed;
     if (!init) return dlrn_dictionary_create(ctx, &desc, out);
     DLRNI_TRY(dlrni_dictionary_copy(ctx, init, out));
+    /* the configuration's k replaces that of the file: it is what is trained */
     if (!dlrni_selects(*out)) return DLRN_OK;
     (*out)->formula.k = cfg->k;
     dlrn_status s = dlrni_check_k(ctx, cfg->k, cfg->features);
@@ -12263,7 +12280,8 @@ DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_tra
     return s;
 }
 
-/* A trainer around *dict, which it takes over: *dict is NULL afterwards. */
+/* A trainer around *dict, which it takes over: *dict is NULL afterwards. On an earlier error *dict
+   stays the caller's. Both creating and resuming end here, so that both check. */
 DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train_config *config,
                                              dlrn_dictionary **dict, dlrn_buffer *buffer,
                                              dlrn_trainer **out) {
@@ -12296,56 +12314,69 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     dlrn_dictionary *dict = NULL;
     *out = NULL;
     DLRNI_TRY(dlrni_settle_config(ctx, &cfg, &recipe));
+    /* checked again later, but first here: a copy of a large dictionary is not made in vain */
     if (init) DLRNI_TRY(dlrni_check_trainable(ctx, &cfg, recipe, init));
     DLRNI_TRY(dlrni_check_buffer(ctx, &cfg, buffer));
     DLRNI_TRY(dlrni_first_weights(ctx, &cfg, recipe, init, &dict));
+    /* a family that does not select has k 0 */
     cfg.k = dict->formula.k;
     dlrn_status s = dlrni_trainer_new(ctx, &cfg, &dict, buffer, out);
+    /* NULL unless dlrni_trainer_new failed before it took it */
     dlrn_dictionary_destroy(dict);
     return s;
 }
 
-/* ---- The step ---- */
+/* ---- The step ----
+   Order matters for the counters: ghosts use those before the step, AuxK and the statistics those
+   after it, and a resampling the ones that the step has left. */
 
-/* The dictionary as the lists of the batch see it. With a bandwidth, lists go on below a threshold
-   for half of it, whatever the sign: the threshold's gradient is estimated from there. */
+/* The dictionary as the lists of the batch see it. With a bandwidth, the lists reach half of it
+   below each threshold, also below 0: the threshold's gradient is estimated from those entries. */
 DLRNI_INTERNAL void dlrni_update_view(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     w->view = *t->dict;
-    if (!w->lowered) return;
+    if (!w->lowered) return; /* no thresholds */
     for (int64_t f = 0; f < t->dict->features; f++)
         w->lowered[f] = t->dict->param[DLRN_THRESHOLD][f] - (float)(t->cfg.bandwidth / 2);
     w->view.param[DLRN_THRESHOLD] = w->lowered;
+    /* lists usually end at 0 */
     w->codes.min_floor = -INFINITY;
 }
 
-/* The losses of a batch at the present weights; changes nothing but the work space. */
+/* The losses of a batch with the present weights. Changes only the work space, so that a failed
+   step can be repeated. */
 DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, const float *y,
                                               int64_t n, dlrn_train_stats *stats) {
     dlrni_work *w = &t->w;
     memset(stats, 0, sizeof *stats);
     DLRNI_TRY(dlrni_check_batch(t, x, y, n));
+    /* before anything is computed: here memory runs out without harm */
     DLRNI_TRY(dlrni_batch_room(t, n));
     w->batch.y = y ? y : x;
     dlrni_update_view(t);
+    /* once for all waves, and kept for the gradients */
     dlrni_input(t->dict, x, n, w->batch.xc);
     DLRNI_TRY(dlrni_reconstruct(t));
-    stats->step = t->step;
+    stats->step = t->step; /* counted from 0 */
     stats->rows = n;
     stats->lr = dlrni_learning_rate(&t->cfg, t->step);
     stats->reconstruction_loss = dlrni_mean(w->batch.error, n);
     stats->loss = stats->reconstruction_loss;
     stats->l0 = (double)w->nnz / (double)n;
+    /* after l0, which dl-jump_relu's penalty is made of */
     if (t->recipe->penalty) DLRNI_TRY(t->recipe->penalty(t, stats));
     for (int64_t f = 0; f < t->dict->features; f++) stats->dead += dlrni_is_dead(t, w->silent[f]);
+    /* last: it is scaled by the reconstruction loss */
     DLRNI_TRY(dlrni_aux_forward(t, stats));
+    /* before the update: NaN or infinity would spread to every weight */
     if (fabs(stats->loss) <= DBL_MAX) return DLRN_OK;
     return dlrn_fail(t->ctx, DLRN_ERR_VALUE,
                      "step %lld: the loss is not finite; the weights are those before it",
                      (long long)t->step);
 }
 
-/* The batch has been counted: its silence becomes the trainer's. */
+/* Takes over the counters of the batch. A copy of its own: a step that fails, or a call of
+   dlrn_trainer_loss, must not count. */
 DLRNI_INTERNAL void dlrni_count_batch(dlrn_trainer *t) {
     memcpy(t->since_fired, t->w.silent, (size_t)t->dict->features * sizeof *t->since_fired);
 }
@@ -12353,44 +12384,50 @@ DLRNI_INTERNAL void dlrni_count_batch(dlrn_trainer *t) {
 /* TAKEN -> UPDATING -> RESAMPLING: loss, gradients, update, counters. */
 DLRNI_INTERNAL dlrn_status dlrni_stage_update(dlrn_trainer *t) {
     dlrn_train_stats stats;
+    /* a repeated step 0 computes the same from the same batch */
     if (t->step == 0 && t->recipe->first_batch)
         DLRNI_TRY(t->recipe->first_batch(t, t->x, t->y, t->n));
     DLRNI_TRY(dlrni_forward_loss(t, t->x, t->y, t->n, &stats));
+    /* Adam's corrections count updates from 1, the schedules steps from 0 */
     dlrni_adam adam = dlrni_adam_at(&t->cfg, stats.lr, t->step + 1);
     if (t->cfg.clip > 0)
         DLRNI_TRY(dlrni_backward_clipped(t, &adam));
     else
         DLRNI_TRY(dlrni_backward(t, &adam, NULL));
     dlrni_count_batch(t);
+    /* after the counters, since nothing in it can fail */
     if (t->recipe->after_step) t->recipe->after_step(t);
     t->last = stats;
+    /* only now: every error text before it names this step */
     t->step++;
     t->stage = DLRNI_RESAMPLING;
     return DLRN_OK;
 }
 
-/* Whether something is due after the step in hand, once in `period` steps. */
+/* Whether something that happens every `period` steps is due after `step`; period -1: never. */
 DLRNI_INTERNAL int dlrni_is_due(int64_t step, int64_t period) {
     return period > 0 && step % period == 0;
 }
 
-/* RESAMPLING -> LOGGING. */
+/* RESAMPLING -> LOGGING. Step 0 has no silence to judge by; only the reference resamples there. */
 DLRNI_INTERNAL dlrn_status dlrni_stage_resampling(dlrn_trainer *t) {
     const dlrn_train_config *cfg = &t->cfg;
-    int64_t step = t->step - 1;
+    int64_t step = t->step - 1; /* the step just made */
     if (dlrni_is_due(step, cfg->resample_steps) && (step > 0 || cfg->compat))
         DLRNI_TRY(dlrni_resample_step(t, &t->last.resampled));
     t->stage = DLRNI_LOGGING;
     return DLRN_OK;
 }
 
-/* LOGGING -> READY. The reference logs with a second pass over the batch, at the new weights, which
-   counts the batch again. */
+/* LOGGING -> READY. With compat: the reference logs by a second pass over the batch with the new
+   weights, and that pass counts the batch again. Without it the same run would find other features
+   dead. */
 DLRNI_INTERNAL dlrn_status dlrni_stage_logging(dlrn_trainer *t) {
     if (t->cfg.compat && t->n && dlrni_is_due(t->step - 1, t->cfg.log_steps)) {
         dlrn_train_stats now;
         DLRNI_TRY(dlrni_forward_loss(t, t->x, t->y, t->n, &now));
         dlrni_count_batch(t);
+        /* what belongs to the step and not to the second pass */
         now.step = t->last.step;
         now.lr = t->last.lr;
         now.resampled = t->last.resampled;
@@ -12400,29 +12437,31 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_logging(dlrn_trainer *t) {
     return DLRN_OK;
 }
 
-/* Where a step that failed goes on. The buffer's batch, or a log's, is kept for want of memory
-   alone; a resampling always comes back to itself. */
+/* Where the trainer stands after an error. A batch of the buffer is kept if memory ran out, since
+   the buffer has given it away; a caller still has its own. A log is repeated only if memory ran
+   out. A resampling is always repeated. */
 DLRNI_INTERNAL dlrni_stage dlrni_stage_after(const dlrn_trainer *t, dlrn_status s) {
     int again = s == DLRN_ERR_MEMORY;
-    if (t->stage == DLRNI_UPDATING) return DLRNI_BROKEN;
+    if (t->stage == DLRNI_UPDATING) return DLRNI_BROKEN; /* some weights have moved */
     if (t->stage == DLRNI_TAKEN && !(again && t->from_buffer)) return DLRNI_READY;
     if (t->stage == DLRNI_LOGGING && !again) return DLRNI_READY;
     return t->stage;
 }
 
-/* Goes through the stages that are left of the step in hand. */
+/* Runs the stages that are left of the step. Each stage sets the next one, so that a later call
+   goes on where this one ended. */
 DLRNI_INTERNAL dlrn_status dlrni_go_on(dlrn_trainer *t, dlrn_train_stats *stats) {
     dlrn_status s = DLRN_OK;
     if (t->stage == DLRNI_TAKEN) s = dlrni_stage_update(t);
     if (s == DLRN_OK && t->stage == DLRNI_RESAMPLING) s = dlrni_stage_resampling(t);
     if (s == DLRN_OK && t->stage == DLRNI_LOGGING) s = dlrni_stage_logging(t);
     if (s != DLRN_OK) t->stage = dlrni_stage_after(t, s);
-    if (t->stage == DLRNI_READY) t->n = 0;
+    if (t->stage == DLRNI_READY) t->n = 0; /* rows of the caller are not kept */
     if (s == DLRN_OK && stats) *stats = t->last;
     return s;
 }
 
-/* BROKEN is final: some weights have moved, others have not. */
+/* BROKEN is final: some weights have moved, others have not, and no one knows which. */
 DLRNI_INTERNAL dlrn_status dlrni_check_broken(const dlrn_trainer *t) {
     if (t->stage != DLRNI_BROKEN) return DLRN_OK;
     return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT,
@@ -12431,9 +12470,10 @@ DLRNI_INTERNAL dlrn_status dlrni_check_broken(const dlrn_trainer *t) {
                      (long long)t->step);
 }
 
-/* The step in hand is the caller's or the buffer's: the other way to go on is refused. */
+/* Refuses rows while another step is not finished: ignoring them silently would lose a batch. */
 DLRNI_INTERNAL dlrn_status dlrni_refuse_rows(const dlrn_trainer *t) {
     return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT, "step %lld is not finished: expected %s",
+                     /* after the update the step is counted already */
                      (long long)t->step - (t->stage != DLRNI_TAKEN),
                      t->from_buffer ? "a call of dlrn_trainer_step, found other rows"
                                     : "a call of dlrn_trainer_step_on with its own rows");
@@ -12442,7 +12482,7 @@ DLRNI_INTERNAL dlrn_status dlrni_refuse_rows(const dlrn_trainer *t) {
 DLRN_API dlrn_status dlrn_trainer_step_on(dlrn_trainer *t, const float *x, const float *y,
                                           int64_t n, dlrn_train_stats *stats) {
     DLRNI_TRY(dlrni_check_broken(t));
-    if (t->stage != DLRNI_READY)
+    if (t->stage != DLRNI_READY) /* the same pointers: the same step, called again */
         return !t->from_buffer && x == t->x && y == t->y && n == t->n ? dlrni_go_on(t, stats)
                                                                       : dlrni_refuse_rows(t);
     t->x = x;
@@ -12457,7 +12497,9 @@ DLRN_API dlrn_status dlrn_trainer_step(dlrn_trainer *t, dlrn_train_stats *stats)
     DLRNI_TRY(dlrni_check_broken(t));
     DLRNI_REQUIRE(t->ctx, t->buffer, "this trainer was made without a buffer");
     if (t->stage == DLRNI_READY) {
+        /* an unfinished last step is still finished: it is not READY */
         if (t->cfg.steps >= 0 && t->step >= t->cfg.steps) return DLRN_END;
+        /* an error of the source leaves the trainer READY */
         DLRNI_TRY(dlrn_buffer_next(t->buffer, &t->x, &t->y, &t->n));
         t->from_buffer = 1;
         t->stage = DLRNI_TAKEN;
@@ -12472,6 +12514,7 @@ DLRN_API void dlrn_trainer_on_stop(dlrn_trainer *t, int (*stop)(void *user), voi
 
 DLRN_API dlrn_status dlrn_trainer_loss(dlrn_trainer *t, const float *x, const float *y, int64_t n,
                                        dlrn_train_stats *stats) {
+    /* the losses are computed for the error alone if no one wants the numbers */
     dlrn_train_stats own;
     return dlrni_forward_loss(t, x, y, n, stats ? stats : &own);
 }
@@ -12492,14 +12535,17 @@ DLRN_API dlrn_trainer_state dlrn_trainer_state_of(const dlrn_trainer *t) {
     s.config = &t->cfg;
     s.steps = t->step;
     s.since_fired = t->since_fired;
+    /* the pointers, not the moments */
     memcpy(s.m, t->m, sizeof s.m);
     memcpy(s.v, t->v, sizeof s.v);
     return s;
 }
 
-/* ---- The whole run ---- */
+/* ---- The whole run ----
+   dlrn_train is written with public calls alone: copy it to change the loop. */
 
-/* Ends with the status of the step or of the callback that ended it. */
+/* Steps until one of them, or the callback, returns something other than DLRN_OK; DLRN_END is the
+   usual end. */
 DLRNI_INTERNAL dlrn_status dlrni_run(dlrn_trainer *t, dlrn_progress progress, void *user) {
     for (;;) {
         dlrn_train_stats stats;
@@ -12516,12 +12562,15 @@ DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *conf
     dlrn_trainer *t = NULL;
     *out = NULL;
     DLRNI_REQUIRE(ctx, source, "source must not be NULL");
+    /* the rows decide */
     cfg.d_in = source->d_in;
     cfg.d_out = source->d_out;
+    /* owns_source 0: the source stays the caller's */
     DLRNI_TRY(dlrn_buffer_create(ctx, &cfg.buffer, source, 0, &buffer));
     dlrn_status s = dlrn_trainer_create(ctx, &cfg, NULL, buffer, &t);
     if (s == DLRN_OK) s = dlrni_run(t, progress, user);
     if (s == DLRN_END) s = DLRN_OK;
+    /* a run that is stopped has a usable dictionary, too */
     if (s == DLRN_OK || (s == DLRN_STOPPED && t)) {
         *out = t->dict; /* handed over */
         t->dict = NULL;
