@@ -12158,7 +12158,7 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampl
    when it is created and at its first steps; later steps allocate nothing unless a batch grows. */
 
 DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
-    if (!t) return;
+    if (!t) return; /* so that failed creations need no test */
     dlrni_work *w = &t->w;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         dlrn_free(t->ctx, t->m[role]);
@@ -12200,6 +12200,7 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     w->budget = DLRNI_LIST_BUDGET;
     /* no batch yet: the first wave takes all groups */
     w->nnz = -1;
+    /* whatever fails, dlrn_trainer_destroy frees the rest */
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) DLRNI_TRY(dlrni_trainer_alloc_role(t, role));
     /* 0: every feature gets a full period before it counts as dead */
     t->since_fired = DLRNI_NEW_ZERO(ctx, int64_t, F);
@@ -12225,6 +12226,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
                                                  const dlrni_recipe *recipe,
                                                  const dlrn_dictionary *init) {
     if (strcmp(init->family, recipe->family))
+        /* families differ in their roles: moments and gradients would not fit */
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
                          "dlrn_trainer_create: recipe %s: expected a dictionary of family %s, "
                          "found %s",
@@ -12248,6 +12250,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_buffer(dlrn_context *ctx, const dlrn_trai
                                               const dlrn_buffer *buffer) {
     const dlrn_source *src = buffer ? &buffer->source : NULL;
     int64_t d_out = src && src->d_out ? src->d_out : cfg->d_in;
+    /* no buffer: the rows come with each call of dlrn_trainer_step_on */
     if (!src || (src->d_in == cfg->d_in && d_out == cfg->d_out)) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                      "dlrn_trainer_create: expected rows of %lld with targets of %lld, found a "
@@ -12273,6 +12276,7 @@ DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_tra
     /* the configuration's k replaces that of the file: it is what is trained */
     if (!dlrni_selects(*out)) return DLRN_OK;
     (*out)->formula.k = cfg->k;
+    /* as for a new dictionary, whose creation has checked it */
     dlrn_status s = dlrni_check_k(ctx, cfg->k, cfg->features);
     if (s == DLRN_OK) return s;
     dlrn_dictionary_destroy(*out);
@@ -12295,7 +12299,7 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train
     t->ctx = ctx;
     t->cfg = cfg;
     t->recipe = recipe;
-    t->buffer = buffer;
+    t->buffer = buffer; /* borrowed: two runs may follow each other on one buffer */
     t->dict = *dict;
     *dict = NULL;
     dlrn_status s = dlrni_trainer_alloc(t);
@@ -12312,7 +12316,7 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     dlrn_train_config cfg = *config;
     const dlrni_recipe *recipe;
     dlrn_dictionary *dict = NULL;
-    *out = NULL;
+    *out = NULL; /* a caller may destroy it whatever happens */
     DLRNI_TRY(dlrni_settle_config(ctx, &cfg, &recipe));
     /* checked again later, but first here: a copy of a large dictionary is not made in vain */
     if (init) DLRNI_TRY(dlrni_check_trainable(ctx, &cfg, recipe, init));
@@ -12337,6 +12341,7 @@ DLRNI_INTERNAL void dlrni_update_view(dlrn_trainer *t) {
     w->view = *t->dict;
     if (!w->lowered) return; /* no thresholds */
     for (int64_t f = 0; f < t->dict->features; f++)
+        /* at every step, since thresholds move; F subtractions */
         w->lowered[f] = t->dict->param[DLRN_THRESHOLD][f] - (float)(t->cfg.bandwidth / 2);
     w->view.param[DLRN_THRESHOLD] = w->lowered;
     /* lists usually end at 0 */
@@ -12359,12 +12364,15 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     DLRNI_TRY(dlrni_reconstruct(t));
     stats->step = t->step; /* counted from 0 */
     stats->rows = n;
+    /* needed by the update, and shown */
     stats->lr = dlrni_learning_rate(&t->cfg, t->step);
     stats->reconstruction_loss = dlrni_mean(w->batch.error, n);
     stats->loss = stats->reconstruction_loss;
+    /* active features of a mean row */
     stats->l0 = (double)w->nnz / (double)n;
     /* after l0, which dl-jump_relu's penalty is made of */
     if (t->recipe->penalty) DLRNI_TRY(t->recipe->penalty(t, stats));
+    /* only a number for the caller: the auxiliary loss has its own rule */
     for (int64_t f = 0; f < t->dict->features; f++) stats->dead += dlrni_is_dead(t, w->silent[f]);
     /* last: it is scaled by the reconstruction loss */
     DLRNI_TRY(dlrni_aux_forward(t, stats));
@@ -12383,6 +12391,7 @@ DLRNI_INTERNAL void dlrni_count_batch(dlrn_trainer *t) {
 
 /* TAKEN -> UPDATING -> RESAMPLING: loss, gradients, update, counters. */
 DLRNI_INTERNAL dlrn_status dlrni_stage_update(dlrn_trainer *t) {
+    /* on the stack: t->last keeps the figures of the last complete step */
     dlrn_train_stats stats;
     /* a repeated step 0 computes the same from the same batch */
     if (t->step == 0 && t->recipe->first_batch)
@@ -12395,7 +12404,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_update(dlrn_trainer *t) {
     else
         DLRNI_TRY(dlrni_backward(t, &adam, NULL));
     dlrni_count_batch(t);
-    /* after the counters, since nothing in it can fail */
+    /* t->step is still the number of this step */
     if (t->recipe->after_step) t->recipe->after_step(t);
     t->last = stats;
     /* only now: every error text before it names this step */
@@ -12423,6 +12432,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_resampling(dlrn_trainer *t) {
    weights, and that pass counts the batch again. Without it the same run would find other features
    dead. */
 DLRNI_INTERNAL dlrn_status dlrni_stage_logging(dlrn_trainer *t) {
+    /* a resumed step has no rows in memory: it is not logged */
     if (t->cfg.compat && t->n && dlrni_is_due(t->step - 1, t->cfg.log_steps)) {
         dlrn_train_stats now;
         DLRNI_TRY(dlrni_forward_loss(t, t->x, t->y, t->n, &now));
@@ -12431,7 +12441,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_logging(dlrn_trainer *t) {
         now.step = t->last.step;
         now.lr = t->last.lr;
         now.resampled = t->last.resampled;
-        t->last = now;
+        t->last = now; /* the caller gets the figures that the reference logs */
     }
     t->stage = DLRNI_READY;
     return DLRN_OK;
@@ -12441,6 +12451,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_logging(dlrn_trainer *t) {
    the buffer has given it away; a caller still has its own. A log is repeated only if memory ran
    out. A resampling is always repeated. */
 DLRNI_INTERNAL dlrni_stage dlrni_stage_after(const dlrn_trainer *t, dlrn_status s) {
+    /* the only error that may pass without a change of the rows */
     int again = s == DLRN_ERR_MEMORY;
     if (t->stage == DLRNI_UPDATING) return DLRNI_BROKEN; /* some weights have moved */
     if (t->stage == DLRNI_TAKEN && !(again && t->from_buffer)) return DLRNI_READY;
@@ -12457,6 +12468,7 @@ DLRNI_INTERNAL dlrn_status dlrni_go_on(dlrn_trainer *t, dlrn_train_stats *stats)
     if (s == DLRN_OK && t->stage == DLRNI_LOGGING) s = dlrni_stage_logging(t);
     if (s != DLRN_OK) t->stage = dlrni_stage_after(t, s);
     if (t->stage == DLRNI_READY) t->n = 0; /* rows of the caller are not kept */
+    /* only when the step is complete */
     if (s == DLRN_OK && stats) *stats = t->last;
     return s;
 }
@@ -12488,13 +12500,14 @@ DLRN_API dlrn_status dlrn_trainer_step_on(dlrn_trainer *t, const float *x, const
     t->x = x;
     t->y = y;
     t->n = n;
-    t->from_buffer = 0;
+    t->from_buffer = 0; /* decides who must bring the rows again after an error */
     t->stage = DLRNI_TAKEN;
     return dlrni_go_on(t, stats);
 }
 
 DLRN_API dlrn_status dlrn_trainer_step(dlrn_trainer *t, dlrn_train_stats *stats) {
     DLRNI_TRY(dlrni_check_broken(t));
+    /* without one, rows come through dlrn_trainer_step_on */
     DLRNI_REQUIRE(t->ctx, t->buffer, "this trainer was made without a buffer");
     if (t->stage == DLRNI_READY) {
         /* an unfinished last step is still finished: it is not READY */
@@ -12508,7 +12521,7 @@ DLRN_API dlrn_status dlrn_trainer_step(dlrn_trainer *t, dlrn_train_stats *stats)
 }
 
 DLRN_API void dlrn_trainer_on_stop(dlrn_trainer *t, int (*stop)(void *user), void *user) {
-    t->stop = stop;
+    t->stop = stop; /* NULL: never */
     t->stop_user = user;
 }
 
@@ -12523,6 +12536,7 @@ DLRN_API dlrn_status dlrn_trainer_gradients(dlrn_trainer *t, const float *x, con
                                             int64_t n, float *const *out) {
     dlrn_train_stats stats;
     DLRNI_TRY(dlrni_forward_loss(t, x, y, n, &stats));
+    /* without adam: the weights, moments and counters stay */
     return dlrni_backward(t, NULL, out);
 }
 
@@ -12542,7 +12556,7 @@ DLRN_API dlrn_trainer_state dlrn_trainer_state_of(const dlrn_trainer *t) {
 }
 
 /* ---- The whole run ----
-   dlrn_train is written with public calls alone: copy it to change the loop. */
+   The loop is made of public calls: a program that needs another one writes its own. */
 
 /* Steps until one of them, or the callback, returns something other than DLRN_OK; DLRN_END is the
    usual end. */
@@ -12569,9 +12583,11 @@ DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *conf
     DLRNI_TRY(dlrn_buffer_create(ctx, &cfg.buffer, source, 0, &buffer));
     dlrn_status s = dlrn_trainer_create(ctx, &cfg, NULL, buffer, &t);
     if (s == DLRN_OK) s = dlrni_run(t, progress, user);
+    /* all steps, or all rows */
     if (s == DLRN_END) s = DLRN_OK;
     /* a run that is stopped has a usable dictionary, too */
     if (s == DLRN_OK || (s == DLRN_STOPPED && t)) {
+        /* no copy: it may take half of the memory */
         *out = t->dict; /* handed over */
         t->dict = NULL;
     }
@@ -12582,31 +12598,36 @@ DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *conf
 
 /* ------------------------------------------------------------------------------------------ */
 // >>checkpoint
-/* A trainer in one archive: parameters, moments, counters and the buffer's unread rows are its
-   tensors, bit for bit; the configuration, the formula, the step and the buffer's numbers its
-   metadata. Random numbers of resampling are a function of seed and step, so there is no further
-   generator to keep. Parameters have the shape that they have in memory. Files of version 0.1 lack
-   "formula", and the settings that came later: the family's formula and the recipe's defaults hold
-   for them. */
+/* A trainer in one archive. Tensors, bit for bit: parameters (in the shape that they have in
+   memory), moments, counters, the buffer's unread rows. Metadata: configuration, formula, step, the
+   buffer's numbers. A resumed run makes the same steps, bit for bit, as one that was never
+   interrupted. Random numbers of a resampling are a function of seed and step, so that no further
+   generator has to be kept.
 
+   Files of version 0.1 lack "formula" and the settings that came later. For them the family's
+   formula and the recipe's defaults hold. */
+
+/* changes only if older versions could misread a file */
 #define DLRNI_CHECKPOINT_FORMAT "dictlearn checkpoint 1"
+/* three for each role, the counters, the buffer's x and y */
 enum { DLRNI_CHECKPOINT_TENSORS = 3 * DLRN_ROLE_COUNT + 3 };
 
-/* The f32 tensors of a trainer, for saving and for resuming: parameter, first and second moments of
-   each role. */
+/* The f32 tensors of a trainer: parameter, first and second moments of each role. Saving and
+   resuming share this list, so that they cannot disagree. */
 typedef struct dlrni_checkpoint_floats {
     dlrn_tensor_out tensor[3 * DLRN_ROLE_COUNT];
-    float *data[3 * DLRN_ROLE_COUNT]; /* of the tensors, to be written to */
+    float *data[3 * DLRN_ROLE_COUNT]; /* the same memory, not const: resuming fills it */
     char name[3 * DLRN_ROLE_COUNT][32];
     int count;
 } dlrni_checkpoint_floats;
 
-/* Names: the role's, with m. and v. for the moments. */
+/* Fills the list. The names: the role's, with m. and v. in front for the moments. */
 DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoint_floats *out) {
     static const char *const prefix[3] = {"", "m.", "v."};
     memset(out, 0, sizeof *out);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         float *data[3] = {t->dict->param[role], t->m[role], t->v[role]};
+        /* a role that the dictionary lacks has no moments either */
         for (int part = 0; part < 3 && data[0]; part++) {
             int i = out->count++;
             dlrni_print(out->name[i], sizeof out->name[i], "%s%s", prefix[part],
@@ -12615,6 +12636,7 @@ DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoin
             out->tensor[i].name = out->name[i];
             out->tensor[i].data = data[part];
             out->tensor[i].dtype = DLRN_F32;
+            /* one number a feature: a vector */
             out->tensor[i].ndim = dlrni_roles[role].cols == '1' ? 1 : 2;
             out->tensor[i].shape[0] = dlrni_extent(t->dict, dlrni_roles[role].rows);
             if (out->tensor[i].ndim == 2)
@@ -12623,7 +12645,8 @@ DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoin
     }
 }
 
-/* The unit is in the name: steps, or rows where the recipe counts rows. */
+/* The counters. Their unit is in their name (steps, or rows if the recipe counts rows), so that no
+   file is read in the wrong unit. */
 DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_counters(const dlrn_trainer *t) {
     dlrn_tensor_out out;
     memset(&out, 0, sizeof out);
@@ -12635,7 +12658,8 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_counters(const dlrn_trainer *t) 
     return out;
 }
 
-/* The buffer's unread rows x (which 0) or y (1). */
+/* The buffer's unread rows x (which 0) or y (1), in the stored type: half the size where they are
+   f16 or bf16. */
 DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_rows(const dlrn_buffer *b, int which,
                                                      const dlrni_buffer_state *state) {
     dlrn_tensor_out out;
@@ -12644,16 +12668,18 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_rows(const dlrn_buffer *b, int w
     out.dtype = state->store;
     out.ndim = 2;
     out.shape[0] = state->rows;
+    /* a file may hold y for a buffer without a target: the check of the state names that */
     out.shape[1] = which && b->d[1] ? b->d[1] : b->d[0];
     out.data = state->rows_of[which];
     return out;
 }
 
-/* All of a buffer's state but its rows. */
+/* The numbers of a buffer's state; its rows are tensors. */
 DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_json_writer *w, const dlrni_buffer_state *b) {
     dlrni_json_open(w, NULL, "{");
     dlrni_json_put_signed(w, "rows", b->rows);
     dlrni_json_put_text(w, "store", dlrn_dtype_name(b->store));
+    /* 64-bit integers, written as such: a double would lose bits */
     dlrni_json_put_unsigned(w, "seed", b->rng.seed);
     dlrni_json_put_unsigned(w, "stream", b->rng.stream);
     dlrni_json_put_unsigned(w, "counter", b->rng.counter);
@@ -12665,7 +12691,8 @@ DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_json_writer *w, const dlrni_buf
     dlrni_json_close(w, "}");
 }
 
-/* The figures of a step whose resampling is not done, under their names of version 0.1. */
+/* The figures of a step whose resampling is not done, under the names that version 0.1 gave them: a
+   program that resumes there still gets the statistics of the whole step. */
 #define DLRNI_STATS_INTEGERS(X) X(step, "step") X(rows, "rows") X(dead, "dead")
 #define DLRNI_STATS_REALS(X)                                                                       \
     X(loss, "loss")                                                                                \
@@ -12675,7 +12702,7 @@ DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_json_writer *w, const dlrni_buf
     X(l0, "l0")                                                                                    \
     X(lr, "lr")
 
-/* Kept for the step that a resumed trainer finishes. */
+/* Kept for the step that the resumed trainer finishes. */
 DLRNI_INTERNAL void dlrni_put_stats(dlrni_json_writer *w, const dlrn_train_stats *stats) {
     dlrni_json_open(w, NULL, "{");
 #define DLRNI_PUT_INTEGER(field, key) dlrni_json_put_signed(w, key, stats->field);
@@ -12684,15 +12711,16 @@ DLRNI_INTERNAL void dlrni_put_stats(dlrni_json_writer *w, const dlrn_train_stats
     DLRNI_STATS_REALS(DLRNI_PUT_REAL)
 #undef DLRNI_PUT_INTEGER
 #undef DLRNI_PUT_REAL
+    /* read by version 0.1 */
     dlrni_json_put_signed(w, "resampled", 0);
     dlrni_json_close(w, "}");
 }
 
-/* A formula's numbers: X(field), integers and reals. */
+/* A formula's numbers, one list for writing and reading: X(field), integers and reals. */
 #define DLRNI_FORMULA_INTEGERS(X) X(center) X(gate) X(select) X(k)
 #define DLRNI_FORMULA_REALS(X) X(threshold) X(scale_in) X(scale_out)
 
-/* Enumerations as their numbers, which never change. */
+/* Enumerations as their numbers, which therefore never change. */
 DLRNI_INTERNAL void dlrni_put_formula(dlrni_json_writer *w, const dlrn_dictionary *dict) {
     dlrni_json_open(w, NULL, "{");
 #define DLRNI_PUT_INTEGER(field) dlrni_json_put_signed(w, #field, (int64_t)dict->formula.field);
@@ -12705,12 +12733,14 @@ DLRNI_INTERNAL void dlrni_put_formula(dlrni_json_writer *w, const dlrn_dictionar
     dlrni_json_close(w, "}");
 }
 
-/* Whether a trainer can be saved now. A checkpoint has no place for the rows of a step in hand. */
+/* Whether a trainer can be saved now. A checkpoint has no place for the rows of an unfinished step;
+   a resampling takes its rows from the buffer, so that it can be saved. */
 DLRNI_INTERNAL dlrn_status dlrni_check_saving(const dlrn_trainer *t, const char *path) {
     if (!dlrni_has_suffix(path, ".safetensors")) /* other forms have no metadata */
         return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT, "%s: expected a name ending in .safetensors",
                          path);
     DLRNI_TRY(dlrni_check_broken(t));
+    /* a checkpoint must be resumable: no infinite weights */
     DLRNI_TRY(dlrni_check_savable(t->dict, path));
     if (t->stage == DLRNI_READY || t->stage == DLRNI_RESAMPLING) return DLRN_OK;
     return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT,
@@ -12719,12 +12749,12 @@ DLRNI_INTERNAL dlrn_status dlrni_check_saving(const dlrn_trainer *t, const char 
                      path, (long long)t->step - (t->stage == DLRNI_LOGGING));
 }
 
-/* The texts of a checkpoint's metadata. */
+/* The texts of a checkpoint's metadata. Their lengths are bounded: numbers and short words only. */
 typedef struct dlrni_checkpoint_texts {
     char config[2048], formula[512], step[32], buffer[512], unfinished[512];
 } dlrni_checkpoint_texts;
 
-/* Gathers tensors and metadata; state NULL: without a buffer. */
+/* Gathers tensors and metadata, and writes them; state NULL: without a buffer. */
 DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const char *path,
                                                   const dlrni_buffer_state *state) {
     dlrni_checkpoint_floats list;
@@ -12733,14 +12763,17 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
     dlrni_json_writer formula = dlrni_json_to_text(at.formula, sizeof at.formula);
     dlrni_json_writer buffer = dlrni_json_to_text(at.buffer, sizeof at.buffer);
     dlrni_json_writer unfinished = dlrni_json_to_text(at.unfinished, sizeof at.unfinished);
+    /* pairs of key and text, up to 8, closed by NULL */
     const char *metadata[17] = {"format",  DLRNI_CHECKPOINT_FORMAT,
                                 "made_by", "dictlearn " DLRN_VERSION_STRING,
                                 "family",  t->dict->family,
                                 "formula", at.formula,
                                 "config",  at.config,
                                 "step",    at.step};
+    /* entries taken above; the optional pairs follow */
     int pairs = 12, count;
     dlrni_checkpoint_list(t, &list);
+    /* no copy of the data: the tensors point to the trainer's memory */
     memcpy(tensors, list.tensor, sizeof list.tensor);
     count = list.count;
     tensors[count++] = dlrni_checkpoint_counters(t);
@@ -12755,6 +12788,7 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
         metadata[pairs++] = "buffer";
         metadata[pairs++] = at.buffer;
     }
+    /* the step itself is done: only this tells that its resampling is not */
     if (t->stage == DLRNI_RESAMPLING) {
         metadata[pairs++] = "unfinished";
         metadata[pairs++] = at.unfinished;
