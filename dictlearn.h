@@ -12546,6 +12546,7 @@ DLRN_API dlrn_dictionary *dlrn_trainer_dictionary(dlrn_trainer *t) {
 
 DLRN_API dlrn_trainer_state dlrn_trainer_state_of(const dlrn_trainer *t) {
     dlrn_trainer_state s;
+    /* as settled: with what the recipe filled in */
     s.config = &t->cfg;
     s.steps = t->step;
     s.since_fired = t->since_fired;
@@ -12638,6 +12639,7 @@ DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoin
             out->tensor[i].dtype = DLRN_F32;
             /* one number a feature: a vector */
             out->tensor[i].ndim = dlrni_roles[role].cols == '1' ? 1 : 2;
+            /* by the dictionary, not the configuration: both are checked to agree */
             out->tensor[i].shape[0] = dlrni_extent(t->dict, dlrni_roles[role].rows);
             if (out->tensor[i].ndim == 2)
                 out->tensor[i].shape[1] = dlrni_extent(t->dict, dlrni_roles[role].cols);
@@ -12654,7 +12656,7 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_counters(const dlrn_trainer *t) 
     out.dtype = DLRN_I64;
     out.ndim = 1;
     out.shape[0] = t->cfg.features;
-    out.data = t->since_fired;
+    out.data = t->since_fired; /* borrowed */
     return out;
 }
 
@@ -12684,8 +12686,9 @@ DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_json_writer *w, const dlrni_buf
     dlrni_json_put_unsigned(w, "stream", b->rng.stream);
     dlrni_json_put_unsigned(w, "counter", b->rng.counter);
     dlrni_json_put_bool(w, "has_position", b->has_position);
-    dlrni_json_put_unsigned(w, "position", b->source_position);
+    dlrni_json_put_unsigned(w, "position", b->source_position); /* 0 without a position */
     dlrni_json_put_bool(w, "ended", b->source_ended);
+    /* a refill that was interrupted ends at the same row */
     dlrni_json_put_bool(w, "filling", b->filling);
     dlrni_json_put_signed(w, "rows_read", b->rows_read);
     dlrni_json_close(w, "}");
@@ -12729,6 +12732,7 @@ DLRNI_INTERNAL void dlrni_put_formula(dlrni_json_writer *w, const dlrn_dictionar
     DLRNI_FORMULA_INTEGERS(DLRNI_PUT_INTEGER)
 #undef DLRNI_PUT_INTEGER
 #undef DLRNI_PUT_REAL
+    /* for readers of the file; a resume takes the configuration's */
     dlrni_json_put_signed(w, "d_out", dict->d_out);
     dlrni_json_close(w, "}");
 }
@@ -12777,12 +12781,15 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
     memcpy(tensors, list.tensor, sizeof list.tensor);
     count = list.count;
     tensors[count++] = dlrni_checkpoint_counters(t);
+    /* an empty tensor would only be one more thing to check */
     for (int k = 0; state && state->rows && k < 2 && state->rows_of[k]; k++)
         tensors[count++] = dlrni_checkpoint_rows(t->buffer, k, state);
     dlrn_train_config_json(&t->cfg, at.config, sizeof at.config);
     dlrni_put_formula(&formula, t->dict);
+    /* written if it is needed; cheap enough to make always */
     dlrni_put_stats(&unfinished, &t->last);
     dlrni_print(at.step, sizeof at.step, "%lld", (long long)t->step);
+    /* without a buffer the key is missing, and a resumed trainer's buffer starts anew */
     if (state) {
         dlrni_put_buffer_state(&buffer, state);
         metadata[pairs++] = "buffer";
@@ -12799,16 +12806,21 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
 DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) {
     dlrni_buffer_state state;
     DLRNI_TRY(dlrni_check_saving(t, path));
+    /* rows of step_on are the caller's to find again */
     if (!t->buffer) return dlrni_write_checkpoint(t, path, NULL);
+    /* a copy in logical order: as much memory again as the unread rows */
     dlrn_status s = dlrni_buffer_export(t->buffer, &state);
     if (s == DLRN_OK) s = dlrni_write_checkpoint(t, path, &state);
     dlrni_buffer_state_free(t->ctx, &state);
     return s;
 }
 
-/* ---- Reading ---- */
+/* ---- Reading ----
+   A checkpoint is a file like any other: damaged, truncated or made to harm. Everything is checked
+   before it is used, and sizes before memory is taken. */
 
-/* The error for anything that is not there or has the wrong type. */
+/* The error for an entry that is missing or has the wrong type: one text, since for a reader both
+   mean that the file is not a checkpoint. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_lacks(dlrn_archive *a, dlrn_context *ctx,
                                                   const char *what) {
     return dlrn_fail(ctx, DLRN_ERR_FORMAT,
@@ -12816,7 +12828,8 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_lacks(dlrn_archive *a, dlrn_context 
                      dlrn_archive_path(a), what);
 }
 
-/* What an error says, of a checkpoint. */
+/* Puts the path in front of an error of a part that does not know the file. `error` may be the
+   context's own text, so it is copied first. */
 DLRNI_INTERNAL dlrn_status dlrni_fail_in(dlrn_context *ctx, dlrn_status s, const char *path,
                                          const char *where, const char *error) {
     char text[512];
@@ -12824,14 +12837,15 @@ DLRNI_INTERNAL dlrn_status dlrni_fail_in(dlrn_context *ctx, dlrn_status s, const
     return dlrn_fail(ctx, s, "%s: not a checkpoint for this trainer: %s: %s", path, where, text);
 }
 
-/* Which of some words stands under `key` of a JSON object; -1: none. */
+/* Which of two words stands under `key` of a JSON object: 0, 1, or -1 for neither. */
 DLRNI_INTERNAL int dlrni_which_word(const dlrn_json *json, const char *key, const char *first,
                                     const char *second) {
     const char *word = dlrn_json_text(json, key, "");
     return !strcmp(word, first) ? 0 : !strcmp(word, second) ? 1 : -1;
 }
 
-/* Every setting must be there: a run that goes on with a default by accident would differ. */
+/* Every setting must be there: a default in place of a lost setting would change the run without a
+   word. */
 DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
                                              const dlrn_json *json, dlrn_train_config *cfg) {
     const char *name = dlrn_json_text(json, "recipe", NULL); /* version 0.1 had but one */
@@ -12839,6 +12853,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
     if (!recipe)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: config.recipe: no recipe %.80s is known",
                          dlrn_archive_path(a), name);
+    /* for the settings that files of version 0.1 lack */
     *cfg = dlrn_train_defaults(recipe->name);
 #define DLRNI_READ_INTEGER(field, key, condition, wanted)                                          \
     if (!dlrni_json_signed(json, key, &cfg->field))                                                \
@@ -12848,12 +12863,13 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
         return dlrni_checkpoint_lacks(a, ctx, "config." key);
     DLRNI_CONFIG_INTEGERS(DLRNI_READ_INTEGER)
     DLRNI_CONFIG_REALS(DLRNI_READ_REAL)
-    if (name) {
+    if (name) { /* version 0.2 and later: all settings */
         DLRNI_CONFIG_MORE_INTEGERS(DLRNI_READ_INTEGER)
         DLRNI_CONFIG_MORE_REALS(DLRNI_READ_REAL)
     }
 #undef DLRNI_READ_INTEGER
 #undef DLRNI_READ_REAL
+    /* settings that are not numbers */
     const dlrn_json *compat = dlrn_json_get(json, "compat");
     int loss = dlrni_which_word(json, "loss", "norm", "squared");
     int sparsity = dlrni_which_word(json, "sparsity", "l1", "entropy");
@@ -12866,14 +12882,15 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
     cfg->loss = loss ? DLRN_LOSS_SQUARED : DLRN_LOSS_NORM;
     cfg->sparsity = sparsity ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1;
     cfg->compat = compat->number > 0;
+    /* the same ranges as for a caller's configuration */
     if (dlrni_settle_config(ctx, cfg, &recipe) == DLRN_OK) return DLRN_OK;
     const char *colon = strchr(dlrn_error(ctx), ':'); /* behind the name of the struct */
     return dlrni_fail_in(ctx, DLRN_ERR_FORMAT, dlrn_archive_path(a), "config",
                          colon ? colon + 2 : dlrn_error(ctx));
 }
 
-/* The formula of the file: k and the mean threshold are a trainer's state, the rest is as it was
-   when the run began. */
+/* The formula of the file. k and the mean threshold belong to the state of a trainer; what is
+   subtracted was fixed when the run began. */
 DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a,
                                               const dlrn_json *json, dlrn_formula *f) {
     int64_t center, gate, select, k;
@@ -12887,11 +12904,13 @@ DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a
     DLRNI_FORMULA_REALS(DLRNI_READ_REAL)
 #undef DLRNI_READ_INTEGER
 #undef DLRNI_READ_REAL
+    /* *f is the family's formula so far: gate and selection cannot differ from it */
     if (gate != (int64_t)f->gate || select != (int64_t)f->select || center < 0 ||
         center > DLRN_CENTER_INPUT_BIAS || !(f->scale_out >= 1 && f->scale_out <= 1))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: the formula is not one that this recipe trains",
                          dlrn_archive_path(a));
     f->center = (dlrn_center)center;
+    /* the caller checks it against the number of features */
     f->k = k;
     return DLRN_OK;
 }
@@ -12911,17 +12930,20 @@ DLRNI_INTERNAL dlrn_status dlrni_read_unfinished(dlrn_trainer *t, dlrn_archive *
 #undef DLRNI_READ_REAL
     if (!t->buffer) return DLRN_OK; /* without rows there is nothing to resample from */
     t->from_buffer = 1;
+    /* the next dlrn_trainer_step finishes that step */
     t->stage = DLRNI_RESAMPLING;
     return DLRN_OK;
 }
 
-/* The file's tensor of that name, type and shape; where < 0: an error that says what is wrong. */
+/* Finds the tensor with the name, type and shape of `want`: *where. Otherwise an error that says
+   what was expected and what was found. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_find(dlrn_context *ctx, dlrn_archive *a,
                                                  const dlrn_tensor_out *want, int64_t *where) {
     *where = dlrn_archive_find(a, want->name);
     if (*where < 0) return dlrni_checkpoint_lacks(a, ctx, want->name);
     const dlrn_tensor_info *info = dlrn_archive_info(a, *where);
     int same = info->dtype == want->dtype && info->ndim == want->ndim;
+    /* ndim is equal here, so shape[i] exists in both */
     for (int i = 0; same && i < want->ndim; i++) same = info->shape[i] == want->shape[i];
     if (same) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_SHAPE,
@@ -12932,13 +12954,14 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_find(dlrn_context *ctx, dlrn_archive
                      (long long)(info->ndim > 1 ? info->shape[1] : 1));
 }
 
-/* Before memory is taken for what the configuration claims: the largest tensor must be as large in
-   the file. */
+/* Checks the largest tensor before memory is taken: a small file cannot claim a dictionary of
+   terabytes. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_size(dlrn_context *ctx, dlrn_archive *a,
                                                  const dlrn_train_config *cfg) {
     dlrn_tensor_out want;
     int64_t where;
     memset(&want, 0, sizeof want);
+    /* every family has it */
     want.name = "encoder_weight";
     want.dtype = DLRN_F32;
     want.ndim = 2;
@@ -12947,12 +12970,13 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_size(dlrn_context *ctx, dlrn_archive
     return dlrni_checkpoint_find(ctx, a, &want, &where);
 }
 
-/* What overflowed in a run is infinite, and stays so; the second moment is a mean of squares. */
+/* Moments [n] may be infinite, if the run overflowed, and stay so. They may not be NaN; a second
+   moment, a mean of squares, may not be negative: Adam takes its root. */
 DLRNI_INTERNAL dlrn_status dlrni_check_moments(dlrn_archive *a, const char *name, const float *w,
                                                int64_t n) {
-    const float least = *name == 'v' ? 0 : -HUGE_VALF;
+    const float lowest = *name == 'v' ? 0 : -HUGE_VALF;
     for (int64_t i = 0; i < n; i++)
-        if (!(w[i] >= least))
+        if (!(w[i] >= lowest))
             return dlrn_fail(a->ctx, DLRN_ERR_VALUE,
                              "%s: tensor '%s': element %lld: expected a number%s, found %g",
                              a->path, name, (long long)i, *name == 'v' ? " from 0" : "",
@@ -12960,7 +12984,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_moments(dlrn_archive *a, const char *name
     return DLRN_OK;
 }
 
-/* Parameters must be finite; moments must be numbers. */
+/* Reads into the trainer's own memory, tensor by tensor. Parameters must be finite; moments must be
+   numbers. */
 DLRNI_INTERNAL dlrn_status dlrni_read_floats(dlrn_trainer *t, dlrn_archive *a) {
     dlrni_checkpoint_floats list;
     int64_t where;
@@ -12969,6 +12994,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_floats(dlrn_trainer *t, dlrn_archive *a) {
         DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &list.tensor[i], &where));
         DLRNI_TRY(dlrn_archive_read(a, where, list.data[i]));
         const int64_t n = dlrn_archive_info(a, where)->numel;
+        /* only moments have a point in their name */
         if (strchr(list.name[i], '.'))
             DLRNI_TRY(dlrni_check_moments(a, list.name[i], list.data[i], n));
         else
@@ -12977,7 +13003,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_floats(dlrn_trainer *t, dlrn_archive *a) {
     return DLRN_OK;
 }
 
-/* Counters that no run can reach are refused: they would overflow. */
+/* Counters that no run can reach are refused: they would overflow when they are counted on. */
 DLRNI_INTERNAL dlrn_status dlrni_read_counters(dlrn_trainer *t, dlrn_archive *a) {
     dlrn_tensor_out counters = dlrni_checkpoint_counters(t);
     int64_t where;
@@ -12989,7 +13015,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_counters(dlrn_trainer *t, dlrn_archive *a)
     return DLRN_OK;
 }
 
-/* Digits alone, and few enough not to overflow. */
+/* The number of steps done: digits only, and too few to overflow. Not strtoll, which also takes
+   signs, blanks and nonsense behind the number. */
 DLRNI_INTERNAL dlrn_status dlrni_read_step(dlrn_trainer *t, dlrn_archive *a) {
     const char *step = dlrni_archive_metadata(a, "step");
     uint64_t done = 0;
@@ -13003,16 +13030,16 @@ DLRNI_INTERNAL dlrn_status dlrni_read_step(dlrn_trainer *t, dlrn_archive *a) {
     return DLRN_OK;
 }
 
-/* All tensors, and the number of steps done. */
+/* All tensors but the buffer's, and the number of steps done. */
 DLRNI_INTERNAL dlrn_status dlrni_read_state(dlrn_trainer *t, dlrn_archive *a) {
     DLRNI_TRY(dlrni_read_floats(t, a));
     DLRNI_TRY(dlrni_read_counters(t, a));
-    dlrn_dictionary_changed(t->dict);
+    dlrn_dictionary_changed(t->dict); /* its parameters were written */
     return dlrni_read_step(t, a);
 }
 
-/* The unread rows x (which 0) or y (1) as they were stored, owned by b. Widening and narrowing give
-   the same bits again. */
+/* The unread rows x (which 0) or y (1), in the stored type; *b owns them. They are widened by the
+   reader and narrowed again: f16 and bf16 come back bit for bit. */
 DLRNI_INTERNAL dlrn_status dlrni_read_rows(dlrn_trainer *t, dlrn_archive *a, int which,
                                            dlrni_buffer_state *b) {
     dlrn_tensor_out want = dlrni_checkpoint_rows(t->buffer, which, b);
@@ -13020,7 +13047,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_rows(dlrn_trainer *t, dlrn_archive *a, int
     DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &want, &where));
     int64_t n = dlrn_archive_info(a, where)->numel;
     float *wide = DLRNI_NEW(t->ctx, float, n);
-    b->rows_of[which] = wide;
+    b->rows_of[which] = wide; /* at once: the caller frees the state after an error, too */
     if (!wide) return DLRN_ERR_MEMORY;
     DLRNI_TRY(dlrn_archive_read(a, where, wide));
     for (int64_t i = 0; b->store != DLRN_F32 && i < n; i++) { /* in place: 2 bytes for 4 */
@@ -13030,9 +13057,11 @@ DLRNI_INTERNAL dlrn_status dlrni_read_rows(dlrn_trainer *t, dlrn_archive *a, int
     return DLRN_OK;
 }
 
-/* Whatever is out of range is malformed; the rows come from their tensors. */
+/* The numbers of the buffer's state. A number that is missing or out of range makes the checkpoint
+   malformed. */
 DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(dlrn_trainer *t, dlrn_archive *a,
                                                    const dlrn_json *json, dlrni_buffer_state *b) {
+    /* an unknown type fails the comparison below */
     const char *store = dlrn_json_text(json, "store", "");
     memset(b, 0, sizeof *b);
     b->store = !strcmp(store, "F16") ? DLRN_F16 : !strcmp(store, "BF16") ? DLRN_BF16 : DLRN_F32;
@@ -13044,22 +13073,25 @@ DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(dlrn_trainer *t, dlrn_archive
         !dlrni_json_signed(json, "rows_read", &b->rows_read) || b->rows_read < 0 ||
         b->rows_read > INT64_MAX / 4)
         return dlrni_checkpoint_lacks(a, t->ctx, "buffer");
+    /* booleans: a missing one is false */
     b->has_position = dlrn_json_number(json, "has_position", 0) > 0;
     b->source_ended = dlrn_json_number(json, "ended", 0) > 0;
     b->filling = dlrn_json_number(json, "filling", 0) > 0;
     return DLRN_OK;
 }
 
-/* Reads rows and numbers, and hands them to the buffer, which checks them. */
+/* Reads rows and numbers, and gives them to the buffer, which checks them against itself. */
 DLRNI_INTERNAL dlrn_status dlrni_resume_buffer(dlrn_trainer *t, dlrn_archive *a,
                                                const dlrn_json *json) {
     dlrni_buffer_state b;
     DLRNI_TRY(dlrni_read_buffer_state(t, a, json, &b));
+    /* either side may have targets: the check of the state then names the difference */
     const int targets = t->buffer->d[1] > 0 || dlrn_archive_find(a, "buffer.y") >= 0;
     dlrn_status s = b.rows ? dlrni_read_rows(t, a, 0, &b) : DLRN_OK;
     if (b.rows && s == DLRN_OK && targets) s = dlrni_read_rows(t, a, 1, &b);
     if (s == DLRN_OK) {
         s = dlrni_buffer_import(t->buffer, &b);
+        /* lack of memory is no fault of the file */
         if (s != DLRN_OK && s != DLRN_ERR_MEMORY)
             dlrni_fail_in(t->ctx, s, dlrn_archive_path(a), "buffer", dlrn_error(t->ctx));
     }
@@ -13067,7 +13099,7 @@ DLRNI_INTERNAL dlrn_status dlrni_resume_buffer(dlrn_trainer *t, dlrn_archive *a,
     return s;
 }
 
-/* Parses a metadata entry; NULL and DLRN_OK if there is none. */
+/* Parses the text under a key of the metadata. No such key: DLRN_OK and NULL. */
 DLRNI_INTERNAL dlrn_status dlrni_metadata_json(dlrn_context *ctx, dlrn_archive *a, const char *key,
                                                dlrn_json **out) {
     const char *text = dlrni_archive_metadata(a, key);
@@ -13075,12 +13107,13 @@ DLRNI_INTERNAL dlrn_status dlrni_metadata_json(dlrn_context *ctx, dlrn_archive *
     return text ? dlrn_json_parse(ctx, text, strlen(text), dlrn_archive_path(a), out) : DLRN_OK;
 }
 
-/* The settings that must be the same when a run goes on: those that shapes and formulas follow
-   from. */
+/* Checks the settings that must not change when a run goes on: shapes, recipe, k, compat. Others,
+   such as the learning rate or the number of steps, may. */
 DLRNI_INTERNAL dlrn_status dlrni_check_given(dlrn_context *ctx, dlrn_archive *a,
                                              const dlrn_train_config *cfg,
                                              const dlrn_train_config *given) {
     const char *path = dlrn_archive_path(a), *recipe = given->recipe ? given->recipe : "reference";
+    /* a configuration that was never settled: its defaults count */
     int64_t d_out = given->d_out ? given->d_out : given->d_in;
     if (given->d_in != cfg->d_in || given->features != cfg->features || d_out != cfg->d_out)
         return dlrn_fail(ctx, DLRN_ERR_SHAPE,
@@ -13094,18 +13127,20 @@ DLRNI_INTERNAL dlrn_status dlrni_check_given(dlrn_context *ctx, dlrn_archive *a,
     if (given->k != cfg->k)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected k %lld, found %lld", path,
                          (long long)given->k, (long long)cfg->k);
+    /* any number other than 0 means yes */
     if (!given->compat != !cfg->compat)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected compat %d, found %d", path,
                          given->compat, cfg->compat);
     return DLRN_OK;
 }
 
-/* The saved settings, checked against those given, which then replace them. */
+/* The settings of the file, checked. Those that the caller gives replace them. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archive *a,
                                                    const dlrn_train_config *given,
                                                    dlrn_train_config *cfg) {
     const char *format = dlrni_archive_metadata(a, "format");
     dlrn_json *json;
+    /* first, so that any other safetensors file gets this error */
     if (!format || strcmp(format, DLRNI_CHECKPOINT_FORMAT))
         return dlrni_checkpoint_lacks(a, ctx, "format");
     DLRNI_TRY(dlrni_metadata_json(ctx, a, "config", &json));
@@ -13113,34 +13148,38 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archi
     dlrn_json_free(ctx, json);
     if (s != DLRN_OK) return s;
     if (given) DLRNI_TRY(dlrni_check_given(ctx, a, cfg, given));
+    /* by the settings of the file: those given were compared with them */
     DLRNI_TRY(dlrni_checkpoint_size(ctx, a, cfg));
     if (given) *cfg = *given;
     return DLRN_OK;
 }
 
-/* The dictionary of a checkpoint, its parameters not read yet: family, formula, roles. */
+/* The dictionary of a checkpoint: family, formula and roles. Its parameters are read later. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_dictionary(dlrn_context *ctx, dlrn_archive *a,
                                                        const dlrn_train_config *cfg,
                                                        dlrn_dictionary **out) {
     const dlrni_recipe *recipe = dlrni_recipe_named(cfg->recipe);
     const char *family = dlrni_archive_metadata(a, "family");
     dlrn_json *json;
+    /* a recipe trains one family: a file that names another was edited */
     if (family && recipe && strcmp(family, recipe->family))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: family: expected %s for recipe %s, found %.80s",
                          dlrn_archive_path(a), recipe->family, recipe->name, family);
+    /* random weights, which are overwritten: the one place that knows shapes */
     DLRNI_TRY(dlrni_first_weights(ctx, cfg, recipe, NULL, out));
     dlrn_status s = dlrni_metadata_json(ctx, a, "formula", &json);
     if (s == DLRN_OK && json) s = dlrni_read_formula(ctx, a, json, &(*out)->formula);
     dlrn_json_free(ctx, json);
     if (s == DLRN_OK && dlrni_selects(*out))
         s = dlrni_check_k(ctx, (*out)->formula.k, (*out)->features);
+    /* optional in its family: the formula tells whether the run has it */
     if (s == DLRN_OK && (*out)->formula.center == DLRN_CENTER_INPUT_BIAS &&
         !(*out)->param[DLRN_INPUT_BIAS])
         s = dlrni_param_alloc(*out, DLRN_INPUT_BIAS);
     return s;
 }
 
-/* All metadata but the configuration. */
+/* Everything but the configuration and the dictionary's formula. */
 DLRNI_INTERNAL dlrn_status dlrni_read_trainer(dlrn_trainer *t, dlrn_archive *a) {
     dlrn_json *json;
     DLRNI_TRY(dlrni_read_state(t, a));
@@ -13154,7 +13193,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_trainer(dlrn_trainer *t, dlrn_archive *a) 
     return s;
 }
 
-/* Settings, dictionary, trainer, state: each needs the one before it. */
+/* Settings, dictionary, trainer, state: each needs the one before it. On an error *out may be half
+   read; the caller destroys it. */
 DLRNI_INTERNAL dlrn_status dlrni_resume_from(dlrn_context *ctx, dlrn_archive *a,
                                              const dlrn_train_config *given, dlrn_buffer *buffer,
                                              dlrn_trainer **out) {
@@ -13163,7 +13203,7 @@ DLRNI_INTERNAL dlrn_status dlrni_resume_from(dlrn_context *ctx, dlrn_archive *a,
     DLRNI_TRY(dlrni_checkpoint_config(ctx, a, given, &cfg));
     dlrn_status s = dlrni_checkpoint_dictionary(ctx, a, &cfg, &dict);
     if (s == DLRN_OK) s = dlrni_trainer_new(ctx, &cfg, &dict, buffer, out);
-    dlrn_dictionary_destroy(dict);
+    dlrn_dictionary_destroy(dict); /* NULL once the trainer has it */
     return s == DLRN_OK ? dlrni_read_trainer(*out, a) : s;
 }
 
@@ -13176,7 +13216,7 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path,
     dlrn_status s = dlrni_resume_from(ctx, a, cfg, buffer, out);
     dlrn_archive_close(a);
     if (s == DLRN_OK) return s;
-    dlrn_trainer_destroy(*out);
+    dlrn_trainer_destroy(*out); /* half read, or NULL */
     *out = NULL;
     return s;
 }
