@@ -12863,7 +12863,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
         return dlrni_checkpoint_lacks(a, ctx, "config." key);
     DLRNI_CONFIG_INTEGERS(DLRNI_READ_INTEGER)
     DLRNI_CONFIG_REALS(DLRNI_READ_REAL)
-    if (name) { /* version 0.2 and later: all settings */
+    if (name) { /* files later than version 0.1 have all settings */
         DLRNI_CONFIG_MORE_INTEGERS(DLRNI_READ_INTEGER)
         DLRNI_CONFIG_MORE_REALS(DLRNI_READ_REAL)
     }
@@ -13223,22 +13223,24 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path,
 
 /* ------------------------------------------------------------------------------------------ */
 // >>metrics
-/* One pass over the rows, each row in its turn: how they are cut into batches never changes a bit.
-   Means and variances by Welford's update, in double. */
+/* One pass over the rows, each row in its turn: the results do not depend on how the rows are cut
+   into batches. Means and variances by Welford's update, in double: a source may be too large to
+   read twice, and the one-pass formula E x^2 - (E x)^2 cancels. The metrics are those of evaluate()
+   in dictionary_learning and of the SAE literature; the manual says which is which. */
 
 struct dlrn_evaluator {
     dlrn_context *ctx;
-    const dlrn_dictionary *dict;
+    const dlrn_dictionary *dict; /* borrowed */
     dlrn_eval_config cfg;
-    dlrn_encoder *encoder;
+    dlrn_encoder *encoder;              /* kept: later batches allocate nothing */
     int64_t rows, nnz, cosines, ratios; /* rows, active features, rows with a cosine, a ratio  */
     double *mean_y, *var_y;             /* [d_out] mean and sum of squared deviations of y ... */
     double *mean_r, *var_r;             /* ... and of y - x_hat                                */
     int64_t *fired;                     /* [F] rows on which each feature is not 0             */
     double squared, norm, sparsity, cosine, ratio, dot, norm2_x_hat; /* sums over rows         */
-    dlrn_sparse codes;
-    float *x_hat; /* [batch_size][d_out] */
-    int partly;   /* 1: rows of a call that failed are counted */
+    dlrn_sparse codes; /* features of the last batch */
+    float *x_hat;      /* [batch_size][d_out] */
+    int partly;        /* 1: rows of a call that failed are counted */
 };
 
 DLRN_API dlrn_eval_config dlrn_eval_defaults(void) {
@@ -13249,6 +13251,7 @@ DLRN_API dlrn_eval_config dlrn_eval_defaults(void) {
 DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e) {
     if (!e) return;
     dlrn_encoder_destroy(e->encoder);
+    /* with var_y, mean_r and var_r: one block */
     dlrn_free(e->ctx, e->mean_y);
     dlrn_free(e->ctx, e->fired);
     dlrn_free(e->ctx, e->x_hat);
@@ -13256,7 +13259,8 @@ DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e) {
     dlrn_free(e->ctx, e);
 }
 
-/* Four vectors of d_out doubles in one block. */
+/* One block for the four vectors of d_out doubles; the counters start at 0. An error leaves what
+   was allocated to dlrn_evaluator_destroy. */
 DLRNI_INTERNAL dlrn_status dlrni_evaluator_alloc(dlrn_evaluator *e) {
     int64_t d = e->dict->d_out;
     e->mean_y = DLRNI_NEW_ZERO(e->ctx, double, 4 * d);
@@ -13271,6 +13275,7 @@ DLRNI_INTERNAL dlrn_status dlrni_evaluator_alloc(dlrn_evaluator *e) {
 
 DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dlrn_eval_config *cfg,
                                            dlrn_evaluator **out) {
+    /* errors go where the dictionary's go */
     dlrn_context *ctx = dict->ctx;
     const dlrn_eval_config defaults = dlrn_eval_defaults();
     int64_t floats;
@@ -13278,6 +13283,7 @@ DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dl
     if (!cfg) cfg = &defaults;
     DLRNI_REQUIRE(ctx, cfg->batch_size > 0 && cfg->rows >= -1,
                   "batch_size must be positive, rows -1 or more");
+    /* the sizes of x, y and x_hat below must not overflow */
     if (!dlrni_mul(cfg->batch_size, dlrni_max(dict->d_in, dict->d_out), &floats))
         return dlrn_fail(ctx, DLRN_ERR_MEMORY, "batches of %lld rows do not fit in memory",
                          (long long)cfg->batch_size);
@@ -13294,29 +13300,32 @@ DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dl
     return s;
 }
 
-/* One value more: updates the mean and the sum of squared deviations from it. */
+/* Adds one value: `count` is the number of values with it. *square is the sum of squared deviations
+   from the mean so far (Welford, 1962). */
 DLRNI_INTERNAL void dlrni_welford(double *mean, double *square, double x, int64_t count) {
     double off = x - *mean;
     *mean += off / (double)count;
     *square += off * (x - *mean);
 }
 
-/* L1 norm or entropy of one row's features. */
+/* L1 norm or entropy of the active features val [n] of one row, as the penalty of the reference. */
 DLRNI_INTERNAL double dlrni_row_sparsity(const dlrn_evaluator *e, const float *val, int64_t n) {
     double sum = 0, entropy = 0;
     for (int64_t p = 0; p < n; p++) sum += fabs((double)val[p]);
     if (e->cfg.sparsity == DLRN_SPARSITY_L1) return sum;
     for (int64_t p = 0; p < n && sum > 0; p++) {
-        double q = fabs((double)val[p]) / (sum + 1e-8); /* an identity's features may be negative */
+        /* magnitudes: an identity's features may be negative; 1e-8 as in training */
+        double q = fabs((double)val[p]) / (sum + 1e-8);
         entropy -= q * log(q + 1e-8);
     }
     return entropy;
 }
 
-/* Adds one row, with its n active features, to all sums. */
+/* Adds one row, y [d_out] and x_hat [d_out], with its n active features, to all sums. */
 DLRNI_INTERNAL void dlrni_measure_row(dlrn_evaluator *e, const float *y, const float *x_hat,
                                       const int32_t *col, const float *val, int64_t n) {
     int64_t d = e->dict->d_out, count = ++e->rows;
+    /* y.y, x_hat.x_hat, y.x_hat, r.r */
     double yy = 0, hh = 0, yh = 0, rr = 0;
     for (int64_t j = 0; j < d; j++) {
         double a = (double)y[j], h = (double)x_hat[j], r = a - h;
@@ -13331,20 +13340,25 @@ DLRNI_INTERNAL void dlrni_measure_row(dlrn_evaluator *e, const float *y, const f
     e->norm += sqrt(rr);
     e->dot += yh;
     e->norm2_x_hat += hh;
+    /* a row of zeros has no direction: it counts in no ratio and no cosine */
     e->ratios += yy > 0;
     e->cosines += yy > 0 && hh > 0;
+    /* |x_hat| / |y|: below 1 where the L1 penalty shrinks features */
     if (yy > 0) e->ratio += sqrt(hh / yy);
     if (yy > 0 && hh > 0) e->cosine += yh / sqrt(yy * hh);
     e->sparsity += dlrni_row_sparsity(e, val, n);
     e->nnz += n;
+    /* n is small: features are sparse */
     for (int64_t p = 0; p < n; p++) e->fired[col[p]]++;
 }
 
-/* x [rows][d_in], y [rows][d_out], at most a batch: all of it or, after an error, nothing. */
+/* Measures x [rows][d_in], y [rows][d_out], at most a batch. After an error no row of them is
+   counted: everything that can fail comes first. */
 DLRNI_INTERNAL dlrn_status dlrni_measure_batch(dlrn_evaluator *e, const float *x, const float *y,
                                                int64_t rows) {
     int64_t d = e->dict->d_out;
     DLRNI_TRY(dlrn_encoder_run(e->encoder, x, rows, NULL, &e->codes, e->x_hat));
+    /* weights may overflow on an unusual row; the mean would be lost */
     DLRNI_TRY(dlrni_check_finite(e->ctx, e->x_hat, rows, d, e->rows, "evaluation: x_hat,"));
     for (int64_t i = 0; i < rows; i++) {
         int64_t at = e->codes.row_ptr[i];
@@ -13354,7 +13368,8 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_batch(dlrn_evaluator *e, const float *x
     return DLRN_OK;
 }
 
-/* After a call that failed half-way, the sums are of no known rows. */
+/* A call that failed half-way has counted some of its rows: repeating it would count them twice. So
+   the evaluator refuses to go on. */
 DLRNI_INTERNAL dlrn_status dlrni_check_evaluator(const dlrn_evaluator *e) {
     if (!e->partly) return DLRN_OK;
     return dlrn_fail(e->ctx, DLRN_ERR_ARGUMENT,
@@ -13368,13 +13383,16 @@ DLRN_API dlrn_status dlrn_evaluator_add(dlrn_evaluator *e, const float *x, const
     int64_t d = e->dict->d_in, d_out = e->dict->d_out, batch = e->cfg.batch_size;
     DLRNI_REQUIRE(e->ctx, n >= 0 && (x || !n), "x must not be NULL, n not negative");
     DLRNI_REQUIRE(e->ctx, y || d == d_out, "y must not be NULL where d_out is not d_in");
+    /* an autoencoder is measured against its input */
     if (!y) y = x;
     DLRNI_TRY(dlrni_check_evaluator(e));
+    /* all rows, before the first is counted */
     DLRNI_TRY(dlrni_check_finite(e->ctx, x, n, d, e->rows, "evaluation: x,"));
     DLRNI_TRY(dlrni_check_finite(e->ctx, y, n, d_out, e->rows, "evaluation: y,"));
     for (int64_t first = 0; first < n; first += batch) {
         int64_t rows = dlrni_min(batch, n - first);
         dlrn_status s = dlrni_measure_batch(e, x + first * d, y + first * d_out, rows);
+        /* an error in the first batch leaves no trace */
         e->partly = s != DLRN_OK && first > 0;
         if (s != DLRN_OK) return s;
     }
@@ -13385,14 +13403,15 @@ DLRN_API const int64_t *dlrn_evaluator_fired(const dlrn_evaluator *e) {
     return e->fired;
 }
 
-/* 1 - residual variance over variance: of the sums over dimensions, and the mean over dimensions
-   that vary. */
+/* 1 - residual variance / variance, in the two forms of the literature: of the sums over dimensions
+   (large dimensions dominate), and as a mean over the dimensions that vary (all count the same). */
 DLRNI_INTERNAL void dlrni_variance_explained(const dlrn_evaluator *e, dlrn_metrics *out) {
     double y = 0, r = 0, each = 0;
     int64_t varying = 0;
     for (int64_t j = 0; j < e->dict->d_out; j++) {
         y += e->var_y[j];
         r += e->var_r[j];
+        /* a constant dimension has nothing to explain */
         if (!(e->var_y[j] > 0)) continue;
         each += 1 - e->var_r[j] / e->var_y[j];
         varying++;
@@ -13401,7 +13420,7 @@ DLRNI_INTERNAL void dlrni_variance_explained(const dlrn_evaluator *e, dlrn_metri
     out->variance_explained_per_dim = varying ? each / (double)varying : (double)NAN;
 }
 
-/* Not measured. */
+/* Marks the figures that need a language model as not measured: 0 would look like a result. */
 DLRNI_INTERNAL void dlrni_no_cross_entropy(dlrn_metrics *out) {
     out->loss_original = out->loss_reconstructed = out->loss_zero = (double)NAN;
     out->ce_diff = out->share_recovered = (double)NAN;
@@ -13412,37 +13431,44 @@ DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out)
     double n = (double)e->rows;
     int64_t F = e->dict->features, alive = 0;
     memset(out, 0, sizeof *out);
+    /* first, so that *out is defined after an error, too */
     dlrni_no_cross_entropy(out);
     DLRNI_TRY(dlrni_check_evaluator(e));
     DLRNI_REQUIRE(e->ctx, e->rows > 0, "no rows were added");
-    out->rows = e->rows;
+    out->rows = e->rows; /* counts, then means over rows */
     out->l2_loss = e->norm / n;
+    /* compat: the reference squares the mean distance */
     out->mse_loss = e->cfg.compat ? out->l2_loss * out->l2_loss : e->squared / n;
     out->sparsity_loss = e->sparsity / n;
     out->l0 = (double)e->nnz / n;
     out->cosine = e->cosines ? e->cosine / (double)e->cosines : (double)NAN;
     out->l2_ratio = e->ratios ? e->ratio / (double)e->ratios : (double)NAN;
+    /* Rajamanoharan et al., "Gated SAEs", 2024: E |x_hat|^2 / E <x_hat, y>; 1 is unbiased */
     out->relative_reconstruction_bias =
         e->dot < 0 || e->dot > 0 ? e->norm2_x_hat / e->dot : (double)NAN;
     for (int64_t f = 0; f < F; f++) {
         alive += e->fired[f] > 0;
+        /* active on more than a tenth of the rows: hardly ever interpretable */
         out->dense += (double)e->fired[f] > 0.1 * n;
     }
+    /* dead here: not once on these rows; training has its own rule */
     out->dead = F - alive;
     out->share_alive = (double)alive / (double)F;
     dlrni_variance_explained(e, out);
     return DLRN_OK;
 }
 
-/* The lower edge of bin b, from 1e-5 up; decades come out exactly, also where pow would round a
-   number below 1. */
+/* The lower edge of bin b; the bins are equal in log10, from 1e-5 to 1. As 1 / 10^(5 - ...), since
+   pow(10, n) is exact for whole n > 0, while pow(10, -n) may be rounded. */
 DLRNI_INTERNAL double dlrni_bin_edge(int64_t b, int bins) {
     return 1 / pow(10, 5 - 5.0 * (double)b / bins);
 }
 
-/* The bin of a frequency: by its logarithm, and then by the edges, which that may miss by one. */
+/* The bin of a frequency in (0, 1]. The logarithm may miss by one at an edge, so that the edges
+   have the last word. */
 DLRNI_INTERNAL int64_t dlrni_bin_of(double frequency, int bins) {
     int64_t b = (int64_t)floor((log10(frequency) + 5) / 5 * bins);
+    /* below 1e-5: the first bin; 1 itself: the last */
     b = dlrni_max(0, dlrni_min(bins - 1, b));
     if (b > 0 && frequency < dlrni_bin_edge(b, bins)) return b - 1;
     return b < bins - 1 && frequency >= dlrni_bin_edge(b + 1, bins) ? b + 1 : b;
@@ -13452,27 +13478,29 @@ DLRN_API dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e, int bins,
                                               int64_t *count) {
     DLRNI_REQUIRE(e->ctx, bins > 0 && e->rows > 0, "needs at least one bin and one row");
     memset(count, 0, (size_t)bins * sizeof *count);
+    /* bins + 1 edges; NULL: not wanted */
     for (int b = 0; edge && b <= bins; b++) edge[b] = dlrni_bin_edge(b, bins);
-    for (int64_t f = 0; f < e->dict->features; f++)
+    for (int64_t f = 0; f < e->dict->features; f++) /* dead features have no logarithm */
         if (e->fired[f]) count[dlrni_bin_of((double)e->fired[f] / (double)e->rows, bins)]++;
     return DLRN_OK;
 }
 
-/* One call of dlrn_evaluate. */
+/* What one call of dlrn_evaluate needs: its own evaluator, and staging for the rows. */
 typedef struct dlrni_evaluation {
     dlrn_evaluator *e;
-    const dlrn_source *source;
+    const dlrn_source *source; /* borrowed */
     dlrn_eval_progress progress;
-    void *user;
+    void *user;   /* the progress callback's */
     float *x, *y; /* [batch_size][d]; y NULL: no target */
 } dlrni_evaluation;
 
-/* Rows from the source, a batch at a time, until there are enough or no more. */
+/* Reads and measures a batch at a time, until there are enough rows or no more. */
 DLRNI_INTERNAL dlrn_status dlrni_measure_source(const dlrni_evaluation *j) {
     dlrn_evaluator *e = j->e;
     const dlrn_source *src = j->source;
     for (;;) {
         int64_t batch = e->cfg.batch_size, n = 0;
+        /* never more than the limit: exactly so many rows are measured */
         int64_t want = e->cfg.rows < 0 ? batch : dlrni_min(batch, e->cfg.rows - e->rows);
         if (want <= 0) return DLRN_OK;
         dlrn_status s = src->read(src->user, want, j->x, j->y, &n);
@@ -13480,14 +13508,16 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_source(const dlrni_evaluation *j) {
         if (s != DLRN_OK)
             return dlrni_callback_error(e->ctx, s, "the source",
                                         src->error ? src->error(src->user) : NULL);
+        /* more would have overrun the arrays; none would loop forever */
         DLRNI_REQUIRE(e->ctx, n > 0 && n <= want,
                       "the source gave no rows, or more than were wanted");
         DLRNI_TRY(dlrn_evaluator_add(e, j->x, j->y, n));
+        /* may stop the evaluation */
         if (j->progress) DLRNI_TRY(j->progress(j->user, e->rows));
     }
 }
 
-/* Whether a source gives rows of the dictionary's widths. */
+/* Whether a source gives rows of the dictionary's widths; without a target y is x. */
 DLRNI_INTERNAL dlrn_status dlrni_check_eval_source(const dlrn_dictionary *dict,
                                                    const dlrn_source *source) {
     int64_t d_out = source->d_out ? source->d_out : source->d_in;
@@ -13501,23 +13531,26 @@ DLRNI_INTERNAL dlrn_status dlrni_check_eval_source(const dlrn_dictionary *dict,
 
 /* ------------------------------------------------------------------------------------------ */
 // >>splice
-/* Cross-entropy of a language model with dictionaries spliced in, and the whole evaluation. */
+/* Cross-entropy of a language model with dictionaries spliced in, and the whole evaluation. A small
+   distance may still lose what the model needs; only the model's own loss tells. The model is a
+   callback: this library knows none. */
 
+/* The dictionaries of a model's sites (places where it lets activations be replaced). */
 typedef struct dlrni_splice {
-    dlrn_context *ctx;
-    const dlrn_dictionary *const *dicts; /* [sites] */
-    dlrn_encoder **encoders;             /* [sites] */
+    dlrn_context *ctx;                   /* for errors */
+    const dlrn_dictionary *const *dicts; /* [sites] borrowed */
+    dlrn_encoder **encoders;             /* [sites] owned: scratch lasts for the whole pass */
     int64_t sites;
 } dlrni_splice;
 
-/* A model must not edit sites that it has not announced. */
+/* A model must edit only the sites that it has announced: the number becomes an index. */
 DLRNI_INTERNAL dlrn_status dlrni_check_site(const dlrni_splice *s, int site) {
     if (site >= 0 && site < s->sites) return DLRN_OK;
     return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK, "the model edits site %d of %lld", site,
                      (long long)s->sites);
 }
 
-/* Replaces activations by their reconstructions. */
+/* Edit callback: out [n][d_out] = the reconstruction of x [n][d_in] at a site. */
 DLRNI_INTERNAL dlrn_status dlrni_splice_edit(void *user, int site, const float *x, float *out,
                                              int64_t n) {
     const dlrni_splice *s = (const dlrni_splice *)user;
@@ -13525,7 +13558,8 @@ DLRNI_INTERNAL dlrn_status dlrni_splice_edit(void *user, int site, const float *
     return dlrn_encoder_run(s->encoders[site], x, n, NULL, NULL, out);
 }
 
-/* Replaces activations by zeros: the loss that a useless dictionary would give. */
+/* Edit callback: out [n][d_out] = 0. Its loss is that of a useless dictionary, the zero of
+   share_recovered. */
 DLRNI_INTERNAL dlrn_status dlrni_zero_edit(void *user, int site, const float *x, float *out,
                                            int64_t n) {
     const dlrni_splice *s = (const dlrni_splice *)user;
@@ -13535,12 +13569,13 @@ DLRNI_INTERNAL dlrn_status dlrni_zero_edit(void *user, int site, const float *x,
     return DLRN_OK;
 }
 
-/* One pass of the model; its error text is its own, or that of the context. */
+/* One pass of the model, which returns nats per token and the tokens it judged. */
 DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrn_context *ctx, const dlrn_language_model *lm,
                                                const dlrn_edit *edit, double *nats,
                                                int64_t *tokens) {
-    ctx->error[0] = 0;
+    ctx->error[0] = 0; /* so that an old text is not taken for the model's */
     dlrn_status s = lm->cross_entropy(lm->user, edit, nats, tokens);
+    /* NaN would pass through every figure below */
     if (s == DLRN_OK && !(fabs(*nats) <= DBL_MAX))
         return dlrn_fail(ctx, DLRN_ERR_CALLBACK,
                          "the language model: expected a finite cross-entropy, found %g", *nats);
@@ -13551,7 +13586,7 @@ DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrn_context *ctx, const dlrn_lan
                                                 : NULL);
 }
 
-/* The three passes of the model: as it is, with the reconstructions, with zeros. */
+/* The three passes of the model: unchanged, with the reconstructions, with zeros. */
 DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_splice *splice, const dlrn_language_model *lm,
                                               dlrn_metrics *out) {
     dlrn_edit reconstruct = {dlrni_splice_edit, splice}, zero = {dlrni_zero_edit, splice};
@@ -13559,14 +13594,17 @@ DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_splice *splice, const dlrn_l
     int64_t tokens = 0;
     DLRNI_TRY(dlrni_cross_entropy(ctx, lm, NULL, &out->loss_original, &out->tokens));
     DLRNI_TRY(dlrni_cross_entropy(ctx, lm, &reconstruct, &out->loss_reconstructed, &tokens));
+    /* the third pass is skipped if the second already disagrees */
     if (tokens == out->tokens)
         DLRNI_TRY(dlrni_cross_entropy(ctx, lm, &zero, &out->loss_zero, &tokens));
+    /* losses over different tokens cannot be compared */
     if (tokens != out->tokens)
         return dlrn_fail(ctx, DLRN_ERR_CALLBACK,
                          "the language model judged %lld tokens, then %lld: it must give the same",
                          (long long)out->tokens, (long long)tokens);
+    /* what there is to recover; if the site does not matter, 0 */
     double whole = out->loss_original - out->loss_zero;
-    out->documents = lm->documents;
+    out->documents = lm->documents; /* as the model says */
     out->ce_diff = out->loss_reconstructed - out->loss_original;
     out->share_recovered =
         whole < 0 || whole > 0 ? (out->loss_reconstructed - out->loss_zero) / whole : (double)NAN;
@@ -13576,6 +13614,7 @@ DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_splice *splice, const dlrn_l
 DLRN_API dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionary *const *dicts,
                                          const dlrn_language_model *lm, dlrn_metrics *out) {
     dlrni_splice splice = {ctx, dicts, NULL, lm->sites};
+    /* defined after an error, too; the other metrics are left alone */
     dlrni_no_cross_entropy(out);
     DLRNI_REQUIRE(ctx, lm->sites > 0, "the language model has no sites");
     splice.encoders = DLRNI_NEW_ZERO(ctx, dlrn_encoder *, lm->sites);
@@ -13583,6 +13622,7 @@ DLRN_API dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionar
     for (int64_t i = 0; s == DLRN_OK && i < lm->sites; i++)
         s = dlrn_encoder_create(dicts[i], &splice.encoders[i]);
     if (s == DLRN_OK) s = dlrni_three_passes(&splice, lm, out);
+    /* those not made are NULL */
     for (int64_t i = 0; splice.encoders && i < lm->sites; i++)
         dlrn_encoder_destroy(splice.encoders[i]);
     dlrn_free(ctx, splice.encoders);
@@ -13594,21 +13634,25 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
                                    dlrn_eval_progress progress, void *user, dlrn_metrics *out) {
     dlrn_context *ctx = dict->ctx;
     dlrni_evaluation j = {NULL, source, progress, user, NULL, NULL};
+    /* the rows of one source belong to one site */
     DLRNI_REQUIRE(ctx, !lm || lm->sites == 1,
                   "a model of several sites is for dlrn_loss_recovered");
     DLRNI_TRY(dlrni_check_eval_source(dict, source));
     DLRNI_TRY(dlrn_evaluator_create(dict, cfg, &j.e));
     j.x = DLRNI_NEW(ctx, float, j.e->cfg.batch_size * dict->d_in);
+    /* without a target the evaluator takes x */
     j.y = source->d_out ? DLRNI_NEW(ctx, float, j.e->cfg.batch_size * dict->d_out) : NULL;
     dlrn_status s = j.x && (j.y || !source->d_out) ? dlrni_measure_source(&j) : DLRN_ERR_MEMORY;
     int stopped = s == DLRN_STOPPED && j.e->rows > 0; /* what was seen is still told */
     if (s == DLRN_OK || stopped) {
+        /* fails if there were no rows */
         dlrn_status end = dlrn_evaluator_finish(j.e, out);
         if (s == DLRN_OK) s = end;
     }
     dlrn_free(ctx, j.x);
     dlrn_free(ctx, j.y);
     dlrn_evaluator_destroy(j.e);
+    /* last: it takes the longest, and the rest is valid without it */
     return s == DLRN_OK && lm ? dlrn_loss_recovered(ctx, &dict, lm, out) : s;
 }
 #endif /* DICTLEARN_NO_TRAINING */
