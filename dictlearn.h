@@ -9523,7 +9523,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_buffer_config(dlrn_context *ctx,
                      (long long)cfg->capacity, (long long)cfg->batch_rows);
 }
 
-/* Rows that are asked from the source at a time. */
+/* Rows requested from the source at a time. */
 DLRNI_INTERNAL int64_t dlrni_buffer_chunk(const dlrn_buffer_config *cfg) {
     return dlrni_min(cfg->read_rows, cfg->capacity);
 }
@@ -10126,8 +10126,8 @@ typedef struct dlrni_work {
     int64_t candidates;   /* of the last batch                                            */
     int64_t slab;         /* blocks of rows of a task                                     */
     int64_t slab_max;     /* entries of a slab, at most                                   */
-    float *center_part;   /* [groups][d_in] a group's share of the gradient of what is
-                             subtracted                                                   */
+    float *center_part;   /* [groups][d_in] a group's part of the gradient of the bias
+                             that is subtracted                                           */
     float *center_grad;   /* [d_in]                                                       */
     float *output_grad;   /* [d_out] gradient of the output bias; [d_out] of one run      */
     double penalty_slope; /* what a penalty of the whole batch adds to the slopes         */
@@ -12616,10 +12616,11 @@ enum { DLRNI_CHECKPOINT_TENSORS = 3 * DLRN_ROLE_COUNT + 3 };
 /* The f32 tensors of a trainer: parameter, first and second moments of each role. Saving and
    resuming share this list, so that they cannot disagree. */
 typedef struct dlrni_checkpoint_floats {
+    /* what a file must hold: name, type, shape */
     dlrn_tensor_out tensor[3 * DLRN_ROLE_COUNT];
-    float *data[3 * DLRN_ROLE_COUNT]; /* the same memory, not const: resuming fills it */
-    char name[3 * DLRN_ROLE_COUNT][32];
-    int count;
+    float *data[3 * DLRN_ROLE_COUNT];   /* the same memory, not const: resuming fills it */
+    char name[3 * DLRN_ROLE_COUNT][32]; /* the tensors point to these */
+    int count;                          /* of the roles that the dictionary has */
 } dlrni_checkpoint_floats;
 
 /* Fills the list. The names: the role's, with m. and v. in front for the moments. */
@@ -12653,7 +12654,7 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_counters(const dlrn_trainer *t) 
     dlrn_tensor_out out;
     memset(&out, 0, sizeof out);
     out.name = t->recipe->counts_rows ? "rows_since_fired" : "steps_since_fired";
-    out.dtype = DLRN_I64;
+    out.dtype = DLRN_I64; /* a run may see more than 2^31 rows */
     out.ndim = 1;
     out.shape[0] = t->cfg.features;
     out.data = t->since_fired; /* borrowed */
@@ -12667,7 +12668,7 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_rows(const dlrn_buffer *b, int w
     dlrn_tensor_out out;
     memset(&out, 0, sizeof out);
     out.name = which ? "buffer.y" : "buffer.x";
-    out.dtype = state->store;
+    out.dtype = state->store; /* as stored: nothing is rounded again */
     out.ndim = 2;
     out.shape[0] = state->rows;
     /* a file may hold y for a buffer without a target: the check of the state names that */
@@ -12679,17 +12680,18 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_rows(const dlrn_buffer *b, int w
 /* The numbers of a buffer's state; its rows are tensors. */
 DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_json_writer *w, const dlrni_buffer_state *b) {
     dlrni_json_open(w, NULL, "{");
-    dlrni_json_put_signed(w, "rows", b->rows);
-    dlrni_json_put_text(w, "store", dlrn_dtype_name(b->store));
+    dlrni_json_put_signed(w, "rows", b->rows); /* sizes the tensors when they are read */
+    dlrni_json_put_text(w, "store", dlrn_dtype_name(b->store)); /* must be the resuming buffer's */
     /* 64-bit integers, written as such: a double would lose bits */
     dlrni_json_put_unsigned(w, "seed", b->rng.seed);
     dlrni_json_put_unsigned(w, "stream", b->rng.stream);
     dlrni_json_put_unsigned(w, "counter", b->rng.counter);
     dlrni_json_put_bool(w, "has_position", b->has_position);
     dlrni_json_put_unsigned(w, "position", b->source_position); /* 0 without a position */
-    dlrni_json_put_bool(w, "ended", b->source_ended);
+    dlrni_json_put_bool(w, "ended", b->source_ended); /* matters for sources without a position */
     /* a refill that was interrupted ends at the same row */
     dlrni_json_put_bool(w, "filling", b->filling);
+    /* so that errors go on naming the right row */
     dlrni_json_put_signed(w, "rows_read", b->rows_read);
     dlrni_json_close(w, "}");
 }
@@ -12780,14 +12782,18 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
     /* no copy of the data: the tensors point to the trainer's memory */
     memcpy(tensors, list.tensor, sizeof list.tensor);
     count = list.count;
+    /* behind the f32 tensors */
     tensors[count++] = dlrni_checkpoint_counters(t);
     /* an empty tensor would only be one more thing to check */
     for (int k = 0; state && state->rows && k < 2 && state->rows_of[k]; k++)
+        /* y only where there are targets */
         tensors[count++] = dlrni_checkpoint_rows(t->buffer, k, state);
+    /* as settled, so that a later default changes nothing */
     dlrn_train_config_json(&t->cfg, at.config, sizeof at.config);
     dlrni_put_formula(&formula, t->dict);
     /* written if it is needed; cheap enough to make always */
     dlrni_put_stats(&unfinished, &t->last);
+    /* beside the configuration: a run's step is not a setting */
     dlrni_print(at.step, sizeof at.step, "%lld", (long long)t->step);
     /* without a buffer the key is missing, and a resumed trainer's buffer starts anew */
     if (state) {
@@ -12800,6 +12806,7 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
         metadata[pairs++] = "unfinished";
         metadata[pairs++] = at.unfinished;
     }
+    /* whole or not at all: the file takes its name once it is complete */
     return dlrn_archive_write(t->ctx, path, tensors, count, metadata);
 }
 
@@ -12810,6 +12817,7 @@ DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) 
     if (!t->buffer) return dlrni_write_checkpoint(t, path, NULL);
     /* a copy in logical order: as much memory again as the unread rows */
     dlrn_status s = dlrni_buffer_export(t->buffer, &state);
+    /* the state is freed either way */
     if (s == DLRN_OK) s = dlrni_write_checkpoint(t, path, &state);
     dlrni_buffer_state_free(t->ctx, &state);
     return s;
@@ -12850,6 +12858,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
                                              const dlrn_json *json, dlrn_train_config *cfg) {
     const char *name = dlrn_json_text(json, "recipe", NULL); /* version 0.1 had but one */
     const dlrni_recipe *recipe = dlrni_recipe_named(name);
+    /* made by a later version, perhaps */
     if (!recipe)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: config.recipe: no recipe %.80s is known",
                          dlrn_archive_path(a), name);
@@ -12881,6 +12890,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
         return dlrni_checkpoint_lacks(a, ctx, "config.seed");
     cfg->loss = loss ? DLRN_LOSS_SQUARED : DLRN_LOSS_NORM;
     cfg->sparsity = sparsity ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1;
+    /* the reader holds booleans as 0 and 1 */
     cfg->compat = compat->number > 0;
     /* the same ranges as for a caller's configuration */
     if (dlrni_settle_config(ctx, cfg, &recipe) == DLRN_OK) return DLRN_OK;
@@ -12893,6 +12903,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
    subtracted was fixed when the run began. */
 DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a,
                                               const dlrn_json *json, dlrn_formula *f) {
+    /* read as integers and checked before they become enumerations */
     int64_t center, gate, select, k;
 #define DLRNI_READ_INTEGER(field)                                                                  \
     if (!dlrni_json_signed(json, #field, &field))                                                  \
@@ -12939,7 +12950,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_unfinished(dlrn_trainer *t, dlrn_archive *
    what was expected and what was found. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_find(dlrn_context *ctx, dlrn_archive *a,
                                                  const dlrn_tensor_out *want, int64_t *where) {
-    *where = dlrn_archive_find(a, want->name);
+    *where = dlrn_archive_find(a, want->name); /* -1: there is none */
+    /* a lost tensor, or another program's file */
     if (*where < 0) return dlrni_checkpoint_lacks(a, ctx, want->name);
     const dlrn_tensor_info *info = dlrn_archive_info(a, *where);
     int same = info->dtype == want->dtype && info->ndim == want->ndim;
@@ -12992,6 +13004,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_floats(dlrn_trainer *t, dlrn_archive *a) {
     dlrni_checkpoint_list(t, &list);
     for (int i = 0; i < list.count; i++) {
         DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &list.tensor[i], &where));
+        /* the shape was compared: it fits */
         DLRNI_TRY(dlrn_archive_read(a, where, list.data[i]));
         const int64_t n = dlrn_archive_info(a, where)->numel;
         /* only moments have a point in their name */
@@ -13008,6 +13021,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_counters(dlrn_trainer *t, dlrn_archive *a)
     dlrn_tensor_out counters = dlrni_checkpoint_counters(t);
     int64_t where;
     DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &counters, &where));
+    /* as integers: a float would round large counts */
     DLRNI_TRY(dlrni_archive_read_i64(a, where, t->since_fired));
     for (int64_t f = 0; f < t->dict->features; f++)
         if (t->since_fired[f] < 0 || t->since_fired[f] > INT64_MAX / 4)
@@ -13025,8 +13039,9 @@ DLRNI_INTERNAL dlrn_status dlrni_read_step(dlrn_trainer *t, dlrn_archive *a) {
             return dlrni_checkpoint_lacks(a, t->ctx, "step");
         done = done * 10 + (uint64_t)(*c - '0');
     }
+    /* an empty text is no number */
     if (!step || !*step) return dlrni_checkpoint_lacks(a, t->ctx, "step");
-    t->step = (int64_t)done;
+    t->step = (int64_t)done; /* below 2^63 by the test above */
     return DLRN_OK;
 }
 
@@ -13046,8 +13061,10 @@ DLRNI_INTERNAL dlrn_status dlrni_read_rows(dlrn_trainer *t, dlrn_archive *a, int
     int64_t where;
     DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &want, &where));
     int64_t n = dlrn_archive_info(a, where)->numel;
+    /* n is the tensor's size in the file: memory follows the file, not a claim */
     float *wide = DLRNI_NEW(t->ctx, float, n);
     b->rows_of[which] = wide; /* at once: the caller frees the state after an error, too */
+    /* from here on freed with *b */
     if (!wide) return DLRN_ERR_MEMORY;
     DLRNI_TRY(dlrn_archive_read(a, where, wide));
     for (int64_t i = 0; b->store != DLRN_F32 && i < n; i++) { /* in place: 2 bytes for 4 */
@@ -13064,7 +13081,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(dlrn_trainer *t, dlrn_archive
     /* an unknown type fails the comparison below */
     const char *store = dlrn_json_text(json, "store", "");
     memset(b, 0, sizeof *b);
-    b->store = !strcmp(store, "F16") ? DLRN_F16 : !strcmp(store, "BF16") ? DLRN_BF16 : DLRN_F32;
+    for (int type = DLRN_F32; type <= DLRN_BF16; type++) /* those that a buffer can store */
+        if (!strcmp(store, dlrn_dtype_name((dlrn_dtype)type))) b->store = (dlrn_dtype)type;
     if (strcmp(store, dlrn_dtype_name(b->store)) || !dlrni_json_signed(json, "rows", &b->rows) ||
         b->rows < 0 || !dlrni_json_unsigned(json, "seed", &b->rng.seed) ||
         !dlrni_json_unsigned(json, "stream", &b->rng.stream) ||
@@ -13087,6 +13105,7 @@ DLRNI_INTERNAL dlrn_status dlrni_resume_buffer(dlrn_trainer *t, dlrn_archive *a,
     DLRNI_TRY(dlrni_read_buffer_state(t, a, json, &b));
     /* either side may have targets: the check of the state then names the difference */
     const int targets = t->buffer->d[1] > 0 || dlrn_archive_find(a, "buffer.y") >= 0;
+    /* an empty buffer has no tensors */
     dlrn_status s = b.rows ? dlrni_read_rows(t, a, 0, &b) : DLRN_OK;
     if (b.rows && s == DLRN_OK && targets) s = dlrni_read_rows(t, a, 1, &b);
     if (s == DLRN_OK) {
@@ -13103,7 +13122,7 @@ DLRNI_INTERNAL dlrn_status dlrni_resume_buffer(dlrn_trainer *t, dlrn_archive *a,
 DLRNI_INTERNAL dlrn_status dlrni_metadata_json(dlrn_context *ctx, dlrn_archive *a, const char *key,
                                                dlrn_json **out) {
     const char *text = dlrni_archive_metadata(a, key);
-    *out = NULL;
+    *out = NULL; /* no such key */
     return text ? dlrn_json_parse(ctx, text, strlen(text), dlrn_archive_path(a), out) : DLRN_OK;
 }
 
@@ -13115,6 +13134,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_given(dlrn_context *ctx, dlrn_archive *a,
     const char *path = dlrn_archive_path(a), *recipe = given->recipe ? given->recipe : "reference";
     /* a configuration that was never settled: its defaults count */
     int64_t d_out = given->d_out ? given->d_out : given->d_in;
+    /* "expected" is what the caller gave, "found" what the file holds */
     if (given->d_in != cfg->d_in || given->features != cfg->features || d_out != cfg->d_out)
         return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                          "%s: expected a trainer of %lld x %lld (output %lld), found %lld x %lld "
@@ -13124,6 +13144,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_given(dlrn_context *ctx, dlrn_archive *a,
     if (strcmp(recipe, cfg->recipe))
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected recipe %.80s, found %.80s", path,
                          recipe, cfg->recipe);
+    /* the configuration's, which a recipe that does not select leaves 0 */
     if (given->k != cfg->k)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected k %lld, found %lld", path,
                          (long long)given->k, (long long)cfg->k);
@@ -13145,8 +13166,10 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archi
         return dlrni_checkpoint_lacks(a, ctx, "format");
     DLRNI_TRY(dlrni_metadata_json(ctx, a, "config", &json));
     dlrn_status s = dlrni_read_config(ctx, a, json, cfg);
+    /* before any return: json may be NULL */
     dlrn_json_free(ctx, json);
     if (s != DLRN_OK) return s;
+    /* NULL: go on as before */
     if (given) DLRNI_TRY(dlrni_check_given(ctx, a, cfg, given));
     /* by the settings of the file: those given were compared with them */
     DLRNI_TRY(dlrni_checkpoint_size(ctx, a, cfg));
@@ -13170,7 +13193,7 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_dictionary(dlrn_context *ctx, dlrn_a
     dlrn_status s = dlrni_metadata_json(ctx, a, "formula", &json);
     if (s == DLRN_OK && json) s = dlrni_read_formula(ctx, a, json, &(*out)->formula);
     dlrn_json_free(ctx, json);
-    if (s == DLRN_OK && dlrni_selects(*out))
+    if (s == DLRN_OK && dlrni_selects(*out)) /* k comes from the file */
         s = dlrni_check_k(ctx, (*out)->formula.k, (*out)->features);
     /* optional in its family: the formula tells whether the run has it */
     if (s == DLRN_OK && (*out)->formula.center == DLRN_CENTER_INPUT_BIAS &&
@@ -13186,6 +13209,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_trainer(dlrn_trainer *t, dlrn_archive *a) 
     DLRNI_TRY(dlrni_metadata_json(t->ctx, a, "unfinished", &json));
     dlrn_status s = json ? dlrni_read_unfinished(t, a, json) : DLRN_OK;
     dlrn_json_free(t->ctx, json);
+    /* a checkpoint with a buffer may be resumed without one, with the caller's own rows */
     if (!t->buffer || s != DLRN_OK) return s;
     DLRNI_TRY(dlrni_metadata_json(t->ctx, a, "buffer", &json));
     if (json) s = dlrni_resume_buffer(t, a, json); /* none: the given one starts */
@@ -13212,6 +13236,7 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path,
                                          dlrn_trainer **out) {
     dlrn_archive *a;
     *out = NULL;
+    /* any archive opens here; the format is checked next */
     DLRNI_TRY(dlrn_archive_open(ctx, path, &a));
     dlrn_status s = dlrni_resume_from(ctx, a, cfg, buffer, out);
     dlrn_archive_close(a);
@@ -13280,6 +13305,7 @@ DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dl
     const dlrn_eval_config defaults = dlrn_eval_defaults();
     int64_t floats;
     *out = NULL;
+    /* as the API allows */
     if (!cfg) cfg = &defaults;
     DLRNI_REQUIRE(ctx, cfg->batch_size > 0 && cfg->rows >= -1,
                   "batch_size must be positive, rows -1 or more");
@@ -13290,8 +13316,10 @@ DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dl
     dlrn_evaluator *e = DLRNI_NEW_ZERO(ctx, dlrn_evaluator, 1);
     if (!e) return DLRN_ERR_MEMORY;
     e->ctx = ctx;
+    /* borrowed: it must not change while it is measured */
     e->dict = dict;
     e->cfg = *cfg;
+    /* either whole or not there */
     dlrn_status s = dlrni_evaluator_alloc(e);
     if (s == DLRN_OK)
         *out = e;
@@ -13336,6 +13364,7 @@ DLRNI_INTERNAL void dlrni_measure_row(dlrn_evaluator *e, const float *y, const f
         dlrni_welford(&e->mean_y[j], &e->var_y[j], a, count);
         dlrni_welford(&e->mean_r[j], &e->var_r[j], r, count);
     }
+    /* the distance and its square are different losses: both are reported */
     e->squared += rr;
     e->norm += sqrt(rr);
     e->dot += yh;
@@ -13361,6 +13390,7 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_batch(dlrn_evaluator *e, const float *x
     /* weights may overflow on an unusual row; the mean would be lost */
     DLRNI_TRY(dlrni_check_finite(e->ctx, e->x_hat, rows, d, e->rows, "evaluation: x_hat,"));
     for (int64_t i = 0; i < rows; i++) {
+        /* CSR: the active features of row i */
         int64_t at = e->codes.row_ptr[i];
         dlrni_measure_row(e, y + i * d, e->x_hat + i * d, e->codes.col + at, e->codes.val + at,
                           e->codes.row_ptr[i + 1] - at);
@@ -13409,6 +13439,7 @@ DLRNI_INTERNAL void dlrni_variance_explained(const dlrn_evaluator *e, dlrn_metri
     double y = 0, r = 0, each = 0;
     int64_t varying = 0;
     for (int64_t j = 0; j < e->dict->d_out; j++) {
+        /* sums of squared deviations: the factor 1 / n cancels */
         y += e->var_y[j];
         r += e->var_r[j];
         /* a constant dimension has nothing to explain */
@@ -13428,6 +13459,7 @@ DLRNI_INTERNAL void dlrni_no_cross_entropy(dlrn_metrics *out) {
 }
 
 DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out) {
+    /* all means are over rows */
     double n = (double)e->rows;
     int64_t F = e->dict->features, alive = 0;
     memset(out, 0, sizeof *out);
@@ -13441,6 +13473,7 @@ DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out)
     out->mse_loss = e->cfg.compat ? out->l2_loss * out->l2_loss : e->squared / n;
     out->sparsity_loss = e->sparsity / n;
     out->l0 = (double)e->nnz / n;
+    /* NAN: no row had a direction */
     out->cosine = e->cosines ? e->cosine / (double)e->cosines : (double)NAN;
     out->l2_ratio = e->ratios ? e->ratio / (double)e->ratios : (double)NAN;
     /* Rajamanoharan et al., "Gated SAEs", 2024: E |x_hat|^2 / E <x_hat, y>; 1 is unbiased */
@@ -13448,7 +13481,7 @@ DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out)
         e->dot < 0 || e->dot > 0 ? e->norm2_x_hat / e->dot : (double)NAN;
     for (int64_t f = 0; f < F; f++) {
         alive += e->fired[f] > 0;
-        /* active on more than a tenth of the rows: hardly ever interpretable */
+        /* active on more than a tenth of the rows: the usual bound for a dense feature */
         out->dense += (double)e->fired[f] > 0.1 * n;
     }
     /* dead here: not once on these rows; training has its own rule */
@@ -13502,6 +13535,7 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_source(const dlrni_evaluation *j) {
         int64_t batch = e->cfg.batch_size, n = 0;
         /* never more than the limit: exactly so many rows are measured */
         int64_t want = e->cfg.rows < 0 ? batch : dlrni_min(batch, e->cfg.rows - e->rows);
+        /* enough rows */
         if (want <= 0) return DLRN_OK;
         dlrn_status s = src->read(src->user, want, j->x, j->y, &n);
         if (s == DLRN_END) return DLRN_OK;
@@ -13520,6 +13554,7 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_source(const dlrni_evaluation *j) {
 /* Whether a source gives rows of the dictionary's widths; without a target y is x. */
 DLRNI_INTERNAL dlrn_status dlrni_check_eval_source(const dlrn_dictionary *dict,
                                                    const dlrn_source *source) {
+    /* no target: the width of x */
     int64_t d_out = source->d_out ? source->d_out : source->d_in;
     if (source->d_in == dict->d_in && d_out == dict->d_out) return DLRN_OK;
     return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
@@ -13565,6 +13600,7 @@ DLRNI_INTERNAL dlrn_status dlrni_zero_edit(void *user, int site, const float *x,
     const dlrni_splice *s = (const dlrni_splice *)user;
     (void)x;
     DLRNI_TRY(dlrni_check_site(s, site));
+    /* all bits 0 is 0.0f */
     memset(out, 0, (size_t)(n * s->dicts[site]->d_out) * sizeof *out);
     return DLRN_OK;
 }
@@ -13638,6 +13674,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
     DLRNI_REQUIRE(ctx, !lm || lm->sites == 1,
                   "a model of several sites is for dlrn_loss_recovered");
     DLRNI_TRY(dlrni_check_eval_source(dict, source));
+    /* checks cfg, too */
     DLRNI_TRY(dlrn_evaluator_create(dict, cfg, &j.e));
     j.x = DLRNI_NEW(ctx, float, j.e->cfg.batch_size * dict->d_in);
     /* without a target the evaluator takes x */
