@@ -444,7 +444,7 @@
    - a layout: a row of dlrni_layout_table (room layouts) for reading and writing. Its shapes say
      how each tensor is stored ("IF": transposed). A new file name goes to dlrni_folder_files, a new
      key of a config to dlrni_config_key_table.
-   - a recipe: a block in room recipes and a row of dlrni_recipes. It fills in what differs from the
+   - a recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs from the
      reference: defaults, penalty, its slope, an auxiliary loss (room auxiliary), what happens after
      a step. A new setting is a field of dlrn_train_config and a row in room settings.
    - a kernel set: a block in room kernel-bodies and a row of dlrni_sets (room kernels). Bodies are
@@ -10076,6 +10076,8 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
    active features, in f32, and in parallel; the tests hold them to it. Compiled for tests alone. */
 #ifdef DICTLEARN_NAIVE_STEP
 
+/* Formulas: AutoEncoder and trainSAE of dictionary_learning, March 2024. The derivatives are worked
+   out by hand here and checked against finite differences by the tests. */
 typedef struct dlrni_naive {
     int64_t d, F;               /* rows x [n][d] and targets y [n][d]; F features           */
     double *bias;               /* [d]    b   subtracted before, added after               */
@@ -10106,6 +10108,7 @@ DLRNI_INTERNAL double dlrni_naive_row(dlrni_naive *s, const double *x, const dou
     for (int64_t c = 0; c < d; c++) s->g[0][c] += w * e[c] / (double)n;
     for (int64_t j = 0; j < s->F; j++) {
         double slope = s->penalty; /* the derivative by f_j, and by the pre-activation */
+        /* ReLU passes no gradient to a feature that is off */
         if (!(f[j] > 0)) continue;
         for (int64_t c = 0; c < d; c++) slope += w * e[c] * s->wd[j * d + c];
         s->g[2][j] += slope / (double)n;
@@ -10138,6 +10141,7 @@ DLRNI_INTERNAL double dlrni_naive_step(dlrni_naive *s, const double *x, const do
                                        double *f, double *e) {
     double *param[4] = {s->bias, s->we, s->be, s->wd}, loss = 0;
     const int64_t d = s->d, size[4] = {d, s->F * d, s->F, s->F * d};
+    /* gradients start at 0; the moments go on from step to step */
     for (int p = 0; p < 4; p++) memset(s->g[p], 0, (size_t)size[p] * sizeof **s->g);
     for (int64_t i = 0; i < n; i++) loss += dlrni_naive_row(s, x + i * d, y + i * d, n, f, e);
     for (int64_t j = 0; j < s->F; j++) dlrni_naive_atom(s->wd + j * d, s->g[3] + j * d, d, 0);
@@ -10158,23 +10162,30 @@ DLRNI_INTERNAL double dlrni_naive_step(dlrni_naive *s, const double *x, const do
 
 /* ------------------------------------------------------------------------------------------ */
 // >>source
-/* Sources of rows: arrays in memory or in .npy files, and a filter for rows that are not finite. */
+/* Sources of rows: arrays in memory or in .npy files, and a filter for rows that are not finite.
+   A source is a struct of callbacks, so that the buffer and the evaluator need not know where rows
+   come from. The two kinds here have a position, so a run that reads from them can be resumed. */
 
+/* One struct for both kinds: they differ only in how a row is fetched. */
 typedef struct dlrni_array_source {
-    dlrn_context *ctx;
+    dlrn_context *ctx;         /* for memory and for error texts */
     const float *x, *y;        /* [rows][d_in], [rows][d_out] in memory, borrowed, or ... */
     dlrni_npy file, target;    /* ... in files                                            */
     int64_t rows, d_in, d_out; /* d_out 0: no target                                     */
     int64_t epochs, at;        /* at: rows given so far, over all epochs                  */
 } dlrni_array_source;
 
-/* Rows up to the end of the arrays at most: the next call begins the next epoch. */
+/* Gives at most the rest of the current epoch, so that a call copies one contiguous piece; the next
+   call begins the next epoch. */
 DLRNI_INTERNAL dlrn_status dlrni_array_read(void *user, int64_t max_rows, float *x, float *y,
                                             int64_t *n) {
     dlrni_array_source *s = (dlrni_array_source *)user;
+    /* no rows: the remainder would divide by 0 */
     int64_t row = s->rows ? s->at % s->rows : 0, count = dlrni_min(max_rows, s->rows - row);
     *n = 0;
+    /* epochs 0: forever */
     if (!s->rows || (s->epochs && s->at / s->rows >= s->epochs)) return DLRN_END;
+    /* rows in memory are copied, not lent: the reader may write into its copy */
     if (s->x) {
         memcpy(x, s->x + row * s->d_in, (size_t)(count * s->d_in) * sizeof *x);
         if (s->y) memcpy(y, s->y + row * s->d_out, (size_t)(count * s->d_out) * sizeof *y);
@@ -10182,33 +10193,35 @@ DLRNI_INTERNAL dlrn_status dlrni_array_read(void *user, int64_t max_rows, float 
         DLRNI_TRY(dlrni_npy_rows(&s->file, row, count, x));
         if (s->target.file) DLRNI_TRY(dlrni_npy_rows(&s->target, row, count, y));
     }
+    /* counted only once both files are read: a failed call can be repeated */
     s->at += count;
     *n = count;
     return DLRN_OK;
 }
 
-/* Positions count rows over all epochs, so that an epoch that was begun goes on. */
+/* Positions count rows over all epochs: a resumed run goes on in the middle of an epoch. */
 DLRNI_INTERNAL dlrn_status dlrni_array_position(void *user, uint64_t *position) {
     *position = (uint64_t)((dlrni_array_source *)user)->at;
     return DLRN_OK;
 }
 
-/* A position beyond the last row is an error: the rows are others than those that were saved with.
-   */
+/* Refuses a position beyond the last row: the run was saved with a longer source. */
 DLRNI_INTERNAL dlrn_status dlrni_array_seek(void *user, uint64_t position) {
     dlrni_array_source *s = (dlrni_array_source *)user;
     int64_t end = INT64_MAX / 4, rows; /* counting on from there would overflow */
+    /* a product that overflows is larger than `end` anyway */
     if (s->epochs && dlrni_mul(s->rows, s->epochs, &rows)) end = dlrni_min(end, rows);
     if (position > (uint64_t)end)
         return dlrn_fail(s->ctx, DLRN_ERR_ARGUMENT,
                          "%s: position %llu: expected at most %lld, the end of its rows",
                          s->file.file ? dlrn_archive_path(s->file.file) : "an array",
                          (unsigned long long)position, (long long)end);
+    /* within an epoch, too: the next read begins at this row */
     s->at = (int64_t)position;
     return DLRN_OK;
 }
 
-/* A reader of files has set the text of the context. */
+/* The .npy reader has already put its message into the context. */
 DLRNI_INTERNAL const char *dlrni_array_error(void *user) {
     return ((dlrni_array_source *)user)->ctx->error;
 }
@@ -10221,7 +10234,7 @@ DLRNI_INTERNAL void dlrni_array_destroy(void *user) {
     dlrn_free(s->ctx, s);
 }
 
-/* The callbacks of a source of arrays; the caller fills in where its rows are. */
+/* Sets up the callbacks that both kinds share; the caller then says where the rows are. */
 DLRNI_INTERNAL dlrni_array_source *dlrni_array_source_new(dlrn_context *ctx, int64_t epochs,
                                                           dlrn_source *out) {
     dlrni_array_source *s = DLRNI_NEW_ZERO(ctx, dlrni_array_source, 1);
@@ -10232,6 +10245,7 @@ DLRNI_INTERNAL dlrni_array_source *dlrni_array_source_new(dlrn_context *ctx, int
     out->position = dlrni_array_position;
     out->seek = dlrni_array_seek;
     out->error = dlrni_array_error;
+    /* set before anything can fail, so that dlrn_source_destroy cleans up */
     out->destroy = dlrni_array_destroy;
     out->user = s;
     return s;
@@ -10243,8 +10257,10 @@ DLRN_API dlrn_status dlrn_source_from_array(dlrn_context *ctx, const float *x, c
     memset(out, 0, sizeof *out);
     DLRNI_REQUIRE(ctx, x && rows >= 0 && d_in > 0 && epochs >= 0,
                   "x is NULL or a size is negative");
+    /* otherwise a forgotten y would train an autoencoder without a word */
     DLRNI_REQUIRE(ctx, y ? d_out > 0 : d_out == 0, "d_out is the width of y: 0 if y is NULL");
     dlrni_array_source *s = dlrni_array_source_new(ctx, epochs, out);
+    /* the arrays are borrowed: they may be larger than memory could hold twice */
     if (!s) return DLRN_ERR_MEMORY;
     s->x = x;
     s->y = y;
@@ -10254,7 +10270,7 @@ DLRN_API dlrn_status dlrn_source_from_array(dlrn_context *ctx, const float *x, c
     return DLRN_OK;
 }
 
-/* A file can be a source of rows; without rows it may claim any width. */
+/* Bounds the width of a file: one without rows may claim any, and buffers are sized by it. */
 DLRNI_INTERNAL dlrn_status dlrni_check_npy_rows(dlrn_context *ctx, const char *path,
                                                 const dlrni_npy *file) {
     if (file->cols >= 1 && file->cols <= INT32_MAX) return DLRN_OK;
@@ -10262,12 +10278,14 @@ DLRNI_INTERNAL dlrn_status dlrni_check_npy_rows(dlrn_context *ctx, const char *p
                      INT32_MAX, (long long)file->cols);
 }
 
-/* Both files have as many rows; their widths may differ. */
+/* Row i of one file belongs to row i of the other, so their numbers of rows must agree; their
+   widths may differ. */
 DLRNI_INTERNAL dlrn_status dlrni_open_npy_source(dlrn_context *ctx, const char *path,
                                                  const char *target, dlrni_array_source *s) {
     DLRNI_TRY(dlrni_npy_open(ctx, path, &s->file));
     if (target) DLRNI_TRY(dlrni_npy_open(ctx, target, &s->target));
     if (target && s->file.rows != s->target.rows)
+        /* named by the target: x was opened first and is taken as right */
         return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected %lld rows as in %s, found %lld", target,
                          (long long)s->file.rows, path, (long long)s->target.rows);
     DLRNI_TRY(dlrni_check_npy_rows(ctx, path, &s->file));
@@ -10286,36 +10304,43 @@ DLRN_API dlrn_status dlrn_source_from_npy(dlrn_context *ctx, const char *path, c
     if (!s) return DLRN_ERR_MEMORY;
     dlrn_status st = dlrni_open_npy_source(ctx, path, target, s);
     if (st == DLRN_OK) {
+        /* known only now: the files say how wide their rows are */
         out->d_in = s->d_in;
         out->d_out = s->d_out;
     } else
+        /* also closes the file that did open */
         dlrn_source_destroy(out);
     return st;
 }
 
-/* ---- The filter ---- */
+/* ---- The filter ----
+   One NaN in a batch makes every weight NaN. Long runs would rather lose a row than stop. */
 
-enum { DLRNI_MAX_SKIPPED = 1000000 }; /* dropped in a row before it is an error */
+/* So many rows dropped without a good one between them are an error: the data is broken, and an
+   endless source would keep the caller waiting forever. */
+enum { DLRNI_MAX_SKIPPED = 1000000 };
 
 typedef struct dlrni_finite_source {
-    dlrn_context *ctx;
-    dlrn_source inner;
-    int owns_inner;
-    int64_t dropped; /* since the last row that was finite */
-    int64_t *skipped;
+    dlrn_context *ctx; /* for memory */
+    dlrn_source inner; /* a copy of the struct; the object behind it is shared */
+    int owns_inner;    /* 1: destroys it */
+    int64_t dropped;   /* since the last row that was finite */
+    int64_t *skipped;  /* the caller's counter, borrowed, or NULL */
 } dlrni_finite_source;
 
-/* The largest finite f32 has the bits 7f7fffff. */
+/* Works on the bits of the numbers, so that it also holds under -ffast-math. */
 DLRNI_INTERNAL int dlrni_all_finite(const float *x, int64_t n) {
     return dlrni_first_not_finite(x, n) == n;
 }
 
-/* Moves those of n rows together whose numbers are finite; returns how many. d_out 0: no y. */
+/* Moves the rows of x [n][d] and y [n][d_out] whose numbers are all finite to the front; returns
+   how many. d_out 0: no y. A row is dropped whole: x and y stay a pair. */
 DLRNI_INTERNAL int64_t dlrni_keep_finite(int64_t n, int64_t d, int64_t d_out, float *x, float *y) {
     int64_t kept = 0;
+    /* the usual case: nothing to move */
     if (dlrni_all_finite(x, n * d) && dlrni_all_finite(y, n * d_out)) return n;
     for (int64_t i = 0; i < n; i++) {
-        const float *from = d_out ? y + i * d_out : NULL;
+        const float *from = d_out ? y + i * d_out : NULL; /* y must be finite, too */
         if (!dlrni_all_finite(x + i * d, d) || !dlrni_all_finite(from, d_out)) continue;
         memmove(x + kept * d, x + i * d, (size_t)d * sizeof *x);
         if (from) memmove(y + kept * d_out, from, (size_t)d_out * sizeof *y);
@@ -10324,7 +10349,7 @@ DLRNI_INTERNAL int64_t dlrni_keep_finite(int64_t n, int64_t d, int64_t d_out, fl
     return kept;
 }
 
-/* Reads on until at least one row stays: 0 rows would mean the end. */
+/* Reads on until at least one row is left: the caller would take 0 rows for an error. */
 DLRNI_INTERNAL dlrn_status dlrni_finite_read(void *user, int64_t max_rows, float *x, float *y,
                                              int64_t *n) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
@@ -10334,6 +10359,7 @@ DLRNI_INTERNAL dlrn_status dlrni_finite_read(void *user, int64_t max_rows, float
         if (*n <= 0 || *n > max_rows) return DLRN_OK; /* the caller refuses this */
         int64_t kept = dlrni_keep_finite(*n, in->d_in, in->d_out, x, y);
         s->dropped = kept ? 0 : s->dropped + *n;
+        /* counts rows of good batches, too; `dropped` only those since the last good row */
         if (s->skipped) *s->skipped += *n - kept;
         *n = kept;
         if (kept) return DLRN_OK;
@@ -10341,19 +10367,19 @@ DLRNI_INTERNAL dlrn_status dlrni_finite_read(void *user, int64_t max_rows, float
     }
 }
 
-/* Positions pass through: dropped rows are dropped again. */
+/* The inner position is enough: after a resume the same rows are dropped again. */
 DLRNI_INTERNAL dlrn_status dlrni_finite_position(void *user, uint64_t *position) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
     return s->inner.position(s->inner.user, position);
 }
 
-/* The same way back. */
+/* Called only where the inner source can seek: dlrn_source_finite sets it. */
 DLRNI_INTERNAL dlrn_status dlrni_finite_seek(void *user, uint64_t position) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
     return s->inner.seek(s->inner.user, position);
 }
 
-/* Its own error first, else that of the source within. */
+/* The filter's own error comes first: the inner source has none then. */
 DLRNI_INTERNAL const char *dlrni_finite_error(void *user) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
     if (s->dropped >= DLRNI_MAX_SKIPPED)
@@ -10361,7 +10387,7 @@ DLRNI_INTERNAL const char *dlrni_finite_error(void *user) {
     return s->inner.error ? s->inner.error(s->inner.user) : NULL;
 }
 
-/* The source within is destroyed where it is owned. */
+/* A borrowed inner source stays open: its owner may go on reading. */
 DLRNI_INTERNAL void dlrni_finite_destroy(void *user) {
     dlrni_finite_source *s = (dlrni_finite_source *)user;
     if (s->owns_inner) dlrn_source_destroy(&s->inner);
@@ -10375,14 +10401,16 @@ DLRN_API dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *so
     DLRNI_REQUIRE(ctx, inner.read && inner.d_in > 0, "the source has no read callback or no width");
     dlrni_finite_source *s = DLRNI_NEW_ZERO(ctx, dlrni_finite_source, 1);
     if (!s) return DLRN_ERR_MEMORY;
+    /* the fields of *out come last: with out == source they overwrite it */
     s->ctx = ctx;
     s->inner = inner;
     s->owns_inner = owns_source;
     s->skipped = skipped;
-    if (skipped) *skipped = 0;
+    if (skipped) *skipped = 0; /* the caller need not */
     out->d_in = inner.d_in;
     out->d_out = inner.d_out;
     out->read = dlrni_finite_read;
+    /* without these the filter must not promise them either */
     if (inner.position) out->position = dlrni_finite_position;
     if (inner.seek) out->seek = dlrni_finite_seek;
     out->error = dlrni_finite_error;
@@ -10393,59 +10421,69 @@ DLRN_API dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *so
 
 DLRN_API void dlrn_source_destroy(dlrn_source *source) {
     if (!source) return;
+    /* a source on the stack may have nothing to destroy */
     if (source->destroy) source->destroy(source->user);
+    /* a second destroy does nothing */
     memset(source, 0, sizeof *source);
 }
 
 /* ------------------------------------------------------------------------------------------ */
 // >>buffer
-/* Rows lie in slots, which come in segments as they are needed: nothing is moved to grow, and there
-   is never more memory than was stated. A list of all slots, a ring, begins at `head` with those of
-   the unread rows, in their logical order, and goes on with the vacant ones. A draw swaps a random
-   entry with the last unread one, which is the first vacant one from then on: a batch costs O(1) a
-   row. Without shuffling, rows leave at the head. What is drawn depends on the logical order and the
-   generator alone, never on slots: saving and resuming therefore change nothing. */
+/* A shuffled store of rows, as ActivationBuffer of dictionary_learning: filled up, drawn from at
+   random, and filled up again when it is half empty. Neighbouring rows of a source come from the
+   same text, and a batch of neighbours would be a biased sample.
 
-enum { DLRNI_ROWS = 64 }; /* of a task, of a draw */
+   Rows lie in slots. Slots are allocated in segments as they are needed: growing moves nothing, and
+   memory never exceeds dlrn_buffer_bytes. A ring lists all slots. It begins at `head` with the
+   unread rows, in their logical order, and goes on with the vacant slots. A draw swaps a random
+   entry with the last unread one, which then counts as vacant: O(1) a row. Without shuffling, rows
+   leave at the head. The draw depends only on the logical order and the generator, never on slots:
+   a resumed buffer has other slots and gives the same batches. */
+
+/* Rows of one copying task, and random entries of one draw that are prefetched together. Enough to
+   hide the latency of memory, few enough to balance the threads. */
+enum { DLRNI_ROWS = 64 };
 
 struct dlrn_buffer {
     dlrn_context *ctx;
-    dlrn_buffer_config cfg;
+    dlrn_buffer_config cfg; /* as given */
     dlrn_source source;
-    int owns_source;  /* 1: destroys it                                              */
-    int ended;        /* 1: the source has no more rows                              */
-    int filling;      /* 1: a refill was begun and not finished: the source stopped  */
-    int64_t d[2];     /* numbers of a row x, y; y 0: no target                       */
-    int shift;        /* a segment is 1 << shift rows                                */
-    int64_t segments; /* that there is memory for                                   */
-    int64_t used;     /* slots in the list: these have held a row                   */
-    int64_t head;     /* entry of the first unread row; 0 with shuffling            */
-    int64_t unread;
+    int owns_source;   /* 1: destroys it                                              */
+    int ended;         /* 1: the source has no more rows                              */
+    int filling;       /* 1: a refill was begun and not finished: the source stopped  */
+    int64_t d[2];      /* numbers of a row x, y; y 0: no target                       */
+    int shift;         /* a segment is 1 << shift rows                                */
+    int64_t segments;  /* that there is memory for                                   */
+    int64_t used;      /* slots in the list: these have held a row                   */
+    int64_t head;      /* entry of the first unread row; 0 with shuffling            */
+    int64_t unread;    /* rows held and not given out yet                            */
     int64_t rows_read; /* rows taken from the source so far                         */
     char **segment; /* [all of them] each: its piece of the list [n], x [n][d] and, with a target, y
                        [n][d] of type cfg.store; n is 1 << shift, but for the last  */
     float *out[2];  /* [batch_rows][d] the batch handed out: x, y                   */
     float *in[2];   /* [chunk][d] rows on their way in                              */
-    dlrn_rng rng;
+    dlrn_rng rng;   /* saved in checkpoints: the draws go on where they were */
 };
 
+/* What a checkpoint keeps of a buffer: everything that decides which rows come next. */
 typedef struct dlrni_buffer_state {
     void *rows_of[2]; /* x, y: unread rows in logical order, as stored; y NULL without a target;
                          owned */
-    int64_t rows;
-    dlrn_dtype store;
+    int64_t rows;     /* unread */
+    dlrn_dtype store; /* must be the buffer's: rows are copied as bytes */
     dlrn_rng rng;
-    uint64_t source_position;
-    int has_position, source_ended, filling;
-    int64_t rows_read;
+    uint64_t source_position;                /* where the source goes on; only with has_position */
+    int has_position, source_ended, filling; /* 0 or 1 */
+    int64_t rows_read;                       /* so that error texts go on counting */
 } dlrni_buffer_state;
 
 DLRN_API dlrn_buffer_config dlrn_buffer_defaults(void) {
+    /* the reference's: 30000 contexts of 128 tokens, read 512 contexts at a time */
     dlrn_buffer_config cfg = {30000 * 128, 512 * 128, 8192, 1, DLRN_F32, 0};
     return cfg;
 }
 
-/* A batch must fit into the buffer, or it would never be complete. */
+/* A batch must fit into the buffer, or it would never become complete. */
 DLRNI_INTERNAL dlrn_status dlrni_check_buffer_config(dlrn_context *ctx,
                                                      const dlrn_buffer_config *cfg) {
     DLRNI_REQUIRE(ctx, cfg->capacity > 0 && cfg->read_rows > 0 && cfg->batch_rows > 0,
@@ -10458,32 +10496,34 @@ DLRNI_INTERNAL dlrn_status dlrni_check_buffer_config(dlrn_context *ctx,
                      (long long)cfg->capacity, (long long)cfg->batch_rows);
 }
 
-/* Rows that come in at a time. */
+/* Rows requested from the source at a time. */
 DLRNI_INTERNAL int64_t dlrni_buffer_chunk(const dlrn_buffer_config *cfg) {
     return dlrni_min(cfg->read_rows, cfg->capacity);
 }
 
-/* Segments have at least 1024 rows, and are as large as they can be without holding more than a
-   32nd of all: huge pages fit into them. */
+/* Segments have at least 1024 rows, and otherwise between a 64th and a 32nd of the capacity: small
+   enough to allocate on demand, large enough for huge pages. A power of two, so that a slot's
+   segment is a shift. */
 DLRNI_INTERNAL int dlrni_segment_shift(int64_t capacity) {
     int shift = 10;
     while (capacity >> shift >= 64) shift++;
     return shift;
 }
 
-/* Segments of a full buffer. */
+/* Segments of a full buffer: the table of pointers is allocated once, at its final size. */
 DLRNI_INTERNAL int64_t dlrni_segment_count(const dlrn_buffer_config *cfg) {
     return dlrni_ceil_div(cfg->capacity, (int64_t)1 << dlrni_segment_shift(cfg->capacity));
 }
 
 DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_config *cfg,
                                        int64_t d_in, int64_t d_out, uint64_t *bytes) {
-    /* what an allocation takes beside its size */
+    /* an allocation takes this much more than its size */
     const int64_t block = DLRNI_ALIGN + (int64_t)sizeof(dlrni_block);
     int64_t row, stored, moving, total;
     DLRNI_TRY(dlrni_check_buffer_config(ctx, cfg));
     DLRNI_REQUIRE(ctx, d_in > 0 && d_out >= 0, "d_in must be positive, d_out not negative");
     int64_t segments = dlrni_segment_count(cfg);
+    /* every sum and product is checked: the sizes are the caller's */
     int fits =
         dlrni_add(d_in, d_out, &row) && dlrni_mul(row, dlrni_dtype_size(cfg->store), &stored) &&
         dlrni_add(stored, (int64_t)sizeof(int64_t), &stored) &&
@@ -10493,6 +10533,7 @@ DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_conf
         dlrni_add(stored, moving, &total) &&
         dlrni_add(total, segments * (block + (int64_t)sizeof(char *)), &total) &&
         dlrni_add(total, 6 * block + (int64_t)sizeof(dlrn_buffer), &total);
+    /* the 6 blocks: the table of segments, four staging arrays, the struct */
     DLRNI_REQUIRE(ctx, fits, "the buffer's size overflows");
     *bytes = (uint64_t)total;
     return DLRN_OK;
@@ -10503,6 +10544,7 @@ DLRN_API void dlrn_buffer_destroy(dlrn_buffer *b) {
     if (b->owns_source) dlrn_source_destroy(&b->source);
     for (int64_t i = 0; i < b->segments; i++) dlrn_free(b->ctx, b->segment[i]);
     dlrn_free(b->ctx, b->segment);
+    /* out[1] and in[1] are NULL without a target */
     for (int i = 0; i < 2; i++) {
         dlrn_free(b->ctx, b->out[i]);
         dlrn_free(b->ctx, b->in[i]);
@@ -10510,7 +10552,7 @@ DLRN_API void dlrn_buffer_destroy(dlrn_buffer *b) {
     dlrn_free(b->ctx, b);
 }
 
-/* All that is there before the first row comes. */
+/* Everything but the rows: a run that stops early never pays for a full buffer. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_alloc(dlrn_buffer *b) {
     const int64_t chunk = dlrni_buffer_chunk(&b->cfg);
     b->segment = DLRNI_NEW_ZERO(b->ctx, char *, dlrni_segment_count(&b->cfg));
@@ -10520,6 +10562,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_alloc(dlrn_buffer *b) {
         b->out[i] = DLRNI_NEW(b->ctx, float, b->cfg.batch_rows * b->d[i]);
         whole = whole && b->in[i] && b->out[i];
     }
+    /* the caller destroys the buffer, and with it what was allocated */
     return whole ? DLRN_OK : DLRN_ERR_MEMORY;
 }
 
@@ -10531,7 +10574,8 @@ DLRN_API dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_con
     DLRNI_TRY(dlrni_check_buffer_config(ctx, cfg));
     DLRNI_REQUIRE(ctx, source->read && source->d_in > 0 && source->d_out >= 0,
                   "the source has no read callback or no width");
-    DLRNI_TRY(dlrn_buffer_bytes(ctx, cfg, source->d_in, source->d_out, &bytes)); /* they fit */
+    DLRNI_TRY(
+        dlrn_buffer_bytes(ctx, cfg, source->d_in, source->d_out, &bytes)); /* no size overflows */
     dlrn_buffer *b = DLRNI_NEW_ZERO(ctx, dlrn_buffer, 1);
     if (!b) return DLRN_ERR_MEMORY;
     b->ctx = ctx;
@@ -10539,10 +10583,11 @@ DLRN_API dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_con
     b->source = *source;
     b->d[0] = source->d_in;
     b->d[1] = source->d_out;
-    b->shift = dlrni_segment_shift(cfg->capacity);
+    b->shift = dlrni_segment_shift(cfg->capacity); /* fixed: it decides where slots lie */
     b->rng.seed = cfg->seed;
     b->rng.stream = UINT64_MAX; /* apart from the streams that make weights */
     dlrn_status s = dlrni_buffer_alloc(b);
+    /* owns_source is still 0: this leaves the source open */
     if (s != DLRN_OK) {
         dlrn_buffer_destroy(b);
         return s;
@@ -10552,7 +10597,8 @@ DLRN_API dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_con
     return DLRN_OK;
 }
 
-/* n floats to and from the stored type. */
+/* Floats from [n] to the stored type. Not a kernel: each row comes in once, and its source is
+   slower than this. */
 DLRNI_INTERNAL void dlrni_narrow_stored(dlrn_dtype type, const float *from, char *to, int64_t n) {
     if (type == DLRN_F32) {
         memcpy(to, from, (size_t)n * sizeof *from);
@@ -10564,7 +10610,7 @@ DLRNI_INTERNAL void dlrni_narrow_stored(dlrn_dtype type, const float *from, char
     }
 }
 
-/* f16 and bf16 by the kernel set: rows come out as fast as memory gives them. */
+/* The way back is a kernel: every batch goes through it, and it must keep up with memory. */
 DLRNI_INTERNAL void dlrni_widen_stored(const dlrn_context *ctx, dlrn_dtype type, const char *from,
                                        float *to, int64_t n) {
     if (type == DLRN_F32)
@@ -10573,29 +10619,33 @@ DLRNI_INTERNAL void dlrni_widen_stored(const dlrn_context *ctx, dlrn_dtype type,
         ctx->k->widen(type, from, to, n);
 }
 
-/* Bytes of a stored row x (which 0) or y (1). */
+/* Bytes of a stored row x (which 0) or y (1); without a target y has none. */
 DLRNI_INTERNAL int64_t dlrni_row_bytes(const dlrn_buffer *b, int which) {
     return b->d[which] * dlrni_dtype_size(b->cfg.store);
 }
 
-/* The last segment ends where the capacity does. */
+/* The last segment is cut off at the capacity, so that memory is what was announced. */
 DLRNI_INTERNAL int64_t dlrni_segment_rows(const dlrn_buffer *b, int64_t segment) {
     return dlrni_min((int64_t)1 << b->shift, b->cfg.capacity - (segment << b->shift));
 }
 
-/* Entry `at` of the list of slots. */
+/* Entry `at` of the ring. Its pieces lie at the heads of the segments, so that it grows with
+   them. */
 DLRNI_INTERNAL int64_t *dlrni_slot_entry(const dlrn_buffer *b, int64_t at) {
     int64_t *entries = (int64_t *)(void *)b->segment[at >> b->shift];
     return entries + (at & (((int64_t)1 << b->shift) - 1));
 }
 
-/* The slot of row i in the logical order; behind the unread ones, of the vacant ones. */
+/* Ring entry i from the head on: the slot of unread row i, or behind the unread ones a vacant
+   slot. */
 DLRNI_INTERNAL int64_t *dlrni_buffer_slot(const dlrn_buffer *b, int64_t i) {
     int64_t at = b->head + i;
+    /* with head 0 the ring may still grow at its end, so it must not wrap */
     return dlrni_slot_entry(b, b->head && at >= b->used ? at - b->used : at);
 }
 
-/* The stored row x (which 0) or y (1) of a slot. */
+/* Where the row x (which 0) or y (1) of a slot is stored. A segment holds its piece of the ring,
+   then all x, then all y: a batch without targets never touches y. */
 DLRNI_INTERNAL char *dlrni_stored_row(const dlrn_buffer *b, int64_t slot, int which) {
     int64_t segment = slot >> b->shift, n = dlrni_segment_rows(b, segment);
     int64_t at = slot - (segment << b->shift);
@@ -10604,20 +10654,23 @@ DLRNI_INTERNAL char *dlrni_stored_row(const dlrn_buffer *b, int64_t slot, int wh
                  : x + at * dlrni_row_bytes(b, 0);
 }
 
-/* Memory for `rows` rows in all. */
+/* Allocates segments until there is room for `rows` rows. On failure those that were made stay: the
+   next call adds only the rest. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_hold(dlrn_buffer *b, int64_t rows) {
     int64_t row = dlrni_row_bytes(b, 0) + dlrni_row_bytes(b, 1) + (int64_t)sizeof(int64_t);
     for (; b->segments << b->shift < rows; b->segments++) {
+        /* no overflow: dlrn_buffer_create has summed all segments */
         int64_t bytes = row * dlrni_segment_rows(b, b->segments);
         char *segment = DLRNI_NEW(b->ctx, char, bytes);
         if (!segment) return DLRN_ERR_MEMORY;
-        dlrni_huge_pages(segment, bytes);
+        dlrni_huge_pages(segment, bytes); /* random rows miss the TLB otherwise */
         b->segment[b->segments] = segment;
     }
     return DLRN_OK;
 }
 
-/* Rows on their way out: row i is that of index[i], or of first + i * step in the logical order. */
+/* A copy of rows out of the buffer: row i is row index[i] of the logical order, or row first + i *
+   step. */
 typedef struct dlrni_rows_job {
     const dlrn_buffer *b;
     const int64_t *index; /* [rows] or NULL                            */
@@ -10625,18 +10678,20 @@ typedef struct dlrni_rows_job {
     float *out[2]; /* x, y [rows][d], widened; y NULL: not wanted      */
 } dlrni_rows_job;
 
-/* Where row i of the job is stored; without a target, y is x. */
+/* Where row i of the job is stored. Without a target, y is x. */
 DLRNI_INTERNAL const char *dlrni_job_row(const dlrni_rows_job *j, int64_t i, int which) {
     int64_t at = j->index ? j->index[i] : j->first + i * j->step;
     return dlrni_stored_row(j->b, *dlrni_buffer_slot(j->b, at), which && j->b->d[1]);
 }
 
-/* One row x or y; as much of the row at `next` (or NULL) is prefetched as is copied. */
-DLRNI_INTERNAL void dlrni_copy_row(const dlrn_buffer *b, int which, const char *row,
-                                   const char *next, float *out) {
+/* Widens one row x or y, and prefetches as much of the row at `next` (or NULL) as it copies: the
+   two streams of memory run side by side. */
+DLRNI_INTERNAL void dlrni_copy_stored(const dlrn_buffer *b, int which, const char *row,
+                                      const char *next, float *out) {
     const dlrn_dtype store = b->cfg.store;
     const int64_t size = dlrni_dtype_size(store), d = b->d[which && b->d[1]];
-    DICTLEARN_ASSERT(size > 0);
+    DICTLEARN_ASSERT(size > 0); /* tells analysers that the division is safe */
+    /* 4 cache lines: copying hides the prefetch, and the prefetch does not overtake it */
     const int64_t piece = 256 / size;
     for (int64_t at = 0; at < d; at += piece) {
         const int64_t n = dlrni_min(piece, d - at);
@@ -10646,8 +10701,9 @@ DLRNI_INTERNAL void dlrni_copy_row(const dlrn_buffer *b, int which, const char *
     }
 }
 
-/* Task: some rows. The next 16 KB are always prefetched: rows lie anywhere, and no processor
-   foresees where (batches of 8192 rows of 2 KB out of 1 GB: 2.1 times as fast). */
+/* Task: some rows. The next 16 KB are always prefetched: rows lie anywhere, and the processor
+   cannot predict where. Measured on Zen 4, batches of 8192 rows of 2 KB out of 1 GB: 2.1 times as
+   fast. Elsewhere, vary the 16384. */
 DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
     const dlrni_rows_job *j = (const dlrni_rows_job *)arg;
     const int64_t from = task * DLRNI_ROWS, to = dlrni_min(from + DLRNI_ROWS, j->rows);
@@ -10655,6 +10711,7 @@ DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
     DICTLEARN_ASSERT(bytes > 0);
     const int64_t ahead = dlrni_max(dlrni_min(16384 / bytes, 16), 1);
     (void)worker;
+    /* the first rows of the task: no row before them has prefetched them */
     for (int64_t i = from; i < dlrni_min(from + ahead, to); i++)
         for (int k = 0; k < 2 && j->out[k]; k++) {
             const char *row = dlrni_job_row(j, i, k);
@@ -10665,24 +10722,26 @@ DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
         for (int k = 0; k < 2 && j->out[k]; k++) {
             const char *next = i + ahead < to ? dlrni_job_row(j, i + ahead, k) : NULL;
             int64_t d = j->b->d[k && j->b->d[1]];
-            dlrni_copy_row(j->b, k, dlrni_job_row(j, i, k), next, j->out[k] + i * d);
+            dlrni_copy_stored(j->b, k, dlrni_job_row(j, i, k), next, j->out[k] + i * d);
         }
 }
 
-/* Copies by tasks of DLRNI_ROWS rows; small batches stay on one thread. */
+/* The cast drops const: the body of a parallel loop takes void *. */
 DLRNI_INTERNAL void dlrni_copy_out(const dlrni_rows_job *job) {
     dlrn_parallel_for(job->b->ctx, dlrni_ceil_div(job->rows, DLRNI_ROWS), dlrni_rows_task,
                       (void *)(uintptr_t)job);
 }
 
-/* Copies the unread rows index [rows] out; y is x where there is no target. */
+/* Copies the unread rows index [rows] out to x [rows][d_in], y [rows][d_out] (y is x without a
+   target) and leaves them unread: a resampling only looks at them. */
 DLRNI_INTERNAL void dlrni_buffer_copy(const dlrn_buffer *b, const int64_t *index, int64_t rows,
                                       float *x, float *y) {
     dlrni_rows_job job = {b, index, 0, 0, rows, {x, y}};
     dlrni_copy_out(&job);
 }
 
-/* A row that is not finite would poison every weight: named by its place in the stream. */
+/* A row that is not finite would poison every weight. The error names its place in the stream, so
+   that the caller can find it. x [rows][d]; `first`: rows before these. */
 DLRNI_INTERNAL dlrn_status dlrni_check_finite(dlrn_context *ctx, const float *x, int64_t rows,
                                               int64_t d, int64_t first, const char *what) {
     int64_t i = dlrni_first_not_finite(x, rows * d);
@@ -10692,8 +10751,9 @@ DLRNI_INTERNAL dlrn_status dlrni_check_finite(dlrn_context *ctx, const float *x,
                      (long long)(first + i / d), (long long)(i % d), (double)x[i]);
 }
 
-/* The same for the rows that have come in, and a finite number must still be finite as it is
-   stored: the least number that rounds to infinity lies half a step above the largest. */
+/* Refuses rows that have come in if they are not finite, or would not be once they are stored. In
+   f16 65519 still rounds down; 65520, half a step above the largest number, rounds to infinity.
+   bf16 has the same rule. */
 DLRNI_INTERNAL dlrn_status dlrni_check_storable(const dlrn_buffer *b, int which, int64_t rows) {
     static const uint32_t max[] = {0x7f7fffffu, 0x477fefffu, 0x7f7f7fffu}; /* f32, f16, bf16 */
     static const char *const names[] = {"source: x,", "source: y,"};
@@ -10707,7 +10767,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_storable(const dlrn_buffer *b, int which,
                      dlrn_dtype_name(b->cfg.store));
 }
 
-/* Up to `want` rows from the source into b->in; *n == 0 and b->ended at its end. */
+/* Takes up to `want` rows from the source into b->in; *n == 0 and b->ended at its end. A source may
+   give fewer than it was asked for. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_receive(dlrn_buffer *b, int64_t want, int64_t *n) {
     dlrn_source *src = &b->source;
     *n = 0;
@@ -10720,6 +10781,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_receive(dlrn_buffer *b, int64_t want, in
     if (s != DLRN_OK)
         return dlrni_callback_error(b->ctx, s, "the source",
                                     src->error ? src->error(src->user) : NULL);
+    /* more would have overrun b->in; none and no DLRN_END would loop forever */
     if (*n <= 0 || *n > want)
         return dlrn_fail(b->ctx, DLRN_ERR_CALLBACK,
                          "the source was asked for 1 to %lld rows and gave %lld", (long long)want,
@@ -10729,16 +10791,17 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_receive(dlrn_buffer *b, int64_t want, in
     return DLRN_OK;
 }
 
-/* Turns the list so that it begins with its head, if it must grow at its end. */
+/* Reverses ring entries from .. to: three of these rotate the ring without memory. */
 DLRNI_INTERNAL void dlrni_reverse_entries(dlrn_buffer *b, int64_t from, int64_t to) {
     for (to--; from < to; from++, to--) {
+        /* the pieces of the ring are not contiguous, so that each entry is looked up */
         int64_t *first = dlrni_slot_entry(b, from), *last = dlrni_slot_entry(b, to), keep = *first;
         *first = *last;
         *last = keep;
     }
 }
 
-/* Three reversals turn the list so that entry `head` comes first. */
+/* Rotates the ring so that the head is entry 0: it can grow only at its end. */
 DLRNI_INTERNAL void dlrni_turn_list(dlrn_buffer *b) {
     dlrni_reverse_entries(b, 0, b->head);
     dlrni_reverse_entries(b, b->head, b->used);
@@ -10751,6 +10814,7 @@ DLRNI_INTERNAL void dlrni_buffer_store(dlrn_buffer *b, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         if (b->unread == b->used && b->head) dlrni_turn_list(b);
         int64_t *slot = dlrni_buffer_slot(b, b->unread);
+        /* no vacant slot: a new one, which follows the last */
         if (b->unread++ == b->used) *slot = b->used++;
         for (int k = 0; k < 2 && b->d[k]; k++)
             dlrni_narrow_stored(b->cfg.store, b->in[k] + i * b->d[k], dlrni_stored_row(b, *slot, k),
@@ -10758,8 +10822,8 @@ DLRNI_INTERNAL void dlrni_buffer_store(dlrn_buffer *b, int64_t n) {
     }
 }
 
-/* Takes rows from the source until `goal` are unread, or it ends. What was broken off goes on with
-   the next call, so that a source that stops in between changes nothing. */
+/* Takes rows from the source until `goal` are unread, or it ends. After an error the next call goes
+   on from here: a source that fails once changes no batch. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_read(dlrn_buffer *b, int64_t goal) {
     while (!b->ended && b->unread < goal) {
         int64_t n, want = dlrni_min(dlrni_buffer_chunk(&b->cfg), goal - b->unread);
@@ -10771,28 +10835,30 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_read(dlrn_buffer *b, int64_t goal) {
     return DLRN_OK;
 }
 
-/* Fills up from the source when fewer than half of the rows (or than a batch) are unread. In the
-   source's order there is nothing to mix, so only a batch is fetched. */
+/* Fills up when fewer than half of the rows (or than a batch) are unread, as the reference does:
+   below that, a batch is no longer well mixed. In the source's order nothing is mixed, so that only
+   a batch is fetched. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_refill(dlrn_buffer *b) {
     const dlrn_buffer_config *cfg = &b->cfg;
     int64_t low = cfg->shuffle ? dlrni_max(cfg->capacity / 2, cfg->batch_rows) : cfg->batch_rows;
     if (b->unread >= low && !b->filling) return DLRN_OK;
+    /* an interrupted refill must end at the same row, or the draws would differ */
     b->filling = 1;
     DLRNI_TRY(dlrni_buffer_read(b, cfg->shuffle ? cfg->capacity : cfg->batch_rows));
     b->filling = 0;
     return DLRN_OK;
 }
 
-/* Makes sure of rows to measure. In the source's order, where only a batch is held, reads on until
-   there are `rows`: their order stays. */
+/* Makes rows available for a resampling. In the source's order only a batch is held, so that it
+   reads ahead here; the order of the batches does not change. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_fill(dlrn_buffer *b, int64_t rows) {
     DLRNI_TRY(dlrni_buffer_refill(b));
     return b->cfg.shuffle ? DLRN_OK : dlrni_buffer_read(b, dlrni_min(rows, b->cfg.capacity));
 }
 
-/* Draws `rows` rows: each changes places with the last unread one and is vacant from then on, so
-   that the drawn ones stand behind the unread ones, the first of them last. A block of random
-   entries is prefetched before it is used. */
+/* Draws `rows` rows without replacement. Each changes places with the last unread entry and so
+   becomes vacant: the drawn ones stand behind the unread ones, the last drawn first. A block of
+   random entries is found and prefetched before any is used. */
 DLRNI_INTERNAL void dlrni_buffer_draw(dlrn_buffer *b, int64_t rows) {
     int64_t *at[DLRNI_ROWS];
     while (rows) {
@@ -10803,6 +10869,7 @@ DLRNI_INTERNAL void dlrni_buffer_draw(dlrn_buffer *b, int64_t rows) {
             DLRNI_PREFETCH(at[i]);
         }
         for (int64_t i = 0; i < n; i++) {
+            /* an entry drawn twice in a block still works: its slot has been swapped by then */
             int64_t *last = dlrni_buffer_slot(b, --b->unread), slot = *at[i];
             *at[i] = *last;
             *last = slot;
@@ -10821,15 +10888,18 @@ DLRN_API dlrn_status dlrn_buffer_next(dlrn_buffer *b, const float **x, const flo
     dlrni_rows_job job = {b, NULL, 0, 1, rows, {b->out[0], b->out[1]}};
     if (b->cfg.shuffle) {
         dlrni_buffer_draw(b, rows);
+        /* in the order of drawing, which is backwards here */
         job.first = b->unread + rows - 1;
         job.step = -1;
     }
     dlrni_copy_out(&job);
+    /* only after the copy: the rows were found by the old head */
     if (!b->cfg.shuffle) {
         b->unread -= rows;
         b->head = b->head + rows < b->used ? b->head + rows : b->head + rows - b->used;
     }
     *x = b->out[0];
+    /* an autoencoder predicts its input */
     *y = b->out[1] ? b->out[1] : b->out[0];
     *n = rows;
     return DLRN_OK;
@@ -10843,12 +10913,12 @@ DLRN_API void dlrn_buffer_describe(const dlrn_buffer *b, dlrn_buffer_info *out) 
     out->unread = b->unread;
     out->rows_read = b->rows_read;
     if (dlrn_buffer_bytes(b->ctx, &b->cfg, b->d[0], b->d[1], &out->max_bytes) != DLRN_OK)
-        out->max_bytes = 0; /* not so: it was checked when the buffer was made */
+        out->max_bytes = 0; /* cannot happen: dlrn_buffer_create has computed it */
 }
 
 /* ---- For checkpoints ---- */
 
-/* May be called on a state that was filled in part. */
+/* May be called on a state that is filled in part. */
 DLRNI_INTERNAL void dlrni_buffer_state_free(dlrn_context *ctx, dlrni_buffer_state *state) {
     for (int k = 0; k < 2; k++) {
         dlrn_free(ctx, state->rows_of[k]);
@@ -10856,7 +10926,8 @@ DLRNI_INTERNAL void dlrni_buffer_state_free(dlrn_context *ctx, dlrni_buffer_stat
     }
 }
 
-/* The unread rows x (0) or y (1) in their logical order, as they are stored; NULL: no memory. */
+/* The unread rows x (0) or y (1) in their logical order, in the stored type; NULL: no memory. Slots
+   are not kept, so that a resumed buffer may be laid out anew. */
 DLRNI_INTERNAL char *dlrni_buffer_gather(const dlrn_buffer *b, int which) {
     int64_t bytes = dlrni_row_bytes(b, which);
     char *rows = DLRNI_NEW(b->ctx, char, b->unread *bytes);
@@ -10866,7 +10937,7 @@ DLRNI_INTERNAL char *dlrni_buffer_gather(const dlrn_buffer *b, int which) {
     return rows;
 }
 
-/* The state is freed by the caller, on failure too. */
+/* Copies what a checkpoint keeps. The caller frees the state, on failure too. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_export(const dlrn_buffer *b, dlrni_buffer_state *state) {
     memset(state, 0, sizeof *state);
     for (int k = 0; k < 2 && b->d[k]; k++)
@@ -10877,13 +10948,15 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_export(const dlrn_buffer *b, dlrni_buffe
     state->source_ended = b->ended;
     state->filling = b->filling;
     state->rows_read = b->rows_read;
+    /* a position is of use only if the source can also return to it */
     state->has_position = b->source.position != NULL && b->source.seek != NULL;
     if (!state->has_position) return DLRN_OK;
     dlrn_status s = b->source.position(b->source.user, &state->source_position);
     return s == DLRN_OK ? s : dlrn_fail(b->ctx, s, "the source cannot tell its position");
 }
 
-/* Whether a saved state fits this buffer: type, target, number of rows. */
+/* Whether a saved state fits this buffer: stored type, target, number of rows. Other rows would
+   train on without a word. */
 DLRNI_INTERNAL dlrn_status dlrni_check_buffer_state(const dlrn_buffer *b,
                                                     const dlrni_buffer_state *state) {
     int targets = state->rows_of[1] != NULL;
@@ -10896,9 +10969,10 @@ DLRNI_INTERNAL dlrn_status dlrni_check_buffer_state(const dlrn_buffer *b,
                      (long long)b->cfg.capacity, (long long)state->rows);
 }
 
-/* Takes the source to its saved position. */
+/* Moves the source to its saved position: the rows after it have not been read. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_seek(dlrn_buffer *b, uint64_t position) {
     const dlrn_source *from = &b->source;
+    /* the error text says where the source was meant to go */
     char who[64];
     if (!from->seek)
         return dlrn_fail(b->ctx, DLRN_ERR_ARGUMENT, "the source cannot go back to where it was");
@@ -10908,14 +10982,15 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_seek(dlrn_buffer *b, uint64_t position) 
     return dlrni_callback_error(b->ctx, s, who, from->error ? from->error(from->user) : NULL);
 }
 
-/* Takes over a saved state: copies the rows. Checks come before anything is replaced. */
+/* Takes over a saved state by copying its rows. All checks come first: a refused state leaves the
+   buffer alone. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffer_state *state) {
     DLRNI_TRY(dlrni_check_buffer_state(b, state));
     if (state->has_position) DLRNI_TRY(dlrni_buffer_seek(b, state->source_position));
-    b->unread = b->used = b->head = 0;
+    b->unread = b->used = b->head = 0; /* what it held is dropped */
     DLRNI_TRY(dlrni_buffer_hold(b, state->rows));
     for (int64_t i = 0; i < state->rows; i++) {
-        *dlrni_slot_entry(b, i) = i;
+        *dlrni_slot_entry(b, i) = i; /* slots in logical order */
         for (int k = 0; k < 2 && b->d[k]; k++) {
             int64_t bytes = dlrni_row_bytes(b, k);
             memcpy(dlrni_stored_row(b, i, k), (const char *)state->rows_of[k] + i * bytes,
@@ -10924,7 +10999,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffe
     }
     b->unread = b->used = state->rows;
     b->rng = state->rng;
-    /* there may be more now: another epoch, say */
+    /* the source may have more rows now, such as another epoch; it will say so again if not */
     b->ended = state->source_ended && !state->has_position;
     b->filling = state->filling;
     b->rows_read = state->rows_read;
@@ -11024,8 +11099,8 @@ typedef struct dlrni_work {
     int64_t candidates;   /* of the last batch                                            */
     int64_t slab;         /* blocks of rows of a task                                     */
     int64_t slab_max;     /* entries of a slab, at most                                   */
-    float *center_part;   /* [groups][d_in] a group's share of the gradient of what is
-                             subtracted                                                   */
+    float *center_part;   /* [groups][d_in] a group's part of the gradient of the bias
+                             that is subtracted                                           */
     float *center_grad;   /* [d_in]                                                       */
     float *output_grad;   /* [d_out] gradient of the output bias; [d_out] of one run      */
     double penalty_slope; /* what a penalty of the whole batch adds to the slopes         */
@@ -11107,11 +11182,13 @@ struct dlrni_recipe {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>optimiser
-/* Adam under the constraint that atoms have unit norm: the part of an atom's gradient along the
-   atom is taken out, Adam moves the atom, and the atom is scaled back. A zero atom has no
-   direction: nothing is taken out, nothing divided. */
+/* Adam (Kingma and Ba, 2015) with atoms of unit norm, as ConstrainedAdam of dictionary_learning.
+   Longer atoms would let features shrink, and the L1 penalty with them, at the same output. So the
+   part of an atom's gradient along the atom is removed, Adam moves the atom, and the atom is scaled
+   back to length 1. A zero atom has no direction: nothing is removed, nothing divided. */
 
-/* All that is the same for every number of one update, narrowed once. */
+/* The numbers that are the same for every weight of one update, rounded to f32 once, as
+   torch.optim.Adam does. `updates` counts from 1. */
 DLRNI_INTERNAL dlrni_adam dlrni_adam_at(const dlrn_train_config *cfg, double lr, int64_t updates) {
     dlrni_adam a;
     a.one_minus_beta1 = (float)(1.0 - cfg->beta1);
@@ -11123,8 +11200,9 @@ DLRNI_INTERNAL dlrni_adam dlrni_adam_at(const dlrn_train_config *cfg, double lr,
     return a;
 }
 
-/* Adam's rate at step n: a ramp from 0 at the start and, with resampling, after every resampling;
-   in the end, where the run has one, a line to 0. */
+/* The learning rate at step n: a ramp from 0 at the start and, with resampling, after each
+   resampling, because the moments of revived features are 0; at the end, if the run has a decay, a
+   line to 0. Both hold at once: the smaller one is used. */
 DLRNI_INTERNAL double dlrni_learning_rate(const dlrn_train_config *cfg, int64_t n) {
     int64_t since = cfg->resample_steps > 0 ? n % cfg->resample_steps : n;
     double lr =
@@ -11134,27 +11212,29 @@ DLRNI_INTERNAL double dlrni_learning_rate(const dlrn_train_config *cfg, int64_t 
     return falling < lr ? falling : lr;
 }
 
-/* The weight of the penalty at step n. */
+/* The weight of the penalty at step n. A warm-up keeps features alive until they mean something
+   (recipe dl-jump_relu). */
 DLRNI_INTERNAL double dlrni_penalty_weight(const dlrn_train_config *cfg, int64_t n) {
     return n < cfg->sparsity_warmup_steps
                ? cfg->sparsity_penalty * ((double)n / (double)cfg->sparsity_warmup_steps)
                : cfg->sparsity_penalty;
 }
 
-/* grad -= <grad, p> p, p the direction of the atom. */
+/* grad -= <grad, p> p, where p = atom / |atom|: [d] each. */
 DLRNI_INTERNAL void dlrni_project(const dlrni_kernel_table *k, const float *atom, float *grad,
                                   int64_t d) {
     float square = k->dot(atom, atom, d);
     if (square > 0) k->axpy(-(k->dot(grad, atom, d) / square), atom, grad, d);
 }
 
-/* atom / |atom| */
+/* atom [d] becomes atom / |atom|. */
 DLRNI_INTERNAL void dlrni_normalise(const dlrni_kernel_table *k, float *atom, int64_t d) {
     float norm = sqrtf(k->dot(atom, atom, d));
     if (norm > 0) k->scale(atom, 1.0f / norm, d);
 }
 
-/* Roles with a row or a number a feature: a task updates them feature by feature. */
+/* Roles with one row or one number per feature: the task that sums a feature's gradients also
+   updates it, while they are in the cache. */
 DLRNI_INTERNAL int dlrni_is_by_feature(int role) {
     return dlrni_role_table[role].rows == 'F';
 }
@@ -11164,13 +11244,14 @@ DLRNI_INTERNAL int64_t dlrni_role_width(const dlrn_dictionary *dict, int role) {
     return dlrni_extent(dict, dlrni_role_table[role].cols);
 }
 
-/* Adam moves n numbers of a role, from number `at` on. */
+/* Adam moves n numbers of a role, from number `at` on; grad [n]. */
 DLRNI_INTERNAL void dlrni_adam_move(dlrn_trainer *t, const dlrni_adam *adam, int role, int64_t at,
                                     const float *grad, int64_t n) {
     t->ctx->k->adam(t->dict->param[role] + at, t->m[role] + at, t->v[role] + at, grad, n, adam);
 }
 
-/* The update of one feature in one role: grad is written over. `projected`: it has been already. */
+/* Updates one feature in one role; grad [d] is overwritten. `projected`: already done, because the
+   clipped norm is that of the projected gradients. */
 DLRNI_INTERNAL void dlrni_update_role(dlrn_trainer *t, const dlrni_adam *adam, int role, int64_t f,
                                       float *grad, int projected) {
     int64_t d = dlrni_role_width(t->dict, role);
@@ -11182,36 +11263,43 @@ DLRNI_INTERNAL void dlrni_update_role(dlrn_trainer *t, const dlrni_adam *adam, i
 
 /* ------------------------------------------------------------------------------------------ */
 // >>sums
-/* Sums of gathered rows, for several outputs at a time: what the trainer does forward (atoms of a
-   row's features) and backward (rows of a feature's entries). */
+/* Sums of gathered rows, for several outputs at a time. The trainer needs them forward (for each
+   row the sum of its features' atoms) and backward (for each feature the sum of its rows): most of
+   a step's time. */
 
 enum {
-    DLRNI_SUMS_ROWS = 24,     /* rows packed into the first cache: where they lie, a power of two */
-    DLRNI_SUMS_COLUMNS = 256, /* apart, they would share a few of its sets                        */
-    DLRNI_VISIT_GROUPS = 8,   /* groups that go through the rows together                         */
-    DLRNI_OUTPUTS = DLRNI_VISIT_GROUPS * DLRNI_GROUP /* sums at a time, at most                   */
+    /* 24 x 256 floats are 24 KB, which leaves room for the output in a first cache of 32 KB. They
+       are packed: rows that lie a power of two apart would share a few of its sets. Vary both on
+       a processor with another first cache. */
+    DLRNI_SUMS_ROWS = 24,
+    DLRNI_SUMS_COLUMNS = 256,
+    DLRNI_VISIT_GROUPS =
+        8, /* groups that go through the rows together: each loaded row serves all */
+    DLRNI_OUTPUTS = DLRNI_VISIT_GROUPS * DLRNI_GROUP /* sums at a time, at most */
 };
 
-/* Sums of rows of base, for several outputs: out [n_out] rows of d, ld_out apart, += coef[p] *
-   base[idx[p]] over start[o] <= p < start[o + 1], p in order, idx ascending within an output, from
-   `first` on and `rows` of them. Where the lists are so long that they share their rows, a few of
-   these serve all outputs while they are in the first cache. */
+/* out [n_out][d]: row o is increased by the sum of coef[p] * base[idx[p]] over start[o] <= p <
+   start[o + 1], p in order. Within an output idx ascends, from `first` to first + rows. If the
+   lists are so long that the outputs share rows, a few rows serve all outputs while they are in the
+   first cache. */
 typedef struct dlrni_sums {
     int64_t n_out;        /* at most DLRNI_OUTPUTS                        */
-    int64_t d;            /* of base and of what is gathered              */
-    int64_t first, rows;  /* of base                                      */
+    int64_t d;            /* width of base and of out                     */
+    int64_t first, rows;  /* the rows of base that may occur              */
     const int64_t *start; /* [n_out + 1]                                  */
-    const int32_t *idx;
+    const int32_t *idx;   /* which row of base */
 } dlrni_sums;
 
-/* How many rows of base give `entries` of each output, on average. */
+/* How many rows of base hold `entries` entries of each output, on average: measures how much
+   outputs share. */
 DLRNI_INTERNAL int64_t dlrni_sums_chunk(const dlrni_sums *g, double entries) {
     double all = (double)(g->start[g->n_out] - g->start[0]);
     double chunk = all > 0 ? entries * (double)g->n_out * (double)g->rows / all : (double)g->rows;
     return chunk < (double)g->rows ? dlrni_max((int64_t)chunk, 1) : g->rows;
 }
 
-/* from[o] becomes to[o], to[o] the first entry whose row is not below `end`. */
+/* from[o] becomes to[o], and to[o] the first entry whose row is not below `end`: the outputs walk
+   through the chunks side by side. */
 DLRNI_INTERNAL void dlrni_sums_advance(const dlrni_sums *g, int64_t end, int64_t *from,
                                        int64_t *to) {
     for (int64_t o = 0; o < g->n_out; o++) {
@@ -11220,8 +11308,8 @@ DLRNI_INTERNAL void dlrni_sums_advance(const dlrni_sums *g, int64_t end, int64_t
     }
 }
 
-/* Prefetches a part of the chunk that comes next, one part for each output o, so that it is near
-   when the last output is done. */
+/* Prefetches a part of the next chunk, one part per output, so that all of it is near when the last
+   output is done. */
 DLRNI_INTERNAL void dlrni_sums_prefetch(const dlrni_sums *g, const float *base, int64_t r0,
                                         int64_t col, int64_t o) {
     const int64_t row = DLRNI_SUMS_COLUMNS / DLRNI_LANES, lines = DLRNI_SUMS_ROWS * row;
@@ -11232,7 +11320,8 @@ DLRNI_INTERNAL void dlrni_sums_prefetch(const dlrni_sums *g, const float *base, 
     }
 }
 
-/* One chunk of rows, packed, serves all outputs: their entries from .. to. */
+/* Packs one chunk of rows, and adds it to all outputs: output o has its entries from[o] ..
+   to[o]. */
 DLRNI_INTERNAL void dlrni_sums_chunk_add(const dlrni_kernel_table *k, const dlrni_sums *g,
                                          const float *base, const float *coef, float *out,
                                          int64_t r0, int64_t rows, const int64_t *from,
@@ -11255,10 +11344,13 @@ DLRNI_INTERNAL void dlrni_sums_chunk_add(const dlrni_kernel_table *k, const dlrn
     }
 }
 
-/* Two ways to the same bits: each output gathers its rows, or packed chunks of rows serve all. */
+/* Two ways to the same bits: each output gathers its own rows, or packed chunks of rows serve all.
+   Either way an output adds its rows in ascending order. */
 DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums *g,
                                    const float *base, const float *coef, float *out) {
     int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS], d = g->d;
+    /* packing pays when an output uses about 4 of the 24 packed rows, on average (Zen 4). To tune,
+       time both ways around the density where they meet. */
     if (dlrni_sums_chunk(g, 4) > DLRNI_SUMS_ROWS) { /* sparse: every output walks alone */
         for (int64_t o = 0; o < g->n_out; o++) {
             int64_t p = g->start[o];
@@ -11276,37 +11368,41 @@ DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums
 
 /* ------------------------------------------------------------------------------------------ */
 // >>loss
-/* From rows to losses: lists, x_hat, the distance e and its factor c, the penalty. */
+/* From rows to losses: lists, x_hat, the distance e and its factor c. The penalty is the recipe's.
+   The features are never a matrix [n][F]: at 1 % active it would be a hundred times the work. */
 
-/* Groups of a wave whose features may all be active on all rows. */
+/* Groups of a wave that fits the budget even if all its features are active on all rows. */
 DLRNI_INTERNAL int64_t dlrni_dense_wave(const dlrni_work *w) {
     int64_t groups = dlrni_max(w->budget / (w->batch.n * DLRNI_GROUP), 1);
     return dlrni_min(groups, w->codes.groups);
 }
 
-/* The wave that begins with group `first`, unless it is in hand; w->wave shrinks if it turns out
-   too large. */
+/* Encodes the wave that begins with group `first`, unless its lists are still there: with one wave,
+   backward finds those of the forward pass. w->wave shrinks if the lists turn out too long. */
 DLRNI_INTERNAL dlrn_status dlrni_load_wave(dlrn_trainer *t, int64_t first) {
     dlrni_work *w = &t->w;
     if (w->codes.first == first) return DLRN_OK;
     DLRNI_TRY(dlrni_encoding_load(&w->codes, first, w->wave, w->budget));
+    /* the last wave is short anyway: its size says nothing about the others */
     if (first + w->codes.wave < w->codes.groups) w->wave = w->codes.wave;
     return DLRN_OK;
 }
 
-/* Features of a few blocks of rows, by row. */
+/* The features of a few blocks of rows, sorted by row, in the scratch of a worker. */
 typedef struct dlrni_slab {
-    int64_t i0, rows, at[DLRNI_OUTPUTS + 1];
-    int32_t *col; /* of feature */
-    float *val;
+    int64_t i0, rows, at[DLRNI_OUTPUTS + 1]; /* row i0 + i has the entries at[i] .. at[i + 1] */
+    int32_t *col;                            /* [at[rows]] feature, ascending within a row */
+    float *val;                              /* [at[rows]] value of the feature */
 } dlrni_slab;
 
-/* Collects the entries of a slab from the lists of the wave in hand. */
+/* Collects the entries of a slab from the lists of the wave in memory. Lists go by feature, x_hat
+   by row: this is where they are turned. */
 DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int worker) {
     const dlrni_work *w = &t->w;
     dlrni_slab b;
     b.i0 = task * w->slab * DLRNI_BLOCK;
     b.rows = dlrni_min(w->slab * DLRNI_BLOCK, w->batch.n - b.i0);
+    /* values first, then features: both have 4 bytes, so one count sizes the scratch */
     b.val = (float *)(void *)dlrni_scratch(&w->codes, worker);
     b.col = (int32_t *)(void *)(b.val + w->slab_max);
     b.at[0] = 0;
@@ -11314,15 +11410,17 @@ DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int
         dlrni_block_count(&w->codes, (b.i0 + i) / DLRNI_BLOCK, b.at + i);
         dlrni_block_fill(&w->codes, (b.i0 + i) / DLRNI_BLOCK, b.at + i, b.col, b.val);
     }
+    /* lists hold pre-activations; most recipes use them as values */
     for (int64_t p = 0; t->recipe->value && p < b.at[b.rows]; p++)
         b.val[p] = t->recipe->value(t, b.col[p], b.val[p]);
     return b;
 }
 
-/* Runs body over the slabs of rows, with scratch for dlrni_slab_of. Dense ones are taller: they
-   share their atoms. */
+/* Runs body over the slabs of rows, with scratch for dlrni_slab_of. Where many features are active,
+   a slab is 4 blocks tall, so that more rows share each atom. */
 DLRNI_INTERNAL dlrn_status dlrni_each_slab(dlrn_trainer *t, dlrn_parallel_body body) {
     dlrni_work *w = &t->w;
+    /* entries if everything were active */
     double all = (double)w->batch.n * (double)(w->codes.wave * DLRNI_GROUP);
     w->slab = (double)dlrni_wave_entries(&w->codes) > DLRNI_DENSE * all ? 4 : 1;
     w->slab_max = w->slab * dlrni_block_max(&w->codes);
@@ -11331,7 +11429,8 @@ DLRNI_INTERNAL dlrn_status dlrni_each_slab(dlrn_trainer *t, dlrn_parallel_body b
     return DLRN_OK;
 }
 
-/* e = x_hat - y of one row, its loss and its factor c. */
+/* e [d_out] = x_hat - y of row i, its loss, and c: the derivative by x_hat is 2 e / n for the
+   squared distance, e / (n |e|) for the distance. */
 DLRNI_INTERNAL void dlrni_error_row(dlrn_trainer *t, int64_t i) {
     dlrni_batch *b = &t->w.batch;
     int64_t d = t->dict->d_out;
@@ -11341,15 +11440,18 @@ DLRNI_INTERNAL void dlrni_error_row(dlrn_trainer *t, int64_t i) {
     double square = (double)t->ctx->k->dot(e, e, d), norm = sqrt(square);
     int squared = t->cfg.loss == DLRN_LOSS_SQUARED;
     b->error[i] = squared ? square : norm;
+    /* the distance has no derivative at 0; 0 is the choice that moves nothing */
     b->c[i] = (float)(squared ? 2.0 / n : norm > 0 ? 1.0 / (n * norm) : 0.0);
 }
 
-/* Task: adds a wave's atoms to x_hat of a slab of rows, and ends with their errors. */
+/* Task: adds a wave's atoms to x_hat of a slab of rows. The first wave starts from the output bias,
+   the last one ends with the errors. */
 DLRNI_INTERNAL void dlrni_decode_slab(void *arg, int64_t task, int worker) {
     dlrn_trainer *t = (dlrn_trainer *)arg;
     dlrni_batch *batch = &t->w.batch;
     const dlrni_encoding *c = &t->w.codes;
     int64_t d = t->dict->d_out, f0 = c->first * DLRNI_GROUP;
+    /* the last group may be short */
     int64_t features = dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0);
     dlrni_slab b = dlrni_slab_of(t, task, worker);
     float *e = batch->e + b.i0 * d;
@@ -11358,28 +11460,34 @@ DLRNI_INTERNAL void dlrni_decode_slab(void *arg, int64_t task, int worker) {
             memcpy(e + i * d, t->dict->param[DLRN_OUTPUT_BIAS], (size_t)d * sizeof *e);
             batch->total[b.i0 + i] = 0;
         }
+    /* e holds x_hat until its last wave: one array less */
     dlrni_sums g = {b.rows, d, f0, features, b.at, b.col};
     dlrni_sums_add(t->ctx->k, &g, t->dict->param[DLRN_DECODER], b.val, e);
+    /* the sum of a row is in ascending features, wave by wave: independent of the waves */
     for (int64_t i = 0; i < b.rows; i++)
         for (int64_t p = b.at[i]; p < b.at[i + 1]; p++) batch->total[b.i0 + i] += (double)b.val[p];
+    /* x_hat is complete */
     if (c->first + c->wave == c->groups)
         for (int64_t i = 0; i < b.rows; i++) dlrni_error_row(t, b.i0 + i);
 }
 
-/* Counts the wave in hand in w->silent; the trainer's own counters are left alone. Only values
-   that are not 0 count: a recipe may keep more entries in its lists. */
+/* Updates w->silent from the wave in memory; the trainer's own counters change only when the step
+   succeeds. Values of 0 do not count as active: a recipe may keep such entries in its lists. */
 DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     const dlrni_encoding *c = &w->codes;
     int64_t f0 = c->first * DLRNI_GROUP, off = 0;
     int64_t f1 = dlrni_min(f0 + c->wave * DLRNI_GROUP, t->dict->features);
+    /* how much longer a feature is silent */
     int64_t more = t->recipe->counts_rows ? w->batch.n : 1;
+    /* first all are silent for this batch, then the lists correct it */
     for (int64_t f = f0; f < f1; f++) w->silent[f] = t->since_fired[f] + more;
     for (int64_t s = 0; s < c->stretches; s++)
         for (int64_t g = c->first; g < c->first + c->wave; g++) {
             const dlrni_list *list = &c->lists[s * c->groups + g];
             for (int64_t p = 0; p < list->count; p++) {
                 int64_t f = g * DLRNI_GROUP + dlrni_key_feature(list->key[p]);
+                /* dl-jump_relu: an entry just below its threshold */
                 if (t->recipe->value && !(t->recipe->value(t, f, list->val[p]) != 0))
                     off++;
                 else
@@ -11390,9 +11498,10 @@ DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
     w->candidates += dlrni_wave_candidates(c);
 }
 
-/* Reconstruction of all rows, wave after wave, and the sums over each row's features. */
+/* x_hat and errors of all rows, wave after wave, and the sums over each row's features. */
 DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
+    /* the last batch tells how long the lists will be; if they fit, one wave holds all */
     w->wave = w->nnz > w->budget ? dlrni_dense_wave(w) : w->codes.groups;
     DLRNI_TRY(dlrni_encoding_begin(&w->codes, w->batch.xc, w->batch.n));
     w->nnz = w->candidates = 0;
@@ -11401,21 +11510,24 @@ DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
         dlrni_count_wave(t);
         DLRNI_TRY(dlrni_each_slab(t, dlrni_decode_slab));
     }
+    /* the next batch chooses its screen by this one */
     dlrni_encoding_learn(&w->codes, w->nnz, w->candidates);
     return DLRN_OK;
 }
 
 /* ---- The batch ---- */
 
-/* The next array of a block of memory: `bytes` for each of n elements, from byte *at of `base` on;
-   *at moves on, to a whole cache line. base NULL: only counts. */
+/* The next array of a block of memory: n elements of `bytes` each, from byte *at of `base` on. *at
+   moves on to the next cache line, so that two tasks never write to the same one. base NULL: only
+   counts. */
 DLRNI_INTERNAL void *dlrni_carve(char *base, int64_t *at, int64_t n, int64_t bytes) {
     int64_t from = *at;
     *at += dlrni_round_up(n * bytes, DLRNI_ALIGN);
     return base ? base + from : NULL;
 }
 
-/* Room for n rows. The arrays share one block, which is xc's; what was in them is lost. */
+/* Makes room for n rows. One block for all arrays: one place where memory can run out, one pointer
+   to free (xc). Its contents are lost. */
 DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
     enum { ARRAYS = 8 };
     dlrni_batch *b = &t->w.batch;
@@ -11424,13 +11536,16 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
     const int64_t wide = sizeof(double), narrow = sizeof(float);
     int64_t bytes, at = 0;
     b->n = n;
+    /* batches of a run have one size: it allocates once */
     if (n <= b->cap) return DLRN_OK;
+    /* checked, since n comes from the caller */
     if (!dlrni_mul(in + out + 4 * wide + 2 * narrow, n, &bytes) ||
         !dlrni_add(bytes, ARRAYS * DLRNI_ALIGN, &bytes))
         return dlrn_fail(t->ctx, DLRN_ERR_MEMORY, "a batch of this size does not fit in memory");
     char *base = DLRNI_NEW(t->ctx, char, bytes);
     if (!base) return DLRN_ERR_MEMORY;
     dlrn_free(t->ctx, b->xc);
+    /* from here on nothing can fail */
     b->cap = n;
     b->xc = (float *)dlrni_carve(base, &at, n, in);
     b->e = (float *)dlrni_carve(base, &at, n, out);
@@ -11440,15 +11555,17 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
     b->mean_slope = (double *)dlrni_carve(base, &at, n, wide);
     b->c = (float *)dlrni_carve(base, &at, n, narrow);
     b->number = (int32_t *)dlrni_carve(base, &at, n, narrow);
+    /* lets a sum over all rows use the kernel for gathered rows */
     for (int64_t i = 0; i < n; i++) b->number[i] = (int32_t)i;
     return DLRN_OK;
 }
 
-/* Names a number that is not finite. The squared length of a row tells at once that there is
-   none. */
+/* Names the first number of x [n][d] that is not finite. The squared length of a row finds it
+   cheaply; a row too long for f32 is looked at number by number and passes. */
 DLRNI_INTERNAL dlrn_status dlrni_check_rows(dlrn_trainer *t, const char *name, const float *x,
                                             int64_t n, int64_t d) {
     for (int64_t i = 0; i < n; i++) {
+        /* false for NaN, too */
         if (t->ctx->k->dot(x + i * d, x + i * d, d) <= FLT_MAX) continue;
         for (int64_t c = 0; c < d; c++)
             if (!(fabsf(x[i * d + c]) <= FLT_MAX))
@@ -11458,7 +11575,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_rows(dlrn_trainer *t, const char *name, c
     return DLRN_OK;
 }
 
-/* Whether x and y (NULL: x) can be a batch. */
+/* Whether x [n][d_in] and y [n][d_out] (NULL: x) can be a batch. Comes before anything is written:
+   a bad row costs the step, not the weights. */
 DLRNI_INTERNAL dlrn_status dlrni_check_batch(dlrn_trainer *t, const float *x, const float *y,
                                              int64_t n) {
     DLRNI_REQUIRE(t->ctx, x, "x must not be NULL");
@@ -11469,17 +11587,19 @@ DLRNI_INTERNAL dlrn_status dlrni_check_batch(dlrn_trainer *t, const float *x, co
     return y && y != x ? dlrni_check_rows(t, "y", y, n, t->dict->d_out) : DLRN_OK;
 }
 
-/* In order: the same bits for any number of threads. */
+/* Mean of a [n], summed in order on one thread: the same bits for any number of threads. */
 DLRNI_INTERNAL double dlrni_mean(const double *a, int64_t n) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++) sum += a[i];
     return sum / (double)n;
 }
 
-/* A period without a feature after which it is dead. For a resampling: at least half of its period;
-   compat: more than half, as the reference has it. */
+/* Whether a feature that was silent for so long is dead. With resampling: for at least half of the
+   period; compat: for more than half, as the reference has it. Otherwise by the threshold of the
+   auxiliary loss. */
 DLRNI_INTERNAL int dlrni_is_dead(const dlrn_trainer *t, int64_t silent) {
     const dlrn_train_config *cfg = &t->cfg;
+    /* AuxK counts rows, so that its patience does not depend on the batch size */
     if (t->recipe->counts_rows) return cfg->dead_rows >= 0 && silent >= cfg->dead_rows;
     if (cfg->resample_steps > 0)
         return cfg->compat ? 2 * silent > cfg->resample_steps : 2 * silent >= cfg->resample_steps;
@@ -11488,30 +11608,33 @@ DLRNI_INTERNAL int dlrni_is_dead(const dlrn_trainer *t, int64_t silent) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>auxiliary
-/* Dead features learn nothing from the loss. An auxiliary loss asks them, and them alone, to
-   predict the residual y - x_hat. All of them are computed on all rows, densely; the rest of the
-   step stays sparse. The pass below is the same for every such loss; a block at the end of this
-   room says what a value is, how far it is from the residual, and what that costs.
+/* A dead feature is never active, so the loss has no gradient for it. An auxiliary loss makes the
+   dead features, and only them, predict the residual y - x_hat. All of them are computed on all
+   rows, densely; the rest of the step stays sparse. The pass below is the same for every such loss.
+   A block at the end of this room says what a value is, how far it is from the residual, and what
+   that costs.
 
    Forward goes by rows: all dead features on a block of rows. Backward goes by groups of dead
-   features, wherever they lie, and by blocks of rows: a block serves all products with a group
-   while it is in the second cache (10 % dead, Zen 4: a step takes 3.4 times one without, where
-   each feature walks through all rows alone). The sums are added to those of the lists when these
-   are whole. */
+   features and by blocks of rows: a block serves all products with a group while it is in the
+   second cache. If each feature walked through all rows alone, a step with 10 % dead features would
+   take 3.4 times one without (Zen 4). The sums are added to those of the lists when the lists are
+   done. */
 
 enum {
-    DLRNI_AUX_ROWS = 128, /* rows that go through the dead features together */
-    DLRNI_AUX_SUMS = 4096 /* dead features whose sums are kept at a time     */
+    DLRNI_AUX_ROWS = 128, /* rows of a block; with d = 512, xc and e are 512 KB: a second cache  */
+    DLRNI_AUX_SUMS = 4096 /* dead features whose sums are kept: bounds the memory, 4 (d_in + d_out)
+                             bytes for each                                                     */
 };
 
-/* rows [count] of a matrix [.][d], side by side */
-DLRNI_INTERNAL void dlrni_copy_rows(const float *from, const int32_t *row, int64_t count, int64_t d,
-                                    float *to) {
+/* Copies rows row [count] of a matrix [.][d] side by side: a kernel wants them contiguous. */
+DLRNI_INTERNAL void dlrni_collect_rows(const float *from, const int32_t *row, int64_t count,
+                                       int64_t d, float *to) {
     for (int64_t p = 0; p < count; p++)
         memcpy(to + p * d, from + row[p] * d, (size_t)d * sizeof *to);
 }
 
-/* pre [rows][count], rows ld apart = the copied encoder rows on xc [rows][d_in], plus biases. */
+/* Pre-activations of dead features: pre [rows][count], rows ld apart, from xc [rows][d_in], the
+   copied encoder rows [count][d_in] and the biases. */
 DLRNI_INTERNAL void dlrni_aux_pre(const dlrn_dictionary *dict, const float *xc, int64_t rows,
                                   const float *encoder, const int32_t *feature, int64_t count,
                                   float *pre, int64_t ld) {
@@ -11522,7 +11645,8 @@ DLRNI_INTERNAL void dlrni_aux_pre(const dlrn_dictionary *dict, const float *xc, 
             pre[i * ld + p] += dict->param[DLRN_ENCODER_BIAS][feature[p]];
 }
 
-/* out [rows][d_out] = f [rows][count] times the atoms of the dead, panel by panel. */
+/* out [rows][d_out] = f [rows][count] times the atoms of the dead. The atoms are packed panel by
+   panel, since they lie anywhere in the decoder. */
 DLRNI_INTERNAL void dlrni_aux_decode(const dlrn_trainer *t, const float *f, int64_t rows,
                                      float *panel, float *out) {
     const dlrni_aux *a = &t->w.aux;
@@ -11534,16 +11658,18 @@ DLRNI_INTERNAL void dlrni_aux_decode(const dlrn_trainer *t, const float *f, int6
             for (int64_t q = 0; q < depth; q++)
                 dlrni_pack_cols(t->dict->param[DLRN_DECODER] + a->dead[p + q] * d + j, d, width, 1,
                                 panel + q * DLRNI_GROUP);
+            /* p > 0: adds to the panels before */
             t->ctx->k->outer(rows, width, depth, f + p, a->count, 1, panel, p > 0, out + j, d);
         }
 }
 
-/* Rows of a task: as many as keep the values of all dead features within 4 MB. */
+/* Rows of a task: as many as keep the values of all dead features within 4 MB, so that the scratch
+   of a worker is bounded however many are dead. */
 DLRNI_INTERNAL int64_t dlrni_aux_block(const dlrni_aux *a) {
     return dlrni_max(dlrni_min((1 << 20) / a->count, DLRNI_AUX_ROWS), 8);
 }
 
-/* Bytes of scratch of a task, forward or backward. */
+/* Bytes of scratch of a task. Forward and backward share the size, so that a step grows it once. */
 DLRNI_INTERNAL int64_t dlrni_aux_scratch(const dlrn_trainer *t) {
     int64_t in = DLRNI_GROUP * t->dict->d_in, out = DLRNI_GROUP * t->dict->d_out;
     int64_t panel = DLRNI_GEMM_DEPTH * DLRNI_GROUP;
@@ -11552,7 +11678,8 @@ DLRNI_INTERNAL int64_t dlrni_aux_scratch(const dlrn_trainer *t) {
     return (in + panel + dlrni_max(forward, backward)) * (int64_t)sizeof(float);
 }
 
-/* Task: some rows against all dead features. */
+/* Task, forward: some rows against all dead features, in three steps: pre-activations, output,
+   distance. */
 DLRNI_INTERNAL void dlrni_aux_rows_task(void *arg, int64_t block, int worker) {
     dlrn_trainer *t = (dlrn_trainer *)arg;
     dlrni_aux *a = &t->w.aux;
@@ -11561,21 +11688,24 @@ DLRNI_INTERNAL void dlrni_aux_rows_task(void *arg, int64_t block, int worker) {
     float *panel = (float *)(void *)dlrni_scratch(&t->w.codes, worker);
     float *encoder = panel + DLRNI_GEMM_DEPTH * DLRNI_GROUP, *f = encoder + DLRNI_GROUP * d;
     for (int64_t p = 0; p < a->count; p += DLRNI_GROUP) {
+        /* a group at a time: the copies of its encoder rows stay in the second cache */
         int64_t count = dlrni_min(DLRNI_GROUP, a->count - p);
-        dlrni_copy_rows(t->dict->param[DLRN_ENCODER], a->dead + p, count, d, encoder);
+        dlrni_collect_rows(t->dict->param[DLRN_ENCODER], a->dead + p, count, d, encoder);
         dlrni_aux_pre(t->dict, t->w.batch.xc + r0 * d, rows, encoder, a->dead + p, count, f + p,
                       a->count);
     }
+    /* the values replace the pre-activations in place */
     for (int64_t i = 0; i < rows; i++) t->recipe->auxiliary->begin_row(t, r0 + i, f + i * a->count);
     dlrni_aux_decode(t, f, rows, panel, a->e + r0 * d_out);
     for (int64_t i = 0; i < rows; i++) t->recipe->auxiliary->end_row(t, r0 + i);
 }
 
-/* Memory for the pass, taken when a feature first dies. */
+/* Takes the memory of the pass when a feature first dies: many runs never need it. */
 DLRNI_INTERNAL dlrn_status dlrni_aux_room(dlrn_trainer *t) {
     dlrni_aux *a = &t->w.aux;
     int64_t d = t->dict->d_in + t->dict->d_out, n = t->w.batch.n;
     int64_t max = dlrni_min(DLRNI_AUX_SUMS, t->dict->features);
+    /* sized for the worst case at once: the number of dead features changes at every step */
     if (!a->grad && !(a->grad = DLRNI_NEW(t->ctx, float, max *d))) return DLRN_ERR_MEMORY;
     if (!a->bias_grad && !(a->bias_grad = DLRNI_NEW(t->ctx, double, max))) return DLRN_ERR_MEMORY;
     if (!DLRNI_GROW(t->ctx, &a->e, &a->e_cap, 0, n * t->dict->d_out) ||
@@ -11584,15 +11714,16 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_room(dlrn_trainer *t) {
     return dlrni_need_scratch(&t->w.codes, dlrni_aux_scratch(t));
 }
 
-/* The auxiliary loss of the batch in hand, after its reconstruction: adds to stats->loss, and sets
-   each row's factor. */
+/* The auxiliary loss of the batch, after its reconstruction, which leaves the residual in batch.e:
+   adds to stats->loss and sets each row's factor for backward. */
 DLRNI_INTERNAL dlrn_status dlrni_aux_forward(dlrn_trainer *t, dlrn_train_stats *stats) {
     const dlrni_auxiliary *block = t->recipe->auxiliary;
     dlrni_aux *a = &t->w.aux;
+    /* also tells backward that there is nothing to add */
     a->count = a->sums = 0;
     for (int64_t f = 0; block && f < t->dict->features; f++)
         if (block->is_dead(t, f)) a->dead[a->count++] = (int32_t)f;
-    if (!a->count) return DLRN_OK;
+    if (!a->count) return DLRN_OK; /* the usual case */
     DLRNI_TRY(dlrni_aux_room(t));
     dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->w.batch.n, dlrni_aux_block(a)), dlrni_aux_rows_task,
                       t);
@@ -11602,9 +11733,10 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_forward(dlrn_trainer *t, dlrn_train_stats *
 
 /* ---- Backward ---- */
 
-/* A group of dead features while rows go by. */
+/* A group of dead features while blocks of rows go by. The forward values are not kept but computed
+   again: [n][dead] would be too large. */
 typedef struct dlrni_aux_group {
-    const int32_t *feature;
+    const int32_t *feature; /* [count] ascending */
     int64_t count;
     float *panel, *encoder, *atom;   /* [DLRNI_GEMM_DEPTH][DLRNI_GROUP]; copied rows [count][d]  */
     float *f, *df, *slope;           /* [rows][DLRNI_GROUP] values, derivatives, <aux.e, atom>   */
@@ -11612,7 +11744,8 @@ typedef struct dlrni_aux_group {
     double *bias_grad;               /* [count]                                                */
 } dlrni_aux_group;
 
-/* grad [count][d] += c [rows][DLRNI_GROUP]^T g [rows][d] */
+/* grad [count][d] += c [rows][DLRNI_GROUP]^T g [rows][d]: the gradients of all features of a group
+   in one product. */
 DLRNI_INTERNAL void dlrni_aux_outer(const dlrni_kernel_table *k, const dlrni_aux_group *h,
                                     const float *c, const float *g, int64_t rows, int64_t d,
                                     float *grad) {
@@ -11623,7 +11756,8 @@ DLRNI_INTERNAL void dlrni_aux_outer(const dlrni_kernel_table *k, const dlrni_aux
     }
 }
 
-/* Adds a block of rows to the sums of a group. */
+/* Adds a block of rows to the sums of a group. With v = aux.e and the row's factor: atom += f
+   factor v, slope = <v, atom> df factor, encoder row += slope xc, bias += slope. */
 DLRNI_INTERNAL void dlrni_aux_group_rows(const dlrn_trainer *t, dlrni_aux_group *h, int64_t r0,
                                          int64_t rows) {
     const dlrni_aux *a = &t->w.aux;
@@ -11646,7 +11780,8 @@ DLRNI_INTERNAL void dlrni_aux_group_rows(const dlrn_trainer *t, dlrni_aux_group 
     dlrni_aux_outer(k, h, h->slope, xc, rows, d, h->encoder_grad);
 }
 
-/* Task: the sums of a group of those dead features that are in hand, over all rows. */
+/* Task, backward: the sums of one group of dead features over all rows. Its sums have no other
+   writer, and rows ascend: the same bits for any number of threads. */
 DLRNI_INTERNAL void dlrni_aux_group_task(void *arg, int64_t task, int worker) {
     const dlrn_trainer *t = (const dlrn_trainer *)arg;
     const dlrni_aux *a = &t->w.aux;
@@ -11663,15 +11798,16 @@ DLRNI_INTERNAL void dlrni_aux_group_task(void *arg, int64_t task, int worker) {
     h.bias_grad = a->bias_grad + at;
     h.atom_grad = a->grad + at * (d + d_out);
     h.encoder_grad = h.atom_grad + h.count * d_out;
+    /* encoder_grad lies right behind it */
     memset(h.atom_grad, 0, (size_t)(h.count * (d + d_out)) * sizeof(float));
     memset(h.bias_grad, 0, (size_t)h.count * sizeof(double));
-    dlrni_copy_rows(t->dict->param[DLRN_ENCODER], h.feature, h.count, d, h.encoder);
-    dlrni_copy_rows(t->dict->param[DLRN_DECODER], h.feature, h.count, d_out, h.atom);
+    dlrni_collect_rows(t->dict->param[DLRN_ENCODER], h.feature, h.count, d, h.encoder);
+    dlrni_collect_rows(t->dict->param[DLRN_DECODER], h.feature, h.count, d_out, h.atom);
     for (int64_t r0 = 0; r0 < t->w.batch.n; r0 += DLRNI_AUX_ROWS)
         dlrni_aux_group_rows(t, &h, r0, dlrni_min(DLRNI_AUX_ROWS, t->w.batch.n - r0));
 }
 
-/* The first dead feature that is not below f. */
+/* The index of the first dead feature that is not below f (binary search). */
 DLRNI_INTERNAL int64_t dlrni_dead_from(const dlrni_aux *a, int64_t f) {
     int64_t from = 0, end = a->count;
     while (from < end) {
@@ -11684,15 +11820,16 @@ DLRNI_INTERNAL int64_t dlrni_dead_from(const dlrni_aux *a, int64_t f) {
     return from;
 }
 
-/* Forms the sums of the dead among groups `group` .. *end; *end comes down to where there are more
-   than fit. */
+/* Forms the sums of the dead features among groups `group` .. *end. If there are more than
+   DLRNI_AUX_SUMS, *end is lowered to the group where they stop fitting. */
 DLRNI_INTERNAL dlrn_status dlrni_aux_sums(dlrn_trainer *t, int64_t group, int64_t *end) {
     dlrni_aux *a = &t->w.aux;
-    int64_t last = group;
+    int64_t last = group; /* whole groups only: a visit needs all sums of its group */
     a->first = dlrni_dead_from(a, group * DLRNI_GROUP);
     a->sums = 0;
     for (; last < *end; last++) {
         int64_t next = dlrni_dead_from(a, (last + 1) * DLRNI_GROUP) - a->first;
+        /* a single group always fits, so that the caller makes progress */
         if (next > DLRNI_AUX_SUMS) break;
         a->sums = next;
     }
@@ -11703,12 +11840,14 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_sums(dlrn_trainer *t, int64_t group, int64_
     return DLRN_OK;
 }
 
-/* Adds the sums of feature f, if it is dead, to those of its lists. */
+/* Adds the auxiliary sums of feature f, if it is dead, to those of its lists: atom [d_out], encoder
+   [d_in]. Adam then sees one gradient. */
 DLRNI_INTERNAL void dlrni_aux_add(const dlrn_trainer *t, int64_t f, float *atom, float *encoder,
                                   double *bias) {
     const dlrni_aux *a = &t->w.aux;
     int64_t d = t->dict->d_in, d_out = t->dict->d_out, at = dlrni_dead_from(a, f) - a->first;
     if (at < 0 || at >= a->sums || a->dead[a->first + at] != f) return;
+    /* the layout that dlrni_aux_group_task wrote */
     int64_t group = at / DLRNI_GROUP * DLRNI_GROUP, count = dlrni_min(DLRNI_GROUP, a->sums - group);
     const float *atoms = a->grad + group * (d + d_out), *encoders = atoms + count * d_out;
     t->ctx->k->axpy(1.0f, atoms + (at - group) * d_out, atom, d_out);
@@ -11717,21 +11856,23 @@ DLRNI_INTERNAL void dlrni_aux_add(const dlrn_trainer *t, int64_t f, float *atom,
 }
 
 /* ---- Ghost gradients (Jermyn and Templeton, "Ghost grads", 2024) ----
-   Dead is a feature that was silent for more than ghost_threshold steps before this one: it may
-   fire again just now, and then gets both gradients. The dead predict the residual r = y - x_hat
-   through exp(pre): X = sum_j exp(pre_j) a_j, scaled to half of r's length. With the row's shift
-   m = max(0, largest pre) taken out, X = exp(m) X', everything stays finite, and the scale
-   |r| / (2 |X| + eps) becomes |r| / (2 |X'| + eps exp(-m)). Loss: the mean distance between r and
+   A feature is dead if it was silent for more than ghost_threshold steps before this one. It may
+   fire in this batch; then it gets both gradients. The dead predict the residual r = y - x_hat
+   through exp(pre), which has a gradient wherever ReLU has none: X = sum_j exp(pre_j) a_j, scaled
+   to half of r's length. exp can overflow. With the row's shift m = max(0, largest pre),
+   X = exp(m) X' and X' stays finite; the scale |r| / (2 |X| + eps) becomes
+   |r| / (2 |X'| + eps exp(-m)). Loss: the mean distance between r and
    the scaled X, times the ratio of the reconstruction loss to it. Scale, r and that ratio are
    constants to the gradient. */
+/* as in trainSAE: a row without residual must not divide by 0 */
 static const double dlrni_ghost_eps = 1e-8;
 
-/* By the counters before this step. */
+/* By the counters before this step, as in the reference. */
 DLRNI_INTERNAL int dlrni_ghost_is_dead(const dlrn_trainer *t, int64_t f) {
     return t->cfg.ghost_threshold >= 0 && t->since_fired[f] > t->cfg.ghost_threshold;
 }
 
-/* The shift m of a row, and exp(pre - m). */
+/* Finds the shift m of row i, and turns pre [count] into exp(pre - m). */
 DLRNI_INTERNAL void dlrni_ghost_begin_row(dlrn_trainer *t, int64_t i, float *pre) {
     dlrni_aux *a = &t->w.aux;
     float max = 0;
@@ -11740,7 +11881,7 @@ DLRNI_INTERNAL void dlrni_ghost_begin_row(dlrn_trainer *t, int64_t i, float *pre
     a->row[i].level = max;
 }
 
-/* exp is its own derivative. */
+/* exp is its own derivative. The row's shift was found over all dead features, not only these n. */
 DLRNI_INTERNAL void dlrni_ghost_activate(const dlrn_trainer *t, int64_t i, const int32_t *feature,
                                          int64_t n, float *f, float *df) {
     (void)feature;
@@ -11748,7 +11889,8 @@ DLRNI_INTERNAL void dlrni_ghost_activate(const dlrn_trainer *t, int64_t i, const
     memcpy(df, f, (size_t)n * sizeof *df);
 }
 
-/* The distance v = s X' - r, and the row's loss |v|; factor keeps the scale s. */
+/* The distance v = s X' - r [d_out] and the row's loss |v|. factor keeps the scale s until
+   dlrni_ghost_finish. */
 DLRNI_INTERNAL void dlrni_ghost_end_row(dlrn_trainer *t, int64_t i) {
     const dlrni_kernel_table *k = t->ctx->k;
     dlrni_aux_row *row = &t->w.aux.row[i];
@@ -11762,7 +11904,7 @@ DLRNI_INTERNAL void dlrni_ghost_end_row(dlrn_trainer *t, int64_t i) {
     row->error = sqrt((double)k->dot(v, v, d));
 }
 
-/* Mean of the rows' errors. */
+/* Mean of the rows' errors, in order. */
 DLRNI_INTERNAL double dlrni_aux_mean_error(const dlrn_trainer *t) {
     int64_t n = t->w.batch.n;
     double sum = 0;
@@ -11770,7 +11912,8 @@ DLRNI_INTERNAL double dlrni_aux_mean_error(const dlrn_trainer *t) {
     return sum / (double)n;
 }
 
-/* The ratio makes the ghosts' loss as large as the reconstruction loss. */
+/* The ratio makes the ghost loss as large as the reconstruction loss, so that neither drowns the
+   other. The factor of row i: ratio * s / (n |v|), the derivative of a mean of distances. */
 DLRNI_INTERNAL void dlrni_ghost_finish(dlrn_trainer *t, dlrn_train_stats *stats) {
     double n = (double)t->w.batch.n;
     stats->auxiliary_loss = dlrni_aux_mean_error(t);
@@ -11779,6 +11922,7 @@ DLRNI_INTERNAL void dlrni_ghost_finish(dlrn_trainer *t, dlrn_train_stats *stats)
     for (int64_t i = 0; i < t->w.batch.n; i++) {
         dlrni_aux_row *row = &t->w.aux.row[i];
         double by = ratio * (double)row->factor / (n * row->error);
+        /* at distance 0 there is no direction */
         row->factor = row->error > 0 ? (float)by : 0.0f;
     }
 }
@@ -11789,15 +11933,15 @@ static const dlrni_auxiliary dlrni_ghosts = {dlrni_ghost_is_dead, dlrni_ghost_be
 
 /* ---- AuxK (Gao et al., "Scaling and evaluating sparse autoencoders", 2024; as in
    dictionary_learning 0.1.0) ----
-   Dead is a feature without which dead_rows rows have gone by, this batch counted. Of the dead, each
-   row keeps the auxk largest of ReLU(pre). Their output X predicts the residual r. Loss:
+   A feature is dead if it was silent on the last dead_rows rows, this batch included. Of the dead,
+   each row keeps the auxk largest ReLU(pre). Their output X predicts the residual r. Loss:
    auxk_alpha mean |r - X|^2 / mean |r - mean r|^2; r is a constant to the gradient. */
 DLRNI_INTERNAL int dlrni_auxk_is_dead(const dlrn_trainer *t, int64_t f) {
     return t->cfg.auxk_alpha > 0 && dlrni_is_dead(t, t->w.silent[f]);
 }
 
-/* The k-th largest of pre [n], if it is above 0; else 0. Numbers above 0 sort as their bits do: one
-   bit of the answer after the other, without memory. */
+/* The k-th largest of pre [n] if it is above 0, else 0. Positive floats sort as their bits do, so
+   that the answer is found bit by bit from the top: 31 passes, no memory, no copy. */
 DLRNI_INTERNAL float dlrni_kth_largest(const float *pre, int64_t n, int64_t k) {
     uint32_t bits = 0;
     for (int bit = 30; bit >= 0; bit--) {
@@ -11809,20 +11953,24 @@ DLRNI_INTERNAL float dlrni_kth_largest(const float *pre, int64_t n, int64_t k) {
     return dlrni_float_of_bits(bits);
 }
 
-/* Whether a row keeps a feature: of equal ones, those up to row->feature. */
+/* Whether a row keeps a feature. Of equal values, those up to row->feature: a row keeps exactly
+   k. */
 DLRNI_INTERNAL int dlrni_auxk_keeps(const dlrni_aux_row *row, int32_t feature, float pre) {
     return pre > row->level || (pre > 0 && pre >= row->level && feature <= row->feature);
 }
 
-/* Notes where the row's selection ends, and drops the rest. */
+/* Finds where the selection of row i ends, and sets the rest of pre [count] to 0. */
 DLRNI_INTERNAL void dlrni_auxk_begin_row(dlrn_trainer *t, int64_t i, float *pre) {
     const dlrni_aux *a = &t->w.aux;
     dlrni_aux_row *row = &t->w.aux.row[i];
+    /* d_in / 2 is the paper's choice, "a power of two close to d / 2" */
     int64_t k = dlrni_min(t->cfg.auxk ? t->cfg.auxk : dlrni_max(t->cfg.d_in / 2, 1), a->count);
     row->level = dlrni_kth_largest(pre, a->count, k);
     row->feature = -1;
+    /* those above the level are certain; what is left of k goes to the equal ones, in order */
     for (int64_t p = 0; p < a->count; p++) k -= pre[p] > row->level;
     for (int64_t p = 0; p < a->count && k > 0; p++) {
+        /* without ==, which -Wfloat-equal reports */
         if (pre[p] < row->level || pre[p] > row->level) continue;
         row->feature = a->dead[p];
         k--;
@@ -11831,7 +11979,7 @@ DLRNI_INTERNAL void dlrni_auxk_begin_row(dlrn_trainer *t, int64_t i, float *pre)
         if (!dlrni_auxk_keeps(row, a->dead[p], pre[p])) pre[p] = 0;
 }
 
-/* ReLU and selection: the derivative is 1 where a feature is kept. */
+/* ReLU and selection: the derivative is 1 where a feature is kept, else 0. */
 DLRNI_INTERNAL void dlrni_auxk_activate(const dlrn_trainer *t, int64_t i, const int32_t *feature,
                                         int64_t n, float *f, float *df) {
     for (int64_t p = 0; p < n; p++) {
@@ -11841,7 +11989,7 @@ DLRNI_INTERNAL void dlrni_auxk_activate(const dlrn_trainer *t, int64_t i, const 
     }
 }
 
-/* Distance and squared distance of one row. */
+/* The distance X - r of row i, and its square. */
 DLRNI_INTERNAL void dlrni_auxk_end_row(dlrn_trainer *t, int64_t i) {
     int64_t d = t->dict->d_out;
     float *v = t->w.aux.e + i * d;
@@ -11849,7 +11997,8 @@ DLRNI_INTERNAL void dlrni_auxk_end_row(dlrn_trainer *t, int64_t i) {
     t->w.aux.row[i].error = (double)t->ctx->k->dot(v, v, d);
 }
 
-/* mean_i |e_i - mean e|^2, some columns at a time. */
+/* mean_i |e_i - mean e|^2 of e [n][d]. Some columns at a time, so that the sums fit on the stack
+   and a row is read in whole cache lines. */
 DLRNI_INTERNAL double dlrni_residual_variance(const float *e, int64_t n, int64_t d) {
     double sum = 0, mean[DLRNI_GROUP], square[DLRNI_GROUP];
     for (int64_t c = 0; c < d; c += DLRNI_GROUP) {
@@ -11860,6 +12009,7 @@ DLRNI_INTERNAL double dlrni_residual_variance(const float *e, int64_t n, int64_t
             for (int64_t j = 0; j < width; j++) mean[j] += (double)e[i * d + c + j] / (double)n;
         for (int64_t i = 0; i < n; i++)
             for (int64_t j = 0; j < width; j++) {
+                /* two passes: the one-pass formula cancels where the mean is large */
                 double off = (double)e[i * d + c + j] - mean[j];
                 square[j] += off * off;
             }
@@ -11868,7 +12018,8 @@ DLRNI_INTERNAL double dlrni_residual_variance(const float *e, int64_t n, int64_t
     return sum;
 }
 
-/* All rows have the same factor. Residuals without variance give no loss. */
+/* The loss is relative to the variance of the residuals, so that auxk_alpha means the same for all
+   data. Every row has the same factor. Residuals without variance give no loss. */
 DLRNI_INTERNAL void dlrni_auxk_finish(dlrn_trainer *t, dlrn_train_stats *stats) {
     int64_t n = t->w.batch.n;
     double variance = dlrni_residual_variance(t->w.batch.e, n, t->dict->d_out);
@@ -11884,12 +12035,17 @@ static const dlrni_auxiliary dlrni_auxk = {dlrni_auxk_is_dead, dlrni_auxk_begin_
 
 /* ------------------------------------------------------------------------------------------ */
 // >>backward
-/* Gradients, and the update in the same visit. */
+/* Gradients, and the update in the same visit. A gradient is never a matrix: a task sums those of
+   a few groups, hands them to Adam while they are in the cache, and goes on. Chain rule, for row i
+   and feature j with value f and pre-activation p: the atom gets c_i f e_i, the slope by p is
+   s = c_i <e_i, atom> (plus the penalty), the encoder row gets s xc_i, its bias s. */
 
-/* Sorts the list of group g of the visit by feature, behind those of the groups before it. */
+/* Sorts the list of the visit's group g by feature (a counting sort, stable: rows still ascend),
+   behind the entries of the groups before it. */
 DLRNI_INTERNAL void dlrni_visit_sort(dlrni_visit *v, int64_t g, const dlrni_list *list) {
     int64_t to[DLRNI_GROUP], *at = v->at + g * DLRNI_GROUP;
     int64_t width = dlrni_min(DLRNI_GROUP, v->width - g * DLRNI_GROUP);
+    /* at[0] is where the previous group ended */
     memset(at + 1, 0, (size_t)width * sizeof *at);
     for (int64_t p = 0; p < list->count; p++) at[dlrni_key_feature(list->key[p]) + 1]++;
     for (int64_t j = 0; j < width; j++) {
@@ -11897,20 +12053,24 @@ DLRNI_INTERNAL void dlrni_visit_sort(dlrni_visit *v, int64_t g, const dlrni_list
         at[j + 1] += at[j];
     }
     for (int64_t p = 0; p < list->count; p++) {
+        /* `to` moves on, `at` must stay: it is the index of the sorted entries */
         int64_t q = to[dlrni_key_feature(list->key[p])]++;
         v->row[q] = (int32_t)dlrni_key_row(list->key[p]);
         v->val[q] = list->val[p];
     }
 }
 
-/* slope[p] = <e of the entry's row, atom>, for all entries. Where many features are active, all
-   products of a few rows and a group are formed and the wanted ones taken: the tile has both
-   operands in registers (at half of the features active a third faster). */
+/* slope[p] = <e of the entry's row, atom> for all entries. Where many features are active, all
+   products of a few rows and a group are formed and the wanted ones taken: the tile keeps both
+   operands in registers. With half of the features active a third faster (Zen 4). */
 DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, dlrni_visit *v, const dlrni_sums *g) {
+    /* a tile of 32 x 48 floats is 6 KB: it stays in the first cache */
     enum { ROWS = 32 };
     int64_t d = t->dict->d_out, from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
     const float *atom = t->dict->param[DLRN_DECODER] + v->f0 * d, *e = t->w.batch.e;
     float tile[ROWS * DLRNI_GROUP];
+    /* Found on Zen 4: the tile wins if an output has 4 entries among 12 rows. To tune, time both
+       ways at densities from 0.1 to 0.5. */
     if (dlrni_sums_chunk(g, 4) > 12) {
         for (int64_t j = 0; j < g->n_out; j++)
             t->ctx->k->dots(atom + j * d, d, e, d, v->row + v->at[j], v->at[j + 1] - v->at[j],
@@ -11926,15 +12086,17 @@ DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, dlrni_visit *v, cons
             t->ctx->k->dots_nt(rows, width, d, e + r0 * d, d, atom + j0 * d, d, tile, DLRNI_GROUP);
             for (int64_t j = 0; j < width; j++)
                 for (int64_t p = from[j0 + j]; p < to[j0 + j]; p++)
+                    /* the entries of output j0 + j on these rows, from .. to */
                     v->slope[p] = tile[(v->row[p] - r0) * DLRNI_GROUP + j];
         }
     }
 }
 
-/* coef and slope of the entries of feature j of the visit, where the derivative of a value by its
-   pre-activation is 1 and there is no penalty. */
+/* coef and slope of the entries of feature j of the visit, for recipes in which a value is its
+   pre-activation and there is no penalty. */
 DLRNI_INTERNAL void dlrni_visit_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
     const float *c = t->w.batch.c;
+    /* in double: it is a sum over all rows of the batch */
     double *bias = v->scalar[DLRN_ENCODER_BIAS];
     for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
         v->coef[p] = v->val[p] * c[v->row[p]];
@@ -11943,9 +12105,11 @@ DLRNI_INTERNAL void dlrni_visit_slopes(const dlrn_trainer *t, dlrni_visit *v, in
     }
 }
 
-/* Adds one run's sums to those of the runs before, and begins the next. */
+/* Adds the sums of one run to those of the runs before, and begins the next. Why runs:
+   DLRNI_RUN. */
 DLRNI_INTERNAL void dlrni_visit_end_run(const dlrn_trainer *t, dlrni_visit *v) {
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        /* one run in the batch: run and sum are the same array */
         if (!v->sum[role] || v->sum[role] == v->run[role]) continue;
         int64_t n = v->width * dlrni_role_width(t->dict, role);
         t->ctx->k->axpy(1.0f, v->run[role], v->sum[role], n);
@@ -11953,12 +12117,13 @@ DLRNI_INTERNAL void dlrni_visit_end_run(const dlrn_trainer *t, dlrni_visit *v) {
     }
 }
 
-/* Adds a stretch of rows to the sums. */
+/* Adds a stretch of rows to the sums of the visit. */
 DLRNI_INTERNAL void dlrni_visit_stretch(const dlrn_trainer *t, dlrni_visit *v, int64_t stretch) {
     const dlrni_encoding *c = &t->w.codes;
     const dlrni_batch *b = &t->w.batch;
     int64_t first = stretch * DLRNI_STRETCH;
     v->rows = dlrni_min(DLRNI_STRETCH, b->n - first);
+    /* the sort of the lists below fills v->at and v->row */
     dlrni_sums out = {v->width, t->dict->d_out, first, v->rows, v->at, v->row}, in = out;
     in.d = t->dict->d_in;
     v->at[0] = 0;
@@ -11966,32 +12131,36 @@ DLRNI_INTERNAL void dlrni_visit_stretch(const dlrn_trainer *t, dlrni_visit *v, i
         dlrni_visit_sort(v, i, &c->lists[stretch * c->groups + v->group + i]);
     dlrni_visit_dots(t, v, &out);
     for (int64_t j = 0; j < v->width; j++) {
+        /* after the products, which the slopes are made from */
         if (t->recipe->slopes)
             t->recipe->slopes(t, v, j);
         else
             dlrni_visit_slopes(t, v, j);
     }
+    /* atoms are sums of rows of e, encoder rows sums of rows of xc, over the same entries */
     dlrni_sums_add(t->ctx->k, &out, b->e, v->coef, v->run[DLRN_DECODER]);
     dlrni_sums_add(t->ctx->k, &in, b->xc, v->slope, v->run[DLRN_ENCODER]);
+    /* by the number of the stretch: runs do not depend on threads or waves */
     if (stretch % DLRNI_RUN == DLRNI_RUN - 1) dlrni_visit_end_run(t, v);
 }
 
-/* What a pass over the waves is for: the step (adam) or the bare gradients (out). */
+/* What a pass over the waves is for: the step (adam), or only the gradients (out). */
 typedef struct dlrni_update {
-    dlrn_trainer *t;
-    const dlrni_adam *adam;
-    float *const *out;
-    int64_t first, end; /* groups in hand: first .. end */
-    int64_t groups;     /* of a task                    */
-    int64_t entries;    /* of a task, at most           */
+    dlrn_trainer *t;        /* of the step */
+    const dlrni_adam *adam; /* NULL: the weights stay */
+    float *const *out;      /* by role, each of its parameter's shape; NULL: not wanted */
+    int64_t first, end;     /* the groups whose tasks run now: first .. end */
+    int64_t groups;         /* of a task                    */
+    int64_t entries;        /* of a task on one stretch, at most             */
 } dlrni_update;
 
-/* Whether sums of runs are added up: 1 if the batch has several. */
+/* Whether the batch has several runs, so that they need arrays of their own. */
 DLRNI_INTERNAL int dlrni_has_runs(const dlrni_encoding *c) {
     return c->stretches > DLRNI_RUN;
 }
 
-/* Carves a visit's arrays from scratch; returns the bytes that they take. base NULL: only counts. */
+/* Carves the arrays of a visit from scratch, and returns their bytes. base NULL: only counts, so
+   that one function knows the layout. */
 DLRNI_INTERNAL int64_t dlrni_visit_carve(const dlrni_update *u, char *base, dlrni_visit *v) {
     const dlrn_dictionary *dict = u->t->dict;
     const int64_t max = u->groups * DLRNI_GROUP, narrow = sizeof(float);
@@ -12000,6 +12169,7 @@ DLRNI_INTERNAL int64_t dlrni_visit_carve(const dlrni_update *u, char *base, dlrn
         int64_t d = dlrni_role_width(dict, role);
         v->sum[role] = v->run[role] = NULL;
         v->scalar[role] = NULL;
+        /* biases that belong to no feature have their own sums (dlrni_bias_gradients) */
         if (!dict->param[role] || !dlrni_is_by_feature(role)) continue;
         if (dlrni_role_table[role].cols == '1') {
             v->scalar[role] = (double *)dlrni_carve(base, &at, max, sizeof(double));
@@ -12010,6 +12180,7 @@ DLRNI_INTERNAL int64_t dlrni_visit_carve(const dlrni_update *u, char *base, dlrn
             v->run[role] = (float *)dlrni_carve(base, &at, max * d, narrow);
     }
     v->at = (int64_t *)dlrni_carve(base, &at, max + 1, sizeof(int64_t));
+    /* by entry, and last: the parts before it have the same size at every stretch */
     v->row = (int32_t *)dlrni_carve(base, &at, u->entries, narrow);
     v->val = (float *)dlrni_carve(base, &at, u->entries, narrow);
     v->coef = (float *)dlrni_carve(base, &at, u->entries, narrow);
@@ -12017,36 +12188,40 @@ DLRNI_INTERNAL int64_t dlrni_visit_carve(const dlrni_update *u, char *base, dlrn
     return at;
 }
 
-/* A visit of some groups from `group` on, its parts in scratch, the sums 0. */
+/* A visit of up to u->groups groups from `group` on. Its arrays lie in the worker's scratch, its
+   sums are 0. */
 DLRNI_INTERNAL dlrni_visit dlrni_visit_begin(const dlrni_update *u, int64_t group,
                                              unsigned char *scratch) {
     const dlrn_dictionary *dict = u->t->dict;
     dlrni_visit v;
     dlrni_visit_carve(u, (char *)scratch, &v);
     v.group = group;
-    v.groups = dlrni_min(u->groups, u->end - group);
+    v.groups = dlrni_min(u->groups, u->end - group); /* the last task may have fewer */
     v.f0 = group * DLRNI_GROUP;
     v.width = dlrni_min(v.groups * DLRNI_GROUP, dict->features - v.f0);
-    v.rows = 0;
+    v.rows = 0; /* set by each stretch */
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         size_t n = (size_t)(v.width * dlrni_role_width(dict, role));
         if (v.scalar[role]) memset(v.scalar[role], 0, n * sizeof(double));
         if (v.sum[role]) memset(v.sum[role], 0, n * sizeof(float));
+        /* not twice if they are one array */
         if (v.run[role] != v.sum[role]) memset(v.run[role], 0, n * sizeof(float));
     }
     return v;
 }
 
-/* The gradient of role, feature j of the visit; one number is rounded into *number. */
+/* The gradient of feature j of the visit in one role, or NULL. A single number was summed in double
+   and is rounded into *number. */
 DLRNI_INTERNAL float *dlrni_visit_gradient(const dlrn_trainer *t, const dlrni_visit *v, int role,
                                            int64_t j, float *number) {
     if (v->sum[role]) return v->sum[role] + j * dlrni_role_width(t->dict, role);
     if (!v->scalar[role]) return NULL;
+    /* Adam's kernel takes floats */
     *number = (float)v->scalar[role][j];
     return number;
 }
 
-/* The sums of feature j of the visit are whole: what is done with them. */
+/* The sums of feature j are complete: updates its weights, or copies its gradients out. */
 DLRNI_INTERNAL void dlrni_visit_end_feature(const dlrni_update *u, dlrni_visit *v, int64_t j) {
     dlrn_trainer *t = u->t;
     int64_t f = v->f0 + j;
@@ -12059,21 +12234,25 @@ DLRNI_INTERNAL void dlrni_visit_end_feature(const dlrni_update *u, dlrni_visit *
     }
 }
 
-/* The sums of all features of the visit are whole. Each group's share of the gradient of what is
-   subtracted from x is - sum_j bias_j w_j, with the weights before the update. */
+/* The sums of all features of the visit are complete. First each group's part of the gradient of
+   what is subtracted from x: - sum_j bias_j w_j, with the weights before the update. The parts are
+   added in order later, whatever task made them. */
 DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
     dlrn_trainer *t = u->t;
     const dlrn_dictionary *dict = t->dict;
     double *bias = v->scalar[DLRN_ENCODER_BIAS];
     int64_t d = dict->d_in, d_out = dict->d_out;
     for (int64_t g = 0; g < v->groups; g++) {
+        /* a part for each group, so that tasks never write to the same one */
         float *part = t->w.center_part + (v->group + g) * d;
         int64_t end = dlrni_min((g + 1) * DLRNI_GROUP, v->width);
         memset(part, 0, (size_t)d * sizeof *part);
         for (int64_t j = g * DLRNI_GROUP; j < end; j++) {
+            /* before anything uses the sums */
             if (t->w.aux.sums)
                 dlrni_aux_add(t, v->f0 + j, v->sum[DLRN_DECODER] + j * d_out,
                               v->sum[DLRN_ENCODER] + j * d, &bias[j]);
+            /* nothing is subtracted: nothing to learn */
             if (dlrni_center_of(dict))
                 t->ctx->k->axpy(-(float)bias[j], dict->param[DLRN_ENCODER] + (v->f0 + j) * d, part,
                                 d);
@@ -12082,21 +12261,22 @@ DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
     }
 }
 
-/* Task: a few groups, on one stretch of rows after the other. */
+/* Task: a few groups, through all stretches of rows in order. */
 DLRNI_INTERNAL void dlrni_update_groups(void *arg, int64_t task, int worker) {
     const dlrni_update *u = (const dlrni_update *)arg;
     const dlrni_encoding *c = &u->t->w.codes;
     dlrni_visit v = dlrni_visit_begin(u, u->first + task * u->groups, dlrni_scratch(c, worker));
     for (int64_t s = 0; s < c->stretches; s++) dlrni_visit_stretch(u->t, &v, s);
+    /* the last run may be short */
     dlrni_visit_end_run(u->t, &v);
     dlrni_visit_end(u, &v);
 }
 
-/* The largest number of entries that a task has on a stretch. */
+/* The largest number of entries that any task has on a stretch: the size of its scratch. */
 DLRNI_INTERNAL int64_t dlrni_update_max(const dlrni_update *u) {
     const dlrni_encoding *c = &u->t->w.codes;
     int64_t max = 0;
-    for (int64_t s = 0; s < c->stretches; s++)
+    for (int64_t s = 0; s < c->stretches; s++) /* cut as the tasks will be */
         for (int64_t g = u->first; g < u->end; g += u->groups) {
             int64_t n = 0;
             for (int64_t i = g; i < dlrni_min(g + u->groups, u->end); i++)
@@ -12106,22 +12286,26 @@ DLRNI_INTERNAL int64_t dlrni_update_max(const dlrni_update *u) {
     return max;
 }
 
-/* One wave's share of the step, as many groups at a time as have room for the sums of their dead.
-   Where the rows do not stay in a cache from one group to the next, or each group wants all of
-   them, several groups go through them together. */
+/* One wave's part of the step, as many groups at a time as the auxiliary sums have room for.
+   Several groups go through the rows together if the rows do not stay in a cache from one group to
+   the next (several stretches), or if each group uses nearly all of them. */
 DLRNI_INTERNAL dlrn_status dlrni_update_wave(dlrni_update *u, int64_t first) {
     dlrn_trainer *t = u->t;
     dlrni_encoding *c = &t->w.codes;
-    dlrni_visit count;
+    dlrni_visit count; /* only measured */
     DLRNI_TRY(dlrni_load_wave(t, first));
+    /* at least 4 tasks a thread, so that a long one does not leave the others idle */
     int64_t part = dlrni_max(c->wave / (4 * t->ctx->threads), 1);
     int together = c->stretches > 1 || c->active > DLRNI_DENSE;
     u->groups = together ? dlrni_min(DLRNI_VISIT_GROUPS, part) : 1;
     for (u->first = first; u->first < first + c->wave; u->first = u->end) {
+        /* what is wanted; the auxiliary sums may lower it */
         u->end = first + c->wave;
         DLRNI_TRY(dlrni_aux_sums(t, u->first, &u->end));
         u->entries = dlrni_update_max(u);
         DLRNI_TRY(dlrni_need_scratch(c, dlrni_visit_carve(u, NULL, &count)));
+        /* all memory is there: from here on an interruption would leave half of the weights
+           updated */
         if (u->adam) t->stage = DLRNI_UPDATING;
         dlrn_parallel_for(t->ctx, dlrni_ceil_div(u->end - u->first, u->groups), dlrni_update_groups,
                           u);
@@ -12129,7 +12313,7 @@ DLRNI_INTERNAL dlrn_status dlrni_update_wave(dlrni_update *u, int64_t first) {
     return DLRN_OK;
 }
 
-/* sum_i c_i e_i, run by run: the gradient of the output bias. */
+/* sum_i c_i e_i [d_out], run by run: the gradient of the output bias. */
 DLRNI_INTERNAL void dlrni_output_gradient(dlrn_trainer *t) {
     const dlrni_batch *b = &t->w.batch;
     const int64_t d = t->dict->d_out, run = (int64_t)DLRNI_RUN * DLRNI_STRETCH;
@@ -12137,6 +12321,7 @@ DLRNI_INTERNAL void dlrni_output_gradient(dlrn_trainer *t) {
     memset(sum, 0, (size_t)d * sizeof *sum);
     for (int64_t i = 0; i < b->n; i += run) {
         int64_t n = dlrni_min(run, b->n - i);
+        /* the first run needs no second array */
         float *to = i ? part : sum;
         if (i) memset(part, 0, (size_t)d * sizeof *part);
         t->ctx->k->gather_axpy(to, d, b->e, d, b->number + i, b->c + i, n);
@@ -12144,9 +12329,9 @@ DLRNI_INTERNAL void dlrni_output_gradient(dlrn_trainer *t) {
     }
 }
 
-/* The gradients of the biases that belong to no feature. Output bias: sum_i c_i e_i. What is
-   subtracted from x: - sum_j (sum_i slope_ij) w_j, a product with a vector where the chain rule as
-   written would be one with a matrix. A tied bias gets both. */
+/* The gradients of the biases that belong to no feature. Output bias: sum_i c_i e_i. Subtracted
+   from x: - sum_j (sum_i slope_ij) w_j: one product with a vector, where the chain rule row by row
+   would cost one with a matrix. A tied bias gets both. */
 DLRNI_INTERNAL void dlrni_bias_gradients(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     const dlrni_kernel_table *k = t->ctx->k;
@@ -12154,12 +12339,14 @@ DLRNI_INTERNAL void dlrni_bias_gradients(dlrn_trainer *t) {
     int tied = t->dict->formula.center == DLRN_CENTER_OUTPUT_BIAS;
     float *center = tied ? w->output_grad : w->center_grad;
     dlrni_output_gradient(t);
+    /* tied: output_grad already holds the other part */
     if (!tied) memset(center, 0, (size_t)d * sizeof *center);
     for (int64_t g = 0; g < w->codes.groups && dlrni_center_of(t->dict); g++)
         k->axpy(1.0f, w->center_part + g * d, center, d);
 }
 
-/* Everything after the loss: the gradients into out (NULL: not wanted), or the update (adam). */
+/* Everything after the loss: the update (adam), or the gradients into out (by role; NULL: not
+   wanted). The waves go in the same order as forward. */
 DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *adam,
                                           float *const *out) {
     dlrni_work *w = &t->w;
@@ -12168,18 +12355,23 @@ DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *ada
         DLRNI_TRY(dlrni_update_wave(&u, first));
     dlrni_bias_gradients(t);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        /* features were updated in their visit */
         if (!t->dict->param[role] || dlrni_is_by_feature(role)) continue;
+        /* the only two roles that are not by feature */
         const float *grad = role == DLRN_OUTPUT_BIAS ? w->output_grad : w->center_grad;
         int64_t n = dlrni_role_size(t->dict, role);
         if (adam) dlrni_adam_move(t, adam, role, 0, grad, n);
         if (out && out[role]) memcpy(out[role], grad, (size_t)n * sizeof *grad);
     }
-    if (adam) dlrn_dictionary_changed(t->dict);
+    if (adam) dlrn_dictionary_changed(t->dict); /* copies made for the encoder are stale */
     return DLRN_OK;
 }
 
-/* ---- The update from stored gradients, for recipes that limit their norm ---- */
+/* ---- The update from stored gradients, for recipes that limit their norm ----
+   The norm is known only when all gradients are. They are kept, and the weights are moved in a second
+   pass: this costs memory for one more set of parameters. */
 
+/* Two passes over the features with one task body: measure, then move. */
 typedef struct dlrni_apply {
     dlrn_trainer *t;
     const dlrni_adam *adam;
@@ -12187,7 +12379,8 @@ typedef struct dlrni_apply {
     double *square; /* [features] squared length of a feature's gradients; NULL: the update */
 } dlrni_apply;
 
-/* Task: a group of features: projects the atoms' gradients and measures, or moves the weights. */
+/* Task, one group of features: with `square` projects the atoms' gradients and measures all;
+   without it moves the weights. */
 DLRNI_INTERNAL void dlrni_apply_group(void *arg, int64_t group, int worker) {
     const dlrni_apply *a = (const dlrni_apply *)arg;
     dlrn_trainer *t = a->t;
@@ -12200,24 +12393,29 @@ DLRNI_INTERNAL void dlrni_apply_group(void *arg, int64_t group, int worker) {
             if (!t->dict->param[role] || !dlrni_is_by_feature(role)) continue;
             float *grad = t->w.gradient[role] + f * d;
             if (a->square) {
+                /* first, as in dictionary_learning: the part along the atom must not use up the
+                   limit */
                 if (role == DLRN_DECODER) dlrni_project(k, t->dict->param[role] + f * d, grad, d);
                 a->square[f] += (double)k->dot(grad, grad, d);
             } else {
                 k->scale(grad, a->factor, d);
+                /* projected by the first pass */
                 dlrni_update_role(t, a->adam, role, f, grad, 1);
             }
         }
 }
 
-/* Backward for a recipe that clips: all gradients, projected, are scaled so that together they are
-   no longer than cfg.clip, as torch.nn.utils.clip_grad_norm_ does; then Adam. Nothing is written
-   before all memory is there. */
+/* Backward for a recipe that clips. All gradients, projected, are scaled so that together they are
+   no longer than cfg.clip, as torch.nn.utils.clip_grad_norm_ does it; then Adam. All memory is
+   taken before anything is written. */
 DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_adam *adam) {
     int64_t F = t->dict->features, groups = dlrni_ceil_div(F, DLRNI_GROUP);
+    /* a number for each feature and not for each thread: summed in order below */
     double *square = DLRNI_NEW_ZERO(t->ctx, double, F), sum = 0;
     dlrni_apply job = {t, adam, 1, square};
     dlrn_status s = square ? dlrni_backward(t, NULL, t->w.gradient) : DLRN_ERR_MEMORY;
     if (s == DLRN_OK) dlrn_parallel_for(t->ctx, groups, dlrni_apply_group, &job);
+    /* feature by feature, in order: the same norm for any number of threads */
     for (int64_t f = 0; s == DLRN_OK && f < F; f++) sum += square[f];
     dlrn_free(t->ctx, square);
     if (s != DLRN_OK) return s;
@@ -12226,8 +12424,10 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_a
         int64_t n = dlrni_role_size(t->dict, role);
         sum += (double)t->ctx->k->dot(t->w.gradient[role], t->w.gradient[role], n);
     }
+    /* 1e-6: torch has it, too */
     const double factor = t->cfg.clip / (sqrt(sum) + 1e-6);
     job.factor = factor < 1 ? (float)factor : 1;
+    /* the second pass moves */
     job.square = NULL;
     t->stage = DLRNI_UPDATING;
     dlrn_parallel_for(t->ctx, groups, dlrni_apply_group, &job);
@@ -12243,25 +12443,28 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_a
 
 /* ------------------------------------------------------------------------------------------ */
 // >>recipes
-/* How families are trained: one block each, and one row of the table at the end. */
+/* How families are trained: one block each, and one row of the table at the end. To add a recipe,
+   write its block and its row; the trainer, the checkpoint and the program need no change. */
 
 /* ---- reference: trainSAE of March 2024, ReLU with an L1 or entropy penalty, ghosts ----
    Entropy of a row: q = f / (sum f + eps), H = -sum q log(q + eps). Its derivative by f_k is
    (h_k - T) / (sum f + eps) with h_k = -log(q_k + eps) - q_k / (q_k + eps), T = sum_j h_j q_j. */
+/* the constant of the reference: it keeps log(0) and 0 / 0 away */
 static const double dlrni_entropy_eps = 1e-8;
 
-/* h of the text above. */
+/* h of the text above, at q = f / (sum f + eps). */
 DLRNI_INTERNAL double dlrni_entropy_slope(double q) {
     return -log(q + dlrni_entropy_eps) - q / (q + dlrni_entropy_eps);
 }
 
-/* Task: entropy and T of a slab of rows, for the wave in hand. */
+/* Task: adds the wave in memory to the entropy and to T of a slab of rows. */
 DLRNI_INTERNAL void dlrni_entropy_slab(void *arg, int64_t task, int worker) {
     dlrn_trainer *t = (dlrn_trainer *)arg;
     dlrni_batch *batch = &t->w.batch;
     dlrni_slab b = dlrni_slab_of(t, task, worker);
     for (int64_t i = 0; i < b.rows; i++) {
         double *sparse = &batch->sparse[b.i0 + i], *mean = &batch->mean_slope[b.i0 + i];
+        /* the first wave starts the sums, the others add */
         if (t->w.codes.first == 0) *sparse = *mean = 0;
         for (int64_t p = b.at[i]; p < b.at[i + 1]; p++) {
             double q = (double)b.val[p] / (batch->total[b.i0 + i] + dlrni_entropy_eps);
@@ -12271,7 +12474,8 @@ DLRNI_INTERNAL void dlrni_entropy_slab(void *arg, int64_t task, int worker) {
     }
 }
 
-/* The mean L1 norm, or the mean entropy, which takes a second pass: it needs a row's sum first. */
+/* The mean L1 norm, or the mean entropy. The entropy takes a second pass over the waves: it needs
+   the sum of a row's features first. */
 DLRNI_INTERNAL dlrn_status dlrni_reference_penalty(dlrn_trainer *t, dlrn_train_stats *stats) {
     dlrni_work *w = &t->w;
     dlrni_batch *b = &w->batch;
@@ -12286,16 +12490,18 @@ DLRNI_INTERNAL dlrn_status dlrni_reference_penalty(dlrn_trainer *t, dlrn_train_s
     return DLRN_OK;
 }
 
-/* The penalty's derivative by an activation of row i, as a share of the batch. */
-DLRNI_INTERNAL double dlrni_reference_slope(const dlrn_trainer *t, double weight, int64_t i,
-                                            float f) {
+/* The penalty's derivative by an activation f of row i. `weight` is already divided by the rows of
+   the batch. */
+DLRNI_INTERNAL double dlrni_sparsity_slope(const dlrn_trainer *t, double weight, int64_t i,
+                                           float f) {
     const dlrni_batch *b = &t->w.batch;
     if (t->cfg.sparsity == DLRN_SPARSITY_L1) return weight;
     double sum = b->total[i] + dlrni_entropy_eps;
     return weight * (dlrni_entropy_slope((double)f / sum) - b->mean_slope[i]) / sum;
 }
 
-/* The loss's slope, and the penalty's. */
+/* As dlrni_visit_slopes, plus the penalty: where f > 0, its derivative by f is that by the
+   pre-activation. */
 DLRNI_INTERNAL void dlrni_reference_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
     const double weight = dlrni_penalty_weight(&t->cfg, t->step) / (double)t->w.batch.n;
     const float *c = t->w.batch.c;
@@ -12303,35 +12509,39 @@ DLRNI_INTERNAL void dlrni_reference_slopes(const dlrn_trainer *t, dlrni_visit *v
     for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
         int64_t i = v->row[p];
         v->coef[p] = v->val[p] * c[i];
-        v->slope[p] = c[i] * v->slope[p] + (float)dlrni_reference_slope(t, weight, i, v->val[p]);
+        v->slope[p] = c[i] * v->slope[p] + (float)dlrni_sparsity_slope(t, weight, i, v->val[p]);
         bias[j] += (double)v->slope[p];
     }
 }
 
 /* ---- dl-top_k: TopKTrainer of dictionary_learning 0.1.0 ----
    Squared distance, no penalty, AuxK. Before the first step the output bias becomes the geometric
-   median of the batch. The mean threshold follows the smallest value that a row keeps. A row that
-   keeps nothing is left out of that mean, where the library takes infinity; of features at 0 it
-   picks some at random to fill up k, and counts them as active, which is not followed. */
+   median of the batch. The mean threshold follows the smallest value that a row keeps. It lets a
+   trained dictionary encode one row at a time, without selection.
+   Two deliberate differences: a row that keeps nothing does not count in that mean (there the
+   library takes infinity), and k is not filled up with features at 0 (the library picks some at
+   random and counts them as active). */
 DLRNI_INTERNAL void dlrni_top_k_defaults(dlrn_train_config *cfg) {
-    cfg->lr = -1;
-    cfg->sparsity_penalty = 0;
+    cfg->lr = -1;              /* by dlrni_top_k_rate: it depends on the number of features */
+    cfg->sparsity_penalty = 0; /* k alone makes it sparse */
     cfg->loss = DLRN_LOSS_SQUARED;
-    cfg->clip = 1;
+    cfg->clip = 1; /* gradients are clipped to norm 1 */
     cfg->k = 64;
-    cfg->auxk_alpha = 1.0 / 32;
-    cfg->dead_rows = 10000000;
+    cfg->auxk_alpha = 1.0 / 32; /* Gao et al., 2024 */
+    cfg->dead_rows = 10000000;  /* the same: 10 million tokens */
     cfg->threshold_beta = 0.999;
-    cfg->threshold_start_step = 1000;
+    cfg->threshold_start_step = 1000; /* the first values are not typical yet */
 }
 
-/* The library's scaling law: 2e-4 at 2^14 features, falling with the root. */
+/* The library's scaling law, from Gao et al.: 2e-4 at 2^14 features, falling with the square
+   root. */
 DLRNI_INTERNAL double dlrni_top_k_rate(const dlrn_train_config *cfg) {
     return 2e-4 / sqrt((double)cfg->features / 16384);
 }
 
-/* One round of Weiszfeld's algorithm: to [d] = the mean of y [n][d], weighted by 1 / distance from
-   `from`. A row that lies there has no weight. Returns the distance between the two. */
+/* One round of Weiszfeld's algorithm (1937): to [d] = the mean of y [n][d], weighted by 1 /
+   distance from `from` [d]. Returns how far the median moved. A row at distance 0 gets no weight,
+   for the formula would divide by 0. */
 DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t n, int64_t d, const double *from,
                                          double *to) {
     double all = 0, moved = 0;
@@ -12351,14 +12561,17 @@ DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t n, int64_t d, c
     return sqrt(moved);
 }
 
-/* At most 100 rounds, or until the median moves less than 1e-5, as the library has it. */
+/* The geometric median: unlike a mean, it is not drawn away by a few huge rows. At most 100 rounds,
+   or until it moves less than 1e-5: the library's numbers. */
 DLRNI_INTERNAL dlrn_status dlrni_top_k_first_batch(dlrn_trainer *t, const float *x, const float *y,
                                                    int64_t n) {
     int64_t d = t->dict->d_out;
+    /* it comes before the loss, which checks it otherwise */
     DLRNI_TRY(dlrni_check_batch(t, x, y, n));
     double *at = DLRNI_NEW_ZERO(t->ctx, double, 2 * d), *next = at + d;
     if (!at) return DLRN_ERR_MEMORY;
     if (!y) y = x;
+    /* starts from the mean */
     for (int64_t i = 0; i < n * d; i++) at[i % d] += (double)y[i] / (double)n;
     for (int round = 0; round < 100; round++) {
         double moved = dlrni_median_round(y, n, d, at, next);
@@ -12371,13 +12584,15 @@ DLRNI_INTERNAL dlrn_status dlrni_top_k_first_batch(dlrn_trainer *t, const float 
     return DLRN_OK;
 }
 
-/* The average starts with the first value that is seen. */
+/* The moving average of the smallest kept value. It starts with the first batch's mean, not with 0:
+   a threshold below 0 means "none yet". */
 DLRNI_INTERNAL void dlrni_top_k_after_step(dlrn_trainer *t) {
     const dlrni_encoding *c = &t->w.codes;
     double *threshold = &t->dict->formula.threshold, sum = 0, beta = t->cfg.threshold_beta;
     int64_t rows = 0, k = t->dict->formula.k;
     if (t->cfg.threshold_start_step < 0 || t->step <= t->cfg.threshold_start_step) return;
     for (int64_t i = 0; i < c->n; i++) {
+        /* a row without a positive pre-activation */
         if (!c->kept[i]) continue;
         sum += (double)c->best[i * k].value; /* on top of the heap: the smallest */
         rows++;
@@ -12389,28 +12604,28 @@ DLRNI_INTERNAL void dlrni_top_k_after_step(dlrn_trainer *t) {
 
 /* ---- dl-jump_relu: JumpReluTrainer of dictionary_learning 0.1.0 ----
    f = p where p > threshold, else 0. Squared distance, and the penalty (L0 / target_l0 - 1)^2. A
-   step has no useful derivative, so that of a threshold t is estimated from the entries within half
-   a bandwidth e of it (Rajamanoharan et al., "Jumping ahead", 2024): df/dt = - t / e, and each
-   feature on a row counts in L0 with - 1 / e where |f - t| < e / 2: f, not p, so that all inactive
-   entries count while t < e / 2. The penalty moves thresholds alone. In training, and there alone,
-   a threshold below 0 lets negative values through. */
+   step has no useful derivative. The one by a threshold t is estimated from the entries within half
+   a bandwidth e of t (Rajamanoharan et al., "Jumping ahead", 2024): df/dt = - t / e, and
+   dL0/dt = - 1 / e for each entry with |f - t| < e / 2. The library tests f there, not p, so that
+   all inactive entries (f = 0) count while |t| < e / 2. The penalty moves only thresholds. Only in
+   training, a threshold below 0 lets negative values through. */
 DLRNI_INTERNAL void dlrni_jump_relu_defaults(dlrn_train_config *cfg) {
     cfg->lr = 7e-5;
-    cfg->beta1 = 0;
+    cfg->beta1 = 0; /* the paper trains without momentum */
     cfg->loss = DLRN_LOSS_SQUARED;
     cfg->clip = 1;
     cfg->sparsity_penalty = 1;
     cfg->sparsity_warmup_steps = 2000;
     cfg->target_l0 = 20;
-    cfg->bandwidth = 0.001;
+    cfg->bandwidth = 0.001; /* the paper's, for data of unit scale */
 }
 
-/* Entries within the window below a threshold are off: 0. */
+/* The lists reach half a bandwidth below the threshold, for its gradient; there the value is 0. */
 DLRNI_INTERNAL float dlrni_jump_relu_value(const dlrn_trainer *t, int64_t feature, float pre) {
     return pre > t->dict->param[DLRN_THRESHOLD][feature] ? pre : 0;
 }
 
-/* By the mean L0 of the batch, so that its slope is the same for all entries. */
+/* L0 is a mean over the batch, so that the penalty's slope is one number for all entries. */
 DLRNI_INTERNAL dlrn_status dlrni_jump_relu_penalty(dlrn_trainer *t, dlrn_train_stats *stats) {
     const dlrn_train_config *cfg = &t->cfg;
     DLRNI_REQUIRE(t->ctx, cfg->target_l0 > 0 && cfg->bandwidth > 0,
@@ -12422,7 +12637,8 @@ DLRNI_INTERNAL dlrn_status dlrni_jump_relu_penalty(dlrn_trainer *t, dlrn_train_s
     return DLRN_OK;
 }
 
-/* `off`: rows of the stretch on which the feature is off; they count while t < e / 2. */
+/* `off`: rows of the stretch on which the feature is 0. They are in no list, but count while |t| <
+   e / 2. */
 DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
     const float threshold = t->dict->param[DLRN_THRESHOLD][v->f0 + j], *c = t->w.batch.c;
     const double width = t->cfg.bandwidth, level = (double)threshold;
@@ -12431,6 +12647,7 @@ DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v
     for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
         float pre = v->val[p], slope = c[v->row[p]] * v->slope[p];
         int near = fabs((double)pre - level)<width / 2, on = pre> threshold;
+        /* on or off: the estimate looks at both sides */
         if (near) by_f += (double)slope;
         counted += near && on;
         off -= on;
@@ -12443,9 +12660,9 @@ DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v
     v->scalar[DLRN_THRESHOLD][j] -= (level * by_f + t->w.penalty_slope * counted) / width;
 }
 
-/* ---- The table ---- */
+/* ---- The table. The first row is the default: version 0.1 had no other ---- */
 
-static const dlrni_recipe dlrni_recipes[] = {
+static const dlrni_recipe dlrni_recipe_table[] = {
     {"reference", "AutoEncoder", NULL, NULL, 0, NULL, NULL, dlrni_reference_penalty,
      dlrni_reference_slopes, &dlrni_ghosts, NULL},
     {"dl-top_k", "AutoEncoderTopK", dlrni_top_k_defaults, dlrni_top_k_rate, 1,
@@ -12453,56 +12670,65 @@ static const dlrni_recipe dlrni_recipes[] = {
     {"dl-jump_relu", "JumpReluAutoEncoder", dlrni_jump_relu_defaults, NULL, 0, NULL,
      dlrni_jump_relu_value, dlrni_jump_relu_penalty, dlrni_jump_relu_slopes, NULL, NULL},
 };
-enum { DLRNI_RECIPES = sizeof dlrni_recipes / sizeof *dlrni_recipes };
+enum { DLRNI_RECIPES = sizeof dlrni_recipe_table / sizeof *dlrni_recipe_table };
 
 /* NULL stands for the first; an unknown name gives NULL. */
 DLRNI_INTERNAL const dlrni_recipe *dlrni_recipe_named(const char *name) {
     for (int i = 0; i < DLRNI_RECIPES; i++)
-        if (!name || !strcmp(dlrni_recipes[i].name, name)) return &dlrni_recipes[i];
+        if (!name || !strcmp(dlrni_recipe_table[i].name, name)) return &dlrni_recipe_table[i];
     return NULL;
 }
 
 DLRN_API const char *dlrn_recipe_name(int index) {
-    return index >= 0 && index < DLRNI_RECIPES ? dlrni_recipes[index].name : NULL;
+    return index >= 0 && index < DLRNI_RECIPES ? dlrni_recipe_table[index].name : NULL;
 }
 
 /* ------------------------------------------------------------------------------------------ */
 // >>settings
-/* The configuration of a trainer: defaults, checks, and as text. */
+/* The configuration of a trainer: defaults, checks, and as text. One list of settings serves all
+   three and the checkpoint, so that a new setting is one line and cannot be forgotten in a file. */
 
+/* The defaults are those of trainSAE of March 2024, with the switches for later recipes off; a
+   recipe then overwrites what its own paper or library says. */
 DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     const dlrni_recipe *r = dlrni_recipe_named(recipe);
     dlrn_train_config cfg;
     memset(&cfg, 0, sizeof cfg);
+    /* an unknown name stays, so that the trainer can name it in its error */
     cfg.recipe = r ? r->name : recipe;
     cfg.d_in = 512;
-    cfg.features = 16 * 512;
+    cfg.features = 16 * 512; /* 16 atoms for each dimension */
     cfg.lr = 3e-4;
     cfg.sparsity_penalty = 1e-3;
-    cfg.loss = DLRN_LOSS_NORM;
+    cfg.loss = DLRN_LOSS_NORM; /* the distance, not its square */
     cfg.sparsity = DLRN_SPARSITY_L1;
     cfg.beta1 = 0.9;
     cfg.beta2 = 0.999;
     cfg.eps = 1e-8;
-    cfg.steps = -1;
-    cfg.warmup_steps = 1000;
-    cfg.decay_start = -1;
-    cfg.resample_steps = -1;
+    cfg.steps = -1;          /* until the source ends */
+    cfg.warmup_steps = 1000; /* Adam's second moments are poor estimates at first */
+    cfg.decay_start = -1;    /* off: a constant rate can be trained on for as long as one likes */
+    cfg.resample_steps = -1; /* off */
+    /* 100 batches: enough badly reconstructed rows for thousands of dead features */
     cfg.resample_rows = 819200;
-    cfg.ghost_threshold = -1;
-    cfg.log_steps = 1000;
-    cfg.save_steps = -1;
+    cfg.ghost_threshold = -1; /* off: the ghosts have a cost, and not every run needs them */
+    cfg.log_steps = 1000;     /* with compat a log has an effect (dlrni_stage_logging) */
+    cfg.save_steps = -1;      /* the program's; the trainer itself never saves */
     cfg.dead_rows = -1;
     cfg.threshold_start_step = -1;
     cfg.buffer = dlrn_buffer_defaults();
-    if (r && r->defaults) r->defaults(&cfg);
+    if (r && r->defaults) r->defaults(&cfg); /* last: a recipe overrides */
     return cfg;
 }
 
-/* The numbers of a configuration: X(field, key, condition, what is expected). `v` is the value. The
-   first two lists are those of version 0.1; the others follow where the recipe is written. */
+/* The numbers of a configuration: X(field, key, condition, what is expected). `v` is the value as a
+   double: conditions on integers stay exact below 2^53. The first two lists are those of version
+   0.1, whose files have no others; the MORE lists are in files that name their recipe. The keys are
+   part of the file format, so that they keep the old names. */
+/* 0 would divide by 0 in "every n steps" */
 #define DLRNI_PERIOD(v) ((v) == -1 || (v) > 0)
 #define DLRNI_NEVER "a number from 1, or -1 for never"
+/* false for NaN; larger numbers would be infinite in f32 */
 #define DLRNI_REAL(v) (fabs(v) <= (double)FLT_MAX)
 #define DLRNI_CONFIG_INTEGERS(X)                                                                   \
     X(d_in, "activation_dim", v > 0, "a number from 1")                                            \
@@ -12536,7 +12762,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(target_l0, "target_l0", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                   \
     X(bandwidth, "bandwidth", v >= 0 && DLRNI_REAL(v), "a finite number from 0")
 
-/* Names as in config.json. */
+/* The words of config.json and of the command line. */
 DLRNI_INTERNAL const char *dlrni_loss_name(dlrn_loss loss) {
     return loss == DLRN_LOSS_SQUARED ? "squared" : "norm";
 }
@@ -12546,7 +12772,8 @@ DLRNI_INTERNAL const char *dlrni_sparsity_name(dlrn_sparsity sparsity) {
     return sparsity == DLRN_SPARSITY_ENTROPY ? "entropy" : "l1";
 }
 
-/* Each setting is within its range. */
+/* Checks that each setting is within its range. A setting that comes from a checkpoint takes the
+   same way: files are not trusted. */
 DLRNI_INTERNAL dlrn_status dlrni_check_numbers(dlrn_context *ctx, const dlrn_train_config *cfg) {
 #define DLRNI_CHECK_NUMBER(field, key, condition, wanted)                                          \
     {                                                                                              \
@@ -12560,6 +12787,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_numbers(dlrn_context *ctx, const dlrn_tra
     DLRNI_CONFIG_MORE_INTEGERS(DLRNI_CHECK_NUMBER)
     DLRNI_CONFIG_MORE_REALS(DLRNI_CHECK_NUMBER)
 #undef DLRNI_CHECK_NUMBER
+    /* enumerations: a C caller may pass any int */
     if (cfg->loss != DLRN_LOSS_NORM && cfg->loss != DLRN_LOSS_SQUARED)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                          "dlrn_train_config: loss: expected a DLRN_LOSS_, found %d",
@@ -12572,22 +12800,27 @@ DLRNI_INTERNAL dlrn_status dlrni_check_numbers(dlrn_context *ctx, const dlrn_tra
 }
 
 /* Checks a configuration, and fills in what follows from the rest: the recipe's name, d_out, the
-   recipe's own rate. */
+   learning rate that depends on the number of features. A settled configuration does not change if
+   it is settled again. */
 DLRNI_INTERNAL dlrn_status dlrni_settle_config(dlrn_context *ctx, dlrn_train_config *cfg,
                                                const dlrni_recipe **recipe) {
     *recipe = dlrni_recipe_named(cfg->recipe);
     if (!*recipe)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                          "dlrn_train_config: recipe: expected a name such as %s, found %.80s",
-                         dlrni_recipes[0].name, cfg->recipe);
+                         dlrni_recipe_table[0].name, cfg->recipe);
+    /* the table's own string: the caller's may be gone later */
     cfg->recipe = (*recipe)->name;
+    /* lr == -1, without the warning of -Wfloat-equal */
     if (!(cfg->lr > -1) && !(cfg->lr < -1) && (*recipe)->rate) cfg->lr = (*recipe)->rate(cfg);
     DLRNI_TRY(dlrni_check_numbers(ctx, cfg));
+    /* only after the check: a negative width must not be copied */
     if (!cfg->d_out) cfg->d_out = cfg->d_in;
     return DLRN_OK;
 }
 
-/* ---- As text ---- */
+/* ---- As text ----
+   For checkpoints and for the config.json beside a dictionary. */
 
 DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text, size_t size) {
     dlrni_json_writer w = dlrni_json_to_text(text, size);
@@ -12600,71 +12833,82 @@ DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text
     DLRNI_CONFIG_MORE_REALS(DLRNI_PUT_REAL)
 #undef DLRNI_PUT_INTEGER
 #undef DLRNI_PUT_REAL
-    dlrni_json_put_text(&w, "recipe", cfg->recipe ? cfg->recipe : dlrni_recipes[0].name);
+    /* a name and not a number: recipes may be reordered */
+    dlrni_json_put_text(&w, "recipe", cfg->recipe ? cfg->recipe : dlrni_recipe_table[0].name);
     dlrni_json_put_text(&w, "loss", dlrni_loss_name(cfg->loss));
     dlrni_json_put_text(&w, "sparsity", dlrni_sparsity_name(cfg->sparsity));
     dlrni_json_put_unsigned(&w, "seed", cfg->seed);
     dlrni_json_put_bool(&w, "compat", cfg->compat);
     dlrni_json_close(&w, "}");
+    /* of the whole text, also if it was cut: the caller learns what size to bring */
     return w.out.len;
 }
 
 /* ------------------------------------------------------------------------------------------ */
 // >>resampling
-/* A feature that stays silent learns nothing. Every resample_steps, each one that is dead is given
-   the direction of a row that is reconstructed badly (Bricken et al., "Towards Monosemanticity",
-   2023). The loss of a random sample of rows is measured: of resample_rows of those that the buffer
-   holds, drawn without replacement by seed and step, or of all if it holds fewer. From the sample,
-   rows are drawn without replacement with probability proportional to their squared loss. The atom
-   becomes the drawn output y, normalised (not centred); the encoder row becomes the drawn input
-   less what the formula subtracts, scaled to 0.2 of the mean norm of the living encoder rows; the
-   encoder's bias 0, and Adam's moments of the feature 0. With nothing alive the mean is over all
-   rows; if that is 0, it is 1. Rows with y = 0 or without input give no direction and are never
-   drawn. If there are fewer rows than dead features, the rest stay as they are. */
+/* A feature that stays silent learns nothing. Every resample_steps, each dead feature gets the
+   direction of a row that is reconstructed badly (Bricken et al., "Towards Monosemanticity", 2023).
+   1. Sample: resample_rows of the rows that the buffer holds (all if there are fewer), drawn without
+      replacement by seed and step. Their losses are measured.
+   2. Draw: one row of the sample for each dead feature, without replacement, with probability
+      proportional to the squared loss.
+   3. Revive: the atom becomes the drawn output y, normalised (not centred). The encoder row becomes
+      the drawn input less what the formula subtracts, scaled to 0.2 of the mean norm of the living
+      encoder rows. The encoder bias and Adam's moments of the feature become 0.
+   If no feature is alive, the mean is over all encoder rows; if that is 0, it counts as 1. Rows with
+   y = 0 or with a zero input give no direction and are never drawn. If there are fewer rows than
+   dead features, the remaining features are left alone. */
 
-enum { DLRNI_SAMPLE_ROWS = 256 }; /* measured at a time */
+/* Rows whose losses are measured at a time: enough for the encoder's tiles, and between two of them
+   a stop is noticed within milliseconds. */
+enum { DLRNI_SAMPLE_ROWS = 256 };
 
-/* Where rows come from: arrays, or a sample of a buffer. */
+/* Where rows come from: arrays of the caller, or a sample of a buffer. */
 typedef struct dlrni_sample {
-    const float *x, *y; /* [n][d_in], [n][d_out]; NULL: the buffer                     */
-    int64_t n;          /* rows                                                        */
-    dlrn_buffer *buffer;
-    int64_t *index; /* [n] which of the buffer's unread rows, ascending; owned     */
-    float *bx, *by; /* [DLRNI_SAMPLE_ROWS][d] copies of some of them; owned        */
+    const float *x, *y;  /* [n][d_in], [n][d_out]; NULL: the buffer                     */
+    int64_t n;           /* rows                                                        */
+    dlrn_buffer *buffer; /* borrowed */
+    int64_t *index;      /* [n] which of the buffer's unread rows, ascending; owned     */
+    float *bx, *by;      /* [DLRNI_SAMPLE_ROWS][d] copies of some of them; owned        */
 } dlrni_sample;
 
-/* Frees what dlrni_sample_buffer took, also after a failure. */
+/* Frees what dlrni_sample_buffer took, also after it failed. */
 DLRNI_INTERNAL void dlrni_sample_free(dlrn_context *ctx, dlrni_sample *r) {
     dlrn_free(ctx, r->index);
     dlrn_free(ctx, r->bx);
     dlrn_free(ctx, r->by);
 }
 
-/* Rows of the sample from `start` on, n of them. */
+/* Rows start .. start + n of the sample: x [n][d_in], y [n][d_out]. Those of a buffer are copied
+   into bx and by, since they are stored narrow and apart. */
 DLRNI_INTERNAL void dlrni_sample_rows(const dlrni_sample *r, const dlrn_trainer *t, int64_t start,
                                       int64_t n, const float **x, const float **y) {
     *x = r->bx;
     *y = r->by;
     if (r->x) {
+        /* no copy: the caller's rows are f32 already */
         *x = r->x + start * t->dict->d_in;
         *y = r->y + start * t->dict->d_out;
     } else
         dlrni_buffer_copy(r->buffer, r->index + start, n, r->bx, r->by);
 }
 
-/* Apart from the streams of features, which are numbered from 0. */
+/* The stream of random numbers of this step's draw. Bit 63 keeps it apart from the streams that
+   make the first weights, numbered by feature from 0. By step: a resumed run draws the same. */
 DLRNI_INTERNAL uint64_t dlrni_draw_stream(const dlrn_trainer *t) {
     return (uint64_t)1 << 63 | (uint64_t)t->step;
 }
 
-/* Draws up to `want` of the buffer's unread rows (Knuth's selection sampling): row i stays with the
-   chance of those still wanted among those still to come. */
+/* Draws up to `want` of the buffer's unread rows (Knuth, algorithm S): row i is taken with
+   probability (still wanted) / (still to come), which gives every subset the same chance in one
+   pass. */
 DLRNI_INTERNAL dlrn_status dlrni_sample_buffer(dlrn_trainer *t, int64_t want, dlrni_sample *r) {
+    /* bit 62: another stream than that of the draw by weight */
     dlrn_rng rng = {t->cfg.seed, dlrni_draw_stream(t) | (uint64_t)1 << 62, 0};
     int64_t held, taken = 0;
     r->buffer = t->buffer;
     DLRNI_TRY(dlrni_buffer_fill(t->buffer, want));
-    held = t->buffer->unread;
+    held = t->buffer->unread; /* after the fill, which may read */
     r->n = dlrni_min(want, held);
     r->index = DLRNI_NEW(t->ctx, int64_t, r->n);
     r->bx = DLRNI_NEW(t->ctx, float, DLRNI_SAMPLE_ROWS * t->dict->d_in);
@@ -12672,18 +12916,19 @@ DLRNI_INTERNAL dlrn_status dlrni_sample_buffer(dlrn_trainer *t, int64_t want, dl
     if (!r->index || !r->bx || !r->by) return DLRN_ERR_MEMORY;
     for (int64_t i = 0; i < held && taken < r->n; i++)
         if ((int64_t)dlrn_rng_below(&rng, (uint64_t)(held - i)) < r->n - taken)
+            /* ascending: the copies walk through the buffer once */
             r->index[taken++] = i;
     return DLRN_OK;
 }
 
-/* xc [d_in]: what the encoder sees of one row. */
+/* xc [d_in] = what the encoder sees of the row x [d_in]: the same code as in a batch. */
 DLRNI_INTERNAL void dlrni_input_row(const dlrn_dictionary *dict, const float *x, float *xc) {
     dlrni_input_job job = {dict, x, xc, 1};
     dlrni_input_block(&job, 0, 0);
 }
 
-/* Squared loss of each row, 0 where a row cannot be used. xc [d_in], x_hat [n][d_out] are
-   scratch. */
+/* loss [n] = squared distance of each row; 0 where a row gives no direction. xc [d_in] and x_hat
+   [n][d_out] are scratch. */
 DLRNI_INTERNAL dlrn_status dlrni_row_losses(dlrn_trainer *t, dlrn_encoder *encoder, const float *x,
                                             const float *y, int64_t n, float *xc, float *x_hat,
                                             float *loss) {
@@ -12694,6 +12939,7 @@ DLRNI_INTERNAL dlrn_status dlrni_row_losses(dlrn_trainer *t, dlrn_encoder *encod
         float *e = x_hat + i * d_out;
         k->sub(y + i * d_out, e, e, d_out);
         loss[i] = k->dot(e, e, d_out);
+        /* one infinite weight would win every draw */
         if (!(loss[i] <= FLT_MAX))
             return dlrn_fail(t->ctx, DLRN_ERR_VALUE,
                              "resampling after step %lld: a row's loss is not finite",
@@ -12705,7 +12951,8 @@ DLRNI_INTERNAL dlrn_status dlrni_row_losses(dlrn_trainer *t, dlrn_encoder *encod
     return DLRN_OK;
 }
 
-/* The losses [n] of all rows of a sample. */
+/* The losses [n] of all rows of a sample, DLRNI_SAMPLE_ROWS at a time: the only long part of a
+   resampling, and so the one that asks whether to stop. */
 DLRNI_INTERNAL dlrn_status dlrni_sample_losses(dlrn_trainer *t, const dlrni_sample *r,
                                                float *loss) {
     int64_t d = t->dict->d_in, d_out = t->dict->d_out;
@@ -12728,9 +12975,9 @@ DLRNI_INTERNAL dlrn_status dlrni_sample_losses(dlrn_trainer *t, const dlrni_samp
 }
 
 /* Draws up to k of n rows without replacement, by weight: row i has the key -E_i / w_i with E_i
-   exponential, and the largest keys win (Efraimidis and Spirakis, 2006). The numbers depend on
-   seed, step and row alone. weight [n] becomes the keys; drawn [k] in the order of drawing; *count
-   says how many: zero weights are never drawn. */
+   exponential, and the largest keys win (Efraimidis and Spirakis, 2006). One pass and a top-k,
+   where drawing one after the other would sum the weights k times. weight [n] becomes the keys;
+   drawn [k] in the order of drawing; *count says how many: zero weights are never drawn. */
 DLRNI_INTERNAL dlrn_status dlrni_draw_rows(dlrn_trainer *t, float *weight, int64_t n, int64_t k,
                                            int64_t *drawn, int64_t *count) {
     const uint64_t stream = dlrni_draw_stream(t);
@@ -12739,6 +12986,7 @@ DLRNI_INTERNAL dlrn_status dlrni_draw_rows(dlrn_trainer *t, float *weight, int64
     for (int64_t i = 0; i < n; i++) max = weight[i] > max ? weight[i] : max;
     for (int64_t i = 0; i < n; i++) {
         double u = dlrni_open_unit(dlrni_philox_block(t->cfg.seed, stream, (uint64_t)i).lo);
+        /* relative to the largest: tiny losses do not overflow the keys */
         double part = weight[i] > 0 ? (double)weight[i] / (double)max : 0;
         double key = part > 0 ? log(u) / part : -HUGE_VAL;
         int use = key >= -(double)FLT_MAX;
@@ -12756,12 +13004,14 @@ DLRNI_INTERNAL double dlrni_encoder_norm(const dlrn_trainer *t, int64_t j) {
     return sqrt((double)t->ctx->k->dot(row, row, d));
 }
 
-/* Mean norm of the living features' encoder rows. dead [n_dead], ascending. */
+/* Mean norm of the encoder rows of living features; dead [n_dead] is ascending. A revived feature
+   that is much longer than the others would be active on every row. */
 DLRNI_INTERNAL double dlrni_living_norm(const dlrn_trainer *t, const int32_t *dead,
                                         int64_t n_dead) {
     int64_t F = t->dict->features, next = 0;
     double sum = 0;
     for (int64_t j = 0; j < F; j++) {
+        /* all dead: the mean is over all rows */
         if (n_dead < F && next < n_dead && dead[next] == j)
             next++;
         else
@@ -12771,7 +13021,8 @@ DLRNI_INTERNAL double dlrni_living_norm(const dlrn_trainer *t, const int32_t *de
     return mean > 0 ? mean : 1.0;
 }
 
-/* Forgets what Adam knows of feature j; its atom too, unless the reference left that alone. */
+/* Forgets Adam's moments of feature j: they belong to the old direction. Those of the atom, too,
+   unless compat: the reference left them. */
 DLRNI_INTERNAL void dlrni_zero_moments(dlrn_trainer *t, int64_t j, int atom_too) {
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         int64_t d = dlrni_role_width(t->dict, role);
@@ -12782,23 +13033,25 @@ DLRNI_INTERNAL void dlrni_zero_moments(dlrn_trainer *t, int64_t j, int atom_too)
     }
 }
 
-/* Feature j starts again from the row x [d_in], y [d_out]. */
+/* Feature j starts again from the row x [d_in], y [d_out]; its encoder row gets the length
+   `norm`. */
 DLRNI_INTERNAL void dlrni_revive(dlrn_trainer *t, int64_t j, const float *x, const float *y,
                                  double norm) {
     const dlrni_kernel_table *k = t->ctx->k;
     int64_t d = t->dict->d_in, d_out = t->dict->d_out;
     float *atom = t->dict->param[DLRN_DECODER] + j * d_out;
     float *encoder = t->dict->param[DLRN_ENCODER] + j * d;
-    memcpy(atom, y, (size_t)d_out * sizeof *atom);
+    memcpy(atom, y, (size_t)d_out * sizeof *atom); /* x and y are not in the weights */
     dlrni_normalise(k, atom, d_out);
     dlrni_input_row(t->dict, x, encoder);
     k->scale(encoder, (float)(norm / sqrt((double)k->dot(encoder, encoder, d))), d);
     t->dict->param[DLRN_ENCODER_BIAS][j] = 0;
     dlrni_zero_moments(t, j, 1);
-    t->since_fired[j] = 0;
+    t->since_fired[j] = 0; /* a full period to prove itself */
 }
 
-/* Gives the dead features [n_dead] rows of the sample. Nothing changes before all is measured. */
+/* Gives rows of the sample to the dead features [n_dead]. Nothing changes until all losses are
+   measured, so that a stop or a lack of memory leaves the weights alone. */
 DLRNI_INTERNAL dlrn_status dlrni_resample_rows(dlrn_trainer *t, const dlrni_sample *r,
                                                const int32_t *dead, int64_t n_dead,
                                                int64_t *resampled) {
@@ -12810,17 +13063,20 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_rows(dlrn_trainer *t, const dlrni_samp
     if (s == DLRN_OK) s = dlrni_draw_rows(t, loss, r->n, max, drawn, &count);
     for (int64_t p = 0; s == DLRN_OK && p < count; p++) {
         const float *x, *y;
+        /* one row: bx and by have room for more */
         dlrni_sample_rows(r, t, drawn[p], 1, &x, &y);
         dlrni_revive(t, dead[p], x, y, norm);
         ++*resampled;
     }
     dlrn_free(t->ctx, loss);
     dlrn_free(t->ctx, drawn);
+    /* after an error, too: copies made for the encoder must not be trusted */
     dlrn_dictionary_changed(t->dict);
     return s;
 }
 
-/* The features that are dead by the counters, into aux.dead, which is free between steps. */
+/* Lists the features that are dead by the counters in aux.dead, which no one uses between steps;
+   returns how many. */
 DLRNI_INTERNAL int64_t dlrni_list_dead(dlrn_trainer *t) {
     int64_t n = 0;
     for (int64_t f = 0; f < t->dict->features; f++)
@@ -12828,8 +13084,8 @@ DLRNI_INTERNAL int64_t dlrni_list_dead(dlrn_trainer *t) {
     return n;
 }
 
-/* What the code of March 2024 did: its new weights went to a copy, so that only the moments of the
-   dead encoder rows change. Returns as many as it said it had resampled. */
+/* What the code of March 2024 did: its new weights went to a copy by mistake, so that only the
+   moments of dead encoder rows changed. Returns as many as it reported. */
 DLRNI_INTERNAL int64_t dlrni_resample_compat(dlrn_trainer *t) {
     int64_t n_dead = dlrni_list_dead(t);
     for (int64_t p = 0; p < n_dead; p++) dlrni_zero_moments(t, t->w.aux.dead[p], 0);
@@ -12840,7 +13096,7 @@ DLRN_API dlrn_status dlrn_trainer_resample_on(dlrn_trainer *t, const float *x, c
                                               int64_t n, int64_t *resampled) {
     int64_t own;
     dlrni_sample rows = {x, y ? y : x, n, NULL, NULL, NULL, NULL};
-    if (!resampled) resampled = &own;
+    if (!resampled) resampled = &own; /* the caller does not want it */
     *resampled = 0;
     DLRNI_TRY(dlrni_check_batch(t, x, y, n));
     if (t->cfg.compat) {
@@ -12851,7 +13107,8 @@ DLRN_API dlrn_status dlrn_trainer_resample_on(dlrn_trainer *t, const float *x, c
     return n_dead ? dlrni_resample_rows(t, &rows, t->w.aux.dead, n_dead, resampled) : DLRN_OK;
 }
 
-/* The resampling that is due after a step: from the rows that the buffer holds, if there is one. */
+/* The resampling that is due after a step, from the rows that the buffer holds. Without a buffer
+   there is none: the caller has dlrn_trainer_resample_on. */
 DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampled) {
     dlrni_sample rows;
     memset(&rows, 0, sizeof rows);
@@ -12861,7 +13118,7 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampl
         return DLRN_OK;
     }
     int64_t n_dead = t->buffer ? dlrni_list_dead(t) : 0;
-    if (!n_dead) return DLRN_OK;
+    if (!n_dead) return DLRN_OK; /* nothing to measure */
     dlrn_status s = dlrni_sample_buffer(t, t->cfg.resample_rows, &rows);
     if (s == DLRN_OK) s = dlrni_resample_rows(t, &rows, t->w.aux.dead, n_dead, resampled);
     dlrni_sample_free(t->ctx, &rows);
@@ -12870,29 +13127,33 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampl
 
 /* ------------------------------------------------------------------------------------------ */
 // >>trainer
-/* The step as a whole, and the object that makes it. Its states: room training. */
+/* The step as a whole, and the object that takes it. Its states: room training. A trainer allocates
+   when it is created and at its first steps; later steps allocate nothing unless a batch grows. */
 
 DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
-    if (!t) return;
+    if (!t) return; /* so that failed creations need no test */
     dlrni_work *w = &t->w;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         dlrn_free(t->ctx, t->m[role]);
         dlrn_free(t->ctx, t->v[role]);
         dlrn_free(t->ctx, w->gradient[role]);
     }
+    /* every pointer is NULL until it is allocated, so that a trainer that is half made can be
+       destroyed */
     void *blocks[] = {t->since_fired, w->silent,  w->center_part, w->center_grad,
                       w->output_grad, w->lowered, w->batch.xc,    w->aux.dead,
                       w->aux.e,       w->aux.row, w->aux.grad,    w->aux.bias_grad};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
+    /* NULL if dlrn_train has handed it over */
     dlrn_dictionary_destroy(t->dict);
     dlrn_free(t->ctx, t);
 }
 
-/* Moments, and gradients where the recipe clips: as large as the parameter. */
+/* Moments, and gradients if the recipe clips: as large as the parameter of the role. */
 DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc_role(dlrn_trainer *t, int role) {
     int64_t n = dlrni_role_size(t->dict, role);
-    if (!t->dict->param[role]) return DLRN_OK;
+    if (!t->dict->param[role]) return DLRN_OK; /* the family has no such parameter */
     if (!(t->m[role] = DLRNI_NEW_ZERO(t->ctx, float, n))) return DLRN_ERR_MEMORY;
     if (!(t->v[role] = DLRNI_NEW_ZERO(t->ctx, float, n))) return DLRN_ERR_MEMORY;
     if (!(t->cfg.clip > 0)) return DLRN_OK;
@@ -12900,22 +13161,30 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc_role(dlrn_trainer *t, int role) {
     return t->w.gradient[role] ? DLRN_OK : DLRN_ERR_MEMORY;
 }
 
-/* All that does not depend on the batch. */
+/* Everything whose size does not depend on the batch: a run that cannot fit fails before its first
+   step. */
 DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     dlrn_context *ctx = t->ctx;
     dlrni_work *w = &t->w;
     int64_t d = t->dict->d_in, F = t->dict->features;
+    /* a shallow copy: it borrows the weights */
     w->view = *t->dict;
     dlrni_encoding_init(&w->codes, &w->view);
     w->budget = DLRNI_LIST_BUDGET;
+    /* no batch yet: the first wave takes all groups */
     w->nnz = -1;
+    /* whatever fails, dlrn_trainer_destroy frees the rest */
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) DLRNI_TRY(dlrni_trainer_alloc_role(t, role));
+    /* 0: every feature gets a full period before it counts as dead */
     t->since_fired = DLRNI_NEW_ZERO(ctx, int64_t, F);
     w->silent = DLRNI_NEW_ZERO(ctx, int64_t, F);
     w->aux.dead = DLRNI_NEW(ctx, int32_t, F);
+    /* the gradient, and the part of one run */
     w->output_grad = DLRNI_NEW(ctx, float, 2 * t->dict->d_out);
     w->center_grad = DLRNI_NEW(ctx, float, d);
+    /* a part for each group, so that tasks need no lock */
     w->center_part = DLRNI_NEW(ctx, float, w->codes.groups *d);
+    /* only families with thresholds have lowered ones */
     if (t->dict->param[DLRN_THRESHOLD] && !(w->lowered = DLRNI_NEW(ctx, float, F)))
         return DLRN_ERR_MEMORY;
     return t->since_fired && w->silent && w->aux.dead && w->output_grad && w->center_grad &&
@@ -12924,15 +13193,18 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
                : DLRN_ERR_MEMORY;
 }
 
-/* Whether a dictionary can be trained by this configuration. */
+/* Whether the dictionary `init` can be trained with this configuration. A recipe's formulas hold
+   for one family only. */
 DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_train_config *cfg,
                                                  const dlrni_recipe *recipe,
                                                  const dlrn_dictionary *init) {
     if (strcmp(init->family, recipe->family))
+        /* families differ in their roles: moments and gradients would not fit */
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
                          "dlrn_trainer_create: recipe %s: expected a dictionary of family %s, "
                          "found %s",
                          recipe->name, recipe->family, init->family);
+    /* foreign dictionaries may have either; backward knows neither */
     double scale = init->formula.scale_out;
     if (init->param[DLRN_SKIP] || scale < 1 || scale > 1)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
@@ -12946,11 +13218,12 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
                      (long long)init->d_in, (long long)init->features, (long long)init->d_out);
 }
 
-/* Whether a buffer gives rows of the widths that are trained. */
+/* Whether a buffer (or NULL) gives rows of the widths that are trained. Without a target y is x. */
 DLRNI_INTERNAL dlrn_status dlrni_check_buffer(dlrn_context *ctx, const dlrn_train_config *cfg,
                                               const dlrn_buffer *buffer) {
     const dlrn_source *src = buffer ? &buffer->source : NULL;
     int64_t d_out = src && src->d_out ? src->d_out : cfg->d_in;
+    /* no buffer: the rows come with each call of dlrn_trainer_step_on */
     if (!src || (src->d_in == cfg->d_in && d_out == cfg->d_out)) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                      "dlrn_trainer_create: expected rows of %lld with targets of %lld, found a "
@@ -12959,12 +13232,12 @@ DLRNI_INTERNAL dlrn_status dlrni_check_buffer(dlrn_context *ctx, const dlrn_trai
                      (long long)d_out);
 }
 
-/* The dictionary that training starts from. */
+/* The dictionary that training starts from: a copy of `init`, or random weights by the seed. */
 DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_train_config *cfg,
                                                const dlrni_recipe *recipe,
                                                const dlrn_dictionary *init, dlrn_dictionary **out) {
     dlrn_dictionary_desc desc;
-    memset(&desc, 0, sizeof desc);
+    memset(&desc, 0, sizeof desc); /* fields of later versions, too */
     desc.family = recipe->family;
     desc.d_in = cfg->d_in;
     desc.d_out = cfg->d_out;
@@ -12973,8 +13246,10 @@ DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_tra
     desc.seed = cfg->seed;
     if (!init) return dlrn_dictionary_create(ctx, &desc, out);
     DLRNI_TRY(dlrni_dictionary_copy(ctx, init, out));
+    /* the configuration's k replaces that of the file: it is what is trained */
     if (!dlrni_selects(*out)) return DLRN_OK;
     (*out)->formula.k = cfg->k;
+    /* as for a new dictionary, whose creation has checked it */
     dlrn_status s = dlrni_check_k(ctx, cfg->k, cfg->features);
     if (s == DLRN_OK) return s;
     dlrn_dictionary_destroy(*out);
@@ -12982,7 +13257,8 @@ DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_tra
     return s;
 }
 
-/* A trainer around *dict, which it takes over: *dict is NULL afterwards. */
+/* A trainer around *dict, which it takes over: *dict is NULL afterwards. On an earlier error *dict
+   stays the caller's. Both creating and resuming end here, so that both check. */
 DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train_config *config,
                                              dlrn_dictionary **dict, dlrn_buffer *buffer,
                                              dlrn_trainer **out) {
@@ -12996,7 +13272,7 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train
     t->ctx = ctx;
     t->cfg = cfg;
     t->recipe = recipe;
-    t->buffer = buffer;
+    t->buffer = buffer; /* borrowed: two runs may follow each other on one buffer */
     t->dict = *dict;
     *dict = NULL;
     dlrn_status s = dlrni_trainer_alloc(t);
@@ -13013,135 +13289,164 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     dlrn_train_config cfg = *config;
     const dlrni_recipe *recipe;
     dlrn_dictionary *dict = NULL;
-    *out = NULL;
+    *out = NULL; /* a caller may destroy it whatever happens */
     DLRNI_TRY(dlrni_settle_config(ctx, &cfg, &recipe));
+    /* checked again later, but first here: a copy of a large dictionary is not made in vain */
     if (init) DLRNI_TRY(dlrni_check_trainable(ctx, &cfg, recipe, init));
     DLRNI_TRY(dlrni_check_buffer(ctx, &cfg, buffer));
     DLRNI_TRY(dlrni_first_weights(ctx, &cfg, recipe, init, &dict));
+    /* a family that does not select has k 0 */
     cfg.k = dict->formula.k;
     dlrn_status s = dlrni_trainer_new(ctx, &cfg, &dict, buffer, out);
+    /* NULL unless dlrni_trainer_new failed before it took it */
     dlrn_dictionary_destroy(dict);
     return s;
 }
 
-/* ---- The step ---- */
+/* ---- The step ----
+   Order matters for the counters: ghosts use those before the step, AuxK and the statistics those
+   after it, and a resampling the ones that the step has left. */
 
-/* The dictionary as the lists of the batch see it. With a bandwidth, lists go on below a threshold
-   for half of it, whatever the sign: the threshold's gradient is estimated from there. */
+/* The dictionary as the lists of the batch see it. With a bandwidth, the lists reach half of it
+   below each threshold, also below 0: the threshold's gradient is estimated from those entries. */
 DLRNI_INTERNAL void dlrni_update_view(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     w->view = *t->dict;
-    if (!w->lowered) return;
+    if (!w->lowered) return; /* no thresholds */
     for (int64_t f = 0; f < t->dict->features; f++)
+        /* at every step, since thresholds move; F subtractions */
         w->lowered[f] = t->dict->param[DLRN_THRESHOLD][f] - (float)(t->cfg.bandwidth / 2);
     w->view.param[DLRN_THRESHOLD] = w->lowered;
+    /* lists usually end at 0 */
     w->codes.min_floor = -INFINITY;
 }
 
-/* The losses of a batch at the present weights; changes nothing but the work space. */
+/* The losses of a batch with the present weights. Changes only the work space, so that a failed
+   step can be repeated. */
 DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, const float *y,
                                               int64_t n, dlrn_train_stats *stats) {
     dlrni_work *w = &t->w;
     memset(stats, 0, sizeof *stats);
     DLRNI_TRY(dlrni_check_batch(t, x, y, n));
+    /* before anything is computed: here memory runs out without harm */
     DLRNI_TRY(dlrni_batch_room(t, n));
     w->batch.y = y ? y : x;
     dlrni_update_view(t);
+    /* once for all waves, and kept for the gradients */
     dlrni_input(t->dict, x, n, w->batch.xc);
     DLRNI_TRY(dlrni_reconstruct(t));
-    stats->step = t->step;
+    stats->step = t->step; /* counted from 0 */
     stats->rows = n;
+    /* needed by the update, and shown */
     stats->lr = dlrni_learning_rate(&t->cfg, t->step);
     stats->reconstruction_loss = dlrni_mean(w->batch.error, n);
     stats->loss = stats->reconstruction_loss;
+    /* active features of a mean row */
     stats->l0 = (double)w->nnz / (double)n;
+    /* after l0, which dl-jump_relu's penalty is made of */
     if (t->recipe->penalty) DLRNI_TRY(t->recipe->penalty(t, stats));
+    /* only a number for the caller: the auxiliary loss has its own rule */
     for (int64_t f = 0; f < t->dict->features; f++) stats->dead += dlrni_is_dead(t, w->silent[f]);
+    /* last: it is scaled by the reconstruction loss */
     DLRNI_TRY(dlrni_aux_forward(t, stats));
+    /* before the update: NaN or infinity would spread to every weight */
     if (fabs(stats->loss) <= DBL_MAX) return DLRN_OK;
     return dlrn_fail(t->ctx, DLRN_ERR_VALUE,
                      "step %lld: the loss is not finite; the weights are those before it",
                      (long long)t->step);
 }
 
-/* The batch has been counted: its silence becomes the trainer's. */
+/* Takes over the counters of the batch. A copy of its own: a step that fails, or a call of
+   dlrn_trainer_loss, must not count. */
 DLRNI_INTERNAL void dlrni_count_batch(dlrn_trainer *t) {
     memcpy(t->since_fired, t->w.silent, (size_t)t->dict->features * sizeof *t->since_fired);
 }
 
 /* TAKEN -> UPDATING -> RESAMPLING: loss, gradients, update, counters. */
 DLRNI_INTERNAL dlrn_status dlrni_stage_update(dlrn_trainer *t) {
+    /* on the stack: t->last keeps the figures of the last complete step */
     dlrn_train_stats stats;
+    /* a repeated step 0 computes the same from the same batch */
     if (t->step == 0 && t->recipe->first_batch)
         DLRNI_TRY(t->recipe->first_batch(t, t->x, t->y, t->n));
     DLRNI_TRY(dlrni_forward_loss(t, t->x, t->y, t->n, &stats));
+    /* Adam's corrections count updates from 1, the schedules steps from 0 */
     dlrni_adam adam = dlrni_adam_at(&t->cfg, stats.lr, t->step + 1);
     if (t->cfg.clip > 0)
         DLRNI_TRY(dlrni_backward_clipped(t, &adam));
     else
         DLRNI_TRY(dlrni_backward(t, &adam, NULL));
     dlrni_count_batch(t);
+    /* t->step is still the number of this step */
     if (t->recipe->after_step) t->recipe->after_step(t);
     t->last = stats;
+    /* only now: every error text before it names this step */
     t->step++;
     t->stage = DLRNI_RESAMPLING;
     return DLRN_OK;
 }
 
-/* Whether something is due after the step in hand, once in `period` steps. */
+/* Whether something that happens every `period` steps is due after `step`; period -1: never. */
 DLRNI_INTERNAL int dlrni_is_due(int64_t step, int64_t period) {
     return period > 0 && step % period == 0;
 }
 
-/* RESAMPLING -> LOGGING. */
+/* RESAMPLING -> LOGGING. Step 0 has no silence to judge by; only the reference resamples there. */
 DLRNI_INTERNAL dlrn_status dlrni_stage_resampling(dlrn_trainer *t) {
     const dlrn_train_config *cfg = &t->cfg;
-    int64_t step = t->step - 1;
+    int64_t step = t->step - 1; /* the step just made */
     if (dlrni_is_due(step, cfg->resample_steps) && (step > 0 || cfg->compat))
         DLRNI_TRY(dlrni_resample_step(t, &t->last.resampled));
     t->stage = DLRNI_LOGGING;
     return DLRN_OK;
 }
 
-/* LOGGING -> READY. The reference logs with a second pass over the batch, at the new weights, which
-   counts the batch again. */
+/* LOGGING -> READY. With compat: the reference logs by a second pass over the batch with the new
+   weights, and that pass counts the batch again. Without it the same run would find other features
+   dead. */
 DLRNI_INTERNAL dlrn_status dlrni_stage_logging(dlrn_trainer *t) {
+    /* a resumed step has no rows in memory: it is not logged */
     if (t->cfg.compat && t->n && dlrni_is_due(t->step - 1, t->cfg.log_steps)) {
         dlrn_train_stats now;
         DLRNI_TRY(dlrni_forward_loss(t, t->x, t->y, t->n, &now));
         dlrni_count_batch(t);
+        /* what belongs to the step and not to the second pass */
         now.step = t->last.step;
         now.lr = t->last.lr;
         now.resampled = t->last.resampled;
-        t->last = now;
+        t->last = now; /* the caller gets the figures that the reference logs */
     }
     t->stage = DLRNI_READY;
     return DLRN_OK;
 }
 
-/* Where a step that failed goes on. The buffer's batch, or a log's, is kept for want of memory
-   alone; a resampling always comes back to itself. */
+/* Where the trainer stands after an error. A batch of the buffer is kept if memory ran out, since
+   the buffer has given it away; a caller still has its own. A log is repeated only if memory ran
+   out. A resampling is always repeated. */
 DLRNI_INTERNAL dlrni_stage dlrni_stage_after(const dlrn_trainer *t, dlrn_status s) {
+    /* the only error that may pass without a change of the rows */
     int again = s == DLRN_ERR_MEMORY;
-    if (t->stage == DLRNI_UPDATING) return DLRNI_BROKEN;
+    if (t->stage == DLRNI_UPDATING) return DLRNI_BROKEN; /* some weights have moved */
     if (t->stage == DLRNI_TAKEN && !(again && t->from_buffer)) return DLRNI_READY;
     if (t->stage == DLRNI_LOGGING && !again) return DLRNI_READY;
     return t->stage;
 }
 
-/* Goes through the stages that are left of the step in hand. */
+/* Runs the stages that are left of the step. Each stage sets the next one, so that a later call
+   goes on where this one ended. */
 DLRNI_INTERNAL dlrn_status dlrni_go_on(dlrn_trainer *t, dlrn_train_stats *stats) {
     dlrn_status s = DLRN_OK;
     if (t->stage == DLRNI_TAKEN) s = dlrni_stage_update(t);
     if (s == DLRN_OK && t->stage == DLRNI_RESAMPLING) s = dlrni_stage_resampling(t);
     if (s == DLRN_OK && t->stage == DLRNI_LOGGING) s = dlrni_stage_logging(t);
     if (s != DLRN_OK) t->stage = dlrni_stage_after(t, s);
-    if (t->stage == DLRNI_READY) t->n = 0;
+    if (t->stage == DLRNI_READY) t->n = 0; /* rows of the caller are not kept */
+    /* only when the step is complete */
     if (s == DLRN_OK && stats) *stats = t->last;
     return s;
 }
 
-/* BROKEN is final: some weights have moved, others have not. */
+/* BROKEN is final: some weights have moved, others have not, and no one knows which. */
 DLRNI_INTERNAL dlrn_status dlrni_check_broken(const dlrn_trainer *t) {
     if (t->stage != DLRNI_BROKEN) return DLRN_OK;
     return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT,
@@ -13150,9 +13455,10 @@ DLRNI_INTERNAL dlrn_status dlrni_check_broken(const dlrn_trainer *t) {
                      (long long)t->step);
 }
 
-/* The step in hand is the caller's or the buffer's: the other way to go on is refused. */
+/* Refuses rows while another step is not finished: ignoring them silently would lose a batch. */
 DLRNI_INTERNAL dlrn_status dlrni_refuse_rows(const dlrn_trainer *t) {
     return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT, "step %lld is not finished: expected %s",
+                     /* after the update the step is counted already */
                      (long long)t->step - (t->stage != DLRNI_TAKEN),
                      t->from_buffer ? "a call of dlrn_trainer_step, found other rows"
                                     : "a call of dlrn_trainer_step_on with its own rows");
@@ -13161,22 +13467,25 @@ DLRNI_INTERNAL dlrn_status dlrni_refuse_rows(const dlrn_trainer *t) {
 DLRN_API dlrn_status dlrn_trainer_step_on(dlrn_trainer *t, const float *x, const float *y,
                                           int64_t n, dlrn_train_stats *stats) {
     DLRNI_TRY(dlrni_check_broken(t));
-    if (t->stage != DLRNI_READY)
+    if (t->stage != DLRNI_READY) /* the same pointers: the same step, called again */
         return !t->from_buffer && x == t->x && y == t->y && n == t->n ? dlrni_go_on(t, stats)
                                                                       : dlrni_refuse_rows(t);
     t->x = x;
     t->y = y;
     t->n = n;
-    t->from_buffer = 0;
+    t->from_buffer = 0; /* decides who must bring the rows again after an error */
     t->stage = DLRNI_TAKEN;
     return dlrni_go_on(t, stats);
 }
 
 DLRN_API dlrn_status dlrn_trainer_step(dlrn_trainer *t, dlrn_train_stats *stats) {
     DLRNI_TRY(dlrni_check_broken(t));
+    /* without one, rows come through dlrn_trainer_step_on */
     DLRNI_REQUIRE(t->ctx, t->buffer, "this trainer was made without a buffer");
     if (t->stage == DLRNI_READY) {
+        /* an unfinished last step is still finished: it is not READY */
         if (t->cfg.steps >= 0 && t->step >= t->cfg.steps) return DLRN_END;
+        /* an error of the source leaves the trainer READY */
         DLRNI_TRY(dlrn_buffer_next(t->buffer, &t->x, &t->y, &t->n));
         t->from_buffer = 1;
         t->stage = DLRNI_TAKEN;
@@ -13185,12 +13494,13 @@ DLRN_API dlrn_status dlrn_trainer_step(dlrn_trainer *t, dlrn_train_stats *stats)
 }
 
 DLRN_API void dlrn_trainer_on_stop(dlrn_trainer *t, int (*stop)(void *user), void *user) {
-    t->stop = stop;
+    t->stop = stop; /* NULL: never */
     t->stop_user = user;
 }
 
 DLRN_API dlrn_status dlrn_trainer_loss(dlrn_trainer *t, const float *x, const float *y, int64_t n,
                                        dlrn_train_stats *stats) {
+    /* the losses are computed for the error alone if no one wants the numbers */
     dlrn_train_stats own;
     return dlrni_forward_loss(t, x, y, n, stats ? stats : &own);
 }
@@ -13199,6 +13509,7 @@ DLRN_API dlrn_status dlrn_trainer_gradients(dlrn_trainer *t, const float *x, con
                                             int64_t n, float *const *out) {
     dlrn_train_stats stats;
     DLRNI_TRY(dlrni_forward_loss(t, x, y, n, &stats));
+    /* without adam: the weights, moments and counters stay */
     return dlrni_backward(t, NULL, out);
 }
 
@@ -13208,17 +13519,21 @@ DLRN_API dlrn_dictionary *dlrn_trainer_dictionary(dlrn_trainer *t) {
 
 DLRN_API dlrn_trainer_state dlrn_trainer_state_of(const dlrn_trainer *t) {
     dlrn_trainer_state s;
+    /* as settled: with what the recipe filled in */
     s.config = &t->cfg;
     s.steps = t->step;
     s.since_fired = t->since_fired;
+    /* the pointers, not the moments */
     memcpy(s.m, t->m, sizeof s.m);
     memcpy(s.v, t->v, sizeof s.v);
     return s;
 }
 
-/* ---- The whole run ---- */
+/* ---- The whole run ----
+   The loop is made of public calls: a program that needs another one writes its own. */
 
-/* Ends with the status of the step or of the callback that ended it. */
+/* Steps until one of them, or the callback, returns something other than DLRN_OK; DLRN_END is the
+   usual end. */
 DLRNI_INTERNAL dlrn_status dlrni_run(dlrn_trainer *t, dlrn_progress progress, void *user) {
     for (;;) {
         dlrn_train_stats stats;
@@ -13235,13 +13550,18 @@ DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *conf
     dlrn_trainer *t = NULL;
     *out = NULL;
     DLRNI_REQUIRE(ctx, source, "source must not be NULL");
+    /* the rows decide */
     cfg.d_in = source->d_in;
     cfg.d_out = source->d_out;
+    /* owns_source 0: the source stays the caller's */
     DLRNI_TRY(dlrn_buffer_create(ctx, &cfg.buffer, source, 0, &buffer));
     dlrn_status s = dlrn_trainer_create(ctx, &cfg, NULL, buffer, &t);
     if (s == DLRN_OK) s = dlrni_run(t, progress, user);
+    /* all steps, or all rows */
     if (s == DLRN_END) s = DLRN_OK;
+    /* a run that is stopped has a usable dictionary, too */
     if (s == DLRN_OK || (s == DLRN_STOPPED && t)) {
+        /* no copy: it may take half of the memory */
         *out = t->dict; /* handed over */
         t->dict = NULL;
     }
@@ -13252,31 +13572,37 @@ DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *conf
 
 /* ------------------------------------------------------------------------------------------ */
 // >>checkpoint
-/* A trainer in one archive: parameters, moments, counters and the buffer's unread rows are its
-   tensors, bit for bit; the configuration, the formula, the step and the buffer's numbers its
-   metadata. Random numbers of resampling are a function of seed and step, so there is no further
-   generator to keep. Parameters have the shape that they have in memory. Files of version 0.1 lack
-   "formula", and the settings that came later: the family's formula and the recipe's defaults hold
-   for them. */
+/* A trainer in one archive. Tensors, bit for bit: parameters (in the shape that they have in
+   memory), moments, counters, the buffer's unread rows. Metadata: configuration, formula, step, the
+   buffer's numbers. A resumed run makes the same steps, bit for bit, as one that was never
+   interrupted. Random numbers of a resampling are a function of seed and step, so that no further
+   generator has to be kept.
 
+   Files of version 0.1 lack "formula" and the settings that came later. For them the family's
+   formula and the recipe's defaults hold. */
+
+/* changes only if older versions could misread a file */
 #define DLRNI_CHECKPOINT_FORMAT "dictlearn checkpoint 1"
+/* three for each role, the counters, the buffer's x and y */
 enum { DLRNI_CHECKPOINT_TENSORS = 3 * DLRN_ROLE_COUNT + 3 };
 
-/* The f32 tensors of a trainer, for saving and for resuming: parameter, first and second moments of
-   each role. */
+/* The f32 tensors of a trainer: parameter, first and second moments of each role. Saving and
+   resuming share this list, so that they cannot disagree. */
 typedef struct dlrni_checkpoint_floats {
+    /* what a file must hold: name, type, shape */
     dlrn_tensor_out tensor[3 * DLRN_ROLE_COUNT];
-    float *data[3 * DLRN_ROLE_COUNT]; /* of the tensors, to be written to */
-    char name[3 * DLRN_ROLE_COUNT][32];
-    int count;
+    float *data[3 * DLRN_ROLE_COUNT];   /* the same memory, not const: resuming fills it */
+    char name[3 * DLRN_ROLE_COUNT][32]; /* the tensors point to these */
+    int count;                          /* of the roles that the dictionary has */
 } dlrni_checkpoint_floats;
 
-/* Names: the role's, with m. and v. for the moments. */
+/* Fills the list. The names: the role's, with m. and v. in front for the moments. */
 DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoint_floats *out) {
     static const char *const prefix[3] = {"", "m.", "v."};
     memset(out, 0, sizeof *out);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         float *data[3] = {t->dict->param[role], t->m[role], t->v[role]};
+        /* a role that the dictionary lacks has no moments either */
         for (int part = 0; part < 3 && data[0]; part++) {
             int i = out->count++;
             dlrni_print(out->name[i], sizeof out->name[i], "%s%s", prefix[part],
@@ -13293,49 +13619,56 @@ DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoin
     }
 }
 
-/* The unit is in the name: steps, or rows where the recipe counts rows. */
+/* The counters. Their unit is in their name (steps, or rows if the recipe counts rows), so that no
+   file is read in the wrong unit. */
 DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_counters(const dlrn_trainer *t) {
     dlrn_tensor_out out;
     memset(&out, 0, sizeof out);
     out.name = t->recipe->counts_rows ? "rows_since_fired" : "steps_since_fired";
-    out.dtype = DLRN_I64;
+    out.dtype = DLRN_I64; /* a run may see more than 2^31 rows */
     out.ndim = 1;
     out.shape[0] = t->cfg.features;
-    out.data = t->since_fired;
+    out.data = t->since_fired; /* borrowed */
     return out;
 }
 
-/* The buffer's unread rows x (which 0) or y (1). */
+/* The buffer's unread rows x (which 0) or y (1), in the stored type: half the size where they are
+   f16 or bf16. */
 DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_rows(const dlrn_buffer *b, int which,
                                                      const dlrni_buffer_state *state) {
     dlrn_tensor_out out;
     memset(&out, 0, sizeof out);
     out.name = which ? "buffer.y" : "buffer.x";
-    out.dtype = state->store;
+    out.dtype = state->store; /* as stored: nothing is rounded again */
     out.ndim = 2;
     out.shape[0] = state->rows;
+    /* a file may hold y for a buffer without a target: the check of the state names that */
     out.shape[1] = which && b->d[1] ? b->d[1] : b->d[0];
     out.data = state->rows_of[which];
     return out;
 }
 
-/* All of a buffer's state but its rows. */
+/* The numbers of a buffer's state; its rows are tensors. */
 DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_json_writer *w, const dlrni_buffer_state *b) {
     dlrni_json_open(w, NULL, "{");
-    dlrni_json_put_signed(w, "rows", b->rows);
-    dlrni_json_put_text(w, "store", dlrn_dtype_name(b->store));
+    dlrni_json_put_signed(w, "rows", b->rows); /* sizes the tensors when they are read */
+    dlrni_json_put_text(w, "store", dlrn_dtype_name(b->store)); /* must be the resuming buffer's */
+    /* 64-bit integers, written as such: a double would lose bits */
     dlrni_json_put_unsigned(w, "seed", b->rng.seed);
     dlrni_json_put_unsigned(w, "stream", b->rng.stream);
     dlrni_json_put_unsigned(w, "counter", b->rng.counter);
     dlrni_json_put_bool(w, "has_position", b->has_position);
-    dlrni_json_put_unsigned(w, "position", b->source_position);
-    dlrni_json_put_bool(w, "ended", b->source_ended);
+    dlrni_json_put_unsigned(w, "position", b->source_position); /* 0 without a position */
+    dlrni_json_put_bool(w, "ended", b->source_ended); /* matters for sources without a position */
+    /* a refill that was interrupted ends at the same row */
     dlrni_json_put_bool(w, "filling", b->filling);
+    /* so that errors go on naming the right row */
     dlrni_json_put_signed(w, "rows_read", b->rows_read);
     dlrni_json_close(w, "}");
 }
 
-/* The figures of a step whose resampling is not done, under their names of version 0.1. */
+/* The figures of a step whose resampling is not done, under the names that version 0.1 gave them: a
+   program that resumes there still gets the statistics of the whole step. */
 #define DLRNI_STATS_INTEGERS(X) X(step, "step") X(rows, "rows") X(dead, "dead")
 #define DLRNI_STATS_REALS(X)                                                                       \
     X(loss, "loss")                                                                                \
@@ -13345,7 +13678,7 @@ DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_json_writer *w, const dlrni_buf
     X(l0, "l0")                                                                                    \
     X(lr, "lr")
 
-/* Kept for the step that a resumed trainer finishes. */
+/* Kept for the step that the resumed trainer finishes. */
 DLRNI_INTERNAL void dlrni_put_stats(dlrni_json_writer *w, const dlrn_train_stats *stats) {
     dlrni_json_open(w, NULL, "{");
 #define DLRNI_PUT_INTEGER(field, key) dlrni_json_put_signed(w, key, stats->field);
@@ -13354,15 +13687,16 @@ DLRNI_INTERNAL void dlrni_put_stats(dlrni_json_writer *w, const dlrn_train_stats
     DLRNI_STATS_REALS(DLRNI_PUT_REAL)
 #undef DLRNI_PUT_INTEGER
 #undef DLRNI_PUT_REAL
+    /* read by version 0.1 */
     dlrni_json_put_signed(w, "resampled", 0);
     dlrni_json_close(w, "}");
 }
 
-/* A formula's numbers: X(field), integers and reals. */
+/* A formula's numbers, one list for writing and reading: X(field), integers and reals. */
 #define DLRNI_FORMULA_INTEGERS(X) X(center) X(gate) X(select) X(k)
 #define DLRNI_FORMULA_REALS(X) X(threshold) X(scale_in) X(scale_out)
 
-/* Enumerations as their numbers, which never change. */
+/* Enumerations as their numbers, which therefore never change. */
 DLRNI_INTERNAL void dlrni_put_formula(dlrni_json_writer *w, const dlrn_dictionary *dict) {
     dlrni_json_open(w, NULL, "{");
 #define DLRNI_PUT_INTEGER(field) dlrni_json_put_signed(w, #field, (int64_t)dict->formula.field);
@@ -13371,16 +13705,19 @@ DLRNI_INTERNAL void dlrni_put_formula(dlrni_json_writer *w, const dlrn_dictionar
     DLRNI_FORMULA_INTEGERS(DLRNI_PUT_INTEGER)
 #undef DLRNI_PUT_INTEGER
 #undef DLRNI_PUT_REAL
+    /* for readers of the file; a resume takes the configuration's */
     dlrni_json_put_signed(w, "d_out", dict->d_out);
     dlrni_json_close(w, "}");
 }
 
-/* Whether a trainer can be saved now. A checkpoint has no place for the rows of a step in hand. */
+/* Whether a trainer can be saved now. A checkpoint has no place for the rows of an unfinished step;
+   a resampling takes its rows from the buffer, so that it can be saved. */
 DLRNI_INTERNAL dlrn_status dlrni_check_saving(const dlrn_trainer *t, const char *path) {
     if (!dlrni_has_suffix(path, ".safetensors")) /* other forms have no metadata */
         return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT, "%s: expected a name ending in .safetensors",
                          path);
     DLRNI_TRY(dlrni_check_broken(t));
+    /* a checkpoint must be resumable: no infinite weights */
     DLRNI_TRY(dlrni_check_savable(t->dict, path));
     if (t->stage == DLRNI_READY || t->stage == DLRNI_RESAMPLING) return DLRN_OK;
     return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT,
@@ -13389,12 +13726,12 @@ DLRNI_INTERNAL dlrn_status dlrni_check_saving(const dlrn_trainer *t, const char 
                      path, (long long)t->step - (t->stage == DLRNI_LOGGING));
 }
 
-/* The texts of a checkpoint's metadata. */
+/* The texts of a checkpoint's metadata. Their lengths are bounded: numbers and short words only. */
 typedef struct dlrni_checkpoint_texts {
     char config[2048], formula[512], step[32], buffer[512], unfinished[512];
 } dlrni_checkpoint_texts;
 
-/* Gathers tensors and metadata; state NULL: without a buffer. */
+/* Gathers tensors and metadata, and writes them; state NULL: without a buffer. */
 DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const char *path,
                                                   const dlrni_buffer_state *state) {
     dlrni_checkpoint_floats list;
@@ -13403,48 +13740,66 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
     dlrni_json_writer formula = dlrni_json_to_text(at.formula, sizeof at.formula);
     dlrni_json_writer buffer = dlrni_json_to_text(at.buffer, sizeof at.buffer);
     dlrni_json_writer unfinished = dlrni_json_to_text(at.unfinished, sizeof at.unfinished);
+    /* pairs of key and text, up to 8, closed by NULL */
     const char *metadata[17] = {"format",  DLRNI_CHECKPOINT_FORMAT,
                                 "made_by", "dictlearn " DLRN_VERSION_STRING,
                                 "family",  t->dict->family,
                                 "formula", at.formula,
                                 "config",  at.config,
                                 "step",    at.step};
+    /* entries taken above; the optional pairs follow */
     int pairs = 12, count;
     dlrni_checkpoint_list(t, &list);
+    /* no copy of the data: the tensors point to the trainer's memory */
     memcpy(tensors, list.tensor, sizeof list.tensor);
     count = list.count;
+    /* behind the f32 tensors */
     tensors[count++] = dlrni_checkpoint_counters(t);
+    /* an empty tensor would only be one more thing to check */
     for (int k = 0; state && state->rows && k < 2 && state->rows_of[k]; k++)
+        /* y only where there are targets */
         tensors[count++] = dlrni_checkpoint_rows(t->buffer, k, state);
+    /* as settled, so that a later default changes nothing */
     dlrn_train_config_json(&t->cfg, at.config, sizeof at.config);
     dlrni_put_formula(&formula, t->dict);
+    /* written if it is needed; cheap enough to make always */
     dlrni_put_stats(&unfinished, &t->last);
+    /* beside the configuration: a run's step is not a setting */
     dlrni_print(at.step, sizeof at.step, "%lld", (long long)t->step);
+    /* without a buffer the key is missing, and a resumed trainer's buffer starts anew */
     if (state) {
         dlrni_put_buffer_state(&buffer, state);
         metadata[pairs++] = "buffer";
         metadata[pairs++] = at.buffer;
     }
+    /* the step itself is done: only this tells that its resampling is not */
     if (t->stage == DLRNI_RESAMPLING) {
         metadata[pairs++] = "unfinished";
         metadata[pairs++] = at.unfinished;
     }
+    /* whole or not at all: the file takes its name once it is complete */
     return dlrn_archive_write(t->ctx, path, tensors, count, metadata);
 }
 
 DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) {
     dlrni_buffer_state state;
     DLRNI_TRY(dlrni_check_saving(t, path));
+    /* rows of step_on are the caller's to find again */
     if (!t->buffer) return dlrni_write_checkpoint(t, path, NULL);
+    /* a copy in logical order: as much memory again as the unread rows */
     dlrn_status s = dlrni_buffer_export(t->buffer, &state);
+    /* the state is freed either way */
     if (s == DLRN_OK) s = dlrni_write_checkpoint(t, path, &state);
     dlrni_buffer_state_free(t->ctx, &state);
     return s;
 }
 
-/* ---- Reading ---- */
+/* ---- Reading ----
+   A checkpoint is a file like any other: damaged, truncated or made to harm. Everything is checked
+   before it is used, and sizes before memory is taken. */
 
-/* The error for anything that is not there or has the wrong type. */
+/* The error for an entry that is missing or has the wrong type: one text, since for a reader both
+   mean that the file is not a checkpoint. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_lacks(dlrn_archive *a, dlrn_context *ctx,
                                                   const char *what) {
     return dlrn_fail(ctx, DLRN_ERR_FORMAT,
@@ -13452,7 +13807,8 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_lacks(dlrn_archive *a, dlrn_context 
                      dlrn_archive_path(a), what);
 }
 
-/* What an error says, of a checkpoint. */
+/* Puts the path in front of an error of a part that does not know the file. `error` may be the
+   context's own text, so it is copied first. */
 DLRNI_INTERNAL dlrn_status dlrni_fail_in(dlrn_context *ctx, dlrn_status s, const char *path,
                                          const char *where, const char *error) {
     char text[512];
@@ -13460,21 +13816,24 @@ DLRNI_INTERNAL dlrn_status dlrni_fail_in(dlrn_context *ctx, dlrn_status s, const
     return dlrn_fail(ctx, s, "%s: not a checkpoint for this trainer: %s: %s", path, where, text);
 }
 
-/* Which of some words stands under `key` of a JSON object; -1: none. */
+/* Which of two words stands under `key` of a JSON object: 0, 1, or -1 for neither. */
 DLRNI_INTERNAL int dlrni_which_word(const dlrn_json *json, const char *key, const char *first,
                                     const char *second) {
     const char *word = dlrn_json_text(json, key, "");
     return !strcmp(word, first) ? 0 : !strcmp(word, second) ? 1 : -1;
 }
 
-/* Every setting must be there: a run that goes on with a default by accident would differ. */
+/* Every setting must be there: a default in place of a lost setting would change the run without a
+   word. */
 DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
                                              const dlrn_json *json, dlrn_train_config *cfg) {
     const char *name = dlrn_json_text(json, "recipe", NULL); /* version 0.1 had but one */
     const dlrni_recipe *recipe = dlrni_recipe_named(name);
+    /* made by a later version, perhaps */
     if (!recipe)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: config.recipe: no recipe %.80s is known",
                          dlrn_archive_path(a), name);
+    /* for the settings that files of version 0.1 lack */
     *cfg = dlrn_train_defaults(recipe->name);
 #define DLRNI_READ_INTEGER(field, key, condition, wanted)                                          \
     if (!dlrni_json_signed(json, key, &cfg->field))                                                \
@@ -13484,12 +13843,13 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
         return dlrni_checkpoint_lacks(a, ctx, "config." key);
     DLRNI_CONFIG_INTEGERS(DLRNI_READ_INTEGER)
     DLRNI_CONFIG_REALS(DLRNI_READ_REAL)
-    if (name) {
+    if (name) { /* files later than version 0.1 have all settings */
         DLRNI_CONFIG_MORE_INTEGERS(DLRNI_READ_INTEGER)
         DLRNI_CONFIG_MORE_REALS(DLRNI_READ_REAL)
     }
 #undef DLRNI_READ_INTEGER
 #undef DLRNI_READ_REAL
+    /* settings that are not numbers */
     const dlrn_json *compat = dlrn_json_get(json, "compat");
     int loss = dlrni_which_word(json, "loss", "norm", "squared");
     int sparsity = dlrni_which_word(json, "sparsity", "l1", "entropy");
@@ -13501,17 +13861,20 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
         return dlrni_checkpoint_lacks(a, ctx, "config.seed");
     cfg->loss = loss ? DLRN_LOSS_SQUARED : DLRN_LOSS_NORM;
     cfg->sparsity = sparsity ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1;
+    /* the reader holds booleans as 0 and 1 */
     cfg->compat = compat->number > 0;
+    /* the same ranges as for a caller's configuration */
     if (dlrni_settle_config(ctx, cfg, &recipe) == DLRN_OK) return DLRN_OK;
     const char *colon = strchr(dlrn_error(ctx), ':'); /* behind the name of the struct */
     return dlrni_fail_in(ctx, DLRN_ERR_FORMAT, dlrn_archive_path(a), "config",
                          colon ? colon + 2 : dlrn_error(ctx));
 }
 
-/* The formula of the file: k and the mean threshold are a trainer's state, the rest is as it was
-   when the run began. */
+/* The formula of the file. k and the mean threshold belong to the state of a trainer; what is
+   subtracted was fixed when the run began. */
 DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a,
                                               const dlrn_json *json, dlrn_formula *f) {
+    /* read as integers and checked before they become enumerations */
     int64_t center, gate, select, k;
 #define DLRNI_READ_INTEGER(field)                                                                  \
     if (!dlrni_json_signed(json, #field, &field))                                                  \
@@ -13523,11 +13886,13 @@ DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a
     DLRNI_FORMULA_REALS(DLRNI_READ_REAL)
 #undef DLRNI_READ_INTEGER
 #undef DLRNI_READ_REAL
+    /* *f is the family's formula so far: gate and selection cannot differ from it */
     if (gate != (int64_t)f->gate || select != (int64_t)f->select || center < 0 ||
         center > DLRN_CENTER_INPUT_BIAS || !(f->scale_out >= 1 && f->scale_out <= 1))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: the formula is not one that this recipe trains",
                          dlrn_archive_path(a));
     f->center = (dlrn_center)center;
+    /* the caller checks it against the number of features */
     f->k = k;
     return DLRN_OK;
 }
@@ -13547,17 +13912,21 @@ DLRNI_INTERNAL dlrn_status dlrni_read_unfinished(dlrn_trainer *t, dlrn_archive *
 #undef DLRNI_READ_REAL
     if (!t->buffer) return DLRN_OK; /* without rows there is nothing to resample from */
     t->from_buffer = 1;
+    /* the next dlrn_trainer_step finishes that step */
     t->stage = DLRNI_RESAMPLING;
     return DLRN_OK;
 }
 
-/* The file's tensor of that name, type and shape; where < 0: an error that says what is wrong. */
+/* Finds the tensor with the name, type and shape of `want`: *where. Otherwise an error that says
+   what was expected and what was found. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_find(dlrn_context *ctx, dlrn_archive *a,
                                                  const dlrn_tensor_out *want, int64_t *where) {
-    *where = dlrn_archive_find(a, want->name);
+    *where = dlrn_archive_find(a, want->name); /* -1: there is none */
+    /* a lost tensor, or another program's file */
     if (*where < 0) return dlrni_checkpoint_lacks(a, ctx, want->name);
     const dlrn_tensor_info *info = dlrn_archive_info(a, *where);
     int same = info->dtype == want->dtype && info->ndim == want->ndim;
+    /* ndim is equal here, so shape[i] exists in both */
     for (int i = 0; same && i < want->ndim; i++) same = info->shape[i] == want->shape[i];
     if (same) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_SHAPE,
@@ -13568,13 +13937,14 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_find(dlrn_context *ctx, dlrn_archive
                      (long long)(info->ndim > 1 ? info->shape[1] : 1));
 }
 
-/* Before memory is taken for what the configuration claims: the largest tensor must be as large in
-   the file. */
+/* Checks the largest tensor before memory is taken: a small file cannot claim a dictionary of
+   terabytes. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_size(dlrn_context *ctx, dlrn_archive *a,
                                                  const dlrn_train_config *cfg) {
     dlrn_tensor_out want;
     int64_t where;
     memset(&want, 0, sizeof want);
+    /* every family has it */
     want.name = "encoder_weight";
     want.dtype = DLRN_F32;
     want.ndim = 2;
@@ -13583,12 +13953,13 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_size(dlrn_context *ctx, dlrn_archive
     return dlrni_checkpoint_find(ctx, a, &want, &where);
 }
 
-/* What overflowed in a run is infinite, and stays so; the second moment is a mean of squares. */
+/* Moments [n] may be infinite, if the run overflowed, and stay so. They may not be NaN; a second
+   moment, a mean of squares, may not be negative: Adam takes its root. */
 DLRNI_INTERNAL dlrn_status dlrni_check_moments(dlrn_archive *a, const char *name, const float *w,
                                                int64_t n) {
-    const float least = *name == 'v' ? 0 : -HUGE_VALF;
+    const float lowest = *name == 'v' ? 0 : -HUGE_VALF;
     for (int64_t i = 0; i < n; i++)
-        if (!(w[i] >= least))
+        if (!(w[i] >= lowest))
             return dlrn_fail(a->ctx, DLRN_ERR_VALUE,
                              "%s: tensor '%s': element %lld: expected a number%s, found %g",
                              a->path, name, (long long)i, *name == 'v' ? " from 0" : "",
@@ -13596,15 +13967,18 @@ DLRNI_INTERNAL dlrn_status dlrni_check_moments(dlrn_archive *a, const char *name
     return DLRN_OK;
 }
 
-/* Parameters must be finite; moments must be numbers. */
+/* Reads into the trainer's own memory, tensor by tensor. Parameters must be finite; moments must be
+   numbers. */
 DLRNI_INTERNAL dlrn_status dlrni_read_floats(dlrn_trainer *t, dlrn_archive *a) {
     dlrni_checkpoint_floats list;
     int64_t where;
     dlrni_checkpoint_list(t, &list);
     for (int i = 0; i < list.count; i++) {
         DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &list.tensor[i], &where));
+        /* the shape was compared: it fits */
         DLRNI_TRY(dlrn_archive_read(a, where, list.data[i]));
         const int64_t n = dlrn_archive_info(a, where)->numel;
+        /* only moments have a point in their name */
         if (strchr(list.name[i], '.'))
             DLRNI_TRY(dlrni_check_moments(a, list.name[i], list.data[i], n));
         else
@@ -13613,11 +13987,12 @@ DLRNI_INTERNAL dlrn_status dlrni_read_floats(dlrn_trainer *t, dlrn_archive *a) {
     return DLRN_OK;
 }
 
-/* Counters that no run can reach are refused: they would overflow. */
+/* Counters that no run can reach are refused: they would overflow when they are counted on. */
 DLRNI_INTERNAL dlrn_status dlrni_read_counters(dlrn_trainer *t, dlrn_archive *a) {
     dlrn_tensor_out counters = dlrni_checkpoint_counters(t);
     int64_t where;
     DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &counters, &where));
+    /* as integers: a float would round large counts */
     DLRNI_TRY(dlrni_archive_read_i64(a, where, t->since_fired));
     for (int64_t f = 0; f < t->dict->features; f++)
         if (t->since_fired[f] < 0 || t->since_fired[f] > INT64_MAX / 4)
@@ -13625,7 +14000,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_counters(dlrn_trainer *t, dlrn_archive *a)
     return DLRN_OK;
 }
 
-/* Digits alone, and few enough not to overflow. */
+/* The number of steps done: digits only, and too few to overflow. Not strtoll, which also takes
+   signs, blanks and nonsense behind the number. */
 DLRNI_INTERNAL dlrn_status dlrni_read_step(dlrn_trainer *t, dlrn_archive *a) {
     const char *step = dlrni_archive_metadata(a, "step");
     uint64_t done = 0;
@@ -13634,29 +14010,32 @@ DLRNI_INTERNAL dlrn_status dlrni_read_step(dlrn_trainer *t, dlrn_archive *a) {
             return dlrni_checkpoint_lacks(a, t->ctx, "step");
         done = done * 10 + (uint64_t)(*c - '0');
     }
+    /* an empty text is no number */
     if (!step || !*step) return dlrni_checkpoint_lacks(a, t->ctx, "step");
-    t->step = (int64_t)done;
+    t->step = (int64_t)done; /* below 2^63 by the test above */
     return DLRN_OK;
 }
 
-/* All tensors, and the number of steps done. */
+/* All tensors but the buffer's, and the number of steps done. */
 DLRNI_INTERNAL dlrn_status dlrni_read_state(dlrn_trainer *t, dlrn_archive *a) {
     DLRNI_TRY(dlrni_read_floats(t, a));
     DLRNI_TRY(dlrni_read_counters(t, a));
-    dlrn_dictionary_changed(t->dict);
+    dlrn_dictionary_changed(t->dict); /* its parameters were written */
     return dlrni_read_step(t, a);
 }
 
-/* The unread rows x (which 0) or y (1) as they were stored, owned by b. Widening and narrowing give
-   the same bits again. */
+/* The unread rows x (which 0) or y (1), in the stored type; *b owns them. They are widened by the
+   reader and narrowed again: f16 and bf16 come back bit for bit. */
 DLRNI_INTERNAL dlrn_status dlrni_read_rows(dlrn_trainer *t, dlrn_archive *a, int which,
                                            dlrni_buffer_state *b) {
     dlrn_tensor_out want = dlrni_checkpoint_rows(t->buffer, which, b);
     int64_t where;
     DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &want, &where));
     int64_t n = dlrn_archive_info(a, where)->numel;
+    /* n is the tensor's size in the file: memory follows the file, not a claim */
     float *wide = DLRNI_NEW(t->ctx, float, n);
-    b->rows_of[which] = wide;
+    b->rows_of[which] = wide; /* at once: the caller frees the state after an error, too */
+    /* from here on freed with *b */
     if (!wide) return DLRN_ERR_MEMORY;
     DLRNI_TRY(dlrn_archive_read(a, where, wide));
     for (int64_t i = 0; b->store != DLRN_F32 && i < n; i++) { /* in place: 2 bytes for 4 */
@@ -13666,12 +14045,15 @@ DLRNI_INTERNAL dlrn_status dlrni_read_rows(dlrn_trainer *t, dlrn_archive *a, int
     return DLRN_OK;
 }
 
-/* Whatever is out of range is malformed; the rows come from their tensors. */
+/* The numbers of the buffer's state. A number that is missing or out of range makes the checkpoint
+   malformed. */
 DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(dlrn_trainer *t, dlrn_archive *a,
                                                    const dlrn_json *json, dlrni_buffer_state *b) {
+    /* an unknown type fails the comparison below */
     const char *store = dlrn_json_text(json, "store", "");
     memset(b, 0, sizeof *b);
-    b->store = !strcmp(store, "F16") ? DLRN_F16 : !strcmp(store, "BF16") ? DLRN_BF16 : DLRN_F32;
+    for (int type = DLRN_F32; type <= DLRN_BF16; type++) /* those that a buffer can store */
+        if (!strcmp(store, dlrn_dtype_name((dlrn_dtype)type))) b->store = (dlrn_dtype)type;
     if (strcmp(store, dlrn_dtype_name(b->store)) || !dlrni_json_signed(json, "rows", &b->rows) ||
         b->rows < 0 || !dlrni_json_unsigned(json, "seed", &b->rng.seed) ||
         !dlrni_json_unsigned(json, "stream", &b->rng.stream) ||
@@ -13680,22 +14062,26 @@ DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(dlrn_trainer *t, dlrn_archive
         !dlrni_json_signed(json, "rows_read", &b->rows_read) || b->rows_read < 0 ||
         b->rows_read > INT64_MAX / 4)
         return dlrni_checkpoint_lacks(a, t->ctx, "buffer");
+    /* booleans: a missing one is false */
     b->has_position = dlrn_json_number(json, "has_position", 0) > 0;
     b->source_ended = dlrn_json_number(json, "ended", 0) > 0;
     b->filling = dlrn_json_number(json, "filling", 0) > 0;
     return DLRN_OK;
 }
 
-/* Reads rows and numbers, and hands them to the buffer, which checks them. */
+/* Reads rows and numbers, and gives them to the buffer, which checks them against itself. */
 DLRNI_INTERNAL dlrn_status dlrni_resume_buffer(dlrn_trainer *t, dlrn_archive *a,
                                                const dlrn_json *json) {
     dlrni_buffer_state b;
     DLRNI_TRY(dlrni_read_buffer_state(t, a, json, &b));
+    /* either side may have targets: the check of the state then names the difference */
     const int targets = t->buffer->d[1] > 0 || dlrn_archive_find(a, "buffer.y") >= 0;
+    /* an empty buffer has no tensors */
     dlrn_status s = b.rows ? dlrni_read_rows(t, a, 0, &b) : DLRN_OK;
     if (b.rows && s == DLRN_OK && targets) s = dlrni_read_rows(t, a, 1, &b);
     if (s == DLRN_OK) {
         s = dlrni_buffer_import(t->buffer, &b);
+        /* lack of memory is no fault of the file */
         if (s != DLRN_OK && s != DLRN_ERR_MEMORY)
             dlrni_fail_in(t->ctx, s, dlrn_archive_path(a), "buffer", dlrn_error(t->ctx));
     }
@@ -13703,21 +14089,23 @@ DLRNI_INTERNAL dlrn_status dlrni_resume_buffer(dlrn_trainer *t, dlrn_archive *a,
     return s;
 }
 
-/* Parses a metadata entry; NULL and DLRN_OK if there is none. */
+/* Parses the text under a key of the metadata. No such key: DLRN_OK and NULL. */
 DLRNI_INTERNAL dlrn_status dlrni_metadata_json(dlrn_context *ctx, dlrn_archive *a, const char *key,
                                                dlrn_json **out) {
     const char *text = dlrni_archive_metadata(a, key);
-    *out = NULL;
+    *out = NULL; /* no such key */
     return text ? dlrn_json_parse(ctx, text, strlen(text), dlrn_archive_path(a), out) : DLRN_OK;
 }
 
-/* The settings that must be the same when a run goes on: those that shapes and formulas follow
-   from. */
+/* Checks the settings that must not change when a run goes on: shapes, recipe, k, compat. Others,
+   such as the learning rate or the number of steps, may. */
 DLRNI_INTERNAL dlrn_status dlrni_check_given(dlrn_context *ctx, dlrn_archive *a,
                                              const dlrn_train_config *cfg,
                                              const dlrn_train_config *given) {
     const char *path = dlrn_archive_path(a), *recipe = given->recipe ? given->recipe : "reference";
+    /* a configuration that was never settled: its defaults count */
     int64_t d_out = given->d_out ? given->d_out : given->d_in;
+    /* "expected" is what the caller gave, "found" what the file holds */
     if (given->d_in != cfg->d_in || given->features != cfg->features || d_out != cfg->d_out)
         return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                          "%s: expected a trainer of %lld x %lld (output %lld), found %lld x %lld "
@@ -13727,62 +14115,72 @@ DLRNI_INTERNAL dlrn_status dlrni_check_given(dlrn_context *ctx, dlrn_archive *a,
     if (strcmp(recipe, cfg->recipe))
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected recipe %.80s, found %.80s", path,
                          recipe, cfg->recipe);
+    /* the configuration's, which a recipe that does not select leaves 0 */
     if (given->k != cfg->k)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected k %lld, found %lld", path,
                          (long long)given->k, (long long)cfg->k);
+    /* any number other than 0 means yes */
     if (!given->compat != !cfg->compat)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected compat %d, found %d", path,
                          given->compat, cfg->compat);
     return DLRN_OK;
 }
 
-/* The saved settings, checked against those given, which then replace them. */
+/* The settings of the file, checked. Those that the caller gives replace them. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archive *a,
                                                    const dlrn_train_config *given,
                                                    dlrn_train_config *cfg) {
     const char *format = dlrni_archive_metadata(a, "format");
     dlrn_json *json;
+    /* first, so that any other safetensors file gets this error */
     if (!format || strcmp(format, DLRNI_CHECKPOINT_FORMAT))
         return dlrni_checkpoint_lacks(a, ctx, "format");
     DLRNI_TRY(dlrni_metadata_json(ctx, a, "config", &json));
     dlrn_status s = dlrni_read_config(ctx, a, json, cfg);
+    /* before any return: json may be NULL */
     dlrn_json_free(ctx, json);
     if (s != DLRN_OK) return s;
+    /* NULL: go on as before */
     if (given) DLRNI_TRY(dlrni_check_given(ctx, a, cfg, given));
+    /* by the settings of the file: those given were compared with them */
     DLRNI_TRY(dlrni_checkpoint_size(ctx, a, cfg));
     if (given) *cfg = *given;
     return DLRN_OK;
 }
 
-/* The dictionary of a checkpoint, its parameters not read yet: family, formula, roles. */
+/* The dictionary of a checkpoint: family, formula and roles. Its parameters are read later. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_dictionary(dlrn_context *ctx, dlrn_archive *a,
                                                        const dlrn_train_config *cfg,
                                                        dlrn_dictionary **out) {
     const dlrni_recipe *recipe = dlrni_recipe_named(cfg->recipe);
     const char *family = dlrni_archive_metadata(a, "family");
     dlrn_json *json;
+    /* a recipe trains one family: a file that names another was edited */
     if (family && recipe && strcmp(family, recipe->family))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: family: expected %s for recipe %s, found %.80s",
                          dlrn_archive_path(a), recipe->family, recipe->name, family);
+    /* random weights, which are overwritten: the one place that knows shapes */
     DLRNI_TRY(dlrni_first_weights(ctx, cfg, recipe, NULL, out));
     dlrn_status s = dlrni_metadata_json(ctx, a, "formula", &json);
     if (s == DLRN_OK && json) s = dlrni_read_formula(ctx, a, json, &(*out)->formula);
     dlrn_json_free(ctx, json);
-    if (s == DLRN_OK && dlrni_selects(*out))
+    if (s == DLRN_OK && dlrni_selects(*out)) /* k comes from the file */
         s = dlrni_check_k(ctx, (*out)->formula.k, (*out)->features);
+    /* optional in its family: the formula tells whether the run has it */
     if (s == DLRN_OK && (*out)->formula.center == DLRN_CENTER_INPUT_BIAS &&
         !(*out)->param[DLRN_INPUT_BIAS])
         s = dlrni_param_alloc(*out, DLRN_INPUT_BIAS);
     return s;
 }
 
-/* All metadata but the configuration. */
+/* Everything but the configuration and the dictionary's formula. */
 DLRNI_INTERNAL dlrn_status dlrni_read_trainer(dlrn_trainer *t, dlrn_archive *a) {
     dlrn_json *json;
     DLRNI_TRY(dlrni_read_state(t, a));
     DLRNI_TRY(dlrni_metadata_json(t->ctx, a, "unfinished", &json));
     dlrn_status s = json ? dlrni_read_unfinished(t, a, json) : DLRN_OK;
     dlrn_json_free(t->ctx, json);
+    /* a checkpoint with a buffer may be resumed without one, with the caller's own rows */
     if (!t->buffer || s != DLRN_OK) return s;
     DLRNI_TRY(dlrni_metadata_json(t->ctx, a, "buffer", &json));
     if (json) s = dlrni_resume_buffer(t, a, json); /* none: the given one starts */
@@ -13790,7 +14188,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_trainer(dlrn_trainer *t, dlrn_archive *a) 
     return s;
 }
 
-/* Settings, dictionary, trainer, state: each needs the one before it. */
+/* Settings, dictionary, trainer, state: each needs the one before it. On an error *out may be half
+   read; the caller destroys it. */
 DLRNI_INTERNAL dlrn_status dlrni_resume_from(dlrn_context *ctx, dlrn_archive *a,
                                              const dlrn_train_config *given, dlrn_buffer *buffer,
                                              dlrn_trainer **out) {
@@ -13799,7 +14198,7 @@ DLRNI_INTERNAL dlrn_status dlrni_resume_from(dlrn_context *ctx, dlrn_archive *a,
     DLRNI_TRY(dlrni_checkpoint_config(ctx, a, given, &cfg));
     dlrn_status s = dlrni_checkpoint_dictionary(ctx, a, &cfg, &dict);
     if (s == DLRN_OK) s = dlrni_trainer_new(ctx, &cfg, &dict, buffer, out);
-    dlrn_dictionary_destroy(dict);
+    dlrn_dictionary_destroy(dict); /* NULL once the trainer has it */
     return s == DLRN_OK ? dlrni_read_trainer(*out, a) : s;
 }
 
@@ -13808,33 +14207,36 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path,
                                          dlrn_trainer **out) {
     dlrn_archive *a;
     *out = NULL;
+    /* any archive opens here; the format is checked next */
     DLRNI_TRY(dlrn_archive_open(ctx, path, &a));
     dlrn_status s = dlrni_resume_from(ctx, a, cfg, buffer, out);
     dlrn_archive_close(a);
     if (s == DLRN_OK) return s;
-    dlrn_trainer_destroy(*out);
+    dlrn_trainer_destroy(*out); /* half read, or NULL */
     *out = NULL;
     return s;
 }
 
 /* ------------------------------------------------------------------------------------------ */
 // >>metrics
-/* One pass over the rows, each row in its turn: how they are cut into batches never changes a bit.
-   Means and variances by Welford's update, in double. */
+/* One pass over the rows, each row in its turn: the results do not depend on how the rows are cut
+   into batches. Means and variances by Welford's update, in double: a source may be too large to
+   read twice, and the one-pass formula E x^2 - (E x)^2 cancels. The metrics are those of evaluate()
+   in dictionary_learning and of the SAE literature; the manual says which is which. */
 
 struct dlrn_evaluator {
     dlrn_context *ctx;
-    const dlrn_dictionary *dict;
+    const dlrn_dictionary *dict; /* borrowed */
     dlrn_eval_config cfg;
-    dlrn_encoder *encoder;
+    dlrn_encoder *encoder;              /* kept: later batches allocate nothing */
     int64_t rows, nnz, cosines, ratios; /* rows, active features, rows with a cosine, a ratio  */
     double *mean_y, *var_y;             /* [d_out] mean and sum of squared deviations of y ... */
     double *mean_r, *var_r;             /* ... and of y - x_hat                                */
     int64_t *fired;                     /* [F] rows on which each feature is not 0             */
     double squared, norm, sparsity, cosine, ratio, dot, norm2_x_hat; /* sums over rows         */
-    dlrn_sparse codes;
-    float *x_hat; /* [batch_size][d_out] */
-    int partly;   /* 1: rows of a call that failed are counted */
+    dlrn_sparse codes; /* features of the last batch */
+    float *x_hat;      /* [batch_size][d_out] */
+    int partly;        /* 1: rows of a call that failed are counted */
 };
 
 DLRN_API dlrn_eval_config dlrn_eval_defaults(void) {
@@ -13845,6 +14247,7 @@ DLRN_API dlrn_eval_config dlrn_eval_defaults(void) {
 DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e) {
     if (!e) return;
     dlrn_encoder_destroy(e->encoder);
+    /* with var_y, mean_r and var_r: one block */
     dlrn_free(e->ctx, e->mean_y);
     dlrn_free(e->ctx, e->fired);
     dlrn_free(e->ctx, e->x_hat);
@@ -13852,7 +14255,8 @@ DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e) {
     dlrn_free(e->ctx, e);
 }
 
-/* Four vectors of d_out doubles in one block. */
+/* One block for the four vectors of d_out doubles; the counters start at 0. An error leaves what
+   was allocated to dlrn_evaluator_destroy. */
 DLRNI_INTERNAL dlrn_status dlrni_evaluator_alloc(dlrn_evaluator *e) {
     int64_t d = e->dict->d_out;
     e->mean_y = DLRNI_NEW_ZERO(e->ctx, double, 4 * d);
@@ -13867,21 +14271,26 @@ DLRNI_INTERNAL dlrn_status dlrni_evaluator_alloc(dlrn_evaluator *e) {
 
 DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dlrn_eval_config *cfg,
                                            dlrn_evaluator **out) {
+    /* errors go where the dictionary's go */
     dlrn_context *ctx = dict->ctx;
     const dlrn_eval_config defaults = dlrn_eval_defaults();
     int64_t floats;
     *out = NULL;
+    /* as the API allows */
     if (!cfg) cfg = &defaults;
     DLRNI_REQUIRE(ctx, cfg->batch_size > 0 && cfg->rows >= -1,
                   "batch_size must be positive, rows -1 or more");
+    /* the sizes of x, y and x_hat below must not overflow */
     if (!dlrni_mul(cfg->batch_size, dlrni_max(dict->d_in, dict->d_out), &floats))
         return dlrn_fail(ctx, DLRN_ERR_MEMORY, "batches of %lld rows do not fit in memory",
                          (long long)cfg->batch_size);
     dlrn_evaluator *e = DLRNI_NEW_ZERO(ctx, dlrn_evaluator, 1);
     if (!e) return DLRN_ERR_MEMORY;
     e->ctx = ctx;
+    /* borrowed: it must not change while it is measured */
     e->dict = dict;
     e->cfg = *cfg;
+    /* either whole or not there */
     dlrn_status s = dlrni_evaluator_alloc(e);
     if (s == DLRN_OK)
         *out = e;
@@ -13890,29 +14299,32 @@ DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dl
     return s;
 }
 
-/* One value more: updates the mean and the sum of squared deviations from it. */
+/* Adds one value: `count` is the number of values with it. *square is the sum of squared deviations
+   from the mean so far (Welford, 1962). */
 DLRNI_INTERNAL void dlrni_welford(double *mean, double *square, double x, int64_t count) {
     double off = x - *mean;
     *mean += off / (double)count;
     *square += off * (x - *mean);
 }
 
-/* L1 norm or entropy of one row's features. */
+/* L1 norm or entropy of the active features val [n] of one row, as the penalty of the reference. */
 DLRNI_INTERNAL double dlrni_row_sparsity(const dlrn_evaluator *e, const float *val, int64_t n) {
     double sum = 0, entropy = 0;
     for (int64_t p = 0; p < n; p++) sum += fabs((double)val[p]);
     if (e->cfg.sparsity == DLRN_SPARSITY_L1) return sum;
     for (int64_t p = 0; p < n && sum > 0; p++) {
-        double q = fabs((double)val[p]) / (sum + 1e-8); /* an identity's features may be negative */
+        /* magnitudes: an identity's features may be negative; 1e-8 as in training */
+        double q = fabs((double)val[p]) / (sum + 1e-8);
         entropy -= q * log(q + 1e-8);
     }
     return entropy;
 }
 
-/* Adds one row, with its n active features, to all sums. */
+/* Adds one row, y [d_out] and x_hat [d_out], with its n active features, to all sums. */
 DLRNI_INTERNAL void dlrni_measure_row(dlrn_evaluator *e, const float *y, const float *x_hat,
                                       const int32_t *col, const float *val, int64_t n) {
     int64_t d = e->dict->d_out, count = ++e->rows;
+    /* y.y, x_hat.x_hat, y.x_hat, r.r */
     double yy = 0, hh = 0, yh = 0, rr = 0;
     for (int64_t j = 0; j < d; j++) {
         double a = (double)y[j], h = (double)x_hat[j], r = a - h;
@@ -13923,26 +14335,33 @@ DLRNI_INTERNAL void dlrni_measure_row(dlrn_evaluator *e, const float *y, const f
         dlrni_welford(&e->mean_y[j], &e->var_y[j], a, count);
         dlrni_welford(&e->mean_r[j], &e->var_r[j], r, count);
     }
+    /* the distance and its square are different losses: both are reported */
     e->squared += rr;
     e->norm += sqrt(rr);
     e->dot += yh;
     e->norm2_x_hat += hh;
+    /* a row of zeros has no direction: it counts in no ratio and no cosine */
     e->ratios += yy > 0;
     e->cosines += yy > 0 && hh > 0;
+    /* |x_hat| / |y|: below 1 where the L1 penalty shrinks features */
     if (yy > 0) e->ratio += sqrt(hh / yy);
     if (yy > 0 && hh > 0) e->cosine += yh / sqrt(yy * hh);
     e->sparsity += dlrni_row_sparsity(e, val, n);
     e->nnz += n;
+    /* n is small: features are sparse */
     for (int64_t p = 0; p < n; p++) e->fired[col[p]]++;
 }
 
-/* x [rows][d_in], y [rows][d_out], at most a batch: all of it or, after an error, nothing. */
+/* Measures x [rows][d_in], y [rows][d_out], at most a batch. After an error no row of them is
+   counted: everything that can fail comes first. */
 DLRNI_INTERNAL dlrn_status dlrni_measure_batch(dlrn_evaluator *e, const float *x, const float *y,
                                                int64_t rows) {
     int64_t d = e->dict->d_out;
     DLRNI_TRY(dlrn_encoder_run(e->encoder, x, rows, NULL, &e->codes, e->x_hat));
+    /* weights may overflow on an unusual row; the mean would be lost */
     DLRNI_TRY(dlrni_check_finite(e->ctx, e->x_hat, rows, d, e->rows, "evaluation: x_hat,"));
     for (int64_t i = 0; i < rows; i++) {
+        /* CSR: the active features of row i */
         int64_t at = e->codes.row_ptr[i];
         dlrni_measure_row(e, y + i * d, e->x_hat + i * d, e->codes.col + at, e->codes.val + at,
                           e->codes.row_ptr[i + 1] - at);
@@ -13950,7 +14369,8 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_batch(dlrn_evaluator *e, const float *x
     return DLRN_OK;
 }
 
-/* After a call that failed half-way, the sums are of no known rows. */
+/* A call that failed half-way has counted some of its rows: repeating it would count them twice. So
+   the evaluator refuses to go on. */
 DLRNI_INTERNAL dlrn_status dlrni_check_evaluator(const dlrn_evaluator *e) {
     if (!e->partly) return DLRN_OK;
     return dlrn_fail(e->ctx, DLRN_ERR_ARGUMENT,
@@ -13964,13 +14384,16 @@ DLRN_API dlrn_status dlrn_evaluator_add(dlrn_evaluator *e, const float *x, const
     int64_t d = e->dict->d_in, d_out = e->dict->d_out, batch = e->cfg.batch_size;
     DLRNI_REQUIRE(e->ctx, n >= 0 && (x || !n), "x must not be NULL, n not negative");
     DLRNI_REQUIRE(e->ctx, y || d == d_out, "y must not be NULL where d_out is not d_in");
+    /* an autoencoder is measured against its input */
     if (!y) y = x;
     DLRNI_TRY(dlrni_check_evaluator(e));
+    /* all rows, before the first is counted */
     DLRNI_TRY(dlrni_check_finite(e->ctx, x, n, d, e->rows, "evaluation: x,"));
     DLRNI_TRY(dlrni_check_finite(e->ctx, y, n, d_out, e->rows, "evaluation: y,"));
     for (int64_t first = 0; first < n; first += batch) {
         int64_t rows = dlrni_min(batch, n - first);
         dlrn_status s = dlrni_measure_batch(e, x + first * d, y + first * d_out, rows);
+        /* an error in the first batch leaves no trace */
         e->partly = s != DLRN_OK && first > 0;
         if (s != DLRN_OK) return s;
     }
@@ -13981,14 +14404,16 @@ DLRN_API const int64_t *dlrn_evaluator_fired(const dlrn_evaluator *e) {
     return e->fired;
 }
 
-/* 1 - residual variance over variance: of the sums over dimensions, and the mean over dimensions
-   that vary. */
+/* 1 - residual variance / variance, in the two forms of the literature: of the sums over dimensions
+   (large dimensions dominate), and as a mean over the dimensions that vary (all count the same). */
 DLRNI_INTERNAL void dlrni_variance_explained(const dlrn_evaluator *e, dlrn_metrics *out) {
     double y = 0, r = 0, each = 0;
     int64_t varying = 0;
     for (int64_t j = 0; j < e->dict->d_out; j++) {
+        /* sums of squared deviations: the factor 1 / n cancels */
         y += e->var_y[j];
         r += e->var_r[j];
+        /* a constant dimension has nothing to explain */
         if (!(e->var_y[j] > 0)) continue;
         each += 1 - e->var_r[j] / e->var_y[j];
         varying++;
@@ -13997,7 +14422,7 @@ DLRNI_INTERNAL void dlrni_variance_explained(const dlrn_evaluator *e, dlrn_metri
     out->variance_explained_per_dim = varying ? each / (double)varying : (double)NAN;
 }
 
-/* Not measured. */
+/* Marks the figures that need a language model as not measured: 0 would look like a result. */
 DLRNI_INTERNAL void dlrni_no_cross_entropy(dlrn_metrics *out) {
     out->loss_original = out->loss_reconstructed = out->loss_zero = (double)NAN;
     out->ce_diff = out->share_recovered = (double)NAN;
@@ -14005,40 +14430,49 @@ DLRNI_INTERNAL void dlrni_no_cross_entropy(dlrn_metrics *out) {
 }
 
 DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out) {
+    /* all means are over rows */
     double n = (double)e->rows;
     int64_t F = e->dict->features, alive = 0;
     memset(out, 0, sizeof *out);
+    /* first, so that *out is defined after an error, too */
     dlrni_no_cross_entropy(out);
     DLRNI_TRY(dlrni_check_evaluator(e));
     DLRNI_REQUIRE(e->ctx, e->rows > 0, "no rows were added");
-    out->rows = e->rows;
+    out->rows = e->rows; /* counts, then means over rows */
     out->l2_loss = e->norm / n;
+    /* compat: the reference squares the mean distance */
     out->mse_loss = e->cfg.compat ? out->l2_loss * out->l2_loss : e->squared / n;
     out->sparsity_loss = e->sparsity / n;
     out->l0 = (double)e->nnz / n;
+    /* NAN: no row had a direction */
     out->cosine = e->cosines ? e->cosine / (double)e->cosines : (double)NAN;
     out->l2_ratio = e->ratios ? e->ratio / (double)e->ratios : (double)NAN;
+    /* Rajamanoharan et al., "Gated SAEs", 2024: E |x_hat|^2 / E <x_hat, y>; 1 is unbiased */
     out->relative_reconstruction_bias =
         e->dot < 0 || e->dot > 0 ? e->norm2_x_hat / e->dot : (double)NAN;
     for (int64_t f = 0; f < F; f++) {
         alive += e->fired[f] > 0;
+        /* active on more than a tenth of the rows: the usual bound for a dense feature */
         out->dense += (double)e->fired[f] > 0.1 * n;
     }
+    /* dead here: not once on these rows; training has its own rule */
     out->dead = F - alive;
     out->share_alive = (double)alive / (double)F;
     dlrni_variance_explained(e, out);
     return DLRN_OK;
 }
 
-/* The lower edge of bin b, from 1e-5 up; decades come out exactly, also where pow would round a
-   number below 1. */
+/* The lower edge of bin b; the bins are equal in log10, from 1e-5 to 1. As 1 / 10^(5 - ...), since
+   pow(10, n) is exact for whole n > 0, while pow(10, -n) may be rounded. */
 DLRNI_INTERNAL double dlrni_bin_edge(int64_t b, int bins) {
     return 1 / pow(10, 5 - 5.0 * (double)b / bins);
 }
 
-/* The bin of a frequency: by its logarithm, and then by the edges, which that may miss by one. */
+/* The bin of a frequency in (0, 1]. The logarithm may miss by one at an edge, so that the edges
+   have the last word. */
 DLRNI_INTERNAL int64_t dlrni_bin_of(double frequency, int bins) {
     int64_t b = (int64_t)floor((log10(frequency) + 5) / 5 * bins);
+    /* below 1e-5: the first bin; 1 itself: the last */
     b = dlrni_max(0, dlrni_min(bins - 1, b));
     if (b > 0 && frequency < dlrni_bin_edge(b, bins)) return b - 1;
     return b < bins - 1 && frequency >= dlrni_bin_edge(b + 1, bins) ? b + 1 : b;
@@ -14048,44 +14482,50 @@ DLRN_API dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e, int bins,
                                               int64_t *count) {
     DLRNI_REQUIRE(e->ctx, bins > 0 && e->rows > 0, "needs at least one bin and one row");
     memset(count, 0, (size_t)bins * sizeof *count);
+    /* bins + 1 edges; NULL: not wanted */
     for (int b = 0; edge && b <= bins; b++) edge[b] = dlrni_bin_edge(b, bins);
-    for (int64_t f = 0; f < e->dict->features; f++)
+    for (int64_t f = 0; f < e->dict->features; f++) /* dead features have no logarithm */
         if (e->fired[f]) count[dlrni_bin_of((double)e->fired[f] / (double)e->rows, bins)]++;
     return DLRN_OK;
 }
 
-/* One call of dlrn_evaluate. */
+/* What one call of dlrn_evaluate needs: its own evaluator, and staging for the rows. */
 typedef struct dlrni_evaluation {
     dlrn_evaluator *e;
-    const dlrn_source *source;
+    const dlrn_source *source; /* borrowed */
     dlrn_eval_progress progress;
-    void *user;
+    void *user;   /* the progress callback's */
     float *x, *y; /* [batch_size][d]; y NULL: no target */
 } dlrni_evaluation;
 
-/* Rows from the source, a batch at a time, until there are enough or no more. */
+/* Reads and measures a batch at a time, until there are enough rows or no more. */
 DLRNI_INTERNAL dlrn_status dlrni_measure_source(const dlrni_evaluation *j) {
     dlrn_evaluator *e = j->e;
     const dlrn_source *src = j->source;
     for (;;) {
         int64_t batch = e->cfg.batch_size, n = 0;
+        /* never more than the limit: exactly so many rows are measured */
         int64_t want = e->cfg.rows < 0 ? batch : dlrni_min(batch, e->cfg.rows - e->rows);
+        /* enough rows */
         if (want <= 0) return DLRN_OK;
         dlrn_status s = src->read(src->user, want, j->x, j->y, &n);
         if (s == DLRN_END) return DLRN_OK;
         if (s != DLRN_OK)
             return dlrni_callback_error(e->ctx, s, "the source",
                                         src->error ? src->error(src->user) : NULL);
+        /* more would have overrun the arrays; none would loop forever */
         DLRNI_REQUIRE(e->ctx, n > 0 && n <= want,
                       "the source gave no rows, or more than were wanted");
         DLRNI_TRY(dlrn_evaluator_add(e, j->x, j->y, n));
+        /* may stop the evaluation */
         if (j->progress) DLRNI_TRY(j->progress(j->user, e->rows));
     }
 }
 
-/* Whether a source gives rows of the dictionary's widths. */
+/* Whether a source gives rows of the dictionary's widths; without a target y is x. */
 DLRNI_INTERNAL dlrn_status dlrni_check_eval_source(const dlrn_dictionary *dict,
                                                    const dlrn_source *source) {
+    /* no target: the width of x */
     int64_t d_out = source->d_out ? source->d_out : source->d_in;
     if (source->d_in == dict->d_in && d_out == dict->d_out) return DLRN_OK;
     return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
@@ -14097,23 +14537,26 @@ DLRNI_INTERNAL dlrn_status dlrni_check_eval_source(const dlrn_dictionary *dict,
 
 /* ------------------------------------------------------------------------------------------ */
 // >>splice
-/* Cross-entropy of a language model with dictionaries spliced in, and the whole evaluation. */
+/* Cross-entropy of a language model with dictionaries spliced in, and the whole evaluation. A small
+   distance may still lose what the model needs; only the model's own loss tells. The model is a
+   callback: this library knows none. */
 
+/* The dictionaries of a model's sites (places where it lets activations be replaced). */
 typedef struct dlrni_splice {
-    dlrn_context *ctx;
-    const dlrn_dictionary *const *dicts; /* [sites] */
-    dlrn_encoder **encoders;             /* [sites] */
+    dlrn_context *ctx;                   /* for errors */
+    const dlrn_dictionary *const *dicts; /* [sites] borrowed */
+    dlrn_encoder **encoders;             /* [sites] owned: scratch lasts for the whole pass */
     int64_t sites;
 } dlrni_splice;
 
-/* A model must not edit sites that it has not announced. */
+/* A model must edit only the sites that it has announced: the number becomes an index. */
 DLRNI_INTERNAL dlrn_status dlrni_check_site(const dlrni_splice *s, int site) {
     if (site >= 0 && site < s->sites) return DLRN_OK;
     return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK, "the model edits site %d of %lld", site,
                      (long long)s->sites);
 }
 
-/* Replaces activations by their reconstructions. */
+/* Edit callback: out [n][d_out] = the reconstruction of x [n][d_in] at a site. */
 DLRNI_INTERNAL dlrn_status dlrni_splice_edit(void *user, int site, const float *x, float *out,
                                              int64_t n) {
     const dlrni_splice *s = (const dlrni_splice *)user;
@@ -14121,22 +14564,25 @@ DLRNI_INTERNAL dlrn_status dlrni_splice_edit(void *user, int site, const float *
     return dlrn_encoder_run(s->encoders[site], x, n, NULL, NULL, out);
 }
 
-/* Replaces activations by zeros: the loss that a useless dictionary would give. */
+/* Edit callback: out [n][d_out] = 0. Its loss is that of a useless dictionary, the zero of
+   share_recovered. */
 DLRNI_INTERNAL dlrn_status dlrni_zero_edit(void *user, int site, const float *x, float *out,
                                            int64_t n) {
     const dlrni_splice *s = (const dlrni_splice *)user;
     (void)x;
     DLRNI_TRY(dlrni_check_site(s, site));
+    /* all bits 0 is 0.0f */
     memset(out, 0, (size_t)(n * s->dicts[site]->d_out) * sizeof *out);
     return DLRN_OK;
 }
 
-/* One pass of the model; its error text is its own, or that of the context. */
+/* One pass of the model, which returns nats per token and the tokens it judged. */
 DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrn_context *ctx, const dlrn_language_model *lm,
                                                const dlrn_edit *edit, double *nats,
                                                int64_t *tokens) {
-    ctx->error[0] = 0;
+    ctx->error[0] = 0; /* so that an old text is not taken for the model's */
     dlrn_status s = lm->cross_entropy(lm->user, edit, nats, tokens);
+    /* NaN would pass through every figure below */
     if (s == DLRN_OK && !(fabs(*nats) <= DBL_MAX))
         return dlrn_fail(ctx, DLRN_ERR_CALLBACK,
                          "the language model: expected a finite cross-entropy, found %g", *nats);
@@ -14147,7 +14593,7 @@ DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrn_context *ctx, const dlrn_lan
                                                 : NULL);
 }
 
-/* The three passes of the model: as it is, with the reconstructions, with zeros. */
+/* The three passes of the model: unchanged, with the reconstructions, with zeros. */
 DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_splice *splice, const dlrn_language_model *lm,
                                               dlrn_metrics *out) {
     dlrn_edit reconstruct = {dlrni_splice_edit, splice}, zero = {dlrni_zero_edit, splice};
@@ -14155,14 +14601,17 @@ DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_splice *splice, const dlrn_l
     int64_t tokens = 0;
     DLRNI_TRY(dlrni_cross_entropy(ctx, lm, NULL, &out->loss_original, &out->tokens));
     DLRNI_TRY(dlrni_cross_entropy(ctx, lm, &reconstruct, &out->loss_reconstructed, &tokens));
+    /* the third pass is skipped if the second already disagrees */
     if (tokens == out->tokens)
         DLRNI_TRY(dlrni_cross_entropy(ctx, lm, &zero, &out->loss_zero, &tokens));
+    /* losses over different tokens cannot be compared */
     if (tokens != out->tokens)
         return dlrn_fail(ctx, DLRN_ERR_CALLBACK,
                          "the language model judged %lld tokens, then %lld: it must give the same",
                          (long long)out->tokens, (long long)tokens);
+    /* what there is to recover; if the site does not matter, 0 */
     double whole = out->loss_original - out->loss_zero;
-    out->documents = lm->documents;
+    out->documents = lm->documents; /* as the model says */
     out->ce_diff = out->loss_reconstructed - out->loss_original;
     out->share_recovered =
         whole < 0 || whole > 0 ? (out->loss_reconstructed - out->loss_zero) / whole : (double)NAN;
@@ -14172,6 +14621,7 @@ DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_splice *splice, const dlrn_l
 DLRN_API dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionary *const *dicts,
                                          const dlrn_language_model *lm, dlrn_metrics *out) {
     dlrni_splice splice = {ctx, dicts, NULL, lm->sites};
+    /* defined after an error, too; the other metrics are left alone */
     dlrni_no_cross_entropy(out);
     DLRNI_REQUIRE(ctx, lm->sites > 0, "the language model has no sites");
     splice.encoders = DLRNI_NEW_ZERO(ctx, dlrn_encoder *, lm->sites);
@@ -14179,6 +14629,7 @@ DLRN_API dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionar
     for (int64_t i = 0; s == DLRN_OK && i < lm->sites; i++)
         s = dlrn_encoder_create(dicts[i], &splice.encoders[i]);
     if (s == DLRN_OK) s = dlrni_three_passes(&splice, lm, out);
+    /* those not made are NULL */
     for (int64_t i = 0; splice.encoders && i < lm->sites; i++)
         dlrn_encoder_destroy(splice.encoders[i]);
     dlrn_free(ctx, splice.encoders);
@@ -14190,21 +14641,26 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
                                    dlrn_eval_progress progress, void *user, dlrn_metrics *out) {
     dlrn_context *ctx = dict->ctx;
     dlrni_evaluation j = {NULL, source, progress, user, NULL, NULL};
+    /* the rows of one source belong to one site */
     DLRNI_REQUIRE(ctx, !lm || lm->sites == 1,
                   "a model of several sites is for dlrn_loss_recovered");
     DLRNI_TRY(dlrni_check_eval_source(dict, source));
+    /* checks cfg, too */
     DLRNI_TRY(dlrn_evaluator_create(dict, cfg, &j.e));
     j.x = DLRNI_NEW(ctx, float, j.e->cfg.batch_size * dict->d_in);
+    /* without a target the evaluator takes x */
     j.y = source->d_out ? DLRNI_NEW(ctx, float, j.e->cfg.batch_size * dict->d_out) : NULL;
     dlrn_status s = j.x && (j.y || !source->d_out) ? dlrni_measure_source(&j) : DLRN_ERR_MEMORY;
     int stopped = s == DLRN_STOPPED && j.e->rows > 0; /* what was seen is still told */
     if (s == DLRN_OK || stopped) {
+        /* fails if there were no rows */
         dlrn_status end = dlrn_evaluator_finish(j.e, out);
         if (s == DLRN_OK) s = end;
     }
     dlrn_free(ctx, j.x);
     dlrn_free(ctx, j.y);
     dlrn_evaluator_destroy(j.e);
+    /* last: it takes the longest, and the rest is valid without it */
     return s == DLRN_OK && lm ? dlrn_loss_recovered(ctx, &dict, lm, out) : s;
 }
 #endif /* DICTLEARN_NO_TRAINING */
