@@ -167,12 +167,12 @@ TEST(gradients_one_at_a_time) {
     dlrn_trainer *t = NULL;
     cfg.d_in = D, cfg.features = F;
     CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
-    CHECK_OK(ctx, dlrn_trainer_gradients(t, x, NULL, N, all));
+    CHECK_OK(ctx, dlrni_trainer_gradients(t, x, NULL, N, all));
     for (int i = 0; i < 4; i++) {
         float *one[DLRN_ROLE_COUNT] = {NULL};
         one[roles[i]] = alone;
         memset(alone, 0x7f, sizeof alone);
-        CHECK_OK(ctx, dlrn_trainer_gradients(t, x, NULL, N, one));
+        CHECK_OK(ctx, dlrni_trainer_gradients(t, x, NULL, N, one));
         CHECK_MSG(!memcmp(alone, whole[i], size[i] * sizeof *alone), "gradient %d", i);
     }
     dlrn_trainer_destroy(t);

@@ -245,7 +245,7 @@ static void check_gradients(golden *g, const dlrn_dictionary *ae, int loss, int 
 
     float *out[DLRN_ROLE_COUNT] = {NULL};
     for (int i = 0; i < 4; i++) out[parameter_roles[i]] = gradient[i];
-    CHECK_OK(g->ctx, dlrn_trainer_gradients(t, x, y, n, out));
+    CHECK_OK(g->ctx, dlrni_trainer_gradients(t, x, y, n, out));
     for (int i = 0; i < 4; i++) {
         char quantity[64];
         snprintf(quantity, sizeof quantity, "gradient of %s", parameter_names[i]);

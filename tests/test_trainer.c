@@ -207,7 +207,7 @@ static void check_combination(dlrn_context *ctx, int loss, int sparsity, int gho
     CHECK_CLOSE(stats.auxiliary_loss, r.ghost, 1e-5);
     CHECK_CLOSE(stats.loss, wanted, 1e-5);
     CHECK(stats.dead == (ghost ? 4 : 0));
-    CHECK_OK(ctx, dlrn_trainer_gradients(t, rows_x, y, N, out));
+    CHECK_OK(ctx, dlrni_trainer_gradients(t, rows_x, y, N, out));
     check_gradient(&r, y, r.bias, bias, D, "bias");
     check_gradient(&r, y, r.we[0], we, F * D, "encoder_weight");
     check_gradient(&r, y, r.be, be, F, "encoder_bias");
@@ -242,7 +242,7 @@ TEST(gradients_of_each_center) {
         for (int c = 0; c < D; c++) init->param[DLRN_OUTPUT_BIAS][c] = dlrn_rng_normal(&rng);
         CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, init, NULL, &t));
         copy_to_reference(t, &cfg, &r);
-        CHECK_OK(ctx, dlrn_trainer_gradients(t, rows_x, rows_y, N, out));
+        CHECK_OK(ctx, dlrni_trainer_gradients(t, rows_x, rows_y, N, out));
         check_gradient(&r, rows_y, r.bias, bias, D, "bias");
         check_gradient(&r, rows_y, r.we[0], we, F * D, "encoder_weight");
         check_gradient(&r, rows_y, r.be, be, F, "encoder_bias");
@@ -584,7 +584,7 @@ TEST(sums_over_long_batches) {
     for (int k = 0; k < 2; k++) {
         float *out[DLRN_ROLE_COUNT] = {0};
         out[DLRN_DECODER] = grad[k];
-        CHECK_OK(ctx, dlrn_trainer_gradients(t, x, NULL, k ? LONG : SHORT, out));
+        CHECK_OK(ctx, dlrni_trainer_gradients(t, x, NULL, k ? LONG : SHORT, out));
     }
     for (int i = 0; i < G * W; i++) {
         off = fmax(off, fabs((double)grad[0][i] - (double)grad[1][i]));
@@ -612,7 +612,7 @@ TEST(first_step_is_adam_with_unit_atoms) {
     dlrn_trainer *t = make_trainer(ctx, &cfg);
     dlrn_dictionary *ae = dlrn_trainer_dictionary(t);
     CHECK_OK(ctx, dlrni_dictionary_copy(ae->ctx, ae, &old));
-    CHECK_OK(ctx, dlrn_trainer_gradients(t, rows_x, rows_y, N, g));
+    CHECK_OK(ctx, dlrni_trainer_gradients(t, rows_x, rows_y, N, g));
     CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, rows_y, N, NULL));
     CHECK(dlrn_trainer_state_of(t).steps == 1);
     for (int i = 0; i < F * D; i++) {
