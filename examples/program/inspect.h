@@ -27,8 +27,8 @@ static dlrn_status find_tensors(dlrn_context *ctx, const char *path, char *file,
                      path);
 }
 
-/* Reads what is at a path, as far as it can be told. layout: of the dictionary, or NULL. That it is no dictionary and no model is no
-   error: then only the tensors are listed. */
+/* Reads what is at a path, as far as it can be told. That it is no dictionary and no model is no
+   error: then only the tensors are listed. layout: the user says what dictionary it is; NULL. */
 static dlrn_status open_contents(dlrn_context *ctx, const char *path, const char *layout,
                                  contents *c) {
     char config[4200];
