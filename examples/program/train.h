@@ -388,8 +388,8 @@ static dlrn_status run_steps(train_run *r) {
 
 /* ---- settings */
 
-/* The flags as the library's settings, for rows of width d. init: --init's dictionary, or NULL. Also
-   learns the recipe's family. */
+/* The flags as the library's settings, for rows of width d; the recipe tells the family, too. init:
+   --init's dictionary, or NULL. */
 static dlrn_status train_settings(train_run *r, int64_t d, const dlrn_dictionary *init,
                                   dlrn_train_config *cfg) {
     const options *o = r->o;
