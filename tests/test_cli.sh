@@ -433,6 +433,9 @@ cp -r "$D" "$d/early"
 sed -e 's/"d_out": .*"bandwidth": [^,]*, "recipe": "reference", //' -e 's/, "trainer": {[^}]*}//' \
     "$D/config.json" > "$d/early/config.json"
 check_fails "a config of 0.1" grep -q recipe "$d/early/config.json"
+status "is not resumed with a new setting" 1 $train --steps 45 --log-steps 10 --save-steps 20 \
+    --save-dir "$d/early" --resume --clip 1
+says "which is named" "config.json: clip: .* expected 0, found 1" "$d/err"
 status "is resumed" 0 $train --steps 45 --log-steps 10 --save-steps 20 --save-dir "$d/early" \
     --resume
 

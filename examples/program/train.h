@@ -499,8 +499,9 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
    there log_steps changes the run. */
 static int may_change(const train_run *r, const char *key) {
     if (r->o->compat && !strcmp(key, "log_steps")) return 0;
-    static const char *const keys[] = {"version",    "steps",   "epochs", "log_steps",
-                                       "save_steps", "threads", "kernels"};
+    static const char *const keys[] = {
+        "version",    "steps",   "epochs",  "log_steps",
+        "save_steps", "threads", "kernels", "trainer"}; /* which repeats other members */
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (!strcmp(key, keys[i])) return 1;
     return 0;
@@ -515,17 +516,18 @@ static const char *value_text(const dlrn_json *v) {
 }
 
 /* Finds a setting in which two configurations differ although they must not; 0: there is none.
-   inner: within a part, a key that `was` lacks is a setting that its version did not have; the
-   trainer checks those. */
+   missing: what settings are that `was` lacks, because its version did not have them. */
 static int find_difference(const train_run *r, const dlrn_json *was, const dlrn_json *now,
-                           int inner, const char **key, const char **values) {
+                           const dlrn_json *missing, const char **key, const char **values) {
     for (const dlrn_json *m = now ? now->first : NULL; m; m = m->next) {
         const dlrn_json *before = dlrn_json_get(was, m->key);
-        if (may_change(r, m->key) || (inner && !before)) continue;
+        const dlrn_json *fallback = dlrn_json_get(missing, m->key);
+        if (may_change(r, m->key)) continue;
         if (m->type == DLRN_JSON_OBJECT) {
-            if (find_difference(r, before, m, 1, key, values)) return 1;
+            if (find_difference(r, before, m, fallback, key, values)) return 1;
             continue;
         }
+        if (!before) before = fallback;
         *key = m->key;
         values[0] = value_text(before);
         values[1] = value_text(m);
@@ -544,31 +546,43 @@ static int find_difference(const train_run *r, const dlrn_json *was, const dlrn_
 /* The same for a whole config.json. Another recipe changes many settings, so it is looked for
    first; version 0.1 had but one. */
 static int find_change(const train_run *r, const dlrn_json *was, const dlrn_json *now,
-                       const char **key, const char **values) {
+                       const dlrn_json *missing, const char **key, const char **values) {
     *key = "recipe";
     values[0] = dlrn_json_text(was, "settings.recipe", dlrn_recipe_name(0));
     values[1] = r->o->train.recipe;
-    return strcmp(values[0], values[1]) != 0 || find_difference(r, was, now, 0, key, values);
+    return strcmp(values[0], values[1]) != 0 || find_difference(r, was, now, missing, key, values);
+}
+
+/* A recipe's defaults in the form of a config.json. */
+static dlrn_status parse_defaults(dlrn_context *ctx, const char *recipe, dlrn_json **out) {
+    char text[4200] = "{\"settings\": ";
+    size_t n = strlen(text);
+    dlrn_train_config cfg = dlrn_train_defaults(recipe);
+    n += (size_t)dlrn_train_config_json(&cfg, text + n, sizeof text - n - 1);
+    strcpy(text + n, "}");
+    return dlrn_json_parse(ctx, text, n + 1, "defaults", out);
 }
 
 /* A resumed run must have the settings and the source with which it began. */
 static dlrn_status check_resumed(train_run *r) {
     char path[4200], *text = NULL;
     const char *key = NULL, *values[2] = {NULL, NULL};
-    dlrn_json *was = NULL, *now = NULL;
+    dlrn_json *was = NULL, *now = NULL, *missing = NULL;
     size_t size = 0;
     run_path(r->o, "config.json", path, sizeof path);
     dlrn_status s = dlrn_file_read(r->ctx, path, &text, &size);
     if (s == DLRN_OK) s = dlrn_json_parse(r->ctx, text, size, path, &was);
     if (s == DLRN_OK)
         s = dlrn_json_parse(r->ctx, r->config.text, r->config.size, "config.json", &now);
-    if (s == DLRN_OK && find_change(r, was, now, &key, values))
+    if (s == DLRN_OK) s = parse_defaults(r->ctx, r->o->train.recipe, &missing);
+    if (s == DLRN_OK && find_change(r, was, now, missing, &key, values))
         s = dlrn_fail(
             r->ctx, DLRN_ERR_ARGUMENT,
             "%s: %s: a run is resumed with its own settings, expected %.200s, found %.200s", path,
             key, values[0], values[1]);
     dlrn_json_free(r->ctx, was);
     dlrn_json_free(r->ctx, now);
+    dlrn_json_free(r->ctx, missing);
     dlrn_free(r->ctx, text);
     return s;
 }
