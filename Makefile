@@ -47,7 +47,9 @@ UNDER_A   = $(CHECKED:$(BUILD)/san/%=$(BUILD)/$(1)/%)
 KERNEL_TESTS ?= test_core test_trainer test_golden
 CHECKERS := $(wildcard tests/interop.py tests/hf_check.py tests/tokenizer_check.py tests/twin.py)
 PACKAGES := torch==2.13.0 numpy==2.4.6 scipy==1.17.1 safetensors==0.8.0 transformers==5.23.0 \
-            tokenizers==0.23.3
+            tokenizers==0.23.3 einops==0.8.2
+# It would bring nnsight and more, which its dictionaries do not need.
+ALONE    := dictionary-learning==0.1.0
 PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpoolctl==3.8.0 \
             transformers==5.23.0
 
@@ -119,6 +121,7 @@ venv: $(BUILD)/venv/ready ## build/venv with PyTorch and the libraries that we c
 $(BUILD)/venv/ready:
 	python3 -m venv $(BUILD)/venv
 	$(BUILD)/venv/bin/pip install --quiet --disable-pip-version-check $(PACKAGES)
+	$(BUILD)/venv/bin/pip install --quiet --disable-pip-version-check --no-deps $(ALONE)
 	@touch $@
 
 ifeq ($(PYTHON),$(BUILD)/venv/bin/python)

@@ -722,8 +722,9 @@ typedef struct dlrn_dictionary {
     int64_t d_in, d_out, features; /* features is F                                      */
     float *param[DLRN_ROLE_COUNT]; /* by role, shapes as above; NULL: the family has none */
     dlrn_formula formula;
-    unsigned borrowed; /* private: bit r: param[r] is another's memory  */
-    int64_t version;   /* private: counts changes                       */
+    const char *layout; /* in which it was read, never freed; NULL: it was not read   */
+    unsigned borrowed;  /* private: bit r: param[r] is another's memory  */
+    int64_t version;    /* private: counts changes                       */
 } dlrn_dictionary;
 
 /* A new dictionary. Zero-initialise, set what differs. */
@@ -9718,6 +9719,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_number(dlrni_loading *l, const dlrni_store
 DLRNI_INTERNAL dlrn_status dlrni_read_dictionary(dlrni_loading *l, dlrn_dictionary **out) {
     DLRNI_TRY(
         dlrni_dictionary_new(l->a->ctx, dlrni_family_named(l->layout->family), l->I, 0, l->F, out));
+    (*out)->layout = l->layout->name;
     dlrn_status s = DLRN_OK;
     for (int i = 0; i < DLRNI_STORED_MAX && l->layout->tensor[i].name && s == DLRN_OK; i++) {
         const dlrni_stored *t = &l->layout->tensor[i];

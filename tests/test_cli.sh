@@ -332,6 +332,113 @@ status "--init of another size" 1 $init --dict-size 100 --save-dir "$d/none"
 says "is named" \
     "^dictlearn: $D: expected a dictionary of width 128 with 100 features, found 128, 256" "$d/err"
 absent "and nothing is made" "$d/none"
+# ---- Recipes and families
+status "--recipe list" 0 "$dl" train --recipe list
+check_equal "prints each recipe with its family" \
+    "reference AutoEncoder dl-top_k AutoEncoderTopK dl-jump_relu JumpReluAutoEncoder" \
+    "$(echo $(sed -n 's/^\([a-z_-]*\): family /\1 /p' "$d/out"))"
+says "its formula" "f = the 64 largest of max(p, 0), x_hat = W_dec f + b" "$d/out"
+says "its own defaults" "defaults: --loss squared --lr 0.0002 .* --clip 1 --k 64" "$d/out"
+check_equal "within 100 columns" "" "$(awk 'length($0) > 100' "$d/out")"
+npy '<f4' 400 128 > "$d/few.npy"
+tail -c +129 "$d/x.npy" | head -c 204800 >> "$d/few.npy"
+run="$dl train --quiet --data $d/few.npy --dict-size 96 --batch-size 64 --epochs 9 --n-ctxs 2"
+run="$run --warmup-steps 5 --log-steps 10 --lr 1e-3"
+keys() { # keys FILE: of its JSON
+    grep -o '"[a-z_0-9]*"' "$1" | sort -u
+}
+trained() { # trained RECIPE CLASS FORMULA FLAG...: 30 steps, at once and in two parts
+    recipe=$1 class=$2 formula=$3 r=$d/$1
+    shift 3
+    status "$recipe" 0 $run --recipe $recipe "$@" --steps 30 --save-dir "$r"
+    says "$recipe: its class for dictionary_learning" \
+        "\"trainer\": {\"dict_class\": \"$class\", \"activation_dim\": 128," "$r/config.json"
+    says "$recipe: itself" "\"recipe\": \"$recipe\"" "$r/config.json"
+    check_equal "$recipe: its log has the same keys" "$(keys "$d/log")" "$(keys "$r/log.jsonl")"
+    status "$recipe: half of it" 0 $run --recipe $recipe "$@" --steps 15 --save-dir "$r.half"
+    status "$recipe: resumed" 0 $run --recipe $recipe "$@" --steps 30 --save-dir "$r.half" --resume
+    same "$recipe: resumed equals uninterrupted" "$r/ae.pt" "$r.half/ae.pt"
+    status "$recipe: inspect" 0 "$dl" inspect "$r"
+    says "$recipe: family and sizes" "^family $class, activation_dim 128, dict_size 96" "$d/out"
+    says "$recipe: layout and formula" "^layout $class, $formula" "$d/out"
+    status "$recipe: inspect --json" 0 "$dl" inspect "$r" --json
+    says "$recipe: the same as JSON" "\"layout\": \"$class\", \"formula\": {\"center\": " "$d/out"
+    status "$recipe: eval" 0 "$dl" eval --dict "$r" --data "$d/few.npy" --json
+    status "$recipe: encode" 0 "$dl" encode --dict "$r" --data "$d/few.npy" --out "$r.npy"
+    status "$recipe: reconstruct" 0 "$dl" reconstruct --dict "$r" --data "$d/few.npy" \
+        --out "$r.y.npy"
+    status "$recipe: decode" 0 "$dl" decode --dict "$r" --data "$r.npy" --out "$r.z.npy"
+    same "$recipe: reconstruct equals decode of encode" "$r.y.npy" "$r.z.npy"
+    from=$r
+    for form in safetensors npz pt; do
+        status "$recipe: convert to .$form" 0 "$dl" convert "$from" "$r.$form" --layout $class
+        cp "$d/err" "$r.note"
+        status "$recipe: encode with it" 0 "$dl" encode --dict "$r.$form" --layout $class \
+            --data "$d/few.npy" --out "$d/f2.npy"
+        same "$recipe: the same features" "$r.npy" "$d/f2.npy"
+        from=$r.$form
+    done
+}
+trained reference AutoEncoder "center output_bias, gate relu, select all" --clip 1
+check_equal "reference: a file names its class" 0 "$(wc -l < "$r.note" | tr -d ' ')"
+trained dl-jump_relu JumpReluAutoEncoder "center none, gate jump, select all" --target-l0 9 \
+    --bandwidth 0.01 --sparsity-warmup-steps 4 --sparsity-penalty 0.5
+check_equal "dl-jump_relu: a file names its class" 0 "$(wc -l < "$r.note" | tr -d ' ')"
+trained dl-top_k AutoEncoderTopK "center output_bias, gate relu, select top_k, k 7" --k 7 \
+    --dead-rows 64 --auxk 5 --auxk-alpha 0.1 --threshold-beta 0.9 --threshold-start-step 3
+check_equal "dl-top_k: a file does not" \
+    "note: $r.pt does not name its class; load it with --layout AutoEncoderTopK" "$(cat "$r.note")"
+status "codes of dl-top_k" 0 "$dl" encode --dict "$r" --data "$d/few.npy" --sparse --out "$r.f.npz"
+status "their L0" 0 "$dl" eval --dict "$r" --data "$d/few.npy" --json
+l0=$(sed -n 's/.*"l0": \([0-9.]*\),.*/\1/p' "$d/out")
+check "is at most k" awk "BEGIN { exit !($l0 > 0 && $l0 <= 7) }"
+says "with the k of dictionary_learning" '"dict_size": 96, "k": 7}' "$r/config.json"
+status "a file of two layouts" 1 "$dl" eval --dict "$r.npz" --data "$d/few.npy"
+says "names both" "found those of AutoEncoderTopK and of BatchTopKSAE" "$d/err"
+status "inspect of one" 0 "$dl" inspect "$r.npz"
+says "says so" "^note: $r.npz: .* AutoEncoderTopK and of BatchTopKSAE" "$d/err"
+says "and lists its tensors" "^encoder.weight " "$d/out"
+status "a layout that is another" 1 "$dl" inspect "$r.npz" --layout JumpReluAutoEncoder
+says "is told" "expected the tensors of JumpReluAutoEncoder, found those of AutoEncoderTopK" \
+    "$d/err"
+status "an unknown layout" 1 "$dl" encode --dict "$r" --layout Topk --data "$d/few.npy" \
+    --out "$d/g.npy"
+says "is told" "layout: expected AutoEncoder, .*found Topk" "$d/err"
+status "--init of the family" 0 $run --recipe dl-top_k --init "$r.npz" --layout AutoEncoderTopK \
+    --steps 3 --save-dir "$d/topk.init"
+says "takes its k" '"k": 7}' "$d/topk.init/config.json"
+status "--init of another family" 1 $run --recipe dl-jump_relu --init "$r" --save-dir "$d/none"
+says "is told" "^dictlearn: $r: expected a dictionary of family JumpReluAutoEncoder for recipe" \
+    "$d/err"
+says "with its own" "dl-jump_relu, found AutoEncoderTopK$" "$d/err"
+status "--resume by another recipe" 1 $run --recipe dl-jump_relu --save-dir "$r" --resume
+says "is told" "config.json: recipe: .* expected dl-top_k, found dl-jump_relu" "$d/err"
+status "too large a k" 1 $run --recipe dl-top_k --k 97 --save-dir "$d/none"
+says "is told" "k: expected a number from 1 to 96, found 97" "$d/err"
+wrong "an unknown recipe" "topk: expected reference, dl-top_k, dl-jump_relu, or list" \
+    $run --recipe topk --save-dir "$d/none"
+wrong "a setting of another recipe" "--k: not a setting of recipe reference" \
+    $run --k 7 --save-dir "$d/none"
+wrong "before --recipe, too" "--entropy: not a setting of recipe dl-top_k" \
+    $run --entropy --recipe dl-top_k --save-dir "$d/none"
+status "a rate that falls" 0 $run --steps 20 --decay-start 10 --save-dir "$d/falls"
+says "is at its height before" '"step": 10, .*"lr": 0.001, ' "$d/falls/log.jsonl"
+wrong "a decay after the end" "--decay-start: expected a step before the last" \
+    $run --steps 10 --decay-start 10 --save-dir "$d/none"
+wrong "--layout without a dictionary" "--layout: goes with --init" \
+    $run --layout AutoEncoder --save-dir "$d/none"
+absent "and nothing is made" "$d/none"
+# a run of version 0.1, whose config.json had fewer settings
+cp -r "$D" "$d/early"
+sed -e 's/"d_out": .*"bandwidth": [^,]*, "recipe": "reference", //' -e 's/, "trainer": {[^}]*}//' \
+    "$D/config.json" > "$d/early/config.json"
+check_fails "a config of 0.1" grep -q recipe "$d/early/config.json"
+status "is not resumed with a new setting" 1 $train --steps 45 --log-steps 10 --save-steps 20 \
+    --save-dir "$d/early" --resume --clip 1
+says "which is named" "config.json: clip: .* expected 0, found 1" "$d/err"
+status "is resumed" 0 $train --steps 45 --log-steps 10 --save-steps 20 --save-dir "$d/early" \
+    --resume
+
 # OpenMP's threads sleep while they wait, unless the user has chosen otherwise. libgomp shows its
 # settings when it starts.
 policy() { # policy NAME=VALUE...: the last one that a run shows; nothing where OpenMP shows none

@@ -82,6 +82,14 @@ says "as asked" '"feature": 5, "frequency"' "$d/out"
 cp "$d/out" "$d/once"
 status "features asked for twice" 0 $features --features 3,5,3,3,5 --json
 same "are shown once" "$d/once" "$d/out"
+for recipe in dl-top_k dl-jump_relu; do
+    status "train by $recipe" 0 $train --recipe $recipe --steps 6 --save-dir "$d/$recipe"
+    status "eval of $recipe" 0 "$dl" eval --dict "$d/$recipe" --model $tiny --text "$d/a.jsonl" \
+        $site --documents 5
+    says "$recipe: with the cross-entropy" "CE recovered" "$d/out"
+    status "features of $recipe" 0 $features --dict "$d/$recipe" --count 2
+    says "$recipe: are shown" "^feature [0-9]*: fires on" "$d/out"
+done
 status "a prompt of many bytes" 1 "$dl" generate --model $tiny --tokens 3 \
     --prompt "$(printf '%5000s' | tr ' ' x)"
 says "is counted in tokens" "at most the model's 512 positions, found [0-9]* and 3" "$d/err"

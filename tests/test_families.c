@@ -85,6 +85,7 @@ TEST(jump_relu) {
 TEST(what_the_tensors_leave_open_is_an_error) {
     dlrn_dictionary *dict = NULL;
     CHECK_OK(ctx, dlrn_load(ctx, "tests/golden/families/AutoEncoderTopK", NULL, &dict));
+    CHECK_STR(dict->layout, "AutoEncoderTopK");
     CHECK_OK(ctx, dlrn_save(dict, tmp_path("open.npz")));
     dlrn_dictionary_destroy(dict);
     CHECK_STATUS(dlrn_load(ctx, tmp_path("open.npz"), NULL, &dict), DLRN_ERR_UNSUPPORTED);

@@ -17,18 +17,25 @@ enum { /* commands, as bits of flag.commands */
        C_ARRAYS = C_ENCODE | C_DECODE | C_RECONSTRUCT,
        C_SITES = C_TRAIN | C_EVAL | C_ACTIVATIONS | C_FEATURES, /* read a model's activations */
        C_TEXTS = C_SITES | C_TOKENIZE | C_LOGITS,
-       C_ALL = 4095
+       C_DICTIONARIES = C_INSPECT | C_CONVERT | C_ARRAYS | C_TRAIN | C_EVAL | C_FEATURES,
+       C_ALL = 4095,
+       /* recipes: a flag of train with such bits is a setting of these recipes alone */
+       R_REFERENCE = 1 << 16,
+       R_TOP_K = 1 << 17,
+       R_JUMP_RELU = 1 << 18,
+       R_PENALTY = R_REFERENCE | R_JUMP_RELU,
+       R_ANY = R_REFERENCE | R_TOP_K | R_JUMP_RELU
 };
 
 typedef struct options {
     const char *dict, *data, *target, *out, *save_dir, *init, *loss, *io, *kernels, *histogram;
-    const char *model, *text, *site, *prompt, *features;
+    const char *model, *text, *site, *prompt, *features, *layout, *recipe;
     const char *path, *path2; /* arguments without a flag */
-    int64_t dict_size, expansion, batch_size, steps, epochs, warmup_steps, resample_steps,
-        ghost_threshold, log_steps;
-    int64_t save_steps, n_ctxs, ctx_len, in_batch_size, rows, threads, seed;
+    int64_t dict_size, expansion, batch_size, epochs;
+    int64_t n_ctxs, ctx_len, in_batch_size, rows, threads, seed;
     int64_t layer, documents, tokens, top_k, limit, count, contexts;
-    double lr, sparsity_penalty, temperature;
+    double temperature;
+    dlrn_train_config train; /* begins as the recipe's defaults; k -1: --k is not given */
     int sparse, json, entropy, no_shuffle, skip_nonfinite, resume, compat, quiet, help, bos;
 } options;
 
@@ -50,6 +57,9 @@ static const flag flags[] = {
     /* what is read */
     {"--dict", F_TEXT, AT(dict), C_ARRAYS | C_EVAL | C_FEATURES, 1, TEXT_MAX, "D",
      "the dictionary: a file (.pt, .safetensors, .npz) or a folder"},
+    {"--layout", F_TEXT, AT(layout), C_DICTIONARIES, 1, TEXT_MAX, "NAME",
+     "the dictionary's layout, where its tensors and config leave that open: the class of "
+     "dictionary_learning that wrote it"},
     {"--data", F_TEXT, AT(data), C_ARRAYS | C_TRAIN | C_EVAL, 1, TEXT_MAX, "X.npy",
      "an array [rows, width]; - reads standard input"},
     {"--target", F_TEXT, AT(target), C_TRAIN | C_EVAL, 1, TEXT_MAX, "Y.npy",
@@ -88,34 +98,59 @@ static const flag flags[] = {
      "how many (generate: 1; tokenize: all; eval: the first 128, for the cross-entropy)"},
     {"--limit", F_INT, AT(limit), C_ACTIVATIONS, 1, 0, "ROWS", "stop after ROWS (default: all)"},
     /* training */
+    {"--recipe", F_TEXT, AT(recipe), C_TRAIN, 1, TEXT_MAX, "R",
+     "how to train (default reference); list prints the recipes with their formulas and defaults; "
+     "the defaults below are those of reference"},
     {"--save-dir", F_TEXT, AT(save_dir), C_TRAIN, 1, TEXT_MAX, "DIR",
      "the folder of the run, locked meanwhile; created if missing; an older run in it is replaced "
      "at the first save"},
     {"--dict-size", F_INT, AT(dict_size), C_TRAIN, 1, 0, "F", "number of features"},
     {"--expansion", F_INT, AT(expansion), C_TRAIN, 1, 0, "N",
      "number of features as a multiple of the width (default 16)"},
-    {"--lr", F_REAL, AT(lr), C_TRAIN, 0, 0, "RATE", "Adam's learning rate (default 3e-4)"},
-    {"--sparsity-penalty", F_REAL, AT(sparsity_penalty), C_TRAIN, 0, 0, "P",
+    {"--lr", F_REAL, AT(train.lr), C_TRAIN, 0, 0, "RATE", "Adam's learning rate (default 3e-4)"},
+    {"--sparsity-penalty", F_REAL, AT(train.sparsity_penalty), C_TRAIN | R_PENALTY, 0, 0, "P",
      "weight of the sparsity loss (default 1e-3)"},
     {"--loss", F_TEXT, AT(loss), C_TRAIN, 0, TEXT_MAX, "norm|squared",
      "reconstruction loss: mean L2 distance (norm, the default) or mean squared distance "
      "(squared)"},
     {"--batch-size", F_INT, AT(batch_size), C_TRAIN, 1, 0, "N", "rows of a step (default 8192)"},
-    {"--steps", F_INT, AT(steps), C_TRAIN, 0, 0, "N",
+    {"--steps", F_INT, AT(train.steps), C_TRAIN, 0, 0, "N",
      "number of steps (default: until the data ends)"},
     {"--epochs", F_INT, AT(epochs), C_TRAIN, 1, 0, "N",
      "passes over an array (default 1; with --steps, whichever ends first)"},
-    {"--warmup-steps", F_INT, AT(warmup_steps), C_TRAIN, 0, 0, "N",
+    {"--warmup-steps", F_INT, AT(train.warmup_steps), C_TRAIN, 0, 0, "N",
      "steps over which the learning rate rises from 0 (default 1000)"},
-    {"--resample-steps", F_INT, AT(resample_steps), C_TRAIN, 1, 0, "N",
+    {"--decay-start", F_INT, AT(train.decay_start), C_TRAIN, 0, 0, "N",
+     "from step N on the rate falls, to 0 at --steps (default: never)"},
+    {"--clip", F_REAL, AT(train.clip), C_TRAIN, 0, 0, "C",
+     "largest norm of the whole gradient; 0: no limit (default 0)"},
+    {"--resample-steps", F_INT, AT(train.resample_steps), C_TRAIN, 1, 0, "N",
      "revive dead features every N steps (default: never)"},
-    {"--ghost-threshold", F_INT, AT(ghost_threshold), C_TRAIN, 0, 0, "N",
+    {"--ghost-threshold", F_INT, AT(train.ghost_threshold), C_TRAIN | R_REFERENCE, 0, 0, "N",
      "ghost gradients for features silent for N steps (default: none)"},
-    {"--entropy", F_SWITCH, AT(entropy), C_TRAIN | C_EVAL, 0, 0, "",
+    {"--entropy", F_SWITCH, AT(entropy), C_TRAIN | C_EVAL | R_REFERENCE, 0, 0, "",
      "use entropy instead of L1 as sparsity loss"},
-    {"--log-steps", F_INT, AT(log_steps), C_TRAIN, 1, 0, "N",
+    {"--sparsity-warmup-steps", F_INT, AT(train.sparsity_warmup_steps), C_TRAIN | R_PENALTY, 0, 0,
+     "N", "steps over which --sparsity-penalty rises from 0 (default 0)"},
+    {"--k", F_INT, AT(train.k), C_TRAIN | R_TOP_K, 1, INT32_MAX, "K",
+     "features that a row keeps (default 64, or those of --init)"},
+    {"--auxk-alpha", F_REAL, AT(train.auxk_alpha), C_TRAIN | R_TOP_K, 0, 0, "A",
+     "weight of the auxiliary loss of dead features (default 1/32)"},
+    {"--auxk", F_INT, AT(train.auxk), C_TRAIN | R_TOP_K, 0, 0, "N",
+     "dead features that a row keeps in it (default 0: half of the width)"},
+    {"--dead-rows", F_INT, AT(train.dead_rows), C_TRAIN | R_TOP_K, 0, 0, "N",
+     "a feature is dead after N rows without it (default 1e7)"},
+    {"--threshold-beta", F_REAL, AT(train.threshold_beta), C_TRAIN | R_TOP_K, 0, 1, "B",
+     "running mean of the smallest value kept: share of the old mean, below 1 (default 0.999)"},
+    {"--threshold-start-step", F_INT, AT(train.threshold_start_step), C_TRAIN | R_TOP_K, 0, 0, "N",
+     "form that mean after step N (default 1000)"},
+    {"--target-l0", F_REAL, AT(train.target_l0), C_TRAIN | R_JUMP_RELU, 0, 0, "L0",
+     "active features of a row that training aims at (default 20)"},
+    {"--bandwidth", F_REAL, AT(train.bandwidth), C_TRAIN | R_JUMP_RELU, 0, 0, "W",
+     "width around a threshold in which its gradient is estimated (default 0.001)"},
+    {"--log-steps", F_INT, AT(train.log_steps), C_TRAIN, 1, 0, "N",
      "write a line to log.jsonl every N steps (default 1000)"},
-    {"--save-steps", F_INT, AT(save_steps), C_TRAIN, 1, 0, "N",
+    {"--save-steps", F_INT, AT(train.save_steps), C_TRAIN, 1, 0, "N",
      "save a checkpoint every N steps (default: none)"},
     {"--n-ctxs", F_INT, AT(n_ctxs), C_TRAIN, 1, 0, "N",
      "size of the shuffle buffer, in contexts of --ctx-len rows (default 30000)"},
@@ -129,7 +164,7 @@ static const flag flags[] = {
     {"--resume", F_SWITCH, AT(resume), C_TRAIN, 0, 0, "",
      "continue the run in --save-dir: repeat its command and add this flag; only --steps, "
      "--epochs, --log-steps (not with --compat), --save-steps, --threads and --kernels may differ"},
-    {"--compat", F_SWITCH, AT(compat), C_TRAIN | C_EVAL, 0, 0, "",
+    {"--compat", F_SWITCH, AT(compat), C_TRAIN | C_EVAL | R_REFERENCE, 0, 0, "",
      "compute as the reference's code of March 2024 does, number for number"},
     /* looking */
     {"--rows", F_INT, AT(rows), C_EVAL | C_FEATURES, 1, 0, "N",
@@ -153,6 +188,32 @@ static const flag flags[] = {
 };
 #undef AT
 
+/* What the library does not say of its recipes. Every one that it trains belongs in this table. */
+typedef struct recipe_row {
+    const char *name;
+    int bit;
+    const char *loss;
+} recipe_row;
+
+static const recipe_row recipe_rows[] = {
+    {"reference", R_REFERENCE,
+     "mean ||x - x_hat|| + sparsity_penalty * mean L1 of f (trainSAE of March 2024)"},
+    {"dl-top_k", R_TOP_K,
+     "mean ||x - x_hat||^2 + auxk_alpha * AuxK of dead features (TopKTrainer of "
+     "dictionary_learning 0.1.0)"},
+    {"dl-jump_relu", R_JUMP_RELU,
+     "mean ||x - x_hat||^2 + sparsity_penalty * (L0 / target_l0 - 1)^2 (JumpReluTrainer of "
+     "dictionary_learning 0.1.0)"},
+};
+enum { RECIPES = (int)(sizeof recipe_rows / sizeof *recipe_rows) };
+
+/* NULL: no such recipe. */
+static const recipe_row *find_recipe(const char *name) {
+    for (int i = 0; i < RECIPES; i++)
+        if (!strcmp(name, recipe_rows[i].name)) return &recipe_rows[i];
+    return NULL;
+}
+
 typedef struct command {
     const char *name;
     int bit, words; /* words: number of arguments without a flag */
@@ -162,15 +223,14 @@ typedef struct command {
     int (*run)(dlrn_context *ctx, const options *o);
 } command;
 
-/* Negative: not given. */
-static options default_options(void) {
+/* Negative: not given. recipe NULL: the default one. */
+static options default_options(const char *recipe) {
     options o;
     memset(&o, 0, sizeof o);
-    o.loss = "norm", o.kernels = "auto";
-    o.batch_size = 8192, o.steps = -1, o.epochs = 1;
-    o.lr = 3e-4, o.sparsity_penalty = 1e-3, o.warmup_steps = 1000;
-    o.resample_steps = -1, o.ghost_threshold = -1;
-    o.log_steps = 1000, o.save_steps = -1;
+    o.kernels = "auto";
+    o.batch_size = 8192, o.epochs = 1;
+    o.train = dlrn_train_defaults(recipe);
+    o.train.k = -1;
     o.n_ctxs = 30000, o.ctx_len = 128, o.in_batch_size = 512;
     o.layer = -1, o.documents = -1, o.temperature = 1, o.limit = -1;
     o.rows = -1, o.count = 8, o.contexts = 4;
@@ -241,8 +301,18 @@ static int lacks_flag(const char *command_name, const char *name, const void *va
     return !value;
 }
 
-/* Parses the arguments of a command. 0, or the exit status of a wrong call. */
-static int parse_options(const command *c, int argc, char **argv, options *o) {
+/* A flag that the recipe has no use for. 0, or the exit status of a wrong call. */
+static int check_recipe_flag(const command *c, const flag *f, const char *recipe) {
+    const recipe_row *r = find_recipe(recipe);
+    char what[128];
+    if (c->bit != C_TRAIN || !r || !(f->commands & R_ANY) || f->commands & r->bit) return 0;
+    snprintf(what, sizeof what, "not a setting of recipe %s", recipe);
+    return usage_error(c->name, what, f->name);
+}
+
+/* Parses the arguments of a command into `o`. 0, or the exit status of a wrong call. recipe: whose
+   flags may be given; "": of any. */
+static int parse_words(const command *c, int argc, char **argv, const char *recipe, options *o) {
     int words = 0, status = 0;
     for (int i = 0; i < argc && !status; i++) {
         const flag *f = find_flag(argv[i]);
@@ -251,6 +321,7 @@ static int parse_options(const command *c, int argc, char **argv, options *o) {
             return usage_error(c->name, "unknown flag", argv[i]);
         if (f && !(f->commands & c->bit))
             return usage_error(c->name, "not a flag of this command", argv[i]);
+        if (f && check_recipe_flag(c, f, recipe)) return 2;
         if (!f) {
             if (words == c->words) return usage_error(c->name, "one argument too many", argv[i]);
             status = check_length(c->name, words ? "the second argument" : "the first argument",
@@ -266,6 +337,17 @@ static int parse_options(const command *c, int argc, char **argv, options *o) {
     if (!status && !o->help && words < c->words)
         return usage_error(c->name, "an argument is missing", c->usage);
     return status;
+}
+
+/* The arguments of a command, with its defaults. 0, or the exit status of a wrong call. The recipe
+   decides on defaults and flags, wherever it stands: a first pass finds it. */
+static int parse_options(const command *c, int argc, char **argv, options *o) {
+    *o = default_options(NULL);
+    int status = parse_words(c, argc, argv, "", o);
+    const char *recipe = o->recipe ? o->recipe : o->train.recipe;
+    if (status || o->help) return status;
+    *o = default_options(recipe);
+    return parse_words(c, argc, argv, recipe, o);
 }
 
 enum { HELP_COLUMNS = 100, HELP_INDENT = 37 }; /* indent of what a flag does */
@@ -288,6 +370,18 @@ static void print_wrapped(const char *text, int at, int indent) {
     putchar('\n');
 }
 
+/* Begins a flag's help with the recipes whose setting it is, if not of all. The new column. */
+static int print_recipes_of(const command *c, const flag *f, int at) {
+    const char *comma = "";
+    if (c->bit != C_TRAIN || !(f->commands & R_ANY)) return at;
+    for (int i = 0; i < RECIPES; i++) {
+        if (!(f->commands & recipe_rows[i].bit)) continue;
+        at += printf("%s%s", comma, recipe_rows[i].name);
+        comma = ", ";
+    }
+    return at + printf(":");
+}
+
 /* Prints usage, flags with their defaults, and an example. */
 static void print_help(const command *c) {
     int at = printf("dictlearn %s", c->name);
@@ -297,14 +391,14 @@ static void print_help(const command *c) {
     putchar('\n');
     for (size_t k = 0; k < sizeof flags / sizeof *flags; k++) {
         if (!(flags[k].commands & c->bit)) continue;
-        at = printf("  %-19s %-14s", flags[k].name, flags[k].value);
+        at = printf("  %-19s %s", flags[k].name, flags[k].value);
         if (at >= HELP_INDENT) {
             printf("\n%*s", HELP_INDENT, "");
             at = HELP_INDENT;
         } else {
             at += printf("%*s", HELP_INDENT - at, "");
         }
-        print_wrapped(flags[k].help, at, HELP_INDENT);
+        print_wrapped(flags[k].help, print_recipes_of(c, &flags[k], at), HELP_INDENT);
     }
     printf(*c->needs ? "\nExample (%s):\n" : "\nExample:%s\n", c->needs);
     printf("  %s\n", c->example);

@@ -5,8 +5,9 @@
    args.h     flags, parsing, help          source.h   rows for training and evaluation
    process.h  threads, streams, signals     inspect.h  inspect, convert
    output.h   progress, JSON, files         rows.h     encode, decode, reconstruct
-   train.h    train                         model.h    tokenize, generate, activations, logits
-   eval.h     eval                          features.h features */
+   recipes.h  formulas, train --recipe list model.h    tokenize, generate, activations, logits
+   train.h    train                         features.h features
+   eval.h     eval */
 #define _POSIX_C_SOURCE 200809L /* mkdir, sigaction, open_memstream */
 #include <dirent.h>
 #include <errno.h>
@@ -30,6 +31,7 @@
 #include "args.h"
 #include "process.h"
 #include "output.h"
+#include "recipes.h"
 #include "source.h"
 #include "inspect.h"
 #include "rows.h"
@@ -67,7 +69,11 @@ static const command commands[] = {
      "build/dictlearn activations " TINY_SITE " --out build/x.npy", run_activations},
     {"train", C_TRAIN, 0, "SOURCE --save-dir DIR ...",
      "Trains a sparse autoencoder. SOURCE is --model DIR --text FILE --site S --layer N, or --data "
-     "X.npy [--target Y.npy]. On Ctrl-C, SIGTERM or SIGHUP it saves and prints how to resume.",
+     "X.npy [--target Y.npy]. On Ctrl-C, SIGTERM or SIGHUP it saves and prints how to resume. "
+     "--recipe picks how it is trained, and with that the family of the dictionary and the "
+     "defaults of the flags: reference as trainSAE of March 2024, dl-top_k and dl-jump_relu as "
+     "dictionary_learning 0.1.0. A flag whose help begins with names of recipes is a setting of "
+     "those alone.",
      "build/text.jsonl: see generate --help",
      "build/dictlearn train " TINY_SITE " \\\n"
      "    --save-dir build/run --expansion 8 --batch-size 512 --lr 3e-3 --sparsity-penalty 0.12 "
@@ -156,7 +162,7 @@ int main(int argc, char **argv) {
                 argc > 1 ? argv[1] : "a command is needed");
         return 2;
     }
-    options o = default_options();
+    options o;
     int status = parse_options(c, argc - 2, argv + 2, &o);
     if (status) return status;
     if (o.help) return print_help(c), end_output(0);

@@ -240,7 +240,7 @@ static int run_eval(dlrn_context *ctx, const options *o) {
     if (status) return status;
     memset(&mt, 0, sizeof mt);
     feed_init(&f, ctx, o);
-    dlrn_status s = dlrn_load(ctx, o->dict, NULL, &dict);
+    dlrn_status s = dlrn_load(ctx, o->dict, o->layout, &dict);
     if (s == DLRN_OK && o->model) s = model_text_open(ctx, o, 1, &mt);
     if (s == DLRN_OK && o->data) s = dlrn_source_from_npy(ctx, o->data, o->target, 1, &f.inner);
     if (s == DLRN_OK && o->skip_nonfinite) s = feed_keep_finite(&f);

@@ -7,6 +7,7 @@ typedef struct contents {
     dlrn_dictionary *dict; /* NULL: it is none, or of a family that is not supported */
     lm_config model;
     int is_model;
+    int is_unsure; /* 1: the context's error says why there is no dictionary */
 } contents;
 
 /* The file with a path's tensors. A folder may hold a model or a dictionary; the library searches
@@ -27,8 +28,9 @@ static dlrn_status find_tensors(dlrn_context *ctx, const char *path, char *file,
 }
 
 /* Reads what is at a path, as far as it can be told. That it is no dictionary and no model is no
-   error: then only the tensors are listed. */
-static dlrn_status open_contents(dlrn_context *ctx, const char *path, contents *c) {
+   error: then only the tensors are listed. layout: the user says what dictionary it is; NULL. */
+static dlrn_status open_contents(dlrn_context *ctx, const char *path, const char *layout,
+                                 contents *c) {
     char config[4200];
     dlrn_status tried = DLRN_OK;
     int of_model;
@@ -37,12 +39,14 @@ static dlrn_status open_contents(dlrn_context *ctx, const char *path, contents *
     if (s != DLRN_OK) return s;
     snprintf(config, sizeof config, "%s/config.json", path);
     if (!of_model) {
-        tried = dlrn_load(ctx, path, NULL, &c->dict);
+        tried = dlrn_load(ctx, path, layout, &c->dict);
     } else if (dlrn_file_exists(ctx, config) == 1) {
         tried = lm_read_config(ctx, path, &c->model);
         c->is_model = tried == DLRN_OK;
     }
     if (tried == DLRN_ERR_MEMORY || tried == DLRN_ERR_IO) return tried; /* says nothing of it */
+    if (tried != DLRN_OK && layout) return tried;
+    c->is_unsure = tried == DLRN_ERR_UNSUPPORTED;
     return dlrn_archive_open(ctx, c->file, &c->archive);
 }
 
@@ -96,6 +100,7 @@ static void print_contents(dlrn_context *ctx, const char *path, const contents *
         atom_norms(ctx, c->dict, &min, &mean, &max);
         printf("family %s, activation_dim %lld, dict_size %lld\n", c->dict->family,
                (long long)c->dict->d_in, (long long)c->dict->features);
+        put_formula_words(c->dict);
         printf("atom norms: min %.6g, mean %.6g, max %.6g\n", min, mean, max);
     }
     for (int64_t i = 0; i < dlrn_archive_count(c->archive); i++) {
@@ -114,6 +119,7 @@ static void put_dictionary_json(json_writer *j, dlrn_context *ctx, const dlrn_di
     json_text(j, "family", dict->family);
     json_int(j, "activation_dim", dict->d_in);
     json_int(j, "dict_size", dict->features);
+    put_formula_json(j, dict);
     json_open(j, "atom_norms", '{');
     json_real(j, "min", 6, min);
     json_real(j, "mean", 6, mean);
@@ -151,12 +157,19 @@ static void put_contents_json(dlrn_context *ctx, const char *path, const content
 
 static int run_inspect(dlrn_context *ctx, const options *o) {
     contents c;
-    dlrn_status s = open_contents(ctx, o->path, &c);
+    dlrn_status s = open_contents(ctx, o->path, o->layout, &c);
+    if (s == DLRN_OK && c.is_unsure) fprintf(stderr, "note: %s\n", dlrn_error(ctx));
     if (s == DLRN_OK && o->json) put_contents_json(ctx, o->path, &c);
     if (s == DLRN_OK && !o->json) print_contents(ctx, o->path, &c);
     dlrn_archive_close(c.archive);
     dlrn_dictionary_destroy(c.dict);
     return s == DLRN_OK ? 0 : fail(ctx);
+}
+
+/* Whether a file without a config tells its family. dictionary_learning's BatchTopKSAE has tensors
+   of the same names and shapes as its AutoEncoderTopK. */
+static int names_its_class(const dlrn_dictionary *dict) {
+    return strcmp(dict->family, "AutoEncoderTopK") != 0;
 }
 
 static int run_convert(dlrn_context *ctx, const options *o) {
@@ -165,9 +178,12 @@ static int run_convert(dlrn_context *ctx, const options *o) {
         !ends_with(o->path2, ".npz"))
         return usage_error("convert", "expected a name ending in .pt, .safetensors or .npz",
                            o->path2);
-    dlrn_status s = dlrn_load(ctx, o->path, NULL, &dict);
+    dlrn_status s = dlrn_load(ctx, o->path, o->layout, &dict);
     if (s == DLRN_OK && stopping(NULL)) s = DLRN_STOPPED;
     if (s == DLRN_OK) s = dlrn_save(dict, o->path2);
+    if (s == DLRN_OK && !names_its_class(dict))
+        fprintf(stderr, "note: %s does not name its class; load it with --layout %s\n", o->path2,
+                dict->family);
     dlrn_dictionary_destroy(dict);
     return s == DLRN_OK ? 0 : fail(ctx);
 }

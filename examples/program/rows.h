@@ -119,14 +119,14 @@ static int run_rows(dlrn_context *ctx, const options *o, const char *name, int f
         lacks_flag(name, "--out", o->out) ||
         check_suffix(name, o->out, o->sparse ? ".npz" : ".npy", ""))
         return 2;
-    dlrn_status s = dlrn_load(ctx, o->dict, NULL, &dict);
+    dlrn_status s = dlrn_load(ctx, o->dict, o->layout, &dict);
     if (s == DLRN_OK) s = array_open(ctx, o->data, features_in, &in);
     if (s == DLRN_OK) {
         const char *path = strcmp(o->data, "-") ? o->data : "standard input";
         s = expect_width(ctx, path, features_in ? dict->features : dict->d_in, in.width);
     }
     if (s == DLRN_OK)
-        s = stream_rows(ctx, dict, o, &in, features_out ? dict->features : dict->d_in, step);
+        s = stream_rows(ctx, dict, o, &in, features_out ? dict->features : dict->d_out, step);
     array_close(ctx, &in);
     dlrn_dictionary_destroy(dict);
     return s == DLRN_OK ? 0 : fail(ctx);

@@ -10,6 +10,7 @@ typedef struct train_run {
     feed feed;
     dlrn_buffer *buffer;
     dlrn_trainer *t;
+    const char *family;   /* of the dictionary, by the recipe      */
     page config;          /* config.json, ready to be written     */
     FILE *log;            /* NULL until the first step is done    */
     int lock;             /* a file that is open; -1: none        */
@@ -317,9 +318,10 @@ static int time_to_tell(train_run *r, double now) {
 static void show_progress(train_run *r, const dlrn_train_stats *s, double rate, double now) {
     char left[32] = "";
     if (!time_to_tell(r, now)) return;
-    if (r->o->steps > 0) {
+    if (r->o->train.steps > 0) {
         double each = (now - r->started) / (double)(s->step + 1 - r->first);
-        snprintf(left, sizeof left, ", %.0f s left", each * (double)(r->o->steps - s->step - 1));
+        snprintf(left, sizeof left, ", %.0f s left",
+                 each * (double)(r->o->train.steps - s->step - 1));
     }
     tell("step %lld: loss %.5g, L0 %.1f, dead %lld, %.0f rows/s%s", (long long)s->step, s->loss,
          s->l0, (long long)s->dead, rate, left);
@@ -344,9 +346,9 @@ static dlrn_status on_step(train_run *r, const dlrn_train_stats *s) {
     dlrn_status status = r->log ? DLRN_OK : open_log(r);
     r->rows += s->rows;
     rate = per_second(r->rows, now - r->started);
-    if (status == DLRN_OK && s->step % r->o->log_steps == 0) status = write_log(r, s, rate);
+    if (status == DLRN_OK && s->step % r->o->train.log_steps == 0) status = write_log(r, s, rate);
     show_progress(r, s, rate, now);
-    int saves = r->o->save_steps > 0 && s->step > 0 && s->step % r->o->save_steps == 0;
+    int saves = r->o->train.save_steps > 0 && s->step > 0 && s->step % r->o->train.save_steps == 0;
     return status == DLRN_OK && saves ? save_checkpoint(r, s->step) : status;
 }
 
@@ -377,7 +379,7 @@ static dlrn_status run_steps(train_run *r) {
     tell_end();
     if (s != DLRN_END && s != DLRN_STOPPED) return s; /* the last good checkpoint stays */
     int64_t done = dlrn_trainer_state_of(r->t).steps;
-    if (s == DLRN_END && done == 0 && r->o->steps != 0) return feed_empty(&r->feed);
+    if (s == DLRN_END && done == 0 && r->o->train.steps != 0) return feed_empty(&r->feed);
     if (s == DLRN_STOPPED && done == r->first) return tell_stopped(r); /* nothing new to save */
     dlrn_status saved = save_checkpoint(r, -1);
     if (saved != DLRN_OK) return saved;
@@ -386,12 +388,13 @@ static dlrn_status run_steps(train_run *r) {
 
 /* ---- settings */
 
-/* The flags as the library's settings, for rows of width d. init: --init's dictionary, or NULL. */
+/* The flags as the library's settings, for rows of width d; the recipe tells the family, too. init:
+   --init's dictionary, or NULL. */
 static dlrn_status train_settings(train_run *r, int64_t d, const dlrn_dictionary *init,
                                   dlrn_train_config *cfg) {
     const options *o = r->o;
     int64_t expansion = o->expansion ? o->expansion : 16;
-    *cfg = dlrn_train_defaults(NULL);
+    *cfg = o->train;
     if (!o->dict_size && expansion > INT32_MAX / d)
         return dlrn_fail(r->ctx, DLRN_ERR_ARGUMENT,
                          "--expansion: expected at most %d features, found %lld times %lld",
@@ -400,18 +403,18 @@ static dlrn_status train_settings(train_run *r, int64_t d, const dlrn_dictionary
     cfg->features = o->dict_size            ? o->dict_size
                     : init && !o->expansion ? init->features
                                             : expansion * d;
-    cfg->lr = o->lr;
-    cfg->sparsity_penalty = o->sparsity_penalty;
-    cfg->loss = strcmp(o->loss, "squared") ? DLRN_LOSS_NORM : DLRN_LOSS_SQUARED;
-    cfg->sparsity = o->entropy ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1;
-    cfg->steps = o->steps;
-    cfg->warmup_steps = o->warmup_steps;
-    cfg->resample_steps = o->resample_steps;
-    cfg->ghost_threshold = o->ghost_threshold;
-    cfg->log_steps = o->log_steps;
-    cfg->save_steps = o->save_steps;
+    if (cfg->k < 0) /* not given */
+        cfg->k = init && init->formula.k ? init->formula.k : dlrn_train_defaults(cfg->recipe).k;
+    if (o->loss) cfg->loss = strcmp(o->loss, "squared") ? DLRN_LOSS_NORM : DLRN_LOSS_SQUARED;
+    if (o->entropy) cfg->sparsity = DLRN_SPARSITY_ENTROPY;
     cfg->seed = (uint64_t)o->seed;
     cfg->compat = o->compat;
+    dlrn_status s = settle_recipe(r->ctx, cfg, &r->family);
+    if (s == DLRN_OK && init && strcmp(init->family, r->family))
+        s = dlrn_fail(r->ctx, DLRN_ERR_UNSUPPORTED,
+                      "%s: expected a dictionary of family %s for recipe %s, found %s", o->init,
+                      r->family, cfg->recipe, init->family);
+    if (s != DLRN_OK) return s;
     if (!init || (init->d_in == d && init->features == cfg->features)) return DLRN_OK;
     return dlrn_fail(r->ctx, DLRN_ERR_SHAPE,
                      "%s: expected a dictionary of width %lld with %lld features, found %lld, %lld",
@@ -448,6 +451,14 @@ static void put_source(json_writer *j, const options *o, int64_t rows) {
     if (o->skip_nonfinite) json_bool(j, "skip_nonfinite", 1);
 }
 
+/* What names the dictionary's class and sizes: dictionary_learning 0.1.0 looks for it in "trainer",
+   older scripts at the top. */
+static void put_class(json_writer *j, const train_run *r, const dlrn_train_config *cfg) {
+    json_text(j, "dict_class", r->family);
+    json_int(j, "activation_dim", cfg->d_in);
+    json_int(j, "dict_size", cfg->features);
+}
+
 /* config.json: what another program needs to load ae.pt, and what a resumed run must have in common
    with this one. */
 static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
@@ -460,9 +471,7 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
     json_writer j = {r->config.f, 0};
     dlrn_train_config_json(cfg, settings, sizeof settings);
     json_open(&j, NULL, '{');
-    json_text(&j, "dict_class", "AutoEncoder");
-    json_int(&j, "activation_dim", cfg->d_in);
-    json_int(&j, "dict_size", cfg->features);
+    put_class(&j, r, cfg);
     json_text(&j, "version", DLRN_VERSION_STRING);
     put_source(&j, o, rows);
     json_int(&j, "batch_size", o->batch_size);
@@ -477,6 +486,10 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
     json_text(&j, "kernels", dlrn_info(r->ctx).kernels);
     json_key(&j, "settings");
     fputs(settings, j.f);
+    json_open(&j, "trainer", '{');
+    put_class(&j, r, cfg);
+    if (cfg->k) json_int(&j, "k", cfg->k);
+    json_close(&j, '}');
     json_close(&j, '}');
     fputc('\n', j.f);
     return page_end(r->ctx, &r->config);
@@ -486,8 +499,9 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
    there log_steps changes the run. */
 static int may_change(const train_run *r, const char *key) {
     if (r->o->compat && !strcmp(key, "log_steps")) return 0;
-    static const char *const keys[] = {"version",    "steps",   "epochs", "log_steps",
-                                       "save_steps", "threads", "kernels"};
+    static const char *const keys[] = {
+        "version",    "steps",   "epochs",  "log_steps",
+        "save_steps", "threads", "kernels", "trainer"}; /* which repeats other members */
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (!strcmp(key, keys[i])) return 1;
     return 0;
@@ -501,16 +515,19 @@ static const char *value_text(const dlrn_json *v) {
                                        : "another value";
 }
 
-/* Finds a setting in which two configurations differ although they must not; 0: there is none. */
+/* Finds a setting in which two configurations differ although they must not; 0: there is none.
+   missing: what settings are that `was` lacks, because its version did not have them. */
 static int find_difference(const train_run *r, const dlrn_json *was, const dlrn_json *now,
-                           const char **key, const char **values) {
+                           const dlrn_json *missing, const char **key, const char **values) {
     for (const dlrn_json *m = now ? now->first : NULL; m; m = m->next) {
         const dlrn_json *before = dlrn_json_get(was, m->key);
+        const dlrn_json *fallback = dlrn_json_get(missing, m->key);
         if (may_change(r, m->key)) continue;
         if (m->type == DLRN_JSON_OBJECT) {
-            if (find_difference(r, before, m, key, values)) return 1;
+            if (find_difference(r, before, m, fallback, key, values)) return 1;
             continue;
         }
+        if (!before) before = fallback;
         *key = m->key;
         values[0] = value_text(before);
         values[1] = value_text(m);
@@ -526,24 +543,46 @@ static int find_difference(const train_run *r, const dlrn_json *was, const dlrn_
     return 0;
 }
 
+/* The same for a whole config.json. Another recipe changes many settings, so it is looked for
+   first; version 0.1 had but one. */
+static int find_change(const train_run *r, const dlrn_json *was, const dlrn_json *now,
+                       const dlrn_json *missing, const char **key, const char **values) {
+    *key = "recipe";
+    values[0] = dlrn_json_text(was, "settings.recipe", dlrn_recipe_name(0));
+    values[1] = r->o->train.recipe;
+    return strcmp(values[0], values[1]) != 0 || find_difference(r, was, now, missing, key, values);
+}
+
+/* A recipe's defaults in the form of a config.json. */
+static dlrn_status parse_defaults(dlrn_context *ctx, const char *recipe, dlrn_json **out) {
+    char text[4200] = "{\"settings\": ";
+    size_t n = strlen(text);
+    dlrn_train_config cfg = dlrn_train_defaults(recipe);
+    n += (size_t)dlrn_train_config_json(&cfg, text + n, sizeof text - n - 1);
+    strcpy(text + n, "}");
+    return dlrn_json_parse(ctx, text, n + 1, "defaults", out);
+}
+
 /* A resumed run must have the settings and the source with which it began. */
 static dlrn_status check_resumed(train_run *r) {
     char path[4200], *text = NULL;
     const char *key = NULL, *values[2] = {NULL, NULL};
-    dlrn_json *was = NULL, *now = NULL;
+    dlrn_json *was = NULL, *now = NULL, *missing = NULL;
     size_t size = 0;
     run_path(r->o, "config.json", path, sizeof path);
     dlrn_status s = dlrn_file_read(r->ctx, path, &text, &size);
     if (s == DLRN_OK) s = dlrn_json_parse(r->ctx, text, size, path, &was);
     if (s == DLRN_OK)
         s = dlrn_json_parse(r->ctx, r->config.text, r->config.size, "config.json", &now);
-    if (s == DLRN_OK && find_difference(r, was, now, &key, values))
+    if (s == DLRN_OK) s = parse_defaults(r->ctx, r->o->train.recipe, &missing);
+    if (s == DLRN_OK && find_change(r, was, now, missing, &key, values))
         s = dlrn_fail(
             r->ctx, DLRN_ERR_ARGUMENT,
             "%s: %s: a run is resumed with its own settings, expected %.200s, found %.200s", path,
             key, values[0], values[1]);
     dlrn_json_free(r->ctx, was);
     dlrn_json_free(r->ctx, now);
+    dlrn_json_free(r->ctx, missing);
     dlrn_free(r->ctx, text);
     return s;
 }
@@ -573,7 +612,7 @@ static dlrn_status open_trainer(train_run *r, int64_t d) {
     dlrn_dictionary *init = NULL;
     dlrn_train_config cfg;
     char path[4200];
-    dlrn_status s = o->init ? dlrn_load(r->ctx, o->init, NULL, &init) : DLRN_OK;
+    dlrn_status s = o->init ? dlrn_load(r->ctx, o->init, o->layout, &init) : DLRN_OK;
     if (s == DLRN_OK) s = train_settings(r, d, init, &cfg);
     if (s == DLRN_OK) s = make_config(r, &cfg);
     if (s == DLRN_OK && o->resume) s = check_resumed(r);
@@ -624,12 +663,17 @@ static int check_source_flags(const char *name, const options *o) {
 
 /* What the table of flags cannot express. 0, or the exit status of a wrong call. */
 static int check_train_flags(const options *o) {
-    int status = check_source_flags("train", o);
+    int status = check_recipe(o->train.recipe);
+    if (!status) status = check_source_flags("train", o);
     if (status) return status;
+    if (o->layout && !o->init) return usage_error("train", "goes with --init", "--layout");
+    if (o->train.decay_start >= 0 && o->train.decay_start >= o->train.steps)
+        return usage_error("train", "expected a step before the last one of --steps",
+                           "--decay-start");
     if (o->model && o->epochs != 1)
         return usage_error("train", "goes with --data: a text is read once", "--epochs");
     if (lacks_flag("train", "--save-dir", o->save_dir)) return 2;
-    if (strcmp(o->loss, "norm") && strcmp(o->loss, "squared"))
+    if (o->loss && strcmp(o->loss, "norm") && strcmp(o->loss, "squared"))
         return usage_error("train", "expected norm or squared as --loss", o->loss);
     if (o->dict_size && o->expansion)
         return usage_error("train", "expected --dict-size or --expansion, found both", "size");
@@ -642,6 +686,7 @@ static int check_train_flags(const options *o) {
 static int run_train(dlrn_context *ctx, const options *o) {
     train_run r;
     model_text mt;
+    if (!strcmp(o->train.recipe, "list")) return list_recipes(ctx);
     int status = check_train_flags(o);
     if (status) return status;
     memset(&r, 0, sizeof r);
