@@ -626,9 +626,9 @@ typedef struct dlrn_sparse {
 /* ------------------------------------------------------------------------------------------ */
 // >>api-context
 
-/* config may be NULL, which is the same as all zero; it is copied. On failure there is no context to
-   ask for a text: DLRN_ERR_MEMORY, or DLRN_ERR_ARGUMENT for a kernel set that is unknown or that this
-   processor cannot run, a negative number of threads, or half an allocator. */
+/* config may be NULL, which is the same as all zero; it is copied. On failure there is no context
+   to ask for a text: DLRN_ERR_MEMORY, or DLRN_ERR_ARGUMENT for a kernel set that is unknown or that
+   this processor cannot run, a negative number of threads, or half an allocator. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_context_create(const dlrn_context_config *config,
                                                     dlrn_context **out);
 DLRN_API void dlrn_context_destroy(dlrn_context *ctx); /* NULL is fine; destroy its objects first */
@@ -637,7 +637,8 @@ DLRN_API dlrn_context_info dlrn_info(const dlrn_context *ctx);
 /* The text of the last error, "" if there was none; valid until the next failing call on this
    context. NULL context: a fixed text. */
 DLRN_API const char *dlrn_error(const dlrn_context *ctx);
-/* For your own sources and models: sets the text (as printf does, but always one line), returns s. */
+/* For your own sources and models: sets the text (as printf does, but always one line) and
+   returns s. */
 DLRN_API DLRN_PRINTF(3, 4) dlrn_status
     dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...);
 DLRN_API const char *dlrn_status_text(dlrn_status s); /* "shapes do not agree" */
@@ -1066,7 +1067,8 @@ typedef struct dlrn_eval_config {
 
 typedef struct dlrn_evaluator dlrn_evaluator;
 DLRN_API dlrn_eval_config dlrn_eval_defaults(void);
-/* Called after each batch with the rows counted so far; anything but DLRN_OK ends the evaluation with that status. */
+/* Called after each batch with the rows counted so far; anything but DLRN_OK ends the evaluation
+   with that status. */
 typedef dlrn_status (*dlrn_eval_progress)(void *user, int64_t rows);
 /* The easy call: rows of the source until cfg.rows or its end; cross-entropies if lm is not NULL.
    cfg may be NULL (the defaults), progress, too. After DLRN_STOPPED `out` tells of the rows so far,
@@ -1088,8 +1090,8 @@ dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out); /* cross-entropies 
 DLRN_API const int64_t *
 dlrn_evaluator_fired(const dlrn_evaluator *e);           /* [F] rows on which each feature fired */
 DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e); /* NULL is fine */
-/* Cross-entropies with one or several dictionaries spliced in at once: dicts [lm->sites]. Fills only
-   their fields of out. */
+/* Cross-entropies with one or several dictionaries spliced in at once: dicts [lm->sites]. Fills
+   only their fields of out. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_loss_recovered(dlrn_context *ctx,
                                                     const dlrn_dictionary *const *dicts,
                                                     const dlrn_language_model *lm,
@@ -1465,9 +1467,9 @@ extern "C" {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>base
-/* Three kinds of check. DLRNI_REQUIRE: the caller's mistake; dlrn_fail: the fault of a file or of the
-   data. Both are always on and give a status and a text. DICTLEARN_ASSERT: our own mistake, checked
-   in debug builds only. */
+/* Three kinds of check. DLRNI_REQUIRE: the caller's mistake; dlrn_fail: the fault of a file or of
+   the data. Both are always on and give a status and a text. DICTLEARN_ASSERT: our own mistake,
+   checked in debug builds only. */
 
 typedef struct dlrni_kernel_table dlrni_kernel_table;
 typedef struct dlrni_screen dlrni_screen;
@@ -1491,8 +1493,9 @@ struct dlrn_context {
     const char *names[DLRNI_SETS_MAX + 1]; /* of the sets that this processor can run */
 };
 
-/* Of a text that is too long the middle is dropped: a path stands at the start, and what is wrong at
-   the end. Names in a file may hold bytes that a terminal obeys, so control characters become '?'. */
+/* Of a text that is too long the middle is dropped: a path stands at the start, and what is wrong
+   at the end. Names in a file may hold bytes that a terminal obeys, so control characters become
+   '?'. */
 DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...) {
     enum { HEAD = 256 };
     char text[8192]; /* the longest path and the message */
@@ -1566,8 +1569,8 @@ DLRNI_INTERNAL int dlrni_mul(int64_t a, int64_t b, int64_t *out) {
     return 1;
 }
 
-/* Blocks of the host's allocator, aligned to a cache line: vectors that straddle two lines take twice
-   as long to load. What the allocator gave, and the size, stand just before the block.
+/* Blocks of the host's allocator, aligned to a cache line: vectors that straddle two lines take
+   twice as long to load. What the allocator gave, and the size, stand just before the block.
 
        raw                 block (a multiple of 64)
        | unused | raw size | the caller's bytes ... | */
@@ -1627,10 +1630,10 @@ DLRNI_INTERNAL void *dlrni_alloc_zero(dlrn_context *ctx, int64_t count, size_t e
 #define DLRNI_NEW(ctx, type, count) ((type *)dlrn_alloc((ctx), (count), sizeof(type)))
 #define DLRNI_NEW_ZERO(ctx, type, count) ((type *)dlrni_alloc_zero((ctx), (count), sizeof(type)))
 
-/* Ensures that the array whose pointer is stored at `slot` has room for `need` elements; *cap is how
-   many it has now. It grows by half at least, so that n appends cost O(n), and keeps its first `used`
-   elements. 0: out of memory, nothing has changed. `slot` is a T **, passed as void * and read by
-   memcpy, because T is the caller's. */
+/* Ensures that the array whose pointer is stored at `slot` has room for `need` elements; *cap is
+   how many it has now. It grows by half at least, so that n appends cost O(n), and keeps its first
+   `used` elements. 0: out of memory, nothing has changed. `slot` is a T **, passed as void * and
+   read by memcpy, because T is the caller's. */
 DLRNI_INTERNAL int dlrni_grow(dlrn_context *ctx, void *slot, int64_t *cap, int64_t used,
                               int64_t need, size_t element) {
     if (need <= *cap) return 1;
@@ -1678,9 +1681,9 @@ DLRNI_INTERNAL dlrn_status dlrni_callback_error(dlrn_context *ctx, dlrn_status s
 
 /* ------------------------------------------------------------------------------------------ */
 // >>random
-/* Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011): ten rounds over a
-   128-bit counter {counter, stream} under a 64-bit key. Number n of a stream is a function of (seed,
-   stream, n) alone, so that threads, checkpoints and the order of calls cannot change it. */
+/* Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011): ten rounds over
+   a 128-bit counter {counter, stream} under a 64-bit key. Number n of a stream is a function of
+   (seed, stream, n) alone, so that threads, checkpoints and the order of calls cannot change it. */
 
 typedef struct dlrni_philox {
     uint64_t lo, hi;
@@ -1804,8 +1807,8 @@ DLRNI_INTERNAL uint16_t dlrni_f32_to_bf16(float f) {
     return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
 }
 
-/* The first of n numbers whose magnitude, as bits, is greater than `most`; n: there is none. Bits of
-   floats compare as their magnitudes do, and NaN is greater than all. Sixteen at a time, which
+/* The first of n numbers whose magnitude, as bits, is greater than `most`; n: there is none. Bits
+   of floats compare as their magnitudes do, and NaN is greater than all. Sixteen at a time, which
    compilers turn into vectors (rows of 512: 2.2 times as fast as one by one). */
 DLRNI_INTERNAL int64_t dlrni_first_beyond(const float *x, int64_t n, uint32_t most) {
     int64_t at = 0;
@@ -1825,8 +1828,8 @@ DLRNI_INTERNAL int64_t dlrni_first_not_finite(const float *x, int64_t n) {
     return dlrni_first_beyond(x, n, 0x7f7fffffu); /* the bits of FLT_MAX */
 }
 
-/* Widens n numbers of two bytes. bf16 is the upper half of an f32: sixteen at a time, as above (rows
-   of 512: 4.9 times as fast). The oracle of the sets' own kernels. */
+/* Widens n numbers of two bytes. bf16 is the upper half of an f32: sixteen at a time, as above
+   (rows of 512: 4.9 times as fast). The oracle of the sets' own kernels. */
 DLRNI_INTERNAL void dlrni_widen_plain(dlrn_dtype type, const char *from, float *to, int64_t n) {
     int64_t at = 0;
     for (; type == DLRN_BF16 && n - at >= 16; at += 16) {
@@ -1887,9 +1890,9 @@ DLRN_API const char *dlrn_dtype_name(dlrn_dtype t) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>threads
-/* Threads belong to OpenMP or to the host's parallel_for. Work is cut into tasks by its shape alone,
-   and no sum runs over tasks in the order in which they end: the number of threads never changes a
-   result. */
+/* Threads belong to OpenMP or to the host's parallel_for. Work is cut into tasks by its shape
+   alone, and no sum runs over tasks in the order in which they end: the number of threads never
+   changes a result. */
 
 DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_parallel_body body,
                                 void *arg) {
@@ -1907,9 +1910,9 @@ DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_paralle
     for (int64_t task = 0; task < n_tasks; task++) body(arg, task, 0);
 }
 
-/* Loops that are estimated to take less than this, in ns on one core, stay on the calling thread. To
-   wake a thread and to wait for it takes 5 to 50 us where threads sleep while they wait. Where they
-   spin (OpenMP's default) it takes 2 us on an idle machine, and whole time slices where other
+/* Loops that are estimated to take less than this, in ns on one core, stay on the calling thread.
+   To wake a thread and to wait for it takes 5 to 50 us where threads sleep while they wait. Where
+   they spin (OpenMP's default) it takes 2 us on an idle machine, and whole time slices where other
    programs want the cores, too: examples/02_train_from_array.c, 10,000 short loops, took 36 to 48 s
    on two cores under a load of 8, and takes 7 s with this bound (6 s on one thread). On an idle
    machine the bound costs that example a fifth of its time; loops of a step of 512 x 8192 are all
@@ -1920,7 +1923,8 @@ DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_paralle
 #endif
 
 /* dlrn_parallel_for for a loop that may be too short to be shared. ns: what all of it takes on one
-   core, roughly: 1 for a number that is moved, 1 for 16 multiply-adds. Results do not depend on it. */
+   core, roughly: 1 for a number that is moved, 1 for 16 multiply-adds. Results do not depend on it.
+   */
 DLRNI_INTERNAL void dlrni_parallel_for(dlrn_context *ctx, int64_t n_tasks, double ns,
                                        dlrn_parallel_body body, void *arg) {
     if (ns < DLRNI_SERIAL_NS)
@@ -2047,8 +2051,8 @@ struct dlrni_screen {
 #define DLRNI_GROUP 48
 
 /* Compiles the functions between the two for a processor with these features, whatever the rest of
-   the file is compiled for. clang takes an attribute, gcc a pragma; no system header may be included
-   in between. */
+   the file is compiled for. clang takes an attribute, gcc a pragma; no system header may be
+   included in between. */
 #define DLRNI_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define DLRNI_TARGET_BEGIN(features)                                                               \
@@ -2141,7 +2145,8 @@ DLRNI_INTERNAL int dlrni_kernel_choice(const char *name, dlrni_set *found) {
 /* ------------------------------------------------------------------------------------------ */
 // >>context
 
-/* Adds to a text in a buffer of `size` bytes, of which *used are taken; what does not fit is cut. */
+/* Adds to a text in a buffer of `size` bytes, of which *used are taken; what does not fit is cut.
+   */
 DLRNI_INTERNAL DLRN_PRINTF(4, 5) void dlrni_print_more(char *text, size_t size, size_t *used,
                                                        const char *format, ...) {
     va_list args;
@@ -2517,8 +2522,8 @@ DLRNI_INTERNAL void dlrni_sift_down(const float *x, int64_t *index, int64_t n, i
     }
 }
 
-/* A heap of the k best so far, then sorted by taking its top away: O(n log k), and O(n) where few of
-   the n are among the best. */
+/* A heap of the k best so far, then sorted by taking its top away: O(n log k), and O(n) where few
+   of the n are among the best. */
 DLRN_API dlrn_status dlrn_topk(dlrn_context *ctx, const float *x, int64_t n, int64_t k,
                                int64_t *index, float *value) {
     DLRNI_REQUIRE(ctx, k >= 0 && k <= n, "k must be in [0, n]");
@@ -3984,7 +3989,8 @@ DLRNI_INTERNAL dlrn_status dlrni_append_codes(dlrni_encode_job *j) {
     return DLRN_OK;
 }
 
-/* ---- Few rows: packing features for a screen would not pay, unless that is done, nor would lists */
+/* ---- Few rows: packing features for a screen would not pay, unless that is done, nor would lists
+   */
 
 /* Task: the features of a group on all rows, into f [n][F], dense. */
 DLRNI_INTERNAL void dlrni_few_dense(void *arg, int64_t group, int worker) {
@@ -9041,7 +9047,8 @@ DLRNI_INTERNAL int dlrni_layout_has(const dlrni_layout *layout, const char *name
     return 0;
 }
 
-/* The first refused layout whose sign is there, and is no tensor of `known` (or NULL); NULL: none. */
+/* The first refused layout whose sign is there, and is no tensor of `known` (or NULL); NULL: none.
+   */
 DLRNI_INTERNAL const dlrni_layout *dlrni_refused_layout(const dlrni_loading *l,
                                                         const dlrni_layout *known) {
     for (int i = 0; i < DLRNI_LAYOUTS; i++) {
@@ -9955,8 +9962,8 @@ DLRN_API void dlrn_source_destroy(dlrn_source *source) {
    is never more memory than was stated. A list of all slots, a ring, begins at `head` with those of
    the unread rows, in their logical order, and goes on with the vacant ones. A draw swaps a random
    entry with the last unread one, which is the first vacant one from then on: a batch costs O(1) a
-   row. Without shuffling, rows leave at the head. What is drawn depends on the logical order and the
-   generator alone, never on slots: saving and resuming therefore change nothing. */
+   row. Without shuffling, rows leave at the head. What is drawn depends on the logical order and
+   the generator alone, never on slots: saving and resuming therefore change nothing. */
 
 enum { DLRNI_ROWS = 64 }; /* of a task, of a draw */
 
@@ -11340,10 +11347,10 @@ static const dlrni_auxiliary dlrni_ghosts = {dlrni_ghost_is_dead, dlrni_ghost_be
                                              dlrni_ghost_finish};
 
 /* ---- AuxK (Gao et al., "Scaling and evaluating sparse autoencoders", 2024; as in
-   dictionary_learning 0.1.0) ----
-   Dead is a feature without which dead_rows rows have gone by, this batch counted. Of the dead, each
-   row keeps the auxk largest of ReLU(pre). Their output X predicts the residual r. Loss:
-   auxk_alpha mean |r - X|^2 / mean |r - mean r|^2; r is a constant to the gradient. */
+   dictionary_learning 0.1.0) ---- Dead is a feature without which dead_rows rows have gone by, this
+   batch counted. Of the dead, each row keeps the auxk largest of ReLU(pre). Their output X predicts
+   the residual r. Loss: auxk_alpha mean |r - X|^2 / mean |r - mean r|^2; r is a constant to the
+   gradient. */
 DLRNI_INTERNAL int dlrni_auxk_is_dead(const dlrn_trainer *t, int64_t f) {
     return t->cfg.auxk_alpha > 0 && dlrni_is_dead(t, t->w.silent[f]);
 }
@@ -11543,7 +11550,8 @@ DLRNI_INTERNAL int dlrni_has_runs(const dlrni_encoding *c) {
     return c->stretches > DLRNI_RUN;
 }
 
-/* Carves a visit's arrays from scratch; returns the bytes that they take. base NULL: only counts. */
+/* Carves a visit's arrays from scratch; returns the bytes that they take. base NULL: only counts.
+   */
 DLRNI_INTERNAL int64_t dlrni_visit_carve(const dlrni_update *u, char *base, dlrni_visit *v) {
     const dlrn_dictionary *dict = u->t->dict;
     const int64_t max = u->groups * DLRNI_GROUP, narrow = sizeof(float);

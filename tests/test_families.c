@@ -80,7 +80,8 @@ TEST(jump_relu) {
     check_family("JumpReluAutoEncoder");
 }
 
-/* Two classes have the same tensors: without a config, or a word of the caller, neither is taken. */
+/* Two classes have the same tensors: without a config, or a word of the caller, neither is taken.
+   */
 TEST(what_the_tensors_leave_open_is_an_error) {
     dlrn_dictionary *dict = NULL;
     CHECK_OK(ctx, dlrn_load(ctx, "tests/golden/families/AutoEncoderTopK", NULL, &dict));

@@ -1153,8 +1153,8 @@ static void lm_add(lm_pass *p, const float *y, const float *z) {
 
 /* ---- products */
 
-/* Activations other than gelu, one number at a time by the C library. Write them as loops like lm_gelu
-   once a model spends time here. */
+/* Activations other than gelu, one number at a time by the C library. Write them as loops like
+   lm_gelu once a model spends time here. */
 static float lm_activate(lm_activation kind, float x) {
     switch (kind) {
     case LM_GELU_TANH: return 0.5f * x * (1 + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
@@ -1327,8 +1327,8 @@ static const float *lm_bias_at(const float *bias, lm_heads where, int64_t head) 
     return bias ? bias + lm_head_at(where, head) : NULL;
 }
 
-/* What a task works on, but for the query heads. Keys go to the cache, or for this task alone behind
-   the scores. */
+/* What a task works on, but for the query heads. Keys go to the cache, or for this task alone
+   behind the scores. */
 static lm_head lm_head_of(const lm_rows *j, int64_t s, int64_t kv, int worker) {
     lm_model *m = j->pass->m;
     const lm_config *c = &m->cfg;
