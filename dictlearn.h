@@ -444,8 +444,8 @@
    - a layout: a row of dlrni_layout_table (room layouts) for reading and writing. Its shapes say
      how each tensor is stored ("IF": transposed). A new file name goes to dlrni_folder_files, a new
      key of a config to dlrni_config_key_table.
-   - a recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs from the
-     reference: defaults, penalty, its slope, an auxiliary loss (room auxiliary), what happens after
+   - a recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs from
+     the reference: defaults, penalty, its slope, an auxiliary loss (room auxiliary), what happens after
      a step. A new setting is a field of dlrn_train_config and a row in room settings.
    - a kernel set: a block in room kernel-bodies and a row of dlrni_sets (room kernels). Bodies are
      shared; the tests compare every set with the scalar one, bit for bit.
@@ -12234,8 +12234,8 @@ DLRNI_INTERNAL void dlrni_visit_end_feature(const dlrni_update *u, dlrni_visit *
     }
 }
 
-/* The sums of all features of the visit are complete. First each group's part of the gradient of
-   what is subtracted from x: - sum_j bias_j w_j, with the weights before the update. The parts are
+/* The sums of all features of the visit are complete. First each group's part of the gradient
+   that the subtracted bias gets: - sum_j bias_j w_j, with the weights before the update. The parts are
    added in order later, whatever task made them. */
 DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
     dlrn_trainer *t = u->t;
@@ -12368,8 +12368,8 @@ DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *ada
 }
 
 /* ---- The update from stored gradients, for recipes that limit their norm ----
-   The norm is known only when all gradients are. They are kept, and the weights are moved in a second
-   pass: this costs memory for one more set of parameters. */
+   The norm is known only when all gradients are. They are kept, and the weights are moved in a
+   second pass: this costs memory for one more set of parameters. */
 
 /* Two passes over the features with one task body: measure, then move. */
 typedef struct dlrni_apply {
@@ -12848,15 +12848,15 @@ DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text
 // >>resampling
 /* A feature that stays silent learns nothing. Every resample_steps, each dead feature gets the
    direction of a row that is reconstructed badly (Bricken et al., "Towards Monosemanticity", 2023).
-   1. Sample: resample_rows of the rows that the buffer holds (all if there are fewer), drawn without
-      replacement by seed and step. Their losses are measured.
+   1. Sample: resample_rows of the rows that the buffer holds (all if there are fewer), drawn
+      without replacement by seed and step. Their losses are measured.
    2. Draw: one row of the sample for each dead feature, without replacement, with probability
       proportional to the squared loss.
    3. Revive: the atom becomes the drawn output y, normalised (not centred). The encoder row becomes
       the drawn input less what the formula subtracts, scaled to 0.2 of the mean norm of the living
       encoder rows. The encoder bias and Adam's moments of the feature become 0.
-   If no feature is alive, the mean is over all encoder rows; if that is 0, it counts as 1. Rows with
-   y = 0 or with a zero input give no direction and are never drawn. If there are fewer rows than
+   If no feature is alive, the mean is over all encoder rows; if that is 0, it counts as 1. Rows
+   with y = 0 or with a zero input give no direction and are never drawn. If there are fewer rows than
    dead features, the remaining features are left alone. */
 
 /* Rows whose losses are measured at a time: enough for the encoder's tiles, and between two of them
