@@ -444,9 +444,10 @@
    - a layout: a row of dlrni_layout_table (room layouts) for reading and writing. Its shapes say
      how each tensor is stored ("IF": transposed). A new file name goes to dlrni_folder_files, a new
      key of a config to dlrni_config_key_table.
-   - a recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs from
-     the reference: defaults, penalty, its slope, an auxiliary loss (room auxiliary), what happens after
-     a step. A new setting is a field of dlrn_train_config and a row in room settings.
+   - a recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs
+     from the reference: defaults, penalty, its slope, an auxiliary loss (room auxiliary), what
+     happens after a step. A new setting is a field of dlrn_train_config and a row in room
+     settings.
    - a kernel set: a block in room kernel-bodies and a row of dlrni_sets (room kernels). Bodies are
      shared; the tests compare every set with the scalar one, bit for bit.
 */
@@ -12235,8 +12236,8 @@ DLRNI_INTERNAL void dlrni_visit_end_feature(const dlrni_update *u, dlrni_visit *
 }
 
 /* The sums of all features of the visit are complete. First each group's part of the gradient
-   that the subtracted bias gets: - sum_j bias_j w_j, with the weights before the update. The parts are
-   added in order later, whatever task made them. */
+   that the subtracted bias gets: - sum_j bias_j w_j, with the weights before the update. The
+   parts are added in order later, whatever task made them. */
 DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
     dlrn_trainer *t = u->t;
     const dlrn_dictionary *dict = t->dict;
@@ -12856,8 +12857,8 @@ DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text
       the drawn input less what the formula subtracts, scaled to 0.2 of the mean norm of the living
       encoder rows. The encoder bias and Adam's moments of the feature become 0.
    If no feature is alive, the mean is over all encoder rows; if that is 0, it counts as 1. Rows
-   with y = 0 or with a zero input give no direction and are never drawn. If there are fewer rows than
-   dead features, the remaining features are left alone. */
+   with y = 0 or with a zero input give no direction and are never drawn. If there are fewer rows
+   than dead features, the remaining features are left alone. */
 
 /* Rows whose losses are measured at a time: enough for the encoder's tiles, and between two of them
    a stop is noticed within milliseconds. */
