@@ -128,7 +128,7 @@ ifeq ($(PYTHON),$(BUILD)/venv/bin/python)
 VENV := $(BUILD)/venv/ready
 endif
 
-interop: all $(BUILD)/tokenize_lines $(VENV) ## files and numbers against PyTorch, SciPy, safetensors, transformers, tokenizers
+interop: all $(BUILD)/tokenize_lines $(VENV) ## files and numbers against PyTorch and five libraries more
 	@PYTHON='$(PYTHON)' sh tests/run.sh $(BUILD) $(CHECKERS)
 
 twin: all $(VENV) ## the program and a PyTorch twin of the reference's loop on the same rows, two tables side by side

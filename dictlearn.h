@@ -446,7 +446,8 @@
      key of a config to dlrni_config_key_table.
    - a recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs
      from the reference: defaults, penalty, its slope, an auxiliary loss (room auxiliary), what
-     happens after a step. A new setting is a field of dlrn_train_config and a row in room settings.
+     happens after a step. A new setting is a field of dlrn_train_config and a row in room
+     settings.
    - a kernel set: a block in room kernel-bodies and a row of dlrni_sets (room kernels). Bodies are
      shared; the tests compare every set with the scalar one, bit for bit.
 */
@@ -12229,9 +12230,9 @@ DLRNI_INTERNAL void dlrni_visit_end_feature(const dlrni_update *u, dlrni_visit *
     }
 }
 
-/* The sums of all features of the visit are complete. First each group's part of the gradient by
-   the center, which is subtracted from x: - sum_j bias_j w_j, with the weights before the update. The parts are
-   added in order later, whatever task made them. */
+/* The sums of all features of the visit are complete. First each group's part of the gradient
+   that the subtracted bias gets: - sum_j bias_j w_j, with the weights before the update. The
+   parts are added in order later, whatever task made them. */
 DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
     dlrn_trainer *t = u->t;
     const dlrn_dictionary *dict = t->dict;
@@ -12844,8 +12845,7 @@ DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text
 /* A feature that stays silent learns nothing. Every resample_steps, each dead feature gets the
    direction of a row that is reconstructed badly (Bricken et al., "Towards Monosemanticity", 2023).
    1. Sample: resample_rows of the rows that the buffer holds (all if there are fewer), drawn
-   without
-      replacement by seed and step. Their losses are measured.
+      without replacement by seed and step. Their losses are measured.
    2. Draw: one row of the sample for each dead feature, without replacement, with probability
       proportional to the squared loss.
    3. Revive: the atom becomes the drawn output y, normalised (not centred). The encoder row becomes

@@ -21,6 +21,7 @@
 
 #include "yardsticks.h"
 
+#include <stdarg.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
