@@ -12235,8 +12235,8 @@ DLRNI_INTERNAL void dlrni_visit_end_feature(const dlrni_update *u, dlrni_visit *
 }
 
 /* The sums of all features of the visit are complete. First each group's part of the gradient of
-   what is subtracted from x: - sum_j bias_j w_j, with the weights before the update. The parts are
-   added in order later, whatever task made them. */
+   the bias that is subtracted from x: - sum_j bias_j w_j, with the weights before the update. The
+   parts are added in order later, so that tasks and threads do not matter. */
 DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
     dlrn_trainer *t = u->t;
     const dlrn_dictionary *dict = t->dict;
