@@ -12350,7 +12350,7 @@ DLRNI_INTERNAL void dlrni_bias_gradients(dlrn_trainer *t) {
 DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *adam,
                                           float *const *out) {
     dlrni_work *w = &t->w;
-    dlrni_update u = {t, adam, out, 0, 0, 1, 0};
+    dlrni_update u = {t, adam, out, 0, 0, 1, 0}; /* each wave sets its own groups and entries */
     for (int64_t first = 0; first < w->codes.groups; first += w->wave)
         DLRNI_TRY(dlrni_update_wave(&u, first));
     dlrni_bias_gradients(t);
