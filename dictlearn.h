@@ -12230,9 +12230,9 @@ DLRNI_INTERNAL void dlrni_visit_end_feature(const dlrni_update *u, dlrni_visit *
     }
 }
 
-/* The sums of all features of the visit are complete. First each group's part of the gradient
-   that the subtracted bias gets: - sum_j bias_j w_j, with the weights before the update. The
-   parts are added in order later, whatever task made them. */
+/* The sums of all features of the visit are complete. First each group's part of the gradient of
+   the bias that is subtracted from x: - sum_j bias_j w_j, with the weights before the update. The
+   parts are added in order later, so that tasks and threads do not matter. */
 DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
     dlrn_trainer *t = u->t;
     const dlrn_dictionary *dict = t->dict;
@@ -12346,7 +12346,7 @@ DLRNI_INTERNAL void dlrni_bias_gradients(dlrn_trainer *t) {
 DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *adam,
                                           float *const *out) {
     dlrni_work *w = &t->w;
-    dlrni_update u = {t, adam, out, 0, 0, 1, 0};
+    dlrni_update u = {t, adam, out, 0, 0, 1, 0}; /* each wave sets its own groups and entries */
     for (int64_t first = 0; first < w->codes.groups; first += w->wave)
         DLRNI_TRY(dlrni_update_wave(&u, first));
     dlrni_bias_gradients(t);
@@ -12364,8 +12364,8 @@ DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *ada
 }
 
 /* ---- The update from stored gradients, for recipes that limit their norm ----
-   The norm is known only when all gradients are. They are kept, and the weights are moved in a
-   second pass: this costs memory for one more set of parameters. */
+   The norm is known only when all gradients are. They are kept, and a second pass moves the
+   weights: this costs memory for one more set of parameters. */
 
 /* Two passes over the features with one task body: measure, then move. */
 typedef struct dlrni_apply {
@@ -13727,10 +13727,21 @@ DLRNI_INTERNAL dlrn_status dlrni_check_saving(const dlrn_trainer *t, const char 
 
 /* The texts of a checkpoint's metadata. Their lengths are bounded: numbers and short words only. */
 typedef struct dlrni_checkpoint_texts {
-    char config[2048], formula[512], step[32], buffer[512], unfinished[512];
+    char config[2048];    /* the settings */
+    char formula[512];    /* room for every number at full precision */
+    char step[32];        /* an int64 in decimal */
+    char buffer[512];     /* without its rows */
+    char unfinished[512]; /* figures of the last step */
 } dlrni_checkpoint_texts;
 
-/* Gathers tensors and metadata, and writes them; state NULL: without a buffer. */
+/* Gathers tensors and metadata, and writes them; state NULL: without a buffer. The tensors point to
+   the trainer's memory: nothing is copied. An empty buffer has no tensors, since they would only be
+   one more thing to check. The configuration is written as settled, so that a later version's
+   defaults change nothing. The archive appears as a whole or not at all: a crash while it is
+   written leaves the last checkpoint.
+   `metadata`: up to 8 pairs of key and text, closed by NULL. Six are always there. "buffer": a
+   trainer without one leaves it out. "unfinished": the step is done, but its resampling is not; no
+   other entry tells. */
 DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const char *path,
                                                   const dlrni_buffer_state *state) {
     dlrni_checkpoint_floats list;
@@ -13739,44 +13750,32 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
     dlrni_json_writer formula = dlrni_json_to_text(at.formula, sizeof at.formula);
     dlrni_json_writer buffer = dlrni_json_to_text(at.buffer, sizeof at.buffer);
     dlrni_json_writer unfinished = dlrni_json_to_text(at.unfinished, sizeof at.unfinished);
-    /* pairs of key and text, up to 8, closed by NULL */
     const char *metadata[17] = {"format",  DLRNI_CHECKPOINT_FORMAT,
                                 "made_by", "dictlearn " DLRN_VERSION_STRING,
                                 "family",  t->dict->family,
                                 "formula", at.formula,
                                 "config",  at.config,
                                 "step",    at.step};
-    /* entries taken above; the optional pairs follow */
-    int pairs = 12, count;
+    int pairs = 12, count; /* pairs: entries taken so far */
     dlrni_checkpoint_list(t, &list);
-    /* no copy of the data: the tensors point to the trainer's memory */
     memcpy(tensors, list.tensor, sizeof list.tensor);
     count = list.count;
-    /* behind the f32 tensors */
     tensors[count++] = dlrni_checkpoint_counters(t);
-    /* an empty tensor would only be one more thing to check */
     for (int k = 0; state && state->rows && k < 2 && state->rows_of[k]; k++)
-        /* y only where there are targets */
         tensors[count++] = dlrni_checkpoint_rows(t->buffer, k, state);
-    /* as settled, so that a later default changes nothing */
     dlrn_train_config_json(&t->cfg, at.config, sizeof at.config);
     dlrni_put_formula(&formula, t->dict);
-    /* written if it is needed; cheap enough to make always */
     dlrni_put_stats(&unfinished, &t->last);
-    /* beside the configuration: a run's step is not a setting */
     dlrni_print(at.step, sizeof at.step, "%lld", (long long)t->step);
-    /* without a buffer the key is missing, and a resumed trainer's buffer starts anew */
     if (state) {
         dlrni_put_buffer_state(&buffer, state);
         metadata[pairs++] = "buffer";
         metadata[pairs++] = at.buffer;
     }
-    /* the step itself is done: only this tells that its resampling is not */
     if (t->stage == DLRNI_RESAMPLING) {
         metadata[pairs++] = "unfinished";
         metadata[pairs++] = at.unfinished;
     }
-    /* whole or not at all: the file takes its name once it is complete */
     return dlrn_archive_write(t->ctx, path, tensors, count, metadata);
 }
 
@@ -13823,16 +13822,16 @@ DLRNI_INTERNAL int dlrni_which_word(const dlrn_json *json, const char *key, cons
 }
 
 /* Every setting must be there: a default in place of a lost setting would change the run without a
-   word. */
+   word. Only files of version 0.1, which name no recipe, lack the MORE lists; the recipe's defaults
+   stand for these. Then come the settings that are not numbers. A setting out of range is refused
+   as from a caller (dlrni_settle_config), but its error names the file. */
 DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
                                              const dlrn_json *json, dlrn_train_config *cfg) {
     const char *name = dlrn_json_text(json, "recipe", NULL); /* version 0.1 had but one */
     const dlrni_recipe *recipe = dlrni_recipe_named(name);
-    /* made by a later version, perhaps */
     if (!recipe)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: config.recipe: no recipe %.80s is known",
                          dlrn_archive_path(a), name);
-    /* for the settings that files of version 0.1 lack */
     *cfg = dlrn_train_defaults(recipe->name);
 #define DLRNI_READ_INTEGER(field, key, condition, wanted)                                          \
     if (!dlrni_json_signed(json, key, &cfg->field))                                                \
@@ -13848,7 +13847,6 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
     }
 #undef DLRNI_READ_INTEGER
 #undef DLRNI_READ_REAL
-    /* settings that are not numbers */
     const dlrn_json *compat = dlrn_json_get(json, "compat");
     int loss = dlrni_which_word(json, "loss", "norm", "squared");
     int sparsity = dlrni_which_word(json, "sparsity", "l1", "entropy");
@@ -13860,9 +13858,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
         return dlrni_checkpoint_lacks(a, ctx, "config.seed");
     cfg->loss = loss ? DLRN_LOSS_SQUARED : DLRN_LOSS_NORM;
     cfg->sparsity = sparsity ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1;
-    /* the reader holds booleans as 0 and 1 */
-    cfg->compat = compat->number > 0;
-    /* the same ranges as for a caller's configuration */
+    cfg->compat = compat->number > 0; /* the reader holds booleans as 0 and 1 */
     if (dlrni_settle_config(ctx, cfg, &recipe) == DLRN_OK) return DLRN_OK;
     const char *colon = strchr(dlrn_error(ctx), ':'); /* behind the name of the struct */
     return dlrni_fail_in(ctx, DLRN_ERR_FORMAT, dlrn_archive_path(a), "config",
