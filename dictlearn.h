@@ -11525,7 +11525,7 @@ DLRNI_INTERNAL void *dlrni_carve(char *base, int64_t *at, int64_t n, int64_t byt
 /* Makes room for n rows. One block for all arrays: one place where memory can run out, one pointer
    to free (xc). Its contents are lost. */
 DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
-    enum { ARRAYS = 8 };
+    const int64_t arrays = 8;
     dlrni_batch *b = &t->w.batch;
     const int64_t in = t->dict->d_in * (int64_t)sizeof(float);
     const int64_t out = t->dict->d_out * (int64_t)sizeof(float);
@@ -11536,7 +11536,7 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
     if (n <= b->cap) return DLRN_OK;
     /* checked, since n comes from the caller */
     if (!dlrni_mul(in + out + 4 * wide + 2 * narrow, n, &bytes) ||
-        !dlrni_add(bytes, ARRAYS * DLRNI_ALIGN, &bytes))
+        !dlrni_add(bytes, arrays * DLRNI_ALIGN, &bytes))
         return dlrn_fail(t->ctx, DLRN_ERR_MEMORY, "a batch of this size does not fit in memory");
     char *base = DLRNI_NEW(t->ctx, char, bytes);
     if (!base) return DLRN_ERR_MEMORY;
