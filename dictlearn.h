@@ -263,8 +263,9 @@
    dlrn_dictionary_changed().
 
    All memory comes from the context's allocator, in blocks aligned to 64 bytes. Training never
-   forms the dense [rows][F] matrix of features or a matrix of gradients: it holds the weights, two
-   moments for each, the codes of a batch and a little scratch memory. dlrn_buffer_bytes() returns
+   forms the dense [rows][F] matrix of features. It holds the weights, two moments for each, the
+   codes of a batch and a little scratch memory; recipes that clip gradients (dl-top_k,
+   dl-jump_relu) also hold one gradient for each weight. dlrn_buffer_bytes() returns
    what a buffer will take before you create it: with the defaults and d 512, 3.84 million rows,
    which are 7.9 GB as f32 or half of that as DLRN_BF16. dlrn_encode() fills an array of n * F
    floats; dlrn_encode_sparse() stores only active features. An encoder that is reused, with codes
@@ -285,11 +286,12 @@
 
    The cost of a step is set by the encoder's product: 2 * rows * d * F operations. Nearly all of
    its results are negative. The product is therefore first computed in low precision (int8, bf16,
-   int16 or f32, whichever the processor runs fastest) with a rigorous error bound. Features that
+   int16 or f32: the cheapest that the processor has) with a rigorous error bound. Features that
    are certainly off are dropped; the rest, the candidates, are recomputed in f32. If too many
    features survive, as in a new dictionary, f32 is used directly. The last batch decides which way
-   is taken; the results are the same bits either way. Everything after the encoder touches only
-   active features: its cost grows with L0, not with F. For many calls with few rows,
+   is taken; the results are the same bits either way. Decoding and the
+   gradients touch only active features: their cost grows with L0, not with F. (Adam still visits
+   every weight.) For many calls with few rows,
    dlrn_encoder_prepare() keeps the encoder in low precision from one call to the next.
 
    `make bench` measures your machine, in ratios to the hardware's limits; bench/README.md has a
@@ -319,8 +321,8 @@
    and what was found; it stays valid until the next failure on that context. DLRN_END and
    DLRN_STOPPED are answers, not failures. The header never prints, exits or aborts.
    dlrn_context_create() has no context to report to: it returns DLRN_ERR_MEMORY, or
-   DLRN_ERR_ARGUMENT for an unknown kernel set, a negative number of threads, or an incomplete
-   allocator.
+   DLRN_ERR_ARGUMENT for an unknown kernel set, a negative number of threads, an incomplete
+   allocator or an incomplete dlrn_io.
 
    ---- WHAT IS TRUSTED ----------------------------------------------------------------------------
 
@@ -439,15 +441,17 @@
    How to add
    - a family: a row of dlrni_family_table (room dictionary) with its roles and formula, and a
      layout. A new parameter is one line of DLRN_ROLE_LIST (room api-dictionary): allocating,
-     saving, moments and checkpoints follow. A new gate sets a floor in room candidates; a new
-     selection sets a cut in room select.
+     copying, moments and checkpoints follow. Its first values go to dlrni_start_feature, its
+     gradient to a recipe's slopes. A new gate sets a floor in room screen (dlrni_floor_of), a new
+     selection a cut in room select, a new centre a case of dlrni_center_of (room candidates).
    - a layout: a row of dlrni_layout_table (room layouts) for reading and writing. Its shapes say
      how each tensor is stored ("IF": transposed). A new file name goes to dlrni_folder_files, a new
-     key of a config to dlrni_config_key_table.
+     key of a config to dlrni_config_key_table. A row whose d_out differs from d_in needs the
+     letter O in dlrni_size_of (room load).
    - a recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs
      from the reference: defaults, penalty, its slope, an auxiliary loss (room auxiliary), what
-     happens after a step. A new setting is a field of dlrn_train_config and a row in room
-     settings.
+     happens after a step. A new setting is a field of dlrn_train_config, a line in room settings,
+     and its default if that is not 0.
    - a kernel set: a block in room kernel-bodies and a row of dlrni_sets (room kernels). Bodies are
      shared; the tests compare every set with the scalar one, bit for bit.
 */
@@ -457,8 +461,7 @@
 
 /* ------------------------------------------------------------------------------------------ */
 // >>config
-/* Define these before the #include. "Everywhere" means: the same in every file that includes the
-   header. */
+/* Linkage and version. The macros that you may define are listed in the manual, under OPTIONS. */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -670,7 +673,7 @@ DLRN_API const char *dlrn_status_text(dlrn_status s);
     X(DLRN_ENCODER_BIAS, "encoder_bias", 'F', '1')                                                 \
     X(DLRN_DECODER, "decoder_weight", 'F', 'O') /* one atom a row                         */       \
     X(DLRN_OUTPUT_BIAS, "bias", 'O', '1')       /* added to the sum of atoms              */       \
-    X(DLRN_INPUT_BIAS, "input_bias", 'I', '1')  /* subtracted from x instead of it        */       \
+    X(DLRN_INPUT_BIAS, "input_bias", 'I', '1')  /* the centre of x, if not the above      */       \
     X(DLRN_THRESHOLD, "threshold", 'F', '1')    /* a feature is active above it           */       \
     X(DLRN_SKIP, "skip", 'O', 'I')              /* a linear map of x, added to x_hat      */
 
@@ -710,8 +713,8 @@ typedef struct dlrn_formula {
     dlrn_gate gate;
     dlrn_select select;
     int64_t k;        /* of DLRN_SELECT_TOP_K; else 0                                         */
-    double threshold; /* of top-k: mean over training of a batch's smallest chosen value; -1: not
-                         known. Kept for files that carry it; inference does not use it       */
+    double threshold; /* top-k: running mean, in training, of the smallest value that a row
+                         keeps; -1: not known. Kept for files; inference does not use it      */
     double scale_in, scale_out; /* 1 unless a file says otherwise                             */
 } dlrn_formula;
 
@@ -751,8 +754,8 @@ DLRN_API void dlrn_dictionary_changed(dlrn_dictionary *dict);
 
 /* Reads a dictionary: a file (.pt, .safetensors, .npz) or a folder with one (ae.pt and config.json,
    ...). The format is recognised by content, the layout by tensor names and the config beside the
-   file. If these leave several layouts, that is an error which names them; `layout` then decides:
-   "AutoEncoder", "AutoEncoderTopK", "JumpReluAutoEncoder"; NULL: no such choice.
+   file. If several layouts fit, the error names them, and `layout` picks one: "AutoEncoder",
+   "AutoEncoderTopK", "JumpReluAutoEncoder"; or NULL.
    DLRN_ERR_IO, _FORMAT (malformed), _UNSUPPORTED (another library's layout, an ambiguous one),
    _SHAPE (tensors that do not fit each other or the config), _VALUE (a weight that is not finite),
    _MEMORY. */
@@ -944,8 +947,8 @@ typedef struct dlrn_train_config {
     double auxk_alpha;             /* weight of the auxiliary loss of dead features           0 */
     int64_t auxk;                  /* dead features that a row keeps in it; 0: d_in / 2       0 */
     int64_t dead_rows;             /* a feature is dead after so many rows without it        -1 */
-    double threshold_beta;         /* mean threshold: share of the old value                  0 */
-    int64_t threshold_start_step;  /* the mean is formed after this step                     -1 */
+    double threshold_beta;         /* mean threshold: weight of the old value                 0 */
+    int64_t threshold_start_step;  /* mean threshold: begins after this step                 -1 */
     double target_l0;              /* active features a row that training aims at             0 */
     double bandwidth;              /* around a threshold, where its gradient is estimated     0 */
     dlrn_buffer_config buffer;     /* for dlrn_train(), which makes a buffer of its own         */
@@ -988,13 +991,13 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_step(dlrn_trainer *trainer, dlrn_tr
    DLRN_STOPPED. */
 DLRN_API void dlrn_trainer_on_stop(dlrn_trainer *trainer, int (*stop)(void *user), void *user);
 /* One step on these rows: x [n][d_in], y [n][d_out], or NULL for x. After DLRN_ERR_MEMORY or
-   DLRN_STOPPED pass the same arrays again: other rows are refused until the step is finished. */
+   DLRN_STOPPED pass the same arrays again. If the weights had already moved, other rows are refused
+   until the step is finished. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_step_on(dlrn_trainer *trainer, const float *x,
                                                      const float *y, int64_t n,
                                                      dlrn_train_stats *stats);
 /* Losses of the rows x [n][d_in], y [n][d_out] or NULL for x, with the present weights. Nothing
-   changes. stats NULL: the status only says whether they are finite (DLRN_ERR_VALUE: they are
-   not). */
+   changes. stats may be NULL. DLRN_ERR_VALUE: a loss is not finite. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_loss(dlrn_trainer *trainer, const float *x,
                                                   const float *y, int64_t n,
                                                   dlrn_train_stats *stats);
@@ -2100,8 +2103,8 @@ struct dlrni_kernel_table {
     uint32_t (*crc32)(uint32_t crc, const unsigned char *p, uint64_t n);
 };
 
-/* A row's factors in the inequality by which a screen drops a feature (room screen). Each is
-   multiplied by the number of the feature that its comment names. */
+/* A row's factors in the inequality by which a screen drops a feature (room screen). Its comment
+   names the number of the feature that it is multiplied by. */
 typedef struct dlrni_screen_row {
     float unit;    /* of the feature's bias          */
     float error;   /* of the feature's rounded norm  */
@@ -2138,7 +2141,7 @@ struct dlrni_screen {
     int size;   /* bytes of an element                                           */
     int packed; /* elements of a feature that stand side by side in a panel      */
     int sums;   /* 1: the products are summed in f32; 0: exactly, in integers    */
-    float cost; /* of an element of the product; 1: at the peak of f32 (see below) */
+    float cost; /* of an element of the product; 1: at the peak of f32 (see above) */
     /* out [n] = x [n] rounded; unsigned_: out is 128 more, as one side of an integer product must
        be */
     void (*round)(const float *x, int64_t n, int unsigned_, void *out, dlrni_rounding *r);
@@ -2175,9 +2178,9 @@ struct dlrni_screen {
 
 /* The sets, from the slowest to the fastest; "auto" takes the last one that runs. `runs` tells
    whether this processor and its system can run it: the compilers' builtin also checks that the
-   system saves the registers. Screens stand cheapest first. One with a `runs` of its own is left
-   out where that returns 0, and the first two that remain are taken. The scalar set screens
-   nothing: it is the oracle of the tests. */
+   system saves the registers. Screens stand cheapest first. A screen
+   whose own `runs` returns 0 is skipped; the first two that are left are used. The scalar set
+   screens nothing: it is the oracle of the tests. */
 typedef struct dlrni_set_row {
     const char *name;
     int (*runs)(void);
@@ -2792,7 +2795,7 @@ DLRNI_INTERNAL dlrn_status dlrni_sparse_append(dlrn_context *ctx, dlrn_sparse *c
 // >>dictionary
 /* A dictionary is three things: parameters by role, a formula (plain data: how the parameters turn
    x into f and f into x_hat), and the name of its family. Work on every parameter (allocate, copy,
-   check, save) is a loop over roles, so that a new role needs no new code here. */
+   check) is a loop over roles, so that a new role needs no new code for it. */
 
 /* The size that a letter of DLRN_ROLE_LIST stands for. */
 DLRNI_INTERNAL int64_t dlrni_extent(const dlrn_dictionary *dict, char letter) {
@@ -3072,7 +3075,7 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_d
    the feature's floor t_w and the row's floor t_x, 0 <= t_x, a feature may be dropped if
        q + (b - t_w) / (s_x s_w) - t_x / (s_x s_w)
          + (|x - x^| / s_x) (|w^| / s_w) + (|x| / s_x) ((|w - w^| + g |w|) / s_w) <= 0.
-   (Only one of t_w and t_x is not 0, so that subtracting both is the larger of them.) The terms
+   (At most one of t_w and t_x is not 0, so their sum is the larger of them.) The terms
    behind q are products of a number of the row and a number of the feature. Each is rounded up by
    2^-9 of its size or more, the one with t_x towards 0: this covers the rounding of the norms
    (d <= 2^15) and of the inequality. Where a norm is not 0 but below 1e-12, underflow could hide
@@ -3257,7 +3260,7 @@ DLRNI_INTERNAL dlrn_status dlrni_prepare_panels(const dlrn_dictionary *dict, dlr
    ways to the same lists, bit for bit:
      dense     computes each tile of rows and features, and drops what does not exceed the floor;
      screened  computes the candidates that a screen names.
-   A list that overflows only counts from there on. It then gets more room and is made again. */
+   A full list only counts what follows; then it is enlarged and made again. */
 
 enum {
     DLRNI_GROUP_SHIFT = 6, /* a key is row << shift | feature in its group             */
@@ -7895,10 +7898,12 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_reduce(dlrni_pickle *p) {
    pickle, which the reader must bring. Key and number of elements are only claims until the walk
    finds the storage. The location, "cpu" or "cuda:0", says where it was. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_storage(dlrni_pickle *p) {
-    enum { WORD, TYPE, KEY, LOCATION, ELEMENTS, VIEW };
-    const dlrni_py_value *id = dlrni_pickle_pop(p), *view = dlrni_pickle_item(id, VIEW);
-    const dlrni_py_value *word = dlrni_pickle_item(id, WORD), *type = dlrni_pickle_item(id, TYPE);
-    const dlrni_py_value *key = dlrni_pickle_item(id, KEY), *n = dlrni_pickle_item(id, ELEMENTS);
+    enum { ID_WORD, ID_TYPE, ID_KEY, ID_LOCATION, ID_ELEMENTS, ID_VIEW };
+    const dlrni_py_value *id = dlrni_pickle_pop(p), *view = dlrni_pickle_item(id, ID_VIEW);
+    const dlrni_py_value *word = dlrni_pickle_item(id, ID_WORD),
+                         *type = dlrni_pickle_item(id, ID_TYPE);
+    const dlrni_py_value *key = dlrni_pickle_item(id, ID_KEY),
+                         *n = dlrni_pickle_item(id, ID_ELEMENTS);
     dlrni_py_value *s = dlrni_pickle_new(p, DLRNI_PY_STORAGE);
     if (!s) return DLRN_ERR_MEMORY;
     if (!word || word->kind != DLRNI_PY_STRING || !dlrni_span_is(word->as.text, "storage") ||
@@ -9224,7 +9229,7 @@ typedef struct dlrni_stored {
     int optional; /* 1: need not be there when reading */
 } dlrni_stored;
 
-enum { DLRNI_STORED_MAX = 8 };
+enum { DLRNI_STORED_MAX = 8 }; /* tensors of a row, and the empty entry that ends it */
 
 /* One layout; the first row of a family is the one it is written in. A row ends at the first tensor
    without a name. */
@@ -9284,7 +9289,7 @@ static const dlrni_layout dlrni_layout_table[] = {
 enum { DLRNI_LAYOUTS = sizeof dlrni_layout_table / sizeof *dlrni_layout_table };
 
 /* The files of a dictionary in a folder, each with its config. The first that exists is taken.
-   trainer_0 is what dictionary_learning's trainSAE writes. The config of a single file is that of
+   trainer_0 is what dictionary_learning's trainSAE writes. A single file's config is named as in
    the first row. */
 static const char *const dlrni_folder_files[][2] = {{"ae.pt", "config.json"},
                                                     {"ae.safetensors", "config.json"},
@@ -11022,12 +11027,12 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffe
               batch taken       weights being written      written
        READY ------------> TAKEN ------------> UPDATING ------------+
          ^                 | ^ |                   |                |
-         |   another error | | | no memory,        | no memory      v
-         +-----------------+ +-+ stopped           v           RESAMPLING --+ no memory, stopped
+         |   another error | | | no memory, rows   | any error      v
+         +-----------------+ +-+ of the buffer     v           RESAMPLING --+ any error
          |                                      BROKEN              |   ^---+
          |                                      (final)             v
          +------------------------------------------------------ LOGGING  --+ no memory
-                                                                     ^------+
+              done, or another error                                 ^------+
    RESAMPLING and LOGGING are passed through at once where neither is due. In TAKEN, RESAMPLING and
    LOGGING the next call goes on with the step in hand; other rows are refused. */
 
@@ -11099,7 +11104,7 @@ typedef struct dlrni_work {
                              that is subtracted                                           */
     float *center_grad;   /* [d_in]                                                       */
     float *output_grad;   /* [d_out] gradient of the output bias; [d_out] of one run      */
-    double penalty_slope; /* what a penalty of the whole batch adds to the slopes         */
+    double penalty_slope; /* a penalty of the whole batch: its derivative by L0           */
     float *lowered;       /* [F] thresholds less half a bandwidth, or NULL                */
     float *gradient[DLRN_ROLE_COUNT]; /* of the shape of the parameter, where a recipe clips */
 } dlrni_work;
@@ -11154,8 +11159,8 @@ typedef struct dlrni_auxiliary {
     void (*finish)(dlrn_trainer *t, dlrn_train_stats *stats); /* the loss; every row's factor   */
 } dlrni_auxiliary;
 
-/* A recipe: how a family is trained. One block (room recipes) and one row of the table. A hook that
-   is NULL does what its line says in brackets. */
+/* A recipe: how a family is trained. One block (room recipes) and one row of the table. In
+   brackets: what a NULL hook means. */
 struct dlrni_recipe {
     const char *name, *family;
     void (*defaults)(dlrn_train_config *cfg); /* [the reference's]                             */
@@ -11167,8 +11172,8 @@ struct dlrni_recipe {
     float (*value)(const dlrn_trainer *t, int64_t feature, float pre);
     /* Sets stats->sparsity_loss and adds it, with its weight, to stats->loss. [no penalty] */
     dlrn_status (*penalty)(dlrn_trainer *t, dlrn_train_stats *stats);
-    /* The entries of feature j of a visit: from val and slope = <e, atom> to coef, slope, and the
-       sums of the roles with one number a feature; the penalty's part included.
+    /* For the entries of feature j of a visit: reads val and slope = <e, atom>; sets coef and
+       slope, and adds to the sums of the roles with one number a feature; the penalty included.
        [dlrni_visit_slopes] */
     void (*slopes)(const dlrn_trainer *t, dlrni_visit *v, int64_t j);
     const dlrni_auxiliary *auxiliary; /* [none] */
@@ -11203,7 +11208,8 @@ DLRNI_INTERNAL double dlrni_learning_rate(const dlrn_train_config *cfg, int64_t 
     int64_t since = cfg->resample_steps > 0 ? n % cfg->resample_steps : n;
     double lr =
         since < cfg->warmup_steps ? cfg->lr * ((double)since / (double)cfg->warmup_steps) : cfg->lr;
-    if (cfg->decay_start < 0 || n < cfg->decay_start || n >= cfg->steps) return lr;
+    if (cfg->decay_start < 0 || n < cfg->decay_start) return lr;
+    if (n >= cfg->steps) return 0; /* a host that steps on */
     double falling = cfg->lr * ((double)(cfg->steps - n) / (double)(cfg->steps - cfg->decay_start));
     return falling < lr ? falling : lr;
 }
@@ -11246,8 +11252,8 @@ DLRNI_INTERNAL void dlrni_adam_move(dlrn_trainer *t, const dlrni_adam *adam, int
     t->ctx->k->adam(t->dict->param[role] + at, t->m[role] + at, t->v[role] + at, grad, n, adam);
 }
 
-/* Updates one feature in one role; grad [d] is overwritten. `projected`: already done, because the
-   clipped norm is that of the projected gradients. */
+/* Updates one feature in one role; grad [d] is overwritten. `projected` 1: grad is projected
+   already, because the clipped norm is that of projected gradients. */
 DLRNI_INTERNAL void dlrni_update_role(dlrn_trainer *t, const dlrni_adam *adam, int role, int64_t f,
                                       float *grad, int projected) {
     int64_t d = dlrni_role_width(t->dict, role);
@@ -12031,8 +12037,9 @@ static const dlrni_auxiliary dlrni_auxk = {dlrni_auxk_is_dead, dlrni_auxk_begin_
 
 /* ------------------------------------------------------------------------------------------ */
 // >>backward
-/* Gradients, and the update in the same visit. A gradient is never a matrix: a task sums those of
-   a few groups, hands them to Adam while they are in the cache, and goes on. Chain rule, for row i
+/* Gradients, and the update in the same visit: a task sums the gradients of a few groups, hands
+   them to Adam while they are in the cache, and goes on. (Recipes that clip keep them all and move
+   the weights in a second pass: dlrni_backward_clipped.) Chain rule, for row i
    and feature j with value f and pre-activation p: the atom gets c_i f e_i, the slope by p is
    s = c_i <e_i, atom> (plus the penalty), the encoder row gets s xc_i, its bias s. */
 
@@ -12440,7 +12447,7 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_a
 /* ------------------------------------------------------------------------------------------ */
 // >>recipes
 /* How families are trained: one block each, and one row of the table at the end. To add a recipe,
-   write its block and its row; the trainer, the checkpoint and the program need no change. */
+   write its block and its row; the trainer and the checkpoint need no change. */
 
 /* ---- reference: trainSAE of March 2024, ReLU with an L1 or entropy penalty, ghosts ----
    Entropy of a row: q = f / (sum f + eps), H = -sum q log(q + eps). Its derivative by f_k is
@@ -12512,8 +12519,8 @@ DLRNI_INTERNAL void dlrni_reference_slopes(const dlrn_trainer *t, dlrni_visit *v
 
 /* ---- dl-top_k: TopKTrainer of dictionary_learning 0.1.0 ----
    Squared distance, no penalty, AuxK. Before the first step the output bias becomes the geometric
-   median of the batch. The mean threshold follows the smallest value that a row keeps. It lets a
-   trained dictionary encode one row at a time, without selection.
+   median of the batch. The mean threshold follows the smallest value that a row keeps. It is
+   saved, because the library can encode by it instead of by selection.
    Two deliberate differences: a row that keeps nothing does not count in that mean (there the
    library takes infinity), and k is not filled up with features at 0 (the library picks some at
    random and counts them as active). */
@@ -12642,10 +12649,11 @@ DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v
     int64_t off = v->rows;
     for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
         float pre = v->val[p], slope = c[v->row[p]] * v->slope[p];
-        int near = fabs((double)pre - level)<width / 2, on = pre> threshold;
+        int within = fabs((double)pre - level) < width / 2;
+        int on = pre > threshold;
         /* on or off: the estimate looks at both sides */
-        if (near) by_f += (double)slope;
-        counted += near && on;
+        if (within) by_f += (double)slope;
+        counted += within && on;
         off -= on;
         v->coef[p] = on ? pre * c[v->row[p]] : 0;
         v->slope[p] = on ? slope : 0;
@@ -12682,7 +12690,7 @@ DLRN_API const char *dlrn_recipe_name(int index) {
 /* ------------------------------------------------------------------------------------------ */
 // >>settings
 /* The configuration of a trainer: defaults, checks, and as text. One list of settings serves all
-   three and the checkpoint, so that a new setting is one line and cannot be forgotten in a file. */
+   three and the checkpoint, so that a new setting cannot be forgotten in a file. */
 
 /* The defaults are those of trainSAE of March 2024, with the switches for later recipes off; a
    recipe then overwrites what its own paper or library says. */
@@ -13124,7 +13132,8 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampl
 /* ------------------------------------------------------------------------------------------ */
 // >>trainer
 /* The step as a whole, and the object that takes it. Its states: room training. A trainer allocates
-   when it is created and at its first steps; later steps allocate nothing unless a batch grows. */
+   when it is created and at its first steps; later steps allocate next to nothing unless a batch
+   grows. */
 
 DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
     if (!t) return; /* so that failed creations need no test */
@@ -13301,7 +13310,7 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
 
 /* ---- The step ----
    Order matters for the counters: ghosts use those before the step, AuxK and the statistics those
-   after it, and a resampling the ones that the step has left. */
+   after it, and a resampling those too. */
 
 /* The dictionary as the lists of the batch see it. With a bandwidth, the lists reach half of it
    below each threshold, also below 0: the threshold's gradient is estimated from those entries. */
@@ -13352,8 +13361,8 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
                      (long long)t->step);
 }
 
-/* Takes over the counters of the batch. A copy of its own: a step that fails, or a call of
-   dlrn_trainer_loss, must not count. */
+/* Takes over the counters of the batch. Only now: a failed step, or dlrn_trainer_loss, must
+   not count. */
 DLRNI_INTERNAL void dlrni_count_batch(dlrn_trainer *t) {
     memcpy(t->since_fired, t->w.silent, (size_t)t->dict->features * sizeof *t->since_fired);
 }
@@ -13456,8 +13465,8 @@ DLRNI_INTERNAL dlrn_status dlrni_refuse_rows(const dlrn_trainer *t) {
     return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT, "step %lld is not finished: expected %s",
                      /* after the update the step is counted already */
                      (long long)t->step - (t->stage != DLRNI_TAKEN),
-                     t->from_buffer ? "a call of dlrn_trainer_step, found other rows"
-                                    : "a call of dlrn_trainer_step_on with its own rows");
+                     t->from_buffer ? "dlrn_trainer_step, not other rows"
+                                    : "a call of dlrn_trainer_step_on with the same rows");
 }
 
 DLRN_API dlrn_status dlrn_trainer_step_on(dlrn_trainer *t, const float *x, const float *y,
@@ -13841,10 +13850,17 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
         return dlrni_checkpoint_lacks(a, ctx, "config." key);
     DLRNI_CONFIG_INTEGERS(DLRNI_READ_INTEGER)
     DLRNI_CONFIG_REALS(DLRNI_READ_REAL)
-    if (name) { /* files later than version 0.1 have all settings */
-        DLRNI_CONFIG_MORE_INTEGERS(DLRNI_READ_INTEGER)
-        DLRNI_CONFIG_MORE_REALS(DLRNI_READ_REAL)
-    }
+#undef DLRNI_READ_INTEGER
+#undef DLRNI_READ_REAL
+    /* settings that came after version 0.1: a file from before a setting has its default */
+#define DLRNI_READ_INTEGER(field, key, condition, wanted)                                          \
+    if (dlrn_json_get(json, key) && !dlrni_json_signed(json, key, &cfg->field))                    \
+        return dlrni_checkpoint_lacks(a, ctx, "config." key);
+#define DLRNI_READ_REAL(field, key, condition, wanted)                                             \
+    if (dlrn_json_get(json, key) && !dlrni_json_real(json, key, &cfg->field))                      \
+        return dlrni_checkpoint_lacks(a, ctx, "config." key);
+    DLRNI_CONFIG_MORE_INTEGERS(DLRNI_READ_INTEGER)
+    DLRNI_CONFIG_MORE_REALS(DLRNI_READ_REAL)
 #undef DLRNI_READ_INTEGER
 #undef DLRNI_READ_REAL
     const dlrn_json *compat = dlrn_json_get(json, "compat");
@@ -14680,8 +14696,6 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_CONFIG_INTEGERS
 #undef DLRNI_CONFIG_REALS
 #undef DLRNI_GROUP
-#undef DLRNI_BIT
-#undef DLRNI_AFFINE
 #undef DLRNI_GROW
 #undef DLRNI_INLINE
 #undef DLRNI_INTERNAL

@@ -155,8 +155,8 @@ TEST(settings) {
     altered("{", "\"format\"", "\"f_rmat\"", DLRN_ERR_FORMAT, "\"format\" is missing or malformed");
 }
 
-/* The settings that came after version 0.1 are expected where the recipe is named; the family and
-   the formula are read, and must be what the recipe trains. */
+/* The settings that came after version 0.1 are checked where they are named; the family and the
+   formula are read, and must be what the recipe trains. */
 TEST(recipe_family_and_formula) {
     static const char *const names[] = {"d_out",     "decay_start", "sparsity_warmup_steps",
                                         "k",         "auxk",        "dead_rows",
@@ -168,7 +168,7 @@ TEST(recipe_family_and_formula) {
     char was[64], now[64], words[80];
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         snprintf(was, sizeof was, "\\\"%s\\\"", names[i]);
-        snprintf(now, sizeof now, "\\\"_%s\\\"", names[i] + 1);
+        snprintf(now, sizeof now, "\\\"%s\\\": true, \\\"_\\\"", names[i]);
         snprintf(words, sizeof words, "\"config.%s\" is missing or malformed", names[i]);
         altered(config, was, now, DLRN_ERR_FORMAT, words);
     }

@@ -708,7 +708,8 @@ static dlrn_status csr_of(const char *shape_type, const char *indptr_type, const
         const int is_float = types[i][1] == 'f';
         const int32_t whole[2] = {(int32_t)numbers[i][0], (int32_t)numbers[i][1]};
         snprintf(header, sizeof header,
-                 "{'descr': '%s', 'fortran_order': False, 'shape': (2,), }\n", types[i]);
+                 "{'descr': '%c%s', 'fortran_order': False, 'shape': (2,), }\n",
+                 dlrni_little_endian() ? '<' : '>', types[i] + 1);
         zip_add(&z, names[i],
                 npy(1, header, is_float ? (const void *)numbers[i] : (const void *)whole, 8));
     }

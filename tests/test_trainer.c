@@ -1323,7 +1323,7 @@ TEST(an_unfinished_step_refuses_other_rows) {
     CHECK_STATUS(s, DLRN_STOPPED);
     uint64_t before = fingerprint(t);
     CHECK_STATUS(dlrn_trainer_step_on(t, rows_x, NULL, N, NULL), DLRN_ERR_ARGUMENT);
-    CHECK_STR(dlrn_error(ctx), "is not finished: expected a call of dlrn_trainer_step");
+    CHECK_STR(dlrn_error(ctx), "is not finished: expected dlrn_trainer_step, not other rows");
     CHECK(fingerprint(t) == before);
     polls = 100;
     CHECK_OK(ctx, dlrn_trainer_step(t, NULL));
