@@ -110,7 +110,7 @@ enum { D = 24, F = 1500, N = 300 };
 int main(void) {
     static float x[N * D];
     dlrn_context_config cfg = {0};
-    dlrn_train_config run = dlrn_train_defaults();
+    dlrn_train_config run = dlrn_train_defaults(NULL);
     dlrn_rng rng = {3, 0, 0};
     dlrn_context *ctx = NULL;
     dlrn_trainer *t = NULL;
