@@ -23,7 +23,7 @@ cat "$log"
 for row in "variance explained" "L1" "L0" "alive" "CE diff" "CE recovered"; do
     check "the table has a row for $row" grep -q "^ *$row " "$log"
 done
-check "features are shown" grep -q "^feature [0-9]" "$log"
+check "features are shown" grep -q "^ *feature [0-9]" "$log"
 check "held-out text is evaluated again" sh -c \
     "$BUILD/dictlearn eval --dict $BUILD/demo/run --json --rows 16384 \
     --model examples/data/tiny-neox --text $BUILD/demo/held.jsonl \
