@@ -14747,8 +14747,9 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
      screens      the cheap products that it offers
 
    A block tells the common text what it has: DLRNI_HAS_SCREENS (the f32 screen is compiled, too),
-   DLRNI_HAS_INT16 (words and store_int16, hence the int16 screen), DLRNI_OWN_COLLECT (a collect of
-   its own). A new set is a new block and a row in the room kernels.
+   DLRNI_HAS_INT16 (words and store_int16, hence the int16 screen), DLRNI_HAS_BYTES (widen_f16, and
+   carry-less products for the CRC), DLRNI_OWN_COLLECT (a collect of its own). A new set is a new
+   block and a row in the room kernels.
 
    Tile sizes. A fused multiply-add takes about four cycles, and one or two can start in each. So up
    to eight sums must be under way, and each operand that is loaded should serve many of them. A
@@ -14852,14 +14853,6 @@ DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float
     for (int i = 0; i < DLRNI_LANES; i++)
         for (int j = 0; j < DLRNI_LANES; j++)
             memcpy(to + j * ld_to + i, from + i * ld_from + j, sizeof *to);
-}
-
-/* The plain loops of room numbers are this set's kernels, and the oracle of the others. */
-DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to, int64_t n) {
-    dlrni_widen_plain(type, from, to, n);
-}
-DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uint64_t n) {
-    return dlrni_crc32(crc, p, n);
 }
 
 #define DLRNI_COMPILE_BODIES /* without DLRNI_HAS_SCREENS: the oracle has none */
@@ -15124,24 +15117,15 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
     dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* the rest, fewer than eight */
 }
 
-/* bf16 is left to the plain loop, which compilers turn into vectors. */
-DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to, int64_t n) {
-    if (type == DLRN_F16)
-        DLRNI_K(widen_f16)(from, to, n);
-    else
-        dlrni_widen_plain(type, from, to, n);
-}
-DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uint64_t n) {
-    return dlrni_crc32_folded(crc, p, n);
-}
-
 #define DLRNI_HAS_SCREENS /* f32 */
 #define DLRNI_HAS_INT16   /* and int16, cheaper */
+#define DLRNI_HAS_BYTES   /* widen_f16, and pclmul for the CRC */
 #define DLRNI_COMPILE_BODIES
 #include DICTLEARN_HEADER_NAME
 #undef DLRNI_COMPILE_BODIES
 #undef DLRNI_HAS_SCREENS
 #undef DLRNI_HAS_INT16
+#undef DLRNI_HAS_BYTES
 #undef DLRNI_K
 DLRNI_TARGET_END
 
@@ -15307,19 +15291,9 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
     dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* the rest, or all */
 }
 
-/* bf16 as in avx2. */
-DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to, int64_t n) {
-    if (type == DLRN_F16)
-        DLRNI_K(widen_f16)(from, to, n);
-    else
-        dlrni_widen_plain(type, from, to, n);
-}
-DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uint64_t n) {
-    return dlrni_crc32_folded(crc, p, n);
-}
-
 #define DLRNI_HAS_SCREENS /* f32 */
 #define DLRNI_HAS_INT16   /* and int16, cheaper */
+#define DLRNI_HAS_BYTES   /* widen_f16, and pclmul for the CRC */
 #define DLRNI_OWN_COLLECT /* compress is an instruction */
 /* A mask of the first n lanes, or of all: masked loads and stores touch no memory behind a row. */
 DLRNI_INTERNAL __mmask16 DLRNI_K(first_lanes)(int64_t n) {
@@ -15356,6 +15330,7 @@ DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, const float *bias, const
 #undef DLRNI_COMPILE_BODIES
 #undef DLRNI_HAS_SCREENS
 #undef DLRNI_HAS_INT16
+#undef DLRNI_HAS_BYTES
 #undef DLRNI_OWN_COLLECT
 #undef DLRNI_K
 DLRNI_TARGET_END
@@ -15647,13 +15622,7 @@ DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float
         }
 }
 
-/* widen and crc32: the plain loops, which have not been measured here. */
-DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to, int64_t n) {
-    dlrni_widen_plain(type, from, to, n);
-}
-DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uint64_t n) {
-    return dlrni_crc32(crc, p, n);
-}
+/* Without DLRNI_HAS_BYTES: the plain loops of widen and crc32 have not been measured here. */
 
 #define DLRNI_HAS_SCREENS /* f32 only: int16 and int8 are not written for NEON */
 #define DLRNI_COMPILE_BODIES
@@ -16065,6 +16034,25 @@ DLRNI_INTERNAL void DLRNI_K(adam)(float *w, float *m, float *v, const float *g, 
     c.eps = DLRNI_K(set1)(a->eps);
     DLRNI_SWEEP(n,
                 DLRNI_K(adam_n)(w + p, m + p, v + p, g + p, &c, part)); /* four arrays, one pass */
+}
+
+/* bf16 is left to the plain loop, which compilers turn into vectors. */
+DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to, int64_t n) {
+#ifdef DLRNI_HAS_BYTES
+    if (type == DLRN_F16) {
+        DLRNI_K(widen_f16)(from, to, n);
+        return;
+    }
+#endif
+    dlrni_widen_plain(type, from, to, n);
+}
+
+DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uint64_t n) {
+#ifdef DLRNI_HAS_BYTES
+    return dlrni_crc32_folded(crc, p, n);
+#else
+    return dlrni_crc32(crc, p, n);
+#endif
 }
 
 /* In the order of struct dlrni_kernel_table. */

@@ -39,6 +39,20 @@
 #define TEST_LEAVES(fmt, args)
 #endif
 
+/* An allocator that counts its calls, for dlrn_context_config. */
+TEST_UNUSED int64_t tallied;
+
+TEST_UNUSED void *tally_alloc(void *user, size_t size) {
+    (void)user;
+    tallied++;
+    return malloc(size);
+}
+
+TEST_UNUSED void tally_release(void *user, void *p) {
+    (void)user;
+    free(p);
+}
+
 /* New dictionaries in one line, where the tests include dictlearn.h before this file. */
 #ifdef DICTLEARN_H
 TEST_UNUSED dlrn_status new_autoencoder(dlrn_context *ctx, int64_t d, int64_t features,

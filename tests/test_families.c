@@ -142,19 +142,6 @@ TEST(weights_are_borrowed_from_memory) {
 }
 
 /* After its first batches an encoder with reused codes takes no memory. */
-static int64_t allocations;
-
-static void *counting_alloc(void *user, size_t size) {
-    (void)user;
-    allocations++;
-    return malloc(size);
-}
-
-static void counting_release(void *user, void *p) {
-    (void)user;
-    free(p);
-}
-
 TEST(an_encoder_allocates_nothing_after_its_first_batches) {
     enum { D = 16, F = 500, N = 300 };
     static const char *const families[] = {"AutoEncoder", "AutoEncoderTopK", "JumpReluAutoEncoder",
@@ -169,17 +156,17 @@ TEST(an_encoder_allocates_nothing_after_its_first_batches) {
         dlrn_sparse codes = {0};
         dlrn_rng rng = {7, 7, 0};
         const int64_t rows = with % 2 ? 1 : N;
-        cfg.alloc = counting_alloc;
-        cfg.release = counting_release;
+        cfg.alloc = tally_alloc;
+        cfg.release = tally_release;
         CHECK_STATUS(dlrn_context_create(&cfg, &counted), DLRN_OK);
         CHECK_OK(counted, dlrn_dictionary_create(counted, &desc, &dict));
         CHECK_OK(counted, dlrn_encoder_create(dict, &e));
         for (int batch = 0; batch < 20; batch++) {
-            int64_t before = allocations;
+            int64_t before = tallied;
             for (int64_t p = 0; p < rows * D; p++) x[p] = dlrn_rng_normal(&rng);
             CHECK_OK(counted, dlrn_encoder_run(e, x, rows, NULL, &codes, x_hat));
-            CHECK_MSG(batch < 3 || allocations == before, "%s, %d rows, batch %d: %d allocations",
-                      desc.family, (int)rows, batch, (int)(allocations - before));
+            CHECK_MSG(batch < 3 || tallied == before, "%s, %d rows, batch %d: %d allocations",
+                      desc.family, (int)rows, batch, (int)(tallied - before));
         }
         dlrn_sparse_free(&codes);
         dlrn_encoder_destroy(e);

@@ -461,19 +461,6 @@ TEST(an_evaluation_that_is_stopped) {
 
 /* ---- Memory ---- */
 
-static int64_t allocations;
-
-static void *counting_alloc(void *user, size_t size) {
-    (void)user;
-    allocations++;
-    return malloc(size);
-}
-
-static void counting_release(void *user, void *p) {
-    (void)user;
-    free(p);
-}
-
 /* 2048 rows in batches of 256: all memory is taken with the first two. */
 TEST(an_evaluator_allocates_nothing_after_its_first_batches) {
     enum { ROWS = 2048, WIDE = 400 };
@@ -484,17 +471,17 @@ TEST(an_evaluator_allocates_nothing_after_its_first_batches) {
     dlrn_evaluator *e = NULL;
     dlrn_rng rng = {12, 0, 0};
     int64_t before = 0;
-    how.alloc = counting_alloc;
-    how.release = counting_release;
+    how.alloc = tally_alloc;
+    how.release = tally_release;
     CHECK_STATUS(dlrn_context_create(&how, &ctx), DLRN_OK);
     CHECK_OK(ctx, new_autoencoder(ctx, D, WIDE, 3, &ae));
     for (int i = 0; i < ROWS * D; i++) x[i] = dlrn_rng_normal(&rng);
     CHECK_OK(ctx, dlrn_evaluator_create(ae, NULL, &e));
     for (int batch = 0; batch < 8; batch++) {
         CHECK_OK(ctx, dlrn_evaluator_add(e, x + batch * 256 * D, NULL, 256));
-        if (batch == 1) before = allocations;
+        if (batch == 1) before = tallied;
     }
-    CHECK_MSG(allocations == before, "%d allocations", (int)(allocations - before));
+    CHECK_MSG(tallied == before, "%d allocations", (int)(tallied - before));
     dlrn_evaluator_destroy(e);
     dlrn_dictionary_destroy(ae);
     dlrn_context_destroy(ctx);
