@@ -9848,16 +9848,19 @@ DLRNI_INTERNAL dlrn_status dlrni_load_identity(dlrn_context *ctx, const char *pa
 
 /* ---- Finding and loading ---- */
 
-/* "ae.pt, ae.safetensors or ae.npz", for errors, from the table; the rows of trainer_0 would not
-   help a reader. */
+/* "ae.pt, ae.safetensors or ae.npz", for errors, from the table; files in a folder of their own
+   (trainer_0) would not help a reader. */
 DLRNI_INTERNAL void dlrni_file_names(char *text, size_t size) {
-    int at = 0;
-    /* the three of the folder itself */
-    for (int i = 0; i < 3 && at < (int)size; i++)
+    int at = 0, left = 0;
+    for (int i = 0; i < DLRNI_FOLDER_FILES; i++) left += !strchr(dlrni_folder_files[i][0], '/');
+    for (int i = 0; i < DLRNI_FOLDER_FILES && at < (int)size; i++) {
+        if (strchr(dlrni_folder_files[i][0], '/')) continue;
+        left--;
         at += dlrni_print(text + at, size - (size_t)at, "%s%s", dlrni_folder_files[i][0],
-                          i == 0   ? ", "
-                          : i == 1 ? " or "
-                                   : "");
+                          left > 1    ? ", "
+                          : left == 1 ? " or "
+                                      : "");
+    }
 }
 
 /* A folder without weights is found by its config: an identity has nothing else. */
