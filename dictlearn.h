@@ -1016,6 +1016,7 @@ typedef struct dlrn_trainer_state {
     float *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT]; /* Adam's moments, by role                */
     int64_t *since_fired; /* [F] steps since the feature was last active; rows where the
                              recipe counts rows (cfg.dead_rows)                              */
+    int broken; /* 1: a step failed while it was writing the weights; do not use them       */
 } dlrn_trainer_state;
 DLRN_API dlrn_trainer_state dlrn_trainer_state_of(const dlrn_trainer *trainer);
 /* Writes all that is needed to go on with the same bits: weights, moments, counters, configuration,
@@ -13534,6 +13535,7 @@ DLRN_API dlrn_trainer_state dlrn_trainer_state_of(const dlrn_trainer *t) {
     s.config = &t->cfg;
     s.steps = t->step;
     s.since_fired = t->since_fired;
+    s.broken = t->stage == DLRNI_BROKEN;
     /* the pointers, not the moments */
     memcpy(s.m, t->m, sizeof s.m);
     memcpy(s.v, t->v, sizeof s.v);

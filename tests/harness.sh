@@ -72,6 +72,27 @@ absent() { # absent NAME PATH...: none of them is there
     pass "$harness_name"
 }
 
+# instead FLAG VALUE COMMAND...: runs the command with this value of a flag, whether it has the flag or not.
+instead() {
+    harness_flag=$1 harness_value=$2
+    shift 2
+    harness_left=$# harness_found=
+    while [ $harness_left -gt 0 ]; do
+        harness_left=$((harness_left - 1))
+        harness_word=$1
+        shift
+        set -- "$@" "$harness_word"
+        if [ "$harness_word" = "$harness_flag" ]; then
+            harness_left=$((harness_left - 1))
+            harness_found=1
+            shift
+            set -- "$@" "$harness_value"
+        fi
+    done
+    if [ -z "$harness_found" ]; then set -- "$@" "$harness_flag" "$harness_value"; fi
+    "$@"
+}
+
 # Of what runs meanwhile:
 await() { # await COMMAND...: until it succeeds, for 20 seconds at most
     for harness_try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do

@@ -178,7 +178,7 @@ wrong "a histogram in .png" "ending in .csv or .svg" "$dl" eval --dict "$D" --da
 wrong "--io with --data" "goes with --model" $train --io in_to_out --save-dir "$d/none"
 wrong "--layer with --data" "goes with --model" $train --layer 3 --save-dir "$d/none"
 wrong "two sizes" "found both" $train --expansion 3 --save-dir "$d/none"
-wrong "too large a size" "at most 2147483647 features" $train --dict-size 99999999999999 \
+wrong "too large a size" "at most 2147483647 features" instead --dict-size 99999999999999 $train \
     --save-dir "$d/none"
 for n in -1 1025 60000 4294967297 1.5; do
     wrong "--threads $n" "--threads: expected a whole number from 0 to 1024, found '$n'" \
@@ -195,9 +195,8 @@ wrong "an empty one" "the first argument: expected 1 to 4095 bytes, found 0" "$d
 status "one as long as may be" 1 "$dl" inspect "${long%x}"
 rows="--dict $D --data $d/x.npy"
 for f in --data --target --model --text --save-dir --init; do
-    wrong "$f of no bytes" "$f: expected 1 to 4095 bytes, found 0" $train --save-dir "$d/none" $f ""
-    wrong "$f of many" "$f: expected 1 to 4095 bytes, found 4096" $train \
-        --save-dir "$d/none" $f "$long"
+    wrong "$f of no bytes" "$f: expected 1 to 4095 bytes, found 0" "$dl" train $f ""
+    wrong "$f of many" "$f: expected 1 to 4095 bytes, found 4096" "$dl" train $f "$long"
 done
 wrong "--out of no bytes" "--out: expected 1 to 4095 bytes, found 0" "$dl" encode $rows --out ""
 wrong "--out of many" "--out: expected 1 to 4095 bytes, found 4096" "$dl" encode $rows --out "$long"
@@ -224,7 +223,7 @@ npy() { # npy TYPE ROWS WIDTH: the header of a .npy; the rows follow
         "{'descr': '$1', 'fortran_order': False, 'shape': ($2, $3), }"
 }
 npy '<f4' 0 128 > "$d/empty.npy"
-status "no rows to train on" 1 $train --save-dir "$d/none" --data "$d/empty.npy"
+status "no rows to train on" 1 instead --data "$d/empty.npy" $train --save-dir "$d/none"
 says "are told" "^dictlearn: $d/empty.npy: expected rows, found none" "$d/err"
 absent "and nothing is saved" "$d/none"
 status "no rows to measure" 1 "$dl" eval --dict "$D" --data "$d/empty.npy"
@@ -260,7 +259,7 @@ status "another run in its place" 0 $train --steps 8 --log-steps 4 --lr 1e-4 --s
 check_equal "has the folder for itself" \
     "ae.pt checkpoints config.json log.jsonl state.safetensors" \
     "$(echo $(ls "$d/old"))"
-check_equal "with its own log" 2 "$(wc -l < "$d/old/log.jsonl" | tr -d ' ')"
+check_equal "with its own log" 3 "$(wc -l < "$d/old/log.jsonl" | tr -d ' ')"
 check_equal "and no checkpoints" "" "$(ls "$d/old/checkpoints")"
 says "and its own settings" '"lr": 0.0001' "$d/old/config.json"
 
@@ -276,7 +275,7 @@ for f in log.jsonl.part ae.pt.12.tmp state.safetensors.12-0bf3.tmp checkpoints/a
     : > "$d/killed/$f"
 done
 status "resumed after a kill" 0 $train --steps 40 --log-steps 5 --save-dir "$d/killed" --resume
-check_equal "each step is logged once" "0 5 10 15 20 25 30 35" \
+check_equal "each step is logged once" "0 5 10 15 19 20 25 30 35 39" \
     "$(echo $(sed 's/{"step": \([0-9]*\),.*/\1/' "$d/killed/log.jsonl"))"
 state=state.safetensors
 check_equal "what was unfinished is gone, what is another's stays" \
@@ -288,14 +287,13 @@ cp -r "$d/on" "$d/noted"
 echo '{"step": 20, "loss": 1}' >> "$d/noted/log.jsonl"
 status "resumed with notes in the log" 0 $train --steps 25 --log-steps 5 --save-dir "$d/noted" \
     --resume
-check_equal "they stay" "# a note 0 5 and another 10 15 20" \
+check_equal "they stay" "# a note 0 5 and another 10 15 19 20 24" \
     "$(echo $(sed 's/{"step": \([0-9]*\),.*/\1/' "$d/noted/log.jsonl"))"
 cp "$d/x.npy" "$d/x2.npy"
 differs() { # differs NAME WHAT FLAG...
     harness_says=$2 harness_line=$1
     shift 2
-    status "resumed with $harness_line" 1 $train --steps 40 --log-steps 5 --save-dir "$d/on" \
-        --resume "$@"
+    status "resumed with $harness_line" 1 "$dl" train --save-dir "$d/on" --resume --steps 40 "$@"
     says "$harness_line is named" "^dictlearn: $d/on/config.json: $harness_says" "$d/err"
 }
 differs "another array" "data: .* expected $d/x.npy, found $d/x2.npy" --data "$d/x2.npy"
@@ -310,7 +308,7 @@ tail -c +129 "$d/kept.npy" | head -c 307200 >> "$d/x.npy"
 differs "fewer rows" "rows: .* expected [0-9]*, found 600"
 mv "$d/kept.npy" "$d/x.npy"
 same "and the log stays" "$d/log" "$d/on/log.jsonl"
-status "with the same" 0 $train --steps 40 --log-steps 5 --save-dir "$d/on" --resume --threads 1
+status "with the folder alone" 0 "$dl" train --resume --save-dir "$d/on" --steps 40 --threads 1
 same "equals uninterrupted" "$d/a/b/ae.pt" "$d/on/ae.pt"
 status "in compat" 0 $train --compat --steps 9 --log-steps 5 --save-dir "$d/logs"
 status "other logs in compat" 1 $train --compat --steps 12 --log-steps 4 --save-dir "$d/logs" \
@@ -411,7 +409,7 @@ status "--init of another family" 1 $run --recipe dl-jump_relu --init "$r" --sav
 says "is told" "^dictlearn: $r: expected a dictionary of family JumpReluAutoEncoder for recipe" \
     "$d/err"
 says "with its own" "dl-jump_relu, found AutoEncoderTopK$" "$d/err"
-status "--resume by another recipe" 1 $run --recipe dl-jump_relu --save-dir "$r" --resume
+status "--resume by another recipe" 1 instead --recipe dl-jump_relu $run --save-dir "$r" --resume
 says "is told" "config.json: recipe: .* expected dl-top_k, found dl-jump_relu" "$d/err"
 status "too large a k" 1 $run --recipe dl-top_k --k 97 --save-dir "$d/none"
 says "is told" "k: expected a number from 1 to 96, found 97" "$d/err"

@@ -59,10 +59,12 @@ status "once it is gone" 0 $train --dict-size 256 --steps 3 --save-dir "$d/taken
 absent "the folder is free" "$d/taken/lock"
 
 # ---- A stop while the rows of a resampling are measured
-resample="$train --threads 1 --dict-size 32768 --epochs 1e3 --n-ctxs 800 --steps 3"
+resample="$dl train --quiet --data $d/x.npy --batch-size 64 --warmup-steps 5 --n-ctxs 800"
+resample="$resample --threads 1 --dict-size 32768 --epochs 1e3 --steps 3"
 resample="$resample --log-steps 1 --resample-steps 1"
-env --default-signal=INT true 2> /dev/null && harness_signal=INT # as Ctrl-C does
-stopped "a resampling" 0 "test -s $d/sampled/log.jsonl && sleep 0.5" $resample \
+ended=143
+env --default-signal=INT true 2> /dev/null && harness_signal=INT ended=130 # as Ctrl-C does
+stopped "a resampling" $ended "test -s $d/sampled/log.jsonl && sleep 0.5" $resample \
     --save-dir "$d/sampled"
 harness_signal=TERM
 says "it says so" "stopped after 2 steps and saved" "$d/err"

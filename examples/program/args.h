@@ -37,6 +37,8 @@ typedef struct options {
     double temperature;
     dlrn_train_config train; /* begins as the recipe's defaults; k -1: --k is not given */
     int sparse, json, entropy, no_shuffle, skip_nonfinite, resume, compat, quiet, help, bos;
+    int argc; /* the words that these options were parsed from: borrowed */
+    const char *const *argv;
 } options;
 
 enum { TEXT_MAX = 4095 }; /* bytes of a path, and of other texts */
@@ -289,10 +291,57 @@ static int take_value(const command *c, const flag *f, const char *value, option
     return 2;
 }
 
-static const flag *find_flag(const char *name) {
-    for (size_t k = 0; k < sizeof flags / sizeof *flags; k++)
-        if (!strcmp(name, flags[k].name)) return &flags[k];
+enum { FLAGS = (int)(sizeof flags / sizeof *flags) };
+
+/* The flag of a word: --flag, --flag=value or -h; *value: what follows the sign, or NULL. */
+static const flag *find_flag(const char *word, const char **value) {
+    size_t n = strncmp(word, "--", 2) ? strlen(word) : strcspn(word, "=");
+    *value = word[n] ? word + n + 1 : NULL;
+    if (!strcmp(word, "-h")) word = "--help", n = strlen(word);
+    for (int k = 0; k < FLAGS; k++)
+        if (strlen(flags[k].name) == n && !strncmp(word, flags[k].name, n)) return &flags[k];
     return NULL;
+}
+
+/* How many letters must be changed, added, left out or swapped with their neighbour to turn a into
+   b; words of more than 39 bytes are far from all. */
+static int distance(const char *a, const char *b) {
+    int d[40][40];
+    int n = (int)strlen(a), m = (int)strlen(b);
+    if (n >= 40 || m >= 40) return 40;
+    for (int i = 0; i <= n; i++) {
+        for (int j = 0; j <= m; j++) {
+            int same = i && j && a[i - 1] == b[j - 1];
+            int best = !i ? j : !j ? i : d[i - 1][j - 1] + !same;
+            if (i && j && d[i - 1][j] + 1 < best) best = d[i - 1][j] + 1;
+            if (i && j && d[i][j - 1] + 1 < best) best = d[i][j - 1] + 1;
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] &&
+                d[i - 2][j - 2] + 1 < best)
+                best = d[i - 2][j - 2] + 1;
+            d[i][j] = best;
+        }
+    }
+    return d[n][m];
+}
+
+/* Keeps the name that is nearest to a word, if it is near enough to be meant. */
+static void keep_nearest(const char *word, const char *name, int *nearest, const char **best) {
+    int n = distance(word, name);
+    if (n >= *nearest) return;
+    *nearest = n;
+    *best = name;
+}
+
+/* An unknown flag, with the one that may be meant. The exit status of a wrong call. */
+static int unknown_flag(const command *c, const char *word) {
+    const char *best = NULL;
+    char what[64] = "unknown flag", name[40];
+    int nearest = 3; /* more than two slips are no slip */
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(word, "="), word);
+    for (int k = 0; k < FLAGS; k++)
+        if (flags[k].commands & c->bit) keep_nearest(name, flags[k].name, &nearest, &best);
+    if (best) snprintf(what, sizeof what, "unknown flag, did you mean %s?", best);
+    return usage_error(c->name, what, word);
 }
 
 /* A flag that a command cannot do without: 1 and a message if its value is missing. */
@@ -310,43 +359,71 @@ static int check_recipe_flag(const command *c, const flag *f, const char *recipe
     return usage_error(c->name, what, f->name);
 }
 
+/* Takes an argument without a flag. 0, or the exit status of a wrong call. */
+static int take_word(const command *c, const char *word, int *words, options *o) {
+    if (*words == c->words) return usage_error(c->name, "one argument too many", word);
+    *(*words ? &o->path2 : &o->path) = word;
+    return check_length(c->name, (*words)++ ? "the second argument" : "the first argument", word, 1,
+                        TEXT_MAX);
+}
+
+/* The exit status of a call that lacks arguments: they come first in the command's usage. */
+static int missing_word(const command *c, int found) {
+    size_t n = 0;
+    for (int i = 0; i < c->words; i++) n += strcspn(c->usage + n, " ") + (i + 1 < c->words);
+    fprintf(stderr, "dictlearn: %s: expected %.*s, found %s: see dictlearn %s --help\n", c->name,
+            (int)n, c->usage, found ? "one argument" : "no argument", c->name);
+    return 2;
+}
+
+/* What is wrong with a word that begins like a flag, before its value is looked at. 0, or the exit
+   status of a wrong call. seen [FLAGS]: which flags came before. */
+static int check_flag(const command *c, const flag *f, const char *word, const char *value,
+                      const char *recipe, char *seen) {
+    if (!f) return unknown_flag(c, word);
+    if (!(f->commands & c->bit)) return usage_error(c->name, "not a flag of this command", f->name);
+    if (f->kind == F_SWITCH && value) return usage_error(c->name, "takes no value", f->name);
+    /* the last of two values would win, and the other would be lost without a word */
+    if (f->kind != F_SWITCH && seen[f - flags])
+        return usage_error(c->name, "given twice, expected once", f->name);
+    seen[f - flags] = 1;
+    return check_recipe_flag(c, f, recipe);
+}
+
 /* Parses the arguments of a command into `o`. 0, or the exit status of a wrong call. recipe: whose
    flags may be given; "": of any. */
-static int parse_words(const command *c, int argc, char **argv, const char *recipe, options *o) {
+static int parse_words(const command *c, int argc, const char *const *argv, const char *recipe,
+                       options *o) {
+    char seen[FLAGS] = {0};
     int words = 0, status = 0;
     for (int i = 0; i < argc && !status; i++) {
-        const flag *f = find_flag(argv[i]);
-        if (!f && !strcmp(argv[i], "-h")) f = find_flag("--help");
-        if (argv[i][0] == '-' && argv[i][1] && !f)
-            return usage_error(c->name, "unknown flag", argv[i]);
-        if (f && !(f->commands & c->bit))
-            return usage_error(c->name, "not a flag of this command", argv[i]);
-        if (f && check_recipe_flag(c, f, recipe)) return 2;
-        if (!f) {
-            if (words == c->words) return usage_error(c->name, "one argument too many", argv[i]);
-            status = check_length(c->name, words ? "the second argument" : "the first argument",
-                                  argv[i], 1, TEXT_MAX);
-            *(words++ ? &o->path2 : &o->path) = argv[i];
-        } else if (f->kind == F_SWITCH) {
-            memcpy((char *)o + f->at, &(int){1}, sizeof(int));
-        } else {
-            i++; /* argv ends with NULL */
-            status = take_value(c, f, argv[i], o);
+        const char *value;
+        const flag *f = find_flag(argv[i], &value);
+        if (!f && (argv[i][0] != '-' || !argv[i][1])) {
+            status = take_word(c, argv[i], &words, o);
+            continue;
         }
+        status = check_flag(c, f, argv[i], value, recipe, seen);
+        if (status) return status;
+        if (f->kind == F_SWITCH)
+            memcpy((char *)o + f->at, &(int){1}, sizeof(int));
+        else
+            status = take_value(c, f, value ? value : argv[++i], o); /* argv ends with NULL */
     }
-    if (!status && !o->help && words < c->words)
-        return usage_error(c->name, "an argument is missing", c->usage);
-    return status;
+    if (status || o->help || words == c->words) return status;
+    return missing_word(c, words);
 }
 
 /* The arguments of a command, with its defaults. 0, or the exit status of a wrong call. The recipe
    decides on defaults and flags, wherever it stands: a first pass finds it. */
-static int parse_options(const command *c, int argc, char **argv, options *o) {
+static int parse_options(const command *c, int argc, const char *const *argv, options *o) {
     *o = default_options(NULL);
     int status = parse_words(c, argc, argv, "", o);
     const char *recipe = o->recipe ? o->recipe : o->train.recipe;
     if (status || o->help) return status;
     *o = default_options(recipe);
+    o->argc = argc;
+    o->argv = argv;
     return parse_words(c, argc, argv, recipe, o);
 }
 

@@ -6,8 +6,8 @@
    process.h  threads, streams, signals     inspect.h  inspect, convert
    output.h   progress, JSON, files         rows.h     encode, decode, reconstruct
    recipes.h  formulas, train --recipe list model.h    tokenize, generate, activations, logits
-   train.h    train                         features.h features
-   eval.h     eval */
+   recall.h   the command of a saved run    train.h    train
+   eval.h     eval                          features.h features */
 #define _POSIX_C_SOURCE 200809L /* mkdir, sigaction, open_memstream */
 #include <dirent.h>
 #include <errno.h>
@@ -32,6 +32,7 @@
 #include "process.h"
 #include "output.h"
 #include "recipes.h"
+#include "recall.h"
 #include "source.h"
 #include "inspect.h"
 #include "rows.h"
@@ -147,29 +148,48 @@ static int print_about(const char *word) {
     return print_commands(), 1;
 }
 
+/* The command of a name; NULL, and a message, if there is none. */
+static const command *find_command(const char *name) {
+    const char *best = NULL;
+    int nearest = 3; /* more than two slips are no slip */
+    for (int i = 0; name && i < COMMANDS; i++) {
+        if (!strcmp(name, commands[i].name)) return &commands[i];
+        keep_nearest(name, commands[i].name, &nearest, &best);
+    }
+    if (!name)
+        fputs("dictlearn: a command is needed: see dictlearn --help\n", stderr);
+    else if (best)
+        fprintf(stderr, "dictlearn: %s: unknown command, did you mean %s?: see dictlearn --help\n",
+                name, best);
+    else
+        fprintf(stderr, "dictlearn: %s: unknown command: see dictlearn --help\n", name);
+    return NULL;
+}
+
+/* Runs a command whose options are parsed. The exit status. */
+static int run_command(const command *c, const options *o) {
+    dlrn_context *ctx = NULL;
+    int status = open_context(c, o, &ctx);
+    if (status) return status;
+    status = c->run(ctx, o);
+    dlrn_context_destroy(ctx);
+    return end_output(status);
+}
+
 int main(int argc, char **argv) {
+    options o;
+    recalled saved;
     let_threads_sleep(argv);
     if (!open_streams()) return 1;
     note_signals();
-    const command *c = NULL;
     if (argc > 1 && print_about(argv[1])) return end_output(0);
-    for (int i = 0; argc > 1 && i < COMMANDS; i++)
-        if (!strcmp(argv[1], commands[i].name)) c = &commands[i];
-    if (!c) {
-        fprintf(stderr,
-                argc > 1 ? "dictlearn: %s: unknown command: see dictlearn --help\n"
-                         : "dictlearn: %s: see dictlearn --help\n",
-                argc > 1 ? argv[1] : "a command is needed");
-        return 2;
-    }
-    options o;
-    int status = parse_options(c, argc - 2, argv + 2, &o);
+    const command *c = find_command(argc > 1 ? argv[1] : NULL);
+    if (!c) return 2;
+    int status = parse_options(c, argc - 2, (const char *const *)argv + 2, &o);
     if (status) return status;
     if (o.help) return print_help(c), end_output(0);
-    dlrn_context *ctx = NULL;
-    status = open_context(c, &o, &ctx);
-    if (status) return status;
-    status = c->run(ctx, &o);
-    dlrn_context_destroy(ctx);
-    return end_output(status);
+    status = recall(c, &o, &saved); /* --resume: with the words of the run's own command */
+    if (!status) status = run_command(c, &o);
+    recalled_free(&saved);
+    return status;
 }

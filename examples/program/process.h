@@ -34,13 +34,18 @@ static int open_streams(void) {
     return 1;
 }
 
-/* Ctrl-C, SIGTERM and SIGHUP only set stop_asked; the work ends at the next place where that is
-   safe. While stop_held is set they wait. */
+/* Ctrl-C, SIGTERM and SIGHUP only set stop_asked, to the number of the first of them; the work ends
+   at the next place where that is safe. While stop_held is set they wait. */
 static volatile sig_atomic_t stop_asked, stop_held;
 
 static void on_signal(int number) {
-    (void)number;
-    stop_asked = 1;
+    if (!stop_asked) stop_asked = number;
+}
+
+/* The exit status of a command that a signal has stopped: what a shell reports for a process that
+   the signal has killed, so that a loop of runs ends with Ctrl-C. */
+static int stopped_status(void) {
+    return stop_asked ? 128 + (int)stop_asked : 1;
 }
 
 /* A write to a pipe that nobody reads fails with an error instead of killing the process. */
@@ -101,11 +106,11 @@ static int fail(dlrn_context *ctx) {
         end_if_unread();
         if (strncmp(dlrn_error(ctx), "standard output: ", 17)) return 1; /* end_output tells it */
     }
+    int stopped = stop_asked && !stop_held;
     fprintf(stderr, "dictlearn: %s\n",
-            stop_asked && !stop_held ? "stopped before it was done: nothing was saved"
-                                     : dlrn_error(ctx));
+            stopped ? "stopped before it was done: nothing was saved" : dlrn_error(ctx));
     clearerr(stdout); /* told */
-    return 1;
+    return stopped ? stopped_status() : 1;
 }
 
 /* Seconds since some moment. Never goes back, whatever the clock does. */

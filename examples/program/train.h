@@ -10,15 +10,19 @@ typedef struct train_run {
     feed feed;
     dlrn_buffer *buffer;
     dlrn_trainer *t;
-    const char *family;   /* of the dictionary, by the recipe      */
-    page config;          /* config.json, ready to be written     */
-    FILE *log;            /* NULL until the first step is done    */
-    int lock;             /* a file that is open; -1: none        */
-    size_t had_folders;   /* bytes of --save-dir that were there  */
-    int others;           /* an older run's files are still there */
-    int saved;            /* this process has saved               */
-    double started, told; /* seconds                              */
-    int64_t first, rows;  /* first step of this process; rows since then */
+    const char *family;    /* of the dictionary, by the recipe      */
+    page config;           /* config.json, ready to be written     */
+    FILE *log;             /* NULL until the first step is done    */
+    int lock;              /* a file that is open; -1: none        */
+    size_t had_folders;    /* bytes of --save-dir that were there  */
+    int others;            /* an older run's files are still there */
+    int saved;             /* this process has saved               */
+    double started, told;  /* seconds                              */
+    int64_t first, rows;   /* first step of this process; rows since then */
+    int64_t logged;        /* the last step in the log; -1: none          */
+    dlrn_train_stats last; /* of the last step                           */
+    int64_t planned;       /* steps that --steps and the data allow; -1: not known */
+    int told_stop;         /* 1: how the stop left the run is told       */
 } train_run;
 
 /* The path of a file of the run. */
@@ -314,62 +318,161 @@ static int time_to_tell(train_run *r, double now) {
     return 1;
 }
 
-/* Shows loss, sparsity, speed and, if the number of steps is known, the time left. */
-static void show_progress(train_run *r, const dlrn_train_stats *s, double rate, double now) {
-    char left[32] = "";
-    if (!time_to_tell(r, now)) return;
-    if (r->o->train.steps > 0) {
-        double each = (now - r->started) / (double)(s->step + 1 - r->first);
-        snprintf(left, sizeof left, ", %.0f s left",
-                 each * (double)(r->o->train.steps - s->step - 1));
-    }
-    tell("step %lld: loss %.5g, L0 %.1f, dead %lld, %.0f rows/s%s", (long long)s->step, s->loss,
-         s->l0, (long long)s->dead, rate, left);
+/* A time as people say it. */
+static const char *time_text(double s, char *text, size_t size) {
+    if (s < 120)
+        snprintf(text, size, "%.0f s", s);
+    else if (s < 7200)
+        snprintf(text, size, "%.0f min", s / 60);
+    else
+        snprintf(text, size, "%.1f h", s / 3600);
+    return text;
 }
 
-/* Progress before the first step. n: rows that are read but not in the buffer yet. */
+/* Steps that --steps and an array of so many rows allow; -1: not known, as for texts. */
+static int64_t plan_steps(const options *o, int64_t rows) {
+    int64_t steps = o->train.steps, batches = -1;
+    if (rows >= 0 && rows <= INT64_MAX / o->epochs - o->batch_size)
+        batches = (rows * o->epochs + o->batch_size - 1) / o->batch_size;
+    return batches >= 0 && (steps < 0 || batches < steps) ? batches : steps;
+}
+
+/* Shows loss, sparsity, speed and, if the number of steps is known, the time left. */
+static void show_progress(train_run *r, const dlrn_train_stats *s, double rate, double now) {
+    char of[32] = "", left[48] = "", text[32];
+    if (!time_to_tell(r, now)) return;
+    if (r->planned > s->step) {
+        double each = (now - r->started) / (double)(s->step + 1 - r->first);
+        snprintf(of, sizeof of, " of %lld", (long long)r->planned);
+        snprintf(left, sizeof left, ", %s left",
+                 time_text(each * (double)(r->planned - s->step - 1), text, sizeof text));
+    }
+    tell("step %lld%s: loss %.5g, L0 %.1f, dead %lld, %.0f rows/s%s", (long long)s->step, of,
+         s->loss, s->l0, (long long)s->dead, rate, left);
+}
+
+/* Progress before the first step, which waits until the buffer is full or the data has ended. n:
+   rows that are read but not in the buffer yet. */
 static void show_filling(void *user, int64_t n) {
     train_run *r = (train_run *)user;
-    double now = seconds();
+    char text[32];
+    double now = seconds(), rate = per_second(r->feed.rows, now - r->started);
     if (!time_to_tell(r, now)) return;
     int64_t room = r->o->n_ctxs * r->o->ctx_len, held = 0;
     dlrn_buffer_info info;
     dlrn_buffer_describe(r->buffer, &info);
     held = info.unread + n;
-    tell("filling the buffer: %lld rows of at most %lld, %.0f rows/s so far", (long long)held,
-         (long long)room, per_second(r->feed.rows, now - r->started));
+    tell("filling the buffer before the first step: %lld rows of at most %lld, %.0f rows/s, at "
+         "most %s left; a smaller --n-ctxs begins sooner",
+         (long long)held, (long long)room, rate,
+         time_text((double)(room - held) / (rate > 1 ? rate : 1), text, sizeof text));
+}
+
+/* Logs a step, at the mean rate of this process. */
+static dlrn_status log_step(train_run *r, const dlrn_train_stats *s) {
+    r->logged = s->step;
+    return write_log(r, s, per_second(r->rows, seconds() - r->started));
 }
 
 /* After each step: log, progress, checkpoint, where they are due. */
 static dlrn_status on_step(train_run *r, const dlrn_train_stats *s) {
-    double now = seconds(), rate = 0;
+    double now = seconds();
     dlrn_status status = r->log ? DLRN_OK : open_log(r);
     r->rows += s->rows;
-    rate = per_second(r->rows, now - r->started);
-    if (status == DLRN_OK && s->step % r->o->train.log_steps == 0) status = write_log(r, s, rate);
-    show_progress(r, s, rate, now);
+    r->last = *s;
+    if (status == DLRN_OK && s->step % r->o->train.log_steps == 0) status = log_step(r, s);
+    show_progress(r, s, per_second(r->rows, now - r->started), now);
     int saves = r->o->train.save_steps > 0 && s->step > 0 && s->step % r->o->train.save_steps == 0;
     return status == DLRN_OK && saves ? save_checkpoint(r, s->step) : status;
 }
 
-/* Says how to resume a run that was stopped. */
-static dlrn_status tell_stopped(train_run *r) {
-    long long done = (long long)dlrn_trainer_state_of(r->t).steps;
-    int again = r->o->text && !strcmp(r->o->text, "-");
-    if (!done)
-        return dlrn_fail(r->ctx, DLRN_STOPPED, "stopped before the first step: nothing was saved");
-    fprintf(stderr,
-            "dictlearn: stopped after %lld steps and saved: go on with the same command%s and "
-            "--resume\n",
-            done, again ? ", the same text from its beginning on standard input," : "");
-    return DLRN_OK;
+/* ---- the end. Whatever ends a run, what it has learnt since its last checkpoint is saved. */
+
+static const char *plural(int64_t n) {
+    return n == 1 ? "" : "s";
 }
 
-/* Steps until the data ends, the steps are done or the user stops, then saves. */
+/* A run that ends within its warm-up has not trained at its full rate; it may be next to nothing. */
+static void tell_warmup(const train_run *r, int64_t done) {
+    const dlrn_train_config *cfg = dlrn_trainer_state_of(r->t).config;
+    if (done >= cfg->warmup_steps) return;
+    fprintf(stderr,
+            "dictlearn: %s: ended within its warm-up: %lld of %lld steps, the last at a rate of %g "
+            "where --lr is %g; see --warmup-steps\n",
+            r->o->save_dir, (long long)done, (long long)cfg->warmup_steps, r->last.lr, cfg->lr);
+}
+
+/* Why the steps ended, as a clause. */
+static const char *ending(const train_run *r, dlrn_status why, int64_t done) {
+    if (why == DLRN_STOPPED) return "stopped";
+    if (why != DLRN_END) return "ended by an error";
+    return done == r->o->train.steps ? "done" : "the data has ended";
+}
+
+/* The closing line: steps made, of how many, and where they are. A run that was stopped says it
+   also with --quiet: its user must know how to resume. */
+static void tell_end_of_run(train_run *r, dlrn_status why, int64_t done) {
+    char of[48] = "";
+    r->told_stop = why == DLRN_STOPPED;
+    int again = r->o->text && !strcmp(r->o->text, "-");
+    if (r->o->train.steps > done)
+        snprintf(of, sizeof of, " of %lld asked for", (long long)r->o->train.steps);
+    if (why == DLRN_STOPPED)
+        fprintf(stderr,
+                "dictlearn: stopped after %lld step%s and saved: go on with dictlearn train "
+                "--resume --save-dir %s%s\n",
+                (long long)done, plural(done), r->o->save_dir,
+                again ? ", with the same text from its beginning on standard input" : "");
+    else if (why != DLRN_END || !r->o->quiet)
+        fprintf(stderr, "dictlearn: %s: %s after %lld step%s%s, saved\n", r->o->save_dir,
+                ending(r, why, done), (long long)done, plural(done), of);
+    tell_warmup(r, done);
+}
+
+/* Ends a run that has made no step in this process. */
+static dlrn_status end_idle_run(train_run *r, dlrn_status why, int64_t done) {
+    if (why == DLRN_STOPPED) {
+        fprintf(stderr, "dictlearn: %s: stopped before %s step: %s\n", r->o->save_dir,
+                done ? "a further" : "the first",
+                done ? "the run is as it was" : "nothing was saved");
+        r->told_stop = 1;
+    }
+    if (why != DLRN_END) return why;
+    if (!done && r->o->train.steps != 0) return feed_empty(&r->feed);
+    if (r->o->resume && !r->o->quiet)
+        fprintf(stderr, "dictlearn: %s: nothing is left to do: %s after %lld step%s\n",
+                r->o->save_dir, ending(r, DLRN_END, done), (long long)done, plural(done));
+    return save_checkpoint(r, -1); /* an older version's files become those of this one */
+}
+
+/* Logs the last step, saves and says so. An error that ended the run stays the run's error. */
+static dlrn_status end_run(train_run *r, dlrn_status why) {
+    char error[2048];
+    dlrn_trainer_state state = dlrn_trainer_state_of(r->t);
+    dlrn_status s = DLRN_OK;
+    if (state.steps == r->first) return end_idle_run(r, why, state.steps);
+    snprintf(error, sizeof error, "%s", dlrn_error(r->ctx));
+    if (state.broken) return why; /* the last good checkpoint stays */
+    if (r->log && r->logged != r->last.step) s = log_step(r, &r->last);
+    dlrn_status saved = save_checkpoint(r, -1);
+    if (s == DLRN_OK) s = saved;
+    if (why == DLRN_END || why == DLRN_STOPPED) {
+        if (s == DLRN_OK) tell_end_of_run(r, why, state.steps);
+        return s == DLRN_OK && why == DLRN_STOPPED ? why : s;
+    }
+    if (s == DLRN_OK)
+        tell_end_of_run(r, why, state.steps);
+    else
+        fprintf(stderr, "dictlearn: the run could not be saved: %s\n", dlrn_error(r->ctx));
+    return dlrn_fail(r->ctx, why, "%s", error);
+}
+
+/* Steps until the data ends, the steps are done, the user stops or something fails. */
 static dlrn_status run_steps(train_run *r) {
     dlrn_train_stats stats;
     dlrn_status s = DLRN_OK;
     r->first = dlrn_trainer_state_of(r->t).steps;
+    r->logged = -1;
     r->started = r->told = seconds();
     dlrn_trainer_on_stop(r->t, stopping, NULL); /* also during a resampling, which may take long */
     while (s == DLRN_OK) {
@@ -377,13 +480,7 @@ static dlrn_status run_steps(train_run *r) {
         if (s == DLRN_OK) s = on_step(r, &stats);
     }
     tell_end();
-    if (s != DLRN_END && s != DLRN_STOPPED) return s; /* the last good checkpoint stays */
-    int64_t done = dlrn_trainer_state_of(r->t).steps;
-    if (s == DLRN_END && done == 0 && r->o->train.steps != 0) return feed_empty(&r->feed);
-    if (s == DLRN_STOPPED && done == r->first) return tell_stopped(r); /* nothing new to save */
-    dlrn_status saved = save_checkpoint(r, -1);
-    if (saved != DLRN_OK) return saved;
-    return s == DLRN_STOPPED ? tell_stopped(r) : DLRN_OK;
+    return end_run(r, s);
 }
 
 /* ---- settings */
@@ -459,6 +556,14 @@ static void put_class(json_writer *j, const train_run *r, const dlrn_train_confi
     json_int(j, "dict_size", cfg->features);
 }
 
+/* The words of the command, so that --resume needs the folder alone. */
+static void put_command(json_writer *j, const options *o) {
+    json_open(j, "command", '[');
+    for (int i = 0; i < o->argc; i++)
+        if (strcmp(o->argv[i], "--resume")) json_text(j, NULL, o->argv[i]);
+    json_close(j, ']');
+}
+
 /* config.json: what another program needs to load ae.pt, and what a resumed run must have in common
    with this one. */
 static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
@@ -468,11 +573,13 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
     dlrn_status s = count_rows(r->ctx, o->data, &rows);
     if (s == DLRN_OK) s = page_open(r->ctx, &r->config);
     if (s != DLRN_OK) return s;
+    r->planned = plan_steps(o, rows);
     json_writer j = {r->config.f, 0};
     dlrn_train_config_json(cfg, settings, sizeof settings);
     json_open(&j, NULL, '{');
     put_class(&j, r, cfg);
     json_text(&j, "version", DLRN_VERSION_STRING);
+    put_command(&j, o);
     put_source(&j, o, rows);
     json_int(&j, "batch_size", o->batch_size);
     json_int(&j, "n_ctxs", o->n_ctxs);
@@ -495,13 +602,14 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
     return page_end(r->ctx, &r->config);
 }
 
-/* Settings that a resumed run may change. With --compat a logged step counts its batch twice, so
+/* Settings that a resumed run may change: skipping what the run has failed on, too. With --compat a logged step counts its batch twice, so
    there log_steps changes the run. */
 static int may_change(const train_run *r, const char *key) {
     if (r->o->compat && !strcmp(key, "log_steps")) return 0;
-    static const char *const keys[] = {
-        "version",    "steps",   "epochs",  "log_steps",
-        "save_steps", "threads", "kernels", "trainer"}; /* which repeats other members */
+    static const char *const
+        keys[] = {"version",        "command",        "steps",   "epochs",
+                  "log_steps",      "save_steps",     "threads", "kernels",
+                  "skip_nonfinite", "skip_bad_lines", "trainer"}; /* which repeats other members */
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (!strcmp(key, keys[i])) return 1;
     return 0;
@@ -704,8 +812,8 @@ static int run_train(dlrn_context *ctx, const options *o) {
     if (s == DLRN_OK) s = train_on(&r);
     tell_end();
     feed_tell_skipped(&r.feed);
-    if (s == DLRN_STOPPED || r.saved) stop_held = 1; /* the error's text says all */
-    status = s == DLRN_OK ? 0 : fail(ctx);
+    if (r.saved) stop_held = 1; /* the error's text says all */
+    status = s == DLRN_OK ? 0 : r.told_stop ? stopped_status() : fail(ctx);
     dlrn_source_destroy(&r.feed.inner);
     model_text_close(&mt);
     return status;
