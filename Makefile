@@ -55,7 +55,7 @@ PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpool
 
 TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
-.PHONY: all quick demo test kill test-of-tests mutants interop twin san tsan msan valgrind coverage \
+.PHONY: all quick install demo test kill test-of-tests mutants interop twin san tsan msan valgrind coverage \
         analyze matrix lint doctest venv bench bench-peers bench-check bench-readme help clean format \
         fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:
@@ -91,6 +91,23 @@ $(BUILD)/test_lm $(BUILD)/test_tokenizer: EFFORT = -O1
 
 $(BUILD)/kernel_sets $(BUILD)/rows $(BUILD)/tokenize_lines: $(BUILD)/%: tests/%.c $(BUILD)/dictlearn.o
 	$(COMPILE) $< $(LINKED) -o $@ -lm
+
+# What a package has: the program, its manual page, the header, and a name for pkg-config.
+PREFIX  ?= /usr/local
+INSTALLED = $(DESTDIR)$(PREFIX)
+VERSION  = $$($(BUILD)/dictlearn --version | cut -d ' ' -f 2)
+
+$(BUILD)/dictlearn.1: examples/program/manual.sh $(BUILD)/dictlearn
+	sh $< $(BUILD)/dictlearn > $@
+
+install: $(BUILD)/dictlearn $(BUILD)/dictlearn.1 ## the program, manual page, header and pkg-config file into PREFIX (/usr/local)
+	install -d '$(INSTALLED)/bin' '$(INSTALLED)/include' '$(INSTALLED)/lib/pkgconfig' '$(INSTALLED)/share/man/man1'
+	install $(BUILD)/dictlearn '$(INSTALLED)/bin'
+	install -m 644 $(BUILD)/dictlearn.1 '$(INSTALLED)/share/man/man1'
+	install -m 644 dictlearn.h '$(INSTALLED)/include'
+	printf '%s\n' 'prefix=$(PREFIX)' 'Name: dictlearn' \
+	  'Description: sparse autoencoders (dictionary learning), a single header' "Version: $(VERSION)" \
+	  "Cflags: -I$${prefix:-\$${prefix}}/include" 'Libs: -lm' > '$(INSTALLED)/lib/pkgconfig/dictlearn.pc'
 
 demo: all ## a dictionary from a language model, with its table (MODEL= TEXT= SITE= LAYER= EXPANSION= ROWS=)
 	@MODEL='$(MODEL)' TEXT='$(TEXT)' SITE='$(SITE)' LAYER='$(LAYER)' EXPANSION='$(EXPANSION)' ROWS='$(ROWS)' \

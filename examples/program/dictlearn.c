@@ -123,7 +123,7 @@ static void print_commands(void) {
     for (int i = 0; i < COMMANDS; i++)
         print_wrapped(commands[i].what, printf("  dictlearn %-12s ", commands[i].name), 25);
     printf("\ndictlearn COMMAND --help lists a command's flags. Exit status: 0 done, 1 failed, 2 "
-           "wrong usage.\n");
+           "wrong usage,\n128 + the signal if interrupted.\n");
 }
 
 /* The context that the flags ask for. 0, or the exit status. */

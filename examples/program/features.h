@@ -249,10 +249,16 @@ static dlrn_status put_feature_json(showing *w, json_writer *j, int64_t slot) {
     return s;
 }
 
-/* Prints the chosen features. */
+/* Prints the chosen features; says so where none of them fires, or there is none to choose. */
 static dlrn_status put_features(showing *w) {
     json_writer j = {stdout, 0};
     dlrn_status s = DLRN_OK;
+    int64_t firing = 0;
+    for (int64_t k = 0; k < w->n_shown; k++) firing += w->fired[w->shown[k]] > 0;
+    if (!firing)
+        fprintf(w->o->json ? stderr : stdout, "%s: %s fires on the %lld rows of %s\n", w->o->dict,
+                w->o->features ? "none of these features" : "no feature", (long long)w->done,
+                w->o->text);
     if (w->o->json) json_open(&j, NULL, '[');
     for (int64_t k = 0; k < w->n_shown && s == DLRN_OK; k++)
         s = w->o->json ? put_feature_json(w, &j, k) : show_feature(w, k);
