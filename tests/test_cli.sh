@@ -30,6 +30,12 @@ status "flag of another command" 2 "$dl" inspect x --steps 3
 status "missing value" 2 "$dl" train --steps
 status "bad number" 2 "$dl" train --steps many
 says "the bad number is named" "found 'many'" "$d/err"
+wrong "a slip in a command" "trian: unknown command, did you mean train?" "$dl" trian
+wrong "a slip in a flag" "--stesp: unknown flag, did you mean --steps?" "$dl" train --stesp 3
+wrong "a flag given twice" "--dict: given twice, expected once" "$dl" encode --dict a --dict=b
+wrong "a switch with a value" "--quiet: takes no value" "$dl" train --quiet=3
+wrong "one argument of two" "convert: expected IN OUT, found one argument" "$dl" convert x
+status "-h" 0 "$dl" train -h
 status "missing file" 1 "$dl" encode --dict "$d/none.pt" --data "$d/x.npy" --out "$d/f.npy"
 says "the missing file is named" "^dictlearn: $d/none.pt: " "$d/err"
 
@@ -262,6 +268,26 @@ check_equal "has the folder for itself" \
 check_equal "with its own log" 3 "$(wc -l < "$d/old/log.jsonl" | tr -d ' ')"
 check_equal "and no checkpoints" "" "$(ls "$d/old/checkpoints")"
 says "and its own settings" '"lr": 0.0001' "$d/old/config.json"
+
+# ---- Whatever ends a run: it is saved and says so
+{ npy '<f4' 3000 1; head -c 12000 /dev/zero; } > "$d/zeros.npy"
+{ npy '<f4' 6000 1; head -c 20000 /dev/zero; printf '\000\000\300\177'; head -c 3996 /dev/zero; } \
+    > "$d/late.npy"
+late="$dl train --quiet --data $d/late.npy --batch-size 64 --n-ctxs 8 --dict-size 8 --log-steps 30"
+status "a NaN after many steps" 1 $late --warmup-steps 5 --save-dir "$d/late"
+says "is named" "^dictlearn: $d/late.npy: row 5000, column 0: expected a finite" "$d/err"
+says "after what was saved" "^dictlearn: $d/late: ended by an error after [0-9]* steps, saved" "$d/err"
+says "with its last step" '"step": [1-9]*[1-9], ' "$d/late/log.jsonl"
+status "it evaluates" 0 "$dl" eval --dict "$d/late" --data "$d/zeros.npy"
+status "it goes on without that row" 0 "$dl" train --resume --save-dir "$d/late" --skip-nonfinite
+says "to the end" '"step": 92, ' "$d/late/log.jsonl"
+status "more steps than data" 0 "$dl" train --data "$d/zeros.npy" --batch-size 512 --n-ctxs 8 \
+    --steps 1000 --save-dir "$d/ends"
+says "says how many were made" "$d/ends: the data has ended after 6 steps of 1000 asked for, saved" \
+    "$d/err"
+says "and that it was warming up" "$d/ends: ended within its warm-up: 6 of 1000 steps" "$d/err"
+status "a run that is done" 0 "$dl" train --resume --save-dir "$d/ends" --steps 6
+says "says so" "$d/ends: nothing is left to do: done after 6 steps" "$d/err"
 
 # ---- Going on
 status "a run to go on with" 0 $train --steps 20 --log-steps 5 --save-dir "$d/on"

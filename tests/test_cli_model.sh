@@ -90,6 +90,14 @@ for recipe in dl-top_k dl-jump_relu; do
     status "features of $recipe" 0 instead --dict "$d/$recipe" $features --count 2
     says "$recipe: are shown" "^feature [0-9]*: fires on" "$d/out"
 done
+status "a dictionary whose features all die" 0 $train --steps 20 --lr 10 --warmup-steps 2 \
+    --save-dir "$d/dead"
+dead="$dl features --dict $d/dead --model $tiny --text $d/a.jsonl $site"
+status "features of it" 0 $dead
+says "one line says that none fires" "^$d/dead: no feature fires on the [0-9]* rows of" "$d/out"
+status "features --json of it" 0 $dead --features 3 --json
+says "has nothing" "\"frequency\": 0, .*\"contexts\": \[\]" "$d/out"
+says "and says so" "none of these features fires" "$d/err"
 status "a prompt of many bytes" 1 "$dl" generate --model $tiny --tokens 3 \
     --prompt "$(printf '%5000s' | tr ' ' x)"
 says "is counted in tokens" "at most the model's 512 positions, found [0-9]* and 3" "$d/err"
