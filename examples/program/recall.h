@@ -1,4 +1,5 @@
-/* train --resume with the folder alone: the words of the run's own command, from its config.json. */
+/* train --resume with the folder alone: the words of the run's own command, from its
+   config.json. */
 
 typedef struct recalled {
     dlrn_context *ctx; /* of its own: the command's context is made from the words */

@@ -392,7 +392,7 @@ static const char *plural(int64_t n) {
     return n == 1 ? "" : "s";
 }
 
-/* A run that ends within its warm-up has not trained at its full rate; it may be next to nothing. */
+/* A run that ends within its warm-up never trained at its full rate. */
 static void tell_warmup(const train_run *r, int64_t done) {
     const dlrn_train_config *cfg = dlrn_trainer_state_of(r->t).config;
     if (done >= cfg->warmup_steps) return;
@@ -602,8 +602,8 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
     return page_end(r->ctx, &r->config);
 }
 
-/* Settings that a resumed run may change: skipping what the run has failed on, too. With --compat a logged step counts its batch twice, so
-   there log_steps changes the run. */
+/* Settings that a resumed run may change: skipping what the run has failed on, too. With --compat a
+   logged step counts its batch twice, so there log_steps changes the run. */
 static int may_change(const train_run *r, const char *key) {
     if (r->o->compat && !strcmp(key, "log_steps")) return 0;
     static const char *const
