@@ -100,7 +100,7 @@ VERSION  = $$($(BUILD)/dictlearn --version | cut -d ' ' -f 2)
 $(BUILD)/dictlearn.1: examples/program/manual.sh $(BUILD)/dictlearn
 	sh $< $(BUILD)/dictlearn > $@
 
-install: $(BUILD)/dictlearn $(BUILD)/dictlearn.1 ## the program, its manual page, header and .pc file into PREFIX (/usr/local)
+install: $(BUILD)/dictlearn $(BUILD)/dictlearn.1 ## program, manual page, header, .pc file into PREFIX (/usr/local)
 	install -d '$(INSTALLED)/bin' '$(INSTALLED)/include' '$(INSTALLED)/lib/pkgconfig' '$(INSTALLED)/share/man/man1'
 	install $(BUILD)/dictlearn '$(INSTALLED)/bin'
 	install -m 644 $(BUILD)/dictlearn.1 '$(INSTALLED)/share/man/man1'
