@@ -164,8 +164,10 @@ static const flag flags[] = {
     {"--skip-nonfinite", F_SWITCH, AT(skip_nonfinite), C_TRAIN | C_EVAL, 0, 0, "",
      "leave out and count rows with a NaN or an infinity (default: an error; eval: with --data)"},
     {"--resume", F_SWITCH, AT(resume), C_TRAIN, 0, 0, "",
-     "continue the run in --save-dir: repeat its command and add this flag; only --steps, "
-     "--epochs, --log-steps (not with --compat), --save-steps, --threads and --kernels may differ"},
+     "continue the run in --save-dir, with the flags of its own command; of those that you add, "
+     "only "
+     "--steps, --epochs, --log-steps (not with --compat), --save-steps, --threads, --kernels and "
+     "--skip-nonfinite may differ"},
     {"--compat", F_SWITCH, AT(compat), C_TRAIN | C_EVAL | R_REFERENCE, 0, 0, "",
      "compute as the reference's code of March 2024 does, number for number"},
     /* looking */
