@@ -84,6 +84,12 @@ if [ -e "$d/g.npy" ]; then fail "nothing half-written" "$d/g.npy";
     else pass "nothing half-written"; fi
 status "eval" 0 "$dl" eval --dict "$D" --data "$d/x.npy"
 says "eval prints the table" "variance explained" "$d/out"
+for n in all -1; do
+    status "eval --rows $n" 0 "$dl" eval --dict "$D" --data "$d/x.npy" --json --rows $n
+    says "is all rows" "\"rows\": $(wc -c < "$d/x.npy" | awk '{ print int(($1 - 128) / 512) }')," "$d/out"
+done
+wrong "eval --rows 0" "--rows: expected a whole number of at least 1, or all, found '0'" \
+    "$dl" eval --dict "$D" --data "$d/x.npy" --rows 0
 status "eval --json" 0 "$dl" eval --dict "$D" --data "$d/x.npy" --json --histogram "$d/h.csv"
 says "eval --json" '"mode": "default", "rows": ' "$d/out"
 says "histogram" "^from,to,features" "$d/h.csv"

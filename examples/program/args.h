@@ -41,9 +41,10 @@ typedef struct options {
     const char *const *argv;
 } options;
 
-enum { TEXT_MAX = 4095 }; /* bytes of a path, and of other texts */
+enum { TEXT_MAX = 4095 };   /* bytes of a path, and of other texts */
+#define ALL (INT64_MAX / 2) /* a count that no data reaches, with room for sums */
 
-typedef enum flag_kind { F_TEXT, F_INT, F_REAL, F_SWITCH } flag_kind;
+typedef enum flag_kind { F_TEXT, F_INT, F_COUNT, F_REAL, F_SWITCH } flag_kind; /* F_COUNT: or all */
 
 typedef struct flag {
     const char *name;
@@ -96,9 +97,9 @@ static const flag flags[] = {
      "0: always the most likely token (default 1)"},
     {"--top-k", F_INT, AT(top_k), C_GENERATE, 0, 0, "K",
      "sample from the K most likely tokens (default: all)"},
-    {"--documents", F_INT, AT(documents), C_GENERATE | C_EVAL | C_TOKENIZE, 1, 0, "N",
+    {"--documents", F_COUNT, AT(documents), C_GENERATE | C_EVAL | C_TOKENIZE, 1, 0, "N",
      "how many (generate: 1; tokenize: all; eval: the first 128, for the cross-entropy)"},
-    {"--limit", F_INT, AT(limit), C_ACTIVATIONS, 1, 0, "ROWS", "stop after ROWS (default: all)"},
+    {"--limit", F_COUNT, AT(limit), C_ACTIVATIONS, 1, 0, "ROWS", "stop after ROWS (default: all)"},
     /* training */
     {"--recipe", F_TEXT, AT(recipe), C_TRAIN, 1, TEXT_MAX, "R",
      "how to train (default reference); list prints the recipes with their formulas and defaults; "
@@ -171,8 +172,8 @@ static const flag flags[] = {
     {"--compat", F_SWITCH, AT(compat), C_TRAIN | C_EVAL | R_REFERENCE, 0, 0, "",
      "compute as the reference's code of March 2024 does, number for number"},
     /* looking */
-    {"--rows", F_INT, AT(rows), C_EVAL | C_FEATURES, 1, 0, "N",
-     "rows to measure (default: eval 8192, features 65536; all if there are fewer)"},
+    {"--rows", F_COUNT, AT(rows), C_EVAL | C_FEATURES, 1, 0, "N",
+     "rows to measure, or all (default: eval 8192, features 65536; all if there are fewer)"},
     {"--histogram", F_TEXT, AT(histogram), C_EVAL, 1, TEXT_MAX, "FILE.csv|.svg",
      "write firing frequencies in log bins from 1e-5 to 1; - prints bars"},
     {"--features", F_TEXT, AT(features), C_FEATURES, 0, TEXT_MAX, "I,J,...",
@@ -264,7 +265,9 @@ static int set_flag(const flag *f, const char *value, options *o) {
     const double max = f->max > 0 ? f->max : 1e300;
     if (f->kind == F_TEXT) {
         memcpy(field, &value, sizeof value);
-    } else if (f->kind == F_INT) {
+    } else if (f->kind == F_COUNT && (!strcmp(value, "all") || !strcmp(value, "-1"))) {
+        memcpy(field, &(int64_t){ALL}, sizeof(int64_t));
+    } else if (f->kind == F_INT || f->kind == F_COUNT) {
         double d = strtod(value, &end); /* people write 3e4 */
         int64_t n = d >= -9e15 && d <= 9e15 ? (int64_t)d : 0;
         if (end == value || *end || (double)n != d || d < f->min || d > max) return 0;
@@ -287,7 +290,8 @@ static int take_value(const command *c, const flag *f, const char *value, option
     if (f->max > 0)
         snprintf(range, sizeof range, " from %.0f to %.0f", f->min, f->max);
     else
-        snprintf(range, sizeof range, " of at least %.0f", f->min);
+        snprintf(range, sizeof range, " of at least %.0f%s", f->min,
+                 f->kind == F_COUNT ? ", or all" : "");
     fprintf(stderr, "dictlearn: %s: expected %s%s, found '%s': see dictlearn %s --help\n", f->name,
             kinds[f->kind == F_REAL], range, value, c->name);
     return 2;
