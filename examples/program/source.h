@@ -12,22 +12,35 @@ typedef struct feed {
     int64_t skipped;                         /* with --skip-nonfinite: rows left out    */
     void (*progress)(void *user, int64_t n); /* n rows of a call are there; or NULL */
     void *user;
+    dlrn_status failed; /* an error that the next call returns */
     char error[1024];
 } feed;
 
-/* The library checks its rows, too, but does not know their file. */
-static dlrn_status feed_check(feed *f, const char *name, const float *x, int64_t n,
-                              uint64_t first) {
-    const int64_t d = f->inner.d_in;
+/* The first of the rows x [n][d] with a number that is not finite, which f->error then names; n: none.
+   The library checks its rows, too, but does not know their file. */
+static int64_t feed_check(feed *f, const char *name, const float *x, int64_t n, int64_t d,
+                          uint64_t first) {
     for (int64_t i = 0; i < n * d; i++) {
         if (x[i] - x[i] == 0) continue; /* finite */
         snprintf(f->error, sizeof f->error,
                  "%s: row %llu, column %lld: expected a finite number, found %g", name,
                  (unsigned long long)first + (unsigned long long)(i / d), (long long)(i % d),
                  (double)x[i]);
-        return DLRN_ERR_VALUE;
+        return i / d;
     }
-    return DLRN_OK;
+    return n;
+}
+
+/* Cuts the rows at a bad one; those before it are handed out first, so that a run loses none. An
+   array's source goes back to it: there a run goes on that leaves bad rows out. */
+static dlrn_status feed_cut(feed *f, const float *x, const float *y, uint64_t first, int64_t *n) {
+    dlrn_source *in = &f->inner;
+    int64_t good = feed_check(f, f->x_name, x, *n, in->d_in, first);
+    if (y) good = feed_check(f, f->y_name, y, good, in->d_out, first);
+    if (good == *n) return DLRN_OK;
+    *n = good;
+    if (f->from_array && in->seek) (void)!in->seek(in->user, first + (uint64_t)good);
+    return DLRN_ERR_VALUE;
 }
 
 /* Reads up to `want` rows from the inner source. */
@@ -41,26 +54,25 @@ static dlrn_status feed_piece(feed *f, int64_t want, float *x, float *y, int64_t
     if (s == DLRN_OK) s = in->read(in->user, want, x, y, n);
     if (s != DLRN_OK && stopping(NULL))
         return DLRN_STOPPED; /* Ctrl-C also ends the program that writes our input */
-    if (s == DLRN_OK) s = feed_check(f, f->x_name, x, *n, first);
-    if (s == DLRN_OK && y) s = feed_check(f, f->y_name, y, *n, first);
+    if (s == DLRN_OK) s = feed_cut(f, x, y, first, n);
     f->rows += *n;
     return s;
 }
 
-/* Rows that came before a stop or the end are handed out first. */
+/* Rows that came before a stop, the end or an error are handed out first; that is told by the next
+   call. */
 static dlrn_status feed_read(void *user, int64_t max_rows, float *x, float *y, int64_t *n) {
     feed *f = (feed *)user;
-    const int64_t d = f->inner.d_in;
-    dlrn_status s = DLRN_OK;
+    dlrn_status s = f->failed;
     if (!f->inner.d_out) y = NULL;
     for (*n = 0; s == DLRN_OK && *n < max_rows;) {
         int64_t got = 0, want = max_rows - *n < PIECE ? max_rows - *n : PIECE;
-        s = feed_piece(f, want, x + *n * d, y ? y + *n * d : NULL, &got);
+        s = feed_piece(f, want, x + *n * f->inner.d_in, y ? y + *n * f->inner.d_out : NULL, &got);
         *n += got;
         if (s == DLRN_OK && f->progress) f->progress(f->user, *n);
     }
-    return *n > 0 && (s == DLRN_END || s == DLRN_STOPPED) ? DLRN_OK
-                                                          : s; /* or else at the next call */
+    if (s != DLRN_OK && s != DLRN_END && s != DLRN_STOPPED) f->failed = s;
+    return *n > 0 ? DLRN_OK : s;
 }
 
 static dlrn_status feed_position(void *user, uint64_t *position) {
