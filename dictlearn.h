@@ -406,7 +406,7 @@
    ---- FOR READERS OF THE CODE --------------------------------------------------------------------
 
    The way of a row in training, with the room of each stage. Start with room naive: the same step
-   as plain loops, 60 lines.
+   as plain loops.
 
        source -> buffer -> candidates -> select -> loss: x_hat, e = x_hat - y
                            lists: p > floor  f       |
@@ -10076,91 +10076,212 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
 #ifndef DICTLEARN_NO_TRAINING
 /* ------------------------------------------------------------------------------------------ */
 // >>naive
-/* The algorithm, written to be read: one step of the reference's AutoEncoder on n rows, in double,
-   with plain loops and every number in memory. The rooms behind this one do the same with lists of
-   active features, in f32, and in parallel; the tests hold them to it. Compiled for tests alone. */
+/* The algorithm, written to be read: a step of the recipe reference, in double, with plain loops
+   and every number in memory. The rooms behind this one do the same with lists of active features,
+   in f32, and in parallel. Compiled for the tests alone: they hold this step to finite differences
+   and to the numbers of PyTorch, and the trainer to this step. */
 #ifdef DICTLEARN_NAIVE_STEP
 
-/* Formulas: AutoEncoder and trainSAE of dictionary_learning, March 2024. The derivatives are worked
-   out by hand here and checked against finite differences by the tests. */
+/* The same constant as in trainSAE wherever 0 / 0 or log(0) threatens. */
+static const double dlrni_naive_eps = 1e-8;
+
+/* Parameters, gradients and moments by role. The caller owns all arrays. */
 typedef struct dlrni_naive {
-    int64_t d, F;               /* rows x [n][d] and targets y [n][d]; F features           */
-    double *bias;               /* [d]    b   subtracted before, added after               */
-    double *we, *be;            /* [F][d] W_e, [F] b_e                                     */
-    double *wd;                 /* [F][d] W_d, one atom a row                              */
-    double *g[4], *m[4], *v[4]; /* gradients and Adam's moments of bias, we, be, wd     */
-    int squared;                /* 1: the squared distance                                 */
-    double penalty, lr;         /* weight of the mean L1 norm of the features              */
-    int64_t step;               /* done                                                    */
+    int64_t n, d_in, d_out, F;  /* rows x [n][d_in], targets y [n][d_out]; F features          */
+    double *p[DLRN_ROLE_COUNT]; /* encoder [F][d_in], decoder [F][d_out], and the biases       */
+    double *g[DLRN_ROLE_COUNT], *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT];
+    int center;              /* role of the bias that is subtracted from x; -1: none        */
+    int squared, entropy;    /* 1: the squared distance; entropy in place of the L1 norm    */
+    double penalty, lr;      /* weight of the sparsity loss; Adam's rate at this step       */
+    int64_t ghost_threshold; /* features silent for more steps are dead; -1: none           */
+    int64_t *silent;         /* [F] steps since the feature was last active                 */
+    int64_t step;            /* done                                                        */
+    double *pre, *f, *e;     /* [n][F] pre-activations, features; [n][d_out] x_hat - y      */
+    double *ghost, *r;       /* [n][d_out] output of the dead, and the residual they aim at */
+    double *scale, ratio;    /* [n] of the output of the dead; weight of their loss         */
+    double reconstruction, sparsity, auxiliary; /* the terms of the loss, without weights      */
 } dlrni_naive;
 
-/* Forward and backward for one row: returns its share of the loss, adds its share of the gradients.
-   f [F] and e [d] are scratch. */
-DLRNI_INTERNAL double dlrni_naive_row(dlrni_naive *s, const double *x, const double *y, int64_t n,
-                                      double *f, double *e) {
-    int64_t d = s->d;
-    double square = 0, l1 = 0;
-    for (int64_t c = 0; c < d; c++) e[c] = s->bias[c] - y[c];
-    for (int64_t j = 0; j < s->F; j++) { /* f = ReLU(W_e (x - b) + b_e); e = f W_d + b - y */
-        double pre = s->be[j];
-        for (int64_t c = 0; c < d; c++) pre += s->we[j * d + c] * (x[c] - s->bias[c]);
-        f[j] = pre > 0 ? pre : 0;
-        l1 += f[j];
-        for (int64_t c = 0; c < d; c++) e[c] += f[j] * s->wd[j * d + c];
+/* By the counters before this step, as in the reference. */
+DLRNI_INTERNAL int dlrni_naive_is_dead(const dlrni_naive *s, int64_t j) {
+    return s->ghost_threshold >= 0 && s->silent[j] > s->ghost_threshold;
+}
+
+DLRNI_INTERNAL double dlrni_naive_length(const double *a, int64_t d) {
+    double square = 0;
+    for (int64_t c = 0; c < d; c++) square += a[c] * a[c];
+    return sqrt(square);
+}
+
+/* Row i: f = ReLU(W_e (x - b) + b_e), e = f W_d + bias - y. The dead put out exp(pre) W_d. */
+DLRNI_INTERNAL void dlrni_naive_forward(dlrni_naive *s, int64_t i, const double *x,
+                                        const double *y) {
+    const double *b = s->center < 0 ? NULL : s->p[s->center];
+    double *e = s->e + i * s->d_out, *ghost = s->ghost + i * s->d_out;
+    for (int64_t c = 0; c < s->d_out; c++) {
+        e[c] = s->p[DLRN_OUTPUT_BIAS][c] - y[c];
+        ghost[c] = 0;
     }
-    for (int64_t c = 0; c < d; c++) square += e[c] * e[c];
-    double norm = sqrt(square), w = s->squared ? 2 : norm > 0 ? 1 / norm : 0; /* dloss/de = w e */
-    for (int64_t c = 0; c < d; c++) s->g[0][c] += w * e[c] / (double)n;
     for (int64_t j = 0; j < s->F; j++) {
-        double slope = s->penalty; /* the derivative by f_j, and by the pre-activation */
-        /* ReLU passes no gradient to a feature that is off */
-        if (!(f[j] > 0)) continue;
-        for (int64_t c = 0; c < d; c++) slope += w * e[c] * s->wd[j * d + c];
-        s->g[2][j] += slope / (double)n;
+        const double *row = s->p[DLRN_ENCODER] + j * s->d_in;
+        const double *atom = s->p[DLRN_DECODER] + j * s->d_out;
+        double pre = s->p[DLRN_ENCODER_BIAS][j];
+        for (int64_t c = 0; c < s->d_in; c++) pre += row[c] * (x[c] - (b ? b[c] : 0));
+        double f = pre > 0 ? pre : 0, dead = dlrni_naive_is_dead(s, j) ? exp(pre) : 0;
+        for (int64_t c = 0; c < s->d_out; c++) {
+            e[c] += f * atom[c];
+            ghost[c] += dead * atom[c];
+        }
+        s->pre[i * s->F + j] = pre;
+        s->f[i * s->F + j] = f;
+    }
+}
+
+/* L1 norm of the features f [F] of a row, or the entropy of q = f / (sum f + eps). */
+DLRNI_INTERNAL double dlrni_naive_sparsity(const dlrni_naive *s, const double *f) {
+    double sum = 0, entropy = 0;
+    for (int64_t j = 0; j < s->F; j++) sum += f[j];
+    for (int64_t j = 0; j < s->F; j++) {
+        double q = f[j] / (sum + dlrni_naive_eps);
+        entropy -= q * log(q + dlrni_naive_eps);
+    }
+    return s->entropy ? entropy : sum;
+}
+
+/* The loss of x and y, and its terms. `again` 1 leaves residual, scale and ratio of the ghosts as
+   the last call found them: they are constants to the gradient, and so to finite differences. */
+DLRNI_INTERNAL double dlrni_naive_loss(dlrni_naive *s, const double *x, const double *y,
+                                       int again) {
+    const int64_t d = s->d_out;
+    int dead = 0;
+    s->reconstruction = s->sparsity = s->auxiliary = 0;
+    for (int64_t j = 0; j < s->F; j++) dead |= dlrni_naive_is_dead(s, j);
+    for (int64_t i = 0; i < s->n; i++) {
+        dlrni_naive_forward(s, i, x + i * s->d_in, y + i * d);
+        double norm = dlrni_naive_length(s->e + i * d, d), square = 0;
+        s->reconstruction += (s->squared ? norm * norm : norm) / (double)s->n;
+        s->sparsity += dlrni_naive_sparsity(s, s->f + i * s->F) / (double)s->n;
+        if (!again) { /* half of the residual's length */
+            double own = dlrni_naive_length(s->ghost + i * d, d);
+            s->scale[i] = norm / (2 * own + dlrni_naive_eps);
+            for (int64_t c = 0; c < d; c++) s->r[i * d + c] = -s->e[i * d + c];
+        }
+        for (int64_t c = i * d; c < (i + 1) * d; c++)
+            square += pow(s->scale[i] * s->ghost[c] - s->r[c], 2);
+        if (dead) s->auxiliary += sqrt(square) / (double)s->n;
+    }
+    /* as much as the reconstruction loss */
+    if (!again) s->ratio = s->reconstruction / (s->auxiliary + dlrni_naive_eps);
+    return s->reconstruction + s->penalty * s->sparsity + s->ratio * s->auxiliary;
+}
+
+/* The derivative of dlrni_naive_sparsity by an active feature j. With h(q) = -log(q + eps) -
+   q / (q + eps) and the mean H = sum_k q_k h(q_k): (h(q_j) - H) / (sum f + eps). */
+DLRNI_INTERNAL double dlrni_naive_slope(const dlrni_naive *s, const double *f, int64_t j) {
+    double sum = dlrni_naive_eps, mean = 0, own = 0;
+    for (int64_t k = 0; k < s->F; k++) sum += f[k];
+    for (int64_t k = 0; k < s->F; k++) {
+        double q = f[k] / sum, h = -log(q + dlrni_naive_eps) - q / (q + dlrni_naive_eps);
+        mean += q * h;
+        if (k == j) own = h;
+    }
+    return s->entropy ? (own - mean) / sum : 1;
+}
+
+/* Adds what row i and feature j contribute to the gradients. `toward` [d_out] is the derivative of
+   the loss by x_hat, `dead` [d_out] that by the output of the dead. */
+DLRNI_INTERNAL void dlrni_naive_chain(dlrni_naive *s, int64_t i, int64_t j, const double *x,
+                                      const double *toward, const double *dead) {
+    const double *atom = s->p[DLRN_DECODER] + j * s->d_out, *f = s->f + i * s->F;
+    double ghost = dlrni_naive_is_dead(s, j) ? exp(s->pre[i * s->F + j]) : 0;
+    double slope = f[j] > 0 ? s->penalty * dlrni_naive_slope(s, f, j) / (double)s->n : 0;
+    for (int64_t c = 0; c < s->d_out; c++) {
+        s->g[DLRN_DECODER][j * s->d_out + c] += f[j] * toward[c] + ghost * dead[c];
+        /* ReLU passes no gradient to a feature that is off; exp is its own derivative */
+        slope += (f[j] > 0 ? toward[c] * atom[c] : 0) + ghost * dead[c] * atom[c];
+    }
+    s->g[DLRN_ENCODER_BIAS][j] += slope;
+    for (int64_t c = 0; c < s->d_in; c++) {
+        const double b = s->center < 0 ? 0 : s->p[s->center][c];
+        s->g[DLRN_ENCODER][j * s->d_in + c] += slope * (x[c] - b);
+        if (s->center >= 0) s->g[s->center][c] -= slope * s->p[DLRN_ENCODER][j * s->d_in + c];
+    }
+}
+
+/* Numbers of a role. */
+DLRNI_INTERNAL int64_t dlrni_naive_size(const dlrni_naive *s, int role) {
+    return role == DLRN_ENCODER        ? s->F * s->d_in
+           : role == DLRN_DECODER      ? s->F * s->d_out
+           : role == DLRN_ENCODER_BIAS ? s->F
+           : role == DLRN_OUTPUT_BIAS  ? s->d_out
+                                       : s->d_in;
+}
+
+/* The gradients of dlrni_naive_loss, which comes first. toward, dead [d_out] are scratch. */
+DLRNI_INTERNAL void dlrni_naive_gradients(dlrni_naive *s, const double *x, double *toward,
+                                          double *dead) {
+    const int64_t d = s->d_out;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        for (int64_t c = 0; s->g[role] && c < dlrni_naive_size(s, role); c++) s->g[role][c] = 0;
+    for (int64_t i = 0; i < s->n; i++) {
+        double norm = dlrni_naive_length(s->e + i * d, d), length;
+        for (int64_t c = 0; c < d; c++)
+            dead[c] = s->scale[i] * s->ghost[i * d + c] - s->r[i * d + c];
+        length = dlrni_naive_length(dead, d);
         for (int64_t c = 0; c < d; c++) {
-            s->g[3][j * d + c] += f[j] * w * e[c] / (double)n;
-            s->g[1][j * d + c] += slope * (x[c] - s->bias[c]) / (double)n;
-            s->g[0][c] -= slope * s->we[j * d + c] / (double)n;
+            /* of a distance |e|: e / |e|; a distance of 0 has no direction */
+            double by = s->squared ? 2 : norm > 0 ? 1 / norm : 0;
+            toward[c] = by * s->e[i * d + c] / (double)s->n;
+            by = length > 0 ? s->ratio * s->scale[i] / length : 0;
+            dead[c] *= by / (double)s->n;
+            s->g[DLRN_OUTPUT_BIAS][c] += toward[c];
         }
+        for (int64_t j = 0; j < s->F; j++)
+            dlrni_naive_chain(s, i, j, x + i * s->d_in, toward, dead);
     }
-    return ((s->squared ? square : norm) + s->penalty * l1) / (double)n;
 }
 
-/* An atom's gradient without its part along the atom; what Adam leaves is scaled to length 1. */
-DLRNI_INTERNAL void dlrni_naive_atom(double *atom, double *g, int64_t d, int normalise) {
-    double square = 0, dot = 0;
-    for (int64_t c = 0; c < d; c++) {
-        square += atom[c] * atom[c];
-        dot += atom[c] * g[c];
-    }
-    for (int64_t c = 0; c < d && square > 0; c++) {
-        if (normalise)
-            atom[c] /= sqrt(square);
+/* An atom's gradient without its part along the atom, before Adam; afterwards (g NULL) the atom is
+   scaled to length 1. A zero atom stays 0. */
+DLRNI_INTERNAL void dlrni_naive_atom(double *atom, double *g, int64_t d) {
+    double length = dlrni_naive_length(atom, d), dot = 0;
+    for (int64_t c = 0; c < d && g; c++) dot += atom[c] * g[c];
+    for (int64_t c = 0; c < d && length > 0; c++) {
+        if (g)
+            g[c] -= dot / (length * length) * atom[c];
         else
-            g[c] -= dot / square * atom[c];
+            atom[c] /= length;
     }
 }
 
-/* One step; returns the loss before it. */
-DLRNI_INTERNAL double dlrni_naive_step(dlrni_naive *s, const double *x, const double *y, int64_t n,
-                                       double *f, double *e) {
-    double *param[4] = {s->bias, s->we, s->be, s->wd}, loss = 0;
-    const int64_t d = s->d, size[4] = {d, s->F * d, s->F, s->F * d};
-    /* gradients start at 0; the moments go on from step to step */
-    for (int p = 0; p < 4; p++) memset(s->g[p], 0, (size_t)size[p] * sizeof **s->g);
-    for (int64_t i = 0; i < n; i++) loss += dlrni_naive_row(s, x + i * d, y + i * d, n, f, e);
-    for (int64_t j = 0; j < s->F; j++) dlrni_naive_atom(s->wd + j * d, s->g[3] + j * d, d, 0);
+/* Adam moves number i of a role. Steps count from 1 in its corrections. */
+DLRNI_INTERNAL void dlrni_naive_adam(dlrni_naive *s, int role, int64_t i) {
+    double g = s->g[role][i], *m = &s->m[role][i], *v = &s->v[role][i];
+    *m = 0.9 * *m + 0.1 * g;
+    *v = 0.999 * *v + 0.001 * g * g;
+    double mean = *m / (1 - pow(0.9, (double)s->step));
+    double square = *v / (1 - pow(0.999, (double)s->step));
+    s->p[role][i] -= s->lr * mean / (sqrt(square) + 1e-8);
+}
+
+/* One step; returns the loss before it. toward, dead [d_out] are scratch. */
+DLRNI_INTERNAL double dlrni_naive_step(dlrni_naive *s, const double *x, const double *y,
+                                       double *toward, double *dead) {
+    const int64_t d = s->d_out;
+    double loss = dlrni_naive_loss(s, x, y, 0);
+    dlrni_naive_gradients(s, x, toward, dead);
+    for (int64_t j = 0; j < s->F; j++)
+        dlrni_naive_atom(s->p[DLRN_DECODER] + j * d, s->g[DLRN_DECODER] + j * d, d);
     s->step++;
-    for (int p = 0; p < 4; p++)
-        for (int64_t i = 0; i < size[p]; i++) { /* Adam */
-            double g = s->g[p][i], *m = &s->m[p][i], *v = &s->v[p][i];
-            *m = 0.9 * *m + 0.1 * g;
-            *v = 0.999 * *v + 0.001 * g * g;
-            double mean = *m / (1 - pow(0.9, (double)s->step));
-            double square = *v / (1 - pow(0.999, (double)s->step));
-            param[p][i] -= s->lr * mean / (sqrt(square) + 1e-8);
-        }
-    for (int64_t j = 0; j < s->F; j++) dlrni_naive_atom(s->wd + j * d, s->g[3] + j * d, d, 1);
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        for (int64_t i = 0; s->g[role] && i < dlrni_naive_size(s, role); i++)
+            dlrni_naive_adam(s, role, i);
+    for (int64_t j = 0; j < s->F; j++) {
+        dlrni_naive_atom(s->p[DLRN_DECODER] + j * d, NULL, d);
+        s->silent[j]++;
+        for (int64_t i = 0; i < s->n; i++)
+            if (s->f[i * s->F + j] > 0) s->silent[j] = 0;
+    }
     return loss;
 }
 #endif /* DICTLEARN_NAIVE_STEP */
