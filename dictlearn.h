@@ -10545,6 +10545,22 @@ DLRN_API dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *so
     return DLRN_OK;
 }
 
+/* Reads up to `want` rows: DLRN_OK with 1 to `want` of them, DLRN_END, or an error with the source's
+   own text. */
+DLRNI_INTERNAL dlrn_status dlrni_source_read(dlrn_context *ctx, const dlrn_source *source,
+                                             int64_t want, float *x, float *y, int64_t *n) {
+    *n = 0;
+    dlrn_status s = source->read(source->user, want, x, y, n);
+    if (s == DLRN_END) return s;
+    if (s != DLRN_OK)
+        return dlrni_callback_error(ctx, s, "the source",
+                                    source->error ? source->error(source->user) : NULL);
+    if (*n > 0 && *n <= want) return DLRN_OK;
+    /* more have overrun x; none without DLRN_END would be asked for forever */
+    return dlrn_fail(ctx, DLRN_ERR_CALLBACK, "the source: expected 1 to %lld rows, found %lld",
+                     (long long)want, (long long)*n);
+}
+
 DLRN_API void dlrn_source_destroy(dlrn_source *source) {
     if (!source) return;
     /* a source on the stack may have nothing to destroy */
@@ -10568,7 +10584,7 @@ DLRN_API void dlrn_source_destroy(dlrn_source *source) {
 
 /* Rows of one copying task, and random entries of one draw that are prefetched together. Enough to
    hide the latency of memory, few enough to balance the threads. */
-enum { DLRNI_ROWS = 64 };
+enum { DLRNI_COPY_ROWS = 64 };
 
 struct dlrn_buffer {
     dlrn_context *ctx;
@@ -10782,7 +10798,7 @@ DLRNI_INTERNAL char *dlrni_stored_row(const dlrn_buffer *b, int64_t slot, int wh
 
 /* Allocates segments until there is room for `rows` rows. On failure those that were made stay: the
    next call adds only the rest. */
-DLRNI_INTERNAL dlrn_status dlrni_buffer_hold(dlrn_buffer *b, int64_t rows) {
+DLRNI_INTERNAL dlrn_status dlrni_buffer_reserve(dlrn_buffer *b, int64_t rows) {
     int64_t row = dlrni_row_bytes(b, 0) + dlrni_row_bytes(b, 1) + (int64_t)sizeof(int64_t);
     for (; b->segments << b->shift < rows; b->segments++) {
         /* no overflow: dlrn_buffer_create has summed all segments */
@@ -10832,7 +10848,7 @@ DLRNI_INTERNAL void dlrni_copy_stored(const dlrn_buffer *b, int which, const cha
    fast. Elsewhere, vary the 16384. */
 DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
     const dlrni_rows_job *j = (const dlrni_rows_job *)arg;
-    const int64_t from = task * DLRNI_ROWS, to = dlrni_min(from + DLRNI_ROWS, j->rows);
+    const int64_t from = task * DLRNI_COPY_ROWS, to = dlrni_min(from + DLRNI_COPY_ROWS, j->rows);
     const int64_t bytes = dlrni_row_bytes(j->b, 0);
     DICTLEARN_ASSERT(bytes > 0);
     const int64_t ahead = dlrni_max(dlrni_min(16384 / bytes, 16), 1);
@@ -10854,7 +10870,7 @@ DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
 
 /* The cast drops const: the body of a parallel loop takes void *. */
 DLRNI_INTERNAL void dlrni_copy_out(const dlrni_rows_job *job) {
-    dlrn_parallel_for(job->b->ctx, dlrni_ceil_div(job->rows, DLRNI_ROWS), dlrni_rows_task,
+    dlrn_parallel_for(job->b->ctx, dlrni_ceil_div(job->rows, DLRNI_COPY_ROWS), dlrni_rows_task,
                       (void *)(uintptr_t)job);
 }
 
@@ -10896,25 +10912,16 @@ DLRNI_INTERNAL dlrn_status dlrni_check_storable(const dlrn_buffer *b, int which,
 /* Takes up to `want` rows from the source into b->in; *n == 0 and b->ended at its end. A source may
    give fewer than it was asked for. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_receive(dlrn_buffer *b, int64_t want, int64_t *n) {
-    dlrn_source *src = &b->source;
-    *n = 0;
-    dlrn_status s = src->read(src->user, want, b->in[0], b->in[1], n);
+    dlrn_status s = dlrni_source_read(b->ctx, &b->source, want, b->in[0], b->in[1], n);
     if (s == DLRN_END) {
         b->ended = 1;
         *n = 0;
         return DLRN_OK;
     }
-    if (s != DLRN_OK)
-        return dlrni_callback_error(b->ctx, s, "the source",
-                                    src->error ? src->error(src->user) : NULL);
-    /* more would have overrun b->in; none and no DLRN_END would loop forever */
-    if (*n <= 0 || *n > want)
-        return dlrn_fail(b->ctx, DLRN_ERR_CALLBACK,
-                         "the source was asked for 1 to %lld rows and gave %lld", (long long)want,
-                         (long long)*n);
-    for (int i = 0; i < 2 && b->d[i]; i++) DLRNI_TRY(dlrni_check_storable(b, i, *n));
-    b->rows_read += *n;
-    return DLRN_OK;
+    for (int i = 0; s == DLRN_OK && i < 2 && b->d[i]; i++) s = dlrni_check_storable(b, i, *n);
+    /* refused rows have been taken, too: the next error still names the right row */
+    if (s == DLRN_OK || s == DLRN_ERR_VALUE) b->rows_read += *n;
+    return s;
 }
 
 /* Reverses ring entries from .. to: three of these rotate the ring without memory. */
@@ -10928,7 +10935,7 @@ DLRNI_INTERNAL void dlrni_reverse_entries(dlrn_buffer *b, int64_t from, int64_t 
 }
 
 /* Rotates the ring so that the head is entry 0: it can grow only at its end. */
-DLRNI_INTERNAL void dlrni_turn_list(dlrn_buffer *b) {
+DLRNI_INTERNAL void dlrni_rotate_ring(dlrn_buffer *b) {
     dlrni_reverse_entries(b, 0, b->head);
     dlrni_reverse_entries(b, b->head, b->used);
     dlrni_reverse_entries(b, 0, b->used);
@@ -10938,7 +10945,7 @@ DLRNI_INTERNAL void dlrni_turn_list(dlrn_buffer *b) {
 /* Puts n received rows into vacant slots, at the end of the logical order. */
 DLRNI_INTERNAL void dlrni_buffer_store(dlrn_buffer *b, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
-        if (b->unread == b->used && b->head) dlrni_turn_list(b);
+        if (b->unread == b->used && b->head) dlrni_rotate_ring(b);
         int64_t *slot = dlrni_buffer_slot(b, b->unread);
         /* no vacant slot: a new one, which follows the last */
         if (b->unread++ == b->used) *slot = b->used++;
@@ -10954,7 +10961,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_read(dlrn_buffer *b, int64_t goal) {
     while (!b->ended && b->unread < goal) {
         int64_t n, want = dlrni_min(dlrni_buffer_chunk(&b->cfg), goal - b->unread);
         /* memory first: rows that have come must not be lost */
-        DLRNI_TRY(dlrni_buffer_hold(b, b->unread + want));
+        DLRNI_TRY(dlrni_buffer_reserve(b, b->unread + want));
         DLRNI_TRY(dlrni_buffer_receive(b, want, &n));
         dlrni_buffer_store(b, n);
     }
@@ -10977,7 +10984,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_refill(dlrn_buffer *b) {
 
 /* Makes rows available for a resampling. In the source's order only a batch is held, so that it
    reads ahead here; the order of the batches does not change. */
-DLRNI_INTERNAL dlrn_status dlrni_buffer_fill(dlrn_buffer *b, int64_t rows) {
+DLRNI_INTERNAL dlrn_status dlrni_buffer_read_ahead(dlrn_buffer *b, int64_t rows) {
     DLRNI_TRY(dlrni_buffer_refill(b));
     return b->cfg.shuffle ? DLRN_OK : dlrni_buffer_read(b, dlrni_min(rows, b->cfg.capacity));
 }
@@ -10986,9 +10993,9 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_fill(dlrn_buffer *b, int64_t rows) {
    becomes vacant: the drawn ones stand behind the unread ones, the last drawn first. A block of
    random entries is found and prefetched before any is used. */
 DLRNI_INTERNAL void dlrni_buffer_draw(dlrn_buffer *b, int64_t rows) {
-    int64_t *at[DLRNI_ROWS];
+    int64_t *at[DLRNI_COPY_ROWS];
     while (rows) {
-        int64_t n = dlrni_min(rows, DLRNI_ROWS);
+        int64_t n = dlrni_min(rows, DLRNI_COPY_ROWS);
         for (int64_t i = 0; i < n; i++) {
             at[i] =
                 dlrni_buffer_slot(b, (int64_t)dlrn_rng_below(&b->rng, (uint64_t)(b->unread - i)));
@@ -11114,7 +11121,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffe
     DLRNI_TRY(dlrni_check_buffer_state(b, state));
     if (state->has_position) DLRNI_TRY(dlrni_buffer_seek(b, state->source_position));
     b->unread = b->used = b->head = 0; /* what it held is dropped */
-    DLRNI_TRY(dlrni_buffer_hold(b, state->rows));
+    DLRNI_TRY(dlrni_buffer_reserve(b, state->rows));
     for (int64_t i = 0; i < state->rows; i++) {
         *dlrni_slot_entry(b, i) = i; /* slots in logical order */
         for (int k = 0; k < 2 && b->d[k]; k++) {
@@ -11305,6 +11312,26 @@ struct dlrni_recipe {
     void (*after_step)(
         dlrn_trainer *t); /* weights are new, lists are those of the step [nothing] */
 };
+
+/* BROKEN is final: some weights have moved, others have not, and no one knows which. */
+DLRNI_INTERNAL dlrn_status dlrni_check_broken(const dlrn_trainer *t) {
+    if (t->stage != DLRNI_BROKEN) return DLRN_OK;
+    return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT,
+                     "step %lld failed while it was writing the weights: this trainer cannot go "
+                     "on; resume from a checkpoint",
+                     (long long)t->step);
+}
+
+/* The number of the step in hand. After its update it is counted already. */
+DLRNI_INTERNAL int64_t dlrni_unfinished_step(const dlrn_trainer *t) {
+    return t->step - (t->stage != DLRNI_TAKEN);
+}
+
+/* The call that finishes the step in hand, for error texts. */
+DLRNI_INTERNAL const char *dlrni_finishing_call(const dlrn_trainer *t) {
+    return t->from_buffer ? "a call of dlrn_trainer_step"
+                          : "a call of dlrn_trainer_step_on with the same rows";
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>optimiser
@@ -11801,7 +11828,7 @@ DLRNI_INTERNAL int64_t dlrni_aux_scratch(const dlrn_trainer *t) {
     int64_t in = DLRNI_GROUP * t->dict->d_in, out = DLRNI_GROUP * t->dict->d_out;
     int64_t panel = DLRNI_GEMM_DEPTH * DLRNI_GROUP;
     int64_t forward = dlrni_aux_block(&t->w.aux) * t->w.aux.count;
-    int64_t backward = out + 3 * DLRNI_AUX_ROWS * DLRNI_GROUP;
+    int64_t backward = in + 2 * out + 3 * DLRNI_AUX_ROWS * DLRNI_GROUP;
     return (in + panel + dlrni_max(forward, backward)) * (int64_t)sizeof(float);
 }
 
@@ -11907,12 +11934,26 @@ DLRNI_INTERNAL void dlrni_aux_group_rows(const dlrn_trainer *t, dlrni_aux_group 
     dlrni_aux_outer(k, h, h->slope, xc, rows, d, h->encoder_grad);
 }
 
-/* Task, backward: the sums of one group of dead features over all rows. Its sums have no other
-   writer, and rows ascend: the same bits for any number of threads. */
+/* Sums of one run of rows, r0 .. end, into grad: atoms [count][d_out], behind them encoder rows
+   [count][d_in]. */
+DLRNI_INTERNAL void dlrni_aux_group_run(const dlrn_trainer *t, dlrni_aux_group *h, int64_t r0,
+                                        int64_t end, float *grad) {
+    int64_t d = t->dict->d_in, d_out = t->dict->d_out;
+    h->atom_grad = grad;
+    h->encoder_grad = grad + h->count * d_out;
+    memset(grad, 0, (size_t)(h->count * (d + d_out)) * sizeof *grad);
+    for (; r0 < end; r0 += DLRNI_AUX_ROWS)
+        dlrni_aux_group_rows(t, h, r0, dlrni_min(DLRNI_AUX_ROWS, end - r0));
+}
+
+/* Task, backward: the sums of one group of dead features over all rows, run by run (DLRNI_RUN). Its
+   sums have no other writer, and rows ascend: the same bits for any number of threads. */
 DLRNI_INTERNAL void dlrni_aux_group_task(void *arg, int64_t task, int worker) {
     const dlrn_trainer *t = (const dlrn_trainer *)arg;
     const dlrni_aux *a = &t->w.aux;
+    const int64_t n = t->w.batch.n, run = (int64_t)DLRNI_RUN * DLRNI_STRETCH;
     int64_t d = t->dict->d_in, d_out = t->dict->d_out, at = task * DLRNI_GROUP;
+    float *sum = a->grad + at * (d + d_out), *part;
     dlrni_aux_group h;
     h.feature = a->dead + a->first + at;
     h.count = dlrni_min(DLRNI_GROUP, a->sums - at);
@@ -11922,16 +11963,17 @@ DLRNI_INTERNAL void dlrni_aux_group_task(void *arg, int64_t task, int worker) {
     h.f = h.atom + DLRNI_GROUP * d_out;
     h.df = h.f + DLRNI_AUX_ROWS * DLRNI_GROUP;
     h.slope = h.df + DLRNI_AUX_ROWS * DLRNI_GROUP;
+    part = h.slope + DLRNI_AUX_ROWS * DLRNI_GROUP;
     h.bias_grad = a->bias_grad + at;
-    h.atom_grad = a->grad + at * (d + d_out);
-    h.encoder_grad = h.atom_grad + h.count * d_out;
-    /* encoder_grad lies right behind it */
-    memset(h.atom_grad, 0, (size_t)(h.count * (d + d_out)) * sizeof(float));
     memset(h.bias_grad, 0, (size_t)h.count * sizeof(double));
     dlrni_collect_rows(t->dict->param[DLRN_ENCODER], h.feature, h.count, d, h.encoder);
     dlrni_collect_rows(t->dict->param[DLRN_DECODER], h.feature, h.count, d_out, h.atom);
-    for (int64_t r0 = 0; r0 < t->w.batch.n; r0 += DLRNI_AUX_ROWS)
-        dlrni_aux_group_rows(t, &h, r0, dlrni_min(DLRNI_AUX_ROWS, t->w.batch.n - r0));
+    /* the first run needs no second array */
+    dlrni_aux_group_run(t, &h, 0, dlrni_min(run, n), sum);
+    for (int64_t r0 = run; r0 < n; r0 += run) {
+        dlrni_aux_group_run(t, &h, r0, dlrni_min(r0 + run, n), part);
+        t->ctx->k->axpy(1.0f, part, sum, h.count * (d + d_out));
+    }
 }
 
 /* The index of the first dead feature that is not below f (binary search). */
@@ -12696,8 +12738,9 @@ DLRNI_INTERNAL dlrn_status dlrni_top_k_first_batch(dlrn_trainer *t, const float 
     int64_t d = t->dict->d_out;
     /* it comes before the loss, which checks it otherwise */
     DLRNI_TRY(dlrni_check_batch(t, x, y, n));
-    double *at = DLRNI_NEW_ZERO(t->ctx, double, 2 * d), *next = at + d;
+    double *at = DLRNI_NEW_ZERO(t->ctx, double, 2 * d);
     if (!at) return DLRN_ERR_MEMORY;
+    double *next = at + d; /* only now: NULL + d is undefined */
     if (!y) y = x;
     /* starts from the mean */
     for (int64_t i = 0; i < n * d; i++) at[i % d] += (double)y[i] / (double)n;
@@ -13036,7 +13079,7 @@ DLRNI_INTERNAL dlrn_status dlrni_sample_buffer(dlrn_trainer *t, int64_t want, dl
     dlrn_rng rng = {t->cfg.seed, dlrni_draw_stream(t) | (uint64_t)1 << 62, 0};
     int64_t held, taken = 0;
     r->buffer = t->buffer;
-    DLRNI_TRY(dlrni_buffer_fill(t->buffer, want));
+    DLRNI_TRY(dlrni_buffer_read_ahead(t->buffer, want));
     held = t->buffer->unread; /* after the fill, which may read */
     r->n = dlrni_min(want, held);
     r->index = DLRNI_NEW(t->ctx, int64_t, r->n);
@@ -13175,6 +13218,9 @@ DLRNI_INTERNAL void dlrni_revive(dlrn_trainer *t, int64_t j, const float *x, con
     dlrni_input_row(t->dict, x, encoder);
     k->scale(encoder, (float)(norm / sqrt((double)k->dot(encoder, encoder, d))), d);
     t->dict->param[DLRN_ENCODER_BIAS][j] = 0;
+    /* a threshold that has outgrown all pre-activations would keep it dead */
+    if (t->dict->param[DLRN_THRESHOLD])
+        t->dict->param[DLRN_THRESHOLD][j] = (float)dlrni_family_named(t->dict->family)->threshold;
     dlrni_zero_moments(t, j, 1);
     t->since_fired[j] = 0; /* a full period to prove itself */
 }
@@ -13227,6 +13273,7 @@ DLRN_API dlrn_status dlrn_trainer_resample_on(dlrn_trainer *t, const float *x, c
     dlrni_sample rows = {x, y ? y : x, n, NULL, NULL, NULL, NULL};
     if (!resampled) resampled = &own; /* the caller does not want it */
     *resampled = 0;
+    DLRNI_TRY(dlrni_check_broken(t));
     DLRNI_TRY(dlrni_check_batch(t, x, y, n));
     if (t->cfg.compat) {
         *resampled = dlrni_resample_compat(t);
@@ -13576,22 +13623,11 @@ DLRNI_INTERNAL dlrn_status dlrni_go_on(dlrn_trainer *t, dlrn_train_stats *stats)
     return s;
 }
 
-/* BROKEN is final: some weights have moved, others have not, and no one knows which. */
-DLRNI_INTERNAL dlrn_status dlrni_check_broken(const dlrn_trainer *t) {
-    if (t->stage != DLRNI_BROKEN) return DLRN_OK;
-    return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT,
-                     "step %lld failed while it was writing the weights: this trainer cannot go "
-                     "on; resume from a checkpoint",
-                     (long long)t->step);
-}
-
 /* Refuses rows while another step is not finished: ignoring them silently would lose a batch. */
 DLRNI_INTERNAL dlrn_status dlrni_refuse_rows(const dlrn_trainer *t) {
-    return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT, "step %lld is not finished: expected %s",
-                     /* after the update the step is counted already */
-                     (long long)t->step - (t->stage != DLRNI_TAKEN),
-                     t->from_buffer ? "dlrn_trainer_step, not other rows"
-                                    : "a call of dlrn_trainer_step_on with the same rows");
+    return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT,
+                     "step %lld is not finished: expected %s, found other rows",
+                     (long long)dlrni_unfinished_step(t), dlrni_finishing_call(t));
 }
 
 DLRN_API dlrn_status dlrn_trainer_step_on(dlrn_trainer *t, const float *x, const float *y,
@@ -13855,9 +13891,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_saving(const dlrn_trainer *t, const char 
     DLRNI_TRY(dlrni_check_savable(t->dict, path));
     if (t->stage == DLRNI_READY || t->stage == DLRNI_RESAMPLING) return DLRN_OK;
     return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT,
-                     "%s: not written: step %lld is not finished (out of memory): call "
-                     "dlrn_trainer_step again first",
-                     path, (long long)t->step - (t->stage == DLRNI_LOGGING));
+                     "%s: not written: step %lld is not finished: expected %s first", path,
+                     (long long)dlrni_unfinished_step(t), dlrni_finishing_call(t));
 }
 
 /* The texts of a checkpoint's metadata. Their lengths are bounded: numbers and short words only. */
@@ -13956,39 +13991,35 @@ DLRNI_INTERNAL int dlrni_which_word(const dlrn_json *json, const char *key, cons
     return !strcmp(word, first) ? 0 : !strcmp(word, second) ? 1 : -1;
 }
 
-/* Every setting must be there: a default in place of a lost setting would change the run without a
-   word. Only files of version 0.1, which name no recipe, lack the MORE lists; the recipe's defaults
-   stand for these. Then come the settings that are not numbers. A setting out of range is refused
-   as from a caller (dlrni_settle_config), but its error names the file. */
-DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
-                                             const dlrn_json *json, dlrn_train_config *cfg) {
-    const char *name = dlrn_json_text(json, "recipe", NULL); /* version 0.1 had but one */
-    const dlrni_recipe *recipe = dlrni_recipe_named(name);
-    if (!recipe)
-        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: config.recipe: no recipe %.80s is known",
-                         dlrn_archive_path(a), name);
-    *cfg = dlrn_train_defaults(recipe->name);
+/* The settings that are numbers. Every one must be there: a default in place of a lost setting would
+   change the run without a word. Only files from before a setting lack it; the recipe's default,
+   which *cfg holds so far, then stands for it. */
+DLRNI_INTERNAL dlrn_status dlrni_read_numbers(dlrn_context *ctx, dlrn_archive *a,
+                                              const dlrn_json *json, dlrn_train_config *cfg) {
 #define DLRNI_READ_INTEGER(field, key, condition, wanted)                                          \
     if (!dlrni_json_signed(json, key, &cfg->field))                                                \
         return dlrni_checkpoint_lacks(a, ctx, "config." key);
 #define DLRNI_READ_REAL(field, key, condition, wanted)                                             \
     if (!dlrni_json_real(json, key, &cfg->field))                                                  \
         return dlrni_checkpoint_lacks(a, ctx, "config." key);
+#define DLRNI_READ_NEWER_INTEGER(field, key, condition, wanted)                                    \
+    if (dlrn_json_get(json, key)) DLRNI_READ_INTEGER(field, key, condition, wanted)
+#define DLRNI_READ_NEWER_REAL(field, key, condition, wanted)                                       \
+    if (dlrn_json_get(json, key)) DLRNI_READ_REAL(field, key, condition, wanted)
     DLRNI_CONFIG_INTEGERS(DLRNI_READ_INTEGER)
     DLRNI_CONFIG_REALS(DLRNI_READ_REAL)
+    DLRNI_CONFIG_MORE_INTEGERS(DLRNI_READ_NEWER_INTEGER)
+    DLRNI_CONFIG_MORE_REALS(DLRNI_READ_NEWER_REAL)
 #undef DLRNI_READ_INTEGER
 #undef DLRNI_READ_REAL
-    /* settings that came after version 0.1: a file from before a setting has its default */
-#define DLRNI_READ_INTEGER(field, key, condition, wanted)                                          \
-    if (dlrn_json_get(json, key) && !dlrni_json_signed(json, key, &cfg->field))                    \
-        return dlrni_checkpoint_lacks(a, ctx, "config." key);
-#define DLRNI_READ_REAL(field, key, condition, wanted)                                             \
-    if (dlrn_json_get(json, key) && !dlrni_json_real(json, key, &cfg->field))                      \
-        return dlrni_checkpoint_lacks(a, ctx, "config." key);
-    DLRNI_CONFIG_MORE_INTEGERS(DLRNI_READ_INTEGER)
-    DLRNI_CONFIG_MORE_REALS(DLRNI_READ_REAL)
-#undef DLRNI_READ_INTEGER
-#undef DLRNI_READ_REAL
+#undef DLRNI_READ_NEWER_INTEGER
+#undef DLRNI_READ_NEWER_REAL
+    return DLRN_OK;
+}
+
+/* The settings that are not numbers of their own list. */
+DLRNI_INTERNAL dlrn_status dlrni_read_words(dlrn_context *ctx, dlrn_archive *a,
+                                            const dlrn_json *json, dlrn_train_config *cfg) {
     const dlrn_json *compat = dlrn_json_get(json, "compat");
     int loss = dlrni_which_word(json, "loss", "norm", "squared");
     int sparsity = dlrni_which_word(json, "sparsity", "l1", "entropy");
@@ -14001,6 +14032,22 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
     cfg->loss = loss ? DLRN_LOSS_SQUARED : DLRN_LOSS_NORM;
     cfg->sparsity = sparsity ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1;
     cfg->compat = compat->number > 0; /* the reader holds booleans as 0 and 1 */
+    return DLRN_OK;
+}
+
+/* All settings. One out of range is refused as from a caller (dlrni_settle_config), but the error
+   names the file. */
+DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
+                                             const dlrn_json *json, dlrn_train_config *cfg) {
+    const char *name = dlrn_json_text(json, "recipe", NULL); /* version 0.1 had but one */
+    const dlrni_recipe *recipe = dlrni_recipe_named(name);
+    if (!recipe)
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: config.recipe: expected a name such as %s, found %.80s",
+                         dlrn_archive_path(a), dlrni_recipe_table[0].name, name);
+    *cfg = dlrn_train_defaults(recipe->name);
+    DLRNI_TRY(dlrni_read_numbers(ctx, a, json, cfg));
+    DLRNI_TRY(dlrni_read_words(ctx, a, json, cfg));
     if (dlrni_settle_config(ctx, cfg, &recipe) == DLRN_OK) return DLRN_OK;
     const char *colon = strchr(dlrn_error(ctx), ':'); /* behind the name of the struct */
     return dlrni_fail_in(ctx, DLRN_ERR_FORMAT, dlrn_archive_path(a), "config",
@@ -14047,6 +14094,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_unfinished(dlrn_trainer *t, dlrn_archive *
     DLRNI_STATS_REALS(DLRNI_READ_REAL)
 #undef DLRNI_READ_INTEGER
 #undef DLRNI_READ_REAL
+    /* the step is counted before its resampling begins */
+    if (t->step < 1) return dlrni_checkpoint_lacks(a, t->ctx, "unfinished");
     if (!t->buffer) return DLRN_OK; /* without rows there is nothing to resample from */
     t->from_buffer = 1;
     /* the next dlrn_trainer_step finishes that step */
@@ -14062,32 +14111,36 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_find(dlrn_context *ctx, dlrn_archive
     /* a lost tensor, or another program's file */
     if (*where < 0) return dlrni_checkpoint_lacks(a, ctx, want->name);
     const dlrn_tensor_info *info = dlrn_archive_info(a, *where);
+    char wanted[128], found[128];
     int same = info->dtype == want->dtype && info->ndim == want->ndim;
     /* ndim is equal here, so shape[i] exists in both */
     for (int i = 0; same && i < want->ndim; i++) same = info->shape[i] == want->shape[i];
     if (same) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_SHAPE,
-                     "%s: tensor %s: expected %s [%lld][%lld], found %s [%lld][%lld]",
-                     dlrn_archive_path(a), want->name, dlrn_dtype_name(want->dtype),
-                     (long long)want->shape[0], (long long)(want->ndim > 1 ? want->shape[1] : 1),
-                     dlrn_dtype_name(info->dtype), (long long)(info->ndim > 0 ? info->shape[0] : 1),
-                     (long long)(info->ndim > 1 ? info->shape[1] : 1));
+    dlrni_shape_text(want->shape, want->ndim, wanted, sizeof wanted);
+    dlrni_shape_text(info->shape, info->ndim, found, sizeof found);
+    return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: tensor '%s': expected %s [%s], found %s [%s]",
+                     dlrn_archive_path(a), want->name, dlrn_dtype_name(want->dtype), wanted,
+                     dlrn_dtype_name(info->dtype), found);
 }
 
-/* Checks the largest tensor before memory is taken: a small file cannot claim a dictionary of
-   terabytes. */
+/* Checks the two large tensors before memory is taken: a small file cannot claim a dictionary of
+   terabytes, be it by its inputs or by its outputs. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_size(dlrn_context *ctx, dlrn_archive *a,
                                                  const dlrn_train_config *cfg) {
-    dlrn_tensor_out want;
-    int64_t where;
-    memset(&want, 0, sizeof want);
-    /* every family has it */
-    want.name = "encoder_weight";
-    want.dtype = DLRN_F32;
-    want.ndim = 2;
-    want.shape[0] = cfg->features;
-    want.shape[1] = cfg->d_in;
-    return dlrni_checkpoint_find(ctx, a, &want, &where);
+    /* every family has both */
+    static const int roles[2] = {DLRN_ENCODER, DLRN_DECODER};
+    for (int i = 0; i < 2; i++) {
+        dlrn_tensor_out want;
+        int64_t where;
+        memset(&want, 0, sizeof want);
+        want.name = dlrni_role_table[roles[i]].name;
+        want.dtype = DLRN_F32;
+        want.ndim = 2;
+        want.shape[0] = cfg->features;
+        want.shape[1] = i ? cfg->d_out : cfg->d_in;
+        DLRNI_TRY(dlrni_checkpoint_find(ctx, a, &want, &where));
+    }
+    return DLRN_OK;
 }
 
 /* Moments [n] may be infinite, if the run overflowed, and stay so. They may not be NaN; a second
@@ -14175,6 +14228,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_rows(dlrn_trainer *t, dlrn_archive *a, int
     /* from here on freed with *b */
     if (!wide) return DLRN_ERR_MEMORY;
     DLRNI_TRY(dlrn_archive_read(a, where, wide));
+    /* a buffer holds no other rows: those of a source have been checked, too */
+    DLRNI_TRY(dlrni_check_weights(a, want.name, wide, 0, n));
     for (int64_t i = 0; b->store != DLRN_F32 && i < n; i++) { /* in place: 2 bytes for 4 */
         uint16_t h = b->store == DLRN_F16 ? dlrni_f32_to_f16(wide[i]) : dlrni_f32_to_bf16(wide[i]);
         memcpy((char *)wide + 2 * i, &h, sizeof h);
@@ -14252,8 +14307,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_given(dlrn_context *ctx, dlrn_archive *a,
     if (strcmp(recipe, cfg->recipe))
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected recipe %.80s, found %.80s", path,
                          recipe, cfg->recipe);
-    /* the configuration's, which a recipe that does not select leaves 0 */
-    if (given->k != cfg->k)
+    /* 0: as the run has it; a recipe that does not select saves 0, whatever it was given */
+    if (given->k && cfg->k && given->k != cfg->k)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected k %lld, found %lld", path,
                          (long long)given->k, (long long)cfg->k);
     /* any number other than 0 means yes */
@@ -14281,7 +14336,10 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archi
     if (given) DLRNI_TRY(dlrni_check_given(ctx, a, cfg, given));
     /* by the settings of the file: those given were compared with them */
     DLRNI_TRY(dlrni_checkpoint_size(ctx, a, cfg));
-    if (given) *cfg = *given;
+    if (!given) return DLRN_OK;
+    const int64_t k = cfg->k;
+    *cfg = *given;
+    cfg->k = k; /* the caller may have left it 0 */
     return DLRN_OK;
 }
 
@@ -14450,9 +14508,9 @@ DLRNI_INTERNAL double dlrni_row_sparsity(const dlrn_evaluator *e, const float *v
     for (int64_t p = 0; p < n; p++) sum += fabs((double)val[p]);
     if (e->cfg.sparsity == DLRN_SPARSITY_L1) return sum;
     for (int64_t p = 0; p < n && sum > 0; p++) {
-        /* magnitudes: an identity's features may be negative; 1e-8 as in training */
-        double q = fabs((double)val[p]) / (sum + 1e-8);
-        entropy -= q * log(q + 1e-8);
+        /* magnitudes: an identity's features may be negative */
+        double q = fabs((double)val[p]) / (sum + dlrni_entropy_eps);
+        entropy -= q * log(q + dlrni_entropy_eps);
     }
     return entropy;
 }
@@ -14638,21 +14696,14 @@ typedef struct dlrni_evaluation {
 /* Reads and measures a batch at a time, until there are enough rows or no more. */
 DLRNI_INTERNAL dlrn_status dlrni_measure_source(const dlrni_evaluation *j) {
     dlrn_evaluator *e = j->e;
-    const dlrn_source *src = j->source;
     for (;;) {
         int64_t batch = e->cfg.batch_size, n = 0;
         /* never more than the limit: exactly so many rows are measured */
         int64_t want = e->cfg.rows < 0 ? batch : dlrni_min(batch, e->cfg.rows - e->rows);
         /* enough rows */
         if (want <= 0) return DLRN_OK;
-        dlrn_status s = src->read(src->user, want, j->x, j->y, &n);
-        if (s == DLRN_END) return DLRN_OK;
-        if (s != DLRN_OK)
-            return dlrni_callback_error(e->ctx, s, "the source",
-                                        src->error ? src->error(src->user) : NULL);
-        /* more would have overrun the arrays; none would loop forever */
-        DLRNI_REQUIRE(e->ctx, n > 0 && n <= want,
-                      "the source gave no rows, or more than were wanted");
+        dlrn_status s = dlrni_source_read(e->ctx, j->source, want, j->x, j->y, &n);
+        if (s != DLRN_OK) return s == DLRN_END ? DLRN_OK : s;
         DLRNI_TRY(dlrn_evaluator_add(e, j->x, j->y, n));
         /* may stop the evaluation */
         if (j->progress) DLRNI_TRY(j->progress(j->user, e->rows));

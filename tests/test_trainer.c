@@ -649,32 +649,43 @@ TEST(recipes_do_not_depend_on_the_machine) {
 }
 
 /* The gradients of rows that are all nearly the same, 65,536 of them, are those of a short batch: a
-   running f32 sum would be off by 3e-4. */
+   running f32 sum would be off by 3e-4. With ghosts, those of dead features, too. */
 TEST(sums_over_long_batches) {
     enum { LONG = 65536, SHORT = 64, W = 16, G = 48 };
-    static float x[LONG * W], grad[2][G * W];
+    static float x[LONG * W], grad[2][3][G * W];
+    static const dlrn_role roles[3] = {DLRN_DECODER, DLRN_ENCODER, DLRN_OUTPUT_BIAS};
     dlrn_context *ctx = open_context("auto", 2);
-    dlrn_train_config cfg = dlrn_train_defaults(NULL);
-    dlrn_trainer *t = NULL;
-    double off = 0, size = 0;
-    cfg.d_in = W;
-    cfg.features = G;
     for (int i = 0; i < LONG * W; i++) {
         dlrn_rng rng = {4, (uint64_t)(i % (SHORT * W)), 0}; /* the short batch, over and over */
         x[i] = 1 + 1e-3f * dlrn_rng_normal(&rng);
     }
-    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
-    for (int k = 0; k < 2; k++) {
-        float *out[DLRN_ROLE_COUNT] = {0};
-        out[DLRN_DECODER] = grad[k];
-        CHECK_OK(ctx, dlrni_trainer_gradients(t, x, NULL, k ? LONG : SHORT, out));
+    for (int ghosts = 0; ghosts < 2; ghosts++) {
+        dlrn_train_config cfg = dlrn_train_defaults(NULL);
+        dlrn_trainer *t = NULL;
+        cfg.d_in = W;
+        cfg.features = G;
+        cfg.ghost_threshold = ghosts ? 1 : -1;
+        CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
+        for (int f = 0; f < G && ghosts; f++) {
+            t->since_fired[f] = 9;
+            t->dict->param[DLRN_ENCODER_BIAS][f] = -9; /* only the ghosts have gradients */
+        }
+        for (int k = 0; k < 2; k++) {
+            float *out[DLRN_ROLE_COUNT] = {0};
+            for (int i = 0; i < 3; i++) out[roles[i]] = grad[k][i];
+            CHECK_OK(ctx, dlrni_trainer_gradients(t, x, NULL, k ? LONG : SHORT, out));
+        }
+        for (int r = 0; r < 3; r++) {
+            double off = 0, size = 0;
+            for (int64_t i = 0; i < dlrni_role_size(t->dict, roles[r]); i++) {
+                off = fmax(off, fabs((double)grad[0][r][i] - (double)grad[1][r][i]));
+                size = fmax(size, fabs((double)grad[0][r][i]));
+            }
+            CHECK_MSG(size > 0 && off < 6e-5 * size, "ghosts %d, role %d: off by %g", ghosts, r,
+                      off / size);
+        }
+        dlrn_trainer_destroy(t);
     }
-    for (int i = 0; i < G * W; i++) {
-        off = fmax(off, fabs((double)grad[0][i] - (double)grad[1][i]));
-        size = fmax(size, fabs((double)grad[0][i]));
-    }
-    CHECK_MSG(off < 6e-5 * size, "off by %g", off / size);
-    dlrn_trainer_destroy(t);
     dlrn_context_destroy(ctx);
 }
 
@@ -870,6 +881,45 @@ TEST(the_dead_begin_again_from_rows) {
     dlrn_context_destroy(ctx);
 }
 
+/* A threshold that no row reaches any more goes back to where it began. */
+TEST(revived_features_have_a_threshold_of_their_beginning) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = dlrn_train_defaults("dl-jump_relu");
+    dlrn_trainer *t = NULL;
+    dlrn_train_stats stats;
+    int64_t revived = -1;
+    cfg.d_in = D;
+    cfg.features = F;
+    cfg.resample_steps = 40;
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
+    float *threshold = t->dict->param[DLRN_THRESHOLD], begun = threshold[0];
+    for (int j = 0; j < F; j++) threshold[j] = 1000;
+    t->since_fired[10] = 20;
+    CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, NULL, N, &revived));
+    CHECK(revived == 1 && fabsf(threshold[10] - begun) < 1e-9f && threshold[11] > 999);
+    CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, &stats));
+    CHECK(stats.l0 > 0 && t->since_fired[10] == 0);
+    dlrn_trainer_destroy(t);
+    dlrn_context_destroy(ctx);
+}
+
+/* A trainer with half of its weights written takes no rows for anything. */
+TEST(a_broken_trainer_refuses_all) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    cfg.resample_steps = 40;
+    dlrn_trainer *t = make_trainer(ctx, &cfg);
+    t->stage = DLRNI_BROKEN;
+    uint64_t before = fingerprint(t);
+    CHECK_STATUS(dlrn_trainer_step_on(t, rows_x, NULL, N, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_trainer_resample_on(t, rows_x, NULL, N, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_trainer_save(t, tmp_path("broken.safetensors")), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "resume from a checkpoint");
+    CHECK(fingerprint(t) == before);
+    dlrn_trainer_destroy(t);
+    dlrn_context_destroy(ctx);
+}
+
 TEST(resampling_with_too_few_rows_or_nothing_alive) {
     dlrn_context *ctx = open_context("auto", 1);
     dlrn_train_config cfg = small_config();
@@ -1057,7 +1107,7 @@ TEST(checkpoints_that_lie) {
          "config: beta1: expected a number from 0 below 1, found 7.9", DLRN_ERR_FORMAT},
         {"beta1\\\": 0.9", "beta1\\\": nul", "JSON, line 1, byte", DLRN_ERR_FORMAT},
         {"checkpoint 1", "checkpoint 2", "\"format\" is missing or malformed", DLRN_ERR_FORMAT},
-        {"dict_size\\\": ", "dict_size\\\":9", "tensor encoder_weight: expected F32 [9",
+        {"dict_size\\\": ", "dict_size\\\":9", "tensor 'encoder_weight': expected F32 [9",
          DLRN_ERR_SHAPE},
         {"steps_since_fired", "steps_since_found", "\"steps_since_fired\" is missing or malformed",
          DLRN_ERR_FORMAT},
@@ -1193,7 +1243,7 @@ TEST(a_run_is_not_resumed_on_fewer_rows) {
     dlrn_buffer_destroy(b);
     b = make_buffer(ctx);
     ((dlrni_array_source *)b->source.user)->rows = 20;
-    CHECK_OK(ctx, dlrni_buffer_fill(b, 0));
+    CHECK_OK(ctx, dlrni_buffer_read_ahead(b, 0));
     int64_t held = b->unread;
     CHECK_STATUS(dlrn_trainer_resume(ctx, path, NULL, b, &t), DLRN_ERR_ARGUMENT);
     CHECK_STR(
@@ -1307,7 +1357,8 @@ TEST(an_unfinished_step_refuses_other_rows) {
     CHECK_STATUS(s, DLRN_STOPPED);
     uint64_t before = fingerprint(t);
     CHECK_STATUS(dlrn_trainer_step_on(t, rows_x, NULL, N, NULL), DLRN_ERR_ARGUMENT);
-    CHECK_STR(dlrn_error(ctx), "is not finished: expected dlrn_trainer_step, not other rows");
+    CHECK_STR(dlrn_error(ctx),
+              "is not finished: expected a call of dlrn_trainer_step, found other rows");
     CHECK(fingerprint(t) == before);
     polls = 100;
     CHECK_OK(ctx, dlrn_trainer_step(t, NULL));
@@ -1336,6 +1387,7 @@ TEST(a_resampling_measures_a_sample) {
     dlrn_context *ctx = open_context("auto", 1);
     for (int shuffle = 0; shuffle < 2; shuffle++) {
         dlrn_train_config cfg = small_config();
+        static const uint64_t moved[2][2] = {{1, 0}, {0, 1}}; /* seed, step */
         dlrn_buffer_config of = dlrn_buffer_defaults();
         dlrn_source source;
         dlrn_buffer *b = NULL;
@@ -1359,9 +1411,59 @@ TEST(a_resampling_measures_a_sample) {
             late += sample[0].index[i] >= MANY / 2;
         }
         CHECK_MSG(!shuffle || (late > 30 && late < 70), "%d of 100 from the later half", (int)late);
+        for (int k = 0; k < 2; k++) { /* another seed, and another step: other rows */
+            dlrni_sample_free(ctx, &sample[1]);
+            memset(&sample[1], 0, sizeof sample[1]);
+            t->cfg.seed = cfg.seed + moved[k][0], t->step = (int64_t)moved[k][1];
+            CHECK_OK(ctx, dlrni_sample_buffer(t, 100, &sample[1]));
+            CHECK(!shuffle || memcmp(sample[0].index, sample[1].index, 100 * sizeof(int64_t)) != 0);
+        }
         for (int k = 0; k < 2; k++) dlrni_sample_free(ctx, &sample[k]);
         dlrn_trainer_destroy(t);
         dlrn_buffer_destroy(b);
+    }
+    dlrn_context_destroy(ctx);
+}
+
+/* A row that is not finite ends a run, but what was learnt before it can be saved; the next call
+   goes on behind the rows that were refused, and so does a resumed run. */
+TEST(a_run_with_a_bad_row_is_saved) {
+    enum { BAD = 200 };
+    static float x[MANY * D];
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    dlrn_buffer_config of = dlrn_buffer_defaults();
+    const char *path = tmp_path("bad_row.safetensors");
+    dlrn_buffer *b[2] = {NULL, NULL};
+    dlrn_trainer *t[2] = {NULL, NULL};
+    memcpy(x, many_rows(), sizeof x);
+    x[BAD * D + 2] = (float)NAN;
+    of.capacity = 100;
+    of.read_rows = 30;
+    of.batch_rows = 16;
+    for (int k = 0; k < 2; k++) {
+        dlrn_source source;
+        CHECK_OK(ctx, dlrn_source_from_array(ctx, x, NULL, MANY, D, 0, 1, &source));
+        CHECK_OK(ctx, dlrn_buffer_create(ctx, &of, &source, 1, &b[k]));
+    }
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, b[0], &t[0]));
+    dlrn_status s = DLRN_OK;
+    while (s == DLRN_OK) s = dlrn_trainer_step(t[0], NULL);
+    CHECK_STATUS(s, DLRN_ERR_VALUE);
+    CHECK_STR(dlrn_error(ctx), "source: x, row 200, column 2: expected a finite number, found nan");
+    CHECK(t[0]->step > 0);
+    CHECK_OK(ctx, dlrn_trainer_save(t[0], path));
+    CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, b[1], &t[1]));
+    CHECK(fingerprint(t[1]) == fingerprint(t[0]));
+    for (int k = 0; k < 2; k++) {
+        while ((s = dlrn_trainer_step(t[k], NULL)) == DLRN_OK) continue;
+        CHECK_STATUS(s, DLRN_END);
+        CHECK(b[k]->rows_read == MANY); /* refused ones are counted */
+    }
+    CHECK(fingerprint(t[1]) == fingerprint(t[0]));
+    for (int k = 0; k < 2; k++) {
+        dlrn_trainer_destroy(t[k]);
+        dlrn_buffer_destroy(b[k]);
     }
     dlrn_context_destroy(ctx);
 }
@@ -1438,6 +1540,8 @@ int main(int argc, char **argv) {
     RUN(what_is_not_finite_is_named_and_changes_nothing);
     RUN(a_configuration_out_of_range_is_refused);
     RUN(the_dead_begin_again_from_rows);
+    RUN(revived_features_have_a_threshold_of_their_beginning);
+    RUN(a_broken_trainer_refuses_all);
     RUN(resampling_with_too_few_rows_or_nothing_alive);
     RUN(weights_are_squared_losses);
     RUN(rows_are_drawn_by_weight);
@@ -1453,6 +1557,7 @@ int main(int argc, char **argv) {
     RUN(an_unfinished_step_refuses_other_rows);
     RUN(losses_that_nobody_asks_for);
     RUN(a_resampling_measures_a_sample);
+    RUN(a_run_with_a_bad_row_is_saved);
     RUN(what_is_not_finite_is_not_saved);
     RUN(a_whole_run_ends_with_the_data_or_when_told);
     return TEST_END();
