@@ -453,6 +453,13 @@ wrong "before --recipe, too" "--entropy: not a setting of recipe dl-top_k" \
     $run --entropy --recipe dl-top_k --save-dir "$d/none"
 status "a rate that falls" 0 $run --steps 20 --decay-start 10 --save-dir "$d/falls"
 says "is at its height before" '"step": 10, .*"lr": 0.001, ' "$d/falls/log.jsonl"
+status "resumed for longer" 0 $run --steps 30 --decay-start 10 --save-dir "$d/falls" --resume
+says "tells that the rate changes" \
+    "^dictlearn: $d/falls: --steps was 20 and is 30: from step 10 on the rate falls to 0 there$" \
+    "$d/err"
+says "and has it" '"step": 20, .*"lr": 0.0005, ' "$d/falls/log.jsonl"
+status "resumed for as long" 0 $run --steps 30 --decay-start 10 --save-dir "$d/falls" --resume
+check_fails "is silent" grep -q "steps was" "$d/err"
 wrong "a decay after the end" "--decay-start: expected a step before the last" \
     $run --steps 10 --decay-start 10 --save-dir "$d/none"
 wrong "--layout without a dictionary" "--layout: goes with --init" \
