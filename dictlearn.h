@@ -10600,6 +10600,11 @@ struct dlrn_buffer {
     int64_t head;      /* entry of the first unread row; 0 with shuffling            */
     int64_t unread;    /* rows held and not given out yet                            */
     int64_t rows_read; /* rows taken from the source so far                         */
+    /* After a read that failed a checkpoint goes back before it: a run that is resumed with a
+       filter loses the bad rows alone, and not all that came with them. */
+    int goes_back;       /* 1: the last read failed, and began at refused_at            */
+    uint64_t refused_at; /* position of the source                                      */
+    int64_t refused;     /* rows of it, counted in rows_read                            */
     char **segment; /* [all of them] each: its piece of the list [n], x [n][d] and, with a target, y
                        [n][d] of type cfg.store; n is 1 << shift, but for the last  */
     float *out[2];  /* [batch_rows][d] the batch handed out: x, y                   */
@@ -10912,15 +10917,26 @@ DLRNI_INTERNAL dlrn_status dlrni_check_storable(const dlrn_buffer *b, int which,
 /* Takes up to `want` rows from the source into b->in; *n == 0 and b->ended at its end. A source may
    give fewer than it was asked for. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_receive(dlrn_buffer *b, int64_t want, int64_t *n) {
-    dlrn_status s = dlrni_source_read(b->ctx, &b->source, want, b->in[0], b->in[1], n);
+    dlrn_source *src = &b->source;
+    b->refused = 0;
+    b->goes_back =
+        src->position && src->seek && src->position(src->user, &b->refused_at) == DLRN_OK;
+    dlrn_status s = dlrni_source_read(b->ctx, src, want, b->in[0], b->in[1], n);
+    /* rows that came before a stop are the source's to keep */
+    if (s == DLRN_END || s == DLRN_STOPPED) b->goes_back = 0;
     if (s == DLRN_END) {
         b->ended = 1;
         *n = 0;
         return DLRN_OK;
     }
+    if (s != DLRN_OK) return s;
     for (int i = 0; s == DLRN_OK && i < 2 && b->d[i]; i++) s = dlrni_check_storable(b, i, *n);
     /* refused rows have been taken, too: the next error still names the right row */
-    if (s == DLRN_OK || s == DLRN_ERR_VALUE) b->rows_read += *n;
+    b->rows_read += *n;
+    if (s == DLRN_OK)
+        b->goes_back = 0;
+    else
+        b->refused = *n;
     return s;
 }
 
@@ -11080,10 +11096,12 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_export(const dlrn_buffer *b, dlrni_buffe
     state->rng = b->rng;
     state->source_ended = b->ended;
     state->filling = b->filling;
-    state->rows_read = b->rows_read;
+    state->rows_read = b->rows_read - (b->goes_back ? b->refused : 0);
     /* a position is of use only if the source can also return to it */
     state->has_position = b->source.position != NULL && b->source.seek != NULL;
     if (!state->has_position) return DLRN_OK;
+    state->source_position = b->refused_at;
+    if (b->goes_back) return DLRN_OK;
     dlrn_status s = b->source.position(b->source.user, &state->source_position);
     return s == DLRN_OK ? s : dlrn_fail(b->ctx, s, "the source cannot tell its position");
 }
@@ -11121,6 +11139,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffe
     DLRNI_TRY(dlrni_check_buffer_state(b, state));
     if (state->has_position) DLRNI_TRY(dlrni_buffer_seek(b, state->source_position));
     b->unread = b->used = b->head = 0; /* what it held is dropped */
+    b->goes_back = 0;
     DLRNI_TRY(dlrni_buffer_reserve(b, state->rows));
     for (int64_t i = 0; i < state->rows; i++) {
         *dlrni_slot_entry(b, i) = i; /* slots in logical order */

@@ -286,7 +286,7 @@ says "after what was saved" "^dictlearn: $d/late: ended by an error after [0-9]*
 says "with its last step" '"step": [1-9]*[1-9], ' "$d/late/log.jsonl"
 status "it evaluates" 0 "$dl" eval --dict "$d/late" --data "$d/zeros.npy"
 status "it goes on without that row" 0 "$dl" train --resume --save-dir "$d/late" --skip-nonfinite
-says "to the end" '"step": 93, ' "$d/late/log.jsonl"
+says "to the end, without that row alone" '"step": 93, ' "$d/late/log.jsonl"
 status "more steps than data" 0 "$dl" train --data "$d/zeros.npy" --batch-size 512 --n-ctxs 8 \
     --steps 1000 --save-dir "$d/ends"
 says "says how many were made" "$d/ends: the data has ended after 6 steps of 1000 asked for, saved" \

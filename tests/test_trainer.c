@@ -1425,45 +1425,49 @@ TEST(a_resampling_measures_a_sample) {
     dlrn_context_destroy(ctx);
 }
 
-/* A row that is not finite ends a run, but what was learnt before it can be saved; the next call
-   goes on behind the rows that were refused, and so does a resumed run. */
+/* A row that is not finite ends a run, but what was learnt before it can be saved. The next call goes
+   on behind the rows that were refused with it; a resumed run begins with them again, fails as the
+   first did, and with a filter loses the bad row alone. */
 TEST(a_run_with_a_bad_row_is_saved) {
-    enum { BAD = 200 };
+    enum { BAD = 200, RUNS = 3 };
     static float x[MANY * D];
     dlrn_context *ctx = open_context("auto", 1);
     dlrn_train_config cfg = small_config();
     dlrn_buffer_config of = dlrn_buffer_defaults();
     const char *path = tmp_path("bad_row.safetensors");
-    dlrn_buffer *b[2] = {NULL, NULL};
-    dlrn_trainer *t[2] = {NULL, NULL};
     memcpy(x, many_rows(), sizeof x);
     x[BAD * D + 2] = (float)NAN;
     of.capacity = 100;
     of.read_rows = 30;
     of.batch_rows = 16;
-    for (int k = 0; k < 2; k++) {
+    uint64_t learnt = 0;
+    for (int run = 0; run < RUNS; run++) {
         dlrn_source source;
+        dlrn_buffer *b = NULL;
+        dlrn_trainer *t = NULL;
+        dlrn_status s = DLRN_OK;
         CHECK_OK(ctx, dlrn_source_from_array(ctx, x, NULL, MANY, D, 0, 1, &source));
-        CHECK_OK(ctx, dlrn_buffer_create(ctx, &of, &source, 1, &b[k]));
-    }
-    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, b[0], &t[0]));
-    dlrn_status s = DLRN_OK;
-    while (s == DLRN_OK) s = dlrn_trainer_step(t[0], NULL);
-    CHECK_STATUS(s, DLRN_ERR_VALUE);
-    CHECK_STR(dlrn_error(ctx), "source: x, row 200, column 2: expected a finite number, found nan");
-    CHECK(t[0]->step > 0);
-    CHECK_OK(ctx, dlrn_trainer_save(t[0], path));
-    CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, b[1], &t[1]));
-    CHECK(fingerprint(t[1]) == fingerprint(t[0]));
-    for (int k = 0; k < 2; k++) {
-        while ((s = dlrn_trainer_step(t[k], NULL)) == DLRN_OK) continue;
+        if (run == 2) CHECK_OK(ctx, dlrn_source_finite(ctx, &source, 1, NULL, &source));
+        CHECK_OK(ctx, dlrn_buffer_create(ctx, &of, &source, 1, &b));
+        if (run) {
+            CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, b, &t));
+            CHECK(fingerprint(t) == learnt);
+        } else
+            CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, b, &t));
+        while (s == DLRN_OK) s = dlrn_trainer_step(t, NULL);
+        CHECK_STATUS(s, run < 2 ? DLRN_ERR_VALUE : DLRN_END);
+        if (run < 2)
+            CHECK_STR(dlrn_error(ctx),
+                      "source: x, row 200, column 2: expected a finite number, found nan");
+        if (!run) {
+            CHECK_OK(ctx, dlrn_trainer_save(t, path));
+            learnt = fingerprint(t);
+        }
+        while (run < 2 && (s = dlrn_trainer_step(t, NULL)) == DLRN_OK) continue;
         CHECK_STATUS(s, DLRN_END);
-        CHECK(b[k]->rows_read == MANY); /* refused ones are counted */
-    }
-    CHECK(fingerprint(t[1]) == fingerprint(t[0]));
-    for (int k = 0; k < 2; k++) {
-        dlrn_trainer_destroy(t[k]);
-        dlrn_buffer_destroy(b[k]);
+        CHECK(b->rows_read == (run < 2 ? MANY : MANY - 1));
+        dlrn_trainer_destroy(t);
+        dlrn_buffer_destroy(b);
     }
     dlrn_context_destroy(ctx);
 }
