@@ -10545,8 +10545,8 @@ DLRN_API dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *so
     return DLRN_OK;
 }
 
-/* Reads up to `want` rows: DLRN_OK with 1 to `want` of them, DLRN_END, or an error with the source's
-   own text. */
+/* Reads up to `want` rows: DLRN_OK with 1 to `want` of them, DLRN_END, or an error with the text of
+   the source. */
 DLRNI_INTERNAL dlrn_status dlrni_source_read(dlrn_context *ctx, const dlrn_source *source,
                                              int64_t want, float *x, float *y, int64_t *n) {
     *n = 0;
@@ -10633,10 +10633,17 @@ DLRN_API dlrn_buffer_config dlrn_buffer_defaults(void) {
 /* A batch must fit into the buffer, or it would never become complete. */
 DLRNI_INTERNAL dlrn_status dlrni_check_buffer_config(dlrn_context *ctx,
                                                      const dlrn_buffer_config *cfg) {
-    DLRNI_REQUIRE(ctx, cfg->capacity > 0 && cfg->read_rows > 0 && cfg->batch_rows > 0,
-                  "capacity, read_rows and batch_rows must be positive");
-    DLRNI_REQUIRE(ctx, cfg->store == DLRN_F32 || cfg->store == DLRN_F16 || cfg->store == DLRN_BF16,
-                  "rows are stored as F32, F16 or BF16");
+    const int64_t counts[] = {cfg->capacity, cfg->read_rows, cfg->batch_rows};
+    static const char *const names[] = {"capacity", "read_rows", "batch_rows"};
+    for (int i = 0; i < 3; i++)
+        if (counts[i] < 1)
+            return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                             "dlrn_buffer_config: %s: expected a number from 1, found %lld",
+                             names[i], (long long)counts[i]);
+    if (cfg->store != DLRN_F32 && cfg->store != DLRN_F16 && cfg->store != DLRN_BF16)
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                         "dlrn_buffer_config: store: expected F32, F16 or BF16, found type %d",
+                         (int)cfg->store);
     if (cfg->capacity >= cfg->batch_rows) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                      "a buffer of %lld rows (capacity) cannot give batches of %lld (batch_rows)",
@@ -11103,7 +11110,9 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_export(const dlrn_buffer *b, dlrni_buffe
     state->source_position = b->refused_at;
     if (b->goes_back) return DLRN_OK;
     dlrn_status s = b->source.position(b->source.user, &state->source_position);
-    return s == DLRN_OK ? s : dlrn_fail(b->ctx, s, "the source cannot tell its position");
+    if (s == DLRN_OK) return s;
+    return dlrni_callback_error(b->ctx, s, "the source, telling its position,",
+                                b->source.error ? b->source.error(b->source.user) : NULL);
 }
 
 /* Whether a saved state fits this buffer: stored type, target, number of rows. Other rows would
@@ -11126,7 +11135,9 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_seek(dlrn_buffer *b, uint64_t position) 
     /* the error text says where the source was meant to go */
     char who[64];
     if (!from->seek)
-        return dlrn_fail(b->ctx, DLRN_ERR_ARGUMENT, "the source cannot go back to where it was");
+        return dlrn_fail(b->ctx, DLRN_ERR_ARGUMENT,
+                         "expected a source that can go to position %llu, found one without seek",
+                         (unsigned long long)position);
     dlrni_print(who, sizeof who, "the source, on its way to %llu,", (unsigned long long)position);
     dlrn_status s = from->seek(from->user, position);
     if (s == DLRN_OK) return s;
@@ -11201,8 +11212,13 @@ typedef enum dlrni_stage {
    tenth of that. Batches of up to 8192 rows, the default, are summed in one run. */
 enum { DLRNI_RUN = 4 };
 
-#define DLRNI_LIST_BUDGET ((int64_t)16 << 20) /* entries of a wave; 8 bytes each */
-#define DLRNI_DENSE 0.1 /* share of active features from which on rows are shared */
+/* Entries of a wave, 8 bytes each. 128 MB hold the lists of a default batch (8192 rows) in one wave
+   as long as at most 2048 features a row are active: training soon has fewer. */
+#define DLRNI_LIST_BUDGET ((int64_t)16 << 20)
+
+/* Share of active features from which on groups and blocks go through the rows together. Chooses
+   between two ways to the same bits; to tune, time a step at shares around it. */
+#define DLRNI_DENSE 0.1
 
 /* Everything that has one entry a row of the batch, in one block of memory. */
 typedef struct dlrni_batch {
@@ -11714,7 +11730,8 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
     /* checked, since n comes from the caller */
     if (!dlrni_mul(in + out + 4 * wide + 2 * narrow, n, &bytes) ||
         !dlrni_add(bytes, arrays * DLRNI_ALIGN, &bytes))
-        return dlrn_fail(t->ctx, DLRN_ERR_MEMORY, "a batch of this size does not fit in memory");
+        return dlrn_fail(t->ctx, DLRN_ERR_MEMORY, "a batch of %lld rows does not fit in memory",
+                         (long long)n);
     char *base = DLRNI_NEW(t->ctx, char, bytes);
     if (!base) return DLRN_ERR_MEMORY;
     dlrn_free(t->ctx, b->xc);
@@ -11742,8 +11759,10 @@ DLRNI_INTERNAL dlrn_status dlrni_check_rows(dlrn_trainer *t, const char *name, c
         if (t->ctx->k->dot(x + i * d, x + i * d, d) <= FLT_MAX) continue;
         for (int64_t c = 0; c < d; c++)
             if (!(fabsf(x[i * d + c]) <= FLT_MAX))
-                return dlrn_fail(t->ctx, DLRN_ERR_VALUE, "step %lld: %s [%lld][%lld] is not finite",
-                                 (long long)t->step, name, (long long)i, (long long)c);
+                return dlrn_fail(t->ctx, DLRN_ERR_VALUE,
+                                 "step %lld: %s [%lld][%lld]: expected a finite number, found %g",
+                                 (long long)t->step, name, (long long)i, (long long)c,
+                                 (double)x[i * d + c]);
     }
     return DLRN_OK;
 }
@@ -13133,8 +13152,9 @@ DLRNI_INTERNAL dlrn_status dlrni_row_losses(dlrn_trainer *t, dlrn_encoder *encod
         /* one infinite weight would win every draw */
         if (!(loss[i] <= FLT_MAX))
             return dlrn_fail(t->ctx, DLRN_ERR_VALUE,
-                             "resampling after step %lld: a row's loss is not finite",
-                             (long long)t->step - 1);
+                             "resampling after step %lld: a row's loss: expected a finite number, "
+                             "found %g",
+                             (long long)t->step - 1, (double)loss[i]);
         dlrni_input_row(t->dict, x + i * d, xc);
         if (!(k->dot(xc, xc, d) > 0) || !(k->dot(y + i * d_out, y + i * d_out, d_out) > 0))
             loss[i] = 0;
@@ -14010,11 +14030,11 @@ DLRNI_INTERNAL int dlrni_which_word(const dlrn_json *json, const char *key, cons
     return !strcmp(word, first) ? 0 : !strcmp(word, second) ? 1 : -1;
 }
 
-/* The settings that are numbers. Every one must be there: a default in place of a lost setting would
+/* The settings that are numbers. Every one must be there: a default in place of a lost one would
    change the run without a word. Only files from before a setting lack it; the recipe's default,
    which *cfg holds so far, then stands for it. */
-DLRNI_INTERNAL dlrn_status dlrni_read_numbers(dlrn_context *ctx, dlrn_archive *a,
-                                              const dlrn_json *json, dlrn_train_config *cfg) {
+DLRNI_INTERNAL dlrn_status dlrni_read_settings(dlrn_context *ctx, dlrn_archive *a,
+                                               const dlrn_json *json, dlrn_train_config *cfg) {
 #define DLRNI_READ_INTEGER(field, key, condition, wanted)                                          \
     if (!dlrni_json_signed(json, key, &cfg->field))                                                \
         return dlrni_checkpoint_lacks(a, ctx, "config." key);
@@ -14036,9 +14056,9 @@ DLRNI_INTERNAL dlrn_status dlrni_read_numbers(dlrn_context *ctx, dlrn_archive *a
     return DLRN_OK;
 }
 
-/* The settings that are not numbers of their own list. */
-DLRNI_INTERNAL dlrn_status dlrni_read_words(dlrn_context *ctx, dlrn_archive *a,
-                                            const dlrn_json *json, dlrn_train_config *cfg) {
+/* The settings that are words, a truth value or all 64 bits of a number. */
+DLRNI_INTERNAL dlrn_status dlrni_read_choices(dlrn_context *ctx, dlrn_archive *a,
+                                              const dlrn_json *json, dlrn_train_config *cfg) {
     const dlrn_json *compat = dlrn_json_get(json, "compat");
     int loss = dlrni_which_word(json, "loss", "norm", "squared");
     int sparsity = dlrni_which_word(json, "sparsity", "l1", "entropy");
@@ -14065,8 +14085,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
                          "%s: config.recipe: expected a name such as %s, found %.80s",
                          dlrn_archive_path(a), dlrni_recipe_table[0].name, name);
     *cfg = dlrn_train_defaults(recipe->name);
-    DLRNI_TRY(dlrni_read_numbers(ctx, a, json, cfg));
-    DLRNI_TRY(dlrni_read_words(ctx, a, json, cfg));
+    DLRNI_TRY(dlrni_read_settings(ctx, a, json, cfg));
+    DLRNI_TRY(dlrni_read_choices(ctx, a, json, cfg));
     if (dlrni_settle_config(ctx, cfg, &recipe) == DLRN_OK) return DLRN_OK;
     const char *colon = strchr(dlrn_error(ctx), ':'); /* behind the name of the struct */
     return dlrni_fail_in(ctx, DLRN_ERR_FORMAT, dlrn_archive_path(a), "config",
@@ -14092,8 +14112,12 @@ DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a
     /* *f is the family's formula so far: gate and selection cannot differ from it */
     if (gate != (int64_t)f->gate || select != (int64_t)f->select || center < 0 ||
         center > DLRN_CENTER_INPUT_BIAS || !(f->scale_out >= 1 && f->scale_out <= 1))
-        return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: the formula is not one that this recipe trains",
-                         dlrn_archive_path(a));
+        return dlrn_fail(ctx, DLRN_ERR_FORMAT,
+                         "%s: formula: expected gate %d, select %d, a center from 0 to %d and "
+                         "scale_out 1, found %lld, %lld, %lld and %g",
+                         dlrn_archive_path(a), (int)f->gate, (int)f->select,
+                         (int)DLRN_CENTER_INPUT_BIAS, (long long)gate, (long long)select,
+                         (long long)center, f->scale_out);
     f->center = (dlrn_center)center;
     /* the caller checks it against the number of features */
     f->k = k;

@@ -635,7 +635,7 @@ TEST(what_the_source_cannot_do_is_told) {
     source.seek = not_there;
     b = make_buffer(ctx, &cfg, &source);
     CHECK_STATUS(dlrni_buffer_export(b, &state), DLRN_ERR_CALLBACK);
-    CHECK_STR(dlrn_error(ctx), "the source cannot tell its position");
+    CHECK_STR(dlrn_error(ctx), "the source, telling its position, failed: ");
     state.has_position = 1;
     state.source_position = 17;
     CHECK_STATUS(dlrni_buffer_import(b, &state), DLRN_ERR_CALLBACK);
@@ -700,8 +700,8 @@ TEST(a_source_that_lies_is_told_off) {
         t.piece = lie < 0 ? 1 : 0, t.lie = lie;
         dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
         CHECK_STATUS(dlrn_buffer_next(b, &x, &y, &n), DLRN_ERR_CALLBACK);
-        CHECK_STR(dlrn_error(ctx), lie < 0 ? "expected 1 to 20 rows, found 0"
-                                           : "expected 1 to 20 rows, found 21");
+        CHECK_STR(dlrn_error(ctx),
+                  lie < 0 ? "expected 1 to 20 rows, found 0" : "expected 1 to 20 rows, found 21");
         dlrn_buffer_destroy(b);
     }
     for (int c = 0; c < 2; c++) {

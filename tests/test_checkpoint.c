@@ -187,12 +187,14 @@ TEST(recipe_family_and_formula) {
             "family: expected AutoEncoderTopK for recipe dl-top_k, found AutoEncoder");
     altered("{", "\"family\":\"AutoEncoder\"", "\"family\":\"IdentityDict\"", DLRN_ERR_FORMAT,
             "family: expected AutoEncoder for recipe reference, found IdentityDict");
-    altered(formula, "\\\"gate\\\": 0", "\\\"gate\\\": 1", DLRN_ERR_FORMAT,
-            "the formula is not one");
+    altered(
+        formula, "\\\"gate\\\": 0", "\\\"gate\\\": 1", DLRN_ERR_FORMAT,
+        "formula: expected gate 0, select 0, a center from 0 to 2 and scale_out 1, found 1, 0, 1 "
+        "and 1");
     altered(formula, "\\\"center\\\": 1", "\\\"center\\\": 2", DLRN_ERR_FORMAT,
             "\"input_bias\" is missing");
     altered(formula, "\\\"center\\\": 1", "\\\"center\\\": 7", DLRN_ERR_FORMAT,
-            "the formula is not one");
+            "found 0, 0, 7 and 1");
 }
 
 /* Trainers of the other recipes come back whole: selection, mean threshold, counters in rows. */
@@ -384,7 +386,8 @@ TEST(another_buffer) {
            "buffer: expected at most the buffer's 16 rows, found 24");
     dlrn_buffer *b = make_buffer(DLRN_BF16, CAPACITY, 1);
     b->source.seek = NULL;
-    refuse(good, NULL, b, DLRN_ERR_ARGUMENT, "cannot go back");
+    refuse(good, NULL, b, DLRN_ERR_ARGUMENT,
+           "expected a source that can go to position 40, found one without seek");
     cfg.features = F + 1;
     refuse(good, &cfg, NULL, DLRN_ERR_SHAPE,
            "expected a trainer of 4 x 13 (output 4), found 4 x 12 (output 4)");

@@ -787,9 +787,9 @@ TEST(what_is_not_finite_is_named_and_changes_nothing) {
     x[3 * D + 5] = (float)INFINITY;
     uint64_t before = fingerprint(t);
     CHECK_STATUS(dlrn_trainer_step_on(t, x, NULL, N, NULL), DLRN_ERR_VALUE);
-    CHECK_STR(dlrn_error(ctx), "x [3][5]");
+    CHECK_STR(dlrn_error(ctx), "x [3][5]: expected a finite number, found inf");
     CHECK_STATUS(dlrn_trainer_step_on(t, rows_x, x, N, NULL), DLRN_ERR_VALUE);
-    CHECK_STR(dlrn_error(ctx), "y [3][5]");
+    CHECK_STR(dlrn_error(ctx), "y [3][5]: expected a finite number, found inf");
     CHECK(fingerprint(t) == before);
     t->dict->param[DLRN_ENCODER][70 * D] = (float)NAN;
     before = fingerprint(t);
@@ -1425,8 +1425,8 @@ TEST(a_resampling_measures_a_sample) {
     dlrn_context_destroy(ctx);
 }
 
-/* A row that is not finite ends a run, but what was learnt before it can be saved. The next call goes
-   on behind the rows that were refused with it; a resumed run begins with them again, fails as the
+/* A row that is not finite ends a run, but what was learnt can be saved. The next call goes on
+   behind the rows that were refused with it; a resumed run begins with them again, fails as the
    first did, and with a filter loses the bad row alone. */
 TEST(a_run_with_a_bad_row_is_saved) {
     enum { BAD = 200, RUNS = 3 };
