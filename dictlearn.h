@@ -13420,11 +13420,13 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
                          "dlrn_trainer_create: recipe %s: expected a dictionary of family %s, "
                          "found %s",
                          recipe->name, recipe->family, init->family);
-    /* foreign dictionaries may have either; backward knows neither */
+    /* dictionaries of other libraries may have either; backward has no gradient for them */
     double scale = init->formula.scale_out;
     if (init->param[DLRN_SKIP] || scale < 1 || scale > 1)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                         "dlrn_trainer_create: a skip and a scaled output cannot be trained");
+                         "dlrn_trainer_create: expected a dictionary without a skip and with "
+                         "scale_out 1, found %s skip and scale_out %g",
+                         init->param[DLRN_SKIP] ? "a" : "no", scale);
     if (init->d_in == cfg->d_in && init->d_out == cfg->d_out && init->features == cfg->features)
         return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_SHAPE,
@@ -14393,12 +14395,15 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_dictionary(dlrn_context *ctx, dlrn_a
     const dlrni_recipe *recipe = dlrni_recipe_named(cfg->recipe);
     const char *family = dlrni_archive_metadata(a, "family");
     dlrn_json *json;
+    DICTLEARN_ASSERT(recipe); /* the configuration has been checked */
     /* a recipe trains one family: a file that names another was edited */
-    if (family && recipe && strcmp(family, recipe->family))
+    if (family && strcmp(family, recipe->family))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: family: expected %s for recipe %s, found %.80s",
                          dlrn_archive_path(a), recipe->family, recipe->name, family);
-    /* random weights, which are overwritten: the one place that knows shapes */
-    DLRNI_TRY(dlrni_first_weights(ctx, cfg, recipe, NULL, out));
+    /* memory alone: to draw weights that the file replaces would take seconds */
+    DLRNI_TRY(dlrni_dictionary_alloc(ctx, dlrni_family_named(recipe->family), cfg->d_in, cfg->d_out,
+                                     cfg->features, out));
+    if (dlrni_selects(*out)) (*out)->formula.k = cfg->k;
     dlrn_status s = dlrni_metadata_json(ctx, a, "formula", &json);
     if (s == DLRN_OK && json) s = dlrni_read_formula(ctx, a, json, &(*out)->formula);
     dlrn_json_free(ctx, json);
