@@ -406,7 +406,7 @@
    ---- FOR READERS OF THE CODE --------------------------------------------------------------------
 
    The way of a row in training, with the room of each stage. Start with room naive: the same step
-   as plain loops, 60 lines.
+   as plain loops.
 
        source -> buffer -> candidates -> select -> loss: x_hat, e = x_hat - y
                            lists: p > floor  f       |
@@ -10076,91 +10076,212 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
 #ifndef DICTLEARN_NO_TRAINING
 /* ------------------------------------------------------------------------------------------ */
 // >>naive
-/* The algorithm, written to be read: one step of the reference's AutoEncoder on n rows, in double,
-   with plain loops and every number in memory. The rooms behind this one do the same with lists of
-   active features, in f32, and in parallel; the tests hold them to it. Compiled for tests alone. */
+/* The algorithm, written to be read: a step of the recipe reference, in double, with plain loops
+   and every number in memory. The rooms behind this one do the same with lists of active features,
+   in f32, and in parallel. Compiled for the tests alone: they hold this step to finite differences
+   and to the numbers of PyTorch, and the trainer to this step. */
 #ifdef DICTLEARN_NAIVE_STEP
 
-/* Formulas: AutoEncoder and trainSAE of dictionary_learning, March 2024. The derivatives are worked
-   out by hand here and checked against finite differences by the tests. */
+/* The same constant as in trainSAE wherever 0 / 0 or log(0) threatens. */
+static const double dlrni_naive_eps = 1e-8;
+
+/* Parameters, gradients and moments by role. The caller owns all arrays. */
 typedef struct dlrni_naive {
-    int64_t d, F;               /* rows x [n][d] and targets y [n][d]; F features           */
-    double *bias;               /* [d]    b   subtracted before, added after               */
-    double *we, *be;            /* [F][d] W_e, [F] b_e                                     */
-    double *wd;                 /* [F][d] W_d, one atom a row                              */
-    double *g[4], *m[4], *v[4]; /* gradients and Adam's moments of bias, we, be, wd     */
-    int squared;                /* 1: the squared distance                                 */
-    double penalty, lr;         /* weight of the mean L1 norm of the features              */
-    int64_t step;               /* done                                                    */
+    int64_t n, d_in, d_out, F;  /* rows x [n][d_in], targets y [n][d_out]; F features          */
+    double *p[DLRN_ROLE_COUNT]; /* encoder [F][d_in], decoder [F][d_out], and the biases       */
+    double *g[DLRN_ROLE_COUNT], *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT];
+    int center;              /* role of the bias that is subtracted from x; -1: none        */
+    int squared, entropy;    /* 1: the squared distance; entropy in place of the L1 norm    */
+    double penalty, lr;      /* weight of the sparsity loss; Adam's rate at this step       */
+    int64_t ghost_threshold; /* features silent for more steps are dead; -1: none           */
+    int64_t *silent;         /* [F] steps since the feature was last active                 */
+    int64_t step;            /* done                                                        */
+    double *pre, *f, *e;     /* [n][F] pre-activations, features; [n][d_out] x_hat - y      */
+    double *ghost, *r;       /* [n][d_out] output of the dead, and the residual they aim at */
+    double *scale, ratio;    /* [n] of the output of the dead; weight of their loss         */
+    double reconstruction, sparsity, auxiliary; /* the terms of the loss, without weights      */
 } dlrni_naive;
 
-/* Forward and backward for one row: returns its share of the loss, adds its share of the gradients.
-   f [F] and e [d] are scratch. */
-DLRNI_INTERNAL double dlrni_naive_row(dlrni_naive *s, const double *x, const double *y, int64_t n,
-                                      double *f, double *e) {
-    int64_t d = s->d;
-    double square = 0, l1 = 0;
-    for (int64_t c = 0; c < d; c++) e[c] = s->bias[c] - y[c];
-    for (int64_t j = 0; j < s->F; j++) { /* f = ReLU(W_e (x - b) + b_e); e = f W_d + b - y */
-        double pre = s->be[j];
-        for (int64_t c = 0; c < d; c++) pre += s->we[j * d + c] * (x[c] - s->bias[c]);
-        f[j] = pre > 0 ? pre : 0;
-        l1 += f[j];
-        for (int64_t c = 0; c < d; c++) e[c] += f[j] * s->wd[j * d + c];
+/* By the counters before this step, as in the reference. */
+DLRNI_INTERNAL int dlrni_naive_is_dead(const dlrni_naive *s, int64_t j) {
+    return s->ghost_threshold >= 0 && s->silent[j] > s->ghost_threshold;
+}
+
+DLRNI_INTERNAL double dlrni_naive_length(const double *a, int64_t d) {
+    double square = 0;
+    for (int64_t c = 0; c < d; c++) square += a[c] * a[c];
+    return sqrt(square);
+}
+
+/* Row i: f = ReLU(W_e (x - b) + b_e), e = f W_d + bias - y. The dead put out exp(pre) W_d. */
+DLRNI_INTERNAL void dlrni_naive_forward(dlrni_naive *s, int64_t i, const double *x,
+                                        const double *y) {
+    const double *b = s->center < 0 ? NULL : s->p[s->center];
+    double *e = s->e + i * s->d_out, *ghost = s->ghost + i * s->d_out;
+    for (int64_t c = 0; c < s->d_out; c++) {
+        e[c] = s->p[DLRN_OUTPUT_BIAS][c] - y[c];
+        ghost[c] = 0;
     }
-    for (int64_t c = 0; c < d; c++) square += e[c] * e[c];
-    double norm = sqrt(square), w = s->squared ? 2 : norm > 0 ? 1 / norm : 0; /* dloss/de = w e */
-    for (int64_t c = 0; c < d; c++) s->g[0][c] += w * e[c] / (double)n;
     for (int64_t j = 0; j < s->F; j++) {
-        double slope = s->penalty; /* the derivative by f_j, and by the pre-activation */
-        /* ReLU passes no gradient to a feature that is off */
-        if (!(f[j] > 0)) continue;
-        for (int64_t c = 0; c < d; c++) slope += w * e[c] * s->wd[j * d + c];
-        s->g[2][j] += slope / (double)n;
+        const double *row = s->p[DLRN_ENCODER] + j * s->d_in;
+        const double *atom = s->p[DLRN_DECODER] + j * s->d_out;
+        double pre = s->p[DLRN_ENCODER_BIAS][j];
+        for (int64_t c = 0; c < s->d_in; c++) pre += row[c] * (x[c] - (b ? b[c] : 0));
+        double f = pre > 0 ? pre : 0, dead = dlrni_naive_is_dead(s, j) ? exp(pre) : 0;
+        for (int64_t c = 0; c < s->d_out; c++) {
+            e[c] += f * atom[c];
+            ghost[c] += dead * atom[c];
+        }
+        s->pre[i * s->F + j] = pre;
+        s->f[i * s->F + j] = f;
+    }
+}
+
+/* L1 norm of the features f [F] of a row, or the entropy of q = f / (sum f + eps). */
+DLRNI_INTERNAL double dlrni_naive_sparsity(const dlrni_naive *s, const double *f) {
+    double sum = 0, entropy = 0;
+    for (int64_t j = 0; j < s->F; j++) sum += f[j];
+    for (int64_t j = 0; j < s->F; j++) {
+        double q = f[j] / (sum + dlrni_naive_eps);
+        entropy -= q * log(q + dlrni_naive_eps);
+    }
+    return s->entropy ? entropy : sum;
+}
+
+/* The loss of x and y, and its terms. `again` 1 leaves residual, scale and ratio of the ghosts as
+   the last call found them: they are constants to the gradient, and so to finite differences. */
+DLRNI_INTERNAL double dlrni_naive_loss(dlrni_naive *s, const double *x, const double *y,
+                                       int again) {
+    const int64_t d = s->d_out;
+    int dead = 0;
+    s->reconstruction = s->sparsity = s->auxiliary = 0;
+    for (int64_t j = 0; j < s->F; j++) dead |= dlrni_naive_is_dead(s, j);
+    for (int64_t i = 0; i < s->n; i++) {
+        dlrni_naive_forward(s, i, x + i * s->d_in, y + i * d);
+        double norm = dlrni_naive_length(s->e + i * d, d), square = 0;
+        s->reconstruction += (s->squared ? norm * norm : norm) / (double)s->n;
+        s->sparsity += dlrni_naive_sparsity(s, s->f + i * s->F) / (double)s->n;
+        if (!again) { /* half of the residual's length */
+            double own = dlrni_naive_length(s->ghost + i * d, d);
+            s->scale[i] = norm / (2 * own + dlrni_naive_eps);
+            for (int64_t c = 0; c < d; c++) s->r[i * d + c] = -s->e[i * d + c];
+        }
+        for (int64_t c = i * d; c < (i + 1) * d; c++)
+            square += pow(s->scale[i] * s->ghost[c] - s->r[c], 2);
+        if (dead) s->auxiliary += sqrt(square) / (double)s->n;
+    }
+    /* as much as the reconstruction loss */
+    if (!again) s->ratio = s->reconstruction / (s->auxiliary + dlrni_naive_eps);
+    return s->reconstruction + s->penalty * s->sparsity + s->ratio * s->auxiliary;
+}
+
+/* The derivative of dlrni_naive_sparsity by an active feature j. With h(q) = -log(q + eps) -
+   q / (q + eps) and the mean H = sum_k q_k h(q_k): (h(q_j) - H) / (sum f + eps). */
+DLRNI_INTERNAL double dlrni_naive_slope(const dlrni_naive *s, const double *f, int64_t j) {
+    double sum = dlrni_naive_eps, mean = 0, own = 0;
+    for (int64_t k = 0; k < s->F; k++) sum += f[k];
+    for (int64_t k = 0; k < s->F; k++) {
+        double q = f[k] / sum, h = -log(q + dlrni_naive_eps) - q / (q + dlrni_naive_eps);
+        mean += q * h;
+        if (k == j) own = h;
+    }
+    return s->entropy ? (own - mean) / sum : 1;
+}
+
+/* Adds what row i and feature j contribute to the gradients. `toward` [d_out] is the derivative of
+   the loss by x_hat, `dead` [d_out] that by the output of the dead. */
+DLRNI_INTERNAL void dlrni_naive_chain(dlrni_naive *s, int64_t i, int64_t j, const double *x,
+                                      const double *toward, const double *dead) {
+    const double *atom = s->p[DLRN_DECODER] + j * s->d_out, *f = s->f + i * s->F;
+    double ghost = dlrni_naive_is_dead(s, j) ? exp(s->pre[i * s->F + j]) : 0;
+    double slope = f[j] > 0 ? s->penalty * dlrni_naive_slope(s, f, j) / (double)s->n : 0;
+    for (int64_t c = 0; c < s->d_out; c++) {
+        s->g[DLRN_DECODER][j * s->d_out + c] += f[j] * toward[c] + ghost * dead[c];
+        /* ReLU passes no gradient to a feature that is off; exp is its own derivative */
+        slope += (f[j] > 0 ? toward[c] * atom[c] : 0) + ghost * dead[c] * atom[c];
+    }
+    s->g[DLRN_ENCODER_BIAS][j] += slope;
+    for (int64_t c = 0; c < s->d_in; c++) {
+        const double b = s->center < 0 ? 0 : s->p[s->center][c];
+        s->g[DLRN_ENCODER][j * s->d_in + c] += slope * (x[c] - b);
+        if (s->center >= 0) s->g[s->center][c] -= slope * s->p[DLRN_ENCODER][j * s->d_in + c];
+    }
+}
+
+/* Numbers of a role. */
+DLRNI_INTERNAL int64_t dlrni_naive_size(const dlrni_naive *s, int role) {
+    return role == DLRN_ENCODER        ? s->F * s->d_in
+           : role == DLRN_DECODER      ? s->F * s->d_out
+           : role == DLRN_ENCODER_BIAS ? s->F
+           : role == DLRN_OUTPUT_BIAS  ? s->d_out
+                                       : s->d_in;
+}
+
+/* The gradients of dlrni_naive_loss, which comes first. toward, dead [d_out] are scratch. */
+DLRNI_INTERNAL void dlrni_naive_gradients(dlrni_naive *s, const double *x, double *toward,
+                                          double *dead) {
+    const int64_t d = s->d_out;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        for (int64_t c = 0; s->g[role] && c < dlrni_naive_size(s, role); c++) s->g[role][c] = 0;
+    for (int64_t i = 0; i < s->n; i++) {
+        double norm = dlrni_naive_length(s->e + i * d, d), length;
+        for (int64_t c = 0; c < d; c++)
+            dead[c] = s->scale[i] * s->ghost[i * d + c] - s->r[i * d + c];
+        length = dlrni_naive_length(dead, d);
         for (int64_t c = 0; c < d; c++) {
-            s->g[3][j * d + c] += f[j] * w * e[c] / (double)n;
-            s->g[1][j * d + c] += slope * (x[c] - s->bias[c]) / (double)n;
-            s->g[0][c] -= slope * s->we[j * d + c] / (double)n;
+            /* of a distance |e|: e / |e|; a distance of 0 has no direction */
+            double by = s->squared ? 2 : norm > 0 ? 1 / norm : 0;
+            toward[c] = by * s->e[i * d + c] / (double)s->n;
+            by = length > 0 ? s->ratio * s->scale[i] / length : 0;
+            dead[c] *= by / (double)s->n;
+            s->g[DLRN_OUTPUT_BIAS][c] += toward[c];
         }
+        for (int64_t j = 0; j < s->F; j++)
+            dlrni_naive_chain(s, i, j, x + i * s->d_in, toward, dead);
     }
-    return ((s->squared ? square : norm) + s->penalty * l1) / (double)n;
 }
 
-/* An atom's gradient without its part along the atom; what Adam leaves is scaled to length 1. */
-DLRNI_INTERNAL void dlrni_naive_atom(double *atom, double *g, int64_t d, int normalise) {
-    double square = 0, dot = 0;
-    for (int64_t c = 0; c < d; c++) {
-        square += atom[c] * atom[c];
-        dot += atom[c] * g[c];
-    }
-    for (int64_t c = 0; c < d && square > 0; c++) {
-        if (normalise)
-            atom[c] /= sqrt(square);
+/* An atom's gradient without its part along the atom, before Adam; afterwards (g NULL) the atom is
+   scaled to length 1. A zero atom stays 0. */
+DLRNI_INTERNAL void dlrni_naive_atom(double *atom, double *g, int64_t d) {
+    double length = dlrni_naive_length(atom, d), dot = 0;
+    for (int64_t c = 0; c < d && g; c++) dot += atom[c] * g[c];
+    for (int64_t c = 0; c < d && length > 0; c++) {
+        if (g)
+            g[c] -= dot / (length * length) * atom[c];
         else
-            g[c] -= dot / square * atom[c];
+            atom[c] /= length;
     }
 }
 
-/* One step; returns the loss before it. */
-DLRNI_INTERNAL double dlrni_naive_step(dlrni_naive *s, const double *x, const double *y, int64_t n,
-                                       double *f, double *e) {
-    double *param[4] = {s->bias, s->we, s->be, s->wd}, loss = 0;
-    const int64_t d = s->d, size[4] = {d, s->F * d, s->F, s->F * d};
-    /* gradients start at 0; the moments go on from step to step */
-    for (int p = 0; p < 4; p++) memset(s->g[p], 0, (size_t)size[p] * sizeof **s->g);
-    for (int64_t i = 0; i < n; i++) loss += dlrni_naive_row(s, x + i * d, y + i * d, n, f, e);
-    for (int64_t j = 0; j < s->F; j++) dlrni_naive_atom(s->wd + j * d, s->g[3] + j * d, d, 0);
+/* Adam moves number i of a role. Steps count from 1 in its corrections. */
+DLRNI_INTERNAL void dlrni_naive_adam(dlrni_naive *s, int role, int64_t i) {
+    double g = s->g[role][i], *m = &s->m[role][i], *v = &s->v[role][i];
+    *m = 0.9 * *m + 0.1 * g;
+    *v = 0.999 * *v + 0.001 * g * g;
+    double mean = *m / (1 - pow(0.9, (double)s->step));
+    double square = *v / (1 - pow(0.999, (double)s->step));
+    s->p[role][i] -= s->lr * mean / (sqrt(square) + 1e-8);
+}
+
+/* One step; returns the loss before it. toward, dead [d_out] are scratch. */
+DLRNI_INTERNAL double dlrni_naive_step(dlrni_naive *s, const double *x, const double *y,
+                                       double *toward, double *dead) {
+    const int64_t d = s->d_out;
+    double loss = dlrni_naive_loss(s, x, y, 0);
+    dlrni_naive_gradients(s, x, toward, dead);
+    for (int64_t j = 0; j < s->F; j++)
+        dlrni_naive_atom(s->p[DLRN_DECODER] + j * d, s->g[DLRN_DECODER] + j * d, d);
     s->step++;
-    for (int p = 0; p < 4; p++)
-        for (int64_t i = 0; i < size[p]; i++) { /* Adam */
-            double g = s->g[p][i], *m = &s->m[p][i], *v = &s->v[p][i];
-            *m = 0.9 * *m + 0.1 * g;
-            *v = 0.999 * *v + 0.001 * g * g;
-            double mean = *m / (1 - pow(0.9, (double)s->step));
-            double square = *v / (1 - pow(0.999, (double)s->step));
-            param[p][i] -= s->lr * mean / (sqrt(square) + 1e-8);
-        }
-    for (int64_t j = 0; j < s->F; j++) dlrni_naive_atom(s->wd + j * d, s->g[3] + j * d, d, 1);
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        for (int64_t i = 0; s->g[role] && i < dlrni_naive_size(s, role); i++)
+            dlrni_naive_adam(s, role, i);
+    for (int64_t j = 0; j < s->F; j++) {
+        dlrni_naive_atom(s->p[DLRN_DECODER] + j * d, NULL, d);
+        s->silent[j]++;
+        for (int64_t i = 0; i < s->n; i++)
+            if (s->f[i * s->F + j] > 0) s->silent[j] = 0;
+    }
     return loss;
 }
 #endif /* DICTLEARN_NAIVE_STEP */
@@ -10424,6 +10545,22 @@ DLRN_API dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *so
     return DLRN_OK;
 }
 
+/* Reads up to `want` rows: DLRN_OK with 1 to `want` of them, DLRN_END, or an error with the text of
+   the source. */
+DLRNI_INTERNAL dlrn_status dlrni_source_read(dlrn_context *ctx, const dlrn_source *source,
+                                             int64_t want, float *x, float *y, int64_t *n) {
+    *n = 0;
+    dlrn_status s = source->read(source->user, want, x, y, n);
+    if (s == DLRN_END) return s;
+    if (s != DLRN_OK)
+        return dlrni_callback_error(ctx, s, "the source",
+                                    source->error ? source->error(source->user) : NULL);
+    if (*n > 0 && *n <= want) return DLRN_OK;
+    /* more have overrun x; none without DLRN_END would be asked for forever */
+    return dlrn_fail(ctx, DLRN_ERR_CALLBACK, "the source: expected 1 to %lld rows, found %lld",
+                     (long long)want, (long long)*n);
+}
+
 DLRN_API void dlrn_source_destroy(dlrn_source *source) {
     if (!source) return;
     /* a source on the stack may have nothing to destroy */
@@ -10447,7 +10584,7 @@ DLRN_API void dlrn_source_destroy(dlrn_source *source) {
 
 /* Rows of one copying task, and random entries of one draw that are prefetched together. Enough to
    hide the latency of memory, few enough to balance the threads. */
-enum { DLRNI_ROWS = 64 };
+enum { DLRNI_COPY_ROWS = 64 };
 
 struct dlrn_buffer {
     dlrn_context *ctx;
@@ -10463,6 +10600,11 @@ struct dlrn_buffer {
     int64_t head;      /* entry of the first unread row; 0 with shuffling            */
     int64_t unread;    /* rows held and not given out yet                            */
     int64_t rows_read; /* rows taken from the source so far                         */
+    /* After a read that failed a checkpoint goes back before it: a run that is resumed with a
+       filter loses the bad rows alone, and not all that came with them. */
+    int goes_back;       /* 1: the last read failed, and began at refused_at            */
+    uint64_t refused_at; /* position of the source                                      */
+    int64_t refused;     /* rows of it, counted in rows_read                            */
     char **segment; /* [all of them] each: its piece of the list [n], x [n][d] and, with a target, y
                        [n][d] of type cfg.store; n is 1 << shift, but for the last  */
     float *out[2];  /* [batch_rows][d] the batch handed out: x, y                   */
@@ -10491,10 +10633,17 @@ DLRN_API dlrn_buffer_config dlrn_buffer_defaults(void) {
 /* A batch must fit into the buffer, or it would never become complete. */
 DLRNI_INTERNAL dlrn_status dlrni_check_buffer_config(dlrn_context *ctx,
                                                      const dlrn_buffer_config *cfg) {
-    DLRNI_REQUIRE(ctx, cfg->capacity > 0 && cfg->read_rows > 0 && cfg->batch_rows > 0,
-                  "capacity, read_rows and batch_rows must be positive");
-    DLRNI_REQUIRE(ctx, cfg->store == DLRN_F32 || cfg->store == DLRN_F16 || cfg->store == DLRN_BF16,
-                  "rows are stored as F32, F16 or BF16");
+    const int64_t counts[] = {cfg->capacity, cfg->read_rows, cfg->batch_rows};
+    static const char *const names[] = {"capacity", "read_rows", "batch_rows"};
+    for (int i = 0; i < 3; i++)
+        if (counts[i] < 1)
+            return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                             "dlrn_buffer_config: %s: expected a number from 1, found %lld",
+                             names[i], (long long)counts[i]);
+    if (cfg->store != DLRN_F32 && cfg->store != DLRN_F16 && cfg->store != DLRN_BF16)
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                         "dlrn_buffer_config: store: expected F32, F16 or BF16, found type %d",
+                         (int)cfg->store);
     if (cfg->capacity >= cfg->batch_rows) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                      "a buffer of %lld rows (capacity) cannot give batches of %lld (batch_rows)",
@@ -10661,7 +10810,7 @@ DLRNI_INTERNAL char *dlrni_stored_row(const dlrn_buffer *b, int64_t slot, int wh
 
 /* Allocates segments until there is room for `rows` rows. On failure those that were made stay: the
    next call adds only the rest. */
-DLRNI_INTERNAL dlrn_status dlrni_buffer_hold(dlrn_buffer *b, int64_t rows) {
+DLRNI_INTERNAL dlrn_status dlrni_buffer_reserve(dlrn_buffer *b, int64_t rows) {
     int64_t row = dlrni_row_bytes(b, 0) + dlrni_row_bytes(b, 1) + (int64_t)sizeof(int64_t);
     for (; b->segments << b->shift < rows; b->segments++) {
         /* no overflow: dlrn_buffer_create has summed all segments */
@@ -10711,7 +10860,7 @@ DLRNI_INTERNAL void dlrni_copy_stored(const dlrn_buffer *b, int which, const cha
    fast. Elsewhere, vary the 16384. */
 DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
     const dlrni_rows_job *j = (const dlrni_rows_job *)arg;
-    const int64_t from = task * DLRNI_ROWS, to = dlrni_min(from + DLRNI_ROWS, j->rows);
+    const int64_t from = task * DLRNI_COPY_ROWS, to = dlrni_min(from + DLRNI_COPY_ROWS, j->rows);
     const int64_t bytes = dlrni_row_bytes(j->b, 0);
     DICTLEARN_ASSERT(bytes > 0);
     const int64_t ahead = dlrni_max(dlrni_min(16384 / bytes, 16), 1);
@@ -10733,7 +10882,7 @@ DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
 
 /* The cast drops const: the body of a parallel loop takes void *. */
 DLRNI_INTERNAL void dlrni_copy_out(const dlrni_rows_job *job) {
-    dlrn_parallel_for(job->b->ctx, dlrni_ceil_div(job->rows, DLRNI_ROWS), dlrni_rows_task,
+    dlrn_parallel_for(job->b->ctx, dlrni_ceil_div(job->rows, DLRNI_COPY_ROWS), dlrni_rows_task,
                       (void *)(uintptr_t)job);
 }
 
@@ -10776,24 +10925,26 @@ DLRNI_INTERNAL dlrn_status dlrni_check_storable(const dlrn_buffer *b, int which,
    give fewer than it was asked for. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_receive(dlrn_buffer *b, int64_t want, int64_t *n) {
     dlrn_source *src = &b->source;
-    *n = 0;
-    dlrn_status s = src->read(src->user, want, b->in[0], b->in[1], n);
+    b->refused = 0;
+    b->goes_back =
+        src->position && src->seek && src->position(src->user, &b->refused_at) == DLRN_OK;
+    dlrn_status s = dlrni_source_read(b->ctx, src, want, b->in[0], b->in[1], n);
+    /* rows that came before a stop are the source's to keep */
+    if (s == DLRN_END || s == DLRN_STOPPED) b->goes_back = 0;
     if (s == DLRN_END) {
         b->ended = 1;
         *n = 0;
         return DLRN_OK;
     }
-    if (s != DLRN_OK)
-        return dlrni_callback_error(b->ctx, s, "the source",
-                                    src->error ? src->error(src->user) : NULL);
-    /* more would have overrun b->in; none and no DLRN_END would loop forever */
-    if (*n <= 0 || *n > want)
-        return dlrn_fail(b->ctx, DLRN_ERR_CALLBACK,
-                         "the source was asked for 1 to %lld rows and gave %lld", (long long)want,
-                         (long long)*n);
-    for (int i = 0; i < 2 && b->d[i]; i++) DLRNI_TRY(dlrni_check_storable(b, i, *n));
+    if (s != DLRN_OK) return s;
+    for (int i = 0; s == DLRN_OK && i < 2 && b->d[i]; i++) s = dlrni_check_storable(b, i, *n);
+    /* refused rows have been taken, too: the next error still names the right row */
     b->rows_read += *n;
-    return DLRN_OK;
+    if (s == DLRN_OK)
+        b->goes_back = 0;
+    else
+        b->refused = *n;
+    return s;
 }
 
 /* Reverses ring entries from .. to: three of these rotate the ring without memory. */
@@ -10807,7 +10958,7 @@ DLRNI_INTERNAL void dlrni_reverse_entries(dlrn_buffer *b, int64_t from, int64_t 
 }
 
 /* Rotates the ring so that the head is entry 0: it can grow only at its end. */
-DLRNI_INTERNAL void dlrni_turn_list(dlrn_buffer *b) {
+DLRNI_INTERNAL void dlrni_rotate_ring(dlrn_buffer *b) {
     dlrni_reverse_entries(b, 0, b->head);
     dlrni_reverse_entries(b, b->head, b->used);
     dlrni_reverse_entries(b, 0, b->used);
@@ -10817,7 +10968,7 @@ DLRNI_INTERNAL void dlrni_turn_list(dlrn_buffer *b) {
 /* Puts n received rows into vacant slots, at the end of the logical order. */
 DLRNI_INTERNAL void dlrni_buffer_store(dlrn_buffer *b, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
-        if (b->unread == b->used && b->head) dlrni_turn_list(b);
+        if (b->unread == b->used && b->head) dlrni_rotate_ring(b);
         int64_t *slot = dlrni_buffer_slot(b, b->unread);
         /* no vacant slot: a new one, which follows the last */
         if (b->unread++ == b->used) *slot = b->used++;
@@ -10833,7 +10984,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_read(dlrn_buffer *b, int64_t goal) {
     while (!b->ended && b->unread < goal) {
         int64_t n, want = dlrni_min(dlrni_buffer_chunk(&b->cfg), goal - b->unread);
         /* memory first: rows that have come must not be lost */
-        DLRNI_TRY(dlrni_buffer_hold(b, b->unread + want));
+        DLRNI_TRY(dlrni_buffer_reserve(b, b->unread + want));
         DLRNI_TRY(dlrni_buffer_receive(b, want, &n));
         dlrni_buffer_store(b, n);
     }
@@ -10856,7 +11007,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_refill(dlrn_buffer *b) {
 
 /* Makes rows available for a resampling. In the source's order only a batch is held, so that it
    reads ahead here; the order of the batches does not change. */
-DLRNI_INTERNAL dlrn_status dlrni_buffer_fill(dlrn_buffer *b, int64_t rows) {
+DLRNI_INTERNAL dlrn_status dlrni_buffer_read_ahead(dlrn_buffer *b, int64_t rows) {
     DLRNI_TRY(dlrni_buffer_refill(b));
     return b->cfg.shuffle ? DLRN_OK : dlrni_buffer_read(b, dlrni_min(rows, b->cfg.capacity));
 }
@@ -10865,9 +11016,9 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_fill(dlrn_buffer *b, int64_t rows) {
    becomes vacant: the drawn ones stand behind the unread ones, the last drawn first. A block of
    random entries is found and prefetched before any is used. */
 DLRNI_INTERNAL void dlrni_buffer_draw(dlrn_buffer *b, int64_t rows) {
-    int64_t *at[DLRNI_ROWS];
+    int64_t *at[DLRNI_COPY_ROWS];
     while (rows) {
-        int64_t n = dlrni_min(rows, DLRNI_ROWS);
+        int64_t n = dlrni_min(rows, DLRNI_COPY_ROWS);
         for (int64_t i = 0; i < n; i++) {
             at[i] =
                 dlrni_buffer_slot(b, (int64_t)dlrn_rng_below(&b->rng, (uint64_t)(b->unread - i)));
@@ -10952,12 +11103,16 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_export(const dlrn_buffer *b, dlrni_buffe
     state->rng = b->rng;
     state->source_ended = b->ended;
     state->filling = b->filling;
-    state->rows_read = b->rows_read;
+    state->rows_read = b->rows_read - (b->goes_back ? b->refused : 0);
     /* a position is of use only if the source can also return to it */
     state->has_position = b->source.position != NULL && b->source.seek != NULL;
     if (!state->has_position) return DLRN_OK;
+    state->source_position = b->refused_at;
+    if (b->goes_back) return DLRN_OK;
     dlrn_status s = b->source.position(b->source.user, &state->source_position);
-    return s == DLRN_OK ? s : dlrn_fail(b->ctx, s, "the source cannot tell its position");
+    if (s == DLRN_OK) return s;
+    return dlrni_callback_error(b->ctx, s, "the source, telling its position,",
+                                b->source.error ? b->source.error(b->source.user) : NULL);
 }
 
 /* Whether a saved state fits this buffer: stored type, target, number of rows. Other rows would
@@ -10980,7 +11135,9 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_seek(dlrn_buffer *b, uint64_t position) 
     /* the error text says where the source was meant to go */
     char who[64];
     if (!from->seek)
-        return dlrn_fail(b->ctx, DLRN_ERR_ARGUMENT, "the source cannot go back to where it was");
+        return dlrn_fail(b->ctx, DLRN_ERR_ARGUMENT,
+                         "expected a source that can go to position %llu, found one without seek",
+                         (unsigned long long)position);
     dlrni_print(who, sizeof who, "the source, on its way to %llu,", (unsigned long long)position);
     dlrn_status s = from->seek(from->user, position);
     if (s == DLRN_OK) return s;
@@ -10993,7 +11150,8 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffe
     DLRNI_TRY(dlrni_check_buffer_state(b, state));
     if (state->has_position) DLRNI_TRY(dlrni_buffer_seek(b, state->source_position));
     b->unread = b->used = b->head = 0; /* what it held is dropped */
-    DLRNI_TRY(dlrni_buffer_hold(b, state->rows));
+    b->goes_back = 0;
+    DLRNI_TRY(dlrni_buffer_reserve(b, state->rows));
     for (int64_t i = 0; i < state->rows; i++) {
         *dlrni_slot_entry(b, i) = i; /* slots in logical order */
         for (int k = 0; k < 2 && b->d[k]; k++) {
@@ -11054,8 +11212,13 @@ typedef enum dlrni_stage {
    tenth of that. Batches of up to 8192 rows, the default, are summed in one run. */
 enum { DLRNI_RUN = 4 };
 
-#define DLRNI_LIST_BUDGET ((int64_t)16 << 20) /* entries of a wave; 8 bytes each */
-#define DLRNI_DENSE 0.1 /* share of active features from which on rows are shared */
+/* Entries of a wave, 8 bytes each. 128 MB hold the lists of a default batch (8192 rows) in one wave
+   as long as at most 2048 features a row are active: training soon has fewer. */
+#define DLRNI_LIST_BUDGET ((int64_t)16 << 20)
+
+/* Share of active features from which on groups and blocks go through the rows together. Chooses
+   between two ways to the same bits; to tune, time a step at shares around it. */
+#define DLRNI_DENSE 0.1
 
 /* Everything that has one entry a row of the batch, in one block of memory. */
 typedef struct dlrni_batch {
@@ -11184,6 +11347,26 @@ struct dlrni_recipe {
     void (*after_step)(
         dlrn_trainer *t); /* weights are new, lists are those of the step [nothing] */
 };
+
+/* BROKEN is final: some weights have moved, others have not, and no one knows which. */
+DLRNI_INTERNAL dlrn_status dlrni_check_broken(const dlrn_trainer *t) {
+    if (t->stage != DLRNI_BROKEN) return DLRN_OK;
+    return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT,
+                     "step %lld failed while it was writing the weights: this trainer cannot go "
+                     "on; resume from a checkpoint",
+                     (long long)t->step);
+}
+
+/* The number of the step in hand. After its update it is counted already. */
+DLRNI_INTERNAL int64_t dlrni_unfinished_step(const dlrn_trainer *t) {
+    return t->step - (t->stage != DLRNI_TAKEN);
+}
+
+/* The call that finishes the step in hand, for error texts. */
+DLRNI_INTERNAL const char *dlrni_finishing_call(const dlrn_trainer *t) {
+    return t->from_buffer ? "a call of dlrn_trainer_step"
+                          : "a call of dlrn_trainer_step_on with the same rows";
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>optimiser
@@ -11547,7 +11730,8 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
     /* checked, since n comes from the caller */
     if (!dlrni_mul(in + out + 4 * wide + 2 * narrow, n, &bytes) ||
         !dlrni_add(bytes, arrays * DLRNI_ALIGN, &bytes))
-        return dlrn_fail(t->ctx, DLRN_ERR_MEMORY, "a batch of this size does not fit in memory");
+        return dlrn_fail(t->ctx, DLRN_ERR_MEMORY, "a batch of %lld rows does not fit in memory",
+                         (long long)n);
     char *base = DLRNI_NEW(t->ctx, char, bytes);
     if (!base) return DLRN_ERR_MEMORY;
     dlrn_free(t->ctx, b->xc);
@@ -11575,8 +11759,10 @@ DLRNI_INTERNAL dlrn_status dlrni_check_rows(dlrn_trainer *t, const char *name, c
         if (t->ctx->k->dot(x + i * d, x + i * d, d) <= FLT_MAX) continue;
         for (int64_t c = 0; c < d; c++)
             if (!(fabsf(x[i * d + c]) <= FLT_MAX))
-                return dlrn_fail(t->ctx, DLRN_ERR_VALUE, "step %lld: %s [%lld][%lld] is not finite",
-                                 (long long)t->step, name, (long long)i, (long long)c);
+                return dlrn_fail(t->ctx, DLRN_ERR_VALUE,
+                                 "step %lld: %s [%lld][%lld]: expected a finite number, found %g",
+                                 (long long)t->step, name, (long long)i, (long long)c,
+                                 (double)x[i * d + c]);
     }
     return DLRN_OK;
 }
@@ -11680,7 +11866,7 @@ DLRNI_INTERNAL int64_t dlrni_aux_scratch(const dlrn_trainer *t) {
     int64_t in = DLRNI_GROUP * t->dict->d_in, out = DLRNI_GROUP * t->dict->d_out;
     int64_t panel = DLRNI_GEMM_DEPTH * DLRNI_GROUP;
     int64_t forward = dlrni_aux_block(&t->w.aux) * t->w.aux.count;
-    int64_t backward = out + 3 * DLRNI_AUX_ROWS * DLRNI_GROUP;
+    int64_t backward = in + 2 * out + 3 * DLRNI_AUX_ROWS * DLRNI_GROUP;
     return (in + panel + dlrni_max(forward, backward)) * (int64_t)sizeof(float);
 }
 
@@ -11786,12 +11972,26 @@ DLRNI_INTERNAL void dlrni_aux_group_rows(const dlrn_trainer *t, dlrni_aux_group 
     dlrni_aux_outer(k, h, h->slope, xc, rows, d, h->encoder_grad);
 }
 
-/* Task, backward: the sums of one group of dead features over all rows. Its sums have no other
-   writer, and rows ascend: the same bits for any number of threads. */
+/* Sums of one run of rows, r0 .. end, into grad: atoms [count][d_out], behind them encoder rows
+   [count][d_in]. */
+DLRNI_INTERNAL void dlrni_aux_group_run(const dlrn_trainer *t, dlrni_aux_group *h, int64_t r0,
+                                        int64_t end, float *grad) {
+    int64_t d = t->dict->d_in, d_out = t->dict->d_out;
+    h->atom_grad = grad;
+    h->encoder_grad = grad + h->count * d_out;
+    memset(grad, 0, (size_t)(h->count * (d + d_out)) * sizeof *grad);
+    for (; r0 < end; r0 += DLRNI_AUX_ROWS)
+        dlrni_aux_group_rows(t, h, r0, dlrni_min(DLRNI_AUX_ROWS, end - r0));
+}
+
+/* Task, backward: the sums of one group of dead features over all rows, run by run (DLRNI_RUN). Its
+   sums have no other writer, and rows ascend: the same bits for any number of threads. */
 DLRNI_INTERNAL void dlrni_aux_group_task(void *arg, int64_t task, int worker) {
     const dlrn_trainer *t = (const dlrn_trainer *)arg;
     const dlrni_aux *a = &t->w.aux;
+    const int64_t n = t->w.batch.n, run = (int64_t)DLRNI_RUN * DLRNI_STRETCH;
     int64_t d = t->dict->d_in, d_out = t->dict->d_out, at = task * DLRNI_GROUP;
+    float *sum = a->grad + at * (d + d_out), *part;
     dlrni_aux_group h;
     h.feature = a->dead + a->first + at;
     h.count = dlrni_min(DLRNI_GROUP, a->sums - at);
@@ -11801,16 +12001,17 @@ DLRNI_INTERNAL void dlrni_aux_group_task(void *arg, int64_t task, int worker) {
     h.f = h.atom + DLRNI_GROUP * d_out;
     h.df = h.f + DLRNI_AUX_ROWS * DLRNI_GROUP;
     h.slope = h.df + DLRNI_AUX_ROWS * DLRNI_GROUP;
+    part = h.slope + DLRNI_AUX_ROWS * DLRNI_GROUP;
     h.bias_grad = a->bias_grad + at;
-    h.atom_grad = a->grad + at * (d + d_out);
-    h.encoder_grad = h.atom_grad + h.count * d_out;
-    /* encoder_grad lies right behind it */
-    memset(h.atom_grad, 0, (size_t)(h.count * (d + d_out)) * sizeof(float));
     memset(h.bias_grad, 0, (size_t)h.count * sizeof(double));
     dlrni_collect_rows(t->dict->param[DLRN_ENCODER], h.feature, h.count, d, h.encoder);
     dlrni_collect_rows(t->dict->param[DLRN_DECODER], h.feature, h.count, d_out, h.atom);
-    for (int64_t r0 = 0; r0 < t->w.batch.n; r0 += DLRNI_AUX_ROWS)
-        dlrni_aux_group_rows(t, &h, r0, dlrni_min(DLRNI_AUX_ROWS, t->w.batch.n - r0));
+    /* the first run needs no second array */
+    dlrni_aux_group_run(t, &h, 0, dlrni_min(run, n), sum);
+    for (int64_t r0 = run; r0 < n; r0 += run) {
+        dlrni_aux_group_run(t, &h, r0, dlrni_min(r0 + run, n), part);
+        t->ctx->k->axpy(1.0f, part, sum, h.count * (d + d_out));
+    }
 }
 
 /* The index of the first dead feature that is not below f (binary search). */
@@ -12575,8 +12776,9 @@ DLRNI_INTERNAL dlrn_status dlrni_top_k_first_batch(dlrn_trainer *t, const float 
     int64_t d = t->dict->d_out;
     /* it comes before the loss, which checks it otherwise */
     DLRNI_TRY(dlrni_check_batch(t, x, y, n));
-    double *at = DLRNI_NEW_ZERO(t->ctx, double, 2 * d), *next = at + d;
+    double *at = DLRNI_NEW_ZERO(t->ctx, double, 2 * d);
     if (!at) return DLRN_ERR_MEMORY;
+    double *next = at + d; /* only now: NULL + d is undefined */
     if (!y) y = x;
     /* starts from the mean */
     for (int64_t i = 0; i < n * d; i++) at[i % d] += (double)y[i] / (double)n;
@@ -12915,7 +13117,7 @@ DLRNI_INTERNAL dlrn_status dlrni_sample_buffer(dlrn_trainer *t, int64_t want, dl
     dlrn_rng rng = {t->cfg.seed, dlrni_draw_stream(t) | (uint64_t)1 << 62, 0};
     int64_t held, taken = 0;
     r->buffer = t->buffer;
-    DLRNI_TRY(dlrni_buffer_fill(t->buffer, want));
+    DLRNI_TRY(dlrni_buffer_read_ahead(t->buffer, want));
     held = t->buffer->unread; /* after the fill, which may read */
     r->n = dlrni_min(want, held);
     r->index = DLRNI_NEW(t->ctx, int64_t, r->n);
@@ -12950,8 +13152,9 @@ DLRNI_INTERNAL dlrn_status dlrni_row_losses(dlrn_trainer *t, dlrn_encoder *encod
         /* one infinite weight would win every draw */
         if (!(loss[i] <= FLT_MAX))
             return dlrn_fail(t->ctx, DLRN_ERR_VALUE,
-                             "resampling after step %lld: a row's loss is not finite",
-                             (long long)t->step - 1);
+                             "resampling after step %lld: a row's loss: expected a finite number, "
+                             "found %g",
+                             (long long)t->step - 1, (double)loss[i]);
         dlrni_input_row(t->dict, x + i * d, xc);
         if (!(k->dot(xc, xc, d) > 0) || !(k->dot(y + i * d_out, y + i * d_out, d_out) > 0))
             loss[i] = 0;
@@ -13054,6 +13257,9 @@ DLRNI_INTERNAL void dlrni_revive(dlrn_trainer *t, int64_t j, const float *x, con
     dlrni_input_row(t->dict, x, encoder);
     k->scale(encoder, (float)(norm / sqrt((double)k->dot(encoder, encoder, d))), d);
     t->dict->param[DLRN_ENCODER_BIAS][j] = 0;
+    /* a threshold that has outgrown all pre-activations would keep it dead */
+    if (t->dict->param[DLRN_THRESHOLD])
+        t->dict->param[DLRN_THRESHOLD][j] = (float)dlrni_family_named(t->dict->family)->threshold;
     dlrni_zero_moments(t, j, 1);
     t->since_fired[j] = 0; /* a full period to prove itself */
 }
@@ -13106,6 +13312,7 @@ DLRN_API dlrn_status dlrn_trainer_resample_on(dlrn_trainer *t, const float *x, c
     dlrni_sample rows = {x, y ? y : x, n, NULL, NULL, NULL, NULL};
     if (!resampled) resampled = &own; /* the caller does not want it */
     *resampled = 0;
+    DLRNI_TRY(dlrni_check_broken(t));
     DLRNI_TRY(dlrni_check_batch(t, x, y, n));
     if (t->cfg.compat) {
         *resampled = dlrni_resample_compat(t);
@@ -13213,11 +13420,13 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
                          "dlrn_trainer_create: recipe %s: expected a dictionary of family %s, "
                          "found %s",
                          recipe->name, recipe->family, init->family);
-    /* foreign dictionaries may have either; backward knows neither */
+    /* dictionaries of other libraries may have either; backward has no gradient for them */
     double scale = init->formula.scale_out;
     if (init->param[DLRN_SKIP] || scale < 1 || scale > 1)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                         "dlrn_trainer_create: a skip and a scaled output cannot be trained");
+                         "dlrn_trainer_create: expected a dictionary without a skip and with "
+                         "scale_out 1, found %s skip and scale_out %g",
+                         init->param[DLRN_SKIP] ? "a" : "no", scale);
     if (init->d_in == cfg->d_in && init->d_out == cfg->d_out && init->features == cfg->features)
         return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_SHAPE,
@@ -13455,22 +13664,11 @@ DLRNI_INTERNAL dlrn_status dlrni_go_on(dlrn_trainer *t, dlrn_train_stats *stats)
     return s;
 }
 
-/* BROKEN is final: some weights have moved, others have not, and no one knows which. */
-DLRNI_INTERNAL dlrn_status dlrni_check_broken(const dlrn_trainer *t) {
-    if (t->stage != DLRNI_BROKEN) return DLRN_OK;
-    return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT,
-                     "step %lld failed while it was writing the weights: this trainer cannot go "
-                     "on; resume from a checkpoint",
-                     (long long)t->step);
-}
-
 /* Refuses rows while another step is not finished: ignoring them silently would lose a batch. */
 DLRNI_INTERNAL dlrn_status dlrni_refuse_rows(const dlrn_trainer *t) {
-    return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT, "step %lld is not finished: expected %s",
-                     /* after the update the step is counted already */
-                     (long long)t->step - (t->stage != DLRNI_TAKEN),
-                     t->from_buffer ? "dlrn_trainer_step, not other rows"
-                                    : "a call of dlrn_trainer_step_on with the same rows");
+    return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT,
+                     "step %lld is not finished: expected %s, found other rows",
+                     (long long)dlrni_unfinished_step(t), dlrni_finishing_call(t));
 }
 
 DLRN_API dlrn_status dlrn_trainer_step_on(dlrn_trainer *t, const float *x, const float *y,
@@ -13734,9 +13932,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_saving(const dlrn_trainer *t, const char 
     DLRNI_TRY(dlrni_check_savable(t->dict, path));
     if (t->stage == DLRNI_READY || t->stage == DLRNI_RESAMPLING) return DLRN_OK;
     return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT,
-                     "%s: not written: step %lld is not finished (out of memory): call "
-                     "dlrn_trainer_step again first",
-                     path, (long long)t->step - (t->stage == DLRNI_LOGGING));
+                     "%s: not written: step %lld is not finished: expected %s first", path,
+                     (long long)dlrni_unfinished_step(t), dlrni_finishing_call(t));
 }
 
 /* The texts of a checkpoint's metadata. Their lengths are bounded: numbers and short words only. */
@@ -13835,39 +14032,35 @@ DLRNI_INTERNAL int dlrni_which_word(const dlrn_json *json, const char *key, cons
     return !strcmp(word, first) ? 0 : !strcmp(word, second) ? 1 : -1;
 }
 
-/* Every setting must be there: a default in place of a lost setting would change the run without a
-   word. Only files of version 0.1, which name no recipe, lack the MORE lists; the recipe's defaults
-   stand for these. Then come the settings that are not numbers. A setting out of range is refused
-   as from a caller (dlrni_settle_config), but its error names the file. */
-DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
-                                             const dlrn_json *json, dlrn_train_config *cfg) {
-    const char *name = dlrn_json_text(json, "recipe", NULL); /* version 0.1 had but one */
-    const dlrni_recipe *recipe = dlrni_recipe_named(name);
-    if (!recipe)
-        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: config.recipe: no recipe %.80s is known",
-                         dlrn_archive_path(a), name);
-    *cfg = dlrn_train_defaults(recipe->name);
+/* The settings that are numbers. Every one must be there: a default in place of a lost one would
+   change the run without a word. Only files from before a setting lack it; the recipe's default,
+   which *cfg holds so far, then stands for it. */
+DLRNI_INTERNAL dlrn_status dlrni_read_settings(dlrn_context *ctx, dlrn_archive *a,
+                                               const dlrn_json *json, dlrn_train_config *cfg) {
 #define DLRNI_READ_INTEGER(field, key, condition, wanted)                                          \
     if (!dlrni_json_signed(json, key, &cfg->field))                                                \
         return dlrni_checkpoint_lacks(a, ctx, "config." key);
 #define DLRNI_READ_REAL(field, key, condition, wanted)                                             \
     if (!dlrni_json_real(json, key, &cfg->field))                                                  \
         return dlrni_checkpoint_lacks(a, ctx, "config." key);
+#define DLRNI_READ_NEWER_INTEGER(field, key, condition, wanted)                                    \
+    if (dlrn_json_get(json, key)) DLRNI_READ_INTEGER(field, key, condition, wanted)
+#define DLRNI_READ_NEWER_REAL(field, key, condition, wanted)                                       \
+    if (dlrn_json_get(json, key)) DLRNI_READ_REAL(field, key, condition, wanted)
     DLRNI_CONFIG_INTEGERS(DLRNI_READ_INTEGER)
     DLRNI_CONFIG_REALS(DLRNI_READ_REAL)
+    DLRNI_CONFIG_MORE_INTEGERS(DLRNI_READ_NEWER_INTEGER)
+    DLRNI_CONFIG_MORE_REALS(DLRNI_READ_NEWER_REAL)
 #undef DLRNI_READ_INTEGER
 #undef DLRNI_READ_REAL
-    /* settings that came after version 0.1: a file from before a setting has its default */
-#define DLRNI_READ_INTEGER(field, key, condition, wanted)                                          \
-    if (dlrn_json_get(json, key) && !dlrni_json_signed(json, key, &cfg->field))                    \
-        return dlrni_checkpoint_lacks(a, ctx, "config." key);
-#define DLRNI_READ_REAL(field, key, condition, wanted)                                             \
-    if (dlrn_json_get(json, key) && !dlrni_json_real(json, key, &cfg->field))                      \
-        return dlrni_checkpoint_lacks(a, ctx, "config." key);
-    DLRNI_CONFIG_MORE_INTEGERS(DLRNI_READ_INTEGER)
-    DLRNI_CONFIG_MORE_REALS(DLRNI_READ_REAL)
-#undef DLRNI_READ_INTEGER
-#undef DLRNI_READ_REAL
+#undef DLRNI_READ_NEWER_INTEGER
+#undef DLRNI_READ_NEWER_REAL
+    return DLRN_OK;
+}
+
+/* The settings that are words, a truth value or all 64 bits of a number. */
+DLRNI_INTERNAL dlrn_status dlrni_read_choices(dlrn_context *ctx, dlrn_archive *a,
+                                              const dlrn_json *json, dlrn_train_config *cfg) {
     const dlrn_json *compat = dlrn_json_get(json, "compat");
     int loss = dlrni_which_word(json, "loss", "norm", "squared");
     int sparsity = dlrni_which_word(json, "sparsity", "l1", "entropy");
@@ -13880,6 +14073,22 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
     cfg->loss = loss ? DLRN_LOSS_SQUARED : DLRN_LOSS_NORM;
     cfg->sparsity = sparsity ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1;
     cfg->compat = compat->number > 0; /* the reader holds booleans as 0 and 1 */
+    return DLRN_OK;
+}
+
+/* All settings. One out of range is refused as from a caller (dlrni_settle_config), but the error
+   names the file. */
+DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
+                                             const dlrn_json *json, dlrn_train_config *cfg) {
+    const char *name = dlrn_json_text(json, "recipe", NULL); /* version 0.1 had but one */
+    const dlrni_recipe *recipe = dlrni_recipe_named(name);
+    if (!recipe)
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: config.recipe: expected a name such as %s, found %.80s",
+                         dlrn_archive_path(a), dlrni_recipe_table[0].name, name);
+    *cfg = dlrn_train_defaults(recipe->name);
+    DLRNI_TRY(dlrni_read_settings(ctx, a, json, cfg));
+    DLRNI_TRY(dlrni_read_choices(ctx, a, json, cfg));
     if (dlrni_settle_config(ctx, cfg, &recipe) == DLRN_OK) return DLRN_OK;
     const char *colon = strchr(dlrn_error(ctx), ':'); /* behind the name of the struct */
     return dlrni_fail_in(ctx, DLRN_ERR_FORMAT, dlrn_archive_path(a), "config",
@@ -13905,8 +14114,12 @@ DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a
     /* *f is the family's formula so far: gate and selection cannot differ from it */
     if (gate != (int64_t)f->gate || select != (int64_t)f->select || center < 0 ||
         center > DLRN_CENTER_INPUT_BIAS || !(f->scale_out >= 1 && f->scale_out <= 1))
-        return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: the formula is not one that this recipe trains",
-                         dlrn_archive_path(a));
+        return dlrn_fail(ctx, DLRN_ERR_FORMAT,
+                         "%s: formula: expected gate %d, select %d, a center from 0 to %d and "
+                         "scale_out 1, found %lld, %lld, %lld and %g",
+                         dlrn_archive_path(a), (int)f->gate, (int)f->select,
+                         (int)DLRN_CENTER_INPUT_BIAS, (long long)gate, (long long)select,
+                         (long long)center, f->scale_out);
     f->center = (dlrn_center)center;
     /* the caller checks it against the number of features */
     f->k = k;
@@ -13926,6 +14139,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_unfinished(dlrn_trainer *t, dlrn_archive *
     DLRNI_STATS_REALS(DLRNI_READ_REAL)
 #undef DLRNI_READ_INTEGER
 #undef DLRNI_READ_REAL
+    /* the step is counted before its resampling begins */
+    if (t->step < 1) return dlrni_checkpoint_lacks(a, t->ctx, "unfinished");
     if (!t->buffer) return DLRN_OK; /* without rows there is nothing to resample from */
     t->from_buffer = 1;
     /* the next dlrn_trainer_step finishes that step */
@@ -13941,32 +14156,36 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_find(dlrn_context *ctx, dlrn_archive
     /* a lost tensor, or another program's file */
     if (*where < 0) return dlrni_checkpoint_lacks(a, ctx, want->name);
     const dlrn_tensor_info *info = dlrn_archive_info(a, *where);
+    char wanted[128], found[128];
     int same = info->dtype == want->dtype && info->ndim == want->ndim;
     /* ndim is equal here, so shape[i] exists in both */
     for (int i = 0; same && i < want->ndim; i++) same = info->shape[i] == want->shape[i];
     if (same) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_SHAPE,
-                     "%s: tensor %s: expected %s [%lld][%lld], found %s [%lld][%lld]",
-                     dlrn_archive_path(a), want->name, dlrn_dtype_name(want->dtype),
-                     (long long)want->shape[0], (long long)(want->ndim > 1 ? want->shape[1] : 1),
-                     dlrn_dtype_name(info->dtype), (long long)(info->ndim > 0 ? info->shape[0] : 1),
-                     (long long)(info->ndim > 1 ? info->shape[1] : 1));
+    dlrni_shape_text(want->shape, want->ndim, wanted, sizeof wanted);
+    dlrni_shape_text(info->shape, info->ndim, found, sizeof found);
+    return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: tensor '%s': expected %s [%s], found %s [%s]",
+                     dlrn_archive_path(a), want->name, dlrn_dtype_name(want->dtype), wanted,
+                     dlrn_dtype_name(info->dtype), found);
 }
 
-/* Checks the largest tensor before memory is taken: a small file cannot claim a dictionary of
-   terabytes. */
+/* Checks the two large tensors before memory is taken: a small file cannot claim a dictionary of
+   terabytes, be it by its inputs or by its outputs. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_size(dlrn_context *ctx, dlrn_archive *a,
                                                  const dlrn_train_config *cfg) {
-    dlrn_tensor_out want;
-    int64_t where;
-    memset(&want, 0, sizeof want);
-    /* every family has it */
-    want.name = "encoder_weight";
-    want.dtype = DLRN_F32;
-    want.ndim = 2;
-    want.shape[0] = cfg->features;
-    want.shape[1] = cfg->d_in;
-    return dlrni_checkpoint_find(ctx, a, &want, &where);
+    /* every family has both */
+    static const int roles[2] = {DLRN_ENCODER, DLRN_DECODER};
+    for (int i = 0; i < 2; i++) {
+        dlrn_tensor_out want;
+        int64_t where;
+        memset(&want, 0, sizeof want);
+        want.name = dlrni_role_table[roles[i]].name;
+        want.dtype = DLRN_F32;
+        want.ndim = 2;
+        want.shape[0] = cfg->features;
+        want.shape[1] = i ? cfg->d_out : cfg->d_in;
+        DLRNI_TRY(dlrni_checkpoint_find(ctx, a, &want, &where));
+    }
+    return DLRN_OK;
 }
 
 /* Moments [n] may be infinite, if the run overflowed, and stay so. They may not be NaN; a second
@@ -14054,6 +14273,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_rows(dlrn_trainer *t, dlrn_archive *a, int
     /* from here on freed with *b */
     if (!wide) return DLRN_ERR_MEMORY;
     DLRNI_TRY(dlrn_archive_read(a, where, wide));
+    /* a buffer holds no other rows: those of a source have been checked, too */
+    DLRNI_TRY(dlrni_check_weights(a, want.name, wide, 0, n));
     for (int64_t i = 0; b->store != DLRN_F32 && i < n; i++) { /* in place: 2 bytes for 4 */
         uint16_t h = b->store == DLRN_F16 ? dlrni_f32_to_f16(wide[i]) : dlrni_f32_to_bf16(wide[i]);
         memcpy((char *)wide + 2 * i, &h, sizeof h);
@@ -14131,8 +14352,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_given(dlrn_context *ctx, dlrn_archive *a,
     if (strcmp(recipe, cfg->recipe))
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected recipe %.80s, found %.80s", path,
                          recipe, cfg->recipe);
-    /* the configuration's, which a recipe that does not select leaves 0 */
-    if (given->k != cfg->k)
+    /* 0: as the run has it; a recipe that does not select saves 0, whatever it was given */
+    if (given->k && cfg->k && given->k != cfg->k)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected k %lld, found %lld", path,
                          (long long)given->k, (long long)cfg->k);
     /* any number other than 0 means yes */
@@ -14160,7 +14381,10 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archi
     if (given) DLRNI_TRY(dlrni_check_given(ctx, a, cfg, given));
     /* by the settings of the file: those given were compared with them */
     DLRNI_TRY(dlrni_checkpoint_size(ctx, a, cfg));
-    if (given) *cfg = *given;
+    if (!given) return DLRN_OK;
+    const int64_t k = cfg->k;
+    *cfg = *given;
+    cfg->k = k; /* the caller may have left it 0 */
     return DLRN_OK;
 }
 
@@ -14171,12 +14395,15 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_dictionary(dlrn_context *ctx, dlrn_a
     const dlrni_recipe *recipe = dlrni_recipe_named(cfg->recipe);
     const char *family = dlrni_archive_metadata(a, "family");
     dlrn_json *json;
+    DICTLEARN_ASSERT(recipe); /* the configuration has been checked */
     /* a recipe trains one family: a file that names another was edited */
-    if (family && recipe && strcmp(family, recipe->family))
+    if (family && strcmp(family, recipe->family))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: family: expected %s for recipe %s, found %.80s",
                          dlrn_archive_path(a), recipe->family, recipe->name, family);
-    /* random weights, which are overwritten: the one place that knows shapes */
-    DLRNI_TRY(dlrni_first_weights(ctx, cfg, recipe, NULL, out));
+    /* memory alone: to draw weights that the file replaces would take seconds */
+    DLRNI_TRY(dlrni_dictionary_alloc(ctx, dlrni_family_named(recipe->family), cfg->d_in, cfg->d_out,
+                                     cfg->features, out));
+    if (dlrni_selects(*out)) (*out)->formula.k = cfg->k;
     dlrn_status s = dlrni_metadata_json(ctx, a, "formula", &json);
     if (s == DLRN_OK && json) s = dlrni_read_formula(ctx, a, json, &(*out)->formula);
     dlrn_json_free(ctx, json);
@@ -14329,9 +14556,9 @@ DLRNI_INTERNAL double dlrni_row_sparsity(const dlrn_evaluator *e, const float *v
     for (int64_t p = 0; p < n; p++) sum += fabs((double)val[p]);
     if (e->cfg.sparsity == DLRN_SPARSITY_L1) return sum;
     for (int64_t p = 0; p < n && sum > 0; p++) {
-        /* magnitudes: an identity's features may be negative; 1e-8 as in training */
-        double q = fabs((double)val[p]) / (sum + 1e-8);
-        entropy -= q * log(q + 1e-8);
+        /* magnitudes: an identity's features may be negative */
+        double q = fabs((double)val[p]) / (sum + dlrni_entropy_eps);
+        entropy -= q * log(q + dlrni_entropy_eps);
     }
     return entropy;
 }
@@ -14517,21 +14744,14 @@ typedef struct dlrni_evaluation {
 /* Reads and measures a batch at a time, until there are enough rows or no more. */
 DLRNI_INTERNAL dlrn_status dlrni_measure_source(const dlrni_evaluation *j) {
     dlrn_evaluator *e = j->e;
-    const dlrn_source *src = j->source;
     for (;;) {
         int64_t batch = e->cfg.batch_size, n = 0;
         /* never more than the limit: exactly so many rows are measured */
         int64_t want = e->cfg.rows < 0 ? batch : dlrni_min(batch, e->cfg.rows - e->rows);
         /* enough rows */
         if (want <= 0) return DLRN_OK;
-        dlrn_status s = src->read(src->user, want, j->x, j->y, &n);
-        if (s == DLRN_END) return DLRN_OK;
-        if (s != DLRN_OK)
-            return dlrni_callback_error(e->ctx, s, "the source",
-                                        src->error ? src->error(src->user) : NULL);
-        /* more would have overrun the arrays; none would loop forever */
-        DLRNI_REQUIRE(e->ctx, n > 0 && n <= want,
-                      "the source gave no rows, or more than were wanted");
+        dlrn_status s = dlrni_source_read(e->ctx, j->source, want, j->x, j->y, &n);
+        if (s != DLRN_OK) return s == DLRN_END ? DLRN_OK : s;
         DLRNI_TRY(dlrn_evaluator_add(e, j->x, j->y, n));
         /* may stop the evaluation */
         if (j->progress) DLRNI_TRY(j->progress(j->user, e->rows));

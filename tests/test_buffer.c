@@ -441,7 +441,7 @@ TEST(copies_take_nothing) {
         for (int64_t i = 0; i < n; i++) got[looks][total++] = (int64_t)bx[i * D];
         for (int64_t start = 0; looks && start < 70; start += 14) {
             int64_t index[14];
-            CHECK_OK(ctx, dlrni_buffer_fill(b, 70));
+            CHECK_OK(ctx, dlrni_buffer_read_ahead(b, 70));
             for (int64_t i = 0; i < 14; i++) index[i] = start + i;
             dlrni_buffer_copy(b, index, 14, x, start % 4 ? NULL : y);
             for (int64_t i = 0; i < 14; i++) {
@@ -471,7 +471,7 @@ TEST(a_buffer_described) {
     float x[2 * D], y[2 * D];
     dlrn_buffer_info info;
     uint64_t bytes;
-    CHECK_OK(ctx, dlrni_buffer_fill(b, 20));
+    CHECK_OK(ctx, dlrni_buffer_read_ahead(b, 20));
     dlrni_buffer_copy(b, index, 2, x, y);
     dlrn_buffer_describe(b, &info);
     CHECK_OK(ctx, dlrn_buffer_bytes(ctx, &cfg, D, 0, &bytes));
@@ -496,7 +496,7 @@ TEST(read_ahead_in_order) {
     for (int step = 0; total < 700; step++) {
         const float *x, *y;
         int64_t n;
-        CHECK_OK(ctx, dlrni_buffer_fill(b, step % 5 ? 0 : 20 * (step % 7)));
+        CHECK_OK(ctx, dlrni_buffer_read_ahead(b, step % 5 ? 0 : 20 * (step % 7)));
         CHECK(b->unread <= 100);
         CHECK_OK(ctx, dlrn_buffer_next(b, &x, &y, &n));
         for (int64_t i = 0; i < n; i++, total++) {
@@ -551,7 +551,7 @@ TEST(order_is_kept_where_rows_are_left_over) {
     CHECK_OK(ctx, dlrn_source_from_array(ctx, x, NULL, 500, D, 0, 1, &source));
     large.shuffle = small.shuffle = 0;
     dlrn_buffer *a = make_buffer(ctx, &large, &source), *b = make_buffer(ctx, &small, &source);
-    CHECK_OK(ctx, dlrni_buffer_fill(a, 0));
+    CHECK_OK(ctx, dlrni_buffer_read_ahead(a, 0));
     CHECK(a->unread == 400);
     CHECK_OK(ctx, dlrni_buffer_export(a, &state));
     CHECK_OK(ctx, dlrni_buffer_import(b, &state));
@@ -635,7 +635,7 @@ TEST(what_the_source_cannot_do_is_told) {
     source.seek = not_there;
     b = make_buffer(ctx, &cfg, &source);
     CHECK_STATUS(dlrni_buffer_export(b, &state), DLRN_ERR_CALLBACK);
-    CHECK_STR(dlrn_error(ctx), "the source cannot tell its position");
+    CHECK_STR(dlrn_error(ctx), "the source, telling its position, failed: ");
     state.has_position = 1;
     state.source_position = 17;
     CHECK_STATUS(dlrni_buffer_import(b, &state), DLRN_ERR_CALLBACK);
@@ -669,7 +669,7 @@ TEST(a_filling_that_is_broken_off_goes_on) {
             if (t[1].rows >= 840) break;
             if (s == DLRN_OK) continue;
             CHECK_STATUS(s, DLRN_STOPPED);
-            CHECK_STATUS(dlrni_buffer_fill(b, 0), DLRN_STOPPED);
+            CHECK_STATUS(dlrni_buffer_read_ahead(b, 0), DLRN_STOPPED);
             if (!saved) continue;
             CHECK_OK(ctx, dlrni_buffer_export(b, &state));
             dlrn_buffer_destroy(b);
@@ -700,8 +700,8 @@ TEST(a_source_that_lies_is_told_off) {
         t.piece = lie < 0 ? 1 : 0, t.lie = lie;
         dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
         CHECK_STATUS(dlrn_buffer_next(b, &x, &y, &n), DLRN_ERR_CALLBACK);
-        CHECK_STR(dlrn_error(ctx), lie < 0 ? "asked for 1 to 20 rows and gave 0"
-                                           : "asked for 1 to 20 rows and gave 21");
+        CHECK_STR(dlrn_error(ctx),
+                  lie < 0 ? "expected 1 to 20 rows, found 0" : "expected 1 to 20 rows, found 21");
         dlrn_buffer_destroy(b);
     }
     for (int c = 0; c < 2; c++) {
@@ -781,7 +781,7 @@ TEST(rows_that_are_not_finite_are_left_out) {
     t.lie = 1;
     b = make_buffer(ctx, &cfg, &finite);
     CHECK_STATUS(dlrn_buffer_next(b, &bx, &by, &n), DLRN_ERR_CALLBACK);
-    CHECK_STR(dlrn_error(ctx), "asked for 1 to 20 rows and gave 21");
+    CHECK_STR(dlrn_error(ctx), "expected 1 to 20 rows, found 21");
     dlrn_buffer_destroy(b);
     dlrn_source_destroy(&finite);
     t.at = t.rows, t.at_end = DLRN_ERR_CALLBACK, t.why = "the tape is torn";

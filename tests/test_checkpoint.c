@@ -99,6 +99,9 @@ TEST(unfinished_steps) {
         at += snprintf(now + at, sizeof now - (size_t)at, "\\\"%s\\\": 1, ", names[i]);
     }
     altered("{", "\"format\"", "\"unfinished\":\"{\",\"format\"", DLRN_ERR_FORMAT, "JSON, line 1");
+    /* a step is counted before its resampling begins: none is unfinished before the first */
+    snprintf(now + at - 2, sizeof now - (size_t)at + 2, "}\",\"step\":\"0\"");
+    altered("{", "\"step\":\"1\"", now, DLRN_ERR_FORMAT, "\"unfinished\" is missing or malformed");
 }
 
 TEST(settings) {
@@ -179,17 +182,19 @@ TEST(recipe_family_and_formula) {
         altered(formula, was, now, DLRN_ERR_FORMAT, words);
     }
     altered(config, "\\\"reference\\\"", "\\\"no_such_one\\\"", DLRN_ERR_UNSUPPORTED,
-            "no recipe no_such_one is known");
+            "config.recipe: expected a name such as reference, found no_such_one");
     altered(config, "\\\"reference\\\"", "\\\"dl-top_k\\\"", DLRN_ERR_FORMAT,
             "family: expected AutoEncoderTopK for recipe dl-top_k, found AutoEncoder");
     altered("{", "\"family\":\"AutoEncoder\"", "\"family\":\"IdentityDict\"", DLRN_ERR_FORMAT,
             "family: expected AutoEncoder for recipe reference, found IdentityDict");
-    altered(formula, "\\\"gate\\\": 0", "\\\"gate\\\": 1", DLRN_ERR_FORMAT,
-            "the formula is not one");
+    altered(
+        formula, "\\\"gate\\\": 0", "\\\"gate\\\": 1", DLRN_ERR_FORMAT,
+        "formula: expected gate 0, select 0, a center from 0 to 2 and scale_out 1, found 1, 0, 1 "
+        "and 1");
     altered(formula, "\\\"center\\\": 1", "\\\"center\\\": 2", DLRN_ERR_FORMAT,
             "\"input_bias\" is missing");
     altered(formula, "\\\"center\\\": 1", "\\\"center\\\": 7", DLRN_ERR_FORMAT,
-            "the formula is not one");
+            "found 0, 0, 7 and 1");
 }
 
 /* Trainers of the other recipes come back whole: selection, mean threshold, counters in rows. */
@@ -278,29 +283,94 @@ TEST(tensors) {
         altered("{", was, now, DLRN_ERR_FORMAT, words);
     }
     altered("\"m.bias\"", "F32", "I32", DLRN_ERR_SHAPE,
-            "m.bias: expected F32 [4][1], found I32 [4][1]");
+            "tensor 'm.bias': expected F32 [4], found I32 [4]");
     altered("\"encoder_bias\"", "[12]", "[1,12]", DLRN_ERR_SHAPE,
-            "expected F32 [12][1], found F32 [1][12]");
+            "tensor 'encoder_bias': expected F32 [12], found F32 [1, 12]");
     altered("\"m.bias\"", "[4]", "[2]", DLRN_ERR_FORMAT, "expected 8 bytes");
-    altered("\"encoder_weight\"", "[12,4]", "[4,12]", DLRN_ERR_SHAPE, "found F32 [4][12]");
+    altered("\"encoder_weight\"", "[12,4]", "[12,4,1]", DLRN_ERR_SHAPE,
+            "expected F32 [12, 4], found F32 [12, 4, 1]");
+    /* no memory is taken for outputs that the file does not have */
+    altered("\"config\":", "\\\"d_out\\\": 4", "\\\"d_out\\\": 4000000000000", DLRN_ERR_SHAPE,
+            "tensor 'decoder_weight': expected F32 [12, 4000000000000], found F32 [12, 4]");
+    altered("\"encoder_weight\"", "[12,4]", "[4,12]", DLRN_ERR_SHAPE,
+            "expected F32 [12, 4], found F32 [4, 12]");
+}
+
+/* Where the data of a tensor begin in the good file. */
+static char *data_of(const char *name) {
+    const char *at = strstr(saved + 8, name);
+    size_t header = (size_t)dlrni_le((const unsigned char *)saved, 8);
+    CHECK(at != NULL && (at = strstr(at, "offsets\":[")) != NULL);
+    return saved + 8 + header + strtoul(at + 10, NULL, 10);
 }
 
 /* What is counted in the file, but cannot have been. */
 TEST(counters) {
-    const char *at = strstr(saved + 8, "\"steps_since_fired\":{");
-    size_t header = (size_t)dlrni_le((const unsigned char *)saved, 8), first = 8 + header;
-    CHECK(at != NULL && strstr(at, "offsets\":[") != NULL);
-    first += (size_t)strtoul(strstr(at, "offsets\":[") + 10, NULL, 10);
+    char *first = data_of("\"steps_since_fired\":{"), kept[8];
     const char *path = tmp_path("checkpoint_counters.safetensors");
-    char kept[8];
-    memcpy(kept, saved + first, 8);
+    memcpy(kept, first, 8);
     for (int negative = 0; negative < 2; negative++) {
-        dlrni_put_le((unsigned char *)saved + first, negative ? UINT64_MAX : INT64_MAX, 8);
+        dlrni_put_le((unsigned char *)first, negative ? UINT64_MAX : INT64_MAX, 8);
         CHECK_OK(ctx, dlrn_file_write(ctx, path, saved, saved_size));
         refuse(path, NULL, make_buffer(DLRN_BF16, CAPACITY, 1), DLRN_ERR_FORMAT,
                "\"steps_since_fired\" is missing");
     }
-    memcpy(saved + first, kept, 8);
+    memcpy(first, kept, 8);
+}
+
+/* A row of the buffer that no source could have given. */
+TEST(rows_that_are_not_finite) {
+    char *row = data_of("\"buffer.y\":{"), kept[2];
+    const char *path = tmp_path("checkpoint_rows.safetensors");
+    memcpy(kept, row + 6, 2);
+    dlrni_put_le((unsigned char *)row + 6, 0x7f80, 2);
+    CHECK_OK(ctx, dlrn_file_write(ctx, path, saved, saved_size));
+    refuse(path, NULL, make_buffer(DLRN_BF16, CAPACITY, 1), DLRN_ERR_VALUE,
+           "tensor 'buffer.y': element 3: expected a finite number, found inf");
+    memcpy(row + 6, kept, 2);
+}
+
+/* The configuration with which a run began resumes it, also where the run settled k. */
+TEST(the_settings_of_the_beginning) {
+    for (int r = 0; dlrn_recipe_name(r); r++) {
+        const char *path = tmp_path("checkpoint_settings.safetensors");
+        dlrn_train_config cfg = dlrn_train_defaults(dlrn_recipe_name(r));
+        dlrn_trainer *t = NULL;
+        cfg.d_in = D;
+        cfg.features = F;
+        cfg.k = 3; /* the reference has none */
+        CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
+        CHECK_OK(ctx, dlrn_trainer_save(t, path));
+        const int64_t k = t->cfg.k;
+        dlrn_trainer_destroy(t);
+        for (int left_out = 0; left_out < 2; left_out++) {
+            if (left_out) cfg.k = 0;
+            CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, &cfg, NULL, &t));
+            CHECK(t->cfg.k == k && t->dict->formula.k == k);
+            dlrn_trainer_destroy(t);
+        }
+    }
+}
+
+/* The saved schedule is kept; with other `steps` the rate falls to 0 there. */
+TEST(a_decay_is_resumed) {
+    const char *path = tmp_path("checkpoint_decay.safetensors");
+    dlrn_train_config cfg = config();
+    dlrn_train_stats stats;
+    dlrn_trainer *t = NULL;
+    cfg.lr = 1e-3, cfg.steps = 10, cfg.decay_start = 0;
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
+    for (int i = 0; i < 5; i++) CHECK_OK(ctx, dlrn_trainer_step_on(t, rows, NULL, ROWS, &stats));
+    CHECK_CLOSE(stats.lr, 0.6e-3, 1e-12);
+    CHECK_OK(ctx, dlrn_trainer_save(t, path));
+    dlrn_trainer_destroy(t);
+    for (int longer = 0; longer < 2; longer++) {
+        cfg.steps = 20;
+        CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, longer ? &cfg : NULL, NULL, &t));
+        CHECK_OK(ctx, dlrn_trainer_step_on(t, rows, NULL, ROWS, &stats));
+        CHECK_CLOSE(stats.lr, longer ? 0.75e-3 : 0.5e-3, 1e-12);
+        dlrn_trainer_destroy(t);
+    }
 }
 
 TEST(another_buffer) {
@@ -316,7 +386,8 @@ TEST(another_buffer) {
            "buffer: expected at most the buffer's 16 rows, found 24");
     dlrn_buffer *b = make_buffer(DLRN_BF16, CAPACITY, 1);
     b->source.seek = NULL;
-    refuse(good, NULL, b, DLRN_ERR_ARGUMENT, "cannot go back");
+    refuse(good, NULL, b, DLRN_ERR_ARGUMENT,
+           "expected a source that can go to position 40, found one without seek");
     cfg.features = F + 1;
     refuse(good, &cfg, NULL, DLRN_ERR_SHAPE,
            "expected a trainer of 4 x 13 (output 4), found 4 x 12 (output 4)");
@@ -360,6 +431,9 @@ int main(int argc, char **argv) {
     RUN(state_of_the_buffer);
     RUN(tensors);
     RUN(counters);
+    RUN(rows_that_are_not_finite);
+    RUN(the_settings_of_the_beginning);
+    RUN(a_decay_is_resumed);
     RUN(another_buffer);
     dlrn_free(ctx, saved);
     dlrn_context_destroy(ctx);

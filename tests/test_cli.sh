@@ -286,7 +286,7 @@ says "after what was saved" "^dictlearn: $d/late: ended by an error after [0-9]*
 says "with its last step" '"step": [1-9]*[1-9], ' "$d/late/log.jsonl"
 status "it evaluates" 0 "$dl" eval --dict "$d/late" --data "$d/zeros.npy"
 status "it goes on without that row" 0 "$dl" train --resume --save-dir "$d/late" --skip-nonfinite
-says "to the end" '"step": 93, ' "$d/late/log.jsonl"
+says "to the end, without that row alone" '"step": 93, ' "$d/late/log.jsonl"
 status "more steps than data" 0 "$dl" train --data "$d/zeros.npy" --batch-size 512 --n-ctxs 8 \
     --steps 1000 --save-dir "$d/ends"
 says "says how many were made" "$d/ends: the data has ended after 6 steps of 1000 asked for, saved" \
@@ -453,6 +453,13 @@ wrong "before --recipe, too" "--entropy: not a setting of recipe dl-top_k" \
     $run --entropy --recipe dl-top_k --save-dir "$d/none"
 status "a rate that falls" 0 $run --steps 20 --decay-start 10 --save-dir "$d/falls"
 says "is at its height before" '"step": 10, .*"lr": 0.001, ' "$d/falls/log.jsonl"
+status "resumed for longer" 0 $run --steps 30 --decay-start 10 --save-dir "$d/falls" --resume
+says "tells that the rate changes" \
+    "^dictlearn: $d/falls: --steps was 20 and is 30: from step 10 on the rate falls to 0 there$" \
+    "$d/err"
+says "and has it" '"step": 20, .*"lr": 0.0005, ' "$d/falls/log.jsonl"
+status "resumed for as long" 0 $run --steps 30 --decay-start 10 --save-dir "$d/falls" --resume
+check_fails "is silent" grep -q "steps was" "$d/err"
 wrong "a decay after the end" "--decay-start: expected a step before the last" \
     $run --steps 10 --decay-start 10 --save-dir "$d/none"
 wrong "--layout without a dictionary" "--layout: goes with --init" \

@@ -255,7 +255,8 @@ static int steps(dlrn_trainer *t, int most, uint64_t *hash) {
         if (s == DLRN_ERR_MEMORY &&
             t->stage == DLRNI_TAKEN) { /* its batch is taken, and in no checkpoint's buffer */
             CHECK_STATUS(dlrn_trainer_save(t, tmp_path("torn.safetensors")), DLRN_ERR_ARGUMENT);
-            CHECK_STR(dlrn_error(ctx), "is not finished (out of memory)");
+            CHECK_STR(dlrn_error(ctx),
+                      "is not finished: expected a call of dlrn_trainer_step first");
             waits++;
         }
         if (s == DLRN_ERR_MEMORY) s = dlrn_trainer_step(t, &stats);

@@ -500,9 +500,10 @@ TEST(what_a_source_does_wrong_is_told) {
     CHECK_STATUS(evaluate_odd(ae, stopped, -1, &m), DLRN_STOPPED);
     CHECK_STATUS(evaluate_odd(ae, empty, -1, &m), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "no rows");
-    CHECK_STATUS(evaluate_odd(ae, silent, -1, &m), DLRN_ERR_ARGUMENT);
-    CHECK_STATUS(evaluate_odd(ae, liar, -1, &m), DLRN_ERR_ARGUMENT);
-    CHECK_STR(dlrn_error(ctx), "more than were wanted");
+    CHECK_STATUS(evaluate_odd(ae, silent, -1, &m), DLRN_ERR_CALLBACK);
+    CHECK_STR(dlrn_error(ctx), "the source: expected 1 to 50 rows, found 0");
+    CHECK_STATUS(evaluate_odd(ae, liar, -1, &m), DLRN_ERR_CALLBACK);
+    CHECK_STR(dlrn_error(ctx), "the source: expected 1 to 50 rows, found 51");
     dlrn_source wordless = {D, 0, odd_read, NULL, NULL, NULL, NULL, &torn};
     dlrn_eval_config cfg = config(DLRN_SPARSITY_L1, 0, 50);
     cfg.rows = -1;

@@ -671,6 +671,17 @@ static dlrn_status parse_defaults(dlrn_context *ctx, const char *recipe, dlrn_js
     return dlrn_json_parse(ctx, text, n + 1, "defaults", out);
 }
 
+/* With --decay-start other steps change the rate of every later step: says so. */
+static void tell_decay(const train_run *r, const dlrn_json *was) {
+    const dlrn_train_config *cfg = &r->o->train;
+    const long long before = (long long)dlrn_json_number(was, "settings.steps", -1);
+    if (cfg->decay_start < 0 || before == (long long)cfg->steps) return;
+    fprintf(stderr,
+            "dictlearn: %s: --steps was %lld and is %lld: from step %lld on the rate falls to 0 "
+            "there\n",
+            r->o->save_dir, before, (long long)cfg->steps, (long long)cfg->decay_start);
+}
+
 /* A resumed run must have the settings and the source with which it began. */
 static dlrn_status check_resumed(train_run *r) {
     char path[4200], *text = NULL;
@@ -688,6 +699,7 @@ static dlrn_status check_resumed(train_run *r) {
             r->ctx, DLRN_ERR_ARGUMENT,
             "%s: %s: a run is resumed with its own settings, expected %.200s, found %.200s", path,
             key, values[0], values[1]);
+    if (s == DLRN_OK) tell_decay(r, was);
     dlrn_json_free(r->ctx, was);
     dlrn_json_free(r->ctx, now);
     dlrn_json_free(r->ctx, missing);
