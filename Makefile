@@ -167,6 +167,17 @@ twin: all $(VENV) ## the program and a PyTorch twin of the reference's loop on t
 # OpenMP's barriers order.
 quick_C   = $(CC) -std=c99 -O1 -fexpensive-optimizations $(OPENMP)
 quick_EFFORT = $(EFFORT)
+# What has no files is compiled once in `make quick`, for lint and for test_io.
+SHARES    = $(BUILD)/quick/test_io
+
+$(BUILD)/no_stdio.o: dictlearn.h
+	$(CC) -std=c99 -O0 -w -DNDEBUG -DDICTLEARN_IMPLEMENTATION -DDICTLEARN_NO_STDIO -DDICTLEARN_SIMD=0 $(NOTES) \
+	  -x c -c $< -o $@
+
+$(SHARES): tests/test_io.c $(BUILD)/no_stdio.o
+	@mkdir -p $(@D)
+	$(CC) -std=c99 -O0 $(INCLUDES) -DDLRNI_IMPLEMENTED $< $(BUILD)/no_stdio.o -o $@ -lm
+
 HARD      = -std=c99 -O1 -g -fno-sanitize-recover=all
 san_C     = $(CC) $(HARD) -fsanitize=address,undefined
 tsan_C    = clang $(HARD) -fopenmp -fsanitize=thread
@@ -185,7 +196,7 @@ $(LINKED_C:%=$(BUILD)/$(1)/%): $(BUILD)/$(1)/%: tests/%.c $(BUILD)/$(1)/private.
 	$$(REPLACE)
 	$$($(1)_C) $$(PRIVATE) $$($(1)_EFFORT) $$< $$(TESTED) -o $$@ -lm
 
-$(OWN_C:%=$(BUILD)/$(1)/%): $(BUILD)/$(1)/%: tests/%.c
+$(filter-out $(SHARES),$(OWN_C:%=$(BUILD)/$(1)/%)): $(BUILD)/$(1)/%: tests/%.c
 	@mkdir -p $$(@D)
 	$$($(1)_C) $$(INCLUDES) $$($(1)_EFFORT) $$< -o $$@ -lm
 endef
