@@ -96,7 +96,7 @@ $(OWN_C:%=$(BUILD)/%): $(BUILD)/%: tests/%.c
 
 # What is optimised in a test is the object; some hold a model runner or a tokenizer besides.
 EFFORT = -O0
-$(foreach at,$(BUILD) $(BUILD)/quick,$(at)/test_lm $(at)/test_tokenizer): EFFORT = -O1
+$(foreach at,$(BUILD) $(BUILD)/quick,$(at)/test_lm $(at)/test_tokenizer): EFFORT = -Og
 
 $(BUILD)/kernel_sets $(BUILD)/rows $(BUILD)/tokenize_lines: $(BUILD)/%: tests/%.c $(BUILD)/dictlearn.o
 	$(COMPILE) $< $(LINKED) -o $@ -lm
