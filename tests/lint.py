@@ -9,7 +9,7 @@ star       comments continue with three blanks, without a star
 
 Says what it finds, a line each, and exits with 1 if that is anything."""
 
-import itertools, pathlib, re, sys
+import bisect, functools, itertools, pathlib, re, sys
 
 HEADER = "dictlearn.h"
 PROSE = ["README.md", "SECURITY.md", "bench/README.md", HEADER]
@@ -34,15 +34,20 @@ COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.S)
 STRING = re.compile(r'"(?:\\.|[^"\\\n])*"')
 
 
+@functools.lru_cache(maxsize=None)
+def line_ends(source):
+    return [found.start() for found in re.finditer("\n", source)]
+
+
 def line_of(where, source=text):
-    return source.count("\n", 0, where) + 1
+    return bisect.bisect_left(line_ends(source), where) + 1
 
 
+@functools.lru_cache(maxsize=None)
 def comments():
     """(offset, text) of each comment; a string may hold what looks like one."""
-    for found in re.finditer(r'"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|(/\*.*?\*/|//[^\n]*)', text, re.S):
-        if found[1]:
-            yield found.start(), found[1]
+    return [(found.start(), found[1]) for found in re.finditer(
+        r'"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|(/\*.*?\*/|//[^\n]*)', text, re.S) if found[1]]
 
 
 def code():

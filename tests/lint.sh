@@ -84,6 +84,10 @@ object() { # object NAME FLAGS...: $dir/NAME.o
     shift
     $CC -std=c99 -w -DNDEBUG -I. -DDICTLEARN_IMPLEMENTATION "$@" -c "$dir/header.c" -o "$object"
 }
+no_stdio() { # the Makefile's, which test_io links, where it is of this header
+    if [ "$BUILD/no_stdio.o" -nt dictlearn.h ]; then cp "$BUILD/no_stdio.o" "$dir/no_stdio.o"; else
+        object no_stdio -O0 -DDICTLEARN_NO_STDIO -DDICTLEARN_SIMD=0; fi
+}
 defined() { # defined NAME: its external names
     nm -g --defined-only "$dir/$1.o" | awk '{ print $3 }' > "$dir/symbols"
 }
@@ -116,11 +120,17 @@ no_files() { # without stdio: nothing of the system but memory, numbers, texts, 
     grep -vxE "$known|$numbers" "$dir/undefined" && return 1
     return 0
 }
+system_headers() { # system_headers COMPILER: those that the header includes and that are here
+    sed -n 's/^ *#include \(<[a-z_/]*\.*h*>\)$/\1/p' dictlearn.h | sort -u | grep -v omp.h |
+        sed 's/.*/#if __has_include(&)\n#include &\n#endif/' > "$dir/asked.c"
+    if $1 -E "$dir/asked.c" > /dev/null 2>&1; then cat "$dir/asked.c"; else
+        grep '^#include' "$dir/asked.c" | while read -r line; do # a compiler older than __has_include
+            echo "$line" > "$dir/try.c"
+            $1 -E "$dir/try.c" > /dev/null 2>&1 && echo "$line"
+        done; fi
+}
 macros() { # macros COMPILER MODE: every macro that the header leaves in a file is a public one of its own
-    { sed -n 's/^ *\(#include <[a-z_/]*\.*h*>\)$/\1/p' dictlearn.h; } | sort -u | grep -v omp.h | while read -r line; do
-        echo "$line" > "$dir/try.c"
-        $1 -E "$dir/try.c" > /dev/null 2>&1 && echo "$line"
-    done > "$dir/system.c"
+    system_headers "$1" > "$dir/system.c"
     { cat "$dir/system.c"; echo '#include "dictlearn.h"'; } > "$dir/with.c"
     $1 -std=c99 -I. $2 -dM -E "$dir/system.c" | sort > "$dir/without.txt"
     $1 -std=c99 -I. $2 -dM -E "$dir/with.c" | sort > "$dir/with.txt"
@@ -131,7 +141,7 @@ macros() { # macros COMPILER MODE: every macro that the header leaves in a file 
 }
 check "compiles" object plain -O0
 check "compiles, static" object static -O1 -DDICTLEARN_STATIC
-check "compiles without stdio" object no_stdio -O0 -DDICTLEARN_NO_STDIO -DDICTLEARN_SIMD=0
+check "compiles without stdio" no_stdio
 if have nm; then
     check "external names begin with dlrn_" only_prefixed
     check "no external name in static mode" none_in_static

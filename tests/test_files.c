@@ -2,11 +2,12 @@
    malformed one is refused with words that name it. The files are made here, byte by byte. Pickles:
    test_pickle.c; whole dictionaries, and writing: test_load.c. */
 static int refuses_maps; /* some file systems cannot map a file; Windows maps none */
-#ifndef _WIN32
+#ifndef _WIN32           /* external: the Makefile puts it into the object that is linked */
 #include <sys/mman.h>
 #include <sys/types.h>
 
-static void *test_mmap(void *at, size_t size, int protection, int flags, int file, off_t offset) {
+void *test_mmap(void *at, size_t size, int protection, int flags, int file, off_t offset);
+void *test_mmap(void *at, size_t size, int protection, int flags, int file, off_t offset) {
     return refuses_maps ? MAP_FAILED : mmap(at, size, protection, flags, file, offset);
 }
 #define mmap test_mmap

@@ -137,41 +137,66 @@ static void cut_power(void) {
     }
 }
 
-/* ---- The calls in their place ---- */
+/* ---- The calls in their place ----
 
-static FILE *fault_fopen(const char *path, const char *mode) {
+   Those that the implementation makes are external: the Makefile puts them into the object that is
+   linked. */
+
+FILE *fault_fopen(const char *path, const char *mode);
+size_t fault_fread(void *to, size_t size, size_t n, FILE *f);
+size_t fault_fwrite(const void *from, size_t size, size_t n, FILE *f);
+int fault_ferror(FILE *f);
+int fault_fflush(FILE *f);
+int fault_fclose(FILE *f);
+int fault_fsync(int fd);
+int fault_rename(const char *from, const char *to);
+int fault_open(const char *path, int flags, ...);
+void *fault_mmap(void *at, size_t size, int protection, int flags, int fd, off_t offset);
+FILE *fault_tmpfile(void);
+void *fault_malloc(size_t size);
+void fault_free(void *p);
+
+void *fault_malloc(size_t size) {
+    return starve_alloc(NULL, size);
+}
+
+void fault_free(void *p) {
+    starve_release(NULL, p);
+}
+
+FILE *fault_fopen(const char *path, const char *mode) {
     if (fails("fopen")) return NULL;
     FILE *f = fopen(path, mode);
     if (f && *mode == 'w') forget_file(path);
     return f;
 }
 
-static size_t fault_fread(void *to, size_t size, size_t n, FILE *f) {
+size_t fault_fread(void *to, size_t size, size_t n, FILE *f) {
     if (!fails("fread")) return fread(to, size, n, f);
     fault.stream = f;
     return 0;
 }
 
-static size_t fault_fwrite(const void *from, size_t size, size_t n, FILE *f) {
+size_t fault_fwrite(const void *from, size_t size, size_t n, FILE *f) {
     if (!fails("fwrite")) return fwrite(from, size, n, f);
     fault.stream = f;
     return fwrite(from, size, n / 2, f); /* a disk that is full takes a part */
 }
 
-static int fault_ferror(FILE *f) {
+int fault_ferror(FILE *f) {
     return fault.stream == f || ferror(f);
 }
 
-static int fault_fflush(FILE *f) {
+int fault_fflush(FILE *f) {
     return fails("fflush") ? EOF : fflush(f);
 }
 
-static int fault_fclose(FILE *f) {
+int fault_fclose(FILE *f) {
     int written = (fcntl(fileno(f), F_GETFL) & O_ACCMODE) == O_WRONLY, end = fclose(f);
     return fails(written ? "fclose" : "fclose of what is read") ? EOF : end;
 }
 
-static int fault_fsync(int fd) {
+int fault_fsync(int fd) {
     struct stat st;
     int known = fstat(fd, &st) == 0;
     if (fails(known && S_ISDIR(st.st_mode) ? "fsync of a folder" : "fsync")) return -1;
@@ -186,14 +211,14 @@ static int fault_fsync(int fd) {
     return 0;
 }
 
-static int fault_rename(const char *from, const char *to) {
+int fault_rename(const char *from, const char *to) {
     if (fails("rename")) return -1;
     int end = rename(from, to);
     cut_power();
     return end;
 }
 
-static int fault_open(const char *path, int flags, ...) {
+int fault_open(const char *path, int flags, ...) {
     return fails("open") ? -1 : open(path, flags, 0666);
 }
 
@@ -201,11 +226,11 @@ static int fault_mkdir(const char *path, mode_t mode) {
     return fails("mkdir") ? -1 : mkdir(path, mode);
 }
 
-static void *fault_mmap(void *at, size_t size, int protection, int flags, int fd, off_t offset) {
+void *fault_mmap(void *at, size_t size, int protection, int flags, int fd, off_t offset) {
     return fails("mmap") ? MAP_FAILED : mmap(at, size, protection, flags, fd, offset);
 }
 
-static FILE *fault_tmpfile(void) {
+FILE *fault_tmpfile(void) {
     return fails("tmpfile") ? NULL : tmpfile();
 }
 
@@ -237,8 +262,10 @@ static int fault_clock(clockid_t id, struct timespec *t) {
 #define open_memstream fault_memstream
 #define clock_gettime fault_clock
 #define main program
-#define DICTLEARN_MALLOC(size) starve_alloc(NULL, size)
-#define DICTLEARN_FREE(p) starve_release(NULL, p)
+#undef DICTLEARN_MALLOC
+#undef DICTLEARN_FREE
+#define DICTLEARN_MALLOC(size) fault_malloc(size)
+#define DICTLEARN_FREE(p) fault_free(p)
 #include "program/dictlearn.c"
 #undef fopen
 #undef fread
