@@ -949,7 +949,9 @@ typedef struct dlrn_train_config {
     int64_t dead_rows;             /* a feature is dead after so many rows without it        -1 */
     double threshold_beta;         /* mean threshold: weight of the old value                 0 */
     int64_t threshold_start_step;  /* mean threshold: begins after this step                 -1 */
-    double target_l0;              /* active features a row that training aims at             0 */
+    double target_l0;              /* active features per row that training aims for; where the
+                                      penalty is an L1 or an entropy, it steers sparsity_penalty
+                                      during the warm-up                                      0 */
     double bandwidth;              /* around a threshold, where its gradient is estimated     0 */
     dlrn_buffer_config buffer;     /* for dlrn_train(), which makes a buffer of its own         */
 } dlrn_train_config;
@@ -964,7 +966,9 @@ typedef struct dlrn_train_stats {
     double auxiliary_loss;      /* ghosts or AuxK, without its weight; 0: no dead features  */
     double l0;                  /* mean number of active features a row                     */
     double lr;                  /* rate of this step's update                               */
-    int64_t dead;               /* features silent for longer than the recipe's period      */
+    double penalty;             /* weight of sparsity_loss in this step                     */
+    int64_t dead;               /* features silent for the recipe's period (or since the run's
+                                   beginning); without a period: on this batch              */
     int64_t resampled;          /* features revived after this step                         */
 } dlrn_train_stats;
 
@@ -11293,6 +11297,10 @@ struct dlrn_trainer {
     int64_t n;             /* ... or from the caller of step_on; 0: there are none        */
     int from_buffer;       /* 1: from the buffer                                          */
     dlrn_train_stats last; /* its figures                                                 */
+    struct {
+        double factor; /* of cfg.sparsity_penalty; 1 without a target for L0          */
+        double off;    /* log of L0 over its target, at the last step                 */
+    } steering;
     int (*stop)(void *user);
     void *stop_user;
 };
@@ -11401,12 +11409,36 @@ DLRNI_INTERNAL double dlrni_learning_rate(const dlrn_train_config *cfg, int64_t 
     return falling < lr ? falling : lr;
 }
 
-/* The weight of the penalty at step n. A warm-up keeps features alive until they mean something
-   (recipe dl-jump_relu). */
-DLRNI_INTERNAL double dlrni_penalty_weight(const dlrn_train_config *cfg, int64_t n) {
-    return n < cfg->sparsity_warmup_steps
-               ? cfg->sparsity_penalty * ((double)n / (double)cfg->sparsity_warmup_steps)
-               : cfg->sparsity_penalty;
+/* The weight of the penalty at the present step. A warm-up keeps features alive until they mean
+   something (recipe dl-jump_relu). */
+DLRNI_INTERNAL double dlrni_penalty_weight(const dlrn_trainer *t) {
+    const dlrn_train_config *cfg = &t->cfg;
+    double weight = cfg->sparsity_penalty * t->steering.factor;
+    return t->step < cfg->sparsity_warmup_steps
+               ? weight * ((double)t->step / (double)cfg->sparsity_warmup_steps)
+               : weight;
+}
+
+/* Nobody knows the right penalty beforehand: it depends on how large the activations are, and the
+   useful range is narrow. So a target for L0 steers it during the warm-up. Each step changes the
+   penalty by at most 2 %, in the direction of log(L0 / target). L0 follows the penalty late, the
+   more so while the learning rate is still small; looking 20 steps ahead along its trend keeps it
+   from overshooting. Afterwards the penalty is fixed, and L0 goes on falling by a tenth or two.
+   Measured on two sites of the demo's model, with warm-ups of 300 and 1000 steps: gains of 0.01 and
+   less do not arrive in 1000 steps from 1e-3, the default; without the look ahead L0 swings through
+   half and twice the target. */
+enum { DLRNI_STEERING_STEPS = 1000 }; /* at least: shorter warm-ups froze L0 at a third of it */
+
+DLRNI_INTERNAL void dlrni_steer_penalty(dlrn_trainer *t) {
+    const double gain = 0.02, ahead = 20, target = t->cfg.target_l0;
+    int64_t last = dlrni_max(t->cfg.warmup_steps, t->cfg.sparsity_warmup_steps);
+    if (!(target > 0) || t->step >= dlrni_max(last, DLRNI_STEERING_STEPS)) return;
+    /* + 0.1: where nothing is active, the logarithm still says how far off that is */
+    double off = log(((double)t->w.nnz / (double)t->w.batch.n + 0.1) / (target + 0.1));
+    double change = off + (t->step ? ahead * (off - t->steering.off) : 0);
+    change = change > 1 ? 1 : change < -1 ? -1 : change;
+    t->steering.off = off;
+    t->steering.factor *= exp(gain * change);
 }
 
 /* grad -= <grad, p> p, where p = atom / |atom|: [d] each. */
@@ -11796,6 +11828,23 @@ DLRNI_INTERNAL int dlrni_is_dead(const dlrn_trainer *t, int64_t silent) {
     if (cfg->resample_steps > 0)
         return cfg->compat ? 2 * silent > cfg->resample_steps : 2 * silent >= cfg->resample_steps;
     return cfg->ghost_threshold >= 0 && silent > cfg->ghost_threshold;
+}
+
+/* The figure of dead features, which every run reports. Without a period these are the features
+   that fire on no row of the batch, as an evaluation counts them. A run younger than the period
+   counts from its beginning, so that a run whose features have all died does not show 0. */
+DLRNI_INTERNAL int64_t dlrni_count_dead(const dlrn_trainer *t) {
+    const dlrn_train_config *cfg = &t->cfg;
+    int64_t count = 0, period = 1;
+    if (cfg->resample_steps > 0)
+        period = cfg->resample_steps / 2 + (cfg->compat || cfg->resample_steps % 2);
+    else if (cfg->ghost_threshold >= 0)
+        period = cfg->ghost_threshold + 1;
+    period = dlrni_min(period, t->step + 1);
+    for (int64_t f = 0; f < t->dict->features; f++)
+        count +=
+            t->recipe->counts_rows ? dlrni_is_dead(t, t->w.silent[f]) : t->w.silent[f] >= period;
+    return count;
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -12694,7 +12743,7 @@ DLRNI_INTERNAL dlrn_status dlrni_reference_penalty(dlrn_trainer *t, dlrn_train_s
         DLRNI_TRY(dlrni_each_slab(t, dlrni_entropy_slab));
     }
     stats->sparsity_loss = dlrni_mean(b->sparse, b->n);
-    stats->loss += dlrni_penalty_weight(&t->cfg, t->step) * stats->sparsity_loss;
+    stats->loss += dlrni_penalty_weight(t) * stats->sparsity_loss;
     return DLRN_OK;
 }
 
@@ -12711,7 +12760,7 @@ DLRNI_INTERNAL double dlrni_sparsity_slope(const dlrn_trainer *t, double weight,
 /* As dlrni_visit_slopes, plus the penalty: where f > 0, its derivative by f is that by the
    pre-activation. */
 DLRNI_INTERNAL void dlrni_reference_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
-    const double weight = dlrni_penalty_weight(&t->cfg, t->step) / (double)t->w.batch.n;
+    const double weight = dlrni_penalty_weight(t) / (double)t->w.batch.n;
     const float *c = t->w.batch.c;
     double *bias = v->scalar[DLRN_ENCODER_BIAS];
     for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
@@ -12839,7 +12888,7 @@ DLRNI_INTERNAL dlrn_status dlrni_jump_relu_penalty(dlrn_trainer *t, dlrn_train_s
     const dlrn_train_config *cfg = &t->cfg;
     DLRNI_REQUIRE(t->ctx, cfg->target_l0 > 0 && cfg->bandwidth > 0,
                   "target_l0 and bandwidth must be positive");
-    double off = stats->l0 / cfg->target_l0 - 1, weight = dlrni_penalty_weight(cfg, t->step);
+    double off = stats->l0 / cfg->target_l0 - 1, weight = dlrni_penalty_weight(t);
     stats->sparsity_loss = off * off;
     stats->loss += weight * stats->sparsity_loss;
     t->w.penalty_slope = weight * 2 * off / cfg->target_l0 / (double)t->w.batch.n;
@@ -12874,7 +12923,7 @@ DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v
 
 static const dlrni_recipe dlrni_recipe_table[] = {
     {"reference", "AutoEncoder", NULL, NULL, 0, NULL, NULL, dlrni_reference_penalty,
-     dlrni_reference_slopes, &dlrni_ghosts, NULL},
+     dlrni_reference_slopes, &dlrni_ghosts, dlrni_steer_penalty},
     {"dl-top_k", "AutoEncoderTopK", dlrni_top_k_defaults, dlrni_top_k_rate, 1,
      dlrni_top_k_first_batch, NULL, NULL, NULL, &dlrni_auxk, dlrni_top_k_after_step},
     {"dl-jump_relu", "JumpReluAutoEncoder", dlrni_jump_relu_defaults, NULL, 0, NULL,
@@ -13493,6 +13542,7 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train
     t->cfg = cfg;
     t->recipe = recipe;
     t->buffer = buffer; /* borrowed: two runs may follow each other on one buffer */
+    t->steering.factor = 1;
     t->dict = *dict;
     *dict = NULL;
     dlrn_status s = dlrni_trainer_alloc(t);
@@ -13564,9 +13614,12 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     /* active features of a mean row */
     stats->l0 = (double)w->nnz / (double)n;
     /* after l0, which dl-jump_relu's penalty is made of */
-    if (t->recipe->penalty) DLRNI_TRY(t->recipe->penalty(t, stats));
+    if (t->recipe->penalty) {
+        stats->penalty = dlrni_penalty_weight(t);
+        DLRNI_TRY(t->recipe->penalty(t, stats));
+    }
     /* only a number for the caller: the auxiliary loss has its own rule */
-    for (int64_t f = 0; f < t->dict->features; f++) stats->dead += dlrni_is_dead(t, w->silent[f]);
+    stats->dead = dlrni_count_dead(t);
     /* last: it is scaled by the reconstruction loss */
     DLRNI_TRY(dlrni_aux_forward(t, stats));
     /* before the update: NaN or infinity would spread to every weight */
@@ -13892,6 +13945,14 @@ DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_json_writer *w, const dlrni_buf
     X(l0, "l0")                                                                                    \
     X(lr, "lr")
 
+/* What steering has made of the penalty so far. */
+DLRNI_INTERNAL void dlrni_put_steering(dlrni_json_writer *w, const dlrn_trainer *t) {
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_real(w, "factor", t->steering.factor);
+    dlrni_json_put_real(w, "off", t->steering.off);
+    dlrni_json_close(w, "}");
+}
+
 /* Kept for the step that the resumed trainer finishes. */
 DLRNI_INTERNAL void dlrni_put_stats(dlrni_json_writer *w, const dlrn_train_stats *stats) {
     dlrni_json_open(w, NULL, "{");
@@ -13946,6 +14007,7 @@ typedef struct dlrni_checkpoint_texts {
     char step[32];        /* an int64 in decimal */
     char buffer[512];     /* without its rows */
     char unfinished[512]; /* figures of the last step */
+    char steering[128];   /* of the penalty */
 } dlrni_checkpoint_texts;
 
 /* Gathers tensors and metadata, and writes them; state NULL: without a buffer. The tensors point to
@@ -13964,7 +14026,8 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
     dlrni_json_writer formula = dlrni_json_to_text(at.formula, sizeof at.formula);
     dlrni_json_writer buffer = dlrni_json_to_text(at.buffer, sizeof at.buffer);
     dlrni_json_writer unfinished = dlrni_json_to_text(at.unfinished, sizeof at.unfinished);
-    const char *metadata[17] = {"format",  DLRNI_CHECKPOINT_FORMAT,
+    dlrni_json_writer steering = dlrni_json_to_text(at.steering, sizeof at.steering);
+    const char *metadata[19] = {"format",  DLRNI_CHECKPOINT_FORMAT,
                                 "made_by", "dictlearn " DLRN_VERSION_STRING,
                                 "family",  t->dict->family,
                                 "formula", at.formula,
@@ -13989,6 +14052,11 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
     if (t->stage == DLRNI_RESAMPLING) {
         metadata[pairs++] = "unfinished";
         metadata[pairs++] = at.unfinished;
+    }
+    if (t->cfg.target_l0 > 0) {
+        dlrni_put_steering(&steering, t);
+        metadata[pairs++] = "steering";
+        metadata[pairs++] = at.steering;
     }
     return dlrn_archive_write(t->ctx, path, tensors, count, metadata);
 }
@@ -14127,6 +14195,24 @@ DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a
     /* the caller checks it against the number of features */
     f->k = k;
     return DLRN_OK;
+}
+
+/* Parses the text under a key of the metadata. No such key: DLRN_OK and NULL. */
+DLRNI_INTERNAL dlrn_status dlrni_metadata_json(dlrn_context *ctx, dlrn_archive *a, const char *key,
+                                               dlrn_json **out) {
+    const char *text = dlrni_archive_metadata(a, key);
+    *out = NULL; /* no such key */
+    return text ? dlrn_json_parse(ctx, text, strlen(text), dlrn_archive_path(a), out) : DLRN_OK;
+}
+
+/* What steering has made of the penalty; a run without a target has none. */
+DLRNI_INTERNAL dlrn_status dlrni_read_steering(dlrn_trainer *t, dlrn_archive *a) {
+    dlrn_json *json;
+    DLRNI_TRY(dlrni_metadata_json(t->ctx, a, "steering", &json));
+    int good = !json || (dlrni_json_real(json, "factor", &t->steering.factor) &&
+                         dlrni_json_real(json, "off", &t->steering.off));
+    dlrn_json_free(t->ctx, json);
+    return good && t->steering.factor > 0 ? DLRN_OK : dlrni_checkpoint_lacks(a, t->ctx, "steering");
 }
 
 /* The figures of a step whose resampling is not done. */
@@ -14329,14 +14415,6 @@ DLRNI_INTERNAL dlrn_status dlrni_resume_buffer(dlrn_trainer *t, dlrn_archive *a,
     return s;
 }
 
-/* Parses the text under a key of the metadata. No such key: DLRN_OK and NULL. */
-DLRNI_INTERNAL dlrn_status dlrni_metadata_json(dlrn_context *ctx, dlrn_archive *a, const char *key,
-                                               dlrn_json **out) {
-    const char *text = dlrni_archive_metadata(a, key);
-    *out = NULL; /* no such key */
-    return text ? dlrn_json_parse(ctx, text, strlen(text), dlrn_archive_path(a), out) : DLRN_OK;
-}
-
 /* Checks the settings that must not change when a run goes on: shapes, recipe, k, compat. Others,
    such as the learning rate or the number of steps, may. */
 DLRNI_INTERNAL dlrn_status dlrni_check_given(dlrn_context *ctx, dlrn_archive *a,
@@ -14423,6 +14501,7 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_dictionary(dlrn_context *ctx, dlrn_a
 DLRNI_INTERNAL dlrn_status dlrni_read_trainer(dlrn_trainer *t, dlrn_archive *a) {
     dlrn_json *json;
     DLRNI_TRY(dlrni_read_state(t, a));
+    DLRNI_TRY(dlrni_read_steering(t, a));
     DLRNI_TRY(dlrni_metadata_json(t->ctx, a, "unfinished", &json));
     dlrn_status s = json ? dlrni_read_unfinished(t, a, json) : DLRN_OK;
     dlrn_json_free(t->ctx, json);

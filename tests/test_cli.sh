@@ -295,6 +295,17 @@ says "and that it was warming up" "$d/ends: ended within its warm-up: 6 of 1000 
 status "a run that is done" 0 "$dl" train --resume --save-dir "$d/ends" --steps 6
 says "says so" "$d/ends: nothing is left to do: done after 6 steps" "$d/err"
 
+# ---- A target for L0 steers the penalty
+steer="$dl train --quiet --data $d/x.npy --dict-size 256 --batch-size 64 --n-ctxs 8 --epochs 99"
+steer="$steer --lr 1e-3 --warmup-steps 50 --log-steps 100 --target-l0 12"
+status "a target for L0" 0 $steer --steps 600 --save-dir "$d/steered"
+l0=$(sed -n '$s/.*"l0": \([0-9.]*\),.*/\1/p' "$d/steered/log.jsonl")
+check "is reached within a quarter" awk "BEGIN { exit !($l0 > 9 && $l0 < 15) }"
+says "by a penalty that is logged" '"sparsity_penalty": 0.001,' "$d/steered/log.jsonl"
+status "half of it" 0 $steer --steps 300 --save-dir "$d/steered.half"
+status "goes on" 0 "$dl" train --resume --save-dir "$d/steered.half" --steps 600
+same "with the same bits" "$d/steered/ae.pt" "$d/steered.half/ae.pt"
+
 # ---- Going on
 status "a run to go on with" 0 $train --steps 20 --log-steps 5 --save-dir "$d/on"
 cp "$d/on/log.jsonl" "$d/log"

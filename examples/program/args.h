@@ -147,8 +147,9 @@ static const flag flags[] = {
      "running mean of the smallest value kept: share of the old mean, below 1 (default 0.999)"},
     {"--threshold-start-step", F_INT, AT(train.threshold_start_step), C_TRAIN | R_TOP_K, 0, 0, "N",
      "form that mean after step N (default 1000)"},
-    {"--target-l0", F_REAL, AT(train.target_l0), C_TRAIN | R_JUMP_RELU, 0, 0, "L0",
-     "active features of a row that training aims at (default 20)"},
+    {"--target-l0", F_REAL, AT(train.target_l0), C_TRAIN | R_PENALTY, 0, 0, "L0",
+     "active features per row to aim for; reference: steers --sparsity-penalty during the warm-up, "
+     "for 1000 steps at least (default none; dl-jump_relu 20)"},
     {"--bandwidth", F_REAL, AT(train.bandwidth), C_TRAIN | R_JUMP_RELU, 0, 0, "W",
      "width around a threshold in which its gradient is estimated (default 0.001)"},
     {"--log-steps", F_INT, AT(train.log_steps), C_TRAIN, 1, 0, "N",
