@@ -13962,6 +13962,7 @@ DLRNI_INTERNAL void dlrni_put_stats(dlrni_json_writer *w, const dlrn_train_stats
     DLRNI_STATS_REALS(DLRNI_PUT_REAL)
 #undef DLRNI_PUT_INTEGER
 #undef DLRNI_PUT_REAL
+    dlrni_json_put_real(w, "sparsity_penalty", stats->penalty);
     /* read by version 0.1 */
     dlrni_json_put_signed(w, "resampled", 0);
     dlrni_json_close(w, "}");
@@ -14228,6 +14229,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_unfinished(dlrn_trainer *t, dlrn_archive *
     DLRNI_STATS_REALS(DLRNI_READ_REAL)
 #undef DLRNI_READ_INTEGER
 #undef DLRNI_READ_REAL
+    /* version 0.1 has no weight of the penalty */
+    (void)dlrni_json_real(json, "sparsity_penalty", &t->last.penalty);
     /* the step is counted before its resampling begins */
     if (t->step < 1) return dlrni_checkpoint_lacks(a, t->ctx, "unfinished");
     if (!t->buffer) return DLRN_OK; /* without rows there is nothing to resample from */

@@ -292,7 +292,7 @@ static dlrn_status write_log(train_run *r, const dlrn_train_stats *s, double rat
     json_real(&j, "l0", 6, s->l0);
     json_int(&j, "dead", s->dead);
     json_real(&j, "lr", 9, s->lr);
-    if (s->penalty > 0) json_real(&j, "sparsity_penalty", 9, s->penalty);
+    json_real(&j, "sparsity_penalty", 9, s->penalty);
     json_real(&j, "rows_per_second", 6, rate);
     json_close(&j, '}');
     fputc('\n', r->log);
