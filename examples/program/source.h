@@ -16,8 +16,8 @@ typedef struct feed {
     char error[1024];
 } feed;
 
-/* The first of the rows x [n][d] with a number that is not finite, which f->error then names; n: none.
-   The library checks its rows, too, but does not know their file. */
+/* The first of the rows x [n][d] with a number that is not finite, which f->error then names; n if
+   there is none. The library checks its rows, too, but does not know their file. */
 static int64_t feed_check(feed *f, const char *name, const float *x, int64_t n, int64_t d,
                           uint64_t first) {
     for (int64_t i = 0; i < n * d; i++) {
