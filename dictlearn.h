@@ -1252,8 +1252,9 @@ typedef struct dlrn_tensor_out {
 } dlrn_tensor_out;
 
 /* Writes `count` named tensors in the format of the path's suffix: .pt, .safetensors, .npz, or .npy
-   (one tensor, without its name). metadata is NULL, or key, text, key, text, ..., NULL, and is kept
-   by .safetensors only. Atomic: see dlrn_file_write. */
+   (one tensor, without its name). metadata is NULL, or key, text, key, text, ..., NULL: .safetensors
+   keeps it; .pt and .npz keep texts of one line, up to 64 KB, in the zip's comment; .npy keeps none.
+   Atomic: see dlrn_file_write. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path,
                                                    const dlrn_tensor_out *tensors, int64_t count,
                                                    const char *const *metadata);
@@ -2893,6 +2894,16 @@ DLRNI_INTERNAL const dlrni_family *dlrni_family_named(const char *name) {
     return NULL;
 }
 
+/* The formula of a new or loaded dictionary, by its widths: with d_out other than d_in (a transcoder)
+   the output bias has not the width of x, so nothing is subtracted. */
+DLRNI_INTERNAL dlrn_formula dlrni_formula_of(const dlrni_family *family,
+                                             const dlrn_dictionary *dict) {
+    dlrn_formula formula = family->formula;
+    if (formula.center == DLRN_CENTER_OUTPUT_BIAS && dict->d_in != dict->d_out)
+        formula.center = DLRN_CENTER_NONE;
+    return formula;
+}
+
 /* ---- Allocation ---- */
 
 /* Parameters that lie in the caller's bytes (dlrn_load_memory) are not freed. */
@@ -2938,12 +2949,12 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_new(dlrn_context *ctx, const dlrni_f
     if (!dict) return DLRN_ERR_MEMORY;
     dict->ctx = ctx;
     dict->family = family->name;
-    /* a copy: loading and training change k and threshold */
-    dict->formula = family->formula;
     dict->d_in = d_in;
     /* checks come after, when the defaults are in */
     dict->d_out = d_out ? d_out : d_in;
     dict->features = family->roles ? features : d_in;
+    /* a copy: loading and training change k and threshold */
+    dict->formula = dlrni_formula_of(family, dict);
     dlrn_status s = dlrni_check_sizes(ctx, family, dict);
     if (s == DLRN_OK)
         *out = dict;
@@ -5004,6 +5015,23 @@ DLRNI_INTERNAL int dlrni_stdio_flush(const dlrni_stdio *file) {
 #endif
 }
 
+/* Renames a file to a name that may be taken, where rename() refuses to replace a file, as it does on
+   Windows. The old file is moved aside and moved back if the new one cannot take its place, so that
+   one of the two always remains. Returns 0 on success. */
+DLRNI_INTERNAL int dlrni_rename_over(const char *from, const char *to) {
+    char aside[4096];
+    /* nothing was there, or rename() does replace files */
+    if (rename(from, to) == 0) return 0;
+    if (dlrni_print(aside, sizeof aside, "%s.old", from) >= (int)sizeof aside) return 1;
+    if (rename(to, aside)) return 1;
+    if (rename(from, to) == 0) {
+        remove(aside);
+        return 0;
+    }
+    /* the error of the rename above matters, not that of this one */
+    return rename(aside, to), 1;
+}
+
 /* Closes a file. keep: the temporary file takes the target's place. Otherwise, or after an error,
    it is removed and the target stays. The order matters: flush, so that the content is on the disk
    before its name; close, because Windows cannot rename an open file; rename; flush the folder.
@@ -5019,10 +5047,10 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_close(void *user, dlrn_context *ctx, void
         s = dlrni_stdio_error(ctx, o->path, "write it");
     /* from here on: does the new file take its place? */
     keep = keep && s == DLRN_OK;
-#if !DLRNI_POSIX
-    if (o->temporary && keep) remove(o->target); /* C's rename need not replace a file */
-#endif
-    if (o->temporary && keep && rename(o->temporary, o->target))
+    /* POSIX: rename() replaces the target at once */
+    if (o->temporary && keep &&
+        (DLRNI_POSIX ? rename(o->temporary, o->target)
+                     : dlrni_rename_over(o->temporary, o->target)))
         s = dlrni_stdio_error(ctx, o->path, "put it in place");
     if (o->temporary && keep && s == DLRN_OK) dlrni_sync_folder(o->target);
     /* the target has not been touched */
@@ -5908,7 +5936,7 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_annotate(dlrn_archive *a, const char *k
 }
 
 /* What dlrni_archive_annotate kept under a key: numbers and texts beside the tensors of a .pt,
-   texts of an .npz, the __metadata__ of safetensors. NULL: nothing. Linear: a file has a few dozen,
+   texts of an .npz, the comment of both, the __metadata__ of safetensors. NULL: nothing. Linear: a file has a few dozen,
    and few are looked up. */
 DLRNI_INTERNAL const char *dlrni_archive_metadata(const dlrn_archive *a, const char *key) {
     for (int64_t i = 0; i < a->n_notes; i++)
@@ -6913,6 +6941,7 @@ enum { /* the end of the file */
        DLRNI_END_COUNT = DLRNI_FIELD(10, 2),
        DLRNI_END_SIZE = DLRNI_FIELD(12, 4),   /* of the directory */
        DLRNI_END_OFFSET = DLRNI_FIELD(16, 4), /* of the directory */
+       DLRNI_END_COMMENT_LENGTH = DLRNI_FIELD(20, 2),
        DLRNI_END_BYTES = 22
 };
 
@@ -7011,16 +7040,24 @@ DLRNI_INTERNAL int dlrni_zip_end64(const unsigned char *p, uint64_t size, uint64
     return 1;
 }
 
-/* Finds the directory: its place, bytes and members. A zip has no length at its start, and a
-   comment of up to 65535 bytes may follow the end record, which is searched backwards over it. The
-   last magic counts, as in Python's zipfile. 0: there is none in the file. */
-DLRNI_INTERNAL int dlrni_zip_end(const unsigned char *p, uint64_t size, uint64_t *at,
-                                 uint64_t *bytes, uint64_t *count) {
+/* Finds the end record. A zip has no length at its start, and a comment of up to 65535 bytes may
+   follow the record, which is searched backwards over it. The last magic counts, as in Python's
+   zipfile. 0: there is none in the file. */
+DLRNI_INTERNAL int dlrni_zip_find_end(const unsigned char *p, uint64_t size, uint64_t *end) {
     const uint64_t record = DLRNI_END_BYTES, reach = record + UINT16_MAX; /* + a comment */
     if (size < record) return 0;
-    uint64_t floor = size > reach ? size - reach : 0, end = size - record;
-    while (dlrni_field(p + end, DLRNI_END_MAGIC) != DLRNI_MAGIC_END)
-        if (end-- == floor) return 0;
+    uint64_t floor = size > reach ? size - reach : 0;
+    *end = size - record;
+    while (dlrni_field(p + *end, DLRNI_END_MAGIC) != DLRNI_MAGIC_END)
+        if ((*end)-- == floor) return 0;
+    return 1;
+}
+
+/* Finds the directory: its place, bytes and members. 0: there is none in the file. */
+DLRNI_INTERNAL int dlrni_zip_end(const unsigned char *p, uint64_t size, uint64_t *at,
+                                 uint64_t *bytes, uint64_t *count) {
+    uint64_t end;
+    if (!dlrni_zip_find_end(p, size, &end)) return 0;
     *count = dlrni_field(p + end, DLRNI_END_COUNT);
     *bytes = dlrni_field(p + end, DLRNI_END_SIZE);
     *at = dlrni_field(p + end, DLRNI_END_OFFSET);
@@ -7157,6 +7194,29 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_list(dlrn_archive *a, dlrni_zip *z) {
     return DLRN_OK;
 }
 
+/* Keeps the lines KEY=TEXT of the zip's comment as notes (dlrni_zip_comment wrote them). Other lines
+   are ignored: a comment may be anything. */
+DLRNI_INTERNAL dlrn_status dlrni_zip_notes(dlrn_archive *a) {
+    uint64_t end;
+    if (!dlrni_zip_find_end(a->map.p, a->map.size, &end)) return DLRN_OK;
+    const char *p = (const char *)a->map.p + end + DLRNI_END_BYTES;
+    /* the declared length may exceed the file */
+    uint64_t left = a->map.size - end - DLRNI_END_BYTES,
+             declared = dlrni_field(a->map.p + end, DLRNI_END_COMMENT_LENGTH);
+    if (left > declared) left = declared;
+    while (left) {
+        const char *line = (const char *)memchr(p, '\n', (size_t)left);
+        int64_t n = line ? line - p : (int64_t)left;
+        const char *sign = (const char *)memchr(p, '=', (size_t)n);
+        if (sign) DLRNI_TRY(dlrni_archive_annotate(a, p, sign - p, sign + 1, p + n - sign - 1));
+        /* the line and its end */
+        n += line != NULL;
+        p += n;
+        left -= (uint64_t)n;
+    }
+    return DLRN_OK;
+}
+
 /* The bytes of a member: in the file, or unpacked into a block of the archive. Deflate shrinks at
    most 1032 times (258 bytes from 2 bits), which bounds the memory that a small file can claim. It
    is unpacked whole, to the size in the directory, since a tensor may be read from any row. */
@@ -7235,6 +7295,7 @@ DLRNI_INTERNAL dlrn_status dlrni_arrays_open(dlrn_archive *a, const dlrni_zip *z
 typedef struct dlrni_zip_writer {
     dlrni_sink *o;
     dlrni_bytes directory;  /* written at the end                            */
+    dlrni_bytes comment;    /* written after it                              */
     uint64_t start, header; /* of the open member: its data, its local header */
     int flags;              /* of the open member                            */
     int64_t members;
@@ -7252,8 +7313,23 @@ DLRNI_INTERNAL dlrni_zip_writer dlrni_zip_to(dlrni_sink *o) {
     dlrni_zip_writer z;
     memset(&z, 0, sizeof z);
     z.o = o;
-    z.directory.ctx = o->ctx;
+    z.directory.ctx = z.comment.ctx = o->ctx;
     return z;
+}
+
+/* Adds metadata to the comment, a line KEY=TEXT for each pair. A pair that does not fit is left out:
+   one with a line break, a key with '=', or what would exceed the 65535 bytes of a comment. */
+DLRNI_INTERNAL void dlrni_zip_comment(dlrni_zip_writer *z, const char *const *metadata) {
+    for (; metadata && *metadata; metadata += 2) {
+        const char *key = metadata[0], *text = metadata[1];
+        if (strpbrk(key, "=\n") || strchr(text, '\n') ||
+            strlen(key) + strlen(text) + 2 > UINT16_MAX - (uint64_t)z->comment.len)
+            continue;
+        dlrni_bytes_text(&z->comment, key);
+        dlrni_bytes_text(&z->comment, "=");
+        dlrni_bytes_text(&z->comment, text);
+        dlrni_bytes_text(&z->comment, "\n");
+    }
 }
 
 /* The bytes between a member's name and its data: 64-bit sizes, filled in by the record after the
@@ -7382,7 +7458,7 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_close(dlrni_zip_writer *z) {
     const uint64_t at = z->o->at, size = (uint64_t)z->directory.len, n = (uint64_t)z->members;
     /* >=, since all ones mean "see the 64-bit record" */
     const int wide = at >= UINT32_MAX || size >= UINT32_MAX || n >= UINT16_MAX;
-    if (z->directory.failed) dlrni_sink_fail(z->o, DLRN_ERR_MEMORY);
+    if (z->directory.failed || z->comment.failed) dlrni_sink_fail(z->o, DLRN_ERR_MEMORY);
     dlrni_sink_write(z->o, z->directory.p, size);
     dlrn_free(z->o->ctx, z->directory.p);
     if (wide) dlrni_zip_write_end64(z, at, size);
@@ -7391,15 +7467,19 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_close(dlrni_zip_writer *z) {
     dlrni_set_field(e, DLRNI_END_COUNT, wide ? UINT16_MAX : n);
     dlrni_set_field(e, DLRNI_END_SIZE, wide ? UINT32_MAX : size);
     dlrni_set_field(e, DLRNI_END_OFFSET, wide ? UINT32_MAX : at);
+    dlrni_set_field(e, DLRNI_END_COMMENT_LENGTH, (uint64_t)z->comment.len);
     dlrni_sink_write(z->o, e, sizeof e);
+    if (z->comment.len) dlrni_sink_write(z->o, z->comment.p, (uint64_t)z->comment.len);
+    dlrn_free(z->o->ctx, z->comment.p);
     return z->o->status;
 }
 
 /* .npz: a zip of .npy. One member for each array, as numpy.savez does, which adds the suffix to the
    name, too. */
 DLRNI_INTERNAL dlrn_status dlrni_arrays_write(dlrni_sink *o, const dlrn_tensor_out *tensors,
-                                              int64_t count) {
+                                              int64_t count, const char *const *metadata) {
     dlrni_zip_writer z = dlrni_zip_to(o);
+    dlrni_zip_comment(&z, metadata);
     for (int64_t i = 0; i < count && o->status == DLRN_OK; i++) {
         char name[DLRNI_ZIP_NAME_MAX + 1];
         int64_t numel, bytes = 0;
@@ -8535,8 +8615,9 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_bytes *b, const dlrn_tensor_out
    file's name. The data follows its pickle, so that a pipe is enough. The elements are written low
    byte first on every machine, hence "little". */
 DLRNI_INTERNAL dlrn_status dlrni_pt_write(dlrni_sink *o, const dlrn_tensor_out *tensors,
-                                          int64_t count) {
+                                          int64_t count, const char *const *metadata) {
     dlrni_zip_writer z = dlrni_zip_to(o);
+    dlrni_zip_comment(&z, metadata);
     dlrni_bytes pickle = {o->ctx, NULL, 0, 0, 0};
     o->status = dlrni_pt_pickle(&pickle, tensors, count);
     dlrni_zip_add(&z, "archive/data.pkl", pickle.p, (uint64_t)pickle.len);
@@ -8574,6 +8655,7 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_open(dlrn_archive *a) {
     dlrni_zip z;
     memset(&z, 0, sizeof z);
     dlrn_status s = dlrni_zip_list(a, &z);
+    if (s == DLRN_OK) s = dlrni_zip_notes(a);
     const dlrni_member *pkl = NULL, *npy = NULL;
     for (int64_t i = 0; i < z.n && s == DLRN_OK; i++) {
         /* "/": torch puts everything into a folder */
@@ -8741,8 +8823,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_unique(dlrn_context *ctx, const dlrn_tens
 }
 
 /* Formats are told apart by suffix here, because there is nothing else to go by. The arguments are
-   checked before the file is opened, so that a wrong suffix leaves no trace. Metadata goes to
-   safetensors alone: the others have no place for it that their libraries would read. */
+   checked before the file is opened, so that a wrong suffix leaves no trace. */
 DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path,
                                         const dlrn_tensor_out *tensors, int64_t count,
                                         const char *const *metadata) {
@@ -8757,8 +8838,8 @@ DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path,
     DLRNI_TRY(dlrni_sink_open(ctx, path, &o));
     /* a writer that fails leaves its error in the sink, and closing drops the file */
     if (st) o.status = dlrni_safetensors_write(&o, tensors, count, metadata);
-    if (pt) o.status = dlrni_pt_write(&o, tensors, count);
-    if (npz) o.status = dlrni_arrays_write(&o, tensors, count);
+    if (pt) o.status = dlrni_pt_write(&o, tensors, count, metadata);
+    if (npz) o.status = dlrni_arrays_write(&o, tensors, count, metadata);
     if (npy) o.status = dlrni_npy_write(&o, tensors);
     return dlrni_sink_close(&o);
 }
@@ -9214,15 +9295,15 @@ DLRN_API dlrn_status dlrn_csr_read(dlrn_archive *a, dlrn_sparse *out) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>layouts
-/* How dictionaries lie on disk: one row a layout, used for reading and for writing. A row names the
-   tensors, what each of them is, and the shape in which it is stored, in the letters of
-   DLRN_ROLE_LIST: "FI" is [F][d_in]; "IF" is [d_in][F], transposed against memory; "" is a single
-   number. A row without the letter O has d_out equal to d_in. Layouts that this version cannot
-   read are in the table, too, so that they are recognised and refused by name: loaded as another
-   family they would give wrong features without an error. */
+/* How dictionaries are stored: one table row per layout, used for reading and for writing. A row
+   names the tensors, what each of them is, and its shape in the file, in the letters of
+   DLRN_ROLE_LIST: "FI" is [F][d_in]; "IF" is [d_in][F], transposed relative to memory; "" is a
+   single number. The letters are those of the role, so a row also holds transcoders, whose d_out is
+   not d_in. Layouts that this version cannot read are in the table too: otherwise they would be
+   loaded as another family and give wrong features without an error. */
 
-/* What a stored tensor is, if it is not a role: k and the mean smallest chosen value (both go to
-   the formula), or the sign of a refused layout. */
+/* Kinds of stored tensor besides the roles: k and the mean smallest value kept (both go to the
+   formula, see dlrni_read_number), or the sign of a refused layout. */
 enum { DLRNI_IS_K = DLRN_ROLE_COUNT, DLRNI_IS_LAST_THRESHOLD, DLRNI_IS_SIGN };
 
 /* One tensor of a layout. Files are written in the order of the row. */
@@ -9230,13 +9311,14 @@ typedef struct dlrni_stored {
     int is; /* a role, or one of the above; DLRNI_IS_SIGN: the layout is known by it alone */
     const char *name;
     const char *shape;
-    int optional; /* 1: need not be there when reading */
+    int optional; /* 1: may be absent when reading */
 } dlrni_stored;
 
-enum { DLRNI_STORED_MAX = 8 }; /* tensors of a row, and the empty entry that ends it */
+/* Tensors of a row: every role once, k, the threshold, and the empty entry that ends the row. */
+enum { DLRNI_STORED_MAX = DLRN_ROLE_COUNT + 3 };
 
-/* One layout; the first row of a family is the one it is written in. A row ends at the first tensor
-   without a name. */
+/* One layout. dlrn_save writes a family in its first row, unless the dictionary's `layout` names
+   another row of that family. A row ends at the first tensor without a name. */
 typedef struct dlrni_layout {
     const char *name;   /* as users know it: the class of the library that writes it */
     const char *family; /* NULL: refused                                             */
@@ -9244,19 +9326,19 @@ typedef struct dlrni_layout {
 } dlrni_layout;
 
 static const dlrni_layout dlrni_layout_table[] = {
-    /* dictionary_learning 0.1.0; AutoEncoder is the same in its state of March 2024 */
+    /* dictionary_learning 0.1.0; AutoEncoder is the same in the version of March 2024 */
     {"AutoEncoder",
      "AutoEncoder",
-     {{DLRN_OUTPUT_BIAS, "bias", "I", 0},
+     {{DLRN_OUTPUT_BIAS, "bias", "O", 0},
       {DLRN_ENCODER, "encoder.weight", "FI", 0},
       {DLRN_ENCODER_BIAS, "encoder.bias", "F", 0},
-      {DLRN_DECODER, "decoder.weight", "IF", 0}}},
+      {DLRN_DECODER, "decoder.weight", "OF", 0}}},
     {"AutoEncoderTopK",
      "AutoEncoderTopK",
-     {{DLRN_OUTPUT_BIAS, "b_dec", "I", 0},
+     {{DLRN_OUTPUT_BIAS, "b_dec", "O", 0},
       {DLRNI_IS_K, "k", "", 0},
       {DLRNI_IS_LAST_THRESHOLD, "threshold", "", 1},
-      {DLRN_DECODER, "decoder.weight", "IF", 0},
+      {DLRN_DECODER, "decoder.weight", "OF", 0},
       {DLRN_ENCODER, "encoder.weight", "FI", 0},
       {DLRN_ENCODER_BIAS, "encoder.bias", "F", 0}}},
     /* the same names and shapes in Gemma Scope's params.npz */
@@ -9264,19 +9346,19 @@ static const dlrni_layout dlrni_layout_table[] = {
      "JumpReluAutoEncoder",
      {{DLRN_ENCODER, "W_enc", "IF", 0},
       {DLRN_ENCODER_BIAS, "b_enc", "F", 0},
-      {DLRN_DECODER, "W_dec", "FI", 0},
-      {DLRN_OUTPUT_BIAS, "b_dec", "I", 0},
+      {DLRN_DECODER, "W_dec", "FO", 0},
+      {DLRN_OUTPUT_BIAS, "b_dec", "O", 0},
       {DLRN_THRESHOLD, "threshold", "F", 0}}},
 
-    /* Refused. The first has all names of AutoEncoderTopK: only a config tells them apart. The
-       others are known by one name. The order matters: a sign that several layouts share comes
-       last. */
+    /* Refused. The first has the same tensors as AutoEncoderTopK: only a stated class tells them
+       apart. The others list only a sign, the name of one tensor. The order matters: a sign that
+       several layouts share comes last. */
     {"BatchTopKSAE",
      NULL,
-     {{DLRN_OUTPUT_BIAS, "b_dec", "I", 0},
+     {{DLRN_OUTPUT_BIAS, "b_dec", "O", 0},
       {DLRNI_IS_K, "k", "", 0},
       {DLRNI_IS_LAST_THRESHOLD, "threshold", "", 0},
-      {DLRN_DECODER, "decoder.weight", "IF", 0},
+      {DLRN_DECODER, "decoder.weight", "OF", 0},
       {DLRN_ENCODER, "encoder.weight", "FI", 0},
       {DLRN_ENCODER_BIAS, "encoder.bias", "F", 0}}},
     {"GatedAutoEncoder", NULL, {{DLRNI_IS_SIGN, "r_mag", "F", 0}}},
@@ -9292,26 +9374,37 @@ static const dlrni_layout dlrni_layout_table[] = {
 };
 enum { DLRNI_LAYOUTS = sizeof dlrni_layout_table / sizeof *dlrni_layout_table };
 
+/* Prefixes of all names in a file: none, or that of a backup of a training run, in which the
+   dictionary is one part among others. */
+static const char *const dlrni_prefix_table[] = {"", "ae."};
+enum { DLRNI_PREFIXES = sizeof dlrni_prefix_table / sizeof *dlrni_prefix_table };
+
 /* The files of a dictionary in a folder, each with its config. The first that exists is taken.
-   trainer_0 is what dictionary_learning's trainSAE writes. A single file's config is named as in
-   the first row. */
-static const char *const dlrni_folder_files[][2] = {{"ae.pt", "config.json"},
-                                                    {"ae.safetensors", "config.json"},
-                                                    {"ae.npz", "config.json"},
-                                                    {"trainer_0/ae.pt", "trainer_0/config.json"}};
+   trainer_0 is what dictionary_learning's trainSAE writes. The config of a path that names a file
+   is DLRNI_CONFIG_FILE beside it. */
+#define DLRNI_CONFIG_FILE "config.json"
+static const char *const dlrni_folder_files[][2] = {
+    {"ae.pt", DLRNI_CONFIG_FILE},
+    {"ae.safetensors", DLRNI_CONFIG_FILE},
+    {"ae.npz", DLRNI_CONFIG_FILE},
+    {"trainer_0/ae.pt", "trainer_0/" DLRNI_CONFIG_FILE}};
 enum { DLRNI_FOLDER_FILES = sizeof dlrni_folder_files / sizeof *dlrni_folder_files };
 
-/* What a config may say of a dictionary: at the top, or in its "trainer" part, where
+/* What a config may state about a dictionary: at the top, or in its "trainer" part, where
    dictionary_learning puts it. */
 typedef struct dlrni_config_key {
     const char *key;
     dlrn_json_type type;
-    char extent; /* I or F: a size that must agree with the tensors; 0: not a size */
+    char extent; /* F, I or O: a size that must agree with the tensors; 0: not a size */
 } dlrni_config_key;
 
+/* The keys that the code names; the rest of the table is only checked. The class is also a text
+   that a dictionary's own file may hold (dlrni_load_archive). */
+#define DLRNI_CLASS_KEY "dict_class"
+#define DLRNI_WIDTH_KEY "activation_dim"
 static const dlrni_config_key dlrni_config_key_table[] = {
-    {"dict_class", DLRN_JSON_STRING, 0},
-    {"activation_dim", DLRN_JSON_NUMBER, 'I'},
+    {DLRNI_CLASS_KEY, DLRN_JSON_STRING, 0},
+    {DLRNI_WIDTH_KEY, DLRN_JSON_NUMBER, 'I'},
     {"dict_size", DLRN_JSON_NUMBER, 'F'},
 };
 enum { DLRNI_CONFIG_KEYS = sizeof dlrni_config_key_table / sizeof *dlrni_config_key_table };
@@ -9321,19 +9414,42 @@ DLRNI_INTERNAL int dlrni_is_whole_layout(const dlrni_layout *layout) {
     return layout->tensor[0].is != DLRNI_IS_SIGN;
 }
 
-/* The layout that is called `name`; NULL: none. */
+/* The layout called `name` that can be read; NULL: there is none. */
 DLRNI_INTERNAL const dlrni_layout *dlrni_layout_named(const char *name) {
     for (int i = 0; i < DLRNI_LAYOUTS; i++)
-        if (!strcmp(dlrni_layout_table[i].name, name)) return &dlrni_layout_table[i];
+        if (dlrni_layout_table[i].family && !strcmp(dlrni_layout_table[i].name, name))
+            return &dlrni_layout_table[i];
     return NULL;
 }
 
-/* The layout in which a family is written: the first row that reads it. */
-DLRNI_INTERNAL const dlrni_layout *dlrni_layout_of_family(const char *family) {
+/* The layout in which a dictionary is written: the one that it names, if that is of its family,
+   otherwise the first of its family. NULL: the family has none. */
+DLRNI_INTERNAL const dlrni_layout *dlrni_layout_of(const dlrn_dictionary *dict) {
+    const dlrni_layout *named = dict->layout ? dlrni_layout_named(dict->layout) : NULL;
+    if (named && !strcmp(named->family, dict->family)) return named;
     for (int i = 0; i < DLRNI_LAYOUTS; i++)
-        if (dlrni_layout_table[i].family && !strcmp(dlrni_layout_table[i].family, family))
+        if (dlrni_layout_table[i].family && !strcmp(dlrni_layout_table[i].family, dict->family))
             return &dlrni_layout_table[i];
     return NULL;
+}
+
+/* Whether a layout has a tensor of that name, optional or not. */
+DLRNI_INTERNAL int dlrni_layout_has(const dlrni_layout *layout, const char *name) {
+    for (const dlrni_stored *t = layout->tensor; t->name; t++)
+        if (!strcmp(t->name, name)) return 1;
+    return 0;
+}
+
+/* Whether the tensors of a layout would also fit another row: then its files must state a class. */
+DLRNI_INTERNAL int dlrni_is_ambiguous(const dlrni_layout *layout) {
+    for (int i = 0; i < DLRNI_LAYOUTS; i++) {
+        const dlrni_layout *row = &dlrni_layout_table[i];
+        const dlrni_stored *t = row->tensor;
+        if (row == layout || !dlrni_is_whole_layout(row)) continue;
+        while (t->name && (t->optional || dlrni_layout_has(layout, t->name))) t++;
+        if (!t->name) return 1;
+    }
+    return 0;
 }
 
 /* Names of the layouts that can be read, as "A, B or C", for errors. */
@@ -9354,18 +9470,19 @@ DLRNI_INTERNAL void dlrni_readable_layouts(char *text, size_t size) {
 // >>load
 /* Dictionaries from and to files. Loading goes in steps, each with its own errors:
      find     the file and the config beside it;
-     choose   the layout: what the caller says, else the config, else the tensors' names;
+     choose   the layout: what the caller states, else the config, else the file, else the tensors'
+              names;
      match    each tensor of the layout's row: name and shape, and the sizes they agree on;
      read     into memory, transposed where the layout says so, refusing NaN and infinity;
      compare  the sizes that the config states.
-   Files are not trusted, and a mistake must show: no step passes over what it does not expect. */
+   Files are not trusted, and a mistake must show: every step reports what it does not expect. */
 
 /* An archive whose dictionary is being read. */
 typedef struct dlrni_loading {
     dlrn_archive *a;
     const dlrni_layout *layout;
-    const char *prefix; /* of all names: "" or "ae." (a dictionary within a backup)        */
-    int64_t I, F;       /* sizes, -1: not known yet                                        */
+    const char *prefix; /* of all names: dlrni_prefix_table                                */
+    int64_t F, I, O;    /* sizes: features, d_in, d_out; -1: not known yet                 */
     int borrow;         /* 1: parameters may stay where they lie in the archive            */
     int64_t index[DLRNI_STORED_MAX]; /* of the row's tensors in the archive; -1: not there */
 } dlrni_loading;
@@ -9382,20 +9499,13 @@ DLRNI_INTERNAL int64_t dlrni_find_stored(const dlrni_loading *l, const char *nam
    error about that tensor, not another layout. */
 DLRNI_INTERNAL int dlrni_layout_fits(const dlrni_loading *l, const dlrni_layout *layout) {
     for (const dlrni_stored *t = layout->tensor; t->name; t++)
-        /* optional tensors tell no layouts apart */
+        /* optional tensors do not distinguish layouts */
         if (!t->optional && dlrni_find_stored(l, t->name) < 0) return 0;
     return 1;
 }
 
-/* Whether a layout has a tensor of that name, optional or not. */
-DLRNI_INTERNAL int dlrni_layout_has(const dlrni_layout *layout, const char *name) {
-    for (const dlrni_stored *t = layout->tensor; t->name; t++)
-        if (!strcmp(t->name, name)) return 1;
-    return 0;
-}
-
-/* The first refused layout whose sign is there and is no tensor of `known` (NULL: none); NULL:
-   there is none. */
+/* The first refused layout whose sign is present, and not a tensor of `known` (which may be NULL);
+   NULL: there is none. */
 DLRNI_INTERNAL const dlrni_layout *dlrni_refused_layout(const dlrni_loading *l,
                                                         const dlrni_layout *known) {
     for (int i = 0; i < DLRNI_LAYOUTS; i++) {
@@ -9407,9 +9517,9 @@ DLRNI_INTERNAL const dlrni_layout *dlrni_refused_layout(const dlrni_loading *l,
     return NULL;
 }
 
-/* Chooses the layout by the tensors alone: exactly one row must fit. To guess between two families
-   would give wrong features without an error. any: the first row will do, since it is only for an
-   error's text. */
+/* Chooses the layout by the tensors alone: one row fits, or none does (l->layout NULL), and two are
+   an error, since the wrong family would give wrong features without one. any = 1: of two rows, take
+   the first, which is only wanted for an error's text. */
 DLRNI_INTERNAL dlrn_status dlrni_detect_layout(dlrni_loading *l, int any) {
     const dlrni_layout *found = NULL;
     for (int i = 0; i < DLRNI_LAYOUTS; i++) {
@@ -9420,22 +9530,34 @@ DLRNI_INTERNAL dlrn_status dlrni_detect_layout(dlrni_loading *l, int any) {
         if (found)
             return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
                              "%s: expected tensors of one layout, found those of %s and of %s: a "
-                             "config.json with dict_class beside it, or the layout's name, must "
-                             "say which",
-                             l->a->path, found->name, row->name);
+                             "%s with %s beside it, or the layout's name, must say which",
+                             l->a->path, found->name, row->name, DLRNI_CONFIG_FILE,
+                             DLRNI_CLASS_KEY);
         found = row;
     }
     l->layout = found;
     return DLRN_OK;
 }
 
-/* Chooses the layout: `wanted`, what the caller or the config says (NULL: nothing), or what the
-   tensors say. If the tensors say otherwise, or are those of a refused layout, the error names
-   both. */
+/* The prefix of the file's names: the first under which the encoder of any layout is found. If none
+   is, "": the errors then name tensors without a prefix. */
+DLRNI_INTERNAL const char *dlrni_find_prefix(dlrni_loading *l) {
+    for (int p = 0; p < DLRNI_PREFIXES; p++) {
+        l->prefix = dlrni_prefix_table[p];
+        for (int i = 0; i < DLRNI_LAYOUTS; i++)
+            for (const dlrni_stored *t = dlrni_layout_table[i].tensor; t->name; t++)
+                if (t->is == DLRN_ENCODER && dlrni_find_stored(l, t->name) >= 0) return l->prefix;
+    }
+    return dlrni_prefix_table[0];
+}
+
+/* Chooses the layout: `wanted`, which the caller, the config or the file states (NULL: nothing), or
+   the one that the tensors show. If these differ, or the tensors are those of a refused layout, the
+   error names both. */
 DLRNI_INTERNAL dlrn_status dlrni_choose_layout(dlrni_loading *l, const dlrni_layout *wanted) {
     const dlrni_layout *refused;
-    /* a backup of a training run: the dictionary is one part of it */
-    if (dlrni_find_stored(l, "ae.encoder.weight") >= 0) l->prefix = "ae.";
+    char known[256];
+    l->prefix = dlrni_find_prefix(l);
     if (wanted && dlrni_layout_fits(l, wanted))
         l->layout = wanted;
     else
@@ -9445,25 +9567,25 @@ DLRNI_INTERNAL dlrn_status dlrni_choose_layout(dlrni_loading *l, const dlrni_lay
         return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE,
                          "%s: expected the tensors of %s, found those of %s", l->a->path,
                          wanted->name, l->layout->name);
-    /* in a backup, other parts of the run may bear such names */
+    /* in a backup, other parts of the run may have such names */
     refused = *l->prefix ? NULL : dlrni_refused_layout(l, l->layout);
     if (!refused && l->layout && l->layout->family) return DLRN_OK;
     /* a whole row without a family: recognised, not readable */
     if (!refused) refused = l->layout;
+    dlrni_readable_layouts(known, sizeof known);
     if (refused)
         return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: expected %s, found the tensors of %s", l->a->path,
-                         wanted ? wanted->name : "an AutoEncoder", refused->name);
+                         wanted ? wanted->name : known, refused->name);
     /* Nothing fits: matching the wanted row, or the most common one, will name the tensor that is
        missing or misshapen, which helps more than "unknown layout". */
     l->layout = wanted ? wanted : &dlrni_layout_table[0];
     return DLRN_OK;
 }
 
-/* The size that a letter stands for; -1 until a tensor has told it. d_out is d_in in all layouts
-   here. */
+/* The size that a letter stands for; -1 until known. */
 DLRNI_INTERNAL int64_t *dlrni_size_of(dlrni_loading *l, char letter) {
-    return letter == 'F' ? &l->F : &l->I;
+    return letter == 'F' ? &l->F : letter == 'O' ? &l->O : &l->I;
 }
 
 /* "[F, d]" for errors, with numbers where they are known. */
@@ -9491,7 +9613,7 @@ DLRNI_INTERNAL dlrn_status dlrni_match_tensor(dlrni_loading *l, const dlrni_stor
     /* absent, and that is allowed */
     if (*index < 0 && t->optional) return DLRN_OK;
     const dlrn_tensor_info *info = dlrn_archive_info(l->a, *index);
-    /* first compare all sizes, then take them: a wrong shape teaches nothing */
+    /* first compare all sizes, then take them: a wrong shape must not set sizes */
     int same = info && (info->ndim == ndim || (!ndim && info->numel == 1));
     for (int i = 0; same && i < ndim; i++) {
         int64_t n = *dlrni_size_of(l, t->shape[i]);
@@ -9513,7 +9635,7 @@ DLRNI_INTERNAL dlrn_status dlrni_match_tensor(dlrni_loading *l, const dlrni_stor
                      l->a->path, l->prefix, t->name, want, found);
 }
 
-/* The encoder tells both sizes, so its shape must make sense without the others. */
+/* The encoder sets F and d_in, so its shape must make sense without the others. */
 DLRNI_INTERNAL dlrn_status dlrni_match_encoder(dlrni_loading *l, const dlrni_stored *t,
                                                int64_t *index) {
     DLRNI_TRY(dlrni_match_tensor(l, t, index));
@@ -9525,15 +9647,32 @@ DLRNI_INTERNAL dlrn_status dlrni_match_encoder(dlrni_loading *l, const dlrni_sto
                      (long long)*dlrni_size_of(l, t->shape[1]));
 }
 
+/* d_out: the width on which all tensors with the letter O agree; d_in if they do not. A transcoder's
+   file is consistent; if one tensor of another file is misshapen, the error should name that one. */
+DLRNI_INTERNAL int64_t dlrni_output_width(const dlrni_loading *l) {
+    int64_t width = -1;
+    for (const dlrni_stored *t = l->layout->tensor; t->name; t++) {
+        const char *letter = strchr(t->shape, 'O');
+        if (!letter) continue;
+        const dlrn_tensor_info *info = dlrn_archive_info(l->a, dlrni_find_stored(l, t->name));
+        if (!info || info->ndim != (int)strlen(t->shape)) return l->I;
+        int64_t n = info->shape[letter - t->shape];
+        if (n < 1 || (width >= 0 && n != width)) return l->I;
+        width = n;
+    }
+    return width < 0 ? l->I : width;
+}
+
 /* Finds all tensors of the row. The encoder first: if sizes disagree, the error is about the other
    tensor, whose expected shape then shows numbers. */
 DLRNI_INTERNAL dlrn_status dlrni_match_layout(dlrni_loading *l) {
     const dlrni_stored *t = l->layout->tensor;
-    /* the tensors tell the sizes; nothing else is believed */
-    l->I = l->F = -1;
-    for (int i = 0; i < DLRNI_STORED_MAX && t[i].name; i++)
+    /* sizes come from the tensors alone */
+    l->F = l->I = l->O = -1;
+    for (int i = 0; t[i].name; i++)
         if (t[i].is == DLRN_ENCODER) DLRNI_TRY(dlrni_match_encoder(l, &t[i], &l->index[i]));
-    for (int i = 0; i < DLRNI_STORED_MAX && t[i].name; i++) /* by now both sizes are known */
+    l->O = dlrni_output_width(l);
+    for (int i = 0; t[i].name; i++) /* by now all sizes are known */
         if (t[i].is != DLRN_ENCODER) DLRNI_TRY(dlrni_match_tensor(l, &t[i], &l->index[i]));
     return DLRN_OK;
 }
@@ -9666,9 +9805,10 @@ DLRNI_INTERNAL dlrn_status dlrni_read_strided(dlrn_archive *a, int64_t index, co
     return s;
 }
 
-/* Whether a matrix is stored transposed against memory: F first in one and last in the other. */
+/* Whether a matrix is stored transposed relative to memory: its first letter is not that of the
+   role's rows. */
 DLRNI_INTERNAL int dlrni_is_turned(const dlrni_stored *t) {
-    return strlen(t->shape) == 2 && (t->shape[0] == 'F') != (dlrni_role_table[t->is].rows == 'F');
+    return strlen(t->shape) == 2 && t->shape[0] != dlrni_role_table[t->is].rows;
 }
 
 /* Reads one parameter: borrowed where that is wanted and possible, else into memory of its own. The
@@ -9727,11 +9867,11 @@ DLRNI_INTERNAL dlrn_status dlrni_read_number(dlrni_loading *l, const dlrni_store
 /* The dictionary of an archive in the layout that has been matched. Nothing is left behind if a
    tensor fails. */
 DLRNI_INTERNAL dlrn_status dlrni_read_dictionary(dlrni_loading *l, dlrn_dictionary **out) {
-    DLRNI_TRY(
-        dlrni_dictionary_new(l->a->ctx, dlrni_family_named(l->layout->family), l->I, 0, l->F, out));
+    DLRNI_TRY(dlrni_dictionary_new(l->a->ctx, dlrni_family_named(l->layout->family), l->I, l->O,
+                                   l->F, out));
     (*out)->layout = l->layout->name;
     dlrn_status s = DLRN_OK;
-    for (int i = 0; i < DLRNI_STORED_MAX && l->layout->tensor[i].name && s == DLRN_OK; i++) {
+    for (int i = 0; l->layout->tensor[i].name && s == DLRN_OK; i++) {
         const dlrni_stored *t = &l->layout->tensor[i];
         /* optional, and not there: the formula's default stays */
         if (l->index[i] < 0) continue;
@@ -9745,12 +9885,30 @@ DLRNI_INTERNAL dlrn_status dlrni_read_dictionary(dlrni_loading *l, dlrn_dictiona
     return s;
 }
 
-/* Loads from an open archive. `wanted` NULL: the tensors decide. borrow 1: the archive's bytes
-   outlive the dictionary. */
+/* The layout that a name means. `key` is where the name was found (an argument, a config's key), for
+   errors. NULL and DLRN_OK if name is NULL. */
+DLRNI_INTERNAL dlrn_status dlrni_resolve_layout(dlrn_context *ctx, const char *path,
+                                                const char *key, const char *name,
+                                                const dlrni_layout **out) {
+    char known[256];
+    *out = name ? dlrni_layout_named(name) : NULL;
+    if (!name || *out) return DLRN_OK;
+    /* a refused layout's name is an error like an unknown one */
+    dlrni_readable_layouts(known, sizeof known);
+    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: %s: expected %s, found %.80s", path, key,
+                     known, name);
+}
+
+/* Loads from an open archive. `wanted` NULL: the file's own class decides, or else the tensors.
+   borrow 1: the archive's bytes outlive the dictionary. */
 DLRNI_INTERNAL dlrn_status dlrni_load_archive(dlrn_archive *a, const dlrni_layout *wanted,
                                               int borrow, dlrn_dictionary **out) {
-    dlrni_loading l = {a, NULL, "", -1, -1, borrow, {0}};
+    dlrni_loading l = {a, NULL, "", -1, -1, -1, borrow, {0}};
     *out = NULL;
+    /* dlrn_save states the class where tensors alone would leave it open */
+    if (!wanted)
+        DLRNI_TRY(dlrni_resolve_layout(a->ctx, a->path, DLRNI_CLASS_KEY,
+                                       dlrni_archive_metadata(a, DLRNI_CLASS_KEY), &wanted));
     /* all checks of names and shapes come before memory is allocated */
     DLRNI_TRY(dlrni_choose_layout(&l, wanted));
     DLRNI_TRY(dlrni_match_layout(&l));
@@ -9817,35 +9975,21 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config_sizes(dlrn_context *ctx, const cha
     return DLRN_OK;
 }
 
-/* The layout that a name means: `key` says where the name stands (an argument, a config's key), for
-   errors. NULL and DLRN_OK if name is NULL. */
-DLRNI_INTERNAL dlrn_status dlrni_resolve_layout(dlrn_context *ctx, const char *path,
-                                                const char *key, const char *name,
-                                                const dlrni_layout **out) {
-    char known[256];
-    *out = name ? dlrni_layout_named(name) : NULL;
-    /* a refused layout's name is an error like an unknown one */
-    if (!name || (*out && (*out)->family)) return DLRN_OK;
-    dlrni_readable_layouts(known, sizeof known);
-    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: %s: expected %s, found %.80s", path, key,
-                     known, name);
-}
-
 /* A dictionary without weights: its width stands in the config alone, as a double, so it is checked
    to be a whole number. */
 DLRNI_INTERNAL dlrn_status dlrni_load_identity(dlrn_context *ctx, const char *path,
                                                const dlrn_json *root, dlrn_dictionary **out) {
     char full[64];
     /* absent counts as 0, which fails below */
-    const dlrn_json *value = dlrni_config_value(root, "activation_dim", full);
+    const dlrn_json *value = dlrni_config_value(root, DLRNI_WIDTH_KEY, full);
     double d = value ? value->number : 0;
     dlrn_dictionary_desc desc;
     memset(&desc, 0, sizeof desc);
     desc.family = "IdentityDict";
     /* written so that a NaN fails */
     if (!(d >= 1) || d > INT32_MAX || d > floor(d))
-        return dlrn_fail(ctx, DLRN_ERR_VALUE,
-                         "%s: activation_dim: expected a size from 1, found %g", path, d);
+        return dlrn_fail(ctx, DLRN_ERR_VALUE, "%s: %s: expected a size from 1, found %g", path,
+                         full, d);
     desc.d_in = (int64_t)d;
     return dlrn_dictionary_create(ctx, &desc, out);
 }
@@ -9871,20 +10015,24 @@ DLRNI_INTERNAL void dlrni_file_names(char *text, size_t size) {
 DLRN_API dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const char *path, char *file,
                                           char *config, size_t size) {
     int kind = dlrn_file_exists(ctx, path);
-    char names[64];
+    int64_t longest = 0;
+    char names[256];
     /* empty texts: nothing found yet */
     *file = *config = 0;
-    /* the longest name that is added is trainer_0/config.json */
-    if (strlen(path) + 32 > size)
+    /* room for a slash and any name of the table */
+    for (int i = 0; i < DLRNI_FOLDER_FILES; i++)
+        for (int k = 0; k < 2; k++)
+            longest = dlrni_max(longest, (int64_t)strlen(dlrni_folder_files[i][k]));
+    if (strlen(path) + (size_t)longest + 2 > size)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: the path is too long", path);
     /* a wrong path is the likeliest error: say it first */
     if (kind == 0) return dlrn_fail(ctx, DLRN_ERR_IO, "%s: no such file or folder", path);
     /* a file is taken as it is named; its folder may hold a config */
     if (kind == 1) {
         dlrni_print(file, size, "%s", path);
-        if (!dlrni_sibling(path, dlrni_folder_files[0][1], config, size)) *config = 0;
+        if (!dlrni_sibling(path, DLRNI_CONFIG_FILE, config, size)) *config = 0;
     } else
-        dlrni_print(config, size, "%s/%s", path, dlrni_folder_files[0][1]);
+        dlrni_print(config, size, "%s/%s", path, DLRNI_CONFIG_FILE);
     for (int i = 0; kind == 2 && i < DLRNI_FOLDER_FILES; i++) {
         dlrni_print(file, size, "%s/%s", path, dlrni_folder_files[i][0]);
         /* a folder of that name does not count */
@@ -9908,24 +10056,24 @@ DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, 
                                            dlrn_dictionary **out) {
     dlrn_archive *a;
     const dlrni_layout *wanted;
-    char full[64], names[64];
+    char full[64], names[256];
     /* before any of its values is used */
     if (root) DLRNI_TRY(dlrni_check_config_types(ctx, config, root));
-    const dlrn_json *value = root ? dlrni_config_value(root, "dict_class", full) : NULL;
+    const dlrn_json *value = root ? dlrni_config_value(root, DLRNI_CLASS_KEY, full) : NULL;
     /* a text: its type has been checked */
     const char *name = value ? value->text : NULL;
     /* the one class without tensors: no layout can recognise it */
     if (name && !strcmp(name, "IdentityDict")) {
         /* with tensors beside it, the class is wrong */
         if (!*file) return dlrni_load_identity(ctx, config, root, out);
-        return dlrn_fail(ctx, DLRN_ERR_VALUE,
-                         "%s: dict_class: expected AutoEncoder, as %s has weights, found %s",
-                         config, file, name);
+        dlrni_readable_layouts(names, sizeof names);
+        return dlrn_fail(ctx, DLRN_ERR_VALUE, "%s: %s: expected %s, as %s has weights, found %s",
+                         config, full, names, file, name);
     }
     if (layout)
         DLRNI_TRY(dlrni_resolve_layout(ctx, file, "layout", layout, &wanted));
     else
-        DLRNI_TRY(dlrni_resolve_layout(ctx, config, "dict_class", name, &wanted));
+        DLRNI_TRY(dlrni_resolve_layout(ctx, config, DLRNI_CLASS_KEY, name, &wanted));
     dlrni_file_names(names, sizeof names);
     if (!*file)
         return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected %s beside it, found none", config, names);
@@ -10009,15 +10157,53 @@ DLRNI_INTERNAL dlrn_status dlrni_check_savable(const dlrn_dictionary *dict, cons
     return DLRN_OK;
 }
 
-/* The tensors of a dictionary as a layout stores them. k and threshold stand here because tensors
-   are written from memory. */
+/* A number of the formula as a file stores it. */
+typedef union dlrni_stored_number {
+    int32_t i; /* k is at most F, which fits */
+    float f;
+} dlrni_stored_number;
+
+/* The other direction of dlrni_read_number: sets the number, its type and where it is. */
+DLRNI_INTERNAL void dlrni_store_number(const dlrn_formula *formula, int is, dlrni_stored_number *to,
+                                       dlrn_tensor_out *t) {
+    if (is == DLRNI_IS_K) {
+        t->dtype = DLRN_I32;
+        to->i = (int32_t)formula->k;
+    } else
+        to->f = (float)formula->threshold;
+    t->data = to;
+}
+
+/* The tensors of a dictionary as a layout stores them. */
 typedef struct dlrni_saving {
     dlrn_tensor_out tensor[DLRNI_STORED_MAX];
-    float *turned[DLRNI_STORED_MAX]; /* owned copies, or NULL */
+    float *turned[DLRNI_STORED_MAX];              /* owned copies, or NULL */
+    dlrni_stored_number number[DLRNI_STORED_MAX]; /* tensors are written from memory */
     int64_t count;
-    int32_t k;
-    float threshold;
 } dlrni_saving;
+
+/* Refuses a dictionary that would not be the same when it is loaded again: one with a parameter or
+   a formula that the layout has no place for. A caller may have set either. */
+DLRNI_INTERNAL dlrn_status dlrni_check_layout_holds(const dlrn_dictionary *dict, const char *path,
+                                                    const dlrni_layout *layout) {
+    const dlrn_formula *f = &dict->formula;
+    const dlrn_formula loaded = dlrni_formula_of(dlrni_family_named(dict->family), dict);
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        const dlrni_stored *t = layout->tensor;
+        while (t->name && t->is != role) t++;
+        if (dict->param[role] && !t->name)
+            return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
+                             "%s: not written: layout %s has no place for parameter '%s'", path,
+                             layout->name, dlrni_role_table[role].name);
+    }
+    if (f->center == loaded.center && f->gate == loaded.gate && f->select == loaded.select &&
+        !(f->scale_in < 1 || f->scale_in > 1 || f->scale_out < 1 || f->scale_out > 1))
+        return DLRN_OK;
+    return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
+                     "%s: not written: layout %s has no place for a formula that differs from its "
+                     "family's",
+                     path, layout->name);
+}
 
 /* Adds one tensor of the row: borrowed from the dictionary, or a transposed copy. */
 DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
@@ -10025,20 +10211,22 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
     dlrn_context *ctx = dict->ctx;
     dlrn_tensor_out *to = &s->tensor[s->count];
     to->name = t->name;
-    to->dtype = t->is == DLRNI_IS_K ? DLRN_I32 : DLRN_F32;
+    to->dtype = DLRN_F32;
     to->ndim = (int)strlen(t->shape);
     for (int i = 0; i < to->ndim; i++) to->shape[i] = dlrni_extent(dict, t->shape[i]);
     /* borrowed until the archive is written */
-    to->data = t->is == DLRNI_IS_K                ? (const void *)&s->k
-               : t->is == DLRNI_IS_LAST_THRESHOLD ? (const void *)&s->threshold
-                                                  : (const void *)dict->param[t->is];
-    /* written whole: archives take rows in order, so a transposed copy is needed */
+    if (t->is < DLRN_ROLE_COUNT)
+        to->data = dict->param[t->is];
+    else
+        dlrni_store_number(&dict->formula, t->is, &s->number[s->count], to);
+    /* archives are written in row order, so a transposed copy is needed */
     if (t->is < DLRN_ROLE_COUNT && dlrni_is_turned(t)) {
         float *turned = DLRNI_NEW(ctx, float, dlrni_role_size(dict, t->is));
         /* noted before the check, so that dlrn_save frees it in any case */
         s->turned[s->count] = turned;
         if (!turned) return DLRN_ERR_MEMORY;
-        const int64_t rows = to->shape[1], cols = to->shape[0]; /* in memory: the file's turned */
+        /* shape in memory: the file's, transposed */
+        const int64_t rows = to->shape[1], cols = to->shape[0];
         dlrni_transpose(ctx, dict->param[t->is], cols, rows, cols, turned, rows);
         to->data = turned;
     }
@@ -10049,7 +10237,7 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
 /* All tensors are checked before the file is created. Copies are freed on every way out. */
 DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     dlrn_context *ctx = dict->ctx;
-    const dlrni_layout *layout = dlrni_layout_of_family(dict->family);
+    const dlrni_layout *layout = dlrni_layout_of(dict);
     dlrni_saving saving;
     /* only an identity has no layout */
     if (!layout)
@@ -10060,18 +10248,20 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
         !dlrni_has_suffix(path, ".npz"))
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a name ending in .pt, .safetensors or .npz", path);
+    DLRNI_TRY(dlrni_check_layout_holds(dict, path, layout));
     /* a copy that was not made is NULL, and may be freed */
     memset(&saving, 0, sizeof saving);
-    /* k is at most F, which fits */
-    saving.k = (int32_t)dict->formula.k;
-    saving.threshold = (float)dict->formula.threshold;
+    const char *const stated[] = {DLRNI_CLASS_KEY, layout->name, NULL};
     dlrn_status s = DLRN_OK;
-    for (int i = 0; i < DLRNI_STORED_MAX && layout->tensor[i].name && s == DLRN_OK; i++)
+    for (int i = 0; layout->tensor[i].name && s == DLRN_OK; i++)
         s = dlrni_add_stored(dict, &layout->tensor[i], &saving);
     /* no file is touched before all tensors have passed */
     for (int64_t i = 0; i < saving.count && s == DLRN_OK; i++)
         s = dlrni_check_stored(ctx, path, &saving.tensor[i]);
-    if (s == DLRN_OK) s = dlrn_archive_write(ctx, path, saving.tensor, saving.count, NULL);
+    /* the tensors leave the class open, and there may be no config beside the file */
+    if (s == DLRN_OK)
+        s = dlrn_archive_write(ctx, path, saving.tensor, saving.count,
+                               dlrni_is_ambiguous(layout) ? stated : NULL);
     for (int i = 0; i < DLRNI_STORED_MAX; i++) dlrn_free(ctx, saving.turned[i]);
     return s;
 }
@@ -14997,6 +15187,9 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_AFFINE
 #undef DLRNI_BIT
 #undef DLRNI_CHECKPOINT_FORMAT
+#undef DLRNI_CLASS_KEY
+#undef DLRNI_CONFIG_FILE
+#undef DLRNI_WIDTH_KEY
 #undef DLRNI_FORMULA_REALS
 #undef DLRNI_FORMULA_INTEGERS
 #undef DLRNI_CONFIG_MORE_REALS

@@ -80,19 +80,174 @@ TEST(jump_relu) {
     check_family("JumpReluAutoEncoder");
 }
 
+/* A file as dictionary_learning writes it, without its config: the same tensors, no class. */
+static void write_top_k(const char *path, const char *const *metadata) {
+    static const float floats[12 * 40] = {1};
+    static const int32_t k = 3;
+    static const float threshold = 0.5f;
+    const dlrn_tensor_out t[] = {{"b_dec", DLRN_F32, 1, {12}, floats},
+                                 {"k", DLRN_I32, 0, {0}, &k},
+                                 {"threshold", DLRN_F32, 0, {0}, &threshold},
+                                 {"decoder.weight", DLRN_F32, 2, {12, 40}, floats},
+                                 {"encoder.weight", DLRN_F32, 2, {40, 12}, floats},
+                                 {"encoder.bias", DLRN_F32, 1, {40}, floats}};
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path, t, 6, metadata));
+}
+
 /* Two classes have the same tensors: without a config, or a word of the caller, neither is
    taken. */
 TEST(what_the_tensors_leave_open_is_an_error) {
     dlrn_dictionary *dict = NULL;
-    CHECK_OK(ctx, dlrn_load(ctx, "tests/golden/families/AutoEncoderTopK", NULL, &dict));
+    const char *path = "tests/golden/families/AutoEncoderTopK/ae.pt";
+    CHECK_OK(ctx, dlrn_load(ctx, path, NULL, &dict)); /* with its config */
     CHECK_STR(dict->layout, "AutoEncoderTopK");
-    CHECK_OK(ctx, dlrn_save(dict, tmp_path("open.npz")));
     dlrn_dictionary_destroy(dict);
+    write_top_k(tmp_path("open.npz"), NULL);
     CHECK_STATUS(dlrn_load(ctx, tmp_path("open.npz"), NULL, &dict), DLRN_ERR_UNSUPPORTED);
     CHECK_STR(dlrn_error(ctx), "found those of AutoEncoderTopK and of BatchTopKSAE");
     CHECK_STATUS(dlrn_load(ctx, tmp_path("open.npz"), "BatchTopKSAE", &dict), DLRN_ERR_UNSUPPORTED);
     CHECK_STATUS(dlrn_load(ctx, tmp_path("open.npz"), "AutoEncoder", &dict), DLRN_ERR_SHAPE);
     CHECK_STR(dlrn_error(ctx), "expected the tensors of AutoEncoder");
+}
+
+/* What dlrn_save writes loads without a config and without a word of the caller, in each format and
+   from memory. */
+TEST(a_saved_file_states_its_class) {
+    static const char *const names[] = {"alone.pt", "alone.safetensors", "alone.npz"};
+    static const char *const families[] = {"AutoEncoder", "AutoEncoderTopK", "JumpReluAutoEncoder"};
+    for (int i = 0; i < 9; i++) {
+        const char *family = families[i / 3], *name = names[i % 3];
+        char golden[256], *bytes = NULL;
+        size_t size = 0;
+        dlrn_dictionary *dict = NULL;
+        snprintf(golden, sizeof golden, "tests/golden/families/%s", family);
+        CHECK_OK(ctx, dlrn_load(ctx, golden, NULL, &dict));
+        CHECK_OK(ctx, dlrn_save(dict, tmp_path(name)));
+        dlrn_dictionary_destroy(dict);
+        CHECK_OK(ctx, dlrn_load(ctx, tmp_path(name), NULL, &dict));
+        CHECK(!strcmp(dict->family, family));
+        check_numbers(dict, family);
+        dlrn_dictionary_destroy(dict);
+        CHECK_OK(ctx, dlrn_file_read(ctx, tmp_path(name), &bytes, &size));
+        CHECK_OK(ctx, dlrn_load_memory(ctx, bytes, size, name, NULL, &dict));
+        CHECK(!strcmp(dict->family, family));
+        dlrn_dictionary_destroy(dict);
+        dlrn_free(ctx, bytes);
+    }
+}
+
+/* The class in a file is not believed against its tensors, and gives way to the caller's. */
+TEST(a_stated_class_is_checked) {
+    static const char *const wrong[] = {"dict_class", "JumpReluAutoEncoder", NULL};
+    static const char *const other[] = {"dict_class", "BatchTopKSAE", NULL};
+    static const char *const names[] = {"stated.pt", "stated.safetensors", "stated.npz"};
+    dlrn_dictionary *dict = NULL;
+    for (int i = 0; i < 3; i++) {
+        write_top_k(tmp_path(names[i]), wrong);
+        CHECK_STATUS(dlrn_load(ctx, tmp_path(names[i]), NULL, &dict), DLRN_ERR_SHAPE);
+        CHECK_STR(dlrn_error(ctx), "expected the tensors of JumpReluAutoEncoder, found those of ");
+        CHECK_OK(ctx, dlrn_load(ctx, tmp_path(names[i]), "AutoEncoderTopK", &dict));
+        dlrn_dictionary_destroy(dict);
+        write_top_k(tmp_path(names[i]), other);
+        CHECK_STATUS(dlrn_load(ctx, tmp_path(names[i]), NULL, &dict), DLRN_ERR_UNSUPPORTED);
+        CHECK_STR(dlrn_error(ctx), ": dict_class: expected AutoEncoder, AutoEncoderTopK or ");
+        CHECK_STR(dlrn_error(ctx), "found BatchTopKSAE");
+    }
+}
+
+/* d_out other than d_in: every family saves and loads, with the same results. */
+TEST(transcoders_are_saved_and_loaded) {
+    static const char *const names[] = {"wide.pt", "wide.safetensors", "wide.npz"};
+    static const char *const families[] = {"AutoEncoder", "AutoEncoderTopK", "JumpReluAutoEncoder"};
+    enum { N = 40, F = 60 };
+    static float x[N * 37], y[N * 37], again[N * 37];
+    dlrn_rng rng = {3, 1, 0};
+    for (int i = 0; i < N * 37; i++) x[i] = dlrn_rng_normal(&rng);
+    for (int i = 0; i < 3 * 3 * 3; i++) {
+        static const int widths[][2] = {{37, 5}, {5, 37}, {5, 6}};
+        const int in = widths[i / 9][0], out = widths[i / 9][1];
+        dlrn_dictionary_desc desc = {families[i % 3], in, out, F, i % 3 == 1 ? 7 : 0, 1};
+        char *path = tmp_path(names[i / 3 % 3]);
+        dlrn_dictionary *dict = NULL, *back = NULL;
+        CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &dict));
+        CHECK(dict->formula.center == DLRN_CENTER_NONE); /* the bias has another width than x */
+        for (int j = 0; j < out; j++) dict->param[DLRN_OUTPUT_BIAS][j] = dlrn_rng_normal(&rng);
+        CHECK_OK(ctx, dlrn_forward(dict, x, N, y, NULL));
+        CHECK_OK(ctx, dlrn_save(dict, path));
+        CHECK_OK(ctx, dlrn_load(ctx, path, NULL, &back));
+        CHECK(back->d_in == in && back->d_out == out && back->features == F);
+        CHECK(!strcmp(back->family, desc.family) && back->formula.center == DLRN_CENTER_NONE);
+        CHECK_OK(ctx, dlrn_forward(back, x, N, again, NULL));
+        CHECK(!memcmp(y, again, (size_t)(N * out) * sizeof *y));
+        dlrn_dictionary_destroy(dict);
+        dlrn_dictionary_destroy(back);
+    }
+}
+
+/* A parameter or a formula that the layout cannot express would be lost: it is refused. */
+TEST(what_a_file_cannot_hold_is_not_saved) {
+    static float skip[36], bias[6];
+    dlrn_dictionary_desc desc = {"AutoEncoder", 6, 0, 9, 0, 1};
+    dlrn_dictionary *dict = NULL;
+    CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &dict));
+    const dlrn_formula formula = dict->formula;
+    for (int i = 0; i < 7; i++) {
+        float **p = dict->param;
+        dict->formula = formula;
+        p[DLRN_SKIP] = i == 0 ? skip : NULL;
+        p[DLRN_INPUT_BIAS] = i == 1 ? bias : NULL;
+        dict->borrowed = 1u << DLRN_SKIP | 1u << DLRN_INPUT_BIAS;
+        if (i == 2) dict->formula.scale_in = 2;
+        if (i == 3) dict->formula.scale_out = 0.5;
+        if (i == 4) dict->formula.center = DLRN_CENTER_NONE;
+        if (i == 5) dict->formula.select = DLRN_SELECT_TOP_K, dict->formula.k = 2;
+        if (i == 6) {
+            CHECK_OK(ctx, dlrn_save(dict, tmp_path("held.npz")));
+            continue;
+        }
+        CHECK_STATUS(dlrn_save(dict, tmp_path("held.npz")), DLRN_ERR_UNSUPPORTED);
+        CHECK_STR(dlrn_error(ctx), "held.npz: not written: layout AutoEncoder has no place for ");
+        CHECK_STR(dlrn_error(ctx), i == 0   ? "parameter 'skip'"
+                                   : i == 1 ? "parameter 'input_bias'"
+                                            : "a formula that differs from its family's");
+    }
+    dlrn_dictionary_destroy(dict);
+}
+
+/* The table of layouts: a role is stored in its own shape or transposed, rows end within the array,
+   and a family is written in a row that holds all of its roles. */
+TEST(layouts_are_consistent) {
+    for (int i = 0; i < DLRNI_LAYOUTS; i++) {
+        const dlrni_layout *row = &dlrni_layout_table[i];
+        unsigned roles = 0;
+        int n = 0;
+        for (; n < DLRNI_STORED_MAX && row->tensor[n].name; n++) {
+            const dlrni_stored *t = &row->tensor[n];
+            if (t->is >= DLRN_ROLE_COUNT) continue;
+            const dlrni_role *role = &dlrni_role_table[t->is];
+            const char same[] = {role->rows, role->cols == '1' ? '\0' : role->cols, 0};
+            const char turned[] = {role->cols, role->rows, 0};
+            CHECK_MSG(!strcmp(t->shape, same) || !strcmp(t->shape, turned), "%s: %s: %s", row->name,
+                      t->name, t->shape);
+            CHECK(!(roles >> t->is & 1));
+            roles |= 1u << t->is;
+        }
+        CHECK(n < DLRNI_STORED_MAX);
+        if (row->family) CHECK(roles == dlrni_family_named(row->family)->roles);
+    }
+}
+
+/* A dictionary is written in the layout that it names, if that is one of its family. */
+TEST(a_dictionary_names_its_layout) {
+    dlrn_dictionary_desc desc = {"AutoEncoderTopK", 6, 0, 9, 2, 1};
+    dlrn_dictionary *dict = NULL;
+    CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &dict));
+    CHECK(!strcmp(dlrni_layout_of(dict)->name, "AutoEncoderTopK"));
+    dict->layout = "AutoEncoderTopK";
+    CHECK(!strcmp(dlrni_layout_of(dict)->name, "AutoEncoderTopK"));
+    dict->layout = "AutoEncoder"; /* of another family: that would drop k */
+    CHECK(!strcmp(dlrni_layout_of(dict)->name, "AutoEncoderTopK"));
+    dlrn_dictionary_destroy(dict);
 }
 
 /* A k that no row can have. */
@@ -229,6 +384,12 @@ int main(int argc, char **argv) {
     RUN(top_k);
     RUN(jump_relu);
     RUN(what_the_tensors_leave_open_is_an_error);
+    RUN(a_saved_file_states_its_class);
+    RUN(a_stated_class_is_checked);
+    RUN(transcoders_are_saved_and_loaded);
+    RUN(what_a_file_cannot_hold_is_not_saved);
+    RUN(layouts_are_consistent);
+    RUN(a_dictionary_names_its_layout);
     RUN(a_k_out_of_range_is_refused);
     RUN(weights_are_borrowed_from_memory);
     RUN(an_encoder_allocates_nothing_after_its_first_batches);

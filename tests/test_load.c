@@ -255,6 +255,59 @@ TEST(old_file_stays) {
     CHECK(count_files(path_of("", "atomic"), ".tmp") == 0);
 }
 
+/* Where rename() does not replace: the old file is moved back if the new one cannot take its place.
+   Here rename() fails because there is no new file. */
+TEST(a_rename_that_fails_loses_nothing) {
+    char *text, *from = path_of("rename", "new"), *to = path_of("rename", "old");
+    size_t n;
+    make_folder("rename");
+    write_text(to, "old");
+    CHECK(dlrni_rename_over(from, to) != 0);
+    CHECK_OK(ctx, dlrn_file_read(ctx, to, &text, &n));
+    CHECK(n == 3 && !strcmp(text, "old"));
+    dlrn_free(ctx, text);
+    write_text(from, "newer");
+    CHECK(dlrni_rename_over(from, to) == 0);
+    CHECK_OK(ctx, dlrn_file_read(ctx, to, &text, &n));
+    CHECK(n == 5 && !exists(from) && count_files(path_of("", "rename"), "") <= 3); /* ., .., old */
+    dlrn_free(ctx, text);
+}
+
+/* Metadata of a zip is its comment, in lines; what does not fit on one is left out, and a comment
+   of others is ignored. */
+TEST(metadata_of_a_zip) {
+    static char large[60000];
+    static const char *const names[2] = {"notes.pt", "notes.npz"};
+    static const char *const metadata[] = {
+        "class", "a=b", "two", "li\nnes", "k=",   "v", "large", large,
+        "huge",  large, "",    "",        "last", "x", NULL};
+    make_folder("notes");
+    memset(large, 'x', sizeof large - 1);
+    for (int i = 0; i < 2; i++) {
+        dlrn_archive *a;
+        char *bytes;
+        size_t n;
+        char *path = path_of("notes", names[i]);
+        CHECK_OK(ctx, dlrn_archive_write(ctx, path, four, 4, metadata));
+        CHECK_OK(ctx, dlrn_archive_open(ctx, path, &a));
+        CHECK(!strcmp(dlrni_archive_metadata(a, "class"), "a=b"));
+        CHECK(!strcmp(dlrni_archive_metadata(a, "large"), large));
+        CHECK(!strcmp(dlrni_archive_metadata(a, "last"), "x"));
+        CHECK(!strcmp(dlrni_archive_metadata(a, ""), ""));
+        CHECK(!dlrni_archive_metadata(a, "two") && !dlrni_archive_metadata(a, "huge"));
+        CHECK(!dlrni_archive_metadata(a, "k") && !dlrni_archive_metadata(a, "k="));
+        dlrn_archive_close(a);
+        CHECK_OK(ctx, dlrn_file_read(ctx, path, &bytes, &n));
+        /* cut: "las" has no sign, and the rest of the line is beyond the end */
+        CHECK_OK(ctx, dlrn_archive_open_memory(ctx, bytes, n - 4, "cut", &a));
+        CHECK(!strcmp(dlrni_archive_metadata(a, "large"), large));
+        CHECK(!dlrni_archive_metadata(a, "las"));
+        dlrn_archive_close(a);
+        check_four(path, names[i] + 6);
+        dlrn_free(ctx, bytes);
+    }
+}
+
 /* Two writers at one file do not know of each other: each is whole, and the last one stays. */
 TEST(writers_of_one_file) {
     dlrn_writer *one, *two;
@@ -739,9 +792,10 @@ TEST(layouts_refused) {
     refuse_dictionary(dictionary_folder("torn", "ae.pt", "{\"trainer\": "), DLRN_ERR_FORMAT,
                       "torn/config.json: JSON, line 1, byte 12");
     char path[4096] = {0};
-    memset(path, 'x', 4064); /* what may be put behind it fits, too */
+    const size_t longest = sizeof path - 2 - strlen("trainer_0/config.json"); /* "/" and 0 */
+    memset(path, 'x', longest); /* any name of a folder's files fits after it */
     refuse_dictionary(path, DLRN_ERR_IO, "xxx");
-    path[4064] = 'x';
+    path[longest] = 'x';
     refuse_dictionary(path, DLRN_ERR_ARGUMENT, "xxx");
 }
 
@@ -780,8 +834,10 @@ TEST(identity) {
     CHECK_STATUS(dlrn_save(dict, path_of("same", "ae.pt")), DLRN_ERR_UNSUPPORTED);
     CHECK_STR(dlrn_error(ctx), "same/ae.pt: an IdentityDict has no weights to save");
     dlrn_dictionary_destroy(dict);
-    refuse_dictionary(dictionary_folder("weighty", "ae.pt", CONFIG("IdentityDict")), DLRN_ERR_VALUE,
-                      "weighty/config.json: dict_class: expected AutoEncoder, as ");
+    refuse_dictionary(
+        dictionary_folder("weighty", "ae.pt", CONFIG("IdentityDict")), DLRN_ERR_VALUE,
+        "weighty/config.json: trainer.dict_class: expected AutoEncoder, AutoEncoderTopK or "
+        "JumpReluAutoEncoder, as ");
     refuse_dictionary(
         dictionary_folder("vast", NULL,
                           "{\"dict_class\": \"IdentityDict\", \"activation_dim\": 1e300}"),
@@ -916,13 +972,15 @@ TEST(other_dictionaries) {
     dlrn_tensor_out t[5];
     make_folder("other");
     for (size_t i = 0; i < sizeof signs / sizeof *signs; i++) {
-        char words[128];
+        char words[192];
         reference_tensors(t);
         t[4] = t[0];
         t[4].name = signs[i][0];
         CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("other", "ae.pt"), t, 5, NULL));
         snprintf(words, sizeof words,
-                 "other/ae.pt: expected an AutoEncoder, found the tensors of %s", signs[i][1]);
+                 "other/ae.pt: expected AutoEncoder, AutoEncoderTopK or JumpReluAutoEncoder, found "
+                 "the tensors of %s",
+                 signs[i][1]);
         refuse_dictionary(path_of("", "other"), DLRN_ERR_UNSUPPORTED, words);
     }
     reference_tensors(t);
@@ -1102,6 +1160,8 @@ int main(int argc, char **argv) {
     RUN(writes_nothing_of_any_size);
     RUN(writes_refuse);
     RUN(old_file_stays);
+    RUN(a_rename_that_fails_loses_nothing);
+    RUN(metadata_of_a_zip);
     RUN(writers_of_one_file);
 #ifndef _WIN32
     RUN(modes_stay);

@@ -247,6 +247,11 @@ static int run_eval(dlrn_context *ctx, const options *o) {
     if (s == DLRN_OK)
         s = expect_width(ctx, o->model ? o->model : o->data, dict->d_in,
                          o->model ? lm_config_of(mt.model)->dim : f.inner.d_in);
+    if (s == DLRN_OK && o->data)
+        s = expect_width(ctx, o->target ? o->target : o->data, dict->d_out,
+                         f.inner.d_out ? f.inner.d_out : f.inner.d_in);
+    if (s == DLRN_OK && o->model)
+        s = expect_width(ctx, o->model, dict->d_out, lm_config_of(mt.model)->dim);
     if (s == DLRN_OK) s = evaluate(ctx, o, dict, &mt, &f);
     feed_tell_skipped(&f);
     status = s == DLRN_OK ? 0 : fail(ctx);

@@ -166,12 +166,6 @@ static int run_inspect(dlrn_context *ctx, const options *o) {
     return s == DLRN_OK ? 0 : fail(ctx);
 }
 
-/* Whether a file without a config tells its family. dictionary_learning's BatchTopKSAE has tensors
-   of the same names and shapes as its AutoEncoderTopK. */
-static int names_its_class(const dlrn_dictionary *dict) {
-    return strcmp(dict->family, "AutoEncoderTopK") != 0;
-}
-
 static int run_convert(dlrn_context *ctx, const options *o) {
     dlrn_dictionary *dict = NULL;
     if (!ends_with(o->path2, ".pt") && !ends_with(o->path2, ".safetensors") &&
@@ -181,9 +175,6 @@ static int run_convert(dlrn_context *ctx, const options *o) {
     dlrn_status s = dlrn_load(ctx, o->path, o->layout, &dict);
     if (s == DLRN_OK && stopping(NULL)) s = DLRN_STOPPED;
     if (s == DLRN_OK) s = dlrn_save(dict, o->path2);
-    if (s == DLRN_OK && !names_its_class(dict))
-        fprintf(stderr, "note: %s does not name its class; load it with --layout %s\n", o->path2,
-                dict->family);
     dlrn_dictionary_destroy(dict);
     return s == DLRN_OK ? 0 : fail(ctx);
 }

@@ -488,9 +488,10 @@ static dlrn_status run_steps(train_run *r) {
 
 /* The flags as the library's settings, for rows of width d; the recipe tells the family, too. init:
    --init's dictionary, or NULL. */
-static dlrn_status train_settings(train_run *r, int64_t d, const dlrn_dictionary *init,
-                                  dlrn_train_config *cfg) {
+static dlrn_status train_settings(train_run *r, const dlrn_source *source,
+                                  const dlrn_dictionary *init, dlrn_train_config *cfg) {
     const options *o = r->o;
+    const int64_t d = source->d_in, d_out = source->d_out ? source->d_out : d;
     int64_t expansion = o->expansion ? o->expansion : 16;
     *cfg = o->train;
     if (!o->dict_size && expansion > INT32_MAX / d)
@@ -498,6 +499,7 @@ static dlrn_status train_settings(train_run *r, int64_t d, const dlrn_dictionary
                          "--expansion: expected at most %d features, found %lld times %lld",
                          INT32_MAX, (long long)expansion, (long long)d);
     cfg->d_in = d;
+    cfg->d_out = d_out == d ? 0 : d_out; /* 0 is the same, and what older runs have written */
     cfg->features = o->dict_size            ? o->dict_size
                     : init && !o->expansion ? init->features
                                             : expansion * d;
@@ -513,7 +515,12 @@ static dlrn_status train_settings(train_run *r, int64_t d, const dlrn_dictionary
                       "%s: expected a dictionary of family %s for recipe %s, found %s", o->init,
                       r->family, cfg->recipe, init->family);
     if (s != DLRN_OK) return s;
-    if (!init || (init->d_in == d && init->features == cfg->features)) return DLRN_OK;
+    if (!init || (init->d_in == d && init->d_out == d_out && init->features == cfg->features))
+        return DLRN_OK;
+    if (init->d_in == d && init->features == cfg->features)
+        return dlrn_fail(r->ctx, DLRN_ERR_SHAPE,
+                         "%s: expected a dictionary with outputs of width %lld, found %lld",
+                         o->init, (long long)d_out, (long long)init->d_out);
     return dlrn_fail(r->ctx, DLRN_ERR_SHAPE,
                      "%s: expected a dictionary of width %lld with %lld features, found %lld, %lld",
                      o->init, (long long)d, (long long)cfg->features, (long long)init->d_in,
@@ -728,13 +735,13 @@ static dlrn_status open_buffer(train_run *r, const dlrn_source *source) {
 }
 
 /* Makes the trainer: new, from --init, or from the saved state. */
-static dlrn_status open_trainer(train_run *r, int64_t d) {
+static dlrn_status open_trainer(train_run *r, const dlrn_source *source) {
     const options *o = r->o;
     dlrn_dictionary *init = NULL;
     dlrn_train_config cfg;
     char path[4200];
     dlrn_status s = o->init ? dlrn_load(r->ctx, o->init, o->layout, &init) : DLRN_OK;
-    if (s == DLRN_OK) s = train_settings(r, d, init, &cfg);
+    if (s == DLRN_OK) s = train_settings(r, source, init, &cfg);
     if (s == DLRN_OK) s = make_config(r, &cfg);
     if (s == DLRN_OK && o->resume) s = check_resumed(r);
     run_path(o, "state.safetensors", path, sizeof path);
@@ -752,7 +759,7 @@ static dlrn_status train_on(train_run *r) {
     r->feed.progress = show_filling;
     r->feed.user = r;
     if (s == DLRN_OK) s = open_buffer(r, &source);
-    if (s == DLRN_OK) s = open_trainer(r, source.d_in);
+    if (s == DLRN_OK) s = open_trainer(r, &source);
     if (s == DLRN_OK) s = run_steps(r);
     if (!r->o->resume && !r->saved) leave_nothing(r);
     unlock_folder(r);
