@@ -1252,9 +1252,9 @@ typedef struct dlrn_tensor_out {
 } dlrn_tensor_out;
 
 /* Writes `count` named tensors in the format of the path's suffix: .pt, .safetensors, .npz, or .npy
-   (one tensor, without its name). metadata is NULL, or key, text, key, text, ..., NULL: .safetensors
-   keeps it; .pt and .npz keep texts of one line, up to 64 KB, in the zip's comment; .npy keeps none.
-   Atomic: see dlrn_file_write. */
+   (one tensor, without its name). metadata is NULL, or key, text, key, text, ..., NULL:
+   .safetensors keeps it; .pt and .npz keep texts of one line, up to 64 KB, in the zip's comment;
+   .npy keeps none. Atomic: see dlrn_file_write. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path,
                                                    const dlrn_tensor_out *tensors, int64_t count,
                                                    const char *const *metadata);
@@ -2894,8 +2894,8 @@ DLRNI_INTERNAL const dlrni_family *dlrni_family_named(const char *name) {
     return NULL;
 }
 
-/* The formula of a new or loaded dictionary, by its widths: with d_out other than d_in (a transcoder)
-   the output bias has not the width of x, so nothing is subtracted. */
+/* The formula of a new or loaded dictionary, by its widths: with d_out other than d_in (a
+   transcoder) the output bias has not the width of x, so nothing is subtracted. */
 DLRNI_INTERNAL dlrn_formula dlrni_formula_of(const dlrni_family *family,
                                              const dlrn_dictionary *dict) {
     dlrn_formula formula = family->formula;
@@ -5015,9 +5015,9 @@ DLRNI_INTERNAL int dlrni_stdio_flush(const dlrni_stdio *file) {
 #endif
 }
 
-/* Renames a file to a name that may be taken, where rename() refuses to replace a file, as it does on
-   Windows. The old file is moved aside and moved back if the new one cannot take its place, so that
-   one of the two always remains. Returns 0 on success. */
+/* Renames a file to a name that may be taken, where rename() refuses to replace a file, as it does
+   on Windows. The old file is moved aside and moved back if the new one cannot take its place, so
+   that one of the two always remains. Returns 0 on success. */
 DLRNI_INTERNAL int dlrni_rename_over(const char *from, const char *to) {
     char aside[4096];
     /* nothing was there, or rename() does replace files */
@@ -5936,8 +5936,8 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_annotate(dlrn_archive *a, const char *k
 }
 
 /* What dlrni_archive_annotate kept under a key: numbers and texts beside the tensors of a .pt,
-   texts of an .npz, the comment of both, the __metadata__ of safetensors. NULL: nothing. Linear: a file has a few dozen,
-   and few are looked up. */
+   texts of an .npz, the comment of both, the __metadata__ of safetensors. NULL: nothing. Linear: a
+   file has a few dozen, and few are looked up. */
 DLRNI_INTERNAL const char *dlrni_archive_metadata(const dlrn_archive *a, const char *key) {
     for (int64_t i = 0; i < a->n_notes; i++)
         if (!strcmp(a->notes[i].key, key)) return a->notes[i].value;
@@ -7194,8 +7194,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_list(dlrn_archive *a, dlrni_zip *z) {
     return DLRN_OK;
 }
 
-/* Keeps the lines KEY=TEXT of the zip's comment as notes (dlrni_zip_comment wrote them). Other lines
-   are ignored: a comment may be anything. */
+/* Keeps the lines KEY=TEXT of the zip's comment as notes (dlrni_zip_comment wrote them). Other
+   lines are ignored: a comment may be anything. */
 DLRNI_INTERNAL dlrn_status dlrni_zip_notes(dlrn_archive *a) {
     uint64_t end;
     if (!dlrni_zip_find_end(a->map.p, a->map.size, &end)) return DLRN_OK;
@@ -7317,8 +7317,8 @@ DLRNI_INTERNAL dlrni_zip_writer dlrni_zip_to(dlrni_sink *o) {
     return z;
 }
 
-/* Adds metadata to the comment, a line KEY=TEXT for each pair. A pair that does not fit is left out:
-   one with a line break, a key with '=', or what would exceed the 65535 bytes of a comment. */
+/* Adds metadata to the comment, a line KEY=TEXT for each pair. A pair that does not fit is left
+   out: one with a line break, a key with '=', or what would exceed the 65535 bytes of a comment. */
 DLRNI_INTERNAL void dlrni_zip_comment(dlrni_zip_writer *z, const char *const *metadata) {
     for (; metadata && *metadata; metadata += 2) {
         const char *key = metadata[0], *text = metadata[1];
@@ -9518,8 +9518,8 @@ DLRNI_INTERNAL const dlrni_layout *dlrni_refused_layout(const dlrni_loading *l,
 }
 
 /* Chooses the layout by the tensors alone: one row fits, or none does (l->layout NULL), and two are
-   an error, since the wrong family would give wrong features without one. any = 1: of two rows, take
-   the first, which is only wanted for an error's text. */
+   an error, since the wrong family would give wrong features without one. any = 1: of two rows,
+   take the first, which is only wanted for an error's text. */
 DLRNI_INTERNAL dlrn_status dlrni_detect_layout(dlrni_loading *l, int any) {
     const dlrni_layout *found = NULL;
     for (int i = 0; i < DLRNI_LAYOUTS; i++) {
@@ -9647,8 +9647,9 @@ DLRNI_INTERNAL dlrn_status dlrni_match_encoder(dlrni_loading *l, const dlrni_sto
                      (long long)*dlrni_size_of(l, t->shape[1]));
 }
 
-/* d_out: the width on which all tensors with the letter O agree; d_in if they do not. A transcoder's
-   file is consistent; if one tensor of another file is misshapen, the error should name that one. */
+/* d_out: the width on which all tensors with the letter O agree; d_in if they do not. A
+   transcoder's file is consistent; if one tensor of another file is misshapen, the error should
+   name that one. */
 DLRNI_INTERNAL int64_t dlrni_output_width(const dlrni_loading *l) {
     int64_t width = -1;
     for (const dlrni_stored *t = l->layout->tensor; t->name; t++) {
@@ -9885,8 +9886,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_dictionary(dlrni_loading *l, dlrn_dictiona
     return s;
 }
 
-/* The layout that a name means. `key` is where the name was found (an argument, a config's key), for
-   errors. NULL and DLRN_OK if name is NULL. */
+/* The layout that a name means. `key` is where the name was found (an argument, a config's key),
+   for errors. NULL and DLRN_OK if name is NULL. */
 DLRNI_INTERNAL dlrn_status dlrni_resolve_layout(dlrn_context *ctx, const char *path,
                                                 const char *key, const char *name,
                                                 const dlrni_layout **out) {
@@ -10158,14 +10159,14 @@ DLRNI_INTERNAL dlrn_status dlrni_check_savable(const dlrn_dictionary *dict, cons
 }
 
 /* A number of the formula as a file stores it. */
-typedef union dlrni_stored_number {
+typedef union dlrni_file_number {
     int32_t i; /* k is at most F, which fits */
     float f;
-} dlrni_stored_number;
+} dlrni_file_number;
 
 /* The other direction of dlrni_read_number: sets the number, its type and where it is. */
-DLRNI_INTERNAL void dlrni_store_number(const dlrn_formula *formula, int is, dlrni_stored_number *to,
-                                       dlrn_tensor_out *t) {
+DLRNI_INTERNAL void dlrni_number_to_file(const dlrn_formula *formula, int is, dlrni_file_number *to,
+                                         dlrn_tensor_out *t) {
     if (is == DLRNI_IS_K) {
         t->dtype = DLRN_I32;
         to->i = (int32_t)formula->k;
@@ -10177,8 +10178,8 @@ DLRNI_INTERNAL void dlrni_store_number(const dlrn_formula *formula, int is, dlrn
 /* The tensors of a dictionary as a layout stores them. */
 typedef struct dlrni_saving {
     dlrn_tensor_out tensor[DLRNI_STORED_MAX];
-    float *turned[DLRNI_STORED_MAX];              /* owned copies, or NULL */
-    dlrni_stored_number number[DLRNI_STORED_MAX]; /* tensors are written from memory */
+    float *turned[DLRNI_STORED_MAX];            /* owned copies, or NULL */
+    dlrni_file_number number[DLRNI_STORED_MAX]; /* tensors are written from memory */
     int64_t count;
 } dlrni_saving;
 
@@ -10218,7 +10219,7 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
     if (t->is < DLRN_ROLE_COUNT)
         to->data = dict->param[t->is];
     else
-        dlrni_store_number(&dict->formula, t->is, &s->number[s->count], to);
+        dlrni_number_to_file(&dict->formula, t->is, &s->number[s->count], to);
     /* archives are written in row order, so a transposed copy is needed */
     if (t->is < DLRN_ROLE_COUNT && dlrni_is_turned(t)) {
         float *turned = DLRNI_NEW(ctx, float, dlrni_role_size(dict, t->is));
