@@ -2045,7 +2045,8 @@ DLRNI_INTERNAL int dlrni_all_cores(void) {
 /* ------------------------------------------------------------------------------------------ */
 // >>kernels
 /* There is one table of kernels for each instruction set ("set"). A set is one block in the room
-   kernel-bodies and one row of dlrni_sets below; nothing else names it.
+   kernel-bodies and one row of dlrni_sets below. A set for another kind of processor also needs a
+   macro like DLRNI_X86 (room platform), which says whether the compiler can compile it.
 
    All sets give the same bits, because the order of every sum is fixed ("canonical"). A vector has
    16 lanes in every set, whatever the processor's registers hold. The sum of a dot product:
@@ -2160,9 +2161,11 @@ struct dlrni_screen {
 
 /* DLRNI_LANES: lanes of a vector. DLRNI_GROUP: features of a group, columns of a packed panel. 48
    are three vectors; with eight rows they take 24 of AVX-512's 32 registers for sums and leave
-   eight for operands. Macros, because C++20 deprecates arithmetic between two enumerations. */
+   eight for operands. DLRNI_SCREEN_ROWS: the largest tile of any screen, for which arrays have
+   room. Macros, because C++20 deprecates arithmetic between two enumerations. */
 #define DLRNI_LANES 16
 #define DLRNI_GROUP 48
+#define DLRNI_SCREEN_ROWS 8
 
 /* Compiles the functions between the two for a processor with these features. The rest of the file
    keeps the compiler's own target, so that a plain build has all sets. clang takes an attribute,
@@ -2183,11 +2186,11 @@ struct dlrni_screen {
 #include DICTLEARN_HEADER_NAME
 #undef DLRNI_COMPILE_SETS
 
-/* The sets, from the slowest to the fastest; "auto" takes the last one that runs. `runs` tells
-   whether this processor and its system can run it: the compilers' builtin also checks that the
-   system saves the registers. Screens stand cheapest first. A screen
-   whose own `runs` returns 0 is skipped; the first two that are left are used. The scalar set
-   screens nothing: it is the oracle of the tests. */
+/* The sets, from the slowest to the fastest; "auto" takes the last one that runs. `runs` says
+   whether this processor and its system can run the set: the compilers' builtin also checks that
+   the system saves the registers. At most three screens are listed, the cheapest first. A screen
+   whose own `runs` returns 0 is skipped; the first two that remain are used. The scalar set screens
+   nothing: it is the oracle of the tests. */
 typedef struct dlrni_set_row {
     const char *name;
     int (*runs)(void);
@@ -3101,7 +3104,6 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_d
 enum {
     DLRNI_SCREEN_DIM = 1 << 15, /* wider rows are not screened: integer sums stay below 2^31  */
     DLRNI_SCREEN_MIN = 32,      /* rows from which packing the features pays                  */
-    DLRNI_SCREEN_ROWS = 8,      /* the largest tile of any screen                             */
     DLRNI_SCREEN_TERMS = 4      /* numbers of a feature: bias, rounded norm, error, 1 / scale */
 };
 
@@ -3162,15 +3164,38 @@ DLRNI_INTERNAL void dlrni_screen_feature(const dlrni_screen *s, const dlrni_roun
     if (!ok || !(fabs(unit) <= 1e30)) coef[DLRNI_GROUP] = coef[2 * DLRNI_GROUP] = INFINITY;
 }
 
-/* The thresholds of a formula that has them; NULL: every feature's floor is 0. */
+/* ---- Gates ---- A gate is two functions, and encoding, decoding and training know no others. Its
+   floors: a feature is computed and listed where its pre-activation is above max(threshold, floor
+   of the row). Its value, where it is listed. A gate whose value is not the pre-activation (a gated
+   autoencoder's is an affine function of it) needs dlrni_value_of alone; top-k then compares
+   pre-activations of many rows and values of few, so it also needs a change there
+   (dlrni_few_select). */
+
+/* The floors of a gate that has its own [F]; NULL: every feature's floor is 0. */
 DLRNI_INTERNAL const float *dlrni_thresholds(const dlrn_dictionary *dict) {
     return dict->formula.gate == DLRN_GATE_JUMP ? dict->param[DLRN_THRESHOLD] : NULL;
 }
 
-/* The larger of a feature's threshold and its row's floor, which is never below 0. */
+/* The larger of a feature's threshold and its row's floor. The floor of a row is 0 or more, except
+   in training with thresholds, where it is -infinity (dlrni_encoding.min_floor). */
 DLRNI_INTERNAL float dlrni_floor_of(const float *threshold, int64_t feature, float row_floor) {
     return threshold && threshold[feature] > row_floor ? threshold[feature] : row_floor;
 }
+
+/* The value of a feature whose pre-activation is above its floor: for every gate so far, the
+   pre-activation. */
+DLRNI_INLINE float dlrni_value_of(const dlrn_dictionary *dict, int64_t feature, float pre) {
+    (void)dict, (void)feature;
+    return pre;
+}
+
+/* The value of any feature. A NaN is not <= and stays, to be seen. */
+DLRNI_INTERNAL float dlrni_gate_value(const dlrn_dictionary *dict, const float *threshold,
+                                      int64_t feature, float pre) {
+    return pre <= dlrni_floor_of(threshold, feature, 0) ? 0 : dlrni_value_of(dict, feature, pre);
+}
+
+/* ---- Packing ---- */
 
 /* Packs features f0 .. f0 + n: panel [width / (size * packed)][DLRNI_GROUP][packed]; part
    [DLRNI_GROUP][width] is scratch for their rounded rows. */
@@ -3219,10 +3244,11 @@ DLRNI_INTERNAL void dlrni_prepare_group(void *arg, int64_t group, int worker) {
                        j->ready->coef + group * DLRNI_SCREEN_TERMS * DLRNI_GROUP);
 }
 
-/* Whether a screen can serve this dictionary: it has an encoder, and integer sums of its rows stay
-   below 2^31. */
+/* Whether a screen can serve this dictionary: it has an encoder, integer sums of its rows stay
+   below 2^31, and at most one of a feature's two floors is not 0. */
 DLRNI_INTERNAL int dlrni_screenable(const dlrn_dictionary *dict) {
-    return dict->param[DLRN_ENCODER] != NULL && dict->d_in <= DLRNI_SCREEN_DIM;
+    return dict->param[DLRN_ENCODER] != NULL && dict->d_in <= DLRNI_SCREEN_DIM &&
+           !(dlrni_thresholds(dict) && dict->formula.select != DLRN_SELECT_ALL);
 }
 
 /* All features packed for the processor's first screen; *out NULL where that would not pay. */
@@ -3861,7 +3887,7 @@ DLRNI_INTERNAL void dlrni_block_fill(const dlrni_encoding *c, int64_t block, con
             /* each row is filled from its begin on */
             int64_t q = to[dlrni_key_row(list->key[p]) % DLRNI_BLOCK]++;
             col[q] = (int32_t)(g * DLRNI_GROUP + dlrni_key_feature(list->key[p]));
-            val[q] = list->val[p];
+            val[q] = dlrni_value_of(c->dict, col[q], list->val[p]);
         }
     }
 }
@@ -4246,9 +4272,11 @@ DLRNI_INTERNAL void dlrni_spread_block(void *arg, int64_t block, int worker) {
     memset(j->f + r0 * F, 0, (size_t)(rows * F) * sizeof *j->f);
     for (int64_t g = 0; g < c->groups; g++) {
         const dlrni_list *list = &c->lists[s * c->groups + g];
-        for (int32_t p = list->start[b]; p < list->start[b + 1]; p++)
-            j->f[dlrni_key_row(list->key[p]) * F + g * DLRNI_GROUP +
-                 dlrni_key_feature(list->key[p])] = list->val[p];
+        for (int32_t p = list->start[b]; p < list->start[b + 1]; p++) {
+            int64_t feature = g * DLRNI_GROUP + dlrni_key_feature(list->key[p]);
+            j->f[dlrni_key_row(list->key[p]) * F + feature] =
+                dlrni_value_of(c->dict, feature, list->val[p]);
+        }
     }
 }
 
@@ -4311,8 +4339,7 @@ DLRNI_INTERNAL void dlrni_few_dense(void *arg, int64_t group, int worker) {
     for (int64_t i = 0; i < c->n; i++)
         for (int64_t q = f0; q < f1; q++) {
             float pre = j->f[i * F + q] + dict->param[DLRN_ENCODER_BIAS][q];
-            /* a NaN is not <= and stays, to be seen */
-            j->f[i * F + q] = pre <= dlrni_floor_of(threshold, q, 0) ? 0 : pre;
+            j->f[i * F + q] = dlrni_gate_value(dict, threshold, q, pre);
         }
 }
 
@@ -4342,7 +4369,7 @@ DLRNI_INTERNAL void dlrni_few_screened(void *arg, int64_t group, int worker) {
         memset(f + f0, 0, (size_t)width * sizeof *f);
         for (int64_t p = 0; p < n; p++) {
             float pre = sum[p] + dict->param[DLRN_ENCODER_BIAS][feature[p]];
-            f[feature[p]] = pre <= dlrni_floor_of(threshold, feature[p], 0) ? 0 : pre;
+            f[feature[p]] = dlrni_gate_value(dict, threshold, feature[p], pre);
         }
     }
 }
@@ -15218,6 +15245,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_PREFETCH
 #undef DLRNI_PREFETCH_FAR
 #undef DLRNI_REQUIRE
+#undef DLRNI_SCREEN_ROWS
 #undef DLRNI_STATS_INTEGERS
 #undef DLRNI_STATS_REALS
 #undef DLRNI_SERIAL_NS
@@ -15240,29 +15268,52 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
      each set's block   defines DLRNI_COMPILE_BODIES and includes it again: the kernels at the end
                         of this room are compiled under the set's names
 
-   There is one block for each kernel set:
+   There is one block for each kernel set. It has, in this order:
 
-     runs         whether the processor can run it
-     target       the instructions that it is compiled for
-     DLRNI_K      puts the set's name before a name
-     tile sizes   in rows and vectors (see below)
-     v16          a vector of 16 floats, and the operations on it
-     its own      transpose, widen, crc32, and kernels that it has a faster way for
-     kernels      from the text at the end of this room, which is the same for all sets
-     screens      the cheap products that it offers
+     NAME_runs()           whether the processor can run it
+     DLRNI_TARGET_BEGIN    the instructions that it is compiled for
+     DLRNI_K(name)         puts the set's name before a name: all names below are written with it
+     tile sizes            an enum of the five sizes explained below
+     v16                   a type of 64 bytes that holds 16 floats. A vector type without a size,
+                           as SVE has, must be wrapped in an array of floats
+     operations            see the next table
+     what it has           the DLRNI_HAS and DLRNI_OWN macros of the table after that
+     DLRNI_COMPILE_BODIES  the inclusion that compiles the kernels from the text at the end of this
+                           room, which is the same for all sets
+     screens of its own    the cheap products that only this set has (bf16, int8)
 
-   A block tells the common text what it has: DLRNI_HAS_SCREENS (the f32 screen is compiled, too),
-   DLRNI_HAS_INT16 (words and store_int16, hence the int16 screen), DLRNI_HAS_BYTES (widen_f16, and
-   carry-less products for the CRC), DLRNI_OWN_COLLECT (a collect of its own). A new set is a new
-   block and a row in the room kernels.
+   Operations, all of them required. a, b and c are v16; "NaN in a stays" and the order of sum4 are
+   part of the bits that sets share.
+
+     set1(x), load(p), store(p, a)      one float in all lanes; 16 floats at any address
+     add, minus, mul, div (a, b)        lane by lane, rounded to nearest
+     max(a, b)                          the larger; a NaN in a stays
+     sqrt(a)                            rounded to nearest
+     fma(a, b, c)                       a b + c, rounded once
+     pow2(a)                            2^a for whole a, -127 <= a <= 127
+     on(a)                              bit l: lane l is above 0, or a NaN
+     sum4(a [4], out [4])               the canonical tree (room kernels) of four vectors
+     transpose(from, ld, to, ld)        16 x 16 words of 4 bytes, whatever they hold
+
+   Macros that say what else a block has:
+
+     DLRNI_HAS_SCREENS  nothing else is needed: the f32 screen is compiled, too
+     DLRNI_HAS_INT16    words (a v16 of 32-bit integers), load_words, set_words, add_dot,
+                        float_of_words and store_int16: the int16 screen is compiled, too
+     DLRNI_HAS_F16      widen_f16(from, to, n)
+     DLRNI_OWN_CRC32    the name of a function like dlrni_crc32 (room numbers)
+     DLRNI_OWN_COLLECT  collect, in place of the common one
+
+   Checks at the start of the common text fail to compile where a size does not fit; tests/test_core
+   compares every kernel of every set with the scalar one, bit for bit.
 
    Tile sizes. A fused multiply-add takes about four cycles, and one or two can start in each. So up
    to eight sums must be under way, and each operand that is loaded should serve many of them. A
    tile takes as many sums as fit into the registers beside their operands:
 
      nt_rows, nt_cols   dots_nt: rows of a, rows of b; a sum is one v16
-     outer_rows         outer and the screens: rows of a
-     outer_vectors      outer: v16s of the panel's columns
+     outer_rows         outer and the screens: rows of a, at most DLRNI_SCREEN_ROWS
+     outer_vectors      outer: v16s of the panel's columns, 1 or 3
      gather_vectors     gather_axpy: v16s of the output that stay in registers
 
    To measure another size, change it and compare `make bench`, rows gemm and step. No size changes
@@ -15631,13 +15682,15 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
 
 #define DLRNI_HAS_SCREENS /* f32 */
 #define DLRNI_HAS_INT16   /* and int16, cheaper */
-#define DLRNI_HAS_BYTES   /* widen_f16, and pclmul for the CRC */
+#define DLRNI_HAS_F16     /* widen_f16 */
+#define DLRNI_OWN_CRC32 dlrni_crc32_folded
 #define DLRNI_COMPILE_BODIES
 #include DICTLEARN_HEADER_NAME
 #undef DLRNI_COMPILE_BODIES
 #undef DLRNI_HAS_SCREENS
 #undef DLRNI_HAS_INT16
-#undef DLRNI_HAS_BYTES
+#undef DLRNI_HAS_F16
+#undef DLRNI_OWN_CRC32
 #undef DLRNI_K
 DLRNI_TARGET_END
 
@@ -15805,7 +15858,8 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
 
 #define DLRNI_HAS_SCREENS /* f32 */
 #define DLRNI_HAS_INT16   /* and int16, cheaper */
-#define DLRNI_HAS_BYTES   /* widen_f16, and pclmul for the CRC */
+#define DLRNI_HAS_F16     /* widen_f16 */
+#define DLRNI_OWN_CRC32 dlrni_crc32_folded
 #define DLRNI_OWN_COLLECT /* compress is an instruction */
 /* A mask of the first n lanes, or of all: masked loads and stores touch no memory behind a row. */
 DLRNI_INTERNAL __mmask16 DLRNI_K(first_lanes)(int64_t n) {
@@ -15842,7 +15896,8 @@ DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, const float *bias, const
 #undef DLRNI_COMPILE_BODIES
 #undef DLRNI_HAS_SCREENS
 #undef DLRNI_HAS_INT16
-#undef DLRNI_HAS_BYTES
+#undef DLRNI_HAS_F16
+#undef DLRNI_OWN_CRC32
 #undef DLRNI_OWN_COLLECT
 #undef DLRNI_K
 DLRNI_TARGET_END
@@ -16134,7 +16189,7 @@ DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float
         }
 }
 
-/* Without DLRNI_HAS_BYTES: the plain loops of widen and crc32 have not been measured here. */
+/* Without DLRNI_HAS_F16 and DLRNI_OWN_CRC32: the plain loops have not been measured here. */
 
 #define DLRNI_HAS_SCREENS /* f32 only: int16 and int8 are not written for NEON */
 #define DLRNI_COMPILE_BODIES
@@ -16152,6 +16207,13 @@ DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float
 
    They differ between sets only in tile sizes, and so give the same bits. Leading dimensions (ld)
    and strides are in floats. */
+
+/* Fail to compile where a set's sizes do not fit: a v16 is 16 floats; the vectors of a panel are
+   covered by whole tiles; the arrays for masks have room for a tile's rows. */
+typedef char DLRNI_K(v16_holds_16_floats)[sizeof(DLRNI_K(v16)) == DLRNI_LANES * 4 ? 1 : -1];
+typedef char DLRNI_K(outer_vectors_divide_a_group)
+    [DLRNI_GROUP / DLRNI_LANES % (int)DLRNI_K(outer_vectors) == 0 ? 1 : -1];
+typedef char DLRNI_K(outer_rows_fit_a_mask)[(int)DLRNI_K(outer_rows) <= DLRNI_SCREEN_ROWS ? 1 : -1];
 
 /* Part of a vector, n < 16 lanes: the others read as zero and are not written. Zeros add nothing to
    a sum. The detour through memory costs little: only the last vector of a row takes it. */
@@ -16550,7 +16612,7 @@ DLRNI_INTERNAL void DLRNI_K(adam)(float *w, float *m, float *v, const float *g, 
 
 /* bf16 is left to the plain loop, which compilers turn into vectors. */
 DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to, int64_t n) {
-#ifdef DLRNI_HAS_BYTES
+#ifdef DLRNI_HAS_F16
     if (type == DLRN_F16) {
         DLRNI_K(widen_f16)(from, to, n);
         return;
@@ -16560,8 +16622,8 @@ DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to,
 }
 
 DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uint64_t n) {
-#ifdef DLRNI_HAS_BYTES
-    return dlrni_crc32_folded(crc, p, n);
+#ifdef DLRNI_OWN_CRC32
+    return DLRNI_OWN_CRC32(crc, p, n);
 #else
     return dlrni_crc32(crc, p, n);
 #endif

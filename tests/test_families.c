@@ -271,6 +271,35 @@ TEST(a_k_out_of_range_is_refused) {
     CHECK(dict == NULL);
 }
 
+/* A formula may have both thresholds and top-k, though no family has: many rows, which a screen
+   would serve, give what one row at a time gives. */
+TEST(thresholds_and_top_k_together) {
+    enum { D = 32, F = 960, N = 256, K = 20 };
+    static float x[N * D], many[N * F], one[F];
+    dlrn_dictionary_desc desc = {"JumpReluAutoEncoder", D, 0, F, 0, 5};
+    dlrn_dictionary *dict = NULL;
+    dlrn_encoder *e = NULL;
+    dlrn_rng rng = {1, 1, 0};
+    CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &dict));
+    dict->formula.select = DLRN_SELECT_TOP_K;
+    dict->formula.k = K;
+    for (int i = 0; i < N * D; i++) x[i] = dlrn_rng_normal(&rng);
+    for (int i = 0; i < F; i++) dict->param[DLRN_THRESHOLD][i] = 0.1f * (float)(i % 20);
+    CHECK_OK(ctx, dlrn_encoder_create(dict, &e));
+    for (int again = 0; again < 3; again++) {
+        int64_t active = 0;
+        CHECK_OK(ctx, dlrn_encoder_run(e, x, N, many, NULL, NULL));
+        for (int i = 0; i < N; i++) {
+            CHECK_OK(ctx, dlrn_encode(dict, x + i * D, 1, one));
+            CHECK(!memcmp(one, many + i * F, sizeof one));
+            for (int j = 0; j < F; j++) active += one[j] != 0;
+        }
+        CHECK(active == N * K);
+    }
+    dlrn_encoder_destroy(e);
+    dlrn_dictionary_destroy(dict);
+}
+
 /* From memory, parameters lie where the file has them, if they lie there as they are used. */
 TEST(weights_are_borrowed_from_memory) {
     dlrn_dictionary *dict = NULL, *copy = NULL;
@@ -391,6 +420,7 @@ int main(int argc, char **argv) {
     RUN(layouts_are_consistent);
     RUN(a_dictionary_names_its_layout);
     RUN(a_k_out_of_range_is_refused);
+    RUN(thresholds_and_top_k_together);
     RUN(weights_are_borrowed_from_memory);
     RUN(an_encoder_allocates_nothing_after_its_first_batches);
     RUN(skip_scales_and_an_input_bias);
