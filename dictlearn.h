@@ -10,10 +10,12 @@
 */
 // >>manual
 /*
-   CONTENTS: search for >>tag to get to a room
+   The file is divided into sections called rooms. To jump to one, search for its tag, for example
+   >>threads.
 
    >>manual         this: quick start, words, training, formula, options, memory, threads, speed,
-                    errors, trust, limits, compat, names in Python, words of the code, how to add
+                    errors, trust, limits, compat, names in Python, words of the code, how to add a
+                    family, layout, recipe or kernel set
    >>config         linkage, version
    >>types          status codes, element types, context, tensor, sparse codes
    >>api-context    contexts, errors
@@ -30,7 +32,7 @@
    >>random         counter-based generator
    >>numbers        element types, half floats, finite numbers, CRC-32
    >>threads        one loop over tasks
-   >>kernels        the table of kernels, the sets, which processor runs which
+   >>kernels        the table of kernels, the sets, which sets this processor can run
    >>context        creation, description
    >>matrix         views, dense products, transposition, dot, norm, axpy, top-k
    >>sparse         codes by row (CSR)
@@ -52,18 +54,18 @@
    >>torch          .pt of today and from before 1.6: read, write
    >>formats        opens any format, and sharded models
    >>writers        growing .npy, CSR and plain files; CSR read
-   >>layouts        how dictionaries are stored: one row per layout
+   >>layouts        how dictionaries are stored: one table row per layout
    >>load           reads and writes dictionaries
-   >>naive          a training step as plain loops: to be read, and for the tests to compare with
+   >>naive          a training step as plain loops: for readers, and as the tests' reference
    >>source         rows of arrays and of .npy files, a filter
    >>buffer         the activation buffer
    >>training       states of a trainer, work space, what a recipe is
    >>optimiser      Adam with unit-norm atoms, rates
    >>sums           sums of gathered rows
    >>loss           lists, reconstruction, errors
-   >>auxiliary      losses of dead features: ghosts, AuxK
+   >>auxiliary      auxiliary losses that revive dead features: ghosts, AuxK
    >>backward       gradients and update in one visit
-   >>recipes        how families are trained: one block and one row per recipe
+   >>recipes        how families are trained: one code block and one table entry per recipe
    >>settings       configuration: defaults, checks, JSON
    >>resampling     reviving dead features
    >>trainer        the whole step; the whole run
@@ -111,8 +113,8 @@
    }
    ```
 
-   Load a dictionary and print the features of a row. Files that torch.save wrote load the same way;
-   the path is a file, or the folder with ae.pt and config.json in it:
+   Load a dictionary and print the features of a row. Files written by torch.save load the same way.
+   The path names a file, or a folder that contains ae.pt and config.json:
 
    ```c
    #include <stdio.h>
@@ -139,32 +141,34 @@
    }
    ```
 
-   examples/ has one program for each way of use.
+   examples/ has one program for each way of using the library.
 
    ---- WORDS --------------------------------------------------------------------------------------
 
    activation x    one row of `d_in` (d) floats: what a model computes at a site for one token
-   feature f       one of `features` (F) numbers that encode a row; 0: it is off, else it is active
-   pre-activation  what a feature is before the gate and the selection (see FORMULA AND FAMILIES)
+   feature f       one of the `features` (F) numbers that encode a row; off where it is 0, otherwise
+                   active
+   pre-activation  a feature's value before the gate and the selection (see FORMULA AND FAMILIES)
    dictionary      a sparse autoencoder: the parameters that encode and decode, and its formula
    atom            what a feature adds to the reconstruction: a row of the decoder, of unit norm
    codes           the active features of some rows, as dlrn_sparse (CSR)
    x_hat           the reconstruction: bias plus the active atoms, each times its feature
    L0              the mean number of active features per row
-   dead, alive     a feature that has not fired for a stated number of steps or rows; one that has
+   dead, alive     dead: has not fired for a stated number of steps or rows; alive: any other
    dense           a feature that fires on more than a tenth of the rows
    source          callbacks that deliver rows in order
    buffer          holds rows of a source and hands them out shuffled
    batch           the rows of one training step
    site            a place in the model: embed, attn_in, attn_out, mlp_in, mlp_out or resid_out
-   target y        the row to reconstruct, if it is not x (in_to_out: a transcoder, "MLP stretcher")
+   target y        the row to reconstruct where that is not x (a transcoder; the reference calls the
+                   mode in_to_out). It may have another width, d_out
    reference       the Python project dictionary_learning as of March 2024
-   compat          the setting that reproduces the reference's code where it differs from its
-                   documentation
+   compat          the setting that reproduces the reference's code where that code differs from the
+                   reference's documentation
 
    ---- THREE TIERS --------------------------------------------------------------------------------
 
-   Each tier is built on the next; use the highest that does what you need.
+   Each tier is built on the next; use the first that does what you need.
    1. Easy calls: dlrn_load, dlrn_forward, dlrn_encode, dlrn_decode, dlrn_train, dlrn_evaluate.
    2. Objects that your program drives: dlrn_encoder (reuses its memory from call to call),
       dlrn_buffer, dlrn_trainer (step by step; can be saved and resumed), dlrn_evaluator (rows as
@@ -174,29 +178,29 @@
 
    ---- TRAINING -----------------------------------------------------------------------------------
 
-   A recipe says how a dictionary is trained. dlrn_train_defaults(recipe) returns its own defaults;
-   NULL means "reference".
+   A recipe says how a dictionary is trained. dlrn_train_defaults(recipe) returns the recipe's
+   defaults; NULL means "reference".
 
-   recipe        family               as in
+   recipe        family               modelled on
    reference     AutoEncoder          trainSAE of March 2024: L1 or entropy, ghosts, resampling
    dl-top_k      AutoEncoderTopK      dictionary_learning 0.1.0: k active per row, AuxK
    dl-jump_relu  JumpReluAutoEncoder  dictionary_learning 0.1.0: penalty (L0 / target_l0 - 1)^2
 
    What to set for the reference, the most important first:
-   - sparsity_penalty: more penalty, lower L0. Its useful range is a factor of about 6 wide, and it
-     depends on how large the rows are and on the loss, so try some values in short runs. For
+   - sparsity_penalty: more penalty, lower L0. Useful values span a factor of about 6; where they
+     lie depends on how large the rows are and on the loss, so try some values in short runs. For
      example, resid_out of layer 3 of examples/data/tiny-neox (d 128, F 1024, default loss):
          penalty              0.05    0.09    0.13    0.2     0.4
          L0                   172     57      26      10      1, and most features die
          variance explained   97.7 %  92.1 %  86.3 %  72.3 %  0 %
    - features: 8 to 64 times d.
    - lr: the default 3e-4 suits d 512; small dictionaries take 1e-3 to 3e-3.
-   - buffer.capacity: so many rows are read before the first step, by default 3.84 million. Lower it
-     to start sooner and to take less memory.
+   - buffer.capacity: the number of rows read before the first step, by default 3.84 million. Lower
+     it to start sooner and to take less memory.
    - resample_steps or ghost_threshold, if many features die: evaluate to see how many did.
-   What to watch: L0 and the loss in dlrn_train_stats; then variance explained, dead features and,
-   with a language model, the cross-entropy recovered by dlrn_evaluate, on rows that were not
-   trained on.
+   During the run, watch L0 and the loss in dlrn_train_stats. After the run, call dlrn_evaluate on
+   rows that were not trained on: look at variance explained, dead features and, with a language
+   model, the share of cross-entropy recovered.
 
    ---- FORMULA AND FAMILIES -----------------------------------------------------------------------
 
@@ -204,9 +208,9 @@
        f     = select(gate(p))
        x_hat = scale_out (f DECODER + OUTPUT_BIAS + SKIP scale_in x)
 
-   Words in capitals are the dictionary's parameters: dict->param[DLRN_ENCODER] and so on. Where one
-   is NULL, its term is left out. scale_in, center, gate, select and scale_out are fields of
-   dict->formula.
+   Words in capitals are the dictionary's parameters: dict->param[DLRN_ENCODER] and so on. A family
+   has all of those below or none (IdentityDict). SKIP is NULL unless you set it: its term is then
+   left out. scale_in, center, gate, select and scale_out are fields of dict->formula.
 
    family               parameters                        center       gate      select
    AutoEncoder          ENCODER, ENCODER_BIAS, DECODER,   OUTPUT_BIAS  ReLU      all
@@ -215,9 +219,13 @@
    JumpReluAutoEncoder  the same, and THRESHOLD           none         jump      all
    IdentityDict         none (f = x: the baseline)        none         identity  all
 
-   ReLU: max(p, 0). Jump: p if p > max(threshold, 0), else 0. All families load, encode, evaluate
-   and save (IdentityDict has nothing to save); all but IdentityDict are trained. Files of other
-   classes are recognised and refused by name.
+   ReLU: max(p, 0). Jump: p if p > max(threshold, 0), else 0. Where d_out is not d_in, the center is
+   none in every family. Every family can be loaded, used to encode, evaluated and saved; all but
+   IdentityDict, which has no weights, can be trained. Files of other known classes are refused,
+   with an error that names the class.
+
+   A file holds the parameters and k. You may set other fields of the formula, or the parameters
+   SKIP and INPUT_BIAS, to encode and to decode; dlrn_save then refuses.
 
    ---- OPTIONS ------------------------------------------------------------------------------------
 
@@ -227,19 +235,19 @@
                                           external symbols
    DICTLEARN_NO_TRAINING     everywhere   no buffer, trainer or metrics; loading, encoding, decoding
                                           and saving remain
-   DICTLEARN_NO_STDIO        with code    no FILE, no disk, no system headers; paths go to the
-                                          dlrn_io of the context, and fail without one
-   DICTLEARN_VSNPRINTF       with code    vsnprintf(text, size, format, args); with it and NO_STDIO,
-                                          <stdio.h> is not included
+   DICTLEARN_NO_STDIO        with code    no FILE, no disk, no POSIX or Windows headers; paths go to
+                                          the dlrn_io of the context, and fail without one
+   DICTLEARN_VSNPRINTF       with code    replaces vsnprintf(text, size, format, args); with
+                                          DICTLEARN_NO_STDIO too, <stdio.h> is not included
    DICTLEARN_SIMD            with code    0: only the scalar kernels. Default 1: all that the
                                           compiler supports
    DICTLEARN_CBLAS           with code    dlrn_matmul() calls cblas_sgemm() of <cblas.h>; link your
-                                          BLAS, which then decides bits and threads. Training does
-                                          not use it
+                                          BLAS, which then determines the exact result bits and the
+                                          number of threads. Training does not use it
    DICTLEARN_HEADER_NAME     with code    "new_name.h", if you rename this file: it includes itself
    DICTLEARN_MALLOC, _FREE   with code    both or neither: malloc(size), free(p)
-   DICTLEARN_ASSERT          with code    assert(condition); it finds mistakes of this library,
-                                          never of yours or of a file
+   DICTLEARN_ASSERT          with code    assert(condition); it checks the library's own invariants,
+                                          never arguments or files
    DLRN_API                  everywhere   linkage of the public functions, for a DLL
    NDEBUG                    with code    removes the assertions
    -fopenmp                  with code    threads by OpenMP; without it one thread, or your
@@ -248,101 +256,102 @@
    "Everywhere": the same in every file that includes the header. "With code": in the file that
    defines DICTLEARN_IMPLEMENTATION. No macro changes the layout of a struct.
 
-   In the environment, DICTLEARN_KERNELS=NAME picks the kernel set of every context that does not
-   name one itself. dlrn_info() returns the sets that this processor can run, and the one in use.
+   The environment variable DICTLEARN_KERNELS=NAME picks the kernel set of every context that does
+   not name one itself. dlrn_info() returns the sets that this processor can run, and the one in
+   use.
 
    ---- MEMORY AND OWNERSHIP -----------------------------------------------------------------------
 
-   Three words are used throughout. Borrowed: it remains the caller's, and must stay valid during
-   the call (or as long as the comment says). Copied: the caller may change or free it right after
-   the call. Owned: it is yours; pass it to the matching _destroy, _free or _close, all of which
-   accept NULL. After a failure an `out` pointer is NULL, and there is nothing to free.
+   Three words are used throughout. Borrowed: the object remains the caller's, and must stay valid
+   during the call (or as long as the comment says). Copied: the caller may change or free it right
+   after the call. Owned: it is yours; pass it to the matching _destroy, _free or _close, all of
+   which accept NULL. After a failure an `out` pointer is NULL, and there is nothing to free.
 
    Objects belong to the context that made them. Destroy them first, the context last. Parameters of
    a dictionary are plain arrays: read them at any time; after writing to them call
    dlrn_dictionary_changed().
 
-   All memory comes from the context's allocator, in blocks aligned to 64 bytes. Training never
-   forms the dense [rows][F] matrix of features. It holds the weights, two moments for each, the
-   codes of a batch and a little scratch memory; recipes that clip gradients (dl-top_k,
-   dl-jump_relu) also hold one gradient for each weight. dlrn_buffer_bytes() returns
-   what a buffer will take before you create it: with the defaults and d 512, 3.84 million rows,
-   which are 7.9 GB as f32 or half of that as DLRN_BF16. dlrn_encode() fills an array of n * F
-   floats; dlrn_encode_sparse() stores only active features. An encoder that is reused, with codes
-   that are reused, stops allocating after its first batches.
+   Memory comes from the context's allocator, in blocks aligned to 64 bytes, except for files that
+   the system maps and the C library's own buffers. Training never forms the dense [rows][F] matrix
+   of features, except for the last rows of a resampling's sample, fewer than 32. A trainer holds
+   the weights, two moments for each, the codes of a batch and a little scratch memory; recipes that
+   clip gradients (dl-top_k, dl-jump_relu) also hold one gradient for each weight. Before you create
+   a buffer, dlrn_buffer_bytes() returns how much memory it will take: 7.9 GB with the defaults
+   (3.84 million rows), d 512 and f32, half of that with DLRN_BF16. dlrn_encode() fills an array of
+   n * F floats; dlrn_encode_sparse() stores only active features. If you reuse an encoder and its
+   codes, it stops allocating after its first batches.
 
    ---- THREADS ------------------------------------------------------------------------------------
 
-   A context runs its loops on its own number of threads: OpenMP's, or the host's through
-   `parallel_for`. Calls on one context and on its objects must not overlap. Different contexts
-   share nothing and may run at the same time. Callbacks (source, language model, progress, stop)
-   run on the thread that made the call.
+   Each context has its own thread count. Its loops run on OpenMP's threads or, if it has one, on
+   the host's through `parallel_for`. Calls on one context and on its objects must not overlap.
+   Different contexts share nothing and may run at the same time. Callbacks (source, language model,
+   progress, stop) run on the thread that made the call.
 
    Short loops stay on the calling thread. On a shared machine set OMP_WAIT_POLICY=passive (the
-   program and make do): OpenMP threads otherwise spin while they wait for one another, and a small
-   step can take 10 times as long.
+   command-line program and the makefile do): OpenMP threads otherwise spin while they wait for one
+   another, and a small step can take 10 times as long.
 
    ---- SPEED --------------------------------------------------------------------------------------
 
-   The cost of a step is set by the encoder's product: 2 * rows * d * F operations. Nearly all of
-   its results are negative. The product is therefore first computed in low precision (int8, bf16,
-   int16 or f32: the cheapest that the processor has) with a rigorous error bound. Features that
-   are certainly off are dropped; the rest, the candidates, are recomputed in f32. If too many
-   features survive, as in a new dictionary, f32 is used directly. The last batch decides which way
-   is taken; the results are the same bits either way. Decoding and the
-   gradients touch only active features: their cost grows with L0, not with F. (Adam still visits
-   every weight.) For many calls with few rows,
-   dlrn_encoder_prepare() keeps the encoder in low precision from one call to the next.
+   The cost of a step is dominated by the encoder's product: 2 * rows * d * F operations. Nearly all
+   of its results are negative. The product is therefore first computed in the cheapest format that
+   the processor offers (int8, bf16, int16, or f32 in another order), with a rigorous error bound.
+   Features that are certainly off are dropped; the rest, the candidates, are recomputed in f32. If
+   too many features survive, as in a new dictionary, f32 is used directly. The previous batch
+   decides; the results are the same bits either way. Decoding and the gradients touch only active
+   features: their cost grows with L0, not with F. (Adam still visits every weight.) For many calls
+   with few rows, dlrn_encoder_prepare() keeps the encoder's weights in low precision.
 
-   `make bench` measures your machine, in ratios to the hardware's limits; bench/README.md has a
+   `make bench` measures your machine, as fractions of the hardware's limits; bench/README.md has a
    table. A plain `cc -O2` is enough: kernels for each instruction set are compiled by attributes
    and chosen at run time.
 
    ---- DETERMINISM AND NUMERICS -------------------------------------------------------------------
 
-   Same inputs, configuration and seed: same bits, for any number of threads, with or without
-   OpenMP, and with any set of kernels. Work is divided into tasks by the shapes of arrays alone.
-   Sums run in one documented order (room kernels) over rows and features, never over threads. Fused
-   multiply-adds are used in the same places in all sets. Random numbers are Philox4x32-10: a
-   function of seed, stream and counter, so the order of calls cannot disturb another stream. A run
-   that was stopped and resumed from its checkpoint gives the same bits as one that was not, if the
-   source can seek. Between compilers and C libraries the last bits may differ: log and cos (new
-   weights, entropy) are the library's. With -march= flags add -ffp-contract=off; otherwise the
-   compiler may contract a * b + c and change the last bits.
+   The same inputs, configuration and seed give the same bits, for any number of threads, with or
+   without OpenMP, and with any set of kernels. The order of every sum is set by the shapes of
+   arrays (room kernels), never by threads or by tasks that end early. Fused multiply-adds are used
+   in the same places in all sets. Random numbers are Philox4x32-10: a function of seed, stream and
+   counter, so drawing from one stream never affects another. A run that was stopped and resumed
+   from its checkpoint gives the same bits as one that was not, if the source can seek. Between
+   compilers and C libraries the last bits may differ: log, cos, exp and pow (new weights, entropy,
+   Adam's corrections) come from the C library. With -march= flags add -ffp-contract=off; otherwise
+   the compiler may contract a * b + c and change the last bits.
 
    -ffast-math is an #error: it would remove the checks for NaN and infinity. Weights, moments and
    thresholds are f32; losses and metrics are summed in f64. f16, bf16 and f64 in files are
-   converted when they are read or written.
+   converted to f32 when they are read; dictionaries are saved as f32.
 
    ---- ERRORS -------------------------------------------------------------------------------------
 
-   Every function that can fail returns a dlrn_status; 0 (DLRN_OK) means success, and compilers warn
-   if it is ignored. dlrn_error(ctx) returns one line with the file, the tensor, what was expected
-   and what was found; it stays valid until the next failure on that context. DLRN_END and
-   DLRN_STOPPED are answers, not failures. The header never prints, exits or aborts.
-   dlrn_context_create() has no context to report to: it returns DLRN_ERR_MEMORY, or
-   DLRN_ERR_ARGUMENT for an unknown kernel set, a negative number of threads, an incomplete
-   allocator or an incomplete dlrn_io.
+   Every function that can fail returns a dlrn_status, or NULL if it allocates or looks something
+   up. 0 (DLRN_OK) means success, and compilers warn if it is ignored. dlrn_error(ctx) returns one
+   line with the file, the tensor, what was expected and what was found; it stays valid until the
+   next failure on that context. DLRN_END and DLRN_STOPPED are answers, not failures. The header
+   never prints, exits or aborts. dlrn_context_create() has no context to report to: it returns
+   DLRN_ERR_MEMORY, or DLRN_ERR_ARGUMENT for an unknown kernel set, a negative number of threads, an
+   incomplete allocator or an incomplete dlrn_io.
 
    ---- WHAT IS TRUSTED ----------------------------------------------------------------------------
 
    Files are never trusted. Every size, offset, count and shape is checked against the file before
-   memory is taken or read, and the memory taken is in proportion to the file. The pickle reader
-   accepts a whitelist of opcodes and names, enough to describe tensors. It imports, calls and
-   executes nothing; anything else is an error that names the opcode and its offset. Arguments are
-   checked where that is cheap: negative sizes and shapes, but not pointers. So are the rows of a
-   source: how many there are, and that all numbers are finite (an error, unless
-   dlrn_source_finite() filters them). Callbacks are trusted, and so are the pointers in a
-   configuration or a descriptor. Files must not be modified while they are open. SECURITY.md has
-   the limits, and how to report a bug.
+   memory is taken or read, and the memory taken is proportional to the file's size. The pickle
+   reader accepts a whitelist of opcodes and names, enough to describe tensors. It imports, calls
+   and executes nothing; any other opcode or name is an error that names the opcode and its offset.
+   Sizes and shapes of arguments are checked; most pointers are not. Rows from a source are checked,
+   too: their count, and that all numbers are finite (an error, unless dlrn_source_finite() filters
+   them). Otherwise callbacks are trusted, and so are the pointers in a configuration or a
+   descriptor. Files must not be modified while they are open. SECURITY.md lists the limits and says
+   how to report a bug.
 
    ---- LIMITS -------------------------------------------------------------------------------------
 
    One machine, its CPU; no GPU. f32 arithmetic. Up to 2^31 - 1 features. Which families load and
    train: see FORMULA AND FAMILIES. The header does not run language models: examples/lm/ does, for
    GPT-NeoX and Pythia. Your own model needs two callbacks: a source of rows, and a cross-entropy
-   with an intervention (examples/03_own_model.c). Nothing is downloaded:
-   examples/pretrained_dictionary_downloader.sh is a script of its own.
+   with an intervention (examples/03_own_model.c). The library downloads
+   nothing; examples/pretrained_dictionary_downloader.sh is a separate script.
 
    ---- COMPAT -------------------------------------------------------------------------------------
 
@@ -354,9 +363,11 @@
    matter            default                                compat
    resampling        a dead feature gets the direction of   no weight changes (the reference
                      a row, drawn by squared loss; its      assigns to a copy); only Adam's
-                     encoder row has 0.2 x the mean norm    moments of dead encoder rows become 0
-                     of living ones; bias and moments 0
-   first resampling  after step resample_steps              after step 0, and so on
+                     encoder row has 0.2 x the mean norm    moments of dead encoder rows and their
+                     of the living features' encoder rows;  biases become 0
+                     its bias and moments become 0
+   first resampling  after step resample_steps              after step 0, then every resample_steps
+                                                            steps
    dead              silent for at least half a period      silent for more than half a period
    counting          each step counts once                  a logged step counts twice
    logged figures    of the step's own forward pass         of a second pass, at the new weights
@@ -368,9 +379,9 @@
    needs other penalties.
 
    Five more differences hold in both modes. Ghost gradients cannot overflow. An atom of norm 0
-   stays 0 (there it becomes NaN). warmup_steps 0 means no warm-up. The buffer is drained to the
-   last row (there up to half of it is lost). A resumed run restores moments, counters and unread
-   rows (there only weights are saved).
+   stays 0 (in the reference it becomes NaN). warmup_steps 0 means no warm-up. The buffer is drained
+   to the last row (in the reference up to half of it is lost). A resumed run restores moments,
+   counters and unread rows (in the reference only weights are saved).
 
    ---- COMING FROM dictionary_learning ------------------------------------------------------------
 
@@ -405,15 +416,16 @@
 
    ---- FOR READERS OF THE CODE --------------------------------------------------------------------
 
-   The way of a row in training, with the room of each stage. Start with room naive: the same step
-   as plain loops.
+   The path of a row through training, and the room of each stage. Start with room naive: the same
+   step as plain loops.
 
        source -> buffer -> candidates -> select -> loss: x_hat, e = x_hat - y
                            lists: p > floor  f       |
                  optimiser <- backward <-------------'     auxiliary: dead features
                  new weights  sums of gathered rows        trainer: the order, and the states
 
-   Drawings: lists, groups and waves in room candidates; the states of a trainer in room training.
+   For drawings, see room candidates (lists, groups and waves) and room training (the states of a
+   trainer).
    Words of the code, one meaning each:
 
    role        which parameter: DLRN_ENCODER, DLRN_DECODER, ...
@@ -422,38 +434,65 @@
    layout      how a family's tensors are named and shaped in a file
    recipe      how a dictionary is trained
    pre         a pre-activation
-   floor       a feature matters only if its pre is above it: 0, its threshold, or the row's k-th
-               best so far
+   floor       the value that a pre must exceed to count: 0, its threshold, or the row's k-th best
+               so far
    screen      a product in low precision that rules features out, with a bound that proves it
    candidate   a feature that the screen could not rule out on a row: recomputed in f32
    group       48 features (DLRNI_GROUP), the unit of encoding
-   stretch     2048 rows (DLRNI_STRETCH)
-   block       64 rows (DLRNI_BLOCK), decoded together
+   stretch     2048 rows of a batch (DLRNI_STRETCH)
+   block       64 rows of a batch (DLRNI_BLOCK), decoded together
    list        the active entries of one group on one stretch, by row
    wave        the groups whose lists are in memory at one time
    slab        some blocks of rows that one task decodes
-   cut         the last entry of a row that top-k keeps
-   visit       the entries of some groups sorted by feature, while their gradients are summed
+   cut         the worst entry that top-k keeps in a row
+   visit       a task's pass over some groups: their entries, sorted by feature, and the sums of
+               their gradients
    tile        the rows x features that one kernel call computes
    panel       columns of a matrix packed for a product: [k][48]
-   task        one call of a body of dlrn_parallel_for; tasks share nothing that is written
+   task        one call of a body of dlrn_parallel_for; no two tasks write to the same memory
 
-   How to add
-   - a family: a row of dlrni_family_table (room dictionary) with its roles and formula, and a
-     layout. A new parameter is one line of DLRN_ROLE_LIST (room api-dictionary): allocating,
-     copying, moments and checkpoints follow. Its first values go to dlrni_start_feature, its
-     gradient to a recipe's slopes. A new gate sets a floor in room screen (dlrni_floor_of), a new
-     selection a cut in room select, a new centre a case of dlrni_center_of (room candidates).
-   - a layout: a row of dlrni_layout_table (room layouts) for reading and writing. Its shapes say
-     how each tensor is stored ("IF": transposed). A new file name goes to dlrni_folder_files, a new
-     key of a config to dlrni_config_key_table. A row whose d_out differs from d_in needs the
-     letter O in dlrni_size_of (room load).
-   - a recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs
-     from the reference: defaults, penalty, its slope, an auxiliary loss (room auxiliary), what
-     happens after a step. A new setting is a field of dlrn_train_config, a line in room settings,
-     and its default if that is not 0.
-   - a kernel set: a block in room kernel-bodies and a row of dlrni_sets (room kernels). Bodies are
-     shared; the tests compare every set with the scalar one, bit for bit.
+   ---- HOW TO ADD ---------------------------------------------------------------------------------
+
+   A family of parts that exist: two table rows, dlrni_family_table (room dictionary: roles,
+   formula, first values) and dlrni_layout_table (room layouts: its files). It then loads, saves,
+   encodes, decodes and evaluates. Training needs a recipe (below). What a family may need beyond
+   that:
+   - A new parameter: a line of DLRN_ROLE_LIST (room api-dictionary). Allocation, copies, moments,
+     checkpoints and the checks of files follow. First values: dlrni_start_feature, or
+     dlrn_dictionary_create if it has no row for each feature. Its gradient: if it is one number for
+     each feature, a recipe's `slopes`; if it is a matrix of F rows, dlrni_visit_stretch (room
+     backward), which sums those of encoder and decoder; otherwise dlrni_bias_gradients and the loop
+     over roles in dlrni_backward, which know the output bias and the center. What a revived feature
+     starts with: dlrni_revive (room resampling).
+   - A new center: dlrn_center, dlrni_center_of (room candidates), its gradient in
+     dlrni_bias_gradients (room backward) and, where it needs equal widths, dlrni_formula_of (room
+     dictionary).
+   - A new gate: dlrn_gate, and two functions in room screen: dlrni_thresholds, the floor that a
+     pre-activation must exceed, and dlrni_value_of, the value of one that does. Kernels, screens
+     and lists need no change. For training, the recipe's `value` and `slopes`; if floors are
+     trained, dlrni_update_view (room trainer), which lowers them to estimate their gradient. A gate
+     without an encoder is like the identity's (dlrni_collect_identity, dlrni_encode_few).
+   - A new selection: dlrn_select, dlrni_selects (room candidates), room select for many rows and
+     dlrni_few_select (room encode) for few. A screen holds if at most one of a feature's floors is
+     not 0 (dlrni_screenable).
+   - The program's words for a new center, gate or selection: examples/program/recipes.h.
+
+   A layout: a row of dlrni_layout_table. Shapes are in the letters of DLRN_ROLE_LIST and say how
+   each tensor is stored ("IF": transposed; with O, files of transcoders fit, too). The first row of
+   a family is the one that dlrn_save writes, unless dict->layout names another. If two rows have
+   the same tensors, files of either state their class, and load with it alone. Where needed: a
+   number that is not a parameter, DLRNI_IS_... with dlrni_read_number and dlrni_number_to_file
+   (room load); a file name, dlrni_folder_files; a key of a config, dlrni_config_key_table; a prefix
+   of all names, dlrni_prefix_table.
+
+   A recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs from
+   the reference: defaults, penalty and its slope, an auxiliary loss (room auxiliary), what happens
+   after a step. A new setting is a field of dlrn_train_config, a line of the list in room settings
+   with its range, and its default if that is not 0.
+
+   A kernel set: a block in room kernel-bodies, whose head lists what a block must have, and a row
+   of dlrni_sets (room kernels). Another kind of processor also needs a macro like DLRNI_X86 (room
+   platform). Kernels are shared; the tests compare every set with the scalar one, bit for bit.
 */
 
 #ifndef DICTLEARN_H
@@ -1980,9 +2019,9 @@ DLRN_API const char *dlrn_dtype_name(dlrn_dtype t) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>threads
-/* Threads belong to OpenMP or to the host's parallel_for. Work is cut into tasks by its shape
-   alone, and no sum runs over tasks in the order in which they end. So the number of threads never
-   changes a result. */
+/* Threads belong to OpenMP or to the host's parallel_for. The order of every sum is set by the
+   shapes of arrays; where the number of threads has a say in how work is cut into tasks, no sum
+   crosses tasks. So the number of threads never changes a result. */
 
 /* Tasks are handed out one by one, because their costs differ: features fire unevenly, and other
    programs may slow one core. */
@@ -2138,23 +2177,23 @@ typedef struct dlrni_rounding {
      in the table       0.27   0.53   0.72              0.72           1.00   measured on Zen 4
      another processor  0.26   1.99   1.01              0.71           1.01   a Xeon with AMX
 
-   int8 does 4 multiply-adds an instruction, at 94 % of its peak: 1 / (4 x 0.94). bf16 does 2, which
-   gives 0.53 likewise. int16 needs two instructions for two. On that Xeon vdpbf16ps is slow, so its
-   bf16 screen costs more than the dense product. To measure elsewhere: time `tile` on 64 rows of d
-   512, one thread, in turns with a loop of independent multiply-adds. `make bench` (rows step) with
-   each DICTLEARN_KERNELS shows whether the choice is right. */
+   int8 does 4 multiply-adds per instruction, at 94 % of its peak: 1 / (4 x 0.94). bf16 does 2,
+   which gives 0.53 likewise. int16 needs two instructions for two. On that Xeon vdpbf16ps is slow,
+   so its bf16 screen costs more than the dense product. To measure elsewhere: time `tile` on 64
+   rows of d 512, one thread, in turns with a loop of independent multiply-adds. `make bench` (rows
+   step) with each DICTLEARN_KERNELS shows whether the choice is right. */
 struct dlrni_screen {
     const char *name;
     int rows;   /* of a tile                                                     */
     int size;   /* bytes of an element                                           */
-    int packed; /* elements of a feature that stand side by side in a panel      */
+    int packed; /* elements of a feature that lie side by side in a panel        */
     int sums;   /* 1: the products are summed in f32; 0: exactly, in integers    */
     float cost; /* of an element of the product; 1: at the peak of f32 (see above) */
     /* out [n] = x [n] rounded; unsigned_: out is 128 more, as one side of an integer product must
        be */
     void (*round)(const float *x, int64_t n, int unsigned_, void *out, dlrni_rounding *r);
     /* mask [rows]: bit j is 0 if feature j of the panel is certainly off on that row. x [rows], ld
-       bytes apart; coef [3][DLRNI_GROUP]: of the features */
+       bytes apart; coef [4][DLRNI_GROUP]: the features' factors (room screen) */
     void (*tile)(const void *panel, const void *x, int64_t ld, int64_t steps, const float *coef,
                  const dlrni_screen_row *row, uint64_t *mask);
 };
@@ -3092,18 +3131,19 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_d
        |w.x - w^.x^| <= |w - w^| |x| + |w^| |x - x^|,   w^.x^ = s_x s_w q.
    The canonical f32 sum differs from w.x by at most g |w| |x|, g = (d / 16 + 16) 2^-24; a screen
    that sums in f32 adds d 2^-24. Rounding is monotonic, so fl(sum + b) <= t if sum + b <= t. With
-   the feature's floor t_w and the row's floor t_x, 0 <= t_x, a feature may be dropped if
+   the feature's floor t_w and the row's floor t_x a feature may be dropped if
        q + (b - t_w) / (s_x s_w) - t_x / (s_x s_w)
          + (|x - x^| / s_x) (|w^| / s_w) + (|x| / s_x) ((|w - w^| + g |w|) / s_w) <= 0.
-   (At most one of t_w and t_x is not 0, so their sum is the larger of them.) The terms
-   behind q are products of a number of the row and a number of the feature. Each is rounded up by
-   2^-9 of its size or more, the one with t_x towards 0: this covers the rounding of the norms
-   (d <= 2^15) and of the inequality. Where a norm is not 0 but below 1e-12, underflow could hide
-   something: the terms are set to infinity, and a sum that is NaN counts as not dropped. */
+   (At most one of t_w and t_x is not 0: dlrni_screenable. t_w may be below 0 in training, where t_x
+   is 0. So their sum is the floor that holds.) Each term after q is a factor of the row times a
+   factor of the feature. Each is rounded up by 2^-9 of its size or more, the one with t_x towards
+   0: this covers the rounding of the norms (d <= 2^15) and of the inequality. Where a norm is not 0
+   but below 1e-12, underflow could hide something: the terms are set to infinity, and a sum that is
+   NaN keeps the feature. */
 
 enum {
     DLRNI_SCREEN_DIM = 1 << 15, /* wider rows are not screened: integer sums stay below 2^31  */
-    DLRNI_SCREEN_MIN = 32,      /* rows from which packing the features pays                  */
+    DLRNI_SCREEN_MIN = 32,      /* smallest number of rows for which lists and packing pay    */
     DLRNI_SCREEN_TERMS = 4      /* numbers of a feature: bias, rounded norm, error, 1 / scale */
 };
 
@@ -3111,8 +3151,8 @@ DLRNI_INTERNAL int64_t dlrni_round_up(int64_t n, int64_t to) {
     return dlrni_ceil_div(n, to) * to;
 }
 
-/* Bytes of a rounded row of d numbers: whole cache lines, so that tiles never read a line in part.
-   The end is zeros, which change no sum. */
+/* Bytes of a rounded row of d numbers: whole cache lines, so that tiles never read a partial cache
+   line. The padding is zeros, which change no sum. */
 DLRNI_INTERNAL int64_t dlrni_screen_width(const dlrni_screen *s, int64_t d) {
     return dlrni_round_up(d * s->size, 64);
 }
@@ -3145,13 +3185,13 @@ DLRNI_INTERNAL void dlrni_screen_row_of(const dlrni_screen *s, const float *x, i
     if (!dlrni_in_range(&r, x, d)) row->error = row->norm = INFINITY;
 }
 
-/* The row's floor, as the screen holds it: -t_x / s_x, rounded towards 0. */
+/* The row's floor in the screen's scaled form: -t_x / s_x, rounded towards 0. */
 DLRNI_INTERNAL void dlrni_screen_set_floor(dlrni_screen_row *row, float floor) {
     row->floor = (float)(-(double)floor * (double)row->unit * (1 - 1.0 / 512));
 }
 
-/* A feature's side of the inequality: column j of coef [DLRNI_SCREEN_TERMS][DLRNI_GROUP]. above:
-   its bias less its threshold. */
+/* A feature's side of the inequality: column j of coef [DLRNI_SCREEN_TERMS][DLRNI_GROUP]. `above`
+   is bias - floor. */
 DLRNI_INTERNAL void dlrni_screen_feature(const dlrni_screen *s, const dlrni_rounding *r, int64_t d,
                                          int ok, double above, float *coef) {
     double slack = ((double)(s->sums ? d : 0) + (double)d / 16 + 16) / 16777216; /* g, 2^24 */
@@ -3256,9 +3296,9 @@ DLRNI_INTERNAL dlrn_status dlrni_prepare_panels(const dlrn_dictionary *dict, dlr
     dlrn_context *ctx = dict->ctx;
     const dlrni_screen *screen = ctx->set.screen[0];
     const int64_t d = dict->d_in, groups = dlrni_ceil_div(dict->features, DLRNI_GROUP);
-    const float max_cost = 0.6f; /* a tile costs the same for one row as for eight: one row of
-                                    512 x 32768 takes 1.2 times as long by int16, cost 0.72, as in
-                                    f32, and 0.39 by int8, cost 0.27 (Zen 4) */
+    const float max_cost = 0.6f; /* A tile costs as much for one row as for eight. Relative to f32,
+                                    one row of 512 x 32768 takes 1.2 with int16 (cost 0.72) and 0.39
+                                    with int8 (cost 0.27), on Zen 4. */
     *out = NULL;
     if (!screen || screen->cost > max_cost || !dlrni_screenable(dict)) return DLRN_OK;
     const int64_t width = dlrni_screen_width(screen, d), bytes = DLRNI_GROUP * width;
@@ -3303,14 +3343,14 @@ DLRNI_INTERNAL dlrn_status dlrni_prepare_panels(const dlrn_dictionary *dict, dlr
    ways to the same lists, bit for bit:
      dense     computes each tile of rows and features, and drops what does not exceed the floor;
      screened  computes the candidates that a screen names.
-   A full list only counts what follows; then it is enlarged and made again. */
+   A full list only counts further entries; it is then enlarged and rebuilt. */
 
 enum {
     DLRNI_GROUP_SHIFT = 6, /* a key is row << shift | feature in its group             */
     DLRNI_BLOCK = 64,      /* rows that are decoded together                           */
-    DLRNI_STRETCH = 2048,  /* rows of a list: so many stay in the third cache          */
+    DLRNI_STRETCH = 2048,  /* rows of a list: as many as stay in the third cache       */
     DLRNI_STRETCH_BLOCKS = DLRNI_STRETCH / DLRNI_BLOCK,
-    DLRNI_SHARE = 4,             /* groups of a task at most: their rows stay in the second cache */
+    DLRNI_SHARE = 4, /* at most this many groups per task: their rows stay in the second cache */
     DLRNI_BATCH_MAX = 1 << 24,   /* rows: row << shift must fit in 31 bits                */
     DLRNI_NEAR_BYTES = 480 << 10 /* features of a task, in f32 and packed: half of a second cache of
                                     1 MB (Zen 4); smaller caches want less                */
@@ -3319,9 +3359,9 @@ enum {
 /* The entries of one group on one stretch; those of its block of rows b begin at start[b]. */
 typedef struct dlrni_list {
     int32_t *key; /* [key_cap] row of the batch << DLRNI_GROUP_SHIFT | feature of the group */
-    float *val;   /* [val_cap] pre-activation; what remains after selection is the value    */
+    float *val;   /* [val_cap] pre-activation, for most recipes also the value              */
     int64_t key_cap, val_cap, count, candidates;
-    int whole; /* 0: there was no room, and count says how much there should be */
+    int whole; /* 0: the list is incomplete; count is the room it needs */
     int32_t start[DLRNI_STRETCH_BLOCKS + 1];
 } dlrni_list;
 
@@ -3336,14 +3376,14 @@ DLRNI_INTERNAL int64_t dlrni_key_feature(int32_t key) { /* in its group */
 }
 
 /* Where a row's selection ends: an entry stays if its pre-activation is above `value`, or equal to
-   it with a feature up to `feature`. */
+   it and its feature is at most `feature`. */
 typedef struct dlrni_cut {
     float value;
     int32_t feature;
 } dlrni_cut;
 
-/* Rows being encoded, and their features. Life: dlrni_encoding_init once; for each batch _begin,
-   then _load for each wave (selection included), then _learn; _free at the end. */
+/* Rows being encoded, and their features. Order of calls: dlrni_encoding_init once; for each batch
+   _begin, then _load for each wave (selection included), then _learn; _free at the end. */
 typedef struct dlrni_encoding {
     const dlrn_dictionary *dict;
     int64_t n, stretches, groups; /* rows; stretches of them; groups of the dictionary            */
@@ -3360,7 +3400,7 @@ typedef struct dlrni_encoding {
     double active;          /* share of features active in the last batch; -1: not known          */
     double let_through[2];  /* share of candidates, for each screen of the context; -1: not known */
     float *floor;           /* [n] floor of each row, where rows have one (selection); or NULL    */
-    float min_floor;        /* of all others: 0; -INFINITY where thresholds alone decide          */
+    float min_floor;        /* floor of rows without their own: 0; -INFINITY if thresholds decide */
     dlrni_cut *best;        /* [n][k] heap of the best entries of a row, the worst on top         */
     int32_t *kept;          /* [n] how many of them there are                                     */
     int cut_known;          /* 1: every row's cut is final                                        */
@@ -3413,8 +3453,8 @@ typedef struct dlrni_input_job {
     int64_t n;
 } dlrni_input_job;
 
-/* Task: a block of rows, xc = scale_in x - center. A scale of 1 is skipped, not multiplied with:
-   most dictionaries have none, and the copy is half the work. */
+/* Task: a block of rows, xc = scale_in x - center. A scale of 1 is skipped: most dictionaries have
+   scale 1, and the extra copy would be half of the work. */
 DLRNI_INTERNAL void dlrni_input_block(void *arg, int64_t block, int worker) {
     const dlrni_input_job *j = (const dlrni_input_job *)arg;
     const dlrni_kernel_table *k = j->dict->ctx->k;
@@ -3450,7 +3490,7 @@ DLRNI_INTERNAL unsigned char *dlrni_scratch(const dlrni_encoding *c, int worker)
     return c->scratch + worker * c->scratch_bytes;
 }
 
-/* Room for so many bytes for each worker; what was there is lost. */
+/* Room for that many bytes per worker; earlier contents are lost. */
 DLRNI_INTERNAL dlrn_status dlrni_need_scratch(dlrni_encoding *c, int64_t bytes) {
     dlrn_context *ctx = c->dict->ctx;
     int64_t all;
@@ -3461,7 +3501,7 @@ DLRNI_INTERNAL dlrn_status dlrni_need_scratch(dlrni_encoding *c, int64_t bytes) 
     return DLRN_OK;
 }
 
-/* Features of a group: DLRNI_GROUP, fewer in the last one. */
+/* Features of a group: DLRNI_GROUP; the last may have fewer. */
 DLRNI_INTERNAL int64_t dlrni_group_width(const dlrni_encoding *c, int64_t group) {
     return dlrni_min(DLRNI_GROUP, c->dict->features - group * DLRNI_GROUP);
 }
@@ -3486,7 +3526,7 @@ DLRNI_INTERNAL int dlrni_list_room(dlrni_list *list, int64_t n) {
     return list->whole;
 }
 
-/* The floor that all features of a row share; their thresholds come on top. */
+/* The floor that all features of a row share; a feature's own threshold may raise it. */
 DLRNI_INTERNAL float dlrni_row_floor(const dlrni_encoding *c, int64_t row) {
     return c->floor ? c->floor[row] : c->min_floor;
 }
@@ -3513,10 +3553,10 @@ DLRNI_INTERNAL int64_t dlrni_features_of(uint64_t mask, int64_t f0, int32_t *fea
     return n;
 }
 
-/* Computes the candidates of n groups on one row, in f32 and the canonical order: mask [n],
+/* Computes the candidates of n groups on one row, in f32 and the canonical order: mask [n], spaced
    DLRNI_SCREEN_ROWS apart. One call of the kernel takes the candidates of all groups, since a few
-   at a time would leave it idle. Each entry is written, and the count says whether it stays: the
-   processor cannot foresee that as a branch. A NaN passes every floor, since it must show. */
+   at a time would leave it idle. Each entry is written, and the count says whether it stays: a
+   branch here would be mispredicted. A NaN passes every floor, since it must show. */
 DLRNI_INTERNAL void dlrni_recompute(const dlrni_encoding *c, const dlrni_packed_group *group,
                                     int64_t n, int64_t row, const uint64_t *mask) {
     const dlrn_dictionary *dict = c->dict;
@@ -3570,8 +3610,8 @@ DLRNI_INTERNAL int64_t dlrni_pack_groups(const dlrni_encoding *c, dlrni_list *li
     return count;
 }
 
-/* The lists of n groups on rows r0 .. r1, screened. Tiles of all groups are taken before the next
-   rows, so that a row is fetched once. */
+/* The lists of n groups on rows r0 .. r1, screened. Tiles of all groups are computed before the
+   next rows, so that a row is fetched once. */
 DLRNI_INTERNAL void dlrni_list_screened(const dlrni_encoding *c, dlrni_list *lists, int64_t n,
                                         int64_t group, int64_t r0, int64_t r1,
                                         unsigned char *scratch) {
@@ -3592,7 +3632,7 @@ DLRNI_INTERNAL void dlrni_list_screened(const dlrni_encoding *c, dlrni_list *lis
 }
 
 /* pre [n][f1 - f0], rows ld apart = W_e xc without the bias, for features f0 .. f1, at most a
-   group. One row goes to the kernel of candidates: a tile of the product would compute several. */
+   group. One row uses kernel dots: a tile of the product would compute several. */
 DLRNI_INTERNAL void dlrni_dense_tile(const dlrn_dictionary *dict, const float *xc, int64_t n,
                                      int64_t f0, int64_t f1, float *pre, int64_t ld) {
     int64_t d = dict->d_in;
@@ -3609,7 +3649,7 @@ DLRNI_INTERNAL void dlrni_dense_tile(const dlrn_dictionary *dict, const float *x
 
 /* Appends what exceeds the floors in a tile pre [rows][width], whose first row is `first`. Without
    room, the kernel writes to the stack and only its count is used; dlrni_list_room has added a
-   whole group, which is taken off again. */
+   whole group, which is subtracted again. */
 DLRNI_INTERNAL void dlrni_collect_tile(const dlrni_encoding *c, dlrni_list *list, const float *pre,
                                        int64_t rows, int64_t width, int64_t first, int64_t f0) {
     const dlrni_kernel_table *k = c->dict->ctx->k;
@@ -3679,7 +3719,7 @@ DLRNI_INTERNAL void dlrni_list_task(void *arg, int64_t task, int worker) {
     for (int64_t g = 0; g < n && !c->screen; g++)
         dlrni_list_dense(c, &lists[g], group + g, r0, r1,
                          (float *)(void *)dlrni_scratch(c, worker));
-    for (int64_t g = 0; g < n; g++) /* blocks behind the last row are empty */
+    for (int64_t g = 0; g < n; g++) /* blocks after the last row are empty */
         for (int64_t b = dlrni_ceil_div(r1 - r0, DLRNI_BLOCK); b <= DLRNI_STRETCH_BLOCKS; b++)
             lists[g].start[b] = (int32_t)lists[g].count;
 }
@@ -3697,7 +3737,7 @@ DLRNI_INTERNAL void dlrni_screen_block(void *arg, int64_t block, int worker) {
 /* Rounds all rows for the screen, once for all groups. */
 DLRNI_INTERNAL dlrn_status dlrni_encoding_round(dlrni_encoding *c) {
     dlrn_context *ctx = c->dict->ctx;
-    const int64_t beyond = DLRNI_SCREEN_ROWS; /* the last tile reads rows behind the last */
+    const int64_t beyond = DLRNI_SCREEN_ROWS; /* the last tile reads rows after the last */
     if (!DLRNI_GROW(ctx, &c->rounded, &c->rounded_cap, 0, (c->n + beyond) * c->width) ||
         !DLRNI_GROW(ctx, &c->row, &c->row_cap, 0, c->n + beyond))
         return DLRN_ERR_MEMORY;
@@ -3713,13 +3753,13 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_round(dlrni_encoding *c) {
    product at the peak of f32. A screen that was not taken slowly forgets what it let through, so
    that it is tried again. */
 DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_encoding *c, int64_t n) {
-    /* Measured on Zen 4, 2048 x 512 x 8192: the dense way takes 1.35 times the product alone, and a
-       candidate, whose row of the encoder comes from the second cache, 4 times an element of it. To
-       measure another machine, force each way and compare the encoder's rows of `make bench`. */
+    /* Costs are per element of the product (Zen 4, 2048 x 512 x 8192): the dense way 1.35,
+       recomputing a candidate 4, since its row comes from the second cache. To measure another
+       machine, force each way and compare the encoder's rows of `make bench`. */
     const double dense = 1.35, recompute = 4;
-    const double few = 0.03;        /* active, as long as nothing is known: a trained dictionary */
+    const double few = 0.03;        /* active: assumed until something is known                  */
     const double slack = 1.5;       /* candidates of an active feature, as seen with int8        */
-    const double forget = 1.0 / 64; /* a batch                                                   */
+    const double forget = 1.0 / 64; /* per batch                                                 */
     const dlrni_screen *best = NULL;
     double min = dense;
     if (!dlrni_screenable(c->dict) || n < DLRNI_SCREEN_MIN) return NULL;
@@ -3727,7 +3767,7 @@ DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_encoding *c, int64_
         const dlrni_screen *s = c->dict->ctx->set.screen[i];
         double expected = c->active >= 0 ? slack * c->active : few;
         if (!s) continue;
-        /* towards what its format lets through at best */
+        /* drift towards what its format lets through at best */
         if (c->let_through[i] >= 0) c->let_through[i] += (expected - c->let_through[i]) * forget;
         double share = c->let_through[i] >= 0 ? c->let_through[i] : expected;
         double cost = (double)s->cost + recompute * share;
@@ -3738,19 +3778,19 @@ DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_encoding *c, int64_
     return best;
 }
 
-/* Begins a batch xc [n][d_in], which is borrowed until the next. Lists of earlier batches keep
-   their memory; new ones must be zero before they are grown. */
+/* Begins a batch xc [n][d_in], which is borrowed until the next batch begins. Lists of earlier
+   batches keep their memory; new ones must be zero before they are grown. */
 DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, int64_t n) {
     dlrn_context *ctx = c->dict->ctx;
     int64_t used = c->lists_cap, lists;
     c->xc = xc;
     c->n = n;
     c->first = -1;
-    /* cuts belong to rows, and these are new */
+    /* cuts of the old rows are void */
     c->cut_known = 0;
     c->stretches = dlrni_ceil_div(n, DLRNI_STRETCH);
     lists = c->groups * c->stretches;
-    /* every list there is must keep its arrays */
+    /* existing lists keep their arrays */
     if (!DLRNI_GROW(ctx, &c->lists, &c->lists_cap, used, lists)) return DLRN_ERR_MEMORY;
     if (c->lists_cap > used)
         memset(c->lists + used, 0, (size_t)(c->lists_cap - used) * sizeof *c->lists);
@@ -3768,7 +3808,7 @@ DLRNI_INTERNAL int dlrni_list_grow(dlrn_context *ctx, dlrni_list *list, int64_t 
            DLRNI_GROW(ctx, &list->val, &list->val_cap, kept, entries);
 }
 
-/* Room for the first batch, of which nothing is known, so that it need not be encoded twice.
+/* Room for the first batch, whose density is unknown, so that it need not be encoded twice.
    `share`: of the features, how many may be active. */
 DLRNI_INTERNAL dlrn_status dlrni_first_room(dlrni_encoding *c, double share) {
     int64_t all = dlrni_min(c->n, DLRNI_STRETCH) * DLRNI_GROUP;
@@ -3780,11 +3820,11 @@ DLRNI_INTERNAL dlrn_status dlrni_first_room(dlrni_encoding *c, double share) {
     return DLRN_OK;
 }
 
-/* Makes room where a list did not fit, or nearly did not, for twice what this batch needs: batches
-   differ, and one like it should allocate nothing. *missing says how many must be made again. */
+/* Where a list did not fit, or barely did, makes room for twice what it needs: batches differ, and
+   one like this should allocate nothing. *missing: how many lists must be rebuilt. */
 DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrni_encoding *c, int64_t *missing) {
     dlrn_context *ctx = c->dict->ctx;
-    const int64_t row = DLRNI_GROUP; /* is appended as if all of it were active */
+    const int64_t row = DLRNI_GROUP; /* space is reserved as if all of a row were active */
     /* all rows of a stretch in full, and one appended */
     const int64_t max = (DLRNI_STRETCH + 1) * row;
     *missing = 0;
@@ -3792,7 +3832,7 @@ DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrni_encoding *c, int64_t *missing) 
         for (int64_t g = c->first; g < c->first + c->wave; g++) {
             dlrni_list *list = &c->lists[s * c->groups + g];
             int64_t need = list->count + row, cap = dlrni_min(list->key_cap, list->val_cap);
-            /* a quarter is left: the next batch will fit, too */
+            /* a quarter is free: the next batch will also fit */
             if (list->whole && need <= cap / 4 * 3) continue;
             if (!dlrni_list_grow(ctx, list, list->whole ? list->count : 0,
                                  dlrni_min(2 * need, max)))
@@ -3821,7 +3861,7 @@ DLRNI_INTERNAL int64_t dlrni_wave_candidates(const dlrni_encoding *c) {
 }
 
 /* The lists of groups first .. first + wave, before selection. If they hold more than `budget`
-   entries, the wave shrinks to so many groups that even with all features active they would fit. */
+   entries, the wave shrinks to a number of groups that fits even if all features are active. */
 DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, int64_t wave,
                                             int64_t budget) {
     dlrn_context *ctx = c->dict->ctx;
@@ -3830,10 +3870,11 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
     c->wave = dlrni_min(wave, c->groups - first);
     c->share =
         dlrni_min(DLRNI_NEAR_BYTES / (DLRNI_GROUP * (c->width + 4 * c->dict->d_in)), DLRNI_SHARE);
-    /* eight tasks a thread or more, so that the slowest one does not hold up the rest */
+    /* at least eight tasks per thread, so that the slowest one does not hold up the rest */
     c->share = dlrni_max(dlrni_min(c->share, c->stretches * c->wave / (8 * ctx->threads)), 1);
     DLRNI_TRY(dlrni_need_scratch(c, c->screen ? dlrni_packed_bytes(c, c->share) : tile));
-    /* more than the 3 % of dlrni_choose_screen: too much room costs less than a second pass */
+    /* more than the 3 % of dlrni_choose_screen, on purpose: too much room costs less than a
+       second pass */
     if (c->screen && c->active < 0) DLRNI_TRY(dlrni_first_room(c, 0.05));
     for (int64_t s = 0; s < c->stretches; s++)
         for (int64_t g = first; g < first + c->wave; g++) c->lists[s * c->groups + g].whole = 0;
@@ -3841,7 +3882,7 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
         dlrni_parallel_for(ctx, c->stretches * dlrni_ceil_div(c->wave, c->share),
                            dlrni_ns(c->n, c->wave * DLRNI_GROUP) * (double)c->dict->d_in / 16,
                            dlrni_list_task, c);
-        /* the groups behind the new end are made by a later call, in the same memory */
+        /* the groups after the new end are made by a later call, in the same memory */
         if (dlrni_wave_entries(c) > budget)
             c->wave = dlrni_min(c->wave, dlrni_max(budget / (c->n * DLRNI_GROUP), 1));
         DLRNI_TRY(dlrni_make_room(c, &missing));
@@ -3860,18 +3901,18 @@ DLRNI_INTERNAL void dlrni_encoding_learn(dlrni_encoding *c, int64_t active, int6
 
 /* ---- Lists by row ---- */
 
-/* Counts the entries of a block of rows: row i of the block begins at at[i], at [DLRNI_BLOCK + 1],
-   from at[0] on, which the caller sets. */
+/* Counts the entries of a block of rows, at [DLRNI_BLOCK + 1]: at[i] is where row i starts; the
+   caller sets at[0]. */
 DLRNI_INTERNAL void dlrni_block_count(const dlrni_encoding *c, int64_t block, int64_t *at) {
     int64_t s = block / DLRNI_STRETCH_BLOCKS, b = block % DLRNI_STRETCH_BLOCKS;
-    /* counts go one place to the right of their row */
+    /* counts are stored one place to the right of their row */
     for (int64_t i = 1; i <= DLRNI_BLOCK; i++) at[i] = 0;
     for (int64_t g = c->first; g < c->first + c->wave; g++) {
         const dlrni_list *list = &c->lists[s * c->groups + g];
         for (int32_t p = list->start[b]; p < list->start[b + 1]; p++)
             at[dlrni_key_row(list->key[p]) % DLRNI_BLOCK + 1]++;
     }
-    /* counts become begins */
+    /* counts become starts */
     for (int64_t i = 0; i < DLRNI_BLOCK; i++) at[i + 1] += at[i];
 }
 
@@ -3884,7 +3925,7 @@ DLRNI_INTERNAL void dlrni_block_fill(const dlrni_encoding *c, int64_t block, con
     for (int64_t g = c->first; g < c->first + c->wave; g++) {
         const dlrni_list *list = &c->lists[s * c->groups + g];
         for (int32_t p = list->start[b]; p < list->start[b + 1]; p++) {
-            /* each row is filled from its begin on */
+            /* each row is filled from its start */
             int64_t q = to[dlrni_key_row(list->key[p]) % DLRNI_BLOCK]++;
             col[q] = (int32_t)(g * DLRNI_GROUP + dlrni_key_feature(list->key[p]));
             val[q] = dlrni_value_of(c->dict, col[q], list->val[p]);
@@ -3909,7 +3950,7 @@ DLRNI_INTERNAL int64_t dlrni_block_max(const dlrni_encoding *c) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>select
-/* Top-k: each row keeps its k best entries; of equal ones those with the lower feature. Groups are
+/* Top-k: each row keeps its k best entries; among equals, the lower feature. Groups are
    encoded in ascending order, in rounds. After each round the worst of a row's k best so far is a
    floor for the rest: a later feature must exceed it, since an equal one would lose to the lower
    index. So the screen rules out nearly all features that cannot be chosen. The result, a cut for
@@ -3964,7 +4005,7 @@ DLRNI_INTERNAL void dlrni_keep_best(dlrni_cut *heap, int32_t *kept, int64_t k, i
 }
 
 /* Task: puts the entries in hand of a block of rows into the rows' heaps. A full heap raises the
-   row's floor, in the screen's format, too. */
+   row's floor, also in the screen's units. */
 DLRNI_INTERNAL void dlrni_select_block(void *arg, int64_t block, int worker) {
     dlrni_encoding *c = (dlrni_encoding *)arg;
     int64_t s = block / DLRNI_STRETCH_BLOCKS, b = block % DLRNI_STRETCH_BLOCKS,
@@ -3988,7 +4029,7 @@ DLRNI_INTERNAL void dlrni_select_block(void *arg, int64_t block, int worker) {
     }
 }
 
-/* Whether an entry is among the chosen ones of its row: a heap that is not full chose all. */
+/* Whether an entry is among the chosen ones of its row: if the heap is not full, all are chosen. */
 DLRNI_INTERNAL int dlrni_is_chosen(const dlrni_encoding *c, int64_t row, int32_t feature,
                                    float value) {
     int64_t k = c->dict->formula.k;
@@ -3997,7 +4038,7 @@ DLRNI_INTERNAL int dlrni_is_chosen(const dlrni_encoding *c, int64_t row, int32_t
 }
 
 /* Task: drops the entries that are not chosen from one list, in place. `count` never overtakes `p`,
-   so that nothing is overwritten before it is read. */
+   so nothing is overwritten before it is read. */
 DLRNI_INTERNAL void dlrni_drop_task(void *arg, int64_t task, int worker) {
     dlrni_encoding *c = (dlrni_encoding *)arg;
     int64_t s = task / c->wave, g = c->first + task % c->wave, count = 0;
@@ -4037,17 +4078,17 @@ DLRNI_INTERNAL dlrn_status dlrni_select_begin(dlrni_encoding *c) {
     return DLRN_OK;
 }
 
-/* The last group of the round that begins with `first`: a 16th, then a quarter, then all. A short
-   first round sets a floor early, where no row has one yet; more rounds would cost more loops over
-   tasks than they save. With 512 x 32768 and k 64, 3 % of the first 16th and 0.8 % of the rest come
-   to the heaps. */
+/* One past the last group of the round that begins with `first`: a 16th, then a quarter, then all.
+   A short first round sets a floor early, where no row has one yet; more rounds would cost more
+   loops over tasks than they save. With 512 x 32768 and k 64, 3 % of the first 16th and 0.8 % of
+   the rest reach the heaps. */
 DLRNI_INTERNAL int64_t dlrni_round_end(const dlrni_encoding *c, int64_t first) {
     int64_t sixteenth = dlrni_ceil_div(c->groups, 16), quarter = dlrni_ceil_div(c->groups, 4);
     return first < sixteenth ? sixteenth : first < quarter ? quarter : c->groups;
 }
 
-/* Finds the cut of every row, by rounds over all groups. *in_hand: 1 if the lists of all groups
-   have fitted into the budget together, so that none must be made again. */
+/* Finds the cut of every row, by rounds over all groups. *in_hand: 1 if the lists of all groups fit
+   together into the budget, so none must be rebuilt. */
 DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget, int *in_hand) {
     int64_t used = 0;
     *in_hand = 1;
@@ -4061,7 +4102,7 @@ DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget, in
     }
     c->cut_known = 1;
     /* Lists made from now on must hold the chosen entries. The cut itself equals the floor, so the
-       floor goes one step down. */
+       floor is lowered by one ulp. */
     for (int64_t i = 0; i < c->n; i++) {
         if (c->kept[i] < c->dict->formula.k) continue;
         c->floor[i] = nextafterf(c->floor[i], -INFINITY);
@@ -4084,7 +4125,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_load(dlrni_encoding *c, int64_t first,
         c->wave = c->groups;
     } else
         DLRNI_TRY(dlrni_make_lists(c, first, wave, budget));
-    /* also where the rounds have left the lists: they hold all that passed an early floor */
+    /* needed even after the rounds: their lists hold all that passed an early floor */
     dlrn_parallel_for(c->dict->ctx, c->stretches * c->wave, dlrni_drop_task, c);
     return DLRN_OK;
 }
@@ -4092,7 +4133,8 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_load(dlrni_encoding *c, int64_t first,
 /* ------------------------------------------------------------------------------------------ */
 // >>decode
 /* x_hat = scale_out (sum of the atoms of the active features + bias + skip x). Only the atoms of
-   active features are read. The order of the sum is fixed: bias, atoms by feature, skip. */
+   active features are read. The order of the sum is fixed: the bias first, then the atoms by
+   feature, then the skip. */
 
 /* Rows to decode, one task each. */
 typedef struct dlrni_decode_job {
@@ -4131,8 +4173,8 @@ DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t i, int worker) {
    have been checked. x [rows][d_in] is read if there is a skip. */
 DLRNI_INTERNAL void dlrni_decode_rows(const dlrn_dictionary *dict, const dlrn_sparse *codes,
                                       const float *x, float *x_hat) {
-    /* an estimate of the work: atoms added, and one row written */
     dlrni_decode_job job = {dict, codes, dict->param[DLRN_SKIP] ? x : NULL, x_hat};
+    /* an estimate of the work: atoms added, and one row written */
     dlrni_parallel_for(dict->ctx, codes->rows,
                        dlrni_ns(codes->row_ptr[codes->rows] / 16 + codes->rows, dict->d_out),
                        dlrni_decode_task, &job);
@@ -4147,7 +4189,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_decodes(const dlrn_dictionary *dict) {
                      dict->family);
 }
 
-/* Codes come from the caller or from a file: an index out of range would read foreign memory. */
+/* Codes come from the caller or from a file: an index out of range would read out of bounds. */
 DLRN_API dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict, const dlrn_sparse *codes,
                                         float *x_hat) {
     DLRNI_TRY(dlrni_check_decodes(dict));
@@ -4156,7 +4198,7 @@ DLRN_API dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict, const dlrn_
         return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
                          "dlrn_decode_sparse: expected codes of %lld features, found %lld",
                          (long long)dict->features, (long long)codes->cols);
-    /* one cheap pass; the columns need not ascend */
+    /* one cheap pass; columns may be in any order */
     for (int64_t p = 0; p < codes->row_ptr[codes->rows]; p++)
         DLRNI_REQUIRE(dict->ctx, codes->col[p] >= 0 && codes->col[p] < codes->cols,
                       "a feature index is out of range");
@@ -4164,8 +4206,7 @@ DLRN_API dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict, const dlrn_
     return DLRN_OK;
 }
 
-/* f becomes codes, 256 rows at a time, so that the copy stays small; zeros then cost no more than
-   the look at them. */
+/* f becomes codes, 256 rows at a time, so that the copy stays small; zeros cost only the test. */
 DLRN_API dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, int64_t n,
                                  float *x_hat) {
     int64_t F = dict->features, block = dlrni_min(n, 256);
@@ -4174,9 +4215,9 @@ DLRN_API dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, in
     memset(&codes, 0, sizeof codes);
     DLRNI_TRY(dlrni_check_decodes(dict));
     DLRNI_REQUIRE(dict->ctx, n >= 0, "n must not be negative");
-    /* begin empties the codes and keeps their memory */
     for (int64_t i = 0; s == DLRN_OK && i < n; i += block) {
         int64_t rows = dlrni_min(block, n - i);
+        /* empties the codes and keeps their memory */
         s = dlrni_sparse_begin(dict->ctx, &codes, F);
         /* skips zeros, keeps NaN */
         if (s == DLRN_OK) s = dlrni_sparse_append(dict->ctx, &codes, f + i * F, rows);
@@ -4281,7 +4322,7 @@ DLRNI_INTERNAL void dlrni_spread_block(void *arg, int64_t block, int worker) {
 }
 
 /* Task: counts the entries of a block's rows into row_ptr, one place to the right: the sums over
-   rows then turn counts into begins. */
+   rows then turn counts into starts. */
 DLRNI_INTERNAL void dlrni_csr_count_block(void *arg, int64_t block, int worker) {
     const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
     int64_t at[DLRNI_BLOCK + 1] = {0}, i0 = block * DLRNI_BLOCK;
@@ -4314,7 +4355,7 @@ DLRNI_INTERNAL dlrn_status dlrni_append_codes(dlrni_encode_job *j) {
                        dlrni_csr_count_block, j);
     /* after growing, which may have moved the array */
     p = j->codes->row_ptr + j->first;
-    /* counts become begins */
+    /* counts become starts */
     for (int64_t i = 0; i < n; i++) p[i + 1] += p[i];
     /* now the number of entries is known */
     DLRNI_TRY(dlrni_sparse_reserve(ctx, j->codes, j->first + n, p[n]));
@@ -5060,9 +5101,9 @@ DLRNI_INTERNAL int dlrni_rename_over(const char *from, const char *to) {
 }
 
 /* Closes a file. keep: the temporary file takes the target's place. Otherwise, or after an error,
-   it is removed and the target stays. The order matters: flush, so that the content is on the disk
-   before its name; close, because Windows cannot rename an open file; rename; flush the folder.
-   Standard output stays open for the host. */
+   it is removed and the target stays in place. The order matters: flush, so that the content is on
+   the disk before its name; close, because Windows cannot rename an open file; rename; flush the
+   folder. Standard output stays open for the host. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_close(void *user, dlrn_context *ctx, void *file, int keep) {
     dlrni_stdio *o = (dlrni_stdio *)file;
     (void)user;
@@ -8673,7 +8714,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_write(dlrni_sink *o, const dlrn_tensor_out *
       93 "NUMPY"              .npy
       "PK" 3 4, "PK" 5 6      zip: data.pkl inside, .pt; else .npz ("PK" 5 6: without members)
       8 bytes, then "{"       .safetensors
-      80 02                   pickle, protocol 2: .pt from before torch 1.6 */
+      80 02 .. 80 05          pickle, protocols 2 to 5: .pt from before torch 1.6 */
 
 /* A .pt or .npz, depending on its members. data.pkl decides first: a .pt may hold .npy files that a
    program added. Other zips, such as a packed folder, are refused. The list of members is
@@ -9719,12 +9760,12 @@ DLRNI_INTERNAL dlrn_status dlrni_check_weights(dlrn_archive *a, const char *name
 }
 
 enum {
-    DLRNI_READ_PIECE = 1 << 16, /* elements of a task: enough that tasks cost nothing  */
+    DLRNI_READ_PIECE = 1 << 16, /* elements of a task: so that the overhead is negligible */
     DLRNI_READ_COLUMNS = 64     /* columns of a task: four squares of a cache line each */
 };
 
-/* A tensor that lies in the file as f32: n numbers in the order of memory, or [rows][cols] whose
-   columns are the rows in memory. */
+/* A tensor that is stored in the file as f32: n numbers in the order of memory, or [rows][cols]
+   whose columns are the rows in memory. */
 typedef struct dlrni_read_job {
     const unsigned char *from;
     float *to;
@@ -9771,8 +9812,8 @@ DLRNI_INTERNAL void dlrni_read_columns(void *arg, int64_t task, int worker) {
         }
 }
 
-/* The bytes of a tensor that lies in the file as native f32, row by row; with by_columns, column by
-   column (torch saves a transposed view so). Else NULL. */
+/* The bytes of a tensor that the file stores as native f32, row by row; with by_columns, column by
+   column (torch saves a transposed view that way). Otherwise NULL. */
 DLRNI_INTERNAL const unsigned char *dlrni_entry_plain(const dlrni_entry *e, int by_columns) {
     int64_t step = 1;
     /* other types and byte orders need a conversion */
@@ -9785,7 +9826,7 @@ DLRNI_INTERNAL const unsigned char *dlrni_entry_plain(const dlrni_entry *e, int 
     return e->data + e->offset * 4;
 }
 
-/* Runs a read in tasks. Tasks only note that a number is not finite; the first one is then looked
+/* Runs a read in tasks. Tasks only note that a number is not finite; the first one is then searched
    for in order, so that the error names the same element for any number of threads. */
 DLRNI_INTERNAL dlrn_status dlrni_read_plain(dlrn_archive *a, const char *name,
                                             const dlrni_read_job *job) {
@@ -9807,8 +9848,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_plain(dlrn_archive *a, const char *name,
     return DLRN_OK;
 }
 
-/* A tensor of another type or order, read through its strides: [rows][cols], transposed on the way
-   if `turn`. 16 rows at a time: no second copy of the matrix. */
+/* A tensor of another type or order, read through its strides: [rows][cols], transposed if
+   requested (`turn`). 16 rows at a time: no second copy of the matrix. */
 DLRNI_INTERNAL dlrn_status dlrni_read_strided(dlrn_archive *a, int64_t index, const char *name,
                                               int turn, float *to) {
     const dlrn_tensor_info *info = dlrn_archive_info(a, index);
@@ -9870,8 +9911,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_param(dlrni_loading *l, const dlrni_stored
     return dlrni_read_strided(l->a, index, t->name, turn, job.to);
 }
 
-/* Reads a number that belongs to the formula. k comes as any type, so it is checked to be whole and
-   in range; the threshold of training is only kept. */
+/* Reads a number that belongs to the formula. k comes as any type, so it must be checked: a whole
+   number, in range. The threshold of training is only kept. */
 DLRNI_INTERNAL dlrn_status dlrni_read_number(dlrni_loading *l, const dlrni_stored *t, int64_t index,
                                              dlrn_dictionary *dict) {
     float value;
@@ -9946,7 +9987,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_archive(dlrn_archive *a, const dlrni_layou
 /* ---- The config beside a file ---- */
 
 /* Member `key` of a config's "trainer" part, or of its top; `full` is its path, for errors. null
-   counts as absent, since Python writes None so. */
+   counts as absent, since Python writes None that way. */
 DLRNI_INTERNAL const dlrn_json *dlrni_config_value(const dlrn_json *root, const char *key,
                                                    char full[64]) {
     dlrni_print(full, 64, "trainer.%s", key);
@@ -9973,7 +10014,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config_types(dlrn_context *ctx, const cha
         const dlrn_json *v = dlrn_json_get(root, full);
         /* absent, right, or None */
         if (!v || v->type == key->type || v->type == DLRN_JSON_NULL) continue;
-        /* a text in quotes, so that "8" and 8 are told apart */
+        /* a text in quotes, so that "8" and 8 can be distinguished */
         const char *quote = v->type == DLRN_JSON_STRING ? "\"" : "";
         return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: %s: expected %s, found %s%.80s%s", path, full,
                          kinds[key->type], quote, v->text ? v->text : kinds[v->type], quote);
@@ -9981,7 +10022,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config_types(dlrn_context *ctx, const cha
     return DLRN_OK;
 }
 
-/* The sizes that a config states must be those of the tensors: else it belongs to another file. */
+/* The sizes that a config states must be those of the tensors; otherwise the config belongs to
+   another file. */
 DLRNI_INTERNAL dlrn_status dlrni_check_config_sizes(dlrn_context *ctx, const char *path,
                                                     const dlrn_json *root,
                                                     const dlrn_dictionary *dict) {
@@ -10003,8 +10045,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config_sizes(dlrn_context *ctx, const cha
     return DLRN_OK;
 }
 
-/* A dictionary without weights: its width stands in the config alone, as a double, so it is checked
-   to be a whole number. */
+/* A dictionary without weights: its width is in the config alone, as a double, so it is checked to
+   be a whole number. */
 DLRNI_INTERNAL dlrn_status dlrni_load_identity(dlrn_context *ctx, const char *path,
                                                const dlrn_json *root, dlrn_dictionary **out) {
     char full[64];
@@ -10025,7 +10067,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_identity(dlrn_context *ctx, const char *pa
 /* ---- Finding and loading ---- */
 
 /* "ae.pt, ae.safetensors or ae.npz", for errors, from the table; files in a folder of their own
-   (trainer_0) would not help a reader. */
+   (trainer_0) would only confuse. */
 DLRNI_INTERNAL void dlrni_file_names(char *text, size_t size) {
     int at = 0, left = 0;
     for (int i = 0; i < DLRNI_FOLDER_FILES; i++) left += !strchr(dlrni_folder_files[i][0], '/');
@@ -10077,8 +10119,8 @@ DLRN_API dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const char *path, c
     return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected %s in this folder, found none", path, names);
 }
 
-/* Loads `file` ("": there is none) with what its config says; root NULL: there is no config. The
-   caller's layout goes before the config's. */
+/* Loads `file` ("": there is none) with what its config states; root NULL: there is no config. The
+   caller's layout takes precedence over the config's. */
 DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, const char *config,
                                            const dlrn_json *root, const char *layout,
                                            dlrn_dictionary **out) {
@@ -10108,7 +10150,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, 
     DLRNI_TRY(dlrn_archive_open(ctx, file, &a));
     dlrn_status s = dlrni_load_archive(a, wanted, 0, out);
     dlrn_archive_close(a);
-    /* last, because only the tensors tell the true sizes */
+    /* last, because only the tensors give the true sizes */
     if (s == DLRN_OK && root) s = dlrni_check_config_sizes(ctx, config, root, *out);
     if (s == DLRN_OK) return s;
     dlrn_dictionary_destroy(*out);
@@ -10134,14 +10176,14 @@ DLRN_API dlrn_status dlrn_load(dlrn_context *ctx, const char *path, const char *
     return s;
 }
 
-/* There is no config beside bytes in memory, so the tensors or `layout` must tell. The archive is
-   closed; parameters point into `bytes`, not into it. */
+/* There is no config beside bytes in memory, so the bytes or `layout` must determine the class. The
+   archive is closed; parameters point into `bytes`, not into it. */
 DLRN_API dlrn_status dlrn_load_memory(dlrn_context *ctx, const void *bytes, size_t size,
                                       const char *name, const char *layout, dlrn_dictionary **out) {
     dlrn_archive *a;
     const dlrni_layout *wanted;
     *out = NULL;
-    /* before the bytes are read: a misspelt name is told at once */
+    /* before the bytes are read: a misspelt name is reported at once */
     DLRNI_TRY(dlrni_resolve_layout(ctx, name, "layout", layout, &wanted));
     DLRNI_TRY(dlrn_archive_open_memory(ctx, bytes, size, name, &a));
     /* borrows: the bytes are the caller's, and stay */
@@ -15861,7 +15903,7 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
 #define DLRNI_HAS_F16     /* widen_f16 */
 #define DLRNI_OWN_CRC32 dlrni_crc32_folded
 #define DLRNI_OWN_COLLECT /* compress is an instruction */
-/* A mask of the first n lanes, or of all: masked loads and stores touch no memory behind a row. */
+/* A mask of the first n lanes, or of all: masked loads and stores touch no memory after a row. */
 DLRNI_INTERNAL __mmask16 DLRNI_K(first_lanes)(int64_t n) {
     return (__mmask16)(n >= DLRNI_LANES ? 0xFFFF : (1 << n) - 1);
 }
@@ -16452,7 +16494,7 @@ DLRNI_INTERNAL void DLRNI_K(gather_near)(float *out, int64_t n, const float *bas
     }
 }
 
-/* Columns behind the last wide step are few, and go without prefetching. */
+/* Columns after the last wide step are few, and go without prefetching. */
 DLRNI_INTERNAL void DLRNI_K(gather_axpy)(float *out, int64_t n, const float *base, int64_t ld,
                                          const int32_t *idx, const float *coef, int64_t count) {
     enum { MANY = DLRNI_K(gather_vectors), first = 0 };
@@ -16514,7 +16556,7 @@ DLRNI_INLINE void DLRNI_K(store_n)(float *p, DLRNI_K(v16) a, int64_t n) {
         }                                                                                          \
     } while (0)
 
-/* One multiply-add an element: the same bits as gather_axpy with one row. */
+/* One multiply-add per element: the same bits as gather_axpy with one row. */
 DLRNI_INLINE void DLRNI_K(axpy_n)(DLRNI_K(v16) a, const float *x, float *y, int64_t n) {
     DLRNI_K(store_n)(y, DLRNI_K(fma)(a, DLRNI_K(load_n)(x, n), DLRNI_K(load_n)(y, n)), n);
 }
@@ -16707,7 +16749,7 @@ static const dlrni_screen DLRNI_K(screen_f32) = {
 #endif /* DLRNI_HAS_SCREENS */
 
 #ifdef DLRNI_HAS_INT16
-/* int16 with one scale a row, by which its norm becomes 46000 or its largest magnitude 32767,
+/* int16 with one scale per row, by which its norm becomes 46000 or its largest magnitude 32767,
    whichever needs the larger scale. Rounding adds at most sqrt(d) / 2 to a norm: 91 for d = 2^15.
    So no sum of products of two rows, in any order, exceeds (46000 + 91)^2 < 2^31 (Cauchy and
    Schwarz). */
