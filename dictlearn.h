@@ -3968,7 +3968,7 @@ DLRNI_INTERNAL int dlrni_is_worse(const dlrni_cut *a, const dlrni_cut *b) {
 /* Restores a heap [n], the worst entry on top, after its top has changed. */
 DLRNI_INTERNAL void dlrni_heap_down(dlrni_cut *heap, int64_t n) {
     for (int64_t at = 0, child; (child = 2 * at + 1) < n; at = child) {
-        /* the worse child must stand above the other */
+        /* the worse child must be above the other */
         if (child + 1 < n && dlrni_is_worse(&heap[child + 1], &heap[child])) child++;
         /* in order again */
         if (!dlrni_is_worse(&heap[child], &heap[at])) return;
@@ -4244,8 +4244,8 @@ struct dlrn_encoder {
     int wanted;               /* 1: prepared panels are wanted                            */
     dlrni_prepared *prepared; /* or NULL                                                  */
     float *xc;                /* [rows][d_in]                                             */
-    float *f;                 /* [few rows][F], for few rows when f is not asked for      */
-    dlrn_sparse codes;        /* when x_hat alone is asked for                            */
+    float *f;                 /* [few rows][F], for few rows when f is not requested      */
+    dlrn_sparse codes;        /* when x_hat alone is requested                            */
     int64_t xc_cap, f_cap;
     dlrni_cut *heap; /* [k], for few rows */
     int64_t heap_cap;
@@ -4457,7 +4457,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
     c->width = c->ready ? c->ready->width : 0;
     /* rows in the screen's format, as the panels are */
     if (c->ready) DLRNI_TRY(dlrni_encoding_round(c));
-    /* no gate: f is the input, also where it is negative */
+    /* no gate: f is the input, also where that is negative */
     if (dict->formula.gate == DLRN_GATE_IDENTITY)
         memcpy(j->f, c->xc, (size_t)(n * dict->features) * sizeof *j->f);
     else
@@ -4474,7 +4474,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
 /* ---- Many rows ---- */
 
 /* Rows at a time: a stretch, or fewer where the lists would exceed 8 M entries (64 MB). The density
-   of the last batch tells, with half as much again to spare; before the first, all features count
+   of the last batch is used, with half as much again to spare; before the first, all features count
    as active. */
 DLRNI_INTERNAL int64_t dlrni_rows_at_once(const dlrni_encoding *c, int64_t left) {
     double row = (c->active >= 0 ? 1.5 * c->active + 0.001 : 1) * (double)c->dict->features;
@@ -4791,7 +4791,9 @@ DLRNI_INTERNAL int dlrni_lookup_add(dlrn_context *ctx, dlrni_lookup *t, const ch
       sae.pt.PID-ADDRESS.tmp the new one, while it is written: beside the old one, because a rename
                              cannot cross from one file system to another
 
-   A process that is killed leaves the temporary file, and the old one whole. */
+   A process that is killed leaves the temporary file, and the old one whole. Outside POSIX rename()
+   may not replace a file. Then it takes two steps (dlrni_rename_over), and a process that is killed
+   between them leaves the old file under the name sae.pt.PID-ADDRESS.tmp.old. */
 
 #if DLRNI_POSIX && !defined(__cplusplus)
 /* Whether the system headers declare these depends on -std and on the feature macros
@@ -5021,7 +5023,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_temporary(void *user, dlrn_context *ctx, 
 }
 
 /* dlrn_io.read_file. A short read is an error only if ferror says so. Otherwise the file has ended,
-   or more will come through the pipe; the next read tells. */
+   or more will come through the pipe; the next read shows which. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_read(void *user, dlrn_context *ctx, void *file, void *bytes,
                                             size_t size, size_t *got) {
     const dlrni_stdio *from = (const dlrni_stdio *)file;
