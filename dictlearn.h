@@ -1631,15 +1631,11 @@ DLRNI_INTERNAL int dlrni_mul(int64_t a, int64_t b, int64_t *out) {
 }
 
 /* Blocks of the host's allocator, aligned to a cache line: a vector that straddles two lines takes
-   twice as long to load. A head just before the block holds the pointer that must be released.
+   twice as long to load. The pointer that must be released lies just before the block.
 
-       raw                  block (a multiple of 64)
-       | unused | dlrni_block | the caller's bytes ... | */
-typedef struct dlrni_block {
-    void *raw;   /* from the allocator                                         */
-    size_t size; /* that the caller asked for: nothing reads it but a debugger */
-} dlrni_block;
-enum { DLRNI_ALIGN = 64 };
+       raw              block (a multiple of 64)
+       | unused | raw | the caller's bytes ... | */
+enum { DLRNI_ALIGN = 64, DLRNI_BLOCK_MORE = DLRNI_ALIGN + (int)sizeof(void *) };
 
 /* The host's allocator. The parentheses around the fields keep a host's function-like macros called
    alloc or release (as leak checkers define them) from expanding here. */
@@ -1657,8 +1653,7 @@ DLRNI_INTERNAL void dlrni_host_release(const dlrn_context_config *cfg, void *p) 
 /* count and size often come from a file, so their product is checked before any memory is taken. */
 DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size) {
     int64_t bytes, total;
-    if (!dlrni_mul(count, (int64_t)size, &bytes) ||
-        !dlrni_add(bytes, DLRNI_ALIGN + (int64_t)sizeof(dlrni_block), &total) ||
+    if (!dlrni_mul(count, (int64_t)size, &bytes) || !dlrni_add(bytes, DLRNI_BLOCK_MORE, &total) ||
         (uint64_t)total > SIZE_MAX) { /* a 32-bit system */
         dlrn_fail(ctx, DLRN_ERR_MEMORY, "a block of %lld x %lld bytes does not fit in memory",
                   (long long)count, (long long)size);
@@ -1669,19 +1664,17 @@ DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size) {
         dlrn_fail(ctx, DLRN_ERR_MEMORY, "out of memory: %lld bytes asked for", (long long)bytes);
         return NULL;
     }
-    uintptr_t at =
-        ((uintptr_t)raw + sizeof(dlrni_block) + DLRNI_ALIGN - 1) & ~(uintptr_t)(DLRNI_ALIGN - 1);
-    dlrni_block head = {raw, (size_t)bytes};
-    memcpy((char *)at - sizeof head, &head, sizeof head);
+    uintptr_t at = ((uintptr_t)raw + DLRNI_BLOCK_MORE - 1) & ~(uintptr_t)(DLRNI_ALIGN - 1);
+    memcpy((char *)at - sizeof raw, &raw, sizeof raw);
     return (void *)at;
 }
 
-/* The allocator gets its own pointer back, from the head. */
+/* The allocator gets its own pointer back. */
 DLRN_API void dlrn_free(dlrn_context *ctx, void *p) {
     if (!p) return;
-    dlrni_block head;
-    memcpy(&head, (char *)p - sizeof head, sizeof head);
-    dlrni_host_release(&ctx->cfg, head.raw);
+    void *raw;
+    memcpy(&raw, (char *)p - sizeof raw, sizeof raw);
+    dlrni_host_release(&ctx->cfg, raw);
 }
 
 /* memset and not the host's calloc, which the hooks do not have. */
@@ -10676,7 +10669,7 @@ DLRNI_INTERNAL int64_t dlrni_segment_count(const dlrn_buffer_config *cfg) {
 DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_config *cfg,
                                        int64_t d_in, int64_t d_out, uint64_t *bytes) {
     /* an allocation takes this much more than its size */
-    const int64_t block = DLRNI_ALIGN + (int64_t)sizeof(dlrni_block);
+    const int64_t block = DLRNI_BLOCK_MORE;
     int64_t row, stored, moving, total;
     DLRNI_TRY(dlrni_check_buffer_config(ctx, cfg));
     DLRNI_REQUIRE(ctx, d_in > 0 && d_out >= 0, "d_in must be positive, d_out not negative");
@@ -15744,25 +15737,31 @@ DLRNI_INTERNAL int dlrni_avx512vnni_runs(void) {
 }
 
 DLRNI_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,fma,pclmul,avx512vnni")
-/* int8 with one scale a row, by which its largest magnitude becomes 127. The first loop finds that,
-   the second rounds. Zeros have no largest and take the scale 1. A NaN or an infinity converts to
-   INT_MIN, which would overflow the sums, and is made -127; the norms keep it, so the screen drops
-   nothing. */
-DLRNI_INTERNAL void dlrni_avx512vnni_round(const float *x, int64_t n, int unsigned_, void *out,
-                                           dlrni_rounding *r) {
-    const __m512i flip = _mm512_set1_epi32(unsigned_ ? 128 : 0);
-    __m512 top = _mm512_setzero_ps(), full = top, rounded = top, error = top;
-    __m512i sum = _mm512_setzero_si512();
+/* The scale of a row for int8, by which its largest magnitude becomes 127. Zeros have no largest
+   and take the scale 1. */
+DLRNI_INTERNAL float dlrni_avx512vnni_scale(const float *x, int64_t n) {
+    __m512 top = _mm512_setzero_ps();
+    float lane[DLRNI_LANES], largest = 0;
     for (int64_t p = 0; p < n; p += DLRNI_LANES) {
         __mmask16 part = dlrni_avx512_first_lanes(n - p);
         top = _mm512_maskz_max_ps((__mmask16)0xFFFF, top,
                                   _mm512_abs_ps(_mm512_maskz_loadu_ps(part, x + p)));
     }
-    float lane[DLRNI_LANES], largest = 0, squares[4];
-    int32_t part_sum[DLRNI_LANES];
     _mm512_storeu_ps(lane, top);
     for (int i = 0; i < DLRNI_LANES; i++) largest = fmaxf(largest, lane[i]);
-    float scale = largest > 0 ? largest / 127.0f : 1.0f;
+    return largest > 0 ? largest / 127.0f : 1.0f;
+}
+
+/* int8 with one scale a row. A NaN or an infinity converts to INT_MIN, which would overflow the
+   sums, and is made -127; the norms keep it, so the screen drops nothing. */
+DLRNI_INTERNAL void dlrni_avx512vnni_round(const float *x, int64_t n, int unsigned_, void *out,
+                                           dlrni_rounding *r) {
+    const __m512i flip = _mm512_set1_epi32(unsigned_ ? 128 : 0);
+    __m512 full = _mm512_setzero_ps(), rounded = full, error = full;
+    __m512i sum = _mm512_setzero_si512();
+    float squares[4];
+    int32_t part_sum[DLRNI_LANES];
+    const float scale = dlrni_avx512vnni_scale(x, n);
     const __m512 s = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1.0f / scale);
     for (int64_t p = 0; p < n; p += DLRNI_LANES) {
         __mmask16 part = dlrni_avx512_first_lanes(n - p);
