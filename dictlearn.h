@@ -257,15 +257,16 @@
    defines DICTLEARN_IMPLEMENTATION. No macro changes the layout of a struct.
 
    The environment variable DICTLEARN_KERNELS=NAME picks the kernel set of every context that does
-   not name one itself. dlrn_info() returns the sets that this processor can run, and the one in
-   use.
+   not name one itself. dlrn_context_describe() returns the sets that this processor can run,
+   and the one in use.
 
    ---- MEMORY AND OWNERSHIP -----------------------------------------------------------------------
 
    Three words are used throughout. Borrowed: the object remains the caller's, and must stay valid
    during the call (or as long as the comment says). Copied: the caller may change or free it right
-   after the call. Owned: it is yours; pass it to the matching _destroy, _free or _close, all of
-   which accept NULL. After a failure an `out` pointer is NULL, and there is nothing to free.
+   after the call. Owned: it is yours; pass it to the matching _destroy, _free or _close, or a
+   plain block to dlrn_free; all of them accept NULL. After a failure an `out` pointer is NULL, and
+   there is nothing to free.
 
    Objects belong to the context that made them. Destroy them first, the context last. Parameters of
    a dictionary are plain arrays: read them at any time; after writing to them call
@@ -356,7 +357,7 @@
    ---- COMPAT -------------------------------------------------------------------------------------
 
    Where the reference's code differs from its documentation or from the papers it cites, the
-   default follows the documentation. `compat = 1` in dlrn_train_config and dlrn_eval_config
+   default follows the documentation. `compat = DLRN_ON` in dlrn_train_config and dlrn_eval_config
    reproduces the code of March 2024, number for number. Checkpoints, config.json and reports say
    which of the two made them.
 
@@ -408,9 +409,9 @@
      save_steps
      entropy=True                      cfg.sparsity = DLRN_SPARSITY_ENTROPY
      save_dir                          dlrn_trainer_save and dlrn_save in the progress callback
-   sae_loss(...)                       dlrn_trainer_loss; its terms are fields of dlrn_train_stats
-   ConstrainedAdam                     inside the step; dlrn_trainer_state_of() returns the moments
-   resample_neurons                    dlrn_trainer_resample_on, or cfg.resample_steps
+   sae_loss(...)                       inside the step; its terms are fields of dlrn_train_stats
+   ConstrainedAdam                     inside the step; dlrn_trainer_describe() returns the moments
+   resample_neurons                    cfg.resample_steps
    evaluate(model, ae, buffer)         dlrn_evaluate(ae, &cfg, &source, &lm or NULL, ..., &metrics)
    loss_recovered(...)                 dlrn_loss_recovered, for one or several sites at once
 
@@ -475,7 +476,7 @@
    - A new selection: dlrn_select, dlrni_selects (room candidates), room select for many rows and
      dlrni_few_select (room encode) for few. A screen holds if at most one of a feature's floors is
      not 0 (dlrni_screenable).
-   - The program's words for a new center, gate or selection: examples/program/recipes.h.
+   - The program's words for a new center or gate: put_formula in examples/program/recipes.h.
 
    A layout: a row of dlrni_layout_table. Shapes are in the letters of DLRN_ROLE_LIST and say how
    each tensor is stored ("IF": transposed; with O, files of transcoders fit, too). The first row of
@@ -487,8 +488,9 @@
 
    A recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs from
    the reference: defaults, penalty and its slope, an auxiliary loss (room auxiliary), what happens
-   after a step. A new setting is a field of dlrn_train_config, a line of the list in room settings
-   with its range, and its default if that is not 0.
+   after a step; and its words: the loss, and the settings that it uses, which the program reads. A
+   new setting is a field of dlrn_train_config, a line of the list in room settings with its range,
+   its default if that is not 0, and a flag of the program.
 
    A kernel set: a block in room kernel-bodies, whose head lists what a block must have, and a row
    of dlrni_sets (room kernels). Another kind of processor also needs a macro like DLRNI_X86 (room
@@ -546,6 +548,9 @@ extern "C" {
    memory    inputs are borrowed for the call, texts and configurations copied. What a call
              creates (`out`) is the caller's, to be destroyed before its context. A pointer that is
              returned as const is borrowed from the object. On failure *out is NULL.
+   verbs     objects: _create, _destroy; files: _open or _create, _close; plain blocks of memory:
+             _alloc, _read or _parse, then dlrn_free(). _describe returns what an object is and
+             holds, as a struct; its pointers are borrowed.
    threads   one call at a time on a context and the objects made with it. */
 
 /* Every function that can fail returns one of these; dlrn_error(ctx) is the text, with file,
@@ -595,6 +600,9 @@ typedef enum dlrn_dtype {
         DLRN_DTYPE_COUNT
 } dlrn_dtype;
 
+/* Settings that are on or off. */
+typedef enum dlrn_switch { DLRN_OFF, DLRN_ON } dlrn_switch;
+
 /* A context carries what objects share: allocator, threads, kernels, files, the text of the last
    error. Calls on one context (and on the objects made with it) must not overlap; any number of
    contexts may run at once. */
@@ -638,7 +646,7 @@ typedef struct dlrn_io {
 /* All zero is the default. */
 typedef struct dlrn_context_config {
     int threads;         /* workers. 0: all cores that OpenMP sees, or 1 without OpenMP */
-    const char *kernels; /* a set's name (see dlrn_info). NULL or "auto": the environment's
+    const char *kernels; /* a set's name (see below). NULL or "auto": the environment's
                             DICTLEARN_KERNELS, else the best set that this processor can run */
     /* The allocator: both or neither; a block of `size` bytes aligned as malloc() does, or NULL.
        NULL: DICTLEARN_MALLOC and DICTLEARN_FREE, which are malloc() and free(). */
@@ -646,11 +654,14 @@ typedef struct dlrn_context_config {
     void (*release)(void *user, void *p);
     /* Runs all tasks and returns when they are done. NULL: OpenMP, or the calling thread. */
     void (*parallel_for)(void *user, int64_t n_tasks, dlrn_parallel_body body, void *arg);
+    /* Polled during a resampling, which may take minutes. Other than 0: the call ends with
+       DLRN_STOPPED. NULL: never. */
+    int (*stop)(void *user);
     void *user; /* handed to the callbacks above */
     dlrn_io io; /* all zero: files of the C library; with DICTLEARN_NO_STDIO: there are none */
 } dlrn_context_config;
 
-/* What a context runs on. All of it belongs to the context. */
+/* What a context runs on. */
 typedef struct dlrn_context_info {
     const char *kernels;          /* the kernel set in force                                  */
     const char *const *available; /* the sets that this processor can run, scalar first; NULL
@@ -660,8 +671,8 @@ typedef struct dlrn_context_info {
                          (OpenMP)" */
 } dlrn_context_info;
 
-/* A matrix of f32: element (i, j) is data[i * stride + j]. A view of your memory (dlrn_view), or
-   one that owns it (dlrn_tensor_create). */
+/* A matrix of f32: element (i, j) is data[i * stride + j]. A view of your memory (dlrn_view), or of
+   a block of its own (dlrn_tensor_alloc). */
 typedef struct dlrn_tensor {
     float *data; /* [rows][cols], rows `stride` floats apart */
     int64_t rows, cols, stride;
@@ -690,8 +701,7 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_context_create(const dlrn_context_config *c
                                                     dlrn_context **out);
 /* Destroy the objects made with a context first. */
 DLRN_API void dlrn_context_destroy(dlrn_context *ctx);
-/* What the context runs on; the texts are valid until it is destroyed. */
-DLRN_API dlrn_context_info dlrn_info(const dlrn_context *ctx);
+DLRN_API dlrn_context_info dlrn_context_describe(const dlrn_context *ctx);
 
 /* The text of the last error, one line of UTF-8; "" if there was none. Valid until the next failing
    call on this context. ctx NULL: a fixed text. */
@@ -699,8 +709,23 @@ DLRN_API const char *dlrn_error(const dlrn_context *ctx);
 /* For your own callbacks: formats the text as printf does, makes it one line, and returns s. */
 DLRN_API DLRN_PRINTF(3, 4) dlrn_status
     dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...);
-/* "shapes do not agree": a fixed text. */
-DLRN_API const char *dlrn_status_text(dlrn_status s);
+
+/* The enumerations whose values have names. */
+typedef enum dlrn_names {
+    DLRN_NAMES_STATUS, /* "shapes do not agree"; the others as in files: */
+    DLRN_NAMES_DTYPE,  /* "F32" */
+    DLRN_NAMES_ROLE,   /* "encoder_weight" */
+    DLRN_NAMES_CENTER, /* "output_bias" */
+    DLRN_NAMES_GATE,   /* "relu" */
+    DLRN_NAMES_SELECT, /* "top_k" */
+#ifndef DICTLEARN_NO_TRAINING
+    DLRN_NAMES_LOSS,    /* "norm" */
+    DLRN_NAMES_SPARSITY /* "l1" */
+#endif
+} dlrn_names;
+/* The name of a value: dlrn_name(DLRN_NAMES_DTYPE, DLRN_F32) is "F32". "?": there is no such
+   value. */
+DLRN_API const char *dlrn_name(dlrn_names which, int value);
 
 /* ------------------------------------------------------------------------------------------ */
 // >>api-dictionary
@@ -723,25 +748,29 @@ typedef enum dlrn_role {
         DLRN_ROLE_COUNT
 } dlrn_role;
 
-/* What is subtracted from scale_in * x before the encoder. */
-typedef enum dlrn_center {
-    DLRN_CENTER_NONE,
-    DLRN_CENTER_OUTPUT_BIAS, /* the same bias that is added to x_hat */
-    DLRN_CENTER_INPUT_BIAS
-} dlrn_center;
+/* What is subtracted from scale_in * x before the encoder: X(value, name), as in the lists
+   below. */
+#define DLRN_CENTER_LIST(X)                                                                        \
+    X(DLRN_CENTER_NONE, "none")                                                                    \
+    X(DLRN_CENTER_OUTPUT_BIAS, "output_bias") /* the same bias that is added to x_hat */           \
+    X(DLRN_CENTER_INPUT_BIAS, "input_bias")
 
 /* What a pre-activation p becomes: f. */
-typedef enum dlrn_gate {
-    DLRN_GATE_RELU,    /* max(p, 0)                        */
-    DLRN_GATE_JUMP,    /* p if p > max(threshold, 0), or 0 */
-    DLRN_GATE_IDENTITY /* x itself: there is no encoder    */
-} dlrn_gate;
+#define DLRN_GATE_LIST(X)                                                                          \
+    X(DLRN_GATE_RELU, "relu")         /* max(p, 0)                        */                       \
+    X(DLRN_GATE_JUMP, "jump")         /* p if p > max(threshold, 0), or 0 */                       \
+    X(DLRN_GATE_IDENTITY, "identity") /* x itself: there is no encoder    */
 
 /* Which features of a row stay. */
-typedef enum dlrn_select {
-    DLRN_SELECT_ALL,
-    DLRN_SELECT_TOP_K /* the k largest; of equal ones those with the lower index */
-} dlrn_select;
+#define DLRN_SELECT_LIST(X)                                                                        \
+    X(DLRN_SELECT_ALL, "all")                                                                      \
+    X(DLRN_SELECT_TOP_K, "top_k") /* the k largest; of equal ones those with the lower index */
+
+#define DLRN_VALUE(value, name) value,
+typedef enum dlrn_center { DLRN_CENTER_LIST(DLRN_VALUE) } dlrn_center;
+typedef enum dlrn_gate { DLRN_GATE_LIST(DLRN_VALUE) } dlrn_gate;
+typedef enum dlrn_select { DLRN_SELECT_LIST(DLRN_VALUE) } dlrn_select;
+#undef DLRN_VALUE
 
 /* All that inference needs besides the parameters, as plain data. In words: scale and centre x,
    multiply with each encoder row, gate, select, add the atoms up.
@@ -879,6 +908,12 @@ typedef struct dlrn_source {
     void *user;
 } dlrn_source;
 
+/* Whether an object destroys a source that it is given. Its struct is copied in both cases. */
+typedef enum dlrn_ownership {
+    DLRN_BORROWED, /* no: destroy it yourself, after the object                        */
+    DLRN_OWNED     /* yes, in the object's _destroy; not if its _create fails          */
+} dlrn_ownership;
+
 /* Rows of arrays in memory, borrowed until the source is destroyed: x [rows][d_in], y
    [rows][d_out], or NULL and d_out 0. epochs: how many times the rows are read; 0: without end. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_source_from_array(dlrn_context *ctx, const float *x,
@@ -892,10 +927,9 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_source_from_npy(dlrn_context *ctx, const ch
                                                      dlrn_source *out);
 /* A filter: drops the rows of `source` whose x or y holds a number that is not finite. *skipped
    (may be NULL; must outlive the filter) counts them. DLRN_ERR_VALUE after a million in a row.
-   Positions are those of `source`. The struct is copied; owns_source 1: the filter destroys it, 0:
-   you do, after the filter. */
+   Positions are those of `source`. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *source,
-                                                   int owns_source, int64_t *skipped,
+                                                   dlrn_ownership ownership, int64_t *skipped,
                                                    dlrn_source *out);
 /* Calls the source's destroy and zeroes the struct. */
 DLRN_API void dlrn_source_destroy(dlrn_source *source);
@@ -904,12 +938,12 @@ DLRN_API void dlrn_source_destroy(dlrn_source *source);
    half are unread, and hands out rows drawn uniformly without replacement, O(1) a row. At the end
    of the source it hands out all that it still holds. The second column: defaults. */
 typedef struct dlrn_buffer_config {
-    int64_t capacity;   /* rows that it can hold                                      3840000 */
-    int64_t read_rows;  /* rows wanted from the source in one call                      65536 */
-    int64_t batch_rows; /* rows of a batch                                               8192 */
-    int shuffle;        /* 1; or 0: rows in the source's order                              1 */
-    dlrn_dtype store;   /* DLRN_F32, DLRN_F16 or DLRN_BF16                                F32 */
-    uint64_t seed;      /* of the drawing                                                   0 */
+    int64_t capacity;    /* rows that it can hold                                      3840000 */
+    int64_t read_rows;   /* rows wanted from the source in one call                      65536 */
+    int64_t batch_rows;  /* rows of a batch                                               8192 */
+    dlrn_switch shuffle; /* OFF: rows in the source's order                                  ON */
+    dlrn_dtype store;    /* DLRN_F32, DLRN_F16 or DLRN_BF16                                F32 */
+    uint64_t seed;       /* of the drawing                                                   0 */
 } dlrn_buffer_config;
 
 /* What a buffer is and holds. */
@@ -926,37 +960,41 @@ DLRN_API dlrn_buffer_config dlrn_buffer_defaults(void);
 /* Bytes that a buffer would take at most for such rows, before it is made. d_out 0: no target. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_config *cfg,
                                                   int64_t d_in, int64_t d_out, uint64_t *bytes);
-/* The source's struct is copied; owns_source 1: the buffer destroys it, 0: you do, after the
-   buffer. Memory grows as rows come, up to dlrn_buffer_bytes(). */
+/* Memory grows as rows come, up to dlrn_buffer_bytes(). */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_config *cfg,
-                                                   const dlrn_source *source, int owns_source,
-                                                   dlrn_buffer **out);
+                                                   const dlrn_source *source,
+                                                   dlrn_ownership ownership, dlrn_buffer **out);
 DLRN_API void dlrn_buffer_destroy(dlrn_buffer *buffer);
 /* The next batch: x [*n][d_in] and y [*n][d_out] (y == x without a target), borrowed until the next
    call on this buffer. *n is batch_rows except for the last batch. DLRN_END: none is left. Errors
    of the source are passed on; DLRN_ERR_VALUE: a row that cannot be stored. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_next(dlrn_buffer *buffer, const float **x,
                                                  const float **y, int64_t *n);
-DLRN_API void dlrn_buffer_describe(const dlrn_buffer *buffer, dlrn_buffer_info *out);
+DLRN_API dlrn_buffer_info dlrn_buffer_describe(const dlrn_buffer *buffer);
 
 /* ------------------------------------------------------------------------------------------ */
 // >>api-train
 
-typedef enum dlrn_loss {
-    DLRN_LOSS_NORM,   /* mean_i ||y_i - x_hat_i||: what the reference calls MSE; its published
-                         penalties were tuned for it */
-    DLRN_LOSS_SQUARED /* mean_i ||y_i - x_hat_i||^2 */
-} dlrn_loss;
+/* Reconstruction: the reference calls the norm MSE, and its published penalties were tuned for
+   it. */
+#define DLRN_LOSS_LIST(X)                                                                          \
+    X(DLRN_LOSS_NORM, "norm")       /* mean_i ||y_i - x_hat_i||   */                               \
+    X(DLRN_LOSS_SQUARED, "squared") /* mean_i ||y_i - x_hat_i||^2 */
 
-typedef enum dlrn_sparsity {
-    DLRN_SPARSITY_L1,     /* mean_i sum_j f_ij */
-    DLRN_SPARSITY_ENTROPY /* mean_i -sum_j q_ij log(q_ij + 1e-8), q_i = f_i / (sum f_i + 1e-8) */
-} dlrn_sparsity;
+/* The penalty; q_i = f_i / (sum f_i + 1e-8). */
+#define DLRN_SPARSITY_LIST(X)                                                                      \
+    X(DLRN_SPARSITY_L1, "l1")           /* mean_i sum_j f_ij                     */                \
+    X(DLRN_SPARSITY_ENTROPY, "entropy") /* mean_i -sum_j q_ij log(q_ij + 1e-8)   */
+
+#define DLRN_VALUE(value, name) value,
+typedef enum dlrn_loss { DLRN_LOSS_LIST(DLRN_VALUE) } dlrn_loss;
+typedef enum dlrn_sparsity { DLRN_SPARSITY_LIST(DLRN_VALUE) } dlrn_sparsity;
+#undef DLRN_VALUE
 
 /* Start from dlrn_train_defaults(recipe) and change what you want. The last column: defaults of the
    recipe "reference". Periods are in steps; -1 means never. */
 typedef struct dlrn_train_config {
-    const char *recipe;      /* how to train; borrowed, NULL: "reference". dlrn_recipe_name() lists
+    const char *recipe;      /* how to train; borrowed, NULL: "reference". dlrn_recipe() lists
                                 them                                                            */
     int64_t d_in;            /* numbers of a row x; dlrn_train() asks the source            512 */
     int64_t d_out;           /* numbers of its target; 0: as d_in                             0 */
@@ -978,8 +1016,8 @@ typedef struct dlrn_train_config {
     int64_t log_steps;       /*                                                            1000 */
     int64_t save_steps;      /*                                                              -1 */
     uint64_t seed;           /* of the weights and of resampling                              0 */
-    int compat;              /* 1: the reference's code of March 2024, number for number      0 */
-    /* Settings that only some recipes use; leave the others' defaults alone. */
+    dlrn_switch compat;      /* ON: the reference's code of March 2024, number for number   OFF */
+    /* Settings that only some recipes use (see dlrn_recipe_info); leave the others' alone. */
     double clip;                   /* largest norm of the whole gradient; 0: no limit         0 */
     int64_t sparsity_warmup_steps; /* the penalty's weight grows over so many steps           0 */
     int64_t k;                     /* features that a row keeps                               0 */
@@ -1015,11 +1053,26 @@ typedef struct dlrn_trainer dlrn_trainer;
 /* The defaults of a recipe; NULL: "reference". An unknown name is an error of
    dlrn_trainer_create. */
 DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe);
-DLRN_API const char *dlrn_recipe_name(int index); /* 0, 1, ... until NULL */
+
+/* A recipe in words. */
+typedef struct dlrn_recipe_info {
+    const char *name;            /* "dl-top_k"                                                   */
+    const char *family;          /* of the dictionaries that it trains                           */
+    const char *loss;            /* what a step minimises, and where that is from                */
+    const dlrn_formula *formula; /* of the family; its k is cfg.k                                */
+    double lr;                   /* lr -1 becomes this / sqrt(features / 16384); 0: -1 is an
+                                     error                                                        */
+    const char *const *settings; /* the fields of dlrn_train_config that it uses and some other
+                                     recipe does not, by name; NULL after the last                */
+} dlrn_recipe_info;
+/* Recipe 0, 1, ...; NULL after the last. */
+DLRN_API const dlrn_recipe_info *dlrn_recipe(int index);
+
 /* A new trainer; cfg is copied. init: weights to start from (copied; of any context), or NULL: new
    ones by cfg.seed. buffer: where _step takes its batches from; borrowed, must outlive the trainer;
-   NULL if you only call _step_on (then also call _resample_on for resampling). DLRN_ERR_ARGUMENT
-   names a setting that is out of range, DLRN_ERR_SHAPE sizes that do not agree. */
+   NULL if you only call _step_on: a resampling then draws from the rows of its step.
+   DLRN_ERR_ARGUMENT names a setting that is out of range, DLRN_ERR_SHAPE sizes that do not
+   agree. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *cfg,
                                                     const dlrn_dictionary *init,
                                                     dlrn_buffer *buffer, dlrn_trainer **out);
@@ -1030,38 +1083,24 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *trainer);
    written (possible only where the lists of a batch exceed their budget), the trainer cannot go on:
    every later step fails. Resume from a checkpoint. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_step(dlrn_trainer *trainer, dlrn_train_stats *stats);
-/* stop (NULL: none) is polled during a resampling. If it returns other than 0, the call ends with
-   DLRN_STOPPED. */
-DLRN_API void dlrn_trainer_on_stop(dlrn_trainer *trainer, int (*stop)(void *user), void *user);
 /* One step on these rows: x [n][d_in], y [n][d_out], or NULL for x. After DLRN_ERR_MEMORY or
    DLRN_STOPPED pass the same arrays again. If the weights had already moved, other rows are refused
    until the step is finished. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_step_on(dlrn_trainer *trainer, const float *x,
                                                      const float *y, int64_t n,
                                                      dlrn_train_stats *stats);
-/* Losses of the rows x [n][d_in], y [n][d_out] or NULL for x, with the present weights. Nothing
-   changes. stats may be NULL. DLRN_ERR_VALUE: a loss is not finite. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_loss(dlrn_trainer *trainer, const float *x,
-                                                  const float *y, int64_t n,
-                                                  dlrn_train_stats *stats);
-/* Revives the features that are dead now with rows drawn from x [n][d_in], y [n][d_out] or NULL;
-   *resampled (may be NULL) says how many. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_resample_on(dlrn_trainer *trainer, const float *x,
-                                                         const float *y, int64_t n,
-                                                         int64_t *resampled);
-/* The dictionary being trained: borrowed, lives as long as the trainer. */
-DLRN_API dlrn_dictionary *dlrn_trainer_dictionary(dlrn_trainer *trainer);
-/* All of a trainer's state, borrowed. Moments have the shape of their parameter; NULL where the
-   dictionary has none. */
-typedef struct dlrn_trainer_state {
-    const dlrn_train_config *config;
-    int64_t steps; /* done                                                          */
+/* All of a trainer's state. Moments have the shape of their parameter; NULL where the dictionary
+   has none. */
+typedef struct dlrn_trainer_info {
+    const dlrn_train_config *config; /* with what the recipe filled in: lr, d_out, k           */
+    dlrn_dictionary *dictionary;     /* being trained; lives as long as the trainer            */
+    int64_t steps;                   /* done                                                   */
     float *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT]; /* Adam's moments, by role                */
     int64_t *since_fired; /* [F] steps since the feature was last active; rows where the
                              recipe counts rows (cfg.dead_rows)                              */
     int broken; /* 1: a step failed while it was writing the weights; do not use them       */
-} dlrn_trainer_state;
-DLRN_API dlrn_trainer_state dlrn_trainer_state_of(const dlrn_trainer *trainer);
+} dlrn_trainer_info;
+DLRN_API dlrn_trainer_info dlrn_trainer_describe(const dlrn_trainer *trainer);
 /* Writes all that is needed to go on with the same bits: weights, moments, counters, configuration,
    the buffer's unread rows and the source's position (where it has one). One file, a .safetensors
    by name, atomic. DLRN_ERR_VALUE: weights that are not finite; the older file stays, since it may
@@ -1083,8 +1122,8 @@ typedef dlrn_status (*dlrn_progress)(void *user, dlrn_trainer *trainer,
 DLRN_API DLRN_CHECK dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *cfg,
                                            const dlrn_source *source, dlrn_progress progress,
                                            void *user, dlrn_dictionary **out);
-/* The configuration as a JSON object (no newline), for config.json: truncated to size,
-   NUL-terminated; returns the length it needs, as snprintf does. */
+/* The configuration as a JSON object (no newline), for config.json, with the rate that lr -1 means:
+   truncated to size, NUL-terminated; returns the length it needs, as snprintf does. */
 DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text, size_t size);
 
 /* ------------------------------------------------------------------------------------------ */
@@ -1105,7 +1144,9 @@ typedef struct dlrn_metrics {
     double cosine;      /* mean cos(y, x_hat), rows with a zero vector left out               */
     double l2_ratio;    /* mean ||x_hat|| / ||y||                                             */
     double relative_reconstruction_bias; /* E ||x_hat||^2 / E <y, x_hat> */
-    int64_t dead, dense; /* features that never fire; that fire on more than 10 % of the rows  */
+    int64_t dead, dense;  /* features that never fire; that fire on more than 10 % of the rows  */
+    const int64_t *fired; /* [F] rows on which each feature fired, borrowed from the evaluator;
+                             dlrn_evaluate: NULL                                               */
     /* With a language model: cross-entropy in nats a token of the model unchanged, with the site
        replaced by its reconstruction, and with the site set to zero. */
     double loss_original, loss_reconstructed, loss_zero;
@@ -1138,7 +1179,7 @@ typedef struct dlrn_eval_config {
     int64_t rows;           /* stop after so many; -1: all                          8192 */
     int64_t batch_size;     /* rows at a time; never changes the result              256 */
     dlrn_sparsity sparsity; /* which sparsity_loss                                    L1 */
-    int compat;             /* the reference's formulas of March 2024                  0 */
+    dlrn_switch compat;     /* ON: the reference's formulas of March 2024            OFF */
 } dlrn_eval_config;
 
 typedef struct dlrn_evaluator dlrn_evaluator;
@@ -1163,8 +1204,6 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_add(dlrn_evaluator *e, const floa
                                                    const float *y, int64_t n);
 DLRN_API DLRN_CHECK dlrn_status
 dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out); /* cross-entropies are NaN */
-/* [F] the number of rows on which each feature fired. */
-DLRN_API const int64_t *dlrn_evaluator_fired(const dlrn_evaluator *e);
 DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e);
 /* Cross-entropies with a dictionary spliced in at every site: dicts [lm->sites]. Sets the fields of
    the language model in out, and no other. */
@@ -1185,11 +1224,10 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e
    that operands can be described, too; the result of a product must be memory that you may write
    to. */
 DLRN_API dlrn_tensor dlrn_view(const float *data, int64_t rows, int64_t cols, int64_t stride);
-/* A matrix of zeros, 64-byte aligned, freed by dlrn_tensor_free. DLRN_ERR_MEMORY also if rows *
+/* A matrix of zeros, 64-byte aligned; free its data with dlrn_free. DLRN_ERR_MEMORY also if rows *
    cols overflows. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_tensor_create(dlrn_context *ctx, int64_t rows, int64_t cols,
-                                                   dlrn_tensor *out);
-DLRN_API void dlrn_tensor_free(dlrn_context *ctx, dlrn_tensor *t);
+DLRN_API DLRN_CHECK dlrn_status dlrn_tensor_alloc(dlrn_context *ctx, int64_t rows, int64_t cols,
+                                                  dlrn_tensor *out);
 
 typedef enum dlrn_matmul_op {
     DLRN_NN, /* c [m][n] = a [m][k] b [k][n]   */
@@ -1227,8 +1265,6 @@ DLRN_API double dlrn_rng_uniform_f64(dlrn_rng *rng);         /* (0, 1), 53 bits 
 DLRN_API float dlrn_rng_normal(dlrn_rng *rng);               /* Box-Muller       */
 DLRN_API uint64_t dlrn_rng_below(dlrn_rng *rng, uint64_t n); /* [0, n), unbiased */
 
-DLRN_API const char *dlrn_dtype_name(dlrn_dtype t); /* "F32" */
-
 /* ------------------------------------------------------------------------------------------ */
 // >>api-files
 
@@ -1264,22 +1300,23 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_archive_open_memory(dlrn_context *ctx, cons
                                                          dlrn_archive **out);
 DLRN_API void dlrn_archive_close(dlrn_archive *a);
 
-/* "pt", "pt-legacy", "safetensors", "npz", "npy", or "sharded". */
-DLRN_API const char *dlrn_archive_format(const dlrn_archive *a);
-DLRN_API const char *dlrn_archive_path(const dlrn_archive *a);
-DLRN_API int64_t dlrn_archive_count(const dlrn_archive *a);
+typedef struct dlrn_archive_info {
+    const char *path;
+    const char *format; /* "pt", "pt-legacy", "safetensors", "npz", "npy", or "sharded" */
+    int64_t count;      /* of tensors                                                   */
+} dlrn_archive_info;
+DLRN_API dlrn_archive_info dlrn_archive_describe(const dlrn_archive *a);
 /* The tensor at an index in [0, count), borrowed until the archive is closed; else NULL. */
-DLRN_API const dlrn_tensor_info *dlrn_archive_info(const dlrn_archive *a, int64_t index);
+DLRN_API const dlrn_tensor_info *dlrn_archive_tensor(const dlrn_archive *a, int64_t index);
 /* The index of a name; -1: there is none. */
 DLRN_API int64_t dlrn_archive_find(const dlrn_archive *a, const char *name);
 
 /* Reads rows [first, first + rows) of a tensor, that is slices of its first dimension, to dst
-   [rows][numel / shape[0]]: row-major f32, from any type, strides and byte order. A tensor without
-   dimensions is one row. DLRN_ERR_ARGUMENT: out of range. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_archive_read_rows(dlrn_archive *a, int64_t index,
-                                                       int64_t first, int64_t rows, float *dst);
-/* Reads a whole tensor to dst [numel]. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index, float *dst);
+   [rows][numel / shape[0]]: row-major f32, from any type, strides and byte order. rows -1: up to
+   the last; first 0, rows -1: the whole tensor. A tensor without dimensions is one row.
+   DLRN_ERR_ARGUMENT: out of range. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index, int64_t first,
+                                                  int64_t rows, float *dst);
 
 /* A tensor to be written. */
 typedef struct dlrn_tensor_out {
@@ -1350,7 +1387,7 @@ DLRN_API int dlrn_file_exists(dlrn_context *ctx, const char *path);
 /* A block of count * size bytes from the context's allocator, aligned to 64 bytes, not cleared.
    NULL, with the error's text set: no memory, or the product overflows. */
 DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size);
-/* Frees what dlrn_alloc or dlrn_file_read returned. */
+/* Frees a block: from dlrn_alloc, dlrn_tensor_alloc (its data), dlrn_file_read, dlrn_json_parse. */
 DLRN_API void dlrn_free(dlrn_context *ctx, void *p);
 
 /* ---- JSON ---- */
@@ -1375,11 +1412,10 @@ typedef struct dlrn_json { /* one value */
 } dlrn_json;
 
 /* Parses strict JSON (RFC 8259). Equal keys in one object and nesting beyond 64 are errors. The
-   tree is one block with its own copy of the text: dlrn_json_free. `name` stands for the file in
-   errors. *out is NULL on failure. */
+   tree is one block with its own copy of the text; free its root with dlrn_free. `name` stands for
+   the file in errors. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t size,
                                                 const char *name, dlrn_json **out);
-DLRN_API void dlrn_json_free(dlrn_context *ctx, dlrn_json *root);
 /* A member by path, "trainer.dict_class"; NULL: there is none, or object is NULL. */
 DLRN_API const dlrn_json *dlrn_json_get(const dlrn_json *object, const char *path);
 /* Its text or number; `otherwise`: there is none, or it is of another type. A bool is 0 or 1. */
@@ -1580,8 +1616,8 @@ typedef struct dlrni_set {
     const dlrni_screen *screen[2]; /* NULL: none */
 } dlrni_set;
 
-/* dlrn_info hands out the names of the sets, so a context stores them; a declaration next to
-   dlrni_sets fails to compile when the table outgrows this. */
+/* dlrn_context_describe hands out the names of the sets, so a context stores them; a declaration
+   next to dlrni_sets fails to compile when the table outgrows this. */
 enum { DLRNI_SETS_MAX = 15 };
 
 struct dlrn_context {
@@ -1590,7 +1626,8 @@ struct dlrn_context {
     const dlrni_kernel_table *k; /* its kernels                  */
     int threads;                 /* workers of dlrn_parallel_for */
     char error[1024]; /* of the last failure; needs no memory when memory has run out    */
-    char text[512];   /* dlrn_info: version, sets, threads in one line                    */
+    char text
+        [512]; /* of dlrn_context_describe: version, sets, threads in one line                    */
     const char *names[DLRNI_SETS_MAX + 1]; /* of the sets that this processor can run, then NULL */
 };
 
@@ -1671,15 +1708,11 @@ DLRNI_INTERNAL int dlrni_mul(int64_t a, int64_t b, int64_t *out) {
 }
 
 /* Blocks of the host's allocator, aligned to a cache line: a vector that straddles two lines takes
-   twice as long to load. A head just before the block holds the pointer that must be released.
+   twice as long to load. The pointer that must be released lies just before the block.
 
-       raw                  block (a multiple of 64)
-       | unused | dlrni_block | the caller's bytes ... | */
-typedef struct dlrni_block {
-    void *raw;   /* from the allocator                                         */
-    size_t size; /* that the caller asked for: nothing reads it but a debugger */
-} dlrni_block;
-enum { DLRNI_ALIGN = 64 };
+       raw              block (a multiple of 64)
+       | unused | raw | the caller's bytes ... | */
+enum { DLRNI_ALIGN = 64, DLRNI_BLOCK_MORE = DLRNI_ALIGN + (int)sizeof(void *) };
 
 /* The host's allocator. The parentheses around the fields keep a host's function-like macros called
    alloc or release (as leak checkers define them) from expanding here. */
@@ -1697,8 +1730,7 @@ DLRNI_INTERNAL void dlrni_host_release(const dlrn_context_config *cfg, void *p) 
 /* count and size often come from a file, so their product is checked before any memory is taken. */
 DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size) {
     int64_t bytes, total;
-    if (!dlrni_mul(count, (int64_t)size, &bytes) ||
-        !dlrni_add(bytes, DLRNI_ALIGN + (int64_t)sizeof(dlrni_block), &total) ||
+    if (!dlrni_mul(count, (int64_t)size, &bytes) || !dlrni_add(bytes, DLRNI_BLOCK_MORE, &total) ||
         (uint64_t)total > SIZE_MAX) { /* a 32-bit system */
         dlrn_fail(ctx, DLRN_ERR_MEMORY, "a block of %lld x %lld bytes does not fit in memory",
                   (long long)count, (long long)size);
@@ -1709,19 +1741,17 @@ DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size) {
         dlrn_fail(ctx, DLRN_ERR_MEMORY, "out of memory: %lld bytes asked for", (long long)bytes);
         return NULL;
     }
-    uintptr_t at =
-        ((uintptr_t)raw + sizeof(dlrni_block) + DLRNI_ALIGN - 1) & ~(uintptr_t)(DLRNI_ALIGN - 1);
-    dlrni_block head = {raw, (size_t)bytes};
-    memcpy((char *)at - sizeof head, &head, sizeof head);
+    uintptr_t at = ((uintptr_t)raw + DLRNI_BLOCK_MORE - 1) & ~(uintptr_t)(DLRNI_ALIGN - 1);
+    memcpy((char *)at - sizeof raw, &raw, sizeof raw);
     return (void *)at;
 }
 
-/* The allocator gets its own pointer back, from the head. */
+/* The allocator gets its own pointer back. */
 DLRN_API void dlrn_free(dlrn_context *ctx, void *p) {
     if (!p) return;
-    dlrni_block head;
-    memcpy(&head, (char *)p - sizeof head, sizeof head);
-    dlrni_host_release(&ctx->cfg, head.raw);
+    void *raw;
+    memcpy(&raw, (char *)p - sizeof raw, sizeof raw);
+    dlrni_host_release(&ctx->cfg, raw);
 }
 
 /* memset and not the host's calloc, which the hooks do not have. */
@@ -1766,11 +1796,38 @@ DLRN_API const char *dlrn_error(const dlrn_context *ctx) {
     return ctx ? ctx->error : "no context: out of memory, or a wrong configuration";
 }
 
-DLRN_API const char *dlrn_status_text(dlrn_status s) {
-#define DLRNI_STATUS_TEXT(name, text) text, /* the list has the codes and texts side by side */
-    static const char *const texts[] = {DLRN_STATUS_LIST(DLRNI_STATUS_TEXT)};
-#undef DLRNI_STATUS_TEXT
-    return (unsigned)s < DLRN_STATUS_COUNT ? texts[s] : "?"; /* a callback may return any number */
+/* Names stand in the lists that make the enumerations, so that none can be forgotten here. Any
+   number may come: from a callback, or from a caller in C. */
+DLRN_API const char *dlrn_name(dlrn_names which, int value) {
+#define DLRNI_TEXT(name, text) text,
+#define DLRNI_ROLE_TEXT(name, text, rows, cols) text,
+#define DLRNI_DTYPE_TEXT(name, text, bytes, npy, storage, torch) text,
+#define DLRNI_NAMES(names, list)                                                                   \
+    case names: {                                                                                  \
+        static const char *const texts[] = {list};                                                 \
+        text = texts;                                                                              \
+        count = sizeof texts / sizeof *texts;                                                      \
+        break;                                                                                     \
+    }
+    const char *const *text = NULL;
+    size_t count = 0;
+    switch (which) {
+        DLRNI_NAMES(DLRN_NAMES_STATUS, DLRN_STATUS_LIST(DLRNI_TEXT))
+        DLRNI_NAMES(DLRN_NAMES_DTYPE, DLRN_DTYPE_LIST(DLRNI_DTYPE_TEXT))
+        DLRNI_NAMES(DLRN_NAMES_ROLE, DLRN_ROLE_LIST(DLRNI_ROLE_TEXT))
+        DLRNI_NAMES(DLRN_NAMES_CENTER, DLRN_CENTER_LIST(DLRNI_TEXT))
+        DLRNI_NAMES(DLRN_NAMES_GATE, DLRN_GATE_LIST(DLRNI_TEXT))
+        DLRNI_NAMES(DLRN_NAMES_SELECT, DLRN_SELECT_LIST(DLRNI_TEXT))
+#ifndef DICTLEARN_NO_TRAINING
+        DLRNI_NAMES(DLRN_NAMES_LOSS, DLRN_LOSS_LIST(DLRNI_TEXT))
+        DLRNI_NAMES(DLRN_NAMES_SPARSITY, DLRN_SPARSITY_LIST(DLRNI_TEXT))
+#endif
+    }
+#undef DLRNI_TEXT
+#undef DLRNI_ROLE_TEXT
+#undef DLRNI_DTYPE_TEXT
+#undef DLRNI_NAMES
+    return value >= 0 && (size_t)value < count ? text[value] : "?";
 }
 
 /* Reports that a callback failed. Its text may be this context's own last error, so it is copied
@@ -1782,7 +1839,7 @@ DLRNI_INTERNAL dlrn_status dlrni_callback_error(dlrn_context *ctx, dlrn_status s
     if (n >= sizeof copy) n = sizeof copy - 1;
     if (n) memcpy(copy, text, n);
     copy[n] = 0;
-    return dlrn_fail(ctx, s, "%s failed: %s", who, n ? copy : dlrn_status_text(s));
+    return dlrn_fail(ctx, s, "%s failed: %s", who, n ? copy : dlrn_name(DLRN_NAMES_STATUS, (int)s));
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -2010,11 +2067,9 @@ DLRNI_INTERNAL int64_t dlrni_dtype_size(dlrn_dtype t) {
     return (unsigned)t < DLRN_DTYPE_COUNT ? sizes[t] : 0;
 }
 
-DLRN_API const char *dlrn_dtype_name(dlrn_dtype t) {
-#define DLRNI_DTYPE_NAME(name, text, bytes, npy, storage, torch) text,
-    static const char *const names[] = {DLRN_DTYPE_LIST(DLRNI_DTYPE_NAME)};
-#undef DLRNI_DTYPE_NAME
-    return (unsigned)t < DLRN_DTYPE_COUNT ? names[t] : "?";
+/* Short, because errors need it often. */
+DLRNI_INTERNAL const char *dlrni_type_name(dlrn_dtype t) {
+    return dlrn_name(DLRN_NAMES_DTYPE, (int)t);
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -2317,8 +2372,8 @@ DLRNI_INTERNAL DLRN_PRINTF(4, 5) void dlrni_print_more(char *text, size_t size, 
     if (n > 0) *used = (size_t)n < size - *used ? *used + (size_t)n : size - 1;
 }
 
-/* Fills in what dlrn_info tells: the names of the sets that can run here, and one line for logs and
-   bug reports, which shows the set, the threads and who runs them. */
+/* Fills in what dlrn_context_describe tells: the names of the sets that can run here, and one line
+   for logs and bug reports, which shows the set, the threads and who runs them. */
 DLRNI_INTERNAL void dlrni_describe(dlrn_context *ctx) {
 #ifdef _OPENMP /* slow runs are often builds that lack -fopenmp: the line must show it */
     const char *threading = ctx->cfg.parallel_for ? "the host's" : "OpenMP";
@@ -2380,7 +2435,7 @@ DLRN_API void dlrn_context_destroy(dlrn_context *ctx) {
 }
 
 /* The texts are the context's own, so that the caller frees nothing. */
-DLRN_API dlrn_context_info dlrn_info(const dlrn_context *ctx) {
+DLRN_API dlrn_context_info dlrn_context_describe(const dlrn_context *ctx) {
     dlrn_context_info info = {ctx->set.name, ctx->names, ctx->threads, ctx->text};
     return info;
 }
@@ -2388,7 +2443,7 @@ DLRN_API dlrn_context_info dlrn_info(const dlrn_context *ctx) {
 /* ------------------------------------------------------------------------------------------ */
 // >>matrix
 /* Matrices and what is done with them: products, transposition, dot, norm, top-k. A tensor is a
-   view: a pointer, two sizes and a stride. Only dlrn_tensor_create owns its memory. */
+   view: a pointer, two sizes and a stride. */
 
 /* Views of constant data are needed everywhere, and C has no const tensor: the cast through
    uintptr_t drops const without a warning. Functions that write to a tensor say so. */
@@ -2399,8 +2454,8 @@ DLRN_API dlrn_tensor dlrn_view(const float *data, int64_t rows, int64_t cols, in
 }
 
 /* Zeroed, so that a sum can start at once and no uninitialised number is ever saved. */
-DLRN_API dlrn_status dlrn_tensor_create(dlrn_context *ctx, int64_t rows, int64_t cols,
-                                        dlrn_tensor *out) {
+DLRN_API dlrn_status dlrn_tensor_alloc(dlrn_context *ctx, int64_t rows, int64_t cols,
+                                       dlrn_tensor *out) {
     int64_t n;
     memset(out, 0, sizeof *out);
     DLRNI_REQUIRE(ctx, rows >= 0 && cols >= 0, "rows and cols must not be negative");
@@ -2411,13 +2466,6 @@ DLRN_API dlrn_status dlrn_tensor_create(dlrn_context *ctx, int64_t rows, int64_t
     if (!data) return DLRN_ERR_MEMORY;
     *out = dlrn_view(data, rows, cols, cols);
     return DLRN_OK;
-}
-
-/* Leaves an empty tensor, so that freeing twice is harmless. */
-DLRN_API void dlrn_tensor_free(dlrn_context *ctx, dlrn_tensor *t) {
-    if (!t) return;
-    dlrn_free(ctx, t->data);
-    memset(t, 0, sizeof *t);
 }
 
 /* ---- Products ----
@@ -5724,12 +5772,6 @@ DLRN_API dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t
     return DLRN_OK;
 }
 
-/* The tree is one block, which begins with its root: so no recursion is needed to free it, and a
-   tree of any depth is freed. */
-DLRN_API void dlrn_json_free(dlrn_context *ctx, dlrn_json *root) {
-    dlrn_free(ctx, root);
-}
-
 /* ---- Getting values ---- */
 
 /* Linear in the members of each object on the path, which is enough: configurations have a hundred
@@ -6196,23 +6238,15 @@ DLRNI_INTERNAL void dlrni_entry_read(const dlrni_entry *e, int64_t first, int64_
 
 /* rows <= all - first, and not first + rows <= all, which could overflow. An empty tensor is not
    read: its other sizes may be beyond any bound. */
-DLRN_API dlrn_status dlrn_archive_read_rows(dlrn_archive *a, int64_t index, int64_t first,
-                                            int64_t rows, float *dst) {
+DLRN_API dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index, int64_t first, int64_t rows,
+                                       float *dst) {
     DLRNI_REQUIRE(a->ctx, index >= 0 && index < a->count, "no such tensor");
     const dlrni_entry *e = &a->entries[index];
     int64_t all = e->info.ndim ? e->info.shape[0] : 1;
+    if (rows == -1 && first >= 0) rows = all - first;
     DLRNI_REQUIRE(a->ctx, first >= 0 && rows >= 0 && first <= all && rows <= all - first,
                   "rows out of range");
     if (e->info.numel) dlrni_entry_read(e, first, rows, dst, NULL);
-    return DLRN_OK;
-}
-
-/* All rows; also the one row of a tensor without dimensions. An empty tensor has no rows to read,
-   however large its shape. */
-DLRN_API dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index, float *dst) {
-    DLRNI_REQUIRE(a->ctx, index >= 0 && index < a->count, "no such tensor");
-    const dlrni_entry *e = &a->entries[index];
-    if (e->info.numel) dlrni_entry_read(e, 0, e->info.ndim ? e->info.shape[0] : 1, dst, NULL);
     return DLRN_OK;
 }
 
@@ -6223,7 +6257,7 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_read_i64(dlrn_archive *a, int64_t index
     const dlrni_entry *e = &a->entries[index];
     if (dlrni_is_float(e->info.dtype))
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s': expected integers, found %s",
-                         a->path, e->info.name, dlrn_dtype_name(e->info.dtype));
+                         a->path, e->info.name, dlrni_type_name(e->info.dtype));
     if (e->info.numel) dlrni_entry_read(e, 0, e->info.ndim ? e->info.shape[0] : 1, NULL, dst);
     return DLRN_OK;
 }
@@ -6267,20 +6301,13 @@ DLRN_API void dlrn_archive_close(dlrn_archive *a) {
     dlrn_free(ctx, a);
 }
 
-DLRN_API const char *dlrn_archive_format(const dlrn_archive *a) {
-    return a->format;
-}
-
-DLRN_API const char *dlrn_archive_path(const dlrn_archive *a) {
-    return a->path;
-}
-
-DLRN_API int64_t dlrn_archive_count(const dlrn_archive *a) {
-    return a->count;
+DLRN_API dlrn_archive_info dlrn_archive_describe(const dlrn_archive *a) {
+    dlrn_archive_info info = {a->path, a->format, a->count};
+    return info;
 }
 
 /* Out of range is not an error: callers pass the result of dlrn_archive_find. */
-DLRN_API const dlrn_tensor_info *dlrn_archive_info(const dlrn_archive *a, int64_t index) {
+DLRN_API const dlrn_tensor_info *dlrn_archive_tensor(const dlrn_archive *a, int64_t index) {
     return index >= 0 && index < a->count ? &a->entries[index].info : NULL;
 }
 
@@ -6475,7 +6502,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_open(dlrn_archive *a) {
     a->format = "safetensors";
     DLRNI_TRY(dlrn_json_parse(a->ctx, (const char *)text, (size_t)size, a->path, &root));
     dlrn_status s = dlrni_safetensors_header(a, root, c);
-    dlrn_json_free(a->ctx, root);
+    dlrn_free(a->ctx, root);
     return s;
 }
 
@@ -6709,7 +6736,7 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_header(dlrn_context *ctx, const dlrn_tensor
     if ((!descr && !code[1]) || strlen(shape) > SHAPE_MAX)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
                          "tensor '%s': .npy has no type %s, or no room for its shape", t->name,
-                         dlrn_dtype_name(t->dtype));
+                         dlrni_type_name(t->dtype));
     dlrni_print(text, sizeof text, "{'descr': '%s', 'fortran_order': False, 'shape': (%s%s), }",
                 descr ? descr : code, shape, t->ndim == 1 ? "," : "");
     memset(head, ' ', DLRNI_NPY_HEAD);
@@ -8674,7 +8701,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pt_pickle(dlrni_bytes *b, const dlrn_tensor_out
         if (!*dlrni_dtypes[t->dtype].torch_storage)
             return dlrn_fail(b->ctx, DLRN_ERR_UNSUPPORTED,
                              "tensor '%s': a .pt has no storage of type %s", t->name,
-                             dlrn_dtype_name(t->dtype));
+                             dlrni_type_name(t->dtype));
         dlrni_torch_put_tensor(b, t, i, numel);
     }
     DLRNI_TORCH_OPS(b, DLRNI_OP_SETITEMS, DLRNI_OP_STOP);
@@ -8851,7 +8878,7 @@ DLRNI_INTERNAL dlrn_status dlrni_index_open(dlrn_archive *a) {
         map && map->type == DLRN_JSON_OBJECT
             ? dlrni_open_shards(a, map)
             : dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: expected an object weight_map", a->path);
-    dlrn_json_free(a->ctx, root);
+    dlrn_free(a->ctx, root);
     return s;
 }
 
@@ -8927,7 +8954,7 @@ typedef struct dlrni_npy {
 DLRNI_INTERNAL dlrn_status dlrni_npy_open(dlrn_context *ctx, const char *path, dlrni_npy *out) {
     memset(out, 0, sizeof *out);
     DLRNI_TRY(dlrn_archive_open(ctx, path, &out->file));
-    const dlrn_tensor_info *info = dlrn_archive_info(out->file, 0);
+    const dlrn_tensor_info *info = dlrn_archive_tensor(out->file, 0);
     /* every .npy has one tensor */
     if (!strcmp(out->file->format, "npy") && info && info->ndim == 2) {
         out->rows = info->shape[0];
@@ -8946,7 +8973,7 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_open(dlrn_context *ctx, const char *path, d
 /* Reads n rows to dst [n][cols]. Fortran order and other types cost a slower copy, and no
    memory. */
 DLRNI_INTERNAL dlrn_status dlrni_npy_rows(dlrni_npy *npy, int64_t first, int64_t n, float *dst) {
-    return dlrn_archive_read_rows(npy->file, 0, first, n, dst);
+    return dlrn_archive_read(npy->file, 0, first, n, dst);
 }
 
 /* Safe on one that was never opened, all zero. So a source can be closed after any error. */
@@ -9234,14 +9261,14 @@ DLRN_API void dlrn_writer_abort(dlrn_writer *w) {
 DLRNI_INTERNAL dlrn_status dlrni_csr_find(dlrn_archive *a, const char *name, int is_real,
                                           int64_t *index, int64_t *n) {
     *index = dlrn_archive_find(a, name);
-    const dlrn_tensor_info *info = dlrn_archive_info(a, *index);
+    const dlrn_tensor_info *info = dlrn_archive_tensor(a, *index);
     if (!info || info->ndim != 1)
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
                          "%s: expected '%s' of one dimension, as scipy.sparse.save_npz writes it",
                          a->path, name);
     if (!is_real && dlrni_is_float(info->dtype))
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s': expected integers, found %s",
-                         a->path, name, dlrn_dtype_name(info->dtype));
+                         a->path, name, dlrni_type_name(info->dtype));
     *n = info->numel;
     return DLRN_OK;
 }
@@ -9350,7 +9377,7 @@ DLRNI_INTERNAL dlrn_status dlrni_csr_fill(dlrn_archive *a, dlrn_sparse *out) {
     DLRNI_TRY(dlrni_sparse_reserve(a->ctx, out, shape[0], n[INDICES]));
     out->rows = shape[0];
     DLRNI_TRY(dlrni_archive_read_i64(a, at[INDPTR], out->row_ptr));
-    DLRNI_TRY(dlrn_archive_read(a, at[DATA], out->val));
+    DLRNI_TRY(dlrn_archive_read(a, at[DATA], 0, -1, out->val));
     DLRNI_TRY(dlrni_csr_columns(a, at[INDICES], n[INDICES], out));
     DLRNI_TRY(dlrni_csr_check(a, out, n[INDICES]));
     return dlrni_csr_sort(a, out);
@@ -9682,7 +9709,7 @@ DLRNI_INTERNAL dlrn_status dlrni_match_tensor(dlrni_loading *l, const dlrni_stor
     *index = dlrni_find_stored(l, t->name);
     /* absent, and that is allowed */
     if (*index < 0 && t->optional) return DLRN_OK;
-    const dlrn_tensor_info *info = dlrn_archive_info(l->a, *index);
+    const dlrn_tensor_info *info = dlrn_archive_tensor(l->a, *index);
     /* first compare all sizes, then take them: a wrong shape must not set sizes */
     int same = info && (info->ndim == ndim || (!ndim && info->numel == 1));
     for (int i = 0; same && i < ndim; i++) {
@@ -9725,7 +9752,7 @@ DLRNI_INTERNAL int64_t dlrni_output_width(const dlrni_loading *l) {
     for (const dlrni_stored *t = l->layout->tensor; t->name; t++) {
         const char *letter = strchr(t->shape, 'O');
         if (!letter) continue;
-        const dlrn_tensor_info *info = dlrn_archive_info(l->a, dlrni_find_stored(l, t->name));
+        const dlrn_tensor_info *info = dlrn_archive_tensor(l->a, dlrni_find_stored(l, t->name));
         if (!info || info->ndim != (int)strlen(t->shape)) return l->I;
         int64_t n = info->shape[letter - t->shape];
         if (n < 1 || (width >= 0 && n != width)) return l->I;
@@ -9854,10 +9881,10 @@ DLRNI_INTERNAL dlrn_status dlrni_read_plain(dlrn_archive *a, const char *name,
    requested (`turn`). 16 rows at a time: no second copy of the matrix. */
 DLRNI_INTERNAL dlrn_status dlrni_read_strided(dlrn_archive *a, int64_t index, const char *name,
                                               int turn, float *to) {
-    const dlrn_tensor_info *info = dlrn_archive_info(a, index);
+    const dlrn_tensor_info *info = dlrn_archive_tensor(a, index);
     /* the archive's own reader knows strides and types */
     if (!turn) {
-        DLRNI_TRY(dlrn_archive_read(a, index, to));
+        DLRNI_TRY(dlrn_archive_read(a, index, 0, -1, to));
         return dlrni_check_weights(a, name, to, 0, info->numel);
     }
     /* 16 floats are a cache line of the result */
@@ -9867,7 +9894,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_strided(dlrn_archive *a, int64_t index, co
     for (int64_t r = 0; r < rows && s == DLRN_OK; r += step) {
         int64_t n = dlrni_min(step, rows - r);
         /* converts to f32 */
-        s = dlrn_archive_read_rows(a, index, r, n, part);
+        s = dlrn_archive_read(a, index, r, n, part);
         if (s == DLRN_OK) s = dlrni_check_weights(a, name, part, r * cols, n * cols);
         for (int64_t j = 0; j < cols && s == DLRN_OK; j++)
             for (int64_t i = 0; i < n; i++) to[j * rows + r + i] = part[i * cols + j];
@@ -9919,7 +9946,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_number(dlrni_loading *l, const dlrni_store
                                              dlrn_dictionary *dict) {
     float value;
     /* one number, as dlrni_match_tensor has checked */
-    DLRNI_TRY(dlrn_archive_read(l->a, index, &value));
+    DLRNI_TRY(dlrn_archive_read(l->a, index, 0, -1, &value));
     if (t->is == DLRNI_IS_LAST_THRESHOLD) {
         /* kept so that saving writes it back */
         dict->formula.threshold = (double)value;
@@ -10173,7 +10200,7 @@ DLRN_API dlrn_status dlrn_load(dlrn_context *ctx, const char *path, const char *
     if (s == DLRN_OK && *config) s = dlrn_json_parse(ctx, text, size, config, &root);
     if (s == DLRN_OK) s = dlrni_load_with(ctx, file, config, root, layout, out);
     /* also after an error: both may be NULL */
-    dlrn_json_free(ctx, root);
+    dlrn_free(ctx, root);
     dlrn_free(ctx, text);
     return s;
 }
@@ -10606,7 +10633,7 @@ DLRNI_INTERNAL dlrn_status dlrni_array_seek(void *user, uint64_t position) {
     if (position > (uint64_t)end)
         return dlrn_fail(s->ctx, DLRN_ERR_ARGUMENT,
                          "%s: position %llu: expected at most %lld, the end of its rows",
-                         s->file.file ? dlrn_archive_path(s->file.file) : "an array",
+                         s->file.file ? s->file.file->path : "an array",
                          (unsigned long long)position, (long long)end);
     /* within an epoch, too: the next read begins at this row */
     s->at = (int64_t)position;
@@ -10787,7 +10814,8 @@ DLRNI_INTERNAL void dlrni_finite_destroy(void *user) {
 }
 
 DLRN_API dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *source,
-                                        int owns_source, int64_t *skipped, dlrn_source *out) {
+                                        dlrn_ownership ownership, int64_t *skipped,
+                                        dlrn_source *out) {
     const dlrn_source inner = *source; /* out may be the same struct */
     memset(out, 0, sizeof *out);
     DLRNI_REQUIRE(ctx, inner.read && inner.d_in > 0, "the source has no read callback or no width");
@@ -10796,7 +10824,7 @@ DLRN_API dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *so
     /* the fields of *out come last: with out == source they overwrite it */
     s->ctx = ctx;
     s->inner = inner;
-    s->owns_inner = owns_source;
+    s->owns_inner = ownership == DLRN_OWNED;
     s->skipped = skipped;
     if (skipped) *skipped = 0; /* the caller need not */
     out->d_in = inner.d_in;
@@ -10892,7 +10920,7 @@ typedef struct dlrni_buffer_state {
 
 DLRN_API dlrn_buffer_config dlrn_buffer_defaults(void) {
     /* the reference's: 30000 contexts of 128 tokens, read 512 contexts at a time */
-    dlrn_buffer_config cfg = {30000 * 128, 512 * 128, 8192, 1, DLRN_F32, 0};
+    dlrn_buffer_config cfg = {30000 * 128, 512 * 128, 8192, DLRN_ON, DLRN_F32, 0};
     return cfg;
 }
 
@@ -10938,7 +10966,7 @@ DLRNI_INTERNAL int64_t dlrni_segment_count(const dlrn_buffer_config *cfg) {
 DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_config *cfg,
                                        int64_t d_in, int64_t d_out, uint64_t *bytes) {
     /* an allocation takes this much more than its size */
-    const int64_t block = DLRNI_ALIGN + (int64_t)sizeof(dlrni_block);
+    const int64_t block = DLRNI_BLOCK_MORE;
     int64_t row, stored, moving, total;
     DLRNI_TRY(dlrni_check_buffer_config(ctx, cfg));
     DLRNI_REQUIRE(ctx, d_in > 0 && d_out >= 0, "d_in must be positive, d_out not negative");
@@ -10987,7 +11015,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_alloc(dlrn_buffer *b) {
 }
 
 DLRN_API dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_config *cfg,
-                                        const dlrn_source *source, int owns_source,
+                                        const dlrn_source *source, dlrn_ownership ownership,
                                         dlrn_buffer **out) {
     uint64_t bytes;
     *out = NULL;
@@ -11007,12 +11035,13 @@ DLRN_API dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_con
     b->rng.seed = cfg->seed;
     b->rng.stream = UINT64_MAX; /* apart from the streams that make weights */
     dlrn_status s = dlrni_buffer_alloc(b);
-    /* owns_source is still 0: this leaves the source open */
+    /* not yet owned: this leaves the source open */
     if (s != DLRN_OK) {
         dlrn_buffer_destroy(b);
         return s;
     }
-    b->owns_source = owns_source; /* only now: on failure the source stays the caller's */
+    /* only now: on failure the source stays the caller's */
+    b->owns_source = ownership == DLRN_OWNED;
     *out = b;
     return DLRN_OK;
 }
@@ -11184,7 +11213,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_storable(const dlrn_buffer *b, int which,
     return dlrn_fail(b->ctx, DLRN_ERR_VALUE,
                      "%s row %lld, column %lld: %g is too large to be stored as %s", names[which],
                      (long long)(b->rows_read + i / d), (long long)(i % d), (double)x[i],
-                     dlrn_dtype_name(b->cfg.store));
+                     dlrni_type_name(b->cfg.store));
 }
 
 /* Takes up to `want` rows from the source into b->in; *n == 0 and b->ended at its end. A source may
@@ -11327,15 +11356,16 @@ DLRN_API dlrn_status dlrn_buffer_next(dlrn_buffer *b, const float **x, const flo
     return DLRN_OK;
 }
 
-DLRN_API void dlrn_buffer_describe(const dlrn_buffer *b, dlrn_buffer_info *out) {
-    memset(out, 0, sizeof *out);
-    out->d_in = b->d[0];
-    out->d_out = b->d[1];
-    out->capacity = b->cfg.capacity;
-    out->unread = b->unread;
-    out->rows_read = b->rows_read;
-    if (dlrn_buffer_bytes(b->ctx, &b->cfg, b->d[0], b->d[1], &out->max_bytes) != DLRN_OK)
-        out->max_bytes = 0; /* cannot happen: dlrn_buffer_create has computed it */
+DLRN_API dlrn_buffer_info dlrn_buffer_describe(const dlrn_buffer *b) {
+    dlrn_buffer_info info;
+    info.d_in = b->d[0];
+    info.d_out = b->d[1];
+    info.capacity = b->cfg.capacity;
+    info.unread = b->unread;
+    info.rows_read = b->rows_read;
+    if (dlrn_buffer_bytes(b->ctx, &b->cfg, b->d[0], b->d[1], &info.max_bytes) != DLRN_OK)
+        info.max_bytes = 0; /* cannot happen: dlrn_buffer_create has computed it */
+    return info;
 }
 
 /* ---- For checkpoints ---- */
@@ -11388,8 +11418,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_buffer_state(const dlrn_buffer *b,
     int targets = state->rows_of[1] != NULL;
     if (state->store != b->cfg.store || (state->rows && targets != (b->d[1] > 0)))
         return dlrn_fail(b->ctx, DLRN_ERR_ARGUMENT, "expected rows of %s%s, found %s%s",
-                         dlrn_dtype_name(b->cfg.store), b->d[1] ? " with a target" : "",
-                         dlrn_dtype_name(state->store), targets ? " with a target" : "");
+                         dlrni_type_name(b->cfg.store), b->d[1] ? " with a target" : "",
+                         dlrni_type_name(state->store), targets ? " with a target" : "");
     if (state->rows <= b->cfg.capacity) return DLRN_OK;
     return dlrn_fail(b->ctx, DLRN_ERR_SHAPE, "expected at most the buffer's %lld rows, found %lld",
                      (long long)b->cfg.capacity, (long long)state->rows);
@@ -11563,8 +11593,6 @@ struct dlrn_trainer {
         double factor; /* of cfg.sparsity_penalty; 1 without a target for L0          */
         double off;    /* log of L0 over its target, at the last step                 */
     } steering;
-    int (*stop)(void *user);
-    void *stop_user;
 };
 
 /* The features of a few groups while they are visited: sums so far, and the entries of the lists
@@ -11599,10 +11627,9 @@ typedef struct dlrni_auxiliary {
 /* A recipe: how a family is trained. One block (room recipes) and one row of the table. In
    brackets: what a NULL hook means. */
 struct dlrni_recipe {
-    const char *name, *family;
+    dlrn_recipe_info info;
     void (*defaults)(dlrn_train_config *cfg); /* [the reference's]                             */
-    double (*rate)(const dlrn_train_config *cfg); /* lr -1: the rate for this F [an error]     */
-    int counts_rows; /* since_fired counts rows, not steps            */
+    int counts_rows;                          /* since_fired counts rows, not steps            */
     /* Before the loss of step 0. [nothing] */
     dlrn_status (*first_batch)(dlrn_trainer *t, const float *x, const float *y, int64_t n);
     /* The value of a feature whose pre-activation is in a list. [the pre-activation] */
@@ -13041,7 +13068,7 @@ DLRNI_INTERNAL void dlrni_reference_slopes(const dlrn_trainer *t, dlrni_visit *v
    library takes infinity), and k is not filled up with features at 0 (the library picks some at
    random and counts them as active). */
 DLRNI_INTERNAL void dlrni_top_k_defaults(dlrn_train_config *cfg) {
-    cfg->lr = -1;              /* by dlrni_top_k_rate: it depends on the number of features */
+    cfg->lr = -1;              /* it depends on the number of features (dlrn_recipe_info) */
     cfg->sparsity_penalty = 0; /* k alone makes it sparse */
     cfg->loss = DLRN_LOSS_SQUARED;
     cfg->clip = 1; /* gradients are clipped to norm 1 */
@@ -13050,12 +13077,6 @@ DLRNI_INTERNAL void dlrni_top_k_defaults(dlrn_train_config *cfg) {
     cfg->dead_rows = 10000000;  /* the same: 10 million tokens */
     cfg->threshold_beta = 0.999;
     cfg->threshold_start_step = 1000; /* the first values are not typical yet */
-}
-
-/* The library's scaling law, from Gao et al.: 2e-4 at 2^14 features, falling with the square
-   root. */
-DLRNI_INTERNAL double dlrni_top_k_rate(const dlrn_train_config *cfg) {
-    return 2e-4 / sqrt((double)cfg->features / 16384);
 }
 
 /* One round of Weiszfeld's algorithm (1937): to [d] = the mean of y [n][d], weighted by 1 /
@@ -13183,25 +13204,72 @@ DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v
 
 /* ---- The table. The first row is the default: version 0.1 had no other ---- */
 
+/* By name: the settings that a recipe uses and some other one does not. */
+static const char *const dlrni_reference_settings[] = {
+    "sparsity_penalty",
+    "sparsity_warmup_steps",
+    "target_l0",
+    "ghost_threshold",
+    "sparsity",
+    "compat",
+    NULL,
+};
+static const char *const dlrni_top_k_settings[] = {
+    "k", "auxk_alpha", "auxk", "dead_rows", "threshold_beta", "threshold_start_step", NULL,
+};
+static const char *const dlrni_jump_relu_settings[] = {
+    "sparsity_penalty", "sparsity_warmup_steps", "target_l0", "bandwidth", NULL,
+};
+
 static const dlrni_recipe dlrni_recipe_table[] = {
-    {"reference", "AutoEncoder", NULL, NULL, 0, NULL, NULL, dlrni_reference_penalty,
-     dlrni_reference_slopes, &dlrni_ghosts, dlrni_steer_penalty},
-    {"dl-top_k", "AutoEncoderTopK", dlrni_top_k_defaults, dlrni_top_k_rate, 1,
-     dlrni_top_k_first_batch, NULL, NULL, NULL, &dlrni_auxk, dlrni_top_k_after_step},
-    {"dl-jump_relu", "JumpReluAutoEncoder", dlrni_jump_relu_defaults, NULL, 0, NULL,
-     dlrni_jump_relu_value, dlrni_jump_relu_penalty, dlrni_jump_relu_slopes, NULL, NULL},
+    {{"reference", "AutoEncoder",
+      "mean ||x - x_hat|| + sparsity_penalty * mean L1 of f (trainSAE of March 2024)",
+      &dlrni_family_table[0].formula, 0, dlrni_reference_settings},
+     NULL,
+     0,
+     NULL,
+     NULL,
+     dlrni_reference_penalty,
+     dlrni_reference_slopes,
+     &dlrni_ghosts,
+     dlrni_steer_penalty},
+    /* the rate: the library's scaling law, from Gao et al.: 2e-4 at 2^14 features */
+    {{"dl-top_k", "AutoEncoderTopK",
+      "mean ||x - x_hat||^2 + auxk_alpha * AuxK of dead features (TopKTrainer of "
+      "dictionary_learning 0.1.0)",
+      &dlrni_family_table[1].formula, 2e-4, dlrni_top_k_settings},
+     dlrni_top_k_defaults,
+     1,
+     dlrni_top_k_first_batch,
+     NULL,
+     NULL,
+     NULL,
+     &dlrni_auxk,
+     dlrni_top_k_after_step},
+    {{"dl-jump_relu", "JumpReluAutoEncoder",
+      "mean ||x - x_hat||^2 + sparsity_penalty * (L0 / target_l0 - 1)^2 (JumpReluTrainer of "
+      "dictionary_learning 0.1.0)",
+      &dlrni_family_table[2].formula, 0, dlrni_jump_relu_settings},
+     dlrni_jump_relu_defaults,
+     0,
+     NULL,
+     dlrni_jump_relu_value,
+     dlrni_jump_relu_penalty,
+     dlrni_jump_relu_slopes,
+     NULL,
+     NULL},
 };
 enum { DLRNI_RECIPES = sizeof dlrni_recipe_table / sizeof *dlrni_recipe_table };
 
 /* NULL stands for the first; an unknown name gives NULL. */
 DLRNI_INTERNAL const dlrni_recipe *dlrni_recipe_named(const char *name) {
     for (int i = 0; i < DLRNI_RECIPES; i++)
-        if (!name || !strcmp(dlrni_recipe_table[i].name, name)) return &dlrni_recipe_table[i];
+        if (!name || !strcmp(dlrni_recipe_table[i].info.name, name)) return &dlrni_recipe_table[i];
     return NULL;
 }
 
-DLRN_API const char *dlrn_recipe_name(int index) {
-    return index >= 0 && index < DLRNI_RECIPES ? dlrni_recipe_table[index].name : NULL;
+DLRN_API const dlrn_recipe_info *dlrn_recipe(int index) {
+    return index >= 0 && index < DLRNI_RECIPES ? &dlrni_recipe_table[index].info : NULL;
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -13217,7 +13285,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     dlrn_train_config cfg;
     memset(&cfg, 0, sizeof cfg);
     /* an unknown name stays, so that the trainer can name it in its error */
-    cfg.recipe = r ? r->name : recipe;
+    cfg.recipe = r ? r->info.name : recipe;
     cfg.d_in = 512;
     cfg.features = 16 * 512; /* 16 atoms for each dimension */
     cfg.lr = 3e-4;
@@ -13284,16 +13352,6 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(target_l0, "target_l0", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                   \
     X(bandwidth, "bandwidth", v >= 0 && DLRNI_REAL(v), "a finite number from 0")
 
-/* The words of config.json and of the command line. */
-DLRNI_INTERNAL const char *dlrni_loss_name(dlrn_loss loss) {
-    return loss == DLRN_LOSS_SQUARED ? "squared" : "norm";
-}
-
-/* The same for the penalty. */
-DLRNI_INTERNAL const char *dlrni_sparsity_name(dlrn_sparsity sparsity) {
-    return sparsity == DLRN_SPARSITY_ENTROPY ? "entropy" : "l1";
-}
-
 /* Checks that each setting is within its range. A setting that comes from a checkpoint takes the
    same way: files are not trusted. */
 DLRNI_INTERNAL dlrn_status dlrni_check_numbers(dlrn_context *ctx, const dlrn_train_config *cfg) {
@@ -13318,7 +13376,21 @@ DLRNI_INTERNAL dlrn_status dlrni_check_numbers(dlrn_context *ctx, const dlrn_tra
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                          "dlrn_train_config: sparsity: expected a DLRN_SPARSITY_, found %d",
                          (int)cfg->sparsity);
+    if (cfg->compat != DLRN_OFF && cfg->compat != DLRN_ON)
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                         "dlrn_train_config: compat: expected DLRN_OFF or DLRN_ON, found %d",
+                         (int)cfg->compat);
     return DLRN_OK;
+}
+
+/* The rate that lr means: -1 stands for one that falls with the square root of the number of
+   features, if the recipe has such a law. */
+DLRNI_INTERNAL double dlrni_settled_rate(const dlrn_train_config *cfg, const dlrni_recipe *recipe) {
+    /* lr == -1, without the warning of -Wfloat-equal */
+    int derived = !(cfg->lr > -1) && !(cfg->lr < -1);
+    return derived && recipe && recipe->info.lr > 0
+               ? recipe->info.lr / sqrt((double)cfg->features / 16384)
+               : cfg->lr;
 }
 
 /* Checks a configuration, and fills in what follows from the rest: the recipe's name, d_out, the
@@ -13330,11 +13402,10 @@ DLRNI_INTERNAL dlrn_status dlrni_settle_config(dlrn_context *ctx, dlrn_train_con
     if (!*recipe)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                          "dlrn_train_config: recipe: expected a name such as %s, found %.80s",
-                         dlrni_recipe_table[0].name, cfg->recipe);
+                         dlrni_recipe_table[0].info.name, cfg->recipe);
     /* the table's own string: the caller's may be gone later */
-    cfg->recipe = (*recipe)->name;
-    /* lr == -1, without the warning of -Wfloat-equal */
-    if (!(cfg->lr > -1) && !(cfg->lr < -1) && (*recipe)->rate) cfg->lr = (*recipe)->rate(cfg);
+    cfg->recipe = (*recipe)->info.name;
+    cfg->lr = dlrni_settled_rate(cfg, *recipe);
     DLRNI_TRY(dlrni_check_numbers(ctx, cfg));
     /* only after the check: a negative width must not be copied */
     if (!cfg->d_out) cfg->d_out = cfg->d_in;
@@ -13348,7 +13419,9 @@ DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text
     dlrni_json_writer w = dlrni_json_to_text(text, size);
     dlrni_json_open(&w, NULL, "{");
 #define DLRNI_PUT_INTEGER(field, key, condition, wanted) dlrni_json_put_signed(&w, key, cfg->field);
-#define DLRNI_PUT_REAL(field, key, condition, wanted) dlrni_json_put_real(&w, key, cfg->field);
+#define DLRNI_PUT_REAL(field, key, condition, wanted) dlrni_json_put_real(&w, key, settled.field);
+    dlrn_train_config settled = *cfg;
+    settled.lr = dlrni_settled_rate(cfg, dlrni_recipe_named(cfg->recipe));
     DLRNI_CONFIG_INTEGERS(DLRNI_PUT_INTEGER)
     DLRNI_CONFIG_REALS(DLRNI_PUT_REAL)
     DLRNI_CONFIG_MORE_INTEGERS(DLRNI_PUT_INTEGER)
@@ -13356,11 +13429,11 @@ DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text
 #undef DLRNI_PUT_INTEGER
 #undef DLRNI_PUT_REAL
     /* a name and not a number: recipes may be reordered */
-    dlrni_json_put_text(&w, "recipe", cfg->recipe ? cfg->recipe : dlrni_recipe_table[0].name);
-    dlrni_json_put_text(&w, "loss", dlrni_loss_name(cfg->loss));
-    dlrni_json_put_text(&w, "sparsity", dlrni_sparsity_name(cfg->sparsity));
+    dlrni_json_put_text(&w, "recipe", cfg->recipe ? cfg->recipe : dlrni_recipe_table[0].info.name);
+    dlrni_json_put_text(&w, "loss", dlrn_name(DLRN_NAMES_LOSS, (int)cfg->loss));
+    dlrni_json_put_text(&w, "sparsity", dlrn_name(DLRN_NAMES_SPARSITY, (int)cfg->sparsity));
     dlrni_json_put_unsigned(&w, "seed", cfg->seed);
-    dlrni_json_put_bool(&w, "compat", cfg->compat);
+    dlrni_json_put_bool(&w, "compat", cfg->compat == DLRN_ON);
     dlrni_json_close(&w, "}");
     /* of the whole text, also if it was cut: the caller learns what size to bring */
     return w.out.len;
@@ -13486,7 +13559,7 @@ DLRNI_INTERNAL dlrn_status dlrni_sample_losses(dlrn_trainer *t, const dlrni_samp
     for (int64_t i = 0; s == DLRN_OK && i < r->n; i += DLRNI_SAMPLE_ROWS) {
         int64_t n = dlrni_min(DLRNI_SAMPLE_ROWS, r->n - i);
         const float *x, *y;
-        if (t->stop && t->stop(t->stop_user))
+        if (t->ctx->cfg.stop && t->ctx->cfg.stop(t->ctx->cfg.user))
             s = dlrn_fail(t->ctx, DLRN_STOPPED, "a resampling was stopped");
         if (s != DLRN_OK) break;
         dlrni_sample_rows(r, t, i, n, &x, &y);
@@ -13619,35 +13692,19 @@ DLRNI_INTERNAL int64_t dlrni_resample_compat(dlrn_trainer *t) {
     return n_dead;
 }
 
-DLRN_API dlrn_status dlrn_trainer_resample_on(dlrn_trainer *t, const float *x, const float *y,
-                                              int64_t n, int64_t *resampled) {
-    int64_t own;
+/* Revives the features that are dead now: with rows x [n][d_in], y [n][d_out] of the caller, or,
+   x NULL, with a sample of the buffer. */
+DLRNI_INTERNAL dlrn_status dlrni_resample(dlrn_trainer *t, const float *x, const float *y,
+                                          int64_t n, int64_t *resampled) {
     dlrni_sample rows = {x, y ? y : x, n, NULL, NULL, NULL, NULL};
-    if (!resampled) resampled = &own; /* the caller does not want it */
     *resampled = 0;
-    DLRNI_TRY(dlrni_check_broken(t));
-    DLRNI_TRY(dlrni_check_batch(t, x, y, n));
     if (t->cfg.compat) {
         *resampled = dlrni_resample_compat(t);
         return DLRN_OK;
     }
     int64_t n_dead = dlrni_list_dead(t);
-    return n_dead ? dlrni_resample_rows(t, &rows, t->w.aux.dead, n_dead, resampled) : DLRN_OK;
-}
-
-/* The resampling that is due after a step, from the rows that the buffer holds. Without a buffer
-   there is none: the caller has dlrn_trainer_resample_on. */
-DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t, int64_t *resampled) {
-    dlrni_sample rows;
-    memset(&rows, 0, sizeof rows);
-    *resampled = 0;
-    if (t->cfg.compat) {
-        *resampled = dlrni_resample_compat(t);
-        return DLRN_OK;
-    }
-    int64_t n_dead = t->buffer ? dlrni_list_dead(t) : 0;
     if (!n_dead) return DLRN_OK; /* nothing to measure */
-    dlrn_status s = dlrni_sample_buffer(t, t->cfg.resample_rows, &rows);
+    dlrn_status s = x ? DLRN_OK : dlrni_sample_buffer(t, t->cfg.resample_rows, &rows);
     if (s == DLRN_OK) s = dlrni_resample_rows(t, &rows, t->w.aux.dead, n_dead, resampled);
     dlrni_sample_free(t->ctx, &rows);
     return s;
@@ -13727,12 +13784,12 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
 DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_train_config *cfg,
                                                  const dlrni_recipe *recipe,
                                                  const dlrn_dictionary *init) {
-    if (strcmp(init->family, recipe->family))
+    if (strcmp(init->family, recipe->info.family))
         /* families differ in their roles: moments and gradients would not fit */
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
                          "dlrn_trainer_create: recipe %s: expected a dictionary of family %s, "
                          "found %s",
-                         recipe->name, recipe->family, init->family);
+                         recipe->info.name, recipe->info.family, init->family);
     /* dictionaries of other libraries may have either; backward has no gradient for them */
     double scale = init->formula.scale_out;
     if (init->param[DLRN_SKIP] || scale < 1 || scale > 1)
@@ -13769,7 +13826,7 @@ DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_tra
                                                const dlrn_dictionary *init, dlrn_dictionary **out) {
     dlrn_dictionary_desc desc;
     memset(&desc, 0, sizeof desc); /* fields of later versions, too */
-    desc.family = recipe->family;
+    desc.family = recipe->info.family;
     desc.d_in = cfg->d_in;
     desc.d_out = cfg->d_out;
     desc.features = cfg->features;
@@ -13891,8 +13948,7 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
                      (long long)t->step);
 }
 
-/* Takes over the counters of the batch. Only now: a failed step, or dlrn_trainer_loss, must
-   not count. */
+/* Takes over the counters of the batch. Only now: a failed step must not count. */
 DLRNI_INTERNAL void dlrni_count_batch(dlrn_trainer *t) {
     memcpy(t->since_fired, t->w.silent, (size_t)t->dict->features * sizeof *t->since_fired);
 }
@@ -13926,12 +13982,20 @@ DLRNI_INTERNAL int dlrni_is_due(int64_t step, int64_t period) {
     return period > 0 && step % period == 0;
 }
 
+/* The resampling that is due after a step: from the buffer, or, without one, from the rows of the
+   step. A step that was resumed has no rows: with no buffer it revives nothing. */
+DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t) {
+    int64_t *resampled = &t->last.resampled;
+    if (t->buffer || t->cfg.compat) return dlrni_resample(t, NULL, NULL, 0, resampled);
+    return t->n ? dlrni_resample(t, t->x, t->y, t->n, resampled) : DLRN_OK;
+}
+
 /* RESAMPLING -> LOGGING. Step 0 has no silence to judge by; only the reference resamples there. */
 DLRNI_INTERNAL dlrn_status dlrni_stage_resampling(dlrn_trainer *t) {
     const dlrn_train_config *cfg = &t->cfg;
     int64_t step = t->step - 1; /* the step just made */
     if (dlrni_is_due(step, cfg->resample_steps) && (step > 0 || cfg->compat))
-        DLRNI_TRY(dlrni_resample_step(t, &t->last.resampled));
+        DLRNI_TRY(dlrni_resample_step(t));
     t->stage = DLRNI_LOGGING;
     return DLRN_OK;
 }
@@ -14017,18 +14081,6 @@ DLRN_API dlrn_status dlrn_trainer_step(dlrn_trainer *t, dlrn_train_stats *stats)
     return t->from_buffer ? dlrni_go_on(t, stats) : dlrni_refuse_rows(t);
 }
 
-DLRN_API void dlrn_trainer_on_stop(dlrn_trainer *t, int (*stop)(void *user), void *user) {
-    t->stop = stop; /* NULL: never */
-    t->stop_user = user;
-}
-
-DLRN_API dlrn_status dlrn_trainer_loss(dlrn_trainer *t, const float *x, const float *y, int64_t n,
-                                       dlrn_train_stats *stats) {
-    /* the losses are computed for the error alone if no one wants the numbers */
-    dlrn_train_stats own;
-    return dlrni_forward_loss(t, x, y, n, stats ? stats : &own);
-}
-
 /* The gradients of the loss at the present weights, for the tests: training does not form them.
    out [DLRN_ROLE_COUNT]: each NULL or of the shape of its parameter; the decoder's before its part
    along each atom is removed. Nothing changes. */
@@ -14040,14 +14092,10 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_gradients(dlrn_trainer *t, const float 
     return dlrni_backward(t, NULL, out);
 }
 
-DLRN_API dlrn_dictionary *dlrn_trainer_dictionary(dlrn_trainer *t) {
-    return t->dict;
-}
-
-DLRN_API dlrn_trainer_state dlrn_trainer_state_of(const dlrn_trainer *t) {
-    dlrn_trainer_state s;
-    /* as settled: with what the recipe filled in */
+DLRN_API dlrn_trainer_info dlrn_trainer_describe(const dlrn_trainer *t) {
+    dlrn_trainer_info s;
     s.config = &t->cfg;
+    s.dictionary = t->dict;
     s.steps = t->step;
     s.since_fired = t->since_fired;
     s.broken = t->stage == DLRNI_BROKEN;
@@ -14081,8 +14129,7 @@ DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *conf
     /* the rows decide */
     cfg.d_in = source->d_in;
     cfg.d_out = source->d_out;
-    /* owns_source 0: the source stays the caller's */
-    DLRNI_TRY(dlrn_buffer_create(ctx, &cfg.buffer, source, 0, &buffer));
+    DLRNI_TRY(dlrn_buffer_create(ctx, &cfg.buffer, source, DLRN_BORROWED, &buffer));
     dlrn_status s = dlrn_trainer_create(ctx, &cfg, NULL, buffer, &t);
     if (s == DLRN_OK) s = dlrni_run(t, progress, user);
     /* all steps, or all rows */
@@ -14181,7 +14228,7 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_rows(const dlrn_buffer *b, int w
 DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_json_writer *w, const dlrni_buffer_state *b) {
     dlrni_json_open(w, NULL, "{");
     dlrni_json_put_signed(w, "rows", b->rows); /* sizes the tensors when they are read */
-    dlrni_json_put_text(w, "store", dlrn_dtype_name(b->store)); /* must be the resuming buffer's */
+    dlrni_json_put_text(w, "store", dlrni_type_name(b->store)); /* must be the resuming buffer's */
     /* 64-bit integers, written as such: a double would lose bits */
     dlrni_json_put_unsigned(w, "seed", b->rng.seed);
     dlrni_json_put_unsigned(w, "stream", b->rng.stream);
@@ -14346,8 +14393,8 @@ DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) 
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_lacks(dlrn_archive *a, dlrn_context *ctx,
                                                   const char *what) {
     return dlrn_fail(ctx, DLRN_ERR_FORMAT,
-                     "%s: not a checkpoint of a trainer: \"%s\" is missing or malformed",
-                     dlrn_archive_path(a), what);
+                     "%s: not a checkpoint of a trainer: \"%s\" is missing or malformed", a->path,
+                     what);
 }
 
 /* Puts the path in front of an error of a part that does not know the file. `error` may be the
@@ -14406,7 +14453,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_choices(dlrn_context *ctx, dlrn_archive *a
         return dlrni_checkpoint_lacks(a, ctx, "config.seed");
     cfg->loss = loss ? DLRN_LOSS_SQUARED : DLRN_LOSS_NORM;
     cfg->sparsity = sparsity ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1;
-    cfg->compat = compat->number > 0; /* the reader holds booleans as 0 and 1 */
+    cfg->compat = compat->number > 0 ? DLRN_ON : DLRN_OFF; /* booleans are 0 and 1 there */
     return DLRN_OK;
 }
 
@@ -14418,14 +14465,14 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
     const dlrni_recipe *recipe = dlrni_recipe_named(name);
     if (!recipe)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                         "%s: config.recipe: expected a name such as %s, found %.80s",
-                         dlrn_archive_path(a), dlrni_recipe_table[0].name, name);
-    *cfg = dlrn_train_defaults(recipe->name);
+                         "%s: config.recipe: expected a name such as %s, found %.80s", a->path,
+                         dlrni_recipe_table[0].info.name, name);
+    *cfg = dlrn_train_defaults(recipe->info.name);
     DLRNI_TRY(dlrni_read_settings(ctx, a, json, cfg));
     DLRNI_TRY(dlrni_read_choices(ctx, a, json, cfg));
     if (dlrni_settle_config(ctx, cfg, &recipe) == DLRN_OK) return DLRN_OK;
     const char *colon = strchr(dlrn_error(ctx), ':'); /* behind the name of the struct */
-    return dlrni_fail_in(ctx, DLRN_ERR_FORMAT, dlrn_archive_path(a), "config",
+    return dlrni_fail_in(ctx, DLRN_ERR_FORMAT, a->path, "config",
                          colon ? colon + 2 : dlrn_error(ctx));
 }
 
@@ -14451,9 +14498,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a
         return dlrn_fail(ctx, DLRN_ERR_FORMAT,
                          "%s: formula: expected gate %d, select %d, a center from 0 to %d and "
                          "scale_out 1, found %lld, %lld, %lld and %g",
-                         dlrn_archive_path(a), (int)f->gate, (int)f->select,
-                         (int)DLRN_CENTER_INPUT_BIAS, (long long)gate, (long long)select,
-                         (long long)center, f->scale_out);
+                         a->path, (int)f->gate, (int)f->select, (int)DLRN_CENTER_INPUT_BIAS,
+                         (long long)gate, (long long)select, (long long)center, f->scale_out);
     f->center = (dlrn_center)center;
     /* the caller checks it against the number of features */
     f->k = k;
@@ -14465,7 +14511,7 @@ DLRNI_INTERNAL dlrn_status dlrni_metadata_json(dlrn_context *ctx, dlrn_archive *
                                                dlrn_json **out) {
     const char *text = dlrni_archive_metadata(a, key);
     *out = NULL; /* no such key */
-    return text ? dlrn_json_parse(ctx, text, strlen(text), dlrn_archive_path(a), out) : DLRN_OK;
+    return text ? dlrn_json_parse(ctx, text, strlen(text), a->path, out) : DLRN_OK;
 }
 
 /* What steering has made of the penalty; a run without a target has none. */
@@ -14474,7 +14520,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_steering(dlrn_trainer *t, dlrn_archive *a)
     DLRNI_TRY(dlrni_metadata_json(t->ctx, a, "steering", &json));
     int good = !json || (dlrni_json_real(json, "factor", &t->steering.factor) &&
                          dlrni_json_real(json, "off", &t->steering.off));
-    dlrn_json_free(t->ctx, json);
+    dlrn_free(t->ctx, json);
     return good && t->steering.factor > 0 ? DLRN_OK : dlrni_checkpoint_lacks(a, t->ctx, "steering");
 }
 
@@ -14509,7 +14555,7 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_find(dlrn_context *ctx, dlrn_archive
     *where = dlrn_archive_find(a, want->name); /* -1: there is none */
     /* a lost tensor, or another program's file */
     if (*where < 0) return dlrni_checkpoint_lacks(a, ctx, want->name);
-    const dlrn_tensor_info *info = dlrn_archive_info(a, *where);
+    const dlrn_tensor_info *info = dlrn_archive_tensor(a, *where);
     char wanted[128], found[128];
     int same = info->dtype == want->dtype && info->ndim == want->ndim;
     /* ndim is equal here, so shape[i] exists in both */
@@ -14518,8 +14564,8 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_find(dlrn_context *ctx, dlrn_archive
     dlrni_shape_text(want->shape, want->ndim, wanted, sizeof wanted);
     dlrni_shape_text(info->shape, info->ndim, found, sizeof found);
     return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: tensor '%s': expected %s [%s], found %s [%s]",
-                     dlrn_archive_path(a), want->name, dlrn_dtype_name(want->dtype), wanted,
-                     dlrn_dtype_name(info->dtype), found);
+                     a->path, want->name, dlrni_type_name(want->dtype), wanted,
+                     dlrni_type_name(info->dtype), found);
 }
 
 /* Checks the two large tensors before memory is taken: a small file cannot claim a dictionary of
@@ -14565,8 +14611,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_floats(dlrn_trainer *t, dlrn_archive *a) {
     for (int i = 0; i < list.count; i++) {
         DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &list.tensor[i], &where));
         /* the shape was compared: it fits */
-        DLRNI_TRY(dlrn_archive_read(a, where, list.data[i]));
-        const int64_t n = dlrn_archive_info(a, where)->numel;
+        DLRNI_TRY(dlrn_archive_read(a, where, 0, -1, list.data[i]));
+        const int64_t n = dlrn_archive_tensor(a, where)->numel;
         /* only moments have a point in their name */
         if (strchr(list.name[i], '.'))
             DLRNI_TRY(dlrni_check_moments(a, list.name[i], list.data[i], n));
@@ -14620,13 +14666,13 @@ DLRNI_INTERNAL dlrn_status dlrni_read_rows(dlrn_trainer *t, dlrn_archive *a, int
     dlrn_tensor_out want = dlrni_checkpoint_rows(t->buffer, which, b);
     int64_t where;
     DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &want, &where));
-    int64_t n = dlrn_archive_info(a, where)->numel;
+    int64_t n = dlrn_archive_tensor(a, where)->numel;
     /* n is the tensor's size in the file: memory follows the file, not a claim */
     float *wide = DLRNI_NEW(t->ctx, float, n);
     b->rows_of[which] = wide; /* at once: the caller frees the state after an error, too */
     /* from here on freed with *b */
     if (!wide) return DLRN_ERR_MEMORY;
-    DLRNI_TRY(dlrn_archive_read(a, where, wide));
+    DLRNI_TRY(dlrn_archive_read(a, where, 0, -1, wide));
     /* a buffer holds no other rows: those of a source have been checked, too */
     DLRNI_TRY(dlrni_check_weights(a, want.name, wide, 0, n));
     for (int64_t i = 0; b->store != DLRN_F32 && i < n; i++) { /* in place: 2 bytes for 4 */
@@ -14644,8 +14690,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(dlrn_trainer *t, dlrn_archive
     const char *store = dlrn_json_text(json, "store", "");
     memset(b, 0, sizeof *b);
     for (int type = DLRN_F32; type <= DLRN_BF16; type++) /* those that a buffer can store */
-        if (!strcmp(store, dlrn_dtype_name((dlrn_dtype)type))) b->store = (dlrn_dtype)type;
-    if (strcmp(store, dlrn_dtype_name(b->store)) || !dlrni_json_signed(json, "rows", &b->rows) ||
+        if (!strcmp(store, dlrni_type_name((dlrn_dtype)type))) b->store = (dlrn_dtype)type;
+    if (strcmp(store, dlrni_type_name(b->store)) || !dlrni_json_signed(json, "rows", &b->rows) ||
         b->rows < 0 || !dlrni_json_unsigned(json, "seed", &b->rng.seed) ||
         !dlrni_json_unsigned(json, "stream", &b->rng.stream) ||
         !dlrni_json_unsigned(json, "counter", &b->rng.counter) ||
@@ -14674,7 +14720,7 @@ DLRNI_INTERNAL dlrn_status dlrni_resume_buffer(dlrn_trainer *t, dlrn_archive *a,
         s = dlrni_buffer_import(t->buffer, &b);
         /* lack of memory is no fault of the file */
         if (s != DLRN_OK && s != DLRN_ERR_MEMORY)
-            dlrni_fail_in(t->ctx, s, dlrn_archive_path(a), "buffer", dlrn_error(t->ctx));
+            dlrni_fail_in(t->ctx, s, a->path, "buffer", dlrn_error(t->ctx));
     }
     dlrni_buffer_state_free(t->ctx, &b);
     return s;
@@ -14685,7 +14731,7 @@ DLRNI_INTERNAL dlrn_status dlrni_resume_buffer(dlrn_trainer *t, dlrn_archive *a,
 DLRNI_INTERNAL dlrn_status dlrni_check_given(dlrn_context *ctx, dlrn_archive *a,
                                              const dlrn_train_config *cfg,
                                              const dlrn_train_config *given) {
-    const char *path = dlrn_archive_path(a), *recipe = given->recipe ? given->recipe : "reference";
+    const char *path = a->path, *recipe = given->recipe ? given->recipe : "reference";
     /* a configuration that was never settled: its defaults count */
     int64_t d_out = given->d_out ? given->d_out : given->d_in;
     /* "expected" is what the caller gave, "found" what the file holds */
@@ -14703,9 +14749,9 @@ DLRNI_INTERNAL dlrn_status dlrni_check_given(dlrn_context *ctx, dlrn_archive *a,
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected k %lld, found %lld", path,
                          (long long)given->k, (long long)cfg->k);
     /* any number other than 0 means yes */
-    if (!given->compat != !cfg->compat)
+    if (given->compat != cfg->compat)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected compat %d, found %d", path,
-                         given->compat, cfg->compat);
+                         (int)given->compat, (int)cfg->compat);
     return DLRN_OK;
 }
 
@@ -14721,7 +14767,7 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archi
     DLRNI_TRY(dlrni_metadata_json(ctx, a, "config", &json));
     dlrn_status s = dlrni_read_config(ctx, a, json, cfg);
     /* before any return: json may be NULL */
-    dlrn_json_free(ctx, json);
+    dlrn_free(ctx, json);
     if (s != DLRN_OK) return s;
     /* NULL: go on as before */
     if (given) DLRNI_TRY(dlrni_check_given(ctx, a, cfg, given));
@@ -14743,16 +14789,16 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_dictionary(dlrn_context *ctx, dlrn_a
     dlrn_json *json;
     DICTLEARN_ASSERT(recipe); /* the configuration has been checked */
     /* a recipe trains one family: a file that names another was edited */
-    if (family && strcmp(family, recipe->family))
+    if (family && strcmp(family, recipe->info.family))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: family: expected %s for recipe %s, found %.80s",
-                         dlrn_archive_path(a), recipe->family, recipe->name, family);
+                         a->path, recipe->info.family, recipe->info.name, family);
     /* memory alone: to draw weights that the file replaces would take seconds */
-    DLRNI_TRY(dlrni_dictionary_alloc(ctx, dlrni_family_named(recipe->family), cfg->d_in, cfg->d_out,
-                                     cfg->features, out));
+    DLRNI_TRY(dlrni_dictionary_alloc(ctx, dlrni_family_named(recipe->info.family), cfg->d_in,
+                                     cfg->d_out, cfg->features, out));
     if (dlrni_selects(*out)) (*out)->formula.k = cfg->k;
     dlrn_status s = dlrni_metadata_json(ctx, a, "formula", &json);
     if (s == DLRN_OK && json) s = dlrni_read_formula(ctx, a, json, &(*out)->formula);
-    dlrn_json_free(ctx, json);
+    dlrn_free(ctx, json);
     if (s == DLRN_OK && dlrni_selects(*out)) /* k comes from the file */
         s = dlrni_check_k(ctx, (*out)->formula.k, (*out)->features);
     /* optional in its family: the formula tells whether the run has it */
@@ -14769,12 +14815,12 @@ DLRNI_INTERNAL dlrn_status dlrni_read_trainer(dlrn_trainer *t, dlrn_archive *a) 
     DLRNI_TRY(dlrni_read_steering(t, a));
     DLRNI_TRY(dlrni_metadata_json(t->ctx, a, "unfinished", &json));
     dlrn_status s = json ? dlrni_read_unfinished(t, a, json) : DLRN_OK;
-    dlrn_json_free(t->ctx, json);
+    dlrn_free(t->ctx, json);
     /* a checkpoint with a buffer may be resumed without one, with the caller's own rows */
     if (!t->buffer || s != DLRN_OK) return s;
     DLRNI_TRY(dlrni_metadata_json(t->ctx, a, "buffer", &json));
     if (json) s = dlrni_resume_buffer(t, a, json); /* none: the given one starts */
-    dlrn_json_free(t->ctx, json);
+    dlrn_free(t->ctx, json);
     return s;
 }
 
@@ -14831,7 +14877,7 @@ struct dlrn_evaluator {
 };
 
 DLRN_API dlrn_eval_config dlrn_eval_defaults(void) {
-    dlrn_eval_config cfg = {8192, 256, DLRN_SPARSITY_L1, 0};
+    dlrn_eval_config cfg = {8192, 256, DLRN_SPARSITY_L1, DLRN_OFF};
     return cfg;
 }
 
@@ -14991,10 +15037,6 @@ DLRN_API dlrn_status dlrn_evaluator_add(dlrn_evaluator *e, const float *x, const
     return DLRN_OK;
 }
 
-DLRN_API const int64_t *dlrn_evaluator_fired(const dlrn_evaluator *e) {
-    return e->fired;
-}
-
 /* 1 - residual variance / variance, in the two forms of the literature: of the sums over dimensions
    (large dimensions dominate), and as a mean over the dimensions that vary (all count the same). */
 DLRNI_INTERNAL void dlrni_variance_explained(const dlrn_evaluator *e, dlrn_metrics *out) {
@@ -15030,6 +15072,7 @@ DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out)
     DLRNI_TRY(dlrni_check_evaluator(e));
     DLRNI_REQUIRE(e->ctx, e->rows > 0, "no rows were added");
     out->rows = e->rows; /* counts, then means over rows */
+    out->fired = e->fired;
     out->l2_loss = e->norm / n;
     /* compat: the reference squares the mean distance */
     out->mse_loss = e->cfg.compat ? out->l2_loss * out->l2_loss : e->squared / n;
@@ -15239,6 +15282,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
     if (s == DLRN_OK || stopped) {
         /* fails if there were no rows */
         dlrn_status end = dlrn_evaluator_finish(j.e, out);
+        out->fired = NULL; /* the evaluator's, which ends here */
         if (s == DLRN_OK) s = end;
     }
     dlrn_free(ctx, j.x);
@@ -16037,25 +16081,31 @@ DLRNI_INTERNAL int dlrni_avx512vnni_runs(void) {
 }
 
 DLRNI_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,fma,pclmul,avx512vnni")
-/* int8 with one scale a row, by which its largest magnitude becomes 127. The first loop finds that,
-   the second rounds. Zeros have no largest and take the scale 1. A NaN or an infinity converts to
-   INT_MIN, which would overflow the sums, and is made -127; the norms keep it, so the screen drops
-   nothing. */
-DLRNI_INTERNAL void dlrni_avx512vnni_round(const float *x, int64_t n, int unsigned_, void *out,
-                                           dlrni_rounding *r) {
-    const __m512i flip = _mm512_set1_epi32(unsigned_ ? 128 : 0);
-    __m512 top = _mm512_setzero_ps(), full = top, rounded = top, error = top;
-    __m512i sum = _mm512_setzero_si512();
+/* The scale of a row for int8, by which its largest magnitude becomes 127. Zeros have no largest
+   and take the scale 1. */
+DLRNI_INTERNAL float dlrni_avx512vnni_scale(const float *x, int64_t n) {
+    __m512 top = _mm512_setzero_ps();
+    float lane[DLRNI_LANES], largest = 0;
     for (int64_t p = 0; p < n; p += DLRNI_LANES) {
         __mmask16 part = dlrni_avx512_first_lanes(n - p);
         top = _mm512_maskz_max_ps((__mmask16)0xFFFF, top,
                                   _mm512_abs_ps(_mm512_maskz_loadu_ps(part, x + p)));
     }
-    float lane[DLRNI_LANES], largest = 0, squares[4];
-    int32_t part_sum[DLRNI_LANES];
     _mm512_storeu_ps(lane, top);
     for (int i = 0; i < DLRNI_LANES; i++) largest = fmaxf(largest, lane[i]);
-    float scale = largest > 0 ? largest / 127.0f : 1.0f;
+    return largest > 0 ? largest / 127.0f : 1.0f;
+}
+
+/* int8 with one scale a row. A NaN or an infinity converts to INT_MIN, which would overflow the
+   sums, and is made -127; the norms keep it, so the screen drops nothing. */
+DLRNI_INTERNAL void dlrni_avx512vnni_round(const float *x, int64_t n, int unsigned_, void *out,
+                                           dlrni_rounding *r) {
+    const __m512i flip = _mm512_set1_epi32(unsigned_ ? 128 : 0);
+    __m512 full = _mm512_setzero_ps(), rounded = full, error = full;
+    __m512i sum = _mm512_setzero_si512();
+    float squares[4];
+    int32_t part_sum[DLRNI_LANES];
+    const float scale = dlrni_avx512vnni_scale(x, n);
     const __m512 s = _mm512_set1_ps(scale), inverse = _mm512_set1_ps(1.0f / scale);
     for (int64_t p = 0; p < n; p += DLRNI_LANES) {
         __mmask16 part = dlrni_avx512_first_lanes(n - p);

@@ -80,7 +80,7 @@ static double now(void) {
 
 static void must(const dlrn_context *ctx, dlrn_status s) {
     if (s == DLRN_OK) return;
-    fprintf(stderr, "bench: %s\n", ctx ? dlrn_error(ctx) : dlrn_status_text(s));
+    fprintf(stderr, "bench: %s\n", ctx ? dlrn_error(ctx) : dlrn_name(DLRN_NAMES_STATUS, s));
     exit(1);
 }
 
@@ -126,7 +126,8 @@ static outcome in_turns(lab *l, action thing, void *arg, action yardstick, void 
 }
 
 static fma_burst burst_new(dlrn_context *ctx) {
-    fma_burst b = {ctx, fma_loop_of(dlrn_info(ctx).kernels), 20000, 8 * dlrn_info(ctx).threads, 0};
+    fma_burst b = {ctx, fma_loop_of(dlrn_context_describe(ctx).kernels), 20000,
+                   8 * dlrn_context_describe(ctx).threads, 0};
     double best = HUGE_VAL;
     for (int i = 0; i < 3; i++) {
         double t = now();
@@ -242,7 +243,7 @@ static stepper stepper_new(const lab *l, const shape *s, int threads, int64_t de
     cfg.log_steps = -1;
     if (ghost) cfg.ghost_threshold = 0;
     must(p.ctx, dlrn_trainer_create(p.ctx, &cfg, NULL, NULL, &p.trainer));
-    dlrn_dictionary *ae = dlrn_trainer_dictionary(p.trainer);
+    dlrn_dictionary *ae = dlrn_trainer_describe(p.trainer).dictionary;
     set_l0(l, ae, s->l0);
     for (int64_t f = 0; f < dead; f++) ae->param[DLRN_ENCODER_BIAS][f] = -9;
     dlrn_dictionary_changed(ae);
@@ -461,7 +462,7 @@ static void drawing_refill(drawing *g) {
     g->rows.left = g->cfg.capacity;
     dlrn_source source = stream_source(&g->rows);
     dlrn_buffer_destroy(g->buffer);
-    must(g->ctx, dlrn_buffer_create(g->ctx, &g->cfg, &source, 0, &g->buffer));
+    must(g->ctx, dlrn_buffer_create(g->ctx, &g->cfg, &source, DLRN_BORROWED, &g->buffer));
 }
 
 /* The batch that fills the buffer is never the best. */
@@ -469,11 +470,7 @@ static void drawing_run(void *arg) {
     drawing *g = (drawing *)arg;
     const float *x, *y;
     int64_t n, held = 0;
-    dlrn_buffer_info info;
-    if (g->buffer) {
-        dlrn_buffer_describe(g->buffer, &info);
-        held = info.unread;
-    }
+    if (g->buffer) held = dlrn_buffer_describe(g->buffer).unread;
     if (held < g->cfg.capacity / 2 + g->cfg.batch_rows) drawing_refill(g);
     must(g->ctx, dlrn_buffer_next(g->buffer, &x, &y, &n));
 }
@@ -608,12 +605,13 @@ static void print_row(lab *l, const char *name, const kind *k, double aim, const
             "%s\n  {\"name\": \"%s\", \"ratio\": %.4g, \"unit\": \"%s\", \"better\": \"%s\"",
             l->count++ ? "," : "", name, o->ratio, k->unit, k->higher ? "higher" : "lower");
     json_number(l->json, "goal", aim);
-    fprintf(l->json, ", \"parameters\": {\"threads\": %d", dlrn_info(l->ctx).threads);
+    fprintf(l->json, ", \"parameters\": {\"threads\": %d", dlrn_context_describe(l->ctx).threads);
     json_number(l->json, "rows", (double)s->rows);
     json_number(l->json, "d", (double)s->d);
     json_number(l->json, "F", (double)s->features);
     json_number(l->json, "L0", o->l0);
-    fprintf(l->json, ", \"kernels\": \"%s\"}", s->kernels ? s->kernels : dlrn_info(l->ctx).kernels);
+    fprintf(l->json, ", \"kernels\": \"%s\"}",
+            s->kernels ? s->kernels : dlrn_context_describe(l->ctx).kernels);
     json_number(l->json, "seconds", o->seconds);
     fprintf(l->json, "}");
 }
@@ -672,7 +670,7 @@ static const kind step = {"floors", 0, 0, measure_step, 0};
 static void step_rows(lab *l) {
     static const kind ghost = {"times a step without", 0, 1.5, measure_ghost, 0};
     static const kind threads = {"times one thread", 1, 0, measure_threads, 0};
-    const char *best = dlrn_info(l->ctx).kernels;
+    const char *best = dlrn_context_describe(l->ctx).kernels;
     shape at[] = {{.rows = 2048, .d = 512, .features = 8192, .l0 = 100},
                   {.rows = 8192, .d = 512, .features = 8192, .l0 = 100},
                   {.rows = 2048, .d = 512, .features = 32768, .l0 = 115},
@@ -681,14 +679,15 @@ static void step_rows(lab *l) {
         shape s = at[i];
         int B = (int)s.rows, F = (int)s.features;
         run_row(l, name_of("step.B%d.F%d", B, F), &step, step_goal(best, F), s);
-        for (int k = 0; (s.kernels = dlrn_info(l->ctx).available[k]) != NULL; k++)
+        for (int k = 0; (s.kernels = dlrn_context_describe(l->ctx).available[k]) != NULL; k++)
             if (strcmp(s.kernels, "scalar") &&
                 strcmp(s.kernels, best)) /* the scalar set is the oracle */
                 run_row(l, name_of("step.B%d.F%d.%s", B, F, s.kernels), &step,
                         step_goal(s.kernels, F), s);
     }
     run_row(l, "step.ghost.B2048.F8192", &ghost, 0, at[0]);
-    int n = dlrn_info(l->ctx).threads; /* processor time does not see what threads gain */
+    int n =
+        dlrn_context_describe(l->ctx).threads; /* processor time does not see what threads gain */
     if (n > 1 && !clock_share) run_row(l, "step.threads.B2048.F8192", &threads, 0.95 * n, at[0]);
     at[0].l0 = 0;
     run_row(l, "step.fresh.B2048.F8192", &step, 0, at[0]);
@@ -811,18 +810,19 @@ static double best_of(action a, void *arg) {
 static void print_machine(lab *l) {
     int64_t bytes = 128 << 20;
     const char *name;
-    printf("%s, %s, %s%s\n", cpu_name(), compiler(), dlrn_info(l->ctx).text,
+    printf("%s, %s, %s%s\n", cpu_name(), compiler(), dlrn_context_describe(l->ctx).text,
            clock_share ? ", processor time" : "");
     if (l->json)
         fprintf(l->json,
                 "{\"machine\": {\"cpu\": \"%s\", \"threads\": %d, \"compiler\": \"%s\", \"clock\": "
                 "\"%s\"",
-                cpu_name(), dlrn_info(l->ctx).threads, compiler(),
+                cpu_name(), dlrn_context_describe(l->ctx).threads, compiler(),
                 clock_share ? "processor" : "wall");
-    for (int i = 0; l->json && (name = dlrn_info(l->ctx).available[i]) != NULL; i++)
+    for (int i = 0; l->json && (name = dlrn_context_describe(l->ctx).available[i]) != NULL; i++)
         fprintf(l->json, "%s\"%s\"", i ? ", " : ", \"kernels\": [", name);
     if (l->json) fprintf(l->json, "]");
-    for (int i = 0; l->n_names == 0 && (name = dlrn_info(l->ctx).available[i]) != NULL; i++) {
+    for (int i = 0; l->n_names == 0 && (name = dlrn_context_describe(l->ctx).available[i]) != NULL;
+         i++) {
         dlrn_context *ctx = context_new(name, 0);
         fma_burst b = burst_new(ctx);
         double gflops = fma_burst_flops(&b) * 1e-9 / best_of(fma_burst_run, &b);
@@ -881,7 +881,7 @@ int main(int argc, char **argv) {
     }
     l.names = argv + i, l.n_names = argc - i;
     l.ctx = context_new(NULL, 0);
-    if (cpu_time) clock_share = dlrn_info(l.ctx).threads;
+    if (cpu_time) clock_share = dlrn_context_describe(l.ctx).threads;
     l.normal = (float *)take(l.ctx, 2 * POOL, sizeof *l.normal);
     dlrn_rng rng = {7, 1, 0};
     for (int k = 0; k < 2 * POOL; k++) l.normal[k] = dlrn_rng_normal(&rng);

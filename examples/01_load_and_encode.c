@@ -42,11 +42,11 @@ static dlrn_status read_rows(dlrn_context *ctx, const char *path, int64_t d, flo
     dlrn_archive *file = NULL;
     dlrn_status s = dlrn_archive_open(ctx, path, &file);
     if (s != DLRN_OK) return s;
-    const dlrn_tensor_info *t = dlrn_archive_info(file, 0);
+    const dlrn_tensor_info *t = dlrn_archive_tensor(file, 0);
     if (!t || t->ndim != 2 || t->shape[0] < ROWS || t->shape[1] != d)
         s = dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected at least %d rows of width %lld", path,
                       ROWS, (long long)d);
-    if (s == DLRN_OK) s = dlrn_archive_read_rows(file, 0, 0, ROWS, x);
+    if (s == DLRN_OK) s = dlrn_archive_read(file, 0, 0, ROWS, x);
     dlrn_archive_close(file);
     return s;
 }
@@ -70,9 +70,9 @@ static dlrn_status encode_and_print(dlrn_context *ctx, const dlrn_dictionary *ae
     const int64_t d = ae->d_in;
     dlrn_tensor x, x_hat;
     dlrn_sparse codes = {0};
-    dlrn_status s = dlrn_tensor_create(ctx, ROWS, d, &x);
+    dlrn_status s = dlrn_tensor_alloc(ctx, ROWS, d, &x);
     if (s != DLRN_OK) return s;
-    s = dlrn_tensor_create(ctx, ROWS, d, &x_hat);
+    s = dlrn_tensor_alloc(ctx, ROWS, d, &x_hat);
     if (s == DLRN_OK && path) s = read_rows(ctx, path, d, x.data);
     if (!path) make_rows(ae, x.data);
     if (s == DLRN_OK) s = dlrn_forward(ae, x.data, ROWS, x_hat.data, &codes);
@@ -84,8 +84,8 @@ static dlrn_status encode_and_print(dlrn_context *ctx, const dlrn_dictionary *ae
                100 * (double)(dlrn_norm(ctx, x.data, ROWS * d) / length));
     }
     dlrn_sparse_free(&codes);
-    dlrn_tensor_free(ctx, &x_hat);
-    dlrn_tensor_free(ctx, &x);
+    dlrn_free(ctx, x_hat.data);
+    dlrn_free(ctx, x.data);
     return s;
 }
 

@@ -85,7 +85,8 @@ static dlrn_status compare(lm_model *m) {
     if (s == DLRN_OK) s = dlrn_dictionary_create(ctx, &of_identity, &identity);
     if (s == DLRN_OK) s = dlrn_dictionary_create(ctx, &of_untrained, &untrained);
     if (s == DLRN_OK) {
-        const dlrn_dictionary *one[1] = {dlrn_trainer_dictionary(trainer)}, *same[1] = {identity};
+        const dlrn_dictionary *one[1] = {dlrn_trainer_describe(trainer).dictionary},
+                              *same[1] = {identity};
         const dlrn_dictionary *new_one[1] = {untrained}, *two[2] = {one[0], identity};
         printf("%-28s %8s %8s %8s %11s\n", "nats a token", "original", "spliced", "zero",
                "recovered");

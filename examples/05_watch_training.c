@@ -28,7 +28,7 @@ static dlrn_status open_buffer(dlrn_context *ctx, dlrn_buffer **buffer) {
     shuffle.capacity = ROWS, shuffle.read_rows = 1024, shuffle.batch_rows = 256;
     const int epochs = 0; /* 0: repeat without end */
     dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, ROWS, DIM, 0, epochs, &source);
-    return s == DLRN_OK ? dlrn_buffer_create(ctx, &shuffle, &source, 1, buffer) : s;
+    return s == DLRN_OK ? dlrn_buffer_create(ctx, &shuffle, &source, DLRN_OWNED, buffer) : s;
 }
 
 static dlrn_train_config settings(void) {
@@ -49,7 +49,7 @@ static dlrn_status train(dlrn_trainer *t, const char *save_to) {
                 "step %4lld  loss %7.4f  distance %7.4f  L1 %7.3f  L0 %5.1f  dead %3lld  lr %.2g\n",
                 (long long)stats.step, stats.loss, stats.reconstruction_loss, stats.sparsity_loss,
                 stats.l0, (long long)stats.dead, stats.lr);
-        if (save_to && dlrn_trainer_state_of(t).steps == STATE_AT &&
+        if (save_to && dlrn_trainer_describe(t).steps == STATE_AT &&
             (s = dlrn_trainer_save(t, save_to)) != DLRN_OK)
             break;
     }
@@ -92,11 +92,11 @@ int main(void) {
     if (s == DLRN_OK) s = open_buffer(ctx, &second);
     if (s == DLRN_OK) s = dlrn_trainer_resume(ctx, STATE, NULL, second, &resumed);
     if (s == DLRN_OK)
-        printf("resumed after step %lld\n", (long long)dlrn_trainer_state_of(resumed).steps - 1);
+        printf("resumed after step %lld\n", (long long)dlrn_trainer_describe(resumed).steps - 1);
     if (s == DLRN_OK) s = train(resumed, NULL);
     if (s == DLRN_OK) {
-        const dlrn_dictionary *a = dlrn_trainer_dictionary(whole),
-                              *b = dlrn_trainer_dictionary(resumed);
+        const dlrn_dictionary *a = dlrn_trainer_describe(whole).dictionary,
+                              *b = dlrn_trainer_describe(resumed).dictionary;
         size_t bytes = (size_t)(a->features * a->d_in) * sizeof(float);
         puts(memcmp(a->param[DLRN_DECODER], b->param[DLRN_DECODER], bytes)
                  ? "different bits"

@@ -101,8 +101,8 @@ TEST_UNUSED void expect_numbers(dlrn_archive *a, const char *name, const float *
     float x[64];
     int64_t index = dlrn_archive_find(a, name);
     CHECK_MSG(index >= 0, "no tensor '%s'", name);
-    CHECK(dlrn_archive_info(a, index)->numel == n && n <= 64);
-    CHECK_OK(ctx, dlrn_archive_read(a, index, x));
+    CHECK(dlrn_archive_tensor(a, index)->numel == n && n <= 64);
+    CHECK_OK(ctx, dlrn_archive_read(a, index, 0, -1, x));
     for (int64_t i = 0; i < n; i++) {
         float expected = want ? want[i] : (float)i;
         CHECK_MSG(x[i] == expected, "element %d of '%s' is %g, expected %g", (int)i, name,

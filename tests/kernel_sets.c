@@ -8,7 +8,7 @@
 int main(void) {
     dlrn_context *ctx = NULL;
     if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return 1;
-    dlrn_context_info info = dlrn_info(ctx);
+    dlrn_context_info info = dlrn_context_describe(ctx);
     for (int i = 0; info.available[i]; i++)
         if (strcmp(info.available[i], info.kernels) != 0) puts(info.available[i]);
     dlrn_context_destroy(ctx);

@@ -13,13 +13,13 @@ int main(int argc, char **argv) {
     int64_t at = 0;
     if (argc != 3 || dlrn_context_create(NULL, &ctx)) return 2;
     dlrn_status s = dlrn_archive_open(ctx, argv[1], &a);
-    for (int64_t i = 0; s == DLRN_OK && i < dlrn_archive_count(a); i++) {
-        const dlrn_tensor_info *t = dlrn_archive_info(a, i);
+    for (int64_t i = 0; s == DLRN_OK && i < dlrn_archive_describe(a).count; i++) {
+        const dlrn_tensor_info *t = dlrn_archive_tensor(a, i);
         if (t->ndim == 2 && t->shape[1] == 128 && (!best || t->numel > best->numel))
             best = t, at = i;
     }
     float *x = best ? (float *)malloc((size_t)best->numel * sizeof *x) : NULL;
-    if (s == DLRN_OK && x) s = dlrn_archive_read(a, at, x);
+    if (s == DLRN_OK && x) s = dlrn_archive_read(a, at, 0, -1, x);
     if (s == DLRN_OK && x) {
         dlrn_tensor_out out = {"x", DLRN_F32, 2, {best->shape[0], 128}, x};
         s = dlrn_archive_write(ctx, argv[2], &out, 1, NULL);

@@ -182,7 +182,7 @@ TEST_UNUSED const char *test_kernels(int index) {
     dlrn_context *ctx = NULL;
     const char *name = NULL;
     if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return NULL;
-    for (int i = 0; i <= index && (name = dlrn_info(ctx).available[i]) != NULL;) i++;
+    for (int i = 0; i <= index && (name = dlrn_context_describe(ctx).available[i]) != NULL;) i++;
     dlrn_context_destroy(ctx);
     return name;
 }

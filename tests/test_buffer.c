@@ -115,7 +115,7 @@ static dlrn_buffer_config config(int64_t capacity, int64_t read_rows, int64_t ba
 static dlrn_buffer *make_buffer(dlrn_context *ctx, const dlrn_buffer_config *cfg,
                                 const dlrn_source *source) {
     dlrn_buffer *b = NULL;
-    CHECK_OK(ctx, dlrn_buffer_create(ctx, cfg, source, 0, &b));
+    CHECK_OK(ctx, dlrn_buffer_create(ctx, cfg, source, DLRN_BORROWED, &b));
     return b;
 }
 
@@ -405,7 +405,7 @@ TEST(out_of_memory_at_every_allocation) {
         const float *x, *y;
         int64_t n, total = 0;
         count.calls = 0, count.fail_at = k;
-        dlrn_status s = dlrn_buffer_create(ctx, &cfg, &source, 1, &b);
+        dlrn_status s = dlrn_buffer_create(ctx, &cfg, &source, DLRN_OWNED, &b);
         int created = s == DLRN_OK;
         CHECK(created == (b != NULL));
         while (s == DLRN_OK && (s = dlrn_buffer_next(b, &x, &y, &n)) == DLRN_OK) total += n;
@@ -469,11 +469,10 @@ TEST(a_buffer_described) {
     dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
     static const int64_t index[2] = {7, 99};
     float x[2 * D], y[2 * D];
-    dlrn_buffer_info info;
     uint64_t bytes;
     CHECK_OK(ctx, dlrni_buffer_read_ahead(b, 20));
     dlrni_buffer_copy(b, index, 2, x, y);
-    dlrn_buffer_describe(b, &info);
+    dlrn_buffer_info info = dlrn_buffer_describe(b);
     CHECK_OK(ctx, dlrn_buffer_bytes(ctx, &cfg, D, 0, &bytes));
     CHECK(!memcmp(x, y, sizeof x) && (int64_t)x[0] == 7 && (int64_t)x[D] == 99);
     CHECK(info.unread == 100 && info.rows_read == 100 && info.capacity == 100);
@@ -732,7 +731,7 @@ TEST(rows_that_are_not_finite_are_left_out) {
     for (int i = 0; i < N * D; i++) x[i] = (float)i, y[i] = (float)-i;
     for (int i = 0; i < N; i += 3) (i % 2 ? x : y)[i * D + i % D] = i % 4 ? NAN : -INFINITY;
     CHECK_OK(ctx, dlrn_source_from_array(ctx, x, y, N, D, D, 1, &source));
-    CHECK_OK(ctx, dlrn_source_finite(ctx, &source, 1, &skipped, &finite));
+    CHECK_OK(ctx, dlrn_source_finite(ctx, &source, DLRN_OWNED, &skipped, &finite));
     CHECK(finite.d_in == D && finite.d_out == D && skipped == 0);
     for (come = 0; come < N;) {
         dlrn_status s = finite.read(finite.user, 7, got_x + come * D, got_y + come * D, &n);
@@ -757,14 +756,14 @@ TEST(rows_that_are_not_finite_are_left_out) {
     dlrn_source_destroy(&finite);
     /* the same of x alone */
     CHECK_OK(ctx, dlrn_source_from_array(ctx, x, NULL, N, D, 0, 1, &source));
-    CHECK_OK(ctx, dlrn_source_finite(ctx, &source, 1, &skipped, &finite));
+    CHECK_OK(ctx, dlrn_source_finite(ctx, &source, DLRN_OWNED, &skipped, &finite));
     CHECK_OK(ctx, finite.read(finite.user, N, got_x, NULL, &n));
     CHECK(n == N - skipped && skipped == 33);
     dlrn_source_destroy(&finite);
     /* through a buffer, and from an endless source of nothing but NaN */
     for (int i = 0; i < N * D; i++) x[i] = NAN;
     CHECK_OK(ctx, dlrn_source_from_array(ctx, x, NULL, N, D, 0, 0, &source));
-    CHECK_OK(ctx, dlrn_source_finite(ctx, &source, 1, NULL, &finite));
+    CHECK_OK(ctx, dlrn_source_finite(ctx, &source, DLRN_OWNED, NULL, &finite));
     dlrn_buffer_config cfg = config(10, 2, 20, 0);
     dlrn_buffer *b = make_buffer(ctx, &cfg, &finite);
     const float *bx, *by;
@@ -776,7 +775,7 @@ TEST(rows_that_are_not_finite_are_left_out) {
     tape t;
     source = tape_source(&t, 130, 0);
     source.seek = NULL;
-    CHECK_OK(ctx, dlrn_source_finite(ctx, &source, 0, NULL, &finite));
+    CHECK_OK(ctx, dlrn_source_finite(ctx, &source, DLRN_BORROWED, NULL, &finite));
     CHECK(finite.seek == NULL && (finite.position != NULL) == (source.position != NULL));
     t.lie = 1;
     b = make_buffer(ctx, &cfg, &finite);
@@ -787,7 +786,7 @@ TEST(rows_that_are_not_finite_are_left_out) {
     t.at = t.rows, t.at_end = DLRN_ERR_CALLBACK, t.why = "the tape is torn";
     for (int words = 1; words >= 0; words--) {
         if (!words) source.error = NULL;
-        CHECK_OK(ctx, dlrn_source_finite(ctx, &source, 0, NULL, &finite));
+        CHECK_OK(ctx, dlrn_source_finite(ctx, &source, DLRN_BORROWED, NULL, &finite));
         b = make_buffer(ctx, &cfg, &finite);
         CHECK_STATUS(dlrn_buffer_next(b, &bx, &by, &n), DLRN_ERR_CALLBACK);
         CHECK_STR(dlrn_error(ctx), words ? "the source failed: the tape is torn"
@@ -796,9 +795,9 @@ TEST(rows_that_are_not_finite_are_left_out) {
         dlrn_source_destroy(&finite);
     }
     source.d_in = 0;
-    CHECK_STATUS(dlrn_source_finite(ctx, &source, 0, NULL, &finite), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_source_finite(ctx, &source, DLRN_BORROWED, NULL, &finite), DLRN_ERR_ARGUMENT);
     source.read = NULL;
-    CHECK_STATUS(dlrn_source_finite(ctx, &source, 0, NULL, &finite), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_source_finite(ctx, &source, DLRN_BORROWED, NULL, &finite), DLRN_ERR_ARGUMENT);
     dlrn_context_destroy(ctx);
 }
 
@@ -819,7 +818,7 @@ TEST(a_configuration_out_of_range_is_refused) {
     do {                                                                                           \
         cfg = good;                                                                                \
         change;                                                                                    \
-        CHECK_STATUS(dlrn_buffer_create(ctx, &cfg, &source, 1, &b), DLRN_ERR_ARGUMENT);            \
+        CHECK_STATUS(dlrn_buffer_create(ctx, &cfg, &source, DLRN_OWNED, &b), DLRN_ERR_ARGUMENT);   \
         CHECK_STR(dlrn_error(ctx), text);                                                          \
         CHECK(!b);                                                                                 \
         CHECK_STATUS(dlrn_buffer_bytes(ctx, &cfg, D, 0, &bytes), DLRN_ERR_ARGUMENT);               \
@@ -828,7 +827,7 @@ TEST(a_configuration_out_of_range_is_refused) {
     CHECK_STR(dlrn_error(ctx), "d_in must be positive");
     dlrn_source flat = source;
     flat.d_in = 0;
-    CHECK_STATUS(dlrn_buffer_create(ctx, &good, &flat, 1, &b), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_buffer_create(ctx, &good, &flat, DLRN_OWNED, &b), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "no read callback or no width");
     REFUSE(cfg.capacity = 0, "capacity");
     REFUSE(cfg.read_rows = -1, "read_rows");
@@ -839,10 +838,10 @@ TEST(a_configuration_out_of_range_is_refused) {
     REFUSE(cfg.capacity = INT64_MAX / 4, "overflows");
 #undef REFUSE
     none.read = NULL;
-    CHECK_STATUS(dlrn_buffer_create(ctx, &good, &none, 1, &b), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_buffer_create(ctx, &good, &none, DLRN_OWNED, &b), DLRN_ERR_ARGUMENT);
     CHECK(!t.destroyed);
     cfg = config(1, 1, 1, 0);
-    CHECK_OK(ctx, dlrn_buffer_create(ctx, &cfg, &source, 1, &b));
+    CHECK_OK(ctx, dlrn_buffer_create(ctx, &cfg, &source, DLRN_OWNED, &b));
     dlrn_buffer_destroy(b);
     CHECK(t.destroyed == 1); /* by the buffer that owned it */
     dlrn_buffer_destroy(NULL);
@@ -1015,7 +1014,8 @@ TEST(epochs_through_a_buffer) {
     dlrn_status st;
     CHECK_OK(ctx, dlrn_source_from_npy(ctx, write_npy("buffer_x.npy", 2, 1, 19, 1), NULL, 3, &s));
     cfg.store = DLRN_F16;
-    CHECK_OK(ctx, dlrn_buffer_create(ctx, &cfg, &s, 1, &b)); /* the buffer closes the file */
+    CHECK_OK(ctx,
+             dlrn_buffer_create(ctx, &cfg, &s, DLRN_OWNED, &b)); /* the buffer closes the file */
     while ((st = dlrn_buffer_next(b, &x, &y, &n)) == DLRN_OK)
         for (int64_t i = 0; i < n; i++) times[(int)x[i * D] / 8]++;
     CHECK_STATUS(st, DLRN_END);

@@ -25,7 +25,7 @@ static dlrn_buffer *make_buffer(dlrn_dtype store, int64_t capacity, int has_targ
     cfg.capacity = capacity, cfg.read_rows = 8, cfg.batch_rows = BATCH, cfg.store = store;
     CHECK_OK(ctx, dlrn_source_from_array(ctx, rows, has_target ? targets : NULL, ROWS, D,
                                          has_target ? D : 0, 0, &source));
-    CHECK_OK(ctx, dlrn_buffer_create(ctx, &cfg, &source, 1, &b));
+    CHECK_OK(ctx, dlrn_buffer_create(ctx, &cfg, &source, DLRN_OWNED, &b));
     return b;
 }
 
@@ -80,7 +80,7 @@ TEST(a_good_one) { /* which the other tests then change */
     dlrn_trainer *t = NULL;
     b = make_buffer(DLRN_BF16, CAPACITY, 1);
     CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, b, &t));
-    CHECK(dlrn_trainer_state_of(t).steps == 1 && b->unread == CAPACITY - BATCH);
+    CHECK(dlrn_trainer_describe(t).steps == 1 && b->unread == CAPACITY - BATCH);
     CHECK_OK(ctx, dlrn_trainer_step(t, NULL));
     dlrn_trainer_destroy(t);
     dlrn_buffer_destroy(b);
@@ -199,9 +199,9 @@ TEST(recipe_family_and_formula) {
 
 /* Trainers of the other recipes come back whole: selection, mean threshold, counters in rows. */
 TEST(other_recipes) {
-    for (int r = 1; dlrn_recipe_name(r); r++) {
+    for (int r = 1; dlrn_recipe(r); r++) {
         const char *path = tmp_path("checkpoint_recipe.safetensors");
-        dlrn_train_config cfg = dlrn_train_defaults(dlrn_recipe_name(r));
+        dlrn_train_config cfg = dlrn_train_defaults(dlrn_recipe(r)->name);
         dlrn_trainer *t[2] = {NULL, NULL};
         cfg.d_in = D;
         cfg.features = F;
@@ -332,9 +332,9 @@ TEST(rows_that_are_not_finite) {
 
 /* The configuration with which a run began resumes it, also where the run settled k. */
 TEST(the_settings_of_the_beginning) {
-    for (int r = 0; dlrn_recipe_name(r); r++) {
+    for (int r = 0; dlrn_recipe(r); r++) {
         const char *path = tmp_path("checkpoint_settings.safetensors");
-        dlrn_train_config cfg = dlrn_train_defaults(dlrn_recipe_name(r));
+        dlrn_train_config cfg = dlrn_train_defaults(dlrn_recipe(r)->name);
         dlrn_trainer *t = NULL;
         cfg.d_in = D;
         cfg.features = F;

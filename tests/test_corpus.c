@@ -49,11 +49,11 @@ static void check_integers(int64_t index, const float *x, int64_t n) {
 }
 
 static void check_numbers(int64_t index, char *field[FIELDS]) {
-    const dlrn_tensor_info *info = dlrn_archive_info(file, index);
+    const dlrn_tensor_info *info = dlrn_archive_tensor(file, index);
     double want[5], sum = 0, magnitude = 0, order = 0;
     for (int i = 0; i < 5; i++) want[i] = strtod(field[SUM + i], NULL);
     float *x = (float *)calloc((size_t)info->numel + 1, sizeof *x);
-    CHECK_OK(ctx, dlrn_archive_read(file, index, x));
+    CHECK_OK(ctx, dlrn_archive_read(file, index, 0, -1, x));
     for (int64_t i = 0; i < info->numel; i++) {
         sum += (double)x[i];
         magnitude += fabs((double)x[i]);
@@ -77,9 +77,10 @@ static void check_numbers(int64_t index, char *field[FIELDS]) {
 static void check_tensor(char *field[FIELDS]) {
     int64_t index = dlrn_archive_find(file, field[NAME]);
     CHECK_MSG(index >= 0, "%s: no tensor '%s'", field[FILE_NAME], field[NAME]);
-    const dlrn_tensor_info *info = dlrn_archive_info(file, index);
-    CHECK_MSG(!strcmp(dlrn_dtype_name(info->dtype), field[DTYPE]), "%s: '%s' is %s, expected %s",
-              field[FILE_NAME], info->name, dlrn_dtype_name(info->dtype), field[DTYPE]);
+    const dlrn_tensor_info *info = dlrn_archive_tensor(file, index);
+    CHECK_MSG(!strcmp(dlrn_name(DLRN_NAMES_DTYPE, info->dtype), field[DTYPE]),
+              "%s: '%s' is %s, expected %s", field[FILE_NAME], info->name,
+              dlrn_name(DLRN_NAMES_DTYPE, info->dtype), field[DTYPE]);
     check_shape(info, info->name, field[SHAPE]);
     check_numbers(index, field);
 }
@@ -100,8 +101,9 @@ static void open_next(char *field[FIELDS]) {
     char *path = corpus_path(field[FILE_NAME]);
     CHECK_MSG(path != NULL, "%s is not there", field[FILE_NAME]);
     CHECK_OK(ctx, dlrn_archive_open(ctx, path, &file));
-    CHECK_MSG(dlrn_archive_count(file) == atoi(field[NAME]), "%s: %lld tensors, expected %s",
-              field[FILE_NAME], (long long)dlrn_archive_count(file), field[NAME]);
+    CHECK_MSG(dlrn_archive_describe(file).count == atoi(field[NAME]),
+              "%s: %lld tensors, expected %s", field[FILE_NAME],
+              (long long)dlrn_archive_describe(file).count, field[NAME]);
 }
 
 /* Takes the lines whose file's name contains `part`. */

@@ -14,9 +14,9 @@ static int64_t read_array(const char *family, const char *name, float *to) {
     dlrn_archive *a = NULL;
     snprintf(path, sizeof path, "tests/golden/families/%s/%s.npy", family, name);
     CHECK_OK(ctx, dlrn_archive_open(ctx, path, &a));
-    int64_t n = dlrn_archive_info(a, 0)->numel;
+    int64_t n = dlrn_archive_tensor(a, 0)->numel;
     CHECK(n <= MAX);
-    CHECK_OK(ctx, dlrn_archive_read(a, 0, to));
+    CHECK_OK(ctx, dlrn_archive_read(a, 0, 0, -1, to));
     dlrn_archive_close(a);
     return n;
 }

@@ -106,14 +106,14 @@ static int64_t golden_find(const golden *g, const char *quantity) {
 static const dlrn_tensor_info *golden_info(const golden *g, const char *quantity) {
     int64_t index = golden_find(g, quantity);
     CHECK_MSG(index >= 0, "%s.%s is missing", g->name, quantity);
-    return dlrn_archive_info(g->file, index);
+    return dlrn_archive_tensor(g->file, index);
 }
 
 static const float *golden_floats(golden *g, const char *quantity) {
     int64_t numel = golden_info(g, quantity)->numel;
     float *to = pool + pool_used;
     CHECK(numel <= (int64_t)(sizeof pool / sizeof *pool) - pool_used);
-    CHECK_OK(g->ctx, dlrn_archive_read(g->file, golden_find(g, quantity), to));
+    CHECK_OK(g->ctx, dlrn_archive_read(g->file, golden_find(g, quantity), 0, -1, to));
     pool_used += numel;
     return to;
 }
@@ -229,14 +229,14 @@ static void check_gradients(golden *g, const dlrn_dictionary *ae, int loss, int 
     dlrn_trainer *t = NULL;
     float *p[4];
     CHECK_OK(g->ctx, dlrn_trainer_create(g->ctx, &cfg, ae, NULL, &t));
-    golden_integers(g, "steps_since_fired", dlrn_trainer_state_of(t).since_fired, ae->features);
+    golden_integers(g, "steps_since_fired", dlrn_trainer_describe(t).since_fired, ae->features);
     parameters_of(ae, p, size);
 
     snprintf(name, sizeof name, "%s_%s_%s", loss ? "squared" : "norm", sparsity ? "entropy" : "l1",
              kinds[kind]);
     g->name = name;
     dlrn_train_stats stats;
-    CHECK_OK(g->ctx, dlrn_trainer_loss(t, x, y, n, &stats));
+    CHECK_OK(g->ctx, dlrni_forward_loss(t, x, y, n, &stats));
     double ours[5] = {stats.loss, stats.reconstruction_loss, stats.sparsity_loss,
                       stats.auxiliary_loss, stats.l0};
     const float *theirs = golden_floats(g, "terms");
@@ -306,7 +306,7 @@ static void check_tensors(golden *g, int step, const char *prefix, float *const 
 }
 
 static void check_snapshot(golden *g, int step, dlrn_trainer *t, const float *const *start) {
-    const dlrn_trainer_state s = dlrn_trainer_state_of(t);
+    const dlrn_trainer_info s = dlrn_trainer_describe(t);
     float *const m[4] = {s.m[DLRN_OUTPUT_BIAS], s.m[DLRN_ENCODER], s.m[DLRN_ENCODER_BIAS],
                          s.m[DLRN_DECODER]};
     float *const v[4] = {s.v[DLRN_OUTPUT_BIAS], s.v[DLRN_ENCODER], s.v[DLRN_ENCODER_BIAS],
@@ -314,7 +314,7 @@ static void check_snapshot(golden *g, int step, dlrn_trainer *t, const float *co
     float *w[4];
     int64_t size[4], silent[MAX_F], wrong = 0;
     char name[64];
-    parameters_of(dlrn_trainer_dictionary(t), w, size);
+    parameters_of(dlrn_trainer_describe(t).dictionary, w, size);
     check_tensors(g, step, "", w, start, size);
     check_tensors(g, step, "m_", m, NULL, size);
     check_tensors(g, step, "v_", v, NULL, size);
@@ -401,8 +401,8 @@ TEST(train_log_resample) {
 TEST(every_case_of_training_is_tested) {
     golden g = golden_open("tests/golden/train.npz");
     int cases = 0;
-    for (int64_t i = 0; i < dlrn_archive_count(g.file); i++)
-        cases += strstr(dlrn_archive_info(g.file, i)->name, ".settings") != NULL;
+    for (int64_t i = 0; i < dlrn_archive_describe(g.file).count; i++)
+        cases += strstr(dlrn_archive_tensor(g.file, i)->name, ".settings") != NULL;
     CHECK_MSG(cases == 10, "train.npz has %d cases, 10 are tested", cases);
     golden_close(&g);
 }
@@ -430,7 +430,7 @@ static void check_recipe(const char *name, const char *const *roles_named, const
     const float *loss = golden_floats(&g, "loss"), *lr = golden_floats(&g, "lr");
     const float *threshold = golden_floats(&g, "threshold");
     CHECK_OK(g.ctx, dlrn_trainer_create(g.ctx, cfg, init, NULL, &t));
-    const dlrn_trainer_state state = dlrn_trainer_state_of(t);
+    const dlrn_trainer_info state = dlrn_trainer_describe(t);
     for (int step = 0; step < 40; step++) {
         dlrn_train_stats stats;
         int at = step + 1;
@@ -438,10 +438,11 @@ static void check_recipe(const char *name, const char *const *roles_named, const
         CHECK_CLOSE(stats.loss, loss[step], 1e-5);
         CHECK_CLOSE(stats.lr, lr[step], 1e-6);
         if (threshold[step] > -2)
-            CHECK_CLOSE(dlrn_trainer_dictionary(t)->formula.threshold, threshold[step], 1e-5);
+            CHECK_CLOSE(dlrn_trainer_describe(t).dictionary->formula.threshold, threshold[step],
+                        1e-5);
         for (int part = 0; part < 3 && (at == 1 || at == 2 || at == 10 || at == 40); part++)
             for (int r = 0; r < count && (!part || at == 40); r++) {
-                const float *ours[3] = {dlrn_trainer_dictionary(t)->param[roles[r]],
+                const float *ours[3] = {dlrn_trainer_describe(t).dictionary->param[roles[r]],
                                         state.m[roles[r]], state.v[roles[r]]};
                 snprintf(quantity, sizeof quantity, "%d.%s%s", at,
                          part ? part == 1 ? "m." : "v." : "", roles_named[r]);
@@ -546,7 +547,7 @@ static void check_evaluation(golden *g, const dlrn_dictionary *ae, const char *n
                   1e-5);
     table_figures(label, -1, called, ours, theirs, 12, 1e-5);
     golden_integers(g, "fired", fired, MAX_F);
-    for (int64_t j = 0; j < ae->features; j++) wrong += fired[j] != dlrn_evaluator_fired(e)[j];
+    for (int64_t j = 0; j < ae->features; j++) wrong += fired[j] != m.fired[j];
     table_row(label, -1, "firing counts that differ", "count", (double)wrong, 0);
     dlrn_evaluator_destroy(e);
 }

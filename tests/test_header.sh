@@ -48,7 +48,7 @@ END
 cat > "$dir/other.c" << 'END'
 #include "dictlearn.h"
 const char *other(void);
-const char *other(void) { return dlrn_status_text(DLRN_OK); }
+const char *other(void) { return dlrn_name(DLRN_NAMES_STATUS, DLRN_OK); }
 END
 cat > "$dir/allocator.c" << 'END'
 #include <stdlib.h>
@@ -119,10 +119,10 @@ int main(void) {
     if (dlrn_context_create(&cfg, &ctx) || dlrn_trainer_create(ctx, &run, NULL, NULL, &t)) return 1;
     for (int i = 0; i < 4; i++)
         if (dlrn_trainer_step_on(t, x, NULL, N, NULL)) return 2;
-    const dlrn_dictionary *ae = dlrn_trainer_dictionary(t);
+    const dlrn_dictionary *ae = dlrn_trainer_describe(t).dictionary;
     fwrite(ae->param[DLRN_ENCODER], sizeof(float), D * F, stdout);
     fwrite(ae->param[DLRN_DECODER], sizeof(float), D * F, stdout);
-    fprintf(stderr, "%s\n", dlrn_info(ctx).text);
+    fprintf(stderr, "%s\n", dlrn_context_describe(ctx).text);
     dlrn_trainer_destroy(t);
     dlrn_context_destroy(ctx);
     return 0;

@@ -245,7 +245,7 @@ static dlrn_status codes(void) {
 
 static dlrn_status trained(int64_t steps, dlrn_trainer *t) {
     dlrn_status s = DLRN_OK;
-    while (s == DLRN_OK && dlrn_trainer_state_of(t).steps < steps)
+    while (s == DLRN_OK && dlrn_trainer_describe(t).steps < steps)
         s = dlrn_trainer_step_on(t, rows, NULL, ROWS, NULL);
     return s;
 }
@@ -263,8 +263,9 @@ resumed_run(void) { /* four steps, with a checkpoint after two: the bits of four
     if (s == DLRN_OK) s = dlrn_trainer_resume(ctx, "run/state.safetensors", &cfg, NULL, &t[2]);
     if (s == DLRN_OK) {
         CHECK_OK(ctx, trained(4, t[2]));
-        CHECK(!memcmp(dlrn_trainer_dictionary(t[0])->param[DLRN_ENCODER],
-                      dlrn_trainer_dictionary(t[2])->param[DLRN_ENCODER], F * D * sizeof(float)));
+        CHECK(!memcmp(dlrn_trainer_describe(t[0]).dictionary->param[DLRN_ENCODER],
+                      dlrn_trainer_describe(t[2]).dictionary->param[DLRN_ENCODER],
+                      F * D * sizeof(float)));
     }
     for (int i = 0; i < 3; i++) dlrn_trainer_destroy(t[i]);
     return s;
@@ -416,7 +417,7 @@ TEST(no_files) {
     end();
     begin(&none);
     CHECK_OK(ctx, dlrn_archive_open_memory(ctx, kept.bytes, kept.size, "f.pt", &a));
-    CHECK(dlrn_archive_count(a) == 4);
+    CHECK(dlrn_archive_describe(a).count == 4);
     dlrn_archive_close(a);
     free(kept.bytes);
     end();

@@ -26,9 +26,9 @@ static void open_all(void) {
 static int64_t golden_read(const char *name, float *dst, int64_t room) {
     int64_t i = dlrn_archive_find(golden, name);
     CHECK_MSG(i >= 0, "%s: not in the golden file", name);
-    int64_t n = dlrn_archive_info(golden, i)->numel;
+    int64_t n = dlrn_archive_tensor(golden, i)->numel;
     CHECK(n <= room);
-    CHECK_OK(ctx, dlrn_archive_read(golden, i, dst));
+    CHECK_OK(ctx, dlrn_archive_read(golden, i, 0, -1, dst));
     return n;
 }
 
@@ -37,7 +37,7 @@ static int64_t golden_ids(int which, int32_t *id) {
     int64_t wide[MOST];
     char name[32];
     snprintf(name, sizeof name, "ids_%d", which);
-    int64_t i = dlrn_archive_find(golden, name), n = dlrn_archive_info(golden, i)->numel;
+    int64_t i = dlrn_archive_find(golden, name), n = dlrn_archive_tensor(golden, i)->numel;
     CHECK(i >= 0 && n <= MOST);
     CHECK_OK(ctx, dlrni_archive_read_i64(golden, i, wide));
     for (int64_t k = 0; k < n; k++) id[k] = (int32_t)wide[k];

@@ -91,7 +91,7 @@ static dlrn_status parse(void) {
     static const char text[] = "{\"a\": [1, 2, {\"b\": \"c\", \"d\": null}], \"e\": {}}";
     dlrn_json *root;
     dlrn_status s = dlrn_json_parse(ctx, text, sizeof text - 1, "text", &root);
-    dlrn_json_free(ctx, root);
+    dlrn_free(ctx, root);
     return s;
 }
 
@@ -243,7 +243,7 @@ static dlrn_buffer *open_buffer(void) {
     cfg.store = run.store;
     STARVE_RETRY(ctx, dlrn_source_from_array(ctx, rows_x, run.target ? rows_y : NULL, ROWS, D,
                                              run.target ? D : 0, 2, &source));
-    STARVE_RETRY(ctx, dlrn_buffer_create(ctx, &cfg, &source, 1, &b));
+    STARVE_RETRY(ctx, dlrn_buffer_create(ctx, &cfg, &source, DLRN_OWNED, &b));
     return b;
 }
 
@@ -269,7 +269,7 @@ static int steps(dlrn_trainer *t, int most, uint64_t *hash) {
             return 0;
         }
         CHECK_OK(ctx, s);
-        CHECK(stats.step == dlrn_trainer_state_of(t).steps - 1);
+        CHECK(stats.step == dlrn_trainer_describe(t).steps - 1);
         *hash = starve_mix(*hash, &stats.loss, sizeof stats.loss);
         *hash = starve_mix(*hash, &stats.resampled, sizeof stats.resampled);
     }
@@ -401,13 +401,13 @@ TEST(logs_that_wait) {
         CHECK_STATUS(s, granted >= 0 && refused ? DLRN_ERR_MEMORY : DLRN_OK);
         if (t->stage == DLRNI_LOGGING) { /* a checkpoint has no place for its rows */
             waits++;
-            CHECK(dlrn_trainer_state_of(t).steps == 1);
+            CHECK(dlrn_trainer_describe(t).steps == 1);
             CHECK_STATUS(dlrn_trainer_save(t, tmp_path("torn.safetensors")), DLRN_ERR_ARGUMENT);
             CHECK_STR(dlrn_error(ctx), "torn.safetensors: not written: step 0 is not finished");
         }
         if (s != DLRN_OK) CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, ROWS, &stats));
         if (granted < 0) wanted = stats;
-        CHECK(!memcmp(&wanted, &stats, sizeof stats) && dlrn_trainer_state_of(t).steps == 1);
+        CHECK(!memcmp(&wanted, &stats, sizeof stats) && dlrn_trainer_describe(t).steps == 1);
         CHECK_OK(ctx, dlrn_trainer_save(t, tmp_path("torn.safetensors")));
         dlrn_trainer_destroy(t);
         CHECK(starve.live == before);

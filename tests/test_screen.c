@@ -154,8 +154,8 @@ static void compare_all(int64_t d, unsigned kinds, uint64_t seed) {
             fill_all(scalar, same, x, kinds, seed);
             encode_with(ctx, screen, same, x, &got);
             CHECK_MSG(same_codes(&want, &got), "%s, %s, d %d, kinds %#x, seed %d",
-                      dlrn_info(ctx).kernels, screen ? screen->name : "dense", (int)d, kinds,
-                      (int)seed);
+                      dlrn_context_describe(ctx).kernels, screen ? screen->name : "dense", (int)d,
+                      kinds, (int)seed);
             dlrn_sparse_free(&got);
             dlrn_dictionary_destroy(same);
             dlrn_context_destroy(ctx);
@@ -291,8 +291,9 @@ TEST(long_batches) {
         for (int64_t j = 0; j < F; j++) same->param[DLRN_ENCODER_BIAS][j] = -1;
         CHECK_OK(ctx, dlrn_encode_sparse(same, x, N, &got));
         CHECK_OK(ctx, dlrn_encode(same, x, N, g));
-        CHECK_MSG(same_codes(&want, &got), "%s", dlrn_info(ctx).kernels);
-        CHECK_MSG(memcmp(f, g, sizeof(float) * N * F) == 0, "%s", dlrn_info(ctx).kernels);
+        CHECK_MSG(same_codes(&want, &got), "%s", dlrn_context_describe(ctx).kernels);
+        CHECK_MSG(memcmp(f, g, sizeof(float) * N * F) == 0, "%s",
+                  dlrn_context_describe(ctx).kernels);
         dlrn_sparse_free(&got);
         dlrn_dictionary_destroy(same);
         dlrn_context_destroy(ctx);
@@ -356,7 +357,8 @@ TEST(prepared_the_same_bits) {
             dlrn_encoder *e = NULL;
             CHECK_OK(ctx, dlrn_encoder_create(ae, &e));
             CHECK_OK(ctx, dlrn_encoder_prepare(e));
-            CHECK((e->prepared != NULL) == (strlen(dlrn_info(ctx).kernels) == 10)); /* vnni, bf16 */
+            CHECK((e->prepared != NULL) ==
+                  (strlen(dlrn_context_describe(ctx).kernels) == 10)); /* vnni, bf16 */
             for (uint64_t seed = (uint64_t)formula_of; seed < 2 * KINDS; seed += FORMULAS) {
                 unsigned kinds = seed < KINDS ? 1u << seed : (1u << KINDS) - 1;
                 fill_all(scalar, plain, x, kinds, seed);
@@ -368,7 +370,7 @@ TEST(prepared_the_same_bits) {
                     CHECK_OK(ctx, dlrn_encoder_run(e, x, counts[c], got, NULL, NULL));
                     CHECK_MSG(same_floats(want, got, counts[c] * FEATURES),
                               "%s, %s, %d rows, seed %d", formulas[formula_of],
-                              dlrn_info(ctx).kernels, (int)counts[c], (int)seed);
+                              dlrn_context_describe(ctx).kernels, (int)counts[c], (int)seed);
                 }
             }
             dlrn_encoder_destroy(e);

@@ -76,7 +76,7 @@ static dlrn_status train(dlrn_context *ctx, const dlrn_dictionary *init, const c
     shuffle.capacity = N, shuffle.read_rows = 64, shuffle.batch_rows = 64;
     shuffle.store = DLRN_F16;
     dlrn_status s = dlrn_source_from_array(ctx, rows, NULL, N, D, 0, 0, &source);
-    if (!s) s = dlrn_buffer_create(ctx, &shuffle, &source, 1, &buffer);
+    if (!s) s = dlrn_buffer_create(ctx, &shuffle, &source, DLRN_OWNED, &buffer);
     if (!s) s = dlrn_trainer_create(ctx, &cfg, init, buffer, &t);
     for (int i = 0; !s && i < STEPS / 2; i++) s = dlrn_trainer_step(t, NULL);
     if (!s) s = dlrn_trainer_save(t, path);
@@ -84,9 +84,9 @@ static dlrn_status train(dlrn_context *ctx, const dlrn_dictionary *init, const c
     t = NULL;
     if (!s) s = dlrn_trainer_resume(ctx, path, NULL, buffer, &t);
     for (int i = 0; !s && i < STEPS / 2; i++) s = dlrn_trainer_step(t, NULL);
-    if (!s) s = dlrn_trainer_resample_on(t, rows, NULL, N, &revived);
+    if (!s) s = dlrni_resample(t, rows, NULL, N, &revived);
     if (!s && !revived) s = dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "no feature was dead");
-    if (!s) s = dlrn_save(dlrn_trainer_dictionary(t), path);
+    if (!s) s = dlrn_save(dlrn_trainer_describe(t).dictionary, path);
     if (!s) s = dlrn_load(ctx, path, NULL, ae);
     dlrn_trainer_destroy(t);
     dlrn_buffer_destroy(buffer);
@@ -237,10 +237,9 @@ static int host_stop(void *user) {
 static dlrn_status host_progress(void *user, dlrn_trainer *trainer, const dlrn_train_stats *stats) {
     (void)user, (void)stats;
     called(PROGRESS);
-    dlrn_trainer_on_stop(trainer, host_stop, NULL);
-    dlrn_trainer_dictionary(trainer)->param[DLRN_ENCODER_BIAS][0] =
+    dlrn_trainer_describe(trainer).dictionary->param[DLRN_ENCODER_BIAS][0] =
         -1000; /* so that there is one to resample */
-    dlrn_dictionary_changed(dlrn_trainer_dictionary(trainer));
+    dlrn_dictionary_changed(dlrn_trainer_describe(trainer).dictionary);
     return DLRN_OK;
 }
 
@@ -265,7 +264,8 @@ TEST(callbacks_run_on_the_callers_thread) {
     dlrn_metrics m;
     int64_t elsewhere = 0;
     host = pthread_self();
-    cfg.threads = WORKERS, cfg.parallel_for = on_another, cfg.user = &elsewhere;
+    cfg.threads = WORKERS, cfg.parallel_for = on_another, cfg.stop = host_stop,
+    cfg.user = &elsewhere;
     train_cfg.features = F, train_cfg.steps = STEPS, train_cfg.resample_steps = 3,
     train_cfg.resample_rows = N;
     train_cfg.buffer.capacity = N, train_cfg.buffer.read_rows = train_cfg.buffer.batch_rows = 64;

@@ -55,7 +55,7 @@ static dlrn_trainer *trainer_of(dlrn_context *ctx, const dlrn_train_config *cfg,
         init->param[DLRN_INPUT_BIAS][c] = 0.1f * (float)(c - 3);
     CHECK_OK(ctx, dlrn_trainer_create(ctx, cfg, init, NULL, &t));
     dlrn_dictionary_destroy(init);
-    dlrn_dictionary *ae = dlrn_trainer_dictionary(t);
+    dlrn_dictionary *ae = dlrn_trainer_describe(t).dictionary;
     const float *b = dlrni_center_of(ae);
     for (int c = 0; c < D; c++) ae->param[DLRN_OUTPUT_BIAS][c] = 0.2f * dlrn_rng_normal(&rng);
     for (int p = 0; p < 4; p++) {
@@ -68,7 +68,7 @@ static dlrn_trainer *trainer_of(dlrn_context *ctx, const dlrn_train_config *cfg,
             top = pre > top ? pre : top;
         }
         ae->param[DLRN_ENCODER_BIAS][dead[p]] = -top - 0.1f;
-        dlrn_trainer_state_of(t).since_fired[dead[p]] = 20;
+        dlrn_trainer_describe(t).since_fired[dead[p]] = 20;
     }
     dlrn_dictionary_changed(ae);
     return t;
@@ -89,8 +89,8 @@ static const float *many_rows(void) {
 
 /* One number for all weights, moments and counters of a trainer. */
 static uint64_t fingerprint(dlrn_trainer *t) {
-    dlrn_trainer_state s = dlrn_trainer_state_of(t);
-    dlrn_dictionary *ae = dlrn_trainer_dictionary(t);
+    dlrn_trainer_info s = dlrn_trainer_describe(t);
+    dlrn_dictionary *ae = dlrn_trainer_describe(t).dictionary;
     const size_t d = (size_t)ae->d_in, f = (size_t)ae->features;
     const struct {
         const void *data;
@@ -235,8 +235,8 @@ static const float *golden(dlrn_context *ctx, dlrn_archive *a, const char *name)
     static float data[50 * 32 * MAX_D];
     int64_t at = dlrn_archive_find(a, name);
     CHECK_MSG(at >= 0, "%s is missing", name);
-    CHECK(dlrn_archive_info(a, at)->numel <= (int64_t)(sizeof data / sizeof *data));
-    CHECK_OK(ctx, dlrn_archive_read(a, at, data));
+    CHECK(dlrn_archive_tensor(a, at)->numel <= (int64_t)(sizeof data / sizeof *data));
+    CHECK_OK(ctx, dlrn_archive_read(a, at, 0, -1, data));
     return data;
 }
 
@@ -249,7 +249,7 @@ static dlrn_trainer *golden_trainer(dlrn_context *ctx, dlrn_archive *a, const ch
     char name[64];
     dlrn_trainer *t = NULL;
     snprintf(name, sizeof name, "%sencoder_weight", prefix);
-    const dlrn_tensor_info *info = dlrn_archive_info(a, dlrn_archive_find(a, name));
+    const dlrn_tensor_info *info = dlrn_archive_tensor(a, dlrn_archive_find(a, name));
     cfg.features = info->shape[0], cfg.d_in = info->shape[1];
     CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
     for (int k = 0; k < 4; k++) {
@@ -362,7 +362,7 @@ TEST(losses_and_gradients_are_naive) {
         double loss = naive_gradients(&s);
         float *by_role[DLRN_ROLE_COUNT] = {0};
         for (int k = 0; k < ROLES; k++) by_role[trained[k]] = out[k];
-        CHECK_OK(ctx, dlrn_trainer_loss(t, rows_x, rows_y, N, &stats));
+        CHECK_OK(ctx, dlrni_forward_loss(t, rows_x, rows_y, N, &stats));
         CHECK_CLOSE(stats.loss, loss, 1e-5);
         CHECK_CLOSE(stats.reconstruction_loss, s.reconstruction, 1e-5);
         CHECK_CLOSE(stats.sparsity_loss, s.sparsity, 1e-5);
@@ -456,8 +456,8 @@ TEST(targets_of_another_width) {
         }
         CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, init[k], NULL, k ? &same : &narrow));
     }
-    a = dlrn_trainer_dictionary(narrow);
-    b = dlrn_trainer_dictionary(same);
+    a = dlrn_trainer_describe(narrow).dictionary;
+    b = dlrn_trainer_describe(same).dictionary;
     CHECK_STATUS(dlrn_trainer_step_on(narrow, rows_x, NULL, N, NULL), DLRN_ERR_ARGUMENT);
     for (int step = 0; step < 5; step++) {
         dlrn_train_stats s[2];
@@ -638,9 +638,39 @@ static uint64_t recipe_bits(dlrn_context *ctx, const char *recipe, int64_t budge
     return hash;
 }
 
+/* A recipe's words agree with what it does: its formula is its family's, its settings are fields of
+   the configuration, its rate is the trainer's. */
+TEST(recipes_in_words) {
+    dlrn_context *ctx = open_context("auto", 1);
+    char text[4096];
+    for (int r = 0; dlrn_recipe(r); r++) {
+        const dlrn_recipe_info *info = dlrn_recipe(r);
+        dlrn_train_config cfg = dlrn_train_defaults(info->name);
+        dlrn_trainer *t = NULL;
+        dlrn_json *json = NULL;
+        CHECK(info->formula == &dlrni_family_named(info->family)->formula);
+        cfg.d_in = D, cfg.features = F;
+        CHECK((cfg.lr < 0) == (info->lr > 0));
+        CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
+        dlrn_trainer_info state = dlrn_trainer_describe(t);
+        if (cfg.lr < 0) CHECK_CLOSE(state.config->lr, info->lr / sqrt(F / 16384.0), 1e-12);
+        CHECK_STR(state.dictionary->family, info->family);
+        CHECK(state.dictionary->formula.gate == info->formula->gate);
+        int64_t size = dlrn_train_config_json(&cfg, text, sizeof text);
+        CHECK_OK(ctx, dlrn_json_parse(ctx, text, (size_t)size, "text", &json));
+        CHECK(dlrn_json_number(json, "lr", 0) == state.config->lr);
+        for (int i = 0; info->settings[i]; i++)
+            CHECK_MSG(dlrn_json_get(json, info->settings[i]), "%s", info->settings[i]);
+        dlrn_free(ctx, json);
+        dlrn_trainer_destroy(t);
+    }
+    CHECK(!dlrn_recipe(-1));
+    dlrn_context_destroy(ctx);
+}
+
 TEST(recipes_do_not_depend_on_the_machine) {
-    for (int r = 1; dlrn_recipe_name(r); r++) {
-        const char *recipe = dlrn_recipe_name(r);
+    for (int r = 1; dlrn_recipe(r); r++) {
+        const char *recipe = dlrn_recipe(r)->name;
         dlrn_context *scalar = open_context("scalar", 1), *ctx = open_context("auto", 2);
         uint64_t wanted = recipe_bits(scalar, recipe, 0);
         CHECK_MSG(recipe_bits(scalar, recipe, 1) == wanted, "%s: waves", recipe);
@@ -707,7 +737,7 @@ TEST(zeros_survive) { /* a zero atom, zero rows, a perfect reconstruction */
     for (int sparsity = 0; sparsity < 2; sparsity++) {
         cfg.sparsity = (dlrn_sparsity)sparsity;
         dlrn_trainer *t = make_trainer(ctx, &cfg);
-        dlrn_dictionary *ae = dlrn_trainer_dictionary(t);
+        dlrn_dictionary *ae = dlrn_trainer_describe(t).dictionary;
         memset(ae->param[DLRN_DECODER], 0, 2 * D * sizeof(float));
         memset(ae->param[DLRN_DECODER] + 10 * D, 0, D * sizeof(float));
         CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, NULL));
@@ -772,7 +802,7 @@ TEST(logging_counts_twice_in_compat_alone) {
         for (int i = 0; i < 3; i++) CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, &stats));
         CHECK(t->since_fired[10] == 20 + 3 + (compat ? 2 : 0)); /* steps 0 and 2 are logged */
         CHECK(stats.step == 2);
-        CHECK_OK(ctx, dlrn_trainer_loss(t, rows_x, NULL, N, &loss));
+        CHECK_OK(ctx, dlrni_forward_loss(t, rows_x, NULL, N, &loss));
         CHECK((loss.loss == stats.loss) == compat); /* compat logs the loss after the update */
         CHECK(t->since_fired[10] == 20 + 3 + (compat ? 2 : 0));
         dlrn_trainer_destroy(t);
@@ -797,7 +827,7 @@ TEST(what_is_not_finite_is_named_and_changes_nothing) {
     before = fingerprint(t);
     CHECK_STATUS(dlrn_trainer_step_on(t, rows_x, NULL, N, NULL), DLRN_ERR_VALUE);
     CHECK_STR(dlrn_error(ctx), "step 0");
-    CHECK(fingerprint(t) == before && dlrn_trainer_state_of(t).steps == 0);
+    CHECK(fingerprint(t) == before && dlrn_trainer_describe(t).steps == 0);
     dlrn_trainer_destroy(t);
     dlrn_context_destroy(ctx);
 }
@@ -861,7 +891,7 @@ TEST(the_dead_begin_again_from_rows) {
     for (int j = 0; j < F; j++)
         if (j != 10 && j != 11 && j != 50 && j != 99) mean += encoder_norm(t, j) / (F - 4);
     t->m[DLRN_DECODER][50 * D] = t->v[DLRN_ENCODER_BIAS][50] = 1;
-    CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, rows_y, N, &revived));
+    CHECK_OK(ctx, dlrni_resample(t, rows_x, rows_y, N, &revived));
     CHECK(revived == 4);
     for (int p = 0; p < 4; p++) {
         int j = dead[p], row = origin(t, j);
@@ -877,7 +907,7 @@ TEST(the_dead_begin_again_from_rows) {
         CHECK(t->dict->param[DLRN_ENCODER_BIAS][j] == 0 && t->since_fired[j] == 0);
     }
     CHECK(t->m[DLRN_DECODER][50 * D] == 0 && t->v[DLRN_ENCODER_BIAS][50] == 0);
-    CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, rows_y, N, &revived));
+    CHECK_OK(ctx, dlrni_resample(t, rows_x, rows_y, N, &revived));
     CHECK(revived == 0); /* none dead */
     dlrn_trainer_destroy(t);
     dlrn_context_destroy(ctx);
@@ -897,7 +927,7 @@ TEST(revived_features_have_a_threshold_of_their_beginning) {
     float *threshold = t->dict->param[DLRN_THRESHOLD], begun = threshold[0];
     for (int j = 0; j < F; j++) threshold[j] = 1000;
     t->since_fired[10] = 20;
-    CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, NULL, N, &revived));
+    CHECK_OK(ctx, dlrni_resample(t, rows_x, NULL, N, &revived));
     CHECK(revived == 1 && fabsf(threshold[10] - begun) < 1e-9f && threshold[11] > 999);
     CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, &stats));
     CHECK(stats.l0 > 0 && t->since_fired[10] == 0);
@@ -914,11 +944,32 @@ TEST(a_broken_trainer_refuses_all) {
     t->stage = DLRNI_BROKEN;
     uint64_t before = fingerprint(t);
     CHECK_STATUS(dlrn_trainer_step_on(t, rows_x, NULL, N, NULL), DLRN_ERR_ARGUMENT);
-    CHECK_STATUS(dlrn_trainer_resample_on(t, rows_x, NULL, N, NULL), DLRN_ERR_ARGUMENT);
     CHECK_STATUS(dlrn_trainer_save(t, tmp_path("broken.safetensors")), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "resume from a checkpoint");
     CHECK(fingerprint(t) == before);
     dlrn_trainer_destroy(t);
+    dlrn_context_destroy(ctx);
+}
+
+/* A trainer without a buffer draws from the rows of the step. */
+TEST(resampling_without_a_buffer) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    dlrn_train_stats stats = {0};
+    int64_t revived = -1;
+    cfg.resample_steps = 4; /* silent for 2 is dead */
+    dlrn_trainer *t = make_trainer(ctx, &cfg), *by_hand = make_trainer(ctx, &cfg);
+    for (int i = 0; i <= 4; i++) {
+        CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, rows_y, N, &stats));
+        CHECK((stats.resampled > 0) == (i == 4));
+        if (i < 4) CHECK_OK(ctx, dlrn_trainer_step_on(by_hand, rows_x, rows_y, N, NULL));
+    }
+    by_hand->x = rows_x, by_hand->y = rows_y, by_hand->n = N;
+    CHECK_OK(ctx, dlrni_stage_update(by_hand));
+    CHECK_OK(ctx, dlrni_resample(by_hand, rows_x, rows_y, N, &revived));
+    CHECK(revived == stats.resampled && fingerprint(t) == fingerprint(by_hand));
+    dlrn_trainer_destroy(t);
+    dlrn_trainer_destroy(by_hand);
     dlrn_context_destroy(ctx);
 }
 
@@ -934,7 +985,7 @@ TEST(resampling_with_too_few_rows_or_nothing_alive) {
     memcpy(y, rows_y, sizeof y);
     memset(y + 2 * D, 0, D * sizeof(float));
     memcpy(x + 4 * D, t->dict->param[DLRN_OUTPUT_BIAS], D * sizeof(float));
-    CHECK_OK(ctx, dlrn_trainer_resample_on(t, x, y, N, &revived));
+    CHECK_OK(ctx, dlrni_resample(t, x, y, N, &revived));
     CHECK(revived == N - 2); /* two rows have no direction */
     CHECK(all_finite(t->dict->param[DLRN_ENCODER], F * D) &&
           all_finite(t->dict->param[DLRN_DECODER], F * D));
@@ -945,12 +996,12 @@ TEST(resampling_with_too_few_rows_or_nothing_alive) {
             -1000; /* x_hat = bias, and y = bias: no loss at all */
     for (int i = 0; i < N; i++)
         memcpy(y + i * D, t->dict->param[DLRN_OUTPUT_BIAS], D * sizeof(float));
-    CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, y, N, &revived));
+    CHECK_OK(ctx, dlrni_resample(t, rows_x, y, N, &revived));
     CHECK(revived == 0);
 
     memset(t->dict->param[DLRN_ENCODER], 0, F * D * sizeof(float)); /* no norm to go by: 0.2 */
     for (int j = 0; j < F; j++) t->since_fired[j] = 20;
-    CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, rows_y, N, &revived));
+    CHECK_OK(ctx, dlrni_resample(t, rows_x, rows_y, N, &revived));
     CHECK(revived == N);
     CHECK_CLOSE(encoder_norm(t, 0), 0.2, 1e-5);
     dlrn_trainer_destroy(t);
@@ -1018,12 +1069,12 @@ TEST(resampling_in_compat_forgets_moments_alone) {
     CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, rows_y, N,
                                        &stats)); /* step 0 resamples, too: silent 21 > 20 */
     CHECK(stats.resampled == 4);
-    dlrn_trainer_state state = dlrn_trainer_state_of(t), *s = &state;
+    dlrn_trainer_info state = dlrn_trainer_describe(t), *s = &state;
     s->m[DLRN_ENCODER][10 * D] = s->v[DLRN_ENCODER][10 * D] = s->m[DLRN_ENCODER_BIAS][10] =
         s->v[DLRN_ENCODER_BIAS][10] = 1;
     s->m[DLRN_DECODER][10 * D] = 1;
     CHECK_OK(ctx, dlrni_dictionary_copy(t->dict->ctx, t->dict, &old));
-    CHECK_OK(ctx, dlrn_trainer_resample_on(t, rows_x, rows_y, N, &revived));
+    CHECK_OK(ctx, dlrni_resample(t, rows_x, rows_y, N, &revived));
     CHECK(revived == 4 && s->since_fired[10] == 21);
     CHECK(s->m[DLRN_ENCODER][10 * D] == 0 && s->v[DLRN_ENCODER][10 * D] == 0);
     CHECK(s->m[DLRN_ENCODER_BIAS][10] == 0 && s->v[DLRN_ENCODER_BIAS][10] == 0 &&
@@ -1070,7 +1121,7 @@ TEST(a_resumed_trainer_goes_on_with_the_same_bits) {
     CHECK_STR(dlrn_error(ctx), "trainer.pt: expected a name ending in .safetensors");
     CHECK_OK(ctx, dlrn_trainer_save(t, path));
     CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, NULL, &again));
-    CHECK(fingerprint(again) == fingerprint(t) && dlrn_trainer_state_of(again).steps == 2);
+    CHECK(fingerprint(again) == fingerprint(t) && dlrn_trainer_describe(again).steps == 2);
     CHECK(!memcmp(&again->cfg, &t->cfg, sizeof cfg));
     for (int i = 0; i < 3; i++) {
         CHECK_OK(ctx, dlrn_trainer_step_on(t, many_rows(), NULL, MANY, NULL));
@@ -1126,7 +1177,7 @@ TEST(checkpoints_that_lie) {
         CHECK_STR(dlrn_error(ctx), lies[i].words);
         CHECK(again == NULL);
     }
-    dlrn_trainer_dictionary(t)->param[DLRN_ENCODER][1] =
+    dlrn_trainer_describe(t).dictionary->param[DLRN_ENCODER][1] =
         123456.789f; /* not saved as it is to be found: a NaN */
     CHECK_OK(ctx, dlrn_trainer_save(t, path));
     change_file(ctx, path, "\x65\x20\xf1\x47", "\x65\x20\xc1\x7f");
@@ -1135,7 +1186,7 @@ TEST(checkpoints_that_lie) {
         dlrn_error(ctx),
         "lies.safetensors: tensor 'encoder_weight': element 1: expected a finite number, found");
     CHECK(again == NULL);
-    dlrn_trainer_dictionary(t)->param[DLRN_ENCODER][1] = 0;
+    dlrn_trainer_describe(t).dictionary->param[DLRN_ENCODER][1] = 0;
     for (int i = 0; i < 8;
          i++) { /* each moment: infinite it may be; a NaN, or a square below 0, it is not */
         float *moments[8] = {t->m[DLRN_OUTPUT_BIAS],  t->m[DLRN_ENCODER],
@@ -1170,7 +1221,7 @@ static dlrn_buffer *make_buffer(dlrn_context *ctx) {
     cfg.read_rows = 30;
     cfg.batch_rows = 16;
     CHECK_OK(ctx, dlrn_source_from_array(ctx, many_rows(), NULL, MANY, D, 0, 3, &source));
-    CHECK_OK(ctx, dlrn_buffer_create(ctx, &cfg, &source, 1, &buffer));
+    CHECK_OK(ctx, dlrn_buffer_create(ctx, &cfg, &source, DLRN_OWNED, &buffer));
     return buffer;
 }
 
@@ -1219,7 +1270,7 @@ TEST(a_resumed_run_may_go_on_for_longer) {
             int64_t until = drained || part
                                 ? MANY
                                 : MANY / 16 - 3; /* the source has ended, and there are rows yet */
-            while (dlrn_trainer_state_of(t).steps < until && dlrn_trainer_step(t, NULL) == DLRN_OK)
+            while (dlrn_trainer_describe(t).steps < until && dlrn_trainer_step(t, NULL) == DLRN_OK)
                 steps[part]++;
             CHECK_OK(ctx, dlrn_trainer_save(t, path));
             if (part) CHECK(b->rows_read == 2 * MANY);
@@ -1310,14 +1361,16 @@ TEST(a_resampling_that_is_stopped_goes_on) {
         t->dict->param[DLRN_ENCODER_BIAS][3] = again->dict->param[DLRN_ENCODER_BIAS][3] = -1000;
         for (;;) {
             dlrn_train_stats wanted, found;
+            ctx->cfg.stop = NULL;
             dlrn_status end = dlrn_trainer_step(t, &wanted);
             polls = 0;
-            dlrn_trainer_on_stop(again, stop_in_a_while, NULL);
+            ctx->cfg.stop = stop_in_a_while;
             dlrn_status s = dlrn_trainer_step(again, &found);
             if (s == DLRN_STOPPED) {
                 stops++;
-                CHECK(dlrn_trainer_state_of(again).steps == dlrn_trainer_state_of(t).steps);
+                CHECK(dlrn_trainer_describe(again).steps == dlrn_trainer_describe(t).steps);
                 if (saved) {
+                    ctx->cfg.stop = NULL;
                     CHECK_OK(ctx, dlrn_trainer_save(again, path));
                     dlrn_trainer_destroy(again);
                     dlrn_buffer_destroy(two);
@@ -1350,7 +1403,7 @@ TEST(an_unfinished_step_refuses_other_rows) {
     cfg.resample_steps = 6;
     CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, buffer, &t));
     t->dict->param[DLRN_ENCODER_BIAS][3] = -1000;
-    dlrn_trainer_on_stop(t, stop_in_a_while, NULL);
+    ctx->cfg.stop = stop_in_a_while;
     dlrn_status s = DLRN_OK;
     for (int i = 0; s == DLRN_OK && i < 20; i++) {
         polls = 0;
@@ -1370,15 +1423,15 @@ TEST(an_unfinished_step_refuses_other_rows) {
     dlrn_context_destroy(ctx);
 }
 
-TEST(losses_that_nobody_asks_for) {
+TEST(figures_that_nobody_asks_for) {
     dlrn_context *ctx = open_context("auto", 1);
     dlrn_train_config cfg = small_config();
     dlrn_trainer *t = make_trainer(ctx, &cfg);
     float x[N * D];
-    CHECK_OK(ctx, dlrn_trainer_loss(t, rows_x, NULL, N, NULL));
+    CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, NULL));
     memcpy(x, rows_x, sizeof x);
     x[3] = (float)NAN;
-    CHECK_STATUS(dlrn_trainer_loss(t, x, NULL, N, NULL), DLRN_ERR_VALUE);
+    CHECK_STATUS(dlrn_trainer_step_on(t, x, NULL, N, NULL), DLRN_ERR_VALUE);
     dlrn_trainer_destroy(t);
     dlrn_context_destroy(ctx);
 }
@@ -1400,7 +1453,7 @@ TEST(a_resampling_measures_a_sample) {
         of.batch_rows = 16;
         of.shuffle = shuffle;
         CHECK_OK(ctx, dlrn_source_from_array(ctx, many_rows(), NULL, MANY, D, 0, 0, &source));
-        CHECK_OK(ctx, dlrn_buffer_create(ctx, &of, &source, 1, &b));
+        CHECK_OK(ctx, dlrn_buffer_create(ctx, &of, &source, DLRN_OWNED, &b));
         CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, b, &t));
         for (int k = 0; k < 2; k++) {
             memset(&sample[k], 0, sizeof sample[k]);
@@ -1449,8 +1502,8 @@ TEST(a_run_with_a_bad_row_is_saved) {
         dlrn_trainer *t = NULL;
         dlrn_status s = DLRN_OK;
         CHECK_OK(ctx, dlrn_source_from_array(ctx, x, NULL, MANY, D, 0, 1, &source));
-        if (run == 2) CHECK_OK(ctx, dlrn_source_finite(ctx, &source, 1, NULL, &source));
-        CHECK_OK(ctx, dlrn_buffer_create(ctx, &of, &source, 1, &b));
+        if (run == 2) CHECK_OK(ctx, dlrn_source_finite(ctx, &source, DLRN_OWNED, NULL, &source));
+        CHECK_OK(ctx, dlrn_buffer_create(ctx, &of, &source, DLRN_OWNED, &b));
         if (run) {
             CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, b, &t));
             CHECK(fingerprint(t) == learnt);
@@ -1537,6 +1590,7 @@ int main(int argc, char **argv) {
     RUN(kernels_do_not_change_a_bit);
     RUN(ghosts_in_waves);
     RUN_LONG(long_batches_do_not_change_a_bit);
+    RUN(recipes_in_words);
     RUN_LONG(recipes_do_not_depend_on_the_machine);
     RUN_LONG(sums_over_long_batches);
     RUN(zeros_survive);
@@ -1548,6 +1602,7 @@ int main(int argc, char **argv) {
     RUN(the_dead_begin_again_from_rows);
     RUN(revived_features_have_a_threshold_of_their_beginning);
     RUN(a_broken_trainer_refuses_all);
+    RUN(resampling_without_a_buffer);
     RUN(resampling_with_too_few_rows_or_nothing_alive);
     RUN(weights_are_squared_losses);
     RUN(rows_are_drawn_by_weight);
@@ -1561,7 +1616,7 @@ int main(int argc, char **argv) {
     RUN(a_run_is_not_resumed_on_fewer_rows);
     RUN(a_resampling_that_is_stopped_goes_on);
     RUN(an_unfinished_step_refuses_other_rows);
-    RUN(losses_that_nobody_asks_for);
+    RUN(figures_that_nobody_asks_for);
     RUN(a_resampling_measures_a_sample);
     RUN(a_run_with_a_bad_row_is_saved);
     RUN(what_is_not_finite_is_not_saved);

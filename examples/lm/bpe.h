@@ -1417,7 +1417,7 @@ BPE_API void bpe_destroy(bpe_tokenizer *t) {
                       t->token_bytes,   t->merges,        t->added,
                       t->codes,         t->symbols,       t->heap};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
-    dlrn_json_free(t->ctx, t->json);
+    dlrn_free(t->ctx, t->json);
     dlrn_free(t->ctx, t);
 }
 #endif /* BPE_IMPLEMENTATION */

@@ -137,7 +137,7 @@ DOC_API dlrn_status doc_open(dlrn_context *ctx, const char *path, doc_reader **o
 DOC_API void doc_close(doc_reader *r) {
     if (!r) return;
     if (r->file && !r->standard_input) fclose(r->file);
-    dlrn_json_free(r->ctx, r->object);
+    dlrn_free(r->ctx, r->object);
     dlrn_free(r->ctx, r->line);
     dlrn_free(r->ctx, r->text);
     dlrn_free(r->ctx, r->path);
@@ -187,7 +187,7 @@ static int doc_blank(const doc_reader *r) {
 static dlrn_status doc_parse(doc_reader *r) {
     char name[1200];
     int uncounted = r->passed != 0;
-    dlrn_json_free(r->ctx, r->object);
+    dlrn_free(r->ctx, r->object);
     r->object = NULL;
     snprintf(name, sizeof name, "%s: line %lld", r->path, (long long)r->line_number);
     dlrn_status s = dlrn_json_parse(r->ctx, r->line, (size_t)r->line_len, name, &r->object);

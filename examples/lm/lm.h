@@ -459,7 +459,7 @@ LM_API dlrn_status lm_read_config(dlrn_context *ctx, const char *folder, lm_conf
     LM_TRY(dlrn_file_read(ctx, path, &text, &size));
     dlrn_status s = dlrn_json_parse(ctx, text, size, path, &json);
     if (s == DLRN_OK) s = lm_parse_config(ctx, json, path, out);
-    dlrn_json_free(ctx, json);
+    dlrn_free(ctx, json);
     dlrn_free(ctx, text);
     return s;
 }
@@ -515,11 +515,11 @@ static void lm_shape_text(const int64_t *shape, int ndim, char *out, size_t size
 /* The tensor's index in the file, or -1 with the error set: missing, or of another shape. */
 static int64_t lm_find(lm_model *m, const lm_tensor *t, const char *name) {
     const int64_t shape[2] = {lm_size_of(&m->cfg, t->rows), lm_size_of(&m->cfg, t->cols)};
-    const char *path = dlrn_archive_path(m->archive);
+    const char *path = dlrn_archive_describe(m->archive).path;
     const int ndim = t->cols == LM_NONE ? 1 : 2;
     char expected[64], found[256];
     int64_t index = dlrn_archive_find(m->archive, name);
-    const dlrn_tensor_info *info = index >= 0 ? dlrn_archive_info(m->archive, index) : NULL;
+    const dlrn_tensor_info *info = index >= 0 ? dlrn_archive_tensor(m->archive, index) : NULL;
     lm_shape_text(shape, ndim, expected, sizeof expected);
     if (!info) {
         dlrn_fail(m->ctx, DLRN_ERR_FORMAT,
@@ -554,12 +554,13 @@ static dlrn_status lm_check_layers(lm_model *m) {
 /* One number that is not finite would make all outputs NaN: refused, as in a dictionary. */
 static dlrn_status lm_read_finite(lm_model *m, int64_t index, const char *name, int64_t n,
                                   float *out) {
-    LM_TRY(dlrn_archive_read(m->archive, index, out));
+    LM_TRY(dlrn_archive_read(m->archive, index, 0, -1, out));
     for (int64_t i = 0; i < n; i++)
         if (!isfinite(out[i]))
             return dlrn_fail(m->ctx, DLRN_ERR_VALUE,
                              "%s: tensor '%s': element %lld: expected a finite number, found %g",
-                             dlrn_archive_path(m->archive), name, (long long)i, (double)out[i]);
+                             dlrn_archive_describe(m->archive).path, name, (long long)i,
+                             (double)out[i]);
     return DLRN_OK;
 }
 
@@ -709,7 +710,7 @@ LM_API dlrn_status lm_load(dlrn_context *ctx, const char *folder, lm_model **out
     memset(m, 0, sizeof *m);
     m->ctx = ctx;
     m->cfg = cfg;
-    m->width = lm_width_of(dlrn_info(ctx).kernels);
+    m->width = lm_width_of(dlrn_context_describe(ctx).kernels);
     dlrn_status s = lm_open_weights(m, folder);
     if (s == DLRN_OK) lm_choose_prefix(m);
     if (s == DLRN_OK) s = lm_check_layers(m);
@@ -792,7 +793,7 @@ static dlrn_status lm_reserve(lm_model *m, int64_t tokens) {
     m->h = lm_floats(m, tokens, m->cfg.inner);
     m->sequence = (int64_t *)dlrn_alloc(m->ctx, tokens, sizeof *m->sequence);
     m->position = (int64_t *)dlrn_alloc(m->ctx, tokens, sizeof *m->position);
-    m->work = lm_floats(m, dlrn_info(m->ctx).threads, DLRN_MATMUL_WORK);
+    m->work = lm_floats(m, dlrn_context_describe(m->ctx).threads, DLRN_MATMUL_WORK);
     if (!m->x || !m->a || !m->qkv || !m->att || !m->mlp || !m->h || !m->sequence || !m->position ||
         !m->work) {
         lm_drop_workspace(m);
@@ -809,7 +810,8 @@ static dlrn_status lm_reserve_scores(lm_model *m, int64_t positions) {
     int64_t wide = lm_wider(m->score_cap, m->score_row, lm_row_of(m->cfg.positions));
     dlrn_free(m->ctx, m->scores);
     m->score_cap = 0;
-    m->scores = lm_floats(m, dlrn_info(m->ctx).threads * (LM_QUERIES + m->cfg.head_dim), wide);
+    m->scores =
+        lm_floats(m, dlrn_context_describe(m->ctx).threads * (LM_QUERIES + m->cfg.head_dim), wide);
     if (!m->scores) return DLRN_ERR_MEMORY;
     m->score_cap = wide;
     return DLRN_OK;
@@ -1608,7 +1610,7 @@ LM_API dlrn_status lm_cross_entropy(lm_model *m, const lm_batch *batch, double *
                 NULL,
                 NULL,
                 NULL};
-    j.tile = lm_floats(m, (int64_t)dlrn_info(m->ctx).threads * LM_TILE_ROWS, LM_TILE);
+    j.tile = lm_floats(m, (int64_t)dlrn_context_describe(m->ctx).threads * LM_TILE_ROWS, LM_TILE);
     j.top = lm_floats(m, m->tokens, j.parts);
     j.sum = (double *)dlrn_alloc(m->ctx, m->tokens * j.parts, sizeof *j.sum);
     j.target = lm_floats(m, m->tokens, 1);
@@ -1788,7 +1790,7 @@ static dlrn_status lm_draw_open(lm_draw *g, const lm_model *m, const lm_sampling
     dlrn_context_config own = {0};
     memset(g, 0, sizeof *g);
     own.threads = 1;
-    own.kernels = dlrn_info(m->ctx).kernels;
+    own.kernels = dlrn_context_describe(m->ctx).kernels;
     dlrn_context *ctx = NULL;
     if (dlrn_context_create(&own, &ctx) != DLRN_OK) return DLRN_ERR_MEMORY;
     g->m = *m;
@@ -1840,8 +1842,9 @@ LM_API dlrn_status lm_generate(lm_model *m, const lm_sampling *cfg, lm_emit emit
                          "%lld and %lld",
                          (long long)m->cfg.positions, (long long)cfg->prompt_len,
                          (long long)cfg->tokens);
-    int64_t workers =
-        dlrn_info(m->ctx).threads < cfg->documents ? dlrn_info(m->ctx).threads : cfg->documents;
+    int64_t workers = dlrn_context_describe(m->ctx).threads < cfg->documents
+                          ? dlrn_context_describe(m->ctx).threads
+                          : cfg->documents;
     int64_t rows = lm_group(m, cfg, workers > 0 ? workers : 1);
     dlrn_status s = lm_need_head(m);
     if (s == DLRN_OK)

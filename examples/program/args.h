@@ -18,13 +18,7 @@ enum { /* commands, as bits of flag.commands */
        C_SITES = C_TRAIN | C_EVAL | C_ACTIVATIONS | C_FEATURES, /* read a model's activations */
        C_TEXTS = C_SITES | C_TOKENIZE | C_LOGITS,
        C_DICTIONARIES = C_INSPECT | C_CONVERT | C_ARRAYS | C_TRAIN | C_EVAL | C_FEATURES,
-       C_ALL = 4095,
-       /* recipes: a flag of train with such bits is a setting of these recipes alone */
-       R_REFERENCE = 1 << 16,
-       R_TOP_K = 1 << 17,
-       R_JUMP_RELU = 1 << 18,
-       R_PENALTY = R_REFERENCE | R_JUMP_RELU,
-       R_ANY = R_REFERENCE | R_TOP_K | R_JUMP_RELU
+       C_ALL = 4095
 };
 
 typedef struct options {
@@ -111,7 +105,7 @@ static const flag flags[] = {
     {"--expansion", F_INT, AT(expansion), C_TRAIN, 1, 0, "N",
      "number of features as a multiple of the width (default 16)"},
     {"--lr", F_REAL, AT(train.lr), C_TRAIN, 0, 0, "RATE", "Adam's learning rate (default 3e-4)"},
-    {"--sparsity-penalty", F_REAL, AT(train.sparsity_penalty), C_TRAIN | R_PENALTY, 0, 0, "P",
+    {"--sparsity-penalty", F_REAL, AT(train.sparsity_penalty), C_TRAIN, 0, 0, "P",
      "weight of the sparsity loss (default 1e-3)"},
     {"--loss", F_TEXT, AT(loss), C_TRAIN, 0, TEXT_MAX, "norm|squared",
      "reconstruction loss: mean L2 distance (norm, the default) or mean squared distance "
@@ -129,28 +123,28 @@ static const flag flags[] = {
      "largest norm of the whole gradient; 0: no limit (default 0)"},
     {"--resample-steps", F_INT, AT(train.resample_steps), C_TRAIN, 1, 0, "N",
      "revive dead features every N steps (default: never)"},
-    {"--ghost-threshold", F_INT, AT(train.ghost_threshold), C_TRAIN | R_REFERENCE, 0, 0, "N",
+    {"--ghost-threshold", F_INT, AT(train.ghost_threshold), C_TRAIN, 0, 0, "N",
      "ghost gradients for features silent for N steps (default: none)"},
-    {"--entropy", F_SWITCH, AT(entropy), C_TRAIN | C_EVAL | R_REFERENCE, 0, 0, "",
+    {"--entropy", F_SWITCH, AT(entropy), C_TRAIN | C_EVAL, 0, 0, "",
      "use entropy instead of L1 as sparsity loss"},
-    {"--sparsity-warmup-steps", F_INT, AT(train.sparsity_warmup_steps), C_TRAIN | R_PENALTY, 0, 0,
-     "N", "steps over which --sparsity-penalty rises from 0 (default 0)"},
-    {"--k", F_INT, AT(train.k), C_TRAIN | R_TOP_K, 1, INT32_MAX, "K",
+    {"--sparsity-warmup-steps", F_INT, AT(train.sparsity_warmup_steps), C_TRAIN, 0, 0, "N",
+     "steps over which --sparsity-penalty rises from 0 (default 0)"},
+    {"--k", F_INT, AT(train.k), C_TRAIN, 1, INT32_MAX, "K",
      "features that a row keeps (default 64, or those of --init)"},
-    {"--auxk-alpha", F_REAL, AT(train.auxk_alpha), C_TRAIN | R_TOP_K, 0, 0, "A",
+    {"--auxk-alpha", F_REAL, AT(train.auxk_alpha), C_TRAIN, 0, 0, "A",
      "weight of the auxiliary loss of dead features (default 1/32)"},
-    {"--auxk", F_INT, AT(train.auxk), C_TRAIN | R_TOP_K, 0, 0, "N",
+    {"--auxk", F_INT, AT(train.auxk), C_TRAIN, 0, 0, "N",
      "dead features that a row keeps in it (default 0: half of the width)"},
-    {"--dead-rows", F_INT, AT(train.dead_rows), C_TRAIN | R_TOP_K, 0, 0, "N",
+    {"--dead-rows", F_INT, AT(train.dead_rows), C_TRAIN, 0, 0, "N",
      "a feature is dead after N rows without it (default 1e7)"},
-    {"--threshold-beta", F_REAL, AT(train.threshold_beta), C_TRAIN | R_TOP_K, 0, 1, "B",
+    {"--threshold-beta", F_REAL, AT(train.threshold_beta), C_TRAIN, 0, 1, "B",
      "running mean of the smallest value kept: share of the old mean, below 1 (default 0.999)"},
-    {"--threshold-start-step", F_INT, AT(train.threshold_start_step), C_TRAIN | R_TOP_K, 0, 0, "N",
+    {"--threshold-start-step", F_INT, AT(train.threshold_start_step), C_TRAIN, 0, 0, "N",
      "form that mean after step N (default 1000)"},
-    {"--target-l0", F_REAL, AT(train.target_l0), C_TRAIN | R_PENALTY, 0, 0, "L0",
+    {"--target-l0", F_REAL, AT(train.target_l0), C_TRAIN, 0, 0, "L0",
      "active features per row to aim for; reference: steers --sparsity-penalty during the warm-up, "
      "for 1000 steps at least (default none; dl-jump_relu 20)"},
-    {"--bandwidth", F_REAL, AT(train.bandwidth), C_TRAIN | R_JUMP_RELU, 0, 0, "W",
+    {"--bandwidth", F_REAL, AT(train.bandwidth), C_TRAIN, 0, 0, "W",
      "width around a threshold in which its gradient is estimated (default 0.001)"},
     {"--log-steps", F_INT, AT(train.log_steps), C_TRAIN, 1, 0, "N",
      "write a line to log.jsonl every N steps (default 1000)"},
@@ -170,7 +164,7 @@ static const flag flags[] = {
      "only "
      "--steps, --epochs, --log-steps (not with --compat), --save-steps, --threads, --kernels and "
      "--skip-nonfinite may differ"},
-    {"--compat", F_SWITCH, AT(compat), C_TRAIN | C_EVAL | R_REFERENCE, 0, 0, "",
+    {"--compat", F_SWITCH, AT(compat), C_TRAIN | C_EVAL, 0, 0, "",
      "compute as the reference's code of March 2024 does, number for number"},
     /* looking */
     {"--rows", F_COUNT, AT(rows), C_EVAL | C_FEATURES, 1, 0, "N",
@@ -194,30 +188,30 @@ static const flag flags[] = {
 };
 #undef AT
 
-/* What the library does not say of its recipes. Every one that it trains belongs in this table. */
-typedef struct recipe_row {
-    const char *name;
-    int bit;
-    const char *loss;
-} recipe_row;
-
-static const recipe_row recipe_rows[] = {
-    {"reference", R_REFERENCE,
-     "mean ||x - x_hat|| + sparsity_penalty * mean L1 of f (trainSAE of March 2024)"},
-    {"dl-top_k", R_TOP_K,
-     "mean ||x - x_hat||^2 + auxk_alpha * AuxK of dead features (TopKTrainer of "
-     "dictionary_learning 0.1.0)"},
-    {"dl-jump_relu", R_JUMP_RELU,
-     "mean ||x - x_hat||^2 + sparsity_penalty * (L0 / target_l0 - 1)^2 (JumpReluTrainer of "
-     "dictionary_learning 0.1.0)"},
-};
-enum { RECIPES = (int)(sizeof recipe_rows / sizeof *recipe_rows) };
-
 /* NULL: no such recipe. */
-static const recipe_row *find_recipe(const char *name) {
-    for (int i = 0; i < RECIPES; i++)
-        if (!strcmp(name, recipe_rows[i].name)) return &recipe_rows[i];
+static const dlrn_recipe_info *find_recipe(const char *name) {
+    for (int i = 0; dlrn_recipe(i); i++)
+        if (!strcmp(name, dlrn_recipe(i)->name)) return dlrn_recipe(i);
     return NULL;
+}
+
+/* Whether a flag gives a setting of which the recipe makes use. A setting is called as its flag;
+   --entropy is the one that is not. */
+static int recipe_uses(const dlrn_recipe_info *recipe, const flag *f) {
+    char name[64];
+    snprintf(name, sizeof name, "%s", strcmp(f->name, "--entropy") ? f->name + 2 : "sparsity");
+    for (char *p = name; *p; p++)
+        if (*p == '-') *p = '_';
+    for (int i = 0; recipe->settings[i]; i++)
+        if (!strcmp(recipe->settings[i], name)) return 1;
+    return 0;
+}
+
+/* Whether it is a setting of some recipes alone. */
+static int is_of_recipes(const flag *f) {
+    int uses = 0;
+    for (int i = 0; dlrn_recipe(i); i++) uses |= recipe_uses(dlrn_recipe(i), f);
+    return uses;
 }
 
 typedef struct command {
@@ -359,9 +353,9 @@ static int lacks_flag(const char *command_name, const char *name, const void *va
 
 /* A flag that the recipe has no use for. 0, or the exit status of a wrong call. */
 static int check_recipe_flag(const command *c, const flag *f, const char *recipe) {
-    const recipe_row *r = find_recipe(recipe);
+    const dlrn_recipe_info *r = find_recipe(recipe);
     char what[128];
-    if (c->bit != C_TRAIN || !r || !(f->commands & R_ANY) || f->commands & r->bit) return 0;
+    if (c->bit != C_TRAIN || !r || !is_of_recipes(f) || recipe_uses(r, f)) return 0;
     snprintf(what, sizeof what, "not a setting of recipe %s", recipe);
     return usage_error(c->name, what, f->name);
 }
@@ -457,10 +451,10 @@ static void print_wrapped(const char *text, int at, int indent) {
 /* Begins a flag's help with the recipes whose setting it is, if not of all. The new column. */
 static int print_recipes_of(const command *c, const flag *f, int at) {
     const char *comma = "";
-    if (c->bit != C_TRAIN || !(f->commands & R_ANY)) return at;
-    for (int i = 0; i < RECIPES; i++) {
-        if (!(f->commands & recipe_rows[i].bit)) continue;
-        at += printf("%s%s", comma, recipe_rows[i].name);
+    if (c->bit != C_TRAIN || !is_of_recipes(f)) return at;
+    for (int i = 0; dlrn_recipe(i); i++) {
+        if (!recipe_uses(dlrn_recipe(i), f)) continue;
+        at += printf("%s%s", comma, dlrn_recipe(i)->name);
         comma = ", ";
     }
     return at + printf(":");

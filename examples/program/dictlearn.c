@@ -131,6 +131,7 @@ static int open_context(const command *c, const options *o, dlrn_context **ctx) 
     dlrn_context_config cfg = {0};
     cfg.threads = (int)o->threads;
     cfg.kernels = o->kernels;
+    cfg.stop = stopping;
     dlrn_status s = dlrn_context_create(&cfg, ctx);
     if (s == DLRN_OK) return 0;
     if (s == DLRN_ERR_MEMORY)

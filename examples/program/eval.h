@@ -193,17 +193,17 @@ static dlrn_status evaluate_array(feed *f, int64_t rows, dlrn_evaluator *e, dlrn
     dlrn_source in = feed_source(f), *source = &in;
     dlrn_tensor x, y;
     int64_t done = 0;
-    dlrn_status s = dlrn_tensor_create(ctx, BLOCK, source->d_in, &x);
+    dlrn_status s = dlrn_tensor_alloc(ctx, BLOCK, source->d_in, &x);
     if (s != DLRN_OK) return s;
-    s = dlrn_tensor_create(ctx, source->d_out ? BLOCK : 0, source->d_out, &y);
+    s = dlrn_tensor_alloc(ctx, source->d_out ? BLOCK : 0, source->d_out, &y);
     while (s == DLRN_OK && done < rows) {
         int64_t n = 0, want = rows - done < BLOCK ? rows - done : BLOCK;
         s = source->read(source->user, want, x.data, y.data, &n);
         if (s == DLRN_OK) s = dlrn_evaluator_add(e, x.data, source->d_out ? y.data : NULL, n);
         done += n;
     }
-    dlrn_tensor_free(ctx, &x);
-    dlrn_tensor_free(ctx, &y);
+    dlrn_free(ctx, x.data);
+    dlrn_free(ctx, y.data);
     if (s == DLRN_END && done == 0) return feed_empty(f);
     return s == DLRN_OK || s == DLRN_END ? dlrn_evaluator_finish(e, m) : feed_failed(f, s);
 }
@@ -216,7 +216,7 @@ static dlrn_status evaluate(dlrn_context *ctx, const options *o, const dlrn_dict
     dlrn_eval_config cfg = dlrn_eval_defaults();
     if (o->rows > 0) cfg.rows = o->rows;
     cfg.sparsity = o->entropy ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1;
-    cfg.compat = o->compat;
+    cfg.compat = o->compat ? DLRN_ON : DLRN_OFF;
     dlrn_status s = dlrn_evaluator_create(dict, &cfg, &e);
     if (s == DLRN_OK)
         s = o->model ? evaluate_model(mt, o, dict, cfg.rows, e, &m)

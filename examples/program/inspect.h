@@ -89,7 +89,7 @@ static void print_contents(dlrn_context *ctx, const char *path, const contents *
     model_row rows[MODEL_ROWS];
     double min, mean, max;
     put_text(stdout, path, (int64_t)strlen(path));
-    printf(": %s\n", dlrn_archive_format(c->archive));
+    printf(": %s\n", dlrn_archive_describe(c->archive).format);
     if (c->is_model) {
         model_rows(&c->model, rows);
         printf("family %s\n", c->model.architecture->family);
@@ -103,10 +103,11 @@ static void print_contents(dlrn_context *ctx, const char *path, const contents *
         put_formula_words(c->dict);
         printf("atom norms: min %.6g, mean %.6g, max %.6g\n", min, mean, max);
     }
-    for (int64_t i = 0; i < dlrn_archive_count(c->archive); i++) {
-        const dlrn_tensor_info *t = dlrn_archive_info(c->archive, i);
+    for (int64_t i = 0; i < dlrn_archive_describe(c->archive).count; i++) {
+        const dlrn_tensor_info *t = dlrn_archive_tensor(c->archive, i);
         int shown = put_text(stdout, t->name, (int64_t)strlen(t->name));
-        printf("%*s %-5s [", shown < 24 ? 24 - shown : 0, "", dlrn_dtype_name(t->dtype));
+        printf("%*s %-5s [", shown < 24 ? 24 - shown : 0, "",
+               dlrn_name(DLRN_NAMES_DTYPE, t->dtype));
         for (int d = 0; d < t->ndim; d++) printf("%s%lld", d ? ", " : "", (long long)t->shape[d]);
         printf("]\n");
     }
@@ -132,7 +133,7 @@ static void put_contents_json(dlrn_context *ctx, const char *path, const content
     model_row rows[MODEL_ROWS];
     json_open(&j, NULL, '{');
     json_text(&j, "path", path);
-    json_text(&j, "format", dlrn_archive_format(c->archive));
+    json_text(&j, "format", dlrn_archive_describe(c->archive).format);
     if (c->is_model) {
         model_rows(&c->model, rows);
         json_text(&j, "family", c->model.architecture->family);
@@ -140,11 +141,11 @@ static void put_contents_json(dlrn_context *ctx, const char *path, const content
     }
     if (c->dict && c->dict->param[DLRN_DECODER]) put_dictionary_json(&j, ctx, c->dict);
     json_open(&j, "tensors", '[');
-    for (int64_t i = 0; i < dlrn_archive_count(c->archive); i++) {
-        const dlrn_tensor_info *t = dlrn_archive_info(c->archive, i);
+    for (int64_t i = 0; i < dlrn_archive_describe(c->archive).count; i++) {
+        const dlrn_tensor_info *t = dlrn_archive_tensor(c->archive, i);
         json_open(&j, NULL, '{');
         json_text(&j, "name", t->name);
-        json_text(&j, "dtype", dlrn_dtype_name(t->dtype));
+        json_text(&j, "dtype", dlrn_name(DLRN_NAMES_DTYPE, t->dtype));
         json_open(&j, "shape", '[');
         for (int d = 0; d < t->ndim; d++) json_int(&j, NULL, t->shape[d]);
         json_close(&j, ']');

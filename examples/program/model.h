@@ -232,9 +232,9 @@ static dlrn_status copy_rows(feed *f, const options *o, dlrn_writer *w) {
     dlrn_tensor x, y;
     int64_t done = 0;
     double started = seconds(), told = started;
-    dlrn_status s = dlrn_tensor_create(ctx, PIECE, source->d_in, &x);
+    dlrn_status s = dlrn_tensor_alloc(ctx, PIECE, source->d_in, &x);
     if (s != DLRN_OK) return s;
-    s = dlrn_tensor_create(ctx, source->d_out ? PIECE : 0, source->d_out, &y);
+    s = dlrn_tensor_alloc(ctx, source->d_out ? PIECE : 0, source->d_out, &y);
     while (s == DLRN_OK && (o->limit < 0 || done < o->limit)) {
         int64_t n = 0, want = o->limit >= 0 && o->limit - done < PIECE ? o->limit - done : PIECE;
         s = source->read(source->user, want, x.data, y.data, &n);
@@ -246,8 +246,8 @@ static dlrn_status copy_rows(feed *f, const options *o, dlrn_writer *w) {
         }
     }
     tell_end();
-    dlrn_tensor_free(ctx, &x);
-    dlrn_tensor_free(ctx, &y);
+    dlrn_free(ctx, x.data);
+    dlrn_free(ctx, y.data);
     if (s == DLRN_END && done == 0) return feed_empty(f);
     return s == DLRN_END ? DLRN_OK : feed_failed(f, s);
 }
@@ -278,7 +278,7 @@ static dlrn_status write_logits(model_text *mt, const options *o, const lm_docum
     lm_batch batch = {texts->id, texts->start, 1};
     dlrn_tensor logits;
     dlrn_writer *w = NULL;
-    dlrn_status s = dlrn_tensor_create(mt->ctx, block, v, &logits);
+    dlrn_status s = dlrn_tensor_alloc(mt->ctx, block, v, &logits);
     if (s != DLRN_OK) return s;
     s = lm_run(mt->model, &batch, NULL, 0, NULL, NULL, 1);
     if (s == DLRN_OK) s = dlrn_npy_create(mt->ctx, o->out, v, n, &w);
@@ -289,7 +289,7 @@ static dlrn_status write_logits(model_text *mt, const options *o, const lm_docum
         if (s == DLRN_OK) s = dlrn_npy_append(w, logits.data, rows);
     }
     s = close_writer(w, s);
-    dlrn_tensor_free(mt->ctx, &logits);
+    dlrn_free(mt->ctx, logits.data);
     return s;
 }
 

@@ -9,7 +9,7 @@ typedef struct recalled {
 
 static void recalled_free(recalled *r) {
     if (!r->ctx) return;
-    dlrn_json_free(r->ctx, r->config);
+    dlrn_free(r->ctx, r->config);
     dlrn_free(r->ctx, r->argv);
     dlrn_context_destroy(r->ctx);
 }
@@ -28,8 +28,8 @@ static int is_given(const options *o, const flag *f) {
 /* Whether a flag is a setting of the recipe that the command line gives. Another recipe than the
    run's is an error that is told later, by name. */
 static int suits_recipe(const flag *f, const char *recipe) {
-    const recipe_row *r = recipe ? find_recipe(recipe) : NULL;
-    return !r || !(f->commands & R_ANY) || f->commands & r->bit;
+    const dlrn_recipe_info *r = recipe ? find_recipe(recipe) : NULL;
+    return !r || !is_of_recipes(f) || recipe_uses(r, f);
 }
 
 /* Adds the saved words that the command line does not replace. The new number of words. */

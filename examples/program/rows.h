@@ -30,19 +30,19 @@ static dlrn_status array_open(dlrn_context *ctx, const char *path, int takes_cod
             s = dlrn_archive_open_memory(ctx, a->bytes, size, "standard input", &a->file);
     }
     if (s != DLRN_OK) return s;
-    const dlrn_tensor_info *t = dlrn_archive_info(a->file, 0);
-    if (takes_codes && !strcmp(dlrn_archive_format(a->file), "npz")) {
+    const dlrn_tensor_info *t = dlrn_archive_tensor(a->file, 0);
+    if (takes_codes && !strcmp(dlrn_archive_describe(a->file).format, "npz")) {
         a->is_codes = 1;
         s = dlrn_csr_read(a->file, &a->codes);
         a->rows = a->codes.rows;
         a->width = a->codes.cols;
         return s;
     }
-    if (strcmp(dlrn_archive_format(a->file), "npy") || !t || t->ndim != 2)
+    if (strcmp(dlrn_archive_describe(a->file).format, "npy") || !t || t->ndim != 2)
         return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                          "%s: expected an array [rows, width] in .npy%s, found %s of %d dimensions",
-                         dlrn_archive_path(a->file), takes_codes ? " or CSR in .npz" : "",
-                         dlrn_archive_format(a->file), t ? t->ndim : 0);
+                         dlrn_archive_describe(a->file).path, takes_codes ? " or CSR in .npz" : "",
+                         dlrn_archive_describe(a->file).format, t ? t->ndim : 0);
     a->rows = t->shape[0];
     a->width = t->shape[1];
     return DLRN_OK;
@@ -76,16 +76,16 @@ static dlrn_status stream_rows(dlrn_context *ctx, const dlrn_dictionary *dict, c
     dlrn_sparse codes;
     dlrn_writer *w = NULL;
     memset(&codes, 0, sizeof codes);
-    dlrn_status s = dlrn_tensor_create(ctx, in->is_codes ? 0 : BLOCK, in->width, &x);
+    dlrn_status s = dlrn_tensor_alloc(ctx, in->is_codes ? 0 : BLOCK, in->width, &x);
     if (s != DLRN_OK) return s;
-    s = dlrn_tensor_create(ctx, o->sparse ? 0 : BLOCK, out_width, &y);
+    s = dlrn_tensor_alloc(ctx, o->sparse ? 0 : BLOCK, out_width, &y);
     if (s == DLRN_OK)
         s = o->sparse ? dlrn_csr_create(ctx, o->out, out_width, &w)
                       : dlrn_npy_create(ctx, o->out, out_width, in->rows, &w);
     for (int64_t i = 0; i < in->rows && s == DLRN_OK; i += BLOCK) {
         int64_t n = in->rows - i < BLOCK ? in->rows - i : BLOCK;
         if (stopping(NULL)) s = DLRN_STOPPED;
-        if (s == DLRN_OK && !in->is_codes) s = dlrn_archive_read_rows(in->file, 0, i, n, x.data);
+        if (s == DLRN_OK && !in->is_codes) s = dlrn_archive_read(in->file, 0, i, n, x.data);
         if (s == DLRN_OK && in->is_codes)
             s = decode_rows(dict, &in->codes, i, n, y.data);
         else if (s == DLRN_OK)
@@ -96,8 +96,8 @@ static dlrn_status stream_rows(dlrn_context *ctx, const dlrn_dictionary *dict, c
     }
     s = close_writer(w, s);
     dlrn_sparse_free(&codes);
-    dlrn_tensor_free(ctx, &x);
-    dlrn_tensor_free(ctx, &y);
+    dlrn_free(ctx, x.data);
+    dlrn_free(ctx, y.data);
     return s;
 }
 

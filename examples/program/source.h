@@ -117,7 +117,7 @@ static dlrn_status feed_failed(feed *f, dlrn_status s) {
 /* --skip-nonfinite: `inner` leaves out rows that are not finite. */
 static dlrn_status feed_keep_finite(feed *f) {
     dlrn_source all = f->inner;
-    dlrn_status s = dlrn_source_finite(f->ctx, &all, 1, &f->skipped, &f->inner);
+    dlrn_status s = dlrn_source_finite(f->ctx, &all, DLRN_OWNED, &f->skipped, &f->inner);
     if (s != DLRN_OK) f->inner = all;
     return s;
 }

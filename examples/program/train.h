@@ -213,7 +213,7 @@ static dlrn_status save_snapshot(train_run *r, int64_t step) {
                          strerror(errno));
     snprintf(name, sizeof name, "checkpoints/ae_%lld.pt", (long long)step);
     run_path(r->o, name, path, sizeof path);
-    return dlrn_save(dlrn_trainer_dictionary(r->t), path);
+    return dlrn_save(dlrn_trainer_describe(r->t).dictionary, path);
 }
 
 /* Saves all of the run. The state comes last, so whoever resumes from it finds everything that
@@ -221,7 +221,7 @@ static dlrn_status save_snapshot(train_run *r, int64_t step) {
 static dlrn_status save_checkpoint(train_run *r, int64_t snapshot) {
     char path[4200], part[4200];
     run_path(r->o, "ae.pt", path, sizeof path);
-    dlrn_status s = dlrn_save(dlrn_trainer_dictionary(r->t), path);
+    dlrn_status s = dlrn_save(dlrn_trainer_describe(r->t).dictionary, path);
     if (s == DLRN_OK && r->others)
         remove_others(r->o); /* before their config is replaced by one that is not their state's */
     if (s == DLRN_OK && !r->saved) s = write_config(r);
@@ -359,10 +359,8 @@ static void show_filling(void *user, int64_t n) {
     char text[32];
     double now = seconds(), rate = per_second(r->feed.rows, now - r->started);
     if (!time_to_tell(r, now)) return;
-    int64_t room = r->o->n_ctxs * r->o->ctx_len, held = 0;
-    dlrn_buffer_info info;
-    dlrn_buffer_describe(r->buffer, &info);
-    held = info.unread + n;
+    int64_t room = r->o->n_ctxs * r->o->ctx_len;
+    int64_t held = dlrn_buffer_describe(r->buffer).unread + n;
     tell("filling the buffer before the first step: %lld rows of at most %lld, %.0f rows/s, at "
          "most %s left; a smaller --n-ctxs begins sooner",
          (long long)held, (long long)room, rate,
@@ -395,7 +393,7 @@ static const char *plural(int64_t n) {
 
 /* A run that ends within its warm-up never trained at its full rate. */
 static void tell_warmup(const train_run *r, int64_t done) {
-    const dlrn_train_config *cfg = dlrn_trainer_state_of(r->t).config;
+    const dlrn_train_config *cfg = dlrn_trainer_describe(r->t).config;
     if (done >= cfg->warmup_steps) return;
     fprintf(stderr,
             "dictlearn: %s: ended within its warm-up: %lld of %lld steps, the last at a rate of %g "
@@ -449,7 +447,7 @@ static dlrn_status end_idle_run(train_run *r, dlrn_status why, int64_t done) {
 /* Logs the last step, saves and says so. An error that ended the run stays the run's error. */
 static dlrn_status end_run(train_run *r, dlrn_status why) {
     char error[2048];
-    dlrn_trainer_state state = dlrn_trainer_state_of(r->t);
+    dlrn_trainer_info state = dlrn_trainer_describe(r->t);
     dlrn_status s = DLRN_OK;
     if (state.steps == r->first) return end_idle_run(r, why, state.steps);
     snprintf(error, sizeof error, "%s", dlrn_error(r->ctx));
@@ -472,10 +470,9 @@ static dlrn_status end_run(train_run *r, dlrn_status why) {
 static dlrn_status run_steps(train_run *r) {
     dlrn_train_stats stats;
     dlrn_status s = DLRN_OK;
-    r->first = dlrn_trainer_state_of(r->t).steps;
+    r->first = dlrn_trainer_describe(r->t).steps;
     r->logged = -1;
     r->started = r->told = seconds();
-    dlrn_trainer_on_stop(r->t, stopping, NULL); /* also during a resampling, which may take long */
     while (s == DLRN_OK) {
         s = stopping(NULL) ? DLRN_STOPPED : dlrn_trainer_step(r->t, &stats);
         if (s == DLRN_OK) s = on_step(r, &stats);
@@ -508,13 +505,12 @@ static dlrn_status train_settings(train_run *r, const dlrn_source *source,
     if (o->loss) cfg->loss = strcmp(o->loss, "squared") ? DLRN_LOSS_NORM : DLRN_LOSS_SQUARED;
     if (o->entropy) cfg->sparsity = DLRN_SPARSITY_ENTROPY;
     cfg->seed = (uint64_t)o->seed;
-    cfg->compat = o->compat;
-    dlrn_status s = settle_recipe(r->ctx, cfg, &r->family);
-    if (s == DLRN_OK && init && strcmp(init->family, r->family))
-        s = dlrn_fail(r->ctx, DLRN_ERR_UNSUPPORTED,
-                      "%s: expected a dictionary of family %s for recipe %s, found %s", o->init,
-                      r->family, cfg->recipe, init->family);
-    if (s != DLRN_OK) return s;
+    cfg->compat = o->compat ? DLRN_ON : DLRN_OFF;
+    r->family = find_recipe(cfg->recipe)->family;
+    if (init && strcmp(init->family, r->family))
+        return dlrn_fail(r->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: expected a dictionary of family %s for recipe %s, found %s", o->init,
+                         r->family, cfg->recipe, init->family);
     if (!init || (init->d_in == d && init->d_out == d_out && init->features == cfg->features))
         return DLRN_OK;
     if (init->d_in == d && init->features == cfg->features)
@@ -535,8 +531,8 @@ static dlrn_status count_rows(dlrn_context *ctx, const char *path, int64_t *rows
     *rows = -1;
     if (!path || !strcmp(path, "-") || stat(path, &st) != 0 || !S_ISREG(st.st_mode)) return DLRN_OK;
     dlrn_status s = dlrn_archive_open(ctx, path, &a);
-    if (s == DLRN_OK && dlrn_archive_info(a, 0)->ndim > 0)
-        *rows = dlrn_archive_info(a, 0)->shape[0];
+    if (s == DLRN_OK && dlrn_archive_tensor(a, 0)->ndim > 0)
+        *rows = dlrn_archive_tensor(a, 0)->shape[0];
     dlrn_archive_close(a);
     return s;
 }
@@ -597,8 +593,8 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
     json_bool(&j, "shuffle", !o->no_shuffle);
     json_bool(&j, "bos", o->bos);
     json_text(&j, "mode", o->compat ? "compat" : "default");
-    json_int(&j, "threads", dlrn_info(r->ctx).threads);
-    json_text(&j, "kernels", dlrn_info(r->ctx).kernels);
+    json_int(&j, "threads", dlrn_context_describe(r->ctx).threads);
+    json_text(&j, "kernels", dlrn_context_describe(r->ctx).kernels);
     json_key(&j, "settings");
     fputs(settings, j.f);
     json_open(&j, "trainer", '{');
@@ -664,7 +660,7 @@ static int find_difference(const train_run *r, const dlrn_json *was, const dlrn_
 static int find_change(const train_run *r, const dlrn_json *was, const dlrn_json *now,
                        const dlrn_json *missing, const char **key, const char **values) {
     *key = "recipe";
-    values[0] = dlrn_json_text(was, "settings.recipe", dlrn_recipe_name(0));
+    values[0] = dlrn_json_text(was, "settings.recipe", dlrn_recipe(0)->name);
     values[1] = r->o->train.recipe;
     return strcmp(values[0], values[1]) != 0 || find_difference(r, was, now, missing, key, values);
 }
@@ -708,9 +704,9 @@ static dlrn_status check_resumed(train_run *r) {
             "%s: %s: a run is resumed with its own settings, expected %.200s, found %.200s", path,
             key, values[0], values[1]);
     if (s == DLRN_OK) tell_decay(r, was);
-    dlrn_json_free(r->ctx, was);
-    dlrn_json_free(r->ctx, now);
-    dlrn_json_free(r->ctx, missing);
+    dlrn_free(r->ctx, was);
+    dlrn_free(r->ctx, now);
+    dlrn_free(r->ctx, missing);
     dlrn_free(r->ctx, text);
     return s;
 }
@@ -726,12 +722,12 @@ static dlrn_status open_buffer(train_run *r, const dlrn_source *source) {
     bc.read_rows =
         o->in_batch_size <= INT64_MAX / o->ctx_len ? o->in_batch_size * o->ctx_len : INT64_MAX;
     bc.batch_rows = o->batch_size;
-    bc.shuffle = !o->no_shuffle;
+    bc.shuffle = o->no_shuffle ? DLRN_OFF : DLRN_ON;
     bc.seed = (uint64_t)o->seed;
     dlrn_status s = dlrn_buffer_bytes(r->ctx, &bc, source->d_in, source->d_out, &bytes);
     if (s == DLRN_OK && !o->quiet)
         fprintf(stderr, "buffer: at most %.1f MB\n", (double)bytes / 1e6);
-    return s == DLRN_OK ? dlrn_buffer_create(r->ctx, &bc, source, 0, &r->buffer) : s;
+    return s == DLRN_OK ? dlrn_buffer_create(r->ctx, &bc, source, DLRN_BORROWED, &r->buffer) : s;
 }
 
 /* Makes the trainer: new, from --init, or from the saved state. */
@@ -814,7 +810,7 @@ static int check_train_flags(const options *o) {
 static int run_train(dlrn_context *ctx, const options *o) {
     train_run r;
     model_text mt;
-    if (!strcmp(o->train.recipe, "list")) return list_recipes(ctx);
+    if (!strcmp(o->train.recipe, "list")) return list_recipes();
     int status = check_train_flags(o);
     if (status) return status;
     memset(&r, 0, sizeof r);
@@ -823,7 +819,7 @@ static int run_train(dlrn_context *ctx, const options *o) {
     r.o = o;
     r.lock = -1;
     feed_init(&r.feed, ctx, o);
-    if (!o->quiet) fprintf(stderr, "%s\n", dlrn_info(ctx).text);
+    if (!o->quiet) fprintf(stderr, "%s\n", dlrn_context_describe(ctx).text);
     dlrn_status s = o->model ? model_text_open(ctx, o, 1, &mt) : DLRN_OK;
     if (s == DLRN_OK)
         s = o->model ? lm_text_source(mt.model, mt.tok, mt.docs, &mt.reading, mt.tap, &r.feed.inner)

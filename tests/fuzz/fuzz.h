@@ -106,7 +106,7 @@ static int64_t fuzz_numel(const dlrn_tensor_info *info) {
 /* All numbers of a tensor, by rows and as a whole, into a block of exactly their size, which is the
    caller's. */
 static float *fuzz_read(dlrn_archive *a, int64_t index) {
-    const dlrn_tensor_info *info = dlrn_archive_info(a, index);
+    const dlrn_tensor_info *info = dlrn_archive_tensor(a, index);
     CHECK(info && info->name && dlrn_archive_find(a, info->name) == index);
     CHECK(info->ndim >= 0 && info->ndim <= DLRN_MAX_DIMS &&
           (unsigned)info->dtype < DLRN_DTYPE_COUNT);
@@ -116,14 +116,14 @@ static float *fuzz_read(dlrn_archive *a, int64_t index) {
     float *x = (float *)malloc(bytes + 1), *again = (float *)malloc(bytes + 1);
     int64_t *whole = (int64_t *)malloc((size_t)n * sizeof *whole + 1);
     CHECK(x && again && whole);
-    CHECK_OK(ctx, dlrn_archive_read(a, index, x));
+    CHECK_OK(ctx, dlrn_archive_read(a, index, 0, -1, x));
     dlrn_status s = dlrni_archive_read_i64(a, index, whole);
     CHECK(s == (dlrni_is_float(info->dtype) ? DLRN_ERR_FORMAT : DLRN_OK));
-    CHECK_OK(ctx, dlrn_archive_read_rows(a, index, 0, rows / 2, again));
-    CHECK_OK(ctx, dlrn_archive_read_rows(a, index, rows / 2, rows - rows / 2,
-                                         again + (n ? n / rows * (rows / 2) : 0)));
+    CHECK_OK(ctx, dlrn_archive_read(a, index, 0, rows / 2, again));
+    CHECK_OK(ctx, dlrn_archive_read(a, index, rows / 2, rows - rows / 2,
+                                    again + (n ? n / rows * (rows / 2) : 0)));
     CHECK_MSG(!memcmp(x, again, bytes), "tensor '%s' is another by its rows", info->name);
-    CHECK_STATUS(dlrn_archive_read_rows(a, index, rows, 1, again), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_archive_read(a, index, rows, 1, again), DLRN_ERR_ARGUMENT);
     free(again);
     free(whole);
     return x;
@@ -139,13 +139,13 @@ static void fuzz_save(const dlrn_tensor_out *t, int64_t count, const char *form)
               dlrn_error(ctx));
     if (s != DLRN_OK) return;
     CHECK_OK(ctx, dlrn_archive_open(ctx, fuzz_path(name), &a));
-    CHECK(dlrn_archive_count(a) == count);
+    CHECK(dlrn_archive_describe(a).count == count);
     for (int64_t i = 0; i < count; i++) {
         int64_t at = dlrn_archive_find(a, t[i].name);
         CHECK_MSG(at >= 0, "%s: no tensor '%s'", form, t[i].name);
-        CHECK(dlrn_archive_info(a, at)->ndim == t[i].ndim);
+        CHECK(dlrn_archive_tensor(a, at)->ndim == t[i].ndim);
         float *x = fuzz_read(a, at);
-        CHECK(!memcmp(x, t[i].data, (size_t)dlrn_archive_info(a, at)->numel * sizeof *x));
+        CHECK(!memcmp(x, t[i].data, (size_t)dlrn_archive_tensor(a, at)->numel * sizeof *x));
         free(x);
     }
     dlrn_archive_close(a);
@@ -158,10 +158,11 @@ static void fuzz_use(dlrn_archive *a, size_t choice) {
     dlrn_tensor_out out[FUZZ_TENSORS];
     float *data[FUZZ_TENSORS];
     int64_t kept = 0, room = FUZZ_NUMBERS;
-    CHECK(dlrn_archive_info(a, -1) == NULL && dlrn_archive_info(a, dlrn_archive_count(a)) == NULL);
+    CHECK(dlrn_archive_tensor(a, -1) == NULL &&
+          dlrn_archive_tensor(a, dlrn_archive_describe(a).count) == NULL);
     (void)dlrni_archive_metadata(a, "format");
-    for (int64_t i = 0; i < dlrn_archive_count(a); i++) {
-        const dlrn_tensor_info *info = dlrn_archive_info(a, i);
+    for (int64_t i = 0; i < dlrn_archive_describe(a).count; i++) {
+        const dlrn_tensor_info *info = dlrn_archive_tensor(a, i);
         float *x = fuzz_read(a, i);
         if (kept == FUZZ_TENSORS || info->numel > room) {
             free(x);

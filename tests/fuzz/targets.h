@@ -55,7 +55,7 @@ static void fuzz_shards(const unsigned char *data, size_t size) {
     dlrn_status s = dlrn_archive_open(ctx, fuzz_path("x.index.json"), &a);
     fuzz_allow_all();
     CHECK((s == DLRN_OK) == (a != NULL));
-    for (int64_t i = 0; a && i < dlrn_archive_count(a); i++) free(fuzz_read(a, i));
+    for (int64_t i = 0; a && i < dlrn_archive_describe(a).count; i++) free(fuzz_read(a, i));
     dlrn_archive_close(a);
 }
 
@@ -81,7 +81,7 @@ static void fuzz_npy(const unsigned char *data, size_t size) {
 }
 
 static int fuzz_is(const dlrn_archive *a, const char *format) {
-    return !strcmp(dlrn_archive_format(a), format);
+    return !strcmp(dlrn_archive_describe(a).format, format);
 }
 
 /* Arrays, and the codes that they may be. */
@@ -134,7 +134,7 @@ static void fuzz_json(const unsigned char *data, size_t size) {
     CHECK((s == DLRN_OK) == (root != NULL));
     if (s != DLRN_OK) fuzz_refused(s, "hostile.json");
     if (root) fuzz_json_value(root, 1);
-    dlrn_json_free(ctx, root);
+    dlrn_free(ctx, root);
 }
 
 /* tokenizer.json, and a text for it. */
@@ -273,12 +273,12 @@ static void fuzz_checkpoint(const unsigned char *data, size_t size) {
         fuzz_refused(s, "again.pt");
         return;
     }
-    const int64_t d = dlrn_trainer_state_of(t).config->d_in,
-                  F = dlrn_trainer_state_of(t).config->features;
+    const int64_t d = dlrn_trainer_describe(t).config->d_in,
+                  F = dlrn_trainer_describe(t).config->features;
     CHECK_OK(ctx, dlrn_trainer_save(t, fuzz_path("again.safetensors")));
     CHECK_OK(ctx, dlrn_trainer_resume(ctx, fuzz_path("again.safetensors"), NULL, NULL, &again));
-    fuzz_same_weights(dlrn_trainer_dictionary(t)->param[DLRN_ENCODER],
-                      dlrn_trainer_dictionary(again)->param[DLRN_ENCODER], F * d);
+    fuzz_same_weights(dlrn_trainer_describe(t).dictionary->param[DLRN_ENCODER],
+                      dlrn_trainer_describe(again).dictionary->param[DLRN_ENCODER], F * d);
     dlrn_trainer_destroy(again);
     float *x = (float *)malloc((size_t)(2 * d) * sizeof *x);
     CHECK(x != NULL);
