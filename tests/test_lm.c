@@ -351,7 +351,7 @@ TEST(lines_after_a_seek) {
 
 /* A text without the token that each document is to begin with. */
 TEST(a_bos_that_the_model_lacks) {
-    lm_reading how = {12, 1};
+    lm_reading how = {12, 1, 0, NULL};
     lm_documents texts;
     doc_reader *docs = NULL;
     bpe_tokenizer *tok = NULL;
@@ -415,7 +415,7 @@ TEST(source_of_text) {
     bpe_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
     dlrn_source source;
-    lm_reading how = {16, 1};
+    lm_reading how = {16, 1, 0, NULL};
     lm_tap tap;
     uint64_t place = 0;
     int64_t n = 0, total = 0;
@@ -456,7 +456,7 @@ TEST(source_that_is_stopped) {
     bpe_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
     dlrn_source source;
-    lm_reading how = {16, 1};
+    lm_reading how = {16, 1, 0, NULL};
     lm_site site;
     lm_tap tap;
     uint64_t place = 0;
@@ -495,7 +495,7 @@ TEST(source_with_a_target) {
     bpe_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
     dlrn_source source;
-    lm_reading how = {16, 0};
+    lm_reading how = {16, 0, 0, NULL};
     lm_site site;
     lm_tap tap;
     int64_t n = 0, k = 0;
@@ -724,7 +724,7 @@ static uint64_t read_with(lm_model *m, bpe_tokenizer *tok, uint64_t hash) {
     static float x[20 * D], y[20 * D];
     doc_reader *docs = NULL;
     dlrn_source source;
-    lm_reading how = {12, 1};
+    lm_reading how = {12, 1, 0, NULL};
     lm_site site;
     lm_tap tap;
     lm_documents texts;

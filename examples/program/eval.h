@@ -249,6 +249,7 @@ static int run_eval(dlrn_context *ctx, const options *o) {
                          o->model ? lm_config_of(mt.model)->dim : f.inner.d_in);
     if (s == DLRN_OK) s = evaluate(ctx, o, dict, &mt, &f);
     feed_tell_skipped(&f);
+    model_text_tell(&mt, o);
     status = s == DLRN_OK ? 0 : fail(ctx);
     dlrn_source_destroy(&f.inner);
     model_text_close(&mt);
