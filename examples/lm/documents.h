@@ -302,7 +302,8 @@ static dlrn_status doc_input_open(doc_input *in, char *bytes, size_t *n) {
       names the kind and says what to do.
    3. After a byte order mark and white space:
          { "key": and the first byte of a value, or {}    JSON lines
-         [ and such an object, or a string and , or ]     a JSON array; so is [] alone
+         [ and such an object, or a string and ]          a JSON array; so is [] alone
+           or , and the first byte of a value or ]
    4. A byte 0: UTF-16, or no text at all: an error.
    5. Anything else is plain text, also where it begins with a bracket: "[1] A note",
       "{x | x > 0}", "[Scene: a street]".
@@ -358,6 +359,12 @@ static const char *doc_string_end(const char *p, const char *end) {
     return p < end ? p + 1 : end;
 }
 
+/* Whether a value may begin at p, behind white space; `end` may be one. */
+static int doc_begins_value(const char *p, const char *end) {
+    p = doc_space(p, end);
+    return p == end || (*p && strchr("{[\"-0123456789tfnNI", *p));
+}
+
 /* Whether an object begins at p. */
 static int doc_begins_object(const char *p, const char *end) {
     if (p == end || *p != '{') return 0;
@@ -366,9 +373,7 @@ static int doc_begins_object(const char *p, const char *end) {
     p = doc_string_end(p, end);
     if (!p) return 0;
     p = doc_space(p, end);
-    if (p == end || *p != ':') return 0;
-    p = doc_space(p + 1, end);
-    return p == end || strchr("{[\"-0123456789tfnNI", *p) != NULL;
+    return p < end && *p == ':' && doc_begins_value(p + 1, end);
 }
 
 /* Whether an array of objects or strings begins at p. */
@@ -379,7 +384,10 @@ static int doc_begins_array(const char *p, const char *end) {
     if (doc_begins_object(p, end)) return 1;
     p = doc_string_end(p, end);
     if (p) p = doc_space(p, end);
-    return p && (p == end || *p == ',' || *p == ']');
+    if (!p || p == end || *p == ']') return p != NULL;
+    if (*p != ',') return 0;
+    p = doc_space(p + 1, end);
+    return (p < end && *p == ']') || doc_begins_value(p, end);
 }
 
 /* Whether p begins with a word of lower case, in any case. */
