@@ -6828,7 +6828,7 @@ typedef enum dlrni_inflate_state {
     DLRNI_IN_CODED   /* first `left` bytes of a copy          */
 } dlrni_inflate_state;
 
-typedef struct dlrni_inflater {
+typedef struct dlrni_unpacking {
     dlrni_bits in;
     unsigned char *out; /* [size]; copies reach back to out[0] */
     int64_t at, size;   /* bytes that are written; room        */
@@ -6837,7 +6837,7 @@ typedef struct dlrni_inflater {
     int64_t left, back; /* back 0: the byte `literal`       */
     unsigned char literal;
     dlrni_huffman literals, distances;
-} dlrni_inflater;
+} dlrni_unpacking;
 
 /* What a call came to. */
 enum { DLRNI_MALFORMED = -1, DLRNI_ENDED, DLRNI_FULL };
@@ -6884,7 +6884,7 @@ DLRNI_INTERNAL void dlrni_inflate_fixed(dlrni_huffman *literal, dlrni_huffman *d
 /* Begins a block; 0: malformed. A stored one pads to a byte and gives its length and the
    complement of that. Damaged data seldom has the right complement, so most of it is caught
    here. */
-DLRNI_INTERNAL int dlrni_inflate_begin(dlrni_inflater *z) {
+DLRNI_INTERNAL int dlrni_inflate_begin(dlrni_unpacking *z) {
     z->last = (int)dlrni_bits_get(&z->in, 1);
     uint32_t kind = dlrni_bits_get(&z->in, 2);
     z->state = kind ? DLRNI_IN_CODED : DLRNI_IN_STORED;
@@ -6900,7 +6900,7 @@ DLRNI_INTERNAL int dlrni_inflate_begin(dlrni_inflater *z) {
 }
 
 /* Goes on with a stored block. Whole bytes may be in `hold` already. */
-DLRNI_INTERNAL int dlrni_inflate_stored(dlrni_inflater *z) {
+DLRNI_INTERNAL int dlrni_inflate_stored(dlrni_unpacking *z) {
     dlrni_bits *b = &z->in;
     while (z->left) {
         if (z->at == z->size) return DLRNI_FULL;
@@ -6921,7 +6921,7 @@ DLRNI_INTERNAL int dlrni_inflate_stored(dlrni_inflater *z) {
    the output would read memory that is not ours: back > at. The tables are the RFC's: the first
    length and distance of each symbol, and the number of bits added to it; 258 has a symbol of its
    own. */
-DLRNI_INTERNAL int dlrni_inflate_copy(dlrni_inflater *z, int symbol) {
+DLRNI_INTERNAL int dlrni_inflate_copy(dlrni_unpacking *z, int symbol) {
     static const unsigned short base[29] = {3,  4,  5,  6,   7,   8,   9,   10,  11, 13,
                                             15, 17, 19, 23,  27,  31,  35,  43,  51, 59,
                                             67, 83, 99, 115, 131, 163, 195, 227, 258};
@@ -6941,7 +6941,7 @@ DLRNI_INTERNAL int dlrni_inflate_copy(dlrni_inflater *z, int symbol) {
 /* Goes on with literals and copies, up to the end of a block. A copy may overlap its own output,
    which repeats the last `back` bytes: runs are coded so, and memcpy will not do. A literal for
    which there is no room waits as a copy of one byte. */
-DLRNI_INTERNAL int dlrni_inflate_coded(dlrni_inflater *z) {
+DLRNI_INTERNAL int dlrni_inflate_symbols(dlrni_unpacking *z) {
     for (;;) {
         unsigned char *out = z->out + z->at;
         int64_t n = dlrni_min(z->left, z->size - z->at);
@@ -6964,14 +6964,14 @@ DLRNI_INTERNAL int dlrni_inflate_coded(dlrni_inflater *z) {
 
 /* Decodes until the output is full, the data ends or is malformed. FULL means that a further byte
    was there; the next call, with room, goes on with it. */
-DLRNI_INTERNAL int dlrni_inflate_more(dlrni_inflater *z) {
+DLRNI_INTERNAL int dlrni_inflate_more(dlrni_unpacking *z) {
     for (;;) {
         int end = DLRNI_ENDED;
         if (z->state == DLRNI_AT_BLOCK) {
             if (z->last) return DLRNI_ENDED;
             if (!dlrni_inflate_begin(z)) return DLRNI_MALFORMED;
         } else {
-            end = z->state == DLRNI_IN_STORED ? dlrni_inflate_stored(z) : dlrni_inflate_coded(z);
+            end = z->state == DLRNI_IN_STORED ? dlrni_inflate_stored(z) : dlrni_inflate_symbols(z);
             if (end != DLRNI_ENDED) return end;
             z->state = DLRNI_AT_BLOCK;
         }
@@ -6983,7 +6983,7 @@ DLRNI_INTERNAL int dlrni_inflate_more(dlrni_inflater *z) {
    as zlib does. */
 DLRNI_INTERNAL int dlrni_inflate(const unsigned char *in, uint64_t packed, unsigned char *out,
                                  int64_t size) {
-    dlrni_inflater z;
+    dlrni_unpacking z;
     memset(&z, 0, sizeof z);
     z.in.p = in;
     z.in.end = in + packed;
@@ -7001,7 +7001,7 @@ DLRNI_COLD_BEGIN
       file     member, member, ..., perhaps zeros (tapes pad with them)
       member   header: 1F 8B 8, flags, time, two bytes; by the flags: extra field, name, comment, sum
                deflated data
-               CRC-32 and length modulo 2^32 of what it gives
+               CRC-32 and length modulo 2^32 of its output
 
    The output goes to a window of twice 32 KB, since copies reach back 32 KB. When it is full, its
    second half moves to the front. A position counts bytes that were handed out; to go back in
@@ -7022,7 +7022,7 @@ struct dlrn_stream {
     uint64_t length;   /* of the member, so far */
     uint32_t crc;
     int64_t given;    /* of the window's bytes */
-    dlrni_inflater z; /* z.in: what was read of the file and not used, also without gzip */
+    dlrni_unpacking z; /* z.in: what was read of the file and not used, also without gzip */
     unsigned char in[DLRNI_WINDOW], window[2 * DLRNI_WINDOW];
 };
 
@@ -7156,7 +7156,7 @@ DLRNI_INTERNAL int dlrni_gzip_begin(dlrn_stream *s) {
 }
 
 /* Compares the sum and the length at a member's end with what it gave. */
-DLRNI_INTERNAL void dlrni_gzip_end(dlrn_stream *s) {
+DLRNI_INTERNAL void dlrni_gzip_check(dlrn_stream *s) {
     dlrni_bits *b = &s->z.in;
     char what[100];
     dlrni_bits_drop(b, b->count & 7);
@@ -7182,7 +7182,7 @@ DLRNI_INTERNAL dlrn_status dlrni_gunzip(dlrn_stream *s) {
         s->crc = s->ctx->k->crc32(s->crc, s->window + before, (uint64_t)(s->z.at - before));
         s->length += (uint64_t)(s->z.at - before);
         if (end == DLRNI_MALFORMED) dlrni_gzip_wrong(s, "the compressed data is damaged");
-        if (end == DLRNI_ENDED) dlrni_gzip_end(s);
+        if (end == DLRNI_ENDED) dlrni_gzip_check(s);
     }
     if (s->read != DLRN_OK) return s->read;
     if (s->given == s->z.at && s->wrong[0])

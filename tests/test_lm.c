@@ -513,7 +513,8 @@ TEST(places_of_each_form) {
     static const char *const forms[] = {
         "one\nline\n\ntwo\n\n\nthree",
         "{\"text\": \"one\"}\n\n{\"text\": \"two\"}\n{\"text\": \"x\"}",
-        " [\n{\"text\": \"one\"} ,\n {\"text\": \"a]\\\"}\"}\n, {\"text\": \"x\"}\n] \n",
+        "\xef\xbb\xbf [\n{\"text\": \"one\"} ,\n {\"text\": \"a]\\\"}\"}\n, {\"text\": \"x\"}\n] "
+        "\n",
         "[\"one\", \"\", \"two,\",\"x\"]"};
     for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
         doc_reader *docs = NULL, *other = NULL;

@@ -66,10 +66,14 @@ DOC_API dlrn_status doc_seek(doc_reader *r, uint64_t position);
 #include <string.h>
 #include "grow.h"
 
+#ifndef DOC_POSIX /* 0: no zstd, which needs processes and pipes */
 #ifdef _WIN32
 #define DOC_POSIX 0
 #else
 #define DOC_POSIX 1
+#endif
+#endif
+#if DOC_POSIX
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/types.h>
@@ -121,12 +125,12 @@ struct doc_reader {
     dlrn_json *object; /* JSON: what the last document lies in     */
     int32_t *id;       /* with a tokens_key: the last document     */
     int64_t id_count, id_cap;
-    uint64_t closing;    /* array: where its last bracket is...                     */
-    int array_ended;     /* ... which was read                                      */
-    int overlong;        /* the line is longer than allowed, and its end is dropped */
-    int is_bad;          /* the error in hand is of one line: others may be good    */
-    int64_t bad;         /* lines that were left out */
-    char first_bad[600]; /* what was wrong with the first */
+    uint64_t closing;     /* array: where its last bracket is...                     */
+    int array_ended;      /* ... which was read                                      */
+    int overlong;         /* the line is longer than allowed, and its end is dropped */
+    int is_bad;           /* the error in hand is of one line: others may be good    */
+    int64_t bad;          /* lines that were left out */
+    char first_bad[1024]; /* what was wrong with the first */
 };
 
 /* The error of one line, which skip_bad leaves out. */
@@ -138,14 +142,12 @@ struct doc_reader {
    the file as its input; for standard input, whose first bytes are already here, a second process
    hands them on, and all that follows. */
 
-static void doc_zstd_wait(long pid, int *status) {
 #if DOC_POSIX
+static void doc_zstd_wait(long pid, int *status) {
     while (waitpid((pid_t)pid, status, 0) < 0 && errno == EINTR) {
     }
-#else
-    (void)pid, (void)status;
-#endif
 }
+#endif
 
 static void doc_input_close(doc_input *in) {
 #if DOC_POSIX
@@ -620,6 +622,7 @@ static dlrn_status doc_array_end(doc_reader *r) {
 static dlrn_status doc_separator(doc_reader *r) {
     char where[DOC_WHERE];
     int c = 0, first = r->offset == 0;
+    if (first && r->at == r->end) DOC_TRY(doc_fill(r)); /* a seek came here */
     if (first && r->end >= 3 && !memcmp(r->chunk, "\xEF\xBB\xBF", 3)) r->at = 3, r->offset = 3;
     DOC_TRY(doc_between(r, &c));
     if (c == ']' && !first) return doc_array_end(r);
