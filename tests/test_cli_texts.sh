@@ -208,13 +208,12 @@ wrong "--long of another word" "cut or split as --long" "$dl" tokenize --model $
     --text "$d/book.txt" --long cat
 wrong "--long with an array" "goes with --model" "$dl" train --data x.npy --long cut --save-dir x
 split="$train --text $d/book.txt --long split --ctx-len 37 --bos"
-status "a run on a book" 0 $split --save-dir "$d/book"
+status "a run on a book" 0 $split --save-dir "$d/book" --steps 40
 says "config.json has it" '"long": "split"' "$d/book/config.json"
 status "half a run" 0 $split --save-dir "$d/half" --steps 14
-status "and the rest, from within the book" 0 $split --save-dir "$d/half" --resume
+status "and the rest, from within the book" 0 "$dl" train --save-dir "$d/half" --resume --steps 40
 same "the same dictionary" "$d/book/ae.pt" "$d/half/ae.pt"
-status "resumed without it" 1 $train --text "$d/book.txt" --ctx-len 37 --bos --save-dir "$d/half" \
-    --resume
+status "resumed without it" 1 "$dl" train --save-dir "$d/half" --resume --steps 44 --long cut
 says "is refused" "long: .*expected split, found none" "$d/err"
 
 # ---- Bad lines
