@@ -244,6 +244,12 @@ check_equal "as a whole" 2 "$(wc -l < "$d/out" | tr -d ' ')"
 status "a run with bad lines" 0 $train --text "$d/some.jsonl" --skip-bad-lines --save-dir "$d/some"
 says "counts them, --quiet or not" "^$d/some.jsonl: 2 bad lines are left out, the first: " "$d/err"
 says "config.json has it" '"skip_bad_lines": true' "$d/some/config.json"
+status "a run that a bad line ends" 1 $train --text "$d/some.jsonl" --save-dir "$d/ended"
+says "names it" "$d/some.jsonl: line 7: expected an object with a string" "$d/err"
+says "after steps on what comes before it" '"step": [1-9]' "$d/ended/log.jsonl"
+status "it goes on without the line" 0 "$dl" train --resume --save-dir "$d/ended" --skip-bad-lines
+says "which is counted then" "2 bad lines are left out" "$d/err"
+same "the same dictionary" "$d/some/ae.pt" "$d/ended/ae.pt"
 printf '[{"text": "a"}, 3, {"text": 1}, nan, {"text": "b"}]' > "$d/some.json"
 check "bad elements of an array" tokens "$d/some.json" --skip-bad-lines
 check_equal "are left out" 2 "$(wc -l < "$d/out" | tr -d ' ')"

@@ -1970,6 +1970,7 @@ typedef struct lm_text {
     int64_t skip;       /* rows of the next batch to leave out, after a seek */
     lm_stage stage;     /* of the batch */
     dlrn_status failed; /* told at the next read: rows came before it */
+    dlrn_status later;  /* of the next document: the batch before it is handed out first */
 } lm_text;
 
 /* Bits of a position for the row within its document. A document has at most 16 MB, so as many
@@ -2019,13 +2020,15 @@ static dlrn_status lm_text_batch(lm_text *t) {
     lm_documents *b = &t->batch;
     b->count = 0;
     LM_TRY(lm_check_reading(t->m, &t->how));
+    if (t->later != DLRN_OK) return t->later;
     while (b->count == 0 || b->start[b->count] < LM_BATCH_TOKENS) {
         LM_TRY(
             lm_grow(t->m->ctx, &t->place, &t->place_cap, b->count, b->count + 1, sizeof *t->place));
         t->place[b->count] = t->next;
         t->stage = LM_READING;
         dlrn_status s = lm_text_document(t);
-        if (s == DLRN_END) break;
+        if (s != DLRN_OK && s != DLRN_END && b->count) t->later = s;
+        if (s == DLRN_END || t->later != DLRN_OK) break;
         if (s != DLRN_OK) return s;
         t->place[b->count] = t->next;
         if (t->taken < t->ids.count) LM_TRY(lm_append(t->m, &t->how, &t->ids, &t->taken, b));
@@ -2074,7 +2077,7 @@ static dlrn_status lm_text_read(void *user, int64_t max_rows, float *x, float *y
 static dlrn_status lm_text_position(void *user, uint64_t *position) {
     lm_text *t = (lm_text *)user;
     lm_place at = t->next;
-    if (t->taken >= t->ids.count) at.document = doc_position(t->docs);
+    if (t->taken >= t->ids.count && t->later == DLRN_OK) at.document = doc_position(t->docs);
     if (t->stage != LM_DONE) {
         at = t->place[0];
         at.row += t->skip;
@@ -2098,7 +2101,7 @@ static dlrn_status lm_text_seek(void *user, uint64_t position) {
     t->rows = t->given = t->skip = 0;
     t->ids.count = t->taken = 0;
     t->stage = LM_DONE;
-    t->failed = DLRN_OK;
+    t->failed = t->later = DLRN_OK;
     t->next.document = position >> lm_row_bits(t);
     t->next.row = (int64_t)(position & (((uint64_t)1 << lm_row_bits(t)) - 1));
     return doc_seek(t->docs, t->next.document);
