@@ -1352,8 +1352,9 @@ typedef struct dlrn_json { /* one value */
 } dlrn_json;
 
 /* Parses strict JSON (RFC 8259), and the numbers NaN, Infinity and -Infinity as Python writes them.
-   Equal keys in one object and nesting beyond 64 are errors. The tree is one block with its own copy of the text: dlrn_json_free. `name` stands for the file in
-   errors. *out is NULL on failure. */
+   Equal keys in one object and nesting beyond 64 are errors. The tree is one block with its own
+   copy of the text: dlrn_json_free. `name` stands for the file in errors. *out is NULL on
+   failure. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t size,
                                                 const char *name, dlrn_json **out);
 DLRN_API void dlrn_json_free(dlrn_context *ctx, dlrn_json *root);
@@ -6999,7 +7000,7 @@ DLRNI_COLD_BEGIN
    compressed (RFC 1952) is decompressed on the way:
 
       file     member, member, ..., perhaps zeros (tapes pad with them)
-      member   header: 1F 8B 8, flags, time, two bytes; by the flags: extra field, name, comment, sum
+      member   header: 1F 8B 8, flags, time, two bytes; extra field, name, comment, sum by the flags
                deflated data
                CRC-32 and length modulo 2^32 of its output
 
@@ -7021,7 +7022,7 @@ struct dlrn_stream {
     uint64_t position; /* bytes handed out */
     uint64_t length;   /* of the member, so far */
     uint32_t crc;
-    int64_t given;    /* of the window's bytes */
+    int64_t given;     /* of the window's bytes */
     dlrni_unpacking z; /* z.in: what was read of the file and not used, also without gzip */
     unsigned char in[DLRNI_WINDOW], window[2 * DLRNI_WINDOW];
 };

@@ -282,15 +282,21 @@ endless() { # endless KILOBYTES: so many of JSON lines
     yes '{"text": "The river ran slowly past the old mill, and nobody crossed the bridge."}' | head -c "$1000"
 }
 peak() { # peak COMMAND: its largest resident memory, in KB
-    sh -c "$1 & p=\$!; m=0; while kill -0 \$p 2> /dev/null; do
-        n=\$(sed -n 's/^VmHWM: *\([0-9]*\).*/\1/p' /proc/\$p/status 2> /dev/null); m=\${n:-\$m}; sleep 0.05; done; echo \$m"
+    sh -c "$1" &
+    peak_of=$! most=0
+    while kill -0 $peak_of 2> /dev/null; do
+        now=$(sed -n 's/^VmHWM:[^0-9]*\([0-9]*\).*/\1/p' /proc/$peak_of/status 2> /dev/null)
+        most=${now:-$most}
+        sleep 0.05
+    done
+    echo "$most"
 }
 if [ -r /proc/self/status ]; then
     endless 20000 > "$d/endless.jsonl"
     gzip -1 -c "$d/endless.jsonl" > "$d/endless.gz"
     for file in endless.jsonl endless.gz; do
         used=$(peak "exec $dl tokenize --model $tiny --text - --skip-bad-lines < $d/$file > /dev/null 2>&1")
-        check "$file of 20 MB takes $used KB" test "$used" -lt 40000
+        check "$file of 20 MB takes $used KB" test "$used" -gt 1000 -a "$used" -lt 40000
     done
 fi
 finish

@@ -1046,8 +1046,8 @@ static void put_bits(bytes *to, uint32_t v, uint32_t n) {
         put_le(to, bits_held & 255, 1);
 }
 
-/* 103,202 bytes: 32 KB as they are, then copies of them that reach back as far as they may. The
-   window moves twice. */
+/* 103,475 bytes: 32 KB as they are, then copies of them that reach back as far as they may, a byte
+   after each. The window moves twice. */
 static void make_long(bytes *to) {
     enum { COPIES = 273 };
     static unsigned char all[STREAM_MOST];
@@ -1061,16 +1061,18 @@ static void make_long(bytes *to) {
     put(to, all, 32768);
     bits_held = bits_count = 0;
     put_bits(to, 3, 3); /* the last block, of fixed codes */
-    for (int i = 0; i < COPIES; i++, n += 258) {
+    for (int i = 0; i < COPIES; i++, n += 259) {
         put_bits(to, 0xA3, 8);  /* 285: 258 bytes, 11000101 from its high bit on */
         put_bits(to, 0x17, 5);  /* distance 29 */
         put_bits(to, 8191, 13); /* 32768 */
         for (size_t k = 0; k < 258; k++) all[n + k] = all[n + k - 32768];
+        all[n + 258] = (unsigned char)(i % 96); /* 0x30 is the code of 0 */
+        for (int bit = 7; bit >= 0; bit--) put_bits(to, (0x30u + (unsigned)(i % 96)) >> bit & 1, 1);
     }
     put_bits(to, 0, 7 + 7); /* the end of the block, and of its byte */
     put_le(to, crc_of(all, n), 4);
     put_le(to, n, 4);
-    CHECK(n == 103202);
+    CHECK(n == 103475);
     memcpy(streamed, all, n);
 }
 
@@ -1082,20 +1084,20 @@ TEST(gzip_window) {
     memcpy(want, streamed, sizeof want);
     for (int i = 2; i < PORTIONS; i++) {
         CHECK_OK(ctx, stream_all(stream_file(b.p, b.n), portions[i], &n));
-        CHECK(n == 103202 && !memcmp(want, streamed, n));
+        CHECK(n == 103475 && !memcmp(want, streamed, n));
     }
     CHECK_OK(ctx, dlrn_stream_open(ctx, stream_file(b.p, b.n), &s));
-    for (uint64_t at = 0, i = 0; i < 40; i++, at = (at + 61807) % 103203) {
+    for (uint64_t at = 0, i = 0; i < 40; i++, at = (at + 61807) % 103476) {
         CHECK_OK(ctx, dlrn_stream_seek(s, at)); /* to and fro */
         CHECK_OK(ctx, dlrn_stream_read(s, part, sizeof part, &got));
-        CHECK(!memcmp(part, want + at, got) && (got || at == 103202));
+        CHECK(!memcmp(part, want + at, got) && (got || at == 103475));
     }
-    CHECK_STATUS(dlrn_stream_seek(s, 103203), DLRN_END);
-    CHECK(dlrn_stream_position(s) == 103202);
+    CHECK_STATUS(dlrn_stream_seek(s, 103476), DLRN_END);
+    CHECK(dlrn_stream_position(s) == 103475);
     dlrn_stream_close(s);
     b.p[b.n - 5] ^= 1; /* of the sum: all bytes come, and then the error */
     CHECK_STATUS(stream_all(stream_file(b.p, b.n), 5000, &n), DLRN_ERR_FORMAT);
-    CHECK(n == 103202);
+    CHECK(n == 103475);
     CHECK_STR(dlrn_error(ctx), "stream.bin: gzip: expected the sum ");
 }
 
