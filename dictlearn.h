@@ -10224,7 +10224,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config_sizes(dlrn_context *ctx, const cha
         dlrni_print(full, sizeof full, "%s%s", parts[i % 2], key->key);
         /* a key that is absent agrees */
         double said = dlrn_json_number(root, full, have);
-        if (said < have || said > have)
+        if (!(said >= have && said <= have)) /* NaN, too */
             return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                              "%s: %s: expected %lld as in the tensors, found %g", path, full,
                              (long long)have, said);

@@ -272,6 +272,9 @@ reads "NaN where it is not needed" "$d/nan.jsonl"
 cp -r "$d/a" "$d/nan"
 sed 's/"version"/"final_loss": NaN, "best": Infinity, "version"/' "$d/a/config.json" > "$d/nan/config.json"
 status "a dictionary with NaN in config.json" 0 "$dl" convert "$d/nan" "$d/nan.npz"
+sed 's/"dict_size": 64/"dict_size": NaN/' "$d/a/config.json" > "$d/nan/config.json"
+status "where it is needed" 1 "$dl" convert "$d/nan" "$d/nan.npz"
+says "it is an error" "$d/nan/config.json: dict_size: expected 64 as in the tensors, found nan" "$d/err"
 
 # ---- Compressed data that is damaged
 head -c 100 "$d/t.jsonl.gz" > "$d/cut.gz"
