@@ -25,7 +25,7 @@
    >>api-train      configuration, trainer, checkpoints, the whole run in one call
    >>api-metrics    evaluation with and without a language model
    >>api-tensor     matrices, products, threads, random numbers
-   >>api-files      archives of tensors, .npy and CSR writers, whole files, JSON
+   >>api-files      archives of tensors, .npy and CSR writers, streams, whole files, JSON
    -                end of the interface
    >>platform       compilers, system headers, allocator
    >>base           checks, errors, allocation, growth, min and max
@@ -48,7 +48,8 @@
    >>archive        named tensors in the bytes of a file
    >>safetensors    read, write
    >>npy            .npy read, write
-   >>inflate        compressed members of a zip
+   >>inflate        the decoder of zip's and gzip's compressed data
+   >>stream         a file's bytes one after another, decompressed from gzip
    >>zip            stored and ZIP64 archives; .npz read, write
    >>pickle         the restricted pickle machine
    >>torch          .pt of today and from before 1.6: read, write
@@ -1371,6 +1372,26 @@ DLRN_API void dlrn_writer_abort(dlrn_writer *w);
    dlrn_sparse_free. On failure it is empty. Indices must be integers within the shape. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_csr_read(dlrn_archive *a, dlrn_sparse *out);
 
+/* ---- Streams ---- */
+
+/* The bytes of a file from its start on, whatever its length; "-" is standard input. A file in gzip
+   is decompressed: it is told by its first bytes, not by its name; members that follow one another
+   are one file; sums and lengths are checked. Data that is cut short or damaged is
+   DLRN_ERR_FORMAT, after the good bytes. */
+typedef struct dlrn_stream dlrn_stream;
+
+DLRN_API DLRN_CHECK dlrn_status dlrn_stream_open(dlrn_context *ctx, const char *path,
+                                                 dlrn_stream **out);
+/* Reads up to `size` bytes. *got is how many; 0 means the end, and nothing else. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_stream_read(dlrn_stream *s, void *bytes, size_t size,
+                                                 size_t *got);
+/* How many (decompressed) bytes have been read. */
+DLRN_API uint64_t dlrn_stream_position(const dlrn_stream *s);
+/* Goes to a position, by reading up to it where the file is compressed or cannot seek. DLRN_END:
+   the file ends before it. Standard input cannot go back. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_stream_seek(dlrn_stream *s, uint64_t position);
+DLRN_API void dlrn_stream_close(dlrn_stream *s);
+
 /* ---- Whole files, memory ---- */
 
 /* Reads a file. bytes [size] is followed by a 0; free it with dlrn_free. */
@@ -1411,9 +1432,10 @@ typedef struct dlrn_json { /* one value */
     const struct dlrn_json *first, *next; /* first child; next sibling */
 } dlrn_json;
 
-/* Parses strict JSON (RFC 8259). Equal keys in one object and nesting beyond 64 are errors. The
-   tree is one block with its own copy of the text; free its root with dlrn_free. `name` stands for
-   the file in errors. */
+/* Parses strict JSON (RFC 8259), and the numbers NaN, Infinity and -Infinity as Python writes them.
+   Equal keys in one object and nesting beyond 64 are errors. The tree is one block with its own
+   copy of the text; free its root with dlrn_free. `name` stands for the file in errors. *out is NULL on
+   failure. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t size,
                                                 const char *name, dlrn_json **out);
 /* A member by path, "trainer.dict_class"; NULL: there is none, or object is NULL. */
@@ -4852,6 +4874,8 @@ DLRNI_INTERNAL int dlrni_lookup_add(dlrn_context *ctx, dlrni_lookup *t, const ch
 #pragma GCC diagnostic ignored "-Wredundant-decls"
 #endif
 extern int fileno(FILE *);
+extern int fseeko(FILE *, off_t, int);
+extern off_t ftello(FILE *);
 extern int fsync(int);
 extern int fchmod(int, mode_t);
 extern int madvise(void *, size_t, int);
@@ -5218,6 +5242,23 @@ DLRN_API int dlrn_file_exists(dlrn_context *ctx, const char *path) {
     return io->file_exists(io->user, path);
 }
 
+/* Goes to a place in a file of the C library's that is read, or to its end if that comes first, and
+   gives its size. 0: it is a host's file, or a pipe. */
+DLRNI_INTERNAL int dlrni_file_seek(const dlrn_context *ctx, void *file, uint64_t position,
+                                   uint64_t *size) {
+#if DLRNI_POSIX
+    const dlrni_stdio *from = (const dlrni_stdio *)file;
+    if (dlrni_io_of(ctx) != &dlrni_default_io || fseeko(from->f, 0, SEEK_END)) return 0;
+    const off_t end = ftello(from->f);
+    if (end < 0) return 0;
+    *size = (uint64_t)end;
+    return fseeko(from->f, position < *size ? (off_t)position : end, SEEK_SET) == 0;
+#else
+    (void)ctx, (void)file, (void)position, (void)size;
+    return 0; /* fseek has 32 bits on some systems */
+#endif
+}
+
 /* Reads to the end in growing blocks, and does not ask for the size first: a pipe has none, and
    files of /proc say 0. A read of 0 bytes is the end. After an error there is nothing to free. */
 DLRN_API dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **bytes,
@@ -5466,7 +5507,8 @@ DLRNI_INTERNAL void dlrni_spool_free(dlrni_spool *spool) {
 
    Strict, because two readers that mend a broken text mend it in two ways: a file that was checked
    with one library must not mean something else here. So there are no comments, no trailing
-   commas, no NaN, no equal keys, and every string is UTF-8. */
+   commas, no equal keys, and every string is UTF-8. One thing more than the RFC has is read: the
+   numbers NaN, Infinity and -Infinity, which mean the same to everyone who reads them. */
 
 /* ---- Numbers as text, in any locale ---- */
 
@@ -5658,6 +5700,25 @@ DLRNI_INTERNAL int dlrni_json_word(dlrni_json_reader *r, const char *word) {
     return 1;
 }
 
+/* NaN, Infinity and -Infinity: Python's json module writes them, so they are in configurations and
+   texts that people have. The number is what they say; whoever needs a finite one refuses it, as
+   it would refuse 1e999. */
+DLRNI_INTERNAL int dlrni_json_not_finite(dlrni_json_reader *r, dlrn_json *v) {
+    static const char *const words[3] = {"NaN", "Infinity", "-Infinity"};
+    static const double values[3] = {(double)NAN, (double)INFINITY, -(double)INFINITY};
+    for (int i = 0; i < 3; i++) {
+        if (!dlrni_json_word(r, words[i])) continue;
+        v->type = DLRN_JSON_NUMBER;
+        v->number = values[i];
+        v->text = r->text;
+        v->text_len = (int64_t)strlen(words[i]);
+        memcpy(r->text, words[i], (size_t)v->text_len + 1);
+        r->text += v->text_len + 1;
+        return 1;
+    }
+    return 0;
+}
+
 /* Refuses an object with two members of the same key: readers disagree about which one counts. A
    table, not pairs: a header of 100 MB can hold millions of keys. It lasts only for the check,
    because one tree needs few look-ups. */
@@ -5731,6 +5792,7 @@ DLRNI_INTERNAL dlrn_status dlrni_json_value(dlrni_json_reader *r, dlrn_json *v) 
         v->type = DLRN_JSON_STRING;
         return dlrni_json_string(r, &v->text, &v->text_len);
     }
+    if (dlrni_json_not_finite(r, v)) return DLRN_OK;
     if (c == '-' || (c >= '0' && c <= '9')) return dlrni_json_number_value(r, v);
     v->type = DLRN_JSON_BOOL;
     if (dlrni_json_word(r, "true")) {
@@ -6763,9 +6825,10 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_write(dlrni_sink *o, const dlrn_tensor_out 
 DLRNI_COLD_END
 /* ------------------------------------------------------------------------------------------ */
 // >>inflate
-/* Inflate (RFC 1951): numpy.savez_compressed and scipy.sparse.save_npz deflate their members.
-   Canonical Huffman codes are decoded one bit at a time, which is slow and short: weights are
-   stored, and what numpy and scipy compress is small.
+/* Inflate (RFC 1951): numpy.savez_compressed and scipy.sparse.save_npz deflate their members, and
+   gzip is inflate with a header and a sum. One decoder for both: it stops when its output is full
+   and goes on from there, and it asks for further input through a callback. For a member of a zip,
+   all of the input and all of the output are in memory, and one call does it.
 
       deflated data   block, block, ..., the last one
       block           1 bit: is it the last?   2 bits: its kind
@@ -6777,36 +6840,73 @@ DLRNI_COLD_END
                       257 to 285   a copy: `length` bytes from `distance` bytes back
 
    An attacker controls every bit. Each turn of a loop takes at least one bit, or writes one byte of
-   an output whose size is fixed, so decoding ends. Bits beyond the end are 0 and set `bad`, which
-   saves a check of every read: `bad` is looked at before anything is written. */
+   an output whose size is fixed, so decoding ends. Bits beyond the end are 0 and are counted, which
+   saves a check of every read: dlrni_bits_bad is looked at before anything is written. */
 
-/* Bits, low bit first. Past the end they are 0 and `bad` is set. */
+/* Bits, low bit first. Past the end they are made up, as 0: the last `past` bits of `hold`. */
 typedef struct dlrni_bits {
     const unsigned char *p, *end;
-    uint32_t hold; /* `count` bits that were read and not used */
-    int count, bad;
+    void (*refill)(void *user); /* sets p and end to further input; p == end: there is none. Or
+                                   NULL: all of the input is there already */
+    void *user;
+    uint64_t hold;   /* `count` bits that were read and not used */
+    int count, past; /* past only grows */
 } dlrni_bits;
+
+/* Have bits been used that the input does not have? Then all that it had are used, so this stays
+   true. */
+DLRNI_INTERNAL int dlrni_bits_bad(const dlrni_bits *b) {
+    return b->past > b->count;
+}
+
+/* Ensures that hold has n <= 32 bits; it never has more than 32 + 7. */
+DLRNI_INTERNAL void dlrni_bits_need(dlrni_bits *b, int n) {
+    while (b->count < n) {
+        if (b->p == b->end && b->refill) (b->refill)(b->user);
+        if (b->p < b->end)
+            b->hold |= (uint64_t)*b->p++ << b->count;
+        else
+            b->past += 8;
+        b->count += 8;
+    }
+}
+
+/* Steps over n bits that hold has. */
+DLRNI_INTERNAL void dlrni_bits_drop(dlrni_bits *b, int n) {
+    b->hold >>= n;
+    b->count -= n;
+}
+
+/* The next n <= 32 bits as a number. With n 0 nothing is read, which happens for short copies. */
+DLRNI_INTERNAL uint32_t dlrni_bits_get(dlrni_bits *b, int n) {
+    dlrni_bits_need(b, n);
+    uint32_t v = (uint32_t)(b->hold & (((uint64_t)1 << n) - 1));
+    dlrni_bits_drop(b, n);
+    return v;
+}
 
 /* Codes of one length are consecutive numbers, so a code is known by how many symbols have each
    length and by the symbols in the order of their codes. RFC 1951 has at most 15 bits to a code and
-   288 symbols to an alphabet. */
+   288 symbols to an alphabet. Most symbols have short codes: `quick` gives for the next 9 bits
+   (zlib's choice) the symbol and, in its low 4 bits, how long its code is; 0: longer than 9. */
+enum { DLRNI_QUICK = 9 };
 typedef struct dlrni_huffman {
-    uint16_t count[16], symbol[288];
+    uint16_t count[16], symbol[288], quick[1 << DLRNI_QUICK];
 } dlrni_huffman;
 
-/* The next n <= 13 bits as a number; hold never has more than 7 + 13 bits. 13 are the most that a
-   field has, the extra bits of a distance. With n 0 nothing is read, which happens for short
-   copies. */
-DLRNI_INTERNAL uint32_t dlrni_bits_get(dlrni_bits *b, int n) {
-    while (b->count < n) {
-        b->bad |= b->p >= b->end;
-        b->hold |= (uint32_t)(b->p < b->end ? *b->p++ : 0) << b->count;
-        b->count += 8;
+/* Enters the codes of up to 9 bits into `quick`. A code is written from its high bit on, and read
+   low bit first, so its bits are reversed; whatever follows them gives the same symbol. */
+DLRNI_INTERNAL void dlrni_huffman_quick(dlrni_huffman *h) {
+    int code = 0, index = 0;
+    for (int len = 1; len <= DLRNI_QUICK; len++) {
+        for (int i = 0; i < h->count[len]; i++, code++, index++) {
+            int reversed = 0;
+            for (int bit = 0; bit < len; bit++) reversed |= (code >> bit & 1) << (len - 1 - bit);
+            for (int at = reversed; at < 1 << DLRNI_QUICK; at += 1 << len)
+                h->quick[at] = (uint16_t)(h->symbol[index] << 4 | len);
+        }
+        code <<= 1;
     }
-    uint32_t v = b->hold & ((1u << n) - 1);
-    b->hold >>= n;
-    b->count -= n;
-    return v;
 }
 
 /* Builds the code with these lengths; 0: there are more codes of a length than bits allow, and two
@@ -6826,6 +6926,7 @@ DLRNI_INTERNAL int dlrni_huffman_build(dlrni_huffman *h, const unsigned char *le
     }
     for (int i = 0; i < n; i++)
         if (length[i]) h->symbol[offset[length[i]]++] = (uint16_t)i;
+    dlrni_huffman_quick(h);
     return 1;
 }
 
@@ -6834,6 +6935,12 @@ DLRNI_INTERNAL int dlrni_huffman_build(dlrni_huffman *h, const unsigned char *le
    stays within the symbols, because the build has refused counts that are too large. */
 DLRNI_INTERNAL int dlrni_huffman_get(dlrni_bits *b, const dlrni_huffman *h) {
     int code = 0, first = 0, index = 0;
+    dlrni_bits_need(b, 15);
+    int quick = h->quick[b->hold & ((1 << DLRNI_QUICK) - 1)];
+    if (quick) {
+        dlrni_bits_drop(b, quick & 15);
+        return quick >> 4;
+    }
     for (int len = 1; len < 16; len++) {
         code |= (int)dlrni_bits_get(b, 1);
         if (code - h->count[len] < first) return h->symbol[index + (code - first)];
@@ -6843,6 +6950,27 @@ DLRNI_INTERNAL int dlrni_huffman_get(dlrni_bits *b, const dlrni_huffman *h) {
     }
     return -1;
 }
+
+/* A decoder between two calls. */
+typedef enum dlrni_inflate_state {
+    DLRNI_AT_BLOCK,  /* a block begins here, or the data ends */
+    DLRNI_IN_STORED, /* `left` bytes of it are to come        */
+    DLRNI_IN_CODED   /* first `left` bytes of a copy          */
+} dlrni_inflate_state;
+
+typedef struct dlrni_unpacking {
+    dlrni_bits in;
+    unsigned char *out; /* [size]; copies reach back to out[0] */
+    int64_t at, size;   /* bytes that are written; room        */
+    dlrni_inflate_state state;
+    int last;           /* this block is the last one       */
+    int64_t left, back; /* back 0: the byte `literal`       */
+    unsigned char literal;
+    dlrni_huffman literals, distances;
+} dlrni_unpacking;
+
+/* What a call came to. */
+enum { DLRNI_MALFORMED = -1, DLRNI_ENDED, DLRNI_FULL };
 
 /* Reads the two codes of a dynamic block. Their lengths are themselves coded: 0 to 15 a length, 16
    repeats the last one, 17 and 18 repeat 0. `order` puts the lengths that are seldom used last,
@@ -6864,7 +6992,7 @@ DLRNI_INTERNAL int dlrni_inflate_codes(dlrni_bits *b, dlrni_huffman *literal,
         if (symbol == 16) value = length[i - 1], times = 3 + (int)dlrni_bits_get(b, 2);
         if (symbol == 17) value = 0, times = 3 + (int)dlrni_bits_get(b, 3);
         if (symbol == 18) value = 0, times = 11 + (int)dlrni_bits_get(b, 7);
-        if (i + times > n_literal + n_distance || b->bad) return 0;
+        if (i + times > n_literal + n_distance || dlrni_bits_bad(b)) return 0;
         while (times--) length[i++] = (unsigned char)value;
     }
     return dlrni_huffman_build(literal, length, n_literal) &&
@@ -6883,14 +7011,47 @@ DLRNI_INTERNAL void dlrni_inflate_fixed(dlrni_huffman *literal, dlrni_huffman *d
     dlrni_huffman_build(distance, length, 30);
 }
 
-/* Decodes literals and copies up to the end of a block. Returns the new position in out [size]; -1:
-   malformed, or longer than out. A copy from before the output would read memory that is not ours:
-   back > at. A copy may overlap its own output, which repeats the last `back` bytes: runs are coded
-   so, and memcpy will not do. The tables are the RFC's: the first length and distance of each
-   symbol, and the number of bits added to it; 258 has a symbol of its own. */
-DLRNI_INTERNAL int64_t dlrni_inflate_block(dlrni_bits *b, const dlrni_huffman *literal,
-                                           const dlrni_huffman *distance, unsigned char *out,
-                                           int64_t at, int64_t size) {
+/* Begins a block; 0: malformed. A stored one pads to a byte and gives its length and the
+   complement of that. Damaged data seldom has the right complement, so most of it is caught
+   here. */
+DLRNI_INTERNAL int dlrni_inflate_begin(dlrni_unpacking *z) {
+    z->last = (int)dlrni_bits_get(&z->in, 1);
+    uint32_t kind = dlrni_bits_get(&z->in, 2);
+    z->state = kind ? DLRNI_IN_CODED : DLRNI_IN_STORED;
+    z->left = 0;
+    if (kind == 0) {
+        dlrni_bits_drop(&z->in, z->in.count & 7);
+        z->left = (int64_t)dlrni_bits_get(&z->in, 16);
+        uint32_t complement = dlrni_bits_get(&z->in, 16);
+        return (complement ^ 0xFFFF) == (uint32_t)z->left && !dlrni_bits_bad(&z->in);
+    }
+    if (kind == 1) dlrni_inflate_fixed(&z->literals, &z->distances);
+    return kind == 1 || (kind == 2 && dlrni_inflate_codes(&z->in, &z->literals, &z->distances));
+}
+
+/* Goes on with a stored block. Whole bytes may be in `hold` already. */
+DLRNI_INTERNAL int dlrni_inflate_stored(dlrni_unpacking *z) {
+    dlrni_bits *b = &z->in;
+    while (z->left) {
+        if (z->at == z->size) return DLRNI_FULL;
+        if (b->count || b->p == b->end) {
+            z->out[z->at++] = (unsigned char)dlrni_bits_get(b, 8);
+            z->left--;
+            if (dlrni_bits_bad(b)) return DLRNI_MALFORMED;
+            continue;
+        }
+        int64_t n = dlrni_min(z->left, dlrni_min(b->end - b->p, z->size - z->at));
+        memcpy(z->out + z->at, b->p, (size_t)n);
+        b->p += n, z->at += n, z->left -= n;
+    }
+    return DLRNI_ENDED;
+}
+
+/* Reads the rest of a copy, whose length symbol has been read; 0: malformed. A copy from before
+   the output would read memory that is not ours: back > at. The tables are the RFC's: the first
+   length and distance of each symbol, and the number of bits added to it; 258 has a symbol of its
+   own. */
+DLRNI_INTERNAL int dlrni_inflate_copy(dlrni_unpacking *z, int symbol) {
     static const unsigned short base[29] = {3,  4,  5,  6,   7,   8,   9,   10,  11, 13,
                                             15, 17, 19, 23,  27,  31,  35,  43,  51, 59,
                                             67, 83, 99, 115, 131, 163, 195, 227, 258};
@@ -6899,36 +7060,52 @@ DLRNI_INTERNAL int64_t dlrni_inflate_block(dlrni_bits *b, const dlrni_huffman *l
     static const unsigned short reach[30] = {
         1,   2,   3,   4,   5,   7,    9,    13,   17,   25,   33,   49,   65,    97,    129,
         193, 257, 385, 513, 769, 1025, 1537, 2049, 3073, 4097, 6145, 8193, 12289, 16385, 24577};
+    if (symbol > 285) return 0;
+    z->left = base[symbol - 257] + (int64_t)dlrni_bits_get(&z->in, extra[symbol - 257]);
+    int code = dlrni_huffman_get(&z->in, &z->distances);
+    if (code < 0 || code > 29) return 0;
+    z->back = reach[code] + (int64_t)dlrni_bits_get(&z->in, code < 4 ? 0 : code / 2 - 1);
+    return z->back <= z->at && !dlrni_bits_bad(&z->in);
+}
+
+/* Goes on with literals and copies, up to the end of a block. A copy may overlap its own output,
+   which repeats the last `back` bytes: runs are coded so, and memcpy will not do. A literal for
+   which there is no room waits as a copy of one byte. */
+DLRNI_INTERNAL int dlrni_inflate_symbols(dlrni_unpacking *z) {
     for (;;) {
-        int symbol = dlrni_huffman_get(b, literal);
-        if (symbol == 256) return b->bad ? -1 : at;
-        if (symbol < 0 || symbol > 285 || b->bad || at >= size) return -1;
-        if (symbol < 256) {
-            out[at++] = (unsigned char)symbol;
-            continue;
+        unsigned char *out = z->out + z->at;
+        int64_t n = dlrni_min(z->left, z->size - z->at);
+        for (int64_t i = 0; i < n; i++) out[i] = z->back ? out[i - z->back] : z->literal;
+        z->at += n, z->left -= n;
+        if (z->left) return DLRNI_FULL;
+        int symbol = dlrni_huffman_get(&z->in, &z->literals);
+        if (symbol < 0 || dlrni_bits_bad(&z->in)) return DLRNI_MALFORMED;
+        if (symbol == 256) return DLRNI_ENDED;
+        if (symbol < 256 && z->at < z->size) {
+            z->out[z->at++] = (unsigned char)symbol;
+        } else if (symbol < 256) {
+            z->left = 1, z->back = 0;
+            z->literal = (unsigned char)symbol;
+        } else if (!dlrni_inflate_copy(z, symbol)) {
+            return DLRNI_MALFORMED;
         }
-        int64_t length = base[symbol - 257] + (int64_t)dlrni_bits_get(b, extra[symbol - 257]);
-        int code = dlrni_huffman_get(b, distance);
-        if (code < 0 || code > 29) return -1;
-        int64_t back = reach[code] + (int64_t)dlrni_bits_get(b, code < 4 ? 0 : code / 2 - 1);
-        if (back > at || length > size - at || b->bad) return -1;
-        for (; length; length--, at++) out[at] = out[at - back];
     }
 }
 
-/* A block without compression: padding to a byte, length, its complement, bytes. Returns the new
-   position in out [size]; -1: malformed. Damaged data seldom has the right complement, so most of
-   it is caught here. n is at most 65535, so the sums cannot overflow. */
-DLRNI_INTERNAL int64_t dlrni_inflate_stored(dlrni_bits *b, unsigned char *out, int64_t at,
-                                            int64_t size) {
-    b->hold = 0, b->count = 0; /* at most 7 bits are held: the rest of this byte */
-    if (b->end - b->p < 4) return -1;
-    int64_t n = (int64_t)dlrni_le(b->p, 2);
-    if ((dlrni_le(b->p + 2, 2) ^ 0xFFFF) != (uint64_t)n || b->end - b->p - 4 < n || n > size - at)
-        return -1;
-    memcpy(out + at, b->p + 4, (size_t)n);
-    b->p += 4 + n;
-    return at + n;
+/* Decodes until the output is full, the data ends or is malformed. FULL means that a further byte
+   was there; the next call, with room, goes on with it. */
+DLRNI_INTERNAL int dlrni_inflate_more(dlrni_unpacking *z) {
+    for (;;) {
+        int end = DLRNI_ENDED;
+        if (z->state == DLRNI_AT_BLOCK) {
+            if (z->last) return DLRNI_ENDED;
+            if (!dlrni_inflate_begin(z)) return DLRNI_MALFORMED;
+        } else {
+            end = z->state == DLRNI_IN_STORED ? dlrni_inflate_stored(z) : dlrni_inflate_symbols(z);
+            if (end != DLRNI_ENDED) return end;
+            z->state = DLRNI_AT_BLOCK;
+        }
+    }
 }
 
 /* Unpacks exactly `size` bytes; 0: the data is malformed, or gives more or fewer. An output that is
@@ -6936,24 +7113,266 @@ DLRNI_INTERNAL int64_t dlrni_inflate_stored(dlrni_bits *b, unsigned char *out, i
    as zlib does. */
 DLRNI_INTERNAL int dlrni_inflate(const unsigned char *in, uint64_t packed, unsigned char *out,
                                  int64_t size) {
-    dlrni_bits b = {in, in + packed, 0, 0, 0};
-    dlrni_huffman literal, distance;
-    int64_t at = 0;
-    for (int last = 0; !last && at >= 0;) {
-        last = (int)dlrni_bits_get(&b, 1);
-        int kind = (int)dlrni_bits_get(&b, 2);
-        if (kind == 0) {
-            at = dlrni_inflate_stored(&b, out, at, size);
-            continue;
-        }
-        if (kind == 1)
-            dlrni_inflate_fixed(&literal, &distance);
-        else if (kind == 3 || !dlrni_inflate_codes(&b, &literal, &distance))
-            return 0;
-        at = dlrni_inflate_block(&b, &literal, &distance, out, at, size);
-    }
-    return at == size;
+    dlrni_unpacking z;
+    memset(&z, 0, sizeof z);
+    z.in.p = in;
+    z.in.end = in + packed;
+    z.out = out;
+    z.size = size;
+    return dlrni_inflate_more(&z) == DLRNI_ENDED && z.at == size;
 }
+
+/* ------------------------------------------------------------------------------------------ */
+// >>stream
+DLRNI_COLD_BEGIN
+/* The bytes of a file, one after another, in memory that does not depend on its length. What gzip
+   compressed (RFC 1952) is decompressed on the way:
+
+      file     member, member, ..., perhaps zeros (tapes pad with them)
+      member   header: 1F 8B 8, flags, time, two bytes; extra field, name, comment, sum by the flags
+               deflated data
+               CRC-32 and length modulo 2^32 of its output
+
+   The output goes to a window of twice 32 KB, since copies reach back 32 KB. When it is full, its
+   second half moves to the front. A position counts bytes that were handed out; to go back in
+   compressed data is to begin again and to read on. */
+
+enum { DLRNI_WINDOW = 32768 };
+
+struct dlrn_stream {
+    dlrn_context *ctx;
+    char *path;        /* the rest of this block */
+    void *file;        /* NULL: reopening it failed */
+    int told, gzip;    /* told: the first bytes were looked at, and gzip is known */
+    int members;       /* gzip: begun so far, at most 1: is this the first? */
+    int in_member;     /* its data, not a header or the end */
+    dlrn_status read;  /* of the last read of the file */
+    char wrong[120];   /* gzip: what is wrong after the bytes of the window; "": nothing */
+    uint64_t position; /* bytes handed out */
+    uint64_t length;   /* of the member, so far */
+    uint32_t crc;
+    int64_t given;     /* of the window's bytes */
+    dlrni_unpacking z; /* z.in: what was read of the file and not used, also without gzip */
+    unsigned char in[DLRNI_WINDOW], window[2 * DLRNI_WINDOW];
+};
+
+/* "-" would tell the user nothing. */
+DLRNI_INTERNAL const char *dlrni_stream_name(const dlrn_stream *s) {
+    return strcmp(s->path, "-") ? s->path : "standard input";
+}
+
+/* Reads the next bytes of the file to `in`, behind the first `keep` that are there. */
+DLRNI_INTERNAL void dlrni_stream_fill(dlrn_stream *s, size_t keep) {
+    const dlrn_io *io = dlrni_io_of(s->ctx);
+    size_t got = 0;
+    s->read = io->read_file(io->user, s->ctx, s->file, s->in + keep, sizeof s->in - keep, &got);
+    s->z.in.p = s->in;
+    s->z.in.end = s->in + keep + (s->read == DLRN_OK ? got : 0);
+}
+
+/* dlrni_bits.refill. After an error the data seems to end; dlrni_gunzip looks at `read` then. */
+DLRNI_INTERNAL void dlrni_stream_refill(void *user) {
+    dlrni_stream_fill((dlrn_stream *)user, 0);
+}
+
+/* Opens the file, again or for the first time, at its start. */
+DLRNI_INTERNAL dlrn_status dlrni_stream_start(dlrn_stream *s) {
+    const dlrn_io *io = dlrni_io_of(s->ctx);
+    void *old = s->file;
+    s->file = NULL;
+    if (old) (void)!io->close_file(io->user, s->ctx, old, 0);
+    memset(&s->z, 0, sizeof s->z);
+    s->z.in.p = s->z.in.end = s->in;
+    s->z.in.refill = dlrni_stream_refill;
+    s->z.in.user = s;
+    s->z.out = s->window;
+    s->z.size = sizeof s->window;
+    s->told = s->gzip = s->members = s->in_member = 0;
+    s->read = DLRN_OK;
+    s->wrong[0] = 0;
+    s->position = 0;
+    s->given = 0;
+    return io->open_file(io->user, s->ctx, s->path, 0, &s->file);
+}
+
+DLRN_API dlrn_status dlrn_stream_open(dlrn_context *ctx, const char *path, dlrn_stream **out) {
+    const size_t n = strlen(path) + 1;
+    *out = NULL;
+    dlrn_stream *s = (dlrn_stream *)dlrn_alloc(ctx, (int64_t)(sizeof *s + n), 1);
+    if (!s) return DLRN_ERR_MEMORY;
+    s->ctx = ctx;
+    s->file = NULL;
+    s->path = (char *)(s + 1);
+    memcpy(s->path, path, n);
+    dlrn_status status = dlrni_stream_start(s);
+    if (status == DLRN_OK)
+        *out = s;
+    else
+        dlrn_free(ctx, s);
+    return status;
+}
+
+DLRN_API void dlrn_stream_close(dlrn_stream *s) {
+    if (!s) return;
+    const dlrn_io *io = dlrni_io_of(s->ctx);
+    if (s->file) (void)!io->close_file(io->user, s->ctx, s->file, 0);
+    dlrn_free(s->ctx, s);
+}
+
+/* Looks at the first three bytes, which no text begins with: 1F 8B, and 8 for deflate, the only
+   method that there is. A file may give fewer at a time. After an error of reading, a further call
+   goes on. */
+DLRNI_INTERNAL dlrn_status dlrni_stream_tell(dlrn_stream *s) {
+    static const unsigned char magic[3] = {0x1F, 0x8B, 8};
+    size_t have = (size_t)(s->z.in.end - s->in), before = have + 1;
+    while (have < sizeof magic && have != before) {
+        before = have;
+        dlrni_stream_fill(s, have);
+        if (s->read != DLRN_OK) return s->read;
+        have = (size_t)(s->z.in.end - s->in);
+    }
+    s->gzip = have >= sizeof magic && !memcmp(s->in, magic, sizeof magic);
+    s->told = 1;
+    return DLRN_OK;
+}
+
+/* Notes what is wrong with compressed data. */
+DLRNI_INTERNAL void dlrni_gzip_wrong(dlrn_stream *s, const char *what) {
+    dlrni_print(s->wrong, sizeof s->wrong, "%s",
+                dlrni_bits_bad(&s->z.in) ? "it ends within the compressed data: it was cut short"
+                                         : what);
+}
+
+/* Steps over bytes up to a 0, or over n of them. */
+DLRNI_INTERNAL void dlrni_gzip_skip(dlrni_bits *b, int to_zero, uint32_t n) {
+    while ((to_zero || n--) && !dlrni_bits_bad(b))
+        if (!dlrni_bits_get(b, 8) && to_zero) return;
+}
+
+/* Begins a member. 0: there is none, or `wrong` says what is wrong. */
+DLRNI_INTERNAL int dlrni_gzip_begin(dlrn_stream *s) {
+    enum { SUM = 2, EXTRA = 4, NAME = 8, COMMENT = 16, RESERVED = 0xE0 }; /* flags */
+    dlrni_bits *b = &s->z.in;
+    uint32_t first = 0;
+    dlrni_bits_drop(b, b->count & 7);
+    while (!first) {
+        dlrni_bits_need(b, 8);
+        if (b->past >= b->count) return 0; /* the end of the file */
+        first = dlrni_bits_get(b, 8);
+        if (!s->members) break;
+    }
+    if (first != 0x1F || dlrni_bits_get(b, 8) != 0x8B || dlrni_bits_get(b, 8) != 8) {
+        dlrni_print(s->wrong, sizeof s->wrong,
+                    "after the compressed data: expected its end or more of it, found other bytes");
+        return 0;
+    }
+    uint32_t flags = dlrni_bits_get(b, 8);
+    dlrni_gzip_skip(b, 0, 6);
+    if (flags & EXTRA) dlrni_gzip_skip(b, 0, dlrni_bits_get(b, 16));
+    if (flags & NAME) dlrni_gzip_skip(b, 1, 0);
+    if (flags & COMMENT) dlrni_gzip_skip(b, 1, 0);
+    if (flags & SUM) dlrni_gzip_skip(b, 0, 2);
+    if (flags & RESERVED || dlrni_bits_bad(b)) {
+        dlrni_gzip_wrong(s, "its header has flags of no known meaning");
+        return 0;
+    }
+    s->members = s->in_member = 1;
+    s->z.state = DLRNI_AT_BLOCK;
+    s->z.last = 0;
+    s->z.at = s->given = 0; /* copies do not reach into the member before */
+    s->crc = 0;
+    s->length = 0;
+    return 1;
+}
+
+/* Compares the sum and the length at a member's end with what it gave. */
+DLRNI_INTERNAL void dlrni_gzip_check(dlrn_stream *s) {
+    dlrni_bits *b = &s->z.in;
+    char what[100];
+    dlrni_bits_drop(b, b->count & 7);
+    uint32_t crc = dlrni_bits_get(b, 32), length = dlrni_bits_get(b, 32);
+    s->in_member = 0;
+    if (crc == s->crc && length == (uint32_t)s->length && !dlrni_bits_bad(b)) return;
+    dlrni_print(what, sizeof what, "expected the sum %08lx of %lu bytes, found %08lx of %lu",
+                (unsigned long)crc, (unsigned long)length, (unsigned long)s->crc,
+                (unsigned long)(uint32_t)s->length);
+    dlrni_gzip_wrong(s, what);
+}
+
+/* Decompresses the next bytes into the window, all of which were handed out; none: the end. What
+   comes before damaged data is still handed out. */
+DLRNI_INTERNAL dlrn_status dlrni_gunzip(dlrn_stream *s) {
+    while (s->given == s->z.at && !s->wrong[0] && (s->in_member || dlrni_gzip_begin(s))) {
+        if (s->z.at == s->z.size) {
+            memmove(s->window, s->window + DLRNI_WINDOW, DLRNI_WINDOW);
+            s->z.at = s->given = DLRNI_WINDOW;
+        }
+        const int64_t before = s->z.at;
+        int end = dlrni_inflate_more(&s->z);
+        s->crc = s->ctx->k->crc32(s->crc, s->window + before, (uint64_t)(s->z.at - before));
+        s->length += (uint64_t)(s->z.at - before);
+        if (end == DLRNI_MALFORMED) dlrni_gzip_wrong(s, "the compressed data is damaged");
+        if (end == DLRNI_ENDED) dlrni_gzip_check(s);
+    }
+    if (s->read != DLRN_OK) return s->read;
+    if (s->given == s->z.at && s->wrong[0])
+        return dlrn_fail(s->ctx, DLRN_ERR_FORMAT, "%s: gzip: %s", dlrni_stream_name(s), s->wrong);
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_stream_read(dlrn_stream *s, void *bytes, size_t size, size_t *got) {
+    const dlrn_io *io = dlrni_io_of(s->ctx);
+    *got = 0;
+    if (!s->file || !size)
+        return size ? dlrn_fail(s->ctx, DLRN_ERR_IO, "%s: is not open", dlrni_stream_name(s))
+                    : DLRN_OK;
+    if (!s->told) DLRNI_TRY(dlrni_stream_tell(s));
+    if (s->gzip && s->given == s->z.at) DLRNI_TRY(dlrni_gunzip(s));
+    dlrni_bits *in = &s->z.in;
+    const unsigned char *from = s->gzip ? s->window + s->given : in->p;
+    int64_t there = s->gzip ? s->z.at - s->given : in->end - in->p;
+    if (there) {
+        *got = (size_t)there < size ? (size_t)there : size;
+        memcpy(bytes, from, *got);
+        if (s->gzip)
+            s->given += (int64_t)*got;
+        else
+            in->p += *got;
+    } else if (!s->gzip) {
+        DLRNI_TRY(io->read_file(io->user, s->ctx, s->file, bytes, size, got));
+    }
+    s->position += *got;
+    return DLRN_OK;
+}
+
+DLRN_API uint64_t dlrn_stream_position(const dlrn_stream *s) {
+    return s->position;
+}
+
+/* A file of the C library's goes there at once, if it can. Any other is read up to the position,
+   from its start if that lies behind. */
+DLRN_API dlrn_status dlrn_stream_seek(dlrn_stream *s, uint64_t position) {
+    unsigned char passed[4096];
+    uint64_t size = 0;
+    if (s->file && !s->told) DLRNI_TRY(dlrni_stream_tell(s));
+    if (s->file && !s->gzip && strcmp(s->path, "-") &&
+        dlrni_file_seek(s->ctx, s->file, position, &size)) {
+        s->z.in.p = s->z.in.end = s->in;
+        s->position = position < size ? position : size;
+        return position > size ? DLRN_END : DLRN_OK;
+    }
+    if (position < s->position && !strcmp(s->path, "-"))
+        return dlrn_fail(s->ctx, DLRN_ERR_IO, "standard input: cannot go back");
+    if (position < s->position || !s->file) DLRNI_TRY(dlrni_stream_start(s));
+    for (size_t got = 1; s->position < position;) {
+        uint64_t left = position - s->position;
+        DLRNI_TRY(
+            dlrn_stream_read(s, passed, left < sizeof passed ? (size_t)left : sizeof passed, &got));
+        if (!got) return DLRN_END;
+    }
+    return DLRN_OK;
+}
+DLRNI_COLD_END
 
 /* ------------------------------------------------------------------------------------------ */
 // >>zip
@@ -10066,7 +10485,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config_sizes(dlrn_context *ctx, const cha
         dlrni_print(full, sizeof full, "%s%s", parts[i % 2], key->key);
         /* a key that is absent agrees */
         double said = dlrn_json_number(root, full, have);
-        if (said < have || said > have)
+        if (!(said >= have && said <= have)) /* NaN, too */
             return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                              "%s: %s: expected %lld as in the tensors, found %g", path, full,
                              (long long)have, said);

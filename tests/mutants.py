@@ -21,7 +21,7 @@ PROGRAMS = {
     "encode": "core golden arguments families screen", "bytes": "files io load",
     "files": "files load io checkpoint buffer memory", "json": "files load memory",
     "archive": "files load io pickle checkpoint memory", "safetensors": "files load memory",
-    "npy": "files load buffer", "inflate": "files load", "zip": "files pickle load memory",
+    "npy": "files load buffer", "inflate": "files load", "stream": "files io", "zip": "files pickle load memory",
     "pickle": "pickle load files memory", "torch": "pickle load files memory",
     "formats": "files load pickle", "writers": "load files io memory", "layouts": "load families",
     "load": "load families files golden memory", "source": "buffer arguments checkpoint memory",

@@ -1,4 +1,4 @@
-/* test_files.c - JSON, .npy, .npz, safetensors: every form that is promised is read, every
+/* test_files.c - JSON, .npy, .npz, gzip, safetensors: every form that is promised is read, every
    malformed one is refused with words that name it. The files are made here, byte by byte. Pickles:
    test_pickle.c; whole dictionaries, and writing: test_load.c. */
 static int refuses_maps; /* some file systems cannot map a file; Windows maps none */
@@ -17,6 +17,7 @@ void *test_mmap(void *at, size_t size, int protection, int flags, int file, off_
 #undef mmap
 #include "tests/bytes.h"
 
+#include <float.h>
 #include <locale.h>
 
 static bytes b;
@@ -54,8 +55,13 @@ TEST(json_refuses) {
         {"{}x", "unexpected text after the value"},
         {"nul", "expected a value"},
         {"True", "expected a value"},
-        {"NaN", "expected a value"},
-        {"Infinity", "expected a value"},
+        {"nan", "expected a value"},
+        {"Nan", "expected a value"},
+        {"NaN1", "unexpected text after the value"},
+        {"-NaN", "malformed number"},
+        {"+Infinity", "expected a value"},
+        {"-Inf", "malformed number"},
+        {"\"a\": NaN", "unexpected text after the value"},
         {"01", "malformed number"},
         {"-", "malformed number"},
         {"+1", "expected a value"},
@@ -130,6 +136,24 @@ TEST(json_reads) {
     const dlrn_json *zero = dlrn_json_get(root, "z");
     CHECK(zero && zero->text_len == 3 && !memcmp(zero->text, "x\0y", 4));
     CHECK(isinf(dlrn_json_number(root, "big", 0)) && dlrn_json_number(root, "t", 7) == 7.0);
+    dlrn_free(ctx, root);
+}
+
+/* As Python's json module writes them. */
+TEST(json_not_finite) {
+    static const char text[] = "{\"a\": NaN, \"b\": [Infinity,-Infinity], \"c\": 1e999}";
+    dlrn_json *root;
+    int64_t size = 0;
+    CHECK_OK(ctx, parse(text, sizeof text - 1, &root));
+    const dlrn_json *list = dlrn_json_get(root, "b"), *nan = dlrn_json_get(root, "a");
+    CHECK(nan->type == DLRN_JSON_NUMBER && isnan(nan->number) && !strcmp(nan->text, "NaN"));
+    CHECK(nan->text_len == 3 && isnan(dlrn_json_number(root, "a", 1)));
+    CHECK(list->count == 2 && list->first->number > DBL_MAX);
+    CHECK(list->first->next->number < -DBL_MAX && !strcmp(list->first->next->text, "-Infinity"));
+    CHECK(!dlrni_json_size(nan, &size) && !dlrni_json_size(list->first, &size));
+    dlrn_free(ctx, root);
+    CHECK_OK(ctx, parse("NaN", 3, &root)); /* all of the text: its 0 has room */
+    CHECK(isnan(root->number));
     dlrn_free(ctx, root);
 }
 
@@ -916,6 +940,206 @@ TEST(deflate_refuses) {
     }
 }
 
+/* ---- Streams ---- */
+
+enum { STREAM_MOST = 200000 };
+static unsigned char streamed[STREAM_MOST]; /* what a stream gave */
+
+static char *stream_file(const void *bytes_of_it, size_t n) {
+    char *path = tmp_path("stream.bin");
+    CHECK_OK(ctx, dlrn_file_write(ctx, path, bytes_of_it, n));
+    return path;
+}
+
+/* Reads a file in portions; *n: how many bytes came, also before an error. */
+static dlrn_status stream_all(const char *path, size_t portion, size_t *n) {
+    dlrn_stream *s = NULL;
+    size_t got = 1;
+    *n = 0;
+    dlrn_status status = dlrn_stream_open(ctx, path, &s);
+    while (status == DLRN_OK && got) {
+        CHECK(*n + portion <= STREAM_MOST);
+        status = dlrn_stream_read(s, streamed + *n, portion, &got);
+        CHECK(got <= portion && (status == DLRN_OK || got == 0));
+        *n += got;
+        if (status == DLRN_OK) CHECK(dlrn_stream_position(s) == *n);
+    }
+    if (status != DLRN_OK && s) /* it stays so */
+        CHECK_STATUS(dlrn_stream_read(s, streamed, 1, &got), status);
+    dlrn_stream_close(s);
+    return status;
+}
+
+static void put_gzip_head(bytes *to, int flags) {
+    put_text(to, "\x1f\x8b\x08");
+    put_le(to, (uint64_t)flags, 1);
+    put_le(to, 0, 6);
+}
+
+/* A member of 384 bytes in codes of its own. */
+static void put_member(bytes *to, int flags) {
+    put_gzip_head(to, flags);
+    if (flags & 4) put(to, "\x03\0abc", 5);
+    if (flags & 8) put(to, "name", 5);
+    if (flags & 16) put(to, "comment", 8);
+    if (flags & 2) put_le(to, 7, 2);
+    put(to, deflated, sizeof deflated);
+    put_le(to, 0xebc21cab, 4);
+    put_le(to, 384, 4);
+}
+
+static const size_t portions[] = {1, 3, 100, 384, 1000, 50000};
+enum { PORTIONS = sizeof portions / sizeof *portions };
+
+TEST(stream_of_plain_bytes) {
+    dlrn_stream *s = NULL;
+    size_t n, got;
+    char text[2000];
+    for (int i = 0; i < 2000; i++) text[i] = (char)(i % 119);
+    for (size_t size = 0; size <= 2000; size += size < 4 ? 1 : 499)
+        for (int i = 0; i < PORTIONS; i++) {
+            CHECK_OK(ctx, stream_all(stream_file(text, size), portions[i], &n));
+            CHECK(n == size && !memcmp(streamed, text, n));
+        }
+    CHECK_OK(ctx, stream_all(stream_file("\x1f\x8b", 2), 9, &n)); /* too short to be gzip */
+    CHECK(n == 2);
+    CHECK_OK(ctx, dlrn_stream_open(ctx, stream_file(text, 2000), &s));
+    for (uint64_t at = 0; at <= 2000; at += 250) {
+        CHECK_OK(ctx, dlrn_stream_seek(s, 2000 - at));
+        CHECK(dlrn_stream_position(s) == 2000 - at);
+        CHECK_OK(ctx, dlrn_stream_read(s, streamed, 300, &got));
+        CHECK(got == (at < 300 ? at : 300) && !memcmp(streamed, text + 2000 - at, got));
+    }
+    CHECK_OK(ctx, dlrn_stream_seek(s, 2000));
+    CHECK_STATUS(dlrn_stream_seek(s, 2001), DLRN_END);
+    CHECK(dlrn_stream_position(s) == 2000);
+    dlrn_stream_close(s);
+    dlrn_stream_close(NULL);
+    CHECK_STATUS(dlrn_stream_open(ctx, tmp_path("no/such"), &s), DLRN_ERR_IO);
+    CHECK(s == NULL);
+    CHECK_STATUS(dlrn_stream_open(ctx, "tests", &s), DLRN_ERR_IO);
+    CHECK_STR(dlrn_error(ctx), "tests: expected a file, found a folder");
+}
+
+/* Members with all that a header may have, one after another, and zeros after the last. */
+TEST(gzip_members) {
+    size_t n;
+    const int flags[] = {0, 4, 8, 16, 2, 1, 31};
+    memset(&b, 0, sizeof b);
+    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) put_member(&b, flags[i]);
+    put_gzip_head(&b, 0); /* an empty one, as gzip makes it of nothing */
+    put(&b, "\x03\0\0\0\0\0\0\0\0\0", 10);
+    for (int zeros = 0; zeros < 2; zeros++) {
+        if (zeros) put_le(&b, 0, 8);
+        for (int i = 0; i < PORTIONS; i++) {
+            CHECK_OK(ctx, stream_all(stream_file(b.p, b.n), portions[i], &n));
+            CHECK(n == 7 * 384);
+            for (size_t at = 0; at < n; at += 384) CHECK(crc_of(streamed + at, 384) == 0xebc21cab);
+        }
+    }
+}
+
+/* Bits of deflate, from the low end. */
+static uint32_t bits_held, bits_count;
+static void put_bits(bytes *to, uint32_t v, uint32_t n) {
+    bits_held |= v << bits_count;
+    for (bits_count += n; bits_count >= 8; bits_count -= 8, bits_held >>= 8)
+        put_le(to, bits_held & 255, 1);
+}
+
+/* 103,475 bytes: 32 KB as they are, then copies of them that reach back as far as they may, a byte
+   after each. The window moves twice. */
+static void make_long(bytes *to) {
+    enum { COPIES = 273 };
+    static unsigned char all[STREAM_MOST];
+    size_t n = 32768;
+    uint32_t x = 1;
+    for (size_t i = 0; i < n; i++) all[i] = (unsigned char)((x = x * 1664525 + 1013904223) >> 24);
+    to->n = 0;
+    put_gzip_head(to, 0);
+    put_le(to, 0, 1); /* stored */
+    put_le(to, 32768 | (0xFFFFu ^ 32768) << 16, 4);
+    put(to, all, 32768);
+    bits_held = bits_count = 0;
+    put_bits(to, 3, 3); /* the last block, of fixed codes */
+    for (int i = 0; i < COPIES; i++, n += 259) {
+        put_bits(to, 0xA3, 8);  /* 285: 258 bytes, 11000101 from its high bit on */
+        put_bits(to, 0x17, 5);  /* distance 29 */
+        put_bits(to, 8191, 13); /* 32768 */
+        for (size_t k = 0; k < 258; k++) all[n + k] = all[n + k - 32768];
+        all[n + 258] = (unsigned char)(i % 96); /* 0x30 is the code of 0 */
+        for (int bit = 7; bit >= 0; bit--) put_bits(to, (0x30u + (unsigned)(i % 96)) >> bit & 1, 1);
+    }
+    put_bits(to, 0, 7 + 7); /* the end of the block, and of its byte */
+    put_le(to, crc_of(all, n), 4);
+    put_le(to, n, 4);
+    CHECK(n == 103475);
+    memcpy(streamed, all, n);
+}
+
+TEST(gzip_window) {
+    static unsigned char want[STREAM_MOST], part[1000];
+    dlrn_stream *s = NULL;
+    size_t n, got;
+    make_long(&b);
+    memcpy(want, streamed, sizeof want);
+    for (int i = 2; i < PORTIONS; i++) {
+        CHECK_OK(ctx, stream_all(stream_file(b.p, b.n), portions[i], &n));
+        CHECK(n == 103475 && !memcmp(want, streamed, n));
+    }
+    CHECK_OK(ctx, dlrn_stream_open(ctx, stream_file(b.p, b.n), &s));
+    for (uint64_t at = 0, i = 0; i < 40; i++, at = (at + 61807) % 103476) {
+        CHECK_OK(ctx, dlrn_stream_seek(s, at)); /* to and fro */
+        CHECK_OK(ctx, dlrn_stream_read(s, part, sizeof part, &got));
+        CHECK(!memcmp(part, want + at, got) && (got || at == 103475));
+    }
+    CHECK_STATUS(dlrn_stream_seek(s, 103476), DLRN_END);
+    CHECK(dlrn_stream_position(s) == 103475);
+    dlrn_stream_close(s);
+    b.p[b.n - 5] ^= 1; /* of the sum: all bytes come, and then the error */
+    CHECK_STATUS(stream_all(stream_file(b.p, b.n), 5000, &n), DLRN_ERR_FORMAT);
+    CHECK(n == 103475);
+    CHECK_STR(dlrn_error(ctx), "stream.bin: gzip: expected the sum ");
+}
+
+TEST(gzip_refuses) {
+    size_t n;
+    memset(&b, 0, sizeof b);
+    put_member(&b, 31);
+    for (size_t size = 3; size < b.n; size++) {
+        CHECK_STATUS(stream_all(stream_file(b.p, size), 1000, &n), DLRN_ERR_FORMAT);
+        CHECK_STR(dlrn_error(ctx),
+                  "stream.bin: gzip: it ends within the compressed data: it was cut short");
+    }
+    for (size_t i = 8 * (b.n - 8 - sizeof deflated); i < 8 * b.n; i++) { /* any one bit */
+        if (i / 8 == b.n - 9) continue;                                  /* padding in part */
+        b.p[i / 8] ^= (unsigned char)(1 << i % 8);
+        CHECK_STATUS(stream_all(stream_file(b.p, b.n), 1000, &n), DLRN_ERR_FORMAT);
+        CHECK_STR(dlrn_error(ctx), "stream.bin: gzip: ");
+        b.p[i / 8] ^= (unsigned char)(1 << i % 8);
+    }
+    put_text(&b, "more");
+    CHECK_STATUS(stream_all(stream_file(b.p, b.n), 100, &n), DLRN_ERR_FORMAT);
+    CHECK(n == 384);
+    CHECK_STR(dlrn_error(ctx), "after the compressed data: expected its end or more of it");
+    b.p[3] |= 0x20;
+    CHECK_STATUS(stream_all(stream_file(b.p, b.n), 100, &n), DLRN_ERR_FORMAT);
+    CHECK_STR(dlrn_error(ctx), "flags of no known meaning");
+    /* a copy that reaches into the member before */
+    b.n = 0;
+    put_member(&b, 0);
+    put_gzip_head(&b, 0);
+    bits_held = bits_count = 0;
+    put_bits(&b, 3, 3);
+    put_bits(&b, 0x40, 7); /* 257: 3 bytes */
+    put_bits(&b, 0, 5);    /* from 1 back  */
+    put_bits(&b, 0, 9);
+    put_le(&b, 0, 8);
+    CHECK_STATUS(stream_all(stream_file(b.p, b.n), 100, &n), DLRN_ERR_FORMAT);
+    CHECK(n == 384);
+    CHECK_STR(dlrn_error(ctx), "the compressed data is damaged");
+}
+
 TEST(crc) {
     static unsigned char x[40000];
     const char *name;
@@ -1174,6 +1398,7 @@ int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return 1;
     RUN(json_refuses);
+    RUN(json_not_finite);
     RUN(json_refuses_bytes_of_zero);
     RUN(json_reads);
     RUN(json_characters);
@@ -1204,6 +1429,10 @@ int main(int argc, char **argv) {
     RUN(npz_deflated);
     RUN(deflate_stored_blocks);
     RUN(deflate_refuses);
+    RUN(stream_of_plain_bytes);
+    RUN(gzip_members);
+    RUN(gzip_window);
+    RUN(gzip_refuses);
     RUN(crc);
     RUN(safetensors_reads);
     RUN(safetensors_refuses);

@@ -284,6 +284,34 @@ static dlrn_status a_source(void) {
     return DLRN_OK;
 }
 
+/* "hello\n" twice in gzip, stored, read byte by byte and once more from the middle; then plain. */
+static dlrn_status a_stream(void) {
+    static const unsigned char member[] = {0x1f, 0x8b, 8,    0,    0,    0,   0,   0,   0,   3,
+                                           1,    6,    0,    249,  255,  'h', 'e', 'l', 'l', 'o',
+                                           10,   0x20, 0x30, 0x3a, 0x36, 6,   0,   0,   0};
+    unsigned char twice[2 * sizeof member];
+    char text[20] = "";
+    dlrn_status s = DLRN_OK;
+    memcpy(twice, member, sizeof member);
+    memcpy(twice + sizeof member, member, sizeof member);
+    for (int plain = 0; plain < 2 && s == DLRN_OK; plain++) {
+        static const char want[] = "hello\nhello\n";
+        dlrn_stream *stream = NULL;
+        s = plain ? dlrn_file_write(ctx, "run/hello", want, 12)
+                  : dlrn_file_write(ctx, "run/hello.gz", twice, sizeof twice);
+        if (s == DLRN_OK) s = dlrn_stream_open(ctx, plain ? "run/hello" : "run/hello.gz", &stream);
+        size_t got = 1, n = 0;
+        for (; s == DLRN_OK && got && n < 13; n += got)
+            s = dlrn_stream_read(stream, text + n, 1, &got);
+        if (s == DLRN_OK) CHECK(n == 12 && !memcmp(text, want, 12));
+        if (s == DLRN_OK) s = dlrn_stream_seek(stream, 5);
+        if (s == DLRN_OK) s = dlrn_stream_read(stream, text, 3, &got);
+        if (s == DLRN_OK) CHECK(got > 0 && !memcmp(text, want + 5, got));
+        dlrn_stream_close(stream);
+    }
+    return s;
+}
+
 static const struct {
     const char *name;
     dlrn_status (*run)(void);
@@ -291,7 +319,7 @@ static const struct {
                   {"run/ae.npz", numpy_form},      {"run/config.json", from_folder},
                   {"run/known.npy", counted_rows}, {"run/rows.npy", uncounted_rows},
                   {"run/codes.npz", codes},        {"run/state.safetensors", resumed_run},
-                  {"run/source.npy", a_source}};
+                  {"run/source.npy", a_source},    {"run/hello", a_stream}};
 enum { OPERATIONS = sizeof operations / sizeof *operations };
 
 /* ---- Tests ---- */
@@ -391,6 +419,7 @@ TEST(no_files) {
     dlrn_dictionary *dict = NULL;
     dlrn_archive *a = NULL;
     dlrn_writer *w = NULL;
+    dlrn_stream *stream = NULL;
     dlrn_source source;
     dlrn_sparse c;
     char *bytes;
@@ -406,6 +435,7 @@ TEST(no_files) {
     CHECK_STATUS(dlrn_file_write(ctx, "f.pt", "", 0), DLRN_ERR_IO);
     CHECK_STATUS(dlrn_npy_create(ctx, "f.pt", D, -1, &w), DLRN_ERR_IO);
     CHECK_STATUS(dlrn_csr_create(ctx, "f.pt", D, &w), DLRN_ERR_IO);
+    CHECK_STATUS(dlrn_stream_open(ctx, "f.pt", &stream), DLRN_ERR_IO);
     CHECK_STATUS(dlrn_source_from_npy(ctx, "f.pt", NULL, 1, &source), DLRN_ERR_IO);
     CHECK_STR(dlrn_error(ctx), words);
     CHECK(dict == NULL && a == NULL && w == NULL && dlrn_file_exists(ctx, "f.pt") == 0);

@@ -351,7 +351,7 @@ TEST(lines_after_a_seek) {
 
 /* A text without the token that each document is to begin with. */
 TEST(a_bos_that_the_model_lacks) {
-    lm_reading how = {12, 1};
+    lm_reading how = {12, 1, 0, NULL};
     lm_documents texts;
     doc_reader *docs = NULL;
     bpe_tokenizer *tok = NULL;
@@ -415,7 +415,7 @@ TEST(source_of_text) {
     bpe_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
     dlrn_source source;
-    lm_reading how = {16, 1};
+    lm_reading how = {16, 1, 0, NULL};
     lm_tap tap;
     uint64_t place = 0;
     int64_t n = 0, total = 0;
@@ -441,6 +441,112 @@ TEST(source_of_text) {
     bpe_destroy(tok);
 }
 
+/* One document of more tokens than a run has, in contexts: all of its tokens, each context as if it
+   were a document; and any row can be come back to, from another source, too. */
+TEST(source_of_a_long_document) {
+    enum { CTX = 37, ROWS = 4000 };
+    static float once[ROWS * D], again[ROWS * D], alone[CTX * D];
+    static char text[80 * sizeof WORDS];
+    bpe_tokenizer *tok = NULL;
+    doc_reader *docs = NULL;
+    dlrn_source source;
+    lm_tally tally = {0, 0};
+    lm_reading how = {CTX, 1, 1, &tally};
+    lm_documents texts;
+    lm_tap tap;
+    uint64_t place = 0;
+    int64_t n = 0, total = 0;
+    open_all();
+    for (int i = 0; i < 55; i++) strcat(strcat(text, WORDS), "\n");
+    for (char *c = text; (c = strstr(c, "\n\n")) != NULL;) *c = ' ';
+    write_text(tmp_path("book.txt"), text);
+    CHECK_OK(ctx, bpe_load(ctx, MODEL, &tok));
+    CHECK_OK(ctx, doc_open(ctx, tmp_path("book.txt"), &docs));
+    memset(&texts, 0, sizeof texts);
+    CHECK_OK(ctx, lm_read_documents(model, tok, docs, &how, -1, &texts));
+    CHECK(tally.left_out == 0 && texts.start[texts.count] == tally.tokens + texts.count);
+    CHECK(texts.count == (tally.tokens + CTX - 2) / (CTX - 1) && tally.tokens > 2100);
+    CHECK_OK(ctx, doc_seek(docs, 0));
+    CHECK_OK(ctx, lm_site_named(model, "resid_out", 1, &tap.x));
+    tap.y = tap.x;
+    CHECK_OK(ctx, lm_text_source(model, tok, docs, &how, tap, &source));
+    CHECK_OK(ctx, source.read(source.user, ROWS, once, NULL, &total));
+    CHECK(total == texts.start[texts.count]);
+    CHECK_STATUS(source.read(source.user, ROWS, again, NULL, &n), DLRN_END);
+    CHECK_OK(ctx, source.position(source.user, &place));
+    CHECK_OK(ctx, source.seek(source.user, place));
+    CHECK_STATUS(source.read(source.user, ROWS, again, NULL, &n), DLRN_END);
+    CHECK_OK(ctx, source.seek(source.user, 0));
+    for (int64_t at = 0; at < total; at += n) {
+        CHECK_OK(ctx, source.position(source.user, &place));
+        dlrn_source_destroy(&source);
+        CHECK_OK(ctx, lm_text_source(model, tok, docs, &how, tap, &source));
+        CHECK_OK(ctx, source.seek(source.user, place));
+        CHECK_OK(ctx, source.read(source.user, 397, again + at * D, NULL, &n));
+    }
+    CHECK(!memcmp(once, again, (size_t)(total * D) * sizeof *once));
+    /* the third context, as a document of its own */
+    how.split = 0;
+    write_text(tmp_path("ids.jsonl"), "");
+    FILE *f = fopen(tmp_path("ids.jsonl"), "w");
+    CHECK(f != NULL);
+    fprintf(f, "{\"a\": {\"ids\": [");
+    for (int64_t i = texts.start[2] + 1; i < texts.start[3]; i++)
+        fprintf(f, "%s%d", i > texts.start[2] + 1 ? ", " : "", (int)texts.id[i]);
+    fprintf(f, "]}}\n");
+    CHECK(fclose(f) == 0);
+    doc_close(docs);
+    const doc_format ids = {NULL, "a.ids", V, 0};
+    CHECK_OK(ctx, doc_open_as(ctx, tmp_path("ids.jsonl"), &ids, &docs));
+    dlrn_source_destroy(&source);
+    CHECK_OK(ctx, lm_text_source(model, tok, docs, &how, tap, &source));
+    CHECK_OK(ctx, source.read(source.user, CTX, alone, NULL, &n));
+    CHECK(n == CTX && !memcmp(alone, once + texts.start[2] * D, sizeof alone));
+    dlrn_source_destroy(&source);
+    lm_documents_free(&texts);
+    doc_close(docs);
+    bpe_destroy(tok);
+}
+
+/* A place in each form of text is come back to, from another reader; a line behind it is named. */
+TEST(places_of_each_form) {
+    static const char *const forms[] = {
+        "one\nline\n\ntwo\n\n\nthree",
+        "{\"text\": \"one\"}\n\n{\"text\": \"two\"}\n{\"text\": \"x\"}",
+        "\xef\xbb\xbf [\n{\"text\": \"one\"} ,\n {\"text\": \"a]\\\"}\"}\n, {\"text\": \"x\"}\n] "
+        "\n",
+        "[\"one\", \"\", \"two,\",\"x\"]"};
+    for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
+        doc_reader *docs = NULL, *other = NULL;
+        const char *text = NULL;
+        char kept[4][16];
+        uint64_t place[4] = {0};
+        int64_t bytes = 0;
+        open_all();
+        write_text(tmp_path("form"), forms[i]);
+        CHECK_OK(ctx, doc_open(ctx, tmp_path("form"), &docs));
+        CHECK_OK(ctx, doc_open(ctx, tmp_path("form"), &other));
+        for (int k = 0; k < 3; k++) {
+            place[k] = doc_position(docs);
+            CHECK_OK(ctx, doc_next(docs, &text, &bytes));
+            CHECK(bytes < 16 && (int64_t)strlen(text) == bytes);
+            strcpy(kept[k], text);
+        }
+        place[3] = doc_position(docs);
+        CHECK_STATUS(doc_next(docs, &text, &bytes), DLRN_END);
+        CHECK_STATUS(doc_next(docs, &text, &bytes), DLRN_END);
+        for (int k = 3; k >= 0; k--) {
+            CHECK_OK(ctx, doc_seek(other, place[k]));
+            CHECK_STATUS(doc_next(other, &text, &bytes), k < 3 ? DLRN_OK : DLRN_END);
+            if (k < 3) CHECK(!strcmp(text, kept[k]));
+            CHECK_OK(ctx, doc_seek(other, doc_position(other))); /* behind the end, too */
+            if (k == 3) CHECK_STATUS(doc_next(other, &text, &bytes), DLRN_END);
+        }
+        doc_close(docs);
+        doc_close(other);
+    }
+}
+
 static int stop_in; /* calls until a stop is asked for */
 
 static int now_and_then(void *user) {
@@ -456,7 +562,7 @@ TEST(source_that_is_stopped) {
     bpe_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
     dlrn_source source;
-    lm_reading how = {16, 1};
+    lm_reading how = {16, 1, 0, NULL};
     lm_site site;
     lm_tap tap;
     uint64_t place = 0;
@@ -495,7 +601,7 @@ TEST(source_with_a_target) {
     bpe_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
     dlrn_source source;
-    lm_reading how = {16, 0};
+    lm_reading how = {16, 0, 0, NULL};
     lm_site site;
     lm_tap tap;
     int64_t n = 0, k = 0;
@@ -724,7 +830,7 @@ static uint64_t read_with(lm_model *m, bpe_tokenizer *tok, uint64_t hash) {
     static float x[20 * D], y[20 * D];
     doc_reader *docs = NULL;
     dlrn_source source;
-    lm_reading how = {12, 1};
+    lm_reading how = {12, 1, 1, NULL};
     lm_site site;
     lm_tap tap;
     lm_documents texts;
@@ -1033,6 +1139,8 @@ int main(int argc, char **argv) {
     RUN(a_bos_that_the_model_lacks);
     RUN(draws_follow_the_softmax);
     RUN(source_of_text);
+    RUN(source_of_a_long_document);
+    RUN(places_of_each_form);
     RUN_LONG(source_that_is_stopped);
     RUN(source_with_a_target);
     RUN(folders_that_are_not_models);

@@ -174,13 +174,23 @@ typedef struct lm_documents {
     dlrn_context *ctx;
 } lm_documents;
 
+/* What became of the tokens of a text. */
+typedef struct lm_tally {
+    int64_t tokens, left_out; /* that the documents have; of those, cut off */
+} lm_tally;
+
 typedef struct lm_reading { /* how a text becomes token ids */
-    int64_t ctx_len;        /* documents are cut to this many tokens            */
-    int bos;                /* 1: each document begins with the model's bos token */
+    int64_t ctx_len;        /* tokens of a context                             */
+    int bos;                /* 1: each context begins with the model's bos token */
+    int split;              /* 0: a document is cut to one context; 1: it gives several, and each
+                               counts as a document; the last may be short */
+    lm_tally *tally;        /* borrowed, counts up; or NULL */
 } lm_reading;
 
-/* Appends up to `limit` further documents (-1: all) that have tokens. DLRN_END if there were none.
- */
+/* The ids of the next document that has some: those of its text, or those that it has ready. */
+LM_API dlrn_status lm_next_ids(bpe_tokenizer *tok, doc_reader *docs, bpe_ids *out);
+/* Appends up to `limit` further documents (-1: all) that have tokens, with all of their contexts.
+   DLRN_END if there were none. */
 LM_API dlrn_status lm_read_documents(const lm_model *m, bpe_tokenizer *tok, doc_reader *docs,
                                      const lm_reading *how, int64_t limit, lm_documents *out);
 LM_API void lm_documents_free(lm_documents *d);
@@ -1872,38 +1882,61 @@ LM_API void lm_documents_free(lm_documents *d) {
     memset(d, 0, sizeof *d);
 }
 
-/* Appends a document's ids, cut to ctx_len, behind a bos token if asked for. */
+LM_API dlrn_status lm_next_ids(bpe_tokenizer *tok, doc_reader *docs, bpe_ids *out) {
+    const char *text = NULL;
+    const int32_t *ready = NULL;
+    int64_t n = 0;
+    out->count = 0;
+    while (out->count == 0 && !doc_has_ids(docs)) {
+        LM_TRY(doc_next(docs, &text, &n));
+        LM_TRY(bpe_encode(tok, text, n, out));
+    }
+    if (doc_has_ids(docs)) LM_TRY(doc_next_ids(docs, &ready, &n));
+    for (int64_t i = 0; ready && i < n; i++) LM_TRY(bpe_put_id(tok->ctx, out, ready[i]));
+    return DLRN_OK;
+}
+
+/* Checks what the reading of a text needs. */
+static dlrn_status lm_check_reading(const lm_model *m, const lm_reading *how) {
+    if (how->bos && m->cfg.bos < 0)
+        return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT,
+                         "bos: expected a model with one bos_token_id, found none");
+    if (how->ctx_len > (how->bos != 0) || (how->ctx_len == 1 && !how->split)) return DLRN_OK;
+    return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT,
+                     "ctx_len: expected room for a token in each context, found %lld%s",
+                     (long long)how->ctx_len, how->bos ? " with a bos token" : "");
+}
+
+/* Appends a context: the ids from *from on, as many as fit behind the bos token if there is to be
+   one. *from moves on; behind the last if the rest is cut off. */
 static dlrn_status lm_append(const lm_model *m, const lm_reading *how, const bpe_ids *ids,
-                             lm_documents *out) {
+                             int64_t *from, lm_documents *out) {
     int64_t at = out->count ? out->start[out->count] : 0, bos = how->bos != 0;
-    int64_t n = ids->count + bos < how->ctx_len ? ids->count + bos : how->ctx_len;
+    int64_t rest = ids->count - *from, n = rest < how->ctx_len - bos ? rest : how->ctx_len - bos;
     out->ctx = m->ctx;
     LM_TRY(lm_grow(m->ctx, &out->start, &out->start_cap, out->start ? out->count + 1 : 0,
                    out->count + 2, sizeof *out->start));
-    LM_TRY(lm_grow(m->ctx, &out->id, &out->id_cap, at, at + n, sizeof *out->id));
+    LM_TRY(lm_grow(m->ctx, &out->id, &out->id_cap, at, at + bos + n, sizeof *out->id));
     out->start[0] = 0;
     if (bos) out->id[at] = m->cfg.bos;
-    memcpy(out->id + at + bos, ids->id, (size_t)(n - bos) * sizeof *ids->id);
-    out->start[++out->count] = at + n;
+    if (n) memcpy(out->id + at + bos, ids->id + *from, (size_t)n * sizeof *ids->id);
+    out->start[++out->count] = at + bos + n;
+    if (how->tally && *from == 0) how->tally->tokens += ids->count;
+    *from = how->split ? *from + n : ids->count;
+    if (how->tally && !how->split) how->tally->left_out += rest - n;
     return DLRN_OK;
 }
 
 LM_API dlrn_status lm_read_documents(const lm_model *m, bpe_tokenizer *tok, doc_reader *docs,
                                      const lm_reading *how, int64_t limit, lm_documents *out) {
-    const char *text = NULL;
-    int64_t bytes = 0, got = 0;
+    int64_t got = 0;
     bpe_ids ids;
     memset(&ids, 0, sizeof ids);
-    if (how->bos && m->cfg.bos < 0)
-        return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT,
-                         "bos: expected a model with one bos_token_id, found none");
-    dlrn_status s = DLRN_OK;
-    while (s == DLRN_OK && (limit < 0 || got < limit)) {
-        s = doc_next(docs, &text, &bytes);
-        if (s == DLRN_OK) s = bpe_encode(tok, text, bytes, &ids);
-        if (s != DLRN_OK || ids.count == 0) continue;
-        s = lm_append(m, how, &ids, out);
-        got++;
+    dlrn_status s = lm_check_reading(m, how);
+    for (; s == DLRN_OK && (limit < 0 || got < limit); got += s == DLRN_OK) {
+        s = lm_next_ids(tok, docs, &ids);
+        for (int64_t from = 0; s == DLRN_OK && from < ids.count;)
+            s = lm_append(m, how, &ids, &from, out);
     }
     bpe_ids_free(&ids);
     return s == DLRN_END && got ? DLRN_OK : s;
@@ -1915,24 +1948,41 @@ typedef enum lm_stage {
     LM_WAITING
 } lm_stage; /* its rows are there; not yet: read */
 
-/* The documents of one run, and how many of their rows have been handed out. */
+/* Where a context begins: its document in the text, and its row within the document. */
+typedef struct lm_place {
+    uint64_t document;
+    int64_t row;
+} lm_place;
+
+/* The contexts of one run, and how many of their rows have been handed out. */
 typedef struct lm_text {
     lm_model *m;
     bpe_tokenizer *tok;
     doc_reader *docs;
     lm_reading how;
     lm_tap tap;
+    bpe_ids ids;   /* of the document that was read last, ...            */
+    int64_t taken; /* ... and how many of them contexts were made of     */
+    lm_place next; /* where the next context begins; row: of a seek, where that document is not
+                       read yet */
     lm_documents batch;
-    uint64_t *place; /* [batch.count] where each document begins in the text */
+    lm_place *place; /* [batch.count] */
     int64_t place_cap;
     float *x, *y; /* [row_cap][d] rows of the batch; y NULL without a target */
     int64_t row_cap, rows, given;
     int64_t skip;       /* rows of the next batch to leave out, after a seek */
     lm_stage stage;     /* of the batch */
     dlrn_status failed; /* told at the next read: rows came before it */
+    dlrn_status later;  /* of the next document: the batch before it is handed out first */
 } lm_text;
 
-enum { LM_ROW_BITS = 20 }; /* of a position: the row within its document */
+/* Bits of a position for the row within its document. A document has at most 16 MB, so as many
+   tokens, and with a bos token in each context of two at most twice as many rows. Uncut documents
+   leave 39 bits for the place in the text, 550 GB. */
+enum { LM_ROW_BITS = 20, LM_SPLIT_BITS = 25 };
+static int lm_row_bits(const lm_text *t) {
+    return t->how.split ? LM_SPLIT_BITS : LM_ROW_BITS;
+}
 
 /* Copies a run's rows as the model reaches the tap. */
 static dlrn_status lm_keep_rows(void *user, int tap, const float *x, float *y, int64_t n) {
@@ -1945,19 +1995,49 @@ static dlrn_status lm_keep_rows(void *user, int tap, const float *x, float *y, i
     return DLRN_OK;
 }
 
+/* Reads the next document, if all of the last one is used. After a seek its first contexts are
+   left out, and the first rows of the next. */
+static dlrn_status lm_text_document(lm_text *t) {
+    const int64_t fits = t->how.ctx_len - (t->how.bos != 0);
+    if (t->taken < t->ids.count) return DLRN_OK;
+    int64_t row = t->next.row;
+    t->next.document = doc_position(t->docs);
+    t->place[t->batch.count] = t->next;
+    t->ids.count = t->taken = 0;
+    dlrn_status s = lm_next_ids(t->tok, t->docs, &t->ids);
+    if (s != DLRN_OK) {
+        t->ids.count = 0;
+        return s;
+    }
+    const int64_t within = t->how.split ? row % t->how.ctx_len : row;
+    if (t->batch.count == 0) t->skip = within; /* later documents begin at row 0 */
+    t->next.row = row - within;
+    t->taken = t->how.split ? t->next.row / t->how.ctx_len * fits : 0;
+    if (t->taken <= t->ids.count) return DLRN_OK;
+    return dlrn_fail(t->m->ctx, DLRN_ERR_VALUE,
+                     "text: expected the document that was read before, found a shorter one");
+}
+
 /* Reads documents until a run is full. */
 static dlrn_status lm_text_batch(lm_text *t) {
-    t->batch.count = 0;
-    while (t->batch.count == 0 || t->batch.start[t->batch.count] < LM_BATCH_TOKENS) {
-        LM_TRY(lm_grow(t->m->ctx, &t->place, &t->place_cap, t->batch.count, t->batch.count + 1,
-                       sizeof *t->place));
-        t->place[t->batch.count] = doc_position(t->docs);
+    lm_documents *b = &t->batch;
+    b->count = 0;
+    LM_TRY(lm_check_reading(t->m, &t->how));
+    if (t->later != DLRN_OK) return t->later;
+    while (b->count == 0 || b->start[b->count] < LM_BATCH_TOKENS) {
+        LM_TRY(
+            lm_grow(t->m->ctx, &t->place, &t->place_cap, b->count, b->count + 1, sizeof *t->place));
+        t->place[b->count] = t->next;
         t->stage = LM_READING;
-        dlrn_status s = lm_read_documents(t->m, t->tok, t->docs, &t->how, 1, &t->batch);
-        if (s == DLRN_END) break;
+        dlrn_status s = lm_text_document(t);
+        if (s != DLRN_OK && s != DLRN_END && b->count) t->later = s;
+        if (s == DLRN_END || t->later != DLRN_OK) break;
         if (s != DLRN_OK) return s;
+        t->place[b->count] = t->next;
+        if (t->taken < t->ids.count) LM_TRY(lm_append(t->m, &t->how, &t->ids, &t->taken, b));
+        t->next.row = t->taken < t->ids.count ? t->next.row + t->how.ctx_len : 0;
     }
-    if (t->batch.count == 0) return DLRN_END;
+    if (b->count == 0) return DLRN_END;
     t->stage = LM_WAITING;
     return DLRN_OK;
 }
@@ -1999,28 +2079,35 @@ static dlrn_status lm_text_read(void *user, int64_t max_rows, float *x, float *y
 /* The document of the next row, and the row within it. */
 static dlrn_status lm_text_position(void *user, uint64_t *position) {
     lm_text *t = (lm_text *)user;
-    uint64_t place = doc_position(t->docs);
-    int64_t row = t->skip;
+    lm_place at = t->next;
+    if (t->taken >= t->ids.count && t->later == DLRN_OK) at.document = doc_position(t->docs);
     if (t->stage != LM_DONE) {
-        place = t->place[0];
+        at = t->place[0];
+        at.row += t->skip;
     } else if (t->given < t->rows) {
         int64_t i = 0;
         while (t->batch.start[i + 1] <= t->given) i++;
-        place = t->place[i];
-        row = t->given - t->batch.start[i];
+        at = t->place[i];
+        at.row += t->given - t->batch.start[i];
     }
-    *position = place << LM_ROW_BITS | (uint64_t)row;
+    if (at.document >> (64 - lm_row_bits(t)))
+        return dlrn_fail(t->m->ctx, DLRN_ERR_VALUE,
+                         "text: a position beyond byte %llu cannot be saved",
+                         (unsigned long long)at.document);
+    *position = at.document << lm_row_bits(t) | (uint64_t)at.row;
     return DLRN_OK;
 }
 
 /* Goes to a document; its first rows are skipped when it is run. */
 static dlrn_status lm_text_seek(void *user, uint64_t position) {
     lm_text *t = (lm_text *)user;
-    t->rows = t->given = 0;
+    t->rows = t->given = t->skip = 0;
+    t->ids.count = t->taken = 0;
     t->stage = LM_DONE;
-    t->failed = DLRN_OK;
-    t->skip = (int64_t)(position & (((uint64_t)1 << LM_ROW_BITS) - 1));
-    return doc_seek(t->docs, position >> LM_ROW_BITS);
+    t->failed = t->later = DLRN_OK;
+    t->next.document = position >> lm_row_bits(t);
+    t->next.row = (int64_t)(position & (((uint64_t)1 << lm_row_bits(t)) - 1));
+    return doc_seek(t->docs, t->next.document);
 }
 
 static const char *lm_text_error(void *user) {
@@ -2031,6 +2118,7 @@ static void lm_text_destroy(void *user) {
     lm_text *t = (lm_text *)user;
     dlrn_context *ctx = t->m->ctx;
     lm_documents_free(&t->batch);
+    bpe_ids_free(&t->ids);
     dlrn_free(ctx, t->place);
     dlrn_free(ctx, t->x);
     dlrn_free(ctx, t->y);

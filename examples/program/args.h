@@ -24,6 +24,7 @@ enum { /* commands, as bits of flag.commands */
 typedef struct options {
     const char *dict, *data, *target, *out, *save_dir, *init, *loss, *io, *kernels, *histogram;
     const char *model, *text, *site, *prompt, *features, *layout, *recipe;
+    const char *text_key, *tokens_key, *long_documents;
     const char *path, *path2; /* arguments without a flag */
     int64_t dict_size, expansion, batch_size, epochs;
     int64_t n_ctxs, ctx_len, in_batch_size, rows, threads, seed;
@@ -31,12 +32,14 @@ typedef struct options {
     double temperature;
     dlrn_train_config train; /* begins as the recipe's defaults; k -1: --k is not given */
     int sparse, json, entropy, no_shuffle, skip_nonfinite, resume, compat, quiet, help, bos;
+    int skip_bad_lines;
     int argc; /* the words that these options were parsed from: borrowed */
     const char *const *argv;
 } options;
 
-enum { TEXT_MAX = 4095 };   /* bytes of a path, and of other texts */
-#define ALL (INT64_MAX / 2) /* a count that no data reaches, with room for sums */
+enum { TEXT_MAX = 4095 };           /* bytes of a path, and of other texts */
+#define ALL (INT64_MAX / 2)         /* a count that no data reaches, with room for sums */
+enum { CTX_LEN_WHOLE = INT32_MAX }; /* more tokens than a document has */
 
 typedef enum flag_kind { F_TEXT, F_INT, F_COUNT, F_REAL, F_SWITCH } flag_kind; /* F_COUNT: or all */
 
@@ -64,18 +67,26 @@ static const flag flags[] = {
     {"--model", F_TEXT, AT(model), C_TEXTS | C_GENERATE, 1, TEXT_MAX, "DIR",
      "a Hugging Face folder (model_type " LM_MODEL_TYPES ")"},
     {"--text", F_TEXT, AT(text), C_TEXTS, 1, TEXT_MAX, "FILE",
-     "documents of at most 16 MB: .jsonl (key text), .txt (separated by blank lines), or - for "
-     "JSON "
-     "lines on standard input"},
+     "documents of at most 16 MB: JSON lines, a JSON array, or plain text with blank lines between "
+     "documents; each also in gzip or zstd; told by content. - reads standard input"},
+    {"--text-key", F_TEXT, AT(text_key), C_TEXTS, 1, TEXT_MAX, "K",
+     "JSON: the key of the text, a.b for b in a (default text)"},
+    {"--tokens-key", F_TEXT, AT(tokens_key), C_TEXTS, 1, TEXT_MAX, "K",
+     "JSON: the key of a list of token ids, which is used instead of a text (such as input_ids)"},
+    {"--skip-bad-lines", F_SWITCH, AT(skip_bad_lines), C_TEXTS, 0, 0, "",
+     "leave out and count lines of --text that are malformed or lack the key (default: an error)"},
     {"--site", F_TEXT, AT(site), C_SITES, 0, TEXT_MAX, "S", LM_KINDS},
     {"--layer", F_INT, AT(layer), C_SITES, 0, 0, "N", "the site's layer, from 0 (not for embed)"},
     {"--io", F_TEXT, AT(io), C_SITES, 0, TEXT_MAX, "in|out|in_to_out",
      "out: the site itself (default); in: the input of its module; in_to_out: from that input to "
      "the site"},
     {"--ctx-len", F_INT, AT(ctx_len), C_TEXTS, 1, 0, "N",
-     "cut each document to N tokens (default 128)"},
+     "tokens of a context (default 128; tokenize: whole documents)"},
+    {"--long", F_TEXT, AT(long_documents), C_TEXTS, 0, TEXT_MAX, "cut|split",
+     "documents longer than --ctx-len: cut them (default), or split them into several contexts, "
+     "each of which counts as a document"},
     {"--bos", F_SWITCH, AT(bos), C_TEXTS | C_GENERATE, 0, 0, "",
-     "begin each document with the model's bos token"},
+     "begin each context with the model's bos token"},
     /* what is written */
     {"--out", F_TEXT, AT(out), C_ARRAYS | C_GENERATE | C_ACTIVATIONS | C_LOGITS, 1, TEXT_MAX,
      "FILE", "the file to write; - writes to standard output"},
@@ -231,7 +242,7 @@ static options default_options(const char *recipe) {
     o.batch_size = 8192, o.epochs = 1;
     o.train = dlrn_train_defaults(recipe);
     o.train.k = -1;
-    o.n_ctxs = 30000, o.ctx_len = 128, o.in_batch_size = 512;
+    o.n_ctxs = 30000, o.ctx_len = -1, o.in_batch_size = 512;
     o.layer = -1, o.documents = -1, o.temperature = 1, o.limit = -1;
     o.rows = -1, o.count = 8, o.contexts = 4;
     return o;
@@ -425,7 +436,9 @@ static int parse_options(const command *c, int argc, const char *const *argv, op
     *o = default_options(recipe);
     o->argc = argc;
     o->argv = argv;
-    return parse_words(c, argc, argv, recipe, o);
+    status = parse_words(c, argc, argv, recipe, o);
+    if (o->ctx_len < 0) o->ctx_len = c->bit == C_TOKENIZE ? CTX_LEN_WHOLE : 128;
+    return status;
 }
 
 enum { HELP_COLUMNS = 100, HELP_INDENT = 37 }; /* indent of what a flag does */

@@ -254,6 +254,7 @@ static int run_eval(dlrn_context *ctx, const options *o) {
         s = expect_width(ctx, o->model, dict->d_out, lm_config_of(mt.model)->dim);
     if (s == DLRN_OK) s = evaluate(ctx, o, dict, &mt, &f);
     feed_tell_skipped(&f);
+    model_text_tell(&mt, o);
     status = s == DLRN_OK ? 0 : fail(ctx);
     dlrn_source_destroy(&f.inner);
     model_text_close(&mt);

@@ -307,6 +307,7 @@ static int run_features(dlrn_context *ctx, const options *o) {
     if (s == DLRN_OK) s = dlrn_load(ctx, o->dict, o->layout, &w.dict);
     if (s == DLRN_OK) s = expect_width(ctx, o->dict, lm_config_of(w.mt.model)->dim, w.dict->d_in);
     if (s == DLRN_OK) s = show_features(&w);
+    model_text_tell(&w.mt, o);
     void *blocks[] = {w.fired, w.max, w.slot, w.best, w.by_token};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     dlrn_sparse_free(&w.codes);

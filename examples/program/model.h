@@ -8,6 +8,7 @@ typedef struct model_text {
     bpe_tokenizer *tok;
     doc_reader *docs;
     lm_reading reading;
+    lm_tally tally; /* counted by reading */
     lm_tap tap;
 } model_text;
 
@@ -23,6 +24,19 @@ static int parse_io(const options *o) {
     return o->io ? lm_io_named(o->io) : LM_IO_OUT;
 }
 
+/* Checks the flags that say how a text is read. 0, or the exit status of a wrong call. */
+static int check_text_flags(const char *command_name, const options *o) {
+    const char *how = o->long_documents;
+    if (o->text_key && o->tokens_key)
+        return usage_error(command_name, "expected --text-key or --tokens-key, found both", "key");
+    if (how && strcmp(how, "cut") && strcmp(how, "split"))
+        return usage_error(command_name, "expected cut or split as --long", how);
+    if (how && !strcmp(how, "split") && o->bos && o->ctx_len < 2)
+        return usage_error(command_name, "expected at least 2 with --long split and --bos",
+                           "--ctx-len");
+    return 0;
+}
+
 /* Checks the flags that activations of a model need. 0, or the exit status of a wrong call. */
 static int check_site_flags(const char *command_name, const options *o) {
     if (lacks_flag(command_name, "--model", o->model) ||
@@ -33,7 +47,7 @@ static int check_site_flags(const char *command_name, const options *o) {
     if (lm_kind_named(o->site) != LM_EMBED && o->layer < 0)
         return lacks_flag(command_name, "--layer", NULL) * 2;
     if (parse_io(o) < 0) return usage_error(command_name, "expected " LM_IOS " as --io", o->io);
-    return 0;
+    return check_text_flags(command_name, o);
 }
 
 /* Refuses --bos with a model that has no bos token. */
@@ -42,6 +56,32 @@ static dlrn_status check_bos(dlrn_context *ctx, const options *o, const lm_confi
     return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                      "%s/config.json: --bos: expected one number as bos_token_id, found none",
                      o->model);
+}
+
+/* The flags as a reader's settings. vocabulary: ids that a text has ready are below it. */
+static dlrn_status open_documents(dlrn_context *ctx, const options *o, int64_t vocabulary,
+                                  doc_reader **out) {
+    const doc_format how = {o->text_key, o->tokens_key, vocabulary, o->skip_bad_lines};
+    return doc_open_as(ctx, o->text, &how, out);
+}
+
+/* At the end of a command: says what of its text was not used. The count of bad lines is a flaw of
+   the data, so --quiet does not hide it, like that of rows that are not finite. */
+static void tell_left_out(const options *o, const doc_reader *docs, const lm_tally *tally) {
+    const char *name = o->text && !strcmp(o->text, "-") ? "standard input" : o->text, *first = "";
+    int64_t bad = docs ? doc_bad_lines(docs, &first) : 0;
+    if (bad)
+        fprintf(stderr, "%s: %lld bad line%s left out, the first: %s\n", name, (long long)bad,
+                bad == 1 ? " is" : "s are", first);
+    if (tally->left_out && !o->quiet)
+        fprintf(stderr,
+                "%s: %lld of %lld tokens are left out: documents are cut to %lld tokens "
+                "(--ctx-len); --long split keeps all\n",
+                name, (long long)tally->left_out, (long long)tally->tokens, (long long)o->ctx_len);
+}
+
+static void model_text_tell(const model_text *mt, const options *o) {
+    tell_left_out(o, mt->docs, &mt->tally);
 }
 
 /* Opens the model and its tokenizer; --text if it is given; with_site: finds the site. Close it
@@ -53,11 +93,14 @@ static dlrn_status model_text_open(dlrn_context *ctx, const options *o, int with
     mt->ctx = ctx;
     mt->reading.ctx_len = o->ctx_len;
     mt->reading.bos = o->bos;
+    mt->reading.split = o->long_documents && !strcmp(o->long_documents, "split");
+    mt->reading.tally = &mt->tally;
     dlrn_status s = lm_load(ctx, o->model, &mt->model);
     if (s == DLRN_OK) lm_on_stop(mt->model, stopping, NULL);
     if (s == DLRN_OK) s = check_bos(ctx, o, lm_config_of(mt->model));
     if (s == DLRN_OK) s = bpe_load(ctx, o->model, &mt->tok);
-    if (s == DLRN_OK && o->text) s = doc_open(ctx, o->text, &mt->docs);
+    if (s == DLRN_OK && o->text)
+        s = open_documents(ctx, o, lm_config_of(mt->model)->vocab, &mt->docs);
     if (s != DLRN_OK || !with_site) return s;
     s = lm_site_named(mt->model, o->site, o->layer, &site);
     return s == DLRN_OK ? lm_tap_at(mt->model, site, (lm_io)parse_io(o), &mt->tap) : s;
@@ -65,25 +108,28 @@ static dlrn_status model_text_open(dlrn_context *ctx, const options *o, int with
 
 /* ---- tokenize */
 
-/* Prints a line of ids for each document. bos: put before them; -1: none. */
-static dlrn_status print_tokens(const options *o, bpe_tokenizer *tok, doc_reader *docs,
-                                int32_t bos) {
-    const char *text = NULL;
-    int64_t bytes = 0;
+/* Prints a line of ids for each document, or for each context that --ctx-len makes of it. bos: put
+   before them; -1: none. */
+static dlrn_status print_tokens(const options *o, bpe_tokenizer *tok, doc_reader *docs, int32_t bos,
+                                lm_tally *tally) {
+    const int split = o->long_documents && !strcmp(o->long_documents, "split");
+    const int64_t first = bos >= 0;
     bpe_ids ids;
     memset(&ids, 0, sizeof ids);
     dlrn_status s = DLRN_OK;
     for (int64_t d = 0; s == DLRN_OK && (o->documents < 0 || d < o->documents); d++) {
-        s = stopping(NULL) ? DLRN_STOPPED : doc_next(docs, &text, &bytes);
-        if (s == DLRN_OK) s = bpe_encode(tok, text, bytes, &ids);
+        s = stopping(NULL) ? DLRN_STOPPED : lm_next_ids(tok, docs, &ids);
         if (s != DLRN_OK) break;
-        int64_t first = bos >= 0,
-                n = ids.count + first < o->ctx_len ? ids.count + first : o->ctx_len;
-        if (o->json) putchar('[');
-        for (int64_t i = 0; i < n; i++)
-            printf(o->json ? "%s%d" : "%.1s%d", i ? (o->json ? ", " : " ") : "",
-                   (int)(i < first ? bos : ids.id[i - first]));
-        puts(o->json ? "]" : "");
+        tally->tokens += ids.count;
+        for (int64_t from = 0, n; from < ids.count; from = split ? from + n : ids.count) {
+            n = ids.count - from + first < o->ctx_len ? ids.count - from : o->ctx_len - first;
+            if (!split) tally->left_out += ids.count - n;
+            if (o->json) putchar('[');
+            for (int64_t i = -first; i < n; i++)
+                printf(o->json ? "%s%d" : "%.1s%d", i > -first ? (o->json ? ", " : " ") : "",
+                       (int)(i < 0 ? bos : ids.id[from + i]));
+            puts(o->json ? "]" : "");
+        }
     }
     bpe_ids_free(&ids);
     return s == DLRN_END ? DLRN_OK : s;
@@ -93,16 +139,19 @@ static dlrn_status print_tokens(const options *o, bpe_tokenizer *tok, doc_reader
 static int run_tokenize(dlrn_context *ctx, const options *o) {
     bpe_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
+    lm_tally tally = {0, 0};
     lm_config cfg;
     int32_t bos = -1;
-    if (lacks_flag("tokenize", "--model", o->model) || lacks_flag("tokenize", "--text", o->text))
+    if (lacks_flag("tokenize", "--model", o->model) || lacks_flag("tokenize", "--text", o->text) ||
+        check_text_flags("tokenize", o))
         return 2;
     dlrn_status s = bpe_load(ctx, o->model, &tok);
-    if (s == DLRN_OK) s = doc_open(ctx, o->text, &docs);
+    if (s == DLRN_OK) s = open_documents(ctx, o, bpe_vocab_size(tok), &docs);
     if (s == DLRN_OK && o->bos) s = lm_read_config(ctx, o->model, &cfg);
     if (s == DLRN_OK && o->bos) s = check_bos(ctx, o, &cfg);
     if (s == DLRN_OK && o->bos) bos = cfg.bos;
-    if (s == DLRN_OK) s = print_tokens(o, tok, docs, bos);
+    if (s == DLRN_OK) s = print_tokens(o, tok, docs, bos, &tally);
+    tell_left_out(o, docs, &tally);
     doc_close(docs);
     bpe_destroy(tok);
     return s == DLRN_OK ? 0 : fail(ctx);
@@ -266,28 +315,37 @@ static int run_activations(dlrn_context *ctx, const options *o) {
     if (s == DLRN_OK) s = dlrn_npy_create(ctx, o->out, f.inner.d_in, -1, &w);
     if (s == DLRN_OK) s = copy_rows(&f, o, w);
     s = close_writer(w, s);
+    model_text_tell(&mt, o);
     dlrn_source_destroy(&f.inner);
     model_text_close(&mt);
     return s == DLRN_OK ? 0 : fail(ctx);
 }
 
-/* Writes the first document's logits, some rows at a time. */
+/* Appends a context's logits, some rows at a time. logits: room for them. */
+static dlrn_status append_logits(model_text *mt, const lm_documents *texts, int64_t context,
+                                 dlrn_tensor *logits, dlrn_writer *w) {
+    const int64_t n = texts->start[context + 1] - texts->start[context];
+    const lm_batch batch = {texts->id, texts->start + context, 1};
+    dlrn_status s = lm_run(mt->model, &batch, NULL, 0, NULL, NULL, 1);
+    for (int64_t i = 0; i < n && s == DLRN_OK; i += logits->rows) {
+        const int64_t rows = n - i < logits->rows ? n - i : logits->rows;
+        s = stopping(NULL) ? DLRN_STOPPED : DLRN_OK;
+        if (s == DLRN_OK) s = lm_logits(mt->model, i, rows, logits->data);
+        if (s == DLRN_OK) s = dlrn_npy_append(w, logits->data, rows);
+    }
+    return s;
+}
+
+/* Writes the logits of a document, which may have several contexts. */
 static dlrn_status write_logits(model_text *mt, const options *o, const lm_documents *texts) {
-    const int64_t v = lm_config_of(mt->model)->vocab, n = texts->start[1],
-                  block = n < 64 ? n : 64; /* rows at a time */
-    lm_batch batch = {texts->id, texts->start, 1};
+    const int64_t v = lm_config_of(mt->model)->vocab, n = texts->start[texts->count];
     dlrn_tensor logits;
     dlrn_writer *w = NULL;
-    dlrn_status s = dlrn_tensor_alloc(mt->ctx, block, v, &logits);
+    dlrn_status s = dlrn_tensor_alloc(mt->ctx, n < 64 ? n : 64, v, &logits);
     if (s != DLRN_OK) return s;
-    s = lm_run(mt->model, &batch, NULL, 0, NULL, NULL, 1);
-    if (s == DLRN_OK) s = dlrn_npy_create(mt->ctx, o->out, v, n, &w);
-    for (int64_t i = 0; i < n && s == DLRN_OK; i += block) {
-        const int64_t rows = n - i < block ? n - i : block;
-        s = stopping(NULL) ? DLRN_STOPPED : DLRN_OK;
-        if (s == DLRN_OK) s = lm_logits(mt->model, i, rows, logits.data);
-        if (s == DLRN_OK) s = dlrn_npy_append(w, logits.data, rows);
-    }
+    s = dlrn_npy_create(mt->ctx, o->out, v, n, &w);
+    for (int64_t c = 0; c < texts->count && s == DLRN_OK; c++)
+        s = append_logits(mt, texts, c, &logits, w);
     s = close_writer(w, s);
     dlrn_free(mt->ctx, logits.data);
     return s;
@@ -297,7 +355,8 @@ static int run_logits(dlrn_context *ctx, const options *o) {
     model_text mt;
     lm_documents texts;
     if (lacks_flag("logits", "--model", o->model) || lacks_flag("logits", "--text", o->text) ||
-        lacks_flag("logits", "--out", o->out) || check_suffix("logits", o->out, ".npy", ""))
+        lacks_flag("logits", "--out", o->out) || check_suffix("logits", o->out, ".npy", "") ||
+        check_text_flags("logits", o))
         return 2;
     memset(&texts, 0, sizeof texts);
     dlrn_status s = model_text_open(ctx, o, 0, &mt);
@@ -305,6 +364,7 @@ static int run_logits(dlrn_context *ctx, const options *o) {
     if (s == DLRN_END)
         s = dlrn_fail(ctx, DLRN_ERR_VALUE, "%s: expected a document, found none", o->text);
     if (s == DLRN_OK) s = write_logits(&mt, o, &texts);
+    model_text_tell(&mt, o);
     lm_documents_free(&texts);
     model_text_close(&mt);
     return s == DLRN_OK ? 0 : fail(ctx);

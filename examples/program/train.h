@@ -541,15 +541,18 @@ static dlrn_status count_rows(dlrn_context *ctx, const char *path, int64_t *rows
 static void put_source(json_writer *j, const options *o, int64_t rows) {
     const struct {
         const char *key, *value;
-    } names[] = {{"data", o->data},   {"target", o->target},
-                 {"model", o->model}, {"text", o->text},
-                 {"site", o->site},   {"io", !o->model ? NULL : o->io ? o->io : "out"},
+    } names[] = {{"data", o->data},         {"target", o->target},
+                 {"model", o->model},       {"text", o->text},
+                 {"text_key", o->text_key}, {"tokens_key", o->tokens_key},
+                 {"site", o->site},         {"io", !o->model ? NULL : o->io ? o->io : "out"},
                  {"init", o->init}};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (names[i].value) json_text(j, names[i].key, names[i].value);
     if (rows >= 0) json_int(j, "rows", rows);
     if (o->layer >= 0) json_int(j, "layer", o->layer);
     if (o->skip_nonfinite) json_bool(j, "skip_nonfinite", 1);
+    if (o->skip_bad_lines) json_bool(j, "skip_bad_lines", 1);
+    if (o->long_documents && !strcmp(o->long_documents, "split")) json_text(j, "long", "split");
 }
 
 /* What names the dictionary's class and sizes: dictionary_learning 0.1.0 looks for it in "trainer",
@@ -781,6 +784,10 @@ static int check_source_flags(const char *name, const options *o) {
                         : o->layer >= 0 ? "--layer"
                                         : NULL;
     if (!stray && o->bos) stray = "--bos";
+    if (!stray && o->text_key) stray = "--text-key";
+    if (!stray && o->tokens_key) stray = "--tokens-key";
+    if (!stray && o->long_documents) stray = "--long";
+    if (!stray && o->skip_bad_lines) stray = "--skip-bad-lines";
     if (!stray && o->documents >= 0) stray = "--documents";
     return stray ? usage_error(name, "goes with --model", stray) : 0;
 }
@@ -828,6 +835,7 @@ static int run_train(dlrn_context *ctx, const options *o) {
     if (s == DLRN_OK) s = train_on(&r);
     tell_end();
     feed_tell_skipped(&r.feed);
+    model_text_tell(&mt, o);
     if (r.saved) stop_held = 1; /* the error's text says all */
     status = s == DLRN_OK ? 0 : r.told_stop ? stopped_status() : fail(ctx);
     dlrn_source_destroy(&r.feed.inner);

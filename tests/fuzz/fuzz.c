@@ -25,6 +25,7 @@ static const fuzz_target fuzz_targets[] = {
     {"tokenizer", fuzz_tokenizer, NULL},
     {"model", fuzz_model, NULL},
     {"documents", fuzz_documents, NULL},
+    {"gzip", fuzz_gzip, NULL},
     {"shards", fuzz_shards, NULL},
     {"checkpoint", fuzz_checkpoint, mutate_safetensors},
 };

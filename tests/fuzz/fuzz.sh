@@ -20,7 +20,7 @@ for target in ${*:-$all}; do
     if [ -f "$archive" ]; then python3 tests/fuzz/pack.py unpack "$archive" "$corpus" || exit 1; fi
     case $target in
     legacy) words=tests/fuzz/pickle.dict ;;
-    shards) words=tests/fuzz/json.dict ;;
+    shards | documents) words=tests/fuzz/json.dict ;;
     dictionary | checkpoint) words=tests/fuzz/model.dict ;;
     esac
     set -- -max_len=4096 -timeout=120 -report_slow_units=120 -rss_limit_mb=3000 -artifact_prefix="$build/fuzz/$target-"

@@ -168,34 +168,89 @@ static void fuzz_tokenizer(const unsigned char *data, size_t size) {
 
 enum { FUZZ_DOCUMENTS = 64 };
 
-/* The text behind the first byte, which tells its form: all documents, then each of them again from
-   its place. */
+/* The next document, or its ids, as bytes. */
+static dlrn_status fuzz_document(doc_reader *r, const unsigned char **bytes, size_t *n) {
+    const char *text = NULL;
+    const int32_t *ids = NULL;
+    int64_t count = 0;
+    dlrn_status s = doc_has_ids(r) ? doc_next_ids(r, &ids, &count) : doc_next(r, &text, &count);
+    if (s != DLRN_OK) return s;
+    CHECK(count > 0 && (ids || text[count] == 0));
+    for (int64_t i = 0; ids && i < count; i++) CHECK(ids[i] >= 0 && ids[i] < 50);
+    *bytes = ids ? (const unsigned char *)ids : (const unsigned char *)text;
+    *n = (size_t)count * (ids ? sizeof *ids : 1);
+    return DLRN_OK;
+}
+
+/* The text behind the first byte, which tells how it is read: all documents, then each of them
+   again from its place. */
 static void fuzz_documents(const unsigned char *data, size_t size) {
-    const char *name = size && data[0] & 1 ? "text.jsonl" : "text.txt", *text = NULL;
+    const unsigned char *bytes = NULL;
     uint64_t place[FUZZ_DOCUMENTS], before = 0;
     uint32_t sum[FUZZ_DOCUMENTS];
-    int64_t bytes = 0, count = 0;
+    int64_t count = 0;
+    size_t n = 0;
     doc_reader *r = NULL;
-    dlrn_status s;
-    if (size) fuzz_write(name, data + 1, size - 1);
     if (!size) return;
-    fuzz_allow(size, FUZZ_TREE, FUZZ_LITTLE);
-    CHECK_OK(ctx, doc_open(ctx, fuzz_path(name), &r));
-    while ((s = doc_next(r, &text, &bytes)) == DLRN_OK) {
-        CHECK(bytes > 0 && text[bytes] == 0 && doc_position(r) > before && doc_position(r) < size);
+    const doc_format how = {data[0] & 4 ? "a.b" : NULL, data[0] & 2 ? "input_ids" : NULL, 50,
+                            data[0] >> 3 & 1};
+    const int packed = size > 3 && data[1] == 0x1F && data[2] == 0x8B;
+    fuzz_write("text.txt", data + 1, size - 1);
+    fuzz_allow(size, packed ? FUZZ_TREE * FUZZ_DEFLATE : FUZZ_TREE, FUZZ_LITTLE);
+    dlrn_status s = doc_open_as(ctx, fuzz_path("text.txt"), &how, &r);
+    CHECK((s == DLRN_OK) == (r != NULL));
+    while (r && (s = fuzz_document(r, &bytes, &n)) == DLRN_OK) {
+        CHECK(doc_position(r) > before && (packed || doc_position(r) < size));
         if (count < FUZZ_DOCUMENTS)
-            place[count] = before,
-            sum[count++] = dlrni_crc32(0, (const unsigned char *)text, (uint64_t)bytes);
+            place[count] = before, sum[count++] = dlrni_crc32(0, bytes, (uint64_t)n);
         before = doc_position(r);
     }
-    if (s != DLRN_END) fuzz_refused(s, name);
+    if (s != DLRN_END) fuzz_refused(s, "text.txt");
+    CHECK(!how.skip_bad || !r || doc_bad_lines(r, NULL) <= (int64_t)before + (int64_t)size);
     fuzz_allow_all();
     while (count-- > 0) {
         CHECK_OK(ctx, doc_seek(r, place[count]));
-        CHECK_OK(ctx, doc_next(r, &text, &bytes));
-        CHECK(dlrni_crc32(0, (const unsigned char *)text, (uint64_t)bytes) == sum[count]);
+        CHECK_OK(ctx, fuzz_document(r, &bytes, &n));
+        CHECK(dlrni_crc32(0, bytes, (uint64_t)n) == sum[count]);
     }
     doc_close(r);
+}
+
+/* Reads a stream on to its end, its error, or for a while; the sum of the bytes. */
+static dlrn_status fuzz_stream_rest(dlrn_stream *stream, size_t portion, uint32_t *sum) {
+    static unsigned char part[5000];
+    size_t got = 1;
+    dlrn_status s = DLRN_OK;
+    for (*sum = 0; s == DLRN_OK && got && dlrn_stream_position(stream) < 1 << 20;) {
+        s = dlrn_stream_read(stream, part, portion, &got);
+        *sum = dlrni_crc32(*sum, part, got);
+    }
+    return s;
+}
+
+/* A file in gzip, or deflated data that gets a header; once more in another portion from a place in
+   the middle. */
+static void fuzz_gzip(const unsigned char *data, size_t size) {
+    static bytes file;
+    dlrn_stream *stream = NULL;
+    uint32_t sum, rest, again;
+    file.n = 0;
+    if (size + 10 > sizeof file.p) return;
+    if (size && data[0] != 0x1F) put(&file, "\x1f\x8b\x08\0\0\0\0\0\0\x03", 10);
+    put(&file, data, size);
+    fuzz_write("text.txt", file.p, file.n);
+    fuzz_allow(0, 0, FUZZ_LITTLE); /* whatever the input */
+    CHECK_OK(ctx, dlrn_stream_open(ctx, fuzz_path("text.txt"), &stream));
+    dlrn_status s = fuzz_stream_rest(stream, 1 + size % 4999, &sum);
+    if (s != DLRN_OK) fuzz_refused(s, "text.txt");
+    const uint64_t end = dlrn_stream_position(stream), middle = end / 2 + end / 5;
+    CHECK_OK(ctx, dlrn_stream_seek(stream, middle));
+    CHECK_STATUS(fuzz_stream_rest(stream, 5000, &rest), s);
+    CHECK_OK(ctx, dlrn_stream_seek(stream, middle));
+    CHECK_STATUS(fuzz_stream_rest(stream, 1 + size % 4999, &again), s);
+    CHECK(rest == again || end >= 1 << 20);
+    dlrn_stream_close(stream);
+    fuzz_allow_all();
 }
 
 /* ---- Dictionaries and models ---- */
