@@ -804,7 +804,7 @@ TEST(memory_that_is_asked_for_again) {
 
 enum {
     SHARED_INNER = 7000,
-    SHARED_BYTES = 4 * SHARED_INNER
+    SHARED_NUMBERS = 4 * SHARED_INNER
 }; /* of a storage that is as long as the largest part */
 #define SHARED_CONFIG                                                                              \
     "{\"model_type\": \"gpt_neox\", \"hidden_size\": 4, \"num_hidden_layers\": %d, "               \
@@ -817,7 +817,7 @@ static void put_name(bytes *b, const char *name) { /* BINUNICODE */
     put_text(b, name);
 }
 
-/* The start of the storage of bytes that the memo holds at 0, as rows x cols (1: a vector). */
+/* The start of the storage that the memo holds at 0, as rows x cols (1: a vector). */
 static void put_shared(bytes *b, int64_t rows, int64_t cols) {
     put_text(b, "ctorch._utils\n_rebuild_tensor_v2\n(h");
     put_le(b, 0, 1);
@@ -851,7 +851,7 @@ static const char *shared_layers(int layers) {
     put_name(&b, "0");
     put_name(&b, "cpu");
     put_text(&b, "M");
-    put_le(&b, SHARED_BYTES, 2);
+    put_le(&b, SHARED_NUMBERS, 2);
     put_text(&b, "tQq");
     put_le(&b, 0, 1);
     put_text(&b, "0}(");
@@ -873,7 +873,7 @@ static const char *shared_layers(int layers) {
     }
     put_text(&b, "uu.");
     zip_add(&z, "archive/data.pkl", &b);
-    storage.n = 2 * SHARED_BYTES; /* zeros, in f16 */
+    storage.n = 2 * SHARED_NUMBERS; /* zeros, in f16 */
     zip_add(&z, "archive/data/0", &storage);
     snprintf(config, sizeof config, SHARED_CONFIG, layers);
     write_config(tmp_path("shared"), config);

@@ -106,6 +106,17 @@ static dlrn_status check_site_width(const model_text *mt, const options *o,
                      o->site, (long long)(in ? x : y), o->model);
 }
 
+/* Dictionaries that are trained have one width. */
+static dlrn_status check_one_width(const model_text *mt, const options *o) {
+    const int64_t x = lm_site_width(mt->model, mt->tap.x), y = lm_site_width(mt->model, mt->tap.y);
+    if (x == y) return DLRN_OK;
+    return dlrn_fail(
+        mt->ctx, DLRN_ERR_UNSUPPORTED,
+        "--io in_to_out: expected a site as wide as its module's input, %lld, found %s "
+        "with %lld",
+        (long long)x, o->site, (long long)y);
+}
+
 /* Opens the model and its tokenizer; --text if it is given; with_site: finds the site. Close it
    also after an error. */
 static dlrn_status model_text_open(dlrn_context *ctx, const options *o, int with_site,
@@ -337,7 +348,8 @@ static int run_activations(dlrn_context *ctx, const options *o) {
     feed_init(&f, ctx, o);
     dlrn_status s = model_text_open(ctx, o, 1, &mt);
     if (s == DLRN_OK) s = lm_text_source(mt.model, mt.tok, mt.docs, &mt.reading, mt.tap, &f.inner);
-    if (s == DLRN_OK) s = dlrn_npy_create(ctx, o->out, f.inner.d_in, -1, &w);
+    if (s == DLRN_OK)
+        s = dlrn_npy_create(ctx, o->out, f.inner.d_out ? f.inner.d_out : f.inner.d_in, -1, &w);
     if (s == DLRN_OK) s = copy_rows(&f, o, w);
     s = close_writer(w, s);
     dlrn_source_destroy(&f.inner);

@@ -805,6 +805,7 @@ static int run_train(dlrn_context *ctx, const options *o) {
     feed_init(&r.feed, ctx, o);
     if (!o->quiet) fprintf(stderr, "%s\n", dlrn_info(ctx).text);
     dlrn_status s = o->model ? model_text_open(ctx, o, 1, &mt) : DLRN_OK;
+    if (s == DLRN_OK && o->model) s = check_one_width(&mt, o);
     if (s == DLRN_OK)
         s = o->model ? lm_text_source(mt.model, mt.tok, mt.docs, &mt.reading, mt.tap, &r.feed.inner)
                      : dlrn_source_from_npy(ctx, o->data, o->target, o->epochs, &r.feed.inner);
