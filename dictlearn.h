@@ -156,7 +156,8 @@
    source          callbacks that deliver rows in order
    buffer          holds rows of a source and hands them out shuffled
    batch           the rows of one training step
-   site            a place in the model: embed, attn_in, attn_out, mlp_in, mlp_out or resid_out
+   site            a place in the model: embed, attn_in, attn_z, attn_out, mlp_in, mlp_hidden,
+                   mlp_out or resid_out
    target y        the row to reconstruct, if it is not x (in_to_out: a transcoder, "MLP stretcher")
    reference       the Python project dictionary_learning as of March 2024
    compat          the setting that reproduces the reference's code where it differs from its

@@ -230,11 +230,7 @@ def small_models():
         ("another base", config(rotary_emb_base=500000), "safetensors", torch.float32),
         ("no attention bias", config(attention_bias=False), "safetensors", torch.float32),
         ("tied embeddings", config(tie_word_embeddings=True), "safetensors", torch.float32),
-        *((act, config(hidden_act=act), "safetensors", torch.float32) for act in (
-            "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
-            "gelu_pytorch_tanh", "quick_gelu", "silu", "swish")),
-        ("dynamic rope", config(rope_parameters={"rope_type": "dynamic", "factor": 4.0}), "safetensors", torch.float32),
-        ("linear rope", config(rope_parameters={"rope_type": "linear", "factor": 4.0}), "safetensors", torch.float32),
+        ("gelu_new", config(hidden_act="gelu_new"), "safetensors", torch.float32),
         ("relu, odd sizes", config(hidden_act="relu", hidden_size=60, num_attention_heads=3, intermediate_size=100),
          "safetensors", torch.float32),
         ("f16 shards", config(), "safetensors-sharded", torch.float16),
@@ -253,7 +249,8 @@ def small_models():
 
 
 def edited_configs():
-    """A config.json as people have them, with keys that contradict each other: what transformers makes of it."""
+    """A config.json as people have them, with keys that contradict each other or other names: what transformers makes
+    of it, and how many lines are said about it."""
     base = {"rotary_emb_base": 10000, "rotary_pct": 0.25}
     edits = [
         ("rotary_emb_base beside rope_theta", {"rotary_emb_base": 100, "rope_theta": 10000}, 1),
@@ -269,6 +266,12 @@ def edited_configs():
         ("no max_position_embeddings", {"max_position_embeddings": None}, 0),
         ("head_dim", {"head_dim": 8, "rotary_pct": 0.5}, 1),
         ("tied, two matrices", {"tie_word_embeddings": True}, 1),
+        *((act, {"hidden_act": act}, 0) for act in (
+            "gelu_10", "gelu_accurate", "gelu_fast", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh",
+            "quick_gelu", "relu", "silu", "swish")),
+        ("dynamic rope", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 50},
+                          "rotary_emb_base": None}, 0),
+        ("linear rope", {"rope_scaling": {"type": "linear", "factor": 4.0}}, 0),
         ("Infinity", {"initializer_range": float("inf")}, 0),
     ]
     folder, original = WORK / "edited", WORK / "edited_from"

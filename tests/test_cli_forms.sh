@@ -47,6 +47,7 @@ sed -e '/": 189,$/,/": 198,$/d' -e '/": 200,$/,/": 220,$/d' $tiny/tokenizer.json
 check_equal "31 ids without a token" 31 \
     $(($(lines $tiny/tokenizer.json) - $(lines "$d/padded/tokenizer.json")))
 for t in 0 1 1000; do
+    rm -f "$d/g.jsonl"
     status "generate at temperature $t" 0 "$dl" generate --model "$d/padded" --tokens 400 \
         --documents 6 --temperature $t --out "$d/g.jsonl"
     check_equal "writes every document" 6 "$(lines "$d/g.jsonl")"

@@ -1275,11 +1275,12 @@ static double not_linear(const float *x, int64_t width, int64_t n, const float *
 TEST(sites_within_a_module) {
     static float z[MOST * D], hidden[MOST * 512], want[MOST * D];
     open_all();
+    rows_at("resid_out", 0, D); /* there is a workspace */
     for (int l = 0; l < LAYERS; l += 5) {
         char name[32];
         float **part = model->layer[l].part;
         CHECK_OK(ctx, lm_need_layer(model, l));
-        if (model->att) model->att[0] = -12345;
+        model->att[0] = -12345;
         int64_t n = rows_at("attn_z", l, D);
         CHECK(model->att[0] == -12345 || l);
         memcpy(z, rows_kept, (size_t)(n * D) * sizeof *z);

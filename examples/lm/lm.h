@@ -1218,8 +1218,8 @@ static int lm_is_tapped(const lm_pass *p, lm_kind kind, int64_t layer) {
     return 0;
 }
 
-/* A site is reached, its value v [tokens][width]: taps that read here keep a copy, taps that end here
-   are visited and may change v. */
+/* A site is reached, its value v [tokens][width]: taps that read here keep a copy, taps that end
+   here are visited and may change v. */
 static dlrn_status lm_reach(lm_pass *p, lm_kind kind, int64_t layer, float *v) {
     lm_model *m = p->m;
     lm_site here = {kind, (int)layer};
