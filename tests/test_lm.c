@@ -1427,10 +1427,12 @@ TEST(source_of_two_widths) {
     bpe_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
     dlrn_source source;
-    lm_reading how = {16, 0};
+    lm_reading how;
     lm_site site;
     lm_tap tap;
     int64_t n = 0, total = 0;
+    memset(&how, 0, sizeof how);
+    how.ctx_len = 16;
     open_all();
     write_text(tmp_path("widths.txt"), WORDS);
     CHECK_OK(ctx, bpe_load(ctx, MODEL, &tok));
