@@ -160,7 +160,8 @@
    source          callbacks that deliver rows in order
    buffer          holds rows of a source and hands them out shuffled
    batch           the rows of one training step
-   site            a place in the model: embed, attn_in, attn_out, mlp_in, mlp_out or resid_out
+   site            a place in the model: embed, attn_in, attn_z, attn_out, mlp_in, mlp_hidden,
+                   mlp_out or resid_out
    target y        the row to reconstruct where that is not x (a transcoder; the reference calls the
                    mode in_to_out). It may have another width, d_out
    reference       the Python project dictionary_learning as of March 2024

@@ -28,7 +28,7 @@ static dlrn_status keep(void *user, int64_t document, const int32_t *id, int64_t
 
 static dlrn_status write_texts(lm_model *m, int64_t documents, uint64_t seed, lm_documents *d) {
     int32_t bos = lm_config_of(m)->bos;
-    lm_sampling how = {documents, LENGTH, 1, 0, seed, &bos, 1, lm_config_of(m)->eos};
+    lm_sampling how = {documents, LENGTH, 1, 0, seed, &bos, 1, lm_config_of(m)->eos, NULL};
     memset(d, 0, sizeof *d);
     d->ctx = ctx;
     d->id = dlrn_alloc(ctx, documents * LENGTH, sizeof *d->id);

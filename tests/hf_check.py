@@ -93,26 +93,30 @@ def save(model, folder, form, dtype):
     shutil.copy(TINY / "tokenizer.json", folder)
 
 
+INPUTS = ("attn_z", "mlp_in", "mlp_hidden")  # sites that are what a module reads
+
+
 def hooks_for(model, site, layer):
-    """The module whose output (or, for mlp_in, input) the site is."""
+    """The module whose output (or, for those of INPUTS, input) the site is."""
     if site == "embed":
         return model.gpt_neox.embed_in
     block = model.gpt_neox.layers[layer]
-    return {"attn_out": block.attention, "mlp_in": block.mlp, "mlp_out": block.mlp, "resid_out": block}[site]
+    return {"attn_z": block.attention.dense, "attn_out": block.attention, "mlp_in": block.mlp,
+            "mlp_hidden": block.mlp.dense_4h_to_h, "mlp_out": block.mlp, "resid_out": block}[site]
 
 
 def activations(model, batches, site, layer):
     rows = []
 
     def keep(_, inputs, output):
-        value = inputs[0] if site == "mlp_in" else output[0] if isinstance(output, tuple) else output
+        value = output[0] if isinstance(output, tuple) else output
         rows.append(value.detach().reshape(-1, value.shape[-1]))
 
     def keep_input(_, inputs):
         rows.append(inputs[0].detach().reshape(-1, inputs[0].shape[-1]))
 
     module = hooks_for(model, site, layer)
-    handle = module.register_forward_pre_hook(keep_input) if site == "mlp_in" else module.register_forward_hook(keep)
+    handle = module.register_forward_pre_hook(keep_input) if site in INPUTS else module.register_forward_hook(keep)
     with torch.no_grad():
         for ids in batches:
             model(torch.tensor([ids]))
@@ -128,7 +132,14 @@ def cross_entropy(model, batches, site=None, layer=0, change=None):
             return (change(output[0]), *output[1:])
         return change(output)
 
-    handle = hooks_for(model, site, layer).register_forward_hook(edit) if site else None
+    def edit_input(_, inputs):
+        return (change(inputs[0]), *inputs[1:])
+
+    handle = None
+    if site in INPUTS:
+        handle = hooks_for(model, site, layer).register_forward_pre_hook(edit_input)
+    elif site:
+        handle = hooks_for(model, site, layer).register_forward_hook(edit)
     nats, tokens = 0.0, 0
     with torch.no_grad():
         for ids in batches:
@@ -159,14 +170,14 @@ def check_logits(name, model, folder, batches, bound):
 
 def check_sites(name, model, folder, batches, bound):
     worst = 0.0
-    sites = [("embed", 0)] + [(s, l) for s in ("attn_out", "mlp_in", "mlp_out", "resid_out")
+    sites = [("embed", 0)] + [(s, l) for s in ("attn_z", "attn_out", "mlp_in", "mlp_hidden", "mlp_out", "resid_out")
                               for l in (model.config.num_hidden_layers // 2,)]
     for site, layer in sites:
         where = ["--site", site] + (["--layer", layer] if site != "embed" else [])
         run("activations", "--model", folder, "--text", folder / "texts.jsonl", "--ctx-len", CTX_LEN, *where,
             "--out", folder / "x.npy", "--quiet")
         worst = max(worst, apart(np.load(folder / "x.npy"), activations(model, batches, site, layer)))
-    report(f"{name}: activations at five sites", worst < bound, f"{worst:.2g}")
+    report(f"{name}: activations at seven sites", worst < bound, f"{worst:.2g}")
 
 
 def save_dictionary(folder, d, features, threshold):
@@ -184,7 +195,8 @@ def reconstruct(state, x):
 
 
 def check_eval(name, model, folder, batches, site, layer, bound, features=256):
-    state = save_dictionary(folder, model.config.hidden_size, features, 0.3)
+    width = model.config.intermediate_size if site == "mlp_hidden" else model.config.hidden_size
+    state = save_dictionary(folder, width, features, 0.3)
     args = ["eval", "--dict", folder / "ae.pt", "--model", folder, "--text", folder / "texts.jsonl", "--json",
             "--ctx-len", CTX_LEN, "--site", site] + (["--layer", layer] if site != "embed" else [])
     got = json.loads(run(*args))
@@ -205,7 +217,8 @@ def check(name, folder, model, bound=2e-5, tokenizer=None):
     check_logits(name, model, folder, batches, bound)
     check_sites(name, model, folder, batches, bound)
     last = model.config.num_hidden_layers - 1
-    for site, layer in (("embed", 0), ("attn_out", 1), ("mlp_out", 0), ("resid_out", last - 1)):
+    for site, layer in (("embed", 0), ("attn_z", 0), ("attn_out", 1), ("mlp_hidden", 1), ("mlp_out", 0),
+                        ("resid_out", last - 1)):
         check_eval(name, model, folder, batches, site, layer, 10 * bound)
 
 
@@ -232,6 +245,55 @@ def small_models():
             save(model, folder, form, dtype)  # rounds the weights that we compare with, too
             check(name, folder, model)
         except Exception as e:  # a model that cannot be run is one failure, not the end
+            report(name, False, f"{type(e).__name__}: {e}")
+
+
+def edited_configs():
+    """A config.json as people have them, with keys that contradict each other or other names: what transformers makes
+    of it, and how many lines are said about it."""
+    base = {"rotary_emb_base": 10000, "rotary_pct": 0.25}
+    edits = [
+        ("rotary_emb_base beside rope_theta", {"rotary_emb_base": 100, "rope_theta": 10000}, 1),
+        ("rope_theta alone", {"rotary_emb_base": None, "rope_theta": 100}, 1),
+        ("rotary_pct beside partial_rotary_factor", {"rotary_pct": 1.0, "partial_rotary_factor": 0.5}, 1),
+        ("rope_parameters beside both", {"rope_parameters": {"rope_type": "default", "rope_theta": 50,
+                                                             "partial_rotary_factor": 0.75}, "rope_theta": 3}, 2),
+        ("rope_scaling beside rope_parameters", {"rope_scaling": {"type": "linear", "factor": 2.0},
+                                                 "rope_parameters": {"rope_type": "default", "rope_theta": 50}}, 1),
+        ("an empty rope_scaling", {"rope_scaling": {}, "rope_parameters": {"rope_type": "default", "rope_theta": 50},
+                                   "rotary_emb_base": None}, 0),
+        ("activation_function beside hidden_act", {"hidden_act": "gelu", "activation_function": "relu"}, 1),
+        ("no max_position_embeddings", {"max_position_embeddings": None}, 0),
+        ("head_dim", {"head_dim": 8, "rotary_pct": 0.5}, 1),
+        ("tied, two matrices", {"tie_word_embeddings": True}, 1),
+        *((act, {"hidden_act": act}, 0) for act in (
+            "gelu_10", "gelu_accurate", "gelu_fast", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh",
+            "quick_gelu", "relu", "silu", "swish")),
+        ("dynamic rope", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 50},
+                          "rotary_emb_base": None}, 0),
+        ("linear rope", {"rope_scaling": {"type": "linear", "factor": 4.0}}, 0),
+        ("Infinity", {"initializer_range": float("inf")}, 0),
+    ]
+    folder, original = WORK / "edited", WORK / "edited_from"
+    save(make_model(40, config()), original, "safetensors", torch.float32)
+    plain = json.loads((original / "config.json").read_text())
+    for key in ("rope_parameters", "rope_theta", "partial_rotary_factor"):
+        plain.pop(key, None)
+    for name, edit, lines in edits:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(original, folder)
+        text = {k: v for k, v in {**plain, **base, **edit}.items() if v is not None}
+        (folder / "config.json").write_text(json.dumps(text))
+        write_texts(folder)
+        try:
+            model = GPTNeoXForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+            ids = AutoTokenizer.from_pretrained(folder)(TEXTS[0], add_special_tokens=False)["input_ids"][:CTX_LEN]
+            check_logits(name, model, folder, [ids], 2e-5)
+            done = subprocess.run([PROGRAM, "logits", "--model", folder, "--text", folder / "texts.jsonl", "--out",
+                                   folder / "logits.npy"], capture_output=True, text=True)
+            notes = done.stderr.count("dictlearn: note: ")
+            report(f"{name}: {lines} notes", notes == lines and done.stderr.count("\n") == lines, done.stderr.strip())
+        except Exception as e:
             report(name, False, f"{type(e).__name__}: {e}")
 
 
@@ -270,6 +332,7 @@ def main():
     model = GPTNeoXForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
     check("tiny-neox", tiny, model)
     small_models()
+    edited_configs()
     pythia_70m()
     print(f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")
     return counts["failed"] != 0

@@ -241,7 +241,7 @@ static dlrn_status collect(void *user, int64_t document, const int32_t *id, int6
 
 static drawn draw(int64_t documents, int64_t tokens, double temperature, int64_t top_k,
                   const int32_t *prompt, int64_t prompt_len) {
-    lm_sampling how = {documents, tokens, temperature, top_k, 7, prompt, prompt_len, -1};
+    lm_sampling how = {documents, tokens, temperature, top_k, 7, prompt, prompt_len, -1, NULL};
     drawn d;
     memset(&d, 0, sizeof d);
     CHECK_OK(ctx, lm_generate(model, &how, collect, &d));
@@ -392,7 +392,7 @@ TEST(draws_follow_the_softmax) {
     CHECK_OK(ctx, dlrn_topk(ctx, logits, V, 10, order, NULL));
     for (int64_t i = 0; i < V; i++) total += exp((double)logits[i] / 0.8);
     memset(first_counts, 0, sizeof first_counts);
-    lm_sampling how = {n, 1, 0.8, 0, 3, &bos, 1, -1};
+    lm_sampling how = {n, 1, 0.8, 0, 3, &bos, 1, -1, NULL};
     CHECK_OK(ctx, lm_generate(model, &how, count_first, NULL));
     for (int i = 0; i < 10; i++) {
         double p = exp((double)logits[order[i]] / 0.8) / total,
@@ -653,7 +653,8 @@ TEST(folders_that_are_not_models) {
         {CONFIG("gpt_neox", "-8", "gelu"), "hidden_size: expected a whole number", DLRN_ERR_FORMAT},
         {CONFIG("gpt_neox", "8.5", "gelu"), "hidden_size: expected a whole number",
          DLRN_ERR_FORMAT},
-        {CONFIG("gpt_neox", "8", "sine"), "hidden_act: expected a gelu, relu or silu, found sine",
+        {CONFIG("gpt_neox", "8", "sine"),
+         "hidden_act: expected gelu, gelu_python, gelu_10, gelu_new, gelu_fast, ",
          DLRN_ERR_UNSUPPORTED},
         {CONFIG("gpt_neox", "8", "relu"), "expected model.safetensors or pytorch_model.bin",
          DLRN_ERR_IO},
@@ -885,7 +886,7 @@ static uint64_t all_of_a_model(void) {
     STARVE_RETRY(counted, lm_cross_entropy(m, &batch, &nats, &tokens));
     uint64_t hash = starve_mix(0, logits, (size_t)(start[1] * V) * sizeof *logits);
     hash = starve_mix(hash, &nats, sizeof nats);
-    lm_sampling how = {2, 4, 1, 3, 5, ids.id, 3, -1};
+    lm_sampling how = {2, 4, 1, 3, 5, ids.id, 3, -1, NULL};
     STARVE_RETRY(counted, lm_generate(m, &how, collect, &d));
     hash = read_with(m, tok, starve_mix(hash, d.id, sizeof d.id));
     bpe_ids_free(&ids);
@@ -908,13 +909,13 @@ TEST(memory_that_is_asked_for_again) {
    times ---- */
 
 enum {
-    SHARED_INNER = 10000,
-    SHARED_BYTES = 4 * SHARED_INNER
+    SHARED_INNER = 7000,
+    SHARED_NUMBERS = 4 * SHARED_INNER
 }; /* of a storage that is as long as the largest part */
 #define SHARED_CONFIG                                                                              \
     "{\"model_type\": \"gpt_neox\", \"hidden_size\": 4, \"num_hidden_layers\": %d, "               \
     "\"num_attention_heads\": 1, "                                                                 \
-    "\"intermediate_size\": 10000, \"vocab_size\": 2, \"max_position_embeddings\": 8}"
+    "\"intermediate_size\": 7000, \"vocab_size\": 2, \"max_position_embeddings\": 8}"
 
 static void put_name(bytes *b, const char *name) { /* BINUNICODE */
     put_text(b, "X");
@@ -922,7 +923,7 @@ static void put_name(bytes *b, const char *name) { /* BINUNICODE */
     put_text(b, name);
 }
 
-/* The start of the storage of bytes that the memo holds at 0, as rows x cols (1: a vector). */
+/* The start of the storage that the memo holds at 0, as rows x cols (1: a vector). */
 static void put_shared(bytes *b, int64_t rows, int64_t cols) {
     put_text(b, "ctorch._utils\n_rebuild_tensor_v2\n(h");
     put_le(b, 0, 1);
@@ -952,11 +953,11 @@ static const char *shared_layers(int layers) {
     memset(&z, 0, sizeof z);
     put_text(&b, "\x80\x02(");
     put_name(&b, "storage");
-    put_text(&b, "ctorch\nByteStorage\n");
+    put_text(&b, "ctorch\nHalfStorage\n");
     put_name(&b, "0");
     put_name(&b, "cpu");
     put_text(&b, "M");
-    put_le(&b, SHARED_BYTES, 2);
+    put_le(&b, SHARED_NUMBERS, 2);
     put_text(&b, "tQq");
     put_le(&b, 0, 1);
     put_text(&b, "0}(");
@@ -978,7 +979,7 @@ static const char *shared_layers(int layers) {
     }
     put_text(&b, "uu.");
     zip_add(&z, "archive/data.pkl", &b);
-    storage.n = SHARED_BYTES; /* zeros */
+    storage.n = 2 * SHARED_NUMBERS; /* zeros, in f16 */
     zip_add(&z, "archive/data/0", &storage);
     snprintf(config, sizeof config, SHARED_CONFIG, layers);
     write_config(tmp_path("shared"), config);
@@ -1014,37 +1015,60 @@ TEST(layers_that_share_their_tensors) {
 
 /* ---- Models of a few numbers ---- */
 
+/* How the next small model's files differ from the usual. */
+static struct {
+    const char *config;      /* further settings, each behind a comma; NULL: none  */
+    int lacks, equal, extra; /* 1: no embed_in; both embeddings are equal; buffers that are none of
+                                the weights */
+    int odd;                 /* the tensor that has dtype odd_type; -1: none */
+    dlrn_dtype odd_type;
+} small = {NULL, 0, 0, 0, -1, DLRN_F32};
+
 /* A folder of one layer, its weights drawn by seed. */
 static const char *small_model(int64_t dim, int64_t heads, int64_t inner) {
     static float pool[4096];
     static char name[GPTNEOX_TENSORS][96];
-    dlrn_tensor_out t[GPTNEOX_TENSORS];
+    static const unsigned char mask[16];
+    dlrn_tensor_out t[GPTNEOX_TENSORS + 2];
+    int64_t count = 0;
     const lm_config cfg = {.dim = dim,
                            .inner = inner,
                            .vocab = 5,
                            .heads = heads,
                            .kv_heads = heads,
                            .head_dim = dim / heads};
-    char config[400];
+    char config[700];
     dlrn_rng rng = {9, 0, 0};
     for (int i = 0; i < 4096; i++) pool[i] = dlrn_rng_normal(&rng);
     for (int i = 0; i < GPTNEOX_TENSORS; i++) {
         const lm_tensor *of = &gptneox_tensors[i];
         const int64_t shape[2] = {lm_size_of(&cfg, of->rows), lm_size_of(&cfg, of->cols)};
+        const int from = small.equal && of->role == LM_UNEMBEDDING ? LM_EMBEDDING : i;
+        if (small.lacks && of->role == LM_EMBEDDING) continue;
         snprintf(name[i], sizeof name[i], "%s%s", of->role < LM_LAYER_ROLES ? "layers.0." : "",
                  of->name);
-        dlrn_tensor_out one = {
-            name[i], DLRN_F32, of->cols == LM_NONE ? 1 : 2, {shape[0], shape[1]}, pool + 64 * i};
-        t[i] = one;
+        dlrn_tensor_out one = {name[i],
+                               i == small.odd ? small.odd_type : DLRN_F32,
+                               of->cols == LM_NONE ? 1 : 2,
+                               {shape[0], shape[1]},
+                               pool + 64 * from};
+        t[count++] = one;
+    }
+    for (int i = 0; small.extra && i < 2; i++) {
+        dlrn_tensor_out one = {i ? "layers.0.attention.masked_bias" : "layers.0.attention.bias",
+                               i ? DLRN_I64 : DLRN_BOOL,
+                               1,
+                               {i ? 1 : 16},
+                               mask};
+        t[count++] = one;
     }
     snprintf(config, sizeof config,
              "{\"model_type\": \"gpt_neox\", \"hidden_size\": %d, \"num_hidden_layers\": 1, "
              "\"num_attention_heads\": %d, \"intermediate_size\": %d, \"vocab_size\": 5, "
-             "\"max_position_embeddings\": 8, \"rotary_pct\": 1}",
-             (int)dim, (int)heads, (int)inner);
+             "\"max_position_embeddings\": 8, \"rotary_pct\": 1%s}",
+             (int)dim, (int)heads, (int)inner, small.config ? small.config : "");
     write_config(tmp_path("small"), config);
-    CHECK_OK(ctx, dlrn_archive_write(ctx, tmp_path("small/model.safetensors"), t, GPTNEOX_TENSORS,
-                                     NULL));
+    CHECK_OK(ctx, dlrn_archive_write(ctx, tmp_path("small/model.safetensors"), t, count, NULL));
     return tmp_path("small");
 }
 
@@ -1099,6 +1123,485 @@ TEST(grouped_queries) {
     lm_destroy(m);
 }
 
+/* ---- Settings that contradict each other, and other names for the same */
+
+/* Logits [5][5] of the small model with further settings, and its notes. */
+static const char *logits_with(const char *config, float *logits) {
+    static char notes[1024];
+    lm_model *m = NULL;
+    small.config = config;
+    CHECK_OK(ctx, lm_load(ctx, small_model(8, 2, 6), &m));
+    small.config = NULL;
+    small_logits(m, logits);
+    memcpy(notes, lm_config_of(m)->notes, sizeof notes);
+    lm_destroy(m);
+    return notes;
+}
+
+/* Checked against transformers 5 in tests/hf_check.py; here, against a config without the
+   contradiction. */
+TEST(settings_that_contradict_each_other) {
+#define BLOCK(type, more) "{\"rope_type\": \"" type "\"" more "}"
+#define OLD ", \"rotary_emb_base\": 100"
+    static const struct {
+        const char *config, *same, *note;
+    } cases[] = {
+        {OLD ", \"rope_theta\": 10000", OLD,
+         "rope_theta 10000 is ignored: rotary_emb_base 100 is taken, as transformers 5 does\n"},
+        {OLD ", \"rope_theta\": 100", OLD, ""},
+        {", \"rope_theta\": 100", "",
+         "rope_theta 100 is ignored: the default 10000 is taken, as transformers 5 does\n"},
+        {", \"partial_rotary_factor\": 0.5", "",
+         "partial_rotary_factor 0.5 is ignored: rotary_pct 1 is taken, as transformers 5 does\n"},
+        {OLD ", \"rope_parameters\": " BLOCK("default", ", \"rope_theta\": 7"),
+         ", \"rotary_emb_base\": 7",
+         "rotary_emb_base 100 is ignored: rope_parameters.rope_theta 7 is taken, as transformers 5 "
+         "does\n"},
+        {", \"rope_parameters\": " BLOCK("default", ", \"partial_rotary_factor\": 0.5"),
+         ", \"rope_scaling\": " BLOCK("default", ", \"partial_rotary_factor\": 0.5"),
+         "rotary_pct 1 is ignored: rope_parameters.partial_rotary_factor 0.5 is taken, as "
+         "transformers 5 does\n"},
+        {", \"rope_scaling\": " BLOCK("linear", ", \"factor\": 2") ", \"rope_parameters\": " BLOCK(
+             "default", ", \"rope_theta\": 7"),
+         ", \"rope_parameters\": " BLOCK("linear", ", \"factor\": 2"),
+         "rope_parameters is ignored: rope_scaling is taken, as transformers 5 does\n"},
+        {", \"rope_scaling\": " BLOCK("default", "") ", \"rope_parameters\": " BLOCK("default", ""),
+         "", ""},
+        {OLD ", \"rope_scaling\": {}, \"rope_parameters\": null", OLD, ""},
+        {", \"rope_scaling\": {\"type\": \"linear\", \"rope_type\": \"default\"}", "",
+         "type linear is ignored: rope_type default is taken, as transformers 5 does\n"},
+        {", \"hidden_act\": \"gelu\", \"activation_function\": \"relu\"", "",
+         "activation_function relu is ignored: hidden_act gelu is taken, as transformers 5 does\n"},
+        {", \"n_positions\": 9, \"n_layer\": 1", "",
+         "n_positions 9 is ignored: max_position_embeddings 8 is taken, as transformers 5 does\n"},
+        {", \"rope_parameters\": " BLOCK("dynamic", ", \"factor\": 4"), "", ""},
+        {", \"hidden_act\": \"gelu_python\"", "", ""},
+    };
+#undef OLD
+    float got[25], want[25];
+    open_all();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        logits_with(cases[i].same, want);
+        const char *notes = logits_with(cases[i].config, got);
+        CHECK_MSG(!strcmp(notes, cases[i].note), "%s: %s", cases[i].config, notes);
+        CHECK_MSG(!memcmp(got, want, sizeof got), "%s", cases[i].config);
+    }
+}
+
+TEST(rotary_settings_that_are_refused) {
+    static const struct {
+        const char *config, *error;
+        dlrn_status status;
+    } cases[] = {
+        {", \"rope_parameters\": " BLOCK("yarn", ", \"factor\": 4"),
+         "config.json: rope_parameters: expected rope_type default, linear or dynamic, found yarn",
+         DLRN_ERR_UNSUPPORTED},
+        {", \"rope_scaling\": " BLOCK("linear", ""),
+         "rope_scaling.factor: expected a positive number, found 0", DLRN_ERR_FORMAT},
+        {", \"rope_scaling\": " BLOCK("default", ", \"rope_theta\": 1e999"),
+         "expected a share in (0, 1] and a positive base, found 1 and inf", DLRN_ERR_FORMAT},
+        {", \"head_dim\": 16", "expected at most the head's 4 dimensions, found 16",
+         DLRN_ERR_FORMAT},
+    };
+#undef BLOCK
+    lm_model *m = NULL;
+    open_all();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        small.config = cases[i].config;
+        CHECK_STATUS(lm_load(ctx, small_model(8, 2, 6), &m), cases[i].status);
+        CHECK_STR(dlrn_error(ctx), cases[i].error);
+        CHECK(m == NULL);
+    }
+    small.config = NULL;
+}
+
+/* Notes that have no room are left out; those before them stay whole. */
+TEST(notes_beyond_their_room) {
+    static lm_config c;
+    for (int i = 0; i < 100; i++) lm_note(&c, "note %d, of some length", i);
+    const size_t n = strlen(c.notes);
+    CHECK(n < sizeof c.notes && n > sizeof c.notes - 32 && c.notes[n - 1] == '\n');
+    CHECK(!strncmp(c.notes, "note 0, of some length\nnote 1,", 30));
+}
+
+/* transformers' formulas, in f64. */
+static double activation_of(const char *name, double x) {
+    const double normal = 0.5 * x * (1 + erf(x / sqrt(2.0)));
+    if (!strcmp(name, "relu")) return x > 0 ? x : 0;
+    if (!strcmp(name, "silu") || !strcmp(name, "swish")) return x / (1 + exp(-x));
+    if (!strcmp(name, "quick_gelu")) return x / (1 + exp(-1.702 * x));
+    if (!strcmp(name, "gelu") || !strcmp(name, "gelu_python")) return normal;
+    if (!strcmp(name, "gelu_10")) return fmin(fmax(normal, -10), 10);
+    return 0.5 * x * (1 + tanh(sqrt(2 / 3.14159265358979324) * (x + 0.044715 * x * x * x)));
+}
+
+TEST(activations_by_all_their_names) {
+#define NAME_OF(name, kind, before) name,
+#define KIND_OF(name, kind, before) kind,
+    static const char *const names[] = {LM_ACTIVATION_LIST(NAME_OF)};
+    static const lm_activation kinds[] = {LM_ACTIVATION_LIST(KIND_OF)};
+#undef NAME_OF
+#undef KIND_OF
+    float x[37], y[37], bias[37];
+    lm_model copy;
+    open_all();
+    CHECK(sizeof names / sizeof *names == 12);
+    for (int i = 0; i < 37; i++) x[i] = (float)(i - 18) * 0.75f, bias[i] = 0.125f;
+    copy = *model;
+    for (size_t k = 0; k < sizeof names / sizeof *names; k++) {
+        char config[64];
+        lm_config cfg;
+        snprintf(config, sizeof config, ", \"hidden_act\": \"%s\"", names[k]);
+        small.config = config;
+        CHECK_OK(ctx, lm_read_config(ctx, small_model(8, 2, 6), &cfg));
+        CHECK(cfg.activation == kinds[k]);
+        copy.cfg.activation = cfg.activation;
+        lm_product job = {&copy, NULL, NULL, NULL, 1, 0, 37, 1, NULL};
+        memcpy(y, x, sizeof y);
+        lm_finish_row(&job, y, bias, 37);
+        for (int i = 0; i < 37; i++) {
+            double want = activation_of(names[k], (double)x[i] + 0.125);
+            CHECK_MSG(fabs((double)y[i] - want) <= 2e-6 * fmax(1, fabs(want)), "%s(%g): %g, not %g",
+                      names[k], (double)x[i] + 0.125, (double)y[i], want);
+        }
+    }
+    small.config = NULL;
+}
+
+/* Without max_position_embeddings there are transformers' 2048 positions; null is no number. */
+TEST(a_config_without_positions) {
+    static const char plain[] =
+        "{\"model_type\": \"gpt_neox\", \"hidden_size\": 8, \"num_hidden_layers\": 1, "
+        "\"num_attention_heads\": 4, \"intermediate_size\": 16, \"vocab_size\": 32}";
+    lm_config c;
+    open_all();
+    write_config(tmp_path("folder"), plain);
+    CHECK_OK(ctx, lm_read_config(ctx, tmp_path("folder"), &c));
+    CHECK(c.positions == 2048 && !*c.notes);
+    write_config(tmp_path("folder"), MORE("\"n_ctx\": null"));
+    CHECK_OK(ctx, lm_read_config(ctx, tmp_path("folder"), &c));
+    CHECK(c.positions == 8);
+}
+
+/* tie_word_embeddings, and what the file has. */
+TEST(two_unembeddings) {
+    static const char tie[] = ", \"tie_word_embeddings\": true";
+    float two[25], tied[25], got[25];
+    open_all();
+    logits_with("", two);
+    CHECK_STR(logits_with(tie, got),
+              "tie_word_embeddings true is ignored: the file's lm_head.weight differs from the "
+              "embedding and is taken, as transformers 5 does\n");
+    CHECK(!memcmp(got, two, sizeof got));
+    small.equal = 1;
+    CHECK(!*logits_with("", tied));
+    CHECK(!*logits_with(tie, got)); /* equal: nothing to say */
+    CHECK(!memcmp(got, tied, sizeof got) && memcmp(tied, two, sizeof tied));
+    small.lacks = 1;
+    CHECK(!*logits_with(tie, got)); /* the unembedding is the embedding */
+    CHECK(!memcmp(got, tied, sizeof got));
+    lm_model *m = NULL;
+    CHECK_STATUS(lm_load(ctx, small_model(8, 2, 6), &m), DLRN_ERR_FORMAT); /* not tied */
+    CHECK_STR(dlrn_error(ctx),
+              "tensor 'embed_in.weight': expected shape [5, 8], found no such tensor");
+    small.equal = small.lacks = 0;
+}
+
+/* Integers are quantised weights, or the bits of bf16: never read as numbers. Buffers that are not
+   weights may be of any dtype. */
+TEST(weights_that_are_integers) {
+    static const dlrn_dtype types[] = {DLRN_I8,  DLRN_U8,  DLRN_BOOL, DLRN_I16,
+                                       DLRN_U16, DLRN_I32, DLRN_I64};
+    const int32_t id[2] = {1, 2};
+    const int64_t start[2] = {0, 2};
+    const lm_batch batch = {id, start, 1};
+    char words[200];
+    open_all();
+    for (int i = 0; i < GPTNEOX_TENSORS; i++) {
+        lm_model *m = NULL;
+        if (!strcmp(gptneox_tensors[i].name, "embed_out.weight")) continue; /* lm_head is taken */
+        small.odd = i, small.odd_type = types[i % 7];
+        dlrn_status s = lm_load(ctx, small_model(4, 1, 4), &m);
+        if (s == DLRN_OK) s = lm_run(m, &batch, NULL, 0, NULL, NULL, 1); /* what only logits need */
+        CHECK_STATUS(s, DLRN_ERR_FORMAT);
+        snprintf(words, sizeof words, "%s': expected dtype F32, F16, BF16 or F64, found %s",
+                 gptneox_tensors[i].name, dlrn_dtype_name(small.odd_type));
+        CHECK_STR(dlrn_error(ctx), words);
+        lm_destroy(m);
+    }
+    small.odd = -1;
+    float logits[25];
+    small.extra = 1;
+    logits_with(NULL, logits);
+    small.extra = 0;
+    for (int i = 0; i < 25; i++) CHECK(isfinite(logits[i]));
+}
+
+/* ---- Sites within a module */
+
+/* Rows of a site of the first text; returns their number. */
+static float rows_kept[MOST * 512];
+static int64_t rows_width;
+static dlrn_status keep_rows(void *user, int tap, const float *x, float *y, int64_t n) {
+    (void)user, (void)tap, (void)x;
+    CHECK(n <= MOST);
+    memcpy(rows_kept, y, (size_t)(n * rows_width) * sizeof *y);
+    return DLRN_OK;
+}
+
+static int64_t rows_at(const char *name, int layer, int64_t width) {
+    int32_t id[MOST];
+    int64_t start[2] = {0, golden_ids(0, id)};
+    lm_batch b = {id, start, 1};
+    lm_tap tap;
+    CHECK_OK(ctx, lm_site_named(model, name, layer, &tap.x));
+    tap.y = tap.x;
+    CHECK(lm_site_width(model, tap.x) == width);
+    rows_width = width;
+    CHECK_OK(ctx, lm_run(model, &b, &tap, 1, keep_rows, NULL, 0));
+    return start[1];
+}
+
+/* Largest difference between y [n][D] and W x + b in f64, over y's largest value. */
+static double not_linear(const float *x, int64_t width, int64_t n, const float *w, const float *b,
+                         const float *y) {
+    double far = 0, scale = 0;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t o = 0; o < D; o++) {
+            double sum = (double)b[o];
+            for (int64_t c = 0; c < width; c++)
+                sum += (double)w[o * width + c] * (double)x[i * width + c];
+            far = fmax(far, fabs(sum - (double)y[i * D + o]));
+            scale = fmax(scale, fabs(sum));
+        }
+    return far / scale;
+}
+
+/* What follows them is the module's output; neither run goes on behind its site. */
+TEST(sites_within_a_module) {
+    static float z[MOST * D], hidden[MOST * 512], want[MOST * D];
+    open_all();
+    rows_at("resid_out", 0, D); /* there is a workspace */
+    for (int l = 0; l < LAYERS; l += 5) {
+        char name[32];
+        float **part = model->layer[l].part;
+        CHECK_OK(ctx, lm_need_layer(model, l));
+        model->att[0] = -12345;
+        int64_t n = rows_at("attn_z", l, D);
+        CHECK(model->att[0] == -12345 || l);
+        memcpy(z, rows_kept, (size_t)(n * D) * sizeof *z);
+        if (l == 0) model->mlp[0] = -12345;
+        rows_at("mlp_hidden", l, 512);
+        CHECK(model->mlp[0] == -12345 || l); /* nor is there attention in layer 0 */
+        memcpy(hidden, rows_kept, (size_t)(n * 512) * sizeof *hidden);
+        snprintf(name, sizeof name, "attn_out_%d", l);
+        golden_read(name, want, MOST * D);
+        CHECK(not_linear(z, D, n, part[LM_ATTN], part[LM_ATTN_BIAS], want) < 1e-5);
+        snprintf(name, sizeof name, "mlp_out_%d", l);
+        golden_read(name, want, MOST * D);
+        CHECK(not_linear(hidden, 512, n, part[LM_DOWN], part[LM_DOWN_BIAS], want) < 1e-5);
+        for (int64_t i = 0; i < n * 512; i++) CHECK(hidden[i] > -0.171f); /* gelu's least value */
+    }
+}
+
+/* --io of the two: what leads to them begins at their module's input. */
+TEST(taps_within_a_module) {
+    static const char *const names[2][2] = {{"attn_z", "attn_in"}, {"mlp_hidden", "mlp_in"}};
+    open_all();
+    for (int k = 0; k < 2; k++) {
+        lm_site site, in;
+        lm_tap tap;
+        CHECK_OK(ctx, lm_site_named(model, names[k][0], 3, &site));
+        CHECK_OK(ctx, lm_site_named(model, names[k][1], 3, &in));
+        CHECK_OK(ctx, lm_tap_at(model, site, LM_IO_IN, &tap));
+        CHECK(lm_order(tap.x) == lm_order(in) && lm_order(tap.y) == lm_order(in));
+        CHECK_OK(ctx, lm_tap_at(model, site, LM_IO_IN_TO_OUT, &tap));
+        CHECK(lm_order(tap.x) == lm_order(in) && lm_order(tap.y) == lm_order(site));
+    }
+}
+
+/* A tap may lead from a narrow site to a wide one, or from a wide one to a narrow one, also while
+   others are narrow; with an MLP wider than the model and one narrower. */
+static float tapped[3][2][4 * 12];
+static int64_t tapped_width[3][2];
+static dlrn_status keep_tap(void *user, int tap, const float *x, float *y, int64_t n) {
+    (void)user;
+    CHECK(n == 4);
+    memcpy(tapped[tap][0], x, (size_t)(n * tapped_width[tap][0]) * sizeof *x);
+    memcpy(tapped[tap][1], y, (size_t)(n * tapped_width[tap][1]) * sizeof *y);
+    return DLRN_OK;
+}
+
+TEST(taps_between_sites_of_different_widths) {
+    static const lm_kind between[3][2] = {
+        {LM_MLP_IN, LM_MLP_HIDDEN}, {LM_MLP_HIDDEN, LM_MLP_OUT}, {LM_ATTN_Z, LM_MLP_HIDDEN}};
+    static const int32_t id[4] = {3, 1, 4, 1};
+    static const int64_t start[2] = {0, 4};
+    const lm_batch batch = {id, start, 1};
+    open_all();
+    for (int64_t inner = 3; inner <= 12; inner += 9)
+        for (int parallel = 0; parallel < 2; parallel++) {
+            float want[3][2][4 * 12];
+            lm_model *m = NULL;
+            lm_tap taps[3];
+            small.config = parallel ? NULL : ", \"use_parallel_residual\": false";
+            CHECK_OK(ctx, lm_load(ctx, small_model(8, 2, inner), &m));
+            for (int t = 0; t < 3; t++) {
+                const lm_site x = {between[t][0], 0}, y = {between[t][1], 0};
+                const lm_site site[2] = {x, y};
+                for (int k = 0; k < 2; k++) { /* each site on its own */
+                    lm_tap one = {site[k], site[k]};
+                    const int64_t width = lm_site_width(m, site[k]);
+                    tapped_width[0][0] = tapped_width[0][1] = width;
+                    CHECK_OK(ctx, lm_run(m, &batch, &one, 1, keep_tap, NULL, 0));
+                    memcpy(want[t][k], tapped[0][0], (size_t)(4 * width) * sizeof(float));
+                }
+                taps[t].x = x, taps[t].y = y;
+            }
+            for (int t = 0; t < 3; t++) {
+                tapped_width[t][0] = lm_site_width(m, taps[t].x);
+                tapped_width[t][1] = lm_site_width(m, taps[t].y);
+            }
+            CHECK_OK(ctx, lm_run(m, &batch, taps, 1, keep_tap, NULL, 0));
+            CHECK_OK(ctx, lm_run(m, &batch, taps, 3, keep_tap, NULL, 0));
+            for (int t = 0; t < 3; t++)
+                for (int k = 0; k < 2; k++)
+                    CHECK(!memcmp(tapped[t][k], want[t][k],
+                                  (size_t)(4 * tapped_width[t][k]) * sizeof(float)));
+            lm_destroy(m);
+        }
+    small.config = NULL;
+}
+
+/* Edits of the cross-entropy: the site by itself, by zeros, by what zeros within the module lead
+   to. */
+typedef struct site_edit {
+    int64_t width;
+    const float *row; /* NULL: itself */
+    int64_t rows;
+} site_edit;
+
+static dlrn_status edit_site(void *user, int site, const float *x, float *out, int64_t n) {
+    site_edit *e = (site_edit *)user;
+    (void)site;
+    e->rows += n;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 0; c < e->width; c++) {
+            CHECK(isfinite(x[i * e->width + c]));
+            out[i * e->width + c] = e->row ? e->row[c] : x[i * e->width + c];
+        }
+    return DLRN_OK;
+}
+
+/* row NULL: the site by itself; width 0: no edit. */
+static double edited_cross_entropy(lm_kind kind, int64_t width, const float *row) {
+    lm_batch b = both();
+    lm_documents texts = {both_id, both_start, b.sequences, 0, 0, NULL};
+    lm_tap tap = {{kind, kind == LM_EMBED ? 0 : 2}, {kind, kind == LM_EMBED ? 0 : 2}};
+    lm_judge judge = {model, &texts, &tap, 1};
+    site_edit how = {width, row, 0};
+    dlrn_edit edit = {edit_site, &how};
+    dlrn_language_model lm;
+    double nats = 0;
+    int64_t tokens = 0;
+    lm_language_model(&judge, &lm);
+    CHECK_OK(ctx, lm.cross_entropy(lm.user, width ? &edit : NULL, &nats, &tokens));
+    CHECK(how.rows == (width ? both_start[2] : 0));
+    return nats;
+}
+
+TEST(a_site_replaced_by_itself) {
+    static const float zeros[512];
+    open_all();
+    const double plain = edited_cross_entropy(LM_EMBED, 0, NULL);
+    for (int kind = 0; kind < LM_KIND_COUNT; kind++) {
+        const lm_site site = {(lm_kind)kind, 0};
+        const int64_t width = lm_site_width(model, site);
+        CHECK(width == (kind == LM_MLP_HIDDEN ? 512 : D));
+        CHECK(edited_cross_entropy((lm_kind)kind, width, NULL) == plain);
+        CHECK(edited_cross_entropy((lm_kind)kind, width, zeros) != plain);
+    }
+    CHECK(edited_cross_entropy(LM_ATTN_Z, D, zeros) ==
+          edited_cross_entropy(LM_ATTN_OUT, D, model->layer[2].part[LM_ATTN_BIAS]));
+    CHECK(edited_cross_entropy(LM_MLP_HIDDEN, 512, zeros) ==
+          edited_cross_entropy(LM_MLP_OUT, D, model->layer[2].part[LM_DOWN_BIAS]));
+}
+
+/* A source whose rows and targets have different widths, in odd portions and after a seek. */
+TEST(source_of_two_widths) {
+    static float x[MOST * D], y[MOST * 512], again_x[MOST * D], again_y[MOST * 512];
+    bpe_tokenizer *tok = NULL;
+    doc_reader *docs = NULL;
+    dlrn_source source;
+    lm_reading how;
+    lm_site site;
+    lm_tap tap;
+    int64_t n = 0, total = 0;
+    memset(&how, 0, sizeof how);
+    how.ctx_len = 16;
+    open_all();
+    write_text(tmp_path("widths.txt"), WORDS);
+    CHECK_OK(ctx, bpe_load(ctx, MODEL, &tok));
+    CHECK_OK(ctx, doc_open(ctx, tmp_path("widths.txt"), &docs));
+    CHECK_OK(ctx, lm_site_named(model, "mlp_hidden", 1, &site));
+    CHECK_OK(ctx, lm_tap_at(model, site, LM_IO_IN_TO_OUT, &tap));
+    CHECK_OK(ctx, lm_text_source(model, tok, docs, &how, tap, &source));
+    CHECK(source.d_in == D && source.d_out == 512);
+    CHECK_OK(ctx, source.read(source.user, MOST, x, y, &total));
+    CHECK_OK(ctx, source.seek(source.user, 0));
+    for (int64_t at = 0; at < total; at += n)
+        CHECK_OK(ctx, source.read(source.user, 5, again_x + at * D, again_y + at * 512, &n));
+    CHECK(!memcmp(x, again_x, (size_t)(total * D) * sizeof *x));
+    CHECK(!memcmp(y, again_y, (size_t)(total * 512) * sizeof *y));
+    dlrn_source_destroy(&source);
+    doc_close(docs);
+    bpe_destroy(tok);
+}
+
+/* ---- Ids without a token */
+
+/* A tokenizer without tokens for some of the model's ids, among them the likeliest: none of these
+   is drawn, and the others are as likely as they were. */
+TEST(ids_without_a_token_are_not_drawn) {
+    static float logits[V];
+    bpe_tokenizer *tok = NULL;
+    int32_t bos = 0, stop = -1;
+    int64_t start[2] = {0, 1}, best[2], length;
+    open_all();
+    lm_batch b = {&bos, start, 1};
+    CHECK_OK(ctx, lm_run(model, &b, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(ctx, lm_logits(model, 0, 1, logits));
+    CHECK_OK(ctx, dlrn_topk(ctx, logits, V, 2, best, NULL));
+    CHECK_OK(ctx, bpe_load(ctx, MODEL, &tok));
+    tok->token[best[0]] = NULL;
+    for (int i = 1000; i < V; i++)
+        if (i != best[1]) tok->token[i] = NULL;
+    for (int k = 0; k < 4; k++) { /* greedy, all, the top 3 and more than have a token */
+        static const double temperature[4] = {0, 1, 1, 50};
+        static const int64_t top_k[4] = {0, 0, 3, 1500};
+        lm_sampling how = {8, 30, temperature[k], top_k[k], 7, &bos, 1, stop, tok};
+        drawn d;
+        memset(&d, 0, sizeof d);
+        CHECK_OK(ctx, lm_generate(model, &how, collect, &d));
+        if (k == 0) CHECK(d.id[0][0] == best[1]);
+        for (int i = 0; i < 8; i++) {
+            CHECK(d.n[i] == 30);
+            for (int t = 0; t < 30; t++)
+                CHECK_MSG(bpe_token_bytes(tok, d.id[i][t], &length), "%d", d.id[i][t]);
+        }
+    }
+    lm_sampling how = {1, 5, 0, 0, 7, &bos, 1, (int32_t)best[0], tok}; /* stop may be drawn */
+    drawn d;
+    memset(&d, 0, sizeof d);
+    CHECK_OK(ctx, lm_generate(model, &how, collect, &d));
+    CHECK(d.n[0] == 0);
+    for (int i = 0; i < V; i++) tok->token[i] = NULL;
+    how.stop = -1;
+    CHECK_STATUS(lm_generate(model, &how, collect, &d), DLRN_ERR_VALUE);
+    CHECK_STR(dlrn_error(ctx), "expected a tokenizer with tokens for the model's 2048 ids");
+    bpe_destroy(tok);
+}
+
 /* The same bits with every set of kernels, also where the compiler may fuse products and sums. */
 TEST(kernel_sets_agree) {
     static float want[MOST * V], got[MOST * V];
@@ -1151,6 +1654,19 @@ int main(int argc, char **argv) {
     RUN(layers_that_share_their_tensors);
     RUN(sizes_of_one);
     RUN(grouped_queries);
+    RUN(settings_that_contradict_each_other);
+    RUN(rotary_settings_that_are_refused);
+    RUN(notes_beyond_their_room);
+    RUN(activations_by_all_their_names);
+    RUN(a_config_without_positions);
+    RUN(two_unembeddings);
+    RUN(weights_that_are_integers);
+    RUN(sites_within_a_module);
+    RUN(taps_within_a_module);
+    RUN(taps_between_sites_of_different_widths);
+    RUN(a_site_replaced_by_itself);
+    RUN(source_of_two_widths);
+    RUN(ids_without_a_token_are_not_drawn);
     RUN(kernel_sets_agree);
     dlrn_archive_close(golden);
     lm_destroy(model);

@@ -65,12 +65,15 @@
 // >>interface
 
 /* Sites, in the order in which a block passes them: X(constant, name, what stands before the name
-   in a list of all). */
+   in a list of all). attn_z: the heads' results side by side, before the projection back to the
+   residual stream; mlp_hidden: the MLP's inner layer, after the activation. */
 #define LM_KIND_LIST(X)                                                                            \
     X(EMBED, "embed", "")                                                                          \
     X(ATTN_IN, "attn_in", ", ")                                                                    \
+    X(ATTN_Z, "attn_z", ", ")                                                                      \
     X(ATTN_OUT, "attn_out", ", ")                                                                  \
     X(MLP_IN, "mlp_in", ", ")                                                                      \
+    X(MLP_HIDDEN, "mlp_hidden", ", ")                                                              \
     X(MLP_OUT, "mlp_out", ", ")                                                                    \
     X(RESID_OUT, "resid_out", " or ")
 
@@ -126,6 +129,9 @@ LM_API void lm_on_stop(lm_model *m, int (*asked)(void *user), void *user);
 /* The place of a name in its list; -1: it is not there. */
 LM_API int lm_kind_named(const char *name);
 LM_API int lm_io_named(const char *name);
+/* Numbers in a row of a site: those of the residual stream, of all heads (attn_z) or of the MLP's
+   inner layer (mlp_hidden). */
+LM_API int64_t lm_site_width(const lm_model *m, lm_site site);
 /* A site by name and layer, checked against the model. */
 LM_API dlrn_status lm_site_named(const lm_model *m, const char *name, int64_t layer, lm_site *out);
 LM_API dlrn_status lm_tap_at(const lm_model *m, lm_site site, lm_io io, lm_tap *out);
@@ -138,8 +144,8 @@ typedef struct lm_batch {
     int64_t sequences;
 } lm_batch;
 
-/* Called when tap's y is reached: x [n][d] is what was read, y [n][d] what the model goes on with
-   and may be overwritten; x == y for a tap of one site. */
+/* Called when tap's y is reached: x [n][width of its site] is what was read, y likewise what the
+   model goes on with and may be overwritten; x == y for a tap of one site. */
 typedef dlrn_status (*lm_visit)(void *user, int tap, const float *x, float *y, int64_t n);
 
 /* Runs the model over a batch. whole: up to the last norm, as lm_logits and lm_cross_entropy need
@@ -160,6 +166,9 @@ typedef struct lm_sampling {
     const int32_t *prompt; /* [prompt_len >= 1], borrowed */
     int64_t prompt_len;
     int32_t stop; /* ends a document and is not part of it; -1: none */
+    /* Only ids that this tokenizer has a token for are drawn, and `stop`; borrowed, NULL: all. A
+       model's vocabulary is often padded: Pythia has 50304 ids for 50277 tokens. */
+    const bpe_tokenizer *tokens_of;
 } lm_sampling;
 /* Called once for each document, in order: its new tokens id [n]. */
 typedef dlrn_status (*lm_emit)(void *user, int64_t document, const int32_t *id, int64_t n);
@@ -215,7 +224,14 @@ LM_API void lm_language_model(lm_judge *judge, dlrn_language_model *out);
 /* ------------------------------------------------------------------------------------------ */
 // >>architectures
 
-typedef enum lm_activation { LM_GELU, LM_GELU_TANH, LM_RELU, LM_SILU } lm_activation;
+typedef enum lm_activation {
+    LM_GELU,
+    LM_GELU_CLIPPED, /* to [-10, 10] */
+    LM_GELU_TANH,
+    LM_GELU_SIGMOID,
+    LM_RELU,
+    LM_SILU
+} lm_activation;
 
 /* Where a head's numbers are in a row of queries, keys and values: head h begins at
    first + h step. */
@@ -241,6 +257,9 @@ struct lm_config {
     int tied;         /* 1: the unembedding is the embedding              */
     unsigned has;     /* tensors that only some models have: see lm_tensor.needs */
     int32_t bos, eos; /* -1: none */
+    /* What the caller should know: which of two keys that contradict each other was taken. A line
+       each, of config.json, without its path; "": nothing. */
+    char notes[1024];
 };
 
 /* What a tensor is for. Those before LM_LAYER_ROLES belong to a layer. */
@@ -287,7 +306,7 @@ typedef struct lm_architecture {
                          lm_config *out);
     const lm_tensor *tensors; /* [n_tensors] */
     int n_tensors;
-    const char *prefixes[2];  /* of all names: the first with which the embedding is found */
+    const char *prefixes[2];  /* of all names: the first with which a tensor is found */
     const char *layer_prefix; /* followed by the layer and a dot */
     double (*rope_rate)(const lm_config *c, int64_t pair); /* turn of a pair, a position */
     /* A layer: from p->m->x to p->m->x. */
@@ -300,6 +319,7 @@ typedef struct lm_architecture {
 #undef LM_IMPLEMENTATION
 
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -369,8 +389,9 @@ struct lm_model {
     float *mlp; /* [capacity][dim or LM_HEADS_DIM] what the MLP adds; before, the heads' results */
     float *h;   /* [capacity][inner]                             */
     int64_t *sequence, *position; /* [capacity] of each token     */
-    float **captured;             /* [n_captured][capacity][dim] x of taps whose y comes later */
+    float **captured; /* [n_captured][capacity][capture_width] x of taps whose y comes later */
     int n_captured;
+    int64_t capture_width; /* of the widest site that was captured */
     float *scores;     /* [threads][LM_QUERIES + head_dim][score_row]: scores, keys by dimension */
     float *work;       /* [threads][DLRN_MATMUL_WORK] */
     int64_t score_row; /* of this run: its longest sequence, see lm_row_of */
@@ -423,16 +444,76 @@ static int lm_true(const dlrn_json *json, const char *key, int otherwise) {
     return dlrn_json_number(json, key, otherwise) != 0;
 }
 
-/* Reads hidden_act, under any of the names that transformers knows. */
+/* Adds a line to the notes; a line without room is left out whole. */
+static DLRN_PRINTF(2, 3) void lm_note(lm_config *c, const char *format, ...) {
+    const size_t used = strlen(c->notes), room = sizeof c->notes - used;
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(c->notes + used, room, format, args);
+    va_end(args);
+    if (n < 0 || (size_t)n + 2 > room)
+        c->notes[used] = 0;
+    else
+        memcpy(c->notes + used + n, "\n", 2);
+}
+
+/* A number that several keys may give, in order of precedence: the first that config.json has is
+   taken. Keys from `read` on are never taken. A note names the first of the others that differs. */
+static double lm_choose_number(lm_config *c, const dlrn_json *json, const char *const *keys,
+                               int read, int n, double otherwise) {
+    const char *taken = NULL;
+    double value = otherwise;
+    for (int i = 0; i < n; i++) {
+        const dlrn_json *found = dlrn_json_get(json, keys[i]);
+        if (!found || found->type != DLRN_JSON_NUMBER) continue;
+        if (i < read && !taken) {
+            taken = keys[i];
+            value = found->number;
+        } else if (found->number != value) {
+            lm_note(c, "%s %g is ignored: %s %g is taken, as transformers 5 does", keys[i],
+                    found->number, taken ? taken : "the default", value);
+            break;
+        }
+    }
+    return value;
+}
+
+/* A key that this architecture does not read, although others call the same thing so: a note if it
+   contradicts the one that is read. */
+static void lm_note_alias(lm_config *c, const dlrn_json *json, const char *key, const char *alias) {
+    const dlrn_json *a = dlrn_json_get(json, key), *b = dlrn_json_get(json, alias);
+    if (!a || !b || !a->text || !b->text) return; /* strings and numbers have a text */
+    if (a->type == b->type &&
+        (a->type == DLRN_JSON_NUMBER ? a->number == b->number : !strcmp(a->text, b->text)))
+        return;
+    lm_note(c, "%s %.40s is ignored: %s %.40s is taken, as transformers 5 does", alias, b->text,
+            key, a->text);
+}
+
+/* Activations: X(name in transformers, constant, what stands before the name in a list of all). */
+#define LM_ACTIVATION_LIST(X)                                                                      \
+    X("gelu", LM_GELU, "")                                                                         \
+    X("gelu_python", LM_GELU, ", ")                                                                \
+    X("gelu_10", LM_GELU_CLIPPED, ", ")                                                            \
+    X("gelu_new", LM_GELU_TANH, ", ")                                                              \
+    X("gelu_fast", LM_GELU_TANH, ", ")                                                             \
+    X("gelu_accurate", LM_GELU_TANH, ", ")                                                         \
+    X("gelu_pytorch_tanh", LM_GELU_TANH, ", ")                                                     \
+    X("gelu_python_tanh", LM_GELU_TANH, ", ")                                                      \
+    X("quick_gelu", LM_GELU_SIGMOID, ", ")                                                         \
+    X("relu", LM_RELU, ", ")                                                                       \
+    X("silu", LM_SILU, ", ")                                                                       \
+    X("swish", LM_SILU, " or ")
+
+/* Reads hidden_act, under any of the names that transformers has for a formula we know. */
 static dlrn_status lm_parse_activation(dlrn_context *ctx, const dlrn_json *json, const char *path,
                                        lm_activation *out) {
+#define LM_ROW(name, kind, before) {name, kind},
+#define LM_NAME(name, kind, before) before name
     static const struct {
         const char *name;
         lm_activation kind;
-    } known[] = {{"gelu", LM_GELU},           {"gelu_new", LM_GELU_TANH},
-                 {"gelu_fast", LM_GELU_TANH}, {"gelu_pytorch_tanh", LM_GELU_TANH},
-                 {"relu", LM_RELU},           {"silu", LM_SILU},
-                 {"swish", LM_SILU}};
+    } known[] = {LM_ACTIVATION_LIST(LM_ROW)};
     const char *name = dlrn_json_text(json, "hidden_act", "gelu");
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strcmp(name, known[i].name)) {
@@ -440,7 +521,10 @@ static dlrn_status lm_parse_activation(dlrn_context *ctx, const dlrn_json *json,
             return DLRN_OK;
         }
     return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                     "%s: hidden_act: expected a gelu, relu or silu, found %s", path, name);
+                     "%s: hidden_act: expected " LM_ACTIVATION_LIST(LM_NAME) ", found %.40s", path,
+                     name);
+#undef LM_ROW
+#undef LM_NAME
 }
 
 /* theta^(-2 pair / span) / scaling: the usual rotary frequencies, as HF computes them. */
@@ -494,6 +578,12 @@ static int64_t lm_size_of(const lm_config *c, lm_size size) {
     return 1;
 }
 
+LM_API int64_t lm_site_width(const lm_model *m, lm_site site) {
+    return lm_size_of(&m->cfg, site.kind == LM_ATTN_Z       ? LM_HEADS_DIM
+                               : site.kind == LM_MLP_HIDDEN ? LM_INNER
+                                                            : LM_DIM);
+}
+
 /* Number of elements. */
 static int64_t lm_numel(const lm_config *c, const lm_tensor *t) {
     return lm_size_of(c, t->rows) * lm_size_of(c, t->cols);
@@ -522,7 +612,14 @@ static void lm_shape_text(const int64_t *shape, int ndim, char *out, size_t size
     if (ndim == 0) *out = 0;
 }
 
-/* The tensor's index in the file, or -1 with the error set: missing, or of another shape. */
+/* Whether a tensor holds real numbers. An integer one holds quantised weights, whose scales are
+   elsewhere: read as numbers they would be wrong without a sign of it. */
+static int lm_is_real(dlrn_dtype t) {
+    return t == DLRN_F32 || t == DLRN_F16 || t == DLRN_BF16 || t == DLRN_F64;
+}
+
+/* The tensor's index in the file, or -1 with the error set: missing, quantised, or of another
+   shape. */
 static int64_t lm_find(lm_model *m, const lm_tensor *t, const char *name) {
     const int64_t shape[2] = {lm_size_of(&m->cfg, t->rows), lm_size_of(&m->cfg, t->cols)};
     const char *path = dlrn_archive_describe(m->archive).path;
@@ -535,6 +632,13 @@ static int64_t lm_find(lm_model *m, const lm_tensor *t, const char *name) {
         dlrn_fail(m->ctx, DLRN_ERR_FORMAT,
                   "%s: tensor '%s': expected shape [%s], found no such tensor", path, name,
                   expected);
+        return -1;
+    }
+    if (!lm_is_real(info->dtype)) {
+        dlrn_fail(m->ctx, DLRN_ERR_FORMAT,
+                  "%s: tensor '%s': expected dtype F32, F16, BF16 or F64, found %s: quantised "
+                  "weights are not supported",
+                  path, name, dlrn_name(DLRN_NAMES_DTYPE, info->dtype));
         return -1;
     }
     if (info->ndim != ndim || memcmp(info->shape, shape, (size_t)ndim * sizeof *shape)) {
@@ -608,19 +712,35 @@ static dlrn_status lm_need_layer(lm_model *m, int64_t l) {
     return s;
 }
 
-/* Reads one of the model's own tensors unless it is there already. */
-static dlrn_status lm_need(lm_model *m, lm_role role) {
+/* The row of the table for one of the model's own tensors: of alternatives the first that the file
+   has, or else the last. NULL: this architecture has none. */
+static const lm_tensor *lm_own(const lm_model *m, lm_role role, char *name, size_t size,
+                               int *there) {
     const lm_architecture *arch = m->cfg.architecture;
     const lm_tensor *t = NULL;
-    char name[160];
-    if (m->part[role]) return DLRN_OK;
-    for (int i = 0, there = 0; i < arch->n_tensors && !there; i++) {
+    *there = 0;
+    for (int i = 0; i < arch->n_tensors && !*there; i++) {
         if (arch->tensors[i].role != role || lm_is_absent(&m->cfg, &arch->tensors[i])) continue;
         t = &arch->tensors[i];
-        lm_tensor_name(m, t, -1, name, sizeof name);
-        there = dlrn_archive_find(m->archive, name) >= 0;
+        lm_tensor_name(m, t, -1, name, size);
+        *there = dlrn_archive_find(m->archive, name) >= 0;
     }
-    if (!t) return DLRN_OK; /* this architecture has none */
+    return t;
+}
+
+/* Reads one of the model's own tensors unless it is there already. */
+static dlrn_status lm_need(lm_model *m, lm_role role) {
+    char name[160], other[160];
+    int there, other_there = 0;
+    if (m->part[role]) return DLRN_OK;
+    const lm_tensor *t = lm_own(m, role, name, sizeof name, &there), *swapped = NULL;
+    if (!t) return DLRN_OK;
+    if (!there && role == LM_EMBEDDING && m->cfg.tied)
+        swapped = lm_own(m, LM_UNEMBEDDING, other, sizeof other, &other_there);
+    if (other_there) { /* of two tied tensors safetensors' save_model keeps the first by name */
+        t = swapped;
+        memcpy(name, other, sizeof name);
+    }
     int64_t index = lm_find(m, t, name), n = lm_numel(&m->cfg, t);
     if (index < 0) return DLRN_ERR_FORMAT;
     float *block = (float *)dlrn_alloc(m->ctx, n, sizeof *block);
@@ -631,6 +751,29 @@ static dlrn_status lm_need(lm_model *m, lm_role role) {
     else
         dlrn_free(m->ctx, block);
     return s;
+}
+
+/* tie_word_embeddings although the file has both matrices: they are tied only if they are equal, as
+   in transformers 5. (Versions before it tied them and lost one.) */
+static dlrn_status lm_settle_tie(lm_model *m) {
+    char name[160];
+    int there, equal = 1;
+    if (!m->cfg.tied || !lm_own(m, LM_UNEMBEDDING, name, sizeof name, &there) || !there)
+        return DLRN_OK;
+    LM_TRY(lm_need(m, LM_UNEMBEDDING));
+    const float *in = m->part[LM_EMBEDDING], *out = m->part[LM_UNEMBEDDING];
+    for (int64_t i = 0; i < m->cfg.vocab * m->cfg.dim && equal; i++) equal = in[i] == out[i];
+    if (equal) {
+        dlrn_free(m->ctx, m->part[LM_UNEMBEDDING]);
+        m->part[LM_UNEMBEDDING] = NULL;
+        return DLRN_OK;
+    }
+    m->cfg.tied = 0;
+    lm_note(&m->cfg,
+            "tie_word_embeddings true is ignored: the file's %s differs from the embedding and is "
+            "taken, as transformers 5 does",
+            name);
+    return DLRN_OK;
 }
 
 /* What only logits need. A model saved without its unembedding can still give activations. */
@@ -663,15 +806,16 @@ static dlrn_status lm_open_weights(lm_model *m, const char *folder) {
         folder);
 }
 
-/* The prefix with which this file has its embedding; the last one if with none. */
+/* The prefix with which this file has a tensor of the table; the last one if with none. */
 static void lm_choose_prefix(lm_model *m) {
     const lm_architecture *arch = m->cfg.architecture;
     char name[160];
     for (int k = 0; k < 2; k++) {
         m->prefix = arch->prefixes[k];
         for (int i = 0; i < arch->n_tensors; i++) {
-            if (arch->tensors[i].role != LM_EMBEDDING) continue;
-            lm_tensor_name(m, &arch->tensors[i], -1, name, sizeof name);
+            const lm_tensor *t = &arch->tensors[i];
+            if (t->needs & LM_BARE) continue;
+            lm_tensor_name(m, t, t->role < LM_LAYER_ROLES ? 0 : -1, name, sizeof name);
             if (dlrn_archive_find(m->archive, name) >= 0) return;
         }
     }
@@ -730,6 +874,7 @@ LM_API dlrn_status lm_load(dlrn_context *ctx, const char *folder, lm_model **out
     }
     if (s == DLRN_OK) memset(m->layer, 0, (size_t)cfg.layers * sizeof *m->layer);
     if (s == DLRN_OK) s = lm_need(m, LM_EMBEDDING);
+    if (s == DLRN_OK) s = lm_settle_tie(m);
     if (s != DLRN_OK) {
         lm_destroy(m);
         return s;
@@ -746,7 +891,15 @@ static void lm_forget_workspace(lm_model *m) {
     m->x = m->a = m->qkv = m->att = m->mlp = m->h = m->scores = m->work = NULL;
     m->sequence = m->position = NULL;
     m->captured = NULL;
-    m->capacity = m->score_cap = m->n_captured = 0;
+    m->capacity = m->score_cap = m->capture_width = m->n_captured = 0;
+}
+
+/* Frees the rows that taps kept. */
+static void lm_drop_captures(lm_model *m) {
+    for (int t = 0; t < m->n_captured; t++) dlrn_free(m->ctx, m->captured[t]);
+    dlrn_free(m->ctx, m->captured);
+    m->captured = NULL;
+    m->n_captured = 0;
 }
 
 /* Frees the workspace; the next run makes a new one. */
@@ -754,8 +907,7 @@ static void lm_drop_workspace(lm_model *m) {
     void *blocks[] = {m->x, m->a,        m->qkv,      m->att,    m->mlp,
                       m->h, m->sequence, m->position, m->scores, m->work};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(m->ctx, blocks[i]);
-    for (int t = 0; t < m->n_captured; t++) dlrn_free(m->ctx, m->captured[t]);
-    dlrn_free(m->ctx, m->captured);
+    lm_drop_captures(m);
     lm_forget_workspace(m);
 }
 
@@ -827,8 +979,12 @@ static dlrn_status lm_reserve_scores(lm_model *m, int64_t positions) {
     return DLRN_OK;
 }
 
-/* Room for the x of taps whose y comes later. */
-static dlrn_status lm_reserve_captures(lm_model *m, int n) {
+/* Room for the x of taps whose y comes later, in rows of `width`. */
+static dlrn_status lm_reserve_captures(lm_model *m, int n, int64_t width) {
+    if (width > m->capture_width) {
+        lm_drop_captures(m);
+        m->capture_width = width;
+    }
     if (n <= m->n_captured) return DLRN_OK;
     float **wide = (float **)dlrn_alloc(m->ctx, n, sizeof *wide);
     if (!wide) return DLRN_ERR_MEMORY;
@@ -836,7 +992,7 @@ static dlrn_status lm_reserve_captures(lm_model *m, int n) {
     dlrn_free(m->ctx, m->captured);
     m->captured = wide;
     while (m->n_captured < n) {
-        float *rows = lm_floats(m, m->capacity, m->cfg.dim);
+        float *rows = lm_floats(m, m->capacity, m->capture_width);
         if (!rows) return DLRN_ERR_MEMORY;
         m->captured[m->n_captured++] = rows;
     }
@@ -1065,24 +1221,24 @@ static int lm_done(const lm_pass *p, lm_kind kind, int64_t layer) {
     return lm_order(s) >= p->last;
 }
 
-/* Whether a tap ends at this very site. */
-static int lm_ends_at(const lm_pass *p, lm_kind kind, int64_t layer) {
+/* Whether a tap reads or ends at this very site. */
+static int lm_is_tapped(const lm_pass *p, lm_kind kind, int64_t layer) {
     lm_site s = {kind, (int)layer};
     for (int t = 0; t < p->n_taps; t++)
-        if (lm_order(p->taps[t].y) == lm_order(s)) return 1;
+        if (lm_order(p->taps[t].x) == lm_order(s) || lm_order(p->taps[t].y) == lm_order(s))
+            return 1;
     return 0;
 }
 
-/* A site is reached, its value v [tokens][dim]: taps that read here keep a copy, taps that end here
-   are visited and may change v. */
+/* A site is reached, its value v [tokens][width]: taps that read here keep a copy, taps that end
+   here are visited and may change v. */
 static dlrn_status lm_reach(lm_pass *p, lm_kind kind, int64_t layer, float *v) {
     lm_model *m = p->m;
     lm_site here = {kind, (int)layer};
-    int64_t order = lm_order(here);
+    const int64_t order = lm_order(here), numel = m->tokens * lm_site_width(m, here);
     for (int t = 0; t < p->n_taps; t++) {
         int64_t x = lm_order(p->taps[t].x), y = lm_order(p->taps[t].y);
-        if (x == order && y != order)
-            memcpy(m->captured[t], v, (size_t)(m->tokens * m->cfg.dim) * sizeof *v);
+        if (x == order && y != order) memcpy(m->captured[t], v, (size_t)numel * sizeof *v);
         if (y == order) LM_TRY(p->visit(p->user, t, x == y ? v : m->captured[t], v, m->tokens));
     }
     return DLRN_OK;
@@ -1169,10 +1325,12 @@ static void lm_add(lm_pass *p, const float *y, const float *z) {
    lm_gelu once a model spends time here. */
 static float lm_activate(lm_activation kind, float x) {
     switch (kind) {
+    case LM_GELU_SIGMOID: return x / (1 + expf(-1.702f * x));
     case LM_GELU_TANH: return 0.5f * x * (1 + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
     case LM_SILU: return x / (1 + expf(-x));
-    case LM_RELU: return x > 0 ? x : 0 * x; /* NaN stays */
-    case LM_GELU: break;                    /* lm_gelu */
+    case LM_RELU: return x > 0 ? x : 0 * x;       /* NaN stays */
+    case LM_GELU_CLIPPED: return x > 10 ? 10 : x; /* lm_gelu; it is never below -0.17 */
+    case LM_GELU: break;                          /* lm_gelu */
     }
     return x;
 }
@@ -1195,11 +1353,11 @@ static void lm_add_bias(float *y, const float *b, int64_t n) {
 /* Bias and activation of a part of a row. */
 static void lm_finish_row(const lm_product *j, float *y, const float *b, int64_t n) {
     const lm_activation kind = j->m->cfg.activation;
-    if (j->activated && kind == LM_GELU) {
+    if (j->activated && (kind == LM_GELU || kind == LM_GELU_CLIPPED))
         lm_gelu(j->m->width, y, b, n);
-        return;
-    }
-    lm_add_bias(y, b, n);
+    else
+        lm_add_bias(y, b, n);
+    if (kind == LM_GELU) return;
     for (int64_t c = 0; j->activated && c < n; c++) y[c] = lm_activate(kind, y[c]);
 }
 
@@ -1234,14 +1392,20 @@ static void lm_linear(lm_model *m, const float *x, int64_t in, const float *w, c
     lm_multiply(&job);
 }
 
-/* a to mlp: down(activation(up(a))). */
-static void lm_mlp(lm_pass *p, int64_t l) {
+/* a to h: activation(up(a)). */
+static void lm_mlp_up(lm_pass *p, int64_t l) {
     lm_model *m = p->m;
-    const int64_t d = m->cfg.dim, inner = m->cfg.inner;
-    lm_product up = {
-        m, m->a, lm_weight(m, l, LM_UP), lm_weight(m, l, LM_UP_BIAS), m->tokens, d, inner, 1, m->h};
+    lm_product up = {m,         m->a,       lm_weight(m, l, LM_UP), lm_weight(m, l, LM_UP_BIAS),
+                     m->tokens, m->cfg.dim, m->cfg.inner,           1,
+                     m->h};
     lm_multiply(&up);
-    lm_linear(m, m->h, inner, lm_weight(m, l, LM_DOWN), lm_weight(m, l, LM_DOWN_BIAS), d, m->mlp);
+}
+
+/* h to mlp: down(h). */
+static void lm_mlp_down(lm_pass *p, int64_t l) {
+    lm_model *m = p->m;
+    lm_linear(m, m->h, m->cfg.inner, lm_weight(m, l, LM_DOWN), lm_weight(m, l, LM_DOWN_BIAS),
+              m->cfg.dim, m->mlp);
 }
 
 /* ---- attention */
@@ -1384,15 +1548,21 @@ static void lm_attend_task(void *arg, int64_t task, int worker) {
     }
 }
 
-/* a to att. The heads' results pass through mlp, which is not in use yet. */
-static void lm_attention(lm_pass *p, int64_t l) {
+/* a to the heads' results, in mlp, which is not in use yet. */
+static void lm_attention_heads(lm_pass *p, int64_t l) {
     lm_model *m = p->m;
-    const int64_t d = m->cfg.dim, heads = lm_size_of(&m->cfg, LM_HEADS_DIM);
+    const int64_t d = m->cfg.dim;
     lm_rows job = {p, m->tokens, d, l, NULL, NULL, lm_weight(m, l, LM_QKV_BIAS), m->mlp};
     lm_linear(m, m->a, d, lm_weight(m, l, LM_QKV), NULL, lm_size_of(&m->cfg, LM_QKV_DIM),
               m->qkv); /* its bias: lm_attend_task */
     dlrn_parallel_for(m->ctx, p->batch->sequences * m->cfg.kv_heads, lm_attend_task, &job);
-    lm_linear(m, m->mlp, heads, lm_weight(m, l, LM_ATTN), lm_weight(m, l, LM_ATTN_BIAS), d, m->att);
+}
+
+/* The heads' results, in mlp, to att. */
+static void lm_attention_out(lm_pass *p, int64_t l) {
+    lm_model *m = p->m;
+    lm_linear(m, m->mlp, lm_size_of(&m->cfg, LM_HEADS_DIM), lm_weight(m, l, LM_ATTN),
+              lm_weight(m, l, LM_ATTN_BIAS), m->cfg.dim, m->att);
 }
 
 /* ---- the architectures */
@@ -1445,15 +1615,15 @@ static dlrn_status lm_lay_out(lm_pass *p) {
 
 /* How far the run must go, and room for what taps keep on the way. */
 static dlrn_status lm_plan(lm_pass *p, int whole) {
-    int spans = 0;
+    int64_t width = 0;
     p->last = -1;
     for (int t = 0; t < p->n_taps; t++) {
-        int64_t y = lm_order(p->taps[t].y);
+        const int64_t y = lm_order(p->taps[t].y), x_width = lm_site_width(p->m, p->taps[t].x);
         p->last = y > p->last ? y : p->last;
-        spans |= lm_order(p->taps[t].x) != y;
+        if (lm_order(p->taps[t].x) != y && x_width > width) width = x_width;
     }
     if (whole) p->last = INT64_MAX;
-    return spans ? lm_reserve_captures(p->m, p->n_taps) : DLRN_OK;
+    return width ? lm_reserve_captures(p->m, p->n_taps, width) : DLRN_OK;
 }
 
 /* Embedding, blocks up to the last site that is needed, and for a whole run the last norm. */
@@ -1514,7 +1684,8 @@ LM_API dlrn_status lm_site_named(const lm_model *m, const char *name, int64_t la
 }
 
 /* The input of a site's module: of an attention attn_in, of an MLP mlp_in, of a block the residual
-   stream before it. */
+   stream before it. attn_z and mlp_hidden are results within these modules: what leads to them
+   begins at the module's input, too. */
 LM_API dlrn_status lm_tap_at(const lm_model *m, lm_site site, lm_io io, lm_tap *out) {
     lm_site in = site;
     if (io == LM_IO_OUT) {
@@ -1526,8 +1697,8 @@ LM_API dlrn_status lm_tap_at(const lm_model *m, lm_site site, lm_io io, lm_tap *
                          "site embed: its input is token ids: only --io out is possible");
     if (site.kind == LM_MLP_IN) site.kind = LM_MLP_OUT; /* both name the MLP */
     if (site.kind == LM_ATTN_IN) site.kind = LM_ATTN_OUT;
-    if (site.kind == LM_MLP_OUT) in.kind = LM_MLP_IN;
-    if (site.kind == LM_ATTN_OUT) in.kind = LM_ATTN_IN;
+    if (site.kind == LM_MLP_OUT || site.kind == LM_MLP_HIDDEN) in.kind = LM_MLP_IN;
+    if (site.kind == LM_ATTN_OUT || site.kind == LM_ATTN_Z) in.kind = LM_ATTN_IN;
     if (site.kind == LM_RESID_OUT && site.layer > 0) in.layer = site.layer - 1;
     if (site.kind == LM_RESID_OUT && site.layer == 0) in.kind = LM_EMBED;
     out->x = in;
@@ -1660,6 +1831,8 @@ typedef struct lm_draw {
     int32_t *prompts; /* [rows][prompt_len]                                            */
     int64_t *start;   /* [rows + 1]                                                    */
     int64_t step;
+    const int32_t *barred; /* [n_barred] ids that are never drawn */
+    int64_t n_barred;
     dlrn_status status;
 } lm_draw;
 
@@ -1699,6 +1872,7 @@ static dlrn_status lm_draw_row(lm_draw *g, int64_t i) {
     float *x = g->logits + i * g->stride, least = -INFINITY;
     dlrn_rng rng = {c->seed, (uint64_t)(g->first + i), (uint64_t)g->step * 4};
     if (g->length[i] < 0) return DLRN_OK;
+    for (int64_t k = 0; k < g->n_barred; k++) x[g->barred[k]] = -INFINITY;
     if (c->top_k > 0 && c->top_k < v) {
         int64_t *kept = g->kept + i * c->top_k;
         LM_TRY(dlrn_topk(g->m.ctx, x, v, c->top_k, kept, NULL));
@@ -1844,6 +2018,28 @@ static dlrn_status lm_generate_rounds(lm_model *m, lm_draw *g, int64_t workers, 
     return DLRN_OK;
 }
 
+/* The ids without a token, in a block for the caller to free; NULL and 0: all have one. */
+static dlrn_status lm_find_barred(lm_model *m, const lm_sampling *cfg, int32_t **barred,
+                                  int64_t *n) {
+    int64_t length, count = 0;
+    *barred = NULL;
+    *n = 0;
+    for (int32_t id = 0; cfg->tokens_of && id < m->cfg.vocab; id++)
+        count += id != cfg->stop && !bpe_token_bytes(cfg->tokens_of, id, &length);
+    if (count == m->cfg.vocab)
+        return dlrn_fail(m->ctx, DLRN_ERR_VALUE,
+                         "generate: expected a tokenizer with tokens for the model's %lld ids, "
+                         "found none",
+                         (long long)m->cfg.vocab);
+    if (count == 0) return DLRN_OK;
+    *barred = (int32_t *)dlrn_alloc(m->ctx, count, sizeof **barred);
+    if (!*barred) return DLRN_ERR_MEMORY;
+    for (int32_t id = 0; id < m->cfg.vocab; id++)
+        if (id != cfg->stop && !bpe_token_bytes(cfg->tokens_of, id, &length))
+            (*barred)[(*n)++] = id;
+    return DLRN_OK;
+}
+
 LM_API dlrn_status lm_generate(lm_model *m, const lm_sampling *cfg, lm_emit emit, void *user) {
     if (cfg->prompt_len < 1 || cfg->tokens < 1 || cfg->prompt_len + cfg->tokens > m->cfg.positions)
         return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT,
@@ -1864,10 +2060,17 @@ LM_API dlrn_status lm_generate(lm_model *m, const lm_sampling *cfg, lm_emit emit
     lm_draw *g = (lm_draw *)dlrn_alloc(m->ctx, workers, sizeof *g);
     if (!g) return DLRN_ERR_MEMORY;
     memset(g, 0, (size_t)workers * sizeof *g);
-    for (int64_t w = 0; w < workers && s == DLRN_OK; w++) s = lm_draw_open(&g[w], m, cfg, rows);
+    int32_t *barred = NULL;
+    int64_t n_barred = 0;
+    s = lm_find_barred(m, cfg, &barred, &n_barred);
+    for (int64_t w = 0; w < workers && s == DLRN_OK; w++) {
+        s = lm_draw_open(&g[w], m, cfg, rows);
+        g[w].barred = barred, g[w].n_barred = n_barred;
+    }
     if (s == DLRN_ERR_MEMORY) dlrn_fail(m->ctx, s, "generate: out of memory");
     if (s == DLRN_OK) s = lm_generate_rounds(m, g, workers, rows, emit, user);
     for (int64_t w = 0; w < workers; w++) lm_draw_close(&g[w]);
+    dlrn_free(m->ctx, barred);
     dlrn_free(m->ctx, g);
     return s;
 }
@@ -1968,7 +2171,7 @@ typedef struct lm_text {
     lm_documents batch;
     lm_place *place; /* [batch.count] */
     int64_t place_cap;
-    float *x, *y; /* [row_cap][d] rows of the batch; y NULL without a target */
+    float *x, *y; /* [row_cap][width] rows of the batch; y NULL without a target */
     int64_t row_cap, rows, given;
     int64_t skip;       /* rows of the next batch to leave out, after a seek */
     lm_stage stage;     /* of the batch */
@@ -1987,10 +2190,9 @@ static int lm_row_bits(const lm_text *t) {
 /* Copies a run's rows as the model reaches the tap. */
 static dlrn_status lm_keep_rows(void *user, int tap, const float *x, float *y, int64_t n) {
     lm_text *t = (lm_text *)user;
-    size_t bytes = (size_t)(n * t->m->cfg.dim) * sizeof *x;
     (void)tap;
-    memcpy(t->x, x, bytes);
-    if (t->y) memcpy(t->y, y, bytes);
+    memcpy(t->x, x, (size_t)(n * lm_site_width(t->m, t->tap.x)) * sizeof *x);
+    if (t->y) memcpy(t->y, y, (size_t)(n * lm_site_width(t->m, t->tap.y)) * sizeof *y);
     t->rows = n;
     return DLRN_OK;
 }
@@ -2058,7 +2260,7 @@ static dlrn_status lm_text_fill(lm_text *t) {
    before it are handed out. */
 static dlrn_status lm_text_read(void *user, int64_t max_rows, float *x, float *y, int64_t *n) {
     lm_text *t = (lm_text *)user;
-    const int64_t d = t->m->cfg.dim;
+    const int64_t d = lm_site_width(t->m, t->tap.x), d_out = lm_site_width(t->m, t->tap.y);
     *n = 0;
     while (*n < max_rows) {
         if (t->given == t->rows) {
@@ -2069,7 +2271,8 @@ static dlrn_status lm_text_read(void *user, int64_t max_rows, float *x, float *y
         }
         int64_t k = t->rows - t->given < max_rows - *n ? t->rows - t->given : max_rows - *n;
         memcpy(x + *n * d, t->x + t->given * d, (size_t)(k * d) * sizeof *x);
-        if (t->y && y) memcpy(y + *n * d, t->y + t->given * d, (size_t)(k * d) * sizeof *y);
+        if (t->y && y)
+            memcpy(y + *n * d_out, t->y + t->given * d_out, (size_t)(k * d_out) * sizeof *y);
         t->given += k;
         *n += k;
     }
@@ -2139,14 +2342,14 @@ LM_API dlrn_status lm_text_source(lm_model *m, bpe_tokenizer *tok, doc_reader *d
     memset(t, 0, sizeof *t);
     t->m = m, t->tok = tok, t->docs = docs, t->how = *how, t->tap = tap;
     t->row_cap = LM_BATCH_TOKENS + how->ctx_len;
-    t->x = lm_floats(m, t->row_cap, m->cfg.dim);
-    t->y = target ? lm_floats(m, t->row_cap, m->cfg.dim) : NULL;
+    t->x = lm_floats(m, t->row_cap, lm_site_width(m, tap.x));
+    t->y = target ? lm_floats(m, t->row_cap, lm_site_width(m, tap.y)) : NULL;
     if (!t->x || (target && !t->y)) {
         lm_text_destroy(t);
         return DLRN_ERR_MEMORY;
     }
-    out->d_in = m->cfg.dim;
-    out->d_out = target ? out->d_in : 0;
+    out->d_in = lm_site_width(m, tap.x);
+    out->d_out = target ? lm_site_width(m, tap.y) : 0;
     out->read = lm_text_read;
     out->error = lm_text_error;
     out->destroy = lm_text_destroy;

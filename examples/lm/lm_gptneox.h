@@ -34,34 +34,78 @@ static const lm_tensor gptneox_tensors[] = {
 };
 enum { GPTNEOX_TENSORS = (int)(sizeof gptneox_tensors / sizeof *gptneox_tensors) };
 
-/* Older files have rotary_pct and rotary_emb_base, newer ones rope_parameters or rope_scaling. */
+/* What one block of settings, "rope_parameters" or the older "rope_scaling", asks for. */
+typedef struct gptneox_rope {
+    const char *type;
+    double factor, theta, share;
+} gptneox_rope;
+
+/* Settings of transformers 5 for this block: what the block lacks has the older names. Its
+   GPTNeoXConfig does not read rope_theta and partial_rotary_factor outside a block, which versions
+   4.46 to 4.57 write beside rotary_emb_base and rotary_pct. noted: NULL, or gets notes. */
+static gptneox_rope gptneox_read_rope(const dlrn_json *json, const char *block, lm_config *noted) {
+    char own_theta[64], own_share[64], path[64];
+    const char *theta[3] = {own_theta, "rotary_emb_base", "rope_theta"};
+    const char *share[3] = {own_share, "rotary_pct", "partial_rotary_factor"};
+    const dlrn_json *from = dlrn_json_get(json, block);
+    lm_config scratch;
+    gptneox_rope r;
+    memset(&scratch, 0, sizeof scratch);
+    snprintf(own_theta, sizeof own_theta, "%s.rope_theta", block);
+    snprintf(own_share, sizeof own_share, "%s.partial_rotary_factor", block);
+    snprintf(path, sizeof path, "%s.factor", block);
+    r.type = dlrn_json_text(from, "rope_type", dlrn_json_text(from, "type", "default"));
+    r.factor = dlrn_json_number(json, path, 0);
+    r.theta = lm_choose_number(noted ? noted : &scratch, json, theta, 2, 3, 10000);
+    r.share = lm_choose_number(noted ? noted : &scratch, json, share, 2, 3, 0.25);
+    if (noted) lm_note_alias(noted, from, "rope_type", "type");
+    return r;
+}
+
+/* Whether a block is there and says something. */
+static int gptneox_has_block(const dlrn_json *json, const char *block) {
+    const dlrn_json *b = dlrn_json_get(json, block);
+    return b && b->type == DLRN_JSON_OBJECT && b->count > 0;
+}
+
+/* Frequencies and how they are scaled. "dynamic" scales them for sequences beyond
+   max_position_embeddings alone, and none is that long here. */
 static dlrn_status gptneox_parse_rope(dlrn_context *ctx, const dlrn_json *json, const char *path,
                                       lm_config *c) {
-    static const char *const blocks[2] = {"rope_parameters", "rope_scaling"};
-    double share = dlrn_json_number(json, "rotary_pct", 0.25);
-    share = dlrn_json_number(json, "partial_rotary_factor", share);
-    share = dlrn_json_number(json, "rope_parameters.partial_rotary_factor", share);
-    c->rope.theta = dlrn_json_number(json, "rotary_emb_base", 10000);
-    c->rope.theta = dlrn_json_number(json, "rope_theta", c->rope.theta);
-    c->rope.theta = dlrn_json_number(json, "rope_parameters.rope_theta", c->rope.theta);
-    c->rope.scaling = 1;
-    for (int i = 0; i < 2; i++) {
-        const dlrn_json *block = dlrn_json_get(json, blocks[i]);
-        const char *type =
-            dlrn_json_text(block, "rope_type", dlrn_json_text(block, "type", "default"));
-        if (!strcmp(type, "linear"))
-            c->rope.scaling = dlrn_json_number(block, "factor", 1);
-        else if (strcmp(type, "default"))
-            return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                             "%s: %s: expected rope_type default or linear, found %s", path,
-                             blocks[i], type);
+    const int older = gptneox_has_block(json, "rope_scaling");
+    const char *block = older ? "rope_scaling" : "rope_parameters";
+    const gptneox_rope r = gptneox_read_rope(json, block, c);
+    if (older && gptneox_has_block(json, "rope_parameters")) {
+        const gptneox_rope b = gptneox_read_rope(json, "rope_parameters", NULL);
+        if (strcmp(r.type, b.type) || r.factor != b.factor || r.theta != b.theta ||
+            r.share != b.share)
+            lm_note(c, "rope_parameters is ignored: rope_scaling is taken, as transformers 5 does");
     }
-    if (!(share > 0 && share <= 1) || !(c->rope.theta > 0) || !(c->rope.scaling > 0))
+    const int linear = !strcmp(r.type, "linear");
+    if (!linear && strcmp(r.type, "default") && strcmp(r.type, "dynamic"))
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: %s: expected rope_type default, linear or dynamic, found %.40s", path,
+                         block, r.type);
+    if (linear && !(r.factor > 0 && r.factor <= 1e9))
+        return dlrn_fail(ctx, DLRN_ERR_FORMAT,
+                         "%s: %s.factor: expected a positive number, found %g", path, block,
+                         r.factor);
+    c->rope.theta = r.theta;
+    c->rope.scaling = linear ? r.factor : 1;
+    if (!(r.share > 0 && r.share <= 1) || !(r.theta > 0 && r.theta <= 1e300))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT,
                          "%s: rotary embedding: expected a share in (0, 1] and a positive base, "
                          "found %g and %g",
-                         path, share, c->rope.theta);
-    c->rope.span = (int64_t)((double)c->head_dim * share);
+                         path, r.share, r.theta);
+    /* transformers takes head_dim for the rotary embedding, and for nothing else */
+    const double head_dim = dlrn_json_number(json, "head_dim", (double)c->head_dim);
+    if (head_dim != (double)c->head_dim)
+        lm_note(c, "head_dim %g is taken for the rotary embedding: the heads have %lld dimensions",
+                head_dim, (long long)c->head_dim);
+    if (!(head_dim >= 1 && head_dim <= 1 << 20))
+        return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: head_dim: expected a positive number, found %g",
+                         path, head_dim);
+    c->rope.span = (int64_t)(head_dim * r.share);
     c->rope.dims = (c->rope.span + 1) / 2 * 2; /* an odd span turns one more, as HF's tables do */
     if (c->rope.dims > c->head_dim)
         return dlrn_fail(ctx, DLRN_ERR_FORMAT,
@@ -79,7 +123,9 @@ static dlrn_status gptneox_parse_sizes(dlrn_context *ctx, const dlrn_json *json,
     LM_TRY(lm_count(ctx, json, path, "num_attention_heads", 1, 1 << 14, &c->heads));
     LM_TRY(lm_count(ctx, json, path, "intermediate_size", 1, 1 << 22, &c->inner));
     LM_TRY(lm_count(ctx, json, path, "vocab_size", 1, 1 << 24, &c->vocab));
-    LM_TRY(lm_count(ctx, json, path, "max_position_embeddings", 1, 1 << 22, &c->positions));
+    c->positions = 2048;
+    if (dlrn_json_get(json, "max_position_embeddings"))
+        LM_TRY(lm_count(ctx, json, path, "max_position_embeddings", 1, 1 << 22, &c->positions));
     if (c->dim % c->heads)
         return dlrn_fail(ctx, DLRN_ERR_FORMAT,
                          "%s: expected hidden_size divisible by num_attention_heads, found %lld "
@@ -90,6 +136,21 @@ static dlrn_status gptneox_parse_sizes(dlrn_context *ctx, const dlrn_json *json,
     c->q.first = 0, c->k.first = c->head_dim, c->v.first = 2 * c->head_dim;
     c->q.step = c->k.step = c->v.step = 3 * c->head_dim;
     return DLRN_OK;
+}
+
+/* Names that other architectures have for the same settings. GPTNeoXConfig ignores them. */
+static void gptneox_note_aliases(const dlrn_json *json, lm_config *c) {
+    static const char *const same[][2] = {{"hidden_act", "activation_function"},
+                                          {"hidden_act", "activation"},
+                                          {"hidden_size", "n_embd"},
+                                          {"num_hidden_layers", "n_layer"},
+                                          {"num_attention_heads", "n_head"},
+                                          {"num_attention_heads", "num_key_value_heads"},
+                                          {"intermediate_size", "n_inner"},
+                                          {"max_position_embeddings", "n_positions"},
+                                          {"layer_norm_eps", "layer_norm_epsilon"}};
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++)
+        lm_note_alias(c, json, same[i][0], same[i][1]);
 }
 
 /* Defaults are those of HF's GPTNeoXConfig. */
@@ -108,6 +169,7 @@ static dlrn_status gptneox_parse(dlrn_context *ctx, const dlrn_json *json, const
     /* an eos beyond the vocabulary is never drawn and does no harm */
     LM_TRY(lm_token(ctx, json, path, "eos_token_id", INT32_MAX, &c->eos));
     LM_TRY(gptneox_parse_rope(ctx, json, path, c));
+    gptneox_note_aliases(json, c);
     return lm_parse_activation(ctx, json, path, &c->activation);
 }
 
@@ -118,9 +180,13 @@ static dlrn_status gptneox_block(lm_pass *p, int64_t l) {
     lm_layer_norm(p, l, LM_NORM1);
     LM_TRY(lm_reach(p, LM_ATTN_IN, l, m->a));
     if (lm_done(p, LM_ATTN_IN, l)) return DLRN_OK;
-    /* With a parallel residual, mlp_in and mlp_out do not depend on the attention. */
-    if (!parallel || !lm_done(p, LM_MLP_OUT, l) || lm_ends_at(p, LM_ATTN_OUT, l)) {
-        lm_attention(p, l);
+    /* With a parallel residual, the MLP's sites do not depend on the attention. */
+    if (!parallel || !lm_done(p, LM_MLP_OUT, l) || lm_is_tapped(p, LM_ATTN_Z, l) ||
+        lm_is_tapped(p, LM_ATTN_OUT, l)) {
+        lm_attention_heads(p, l);
+        LM_TRY(lm_reach(p, LM_ATTN_Z, l, m->mlp));
+        if (lm_done(p, LM_ATTN_Z, l)) return DLRN_OK;
+        lm_attention_out(p, l);
         LM_TRY(lm_reach(p, LM_ATTN_OUT, l, m->att));
     }
     if (lm_done(p, LM_ATTN_OUT, l)) return DLRN_OK;
@@ -128,7 +194,10 @@ static dlrn_status gptneox_block(lm_pass *p, int64_t l) {
     lm_layer_norm(p, l, LM_NORM2);
     LM_TRY(lm_reach(p, LM_MLP_IN, l, m->a));
     if (lm_done(p, LM_MLP_IN, l)) return DLRN_OK;
-    lm_mlp(p, l);
+    lm_mlp_up(p, l);
+    LM_TRY(lm_reach(p, LM_MLP_HIDDEN, l, m->h));
+    if (lm_done(p, LM_MLP_HIDDEN, l)) return DLRN_OK;
+    lm_mlp_down(p, l);
     LM_TRY(lm_reach(p, LM_MLP_OUT, l, m->mlp));
     if (lm_done(p, LM_MLP_OUT, l)) return DLRN_OK;
     lm_add(p, m->mlp, parallel ? m->att : NULL);

@@ -245,13 +245,11 @@ static int run_eval(dlrn_context *ctx, const options *o) {
     if (s == DLRN_OK && o->data) s = dlrn_source_from_npy(ctx, o->data, o->target, 1, &f.inner);
     if (s == DLRN_OK && o->skip_nonfinite) s = feed_keep_finite(&f);
     if (s == DLRN_OK)
-        s = expect_width(ctx, o->model ? o->model : o->data, dict->d_in,
-                         o->model ? lm_config_of(mt.model)->dim : f.inner.d_in);
+        s = o->model ? check_site_width(&mt, o, dict)
+                     : expect_width(ctx, o->data, dict->d_in, f.inner.d_in);
     if (s == DLRN_OK && o->data)
         s = expect_width(ctx, o->target ? o->target : o->data, dict->d_out,
                          f.inner.d_out ? f.inner.d_out : f.inner.d_in);
-    if (s == DLRN_OK && o->model)
-        s = expect_width(ctx, o->model, dict->d_out, lm_config_of(mt.model)->dim);
     if (s == DLRN_OK) s = evaluate(ctx, o, dict, &mt, &f);
     feed_tell_skipped(&f);
     model_text_tell(&mt, o);

@@ -50,12 +50,74 @@ static int check_site_flags(const char *command_name, const options *o) {
     return check_text_flags(command_name, o);
 }
 
+/* What a config.json says twice, and which of it counts. */
+static void tell_notes(const options *o, const char *folder, const lm_config *cfg) {
+    size_t n;
+    for (const char *line = cfg->notes; *line && !o->quiet; line += n + 1) {
+        n = strcspn(line, "\n");
+        fprintf(stderr, "dictlearn: note: %s/config.json: ", folder);
+        put_text(stderr, line, (int64_t)n);
+        fputc('\n', stderr);
+    }
+}
+
+/* Refuses a --model that is no folder; a name of the Hugging Face Hub gets the command that
+   downloads it. */
+static dlrn_status check_folder(dlrn_context *ctx, const char *path) {
+    const char *slash = strchr(path, '/');
+    const int found = dlrn_file_exists(ctx, path);
+    if (found == 2) return DLRN_OK;
+    if (found == 1)
+        return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected a model's folder, found a file", path);
+    if (*path == '.' || *path == '/' || *path == '~' || (slash && strchr(slash + 1, '/')) ||
+        (slash && !slash[1]))
+        return dlrn_fail(ctx, DLRN_ERR_IO, "%s: no such folder", path);
+    return dlrn_fail(ctx, DLRN_ERR_IO,
+                     "%s: no such folder. If it is a model on huggingface.co: hf download %s "
+                     "--local-dir %s",
+                     path, path, path);
+}
+
+/* Refuses contexts that are longer than the model has positions. */
+static dlrn_status check_context(dlrn_context *ctx, const options *o, const lm_config *cfg) {
+    if (!o->text || o->ctx_len <= cfg->positions) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                     "%s: the model has %lld positions (max_position_embeddings), contexts have "
+                     "%lld tokens: give --ctx-len %lld or less",
+                     o->model, (long long)cfg->positions, (long long)o->ctx_len,
+                     (long long)cfg->positions);
+}
+
 /* Refuses --bos with a model that has no bos token. */
 static dlrn_status check_bos(dlrn_context *ctx, const options *o, const lm_config *cfg) {
     if (!o->bos || cfg->bos >= 0) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                      "%s/config.json: --bos: expected one number as bos_token_id, found none",
                      o->model);
+}
+
+/* An unsupported model's activations can come from elsewhere; only they. */
+static dlrn_status way_out(dlrn_context *ctx, dlrn_status s) {
+    char error[1024];
+    if (s != DLRN_ERR_UNSUPPORTED) return s;
+    snprintf(error, sizeof error, "%s", dlrn_error(ctx));
+    return dlrn_fail(ctx, s,
+                     "%s. For other models save the activations from a hook in Python and give "
+                     "them as --data X.npy",
+                     error);
+}
+
+/* The dictionary's width must be the site's. */
+static dlrn_status check_site_width(const model_text *mt, const options *o,
+                                    const dlrn_dictionary *dict) {
+    const int64_t x = lm_site_width(mt->model, mt->tap.x), y = lm_site_width(mt->model, mt->tap.y);
+    if (dict->d_in == x && dict->d_out == y) return DLRN_OK;
+    const int in = dict->d_in != x;
+    return dlrn_fail(mt->ctx, DLRN_ERR_SHAPE,
+                     "%s: wrong %s width: the dictionary has %lld, the model's site %s has %lld "
+                     "(%s)",
+                     o->dict, in ? "input" : "output", (long long)(in ? dict->d_in : dict->d_out),
+                     o->site, (long long)(in ? x : y), o->model);
 }
 
 /* The flags as a reader's settings. vocabulary: ids that a text has ready are below it. */
@@ -95,8 +157,12 @@ static dlrn_status model_text_open(dlrn_context *ctx, const options *o, int with
     mt->reading.bos = o->bos;
     mt->reading.split = o->long_documents && !strcmp(o->long_documents, "split");
     mt->reading.tally = &mt->tally;
-    dlrn_status s = lm_load(ctx, o->model, &mt->model);
-    if (s == DLRN_OK) lm_on_stop(mt->model, stopping, NULL);
+    dlrn_status s = check_folder(ctx, o->model);
+    if (s == DLRN_OK) s = lm_load(ctx, o->model, &mt->model);
+    if (s != DLRN_OK) return with_site ? way_out(ctx, s) : s;
+    lm_on_stop(mt->model, stopping, NULL);
+    tell_notes(o, o->model, lm_config_of(mt->model));
+    s = check_context(ctx, o, lm_config_of(mt->model));
     if (s == DLRN_OK) s = check_bos(ctx, o, lm_config_of(mt->model));
     if (s == DLRN_OK) s = bpe_load(ctx, o->model, &mt->tok);
     if (s == DLRN_OK && o->text)
@@ -145,7 +211,8 @@ static int run_tokenize(dlrn_context *ctx, const options *o) {
     if (lacks_flag("tokenize", "--model", o->model) || lacks_flag("tokenize", "--text", o->text) ||
         check_text_flags("tokenize", o))
         return 2;
-    dlrn_status s = bpe_load(ctx, o->model, &tok);
+    dlrn_status s = check_folder(ctx, o->model);
+    if (s == DLRN_OK) s = bpe_load(ctx, o->model, &tok);
     if (s == DLRN_OK) s = open_documents(ctx, o, bpe_vocab_size(tok), &docs);
     if (s == DLRN_OK && o->bos) s = lm_read_config(ctx, o->model, &cfg);
     if (s == DLRN_OK && o->bos) s = check_bos(ctx, o, &cfg);
@@ -234,6 +301,7 @@ static dlrn_status prompt_tokens(model_text *mt, const options *o, bpe_ids *ids)
 
 /* Samples documents and hands them to write_document. */
 static dlrn_status generate_to(model_text *mt, const options *o, generation *g) {
+    const int64_t positions = lm_config_of(mt->model)->positions;
     bpe_ids ids;
     memset(&ids, 0, sizeof ids);
     dlrn_status s = prompt_tokens(mt, o, &ids);
@@ -247,6 +315,12 @@ static dlrn_status generate_to(model_text *mt, const options *o, generation *g) 
     how.prompt = ids.id;
     how.prompt_len = ids.count;
     how.stop = lm_config_of(mt->model)->eos;
+    how.tokens_of = mt->tok;
+    if (s == DLRN_OK && ids.count + o->tokens > positions)
+        s = dlrn_fail(mt->ctx, DLRN_ERR_ARGUMENT,
+                      "%s: expected a prompt and tokens, together at most the model's %lld "
+                      "positions, found %lld and %lld: give a smaller --tokens",
+                      o->model, (long long)positions, (long long)ids.count, (long long)o->tokens);
     if (s == DLRN_OK) s = lm_generate(mt->model, &how, write_document, g);
     bpe_ids_free(&ids);
     return s;
@@ -312,7 +386,8 @@ static int run_activations(dlrn_context *ctx, const options *o) {
     feed_init(&f, ctx, o);
     dlrn_status s = model_text_open(ctx, o, 1, &mt);
     if (s == DLRN_OK) s = lm_text_source(mt.model, mt.tok, mt.docs, &mt.reading, mt.tap, &f.inner);
-    if (s == DLRN_OK) s = dlrn_npy_create(ctx, o->out, f.inner.d_in, -1, &w);
+    if (s == DLRN_OK)
+        s = dlrn_npy_create(ctx, o->out, f.inner.d_out ? f.inner.d_out : f.inner.d_in, -1, &w);
     if (s == DLRN_OK) s = copy_rows(&f, o, w);
     s = close_writer(w, s);
     model_text_tell(&mt, o);

@@ -105,8 +105,9 @@ static dlrn_status stream_rows(dlrn_context *ctx, const dlrn_dictionary *dict, c
 static dlrn_status expect_width(dlrn_context *ctx, const char *path, int64_t expected,
                                 int64_t found) {
     if (expected == found) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: wrong width, expected %lld, found %lld", path,
-                     (long long)expected, (long long)found);
+    return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                     "%s: wrong width, expected %lld, found %lld (the dictionary has %lld)", path,
+                     (long long)expected, (long long)found, (long long)expected);
 }
 
 /* features_in, features_out: whether rows of features are read and written, or of activations. */
