@@ -1435,8 +1435,8 @@ typedef struct dlrn_json { /* one value */
 
 /* Parses strict JSON (RFC 8259), and the numbers NaN, Infinity and -Infinity as Python writes them.
    Equal keys in one object and nesting beyond 64 are errors. The tree is one block with its own
-   copy of the text; free its root with dlrn_free. `name` stands for the file in errors. *out is NULL on
-   failure. */
+   copy of the text; free its root with dlrn_free. `name` stands for the file in errors. *out is
+   NULL on failure. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t size,
                                                 const char *name, dlrn_json **out);
 /* A member by path, "trainer.dict_class"; NULL: there is none, or object is NULL. */

@@ -1325,7 +1325,7 @@ TEST(weights_that_are_integers) {
         if (s == DLRN_OK) s = lm_run(m, &batch, NULL, 0, NULL, NULL, 1); /* what only logits need */
         CHECK_STATUS(s, DLRN_ERR_FORMAT);
         snprintf(words, sizeof words, "%s': expected dtype F32, F16, BF16 or F64, found %s",
-                 gptneox_tensors[i].name, dlrn_dtype_name(small.odd_type));
+                 gptneox_tensors[i].name, dlrn_name(DLRN_NAMES_DTYPE, small.odd_type));
         CHECK_STR(dlrn_error(ctx), words);
         lm_destroy(m);
     }

@@ -400,11 +400,11 @@ static int doc_begins_with(const char *p, const char *end, const char *word) {
 }
 
 /* What bytes with a 0 among them are. In UTF-16, text of Latin letters has one in every second
-   byte. */
+   byte, and few elsewhere. */
 static dlrn_status doc_refuse_zeros(doc_reader *r, const char *p, size_t n) {
     size_t zeros[2] = {0, 0};
     for (size_t i = 0; i < n; i++) zeros[i & 1] += p[i] == 0;
-    if (8 * zeros[0] > 3 * n || 8 * zeros[1] > 3 * n)
+    if ((8 * zeros[0] > 3 * n) != (8 * zeros[1] > 3 * n))
         return doc_refuse(r, "UTF-16", "convert it to UTF-8: iconv -f UTF-16LE (or BE) -t UTF-8");
     return doc_refuse(r, "bytes of value 0", "this is no text, or not in UTF-8");
 }
