@@ -60,7 +60,7 @@ static dlrn_status train(lm_model *m, lm_tap tap, const lm_documents *d, dlrn_tr
 
 static dlrn_status report(const char *name, lm_model *m, const lm_tap *taps, const lm_documents *d,
                           const dlrn_dictionary *const *dicts, int n) {
-    lm_judge judge = {m, d, taps, n};
+    lm_judge judge = {m, d, taps, n, NULL};
     dlrn_language_model lm;
     dlrn_metrics r;
     lm_language_model(&judge, &lm);

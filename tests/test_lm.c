@@ -130,7 +130,7 @@ static double cross_entropy(int which, const char *site, int layer) {
     memset(&tap, 0, sizeof tap);
     if (site) CHECK_OK(ctx, lm_site_named(model, site, layer, &tap.x));
     tap.y = tap.x;
-    lm_judge judge = {model, &texts, &tap, 1};
+    lm_judge judge = {model, &texts, &tap, 1, NULL};
     dlrn_language_model lm;
     dlrn_edit zero = {to_zero, NULL};
     double nats = 0;
@@ -1498,7 +1498,7 @@ static double edited_cross_entropy(lm_kind kind, int64_t width, const float *row
     lm_batch b = both();
     lm_documents texts = {both_id, both_start, b.sequences, 0, 0, NULL};
     lm_tap tap = {{kind, kind == LM_EMBED ? 0 : 2}, {kind, kind == LM_EMBED ? 0 : 2}};
-    lm_judge judge = {model, &texts, &tap, 1};
+    lm_judge judge = {model, &texts, &tap, 1, NULL};
     site_edit how = {width, row, 0};
     dlrn_edit edit = {edit_site, &how};
     dlrn_language_model lm;

@@ -61,6 +61,8 @@ BPE_API dlrn_status bpe_decode(bpe_tokenizer *t, const int32_t *ids, int64_t n, 
 BPE_API int64_t bpe_vocab_size(const bpe_tokenizer *t); /* largest id + 1 */
 BPE_API int32_t bpe_token_id(const bpe_tokenizer *t,
                              const char *name); /* as the file writes it; -1: none */
+/* Whether the file marks an added token as special: <|endoftext|> and the like. */
+BPE_API int bpe_is_special(const bpe_tokenizer *t, int32_t id);
 /* The bytes of a token, closed with a 0. NULL: no such id. */
 BPE_API const char *bpe_token_bytes(const bpe_tokenizer *t, int32_t id, int64_t *bytes);
 
@@ -128,6 +130,7 @@ typedef struct bpe_added {
     char *sought;             /* [length] as it is looked for: normalised or not */
     int64_t length, place;    /* place: among those of the file                 */
     int32_t id;
+    int special;
     int lstrip, rstrip, single_word, normalized;
 } bpe_added;
 
@@ -869,6 +872,12 @@ BPE_API int64_t bpe_vocab_size(const bpe_tokenizer *t) {
     return t->n_ids;
 }
 
+BPE_API int bpe_is_special(const bpe_tokenizer *t, int32_t id) {
+    for (int64_t i = 0; i < t->n_added; i++)
+        if (t->added[i].id == id) return t->added[i].special;
+    return 0;
+}
+
 BPE_API const char *bpe_token_bytes(const bpe_tokenizer *t, int32_t id, int64_t *bytes) {
     if (id < 0 || id >= t->n_ids || !t->token[id]) return NULL;
     *bytes = t->token_length[id];
@@ -1315,6 +1324,7 @@ static dlrn_status bpe_load_added_one(bpe_tokenizer *t, const dlrn_json *j, bpe_
     snprintf(where, sizeof where, "added_tokens[%lld]", (long long)a->place);
     BPE_TRY(bpe_load_added_id(t, j, a, where));
     BPE_TRY(bpe_flag(t, j, where, "special", 0, &special));
+    a->special = special;
     BPE_TRY(bpe_flag(t, j, where, "normalized", !special, &a->normalized));
     BPE_TRY(bpe_flag(t, j, where, "lstrip", 0, &a->lstrip));
     BPE_TRY(bpe_flag(t, j, where, "rstrip", 0, &a->rstrip));

@@ -188,13 +188,31 @@ typedef struct lm_tally {
     int64_t tokens, left_out; /* that the documents have; of those, cut off */
 } lm_tally;
 
+/* Which rows of a text's activations count. The first tokens of a context and special tokens
+   (attention sinks) can have activations a hundred times as long as all others, which then rule
+   every figure. Zero-initialised: all rows count. */
+typedef struct lm_choice {
+    int64_t skip_first; /* positions at the beginning of each context                  */
+    const bpe_tokenizer *special_of; /* leave out the special tokens of this tokenizer and the
+                                  model's bos token; borrowed, NULL: none                     */
+    double max_norm_ratio; /* leave out rows longer than this times the median of their context;
+                              0: none                                                         */
+    int64_t *left_out;     /* counts up; borrowed, or NULL                                    */
+} lm_choice;
+
 typedef struct lm_reading { /* how a text becomes token ids */
     int64_t ctx_len;        /* tokens of a context                             */
     int bos;                /* 1: each context begins with the model's bos token */
     int split;              /* 0: a document is cut to one context; 1: it gives several, and each
                                counts as a document; the last may be short */
     lm_tally *tally;        /* borrowed, counts up; or NULL */
+    lm_choice choice;       /* rows of a source that are left out */
 } lm_reading;
+
+/* keep [tokens of the batch]: 1 for each row that counts, else 0. x [tokens][d]: the rows; needed
+   for max_norm_ratio alone. */
+LM_API dlrn_status lm_choose(const lm_model *m, const lm_choice *choice, const lm_batch *batch,
+                             const float *x, int64_t d, unsigned char *keep);
 
 /* The ids of the next document that has some: those of its text, or those that it has ready. */
 LM_API dlrn_status lm_next_ids(bpe_tokenizer *tok, doc_reader *docs, bpe_ids *out);
@@ -217,6 +235,7 @@ typedef struct lm_judge {
     const lm_documents *texts; /* borrowed          */
     const lm_tap *taps;        /* [n_taps] borrowed */
     int n_taps;
+    const lm_choice *choice; /* rows that an edit leaves as they are; borrowed, or NULL */
 } lm_judge;
 /* judge is borrowed and must outlive *out. */
 LM_API void lm_language_model(lm_judge *judge, dlrn_language_model *out);
@@ -319,6 +338,7 @@ typedef struct lm_architecture {
 #undef LM_IMPLEMENTATION
 
 #include <math.h>
+#include <stdlib.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -2145,6 +2165,56 @@ LM_API dlrn_status lm_read_documents(const lm_model *m, bpe_tokenizer *tok, doc_
     return s == DLRN_END && got ? DLRN_OK : s;
 }
 
+static int lm_norm_order(const void *left, const void *right) {
+    const double a = *(const double *)left, b = *(const double *)right;
+    return (a > b) - (a < b);
+}
+
+/* The longest row of a context that counts: so many times the median, of an even number of rows the
+   lower one, so that of two rows the longer can be left out. norm [2 n]: the second half is
+   scratch. */
+static double lm_norm_limit(double *norm, int64_t n, double ratio) {
+    memcpy(norm + n, norm, (size_t)n * sizeof *norm);
+    qsort(norm + n, (size_t)n, sizeof *norm, lm_norm_order);
+    return ratio * norm[n + (n - 1) / 2];
+}
+
+/* Leaves out the long rows x [n][d] of a context. */
+static dlrn_status lm_choose_short(const lm_model *m, double ratio, const float *x, int64_t n,
+                                   int64_t d, unsigned char *keep) {
+    double *norm = (double *)dlrn_alloc(m->ctx, 2 * n, sizeof *norm);
+    if (!norm) return DLRN_ERR_MEMORY;
+    for (int64_t i = 0; i < n; i++) {
+        double sum = 0;
+        for (int64_t j = 0; j < d; j++) sum += (double)x[i * d + j] * (double)x[i * d + j];
+        norm[i] = sqrt(sum);
+    }
+    const double limit = lm_norm_limit(norm, n, ratio);
+    for (int64_t i = 0; i < n; i++)
+        if (norm[i] > limit) keep[i] = 0;
+    dlrn_free(m->ctx, norm);
+    return DLRN_OK;
+}
+
+LM_API dlrn_status lm_choose(const lm_model *m, const lm_choice *choice, const lm_batch *batch,
+                             const float *x, int64_t d, unsigned char *keep) {
+    const int64_t first = batch->start[0];
+    for (int64_t c = 0; c < batch->sequences; c++) {
+        const int64_t from = batch->start[c], n = batch->start[c + 1] - from;
+        unsigned char *kept = keep + (from - first);
+        for (int64_t i = 0; i < n; i++) {
+            const int32_t id = batch->id[from + i];
+            const int special =
+                choice->special_of && (id == m->cfg.bos || bpe_is_special(choice->special_of, id));
+            kept[i] = i >= choice->skip_first && !special;
+        }
+        if (choice->max_norm_ratio > 0 && n)
+            LM_TRY(lm_choose_short(m, choice->max_norm_ratio, x + (from - first) * d, n, d, kept));
+        for (int64_t i = 0; i < n && choice->left_out; i++) *choice->left_out += !kept[i];
+    }
+    return DLRN_OK;
+}
+
 typedef enum lm_stage {
     LM_DONE,
     LM_READING,
@@ -2171,7 +2241,8 @@ typedef struct lm_text {
     lm_documents batch;
     lm_place *place; /* [batch.count] */
     int64_t place_cap;
-    float *x, *y; /* [row_cap][width] rows of the batch; y NULL without a target */
+    float *x, *y;        /* [row_cap][width] rows of the batch; y NULL without a target */
+    unsigned char *keep; /* [row_cap] rows of the batch that count */
     int64_t row_cap, rows, given;
     int64_t skip;       /* rows of the next batch to leave out, after a seek */
     lm_stage stage;     /* of the batch */
@@ -2250,10 +2321,19 @@ static dlrn_status lm_text_fill(lm_text *t) {
     if (t->stage != LM_WAITING) LM_TRY(lm_text_batch(t));
     lm_batch batch = {t->batch.id, t->batch.start, t->batch.count};
     LM_TRY(lm_run(t->m, &batch, &t->tap, 1, lm_keep_rows, t, 0));
+    LM_TRY(lm_choose(t->m, &t->how.choice, &batch, t->x, lm_site_width(t->m, t->tap.x), t->keep));
     t->stage = LM_DONE;
     t->given = t->skip < t->rows ? t->skip : t->rows;
     t->skip = 0;
     return DLRN_OK;
+}
+
+/* How many rows from `given` on count, up to `most`; those before them that do not are passed. */
+static int64_t lm_text_run(lm_text *t, int64_t most) {
+    int64_t n = 0;
+    while (t->given < t->rows && !t->keep[t->given]) t->given++;
+    while (n < most && t->given + n < t->rows && t->keep[t->given + n]) n++;
+    return n;
 }
 
 /* Hands out rows, running further documents when they are used up. An error waits until the rows
@@ -2269,7 +2349,7 @@ static dlrn_status lm_text_read(void *user, int64_t max_rows, float *x, float *y
             if (s == DLRN_END || (s != DLRN_OK && *n)) break;
             if (s != DLRN_OK) return s;
         }
-        int64_t k = t->rows - t->given < max_rows - *n ? t->rows - t->given : max_rows - *n;
+        int64_t k = lm_text_run(t, max_rows - *n);
         memcpy(x + *n * d, t->x + t->given * d, (size_t)(k * d) * sizeof *x);
         if (t->y && y)
             memcpy(y + *n * d_out, t->y + t->given * d_out, (size_t)(k * d_out) * sizeof *y);
@@ -2323,6 +2403,7 @@ static void lm_text_destroy(void *user) {
     lm_documents_free(&t->batch);
     bpe_ids_free(&t->ids);
     dlrn_free(ctx, t->place);
+    dlrn_free(ctx, t->keep);
     dlrn_free(ctx, t->x);
     dlrn_free(ctx, t->y);
     dlrn_free(ctx, t);
@@ -2344,7 +2425,8 @@ LM_API dlrn_status lm_text_source(lm_model *m, bpe_tokenizer *tok, doc_reader *d
     t->row_cap = LM_BATCH_TOKENS + how->ctx_len;
     t->x = lm_floats(m, t->row_cap, lm_site_width(m, tap.x));
     t->y = target ? lm_floats(m, t->row_cap, lm_site_width(m, tap.y)) : NULL;
-    if (!t->x || (target && !t->y)) {
+    t->keep = (unsigned char *)dlrn_alloc(m->ctx, t->row_cap, 1);
+    if (!t->x || !t->keep || (target && !t->y)) {
         lm_text_destroy(t);
         return DLRN_ERR_MEMORY;
     }
@@ -2362,10 +2444,46 @@ LM_API dlrn_status lm_text_source(lm_model *m, bpe_tokenizer *tok, doc_reader *d
 /* ------------------------------------------------------------------------------------------ */
 // >>judge
 
-/* Passes a tap's rows to the library's edit. */
+/* An edit of a run's rows. */
+typedef struct lm_edit {
+    const lm_judge *judge;
+    const lm_batch *batch;
+    dlrn_edit edit;
+} lm_edit;
+
+/* Puts the rows that do not count back: y [n][d] from `was`. */
+static dlrn_status lm_put_back(const lm_edit *e, int tap, const float *x, float *y, int64_t n,
+                               const float *was) {
+    lm_model *m = e->judge->model;
+    lm_choice choice = *e->judge->choice;
+    const int64_t d = lm_site_width(m, e->judge->taps[tap].y);
+    unsigned char *keep = (unsigned char *)dlrn_alloc(m->ctx, n, 1);
+    choice.left_out = NULL; /* counted with the rows that are measured */
+    if (!keep) return DLRN_ERR_MEMORY;
+    dlrn_status s =
+        lm_choose(m, &choice, e->batch, x, lm_site_width(m, e->judge->taps[tap].x), keep);
+    for (int64_t i = 0; i < n && s == DLRN_OK; i++)
+        if (!keep[i]) memcpy(y + i * d, was + i * d, (size_t)d * sizeof *y);
+    dlrn_free(m->ctx, keep);
+    return s;
+}
+
+/* Passes a tap's rows to the library's edit. Rows that do not count come back as they were. */
 static dlrn_status lm_judge_visit(void *user, int tap, const float *x, float *y, int64_t n) {
-    const dlrn_edit *edit = (const dlrn_edit *)user;
-    return edit->edit(edit->user, tap, x, y, n);
+    const lm_edit *e = (const lm_edit *)user;
+    lm_model *m = e->judge->model;
+    const int64_t d = lm_site_width(m, e->judge->taps[tap].y);
+    const int64_t dx = lm_site_width(m, e->judge->taps[tap].x);
+    if (!e->judge->choice) return e->edit.edit(e->edit.user, tap, x, y, n);
+    float *was = lm_floats(m, n, d), *rows = lm_floats(m, n, dx);
+    dlrn_status s = was && rows ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (s == DLRN_OK) memcpy(was, y, (size_t)(n * d) * sizeof *y);
+    if (s == DLRN_OK) memcpy(rows, x, (size_t)(n * dx) * sizeof *x); /* x may be y */
+    if (s == DLRN_OK) s = e->edit.edit(e->edit.user, tap, x, y, n);
+    if (s == DLRN_OK) s = lm_put_back(e, tap, rows, y, n, was);
+    dlrn_free(m->ctx, was);
+    dlrn_free(m->ctx, rows);
+    return s;
 }
 
 /* The mean over all next tokens of all documents, in runs of LM_BATCH_TOKENS, which bound memory.
@@ -2374,14 +2492,15 @@ static dlrn_status lm_judge_cross_entropy(void *user, const dlrn_edit *edit, dou
                                           int64_t *tokens) {
     lm_judge *j = (lm_judge *)user;
     const lm_documents *d = j->texts;
-    dlrn_edit copy = {NULL, NULL};
+    lm_edit copy = {j, NULL, {NULL, NULL}};
     double sum = 0, part = 0;
     int64_t count = 0, n = 0;
-    if (edit) copy = *edit;
+    if (edit) copy.edit = *edit;
     for (int64_t i = 0, end; i < d->count; i = end) {
         for (end = i + 1; end < d->count && d->start[end + 1] - d->start[i] <= LM_BATCH_TOKENS;)
             end++;
         lm_batch batch = {d->id, d->start + i, end - i};
+        copy.batch = &batch;
         LM_TRY(lm_run(j->model, &batch, j->taps, edit ? j->n_taps : 0, lm_judge_visit, &copy, 1));
         LM_TRY(lm_cross_entropy(j->model, &batch, &part, &n));
         sum += part;

@@ -29,9 +29,11 @@ typedef struct options {
     int64_t dict_size, expansion, batch_size, epochs;
     int64_t n_ctxs, ctx_len, in_batch_size, rows, threads, seed;
     int64_t layer, documents, tokens, top_k, limit, count, contexts;
-    double temperature;
+    int64_t skip_first;
+    double temperature, max_norm_ratio;
     dlrn_train_config train; /* begins as the recipe's defaults; k -1: --k is not given */
-    int sparse, json, entropy, no_shuffle, skip_nonfinite, resume, compat, quiet, help, bos;
+    int sparse, json, entropy, no_shuffle, skip_nonfinite, skip_special, resume, compat, quiet,
+        help, bos;
     int skip_bad_lines;
     int argc; /* the words that these options were parsed from: borrowed */
     const char *const *argv;
@@ -168,6 +170,13 @@ static const flag flags[] = {
     {"--init", F_TEXT, AT(init), C_TRAIN, 1, TEXT_MAX, "D",
      "start from the weights of this dictionary, with its size"},
     {"--no-shuffle", F_SWITCH, AT(no_shuffle), C_TRAIN, 0, 0, "", "take rows in file order"},
+    {"--skip-first", F_INT, AT(skip_first), C_SITES, 0, 0, "N",
+     "leave out the rows of the first N positions of each context (default 0)"},
+    {"--skip-special", F_SWITCH, AT(skip_special), C_SITES, 0, 0, "",
+     "leave out the rows of bos and other special tokens"},
+    {"--max-norm-ratio", F_REAL, AT(max_norm_ratio), C_SITES, 0, 0, "R",
+     "leave out rows longer than R times the median of their context (with --data: of the rows "
+     "around); 0: none, the default"},
     {"--skip-nonfinite", F_SWITCH, AT(skip_nonfinite), C_TRAIN | C_EVAL, 0, 0, "",
      "leave out and count rows with a NaN or an infinity (default: an error; eval: with --data)"},
     {"--resume", F_SWITCH, AT(resume), C_TRAIN, 0, 0, "",

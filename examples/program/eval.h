@@ -1,7 +1,7 @@
 /* dictlearn eval: the table, the JSON object, the histogram. */
 
 /* The keys are the reference's, for scripts that read its results. */
-static void print_eval_json(const options *o, const dlrn_metrics *m) {
+static void print_eval_json(const options *o, const dlrn_metrics *m, double top) {
     const struct {
         const char *key;
         double value;
@@ -32,6 +32,7 @@ static void print_eval_json(const options *o, const dlrn_metrics *m) {
     if (o->model) json_int(&j, "tokens", m->tokens);
     json_int(&j, "dead", m->dead);
     json_int(&j, "dense", m->dense);
+    json_real(&j, "variance_share_of_top_1_percent", 6, top);
     json_close(&j, '}');
     putchar('\n');
 }
@@ -125,19 +126,108 @@ static dlrn_status write_histogram(dlrn_context *ctx, const dlrn_evaluator *e, c
     return s;
 }
 
+/* How unevenly the variance is spread over the rows: a few rows a hundred times as long as the
+   others rule every figure. Squared distances from the mean of the first rows, in bins of a
+   sixteenth of a power of two, so that any number of rows needs the same memory. */
+enum { SPREAD_BINS = 4096 };
+typedef struct spread {
+    int64_t d, rows;
+    float *center; /* [d] */
+    int64_t count[SPREAD_BINS];
+    double sum[SPREAD_BINS];
+} spread;
+
+/* Adds rows x [n][d]; the first call's rows tell the center. */
+static dlrn_status spread_add(dlrn_context *ctx, spread *s, const float *x, int64_t n, int64_t d) {
+    if (!s->center) {
+        s->center = (float *)dlrn_alloc(ctx, d, sizeof *s->center);
+        if (!s->center) return DLRN_ERR_MEMORY;
+        s->d = d;
+        for (int64_t j = 0; j < d; j++) {
+            double sum = 0;
+            for (int64_t i = 0; i < n; i++) sum += (double)x[i * d + j];
+            s->center[j] = (float)(sum / (double)n);
+        }
+    }
+    for (int64_t i = 0; i < n; i++) {
+        double square = 0;
+        for (int64_t j = 0; j < d; j++) {
+            double from = (double)x[i * d + j] - (double)s->center[j];
+            square += from * from;
+        }
+        int bin = square > 0 ? (int)(16 * log2(square)) + SPREAD_BINS / 2 : 0;
+        bin = bin < 0 ? 0 : bin >= SPREAD_BINS ? SPREAD_BINS - 1 : bin;
+        s->count[bin]++;
+        s->sum[bin] += square;
+    }
+    s->rows += n;
+    return DLRN_OK;
+}
+
+/* The share of the variance that the hundredth of the rows farthest from the mean has. */
+static double spread_top(const spread *s) {
+    double all = 0, top = 0, left = (double)s->rows / 100;
+    for (int b = SPREAD_BINS - 1; b >= 0; b--) {
+        double taken = (double)s->count[b] < left ? (double)s->count[b] : left;
+        all += s->sum[b];
+        if (s->count[b]) top += s->sum[b] * (taken / (double)s->count[b]);
+        left -= taken;
+    }
+    return all > 0 ? top / all : 0;
+}
+
+/* Says so where they hold half of it. Of fewer than 100 rows that means nothing. */
+static void spread_tell(const spread *s) {
+    if (s->rows >= 100 && spread_top(s) >= 0.5)
+        fprintf(stderr,
+                "dictlearn: note: 1 %% of the rows hold %.1f %% of the variance and rule the "
+                "figures: see --max-norm-ratio, --skip-first and --skip-special\n",
+                100 * spread_top(s));
+}
+
 /* Rows go to the evaluator as the model reaches the site. */
 typedef struct row_feed {
+    model_text *mt;
     dlrn_evaluator *e;
+    spread *spread;
     int64_t left;
 } row_feed;
 
-/* Adds the rows that are still wanted. */
+/* Which of the n rows that a visit has count: freed with dlrn_free. NULL: no memory, or an error of
+   lm_choose. */
+static unsigned char *chosen_rows(model_text *mt, const float *x, int64_t n, dlrn_status *s) {
+    unsigned char *keep = (unsigned char *)dlrn_alloc(mt->ctx, n, 1);
+    lm_choice choice = mt->reading.choice;
+    choice.left_out = NULL; /* the caller counts: it may want fewer rows */
+    *s = DLRN_ERR_MEMORY;
+    if (keep)
+        *s = lm_choose(mt->model, &choice, mt->visited, x,
+                       lm_site_width(mt->model, mt->tap.x), keep);
+    return keep;
+}
+
+/* Adds the rows that count, of the first that are still wanted. */
 static dlrn_status feed_rows(void *user, int tap, const float *x, float *y, int64_t n) {
     row_feed *f = (row_feed *)user;
-    int64_t k = n < f->left ? n : f->left;
+    const int64_t d = lm_site_width(f->mt->model, f->mt->tap.x);
+    const int64_t d_out = lm_site_width(f->mt->model, f->mt->tap.y);
+    int64_t end = n < f->left ? n : f->left;
+    dlrn_status s;
+    unsigned char *keep = chosen_rows(f->mt, x, n, &s);
     (void)tap;
-    f->left -= k;
-    return dlrn_evaluator_add(f->e, x, y, k);
+    for (int64_t i = 0, k; i < end && s == DLRN_OK; i += k) {
+        for (k = 1; i + k < end && keep[i + k] == keep[i];) k++;
+        if (!keep[i]) {
+            f->mt->left_out += k;
+            continue;
+        }
+        s = dlrn_evaluator_add(f->e, x + i * d, y ? y + i * d_out : NULL, k);
+        if (s == DLRN_OK)
+            s = spread_add(f->mt->ctx, f->spread, y ? y + i * d_out : x + i * d, k, y ? d_out : d);
+    }
+    f->left -= end;
+    dlrn_free(f->mt->ctx, keep);
+    return s;
 }
 
 /* Reads documents until there are enough of them and of their rows. The text is read once, so it
@@ -163,6 +253,7 @@ static dlrn_status visit_texts(model_text *mt, const lm_documents *texts, int64_
              end < texts->count && texts->start[end + 1] - texts->start[i] <= LM_BATCH_TOKENS;)
             end++;
         lm_batch batch = {texts->id, texts->start + i, end - i};
+        mt->visited = &batch;
         s = stopping(NULL) ? DLRN_STOPPED : lm_run(mt->model, &batch, &mt->tap, 1, visit, user, 0);
     }
     return s;
@@ -170,17 +261,17 @@ static dlrn_status visit_texts(model_text *mt, const lm_documents *texts, int64_
 
 /* Figures of the rows of a text, then the cross-entropy of its first documents. */
 static dlrn_status evaluate_model(model_text *mt, const options *o, const dlrn_dictionary *dict,
-                                  int64_t rows, dlrn_evaluator *e, dlrn_metrics *m) {
+                                  int64_t rows, dlrn_evaluator *e, spread *even, dlrn_metrics *m) {
     lm_documents texts;
     int64_t documents = o->documents > 0 ? o->documents : 128;
-    row_feed fed = {e, rows};
+    row_feed fed = {mt, e, even, rows};
     dlrn_language_model lm;
     memset(&texts, 0, sizeof texts);
     dlrn_status s = read_texts(mt, o, rows, documents, &texts);
     if (s == DLRN_OK) s = visit_texts(mt, &texts, rows, feed_rows, &fed);
     if (s == DLRN_OK) s = dlrn_evaluator_finish(e, m);
     if (texts.count > documents) texts.count = documents;
-    lm_judge judge = {mt->model, &texts, &mt->tap, 1};
+    lm_judge judge = {mt->model, &texts, &mt->tap, 1, chooses_rows(o) ? &mt->reading.choice : NULL};
     lm_language_model(&judge, &lm);
     if (s == DLRN_OK) s = dlrn_loss_recovered(mt->ctx, &dict, &lm, m);
     lm_documents_free(&texts);
@@ -188,7 +279,8 @@ static dlrn_status evaluate_model(model_text *mt, const options *o, const dlrn_d
 }
 
 /* Figures of the first `rows` rows of an array. */
-static dlrn_status evaluate_array(feed *f, int64_t rows, dlrn_evaluator *e, dlrn_metrics *m) {
+static dlrn_status evaluate_array(feed *f, int64_t rows, dlrn_evaluator *e, spread *even,
+                                  dlrn_metrics *m) {
     dlrn_context *ctx = f->ctx;
     dlrn_source in = feed_source(f), *source = &in;
     dlrn_tensor x, y;
@@ -200,6 +292,9 @@ static dlrn_status evaluate_array(feed *f, int64_t rows, dlrn_evaluator *e, dlrn
         int64_t n = 0, want = rows - done < BLOCK ? rows - done : BLOCK;
         s = source->read(source->user, want, x.data, y.data, &n);
         if (s == DLRN_OK) s = dlrn_evaluator_add(e, x.data, source->d_out ? y.data : NULL, n);
+        if (s == DLRN_OK)
+            s = spread_add(ctx, even, source->d_out ? y.data : x.data, n,
+                           source->d_out ? source->d_out : source->d_in);
         done += n;
     }
     dlrn_free(ctx, x.data);
@@ -213,15 +308,19 @@ static dlrn_status evaluate(dlrn_context *ctx, const options *o, const dlrn_dict
                             model_text *mt, feed *f) {
     dlrn_evaluator *e = NULL;
     dlrn_metrics m;
+    static spread even; /* too large for some stacks */
     dlrn_eval_config cfg = dlrn_eval_defaults();
+    memset(&even, 0, sizeof even);
     if (o->rows > 0) cfg.rows = o->rows;
     cfg.sparsity = o->entropy ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1;
     cfg.compat = o->compat ? DLRN_ON : DLRN_OFF;
     dlrn_status s = dlrn_evaluator_create(dict, &cfg, &e);
     if (s == DLRN_OK)
-        s = o->model ? evaluate_model(mt, o, dict, cfg.rows, e, &m)
-                     : evaluate_array(f, cfg.rows, e, &m);
-    if (s == DLRN_OK && o->json) print_eval_json(o, &m);
+        s = o->model ? evaluate_model(mt, o, dict, cfg.rows, e, &even, &m)
+                     : evaluate_array(f, cfg.rows, e, &even, &m);
+    if (s == DLRN_OK) spread_tell(&even);
+    dlrn_free(ctx, even.center);
+    if (s == DLRN_OK && o->json) print_eval_json(o, &m, spread_top(&even));
     if (s == DLRN_OK && !o->json) print_eval_table(o, &m);
     if (s == DLRN_OK && o->histogram) s = write_histogram(ctx, e, o->histogram);
     dlrn_evaluator_destroy(e);

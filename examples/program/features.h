@@ -14,9 +14,9 @@ typedef struct showing {
     dlrn_dictionary *dict;
     lm_documents texts;
     dlrn_sparse codes;
-    int64_t rows, done;
-    int64_t *fired; /* [F] */
-    float *max;     /* [F] largest activation */
+    int64_t rows, done, counted; /* asked for; looked at; of those, not left out */
+    int64_t *fired;              /* [F] */
+    float *max;                  /* [F] largest activation */
     int64_t shown[SHOWN_MAX], n_shown;
     int64_t *slot;    /* [F] place in shown, -1 */
     firing *best;     /* [n_shown][contexts] strongest first */
@@ -33,13 +33,20 @@ static dlrn_status count_firings(void *user, int tap, const float *x, float *y, 
     showing *w = (showing *)user;
     int64_t rows = rows_left(w, n);
     (void)tap, (void)y;
-    dlrn_status s = dlrn_encode_sparse(w->dict, x, rows, &w->codes);
-    for (int64_t k = 0; s == DLRN_OK && k < w->codes.row_ptr[rows]; k++) {
-        int32_t f = w->codes.col[k];
-        w->fired[f]++;
-        if (w->codes.val[k] > w->max[f]) w->max[f] = w->codes.val[k];
+    dlrn_status s;
+    unsigned char *keep = chosen_rows(&w->mt, x, n, &s);
+    if (s == DLRN_OK) s = dlrn_encode_sparse(w->dict, x, rows, &w->codes);
+    for (int64_t i = 0; i < rows && s == DLRN_OK; i++) {
+        w->counted += keep[i];
+        w->mt.left_out += !keep[i];
+        for (int64_t k = w->codes.row_ptr[i]; keep[i] && k < w->codes.row_ptr[i + 1]; k++) {
+            int32_t f = w->codes.col[k];
+            w->fired[f]++;
+            if (w->codes.val[k] > w->max[f]) w->max[f] = w->codes.val[k];
+        }
     }
     w->done += rows;
+    dlrn_free(w->mt.ctx, keep);
     return s;
 }
 
@@ -58,9 +65,11 @@ static dlrn_status collect_firings(void *user, int tap, const float *x, float *y
     const int64_t v = lm_config_of(w->mt.model)->vocab;
     int64_t rows = rows_left(w, n);
     (void)tap, (void)y;
-    dlrn_status s = dlrn_encode_sparse(w->dict, x, rows, &w->codes);
+    dlrn_status s;
+    unsigned char *keep = chosen_rows(&w->mt, x, n, &s);
+    if (s == DLRN_OK) s = dlrn_encode_sparse(w->dict, x, rows, &w->codes);
     for (int64_t i = 0; s == DLRN_OK && i < rows; i++)
-        for (int64_t k = w->codes.row_ptr[i]; k < w->codes.row_ptr[i + 1]; k++) {
+        for (int64_t k = w->codes.row_ptr[i]; keep[i] && k < w->codes.row_ptr[i + 1]; k++) {
             int64_t slot = w->slot[w->codes.col[k]];
             if (slot < 0) continue;
             keep_firing(w->best + slot * w->o->contexts, w->o->contexts, w->codes.val[k],
@@ -68,6 +77,7 @@ static dlrn_status collect_firings(void *user, int tap, const float *x, float *y
             w->by_token[slot * v + w->texts.id[w->done + i]] += (double)w->codes.val[k];
         }
     w->done += rows;
+    dlrn_free(w->mt.ctx, keep);
     return s;
 }
 
@@ -108,7 +118,7 @@ static void choose_features(showing *w) {
         while (w->n_shown < want) {
             int64_t best = -1;
             for (int64_t f = 0; f < w->dict->features; f++) {
-                double share = (double)w->fired[f] / (double)(w->done ? w->done : 1);
+                double share = (double)w->fired[f] / (double)(w->counted ? w->counted : 1);
                 if (w->slot[f] < 0 && w->fired[f] && share >= low && share <= high &&
                     (best < 0 || w->max[f] > w->max[best]))
                     best = f;
@@ -194,7 +204,7 @@ static dlrn_status show_feature(showing *w, int64_t slot) {
     int64_t f = w->shown[slot], n = top_tokens(w, slot, id, share);
     const firing *best = w->best + slot * w->o->contexts;
     printf("feature %lld: fires on %.2f %% of the tokens\n  tokens   ", (long long)f,
-           100 * (double)w->fired[f] / (double)w->done);
+           100 * (double)w->fired[f] / (double)w->counted);
     for (int64_t k = 0; k < n; k++) {
         int64_t length = 0;
         const char *s = bpe_token_bytes(w->mt.tok, id[k], &length);
@@ -230,7 +240,7 @@ static dlrn_status put_feature_json(showing *w, json_writer *j, int64_t slot) {
     const firing *best = w->best + slot * w->o->contexts;
     json_open(j, NULL, '{');
     json_int(j, "feature", f);
-    json_real(j, "frequency", 9, (double)w->fired[f] / (double)w->done);
+    json_real(j, "frequency", 9, (double)w->fired[f] / (double)w->counted);
     json_real(j, "max", 9, (double)w->max[f]);
     json_open(j, "tokens", '[');
     for (int64_t k = 0; k < n; k++) {
@@ -257,7 +267,7 @@ static dlrn_status put_features(showing *w) {
     for (int64_t k = 0; k < w->n_shown; k++) firing += w->fired[w->shown[k]] > 0;
     if (!firing)
         fprintf(w->o->json ? stderr : stdout, "%s: %s fires on the %lld rows of %s\n", w->o->dict,
-                w->o->features ? "none of these features" : "no feature", (long long)w->done,
+                w->o->features ? "none of these features" : "no feature", (long long)w->counted,
                 w->o->text);
     if (w->o->json) json_open(&j, NULL, '[');
     for (int64_t k = 0; k < w->n_shown && s == DLRN_OK; k++)

@@ -8,8 +8,10 @@ typedef struct model_text {
     bpe_tokenizer *tok;
     doc_reader *docs;
     lm_reading reading;
-    lm_tally tally; /* counted by reading */
+    lm_tally tally;   /* counted by reading */
+    int64_t left_out; /* rows, counted by reading.choice */
     lm_tap tap;
+    const lm_batch *visited; /* what visit_texts runs now */
 } model_text;
 
 /* Also accepts one that was opened in part. */
@@ -144,6 +146,14 @@ static void tell_left_out(const options *o, const doc_reader *docs, const lm_tal
 
 static void model_text_tell(const model_text *mt, const options *o) {
     tell_left_out(o, mt->docs, &mt->tally);
+    if (mt->left_out)
+        fprintf(stderr, "%s: %lld rows are left out (%s)\n", o->text, (long long)mt->left_out,
+                "--skip-first, --skip-special, --max-norm-ratio");
+}
+
+/* Whether flags leave rows out. */
+static int chooses_rows(const options *o) {
+    return o->skip_first > 0 || o->skip_special || o->max_norm_ratio > 0;
 }
 
 /* Opens the model and its tokenizer; --text if it is given; with_site: finds the site. Close it
@@ -165,6 +175,10 @@ static dlrn_status model_text_open(dlrn_context *ctx, const options *o, int with
     s = check_context(ctx, o, lm_config_of(mt->model));
     if (s == DLRN_OK) s = check_bos(ctx, o, lm_config_of(mt->model));
     if (s == DLRN_OK) s = bpe_load(ctx, o->model, &mt->tok);
+    mt->reading.choice.skip_first = o->skip_first;
+    mt->reading.choice.special_of = o->skip_special ? mt->tok : NULL;
+    mt->reading.choice.max_norm_ratio = o->max_norm_ratio;
+    mt->reading.choice.left_out = &mt->left_out;
     if (s == DLRN_OK && o->text)
         s = open_documents(ctx, o, lm_config_of(mt->model)->vocab, &mt->docs);
     if (s != DLRN_OK || !with_site) return s;

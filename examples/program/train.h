@@ -550,6 +550,9 @@ static void put_source(json_writer *j, const options *o, int64_t rows) {
         if (names[i].value) json_text(j, names[i].key, names[i].value);
     if (rows >= 0) json_int(j, "rows", rows);
     if (o->layer >= 0) json_int(j, "layer", o->layer);
+    if (o->skip_first) json_int(j, "skip_first", o->skip_first);
+    if (o->skip_special) json_bool(j, "skip_special", 1);
+    if (o->max_norm_ratio > 0) json_real(j, "max_norm_ratio", 17, o->max_norm_ratio);
     if (o->skip_nonfinite) json_bool(j, "skip_nonfinite", 1);
     if (o->skip_bad_lines) json_bool(j, "skip_bad_lines", 1);
     if (o->long_documents && !strcmp(o->long_documents, "split")) json_text(j, "long", "split");
