@@ -276,6 +276,17 @@ sed 's/"dict_size": 64/"dict_size": NaN/' "$d/a/config.json" > "$d/nan/config.js
 status "where it is needed" 1 "$dl" convert "$d/nan" "$d/nan.npz"
 says "it is an error" "$d/nan/config.json: dict_size: expected 64 as in the tensors, found nan" "$d/err"
 
+# ---- Rows that are left out
+rows="$dl activations --model $tiny --text $d/t.jsonl --site mlp_out --layer 0"
+status "all rows" 0 $rows --out "$d/all.npy"
+status "all but the first of each" 0 $rows --bos --skip-first 1 --out "$d/later.npy"
+says "they are counted" "^$d/t.jsonl: 6 rows are left out (--skip-first" "$d/err"
+status "all but special tokens" 0 $rows --bos --skip-special --out "$d/plain.npy"
+same "with a bos token these are the same" "$d/later.npy" "$d/plain.npy"
+check_equal "as many as without bos" "$(wc -c < "$d/all.npy")" "$(wc -c < "$d/plain.npy")"
+status "no long rows" 0 $rows --max-norm-ratio 1.2 --out "$d/short.npy"
+check "are fewer" test "$(wc -c < "$d/short.npy")" -lt "$(wc -c < "$d/all.npy")"
+
 # ---- Compressed data that is damaged
 head -c 100 "$d/t.jsonl.gz" > "$d/cut.gz"
 refuses "gzip that is cut short" "$d/cut.gz: gzip: it ends within the compressed data" "$d/cut.gz"

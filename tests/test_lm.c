@@ -121,6 +121,8 @@ static dlrn_status to_zero(void *user, int site, const float *x, float *out, int
     return DLRN_OK;
 }
 
+static const lm_choice *left_as_they_are; /* rows that an edit leaves alone */
+
 /* Cross-entropy of one text with one site set to zero (NULL: as it is). */
 static double cross_entropy(int which, const char *site, int layer) {
     int32_t id[MOST];
@@ -130,7 +132,7 @@ static double cross_entropy(int which, const char *site, int layer) {
     memset(&tap, 0, sizeof tap);
     if (site) CHECK_OK(ctx, lm_site_named(model, site, layer, &tap.x));
     tap.y = tap.x;
-    lm_judge judge = {model, &texts, &tap, 1, NULL};
+    lm_judge judge = {model, &texts, &tap, 1, left_as_they_are};
     dlrn_language_model lm;
     dlrn_edit zero = {to_zero, NULL};
     double nats = 0;
@@ -351,7 +353,7 @@ TEST(lines_after_a_seek) {
 
 /* A text without the token that each document is to begin with. */
 TEST(a_bos_that_the_model_lacks) {
-    lm_reading how = {12, 1, 0, NULL};
+    lm_reading how = {12, 1, 0, NULL, {0, NULL, 0, NULL}};
     lm_documents texts;
     doc_reader *docs = NULL;
     bpe_tokenizer *tok = NULL;
@@ -415,7 +417,7 @@ TEST(source_of_text) {
     bpe_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
     dlrn_source source;
-    lm_reading how = {16, 1, 0, NULL};
+    lm_reading how = {16, 1, 0, NULL, {0, NULL, 0, NULL}};
     lm_tap tap;
     uint64_t place = 0;
     int64_t n = 0, total = 0;
@@ -451,7 +453,7 @@ TEST(source_of_a_long_document) {
     doc_reader *docs = NULL;
     dlrn_source source;
     lm_tally tally = {0, 0};
-    lm_reading how = {CTX, 1, 1, &tally};
+    lm_reading how = {CTX, 1, 1, &tally, {0, NULL, 0, NULL}};
     lm_documents texts;
     lm_tap tap;
     uint64_t place = 0;
@@ -562,7 +564,7 @@ TEST(source_that_is_stopped) {
     bpe_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
     dlrn_source source;
-    lm_reading how = {16, 1, 0, NULL};
+    lm_reading how = {16, 1, 0, NULL, {0, NULL, 0, NULL}};
     lm_site site;
     lm_tap tap;
     uint64_t place = 0;
@@ -601,7 +603,7 @@ TEST(source_with_a_target) {
     bpe_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
     dlrn_source source;
-    lm_reading how = {16, 0, 0, NULL};
+    lm_reading how = {16, 0, 0, NULL, {0, NULL, 0, NULL}};
     lm_site site;
     lm_tap tap;
     int64_t n = 0, k = 0;
@@ -831,7 +833,7 @@ static uint64_t read_with(lm_model *m, bpe_tokenizer *tok, uint64_t hash) {
     static float x[20 * D], y[20 * D];
     doc_reader *docs = NULL;
     dlrn_source source;
-    lm_reading how = {12, 1, 1, NULL};
+    lm_reading how = {12, 1, 1, NULL, {0, NULL, 0, NULL}};
     lm_site site;
     lm_tap tap;
     lm_documents texts;
@@ -1560,6 +1562,46 @@ TEST(source_of_two_widths) {
 
 /* ---- Ids without a token */
 
+/* Two contexts of 5 and 2 tokens: positions, special tokens, long rows; what is left out counts. */
+TEST(rows_that_count) {
+    static const int32_t id[] = {0, 10, 11, 12, 13, 14, 0};
+    static const int64_t start[] = {0, 5, 7};
+    const lm_batch batch = {id, start, 2};
+    float x[7 * 2] = {9, 9, 1, 0, 0, 1, 1, 1, 40, 30, 1, 0, 100, 0};
+    unsigned char keep[7];
+    bpe_tokenizer *tok = NULL;
+    int64_t left_out = 0;
+    lm_choice choice = {0, NULL, 0, &left_out};
+    open_all();
+    CHECK_OK(ctx, bpe_load(ctx, MODEL, &tok));
+    CHECK_OK(ctx, lm_choose(model, &choice, &batch, NULL, 2, keep));
+    CHECK(!memcmp(keep, "\1\1\1\1\1\1\1", 7) && left_out == 0);
+    choice.skip_first = 2;
+    CHECK_OK(ctx, lm_choose(model, &choice, &batch, NULL, 2, keep));
+    CHECK(!memcmp(keep, "\0\0\1\1\1\0\0", 7) && left_out == 4);
+    choice.skip_first = 0;
+    choice.special_of = tok;
+    CHECK_OK(ctx, lm_choose(model, &choice, &batch, NULL, 2, keep)); /* 0 is the bos token */
+    CHECK(!memcmp(keep, "\0\1\1\1\1\1\0", 7) && left_out == 6);
+    choice.special_of = NULL;
+    choice.max_norm_ratio = 10;
+    CHECK_OK(ctx, lm_choose(model, &choice, &batch, x, 2, keep)); /* medians sqrt(2) and 1 */
+    CHECK(!memcmp(keep, "\1\1\1\1\0\1\0", 7) && left_out == 8);
+    bpe_destroy(tok);
+}
+
+/* An edit of rows that do not count changes nothing. */
+TEST(edits_of_rows_that_do_not_count) {
+    const lm_choice none = {1000, NULL, 0, NULL}, all = {0, NULL, 0, NULL};
+    open_all();
+    const double whole = cross_entropy(0, NULL, 0), zero = cross_entropy(0, "mlp_out", 1);
+    left_as_they_are = &none;
+    CHECK(cross_entropy(0, "mlp_out", 1) == whole);
+    left_as_they_are = &all;
+    CHECK(cross_entropy(0, "mlp_out", 1) == zero && zero != whole);
+    left_as_they_are = NULL;
+}
+
 /* A tokenizer without tokens for some of the model's ids, among them the likeliest: none of these
    is drawn, and the others are as likely as they were. */
 TEST(ids_without_a_token_are_not_drawn) {
@@ -1666,6 +1708,8 @@ int main(int argc, char **argv) {
     RUN(taps_between_sites_of_different_widths);
     RUN(a_site_replaced_by_itself);
     RUN(source_of_two_widths);
+    RUN(rows_that_count);
+    RUN(edits_of_rows_that_do_not_count);
     RUN(ids_without_a_token_are_not_drawn);
     RUN(kernel_sets_agree);
     dlrn_archive_close(golden);
