@@ -201,8 +201,8 @@ static unsigned char *chosen_rows(model_text *mt, const float *x, int64_t n, dlr
     choice.left_out = NULL; /* the caller counts: it may want fewer rows */
     *s = DLRN_ERR_MEMORY;
     if (keep)
-        *s = lm_choose(mt->model, &choice, mt->visited, x,
-                       lm_site_width(mt->model, mt->tap.x), keep);
+        *s = lm_choose(mt->model, &choice, mt->visited, x, lm_site_width(mt->model, mt->tap.x),
+                       keep);
     return keep;
 }
 
