@@ -973,6 +973,9 @@ DLRN_API void dlrn_buffer_destroy(dlrn_buffer *buffer);
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_next(dlrn_buffer *buffer, const float **x,
                                                  const float **y, int64_t *n);
 DLRN_API dlrn_buffer_info dlrn_buffer_describe(const dlrn_buffer *buffer);
+/* Drops the unread rows: the next batch comes from those after them. A checkpoint holds all unread
+   rows, and is small without. */
+DLRN_API void dlrn_buffer_clear(dlrn_buffer *buffer);
 
 /* ------------------------------------------------------------------------------------------ */
 // >>api-train
@@ -11774,6 +11777,10 @@ DLRN_API dlrn_status dlrn_buffer_next(dlrn_buffer *b, const float **x, const flo
     *y = b->out[1] ? b->out[1] : b->out[0];
     *n = rows;
     return DLRN_OK;
+}
+
+DLRN_API void dlrn_buffer_clear(dlrn_buffer *b) {
+    b->unread = 0; /* as if they had been handed out */
 }
 
 DLRN_API dlrn_buffer_info dlrn_buffer_describe(const dlrn_buffer *b) {

@@ -481,6 +481,36 @@ TEST(a_buffer_described) {
     dlrn_context_destroy(ctx);
 }
 
+/* A buffer that is cleared goes on with the rows that its source has not given yet, in the order
+   that it would have, shuffled or not. */
+TEST(a_cleared_buffer_goes_on) {
+    static int64_t got[MOST];
+    for (int shuffle = 0; shuffle < 2; shuffle++) {
+        dlrn_context *ctx = open_context(NULL);
+        tape t;
+        dlrn_source source = tape_source(&t, 700, 1);
+        dlrn_buffer_config cfg = config(10, 1, 13, 5);
+        cfg.shuffle = shuffle ? DLRN_ON : DLRN_OFF;
+        dlrn_buffer *b = make_buffer(ctx, &cfg, &source);
+        drain(ctx, b, 26, got);
+        const int64_t read = dlrn_buffer_describe(b).rows_read;
+        CHECK(dlrn_buffer_describe(b).unread > 0 || !shuffle);
+        dlrn_buffer_clear(b);
+        CHECK(dlrn_buffer_describe(b).unread == 0 && dlrn_buffer_describe(b).rows_read == read);
+        int64_t n = drain(ctx, b, 700, got);
+        CHECK(n == 700 - read);
+        int64_t sum = 0;
+        for (int64_t i = 0; i < n; i++) {
+            CHECK(got[i] >= read && got[i] < 700);
+            CHECK(shuffle || got[i] == read + i);
+            sum += got[i];
+        }
+        CHECK(sum == (read + 699) * n / 2); /* each once */
+        dlrn_buffer_destroy(b);
+        dlrn_context_destroy(ctx);
+    }
+}
+
 /* Without shuffling, rows beyond the next batch may be read ahead: their order stays, whatever the
    list of slots has gone through. */
 TEST(read_ahead_in_order) {
@@ -1162,6 +1192,7 @@ int main(int argc, char **argv) {
     RUN(out_of_memory_at_every_allocation);
     RUN(copies_take_nothing);
     RUN(a_buffer_described);
+    RUN(a_cleared_buffer_goes_on);
     RUN(read_ahead_in_order);
     RUN(a_state_carries_over);
     RUN(order_is_kept_where_rows_are_left_over);

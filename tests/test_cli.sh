@@ -295,6 +295,14 @@ says "and that it was warming up" "$d/ends: ended within its warm-up: 6 of 1000 
 status "a run that is done" 0 "$dl" train --resume --save-dir "$d/ends" --steps 6
 says "says so" "$d/ends: nothing is left to do: done after 6 steps" "$d/err"
 
+# ---- A finished run does not keep a large buffer
+{ npy '<f4' 40000 128; head -c 20480000 /dev/zero | tr '\000' '?'; } > "$d/large.npy"
+status "a run with a large buffer" 0 "$dl" train --data "$d/large.npy" --dict-size 64 \
+    --batch-size 256 --n-ctxs 300 --steps 2 --warmup-steps 1 --save-dir "$d/large"
+says "says what it drops" "unread rows of the buffer (19.* MB) are not kept" "$d/err"
+check "is small" test "$(wc -c < "$d/large/state.safetensors")" -lt 400000
+status "a longer one goes on" 0 "$dl" train --resume --save-dir "$d/large" --steps 3
+
 # ---- A target for L0 steers the penalty
 steer="$dl train --quiet --data $d/x.npy --dict-size 256 --batch-size 64 --n-ctxs 8 --epochs 99"
 steer="$steer --lr 1e-3 --warmup-steps 50 --log-steps 100 --target-l0 12"

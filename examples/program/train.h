@@ -444,6 +444,25 @@ static dlrn_status end_idle_run(train_run *r, dlrn_status why, int64_t done) {
     return save_checkpoint(r, -1); /* an older version's files become those of this one */
 }
 
+/* A run that has made all of its steps needs no further rows, and its buffer can be many times as
+   large as its dictionary. Small ones are kept: with them, a longer run by --resume has the bits of
+   one that was never stopped. */
+static void drop_rows(train_run *r) {
+    const uint64_t small = 16 << 20;
+    const dlrn_buffer_info b = dlrn_buffer_describe(r->buffer);
+    const dlrn_dictionary *dict = dlrn_trainer_describe(r->t).dictionary;
+    uint64_t rows = (uint64_t)b.unread * (uint64_t)(b.d_in + b.d_out) * sizeof(float);
+    uint64_t weights = (uint64_t)dict->features * (uint64_t)(dict->d_in + dict->d_out) * 12;
+    if (rows <= small || rows <= weights) return;
+    if (!r->o->quiet)
+        fprintf(
+            stderr,
+            "dictlearn: %s: the %lld unread rows of the buffer (%.1f MB) are not kept: a longer "
+            "run by --resume goes on with the rows after them\n",
+            r->o->save_dir, (long long)b.unread, (double)rows / 1e6);
+    dlrn_buffer_clear(r->buffer);
+}
+
 /* Logs the last step, saves and says so. An error that ended the run stays the run's error. */
 static dlrn_status end_run(train_run *r, dlrn_status why) {
     char error[2048];
@@ -453,6 +472,7 @@ static dlrn_status end_run(train_run *r, dlrn_status why) {
     snprintf(error, sizeof error, "%s", dlrn_error(r->ctx));
     if (state.broken) return why; /* the last good checkpoint stays */
     if (r->log && r->logged != r->last.step) s = log_step(r, &r->last);
+    if (why == DLRN_END) drop_rows(r);
     dlrn_status saved = save_checkpoint(r, -1);
     if (s == DLRN_OK) s = saved;
     if (why == DLRN_END || why == DLRN_STOPPED) {
@@ -732,7 +752,10 @@ static dlrn_status open_buffer(train_run *r, const dlrn_source *source) {
     bc.seed = (uint64_t)o->seed;
     dlrn_status s = dlrn_buffer_bytes(r->ctx, &bc, source->d_in, source->d_out, &bytes);
     if (s == DLRN_OK && !o->quiet)
-        fprintf(stderr, "buffer: at most %.1f MB\n", (double)bytes / 1e6);
+        fprintf(stderr,
+                "buffer: at most %.1f MB, of which a checkpoint holds what is unread; see "
+                "--n-ctxs\n",
+                (double)bytes / 1e6);
     return s == DLRN_OK ? dlrn_buffer_create(r->ctx, &bc, source, DLRN_BORROWED, &r->buffer) : s;
 }
 
