@@ -38,7 +38,7 @@ OBJCOPY  := $(shell command -v objcopy)
 CALLS_test_files   := mmap=test_mmap
 CALLS_test_memory  := fsync=no_fsync
 CALLS_test_program := malloc=fault_malloc free=fault_free $(foreach call, \
-    fopen fread fwrite ferror fflush fclose fsync rename open mmap tmpfile,$(call)=fault_$(call))
+    fopen fread fwrite ferror fflush fclose fsync rename open mmap fdopen,$(call)=fault_$(call))
 REPLACING := test_files test_memory test_program
 # And this one leaves some out.
 OWN_C    := test_io $(if $(OBJCOPY),,$(REPLACING))

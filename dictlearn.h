@@ -58,7 +58,7 @@
    >>layouts        how dictionaries are stored: one table row per layout
    >>load           reads and writes dictionaries
    >>naive          a training step as plain loops: for readers, and as the tests' reference
-   >>source         rows of arrays and of .npy files, a filter
+   >>source         rows of arrays in memory and in files, a filter
    >>buffer         the activation buffer
    >>training       states of a trainer, work space, what a recipe is
    >>optimiser      Adam with unit-norm atoms, rates
@@ -282,7 +282,10 @@
    a buffer, dlrn_buffer_bytes() returns how much memory it will take: 7.9 GB with the defaults
    (3.84 million rows), d 512 and f32, half of that with DLRN_BF16. dlrn_encode() fills an array of
    n * F floats; dlrn_encode_sparse() stores only active features. If you reuse an encoder and its
-   codes, it stops allocating after its first batches.
+   codes, it stops allocating after its first batches. Rows in files (dlrn_source_open) pass
+   through: shards of 100 GB take a few MB. What a growing file cannot hold yet, such as codes
+   before they are counted, waits in a temporary file, in the folder that TMPDIR names or else
+   beside the target.
 
    ---- THREADS ------------------------------------------------------------------------------------
 
@@ -908,6 +911,8 @@ typedef struct dlrn_source {
     const char *(*error)(void *user); /* text for a failed read */
     void (*destroy)(void *user);
     void *user;
+    int64_t rows;      /* of one epoch, at most; 0: not known                              */
+    int64_t positions; /* consecutive rows that are one document; 0: not known, or they differ */
 } dlrn_source;
 
 /* Whether an object destroys a source that it is given. Its struct is copied in both cases. */
@@ -922,14 +927,28 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_source_from_array(dlrn_context *ctx, const 
                                                        const float *y, int64_t rows, int64_t d_in,
                                                        int64_t d_out, int64_t epochs,
                                                        dlrn_source *out);
-/* Rows of .npy files (f16, f32, f64; C or Fortran order), memory-mapped where the platform can:
-   path [rows][d_in]; target [rows][d_out], or NULL. The files must not change while it is open. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_source_from_npy(dlrn_context *ctx, const char *path,
-                                                     const char *target, int64_t epochs,
-                                                     dlrn_source *out);
+/* Which files, and how they are read. Borrowed for the call. */
+typedef struct dlrn_source_desc {
+    const char *const *paths; /* [n_paths] .npy, .npz, .pt or .safetensors; "-": standard input */
+    int64_t n_paths;          /* several files (shards) are one sequence of rows, in this order */
+    const char *const *target_paths; /* [n_target_paths] the same for y; NULL: no target */
+    int64_t n_target_paths;
+    const char *tensor; /* its name in each file; NULL: the only one of floats that has rows */
+    dlrn_dtype dtype;   /* DLRN_BF16: U16 holds the bits of bf16 numbers. 0: as the files say */
+    int64_t epochs;     /* how many times the rows are read; 0: without end */
+} dlrn_source_desc;
+
+/* Rows of arrays in files: f16, bf16 (in .npy: V2), f32 or f64, of two or more dimensions. The last
+   is d; the others number the rows. Of [documents, positions, d], positions is noted. One file is
+   open at a time, mapped where that is possible; otherwise a .npy is read through. Memory does not
+   grow with the files, which must not change meanwhile. A pipe holds a .npy in C order; it is read
+   once (epochs 1), and a seek only goes forward. DLRN_ERR_UNSUPPORTED: integers. DLRN_ERR_SHAPE:
+   files that do not agree. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_source_open(dlrn_context *ctx, const dlrn_source_desc *desc,
+                                                 dlrn_source *out);
 /* A filter: drops the rows of `source` whose x or y holds a number that is not finite. *skipped
    (may be NULL; must outlive the filter) counts them. DLRN_ERR_VALUE after a million in a row.
-   Positions are those of `source`. */
+   Positions (of read, not of documents) are those of `source`. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *source,
                                                    dlrn_ownership ownership, int64_t *skipped,
                                                    dlrn_source *out);
@@ -1317,9 +1336,10 @@ DLRN_API const dlrn_tensor_info *dlrn_archive_tensor(const dlrn_archive *a, int6
 DLRN_API int64_t dlrn_archive_find(const dlrn_archive *a, const char *name);
 
 /* Reads rows [first, first + rows) of a tensor, that is slices of its first dimension, to dst
-   [rows][numel / shape[0]]: row-major f32, from any type, strides and byte order. rows -1: up to
-   the last; first 0, rows -1: the whole tensor. A tensor without dimensions is one row.
-   DLRN_ERR_ARGUMENT: out of range. */
+   [rows][numel / shape[0]]: row-major f32, from f16, bf16, f32 or f64 of any strides and byte
+   order; a single number from any type. rows -1: up to the last; first 0, rows -1: the whole
+   tensor. A tensor without dimensions is one row. DLRN_ERR_ARGUMENT: out of range.
+   DLRN_ERR_UNSUPPORTED: integers. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index, int64_t first,
                                                   int64_t rows, float *dst);
 
@@ -4881,6 +4901,7 @@ extern int fileno(FILE *);
 extern int fseeko(FILE *, off_t, int);
 extern off_t ftello(FILE *);
 extern int fsync(int);
+extern FILE *fdopen(int, const char *);
 extern int fchmod(int, mode_t);
 extern int madvise(void *, size_t, int);
 extern ssize_t readlink(const char *, char *, size_t);
@@ -5052,14 +5073,42 @@ DLRNI_INTERNAL dlrn_status dlrni_stdio_open_read(dlrn_context *ctx, dlrni_stdio 
     return file->f ? DLRN_OK : dlrni_stdio_error(ctx, path, "open it");
 }
 
-/* Opens a file without a name; the system removes it when it is closed, also when the process is
-   killed. It is where the C library puts it, in /tmp as a rule: a full /tmp shows as an error of
-   writing. */
+/* The folder of a spool: TMPDIR, where the environment names one; else that of the target, whose
+   disk has to take the same bytes in any case; /tmp for a pipe. Not where tmpfile puts it: /tmp is
+   often small. 0: the name is too long. */
+DLRNI_INTERNAL int dlrni_spool_folder(const char *path, char *out, size_t size) {
+    const char *chosen = getenv("TMPDIR"), *slash = strrchr(path, '/');
+    int n = slash ? (int)(slash - path) : 1; /* "." */
+    if (chosen && *chosen) return dlrni_print(out, size, "%s", chosen) < (int)size;
+    if (!strcmp(path, "-") || dlrni_is_device(path))
+        return dlrni_print(out, size, "/tmp") < (int)size;
+    return dlrni_print(out, size, "%.*s", n ? n : 1, slash ? path : ".") < (int)size;
+}
+
+/* Opens a file without a name, whose bytes the system frees when it is closed, also when the
+   process is killed. Errors name its folder, which may be full. O_EXCL: in a folder that others
+   write to, nobody can have put a link there. */
 DLRNI_INTERNAL dlrn_status dlrni_stdio_open_temporary(dlrn_context *ctx, dlrni_stdio *file,
                                                       const char *path) {
+    file->rewinds = 1;
+#if DLRNI_POSIX
+    char folder[4096], prefix[4200], name[4200];
+    if (!dlrni_spool_folder(path, folder, sizeof folder))
+        return dlrn_fail(ctx, DLRN_ERR_IO, "%s: the path of its temporary file is too long", path);
+    dlrni_print(prefix, sizeof prefix, "a temporary file in %s for ", folder);
+    DLRNI_TRY(
+        dlrni_stdio_set_name(ctx, file, prefix, strcmp(path, "-") ? path : "standard output"));
+    dlrni_print(name, sizeof name, "%s/dictlearn.%ld-%llx.tmp", folder, (long)getpid(),
+                (unsigned long long)(uintptr_t)file);
+    int fd = open(name, O_RDWR | O_CREAT | O_EXCL, 0600);
+    if (fd < 0) return dlrni_stdio_error(ctx, file->path, "open it");
+    file->f = fdopen(fd, "w+b");
+    if (!file->f) close(fd);
+    remove(name);
+#else
     DLRNI_TRY(dlrni_stdio_set_name(ctx, file, "a temporary file for ", path));
     file->f = tmpfile();
-    file->rewinds = 1;
+#endif
     return file->f ? DLRN_OK : dlrni_stdio_error(ctx, file->path, "open it");
 }
 
@@ -5327,11 +5376,11 @@ DLRNI_INTERNAL void dlrni_map_close(dlrn_context *ctx, dlrni_file_map *m) {
     memset(m, 0, sizeof *m);
 }
 
-/* Maps a file, or reads it where mapping is not possible: files of a host's dlrn_io, pipes, systems
-   without mmap, and file systems that refuse to map. Mapping costs no memory of ours and reads only
-   the pages that are used. The file must not shrink meanwhile: access beyond its new end ends the
-   process. */
-DLRNI_INTERNAL dlrn_status dlrni_map_open(dlrn_context *ctx, const char *path, dlrni_file_map *m) {
+/* Maps a file; 0 where that is not possible: files of a host's dlrn_io, pipes, systems without
+   mmap, file systems that refuse to map, a limit on the address space (ulimit -v). Mapping costs no
+   memory of ours and reads only the pages that are used. The file must not shrink meanwhile: access
+   beyond its new end ends the process. */
+DLRNI_INTERNAL int dlrni_map_file(dlrn_context *ctx, const char *path, dlrni_file_map *m) {
     memset(m, 0, sizeof *m);
 #if DLRNI_POSIX
     struct stat st;
@@ -5344,16 +5393,51 @@ DLRNI_INTERNAL dlrn_status dlrni_map_open(dlrn_context *ctx, const char *path, d
     if (fd >= 0 && fstat(fd, &st) == 0 && st.st_size > 0 && (uint64_t)st.st_size <= SIZE_MAX)
         p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
     if (fd >= 0) close(fd); /* the map holds the file */
-    if (p != MAP_FAILED) {
-        m->p = (const unsigned char *)p;
-        m->size = (size_t)st.st_size;
-        return DLRN_OK;
-    }
+    if (p == MAP_FAILED) return 0;
+    m->p = (const unsigned char *)p;
+    m->size = (size_t)st.st_size;
+    return 1;
+#else
+    (void)ctx, (void)path;
+    return 0;
 #endif
+}
+
+/* Maps a file, or reads it whole where it cannot be mapped. */
+DLRNI_INTERNAL dlrn_status dlrni_map_open(dlrn_context *ctx, const char *path, dlrni_file_map *m) {
     char *bytes;
+    if (dlrni_map_file(ctx, path, m)) return DLRN_OK;
     DLRNI_TRY(dlrn_file_read(ctx, path, &bytes, &m->size));
     m->owned = bytes;
     m->p = (const unsigned char *)bytes;
+    return DLRN_OK;
+}
+
+/* Tells the system that the bytes [from, to) of a map are done with, so that a file that is read
+   through once does not fill the process's memory. They stay in the system's cache, and are mapped
+   again if they are read again. In whole blocks of 64 KB, which is a multiple of any page; what is
+   left over goes with the next call, which begins at the value returned. */
+DLRNI_INTERNAL size_t dlrni_map_drop(const dlrni_file_map *m, size_t from, size_t to) {
+    enum { BLOCK = 1 << 16 };
+    const size_t begin = from / BLOCK * BLOCK, end = to / BLOCK * BLOCK;
+    if (m->owned || end <= begin) return from;
+#if DLRNI_POSIX && defined(__linux__)
+    enum { dontneed = 4 }; /* MADV_DONTNEED: advice, so its result says nothing */
+    (void)madvise((char *)(uintptr_t)(m->p + begin), end - begin, dontneed);
+#endif
+    return end;
+}
+
+/* Reads `size` bytes, or all that are left at the end. A file may return less at each call, so it
+   is called until `size` are there: callers split the bytes into elements, and half an element
+   would be lost. */
+DLRNI_INTERNAL dlrn_status dlrni_read_full(dlrn_context *ctx, void *file, void *bytes, size_t size,
+                                           size_t *got) {
+    const dlrn_io *io = dlrni_io_of(ctx);
+    *got = 0;
+    for (size_t n = 1; n && *got < size; *got += n)
+        DLRNI_TRY(
+            io->read_file(io->user, ctx, file, (unsigned char *)bytes + *got, size - *got, &n));
     return DLRN_OK;
 }
 
@@ -5473,23 +5557,14 @@ DLRNI_INTERNAL dlrn_status dlrni_spool_rewind(dlrni_spool *spool, const char *pa
                      path);
 }
 
-/* Reads `size` bytes, or all that are left at the end. A host's read_file may return less at each
-   call, so it is called until `size` are there: callers split the bytes into elements, and half an
-   element would be lost. */
+/* Reads `size` bytes, or all that are left at the end. */
 DLRNI_INTERNAL dlrn_status dlrni_spool_fill(dlrni_spool *spool, unsigned char *bytes, size_t size,
                                             size_t *got) {
-    dlrn_context *ctx = spool->memory.ctx;
-    const dlrn_io *io = dlrni_io_of(ctx);
-    *got = 0;
-    if (!spool->file) {
-        /* in memory the end is known */
-        *got = (size_t)dlrni_min((int64_t)size, spool->memory.len - spool->at);
-        if (*got) memcpy(bytes, spool->memory.p + spool->at, *got);
-        spool->at += (int64_t)*got;
-        return DLRN_OK;
-    }
-    for (size_t n = 1; n && *got < size; *got += n)
-        DLRNI_TRY(io->read_file(io->user, ctx, spool->file, bytes + *got, size - *got, &n));
+    if (spool->file) return dlrni_read_full(spool->memory.ctx, spool->file, bytes, size, got);
+    /* in memory the end is known */
+    *got = (size_t)dlrni_min((int64_t)size, spool->memory.len - spool->at);
+    if (*got) memcpy(bytes, spool->memory.p + spool->at, *got);
+    spool->at += (int64_t)*got;
     return DLRN_OK;
 }
 
@@ -6071,6 +6146,7 @@ struct dlrn_archive {
     const char *format;   /* "pt", "npz" ...: a literal                           */
     dlrni_file_map map;   /* the file's bytes                                     */
     int borrowed;         /* the map's bytes are the caller's                     */
+    int shapes_only;      /* no CRC is compared: no tensor will be read           */
     dlrni_entry *entries; /* [count], in the file's order                         */
     int64_t count, cap;
     dlrni_lookup names; /* name -> index of entries                             */
@@ -6222,7 +6298,8 @@ DLRNI_INTERNAL void dlrni_dense_strides(dlrni_entry *e, int first_fastest) {
 DLRNI_COLD_END
 /* ---- Reading elements ---- */
 
-/* All other types are integers or bools, which may stand for an index. */
+/* All other types are integers or bools, which may stand for an index, or for a weight that was
+   quantised: without its scale the number means nothing. */
 DLRNI_INTERNAL int dlrni_is_float(dlrn_dtype type) {
     return type == DLRN_F32 || type == DLRN_F16 || type == DLRN_BF16 || type == DLRN_F64;
 }
@@ -6258,16 +6335,17 @@ DLRNI_INTERNAL double dlrni_element_real(uint64_t u, dlrn_dtype type) {
 }
 
 /* Reads n elements, `step` elements apart, from index `first` on: to f32, or, with dst NULL, to
-   integers. f32 of this machine's byte order without gaps, which is nearly every file, is one copy,
-   at the speed of memory; the loop is several times slower. */
-DLRNI_INTERNAL void dlrni_entry_run(const dlrni_entry *e, int64_t first, int64_t n, int64_t step,
-                                    float *dst, int64_t *integers) {
+   integers. f32 and 16-bit floats of this machine's byte order without gaps, which is nearly every
+   file, go at the speed of memory; the loop is several times slower. */
+DLRNI_INTERNAL void dlrni_entry_run(const dlrn_context *ctx, const dlrni_entry *e, int64_t first,
+                                    int64_t n, int64_t step, float *dst, int64_t *integers) {
     const dlrn_dtype type = e->info.dtype;
     const int64_t size = dlrni_dtype_size(type);
     const unsigned char *p = e->data + first * size;
-    if (dst && type == DLRN_F32 && step == 1 && !e->swap && dlrni_little_endian()) {
-        memcpy(dst, p, (size_t)n * sizeof *dst);
-        return;
+    if (dst && step == 1 && !e->swap && dlrni_little_endian()) {
+        if (type == DLRN_F32) memcpy(dst, p, (size_t)n * sizeof *dst);
+        if (type == DLRN_F16 || type == DLRN_BF16) ctx->k->widen(type, (const char *)p, dst, n);
+        if (type == DLRN_F32 || type == DLRN_F16 || type == DLRN_BF16) return;
     }
     for (int64_t i = 0; i < n; i++, p += step * size) {
         uint64_t u = dlrni_element_bits(p, (int)size, e->swap);
@@ -6278,28 +6356,60 @@ DLRNI_INTERNAL void dlrni_entry_run(const dlrni_entry *e, int64_t first, int64_t
     }
 }
 
-/* Reads slices [first, first + rows) of the first dimension, row-major: runs along the last
-   dimension, with an odometer over the others. The tensor has elements, so no product here can
-   overflow: dlrni_archive_add has multiplied them. A tensor of one dimension is one run of its
-   rows; a tensor without dimensions is one element. */
-DLRNI_INTERNAL void dlrni_entry_read(const dlrni_entry *e, int64_t first, int64_t rows, float *dst,
-                                     int64_t *integers) {
-    const int n = e->info.ndim;
-    int64_t at[DLRN_MAX_DIMS] = {0}, done = 0, total = n ? rows : 1;
-    int64_t run = n > 1 ? e->info.shape[n - 1] : total;
-    for (int i = 1; i < n; i++) total *= e->info.shape[i];
-    int64_t base = e->offset + (n ? first * e->stride[0] : 0);
-    while (done < total) {
-        int64_t from = base; /* summed anew for each run: cheap beside the run */
-        for (int i = 0; i < n - 1; i++) from += at[i] * e->stride[i];
-        dlrni_entry_run(e, from, run, n ? e->stride[n - 1] : 1, dst ? dst + done : NULL,
-                        integers ? integers + done : NULL);
-        done += run;
-        for (int i = n - 2; i >= 0; i--) { /* the next index; dimension 0 has `rows` of them */
-            if (++at[i] < (i ? e->info.shape[i] : rows)) break;
-            at[i] = 0;
-        }
+/* Does the tensor lie row by row without gaps? Then any stretch of its elements is one run. The
+   stride of a dimension of size 1 is never used. */
+DLRNI_INTERNAL int dlrni_is_dense(const dlrni_entry *e) {
+    int64_t step = 1;
+    for (int i = e->info.ndim - 1; i >= 0; step *= e->info.shape[i], i--)
+        if (e->info.shape[i] != 1 && e->stride[i] != step) return 0;
+    return 1;
+}
+
+/* Reads rows [first, first + rows) of a tensor seen as a matrix: a row runs along the last
+   dimension, and the others, in row-major order, number the rows. The tensor has elements and two
+   dimensions or more, so no product here can overflow: dlrni_archive_add has multiplied them. */
+DLRNI_INTERNAL void dlrni_entry_rows(const dlrn_context *ctx, const dlrni_entry *e, int64_t first,
+                                     int64_t rows, float *dst, int64_t *integers) {
+    const int last = e->info.ndim - 1;
+    const int64_t cols = e->info.shape[last];
+    int64_t at[DLRN_MAX_DIMS] = {0}, left = first;
+    if (dlrni_is_dense(e)) {
+        dlrni_entry_run(ctx, e, e->offset + first * cols, rows * cols, 1, dst, integers);
+        return;
     }
+    for (int i = last - 1; i >= 0; left /= e->info.shape[i], i--) at[i] = left % e->info.shape[i];
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t from = e->offset; /* summed anew for each row: cheap beside the row */
+        for (int i = 0; i < last; i++) from += at[i] * e->stride[i];
+        dlrni_entry_run(ctx, e, from, cols, e->stride[last], dst ? dst + r * cols : NULL,
+                        integers ? integers + r * cols : NULL);
+        /* the next index, like an odometer */
+        for (int i = last - 1; i >= 0 && ++at[i] == e->info.shape[i]; i--) at[i] = 0;
+    }
+}
+
+/* Reads slices [first, first + rows) of the first dimension, row-major. A tensor of one dimension
+   is one run of its rows; a tensor without dimensions is one element. */
+DLRNI_INTERNAL void dlrni_entry_read(const dlrn_context *ctx, const dlrni_entry *e, int64_t first,
+                                     int64_t rows, float *dst, int64_t *integers) {
+    const int n = e->info.ndim;
+    int64_t each = 1; /* rows of the matrix in a slice */
+    for (int i = 1; i < n - 1; i++) each *= e->info.shape[i];
+    if (n > 1)
+        dlrni_entry_rows(ctx, e, first * each, rows * each, dst, integers);
+    else
+        dlrni_entry_run(ctx, e, e->offset + (n ? first * e->stride[0] : 0), n ? rows : 1,
+                        n ? e->stride[0] : 1, dst, integers);
+}
+
+/* Refuses integers where floats mean something: quantised weights, or the bits of bf16 numbers in
+   an array of uint16, would load as whole numbers without an error. A single number is read from
+   any type: k and steps are integers by nature. */
+DLRNI_INTERNAL dlrn_status dlrni_expect_floats(const dlrn_archive *a, const dlrni_entry *e) {
+    if (dlrni_is_float(e->info.dtype) || e->info.numel <= 1) return DLRN_OK;
+    return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
+                     "%s: tensor '%s': expected F16, BF16, F32 or F64, found %s", a->path,
+                     e->info.name, dlrni_type_name(e->info.dtype));
 }
 
 /* rows <= all - first, and not first + rows <= all, which could overflow. An empty tensor is not
@@ -6312,7 +6422,8 @@ DLRN_API dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index, int64_t f
     if (rows == -1 && first >= 0) rows = all - first;
     DLRNI_REQUIRE(a->ctx, first >= 0 && rows >= 0 && first <= all && rows <= all - first,
                   "rows out of range");
-    if (e->info.numel) dlrni_entry_read(e, first, rows, dst, NULL);
+    DLRNI_TRY(dlrni_expect_floats(a, e));
+    if (e->info.numel) dlrni_entry_read(a->ctx, e, first, rows, dst, NULL);
     return DLRN_OK;
 }
 
@@ -6324,7 +6435,8 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_read_i64(dlrn_archive *a, int64_t index
     if (dlrni_is_float(e->info.dtype))
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s': expected integers, found %s",
                          a->path, e->info.name, dlrni_type_name(e->info.dtype));
-    if (e->info.numel) dlrni_entry_read(e, 0, e->info.ndim ? e->info.shape[0] : 1, NULL, dst);
+    if (e->info.numel)
+        dlrni_entry_read(a->ctx, e, 0, e->info.ndim ? e->info.shape[0] : 1, NULL, dst);
     return DLRN_OK;
 }
 
@@ -6699,8 +6811,9 @@ DLRNI_INTERNAL const char *dlrni_npy_field(const char *text, const char *key) {
 
 /* Reads descr; 0: not a number type. All types that we read have two characters, such as f4; then
    the quote must close, so that "f4x" is refused. '=', the order of the machine that wrote the
-   file, is taken for low byte first, as nearly all machines have it; numpy never writes it. Texts
-   are noted for dlrni_arrays_text. */
+   file, is taken for low byte first, as nearly all machines have it; numpy never writes it. V2, two
+   bytes of no known meaning, is how numpy saves the bf16 of ml_dtypes (JAX). Texts are noted for
+   dlrni_arrays_text. */
 DLRNI_INTERNAL int dlrni_npy_dtype(const char *descr, dlrni_npy_head *h) {
     if (descr[0] != '\'' || !descr[1] || !strchr("<>|=", descr[1])) return 0;
     h->swap = descr[1] == '>';
@@ -6711,7 +6824,8 @@ DLRNI_INTERNAL int dlrni_npy_dtype(const char *descr, dlrni_npy_head *h) {
             h->dtype = (dlrn_dtype)i;
             return 1;
         }
-    return 0;
+    h->dtype = DLRN_BF16;
+    return !strncmp(descr + 2, "V2'", 3);
 }
 
 /* "(3, 4)", "(3,)" or "()". Python wants a comma after a single size. Each digit is added with a
@@ -6756,9 +6870,10 @@ DLRNI_INTERNAL dlrn_status dlrni_npy_parse(dlrn_context *ctx, const char *what, 
     if (dlrni_npy_dtype(descr, h)) return DLRN_OK;
     /* show the name, or the list of fields of a structure */
     size_t shown = *descr == '\'' ? strcspn(descr + 1, "'") + 2 : strcspn(descr, "}");
-    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                     "%s: unsupported dtype %.*s: expected a float, an integer or a bool", what,
-                     (int)dlrni_min((int64_t)shown, 24), descr);
+    return dlrn_fail(
+        ctx, DLRN_ERR_UNSUPPORTED,
+        "%s: unsupported dtype %.*s: expected a float (bf16 as V2), an integer or a bool", what,
+        (int)dlrni_min((int64_t)shown, 24), descr);
 }
 
 /* Adds the array whose header is at c. All bytes after the header are its storage; more than its
@@ -7609,10 +7724,22 @@ DLRNI_INTERNAL int dlrni_zip_extra(dlrni_cursor extra, uint64_t *size, uint64_t 
 
 /* Compares a member's bytes with its CRC. It finds damage, such as a download that was cut; it is
    no defence, since an attacker computes it, too. A CRC of 0 is not checked: torch writes it after
-   set_crc32_options(False). */
+   set_crc32_options(False). The pages of a member of many GB are dropped behind the sum. */
 DLRNI_INTERNAL dlrn_status dlrni_member_check(dlrn_archive *a, const dlrni_member *m,
                                               const unsigned char *p) {
-    if (!m->crc || a->ctx->k->crc32(0, p, m->size) == m->crc) return DLRN_OK;
+    const uint64_t piece = (uint64_t)64 << 20; /* smaller members, such as weights, stay mapped */
+    const int is_mapped = p == m->data;
+    uint32_t crc = 0;
+    if (!m->crc || a->shapes_only) return DLRN_OK;
+    for (uint64_t at = 0, n; at < m->size; at += n) {
+        n = m->size - at < piece ? m->size - at : piece;
+        crc = a->ctx->k->crc32(crc, p + at, n);
+        if (is_mapped && n == piece && !a->borrowed) {
+            const size_t from = (size_t)(p - a->map.p) + (size_t)at;
+            (void)dlrni_map_drop(&a->map, from, from + (size_t)n);
+        }
+    }
+    if (crc == m->crc) return DLRN_OK;
     return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
                      "%s: zip: member '%.*s' is damaged: its CRC-32 is not %08lx", a->path,
                      (int)m->name_len, m->name, (unsigned long)m->crc);
@@ -9307,14 +9434,20 @@ DLRNI_INTERNAL dlrn_status dlrni_index_open(dlrn_archive *a) {
 
 /* The map belongs to the archive before it is parsed, so that closing frees it after an error. One
    place for the error: everything that failed half-way is closed by dlrni_archive_done. */
-DLRN_API dlrn_status dlrn_archive_open(dlrn_context *ctx, const char *path, dlrn_archive **out) {
+DLRNI_INTERNAL dlrn_status dlrni_archive_open_as(dlrn_context *ctx, const char *path,
+                                                 int shapes_only, dlrn_archive **out) {
     dlrn_archive *a;
     *out = NULL;
     DLRNI_TRY(dlrni_archive_new(ctx, path, &a));
+    a->shapes_only = shapes_only;
     dlrn_status s = dlrni_map_open(ctx, path, &a->map);
     if (s == DLRN_OK)
         s = dlrni_has_suffix(path, ".index.json") ? dlrni_index_open(a) : dlrni_archive_detect(a);
     return dlrni_archive_done(a, s, out);
+}
+
+DLRN_API dlrn_status dlrn_archive_open(dlrn_context *ctx, const char *path, dlrn_archive **out) {
+    return dlrni_archive_open_as(ctx, path, 0, out);
 }
 
 /* ---- Writing ---- */
@@ -9362,47 +9495,6 @@ DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path,
     if (npz) o.status = dlrni_arrays_write(&o, tensors, count, metadata);
     if (npy) o.status = dlrni_npy_write(&o, tensors);
     return dlrni_sink_close(&o);
-}
-
-/* ---- One array, as rows ---- */
-
-/* A .npy of two dimensions, for sources that read it row by row. */
-typedef struct dlrni_npy {
-    dlrn_archive *file;
-    int64_t rows, cols;
-} dlrni_npy;
-
-/* Refuses other formats: a source needs rows in the order of the file. Even a .pt of one tensor is
-   refused, since it would no longer work once a second tensor is added. */
-DLRNI_INTERNAL dlrn_status dlrni_npy_open(dlrn_context *ctx, const char *path, dlrni_npy *out) {
-    memset(out, 0, sizeof *out);
-    DLRNI_TRY(dlrn_archive_open(ctx, path, &out->file));
-    const dlrn_tensor_info *info = dlrn_archive_tensor(out->file, 0);
-    /* every .npy has one tensor */
-    if (!strcmp(out->file->format, "npy") && info && info->ndim == 2) {
-        out->rows = info->shape[0];
-        out->cols = info->shape[1];
-        return DLRN_OK;
-    }
-    dlrn_status s =
-        dlrn_fail(ctx, DLRN_ERR_SHAPE,
-                  "%s: expected an array [rows, width] in .npy, found %s of %d dimensions", path,
-                  out->file->format, info ? info->ndim : 0);
-    dlrn_archive_close(out->file);
-    out->file = NULL;
-    return s;
-}
-
-/* Reads n rows to dst [n][cols]. Fortran order and other types cost a slower copy, and no
-   memory. */
-DLRNI_INTERNAL dlrn_status dlrni_npy_rows(dlrni_npy *npy, int64_t first, int64_t n, float *dst) {
-    return dlrn_archive_read(npy->file, 0, first, n, dst);
-}
-
-/* Safe on one that was never opened, all zero. So a source can be closed after any error. */
-DLRNI_INTERNAL void dlrni_npy_close(dlrni_npy *npy) {
-    dlrn_archive_close(npy->file);
-    memset(npy, 0, sizeof *npy);
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -11004,21 +11096,413 @@ DLRNI_INTERNAL double dlrni_naive_step(dlrni_naive *s, const double *x, const do
 
 /* ------------------------------------------------------------------------------------------ */
 // >>source
-/* Sources of rows: arrays in memory or in .npy files, and a filter for rows that are not finite.
-   A source is a struct of callbacks, so that the buffer and the evaluator need not know where rows
-   come from. The two kinds here have a position, so a run that reads from them can be resumed. */
+/* Sources of rows: arrays in memory or in files, and a filter for rows that are not finite. A
+   source is a struct of callbacks, so that the buffer and the evaluator need not know where rows
+   come from. The two kinds here have a position, so a run that reads from them can be resumed.
+
+   Files are a series: one matrix, whose rows go on from file to file. All are looked at when the
+   source is opened (the shapes must agree, and the number of rows is then known), but only one is
+   open at a time:
+
+      x1.npy [1000, d]   x2.safetensors [8, 512, d]   x10.npz [300, d]
+      rows 0 ... 999     1000 ... 5095                5096 ... 5395
+
+   A file is read in one of two ways. Mapped: as an archive of any format; rows are copied out of
+   the map, and its pages are dropped behind them. As a stream, where it cannot be mapped: only a
+   .npy in C order, whose rows lie in the file as they are read; standard input is one. */
+
+/* ---- Files of rows ---- */
+
+enum { DLRNI_RAW_BYTES = 1 << 16 }; /* of a stream, before they are converted to f32 */
+
+/* One file of a series. */
+typedef struct dlrni_shard {
+    const char *path; /* in the series' block of names */
+    int64_t rows;
+} dlrni_shard;
+
+/* Files that are read as one matrix [rows][cols], and the one that is open. */
+typedef struct dlrni_series {
+    dlrn_context *ctx;
+    dlrni_shard *shard; /* [n] */
+    int64_t n;
+    char *names;  /* all paths, and the tensor's name */
+    char *tensor; /* NULL: the only one of floats     */
+    dlrn_dtype dtype;
+    int64_t rows, cols, positions;
+
+    int64_t current;    /* the shard that is open; -1: none                  */
+    dlrni_entry entry;  /* its tensor                                        */
+    dlrn_archive *file; /* it is mapped, or was read whole; or ...           */
+    void *stream;       /* ... it is read through                            */
+    int64_t at;         /* of a stream: the next row                         */
+    size_t dropped;     /* of a map: pages before this byte are dropped      */
+    unsigned char *raw; /* [DLRNI_RAW_BYTES], allocated by the first stream  */
+    int drained;        /* a pipe was opened, and cannot be once more        */
+} dlrni_series;
+
+/* A path as errors name it. */
+DLRNI_INTERNAL const char *dlrni_path_text(const char *path) {
+    return strcmp(path, "-") ? path : "standard input";
+}
+
+/* Can this path be opened only once? */
+DLRNI_INTERNAL int dlrni_is_pipe(const dlrn_context *ctx, const char *path) {
+    if (!strcmp(path, "-")) return 1;
+#ifdef DICTLEARN_NO_STDIO
+    (void)ctx;
+    return 0;
+#else
+    return !ctx->cfg.io.open_file && dlrni_is_device(path);
+#endif
+}
+
+/* Is a tensor one of rows of activations, with U16 taken for bf16 where the caller says so? */
+DLRNI_INTERNAL int dlrni_holds_rows(const dlrni_series *s, const dlrn_tensor_info *t) {
+    return t->ndim >= 2 &&
+           (dlrni_is_float(t->dtype) || (s->dtype == DLRN_BF16 && t->dtype == DLRN_U16));
+}
+
+/* Names and shapes of an archive's tensors, as an error lists them: those of rows, or all. */
+DLRNI_INTERNAL void dlrni_list_tensors(const dlrni_series *s, const dlrn_archive *a, int all,
+                                       char *text, size_t size) {
+    size_t at = 0;
+    dlrni_print(text, size, "none");
+    for (int64_t i = 0, n = 0; i < a->count && at < size; i++) {
+        const dlrn_tensor_info *t = &a->entries[i].info;
+        char shape[128];
+        if (!all && !dlrni_holds_rows(s, t)) continue;
+        dlrni_shape_text(t->shape, t->ndim, shape, sizeof shape);
+        at += (size_t)dlrni_print(text + at, size - at, "%s%s %s [%s]", n++ ? ", " : "", t->name,
+                                  dlrni_type_name(t->dtype), shape);
+    }
+}
+
+/* The tensor that is meant: by its name, or the only one that can be. A file of one tensor is taken
+   at its word, so that the error says what is wrong with it. */
+DLRNI_INTERNAL dlrn_status dlrni_choose_tensor(const dlrni_series *s, const dlrn_archive *a,
+                                               int64_t *index) {
+    char list[512];
+    int64_t fit = 0;
+    *index = s->tensor ? dlrn_archive_find(a, s->tensor) : a->count == 1 ? 0 : -1;
+    for (int64_t i = 0; i < a->count && !s->tensor && a->count > 1; i++)
+        if (dlrni_holds_rows(s, &a->entries[i].info)) fit++, *index = i;
+    if (*index >= 0 && fit < 2) return DLRN_OK;
+    dlrni_list_tensors(s, a, fit == 0, list, sizeof list);
+    if (s->tensor)
+        return dlrn_fail(s->ctx, DLRN_ERR_ARGUMENT, "%s: expected tensor '%s', found %s", a->path,
+                         s->tensor, strcmp(a->format, "npy") ? list : "a .npy, which has no names");
+    if (fit)
+        return dlrn_fail(s->ctx, DLRN_ERR_ARGUMENT,
+                         "%s: expected the name of one of its %lld tensors: %s", a->path,
+                         (long long)fit, list);
+    return dlrn_fail(s->ctx, DLRN_ERR_SHAPE,
+                     "%s: expected a tensor of floats of two or more dimensions, found %s", a->path,
+                     list);
+}
+
+/* Refuses a type that is not one of floats, with a word on bf16: many save its bits as integers. */
+DLRNI_INTERNAL dlrn_status dlrni_check_row_type(const dlrni_series *s, const char *path,
+                                                const dlrni_entry *e) {
+    const dlrn_dtype type = e->info.dtype;
+    if (s->dtype == DLRN_BF16 && (type == DLRN_BF16 || type == DLRN_U16)) return DLRN_OK;
+    if (s->dtype != DLRN_BF16 && dlrni_is_float(type)) return DLRN_OK;
+    return dlrn_fail(s->ctx, DLRN_ERR_UNSUPPORTED, "%s: tensor '%s': expected %s, found %s%s", path,
+                     e->info.name,
+                     s->dtype == DLRN_BF16 ? "BF16, or its bits as U16" : "F16, BF16, F32 or F64",
+                     dlrni_type_name(type),
+                     type == DLRN_U16 ? ": U16 is read as bf16 only if the caller says so "
+                                        "(dtype bf16)"
+                                      : "");
+}
+
+/* Checks that a tensor is a matrix of floats that fits the files before it, and notes its sizes. A
+   tensor without rows may claim any width, and buffers are sized by it, so that is bounded. */
+DLRNI_INTERNAL dlrn_status dlrni_check_shard(dlrni_series *s, int64_t i, dlrni_entry *e) {
+    const dlrn_tensor_info *t = &e->info;
+    const char *path = dlrni_path_text(s->shard[i].path);
+    char shape[128];
+    DLRNI_TRY(dlrni_check_row_type(s, path, e));
+    dlrni_shape_text(t->shape, t->ndim, shape, sizeof shape);
+    if (t->ndim < 2)
+        return dlrn_fail(s->ctx, DLRN_ERR_SHAPE,
+                         "%s: expected an array [rows, width] or [..., width], found [%s]", path,
+                         shape);
+    const int64_t cols = t->shape[t->ndim - 1], positions = t->ndim > 2 ? t->shape[t->ndim - 2] : 0;
+    if (cols < 1 || cols > INT32_MAX)
+        return dlrn_fail(s->ctx, DLRN_ERR_SHAPE, "%s: expected rows of 1 to %d numbers, found %lld",
+                         path, INT32_MAX, (long long)cols);
+    if (s->cols && cols != s->cols)
+        return dlrn_fail(s->ctx, DLRN_ERR_SHAPE,
+                         "%s: expected rows of %lld numbers as in %s, found %lld", path,
+                         (long long)s->cols, dlrni_path_text(s->shard[0].path), (long long)cols);
+    /* documents of two lengths: where one begins is then not known */
+    s->positions = s->cols && s->positions != positions ? 0 : positions;
+    s->cols = cols;
+    s->shard[i].rows = t->numel / cols;
+    if (t->dtype == DLRN_U16) e->info.dtype = DLRN_BF16;
+    return DLRN_OK;
+}
+
+/* Closes the file that is open, if any. */
+DLRNI_INTERNAL void dlrni_series_close_file(dlrni_series *s) {
+    const dlrn_io *io = dlrni_io_of(s->ctx);
+    if (s->stream) (void)!io->close_file(io->user, s->ctx, s->stream, 0);
+    dlrn_archive_close(s->file);
+    s->stream = NULL;
+    s->file = NULL;
+    s->current = -1;
+}
+
+/* Reads the header of a .npy from a stream, up to its data. *is_npy 0: it is of another format, and
+   an archive may know it. */
+DLRNI_INTERNAL dlrn_status dlrni_stream_head(dlrni_series *s, const char *what, dlrni_npy_head *h,
+                                             int *is_npy) {
+    enum { FIRST = 12 }; /* magic, version, and a length of 4 bytes, or of 2 and 2 of the text */
+    unsigned char head[FIRST + (size_t)DLRNI_NPY_TEXT_MAX];
+    size_t got, more = 0;
+    DLRNI_TRY(dlrni_read_full(s->ctx, s->stream, head, FIRST, &got));
+    *is_npy = got >= 6 && !memcmp(head, "\x93NUMPY", 6);
+    if (!*is_npy) return DLRN_OK;
+    if (got == FIRST) {
+        const uint64_t text = head[6] >= 2 ? dlrni_le(head + 8, 4) : dlrni_le(head + 8, 2) - 2;
+        /* a longer text is refused by the parser: it is cut off */
+        if (text <= DLRNI_NPY_TEXT_MAX)
+            DLRNI_TRY(dlrni_read_full(s->ctx, s->stream, head + FIRST, (size_t)text, &more));
+    }
+    dlrni_cursor c = {head, head + got + more};
+    return dlrni_npy_parse(s->ctx, what, &c, h);
+}
+
+/* Opens a shard as a stream. *opened 0: it is not a .npy in C order, and may be opened as an
+   archive, which reads it whole. A pipe cannot be opened twice. */
+DLRNI_INTERNAL dlrn_status dlrni_open_stream(dlrni_series *s, int64_t i, int *opened) {
+    const dlrn_io *io = dlrni_io_of(s->ctx);
+    const char *path = s->shard[i].path, *what = dlrni_path_text(path);
+    const int is_pipe = dlrni_is_pipe(s->ctx, path);
+    dlrni_npy_head h;
+    memset(&h, 0, sizeof h);
+    *opened = 0;
+    if (s->drained)
+        return dlrn_fail(s->ctx, DLRN_ERR_IO, "%s: a pipe is read once: cannot go back", what);
+    s->drained = is_pipe;
+    if (!s->raw && !(s->raw = DLRNI_NEW(s->ctx, unsigned char, DLRNI_RAW_BYTES)))
+        return DLRN_ERR_MEMORY;
+    DLRNI_TRY(io->open_file(io->user, s->ctx, path, 0, &s->stream));
+    DLRNI_TRY(dlrni_stream_head(s, what, &h, opened));
+    if (*opened && (!h.fortran || h.ndim < 2)) {
+        dlrni_entry *e = &s->entry;
+        memset(e, 0, sizeof *e);
+        e->info.name = "";
+        e->info.dtype = h.dtype;
+        e->info.ndim = h.ndim;
+        memcpy(e->info.shape, h.shape, sizeof h.shape);
+        e->swap = h.swap;
+        s->at = 0;
+        if (dlrni_numel(h.shape, h.ndim, &e->info.numel)) return DLRN_OK;
+        return dlrn_fail(s->ctx, DLRN_ERR_FORMAT, "%s: its shape overflows", what);
+    }
+    if (is_pipe)
+        return dlrn_fail(s->ctx, DLRN_ERR_UNSUPPORTED, "%s: %s", what,
+                         *opened ? "a pipe is read row by row: expected a .npy in C order, found "
+                                   "Fortran order (numpy.ascontiguousarray gives C order)"
+                                 : "a pipe is read row by row: expected a .npy, found another "
+                                   "format");
+    *opened = 0;
+    dlrni_series_close_file(s);
+    return DLRN_OK;
+}
+
+/* Opens shard i, checks it and notes its rows. shapes_only: it will be closed without a row being
+   read. On failure nothing is open. */
+DLRNI_INTERNAL dlrn_status dlrni_shard_open(dlrni_series *s, int64_t i, int shapes_only) {
+    const char *path = s->shard[i].path;
+    dlrni_file_map map;
+    int64_t index = 0;
+    int opened = 0;
+    dlrni_series_close_file(s);
+    const int maps = !dlrni_is_pipe(s->ctx, path) && dlrni_map_file(s->ctx, path, &map);
+    if (maps) dlrni_map_close(s->ctx, &map); /* it is mapped again by the archive */
+    dlrn_status st = maps ? DLRN_OK : dlrni_open_stream(s, i, &opened);
+    if (st == DLRN_OK && opened && s->tensor)
+        st = dlrn_fail(s->ctx, DLRN_ERR_ARGUMENT,
+                       "%s: expected tensor '%s', found a .npy, which has no names",
+                       dlrni_path_text(path), s->tensor);
+    if (st == DLRN_OK && !opened) {
+        st = dlrni_archive_open_as(s->ctx, path, shapes_only, &s->file);
+        if (st == DLRN_OK) st = dlrni_choose_tensor(s, s->file, &index);
+        if (st == DLRN_OK) s->entry = s->file->entries[index];
+    }
+    if (st == DLRN_OK) st = dlrni_check_shard(s, i, &s->entry);
+    if (st == DLRN_OK)
+        s->current = i;
+    else
+        dlrni_series_close_file(s);
+    s->dropped = 0;
+    return st;
+}
+
+/* Opens each file in turn, so that the sizes are known and agree before the first row is read. The
+   last one stays open: it is the only one, as a rule, and a pipe cannot be opened again. */
+DLRNI_INTERNAL dlrn_status dlrni_measure_series(dlrni_series *s) {
+    for (int64_t i = 0; i < s->n; i++) {
+        DLRNI_TRY(dlrni_shard_open(s, i, s->n > 1));
+        if (!dlrni_add(s->rows, s->shard[i].rows, &s->rows))
+            return dlrn_fail(s->ctx, DLRN_ERR_SHAPE, "%s: too many rows", s->shard[i].path);
+    }
+    if (s->n > 1) dlrni_series_close_file(s); /* without their CRCs */
+    return DLRN_OK;
+}
+
+/* Frees all; safe on a series that was never opened, all zero. */
+DLRNI_INTERNAL void dlrni_series_close(dlrni_series *s) {
+    if (!s->ctx) return;
+    dlrni_series_close_file(s);
+    dlrn_free(s->ctx, s->shard);
+    dlrn_free(s->ctx, s->names);
+    dlrn_free(s->ctx, s->raw);
+    memset(s, 0, sizeof *s);
+}
+
+/* Copies the names and measures the files. On failure the caller closes the series. */
+DLRNI_INTERNAL dlrn_status dlrni_series_open(dlrn_context *ctx, const dlrn_source_desc *desc,
+                                             const char *const *paths, int64_t n, dlrni_series *s) {
+    int64_t bytes = desc->tensor ? (int64_t)strlen(desc->tensor) + 1 : 1;
+    for (int64_t i = 0; i < n; i++) bytes += (int64_t)strlen(paths[i]) + 1;
+    s->ctx = ctx;
+    s->current = -1;
+    s->dtype = desc->dtype;
+    s->shard = DLRNI_NEW_ZERO(ctx, dlrni_shard, n);
+    s->names = s->shard ? DLRNI_NEW(ctx, char, bytes) : NULL;
+    if (!s->names) return DLRN_ERR_MEMORY;
+    char *to = s->names;
+    for (int64_t i = 0; i <= n; i++) {
+        const char *name = i < n ? paths[i] : desc->tensor;
+        if (!name) break;
+        memcpy(to, name, strlen(name) + 1);
+        if (i < n)
+            s->shard[i].path = to;
+        else
+            s->tensor = to;
+        to += strlen(name) + 1;
+    }
+    s->n = n;
+    return dlrni_measure_series(s);
+}
+
+/* Moves a stream on to a row by reading over the rows between. A row before it needs the file from
+   its start. */
+DLRNI_INTERNAL dlrn_status dlrni_stream_skip(dlrni_series *s, int64_t row) {
+    const int64_t size = s->cols * dlrni_dtype_size(s->entry.info.dtype);
+    if (row < s->at) DLRNI_TRY(dlrni_shard_open(s, s->current, 0));
+    for (int64_t left = (row - s->at) * size; left > 0;) {
+        size_t got, want = (size_t)dlrni_min(left, DLRNI_RAW_BYTES);
+        DLRNI_TRY(dlrni_read_full(s->ctx, s->stream, s->raw, want, &got));
+        if (got < want) break; /* reading the row will find the end, too */
+        left -= (int64_t)got;
+    }
+    s->at = row;
+    return DLRN_OK;
+}
+
+/* Reads n elements of a stream to dst as f32; *done is less only at its end. f32 needs no
+   conversion, and goes straight to dst. */
+DLRNI_INTERNAL dlrn_status dlrni_stream_elements(dlrni_series *s, int64_t n, float *dst,
+                                                 int64_t *done) {
+    const int64_t size = dlrni_dtype_size(s->entry.info.dtype);
+    size_t got = 1;
+    *done = 0;
+    if (s->entry.info.dtype == DLRN_F32 && !s->entry.swap && dlrni_little_endian()) {
+        DLRNI_TRY(dlrni_read_full(s->ctx, s->stream, dst, (size_t)(n * size), &got));
+        *done = (int64_t)got / size;
+        return DLRN_OK;
+    }
+    s->entry.data = s->raw;
+    for (; got && *done < n; *done += (int64_t)got / size) {
+        const int64_t want = dlrni_min(n - *done, DLRNI_RAW_BYTES / size);
+        DLRNI_TRY(dlrni_read_full(s->ctx, s->stream, s->raw, (size_t)(want * size), &got));
+        dlrni_entry_run(s->ctx, &s->entry, 0, (int64_t)got / size, 1, dst + *done, NULL);
+    }
+    return DLRN_OK;
+}
+
+/* Reads rows [row, row + n) of a stream; *got is less only where it ends before the rows that its
+   header announces. After an error nobody knows where it stands, so it is closed: a file can be
+   opened again, a pipe cannot. */
+DLRNI_INTERNAL dlrn_status dlrni_stream_rows(dlrni_series *s, int64_t row, int64_t n, float *dst,
+                                             int64_t *got) {
+    int64_t done = 0;
+    dlrn_status st = dlrni_stream_skip(s, row);
+    if (st == DLRN_OK) st = dlrni_stream_elements(s, n * s->cols, dst, &done);
+    if (st != DLRN_OK) dlrni_series_close_file(s);
+    *got = done / s->cols;
+    s->at += *got;
+    return st;
+}
+
+/* Reads rows from a file that is mapped, and drops the pages before `end`, where they lie in order.
+   4 MB at a time: a system call for each batch of rows would show. */
+DLRNI_INTERNAL void dlrni_map_rows(dlrni_series *s, int64_t row, int64_t n, float *dst) {
+    const dlrni_entry *e = &s->entry;
+    const dlrni_file_map *m = &s->file->map;
+    const uintptr_t base = (uintptr_t)m->p, at = (uintptr_t)e->data - base;
+    const size_t size = (size_t)s->cols * (size_t)dlrni_dtype_size(e->info.dtype);
+    dlrni_entry_rows(s->ctx, e, row, n, dst, NULL);
+    /* unpacked members and the shards of an index lie elsewhere */
+    if (!dlrni_is_dense(e) || at >= m->size) return;
+    const size_t begin = at + (size_t)row * size, end = begin + (size_t)n * size;
+    if (begin < s->dropped) s->dropped = begin; /* read once more, in a later epoch */
+    if (end - s->dropped >= (size_t)4 << 20) s->dropped = dlrni_map_drop(m, s->dropped, end);
+}
+
+/* Opens the shard again that was measured, if another one is open. */
+DLRNI_INTERNAL dlrn_status dlrni_enter_shard(dlrni_series *s, int64_t i) {
+    const int64_t rows = s->shard[i].rows;
+    if (s->current == i) return DLRN_OK;
+    DLRNI_TRY(dlrni_shard_open(s, i, 0));
+    if (s->shard[i].rows == rows) return DLRN_OK;
+    s->shard[i].rows = rows;
+    return dlrn_fail(s->ctx, DLRN_ERR_SHAPE, "%s: expected %lld rows as before, found another file",
+                     s->shard[i].path, (long long)rows);
+}
+
+/* Reads rows [row, row + n), over the bounds of files. *got is less only where a stream ends before
+   its time: rows that came are handed out first, and the next call reports it. */
+DLRNI_INTERNAL dlrn_status dlrni_series_read(dlrni_series *s, int64_t row, int64_t n, float *dst,
+                                             int64_t *got) {
+    for (*got = 0; *got < n;) {
+        int64_t i = 0, first = row + *got, read;
+        while (first >= s->shard[i].rows) first -= s->shard[i++].rows;
+        DLRNI_TRY(dlrni_enter_shard(s, i));
+        const int64_t count = dlrni_min(n - *got, s->shard[i].rows - first);
+        float *to = dst + *got * s->cols;
+        if (s->stream)
+            DLRNI_TRY(dlrni_stream_rows(s, first, count, to, &read));
+        else
+            dlrni_map_rows(s, first, read = count, to);
+        *got += read;
+        if (read == count) continue;
+        return *got ? DLRN_OK
+                    : dlrn_fail(s->ctx, DLRN_ERR_FORMAT,
+                                "%s: expected %lld rows, as its header says, found %lld",
+                                dlrni_path_text(s->shard[i].path), (long long)s->shard[i].rows,
+                                (long long)s->at);
+    }
+    return DLRN_OK;
+}
+
+/* ---- A source of either kind ---- */
 
 /* One struct for both kinds: they differ only in how a row is fetched. */
 typedef struct dlrni_array_source {
-    dlrn_context *ctx;         /* for memory and for error texts */
-    const float *x, *y;        /* [rows][d_in], [rows][d_out] in memory, borrowed, or ... */
-    dlrni_npy file, target;    /* ... in files                                            */
-    int64_t rows, d_in, d_out; /* d_out 0: no target                                     */
-    int64_t epochs, at;        /* at: rows given so far, over all epochs                  */
+    dlrn_context *ctx;          /* for memory and for error texts */
+    const float *x, *y;         /* [rows][d_in], [rows][d_out] in memory, borrowed, or ... */
+    dlrni_series files, target; /* ... in files                                            */
+    int64_t rows, d_in, d_out;  /* d_out 0: no target                                      */
+    int64_t epochs, at;         /* at: rows given so far, over all epochs                  */
 } dlrni_array_source;
 
-/* Gives at most the rest of the current epoch, so that a call copies one contiguous piece; the next
-   call begins the next epoch. */
+/* Gives at most the rest of the current epoch; the next call begins the next one. */
 DLRNI_INTERNAL dlrn_status dlrni_array_read(void *user, int64_t max_rows, float *x, float *y,
                                             int64_t *n) {
     dlrni_array_source *s = (dlrni_array_source *)user;
@@ -11032,8 +11516,8 @@ DLRNI_INTERNAL dlrn_status dlrni_array_read(void *user, int64_t max_rows, float 
         memcpy(x, s->x + row * s->d_in, (size_t)(count * s->d_in) * sizeof *x);
         if (s->y) memcpy(y, s->y + row * s->d_out, (size_t)(count * s->d_out) * sizeof *y);
     } else {
-        DLRNI_TRY(dlrni_npy_rows(&s->file, row, count, x));
-        if (s->target.file) DLRNI_TRY(dlrni_npy_rows(&s->target, row, count, y));
+        DLRNI_TRY(dlrni_series_read(&s->files, row, count, x, &count));
+        if (s->target.n) DLRNI_TRY(dlrni_series_read(&s->target, row, count, y, &count));
     }
     /* counted only once both files are read: a failed call can be repeated */
     s->at += count;
@@ -11056,14 +11540,14 @@ DLRNI_INTERNAL dlrn_status dlrni_array_seek(void *user, uint64_t position) {
     if (position > (uint64_t)end)
         return dlrn_fail(s->ctx, DLRN_ERR_ARGUMENT,
                          "%s: position %llu: expected at most %lld, the end of its rows",
-                         s->file.file ? s->file.file->path : "an array",
+                         s->files.n ? dlrni_path_text(s->files.shard[0].path) : "an array",
                          (unsigned long long)position, (long long)end);
     /* within an epoch, too: the next read begins at this row */
     s->at = (int64_t)position;
     return DLRN_OK;
 }
 
-/* The .npy reader has already put its message into the context. */
+/* The readers have already put their message into the context. */
 DLRNI_INTERNAL const char *dlrni_array_error(void *user) {
     return ((dlrni_array_source *)user)->ctx->error;
 }
@@ -11071,8 +11555,8 @@ DLRNI_INTERNAL const char *dlrni_array_error(void *user) {
 /* Closes what was opened; arrays in memory are the caller's. */
 DLRNI_INTERNAL void dlrni_array_destroy(void *user) {
     dlrni_array_source *s = (dlrni_array_source *)user;
-    dlrni_npy_close(&s->file);
-    dlrni_npy_close(&s->target);
+    dlrni_series_close(&s->files);
+    dlrni_series_close(&s->target);
     dlrn_free(s->ctx, s);
 }
 
@@ -11106,51 +11590,77 @@ DLRN_API dlrn_status dlrn_source_from_array(dlrn_context *ctx, const float *x, c
     if (!s) return DLRN_ERR_MEMORY;
     s->x = x;
     s->y = y;
-    s->rows = rows;
+    s->rows = out->rows = rows;
     s->d_in = out->d_in = d_in;
     s->d_out = out->d_out = d_out;
     return DLRN_OK;
 }
 
-/* Bounds the width of a file: one without rows may claim any, and buffers are sized by it. */
-DLRNI_INTERNAL dlrn_status dlrni_check_npy_rows(dlrn_context *ctx, const char *path,
-                                                const dlrni_npy *file) {
-    if (file->cols >= 1 && file->cols <= INT32_MAX) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected rows of 1 to %d numbers, found %lld", path,
-                     INT32_MAX, (long long)file->cols);
-}
-
-/* Row i of one file belongs to row i of the other, so their numbers of rows must agree; their
-   widths may differ. */
-DLRNI_INTERNAL dlrn_status dlrni_open_npy_source(dlrn_context *ctx, const char *path,
-                                                 const char *target, dlrni_array_source *s) {
-    DLRNI_TRY(dlrni_npy_open(ctx, path, &s->file));
-    if (target) DLRNI_TRY(dlrni_npy_open(ctx, target, &s->target));
-    if (target && s->file.rows != s->target.rows)
-        /* named by the target: x was opened first and is taken as right */
-        return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected %lld rows as in %s, found %lld", target,
-                         (long long)s->file.rows, path, (long long)s->target.rows);
-    DLRNI_TRY(dlrni_check_npy_rows(ctx, path, &s->file));
-    if (target) DLRNI_TRY(dlrni_check_npy_rows(ctx, target, &s->target));
-    s->rows = s->file.rows;
-    s->d_in = s->file.cols;
-    s->d_out = target ? s->target.cols : 0;
+/* A pipe comes once, and in order: it can be neither one of several files nor read in epochs, and
+   standard input cannot be both x and y. */
+DLRNI_INTERNAL dlrn_status dlrni_check_pipes(dlrn_context *ctx, const dlrn_source_desc *desc) {
+    const int64_t n = desc->n_paths, all = n + desc->n_target_paths;
+    int standard = 0;
+    for (int64_t i = 0; i < all; i++) {
+        const char *path = i < n ? desc->paths[i] : desc->target_paths[i - n];
+        const char *what = dlrni_path_text(path);
+        if (!dlrni_is_pipe(ctx, path)) continue;
+        standard += !strcmp(path, "-");
+        if ((i < n ? n : desc->n_target_paths) > 1)
+            return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                             "%s: expected a pipe alone, found it beside "
+                             "other files",
+                             what);
+        if (desc->epochs != 1)
+            return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                             "%s: a pipe can be read once: expected 1 epoch, found %lld", what,
+                             (long long)desc->epochs);
+        if (standard > 1)
+            return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                             "%s: expected rows or their targets, found both", what);
+    }
     return DLRN_OK;
 }
 
-DLRN_API dlrn_status dlrn_source_from_npy(dlrn_context *ctx, const char *path, const char *target,
-                                          int64_t epochs, dlrn_source *out) {
+/* Row i of x belongs to row i of y, so their numbers of rows must agree; their widths and files may
+   differ. */
+DLRNI_INTERNAL dlrn_status dlrni_open_files(dlrn_context *ctx, const dlrn_source_desc *desc,
+                                            dlrni_array_source *s) {
+    DLRNI_TRY(dlrni_check_pipes(ctx, desc));
+    DLRNI_TRY(dlrni_series_open(ctx, desc, desc->paths, desc->n_paths, &s->files));
+    if (desc->n_target_paths)
+        DLRNI_TRY(
+            dlrni_series_open(ctx, desc, desc->target_paths, desc->n_target_paths, &s->target));
+    if (desc->n_target_paths && s->files.rows != s->target.rows)
+        /* named by the target: x was opened first and is taken as right */
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected %lld rows as in %s, found %lld",
+                         dlrni_path_text(desc->target_paths[0]), (long long)s->files.rows,
+                         dlrni_path_text(desc->paths[0]), (long long)s->target.rows);
+    s->rows = s->files.rows;
+    s->d_in = s->files.cols;
+    s->d_out = s->target.cols;
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_source_open(dlrn_context *ctx, const dlrn_source_desc *desc,
+                                      dlrn_source *out) {
     memset(out, 0, sizeof *out);
-    DLRNI_REQUIRE(ctx, epochs >= 0, "epochs must not be negative");
-    dlrni_array_source *s = dlrni_array_source_new(ctx, epochs, out);
+    DLRNI_REQUIRE(ctx, desc->paths && desc->n_paths > 0, "expected at least one path");
+    DLRNI_REQUIRE(ctx, desc->target_paths ? desc->n_target_paths > 0 : !desc->n_target_paths,
+                  "n_target_paths does not fit target_paths");
+    DLRNI_REQUIRE(ctx, !desc->dtype || desc->dtype == DLRN_BF16, "dtype is 0 or DLRN_BF16");
+    DLRNI_REQUIRE(ctx, desc->epochs >= 0, "epochs must not be negative");
+    dlrni_array_source *s = dlrni_array_source_new(ctx, desc->epochs, out);
     if (!s) return DLRN_ERR_MEMORY;
-    dlrn_status st = dlrni_open_npy_source(ctx, path, target, s);
+    dlrn_status st = dlrni_open_files(ctx, desc, s);
     if (st == DLRN_OK) {
         /* known only now: the files say how wide their rows are */
         out->d_in = s->d_in;
         out->d_out = s->d_out;
+        out->rows = s->rows;
+        out->positions = s->files.positions;
     } else
-        /* also closes the file that did open */
+        /* also closes the files that did open */
         dlrn_source_destroy(out);
     return st;
 }
@@ -11252,6 +11762,7 @@ DLRN_API dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *so
     if (skipped) *skipped = 0; /* the caller need not */
     out->d_in = inner.d_in;
     out->d_out = inner.d_out;
+    out->rows = inner.rows;
     out->read = dlrni_finite_read;
     /* without these the filter must not promise them either */
     if (inner.position) out->position = dlrni_finite_position;

@@ -99,10 +99,18 @@ TEST_UNUSED dlrn_archive *accept(const bytes *b) {
 /* A tensor's numbers are 0, 1, 2, ... or those of `want`; closes the archive. */
 TEST_UNUSED void expect_numbers(dlrn_archive *a, const char *name, const float *want, int64_t n) {
     float x[64];
-    int64_t index = dlrn_archive_find(a, name);
+    int64_t index = dlrn_archive_find(a, name), whole[64];
     CHECK_MSG(index >= 0, "no tensor '%s'", name);
     CHECK(dlrn_archive_tensor(a, index)->numel == n && n <= 64);
-    CHECK_OK(ctx, dlrn_archive_read(a, index, 0, -1, x));
+    if (dlrni_is_float(dlrn_archive_tensor(a, index)->dtype) || n == 1) {
+        CHECK_OK(ctx, dlrn_archive_read(a, index, 0, -1, x));
+    } else {
+        CHECK_STATUS(dlrn_archive_read(a, index, 0, -1, x), DLRN_ERR_UNSUPPORTED);
+        CHECK_OK(ctx, dlrni_archive_read_i64(a, index, whole));
+        for (int64_t i = 0; i < n; i++)
+            x[i] = dlrn_archive_tensor(a, index)->dtype == DLRN_U64 ? (float)(uint64_t)whole[i]
+                                                                    : (float)whole[i];
+    }
     for (int64_t i = 0; i < n; i++) {
         float expected = want ? want[i] : (float)i;
         CHECK_MSG(x[i] == expected, "element %d of '%s' is %g, expected %g", (int)i, name,

@@ -93,7 +93,7 @@ static void tape_destroy(void *user) {
 }
 
 static dlrn_source tape_source(tape *t, int64_t rows, int has_target) {
-    dlrn_source source = {D, 0, tape_read, NULL, NULL, tape_error, tape_destroy, NULL};
+    dlrn_source source = {D, 0, tape_read, NULL, NULL, tape_error, tape_destroy, NULL, 0, 0};
     memset(t, 0, sizeof *t);
     t->rows = rows, t->at_end = DLRN_END;
     source.d_out = has_target ? D : 0;
@@ -986,6 +986,16 @@ static char *write_npy(const char *name, int width, int fortran, int rows, float
     return path;
 }
 
+/* The files at x and y, or NULL, as a source. */
+static dlrn_status open_files(dlrn_context *ctx, const char *x, const char *y, int64_t epochs,
+                              dlrn_source *out) {
+    dlrn_source_desc desc = {0};
+    desc.paths = &x, desc.n_paths = 1;
+    desc.target_paths = y ? &y : NULL, desc.n_target_paths = y != NULL;
+    desc.epochs = epochs;
+    return dlrn_source_open(ctx, &desc, out);
+}
+
 TEST(arrays_in_npy_files) {
     static const int width[6] = {4, 4, 2, 2, 8, 8};
     dlrn_context *ctx = open_context(NULL);
@@ -994,11 +1004,11 @@ TEST(arrays_in_npy_files) {
         char *x = write_npy("buffer_x.npy", width[c / 2], c & 1, 19, 1);
         char *y = write_npy("buffer_y.npy", width[(c / 2 + 2) % 6], !(c & 1), 19,
                             -1); /* of another type and order */
-        CHECK_OK(ctx, dlrn_source_from_npy(ctx, x, c & 2 ? y : NULL, c < 6 ? 2 : 0, &s));
+        CHECK_OK(ctx, open_files(ctx, x, c & 2 ? y : NULL, c < 6 ? 2 : 0, &s));
         CHECK(s.d_out == (c & 2 ? D : 0));
         check_source(ctx, &s, 19, c < 6 ? 2 : 0);
     }
-    CHECK_OK(ctx, dlrn_source_from_npy(ctx, write_npy("buffer_x.npy", 4, 0, 0, 1), NULL, 0, &s));
+    CHECK_OK(ctx, open_files(ctx, write_npy("buffer_x.npy", 4, 0, 0, 1), NULL, 0, &s));
     expect_end(&s);
     dlrn_source_destroy(&s);
     dlrn_context_destroy(ctx);
@@ -1009,29 +1019,26 @@ TEST(wrong_files_are_named) {
     dlrn_source s;
     char *x = write_npy("buffer_x.npy", 4, 0, 19, 1),
          *other = write_npy("buffer_z.npy", 4, 0, 18, 1), text[64] = "";
-    CHECK_STATUS(dlrn_source_from_npy(ctx, x, other, 1, &s), DLRN_ERR_SHAPE);
+    CHECK_STATUS(open_files(ctx, x, other, 1, &s), DLRN_ERR_SHAPE);
     CHECK_STR(dlrn_error(ctx),
               "buffer_z.npy: expected 19 rows as in build/tmp/buffer_x.npy, found 18");
     CHECK(!s.read && !s.destroy);
-    CHECK_STATUS(dlrn_source_from_npy(ctx, "build/tmp/no_such.npy", NULL, 1, &s), DLRN_ERR_IO);
+    CHECK_STATUS(open_files(ctx, "build/tmp/no_such.npy", NULL, 1, &s), DLRN_ERR_IO);
     CHECK_STR(dlrn_error(ctx), "build/tmp/no_such.npy");
-    CHECK_STATUS(dlrn_source_from_npy(ctx, x, "build/tmp/no_such.npy", 1, &s), DLRN_ERR_IO);
-    CHECK_STATUS(dlrn_source_from_npy(ctx, "tests/golden/forward.npz", NULL, 1, &s),
-                 DLRN_ERR_SHAPE);
-    CHECK_STR(dlrn_error(ctx), "[rows, width]");
+    CHECK_STATUS(open_files(ctx, x, "build/tmp/no_such.npy", 1, &s), DLRN_ERR_IO);
+    CHECK_STATUS(open_files(ctx, "tests/golden/forward.npz", NULL, 1, &s), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "forward.npz: expected the name of one of its");
     s.read = tape_read;
-    CHECK_STATUS(dlrn_source_from_npy(ctx, x, NULL, -1, &s), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(open_files(ctx, x, NULL, -1, &s), DLRN_ERR_ARGUMENT);
     const dlrn_tensor_out wide = {"", DLRN_F32, 2, {0, (int64_t)INT32_MAX + 1}, NULL};
     CHECK_OK(ctx, dlrn_archive_write(ctx, "build/tmp/buffer_wide.npy", &wide, 1, NULL));
-    CHECK_STATUS(dlrn_source_from_npy(ctx, "build/tmp/buffer_wide.npy", NULL, 1, &s),
-                 DLRN_ERR_SHAPE);
+    CHECK_STATUS(open_files(ctx, "build/tmp/buffer_wide.npy", NULL, 1, &s), DLRN_ERR_SHAPE);
     CHECK_STR(dlrn_error(ctx),
               "buffer_wide.npy: expected rows of 1 to 2147483647 numbers, found 2147483648");
     CHECK(!s.read);
     snprintf(text, sizeof text, "no .npy at all");
     CHECK_OK(ctx, dlrn_file_write(ctx, "build/tmp/buffer_bad.npy", text, sizeof text));
-    CHECK_STATUS(dlrn_source_from_npy(ctx, "build/tmp/buffer_bad.npy", NULL, 1, &s),
-                 DLRN_ERR_FORMAT);
+    CHECK_STATUS(open_files(ctx, "build/tmp/buffer_bad.npy", NULL, 1, &s), DLRN_ERR_FORMAT);
     dlrn_context_destroy(ctx);
 }
 
@@ -1044,7 +1051,7 @@ TEST(epochs_through_a_buffer) {
     const float *x, *y;
     int64_t n, times[19] = {0};
     dlrn_status st;
-    CHECK_OK(ctx, dlrn_source_from_npy(ctx, write_npy("buffer_x.npy", 2, 1, 19, 1), NULL, 3, &s));
+    CHECK_OK(ctx, open_files(ctx, write_npy("buffer_x.npy", 2, 1, 19, 1), NULL, 3, &s));
     cfg.store = DLRN_F16;
     CHECK_OK(ctx,
              dlrn_buffer_create(ctx, &cfg, &s, DLRN_OWNED, &b)); /* the buffer closes the file */

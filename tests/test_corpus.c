@@ -40,11 +40,12 @@ static void check_shape(const dlrn_tensor_info *info, const char *name, const ch
     CHECK_MSG(!strcmp(found, shape), "%s: shape [%s], expected [%s]", name, found, shape);
 }
 
-/* Whole numbers come out the same by both ways of reading. */
-static void check_integers(int64_t index, const float *x, int64_t n) {
+/* Reads integers, which are refused as floats. */
+static void read_integers(int64_t index, float *x, int64_t n) {
     int64_t *whole = (int64_t *)malloc((size_t)(n + 1) * sizeof *whole);
+    CHECK_STATUS(dlrn_archive_read(file, index, 0, -1, x), n > 1 ? DLRN_ERR_UNSUPPORTED : DLRN_OK);
     CHECK_OK(ctx, dlrni_archive_read_i64(file, index, whole));
-    for (int64_t i = 0; i < n; i++) CHECK((float)whole[i] == x[i]);
+    for (int64_t i = 0; i < n; i++) x[i] = (float)whole[i];
     free(whole);
 }
 
@@ -53,7 +54,10 @@ static void check_numbers(int64_t index, char *field[FIELDS]) {
     double want[5], sum = 0, magnitude = 0, order = 0;
     for (int i = 0; i < 5; i++) want[i] = strtod(field[SUM + i], NULL);
     float *x = (float *)calloc((size_t)info->numel + 1, sizeof *x);
-    CHECK_OK(ctx, dlrn_archive_read(file, index, 0, -1, x));
+    if (dlrni_is_float(info->dtype))
+        CHECK_OK(ctx, dlrn_archive_read(file, index, 0, -1, x));
+    else
+        read_integers(index, x, info->numel);
     for (int64_t i = 0; i < info->numel; i++) {
         sum += (double)x[i];
         magnitude += fabs((double)x[i]);
@@ -69,8 +73,6 @@ static void check_numbers(int64_t index, char *field[FIELDS]) {
     CHECK_MSG(same(first, want[2], 0), "%s: first %.17g, expected %.17g", info->name, first,
               want[2]);
     CHECK_MSG(same(last, want[3], 0), "%s: last %.17g, expected %.17g", info->name, last, want[3]);
-    if (strcmp(field[DTYPE], "F32") && strstr("I64I32I16I8U64U32U16U8BOOL", field[DTYPE]))
-        check_integers(index, x, info->numel);
     free(x);
 }
 

@@ -1102,6 +1102,30 @@ static dlrn_status open_index(const char *text, dlrn_archive **out) {
     return dlrn_archive_open(ctx, path_of("shards", "model.safetensors.index.json"), out);
 }
 
+/* Quantised weights, and the bits of bf16 numbers: without a scale or a type they mean nothing. */
+TEST(integers_are_no_weights) {
+    static const dlrn_dtype types[] = {DLRN_I8, DLRN_U8, DLRN_I16, DLRN_U16, DLRN_I32, DLRN_I64};
+    static const char *const forms[] = {"pt", "safetensors", "npz"};
+    static const float zeros[8] = {0};
+    char path[64], words[64];
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        for (int f = 0; f < 3; f++) {
+            dlrn_dictionary *dict = NULL;
+            const dlrn_tensor_out t[4] = {{"encoder.weight", types[i], 2, {3, 2}, zeros},
+                                          {"encoder.bias", DLRN_F32, 1, {3}, zeros},
+                                          {"decoder.weight", DLRN_F32, 2, {2, 3}, zeros},
+                                          {"bias", DLRN_F32, 1, {2}, zeros}};
+            if (f == 0 && types[i] == DLRN_U16) continue; /* torch has no such storage */
+            snprintf(path, sizeof path, "build/tmp/load_whole.%s", forms[f]);
+            snprintf(words, sizeof words, "expected F16, BF16, F32 or F64, found %s",
+                     dlrni_type_name(types[i]));
+            CHECK_OK(ctx, dlrn_archive_write(ctx, path, t, 4, NULL));
+            CHECK_STATUS(dlrn_load(ctx, path, NULL, &dict), DLRN_ERR_UNSUPPORTED);
+            CHECK_STR(dlrn_error(ctx), "tensor 'encoder.weight'");
+            CHECK_STR(dlrn_error(ctx), words);
+        }
+}
+
 TEST(shards) {
     dlrn_archive *a = NULL;
     make_folder("shards");
@@ -1192,6 +1216,7 @@ int main(int argc, char **argv) {
     RUN(narrow_dictionary);
     RUN(saved_dictionaries);
     RUN(dictionaries_of_odd_sizes);
+    RUN(integers_are_no_weights);
     RUN(shards);
     RUN(shards_refused);
     dlrn_context_destroy(ctx);

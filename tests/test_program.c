@@ -152,7 +152,7 @@ int fault_fsync(int fd);
 int fault_rename(const char *from, const char *to);
 int fault_open(const char *path, int flags, ...);
 void *fault_mmap(void *at, size_t size, int protection, int flags, int fd, off_t offset);
-FILE *fault_tmpfile(void);
+FILE *fault_fdopen(int fd, const char *mode);
 void *fault_malloc(size_t size);
 void fault_free(void *p);
 
@@ -230,8 +230,8 @@ void *fault_mmap(void *at, size_t size, int protection, int flags, int fd, off_t
     return fails("mmap") ? MAP_FAILED : mmap(at, size, protection, flags, fd, offset);
 }
 
-FILE *fault_tmpfile(void) {
-    return fails("tmpfile") ? NULL : tmpfile();
+FILE *fault_fdopen(int fd, const char *mode) {
+    return fails("fdopen") ? NULL : fdopen(fd, mode);
 }
 
 static FILE *fault_memstream(char **text, size_t *size) {
@@ -258,7 +258,7 @@ static int fault_clock(clockid_t id, struct timespec *t) {
 #define open fault_open
 #define mkdir fault_mkdir
 #define mmap fault_mmap
-#define tmpfile fault_tmpfile
+#define fdopen fault_fdopen
 #define open_memstream fault_memstream
 #define clock_gettime fault_clock
 #define main program

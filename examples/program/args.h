@@ -23,7 +23,7 @@ enum { /* commands, as bits of flag.commands */
 
 typedef struct options {
     const char *dict, *data, *target, *out, *save_dir, *init, *loss, *io, *kernels, *histogram;
-    const char *model, *text, *site, *prompt, *features, *layout, *recipe;
+    const char *model, *text, *site, *prompt, *features, *layout, *recipe, *tensor, *dtype;
     const char *text_key, *tokens_key, *long_documents;
     const char *path, *path2; /* arguments without a flag */
     int64_t dict_size, expansion, batch_size, epochs;
@@ -62,10 +62,17 @@ static const flag flags[] = {
     {"--layout", F_TEXT, AT(layout), C_DICTIONARIES, 1, TEXT_MAX, "NAME",
      "the dictionary's layout, where its tensors and config leave that open: the class of "
      "dictionary_learning that wrote it"},
-    {"--data", F_TEXT, AT(data), C_ARRAYS | C_TRAIN | C_EVAL, 1, TEXT_MAX, "X.npy",
-     "an array [rows, width]; - reads standard input"},
-    {"--target", F_TEXT, AT(target), C_TRAIN | C_EVAL, 1, TEXT_MAX, "Y.npy",
-     "the rows to reconstruct, if other than those of --data"},
+    {"--data", F_TEXT, AT(data), C_ARRAYS | C_TRAIN | C_EVAL, 1, TEXT_MAX, "X",
+     "arrays [rows, width] or [.., width] of f16, bf16, f32 or f64: a file (.npy, .npz, .pt, "
+     ".safetensors), a folder of them or a quoted pattern (one sequence of rows: x2 before x10), "
+     "or "
+     "- for a .npy on standard input"},
+    {"--target", F_TEXT, AT(target), C_TRAIN | C_EVAL, 1, TEXT_MAX, "Y",
+     "the rows to reconstruct, if other than those of --data; as --data"},
+    {"--tensor", F_TEXT, AT(tensor), C_ARRAYS | C_TRAIN | C_EVAL, 1, TEXT_MAX, "NAME",
+     "the tensor to read, where a file of --data or --target holds several"},
+    {"--dtype", F_TEXT, AT(dtype), C_ARRAYS | C_TRAIN | C_EVAL, 1, TEXT_MAX, "bf16",
+     "uint16 in --data and --target holds the bits of bf16 numbers (else it is refused)"},
     {"--model", F_TEXT, AT(model), C_TEXTS | C_GENERATE, 1, TEXT_MAX, "DIR",
      "a Hugging Face folder (model_type " LM_MODEL_TYPES ")"},
     {"--text", F_TEXT, AT(text), C_TEXTS, 1, TEXT_MAX, "FILE",

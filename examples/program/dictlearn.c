@@ -3,6 +3,7 @@
        cc -O2 -fopenmp -I. examples/program/dictlearn.c -o dictlearn -lm
 
    args.h     flags, parsing, help          source.h   rows for training and evaluation
+   paths.h    files, folders, patterns
    process.h  threads, streams, signals     inspect.h  inspect, convert
    output.h   progress, JSON, files         rows.h     encode, decode, reconstruct
    recipes.h  formulas, train --recipe list model.h    tokenize, generate, activations, logits
@@ -12,6 +13,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <math.h>
 #include <poll.h>
 #include <signal.h>
@@ -34,6 +36,7 @@
 #include "output.h"
 #include "recipes.h"
 #include "recall.h"
+#include "paths.h"
 #include "source.h"
 #include "inspect.h"
 #include "rows.h"
@@ -91,7 +94,9 @@ static const command commands[] = {
      "build/run: see train --help", "build/dictlearn convert build/run build/ae.safetensors",
      run_convert},
     {"encode", C_ENCODE, 0, "--dict D --data X.npy --out F.npy | --sparse --out F.npz",
-     "Computes the features [rows, F] of activations [rows, d].",
+     "Computes the features [rows, F] of activations [rows, d] (of [documents, positions, d], too, "
+     "as rows). Memory does not grow with the rows; --sparse keeps its codes in a temporary file "
+     "until they are counted: in TMPDIR, or else beside --out.",
      "build/run: see train --help; build/x.npy: see activations --help",
      "build/dictlearn encode --dict build/run --data build/x.npy --sparse --out build/f.npz",
      run_encode},

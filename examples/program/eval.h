@@ -341,11 +341,11 @@ static int run_eval(dlrn_context *ctx, const options *o) {
     feed_init(&f, ctx, o);
     dlrn_status s = dlrn_load(ctx, o->dict, o->layout, &dict);
     if (s == DLRN_OK && o->model) s = model_text_open(ctx, o, 1, &mt);
-    if (s == DLRN_OK && o->data) s = dlrn_source_from_npy(ctx, o->data, o->target, 1, &f.inner);
+    if (s == DLRN_OK && o->data) s = feed_open(&f, 1);
     if (s == DLRN_OK && o->skip_nonfinite) s = feed_keep_finite(&f);
     if (s == DLRN_OK)
         s = o->model ? check_site_width(&mt, o, dict)
-                     : expect_width(ctx, o->data, dict->d_in, f.inner.d_in);
+                     : expect_width(ctx, f.x_name, dict->d_in, f.inner.d_in);
     if (s == DLRN_OK && o->data)
         s = expect_width(ctx, o->target ? o->target : o->data, dict->d_out,
                          f.inner.d_out ? f.inner.d_out : f.inner.d_in);
@@ -353,7 +353,7 @@ static int run_eval(dlrn_context *ctx, const options *o) {
     feed_tell_skipped(&f);
     model_text_tell(&mt, o);
     status = s == DLRN_OK ? 0 : fail(ctx);
-    dlrn_source_destroy(&f.inner);
+    feed_close(&f);
     model_text_close(&mt);
     dlrn_dictionary_destroy(dict);
     return status;

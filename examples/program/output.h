@@ -22,6 +22,17 @@ static void tell_end(void) {
     told_on_terminal = 0;
 }
 
+/* A time as people say it. */
+static const char *time_text(double s, char *text, size_t size) {
+    if (s < 120)
+        snprintf(text, size, "%.0f s", s);
+    else if (s < 7200)
+        snprintf(text, size, "%.0f min", s / 60);
+    else
+        snprintf(text, size, "%.1f h", s / 3600);
+    return text;
+}
+
 /* ---- text out of files. Terminals obey control characters, so none is printed as it is. */
 
 static int is_control(uint32_t c) {

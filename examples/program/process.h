@@ -48,20 +48,21 @@ static int stopped_status(void) {
     return stop_asked ? 128 + (int)stop_asked : 1;
 }
 
-/* A write to a pipe that nobody reads fails with an error instead of killing the process. */
-static void on_pipe(int number) {
+/* A write to a pipe that nobody reads, or beyond the limit of a file's size (ulimit -f), fails with
+   an error instead of killing the process, which would leave its temporary files. */
+static void on_failed_write(int number) {
     (void)number;
 }
 
 /* Installs the handlers, except for signals that the caller ignores. */
 static void note_signals(void) {
-    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGXFSZ};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         struct sigaction a;
         if (sigaction(numbers[i], NULL, &a) != 0 || a.sa_handler == SIG_IGN)
             continue; /* ignored by the caller, as under nohup: leave it so */
         memset(&a, 0, sizeof a);
-        a.sa_handler = numbers[i] == SIGPIPE ? on_pipe : on_signal;
+        a.sa_handler = numbers[i] == SIGPIPE || numbers[i] == SIGXFSZ ? on_failed_write : on_signal;
         sigaction(numbers[i], &a, NULL); /* without SA_RESTART: a read that waits ends, too */
     }
 }
@@ -83,7 +84,7 @@ static void end_if_unread(void) {
     struct pollfd out = {1, POLLOUT, 0};
     struct sigaction a;
     if (poll(&out, 1, 0) != 1 || !(out.revents & (POLLERR | POLLHUP))) return;
-    if (sigaction(SIGPIPE, NULL, &a) != 0 || a.sa_handler != on_pipe) return;
+    if (sigaction(SIGPIPE, NULL, &a) != 0 || a.sa_handler != on_failed_write) return;
     signal(SIGPIPE, SIG_DFL);
     raise(SIGPIPE);
 }

@@ -1,27 +1,49 @@
-/* dictlearn encode, decode and reconstruct. Files are streamed in blocks of rows, so memory does
-   not grow with them. */
+/* dictlearn encode, decode and reconstruct. Rows are streamed in blocks, so memory does not grow
+   with them; sparse codes to be decoded are read whole. */
 
 enum { BLOCK = 1024 };
 
 typedef struct array {
+    feed feed; /* of rows, unless they are codes */
     dlrn_archive *file;
     char *bytes; /* of standard input, read whole */
     int is_codes;
     dlrn_sparse codes;
-    int64_t rows, width;
+    int64_t rows, width; /* rows: as announced */
 } array;
 
 static void array_close(dlrn_context *ctx, array *a) {
     dlrn_sparse_free(&a->codes);
     dlrn_archive_close(a->file);
     dlrn_free(ctx, a->bytes);
+    feed_close(&a->feed);
 }
 
-/* Opens rows in a .npy or, if takes_codes, codes in a CSR .npz; the content tells which. */
-static dlrn_status array_open(dlrn_context *ctx, const char *path, int takes_codes, array *a) {
+/* Whether a file, or standard input, is a zip; that is left as it was. Folders, patterns and pipes
+   are not. */
+static dlrn_status is_zip(dlrn_context *ctx, const char *path, int *yes) {
+    struct stat st;
+    *yes = 0;
+    if (!strcmp(path, "-")) {
+        int first = getc(stdin);
+        *yes = first != EOF && ungetc(first, stdin) == 'P'; /* of PK */
+        return DLRN_OK;
+    }
+    if (stat(path, &st) != 0 || !S_ISREG(st.st_mode)) return DLRN_OK;
+    FILE *f = fopen(path, "rb");
+    if (!f) return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot open it: %s", path, strerror(errno));
+    *yes = getc(f) == 'P';
+    fclose(f);
+    return DLRN_OK;
+}
+
+/* Opens codes in a CSR .npz, if the path holds such; else leaves a->is_codes 0. The content tells
+   which. Standard input cannot be opened twice. */
+static dlrn_status codes_open(dlrn_context *ctx, const char *path, array *a) {
+    int zip;
     size_t size = 0;
-    dlrn_status s;
-    memset(a, 0, sizeof *a);
+    dlrn_status s = is_zip(ctx, path, &zip);
+    if (s != DLRN_OK || !zip) return s;
     if (strcmp(path, "-")) {
         s = dlrn_archive_open(ctx, path, &a->file);
     } else {
@@ -30,22 +52,33 @@ static dlrn_status array_open(dlrn_context *ctx, const char *path, int takes_cod
             s = dlrn_archive_open_memory(ctx, a->bytes, size, "standard input", &a->file);
     }
     if (s != DLRN_OK) return s;
-    const dlrn_tensor_info *t = dlrn_archive_tensor(a->file, 0);
-    if (takes_codes && !strcmp(dlrn_archive_describe(a->file).format, "npz")) {
-        a->is_codes = 1;
-        s = dlrn_csr_read(a->file, &a->codes);
-        a->rows = a->codes.rows;
-        a->width = a->codes.cols;
-        return s;
+    a->is_codes = !strcmp(dlrn_archive_describe(a->file).format, "npz") &&
+                  dlrn_archive_find(a->file, "indptr") >= 0;
+    if (a->bytes && !a->is_codes)
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                         "standard input: expected rows in .npy or CSR in .npz, found %s",
+                         dlrn_archive_describe(a->file).format);
+    if (!a->is_codes) {
+        dlrn_archive_close(a->file);
+        a->file = NULL;
+        return DLRN_OK;
     }
-    if (strcmp(dlrn_archive_describe(a->file).format, "npy") || !t || t->ndim != 2)
-        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
-                         "%s: expected an array [rows, width] in .npy%s, found %s of %d dimensions",
-                         dlrn_archive_describe(a->file).path, takes_codes ? " or CSR in .npz" : "",
-                         dlrn_archive_describe(a->file).format, t ? t->ndim : 0);
-    a->rows = t->shape[0];
-    a->width = t->shape[1];
-    return DLRN_OK;
+    s = dlrn_csr_read(a->file, &a->codes);
+    a->rows = a->codes.rows;
+    a->width = a->codes.cols;
+    return s;
+}
+
+/* Opens --data: rows or, if takes_codes, codes. */
+static dlrn_status array_open(dlrn_context *ctx, const options *o, int takes_codes, array *a) {
+    memset(a, 0, sizeof *a);
+    feed_init(&a->feed, ctx, o);
+    dlrn_status s = takes_codes ? codes_open(ctx, o->data, a) : DLRN_OK;
+    if (s != DLRN_OK || a->is_codes) return s;
+    s = feed_open(&a->feed, 1);
+    a->rows = a->feed.inner.rows;
+    a->width = a->feed.inner.d_in;
+    return s;
 }
 
 /* What a command does with a block: rows x [n][in] to y [n][out]. */
@@ -69,12 +102,46 @@ static dlrn_status decode_rows(const dlrn_dictionary *dict, const dlrn_sparse *c
     return dlrn_decode_sparse(dict, &view, y);
 }
 
-/* Reads, transforms and writes block after block. With --sparse the blocks are encoded to codes. */
+/* Says how far a command is, if it is time to. */
+static void tell_rows(const options *o, int64_t done, int64_t rows, double started, double *told) {
+    char left[32];
+    double now = seconds(), rate = per_second(done, now - started);
+    if (o->quiet || now - *told < (isatty(2) ? 0.2 : 5.0)) return;
+    *told = now;
+    tell("%lld of %lld rows, %.0f rows/s, %s left", (long long)done, (long long)rows, rate,
+         time_text((double)(rows - done) / (rate > 1 ? rate : 1), left, sizeof left));
+}
+
+/* The next block of rows or codes of `in`: *n rows, x [*n][width] if they are rows. DLRN_END: there
+   are no more. */
+static dlrn_status next_block(array *in, const dlrn_source *source, int64_t done, float *x,
+                              int64_t *n) {
+    *n = in->rows - done < BLOCK ? in->rows - done : BLOCK;
+    if (stopping(NULL)) return DLRN_STOPPED;
+    if (!in->is_codes) return source->read(source->user, BLOCK, x, NULL, n);
+    return *n > 0 ? DLRN_OK : DLRN_END;
+}
+
+/* A row step for a block, or with --sparse the encoding to codes; then writes what came out. */
+static dlrn_status write_block(const dlrn_dictionary *dict, const array *in, int64_t done,
+                               int64_t n, row_step step, const float *x, float *y,
+                               dlrn_sparse *codes, int sparse, dlrn_writer *w) {
+    dlrn_status s = in->is_codes ? decode_rows(dict, &in->codes, done, n, y)
+                    : sparse     ? dlrn_encode_sparse(dict, x, n, codes)
+                                 : step(dict, x, n, y);
+    if (s != DLRN_OK) return s;
+    return sparse ? dlrn_csr_append(w, codes) : dlrn_npy_append(w, y, n);
+}
+
+/* Reads, transforms and writes block after block. */
 static dlrn_status stream_rows(dlrn_context *ctx, const dlrn_dictionary *dict, const options *o,
                                array *in, int64_t out_width, row_step step) {
     dlrn_tensor x, y;
     dlrn_sparse codes;
     dlrn_writer *w = NULL;
+    dlrn_source source = feed_source(&in->feed);
+    double started = seconds(), told = started;
+    int64_t done = 0;
     memset(&codes, 0, sizeof codes);
     dlrn_status s = dlrn_tensor_alloc(ctx, in->is_codes ? 0 : BLOCK, in->width, &x);
     if (s != DLRN_OK) return s;
@@ -82,19 +149,16 @@ static dlrn_status stream_rows(dlrn_context *ctx, const dlrn_dictionary *dict, c
     if (s == DLRN_OK)
         s = o->sparse ? dlrn_csr_create(ctx, o->out, out_width, &w)
                       : dlrn_npy_create(ctx, o->out, out_width, in->rows, &w);
-    for (int64_t i = 0; i < in->rows && s == DLRN_OK; i += BLOCK) {
-        int64_t n = in->rows - i < BLOCK ? in->rows - i : BLOCK;
-        if (stopping(NULL)) s = DLRN_STOPPED;
-        if (s == DLRN_OK && !in->is_codes) s = dlrn_archive_read(in->file, 0, i, n, x.data);
-        if (s == DLRN_OK && in->is_codes)
-            s = decode_rows(dict, &in->codes, i, n, y.data);
-        else if (s == DLRN_OK)
-            s = o->sparse ? dlrn_encode_sparse(dict, x.data, n, &codes)
-                          : step(dict, x.data, n, y.data);
+    while (s == DLRN_OK) {
+        int64_t n = 0;
+        s = next_block(in, &source, done, x.data, &n);
         if (s == DLRN_OK)
-            s = o->sparse ? dlrn_csr_append(w, &codes) : dlrn_npy_append(w, y.data, n);
+            s = write_block(dict, in, done, n, step, x.data, y.data, &codes, o->sparse, w);
+        done += n;
+        if (s == DLRN_OK) tell_rows(o, done, in->rows, started, &told);
     }
-    s = close_writer(w, s);
+    tell_end();
+    s = close_writer(w, s == DLRN_END ? DLRN_OK : feed_failed(&in->feed, s));
     dlrn_sparse_free(&codes);
     dlrn_free(ctx, x.data);
     dlrn_free(ctx, y.data);
@@ -118,14 +182,12 @@ static int run_rows(dlrn_context *ctx, const options *o, const char *name, int f
     memset(&in, 0, sizeof in);
     if (lacks_flag(name, "--dict", o->dict) || lacks_flag(name, "--data", o->data) ||
         lacks_flag(name, "--out", o->out) ||
-        check_suffix(name, o->out, o->sparse ? ".npz" : ".npy", ""))
+        check_suffix(name, o->out, o->sparse ? ".npz" : ".npy", "") || check_array_flags(name, o))
         return 2;
     dlrn_status s = dlrn_load(ctx, o->dict, o->layout, &dict);
-    if (s == DLRN_OK) s = array_open(ctx, o->data, features_in, &in);
-    if (s == DLRN_OK) {
-        const char *path = strcmp(o->data, "-") ? o->data : "standard input";
-        s = expect_width(ctx, path, features_in ? dict->features : dict->d_in, in.width);
-    }
+    if (s == DLRN_OK) s = array_open(ctx, o, features_in, &in);
+    if (s == DLRN_OK)
+        s = expect_width(ctx, in.feed.x_name, features_in ? dict->features : dict->d_in, in.width);
     if (s == DLRN_OK)
         s = stream_rows(ctx, dict, o, &in, features_out ? dict->features : dict->d_out, step);
     array_close(ctx, &in);

@@ -5,7 +5,9 @@ enum { PIECE = 2048 }; /* rows between two checks for a stop */
 
 typedef struct feed {
     dlrn_context *ctx;
+    const options *o;
     dlrn_source inner;
+    path_list x_paths, y_paths;              /* the files of --data and --target        */
     const char *x_name, *y_name;             /* of the rows, for errors                 */
     int from_array;                          /* 1: its position is the number of a row  */
     int64_t rows;                            /* given so far                            */
@@ -16,16 +18,66 @@ typedef struct feed {
     char error[1024];
 } feed;
 
-/* The first of the rows x [n][d] with a number that is not finite, which f->error then names; n if
-   there is none. The library checks its rows, too, but does not know their file. */
-static int64_t feed_check(feed *f, const char *name, const float *x, int64_t n, int64_t d,
-                          uint64_t first) {
+/* Opens files as a source: one pass or several, or without end (0). */
+static dlrn_status open_rows(feed *f, const path_list *x, const path_list *y, int64_t epochs,
+                             dlrn_source *out) {
+    dlrn_source_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.paths = (const char *const *)x->path;
+    desc.n_paths = x->n;
+    desc.target_paths = y ? (const char *const *)y->path : NULL;
+    desc.n_target_paths = y ? y->n : 0;
+    desc.tensor = f->o->tensor;
+    desc.dtype = f->o->dtype ? DLRN_BF16 : DLRN_F32;
+    desc.epochs = epochs;
+    return dlrn_source_open(f->ctx, &desc, out);
+}
+
+/* Opens what --data and --target name. */
+static dlrn_status feed_open(feed *f, int64_t epochs) {
+    const options *o = f->o;
+    dlrn_status s = paths_expand(f->ctx, o->data, &f->x_paths);
+    if (s == DLRN_OK && o->target) s = paths_expand(f->ctx, o->target, &f->y_paths);
+    if (s != DLRN_OK) return s;
+    return open_rows(f, &f->x_paths, o->target ? &f->y_paths : NULL, epochs, &f->inner);
+}
+
+static void feed_close(feed *f) {
+    dlrn_source_destroy(&f->inner);
+    paths_free(&f->x_paths);
+    paths_free(&f->y_paths);
+}
+
+/* The file of a row, whose number becomes that in the file. Files are opened anew one by one: this
+   is for an error, and the library does not say where a file begins. */
+static const char *feed_locate(feed *f, const path_list *list, const char *name, uint64_t *row) {
+    uint64_t left = f->inner.rows > 0 ? *row % (uint64_t)f->inner.rows : *row;
+    for (int64_t i = 0; i < list->n && list->n > 1; i++) {
+        path_list one = {list->path + i, 1, 1};
+        dlrn_source s;
+        if (open_rows(f, &one, NULL, 1, &s) != DLRN_OK) return name;
+        uint64_t rows = (uint64_t)s.rows;
+        dlrn_source_destroy(&s);
+        if (left < rows) {
+            *row = left;
+            return list->path[i];
+        }
+        left -= rows;
+    }
+    return name;
+}
+
+/* The library checks its rows, too, but does not know their file. The number of rows of x [n][d]
+   before the first that is not finite; that one becomes the feed's error. first: row 0's number. */
+static int64_t feed_check(feed *f, const path_list *list, const char *name, const float *x,
+                          int64_t n, int64_t d, uint64_t first) {
     for (int64_t i = 0; i < n * d; i++) {
         if (x[i] - x[i] == 0) continue; /* finite */
+        uint64_t row = first + (uint64_t)(i / d);
+        const char *path = feed_locate(f, list, name, &row);
         snprintf(f->error, sizeof f->error,
-                 "%s: row %llu, column %lld: expected a finite number, found %g", name,
-                 (unsigned long long)first + (unsigned long long)(i / d), (long long)(i % d),
-                 (double)x[i]);
+                 "%s: row %llu, column %lld: expected a finite number, found %g", path,
+                 (unsigned long long)row, (long long)(i % d), (double)x[i]);
         return i / d;
     }
     return n;
@@ -35,8 +87,8 @@ static int64_t feed_check(feed *f, const char *name, const float *x, int64_t n, 
    array's source goes back to it: there a run goes on that leaves bad rows out. */
 static dlrn_status feed_cut(feed *f, const float *x, const float *y, uint64_t first, int64_t *n) {
     dlrn_source *in = &f->inner;
-    int64_t good = feed_check(f, f->x_name, x, *n, in->d_in, first);
-    if (y) good = feed_check(f, f->y_name, y, good, in->d_out, first);
+    int64_t good = feed_check(f, &f->x_paths, f->x_name, x, *n, in->d_in, first);
+    if (y) good = feed_check(f, &f->y_paths, f->y_name, y, good, in->d_out, first);
     if (good == *n) return DLRN_OK;
     *n = good;
     if (f->from_array && in->seek) (void)!in->seek(in->user, first + (uint64_t)good);
@@ -83,6 +135,7 @@ static dlrn_status feed_position(void *user, uint64_t *position) {
 static dlrn_status feed_seek(void *user, uint64_t position) {
     feed *f = (feed *)user;
     dlrn_status s = f->inner.seek(f->inner.user, position);
+    f->failed = DLRN_OK;
     if (s != DLRN_OK) snprintf(f->error, sizeof f->error, "%s", dlrn_error(f->ctx));
     return s;
 }
@@ -100,6 +153,8 @@ static dlrn_source feed_source(feed *f) {
     memset(&out, 0, sizeof out);
     out.d_in = f->inner.d_in;
     out.d_out = f->inner.d_out;
+    out.rows = f->inner.rows;
+    out.positions = f->inner.positions;
     out.read = feed_read;
     if (f->inner.position) out.position = feed_position;
     if (f->inner.seek) out.seek = feed_seek;
@@ -139,8 +194,10 @@ static dlrn_status feed_empty(feed *f) {
 static void feed_init(feed *f, dlrn_context *ctx, const options *o) {
     memset(f, 0, sizeof *f);
     f->ctx = ctx;
+    f->o = o;
     f->from_array = o->data != NULL;
     f->x_name = o->data ? o->data : o->text;
-    f->y_name = o->target ? o->target : f->x_name;
     if (f->x_name && !strcmp(f->x_name, "-")) f->x_name = "standard input";
+    f->y_name = o->target ? o->target : f->x_name;
+    if (f->y_name && !strcmp(f->y_name, "-")) f->y_name = "standard input";
 }

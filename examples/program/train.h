@@ -319,17 +319,6 @@ static int time_to_tell(train_run *r, double now) {
     return 1;
 }
 
-/* A time as people say it. */
-static const char *time_text(double s, char *text, size_t size) {
-    if (s < 120)
-        snprintf(text, size, "%.0f s", s);
-    else if (s < 7200)
-        snprintf(text, size, "%.0f min", s / 60);
-    else
-        snprintf(text, size, "%.1f h", s / 3600);
-    return text;
-}
-
 /* Steps that --steps and an array of so many rows allow; -1: not known, as for texts. */
 static int64_t plan_steps(const options *o, int64_t rows) {
     int64_t steps = o->train.steps, batches = -1;
@@ -413,7 +402,7 @@ static const char *ending(const train_run *r, dlrn_status why, int64_t done) {
 static void tell_end_of_run(train_run *r, dlrn_status why, int64_t done) {
     char of[48] = "";
     r->told_stop = why == DLRN_STOPPED;
-    int again = r->o->text && !strcmp(r->o->text, "-");
+    const char *again = r->o->text ? r->o->text : r->o->data;
     if (r->o->train.steps > done)
         snprintf(of, sizeof of, " of %lld asked for", (long long)r->o->train.steps);
     if (why == DLRN_STOPPED)
@@ -421,7 +410,9 @@ static void tell_end_of_run(train_run *r, dlrn_status why, int64_t done) {
                 "dictlearn: stopped after %lld step%s and saved: go on with dictlearn train "
                 "--resume --save-dir %s%s\n",
                 (long long)done, plural(done), r->o->save_dir,
-                again ? ", with the same text from its beginning on standard input" : "");
+                strcmp(again, "-") ? ""
+                : r->o->text       ? ", with the same text from its beginning on standard input"
+                                   : ", with the same rows from their beginning on standard input");
     else if (why != DLRN_END || !r->o->quiet)
         fprintf(stderr, "dictlearn: %s: %s after %lld step%s%s, saved\n", r->o->save_dir,
                 ending(r, why, done), (long long)done, plural(done), of);
@@ -543,27 +534,15 @@ static dlrn_status train_settings(train_run *r, const dlrn_source *source,
                      (long long)init->features);
 }
 
-/* The number of rows of a .npy that can be opened again: a resumed run must find the same. -1:
-   unknown, for data that comes only once and for texts, which may grow. */
-static dlrn_status count_rows(dlrn_context *ctx, const char *path, int64_t *rows) {
-    struct stat st;
-    dlrn_archive *a = NULL;
-    *rows = -1;
-    if (!path || !strcmp(path, "-") || stat(path, &st) != 0 || !S_ISREG(st.st_mode)) return DLRN_OK;
-    dlrn_status s = dlrn_archive_open(ctx, path, &a);
-    if (s == DLRN_OK && dlrn_archive_tensor(a, 0)->ndim > 0)
-        *rows = dlrn_archive_tensor(a, 0)->shape[0];
-    dlrn_archive_close(a);
-    return s;
-}
-
-/* Where the rows and the first weights come from, as members of config.json. */
+/* Where the rows and the first weights come from, as members of config.json. rows -1: not known, or
+   not to be compared, as for data that comes only once. */
 static void put_source(json_writer *j, const options *o, int64_t rows) {
     const struct {
         const char *key, *value;
     } names[] = {{"data", o->data},         {"target", o->target},
-                 {"model", o->model},       {"text", o->text},
+                 {"tensor", o->tensor},     {"dtype", o->dtype},
                  {"text_key", o->text_key}, {"tokens_key", o->tokens_key},
+                 {"model", o->model},       {"text", o->text},
                  {"site", o->site},         {"io", !o->model ? NULL : o->io ? o->io : "out"},
                  {"init", o->init}};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
@@ -599,9 +578,9 @@ static void put_command(json_writer *j, const options *o) {
 static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
     const options *o = r->o;
     char settings[4096];
-    int64_t rows;
-    dlrn_status s = count_rows(r->ctx, o->data, &rows);
-    if (s == DLRN_OK) s = page_open(r->ctx, &r->config);
+    /* of all files; texts may grow, and are not counted */
+    const int64_t rows = o->data && r->feed.inner.rows > 0 ? r->feed.inner.rows : -1;
+    dlrn_status s = page_open(r->ctx, &r->config);
     if (s != DLRN_OK) return s;
     r->planned = plan_steps(o, rows);
     json_writer j = {r->config.f, 0};
@@ -610,7 +589,7 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
     put_class(&j, r, cfg);
     json_text(&j, "version", DLRN_VERSION_STRING);
     put_command(&j, o);
-    put_source(&j, o, rows);
+    put_source(&j, o, o->data && comes_once(o->data) ? -1 : rows);
     json_int(&j, "batch_size", o->batch_size);
     json_int(&j, "n_ctxs", o->n_ctxs);
     json_int(&j, "ctx_len", o->ctx_len);
@@ -801,9 +780,14 @@ static int check_source_flags(const char *name, const options *o) {
         return usage_error(name, "expected --data or --model, found neither", "source");
     if (o->data && o->model)
         return usage_error(name, "expected --data or --model, found both", "source");
+    const char *arrays_only = o->target   ? "--target"
+                              : o->tensor ? "--tensor"
+                              : o->dtype  ? "--dtype"
+                                          : NULL;
     if (o->model)
-        return o->target ? usage_error(name, "goes with --data", "--target")
-                         : check_site_flags(name, o);
+        return arrays_only ? usage_error(name, "goes with --data", arrays_only)
+                           : check_site_flags(name, o);
+    if (check_array_flags(name, o)) return 2;
     const char *stray = o->text         ? "--text"
                         : o->site       ? "--site"
                         : o->io         ? "--io"
@@ -856,7 +840,7 @@ static int run_train(dlrn_context *ctx, const options *o) {
     dlrn_status s = o->model ? model_text_open(ctx, o, 1, &mt) : DLRN_OK;
     if (s == DLRN_OK)
         s = o->model ? lm_text_source(mt.model, mt.tok, mt.docs, &mt.reading, mt.tap, &r.feed.inner)
-                     : dlrn_source_from_npy(ctx, o->data, o->target, o->epochs, &r.feed.inner);
+                     : feed_open(&r.feed, o->epochs);
     if (s == DLRN_OK && o->skip_nonfinite) s = feed_keep_finite(&r.feed);
     if (s == DLRN_OK) s = train_on(&r);
     tell_end();
@@ -864,7 +848,7 @@ static int run_train(dlrn_context *ctx, const options *o) {
     model_text_tell(&mt, o);
     if (r.saved) stop_held = 1; /* the error's text says all */
     status = s == DLRN_OK ? 0 : r.told_stop ? stopped_status() : fail(ctx);
-    dlrn_source_destroy(&r.feed.inner);
+    feed_close(&r.feed);
     model_text_close(&mt);
     return status;
 }

@@ -117,13 +117,17 @@ static float *fuzz_read(dlrn_archive *a, int64_t index) {
     float *x = (float *)malloc(bytes + 1), *again = (float *)malloc(bytes + 1);
     int64_t *whole = (int64_t *)malloc((size_t)n * sizeof *whole + 1);
     CHECK(x && again && whole);
-    CHECK_OK(ctx, dlrn_archive_read(a, index, 0, -1, x));
+    const int is_real = dlrni_is_float(info->dtype) || n <= 1;
+    CHECK_STATUS(dlrn_archive_read(a, index, 0, -1, x), is_real ? DLRN_OK : DLRN_ERR_UNSUPPORTED);
     dlrn_status s = dlrni_archive_read_i64(a, index, whole);
     CHECK(s == (dlrni_is_float(info->dtype) ? DLRN_ERR_FORMAT : DLRN_OK));
-    CHECK_OK(ctx, dlrn_archive_read(a, index, 0, rows / 2, again));
-    CHECK_OK(ctx, dlrn_archive_read(a, index, rows / 2, rows - rows / 2,
-                                    again + (n ? n / rows * (rows / 2) : 0)));
-    CHECK_MSG(!memcmp(x, again, bytes), "tensor '%s' is another by its rows", info->name);
+    for (int64_t i = 0; !is_real && i < n; i++) x[i] = (float)whole[i];
+    if (is_real) {
+        CHECK_OK(ctx, dlrn_archive_read(a, index, 0, rows / 2, again));
+        CHECK_OK(ctx, dlrn_archive_read(a, index, rows / 2, rows - rows / 2,
+                                        again + (n ? n / rows * (rows / 2) : 0)));
+        CHECK_MSG(!memcmp(x, again, bytes), "tensor '%s' is another by its rows", info->name);
+    }
     CHECK_STATUS(dlrn_archive_read(a, index, rows, 1, again), DLRN_ERR_ARGUMENT);
     free(again);
     free(whole);
