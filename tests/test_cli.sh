@@ -303,6 +303,36 @@ says "says what it drops" "unread rows of the buffer (19.* MB) are not kept" "$d
 check "is small" test "$(wc -c < "$d/large/state.safetensors")" -lt 400000
 status "a longer one goes on" 0 "$dl" train --resume --save-dir "$d/large" --steps 3
 
+# ---- Rows that rule the figures
+outliers() { # outliers SHAPE: 2000 rows of an array, 20 of them long, at its end
+    printf '\223NUMPY\001\000\166\000%-117s\n' \
+        "{'descr': '<f4', 'fortran_order': False, 'shape': ($1, 128), }"
+    head -c 1013760 /dev/zero | tr '\000' '?'
+    head -c 10240 /dev/zero | tr '\000' G
+}
+outliers 2000 > "$d/out.npy"
+outliers "50, 40" > "$d/out3.npy"
+all="$dl eval --dict $D --json --rows all --data"
+status "eval of rows with outliers" 0 $all "$d/out.npy"
+says "says that they rule" "^dictlearn: note: 1 % of the rows hold 100.0 % of the variance" "$d/err"
+says "in JSON, too" '"variance_share_of_top_1_percent": 1' "$d/out"
+status "eval without long rows" 0 $all "$d/out.npy" --max-norm-ratio 5
+says "leaves them out" '"rows": 1980,' "$d/out"
+says "and counts them" "^$d/out.npy: 20 rows are left out" "$d/err"
+status "eval without first positions" 0 $all "$d/out3.npy" --skip-first 3
+says "leaves them out" '"rows": 1850,' "$d/out"
+status "of an array without documents" 1 $all "$d/out.npy" --skip-first 3
+says "is an error" "$d/out.npy: --skip-first: expected an array \[documents, positions, d\]" "$d/err"
+short="$dl train --quiet --data $d/out3.npy --dict-size 64 --batch-size 32 --n-ctxs 2 --epochs 3"
+short="$short --skip-first 1 --max-norm-ratio 5 --warmup-steps 5"
+status "train without long rows" 0 $short --steps 100 --save-dir "$d/short"
+status "half of it" 0 $short --steps 50 --save-dir "$d/short.half"
+status "resumed" 0 "$dl" train --resume --save-dir "$d/short.half" --steps 100
+same "leaves the same rows out" "$d/short/ae.pt" "$d/short.half/ae.pt"
+status "with another choice" 1 instead --max-norm-ratio 6 $short --resume --save-dir "$d/short"
+says "is refused" "max_norm_ratio: .* expected 5, found 6" "$d/err"
+wrong "special tokens of an array" "--skip-special: goes with --model" $all "$d/out.npy" --skip-special
+
 # ---- A target for L0 steers the penalty
 steer="$dl train --quiet --data $d/x.npy --dict-size 256 --batch-size 64 --n-ctxs 8 --epochs 99"
 steer="$steer --lr 1e-3 --warmup-steps 50 --log-steps 100 --target-l0 12"

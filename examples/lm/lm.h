@@ -200,6 +200,10 @@ typedef struct lm_choice {
     int64_t *left_out;     /* counts up; borrowed, or NULL                                    */
 } lm_choice;
 
+/* The longest of n rows that counts: `ratio` times the median norm (of an even number the lower
+   one). norm [2 n]: the second half is scratch. */
+LM_API double lm_norm_limit(double *norm, int64_t n, double ratio);
+
 typedef struct lm_reading { /* how a text becomes token ids */
     int64_t ctx_len;        /* tokens of a context                             */
     int bos;                /* 1: each context begins with the model's bos token */
@@ -2170,10 +2174,8 @@ static int lm_norm_order(const void *left, const void *right) {
     return (a > b) - (a < b);
 }
 
-/* The longest row of a context that counts: so many times the median, of an even number of rows the
-   lower one, so that of two rows the longer can be left out. norm [2 n]: the second half is
-   scratch. */
-static double lm_norm_limit(double *norm, int64_t n, double ratio) {
+/* The lower median, so that of two rows the longer can be left out. */
+LM_API double lm_norm_limit(double *norm, int64_t n, double ratio) {
     memcpy(norm + n, norm, (size_t)n * sizeof *norm);
     qsort(norm + n, (size_t)n, sizeof *norm, lm_norm_order);
     return ratio * norm[n + (n - 1) / 2];

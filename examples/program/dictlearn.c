@@ -3,12 +3,12 @@
        cc -O2 -fopenmp -I. examples/program/dictlearn.c -o dictlearn -lm
 
    args.h     flags, parsing, help          source.h   rows for training and evaluation
-   paths.h    files, folders, patterns
    process.h  threads, streams, signals     inspect.h  inspect, convert
    output.h   progress, JSON, files         rows.h     encode, decode, reconstruct
    recipes.h  formulas, train --recipe list model.h    tokenize, generate, activations, logits
    recall.h   the command of a saved run    train.h    train
-   eval.h     eval                          features.h features */
+   paths.h    files, folders, patterns      eval.h     eval
+   choose.h   rows that count               features.h features */
 #define _POSIX_C_SOURCE 200809L /* mkdir, sigaction, open_memstream */
 #include <dirent.h>
 #include <errno.h>
@@ -37,6 +37,7 @@
 #include "recipes.h"
 #include "recall.h"
 #include "paths.h"
+#include "choose.h"
 #include "source.h"
 #include "inspect.h"
 #include "rows.h"

@@ -151,11 +151,6 @@ static void model_text_tell(const model_text *mt, const options *o) {
                 "--skip-first, --skip-special, --max-norm-ratio");
 }
 
-/* Whether flags leave rows out. */
-static int chooses_rows(const options *o) {
-    return o->skip_first > 0 || o->skip_special || o->max_norm_ratio > 0;
-}
-
 /* Opens the model and its tokenizer; --text if it is given; with_site: finds the site. Close it
    also after an error. */
 static dlrn_status model_text_open(dlrn_context *ctx, const options *o, int with_site,

@@ -12,6 +12,7 @@ typedef struct feed {
     int from_array;                          /* 1: its position is the number of a row  */
     int64_t rows;                            /* given so far                            */
     int64_t skipped;                         /* with --skip-nonfinite: rows left out    */
+    int64_t left_out;                        /* by chooses_rows                         */
     void (*progress)(void *user, int64_t n); /* n rows of a call are there; or NULL */
     void *user;
     dlrn_status failed; /* an error that the next call returns */
@@ -39,7 +40,10 @@ static dlrn_status feed_open(feed *f, int64_t epochs) {
     dlrn_status s = paths_expand(f->ctx, o->data, &f->x_paths);
     if (s == DLRN_OK && o->target) s = paths_expand(f->ctx, o->target, &f->y_paths);
     if (s != DLRN_OK) return s;
-    return open_rows(f, &f->x_paths, o->target ? &f->y_paths : NULL, epochs, &f->inner);
+    s = open_rows(f, &f->x_paths, o->target ? &f->y_paths : NULL, epochs, &f->inner);
+    return s == DLRN_OK && chooses_rows(o)
+               ? choose_rows(f->ctx, o, f->x_name, &f->inner, &f->left_out)
+               : s;
 }
 
 static void feed_close(feed *f) {
@@ -182,6 +186,9 @@ static void feed_tell_skipped(const feed *f) {
     if (f->skipped)
         fprintf(stderr, "%s: %lld rows were not finite and are left out\n", f->x_name,
                 (long long)f->skipped);
+    if (f->left_out)
+        fprintf(stderr, "%s: %lld rows are left out (--skip-first, --max-norm-ratio)\n", f->x_name,
+                (long long)f->left_out);
 }
 
 /* The error of a source without a row. */

@@ -797,6 +797,7 @@ static int check_source_flags(const char *name, const options *o) {
     if (!stray && o->text_key) stray = "--text-key";
     if (!stray && o->tokens_key) stray = "--tokens-key";
     if (!stray && o->long_documents) stray = "--long";
+    if (!stray && o->skip_special) stray = "--skip-special";
     if (!stray && o->skip_bad_lines) stray = "--skip-bad-lines";
     if (!stray && o->documents >= 0) stray = "--documents";
     return stray ? usage_error(name, "goes with --model", stray) : 0;
