@@ -9322,6 +9322,36 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_open(dlrn_archive *a) {
     return s;
 }
 
+/* What people have in place of weights, by its first bytes, with what to do. */
+typedef struct dlrni_foreign {
+    const char *begins, *what;
+} dlrni_foreign;
+static const dlrni_foreign dlrni_foreign_table[] = {
+    {"version https://git-lfs", "a git-LFS pointer: git lfs pull fetches the file"},
+    {"<!DOCTYPE", "an HTML page: the download went wrong"},
+    {"<html", "an HTML page: the download went wrong"},
+    {"\x1F\x8B", "gzip: decompress it first"},
+    {"\x28\xB5\x2F\xFD", "zstd: decompress it first"},
+    {"\x89HDF", "HDF5"},
+    {"GGUF", "GGUF"},
+    {"PAR1", "Parquet"},
+    {NULL, NULL},
+};
+
+/* The error for a file of no format that is read. */
+DLRNI_INTERNAL dlrn_status dlrni_refuse_foreign(dlrn_archive *a) {
+    const dlrni_foreign *f = dlrni_foreign_table;
+    for (; f->what; f++)
+        if (a->map.size >= strlen(f->begins) && !memcmp(a->map.p, f->begins, strlen(f->begins)))
+            return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                             "%s: expected torch (.pt), safetensors, .npz or .npy, found %s",
+                             a->path, f->what);
+    return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
+                     "%s: expected torch (.pt), safetensors, .npz or .npy, found none of them "
+                     "in its %llu bytes",
+                     a->path, (unsigned long long)a->map.size);
+}
+
 /* Tells the format by the first bytes: .npy and zip have a magic; safetensors has '{' after its
    length; a pickle begins with its protocol. safetensors comes after the magics, since it has none.
    An old tar is named, since users do meet it. */
@@ -9337,10 +9367,7 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_detect(dlrn_archive *a) {
                          "%s: a tar archive, the form of torch before 0.1.10: load and save "
                          "it again with a newer torch",
                          a->path);
-    return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
-                     "%s: expected torch (.pt), safetensors, .npz or .npy, found none of them "
-                     "in its %llu bytes",
-                     a->path, (unsigned long long)n);
+    return dlrni_refuse_foreign(a);
 }
 
 /* Hands a to the caller, or closes it after an error. Closing keeps the error text: it is in the

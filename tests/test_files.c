@@ -1288,6 +1288,25 @@ TEST(safetensors_too_deep) {
            "hostile.file: JSON, line 1, byte 69: nested deeper than 64");
 }
 
+/* What people have in place of weights is named. */
+TEST(files_of_other_kinds) {
+    static const char *const kinds[][2] = {
+        {"version https://git-lfs.github.com/spec/v1\noid sha256:0", "found a git-LFS pointer"},
+        {"<!DOCTYPE html><html>", "found an HTML page: the download went wrong"},
+        {"\x1F\x8B\x08\x01", "found gzip: decompress it first"},
+        {"\x89HDF\r\n", "found HDF5"},
+        {"GGUF\x03", "found GGUF"},
+        {"PAR1\x15", "found Parquet"},
+        {"../model/model.safetensors", "found none of them in its 26 bytes"},
+    };
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        bytes file;
+        file.n = 0;
+        put_text(&file, kinds[i][0]);
+        refuse(&file, DLRN_ERR_FORMAT, kinds[i][1]);
+    }
+}
+
 TEST(safetensors_cut_short) {
     bytes *file = safetensors("{" X4 "}", 4);
     for (size_t whole = file->n; --file->n > 8;)
@@ -1437,6 +1456,7 @@ int main(int argc, char **argv) {
     RUN(safetensors_reads);
     RUN(safetensors_refuses);
     RUN(safetensors_too_deep);
+    RUN(files_of_other_kinds);
     RUN(safetensors_cut_short);
     RUN(safetensors_of_large_headers);
     RUN(names_that_collide);
