@@ -488,8 +488,8 @@
    a family is the one that dlrn_save writes, unless dict->layout names another. If two rows have
    the same tensors, files of either state their class, and load with it alone. Where needed: a
    number that is not a parameter, DLRNI_IS_... with dlrni_read_number and dlrni_number_to_file
-   (room load); a file name, dlrni_folder_files; a key of a config, dlrni_config_key_table; a prefix
-   of all names, dlrni_prefix_table.
+   (room load); a file name, dlrni_folder_files (and no longer in dlrni_other_folder_table); a key
+   of a config, dlrni_config_key_table.
 
    A recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs from
    the reference: defaults, penalty and its slope, an auxiliary loss (room auxiliary), what happens
@@ -828,7 +828,9 @@ DLRN_API void dlrn_dictionary_changed(dlrn_dictionary *dict);
 /* Reads a dictionary: a file (.pt, .safetensors, .npz) or a folder with one (ae.pt and config.json,
    ...). The format is recognised by content, the layout by tensor names and the config beside the
    file. If several layouts fit, the error names them, and `layout` picks one: "AutoEncoder",
-   "AutoEncoderTopK", "JumpReluAutoEncoder"; or NULL.
+   "AutoEncoderTopK", "JumpReluAutoEncoder"; or NULL. Names may have a prefix ("module.",
+   "state_dict.", ...), if the file holds one dictionary only. Of a run's folder, the one trainer_N
+   is taken; several are an error.
    DLRN_ERR_IO, _FORMAT (malformed), _UNSUPPORTED (another library's layout, an ambiguous one),
    _SHAPE (tensors that do not fit each other or the config), _VALUE (a weight that is not finite),
    _MEMORY. */
@@ -842,7 +844,9 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_load_memory(dlrn_context *ctx, const void *
                                                  const char *name, const char *layout,
                                                  dlrn_dictionary **out);
 /* The file that dlrn_load would read for `path` (a file or a folder) and the config beside it, ""
-   where there is none: copied into file [size] and config [size]. */
+   where there is none: copied into file [size] and config [size]. DLRN_ERR_UNSUPPORTED: the folder
+   is another library's, and `file` names its weights; or it holds several dictionaries (trainer_0,
+   trainer_1, ...), and `file` is "". */
 DLRN_API DLRN_CHECK dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const char *path,
                                                      char *file, char *config, size_t size);
 /* Writes a dictionary in the layout of its family; the format follows path's suffix: .pt (opens in
@@ -8493,7 +8497,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_name(dlrni_pickle *p, dlrni_span module,
     if (i == count && dtype == DLRN_DTYPE_COUNT)
         return dlrn_fail(p->a->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: pickle, byte %lld: the name '%.*s.%.*s' is not one of those that a "
-                         "file of tensors needs; nothing was executed",
+                         "file of tensors needs; nothing was executed. A whole module cannot be "
+                         "read: save ae.state_dict() instead",
                          p->what, (long long)(p->c.p - p->start), (int)dlrni_min(module.len, 200),
                          module.p, (int)dlrni_min(name.len, 200), name.p);
     dlrni_py_value *v = dlrni_pickle_new(p, DLRNI_PY_NAME);
@@ -10013,21 +10018,50 @@ static const dlrni_layout dlrni_layout_table[] = {
 };
 enum { DLRNI_LAYOUTS = sizeof dlrni_layout_table / sizeof *dlrni_layout_table };
 
-/* Prefixes of all names in a file: none, or that of a backup of a training run, in which the
-   dictionary is one part among others. */
+/* Prefixes of all names in a file that are tried first: none, or that of a backup of a training
+   run, in which the dictionary is one part among others. See dlrni_find_prefix for the others. */
 static const char *const dlrni_prefix_table[] = {"", "ae."};
-enum { DLRNI_PREFIXES = sizeof dlrni_prefix_table / sizeof *dlrni_prefix_table };
+enum {
+    DLRNI_PREFIXES = sizeof dlrni_prefix_table / sizeof *dlrni_prefix_table,
+    DLRNI_PREFIX_MAX = 256 /* with its 0; wrapped modules and nested dicts use far less */
+};
 
-/* The files of a dictionary in a folder, each with its config. The first that exists is taken.
-   trainer_0 is what dictionary_learning's trainSAE writes. The config of a path that names a file
-   is DLRNI_CONFIG_FILE beside it. */
+/* The files of a dictionary in a folder, each with its config. The first that exists is taken;
+   params.npz is Gemma Scope's. The config of a path that names a file is DLRNI_CONFIG_FILE beside
+   it. */
 #define DLRNI_CONFIG_FILE "config.json"
-static const char *const dlrni_folder_files[][2] = {
-    {"ae.pt", DLRNI_CONFIG_FILE},
-    {"ae.safetensors", DLRNI_CONFIG_FILE},
-    {"ae.npz", DLRNI_CONFIG_FILE},
-    {"trainer_0/ae.pt", "trainer_0/" DLRNI_CONFIG_FILE}};
+static const char *const dlrni_folder_files[][2] = {{"ae.pt", DLRNI_CONFIG_FILE},
+                                                    {"ae.safetensors", DLRNI_CONFIG_FILE},
+                                                    {"ae.npz", DLRNI_CONFIG_FILE},
+                                                    {"params.npz", DLRNI_CONFIG_FILE}};
 enum { DLRNI_FOLDER_FILES = sizeof dlrni_folder_files / sizeof *dlrni_folder_files };
+
+/* A run of dictionary_learning's trainSAE: a folder for each trainer that it was given, counted
+   from 0. Folders are tried by name, since a dlrn_io cannot list them; 100 is more than any sweep
+   that we know. */
+enum { DLRNI_TRAINERS = 100 };
+#define DLRNI_TRAINER_FILE "%s/trainer_%d/%s"
+
+/* Folders that other libraries write and this version cannot load: the weights, a file beside them
+   that tells whose they are ("": their name is enough), and what the error calls them. */
+typedef struct dlrni_other_folder {
+    const char *weights, *beside, *name;
+} dlrni_other_folder;
+
+#define DLRNI_CFG_FILE "cfg.json" /* what SAELens, sparsify and others call a config */
+static const dlrni_other_folder dlrni_other_folder_table[] = {
+    {"sae_weights.safetensors", DLRNI_CFG_FILE, "a SAELens dictionary"},
+    {"sae_weights.safetensors", DLRNI_CONFIG_FILE, "a Llamascopium dictionary"},
+    {"sae.safetensors", DLRNI_CFG_FILE, "an EleutherAI sparsify dictionary"},
+    {"params.safetensors", DLRNI_CONFIG_FILE, "a Gemma Scope 2 dictionary"},
+    {"params.safetensors", "", "a Gemma Scope 2 dictionary"},
+    {"checkpoints/final.safetensors", "hyperparams.json", "a Llama Scope dictionary"},
+    {"cc_weights.pt", DLRNI_CFG_FILE, "a crosscoder"},
+    {"W_enc_0.safetensors", "W_dec_0.safetensors", "a circuit-tracer cross-layer transcoder"},
+    {"layer_0.safetensors", "", "a circuit-tracer set of transcoders"},
+    {"layer0.sae.pt", "", "a Qwen Scope dictionary"},
+};
+enum { DLRNI_OTHER_FOLDERS = sizeof dlrni_other_folder_table / sizeof *dlrni_other_folder_table };
 
 /* What a config may state about a dictionary: at the top, or in its "trainer" part, where
    dictionary_learning puts it. */
@@ -10120,15 +10154,15 @@ DLRNI_INTERNAL void dlrni_readable_layouts(char *text, size_t size) {
 typedef struct dlrni_loading {
     dlrn_archive *a;
     const dlrni_layout *layout;
-    const char *prefix; /* of all names: dlrni_prefix_table                                */
-    int64_t F, I, O;    /* sizes: features, d_in, d_out; -1: not known yet                 */
-    int borrow;         /* 1: parameters may stay where they lie in the archive            */
+    char prefix[DLRNI_PREFIX_MAX];   /* of all names: dlrni_find_prefix                    */
+    int64_t F, I, O;                 /* sizes: features, d_in, d_out; -1: not known yet    */
+    int borrow;                      /* 1: parameters may stay where they lie              */
     int64_t index[DLRNI_STORED_MAX]; /* of the row's tensors in the archive; -1: not there */
 } dlrni_loading;
 
 /* The index of a tensor of the row in the archive; -1: it is not there. */
 DLRNI_INTERNAL int64_t dlrni_find_stored(const dlrni_loading *l, const char *name) {
-    char full[64];
+    char full[DLRNI_PREFIX_MAX + 64];
     /* names of the table are short; a name that was cut would not be found */
     dlrni_print(full, sizeof full, "%s%s", l->prefix, name);
     return dlrn_archive_find(l->a, full);
@@ -10178,16 +10212,67 @@ DLRNI_INTERNAL dlrn_status dlrni_detect_layout(dlrni_loading *l, int any) {
     return DLRN_OK;
 }
 
-/* The prefix of the file's names: the first under which the encoder of any layout is found. If none
-   is, "": the errors then name tensors without a prefix. */
-DLRNI_INTERNAL const char *dlrni_find_prefix(dlrni_loading *l) {
+/* Whether the encoder of any layout is there, under the prefix. */
+DLRNI_INTERNAL int dlrni_has_encoder(const dlrni_loading *l) {
+    for (int i = 0; i < DLRNI_LAYOUTS; i++)
+        for (const dlrni_stored *t = dlrni_layout_table[i].tensor; t->name; t++)
+            if (t->is == DLRN_ENCODER && dlrni_find_stored(l, t->name) >= 0) return 1;
+    return 0;
+}
+
+/* Whether a dictionary is there under the prefix: all tensors of a layout, or an encoder beside the
+   sign of a refused one. */
+DLRNI_INTERNAL int dlrni_has_dictionary(const dlrni_loading *l) {
+    int i = 0;
+    while (i < DLRNI_LAYOUTS && !dlrni_layout_fits(l, &dlrni_layout_table[i])) i++;
+    return i < DLRNI_LAYOUTS && dlrni_has_encoder(l);
+}
+
+/* If `name` is that of a layout's encoder after "PREFIX.", copies the prefix with its point. 0: it
+   is not, or the prefix is too long. */
+DLRNI_INTERNAL int dlrni_prefix_of(const char *name, char prefix[DLRNI_PREFIX_MAX]) {
+    const size_t len = strlen(name);
+    for (int i = 0; i < DLRNI_LAYOUTS; i++)
+        for (const dlrni_stored *t = dlrni_layout_table[i].tensor; t->name; t++) {
+            const size_t n = strlen(t->name);
+            if (t->is != DLRN_ENCODER || len <= n || len - n >= DLRNI_PREFIX_MAX) continue;
+            if (name[len - n - 1] != '.' || strcmp(name + len - n, t->name)) continue;
+            memcpy(prefix, name, len - n);
+            prefix[len - n] = 0;
+            return 1;
+        }
+    return 0;
+}
+
+/* Finds the prefix of the dictionary's names. First those of dlrni_prefix_table; then any, since a
+   wrapped module adds "module." or "_orig_mod.", a dict around the tensors its key ("state_dict."),
+   a list its index ("0."), and they combine. Two dictionaries under such prefixes are an error:
+   nothing says which is meant. Where none is whole: the prefix of the first encoder, so that the
+   error names the tensor that is missing. */
+DLRNI_INTERNAL dlrn_status dlrni_find_prefix(dlrni_loading *l) {
+    char found[DLRNI_PREFIX_MAX] = "";
+    int whole = 0;
     for (int p = 0; p < DLRNI_PREFIXES; p++) {
-        l->prefix = dlrni_prefix_table[p];
-        for (int i = 0; i < DLRNI_LAYOUTS; i++)
-            for (const dlrni_stored *t = dlrni_layout_table[i].tensor; t->name; t++)
-                if (t->is == DLRN_ENCODER && dlrni_find_stored(l, t->name) >= 0) return l->prefix;
+        dlrni_print(l->prefix, sizeof l->prefix, "%s", dlrni_prefix_table[p]);
+        if (dlrni_has_dictionary(l)) return DLRN_OK;
     }
-    return dlrni_prefix_table[0];
+    *l->prefix = 0;
+    int known = dlrni_has_encoder(l); /* a part of a dictionary, without a prefix */
+    for (int64_t i = 0; i < l->a->count; i++) {
+        if (!dlrni_prefix_of(l->a->entries[i].info.name, l->prefix)) continue;
+        const int is_whole = dlrni_has_dictionary(l);
+        /* a layout may have a name that ends like another's encoder: the same prefix twice */
+        if (is_whole && whole && strcmp(found, l->prefix))
+            return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
+                             "%s: expected one dictionary, found two, under '%s' and under '%s': "
+                             "save one of them alone",
+                             l->a->path, found, l->prefix);
+        if (is_whole ? !whole : !known) memcpy(found, l->prefix, sizeof found);
+        whole |= is_whole;
+        known = 1;
+    }
+    memcpy(l->prefix, found, sizeof found);
+    return DLRN_OK;
 }
 
 /* Chooses the layout: `wanted`, which the caller, the config or the file states (NULL: nothing), or
@@ -10196,7 +10281,7 @@ DLRNI_INTERNAL const char *dlrni_find_prefix(dlrni_loading *l) {
 DLRNI_INTERNAL dlrn_status dlrni_choose_layout(dlrni_loading *l, const dlrni_layout *wanted) {
     const dlrni_layout *refused;
     char known[256];
-    l->prefix = dlrni_find_prefix(l);
+    DLRNI_TRY(dlrni_find_prefix(l));
     if (wanted && dlrni_layout_fits(l, wanted))
         l->layout = wanted;
     else
@@ -10206,8 +10291,7 @@ DLRNI_INTERNAL dlrn_status dlrni_choose_layout(dlrni_loading *l, const dlrni_lay
         return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE,
                          "%s: expected the tensors of %s, found those of %s", l->a->path,
                          wanted->name, l->layout->name);
-    /* in a backup, other parts of the run may have such names */
-    refused = *l->prefix ? NULL : dlrni_refused_layout(l, l->layout);
+    refused = dlrni_refused_layout(l, l->layout);
     if (!refused && l->layout && l->layout->family) return DLRN_OK;
     /* a whole row without a family: recognised, not readable */
     if (!refused) refused = l->layout;
@@ -10281,8 +10365,8 @@ DLRNI_INTERNAL dlrn_status dlrni_match_encoder(dlrni_loading *l, const dlrni_sto
     /* a column index is an int32_t */
     if (l->F >= 1 && l->I >= 1 && l->F <= INT32_MAX) return DLRN_OK;
     return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE,
-                     "%s: tensor '%s': expected a shape without 0, found [%lld, %lld]", l->a->path,
-                     t->name, (long long)*dlrni_size_of(l, t->shape[0]),
+                     "%s: tensor '%s%s': expected a shape without 0, found [%lld, %lld]",
+                     l->a->path, l->prefix, t->name, (long long)*dlrni_size_of(l, t->shape[0]),
                      (long long)*dlrni_size_of(l, t->shape[1]));
 }
 
@@ -10473,13 +10557,13 @@ DLRNI_INTERNAL dlrn_status dlrni_read_param(dlrni_loading *l, const dlrni_stored
         if (matrix) dlrni_huge_pages(dict->param[t->is], e->info.numel * 4);
     }
     job.to = dict->param[t->is];
-    if (same) return dlrni_read_plain(l->a, t->name, &job);
+    if (same) return dlrni_read_plain(l->a, e->info.name, &job);
     /* the other way round than in memory: transpose on the way */
     job.from = turn ? by_rows : by_columns;
     job.rows = e->info.shape[turn ? 0 : 1];
     job.cols = e->info.shape[turn ? 1 : 0];
-    if (job.from) return dlrni_read_plain(l->a, t->name, &job);
-    return dlrni_read_strided(l->a, index, t->name, turn, job.to);
+    if (job.from) return dlrni_read_plain(l->a, e->info.name, &job);
+    return dlrni_read_strided(l->a, index, e->info.name, turn, job.to);
 }
 
 /* Reads a number that belongs to the formula. k comes as any type, so it must be checked: a whole
@@ -10492,7 +10576,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_number(dlrni_loading *l, const dlrni_store
     if (t->is == DLRNI_IS_LAST_THRESHOLD) {
         /* kept so that saving writes it back */
         dict->formula.threshold = (double)value;
-        return dlrni_check_weights(l->a, t->name, &value, 0, 1);
+        return dlrni_check_weights(l->a, l->a->entries[index].info.name, &value, 0, 1);
     }
     /* exact in f32 up to 2^24, far beyond any k in use */
     if (value >= 1 && (double)value <= (double)dict->features && value == floorf(value)) {
@@ -10500,8 +10584,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_number(dlrni_loading *l, const dlrni_store
         return DLRN_OK;
     }
     return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE,
-                     "%s: tensor '%s': expected a number from 1 to %lld, found %g", l->a->path,
-                     t->name, (long long)dict->features, (double)value);
+                     "%s: tensor '%s%s': expected a number from 1 to %lld, found %g", l->a->path,
+                     l->prefix, t->name, (long long)dict->features, (double)value);
 }
 
 /* The dictionary of an archive in the layout that has been matched. Nothing is left behind if a
@@ -10637,51 +10721,99 @@ DLRNI_INTERNAL dlrn_status dlrni_load_identity(dlrn_context *ctx, const char *pa
 
 /* ---- Finding and loading ---- */
 
-/* "ae.pt, ae.safetensors or ae.npz", for errors, from the table; files in a folder of their own
-   (trainer_0) would only confuse. */
+/* "ae.pt, ae.safetensors or ...", for errors, from the table. */
 DLRNI_INTERNAL void dlrni_file_names(char *text, size_t size) {
-    int at = 0, left = 0;
-    for (int i = 0; i < DLRNI_FOLDER_FILES; i++) left += !strchr(dlrni_folder_files[i][0], '/');
-    for (int i = 0; i < DLRNI_FOLDER_FILES && at < (int)size; i++) {
-        if (strchr(dlrni_folder_files[i][0], '/')) continue;
-        left--;
+    int at = 0;
+    for (int i = 0; i < DLRNI_FOLDER_FILES && at < (int)size; i++)
         at += dlrni_print(text + at, size - (size_t)at, "%s%s", dlrni_folder_files[i][0],
-                          left > 1    ? ", "
-                          : left == 1 ? " or "
-                                      : "");
+                          i + 2 < DLRNI_FOLDER_FILES    ? ", "
+                          : i + 2 == DLRNI_FOLDER_FILES ? " or "
+                                                        : "");
+}
+
+/* Looks for a dictionary in a run's folders of trainers. One is taken. Of several, none: they
+   differ in their settings, and a wrong one would show in no error. */
+DLRNI_INTERNAL dlrn_status dlrni_find_trainer(dlrn_context *ctx, const char *path, char *file,
+                                              char *config, size_t size) {
+    char names[128];
+    int found = 0, first = 0, at = 0;
+    for (int i = 0; i < DLRNI_TRAINERS; i++) {
+        dlrni_print(file, size, DLRNI_TRAINER_FILE, path, i, dlrni_folder_files[0][0]);
+        if (dlrn_file_exists(ctx, file) != 1) continue;
+        if (!found) first = i;
+        /* four names are enough to see what they are */
+        if (found < 4)
+            at += dlrni_print(names + at, sizeof names - (size_t)at, "%strainer_%d",
+                              found ? ", " : "", i);
+        found++;
     }
+    *file = 0;
+    if (found > 1)
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: expected one dictionary, found %d: %s%s; name one of these folders",
+                         path, found, names, found > 4 ? ", ..." : "");
+    if (!found) return DLRN_OK;
+    dlrni_print(file, size, DLRNI_TRAINER_FILE, path, first, dlrni_folder_files[0][0]);
+    dlrni_print(config, size, DLRNI_TRAINER_FILE, path, first, dlrni_folder_files[0][1]);
+    return DLRN_OK;
+}
+
+/* Joins a folder and a file's name. Whether there is such a file. */
+DLRNI_INTERNAL int dlrni_is_in_folder(dlrn_context *ctx, const char *path, const char *name,
+                                      char *file, size_t size) {
+    /* a path that was cut is another one */
+    return dlrni_print(file, size, "%s/%s", path, name) < (int)size &&
+           dlrn_file_exists(ctx, file) == 1;
+}
+
+/* Refuses a folder of another library by name; file: its weights. DLRN_OK: it is no such folder. */
+DLRNI_INTERNAL dlrn_status dlrni_refuse_folder(dlrn_context *ctx, const char *path, char *file,
+                                               size_t size) {
+    char known[256];
+    for (int i = 0; i < DLRNI_OTHER_FOLDERS; i++) {
+        const dlrni_other_folder *row = &dlrni_other_folder_table[i];
+        if (*row->beside && !dlrni_is_in_folder(ctx, path, row->beside, file, size)) continue;
+        /* second, so that `file` is the weights */
+        if (!dlrni_is_in_folder(ctx, path, row->weights, file, size)) continue;
+        dlrni_readable_layouts(known, sizeof known);
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: expected %s, found %s%s%s, %s: not supported yet", path, known,
+                         *row->beside ? row->beside : row->weights, *row->beside ? " and " : "",
+                         *row->beside ? row->weights : "", row->name);
+    }
+    *file = 0;
+    return DLRN_OK;
+}
+
+/* Looks in a folder: its own files, those of trainers, those of other libraries. */
+DLRNI_INTERNAL dlrn_status dlrni_search_folder(dlrn_context *ctx, const char *path, char *file,
+                                               char *config, size_t size) {
+    for (int i = 0; i < DLRNI_FOLDER_FILES; i++) {
+        dlrni_print(config, size, "%s/%s", path, dlrni_folder_files[i][1]);
+        /* a folder of that name does not count */
+        if (dlrni_is_in_folder(ctx, path, dlrni_folder_files[i][0], file, size)) return DLRN_OK;
+    }
+    DLRNI_TRY(dlrni_find_trainer(ctx, path, file, config, size));
+    return *file ? DLRN_OK : dlrni_refuse_folder(ctx, path, file, size);
 }
 
 /* A folder without weights is found by its config: an identity has nothing else. */
 DLRN_API dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const char *path, char *file,
                                           char *config, size_t size) {
     int kind = dlrn_file_exists(ctx, path);
-    int64_t longest = 0;
     char names[256];
     /* empty texts: nothing found yet */
     *file = *config = 0;
-    /* room for a slash and any name of the table */
-    for (int i = 0; i < DLRNI_FOLDER_FILES; i++)
-        for (int k = 0; k < 2; k++)
-            longest = dlrni_max(longest, (int64_t)strlen(dlrni_folder_files[i][k]));
-    if (strlen(path) + (size_t)longest + 2 > size)
+    /* room for the longest name in a folder */
+    if (strlen(path) + strlen("/trainer_99/" DLRNI_CONFIG_FILE) + 1 > size)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: the path is too long", path);
     /* a wrong path is the likeliest error: say it first */
     if (kind == 0) return dlrn_fail(ctx, DLRN_ERR_IO, "%s: no such file or folder", path);
+    if (kind == 2) DLRNI_TRY(dlrni_search_folder(ctx, path, file, config, size));
     /* a file is taken as it is named; its folder may hold a config */
     if (kind == 1) {
         dlrni_print(file, size, "%s", path);
         if (!dlrni_sibling(path, DLRNI_CONFIG_FILE, config, size)) *config = 0;
-    } else
-        dlrni_print(config, size, "%s/%s", path, DLRNI_CONFIG_FILE);
-    for (int i = 0; kind == 2 && i < DLRNI_FOLDER_FILES; i++) {
-        dlrni_print(file, size, "%s/%s", path, dlrni_folder_files[i][0]);
-        /* a folder of that name does not count */
-        if (dlrn_file_exists(ctx, file) == 1) {
-            dlrni_print(config, size, "%s/%s", path, dlrni_folder_files[i][1]);
-            break;
-        }
-        *file = 0;
     }
     /* a config is optional */
     if (*config && dlrn_file_exists(ctx, config) != 1) *config = 0;
@@ -16121,8 +16253,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_eval_source(const dlrn_dictionary *dict,
     int64_t d_out = source->d_out ? source->d_out : source->d_in;
     if (source->d_in == dict->d_in && d_out == dict->d_out) return DLRN_OK;
     return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
-                     "dlrn_evaluate: expected rows of width %lld with targets of %lld, found %lld "
-                     "with %lld",
+                     "dlrn_evaluate: expected rows of width %lld with targets of %lld, as the "
+                     "dictionary has, found %lld with %lld",
                      (long long)dict->d_in, (long long)dict->d_out, (long long)source->d_in,
                      (long long)d_out);
 }
@@ -16269,7 +16401,9 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_BIT
 #undef DLRNI_CHECKPOINT_FORMAT
 #undef DLRNI_CLASS_KEY
+#undef DLRNI_CFG_FILE
 #undef DLRNI_CONFIG_FILE
+#undef DLRNI_TRAINER_FILE
 #undef DLRNI_WIDTH_KEY
 #undef DLRNI_FORMULA_REALS
 #undef DLRNI_FORMULA_INTEGERS

@@ -198,7 +198,23 @@ def torch_whole_module_is_refused():
     torch.save(AE, HERE / "pickled.pt")
     said = dictlearn("convert", HERE / "pickled.pt", HERE / "never.pt", status=1)
     assert "the name 'reference.AutoEncoder' is not one of those" in said and said.count("\n") == 1, said
+    assert "save ae.state_dict() instead" in said, said
     assert not (HERE / "never.pt").exists()
+
+
+@case
+def torch_wrapped_state_dicts():
+    compiled = {"_orig_mod." + name: value for name, value in state().items()}
+    around = {"list": [state()], "dict": {"epoch": 3, "model": state(), "optimizer": {"state": {0: state()["bias"]}}},
+              "ddp": torch.nn.DataParallel(AE).state_dict(), "nested": {"state_dict": {"module": compiled}}}
+    for name, value in around.items():
+        for new in (True, False):
+            path = HERE / f"{name}_{new}.pt"
+            torch.save(value, path, _use_new_zipfile_serialization=new)
+            check_reads(path)
+    torch.save({"model": state(), "ema": state()}, HERE / "two.pt")
+    said = dictlearn("convert", HERE / "two.pt", HERE / "never.pt", status=1)
+    assert "found two, under 'model.' and under 'ema.'" in said, said
 
 
 @case

@@ -221,6 +221,38 @@ wrong "nor in the environment" "none: DICTLEARN_KERNELS: no such set of" env \
 wrong "--kernels of many" "--kernels: expected 0 to 4095 bytes" "$dl" inspect "$D" --kernels "$long"
 absent "and nothing is made" "$d/none" "$d/e.npz" "$d/e.npy"
 
+# ---- Dictionaries that do not load
+"$BUILD/dictlearn" convert "$D" "$d/r.safetensors"
+mkdir -p "$d/refused" "$d/sae" "$d/sweep/trainer_0" "$d/sweep/trainer_1"
+cp "$D/ae.pt" "$d/refused/ae.pt"
+echo '{"trainer": {"dict_class": "GatedAutoEncoder"}}' > "$d/refused/config.json"
+why="refused/config.json: dict_class: expected .*, found GatedAutoEncoder"
+status "convert of a class that is refused" 1 "$dl" convert "$d/refused" "$d/g.npz"
+says "names the class" "^dictlearn: $d/$why" "$d/err"
+status "inspect of it" 0 "$dl" inspect "$d/refused"
+says "says the same" "^not loaded: $d/$why" "$d/out"
+says "and lists the tensors" "^encoder.weight  *F32 *.256, 128" "$d/out"
+status "inspect --json of it" 0 "$dl" inspect "$d/refused" --json
+says "says the same" '"not_loaded": "'"$d/$why" "$d/out"
+says "and lists the tensors" '"name": "encoder.weight"' "$d/out"
+status "inspect of an array" 0 "$dl" inspect "$d/x.npy"
+check_fails "which is no dictionary that failed" grep -q "not loaded" "$d/out"
+cp "$d/r.safetensors" "$d/sae/sae_weights.safetensors"
+echo '{}' > "$d/sae/cfg.json"
+why="sae: expected .*, found cfg.json and sae_weights.safetensors, a SAELens dictionary: not supported"
+status "another library's folder" 1 "$dl" convert "$d/sae" "$d/g.npz"
+says "is named" "^dictlearn: $d/$why" "$d/err"
+status "inspect of it" 0 "$dl" inspect "$d/sae"
+says "says the same" "^not loaded: $d/$why" "$d/out"
+says "and lists its tensors" "^encoder.weight" "$d/out"
+cp "$D/ae.pt" "$d/sweep/trainer_0/ae.pt"
+status "a run of one trainer" 0 "$dl" inspect "$d/sweep"
+cp "$D/ae.pt" "$d/sweep/trainer_1/ae.pt"
+for c in "inspect $d/sweep" "convert $d/sweep $d/g.npz"; do
+    status "a run of two" 1 "$dl" $c
+    says "names both" "sweep: expected one dictionary, found 2: trainer_0, trainer_1; name one" "$d/err"
+done
+
 # ---- Messages
 status "a folder that holds nothing" 1 "$dl" inspect "$d/real"
 says "is told" "$d/real: expected a dictionary (ae.pt) or a model" "$d/err"
@@ -409,7 +441,8 @@ says "and is in the config" "\"init\": \"$D\", " "$d/init/config.json"
 says "as are threads" '"threads": [0-9]*, "kernels": "[a-z0-9]*"' "$d/init/config.json"
 status "--init of another size" 1 $init --dict-size 100 --save-dir "$d/none"
 says "is named" \
-    "^dictlearn: $D: expected a dictionary of width 128 with 100 features, found 128, 256" "$d/err"
+    "$D: expected a dictionary of width 128, as the activations have, with 100 features, found width 128" \
+    "$d/err"
 absent "and nothing is made" "$d/none"
 # ---- Recipes and families
 status "--recipe list" 0 "$dl" train --recipe list
@@ -487,7 +520,7 @@ for recipe in reference dl-top_k dl-jump_relu; do
         --init "$w" --save-dir "$w.more"
     status "$recipe: --init of it for another width" 1 $run --recipe $recipe --steps 2 \
         --init "$w" --save-dir "$w.none"
-    says "is named" "$w: expected a dictionary with outputs of width 128, found 32" "$d/err"
+    says "is named" "$w: expected a dictionary with outputs of width 128, as the targets have, found 32" "$d/err"
 done
 status "codes of dl-top_k" 0 "$dl" encode --dict "$r" --data "$d/few.npy" --sparse --out "$r.f.npz"
 status "their L0" 0 "$dl" eval --dict "$r" --data "$d/few.npy" --json
@@ -499,7 +532,7 @@ cp tests/golden/families/AutoEncoderTopK/ae.pt "$open"
 status "a file of two layouts" 1 "$dl" eval --dict "$open" --data "$d/few.npy"
 says "names both" "found those of AutoEncoderTopK and of BatchTopKSAE" "$d/err"
 status "inspect of one" 0 "$dl" inspect "$open"
-says "says so" "^note: $open: .* AutoEncoderTopK and of BatchTopKSAE" "$d/err"
+says "says so" "^not loaded: $open: .* AutoEncoderTopK and of BatchTopKSAE" "$d/out"
 says "and lists its tensors" "^encoder.weight " "$d/out"
 status "a layout that is another" 1 "$dl" inspect "$open" --layout JumpReluAutoEncoder
 says "is told" "expected the tensors of JumpReluAutoEncoder, found those of AutoEncoderTopK" \

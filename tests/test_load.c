@@ -762,6 +762,7 @@ TEST(layouts) {
     check_dictionary(
         dictionary_folder("arrays", "ae.npz", "{\"dict_size\": 5, \"activation_dim\": 3}"));
     check_dictionary(path_of("arrays", "ae.npz"));
+    check_dictionary(dictionary_folder("params", "params.npz", NULL)); /* as Gemma Scope names it */
     make_folder("run");
     dictionary_folder("run/trainer_0", "ae.pt", CONFIG("AutoEncoder"));
     check_dictionary(path_of("", "run"));
@@ -771,12 +772,12 @@ TEST(layouts) {
 }
 
 TEST(layouts_refused) {
-    refuse_dictionary(
-        dictionary_folder("nothing", NULL, NULL), DLRN_ERR_IO,
-        "load/nothing: expected ae.pt, ae.safetensors or ae.npz in this folder, found none");
-    refuse_dictionary(
-        dictionary_folder("bare", NULL, CONFIG("AutoEncoder")), DLRN_ERR_IO,
-        "bare/config.json: expected ae.pt, ae.safetensors or ae.npz beside it, found none");
+    refuse_dictionary(dictionary_folder("nothing", NULL, NULL), DLRN_ERR_IO,
+                      "load/nothing: expected ae.pt, ae.safetensors, ae.npz or params.npz in this "
+                      "folder, found none");
+    refuse_dictionary(dictionary_folder("bare", NULL, CONFIG("AutoEncoder")), DLRN_ERR_IO,
+                      "bare/config.json: expected ae.pt, ae.safetensors, ae.npz or params.npz "
+                      "beside it, found none");
     char *gated = dictionary_folder("gated", "ae.pt", CONFIG("GatedAutoEncoder"));
     refuse_dictionary(gated, DLRN_ERR_UNSUPPORTED,
                       "gated/config.json: dict_class: expected AutoEncoder, AutoEncoderTopK or "
@@ -793,7 +794,7 @@ TEST(layouts_refused) {
     refuse_dictionary(dictionary_folder("torn", "ae.pt", "{\"trainer\": "), DLRN_ERR_FORMAT,
                       "torn/config.json: JSON, line 1, byte 12");
     char path[4096] = {0};
-    const size_t longest = sizeof path - 2 - strlen("trainer_0/config.json"); /* "/" and 0 */
+    const size_t longest = sizeof path - 2 - strlen("trainer_99/config.json"); /* "/" and 0 */
     memset(path, 'x', longest); /* any name of a folder's files fits after it */
     refuse_dictionary(path, DLRN_ERR_IO, "xxx");
     path[longest] = 'x';
@@ -992,6 +993,160 @@ TEST(other_dictionaries) {
     check_dictionary(path_of("", "other"));
 }
 
+/* The four tensors under one prefix, or two of them. name: storage for the names. */
+static void prefixed_tensors(dlrn_tensor_out t[4], const char *prefix, char name[4][512]) {
+    reference_tensors(t);
+    for (int i = 0; i < 4; i++) {
+        snprintf(name[i], sizeof name[i], "%s%s", prefix, t[i].name);
+        t[i].name = name[i];
+    }
+}
+
+/* Wrapped modules, nested dicts, lists: the only dictionary in a file loads. */
+TEST(wrapped_dictionaries) {
+    static const char *const prefixes[] = {
+        "module.", "_orig_mod.", "state_dict.", "model_state_dict.",           "model.", "ae.",
+        "0.",      "sae.",       "3.1.",        "state_dict.module._orig_mod."};
+    static const char *const files[] = {"ae.pt", "ae.safetensors", "ae.npz"};
+    dlrn_tensor_out t[5];
+    char name[4][512];
+    for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++)
+        for (int f = 0; f < 3; f++) {
+            make_folder("wrapped");
+            prefixed_tensors(t, prefixes[i], name);
+            t[4] = t[0];
+            t[4].name = "optimizer.k"; /* the sign of another class, elsewhere */
+            CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("wrapped", files[f]), t, 5, NULL));
+            check_dictionary(path_of("", "wrapped"));
+            write_text(path_of("wrapped", "config.json"), CONFIG("AutoEncoder"));
+            check_dictionary(path_of("", "wrapped"));
+        }
+}
+
+/* Errors name the tensors in full; the signs of other classes count under the same prefix. */
+TEST(wrapped_dictionaries_refused) {
+    dlrn_tensor_out t[5];
+    char name[4][512], *path = path_of("wrapped", "ae.pt"), text[400];
+    make_folder("wrapped");
+    prefixed_tensors(t, "model.module.", name);
+    t[4] = t[0];
+    t[4].name = "model.module.r_mag";
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path, t, 5, NULL));
+    refuse_dictionary(path, DLRN_ERR_UNSUPPORTED, "found the tensors of GatedAutoEncoder");
+    encoder[2] = NAN;
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path, t, 4, NULL));
+    refuse_dictionary(path, DLRN_ERR_VALUE, "tensor 'model.module.encoder.weight': element 2: ");
+    t[1].shape[0] = 0;
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path, t, 4, NULL));
+    refuse_dictionary(path, DLRN_ERR_SHAPE,
+                      "tensor 'model.module.encoder.weight': expected a shape without 0");
+    prefixed_tensors(t, "model.module.", name);
+    t[0].name = "model.bias"; /* of the module around it */
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path, t, 4, NULL));
+    refuse_dictionary(path, DLRN_ERR_SHAPE,
+                      "tensor 'model.module.bias': expected shape [3], found no such tensor");
+    /* longer than any prefix that is kept: none is found, and nothing is cut */
+    memset(text, 'x', sizeof text - 2);
+    strcpy(text + sizeof text - 2, ".");
+    for (int cut = 0; cut < 2; cut++) {
+        prefixed_tensors(t, cut ? text + sizeof text - 256 : text, name);
+        CHECK_OK(ctx, dlrn_archive_write(ctx, path, t, 4, NULL));
+        if (cut)
+            check_dictionary(path);
+        else
+            refuse_dictionary(path, DLRN_ERR_SHAPE, "tensor 'encoder.weight': expected shape");
+    }
+    /* the prefix ends with a point */
+    prefixed_tensors(t, "my_", name);
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path, t, 4, NULL));
+    refuse_dictionary(path, DLRN_ERR_SHAPE, "tensor 'encoder.weight': expected shape");
+}
+
+/* Which of two is meant is not guessed, except that names without a prefix are the layout's own. */
+TEST(two_dictionaries_in_a_file) {
+    dlrn_tensor_out t[8];
+    char first[4][512], second[4][512], *path = path_of("wrapped", "ae.npz");
+    make_folder("wrapped");
+    prefixed_tensors(t, "state_dict.", first);
+    prefixed_tensors(t + 4, "ema.", second);
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path, t, 8, NULL));
+    refuse_dictionary(path, DLRN_ERR_UNSUPPORTED,
+                      "wrapped/ae.npz: expected one dictionary, found two, under 'state_dict.' and "
+                      "under 'ema.'");
+    /* an encoder without the rest is no dictionary, before the one that is, or after it */
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path, t, 7, NULL));
+    check_dictionary(path);
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path, t + 1, 7, NULL));
+    check_dictionary(path);
+    static float other[4] = {1, 2, 3, 4};
+    prefixed_tensors(t, "", first);
+    for (int i = 4; i < 8; i++) t[i].ndim = 1, t[i].shape[0] = 2, t[i].data = other;
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path, t, 8, NULL));
+    check_dictionary(path);
+}
+
+/* A run with one trainer is its dictionary; of several, the caller must name one. */
+TEST(runs_with_trainers) {
+    char folder[64], file[512], config[512];
+    make_folder("sweep");
+    for (int i = 0; i < 12; i++) {
+        snprintf(folder, sizeof folder, "sweep/trainer_%d", i);
+        make_folder(folder);
+    }
+    dictionary_folder("sweep/trainer_3", "ae.pt", CONFIG("AutoEncoder"));
+    check_dictionary(path_of("", "sweep"));
+    CHECK_OK(ctx, dlrn_find_dictionary(ctx, path_of("", "sweep"), file, config, sizeof file));
+    CHECK_STR(file, "sweep/trainer_3/ae.pt");
+    CHECK_STR(config, "sweep/trainer_3/config.json");
+    dictionary_folder("sweep/trainer_11", "ae.pt", NULL);
+    refuse_dictionary(path_of("", "sweep"), DLRN_ERR_UNSUPPORTED,
+                      "load/sweep: expected one dictionary, found 2: trainer_3, trainer_11; name "
+                      "one of these folders");
+    for (int i = 0; i < 12; i++) {
+        snprintf(folder, sizeof folder, "sweep/trainer_%d", i);
+        dictionary_folder(folder, "ae.pt", NULL);
+    }
+    refuse_dictionary(path_of("", "sweep"), DLRN_ERR_UNSUPPORTED,
+                      "found 12: trainer_0, trainer_1, trainer_2, trainer_3, ...; name one");
+    CHECK_STATUS(dlrn_find_dictionary(ctx, path_of("", "sweep"), file, config, sizeof file),
+                 DLRN_ERR_UNSUPPORTED);
+    CHECK(!*file);
+    dictionary_folder("sweep", "ae.pt", NULL); /* the folder's own file comes first */
+    check_dictionary(path_of("", "sweep"));
+}
+
+/* Folders of other libraries are named by their files, which dlrn_find_dictionary gives. */
+TEST(folders_of_other_libraries) {
+    static const char *const rows[][3] = {
+        {"sae_weights.safetensors", "cfg.json", "cfg.json and sae_weights.safetensors, a SAELens"},
+        {"sae_weights.safetensors", "config.json", ", a Llamascopium dictionary"},
+        {"sae.safetensors", "cfg.json", "sae.safetensors, an EleutherAI sparsify dictionary"},
+        {"params.safetensors", "config.json", ", a Gemma Scope 2 dictionary"},
+        {"params.safetensors", NULL, "found params.safetensors, a Gemma Scope 2 dictionary"},
+        {"cc_weights.pt", "cfg.json", ", a crosscoder"},
+        {"layer_0.safetensors", NULL, "found layer_0.safetensors, a circuit-tracer set"},
+        {"layer0.sae.pt", NULL, "found layer0.sae.pt, a Qwen Scope dictionary"},
+    };
+    char file[512], config[512];
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        dictionary_folder("foreign", rows[i][0], NULL);
+        if (rows[i][1]) write_text(path_of("foreign", rows[i][1]), "{}");
+        refuse_dictionary(path_of("", "foreign"), DLRN_ERR_UNSUPPORTED,
+                          "load/foreign: expected AutoEncoder, AutoEncoderTopK or "
+                          "JumpReluAutoEncoder, found ");
+        CHECK_STR(dlrn_error(ctx), rows[i][2]);
+        CHECK_STR(dlrn_error(ctx), ": not supported yet");
+        CHECK_STATUS(dlrn_find_dictionary(ctx, path_of("", "foreign"), file, config, sizeof file),
+                     DLRN_ERR_UNSUPPORTED);
+        CHECK_STR(file, rows[i][0]);
+    }
+    dictionary_folder("foreign", "sae_weights.safetensors", NULL); /* nothing says whose it is */
+    refuse_dictionary(path_of("", "foreign"), DLRN_ERR_IO, "in this folder, found none");
+    dictionary_folder("foreign", "ae.pt", NULL); /* ours comes first */
+    write_text(path_of("foreign", "params.safetensors"), "{}");
+    check_dictionary(path_of("", "foreign"));
+}
+
 /* With d = F only the convention tells decoder.weight's dimensions apart: torch's, atoms in
    columns. */
 TEST(square_dictionary) {
@@ -1106,7 +1261,7 @@ static dlrn_status open_index(const char *text, dlrn_archive **out) {
 TEST(integers_are_no_weights) {
     static const dlrn_dtype types[] = {DLRN_I8, DLRN_U8, DLRN_I16, DLRN_U16, DLRN_I32, DLRN_I64};
     static const char *const forms[] = {"pt", "safetensors", "npz"};
-    static const float zeros[8] = {0};
+    static const float zeros[12] = {0}; /* as large as six I64 */
     char path[64], words[64];
     for (size_t i = 0; i < sizeof types / sizeof *types; i++)
         for (int f = 0; f < 3; f++) {
@@ -1212,6 +1367,11 @@ int main(int argc, char **argv) {
     RUN(weights_refused);
     RUN(weights_of_other_types);
     RUN(other_dictionaries);
+    RUN(wrapped_dictionaries);
+    RUN(wrapped_dictionaries_refused);
+    RUN(two_dictionaries_in_a_file);
+    RUN(runs_with_trainers);
+    RUN(folders_of_other_libraries);
     RUN(square_dictionary);
     RUN(narrow_dictionary);
     RUN(saved_dictionaries);

@@ -512,7 +512,9 @@ TEST(what_a_source_does_wrong_is_told) {
     CHECK_STATUS(dlrn_evaluate(ae, &cfg, &wordless, NULL, NULL, NULL, &m), DLRN_ERR_CALLBACK);
     CHECK_STR(dlrn_error(ctx), "the source failed: a callback failed");
     CHECK_STATUS(evaluate_odd(other, torn, -1, &m), DLRN_ERR_SHAPE);
-    CHECK_STR(dlrn_error(ctx), "expected rows of width 10 with targets of 10, found 9 with 9");
+    CHECK_STR(dlrn_error(ctx),
+              "expected rows of width 10 with targets of 10, as the dictionary has, found 9 "
+              "with 9");
     dlrn_dictionary_destroy(other);
     dlrn_dictionary_destroy(ae);
     dlrn_context_destroy(ctx);

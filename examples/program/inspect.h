@@ -7,7 +7,7 @@ typedef struct contents {
     dlrn_dictionary *dict; /* NULL: it is none, or of a family that is not supported */
     lm_config model;
     int is_model;
-    int is_unsure; /* 1: the context's error says why there is no dictionary */
+    char why[1024]; /* why it is neither a dictionary nor a model that can be loaded; "" */
 } contents;
 
 /* The file with a path's tensors. A folder may hold a model or a dictionary; the library searches
@@ -18,7 +18,10 @@ static dlrn_status find_tensors(dlrn_context *ctx, const char *path, char *file,
     *of_model = 0;
     snprintf(file, size, "%s", path);
     if (dlrn_file_exists(ctx, path) != 2) return DLRN_OK;
-    if (dlrn_find_dictionary(ctx, path, file, config, size) == DLRN_OK && *file) return DLRN_OK;
+    dlrn_status s = dlrn_find_dictionary(ctx, path, file, config, size);
+    /* another library's folder, whose weights are listed */
+    if (*file && (s == DLRN_OK || s == DLRN_ERR_UNSUPPORTED)) return DLRN_OK;
+    if (s == DLRN_ERR_UNSUPPORTED) return s;
     *of_model = lm_find_weights(ctx, path, file, size);
     if (*of_model) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_IO,
@@ -27,8 +30,16 @@ static dlrn_status find_tensors(dlrn_context *ctx, const char *path, char *file,
                      path);
 }
 
-/* Reads what is at a path, as far as it can be told. That it is no dictionary and no model is no
-   error: then only the tensors are listed. layout: the user says what dictionary it is; NULL. */
+/* Whether a tensor has the name of an encoder. Activations and other tensors have none: they are no
+   dictionary, so nothing is said of one that does not load. */
+static int has_encoder(const dlrn_archive *a) {
+    for (int64_t i = 0; i < dlrn_archive_describe(a).count; i++)
+        if (strstr(dlrn_archive_tensor(a, i)->name, "enc")) return 1;
+    return 0;
+}
+
+/* Reads what is at a path. What cannot be loaded is no error: then only the tensors are listed,
+   and why. layout: the user says what dictionary it is; NULL. */
 static dlrn_status open_contents(dlrn_context *ctx, const char *path, const char *layout,
                                  contents *c) {
     char config[4200];
@@ -46,8 +57,10 @@ static dlrn_status open_contents(dlrn_context *ctx, const char *path, const char
     }
     if (tried == DLRN_ERR_MEMORY || tried == DLRN_ERR_IO) return tried; /* says nothing of it */
     if (tried != DLRN_OK && layout) return tried;
-    c->is_unsure = tried == DLRN_ERR_UNSUPPORTED;
-    return dlrn_archive_open(ctx, c->file, &c->archive);
+    if (tried != DLRN_OK) snprintf(c->why, sizeof c->why, "%s", dlrn_error(ctx));
+    s = dlrn_archive_open(ctx, c->file, &c->archive);
+    if (s == DLRN_OK && tried == DLRN_ERR_SHAPE && !has_encoder(c->archive)) *c->why = 0;
+    return s;
 }
 
 /* Smallest, mean and largest norm of the atoms; they tell whether a dictionary is normalised. */
@@ -103,6 +116,11 @@ static void print_contents(dlrn_context *ctx, const char *path, const contents *
         put_formula_words(c->dict);
         printf("atom norms: min %.6g, mean %.6g, max %.6g\n", min, mean, max);
     }
+    if (*c->why) {
+        printf("not loaded: ");
+        put_text(stdout, c->why, (int64_t)strlen(c->why));
+        putchar('\n');
+    }
     for (int64_t i = 0; i < dlrn_archive_describe(c->archive).count; i++) {
         const dlrn_tensor_info *t = dlrn_archive_tensor(c->archive, i);
         int shown = put_text(stdout, t->name, (int64_t)strlen(t->name));
@@ -140,6 +158,7 @@ static void put_contents_json(dlrn_context *ctx, const char *path, const content
         for (int i = 0; i < MODEL_ROWS; i++) json_int(&j, rows[i].name, rows[i].value);
     }
     if (c->dict && c->dict->param[DLRN_DECODER]) put_dictionary_json(&j, ctx, c->dict);
+    if (*c->why) json_text(&j, "not_loaded", c->why);
     json_open(&j, "tensors", '[');
     for (int64_t i = 0; i < dlrn_archive_describe(c->archive).count; i++) {
         const dlrn_tensor_info *t = dlrn_archive_tensor(c->archive, i);
@@ -159,7 +178,6 @@ static void put_contents_json(dlrn_context *ctx, const char *path, const content
 static int run_inspect(dlrn_context *ctx, const options *o) {
     contents c;
     dlrn_status s = open_contents(ctx, o->path, o->layout, &c);
-    if (s == DLRN_OK && c.is_unsure) fprintf(stderr, "note: %s\n", dlrn_error(ctx));
     if (s == DLRN_OK && o->json) put_contents_json(ctx, o->path, &c);
     if (s == DLRN_OK && !o->json) print_contents(ctx, o->path, &c);
     dlrn_archive_close(c.archive);

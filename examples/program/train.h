@@ -525,11 +525,14 @@ static dlrn_status train_settings(train_run *r, const dlrn_source *source,
     if (!init || (init->d_in == d && init->d_out == d_out && init->features == cfg->features))
         return DLRN_OK;
     if (init->d_in == d && init->features == cfg->features)
-        return dlrn_fail(r->ctx, DLRN_ERR_SHAPE,
-                         "%s: expected a dictionary with outputs of width %lld, found %lld",
-                         o->init, (long long)d_out, (long long)init->d_out);
+        return dlrn_fail(
+            r->ctx, DLRN_ERR_SHAPE,
+            "%s: expected a dictionary with outputs of width %lld, as the targets have, "
+            "found %lld",
+            o->init, (long long)d_out, (long long)init->d_out);
     return dlrn_fail(r->ctx, DLRN_ERR_SHAPE,
-                     "%s: expected a dictionary of width %lld with %lld features, found %lld, %lld",
+                     "%s: expected a dictionary of width %lld, as the activations have, with %lld "
+                     "features, found width %lld with %lld features",
                      o->init, (long long)d, (long long)cfg->features, (long long)init->d_in,
                      (long long)init->features);
 }
