@@ -11290,14 +11290,15 @@ typedef struct dlrni_series {
     dlrn_dtype dtype;
     int64_t rows, cols, positions;
 
-    int64_t current;    /* the shard that is open; -1: none                  */
-    dlrni_entry entry;  /* its tensor                                        */
-    dlrn_archive *file; /* it is mapped, or was read whole; or ...           */
-    void *stream;       /* ... it is read through                            */
-    int64_t at;         /* of a stream: the next row                         */
-    size_t dropped;     /* of a map: pages before this byte are dropped      */
-    unsigned char *raw; /* [DLRNI_RAW_BYTES], allocated by the first stream  */
-    int drained;        /* a pipe was opened, and cannot be once more        */
+    int64_t current;      /* the shard that is open; -1: none                  */
+    dlrni_entry entry;    /* its tensor                                        */
+    dlrn_archive *file;   /* it is mapped, or was read whole; or ...           */
+    void *stream;         /* ... it is read through                            */
+    int64_t at;           /* of a stream: the next row                         */
+    size_t dropped;       /* of a map: pages before this byte are dropped      */
+    unsigned char *raw;   /* [DLRNI_RAW_BYTES], allocated by the first stream  */
+    unsigned char *whole; /* a pipe that had to be read whole: `file` is it  */
+    int drained;          /* a pipe was opened, and cannot be once more        */
 } dlrni_series;
 
 /* A path as errors name it. */
@@ -11408,37 +11409,79 @@ DLRNI_INTERNAL void dlrni_series_close_file(dlrni_series *s) {
     const dlrn_io *io = dlrni_io_of(s->ctx);
     if (s->stream) (void)!io->close_file(io->user, s->ctx, s->stream, 0);
     dlrn_archive_close(s->file);
+    dlrn_free(s->ctx, s->whole);
     s->stream = NULL;
     s->file = NULL;
+    s->whole = NULL;
     s->current = -1;
 }
 
+/* The first bytes of a stream: a magic, and the header of a .npy. */
+typedef struct dlrni_pipe_start {
+    unsigned char bytes[12 + (size_t)DLRNI_NPY_TEXT_MAX];
+    size_t n;
+} dlrni_pipe_start;
+
 /* Reads the header of a .npy from a stream, up to its data. *is_npy 0: it is of another format, and
    an archive may know it. */
-DLRNI_INTERNAL dlrn_status dlrni_stream_head(dlrni_series *s, const char *what, dlrni_npy_head *h,
+DLRNI_INTERNAL dlrn_status dlrni_stream_head(dlrni_series *s, const char *what,
+                                             dlrni_pipe_start *start, dlrni_npy_head *h,
                                              int *is_npy) {
     enum { FIRST = 12 }; /* magic, version, and a length of 4 bytes, or of 2 and 2 of the text */
-    unsigned char head[FIRST + (size_t)DLRNI_NPY_TEXT_MAX];
-    size_t got, more = 0;
-    DLRNI_TRY(dlrni_read_full(s->ctx, s->stream, head, FIRST, &got));
-    *is_npy = got >= 6 && !memcmp(head, "\x93NUMPY", 6);
+    unsigned char *head = start->bytes;
+    size_t more = 0;
+    DLRNI_TRY(dlrni_read_full(s->ctx, s->stream, head, FIRST, &start->n));
+    *is_npy = start->n >= 6 && !memcmp(head, "\x93NUMPY", 6);
     if (!*is_npy) return DLRN_OK;
-    if (got == FIRST) {
+    if (start->n == FIRST) {
         const uint64_t text = head[6] >= 2 ? dlrni_le(head + 8, 4) : dlrni_le(head + 8, 2) - 2;
         /* a longer text is refused by the parser: it is cut off */
         if (text <= DLRNI_NPY_TEXT_MAX)
             DLRNI_TRY(dlrni_read_full(s->ctx, s->stream, head + FIRST, (size_t)text, &more));
     }
-    dlrni_cursor c = {head, head + got + more};
+    start->n += more;
+    dlrni_cursor c = {head, head + start->n};
     return dlrni_npy_parse(s->ctx, what, &c, h);
 }
 
+/* Reads the rest of a pipe into memory: its format (or Fortran order) needs all of it at once. */
+DLRNI_INTERNAL dlrn_status dlrni_pipe_whole(dlrni_series *s, const char *what,
+                                            const dlrni_pipe_start *start) {
+    int64_t cap = 0, n = (int64_t)start->n;
+    size_t got = 1;
+    if (!DLRNI_GROW(s->ctx, &s->whole, &cap, 0, n + 1)) return DLRN_ERR_MEMORY;
+    memcpy(s->whole, start->bytes, start->n);
+    for (; got; n += (int64_t)got) {
+        if (!DLRNI_GROW(s->ctx, &s->whole, &cap, n, n + DLRNI_RAW_BYTES)) return DLRN_ERR_MEMORY;
+        DLRNI_TRY(dlrni_read_full(s->ctx, s->stream, s->whole + n, DLRNI_RAW_BYTES, &got));
+    }
+    (void)!dlrni_io_of(s->ctx)->close_file(dlrni_io_of(s->ctx)->user, s->ctx, s->stream, 0);
+    s->stream = NULL; /* rows come from s->file */
+    return dlrn_archive_open_memory(s->ctx, s->whole, (size_t)n, what, &s->file);
+}
+
+/* Takes the sizes of a .npy in C order, whose rows follow in the stream. */
+DLRNI_INTERNAL dlrn_status dlrni_stream_npy(dlrni_series *s, const char *what,
+                                            const dlrni_npy_head *h) {
+    dlrni_entry *e = &s->entry;
+    memset(e, 0, sizeof *e);
+    e->info.name = "";
+    e->info.dtype = h->dtype;
+    e->info.ndim = h->ndim;
+    memcpy(e->info.shape, h->shape, sizeof h->shape);
+    e->swap = h->swap;
+    s->at = 0;
+    if (dlrni_numel(h->shape, h->ndim, &e->info.numel)) return DLRN_OK;
+    return dlrn_fail(s->ctx, DLRN_ERR_FORMAT, "%s: its shape overflows", what);
+}
+
 /* Opens a shard as a stream. *opened 0: it is not a .npy in C order, and may be opened as an
-   archive, which reads it whole. A pipe cannot be opened twice. */
+   archive, which reads it whole: s->file for a pipe, which cannot be opened twice. */
 DLRNI_INTERNAL dlrn_status dlrni_open_stream(dlrni_series *s, int64_t i, int *opened) {
     const dlrn_io *io = dlrni_io_of(s->ctx);
     const char *path = s->shard[i].path, *what = dlrni_path_text(path);
     const int is_pipe = dlrni_is_pipe(s->ctx, path);
+    dlrni_pipe_start start;
     dlrni_npy_head h;
     memset(&h, 0, sizeof h);
     *opened = 0;
@@ -11448,26 +11491,10 @@ DLRNI_INTERNAL dlrn_status dlrni_open_stream(dlrni_series *s, int64_t i, int *op
     if (!s->raw && !(s->raw = DLRNI_NEW(s->ctx, unsigned char, DLRNI_RAW_BYTES)))
         return DLRN_ERR_MEMORY;
     DLRNI_TRY(io->open_file(io->user, s->ctx, path, 0, &s->stream));
-    DLRNI_TRY(dlrni_stream_head(s, what, &h, opened));
-    if (*opened && (!h.fortran || h.ndim < 2)) {
-        dlrni_entry *e = &s->entry;
-        memset(e, 0, sizeof *e);
-        e->info.name = "";
-        e->info.dtype = h.dtype;
-        e->info.ndim = h.ndim;
-        memcpy(e->info.shape, h.shape, sizeof h.shape);
-        e->swap = h.swap;
-        s->at = 0;
-        if (dlrni_numel(h.shape, h.ndim, &e->info.numel)) return DLRN_OK;
-        return dlrn_fail(s->ctx, DLRN_ERR_FORMAT, "%s: its shape overflows", what);
-    }
-    if (is_pipe)
-        return dlrn_fail(s->ctx, DLRN_ERR_UNSUPPORTED, "%s: %s", what,
-                         *opened ? "a pipe is read row by row: expected a .npy in C order, found "
-                                   "Fortran order (numpy.ascontiguousarray gives C order)"
-                                 : "a pipe is read row by row: expected a .npy, found another "
-                                   "format");
+    DLRNI_TRY(dlrni_stream_head(s, what, &start, &h, opened));
+    if (*opened && (!h.fortran || h.ndim < 2)) return dlrni_stream_npy(s, what, &h);
     *opened = 0;
+    if (is_pipe) return dlrni_pipe_whole(s, what, &start);
     dlrni_series_close_file(s);
     return DLRN_OK;
 }
@@ -11488,7 +11515,7 @@ DLRNI_INTERNAL dlrn_status dlrni_shard_open(dlrni_series *s, int64_t i, int shap
                        "%s: expected tensor '%s', found a .npy, which has no names",
                        dlrni_path_text(path), s->tensor);
     if (st == DLRN_OK && !opened) {
-        st = dlrni_archive_open_as(s->ctx, path, shapes_only, &s->file);
+        if (!s->file) st = dlrni_archive_open_as(s->ctx, path, shapes_only, &s->file);
         if (st == DLRN_OK) st = dlrni_choose_tensor(s, s->file, &index);
         if (st == DLRN_OK) s->entry = s->file->entries[index];
     }
@@ -11607,8 +11634,8 @@ DLRNI_INTERNAL void dlrni_map_rows(dlrni_series *s, int64_t row, int64_t n, floa
     const uintptr_t base = (uintptr_t)m->p, at = (uintptr_t)e->data - base;
     const size_t size = (size_t)s->cols * (size_t)dlrni_dtype_size(e->info.dtype);
     dlrni_entry_rows(s->ctx, e, row, n, dst, NULL);
-    /* unpacked members and the shards of an index lie elsewhere */
-    if (!dlrni_is_dense(e) || at >= m->size) return;
+    /* unpacked members, the shards of an index and a pipe that was read whole lie elsewhere */
+    if (!dlrni_is_dense(e) || at >= m->size || s->file->borrowed) return;
     const size_t begin = at + (size_t)row * size, end = begin + (size_t)n * size;
     if (begin < s->dropped) s->dropped = begin; /* read once more, in a later epoch */
     if (end - s->dropped >= (size_t)4 << 20) s->dropped = dlrni_map_drop(m, s->dropped, end);

@@ -53,7 +53,8 @@ static dlrn_status codes_open(dlrn_context *ctx, const char *path, array *a) {
     }
     if (s != DLRN_OK) return s;
     a->is_codes = !strcmp(dlrn_archive_describe(a->file).format, "npz") &&
-                  dlrn_archive_find(a->file, "indptr") >= 0;
+                  dlrn_archive_find(a->file, "shape") >= 0 &&
+                  dlrn_archive_find(a->file, "data") >= 0; /* of SciPy; not all are CSR */
     if (a->bytes && !a->is_codes)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
                          "standard input: expected rows in .npy or CSR in .npz, found %s",
