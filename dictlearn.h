@@ -1717,11 +1717,14 @@ DLRNI_INTERNAL DLRN_PRINTF(3, 4) int dlrni_print(char *out, size_t size, const c
     return n;
 }
 
-/* The caller's mistake: returns DLRN_ERR_ARGUMENT, with the function's name before the text. */
-#define DLRNI_REQUIRE(ctx, condition, text)                                                        \
+/* The caller's mistake: returns DLRN_ERR_ARGUMENT, with `place` before the text. Public functions
+   name themselves; private ones name what the caller knows: a public function, a setting, a
+   file. */
+#define DLRNI_REQUIRE_IN(ctx, place, condition, text)                                              \
     do {                                                                                           \
-        if (!(condition)) return dlrn_fail((ctx), DLRN_ERR_ARGUMENT, "%s: %s", __func__, (text));  \
+        if (!(condition)) return dlrn_fail((ctx), DLRN_ERR_ARGUMENT, "%s: %s", (place), (text));   \
     } while (0)
+#define DLRNI_REQUIRE(ctx, condition, text) DLRNI_REQUIRE_IN(ctx, __func__, condition, text)
 
 /* Returns a failure to the caller. Only for places that own nothing yet: it frees nothing. */
 #define DLRNI_TRY(call)                                                                            \
@@ -2681,8 +2684,9 @@ DLRNI_INTERNAL dlrn_status dlrni_matmul_check(dlrn_context *ctx, dlrn_matmul_op 
     const int64_t m = op == DLRN_TN ? a.cols : a.rows, k = op == DLRN_TN ? a.rows : a.cols;
     const int64_t n = op == DLRN_NT ? b.rows : b.cols, k_of_b = op == DLRN_NT ? b.cols : b.rows;
     const dlrn_tensor *all[] = {&a, &b, &c}; /* "abc"[i] names them in the error */
-    DLRNI_REQUIRE(ctx, op == DLRN_NN || op == DLRN_NT || op == DLRN_TN, "unknown operation");
-    DLRNI_REQUIRE(ctx, beta == 0.0f || beta == 1.0f, "beta must be 0 or 1");
+    DLRNI_REQUIRE_IN(ctx, "dlrn_matmul", op == DLRN_NN || op == DLRN_NT || op == DLRN_TN,
+                     "unknown operation");
+    DLRNI_REQUIRE_IN(ctx, "dlrn_matmul", beta == 0.0f || beta == 1.0f, "beta must be 0 or 1");
     for (int i = 0; i < 3; i++)
         if (!dlrni_tensor_is_sound(*all[i]))
             return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
@@ -3063,12 +3067,14 @@ DLRN_API void dlrn_dictionary_changed(dlrn_dictionary *dict) {
    each role fit an int64_t. */
 DLRNI_INTERNAL dlrn_status dlrni_check_sizes(dlrn_context *ctx, const dlrni_family *family,
                                              const dlrn_dictionary *dict) {
+    const char *place = "a new dictionary"; /* created, loaded or to be trained */
     int64_t n;
-    DLRNI_REQUIRE(ctx, dict->d_in > 0 && dict->d_out > 0, "d_in and d_out must be positive");
-    DLRNI_REQUIRE(ctx, dict->features > 0 && dict->features <= INT32_MAX,
-                  "features must be between 1 and 2^31 - 1");
-    DLRNI_REQUIRE(ctx, family->roles || dict->d_in == dict->d_out,
-                  "an identity has d_out equal to d_in");
+    DLRNI_REQUIRE_IN(ctx, place, dict->d_in > 0 && dict->d_out > 0,
+                     "d_in and d_out must be positive");
+    DLRNI_REQUIRE_IN(ctx, place, dict->features > 0 && dict->features <= INT32_MAX,
+                     "features must be between 1 and 2^31 - 1");
+    DLRNI_REQUIRE_IN(ctx, place, family->roles || dict->d_in == dict->d_out,
+                     "an identity has d_out equal to d_in");
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
         if (!dlrni_mul(dlrni_extent(dict, dlrni_role_table[role].rows),
                        dlrni_extent(dict, dlrni_role_table[role].cols), &n) ||
@@ -6434,7 +6440,7 @@ DLRN_API dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index, int64_t f
 /* Reads a tensor of integers or bools without rounding. Numbers of other types are refused rather
    than truncated. An index that went through f32 would be wrong beyond 2^24. */
 DLRNI_INTERNAL dlrn_status dlrni_archive_read_i64(dlrn_archive *a, int64_t index, int64_t *dst) {
-    DLRNI_REQUIRE(a->ctx, index >= 0 && index < a->count, "no such tensor");
+    DLRNI_REQUIRE_IN(a->ctx, a->path, index >= 0 && index < a->count, "no such tensor");
     const dlrni_entry *e = &a->entries[index];
     if (dlrni_is_float(e->info.dtype))
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s': expected integers, found %s",
@@ -9577,7 +9583,7 @@ DLRNI_INTERNAL dlrn_status dlrni_writer_new(dlrn_context *ctx, const char *path,
                                             dlrni_writer_kind kind, int64_t width,
                                             dlrn_writer **out) {
     *out = NULL;
-    DLRNI_REQUIRE(ctx, width > 0, "width must be positive");
+    DLRNI_REQUIRE_IN(ctx, path, width > 0, "width must be positive");
     dlrn_writer *w = DLRNI_NEW_ZERO(ctx, dlrn_writer, 1);
     char *copy = DLRNI_NEW(ctx, char, (int64_t)strlen(path) + 1);
     if (!w || !copy) {
@@ -12610,13 +12616,15 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffe
        READY ------------> TAKEN ------------> UPDATING ------------+
          ^                 | ^ |                   |                |
          |   another error | | | no memory, rows   | any error      v
-         +-----------------+ +-+ of the buffer     v           RESAMPLING --+ any error
-         |                                      BROKEN              |   ^---+
-         |                                      (final)             v
-         +------------------------------------------------------ LOGGING  --+ no memory
-              done, or another error                                 ^------+
+         +-----------------+ +-+ of the buffer     v           RESAMPLING --+ no memory,
+         |                                      BROKEN          |   |   ^---+ stopped
+         |                another error         (final)         |   v
+         +------------------------------------------------------+ LOGGING --+ no memory
+         |                                                          |   ^---+
+         +----------------------------------------------------------+
+              done, or another error
    RESAMPLING and LOGGING are passed through at once where neither is due. In TAKEN, RESAMPLING and
-   LOGGING the next call goes on with the step in hand; other rows are refused. */
+   LOGGING the next call finishes the step in hand; other rows are refused. */
 
 typedef enum dlrni_stage {
     DLRNI_READY,
@@ -12754,7 +12762,7 @@ struct dlrni_recipe {
     dlrn_recipe_info info;
     void (*defaults)(dlrn_train_config *cfg); /* [the reference's]                             */
     int counts_rows;                          /* since_fired counts rows, not steps            */
-    /* Before the loss of step 0. [nothing] */
+    /* Before the loss of step 0; may set the output bias, and nothing else. [nothing] */
     dlrn_status (*first_batch)(dlrn_trainer *t, const float *x, const float *y, int64_t n);
     /* The value of a feature whose pre-activation is in a list. [the pre-activation] */
     float (*value)(const dlrn_trainer *t, int64_t feature, float pre);
@@ -13216,10 +13224,12 @@ DLRNI_INTERNAL dlrn_status dlrni_check_rows(dlrn_trainer *t, const char *name, c
    a bad row costs the step, not the weights. */
 DLRNI_INTERNAL dlrn_status dlrni_check_batch(dlrn_trainer *t, const float *x, const float *y,
                                              int64_t n) {
-    DLRNI_REQUIRE(t->ctx, x, "x must not be NULL");
-    DLRNI_REQUIRE(t->ctx, n > 0 && n <= DLRNI_BATCH_MAX, "a batch has between 1 and 2^24 rows");
-    DLRNI_REQUIRE(t->ctx, y || t->dict->d_out == t->dict->d_in,
-                  "y must not be NULL where d_out is not d_in");
+    const char *place = t->from_buffer ? "dlrn_trainer_step" : "dlrn_trainer_step_on";
+    DLRNI_REQUIRE_IN(t->ctx, place, x, "x must not be NULL");
+    DLRNI_REQUIRE_IN(t->ctx, place, n > 0 && n <= DLRNI_BATCH_MAX,
+                     "a batch has between 1 and 2^24 rows");
+    DLRNI_REQUIRE_IN(t->ctx, place, y || t->dict->d_out == t->dict->d_in,
+                     "y must not be NULL where d_out is not d_in");
     DLRNI_TRY(dlrni_check_rows(t, "x", x, n, t->dict->d_in));
     return y && y != x ? dlrni_check_rows(t, "y", y, n, t->dict->d_out) : DLRN_OK;
 }
@@ -14293,8 +14303,8 @@ DLRNI_INTERNAL float dlrni_jump_relu_value(const dlrn_trainer *t, int64_t featur
 /* L0 is a mean over the batch, so that the penalty's slope is one number for all entries. */
 DLRNI_INTERNAL dlrn_status dlrni_jump_relu_penalty(dlrn_trainer *t, dlrn_train_stats *stats) {
     const dlrn_train_config *cfg = &t->cfg;
-    DLRNI_REQUIRE(t->ctx, cfg->target_l0 > 0 && cfg->bandwidth > 0,
-                  "target_l0 and bandwidth must be positive");
+    DLRNI_REQUIRE_IN(t->ctx, "dlrn_train_config", cfg->target_l0 > 0 && cfg->bandwidth > 0,
+                     "dl-jump_relu: target_l0 and bandwidth must be positive");
     double off = stats->l0 / cfg->target_l0 - 1, weight = dlrni_penalty_weight(t);
     stats->sparsity_loss = off * off;
     stats->loss += weight * stats->sparsity_loss;
@@ -15077,14 +15087,28 @@ DLRNI_INTERNAL void dlrni_count_batch(dlrn_trainer *t) {
     memcpy(t->since_fired, t->w.silent, (size_t)t->dict->features * sizeof *t->since_fired);
 }
 
+/* The losses of the batch in hand, after what the recipe prepares in step 0. If they fail, the
+   output bias is what it was: a failed step changes nothing. */
+DLRNI_INTERNAL dlrn_status dlrni_stage_loss(dlrn_trainer *t, dlrn_train_stats *stats) {
+    /* gradients come later: their room is free until then */
+    float *bias = t->dict->param[DLRN_OUTPUT_BIAS], *before = t->w.output_grad;
+    const size_t size = (size_t)t->dict->d_out * sizeof *bias;
+    if (t->step > 0 || !t->recipe->first_batch)
+        return dlrni_forward_loss(t, t->x, t->y, t->n, stats);
+    memcpy(before, bias, size);
+    dlrn_status s = t->recipe->first_batch(t, t->x, t->y, t->n);
+    if (s == DLRN_OK) s = dlrni_forward_loss(t, t->x, t->y, t->n, stats);
+    if (s == DLRN_OK) return s;
+    memcpy(bias, before, size);
+    dlrn_dictionary_changed(t->dict);
+    return s;
+}
+
 /* TAKEN -> UPDATING -> RESAMPLING: loss, gradients, update, counters. */
 DLRNI_INTERNAL dlrn_status dlrni_stage_update(dlrn_trainer *t) {
     /* on the stack: t->last keeps the figures of the last complete step */
     dlrn_train_stats stats;
-    /* a repeated step 0 computes the same from the same batch */
-    if (t->step == 0 && t->recipe->first_batch)
-        DLRNI_TRY(t->recipe->first_batch(t, t->x, t->y, t->n));
-    DLRNI_TRY(dlrni_forward_loss(t, t->x, t->y, t->n, &stats));
+    DLRNI_TRY(dlrni_stage_loss(t, &stats));
     /* Adam's corrections count updates from 1, the schedules steps from 0 */
     dlrni_adam adam = dlrni_adam_at(&t->cfg, stats.lr, t->step + 1);
     if (t->cfg.clip > 0)
@@ -15143,14 +15167,17 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_logging(dlrn_trainer *t) {
     return DLRN_OK;
 }
 
-/* Where the trainer stands after an error. A batch of the buffer is kept if memory ran out, since
-   the buffer has given it away; a caller still has its own. A log is repeated only if memory ran
-   out. A resampling is always repeated. */
+/* The state after an error. A batch of the buffer is kept if memory ran out, since the buffer has
+   given it away; a caller still has its own. A resampling is repeated if memory ran out or a
+   callback stopped it, a log only if memory ran out. After any other error they are given up: the
+   same rows would give the same error, and the trainer, and every checkpoint of it, could never go
+   on. */
 DLRNI_INTERNAL dlrni_stage dlrni_stage_after(const dlrn_trainer *t, dlrn_status s) {
-    /* the only error that may pass without a change of the rows */
+    /* the only error that may not come again with the same rows */
     int again = s == DLRN_ERR_MEMORY;
     if (t->stage == DLRNI_UPDATING) return DLRNI_BROKEN; /* some weights have moved */
     if (t->stage == DLRNI_TAKEN && !(again && t->from_buffer)) return DLRNI_READY;
+    if (t->stage == DLRNI_RESAMPLING && !again && s != DLRN_STOPPED) return DLRNI_READY;
     if (t->stage == DLRNI_LOGGING && !again) return DLRNI_READY;
     return t->stage;
 }
@@ -16459,6 +16486,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_PREFETCH
 #undef DLRNI_PREFETCH_FAR
 #undef DLRNI_REQUIRE
+#undef DLRNI_REQUIRE_IN
 #undef DLRNI_SCREEN_ROWS
 #undef DLRNI_STATS_INTEGERS
 #undef DLRNI_STATS_REALS

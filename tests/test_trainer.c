@@ -1394,6 +1394,91 @@ TEST(a_resampling_that_is_stopped_goes_on) {
     dlrn_context_destroy(ctx);
 }
 
+/* A row of the sample whose loss overflows does so each time. The error comes once; the resampling
+   is given up, the trainer goes on, and a checkpoint that it writes then does not hold it back. */
+TEST(a_resampling_that_fails_is_given_up) {
+    enum { ROWS = 96, BATCH = 16 };
+    static float x[ROWS * D];
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    dlrn_buffer_config of = dlrn_buffer_defaults();
+    const char *path = tmp_path("given_up.safetensors");
+    memcpy(x, many_rows(), sizeof x);
+    for (int c = 0; c < D; c++) x[(ROWS - 1) * D + c] = 1e30f; /* in the last batch */
+    of.capacity = ROWS, of.batch_rows = BATCH, of.shuffle = DLRN_OFF;
+    cfg.resample_steps = 2;
+    dlrn_source source;
+    dlrn_buffer *b = NULL, *rest = NULL;
+    dlrn_trainer *t = NULL, *again = NULL;
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, x, NULL, ROWS, D, 0, 1, &source));
+    CHECK_OK(ctx, dlrn_buffer_create(ctx, &of, &source, DLRN_BORROWED, &b));
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, b, &t));
+    for (int i = 0; i < 2; i++) CHECK_OK(ctx, dlrn_trainer_step(t, NULL));
+    t->dict->param[DLRN_ENCODER_BIAS][3] = -1000; /* dead */
+    t->since_fired[3] = 100;
+    CHECK_STATUS(dlrn_trainer_step(t, NULL), DLRN_ERR_VALUE);
+    CHECK_STR(dlrn_error(ctx), "resampling after step 2: a row's loss");
+    CHECK(dlrn_trainer_describe(t).steps == 3 && !dlrn_trainer_describe(t).broken);
+    CHECK_OK(ctx, dlrn_trainer_save(t, path));
+    CHECK_OK(ctx, dlrn_trainer_step(t, NULL)); /* step 3: nothing is left of step 2 */
+    CHECK(dlrn_trainer_describe(t).steps == 4);
+    dlrn_source_destroy(&source);
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, x, NULL, ROWS, D, 0, 1, &source));
+    CHECK_OK(ctx, dlrn_buffer_create(ctx, &of, &source, DLRN_BORROWED, &rest));
+    CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, rest, &again));
+    CHECK_OK(ctx, dlrn_trainer_step(again, NULL));
+    CHECK(fingerprint(again) == fingerprint(t));
+    dlrn_trainer_destroy(t);
+    dlrn_trainer_destroy(again);
+    dlrn_buffer_destroy(b);
+    dlrn_buffer_destroy(rest);
+    dlrn_source_destroy(&source);
+    dlrn_context_destroy(ctx);
+}
+
+/* dl-top_k sets the output bias before its first loss. If that overflows, the bias is as before, and
+   the next rows give step 0. */
+TEST(a_first_step_that_fails_changes_nothing) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = dlrn_train_defaults("dl-top_k");
+    dlrn_trainer *t = NULL, *other = NULL;
+    static float x[N * D];
+    for (int i = 0; i < N * D; i++) x[i] = rows_x[i] * 1e30f;
+    cfg.d_in = D, cfg.features = F, cfg.k = 4;
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &other));
+    CHECK_STATUS(dlrn_trainer_step_on(t, x, NULL, N, NULL), DLRN_ERR_VALUE);
+    CHECK_STR(dlrn_error(ctx), "step 0: the loss is not finite");
+    CHECK(fingerprint(t) == fingerprint(other));
+    CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, NULL));
+    CHECK_OK(ctx, dlrn_trainer_step_on(other, rows_x, NULL, N, NULL));
+    CHECK(fingerprint(t) == fingerprint(other));
+    dlrn_trainer_destroy(t);
+    dlrn_trainer_destroy(other);
+    dlrn_context_destroy(ctx);
+}
+
+/* Errors name what the caller knows, not private functions. */
+TEST(errors_name_public_functions) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    dlrn_trainer *t = make_trainer(ctx, &cfg);
+    dlrn_dictionary_desc desc = {0};
+    dlrn_dictionary *dict = NULL;
+    dlrn_writer *w = NULL;
+    const dlrn_tensor a = dlrn_view(rows_x, 1, 1, 1);
+    CHECK_STATUS(dlrn_trainer_step_on(t, NULL, NULL, N, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "dlrn_trainer_step_on: x must not be NULL");
+    CHECK_STATUS(dlrn_dictionary_create(ctx, &desc, &dict), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "a new dictionary: d_in and d_out must be positive");
+    CHECK_STATUS(dlrn_matmul(ctx, DLRN_NN, a, a, 2, a, NULL), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "dlrn_matmul: beta must be 0 or 1");
+    CHECK_STATUS(dlrn_npy_create(ctx, "rows.npy", 0, -1, &w), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "rows.npy: width must be positive");
+    dlrn_trainer_destroy(t);
+    dlrn_context_destroy(ctx);
+}
+
 /* While a step is unfinished no other rows are taken, and nothing of the trainer changes. */
 TEST(an_unfinished_step_refuses_other_rows) {
     dlrn_context *ctx = open_context("auto", 1);
@@ -1615,6 +1700,9 @@ int main(int argc, char **argv) {
     RUN(a_resumed_run_may_go_on_for_longer);
     RUN(a_run_is_not_resumed_on_fewer_rows);
     RUN(a_resampling_that_is_stopped_goes_on);
+    RUN(a_resampling_that_fails_is_given_up);
+    RUN(a_first_step_that_fails_changes_nothing);
+    RUN(errors_name_public_functions);
     RUN(an_unfinished_step_refuses_other_rows);
     RUN(figures_that_nobody_asks_for);
     RUN(a_resampling_measures_a_sample);
