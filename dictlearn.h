@@ -545,21 +545,25 @@ extern "C" {
 /* ------------------------------------------------------------------------------------------ */
 // >>types
 
-/* Rules for all declarations; only exceptions are said again.
-   NULL      pointers must not be NULL unless the declaration says what NULL means. Every _destroy,
-             _free, _close and _abort takes NULL.
+/* These rules hold for all declarations, which mention only exceptions to them.
+   NULL      Pointers must not be NULL unless the declaration says what NULL means. Every _destroy,
+             _free, _close and _abort accepts NULL.
    shapes    x [n][d] is n rows of d numbers, row by row. F is the number of features. A negative n
              is DLRN_ERR_ARGUMENT.
-   memory    inputs are borrowed for the call, texts and configurations copied. What a call
-             creates (`out`) is the caller's, to be destroyed before its context. A pointer that is
-             returned as const is borrowed from the object. On failure *out is NULL.
-   verbs     objects: _create, _destroy; files: _open or _create, _close; plain blocks of memory:
+   memory    Inputs are borrowed for the call; texts and configurations are copied. What a call
+             creates (`out`) belongs to the caller, who destroys it before its context. A pointer
+             that is returned as const is borrowed from the object. After a failure *out is NULL.
+   errors    Any call that returns a status may return DLRN_ERR_MEMORY, and DLRN_ERR_ARGUMENT for
+             arguments out of range. dlrn_error(ctx) gives the message.
+   verbs     Objects: _create, _destroy. Files: _open or _create, _close. Plain blocks of memory:
              _alloc, _read or _parse, then dlrn_free(). _describe returns what an object is and
              holds, as a struct; its pointers are borrowed.
-   threads   one call at a time on a context and the objects made with it. */
+   threads   One call at a time on a context and the objects made with it. Functions that take
+             neither (dlrn_name, dlrn_recipe, all _defaults, dlrn_view, dlrn_rng_...) may be called
+             from any thread at any time. */
 
-/* Every function that can fail returns one of these; dlrn_error(ctx) is the text, with file,
-   tensor, expected and found. */
+/* Every function that can fail returns one of these. dlrn_error(ctx) gives the message: the file or
+   function, what was expected and what was found. */
 #define DLRN_STATUS_LIST(X)                                                                        \
     X(DLRN_OK, "done")                                                                             \
     X(DLRN_END, "the source has no more rows")                                                     \
@@ -581,8 +585,8 @@ typedef enum dlrn_status {
 } dlrn_status;
 
 /* Element types of files and of the buffer's store: X(name, name in safetensors, bytes, code in
-   .npy, name of torch's storage, of torch's dtype); "": the format has no such type. All numbers
-   that you pass or get are f32. */
+   .npy, name of torch's storage, name of torch's dtype). "" means that the format has no such type.
+   Rows, codes and parameters in memory are always f32. */
 #define DLRN_DTYPE_LIST(X)                                                                         \
     X(DLRN_F32, "F32", 4, "f4", "Float", "float32")                                                \
     X(DLRN_F16, "F16", 2, "f2", "Half", "float16")                                                 \
@@ -605,70 +609,75 @@ typedef enum dlrn_dtype {
         DLRN_DTYPE_COUNT
 } dlrn_dtype;
 
-/* Settings that are on or off. */
+/* A setting that is on or off. */
 typedef enum dlrn_switch { DLRN_OFF, DLRN_ON } dlrn_switch;
 
-/* A context carries what objects share: allocator, threads, kernels, files, the text of the last
-   error. Calls on one context (and on the objects made with it) must not overlap; any number of
-   contexts may run at once. */
+/* A context holds what objects share: allocator, threads, kernels, files, the last error. Calls on
+   one context and on the objects made with it must not overlap; any number of contexts may be used
+   at the same time. */
 typedef struct dlrn_context dlrn_context;
 
-/* One task of a loop. dlrn_parallel_for, or the host's parallel_for, calls it once for each task in
-   [0, n_tasks), in any order, on any thread. 0 <= worker < threads; calls with the same worker must
-   not overlap. */
+/* The body of a loop. dlrn_parallel_for, or the host's parallel_for, calls it once for each task in
+   [0, n_tasks), in any order, on any thread. worker is in [0, threads); the host must not run two
+   calls with the same worker at the same time. */
 typedef void (*dlrn_parallel_body)(void *arg, int64_t task, int worker);
 
 /* Files of a host: an archive in memory, a browser's storage, a test. Every file that a call on the
-   context reads or writes goes through these callbacks; a path is passed on unchanged. A callback
-   that fails reports the reason with dlrn_fail(ctx, DLRN_ERR_IO, ...) and returns its result. An
-   object keeps at most four files open (a CSR writer: its file and three temporary ones). */
+   context reads or writes goes through these callbacks; a path is passed on unchanged. Set the
+   first five, or none. A callback that fails calls dlrn_fail(ctx, DLRN_ERR_IO, ...) with the
+   reason, and returns what dlrn_fail returned. An object keeps at most four files open (a CSR
+   writer: its file and three temporary ones). */
 typedef struct dlrn_io {
-    /* Opens a file to read from its start. writing: creates a new file, which is invisible until
-       it is closed with keep. */
+    /* Opens a file for reading, from its start. If `writing` is set, creates a new file, which is
+       invisible until it is closed with `keep`. */
     dlrn_status (*open_file)(void *user, dlrn_context *ctx, const char *path, int writing,
                              void **file);
-    /* Reads up to `size` bytes. *got is how many; 0 means the end of the file, and nothing else. */
+    /* Reads up to `size` bytes. *got: how many; 0 only at the end of the file. */
     dlrn_status (*read_file)(void *user, dlrn_context *ctx, void *file, void *bytes, size_t size,
                              size_t *got);
-    /* Writes all `size` bytes, or fails. */
+    /* Writes all `size` bytes or fails. */
     dlrn_status (*write_file)(void *user, dlrn_context *ctx, void *file, const void *bytes,
                               size_t size);
-    /* Closes and frees the file, also when it fails. keep 1: publish what was written under its
-       path, atomically, so that it survives a power cut. keep 0: discard it, and leave an older
-       file of that path; also used for files that were read. */
+    /* Closes and frees the file, even on failure. keep 1: publish what was written under its
+       path, atomically, so that it survives a power cut. keep 0: discard it, and leave any older
+       file at that path in place. Files that were read are closed with keep 0. */
     dlrn_status (*close_file)(void *user, dlrn_context *ctx, void *file, int keep);
-    /* 0 nothing, 1 a file, 2 a folder. */
+    /* What is at a path: 0 nothing, 1 a file, 2 a folder. */
     int (*file_exists)(void *user, const char *path);
-    /* These two may be NULL; rows of unknown number and CSR then wait in memory.
-       rewind_file: continue at the file's start; 0 if that is not possible.
-       temporary_file: a file that can be written, rewound and read back, and is gone when it is
-       closed; path says which file it is for. */
+    /* These two may be NULL. Without them, a .npy whose number of rows is not known in advance, and
+       CSR codes, are collected in memory.
+       rewind_file: goes back to the start; returns 0 if it cannot.
+       temporary_file: a file that can be written, rewound and read back, and that vanishes when it
+       is closed; `path` names the file that it is for. */
     int (*rewind_file)(void *user, void *file);
     dlrn_status (*temporary_file)(void *user, dlrn_context *ctx, const char *path, void **file);
-    void *user; /* passed to each */
+    void *user; /* passed to each callback; must outlive the context */
 } dlrn_io;
 
-/* All zero is the default. */
+/* How to make a context. All zero is the default. */
 typedef struct dlrn_context_config {
     int threads;         /* workers. 0: all cores that OpenMP sees, or 1 without OpenMP */
-    const char *kernels; /* a set's name (see below). NULL or "auto": the environment's
-                            DICTLEARN_KERNELS, else the best set that this processor can run */
-    /* The allocator: both or neither; a block of `size` bytes aligned as malloc() does, or NULL.
-       NULL: DICTLEARN_MALLOC and DICTLEARN_FREE, which are malloc() and free(). */
+    const char *kernels; /* name of a kernel set (dlrn_context_info lists them). NULL or "auto": the
+                            environment variable DICTLEARN_KERNELS, or else the best set that this
+                            processor can run */
+    /* The allocator. Set both or neither (NULL: DICTLEARN_MALLOC and DICTLEARN_FREE, by default
+       malloc and free). alloc returns a block of `size` bytes, aligned as malloc() aligns, or NULL
+       if there is no memory. Both are called on the thread that made the call. */
     void *(*alloc)(void *user, size_t size);
     void (*release)(void *user, void *p);
-    /* Runs all tasks and returns when they are done. NULL: OpenMP, or the calling thread. */
+    /* Runs body(arg, task, worker) for all tasks, and returns when they are done; set `threads` to
+       the number of its workers. NULL: OpenMP, or the calling thread. */
     void (*parallel_for)(void *user, int64_t n_tasks, dlrn_parallel_body body, void *arg);
-    /* Polled during a resampling, which may take minutes. Other than 0: the call ends with
-       DLRN_STOPPED. NULL: never. */
+    /* Asked now and then during a resampling, which may take minutes. If it returns anything but 0,
+       the call ends with DLRN_STOPPED. NULL: a resampling is never stopped. */
     int (*stop)(void *user);
-    void *user; /* handed to the callbacks above */
-    dlrn_io io; /* all zero: files of the C library; with DICTLEARN_NO_STDIO: there are none */
+    void *user; /* passed to the callbacks above; must outlive the context */
+    dlrn_io io; /* all zero: the C library's files, or none with DICTLEARN_NO_STDIO */
 } dlrn_context_config;
 
-/* What a context runs on. */
+/* What a context runs on. Its pointers are valid as long as the context. */
 typedef struct dlrn_context_info {
-    const char *kernels;          /* the kernel set in force                                  */
+    const char *kernels;          /* the kernel set in use                                    */
     const char *const *available; /* the sets that this processor can run, scalar first; NULL
                                      after the last                                           */
     int threads;                  /* workers of dlrn_parallel_for                             */
@@ -676,48 +685,51 @@ typedef struct dlrn_context_info {
                          (OpenMP)" */
 } dlrn_context_info;
 
-/* A matrix of f32: element (i, j) is data[i * stride + j]. A view of your memory (dlrn_view), or of
-   a block of its own (dlrn_tensor_alloc). */
+/* A matrix of f32: element (i, j) is data[i * stride + j]. It is a view of your memory (dlrn_view)
+   or owns a block (dlrn_tensor_alloc). */
 typedef struct dlrn_tensor {
     float *data; /* [rows][cols], rows `stride` floats apart */
     int64_t rows, cols, stride;
 } dlrn_tensor;
 
-/* Feature activations, compressed by row (CSR): row i holds features col[row_ptr[i] ..
-   row_ptr[i+1]-1], ascending, with their values. Zero-initialise it and pass it to any number of
-   calls, which reuse its memory. Free it with dlrn_sparse_free before the context that filled it
-   last is destroyed. */
+/* Feature activations, compressed by row (CSR). Row i holds the features col[k] with the values
+   val[k], for k from row_ptr[i] to row_ptr[i + 1] - 1; columns ascend. Zero-initialise it and pass
+   it to any number of calls, which reuse its memory. Free it with dlrn_sparse_free before you
+   destroy the context that last filled it. */
 typedef struct dlrn_sparse {
     int64_t rows, cols;       /* n, F                                        */
     int64_t *row_ptr;         /* [rows + 1], owned                           */
-    int32_t *col;             /* [row_ptr[rows]] feature index, owned        */
-    float *val;               /* [row_ptr[rows]] activation, owned           */
-    int64_t row_cap, nnz_cap; /* allocated; private                          */
-    dlrn_context *ctx;        /* who allocated; private                      */
+    int32_t *col;             /* [row_ptr[rows]] feature, owned              */
+    float *val;               /* [row_ptr[rows]] its value, owned            */
+    int64_t row_cap, nnz_cap; /* private: what is allocated                  */
+    dlrn_context *ctx;        /* private: the context that allocated it      */
 } dlrn_sparse;
 
 /* ------------------------------------------------------------------------------------------ */
 // >>api-context
 
-/* A new context. config NULL: the same as all zero. On failure there is no context and so no text:
-   DLRN_ERR_MEMORY, or DLRN_ERR_ARGUMENT for a kernel set that is unknown or that this processor
-   cannot run, a negative number of threads, or only one function of an allocator. */
+/* Creates a context. config NULL: all zero. If this fails there is no context to hold a message;
+   the status is DLRN_ERR_MEMORY, or DLRN_ERR_ARGUMENT for a kernel set that is unknown or that this
+   processor cannot run, a negative number of threads, an allocator with only one of its functions,
+   or a dlrn_io that lacks one of the first five. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_context_create(const dlrn_context_config *config,
                                                     dlrn_context **out);
-/* Destroy the objects made with a context first. */
+/* Destroys a context. Destroy the objects made with it first. */
 DLRN_API void dlrn_context_destroy(dlrn_context *ctx);
+/* The kernels and threads of a context. */
 DLRN_API dlrn_context_info dlrn_context_describe(const dlrn_context *ctx);
 
-/* The text of the last error, one line of UTF-8; "" if there was none. Valid until the next failing
-   call on this context. ctx NULL: a fixed text. */
+/* The message of the last error, one line of UTF-8; "" if there was none. Valid until the next call
+   on this context that fails. ctx NULL: a fixed text, for a context that could not be created. */
 DLRN_API const char *dlrn_error(const dlrn_context *ctx);
-/* For your own callbacks: formats the text as printf does, makes it one line, and returns s. */
+/* Sets the message, for callbacks and programs of your own: formats it as printf does, makes it one
+   line of at most 1023 bytes, and returns s. */
 DLRN_API DLRN_PRINTF(3, 4) dlrn_status
     dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...);
 
-/* The enumerations whose values have names. */
+/* The enumerations whose values have names. Beside each, an example. */
 typedef enum dlrn_names {
-    DLRN_NAMES_STATUS, /* "shapes do not agree"; the others as in files: */
+    DLRN_NAMES_STATUS, /* "shapes do not agree": a text; the others are the names used in files */
     DLRN_NAMES_DTYPE,  /* "F32" */
     DLRN_NAMES_ROLE,   /* "encoder_weight" */
     DLRN_NAMES_CENTER, /* "output_bias" */
@@ -728,22 +740,22 @@ typedef enum dlrn_names {
     DLRN_NAMES_SPARSITY /* "l1" */
 #endif
 } dlrn_names;
-/* The name of a value: dlrn_name(DLRN_NAMES_DTYPE, DLRN_F32) is "F32". "?": there is no such
-   value. */
+/* The name of a value, a string literal: dlrn_name(DLRN_NAMES_DTYPE, DLRN_F32) is "F32". "?" if
+   there is no such value. */
 DLRN_API const char *dlrn_name(dlrn_names which, int value);
 
 /* ------------------------------------------------------------------------------------------ */
 // >>api-dictionary
 
-/* A dictionary's parameters, by role: X(role, name, rows, columns), row-major f32. F: features,
+/* A dictionary's parameters, by role: X(role, name, rows, columns), f32, row by row. F: features,
    I: d_in, O: d_out. Which of them a dictionary has depends on its family; absent ones are NULL. */
 #define DLRN_ROLE_LIST(X)                                                                          \
-    X(DLRN_ENCODER, "encoder_weight", 'F', 'I') /* one row a feature                      */       \
+    X(DLRN_ENCODER, "encoder_weight", 'F', 'I') /* one row per feature                    */       \
     X(DLRN_ENCODER_BIAS, "encoder_bias", 'F', '1')                                                 \
-    X(DLRN_DECODER, "decoder_weight", 'F', 'O') /* one atom a row                         */       \
+    X(DLRN_DECODER, "decoder_weight", 'F', 'O') /* one atom per row                       */       \
     X(DLRN_OUTPUT_BIAS, "bias", 'O', '1')       /* added to the sum of atoms              */       \
-    X(DLRN_INPUT_BIAS, "input_bias", 'I', '1')  /* the centre of x, if not the above      */       \
-    X(DLRN_THRESHOLD, "threshold", 'F', '1')    /* a feature is active above it           */       \
+    X(DLRN_INPUT_BIAS, "input_bias", 'I', '1')  /* a center that is not the output bias   */       \
+    X(DLRN_THRESHOLD, "threshold", 'F', '1')    /* of the gate "jump"                     */       \
     X(DLRN_SKIP, "skip", 'O', 'I')              /* a linear map of x, added to x_hat      */
 
 typedef enum dlrn_role {
@@ -753,23 +765,23 @@ typedef enum dlrn_role {
         DLRN_ROLE_COUNT
 } dlrn_role;
 
-/* What is subtracted from scale_in * x before the encoder: X(value, name), as in the lists
-   below. */
+/* What is subtracted from scale_in * x before the encoder: X(value, name). The lists below have the
+   same form. */
 #define DLRN_CENTER_LIST(X)                                                                        \
     X(DLRN_CENTER_NONE, "none")                                                                    \
     X(DLRN_CENTER_OUTPUT_BIAS, "output_bias") /* the same bias that is added to x_hat */           \
     X(DLRN_CENTER_INPUT_BIAS, "input_bias")
 
-/* What a pre-activation p becomes: f. */
+/* The value f of a feature with pre-activation p. */
 #define DLRN_GATE_LIST(X)                                                                          \
-    X(DLRN_GATE_RELU, "relu")         /* max(p, 0)                        */                       \
-    X(DLRN_GATE_JUMP, "jump")         /* p if p > max(threshold, 0), or 0 */                       \
-    X(DLRN_GATE_IDENTITY, "identity") /* x itself: there is no encoder    */
+    X(DLRN_GATE_RELU, "relu")         /* p if p > 0, otherwise 0                 */                \
+    X(DLRN_GATE_JUMP, "jump")         /* p if p > max(threshold, 0), otherwise 0 */                \
+    X(DLRN_GATE_IDENTITY, "identity") /* x itself: there is no encoder           */
 
-/* Which features of a row stay. */
+/* Which features of a row are kept. */
 #define DLRN_SELECT_LIST(X)                                                                        \
     X(DLRN_SELECT_ALL, "all")                                                                      \
-    X(DLRN_SELECT_TOP_K, "top_k") /* the k largest; of equal ones those with the lower index */
+    X(DLRN_SELECT_TOP_K, "top_k") /* the k largest; among equal ones, those with the lower index */
 
 #define DLRN_VALUE(value, name) value,
 typedef enum dlrn_center { DLRN_CENTER_LIST(DLRN_VALUE) } dlrn_center;
@@ -777,161 +789,172 @@ typedef enum dlrn_gate { DLRN_GATE_LIST(DLRN_VALUE) } dlrn_gate;
 typedef enum dlrn_select { DLRN_SELECT_LIST(DLRN_VALUE) } dlrn_select;
 #undef DLRN_VALUE
 
-/* All that inference needs besides the parameters, as plain data. In words: scale and centre x,
-   multiply with each encoder row, gate, select, add the atoms up.
+/* All that inference needs besides the parameters, as plain data. In words: scale x and subtract
+   the center, multiply by the encoder rows, gate, select, add up the atoms.
        p = ENCODER (scale_in x - center) + ENCODER_BIAS       f = select(gate(p))
        x_hat = scale_out (f DECODER + OUTPUT_BIAS + SKIP scale_in x) */
 typedef struct dlrn_formula {
     dlrn_center center;
     dlrn_gate gate;
     dlrn_select select;
-    int64_t k;        /* of DLRN_SELECT_TOP_K; else 0                                         */
-    double threshold; /* top-k: running mean, in training, of the smallest value that a row
-                         keeps; -1: not known. Kept for files; inference does not use it      */
-    double scale_in, scale_out; /* 1 unless a file says otherwise                             */
+    int64_t k;        /* features kept per row by DLRN_SELECT_TOP_K; otherwise 0              */
+    double threshold; /* top-k: running mean, over training, of the smallest value kept in a row;
+                         -1: not known. Kept for files; inference does not use it             */
+    double scale_in, scale_out; /* 1 after dlrn_load and dlrn_dictionary_create: no file sets
+                                   them; a program may                                        */
 } dlrn_formula;
 
-/* x [n][d_in] -> f [n][features] -> x_hat [n][d_out]. Read the fields at any time. Between calls
-   you may write to the parameters that the dictionary owns; call dlrn_dictionary_changed() then. */
+/* A dictionary: x [n][d_in] -> f [n][features] -> x_hat [n][d_out]. Read the fields at any time.
+   Between calls you may write to the parameters that the dictionary owns, and to its formula; call
+   dlrn_dictionary_changed() afterwards. */
 typedef struct dlrn_dictionary {
     dlrn_context *ctx;             /* borrowed                                           */
-    const char *family;            /* "AutoEncoder", "AutoEncoderTopK", ...; never freed */
+    const char *family;            /* "AutoEncoder", "AutoEncoderTopK", ...; static      */
     int64_t d_in, d_out, features; /* features is F                                      */
-    float *param[DLRN_ROLE_COUNT]; /* by role, shapes as above; NULL: the family has none */
+    float *param[DLRN_ROLE_COUNT]; /* by role, shapes as above; NULL where the family has no
+                                      such parameter */
     dlrn_formula formula;
-    const char *layout; /* in which it was read, never freed; NULL: it was not read   */
-    unsigned borrowed;  /* private: bit r: param[r] is another's memory  */
+    const char *layout; /* the layout it was loaded from (a static string), or NULL   */
+    unsigned borrowed;  /* private: bit r is set if param[r] is borrowed */
     int64_t version;    /* private: counts changes                       */
 } dlrn_dictionary;
 
-/* A new dictionary. Zero-initialise, set what differs. */
+/* Describes a new dictionary. Zero-initialise it, then set what differs. */
 typedef struct dlrn_dictionary_desc {
     const char *family;  /* NULL: "AutoEncoder"; "AutoEncoderTopK", "JumpReluAutoEncoder" or
                             "IdentityDict" (which has neither parameters nor `features`)          */
-    int64_t d_in, d_out; /* d_out 0: the same as d_in                                             */
-    int64_t features;    /* F                                                                     */
-    int64_t k;           /* AutoEncoderTopK: features a row keeps; 0: 64                          */
-    uint64_t seed;       /* same seed, same bits, for any number of threads                       */
+    int64_t d_in, d_out; /* widths of x and x_hat; d_out 0: the same as d_in                      */
+    int64_t features;    /* F, from 1 to 2^31 - 1                                                 */
+    int64_t k;           /* AutoEncoderTopK: features kept per row, from 1 to F; 0: 64            */
+    uint64_t seed;       /* the same seed gives the same bits, for any number of threads          */
 } dlrn_dictionary_desc;
 
-/* New weights: atoms normal, of unit norm; output bias 0. AutoEncoder: encoder and its bias uniform
-   in +-1/sqrt(d_in), as PyTorch draws them. The others: encoder = decoder (where d_in = d_out), its
-   bias 0, thresholds 0.001, as dictionary_learning 0.1.0 does. DLRN_ERR_ARGUMENT: an unknown
-   family, or a size or k out of range. */
+/* Creates a dictionary with random weights: atoms drawn from a normal distribution and scaled to
+   unit norm, output bias 0. In an AutoEncoder, encoder and encoder bias are uniform in
+   +-1/sqrt(d_in), as PyTorch draws them. In the other families the encoder starts as a copy of the
+   decoder (where d_in = d_out), with biases 0 and thresholds 0.001, as in dictionary_learning
+   0.1.0. DLRN_ERR_ARGUMENT: an unknown family, or a size or k out of range. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_dictionary_create(dlrn_context *ctx,
                                                        const dlrn_dictionary_desc *desc,
                                                        dlrn_dictionary **out);
 DLRN_API void dlrn_dictionary_destroy(dlrn_dictionary *dict);
-/* Call it after writing to parameters: encoders then drop what they derived from the old ones. */
+/* Call this after you write to parameters: encoders then discard what they derived from the old
+   ones. */
 DLRN_API void dlrn_dictionary_changed(dlrn_dictionary *dict);
 
-/* Reads a dictionary: a file (.pt, .safetensors, .npz) or a folder with one (ae.pt and config.json,
-   ...). The format is recognised by content, the layout by tensor names and the config beside the
-   file. If several layouts fit, the error names them, and `layout` picks one: "AutoEncoder",
-   "AutoEncoderTopK", "JumpReluAutoEncoder"; or NULL. Names may have a prefix ("module.",
-   "state_dict.", ...), if the file holds one dictionary only. Of a run's folder, the one trainer_N
-   is taken; several are an error.
-   DLRN_ERR_IO, _FORMAT (malformed), _UNSUPPORTED (another library's layout, an ambiguous one),
-   _SHAPE (tensors that do not fit each other or the config), _VALUE (a weight that is not finite),
-   _MEMORY. */
+/* Reads a dictionary from a file (.pt, .safetensors, .npz), or from a folder that contains one
+   (ae.pt and config.json, ...). The format is recognised by content, the layout by the names of the
+   tensors and by the config beside the file. If several layouts fit, the error names them. `layout`
+   picks one by name ("AutoEncoder", "AutoEncoderTopK", "JumpReluAutoEncoder"), or is NULL. Names of
+   tensors may have a prefix ("module.", "state_dict.", ...) if the file holds only one dictionary.
+   In the folder of a run, the one trainer_N is read; several are an error.
+   DLRN_ERR_IO; _FORMAT: malformed; _UNSUPPORTED: another library's layout, or several that fit;
+   _SHAPE: tensors that do not fit each other or the config; _VALUE: a weight that is not finite. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_load(dlrn_context *ctx, const char *path, const char *layout,
                                           dlrn_dictionary **out);
-/* The same from the bytes of a file in memory. `name` stands for the path in errors. Parameters are
-   borrowed from `bytes` where they lie there as f32, aligned and in the order of memory; the others
-   are copied. So keep `bytes` until the dictionary is destroyed, and do not write to its
-   parameters. */
+/* The same from the bytes of a file in memory. `name` takes the place of the path in errors.
+   Parameters are borrowed where the file holds them as aligned f32 in the order that this library
+   uses; the others are copied. So keep `bytes` until the dictionary is destroyed, and do not write
+   to its parameters. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_load_memory(dlrn_context *ctx, const void *bytes, size_t size,
                                                  const char *name, const char *layout,
                                                  dlrn_dictionary **out);
-/* The file that dlrn_load would read for `path` (a file or a folder) and the config beside it, ""
-   where there is none: copied into file [size] and config [size]. DLRN_ERR_UNSUPPORTED: the folder
-   is another library's, and `file` names its weights; or it holds several dictionaries (trainer_0,
-   trainer_1, ...), and `file` is "". */
+/* Copies the path of the file that dlrn_load would read for `path` (a file or a folder) into file
+   [size], and that of its config into config [size]; "" for one that does not exist. DLRN_ERR_IO:
+   there is neither; _ARGUMENT: a path longer than `size` allows; _UNSUPPORTED: the folder is another
+   library's, and `file` names its weights, or it holds several dictionaries (trainer_0, trainer_1,
+   ...), and `file` is "". */
 DLRN_API DLRN_CHECK dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const char *path,
                                                      char *file, char *config, size_t size);
-/* Writes a dictionary in the layout of its family; the format follows path's suffix: .pt (opens in
-   dictionary_learning and under torch.load(weights_only=True)), .safetensors, .npz. Atomic: the old
-   file stays until the new one is whole; a pipe or device is written directly. DLRN_ERR_ARGUMENT:
-   another suffix; _VALUE: a weight that is not finite; _UNSUPPORTED: an identity, which has no
-   weights. */
+/* Writes a dictionary, as f32: in the layout that dict->layout names if that is one of its family,
+   otherwise in the family's first. The path's suffix sets the format: .pt (opens in
+   dictionary_learning and with torch.load(weights_only=True)), .safetensors, .npz. Atomic: an older
+   file stays until the new one is complete; a pipe or device is written to directly.
+   DLRN_ERR_ARGUMENT: another suffix; _VALUE: a weight that is not finite; _UNSUPPORTED: parameters
+   or a formula that the layout cannot hold, or an identity, which has no weights; _IO. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path);
 
 /* ------------------------------------------------------------------------------------------ */
 // >>api-encode
 
-/* An encoder owns scratch memory and learns how dense the data is: after its first batches, calls
-   with reused codes allocate nothing. The dictionary is borrowed and must outlive it. */
+/* An encoder owns scratch memory and adapts to how dense the data is. After its first batches it
+   allocates nothing, if the caller reuses the codes. The dictionary is borrowed and must outlive
+   it. */
 typedef struct dlrn_encoder dlrn_encoder;
 DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_create(const dlrn_dictionary *dict,
                                                     dlrn_encoder **out);
 DLRN_API void dlrn_encoder_destroy(dlrn_encoder *e);
-/* Packs the encoder's weights in the format of the processor's screen (see SPEED), a quarter to a
-   half of their bytes. Calls of few rows then take less time (one row of 512 x 32768: 0.39 of it
-   with avx512vnni, 0.75 with avx512bf16). Does nothing where that would not pay. Results have the
-   same bits. After dlrn_dictionary_changed() the next call packs again. */
+/* Packs the weights into the low-precision format of SPEED, which takes a quarter to a half of
+   their bytes. Calls with few rows are then faster: one row of 512 x 32768 takes 0.39 times as long
+   with avx512vnni, 0.75 times with avx512bf16. Does nothing where that would not pay. The results
+   are the same bits. After dlrn_dictionary_changed() the next call packs again. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_prepare(dlrn_encoder *e);
 /* Encodes x [n][d_in]. Each result may be NULL if it is not wanted: f [n][F], all features; codes,
    the active ones as CSR (earlier contents are replaced); x_hat [n][d_out], the reconstruction. x
-   is not checked: a NaN in a row shows in its features. */
+   is not checked: a NaN in a row shows up in the results of that row alone. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_run(dlrn_encoder *e, const float *x, int64_t n,
                                                  float *f, dlrn_sparse *codes, float *x_hat);
 
-/* Easy calls; each makes an encoder and drops it. x [n][d_in], f [n][F]. */
+/* Easy calls: each creates and discards an encoder. x [n][d_in], f [n][F]. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_encode(const dlrn_dictionary *dict, const float *x, int64_t n,
                                             float *f);
 DLRN_API DLRN_CHECK dlrn_status dlrn_encode_sparse(const dlrn_dictionary *dict, const float *x,
                                                    int64_t n, dlrn_sparse *codes);
-/* Reconstruction x_hat [n][d_out]; codes: the features, or NULL. */
+/* Reconstructs x [n][d_in] as x_hat [n][d_out]. codes: also returns the active features; or NULL.
+   */
 DLRN_API DLRN_CHECK dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, int64_t n,
                                              float *x_hat, dlrn_sparse *codes);
-/* x_hat [n][d_out] from f [n][F], or from codes with cols = F. DLRN_ERR_UNSUPPORTED for a
-   dictionary with a skip, whose output also depends on x; _SHAPE or _ARGUMENT for codes that do not
-   fit. */
+/* x_hat [n][d_out] from f [n][F], or x_hat [codes->rows][d_out] from codes with cols = F.
+   DLRN_ERR_UNSUPPORTED: a dictionary with a skip, whose output also depends on x; _SHAPE or
+   _ARGUMENT: codes that do not fit the dictionary. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, int64_t n,
                                             float *x_hat);
 DLRN_API DLRN_CHECK dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict,
                                                    const dlrn_sparse *codes, float *x_hat);
-DLRN_API void dlrn_sparse_free(dlrn_sparse *codes); /* leaves it zeroed, ready for use */
+/* Frees codes and leaves them zeroed, ready for use. */
+DLRN_API void dlrn_sparse_free(dlrn_sparse *codes);
 
 #ifndef DICTLEARN_NO_TRAINING
 /* ------------------------------------------------------------------------------------------ */
 // >>api-buffer
 
-/* Where rows come from. The callbacks run on the calling thread; what they return is trusted.
-   read      writes up to max_rows consecutive rows of x [max_rows][d_in] and, with a target, of
-             y [max_rows][d_out]; *n says how many. Returns DLRN_END with *n 0 when nothing is left,
-             DLRN_STOPPED or DLRN_ERR_CALLBACK to give up. After DLRN_STOPPED buffers and trainers
-             are intact: save them, or call again.
-   position  a number for the next row to be read, and
-   seek      the way back to it, to resume a run; both or neither (NULL).
-   error     the text for a failed read; may be NULL.
-   destroy   called once, by the source's owner; may be NULL. */
+/* Where rows come from. The callbacks run on the thread that made the call. The number of rows that
+   read returns is checked, and so is that all of them are finite.
+   read      Writes up to max_rows consecutive rows to x [max_rows][d_in] and, with a target, to
+             y [max_rows][d_out]. *n: how many, at least 1 with DLRN_OK. Returns DLRN_END with *n 0
+             when no row is left, DLRN_STOPPED to stop the run, DLRN_ERR_CALLBACK on failure. After
+             DLRN_STOPPED buffers and trainers are intact: save them, or call again.
+   position  Writes a number that identifies the next row.
+   seek      Goes back to such a position. It serves to resume a run: set both or neither (NULL).
+   error     The reason why read failed; may be NULL.
+   destroy   Called once, by the source's owner; may be NULL. */
 typedef struct dlrn_source {
-    int64_t d_in;  /* numbers of a row x                                              */
-    int64_t d_out; /* numbers of its target y; 0: no target, x itself is reconstructed */
+    int64_t d_in;  /* length of a row x                                               */
+    int64_t d_out; /* length of its target y; 0: no target, x itself is reconstructed */
     dlrn_status (*read)(void *user, int64_t max_rows, float *x, float *y, int64_t *n);
     dlrn_status (*position)(void *user, uint64_t *position);
     dlrn_status (*seek)(void *user, uint64_t position);
-    const char *(*error)(void *user); /* text for a failed read */
+    const char *(*error)(void *user);
     void (*destroy)(void *user);
-    void *user;
+    void *user;        /* passed to each callback                                          */
     int64_t rows;      /* of one epoch, at most; 0: not known                              */
     int64_t positions; /* consecutive rows that are one document; 0: not known, or they differ */
 } dlrn_source;
 
-/* Whether an object destroys a source that it is given. Its struct is copied in both cases. */
+/* Whether an object destroys the source that it is given. The struct is copied in both cases. */
 typedef enum dlrn_ownership {
     DLRN_BORROWED, /* no: destroy it yourself, after the object                        */
     DLRN_OWNED     /* yes, in the object's _destroy; not if its _create fails          */
 } dlrn_ownership;
 
-/* Rows of arrays in memory, borrowed until the source is destroyed: x [rows][d_in], y
-   [rows][d_out], or NULL and d_out 0. epochs: how many times the rows are read; 0: without end. */
+/* A source of arrays in memory, which are borrowed until it is destroyed: x [rows][d_in], and the
+   targets y [rows][d_out], or NULL and d_out 0. epochs: how many times the rows are read; 0:
+   without end. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_source_from_array(dlrn_context *ctx, const float *x,
                                                        const float *y, int64_t rows, int64_t d_in,
                                                        int64_t d_out, int64_t epochs,
                                                        dlrn_source *out);
-/* Which files, and how they are read. Borrowed for the call. */
+/* Which files a source reads, and how. Borrowed for the call. */
 typedef struct dlrn_source_desc {
     const char *const *paths; /* [n_paths] .npy, .npz, .pt or .safetensors; "-": standard input */
     int64_t n_paths;          /* several files (shards) are one sequence of rows, in this order */
@@ -942,59 +965,66 @@ typedef struct dlrn_source_desc {
     int64_t epochs;     /* how many times the rows are read; 0: without end */
 } dlrn_source_desc;
 
-/* Rows of arrays in files: f16, bf16 (in .npy: V2), f32 or f64, of two or more dimensions. The last
-   is d; the others number the rows. Of [documents, positions, d], positions is noted. One file is
-   open at a time, mapped where that is possible; otherwise a .npy is read through. Memory does not
-   grow with the files, which must not change meanwhile. A pipe holds a .npy in C order; it is read
-   once (epochs 1), and a seek only goes forward. DLRN_ERR_UNSUPPORTED: integers. DLRN_ERR_SHAPE:
-   files that do not agree. */
+/* A source of arrays in files: f16, bf16 (in .npy: V2), f32 or f64, of two or more dimensions. The
+   last one is d; the others number the rows. If they are [documents, positions, d], `positions` is
+   set. One file is open at a time, mapped where that is possible; otherwise a .npy is read as a
+   stream. Memory does not grow with the files, which must not change while the source is open. A
+   pipe holds a .npy in C order; it is read once (epochs 1), and seek only goes forward.
+   DLRN_ERR_IO, _FORMAT; _UNSUPPORTED: integers; _SHAPE: files that do not agree. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_source_open(dlrn_context *ctx, const dlrn_source_desc *desc,
                                                  dlrn_source *out);
-/* A filter: drops the rows of `source` whose x or y holds a number that is not finite. *skipped
-   (may be NULL; must outlive the filter) counts them. DLRN_ERR_VALUE after a million in a row.
-   Positions (of read, not of documents) are those of `source`. */
+/* A filter: leaves out the rows of `source` whose x or y holds a number that is not finite.
+   *skipped counts them (may be NULL; must outlive the filter). Reading fails with DLRN_ERR_VALUE
+   after a million such rows one after another. Positions (of the callback, not of documents) are
+   those of `source`. `out` may be `source`. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *source,
                                                    dlrn_ownership ownership, int64_t *skipped,
                                                    dlrn_source *out);
-/* Calls the source's destroy and zeroes the struct. */
+/* Calls the source's destroy, if there is one, and zeroes the struct. */
 DLRN_API void dlrn_source_destroy(dlrn_source *source);
 
 /* The activation buffer holds up to `capacity` rows. It is refilled from the source when fewer than
-   half are unread, and hands out rows drawn uniformly without replacement, O(1) a row. At the end
-   of the source it hands out all that it still holds. The second column: defaults. */
+   half are unread, and hands out rows drawn uniformly without replacement, in constant time per
+   row. At the end of the source it hands out all rows that it still holds. With shuffle OFF it
+   hands out rows in the source's order and holds only a batch, or the sample of a resampling. The
+   last column: defaults. */
 typedef struct dlrn_buffer_config {
     int64_t capacity;    /* rows that it can hold                                      3840000 */
-    int64_t read_rows;   /* rows wanted from the source in one call                      65536 */
-    int64_t batch_rows;  /* rows of a batch                                               8192 */
-    dlrn_switch shuffle; /* OFF: rows in the source's order                                  ON */
-    dlrn_dtype store;    /* DLRN_F32, DLRN_F16 or DLRN_BF16                                F32 */
-    uint64_t seed;       /* of the drawing                                                   0 */
+    int64_t read_rows;   /* rows requested from the source in one call                   65536 */
+    int64_t batch_rows;  /* rows per batch                                                8192 */
+    dlrn_switch shuffle; /* OFF: rows in the source's order                                 ON */
+    dlrn_dtype store;    /* type in memory: DLRN_F32, DLRN_F16 or DLRN_BF16                F32 */
+    uint64_t seed;       /* of the shuffle                                                   0 */
 } dlrn_buffer_config;
 
-/* What a buffer is and holds. */
+/* The state of a buffer. */
 typedef struct dlrn_buffer_info {
-    int64_t d_in, d_out; /* of the source: d_out is 0 without a target  */
-    int64_t capacity;    /* in rows                                     */
-    int64_t unread;      /* rows held and not yet handed out            */
-    int64_t rows_read;   /* rows taken from the source so far           */
-    uint64_t max_bytes;  /* memory that it may take, all of it included */
+    int64_t d_in, d_out; /* the source's; d_out is 0 without a target         */
+    int64_t capacity;    /* in rows                                           */
+    int64_t unread;      /* rows held and not yet handed out                  */
+    int64_t rows_read;   /* rows read from the source so far                  */
+    uint64_t max_bytes;  /* the most memory that it may take, dlrn_buffer_bytes */
 } dlrn_buffer_info;
 
 typedef struct dlrn_buffer dlrn_buffer;
+/* The defaults above. */
 DLRN_API dlrn_buffer_config dlrn_buffer_defaults(void);
-/* Bytes that a buffer would take at most for such rows, before it is made. d_out 0: no target. */
+/* An upper bound on the bytes that a buffer for such rows takes. d_out 0: no target. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_config *cfg,
                                                   int64_t d_in, int64_t d_out, uint64_t *bytes);
-/* Memory grows as rows come, up to dlrn_buffer_bytes(). */
+/* Creates a buffer. Its memory grows as rows arrive, up to dlrn_buffer_bytes(). It must not be used
+   by two trainers at the same time. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_config *cfg,
                                                    const dlrn_source *source,
                                                    dlrn_ownership ownership, dlrn_buffer **out);
 DLRN_API void dlrn_buffer_destroy(dlrn_buffer *buffer);
 /* The next batch: x [*n][d_in] and y [*n][d_out] (y == x without a target), borrowed until the next
-   call on this buffer. *n is batch_rows except for the last batch. DLRN_END: none is left. Errors
-   of the source are passed on; DLRN_ERR_VALUE: a row that cannot be stored. */
+   call on this buffer. *n is batch_rows, except that the last batch may be smaller. DLRN_END: no
+   row is left. Errors of the source are passed on; DLRN_ERR_VALUE: a row that is not finite, or
+   that the stored type cannot hold. A call that failed may be repeated. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_next(dlrn_buffer *buffer, const float **x,
                                                  const float **y, int64_t *n);
+/* What a buffer is and holds. */
 DLRN_API dlrn_buffer_info dlrn_buffer_describe(const dlrn_buffer *buffer);
 /* Drops the unread rows: the next batch comes from those after them. A checkpoint holds all unread
    rows, and is small without. */
@@ -1003,13 +1033,13 @@ DLRN_API void dlrn_buffer_clear(dlrn_buffer *buffer);
 /* ------------------------------------------------------------------------------------------ */
 // >>api-train
 
-/* Reconstruction: the reference calls the norm MSE, and its published penalties were tuned for
-   it. */
+/* The reconstruction loss. The reference calls the norm "MSE"; its published penalties were tuned
+   for it. */
 #define DLRN_LOSS_LIST(X)                                                                          \
     X(DLRN_LOSS_NORM, "norm")       /* mean_i ||y_i - x_hat_i||   */                               \
     X(DLRN_LOSS_SQUARED, "squared") /* mean_i ||y_i - x_hat_i||^2 */
 
-/* The penalty; q_i = f_i / (sum f_i + 1e-8). */
+/* The penalty, a mean over rows i; q_ij = f_ij / (sum_j f_ij + 1e-8). */
 #define DLRN_SPARSITY_LIST(X)                                                                      \
     X(DLRN_SPARSITY_L1, "l1")           /* mean_i sum_j f_ij                     */                \
     X(DLRN_SPARSITY_ENTROPY, "entropy") /* mean_i -sum_j q_ij log(q_ij + 1e-8)   */
@@ -1019,228 +1049,254 @@ typedef enum dlrn_loss { DLRN_LOSS_LIST(DLRN_VALUE) } dlrn_loss;
 typedef enum dlrn_sparsity { DLRN_SPARSITY_LIST(DLRN_VALUE) } dlrn_sparsity;
 #undef DLRN_VALUE
 
-/* Start from dlrn_train_defaults(recipe) and change what you want. The last column: defaults of the
-   recipe "reference". Periods are in steps; -1 means never. */
+/* How to train. Start from dlrn_train_defaults(recipe) and change what you want. The last column
+   shows the defaults of the recipe "reference". Periods are in steps; -1 means never. */
 typedef struct dlrn_train_config {
-    const char *recipe;      /* how to train; borrowed, NULL: "reference". dlrn_recipe() lists
-                                them                                                            */
-    int64_t d_in;            /* numbers of a row x; dlrn_train() asks the source            512 */
-    int64_t d_out;           /* numbers of its target; 0: as d_in                             0 */
+    const char *recipe;      /* a name that dlrn_recipe() lists; NULL: "reference"              */
+    int64_t d_in;            /* length of a row x; dlrn_train() takes the source's          512 */
+    int64_t d_out;           /* length of its target; 0: as d_in                              0 */
     int64_t features;        /* F                                                      16 * 512 */
-    double lr;               /* Adam's rate; -1: as the recipe derives it from F           3e-4 */
+    double lr;               /* Adam's rate. -1: derived from F, if the recipe has a rule
+                                (dlrn_recipe_info.lr)                                      3e-4 */
     double sparsity_penalty; /* weight of the penalty                                      1e-3 */
     dlrn_loss loss;          /*                                                            NORM */
     dlrn_sparsity sparsity;  /*                                                              L1 */
     double beta1, beta2;     /* Adam                                                 0.9, 0.999 */
     double eps;              /* Adam                                                       1e-8 */
     int64_t steps;           /* of a whole run; -1: until the data ends                      -1 */
-    int64_t warmup_steps;    /* the rate at step n is n / warmup_steps of lr; again after each
-                                resampling; 0: no ramp                                     1000 */
-    int64_t decay_start;     /* from this step on the rate falls, to 0 at `steps`            -1 */
-    int64_t resample_steps;  /* dead features are revived once in so many steps              -1 */
-    int64_t resample_rows;   /* rows whose loss is measured for it: a random sample of the
-                                buffer                                                   819200 */
+    int64_t warmup_steps;   /* linear ramp of lr over this many steps, restarted at each multiple of
+                                resample_steps, where the rate is 0; 0: no ramp            1000 */
+    int64_t decay_start;    /* from this step on, lr falls linearly to 0 at `steps`         -1 */
+    int64_t resample_steps; /* dead features are revived after each multiple of this        -1 */
+    int64_t resample_rows;  /* rows sampled from the buffer to choose replacements      819200 */
     int64_t ghost_threshold; /* ghost gradients for features silent for more steps than this -1 */
-    int64_t log_steps;       /*                                                            1000 */
-    int64_t save_steps;      /*                                                              -1 */
+    int64_t log_steps;       /* for your progress callback (the program logs then). The library uses
+                                it only with compat, where a logged step counts twice      1000 */
+    int64_t save_steps;      /* for your progress callback (the program saves then); the library
+                                only stores it                                               -1 */
     uint64_t seed;           /* of the weights and of resampling                              0 */
     dlrn_switch compat;      /* ON: the reference's code of March 2024, number for number   OFF */
-    /* Settings that only some recipes use (see dlrn_recipe_info); leave the others' alone. */
+    /* Settings that only some recipes use (dlrn_recipe_info.settings); do not change those that
+       your recipe does not use. */
     double clip;                   /* largest norm of the whole gradient; 0: no limit         0 */
-    int64_t sparsity_warmup_steps; /* the penalty's weight grows over so many steps           0 */
-    int64_t k;                     /* features that a row keeps                               0 */
+    int64_t sparsity_warmup_steps; /* linear ramp of the penalty's weight; 0: no ramp         0 */
+    int64_t k;                     /* features kept per row                                   0 */
     double auxk_alpha;             /* weight of the auxiliary loss of dead features           0 */
-    int64_t auxk;                  /* dead features that a row keeps in it; 0: d_in / 2       0 */
-    int64_t dead_rows;             /* a feature is dead after so many rows without it        -1 */
-    double threshold_beta;         /* mean threshold: weight of the old value                 0 */
-    int64_t threshold_start_step;  /* mean threshold: begins after this step                 -1 */
-    double target_l0;              /* active features per row that training aims for; where the
-                                      penalty is an L1 or an entropy, it steers sparsity_penalty
-                                      during the warm-up                                      0 */
-    double bandwidth;              /* around a threshold, where its gradient is estimated     0 */
-    dlrn_buffer_config buffer;     /* for dlrn_train(), which makes a buffer of its own         */
+    int64_t auxk;                  /* dead features that this loss keeps per row; 0: d_in / 2 0 */
+    int64_t dead_rows;             /* a feature is dead after this many rows without firing  -1 */
+    double threshold_beta;         /* mean of the smallest kept value: weight of its past     0 */
+    int64_t threshold_start_step;  /* mean of the smallest kept value: begins after this step -1 */
+    double target_l0;              /* active features per row that training aims for. dl-jump_relu:
+                                      in the penalty. reference: steers the weight of the penalty
+                                      during the warm-up, at least for 1000 steps; 0: off     0 */
+    double bandwidth;              /* width of the window around a threshold in which its gradient
+                                      is estimated                                            0 */
+    dlrn_buffer_config buffer;     /* for dlrn_train(), which creates a buffer of its own       */
 } dlrn_train_config;
 
-/* The figures of one step. Losses are those of its forward pass, before its update. */
+/* The figures of one step. Losses are those of its forward pass, before the update. */
 typedef struct dlrn_train_stats {
-    int64_t step;               /* of this step, from 0                                     */
-    int64_t rows;               /* of its batch                                             */
-    double loss;                /* what the step minimised                                  */
+    int64_t step;               /* the number of this step, from 0                          */
+    int64_t rows;               /* rows of its batch                                        */
+    double loss;                /* what the step minimised: the sum of the three below, with
+                                   their weights                                            */
     double reconstruction_loss; /* as cfg.loss says                                         */
     double sparsity_loss;       /* as cfg.sparsity or the recipe says, without its weight   */
     double auxiliary_loss;      /* ghosts or AuxK, without its weight; 0: no dead features  */
-    double l0;                  /* mean number of active features a row                     */
+    double l0;                  /* mean number of active features per row                   */
     double lr;                  /* rate of this step's update                               */
-    double penalty;             /* weight of sparsity_loss in this step                     */
-    int64_t dead;               /* features silent for the recipe's period (or since the run's
-                                   beginning); without a period: on this batch              */
+    double penalty;             /* weight of sparsity_loss in this step, steered or ramped  */
+    int64_t dead;               /* features silent for the recipe's period (or since the run
+                                   began); without a period: on this batch                  */
     int64_t resampled;          /* features revived after this step                         */
 } dlrn_train_stats;
 
 typedef struct dlrn_trainer dlrn_trainer;
-/* The defaults of a recipe; NULL: "reference". An unknown name is an error of
-   dlrn_trainer_create. */
+/* The defaults of a recipe; NULL: "reference". An unknown name gives the reference's, and an error
+   of dlrn_trainer_create. */
 DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe);
 
 /* A recipe in words. */
 typedef struct dlrn_recipe_info {
     const char *name;            /* "dl-top_k"                                                   */
     const char *family;          /* of the dictionaries that it trains                           */
-    const char *loss;            /* what a step minimises, and where that is from                */
+    const char *loss;            /* what a step minimises, and where that comes from             */
     const dlrn_formula *formula; /* of the family; its k is cfg.k                                */
-    double lr;                   /* lr -1 becomes this / sqrt(features / 16384); 0: -1 is an
-                                     error                                                        */
-    const char *const *settings; /* the fields of dlrn_train_config that it uses and some other
-                                     recipe does not, by name; NULL after the last                */
+    double lr;                   /* a rate of -1 becomes this / sqrt(features / 16384); 0: the
+                                    recipe has no such rule, and -1 is an error                  */
+    const char *const *settings; /* names of the fields of dlrn_train_config that this recipe uses
+                                    and some other does not; NULL after the last                 */
 } dlrn_recipe_info;
-/* Recipe 0, 1, ...; NULL after the last. */
+/* Recipe number `index`, from 0; NULL after the last. Never freed. */
 DLRN_API const dlrn_recipe_info *dlrn_recipe(int index);
 
-/* A new trainer; cfg is copied. init: weights to start from (copied; of any context), or NULL: new
-   ones by cfg.seed. buffer: where _step takes its batches from; borrowed, must outlive the trainer;
-   NULL if you only call _step_on: a resampling then draws from the rows of its step.
-   DLRN_ERR_ARGUMENT names a setting that is out of range, DLRN_ERR_SHAPE sizes that do not
-   agree. */
+/* Creates a trainer. init: the weights to start from, copied (the dictionary may belong to any
+   context); NULL: random ones, by cfg.seed. buffer: where _step takes its batches from; borrowed,
+   and must outlive the trainer. It may be NULL if you only call _step_on; a resampling then draws
+   from the rows of its step. DLRN_ERR_ARGUMENT: a setting that is out of range, by name; _SHAPE:
+   sizes that do not agree; _UNSUPPORTED: init is of a family, or has a skip or a scale, that the
+   recipe cannot train. dl-jump_relu also needs target_l0 and bandwidth above 0; its first step
+   checks that. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *cfg,
                                                     const dlrn_dictionary *init,
                                                     dlrn_buffer *buffer, dlrn_trainer **out);
 DLRN_API void dlrn_trainer_destroy(dlrn_trainer *trainer);
-/* One step on the buffer's next batch. DLRN_END: no batch is left, or cfg.steps are done. stats may
-   be NULL. After DLRN_ERR_MEMORY or DLRN_STOPPED call it again before any other call on the buffer:
-   the result is as if it had not been interrupted. If memory runs out while weights are being
-   written (possible only where the lists of a batch exceed their budget), the trainer cannot go on:
-   every later step fails. Resume from a checkpoint. */
+/* One step on the buffer's next batch. stats may be NULL. DLRN_END: no batch is left, or cfg.steps
+   are done. An error before the update, such as DLRN_ERR_VALUE for a loss that is not finite,
+   leaves the trainer as it was; the next call takes the next batch.
+   After DLRN_ERR_MEMORY or DLRN_STOPPED, call it again before any other call on the buffer: the
+   result is as if it had not been interrupted. If a resampling fails for another reason, it is
+   given up: the error is returned once, the step counts, and the next call takes the next batch.
+   If memory runs out while weights are being written (possible where the codes of a batch exceed
+   128 MB, or with ghosts and more than 4096 dead features), the trainer is broken: _step, _step_on
+   and _save fail from then on. Resume from a checkpoint. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_step(dlrn_trainer *trainer, dlrn_train_stats *stats);
-/* One step on these rows: x [n][d_in], y [n][d_out], or NULL for x. After DLRN_ERR_MEMORY or
-   DLRN_STOPPED pass the same arrays again. If the weights had already moved, other rows are refused
-   until the step is finished. */
+/* The same on these rows: x [n][d_in] and y [n][d_out], n from 1 to 2^24. y NULL: the target is x.
+   After DLRN_ERR_MEMORY or DLRN_STOPPED pass the same arrays again; once the weights have been
+   updated, other rows are refused until the step is finished. cfg.steps does not apply. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_step_on(dlrn_trainer *trainer, const float *x,
                                                      const float *y, int64_t n,
                                                      dlrn_train_stats *stats);
-/* All of a trainer's state. Moments have the shape of their parameter; NULL where the dictionary
-   has none. */
+/* Parts of a trainer's state, borrowed from it. Moments have the shape of their parameter, and are
+   NULL where the dictionary has no such parameter. */
 typedef struct dlrn_trainer_info {
-    const dlrn_train_config *config; /* with what the recipe filled in: lr, d_out, k           */
-    dlrn_dictionary *dictionary;     /* being trained; lives as long as the trainer            */
-    int64_t steps;                   /* done                                                   */
+    const dlrn_train_config *config; /* as given, with lr, d_out and k filled in               */
+    dlrn_dictionary *dictionary;     /* being trained. Between steps you may read it, encode with
+                                        it and save it                                         */
+    int64_t steps;                   /* number of steps done                                   */
     float *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT]; /* Adam's moments, by role                */
-    int64_t *since_fired; /* [F] steps since the feature was last active; rows where the
-                             recipe counts rows (cfg.dead_rows)                              */
-    int broken; /* 1: a step failed while it was writing the weights; do not use them       */
+    int64_t *since_fired; /* [F] steps since the feature was last active, or rows if the recipe
+                             counts rows (cfg.dead_rows)                                     */
+    int broken; /* 1: a step failed while it was writing the weights. Some have moved, others have
+                   not: do not use the dictionary, and do not save it                        */
 } dlrn_trainer_info;
+/* The state of a trainer; pointers are valid until it is destroyed. */
 DLRN_API dlrn_trainer_info dlrn_trainer_describe(const dlrn_trainer *trainer);
-/* Writes all that is needed to go on with the same bits: weights, moments, counters, configuration,
-   the buffer's unread rows and the source's position (where it has one). One file, a .safetensors
-   by name, atomic. DLRN_ERR_VALUE: weights that are not finite; the older file stays, since it may
-   be the last good one. */
+/* Writes a checkpoint: all that is needed to go on with the same bits, that is weights, moments,
+   counters, configuration, the buffer's unread rows and the source's position (if it has one).
+   Writes one file atomically; its name must end in .safetensors. While it runs it takes as much
+   memory again as the unread rows. DLRN_ERR_VALUE: weights that are not finite; the older file
+   stays, since it may be the last good one. DLRN_ERR_ARGUMENT: another name, a broken trainer, or a
+   step that was interrupted before its update. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_save(const dlrn_trainer *trainer, const char *path);
-/* Goes on from a checkpoint. cfg NULL: the saved configuration; another one must agree with it in
-   recipe, d_in, d_out, F, k and compat. buffer: new or NULL, borrowed; the saved rows are put into
-   it, and its source is moved to the saved position. */
+/* Creates a trainer from a checkpoint. cfg NULL: the saved configuration; another one must agree
+   with it in recipe, d_in, d_out, F, k and compat. buffer: new, borrowed; the saved rows are put
+   into it, and its source is moved to the saved position. It may be NULL if you only call _step_on;
+   saved rows, and a resampling that was interrupted, are then dropped. DLRN_ERR_FORMAT: not a
+   checkpoint; _SHAPE, _VALUE, _ARGUMENT: what does not fit. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path,
                                                     const dlrn_train_config *cfg,
                                                     dlrn_buffer *buffer, dlrn_trainer **out);
 
-/* The whole run: shuffles the rows of `source` (borrowed) through a buffer as cfg.buffer says, and
-   steps until cfg.steps or the end of the data. progress (or NULL) is called after every step; if
-   it returns anything but DLRN_OK, that status ends the run. After DLRN_STOPPED *out is the
-   dictionary so far. */
+/* The whole run: passes the rows of `source` (borrowed) through a buffer, as cfg.buffer says, and
+   makes steps until cfg.steps or the end of the data. d_in and d_out are the source's. progress (or
+   NULL) is called after every step; any status but DLRN_OK ends the run. DLRN_END from progress
+   ends it with DLRN_OK. After DLRN_STOPPED *out is the dictionary so far; after an error it is
+   NULL: to keep what was learnt, save it in progress. */
 typedef dlrn_status (*dlrn_progress)(void *user, dlrn_trainer *trainer,
                                      const dlrn_train_stats *stats);
 DLRN_API DLRN_CHECK dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *cfg,
                                            const dlrn_source *source, dlrn_progress progress,
                                            void *user, dlrn_dictionary **out);
-/* The configuration as a JSON object (no newline), for config.json, with the rate that lr -1 means:
-   truncated to size, NUL-terminated; returns the length it needs, as snprintf does. */
+/* Writes the configuration as a JSON object without newlines, for config.json; an lr of -1 is
+   replaced by the rate that it stands for. Like snprintf: text [size] is cut to size and ends in a
+   0; returns the length of the whole text. */
 DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text, size_t size);
 
 /* ------------------------------------------------------------------------------------------ */
 // >>api-metrics
 
-/* Means over `rows` rows, in one streaming pass, summed in f64. Shares are fractions of 1. NaN: not
-   measured. */
+/* Figures of an evaluation: means over `rows` rows, in one streaming pass, summed in f64. Shares
+   are fractions of 1. NaN: not measured. */
 typedef struct dlrn_metrics {
-    int64_t rows;
+    int64_t rows;         /* rows measured                                                      */
     double mse_loss;      /* mean ||y - x_hat||^2; compat: the square of the mean norm          */
     double l2_loss;       /* mean ||y - x_hat||                                                 */
-    double sparsity_loss; /* mean L1 of f, or entropy                                           */
+    double sparsity_loss; /* as cfg.sparsity says: mean L1 of f, or entropy                     */
     double variance_explained;         /* 1 - sum_j var(y - x_hat)_j / sum_j var(y)_j         */
-    double variance_explained_per_dim; /* mean_j of 1 - var(y - x_hat)_j / var(y)_j, over j with
-                                          variance    */
-    double l0;          /* mean number of non-zero features a row                             */
-    double share_alive; /* features non-zero on at least one row, of all                      */
-    double cosine;      /* mean cos(y, x_hat), rows with a zero vector left out               */
-    double l2_ratio;    /* mean ||x_hat|| / ||y||                                             */
-    double relative_reconstruction_bias; /* E ||x_hat||^2 / E <y, x_hat> */
+    double variance_explained_per_dim; /* mean_j of 1 - var(y - x_hat)_j / var(y)_j, over the
+                                          dimensions j that vary                               */
+    double l0;          /* mean number of active features per row                             */
+    double share_alive; /* share of the features that are active on at least one row          */
+    double cosine;      /* mean cos(y, x_hat), over rows where neither is 0                   */
+    double l2_ratio;    /* mean ||x_hat|| / ||y||, over rows where y is not 0                 */
+    double relative_reconstruction_bias; /* mean ||x_hat||^2 / mean <y, x_hat>; 1: unbiased   */
     int64_t dead, dense;  /* features that never fire; that fire on more than 10 % of the rows  */
     const int64_t *fired; /* [F] rows on which each feature fired, borrowed from the evaluator;
-                             dlrn_evaluate: NULL                                               */
-    /* With a language model: cross-entropy in nats a token of the model unchanged, with the site
+                             NULL after dlrn_evaluate                                          */
+    /* With a language model: cross-entropy in nats per token, of the unchanged model, with the site
        replaced by its reconstruction, and with the site set to zero. */
     double loss_original, loss_reconstructed, loss_zero;
     double ce_diff;            /* reconstructed - original                       */
     double share_recovered;    /* (reconstructed - zero) / (original - zero)     */
-    int64_t documents, tokens; /* of the cross-entropy rows                      */
+    int64_t documents, tokens; /* that the cross-entropies cover                 */
 } dlrn_metrics;
 
-/* A change to the activations of a model's sites while it runs. For each watched site the model
-   calls edit(user, site, x, out, n). x [n][d_in]: what a dictionary reads there (for in_to_out: the
-   MLP's input). out [n][d_out]: what the model goes on with; edit overwrites it. Leave padding rows
-   out. */
+/* A change to the activations of a model while it runs. For each site in [0, sites) the model calls
+   edit(user, site, x, out, n), with any number of rows n at a time. x [n][d_in]: what a dictionary
+   reads there (for in_to_out the MLP's input). out [n][d_out]: what the model continues with; edit
+   overwrites it. The model must not pass padding rows. */
 typedef struct dlrn_edit {
     dlrn_status (*edit)(void *user, int site, const float *x, float *out, int64_t n);
     void *user;
 } dlrn_edit;
 
-/* A model and the documents that it is measured on. cross_entropy: *nats is the mean over all next
-   tokens of all documents, *tokens their number; edit NULL: the model unchanged. The tokens must be
-   the same every time. */
+/* A model and the documents that it is measured on. cross_entropy runs the model on all documents:
+   *nats is the mean over all next tokens, *tokens their number. edit NULL: the unchanged model. The
+   tokens must be the same in every call. Called on the thread that made the call. */
 typedef struct dlrn_language_model {
     dlrn_status (*cross_entropy)(void *user, const dlrn_edit *edit, double *nats, int64_t *tokens);
-    const char *(*error)(void *user); /* text for a failed call; may be NULL */
-    void *user;
-    int64_t sites;     /* number of sites it calls edit for */
-    int64_t documents; /* for the report */
+    const char *(*error)(void *user); /* the reason why a call failed; may be NULL */
+    void *user;                       /* passed to each callback                   */
+    int64_t sites;                    /* number of sites that it calls edit for    */
+    int64_t documents;                /* copied to dlrn_metrics.documents          */
 } dlrn_language_model;
 
+/* How to evaluate. The last column: defaults. */
 typedef struct dlrn_eval_config {
-    int64_t rows;           /* stop after so many; -1: all                          8192 */
+    int64_t rows;           /* rows to measure; -1: all                             8192 */
     int64_t batch_size;     /* rows at a time; never changes the result              256 */
-    dlrn_sparsity sparsity; /* which sparsity_loss                                    L1 */
+    dlrn_sparsity sparsity; /* what sparsity_loss measures                            L1 */
     dlrn_switch compat;     /* ON: the reference's formulas of March 2024            OFF */
 } dlrn_eval_config;
 
 typedef struct dlrn_evaluator dlrn_evaluator;
+/* The defaults above. */
 DLRN_API dlrn_eval_config dlrn_eval_defaults(void);
 /* Called after each batch with the rows counted so far. Any status but DLRN_OK ends the evaluation
    with that status. */
 typedef dlrn_status (*dlrn_eval_progress)(void *user, int64_t rows);
-/* The easy call: reads the source until cfg.rows or its end. cfg NULL: the defaults; lm NULL: no
-   cross-entropies; progress may be NULL. source is borrowed. After DLRN_STOPPED `out` holds the
-   figures of the rows so far, without cross-entropies. */
+/* The easy call: reads cfg.rows rows of `source`, or all that it has. cfg NULL: the defaults. lm
+   NULL: no cross-entropies; otherwise a model of one site. progress may be NULL. After DLRN_STOPPED
+   `out` holds the figures of the rows so far, without cross-entropies. DLRN_ERR_SHAPE: the source
+   does not fit the dictionary; _VALUE: a row that is not finite; _CALLBACK. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_evaluate(
     const dlrn_dictionary *dict, const dlrn_eval_config *cfg, const dlrn_source *source,
     const dlrn_language_model *lm, dlrn_eval_progress progress, void *user, dlrn_metrics *out);
-/* The same in pieces: create, add rows x [n][d_in], y [n][d_out] (NULL: x) as they come, finish.
-   cfg NULL: the defaults; dict is borrowed. After its first batches an evaluator allocates nothing.
-   A call of _add with up to cfg.batch_size rows that fails counts none of them and may be repeated.
-   If a larger call fails after some of its rows were counted, the evaluator refuses to go on. */
+/* The same in pieces: create, add rows as they come, finish. cfg NULL: the defaults; cfg.rows does
+   not apply. dict is borrowed until the evaluator is destroyed. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict,
                                                       const dlrn_eval_config *cfg,
                                                       dlrn_evaluator **out);
+/* Adds rows x [n][d_in], y [n][d_out]; y NULL: the target is x. After its first batches an
+   evaluator allocates nothing. If a call with at most batch_size rows fails, none is counted, and
+   it may be repeated. If a larger call fails after some of its rows were counted, the evaluator
+   refuses to go on. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_add(dlrn_evaluator *e, const float *x,
                                                    const float *y, int64_t n);
-DLRN_API DLRN_CHECK dlrn_status
-dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out); /* cross-entropies are NaN */
+/* The figures of all rows so far; the cross-entropies are NaN. More rows may follow. out->fired is
+   valid until the evaluator is destroyed. DLRN_ERR_ARGUMENT: no rows were added. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out);
 DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e);
-/* Cross-entropies with a dictionary spliced in at every site: dicts [lm->sites]. Sets the fields of
-   the language model in out, and no other. */
+/* Cross-entropies with dictionaries spliced in at all sites: dicts [lm->sites]. Sets only the
+   language-model fields of *out. DLRN_ERR_VALUE: a cross-entropy that is not finite; _CALLBACK. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_loss_recovered(dlrn_context *ctx,
                                                     const dlrn_dictionary *const *dicts,
                                                     const dlrn_language_model *lm,
                                                     dlrn_metrics *out);
-/* How many features fire how often: `bins` bins, logarithmic from 1e-5 to 1. count [bins]; edge
-   [bins + 1], or NULL. Features that never fire are in no bin, those below 1e-5 in the first. */
+/* A histogram of firing frequencies: count [bins] features in logarithmic bins from 1e-5 to 1. edge
+   [bins + 1]: their bounds, or NULL. Features that never fire are in no bin, those that fire on
+   less than 1e-5 of the rows in the first. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e, int bins,
                                                          double *edge, int64_t *count);
 #endif /* DICTLEARN_NO_TRAINING */
@@ -1249,11 +1305,11 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e
 // >>api-tensor
 
 /* Describes a matrix that you own: rows of `cols` floats, `stride` floats apart. `data` is const so
-   that operands can be described, too; the result of a product must be memory that you may write
-   to. */
+   that it can also describe operands; the result of a product needs memory that you may write to.
+   */
 DLRN_API dlrn_tensor dlrn_view(const float *data, int64_t rows, int64_t cols, int64_t stride);
-/* A matrix of zeros, 64-byte aligned; free its data with dlrn_free. DLRN_ERR_MEMORY also if rows *
-   cols overflows. */
+/* Allocates a matrix of zeros, aligned to 64 bytes; free its data with dlrn_free. DLRN_ERR_MEMORY
+   also if rows * cols overflows. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_tensor_alloc(dlrn_context *ctx, int64_t rows, int64_t cols,
                                                   dlrn_tensor *out);
 
@@ -1262,47 +1318,54 @@ typedef enum dlrn_matmul_op {
     DLRN_NT, /* c [m][n] = a [m][k] b [n][k]^T */
     DLRN_TN  /* c [m][n] = a [k][m]^T b [k][n] */
 } dlrn_matmul_op;
-/* c = op(a, b) + beta * c, beta 0 or 1 (0: c is not read). c must not overlap a or b.
-   work NULL: on the context's threads, with memory from its allocator. Else on the calling thread
-   alone, with work [DLRN_MATMUL_WORK] (64-byte aligned) as its only memory: for products inside a
-   body of dlrn_parallel_for, one work per worker. Both give the same bits, unless DICTLEARN_CBLAS
-   computes the products without work. DLRN_ERR_SHAPE: shapes do not agree. */
+/* c = op(a, b) + beta * c, with beta 0 (c is not read) or 1. c must not overlap a or b.
+   work NULL: runs on the context's threads, with memory from its allocator. Otherwise runs on the
+   calling thread alone, with work [DLRN_MATMUL_WORK] (aligned to 64 bytes) as its only memory: for
+   products inside a body of dlrn_parallel_for, with a `work` for each worker. Both give the same
+   bits, unless DICTLEARN_CBLAS computes the products whose `work` is NULL. DLRN_ERR_SHAPE: shapes
+   that do not agree. */
 enum { DLRN_MATMUL_WORK = 512 * 48 };
 DLRN_API DLRN_CHECK dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a,
                                             dlrn_tensor b, float beta, dlrn_tensor c, float *work);
-/* a [n], b [n], x [n], y [n]: the same bits with every kernel set. */
+/* The next three take vectors of n numbers, give the same bits with every kernel set, and may be
+   called inside a body of dlrn_parallel_for.
+   The scalar product of a and b: */
 DLRN_API float dlrn_dot(dlrn_context *ctx, const float *a, const float *b, int64_t n);
-DLRN_API float dlrn_norm(dlrn_context *ctx, const float *a, int64_t n); /* Euclidean */
-/* y += a * x */
+/* The Euclidean length of a: */
+DLRN_API float dlrn_norm(dlrn_context *ctx, const float *a, int64_t n);
+/* y += a * x: */
 DLRN_API void dlrn_axpy(dlrn_context *ctx, float a, const float *x, float *y, int64_t n);
-/* The k largest of x [n], descending, ties by lower index: index [k], value [k] (or NULL). NaN
-   counts as smallest. */
+/* The k largest of x [n], in descending order; among equal ones, the lower index comes first. index
+   [k], value [k] (or NULL). NaN counts as smaller than any number. k from 0 to n. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_topk(dlrn_context *ctx, const float *x, int64_t n, int64_t k,
                                           int64_t *index, float *value);
-/* Runs body over tasks on the context's threads (see dlrn_parallel_body). */
+/* Runs a loop on the context's threads: body(arg, task, worker) for each task (see
+   dlrn_parallel_body). Returns when all are done. Must not be called inside a body. */
 DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_parallel_body body,
                                 void *arg);
 
-/* Philox4x32-10 (Salmon et al., 2011): number `counter` of stream `stream` of `seed`. These three
-   are all its state, so streams can be drawn from in any order. */
+/* Random numbers, Philox4x32-10 (Salmon et al., 2011): number `counter` of stream `stream` of
+   `seed`. These three are the whole state, so streams are independent. A drawing adds 1 to the
+   counter; _below may draw again. Each thread needs a dlrn_rng of its own. */
 typedef struct dlrn_rng {
     uint64_t seed, stream, counter;
 } dlrn_rng;
 DLRN_API float dlrn_rng_uniform(dlrn_rng *rng);              /* [0, 1), 24 bits  */
-DLRN_API double dlrn_rng_uniform_f64(dlrn_rng *rng);         /* (0, 1), 53 bits  */
-DLRN_API float dlrn_rng_normal(dlrn_rng *rng);               /* Box-Muller       */
+DLRN_API double dlrn_rng_uniform_f64(dlrn_rng *rng);         /* (0, 1), 52 bits  */
+DLRN_API float dlrn_rng_normal(dlrn_rng *rng);               /* mean 0, variance 1 */
 DLRN_API uint64_t dlrn_rng_below(dlrn_rng *rng, uint64_t n); /* [0, n), unbiased */
 
 /* ------------------------------------------------------------------------------------------ */
 // >>api-files
 
 /* Paths are UTF-8, or what the system's fopen takes; "-" is standard input or output. Files are not
-   trusted: sizes and offsets are checked before memory is allocated. Every call here may return
-   DLRN_ERR_IO or DLRN_ERR_MEMORY; readers also DLRN_ERR_FORMAT and DLRN_ERR_UNSUPPORTED. */
+   trusted: sizes and offsets are checked before memory is allocated. Any call here may return
+   DLRN_ERR_IO; readers also DLRN_ERR_FORMAT and DLRN_ERR_UNSUPPORTED. */
 
 /* ---- Archives of tensors ---- */
 
 #define DLRN_MAX_DIMS 8
+/* A tensor of an archive. */
 typedef struct dlrn_tensor_info {
     const char *name; /* "encoder.weight"; nested dictionaries are joined with '.' */
     dlrn_dtype dtype;
@@ -1311,132 +1374,144 @@ typedef struct dlrn_tensor_info {
     int64_t numel;                /* their product */
 } dlrn_tensor_info;
 
-/* A file of named tensors, read-only: torch .pt (zip, or the form before 1.6), .safetensors, .npz,
-   .npy (one tensor, named ""). The format is recognised by content, not by name; a path that ends
-   in .index.json opens all shards of a model as one archive. Nothing in a file is executed. The
-   file is mapped where possible and must not change while it is open. */
+/* A file of named tensors, opened for reading: torch .pt (zip, or the form before 1.6),
+   .safetensors, .npz, .npy (one tensor, named ""). The format is recognised by content, not by
+   name; a path that ends in .index.json opens all shards of a model as one archive. Nothing in a
+   file is executed. The file is mapped into memory where possible, and must not change while it is
+   open. */
 typedef struct dlrn_archive dlrn_archive;
 
-/* Opens an archive and checks its structure, and the CRCs of a zip. DLRN_ERR_UNSUPPORTED: a type or
-   opcode that is not read. */
+/* Opens an archive and checks its structure, and the CRCs of a zip. DLRN_ERR_UNSUPPORTED: a type,
+   or an opcode of a pickle, that is not supported. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_open(dlrn_context *ctx, const char *path,
                                                   dlrn_archive **out);
-/* The same from bytes in memory, which are borrowed until the archive is closed. `name` stands for
-   the path in errors. */
+/* The same from bytes in memory, which are borrowed until the archive is closed. `name` takes the
+   place of the path in errors. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_open_memory(dlrn_context *ctx, const void *bytes,
                                                          size_t size, const char *name,
                                                          dlrn_archive **out);
 DLRN_API void dlrn_archive_close(dlrn_archive *a);
 
+/* What an archive is; its pointers are borrowed until it is closed. */
 typedef struct dlrn_archive_info {
-    const char *path;
+    const char *path;   /* or the name that dlrn_archive_open_memory was given          */
     const char *format; /* "pt", "pt-legacy", "safetensors", "npz", "npy", or "sharded" */
     int64_t count;      /* of tensors                                                   */
 } dlrn_archive_info;
 DLRN_API dlrn_archive_info dlrn_archive_describe(const dlrn_archive *a);
-/* The tensor at an index in [0, count), borrowed until the archive is closed; else NULL. */
+/* The tensor at an index in [0, count), borrowed until the archive is closed; NULL for any other
+   index. */
 DLRN_API const dlrn_tensor_info *dlrn_archive_tensor(const dlrn_archive *a, int64_t index);
-/* The index of a name; -1: there is none. */
+/* The index of the tensor with this name; -1 if there is none. */
 DLRN_API int64_t dlrn_archive_find(const dlrn_archive *a, const char *name);
 
-/* Reads rows [first, first + rows) of a tensor, that is slices of its first dimension, to dst
-   [rows][numel / shape[0]]: row-major f32, from f16, bf16, f32 or f64 of any strides and byte
-   order; a single number from any type. rows -1: up to the last; first 0, rows -1: the whole
-   tensor. A tensor without dimensions is one row. DLRN_ERR_ARGUMENT: out of range.
-   DLRN_ERR_UNSUPPORTED: integers. */
+/* Reads rows [first, first + rows) of a tensor, that is, slices of its first dimension, into dst
+   [rows][numel / shape[0]]: row-major f32, from f16, bf16, f32 or f64 of any strides and byte order;
+   a single number from any type. rows -1: up to the last row; with first 0, the whole tensor. A
+   tensor without dimensions is one row. DLRN_ERR_ARGUMENT: rows out of range; _UNSUPPORTED:
+   integers. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index, int64_t first,
                                                   int64_t rows, float *dst);
 
-/* A tensor to be written. */
+/* A tensor to write. */
 typedef struct dlrn_tensor_out {
     const char *name;
-    dlrn_dtype dtype; /* of data */
-    int ndim;
-    int64_t shape[DLRN_MAX_DIMS];
-    const void *data; /* row-major, borrowed for the call */
+    dlrn_dtype dtype;             /* of data                         */
+    int ndim;                     /* 0: one number                   */
+    int64_t shape[DLRN_MAX_DIMS]; /* [ndim]                          */
+    const void *data;             /* row-major, borrowed for the call */
 } dlrn_tensor_out;
 
 /* Writes `count` named tensors in the format of the path's suffix: .pt, .safetensors, .npz, or .npy
-   (one tensor, without its name). metadata is NULL, or key, text, key, text, ..., NULL:
-   .safetensors keeps it; .pt and .npz keep texts of one line, up to 64 KB, in the zip's comment;
-   .npy keeps none. Atomic: see dlrn_file_write. */
+   (one tensor, without its name). metadata is NULL, or an array of key, text, key, text, ..., NULL.
+   .safetensors keeps it; .pt and .npz keep texts of one line, up to 64 KB in all, in the zip's
+   comment; .npy keeps none. Atomic: see dlrn_file_write. DLRN_ERR_ARGUMENT: another suffix;
+   _UNSUPPORTED: a type that the format does not have. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path,
                                                    const dlrn_tensor_out *tensors, int64_t count,
                                                    const char *const *metadata);
 
 /* ---- Files that grow ---- */
 
-/* A file that is written piece by piece: create, append any number of times, close. A file appears
-   under its name when it is closed, complete; a pipe is written to as pieces come. After a failed
-   append only close or abort may follow. */
+/* A file that is written piece by piece: create, append any number of times, close. It appears
+   under its name, complete, only on closing; a pipe receives each piece at once. After an append
+   has failed, later ones and close fail as well. */
 typedef struct dlrn_writer dlrn_writer;
 
 /* Rows of f32 as .npy [rows][width]. rows_total: how many rows will come; closing fails if there
-   were more or fewer. -1: not known. Rows for a pipe then wait in a temporary file until the writer
-   is closed, because the header holds their number. */
+   were more or fewer. -1: not known. Rows written to a pipe are then held in a temporary file until
+   the writer is closed, because the header states their number. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width,
                                                 int64_t rows_total, dlrn_writer **out);
-/* x [rows][width] */
+/* Appends x [rows][width]. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_npy_append(dlrn_writer *w, const float *x, int64_t rows);
 
-/* Codes [rows][width] as a CSR .npz that scipy.sparse.load_npz opens. */
+/* Codes [rows][width] as a CSR .npz that scipy.sparse.load_npz opens. They are held in temporary
+   files until the writer is closed. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_csr_create(dlrn_context *ctx, const char *path, int64_t width,
                                                 dlrn_writer **out);
+/* Appends the rows of codes, whose cols must be width. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_csr_append(dlrn_writer *w, const dlrn_sparse *codes);
 
-/* Any bytes. */
+/* A file of arbitrary bytes. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_file_create(dlrn_context *ctx, const char *path,
                                                  dlrn_writer **out);
+/* Appends bytes [size]. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_file_append(dlrn_writer *w, const void *bytes, size_t size);
 
-/* Completes the file and frees w, also on failure, which leaves nothing behind. Must be checked:
-   only a file that closed without error is there. */
+/* Completes the file and frees w. On failure, too, w is freed, and no new file is left; an older
+   one stays. Check the result: only a file that was closed without error is there. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_writer_close(dlrn_writer *w);
-/* Drops the file and frees w; an older file of that name stays. */
+/* Discards what was written and frees w; an older file of that name stays. */
 DLRN_API void dlrn_writer_abort(dlrn_writer *w);
 
-/* Reads codes from an archive that dlrn_csr_create or scipy.sparse.save_npz wrote; rows come out
-   with ascending columns. Zero-initialise *out before the first call; free it with
-   dlrn_sparse_free. On failure it is empty. Indices must be integers within the shape. */
+/* Reads codes from an archive that dlrn_csr_create or scipy.sparse.save_npz wrote, and sorts the
+   columns of each row. Zero-initialise *out before the first call; free it with dlrn_sparse_free.
+   On failure it is empty. DLRN_ERR_FORMAT: indices that are not integers within the shape. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_csr_read(dlrn_archive *a, dlrn_sparse *out);
 
 /* ---- Streams ---- */
 
-/* The bytes of a file from its start on, whatever its length; "-" is standard input. A file in gzip
-   is decompressed: it is told by its first bytes, not by its name; members that follow one another
-   are one file; sums and lengths are checked. Data that is cut short or damaged is
-   DLRN_ERR_FORMAT, after the good bytes. */
+/* The bytes of a file from its start, of any length and in little memory; "-" is standard input.
+   gzip is decompressed: it is recognised by its first bytes, not by its name; several members in
+   one file are read one after another; checksums and lengths are checked. If the data is cut short
+   or damaged, the good bytes come first, then DLRN_ERR_FORMAT. */
 typedef struct dlrn_stream dlrn_stream;
 
+/* Opens a stream; path is copied. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_stream_open(dlrn_context *ctx, const char *path,
                                                  dlrn_stream **out);
-/* Reads up to `size` bytes. *got is how many; 0 means the end, and nothing else. */
+/* Reads up to `size` bytes. *got: how many; 0 only at the end. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_stream_read(dlrn_stream *s, void *bytes, size_t size,
                                                  size_t *got);
-/* How many (decompressed) bytes have been read. */
+/* The number of bytes read so far, after decompression. */
 DLRN_API uint64_t dlrn_stream_position(const dlrn_stream *s);
-/* Goes to a position, by reading up to it where the file is compressed or cannot seek. DLRN_END:
-   the file ends before it. Standard input cannot go back. */
+/* Goes to a position (see dlrn_stream_position); if the file is compressed or cannot seek, by
+   reading up to it. DLRN_END: the file ends before it. DLRN_ERR_IO also for standard input, which
+   cannot go back. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_stream_seek(dlrn_stream *s, uint64_t position);
 DLRN_API void dlrn_stream_close(dlrn_stream *s);
 
 /* ---- Whole files, memory ---- */
 
-/* Reads a file. bytes [size] is followed by a 0; free it with dlrn_free. */
+/* Reads a whole file: bytes [size], followed by a 0 that size does not count. Free it with
+   dlrn_free. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_file_read(dlrn_context *ctx, const char *path, char **bytes,
                                                size_t *size);
-/* Writes a file, atomically like every call here: an older file stays until the new one is complete
-   and on the disk. A symbolic link stays; the file that it points to is replaced. A pipe or device
-   is written to directly. */
+/* Writes a whole file. Like every call here that writes, it is atomic: an older file stays until
+   the new one is complete and on the disk. (Outside POSIX, the older file is first renamed; a
+   process that is killed between two renames leaves it beside its name.) A symbolic link stays; the
+   file that it points to is replaced. A pipe or device is written to directly. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_file_write(dlrn_context *ctx, const char *path,
                                                 const void *bytes, size_t size);
-/* 0 nothing, 1 a file, 2 a folder. ctx may be NULL: the C library's files. */
+/* What is at a path: 0 nothing, 1 a file, 2 a folder. ctx NULL: the C library's files. */
 DLRN_API int dlrn_file_exists(dlrn_context *ctx, const char *path);
 
-/* A block of count * size bytes from the context's allocator, aligned to 64 bytes, not cleared.
-   NULL, with the error's text set: no memory, or the product overflows. */
+/* Allocates count * size bytes from the context's allocator, aligned to 64 bytes, not cleared.
+   Returns NULL and sets dlrn_error(ctx) if there is no memory or the product overflows. */
 DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size);
-/* Frees a block: from dlrn_alloc, dlrn_tensor_alloc (its data), dlrn_file_read, dlrn_json_parse. */
+/* Frees a block from dlrn_alloc, dlrn_tensor_alloc (its data), dlrn_file_read or dlrn_json_parse;
+   p may be NULL. */
 DLRN_API void dlrn_free(dlrn_context *ctx, void *p);
 
 /* ---- JSON ---- */
@@ -1450,25 +1525,28 @@ typedef enum dlrn_json_type {
     DLRN_JSON_OBJECT
 } dlrn_json_type;
 
-typedef struct dlrn_json { /* one value */
+/* One value of a JSON tree. Keys and texts may contain 0 bytes, so their lengths are given. */
+typedef struct dlrn_json {
     dlrn_json_type type;
-    const char *key;  /* in an object: its name, else NULL. UTF-8; may hold 0 bytes: key_len */
-    const char *text; /* string: UTF-8, escapes resolved; number: as written; else NULL */
-    int64_t key_len, text_len;
-    double number;                        /* number: its value; bool: 0 or 1 */
-    int64_t count;                        /* array, object: number of children */
-    const struct dlrn_json *first, *next; /* first child; next sibling */
+    const char *key;  /* of a member of an object, UTF-8; otherwise NULL                     */
+    const char *text; /* string: UTF-8, escapes resolved; number: as written; otherwise NULL */
+    int64_t key_len, text_len;            /* in bytes                                        */
+    double number;                        /* number: its value; bool: 0 or 1                 */
+    int64_t count;                        /* array, object: number of children               */
+    const struct dlrn_json *first, *next; /* first child, next sibling, or NULL              */
 } dlrn_json;
 
-/* Parses strict JSON (RFC 8259), and the numbers NaN, Infinity and -Infinity as Python writes them.
-   Equal keys in one object and nesting beyond 64 are errors. The tree is one block with its own
-   copy of the text; free its root with dlrn_free. `name` stands for the file in errors. *out is
-   NULL on failure. */
+/* Parses text [size]: strict JSON (RFC 8259), and the numbers NaN, Infinity and -Infinity as Python
+   writes them. The same key twice in one object, and nesting beyond 64, are errors. The tree is one
+   block with its own copy of the text; free its root with dlrn_free. `name` takes the place of the
+   path in errors. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_json_parse(dlrn_context *ctx, const char *text, size_t size,
                                                 const char *name, dlrn_json **out);
-/* A member by path, "trainer.dict_class"; NULL: there is none, or object is NULL. */
+/* A member by its path, such as "trainer.dict_class". Returns NULL if there is none, or if object
+   is NULL. */
 DLRN_API const dlrn_json *dlrn_json_get(const dlrn_json *object, const char *path);
-/* Its text or number; `otherwise`: there is none, or it is of another type. A bool is 0 or 1. */
+/* The text or the number of a member; returns `otherwise` if there is none, or if it is of another
+   type. A bool is the number 0 or 1. */
 DLRN_API const char *dlrn_json_text(const dlrn_json *object, const char *path,
                                     const char *otherwise);
 DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, double otherwise);
