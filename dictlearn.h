@@ -900,8 +900,8 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_encode(const dlrn_dictionary *dict, const f
                                             float *f);
 DLRN_API DLRN_CHECK dlrn_status dlrn_encode_sparse(const dlrn_dictionary *dict, const float *x,
                                                    int64_t n, dlrn_sparse *codes);
-/* Reconstructs x [n][d_in] as x_hat [n][d_out]. codes: also returns the active features; or NULL.
-   */
+/* Reconstructs x [n][d_in] as x_hat [n][d_out]. codes: also returns the active features; or
+   NULL. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, int64_t n,
                                              float *x_hat, dlrn_sparse *codes);
 /* x_hat [n][d_out] from f [n][F], or x_hat [codes->rows][d_out] from codes with cols = F.
@@ -1026,8 +1026,8 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_next(dlrn_buffer *buffer, const floa
                                                  const float **y, int64_t *n);
 /* What a buffer is and holds. */
 DLRN_API dlrn_buffer_info dlrn_buffer_describe(const dlrn_buffer *buffer);
-/* Drops the unread rows: the next batch comes from those after them. A checkpoint holds all unread
-   rows, and is small without. */
+/* Discards the unread rows; the next batch consists of rows that follow them in the source. A
+   checkpoint holds all unread rows, so it is small afterwards. */
 DLRN_API void dlrn_buffer_clear(dlrn_buffer *buffer);
 
 /* ------------------------------------------------------------------------------------------ */
@@ -1305,8 +1305,8 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e
 // >>api-tensor
 
 /* Describes a matrix that you own: rows of `cols` floats, `stride` floats apart. `data` is const so
-   that it can also describe operands; the result of a product needs memory that you may write to.
-   */
+   that it can also describe operands; the result of a product needs memory that you may write
+   to. */
 DLRN_API dlrn_tensor dlrn_view(const float *data, int64_t rows, int64_t cols, int64_t stride);
 /* Allocates a matrix of zeros, aligned to 64 bytes; free its data with dlrn_free. DLRN_ERR_MEMORY
    also if rows * cols overflows. */
@@ -3590,8 +3590,8 @@ typedef struct dlrni_encoding {
     int64_t floor_cap, best_cap, kept_cap;
 } dlrni_encoding;
 
-/* Nothing is known of the data yet (-1): the first batch works with guesses (dlrni_choose_screen).
-   */
+/* Nothing is known of the data yet (-1): the first batch works with guesses
+   (dlrni_choose_screen). */
 DLRNI_INTERNAL void dlrni_encoding_init(dlrni_encoding *c, const dlrn_dictionary *dict) {
     memset(c, 0, sizeof *c);
     c->dict = dict;
@@ -4615,8 +4615,8 @@ DLRNI_INTERNAL void dlrni_few_select(const dlrn_dictionary *dict, float *f, int6
 }
 
 /* n < DLRNI_SCREEN_MIN rows through all stages. f [n][F] is the caller's, or the encoder's if only
-   codes are wanted. The screen is used if its panels are prepared: then it costs nothing to set up.
-   */
+   codes are wanted. The screen is used if its panels are prepared: then it costs nothing to set
+   up. */
 DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x, int64_t n) {
     dlrn_encoder *e = j->e;
     dlrni_encoding *c = &e->c;
@@ -11128,12 +11128,12 @@ DLRNI_COLD_END
 /* ------------------------------------------------------------------------------------------ */
 // >>naive
 /* The algorithm, written to be read: a step of the recipe reference, in double, with plain loops
-   and every number in memory. The rooms behind this one do the same with lists of active features,
-   in f32, and in parallel. Compiled for the tests alone: they hold this step to finite differences
-   and to the numbers of PyTorch, and the trainer to this step. */
+   and every number in memory. The rooms after this one do the same with lists of active features,
+   in f32, and in parallel. Compiled for the tests only: they compare this step with finite
+   differences and with PyTorch, and the trainer with this step. */
 #ifdef DICTLEARN_NAIVE_STEP
 
-/* The same constant as in trainSAE wherever 0 / 0 or log(0) threatens. */
+/* trainSAE's constant, which avoids 0 / 0 and log(0). */
 static const double dlrni_naive_eps = 1e-8;
 
 /* Parameters, gradients and moments by role. The caller owns all arrays. */
@@ -11146,14 +11146,14 @@ typedef struct dlrni_naive {
     double penalty, lr;      /* weight of the sparsity loss; Adam's rate at this step       */
     int64_t ghost_threshold; /* features silent for more steps are dead; -1: none           */
     int64_t *silent;         /* [F] steps since the feature was last active                 */
-    int64_t step;            /* done                                                        */
+    int64_t step;            /* steps done                                                  */
     double *pre, *f, *e;     /* [n][F] pre-activations, features; [n][d_out] x_hat - y      */
     double *ghost, *r;       /* [n][d_out] output of the dead, and the residual they aim at */
     double *scale, ratio;    /* [n] of the output of the dead; weight of their loss         */
     double reconstruction, sparsity, auxiliary; /* the terms of the loss, without weights      */
 } dlrni_naive;
 
-/* By the counters before this step, as in the reference. */
+/* Uses the counters before this step, as the reference does. */
 DLRNI_INTERNAL int dlrni_naive_is_dead(const dlrni_naive *s, int64_t j) {
     return s->ghost_threshold >= 0 && s->silent[j] > s->ghost_threshold;
 }
@@ -11164,7 +11164,8 @@ DLRNI_INTERNAL double dlrni_naive_length(const double *a, int64_t d) {
     return sqrt(square);
 }
 
-/* Row i: f = ReLU(W_e (x - b) + b_e), e = f W_d + bias - y. The dead put out exp(pre) W_d. */
+/* Row i: f = ReLU(W_e (x - b) + b_e), e = f W_d + bias - y. The output of the dead
+   features is exp(pre) W_d. */
 DLRNI_INTERNAL void dlrni_naive_forward(dlrni_naive *s, int64_t i, const double *x,
                                         const double *y) {
     const double *b = s->center < 0 ? NULL : s->p[s->center];
@@ -11199,8 +11200,8 @@ DLRNI_INTERNAL double dlrni_naive_sparsity(const dlrni_naive *s, const double *f
     return s->entropy ? entropy : sum;
 }
 
-/* The loss of x and y, and its terms. `again` 1 leaves residual, scale and ratio of the ghosts as
-   the last call found them: they are constants to the gradient, and so to finite differences. */
+/* The loss of x and y, and its terms. `again` 1 keeps the ghosts' residual, scale and ratio of the
+   last call: the gradient treats them as constants, so finite differences must do so too. */
 DLRNI_INTERNAL double dlrni_naive_loss(dlrni_naive *s, const double *x, const double *y,
                                        int again) {
     const int64_t d = s->d_out;
@@ -11212,7 +11213,7 @@ DLRNI_INTERNAL double dlrni_naive_loss(dlrni_naive *s, const double *x, const do
         double norm = dlrni_naive_length(s->e + i * d, d), square = 0;
         s->reconstruction += (s->squared ? norm * norm : norm) / (double)s->n;
         s->sparsity += dlrni_naive_sparsity(s, s->f + i * s->F) / (double)s->n;
-        if (!again) { /* half of the residual's length */
+        if (!again) { /* scales the output to half of the residual's length */
             double own = dlrni_naive_length(s->ghost + i * d, d);
             s->scale[i] = norm / (2 * own + dlrni_naive_eps);
             for (int64_t c = 0; c < d; c++) s->r[i * d + c] = -s->e[i * d + c];
@@ -11221,13 +11222,13 @@ DLRNI_INTERNAL double dlrni_naive_loss(dlrni_naive *s, const double *x, const do
             square += pow(s->scale[i] * s->ghost[c] - s->r[c], 2);
         if (dead) s->auxiliary += sqrt(square) / (double)s->n;
     }
-    /* as much as the reconstruction loss */
+    /* makes it as large as the reconstruction loss */
     if (!again) s->ratio = s->reconstruction / (s->auxiliary + dlrni_naive_eps);
     return s->reconstruction + s->penalty * s->sparsity + s->ratio * s->auxiliary;
 }
 
-/* The derivative of dlrni_naive_sparsity by an active feature j. With h(q) = -log(q + eps) -
-   q / (q + eps) and the mean H = sum_k q_k h(q_k): (h(q_j) - H) / (sum f + eps). */
+/* The derivative of dlrni_naive_sparsity with respect to an active feature j. With h(q) = -log(q +
+   eps) - q / (q + eps) and the mean H = sum_k q_k h(q_k): (h(q_j) - H) / (sum f + eps). */
 DLRNI_INTERNAL double dlrni_naive_slope(const dlrni_naive *s, const double *f, int64_t j) {
     double sum = dlrni_naive_eps, mean = 0, own = 0;
     for (int64_t k = 0; k < s->F; k++) sum += f[k];
@@ -11240,7 +11241,8 @@ DLRNI_INTERNAL double dlrni_naive_slope(const dlrni_naive *s, const double *f, i
 }
 
 /* Adds what row i and feature j contribute to the gradients. `toward` [d_out] is the derivative of
-   the loss by x_hat, `dead` [d_out] that by the output of the dead. */
+   the loss with respect to x_hat, `dead` [d_out] that with respect to the output of the dead
+   features. */
 DLRNI_INTERNAL void dlrni_naive_chain(dlrni_naive *s, int64_t i, int64_t j, const double *x,
                                       const double *toward, const double *dead) {
     const double *atom = s->p[DLRN_DECODER] + j * s->d_out, *f = s->f + i * s->F;
@@ -11259,7 +11261,7 @@ DLRNI_INTERNAL void dlrni_naive_chain(dlrni_naive *s, int64_t i, int64_t j, cons
     }
 }
 
-/* Numbers of a role. */
+/* How many numbers a role has. */
 DLRNI_INTERNAL int64_t dlrni_naive_size(const dlrni_naive *s, int role) {
     return role == DLRN_ENCODER        ? s->F * s->d_in
            : role == DLRN_DECODER      ? s->F * s->d_out
@@ -11268,7 +11270,8 @@ DLRNI_INTERNAL int64_t dlrni_naive_size(const dlrni_naive *s, int role) {
                                        : s->d_in;
 }
 
-/* The gradients of dlrni_naive_loss, which comes first. toward, dead [d_out] are scratch. */
+/* The gradients of dlrni_naive_loss, which must have been called. toward, dead [d_out] are
+   scratch. */
 DLRNI_INTERNAL void dlrni_naive_gradients(dlrni_naive *s, const double *x, double *toward,
                                           double *dead) {
     const int64_t d = s->d_out;
@@ -11280,7 +11283,7 @@ DLRNI_INTERNAL void dlrni_naive_gradients(dlrni_naive *s, const double *x, doubl
             dead[c] = s->scale[i] * s->ghost[i * d + c] - s->r[i * d + c];
         length = dlrni_naive_length(dead, d);
         for (int64_t c = 0; c < d; c++) {
-            /* of a distance |e|: e / |e|; a distance of 0 has no direction */
+            /* the derivative of |e| is e / |e|; at 0 it has none */
             double by = s->squared ? 2 : norm > 0 ? 1 / norm : 0;
             toward[c] = by * s->e[i * d + c] / (double)s->n;
             by = length > 0 ? s->ratio * s->scale[i] / length : 0;
@@ -11305,7 +11308,7 @@ DLRNI_INTERNAL void dlrni_naive_atom(double *atom, double *g, int64_t d) {
     }
 }
 
-/* Adam moves number i of a role. Steps count from 1 in its corrections. */
+/* Adam's update of number i of a role. Its corrections count steps from 1. */
 DLRNI_INTERNAL void dlrni_naive_adam(dlrni_naive *s, int role, int64_t i) {
     double g = s->g[role][i], *m = &s->m[role][i], *v = &s->v[role][i];
     *m = 0.9 * *m + 0.1 * g;
@@ -11950,7 +11953,7 @@ typedef struct dlrni_finite_source {
     int64_t *skipped;  /* the caller's counter, borrowed, or NULL */
 } dlrni_finite_source;
 
-/* Works on the bits of the numbers, so that it also holds under -ffast-math. */
+/* Works on the bits of the numbers: one comparison covers NaN and infinity. */
 DLRNI_INTERNAL int dlrni_all_finite(const float *x, int64_t n) {
     return dlrni_first_not_finite(x, n) == n;
 }
@@ -12069,45 +12072,46 @@ DLRN_API void dlrn_source_destroy(dlrn_source *source) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>buffer
-/* A shuffled store of rows, as ActivationBuffer of dictionary_learning: filled up, drawn from at
-   random, and filled up again when it is half empty. Neighbouring rows of a source come from the
-   same text, and a batch of neighbours would be a biased sample.
+/* A shuffled store of rows, like ActivationBuffer of dictionary_learning: it is filled, drawn from
+   at random, and refilled when it is half empty. Neighbouring rows of a source come from the same
+   text, so that a batch of neighbours would be a biased sample.
 
    Rows lie in slots. Slots are allocated in segments as they are needed: growing moves nothing, and
-   memory never exceeds dlrn_buffer_bytes. A ring lists all slots. It begins at `head` with the
-   unread rows, in their logical order, and goes on with the vacant slots. A draw swaps a random
-   entry with the last unread one, which then counts as vacant: O(1) a row. Without shuffling, rows
-   leave at the head. The draw depends only on the logical order and the generator, never on slots:
-   a resumed buffer has other slots and gives the same batches. */
+   memory never exceeds dlrn_buffer_bytes. A ring lists all slots: from `head` on
+   those of the unread rows, in their logical order, then the vacant ones. A draw swaps a random
+   entry with the last unread one, which then counts as vacant: constant time per row. Without
+   shuffling, rows leave at the head. The draw depends only on the logical order and the generator,
+   never on slots: a resumed buffer has other slots and gives the same batches. */
 
-/* Rows of one copying task, and random entries of one draw that are prefetched together. Enough to
-   hide the latency of memory, few enough to balance the threads. */
+/* Rows per copying task, and random entries that a draw prefetches together: enough to hide the
+   latency of memory, few enough to balance the threads. */
 enum { DLRNI_COPY_ROWS = 64 };
 
 struct dlrn_buffer {
     dlrn_context *ctx;
     dlrn_buffer_config cfg; /* as given */
     dlrn_source source;
-    int owns_source;   /* 1: destroys it                                              */
+    int owns_source;   /* 1: the buffer destroys it                                   */
     int ended;         /* 1: the source has no more rows                              */
-    int filling;       /* 1: a refill was begun and not finished: the source stopped  */
-    int64_t d[2];      /* numbers of a row x, y; y 0: no target                       */
+    int filling;       /* 1: a refill has begun and not ended: the source stopped     */
+    int64_t d[2];      /* lengths of a row x, y; y 0: no target                       */
     int shift;         /* a segment is 1 << shift rows                                */
-    int64_t segments;  /* that there is memory for                                   */
-    int64_t used;      /* slots in the list: these have held a row                   */
+    int64_t segments;  /* allocated so far                                           */
+    int64_t used;      /* slots in the ring: these have held a row                   */
     int64_t head;      /* entry of the first unread row; 0 with shuffling            */
     int64_t unread;    /* rows held and not given out yet                            */
     int64_t rows_read; /* rows taken from the source so far                         */
-    /* After a read that failed a checkpoint goes back before it: a run that is resumed with a
-       filter loses the bad rows alone, and not all that came with them. */
+    /* A checkpoint that follows a failed read stores the position before it: a run that is resumed
+       with a filter then loses only the bad rows, not all that came with them. */
     int goes_back;       /* 1: the last read failed, and began at refused_at            */
     uint64_t refused_at; /* position of the source                                      */
-    int64_t refused;     /* rows of it, counted in rows_read                            */
-    char **segment; /* [all of them] each: its piece of the list [n], x [n][d] and, with a target, y
-                       [n][d] of type cfg.store; n is 1 << shift, but for the last  */
-    float *out[2];  /* [batch_rows][d] the batch handed out: x, y                   */
-    float *in[2];   /* [chunk][d] rows on their way in                              */
-    dlrn_rng rng;   /* saved in checkpoints: the draws go on where they were */
+    int64_t refused;     /* its rows, which rows_read counts                            */
+    char *
+        *segment; /* each: its piece of the ring [n], x [n][d] and, with a target, y [n][d], of type
+                       cfg.store; n is 1 << shift, less in the last            */
+    float *out[2]; /* [batch_rows][d] the batch handed out: x, y                   */
+    float *in[2];  /* [chunk][d] rows just read                                    */
+    dlrn_rng rng;  /* saved in checkpoints, so that the draws continue        */
 };
 
 /* What a checkpoint keeps of a buffer: everything that decides which rows come next. */
@@ -12117,9 +12121,9 @@ typedef struct dlrni_buffer_state {
     int64_t rows;     /* unread */
     dlrn_dtype store; /* must be the buffer's: rows are copied as bytes */
     dlrn_rng rng;
-    uint64_t source_position;                /* where the source goes on; only with has_position */
+    uint64_t source_position;                /* of the next row; only with has_position           */
     int has_position, source_ended, filling; /* 0 or 1 */
-    int64_t rows_read;                       /* so that error texts go on counting */
+    int64_t rows_read;                       /* so that errors name the right row  */
 } dlrni_buffer_state;
 
 DLRN_API dlrn_buffer_config dlrn_buffer_defaults(void) {
@@ -12289,8 +12293,8 @@ DLRNI_INTERNAL int64_t *dlrni_slot_entry(const dlrn_buffer *b, int64_t at) {
     return entries + (at & (((int64_t)1 << b->shift) - 1));
 }
 
-/* Ring entry i from the head on: the slot of unread row i, or behind the unread ones a vacant
-   slot. */
+/* Ring entry i, counted from the head: the slot of unread row i, or, after the unread ones, a
+   vacant slot. */
 DLRNI_INTERNAL int64_t *dlrni_buffer_slot(const dlrn_buffer *b, int64_t i) {
     int64_t at = b->head + i;
     /* with head 0 the ring may still grow at its end, so it must not wrap */
@@ -12343,8 +12347,8 @@ DLRNI_INTERNAL void dlrni_copy_stored(const dlrn_buffer *b, int which, const cha
                                       const char *next, float *out) {
     const dlrn_dtype store = b->cfg.store;
     const int64_t size = dlrni_dtype_size(store), d = b->d[which && b->d[1]];
-    DICTLEARN_ASSERT(size > 0); /* tells analysers that the division is safe */
-    /* 4 cache lines: copying hides the prefetch, and the prefetch does not overtake it */
+    DICTLEARN_ASSERT(size > 0); /* for static analysers: the division is safe */
+    /* 4 cache lines: the copy hides the prefetch, and the prefetch does not get ahead of it */
     const int64_t piece = 256 / size;
     for (int64_t at = 0; at < d; at += piece) {
         const int64_t n = dlrni_min(piece, d - at);
@@ -12356,7 +12360,7 @@ DLRNI_INTERNAL void dlrni_copy_stored(const dlrn_buffer *b, int which, const cha
 
 /* Task: some rows. The next 16 KB are always prefetched: rows lie anywhere, and the processor
    cannot predict where. Measured on Zen 4, batches of 8192 rows of 2 KB out of 1 GB: 2.1 times as
-   fast. Elsewhere, vary the 16384. */
+   fast. On another machine, vary the 16384. */
 DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
     const dlrni_rows_job *j = (const dlrni_rows_job *)arg;
     const int64_t from = task * DLRNI_COPY_ROWS, to = dlrni_min(from + DLRNI_COPY_ROWS, j->rows);
@@ -12379,14 +12383,14 @@ DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
         }
 }
 
-/* The cast drops const: the body of a parallel loop takes void *. */
+/* The cast removes const: the body of a parallel loop takes void *. */
 DLRNI_INTERNAL void dlrni_copy_out(const dlrni_rows_job *job) {
     dlrn_parallel_for(job->b->ctx, dlrni_ceil_div(job->rows, DLRNI_COPY_ROWS), dlrni_rows_task,
                       (void *)(uintptr_t)job);
 }
 
-/* Copies the unread rows index [rows] out to x [rows][d_in], y [rows][d_out] (y is x without a
-   target) and leaves them unread: a resampling only looks at them. */
+/* Copies the unread rows index [rows] to x [rows][d_in], y [rows][d_out] (without a target y is x)
+   and leaves them unread: a resampling only looks at them. */
 DLRNI_INTERNAL void dlrni_buffer_copy(const dlrn_buffer *b, const int64_t *index, int64_t rows,
                                       float *x, float *y) {
     dlrni_rows_job job = {b, index, 0, 0, rows, {x, y}};
@@ -12420,15 +12424,15 @@ DLRNI_INTERNAL dlrn_status dlrni_check_storable(const dlrn_buffer *b, int which,
                      dlrni_type_name(b->cfg.store));
 }
 
-/* Takes up to `want` rows from the source into b->in; *n == 0 and b->ended at its end. A source may
-   give fewer than it was asked for. */
+/* Reads up to `want` rows from the source into b->in; at its end, sets b->ended and *n = 0. A
+   source may return fewer rows than requested. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_receive(dlrn_buffer *b, int64_t want, int64_t *n) {
     dlrn_source *src = &b->source;
     b->refused = 0;
     b->goes_back =
         src->position && src->seek && src->position(src->user, &b->refused_at) == DLRN_OK;
     dlrn_status s = dlrni_source_read(b->ctx, src, want, b->in[0], b->in[1], n);
-    /* rows that came before a stop are the source's to keep */
+    /* after a stop the source still has its rows: there is nothing to repeat */
     if (s == DLRN_END || s == DLRN_STOPPED) b->goes_back = 0;
     if (s == DLRN_END) {
         b->ended = 1;
@@ -12437,7 +12441,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_receive(dlrn_buffer *b, int64_t want, in
     }
     if (s != DLRN_OK) return s;
     for (int i = 0; s == DLRN_OK && i < 2 && b->d[i]; i++) s = dlrni_check_storable(b, i, *n);
-    /* refused rows have been taken, too: the next error still names the right row */
+    /* refused rows count: the next error still names the right row */
     b->rows_read += *n;
     if (s == DLRN_OK)
         b->goes_back = 0;
@@ -12477,8 +12481,8 @@ DLRNI_INTERNAL void dlrni_buffer_store(dlrn_buffer *b, int64_t n) {
     }
 }
 
-/* Takes rows from the source until `goal` are unread, or it ends. After an error the next call goes
-   on from here: a source that fails once changes no batch. */
+/* Reads rows until `goal` are unread or the source ends. After an error the next call continues
+   from there: a source that fails once changes no batch. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_read(dlrn_buffer *b, int64_t goal) {
     while (!b->ended && b->unread < goal) {
         int64_t n, want = dlrni_min(dlrni_buffer_chunk(&b->cfg), goal - b->unread);
@@ -12490,9 +12494,9 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_read(dlrn_buffer *b, int64_t goal) {
     return DLRN_OK;
 }
 
-/* Fills up when fewer than half of the rows (or than a batch) are unread, as the reference does:
-   below that, a batch is no longer well mixed. In the source's order nothing is mixed, so that only
-   a batch is fetched. */
+/* Refills when fewer than half of the rows (or than a batch) are unread, as the reference does:
+   below that, a batch is no longer well mixed. In the source's order nothing is mixed, so only a
+   batch is read. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_refill(dlrn_buffer *b) {
     const dlrn_buffer_config *cfg = &b->cfg;
     int64_t low = cfg->shuffle ? dlrni_max(cfg->capacity / 2, cfg->batch_rows) : cfg->batch_rows;
@@ -12504,16 +12508,16 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_refill(dlrn_buffer *b) {
     return DLRN_OK;
 }
 
-/* Makes rows available for a resampling. In the source's order only a batch is held, so that it
-   reads ahead here; the order of the batches does not change. */
+/* Makes rows available for a resampling. In the source's order only a batch is held, so this reads
+   ahead; the order of the batches does not change. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_read_ahead(dlrn_buffer *b, int64_t rows) {
     DLRNI_TRY(dlrni_buffer_refill(b));
     return b->cfg.shuffle ? DLRN_OK : dlrni_buffer_read(b, dlrni_min(rows, b->cfg.capacity));
 }
 
-/* Draws `rows` rows without replacement. Each changes places with the last unread entry and so
-   becomes vacant: the drawn ones stand behind the unread ones, the last drawn first. A block of
-   random entries is found and prefetched before any is used. */
+/* Draws `rows` rows without replacement. Each is swapped with the last unread entry and so
+   becomes vacant: the drawn ones follow the unread ones, the last drawn first. A block of random
+   entries is found and prefetched before any is used. */
 DLRNI_INTERNAL void dlrni_buffer_draw(dlrn_buffer *b, int64_t rows) {
     int64_t *at[DLRNI_COPY_ROWS];
     while (rows) {
@@ -12578,7 +12582,7 @@ DLRN_API dlrn_buffer_info dlrn_buffer_describe(const dlrn_buffer *b) {
 
 /* ---- For checkpoints ---- */
 
-/* May be called on a state that is filled in part. */
+/* May be called on a state that is only partly filled. */
 DLRNI_INTERNAL void dlrni_buffer_state_free(dlrn_context *ctx, dlrni_buffer_state *state) {
     for (int k = 0; k < 2; k++) {
         dlrn_free(ctx, state->rows_of[k]);
@@ -12615,12 +12619,12 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_export(const dlrn_buffer *b, dlrni_buffe
     if (b->goes_back) return DLRN_OK;
     dlrn_status s = b->source.position(b->source.user, &state->source_position);
     if (s == DLRN_OK) return s;
-    return dlrni_callback_error(b->ctx, s, "the source, telling its position,",
+    return dlrni_callback_error(b->ctx, s, "the source, asked for its position,",
                                 b->source.error ? b->source.error(b->source.user) : NULL);
 }
 
-/* Whether a saved state fits this buffer: stored type, target, number of rows. Other rows would
-   train on without a word. */
+/* Whether a saved state fits this buffer: stored type, target, number of rows. Otherwise training
+   would silently continue on other rows. */
 DLRNI_INTERNAL dlrn_status dlrni_check_buffer_state(const dlrn_buffer *b,
                                                     const dlrni_buffer_state *state) {
     int targets = state->rows_of[1] != NULL;
@@ -12636,7 +12640,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_buffer_state(const dlrn_buffer *b,
 /* Moves the source to its saved position: the rows after it have not been read. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_seek(dlrn_buffer *b, uint64_t position) {
     const dlrn_source *from = &b->source;
-    /* the error text says where the source was meant to go */
+    /* the error states the position */
     char who[64];
     if (!from->seek)
         return dlrn_fail(b->ctx, DLRN_ERR_ARGUMENT,
@@ -12648,12 +12652,12 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_seek(dlrn_buffer *b, uint64_t position) 
     return dlrni_callback_error(b->ctx, s, who, from->error ? from->error(from->user) : NULL);
 }
 
-/* Takes over a saved state by copying its rows. All checks come first: a refused state leaves the
-   buffer alone. */
+/* Restores a saved state; rows are copied. All checks come first, so a refused state changes
+   nothing. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffer_state *state) {
     DLRNI_TRY(dlrni_check_buffer_state(b, state));
     if (state->has_position) DLRNI_TRY(dlrni_buffer_seek(b, state->source_position));
-    b->unread = b->used = b->head = 0; /* what it held is dropped */
+    b->unread = b->used = b->head = 0; /* its present rows are dropped */
     b->goes_back = 0;
     DLRNI_TRY(dlrni_buffer_reserve(b, state->rows));
     for (int64_t i = 0; i < state->rows; i++) {
@@ -12666,7 +12670,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffe
     }
     b->unread = b->used = state->rows;
     b->rng = state->rng;
-    /* the source may have more rows now, such as another epoch; it will say so again if not */
+    /* the source may have more rows now, such as another epoch; otherwise it ends again */
     b->ended = state->source_ended && !state->has_position;
     b->filling = state->filling;
     b->rows_read = state->rows_read;
@@ -12679,14 +12683,14 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffe
 
    A step, without a matrix [n][F] of features:
      1. loss: the rows are encoded into lists (room candidates), wave after wave; usually one wave
-        holds all groups. Each block of rows collects its entries from the lists and adds their
-        atoms up to x_hat. The loss's derivative by x_hat_i is c_i e_i with e = x_hat - y: one
-        factor a row.
+        holds all groups. Each block of rows collects its entries from the lists and adds up their
+        atoms to x_hat. The derivative of the loss with respect to x_hat_i is c_i e_i, with
+        e = x_hat - y: one factor per row.
      2. backward: each wave again (encoded again if there are several). A task sorts the lists of
-        some groups by feature, sums the gradients of its features, and Adam moves their rows, all
+        some groups by feature, sums the gradients of its features and updates them with Adam, all
         in one visit.
-     3. after that: counters, resampling, the reference's log.
-   Sums run over ascending rows or features whatever the waves and the threads are.
+     3. counters, resampling, the reference's log.
+   Sums run over ascending rows or features, for any number of waves and threads.
 
    The states of a trainer:
 
@@ -12702,7 +12706,7 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_import(dlrn_buffer *b, const dlrni_buffe
          +----------------------------------------------------------+
               done, or another error
    RESAMPLING and LOGGING are passed through at once where neither is due. In TAKEN, RESAMPLING and
-   LOGGING the next call finishes the step in hand; other rows are refused. */
+   LOGGING the next call finishes the step; other rows are refused. */
 
 typedef enum dlrni_stage {
     DLRNI_READY,
@@ -12713,22 +12717,22 @@ typedef enum dlrni_stage {
     DLRNI_BROKEN
 } dlrni_stage;
 
-/* Sums over the rows of a batch start anew after so many stretches, and the parts are added in
-   order: one running f32 sum over 65,536 similar rows is off by 3e-4, parts of 8192 rows by a
-   tenth of that. Batches of up to 8192 rows, the default, are summed in one run. */
+/* A run: that many stretches are summed in f32, and the runs are then added in order. One running
+   sum over 65,536 similar rows is off by 3e-4, sums of 8192 rows by a tenth of that. Batches of up
+   to 8192 rows, the default, are one run. */
 enum { DLRNI_RUN = 4 };
 
-/* Entries of a wave, 8 bytes each. 128 MB hold the lists of a default batch (8192 rows) in one wave
-   as long as at most 2048 features a row are active: training soon has fewer. */
+/* Entries per wave, of 8 bytes each: 128 MB. They hold the lists of a default batch (8192 rows) in
+   one wave while at most 2048 features per row are active; training soon has fewer. */
 #define DLRNI_LIST_BUDGET ((int64_t)16 << 20)
 
-/* Share of active features from which on groups and blocks go through the rows together. Chooses
-   between two ways to the same bits; to tune, time a step at shares around it. */
+/* Above this share of active features, several groups or blocks go through the rows together. It
+   chooses between two ways to the same bits; to tune it, time steps at shares around it. */
 #define DLRNI_DENSE 0.1
 
-/* Everything that has one entry a row of the batch, in one block of memory. */
+/* All arrays with one entry per row of the batch, in one block of memory. */
 typedef struct dlrni_batch {
-    int64_t n, cap;     /* rows; rows there is room for                              */
+    int64_t n, cap;     /* rows; capacity in rows                                    */
     const float *y;     /* [n][d_out] borrowed                                       */
     float *xc;          /* [n][d_in] input of the encoder; the block's first array   */
     float *e;           /* [n][d_out] x_hat, then x_hat - y                          */
@@ -12736,50 +12740,50 @@ typedef struct dlrni_batch {
     double *total;      /* [n] sum of the row's features                             */
     double *sparse;     /* [n] a row's share of the sparsity loss                    */
     double *mean_slope; /* [n] entropy: the mean of its slope h_j under q_j      */
-    float *c;           /* [n] the loss's derivative by x_hat_i is c_i e_i       */
+    float *c;           /* [n] the derivative with respect to x_hat_i is c_i e_i */
     int32_t *number;    /* [n] 0, 1, 2, ...                                      */
 } dlrni_batch;
 
-/* What the auxiliary pass (room auxiliary) notes of a row. */
+/* What the auxiliary pass (room auxiliary) keeps per row. */
 typedef struct dlrni_aux_row {
     float level;     /* ghosts: shift of the exponent; AuxK: value of the last feature kept   */
-    int32_t feature; /* AuxK: the last feature kept, among equals                             */
-    float factor;    /* the loss's derivative by the row's output is factor times aux.e       */
+    int32_t feature; /* AuxK: the last feature kept among equal values                        */
+    float factor;    /* the derivative with respect to the row's output is factor * aux.e     */
     double error;    /* the row's share of the auxiliary loss                                 */
 } dlrni_aux_row;
 
-/* The dead features of a batch: an auxiliary loss asks them for what the others left over. */
+/* The dead features of a batch: an auxiliary loss lets them predict what the others left over. */
 typedef struct dlrni_aux {
-    int64_t count;       /* dead features with an auxiliary loss ...                      */
-    int32_t *dead;       /* [F] ... and which, ascending                                  */
+    int64_t count;       /* number of dead features that have an auxiliary loss           */
+    int32_t *dead;       /* [F] these features, ascending                                 */
     float *e;            /* [n][d_out] their output, then its distance from the residual  */
     dlrni_aux_row *row;  /* [n]                                                        */
-    int64_t first, sums; /* dead features whose sums are in hand: from `first` on, so many */
+    int64_t first, sums; /* dead [first .. first + sums) have their sums in memory         */
     float *grad;         /* by groups of 48: atoms' [..][d_out], encoder rows' [..][d_in] */
     double *bias_grad;   /* [DLRNI_AUX_SUMS]                                           */
     int64_t e_cap, row_cap;
 } dlrni_aux;
 
-/* What a step needs beside weights and moments; kept from one step to the next. */
+/* What a step needs besides weights and moments; kept from one step to the next. */
 typedef struct dlrni_work {
     dlrni_batch batch;
     dlrni_aux aux;
     dlrn_dictionary view; /* the trainer's, as the lists see it (with lowered thresholds)  */
     dlrni_encoding codes; /* the features of the batch                                    */
     int64_t *silent;      /* [F] since_fired, this batch counted                          */
-    int64_t wave;         /* groups of a wave                                             */
-    int64_t budget;       /* entries of a wave                                            */
+    int64_t wave;         /* groups per wave                                              */
+    int64_t budget;       /* most entries per wave                                        */
     int64_t nnz;          /* active features of the last batch; -1: not known             */
     int64_t candidates;   /* of the last batch                                            */
-    int64_t slab;         /* blocks of rows of a task                                     */
-    int64_t slab_max;     /* entries of a slab, at most                                   */
+    int64_t slab;         /* blocks of rows per task                                      */
+    int64_t slab_max;     /* most entries per slab                                        */
     float *center_part;   /* [groups][d_in] a group's part of the gradient of the bias
                              that is subtracted                                           */
     float *center_grad;   /* [d_in]                                                       */
     float *output_grad;   /* [d_out] gradient of the output bias; [d_out] of one run      */
-    double penalty_slope; /* a penalty of the whole batch: its derivative by L0           */
+    double penalty_slope; /* a penalty on the whole batch: its derivative by L0           */
     float *lowered;       /* [F] thresholds less half a bandwidth, or NULL                */
-    float *gradient[DLRN_ROLE_COUNT]; /* of the shape of the parameter, where a recipe clips */
+    float *gradient[DLRN_ROLE_COUNT]; /* shaped like the parameters; only for recipes that clip */
 } dlrni_work;
 
 typedef struct dlrni_recipe dlrni_recipe;
@@ -12795,36 +12799,36 @@ struct dlrn_trainer {
     int64_t step; /* steps done                                                           */
     dlrni_work w;
     dlrni_stage stage;
-    const float *x, *y;    /* the step in hand: its rows, borrowed from the buffer ...    */
-    int64_t n;             /* ... or from the caller of step_on; 0: there are none        */
-    int from_buffer;       /* 1: from the buffer                                          */
-    dlrn_train_stats last; /* its figures                                                 */
+    const float *x, *y;    /* rows of the unfinished step, borrowed from the buffer or    */
+    int64_t n;             /* from the caller of step_on; 0: there are none               */
+    int from_buffer;       /* 1: they are the buffer's                                    */
+    dlrn_train_stats last; /* figures of the last step whose update is done               */
     struct {
         double factor; /* of cfg.sparsity_penalty; 1 without a target for L0          */
         double off;    /* log of L0 over its target, at the last step                 */
     } steering;
 };
 
-/* The features of a few groups while they are visited: sums so far, and the entries of the lists
-   in hand by feature. */
+/* The features of a few groups during a visit: their sums so far, and their entries on the present
+   stretch, sorted by feature. */
 typedef struct dlrni_visit {
     int64_t group, groups, f0, width; /* groups, and their features f0 .. f0 + width           */
     float *sum[DLRN_ROLE_COUNT];      /* [width][d] gradients of atoms and of encoder rows     */
     float *run[DLRN_ROLE_COUNT];      /* the same over one run of rows                         */
     double *scalar[DLRN_ROLE_COUNT];  /* [width] gradients of roles with one number a feature  */
-    int64_t *at;                      /* [width + 1] where a feature's entries begin           */
+    int64_t *at;                      /* [width + 1] where each feature's entries start        */
     int32_t *row;                     /* rows of the batch, ascending within a feature         */
     float *val, *coef, *slope; /* pre-activation; derivative by the atom is coef g; derivative
                                   by the pre-activation, before that the product <e, atom>     */
-    int64_t rows;              /* of the stretch in hand                                       */
+    int64_t rows;              /* of the present stretch                                       */
 } dlrni_visit;
 
-/* An auxiliary loss: the dead features predict what the others left over. The pass itself is the
-   same for all (room auxiliary); these five say what is special. */
+/* An auxiliary loss: the dead features predict what the others left over. The pass is the same for
+   all (room auxiliary); these five functions say how they differ. */
 typedef struct dlrni_auxiliary {
     int (*is_dead)(const dlrn_trainer *t, int64_t feature);
-    /* All pre-activations of the dead on one row [count]: notes what `activate` needs, and turns
-       them into values. */
+    /* pre [count]: the pre-activations of all dead features on one row. Keeps what `activate`
+       needs, and turns them into values. */
     void (*begin_row)(dlrn_trainer *t, int64_t row, float *pre);
     /* f [n]: pre-activations of some dead features on a row; becomes their values, and df [n] their
        derivatives. */
@@ -12855,7 +12859,7 @@ struct dlrni_recipe {
         dlrn_trainer *t); /* weights are new, lists are those of the step [nothing] */
 };
 
-/* BROKEN is final: some weights have moved, others have not, and no one knows which. */
+/* BROKEN is final: some weights have moved, others have not, and nothing records which. */
 DLRNI_INTERNAL dlrn_status dlrni_check_broken(const dlrn_trainer *t) {
     if (t->stage != DLRNI_BROKEN) return DLRN_OK;
     return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT,
@@ -12864,12 +12868,12 @@ DLRNI_INTERNAL dlrn_status dlrni_check_broken(const dlrn_trainer *t) {
                      (long long)t->step);
 }
 
-/* The number of the step in hand. After its update it is counted already. */
+/* The number of the unfinished step. Once updated, it is already counted. */
 DLRNI_INTERNAL int64_t dlrni_unfinished_step(const dlrn_trainer *t) {
     return t->step - (t->stage != DLRNI_TAKEN);
 }
 
-/* The call that finishes the step in hand, for error texts. */
+/* The call that finishes the unfinished step, for error texts. */
 DLRNI_INTERNAL const char *dlrni_finishing_call(const dlrn_trainer *t) {
     return t->from_buffer ? "a call of dlrn_trainer_step"
                           : "a call of dlrn_trainer_step_on with the same rows";
@@ -12877,10 +12881,11 @@ DLRNI_INTERNAL const char *dlrni_finishing_call(const dlrn_trainer *t) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>optimiser
-/* Adam (Kingma and Ba, 2015) with atoms of unit norm, as ConstrainedAdam of dictionary_learning.
-   Longer atoms would let features shrink, and the L1 penalty with them, at the same output. So the
-   part of an atom's gradient along the atom is removed, Adam moves the atom, and the atom is scaled
-   back to length 1. A zero atom has no direction: nothing is removed, nothing divided. */
+/* Adam (Kingma and Ba, 2015) with atoms of unit norm, like ConstrainedAdam of dictionary_learning.
+   With longer atoms the features, and so the L1 penalty, could shrink without any change of the
+   output. So the part of an atom's gradient along the atom is removed, Adam moves the atom, and the
+   atom is scaled back to length 1. A zero atom has no direction: it is neither projected nor
+   divided. */
 
 /* The numbers that are the same for every weight of one update, rounded to f32 once, as
    torch.optim.Adam does. `updates` counts from 1. */
@@ -12895,15 +12900,16 @@ DLRNI_INTERNAL dlrni_adam dlrni_adam_at(const dlrn_train_config *cfg, double lr,
     return a;
 }
 
-/* The learning rate at step n: a ramp from 0 at the start and, with resampling, after each
-   resampling, because the moments of revived features are 0; at the end, if the run has a decay, a
-   line to 0. Both hold at once: the smaller one is used. */
+/* The learning rate at step n. Warm-up: a linear ramp from 0, at the start and again at each
+   multiple of resample_steps. The step that ends with the resampling therefore has rate 0, as in
+   the reference, and the ramp then helps revived features, whose moments are 0. Decay: a line to 0
+   at the end. Where both apply, the smaller rate is used. */
 DLRNI_INTERNAL double dlrni_learning_rate(const dlrn_train_config *cfg, int64_t n) {
     int64_t since = cfg->resample_steps > 0 ? n % cfg->resample_steps : n;
     double lr =
         since < cfg->warmup_steps ? cfg->lr * ((double)since / (double)cfg->warmup_steps) : cfg->lr;
     if (cfg->decay_start < 0 || n < cfg->decay_start) return lr;
-    if (n >= cfg->steps) return 0; /* a host that steps on */
+    if (n >= cfg->steps) return 0; /* a caller of step_on may go on */
     double falling = cfg->lr * ((double)(cfg->steps - n) / (double)(cfg->steps - cfg->decay_start));
     return falling < lr ? falling : lr;
 }
@@ -12918,21 +12924,22 @@ DLRNI_INTERNAL double dlrni_penalty_weight(const dlrn_trainer *t) {
                : weight;
 }
 
-/* Nobody knows the right penalty beforehand: it depends on how large the activations are, and the
+/* The right penalty is not known in advance: it depends on how large the activations are, and the
    useful range is narrow. So a target for L0 steers it during the warm-up. Each step changes the
    penalty by at most 2 %, in the direction of log(L0 / target). L0 follows the penalty late, the
    more so while the learning rate is still small; looking 20 steps ahead along its trend keeps it
    from overshooting. Afterwards the penalty is fixed, and L0 goes on falling by a tenth or two.
    Measured on two sites of the demo's model, with warm-ups of 300 and 1000 steps: gains of 0.01 and
-   less do not arrive in 1000 steps from 1e-3, the default; without the look ahead L0 swings through
-   half and twice the target. */
-enum { DLRNI_STEERING_STEPS = 1000 }; /* at least: shorter warm-ups froze L0 at a third of it */
+   less do not reach the target in 1000 steps from 1e-3, the default; without the look ahead L0
+   swings between half and twice the target. */
+/* The shortest steering: shorter warm-ups left L0 at a third of the target. */
+enum { DLRNI_STEERING_STEPS = 1000 };
 
 DLRNI_INTERNAL void dlrni_steer_penalty(dlrn_trainer *t) {
     const double gain = 0.02, ahead = 20, target = t->cfg.target_l0;
     int64_t last = dlrni_max(t->cfg.warmup_steps, t->cfg.sparsity_warmup_steps);
     if (!(target > 0) || t->step >= dlrni_max(last, DLRNI_STEERING_STEPS)) return;
-    /* + 0.1: where nothing is active, the logarithm still says how far off that is */
+    /* + 0.1: finite even where nothing is active */
     double off = log(((double)t->w.nnz / (double)t->w.batch.n + 0.1) / (target + 0.1));
     double change = off + (t->step ? ahead * (off - t->steering.off) : 0);
     change = change > 1 ? 1 : change < -1 ? -1 : change;
@@ -12959,19 +12966,19 @@ DLRNI_INTERNAL int dlrni_is_by_feature(int role) {
     return dlrni_role_table[role].rows == 'F';
 }
 
-/* Numbers that one feature has of a role. */
+/* How many numbers of a role belong to one feature. */
 DLRNI_INTERNAL int64_t dlrni_role_width(const dlrn_dictionary *dict, int role) {
     return dlrni_extent(dict, dlrni_role_table[role].cols);
 }
 
-/* Adam moves n numbers of a role, from number `at` on; grad [n]. */
+/* Adam's update of n numbers of a role, from number `at` on; grad [n]. */
 DLRNI_INTERNAL void dlrni_adam_move(dlrn_trainer *t, const dlrni_adam *adam, int role, int64_t at,
                                     const float *grad, int64_t n) {
     t->ctx->k->adam(t->dict->param[role] + at, t->m[role] + at, t->v[role] + at, grad, n, adam);
 }
 
-/* Updates one feature in one role; grad [d] is overwritten. `projected` 1: grad is projected
-   already, because the clipped norm is that of projected gradients. */
+/* Updates one feature in one role; grad [d] is overwritten. `projected` 1: grad is already
+   projected, since clipping measures projected gradients. */
 DLRNI_INTERNAL void dlrni_update_role(dlrn_trainer *t, const dlrni_adam *adam, int role, int64_t f,
                                       float *grad, int projected) {
     int64_t d = dlrni_role_width(t->dict, role);
@@ -12984,24 +12991,24 @@ DLRNI_INTERNAL void dlrni_update_role(dlrn_trainer *t, const dlrni_adam *adam, i
 /* ------------------------------------------------------------------------------------------ */
 // >>sums
 /* Sums of gathered rows, for several outputs at a time. The trainer needs them forward (for each
-   row the sum of its features' atoms) and backward (for each feature the sum of its rows): most of
-   a step's time. */
+   row the sum of its features' atoms) and backward (for each feature the sum of its rows). They
+   take most of a step's time. */
 
 enum {
     /* 24 x 256 floats are 24 KB, which leaves room for the output in a first cache of 32 KB. They
-       are packed: rows that lie a power of two apart would share a few of its sets. Vary both on
-       a processor with another first cache. */
+       are packed, since rows a power of two apart would compete for a few of its sets. On a
+       processor with another first cache, vary both. */
     DLRNI_SUMS_ROWS = 24,
     DLRNI_SUMS_COLUMNS = 256,
     DLRNI_VISIT_GROUPS =
-        8, /* groups that go through the rows together: each loaded row serves all */
-    DLRNI_OUTPUTS = DLRNI_VISIT_GROUPS * DLRNI_GROUP /* sums at a time, at most */
+        8, /* most groups that go through the rows together: each loaded row serves all */
+    DLRNI_OUTPUTS = DLRNI_VISIT_GROUPS * DLRNI_GROUP /* most sums at a time */
 };
 
 /* out [n_out][d]: row o is increased by the sum of coef[p] * base[idx[p]] over start[o] <= p <
    start[o + 1], p in order. Within an output idx ascends, from `first` to first + rows. If the
-   lists are so long that the outputs share rows, a few rows serve all outputs while they are in the
-   first cache. */
+   lists are long enough for outputs to share rows, a few rows serve all outputs while they are in
+   the first cache. */
 typedef struct dlrni_sums {
     int64_t n_out;        /* at most DLRNI_OUTPUTS                        */
     int64_t d;            /* width of base and of out                     */
@@ -13010,7 +13017,7 @@ typedef struct dlrni_sums {
     const int32_t *idx;   /* which row of base */
 } dlrni_sums;
 
-/* How many rows of base hold `entries` entries of each output, on average: measures how much
+/* In how many rows of base an output has `entries` entries, on average: a measure of how much
    outputs share. */
 DLRNI_INTERNAL int64_t dlrni_sums_chunk(const dlrni_sums *g, double entries) {
     double all = (double)(g->start[g->n_out] - g->start[0]);
@@ -13069,8 +13076,8 @@ DLRNI_INTERNAL void dlrni_sums_chunk_add(const dlrni_kernel_table *k, const dlrn
 DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums *g,
                                    const float *base, const float *coef, float *out) {
     int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS], d = g->d;
-    /* packing pays when an output uses about 4 of the 24 packed rows, on average (Zen 4). To tune,
-       time both ways around the density where they meet. */
+    /* packing pays if an output uses about 4 of the 24 packed rows, on average (Zen 4). To tune it,
+       time both ways near the density where they are equal. */
     if (dlrni_sums_chunk(g, 4) > DLRNI_SUMS_ROWS) { /* sparse: every output walks alone */
         for (int64_t o = 0; o < g->n_out; o++) {
             int64_t p = g->start[o];
@@ -13088,22 +13095,24 @@ DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums
 
 /* ------------------------------------------------------------------------------------------ */
 // >>loss
-/* From rows to losses: lists, x_hat, the distance e and its factor c. The penalty is the recipe's.
-   The features are never a matrix [n][F]: at 1 % active it would be a hundred times the work. */
+/* From rows to losses: lists, x_hat, the error e and its factor c. The penalty is the recipe's. The
+   features are never stored as a matrix [n][F]: with 1 % active, that is a hundred times the
+   work. */
 
-/* Groups of a wave that fits the budget even if all its features are active on all rows. */
+/* How many groups fit the budget of a wave even if all their features are active on all rows. */
 DLRNI_INTERNAL int64_t dlrni_dense_wave(const dlrni_work *w) {
     int64_t groups = dlrni_max(w->budget / (w->batch.n * DLRNI_GROUP), 1);
     return dlrni_min(groups, w->codes.groups);
 }
 
-/* Encodes the wave that begins with group `first`, unless its lists are still there: with one wave,
-   backward finds those of the forward pass. w->wave shrinks if the lists turn out too long. */
+/* Encodes the wave that begins with group `first`, unless its lists are still in memory: with one
+   wave, backward reuses those of the forward pass. w->wave shrinks if the lists turn out too
+   long. */
 DLRNI_INTERNAL dlrn_status dlrni_load_wave(dlrn_trainer *t, int64_t first) {
     dlrni_work *w = &t->w;
     if (w->codes.first == first) return DLRN_OK;
     DLRNI_TRY(dlrni_encoding_load(&w->codes, first, w->wave, w->budget));
-    /* the last wave is short anyway: its size says nothing about the others */
+    /* the last wave may be short: its size says nothing about the others */
     if (first + w->codes.wave < w->codes.groups) w->wave = w->codes.wave;
     return DLRN_OK;
 }
@@ -13115,8 +13124,8 @@ typedef struct dlrni_slab {
     float *val;                              /* [at[rows]] value of the feature */
 } dlrni_slab;
 
-/* Collects the entries of a slab from the lists of the wave in memory. Lists go by feature, x_hat
-   by row: this is where they are turned. */
+/* Collects the entries of a slab from the lists of the wave in memory. Lists are by feature,
+   x_hat is by row: this is where they are transposed. */
 DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int worker) {
     const dlrni_work *w = &t->w;
     dlrni_slab b;
@@ -13140,7 +13149,7 @@ DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int
    a slab is 4 blocks tall, so that more rows share each atom. */
 DLRNI_INTERNAL dlrn_status dlrni_each_slab(dlrn_trainer *t, dlrn_parallel_body body) {
     dlrni_work *w = &t->w;
-    /* entries if everything were active */
+    /* entries if all features were active */
     double all = (double)w->batch.n * (double)(w->codes.wave * DLRNI_GROUP);
     w->slab = (double)dlrni_wave_entries(&w->codes) > DLRNI_DENSE * all ? 4 : 1;
     w->slab_max = w->slab * dlrni_block_max(&w->codes);
@@ -13160,7 +13169,7 @@ DLRNI_INTERNAL void dlrni_error_row(dlrn_trainer *t, int64_t i) {
     double square = (double)t->ctx->k->dot(e, e, d), norm = sqrt(square);
     int squared = t->cfg.loss == DLRN_LOSS_SQUARED;
     b->error[i] = squared ? square : norm;
-    /* the distance has no derivative at 0; 0 is the choice that moves nothing */
+    /* the distance has no derivative at 0; 0 moves nothing */
     b->c[i] = (float)(squared ? 2.0 / n : norm > 0 ? 1.0 / (n * norm) : 0.0);
 }
 
@@ -13180,7 +13189,7 @@ DLRNI_INTERNAL void dlrni_decode_slab(void *arg, int64_t task, int worker) {
             memcpy(e + i * d, t->dict->param[DLRN_OUTPUT_BIAS], (size_t)d * sizeof *e);
             batch->total[b.i0 + i] = 0;
         }
-    /* e holds x_hat until its last wave: one array less */
+    /* e holds x_hat until the last wave: saves an array */
     dlrni_sums g = {b.rows, d, f0, features, b.at, b.col};
     dlrni_sums_add(t->ctx->k, &g, t->dict->param[DLRN_DECODER], b.val, e);
     /* the sum of a row is in ascending features, wave by wave: independent of the waves */
@@ -13198,9 +13207,9 @@ DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
     const dlrni_encoding *c = &w->codes;
     int64_t f0 = c->first * DLRNI_GROUP, off = 0;
     int64_t f1 = dlrni_min(f0 + c->wave * DLRNI_GROUP, t->dict->features);
-    /* how much longer a feature is silent */
+    /* what a silent batch adds */
     int64_t more = t->recipe->counts_rows ? w->batch.n : 1;
-    /* first all are silent for this batch, then the lists correct it */
+    /* first count all as silent on this batch; the lists then correct that */
     for (int64_t f = f0; f < f1; f++) w->silent[f] = t->since_fired[f] + more;
     for (int64_t s = 0; s < c->stretches; s++)
         for (int64_t g = c->first; g < c->first + c->wave; g++) {
@@ -13221,7 +13230,7 @@ DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
 /* x_hat and errors of all rows, wave after wave, and the sums over each row's features. */
 DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
-    /* the last batch tells how long the lists will be; if they fit, one wave holds all */
+    /* assume lists as long as the last batch's; if they fit, one wave holds all */
     w->wave = w->nnz > w->budget ? dlrni_dense_wave(w) : w->codes.groups;
     DLRNI_TRY(dlrni_encoding_begin(&w->codes, w->batch.xc, w->batch.n));
     w->nnz = w->candidates = 0;
@@ -13281,12 +13290,12 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
     return DLRN_OK;
 }
 
-/* Names the first number of x [n][d] that is not finite. The squared length of a row finds it
-   cheaply; a row too long for f32 is looked at number by number and passes. */
+/* Fails with the first number of x [n][d] that is not finite. The squared length of a row finds it
+   cheaply; if that overflows, the row is checked number by number, and may pass. */
 DLRNI_INTERNAL dlrn_status dlrni_check_rows(dlrn_trainer *t, const char *name, const float *x,
                                             int64_t n, int64_t d) {
     for (int64_t i = 0; i < n; i++) {
-        /* false for NaN, too */
+        /* also false for NaN */
         if (t->ctx->k->dot(x + i * d, x + i * d, d) <= FLT_MAX) continue;
         for (int64_t c = 0; c < d; c++)
             if (!(fabsf(x[i * d + c]) <= FLT_MAX))
@@ -13298,8 +13307,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_rows(dlrn_trainer *t, const char *name, c
     return DLRN_OK;
 }
 
-/* Whether x [n][d_in] and y [n][d_out] (NULL: x) can be a batch. Comes before anything is written:
-   a bad row costs the step, not the weights. */
+/* Whether x [n][d_in] and y [n][d_out] (NULL: x) can be a batch. Checked before anything is
+   written: a bad row costs the step, not the weights. */
 DLRNI_INTERNAL dlrn_status dlrni_check_batch(dlrn_trainer *t, const float *x, const float *y,
                                              int64_t n) {
     const char *place = t->from_buffer ? "dlrn_trainer_step" : "dlrn_trainer_step_on";
@@ -13319,21 +13328,21 @@ DLRNI_INTERNAL double dlrni_mean(const double *a, int64_t n) {
     return sum / (double)n;
 }
 
-/* Whether a feature that was silent for so long is dead. With resampling: for at least half of the
-   period; compat: for more than half, as the reference has it. Otherwise by the threshold of the
-   auxiliary loss. */
+/* Whether a feature that has been silent for `silent` steps (or rows) is dead. With resampling: for
+   at least half of the period; compat: for more than half, as the reference has it. Otherwise by
+   the threshold of the auxiliary loss. */
 DLRNI_INTERNAL int dlrni_is_dead(const dlrn_trainer *t, int64_t silent) {
     const dlrn_train_config *cfg = &t->cfg;
-    /* AuxK counts rows, so that its patience does not depend on the batch size */
+    /* AuxK counts rows, so that the period does not depend on the batch size */
     if (t->recipe->counts_rows) return cfg->dead_rows >= 0 && silent >= cfg->dead_rows;
     if (cfg->resample_steps > 0)
         return cfg->compat ? 2 * silent > cfg->resample_steps : 2 * silent >= cfg->resample_steps;
     return cfg->ghost_threshold >= 0 && silent > cfg->ghost_threshold;
 }
 
-/* The figure of dead features, which every run reports. Without a period these are the features
-   that fire on no row of the batch, as an evaluation counts them. A run younger than the period
-   counts from its beginning, so that a run whose features have all died does not show 0. */
+/* The number of dead features that every run reports. Without a period these are the features that
+   fire on no row of the batch, as in an evaluation. A run shorter than the period counts from its
+   start, so that a run whose features have all died does not report 0. */
 DLRNI_INTERNAL int64_t dlrni_count_dead(const dlrn_trainer *t) {
     const dlrn_train_config *cfg = &t->cfg;
     int64_t count = 0, period = 1;
@@ -13353,22 +13362,22 @@ DLRNI_INTERNAL int64_t dlrni_count_dead(const dlrn_trainer *t) {
 /* A dead feature is never active, so the loss has no gradient for it. An auxiliary loss makes the
    dead features, and only them, predict the residual y - x_hat. All of them are computed on all
    rows, densely; the rest of the step stays sparse. The pass below is the same for every such loss.
-   A block at the end of this room says what a value is, how far it is from the residual, and what
-   that costs.
+   The blocks at the end of this room define a value, its distance from the residual, and the loss.
 
    Forward goes by rows: all dead features on a block of rows. Backward goes by groups of dead
    features and by blocks of rows: a block serves all products with a group while it is in the
-   second cache. If each feature walked through all rows alone, a step with 10 % dead features would
-   take 3.4 times one without (Zen 4). The sums are added to those of the lists when the lists are
+   second cache. With one feature at a time, a step with 10 % dead features would take 3.4 times as
+   long as one without (Zen 4). The sums are added to those of the lists when the lists are
    done. */
 
 enum {
-    DLRNI_AUX_ROWS = 128, /* rows of a block; with d = 512, xc and e are 512 KB: a second cache  */
+    DLRNI_AUX_ROWS = 128, /* rows per block; with d = 512, xc and e take 512 KB: a second cache  */
     DLRNI_AUX_SUMS = 4096 /* dead features whose sums are kept: bounds the memory, 4 (d_in + d_out)
                              bytes for each                                                     */
 };
 
-/* Copies rows row [count] of a matrix [.][d] side by side: a kernel wants them contiguous. */
+/* Copies the rows row [count] of a matrix [.][d] into to [count][d]: kernels need them
+   contiguous. */
 DLRNI_INTERNAL void dlrni_collect_rows(const float *from, const int32_t *row, int64_t count,
                                        int64_t d, float *to) {
     for (int64_t p = 0; p < count; p++)
@@ -13387,8 +13396,8 @@ DLRNI_INTERNAL void dlrni_aux_pre(const dlrn_dictionary *dict, const float *xc, 
             pre[i * ld + p] += dict->param[DLRN_ENCODER_BIAS][feature[p]];
 }
 
-/* out [rows][d_out] = f [rows][count] times the atoms of the dead. The atoms are packed panel by
-   panel, since they lie anywhere in the decoder. */
+/* out [rows][d_out] = f [rows][count] times the dead features' atoms, which are packed panel by
+   panel, since they are scattered over the decoder. */
 DLRNI_INTERNAL void dlrni_aux_decode(const dlrn_trainer *t, const float *f, int64_t rows,
                                      float *panel, float *out) {
     const dlrni_aux *a = &t->w.aux;
@@ -13400,18 +13409,18 @@ DLRNI_INTERNAL void dlrni_aux_decode(const dlrn_trainer *t, const float *f, int6
             for (int64_t q = 0; q < depth; q++)
                 dlrni_pack_cols(t->dict->param[DLRN_DECODER] + a->dead[p + q] * d + j, d, width, 1,
                                 panel + q * DLRNI_GROUP);
-            /* p > 0: adds to the panels before */
+            /* p > 0: adds to earlier panels */
             t->ctx->k->outer(rows, width, depth, f + p, a->count, 1, panel, p > 0, out + j, d);
         }
 }
 
-/* Rows of a task: as many as keep the values of all dead features within 4 MB, so that the scratch
-   of a worker is bounded however many are dead. */
+/* Rows per task: as many as keep the values of all dead features within 4 MB, so that a worker's
+   scratch is bounded for any number of them. */
 DLRNI_INTERNAL int64_t dlrni_aux_block(const dlrni_aux *a) {
     return dlrni_max(dlrni_min((1 << 20) / a->count, DLRNI_AUX_ROWS), 8);
 }
 
-/* Bytes of scratch of a task. Forward and backward share the size, so that a step grows it once. */
+/* Bytes of scratch per task: one size for forward and backward, so that a step grows it once. */
 DLRNI_INTERNAL int64_t dlrni_aux_scratch(const dlrn_trainer *t) {
     int64_t in = DLRNI_GROUP * t->dict->d_in, out = DLRNI_GROUP * t->dict->d_out;
     int64_t panel = DLRNI_GEMM_DEPTH * DLRNI_GROUP;
@@ -13442,7 +13451,7 @@ DLRNI_INTERNAL void dlrni_aux_rows_task(void *arg, int64_t block, int worker) {
     for (int64_t i = 0; i < rows; i++) t->recipe->auxiliary->end_row(t, r0 + i);
 }
 
-/* Takes the memory of the pass when a feature first dies: many runs never need it. */
+/* Allocates the memory of the pass when a feature first dies: many runs never need it. */
 DLRNI_INTERNAL dlrn_status dlrni_aux_room(dlrn_trainer *t) {
     dlrni_aux *a = &t->w.aux;
     int64_t d = t->dict->d_in + t->dict->d_out, n = t->w.batch.n;
@@ -13461,7 +13470,7 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_room(dlrn_trainer *t) {
 DLRNI_INTERNAL dlrn_status dlrni_aux_forward(dlrn_trainer *t, dlrn_train_stats *stats) {
     const dlrni_auxiliary *block = t->recipe->auxiliary;
     dlrni_aux *a = &t->w.aux;
-    /* also tells backward that there is nothing to add */
+    /* 0: backward has nothing to add */
     a->count = a->sums = 0;
     for (int64_t f = 0; block && f < t->dict->features; f++)
         if (block->is_dead(t, f)) a->dead[a->count++] = (int32_t)f;
@@ -13475,8 +13484,8 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_forward(dlrn_trainer *t, dlrn_train_stats *
 
 /* ---- Backward ---- */
 
-/* A group of dead features while blocks of rows go by. The forward values are not kept but computed
-   again: [n][dead] would be too large. */
+/* A group of dead features, over blocks of rows. The forward values are computed again, since
+   [n][dead] would be too large to keep. */
 typedef struct dlrni_aux_group {
     const int32_t *feature; /* [count] ascending */
     int64_t count;
@@ -13522,7 +13531,7 @@ DLRNI_INTERNAL void dlrni_aux_group_rows(const dlrn_trainer *t, dlrni_aux_group 
     dlrni_aux_outer(k, h, h->slope, xc, rows, d, h->encoder_grad);
 }
 
-/* Sums of one run of rows, r0 .. end, into grad: atoms [count][d_out], behind them encoder rows
+/* Writes the sums of one run of rows, r0 .. end, to grad: atoms [count][d_out], then encoder rows
    [count][d_in]. */
 DLRNI_INTERNAL void dlrni_aux_group_run(const dlrn_trainer *t, dlrni_aux_group *h, int64_t r0,
                                         int64_t end, float *grad) {
@@ -13534,8 +13543,8 @@ DLRNI_INTERNAL void dlrni_aux_group_run(const dlrn_trainer *t, dlrni_aux_group *
         dlrni_aux_group_rows(t, h, r0, dlrni_min(DLRNI_AUX_ROWS, end - r0));
 }
 
-/* Task, backward: the sums of one group of dead features over all rows, run by run (DLRNI_RUN). Its
-   sums have no other writer, and rows ascend: the same bits for any number of threads. */
+/* Task, backward: the sums of one group of dead features over all rows, run by run (DLRNI_RUN). No
+   other task writes to its sums, and rows ascend: the same bits for any number of threads. */
 DLRNI_INTERNAL void dlrni_aux_group_task(void *arg, int64_t task, int worker) {
     const dlrn_trainer *t = (const dlrn_trainer *)arg;
     const dlrni_aux *a = &t->w.aux;
@@ -13581,7 +13590,7 @@ DLRNI_INTERNAL int64_t dlrni_dead_from(const dlrni_aux *a, int64_t f) {
    DLRNI_AUX_SUMS, *end is lowered to the group where they stop fitting. */
 DLRNI_INTERNAL dlrn_status dlrni_aux_sums(dlrn_trainer *t, int64_t group, int64_t *end) {
     dlrni_aux *a = &t->w.aux;
-    int64_t last = group; /* whole groups only: a visit needs all sums of its group */
+    int64_t last = group; /* only whole groups: a visit needs all sums of its group */
     a->first = dlrni_dead_from(a, group * DLRNI_GROUP);
     a->sums = 0;
     for (; last < *end; last++) {
@@ -13613,18 +13622,18 @@ DLRNI_INTERNAL void dlrni_aux_add(const dlrn_trainer *t, int64_t f, float *atom,
 }
 
 /* ---- Ghost gradients (Jermyn and Templeton, "Ghost grads", 2024) ----
-   A feature is dead if it was silent for more than ghost_threshold steps before this one. It may
-   fire in this batch; then it gets both gradients. The dead predict the residual r = y - x_hat
-   through exp(pre), which has a gradient wherever ReLU has none: X = sum_j exp(pre_j) a_j, scaled
-   to half of r's length. exp can overflow. With the row's shift m = max(0, largest pre),
+   A feature is dead if it was silent for more than ghost_threshold steps before this one. If it
+   fires in this batch, it gets both gradients. The dead features predict the residual r = y - x_hat
+   through exp(pre), which has a gradient where ReLU has none: X = sum_j exp(pre_j) a_j, scaled to
+   half of r's length. exp can overflow. With the row's shift m = max(0, largest pre),
    X = exp(m) X' and X' stays finite; the scale |r| / (2 |X| + eps) becomes
    |r| / (2 |X'| + eps exp(-m)). Loss: the mean distance between r and
-   the scaled X, times the ratio of the reconstruction loss to it. Scale, r and that ratio are
-   constants to the gradient. */
-/* as in trainSAE: a row without residual must not divide by 0 */
+   the scaled X, times the ratio of the reconstruction loss to it. The gradient treats scale, r and
+   ratio as constants. */
+/* as in trainSAE: avoids a division by 0 on a row without a residual */
 static const double dlrni_ghost_eps = 1e-8;
 
-/* By the counters before this step, as in the reference. */
+/* Uses the counters before this step, as the reference does. */
 DLRNI_INTERNAL int dlrni_ghost_is_dead(const dlrn_trainer *t, int64_t f) {
     return t->cfg.ghost_threshold >= 0 && t->since_fired[f] > t->cfg.ghost_threshold;
 }
@@ -13646,7 +13655,7 @@ DLRNI_INTERNAL void dlrni_ghost_activate(const dlrn_trainer *t, int64_t i, const
     memcpy(df, f, (size_t)n * sizeof *df);
 }
 
-/* The distance v = s X' - r [d_out] and the row's loss |v|. factor keeps the scale s until
+/* The difference v = s X' - r [d_out] and the row's loss |v|. factor holds the scale s until
    dlrni_ghost_finish. */
 DLRNI_INTERNAL void dlrni_ghost_end_row(dlrn_trainer *t, int64_t i) {
     const dlrni_kernel_table *k = t->ctx->k;
@@ -13669,8 +13678,8 @@ DLRNI_INTERNAL double dlrni_aux_mean_error(const dlrn_trainer *t) {
     return sum / (double)n;
 }
 
-/* The ratio makes the ghost loss as large as the reconstruction loss, so that neither drowns the
-   other. The factor of row i: ratio * s / (n |v|), the derivative of a mean of distances. */
+/* The ratio makes the ghost loss as large as the reconstruction loss, so that neither outweighs
+   the other. The factor of row i: ratio * s / (n |v|), the derivative of a mean of distances. */
 DLRNI_INTERNAL void dlrni_ghost_finish(dlrn_trainer *t, dlrn_train_stats *stats) {
     double n = (double)t->w.batch.n;
     stats->auxiliary_loss = dlrni_aux_mean_error(t);
@@ -13690,15 +13699,15 @@ static const dlrni_auxiliary dlrni_ghosts = {dlrni_ghost_is_dead, dlrni_ghost_be
 
 /* ---- AuxK (Gao et al., "Scaling and evaluating sparse autoencoders", 2024; as in
    dictionary_learning 0.1.0) ----
-   A feature is dead if it was silent on the last dead_rows rows, this batch included. Of the dead,
-   each row keeps the auxk largest ReLU(pre). Their output X predicts the residual r. Loss:
-   auxk_alpha mean |r - X|^2 / mean |r - mean r|^2; r is a constant to the gradient. */
+   A feature is dead if it was silent on the last dead_rows rows, this batch included. Each row
+   keeps the auxk largest ReLU(pre) among the dead features. Their output X predicts the residual r.
+   Loss: auxk_alpha mean |r - X|^2 / mean |r - mean r|^2; the gradient treats r as a constant. */
 DLRNI_INTERNAL int dlrni_auxk_is_dead(const dlrn_trainer *t, int64_t f) {
     return t->cfg.auxk_alpha > 0 && dlrni_is_dead(t, t->w.silent[f]);
 }
 
-/* The k-th largest of pre [n] if it is above 0, else 0. Positive floats sort as their bits do, so
-   that the answer is found bit by bit from the top: 31 passes, no memory, no copy. */
+/* The k-th largest of pre [n] if it is above 0, otherwise 0. Positive floats are ordered like their
+   bits, so the answer is found bit by bit from the top: 31 passes, and no memory. */
 DLRNI_INTERNAL float dlrni_kth_largest(const float *pre, int64_t n, int64_t k) {
     uint32_t bits = 0;
     for (int bit = 30; bit >= 0; bit--) {
@@ -13710,13 +13719,13 @@ DLRNI_INTERNAL float dlrni_kth_largest(const float *pre, int64_t n, int64_t k) {
     return dlrni_float_of_bits(bits);
 }
 
-/* Whether a row keeps a feature. Of equal values, those up to row->feature: a row keeps exactly
-   k. */
+/* Whether a row keeps a feature. Among equal values it keeps those up to row->feature, so that
+   there are exactly k. */
 DLRNI_INTERNAL int dlrni_auxk_keeps(const dlrni_aux_row *row, int32_t feature, float pre) {
     return pre > row->level || (pre > 0 && pre >= row->level && feature <= row->feature);
 }
 
-/* Finds where the selection of row i ends, and sets the rest of pre [count] to 0. */
+/* Finds the last feature that row i keeps, and sets the others of pre [count] to 0. */
 DLRNI_INTERNAL void dlrni_auxk_begin_row(dlrn_trainer *t, int64_t i, float *pre) {
     const dlrni_aux *a = &t->w.aux;
     dlrni_aux_row *row = &t->w.aux.row[i];
@@ -13736,7 +13745,7 @@ DLRNI_INTERNAL void dlrni_auxk_begin_row(dlrn_trainer *t, int64_t i, float *pre)
         if (!dlrni_auxk_keeps(row, a->dead[p], pre[p])) pre[p] = 0;
 }
 
-/* ReLU and selection: the derivative is 1 where a feature is kept, else 0. */
+/* ReLU and selection: the derivative is 1 where a feature is kept, otherwise 0. */
 DLRNI_INTERNAL void dlrni_auxk_activate(const dlrn_trainer *t, int64_t i, const int32_t *feature,
                                         int64_t n, float *f, float *df) {
     for (int64_t p = 0; p < n; p++) {
@@ -13746,7 +13755,7 @@ DLRNI_INTERNAL void dlrni_auxk_activate(const dlrn_trainer *t, int64_t i, const 
     }
 }
 
-/* The distance X - r of row i, and its square. */
+/* The difference X - r of row i, and its squared length. */
 DLRNI_INTERNAL void dlrni_auxk_end_row(dlrn_trainer *t, int64_t i) {
     int64_t d = t->dict->d_out;
     float *v = t->w.aux.e + i * d;
@@ -13792,14 +13801,14 @@ static const dlrni_auxiliary dlrni_auxk = {dlrni_auxk_is_dead, dlrni_auxk_begin_
 
 /* ------------------------------------------------------------------------------------------ */
 // >>backward
-/* Gradients, and the update in the same visit: a task sums the gradients of a few groups, hands
-   them to Adam while they are in the cache, and goes on. (Recipes that clip keep them all and move
-   the weights in a second pass: dlrni_backward_clipped.) Chain rule, for row i
-   and feature j with value f and pre-activation p: the atom gets c_i f e_i, the slope by p is
-   s = c_i <e_i, atom> (plus the penalty), the encoder row gets s xc_i, its bias s. */
+/* Gradients, and the update in the same visit: a task sums the gradients of a few groups and
+   updates them with Adam while they are in the cache. (Recipes that clip keep all gradients and
+   update in a second pass: dlrni_backward_clipped.) The chain rule, for row i and feature j with
+   value f and pre-activation p: the atom gets c_i f e_i; the derivative with respect to p is
+   s = c_i <e_i, atom>, plus the penalty's; the encoder row gets s xc_i, its bias s. */
 
 /* Sorts the list of the visit's group g by feature (a counting sort, stable: rows still ascend),
-   behind the entries of the groups before it. */
+   after the entries of the groups before it. */
 DLRNI_INTERNAL void dlrni_visit_sort(dlrni_visit *v, int64_t g, const dlrni_list *list) {
     int64_t to[DLRNI_GROUP], *at = v->at + g * DLRNI_GROUP;
     int64_t width = dlrni_min(DLRNI_GROUP, v->width - g * DLRNI_GROUP);
@@ -13811,7 +13820,7 @@ DLRNI_INTERNAL void dlrni_visit_sort(dlrni_visit *v, int64_t g, const dlrni_list
         at[j + 1] += at[j];
     }
     for (int64_t p = 0; p < list->count; p++) {
-        /* `to` moves on, `at` must stay: it is the index of the sorted entries */
+        /* `to` advances; `at` stays, as the index of the sorted entries */
         int64_t q = to[dlrni_key_feature(list->key[p])]++;
         v->row[q] = (int32_t)dlrni_key_row(list->key[p]);
         v->val[q] = list->val[p];
@@ -13820,14 +13829,14 @@ DLRNI_INTERNAL void dlrni_visit_sort(dlrni_visit *v, int64_t g, const dlrni_list
 
 /* slope[p] = <e of the entry's row, atom> for all entries. Where many features are active, all
    products of a few rows and a group are formed and the wanted ones taken: the tile keeps both
-   operands in registers. With half of the features active a third faster (Zen 4). */
+   operands in registers. With half of the features active this is a third faster (Zen 4). */
 DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, dlrni_visit *v, const dlrni_sums *g) {
     /* a tile of 32 x 48 floats is 6 KB: it stays in the first cache */
     enum { ROWS = 32 };
     int64_t d = t->dict->d_out, from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
     const float *atom = t->dict->param[DLRN_DECODER] + v->f0 * d, *e = t->w.batch.e;
     float tile[ROWS * DLRNI_GROUP];
-    /* Found on Zen 4: the tile wins if an output has 4 entries among 12 rows. To tune, time both
+    /* Zen 4: the tile is faster if an output has 4 entries among 12 rows. To tune this, time both
        ways at densities from 0.1 to 0.5. */
     if (dlrni_sums_chunk(g, 4) > 12) {
         for (int64_t j = 0; j < g->n_out; j++)
@@ -13863,8 +13872,8 @@ DLRNI_INTERNAL void dlrni_visit_slopes(const dlrn_trainer *t, dlrni_visit *v, in
     }
 }
 
-/* Adds the sums of one run to those of the runs before, and begins the next. Why runs:
-   DLRNI_RUN. */
+/* Adds the sums of one run to those of earlier runs, and clears them for the next. Why there are
+   runs: DLRNI_RUN. */
 DLRNI_INTERNAL void dlrni_visit_end_run(const dlrn_trainer *t, dlrni_visit *v) {
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         /* one run in the batch: run and sum are the same array */
@@ -13889,7 +13898,7 @@ DLRNI_INTERNAL void dlrni_visit_stretch(const dlrn_trainer *t, dlrni_visit *v, i
         dlrni_visit_sort(v, i, &c->lists[stretch * c->groups + v->group + i]);
     dlrni_visit_dots(t, v, &out);
     for (int64_t j = 0; j < v->width; j++) {
-        /* after the products, which the slopes are made from */
+        /* after the products, from which the slopes are computed */
         if (t->recipe->slopes)
             t->recipe->slopes(t, v, j);
         else
@@ -13898,21 +13907,21 @@ DLRNI_INTERNAL void dlrni_visit_stretch(const dlrn_trainer *t, dlrni_visit *v, i
     /* atoms are sums of rows of e, encoder rows sums of rows of xc, over the same entries */
     dlrni_sums_add(t->ctx->k, &out, b->e, v->coef, v->run[DLRN_DECODER]);
     dlrni_sums_add(t->ctx->k, &in, b->xc, v->slope, v->run[DLRN_ENCODER]);
-    /* by the number of the stretch: runs do not depend on threads or waves */
+    /* counted in stretches, so runs do not depend on threads or waves */
     if (stretch % DLRNI_RUN == DLRNI_RUN - 1) dlrni_visit_end_run(t, v);
 }
 
-/* What a pass over the waves is for: the step (adam), or only the gradients (out). */
+/* The purpose of a pass over the waves: the step (adam), or only the gradients (out). */
 typedef struct dlrni_update {
-    dlrn_trainer *t;        /* of the step */
+    dlrn_trainer *t;
     const dlrni_adam *adam; /* NULL: the weights stay */
     float *const *out;      /* by role, each of its parameter's shape; NULL: not wanted */
     int64_t first, end;     /* the groups whose tasks run now: first .. end */
-    int64_t groups;         /* of a task                    */
-    int64_t entries;        /* of a task on one stretch, at most             */
+    int64_t groups;         /* per task                     */
+    int64_t entries;        /* most entries of a task on one stretch         */
 } dlrni_update;
 
-/* Whether the batch has several runs, so that they need arrays of their own. */
+/* Whether the batch has several runs, which then need an array beside the sum. */
 DLRNI_INTERNAL int dlrni_has_runs(const dlrni_encoding *c) {
     return c->stretches > DLRNI_RUN;
 }
@@ -13938,7 +13947,7 @@ DLRNI_INTERNAL int64_t dlrni_visit_carve(const dlrni_update *u, char *base, dlrn
             v->run[role] = (float *)dlrni_carve(base, &at, max * d, narrow);
     }
     v->at = (int64_t *)dlrni_carve(base, &at, max + 1, sizeof(int64_t));
-    /* by entry, and last: the parts before it have the same size at every stretch */
+    /* one per entry; last, since the parts before have the same size on every stretch */
     v->row = (int32_t *)dlrni_carve(base, &at, u->entries, narrow);
     v->val = (float *)dlrni_carve(base, &at, u->entries, narrow);
     v->coef = (float *)dlrni_carve(base, &at, u->entries, narrow);
@@ -13979,7 +13988,7 @@ DLRNI_INTERNAL float *dlrni_visit_gradient(const dlrn_trainer *t, const dlrni_vi
     return number;
 }
 
-/* The sums of feature j are complete: updates its weights, or copies its gradients out. */
+/* Feature j, whose sums are complete: updates its weights, or copies its gradients to out. */
 DLRNI_INTERNAL void dlrni_visit_end_feature(const dlrni_update *u, dlrni_visit *v, int64_t j) {
     dlrn_trainer *t = u->t;
     int64_t f = v->f0 + j;
@@ -13992,9 +14001,10 @@ DLRNI_INTERNAL void dlrni_visit_end_feature(const dlrni_update *u, dlrni_visit *
     }
 }
 
-/* The sums of all features of the visit are complete. First each group's part of the gradient of
-   the bias that is subtracted from x: - sum_j bias_j w_j, with the weights before the update. The
-   parts are added in order later, so that tasks and threads do not matter. */
+/* Ends a visit, whose sums are complete. First each group's part of the gradient of the center:
+   - sum_j slope_j w_j, with the weights before the update, and the slopes' sum over rows, which is
+   the gradient of the encoder bias. The parts are added later in order, so that tasks and threads
+   do not matter. */
 DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
     dlrn_trainer *t = u->t;
     const dlrn_dictionary *dict = t->dict;
@@ -14010,7 +14020,7 @@ DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
             if (t->w.aux.sums)
                 dlrni_aux_add(t, v->f0 + j, v->sum[DLRN_DECODER] + j * d_out,
                               v->sum[DLRN_ENCODER] + j * d, &bias[j]);
-            /* nothing is subtracted: nothing to learn */
+            /* no center: nothing to learn */
             if (dlrni_center_of(dict))
                 t->ctx->k->axpy(-(float)bias[j], dict->param[DLRN_ENCODER] + (v->f0 + j) * d, part,
                                 d);
@@ -14030,11 +14040,11 @@ DLRNI_INTERNAL void dlrni_update_groups(void *arg, int64_t task, int worker) {
     dlrni_visit_end(u, &v);
 }
 
-/* The largest number of entries that any task has on a stretch: the size of its scratch. */
+/* The most entries that any task has on a stretch: sizes the scratch. */
 DLRNI_INTERNAL int64_t dlrni_update_max(const dlrni_update *u) {
     const dlrni_encoding *c = &u->t->w.codes;
     int64_t max = 0;
-    for (int64_t s = 0; s < c->stretches; s++) /* cut as the tasks will be */
+    for (int64_t s = 0; s < c->stretches; s++) /* divided as the tasks will be */
         for (int64_t g = u->first; g < u->end; g += u->groups) {
             int64_t n = 0;
             for (int64_t i = g; i < dlrni_min(g + u->groups, u->end); i++)
@@ -14044,7 +14054,7 @@ DLRNI_INTERNAL int64_t dlrni_update_max(const dlrni_update *u) {
     return max;
 }
 
-/* One wave's part of the step, as many groups at a time as the auxiliary sums have room for.
+/* One wave of the step: as many groups at a time as the auxiliary sums have room for.
    Several groups go through the rows together if the rows do not stay in a cache from one group to
    the next (several stretches), or if each group uses nearly all of them. */
 DLRNI_INTERNAL dlrn_status dlrni_update_wave(dlrni_update *u, int64_t first) {
@@ -14052,7 +14062,7 @@ DLRNI_INTERNAL dlrn_status dlrni_update_wave(dlrni_update *u, int64_t first) {
     dlrni_encoding *c = &t->w.codes;
     dlrni_visit count; /* only measured */
     DLRNI_TRY(dlrni_load_wave(t, first));
-    /* at least 4 tasks a thread, so that a long one does not leave the others idle */
+    /* at least 4 tasks per thread, so that a long one does not leave the others idle */
     int64_t part = dlrni_max(c->wave / (4 * t->ctx->threads), 1);
     int together = c->stretches > 1 || c->active > DLRNI_DENSE;
     u->groups = together ? dlrni_min(DLRNI_VISIT_GROUPS, part) : 1;
@@ -14062,7 +14072,7 @@ DLRNI_INTERNAL dlrn_status dlrni_update_wave(dlrni_update *u, int64_t first) {
         DLRNI_TRY(dlrni_aux_sums(t, u->first, &u->end));
         u->entries = dlrni_update_max(u);
         DLRNI_TRY(dlrni_need_scratch(c, dlrni_visit_carve(u, NULL, &count)));
-        /* all memory is there: from here on an interruption would leave half of the weights
+        /* all memory is there. From here on, an interruption would leave the weights half
            updated */
         if (u->adam) t->stage = DLRNI_UPDATING;
         dlrn_parallel_for(t->ctx, dlrni_ceil_div(u->end - u->first, u->groups), dlrni_update_groups,
@@ -14087,9 +14097,9 @@ DLRNI_INTERNAL void dlrni_output_gradient(dlrn_trainer *t) {
     }
 }
 
-/* The gradients of the biases that belong to no feature. Output bias: sum_i c_i e_i. Subtracted
-   from x: - sum_j (sum_i slope_ij) w_j: one product with a vector, where the chain rule row by row
-   would cost one with a matrix. A tied bias gets both. */
+/* The gradients of the biases that belong to no feature. Output bias: sum_i c_i e_i. Center:
+   - sum_j (sum_i slope_ij) w_j, one product with a vector; the chain rule row by row would need one
+   with a matrix. An output bias that is also the center gets both. */
 DLRNI_INTERNAL void dlrni_bias_gradients(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     const dlrni_kernel_table *k = t->ctx->k;
@@ -14103,8 +14113,8 @@ DLRNI_INTERNAL void dlrni_bias_gradients(dlrn_trainer *t) {
         k->axpy(1.0f, w->center_part + g * d, center, d);
 }
 
-/* Everything after the loss: the update (adam), or the gradients into out (by role; NULL: not
-   wanted). The waves go in the same order as forward. */
+/* Everything after the loss: the update (adam), or the gradients to out (by role; NULL: not
+   wanted). Waves come in the same order as in the forward pass. */
 DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *adam,
                                           float *const *out) {
     dlrni_work *w = &t->w;
@@ -14115,21 +14125,22 @@ DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *ada
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         /* features were updated in their visit */
         if (!t->dict->param[role] || dlrni_is_by_feature(role)) continue;
-        /* the only two roles that are not by feature */
+        /* of the roles that are not by feature, output and input bias are trained; a skip is
+           refused (dlrni_check_trainable) */
         const float *grad = role == DLRN_OUTPUT_BIAS ? w->output_grad : w->center_grad;
         int64_t n = dlrni_role_size(t->dict, role);
         if (adam) dlrni_adam_move(t, adam, role, 0, grad, n);
         if (out && out[role]) memcpy(out[role], grad, (size_t)n * sizeof *grad);
     }
-    if (adam) dlrn_dictionary_changed(t->dict); /* copies made for the encoder are stale */
+    if (adam) dlrn_dictionary_changed(t->dict); /* encoders drop their copies */
     return DLRN_OK;
 }
 
 /* ---- The update from stored gradients, for recipes that limit their norm ----
-   The norm is known only when all gradients are. They are kept, and a second pass moves the
-   weights: this costs memory for one more set of parameters. */
+   The norm is known only when all gradients are known. So they are kept, and a second pass updates
+   the weights: this costs memory for one more set of parameters. */
 
-/* Two passes over the features with one task body: measure, then move. */
+/* Two passes over the features with one task body: measure, then update. */
 typedef struct dlrni_apply {
     dlrn_trainer *t;
     const dlrni_adam *adam;
@@ -14137,8 +14148,8 @@ typedef struct dlrni_apply {
     double *square; /* [features] squared length of a feature's gradients; NULL: the update */
 } dlrni_apply;
 
-/* Task, one group of features: with `square` projects the atoms' gradients and measures all;
-   without it moves the weights. */
+/* Task, one group of features: with `square`, projects the atoms' gradients and measures all;
+   without it, updates the weights. */
 DLRNI_INTERNAL void dlrni_apply_group(void *arg, int64_t group, int worker) {
     const dlrni_apply *a = (const dlrni_apply *)arg;
     dlrn_trainer *t = a->t;
@@ -14164,11 +14175,11 @@ DLRNI_INTERNAL void dlrni_apply_group(void *arg, int64_t group, int worker) {
 }
 
 /* Backward for a recipe that clips. All gradients, projected, are scaled so that together they are
-   no longer than cfg.clip, as torch.nn.utils.clip_grad_norm_ does it; then Adam. All memory is
-   taken before anything is written. */
+   no longer than cfg.clip, as torch.nn.utils.clip_grad_norm_ does; then comes Adam. All
+   memory is allocated before anything is written. */
 DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_adam *adam) {
     int64_t F = t->dict->features, groups = dlrni_ceil_div(F, DLRNI_GROUP);
-    /* a number for each feature and not for each thread: summed in order below */
+    /* one per feature, not per thread: summed in order below */
     double *square = DLRNI_NEW_ZERO(t->ctx, double, F), sum = 0;
     dlrni_apply job = {t, adam, 1, square};
     dlrn_status s = square ? dlrni_backward(t, NULL, t->w.gradient) : DLRN_ERR_MEMORY;
@@ -14182,10 +14193,10 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_a
         int64_t n = dlrni_role_size(t->dict, role);
         sum += (double)t->ctx->k->dot(t->w.gradient[role], t->w.gradient[role], n);
     }
-    /* 1e-6: torch has it, too */
+    /* 1e-6 as in torch */
     const double factor = t->cfg.clip / (sqrt(sum) + 1e-6);
     job.factor = factor < 1 ? (float)factor : 1;
-    /* the second pass moves */
+    /* the second pass updates */
     job.square = NULL;
     t->stage = DLRNI_UPDATING;
     dlrn_parallel_for(t->ctx, groups, dlrni_apply_group, &job);
@@ -14201,16 +14212,17 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_a
 
 /* ------------------------------------------------------------------------------------------ */
 // >>recipes
-/* How families are trained: one block each, and one row of the table at the end. To add a recipe,
-   write its block and its row; the trainer and the checkpoint need no change. */
+/* How families are trained: one block each, and one row of the table at the end. The manual says
+   what else a new recipe may need (HOW TO ADD). */
 
 /* ---- reference: trainSAE of March 2024, ReLU with an L1 or entropy penalty, ghosts ----
-   Entropy of a row: q = f / (sum f + eps), H = -sum q log(q + eps). Its derivative by f_k is
-   (h_k - T) / (sum f + eps) with h_k = -log(q_k + eps) - q_k / (q_k + eps), T = sum_j h_j q_j. */
+   Entropy of a row: q = f / (sum f + eps), H = -sum q log(q + eps). Its derivative with respect to
+   f_k is (h_k - T) / (sum f + eps) with h_k = -log(q_k + eps) - q_k / (q_k + eps), T = sum_j h_j
+   q_j. */
 /* the constant of the reference: it keeps log(0) and 0 / 0 away */
 static const double dlrni_entropy_eps = 1e-8;
 
-/* h of the text above, at q = f / (sum f + eps). */
+/* h in the formula above, at q = f / (sum f + eps). */
 DLRNI_INTERNAL double dlrni_entropy_slope(double q) {
     return -log(q + dlrni_entropy_eps) - q / (q + dlrni_entropy_eps);
 }
@@ -14232,8 +14244,8 @@ DLRNI_INTERNAL void dlrni_entropy_slab(void *arg, int64_t task, int worker) {
     }
 }
 
-/* The mean L1 norm, or the mean entropy. The entropy takes a second pass over the waves: it needs
-   the sum of a row's features first. */
+/* The mean L1 norm, or the mean entropy. The entropy takes a second pass over the waves, since it
+   needs the sum of each row's features first. */
 DLRNI_INTERNAL dlrn_status dlrni_reference_penalty(dlrn_trainer *t, dlrn_train_stats *stats) {
     dlrni_work *w = &t->w;
     dlrni_batch *b = &w->batch;
@@ -14248,8 +14260,8 @@ DLRNI_INTERNAL dlrn_status dlrni_reference_penalty(dlrn_trainer *t, dlrn_train_s
     return DLRN_OK;
 }
 
-/* The penalty's derivative by an activation f of row i. `weight` is already divided by the rows of
-   the batch. */
+/* The derivative of the penalty with respect to a value f of row i. `weight` is already divided by
+   the number of rows. */
 DLRNI_INTERNAL double dlrni_sparsity_slope(const dlrn_trainer *t, double weight, int64_t i,
                                            float f) {
     const dlrni_batch *b = &t->w.batch;
@@ -14258,8 +14270,8 @@ DLRNI_INTERNAL double dlrni_sparsity_slope(const dlrn_trainer *t, double weight,
     return weight * (dlrni_entropy_slope((double)f / sum) - b->mean_slope[i]) / sum;
 }
 
-/* As dlrni_visit_slopes, plus the penalty: where f > 0, its derivative by f is that by the
-   pre-activation. */
+/* Like dlrni_visit_slopes, plus the penalty: where f > 0, f is the pre-activation, and so are the
+   derivatives. */
 DLRNI_INTERNAL void dlrni_reference_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
     const double weight = dlrni_penalty_weight(t) / (double)t->w.batch.n;
     const float *c = t->w.batch.c;
@@ -14275,25 +14287,25 @@ DLRNI_INTERNAL void dlrni_reference_slopes(const dlrn_trainer *t, dlrni_visit *v
 /* ---- dl-top_k: TopKTrainer of dictionary_learning 0.1.0 ----
    Squared distance, no penalty, AuxK. Before the first step the output bias becomes the geometric
    median of the batch. The mean threshold follows the smallest value that a row keeps. It is
-   saved, because the library can encode by it instead of by selection.
-   Two deliberate differences: a row that keeps nothing does not count in that mean (there the
-   library takes infinity), and k is not filled up with features at 0 (the library picks some at
-   random and counts them as active). */
+   saved because dictionary_learning can encode by it instead of by selection.
+   Two deliberate differences: a row that keeps nothing does not count in that mean (there
+   dictionary_learning takes infinity), and k is not filled up with features at 0 (it picks
+   arbitrary ones and counts them as active). */
 DLRNI_INTERNAL void dlrni_top_k_defaults(dlrn_train_config *cfg) {
-    cfg->lr = -1;              /* it depends on the number of features (dlrn_recipe_info) */
-    cfg->sparsity_penalty = 0; /* k alone makes it sparse */
+    cfg->lr = -1;              /* derived from the number of features (dlrn_recipe_info) */
+    cfg->sparsity_penalty = 0; /* k limits L0 */
     cfg->loss = DLRN_LOSS_SQUARED;
     cfg->clip = 1; /* gradients are clipped to norm 1 */
     cfg->k = 64;
     cfg->auxk_alpha = 1.0 / 32; /* Gao et al., 2024 */
     cfg->dead_rows = 10000000;  /* the same: 10 million tokens */
     cfg->threshold_beta = 0.999;
-    cfg->threshold_start_step = 1000; /* the first values are not typical yet */
+    cfg->threshold_start_step = 1000; /* the first values are not typical */
 }
 
 /* One round of Weiszfeld's algorithm (1937): to [d] = the mean of y [n][d], weighted by 1 /
-   distance from `from` [d]. Returns how far the median moved. A row at distance 0 gets no weight,
-   for the formula would divide by 0. */
+   distance from `from` [d]. Returns how far the median moved. A row at distance 0 is left out,
+   since its weight would be infinite. */
 DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t n, int64_t d, const double *from,
                                          double *to) {
     double all = 0, moved = 0;
@@ -14313,12 +14325,12 @@ DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t n, int64_t d, c
     return sqrt(moved);
 }
 
-/* The geometric median: unlike a mean, it is not drawn away by a few huge rows. At most 100 rounds,
-   or until it moves less than 1e-5: the library's numbers. */
+/* The geometric median: unlike the mean, a few huge rows do not move it far. At most 100 rounds, or
+   until it moves by less than 1e-5: dictionary_learning's numbers. */
 DLRNI_INTERNAL dlrn_status dlrni_top_k_first_batch(dlrn_trainer *t, const float *x, const float *y,
                                                    int64_t n) {
     int64_t d = t->dict->d_out;
-    /* it comes before the loss, which checks it otherwise */
+    /* this comes before the loss, which also checks it */
     DLRNI_TRY(dlrni_check_batch(t, x, y, n));
     double *at = DLRNI_NEW_ZERO(t->ctx, double, 2 * d);
     if (!at) return DLRN_ERR_MEMORY;
@@ -14337,8 +14349,8 @@ DLRNI_INTERNAL dlrn_status dlrni_top_k_first_batch(dlrn_trainer *t, const float 
     return DLRN_OK;
 }
 
-/* The moving average of the smallest kept value. It starts with the first batch's mean, not with 0:
-   a threshold below 0 means "none yet". */
+/* The moving average of the smallest kept value. It starts with the first mean, not with 0: a
+   threshold below 0 means "none yet". */
 DLRNI_INTERNAL void dlrni_top_k_after_step(dlrn_trainer *t) {
     const dlrni_encoding *c = &t->w.codes;
     double *threshold = &t->dict->formula.threshold, sum = 0, beta = t->cfg.threshold_beta;
@@ -14356,12 +14368,13 @@ DLRNI_INTERNAL void dlrni_top_k_after_step(dlrn_trainer *t) {
 }
 
 /* ---- dl-jump_relu: JumpReluTrainer of dictionary_learning 0.1.0 ----
-   f = p where p > threshold, else 0. Squared distance, and the penalty (L0 / target_l0 - 1)^2. A
-   step has no useful derivative. The one by a threshold t is estimated from the entries within half
-   a bandwidth e of t (Rajamanoharan et al., "Jumping ahead", 2024): df/dt = - t / e, and
-   dL0/dt = - 1 / e for each entry with |f - t| < e / 2. The library tests f there, not p, so that
-   all inactive entries (f = 0) count while |t| < e / 2. The penalty moves only thresholds. Only in
-   training, a threshold below 0 lets negative values through. */
+   f = p where p > threshold, otherwise 0. Squared distance, and the penalty (L0 / target_l0 - 1)^2.
+   The derivative of a step function is useless. That with respect to a threshold t is estimated
+   from the entries within half a bandwidth e of t (Rajamanoharan et al., "Jumping ahead", 2024):
+   df/dt = - t / e, and dL0/dt = - 1 / e for each entry with |f - t| < e / 2. dictionary_learning
+   tests f there, not p, so that all inactive entries (f = 0) count while |t| < e / 2. The penalty
+   moves only thresholds. In training, but not afterwards, a threshold below 0 passes negative
+   values. */
 DLRNI_INTERNAL void dlrni_jump_relu_defaults(dlrn_train_config *cfg) {
     cfg->lr = 7e-5;
     cfg->beta1 = 0; /* the paper trains without momentum */
@@ -14390,8 +14403,8 @@ DLRNI_INTERNAL dlrn_status dlrni_jump_relu_penalty(dlrn_trainer *t, dlrn_train_s
     return DLRN_OK;
 }
 
-/* `off`: rows of the stretch on which the feature is 0. They are in no list, but count while |t| <
-   e / 2. */
+/* `off`: the rows of the stretch on which the feature is 0. They are in no list, but count while
+   |t| < e / 2. */
 DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
     const float threshold = t->dict->param[DLRN_THRESHOLD][v->f0 + j], *c = t->w.batch.c;
     const double width = t->cfg.bandwidth, level = (double)threshold;
@@ -14401,7 +14414,7 @@ DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v
         float pre = v->val[p], slope = c[v->row[p]] * v->slope[p];
         int within = fabs((double)pre - level) < width / 2;
         int on = pre > threshold;
-        /* on or off: the estimate looks at both sides */
+        /* on or off: the estimate uses both sides */
         if (within) by_f += (double)slope;
         counted += within && on;
         off -= on;
@@ -14416,7 +14429,7 @@ DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v
 
 /* ---- The table. The first row is the default: version 0.1 had no other ---- */
 
-/* By name: the settings that a recipe uses and some other one does not. */
+/* The names of the settings that a recipe uses and some other one does not. */
 static const char *const dlrni_reference_settings[] = {
     "sparsity_penalty",
     "sparsity_warmup_steps",
@@ -14445,7 +14458,7 @@ static const dlrni_recipe dlrni_recipe_table[] = {
      dlrni_reference_slopes,
      &dlrni_ghosts,
      dlrni_steer_penalty},
-    /* the rate: the library's scaling law, from Gao et al.: 2e-4 at 2^14 features */
+    /* the rate: dictionary_learning's scaling law, from Gao et al.: 2e-4 at 2^14 features */
     {{"dl-top_k", "AutoEncoderTopK",
       "mean ||x - x_hat||^2 + auxk_alpha * AuxK of dead features (TopKTrainer of "
       "dictionary_learning 0.1.0)",
@@ -14487,19 +14500,19 @@ DLRN_API const dlrn_recipe_info *dlrn_recipe(int index) {
 /* ------------------------------------------------------------------------------------------ */
 // >>settings
 DLRNI_COLD_BEGIN
-/* The configuration of a trainer: defaults, checks, and as text. One list of settings serves all
-   three and the checkpoint, so that a new setting cannot be forgotten in a file. */
+/* The configuration of a trainer: its defaults, checks and text. One list of settings serves all of
+   them and the checkpoint, so that a new setting cannot be missing from a file. */
 
-/* The defaults are those of trainSAE of March 2024, with the switches for later recipes off; a
-   recipe then overwrites what its own paper or library says. */
+/* The defaults of trainSAE of March 2024, with the settings of other recipes off; a recipe then
+   sets its own. */
 DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     const dlrni_recipe *r = dlrni_recipe_named(recipe);
     dlrn_train_config cfg;
     memset(&cfg, 0, sizeof cfg);
-    /* an unknown name stays, so that the trainer can name it in its error */
+    /* an unknown name is kept: the error of dlrn_trainer_create names it */
     cfg.recipe = r ? r->info.name : recipe;
     cfg.d_in = 512;
-    cfg.features = 16 * 512; /* 16 atoms for each dimension */
+    cfg.features = 16 * 512; /* 16 atoms per dimension */
     cfg.lr = 3e-4;
     cfg.sparsity_penalty = 1e-3;
     cfg.loss = DLRN_LOSS_NORM; /* the distance, not its square */
@@ -14509,13 +14522,13 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     cfg.eps = 1e-8;
     cfg.steps = -1;          /* until the source ends */
     cfg.warmup_steps = 1000; /* Adam's second moments are poor estimates at first */
-    cfg.decay_start = -1;    /* off: a constant rate can be trained on for as long as one likes */
+    cfg.decay_start = -1;    /* off: with a constant rate a run may always be continued */
     cfg.resample_steps = -1; /* off */
     /* 100 batches: enough badly reconstructed rows for thousands of dead features */
     cfg.resample_rows = 819200;
-    cfg.ghost_threshold = -1; /* off: the ghosts have a cost, and not every run needs them */
-    cfg.log_steps = 1000;     /* with compat a log has an effect (dlrni_stage_logging) */
-    cfg.save_steps = -1;      /* the program's; the trainer itself never saves */
+    cfg.ghost_threshold = -1; /* off: ghosts take time, and not every run needs them */
+    cfg.log_steps = 1000;     /* with compat, logging changes the run (dlrni_stage_logging) */
+    cfg.save_steps = -1;      /* for callers: a trainer never saves itself */
     cfg.dead_rows = -1;
     cfg.threshold_start_step = -1;
     cfg.buffer = dlrn_buffer_defaults();
@@ -14524,9 +14537,9 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
 }
 
 /* The numbers of a configuration: X(field, key, condition, what is expected). `v` is the value as a
-   double: conditions on integers stay exact below 2^53. The first two lists are those of version
-   0.1, whose files have no others; the MORE lists are in files that name their recipe. The keys are
-   part of the file format, so that they keep the old names. */
+   double: conditions on integers stay exact below 2^53. The first two lists are in all
+   files, those of version 0.1 included; the MORE lists only in later ones. The keys are part of the
+   file format, so they keep the old names. */
 /* 0 would divide by 0 in "every n steps" */
 #define DLRNI_PERIOD(v) ((v) == -1 || (v) > 0)
 #define DLRNI_NEVER "a number from 1, or -1 for never"
@@ -14564,8 +14577,8 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(target_l0, "target_l0", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                   \
     X(bandwidth, "bandwidth", v >= 0 && DLRNI_REAL(v), "a finite number from 0")
 
-/* Checks that each setting is within its range. A setting that comes from a checkpoint takes the
-   same way: files are not trusted. */
+/* Checks that each setting is within its range. Settings from a checkpoint are checked here as
+   well: files are not trusted. */
 DLRNI_INTERNAL dlrn_status dlrni_check_numbers(dlrn_context *ctx, const dlrn_train_config *cfg) {
 #define DLRNI_CHECK_NUMBER(field, key, condition, wanted)                                          \
     {                                                                                              \
@@ -14595,8 +14608,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_numbers(dlrn_context *ctx, const dlrn_tra
     return DLRN_OK;
 }
 
-/* The rate that lr means: -1 stands for one that falls with the square root of the number of
-   features, if the recipe has such a law. */
+/* The rate that lr means: -1 becomes one that falls with the square root of the number of features,
+   if the recipe has such a rule. */
 DLRNI_INTERNAL double dlrni_settled_rate(const dlrn_train_config *cfg, const dlrni_recipe *recipe) {
     /* lr == -1, without the warning of -Wfloat-equal */
     int derived = !(cfg->lr > -1) && !(cfg->lr < -1);
@@ -14605,9 +14618,8 @@ DLRNI_INTERNAL double dlrni_settled_rate(const dlrn_train_config *cfg, const dlr
                : cfg->lr;
 }
 
-/* Checks a configuration, and fills in what follows from the rest: the recipe's name, d_out, the
-   learning rate that depends on the number of features. A settled configuration does not change if
-   it is settled again. */
+/* Checks a configuration and fills in what follows from the rest: the recipe's name, d_out, a
+   derived learning rate. Settling it again changes nothing. */
 DLRNI_INTERNAL dlrn_status dlrni_settle_config(dlrn_context *ctx, dlrn_train_config *cfg,
                                                const dlrni_recipe **recipe) {
     *recipe = dlrni_recipe_named(cfg->recipe);
@@ -14647,7 +14659,7 @@ DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text
     dlrni_json_put_unsigned(&w, "seed", cfg->seed);
     dlrni_json_put_bool(&w, "compat", cfg->compat == DLRN_ON);
     dlrni_json_close(&w, "}");
-    /* of the whole text, also if it was cut: the caller learns what size to bring */
+    /* of the whole text, even if it was cut: the caller learns what size it needs */
     return w.out.len;
 }
 
@@ -14658,17 +14670,17 @@ DLRNI_COLD_END
    direction of a row that is reconstructed badly (Bricken et al., "Towards Monosemanticity", 2023).
    1. Sample: resample_rows of the rows that the buffer holds (all if there are fewer), drawn
       without replacement by seed and step. Their losses are measured.
-   2. Draw: one row of the sample for each dead feature, without replacement, with probability
-      proportional to the squared loss.
+   2. Draw: one row of the sample for each dead feature, without replacement, with a probability
+      proportional to its squared distance |y - x_hat|^2.
    3. Revive: the atom becomes the drawn output y, normalised (not centred). The encoder row becomes
-      the drawn input less what the formula subtracts, scaled to 0.2 of the mean norm of the living
+      the drawn input minus the center, scaled to 0.2 of the mean norm of the living features'
       encoder rows. The encoder bias and Adam's moments of the feature become 0.
    If no feature is alive, the mean is over all encoder rows; if that is 0, it counts as 1. Rows
-   with y = 0 or with a zero input give no direction and are never drawn. If there are fewer rows
-   than dead features, the remaining features are left alone. */
+   whose y or centred input is 0 give no direction and are never drawn. If there are fewer rows than
+   dead features, the remaining features stay as they are. */
 
-/* Rows whose losses are measured at a time: enough for the encoder's tiles, and between two of them
-   a stop is noticed within milliseconds. */
+/* Rows whose losses are measured at a time: enough for the encoder's tiles, and few enough that a
+   stop is noticed within milliseconds. */
 enum { DLRNI_SAMPLE_ROWS = 256 };
 
 /* Where rows come from: arrays of the caller, or a sample of a buffer. */
@@ -14680,7 +14692,7 @@ typedef struct dlrni_sample {
     float *bx, *by;      /* [DLRNI_SAMPLE_ROWS][d] copies of some of them; owned        */
 } dlrni_sample;
 
-/* Frees what dlrni_sample_buffer took, also after it failed. */
+/* Frees what dlrni_sample_buffer allocated, even if it failed. */
 DLRNI_INTERNAL void dlrni_sample_free(dlrn_context *ctx, dlrni_sample *r) {
     dlrn_free(ctx, r->index);
     dlrn_free(ctx, r->bx);
@@ -14688,13 +14700,13 @@ DLRNI_INTERNAL void dlrni_sample_free(dlrn_context *ctx, dlrni_sample *r) {
 }
 
 /* Rows start .. start + n of the sample: x [n][d_in], y [n][d_out]. Those of a buffer are copied
-   into bx and by, since they are stored narrow and apart. */
+   to bx and by, since they may be stored as f16 and are scattered. */
 DLRNI_INTERNAL void dlrni_sample_rows(const dlrni_sample *r, const dlrn_trainer *t, int64_t start,
                                       int64_t n, const float **x, const float **y) {
     *x = r->bx;
     *y = r->by;
     if (r->x) {
-        /* no copy: the caller's rows are f32 already */
+        /* no copy: the caller's rows are f32 */
         *x = r->x + start * t->dict->d_in;
         *y = r->y + start * t->dict->d_out;
     } else
@@ -14702,21 +14714,22 @@ DLRNI_INTERNAL void dlrni_sample_rows(const dlrni_sample *r, const dlrn_trainer 
 }
 
 /* The stream of random numbers of this step's draw. Bit 63 keeps it apart from the streams that
-   make the first weights, numbered by feature from 0. By step: a resumed run draws the same. */
+   make the first weights, numbered by feature from 0. A resumed run draws the same rows at the same
+   step. */
 DLRNI_INTERNAL uint64_t dlrni_draw_stream(const dlrn_trainer *t) {
     return (uint64_t)1 << 63 | (uint64_t)t->step;
 }
 
 /* Draws up to `want` of the buffer's unread rows (Knuth, algorithm S): row i is taken with
-   probability (still wanted) / (still to come), which gives every subset the same chance in one
-   pass. */
+   probability (still wanted) / (still to come), so that in one pass every subset has the same
+   chance. */
 DLRNI_INTERNAL dlrn_status dlrni_sample_buffer(dlrn_trainer *t, int64_t want, dlrni_sample *r) {
     /* bit 62: another stream than that of the draw by weight */
     dlrn_rng rng = {t->cfg.seed, dlrni_draw_stream(t) | (uint64_t)1 << 62, 0};
     int64_t held, taken = 0;
     r->buffer = t->buffer;
     DLRNI_TRY(dlrni_buffer_read_ahead(t->buffer, want));
-    held = t->buffer->unread; /* after the fill, which may read */
+    held = t->buffer->unread; /* after the refill, which may read */
     r->n = dlrni_min(want, held);
     r->index = DLRNI_NEW(t->ctx, int64_t, r->n);
     r->bx = DLRNI_NEW(t->ctx, float, DLRNI_SAMPLE_ROWS * t->dict->d_in);
@@ -14724,7 +14737,7 @@ DLRNI_INTERNAL dlrn_status dlrni_sample_buffer(dlrn_trainer *t, int64_t want, dl
     if (!r->index || !r->bx || !r->by) return DLRN_ERR_MEMORY;
     for (int64_t i = 0; i < held && taken < r->n; i++)
         if ((int64_t)dlrn_rng_below(&rng, (uint64_t)(held - i)) < r->n - taken)
-            /* ascending: the copies walk through the buffer once */
+            /* ascending: the copies go through the buffer once */
             r->index[taken++] = i;
     return DLRN_OK;
 }
@@ -14761,7 +14774,7 @@ DLRNI_INTERNAL dlrn_status dlrni_row_losses(dlrn_trainer *t, dlrn_encoder *encod
 }
 
 /* The losses [n] of all rows of a sample, DLRNI_SAMPLE_ROWS at a time: the only long part of a
-   resampling, and so the one that asks whether to stop. */
+   resampling, so this is where `stop` is called. */
 DLRNI_INTERNAL dlrn_status dlrni_sample_losses(dlrn_trainer *t, const dlrni_sample *r,
                                                float *loss) {
     int64_t d = t->dict->d_in, d_out = t->dict->d_out;
@@ -14783,10 +14796,11 @@ DLRNI_INTERNAL dlrn_status dlrni_sample_losses(dlrn_trainer *t, const dlrni_samp
     return s;
 }
 
-/* Draws up to k of n rows without replacement, by weight: row i has the key -E_i / w_i with E_i
-   exponential, and the largest keys win (Efraimidis and Spirakis, 2006). One pass and a top-k,
-   where drawing one after the other would sum the weights k times. weight [n] becomes the keys;
-   drawn [k] in the order of drawing; *count says how many: zero weights are never drawn. */
+/* Draws up to k of n rows without replacement, by weight: row i gets the key -E_i / w_i with E_i
+   exponential, and the largest keys win (Efraimidis and Spirakis, 2006). This is one pass and a
+   top-k; drawing one row after another would sum the weights k times. weight [n] is overwritten by
+   the keys; drawn [k] is in the order of drawing; *count: how many, since rows of weight 0 are
+   never drawn. */
 DLRNI_INTERNAL dlrn_status dlrni_draw_rows(dlrn_trainer *t, float *weight, int64_t n, int64_t k,
                                            int64_t *drawn, int64_t *count) {
     const uint64_t stream = dlrni_draw_stream(t);
@@ -14795,7 +14809,7 @@ DLRNI_INTERNAL dlrn_status dlrni_draw_rows(dlrn_trainer *t, float *weight, int64
     for (int64_t i = 0; i < n; i++) max = weight[i] > max ? weight[i] : max;
     for (int64_t i = 0; i < n; i++) {
         double u = dlrni_open_unit(dlrni_philox_block(t->cfg.seed, stream, (uint64_t)i).lo);
-        /* relative to the largest: tiny losses do not overflow the keys */
+        /* relative to the largest: keys of tiny losses do not overflow */
         double part = weight[i] > 0 ? (double)weight[i] / (double)max : 0;
         double key = part > 0 ? log(u) / part : -HUGE_VAL;
         int use = key >= -(double)FLT_MAX;
@@ -14830,8 +14844,8 @@ DLRNI_INTERNAL double dlrni_living_norm(const dlrn_trainer *t, const int32_t *de
     return mean > 0 ? mean : 1.0;
 }
 
-/* Forgets Adam's moments of feature j: they belong to the old direction. Those of the atom, too,
-   unless compat: the reference left them. */
+/* Sets Adam's moments of feature j to 0: they belong to the old direction. atom_too: also those of
+   the atom, which the reference leaves (compat). */
 DLRNI_INTERNAL void dlrni_zero_moments(dlrn_trainer *t, int64_t j, int atom_too) {
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         int64_t d = dlrni_role_width(t->dict, role);
@@ -14842,15 +14856,14 @@ DLRNI_INTERNAL void dlrni_zero_moments(dlrn_trainer *t, int64_t j, int atom_too)
     }
 }
 
-/* Feature j starts again from the row x [d_in], y [d_out]; its encoder row gets the length
-   `norm`. */
+/* Restarts feature j from the row x [d_in], y [d_out]; its encoder row gets the length `norm`. */
 DLRNI_INTERNAL void dlrni_revive(dlrn_trainer *t, int64_t j, const float *x, const float *y,
                                  double norm) {
     const dlrni_kernel_table *k = t->ctx->k;
     int64_t d = t->dict->d_in, d_out = t->dict->d_out;
     float *atom = t->dict->param[DLRN_DECODER] + j * d_out;
     float *encoder = t->dict->param[DLRN_ENCODER] + j * d;
-    memcpy(atom, y, (size_t)d_out * sizeof *atom); /* x and y are not in the weights */
+    memcpy(atom, y, (size_t)d_out * sizeof *atom); /* y is no part of the weights: no overlap */
     dlrni_normalise(k, atom, d_out);
     dlrni_input_row(t->dict, x, encoder);
     k->scale(encoder, (float)(norm / sqrt((double)k->dot(encoder, encoder, d))), d);
@@ -14859,11 +14872,11 @@ DLRNI_INTERNAL void dlrni_revive(dlrn_trainer *t, int64_t j, const float *x, con
     if (t->dict->param[DLRN_THRESHOLD])
         t->dict->param[DLRN_THRESHOLD][j] = (float)dlrni_family_named(t->dict->family)->threshold;
     dlrni_zero_moments(t, j, 1);
-    t->since_fired[j] = 0; /* a full period to prove itself */
+    t->since_fired[j] = 0; /* it gets a full period */
 }
 
-/* Gives rows of the sample to the dead features [n_dead]. Nothing changes until all losses are
-   measured, so that a stop or a lack of memory leaves the weights alone. */
+/* Restarts the dead features [n_dead] from rows of the sample. Nothing changes until all losses are
+   measured, so that an error leaves the weights as they were. */
 DLRNI_INTERNAL dlrn_status dlrni_resample_rows(dlrn_trainer *t, const dlrni_sample *r,
                                                const int32_t *dead, int64_t n_dead,
                                                int64_t *resampled) {
@@ -14882,13 +14895,13 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_rows(dlrn_trainer *t, const dlrni_samp
     }
     dlrn_free(t->ctx, loss);
     dlrn_free(t->ctx, drawn);
-    /* after an error, too: copies made for the encoder must not be trusted */
+    /* even after an error: encoders drop their copies */
     dlrn_dictionary_changed(t->dict);
     return s;
 }
 
-/* Lists the features that are dead by the counters in aux.dead, which no one uses between steps;
-   returns how many. */
+/* Lists the features that the counters call dead, in aux.dead, which is free between steps; returns
+   how many. */
 DLRNI_INTERNAL int64_t dlrni_list_dead(dlrn_trainer *t) {
     int64_t n = 0;
     for (int64_t f = 0; f < t->dict->features; f++)
@@ -14896,16 +14909,16 @@ DLRNI_INTERNAL int64_t dlrni_list_dead(dlrn_trainer *t) {
     return n;
 }
 
-/* What the code of March 2024 did: its new weights went to a copy by mistake, so that only the
-   moments of dead encoder rows changed. Returns as many as it reported. */
+/* What the code of March 2024 does: by mistake it writes the new weights to a copy, so that only
+   the moments of dead encoder rows change. Returns the number that it reports. */
 DLRNI_INTERNAL int64_t dlrni_resample_compat(dlrn_trainer *t) {
     int64_t n_dead = dlrni_list_dead(t);
     for (int64_t p = 0; p < n_dead; p++) dlrni_zero_moments(t, t->w.aux.dead[p], 0);
     return n_dead;
 }
 
-/* Revives the features that are dead now: with rows x [n][d_in], y [n][d_out] of the caller, or,
-   x NULL, with a sample of the buffer. */
+/* Revives the features that are dead now: from the caller's rows x [n][d_in], y [n][d_out], or, if
+   x is NULL, from a sample of the buffer. */
 DLRNI_INTERNAL dlrn_status dlrni_resample(dlrn_trainer *t, const float *x, const float *y,
                                           int64_t n, int64_t *resampled) {
     dlrni_sample rows = {x, y ? y : x, n, NULL, NULL, NULL, NULL};
@@ -14924,9 +14937,9 @@ DLRNI_INTERNAL dlrn_status dlrni_resample(dlrn_trainer *t, const float *x, const
 
 /* ------------------------------------------------------------------------------------------ */
 // >>trainer
-/* The step as a whole, and the object that takes it. Its states: room training. A trainer allocates
-   when it is created and at its first steps; later steps allocate next to nothing unless a batch
-   grows. */
+/* The step as a whole, and the object that performs it. For its states see room training. A trainer
+   allocates when it is created and in its first steps; later steps allocate next to nothing unless
+   a batch grows. */
 
 DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
     if (!t) return; /* so that failed creations need no test */
@@ -14936,8 +14949,7 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
         dlrn_free(t->ctx, t->v[role]);
         dlrn_free(t->ctx, w->gradient[role]);
     }
-    /* every pointer is NULL until it is allocated, so that a trainer that is half made can be
-       destroyed */
+    /* every pointer is NULL until it is allocated, so that a half-made trainer can be destroyed */
     void *blocks[] = {t->since_fired, w->silent,  w->center_part, w->center_grad,
                       w->output_grad, w->lowered, w->batch.xc,    w->aux.dead,
                       w->aux.e,       w->aux.row, w->aux.grad,    w->aux.bias_grad};
@@ -14948,7 +14960,7 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
     dlrn_free(t->ctx, t);
 }
 
-/* Moments, and gradients if the recipe clips: as large as the parameter of the role. */
+/* Moments, and gradients if the recipe clips: the size of the parameter. */
 DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc_role(dlrn_trainer *t, int role) {
     int64_t n = dlrni_role_size(t->dict, role);
     if (!t->dict->param[role]) return DLRN_OK; /* the family has no such parameter */
@@ -14969,7 +14981,7 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     w->view = *t->dict;
     dlrni_encoding_init(&w->codes, &w->view);
     w->budget = DLRNI_LIST_BUDGET;
-    /* no batch yet: the first wave takes all groups */
+    /* no batch yet: the first wave holds all groups */
     w->nnz = -1;
     /* whatever fails, dlrn_trainer_destroy frees the rest */
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) DLRNI_TRY(dlrni_trainer_alloc_role(t, role));
@@ -14977,7 +14989,7 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     t->since_fired = DLRNI_NEW_ZERO(ctx, int64_t, F);
     w->silent = DLRNI_NEW_ZERO(ctx, int64_t, F);
     w->aux.dead = DLRNI_NEW(ctx, int32_t, F);
-    /* the gradient, and the part of one run */
+    /* the gradient, and the sum of one run */
     w->output_grad = DLRNI_NEW(ctx, float, 2 * t->dict->d_out);
     w->center_grad = DLRNI_NEW(ctx, float, d);
     /* a part for each group, so that tasks need no lock */
@@ -15037,7 +15049,7 @@ DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_tra
                                                const dlrni_recipe *recipe,
                                                const dlrn_dictionary *init, dlrn_dictionary **out) {
     dlrn_dictionary_desc desc;
-    memset(&desc, 0, sizeof desc); /* fields of later versions, too */
+    memset(&desc, 0, sizeof desc); /* zeroes fields that later versions add */
     desc.family = recipe->info.family;
     desc.d_in = cfg->d_in;
     desc.d_out = cfg->d_out;
@@ -15046,10 +15058,10 @@ DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_tra
     desc.seed = cfg->seed;
     if (!init) return dlrn_dictionary_create(ctx, &desc, out);
     DLRNI_TRY(dlrni_dictionary_copy(ctx, init, out));
-    /* the configuration's k replaces that of the file: it is what is trained */
+    /* the configuration's k replaces the dictionary's */
     if (!dlrni_selects(*out)) return DLRN_OK;
     (*out)->formula.k = cfg->k;
-    /* as for a new dictionary, whose creation has checked it */
+    /* dlrn_dictionary_create checks it for a new one */
     dlrn_status s = dlrni_check_k(ctx, cfg->k, cfg->features);
     if (s == DLRN_OK) return s;
     dlrn_dictionary_destroy(*out);
@@ -15057,8 +15069,8 @@ DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_tra
     return s;
 }
 
-/* A trainer around *dict, which it takes over: *dict is NULL afterwards. On an earlier error *dict
-   stays the caller's. Both creating and resuming end here, so that both check. */
+/* Creates a trainer around *dict, which it then owns: *dict becomes NULL. If it fails before that,
+   *dict stays the caller's. Creating and resuming both end here, so that both check. */
 DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train_config *config,
                                              dlrn_dictionary **dict, dlrn_buffer *buffer,
                                              dlrn_trainer **out) {
@@ -15072,7 +15084,7 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train
     t->ctx = ctx;
     t->cfg = cfg;
     t->recipe = recipe;
-    t->buffer = buffer; /* borrowed: two runs may follow each other on one buffer */
+    t->buffer = buffer; /* borrowed: a second run may follow on the same buffer */
     t->steering.factor = 1;
     t->dict = *dict;
     *dict = NULL;
@@ -15090,9 +15102,9 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     dlrn_train_config cfg = *config;
     const dlrni_recipe *recipe;
     dlrn_dictionary *dict = NULL;
-    *out = NULL; /* a caller may destroy it whatever happens */
+    *out = NULL; /* a caller may destroy it in any case */
     DLRNI_TRY(dlrni_settle_config(ctx, &cfg, &recipe));
-    /* checked again later, but first here: a copy of a large dictionary is not made in vain */
+    /* checked again later; here it avoids copying a large dictionary for nothing */
     if (init) DLRNI_TRY(dlrni_check_trainable(ctx, &cfg, recipe, init));
     DLRNI_TRY(dlrni_check_buffer(ctx, &cfg, buffer));
     DLRNI_TRY(dlrni_first_weights(ctx, &cfg, recipe, init, &dict));
@@ -15105,11 +15117,11 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
 }
 
 /* ---- The step ----
-   Order matters for the counters: ghosts use those before the step, AuxK and the statistics those
-   after it, and a resampling those too. */
+   The order matters for the counters: ghosts use those before the step; AuxK, the statistics and
+   resampling those after it. */
 
-/* The dictionary as the lists of the batch see it. With a bandwidth, the lists reach half of it
-   below each threshold, also below 0: the threshold's gradient is estimated from those entries. */
+/* The dictionary as the lists see it. With a bandwidth, they reach half of it below each threshold,
+   even below 0: the threshold's gradient is estimated from those entries. */
 DLRNI_INTERNAL void dlrni_update_view(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     w->view = *t->dict;
@@ -15122,14 +15134,14 @@ DLRNI_INTERNAL void dlrni_update_view(dlrn_trainer *t) {
     w->codes.min_floor = -INFINITY;
 }
 
-/* The losses of a batch with the present weights. Changes only the work space, so that a failed
-   step can be repeated. */
+/* The losses of a batch at the present weights. Changes only the work space, so that a failed step
+   can be repeated. */
 DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, const float *y,
                                               int64_t n, dlrn_train_stats *stats) {
     dlrni_work *w = &t->w;
     memset(stats, 0, sizeof *stats);
     DLRNI_TRY(dlrni_check_batch(t, x, y, n));
-    /* before anything is computed: here memory runs out without harm */
+    /* first: if memory runs out here, nothing is lost */
     DLRNI_TRY(dlrni_batch_room(t, n));
     w->batch.y = y ? y : x;
     dlrni_update_view(t);
@@ -15138,18 +15150,18 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     DLRNI_TRY(dlrni_reconstruct(t));
     stats->step = t->step; /* counted from 0 */
     stats->rows = n;
-    /* needed by the update, and shown */
+    /* for the update, and for the caller */
     stats->lr = dlrni_learning_rate(&t->cfg, t->step);
     stats->reconstruction_loss = dlrni_mean(w->batch.error, n);
     stats->loss = stats->reconstruction_loss;
     /* active features of a mean row */
     stats->l0 = (double)w->nnz / (double)n;
-    /* after l0, which dl-jump_relu's penalty is made of */
+    /* after l0, from which dl-jump_relu's penalty is computed */
     if (t->recipe->penalty) {
         stats->penalty = dlrni_penalty_weight(t);
         DLRNI_TRY(t->recipe->penalty(t, stats));
     }
-    /* only a number for the caller: the auxiliary loss has its own rule */
+    /* for the caller only: the auxiliary loss has its own rule */
     stats->dead = dlrni_count_dead(t);
     /* last: it is scaled by the reconstruction loss */
     DLRNI_TRY(dlrni_aux_forward(t, stats));
@@ -15160,7 +15172,7 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
                      (long long)t->step);
 }
 
-/* Takes over the counters of the batch. Only now: a failed step must not count. */
+/* Commits the counters of the batch, only now: a failed step must not count. */
 DLRNI_INTERNAL void dlrni_count_batch(dlrn_trainer *t) {
     memcpy(t->since_fired, t->w.silent, (size_t)t->dict->features * sizeof *t->since_fired);
 }
@@ -15197,7 +15209,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_update(dlrn_trainer *t) {
     /* t->step is still the number of this step */
     if (t->recipe->after_step) t->recipe->after_step(t);
     t->last = stats;
-    /* only now: every error text before it names this step */
+    /* only now: error texts before this name this step */
     t->step++;
     t->stage = DLRNI_RESAMPLING;
     return DLRN_OK;
@@ -15209,14 +15221,15 @@ DLRNI_INTERNAL int dlrni_is_due(int64_t step, int64_t period) {
 }
 
 /* The resampling that is due after a step: from the buffer, or, without one, from the rows of the
-   step. A step that was resumed has no rows: with no buffer it revives nothing. */
+   step. A resumed step has no rows; without a buffer it revives nothing. */
 DLRNI_INTERNAL dlrn_status dlrni_resample_step(dlrn_trainer *t) {
     int64_t *resampled = &t->last.resampled;
     if (t->buffer || t->cfg.compat) return dlrni_resample(t, NULL, NULL, 0, resampled);
     return t->n ? dlrni_resample(t, t->x, t->y, t->n, resampled) : DLRN_OK;
 }
 
-/* RESAMPLING -> LOGGING. Step 0 has no silence to judge by; only the reference resamples there. */
+/* RESAMPLING -> LOGGING. After step 0 there is no history of silence; only the reference resamples
+   there. */
 DLRNI_INTERNAL dlrn_status dlrni_stage_resampling(dlrn_trainer *t) {
     const dlrn_train_config *cfg = &t->cfg;
     int64_t step = t->step - 1; /* the step just made */
@@ -15227,7 +15240,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_resampling(dlrn_trainer *t) {
 }
 
 /* LOGGING -> READY. With compat: the reference logs by a second pass over the batch with the new
-   weights, and that pass counts the batch again. Without it the same run would find other features
+   weights, and that pass counts the batch again. Without it the run would find different features
    dead. */
 DLRNI_INTERNAL dlrn_status dlrni_stage_logging(dlrn_trainer *t) {
     /* a resumed step has no rows in memory: it is not logged */
@@ -15235,7 +15248,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_logging(dlrn_trainer *t) {
         dlrn_train_stats now;
         DLRNI_TRY(dlrni_forward_loss(t, t->x, t->y, t->n, &now));
         dlrni_count_batch(t);
-        /* what belongs to the step and not to the second pass */
+        /* figures of the step, not of the second pass */
         now.step = t->last.step;
         now.lr = t->last.lr;
         now.resampled = t->last.resampled;
@@ -15251,7 +15264,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_logging(dlrn_trainer *t) {
    same rows would give the same error, and the trainer, and every checkpoint of it, could never go
    on. */
 DLRNI_INTERNAL dlrni_stage dlrni_stage_after(const dlrn_trainer *t, dlrn_status s) {
-    /* the only error that may not come again with the same rows */
+    /* the only error that may go away on a retry with the same rows */
     int again = s == DLRN_ERR_MEMORY;
     if (t->stage == DLRNI_UPDATING) return DLRNI_BROKEN; /* some weights have moved */
     if (t->stage == DLRNI_TAKEN && !(again && t->from_buffer)) return DLRNI_READY;
@@ -15260,8 +15273,8 @@ DLRNI_INTERNAL dlrni_stage dlrni_stage_after(const dlrn_trainer *t, dlrn_status 
     return t->stage;
 }
 
-/* Runs the stages that are left of the step. Each stage sets the next one, so that a later call
-   goes on where this one ended. */
+/* Runs the remaining stages of the step. Each sets the next one, so that a later call continues
+   where this one ended. */
 DLRNI_INTERNAL dlrn_status dlrni_go_on(dlrn_trainer *t, dlrn_train_stats *stats) {
     dlrn_status s = DLRN_OK;
     if (t->stage == DLRNI_TAKEN) s = dlrni_stage_update(t);
@@ -15274,7 +15287,7 @@ DLRNI_INTERNAL dlrn_status dlrni_go_on(dlrn_trainer *t, dlrn_train_stats *stats)
     return s;
 }
 
-/* Refuses rows while another step is not finished: ignoring them silently would lose a batch. */
+/* Refuses rows while another step is unfinished: silently ignoring them would lose a batch. */
 DLRNI_INTERNAL dlrn_status dlrni_refuse_rows(const dlrn_trainer *t) {
     return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT,
                      "step %lld is not finished: expected %s, found other rows",
@@ -15284,13 +15297,13 @@ DLRNI_INTERNAL dlrn_status dlrni_refuse_rows(const dlrn_trainer *t) {
 DLRN_API dlrn_status dlrn_trainer_step_on(dlrn_trainer *t, const float *x, const float *y,
                                           int64_t n, dlrn_train_stats *stats) {
     DLRNI_TRY(dlrni_check_broken(t));
-    if (t->stage != DLRNI_READY) /* the same pointers: the same step, called again */
+    if (t->stage != DLRNI_READY) /* the same pointers: the same step again */
         return !t->from_buffer && x == t->x && y == t->y && n == t->n ? dlrni_go_on(t, stats)
                                                                       : dlrni_refuse_rows(t);
     t->x = x;
     t->y = y;
     t->n = n;
-    t->from_buffer = 0; /* decides who must bring the rows again after an error */
+    t->from_buffer = 0; /* after an error the caller must pass the rows again */
     t->stage = DLRNI_TAKEN;
     return dlrni_go_on(t, stats);
 }
@@ -15300,9 +15313,9 @@ DLRN_API dlrn_status dlrn_trainer_step(dlrn_trainer *t, dlrn_train_stats *stats)
     /* without one, rows come through dlrn_trainer_step_on */
     DLRNI_REQUIRE(t->ctx, t->buffer, "this trainer was made without a buffer");
     if (t->stage == DLRNI_READY) {
-        /* an unfinished last step is still finished: it is not READY */
+        /* an unfinished last step does not come here, so it is still completed */
         if (t->cfg.steps >= 0 && t->step >= t->cfg.steps) return DLRN_END;
-        /* an error of the source leaves the trainer READY */
+        /* if the source fails, the trainer stays READY */
         DLRNI_TRY(dlrn_buffer_next(t->buffer, &t->x, &t->y, &t->n));
         t->from_buffer = 1;
         t->stage = DLRNI_TAKEN;
@@ -15310,9 +15323,9 @@ DLRN_API dlrn_status dlrn_trainer_step(dlrn_trainer *t, dlrn_train_stats *stats)
     return t->from_buffer ? dlrni_go_on(t, stats) : dlrni_refuse_rows(t);
 }
 
-/* The gradients of the loss at the present weights, for the tests: training does not form them.
-   out [DLRN_ROLE_COUNT]: each NULL or of the shape of its parameter; the decoder's before its part
-   along each atom is removed. Nothing changes. */
+/* The gradients of the loss at the present weights, for the tests. out [DLRN_ROLE_COUNT]: each NULL
+   or shaped like its parameter; the decoder's before the part along each atom is removed. Changes
+   no weight. */
 DLRNI_INTERNAL dlrn_status dlrni_trainer_gradients(dlrn_trainer *t, const float *x, const float *y,
                                                    int64_t n, float *const *out) {
     dlrn_train_stats stats;
@@ -15335,7 +15348,7 @@ DLRN_API dlrn_trainer_info dlrn_trainer_describe(const dlrn_trainer *t) {
 }
 
 /* ---- The whole run ----
-   The loop is made of public calls: a program that needs another one writes its own. */
+   The loop consists of public calls: a program that needs another loop writes its own. */
 
 /* Steps until one of them, or the callback, returns something other than DLRN_OK; DLRN_END is the
    usual end. */
@@ -15355,7 +15368,7 @@ DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *conf
     dlrn_trainer *t = NULL;
     *out = NULL;
     DLRNI_REQUIRE(ctx, source, "source must not be NULL");
-    /* the rows decide */
+    /* the widths are the source's */
     cfg.d_in = source->d_in;
     cfg.d_out = source->d_out;
     DLRNI_TRY(dlrn_buffer_create(ctx, &cfg.buffer, source, DLRN_BORROWED, &buffer));
@@ -15363,9 +15376,9 @@ DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *conf
     if (s == DLRN_OK) s = dlrni_run(t, progress, user);
     /* all steps, or all rows */
     if (s == DLRN_END) s = DLRN_OK;
-    /* a run that is stopped has a usable dictionary, too */
+    /* a run that was stopped has a usable dictionary */
     if (s == DLRN_OK || (s == DLRN_STOPPED && t)) {
-        /* no copy: it may take half of the memory */
+        /* no copy, which would double the memory */
         *out = t->dict; /* handed over */
         t->dict = NULL;
     }
@@ -15377,16 +15390,15 @@ DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *conf
 /* ------------------------------------------------------------------------------------------ */
 // >>checkpoint
 DLRNI_COLD_BEGIN
-/* A trainer in one archive. Tensors, bit for bit: parameters (in the shape that they have in
-   memory), moments, counters, the buffer's unread rows. Metadata: configuration, formula, step, the
-   buffer's numbers. A resumed run makes the same steps, bit for bit, as one that was never
-   interrupted. Random numbers of a resampling are a function of seed and step, so that no further
-   generator has to be kept.
+/* A trainer in one archive. Tensors, bit for bit: parameters (shaped as in memory), moments,
+   counters, the buffer's unread rows. Metadata: configuration, formula, step, the buffer's numbers.
+   A resumed run makes the same steps, bit for bit, as one that was never interrupted. The random
+   numbers of a resampling are a function of seed and step, so no other generator is saved.
 
    Files of version 0.1 lack "formula" and the settings that came later. For them the family's
    formula and the recipe's defaults hold. */
 
-/* changes only if older versions could misread a file */
+/* changes only if older versions would misread a file */
 #define DLRNI_CHECKPOINT_FORMAT "dictlearn checkpoint 1"
 /* three for each role, the counters, the buffer's x and y */
 enum { DLRNI_CHECKPOINT_TENSORS = 3 * DLRN_ROLE_COUNT + 3 };
@@ -15401,13 +15413,13 @@ typedef struct dlrni_checkpoint_floats {
     int count;                          /* of the roles that the dictionary has */
 } dlrni_checkpoint_floats;
 
-/* Fills the list. The names: the role's, with m. and v. in front for the moments. */
+/* Fills the list. Names are the role's, with the prefix m. or v. for moments. */
 DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoint_floats *out) {
     static const char *const prefix[3] = {"", "m.", "v."};
     memset(out, 0, sizeof *out);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         float *data[3] = {t->dict->param[role], t->m[role], t->v[role]};
-        /* a role that the dictionary lacks has no moments either */
+        /* no parameter, no moments */
         for (int part = 0; part < 3 && data[0]; part++) {
             int i = out->count++;
             dlrni_print(out->name[i], sizeof out->name[i], "%s%s", prefix[part],
@@ -15447,7 +15459,7 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_rows(const dlrn_buffer *b, int w
     out.dtype = state->store; /* as stored: nothing is rounded again */
     out.ndim = 2;
     out.shape[0] = state->rows;
-    /* a file may hold y for a buffer without a target: the check of the state names that */
+    /* a file may hold y for a buffer without a target: the check of the state reports that */
     out.shape[1] = which && b->d[1] ? b->d[1] : b->d[0];
     out.data = state->rows_of[which];
     return out;
@@ -15465,9 +15477,9 @@ DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_json_writer *w, const dlrni_buf
     dlrni_json_put_bool(w, "has_position", b->has_position);
     dlrni_json_put_unsigned(w, "position", b->source_position); /* 0 without a position */
     dlrni_json_put_bool(w, "ended", b->source_ended); /* matters for sources without a position */
-    /* a refill that was interrupted ends at the same row */
+    /* an interrupted refill must end at the same row */
     dlrni_json_put_bool(w, "filling", b->filling);
-    /* so that errors go on naming the right row */
+    /* so that errors name the right row */
     dlrni_json_put_signed(w, "rows_read", b->rows_read);
     dlrni_json_close(w, "}");
 }
@@ -15483,7 +15495,7 @@ DLRNI_INTERNAL void dlrni_put_buffer_state(dlrni_json_writer *w, const dlrni_buf
     X(l0, "l0")                                                                                    \
     X(lr, "lr")
 
-/* What steering has made of the penalty so far. */
+/* The state of the steered penalty. */
 DLRNI_INTERNAL void dlrni_put_steering(dlrni_json_writer *w, const dlrn_trainer *t) {
     dlrni_json_open(w, NULL, "{");
     dlrni_json_put_real(w, "factor", t->steering.factor);
@@ -15524,8 +15536,8 @@ DLRNI_INTERNAL void dlrni_put_formula(dlrni_json_writer *w, const dlrn_dictionar
     dlrni_json_close(w, "}");
 }
 
-/* Whether a trainer can be saved now. A checkpoint has no place for the rows of an unfinished step;
-   a resampling takes its rows from the buffer, so that it can be saved. */
+/* Whether a trainer can be saved now. A checkpoint has no place for the rows of an unfinished step.
+   A resampling takes its rows from the buffer, so it can be saved. */
 DLRNI_INTERNAL dlrn_status dlrni_check_saving(const dlrn_trainer *t, const char *path) {
     if (!dlrni_has_suffix(path, ".safetensors")) /* other forms have no metadata */
         return dlrn_fail(t->ctx, DLRN_ERR_ARGUMENT, "%s: expected a name ending in .safetensors",
@@ -15550,13 +15562,13 @@ typedef struct dlrni_checkpoint_texts {
 } dlrni_checkpoint_texts;
 
 /* Gathers tensors and metadata, and writes them; state NULL: without a buffer. The tensors point to
-   the trainer's memory: nothing is copied. An empty buffer has no tensors, since they would only be
-   one more thing to check. The configuration is written as settled, so that a later version's
-   defaults change nothing. The archive appears as a whole or not at all: a crash while it is
-   written leaves the last checkpoint.
-   `metadata`: up to 8 pairs of key and text, closed by NULL. Six are always there. "buffer": a
-   trainer without one leaves it out. "unfinished": the step is done, but its resampling is not; no
-   other entry tells. */
+   the trainer's memory: nothing is copied. An empty buffer has no tensors, so that there
+   is less to check. The configuration is written as settled, so that a later version's defaults
+   change nothing. The archive appears as a whole or not at all: a crash during the write leaves the
+   last checkpoint.
+   `metadata`: up to 8 pairs of key and text, closed by NULL. Six are always there. "buffer":
+   only for a trainer with a buffer. "unfinished": the step is done, but its resampling is not;
+   nothing else records that. */
 DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const char *path,
                                                   const dlrni_buffer_state *state) {
     dlrni_checkpoint_floats list;
@@ -15603,9 +15615,9 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
 DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) {
     dlrni_buffer_state state;
     DLRNI_TRY(dlrni_check_saving(t, path));
-    /* rows of step_on are the caller's to find again */
+    /* rows of step_on are the caller's */
     if (!t->buffer) return dlrni_write_checkpoint(t, path, NULL);
-    /* a copy in logical order: as much memory again as the unread rows */
+    /* a copy in logical order: takes as much memory again as the unread rows */
     dlrn_status s = dlrni_buffer_export(t->buffer, &state);
     /* the state is freed either way */
     if (s == DLRN_OK) s = dlrni_write_checkpoint(t, path, &state);
@@ -15614,8 +15626,8 @@ DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) 
 }
 
 /* ---- Reading ----
-   A checkpoint is a file like any other: damaged, truncated or made to harm. Everything is checked
-   before it is used, and sizes before memory is taken. */
+   A checkpoint may be damaged, truncated or hostile, like any file. Everything is checked before it
+   is used, and sizes before memory is allocated. */
 
 /* The error for an entry that is missing or has the wrong type: one text, since for a reader both
    mean that the file is not a checkpoint. */
@@ -15626,8 +15638,8 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_lacks(dlrn_archive *a, dlrn_context 
                      what);
 }
 
-/* Puts the path in front of an error of a part that does not know the file. `error` may be the
-   context's own text, so it is copied first. */
+/* Adds the path to an error of a function that does not know the file. `error` may be the context's
+   own text, so it is copied first. */
 DLRNI_INTERNAL dlrn_status dlrni_fail_in(dlrn_context *ctx, dlrn_status s, const char *path,
                                          const char *where, const char *error) {
     char text[512];
@@ -15635,16 +15647,16 @@ DLRNI_INTERNAL dlrn_status dlrni_fail_in(dlrn_context *ctx, dlrn_status s, const
     return dlrn_fail(ctx, s, "%s: not a checkpoint for this trainer: %s: %s", path, where, text);
 }
 
-/* Which of two words stands under `key` of a JSON object: 0, 1, or -1 for neither. */
+/* Which of two words is the value of `key` in a JSON object: 0, 1, or -1 for neither. */
 DLRNI_INTERNAL int dlrni_which_word(const dlrn_json *json, const char *key, const char *first,
                                     const char *second) {
     const char *word = dlrn_json_text(json, key, "");
     return !strcmp(word, first) ? 0 : !strcmp(word, second) ? 1 : -1;
 }
 
-/* The settings that are numbers. Every one must be there: a default in place of a lost one would
-   change the run without a word. Only files from before a setting lack it; the recipe's default,
-   which *cfg holds so far, then stands for it. */
+/* The settings that are numbers. Those of version 0.1 must be there: a default in place of a lost
+   one would silently change the run. A later one may be missing, from a file that is older than it;
+   the recipe's default, which *cfg holds already, then applies. */
 DLRNI_INTERNAL dlrn_status dlrni_read_settings(dlrn_context *ctx, dlrn_archive *a,
                                                const dlrn_json *json, dlrn_train_config *cfg) {
 #define DLRNI_READ_INTEGER(field, key, condition, wanted)                                          \
@@ -15668,7 +15680,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_settings(dlrn_context *ctx, dlrn_archive *
     return DLRN_OK;
 }
 
-/* The settings that are words, a truth value or all 64 bits of a number. */
+/* The other settings: words, a boolean, and the seed, which needs all 64 bits. */
 DLRNI_INTERNAL dlrn_status dlrni_read_choices(dlrn_context *ctx, dlrn_archive *a,
                                               const dlrn_json *json, dlrn_train_config *cfg) {
     const dlrn_json *compat = dlrn_json_get(json, "compat");
@@ -15690,7 +15702,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_choices(dlrn_context *ctx, dlrn_archive *a
    names the file. */
 DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
                                              const dlrn_json *json, dlrn_train_config *cfg) {
-    const char *name = dlrn_json_text(json, "recipe", NULL); /* version 0.1 had but one */
+    const char *name = dlrn_json_text(json, "recipe", NULL); /* version 0.1 had only one */
     const dlrni_recipe *recipe = dlrni_recipe_named(name);
     if (!recipe)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
@@ -15700,13 +15712,13 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
     DLRNI_TRY(dlrni_read_settings(ctx, a, json, cfg));
     DLRNI_TRY(dlrni_read_choices(ctx, a, json, cfg));
     if (dlrni_settle_config(ctx, cfg, &recipe) == DLRN_OK) return DLRN_OK;
-    const char *colon = strchr(dlrn_error(ctx), ':'); /* behind the name of the struct */
+    const char *colon = strchr(dlrn_error(ctx), ':'); /* after the name of the struct */
     return dlrni_fail_in(ctx, DLRN_ERR_FORMAT, a->path, "config",
                          colon ? colon + 2 : dlrn_error(ctx));
 }
 
-/* The formula of the file. k and the mean threshold belong to the state of a trainer; what is
-   subtracted was fixed when the run began. */
+/* The formula of the file. k and the mean threshold are part of a trainer's state; the center was
+   fixed when the run began. */
 DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a,
                                               const dlrn_json *json, dlrn_formula *f) {
     /* read as integers and checked before they become enumerations */
@@ -15743,7 +15755,7 @@ DLRNI_INTERNAL dlrn_status dlrni_metadata_json(dlrn_context *ctx, dlrn_archive *
     return text ? dlrn_json_parse(ctx, text, strlen(text), a->path, out) : DLRN_OK;
 }
 
-/* What steering has made of the penalty; a run without a target has none. */
+/* The state of the steered penalty; a run without a target has none. */
 DLRNI_INTERNAL dlrn_status dlrni_read_steering(dlrn_trainer *t, dlrn_archive *a) {
     dlrn_json *json;
     DLRNI_TRY(dlrni_metadata_json(t->ctx, a, "steering", &json));
@@ -15797,8 +15809,8 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_find(dlrn_context *ctx, dlrn_archive
                      dlrni_type_name(info->dtype), found);
 }
 
-/* Checks the two large tensors before memory is taken: a small file cannot claim a dictionary of
-   terabytes, be it by its inputs or by its outputs. */
+/* Checks the two large tensors before memory is allocated: a small file cannot claim a dictionary
+   of terabytes. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_size(dlrn_context *ctx, dlrn_archive *a,
                                                  const dlrn_train_config *cfg) {
     /* every family has both */
@@ -15851,7 +15863,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_floats(dlrn_trainer *t, dlrn_archive *a) {
     return DLRN_OK;
 }
 
-/* Counters that no run can reach are refused: they would overflow when they are counted on. */
+/* Refuses counters that no run can reach: they would overflow later. */
 DLRNI_INTERNAL dlrn_status dlrni_read_counters(dlrn_trainer *t, dlrn_archive *a) {
     dlrn_tensor_out counters = dlrni_checkpoint_counters(t);
     int64_t where;
@@ -15864,8 +15876,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_counters(dlrn_trainer *t, dlrn_archive *a)
     return DLRN_OK;
 }
 
-/* The number of steps done: digits only, and too few to overflow. Not strtoll, which also takes
-   signs, blanks and nonsense behind the number. */
+/* The number of steps done: only digits, and too few to overflow. strtoll would also accept signs,
+   blanks and text after the number. */
 DLRNI_INTERNAL dlrn_status dlrni_read_step(dlrn_trainer *t, dlrn_archive *a) {
     const char *step = dlrni_archive_metadata(a, "step");
     uint64_t done = 0;
@@ -15874,7 +15886,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_step(dlrn_trainer *t, dlrn_archive *a) {
             return dlrni_checkpoint_lacks(a, t->ctx, "step");
         done = done * 10 + (uint64_t)(*c - '0');
     }
-    /* an empty text is no number */
+    /* an empty text is not a number */
     if (!step || !*step) return dlrni_checkpoint_lacks(a, t->ctx, "step");
     t->step = (int64_t)done; /* below 2^63 by the test above */
     return DLRN_OK;
@@ -15898,11 +15910,11 @@ DLRNI_INTERNAL dlrn_status dlrni_read_rows(dlrn_trainer *t, dlrn_archive *a, int
     int64_t n = dlrn_archive_tensor(a, where)->numel;
     /* n is the tensor's size in the file: memory follows the file, not a claim */
     float *wide = DLRNI_NEW(t->ctx, float, n);
-    b->rows_of[which] = wide; /* at once: the caller frees the state after an error, too */
+    b->rows_of[which] = wide; /* at once: the caller frees the state even after an error */
     /* from here on freed with *b */
     if (!wide) return DLRN_ERR_MEMORY;
     DLRNI_TRY(dlrn_archive_read(a, where, 0, -1, wide));
-    /* a buffer holds no other rows: those of a source have been checked, too */
+    /* like the rows that a source delivers */
     DLRNI_TRY(dlrni_check_weights(a, want.name, wide, 0, n));
     for (int64_t i = 0; b->store != DLRN_F32 && i < n; i++) { /* in place: 2 bytes for 4 */
         uint16_t h = b->store == DLRN_F16 ? dlrni_f32_to_f16(wide[i]) : dlrni_f32_to_bf16(wide[i]);
@@ -15940,14 +15952,14 @@ DLRNI_INTERNAL dlrn_status dlrni_resume_buffer(dlrn_trainer *t, dlrn_archive *a,
                                                const dlrn_json *json) {
     dlrni_buffer_state b;
     DLRNI_TRY(dlrni_read_buffer_state(t, a, json, &b));
-    /* either side may have targets: the check of the state then names the difference */
+    /* only one side may have targets: the check of the state reports that */
     const int targets = t->buffer->d[1] > 0 || dlrn_archive_find(a, "buffer.y") >= 0;
     /* an empty buffer has no tensors */
     dlrn_status s = b.rows ? dlrni_read_rows(t, a, 0, &b) : DLRN_OK;
     if (b.rows && s == DLRN_OK && targets) s = dlrni_read_rows(t, a, 1, &b);
     if (s == DLRN_OK) {
         s = dlrni_buffer_import(t->buffer, &b);
-        /* lack of memory is no fault of the file */
+        /* lack of memory is not the file's fault */
         if (s != DLRN_OK && s != DLRN_ERR_MEMORY)
             dlrni_fail_in(t->ctx, s, a->path, "buffer", dlrn_error(t->ctx));
     }
@@ -15961,7 +15973,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_given(dlrn_context *ctx, dlrn_archive *a,
                                              const dlrn_train_config *cfg,
                                              const dlrn_train_config *given) {
     const char *path = a->path, *recipe = given->recipe ? given->recipe : "reference";
-    /* a configuration that was never settled: its defaults count */
+    /* it may not be settled yet: apply its defaults */
     int64_t d_out = given->d_out ? given->d_out : given->d_in;
     /* "expected" is what the caller gave, "found" what the file holds */
     if (given->d_in != cfg->d_in || given->features != cfg->features || d_out != cfg->d_out)
@@ -15973,11 +15985,10 @@ DLRNI_INTERNAL dlrn_status dlrni_check_given(dlrn_context *ctx, dlrn_archive *a,
     if (strcmp(recipe, cfg->recipe))
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected recipe %.80s, found %.80s", path,
                          recipe, cfg->recipe);
-    /* 0: as the run has it; a recipe that does not select saves 0, whatever it was given */
+    /* 0: the run's own; a recipe that does not select always saves 0 */
     if (given->k && cfg->k && given->k != cfg->k)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected k %lld, found %lld", path,
                          (long long)given->k, (long long)cfg->k);
-    /* any number other than 0 means yes */
     if (given->compat != cfg->compat)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected compat %d, found %d", path,
                          (int)given->compat, (int)cfg->compat);
@@ -15995,12 +16006,12 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archi
         return dlrni_checkpoint_lacks(a, ctx, "format");
     DLRNI_TRY(dlrni_metadata_json(ctx, a, "config", &json));
     dlrn_status s = dlrni_read_config(ctx, a, json, cfg);
-    /* before any return: json may be NULL */
+    /* json may be NULL */
     dlrn_free(ctx, json);
     if (s != DLRN_OK) return s;
-    /* NULL: go on as before */
+    /* NULL: the saved settings */
     if (given) DLRNI_TRY(dlrni_check_given(ctx, a, cfg, given));
-    /* by the settings of the file: those given were compared with them */
+    /* by the file's settings: the given ones agree with them */
     DLRNI_TRY(dlrni_checkpoint_size(ctx, a, cfg));
     if (!given) return DLRN_OK;
     const int64_t k = cfg->k;
@@ -16021,7 +16032,7 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_dictionary(dlrn_context *ctx, dlrn_a
     if (family && strcmp(family, recipe->info.family))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: family: expected %s for recipe %s, found %.80s",
                          a->path, recipe->info.family, recipe->info.name, family);
-    /* memory alone: to draw weights that the file replaces would take seconds */
+    /* without random weights: drawing what the file replaces would take seconds */
     DLRNI_TRY(dlrni_dictionary_alloc(ctx, dlrni_family_named(recipe->info.family), cfg->d_in,
                                      cfg->d_out, cfg->features, out));
     if (dlrni_selects(*out)) (*out)->formula.k = cfg->k;
@@ -16030,7 +16041,7 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_dictionary(dlrn_context *ctx, dlrn_a
     dlrn_free(ctx, json);
     if (s == DLRN_OK && dlrni_selects(*out)) /* k comes from the file */
         s = dlrni_check_k(ctx, (*out)->formula.k, (*out)->features);
-    /* optional in its family: the formula tells whether the run has it */
+    /* optional in its family: the formula says whether the run has it */
     if (s == DLRN_OK && (*out)->formula.center == DLRN_CENTER_INPUT_BIAS &&
         !(*out)->param[DLRN_INPUT_BIAS])
         s = dlrni_param_alloc(*out, DLRN_INPUT_BIAS);
@@ -16053,7 +16064,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_trainer(dlrn_trainer *t, dlrn_archive *a) 
     return s;
 }
 
-/* Settings, dictionary, trainer, state: each needs the one before it. On an error *out may be half
+/* Settings, dictionary, trainer, state: each needs the one before. After an error *out may be half
    read; the caller destroys it. */
 DLRNI_INTERNAL dlrn_status dlrni_resume_from(dlrn_context *ctx, dlrn_archive *a,
                                              const dlrn_train_config *given, dlrn_buffer *buffer,
@@ -16085,16 +16096,16 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path,
 DLRNI_COLD_END
 /* ------------------------------------------------------------------------------------------ */
 // >>metrics
-/* One pass over the rows, each row in its turn: the results do not depend on how the rows are cut
+/* One pass over the rows, one after another: the results do not depend on how the rows are divided
    into batches. Means and variances by Welford's update, in double: a source may be too large to
    read twice, and the one-pass formula E x^2 - (E x)^2 cancels. The metrics are those of evaluate()
-   in dictionary_learning and of the SAE literature; the manual says which is which. */
+   in dictionary_learning and of the SAE literature; dlrn_metrics defines each. */
 
 struct dlrn_evaluator {
     dlrn_context *ctx;
     const dlrn_dictionary *dict; /* borrowed */
     dlrn_eval_config cfg;
-    dlrn_encoder *encoder;              /* kept: later batches allocate nothing */
+    dlrn_encoder *encoder;              /* reused: later batches allocate nothing */
     int64_t rows, nnz, cosines, ratios; /* rows, active features, rows with a cosine, a ratio  */
     double *mean_y, *var_y;             /* [d_out] mean and sum of squared deviations of y ... */
     double *mean_r, *var_r;             /* ... and of y - x_hat                                */
@@ -16142,7 +16153,7 @@ DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dl
     const dlrn_eval_config defaults = dlrn_eval_defaults();
     int64_t floats;
     *out = NULL;
-    /* as the API allows */
+    /* NULL: the defaults */
     if (!cfg) cfg = &defaults;
     DLRNI_REQUIRE(ctx, cfg->batch_size > 0 && cfg->rows >= -1,
                   "batch_size must be positive, rows -1 or more");
@@ -16156,7 +16167,7 @@ DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dl
     /* borrowed: it must not change while it is measured */
     e->dict = dict;
     e->cfg = *cfg;
-    /* either whole or not there */
+    /* complete or NULL */
     dlrn_status s = dlrni_evaluator_alloc(e);
     if (s == DLRN_OK)
         *out = e;
@@ -16173,7 +16184,8 @@ DLRNI_INTERNAL void dlrni_welford(double *mean, double *square, double x, int64_
     *square += off * (x - *mean);
 }
 
-/* L1 norm or entropy of the active features val [n] of one row, as the penalty of the reference. */
+/* L1 norm or entropy of the active features val [n] of one row, like the penalty of the
+   reference. */
 DLRNI_INTERNAL double dlrni_row_sparsity(const dlrn_evaluator *e, const float *val, int64_t n) {
     double sum = 0, entropy = 0;
     for (int64_t p = 0; p < n; p++) sum += fabs((double)val[p]);
@@ -16235,13 +16247,13 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_batch(dlrn_evaluator *e, const float *x
     return DLRN_OK;
 }
 
-/* A call that failed half-way has counted some of its rows: repeating it would count them twice. So
-   the evaluator refuses to go on. */
+/* If a call failed half-way, some of its rows are counted, and repeating it would count them twice.
+   So the evaluator refuses to go on. */
 DLRNI_INTERNAL dlrn_status dlrni_check_evaluator(const dlrn_evaluator *e) {
     if (!e->partly) return DLRN_OK;
     return dlrn_fail(e->ctx, DLRN_ERR_ARGUMENT,
                      "evaluation: a call failed after some of its rows, up to row %lld, had been "
-                     "counted: begin with a new evaluator",
+                     "counted: start again with a new evaluator",
                      (long long)e->rows - 1);
 }
 
@@ -16296,7 +16308,7 @@ DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out)
     double n = (double)e->rows;
     int64_t F = e->dict->features, alive = 0;
     memset(out, 0, sizeof *out);
-    /* first, so that *out is defined after an error, too */
+    /* first, so that *out is defined even after an error */
     dlrni_no_cross_entropy(out);
     DLRNI_TRY(dlrni_check_evaluator(e));
     DLRNI_REQUIRE(e->ctx, e->rows > 0, "no rows were added");
@@ -16318,7 +16330,7 @@ DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out)
         /* active on more than a tenth of the rows: the usual bound for a dense feature */
         out->dense += (double)e->fired[f] > 0.1 * n;
     }
-    /* dead here: not once on these rows; training has its own rule */
+    /* dead: never active on these rows; training has its own rule */
     out->dead = F - alive;
     out->share_alive = (double)alive / (double)F;
     dlrni_variance_explained(e, out);
@@ -16331,8 +16343,8 @@ DLRNI_INTERNAL double dlrni_bin_edge(int64_t b, int bins) {
     return 1 / pow(10, 5 - 5.0 * (double)b / bins);
 }
 
-/* The bin of a frequency in (0, 1]. The logarithm may miss by one at an edge, so that the edges
-   have the last word. */
+/* The bin of a frequency in (0, 1]. Near an edge the logarithm may be off by one, so the edges
+   decide. */
 DLRNI_INTERNAL int64_t dlrni_bin_of(double frequency, int bins) {
     int64_t b = (int64_t)floor((log10(frequency) + 5) / 5 * bins);
     /* below 1e-5: the first bin; 1 itself: the last */
@@ -16352,7 +16364,7 @@ DLRN_API dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e, int bins,
     return DLRN_OK;
 }
 
-/* What one call of dlrn_evaluate needs: its own evaluator, and staging for the rows. */
+/* What one call of dlrn_evaluate needs: an evaluator, and arrays for the rows. */
 typedef struct dlrni_evaluation {
     dlrn_evaluator *e;
     const dlrn_source *source; /* borrowed */
@@ -16361,12 +16373,12 @@ typedef struct dlrni_evaluation {
     float *x, *y; /* [batch_size][d]; y NULL: no target */
 } dlrni_evaluation;
 
-/* Reads and measures a batch at a time, until there are enough rows or no more. */
+/* Reads and measures a batch at a time, until cfg.rows are measured or the source ends. */
 DLRNI_INTERNAL dlrn_status dlrni_measure_source(const dlrni_evaluation *j) {
     dlrn_evaluator *e = j->e;
     for (;;) {
         int64_t batch = e->cfg.batch_size, n = 0;
-        /* never more than the limit: exactly so many rows are measured */
+        /* never beyond the limit */
         int64_t want = e->cfg.rows < 0 ? batch : dlrni_min(batch, e->cfg.rows - e->rows);
         /* enough rows */
         if (want <= 0) return DLRN_OK;
@@ -16393,9 +16405,9 @@ DLRNI_INTERNAL dlrn_status dlrni_check_eval_source(const dlrn_dictionary *dict,
 
 /* ------------------------------------------------------------------------------------------ */
 // >>splice
-/* Cross-entropy of a language model with dictionaries spliced in, and the whole evaluation. A small
-   distance may still lose what the model needs; only the model's own loss tells. The model is a
-   callback: this library knows none. */
+/* Cross-entropy of a language model with dictionaries spliced in, and the whole evaluation. Even a
+   small error may lose what the model needs; only the model's own loss shows that. The model is a
+   callback: this library contains none. */
 
 /* The dictionaries of a model's sites (places where it lets activations be replaced). */
 typedef struct dlrni_splice {
@@ -16432,13 +16444,13 @@ DLRNI_INTERNAL dlrn_status dlrni_zero_edit(void *user, int site, const float *x,
     return DLRN_OK;
 }
 
-/* One pass of the model, which returns nats per token and the tokens it judged. */
+/* One pass of the model: *nats per token, over *tokens. */
 DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrn_context *ctx, const dlrn_language_model *lm,
                                                const dlrn_edit *edit, double *nats,
                                                int64_t *tokens) {
-    ctx->error[0] = 0; /* so that an old text is not taken for the model's */
+    ctx->error[0] = 0; /* an old message must not pass for the model's */
     dlrn_status s = lm->cross_entropy(lm->user, edit, nats, tokens);
-    /* NaN would pass through every figure below */
+    /* NaN would spread to every figure below */
     if (s == DLRN_OK && !(fabs(*nats) <= DBL_MAX))
         return dlrn_fail(ctx, DLRN_ERR_CALLBACK,
                          "the language model: expected a finite cross-entropy, found %g", *nats);
@@ -16463,9 +16475,9 @@ DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_splice *splice, const dlrn_l
     /* losses over different tokens cannot be compared */
     if (tokens != out->tokens)
         return dlrn_fail(ctx, DLRN_ERR_CALLBACK,
-                         "the language model judged %lld tokens, then %lld: it must give the same",
+                         "the language model: expected %lld tokens as before, found %lld",
                          (long long)out->tokens, (long long)tokens);
-    /* what there is to recover; if the site does not matter, 0 */
+    /* what there is to recover; 0 if the site has no effect */
     double whole = out->loss_original - out->loss_zero;
     out->documents = lm->documents; /* as the model says */
     out->ce_diff = out->loss_reconstructed - out->loss_original;
@@ -16477,7 +16489,7 @@ DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_splice *splice, const dlrn_l
 DLRN_API dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionary *const *dicts,
                                          const dlrn_language_model *lm, dlrn_metrics *out) {
     dlrni_splice splice = {ctx, dicts, NULL, lm->sites};
-    /* defined after an error, too; the other metrics are left alone */
+    /* defined even after an error; the other metrics stay */
     dlrni_no_cross_entropy(out);
     DLRNI_REQUIRE(ctx, lm->sites > 0, "the language model has no sites");
     splice.encoders = DLRNI_NEW_ZERO(ctx, dlrn_encoder *, lm->sites);
@@ -16501,13 +16513,13 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
     DLRNI_REQUIRE(ctx, !lm || lm->sites == 1,
                   "a model of several sites is for dlrn_loss_recovered");
     DLRNI_TRY(dlrni_check_eval_source(dict, source));
-    /* checks cfg, too */
+    /* also checks cfg */
     DLRNI_TRY(dlrn_evaluator_create(dict, cfg, &j.e));
     j.x = DLRNI_NEW(ctx, float, j.e->cfg.batch_size * dict->d_in);
     /* without a target the evaluator takes x */
     j.y = source->d_out ? DLRNI_NEW(ctx, float, j.e->cfg.batch_size * dict->d_out) : NULL;
     dlrn_status s = j.x && (j.y || !source->d_out) ? dlrni_measure_source(&j) : DLRN_ERR_MEMORY;
-    int stopped = s == DLRN_STOPPED && j.e->rows > 0; /* what was seen is still told */
+    int stopped = s == DLRN_STOPPED && j.e->rows > 0; /* what was measured is still reported */
     if (s == DLRN_OK || stopped) {
         /* fails if there were no rows */
         dlrn_status end = dlrn_evaluator_finish(j.e, out);
@@ -16517,7 +16529,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
     dlrn_free(ctx, j.x);
     dlrn_free(ctx, j.y);
     dlrn_evaluator_destroy(j.e);
-    /* last: it takes the longest, and the rest is valid without it */
+    /* last: it takes longest, and the rest is valid without it */
     return s == DLRN_OK && lm ? dlrn_loss_recovered(ctx, &dict, lm, out) : s;
 }
 #endif /* DICTLEARN_NO_TRAINING */

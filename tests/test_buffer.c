@@ -666,7 +666,7 @@ TEST(what_the_source_cannot_do_is_told) {
     source.seek = not_there;
     b = make_buffer(ctx, &cfg, &source);
     CHECK_STATUS(dlrni_buffer_export(b, &state), DLRN_ERR_CALLBACK);
-    CHECK_STR(dlrn_error(ctx), "the source, telling its position, failed: ");
+    CHECK_STR(dlrn_error(ctx), "the source, asked for its position, failed: ");
     state.has_position = 1;
     state.source_position = 17;
     CHECK_STATUS(dlrni_buffer_import(b, &state), DLRN_ERR_CALLBACK);
