@@ -1406,10 +1406,10 @@ DLRN_API const dlrn_tensor_info *dlrn_archive_tensor(const dlrn_archive *a, int6
 DLRN_API int64_t dlrn_archive_find(const dlrn_archive *a, const char *name);
 
 /* Reads rows [first, first + rows) of a tensor, that is, slices of its first dimension, into dst
-   [rows][numel / shape[0]]: row-major f32, from f16, bf16, f32 or f64 of any strides and byte order;
-   a single number from any type. rows -1: up to the last row; with first 0, the whole tensor. A
-   tensor without dimensions is one row. DLRN_ERR_ARGUMENT: rows out of range; _UNSUPPORTED:
-   integers. */
+   [rows][numel / shape[0]]: row-major f32, from f16, bf16, f32 or f64 of any strides and byte
+   order; a single number from any type. rows -1: up to the last row; with first 0, the whole
+   tensor. A tensor without dimensions is one row. DLRN_ERR_ARGUMENT: rows out of range;
+   _UNSUPPORTED: integers. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index, int64_t first,
                                                   int64_t rows, float *dst);
 
@@ -12106,9 +12106,9 @@ struct dlrn_buffer {
     int goes_back;       /* 1: the last read failed, and began at refused_at            */
     uint64_t refused_at; /* position of the source                                      */
     int64_t refused;     /* its rows, which rows_read counts                            */
-    char *
-        *segment; /* each: its piece of the ring [n], x [n][d] and, with a target, y [n][d], of type
-                       cfg.store; n is 1 << shift, less in the last            */
+    /* Each segment holds its piece of the ring [n], x [n][d] and, with a target, y [n][d], of type
+       cfg.store; n is 1 << shift, less in the last. */
+    char **segment;
     float *out[2]; /* [batch_rows][d] the batch handed out: x, y                   */
     float *in[2];  /* [chunk][d] rows just read                                    */
     dlrn_rng rng;  /* saved in checkpoints, so that the draws continue        */
