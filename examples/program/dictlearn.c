@@ -69,17 +69,16 @@ static const command commands[] = {
      run_logits},
     {"activations", C_ACTIVATIONS, 0,
      "--model DIR --text FILE --site S --layer N --out X.npy [--limit ROWS]",
-     "Writes rows of activations, in the order of the text; with --io in_to_out, the outputs of "
-     "the module.",
+     "Writes rows of activations, in the order of the text; with --io in_to_out, those of the "
+     "site.",
      "build/text.jsonl: see generate --help",
      "build/dictlearn activations " TINY_SITE " --out build/x.npy", run_activations},
     {"train", C_TRAIN, 0, "SOURCE --save-dir DIR ...",
      "Trains a sparse autoencoder. SOURCE is --model DIR --text FILE --site S --layer N, or --data "
-     "X.npy [--target Y.npy]. On Ctrl-C, SIGTERM or SIGHUP it saves and prints how to resume. "
-     "--recipe picks how it is trained, and with that the family of the dictionary and the "
-     "defaults of the flags: reference as trainSAE of March 2024, dl-top_k and dl-jump_relu as "
-     "dictionary_learning 0.1.0. A flag whose help begins with names of recipes is a setting of "
-     "those alone.",
+     "X [--target Y]. On Ctrl-C, SIGTERM or SIGHUP it saves the run and prints how to resume it. "
+     "--recipe sets the family of the dictionary, the loss and the defaults: reference is trainSAE "
+     "of March 2024; dl-top_k and dl-jump_relu are those of dictionary_learning 0.1.0. A flag "
+     "whose help starts with names of recipes applies only to them.",
      "build/text.jsonl: see generate --help",
      "build/dictlearn train " TINY_SITE " \\\n"
      "    --save-dir build/run --expansion 8 --batch-size 512 --lr 3e-3 --sparsity-penalty 0.12 "
@@ -87,17 +86,17 @@ static const command commands[] = {
      "    --warmup-steps 20 --n-ctxs 300",
      run_train},
     {"inspect", C_INSPECT, 1, "PATH [--json]",
-     "Prints what a file or folder holds: format, family and every tensor; for a dictionary its "
-     "size and the norms of its atoms, for a model its shape.",
+     "Prints what a file or folder contains: its format, family and tensors; for a dictionary also "
+     "its size and the norms of its atoms, for a model its shape.",
      "", "build/dictlearn inspect examples/data/tiny-neox", run_inspect},
     {"convert", C_CONVERT, 2, "IN OUT",
      "Rewrites a dictionary in the format of OUT's suffix (.pt, .safetensors, .npz).",
      "build/run: see train --help", "build/dictlearn convert build/run build/ae.safetensors",
      run_convert},
     {"encode", C_ENCODE, 0, "--dict D --data X.npy --out F.npy | --sparse --out F.npz",
-     "Computes the features [rows, F] of activations [rows, d] (of [documents, positions, d], too, "
-     "as rows). Memory does not grow with the rows; --sparse keeps its codes in a temporary file "
-     "until they are counted: in TMPDIR, or else beside --out.",
+     "Computes the features [rows, F] of activations [rows, d]; [documents, positions, d] is read "
+     "as rows. Memory does not grow with the rows. --sparse keeps the codes in a temporary file "
+     "until all are written, in TMPDIR or else beside --out.",
      "build/run: see train --help; build/x.npy: see activations --help",
      "build/dictlearn encode --dict build/run --data build/x.npy --sparse --out build/f.npz",
      run_encode},
@@ -113,12 +112,12 @@ static const command commands[] = {
      run_reconstruct},
     {"eval", C_EVAL, 0, "--dict D SOURCE [--json]",
      "Evaluates a dictionary: variance explained, L0, loss, features alive; with a model also the "
-     "cross-entropy recovered. SOURCE as for train.",
+     "cross-entropy recovered. SOURCE is as for train.",
      "build/run: see train --help; build/text.jsonl: see generate --help",
      "build/dictlearn eval --dict build/run " TINY_SITE, run_eval},
     {"features", C_FEATURES, 0,
      "--dict D --model DIR --text FILE --site S --layer N [--features I,J,...]",
-     "Shows features with the tokens and contexts on which they fire most.",
+     "Shows features, with the tokens and contexts on which they fire most.",
      "build/run: see train --help; build/text.jsonl: see generate --help",
      "build/dictlearn features --dict build/run " TINY_SITE " --count 3", run_features},
 };
