@@ -1436,8 +1436,8 @@ TEST(a_resampling_that_fails_is_given_up) {
     dlrn_context_destroy(ctx);
 }
 
-/* dl-top_k sets the output bias before its first loss. If that overflows, the bias is as before, and
-   the next rows give step 0. */
+/* dl-top_k sets the output bias before its first loss. If that overflows, the bias is as before,
+   and the next rows give step 0. */
 TEST(a_first_step_that_fails_changes_nothing) {
     dlrn_context *ctx = open_context("auto", 1);
     dlrn_train_config cfg = dlrn_train_defaults("dl-top_k");
