@@ -1759,8 +1759,8 @@ struct dlrn_context {
     const char *names[DLRNI_SETS_MAX + 1]; /* of the sets that this processor can run, then NULL */
 };
 
-/* Where a text is too long, its middle is dropped: the path stands at the start, and what is wrong
-   stands at the end. A text may quote names from a hostile file. Those may hold control sequences
+/* Where a text is too long, its middle is dropped: the path is at the start, and what is wrong at
+   the end. A text may quote names from a hostile file. Those may hold control sequences
    that a terminal would obey, so control characters become '?'. */
 DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...) {
     enum { HEAD = 256 };
@@ -2503,8 +2503,8 @@ DLRNI_INTERNAL DLRN_PRINTF(4, 5) void dlrni_print_more(char *text, size_t size, 
     if (n > 0) *used = (size_t)n < size - *used ? *used + (size_t)n : size - 1;
 }
 
-/* Fills in what dlrn_context_describe tells: the names of the sets that can run here, and one line
-   for logs and bug reports, which shows the set, the threads and who runs them. */
+/* Fills in what dlrn_context_describe returns: the names of the sets that can run here, and one
+   line for logs and bug reports, which shows the set, the threads and who runs them. */
 DLRNI_INTERNAL void dlrni_describe(dlrn_context *ctx) {
 #ifdef _OPENMP /* slow runs are often builds that lack -fopenmp: the line must show it */
     const char *threading = ctx->cfg.parallel_for ? "the host's" : "OpenMP";
@@ -5582,7 +5582,7 @@ DLRNI_INTERNAL void dlrni_sink_fail(dlrni_sink *o, dlrn_status s) {
 }
 
 /* Puts the file in place, or drops it after an error. It is closed in both cases. An error of
-   closing counts only if none came before: the first one tells the cause. */
+   closing counts only if none came before: the first one names the cause. */
 DLRNI_INTERNAL dlrn_status dlrni_sink_close(dlrni_sink *o) {
     const dlrn_io *io = dlrni_io_of(o->ctx);
     dlrn_status s = io->close_file(io->user, o->ctx, o->file, o->status == DLRN_OK);
@@ -5944,7 +5944,7 @@ DLRNI_INTERNAL dlrn_status dlrni_json_children(dlrni_json_reader *r, dlrn_json *
     return close == '}' ? dlrni_json_unique(r, v) : DLRN_OK;
 }
 
-/* Reads one value of any kind; its first byte tells which. The nodes are zero but for what is set
+/* Reads one value of any kind, which its first byte shows. The nodes are zero but for what is set
    here, so "false" needs no more than its type. */
 DLRNI_INTERNAL dlrn_status dlrni_json_value(dlrni_json_reader *r, dlrn_json *v) {
     dlrni_json_space(r);
@@ -7332,8 +7332,8 @@ DLRNI_INTERNAL int dlrni_inflate(const unsigned char *in, uint64_t packed, unsig
 /* ------------------------------------------------------------------------------------------ */
 // >>stream
 DLRNI_COLD_BEGIN
-/* The bytes of a file, one after another, in memory that does not depend on its length. What gzip
-   compressed (RFC 1952) is decompressed on the way:
+/* The bytes of a file, one after another, in memory that does not depend on its length. gzip (RFC
+   1952) is decompressed on the way:
 
       file     member, member, ..., perhaps zeros (tapes pad with them)
       member   header: 1F 8B 8, flags, time, two bytes; extra field, name, comment, sum by the flags
@@ -7341,34 +7341,34 @@ DLRNI_COLD_BEGIN
                CRC-32 and length modulo 2^32 of its output
 
    The output goes to a window of twice 32 KB, since copies reach back 32 KB. When it is full, its
-   second half moves to the front. A position counts bytes that were handed out; to go back in
-   compressed data is to begin again and to read on. */
+   second half moves to the front. A position counts bytes that were handed out. To go back in
+   compressed data, the file is read again from its start. */
 
 enum { DLRNI_WINDOW = 32768 };
 
 struct dlrn_stream {
     dlrn_context *ctx;
-    char *path;        /* the rest of this block */
+    char *path;        /* stored at the end of this block */
     void *file;        /* NULL: reopening it failed */
-    int told, gzip;    /* told: the first bytes were looked at, and gzip is known */
-    int members;       /* gzip: begun so far, at most 1: is this the first? */
-    int in_member;     /* its data, not a header or the end */
+    int told, gzip;    /* told 1: the first bytes have been read, so `gzip` is known */
+    int members;       /* gzip: 1 once a member has begun */
+    int in_member;     /* 1: within a member's data, not in a header or at the end */
     dlrn_status read;  /* of the last read of the file */
     char wrong[120];   /* gzip: what is wrong after the bytes of the window; "": nothing */
     uint64_t position; /* bytes handed out */
     uint64_t length;   /* of the member, so far */
     uint32_t crc;
-    int64_t given;     /* of the window's bytes */
-    dlrni_unpacking z; /* z.in: what was read of the file and not used, also without gzip */
+    int64_t given;     /* bytes of the window that were handed out */
+    dlrni_unpacking z; /* z.in: bytes read from the file and not used yet, also without gzip */
     unsigned char in[DLRNI_WINDOW], window[2 * DLRNI_WINDOW];
 };
 
-/* "-" would tell the user nothing. */
+/* For errors, where "-" would be unclear. */
 DLRNI_INTERNAL const char *dlrni_stream_name(const dlrn_stream *s) {
     return strcmp(s->path, "-") ? s->path : "standard input";
 }
 
-/* Reads the next bytes of the file to `in`, behind the first `keep` that are there. */
+/* Reads the next bytes of the file into `in`, after the `keep` bytes that are already there. */
 DLRNI_INTERNAL void dlrni_stream_fill(dlrn_stream *s, size_t keep) {
     const dlrn_io *io = dlrni_io_of(s->ctx);
     size_t got = 0;
@@ -7377,7 +7377,7 @@ DLRNI_INTERNAL void dlrni_stream_fill(dlrn_stream *s, size_t keep) {
     s->z.in.end = s->in + keep + (s->read == DLRN_OK ? got : 0);
 }
 
-/* dlrni_bits.refill. After an error the data seems to end; dlrni_gunzip looks at `read` then. */
+/* dlrni_bits.refill. After an error the data appears to end; dlrni_gunzip then checks `read`. */
 DLRNI_INTERNAL void dlrni_stream_refill(void *user) {
     dlrni_stream_fill((dlrn_stream *)user, 0);
 }
@@ -7426,9 +7426,9 @@ DLRN_API void dlrn_stream_close(dlrn_stream *s) {
     dlrn_free(s->ctx, s);
 }
 
-/* Looks at the first three bytes, which no text begins with: 1F 8B, and 8 for deflate, the only
-   method that there is. A file may give fewer at a time. After an error of reading, a further call
-   goes on. */
+/* Recognises gzip by its first three bytes: 1F 8B, and 8 for deflate, the only method. No text
+   starts with them. A read may return fewer bytes. After an error of reading, another call
+   continues. */
 DLRNI_INTERNAL dlrn_status dlrni_stream_tell(dlrn_stream *s) {
     static const unsigned char magic[3] = {0x1F, 0x8B, 8};
     size_t have = (size_t)(s->z.in.end - s->in), before = have + 1;
@@ -7443,20 +7443,20 @@ DLRNI_INTERNAL dlrn_status dlrni_stream_tell(dlrn_stream *s) {
     return DLRN_OK;
 }
 
-/* Notes what is wrong with compressed data. */
+/* Keeps what is wrong with compressed data, for when the good bytes are handed out. */
 DLRNI_INTERNAL void dlrni_gzip_wrong(dlrn_stream *s, const char *what) {
     dlrni_print(s->wrong, sizeof s->wrong, "%s",
                 dlrni_bits_bad(&s->z.in) ? "it ends within the compressed data: it was cut short"
                                          : what);
 }
 
-/* Steps over bytes up to a 0, or over n of them. */
+/* Skips bytes up to a 0, or n of them. */
 DLRNI_INTERNAL void dlrni_gzip_skip(dlrni_bits *b, int to_zero, uint32_t n) {
     while ((to_zero || n--) && !dlrni_bits_bad(b))
         if (!dlrni_bits_get(b, 8) && to_zero) return;
 }
 
-/* Begins a member. 0: there is none, or `wrong` says what is wrong. */
+/* Reads the header of a member. 0: there is none, or it is wrong, which `wrong` says. */
 DLRNI_INTERNAL int dlrni_gzip_begin(dlrn_stream *s) {
     enum { SUM = 2, EXTRA = 4, NAME = 8, COMMENT = 16, RESERVED = 0xE0 }; /* flags */
     dlrni_bits *b = &s->z.in;
@@ -7486,13 +7486,13 @@ DLRNI_INTERNAL int dlrni_gzip_begin(dlrn_stream *s) {
     s->members = s->in_member = 1;
     s->z.state = DLRNI_AT_BLOCK;
     s->z.last = 0;
-    s->z.at = s->given = 0; /* copies do not reach into the member before */
+    s->z.at = s->given = 0; /* copies must not reach into the previous member */
     s->crc = 0;
     s->length = 0;
     return 1;
 }
 
-/* Compares the sum and the length at a member's end with what it gave. */
+/* Compares the checksum and the length at a member's end with its output. */
 DLRNI_INTERNAL void dlrni_gzip_check(dlrn_stream *s) {
     dlrni_bits *b = &s->z.in;
     char what[100];
@@ -7506,8 +7506,8 @@ DLRNI_INTERNAL void dlrni_gzip_check(dlrn_stream *s) {
     dlrni_gzip_wrong(s, what);
 }
 
-/* Decompresses the next bytes into the window, all of which were handed out; none: the end. What
-   comes before damaged data is still handed out. */
+/* Decompresses the next bytes into the window, whose bytes were all handed out; no bytes: the end.
+   What precedes damaged data is still handed out. */
 DLRNI_INTERNAL dlrn_status dlrni_gunzip(dlrn_stream *s) {
     while (s->given == s->z.at && !s->wrong[0] && (s->in_member || dlrni_gzip_begin(s))) {
         if (s->z.at == s->z.size) {
@@ -7556,8 +7556,8 @@ DLRN_API uint64_t dlrn_stream_position(const dlrn_stream *s) {
     return s->position;
 }
 
-/* A file of the C library's goes there at once, if it can. Any other is read up to the position,
-   from its start if that lies behind. */
+/* Seeks if the file is the C library's and can seek. Any other is read up to the position; if that
+   lies before the present one, from the start. */
 DLRN_API dlrn_status dlrn_stream_seek(dlrn_stream *s, uint64_t position) {
     unsigned char passed[4096];
     uint64_t size = 0;
@@ -7812,7 +7812,7 @@ DLRNI_INTERNAL int dlrni_zip_extra(dlrni_cursor extra, uint64_t *size, uint64_t 
 
 /* Compares a member's bytes with its CRC. It finds damage, such as a download that was cut; it is
    no defence, since an attacker computes it, too. A CRC of 0 is not checked: torch writes it after
-   set_crc32_options(False). The pages of a member of many GB are dropped behind the sum. */
+   set_crc32_options(False). The pages of a member of many GB are dropped once they are summed. */
 DLRNI_INTERNAL dlrn_status dlrni_member_check(dlrn_archive *a, const dlrni_member *m,
                                               const unsigned char *p) {
     const uint64_t piece = (uint64_t)64 << 20; /* smaller members, such as weights, stay mapped */
@@ -7833,7 +7833,7 @@ DLRNI_INTERNAL dlrn_status dlrni_member_check(dlrn_archive *a, const dlrni_membe
                      (int)m->name_len, m->name, (unsigned long)m->crc);
 }
 
-/* Finds the data of a member behind its local header, which must agree with the directory. Its
+/* Finds the data of a member after its local header, which must agree with the directory. Its
    sizes and CRC are not compared, since writers that stream leave them 0. The length of its extra
    bytes is its own: torch pads here, and not in the directory. */
 DLRNI_INTERNAL dlrn_status dlrni_zip_local(dlrn_archive *a, uint64_t offset, dlrni_member *m) {
@@ -8354,7 +8354,7 @@ typedef struct dlrni_pickle {
    them, so the arena cannot grow as one array. */
 enum { DLRNI_PICKLE_CHUNK = 256 };
 
-/* The position is behind the bytes read so far, in the numbering of pickletools.dis. */
+/* The position is the number of bytes read so far, as in pickletools.dis. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_error(dlrni_pickle *p, const char *what) {
     return dlrn_fail(p->a->ctx, DLRN_ERR_FORMAT, "%s: pickle, byte %lld: %s", p->what,
                      (long long)(p->c.p - p->start), what);
@@ -8873,7 +8873,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_next(dlrni_pickle *p) {
     return dlrni_pickle_act(p, *op, dlrni_le(v, bytes));
 }
 
-/* Runs one pickle and leaves the cursor behind its STOP. Files from before torch 1.6 run five on
+/* Runs one pickle and leaves the cursor after its STOP. Files from before torch 1.6 run five on
    one machine: the memo and the stack begin anew, and the arena stays, because the last pickles
    need values of those before. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_run(dlrni_pickle *p) {
@@ -15177,8 +15177,8 @@ DLRNI_INTERNAL void dlrni_count_batch(dlrn_trainer *t) {
     memcpy(t->since_fired, t->w.silent, (size_t)t->dict->features * sizeof *t->since_fired);
 }
 
-/* The losses of the batch in hand, after what the recipe prepares in step 0. If they fail, the
-   output bias is what it was: a failed step changes nothing. */
+/* The losses of the step's batch, after the recipe's preparation in step 0. If either fails, the
+   output bias is restored: a failed step changes nothing. */
 DLRNI_INTERNAL dlrn_status dlrni_stage_loss(dlrn_trainer *t, dlrn_train_stats *stats) {
     /* gradients come later: their room is free until then */
     float *bias = t->dict->param[DLRN_OUTPUT_BIAS], *before = t->w.output_grad;
