@@ -77,7 +77,7 @@ static const flag flags[] = {
      "a folder as downloaded from Hugging Face: config.json, tokenizer.json, model.safetensors "
      "(model_type " LM_MODEL_TYPES ")"},
     {"--text", F_TEXT, AT(text), C_TEXTS, 1, TEXT_MAX, "FILE",
-     "documents of up to 16 MB: JSON lines, a JSON array, or plain text with blank lines between "
+     "documents of at most 16 MB: JSON lines, a JSON array, or plain text with blank lines between "
      "documents; also compressed by gzip or zstd. The form is recognised by content. - reads "
      "standard input"},
     {"--text-key", F_TEXT, AT(text_key), C_TEXTS, 1, TEXT_MAX, "K",
