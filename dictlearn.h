@@ -861,9 +861,9 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_load_memory(dlrn_context *ctx, const void *
                                                  dlrn_dictionary **out);
 /* Copies the path of the file that dlrn_load would read for `path` (a file or a folder) into file
    [size], and that of its config into config [size]; "" for one that does not exist. DLRN_ERR_IO:
-   there is neither; _ARGUMENT: a path longer than `size` allows; _UNSUPPORTED: the folder is another
-   library's, and `file` names its weights, or it holds several dictionaries (trainer_0, trainer_1,
-   ...), and `file` is "". */
+   there is neither; _ARGUMENT: a path longer than `size` allows; _UNSUPPORTED: the folder is
+   another library's, and `file` names its weights, or it holds several dictionaries (trainer_0,
+   trainer_1, ...), and `file` is "". */
 DLRN_API DLRN_CHECK dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const char *path,
                                                      char *file, char *config, size_t size);
 /* Writes a dictionary, as f32: in the layout that dict->layout names if that is one of its family,
