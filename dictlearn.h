@@ -11531,11 +11531,19 @@ DLRNI_INTERNAL dlrn_status dlrni_stream_head(dlrni_series *s, const char *what,
     return dlrni_npy_parse(s->ctx, what, &c, h);
 }
 
-/* Reads the rest of a pipe into memory: its format (or Fortran order) needs all of it at once. */
+/* Reads the rest of a pipe into memory: its format (or Fortran order) needs all of it at once. What
+   is of no format is refused by its first bytes, since it may have no end. */
 DLRNI_INTERNAL dlrn_status dlrni_pipe_whole(dlrni_series *s, const char *what,
                                             const dlrni_pipe_start *start) {
+    const unsigned char *p = start->bytes;
     int64_t cap = 0, n = (int64_t)start->n;
     size_t got = 1;
+    const int known = n >= 12 && (!memcmp(p, "\x93NUMPY", 6) || !memcmp(p, "PK", 2) ||
+                                  p[8] == '{' || p[0] == DLRNI_OP_PROTO);
+    if (!known)
+        return dlrn_fail(s->ctx, DLRN_ERR_FORMAT,
+                         "%s: expected .npy, .npz, torch (.pt) or safetensors, found none of them",
+                         what);
     if (!DLRNI_GROW(s->ctx, &s->whole, &cap, 0, n + 1)) return DLRN_ERR_MEMORY;
     memcpy(s->whole, start->bytes, start->n);
     for (; got; n += (int64_t)got) {

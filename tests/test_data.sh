@@ -104,6 +104,9 @@ cp "$d/out" "$d/through"
 status "from the file" 0 "$dl" eval --dict "$D" --data "$d/fortran"
 same "gives the same figures" "$d/through" "$d/out"
 
+status "a device without end" 1 timeout 20 "$dl" eval --dict "$D" --data /dev/zero
+says "is of no format" "/dev/zero: expected .npy, .npz, torch (.pt) or safetensors, found none" "$d/err"
+
 # ---- Memory and disks that are limited
 { npy '<f4' '8000000, 128'; rows 0 200; } > "$d/sparse.npy"
 if truncate -s $((128 + 512 * 8000000)) "$d/sparse.npy" 2> /dev/null; then
