@@ -16035,7 +16035,7 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_dictionary(dlrn_context *ctx, dlrn_a
     const dlrni_recipe *recipe = dlrni_recipe_named(cfg->recipe);
     const char *family = dlrni_archive_metadata(a, "family");
     dlrn_json *json;
-    DICTLEARN_ASSERT(recipe); /* the configuration has been checked */
+    DICTLEARN_ASSERT(recipe != NULL); /* the configuration has been checked */
     /* a recipe trains one family: a file that names another was edited */
     if (family && strcmp(family, recipe->info.family))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: family: expected %s for recipe %s, found %.80s",

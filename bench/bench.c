@@ -80,7 +80,7 @@ static double now(void) {
 
 static void must(const dlrn_context *ctx, dlrn_status s) {
     if (s == DLRN_OK) return;
-    fprintf(stderr, "bench: %s\n", ctx ? dlrn_error(ctx) : dlrn_name(DLRN_NAMES_STATUS, s));
+    fprintf(stderr, "bench: %s\n", ctx ? dlrn_error(ctx) : dlrn_name(DLRN_NAMES_STATUS, (int)s));
     exit(1);
 }
 
@@ -420,7 +420,7 @@ static dlrn_status stream_read(void *user, int64_t max_rows, float *x, float *y,
 }
 
 static dlrn_source stream_source(stream *t) {
-    dlrn_source source = {t->d, 0, stream_read, NULL, NULL, NULL, NULL, t};
+    dlrn_source source = {t->d, 0, stream_read, NULL, NULL, NULL, NULL, t, 0, 0};
     return source;
 }
 

@@ -662,7 +662,7 @@ static int64_t lm_find(lm_model *m, const lm_tensor *t, const char *name) {
         dlrn_fail(m->ctx, DLRN_ERR_FORMAT,
                   "%s: tensor '%s': expected dtype F32, F16, BF16 or F64, found %s: quantised "
                   "weights are not supported",
-                  path, name, dlrn_name(DLRN_NAMES_DTYPE, info->dtype));
+                  path, name, dlrn_name(DLRN_NAMES_DTYPE, (int)info->dtype));
         return -1;
     }
     if (info->ndim != ndim || memcmp(info->shape, shape, (size_t)ndim * sizeof *shape)) {

@@ -263,9 +263,9 @@ static dlrn_status put_feature_json(showing *w, json_writer *j, int64_t slot) {
 static dlrn_status put_features(showing *w) {
     json_writer j = {stdout, 0};
     dlrn_status s = DLRN_OK;
-    int64_t firing = 0;
-    for (int64_t k = 0; k < w->n_shown; k++) firing += w->fired[w->shown[k]] > 0;
-    if (!firing)
+    int64_t any = 0;
+    for (int64_t k = 0; k < w->n_shown; k++) any += w->fired[w->shown[k]] > 0;
+    if (!any)
         fprintf(w->o->json ? stderr : stdout, "%s: %s fires on the %lld rows of %s\n", w->o->dict,
                 w->o->features ? "none of these features" : "no feature", (long long)w->counted,
                 w->o->text);

@@ -125,7 +125,7 @@ static void print_contents(dlrn_context *ctx, const char *path, const contents *
         const dlrn_tensor_info *t = dlrn_archive_tensor(c->archive, i);
         int shown = put_text(stdout, t->name, (int64_t)strlen(t->name));
         printf("%*s %-5s [", shown < 24 ? 24 - shown : 0, "",
-               dlrn_name(DLRN_NAMES_DTYPE, t->dtype));
+               dlrn_name(DLRN_NAMES_DTYPE, (int)t->dtype));
         for (int d = 0; d < t->ndim; d++) printf("%s%lld", d ? ", " : "", (long long)t->shape[d]);
         printf("]\n");
     }
@@ -164,7 +164,7 @@ static void put_contents_json(dlrn_context *ctx, const char *path, const content
         const dlrn_tensor_info *t = dlrn_archive_tensor(c->archive, i);
         json_open(&j, NULL, '{');
         json_text(&j, "name", t->name);
-        json_text(&j, "dtype", dlrn_name(DLRN_NAMES_DTYPE, t->dtype));
+        json_text(&j, "dtype", dlrn_name(DLRN_NAMES_DTYPE, (int)t->dtype));
         json_open(&j, "shape", '[');
         for (int d = 0; d < t->ndim; d++) json_int(&j, NULL, t->shape[d]);
         json_close(&j, ']');
