@@ -299,10 +299,10 @@ TEST(metadata_of_a_zip) {
         CHECK(!dlrni_archive_metadata(a, "k") && !dlrni_archive_metadata(a, "k="));
         dlrn_archive_close(a);
         CHECK_OK(ctx, dlrn_file_read(ctx, path, &bytes, &n));
-        /* cut: "las" has no sign, and the rest of the line is beyond the end */
+        /* cut: "las" has no sign, and the rest of the line, which is in memory, is not in the file */
         CHECK_OK(ctx, dlrn_archive_open_memory(ctx, bytes, n - 4, "cut", &a));
         CHECK(!strcmp(dlrni_archive_metadata(a, "large"), large));
-        CHECK(!dlrni_archive_metadata(a, "las"));
+        CHECK(!dlrni_archive_metadata(a, "las") && !dlrni_archive_metadata(a, "last"));
         dlrn_archive_close(a);
         check_four(path, names[i] + 6);
         dlrn_free(ctx, bytes);
