@@ -96,7 +96,7 @@ $(OWN_C:%=$(BUILD)/%): $(BUILD)/%: tests/%.c
 
 # What is optimised in a test is the object; some hold a model runner or a tokenizer besides.
 EFFORT = -O0
-$(foreach at,$(BUILD) $(BUILD)/quick,$(at)/test_lm $(at)/test_tokenizer): EFFORT = -Og
+$(foreach at,$(BUILD) $(BUILD)/quick $(BUILD)/coverage,$(at)/test_lm $(at)/test_tokenizer): EFFORT = -Og
 
 $(BUILD)/kernel_sets $(BUILD)/rows $(BUILD)/tokenize_lines: $(BUILD)/%: tests/%.c $(BUILD)/dictlearn.o
 	$(COMPILE) $< $(LINKED) -o $@ -lm
@@ -161,12 +161,14 @@ twin: all $(VENV) ## the program and a PyTorch twin of the reference's loop on t
 	$(PYTHON) tests/twin.py $(BUILD)
 
 # The C tests for `make quick` and under the checkers: each has a folder, an object and flags of its
-# own. quick's object takes half as long to compile, and runs as fast; without the second flag gcc
-# leaves out vzeroupper, and the tests take twenty times as long (gcc 12). The sanitizers
+# own. quick's object takes half as long to compile, and runs as fast; below -O2 gcc leaves out
+# vzeroupper unless ZEROING asks for it, and the tests take ten times as long (gcc 12). The sanitizers
 # are clang's where only clang has them, or has them with OpenMP: archer tells ThreadSanitizer what
 # OpenMP's barriers order.
-quick_C   = $(CC) -std=c99 -O1 -fexpensive-optimizations $(OPENMP)
+ZEROING   = -fexpensive-optimizations
+quick_C   = $(CC) -std=c99 -O1 $(ZEROING) $(OPENMP)
 quick_EFFORT = $(EFFORT)
+coverage_EFFORT = $(EFFORT)
 # What has no files is compiled once in `make quick`, for lint and for test_io.
 SHARES    = $(BUILD)/quick/test_io
 
@@ -179,13 +181,13 @@ $(SHARES): tests/test_io.c $(BUILD)/no_stdio.o
 	$(CC) -std=c99 -O0 $(INCLUDES) -DDLRNI_IMPLEMENTED $< $(BUILD)/no_stdio.o -o $@ -lm
 
 HARD      = -std=c99 -O1 -g -fno-sanitize-recover=all
-san_C     = $(CC) $(HARD) -fsanitize=address,undefined
+san_C     = $(CC) $(HARD) $(ZEROING) -fsanitize=address,undefined
 tsan_C    = clang $(HARD) -fopenmp -fsanitize=thread
 msan_C    = clang $(HARD) -fsanitize=memory -fsanitize-memory-track-origins
 valgrind_C = $(CC) $(HARD) -DDICTLEARN_SIMD=0
 # Every function is kept, also where a test does not use it, so that all programs have the same lines
 # and branches.
-coverage_C = gcc -std=c99 -O0 -g -DNDEBUG --coverage -fkeep-static-functions
+coverage_C = gcc -std=c99 -O0 $(ZEROING) -g -DNDEBUG --coverage -fkeep-static-functions
 
 define under
 $(BUILD)/$(1)/private.o: $(BUILD)/private/dictlearn.h
