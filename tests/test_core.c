@@ -84,6 +84,14 @@ TEST(random_numbers_are_philox) {
         float u = dlrn_rng_uniform(&rng);
         CHECK(u >= 0.0f && u < 1.0f);
     }
+    sum = 0, square = 0;
+    for (int i = 0; i < 20000; i++) {
+        double u = dlrn_rng_uniform_f64(&rng) - 0.5;
+        CHECK(u > -0.5 && u < 0.5);
+        sum += u;
+        square += u * u;
+    }
+    CHECK(fabs(sum / 20000) < 0.01 && fabs(square / 20000 - 1.0 / 12) < 0.002);
 }
 
 /* c = op(a, b) + beta c0 in double */

@@ -269,6 +269,10 @@ TEST(a_k_out_of_range_is_refused) {
     dlrn_dictionary *dict = NULL;
     CHECK_STATUS(dlrn_dictionary_create(ctx, &desc, &dict), DLRN_ERR_ARGUMENT);
     CHECK(dict == NULL);
+    desc.family = "AutoEncoderTopk";
+    CHECK_STATUS(dlrn_dictionary_create(ctx, &desc, &dict), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx),
+              "family: expected a name such as AutoEncoder, found AutoEncoderTopk");
 }
 
 /* A formula may have both thresholds and top-k, though no family has: many rows, which a screen

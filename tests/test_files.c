@@ -1021,6 +1021,21 @@ TEST(stream_of_plain_bytes) {
     CHECK_STR(dlrn_error(ctx), "tests: expected a file, found a folder");
 }
 
+/* A pipe has no way back, so standard input has none, even where it is a file. */
+TEST(standard_input_goes_forward_only) {
+    dlrn_stream *s = NULL;
+    size_t got;
+    CHECK(freopen(stream_file("0123456789", 10), "rb", stdin) != NULL);
+    CHECK_OK(ctx, dlrn_stream_open(ctx, "-", &s));
+    CHECK_OK(ctx, dlrn_stream_seek(s, 4));
+    CHECK_OK(ctx, dlrn_stream_read(s, streamed, 3, &got));
+    CHECK(got == 3 && !memcmp(streamed, "456", 3));
+    CHECK_STATUS(dlrn_stream_seek(s, 6), DLRN_ERR_IO);
+    CHECK_STR(dlrn_error(ctx), "standard input: cannot go back");
+    CHECK_STATUS(dlrn_stream_seek(s, 11), DLRN_END);
+    dlrn_stream_close(s);
+}
+
 /* Members with all that a header may have, one after another, and zeros after the last. */
 TEST(gzip_members) {
     size_t n;
@@ -1449,6 +1464,7 @@ int main(int argc, char **argv) {
     RUN(deflate_stored_blocks);
     RUN(deflate_refuses);
     RUN(stream_of_plain_bytes);
+    RUN(standard_input_goes_forward_only);
     RUN(gzip_members);
     RUN(gzip_window);
     RUN(gzip_refuses);

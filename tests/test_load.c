@@ -169,6 +169,10 @@ TEST(writes_refuse) {
     CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.pt"), &bad, 1, NULL),
                  DLRN_ERR_UNSUPPORTED);
     CHECK_STR(dlrn_error(ctx), "tensor 'a.matrix': a .pt has no storage of type U32");
+    bad.dtype = DLRN_DTYPE_COUNT;
+    CHECK_STATUS(dlrn_archive_write(ctx, path_of("bad", "x.safetensors"), &bad, 1, NULL),
+                 DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "tensor 'a.matrix' to be written: unknown type");
     static const char *const taken[2] = {"__metadata__", "x\xff"};
     for (int i = 0; i < 2; i++) {
         bad = four[0];
