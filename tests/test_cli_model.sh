@@ -92,6 +92,8 @@ for recipe in dl-top_k dl-jump_relu; do
 done
 status "a dictionary whose features all die" 0 $train --steps 20 --lr 10 --warmup-steps 2 \
     --save-dir "$d/dead"
+check_equal "its log counts them all" '"l0": 0, "dead": 256' \
+    "$(tail -n 1 "$d/dead/log.jsonl" | grep -o '"l0": 0, "dead": [0-9]*')"
 dead="$dl features --dict $d/dead --model $tiny --text $d/a.jsonl $site"
 status "features of it" 0 $dead
 says "one line says that none fires" "^$d/dead: no feature fires on the [0-9]* rows of" "$d/out"
