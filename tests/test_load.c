@@ -303,7 +303,7 @@ TEST(metadata_of_a_zip) {
         CHECK(!dlrni_archive_metadata(a, "k") && !dlrni_archive_metadata(a, "k="));
         dlrn_archive_close(a);
         CHECK_OK(ctx, dlrn_file_read(ctx, path, &bytes, &n));
-        /* cut: "las" has no sign, and the rest of the line, which is in memory, is not in the file */
+        /* cut: "las" has no sign, and the rest of the line is in memory, but not in the file */
         CHECK_OK(ctx, dlrn_archive_open_memory(ctx, bytes, n - 4, "cut", &a));
         CHECK(!strcmp(dlrni_archive_metadata(a, "large"), large));
         CHECK(!dlrni_archive_metadata(a, "las") && !dlrni_archive_metadata(a, "last"));
