@@ -12030,11 +12030,12 @@ DLRNI_INTERNAL void dlrni_finite_destroy(void *user) {
 DLRN_API dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *source,
                                         dlrn_ownership ownership, int64_t *skipped,
                                         dlrn_source *out) {
-    const dlrn_source inner = *source; /* out may be the same struct */
-    memset(out, 0, sizeof *out);
+    const dlrn_source inner = *source; /* out may be the same struct: it then stays on failure */
+    if (out != source) memset(out, 0, sizeof *out);
     DLRNI_REQUIRE(ctx, inner.read && inner.d_in > 0, "the source has no read callback or no width");
     dlrni_finite_source *s = DLRNI_NEW_ZERO(ctx, dlrni_finite_source, 1);
     if (!s) return DLRN_ERR_MEMORY;
+    memset(out, 0, sizeof *out);
     /* the fields of *out come last: with out == source they overwrite it */
     s->ctx = ctx;
     s->inner = inner;

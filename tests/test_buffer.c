@@ -830,6 +830,9 @@ TEST(rows_that_are_not_finite_are_left_out) {
     CHECK_STATUS(dlrn_source_finite(ctx, &source, DLRN_BORROWED, NULL, &finite), DLRN_ERR_ARGUMENT);
     source.read = NULL;
     CHECK_STATUS(dlrn_source_finite(ctx, &source, DLRN_BORROWED, NULL, &finite), DLRN_ERR_ARGUMENT);
+    void *const user = source.user; /* in place of itself: a failure leaves it */
+    CHECK_STATUS(dlrn_source_finite(ctx, &source, DLRN_OWNED, NULL, &source), DLRN_ERR_ARGUMENT);
+    CHECK(source.user == user && user);
     dlrn_context_destroy(ctx);
 }
 
