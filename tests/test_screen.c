@@ -245,18 +245,19 @@ TEST(widths_that_fill_no_vector) {
 
 /* A screen that lets everything through would pass all of the above. */
 TEST(screens_rule_out) {
+    enum { WIDE = 32 * 48 + 3 }; /* so that a task takes several groups of features */
     static float x[ROWS * 128];
     for (int i = 0; test_kernels(i); i++)
         for (int s = 0; s < 2; s++) {
             dlrn_context *ctx = open_kernels(test_kernels(i));
             const dlrni_screen *screen = ctx->set.screen[s];
-            dlrn_dictionary *ae = weights(ctx, 128, FEATURES);
+            dlrn_dictionary *ae = weights(ctx, 128, WIDE);
             dlrn_sparse codes = {0};
             dlrn_rng rng = {5, 5, 0};
             for (int64_t p = 0; p < ROWS * 128; p++) x[p] = dlrn_rng_normal(&rng);
-            for (int64_t p = 0; p < FEATURES * 128; p++)
+            for (int64_t p = 0; p < WIDE * 128; p++)
                 ae->param[DLRN_ENCODER][p] = dlrn_rng_normal(&rng) / sqrtf(128);
-            for (int64_t j = 0; j < FEATURES; j++) ae->param[DLRN_ENCODER_BIAS][j] = -2;
+            for (int64_t j = 0; j < WIDE; j++) ae->param[DLRN_ENCODER_BIAS][j] = -2;
             int64_t candidates = encode_with(ctx, screen, ae, x, &codes),
                     active = codes.row_ptr[ROWS];
             if (screen)
@@ -264,7 +265,7 @@ TEST(screens_rule_out) {
                               candidates < (screen->size == 1 ? 3 : 1.3) * (double)active,
                           "%s: %d candidates for %d active", screen->name, (int)candidates,
                           (int)active);
-            CHECK(active > 0 && active < ROWS * FEATURES / 10);
+            CHECK(active > 0 && active < ROWS * WIDE / 10);
             dlrn_sparse_free(&codes);
             dlrn_dictionary_destroy(ae);
             dlrn_context_destroy(ctx);
