@@ -791,6 +791,42 @@ TEST(rate_ramps_up_and_again_after_resampling) {
     CHECK(dlrni_learning_rate(&cfg, 11) == 0.25);
 }
 
+/* A target for L0 moves the penalty by at most 2 % a step, along L0's distance and trend; up to the
+   end of the warm-up, with the same bits after a resume, and with no target not at all. */
+TEST(a_target_steers_the_penalty) {
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_train_config cfg = dlrn_train_defaults("reference");
+    const char *path = tmp_path("steered.safetensors");
+    double factor = 1, before = 0;
+    dlrn_train_stats stats;
+    cfg.d_in = D;
+    cfg.features = F;
+    cfg.warmup_steps = 0;
+    for (int target = 0; target <= 60; target += 30, factor = 1) {
+        dlrn_trainer *t = NULL, *again = NULL;
+        cfg.target_l0 = target;
+        CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
+        for (int step = 0; step < 4; step++) {
+            CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, &stats));
+            CHECK_CLOSE(stats.penalty, cfg.sparsity_penalty * factor, 1e-12);
+            double off = log((stats.l0 + 0.1) / (target + 0.1));
+            double change = off + (step ? 20 * (off - before) : 0);
+            before = off;
+            if (target) factor *= exp(0.02 * fmax(-1, fmin(1, change)));
+            CHECK_CLOSE(t->steering.factor, factor, 1e-12);
+        }
+        CHECK_OK(ctx, dlrn_trainer_save(t, path));
+        CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, &cfg, NULL, &again));
+        CHECK(!memcmp(&again->steering, &t->steering, sizeof t->steering));
+        t->step = 1000;
+        CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, NULL));
+        CHECK(!memcmp(&again->steering, &t->steering, sizeof t->steering));
+        dlrn_trainer_destroy(again);
+        dlrn_trainer_destroy(t);
+    }
+    dlrn_context_destroy(ctx);
+}
+
 TEST(logging_counts_twice_in_compat_alone) {
     dlrn_context *ctx = open_context("auto", 1);
     for (int compat = 0; compat < 2; compat++) {
@@ -1681,6 +1717,7 @@ int main(int argc, char **argv) {
     RUN(zeros_survive);
     RUN(ghosts_of_large_activations_stay_finite);
     RUN(rate_ramps_up_and_again_after_resampling);
+    RUN(a_target_steers_the_penalty);
     RUN(logging_counts_twice_in_compat_alone);
     RUN(what_is_not_finite_is_named_and_changes_nothing);
     RUN(a_configuration_out_of_range_is_refused);
