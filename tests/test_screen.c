@@ -385,7 +385,7 @@ TEST(prepared_the_same_bits) {
 
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
-    RUN(each_kind_of_numbers_alone);
+    RUN_LONG(each_kind_of_numbers_alone);
     RUN(top_k_is_what_a_sort_gives);
     RUN_LONG(kinds_of_numbers_together);
     RUN_LONG(widths_that_fill_no_vector);

@@ -284,7 +284,7 @@ int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     for (int i = 0; i < N * D; i++) rows[i] = dlrn_rng_normal(&rng);
     RUN(the_hosts_threads_do_not_change_a_bit);
-    RUN(contexts_share_nothing);
+    RUN_LONG(contexts_share_nothing);
     RUN(callbacks_run_on_the_callers_thread);
     return TEST_END();
 }
