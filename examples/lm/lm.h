@@ -203,6 +203,8 @@ typedef struct lm_choice {
 /* The longest of n rows that counts: `ratio` times the median norm (of an even number the lower
    one). norm [2 n]: the second half is scratch. */
 LM_API double lm_norm_limit(double *norm, int64_t n, double ratio);
+/* The Euclidean norm of a row x [d], summed in double: it is finite only if the row is. */
+LM_API double lm_row_norm(const float *x, int64_t d);
 
 typedef struct lm_reading { /* how a text becomes token ids */
     int64_t ctx_len;        /* tokens of a context                             */
@@ -2174,6 +2176,12 @@ static int lm_norm_order(const void *left, const void *right) {
     return (a > b) - (a < b);
 }
 
+LM_API double lm_row_norm(const float *x, int64_t d) {
+    double sum = 0;
+    for (int64_t j = 0; j < d; j++) sum += (double)x[j] * (double)x[j];
+    return sqrt(sum);
+}
+
 /* The lower median, so that of two rows the longer can be left out. */
 LM_API double lm_norm_limit(double *norm, int64_t n, double ratio) {
     memcpy(norm + n, norm, (size_t)n * sizeof *norm);
@@ -2186,11 +2194,7 @@ static dlrn_status lm_choose_short(const lm_model *m, double ratio, const float 
                                    int64_t d, unsigned char *keep) {
     double *norm = (double *)dlrn_alloc(m->ctx, 2 * n, sizeof *norm);
     if (!norm) return DLRN_ERR_MEMORY;
-    for (int64_t i = 0; i < n; i++) {
-        double sum = 0;
-        for (int64_t j = 0; j < d; j++) sum += (double)x[i * d + j] * (double)x[i * d + j];
-        norm[i] = sqrt(sum);
-    }
+    for (int64_t i = 0; i < n; i++) norm[i] = lm_row_norm(x + i * d, d);
     const double limit = lm_norm_limit(norm, n, ratio);
     for (int64_t i = 0; i < n; i++)
         if (norm[i] > limit) keep[i] = 0;

@@ -15,7 +15,7 @@ typedef struct chooser {
     int64_t block, positions, skip_first;
     double ratio;
     float *x, *y;        /* [block][width] */
-    double *norm;        /* [2 block] */
+    double *norm;        /* [block] of the rows; [2 block] to find their median */
     unsigned char *keep; /* [block] */
     uint64_t begin;      /* the number of the block's first row */
     int64_t held, at;    /* rows of the block; the next one     */
@@ -26,23 +26,19 @@ typedef struct chooser {
 /* Marks the rows of the block. Rows that are not finite stay: others decide on them. */
 static void choose_mark(chooser *c) {
     const int64_t d = c->inner.d_in;
-    int64_t finite = 0;
+    double *finite = c->norm + c->block; /* those norms that are finite */
+    int64_t n = 0;
     for (int64_t i = 0; i < c->held; i++) {
         const int64_t position =
             c->positions ? (int64_t)(c->begin + (uint64_t)i) % c->positions : 0;
         c->keep[i] = !c->positions || position >= c->skip_first;
-        double sum = 0;
-        for (int64_t j = 0; j < d; j++) sum += (double)c->x[i * d + j] * (double)c->x[i * d + j];
-        if (sum - sum == 0) c->norm[finite++] = sqrt(sum);
+        c->norm[i] = lm_row_norm(c->x + i * d, d);
+        if (c->norm[i] - c->norm[i] == 0) finite[n++] = c->norm[i];
     }
-    if (!(c->ratio > 0) || !finite) return;
-    const double limit = lm_norm_limit(c->norm, finite, c->ratio);
-    finite = 0;
-    for (int64_t i = 0; i < c->held; i++) {
-        double sum = 0;
-        for (int64_t j = 0; j < d; j++) sum += (double)c->x[i * d + j] * (double)c->x[i * d + j];
-        if (sum - sum == 0 && c->norm[finite++] > limit) c->keep[i] = 0;
-    }
+    if (!(c->ratio > 0) || !n) return;
+    const double limit = lm_norm_limit(finite, n, c->ratio);
+    for (int64_t i = 0; i < c->held; i++)
+        if (c->norm[i] - c->norm[i] == 0 && c->norm[i] > limit) c->keep[i] = 0;
 }
 
 /* Reads up to the end of a block. */
@@ -141,7 +137,7 @@ static dlrn_status choose_rows(dlrn_context *ctx, const options *o, const char *
     c->left_out = left_out;
     c->x = (float *)dlrn_alloc(ctx, c->block * source->d_in, sizeof *c->x);
     c->y = (float *)dlrn_alloc(ctx, c->block * (source->d_out ? source->d_out : 1), sizeof *c->y);
-    c->norm = (double *)dlrn_alloc(ctx, 2 * c->block, sizeof *c->norm);
+    c->norm = (double *)dlrn_alloc(ctx, 3 * c->block, sizeof *c->norm);
     c->keep = (unsigned char *)dlrn_alloc(ctx, c->block, 1);
     source->read = choose_read;
     source->seek = source->position && source->seek ? choose_seek : NULL;

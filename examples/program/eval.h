@@ -131,8 +131,8 @@ static dlrn_status write_histogram(dlrn_context *ctx, const dlrn_evaluator *e, c
    sixteenth of a power of two, so that any number of rows needs the same memory. */
 enum { SPREAD_BINS = 4096 };
 typedef struct spread {
-    int64_t d, rows;
-    float *center; /* [d] */
+    int64_t rows;
+    float *center; /* [d]; NULL before the first rows */
     int64_t count[SPREAD_BINS];
     double sum[SPREAD_BINS];
 } spread;
@@ -142,7 +142,6 @@ static dlrn_status spread_add(dlrn_context *ctx, spread *s, const float *x, int6
     if (!s->center) {
         s->center = (float *)dlrn_alloc(ctx, d, sizeof *s->center);
         if (!s->center) return DLRN_ERR_MEMORY;
-        s->d = d;
         for (int64_t j = 0; j < d; j++) {
             double sum = 0;
             for (int64_t i = 0; i < n; i++) sum += (double)x[i * d + j];
@@ -193,8 +192,8 @@ typedef struct row_feed {
     int64_t left;
 } row_feed;
 
-/* Which of the n rows that a visit has count: freed with dlrn_free. NULL: no memory, or an error of
-   lm_choose. */
+/* Marks which of the n rows of a visit count. *s says whether the marks can be used; free them with
+   dlrn_free either way. */
 static unsigned char *chosen_rows(model_text *mt, const float *x, int64_t n, dlrn_status *s) {
     unsigned char *keep = (unsigned char *)dlrn_alloc(mt->ctx, n, 1);
     lm_choice choice = mt->reading.choice;

@@ -26,6 +26,11 @@ static int parse_io(const options *o) {
     return o->io ? lm_io_named(o->io) : LM_IO_OUT;
 }
 
+/* --long split: a document gives several contexts. */
+static int splits_documents(const options *o) {
+    return o->long_documents && !strcmp(o->long_documents, "split");
+}
+
 /* Checks the flags that say how a text is read. 0, or the exit status of a wrong call. */
 static int check_text_flags(const char *command_name, const options *o) {
     const char *how = o->long_documents;
@@ -33,7 +38,7 @@ static int check_text_flags(const char *command_name, const options *o) {
         return usage_error(command_name, "expected --text-key or --tokens-key, found both", "key");
     if (how && strcmp(how, "cut") && strcmp(how, "split"))
         return usage_error(command_name, "expected cut or split as --long", how);
-    if (how && !strcmp(how, "split") && o->bos && o->ctx_len < 2)
+    if (splits_documents(o) && o->bos && o->ctx_len < 2)
         return usage_error(command_name, "expected at least 2 with --long split and --bos",
                            "--ctx-len");
     return 0;
@@ -160,7 +165,7 @@ static dlrn_status model_text_open(dlrn_context *ctx, const options *o, int with
     mt->ctx = ctx;
     mt->reading.ctx_len = o->ctx_len;
     mt->reading.bos = o->bos;
-    mt->reading.split = o->long_documents && !strcmp(o->long_documents, "split");
+    mt->reading.split = splits_documents(o);
     mt->reading.tally = &mt->tally;
     dlrn_status s = check_folder(ctx, o->model);
     if (s == DLRN_OK) s = lm_load(ctx, o->model, &mt->model);
@@ -187,7 +192,7 @@ static dlrn_status model_text_open(dlrn_context *ctx, const options *o, int with
    before them; -1: none. */
 static dlrn_status print_tokens(const options *o, bpe_tokenizer *tok, doc_reader *docs, int32_t bos,
                                 lm_tally *tally) {
-    const int split = o->long_documents && !strcmp(o->long_documents, "split");
+    const int split = splits_documents(o);
     const int64_t first = bos >= 0;
     bpe_ids ids;
     memset(&ids, 0, sizeof ids);

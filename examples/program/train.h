@@ -557,7 +557,7 @@ static void put_source(json_writer *j, const options *o, int64_t rows) {
     if (o->max_norm_ratio > 0) json_real(j, "max_norm_ratio", 17, o->max_norm_ratio);
     if (o->skip_nonfinite) json_bool(j, "skip_nonfinite", 1);
     if (o->skip_bad_lines) json_bool(j, "skip_bad_lines", 1);
-    if (o->long_documents && !strcmp(o->long_documents, "split")) json_text(j, "long", "split");
+    if (splits_documents(o)) json_text(j, "long", "split");
 }
 
 /* What names the dictionary's class and sizes: dictionary_learning 0.1.0 looks for it in "trainer",
