@@ -246,6 +246,12 @@ static int is_of_recipes(const flag *f) {
     return uses;
 }
 
+/* Whether a flag has a use with a recipe: it is one of the recipe's settings, or no setting at
+   all. */
+static int suits_recipe(const dlrn_recipe_info *recipe, const flag *f) {
+    return !is_of_recipes(f) || recipe_uses(recipe, f);
+}
+
 typedef struct command {
     const char *name;
     int bit, words; /* words: number of arguments without a flag */
@@ -387,7 +393,7 @@ static int lacks_flag(const char *command_name, const char *name, const void *va
 static int check_recipe_flag(const command *c, const flag *f, const char *recipe) {
     const dlrn_recipe_info *r = find_recipe(recipe);
     char what[128];
-    if (c->bit != C_TRAIN || !r || !is_of_recipes(f) || recipe_uses(r, f)) return 0;
+    if (c->bit != C_TRAIN || !r || suits_recipe(r, f)) return 0;
     snprintf(what, sizeof what, "not a setting of recipe %s", recipe);
     return usage_error(c->name, what, f->name);
 }

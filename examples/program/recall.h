@@ -25,23 +25,19 @@ static int is_given(const options *o, const flag *f) {
     return 0;
 }
 
-/* Whether a flag is a setting of the recipe that the command line gives. Another recipe than the
-   run's is an error that is told later, by name. */
-static int suits_recipe(const flag *f, const char *recipe) {
-    const dlrn_recipe_info *r = recipe ? find_recipe(recipe) : NULL;
-    return !r || !is_of_recipes(f) || recipe_uses(r, f);
-}
-
-/* Adds the saved words that the command line does not replace. The new number of words. */
+/* Adds the saved words that the command line does not replace. Settings that the recipe of the
+   command line has no use for are left out: that it is not the run's is told later, by name. The
+   new number of words. */
 static int add_saved(const command *c, const options *o, const dlrn_json *words, const char **argv,
                      int n) {
+    const dlrn_recipe_info *recipe = o->recipe ? find_recipe(o->recipe) : NULL;
     for (const dlrn_json *w = words->first; w; w = w->next) {
         const char *value;
         const flag *f = w->type == DLRN_JSON_STRING ? find_flag(w->text, &value) : NULL;
         /* a value that follows its flag; NULL: the list ends before it */
         const dlrn_json *next = f && f->kind != F_SWITCH && !value ? w->next : w;
         if (!f || !(f->commands & c->bit) || !next || next->type != DLRN_JSON_STRING) continue;
-        if (!is_given(o, f) && suits_recipe(f, o->recipe)) {
+        if (!is_given(o, f) && (!recipe || suits_recipe(recipe, f))) {
             argv[n++] = w->text;
             if (next != w) argv[n++] = next->text;
         }

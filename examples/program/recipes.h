@@ -68,7 +68,7 @@ static void put_defaults(const dlrn_recipe_info *recipe, const dlrn_train_config
         int64_t n;
         double d;
         if (f->at < begin || f->at >= begin + sizeof *cfg) continue;
-        if (is_of_recipes(f) && !recipe_uses(recipe, f)) continue;
+        if (!suits_recipe(recipe, f)) continue;
         memcpy(&n, field, sizeof n);
         memcpy(&d, field, sizeof d);
         if (f->kind == F_INT && n < 0) continue; /* never */
