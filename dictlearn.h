@@ -732,9 +732,10 @@ typedef enum dlrn_names {
     DLRN_NAMES_STATUS, /* "shapes do not agree": a text; the others are the names used in files */
     DLRN_NAMES_DTYPE,  /* "F32" */
     DLRN_NAMES_ROLE,   /* "encoder_weight" */
-    DLRN_NAMES_CENTER, /* "output_bias" */
-    DLRN_NAMES_GATE,   /* "relu" */
-    DLRN_NAMES_SELECT, /* "top_k" */
+    DLRN_NAMES_NORMALISE, /* "layer" */
+    DLRN_NAMES_CENTER,    /* "output_bias" */
+    DLRN_NAMES_GATE,      /* "relu" */
+    DLRN_NAMES_SELECT,    /* "top_k" */
 #ifndef DICTLEARN_NO_TRAINING
     DLRN_NAMES_LOSS,    /* "norm" */
     DLRN_NAMES_SPARSITY /* "l1" */
@@ -748,15 +749,20 @@ DLRN_API const char *dlrn_name(dlrn_names which, int value);
 // >>api-dictionary
 
 /* A dictionary's parameters, by role: X(role, name, rows, columns), f32, row by row. F: features,
-   I: d_in, O: d_out. Which of them a dictionary has depends on its family; absent ones are NULL. */
+   I: d_in, O: d_out, S: skip_rows. Which of them a dictionary has depends on its family; absent
+   ones are NULL. */
 #define DLRN_ROLE_LIST(X)                                                                          \
     X(DLRN_ENCODER, "encoder_weight", 'F', 'I') /* one row per feature                    */       \
     X(DLRN_ENCODER_BIAS, "encoder_bias", 'F', '1')                                                 \
-    X(DLRN_DECODER, "decoder_weight", 'F', 'O') /* one atom per row                       */       \
-    X(DLRN_OUTPUT_BIAS, "bias", 'O', '1')       /* added to the sum of atoms              */       \
-    X(DLRN_INPUT_BIAS, "input_bias", 'I', '1')  /* a center that is not the output bias   */       \
-    X(DLRN_THRESHOLD, "threshold", 'F', '1')    /* of the gate "jump"                     */       \
-    X(DLRN_SKIP, "skip", 'O', 'I')              /* a linear map of x, added to x_hat      */
+    X(DLRN_DECODER, "decoder_weight", 'F', 'O')    /* one atom per row                       */    \
+    X(DLRN_OUTPUT_BIAS, "bias", 'O', '1')          /* added to the sum of atoms              */    \
+    X(DLRN_INPUT_BIAS, "input_bias", 'I', '1')     /* a center that is not the output bias   */    \
+    X(DLRN_THRESHOLD, "threshold", 'F', '1')       /* of the gates "jump" and "jump_signed"  */    \
+    X(DLRN_SKIP, "skip", 'S', 'I')                 /* a linear map of x, added to x_hat      */    \
+    X(DLRN_LOG_SCALE, "log_scale", 'F', '1')       /* a value is exp(log_scale) times that   */    \
+    X(DLRN_VALUE_BIAS, "value_bias", 'F', '1')     /* gate "gated": added to the value       */    \
+    X(DLRN_GATE_ENCODER, "gate_encoder", 'F', 'I') /* a second encoder (few families)     */       \
+    X(DLRN_GATE_BIAS, "gate_bias", 'F', '1')       /* its bias                            */
 
 typedef enum dlrn_role {
 #define DLRN_ROLE_ENUM(role, name, rows, cols) role,
@@ -765,64 +771,106 @@ typedef enum dlrn_role {
         DLRN_ROLE_COUNT
 } dlrn_role;
 
-/* What is subtracted from scale_in * x before the encoder: X(value, name). The lists below have the
-   same form. */
+/* What happens to each row of x first, and is undone on x_hat: X(value, name). The lists below have
+   the same form. For rows of several layers each layer counts as a row. */
+#define DLRN_NORMALISE_LIST(X)                                                                     \
+    X(DLRN_NORMALISE_NONE, "none")                                                                 \
+    X(DLRN_NORMALISE_NORM, "norm") /* x sqrt(d) / ||x||                                 */         \
+    X(DLRN_NORMALISE_LAYER,                                                                        \
+      "layer") /* (x - mean) / (std + 1e-5); std of d - 1; x_hat: * std + mean */
+
+/* What is subtracted from scale_in * x before the encoder. */
 #define DLRN_CENTER_LIST(X)                                                                        \
     X(DLRN_CENTER_NONE, "none")                                                                    \
     X(DLRN_CENTER_OUTPUT_BIAS, "output_bias") /* the same bias that is added to x_hat */           \
     X(DLRN_CENTER_INPUT_BIAS, "input_bias")
 
-/* The value f of a feature with pre-activation p. */
+/* The value f of a feature with pre-activation p. The threshold is the parameter, or for all
+   features formula.threshold where there is no such parameter. */
 #define DLRN_GATE_LIST(X)                                                                          \
-    X(DLRN_GATE_RELU, "relu")         /* p if p > 0, otherwise 0                 */                \
-    X(DLRN_GATE_JUMP, "jump")         /* p if p > max(threshold, 0), otherwise 0 */                \
+    X(DLRN_GATE_RELU, "relu")               /* p if p > 0, otherwise 0                 */          \
+    X(DLRN_GATE_JUMP, "jump")               /* p if p > max(threshold, 0), otherwise 0 */          \
+    X(DLRN_GATE_JUMP_SIGNED, "jump_signed") /* p if p > threshold, also a negative p   */          \
+    X(DLRN_GATE_GATED, "gated") /* v = exp(LOG_SCALE) (p - ENCODER_BIAS) + VALUE_BIAS if p > 0   \
+                                     and v > 0, otherwise 0 */ \
+    X(DLRN_GATE_LINEAR, "linear")     /* p, whatever its sign                    */                \
     X(DLRN_GATE_IDENTITY, "identity") /* x itself: there is no encoder           */
 
-/* Which features of a row are kept. */
+/* Which features are kept. Among equal ones, those with the lower index. */
 #define DLRN_SELECT_LIST(X)                                                                        \
     X(DLRN_SELECT_ALL, "all")                                                                      \
-    X(DLRN_SELECT_TOP_K, "top_k") /* the k largest; among equal ones, those with the lower index */
+    X(DLRN_SELECT_TOP_K, "top_k")         /* the k largest of a row                          */    \
+    X(DLRN_SELECT_ABS_TOP_K, "abs_top_k") /* the k largest of a row by absolute value        */    \
+    X(DLRN_SELECT_GROUP_MAX, "group_max") /* the largest of each of k groups of F / k        */    \
+    X(DLRN_SELECT_BATCH_TOP_K, "batch_top_k") /* the k n largest of the n rows of one call */
 
 #define DLRN_VALUE(value, name) value,
+typedef enum dlrn_normalise { DLRN_NORMALISE_LIST(DLRN_VALUE) } dlrn_normalise;
 typedef enum dlrn_center { DLRN_CENTER_LIST(DLRN_VALUE) } dlrn_center;
 typedef enum dlrn_gate { DLRN_GATE_LIST(DLRN_VALUE) } dlrn_gate;
 typedef enum dlrn_select { DLRN_SELECT_LIST(DLRN_VALUE) } dlrn_select;
 #undef DLRN_VALUE
 
-/* All that inference needs besides the parameters, as plain data. In words: scale x and subtract
-   the center, multiply by the encoder rows, gate, select, add up the atoms.
-       p = ENCODER (scale_in x - center) + ENCODER_BIAS       f = select(gate(p))
-       x_hat = scale_out (f DECODER + OUTPUT_BIAS + SKIP scale_in x) */
+/* All that inference needs besides the parameters, as plain data. In words: normalise and scale x,
+   subtract the center, multiply by the encoder rows, gate, select, add up the atoms.
+       z = scale_in normalise(x)
+       p = ENCODER (z - center) + ENCODER_BIAS       f = exp(LOG_SCALE) select(gate(p))
+       x_hat = undo_normalise(scale_out (f DECODER + OUTPUT_BIAS + SKIP z)) */
 typedef struct dlrn_formula {
+    dlrn_normalise normalise;
     dlrn_center center;
     dlrn_gate gate;
     dlrn_select select;
-    int64_t k;        /* features kept per row by DLRN_SELECT_TOP_K; otherwise 0              */
-    double threshold; /* top-k: running mean, over training, of the smallest value kept in a row;
-                         -1: not known. Kept for files; inference does not use it             */
-    double scale_in, scale_out; /* 1 after dlrn_load and dlrn_dictionary_create: no file sets
-                                   them; a program may                                        */
+    int64_t k;        /* features that the selections by k keep; otherwise 0                  */
+    double threshold; /* gates jump and jump_signed: of all features, where there is no parameter
+                         DLRN_THRESHOLD. Top-k: running mean, over training, of the smallest value
+                         kept in a row; kept for files. -1: not known                         */
+    double scale_in, scale_out; /* 1 unless a file or the caller says otherwise               */
+    dlrn_switch standardise; /* ON: selections compare (p - mean) / (std + 1e-6), by feature, over
+                                   the rows of one call                                       */
 } dlrn_formula;
+
+typedef struct dlrn_dictionary dlrn_dictionary;
+
+/* A part of a dictionary of several layers: a dictionary of its own on a window of each row. It
+   reads x[in_at .. in_at + d_in), writes features[feature_at ..), and adds to x_hat[out_at ..). */
+typedef struct dlrn_part {
+    dlrn_dictionary *dict; /* owned */
+    int64_t in_at, out_at, feature_at;
+} dlrn_part;
 
 /* A dictionary: x [n][d_in] -> f [n][features] -> x_hat [n][d_out]. Read the fields at any time.
    Between calls you may write to the parameters that the dictionary owns, and to its formula; call
-   dlrn_dictionary_changed() afterwards. */
-typedef struct dlrn_dictionary {
+   dlrn_dictionary_changed() afterwards.
+   A crosscoder's row holds the activations of several layers or models one after another: d_in is
+   layers * d. If it has one set of features for all, it is a plain dictionary on such rows. A
+   cross-layer transcoder, and a crosscoder with features of its own for each layer, has `parts`:
+   then only DLRN_OUTPUT_BIAS is set here, and the parts hold the rest. */
+struct dlrn_dictionary {
     dlrn_context *ctx;             /* borrowed                                           */
     const char *family;            /* "AutoEncoder", "AutoEncoderTopK", ...; static      */
     int64_t d_in, d_out, features; /* features is F                                      */
     float *param[DLRN_ROLE_COUNT]; /* by role, shapes as above; NULL where the family has no
                                       such parameter */
-    dlrn_formula formula;
-    const char *layout; /* the layout it was loaded from (a static string), or NULL   */
+    dlrn_formula formula;   /* with parts: `select` is over all features of a row; the parts' own
+                               formulas come first */
+    int64_t skip_rows;      /* SKIP is [skip_rows][d_in] and adds to the first skip_rows of x_hat */
+    int64_t layers;         /* of x and x_hat: rows are [layers][d_in / layers]; 1: plain         */
+    int64_t feature_layers; /* features are [feature_layers][features / feature_layers]; 1: plain */
+    int64_t n_parts;        /* 0: plain                                                           */
+    dlrn_part *part;        /* [n_parts], owned                                                   */
+    int64_t *group_sizes;   /* [n_groups] features of each nested group (Matryoshka), or NULL     */
+    int64_t n_groups;
+    const char *layout; /* the library whose layout it was loaded from (static), or NULL          */
+    char note[256];     /* what the file leaves open and a reader must know; "": nothing          */
     unsigned borrowed;  /* private: bit r is set if param[r] is borrowed */
     int64_t version;    /* private: counts changes                       */
-} dlrn_dictionary;
+};
 
 /* Describes a new dictionary. Zero-initialise it, then set what differs. */
 typedef struct dlrn_dictionary_desc {
-    const char *family;  /* NULL: "AutoEncoder"; "AutoEncoderTopK", "JumpReluAutoEncoder" or
-                            "IdentityDict" (which has neither parameters nor `features`)          */
+    const char *family;  /* NULL: "AutoEncoder"; any name of the manual's table of families.
+                            "IdentityDict" has neither parameters nor `features`                  */
     int64_t d_in, d_out; /* widths of x and x_hat; d_out 0: the same as d_in                      */
     int64_t features;    /* F, from 1 to 2^31 - 1                                                 */
     int64_t k;           /* AutoEncoderTopK: features kept per row, from 1 to F; 0: 64            */
@@ -842,22 +890,31 @@ DLRN_API void dlrn_dictionary_destroy(dlrn_dictionary *dict);
    ones. */
 DLRN_API void dlrn_dictionary_changed(dlrn_dictionary *dict);
 
+/* What a file does not say. Zero-initialise it, then set what an error or a note asks for. */
+typedef struct dlrn_load_options {
+    const char *layout; /* the library that wrote the file ("saelens", ...: the manual's table of
+                           layouts), or the class ("AutoEncoderTopK"); NULL: recognised           */
+    int64_t k;         /* features kept per row; 0: as the file says                              */
+    double norm_scale; /* what x was multiplied with in training; 0: as the file says             */
+    double threshold;  /* of all features, where the file has none; 0: as the file says           */
+} dlrn_load_options;
+
 /* Reads a dictionary from a file (.pt, .safetensors, .npz), or from a folder that contains one
-   (ae.pt and config.json, ...). The format is recognised by content, the layout by the names of the
-   tensors and by the config beside the file. If several layouts fit, the error names them. `layout`
-   picks one by name ("AutoEncoder", "AutoEncoderTopK", "JumpReluAutoEncoder"), or is NULL. Names of
-   tensors may have a prefix ("module.", "state_dict.", ...) if the file holds only one dictionary.
-   In the folder of a run, the one trainer_N is read; several are an error.
+   (ae.pt and config.json, ...). The format is recognised by content, the layout by the names and
+   shapes of the tensors and by the config beside the file. Nothing is guessed: if several layouts
+   fit, or a number is missing, the error says which, and which option states it. options: NULL for
+   none. Names of tensors may have a prefix ("module.", "state_dict.", ...) if the file holds only
+   one dictionary. In the folder of a run, the one trainer_N is read; several are an error.
    DLRN_ERR_IO; _FORMAT: malformed; _UNSUPPORTED: another library's layout, or several that fit;
    _SHAPE: tensors that do not fit each other or the config; _VALUE: a weight that is not finite. */
-DLRN_API DLRN_CHECK dlrn_status dlrn_load(dlrn_context *ctx, const char *path, const char *layout,
-                                          dlrn_dictionary **out);
+DLRN_API DLRN_CHECK dlrn_status dlrn_load(dlrn_context *ctx, const char *path,
+                                          const dlrn_load_options *options, dlrn_dictionary **out);
 /* The same from the bytes of a file in memory. `name` takes the place of the path in errors.
    Parameters are borrowed where the file holds them as aligned f32 in the order that this library
    uses; the others are copied. So keep `bytes` until the dictionary is destroyed, and do not write
    to its parameters. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_load_memory(dlrn_context *ctx, const void *bytes, size_t size,
-                                                 const char *name, const char *layout,
+                                                 const char *name, const dlrn_load_options *options,
                                                  dlrn_dictionary **out);
 /* Copies the path of the file that dlrn_load would read for `path` (a file or a folder) into file
    [size], and that of its config into config [size]; "" for one that does not exist. DLRN_ERR_IO:
@@ -1946,6 +2003,7 @@ DLRN_API const char *dlrn_name(dlrn_names which, int value) {
         DLRNI_NAMES(DLRN_NAMES_STATUS, DLRN_STATUS_LIST(DLRNI_TEXT))
         DLRNI_NAMES(DLRN_NAMES_DTYPE, DLRN_DTYPE_LIST(DLRNI_DTYPE_TEXT))
         DLRNI_NAMES(DLRN_NAMES_ROLE, DLRN_ROLE_LIST(DLRNI_ROLE_TEXT))
+        DLRNI_NAMES(DLRN_NAMES_NORMALISE, DLRN_NORMALISE_LIST(DLRNI_TEXT))
         DLRNI_NAMES(DLRN_NAMES_CENTER, DLRN_CENTER_LIST(DLRNI_TEXT))
         DLRNI_NAMES(DLRN_NAMES_GATE, DLRN_GATE_LIST(DLRNI_TEXT))
         DLRNI_NAMES(DLRN_NAMES_SELECT, DLRN_SELECT_LIST(DLRNI_TEXT))
@@ -3032,13 +3090,14 @@ DLRNI_INTERNAL int64_t dlrni_extent(const dlrn_dictionary *dict, char letter) {
     return letter == 'F'   ? dict->features
            : letter == 'I' ? dict->d_in
            : letter == 'O' ? dict->d_out
+           : letter == 'S' ? dict->skip_rows
                            : 1;
 }
 
 /* A row of DLRN_ROLE_LIST as data, for the loops over roles. */
 typedef struct dlrni_role {
     const char *name; /* in checkpoints and in errors */
-    char rows, cols;  /* F, I, O or 1                 */
+    char rows, cols;  /* F, I, O, S or 1              */
 } dlrni_role;
 
 #define DLRNI_ROLE(role, name, rows, cols) {name, rows, cols},
@@ -3076,36 +3135,27 @@ typedef struct dlrni_family {
     (DLRNI_BIT(DLRN_ENCODER) | DLRNI_BIT(DLRN_ENCODER_BIAS) | DLRNI_BIT(DLRN_DECODER) |            \
      DLRNI_BIT(DLRN_OUTPUT_BIAS))
 
-/* Names are those of dictionary_learning's classes, where it has the family. A formula reads:
-   center, gate, selection, k, threshold, scale of the input, scale of the output. */
+/* A formula as most families have it. */
+#define DLRNI_FORMULA(center, gate, select, k)                                                     \
+    { DLRN_NORMALISE_NONE, center, gate, select, k, -1, 1, 1, DLRN_OFF }
+
+/* Names are those of dictionary_learning's classes, where it has the family. */
 static const dlrni_family dlrni_family_table[] = {
     /* f = ReLU(W_e (x - b) + b_e), x_hat = W_d f + b */
-    {"AutoEncoder",
-     DLRNI_AFFINE,
-     DLRNI_START_TORCH,
-     0,
-     {DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_ALL, 0, -1, 1, 1}},
+    {"AutoEncoder", DLRNI_AFFINE, DLRNI_START_TORCH, 0,
+     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_ALL, 0)},
     /* f = the k largest of ReLU(W_e (x - b) + b_e) in each row, x_hat = W_d f + b
        (Gao et al., "Scaling and evaluating sparse autoencoders", 2024) */
-    {"AutoEncoderTopK",
-     DLRNI_AFFINE,
-     DLRNI_START_TIED,
-     0,
-     {DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_TOP_K, 64, -1, 1, 1}},
+    {"AutoEncoderTopK", DLRNI_AFFINE, DLRNI_START_TIED, 0,
+     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_TOP_K, 64)},
     /* f = p where p > max(threshold, 0), p = W_e x + b_e; x_hat = W_d f + b
        (Rajamanoharan et al., "Jumping ahead", 2024) */
-    {"JumpReluAutoEncoder",
-     DLRNI_AFFINE | DLRNI_BIT(DLRN_THRESHOLD),
-     DLRNI_START_TIED,
-     0.001,
-     {DLRN_CENTER_NONE, DLRN_GATE_JUMP, DLRN_SELECT_ALL, 0, -1, 1, 1}},
+    {"JumpReluAutoEncoder", DLRNI_AFFINE | DLRNI_BIT(DLRN_THRESHOLD), DLRNI_START_TIED, 0.001,
+     DLRNI_FORMULA(DLRN_CENTER_NONE, DLRN_GATE_JUMP, DLRN_SELECT_ALL, 0)},
     /* f = x, x_hat = f: the baseline, to which evaluations of a language model are compared. The
        gate passes negative numbers, too, and no parameter is read. */
-    {"IdentityDict",
-     0,
-     DLRNI_START_TORCH,
-     0,
-     {DLRN_CENTER_NONE, DLRN_GATE_IDENTITY, DLRN_SELECT_ALL, 0, -1, 1, 1}},
+    {"IdentityDict", 0, DLRNI_START_TORCH, 0,
+     DLRNI_FORMULA(DLRN_CENTER_NONE, DLRN_GATE_IDENTITY, DLRN_SELECT_ALL, 0)},
 };
 enum { DLRNI_FAMILIES = sizeof dlrni_family_table / sizeof *dlrni_family_table };
 
@@ -3128,9 +3178,13 @@ DLRNI_INTERNAL dlrn_formula dlrni_formula_of(const dlrni_family *family,
 
 /* ---- Allocation ---- */
 
-/* Parameters that lie in the caller's bytes (dlrn_load_memory) are not freed. */
+/* Parameters that lie in the caller's bytes (dlrn_load_memory) are not freed. Parts have no
+   parts. */
 DLRN_API void dlrn_dictionary_destroy(dlrn_dictionary *dict) {
     if (!dict) return;
+    for (int64_t i = 0; i < dict->n_parts; i++) dlrn_dictionary_destroy(dict->part[i].dict);
+    dlrn_free(dict->ctx, dict->part);
+    dlrn_free(dict->ctx, dict->group_sizes);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
         if (!(dict->borrowed & DLRNI_BIT(role))) dlrn_free(dict->ctx, dict->param[role]);
     dlrn_free(dict->ctx, dict);
@@ -3176,6 +3230,8 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_new(dlrn_context *ctx, const dlrni_f
     dict->d_in = d_in;
     /* checks come after, when the defaults are in */
     dict->d_out = d_out ? d_out : d_in;
+    dict->skip_rows = dict->d_out;
+    dict->layers = dict->feature_layers = 1;
     dict->features = family->roles ? features : d_in;
     /* a copy: loading and training change k and threshold */
     dict->formula = dlrni_formula_of(family, dict);
@@ -3278,25 +3334,53 @@ DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictio
     return DLRN_OK;
 }
 
+DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_dictionary *dict,
+                                                 dlrn_dictionary **out);
+
+/* Copies what a dictionary holds beside its sizes and formula: parameters, group sizes, parts. */
+DLRNI_INTERNAL dlrn_status dlrni_copy_contents(const dlrn_dictionary *from, dlrn_dictionary *to) {
+    dlrn_context *ctx = to->ctx;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        /* roles that the family lacks stay NULL */
+        if (!from->param[role]) continue;
+        DLRNI_TRY(dlrni_param_alloc(to, role));
+        memcpy(to->param[role], from->param[role],
+               (size_t)dlrni_role_size(from, role) * sizeof(float));
+    }
+    if (from->n_groups) {
+        if (!(to->group_sizes = DLRNI_NEW(ctx, int64_t, from->n_groups))) return DLRN_ERR_MEMORY;
+        to->n_groups = from->n_groups;
+        memcpy(to->group_sizes, from->group_sizes, (size_t)to->n_groups * sizeof *to->group_sizes);
+    }
+    if (from->n_parts && !(to->part = DLRNI_NEW_ZERO(ctx, dlrn_part, from->n_parts)))
+        return DLRN_ERR_MEMORY;
+    to->n_parts = from->n_parts;
+    for (int64_t i = 0; i < from->n_parts; i++) {
+        to->part[i] = from->part[i];
+        /* NULL first: after a failure only copies are destroyed */
+        to->part[i].dict = NULL;
+        DLRNI_TRY(dlrni_dictionary_copy(ctx, from->part[i].dict, &to->part[i].dict));
+    }
+    return DLRN_OK;
+}
+
 /* A copy that owns all its parameters, also those that `dict` borrows. dict may belong to another
    context; the copy belongs to ctx. */
 DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_dictionary *dict,
                                                  dlrn_dictionary **out) {
     DLRNI_TRY(dlrni_dictionary_new(ctx, dlrni_family_named(dict->family), dict->d_in, dict->d_out,
                                    dict->features, out));
+    dlrn_dictionary *to = *out;
     /* not the family's: k may have been set since */
-    (*out)->formula = dict->formula;
-    dlrn_status s = DLRN_OK;
-    for (int role = 0; role < DLRN_ROLE_COUNT && s == DLRN_OK; role++) {
-        /* roles that the family lacks stay NULL */
-        if (!dict->param[role]) continue;
-        s = dlrni_param_alloc(*out, role);
-        if (s == DLRN_OK)
-            memcpy((*out)->param[role], dict->param[role],
-                   (size_t)dlrni_role_size(dict, role) * sizeof(float));
-    }
+    to->formula = dict->formula;
+    to->skip_rows = dict->skip_rows;
+    to->layers = dict->layers;
+    to->feature_layers = dict->feature_layers;
+    to->layout = dict->layout;
+    memcpy(to->note, dict->note, sizeof to->note);
+    dlrn_status s = dlrni_copy_contents(dict, to);
     if (s == DLRN_OK) return s;
-    dlrn_dictionary_destroy(*out);
+    dlrn_dictionary_destroy(to);
     *out = NULL;
     return s;
 }
@@ -10946,8 +11030,9 @@ DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, 
 }
 
 /* The config is read whole before the file is opened: what it says decides how the file is read. */
-DLRN_API dlrn_status dlrn_load(dlrn_context *ctx, const char *path, const char *layout,
-                               dlrn_dictionary **out) {
+DLRN_API dlrn_status dlrn_load(dlrn_context *ctx, const char *path,
+                               const dlrn_load_options *options, dlrn_dictionary **out) {
+    const char *layout = options ? options->layout : NULL;
     char file[4096], config[4096], *text = NULL;
     size_t size = 0;
     dlrn_json *root = NULL;
@@ -10966,7 +11051,9 @@ DLRN_API dlrn_status dlrn_load(dlrn_context *ctx, const char *path, const char *
 /* There is no config beside bytes in memory, so the bytes or `layout` must determine the class. The
    archive is closed; parameters point into `bytes`, not into it. */
 DLRN_API dlrn_status dlrn_load_memory(dlrn_context *ctx, const void *bytes, size_t size,
-                                      const char *name, const char *layout, dlrn_dictionary **out) {
+                                      const char *name, const dlrn_load_options *options,
+                                      dlrn_dictionary **out) {
+    const char *layout = options ? options->layout : NULL;
     dlrn_archive *a;
     const dlrni_layout *wanted;
     *out = NULL;

@@ -30,7 +30,7 @@ typedef struct options {
     int64_t n_ctxs, ctx_len, in_batch_size, rows, threads, seed;
     int64_t layer, documents, tokens, top_k, limit, count, contexts;
     int64_t skip_first;
-    double temperature, max_norm_ratio;
+    double temperature, max_norm_ratio, norm_scale, threshold;
     dlrn_train_config train; /* begins as the recipe's defaults; k -1: --k is not given */
     int sparse, json, entropy, no_shuffle, skip_nonfinite, skip_special, resume, compat, quiet,
         help, bos;
@@ -60,8 +60,12 @@ static const flag flags[] = {
     {"--dict", F_TEXT, AT(dict), C_ARRAYS | C_EVAL | C_FEATURES, 1, TEXT_MAX, "D",
      "the dictionary: a file (.pt, .safetensors, .npz) or a folder"},
     {"--layout", F_TEXT, AT(layout), C_DICTIONARIES, 1, TEXT_MAX, "NAME",
-     "the class of dictionary_learning that wrote the dictionary, if its tensors and config do not "
-     "say: AutoEncoder, AutoEncoderTopK or JumpReluAutoEncoder"},
+     "the library that wrote the dictionary (saelens, ...) or its class (AutoEncoderTopK, ...), if "
+     "its tensors and config do not say; convert: the library to write for (default: that of IN)"},
+    {"--norm-scale", F_REAL, AT(norm_scale), C_DICTIONARIES, 0, 0, "S",
+     "what rows were multiplied with before the dictionary saw them, if its file does not say"},
+    {"--threshold", F_REAL, AT(threshold), C_DICTIONARIES, 0, 0, "T",
+     "the threshold of all features, if the dictionary's file has none"},
     {"--data", F_TEXT, AT(data), C_ARRAYS | C_TRAIN | C_EVAL, 1, TEXT_MAX, "X",
      "arrays [rows, width] or [.., width] of f16, bf16, f32 or f64: a file (.npy, .npz, .pt, "
      ".safetensors); a folder or a quoted pattern of files, read as one sequence of rows, x2 "
@@ -153,8 +157,9 @@ static const flag flags[] = {
      "use entropy instead of L1 as sparsity loss"},
     {"--sparsity-warmup-steps", F_INT, AT(train.sparsity_warmup_steps), C_TRAIN, 0, 0, "N",
      "steps over which --sparsity-penalty rises from 0 (default 0)"},
-    {"--k", F_INT, AT(train.k), C_TRAIN, 1, INT32_MAX, "K",
-     "features kept per row (default 64, or that of --init)"},
+    {"--k", F_INT, AT(train.k), C_DICTIONARIES, 1, INT32_MAX, "K",
+     "features kept per row (train: default 64, or that of --init; others: if the dictionary's "
+     "file does not say)"},
     {"--auxk-alpha", F_REAL, AT(train.auxk_alpha), C_TRAIN, 0, 0, "A",
      "weight of the auxiliary loss of dead features (default 1/32)"},
     {"--auxk", F_INT, AT(train.auxk), C_TRAIN, 0, 0, "N",

@@ -37,6 +37,7 @@
 #include "recipes.h"
 #include "recall.h"
 #include "paths.h"
+#include "load.h"
 #include "choose.h"
 #include "source.h"
 #include "inspect.h"

@@ -338,7 +338,7 @@ static int run_eval(dlrn_context *ctx, const options *o) {
     if (status) return status;
     memset(&mt, 0, sizeof mt);
     feed_init(&f, ctx, o);
-    dlrn_status s = dlrn_load(ctx, o->dict, o->layout, &dict);
+    dlrn_status s = load_dictionary(ctx, o->dict, o, &dict);
     if (s == DLRN_OK && o->model) s = model_text_open(ctx, o, 1, &mt);
     if (s == DLRN_OK && o->data) s = feed_open(&f, 1);
     if (s == DLRN_OK && o->skip_nonfinite) s = feed_keep_finite(&f);

@@ -314,7 +314,7 @@ static int run_features(dlrn_context *ctx, const options *o) {
     w.o = o;
     w.rows = o->rows > 0 ? o->rows : 65536;
     dlrn_status s = model_text_open(ctx, o, 1, &w.mt);
-    if (s == DLRN_OK) s = dlrn_load(ctx, o->dict, o->layout, &w.dict);
+    if (s == DLRN_OK) s = load_dictionary(ctx, o->dict, o, &w.dict);
     if (s == DLRN_OK) s = check_site_width(&w.mt, o, w.dict);
     if (s == DLRN_OK) s = show_features(&w);
     model_text_tell(&w.mt, o);

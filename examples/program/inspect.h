@@ -39,8 +39,8 @@ static int has_encoder(const dlrn_archive *a) {
 }
 
 /* Reads what is at a path. What cannot be loaded is no error: then only the tensors are listed,
-   and why. layout: the user says what dictionary it is; NULL. */
-static dlrn_status open_contents(dlrn_context *ctx, const char *path, const char *layout,
+   and why; unless the user says what dictionary it is. */
+static dlrn_status open_contents(dlrn_context *ctx, const char *path, const options *o,
                                  contents *c) {
     char config[4200];
     dlrn_status tried = DLRN_OK;
@@ -50,13 +50,13 @@ static dlrn_status open_contents(dlrn_context *ctx, const char *path, const char
     if (s != DLRN_OK) return s;
     snprintf(config, sizeof config, "%s/config.json", path);
     if (!of_model) {
-        tried = dlrn_load(ctx, path, layout, &c->dict);
+        tried = load_dictionary(ctx, path, o, &c->dict);
     } else if (dlrn_file_exists(ctx, config) == 1) {
         tried = lm_read_config(ctx, path, &c->model);
         c->is_model = tried == DLRN_OK;
     }
     if (tried == DLRN_ERR_MEMORY || tried == DLRN_ERR_IO) return tried; /* says nothing of it */
-    if (tried != DLRN_OK && layout) return tried;
+    if (tried != DLRN_OK && o->layout) return tried;
     if (tried != DLRN_OK) snprintf(c->why, sizeof c->why, "%s", dlrn_error(ctx));
     s = dlrn_archive_open(ctx, c->file, &c->archive);
     if (s == DLRN_OK && tried == DLRN_ERR_SHAPE && !has_encoder(c->archive)) *c->why = 0;
@@ -177,7 +177,7 @@ static void put_contents_json(dlrn_context *ctx, const char *path, const content
 
 static int run_inspect(dlrn_context *ctx, const options *o) {
     contents c;
-    dlrn_status s = open_contents(ctx, o->path, o->layout, &c);
+    dlrn_status s = open_contents(ctx, o->path, o, &c);
     if (s == DLRN_OK && o->json) put_contents_json(ctx, o->path, &c);
     if (s == DLRN_OK && !o->json) print_contents(ctx, o->path, &c);
     dlrn_archive_close(c.archive);
@@ -191,7 +191,7 @@ static int run_convert(dlrn_context *ctx, const options *o) {
         !ends_with(o->path2, ".npz"))
         return usage_error("convert", "expected a name ending in .pt, .safetensors or .npz",
                            o->path2);
-    dlrn_status s = dlrn_load(ctx, o->path, o->layout, &dict);
+    dlrn_status s = load_dictionary(ctx, o->path, o, &dict);
     if (s == DLRN_OK && stopping(NULL)) s = DLRN_STOPPED;
     if (s == DLRN_OK) s = dlrn_save(dict, o->path2);
     dlrn_dictionary_destroy(dict);

@@ -185,7 +185,7 @@ static int run_rows(dlrn_context *ctx, const options *o, const char *name, int f
         lacks_flag(name, "--out", o->out) ||
         check_suffix(name, o->out, o->sparse ? ".npz" : ".npy", "") || check_array_flags(name, o))
         return 2;
-    dlrn_status s = dlrn_load(ctx, o->dict, o->layout, &dict);
+    dlrn_status s = load_dictionary(ctx, o->dict, o, &dict);
     if (s == DLRN_OK) s = array_open(ctx, o, features_in, &in);
     if (s == DLRN_OK)
         s = expect_width(ctx, in.feed.x_name, features_in ? dict->features : dict->d_in, in.width);

@@ -747,7 +747,7 @@ static dlrn_status open_trainer(train_run *r, const dlrn_source *source) {
     dlrn_dictionary *init = NULL;
     dlrn_train_config cfg;
     char path[4200];
-    dlrn_status s = o->init ? dlrn_load(r->ctx, o->init, o->layout, &init) : DLRN_OK;
+    dlrn_status s = o->init ? load_dictionary(r->ctx, o->init, o, &init) : DLRN_OK;
     if (s == DLRN_OK) s = train_settings(r, source, init, &cfg);
     if (s == DLRN_OK) s = make_config(r, &cfg);
     if (s == DLRN_OK && o->resume) s = check_resumed(r);
