@@ -6309,6 +6309,7 @@ typedef struct dlrni_entry {
 /* Something beside the tensors, as text: a number of a checkpoint, the name of a layout. */
 typedef struct dlrni_note {
     char *key, *value;
+    int is_number; /* the file holds a number, not a text that looks like one */
 } dlrni_note;
 
 /* A file of tensors, opened. */
@@ -6357,6 +6358,7 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_annotate(dlrn_archive *a, const char *k
     if (!k || !v || !DLRNI_GROW(a->ctx, &a->notes, &a->note_cap, a->n_notes, a->n_notes + 1))
         return DLRN_ERR_MEMORY;
     a->notes[a->n_notes].key = k;
+    a->notes[a->n_notes].is_number = 0;
     a->notes[a->n_notes++].value = v;
     return DLRN_OK;
 }
@@ -6610,6 +6612,28 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_read_i64(dlrn_archive *a, int64_t index
     if (e->info.numel)
         dlrni_entry_read(a->ctx, e, 0, e->info.ndim ? e->info.shape[0] : 1, NULL, dst);
     return DLRN_OK;
+}
+
+/* A number under a path: one that stands beside the tensors of a .pt ("activation_state_dict.k"),
+   or a tensor of one element ("k", as most libraries store it). Returns whether there is a finite
+   one. A text that looks like a number is none, and neither is True: a layout that expects k must
+   not take another thing for it. */
+DLRNI_INTERNAL int dlrni_archive_number(const dlrn_archive *a, const char *key, double *out) {
+    const int64_t index = dlrn_archive_find(a, key);
+    if (index >= 0) {
+        const dlrni_entry *e = &a->entries[index];
+        const int size = (int)dlrni_dtype_size(e->info.dtype);
+        if (e->info.numel != 1) return 0;
+        *out = dlrni_element_real(dlrni_element_bits(e->data + e->offset * size, size, e->swap),
+                                  e->info.dtype);
+        return *out >= -DBL_MAX && *out <= DBL_MAX;
+    }
+    for (int64_t i = 0; i < a->n_notes; i++)
+        if (a->notes[i].is_number && !strcmp(a->notes[i].key, key)) {
+            *out = dlrni_number(a->notes[i].value); /* the text is restored */
+            return *out >= -DBL_MAX && *out <= DBL_MAX;
+        }
+    return 0;
 }
 
 /* ---- The archive as an object ---- */
@@ -9179,7 +9203,9 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_value(dlrni_walk *w, const dlrni_py_value 
     case DLRNI_PY_FLOAT: dlrni_real_text(v->as.real, text, sizeof text); break;
     default: return DLRN_OK;
     }
-    return dlrni_archive_annotate(w->a, w->name, len, text, (int64_t)strlen(text));
+    DLRNI_TRY(dlrni_archive_annotate(w->a, w->name, len, text, (int64_t)strlen(text)));
+    w->a->notes[w->a->n_notes - 1].is_number = v->kind != DLRNI_PY_BOOL;
+    return DLRN_OK;
 }
 
 /* Walks the result of a pickle. The work is bounded by 4 for each value read: an honest file

@@ -219,6 +219,52 @@ TEST(reads_other_forms) {
     expect_numbers(accept(pt_x()), "x", NULL, 6);
 }
 
+/* Numbers that a layout needs, beside the tensors or as tensors of one element. */
+TEST(reads_numbers_by_path) {
+    static const int64_t four[1] = {4};
+    double v = -1;
+    begin();
+    put_text(&b, "}(");
+    text("w");
+    tensor(0, 1, four, one);
+    text("last");
+    tensor(5, 0, four, one);
+    text("activation");
+    text("TopK");
+    text("activation_state_dict");
+    put_text(&b, "}(");
+    text("k");
+    number(32);
+    text("postact_fn");
+    text("ReLU");
+    put_text(&b, "u");
+    text("activation.k"); /* a dot in a key is one between keys */
+    number(-7);
+    text("list");
+    put_text(&b, "](G\x3f\xe0");
+    put_le(&b, 0, 6);
+    put_text(&b, "\x88"
+                 "e");
+    text("digits");
+    text("12");
+    text("endless");
+    put_text(&b, "G\x7f\xf0");
+    put_le(&b, 0, 6);
+    put_text(&b, "u.");
+    dlrn_archive *a = accept(pt());
+    CHECK_STR(dlrni_archive_metadata(a, "activation"), "TopK");
+    CHECK_STR(dlrni_archive_metadata(a, "activation_state_dict.postact_fn"), "ReLU");
+    CHECK(dlrni_archive_number(a, "activation_state_dict.k", &v) == 1 && v == 32);
+    CHECK(dlrni_archive_number(a, "activation.k", &v) == 1 && v == -7);
+    CHECK(dlrni_archive_number(a, "last", &v) == 1 && v == 5);
+    CHECK(dlrni_archive_number(a, "list.0", &v) == 1 && v == 0.5);
+    CHECK(!strcmp(dlrni_archive_metadata(a, "list.0"), "0.5"));
+    static const char *const none[] = {"w", "activation", "digits", "list.1", "endless", "k", ""};
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++)
+        CHECK_MSG(!dlrni_archive_number(a, none[i], &v), "%s is %g", none[i], v);
+    dlrn_archive_close(a);
+}
+
 /* Attributes of tensors, and values of other kinds beside them, are passed over. */
 TEST(reads_past_others) {
     begin();
@@ -753,6 +799,7 @@ int main(int argc, char **argv) {
     RUN(reads_views);
     RUN(reads_nests);
     RUN(reads_other_forms);
+    RUN(reads_numbers_by_path);
     RUN(reads_past_others);
     RUN(refuses_names);
     RUN(refuses_opcodes);
