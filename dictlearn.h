@@ -3152,6 +3152,17 @@ static const dlrni_family dlrni_family_table[] = {
        (Rajamanoharan et al., "Jumping ahead", 2024) */
     {"JumpReluAutoEncoder", DLRNI_AFFINE | DLRNI_BIT(DLRN_THRESHOLD), DLRNI_START_TIED, 0.001,
      DLRNI_FORMULA(DLRN_CENTER_NONE, DLRN_GATE_JUMP, DLRN_SELECT_ALL, 0)},
+    {"BatchTopKSAE", DLRNI_AFFINE, DLRNI_START_TIED, 0,
+     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_JUMP, DLRN_SELECT_ALL, 64)},
+    {"MatryoshkaBatchTopKSAE", DLRNI_AFFINE, DLRNI_START_TIED, 0,
+     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_JUMP, DLRN_SELECT_ALL, 64)},
+    {"GatedAutoEncoder", DLRNI_AFFINE | DLRNI_BIT(DLRN_LOG_SCALE) | DLRNI_BIT(DLRN_VALUE_BIAS),
+     DLRNI_START_TIED, 0,
+     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_GATED, DLRN_SELECT_ALL, 0)},
+    {"AbsTopK", DLRNI_AFFINE, DLRNI_START_TIED, 0,
+     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_LINEAR, DLRN_SELECT_ABS_TOP_K, 64)},
+    {"GroupMax", DLRNI_AFFINE, DLRNI_START_TIED, 0,
+     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_GROUP_MAX, 64)},
     /* f = x, x_hat = f: the baseline, to which evaluations of a language model are compared. The
        gate passes negative numbers, too, and no parameter is read. */
     {"IdentityDict", 0, DLRNI_START_TORCH, 0,
@@ -10133,171 +10144,1176 @@ DLRN_API dlrn_status dlrn_csr_read(dlrn_archive *a, dlrn_sparse *out) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>layouts
-/* How dictionaries are stored: one table row per layout, used for reading and for writing. A row
-   names the tensors, what each of them is, and its shape in the file, in the letters of
-   DLRN_ROLE_LIST: "FI" is [F][d_in]; "IF" is [d_in][F], transposed relative to memory; "" is a
-   single number. The letters are those of the role, so a row also holds transcoders, whose d_out is
-   not d_in. Layouts that this version cannot read are in the table too: otherwise they would be
-   loaded as another family and give wrong features without an error. */
+/* How dictionaries are stored. Each library is one block: what its config says, its rows (one per
+   class: the tensors, and what each of them is), and one line of dlrni_library_table at the end.
+   Rows serve for reading and for writing. A shape is given in letters: F features, I d_in, O d_out,
+   S skip_rows; M layers and D = d_in / M for crosscoders; G groups. "FI" is [F][d_in]; "IF" is
+   [d_in][F], transposed relative to memory; "" is a single number.
 
-/* Kinds of stored tensor besides the roles: k and the mean smallest value kept (both go to the
-   formula, see dlrni_read_number), or the sign of a refused layout. */
-enum { DLRNI_IS_K = DLRN_ROLE_COUNT, DLRNI_IS_LAST_THRESHOLD, DLRNI_IS_SIGN };
+   Whatever a library does differently is folded into the parameters and the formula when a file is
+   read (`finish`), so that the rest of the code knows one record. */
+
+/* Kinds of stored tensor besides the roles. */
+enum {
+    DLRNI_IS_K = DLRN_ROLE_COUNT, /* formula.k                                                  */
+    DLRNI_IS_THRESHOLD_OF_ALL,    /* formula.threshold                                          */
+    DLRNI_IS_LOG_THRESHOLD,       /* logarithm of DLRN_THRESHOLD                                */
+    DLRNI_IS_GROUPS,              /* group_sizes                                                */
+    DLRNI_IS_PASSED,              /* statistics of training: not needed                         */
+    DLRNI_IS_SIGN,                /* the layout is known by this tensor alone, and refused      */
+    DLRNI_IS_EXTRA                /* from here on: kept in dlrni_loading.extra, for `finish`    */
+};
+enum {
+    DLRNI_FACTOR = DLRNI_IS_EXTRA, /* of each atom                                              */
+    DLRNI_MEAN,                    /* of x in training; NaN: not set                            */
+    DLRNI_STD,                     /* of x in training; NaN: not set                            */
+    DLRNI_TARGET_RMS,              /* that x was scaled to                                      */
+    DLRNI_CODE_NORM,               /* which norms thresholds refer to                           */
+    DLRNI_EXTRA_END
+};
+enum { DLRNI_EXTRAS = DLRNI_EXTRA_END - DLRNI_IS_EXTRA };
+
+/* Whether a file must have a tensor. */
+enum { DLRNI_NEEDED, DLRNI_OPTIONAL, DLRNI_OR_NEXT /* this tensor, or the next one of the row */ };
 
 /* One tensor of a layout. Files are written in the order of the row. */
 typedef struct dlrni_stored {
-    int is; /* a role, or one of the above; DLRNI_IS_SIGN: the layout is known by it alone */
+    int is; /* a role, or one of the above */
     const char *name;
     const char *shape;
-    int optional; /* 1: may be absent when reading */
+    int optional;
 } dlrni_stored;
 
-/* Tensors of a row: every role once, k, the threshold, and the empty entry that ends the row. */
-enum { DLRNI_STORED_MAX = DLRN_ROLE_COUNT + 3 };
+enum { DLRNI_STORED_MAX = 16 }; /* tensors of a row, and the empty entry that ends it */
 
-/* One layout. dlrn_save writes a family in its first row, unless the dictionary's `layout` names
-   another row of that family. A row ends at the first tensor without a name. */
+/* Formats of files: which of them a library writes helps to tell layouts apart. */
+enum { DLRNI_PT = 1, DLRNI_SAFETENSORS = 2, DLRNI_NPZ = 4, DLRNI_ANY_FORMAT = 7 };
+
+struct dlrni_loading;
+/* One class of a library. A row ends at the first tensor without a name. */
 typedef struct dlrni_layout {
-    const char *name;   /* as users know it: the class of the library that writes it */
-    const char *family; /* NULL: refused                                             */
+    const char *name;   /* the class, as the library calls it     */
+    const char *family; /* NULL: refused                          */
+    int formats;        /* that the library writes it in          */
+    dlrn_center center; /* where the config does not say          */
     dlrni_stored tensor[DLRNI_STORED_MAX];
+    /* Applies what config and extra tensors say; NULL: nothing. The last thing before dlrn_load
+       returns. */
+    dlrn_status (*finish)(struct dlrni_loading *l, dlrn_dictionary *dict);
 } dlrni_layout;
 
-static const dlrni_layout dlrni_layout_table[] = {
-    /* dictionary_learning 0.1.0; AutoEncoder is the same in the version of March 2024 */
+/* A library, or a publisher with files of its own. */
+typedef struct dlrni_library {
+    const char *name;
+    const dlrni_layout *rows; /* up to one without a name */
+    /* In a folder: the weights; the config beside them ("": none); a key that tells the config from
+       those of other libraries ("": any). NULL: no names of its own. */
+    const char *weights, *config, *key;
+    /* The class, from the config or from texts in the file; *name NULL: not stated. NULL: tensors
+       alone tell the class. */
+    dlrn_status (*class_of)(struct dlrni_loading *l, const char **name);
+    int needs_config; /* 1: without its config a file is refused */
+} dlrni_library;
+
+enum { DLRNI_PREFIX_MAX = 256 }; /* with its 0; wrapped modules and nested dicts use far less */
+
+/* An archive whose dictionary is being read. */
+typedef struct dlrni_loading {
+    dlrn_archive *a;
+    const dlrn_load_options *options;
+    const char *config;    /* path of the config; "": there is none                      */
+    const dlrn_json *root; /* its contents, or NULL                                      */
+    const dlrni_library *library;
+    const char *stated; /* the class that the caller, the config or the file states; NULL */
+    const dlrni_layout *layout;
+    char prefix[DLRNI_PREFIX_MAX];   /* of all names: dlrni_find_prefix                    */
+    int64_t F, I, O, M, D, G;        /* sizes by letter; -1: not known yet                 */
+    int borrow;                      /* 1: parameters may stay where they lie              */
+    int64_t index[DLRNI_STORED_MAX]; /* of the row's tensors in the archive; -1: not there */
+    float *extra[DLRNI_EXTRAS];      /* owned; NULL: not in the file                       */
+} dlrni_loading;
+
+/* The index of a tensor of the row in the archive; -1: it is not there. */
+DLRNI_INTERNAL int64_t dlrni_find_stored(const dlrni_loading *l, const char *name) {
+    char full[DLRNI_PREFIX_MAX + 64];
+    /* names of the table are short; a name that was cut would not be found */
+    dlrni_print(full, sizeof full, "%s%s", l->prefix, name);
+    return dlrn_archive_find(l->a, full);
+}
+
+/* ---- What a config says ---- */
+
+/* Member `key` of a config's "trainer" part, where dictionary_learning puts it, or of its top;
+   `full` is its path, for errors. null counts as absent, since Python writes None that way. */
+DLRNI_INTERNAL const dlrn_json *dlrni_config_value(const dlrn_json *root, const char *key,
+                                                   char full[64]) {
+    dlrni_print(full, 64, "trainer.%s", key);
+    const dlrn_json *value = dlrn_json_get(root, full);
+    /* the trainer's part first: it is about this dictionary, the top about the run */
+    if (value && value->type != DLRN_JSON_NULL) return value;
+    dlrni_print(full, 64, "%s", key);
+    value = dlrn_json_get(root, key);
+    return value && value->type != DLRN_JSON_NULL ? value : NULL;
+}
+
+/* A key of the wrong type is an error, so that none is overlooked. */
+DLRNI_INTERNAL dlrn_status dlrni_check_config_type(dlrn_context *ctx, const char *path,
+                                                   const char *key, const dlrn_json *v,
+                                                   dlrn_json_type type) {
+    /* in the order of dlrn_json_type */
+    static const char *const kinds[] = {"null",   "true or false", "a number",
+                                        "a text", "a list",        "an object"};
+    /* absent, right, or None */
+    if (!v || v->type == type || v->type == DLRN_JSON_NULL) return DLRN_OK;
+    /* a text in quotes, so that "8" and 8 can be distinguished */
+    const char *quote = v->type == DLRN_JSON_STRING ? "\"" : "";
+    return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: %s: expected %s, found %s%.80s%s", path, key,
+                     kinds[type], quote, v->text ? v->text : kinds[v->type], quote);
+}
+
+/* The value of a key, whose type is checked; NULL if it is absent. */
+DLRNI_INTERNAL dlrn_status dlrni_config_get(const dlrni_loading *l, const char *key,
+                                            dlrn_json_type type, const dlrn_json **value) {
+    char full[64];
+    *value = dlrni_config_value(l->root, key, full);
+    return dlrni_check_config_type(l->a->ctx, l->config, full, *value, type);
+}
+
+/* The same as a text, a number or a switch; without the key, `value` stays as it is. */
+DLRNI_INTERNAL dlrn_status dlrni_config_text(const dlrni_loading *l, const char *key,
+                                             const char **value) {
+    const dlrn_json *v;
+    DLRNI_TRY(dlrni_config_get(l, key, DLRN_JSON_STRING, &v));
+    if (v) *value = v->text;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_config_number(const dlrni_loading *l, const char *key,
+                                               double *value) {
+    const dlrn_json *v;
+    DLRNI_TRY(dlrni_config_get(l, key, DLRN_JSON_NUMBER, &v));
+    if (v) *value = v->number;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_config_switch(const dlrni_loading *l, const char *key,
+                                               int *value) {
+    const dlrn_json *v;
+    DLRNI_TRY(dlrni_config_get(l, key, DLRN_JSON_BOOL, &v));
+    if (v) *value = v->number > 0;
+    return DLRN_OK;
+}
+
+/* A number that must be there and above 0, such as a norm. */
+DLRNI_INTERNAL dlrn_status dlrni_config_positive(const dlrni_loading *l, const char *key,
+                                                 double *value) {
+    *value = NAN;
+    DLRNI_TRY(dlrni_config_number(l, key, value));
+    if (*value > 0 && *value <= DBL_MAX) return DLRN_OK;
+    return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE, "%s: %s: expected a number above 0, found %g",
+                     l->config, key, *value);
+}
+
+/* k from a config; that of the options goes first, see dlrni_settle_k. */
+DLRNI_INTERNAL dlrn_status dlrni_config_k(const dlrni_loading *l, const char *key,
+                                          dlrn_dictionary *dict) {
+    double k = 0;
+    DLRNI_TRY(dlrni_config_number(l, key, &k));
+    if (k >= 1 && k <= (double)dict->features && k <= floor(k)) dict->formula.k = (int64_t)k;
+    /* 0, like null, is what some libraries write for "none" */
+    if (dict->formula.k || l->options->k || (k >= 0 && k <= 0)) return DLRN_OK;
+    return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE,
+                     "%s: %s: expected a number from 1 to %lld, found %g", l->config, key,
+                     (long long)dict->features, k);
+}
+
+/* An option of a library that is not computed here. */
+DLRNI_INTERNAL dlrn_status dlrni_config_refuse(const dlrni_loading *l, const char *key,
+                                               const char *expected, const char *found) {
+    return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED, "%s: %s: expected %s, found %.80s", l->config,
+                     key, expected, found);
+}
+
+/* ---- Folding ---- */
+
+/* The norm of an atom, in f64. */
+DLRNI_INTERNAL double dlrni_atom_norm(const dlrn_dictionary *dict, int64_t j) {
+    const float *atom = dict->param[DLRN_DECODER] + j * dict->d_out;
+    double sum = 0;
+    for (int64_t i = 0; i < dict->d_out; i++) sum += (double)atom[i] * (double)atom[i];
+    return sqrt(sum);
+}
+
+DLRNI_INTERNAL void dlrni_scale_row(float *row, int64_t n, double scale) {
+    for (int64_t i = 0; i < n; i++) row[i] = (float)((double)row[i] * scale);
+}
+
+/* A gate on p ||atom|| > threshold becomes one on p > threshold / ||atom||. An atom of norm 0 adds
+   nothing: its feature stays off, unless the threshold is negative. */
+DLRNI_INTERNAL void dlrni_fold_norm_into_threshold(dlrn_dictionary *dict) {
+    float *threshold = dict->param[DLRN_THRESHOLD];
+    for (int64_t j = 0; j < dict->features; j++) {
+        double t = (double)threshold[j] / dlrni_atom_norm(dict, j);
+        threshold[j] = t <= -FLT_MAX ? -FLT_MAX : t < FLT_MAX ? (float)t : FLT_MAX;
+    }
+}
+
+/* A threshold that a pre-activation may also equal: the next smaller one, to be exceeded. */
+DLRNI_INTERNAL float dlrni_just_below(float threshold) {
+    return nextafterf(threshold, -INFINITY);
+}
+
+/* A selection by p ||atom||: encoder rows and biases are multiplied by the norms. `keep`: the
+   atoms stay, and a feature is its p again (Llamascopium); otherwise the atoms are divided by the
+   norms, and a feature is p ||atom|| (SAELens). */
+DLRNI_INTERNAL dlrn_status dlrni_fold_norm_into_encoder(dlrn_dictionary *dict, int keep) {
+    if (keep) DLRNI_TRY(dlrni_param_alloc(dict, DLRN_LOG_SCALE));
+    for (int64_t j = 0; j < dict->features; j++) {
+        double norm = dlrni_atom_norm(dict, j);
+        dlrni_scale_row(dict->param[DLRN_ENCODER] + j * dict->d_in, dict->d_in, norm);
+        dlrni_scale_row(dict->param[DLRN_ENCODER_BIAS] + j, 1, norm);
+        /* an atom of norm 0 adds nothing, whatever its feature is */
+        if (!(norm > 0)) norm = 1;
+        if (keep)
+            dict->param[DLRN_LOG_SCALE][j] = (float)-log(norm);
+        else
+            dlrni_scale_row(dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out, 1 / norm);
+    }
+    return DLRN_OK;
+}
+
+/* What must be said with the dictionary; of several notes the first stays. */
+DLRNI_INTERNAL void dlrni_say(dlrn_dictionary *dict, const char *text) {
+    if (!*dict->note) dlrni_print(dict->note, sizeof dict->note, "%s", text);
+}
+
+/* ---- dictionary_learning ---- 0.1.0; AutoEncoder is the same in the version of March 2024. The
+   file does not tell AutoEncoderTopK from BatchTopKSAE: only the config's dict_class does. */
+
+#define DLRNI_CLASS_KEY "dict_class"
+
+/* AutoEncoderNew is written as dict_class "AutoEncoder", so that class says nothing. */
+DLRNI_INTERNAL dlrn_status dlrni_learning_class(dlrni_loading *l, const char **name) {
+    DLRNI_TRY(dlrni_config_text(l, DLRNI_CLASS_KEY, name));
+    if (*name && !strcmp(*name, "AutoEncoder") && dlrni_find_stored(l, "decoder.bias") >= 0)
+        *name = NULL;
+    return DLRN_OK;
+}
+
+/* A run that ends before threshold_start_step leaves -1: the class then passes every positive
+   feature. */
+DLRNI_INTERNAL dlrn_status dlrni_finish_batch_top_k(dlrni_loading *l, dlrn_dictionary *dict) {
+    if (dict->formula.threshold < 0 && !(l->options->threshold > 0))
+        dlrni_say(dict, "its threshold is below 0, so it was never set in training, and every "
+                        "positive feature is active: give --threshold T if you know it");
+    return DLRN_OK;
+}
+
+static const dlrni_layout dlrni_learning_rows[] = {
     {"AutoEncoder",
      "AutoEncoder",
+     DLRNI_ANY_FORMAT,
+     DLRN_CENTER_OUTPUT_BIAS,
      {{DLRN_OUTPUT_BIAS, "bias", "O", 0},
       {DLRN_ENCODER, "encoder.weight", "FI", 0},
       {DLRN_ENCODER_BIAS, "encoder.bias", "F", 0},
-      {DLRN_DECODER, "decoder.weight", "OF", 0}}},
+      {DLRN_DECODER, "decoder.weight", "OF", 0}},
+     NULL},
     {"AutoEncoderTopK",
      "AutoEncoderTopK",
+     DLRNI_ANY_FORMAT,
+     DLRN_CENTER_OUTPUT_BIAS,
      {{DLRN_OUTPUT_BIAS, "b_dec", "O", 0},
       {DLRNI_IS_K, "k", "", 0},
-      {DLRNI_IS_LAST_THRESHOLD, "threshold", "", 1},
+      {DLRNI_IS_THRESHOLD_OF_ALL, "threshold", "", 1},
       {DLRN_DECODER, "decoder.weight", "OF", 0},
       {DLRN_ENCODER, "encoder.weight", "FI", 0},
-      {DLRN_ENCODER_BIAS, "encoder.bias", "F", 0}}},
-    /* the same names and shapes in Gemma Scope's params.npz */
+      {DLRN_ENCODER_BIAS, "encoder.bias", "F", 0}},
+     NULL},
+    {"BatchTopKSAE",
+     "BatchTopKSAE",
+     DLRNI_ANY_FORMAT,
+     DLRN_CENTER_OUTPUT_BIAS,
+     {{DLRN_OUTPUT_BIAS, "b_dec", "O", 0},
+      {DLRNI_IS_K, "k", "", 0},
+      {DLRNI_IS_THRESHOLD_OF_ALL, "threshold", "", 0},
+      {DLRN_DECODER, "decoder.weight", "OF", 0},
+      {DLRN_ENCODER, "encoder.weight", "FI", 0},
+      {DLRN_ENCODER_BIAS, "encoder.bias", "F", 0}},
+     dlrni_finish_batch_top_k},
     {"JumpReluAutoEncoder",
      "JumpReluAutoEncoder",
+     DLRNI_PT,
+     DLRN_CENTER_NONE,
      {{DLRN_ENCODER, "W_enc", "IF", 0},
       {DLRN_ENCODER_BIAS, "b_enc", "F", 0},
       {DLRN_DECODER, "W_dec", "FO", 0},
       {DLRN_OUTPUT_BIAS, "b_dec", "O", 0},
-      {DLRN_THRESHOLD, "threshold", "F", 0}}},
+      {DLRN_THRESHOLD, "threshold", "F", 0}},
+     NULL},
+    /* DeepSeek-R1's files (qresearch) are the same, in bf16 */
+    {"AutoEncoderNew",
+     "AutoEncoder",
+     DLRNI_PT,
+     DLRN_CENTER_NONE,
+     {{DLRN_ENCODER, "encoder.weight", "FI", 0},
+      {DLRN_ENCODER_BIAS, "encoder.bias", "F", 0},
+      {DLRN_DECODER, "decoder.weight", "OF", 0},
+      {DLRN_OUTPUT_BIAS, "decoder.bias", "O", 0}},
+     NULL},
+    {"GatedAutoEncoder",
+     "GatedAutoEncoder",
+     DLRNI_ANY_FORMAT,
+     DLRN_CENTER_OUTPUT_BIAS,
+     {{DLRN_OUTPUT_BIAS, "decoder_bias", "O", 0},
+      {DLRN_LOG_SCALE, "r_mag", "F", 0},
+      {DLRN_ENCODER_BIAS, "gate_bias", "F", 0},
+      {DLRN_VALUE_BIAS, "mag_bias", "F", 0},
+      {DLRN_ENCODER, "encoder.weight", "FI", 0},
+      {DLRN_DECODER, "decoder.weight", "OF", 0}},
+     NULL},
+    {"MatryoshkaBatchTopKSAE",
+     "MatryoshkaBatchTopKSAE",
+     DLRNI_ANY_FORMAT,
+     DLRN_CENTER_OUTPUT_BIAS,
+     {{DLRN_ENCODER, "W_enc", "IF", 0},
+      {DLRN_ENCODER_BIAS, "b_enc", "F", 0},
+      {DLRN_DECODER, "W_dec", "FO", 0},
+      {DLRN_OUTPUT_BIAS, "b_dec", "O", 0},
+      {DLRNI_IS_K, "k", "", 0},
+      {DLRNI_IS_THRESHOLD_OF_ALL, "threshold", "", 0},
+      {DLRNI_IS_GROUPS, "group_sizes", "G", 0}},
+     dlrni_finish_batch_top_k},
+    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+};
 
-    /* Refused. The first has the same tensors as AutoEncoderTopK: only a stated class tells them
-       apart. The others list only a sign, the name of one tensor. The order matters: a sign that
-       several layouts share comes last. */
+/* ---- SAELens ---- 6.54.12, and configs of versions from 2 on, whose keys have other names. */
+
+DLRNI_INTERNAL dlrn_status dlrni_saelens_class(dlrni_loading *l, const char **name) {
+    const char *activation = "relu";
+    DLRNI_TRY(dlrni_config_text(l, "architecture", name));
+    /* before version 6: top-k is an activation of the architecture "standard" */
+    DLRNI_TRY(dlrni_config_text(l, "activation_fn_str", &activation));
+    DLRNI_TRY(dlrni_config_text(l, "activation_fn", &activation));
+    if (!strcmp(activation, "topk")) *name = "topk";
+    if (!*name) *name = "standard";
+    return DLRN_OK;
+}
+
+/* normalize_activations: a name, or a switch before version 5. */
+DLRNI_INTERNAL dlrn_status dlrni_saelens_normalise(dlrni_loading *l, dlrn_dictionary *dict) {
+    char full[64];
+    const char *name = "none";
+    int average = 0;
+    const dlrn_json *v = dlrni_config_value(l->root, "normalize_activations", full);
+    if (v && v->type == DLRN_JSON_BOOL)
+        average = v->number > 0;
+    else
+        DLRNI_TRY(dlrni_config_text(l, "normalize_activations", &name));
+    average |= !strcmp(name, "expected_average_only_in");
+    if (average && !(l->options->norm_scale > 0))
+        dlrni_say(dict, "normalize_activations is expected_average_only_in, and the file does not "
+                        "hold the scale; if it is not folded into the weights, give "
+                        "--norm-scale S");
+    if (!strcmp(name, "constant_norm_rescale"))
+        dict->formula.normalise = DLRN_NORMALISE_NORM;
+    else if (!strcmp(name, "layer_norm"))
+        dict->formula.normalise = DLRN_NORMALISE_LAYER;
+    else if (!average && strcmp(name, "none"))
+        return dlrni_config_refuse(l, "normalize_activations",
+                                   "none, expected_average_only_in, constant_norm_rescale or "
+                                   "layer_norm",
+                                   name);
+    return DLRN_OK;
+}
+
+/* Releases 2 to 5 could multiply features by trained factors when decoding. */
+DLRNI_INTERNAL dlrn_status dlrni_saelens_factor(dlrni_loading *l, dlrn_dictionary *dict) {
+    const float *factor = l->extra[DLRNI_FACTOR - DLRNI_IS_EXTRA];
+    int wanted = 0;
+    DLRNI_TRY(dlrni_config_switch(l, "finetuning_scaling_factor", &wanted));
+    if (wanted != (factor != NULL))
+        return dlrni_config_refuse(l, "finetuning_scaling_factor",
+                                   factor ? "true, as there is a tensor scaling_factor"
+                                          : "false, as there is no tensor scaling_factor",
+                                   wanted ? "true" : "false");
+    for (int64_t j = 0; factor && j < dict->features; j++)
+        dlrni_scale_row(dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out,
+                        (double)factor[j]);
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_finish_saelens(dlrni_loading *l, dlrn_dictionary *dict) {
+    int center = dict->d_in == dict->d_out, rescale = 0;
+    DLRNI_TRY(dlrni_saelens_normalise(l, dict));
+    DLRNI_TRY(dlrni_config_switch(l, "apply_b_dec_to_input", &center));
+    if (center && dict->d_in != dict->d_out)
+        return dlrni_config_refuse(l, "apply_b_dec_to_input", "false, as d_out is not d_in",
+                                   "true");
+    dict->formula.center = center ? DLRN_CENTER_OUTPUT_BIAS : DLRN_CENTER_NONE;
+    DLRNI_TRY(dlrni_saelens_factor(l, dict));
+    if (dict->formula.select == DLRN_SELECT_ALL) return DLRN_OK;
+    DLRNI_TRY(dlrni_config_k(l, "k", dict));
+    DLRNI_TRY(dlrni_config_k(l, "activation_fn_kwargs.k", dict));
+    DLRNI_TRY(dlrni_config_switch(l, "rescale_acts_by_decoder_norm", &rescale));
+    return rescale ? dlrni_fold_norm_into_encoder(dict, 0) : DLRN_OK;
+}
+
+/* The tensors of most classes. */
+#define DLRNI_SAELENS_BASE                                                                         \
+    {DLRN_OUTPUT_BIAS, "b_dec", "O", 0}, {DLRN_DECODER, "W_dec", "FO", 0}, {                       \
+        DLRN_ENCODER, "W_enc", "IF", 0                                                             \
+    }
+#define DLRNI_SAELENS_PLAIN                                                                        \
+    DLRNI_SAELENS_BASE, {DLRN_ENCODER_BIAS, "b_enc", "F", 0}, {                                    \
+        DLRNI_FACTOR, "scaling_factor", "F", 1                                                     \
+    }
+#define DLRNI_SAELENS_ROW(name, family, ...)                                                       \
+    {                                                                                              \
+        name, family, DLRNI_SAFETENSORS, DLRN_CENTER_OUTPUT_BIAS, {__VA_ARGS__},                   \
+            dlrni_finish_saelens                                                                   \
+    }
+
+static const dlrni_layout dlrni_saelens_rows[] = {
+    DLRNI_SAELENS_ROW("standard", "AutoEncoder", DLRNI_SAELENS_PLAIN),
+    DLRNI_SAELENS_ROW("topk", "AutoEncoderTopK", DLRNI_SAELENS_PLAIN),
+    DLRNI_SAELENS_ROW("jumprelu", "JumpReluAutoEncoder", DLRNI_SAELENS_PLAIN,
+                      {DLRN_THRESHOLD, "threshold", "F", DLRNI_OR_NEXT},
+                      {DLRNI_IS_LOG_THRESHOLD, "log_threshold", "F", 1}),
+    DLRNI_SAELENS_ROW("gated", "GatedAutoEncoder", DLRNI_SAELENS_BASE,
+                      {DLRN_ENCODER_BIAS, "b_gate", "F", 0}, {DLRN_VALUE_BIAS, "b_mag", "F", 0},
+                      {DLRN_LOG_SCALE, "r_mag", "F", 0}),
+    DLRNI_SAELENS_ROW("abstopk", "AbsTopK", DLRNI_SAELENS_PLAIN),
+    DLRNI_SAELENS_ROW("transcoder", "AutoEncoder", DLRNI_SAELENS_PLAIN),
+    DLRNI_SAELENS_ROW("skip_transcoder", "AutoEncoder", DLRNI_SAELENS_PLAIN,
+                      {DLRN_SKIP, "W_skip", "SI", 0}),
+    DLRNI_SAELENS_ROW("jumprelu_transcoder", "JumpReluAutoEncoder", DLRNI_SAELENS_PLAIN,
+                      {DLRN_THRESHOLD, "threshold", "F", 0}),
+    DLRNI_SAELENS_ROW("jumprelu_skip_transcoder", "JumpReluAutoEncoder", DLRNI_SAELENS_PLAIN,
+                      {DLRN_THRESHOLD, "threshold", "F", 0}, {DLRN_SKIP, "W_skip", "SI", 0}),
+    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+};
+
+/* ---- sparsify ---- 1.3.3 (EleutherAI). */
+
+DLRNI_INTERNAL dlrn_status dlrni_sparsify_class(dlrni_loading *l, const char **name) {
+    *name = "topk";
+    return dlrni_config_text(l, "activation", name);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_finish_sparsify(dlrni_loading *l, dlrn_dictionary *dict) {
+    int transcode = 0, is_signed = 0, skip = 0;
+    DLRNI_TRY(dlrni_config_k(l, "k", dict));
+    DLRNI_TRY(dlrni_config_switch(l, "transcode", &transcode));
+    DLRNI_TRY(dlrni_config_switch(l, "signed", &is_signed));
+    DLRNI_TRY(dlrni_config_switch(l, "skip_connection", &skip));
+    /* old versions could do without the ReLU */
+    if (is_signed) return dlrni_config_refuse(l, "signed", "false", "true");
+    if (skip != (dict->param[DLRN_SKIP] != NULL))
+        return dlrni_config_refuse(l, "skip_connection",
+                                   skip ? "false, as there is no tensor W_skip"
+                                        : "true, as there is a tensor W_skip",
+                                   skip ? "true" : "false");
+    if (transcode || dict->d_in != dict->d_out) dict->formula.center = DLRN_CENTER_NONE;
+    return DLRN_OK;
+}
+
+#define DLRNI_SPARSIFY_TENSORS                                                                     \
+    {DLRN_OUTPUT_BIAS, "b_dec", "O", 0}, {DLRN_ENCODER_BIAS, "encoder.bias", "F", 0},              \
+        {DLRN_ENCODER, "encoder.weight", "FI", 0}, {                                               \
+        DLRN_DECODER, "W_dec", "FO", 0                                                             \
+    }
+
+static const dlrni_layout dlrni_sparsify_rows[] = {
+    {"topk",
+     "AutoEncoderTopK",
+     DLRNI_SAFETENSORS,
+     DLRN_CENTER_OUTPUT_BIAS,
+     {DLRNI_SPARSIFY_TENSORS, {DLRN_SKIP, "W_skip", "SI", 1}},
+     dlrni_finish_sparsify},
+    {"groupmax",
+     "GroupMax",
+     DLRNI_SAFETENSORS,
+     DLRN_CENTER_OUTPUT_BIAS,
+     {DLRNI_SPARSIFY_TENSORS, {DLRN_SKIP, "W_skip", "SI", 1}},
+     dlrni_finish_sparsify},
+    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+};
+
+/* ---- latentsae ---- 0.2.0: sparsify's names, and sae_type in the config. */
+
+/* "TOPK", or "SaeType.TOPK". */
+DLRNI_INTERNAL dlrn_status dlrni_latent_class(dlrni_loading *l, const char **name) {
+    DLRNI_TRY(dlrni_config_text(l, "sae_type", name));
+    if (*name && strrchr(*name, '.')) *name = strrchr(*name, '.') + 1;
+    return DLRN_OK;
+}
+
+/* The mean of training is subtracted before everything and added after: part of the bias. */
+DLRNI_INTERNAL dlrn_status dlrni_finish_latent(dlrni_loading *l, dlrn_dictionary *dict) {
+    const float *mean = l->extra[DLRNI_MEAN - DLRNI_IS_EXTRA];
+    const char *list = "";
+    int skip = 0;
+    for (int64_t i = 0; mean && i < dict->d_out; i++) dict->param[DLRN_OUTPUT_BIAS][i] += mean[i];
+    DLRNI_TRY(dlrni_config_k(l, "k", dict));
+    DLRNI_TRY(dlrni_config_switch(l, "use_skip", &skip));
+    if (skip) return dlrni_config_refuse(l, "use_skip", "false", "true");
+    if (!strcmp(l->layout->name, "MATRYOSHKA")) {
+        /* the last of its ks holds for all features */
+        DLRNI_TRY(dlrni_config_text(l, "matryoshka_ks", &list));
+        const char *last = strrchr(list, ',');
+        long k = strtol(last ? last + 1 : list, NULL, 10);
+        if (k >= 1 && k <= dict->features) dict->formula.k = k;
+    }
+    if (!strcmp(l->layout->name, "JUMPRELU")) {
+        double max = (double)dict->features;
+        DLRNI_TRY(dlrni_config_number(l, "jumprelu_max_active", &max));
+        dict->formula.k = 0;
+        if (max >= 1 && max < (double)dict->features) {
+            dict->formula.select = DLRN_SELECT_TOP_K;
+            dict->formula.k = (int64_t)max;
+        }
+    }
+    if (!strcmp(l->layout->name, "BATCHTOPK")) {
+        /* its own BatchTopK: above the threshold or equal to it, and at most k of a row */
+        dict->formula.threshold = (double)dlrni_just_below((float)dict->formula.threshold);
+        dict->formula.select = DLRN_SELECT_TOP_K;
+    }
+    return DLRN_OK;
+}
+
+#define DLRNI_LATENT_ROW(name, family, ...)                                                        \
+    {                                                                                              \
+        name, family, DLRNI_SAFETENSORS, DLRN_CENTER_OUTPUT_BIAS,                                  \
+            {{DLRN_OUTPUT_BIAS, "b_dec", "O", 0},                                                  \
+             {DLRN_DECODER, "W_dec", "FO", 0},                                                     \
+             {DLRNI_MEAN, "input_mean", "I", 1},                                                   \
+             __VA_ARGS__},                                                                         \
+            dlrni_finish_latent                                                                    \
+    }
+#define DLRNI_LATENT_ENCODER                                                                       \
+    {DLRN_ENCODER_BIAS, "encoder.bias", "F", 0}, {                                                 \
+        DLRN_ENCODER, "encoder.weight", "FI", 0                                                    \
+    }
+
+static const dlrni_layout dlrni_latent_rows[] = {
+    DLRNI_LATENT_ROW("TOPK", "AutoEncoderTopK", DLRNI_LATENT_ENCODER),
+    DLRNI_LATENT_ROW("MATRYOSHKA", "AutoEncoderTopK", DLRNI_LATENT_ENCODER),
+    DLRNI_LATENT_ROW("ABSTOPK", "AbsTopK", DLRNI_LATENT_ENCODER),
+    DLRNI_LATENT_ROW("BATCHTOPK", "BatchTopKSAE", DLRNI_LATENT_ENCODER,
+                     {DLRNI_IS_THRESHOLD_OF_ALL, "batchtopk_threshold", "", 0}),
+    DLRNI_LATENT_ROW("JUMPRELU", "JumpReluAutoEncoder", DLRNI_LATENT_ENCODER,
+                     {DLRNI_IS_LOG_THRESHOLD, "log_threshold", "F", 0}),
+    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+};
+
+/* ---- OpenAI ---- sparse_autoencoder@4965b94. The activation is a text in the file, where the
+   containers of other formats have none. */
+
+DLRNI_INTERNAL dlrn_status dlrni_openai_class(dlrni_loading *l, const char **name) {
+    *name = dlrni_archive_metadata(l->a, "activation");
+    return DLRN_OK;
+}
+
+/* TopK files are of rows that were normalised; the library decides so by that name, too. */
+DLRNI_INTERNAL dlrn_status dlrni_finish_openai(dlrni_loading *l, dlrn_dictionary *dict) {
+    double k = 0;
+    if (dict->formula.select != DLRN_SELECT_TOP_K) return DLRN_OK;
+    dict->formula.normalise = DLRN_NORMALISE_LAYER;
+    if (dlrni_archive_number(l->a, "activation_state_dict.k", &k) && k >= 1 &&
+        k <= (double)dict->features)
+        dict->formula.k = (int64_t)k;
+    return DLRN_OK;
+}
+
+/* A tied decoder is stored in another shape. */
+#define DLRNI_OPENAI_ROW(name, family)                                                             \
+    {                                                                                              \
+        name, family, DLRNI_PT, DLRN_CENTER_OUTPUT_BIAS,                                           \
+            {{DLRN_OUTPUT_BIAS, "pre_bias", "O", 0},                                               \
+             {DLRN_ENCODER_BIAS, "latent_bias", "F", 0},                                           \
+             {DLRNI_IS_PASSED, "stats_last_nonzero", "F", 1},                                      \
+             {DLRNI_IS_PASSED, "latents_activation_frequency", "F", 1},                            \
+             {DLRNI_IS_PASSED, "latents_mean_square", "F", 1},                                     \
+             {DLRN_ENCODER, "encoder.weight", "FI", 0},                                            \
+             {DLRN_DECODER, "decoder.weight", "OF", DLRNI_OR_NEXT},                                \
+             {DLRN_DECODER, "decoder.linear.weight", "FO", 1}},                                    \
+            dlrni_finish_openai                                                                    \
+    }
+
+static const dlrni_layout dlrni_openai_rows[] = {
+    DLRNI_OPENAI_ROW("ReLU", "AutoEncoder"),
+    DLRNI_OPENAI_ROW("TopK", "AutoEncoderTopK"),
+    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+};
+
+/* ---- Gemma Scope ---- params.npz of 2024, and params.safetensors of Gemma Scope 2. Nothing is
+   subtracted from x. */
+
+/* The dictionary of embeddings is for rows times sqrt(d), its path says so. */
+DLRNI_INTERNAL dlrn_status dlrni_finish_gemma(dlrni_loading *l, dlrn_dictionary *dict) {
+    if (!strstr(l->a->path, "embedding/")) return DLRN_OK;
+    dict->formula.scale_in = 1 / sqrt((double)dict->d_in);
+    dict->formula.scale_out = sqrt((double)dict->d_in);
+    dlrni_say(dict, "its path says embedding: rows are divided by sqrt(d), as its publisher does");
+    return DLRN_OK;
+}
+
+static const dlrni_layout dlrni_gemma_rows[] = {
+    {"params.npz",
+     "JumpReluAutoEncoder",
+     DLRNI_NPZ,
+     DLRN_CENTER_NONE,
+     {{DLRN_ENCODER, "W_enc", "IF", 0},
+      {DLRN_ENCODER_BIAS, "b_enc", "F", 0},
+      {DLRN_DECODER, "W_dec", "FO", 0},
+      {DLRN_OUTPUT_BIAS, "b_dec", "O", 0},
+      {DLRN_THRESHOLD, "threshold", "F", 0}},
+     dlrni_finish_gemma},
+    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+};
+
+static const dlrni_layout dlrni_gemma_2_rows[] = {
+    {"jump_relu",
+     "JumpReluAutoEncoder",
+     DLRNI_ANY_FORMAT,
+     DLRN_CENTER_NONE,
+     {{DLRN_ENCODER, "w_enc", "IF", 0},
+      {DLRN_ENCODER_BIAS, "b_enc", "F", 0},
+      {DLRN_DECODER, "w_dec", "FO", 0},
+      {DLRN_OUTPUT_BIAS, "b_dec", "O", 0},
+      {DLRN_THRESHOLD, "threshold", "F", 0},
+      {DLRN_SKIP, "affine_skip_connection", "IS", 1}},
+     NULL},
+    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+};
+
+/* ---- Qwen Scope ---- Gemma's names with both matrices the other way round; k is in the name of
+   the repository alone. */
+
+static const dlrni_layout dlrni_qwen_rows[] = {
+    {"layer.sae.pt",
+     "AutoEncoderTopK",
+     DLRNI_PT,
+     DLRN_CENTER_NONE,
+     {{DLRN_ENCODER, "W_enc", "FI", 0},
+      {DLRN_ENCODER_BIAS, "b_enc", "F", 0},
+      {DLRN_DECODER, "W_dec", "OF", 0},
+      {DLRN_OUTPUT_BIAS, "b_dec", "O", 0}},
+     NULL},
+    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+};
+
+/* ---- Llama Scope ---- the first, with hyperparams.json, and R1-Distill. */
+
+/* Rows are scaled to a mean norm of sqrt(d); the gate compares p ||atom|| with the threshold of
+   unscaled rows (both loaders of its publisher's time do). */
+DLRNI_INTERNAL dlrn_status dlrni_finish_llama(dlrni_loading *l, dlrn_dictionary *dict) {
+    const char *act = "jumprelu", *norm = "dataset-wise";
+    double in, out, threshold, root = sqrt((double)dict->d_in);
+    int by_norm = 1;
+    DLRNI_TRY(dlrni_config_text(l, "act_fn", &act));
+    DLRNI_TRY(dlrni_config_text(l, "norm_activation", &norm));
+    if (strcmp(act, "jumprelu")) return dlrni_config_refuse(l, "act_fn", "jumprelu", act);
+    if (strcmp(norm, "dataset-wise"))
+        return dlrni_config_refuse(l, "norm_activation", "dataset-wise", norm);
+    DLRNI_TRY(dlrni_config_positive(l, "dataset_average_activation_norm.in", &in));
+    DLRNI_TRY(dlrni_config_positive(l, "dataset_average_activation_norm.out", &out));
+    DLRNI_TRY(dlrni_config_positive(l, "jump_relu_threshold", &threshold));
+    DLRNI_TRY(dlrni_config_switch(l, "sparsity_include_decoder_norm", &by_norm));
+    dict->formula.scale_in = root / in;
+    dict->formula.scale_out = out / root;
+    DLRNI_TRY(dlrni_param_alloc(dict, DLRN_THRESHOLD));
+    for (int64_t j = 0; j < dict->features; j++)
+        dict->param[DLRN_THRESHOLD][j] = (float)(threshold * root / in);
+    if (by_norm) dlrni_fold_norm_into_threshold(dict);
+    return DLRN_OK;
+}
+
+/* Its norms are known to a registry alone. */
+DLRNI_INTERNAL dlrn_status dlrni_finish_llama_r1(dlrni_loading *l, dlrn_dictionary *dict) {
+    if (!(l->options->norm_scale > 0))
+        dlrni_say(dict, "its rows were scaled in training, and the file does not hold the scale: "
+                        "give --norm-scale S (sqrt(d) / mean norm of the rows), or scale them");
+    return DLRN_OK;
+}
+
+#define DLRNI_LLAMA_TENSORS                                                                        \
+    {DLRN_ENCODER, "encoder.weight", "FI", 0}, {DLRN_ENCODER_BIAS, "encoder.bias", "F", 0},        \
+        {DLRN_DECODER, "decoder.weight", "OF", 0}, {                                               \
+        DLRN_OUTPUT_BIAS, "decoder.bias", "O", 0                                                   \
+    }
+
+static const dlrni_layout dlrni_llama_rows[] = {
+    {"jumprelu",
+     "JumpReluAutoEncoder",
+     DLRNI_SAFETENSORS,
+     DLRN_CENTER_NONE,
+     {DLRNI_LLAMA_TENSORS},
+     dlrni_finish_llama},
+    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+};
+
+static const dlrni_layout dlrni_llama_r1_rows[] = {
+    {"R1-Distill",
+     "JumpReluAutoEncoder",
+     DLRNI_SAFETENSORS,
+     DLRN_CENTER_NONE,
+     {DLRNI_LLAMA_TENSORS, {DLRNI_IS_LOG_THRESHOLD, "log_jumprelu_threshold", "F", 0}},
+     dlrni_finish_llama_r1},
+    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+};
+
+/* ---- Llamascopium ---- 2.0 (OpenMOSS), dictionaries of one layer. Gates compare p ||atom||, in
+   the scale of training; a feature is p. */
+
+DLRNI_INTERNAL dlrn_status dlrni_llamascopium_class(dlrni_loading *l, const char **name) {
+    const char *type = "sae";
+    DLRNI_TRY(dlrni_config_text(l, "sae_type", &type));
+    *name = NULL;
+    if (strcmp(type, "sae")) return dlrni_config_refuse(l, "sae_type", "sae", type);
+    return dlrni_config_text(l, "act_fn", name);
+}
+
+/* sqrt(d) / (mean norm at a hook). Only files of norm_activation dataset-wise hold one; in the
+   others the tensor is memory that was never set. */
+DLRNI_INTERNAL dlrn_status dlrni_hook_scale(const dlrni_loading *l, const char *key, int64_t d,
+                                            double *scale) {
+    char name[512];
+    const char *hook = "";
+    float norm = NAN;
+    DLRNI_TRY(dlrni_config_text(l, key, &hook));
+    dlrni_print(name, sizeof name, "%sdataset_average_activation_norm.%s", l->prefix, hook);
+    int64_t index = dlrn_archive_find(l->a, name);
+    if (index >= 0 && dlrn_archive_tensor(l->a, index)->numel == 1)
+        DLRNI_TRY(dlrn_archive_read(l->a, index, 0, -1, &norm));
+    *scale = sqrt((double)d) / (double)norm;
+    if (norm > 0 && norm <= FLT_MAX) return DLRN_OK;
+    return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE,
+                     "%s: tensor '%s': expected a number above 0, found %s", l->a->path, name,
+                     index < 0 ? "no such tensor" : "another");
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_llamascopium_scales(dlrni_loading *l, dlrn_dictionary *dict) {
+    const char *norm = "dataset-wise";
+    double in = 1, out = 1;
+    DLRNI_TRY(dlrni_config_text(l, "norm_activation", &norm));
+    if (!strcmp(norm, "token-wise"))
+        dict->formula.normalise = DLRN_NORMALISE_NORM;
+    else if (!strcmp(norm, "dataset-wise")) {
+        DLRNI_TRY(dlrni_hook_scale(l, "hook_point_in", dict->d_in, &in));
+        DLRNI_TRY(dlrni_hook_scale(l, "hook_point_out", dict->d_out, &out));
+    } else if (strcmp(norm, "inference"))
+        return dlrni_config_refuse(l, "norm_activation", "dataset-wise, token-wise or inference",
+                                   norm);
+    dict->formula.scale_in = in;
+    dict->formula.scale_out = 1 / out;
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_finish_llamascopium(dlrni_loading *l, dlrn_dictionary *dict) {
+    int by_norm = 1;
+    DLRNI_TRY(dlrni_llamascopium_scales(l, dict));
+    DLRNI_TRY(dlrni_config_switch(l, "sparsity_include_decoder_norm", &by_norm));
+    if (dict->param[DLRN_THRESHOLD] && by_norm) dlrni_fold_norm_into_threshold(dict);
+    if (dict->formula.select == DLRN_SELECT_ALL) return DLRN_OK;
+    DLRNI_TRY(dlrni_config_k(l, "top_k", dict));
+    if (!strcmp(l->layout->name, "batchtopk")) {
+        dict->formula.select = DLRN_SELECT_BATCH_TOP_K;
+        dlrni_say(dict, "batchtopk: which features are active depends on all rows of a call");
+    }
+    return by_norm ? dlrni_fold_norm_into_encoder(dict, 1) : DLRN_OK;
+}
+
+#define DLRNI_LLAMASCOPIUM_ROW(name, family, ...)                                                  \
+    {                                                                                              \
+        name, family, DLRNI_SAFETENSORS | DLRNI_PT, DLRN_CENTER_NONE,                              \
+            {{DLRN_ENCODER, "W_E", "IF", 0},                                                       \
+             {DLRN_ENCODER_BIAS, "b_E", "F", 0},                                                   \
+             {DLRN_DECODER, "W_D", "FO", 0},                                                       \
+             __VA_ARGS__},                                                                         \
+            dlrni_finish_llamascopium                                                              \
+    }
+/* use_decoder_bias false leaves it out */
+#define DLRNI_LLAMASCOPIUM_BIAS                                                                    \
+    { DLRN_OUTPUT_BIAS, "b_D", "O", 1 }
+
+static const dlrni_layout dlrni_llamascopium_rows[] = {
+    DLRNI_LLAMASCOPIUM_ROW("relu", "AutoEncoder", DLRNI_LLAMASCOPIUM_BIAS),
+    DLRNI_LLAMASCOPIUM_ROW("topk", "AutoEncoderTopK", DLRNI_LLAMASCOPIUM_BIAS),
+    DLRNI_LLAMASCOPIUM_ROW("batchtopk", "AutoEncoderTopK", DLRNI_LLAMASCOPIUM_BIAS),
+    DLRNI_LLAMASCOPIUM_ROW(
+        "jumprelu", "JumpReluAutoEncoder", DLRNI_LLAMASCOPIUM_BIAS,
+        {DLRNI_IS_LOG_THRESHOLD, "activation_function.log_jumprelu_threshold", "F", 0}),
+    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+};
+
+/* ---- circuit-tracer ---- 0.5.0: a transcoder a layer (layer_N.safetensors; mwhanna's are the
+   same). W_enc is the other way round than SAELens'. A negative threshold passes negatives. */
+
+DLRNI_INTERNAL dlrn_status dlrni_finish_tracer(dlrni_loading *l, dlrn_dictionary *dict) {
+    (void)l;
+    dict->formula.gate = DLRN_GATE_JUMP_SIGNED;
+    return DLRN_OK;
+}
+
+#define DLRNI_TRACER_TENSORS                                                                       \
+    {DLRN_ENCODER, "W_enc", "FI", 0}, {DLRN_DECODER, "W_dec", "FO", 0},                            \
+        {DLRN_ENCODER_BIAS, "b_enc", "F", 0}, {DLRN_OUTPUT_BIAS, "b_dec", "O", 0}, {               \
+        DLRN_SKIP, "W_skip", "SI", 1                                                               \
+    }
+
+static const dlrni_layout dlrni_tracer_rows[] = {
+    {"relu", "AutoEncoder", DLRNI_SAFETENSORS, DLRN_CENTER_NONE, {DLRNI_TRACER_TENSORS}, NULL},
+    {"jumprelu",
+     "JumpReluAutoEncoder",
+     DLRNI_SAFETENSORS,
+     DLRN_CENTER_NONE,
+     {DLRNI_TRACER_TENSORS, {DLRN_THRESHOLD, "activation_function.threshold", "F", 0}},
+     dlrni_finish_tracer},
+    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+};
+
+/* ---- Connor and Rob's ---- attention dictionaries (hook_z): NAME.pt with NAME_cfg.json. */
+
+static const dlrni_layout dlrni_connor_rows[] = {
+    {"hook_z",
+     "AutoEncoder",
+     DLRNI_PT,
+     DLRN_CENTER_OUTPUT_BIAS,
+     {{DLRN_ENCODER, "W_enc", "IF", 0},
+      {DLRN_DECODER, "W_dec", "FO", 0},
+      {DLRN_ENCODER_BIAS, "b_enc", "F", 0},
+      {DLRN_OUTPUT_BIAS, "b_dec", "O", 0}},
+     NULL},
+    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+};
+
+/* ---- Goodfire ---- */
+
+static const dlrni_layout dlrni_goodfire_rows[] = {
+    {"SAE",
+     "AutoEncoder",
+     DLRNI_ANY_FORMAT,
+     DLRN_CENTER_NONE,
+     {{DLRN_ENCODER, "encoder_linear.weight", "FI", 0},
+      {DLRN_ENCODER_BIAS, "encoder_linear.bias", "F", 0},
+      {DLRN_DECODER, "decoder_linear.weight", "OF", 0},
+      {DLRN_OUTPUT_BIAS, "decoder_linear.bias", "O", 0}},
+     NULL},
+    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+};
+
+/* ---- e2e_sae ---- 2.1.1 (ApolloResearch): atoms are normalised when they are used. */
+
+DLRNI_INTERNAL dlrn_status dlrni_finish_e2e(dlrni_loading *l, dlrn_dictionary *dict) {
+    (void)l;
+    for (int64_t j = 0; j < dict->features; j++)
+        dlrni_scale_row(dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out,
+                        1 / fmax(dlrni_atom_norm(dict, j), 1e-12));
+    return DLRN_OK;
+}
+
+static const dlrni_layout dlrni_e2e_rows[] = {
+    {"SAE",
+     "AutoEncoder",
+     DLRNI_ANY_FORMAT,
+     DLRN_CENTER_NONE,
+     {{DLRN_ENCODER, "encoder.0.weight", "FI", 0},
+      {DLRN_ENCODER_BIAS, "encoder.0.bias", "F", 0},
+      {DLRN_DECODER, "decoder.weight", "OF", 0},
+      {DLRN_OUTPUT_BIAS, "decoder.bias", "O", 0}},
+     dlrni_finish_e2e},
+    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+};
+
+/* ---- overcomplete ---- 0.3.0, state dicts. They hold neither the class nor k, nor the threshold
+   of BatchTopKSAE. Atoms are normalised when they are used, and there is no output bias. */
+
+DLRNI_INTERNAL dlrn_status dlrni_finish_overcomplete(dlrni_loading *l, dlrn_dictionary *dict) {
+    const float *factor = l->extra[DLRNI_FACTOR - DLRNI_IS_EXTRA];
+    float *threshold = dict->param[DLRN_THRESHOLD];
+    for (int64_t j = 0; j < dict->features; j++) {
+        dlrni_scale_row(dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out,
+                        exp((double)*factor) / (dlrni_atom_norm(dict, j) + 1e-8));
+        /* its gate passes a value that equals the threshold */
+        if (threshold) threshold[j] = dlrni_just_below(threshold[j]);
+    }
+    if (strcmp(l->layout->name, "BatchTopKSAE")) return DLRN_OK;
+    if (l->options->threshold > 0) {
+        dict->formula.threshold = (double)dlrni_just_below((float)l->options->threshold);
+        return DLRN_OK;
+    }
+    return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE,
+                     "%s: expected the running threshold of BatchTopKSAE, which its state dict "
+                     "does not hold: give --threshold T",
+                     l->a->path);
+}
+
+#define DLRNI_OVERCOMPLETE_ROW(name, family, ...)                                                  \
+    {                                                                                              \
+        name, family, DLRNI_ANY_FORMAT, DLRN_CENTER_NONE,                                          \
+            {{DLRN_ENCODER, "encoder.final_block.0.weight", "FI", 0},                              \
+             {DLRN_ENCODER_BIAS, "encoder.final_block.0.bias", "F", 0},                            \
+             {DLRN_DECODER, "dictionary._weights", "FO", 0},                                       \
+             {DLRNI_FACTOR, "dictionary.multiplier", "", 0},                                       \
+             __VA_ARGS__},                                                                         \
+            dlrni_finish_overcomplete                                                              \
+    }
+#define DLRNI_NO_MORE                                                                              \
+    { 0, NULL, NULL, 0 }
+
+static const dlrni_layout dlrni_overcomplete_rows[] = {
+    DLRNI_OVERCOMPLETE_ROW("SAE", "AutoEncoder", DLRNI_NO_MORE),
+    DLRNI_OVERCOMPLETE_ROW("TopKSAE", "AutoEncoderTopK", DLRNI_NO_MORE),
+    DLRNI_OVERCOMPLETE_ROW("BatchTopKSAE", "BatchTopKSAE", DLRNI_NO_MORE),
+    DLRNI_OVERCOMPLETE_ROW("JumpSAE", "JumpReluAutoEncoder",
+                           {DLRNI_IS_LOG_THRESHOLD, "thresholds", "F", 0}),
+    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+};
+
+/* ---- Crosscoders with one set of features ---- ckkissane's, and those of the fork of
+   dictionary_learning (science-of-finetuning). A row holds the layers one after another. */
+
+static const dlrni_layout dlrni_ckkissane_rows[] = {
+    {"CrossCoder",
+     "AutoEncoder",
+     DLRNI_PT,
+     DLRN_CENTER_NONE,
+     {{DLRN_ENCODER, "W_enc", "MDF", 0},
+      {DLRN_DECODER, "W_dec", "FMD", 0},
+      {DLRN_ENCODER_BIAS, "b_enc", "F", 0},
+      {DLRN_OUTPUT_BIAS, "b_dec", "MD", 0}},
+     NULL},
+    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+};
+
+/* x~ = (x - mean) target_rms / sqrt(sum std^2 + 1e-8) for each layer, undone on x_hat: folded into
+   weights and biases. Mean and std that are NaN were not set. */
+DLRNI_INTERNAL void dlrni_fork_scales(const dlrni_loading *l, dlrn_dictionary *dict) {
+    const float *mean = l->extra[DLRNI_MEAN - DLRNI_IS_EXTRA];
+    const float *std = l->extra[DLRNI_STD - DLRNI_IS_EXTRA];
+    const float *rms = l->extra[DLRNI_TARGET_RMS - DLRNI_IS_EXTRA];
+    const int64_t F = dict->features, width = dict->d_in / dict->layers;
+    float *bias = dict->param[DLRN_OUTPUT_BIAS];
+    int centered = dict->formula.center == DLRN_CENTER_OUTPUT_BIAS;
+    if (!mean || !std || !rms || mean[0] != mean[0]) return;
+    for (int64_t m = 0; m < dict->layers; m++) {
+        double sum = 1e-8;
+        const int64_t at = m * width;
+        for (int64_t i = at; i < at + width; i++) sum += (double)std[i] * (double)std[i];
+        double scale = (double)rms[0] / sqrt(sum);
+        for (int64_t j = 0; j < F; j++) {
+            float *row = dict->param[DLRN_ENCODER] + j * dict->d_in + at;
+            double shift = 0;
+            dlrni_scale_row(row, width, scale);
+            for (int64_t i = 0; i < width; i++) shift += (double)row[i] * (double)mean[at + i];
+            /* with a center, the mean is part of it */
+            if (!centered)
+                dict->param[DLRN_ENCODER_BIAS][j] =
+                    (float)((double)dict->param[DLRN_ENCODER_BIAS][j] - shift);
+            dlrni_scale_row(dict->param[DLRN_DECODER] + j * dict->d_out + at, width, 1 / scale);
+        }
+        for (int64_t i = at; i < at + width; i++)
+            bias[i] = (float)((double)bias[i] / scale + (double)mean[i]);
+    }
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_finish_fork(dlrni_loading *l, dlrn_dictionary *dict) {
+    DLRNI_TRY(dlrni_finish_batch_top_k(l, dict));
+    dlrni_fork_scales(l, dict);
+    return DLRN_OK;
+}
+
+/* The norm of a feature's atoms that thresholds refer to, by code_normalization_id. */
+DLRNI_INTERNAL double dlrni_fork_code_norm(const dlrn_dictionary *dict, int64_t j, int id,
+                                           double alpha_sae, double alpha_cc) {
+    const int64_t width = dict->d_out / dict->layers;
+    const float *atom = dict->param[DLRN_DECODER] + j * dict->d_out;
+    double sum = 0, all = 0;
+    for (int64_t m = 0; m < dict->layers; m++) {
+        double part = 0;
+        for (int64_t i = m * width; i < (m + 1) * width; i++)
+            part += (double)atom[i] * (double)atom[i];
+        sum += sqrt(part);
+        all += part;
+    }
+    return id == 1   ? sum
+           : id == 2 ? sqrt(all)
+           : id == 3 ? alpha_sae * sqrt(all) + alpha_cc * sum
+                     : 1;
+}
+
+/* A feature is active where f * (its code norm) exceeds the threshold. */
+DLRNI_INTERNAL dlrn_status dlrni_finish_fork_crosscoder(dlrni_loading *l, dlrn_dictionary *dict) {
+    double alpha_sae = 1, alpha_cc = 0.1; /* the fork's defaults */
+    const float *id = l->extra[DLRNI_CODE_NORM - DLRNI_IS_EXTRA];
+    DLRNI_TRY(dlrni_config_number(l, "code_normalization_alpha_sae", &alpha_sae));
+    DLRNI_TRY(dlrni_config_number(l, "code_normalization_alpha_cc", &alpha_cc));
+    if (!(id[0] >= 1 && id[0] <= 4))
+        return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: tensor 'code_normalization_id': expected a number from 1 to 4, found "
+                         "%g",
+                         l->a->path, (double)id[0]);
+    if (dict->formula.gate == DLRN_GATE_JUMP) {
+        DLRNI_TRY(dlrni_finish_batch_top_k(l, dict));
+        if (l->options->threshold > 0) dict->formula.threshold = l->options->threshold;
+        DLRNI_TRY(dlrni_param_alloc(dict, DLRN_THRESHOLD));
+        for (int64_t j = 0; j < dict->features; j++)
+            dict->param[DLRN_THRESHOLD][j] =
+                (float)fmin(dict->formula.threshold /
+                                dlrni_fork_code_norm(dict, j, (int)id[0], alpha_sae, alpha_cc),
+                            FLT_MAX);
+    }
+    dlrni_fork_scales(l, dict);
+    return DLRN_OK;
+}
+
+#define DLRNI_FORK_CROSSCODER(...)                                                                 \
+    {                                                                                              \
+        {DLRN_ENCODER, "encoder.weight", "MDF", 0}, {DLRN_ENCODER_BIAS, "encoder.bias", "F", 0},   \
+            {DLRN_DECODER, "decoder.weight", "MFD", 0},                                            \
+            {DLRN_OUTPUT_BIAS, "decoder.bias", "MD", 0},                                           \
+            {DLRNI_CODE_NORM, "code_normalization_id", "", 0},                                     \
+            {DLRNI_TARGET_RMS, "target_rms", "", 1}, {DLRNI_MEAN, "activation_mean", "MD", 1},     \
+            {DLRNI_STD, "activation_std", "MD", 1},                                                \
+            {DLRNI_IS_PASSED, "activation_global_scale", "M", 1}, __VA_ARGS__                      \
+    }
+
+static const dlrni_layout dlrni_fork_rows[] = {
+    {"CrossCoder", "AutoEncoder", DLRNI_ANY_FORMAT, DLRN_CENTER_NONE,
+     DLRNI_FORK_CROSSCODER(DLRNI_NO_MORE), dlrni_finish_fork_crosscoder},
+    {"BatchTopKCrossCoder", "BatchTopKSAE", DLRNI_ANY_FORMAT, DLRN_CENTER_NONE,
+     DLRNI_FORK_CROSSCODER({DLRNI_IS_K, "k", "", 0},
+                           {DLRNI_IS_THRESHOLD_OF_ALL, "threshold", "", 0}),
+     dlrni_finish_fork_crosscoder},
     {"BatchTopKSAE",
-     NULL,
+     "BatchTopKSAE",
+     DLRNI_ANY_FORMAT,
+     DLRN_CENTER_OUTPUT_BIAS,
      {{DLRN_OUTPUT_BIAS, "b_dec", "O", 0},
       {DLRNI_IS_K, "k", "", 0},
-      {DLRNI_IS_LAST_THRESHOLD, "threshold", "", 0},
+      {DLRNI_IS_THRESHOLD_OF_ALL, "threshold", "", 0},
       {DLRN_DECODER, "decoder.weight", "OF", 0},
       {DLRN_ENCODER, "encoder.weight", "FI", 0},
-      {DLRN_ENCODER_BIAS, "encoder.bias", "F", 0}}},
-    {"GatedAutoEncoder", NULL, {{DLRNI_IS_SIGN, "r_mag", "F", 0}}},
-    {"a gated SAELens dictionary", NULL, {{DLRNI_IS_SIGN, "b_gate", "F", 0}}},
-    {"MatryoshkaBatchTopKSAE", NULL, {{DLRNI_IS_SIGN, "group_sizes", "", 0}}},
-    {"AutoEncoderTopK or BatchTopKSAE", NULL, {{DLRNI_IS_SIGN, "k", "", 0}}},
-    {"an OpenAI autoencoder", NULL, {{DLRNI_IS_SIGN, "pre_bias", "I", 0}}},
-    {"JumpReluAutoEncoder", NULL, {{DLRNI_IS_SIGN, "threshold", "F", 0}}},
-    {"AutoEncoderNew", NULL, {{DLRNI_IS_SIGN, "decoder.bias", "I", 0}}},
-    {"a SAELens dictionary", NULL, {{DLRNI_IS_SIGN, "W_enc", "IF", 0}}},
-    {"a Goodfire autoencoder", NULL, {{DLRNI_IS_SIGN, "encoder_linear.weight", "FI", 0}}},
-    {"an EleutherAI sparsify dictionary", NULL, {{DLRNI_IS_SIGN, "W_dec", "FI", 0}}},
-};
-enum { DLRNI_LAYOUTS = sizeof dlrni_layout_table / sizeof *dlrni_layout_table };
-
-/* Prefixes of all names in a file that are tried first: none, or that of a backup of a training
-   run, in which the dictionary is one part among others. See dlrni_find_prefix for the others. */
-static const char *const dlrni_prefix_table[] = {"", "ae."};
-enum {
-    DLRNI_PREFIXES = sizeof dlrni_prefix_table / sizeof *dlrni_prefix_table,
-    DLRNI_PREFIX_MAX = 256 /* with its 0; wrapped modules and nested dicts use far less */
+      {DLRN_ENCODER_BIAS, "encoder.bias", "F", 0},
+      {DLRNI_TARGET_RMS, "target_rms", "", 0},
+      {DLRNI_MEAN, "activation_mean", "I", 0},
+      {DLRNI_STD, "activation_std", "I", 0},
+      {DLRNI_IS_PASSED, "activation_global_scale", "", 1}},
+     dlrni_finish_fork},
+    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
 };
 
-/* The files of a dictionary in a folder, each with its config. The first that exists is taken;
-   params.npz is Gemma Scope's. The config of a path that names a file is DLRNI_CONFIG_FILE beside
-   it. */
+/* ---- Known, and not read ---- by the name of one tensor. */
+
+#define DLRNI_REFUSED_ROW(name, sign)                                                              \
+    { name, NULL, DLRNI_ANY_FORMAT, DLRN_CENTER_NONE, {{DLRNI_IS_SIGN, sign, "", 0}}, NULL }
+
+static const dlrni_layout dlrni_refused_rows[] = {
+    DLRNI_REFUSED_ROW("overcomplete's quantised QSAE", "Q"),
+    DLRNI_REFUSED_ROW("overcomplete's archetypal RA-SAE", "dictionary.Relax"),
+    DLRNI_REFUSED_ROW("overcomplete's matching pursuit, or no encoder", "dictionary._weights"),
+    DLRNI_REFUSED_ROW("a Lorsa of Llamascopium", "W_Q"),
+    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+};
+
+/* ---- All libraries ---- A folder is that of the first line whose files are there. The config of a
+   path that names a file is found by the same lines, or else is config.json beside it. */
+
 #define DLRNI_CONFIG_FILE "config.json"
-static const char *const dlrni_folder_files[][2] = {{"ae.pt", DLRNI_CONFIG_FILE},
-                                                    {"ae.safetensors", DLRNI_CONFIG_FILE},
-                                                    {"ae.npz", DLRNI_CONFIG_FILE},
-                                                    {"params.npz", DLRNI_CONFIG_FILE}};
-enum { DLRNI_FOLDER_FILES = sizeof dlrni_folder_files / sizeof *dlrni_folder_files };
-
-/* A run of dictionary_learning's trainSAE: a folder for each trainer that it was given, counted
-   from 0. Folders are tried by name, since a dlrn_io cannot list them; 100 is more than any sweep
-   that we know. */
-enum { DLRNI_TRAINERS = 100 };
-#define DLRNI_TRAINER_FILE "%s/trainer_%d/%s"
-
-/* Folders that other libraries write and this version cannot load: the weights, a file beside them
-   that tells whose they are ("": their name is enough), and what the error calls them. */
-typedef struct dlrni_other_folder {
-    const char *weights, *beside, *name;
-} dlrni_other_folder;
-
 #define DLRNI_CFG_FILE "cfg.json" /* what SAELens, sparsify and others call a config */
-static const dlrni_other_folder dlrni_other_folder_table[] = {
-    {"sae_weights.safetensors", DLRNI_CFG_FILE, "a SAELens dictionary"},
-    {"sae_weights.safetensors", DLRNI_CONFIG_FILE, "a Llamascopium dictionary"},
-    {"sae.safetensors", DLRNI_CFG_FILE, "an EleutherAI sparsify dictionary"},
-    {"params.safetensors", DLRNI_CONFIG_FILE, "a Gemma Scope 2 dictionary"},
-    {"params.safetensors", "", "a Gemma Scope 2 dictionary"},
-    {"checkpoints/final.safetensors", "hyperparams.json", "a Llama Scope dictionary"},
-    {"cc_weights.pt", DLRNI_CFG_FILE, "a crosscoder"},
-    {"W_enc_0.safetensors", "W_dec_0.safetensors", "a circuit-tracer cross-layer transcoder"},
-    {"layer_0.safetensors", "", "a circuit-tracer set of transcoders"},
-    {"layer0.sae.pt", "", "a Qwen Scope dictionary"},
+static const dlrni_library dlrni_library_table[] = {
+    {"dictionary_learning", dlrni_learning_rows, "ae.pt", DLRNI_CONFIG_FILE, "trainer",
+     dlrni_learning_class, 0},
+    {"saelens", dlrni_saelens_rows, "sae_weights.safetensors", DLRNI_CFG_FILE, "d_sae",
+     dlrni_saelens_class, 1},
+    {"latentsae", dlrni_latent_rows, "sae.safetensors", DLRNI_CFG_FILE, "sae_type",
+     dlrni_latent_class, 1},
+    {"sparsify", dlrni_sparsify_rows, "sae.safetensors", DLRNI_CFG_FILE, "expansion_factor",
+     dlrni_sparsify_class, 1},
+    {"llamascopium", dlrni_llamascopium_rows, "sae_weights.safetensors", DLRNI_CONFIG_FILE,
+     "sae_type", dlrni_llamascopium_class, 1},
+    {"llama_scope_r1", dlrni_llama_r1_rows, "sae_weights.safetensors", DLRNI_CONFIG_FILE,
+     "hook_point_in", NULL, 0},
+    {"llama_scope", dlrni_llama_rows, "checkpoints/final.safetensors", "hyperparams.json",
+     "jump_relu_threshold", NULL, 1},
+    {"gemma_scope", dlrni_gemma_rows, "params.npz", "", "", NULL, 0},
+    {"gemma_scope_2", dlrni_gemma_2_rows, "params.safetensors", DLRNI_CONFIG_FILE, "architecture",
+     NULL, 0},
+    {"ckkissane", dlrni_ckkissane_rows, "cc_weights.pt", DLRNI_CFG_FILE, "dec_init_norm", NULL, 0},
+    {"crosscoder-fork", dlrni_fork_rows, "model.safetensors", DLRNI_CONFIG_FILE,
+     "code_normalization", NULL, 0},
+    {"circuit-tracer", dlrni_tracer_rows, "layer_%d.safetensors", "", "", NULL, 0},
+    {"qwen_scope", dlrni_qwen_rows, "layer%d.sae.pt", "", "", NULL, 0},
+    {"openai", dlrni_openai_rows, "autoencoder.pt", "", "", dlrni_openai_class, 0},
+    {"connor_rob", dlrni_connor_rows, NULL, "", "", NULL, 0},
+    {"goodfire", dlrni_goodfire_rows, NULL, "", "", NULL, 0},
+    {"e2e_sae", dlrni_e2e_rows, NULL, "", "", NULL, 0},
+    {"overcomplete", dlrni_overcomplete_rows, NULL, "", "", NULL, 0},
+    {"refused", dlrni_refused_rows, NULL, "", "", NULL, 0},
 };
-enum { DLRNI_OTHER_FOLDERS = sizeof dlrni_other_folder_table / sizeof *dlrni_other_folder_table };
+enum { DLRNI_LIBRARIES = sizeof dlrni_library_table / sizeof *dlrni_library_table };
 
-/* What a config may state about a dictionary: at the top, or in its "trainer" part, where
-   dictionary_learning puts it. */
-typedef struct dlrni_config_key {
-    const char *key;
-    dlrn_json_type type;
-    char extent; /* F, I or O: a size that must agree with the tensors; 0: not a size */
-} dlrni_config_key;
+/* ------------------------------------------------------------------------------------------ */
+// >>load
+/* Dictionaries from and to files. Loading goes in steps, each with its own errors:
+     find     the file and the config beside it;
+     choose   the layout: what the caller states, else the config, else the file, else the tensors'
+              names and shapes;
+     match    each tensor of the layout's row: name and shape, and the sizes they agree on;
+     read     into memory, transposed where the layout says so, refusing NaN and infinity;
+     finish   what the library does differently is folded in;
+     settle   what the options state; what is still missing is an error;
+     compare  the sizes that the config states.
+   Files are not trusted, and a mistake must show: every step reports what it does not expect. */
 
-/* The keys that the code names; the rest of the table is only checked. The class is also a text
-   that a dictionary's own file may hold (dlrni_load_archive). */
-#define DLRNI_CLASS_KEY "dict_class"
-#define DLRNI_WIDTH_KEY "activation_dim"
-static const dlrni_config_key dlrni_config_key_table[] = {
-    {DLRNI_CLASS_KEY, DLRN_JSON_STRING, 0},
-    {DLRNI_WIDTH_KEY, DLRN_JSON_NUMBER, 'I'},
-    {"dict_size", DLRN_JSON_NUMBER, 'F'},
-};
-enum { DLRNI_CONFIG_KEYS = sizeof dlrni_config_key_table / sizeof *dlrni_config_key_table };
+/* The i-th row of all libraries, in the order of the tables; NULL: there are no more. */
+DLRNI_INTERNAL const dlrni_layout *dlrni_layout_at(int i, const dlrni_library **library) {
+    for (*library = dlrni_library_table; *library < dlrni_library_table + DLRNI_LIBRARIES;
+         ++*library)
+        for (const dlrni_layout *row = (*library)->rows; row->name; row++)
+            if (i-- == 0) return row;
+    return NULL;
+}
+
+/* Loops over all rows: `row` and `library` are set in each turn. */
+#define DLRNI_EACH_LAYOUT(row, library)                                                            \
+    (int i_##row = 0; (row = dlrni_layout_at(i_##row, &library)) != NULL; i_##row++)
+
+DLRNI_INTERNAL const dlrni_library *dlrni_library_named(const char *name) {
+    for (int i = 0; i < DLRNI_LIBRARIES; i++)
+        if (!strcmp(dlrni_library_table[i].name, name)) return &dlrni_library_table[i];
+    return NULL;
+}
 
 /* Whether a row lists all tensors of a layout; else it is known by a sign and refused. */
 DLRNI_INTERNAL int dlrni_is_whole_layout(const dlrni_layout *layout) {
-    return layout->tensor[0].is != DLRNI_IS_SIGN;
+    return layout->family != NULL;
 }
 
-/* The layout called `name` that can be read; NULL: there is none. */
-DLRNI_INTERNAL const dlrni_layout *dlrni_layout_named(const char *name) {
-    for (int i = 0; i < DLRNI_LAYOUTS; i++)
-        if (dlrni_layout_table[i].family && !strcmp(dlrni_layout_table[i].name, name))
-            return &dlrni_layout_table[i];
-    return NULL;
+/* Whether some row has this name; `in`: of one library, or NULL. */
+DLRNI_INTERNAL int dlrni_is_class(const dlrni_library *in, const char *name) {
+    const dlrni_library *library;
+    const dlrni_layout *row;
+    for
+        DLRNI_EACH_LAYOUT(row, library)
+    if (dlrni_is_whole_layout(row) && (!in || in == library) && !strcmp(row->name, name)) return 1;
+    return 0;
 }
 
-/* The layout in which a dictionary is written: the one that it names, if that is of its family,
-   otherwise the first of its family. NULL: the family has none. */
-DLRNI_INTERNAL const dlrni_layout *dlrni_layout_of(const dlrn_dictionary *dict) {
-    const dlrni_layout *named = dict->layout ? dlrni_layout_named(dict->layout) : NULL;
-    if (named && !strcmp(named->family, dict->family)) return named;
-    for (int i = 0; i < DLRNI_LAYOUTS; i++)
-        if (dlrni_layout_table[i].family && !strcmp(dlrni_layout_table[i].family, dict->family))
-            return &dlrni_layout_table[i];
-    return NULL;
+/* "A, B or C": the classes of a library, or the libraries (NULL), for errors. */
+DLRNI_INTERNAL void dlrni_known_names(const dlrni_library *library, char *text, size_t size) {
+    int n = 0, at = 0;
+    const dlrni_layout *rows = library ? library->rows : NULL;
+    while (library ? rows[n].name != NULL : n < DLRNI_LIBRARIES) n++;
+    for (int i = 0; i < n && at < (int)size; i++) {
+        const char *name = library ? rows[i].name : dlrni_library_table[i].name;
+        /* rows that are known by a sign are of no library */
+        if (!library && !dlrni_is_whole_layout(dlrni_library_table[i].rows)) continue;
+        at += dlrni_print(text + at, size - (size_t)at, "%s%s", at ? i + 1 < n ? ", " : " or " : "",
+                          name);
+    }
 }
 
 /* Whether a layout has a tensor of that name, optional or not. */
@@ -10309,200 +11325,36 @@ DLRNI_INTERNAL int dlrni_layout_has(const dlrni_layout *layout, const char *name
 
 /* Whether the tensors of a layout would also fit another row: then its files must state a class. */
 DLRNI_INTERNAL int dlrni_is_ambiguous(const dlrni_layout *layout) {
-    for (int i = 0; i < DLRNI_LAYOUTS; i++) {
-        const dlrni_layout *row = &dlrni_layout_table[i];
-        const dlrni_stored *t = row->tensor;
-        if (row == layout || !dlrni_is_whole_layout(row)) continue;
-        while (t->name && (t->optional || dlrni_layout_has(layout, t->name))) t++;
-        if (!t->name) return 1;
-    }
-    return 0;
-}
-
-/* Names of the layouts that can be read, as "A, B or C", for errors. */
-DLRNI_INTERNAL void dlrni_readable_layouts(char *text, size_t size) {
-    int left = 0, at = 0;
-    for (int i = 0; i < DLRNI_LAYOUTS; i++) left += dlrni_layout_table[i].family != NULL;
-    for (int i = 0; i < DLRNI_LAYOUTS && at < (int)size; i++) {
-        if (!dlrni_layout_table[i].family) continue;
-        left--;
-        at += dlrni_print(text + at, size - (size_t)at, "%s%s", dlrni_layout_table[i].name,
-                          left > 1    ? ", "
-                          : left == 1 ? " or "
-                                      : "");
-    }
-}
-
-/* ------------------------------------------------------------------------------------------ */
-// >>load
-/* Dictionaries from and to files. Loading goes in steps, each with its own errors:
-     find     the file and the config beside it;
-     choose   the layout: what the caller states, else the config, else the file, else the tensors'
-              names;
-     match    each tensor of the layout's row: name and shape, and the sizes they agree on;
-     read     into memory, transposed where the layout says so, refusing NaN and infinity;
-     compare  the sizes that the config states.
-   Files are not trusted, and a mistake must show: every step reports what it does not expect. */
-
-/* An archive whose dictionary is being read. */
-typedef struct dlrni_loading {
-    dlrn_archive *a;
-    const dlrni_layout *layout;
-    char prefix[DLRNI_PREFIX_MAX];   /* of all names: dlrni_find_prefix                    */
-    int64_t F, I, O;                 /* sizes: features, d_in, d_out; -1: not known yet    */
-    int borrow;                      /* 1: parameters may stay where they lie              */
-    int64_t index[DLRNI_STORED_MAX]; /* of the row's tensors in the archive; -1: not there */
-} dlrni_loading;
-
-/* The index of a tensor of the row in the archive; -1: it is not there. */
-DLRNI_INTERNAL int64_t dlrni_find_stored(const dlrni_loading *l, const char *name) {
-    char full[DLRNI_PREFIX_MAX + 64];
-    /* names of the table are short; a name that was cut would not be found */
-    dlrni_print(full, sizeof full, "%s%s", l->prefix, name);
-    return dlrn_archive_find(l->a, full);
-}
-
-/* Whether all tensors that a row must have are there. Shapes are not compared: a wrong shape is an
-   error about that tensor, not another layout. */
-DLRNI_INTERNAL int dlrni_layout_fits(const dlrni_loading *l, const dlrni_layout *layout) {
-    for (const dlrni_stored *t = layout->tensor; t->name; t++)
-        /* optional tensors do not distinguish layouts */
-        if (!t->optional && dlrni_find_stored(l, t->name) < 0) return 0;
-    return 1;
-}
-
-/* The first refused layout whose sign is present, and not a tensor of `known` (which may be NULL);
-   NULL: there is none. */
-DLRNI_INTERNAL const dlrni_layout *dlrni_refused_layout(const dlrni_loading *l,
-                                                        const dlrni_layout *known) {
-    for (int i = 0; i < DLRNI_LAYOUTS; i++) {
-        const dlrni_layout *row = &dlrni_layout_table[i];
-        if (dlrni_is_whole_layout(row) || !dlrni_layout_fits(l, row)) continue;
-        /* a known layout may contain the sign of a refused one */
-        if (!known || !dlrni_layout_has(known, row->tensor[0].name)) return row;
-    }
-    return NULL;
-}
-
-/* Chooses the layout by the tensors alone: one row fits, or none does (l->layout NULL), and two are
-   an error, since the wrong family would give wrong features without one. any = 1: of two rows,
-   take the first, which is only wanted for an error's text. */
-DLRNI_INTERNAL dlrn_status dlrni_detect_layout(dlrni_loading *l, int any) {
-    const dlrni_layout *found = NULL;
-    for (int i = 0; i < DLRNI_LAYOUTS; i++) {
-        const dlrni_layout *row = &dlrni_layout_table[i];
-        if (!dlrni_is_whole_layout(row) || !dlrni_layout_fits(l, row)) continue;
-        /* two fit, and either serves for the text */
-        if (found && any) break;
-        if (found)
-            return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
-                             "%s: expected tensors of one layout, found those of %s and of %s: a "
-                             "%s with %s beside it, or the layout's name, must say which",
-                             l->a->path, found->name, row->name, DLRNI_CONFIG_FILE,
-                             DLRNI_CLASS_KEY);
-        found = row;
-    }
-    l->layout = found;
-    return DLRN_OK;
-}
-
-/* Whether the encoder of any layout is there, under the prefix. */
-DLRNI_INTERNAL int dlrni_has_encoder(const dlrni_loading *l) {
-    for (int i = 0; i < DLRNI_LAYOUTS; i++)
-        for (const dlrni_stored *t = dlrni_layout_table[i].tensor; t->name; t++)
-            if (t->is == DLRN_ENCODER && dlrni_find_stored(l, t->name) >= 0) return 1;
-    return 0;
-}
-
-/* Whether a dictionary is there under the prefix: all tensors of a layout, or an encoder beside the
-   sign of a refused one. */
-DLRNI_INTERNAL int dlrni_has_dictionary(const dlrni_loading *l) {
-    int i = 0;
-    while (i < DLRNI_LAYOUTS && !dlrni_layout_fits(l, &dlrni_layout_table[i])) i++;
-    return i < DLRNI_LAYOUTS && dlrni_has_encoder(l);
-}
-
-/* If `name` is that of a layout's encoder after "PREFIX.", copies the prefix with its point. 0: it
-   is not, or the prefix is too long. */
-DLRNI_INTERNAL int dlrni_prefix_of(const char *name, char prefix[DLRNI_PREFIX_MAX]) {
-    const size_t len = strlen(name);
-    for (int i = 0; i < DLRNI_LAYOUTS; i++)
-        for (const dlrni_stored *t = dlrni_layout_table[i].tensor; t->name; t++) {
-            const size_t n = strlen(t->name);
-            if (t->is != DLRN_ENCODER || len <= n || len - n >= DLRNI_PREFIX_MAX) continue;
-            if (name[len - n - 1] != '.' || strcmp(name + len - n, t->name)) continue;
-            memcpy(prefix, name, len - n);
-            prefix[len - n] = 0;
-            return 1;
+    const dlrni_library *library;
+    const dlrni_layout *row;
+    for
+        DLRNI_EACH_LAYOUT(row, library) {
+            const dlrni_stored *t = row->tensor;
+            if (row == layout || !dlrni_is_whole_layout(row)) continue;
+            while (t->name && (t->optional || dlrni_layout_has(layout, t->name))) t++;
+            if (!t->name) return 1;
         }
     return 0;
 }
 
-/* Finds the prefix of the dictionary's names. First those of dlrni_prefix_table; then any, since a
-   wrapped module adds "module." or "_orig_mod.", a dict around the tensors its key ("state_dict."),
-   a list its index ("0."), and they combine. Two dictionaries under such prefixes are an error:
-   nothing says which is meant. Where none is whole: the prefix of the first encoder, so that the
-   error names the tensor that is missing. */
-DLRNI_INTERNAL dlrn_status dlrni_find_prefix(dlrni_loading *l) {
-    char found[DLRNI_PREFIX_MAX] = "";
-    int whole = 0;
-    for (int p = 0; p < DLRNI_PREFIXES; p++) {
-        dlrni_print(l->prefix, sizeof l->prefix, "%s", dlrni_prefix_table[p]);
-        if (dlrni_has_dictionary(l)) return DLRN_OK;
-    }
-    *l->prefix = 0;
-    int known = dlrni_has_encoder(l); /* a part of a dictionary, without a prefix */
-    for (int64_t i = 0; i < l->a->count; i++) {
-        if (!dlrni_prefix_of(l->a->entries[i].info.name, l->prefix)) continue;
-        const int is_whole = dlrni_has_dictionary(l);
-        /* a layout may have a name that ends like another's encoder: the same prefix twice */
-        if (is_whole && whole && strcmp(found, l->prefix))
-            return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
-                             "%s: expected one dictionary, found two, under '%s' and under '%s': "
-                             "save one of them alone",
-                             l->a->path, found, l->prefix);
-        if (is_whole ? !whole : !known) memcpy(found, l->prefix, sizeof found);
-        whole |= is_whole;
-        known = 1;
-    }
-    memcpy(l->prefix, found, sizeof found);
-    return DLRN_OK;
-}
+/* ---- Matching tensors ---- */
 
-/* Chooses the layout: `wanted`, which the caller, the config or the file states (NULL: nothing), or
-   the one that the tensors show. If these differ, or the tensors are those of a refused layout, the
-   error names both. */
-DLRNI_INTERNAL dlrn_status dlrni_choose_layout(dlrni_loading *l, const dlrni_layout *wanted) {
-    const dlrni_layout *refused;
-    char known[256];
-    DLRNI_TRY(dlrni_find_prefix(l));
-    if (wanted && dlrni_layout_fits(l, wanted))
-        l->layout = wanted;
-    else
-        DLRNI_TRY(dlrni_detect_layout(l, wanted != NULL));
-    /* the file is sound, but not what it is said to be */
-    if (wanted && l->layout && l->layout->family && l->layout != wanted)
-        return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE,
-                         "%s: expected the tensors of %s, found those of %s", l->a->path,
-                         wanted->name, l->layout->name);
-    refused = dlrni_refused_layout(l, l->layout);
-    if (!refused && l->layout && l->layout->family) return DLRN_OK;
-    /* a whole row without a family: recognised, not readable */
-    if (!refused) refused = l->layout;
-    dlrni_readable_layouts(known, sizeof known);
-    if (refused)
-        return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
-                         "%s: expected %s, found the tensors of %s", l->a->path,
-                         wanted ? wanted->name : known, refused->name);
-    /* Nothing fits: matching the wanted row, or the most common one, will name the tensor that is
-       missing or misshapen, which helps more than "unknown layout". */
-    l->layout = wanted ? wanted : &dlrni_layout_table[0];
-    return DLRN_OK;
+/* Whether a name is that of an encoder, or of the decoder of a row without one: what a dictionary
+   is found by. */
+DLRNI_INTERNAL int dlrni_is_anchor(const dlrni_layout *row, const dlrni_stored *t) {
+    const dlrni_stored *e = row->tensor;
+    while (e->name && e->is != DLRN_ENCODER) e++;
+    return e->name ? t == e : t->is == DLRN_DECODER;
 }
 
 /* The size that a letter stands for; -1 until known. */
 DLRNI_INTERNAL int64_t *dlrni_size_of(dlrni_loading *l, char letter) {
-    return letter == 'F' ? &l->F : letter == 'O' ? &l->O : &l->I;
+    return letter == 'F'   ? &l->F
+           : letter == 'I' ? &l->I
+           : letter == 'M' ? &l->M
+           : letter == 'D' ? &l->D
+           : letter == 'G' ? &l->G
+                           : &l->O; /* O, S */
 }
 
 /* "[F, d]" for errors, with numbers where they are known. */
@@ -10513,9 +11365,9 @@ DLRNI_INTERNAL void dlrni_wanted_shape(dlrni_loading *l, const char *shape, char
         const char *comma = c[1] ? ", " : "";
         /* unknown sizes keep their letter */
         int64_t n = *dlrni_size_of(l, *c);
-        at += n < 0
-                  ? dlrni_print(text + at, size - (size_t)at, "%s%s", *c == 'F' ? "F" : "d", comma)
-                  : dlrni_print(text + at, size - (size_t)at, "%lld%s", (long long)n, comma);
+        const char *name = *c == 'F' ? "F" : *c == 'M' ? "layers" : *c == 'G' ? "groups" : "d";
+        at += n < 0 ? dlrni_print(text + at, size - (size_t)at, "%s%s", name, comma)
+                    : dlrni_print(text + at, size - (size_t)at, "%lld%s", (long long)n, comma);
     }
     dlrni_print(text + at, size - (size_t)at, "]");
 }
@@ -10528,7 +11380,9 @@ DLRNI_INTERNAL dlrn_status dlrni_match_tensor(dlrni_loading *l, const dlrni_stor
     const int ndim = (int)strlen(t->shape);
     *index = dlrni_find_stored(l, t->name);
     /* absent, and that is allowed */
-    if (*index < 0 && t->optional) return DLRN_OK;
+    if (*index < 0 && (t->optional == DLRNI_OPTIONAL ||
+                       (t->optional == DLRNI_OR_NEXT && dlrni_find_stored(l, t[1].name) >= 0)))
+        return DLRN_OK;
     const dlrn_tensor_info *info = dlrn_archive_tensor(l->a, *index);
     /* first compare all sizes, then take them: a wrong shape must not set sizes */
     int same = info && (info->ndim == ndim || (!ndim && info->numel == 1));
@@ -10552,16 +11406,22 @@ DLRNI_INTERNAL dlrn_status dlrni_match_tensor(dlrni_loading *l, const dlrni_stor
                      l->a->path, l->prefix, t->name, want, found);
 }
 
-/* The encoder sets F and d_in, so its shape must make sense without the others. */
-DLRNI_INTERNAL dlrn_status dlrni_match_encoder(dlrni_loading *l, const dlrni_stored *t,
-                                               int64_t *index) {
+/* The anchor sets F and d_in, so its shape must make sense without the others. Rows of a crosscoder
+   have M layers of D numbers. */
+DLRNI_INTERNAL dlrn_status dlrni_match_anchor(dlrni_loading *l, const dlrni_stored *t,
+                                              int64_t *index) {
+    char found[64] = "";
     DLRNI_TRY(dlrni_match_tensor(l, t, index));
+    /* an encoder's shape has no O, a decoder's no I; it holds one row of numbers a feature */
+    if (l->M >= 1 && l->D >= 1 && dlrni_mul(l->M, l->D, &l->I)) l->O = l->I;
+    if (l->I < 0 && l->M < 0) l->I = l->O;
     /* a column index is an int32_t */
     if (l->F >= 1 && l->I >= 1 && l->F <= INT32_MAX) return DLRN_OK;
+    const dlrn_tensor_info *info = dlrn_archive_tensor(l->a, *index);
+    dlrni_shape_text(info->shape, info->ndim, found, sizeof found);
     return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE,
-                     "%s: tensor '%s%s': expected a shape without 0, found [%lld, %lld]",
-                     l->a->path, l->prefix, t->name, (long long)*dlrni_size_of(l, t->shape[0]),
-                     (long long)*dlrni_size_of(l, t->shape[1]));
+                     "%s: tensor '%s%s': expected a shape without 0, found [%s]", l->a->path,
+                     l->prefix, t->name, found);
 }
 
 /* d_out: the width on which all tensors with the letter O agree; d_in if they do not. A
@@ -10571,8 +11431,9 @@ DLRNI_INTERNAL int64_t dlrni_output_width(const dlrni_loading *l) {
     int64_t width = -1;
     for (const dlrni_stored *t = l->layout->tensor; t->name; t++) {
         const char *letter = strchr(t->shape, 'O');
-        if (!letter) continue;
-        const dlrn_tensor_info *info = dlrn_archive_tensor(l->a, dlrni_find_stored(l, t->name));
+        const int64_t index = dlrni_find_stored(l, t->name);
+        if (!letter || (index < 0 && t->optional)) continue;
+        const dlrn_tensor_info *info = dlrn_archive_tensor(l->a, index);
         if (!info || info->ndim != (int)strlen(t->shape)) return l->I;
         int64_t n = info->shape[letter - t->shape];
         if (n < 1 || (width >= 0 && n != width)) return l->I;
@@ -10586,13 +11447,312 @@ DLRNI_INTERNAL int64_t dlrni_output_width(const dlrni_loading *l) {
 DLRNI_INTERNAL dlrn_status dlrni_match_layout(dlrni_loading *l) {
     const dlrni_stored *t = l->layout->tensor;
     /* sizes come from the tensors alone */
-    l->F = l->I = l->O = -1;
+    l->F = l->I = l->O = l->M = l->D = l->G = -1;
     for (int i = 0; t[i].name; i++)
-        if (t[i].is == DLRN_ENCODER) DLRNI_TRY(dlrni_match_encoder(l, &t[i], &l->index[i]));
-    l->O = dlrni_output_width(l);
+        if (dlrni_is_anchor(l->layout, &t[i]))
+            DLRNI_TRY(dlrni_match_anchor(l, &t[i], &l->index[i]));
+    if (l->M < 0) l->O = dlrni_output_width(l);
     for (int i = 0; t[i].name; i++) /* by now all sizes are known */
-        if (t[i].is != DLRN_ENCODER) DLRNI_TRY(dlrni_match_tensor(l, &t[i], &l->index[i]));
+        if (!dlrni_is_anchor(l->layout, &t[i]))
+            DLRNI_TRY(dlrni_match_tensor(l, &t[i], &l->index[i]));
     return DLRN_OK;
+}
+
+/* ---- Choosing the layout ---- */
+
+/* Whether all tensors that a row must have are there, under the prefix. */
+DLRNI_INTERNAL int dlrni_layout_fits(const dlrni_loading *l, const dlrni_layout *layout) {
+    for (const dlrni_stored *t = layout->tensor; t->name; t++) {
+        if (t->optional == DLRNI_OPTIONAL || dlrni_find_stored(l, t->name) >= 0) continue;
+        if (t->optional == DLRNI_OR_NEXT && t[1].name && dlrni_find_stored(l, t[1].name) >= 0)
+            continue;
+        return 0;
+    }
+    return 1;
+}
+
+/* How many tensors of the row are there. */
+DLRNI_INTERNAL int dlrni_layout_covers(const dlrni_loading *l, const dlrni_layout *layout) {
+    int n = 0;
+    for (const dlrni_stored *t = layout->tensor; t->name; t++)
+        n += dlrni_find_stored(l, t->name) >= 0;
+    return n;
+}
+
+/* Whether the encoder of any layout is there, under the prefix. */
+DLRNI_INTERNAL int dlrni_has_encoder(const dlrni_loading *l) {
+    const dlrni_library *library;
+    const dlrni_layout *row;
+    for
+        DLRNI_EACH_LAYOUT(row, library)
+    for (const dlrni_stored *t = row->tensor; t->name; t++)
+        if (dlrni_is_anchor(row, t) && dlrni_find_stored(l, t->name) >= 0) return 1;
+    return 0;
+}
+
+/* Whether a dictionary is there under the prefix: all tensors of a layout. */
+DLRNI_INTERNAL int dlrni_has_dictionary(const dlrni_loading *l) {
+    const dlrni_library *library;
+    const dlrni_layout *row;
+    for
+        DLRNI_EACH_LAYOUT(row, library)
+    if (dlrni_layout_fits(l, row) && dlrni_has_encoder(l)) return 1;
+    return 0;
+}
+
+/* If `name` is that of a layout's encoder after "PREFIX.", copies the prefix with its point. 0: it
+   is not, or the prefix is too long. */
+DLRNI_INTERNAL int dlrni_prefix_of(const char *name, char prefix[DLRNI_PREFIX_MAX]) {
+    const dlrni_library *library;
+    const dlrni_layout *row;
+    const size_t len = strlen(name);
+    for
+        DLRNI_EACH_LAYOUT(row, library)
+    for (const dlrni_stored *t = row->tensor; t->name; t++) {
+        const size_t n = strlen(t->name);
+        if (!dlrni_is_anchor(row, t) || len <= n || len - n >= DLRNI_PREFIX_MAX) continue;
+        if (name[len - n - 1] != '.' || strcmp(name + len - n, t->name)) continue;
+        memcpy(prefix, name, len - n);
+        prefix[len - n] = 0;
+        return 1;
+    }
+    return 0;
+}
+
+/* Finds the prefix of the dictionary's names. First none, and that of a backup of a training run,
+   in which the dictionary is one part among others; then any, since a wrapped module adds "module."
+   or "_orig_mod.", a dict around the tensors its key ("state_dict."), a list its index ("0."), and
+   they combine. Two dictionaries under such prefixes are an error: nothing says which is meant.
+   Where none is whole: the prefix of the first encoder, so that the error names the tensor that is
+   missing. */
+DLRNI_INTERNAL dlrn_status dlrni_find_prefix(dlrni_loading *l) {
+    static const char *const first[] = {"", "ae."};
+    char found[DLRNI_PREFIX_MAX] = "";
+    int whole = 0;
+    for (size_t p = 0; p < sizeof first / sizeof *first; p++) {
+        dlrni_print(l->prefix, sizeof l->prefix, "%s", first[p]);
+        if (dlrni_has_dictionary(l)) return DLRN_OK;
+    }
+    *l->prefix = 0;
+    int known = dlrni_has_encoder(l); /* a part of a dictionary, without a prefix */
+    for (int64_t i = 0; i < l->a->count; i++) {
+        if (!dlrni_prefix_of(l->a->entries[i].info.name, l->prefix)) continue;
+        const int is_whole = dlrni_has_dictionary(l);
+        /* a layout may have a name that ends like another's encoder: the same prefix twice */
+        if (is_whole && whole && strcmp(found, l->prefix))
+            return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
+                             "%s: expected one dictionary, found two, under '%s' and under '%s': "
+                             "save one of them alone",
+                             l->a->path, found, l->prefix);
+        if (is_whole ? !whole : !known) memcpy(found, l->prefix, sizeof found);
+        whole |= is_whole;
+        known = 1;
+    }
+    memcpy(l->prefix, found, sizeof found);
+    return DLRN_OK;
+}
+
+/* The format of the archive, as a bit of dlrni_layout.formats. */
+DLRNI_INTERNAL int dlrni_format_bit(const dlrni_loading *l) {
+    const char *format = dlrn_archive_describe(l->a).format;
+    return !strncmp(format, "pt", 2)        ? DLRNI_PT
+           : !strcmp(format, "safetensors") ? DLRNI_SAFETENSORS
+           : !strcmp(format, "npz")         ? DLRNI_NPZ
+                                            : DLRNI_ANY_FORMAT;
+}
+
+/* Whether all tensors of a row have shapes that agree: what tells W_enc [d, F] from W_enc [F, d].
+   Works on a copy. */
+DLRNI_INTERNAL int dlrni_shapes_agree(const dlrni_loading *l, const dlrni_layout *row) {
+    dlrni_loading trial = *l;
+    trial.layout = row;
+    return dlrni_match_layout(&trial) == DLRN_OK;
+}
+
+/* How well a row describes the file; 0: not at all. A row that the caller, the config or the file
+   names goes first, then one whose shapes agree, then one that explains more tensors. */
+DLRNI_INTERNAL int dlrni_rank_layout(const dlrni_loading *l, const dlrni_library *library,
+                                     const dlrni_layout *row) {
+    if (!dlrni_is_whole_layout(row) || !dlrni_layout_fits(l, row)) return 0;
+    if (l->stated && strcmp(row->name, l->stated)) return 0;
+    /* with nothing stated, the format speaks for or against a library */
+    if (!l->library && !l->stated && !(row->formats & dlrni_format_bit(l))) return 0;
+    return 1 + (library == l->library) * 1024 + dlrni_shapes_agree(l, row) * 512 +
+           dlrni_layout_covers(l, row);
+}
+
+/* Whether two rows compute the same from the same tensors: then either serves. */
+DLRNI_INTERNAL int dlrni_same_function(const dlrni_layout *a, const dlrni_layout *b) {
+    return !strcmp(a->family, b->family) && a->center == b->center && !a->finish && !b->finish;
+}
+
+/* Two rows that fit equally well: the wrong one would give wrong features without an error. A
+   config would say which, or the caller. */
+DLRNI_INTERNAL dlrn_status dlrni_two_layouts(const dlrni_loading *l, const dlrni_library *one,
+                                             const dlrni_layout *first, const dlrni_library *other,
+                                             const dlrni_layout *second) {
+    const char *config = one->needs_config ? one->config : other->needs_config ? other->config : "";
+    if (one == other && *config)
+        return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: found the tensors of %s: expected its %s beside the file, which says "
+                         "what they compute",
+                         l->a->path, one->name, config);
+    if (!*config && one == other && one->class_of == dlrni_learning_class)
+        return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: expected tensors of one layout, found those of %s and of %s: a "
+                         "%s with %s beside it, or the layout's name, must say which",
+                         l->a->path, first->name, second->name, DLRNI_CONFIG_FILE, DLRNI_CLASS_KEY);
+    return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
+                     "%s: expected tensors of one layout, found those of %s (%s) and of %s (%s): "
+                     "the layout's name must say which",
+                     l->a->path, one->name, first->name, other->name, second->name);
+}
+
+/* Chooses the row that describes the file best; l->layout NULL: none does. any = 1: of two equally
+   good rows, take the first, which is only wanted for an error's text. */
+DLRNI_INTERNAL dlrn_status dlrni_detect_layout(dlrni_loading *l, int any) {
+    const dlrni_library *library, *best = NULL, *second = NULL;
+    const dlrni_layout *row, *found = NULL, *other = NULL;
+    int rank = 0;
+    for
+        DLRNI_EACH_LAYOUT(row, library) {
+            int r = dlrni_rank_layout(l, library, row);
+            if (r > rank) {
+                best = library, found = row, other = NULL, rank = r;
+            } else if (r == rank && r && !other && !dlrni_same_function(found, row))
+                second = library, other = row;
+        }
+    if (other && !any) return dlrni_two_layouts(l, best, found, second, other);
+    l->layout = found;
+    if (found) l->library = best;
+    return DLRN_OK;
+}
+
+/* A refused row whose sign is present, and not a tensor of `known` (which may be NULL). */
+DLRNI_INTERNAL const dlrni_layout *dlrni_refused_layout(const dlrni_loading *l,
+                                                        const dlrni_layout *known) {
+    const dlrni_library *library;
+    const dlrni_layout *row;
+    for
+        DLRNI_EACH_LAYOUT(row, library)
+    if (!dlrni_is_whole_layout(row) && dlrni_find_stored(l, row->tensor[0].name) >= 0 &&
+        (!known || !dlrni_layout_has(known, row->tensor[0].name)))
+        return row;
+    return NULL;
+}
+
+/* Whether two names begin alike up to the first point; a name without a point begins like any
+   other of that kind. */
+DLRNI_INTERNAL int dlrni_same_part(const char *a, const char *b) {
+    size_t n = strcspn(a, "."), m = strcspn(b, ".");
+    if (!a[n] && !b[m]) return 1;
+    return n == m && a[n] && b[m] && !strncmp(a, b, n);
+}
+
+/* A tensor of the dictionary's own that the row does not know, with a number for each feature or
+   input, may change what it computes: an error, unless the caller has named the layout. */
+DLRNI_INTERNAL dlrn_status dlrni_check_others(const dlrni_loading *l) {
+    const size_t skip = strlen(l->prefix);
+    if (l->options->layout) return DLRN_OK;
+    for (int64_t i = 0; i < l->a->count; i++) {
+        const dlrn_tensor_info *info = &l->a->entries[i].info;
+        const char *name = info->name + skip;
+        int ours = 0, sized = 0;
+        if (strncmp(info->name, l->prefix, skip) || dlrni_layout_has(l->layout, name)) continue;
+        for (const dlrni_stored *t = l->layout->tensor; t->name; t++)
+            ours |= dlrni_same_part(name, t->name);
+        for (int k = 0; k < info->ndim; k++)
+            sized |= info->shape[k] == l->F || info->shape[k] == l->I || info->shape[k] == l->O;
+        if (ours && sized)
+            return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
+                             "%s: tensor '%s': expected the tensors of %s (%s), which has none of "
+                             "that name: it may change the result; name the layout to load without "
+                             "it",
+                             l->a->path, info->name, l->library->name, l->layout->name);
+    }
+    return DLRN_OK;
+}
+
+/* Nothing fits. Matching the row that the caller or the config wants, or else the most common one,
+   will name the tensor that is missing or misshapen, which helps more than "unknown layout". */
+DLRNI_INTERNAL void dlrni_closest_layout(dlrni_loading *l) {
+    const dlrni_library *library, *best = NULL;
+    const dlrni_layout *row, *found = NULL;
+    int most = 0;
+    for
+        DLRNI_EACH_LAYOUT(row, library) {
+            if (!dlrni_is_whole_layout(row)) continue;
+            int n = dlrni_layout_covers(l, row) +
+                    (l->stated && !strcmp(l->stated, row->name)) * 64 +
+                    (l->library == library) * 32;
+            if (n > most || !found) best = library, found = row, most = n;
+        }
+    l->library = best;
+    l->layout = found;
+}
+
+/* The class that the caller, the config or the file states. A class that no library has is an
+   error; one of another library makes that the library. */
+DLRNI_INTERNAL dlrn_status dlrni_state_class(dlrni_loading *l) {
+    const char *wanted = l->options->layout, *where = l->config, *key = DLRNI_CLASS_KEY;
+    char known[512];
+    if (wanted && dlrni_library_named(wanted)) {
+        l->library = dlrni_library_named(wanted);
+        wanted = NULL;
+    } else if (wanted) {
+        where = l->a->path;
+        key = "layout";
+    }
+    if (!wanted && l->library && l->library->class_of && l->root)
+        DLRNI_TRY(l->library->class_of(l, &wanted));
+    /* dlrn_save states library and class where tensors alone would leave them open */
+    if (!wanted && !l->root) {
+        const char *library = dlrni_archive_metadata(l->a, "layout");
+        wanted = dlrni_archive_metadata(l->a, DLRNI_CLASS_KEY);
+        if (wanted) where = l->a->path;
+        if (library && !l->library) l->library = dlrni_library_named(library);
+        if (wanted && !l->library) l->library = dlrni_library_named("dictionary_learning");
+    }
+    l->stated = wanted;
+    if (!wanted || dlrni_is_class(NULL, wanted)) return DLRN_OK;
+    dlrni_known_names(key[0] == 'l' ? NULL : l->library, known, sizeof known);
+    return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED, "%s: %s: expected %s%s, found %.80s", where,
+                     key, key[0] == 'l' ? "a class, or " : "", known, wanted);
+}
+
+/* Chooses the layout. If what is stated and what the tensors show differ, or the tensors are those
+   of a refused layout, the error names both. */
+DLRNI_INTERNAL dlrn_status dlrni_choose_layout(dlrni_loading *l) {
+    const dlrni_layout *refused;
+    char known[512];
+    DLRNI_TRY(dlrni_find_prefix(l));
+    DLRNI_TRY(dlrni_state_class(l));
+    DLRNI_TRY(dlrni_detect_layout(l, 0));
+    refused = dlrni_refused_layout(l, l->layout);
+    if (!l->layout && refused) {
+        dlrni_known_names(NULL, known, sizeof known);
+        return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: expected the tensors of a library that is read (%s), found those of "
+                         "%s",
+                         l->a->path, known, refused->name);
+    }
+    if (!l->layout && l->stated) {
+        /* the file may be sound, but not what it is said to be */
+        const char *stated = l->stated;
+        l->stated = NULL;
+        DLRNI_TRY(dlrni_detect_layout(l, 1));
+        l->stated = stated;
+        if (l->layout)
+            return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE,
+                             "%s: expected the tensors of %s, found those of %s (%s)", l->a->path,
+                             stated, l->layout->name, l->library->name);
+    }
+    if (!l->layout) dlrni_closest_layout(l);
+    if (l->root || !l->library->needs_config) return DLRN_OK;
+    return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
+                     "%s: found the tensors of %s: expected its %s beside the file, which says "
+                     "what they compute",
+                     l->a->path, l->library->name, l->library->config);
 }
 
 /* ---- Reading tensors ---- */
@@ -10723,10 +11883,45 @@ DLRNI_INTERNAL dlrn_status dlrni_read_strided(dlrn_archive *a, int64_t index, co
     return s;
 }
 
-/* Whether a matrix is stored transposed relative to memory: its first letter is not that of the
-   role's rows. */
+/* Whether a tensor is stored transposed relative to memory: its last letter is F, and the role has
+   a row for each feature; or its first is not that of the role's rows. */
 DLRNI_INTERNAL int dlrni_is_turned(const dlrni_stored *t) {
-    return strlen(t->shape) == 2 && t->shape[0] != dlrni_role_table[t->is].rows;
+    const size_t n = strlen(t->shape);
+    const char rows = dlrni_role_table[t->is].rows;
+    return n >= 2 && t->shape[0] != rows && (t->shape[n - 1] == rows || n == 2);
+}
+
+/* A tensor of three dimensions whose order is not that of memory, "MFD": [M][F][D] to [F][M][D].
+   Crosscoders alone have it; one layer at a time. */
+DLRNI_INTERNAL dlrn_status dlrni_read_by_layer(dlrni_loading *l, int64_t index, const char *name,
+                                               float *to) {
+    const int64_t F = l->F, D = l->D;
+    float *part = DLRNI_NEW(l->a->ctx, float, F *D);
+    dlrn_status s = part ? DLRN_OK : DLRN_ERR_MEMORY;
+    for (int64_t m = 0; m < l->M && s == DLRN_OK; m++) {
+        s = dlrn_archive_read(l->a, index, m, 1, part);
+        if (s == DLRN_OK) s = dlrni_check_weights(l->a, name, part, m * F * D, F * D);
+        for (int64_t j = 0; j < F && s == DLRN_OK; j++)
+            memcpy(to + (j * l->M + m) * D, part + j * D, (size_t)D * sizeof *to);
+    }
+    dlrn_free(l->a->ctx, part);
+    return s;
+}
+
+/* Three dimensions of which two lie together in memory: [M][D][F] is [M D][F]. Read whole, then
+   transposed if needed. */
+DLRNI_INTERNAL dlrn_status dlrni_read_cube(dlrni_loading *l, const dlrni_stored *t, int64_t index,
+                                           float *to) {
+    const dlrn_tensor_info *info = dlrn_archive_tensor(l->a, index);
+    dlrn_context *ctx = l->a->ctx;
+    if (!strcmp(t->shape, "MFD")) return dlrni_read_by_layer(l, index, info->name, to);
+    if (!dlrni_is_turned(t)) return dlrni_read_strided(l->a, index, info->name, 0, to);
+    float *all = DLRNI_NEW(ctx, float, info->numel);
+    if (!all) return DLRN_ERR_MEMORY;
+    dlrn_status s = dlrni_read_strided(l->a, index, info->name, 0, all);
+    if (s == DLRN_OK) dlrni_transpose(ctx, all, l->F, l->I, l->F, to, l->I);
+    dlrn_free(ctx, all);
+    return s;
 }
 
 /* Reads one parameter: borrowed where that is wanted and possible, else into memory of its own. The
@@ -10734,10 +11929,11 @@ DLRNI_INTERNAL int dlrni_is_turned(const dlrni_stored *t) {
 DLRNI_INTERNAL dlrn_status dlrni_read_param(dlrni_loading *l, const dlrni_stored *t, int64_t index,
                                             dlrn_dictionary *dict) {
     const dlrni_entry *e = &l->a->entries[index];
+    const int cube = e->info.ndim == 3, matrix = e->info.ndim == 2;
     /* the row says how it should lie; the strides say how it does */
-    const int turn = dlrni_is_turned(t), matrix = e->info.ndim == 2;
+    const int turn = dlrni_is_turned(t);
     /* NumPy and torch store either rows or columns without gaps */
-    const unsigned char *by_rows = dlrni_entry_plain(e, 0);
+    const unsigned char *by_rows = cube ? NULL : dlrni_entry_plain(e, 0);
     const unsigned char *by_columns = matrix ? dlrni_entry_plain(e, 1) : NULL;
     const unsigned char *same = turn ? by_columns : by_rows; /* as in memory */
     dlrni_read_job job = {same, NULL, e->info.numel, 0, 0, NULL};
@@ -10751,6 +11947,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_param(dlrni_loading *l, const dlrni_stored
         if (matrix) dlrni_huge_pages(dict->param[t->is], e->info.numel * 4);
     }
     job.to = dict->param[t->is];
+    if (cube) return dlrni_read_cube(l, t, index, job.to);
     if (same) return dlrni_read_plain(l->a, e->info.name, &job);
     /* the other way round than in memory: transpose on the way */
     job.from = turn ? by_rows : by_columns;
@@ -10760,14 +11957,57 @@ DLRNI_INTERNAL dlrn_status dlrni_read_param(dlrni_loading *l, const dlrni_stored
     return dlrni_read_strided(l->a, index, e->info.name, turn, job.to);
 }
 
+/* The sizes of nested groups, which must add up to F. */
+DLRNI_INTERNAL dlrn_status dlrni_read_groups(dlrni_loading *l, const char *name, int64_t index,
+                                             dlrn_dictionary *dict) {
+    int64_t sum = 0;
+    /* a group has a feature at least, so this also bounds the memory */
+    dict->n_groups = dlrni_min(l->G, dict->features + 1);
+    dict->group_sizes = DLRNI_NEW(l->a->ctx, int64_t, dlrni_max(dict->n_groups, 1));
+    if (!dict->group_sizes) return DLRN_ERR_MEMORY;
+    for (int64_t i = 0; i < dict->n_groups; i++) dict->group_sizes[i] = 0;
+    if (l->G <= dict->features) DLRNI_TRY(dlrni_archive_read_i64(l->a, index, dict->group_sizes));
+    for (int64_t i = 0; i < dict->n_groups && sum >= 0; i++) {
+        const int64_t size = dict->group_sizes[i];
+        sum = size >= 1 && size <= dict->features - sum ? sum + size : -1;
+    }
+    if (sum == dict->features) return DLRN_OK;
+    return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE,
+                     "%s: tensor '%s': expected sizes from 1 whose sum is %lld", l->a->path, name,
+                     (long long)dict->features);
+}
+
+/* Thresholds that are stored as logarithms. */
+DLRNI_INTERNAL dlrn_status dlrni_read_log_threshold(dlrni_loading *l, const char *name,
+                                                    int64_t index, dlrn_dictionary *dict) {
+    DLRNI_TRY(dlrni_param_alloc(dict, DLRN_THRESHOLD));
+    float *t = dict->param[DLRN_THRESHOLD];
+    DLRNI_TRY(dlrni_read_strided(l->a, index, name, 0, t));
+    for (int64_t j = 0; j < dict->features; j++) t[j] = expf(t[j]);
+    return dlrni_check_weights(l->a, name, t, 0, dict->features);
+}
+
+/* Numbers that `finish` needs. Those of a normaliser that was not set are NaN. */
+DLRNI_INTERNAL dlrn_status dlrni_read_extra(dlrni_loading *l, const dlrni_stored *t,
+                                            int64_t index) {
+    const dlrn_tensor_info *info = dlrn_archive_tensor(l->a, index);
+    float *to = DLRNI_NEW(l->a->ctx, float, dlrni_max(info->numel, 1));
+    if (!to) return DLRN_ERR_MEMORY;
+    l->extra[t->is - DLRNI_IS_EXTRA] = to;
+    DLRNI_TRY(dlrn_archive_read(l->a, index, 0, -1, to));
+    if ((t->is == DLRNI_MEAN || t->is == DLRNI_STD) && info->numel && to[0] != to[0])
+        return DLRN_OK;
+    return dlrni_check_weights(l->a, info->name, to, 0, info->numel);
+}
+
 /* Reads a number that belongs to the formula. k comes as any type, so it must be checked: a whole
-   number, in range. The threshold of training is only kept. */
+   number, in range. */
 DLRNI_INTERNAL dlrn_status dlrni_read_number(dlrni_loading *l, const dlrni_stored *t, int64_t index,
                                              dlrn_dictionary *dict) {
     float value;
     /* one number, as dlrni_match_tensor has checked */
     DLRNI_TRY(dlrn_archive_read(l->a, index, 0, -1, &value));
-    if (t->is == DLRNI_IS_LAST_THRESHOLD) {
+    if (t->is == DLRNI_IS_THRESHOLD_OF_ALL) {
         /* kept so that saving writes it back */
         dict->formula.threshold = (double)value;
         return dlrni_check_weights(l->a, l->a->entries[index].info.name, &value, 0, 1);
@@ -10782,97 +12022,153 @@ DLRNI_INTERNAL dlrn_status dlrni_read_number(dlrni_loading *l, const dlrni_store
                      l->prefix, t->name, (long long)dict->features, (double)value);
 }
 
+/* Reads one tensor of the row to where it belongs. */
+DLRNI_INTERNAL dlrn_status dlrni_read_stored(dlrni_loading *l, const dlrni_stored *t, int64_t index,
+                                             dlrn_dictionary *dict) {
+    const char *name = l->a->entries[index].info.name;
+    if (t->is < DLRN_ROLE_COUNT) return dlrni_read_param(l, t, index, dict);
+    if (t->is == DLRNI_IS_PASSED) return DLRN_OK;
+    if (t->is == DLRNI_IS_GROUPS) return dlrni_read_groups(l, name, index, dict);
+    if (t->is == DLRNI_IS_LOG_THRESHOLD) return dlrni_read_log_threshold(l, name, index, dict);
+    if (t->is >= DLRNI_IS_EXTRA) return dlrni_read_extra(l, t, index);
+    return dlrni_read_number(l, t, index, dict);
+}
+
+/* A bias that a library leaves out is 0. */
+DLRNI_INTERNAL dlrn_status dlrni_zero_biases(dlrn_dictionary *dict) {
+    static const int biases[] = {DLRN_ENCODER_BIAS, DLRN_OUTPUT_BIAS};
+    const unsigned roles = dlrni_family_named(dict->family)->roles;
+    for (int i = 0; i < 2; i++) {
+        const int role = biases[i];
+        if (dict->param[role] || !(roles & DLRNI_BIT(role))) continue;
+        DLRNI_TRY(dlrni_param_alloc(dict, role));
+        memset(dict->param[role], 0, (size_t)dlrni_role_size(dict, role) * sizeof(float));
+    }
+    return DLRN_OK;
+}
+
+/* ---- What the options state ---- */
+
+/* Whether a selection keeps a number of features that must be known. */
+DLRNI_INTERNAL int dlrni_needs_k(const dlrn_dictionary *dict) {
+    return dict->formula.select != DLRN_SELECT_ALL;
+}
+
+/* k: the caller's, or the file's; a selection without one is an error that says how to state it. */
+DLRNI_INTERNAL dlrn_status dlrni_settle_k(const dlrni_loading *l, dlrn_dictionary *dict) {
+    dlrn_context *ctx = dict->ctx;
+    if (l->options->k) {
+        if (!dlrni_needs_k(dict) && !dict->formula.k)
+            return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                             "%s: k: expected none, as a dictionary of %s (%s) keeps no fixed "
+                             "number of features",
+                             l->a->path, l->library->name, l->layout->name);
+        DLRNI_TRY(dlrni_check_k(ctx, l->options->k, dict->features));
+        dict->formula.k = l->options->k;
+    }
+    if (!dlrni_needs_k(dict) || dict->formula.k) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_VALUE,
+                     "%s: k: expected the number of features that a row keeps, found none in a "
+                     "file of %s (%s): give --k N",
+                     l->a->path, l->library->name, l->layout->name);
+}
+
+/* Scale and threshold that the caller states. */
+DLRNI_INTERNAL dlrn_status dlrni_settle(const dlrni_loading *l, dlrn_dictionary *dict) {
+    const dlrn_load_options *o = l->options;
+    dlrn_formula *f = &dict->formula;
+    DLRNI_TRY(dlrni_settle_k(l, dict));
+    DLRNI_REQUIRE_IN(dict->ctx, l->a->path,
+                     o->norm_scale >= 0 && o->norm_scale <= FLT_MAX && o->threshold >= 0 &&
+                         o->threshold <= FLT_MAX,
+                     "norm_scale and threshold must be finite and not negative");
+    if (o->norm_scale > 0) {
+        DLRNI_REQUIRE_IN(dict->ctx, l->a->path,
+                         f->normalise == DLRN_NORMALISE_NONE && !(f->scale_in < 1) &&
+                             !(f->scale_in > 1),
+                         "norm_scale: the file says how rows are scaled");
+        f->scale_in = o->norm_scale;
+        f->scale_out = 1 / o->norm_scale;
+    }
+    if (o->threshold > 0 && !dict->param[DLRN_THRESHOLD]) {
+        DLRNI_REQUIRE_IN(dict->ctx, l->a->path, f->gate == DLRN_GATE_JUMP,
+                         "threshold: this dictionary has none");
+        f->threshold = o->threshold;
+    }
+    return DLRN_OK;
+}
+
 /* The dictionary of an archive in the layout that has been matched. Nothing is left behind if a
    tensor fails. */
 DLRNI_INTERNAL dlrn_status dlrni_read_dictionary(dlrni_loading *l, dlrn_dictionary **out) {
     DLRNI_TRY(dlrni_dictionary_new(l->a->ctx, dlrni_family_named(l->layout->family), l->I, l->O,
                                    l->F, out));
-    (*out)->layout = l->layout->name;
+    dlrn_dictionary *dict = *out;
+    dict->layout = l->library->name;
+    dict->layers = dlrni_max(l->M, 1);
+    dict->formula.k = 0;
+    /* folding writes to parameters */
+    if (l->layout->finish) l->borrow = 0;
+    if (dict->formula.center != DLRN_CENTER_NONE) dict->formula.center = l->layout->center;
     dlrn_status s = DLRN_OK;
-    for (int i = 0; l->layout->tensor[i].name && s == DLRN_OK; i++) {
-        const dlrni_stored *t = &l->layout->tensor[i];
+    for (int i = 0; l->layout->tensor[i].name && s == DLRN_OK; i++)
         /* optional, and not there: the formula's default stays */
-        if (l->index[i] < 0) continue;
-        /* a role goes to a parameter, the rest to the formula */
-        s = t->is < DLRN_ROLE_COUNT ? dlrni_read_param(l, t, l->index[i], *out)
-                                    : dlrni_read_number(l, t, l->index[i], *out);
-    }
+        if (l->index[i] >= 0) s = dlrni_read_stored(l, &l->layout->tensor[i], l->index[i], dict);
+    if (s == DLRN_OK) s = dlrni_zero_biases(dict);
+    if (s == DLRN_OK && l->layout->finish) s = l->layout->finish(l, dict);
+    if (s == DLRN_OK) s = dlrni_settle(l, dict);
+    if (s == DLRN_OK) dlrn_dictionary_changed(dict);
+    for (int i = 0; i < DLRNI_EXTRAS; i++) dlrn_free(l->a->ctx, l->extra[i]);
     if (s == DLRN_OK) return s;
-    dlrn_dictionary_destroy(*out);
+    dlrn_dictionary_destroy(dict);
     *out = NULL;
     return s;
 }
 
-/* The layout that a name means. `key` is where the name was found (an argument, a config's key),
-   for errors. NULL and DLRN_OK if name is NULL. */
-DLRNI_INTERNAL dlrn_status dlrni_resolve_layout(dlrn_context *ctx, const char *path,
-                                                const char *key, const char *name,
-                                                const dlrni_layout **out) {
-    char known[256];
-    *out = name ? dlrni_layout_named(name) : NULL;
-    if (!name || *out) return DLRN_OK;
-    /* a refused layout's name is an error like an unknown one */
-    dlrni_readable_layouts(known, sizeof known);
-    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: %s: expected %s, found %.80s", path, key,
-                     known, name);
-}
-
-/* Loads from an open archive. `wanted` NULL: the file's own class decides, or else the tensors.
-   borrow 1: the archive's bytes outlive the dictionary. */
-DLRNI_INTERNAL dlrn_status dlrni_load_archive(dlrn_archive *a, const dlrni_layout *wanted,
-                                              int borrow, dlrn_dictionary **out) {
-    dlrni_loading l = {a, NULL, "", -1, -1, -1, borrow, {0}};
+/* Loads from an open archive: what the config and the file state decides, or else the tensors. */
+DLRNI_INTERNAL dlrn_status dlrni_load_archive(dlrni_loading *l, dlrn_dictionary **out) {
     *out = NULL;
-    /* dlrn_save states the class where tensors alone would leave it open */
-    if (!wanted)
-        DLRNI_TRY(dlrni_resolve_layout(a->ctx, a->path, DLRNI_CLASS_KEY,
-                                       dlrni_archive_metadata(a, DLRNI_CLASS_KEY), &wanted));
     /* all checks of names and shapes come before memory is allocated */
-    DLRNI_TRY(dlrni_choose_layout(&l, wanted));
-    DLRNI_TRY(dlrni_match_layout(&l));
-    return dlrni_read_dictionary(&l, out);
+    DLRNI_TRY(dlrni_choose_layout(l));
+    DLRNI_TRY(dlrni_match_layout(l));
+    DLRNI_TRY(dlrni_check_others(l));
+    return dlrni_read_dictionary(l, out);
 }
 
 /* ---- The config beside a file ---- */
 
-/* Member `key` of a config's "trainer" part, or of its top; `full` is its path, for errors. null
-   counts as absent, since Python writes None that way. */
-DLRNI_INTERNAL const dlrn_json *dlrni_config_value(const dlrn_json *root, const char *key,
-                                                   char full[64]) {
-    dlrni_print(full, 64, "trainer.%s", key);
-    const dlrn_json *value = dlrn_json_get(root, full);
-    /* the trainer's part first: it is about this dictionary, the top about the run */
-    if (value && value->type != DLRN_JSON_NULL) return value;
-    dlrni_print(full, 64, "%s", key);
-    value = dlrn_json_get(root, key);
-    return value && value->type != DLRN_JSON_NULL ? value : NULL;
-}
+/* What a config may state about a dictionary: at the top, or in its "trainer" part. Sizes must
+   agree with the tensors; D is the width of one layer. */
+#define DLRNI_WIDTH_KEY "activation_dim"
+typedef struct dlrni_config_key {
+    const char *key;
+    dlrn_json_type type;
+    char extent; /* F, O, D or M; 0: not a size */
+} dlrni_config_key;
+static const dlrni_config_key dlrni_config_key_table[] = {
+    {DLRNI_CLASS_KEY, DLRN_JSON_STRING, 0}, {DLRNI_WIDTH_KEY, DLRN_JSON_NUMBER, 'D'},
+    {"dict_size", DLRN_JSON_NUMBER, 'F'},   {"d_in", DLRN_JSON_NUMBER, 'D'},
+    {"d_sae", DLRN_JSON_NUMBER, 'F'},       {"d_out", DLRN_JSON_NUMBER, 'O'},
+    {"d_model", DLRN_JSON_NUMBER, 'D'},     {"num_latents", DLRN_JSON_NUMBER, 'F'},
+    {"num_layers", DLRN_JSON_NUMBER, 'M'},
+};
+enum { DLRNI_CONFIG_KEYS = sizeof dlrni_config_key_table / sizeof *dlrni_config_key_table };
 
-/* A key of the wrong type is an error, so that none is overlooked. Both places are checked, also
-   the one that is not used. */
+/* Keys of the wrong type are errors, in both places, also in the one that is not used. */
 DLRNI_INTERNAL dlrn_status dlrni_check_config_types(dlrn_context *ctx, const char *path,
                                                     const dlrn_json *root) {
-    /* in the order of dlrn_json_type */
-    static const char *const kinds[] = {"null",   "true or false", "a number",
-                                        "a text", "a list",        "an object"};
     static const char *const parts[] = {"", "trainer."};
     for (int i = 0; i < 2 * DLRNI_CONFIG_KEYS; i++) {
         const dlrni_config_key *key = &dlrni_config_key_table[i / 2];
         char full[64];
         dlrni_print(full, sizeof full, "%s%s", parts[i % 2], key->key);
-        const dlrn_json *v = dlrn_json_get(root, full);
-        /* absent, right, or None */
-        if (!v || v->type == key->type || v->type == DLRN_JSON_NULL) continue;
-        /* a text in quotes, so that "8" and 8 can be distinguished */
-        const char *quote = v->type == DLRN_JSON_STRING ? "\"" : "";
-        return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: %s: expected %s, found %s%.80s%s", path, full,
-                         kinds[key->type], quote, v->text ? v->text : kinds[v->type], quote);
+        DLRNI_TRY(dlrni_check_config_type(ctx, path, full, dlrn_json_get(root, full), key->type));
     }
     return DLRN_OK;
 }
 
 /* The sizes that a config states must be those of the tensors; otherwise the config belongs to
-   another file. */
+   another file. 0: the library derives the size. */
 DLRNI_INTERNAL dlrn_status dlrni_check_config_sizes(dlrn_context *ctx, const char *path,
                                                     const dlrn_json *root,
                                                     const dlrn_dictionary *dict) {
@@ -10882,11 +12178,13 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config_sizes(dlrn_context *ctx, const cha
         char full[64];
         /* not a size */
         if (!key->extent) continue;
-        double have = (double)dlrni_extent(dict, key->extent);
+        double have = (double)(key->extent == 'D'   ? dict->d_in / dict->layers
+                               : key->extent == 'M' ? dict->layers
+                                                    : dlrni_extent(dict, key->extent));
         dlrni_print(full, sizeof full, "%s%s", parts[i % 2], key->key);
         /* a key that is absent agrees */
         double said = dlrn_json_number(root, full, have);
-        if (!(said >= have && said <= have)) /* NaN, too */
+        if (!(said >= have && said <= have) && !(said >= 0 && said <= 0)) /* NaN, too */
             return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                              "%s: %s: expected %lld as in the tensors, found %g", path, full,
                              (long long)have, said);
@@ -10915,41 +12213,26 @@ DLRNI_INTERNAL dlrn_status dlrni_load_identity(dlrn_context *ctx, const char *pa
 
 /* ---- Finding and loading ---- */
 
-/* "ae.pt, ae.safetensors or ...", for errors, from the table. */
-DLRNI_INTERNAL void dlrni_file_names(char *text, size_t size) {
-    int at = 0;
-    for (int i = 0; i < DLRNI_FOLDER_FILES && at < (int)size; i++)
-        at += dlrni_print(text + at, size - (size_t)at, "%s%s", dlrni_folder_files[i][0],
-                          i + 2 < DLRNI_FOLDER_FILES    ? ", "
-                          : i + 2 == DLRNI_FOLDER_FILES ? " or "
-                                                        : "");
-}
+/* Files of this library's own that a folder may hold in place of ae.pt. */
+static const char *const dlrni_own_files[] = {"ae.pt", "ae.safetensors", "ae.npz"};
+enum { DLRNI_OWN_FILES = sizeof dlrni_own_files / sizeof *dlrni_own_files };
 
-/* Looks for a dictionary in a run's folders of trainers. One is taken. Of several, none: they
-   differ in their settings, and a wrong one would show in no error. */
-DLRNI_INTERNAL dlrn_status dlrni_find_trainer(dlrn_context *ctx, const char *path, char *file,
-                                              char *config, size_t size) {
-    char names[128];
-    int found = 0, first = 0, at = 0;
-    for (int i = 0; i < DLRNI_TRAINERS; i++) {
-        dlrni_print(file, size, DLRNI_TRAINER_FILE, path, i, dlrni_folder_files[0][0]);
-        if (dlrn_file_exists(ctx, file) != 1) continue;
-        if (!found) first = i;
-        /* four names are enough to see what they are */
-        if (found < 4)
-            at += dlrni_print(names + at, sizeof names - (size_t)at, "%strainer_%d",
-                              found ? ", " : "", i);
-        found++;
+/* Numbered files, and folders of trainers: tried from 0, since a dlrn_io cannot list them; 128 is
+   more than any sweep or model that we know. */
+enum { DLRNI_NUMBERED = 128 };
+#define DLRNI_TRAINER_FILE "trainer_%d/ae.pt"
+
+/* "ae.pt, ae.safetensors, ...", for errors, from the tables. */
+DLRNI_INTERNAL void dlrni_file_names(char *text, size_t size) {
+    int at = dlrni_print(text, size, "%s", dlrni_own_files[0]);
+    for (int i = 1; i < DLRNI_OWN_FILES; i++)
+        at += dlrni_print(text + at, size - (size_t)at, ", %s", dlrni_own_files[i]);
+    for (int i = 1; i < DLRNI_LIBRARIES && at < (int)size; i++) {
+        const char *weights = dlrni_library_table[i].weights;
+        if (!weights || strchr(weights, '%') || strstr(text, weights)) continue;
+        at += dlrni_print(text + at, size - (size_t)at, ", %s", weights);
     }
-    *file = 0;
-    if (found > 1)
-        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                         "%s: expected one dictionary, found %d: %s%s; name one of these folders",
-                         path, found, names, found > 4 ? ", ..." : "");
-    if (!found) return DLRN_OK;
-    dlrni_print(file, size, DLRNI_TRAINER_FILE, path, first, dlrni_folder_files[0][0]);
-    dlrni_print(config, size, DLRNI_TRAINER_FILE, path, first, dlrni_folder_files[0][1]);
-    return DLRN_OK;
+    if (at < (int)size) dlrni_print(text + at, size - (size_t)at, " or layer files");
 }
 
 /* Joins a folder and a file's name. Whether there is such a file. */
@@ -10960,135 +12243,195 @@ DLRNI_INTERNAL int dlrni_is_in_folder(dlrn_context *ctx, const char *path, const
            dlrn_file_exists(ctx, file) == 1;
 }
 
-/* Refuses a folder of another library by name; file: its weights. DLRN_OK: it is no such folder. */
-DLRNI_INTERNAL dlrn_status dlrni_refuse_folder(dlrn_context *ctx, const char *path, char *file,
-                                               size_t size) {
-    char known[256];
-    for (int i = 0; i < DLRNI_OTHER_FOLDERS; i++) {
-        const dlrni_other_folder *row = &dlrni_other_folder_table[i];
-        if (*row->beside && !dlrni_is_in_folder(ctx, path, row->beside, file, size)) continue;
-        /* second, so that `file` is the weights */
-        if (!dlrni_is_in_folder(ctx, path, row->weights, file, size)) continue;
-        dlrni_readable_layouts(known, sizeof known);
-        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                         "%s: expected %s, found %s%s%s, %s: not supported yet", path, known,
-                         *row->beside ? row->beside : row->weights, *row->beside ? " and " : "",
-                         *row->beside ? row->weights : "", row->name);
+/* Looks for files of a pattern with one %d. One is taken. Of several, none: they differ, and a
+   wrong one would show in no error. */
+DLRNI_INTERNAL dlrn_status dlrni_find_numbered(dlrn_context *ctx, const char *path,
+                                               const char *pattern, char *file, size_t size) {
+    char names[256], name[64];
+    int found = 0, first = 0, at = 0;
+    const char *mark = strchr(pattern, '%');
+    for (int i = 0; i < DLRNI_NUMBERED; i++) {
+        dlrni_print(name, sizeof name, "%.*s%d%s", (int)(mark - pattern), pattern, i, mark + 2);
+        if (!dlrni_is_in_folder(ctx, path, name, file, size)) continue;
+        if (!found) first = i;
+        /* a folder is named without the file in it; four names are enough to see what they are */
+        const char *slash = strchr(name, '/');
+        if (found < 4)
+            at += dlrni_print(names + at, sizeof names - (size_t)at, "%s%.*s", found ? ", " : "",
+                              slash ? (int)(slash - name) : (int)strlen(name), name);
+        found++;
     }
     *file = 0;
+    if (found > 1)
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: expected one dictionary, found %d: %s%s; name one of these %s", path,
+                         found, names, found > 4 ? ", ..." : "",
+                         strchr(pattern, '/') ? "folders" : "files");
+    if (found)
+        dlrni_print(file, size, "%s/%.*s%d%s", path, (int)(mark - pattern), pattern, first,
+                    mark + 2);
     return DLRN_OK;
 }
 
-/* Looks in a folder: its own files, those of trainers, those of other libraries. */
+/* The config of a library beside its weights: in the same folder, or in the one that the weights'
+   name is relative to. "" if there is none. `folder` [n]: its path with the slash. */
+DLRNI_INTERNAL int dlrni_find_config(dlrn_context *ctx, const char *folder, size_t n,
+                                     const char *name, char *config, size_t size) {
+    *config = 0;
+    if (!*name || dlrni_print(config, size, "%.*s%s", (int)n, folder, name) >= (int)size ||
+        dlrn_file_exists(ctx, config) != 1)
+        *config = 0;
+    return *config != 0;
+}
+
+/* Looks in a folder: for our own files, those of trainers, those of other libraries. */
 DLRNI_INTERNAL dlrn_status dlrni_search_folder(dlrn_context *ctx, const char *path, char *file,
-                                               char *config, size_t size) {
-    for (int i = 0; i < DLRNI_FOLDER_FILES; i++) {
-        dlrni_print(config, size, "%s/%s", path, dlrni_folder_files[i][1]);
-        /* a folder of that name does not count */
-        if (dlrni_is_in_folder(ctx, path, dlrni_folder_files[i][0], file, size)) return DLRN_OK;
+                                               size_t size) {
+    for (int i = 0; i < DLRNI_OWN_FILES; i++) /* a folder of that name does not count */
+        if (dlrni_is_in_folder(ctx, path, dlrni_own_files[i], file, size)) return DLRN_OK;
+    DLRNI_TRY(dlrni_find_numbered(ctx, path, DLRNI_TRAINER_FILE, file, size));
+    for (int i = 0; i < DLRNI_LIBRARIES && !*file; i++) {
+        const char *weights = dlrni_library_table[i].weights;
+        if (!weights) continue;
+        if (strchr(weights, '%'))
+            DLRNI_TRY(dlrni_find_numbered(ctx, path, weights, file, size));
+        else if (!dlrni_is_in_folder(ctx, path, weights, file, size))
+            *file = 0;
     }
-    DLRNI_TRY(dlrni_find_trainer(ctx, path, file, config, size));
-    return *file ? DLRN_OK : dlrni_refuse_folder(ctx, path, file, size);
+    return DLRN_OK;
+}
+
+/* The config of a file: that of the first library whose files have such names, or else config.json
+   or cfg.json beside it. */
+DLRNI_INTERNAL void dlrni_config_of(dlrn_context *ctx, const char *file, char *config,
+                                    size_t size) {
+    const char *slash = strrchr(file, '/');
+    const size_t len = strlen(file), folder = slash ? (size_t)(slash - file) + 1 : 0;
+    for (int i = 0; i < DLRNI_LIBRARIES; i++) {
+        const dlrni_library *library = &dlrni_library_table[i];
+        const size_t n = library->weights ? strlen(library->weights) : len + 1;
+        if (len < n || strcmp(file + len - n, library->weights)) continue;
+        if (dlrni_find_config(ctx, file, len - n, library->config, config, size)) return;
+    }
+    if (!dlrni_find_config(ctx, file, folder, DLRNI_CONFIG_FILE, config, size))
+        dlrni_find_config(ctx, file, folder, DLRNI_CFG_FILE, config, size);
 }
 
 /* A folder without weights is found by its config: an identity has nothing else. */
 DLRN_API dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const char *path, char *file,
                                           char *config, size_t size) {
     int kind = dlrn_file_exists(ctx, path);
-    char names[256];
+    char names[512];
     /* empty texts: nothing found yet */
     *file = *config = 0;
     /* room for the longest name in a folder */
-    if (strlen(path) + strlen("/trainer_99/" DLRNI_CONFIG_FILE) + 1 > size)
+    if (strlen(path) + strlen("/checkpoints/final.safetensors") + 1 > size)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: the path is too long", path);
     /* a wrong path is the likeliest error: say it first */
     if (kind == 0) return dlrn_fail(ctx, DLRN_ERR_IO, "%s: no such file or folder", path);
-    if (kind == 2) DLRNI_TRY(dlrni_search_folder(ctx, path, file, config, size));
+    if (kind == 2) DLRNI_TRY(dlrni_search_folder(ctx, path, file, size));
     /* a file is taken as it is named; its folder may hold a config */
-    if (kind == 1) {
-        dlrni_print(file, size, "%s", path);
-        if (!dlrni_sibling(path, DLRNI_CONFIG_FILE, config, size)) *config = 0;
-    }
-    /* a config is optional */
-    if (*config && dlrn_file_exists(ctx, config) != 1) *config = 0;
+    if (kind == 1) dlrni_print(file, size, "%s", path);
+    if (*file)
+        dlrni_config_of(ctx, file, config, size);
+    else if (!dlrni_is_in_folder(ctx, path, DLRNI_CONFIG_FILE, config, size))
+        *config = 0;
     if (*file || *config) return DLRN_OK;
     dlrni_file_names(names, sizeof names);
     return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected %s in this folder, found none", path, names);
 }
 
-/* Loads `file` ("": there is none) with what its config states; root NULL: there is no config. The
-   caller's layout takes precedence over the config's. */
-DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrn_context *ctx, const char *file, const char *config,
-                                           const dlrn_json *root, const char *layout,
-                                           dlrn_dictionary **out) {
-    dlrn_archive *a;
-    const dlrni_layout *wanted;
-    char full[64], names[256];
-    /* before any of its values is used */
-    if (root) DLRNI_TRY(dlrni_check_config_types(ctx, config, root));
-    const dlrn_json *value = root ? dlrni_config_value(root, DLRNI_CLASS_KEY, full) : NULL;
-    /* a text: its type has been checked */
-    const char *name = value ? value->text : NULL;
-    /* the one class without tensors: no layout can recognise it */
-    if (name && !strcmp(name, "IdentityDict")) {
-        /* with tensors beside it, the class is wrong */
-        if (!*file) return dlrni_load_identity(ctx, config, root, out);
-        dlrni_readable_layouts(names, sizeof names);
-        return dlrn_fail(ctx, DLRN_ERR_VALUE, "%s: %s: expected %s, as %s has weights, found %s",
-                         config, full, names, file, name);
+/* The library of a config: the first line of the table whose config has this name and the key, and
+   whose weights have the name of the file, if they have one. */
+DLRNI_INTERNAL const dlrni_library *dlrni_library_of(const char *file, const char *config,
+                                                     const dlrn_json *root) {
+    const char *base = strrchr(config, '/') ? strrchr(config, '/') + 1 : config;
+    for (int i = 0; i < DLRNI_LIBRARIES; i++) {
+        const dlrni_library *library = &dlrni_library_table[i];
+        if (root && *base && !strcmp(library->config, base) && dlrn_json_get(root, library->key))
+            return library;
+        /* without a config, the name of the file may tell */
+        if (!root && library->weights && !*library->config &&
+            dlrni_has_suffix(file, library->weights))
+            return library;
     }
-    if (layout)
-        DLRNI_TRY(dlrni_resolve_layout(ctx, file, "layout", layout, &wanted));
-    else
-        DLRNI_TRY(dlrni_resolve_layout(ctx, config, DLRNI_CLASS_KEY, name, &wanted));
+    return NULL;
+}
+
+/* Loads `file` ("": there is none) with what its config states; root NULL: there is no config. */
+DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrni_loading *l, dlrn_context *ctx, const char *file,
+                                           dlrn_dictionary **out) {
+    char full[64], names[512];
+    /* before any of its values is used */
+    if (l->root) DLRNI_TRY(dlrni_check_config_types(ctx, l->config, l->root));
+    const dlrn_json *value = l->root ? dlrni_config_value(l->root, DLRNI_CLASS_KEY, full) : NULL;
+    /* the one class without tensors: no layout can recognise it */
+    if (value && !strcmp(value->text, "IdentityDict")) {
+        /* with tensors beside it, the class is wrong */
+        if (!*file) return dlrni_load_identity(ctx, l->config, l->root, out);
+        dlrni_known_names(dlrni_library_table, names, sizeof names);
+        return dlrn_fail(ctx, DLRN_ERR_VALUE, "%s: %s: expected %s, as %s has weights, found %s",
+                         l->config, full, names, file, value->text);
+    }
     dlrni_file_names(names, sizeof names);
     if (!*file)
-        return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected %s beside it, found none", config, names);
-    DLRNI_TRY(dlrn_archive_open(ctx, file, &a));
-    dlrn_status s = dlrni_load_archive(a, wanted, 0, out);
-    dlrn_archive_close(a);
+        return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected %s beside it, found none", l->config,
+                         names);
+    l->library = dlrni_library_of(file, l->config, l->root);
+    DLRNI_TRY(dlrn_archive_open(ctx, file, &l->a));
+    dlrn_status s = dlrni_load_archive(l, out);
+    dlrn_archive_close(l->a);
     /* last, because only the tensors give the true sizes */
-    if (s == DLRN_OK && root) s = dlrni_check_config_sizes(ctx, config, root, *out);
+    if (s == DLRN_OK && l->root) s = dlrni_check_config_sizes(ctx, l->config, l->root, *out);
     if (s == DLRN_OK) return s;
     dlrn_dictionary_destroy(*out);
     *out = NULL;
     return s;
 }
 
+/* A loading that knows nothing yet but its options. */
+DLRNI_INTERNAL void dlrni_loading_begin(dlrni_loading *l, const dlrn_load_options *options,
+                                        const char *config) {
+    static const dlrn_load_options none = {NULL, 0, 0, 0};
+    memset(l, 0, sizeof *l);
+    l->options = options ? options : &none;
+    l->config = config;
+}
+
 /* The config is read whole before the file is opened: what it says decides how the file is read. */
 DLRN_API dlrn_status dlrn_load(dlrn_context *ctx, const char *path,
                                const dlrn_load_options *options, dlrn_dictionary **out) {
-    const char *layout = options ? options->layout : NULL;
     char file[4096], config[4096], *text = NULL;
     size_t size = 0;
     dlrn_json *root = NULL;
+    dlrni_loading l;
     *out = NULL;
     DLRNI_TRY(dlrn_find_dictionary(ctx, path, file, config, sizeof file));
     dlrn_status s = *config ? dlrn_file_read(ctx, config, &text, &size) : DLRN_OK;
     /* a config that is not JSON is an error: it might name the layout */
     if (s == DLRN_OK && *config) s = dlrn_json_parse(ctx, text, size, config, &root);
-    if (s == DLRN_OK) s = dlrni_load_with(ctx, file, config, root, layout, out);
+    dlrni_loading_begin(&l, options, config);
+    l.root = root;
+    if (s == DLRN_OK) s = dlrni_load_with(&l, ctx, file, out);
     /* also after an error: both may be NULL */
     dlrn_free(ctx, root);
     dlrn_free(ctx, text);
     return s;
 }
 
-/* There is no config beside bytes in memory, so the bytes or `layout` must determine the class. The
-   archive is closed; parameters point into `bytes`, not into it. */
+/* There is no config beside bytes in memory, so the bytes or the options must determine the class.
+   The archive is closed; parameters point into `bytes`, not into it. */
 DLRN_API dlrn_status dlrn_load_memory(dlrn_context *ctx, const void *bytes, size_t size,
                                       const char *name, const dlrn_load_options *options,
                                       dlrn_dictionary **out) {
-    const char *layout = options ? options->layout : NULL;
-    dlrn_archive *a;
-    const dlrni_layout *wanted;
+    dlrni_loading l;
     *out = NULL;
-    /* before the bytes are read: a misspelt name is reported at once */
-    DLRNI_TRY(dlrni_resolve_layout(ctx, name, "layout", layout, &wanted));
-    DLRNI_TRY(dlrn_archive_open_memory(ctx, bytes, size, name, &a));
+    dlrni_loading_begin(&l, options, "");
+    DLRNI_TRY(dlrn_archive_open_memory(ctx, bytes, size, name, &l.a));
     /* borrows: the bytes are the caller's, and stay */
-    dlrn_status s = dlrni_load_archive(a, wanted, 1, out);
-    dlrn_archive_close(a);
+    l.borrow = 1;
+    dlrn_status s = dlrni_load_archive(&l, out);
+    dlrn_archive_close(l.a);
     return s;
 }
 
@@ -11139,7 +12482,7 @@ DLRNI_INTERNAL void dlrni_number_to_file(const dlrn_formula *formula, int is, dl
     if (is == DLRNI_IS_K) {
         t->dtype = DLRN_I32;
         to->i = (int32_t)formula->k;
-    } else
+    } else /* DLRNI_IS_THRESHOLD_OF_ALL */
         to->f = (float)formula->threshold;
     t->data = to;
 }
@@ -11152,12 +12495,18 @@ typedef struct dlrni_saving {
     int64_t count;
 } dlrni_saving;
 
+/* Whether a row is written as its tensors alone: loading must not fold anything in. */
+DLRNI_INTERNAL int dlrni_is_written(const dlrni_layout *row) {
+    return dlrni_is_whole_layout(row) && (!row->finish || row->finish == dlrni_finish_batch_top_k);
+}
+
 /* Refuses a dictionary that would not be the same when it is loaded again: one with a parameter or
    a formula that the layout has no place for. A caller may have set either. */
 DLRNI_INTERNAL dlrn_status dlrni_check_layout_holds(const dlrn_dictionary *dict, const char *path,
                                                     const dlrni_layout *layout) {
     const dlrn_formula *f = &dict->formula;
-    const dlrn_formula loaded = dlrni_formula_of(dlrni_family_named(dict->family), dict);
+    dlrn_formula loaded = dlrni_formula_of(dlrni_family_named(dict->family), dict);
+    if (loaded.center != DLRN_CENTER_NONE) loaded.center = layout->center;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         const dlrni_stored *t = layout->tensor;
         while (t->name && t->is != role) t++;
@@ -11167,12 +12516,35 @@ DLRNI_INTERNAL dlrn_status dlrni_check_layout_holds(const dlrn_dictionary *dict,
                              layout->name, dlrni_role_table[role].name);
     }
     if (f->center == loaded.center && f->gate == loaded.gate && f->select == loaded.select &&
+        f->normalise == loaded.normalise && f->standardise == loaded.standardise &&
+        dict->layers == 1 && !dict->n_parts &&
         !(f->scale_in < 1 || f->scale_in > 1 || f->scale_out < 1 || f->scale_out > 1))
         return DLRN_OK;
     return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
                      "%s: not written: layout %s has no place for a formula that differs from its "
                      "family's",
                      path, layout->name);
+}
+
+/* The row in which a dictionary is written: of the library that it names if one holds it, otherwise
+   the first that does. The error is that of the first row of its family. */
+DLRNI_INTERNAL dlrn_status dlrni_layout_of(const dlrn_dictionary *dict, const char *path,
+                                           const dlrni_library **library,
+                                           const dlrni_layout **layout) {
+    const dlrni_layout *row, *first = NULL;
+    for (int other = 0; other < 2; other++)
+        for
+            DLRNI_EACH_LAYOUT(row, *library) {
+                const int named = dict->layout && !strcmp((*library)->name, dict->layout);
+                if (named == other || !dlrni_is_written(row) || strcmp(row->family, dict->family))
+                    continue;
+                *layout = row;
+                if (dlrni_check_layout_holds(dict, path, row) == DLRN_OK) return DLRN_OK;
+                if (!first) first = row;
+            }
+    if (first) return dlrni_check_layout_holds(dict, path, first);
+    return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: %s %s has no weights to save", path,
+                     dict->n_parts ? "a" : "an", dict->family);
 }
 
 /* Adds one tensor of the row: borrowed from the dictionary, or a transposed copy. */
@@ -11187,7 +12559,11 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
     /* borrowed until the archive is written */
     if (t->is < DLRN_ROLE_COUNT)
         to->data = dict->param[t->is];
-    else
+    else if (t->is == DLRNI_IS_GROUPS) {
+        to->dtype = DLRN_I64;
+        to->shape[0] = dict->n_groups;
+        to->data = dict->group_sizes;
+    } else
         dlrni_number_to_file(&dict->formula, t->is, &s->number[s->count], to);
     /* archives are written in row order, so a transposed copy is needed */
     if (t->is < DLRN_ROLE_COUNT && dlrni_is_turned(t)) {
@@ -11207,24 +12583,23 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
 /* All tensors are checked before the file is created. Copies are freed on every way out. */
 DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     dlrn_context *ctx = dict->ctx;
-    const dlrni_layout *layout = dlrni_layout_of(dict);
+    const dlrni_library *library;
+    const dlrni_layout *layout;
     dlrni_saving saving;
-    /* only an identity has no layout */
-    if (!layout)
-        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: an %s has no weights to save", path,
-                         dict->family);
     /* not .npy, which holds a single tensor */
     if (!dlrni_has_suffix(path, ".pt") && !dlrni_has_suffix(path, ".safetensors") &&
         !dlrni_has_suffix(path, ".npz"))
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a name ending in .pt, .safetensors or .npz", path);
-    DLRNI_TRY(dlrni_check_layout_holds(dict, path, layout));
+    DLRNI_TRY(dlrni_layout_of(dict, path, &library, &layout));
     /* a copy that was not made is NULL, and may be freed */
     memset(&saving, 0, sizeof saving);
-    const char *const stated[] = {DLRNI_CLASS_KEY, layout->name, NULL};
+    const char *const stated[] = {DLRNI_CLASS_KEY, layout->name, "layout", library->name, NULL};
     dlrn_status s = DLRN_OK;
     for (int i = 0; layout->tensor[i].name && s == DLRN_OK; i++)
-        s = dlrni_add_stored(dict, &layout->tensor[i], &saving);
+        /* a parameter that the dictionary may have, and has not */
+        if (layout->tensor[i].is >= DLRN_ROLE_COUNT || dict->param[layout->tensor[i].is])
+            s = dlrni_add_stored(dict, &layout->tensor[i], &saving);
     /* no file is touched before all tensors have passed */
     for (int64_t i = 0; i < saving.count && s == DLRN_OK; i++)
         s = dlrni_check_stored(ctx, path, &saving.tensor[i]);
