@@ -4396,6 +4396,200 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_load(dlrni_encoding *c, int64_t first,
     return DLRN_OK;
 }
 
+/* ---- Selections over codes ----
+   The same selections on finished codes: for those that compare the rows of a whole call (a batch's
+   best, standardised ranks), for gates whose lists do not hold what is compared, and for a
+   dictionary of several parts, whose codes are joined first. A feature without an entry is 0 and
+   takes part: it ranks above a negative one. So the result is that of the dense vectors. */
+
+/* Features are chosen by their rank: the value, or for DLRN_SELECT_ABS_TOP_K its size. */
+typedef struct dlrni_choice {
+    const dlrn_formula *formula;
+    dlrn_sparse *codes;
+    double *mean, *spread; /* [cols] of each feature over the rows; NULL: ranks are values   */
+    uint32_t *key;         /* [cols] ranks of a row                                          */
+    uint32_t cut;          /* chosen: ranks above it, and the first `ties` of those equal    */
+    int64_t ties;
+} dlrni_choice;
+
+enum { DLRNI_KEY_BITS = 11 }; /* looked at in one pass: 2048 counters stay in the first cache */
+#define DLRNI_KEY_ZERO 0x80000000u /* the key of 0 */
+
+/* A number whose order is that of the floats. A NaN comes above all, so that it is chosen and seen;
+   -0 is 0. */
+DLRNI_INTERNAL uint32_t dlrni_rank_key(float rank) {
+    uint32_t bits;
+    if (rank != rank) return UINT32_MAX;
+    if (rank == 0) return DLRNI_KEY_ZERO;
+    memcpy(&bits, &rank, sizeof bits);
+    return bits >> 31 ? ~bits : bits | DLRNI_KEY_ZERO;
+}
+
+/* The rank of a value of feature c. */
+DLRNI_INTERNAL uint32_t dlrni_key_of(const dlrni_choice *j, int64_t c, float value) {
+    float rank = j->mean ? (float)(((double)value - j->mean[c]) / j->spread[c]) : value;
+    return dlrni_rank_key(j->formula->select == DLRN_SELECT_ABS_TOP_K ? fabsf(rank) : rank);
+}
+
+/* Ranks of the row with the entries at .. end, to j->key: of its entries, or of all columns where a
+   0 has a rank of its own. Returns how many; *zeros: columns that are 0 and not among them. */
+DLRNI_INTERNAL int64_t dlrni_row_keys(const dlrni_choice *j, int64_t at, int64_t end,
+                                      int64_t *zeros) {
+    const dlrn_sparse *codes = j->codes;
+    *zeros = j->mean ? 0 : codes->cols - (end - at);
+    for (int64_t p = at; p < end && !j->mean; p++)
+        j->key[p - at] = dlrni_key_of(j, codes->col[p], codes->val[p]);
+    for (int64_t c = 0; c < codes->cols && j->mean; c++) {
+        const int has = at < end && codes->col[at] == c;
+        j->key[c] = dlrni_key_of(j, c, has ? codes->val[at] : 0);
+        at += has;
+    }
+    return j->mean ? codes->cols : end - at;
+}
+
+/* Finds the cut that chooses m features of `rows` rows, whose entries begin at ptr [rows + 1]. The
+   m-th best key is found from its highest bits to its lowest, with one pass over all keys for each
+   part: no sort, and no copy of the keys. With fewer than m, all are chosen. */
+DLRNI_INTERNAL void dlrni_find_choice(dlrni_choice *j, const int64_t *ptr, int64_t rows,
+                                      int64_t m) {
+    int64_t count[1 << DLRNI_KEY_BITS], zeros;
+    uint32_t known = 0; /* the bits of `cut` that are found */
+    j->cut = 0;
+    for (int shift = 32 - DLRNI_KEY_BITS; known != UINT32_MAX;
+         shift = shift > DLRNI_KEY_BITS ? shift - DLRNI_KEY_BITS : 0) {
+        memset(count, 0, sizeof count);
+        for (int64_t i = 0; i < rows; i++) {
+            int64_t n = dlrni_row_keys(j, ptr[i], ptr[i + 1], &zeros);
+            for (int64_t q = 0; q < n; q++)
+                if ((j->key[q] & known) == j->cut) count[(j->key[q] & ~known) >> shift]++;
+            if ((DLRNI_KEY_ZERO & known) == j->cut)
+                count[(DLRNI_KEY_ZERO & ~known) >> shift] += zeros;
+        }
+        uint32_t part = UINT32_MAX & ~known;
+        part >>= shift;
+        for (; part > 0 && count[part] < m; part--) m -= count[part];
+        j->cut |= part << shift;
+        known = shift ? UINT32_MAX << shift : UINT32_MAX;
+    }
+    j->ties = m;
+}
+
+/* Moves the chosen entries of the row at .. end to `to` and after; returns where they end. An entry
+   of 0 is not active. */
+DLRNI_INTERNAL int64_t dlrni_keep_chosen(dlrni_choice *j, int64_t at, int64_t end, int64_t to) {
+    dlrn_sparse *codes = j->codes;
+    int64_t zeros, n = dlrni_row_keys(j, at, end, &zeros);
+    for (int64_t q = 0; q < n; q++) {
+        int chosen = j->key[q] > j->cut || (j->key[q] == j->cut && j->ties-- > 0);
+        /* ranks of all columns: one without an entry may be chosen, and stays 0 */
+        if (j->mean && (at == end || codes->col[at] != q)) continue;
+        if (chosen && codes->val[at] != 0) {
+            codes->col[to] = codes->col[at];
+            codes->val[to++] = codes->val[at];
+        }
+        at++;
+    }
+    return to;
+}
+
+/* The same for DLRN_SELECT_GROUP_MAX: of each group of `width` columns the best entry, if it is
+   positive. */
+DLRNI_INTERNAL int64_t dlrni_keep_group_max(dlrn_sparse *codes, int64_t at, int64_t end, int64_t to,
+                                            int64_t width) {
+    const int64_t start = to;
+    for (; at < end; at++) {
+        const dlrni_cut entry = {codes->val[at], codes->col[at]};
+        if (entry.value <= 0) continue;
+        if (to > start && codes->col[to - 1] / width == entry.feature / width) {
+            const dlrni_cut best = {codes->val[to - 1], codes->col[to - 1]};
+            if (!dlrni_is_worse(&best, &entry)) continue;
+            to--; /* the group's better entry takes the place */
+        }
+        codes->col[to] = entry.feature;
+        codes->val[to++] = entry.value;
+    }
+    return to;
+}
+
+/* Mean and deviation of each feature over all rows, as decode-clt has them: unbiased, plus 1e-6.
+   Columns without an entry count as 0. A single row has no deviation: its ranks are its values. */
+DLRNI_INTERNAL void dlrni_standardise(dlrni_choice *j) {
+    const dlrn_sparse *codes = j->codes;
+    const int64_t cols = codes->cols, nnz = codes->row_ptr[codes->rows];
+    const double n = (double)codes->rows;
+    for (int64_t c = 0; c < cols; c++) j->mean[c] = 0, j->spread[c] = n > 1 ? 0 : 1;
+    if (!(n > 1)) return;
+    for (int64_t p = 0; p < nnz; p++) {
+        j->mean[codes->col[p]] += (double)codes->val[p] / n;
+        j->spread[codes->col[p]]++; /* entries, for now */
+    }
+    /* what the zeros add to the sum of squares */
+    for (int64_t c = 0; c < cols; c++) j->spread[c] = (n - j->spread[c]) * j->mean[c] * j->mean[c];
+    for (int64_t p = 0; p < nnz; p++) {
+        double off = (double)codes->val[p] - j->mean[codes->col[p]];
+        j->spread[codes->col[p]] += off * off;
+    }
+    for (int64_t c = 0; c < cols; c++) j->spread[c] = sqrt(j->spread[c] / (n - 1)) + 1e-6;
+}
+
+/* A selection keeps one feature of a row at least, and all at most; groups have one size. */
+DLRNI_INTERNAL dlrn_status dlrni_check_select(dlrn_context *ctx, const dlrn_formula *formula,
+                                              int64_t features) {
+    if (formula->select == DLRN_SELECT_ALL) return DLRN_OK;
+    DLRNI_TRY(dlrni_check_k(ctx, formula->k, features));
+    if (formula->select == DLRN_SELECT_GROUP_MAX && features % formula->k)
+        return dlrn_fail(
+            ctx, DLRN_ERR_ARGUMENT,
+            "k: expected a divisor of %lld, the number of features, found %lld: groups "
+            "have one size",
+            (long long)features, (long long)formula->k);
+    if (formula->select == DLRN_SELECT_GROUP_MAX && formula->standardise)
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                         "standardise: expected a selection by rank, found group_max");
+    return DLRN_OK;
+}
+
+/* Applies a formula's selection to the codes of all rows of a call, in place. The codes hold the
+   values of the gate before DLRN_LOG_SCALE (dlrni_encode_unscaled), with columns that ascend; of
+   several parts, those of all parts. Entries of 0 are dropped. Takes O(cols) memory. */
+DLRNI_INTERNAL dlrn_status dlrni_select_codes(dlrn_context *ctx, const dlrn_formula *formula,
+                                              dlrn_sparse *codes) {
+    dlrni_choice j = {formula, codes, NULL, NULL, NULL, 0, 0};
+    const int64_t cols = codes->cols, rows = codes->rows;
+    const int whole = formula->select == DLRN_SELECT_BATCH_TOP_K;
+    int64_t m = formula->k, at = 0, to = 0;
+    if (formula->select == DLRN_SELECT_ALL || rows == 0) return DLRN_OK;
+    DLRNI_TRY(dlrni_check_select(ctx, formula, cols));
+    if (whole && !dlrni_mul(m, rows, &m)) m = INT64_MAX;
+    j.key = DLRNI_NEW(ctx, uint32_t, cols);
+    double *stats = formula->standardise ? DLRNI_NEW(ctx, double, 2 * cols) : NULL;
+    if (!j.key || (formula->standardise && !stats)) {
+        dlrn_free(ctx, j.key);
+        dlrn_free(ctx, stats);
+        return DLRN_ERR_MEMORY;
+    }
+    if (stats) {
+        j.mean = stats;
+        j.spread = stats + cols;
+        dlrni_standardise(&j);
+    }
+    if (whole) dlrni_find_choice(&j, codes->row_ptr, rows, m);
+    for (int64_t i = 0; i < rows; i++) {
+        const int64_t row[2] = {at, codes->row_ptr[i + 1]};
+        if (formula->select == DLRN_SELECT_GROUP_MAX)
+            to = dlrni_keep_group_max(codes, at, row[1], to, cols / formula->k);
+        else {
+            if (!whole) dlrni_find_choice(&j, row, 1, m);
+            to = dlrni_keep_chosen(&j, at, row[1], to);
+        }
+        at = row[1];
+        codes->row_ptr[i + 1] = to;
+    }
+    dlrn_free(ctx, j.key);
+    dlrn_free(ctx, stats);
+    return DLRN_OK;
+}
+
 /* ------------------------------------------------------------------------------------------ */
 // >>decode
 /* x_hat = scale_out (sum of the atoms of the active features + bias + skip x). Only the atoms of
