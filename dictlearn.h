@@ -3119,6 +3119,11 @@ typedef enum dlrni_start {
     DLRNI_START_TIED   /* encoder = decoder, biases 0                                       */
 } dlrni_start;
 
+/* The encoder of a family that has its own: pre-activations f [n][F] from the rows z - center, xc
+   [n][d_in], which it may overwrite. */
+typedef dlrn_status (*dlrni_own_encoder)(const dlrn_dictionary *dict, float *xc, int64_t n,
+                                         float *f);
+
 /* What a family is by default. A loaded dictionary may have another k or threshold. */
 typedef struct dlrni_family {
     const char *name;
@@ -3126,6 +3131,7 @@ typedef struct dlrni_family {
     dlrni_start start;
     double threshold; /* of new features, where the family has thresholds */
     dlrn_formula formula;
+    dlrni_own_encoder encode; /* NULL: p = ENCODER (z - center) + ENCODER_BIAS */
 } dlrni_family;
 
 /* Sets of roles are bits of an unsigned number. */
@@ -3143,30 +3149,30 @@ typedef struct dlrni_family {
 static const dlrni_family dlrni_family_table[] = {
     /* f = ReLU(W_e (x - b) + b_e), x_hat = W_d f + b */
     {"AutoEncoder", DLRNI_AFFINE, DLRNI_START_TORCH, 0,
-     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_ALL, 0)},
+     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_ALL, 0), NULL},
     /* f = the k largest of ReLU(W_e (x - b) + b_e) in each row, x_hat = W_d f + b
        (Gao et al., "Scaling and evaluating sparse autoencoders", 2024) */
     {"AutoEncoderTopK", DLRNI_AFFINE, DLRNI_START_TIED, 0,
-     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_TOP_K, 64)},
+     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_TOP_K, 64), NULL},
     /* f = p where p > max(threshold, 0), p = W_e x + b_e; x_hat = W_d f + b
        (Rajamanoharan et al., "Jumping ahead", 2024) */
     {"JumpReluAutoEncoder", DLRNI_AFFINE | DLRNI_BIT(DLRN_THRESHOLD), DLRNI_START_TIED, 0.001,
-     DLRNI_FORMULA(DLRN_CENTER_NONE, DLRN_GATE_JUMP, DLRN_SELECT_ALL, 0)},
+     DLRNI_FORMULA(DLRN_CENTER_NONE, DLRN_GATE_JUMP, DLRN_SELECT_ALL, 0), NULL},
     {"BatchTopKSAE", DLRNI_AFFINE, DLRNI_START_TIED, 0,
-     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_JUMP, DLRN_SELECT_ALL, 64)},
+     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_JUMP, DLRN_SELECT_ALL, 64), NULL},
     {"MatryoshkaBatchTopKSAE", DLRNI_AFFINE, DLRNI_START_TIED, 0,
-     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_JUMP, DLRN_SELECT_ALL, 64)},
+     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_JUMP, DLRN_SELECT_ALL, 64), NULL},
     {"GatedAutoEncoder", DLRNI_AFFINE | DLRNI_BIT(DLRN_LOG_SCALE) | DLRNI_BIT(DLRN_VALUE_BIAS),
      DLRNI_START_TIED, 0,
-     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_GATED, DLRN_SELECT_ALL, 0)},
+     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_GATED, DLRN_SELECT_ALL, 0), NULL},
     {"AbsTopK", DLRNI_AFFINE, DLRNI_START_TIED, 0,
-     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_LINEAR, DLRN_SELECT_ABS_TOP_K, 64)},
+     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_LINEAR, DLRN_SELECT_ABS_TOP_K, 64), NULL},
     {"GroupMax", DLRNI_AFFINE, DLRNI_START_TIED, 0,
-     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_GROUP_MAX, 64)},
+     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_GROUP_MAX, 64), NULL},
     /* f = x, x_hat = f: the baseline, to which evaluations of a language model are compared. The
        gate passes negative numbers, too, and no parameter is read. */
     {"IdentityDict", 0, DLRNI_START_TORCH, 0,
-     DLRNI_FORMULA(DLRN_CENTER_NONE, DLRN_GATE_IDENTITY, DLRN_SELECT_ALL, 0)},
+     DLRNI_FORMULA(DLRN_CENTER_NONE, DLRN_GATE_IDENTITY, DLRN_SELECT_ALL, 0), NULL},
 };
 enum { DLRNI_FAMILIES = sizeof dlrni_family_table / sizeof *dlrni_family_table };
 
@@ -3175,6 +3181,12 @@ DLRNI_INTERNAL const dlrni_family *dlrni_family_named(const char *name) {
     for (int i = 0; i < DLRNI_FAMILIES; i++)
         if (!strcmp(dlrni_family_table[i].name, name)) return &dlrni_family_table[i];
     return NULL;
+}
+
+/* The family's own encoder; NULL: the formula's. */
+DLRNI_INTERNAL dlrni_own_encoder dlrni_own_encode(const dlrn_dictionary *dict) {
+    const dlrni_family *family = dlrni_family_named(dict->family);
+    return family ? family->encode : NULL;
 }
 
 /* The formula of a new or loaded dictionary, by its widths: with d_out other than d_in (a
@@ -3411,8 +3423,8 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_d
    the feature's floor t_w and the row's floor t_x a feature may be dropped if
        q + (b - t_w) / (s_x s_w) - t_x / (s_x s_w)
          + (|x - x^| / s_x) (|w^| / s_w) + (|x| / s_x) ((|w - w^| + g |w|) / s_w) <= 0.
-   (At most one of t_w and t_x is not 0: dlrni_screenable. t_w may be below 0 in training, where t_x
-   is 0. So their sum is the floor that holds.) Each term after q is a factor of the row times a
+   (At most one of t_w and t_x is not 0: dlrni_screen_panel. t_w may be below 0, where t_x is 0. So
+   their sum is the floor that holds.) Each term after q is a factor of the row times a
    factor of the feature. Each is rounded up by 2^-9 of its size or more, the one with t_x towards
    0: this covers the rounding of the norms (d <= 2^15) and of the inequality. Where a norm is not 0
    but below 1e-12, underflow could hide something: the terms are set to infinity, and a sum that is
@@ -3481,52 +3493,131 @@ DLRNI_INTERNAL void dlrni_screen_feature(const dlrni_screen *s, const dlrni_roun
     if (!ok || !(fabs(unit) <= 1e30)) coef[DLRNI_GROUP] = coef[2 * DLRNI_GROUP] = INFINITY;
 }
 
-/* ---- Gates ---- A gate is two functions, and encoding, decoding and training know no others. Its
-   floors: a feature is computed and listed where its pre-activation is above max(threshold, floor
-   of the row). Its value, where it is listed. A gate whose value is not the pre-activation (a gated
-   autoencoder's is an affine function of it) needs dlrni_value_of alone; top-k then compares
-   pre-activations of many rows and values of few, so it also needs a change there
-   (dlrni_few_select). */
+/* ---- Gates ----
+   A gate is two things, and encoding, decoding and training know no others. Its floors: a feature
+   is computed and listed where its pre-activation is above max(threshold, floor of the row). Its
+   value, where it is listed. */
 
-/* The floors of a gate that has its own [F]; NULL: every feature's floor is 0. */
-DLRNI_INTERNAL const float *dlrni_thresholds(const dlrn_dictionary *dict) {
-    return dict->formula.gate == DLRN_GATE_JUMP ? dict->param[DLRN_THRESHOLD] : NULL;
-}
+/* A dictionary's gate, ready for the loops. */
+typedef struct dlrni_gating {
+    const float *threshold; /* [F] floors of features that have their own; NULL: none do          */
+    float min_floor;        /* floor of a row that has none of its own: 0; a threshold of all
+                               features; -infinity if thresholds alone decide                     */
+    const float *scale;     /* [F] exp(LOG_SCALE); NULL: a value is its pre-activation            */
+    const float *bias;      /* [F] gate "gated": what is subtracted before the scale; else NULL   */
+    const float *offset;    /* [F] gate "gated": VALUE_BIAS, added after it; NULL: none           */
+    float *derived;         /* [2][F] owned: the scales, then the floors of the gate "gated"      */
+    int64_t derived_cap, known; /* known: version + 1 of the dictionary that they are made from   */
+    dlrn_gate of;               /* the gate that they are made for                                */
+} dlrni_gating;
 
-/* The larger of a feature's threshold and its row's floor. The floor of a row is 0 or more, except
-   in training with thresholds, where it is -infinity (dlrni_encoding.min_floor). */
+/* The larger of a feature's threshold and its row's floor. */
 DLRNI_INTERNAL float dlrni_floor_of(const float *threshold, int64_t feature, float row_floor) {
     return threshold && threshold[feature] > row_floor ? threshold[feature] : row_floor;
 }
 
-/* The value of a feature whose pre-activation is above its floor: for every gate so far, the
-   pre-activation. */
-DLRNI_INLINE float dlrni_value_of(const dlrn_dictionary *dict, int64_t feature, float pre) {
-    (void)dict, (void)feature;
-    return pre;
+/* The value of a gated feature: an affine map of p. In double, so that its only rounding is the
+   last one. A NaN is not <= and stays. */
+DLRNI_INTERNAL float dlrni_gated_value(const dlrni_gating *g, int64_t feature, float pre) {
+    double value = (double)g->scale[feature] * ((double)pre - (double)g->bias[feature]);
+    if (g->offset) value += (double)g->offset[feature];
+    return value <= 0 ? 0 : (float)value;
+}
+
+/* The value of a feature whose pre-activation is above its floor. */
+DLRNI_INLINE float dlrni_value_of(const dlrni_gating *g, int64_t feature, float pre) {
+    if (!g->scale) return pre;
+    return g->bias ? dlrni_gated_value(g, feature, pre) : g->scale[feature] * pre;
 }
 
 /* The value of any feature. A NaN is not <= and stays, to be seen. */
-DLRNI_INTERNAL float dlrni_gate_value(const dlrn_dictionary *dict, const float *threshold,
-                                      int64_t feature, float pre) {
-    return pre <= dlrni_floor_of(threshold, feature, 0) ? 0 : dlrni_value_of(dict, feature, pre);
+DLRNI_INTERNAL float dlrni_gate_value(const dlrni_gating *g, int64_t feature, float pre) {
+    return pre <= dlrni_floor_of(g->threshold, feature, g->min_floor)
+               ? 0
+               : dlrni_value_of(g, feature, pre);
+}
+
+/* The floor of a gated feature: the largest pre-activation p >= 0 whose value is not positive. The
+   value does not fall as p grows, and positive floats are in the order of their bits: 31 halvings
+   find it, and an entry is listed exactly where its value is positive. */
+DLRNI_INTERNAL float dlrni_gated_floor(const dlrni_gating *g, int64_t feature) {
+    uint32_t off = 0, on = 0x7f800000u; /* 0 is off; infinity need not be on */
+    float floor;
+    while (on - off > 1) {
+        uint32_t middle = off + (on - off) / 2;
+        memcpy(&floor, &middle, sizeof floor);
+        if (dlrni_gated_value(g, feature, floor) == 0)
+            off = middle;
+        else
+            on = middle;
+    }
+    memcpy(&floor, &off, sizeof floor);
+    return floor;
+}
+
+/* What follows from the parameters: made anew when the dictionary has changed. */
+DLRNI_INTERNAL dlrn_status dlrni_gating_derive(dlrni_gating *g, const dlrn_dictionary *dict) {
+    const int64_t F = dict->features;
+    const float *log_scale = dict->param[DLRN_LOG_SCALE];
+    if (g->known == dict->version + 1 && g->of == dict->formula.gate) return DLRN_OK;
+    if (!DLRNI_GROW(dict->ctx, &g->derived, &g->derived_cap, 0, 2 * F)) return DLRN_ERR_MEMORY;
+    for (int64_t f = 0; f < F; f++)
+        g->derived[f] = log_scale ? (float)exp((double)log_scale[f]) : 1;
+    g->scale = g->derived;
+    g->bias = dict->param[DLRN_ENCODER_BIAS];
+    g->offset = dict->param[DLRN_VALUE_BIAS];
+    for (int64_t f = 0; f < F && dict->formula.gate == DLRN_GATE_GATED; f++)
+        g->derived[F + f] = dlrni_gated_floor(g, f);
+    g->known = dict->version + 1;
+    g->of = dict->formula.gate;
+    return DLRN_OK;
+}
+
+/* Readies a gate for a batch. unscaled: values come without LOG_SCALE, as selections compare
+   them. */
+DLRNI_INTERNAL dlrn_status dlrni_gating_begin(dlrni_gating *g, const dlrn_dictionary *dict,
+                                              int unscaled) {
+    const dlrn_formula *formula = &dict->formula;
+    const int gated = formula->gate == DLRN_GATE_GATED;
+    const int jumps = formula->gate == DLRN_GATE_JUMP || formula->gate == DLRN_GATE_JUMP_SIGNED;
+    const int is_signed =
+        formula->gate == DLRN_GATE_JUMP_SIGNED || formula->gate == DLRN_GATE_LINEAR;
+    const int scaled = dict->param[DLRN_LOG_SCALE] && !unscaled;
+    if (gated || scaled) DLRNI_TRY(dlrni_gating_derive(g, dict));
+    g->scale = gated || scaled ? g->derived : NULL;
+    g->bias = gated ? dict->param[DLRN_ENCODER_BIAS] : NULL;
+    g->offset = gated ? dict->param[DLRN_VALUE_BIAS] : NULL;
+    g->threshold = jumps ? dict->param[DLRN_THRESHOLD] : gated ? g->derived + dict->features : NULL;
+    g->min_floor = is_signed ? -INFINITY : 0;
+    /* one threshold for all is a floor of every row: no array */
+    if (jumps && !g->threshold && (float)formula->threshold > g->min_floor)
+        g->min_floor = (float)formula->threshold;
+    return DLRN_OK;
 }
 
 /* ---- Packing ---- */
 
+/* Whether floors of rows rise above the gate's during a batch (room select). */
+DLRNI_INTERNAL int dlrni_raises_floors(const dlrn_dictionary *dict) {
+    return dict->formula.select == DLRN_SELECT_TOP_K && !dict->formula.standardise &&
+           (dict->formula.gate == DLRN_GATE_RELU || dict->formula.gate == DLRN_GATE_JUMP);
+}
+
 /* Packs features f0 .. f0 + n: panel [width / (size * packed)][DLRNI_GROUP][packed]; part
-   [DLRNI_GROUP][width] is scratch for their rounded rows. */
+   [DLRNI_GROUP][width] is scratch for their rounded rows. Where rows have floors, features must
+   not: they are added up. Thresholds are then left to the recomputation. */
 DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_dictionary *dict,
-                                       float min_floor, int64_t f0, int64_t n, int64_t width,
-                                       unsigned char *part, unsigned char *panel, float *coef) {
-    const float *threshold = dlrni_thresholds(dict);
+                                       const dlrni_gating *gate, int64_t f0, int64_t n,
+                                       int64_t width, unsigned char *part, unsigned char *panel,
+                                       float *coef) {
+    const int by_row = dlrni_raises_floors(dict);
     int64_t d = dict->d_in;
     memset(part, 0, (size_t)(DLRNI_GROUP * width));
     memset(coef, 0, DLRNI_SCREEN_TERMS * DLRNI_GROUP * sizeof *coef);
     for (int64_t j = 0; j < n; j++) {
         const float *w = dict->param[DLRN_ENCODER] + (f0 + j) * d;
-        double above = (double)dict->param[DLRN_ENCODER_BIAS][f0 + j] -
-                       (double)dlrni_floor_of(threshold, f0 + j, min_floor);
+        float floor = by_row ? 0 : dlrni_floor_of(gate->threshold, f0 + j, gate->min_floor);
+        double above = (double)dict->param[DLRN_ENCODER_BIAS][f0 + j] - (double)floor;
         dlrni_rounding r;
         s->round(w, d, 1, part + j * width, &r);
         dlrni_screen_feature(s, &r, d, dlrni_in_range(&r, w, d), above, coef + j);
@@ -3547,6 +3638,7 @@ typedef struct dlrni_prepared {
 /* Packing all groups of a dictionary, one task each. */
 typedef struct dlrni_prepare_job {
     const dlrn_dictionary *dict;
+    const dlrni_gating *gate;
     dlrni_prepared *ready;
     unsigned char *parts; /* [threads] of DLRNI_GROUP * width bytes */
 } dlrni_prepare_job;
@@ -3555,21 +3647,25 @@ typedef struct dlrni_prepare_job {
 DLRNI_INTERNAL void dlrni_prepare_group(void *arg, int64_t group, int worker) {
     const dlrni_prepare_job *j = (const dlrni_prepare_job *)arg;
     int64_t f0 = group * DLRNI_GROUP, bytes = DLRNI_GROUP * j->ready->width;
-    dlrni_screen_panel(j->ready->screen, j->dict, 0, f0,
+    dlrni_screen_panel(j->ready->screen, j->dict, j->gate, f0,
                        dlrni_min(DLRNI_GROUP, j->dict->features - f0), j->ready->width,
                        j->parts + worker * bytes, j->ready->panels + group * bytes,
                        j->ready->coef + group * DLRNI_SCREEN_TERMS * DLRNI_GROUP);
 }
 
-/* Whether a screen can serve this dictionary: it has an encoder, integer sums of its rows stay
-   below 2^31, and at most one of a feature's two floors is not 0. */
+/* Whether a screen can serve this dictionary: the family has no encoder of its own, integer sums of
+   its rows stay below 2^31, and most features are off, by a floor of the gate or of the row. */
 DLRNI_INTERNAL int dlrni_screenable(const dlrn_dictionary *dict) {
+    const dlrn_formula *formula = &dict->formula;
     return dict->param[DLRN_ENCODER] != NULL && dict->d_in <= DLRNI_SCREEN_DIM &&
-           !(dlrni_thresholds(dict) && dict->formula.select != DLRN_SELECT_ALL);
+           !dlrni_own_encode(dict) && formula->gate != DLRN_GATE_IDENTITY &&
+           formula->gate != DLRN_GATE_LINEAR && formula->select != DLRN_SELECT_ABS_TOP_K &&
+           !formula->standardise;
 }
 
 /* All features packed for the processor's first screen; *out NULL where that would not pay. */
-DLRNI_INTERNAL dlrn_status dlrni_prepare_panels(const dlrn_dictionary *dict, dlrni_prepared **out) {
+DLRNI_INTERNAL dlrn_status dlrni_prepare_panels(const dlrn_dictionary *dict,
+                                                const dlrni_gating *gate, dlrni_prepared **out) {
     dlrn_context *ctx = dict->ctx;
     const dlrni_screen *screen = ctx->set.screen[0];
     const int64_t d = dict->d_in, groups = dlrni_ceil_div(dict->features, DLRNI_GROUP);
@@ -3583,7 +3679,7 @@ DLRNI_INTERNAL dlrn_status dlrni_prepare_panels(const dlrn_dictionary *dict, dlr
     const int64_t head = dlrni_round_up(sizeof(dlrni_prepared), 64);
     unsigned char *block = DLRNI_NEW(ctx, unsigned char, head + groups * (bytes + coefs));
     unsigned char *parts = DLRNI_NEW(ctx, unsigned char, ctx->threads *bytes);
-    dlrni_prepare_job job = {dict, (dlrni_prepared *)(void *)block, parts};
+    dlrni_prepare_job job = {dict, gate, (dlrni_prepared *)(void *)block, parts};
     if (!block || !parts) {
         dlrn_free(ctx, block);
         dlrn_free(ctx, parts);
@@ -3676,11 +3772,13 @@ typedef struct dlrni_encoding {
     unsigned char *scratch; /* [threads][scratch_bytes]                                           */
     double active;          /* share of features active in the last batch; -1: not known          */
     double let_through[2];  /* share of candidates, for each screen of the context; -1: not known */
-    float *floor;           /* [n] floor of each row, where rows have one (selection); or NULL    */
-    float min_floor;        /* floor of rows without their own: 0; -INFINITY if thresholds decide */
-    dlrni_cut *best;        /* [n][k] heap of the best entries of a row, the worst on top         */
-    int32_t *kept;          /* [n] how many of them there are                                     */
-    int cut_known;          /* 1: every row's cut is final                                        */
+    dlrni_gating gate;
+    int unscaled;    /* 1: values come without LOG_SCALE                                   */
+    float *floor;    /* [n] floor of each row, where rows have one (selection); or NULL    */
+    dlrni_cut *best; /* [n][k] heap of the best entries of a row, the worst on top; or, for
+                               DLRN_SELECT_GROUP_MAX, the best of each group                      */
+    int32_t *kept;   /* [n] how many of them there are                                     */
+    int cut_known;   /* 1: every row's cut is final                                        */
     int64_t scratch_bytes, scratch_cap, rounded_cap, row_cap, lists_cap;
     int64_t floor_cap, best_cap, kept_cap;
 } dlrni_encoding;
@@ -3703,17 +3801,30 @@ DLRNI_INTERNAL void dlrni_encoding_free(dlrni_encoding *c) {
         dlrn_free(ctx, c->lists[i].key);
         dlrn_free(ctx, c->lists[i].val);
     }
-    void *blocks[] = {c->lists, c->rounded, c->row, c->scratch, c->floor, c->best, c->kept};
+    void *blocks[] = {c->lists, c->rounded, c->row,  c->scratch,
+                      c->floor, c->best,    c->kept, c->gate.derived};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     memset(c, 0, sizeof *c);
 }
 
-/* Whether rows have a cut that must be found (room select). */
+/* Whether the lists of a batch are cut by a selection within each row (room select). */
 DLRNI_INTERNAL int dlrni_selects(const dlrn_dictionary *dict) {
-    return dict->formula.select == DLRN_SELECT_TOP_K;
+    const dlrn_formula *f = &dict->formula;
+    return (f->select == DLRN_SELECT_TOP_K || f->select == DLRN_SELECT_ABS_TOP_K ||
+            f->select == DLRN_SELECT_GROUP_MAX) &&
+           (f->gate == DLRN_GATE_RELU || f->gate == DLRN_GATE_JUMP ||
+            f->gate == DLRN_GATE_LINEAR) &&
+           !f->standardise && !dlrni_own_encode(dict);
 }
 
-/* ---- Input: x, scaled and centred ---- */
+/* Whether the selection works on the finished codes of a call (dlrni_select_codes): it compares
+   rows; or the gate's values are not the lists' (gated), or an inactive feature, which no list
+   holds, may rank above an active one (jump_signed, identity). */
+DLRNI_INTERNAL int dlrni_selects_late(const dlrn_dictionary *dict) {
+    return dict->formula.select != DLRN_SELECT_ALL && !dlrni_selects(dict);
+}
+
+/* ---- Input: x, normalised, scaled and centred ---- */
 
 /* The vector that a formula subtracts from x [d_in]; NULL: none. */
 DLRNI_INTERNAL const float *dlrni_center_of(const dlrn_dictionary *dict) {
@@ -3722,42 +3833,88 @@ DLRNI_INTERNAL const float *dlrni_center_of(const dlrn_dictionary *dict) {
                                                             : NULL;
 }
 
+/* How a row (or one layer of it) is normalised: z = in (x - mean), undone by x_hat = out z + mean.
+   A row of zeros has no norm: it stays as it is, and so does its x_hat. */
+typedef struct dlrni_measure {
+    float mean;
+    double in, out;
+} dlrni_measure;
+
+/* The sums are of doubles, number by number: O(d), beside O(F d) for the encoder. */
+DLRNI_INTERNAL dlrni_measure dlrni_measure_of(const dlrn_dictionary *dict, const float *x,
+                                              int64_t d) {
+    dlrni_measure m = {0, 1, 1};
+    double sum = 0, square = 0;
+    if (dict->formula.normalise == DLRN_NORMALISE_NORM) {
+        float norm = dlrn_norm(dict->ctx, x, d);
+        if (norm > 0 || norm != norm) m.in = sqrt((double)d) / (double)norm, m.out = 1 / m.in;
+    } else if (dict->formula.normalise == DLRN_NORMALISE_LAYER) {
+        for (int64_t i = 0; i < d; i++) sum += (double)x[i];
+        m.mean = (float)(sum / (double)d);
+        for (int64_t i = 0; i < d; i++)
+            square += ((double)x[i] - sum / (double)d) * ((double)x[i] - sum / (double)d);
+        m.out = d > 1 ? sqrt(square / (double)(d - 1)) : 0; /* unbiased */
+        m.in = 1 / (m.out + 1e-5);
+    }
+    return m;
+}
+
 /* Rows x [n][d_in] on their way to xc, a task each block. */
 typedef struct dlrni_input_job {
     const dlrn_dictionary *dict;
-    const float *x;
-    float *xc; /* [n][d_in] */
+    const float *x, *center; /* center [d_in], or NULL */
+    float *xc;               /* [n][d_in] */
     int64_t n;
 } dlrni_input_job;
 
-/* Task: a block of rows, xc = scale_in x - center. A scale of 1 is skipped: most dictionaries have
-   scale 1, and the extra copy would be half of the work. */
+/* z [d_in] = scale_in normalise(x). Returns where it is: a row that stays the same is not copied,
+   since the copy would be half of the work. */
+DLRNI_INTERNAL const float *dlrni_scale_row(const dlrn_dictionary *dict, const float *x, float *z) {
+    const dlrn_formula *formula = &dict->formula;
+    const int64_t d = dict->d_in, width = d / dict->layers;
+    const float scale = (float)formula->scale_in;
+    if (formula->normalise == DLRN_NORMALISE_NONE) {
+        /* not `scale != 1`: compilers warn of comparing floats */
+        if (!(scale < 1 || scale > 1)) return x;
+        memcpy(z, x, (size_t)d * sizeof *z);
+        dict->ctx->k->scale(z, scale, d);
+        return z;
+    }
+    for (int64_t at = 0; at < d; at += width) {
+        const dlrni_measure m = dlrni_measure_of(dict, x + at, width);
+        const float in = (float)(formula->scale_in * m.in);
+        for (int64_t i = at; i < at + width; i++) z[i] = (x[i] - m.mean) * in;
+    }
+    return z;
+}
+
+/* Task: a block of rows, xc = scale_in normalise(x) - center. */
 DLRNI_INTERNAL void dlrni_input_block(void *arg, int64_t block, int worker) {
     const dlrni_input_job *j = (const dlrni_input_job *)arg;
-    const dlrni_kernel_table *k = j->dict->ctx->k;
-    const float *center = dlrni_center_of(j->dict), scale = (float)j->dict->formula.scale_in;
     int64_t d = j->dict->d_in, end = dlrni_min((block + 1) * DLRNI_BLOCK, j->n);
     (void)worker;
     for (int64_t i = block * DLRNI_BLOCK; i < end; i++) {
-        const float *x = j->x + i * d;
         float *xc = j->xc + i * d;
-        if (scale < 1 || scale > 1) {
-            memcpy(xc, x, (size_t)d * sizeof *xc);
-            k->scale(xc, scale, d);
-            x = xc;
-        }
-        if (center)
-            k->sub(x, center, xc, d);
-        else if (x != xc)
-            memcpy(xc, x, (size_t)d * sizeof *xc);
+        const float *z = dlrni_scale_row(j->dict, j->x + i * d, xc);
+        if (j->center)
+            j->dict->ctx->k->sub(z, j->center, xc, d);
+        else if (z != xc)
+            memcpy(xc, z, (size_t)d * sizeof *xc);
     }
 }
 
-/* xc [n][d_in] = scale_in x - center: what the encoder's rows are multiplied with. x may be xc. */
-DLRNI_INTERNAL void dlrni_input(const dlrn_dictionary *dict, const float *x, int64_t n, float *xc) {
-    dlrni_input_job job = {dict, x, xc, n};
+/* xc [n][d_in] = scale_in normalise(x) - center: what the encoder's rows are multiplied with. x may
+   be xc. */
+DLRNI_INTERNAL void dlrni_input_less(const dlrn_dictionary *dict, const float *x,
+                                     const float *center, int64_t n, float *xc) {
+    dlrni_input_job job = {dict, x, center, xc, n};
     dlrni_parallel_for(dict->ctx, dlrni_ceil_div(n, DLRNI_BLOCK), dlrni_ns(n, dict->d_in),
                        dlrni_input_block, &job);
+}
+
+/* The same with the formula's center. */
+DLRNI_INTERNAL void dlrni_input(const dlrn_dictionary *dict, const float *x, int64_t n, float *xc) {
+    dlrni_input_less(dict, x, dlrni_center_of(dict), n, xc);
 }
 
 /* ---- Lists ---- */
@@ -3803,9 +3960,14 @@ DLRNI_INTERNAL int dlrni_list_room(dlrni_list *list, int64_t n) {
     return list->whole;
 }
 
+/* Whether floors and selection compare sizes: |pre|. */
+DLRNI_INTERNAL int dlrni_by_size(const dlrni_encoding *c) {
+    return c->dict->formula.select == DLRN_SELECT_ABS_TOP_K && dlrni_selects(c->dict);
+}
+
 /* The floor that all features of a row share; a feature's own threshold may raise it. */
 DLRNI_INTERNAL float dlrni_row_floor(const dlrni_encoding *c, int64_t row) {
-    return c->floor ? c->floor[row] : c->min_floor;
+    return c->floor ? c->floor[row] : c->gate.min_floor;
 }
 
 /* One group while its list is made: features packed for the screen. */
@@ -3837,7 +3999,7 @@ DLRNI_INTERNAL int64_t dlrni_features_of(uint64_t mask, int64_t f0, int32_t *fea
 DLRNI_INTERNAL void dlrni_recompute(const dlrni_encoding *c, const dlrni_packed_group *group,
                                     int64_t n, int64_t row, const uint64_t *mask) {
     const dlrn_dictionary *dict = c->dict;
-    const float *threshold = dlrni_thresholds(dict);
+    const float *threshold = c->gate.threshold;
     int32_t feature[DLRNI_SHARE * DLRNI_GROUP];
     float sum[DLRNI_SHARE * DLRNI_GROUP], row_floor = dlrni_row_floor(c, row);
     int64_t d = dict->d_in, count = 0, p = 0, end[DLRNI_SHARE];
@@ -3881,8 +4043,8 @@ DLRNI_INTERNAL int64_t dlrni_pack_groups(const dlrni_encoding *c, dlrni_list *li
         }
         p->packed = scratch + packed * (1 + g);
         p->coef = (float *)(void *)(scratch + packed * (1 + n)) + g * coefs;
-        dlrni_screen_panel(c->screen, c->dict, c->min_floor, p->f0, width, c->width, scratch,
-                           p->packed, p->coef);
+        dlrni_screen_panel(c->screen, c->dict, &c->gate, p->f0, width, c->width, scratch, p->packed,
+                           p->coef);
     }
     return count;
 }
@@ -3924,24 +4086,37 @@ DLRNI_INTERNAL void dlrni_dense_tile(const dlrn_dictionary *dict, const float *x
     k->dots(xc, d, encoder, d, feature, f1 - f0, pre);
 }
 
+/* Drops the entries from `first` on whose size is not above the floor of their row. */
+DLRNI_INTERNAL void dlrni_drop_small(dlrni_list *list, int64_t first, float floor) {
+    int64_t to = first;
+    for (int64_t p = first; p < list->count; p++) {
+        list->key[to] = list->key[p];
+        list->val[to] = list->val[p];
+        to += !(fabsf(list->val[p]) <= floor); /* true for a NaN */
+    }
+    list->count = to;
+}
+
 /* Appends what exceeds the floors in a tile pre [rows][width], whose first row is `first`. Without
    room, the kernel writes to the stack and only its count is used; dlrni_list_room has added a
-   whole group, which is subtracted again. */
+   whole group, which is subtracted again. A selection by size has floors of its own. */
 DLRNI_INTERNAL void dlrni_collect_tile(const dlrni_encoding *c, dlrni_list *list, const float *pre,
                                        int64_t rows, int64_t width, int64_t first, int64_t f0) {
     const dlrni_kernel_table *k = c->dict->ctx->k;
-    const float *bias = c->dict->param[DLRN_ENCODER_BIAS] + f0;
-    const float *threshold = dlrni_thresholds(c->dict);
+    const float *bias = c->dict->param[DLRN_ENCODER_BIAS] + f0, *threshold = c->gate.threshold;
+    const int by_size = dlrni_by_size(c);
     int32_t key[DLRNI_GROUP];
     float val[DLRNI_GROUP];
     if (threshold) threshold += f0;
     for (int64_t i = 0; i < rows; i++, pre += width) {
         int32_t at = (int32_t)((first + i) << DLRNI_GROUP_SHIFT);
-        float row_floor = dlrni_row_floor(c, first + i);
-        if (dlrni_list_room(list, DLRNI_GROUP))
+        int64_t before = list->count;
+        float row_floor = by_size ? c->gate.min_floor : dlrni_row_floor(c, first + i);
+        if (dlrni_list_room(list, DLRNI_GROUP)) {
             list->count += k->collect(pre, bias, threshold, row_floor, width, at,
                                       list->key + list->count, list->val + list->count);
-        else
+            if (by_size) dlrni_drop_small(list, before, dlrni_row_floor(c, first + i));
+        } else
             list->count +=
                 k->collect(pre, bias, threshold, row_floor, width, at, key, val) - DLRNI_GROUP;
     }
@@ -4060,6 +4235,12 @@ DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_encoding *c, int64_
 DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, int64_t n) {
     dlrn_context *ctx = c->dict->ctx;
     int64_t used = c->lists_cap, lists;
+    DLRNI_TRY(dlrni_gating_begin(&c->gate, c->dict, c->unscaled));
+    if (!dlrni_selects(c->dict)) { /* floors of an earlier formula */
+        dlrn_free(ctx, c->floor);
+        c->floor = NULL;
+        c->floor_cap = 0;
+    }
     c->xc = xc;
     c->n = n;
     c->first = -1;
@@ -4205,9 +4386,12 @@ DLRNI_INTERNAL void dlrni_block_fill(const dlrni_encoding *c, int64_t block, con
             /* each row is filled from its start */
             int64_t q = to[dlrni_key_row(list->key[p]) % DLRNI_BLOCK]++;
             col[q] = (int32_t)(g * DLRNI_GROUP + dlrni_key_feature(list->key[p]));
-            val[q] = dlrni_value_of(c->dict, col[q], list->val[p]);
+            val[q] = list->val[p];
         }
     }
+    /* a second pass where values are not pre-activations, so that the first has no branch */
+    for (int64_t q = at[0]; c->gate.scale && q < at[DLRNI_BLOCK]; q++)
+        val[q] = dlrni_value_of(&c->gate, col[q], val[q]);
 }
 
 /* The largest number of entries of a block of rows: how long a slab's arrays must be. */
@@ -4227,7 +4411,8 @@ DLRNI_INTERNAL int64_t dlrni_block_max(const dlrni_encoding *c) {
 
 /* ------------------------------------------------------------------------------------------ */
 // >>select
-/* Top-k: each row keeps its k best entries; among equals, the lower feature. Groups are
+/* Top-k: each row keeps its k best entries; among equals, the lower feature. (By size the best are
+   those with the largest |pre|. Of groups, each keeps its best.) Groups are
    encoded in ascending order, in rounds. After each round the worst of a row's k best so far is a
    floor for the rest: a later feature must exceed it, since an equal one would lose to the lower
    index. So the screen rules out nearly all features that cannot be chosen. The result, a cut for
@@ -4240,6 +4425,11 @@ DLRNI_INTERNAL int dlrni_is_worse(const dlrni_cut *a, const dlrni_cut *b) {
     int nan_a = a->value != a->value, nan_b = b->value != b->value;
     if (nan_a != nan_b) return nan_b;
     return a->value < b->value || (!(a->value > b->value) && a->feature > b->feature);
+}
+
+/* Whether the best of each group is chosen, not the best of a row. */
+DLRNI_INTERNAL int dlrni_by_group(const dlrni_encoding *c) {
+    return c->dict->formula.select == DLRN_SELECT_GROUP_MAX;
 }
 
 /* Restores a heap [n], the worst entry on top, after its top has changed. */
@@ -4281,20 +4471,31 @@ DLRNI_INTERNAL void dlrni_keep_best(dlrni_cut *heap, int32_t *kept, int64_t k, i
     }
 }
 
+/* The same for groups of `width` features: best [k] has a place for each, which starts at 0. */
+DLRNI_INTERNAL void dlrni_keep_group_best(dlrni_cut *best, int64_t width, int32_t feature,
+                                          float value) {
+    dlrni_cut entry = {value, feature}, *to = &best[feature / width];
+    if (dlrni_is_worse(to, &entry)) *to = entry;
+}
+
 /* Task: puts the entries in hand of a block of rows into the rows' heaps. A full heap raises the
    row's floor, also in the screen's units. */
 DLRNI_INTERNAL void dlrni_select_block(void *arg, int64_t block, int worker) {
     dlrni_encoding *c = (dlrni_encoding *)arg;
     int64_t s = block / DLRNI_STRETCH_BLOCKS, b = block % DLRNI_STRETCH_BLOCKS,
             k = c->dict->formula.k;
+    const int by_size = dlrni_by_size(c), by_group = dlrni_by_group(c);
     (void)worker;
     for (int64_t g = c->first; g < c->first + c->wave; g++) {
         const dlrni_list *list = &c->lists[s * c->groups + g];
         for (int32_t p = list->start[b]; p < list->start[b + 1]; p++) {
             int64_t row = dlrni_key_row(list->key[p]);
-            dlrni_keep_best(c->best + row * k, c->kept + row, k,
-                            (int32_t)(g * DLRNI_GROUP + dlrni_key_feature(list->key[p])),
-                            list->val[p]);
+            int32_t feature = (int32_t)(g * DLRNI_GROUP + dlrni_key_feature(list->key[p]));
+            float rank = by_size ? fabsf(list->val[p]) : list->val[p];
+            if (by_group)
+                dlrni_keep_group_best(c->best + row * k, c->dict->features / k, feature, rank);
+            else
+                dlrni_keep_best(c->best + row * k, c->kept + row, k, feature, rank);
         }
     }
     for (int64_t i = block * DLRNI_BLOCK; i < dlrni_min((block + 1) * DLRNI_BLOCK, c->n); i++) {
@@ -4314,7 +4515,17 @@ DLRNI_INTERNAL int dlrni_is_chosen(const dlrni_encoding *c, int64_t row, int32_t
     return c->kept[row] < k || !dlrni_is_worse(&entry, &c->best[row * k]);
 }
 
-/* Task: drops the entries that are not chosen from one list, in place. `count` never overtakes `p`,
+/* Whether an entry of a list stays in the codes: its feature is chosen, and its value is not 0. */
+DLRNI_INTERNAL int dlrni_stays(const dlrni_encoding *c, int64_t row, int32_t feature, float pre) {
+    int64_t k = c->dict->formula.k;
+    if (!(dlrni_value_of(&c->gate, feature, pre) != 0)) return 0;
+    if (!c->cut_known) return 1;
+    if (dlrni_by_group(c))
+        return c->best[row * k + feature / (c->dict->features / k)].feature == feature;
+    return dlrni_is_chosen(c, row, feature, dlrni_by_size(c) ? fabsf(pre) : pre);
+}
+
+/* Task: drops the entries that do not stay from one list, in place. `count` never overtakes `p`,
    so nothing is overwritten before it is read. */
 DLRNI_INTERNAL void dlrni_drop_task(void *arg, int64_t task, int worker) {
     dlrni_encoding *c = (dlrni_encoding *)arg;
@@ -4329,9 +4540,9 @@ DLRNI_INTERNAL void dlrni_drop_task(void *arg, int64_t task, int worker) {
             list->key[count] = list->key[p];
             list->val[count] = list->val[p];
             /* copied first, counted if chosen: no branch */
-            count += dlrni_is_chosen(c, dlrni_key_row(list->key[p]),
-                                     (int32_t)(g * DLRNI_GROUP + dlrni_key_feature(list->key[p])),
-                                     list->val[p]);
+            count += dlrni_stays(c, dlrni_key_row(list->key[p]),
+                                 (int32_t)(g * DLRNI_GROUP + dlrni_key_feature(list->key[p])),
+                                 list->val[p]);
         }
     }
     /* the end of the last block */
@@ -4339,7 +4550,7 @@ DLRNI_INTERNAL void dlrni_drop_task(void *arg, int64_t task, int worker) {
     list->count = count;
 }
 
-/* Empty heaps, floors 0. Memory is O(n k), not O(n F). */
+/* Empty heaps, the gate's floors. Memory is O(n k), not O(n F). */
 DLRNI_INTERNAL dlrn_status dlrni_select_begin(dlrni_encoding *c) {
     dlrn_context *ctx = c->dict->ctx;
     int64_t size;
@@ -4348,10 +4559,15 @@ DLRNI_INTERNAL dlrn_status dlrni_select_begin(dlrni_encoding *c) {
         !DLRNI_GROW(ctx, &c->kept, &c->kept_cap, 0, c->n) ||
         !DLRNI_GROW(ctx, &c->floor, &c->floor_cap, 0, c->n))
         return DLRN_ERR_MEMORY;
+    const dlrni_cut none = {0, INT32_MAX}; /* of a group without a positive feature */
     memset(c->kept, 0, (size_t)c->n * sizeof *c->kept);
-    /* until k entries are found the gate's floor holds, which is 0 */
-    memset(c->floor, 0, (size_t)c->n * sizeof *c->floor);
-    for (int64_t i = 0; i < c->n && c->screen; i++) c->row[i].floor = 0;
+    for (int64_t i = 0; i < size && dlrni_by_group(c); i++) c->best[i] = none;
+    /* until k entries are found the gate's floor holds; a size has no sign, and 0 is not active */
+    const float floor = dlrni_by_size(c) ? 0 : c->gate.min_floor;
+    for (int64_t i = 0; i < c->n; i++) {
+        c->floor[i] = floor;
+        if (c->screen) dlrni_screen_set_floor(c->row + i, dlrni_raises_floors(c->dict) ? floor : 0);
+    }
     return DLRN_OK;
 }
 
@@ -4407,19 +4623,247 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_load(dlrni_encoding *c, int64_t first,
     return DLRN_OK;
 }
 
+/* ---- Selections over codes ----
+   The same selections on finished codes: for those that compare the rows of a whole call (a batch's
+   best, standardised ranks), for gates whose lists do not hold what is compared, and for a
+   dictionary of several parts, whose codes are joined first. A feature without an entry is 0 and
+   takes part: it ranks above a negative one. So the result is that of the dense vectors. */
+
+/* Features are chosen by their rank: the value, or for DLRN_SELECT_ABS_TOP_K its size. */
+typedef struct dlrni_choice {
+    const dlrn_formula *formula;
+    dlrn_sparse *codes;
+    double *mean, *spread; /* [cols] of each feature over the rows; NULL: ranks are values   */
+    uint32_t *key;         /* [cols] ranks of a row                                          */
+    uint32_t cut;          /* chosen: ranks above it, and the first `ties` of those equal    */
+    int64_t ties;
+} dlrni_choice;
+
+enum { DLRNI_KEY_BITS = 11 }; /* looked at in one pass: 2048 counters stay in the first cache */
+#define DLRNI_KEY_ZERO 0x80000000u /* the key of 0 */
+
+/* A number whose order is that of the floats. A NaN comes above all, so that it is chosen and seen;
+   -0 is 0. */
+DLRNI_INTERNAL uint32_t dlrni_rank_key(float rank) {
+    uint32_t bits;
+    if (rank != rank) return UINT32_MAX;
+    if (rank == 0) return DLRNI_KEY_ZERO;
+    memcpy(&bits, &rank, sizeof bits);
+    return bits >> 31 ? ~bits : bits | DLRNI_KEY_ZERO;
+}
+
+/* The rank of a value of feature c. */
+DLRNI_INTERNAL uint32_t dlrni_key_of(const dlrni_choice *j, int64_t c, float value) {
+    float rank = j->mean ? (float)(((double)value - j->mean[c]) / j->spread[c]) : value;
+    return dlrni_rank_key(j->formula->select == DLRN_SELECT_ABS_TOP_K ? fabsf(rank) : rank);
+}
+
+/* Ranks of the row with the entries at .. end, to j->key: of its entries, or of all columns where a
+   0 has a rank of its own. Returns how many; *zeros: columns that are 0 and not among them. */
+DLRNI_INTERNAL int64_t dlrni_row_keys(const dlrni_choice *j, int64_t at, int64_t end,
+                                      int64_t *zeros) {
+    const dlrn_sparse *codes = j->codes;
+    *zeros = j->mean ? 0 : codes->cols - (end - at);
+    for (int64_t p = at; p < end && !j->mean; p++)
+        j->key[p - at] = dlrni_key_of(j, codes->col[p], codes->val[p]);
+    for (int64_t c = 0; c < codes->cols && j->mean; c++) {
+        const int has = at < end && codes->col[at] == c;
+        j->key[c] = dlrni_key_of(j, c, has ? codes->val[at] : 0);
+        at += has;
+    }
+    return j->mean ? codes->cols : end - at;
+}
+
+/* Finds the cut that chooses m features of `rows` rows, whose entries begin at ptr [rows + 1]. The
+   m-th best key is found from its highest bits to its lowest, with one pass over all keys for each
+   part: no sort, and no copy of the keys. With fewer than m, all are chosen. */
+DLRNI_INTERNAL void dlrni_find_choice(dlrni_choice *j, const int64_t *ptr, int64_t rows,
+                                      int64_t m) {
+    int64_t count[1 << DLRNI_KEY_BITS], zeros;
+    uint32_t known = 0; /* the bits of `cut` that are found */
+    j->cut = 0;
+    for (int shift = 32 - DLRNI_KEY_BITS; known != UINT32_MAX;
+         shift = shift > DLRNI_KEY_BITS ? shift - DLRNI_KEY_BITS : 0) {
+        memset(count, 0, sizeof count);
+        for (int64_t i = 0; i < rows; i++) {
+            int64_t n = dlrni_row_keys(j, ptr[i], ptr[i + 1], &zeros);
+            for (int64_t q = 0; q < n; q++)
+                if ((j->key[q] & known) == j->cut) count[(j->key[q] & ~known) >> shift]++;
+            if ((DLRNI_KEY_ZERO & known) == j->cut)
+                count[(DLRNI_KEY_ZERO & ~known) >> shift] += zeros;
+        }
+        uint32_t part = UINT32_MAX & ~known;
+        part >>= shift;
+        for (; part > 0 && count[part] < m; part--) m -= count[part];
+        j->cut |= part << shift;
+        known = shift ? UINT32_MAX << shift : UINT32_MAX;
+    }
+    j->ties = m;
+}
+
+/* Moves the chosen entries of the row at .. end to `to` and after; returns where they end. An entry
+   of 0 is not active. */
+DLRNI_INTERNAL int64_t dlrni_keep_chosen(dlrni_choice *j, int64_t at, int64_t end, int64_t to) {
+    dlrn_sparse *codes = j->codes;
+    int64_t zeros, n = dlrni_row_keys(j, at, end, &zeros);
+    for (int64_t q = 0; q < n; q++) {
+        int chosen = j->key[q] > j->cut || (j->key[q] == j->cut && j->ties-- > 0);
+        /* ranks of all columns: one without an entry may be chosen, and stays 0 */
+        if (j->mean && (at == end || codes->col[at] != q)) continue;
+        if (chosen && codes->val[at] != 0) {
+            codes->col[to] = codes->col[at];
+            codes->val[to++] = codes->val[at];
+        }
+        at++;
+    }
+    return to;
+}
+
+/* The same for DLRN_SELECT_GROUP_MAX: of each group of `width` columns the best entry, if it is
+   positive. */
+DLRNI_INTERNAL int64_t dlrni_keep_group_max(dlrn_sparse *codes, int64_t at, int64_t end, int64_t to,
+                                            int64_t width) {
+    const int64_t start = to;
+    for (; at < end; at++) {
+        const dlrni_cut entry = {codes->val[at], codes->col[at]};
+        if (entry.value <= 0) continue;
+        if (to > start && codes->col[to - 1] / width == entry.feature / width) {
+            const dlrni_cut best = {codes->val[to - 1], codes->col[to - 1]};
+            if (!dlrni_is_worse(&best, &entry)) continue;
+            to--; /* the group's better entry takes the place */
+        }
+        codes->col[to] = entry.feature;
+        codes->val[to++] = entry.value;
+    }
+    return to;
+}
+
+/* Mean and deviation of each feature over all rows, as decode-clt has them: unbiased, plus 1e-6.
+   Columns without an entry count as 0. A single row has no deviation: its ranks are its values. */
+DLRNI_INTERNAL void dlrni_standardise(dlrni_choice *j) {
+    const dlrn_sparse *codes = j->codes;
+    const int64_t cols = codes->cols, nnz = codes->row_ptr[codes->rows];
+    const double n = (double)codes->rows;
+    for (int64_t c = 0; c < cols; c++) j->mean[c] = 0, j->spread[c] = n > 1 ? 0 : 1;
+    if (!(n > 1)) return;
+    for (int64_t p = 0; p < nnz; p++) {
+        j->mean[codes->col[p]] += (double)codes->val[p] / n;
+        j->spread[codes->col[p]]++; /* entries, for now */
+    }
+    /* what the zeros add to the sum of squares */
+    for (int64_t c = 0; c < cols; c++) j->spread[c] = (n - j->spread[c]) * j->mean[c] * j->mean[c];
+    for (int64_t p = 0; p < nnz; p++) {
+        double off = (double)codes->val[p] - j->mean[codes->col[p]];
+        j->spread[codes->col[p]] += off * off;
+    }
+    for (int64_t c = 0; c < cols; c++) j->spread[c] = sqrt(j->spread[c] / (n - 1)) + 1e-6;
+}
+
+/* A selection keeps one feature of a row at least, and all at most; groups have one size. */
+DLRNI_INTERNAL dlrn_status dlrni_check_select(dlrn_context *ctx, const dlrn_formula *formula,
+                                              int64_t features) {
+    if (formula->select == DLRN_SELECT_ALL) return DLRN_OK;
+    DLRNI_TRY(dlrni_check_k(ctx, formula->k, features));
+    if (formula->select == DLRN_SELECT_GROUP_MAX && features % formula->k)
+        return dlrn_fail(
+            ctx, DLRN_ERR_ARGUMENT,
+            "k: expected a divisor of %lld, the number of features, found %lld: groups "
+            "have one size",
+            (long long)features, (long long)formula->k);
+    if (formula->select == DLRN_SELECT_GROUP_MAX && formula->standardise)
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                         "standardise: expected a selection by rank, found group_max");
+    return DLRN_OK;
+}
+
+/* What the loops rely on. A caller may have set the formula or a parameter. */
+DLRNI_INTERNAL dlrn_status dlrni_check_formula(const dlrn_dictionary *dict) {
+    const dlrn_formula *f = &dict->formula;
+    DLRNI_TRY(dlrni_check_select(dict->ctx, f, dict->features));
+    if (f->normalise &&
+        (dict->layers < 1 || dict->d_in % dict->layers || dict->d_out % dict->layers))
+        return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
+                         "layers: expected a divisor of d_in %lld and of d_out %lld, found %lld",
+                         (long long)dict->d_in, (long long)dict->d_out, (long long)dict->layers);
+    return DLRN_OK;
+}
+
+/* Applies a formula's selection to the codes of all rows of a call, in place. The codes hold the
+   values of the gate before DLRN_LOG_SCALE (dlrni_encode_unscaled), with columns that ascend; of
+   several parts, those of all parts. Entries of 0 are dropped. Takes O(cols) memory. */
+DLRNI_INTERNAL dlrn_status dlrni_select_codes(dlrn_context *ctx, const dlrn_formula *formula,
+                                              dlrn_sparse *codes) {
+    dlrni_choice j = {formula, codes, NULL, NULL, NULL, 0, 0};
+    const int64_t cols = codes->cols, rows = codes->rows;
+    const int whole = formula->select == DLRN_SELECT_BATCH_TOP_K;
+    int64_t m = formula->k, at = 0, to = 0;
+    if (formula->select == DLRN_SELECT_ALL || rows == 0) return DLRN_OK;
+    DLRNI_TRY(dlrni_check_select(ctx, formula, cols));
+    if (whole && !dlrni_mul(m, rows, &m)) m = INT64_MAX;
+    j.key = DLRNI_NEW(ctx, uint32_t, cols);
+    double *stats = formula->standardise ? DLRNI_NEW(ctx, double, 2 * cols) : NULL;
+    if (!j.key || (formula->standardise && !stats)) {
+        dlrn_free(ctx, j.key);
+        dlrn_free(ctx, stats);
+        return DLRN_ERR_MEMORY;
+    }
+    if (stats) {
+        j.mean = stats;
+        j.spread = stats + cols;
+        dlrni_standardise(&j);
+    }
+    if (whole) dlrni_find_choice(&j, codes->row_ptr, rows, m);
+    for (int64_t i = 0; i < rows; i++) {
+        const int64_t row[2] = {at, codes->row_ptr[i + 1]};
+        if (formula->select == DLRN_SELECT_GROUP_MAX)
+            to = dlrni_keep_group_max(codes, at, row[1], to, cols / formula->k);
+        else {
+            if (!whole) dlrni_find_choice(&j, row, 1, m);
+            to = dlrni_keep_chosen(&j, at, row[1], to);
+        }
+        at = row[1];
+        codes->row_ptr[i + 1] = to;
+    }
+    dlrn_free(ctx, j.key);
+    dlrn_free(ctx, stats);
+    return DLRN_OK;
+}
+
 /* ------------------------------------------------------------------------------------------ */
 // >>decode
-/* x_hat = scale_out (sum of the atoms of the active features + bias + skip x). Only the atoms of
-   active features are read. The order of the sum is fixed: the bias first, then the atoms by
-   feature, then the skip. */
+/* x_hat = scale_out (sum of the atoms of the active features + bias + skip z), and then what was done
+   to normalise x is undone. Only the atoms of active features are read. The order of the sum is
+   fixed: the bias first, then the atoms by feature, then the skip. */
 
 /* Rows to decode, one task each. */
 typedef struct dlrni_decode_job {
     const dlrn_dictionary *dict;
     const dlrn_sparse *codes;
-    const float *x; /* [rows][d_in], or NULL: no skip */
-    float *x_hat;   /* [rows][d_out]                  */
+    const float *x; /* [rows][d_in], or NULL: nothing depends on x                        */
+    const float *z; /* [rows][d_in] what the skip multiplies, times z_scale; NULL: no skip */
+    float z_scale;
+    float *x_hat; /* [rows][d_out] */
 } dlrni_decode_job;
+
+/* x_hat [d_out] of x [d_in], as if x had not been normalised: layer by layer, as in the input. */
+DLRNI_INTERNAL void dlrni_undo_normalise(const dlrn_dictionary *dict, const float *x,
+                                         float *x_hat) {
+    const int64_t in = dict->d_in / dict->layers, out = dict->d_out / dict->layers;
+    for (int64_t layer = 0; layer < dict->layers; layer++, x += in, x_hat += out) {
+        const dlrni_measure m = dlrni_measure_of(dict, x, in);
+        dict->ctx->k->scale(x_hat, (float)m.out, out);
+        for (int64_t o = 0; o < out; o++) x_hat[o] += m.mean;
+    }
+}
+
+/* The atoms of codes' row i, added to x_hat [d_out]. */
+DLRNI_INTERNAL void dlrni_add_atoms(const dlrn_dictionary *dict, const dlrn_sparse *c, int64_t i,
+                                    float *x_hat) {
+    int64_t at = c->row_ptr[i], n = c->row_ptr[i + 1] - at, d = dict->d_out;
+    if (n)
+        dict->ctx->k->gather_axpy(x_hat, d, dict->param[DLRN_DECODER], d, c->col + at, c->val + at,
+                                  n);
+}
 
 /* Task: one row. Tasks write disjoint rows and read shared atoms. */
 DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t i, int worker) {
@@ -4427,43 +4871,56 @@ DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t i, int worker) {
     const dlrn_dictionary *dict = j->dict;
     const dlrni_kernel_table *k = dict->ctx->k;
     const dlrn_sparse *c = j->codes;
-    int64_t at = c->row_ptr[i], n = c->row_ptr[i + 1] - at, d = dict->d_out;
+    int64_t d = dict->d_out;
     float *x_hat = j->x_hat + i * d, scale = (float)dict->formula.scale_out;
     (void)worker;
     if (!dict->param[DLRN_DECODER]) { /* an identity */
         /* its features are the numbers of x: put them back */
         memset(x_hat, 0, (size_t)d * sizeof *x_hat);
-        for (int64_t p = at; p < at + n; p++) x_hat[c->col[p]] = c->val[p];
-        return;
+        for (int64_t p = c->row_ptr[i]; p < c->row_ptr[i + 1]; p++) x_hat[c->col[p]] = c->val[p];
+    } else {
+        /* the sum starts with the bias: no separate pass to add it */
+        memcpy(x_hat, dict->param[DLRN_OUTPUT_BIAS], (size_t)d * sizeof *x_hat);
+        dlrni_add_atoms(dict, c, i, x_hat);
+        for (int64_t o = 0; j->z && o < dict->skip_rows; o++)
+            x_hat[o] += j->z_scale * k->dot(dict->param[DLRN_SKIP] + o * dict->d_in,
+                                            j->z + i * dict->d_in, dict->d_in);
+        /* not `scale != 1`: compilers warn of comparing floats */
+        if (scale < 1 || scale > 1) k->scale(x_hat, scale, d);
     }
-    /* the sum starts with the bias: no separate pass to add it */
-    memcpy(x_hat, dict->param[DLRN_OUTPUT_BIAS], (size_t)d * sizeof *x_hat);
-    if (n) k->gather_axpy(x_hat, d, dict->param[DLRN_DECODER], d, c->col + at, c->val + at, n);
-    for (int64_t o = 0; j->x && o < d; o++)
-        x_hat[o] += (float)dict->formula.scale_in * k->dot(dict->param[DLRN_SKIP] + o * dict->d_in,
-                                                           j->x + i * dict->d_in, dict->d_in);
-    /* not `scale != 1`: compilers warn of comparing floats */
-    if (scale < 1 || scale > 1) k->scale(x_hat, scale, d);
+    if (j->x && dict->formula.normalise) dlrni_undo_normalise(dict, j->x + i * dict->d_in, x_hat);
 }
 
 /* x_hat [rows][d_out] from codes whose indices are known to be in range: they were made here, or
-   have been checked. x [rows][d_in] is read if there is a skip. */
+   have been checked. x [rows][d_in] is read if there is a skip or a normalisation; z [rows][d_in]
+   holds the normalised rows if there are both (dlrni_needs_z); otherwise NULL. */
 DLRNI_INTERNAL void dlrni_decode_rows(const dlrn_dictionary *dict, const dlrn_sparse *codes,
-                                      const float *x, float *x_hat) {
-    dlrni_decode_job job = {dict, codes, dict->param[DLRN_SKIP] ? x : NULL, x_hat};
+                                      const float *x, const float *z, float *x_hat) {
+    dlrni_decode_job job = {dict, codes, x, z, 1, x_hat};
+    if (!z) {
+        job.z = dict->param[DLRN_SKIP] ? x : NULL;
+        job.z_scale = (float)dict->formula.scale_in;
+    }
     /* an estimate of the work: atoms added, and one row written */
     dlrni_parallel_for(dict->ctx, codes->rows,
                        dlrni_ns(codes->row_ptr[codes->rows] / 16 + codes->rows, dict->d_out),
                        dlrni_decode_task, &job);
 }
 
-/* With a skip, the output also depends on x, which codes do not hold. */
+/* Whether decoding needs the normalised rows themselves: a skip multiplies them. */
+DLRNI_INTERNAL int dlrni_needs_z(const dlrn_dictionary *dict) {
+    return dict->param[DLRN_SKIP] && dict->formula.normalise;
+}
+
+/* With a skip or normalised rows, the output also depends on x, which codes do not hold. */
 DLRNI_INTERNAL dlrn_status dlrni_check_decodes(const dlrn_dictionary *dict) {
-    if (!dict->param[DLRN_SKIP]) return DLRN_OK;
+    if (!dict->param[DLRN_SKIP] && !dict->formula.normalise) return DLRN_OK;
     return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
-                     "decode: this %s adds a linear map of x to its output: call "
-                     "dlrn_encoder_run, which has x",
-                     dict->family);
+                     "decode: this %s %s: call dlrn_encoder_run, "
+                     "which has x",
+                     dict->family,
+                     dict->param[DLRN_SKIP] ? "adds a linear map of x to its output"
+                                            : "normalises x, and undoes that on its output");
 }
 
 /* Codes come from the caller or from a file: an index out of range would read out of bounds. */
@@ -4479,7 +4936,7 @@ DLRN_API dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict, const dlrn_
     for (int64_t p = 0; p < codes->row_ptr[codes->rows]; p++)
         DLRNI_REQUIRE(dict->ctx, codes->col[p] >= 0 && codes->col[p] < codes->cols,
                       "a feature index is out of range");
-    dlrni_decode_rows(dict, codes, NULL, x_hat);
+    dlrni_decode_rows(dict, codes, NULL, NULL, x_hat);
     return DLRN_OK;
 }
 
@@ -4498,7 +4955,7 @@ DLRN_API dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, in
         s = dlrni_sparse_begin(dict->ctx, &codes, F);
         /* skips zeros, keeps NaN */
         if (s == DLRN_OK) s = dlrni_sparse_append(dict->ctx, &codes, f + i * F, rows);
-        if (s == DLRN_OK) dlrni_decode_rows(dict, &codes, NULL, x_hat + i * dict->d_out);
+        if (s == DLRN_OK) dlrni_decode_rows(dict, &codes, NULL, NULL, x_hat + i * dict->d_out);
     }
     dlrn_sparse_free(&codes);
     return s;
@@ -4522,8 +4979,9 @@ struct dlrn_encoder {
     dlrni_prepared *prepared; /* or NULL                                                  */
     float *xc;                /* [rows][d_in]                                             */
     float *f;                 /* [few rows][F], for few rows when f is not requested      */
-    dlrn_sparse codes;        /* when x_hat alone is requested                            */
-    int64_t xc_cap, f_cap;
+    float *z;                 /* [rows][d_in] normalised rows, for a skip (dlrni_needs_z) */
+    dlrn_sparse codes;        /* when the caller wants none, but x_hat or a selection     */
+    int64_t xc_cap, f_cap, z_cap;
     dlrni_cut *heap; /* [k], for few rows */
     int64_t heap_cap;
 };
@@ -4548,6 +5006,7 @@ DLRNI_INTERNAL void dlrni_encoder_clear(dlrn_encoder *e) {
     dlrn_free(ctx, e->prepared);
     dlrn_free(ctx, e->xc);
     dlrn_free(ctx, e->f);
+    dlrn_free(ctx, e->z);
     dlrn_free(ctx, e->heap);
 }
 
@@ -4565,7 +5024,9 @@ DLRN_API dlrn_status dlrn_encoder_prepare(dlrn_encoder *e) {
     e->c.ready = NULL;
     e->version = e->dict->version;
     e->wanted = 1;
-    return dlrni_prepare_panels(e->dict, &e->prepared);
+    e->prepared = NULL;
+    DLRNI_TRY(dlrni_gating_begin(&e->c.gate, e->dict, e->c.unscaled));
+    return dlrni_prepare_panels(e->dict, &e->c.gate, &e->prepared);
 }
 
 /* One batch of rows on its way to the caller: f [n][F], and codes from row `first` on; either may
@@ -4593,7 +5054,7 @@ DLRNI_INTERNAL void dlrni_spread_block(void *arg, int64_t block, int worker) {
         for (int32_t p = list->start[b]; p < list->start[b + 1]; p++) {
             int64_t feature = g * DLRNI_GROUP + dlrni_key_feature(list->key[p]);
             j->f[dlrni_key_row(list->key[p]) * F + feature] =
-                dlrni_value_of(c->dict, feature, list->val[p]);
+                dlrni_value_of(&c->gate, feature, list->val[p]);
         }
     }
 }
@@ -4650,14 +5111,13 @@ DLRNI_INTERNAL void dlrni_few_dense(void *arg, int64_t group, int worker) {
     const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
     const dlrni_encoding *c = &j->e->c;
     const dlrn_dictionary *dict = c->dict;
-    const float *threshold = dlrni_thresholds(dict);
     int64_t f0 = group * DLRNI_GROUP, f1 = f0 + dlrni_group_width(c, group), F = dict->features;
     (void)worker;
     dlrni_dense_tile(dict, c->xc, c->n, f0, f1, j->f + f0, F);
     for (int64_t i = 0; i < c->n; i++)
         for (int64_t q = f0; q < f1; q++) {
             float pre = j->f[i * F + q] + dict->param[DLRN_ENCODER_BIAS][q];
-            j->f[i * F + q] = dlrni_gate_value(dict, threshold, q, pre);
+            j->f[i * F + q] = dlrni_gate_value(&c->gate, q, pre);
         }
 }
 
@@ -4667,7 +5127,6 @@ DLRNI_INTERNAL void dlrni_few_screened(void *arg, int64_t group, int worker) {
     const dlrni_encode_job *j = (const dlrni_encode_job *)arg;
     const dlrni_encoding *c = &j->e->c;
     const dlrn_dictionary *dict = c->dict;
-    const float *threshold = dlrni_thresholds(dict);
     const int64_t d = dict->d_in, f0 = group * DLRNI_GROUP, width = dlrni_group_width(c, group);
     const unsigned char *panel = c->ready->panels + group * DLRNI_GROUP * c->width;
     const float *coef = c->ready->coef + group * DLRNI_SCREEN_TERMS * DLRNI_GROUP;
@@ -4687,7 +5146,7 @@ DLRNI_INTERNAL void dlrni_few_screened(void *arg, int64_t group, int worker) {
         memset(f + f0, 0, (size_t)width * sizeof *f);
         for (int64_t p = 0; p < n; p++) {
             float pre = sum[p] + dict->param[DLRN_ENCODER_BIAS][feature[p]];
-            f[feature[p]] = dlrni_gate_value(dict, threshold, feature[p], pre);
+            f[feature[p]] = dlrni_gate_value(&c->gate, feature[p], pre);
         }
     }
 }
@@ -4709,6 +5168,12 @@ DLRNI_INTERNAL void dlrni_few_select(const dlrn_dictionary *dict, float *f, int6
     }
 }
 
+/* Whether few rows may do without lists: what is not selected later is all that the gate lets pass,
+   or the largest of positive pre-activations. */
+DLRNI_INTERNAL int dlrni_few_suffices(const dlrn_dictionary *dict) {
+    return !dlrni_selects(dict) || (dlrni_raises_floors(dict) && !dict->param[DLRN_LOG_SCALE]);
+}
+
 /* n < DLRNI_SCREEN_MIN rows through all stages. f [n][F] is the caller's, or the encoder's if only
    codes are wanted. The screen is used if its panels are prepared: then it costs nothing to set
    up. */
@@ -4723,6 +5188,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
         !DLRNI_GROW(ctx, &e->heap, &e->heap_cap, 0, heap) ||
         (!f && !DLRNI_GROW(ctx, &e->f, &e->f_cap, 0, n * dict->features)))
         return DLRN_ERR_MEMORY;
+    DLRNI_TRY(dlrni_gating_begin(&c->gate, dict, c->unscaled));
     /* dense in any case: selection and codes start from it */
     if (!f) j->f = e->f;
     /* the caller's x is not written to */
@@ -4760,6 +5226,11 @@ DLRNI_INTERNAL int64_t dlrni_rows_at_once(const dlrni_encoding *c, int64_t left)
     return dlrni_min(left, dlrni_max(rows, DLRNI_BLOCK));
 }
 
+/* Whether lists may hold entries of value 0, which are not active. */
+DLRNI_INTERNAL int dlrni_may_list_zeros(const dlrni_encoding *c) {
+    return c->gate.min_floor < 0 || (c->gate.scale && !c->gate.bias);
+}
+
 /* Rows x [n][d_in], at most a stretch, through all stages. All groups are one wave: the lists of a
    stretch fit into memory. */
 DLRNI_INTERNAL dlrn_status dlrni_encode_stretch(dlrni_encode_job *j, const float *x, int64_t n) {
@@ -4770,12 +5241,39 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_stretch(dlrni_encode_job *j, const float
     c->ready = e->prepared;
     DLRNI_TRY(dlrni_encoding_begin(c, e->xc, n));
     DLRNI_TRY(dlrni_encoding_load(c, 0, c->groups, INT64_MAX));
+    /* a signed gate passes zeros, and a small scale may make one */
+    if (!dlrni_selects(e->dict) && dlrni_may_list_zeros(c))
+        dlrn_parallel_for(ctx, c->stretches * c->wave, dlrni_drop_task, c);
     /* learned before an error of the caller's memory can end the call */
     dlrni_encoding_learn(c, dlrni_wave_entries(c), dlrni_wave_candidates(c));
     if (j->codes) DLRNI_TRY(dlrni_append_codes(j));
     if (j->f)
         dlrni_parallel_for(ctx, dlrni_ceil_div(n, DLRNI_BLOCK), dlrni_ns(n, e->dict->features),
                            dlrni_spread_block, j);
+    return DLRN_OK;
+}
+
+/* ---- Families with an encoder of their own: dense in f, a block of rows at a time ---- */
+
+/* Rows x [n][d_in]: the family's block computes all features of a few rows; gate and codes follow
+   as for others. The selection comes after all rows (dlrni_selects_late). */
+DLRNI_INTERNAL dlrn_status dlrni_encode_own(dlrni_encode_job *j, const float *x, int64_t n) {
+    dlrn_encoder *e = j->e;
+    const dlrn_dictionary *dict = e->dict;
+    const int64_t F = dict->features, block = dlrni_min(n, DLRNI_BLOCK);
+    dlrni_gating *gate = &e->c.gate;
+    if (!DLRNI_GROW(dict->ctx, &e->xc, &e->xc_cap, 0, block * dict->d_in) ||
+        (!j->f && !DLRNI_GROW(dict->ctx, &e->f, &e->f_cap, 0, block * F)))
+        return DLRN_ERR_MEMORY;
+    DLRNI_TRY(dlrni_gating_begin(gate, dict, e->c.unscaled));
+    for (int64_t i = 0; i < n; i += block) {
+        const int64_t rows = dlrni_min(block, n - i);
+        float *f = j->f ? j->f + i * F : e->f;
+        dlrni_input(dict, x + i * dict->d_in, rows, e->xc);
+        DLRNI_TRY(dlrni_own_encode(dict)(dict, e->xc, rows, f));
+        for (int64_t p = 0; p < rows * F; p++) f[p] = dlrni_gate_value(gate, p % F, f[p]);
+        if (j->codes) DLRNI_TRY(dlrni_sparse_append(dict->ctx, j->codes, f, rows));
+    }
     return DLRN_OK;
 }
 
@@ -4787,7 +5285,8 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_rows(dlrn_encoder *e, const float *x, in
     int64_t rows;
     /* codes are empty then, f and x_hat stay as they are */
     if (n == 0) return DLRN_OK;
-    if (n < DLRNI_SCREEN_MIN) return dlrni_encode_few(&j, x, n);
+    if (dlrni_own_encode(dict)) return dlrni_encode_own(&j, x, n);
+    if (n < DLRNI_SCREEN_MIN && dlrni_few_suffices(dict)) return dlrni_encode_few(&j, x, n);
     /* one stretch of input is held, however many rows come */
     if (!DLRNI_GROW(dict->ctx, &e->xc, &e->xc_cap, 0, dlrni_min(n, DLRNI_STRETCH) * dict->d_in))
         return DLRN_ERR_MEMORY;
@@ -4801,18 +5300,84 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_rows(dlrn_encoder *e, const float *x, in
     return DLRN_OK;
 }
 
+/* Multiplies the codes by exp(LOG_SCALE), where a selection came before it: the columns feature_at
+   .. feature_at + F, which are this dictionary's. Products of 0 are dropped. */
+DLRNI_INTERNAL void dlrni_scale_codes(const dlrn_dictionary *dict, int64_t feature_at,
+                                      dlrn_sparse *codes) {
+    const float *log_scale = dict->param[DLRN_LOG_SCALE];
+    int64_t to = 0, p = 0;
+    if (!log_scale || dict->formula.gate == DLRN_GATE_GATED) return; /* gated: in the value */
+    for (int64_t i = 0; i < codes->rows; i++) {
+        for (const int64_t end = codes->row_ptr[i + 1]; p < end; p++) {
+            int64_t feature = codes->col[p] - feature_at;
+            float value = codes->val[p];
+            if (feature >= 0 && feature < dict->features)
+                value *= (float)exp((double)log_scale[feature]);
+            codes->col[to] = codes->col[p];
+            codes->val[to] = value;
+            to += value != 0;
+        }
+        codes->row_ptr[i + 1] = to;
+    }
+}
+
+/* f [rows][F] = the codes. */
+DLRNI_INTERNAL void dlrni_spread_codes(const dlrn_sparse *codes, float *f) {
+    memset(f, 0, (size_t)(codes->rows * codes->cols) * sizeof *f);
+    for (int64_t i = 0; i < codes->rows; i++)
+        for (int64_t p = codes->row_ptr[i]; p < codes->row_ptr[i + 1]; p++)
+            f[i * codes->cols + codes->col[p]] = codes->val[p];
+}
+
+/* Codes of x [n][d_in] after the dictionary's own selection, but before LOG_SCALE: what a selection
+   over several parts compares. dlrni_scale_codes comes after it. */
+DLRNI_INTERNAL dlrn_status dlrni_encode_unscaled(dlrn_encoder *e, const float *x, int64_t n,
+                                                 dlrn_sparse *codes) {
+    const dlrn_dictionary *dict = e->dict;
+    DLRNI_TRY(dlrni_check_formula(dict));
+    /* panels of old weights would be wrong */
+    if (e->wanted && e->version != dict->version) DLRNI_TRY(dlrn_encoder_prepare(e));
+    DLRNI_TRY(dlrni_sparse_begin(dict->ctx, codes, dict->features));
+    e->c.unscaled = 1;
+    dlrn_status s = dlrni_encode_rows(e, x, n, NULL, codes);
+    e->c.unscaled = 0;
+    if (s != DLRN_OK || !dlrni_selects_late(dict)) return s;
+    return dlrni_select_codes(dict->ctx, &dict->formula, codes);
+}
+
+/* Codes and f, either of which may be NULL. */
+DLRNI_INTERNAL dlrn_status dlrni_encode_call(dlrn_encoder *e, const float *x, int64_t n, float *f,
+                                             dlrn_sparse *codes) {
+    const dlrn_dictionary *dict = e->dict;
+    DLRNI_TRY(dlrni_check_formula(dict));
+    /* panels of old weights would be wrong */
+    if (e->wanted && e->version != dict->version) DLRNI_TRY(dlrn_encoder_prepare(e));
+    if (dlrni_selects_late(dict)) {
+        if (!codes) codes = &e->codes;
+        DLRNI_TRY(dlrni_encode_unscaled(e, x, n, codes));
+        dlrni_scale_codes(dict, 0, codes);
+        if (f) dlrni_spread_codes(codes, f);
+        return DLRN_OK;
+    }
+    /* empties them; their memory is reused */
+    if (codes) DLRNI_TRY(dlrni_sparse_begin(dict->ctx, codes, dict->features));
+    return dlrni_encode_rows(e, x, n, f, codes);
+}
+
 /* x_hat is decoded from codes, so without codes from the caller the encoder's own take them. */
 DLRN_API dlrn_status dlrn_encoder_run(dlrn_encoder *e, const float *x, int64_t n, float *f,
                                       dlrn_sparse *codes, float *x_hat) {
     const dlrn_dictionary *dict = e->dict;
     DLRNI_REQUIRE(dict->ctx, n >= 0, "n must not be negative");
-    /* panels of old weights would be wrong */
-    if (e->wanted && e->version != dict->version) DLRNI_TRY(dlrn_encoder_prepare(e));
     if (x_hat && !codes) codes = &e->codes;
-    /* empties them; their memory is reused */
-    if (codes) DLRNI_TRY(dlrni_sparse_begin(dict->ctx, codes, dict->features));
-    DLRNI_TRY(dlrni_encode_rows(e, x, n, f, codes));
-    if (x_hat) dlrni_decode_rows(dict, codes, x, x_hat);
+    DLRNI_TRY(dlrni_encode_call(e, x, n, f, codes));
+    if (!x_hat) return DLRN_OK;
+    const int needs_z = dlrni_needs_z(dict);
+    if (needs_z) {
+        if (!DLRNI_GROW(dict->ctx, &e->z, &e->z_cap, 0, n * dict->d_in)) return DLRN_ERR_MEMORY;
+        dlrni_input_less(dict, x, NULL, n, e->z);
+    }
+    dlrni_decode_rows(dict, codes, x, needs_z ? e->z : NULL, x_hat);
     return DLRN_OK;
 }
 
@@ -16241,7 +16806,7 @@ DLRNI_INTERNAL dlrn_status dlrni_sample_buffer(dlrn_trainer *t, int64_t want, dl
 
 /* xc [d_in] = what the encoder sees of the row x [d_in]: the same code as in a batch. */
 DLRNI_INTERNAL void dlrni_input_row(const dlrn_dictionary *dict, const float *x, float *xc) {
-    dlrni_input_job job = {dict, x, xc, 1};
+    dlrni_input_job job = {dict, x, dlrni_center_of(dict), xc, 1};
     dlrni_input_block(&job, 0, 0);
 }
 
@@ -16628,7 +17193,7 @@ DLRNI_INTERNAL void dlrni_update_view(dlrn_trainer *t) {
         w->lowered[f] = t->dict->param[DLRN_THRESHOLD][f] - (float)(t->cfg.bandwidth / 2);
     w->view.param[DLRN_THRESHOLD] = w->lowered;
     /* lists usually end at 0 */
-    w->codes.min_floor = -INFINITY;
+    w->view.formula.gate = DLRN_GATE_JUMP_SIGNED;
 }
 
 /* The losses of a batch at the present weights. Changes only the work space, so that a failed step
