@@ -10777,7 +10777,8 @@ typedef struct dlrni_library {
     /* The class, from the config or from texts in the file; *name NULL: not stated. NULL: tensors
        alone tell the class. */
     dlrn_status (*class_of)(struct dlrni_loading *l, const char **name);
-    int needs_config; /* 1: without its config a file is refused */
+    const char *class_key; /* where the class stands, for errors */
+    int needs_config;      /* 1: without its config a file is refused */
 } dlrni_library;
 
 enum { DLRNI_PREFIX_MAX = 256 }; /* with its 0; wrapped modules and nested dicts use far less */
@@ -10909,7 +10910,7 @@ DLRNI_INTERNAL double dlrni_atom_norm(const dlrn_dictionary *dict, int64_t j) {
     return sqrt(sum);
 }
 
-DLRNI_INTERNAL void dlrni_scale_row(float *row, int64_t n, double scale) {
+DLRNI_INTERNAL void dlrni_scale_numbers(float *row, int64_t n, double scale) {
     for (int64_t i = 0; i < n; i++) row[i] = (float)((double)row[i] * scale);
 }
 
@@ -10935,14 +10936,14 @@ DLRNI_INTERNAL dlrn_status dlrni_fold_norm_into_encoder(dlrn_dictionary *dict, i
     if (keep) DLRNI_TRY(dlrni_param_alloc(dict, DLRN_LOG_SCALE));
     for (int64_t j = 0; j < dict->features; j++) {
         double norm = dlrni_atom_norm(dict, j);
-        dlrni_scale_row(dict->param[DLRN_ENCODER] + j * dict->d_in, dict->d_in, norm);
-        dlrni_scale_row(dict->param[DLRN_ENCODER_BIAS] + j, 1, norm);
+        dlrni_scale_numbers(dict->param[DLRN_ENCODER] + j * dict->d_in, dict->d_in, norm);
+        dlrni_scale_numbers(dict->param[DLRN_ENCODER_BIAS] + j, 1, norm);
         /* an atom of norm 0 adds nothing, whatever its feature is */
         if (!(norm > 0)) norm = 1;
         if (keep)
             dict->param[DLRN_LOG_SCALE][j] = (float)-log(norm);
         else
-            dlrni_scale_row(dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out, 1 / norm);
+            dlrni_scale_numbers(dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out, 1 / norm);
     }
     return DLRN_OK;
 }
@@ -11103,8 +11104,8 @@ DLRNI_INTERNAL dlrn_status dlrni_saelens_factor(dlrni_loading *l, dlrn_dictionar
                                           : "false, as there is no tensor scaling_factor",
                                    wanted ? "true" : "false");
     for (int64_t j = 0; factor && j < dict->features; j++)
-        dlrni_scale_row(dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out,
-                        (double)factor[j]);
+        dlrni_scale_numbers(dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out,
+                            (double)factor[j]);
     return DLRN_OK;
 }
 
@@ -11315,12 +11316,14 @@ static const dlrni_layout dlrni_openai_rows[] = {
 /* ---- Gemma Scope ---- params.npz of 2024, and params.safetensors of Gemma Scope 2. Nothing is
    subtracted from x. */
 
-/* The dictionary of embeddings is for rows times sqrt(d), its path says so. */
+/* The dictionary of embeddings was trained on rows divided by sqrt(d); its path says so. */
 DLRNI_INTERNAL dlrn_status dlrni_finish_gemma(dlrni_loading *l, dlrn_dictionary *dict) {
     if (!strstr(l->a->path, "embedding/")) return DLRN_OK;
-    dict->formula.scale_in = 1 / sqrt((double)dict->d_in);
-    dict->formula.scale_out = sqrt((double)dict->d_in);
-    dlrni_say(dict, "its path says embedding: rows are divided by sqrt(d), as its publisher does");
+    const double root = sqrt((double)dict->d_in);
+    dlrni_scale_numbers(dict->param[DLRN_ENCODER], dict->features * dict->d_in, 1 / root);
+    dlrni_scale_numbers(dict->param[DLRN_DECODER], dict->features * dict->d_out, root);
+    dlrni_say(dict,
+              "its path says embedding: weights are scaled by sqrt(d), as its publisher does");
     return DLRN_OK;
 }
 
@@ -11574,8 +11577,8 @@ static const dlrni_layout dlrni_goodfire_rows[] = {
 DLRNI_INTERNAL dlrn_status dlrni_finish_e2e(dlrni_loading *l, dlrn_dictionary *dict) {
     (void)l;
     for (int64_t j = 0; j < dict->features; j++)
-        dlrni_scale_row(dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out,
-                        1 / fmax(dlrni_atom_norm(dict, j), 1e-12));
+        dlrni_scale_numbers(dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out,
+                            1 / fmax(dlrni_atom_norm(dict, j), 1e-12));
     return DLRN_OK;
 }
 
@@ -11599,8 +11602,8 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_overcomplete(dlrni_loading *l, dlrn_dict
     const float *factor = l->extra[DLRNI_FACTOR - DLRNI_IS_EXTRA];
     float *threshold = dict->param[DLRN_THRESHOLD];
     for (int64_t j = 0; j < dict->features; j++) {
-        dlrni_scale_row(dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out,
-                        exp((double)*factor) / (dlrni_atom_norm(dict, j) + 1e-8));
+        dlrni_scale_numbers(dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out,
+                            exp((double)*factor) / (dlrni_atom_norm(dict, j) + 1e-8));
         /* its gate passes a value that equals the threshold */
         if (threshold) threshold[j] = dlrni_just_below(threshold[j]);
     }
@@ -11671,13 +11674,13 @@ DLRNI_INTERNAL void dlrni_fork_scales(const dlrni_loading *l, dlrn_dictionary *d
         for (int64_t j = 0; j < F; j++) {
             float *row = dict->param[DLRN_ENCODER] + j * dict->d_in + at;
             double shift = 0;
-            dlrni_scale_row(row, width, scale);
+            dlrni_scale_numbers(row, width, scale);
             for (int64_t i = 0; i < width; i++) shift += (double)row[i] * (double)mean[at + i];
             /* with a center, the mean is part of it */
             if (!centered)
                 dict->param[DLRN_ENCODER_BIAS][j] =
                     (float)((double)dict->param[DLRN_ENCODER_BIAS][j] - shift);
-            dlrni_scale_row(dict->param[DLRN_DECODER] + j * dict->d_out + at, width, 1 / scale);
+            dlrni_scale_numbers(dict->param[DLRN_DECODER] + j * dict->d_out + at, width, 1 / scale);
         }
         for (int64_t i = at; i < at + width; i++)
             bias[i] = (float)((double)bias[i] / scale + (double)mean[i]);
@@ -11790,33 +11793,34 @@ static const dlrni_layout dlrni_refused_rows[] = {
 #define DLRNI_CFG_FILE "cfg.json" /* what SAELens, sparsify and others call a config */
 static const dlrni_library dlrni_library_table[] = {
     {"dictionary_learning", dlrni_learning_rows, "ae.pt", DLRNI_CONFIG_FILE, "trainer",
-     dlrni_learning_class, 0},
+     dlrni_learning_class, DLRNI_CLASS_KEY, 0},
     {"saelens", dlrni_saelens_rows, "sae_weights.safetensors", DLRNI_CFG_FILE, "d_sae",
-     dlrni_saelens_class, 1},
+     dlrni_saelens_class, "architecture", 1},
     {"latentsae", dlrni_latent_rows, "sae.safetensors", DLRNI_CFG_FILE, "sae_type",
-     dlrni_latent_class, 1},
+     dlrni_latent_class, "sae_type", 1},
     {"sparsify", dlrni_sparsify_rows, "sae.safetensors", DLRNI_CFG_FILE, "expansion_factor",
-     dlrni_sparsify_class, 1},
+     dlrni_sparsify_class, "activation", 1},
     {"llamascopium", dlrni_llamascopium_rows, "sae_weights.safetensors", DLRNI_CONFIG_FILE,
-     "sae_type", dlrni_llamascopium_class, 1},
+     "sae_type", dlrni_llamascopium_class, "act_fn", 1},
     {"llama_scope_r1", dlrni_llama_r1_rows, "sae_weights.safetensors", DLRNI_CONFIG_FILE,
-     "hook_point_in", NULL, 0},
+     "hook_point_in", NULL, DLRNI_CLASS_KEY, 0},
     {"llama_scope", dlrni_llama_rows, "checkpoints/final.safetensors", "hyperparams.json",
-     "jump_relu_threshold", NULL, 1},
-    {"gemma_scope", dlrni_gemma_rows, "params.npz", "", "", NULL, 0},
+     "jump_relu_threshold", NULL, DLRNI_CLASS_KEY, 1},
+    {"gemma_scope", dlrni_gemma_rows, "params.npz", "", "", NULL, DLRNI_CLASS_KEY, 0},
     {"gemma_scope_2", dlrni_gemma_2_rows, "params.safetensors", DLRNI_CONFIG_FILE, "architecture",
-     NULL, 0},
-    {"ckkissane", dlrni_ckkissane_rows, "cc_weights.pt", DLRNI_CFG_FILE, "dec_init_norm", NULL, 0},
+     NULL, DLRNI_CLASS_KEY, 0},
+    {"ckkissane", dlrni_ckkissane_rows, "cc_weights.pt", DLRNI_CFG_FILE, "dec_init_norm", NULL,
+     DLRNI_CLASS_KEY, 0},
     {"crosscoder-fork", dlrni_fork_rows, "model.safetensors", DLRNI_CONFIG_FILE,
-     "code_normalization", NULL, 0},
-    {"circuit-tracer", dlrni_tracer_rows, "layer_%d.safetensors", "", "", NULL, 0},
-    {"qwen_scope", dlrni_qwen_rows, "layer%d.sae.pt", "", "", NULL, 0},
-    {"openai", dlrni_openai_rows, "autoencoder.pt", "", "", dlrni_openai_class, 0},
-    {"connor_rob", dlrni_connor_rows, NULL, "", "", NULL, 0},
-    {"goodfire", dlrni_goodfire_rows, NULL, "", "", NULL, 0},
-    {"e2e_sae", dlrni_e2e_rows, NULL, "", "", NULL, 0},
-    {"overcomplete", dlrni_overcomplete_rows, NULL, "", "", NULL, 0},
-    {"refused", dlrni_refused_rows, NULL, "", "", NULL, 0},
+     "code_normalization", NULL, DLRNI_CLASS_KEY, 0},
+    {"circuit-tracer", dlrni_tracer_rows, "layer_%d.safetensors", "", "", NULL, DLRNI_CLASS_KEY, 0},
+    {"qwen_scope", dlrni_qwen_rows, "layer%d.sae.pt", "", "", NULL, DLRNI_CLASS_KEY, 0},
+    {"openai", dlrni_openai_rows, "autoencoder.pt", "", "", dlrni_openai_class, "activation", 0},
+    {"connor_rob", dlrni_connor_rows, NULL, "", "", NULL, DLRNI_CLASS_KEY, 0},
+    {"goodfire", dlrni_goodfire_rows, NULL, "", "", NULL, DLRNI_CLASS_KEY, 0},
+    {"e2e_sae", dlrni_e2e_rows, NULL, "", "", NULL, DLRNI_CLASS_KEY, 0},
+    {"overcomplete", dlrni_overcomplete_rows, NULL, "", "", NULL, DLRNI_CLASS_KEY, 0},
+    {"refused", dlrni_refused_rows, NULL, "", "", NULL, DLRNI_CLASS_KEY, 0},
 };
 enum { DLRNI_LIBRARIES = sizeof dlrni_library_table / sizeof *dlrni_library_table };
 
@@ -12193,16 +12197,21 @@ DLRNI_INTERNAL dlrn_status dlrni_detect_layout(dlrni_loading *l, int any) {
     return DLRN_OK;
 }
 
-/* A refused row whose sign is present, and not a tensor of `known` (which may be NULL). */
-DLRNI_INTERNAL const dlrni_layout *dlrni_refused_layout(const dlrni_loading *l,
-                                                        const dlrni_layout *known) {
-    const dlrni_library *library;
-    const dlrni_layout *row;
+/* A refused row whose sign is present, and is not a tensor of a row that fits. */
+DLRNI_INTERNAL const dlrni_layout *dlrni_refused_layout(const dlrni_loading *l) {
+    const dlrni_library *library, *other;
+    const dlrni_layout *row, *known;
     for
-        DLRNI_EACH_LAYOUT(row, library)
-    if (!dlrni_is_whole_layout(row) && dlrni_find_stored(l, row->tensor[0].name) >= 0 &&
-        (!known || !dlrni_layout_has(known, row->tensor[0].name)))
-        return row;
+        DLRNI_EACH_LAYOUT(row, library) {
+            const char *sign = row->tensor[0].name;
+            int ours = 0;
+            if (dlrni_is_whole_layout(row) || dlrni_find_stored(l, sign) < 0) continue;
+        for
+            DLRNI_EACH_LAYOUT(known, other)
+        ours |= dlrni_is_whole_layout(known) && dlrni_layout_fits(l, known) &&
+                dlrni_layout_has(known, sign);
+        if (!ours) return row;
+        }
     return NULL;
 }
 
@@ -12256,6 +12265,16 @@ DLRNI_INTERNAL void dlrni_closest_layout(dlrni_loading *l) {
     l->layout = found;
 }
 
+/* A library whose class is a text in the file, if one of its rows fits; otherwise NULL. */
+DLRNI_INTERNAL const dlrni_library *dlrni_told_by_text(const dlrni_loading *l) {
+    for (int i = 0; i < DLRNI_LIBRARIES; i++) {
+        const dlrni_library *library = &dlrni_library_table[i];
+        if (library->class_of && !*library->config && dlrni_layout_fits(l, library->rows))
+            return library;
+    }
+    return NULL;
+}
+
 /* The class that the caller, the config or the file states. A class that no library has is an
    error; one of another library makes that the library. */
 DLRNI_INTERNAL dlrn_status dlrni_state_class(dlrni_loading *l) {
@@ -12268,8 +12287,10 @@ DLRNI_INTERNAL dlrn_status dlrni_state_class(dlrni_loading *l) {
         where = l->a->path;
         key = "layout";
     }
-    if (!wanted && l->library && l->library->class_of && l->root)
+    if (!wanted && !l->root && !l->library) l->library = dlrni_told_by_text(l);
+    if (!wanted && l->library && l->library->class_of && (l->root || !*l->library->config))
         DLRNI_TRY(l->library->class_of(l, &wanted));
+    if (l->library && key[0] != 'l') key = l->library->class_key;
     /* dlrn_save states library and class where tensors alone would leave them open */
     if (!wanted && !l->root) {
         const char *library = dlrni_archive_metadata(l->a, "layout");
@@ -12292,15 +12313,15 @@ DLRNI_INTERNAL dlrn_status dlrni_choose_layout(dlrni_loading *l) {
     char known[512];
     DLRNI_TRY(dlrni_find_prefix(l));
     DLRNI_TRY(dlrni_state_class(l));
-    DLRNI_TRY(dlrni_detect_layout(l, 0));
-    refused = dlrni_refused_layout(l, l->layout);
-    if (!l->layout && refused) {
+    refused = dlrni_refused_layout(l);
+    if (refused) {
         dlrni_known_names(NULL, known, sizeof known);
         return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: expected the tensors of a library that is read (%s), found those of "
                          "%s",
                          l->a->path, known, refused->name);
     }
+    DLRNI_TRY(dlrni_detect_layout(l, 0));
     if (!l->layout && l->stated) {
         /* the file may be sound, but not what it is said to be */
         const char *stated = l->stated;
@@ -12587,6 +12608,13 @@ DLRNI_INTERNAL dlrn_status dlrni_read_number(dlrni_loading *l, const dlrni_store
                      l->prefix, t->name, (long long)dict->features, (double)value);
 }
 
+/* The center of a row's dictionaries: with d_out other than d_in the output bias has not the width
+   of x. */
+DLRNI_INTERNAL dlrn_center dlrni_layout_center(const dlrni_layout *layout,
+                                               const dlrn_dictionary *dict) {
+    return dict->d_in == dict->d_out ? layout->center : DLRN_CENTER_NONE;
+}
+
 /* Reads one tensor of the row to where it belongs. */
 DLRNI_INTERNAL dlrn_status dlrni_read_stored(dlrni_loading *l, const dlrni_stored *t, int64_t index,
                                              dlrn_dictionary *dict) {
@@ -12674,7 +12702,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_dictionary(dlrni_loading *l, dlrn_dictiona
     dict->formula.k = 0;
     /* folding writes to parameters */
     if (l->layout->finish) l->borrow = 0;
-    if (dict->formula.center != DLRN_CENTER_NONE) dict->formula.center = l->layout->center;
+    dict->formula.center = dlrni_layout_center(l->layout, dict);
     dlrn_status s = DLRN_OK;
     for (int i = 0; l->layout->tensor[i].name && s == DLRN_OK; i++)
         /* optional, and not there: the formula's default stays */
@@ -13071,7 +13099,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_layout_holds(const dlrn_dictionary *dict,
                                                     const dlrni_layout *layout) {
     const dlrn_formula *f = &dict->formula;
     dlrn_formula loaded = dlrni_formula_of(dlrni_family_named(dict->family), dict);
-    if (loaded.center != DLRN_CENTER_NONE) loaded.center = layout->center;
+    loaded.center = dlrni_layout_center(layout, dict);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         const dlrni_stored *t = layout->tensor;
         while (t->name && t->is != role) t++;
@@ -13149,7 +13177,7 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
 DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     dlrn_context *ctx = dict->ctx;
     const dlrni_library *library;
-    const dlrni_layout *layout;
+    const dlrni_layout *layout = NULL;
     dlrni_saving saving;
     /* not .npy, which holds a single tensor */
     if (!dlrni_has_suffix(path, ".pt") && !dlrni_has_suffix(path, ".safetensors") &&
