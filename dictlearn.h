@@ -42,6 +42,7 @@
    >>select         top-k of each row
    >>decode         the sum of active atoms, bias, skip
    >>encode         the encoder object and the easy calls
+   >>encoders       families with an encoder of their own
    >>bytes          cursor, byte order, UTF-8, growing text, a table of names
    >>files          files of the C library or of the host: reading, atomic writing, spools
    >>json           strict JSON reader, the one writer
@@ -828,6 +829,8 @@ typedef struct dlrn_formula {
     double scale_in, scale_out; /* 1 unless a file or the caller says otherwise               */
     dlrn_switch standardise; /* ON: selections compare (p - mean) / (std + 1e-6), by feature, over
                                    the rows of one call                                       */
+    dlrn_switch repeats;     /* MatchingPursuit: ON: a feature may be picked again; OFF: that ends
+                            the row                                                           */
 } dlrn_formula;
 
 typedef struct dlrn_dictionary dlrn_dictionary;
@@ -3143,7 +3146,17 @@ typedef struct dlrni_family {
 
 /* A formula as most families have it. */
 #define DLRNI_FORMULA(center, gate, select, k)                                                     \
-    { DLRN_NORMALISE_NONE, center, gate, select, k, -1, 1, 1, DLRN_OFF }
+    { DLRN_NORMALISE_NONE, center, gate, select, k, -1, 1, 1, DLRN_OFF, DLRN_OFF }
+
+/* Encoders of families that have their own (room encoders). */
+DLRNI_INTERNAL dlrn_status dlrni_encode_pursuit(const dlrn_dictionary *dict, float *xc, int64_t n,
+                                                float *f);
+DLRNI_INTERNAL dlrn_status dlrni_encode_glu(const dlrn_dictionary *dict, float *xc, int64_t n,
+                                            float *f);
+DLRNI_INTERNAL dlrn_status dlrni_encode_cosine(const dlrn_dictionary *dict, float *xc, int64_t n,
+                                               float *f);
+DLRNI_INTERNAL dlrn_status dlrni_encode_gated_top_k(const dlrn_dictionary *dict, float *xc,
+                                                    int64_t n, float *f);
 
 /* Names are those of dictionary_learning's classes, where it has the family. */
 static const dlrni_family dlrni_family_table[] = {
@@ -3158,17 +3171,45 @@ static const dlrni_family dlrni_family_table[] = {
        (Rajamanoharan et al., "Jumping ahead", 2024) */
     {"JumpReluAutoEncoder", DLRNI_AFFINE | DLRNI_BIT(DLRN_THRESHOLD), DLRNI_START_TIED, 0.001,
      DLRNI_FORMULA(DLRN_CENTER_NONE, DLRN_GATE_JUMP, DLRN_SELECT_ALL, 0), NULL},
+    /* f = p where p > max(threshold, 0), one threshold for all; trained with the k n largest of a
+       batch of n rows (Bussmann et al., "BatchTopK sparse autoencoders", 2024) */
     {"BatchTopKSAE", DLRNI_AFFINE, DLRNI_START_TIED, 0,
      DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_JUMP, DLRN_SELECT_ALL, 64), NULL},
+    /* the same; trained so that the first group_sizes also reconstruct
+       (Bussmann et al., "Learning multi-level features with Matryoshka SAEs", 2025) */
     {"MatryoshkaBatchTopKSAE", DLRNI_AFFINE, DLRNI_START_TIED, 0,
      DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_JUMP, DLRN_SELECT_ALL, 64), NULL},
+    /* f = max(e^s (p - b_e) + b_v, 0) where p > 0, p = W_e (x - b) + b_e
+       (Rajamanoharan et al., "Improving dictionary learning with gated SAEs", 2024) */
     {"GatedAutoEncoder", DLRNI_AFFINE | DLRNI_BIT(DLRN_LOG_SCALE) | DLRNI_BIT(DLRN_VALUE_BIAS),
      DLRNI_START_TIED, 0,
      DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_GATED, DLRN_SELECT_ALL, 0), NULL},
+    /* f = the k of largest size of W_e (x - b) + b_e in each row, with their signs (SAELens) */
     {"AbsTopK", DLRNI_AFFINE, DLRNI_START_TIED, 0,
      DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_LINEAR, DLRN_SELECT_ABS_TOP_K, 64), NULL},
+    /* f = the largest of ReLU(W_e (x - b) + b_e) in each of k groups (sparsify) */
     {"GroupMax", DLRNI_AFFINE, DLRNI_START_TIED, 0,
      DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_GROUP_MAX, 64), NULL},
+    /* the atom that fits the rest of x best, again and again (SAELens) */
+    {"MatchingPursuit", DLRNI_BIT(DLRN_DECODER) | DLRNI_BIT(DLRN_OUTPUT_BIAS), DLRNI_START_TIED, 0,
+     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_ALL, 0),
+     dlrni_encode_pursuit},
+    /* p = (W_e x + b_e) sigmoid(W_g x + b_g), f = ReLU(p) (Llamascopium's glu encoder) */
+    {"Glu", DLRNI_AFFINE | DLRNI_BIT(DLRN_GATE_ENCODER) | DLRNI_BIT(DLRN_GATE_BIAS),
+     DLRNI_START_TIED, 0, DLRNI_FORMULA(DLRN_CENTER_NONE, DLRN_GATE_RELU, DLRN_SELECT_ALL, 0),
+     dlrni_encode_glu},
+    /* p = cos(x - b, w) |x - b|^sigmoid(b_g) + b_e, f = the k largest of ReLU(p) (latentsae) */
+    {"Cosine", DLRNI_AFFINE | DLRNI_BIT(DLRN_GATE_BIAS), DLRNI_START_TIED, 0,
+     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_TOP_K, 64),
+     dlrni_encode_cosine},
+    /* f = ReLU(m sigmoid(g)) where g is among the k largest, g = W_g (x - b) + b_g,
+       m = W_e (x - b) (latentsae's gated variant) */
+    {"GatedTopK",
+     DLRNI_BIT(DLRN_ENCODER) | DLRNI_BIT(DLRN_DECODER) | DLRNI_BIT(DLRN_OUTPUT_BIAS) |
+         DLRNI_BIT(DLRN_GATE_ENCODER) | DLRNI_BIT(DLRN_GATE_BIAS),
+     DLRNI_START_TIED, 0,
+     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_TOP_K, 64),
+     dlrni_encode_gated_top_k},
     /* f = x, x_hat = f: the baseline, to which evaluations of a language model are compared. The
        gate passes negative numbers, too, and no parameter is read. */
     {"IdentityDict", 0, DLRNI_START_TORCH, 0,
@@ -3302,23 +3343,32 @@ DLRNI_INTERNAL void dlrni_start_feature(void *arg, int64_t j, int worker) {
     const dlrni_start_job *job = (const dlrni_start_job *)arg;
     dlrn_dictionary *dict = job->dict;
     const dlrni_kernel_table *k = dict->ctx->k;
+    const int tied = job->family->start == DLRNI_START_TIED;
     int64_t d = dict->d_in, d_out = dict->d_out;
-    float *encoder = dict->param[DLRN_ENCODER] + j * d, *bias = dict->param[DLRN_ENCODER_BIAS] + j;
-    float *atom = dict->param[DLRN_DECODER] + j * d_out, bound = 1.0f / sqrtf((float)d);
+    float *encoder = dict->param[DLRN_ENCODER], *atom = dict->param[DLRN_DECODER] + j * d_out;
+    float *second = dict->param[DLRN_GATE_ENCODER], bound = 1.0f / sqrtf((float)d), bias;
     dlrn_rng rng = {job->seed, (uint64_t)j, 0};
     (void)worker;
-    for (int64_t i = 0; i < d; i++) encoder[i] = bound * (2.0f * dlrn_rng_uniform(&rng) - 1.0f);
-    *bias = bound * (2.0f * dlrn_rng_uniform(&rng) - 1.0f);
+    if (encoder) encoder += j * d;
+    for (int64_t i = 0; encoder && i < d; i++)
+        encoder[i] = bound * (2.0f * dlrn_rng_uniform(&rng) - 1.0f);
+    bias = bound * (2.0f * dlrn_rng_uniform(&rng) - 1.0f);
     for (int64_t i = 0; i < d_out; i++) atom[i] = dlrn_rng_normal(&rng);
+    for (int64_t i = 0; second && i < d; i++)
+        second[j * d + i] = bound * (2.0f * dlrn_rng_uniform(&rng) - 1.0f);
     /* atoms start at unit norm, and training keeps them there */
     float norm = sqrtf(k->dot(atom, atom, d_out));
     /* d_out draws of exactly 0 do not happen, but a division by 0 must not */
     if (norm > 0) k->scale(atom, 1.0f / norm, d_out);
-    if (job->family->start == DLRNI_START_TIED) *bias = 0;
     /* a transcoder's atoms have another width than its encoder's rows: those stay as drawn */
-    if (job->family->start == DLRNI_START_TIED && d == d_out)
-        memcpy(encoder, atom, (size_t)d * sizeof *encoder);
-    if (dict->param[DLRN_THRESHOLD]) dict->param[DLRN_THRESHOLD][j] = (float)job->family->threshold;
+    if (encoder && tied && d == d_out) memcpy(encoder, atom, (size_t)d * sizeof *encoder);
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        const dlrni_role *shape = &dlrni_role_table[role];
+        if (!dict->param[role] || shape->rows != 'F' || shape->cols != '1') continue;
+        dict->param[role][j] = role == DLRN_THRESHOLD               ? (float)job->family->threshold
+                               : role == DLRN_ENCODER_BIAS && !tied ? bias
+                                                                    : 0;
+    }
 }
 
 /* Top-k keeps one feature at least, and at most all. */
@@ -3326,6 +3376,23 @@ DLRNI_INTERNAL dlrn_status dlrni_check_k(dlrn_context *ctx, int64_t k, int64_t f
     if (k >= 1 && k <= features) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "k: expected a number from 1 to %lld, found %lld",
                      (long long)features, (long long)k);
+}
+
+/* What a selection needs: k from 1 to F, and groups of one size. */
+DLRNI_INTERNAL dlrn_status dlrni_check_select(dlrn_context *ctx, const dlrn_formula *formula,
+                                              int64_t features) {
+    if (formula->select == DLRN_SELECT_ALL) return DLRN_OK;
+    DLRNI_TRY(dlrni_check_k(ctx, formula->k, features));
+    if (formula->select == DLRN_SELECT_GROUP_MAX && features % formula->k)
+        return dlrn_fail(
+            ctx, DLRN_ERR_ARGUMENT,
+            "k: expected a divisor of %lld, the number of features, found %lld: groups "
+            "have one size",
+            (long long)features, (long long)formula->k);
+    if (formula->select == DLRN_SELECT_GROUP_MAX && formula->standardise)
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                         "standardise: expected a selection by rank, found group_max");
+    return DLRN_OK;
 }
 
 DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictionary_desc *desc,
@@ -3339,14 +3406,14 @@ DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictio
     /* k is checked before weights are drawn, which may take seconds */
     int64_t k = desc->k ? desc->k : family->formula.k;
     DLRNI_TRY(dlrni_dictionary_alloc(ctx, family, desc->d_in, desc->d_out, desc->features, out));
-    if (family->formula.select == DLRN_SELECT_TOP_K) {
-        dlrn_status s = dlrni_check_k(ctx, k, (*out)->features);
-        if (s != DLRN_OK) {
-            dlrn_dictionary_destroy(*out);
-            *out = NULL;
-            return s;
-        }
-        (*out)->formula.k = k;
+    /* families that keep k; and a pursuit, whose k limits its steps */
+    if (family->formula.k || family->encode) (*out)->formula.k = k;
+    dlrn_status s = family->formula.k ? dlrni_check_k(ctx, k, (*out)->features) : DLRN_OK;
+    if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->features);
+    if (s != DLRN_OK) {
+        dlrn_dictionary_destroy(*out);
+        *out = NULL;
+        return s;
     }
     /* an identity has nothing to draw */
     if (!family->roles) return DLRN_OK;
@@ -4759,27 +4826,14 @@ DLRNI_INTERNAL void dlrni_standardise(dlrni_choice *j) {
     for (int64_t c = 0; c < cols; c++) j->spread[c] = sqrt(j->spread[c] / (n - 1)) + 1e-6;
 }
 
-/* A selection keeps one feature of a row at least, and all at most; groups have one size. */
-DLRNI_INTERNAL dlrn_status dlrni_check_select(dlrn_context *ctx, const dlrn_formula *formula,
-                                              int64_t features) {
-    if (formula->select == DLRN_SELECT_ALL) return DLRN_OK;
-    DLRNI_TRY(dlrni_check_k(ctx, formula->k, features));
-    if (formula->select == DLRN_SELECT_GROUP_MAX && features % formula->k)
-        return dlrn_fail(
-            ctx, DLRN_ERR_ARGUMENT,
-            "k: expected a divisor of %lld, the number of features, found %lld: groups "
-            "have one size",
-            (long long)features, (long long)formula->k);
-    if (formula->select == DLRN_SELECT_GROUP_MAX && formula->standardise)
-        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                         "standardise: expected a selection by rank, found group_max");
-    return DLRN_OK;
-}
-
 /* What the loops rely on. A caller may have set the formula or a parameter. */
 DLRNI_INTERNAL dlrn_status dlrni_check_formula(const dlrn_dictionary *dict) {
     const dlrn_formula *f = &dict->formula;
     DLRNI_TRY(dlrni_check_select(dict->ctx, f, dict->features));
+    if (f->gate != DLRN_GATE_IDENTITY && !dlrni_own_encode(dict) &&
+        (!dict->param[DLRN_ENCODER] || !dict->param[DLRN_ENCODER_BIAS]))
+        return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: expected an encoder, found none",
+                         dict->family);
     if (f->normalise &&
         (dict->layers < 1 || dict->d_in % dict->layers || dict->d_out % dict->layers))
         return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
@@ -5409,6 +5463,201 @@ DLRN_API dlrn_status dlrn_encode_sparse(const dlrn_dictionary *dict, const float
 DLRN_API dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, int64_t n,
                                   float *x_hat, dlrn_sparse *codes) {
     return dlrni_run_once(dict, x, n, NULL, codes, x_hat);
+}
+
+/* ------------------------------------------------------------------------------------------ */
+// >>encoders
+/* Families with an encoder of their own, one block each. A block computes the pre-activations of
+   all features for a few rows, f [n][F]; gate, selection, codes and decoding are those of all
+   families. There is no screen: each is as fast as the dense product. n is at most a block. */
+
+/* Rows to encode, one task for each row or for each group of features. */
+typedef struct dlrni_own_job {
+    const dlrn_dictionary *dict;
+    float *xc; /* [n][d_in] */
+    int64_t n;
+    float *f;        /* [n][F] */
+    dlrni_cut *heap; /* [n][k], or NULL */
+} dlrni_own_job;
+
+/* One task for each group of features. */
+DLRNI_INTERNAL void dlrni_each_group(dlrni_own_job *j, dlrn_parallel_body body) {
+    const dlrn_dictionary *dict = j->dict;
+    dlrni_parallel_for(dict->ctx, dlrni_ceil_div(dict->features, DLRNI_GROUP),
+                       dlrni_ns(dict->features, dict->d_in) * (double)j->n / 4, body, j);
+}
+
+/* sum [n][F], columns f0 .. f1 = rows f0 .. f1 of `weights` times each row; ld apart. */
+DLRNI_INTERNAL void dlrni_own_tile(const dlrni_own_job *j, const float *weights, int64_t f0,
+                                   int64_t f1, float *sum, int64_t ld) {
+    const int64_t d = j->dict->d_in;
+    j->dict->ctx->k->dots_nt(j->n, f1 - f0, d, j->xc, d, weights + f0 * d, d, sum, ld);
+}
+
+/* exp(-x) may be infinite: its inverse is then 0. */
+DLRNI_INTERNAL double dlrni_sigmoid(double x) {
+    return 1 / (1 + exp(-x));
+}
+
+/* ---- MatchingPursuit ----
+   The atom with the largest product with the rest r of a row takes its share: f_i += r.d_i, r -=
+   (r.d_i) d_i. A row ends when no product is positive, when an atom is picked again (unless
+   formula.repeats), when |r| < formula.threshold, or after formula.k steps (0: d_in). */
+
+/* The atom with the largest product with r; of equal ones the first. -1: none is positive. A NaN is
+   taken, to be seen. */
+DLRNI_INTERNAL int64_t dlrni_best_atom(const dlrn_dictionary *dict, const float *r,
+                                       float *product) {
+    const int64_t d = dict->d_out;
+    float sum[DLRNI_GROUP];
+    int32_t feature[DLRNI_GROUP];
+    int64_t best = -1;
+    *product = 0;
+    for (int64_t f0 = 0; f0 < dict->features; f0 += DLRNI_GROUP) {
+        const int64_t n = dlrni_min(DLRNI_GROUP, dict->features - f0);
+        for (int64_t q = 0; q < n; q++) feature[q] = (int32_t)(f0 + q);
+        dict->ctx->k->dots(r, d, dict->param[DLRN_DECODER], d, feature, n, sum);
+        for (int64_t q = 0; q < n; q++) {
+            if (sum[q] <= *product || *product != *product) continue;
+            *product = sum[q];
+            best = f0 + q;
+        }
+    }
+    return best;
+}
+
+/* Task: one row. xc becomes the rest. */
+DLRNI_INTERNAL void dlrni_pursue_row(void *arg, int64_t i, int worker) {
+    const dlrni_own_job *j = (const dlrni_own_job *)arg;
+    const dlrn_dictionary *dict = j->dict;
+    const dlrn_formula *formula = &dict->formula;
+    const int64_t d = dict->d_out, steps = formula->k ? formula->k : d;
+    float *r = j->xc + i * d, *f = j->f + i * dict->features, product;
+    (void)worker;
+    memset(f, 0, (size_t)dict->features * sizeof *f);
+    for (int64_t step = 0; step < steps; step++) {
+        const int64_t best = dlrni_best_atom(dict, r, &product);
+        if (best < 0) return;
+        const int again = f[best] != 0;
+        f[best] += product;
+        dict->ctx->k->axpy(-product, dict->param[DLRN_DECODER] + best * d, r, d);
+        if (again && !formula->repeats) return;
+        if (product != product || (double)dlrn_norm(dict->ctx, r, d) < formula->threshold) return;
+    }
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_encode_pursuit(const dlrn_dictionary *dict, float *xc, int64_t n,
+                                                float *f) {
+    dlrni_own_job job = {dict, xc, n, f, NULL};
+    if (dict->d_in != dict->d_out)
+        return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE, "%s: expected d_out %lld, as d_in, found %lld",
+                         dict->family, (long long)dict->d_in, (long long)dict->d_out);
+    dlrn_parallel_for(dict->ctx, n, dlrni_pursue_row, &job);
+    return DLRN_OK;
+}
+
+/* ---- Glu ----
+   p = (ENCODER z + ENCODER_BIAS) sigmoid(GATE_ENCODER z + GATE_BIAS). */
+
+/* Task: a group of features. */
+DLRNI_INTERNAL void dlrni_glu_group(void *arg, int64_t group, int worker) {
+    const dlrni_own_job *j = (const dlrni_own_job *)arg;
+    const dlrn_dictionary *dict = j->dict;
+    const int64_t F = dict->features, f0 = group * DLRNI_GROUP, f1 = dlrni_min(f0 + DLRNI_GROUP, F);
+    float gate[DLRNI_BLOCK * DLRNI_GROUP];
+    (void)worker;
+    dlrni_own_tile(j, dict->param[DLRN_ENCODER], f0, f1, j->f + f0, F);
+    dlrni_own_tile(j, dict->param[DLRN_GATE_ENCODER], f0, f1, gate, DLRNI_GROUP);
+    for (int64_t i = 0; i < j->n; i++)
+        for (int64_t q = f0; q < f1; q++) {
+            float pre = j->f[i * F + q] + dict->param[DLRN_ENCODER_BIAS][q];
+            float g = gate[i * DLRNI_GROUP + q - f0] + dict->param[DLRN_GATE_BIAS][q];
+            j->f[i * F + q] = (float)((double)pre * dlrni_sigmoid((double)g));
+        }
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_encode_glu(const dlrn_dictionary *dict, float *xc, int64_t n,
+                                            float *f) {
+    dlrni_own_job job = {dict, xc, n, f, NULL};
+    dlrni_each_group(&job, dlrni_glu_group);
+    return DLRN_OK;
+}
+
+/* ---- Cosine ----
+   p = cos(x', w_i) |x'|^sigmoid(GATE_BIAS_i) + ENCODER_BIAS_i. A row of zeros has no direction: its
+   cosines count as 0. */
+
+/* Task: a group of features. */
+DLRNI_INTERNAL void dlrni_cosine_group(void *arg, int64_t group, int worker) {
+    const dlrni_own_job *j = (const dlrni_own_job *)arg;
+    const dlrn_dictionary *dict = j->dict;
+    const int64_t d = dict->d_in, F = dict->features, f0 = group * DLRNI_GROUP,
+                  f1 = dlrni_min(f0 + DLRNI_GROUP, F);
+    double power[DLRNI_GROUP], norm[DLRNI_GROUP];
+    (void)worker;
+    dlrni_own_tile(j, dict->param[DLRN_ENCODER], f0, f1, j->f + f0, F);
+    for (int64_t q = f0; q < f1; q++) {
+        power[q - f0] = dlrni_sigmoid((double)dict->param[DLRN_GATE_BIAS][q]) - 1;
+        norm[q - f0] = (double)dlrn_norm(dict->ctx, dict->param[DLRN_ENCODER] + q * d, d);
+    }
+    for (int64_t i = 0; i < j->n; i++) {
+        const double size = (double)dlrn_norm(dict->ctx, j->xc + i * d, d);
+        for (int64_t q = f0; q < f1; q++) {
+            double score = (double)j->f[i * F + q];
+            if (size > 0 && norm[q - f0] > 0) score *= pow(size, power[q - f0]) / norm[q - f0];
+            j->f[i * F + q] = (float)(score + (double)dict->param[DLRN_ENCODER_BIAS][q]);
+        }
+    }
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_encode_cosine(const dlrn_dictionary *dict, float *xc, int64_t n,
+                                               float *f) {
+    dlrni_own_job job = {dict, xc, n, f, NULL};
+    dlrni_each_group(&job, dlrni_cosine_group);
+    return DLRN_OK;
+}
+
+/* ---- GatedTopK ----
+   The k features with the largest g = GATE_ENCODER x' + GATE_BIAS are m sigmoid(g), m = ENCODER x';
+   the others are 0. */
+
+/* Task: g of a group of features. */
+DLRNI_INTERNAL void dlrni_gate_logits_group(void *arg, int64_t group, int worker) {
+    const dlrni_own_job *j = (const dlrni_own_job *)arg;
+    const dlrn_dictionary *dict = j->dict;
+    const int64_t F = dict->features, f0 = group * DLRNI_GROUP, f1 = dlrni_min(f0 + DLRNI_GROUP, F);
+    (void)worker;
+    dlrni_own_tile(j, dict->param[DLRN_GATE_ENCODER], f0, f1, j->f + f0, F);
+    for (int64_t i = 0; i < j->n; i++)
+        for (int64_t q = f0; q < f1; q++) j->f[i * F + q] += dict->param[DLRN_GATE_BIAS][q];
+}
+
+/* Task: the features of one row whose g is chosen. */
+DLRNI_INTERNAL void dlrni_gated_top_k_row(void *arg, int64_t i, int worker) {
+    const dlrni_own_job *j = (const dlrni_own_job *)arg;
+    const dlrn_dictionary *dict = j->dict;
+    const int64_t F = dict->features, d = dict->d_in, k = dict->formula.k;
+    float *f = j->f + i * F;
+    dlrni_cut *heap = j->heap + i * k;
+    int32_t kept = 0;
+    (void)worker;
+    for (int64_t q = 0; q < F; q++) dlrni_keep_best(heap, &kept, k, (int32_t)q, f[q]);
+    memset(f, 0, (size_t)F * sizeof *f);
+    for (int32_t p = 0; p < kept; p++) {
+        float m;
+        dict->ctx->k->dots(j->xc + i * d, d, dict->param[DLRN_ENCODER], d, &heap[p].feature, 1, &m);
+        f[heap[p].feature] = (float)((double)m * dlrni_sigmoid((double)heap[p].value));
+    }
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_encode_gated_top_k(const dlrn_dictionary *dict, float *xc,
+                                                    int64_t n, float *f) {
+    dlrni_own_job job = {dict, xc, n, f, NULL};
+    if (!(job.heap = DLRNI_NEW(dict->ctx, dlrni_cut, n * dict->formula.k))) return DLRN_ERR_MEMORY;
+    dlrni_each_group(&job, dlrni_gate_logits_group);
+    dlrn_parallel_for(dict->ctx, n, dlrni_gated_top_k_row, &job);
+    dlrn_free(dict->ctx, job.heap);
+    return DLRN_OK;
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -17093,6 +17342,30 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
                : DLRN_ERR_MEMORY;
 }
 
+/* A formula that differs from its family's, or a parameter that the family lacks, has no gradient
+   here. Those of a center and of scale_in do. */
+DLRNI_INTERNAL dlrn_status dlrni_check_trainable_formula(dlrn_context *ctx,
+                                                         const dlrn_dictionary *init) {
+    const dlrni_family *family = dlrni_family_named(init->family);
+    const dlrn_formula *f = &init->formula;
+    const char *found = f->normalise                          ? "normalised rows"
+                        : f->gate != family->formula.gate     ? "another gate"
+                        : f->select != family->formula.select ? "another selection"
+                        : f->standardise                      ? "standardised ranks"
+                        : init->n_parts                       ? "parts"
+                                                              : NULL;
+    const unsigned optional = DLRNI_BIT(DLRN_INPUT_BIAS) | DLRNI_BIT(DLRN_SKIP);
+    for (int role = 0; role < DLRN_ROLE_COUNT && !found; role++)
+        if (!(optional & DLRNI_BIT(role)) &&
+            !init->param[role] != !(family->roles & DLRNI_BIT(role)))
+            found = dlrni_role_table[role].name;
+    if (!found) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                     "dlrn_trainer_create: expected the formula and the parameters of family %s, "
+                     "found a dictionary that differs: %s",
+                     init->family, found);
+}
+
 /* Whether the dictionary `init` can be trained with this configuration. A recipe's formulas hold
    for one family only. */
 DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_train_config *cfg,
@@ -17104,6 +17377,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
                          "dlrn_trainer_create: recipe %s: expected a dictionary of family %s, "
                          "found %s",
                          recipe->info.name, recipe->info.family, init->family);
+    DLRNI_TRY(dlrni_check_trainable_formula(ctx, init));
     /* dictionaries of other libraries may have either; backward has no gradient for them */
     double scale = init->formula.scale_out;
     if (init->param[DLRN_SKIP] || scale < 1 || scale > 1)

@@ -777,16 +777,21 @@ TEST(layouts) {
 
 TEST(layouts_refused) {
     refuse_dictionary(dictionary_folder("nothing", NULL, NULL), DLRN_ERR_IO,
-                      "load/nothing: expected ae.pt, ae.safetensors, ae.npz or params.npz in this "
-                      "folder, found none");
+                      "load/nothing: expected ae.pt, ae.safetensors, ae.npz, "
+                      "sae_weights.safetensors, ");
+    CHECK_STR(dlrn_error(ctx), " or layer files in this folder, found none");
     refuse_dictionary(dictionary_folder("bare", NULL, CONFIG("AutoEncoder")), DLRN_ERR_IO,
-                      "bare/config.json: expected ae.pt, ae.safetensors, ae.npz or params.npz "
-                      "beside it, found none");
-    char *gated = dictionary_folder("gated", "ae.pt", CONFIG("GatedAutoEncoder"));
-    refuse_dictionary(gated, DLRN_ERR_UNSUPPORTED,
-                      "gated/config.json: dict_class: expected AutoEncoder, AutoEncoderTopK or "
-                      "JumpReluAutoEncoder, found GatedAutoEncoder");
-    refuse_dictionary(path_of("gated", "ae.pt"), DLRN_ERR_UNSUPPORTED, "found GatedAutoEncoder");
+                      "bare/config.json: expected ae.pt, ae.safetensors, ae.npz, ");
+    CHECK_STR(dlrn_error(ctx), " beside it, found none");
+    refuse_dictionary(dictionary_folder("gated", "ae.pt", CONFIG("GatedAutoEncoder")),
+                      DLRN_ERR_SHAPE,
+                      "gated/ae.pt: expected the tensors of GatedAutoEncoder, found those of "
+                      "AutoEncoder (dictionary_learning)");
+    char *own = dictionary_folder("gated", "ae.pt", CONFIG("MyAutoEncoder"));
+    refuse_dictionary(own, DLRN_ERR_UNSUPPORTED,
+                      "gated/config.json: dict_class: expected AutoEncoder, AutoEncoderTopK, ");
+    CHECK_STR(dlrn_error(ctx), " or MatryoshkaBatchTopKSAE, found MyAutoEncoder");
+    refuse_dictionary(path_of("gated", "ae.pt"), DLRN_ERR_UNSUPPORTED, "found MyAutoEncoder");
     refuse_dictionary(dictionary_folder("wide", "ae.pt", "{\"trainer\": {\"dict_size\": 6}}"),
                       DLRN_ERR_SHAPE,
                       "wide/config.json: trainer.dict_size: expected 5 as in the tensors, found 6");
@@ -798,7 +803,8 @@ TEST(layouts_refused) {
     refuse_dictionary(dictionary_folder("torn", "ae.pt", "{\"trainer\": "), DLRN_ERR_FORMAT,
                       "torn/config.json: JSON, line 1, byte 12");
     char path[4096] = {0};
-    const size_t longest = sizeof path - 2 - strlen("trainer_99/config.json"); /* "/" and 0 */
+    const size_t longest =
+        sizeof path - 2 - strlen("checkpoints/final.safetensors"); /* "/" and 0 */
     memset(path, 'x', longest); /* any name of a folder's files fits after it */
     refuse_dictionary(path, DLRN_ERR_IO, "xxx");
     path[longest] = 'x';
@@ -842,8 +848,8 @@ TEST(identity) {
     dlrn_dictionary_destroy(dict);
     refuse_dictionary(
         dictionary_folder("weighty", "ae.pt", CONFIG("IdentityDict")), DLRN_ERR_VALUE,
-        "weighty/config.json: trainer.dict_class: expected AutoEncoder, AutoEncoderTopK or "
-        "JumpReluAutoEncoder, as ");
+        "weighty/config.json: trainer.dict_class: expected AutoEncoder, AutoEncoderTopK, ");
+    CHECK_STR(dlrn_error(ctx), "/ae.pt has weights, found IdentityDict");
     refuse_dictionary(
         dictionary_folder("vast", NULL,
                           "{\"dict_class\": \"IdentityDict\", \"activation_dim\": 1e300}"),
@@ -964,30 +970,30 @@ TEST(weights_of_other_types) {
     }
 }
 
-/* ae.pt of a backup keeps its dictionary under "ae"; other dictionaries are told by their tensors.
- */
+/* ae.pt of a backup keeps its dictionary under "ae". A tensor that the layout does not know, beside
+   its own, with a number for each feature or input: it may be another class. */
 TEST(other_dictionaries) {
-    static const char *const signs[][2] = {{"r_mag", "GatedAutoEncoder"},
-                                           {"group_sizes", "MatryoshkaBatchTopKSAE"},
-                                           {"k", "AutoEncoderTopK or BatchTopKSAE"},
-                                           {"threshold", "JumpReluAutoEncoder"},
-                                           {"decoder.bias", "AutoEncoderNew"},
-                                           {"W_enc", "a SAELens dictionary"}};
+    static const char *const signs[] = {"r_mag", "threshold", "decoder.norm", "scaling"};
     static const char *const backup[4] = {"ae.bias", "ae.encoder.weight", "ae.encoder.bias",
                                           "ae.decoder.weight"};
     dlrn_tensor_out t[5];
     make_folder("other");
     for (size_t i = 0; i < sizeof signs / sizeof *signs; i++) {
         char words[192];
+        dlrn_dictionary *dict = NULL;
+        const dlrn_load_options named = {"AutoEncoder", 0, 0, 0};
         reference_tensors(t);
         t[4] = t[0];
-        t[4].name = signs[i][0];
+        t[4].name = signs[i];
         CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("other", "ae.pt"), t, 5, NULL));
         snprintf(words, sizeof words,
-                 "other/ae.pt: expected AutoEncoder, AutoEncoderTopK or JumpReluAutoEncoder, found "
-                 "the tensors of %s",
-                 signs[i][1]);
+                 "other/ae.pt: tensor '%s': expected the tensors of dictionary_learning "
+                 "(AutoEncoder), which has none of that name",
+                 signs[i]);
         refuse_dictionary(path_of("", "other"), DLRN_ERR_UNSUPPORTED, words);
+        /* the caller knows better */
+        CHECK_OK(ctx, dlrn_load(ctx, path_of("", "other"), &named, &dict));
+        dlrn_dictionary_destroy(dict);
     }
     reference_tensors(t);
     for (int i = 0; i < 4; i++) t[i].name = backup[i];
@@ -1036,7 +1042,7 @@ TEST(wrapped_dictionaries_refused) {
     t[4] = t[0];
     t[4].name = "model.module.r_mag";
     CHECK_OK(ctx, dlrn_archive_write(ctx, path, t, 5, NULL));
-    refuse_dictionary(path, DLRN_ERR_UNSUPPORTED, "found the tensors of GatedAutoEncoder");
+    refuse_dictionary(path, DLRN_ERR_UNSUPPORTED, "tensor 'model.module.r_mag': expected the ");
     encoder[2] = NAN;
     CHECK_OK(ctx, dlrn_archive_write(ctx, path, t, 4, NULL));
     refuse_dictionary(path, DLRN_ERR_VALUE, "tensor 'model.module.encoder.weight': element 2: ");
@@ -1121,34 +1127,37 @@ TEST(runs_with_trainers) {
 
 /* Folders of other libraries are named by their files, which dlrn_find_dictionary gives. */
 TEST(folders_of_other_libraries) {
-    static const char *const rows[][3] = {
-        {"sae_weights.safetensors", "cfg.json", "cfg.json and sae_weights.safetensors, a SAELens"},
-        {"sae_weights.safetensors", "config.json", ", a Llamascopium dictionary"},
-        {"sae.safetensors", "cfg.json", "sae.safetensors, an EleutherAI sparsify dictionary"},
-        {"params.safetensors", "config.json", ", a Gemma Scope 2 dictionary"},
-        {"params.safetensors", NULL, "found params.safetensors, a Gemma Scope 2 dictionary"},
-        {"cc_weights.pt", "cfg.json", ", a crosscoder"},
-        {"layer_0.safetensors", NULL, "found layer_0.safetensors, a circuit-tracer set"},
-        {"layer0.sae.pt", NULL, "found layer0.sae.pt, a Qwen Scope dictionary"},
+    static const char *const rows[][2] = {
+        {"sae_weights.safetensors", "cfg.json"},
+        {"sae_weights.safetensors", "config.json"},
+        {"sae.safetensors", "cfg.json"},
+        {"params.safetensors", "config.json"},
+        {"params.safetensors", NULL},
+        {"cc_weights.pt", "cfg.json"},
+        {"layer_0.safetensors", NULL},
+        {"layer17.sae.pt", NULL},
     };
     char file[512], config[512];
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        make_folder("foreign");
         dictionary_folder("foreign", rows[i][0], NULL);
         if (rows[i][1]) write_text(path_of("foreign", rows[i][1]), "{}");
-        refuse_dictionary(path_of("", "foreign"), DLRN_ERR_UNSUPPORTED,
-                          "load/foreign: expected AutoEncoder, AutoEncoderTopK or "
-                          "JumpReluAutoEncoder, found ");
-        CHECK_STR(dlrn_error(ctx), rows[i][2]);
-        CHECK_STR(dlrn_error(ctx), ": not supported yet");
-        CHECK_STATUS(dlrn_find_dictionary(ctx, path_of("", "foreign"), file, config, sizeof file),
-                     DLRN_ERR_UNSUPPORTED);
+        CHECK_OK(ctx, dlrn_find_dictionary(ctx, path_of("", "foreign"), file, config, sizeof file));
         CHECK_STR(file, rows[i][0]);
+        CHECK_STR(config, rows[i][1] ? rows[i][1] : "");
+        /* the weights are dictionary_learning's, whatever the file is called */
+        check_dictionary(path_of("", "foreign"));
     }
-    dictionary_folder("foreign", "sae_weights.safetensors", NULL); /* nothing says whose it is */
-    refuse_dictionary(path_of("", "foreign"), DLRN_ERR_IO, "in this folder, found none");
-    dictionary_folder("foreign", "ae.pt", NULL); /* ours comes first */
-    write_text(path_of("foreign", "params.safetensors"), "{}");
-    check_dictionary(path_of("", "foreign"));
+    dlrn_tensor_out t[4];
+    make_folder("foreign");
+    reference_tensors(t);
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("foreign", "layer_2.safetensors"), t, 4, NULL));
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("foreign", "layer_3.safetensors"), t, 4, NULL));
+    refuse_dictionary(path_of("", "foreign"), DLRN_ERR_UNSUPPORTED,
+                      "foreign: expected one dictionary, found 2: layer_2.safetensors, "
+                      "layer_3.safetensors; name one of these files");
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("foreign", "ae.npz"), t, 4, NULL));
+    check_dictionary(path_of("", "foreign")); /* ours comes first */
 }
 
 /* With d = F only the convention tells decoder.weight's dimensions apart: torch's, atoms in
