@@ -11374,6 +11374,25 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_saelens(dlrni_loading *l, dlrn_dictionar
     return rescale ? dlrni_fold_norm_into_encoder(dict, 0) : DLRN_OK;
 }
 
+/* Matching pursuit: no encoder. Without apply_b_dec_to_input its bias is not used at all. */
+DLRNI_INTERNAL dlrn_status dlrni_finish_pursuit(dlrni_loading *l, dlrn_dictionary *dict) {
+    double steps = 0, threshold = 0.01;
+    int stop = 1;
+    DLRNI_TRY(dlrni_finish_saelens(l, dict));
+    if (dict->formula.center == DLRN_CENTER_NONE)
+        memset(dict->param[DLRN_OUTPUT_BIAS], 0, (size_t)dict->d_out * sizeof(float));
+    DLRNI_TRY(dlrni_config_number(l, "max_iterations", &steps));
+    DLRNI_TRY(dlrni_config_number(l, "residual_threshold", &threshold));
+    DLRNI_TRY(dlrni_config_switch(l, "stop_on_duplicate_support", &stop));
+    if (!(steps >= 0 && steps <= INT32_MAX) || !(threshold >= 0 && threshold <= FLT_MAX))
+        return dlrni_config_refuse(l, "max_iterations, residual_threshold",
+                                   "finite numbers from 0 on", "others");
+    dict->formula.k = (int64_t)steps;
+    dict->formula.threshold = threshold;
+    dict->formula.repeats = stop ? DLRN_OFF : DLRN_ON;
+    return DLRN_OK;
+}
+
 /* The tensors of most classes. */
 #define DLRNI_SAELENS_BASE                                                                         \
     {DLRN_OUTPUT_BIAS, "b_dec", "O", 0}, {DLRN_DECODER, "W_dec", "FO", 0}, {                       \
@@ -11399,6 +11418,12 @@ static const dlrni_layout dlrni_saelens_rows[] = {
                       {DLRN_ENCODER_BIAS, "b_gate", "F", 0}, {DLRN_VALUE_BIAS, "b_mag", "F", 0},
                       {DLRN_LOG_SCALE, "r_mag", "F", 0}),
     DLRNI_SAELENS_ROW("abstopk", "AbsTopK", DLRNI_SAELENS_PLAIN),
+    {"matching_pursuit",
+     "MatchingPursuit",
+     DLRNI_SAFETENSORS,
+     DLRN_CENTER_OUTPUT_BIAS,
+     {{DLRN_OUTPUT_BIAS, "b_dec", "O", 0}, {DLRN_DECODER, "W_dec", "FO", 0}},
+     dlrni_finish_pursuit},
     DLRNI_SAELENS_ROW("transcoder", "AutoEncoder", DLRNI_SAELENS_PLAIN),
     DLRNI_SAELENS_ROW("skip_transcoder", "AutoEncoder", DLRNI_SAELENS_PLAIN,
                       {DLRN_SKIP, "W_skip", "SI", 0}),
@@ -11519,6 +11544,11 @@ static const dlrni_layout dlrni_latent_rows[] = {
                      {DLRNI_IS_THRESHOLD_OF_ALL, "batchtopk_threshold", "", 0}),
     DLRNI_LATENT_ROW("JUMPRELU", "JumpReluAutoEncoder", DLRNI_LATENT_ENCODER,
                      {DLRNI_IS_LOG_THRESHOLD, "log_threshold", "F", 0}),
+    DLRNI_LATENT_ROW("COSINE", "Cosine", DLRNI_LATENT_ENCODER,
+                     {DLRN_GATE_BIAS, "cosine_alpha_logit", "F", 0}),
+    DLRNI_LATENT_ROW("GATED", "GatedTopK", {DLRN_GATE_ENCODER, "W_gate.weight", "FI", 0},
+                     {DLRN_GATE_BIAS, "W_gate.bias", "F", 0},
+                     {DLRN_ENCODER, "W_mag.weight", "FI", 0}, {DLRN_LOG_SCALE, "r_mag", "F", 0}),
     {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
 };
 
@@ -11732,8 +11762,12 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_llamascopium(dlrni_loading *l, dlrn_dict
     int by_norm = 1;
     DLRNI_TRY(dlrni_llamascopium_scales(l, dict));
     DLRNI_TRY(dlrni_config_switch(l, "sparsity_include_decoder_norm", &by_norm));
-    if (dict->param[DLRN_THRESHOLD] && by_norm) dlrni_fold_norm_into_threshold(dict);
-    if (dict->formula.select == DLRN_SELECT_ALL) return DLRN_OK;
+    if (dict->param[DLRN_THRESHOLD]) {
+        dict->formula.gate = DLRN_GATE_JUMP; /* of a glu, too */
+        if (by_norm) dlrni_fold_norm_into_threshold(dict);
+    }
+    if (!strstr(l->layout->name, "topk")) return DLRN_OK;
+    dict->formula.select = DLRN_SELECT_TOP_K;
     DLRNI_TRY(dlrni_config_k(l, "top_k", dict));
     if (!strcmp(l->layout->name, "batchtopk")) {
         dict->formula.select = DLRN_SELECT_BATCH_TOP_K;
@@ -11755,13 +11789,23 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_llamascopium(dlrni_loading *l, dlrn_dict
 #define DLRNI_LLAMASCOPIUM_BIAS                                                                    \
     { DLRN_OUTPUT_BIAS, "b_D", "O", 1 }
 
+#define DLRNI_LLAMASCOPIUM_GLU                                                                     \
+    DLRNI_LLAMASCOPIUM_BIAS, {DLRN_GATE_ENCODER, "W_E_glu", "IF", 0}, {                            \
+        DLRN_GATE_BIAS, "b_E_glu", "F", 0                                                          \
+    }
+#define DLRNI_LLAMASCOPIUM_THRESHOLD                                                               \
+    { DLRNI_IS_LOG_THRESHOLD, "activation_function.log_jumprelu_threshold", "F", 0 }
+
 static const dlrni_layout dlrni_llamascopium_rows[] = {
     DLRNI_LLAMASCOPIUM_ROW("relu", "AutoEncoder", DLRNI_LLAMASCOPIUM_BIAS),
     DLRNI_LLAMASCOPIUM_ROW("topk", "AutoEncoderTopK", DLRNI_LLAMASCOPIUM_BIAS),
     DLRNI_LLAMASCOPIUM_ROW("batchtopk", "AutoEncoderTopK", DLRNI_LLAMASCOPIUM_BIAS),
-    DLRNI_LLAMASCOPIUM_ROW(
-        "jumprelu", "JumpReluAutoEncoder", DLRNI_LLAMASCOPIUM_BIAS,
-        {DLRNI_IS_LOG_THRESHOLD, "activation_function.log_jumprelu_threshold", "F", 0}),
+    DLRNI_LLAMASCOPIUM_ROW("jumprelu", "JumpReluAutoEncoder", DLRNI_LLAMASCOPIUM_BIAS,
+                           DLRNI_LLAMASCOPIUM_THRESHOLD),
+    DLRNI_LLAMASCOPIUM_ROW("relu", "Glu", DLRNI_LLAMASCOPIUM_GLU),
+    DLRNI_LLAMASCOPIUM_ROW("topk", "Glu", DLRNI_LLAMASCOPIUM_GLU),
+    DLRNI_LLAMASCOPIUM_ROW("batchtopk", "Glu", DLRNI_LLAMASCOPIUM_GLU),
+    DLRNI_LLAMASCOPIUM_ROW("jumprelu", "Glu", DLRNI_LLAMASCOPIUM_GLU, DLRNI_LLAMASCOPIUM_THRESHOLD),
     {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
 };
 
@@ -12559,17 +12603,13 @@ DLRNI_INTERNAL dlrn_status dlrni_state_class(dlrni_loading *l) {
    of a refused layout, the error names both. */
 DLRNI_INTERNAL dlrn_status dlrni_choose_layout(dlrni_loading *l) {
     const dlrni_layout *refused;
-    char known[512];
     DLRNI_TRY(dlrni_find_prefix(l));
     DLRNI_TRY(dlrni_state_class(l));
     refused = dlrni_refused_layout(l);
-    if (refused) {
-        dlrni_known_names(NULL, known, sizeof known);
+    if (refused)
         return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
-                         "%s: expected the tensors of a library that is read (%s), found those of "
-                         "%s",
-                         l->a->path, known, refused->name);
-    }
+                         "%s: found the tensors of %s (tensor '%s%s'), which is not read",
+                         l->a->path, refused->name, l->prefix, refused->tensor[0].name);
     DLRNI_TRY(dlrni_detect_layout(l, 0));
     if (!l->layout && l->stated) {
         /* the file may be sound, but not what it is said to be */
