@@ -11129,6 +11129,11 @@ DLRNI_INTERNAL dlrn_status dlrni_config_positive(const dlrni_loading *l, const c
                      l->config, key, *value);
 }
 
+/* Whether a selection keeps a number of features that must be known. */
+DLRNI_INTERNAL int dlrni_needs_k(const dlrn_dictionary *dict) {
+    return dict->formula.select != DLRN_SELECT_ALL;
+}
+
 /* k from a config; that of the options goes first, see dlrni_settle_k. */
 DLRNI_INTERNAL dlrn_status dlrni_config_k(const dlrni_loading *l, const char *key,
                                           dlrn_dictionary *dict) {
@@ -11367,9 +11372,10 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_saelens(dlrni_loading *l, dlrn_dictionar
                                    "true");
     dict->formula.center = center ? DLRN_CENTER_OUTPUT_BIAS : DLRN_CENTER_NONE;
     DLRNI_TRY(dlrni_saelens_factor(l, dict));
-    if (dict->formula.select == DLRN_SELECT_ALL) return DLRN_OK;
-    DLRNI_TRY(dlrni_config_k(l, "k", dict));
-    DLRNI_TRY(dlrni_config_k(l, "activation_fn_kwargs.k", dict));
+    if (dlrni_needs_k(dict)) {
+        DLRNI_TRY(dlrni_config_k(l, "k", dict));
+        DLRNI_TRY(dlrni_config_k(l, "activation_fn_kwargs.k", dict));
+    }
     DLRNI_TRY(dlrni_config_switch(l, "rescale_acts_by_decoder_norm", &rescale));
     return rescale ? dlrni_fold_norm_into_encoder(dict, 0) : DLRN_OK;
 }
@@ -11417,6 +11423,11 @@ static const dlrni_layout dlrni_saelens_rows[] = {
     DLRNI_SAELENS_ROW("gated", "GatedAutoEncoder", DLRNI_SAELENS_BASE,
                       {DLRN_ENCODER_BIAS, "b_gate", "F", 0}, {DLRN_VALUE_BIAS, "b_mag", "F", 0},
                       {DLRN_LOG_SCALE, "r_mag", "F", 0}),
+    /* checkpoints of training; released files are exported as jumprelu */
+    DLRNI_SAELENS_ROW("batchtopk", "BatchTopKSAE", DLRNI_SAELENS_PLAIN,
+                      {DLRNI_IS_THRESHOLD_OF_ALL, "topk_threshold", "", 0}),
+    DLRNI_SAELENS_ROW("matryoshka_batchtopk", "BatchTopKSAE", DLRNI_SAELENS_PLAIN,
+                      {DLRNI_IS_THRESHOLD_OF_ALL, "topk_threshold", "", 0}),
     DLRNI_SAELENS_ROW("abstopk", "AbsTopK", DLRNI_SAELENS_PLAIN),
     {"matching_pursuit",
      "MatchingPursuit",
@@ -12930,11 +12941,6 @@ DLRNI_INTERNAL dlrn_status dlrni_zero_biases(dlrn_dictionary *dict) {
 }
 
 /* ---- What the options state ---- */
-
-/* Whether a selection keeps a number of features that must be known. */
-DLRNI_INTERNAL int dlrni_needs_k(const dlrn_dictionary *dict) {
-    return dict->formula.select != DLRN_SELECT_ALL;
-}
 
 /* k: the caller's, or the file's; a selection without one is an error that says how to state it. */
 DLRNI_INTERNAL dlrn_status dlrni_settle_k(const dlrni_loading *l, dlrn_dictionary *dict) {

@@ -38,6 +38,8 @@ typedef struct shape {
     const char *kernels; /* NULL: the best                                 */
     dlrn_matmul_op op;   /* of a dense product                             */
     dlrn_dtype store;    /* how a buffer holds its rows                    */
+    const char *family;  /* NULL: AutoEncoder                              */
+    int64_t k;           /* of a selection by k                            */
 } shape;
 
 typedef struct outcome {
@@ -184,7 +186,7 @@ static void set_l0(const lab *l, dlrn_dictionary *ae, double l0) {
 
 static dlrn_dictionary *dictionary_new(const lab *l, dlrn_context *ctx, const shape *s) {
     dlrn_dictionary *ae = NULL;
-    dlrn_dictionary_desc desc = {NULL, s->d, 0, s->features, 0, 1};
+    dlrn_dictionary_desc desc = {s->family, s->d, 0, s->features, s->k, 1};
     must(ctx, dlrn_dictionary_create(ctx, &desc, &ae));
     set_l0(l, ae, s->l0);
     return ae;
@@ -741,6 +743,7 @@ static void around_rows(lab *l) {
     static const kind prepared = {"of the time unprepared", 0, 0.5, measure_prepared, 0};
     static const kind dense = {"of peak", 1, 0.85, measure_encode, 0};
     static const kind sparse = {"floors", 0, 0, measure_encode_sparse, 0};
+    static const kind top_k = {"floors", 0, 0.45, measure_encode_sparse, 0};
     static const kind decode = {"of read bandwidth", 1, 0, measure_decode_sparse, 0};
     static const kind evaluate = {"floors", 0, 0, measure_evaluate, 0};
     static const kind load = {"times reading", 0, 1, measure_load, 0};
@@ -757,6 +760,11 @@ static void around_rows(lab *l) {
     run_row(l, "encode.rows256", &dense, 0, s);
     s.rows = 2048;
     run_row(l, "encode_sparse.rows2048", &sparse, 0, s);
+    run_row(l, "encode_sparse.top_k.rows2048", &top_k, 0,
+            (shape){2048, 512, 32768, .family = "AutoEncoderTopK", .k = 64});
+    /* the size of Gemma Scope's smallest dictionaries */
+    run_row(l, "encode.jump.rows1", &one, 0,
+            (shape){1, 2304, 16384, .l0 = 100, .family = "JumpReluAutoEncoder"});
     run_row(l, "decode_sparse.rows2048", &decode, 0, s);
     run_row(l, "evaluate.rows16384", &evaluate, 0, e);
     s.rows = 0, s.l0 = 0;
