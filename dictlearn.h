@@ -4806,7 +4806,7 @@ DLRNI_INTERNAL int64_t dlrni_keep_group_max(dlrn_sparse *codes, int64_t at, int6
 }
 
 /* Mean and deviation of each feature over all rows, as decode-clt has them: unbiased, plus 1e-6.
-   Columns without an entry count as 0. A single row has no deviation: its ranks are its values. */
+   Columns without an entry count as 0, and so does what is not finite. A single row has no deviation: its ranks are its values. */
 DLRNI_INTERNAL void dlrni_standardise(dlrni_choice *j) {
     const dlrn_sparse *codes = j->codes;
     const int64_t cols = codes->cols, nnz = codes->row_ptr[codes->rows];
@@ -4814,6 +4814,8 @@ DLRNI_INTERNAL void dlrni_standardise(dlrni_choice *j) {
     for (int64_t c = 0; c < cols; c++) j->mean[c] = 0, j->spread[c] = n > 1 ? 0 : 1;
     if (!(n > 1)) return;
     for (int64_t p = 0; p < nnz; p++) {
+        if (!(fabsf(codes->val[p]) <= FLT_MAX))
+            continue; /* one bad row must not spoil the others */
         j->mean[codes->col[p]] += (double)codes->val[p] / n;
         j->spread[codes->col[p]]++; /* entries, for now */
     }
@@ -4821,7 +4823,7 @@ DLRNI_INTERNAL void dlrni_standardise(dlrni_choice *j) {
     for (int64_t c = 0; c < cols; c++) j->spread[c] = (n - j->spread[c]) * j->mean[c] * j->mean[c];
     for (int64_t p = 0; p < nnz; p++) {
         double off = (double)codes->val[p] - j->mean[codes->col[p]];
-        j->spread[codes->col[p]] += off * off;
+        if (fabsf(codes->val[p]) <= FLT_MAX) j->spread[codes->col[p]] += off * off;
     }
     for (int64_t c = 0; c < cols; c++) j->spread[c] = sqrt(j->spread[c] / (n - 1)) + 1e-6;
 }

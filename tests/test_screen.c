@@ -70,14 +70,35 @@ static void fill_all(dlrn_context *ctx, dlrn_dictionary *ae, float *x, unsigned 
 }
 
 /* Which formula is tested: each selects otherwise from the same pre-activations. */
-static const char *const formulas[] = {"AutoEncoder", "AutoEncoderTopK", "JumpReluAutoEncoder"};
-enum { FORMULAS = 3, K = 7 };
+static const struct {
+    const char *family;
+    dlrn_gate gate;
+    dlrn_select select;
+    double threshold; /* of all features, where there are no others */
+} formulas[] = {{"AutoEncoder", DLRN_GATE_RELU, DLRN_SELECT_ALL, -1},
+                {"AutoEncoderTopK", DLRN_GATE_RELU, DLRN_SELECT_TOP_K, -1},
+                {"JumpReluAutoEncoder", DLRN_GATE_JUMP, DLRN_SELECT_ALL, -1},
+                {"JumpReluAutoEncoder", DLRN_GATE_JUMP_SIGNED, DLRN_SELECT_ALL, -1},
+                {"JumpReluAutoEncoder", DLRN_GATE_JUMP, DLRN_SELECT_TOP_K, -1},
+                {"BatchTopKSAE", DLRN_GATE_JUMP, DLRN_SELECT_ALL, 0.25},
+                {"BatchTopKSAE", DLRN_GATE_JUMP_SIGNED, DLRN_SELECT_ALL, -0.25},
+                {"BatchTopKSAE", DLRN_GATE_JUMP, DLRN_SELECT_TOP_K, 0.25},
+                {"GatedAutoEncoder", DLRN_GATE_GATED, DLRN_SELECT_ALL, -1},
+                {"GroupMax", DLRN_GATE_RELU, DLRN_SELECT_GROUP_MAX, -1}};
+enum { FORMULAS = sizeof formulas / sizeof *formulas, K = 7 };
 static int formula_of; /* number in formulas */
 
 static dlrn_dictionary *weights(dlrn_context *ctx, int64_t d, int64_t features) {
     dlrn_dictionary *ae = NULL;
-    dlrn_dictionary_desc desc = {formulas[formula_of], d, 0, features, formula_of == 1 ? K : 0, 3};
+    const int groups = formulas[formula_of].select == DLRN_SELECT_GROUP_MAX;
+    /* groups have one size, and the number of features is a prime */
+    dlrn_dictionary_desc desc = {formulas[formula_of].family, d, 0, features, groups ? 1 : K, 3};
     CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &ae));
+    ae->formula.gate = formulas[formula_of].gate;
+    ae->formula.select = formulas[formula_of].select;
+    ae->formula.threshold = formulas[formula_of].threshold;
+    if (!groups) ae->formula.k = K;
+    CHECK(dlrni_screenable(ae));
     return ae;
 }
 
@@ -94,6 +115,11 @@ static void fill_thresholds(dlrn_context *ctx, dlrn_dictionary *ae, const float 
                                 : 0.1f;
         ae->param[DLRN_THRESHOLD][j] = fabsf(at) <= 1e30f ? at : 0.5f;
     }
+    for (int64_t j = 0; j < ae->features && ae->param[DLRN_VALUE_BIAS]; j++) {
+        ae->param[DLRN_LOG_SCALE][j] = 0.1f * (float)(j % 7 - 3);
+        ae->param[DLRN_VALUE_BIAS][j] = (float)(j % 5 - 2) * fabsf(ae->param[DLRN_ENCODER_BIAS][j]);
+    }
+    dlrn_dictionary_changed(ae);
 }
 
 static dlrn_context *open_kernels(const char *name) {
