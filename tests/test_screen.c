@@ -396,7 +396,7 @@ TEST(prepared_the_same_bits) {
                     CHECK_OK(scalar, dlrn_encode(plain, x, counts[c], want));
                     CHECK_OK(ctx, dlrn_encoder_run(e, x, counts[c], got, NULL, NULL));
                     CHECK_MSG(same_floats(want, got, counts[c] * FEATURES),
-                              "%s, %s, %d rows, seed %d", formulas[formula_of],
+                              "%s, %s, %d rows, seed %d", formulas[formula_of].family,
                               dlrn_context_describe(ctx).kernels, (int)counts[c], (int)seed);
                 }
             }
