@@ -207,28 +207,52 @@
 
    ---- FORMULA AND FAMILIES -----------------------------------------------------------------------
 
-       p     = ENCODER (scale_in x - center) + ENCODER_BIAS
-       f     = select(gate(p))
-       x_hat = scale_out (f DECODER + OUTPUT_BIAS + SKIP scale_in x)
+       z     = scale_in normalise(x)
+       p     = ENCODER (z - center) + ENCODER_BIAS
+       f     = exp(LOG_SCALE) select(gate(p))
+       x_hat = undo_normalise(scale_out (f DECODER + OUTPUT_BIAS + SKIP z))
 
-   Words in capitals are the dictionary's parameters: dict->param[DLRN_ENCODER] and so on. A family
-   has all of those below or none (IdentityDict). SKIP is NULL unless you set it: its term is then
-   left out. scale_in, center, gate, select and scale_out are fields of dict->formula.
+   Words in capitals are the dictionary's parameters: dict->param[DLRN_ENCODER] and so on. Where one
+   is NULL, its term is left out. The other words are fields of dict->formula, and their values are
+   listed with comments in room api-dictionary. "affine" stands for ENCODER, ENCODER_BIAS, DECODER
+   and OUTPUT_BIAS.
 
-   family               parameters                        center       gate      select
-   AutoEncoder          ENCODER, ENCODER_BIAS, DECODER,   OUTPUT_BIAS  ReLU      all
-                        OUTPUT_BIAS
-   AutoEncoderTopK      the same                          OUTPUT_BIAS  ReLU      k largest of a row
-   JumpReluAutoEncoder  the same, and THRESHOLD           none         jump      all
-   IdentityDict         none (f = x: the baseline)        none         identity  all
+   family                  parameters                center       gate      select     screened
+   AutoEncoder             affine                    OUTPUT_BIAS  relu      all        yes
+   AutoEncoderTopK         affine                    OUTPUT_BIAS  relu      top_k      yes
+   BatchTopKSAE            affine                    OUTPUT_BIAS  jump      all        yes
+   MatryoshkaBatchTopKSAE  affine                    OUTPUT_BIAS  jump      all        yes
+   JumpReluAutoEncoder     affine, THRESHOLD         none         jump      all        yes
+   GatedAutoEncoder        affine, LOG_SCALE,        OUTPUT_BIAS  gated     all        yes
+                           VALUE_BIAS
+   GroupMax                affine                    OUTPUT_BIAS  relu      group_max  yes
+   AbsTopK                 affine                    OUTPUT_BIAS  linear    abs_top_k  no
+   MatchingPursuit         DECODER, OUTPUT_BIAS      OUTPUT_BIAS  relu      all        no
+   Glu                     affine, GATE_ENCODER,     none         relu      all        no
+                           GATE_BIAS
+   Cosine                  affine, GATE_BIAS         OUTPUT_BIAS  relu      top_k      no
+   GatedTopK               affine less ENCODER_BIAS, OUTPUT_BIAS  relu      top_k      no
+                           GATE_ENCODER, GATE_BIAS
+   IdentityDict            none (the baseline)       none         identity  all        no
 
-   ReLU: max(p, 0). Jump: p if p > max(threshold, 0), else 0. Where d_out is not d_in, the center is
-   none in every family. Every family can be loaded, used to encode, evaluated and saved; all but
-   IdentityDict, which has no weights, can be trained. Files of other known classes are refused,
-   with an error that names the class.
+   MatchingPursuit, Glu, Cosine and GatedTopK compute p in their own way: room encoders. Where d_out
+   is not d_in, the center is none in every family. All families encode, decode and are evaluated;
+   AutoEncoder, AutoEncoderTopK and JumpReluAutoEncoder are trained. A trainer refuses a dictionary
+   whose formula or parameters differ from its family's.
 
-   A file holds the parameters and k. You may set other fields of the formula, or the parameters
-   SKIP and INPUT_BIAS, to encode and to decode; dlrn_save then refuses.
+   You may set any field of the formula, and any parameter (SKIP, INPUT_BIAS, LOG_SCALE, ...), to
+   encode and to decode; dlrn_save refuses what its layout cannot hold. What is screened then: gates
+   relu, jump, jump_signed and gated, with every selection but abs_top_k, and without standardise.
+   Screened or dense, one row or many, the features are the same bits.
+
+   normalise   A row of zeros has no norm: it stays zeros, and its x_hat is not rescaled. For codes
+               alone, dlrn_decode refuses a dictionary that normalises: they do not hold the norm.
+   select      Features that are off take part as 0: with the gate jump_signed, top_k prefers them
+               to negative ones. Ties go to the lower feature; in batch_top_k, to the earlier row.
+               batch_top_k and standardise compare the rows of one call, so that a result depends on
+               which rows are encoded together. They hold the codes of the whole call before the
+               selection: with the gate linear, all n F of them. A single row has no deviation:
+               standardise then compares p.
 
    ---- OPTIONS ------------------------------------------------------------------------------------
 
@@ -474,15 +498,21 @@
    - A new center: dlrn_center, dlrni_center_of (room candidates), its gradient in
      dlrni_bias_gradients (room backward) and, where it needs equal widths, dlrni_formula_of (room
      dictionary).
-   - A new gate: dlrn_gate, and two functions in room screen: dlrni_thresholds, the floor that a
+   - A new gate: dlrn_gate, and two functions in room screen: dlrni_gating_begin, the floor that a
      pre-activation must exceed, and dlrni_value_of, the value of one that does. Kernels, screens
-     and lists need no change. For training, the recipe's `value` and `slopes`; if floors are
-     trained, dlrni_update_view (room trainer), which lowers them to estimate their gradient. A gate
-     without an encoder is like the identity's (dlrni_collect_identity, dlrni_encode_few).
-   - A new selection: dlrn_select, dlrni_selects (room candidates), room select for many rows and
-     dlrni_few_select (room encode) for few. A screen holds if at most one of a feature's floors is
-     not 0 (dlrni_screenable).
-   - The program's words for a new center or gate: put_formula in examples/program/recipes.h.
+     and lists need no change. If top-k compares its values and not pre-activations, leave it out of
+     dlrni_selects (room candidates): it is then applied to finished codes. For training, the
+     recipe's `value` and `slopes`; if floors are trained, dlrni_update_view (room trainer), which
+     lowers them to estimate their gradient. A gate without an encoder is like the identity's
+     (dlrni_collect_identity, dlrni_encode_few).
+   - A new selection: dlrn_select, dlrni_check_select (room dictionary) and dlrni_select_codes (room
+     select), which works on the codes of a call. Where it needs no other row, it may also work on
+     lists: dlrni_selects, dlrni_select_block and dlrni_stays (room select). Few rows go through
+     lists, too, unless dlrni_few_suffices. For a screen, at most one of a feature's floors may not
+     be 0 (dlrni_screenable, dlrni_screen_panel).
+   - An encoder of its own: a block in room encoders and `encode` in the family's row.
+   - The program's words for a new center, gate or selection: put_formula in
+     examples/program/recipes.h.
 
    A layout: a row of dlrni_layout_table. Shapes are in the letters of DLRN_ROLE_LIST and say how
    each tensor is stored ("IF": transposed; with O, files of transcoders fit, too). The first row of
@@ -822,10 +852,12 @@ typedef struct dlrn_formula {
     dlrn_center center;
     dlrn_gate gate;
     dlrn_select select;
-    int64_t k;        /* features that the selections by k keep; otherwise 0                  */
+    int64_t k;        /* features that the selections by k keep; MatchingPursuit: the largest
+                         number of steps, 0: d_in; otherwise 0                                */
     double threshold; /* gates jump and jump_signed: of all features, where there is no parameter
                          DLRN_THRESHOLD. Top-k: running mean, over training, of the smallest value
-                         kept in a row; kept for files. -1: not known                         */
+                         kept in a row; kept for files. MatchingPursuit: a row ends when the norm of
+                         what is left is below. -1: not known, none                           */
     double scale_in, scale_out; /* 1 unless a file or the caller says otherwise               */
     dlrn_switch standardise; /* ON: selections compare (p - mean) / (std + 1e-6), by feature, over
                                    the rows of one call                                       */
@@ -876,7 +908,7 @@ typedef struct dlrn_dictionary_desc {
                             "IdentityDict" has neither parameters nor `features`                  */
     int64_t d_in, d_out; /* widths of x and x_hat; d_out 0: the same as d_in                      */
     int64_t features;    /* F, from 1 to 2^31 - 1                                                 */
-    int64_t k;           /* AutoEncoderTopK: features kept per row, from 1 to F; 0: 64            */
+    int64_t k;           /* families that keep k: from 1 to F; 0: 64. MatchingPursuit: steps      */
     uint64_t seed;       /* the same seed gives the same bits, for any number of threads          */
 } dlrn_dictionary_desc;
 
@@ -951,7 +983,8 @@ DLRN_API void dlrn_encoder_destroy(dlrn_encoder *e);
 DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_prepare(dlrn_encoder *e);
 /* Encodes x [n][d_in]. Each result may be NULL if it is not wanted: f [n][F], all features; codes,
    the active ones as CSR (earlier contents are replaced); x_hat [n][d_out], the reconstruction. x
-   is not checked: a NaN in a row shows up in the results of that row alone. */
+   is not checked: a NaN in a row shows up in the results of that row alone (or of others, where a
+   selection compares rows). */
 DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_run(dlrn_encoder *e, const float *x, int64_t n,
                                                  float *f, dlrn_sparse *codes, float *x_hat);
 
@@ -965,8 +998,8 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_encode_sparse(const dlrn_dictionary *dict, 
 DLRN_API DLRN_CHECK dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, int64_t n,
                                              float *x_hat, dlrn_sparse *codes);
 /* x_hat [n][d_out] from f [n][F], or x_hat [codes->rows][d_out] from codes with cols = F.
-   DLRN_ERR_UNSUPPORTED: a dictionary with a skip, whose output also depends on x; _SHAPE or
-   _ARGUMENT: codes that do not fit the dictionary. */
+   DLRN_ERR_UNSUPPORTED: a dictionary with a skip or with normalised rows, whose output also depends
+   on x; _SHAPE or _ARGUMENT: codes that do not fit the dictionary. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, int64_t n,
                                             float *x_hat);
 DLRN_API DLRN_CHECK dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict,
@@ -4806,7 +4839,8 @@ DLRNI_INTERNAL int64_t dlrni_keep_group_max(dlrn_sparse *codes, int64_t at, int6
 }
 
 /* Mean and deviation of each feature over all rows, as decode-clt has them: unbiased, plus 1e-6.
-   Columns without an entry count as 0, and so does what is not finite. A single row has no deviation: its ranks are its values. */
+   Columns without an entry count as 0, and so does what is not finite. A single row has no
+   deviation: its ranks are its values. */
 DLRNI_INTERNAL void dlrni_standardise(dlrni_choice *j) {
     const dlrn_sparse *codes = j->codes;
     const int64_t cols = codes->cols, nnz = codes->row_ptr[codes->rows];
@@ -4887,8 +4921,8 @@ DLRNI_INTERNAL dlrn_status dlrni_select_codes(dlrn_context *ctx, const dlrn_form
 
 /* ------------------------------------------------------------------------------------------ */
 // >>decode
-/* x_hat = scale_out (sum of the atoms of the active features + bias + skip z), and then what was done
-   to normalise x is undone. Only the atoms of active features are read. The order of the sum is
+/* x_hat = scale_out (sum of the atoms of the active features + bias + skip z); then what
+   normalised x is undone. Only the atoms of active features are read. The order of the sum is
    fixed: the bias first, then the atoms by feature, then the skip. */
 
 /* Rows to decode, one task each. */

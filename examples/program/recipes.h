@@ -2,17 +2,87 @@
 
 /* ---- formulas */
 
+/* What is multiplied with the encoder: "x", "(z - b)". */
+static void put_input(const dlrn_formula *m, char text[16]) {
+    static const char *const centers[] = {"", " - b", " - b_in"};
+    const char *z = m->normalise || m->scale_in < 1 || m->scale_in > 1 ? "z" : "x";
+    if (m->center)
+        snprintf(text, 16, "(%s%s)", z, centers[m->center]);
+    else
+        snprintf(text, 16, "%s", z);
+}
+
+/* z, where it is not x. */
+static void put_scaling(const dlrn_formula *m) {
+    static const char *const rows[] = {"x", "x sqrt(d) / |x|", "(x - mean) / std"};
+    if (m->scale_in < 1 || m->scale_in > 1)
+        printf("z = %g %s, ", m->scale_in, rows[m->normalise]);
+    else if (m->normalise)
+        printf("z = %s, ", rows[m->normalise]);
+}
+
+/* How p comes from the input, by the family where that has an encoder of its own. */
+static void put_encoder(const char *family, const dlrn_formula *m) {
+    char in[16];
+    put_input(m, in);
+    if (!strcmp(family, "Glu"))
+        printf("p = (W_enc %s + b_enc) sigmoid(W_gate %s + b_gate), ", in, in);
+    else if (!strcmp(family, "Cosine"))
+        printf("p = cos(w, %s) |%s|^sigmoid(b_gate) + b_enc, ", in, in);
+    else if (!strcmp(family, "GatedTopK"))
+        printf("g = W_gate %s + b_gate, p = W_enc %s sigmoid(g) of the %lld largest g, ", in, in,
+               (long long)m->k);
+    else if (!strcmp(family, "MatchingPursuit"))
+        printf("r = %s, p_i += d_i r, r -= (d_i r) d_i for the largest d_i r, again and again, ",
+               in);
+    else
+        printf("p = W_enc %s + b_enc, ", in);
+}
+
+/* Which features are kept, up to the gate. */
+static void put_selection(const dlrn_formula *m) {
+    const char *of = m->standardise ? ", by (p - mean) / std of the call's rows, of " : " of ";
+    switch (m->select) {
+    case DLRN_SELECT_TOP_K: printf("the %lld largest%s", (long long)m->k, of); break;
+    case DLRN_SELECT_GROUP_MAX:
+        printf("the largest of each of %lld groups of ", (long long)m->k);
+        break;
+    case DLRN_SELECT_BATCH_TOP_K:
+        printf("the %lld n largest of the n rows of a call%s", (long long)m->k, of);
+        break;
+    default: break;
+    }
+}
+
 /* One line that a person can compute from: "f = ...". */
-static void put_formula(const dlrn_formula *m) {
-    static const char *const inputs[] = {"x", "(x - b)", "(x - b_in)"};
-    static const char *const gates[] = {"max(p, 0)", "p where p > max(threshold, 0)", "x"};
+static void put_formula(const char *family, const dlrn_formula *m) {
+    static const char *const gates[] = {
+        "max(p, 0)",
+        "p where p > max(threshold, 0)",
+        "p where p > threshold",
+        "max(exp(s) (p - b_enc) + b_value, 0) where p > 0",
+        "p",
+        "x",
+    };
     if (m->gate == DLRN_GATE_IDENTITY) {
         puts("f = x, x_hat = f");
         return;
     }
-    printf("p = W_enc %s + b_enc, f = ", inputs[m->center]);
-    if (m->select == DLRN_SELECT_TOP_K) printf("the %lld largest of ", (long long)m->k);
-    printf("%s, x_hat = W_dec f + b\n", gates[m->gate]);
+    put_scaling(m);
+    put_encoder(family, m);
+    fputs("f = ", stdout);
+    if (strcmp(family, "GatedTopK")) put_selection(m); /* its p is selected */
+    printf("%s", gates[m->gate]);
+    if (m->select == DLRN_SELECT_ABS_TOP_K)
+        printf(" where |p| is among the %lld largest", (long long)m->k);
+    puts(", x_hat = W_dec f + b");
+}
+
+/* Whether all features have the threshold of the formula. */
+static int has_one_threshold(const dlrn_dictionary *dict) {
+    const dlrn_gate gate = dict->formula.gate;
+    return (gate == DLRN_GATE_JUMP || gate == DLRN_GATE_JUMP_SIGNED) &&
+           !dict->param[DLRN_THRESHOLD];
 }
 
 /* What inspect prints of a dictionary's layout and formula. */
@@ -21,9 +91,11 @@ static void put_formula_words(const dlrn_dictionary *dict) {
     printf("layout %s, center %s, gate %s, select %s", dict->layout ? dict->layout : "none",
            dlrn_name(DLRN_NAMES_CENTER, (int)m->center), dlrn_name(DLRN_NAMES_GATE, (int)m->gate),
            dlrn_name(DLRN_NAMES_SELECT, (int)m->select));
-    if (m->select == DLRN_SELECT_TOP_K) printf(", k %lld", (long long)m->k);
+    if (m->normalise) printf(", normalise %s", dlrn_name(DLRN_NAMES_NORMALISE, (int)m->normalise));
+    if (m->select != DLRN_SELECT_ALL) printf(", k %lld", (long long)m->k);
+    if (has_one_threshold(dict)) printf(", threshold %.9g", m->threshold);
     putchar('\n');
-    put_formula(m);
+    put_formula(dict->family, m);
 }
 
 /* The same as JSON. */
@@ -31,11 +103,13 @@ static void put_formula_json(json_writer *j, const dlrn_dictionary *dict) {
     const dlrn_formula *m = &dict->formula;
     if (dict->layout) json_text(j, "layout", dict->layout);
     json_open(j, "formula", '{');
+    if (m->normalise) json_text(j, "normalise", dlrn_name(DLRN_NAMES_NORMALISE, (int)m->normalise));
     json_text(j, "center", dlrn_name(DLRN_NAMES_CENTER, (int)m->center));
     json_text(j, "gate", dlrn_name(DLRN_NAMES_GATE, (int)m->gate));
     json_text(j, "select", dlrn_name(DLRN_NAMES_SELECT, (int)m->select));
-    if (m->select == DLRN_SELECT_TOP_K) json_int(j, "k", m->k);
-    if (m->threshold >= 0) json_real(j, "threshold", 9, m->threshold);
+    if (m->select != DLRN_SELECT_ALL) json_int(j, "k", m->k);
+    if (m->standardise) json_bool(j, "standardise", 1);
+    if (m->threshold >= 0 || has_one_threshold(dict)) json_real(j, "threshold", 9, m->threshold);
     json_real(j, "scale_in", 9, m->scale_in);
     json_real(j, "scale_out", 9, m->scale_out);
     json_close(j, '}');
@@ -92,7 +166,7 @@ static int list_recipes(void) {
         formula.k = cfg.k;
         if (derived) cfg.lr = recipe->lr;
         printf("%s%s: family %s\n  ", i ? "\n" : "", recipe->name, recipe->family);
-        put_formula(&formula);
+        put_formula(recipe->family, &formula);
         print_wrapped(recipe->loss, printf("  loss:"), 4);
         put_defaults(recipe, &cfg);
         if (derived) puts("  --lr as for 16384 features: it falls with the root of their number");
