@@ -857,7 +857,7 @@ typedef struct dlrn_formula {
     double threshold; /* gates jump and jump_signed: of all features, where there is no parameter
                          DLRN_THRESHOLD. Top-k: running mean, over training, of the smallest value
                          kept in a row; kept for files. MatchingPursuit: a row ends when the norm of
-                         what is left is below. -1: not known, none                           */
+                         the rest is below it. -1: not known, none                            */
     double scale_in, scale_out; /* 1 unless a file or the caller says otherwise               */
     dlrn_switch standardise; /* ON: selections compare (p - mean) / (std + 1e-6), by feature, over
                                    the rows of one call                                       */
@@ -3157,8 +3157,8 @@ typedef enum dlrni_start {
 
 /* The encoder of a family that has its own: pre-activations f [n][F] from the rows z - center, xc
    [n][d_in], which it may overwrite. */
-typedef dlrn_status (*dlrni_own_encoder)(const dlrn_dictionary *dict, float *xc, int64_t n,
-                                         float *f);
+typedef dlrn_status (*dlrni_block_encoder)(const dlrn_dictionary *dict, float *xc, int64_t n,
+                                           float *f);
 
 /* What a family is by default. A loaded dictionary may have another k or threshold. */
 typedef struct dlrni_family {
@@ -3167,7 +3167,7 @@ typedef struct dlrni_family {
     dlrni_start start;
     double threshold; /* of new features, where the family has thresholds */
     dlrn_formula formula;
-    dlrni_own_encoder encode; /* NULL: p = ENCODER (z - center) + ENCODER_BIAS */
+    dlrni_block_encoder encode; /* NULL: p = ENCODER (z - center) + ENCODER_BIAS */
 } dlrni_family;
 
 /* Sets of roles are bits of an unsigned number. */
@@ -3223,7 +3223,7 @@ static const dlrni_family dlrni_family_table[] = {
     /* f = the largest of ReLU(W_e (x - b) + b_e) in each of k groups (sparsify) */
     {"GroupMax", DLRNI_AFFINE, DLRNI_START_TIED, 0,
      DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_GROUP_MAX, 64), NULL},
-    /* the atom that fits the rest of x best, again and again (SAELens) */
+    /* the atom that fits the rest of x best, step by step (SAELens) */
     {"MatchingPursuit", DLRNI_BIT(DLRN_DECODER) | DLRNI_BIT(DLRN_OUTPUT_BIAS), DLRNI_START_TIED, 0,
      DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_ALL, 0),
      dlrni_encode_pursuit},
@@ -3258,7 +3258,7 @@ DLRNI_INTERNAL const dlrni_family *dlrni_family_named(const char *name) {
 }
 
 /* The family's own encoder; NULL: the formula's. */
-DLRNI_INTERNAL dlrni_own_encoder dlrni_own_encode(const dlrn_dictionary *dict) {
+DLRNI_INTERNAL dlrni_block_encoder dlrni_own_encode(const dlrn_dictionary *dict) {
     const dlrni_family *family = dlrni_family_named(dict->family);
     return family ? family->encode : NULL;
 }
@@ -3618,7 +3618,7 @@ DLRNI_INTERNAL float dlrni_floor_of(const float *threshold, int64_t feature, flo
 
 /* The value of a gated feature: an affine map of p. In double, so that its only rounding is the
    last one. A NaN is not <= and stays. */
-DLRNI_INTERNAL float dlrni_gated_value(const dlrni_gating *g, int64_t feature, float pre) {
+DLRNI_INTERNAL float dlrni_affine_value(const dlrni_gating *g, int64_t feature, float pre) {
     double value = (double)g->scale[feature] * ((double)pre - (double)g->bias[feature]);
     if (g->offset) value += (double)g->offset[feature];
     return value <= 0 ? 0 : (float)value;
@@ -3627,7 +3627,7 @@ DLRNI_INTERNAL float dlrni_gated_value(const dlrni_gating *g, int64_t feature, f
 /* The value of a feature whose pre-activation is above its floor. */
 DLRNI_INLINE float dlrni_value_of(const dlrni_gating *g, int64_t feature, float pre) {
     if (!g->scale) return pre;
-    return g->bias ? dlrni_gated_value(g, feature, pre) : g->scale[feature] * pre;
+    return g->bias ? dlrni_affine_value(g, feature, pre) : g->scale[feature] * pre;
 }
 
 /* The value of any feature. A NaN is not <= and stays, to be seen. */
@@ -3646,7 +3646,7 @@ DLRNI_INTERNAL float dlrni_gated_floor(const dlrni_gating *g, int64_t feature) {
     while (on - off > 1) {
         uint32_t middle = off + (on - off) / 2;
         memcpy(&floor, &middle, sizeof floor);
-        if (dlrni_gated_value(g, feature, floor) == 0)
+        if (dlrni_affine_value(g, feature, floor) == 0)
             off = middle;
         else
             on = middle;
@@ -4839,7 +4839,7 @@ DLRNI_INTERNAL int64_t dlrni_keep_group_max(dlrn_sparse *codes, int64_t at, int6
 }
 
 /* Mean and deviation of each feature over all rows, as decode-clt has them: unbiased, plus 1e-6.
-   Columns without an entry count as 0, and so does what is not finite. A single row has no
+   Columns without an entry count as 0, and so do numbers that are not finite. A single row has no
    deviation: its ranks are its values. */
 DLRNI_INTERNAL void dlrni_standardise(dlrni_choice *j) {
     const dlrn_sparse *codes = j->codes;
@@ -4983,7 +4983,7 @@ DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t i, int worker) {
 
 /* x_hat [rows][d_out] from codes whose indices are known to be in range: they were made here, or
    have been checked. x [rows][d_in] is read if there is a skip or a normalisation; z [rows][d_in]
-   holds the normalised rows if there are both (dlrni_needs_z); otherwise NULL. */
+   holds the normalised rows if there are both (dlrni_decodes_from_z); otherwise NULL. */
 DLRNI_INTERNAL void dlrni_decode_rows(const dlrn_dictionary *dict, const dlrn_sparse *codes,
                                       const float *x, const float *z, float *x_hat) {
     dlrni_decode_job job = {dict, codes, x, z, 1, x_hat};
@@ -4998,7 +4998,7 @@ DLRNI_INTERNAL void dlrni_decode_rows(const dlrn_dictionary *dict, const dlrn_sp
 }
 
 /* Whether decoding needs the normalised rows themselves: a skip multiplies them. */
-DLRNI_INTERNAL int dlrni_needs_z(const dlrn_dictionary *dict) {
+DLRNI_INTERNAL int dlrni_decodes_from_z(const dlrn_dictionary *dict) {
     return dict->param[DLRN_SKIP] && dict->formula.normalise;
 }
 
@@ -5069,7 +5069,7 @@ struct dlrn_encoder {
     dlrni_prepared *prepared; /* or NULL                                                  */
     float *xc;                /* [rows][d_in]                                             */
     float *f;                 /* [few rows][F], for few rows when f is not requested      */
-    float *z;                 /* [rows][d_in] normalised rows, for a skip (dlrni_needs_z) */
+    float *z;                 /* [rows][d_in] normalised rows, for a skip (dlrni_decodes_from_z) */
     dlrn_sparse codes;        /* when the caller wants none, but x_hat or a selection     */
     int64_t xc_cap, f_cap, z_cap;
     dlrni_cut *heap; /* [k], for few rows */
@@ -5258,8 +5258,8 @@ DLRNI_INTERNAL void dlrni_few_select(const dlrn_dictionary *dict, float *f, int6
     }
 }
 
-/* Whether few rows may do without lists: what is not selected later is all that the gate lets pass,
-   or the largest of positive pre-activations. */
+/* Whether few rows may do without lists: their selection comes later, or there is none, or it takes
+   the largest of positive pre-activations. */
 DLRNI_INTERNAL int dlrni_few_suffices(const dlrn_dictionary *dict) {
     return !dlrni_selects(dict) || (dlrni_raises_floors(dict) && !dict->param[DLRN_LOG_SCALE]);
 }
@@ -5462,7 +5462,7 @@ DLRN_API dlrn_status dlrn_encoder_run(dlrn_encoder *e, const float *x, int64_t n
     if (x_hat && !codes) codes = &e->codes;
     DLRNI_TRY(dlrni_encode_call(e, x, n, f, codes));
     if (!x_hat) return DLRN_OK;
-    const int needs_z = dlrni_needs_z(dict);
+    const int needs_z = dlrni_decodes_from_z(dict);
     if (needs_z) {
         if (!DLRNI_GROW(dict->ctx, &e->z, &e->z_cap, 0, n * dict->d_in)) return DLRN_ERR_MEMORY;
         dlrni_input_less(dict, x, NULL, n, e->z);
@@ -18989,6 +18989,8 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 /* Nothing private is left behind; DLRNI_IMPLEMENTED stays, so that a second inclusion is empty. */
 #undef DLRNI_AFFINE
 #undef DLRNI_BIT
+#undef DLRNI_FORMULA
+#undef DLRNI_KEY_ZERO
 #undef DLRNI_CHECKPOINT_FORMAT
 #undef DLRNI_CLASS_KEY
 #undef DLRNI_CFG_FILE

@@ -33,8 +33,7 @@ static void put_encoder(const char *family, const dlrn_formula *m) {
         printf("g = W_gate %s + b_gate, p = W_enc %s sigmoid(g) of the %lld largest g, ", in, in,
                (long long)m->k);
     else if (!strcmp(family, "MatchingPursuit"))
-        printf("r = %s, p_i += d_i r, r -= (d_i r) d_i for the largest d_i r, again and again, ",
-               in);
+        printf("r = %s, p_i += d_i r, r -= (d_i r) d_i for the largest d_i r, step by step, ", in);
     else
         printf("p = W_enc %s + b_enc, ", in);
 }
