@@ -421,6 +421,34 @@
    evaluate(model, ae, buffer)         dlrn_evaluate(ae, &cfg, &source, &lm or NULL, ..., &metrics)
    loss_recovered(...)                 dlrn_loss_recovered, for one or several sites at once
 
+   ---- FIGURES OF OTHER LIBRARIES -----------------------------------------------------------------
+
+   dlrn_metrics has the reference's figures under its names, and those of SAELens 6.54 and SAEBench
+   0.6 under theirs (metrics.saelens, metrics.saebench; `eval --json` has objects of these names).
+   All are means over the same rows, against the target y: a transcoder is measured on its output.
+   Where two figures seem to be the same and differ:
+
+   variance_explained        1 - sum var(y - x_hat) / sum var(y): an error that is the same on all
+                             rows (a wrong bias) costs nothing
+   saelens.                  1 - mse / sum var(y): it costs
+     explained_variance
+   explained_variance_legacy one quotient a row, with the mean of the row's batch, averaged: rows
+                             near the mean rule it. Needs cfg.saelens_batch
+   saebench_explained_       what SAEBench publishes. It subtracts the square of mean_j E y_j^2 in
+     variance                place of ||E y||^2, so it is no share of a variance
+   mse_loss, saelens.mse     both mean ||y - x_hat||^2, not divided by d, unless compat is ON.
+                             SAEBench's mse is this divided by the rows of its batch
+   relative_reconstruction_  E ||x_hat||^2 / E <y, x_hat> over all rows; SAELens takes it of each
+     bias                    batch and averages, with cfg.saelens_batch
+   l0, l1                    count and sum |f| of features that are not 0; theirs leave out negative
+                             features (l0) or subtract them (l1)
+   cossim, l2_ratio          rows of zeros are left out; theirs divide by 1 there
+
+   dlrn_weight_figures computes SAEBench's figures of the weights. Its encoder_bias is the parameter
+   DLRN_ENCODER_BIAS, its feature_density metrics.fired / metrics.rows. Not computed: SAELens'
+   consistent_activation_heuristic, which needs the bounds of the prompts, and kl_div, which needs
+   the logits of the model.
+
    ---- FOR READERS OF THE CODE --------------------------------------------------------------------
 
    The path of a row through training, and the room of each stage. Start with room naive: the same
@@ -18585,7 +18613,7 @@ DLRNI_COLD_END
    read twice, and the one-pass formula E x^2 - (E x)^2 cancels. The metrics are those of evaluate()
    in dictionary_learning and of the SAE literature; dlrn_metrics defines each. */
 
-/* The rows of a batch of SAELens, kept until it is complete: explained_variance_legacy measures each
+/* The rows of a batch of SAELens, kept until it is complete: explained_variance_legacy needs each
    row's distance from the mean of its batch, which is known only then. */
 typedef struct dlrni_window {
     int64_t size, rows; /* rows of a batch, 0: not wanted; rows held                            */
@@ -19028,8 +19056,8 @@ typedef struct dlrni_directions {
     float *product;    /* [DLRNI_SQUARE][DLRNI_SQUARE] scratch                          */
 } dlrni_directions;
 
-/* Puts the cosines of the pairs (i, j) of a square into both rows' maxima; i < j. A maximum does not
-   depend on the order of its terms. */
+/* Puts the cosines of the pairs (i, j) of a square, i < j, into both rows' maxima. A maximum does
+   not depend on the order of its terms. */
 DLRNI_INTERNAL void dlrni_square_maxima(const dlrni_directions *m, int64_t i0, int64_t rows,
                                         int64_t j0, int64_t cols) {
     for (int64_t i = i0; i < i0 + rows; i++) {
@@ -19064,8 +19092,8 @@ DLRNI_INTERNAL dlrn_status dlrni_max_cosines(const dlrni_directions *m) {
     return DLRN_OK;
 }
 
-/* The figures of a dictionary without parts: each [DLRN_WEIGHT_COUNT], F floats apart, begins at the
-   dictionary's first feature and is filled with NaN. */
+/* The figures of a dictionary without parts: each [DLRN_WEIGHT_COUNT], F floats apart, begins at
+   the dictionary's first feature and is filled with NaN. */
 DLRNI_INTERNAL dlrn_status dlrni_weights_of(const dlrn_dictionary *dict, float *each, int64_t F,
                                             float *product) {
     static const int roles[2] = {DLRN_ENCODER, DLRN_DECODER},
