@@ -473,8 +473,10 @@ static dlrn_status check_one_site(const options *o, const dlrn_dictionary *dict)
     if (dict->layers == 1) return DLRN_OK;
     return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
                      "%s: eval with --model: expected a dictionary of one layer, found one of %lld "
-                     "layers: save their activations and give them as --data X.npy, [rows, %lld]",
-                     o->dict, (long long)dict->layers, (long long)dict->d_in);
+                     "layers: save their activations and give them as --data X.npy, [rows, %lld, "
+                     "%lld]",
+                     o->dict, (long long)dict->layers, (long long)dict->layers,
+                     (long long)(dict->d_in / dict->layers));
 }
 
 static int run_eval(dlrn_context *ctx, const options *o) {
@@ -493,6 +495,7 @@ static int run_eval(dlrn_context *ctx, const options *o) {
     if (s == DLRN_OK && o->model) s = check_one_site(o, dict);
     if (s == DLRN_OK && o->model) s = model_text_open(ctx, o, 1, &mt);
     if (s == DLRN_OK && o->data) s = feed_open(&f, 1);
+    if (s == DLRN_OK && o->data) s = feed_join_layers(&f, dict);
     if (s == DLRN_OK && o->skip_nonfinite) s = feed_keep_finite(&f);
     if (s == DLRN_OK)
         s = o->model ? check_site_width(&mt, o, dict)
