@@ -445,6 +445,34 @@
    evaluate(model, ae, buffer)         dlrn_evaluate(ae, &cfg, &source, &lm or NULL, ..., &metrics)
    loss_recovered(...)                 dlrn_loss_recovered, for one or several sites at once
 
+   ---- FIGURES OF OTHER LIBRARIES -----------------------------------------------------------------
+
+   dlrn_metrics has the reference's figures under its names, and those of SAELens 6.54 and SAEBench
+   0.6 under theirs (metrics.saelens, metrics.saebench; `eval --json` has objects of these names).
+   All are means over the same rows, against the target y: a transcoder is measured on its output.
+   Where two figures seem to be the same and differ:
+
+   variance_explained        1 - sum var(y - x_hat) / sum var(y): an error that is the same on all
+                             rows (a wrong bias) costs nothing
+   saelens.                  1 - mse / sum var(y): it costs
+     explained_variance
+   explained_variance_legacy one quotient a row, with the mean of the row's batch, averaged: rows
+                             near the mean rule it. Needs cfg.saelens_batch
+   saebench_explained_       what SAEBench publishes. It subtracts the square of mean_j E y_j^2 in
+     variance                place of ||E y||^2, so it is no share of a variance
+   mse_loss, saelens.mse     both mean ||y - x_hat||^2, not divided by d, unless compat is ON.
+                             SAEBench's mse is this divided by the rows of its batch
+   relative_reconstruction_  E ||x_hat||^2 / E <y, x_hat> over all rows; SAELens takes it of each
+     bias                    batch and averages, with cfg.saelens_batch
+   l0, l1                    count and sum |f| of features that are not 0; theirs leave out negative
+                             features (l0) or subtract them (l1)
+   cossim, l2_ratio          rows of zeros are left out; theirs divide by 1 there
+
+   dlrn_weight_figures computes SAEBench's figures of the weights. Its encoder_bias is the parameter
+   DLRN_ENCODER_BIAS, its feature_density metrics.fired / metrics.rows. Not computed: SAELens'
+   consistent_activation_heuristic, which needs the bounds of the prompts, and kl_div, which needs
+   the logits of the model.
+
    ---- FOR READERS OF THE CODE --------------------------------------------------------------------
 
    The path of a row through training, and the room of each stage. Start with room naive: the same
@@ -699,8 +727,8 @@ typedef struct dlrn_context_config {
     /* Runs body(arg, task, worker) for all tasks, and returns when they are done; set `threads` to
        the number of its workers. NULL: OpenMP, or the calling thread. */
     void (*parallel_for)(void *user, int64_t n_tasks, dlrn_parallel_body body, void *arg);
-    /* Asked now and then during a resampling, which may take minutes. If it returns anything but 0,
-       the call ends with DLRN_STOPPED. NULL: a resampling is never stopped. */
+    /* Asked now and then during a resampling and by dlrn_weight_figures, which may take minutes. If
+       it returns anything but 0, the call ends with DLRN_STOPPED. NULL: they are never stopped. */
     int (*stop)(void *user);
     void *user; /* passed to the callbacks above; must outlive the context */
     dlrn_io io; /* all zero: the C library's files, or none with DICTLEARN_NO_STDIO */
@@ -768,8 +796,9 @@ typedef enum dlrn_names {
     DLRN_NAMES_GATE,      /* "relu" */
     DLRN_NAMES_SELECT,    /* "top_k" */
 #ifndef DICTLEARN_NO_TRAINING
-    DLRN_NAMES_LOSS,    /* "norm" */
-    DLRN_NAMES_SPARSITY /* "l1" */
+    DLRN_NAMES_LOSS,     /* "norm" */
+    DLRN_NAMES_SPARSITY, /* "l1" */
+    DLRN_NAMES_WEIGHT    /* "encoder_norm" */
 #endif
 } dlrn_names;
 /* The name of a value, a string literal: dlrn_name(DLRN_NAMES_DTYPE, DLRN_F32) is "F32". "?" if
@@ -1299,8 +1328,50 @@ DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text
 /* ------------------------------------------------------------------------------------------ */
 // >>api-metrics
 
+/* Figures under the names of SAELens' get_sparsity_and_variance_metrics (sae-lens 6.54; SAEBench
+   0.6 uses the same names, but its mse and explained_variance are wrong). "in" is the target y,
+   "out" is x_hat. Rows where a ratio or a cosine has no value are left out; SAELens divides by 1
+   there. */
+typedef struct dlrn_saelens_metrics {
+    double l0; /* mean number of active features (SAELens: of positive ones)                */
+    double l1; /* mean sum_i |f_i| (SAELens: sum_i f_i)                                     */
+    double l2_norm_in, l2_norm_out; /* mean ||y||, mean ||x_hat||                                 */
+    double l2_ratio; /* mean ||x_hat|| / ||y||                                                    */
+    double relative_reconstruction_bias; /* mean over batches of mean ||x_hat||^2 / mean
+                                            <y, x_hat>; cfg.saelens_batch 0: one batch            */
+    double mse;                /* mean ||y - x_hat||^2, a sum over dimensions                     */
+    double cossim;             /* mean cos(y, x_hat)                                              */
+    double explained_variance; /* 1 - mse / sum_j var(y)_j: unlike variance_explained, an error that
+                                  is the same on all rows counts as well                          */
+    double explained_variance_legacy; /* mean over rows of 1 - ||y - x_hat||^2 / ||y - m||^2, with m
+                                         the mean of the row's batch; cfg.saelens_batch 0: NaN    */
+} dlrn_saelens_metrics;
+
+/* Figures under the names of SAEBench's core evaluation (sae-bench 0.6) that SAELens lacks. The
+   density of a feature is the share of the rows on which it is active. */
+typedef struct dlrn_saebench_metrics {
+    double frac_alive;                      /* share of the features with a density above 0      */
+    double freq_over_1_percent;             /* ... above 0.01                                    */
+    double freq_over_10_percent;            /* ... above 0.1                                     */
+    double normalized_freq_over_1_percent;  /* their part of the sum of all densities            */
+    double normalized_freq_over_10_percent; /* the same for densities above 0.1                  */
+    double saebench_explained_variance;     /* what SAEBench 0.6 publishes as explained_variance,
+                                                to compare with its tables: it subtracts
+                                                (mean_j mean y_j^2)^2 where ||mean y||^2 is right */
+} dlrn_saebench_metrics;
+
+/* Figures of one layer of a dictionary whose rows hold several. */
+typedef struct dlrn_layer_metrics {
+    double mse_loss;           /* mean ||y - x_hat||^2 over the dimensions of this layer          */
+    double variance_explained; /* as in dlrn_metrics, over these dimensions                       */
+    double explained_variance; /* as in dlrn_saelens_metrics, over these dimensions               */
+    double l0, share_alive;    /* of this layer's own features; NaN where layers share them       */
+} dlrn_layer_metrics;
+
 /* Figures of an evaluation: means over `rows` rows, in one streaming pass, summed in f64. Shares
-   are fractions of 1. NaN: not measured. */
+   are fractions of 1. NaN: not measured. All are about the target y, which is x unless the
+   evaluator is given another (a transcoder's output). An active feature is one that is not 0: some
+   families have negative ones. */
 typedef struct dlrn_metrics {
     int64_t rows;         /* rows measured                                                      */
     double mse_loss;      /* mean ||y - x_hat||^2; compat: the square of the mean norm          */
@@ -1317,6 +1388,10 @@ typedef struct dlrn_metrics {
     int64_t dead, dense;  /* features that never fire; that fire on more than 10 % of the rows  */
     const int64_t *fired; /* [F] rows on which each feature fired, borrowed from the evaluator;
                              NULL after dlrn_evaluate                                          */
+    dlrn_saelens_metrics saelens; /* the same rows, in the terms of these libraries            */
+    dlrn_saebench_metrics saebench;
+    int64_t layers;                  /* of the dictionary; 1: plain                            */
+    const dlrn_layer_metrics *layer; /* [layers], borrowed like `fired`; NULL: plain           */
     /* With a language model: cross-entropy in nats per token, of the unchanged model, with the site
        replaced by its reconstruction, and with the site set to zero. */
     double loss_original, loss_reconstructed, loss_zero;
@@ -1351,6 +1426,9 @@ typedef struct dlrn_eval_config {
     int64_t batch_size;     /* rows at a time; never changes the result              256 */
     dlrn_sparsity sparsity; /* what sparsity_loss measures                            L1 */
     dlrn_switch compat;     /* ON: the reference's formulas of March 2024            OFF */
+    int64_t saelens_batch;  /* rows in a batch of SAELens (prompts x tokens), for its two
+                               figures that are averages over batches: takes memory for
+                               these rows. 0: see there                                0 */
 } dlrn_eval_config;
 
 typedef struct dlrn_evaluator dlrn_evaluator;
@@ -1392,6 +1470,29 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_loss_recovered(dlrn_context *ctx,
    less than 1e-5 of the rows in the first. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e, int bins,
                                                          double *edge, int64_t *count);
+
+/* Figures of the weights of each feature, under SAEBench's names: X(value, name). e_i: its encoder
+   row, d_i: its atom. NaN: no such weights, or a row of zeros where a direction is needed. */
+#define DLRN_WEIGHT_LIST(X)                                                                        \
+    X(DLRN_WEIGHT_ENCODER_NORM, "encoder_norm")          /* ||e_i||                           */   \
+    X(DLRN_WEIGHT_DECODER_NORM, "decoder_norm")          /* ||d_i||                           */   \
+    X(DLRN_WEIGHT_COSINE, "encoder_decoder_cosine_sim")  /* cos(e_i, d_i), of equal widths    */   \
+    X(DLRN_WEIGHT_MAX_ENCODER, "max_encoder_cosine_sim") /* the largest cos(e_i, e_j), j != i */   \
+    X(DLRN_WEIGHT_MAX_DECODER, "max_decoder_cosine_sim") /* the largest cos(d_i, d_j), j != i */
+
+typedef enum dlrn_weight {
+#define DLRN_WEIGHT_ENUM(value, name) value,
+    DLRN_WEIGHT_LIST(DLRN_WEIGHT_ENUM)
+#undef DLRN_WEIGHT_ENUM
+        DLRN_WEIGHT_COUNT
+} dlrn_weight;
+
+/* Computes them all: mean [DLRN_WEIGHT_COUNT], over the features that have a value, and each
+   [DLRN_WEIGHT_COUNT][F], which may be NULL. Takes F^2 (d_in + d_out) multiplications, so seconds
+   for F = 32768. In a dictionary of parts the features of one part are compared with each other
+   alone, since other parts read or write other layers. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_weight_figures(const dlrn_dictionary *dict, double *mean,
+                                                    float *each);
 #endif /* DICTLEARN_NO_TRAINING */
 
 /* ------------------------------------------------------------------------------------------ */
@@ -2046,6 +2147,7 @@ DLRN_API const char *dlrn_name(dlrn_names which, int value) {
 #ifndef DICTLEARN_NO_TRAINING
         DLRNI_NAMES(DLRN_NAMES_LOSS, DLRN_LOSS_LIST(DLRNI_TEXT))
         DLRNI_NAMES(DLRN_NAMES_SPARSITY, DLRN_SPARSITY_LIST(DLRNI_TEXT))
+        DLRNI_NAMES(DLRN_NAMES_WEIGHT, DLRN_WEIGHT_LIST(DLRNI_TEXT))
 #endif
     }
 #undef DLRNI_TEXT
@@ -18547,6 +18649,18 @@ DLRNI_COLD_END
    read twice, and the one-pass formula E x^2 - (E x)^2 cancels. The metrics are those of evaluate()
    in dictionary_learning and of the SAE literature; dlrn_metrics defines each. */
 
+/* The rows of a batch of SAELens, kept until it is complete: explained_variance_legacy needs each
+   row's distance from the mean of its batch, which is known only then. */
+typedef struct dlrni_window {
+    int64_t size, rows; /* rows of a batch, 0: not wanted; rows held                            */
+    double *square;     /* [size] ||y - x_hat||^2 of each                                       */
+    double *mean;       /* [d_out] scratch                                                      */
+    float *y;           /* [size][d_out]                                                        */
+    double dot, norm2_x_hat;  /* sums over the rows held                                         */
+    double legacy, bias;      /* sums over complete batches: 1 - ratio of each row, bias of each */
+    int64_t legacies, biases; /* how many are summed                                            */
+} dlrni_window;
+
 struct dlrn_evaluator {
     dlrn_context *ctx;
     const dlrn_dictionary *dict; /* borrowed */
@@ -18557,13 +18671,16 @@ struct dlrn_evaluator {
     double *mean_r, *var_r;             /* ... and of y - x_hat                                */
     int64_t *fired;                     /* [F] rows on which each feature is not 0             */
     double squared, norm, sparsity, cosine, ratio, dot, norm2_x_hat; /* sums over rows         */
-    dlrn_sparse codes; /* features of the last batch */
-    float *x_hat;      /* [batch_size][d_out] */
-    int partly;        /* 1: rows of a call that failed are counted */
+    double l1, norm_y, norm_x_hat;                                   /* also sums over rows    */
+    dlrni_window window;
+    dlrn_layer_metrics *layer; /* [layers] filled by dlrn_evaluator_finish; NULL: plain */
+    dlrn_sparse codes;         /* features of the last batch */
+    float *x_hat;              /* [batch_size][d_out] */
+    int partly;                /* 1: rows of a call that failed are counted */
 };
 
 DLRN_API dlrn_eval_config dlrn_eval_defaults(void) {
-    dlrn_eval_config cfg = {8192, 256, DLRN_SPARSITY_L1, DLRN_OFF};
+    dlrn_eval_config cfg = {8192, 256, DLRN_SPARSITY_L1, DLRN_OFF, 0};
     return cfg;
 }
 
@@ -18574,8 +18691,26 @@ DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e) {
     dlrn_free(e->ctx, e->mean_y);
     dlrn_free(e->ctx, e->fired);
     dlrn_free(e->ctx, e->x_hat);
+    dlrn_free(e->ctx, e->layer);
+    dlrn_free(e->ctx, e->window.square); /* with its mean */
+    dlrn_free(e->ctx, e->window.y);
     dlrn_sparse_free(&e->codes);
     dlrn_free(e->ctx, e);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_window_alloc(dlrn_context *ctx, int64_t size, int64_t d,
+                                              dlrni_window *w) {
+    int64_t floats;
+    w->size = size;
+    if (!size) return DLRN_OK;
+    if (!dlrni_mul(size, d, &floats) || size > INT64_MAX - d)
+        return dlrn_fail(ctx, DLRN_ERR_MEMORY, "saelens_batch: %lld rows do not fit in memory",
+                         (long long)size);
+    w->y = DLRNI_NEW(ctx, float, floats);
+    w->square = w->y ? DLRNI_NEW(ctx, double, size + d) : NULL;
+    if (!w->square) return DLRN_ERR_MEMORY;
+    w->mean = w->square + size;
+    return DLRN_OK;
 }
 
 /* One block for the four vectors of d_out doubles; the counters start at 0. An error leaves what
@@ -18586,6 +18721,11 @@ DLRNI_INTERNAL dlrn_status dlrni_evaluator_alloc(dlrn_evaluator *e) {
     e->fired = DLRNI_NEW_ZERO(e->ctx, int64_t, e->dict->features);
     e->x_hat = DLRNI_NEW(e->ctx, float, e->cfg.batch_size *d);
     if (!e->mean_y || !e->fired || !e->x_hat) return DLRN_ERR_MEMORY;
+    if (e->dict->layers > 1) {
+        e->layer = DLRNI_NEW_ZERO(e->ctx, dlrn_layer_metrics, e->dict->layers);
+        if (!e->layer) return DLRN_ERR_MEMORY;
+    }
+    DLRNI_TRY(dlrni_window_alloc(e->ctx, e->cfg.saelens_batch, d, &e->window));
     e->var_y = e->mean_y + d;
     e->mean_r = e->var_y + d;
     e->var_r = e->mean_r + d;
@@ -18601,8 +18741,8 @@ DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dl
     *out = NULL;
     /* NULL: the defaults */
     if (!cfg) cfg = &defaults;
-    DLRNI_REQUIRE(ctx, cfg->batch_size > 0 && cfg->rows >= -1,
-                  "batch_size must be positive, rows -1 or more");
+    DLRNI_REQUIRE(ctx, cfg->batch_size > 0 && cfg->rows >= -1 && cfg->saelens_batch >= 0,
+                  "batch_size must be positive, rows -1 or more, saelens_batch not negative");
     /* the sizes of x, y and x_hat below must not overflow */
     if (!dlrni_mul(cfg->batch_size, dlrni_max(dict->d_in, dict->d_out), &floats))
         return dlrn_fail(ctx, DLRN_ERR_MEMORY, "batches of %lld rows do not fit in memory",
@@ -18630,23 +18770,66 @@ DLRNI_INTERNAL void dlrni_welford(double *mean, double *square, double x, int64_
     *square += off * (x - *mean);
 }
 
-/* L1 norm or entropy of the active features val [n] of one row, like the penalty of the
-   reference. */
-DLRNI_INTERNAL double dlrni_row_sparsity(const dlrn_evaluator *e, const float *val, int64_t n) {
+/* Adds one row's features to the sums: val [n], of the features col [n]. The sparsity is their L1
+   norm or entropy, like the penalty of the reference. Magnitudes, since some families have negative
+   features. A value may be 0, where a scale underflows: such a feature is not active. */
+DLRNI_INTERNAL void dlrni_measure_codes(dlrn_evaluator *e, const int32_t *col, const float *val,
+                                        int64_t n) {
     double sum = 0, entropy = 0;
-    for (int64_t p = 0; p < n; p++) sum += fabs((double)val[p]);
-    if (e->cfg.sparsity == DLRN_SPARSITY_L1) return sum;
+    for (int64_t p = 0; p < n; p++) {
+        sum += fabs((double)val[p]);
+        e->nnz += val[p] != 0;
+        e->fired[col[p]] += val[p] != 0;
+    }
+    e->l1 += sum;
+    if (e->cfg.sparsity == DLRN_SPARSITY_L1) e->sparsity += sum;
+    if (e->cfg.sparsity == DLRN_SPARSITY_L1) return;
     for (int64_t p = 0; p < n && sum > 0; p++) {
-        /* magnitudes: an identity's features may be negative */
         double q = fabs((double)val[p]) / (sum + dlrni_entropy_eps);
         entropy -= q * log(q + dlrni_entropy_eps);
     }
-    return entropy;
+    e->sparsity += entropy;
 }
 
-/* Adds one row, y [d_out] and x_hat [d_out], with its n active features, to all sums. */
-DLRNI_INTERNAL void dlrni_measure_row(dlrn_evaluator *e, const float *y, const float *x_hat,
-                                      const int32_t *col, const float *val, int64_t n) {
+/* Adds the batch in the window to the sums over batches. A row that is the mean of its batch has
+   nothing to explain and is left out, as is the bias of a batch where <y, x_hat> is 0. */
+DLRNI_INTERNAL void dlrni_window_close(dlrni_window *w, int64_t d) {
+    if (!w->rows) return;
+    for (int64_t j = 0; j < d; j++) w->mean[j] = 0;
+    for (int64_t i = 0; i < w->rows; i++)
+        for (int64_t j = 0; j < d; j++) w->mean[j] += (double)w->y[i * d + j];
+    for (int64_t j = 0; j < d; j++) w->mean[j] /= (double)w->rows;
+    for (int64_t i = 0; i < w->rows; i++) {
+        double square = 0;
+        for (int64_t j = 0; j < d; j++) {
+            double off = (double)w->y[i * d + j] - w->mean[j];
+            square += off * off;
+        }
+        if (!(square > 0)) continue;
+        w->legacy += 1 - w->square[i] / square;
+        w->legacies++;
+    }
+    if (w->dot < 0 || w->dot > 0) {
+        w->bias += w->norm2_x_hat / w->dot;
+        w->biases++;
+    }
+    w->dot = w->norm2_x_hat = 0;
+    w->rows = 0;
+}
+
+/* Adds a row y [d] to the window: hh is ||x_hat||^2, yh <y, x_hat>, rr ||y - x_hat||^2. */
+DLRNI_INTERNAL void dlrni_window_add(dlrni_window *w, const float *y, int64_t d, double hh,
+                                     double yh, double rr) {
+    if (!w->size) return;
+    memcpy(w->y + w->rows * d, y, (size_t)d * sizeof *y);
+    w->square[w->rows++] = rr;
+    w->dot += yh;
+    w->norm2_x_hat += hh;
+    if (w->rows == w->size) dlrni_window_close(w, d);
+}
+
+/* Adds one row, y [d_out] and x_hat [d_out], to the sums about the reconstruction. */
+DLRNI_INTERNAL void dlrni_measure_row(dlrn_evaluator *e, const float *y, const float *x_hat) {
     int64_t d = e->dict->d_out, count = ++e->rows;
     /* y.y, x_hat.x_hat, y.x_hat, r.r */
     double yy = 0, hh = 0, yh = 0, rr = 0;
@@ -18670,10 +18853,9 @@ DLRNI_INTERNAL void dlrni_measure_row(dlrn_evaluator *e, const float *y, const f
     /* |x_hat| / |y|: below 1 where the L1 penalty shrinks features */
     if (yy > 0) e->ratio += sqrt(hh / yy);
     if (yy > 0 && hh > 0) e->cosine += yh / sqrt(yy * hh);
-    e->sparsity += dlrni_row_sparsity(e, val, n);
-    e->nnz += n;
-    /* n is small: features are sparse */
-    for (int64_t p = 0; p < n; p++) e->fired[col[p]]++;
+    e->norm_y += sqrt(yy);
+    e->norm_x_hat += sqrt(hh);
+    dlrni_window_add(&e->window, y, d, hh, yh, rr);
 }
 
 /* Measures x [rows][d_in], y [rows][d_out], at most a batch. After an error no row of them is
@@ -18687,8 +18869,8 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_batch(dlrn_evaluator *e, const float *x
     for (int64_t i = 0; i < rows; i++) {
         /* CSR: the active features of row i */
         int64_t at = e->codes.row_ptr[i];
-        dlrni_measure_row(e, y + i * d, e->x_hat + i * d, e->codes.col + at, e->codes.val + at,
-                          e->codes.row_ptr[i + 1] - at);
+        dlrni_measure_row(e, y + i * d, e->x_hat + i * d);
+        dlrni_measure_codes(e, e->codes.col + at, e->codes.val + at, e->codes.row_ptr[i + 1] - at);
     }
     return DLRN_OK;
 }
@@ -18742,6 +18924,86 @@ DLRNI_INTERNAL void dlrni_variance_explained(const dlrn_evaluator *e, dlrn_metri
     out->variance_explained_per_dim = varying ? each / (double)varying : (double)NAN;
 }
 
+/* SAELens' figures, from the sums that the other figures need too. A batch that is not complete yet
+   counts like the others, on a copy: more rows may follow. */
+DLRNI_INTERNAL void dlrni_saelens_figures(const dlrn_evaluator *e, const dlrn_metrics *m,
+                                          dlrn_saelens_metrics *out) {
+    double n = (double)e->rows, var = 0;
+    dlrni_window w = e->window;
+    for (int64_t j = 0; j < e->dict->d_out; j++) var += e->var_y[j];
+    out->l0 = m->l0;
+    out->l1 = e->l1 / n;
+    out->l2_norm_in = e->norm_y / n;
+    out->l2_norm_out = e->norm_x_hat / n;
+    out->l2_ratio = m->l2_ratio;
+    out->mse = e->squared / n;
+    out->cossim = m->cosine;
+    /* var is a sum over rows, as is squared */
+    out->explained_variance = var > 0 ? 1 - e->squared / var : (double)NAN;
+    dlrni_window_close(&w, e->dict->d_out);
+    out->explained_variance_legacy = w.legacies ? w.legacy / (double)w.legacies : (double)NAN;
+    out->relative_reconstruction_bias = !w.size    ? m->relative_reconstruction_bias
+                                        : w.biases ? w.bias / (double)w.biases
+                                                   : (double)NAN;
+}
+
+/* The share of the features that are active on more than `bound` of the rows; *part: their part of
+   the sum of all densities. */
+DLRNI_INTERNAL double dlrni_denser_than(const dlrn_evaluator *e, double bound, double *part) {
+    int64_t features = 0, fired = 0, F = e->dict->features;
+    for (int64_t f = 0; f < F; f++) {
+        if (!((double)e->fired[f] > bound * (double)e->rows)) continue;
+        features++;
+        fired += e->fired[f];
+    }
+    /* nnz is the sum of all counts */
+    *part = e->nnz ? (double)fired / (double)e->nnz : (double)NAN;
+    return (double)features / (double)F;
+}
+
+DLRNI_INTERNAL void dlrni_saebench_figures(const dlrn_evaluator *e, const dlrn_metrics *m,
+                                           dlrn_saebench_metrics *out) {
+    double n = (double)e->rows, all = 0, d = (double)e->dict->d_out;
+    out->frac_alive = m->share_alive;
+    out->freq_over_1_percent = dlrni_denser_than(e, 0.01, &out->normalized_freq_over_1_percent);
+    out->freq_over_10_percent = dlrni_denser_than(e, 0.1, &out->normalized_freq_over_10_percent);
+    /* all: mean ||y||^2, of which SAEBench subtracts the square of the mean over dimensions */
+    for (int64_t j = 0; j < e->dict->d_out; j++)
+        all += e->var_y[j] / n + e->mean_y[j] * e->mean_y[j];
+    double variance = all - (all / d) * (all / d);
+    out->saebench_explained_variance =
+        variance < 0 || variance > 0 ? 1 - e->squared / n / variance : (double)NAN;
+}
+
+/* The same for each layer. The mean square of an error is its variance plus the square of its mean,
+   so no row need be visited for it. */
+DLRNI_INTERNAL void dlrni_layer_figures(const dlrn_evaluator *e) {
+    const dlrn_dictionary *dict = e->dict;
+    int64_t width = dict->d_out / dict->layers, own = dict->features / dict->layers;
+    double n = (double)e->rows;
+    for (int64_t l = 0; e->layer && l < dict->layers; l++) {
+        dlrn_layer_metrics *out = &e->layer[l];
+        double y = 0, r = 0, shift = 0;
+        int64_t fired = 0, alive = 0;
+        for (int64_t j = l * width; j < (l + 1) * width; j++) {
+            y += e->var_y[j];
+            r += e->var_r[j];
+            shift += e->mean_r[j] * e->mean_r[j];
+        }
+        for (int64_t f = l * own; f < (l + 1) * own; f++) {
+            fired += e->fired[f];
+            alive += e->fired[f] > 0;
+        }
+        out->mse_loss = r / n + shift;
+        out->variance_explained = y > 0 ? 1 - r / y : (double)NAN;
+        out->explained_variance = y > 0 ? 1 - out->mse_loss * n / y : (double)NAN;
+        /* a crosscoder may have one set of features for all layers */
+        int owned = dict->feature_layers == dict->layers;
+        out->l0 = owned ? (double)fired / n : (double)NAN;
+        out->share_alive = owned ? (double)alive / (double)own : (double)NAN;
+    }
+}
+
 /* Marks the figures that need a language model as not measured: 0 would look like a result. */
 DLRNI_INTERNAL void dlrni_no_cross_entropy(dlrn_metrics *out) {
     out->loss_original = out->loss_reconstructed = out->loss_zero = (double)NAN;
@@ -18780,6 +19042,11 @@ DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out)
     out->dead = F - alive;
     out->share_alive = (double)alive / (double)F;
     dlrni_variance_explained(e, out);
+    dlrni_saelens_figures(e, out, &out->saelens);
+    dlrni_saebench_figures(e, out, &out->saebench);
+    dlrni_layer_figures(e);
+    out->layers = e->dict->layers;
+    out->layer = e->layer;
     return DLRN_OK;
 }
 
@@ -18809,6 +19076,119 @@ DLRN_API dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e, int bins,
         if (e->fired[f]) count[dlrni_bin_of((double)e->fired[f] / (double)e->rows, bins)]++;
     return DLRN_OK;
 }
+
+/* ---- Figures of the weights ---- */
+
+/* Pairs of features are compared in squares of so many: their products stay in the cache. */
+enum { DLRNI_SQUARE = 512 };
+
+/* One matrix of features, and what is found about it. */
+typedef struct dlrni_directions {
+    dlrn_context *ctx;
+    const float *rows; /* [F][width]                                                    */
+    int64_t features, width;
+    const float *norm; /* [F] of the rows; a row of zeros has no direction              */
+    float *max_cosine; /* [F] with the nearest other row; NaN: none was compared so far */
+    float *product;    /* [DLRNI_SQUARE][DLRNI_SQUARE] scratch                          */
+} dlrni_directions;
+
+/* Puts the cosines of the pairs (i, j) of a square, i < j, into both rows' maxima. A maximum does
+   not depend on the order of its terms. */
+DLRNI_INTERNAL void dlrni_square_maxima(const dlrni_directions *m, int64_t i0, int64_t rows,
+                                        int64_t j0, int64_t cols) {
+    for (int64_t i = i0; i < i0 + rows; i++) {
+        const float *product = m->product + (i - i0) * DLRNI_SQUARE - j0;
+        if (!(m->norm[i] > 0)) continue;
+        float best = m->max_cosine[i];
+        for (int64_t j = dlrni_max(j0, i + 1); j < j0 + cols; j++) {
+            if (!(m->norm[j] > 0)) continue;
+            float cosine = product[j] / m->norm[i] / m->norm[j];
+            /* the negation also replaces NaN */
+            if (!(cosine <= best)) best = cosine;
+            if (!(cosine <= m->max_cosine[j])) m->max_cosine[j] = cosine;
+        }
+        m->max_cosine[i] = best;
+    }
+}
+
+/* Compares all pairs of rows. */
+DLRNI_INTERNAL dlrn_status dlrni_max_cosines(const dlrni_directions *m) {
+    const int64_t d = m->width;
+    for (int64_t i = 0; i < m->features; i += DLRNI_SQUARE) {
+        int64_t rows = dlrni_min(DLRNI_SQUARE, m->features - i);
+        for (int64_t j = i; j < m->features; j += DLRNI_SQUARE) {
+            int64_t cols = dlrni_min(DLRNI_SQUARE, m->features - j);
+            DLRNI_TRY(dlrn_matmul(m->ctx, DLRN_NT, dlrn_view(m->rows + i * d, rows, d, d),
+                                  dlrn_view(m->rows + j * d, cols, d, d), 0,
+                                  dlrn_view(m->product, rows, cols, DLRNI_SQUARE), NULL));
+            dlrni_square_maxima(m, i, rows, j, cols);
+        }
+        if (m->ctx->cfg.stop && m->ctx->cfg.stop(m->ctx->cfg.user)) return DLRN_STOPPED;
+    }
+    return DLRN_OK;
+}
+
+/* The figures of a dictionary without parts: each [DLRN_WEIGHT_COUNT], F floats apart, begins at
+   the dictionary's first feature and is filled with NaN. */
+DLRNI_INTERNAL dlrn_status dlrni_weights_of(const dlrn_dictionary *dict, float *each, int64_t F,
+                                            float *product) {
+    static const int roles[2] = {DLRN_ENCODER, DLRN_DECODER},
+                     norms[2] = {DLRN_WEIGHT_ENCODER_NORM, DLRN_WEIGHT_DECODER_NORM},
+                     maxima[2] = {DLRN_WEIGHT_MAX_ENCODER, DLRN_WEIGHT_MAX_DECODER};
+    const float *encoder = dict->param[DLRN_ENCODER], *atoms = dict->param[DLRN_DECODER];
+    float *cosine = each + DLRN_WEIGHT_COSINE * F;
+    for (int m = 0; m < 2; m++) {
+        int64_t width = m ? dict->d_out : dict->d_in;
+        float *norm = each + norms[m] * F;
+        const dlrni_directions all = {dict->ctx, dict->param[roles[m]], dict->features, width,
+                                      norm,      each + maxima[m] * F,  product};
+        if (!all.rows) continue;
+        for (int64_t f = 0; f < dict->features; f++)
+            norm[f] = dlrn_norm(dict->ctx, all.rows + f * width, width);
+        DLRNI_TRY(dlrni_max_cosines(&all));
+    }
+    if (!encoder || !atoms || dict->d_in != dict->d_out) return DLRN_OK;
+    for (int64_t f = 0; f < dict->features; f++) {
+        const float e = each[DLRN_WEIGHT_ENCODER_NORM * F + f],
+                    a = each[DLRN_WEIGHT_DECODER_NORM * F + f];
+        if (!(e > 0 && a > 0)) continue;
+        cosine[f] =
+            dlrn_dot(dict->ctx, encoder + f * dict->d_in, atoms + f * dict->d_in, dict->d_in) / e /
+            a;
+    }
+    return DLRN_OK;
+}
+
+/* The mean of the numbers in x [n] that are not NaN; NaN if there is none. */
+DLRNI_INTERNAL double dlrni_mean_of_numbers(const float *x, int64_t n) {
+    double sum = 0;
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i++) {
+        if (x[i] != x[i]) continue;
+        sum += (double)x[i];
+        count++;
+    }
+    return count ? sum / (double)count : (double)NAN;
+}
+
+DLRN_API dlrn_status dlrn_weight_figures(const dlrn_dictionary *dict, double *mean, float *each) {
+    const int64_t F = dict->features;
+    float *own = each ? NULL : DLRNI_NEW(dict->ctx, float, DLRN_WEIGHT_COUNT *F);
+    float *product = DLRNI_NEW(dict->ctx, float, DLRNI_SQUARE *DLRNI_SQUARE);
+    dlrn_status s = product && (each || own) ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (!each) each = own;
+    for (int64_t i = 0; s == DLRN_OK && i < DLRN_WEIGHT_COUNT * F; i++) each[i] = (float)NAN;
+    if (s == DLRN_OK && !dict->n_parts) s = dlrni_weights_of(dict, each, F, product);
+    for (int64_t p = 0; s == DLRN_OK && p < dict->n_parts; p++)
+        s = dlrni_weights_of(dict->part[p].dict, each + dict->part[p].feature_at, F, product);
+    for (int i = 0; s == DLRN_OK && i < DLRN_WEIGHT_COUNT; i++)
+        mean[i] = dlrni_mean_of_numbers(each + i * F, F);
+    dlrn_free(dict->ctx, product);
+    dlrn_free(dict->ctx, own);
+    return s;
+}
+
+/* ---- A source's rows ---- */
 
 /* What one call of dlrn_evaluate needs: an evaluator, and arrays for the rows. */
 typedef struct dlrni_evaluation {
@@ -18970,6 +19350,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
         /* fails if there were no rows */
         dlrn_status end = dlrn_evaluator_finish(j.e, out);
         out->fired = NULL; /* the evaluator's, which ends here */
+        out->layer = NULL;
         if (s == DLRN_OK) s = end;
     }
     dlrn_free(ctx, j.x);

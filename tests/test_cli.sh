@@ -93,6 +93,18 @@ wrong "eval --rows 0" "--rows: expected a whole number of at least 1, or all, fo
 status "eval --json" 0 "$dl" eval --dict "$D" --data "$d/x.npy" --json --histogram "$d/h.csv"
 says "eval --json" '"mode": "default", "rows": ' "$d/out"
 says "histogram" "^from,to,features" "$d/h.csv"
+says "SAELens' figures" '"saelens": {"l0": [0-9.]*, "l1": .*"explained_variance_legacy": null}' "$d/out"
+says "SAEBench's figures" '"saebench": {"frac_alive": [0-9.e-]*, .*"saebench_explained_variance": ' "$d/out"
+check_fails "no cross-entropy without a model" grep -q ce_loss "$d/out"
+status "eval --weights, by batches" 0 "$dl" eval --dict "$D" --data "$d/x.npy" --weights \
+    --saelens-batch 64 --json
+says "SAELens' averages over batches" '"explained_variance_legacy": [-0-9]' "$d/out"
+says "figures of the weights" '"weights": {"average_encoder_norm": [0-9.]*, .*"average_max_decoder' "$d/out"
+status "the same as a table" 0 "$dl" eval --dict "$D" --data "$d/x.npy" --weights --saelens-batch 64
+says "has a second part" "^  explained_variance_legacy *[-0-9]" "$d/out"
+says "with the weights" "^  average_max_encoder_cosine_sim *[-0-9]" "$d/out"
+wrong "eval --saelens-batch 0" "--saelens-batch: expected " \
+    "$dl" eval --dict "$D" --data "$d/x.npy" --saelens-batch 0
 
 # ---- What is done with a name: devices, pipes and links stay what they are
 

@@ -68,6 +68,7 @@ status "eval" 0 "$dl" eval --dict "$d/whole" --model $tiny --text "$d/a.jsonl" $
     --json --documents 5
 says "with the cross-entropy" '"documents": 5,.*"loss_original": [0-9.]*, "loss_reconstructed": ' \
     "$d/out"
+says "under SAELens' names" '"ce_loss_score": [-0-9.]*, "ce_loss_without_sae": [0-9.]*, ' "$d/out"
 status "eval of a stretcher" 0 "$dl" eval --dict "$d/stretch" --model $tiny \
     --text "$d/a.jsonl" $site --io in_to_out
 says "the table" "CE recovered" "$d/out"

@@ -2,7 +2,9 @@
    edges, and the cross-entropy rows with toy models whose answer is computed here. */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
+#include "tests/starve.h"
 #include "tests/test.h"
+#include <stddef.h>
 
 enum { D = 9, F = 70, N = 257 };
 
@@ -54,7 +56,7 @@ static dlrn_metrics measure(const dlrn_dictionary *dict, const dlrn_eval_config 
         CHECK_OK(dict->ctx, dlrn_evaluator_add(e, x + i * d, y ? y + i * d : NULL,
                                                n - i < piece ? n - i : piece));
     CHECK_OK(dict->ctx, dlrn_evaluator_finish(e, &m));
-    m.fired = NULL; /* ends with the evaluator, as in dlrn_evaluate */
+    m.fired = NULL, m.layer = NULL; /* end with the evaluator, as in dlrn_evaluate */
     dlrn_evaluator_destroy(e);
     return m;
 }
@@ -375,6 +377,466 @@ TEST(frequencies_fall_into_log_bins) {
     dlrn_context_destroy(ctx);
 }
 
+/* ---- SAELens and SAEBench ---- */
+
+/* Their figures again, by plain loops. Batches of `size` rows, the last may be shorter. */
+static void book_batches(dlrn_metrics *m, const float *y, const float *x_hat, int64_t n,
+                         int64_t size) {
+    double bias = 0, legacy = 0;
+    int64_t batches = 0;
+    for (int64_t first = 0; first < n; first += size, batches++) {
+        int64_t end = first + size < n ? first + size : n;
+        double mean[D] = {0}, norm2 = 0, dot = 0;
+        for (int64_t i = first * D; i < end * D; i++) {
+            mean[i % D] += (double)y[i] / (double)(end - first);
+            norm2 += pow((double)x_hat[i], 2), dot += (double)x_hat[i] * (double)y[i];
+        }
+        for (int64_t i = first; i < end; i++) {
+            double had = 0, lost = 0;
+            for (int64_t j = 0; j < D; j++) {
+                had += pow((double)y[i * D + j] - mean[j], 2);
+                lost += pow((double)y[i * D + j] - (double)x_hat[i * D + j], 2);
+            }
+            legacy += (1 - lost / had) / (double)n;
+        }
+        bias += norm2 / dot;
+    }
+    m->saelens.explained_variance_legacy = legacy;
+    m->saelens.relative_reconstruction_bias = bias / (double)batches;
+}
+
+static void book_saelens(dlrn_metrics *m, const float *y, const float *x_hat, const float *f,
+                         int64_t n) {
+    double had = 0, published = 0, squares = 0, count = (double)n;
+    for (int64_t j = 0; j < D; j++) {
+        double mean = 0, square = 0;
+        for (int64_t i = 0; i < n; i++) {
+            mean += (double)y[i * D + j] / count;
+            square += pow((double)y[i * D + j], 2) / count;
+        }
+        had += square - mean * mean, published += square / D, squares += square;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        double yy = 0, hh = 0;
+        for (int64_t j = i * D; j < (i + 1) * D; j++) {
+            yy += pow((double)y[j], 2), hh += pow((double)x_hat[j], 2);
+            m->saelens.mse += pow((double)y[j] - (double)x_hat[j], 2) / count;
+        }
+        m->saelens.l2_norm_in += sqrt(yy) / count, m->saelens.l2_norm_out += sqrt(hh) / count;
+        for (int64_t j = i * F; j < (i + 1) * F; j++)
+            m->saelens.l1 += fabs((double)f[j]) / count, m->saelens.l0 += (f[j] != 0) / count;
+    }
+    m->saelens.explained_variance = 1 - m->saelens.mse / had;
+    m->saebench.saebench_explained_variance =
+        1 - m->saelens.mse / (squares - published * published);
+}
+
+static void book_densities(dlrn_metrics *m, const float *f, int64_t n) {
+    double over[2] = {0, 0}, part[2] = {0, 0}, sum = 0;
+    static const double bound[2] = {0.01, 0.1};
+    for (int64_t j = 0; j < F; j++) {
+        double density = 0;
+        for (int64_t i = 0; i < n; i++) density += f[i * F + j] != 0;
+        density /= (double)n, sum += density;
+        for (int b = 0; b < 2; b++)
+            if (density > bound[b]) over[b] += 1.0 / F, part[b] += density;
+        m->saebench.frac_alive += (density > 0) / (double)F;
+    }
+    m->saebench.freq_over_1_percent = over[0], m->saebench.freq_over_10_percent = over[1];
+    m->saebench.normalized_freq_over_1_percent = part[0] / sum;
+    m->saebench.normalized_freq_over_10_percent = part[1] / sum;
+}
+
+typedef struct named_figure {
+    const char *name;
+    size_t at; /* offset in dlrn_metrics */
+} named_figure;
+
+#define LENS(name)                                                                                 \
+    { #name, offsetof(dlrn_metrics, saelens.name) }
+#define BENCH(name)                                                                                \
+    { #name, offsetof(dlrn_metrics, saebench.name) }
+static const named_figure lens_figures[] = {LENS(l0),
+                                            LENS(l1),
+                                            LENS(l2_norm_in),
+                                            LENS(mse),
+                                            LENS(cossim),
+                                            LENS(l2_norm_out),
+                                            LENS(l2_ratio),
+                                            LENS(explained_variance),
+                                            LENS(relative_reconstruction_bias),
+                                            LENS(explained_variance_legacy)};
+static const named_figure bench_figures[] = {
+    BENCH(frac_alive), BENCH(freq_over_1_percent), BENCH(freq_over_10_percent),
+    BENCH(normalized_freq_over_1_percent), BENCH(normalized_freq_over_10_percent)};
+enum { LENS_FIGURES = 10, BENCH_FIGURES = 5 };
+
+static double figure_of(const dlrn_metrics *m, named_figure f) {
+    double value;
+    memcpy(&value, (const char *)m + f.at, sizeof value);
+    return value;
+}
+
+/* By the rows of a batch of SAELens; the formulas of --compat do not touch these figures. */
+TEST(figures_of_saelens_and_saebench_are_the_textbooks) {
+    static float f[N * F], x_hat[N * D];
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *ae = make_dictionary(ctx);
+    CHECK_OK(ctx, dlrn_encode(ae, rows_x, N, f));
+    CHECK_OK(ctx, dlrn_decode(ae, f, N, x_hat));
+    for (int64_t size = 1; size <= 2 * N; size += 64) {
+        const float *y = size % 3 ? rows_y : rows_x;
+        dlrn_eval_config cfg = config(DLRN_SPARSITY_ENTROPY, size % 2, 30);
+        dlrn_metrics m, book_;
+        memset(&book_, 0, sizeof book_);
+        cfg.saelens_batch = size + 6;
+        m = measure(ae, &cfg, rows_x, y, N, 99);
+        book_batches(&book_, y, x_hat, N, size + 6);
+        book_saelens(&book_, y, x_hat, f, N);
+        book_densities(&book_, f, N);
+        book_.saelens.l2_ratio = m.l2_ratio, book_.saelens.cossim = m.cosine;
+        for (int i = 0; i < LENS_FIGURES + BENCH_FIGURES; i++) {
+            const named_figure g =
+                i < LENS_FIGURES ? lens_figures[i] : bench_figures[i - LENS_FIGURES];
+            CHECK_CLOSE(figure_of(&m, g), figure_of(&book_, g), 1e-11);
+        }
+        CHECK_CLOSE(m.saebench.saebench_explained_variance,
+                    book_.saebench.saebench_explained_variance, 1e-11);
+        CHECK(m.saelens.l0 == m.l0 && m.layers == 1 && !m.layer);
+        cfg.saelens_batch = 0;
+        m = measure(ae, &cfg, rows_x, y, N, 99);
+        CHECK(isnan(m.saelens.explained_variance_legacy));
+        CHECK(m.saelens.relative_reconstruction_bias == m.relative_reconstruction_bias);
+    }
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
+/* To finish changes nothing: a batch that was not complete goes on. */
+TEST(a_batch_of_saelens_goes_on_after_finish) {
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *ae = make_dictionary(ctx);
+    dlrn_eval_config cfg = config(DLRN_SPARSITY_L1, 0, 64);
+    dlrn_evaluator *e = NULL;
+    dlrn_metrics m, some, all;
+    cfg.saelens_batch = 100;
+    all = measure(ae, &cfg, rows_x, NULL, N, N);
+    CHECK_OK(ctx, dlrn_evaluator_create(ae, &cfg, &e));
+    CHECK_OK(ctx, dlrn_evaluator_add(e, rows_x, NULL, 130));
+    CHECK_OK(ctx, dlrn_evaluator_finish(e, &some));
+    CHECK_OK(ctx, dlrn_evaluator_add(e, rows_x + 130 * D, NULL, N - 130));
+    CHECK_OK(ctx, dlrn_evaluator_finish(e, &m));
+    m.fired = NULL;
+    CHECK(!memcmp(&m, &all, sizeof m));
+    some.fired = NULL;
+    all = measure(ae, &cfg, rows_x, NULL, 130, 130);
+    CHECK(!memcmp(&some, &all, sizeof m));
+    dlrn_evaluator_destroy(e);
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
+/* Negative features are active; those that are 0 are not. */
+TEST(negative_features_count) {
+    static const float x[4 * 3] = {-1, 0, 2, -3, 0, 0, 0, 0, 0, 1, 0, -1};
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *id = NULL;
+    dlrn_eval_config cfg = config(DLRN_SPARSITY_L1, 0, 2);
+    CHECK_OK(ctx, new_identity(ctx, 3, &id));
+    dlrn_metrics m = measure(id, &cfg, x, NULL, 4, 3);
+    CHECK(m.l0 == 1.25 && m.saelens.l0 == 1.25 && m.saelens.l1 == 2 && m.sparsity_loss == 2);
+    CHECK(m.dead == 1 && m.saebench.frac_alive == m.share_alive && m.saelens.mse == 0);
+    CHECK_CLOSE(m.share_alive, 2.0 / 3.0, 1e-12);
+    dlrn_dictionary_destroy(id);
+    dlrn_context_destroy(ctx);
+}
+
+/* ---- Their own results ---- */
+
+/* The rows of a case; without each prompt's first token if `ignored`. */
+static int64_t golden_rows(dlrn_context *ctx, dlrn_archive *file, int ignored, float *x) {
+    static float all[384 * 16];
+    int64_t n = 0;
+    CHECK_OK(ctx, dlrn_archive_read(file, dlrn_archive_find(file, "x"), 0, -1, all));
+    for (int i = 0; i < 384; i++)
+        if (!ignored || i % 16) memcpy(x + n++ * 16, all + i * 16, 16 * sizeof *x);
+    return n;
+}
+
+static void golden_values(dlrn_context *ctx, dlrn_archive *file, const char *group,
+                          const char *name, float *to, int64_t n) {
+    char full[96];
+    snprintf(full, sizeof full, "%s%s%s", group, *group ? "." : "", name);
+    int64_t at = dlrn_archive_find(file, full);
+    CHECK_MSG(at >= 0 && dlrn_archive_tensor(file, at)->numel == n, "%s is missing", full);
+    CHECK_OK(ctx, dlrn_archive_read(file, at, 0, -1, to));
+}
+
+static double golden_value(dlrn_context *ctx, dlrn_archive *file, const char *group,
+                           const char *name) {
+    float value;
+    golden_values(ctx, file, group, name, &value, 1);
+    return (double)value;
+}
+
+static dlrn_dictionary *golden_dictionary(dlrn_context *ctx, dlrn_archive *file) {
+    static const int roles[] = {DLRN_ENCODER, DLRN_ENCODER_BIAS, DLRN_DECODER, DLRN_OUTPUT_BIAS,
+                                DLRN_THRESHOLD};
+    static const int64_t numel[] = {512, 32, 512, 16, 32};
+    dlrn_dictionary_desc desc = {"JumpReluAutoEncoder", 16, 0, 32, 0, 0};
+    dlrn_dictionary *dict = NULL;
+    CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &dict));
+    for (int i = 0; i < 5; i++)
+        golden_values(ctx, file, "", dlrn_name(DLRN_NAMES_ROLE, roles[i]), dict->param[roles[i]],
+                      numel[i]);
+    dict->formula.center = DLRN_CENTER_OUTPUT_BIAS; /* apply_b_dec_to_input */
+    dlrn_dictionary_changed(dict);
+    return dict;
+}
+
+/* What SAEBench has wrong is made right: its mse is divided by the rows of a batch once more. */
+static void check_golden_case(dlrn_context *ctx, dlrn_archive *file, const dlrn_dictionary *dict,
+                              int c) {
+    static const char *const cases[] = {"sae_lens", "sae_lens_ignore0", "sae_bench",
+                                        "sae_bench_ignore0"};
+    static float x[384 * 16], density[32];
+    int64_t n = golden_rows(ctx, file, c % 2, x);
+    dlrn_eval_config cfg = dlrn_eval_defaults();
+    dlrn_evaluator *e = NULL;
+    dlrn_metrics m;
+    cfg.saelens_batch = n / 3;
+    CHECK_OK(ctx, dlrn_evaluator_create(dict, &cfg, &e));
+    CHECK_OK(ctx, dlrn_evaluator_add(e, x, NULL, n));
+    CHECK_OK(ctx, dlrn_evaluator_finish(e, &m));
+    for (int i = 0; i < LENS_FIGURES; i++) {
+        const char *name = lens_figures[i].name;
+        double theirs = golden_value(ctx, file, cases[c], name),
+               ours = figure_of(&m, lens_figures[i]);
+        if (c >= 2 && !strcmp(name, "mse")) ours /= (double)n / 3;
+        if (c >= 2 && !strcmp(name, "explained_variance"))
+            ours = m.saebench.saebench_explained_variance;
+        CHECK_MSG(fabs(ours - theirs) <= 1e-6 * fabs(theirs), "%s: %s: %.9g, expected %.9g",
+                  cases[c], name, ours, theirs);
+    }
+    golden_values(ctx, file, cases[c], "density", density, 32);
+    for (int j = 0; j < 32; j++)
+        CHECK_CLOSE((double)m.fired[j] / (double)n, (double)density[j], 1e-7);
+    for (int i = 0; c == 2 && i < BENCH_FIGURES; i++)
+        CHECK_CLOSE(figure_of(&m, bench_figures[i]),
+                    golden_value(ctx, file, "misc", bench_figures[i].name), 1e-6);
+    dlrn_evaluator_destroy(e);
+}
+
+TEST(figures_are_those_of_saelens_and_saebench) {
+    dlrn_context *ctx = open_context(1);
+    dlrn_archive *file = NULL;
+    float each[DLRN_WEIGHT_COUNT][32], theirs[32];
+    double mean[DLRN_WEIGHT_COUNT];
+    CHECK_OK(ctx, dlrn_archive_open(ctx, "tests/golden/metrics.npz", &file));
+    dlrn_dictionary *dict = golden_dictionary(ctx, file);
+    for (int c = 0; c < 4; c++) check_golden_case(ctx, file, dict, c);
+    CHECK_OK(ctx, dlrn_weight_figures(dict, mean, each[0]));
+    for (int i = 0; i < DLRN_WEIGHT_COUNT; i++) {
+        if (i == DLRN_WEIGHT_DECODER_NORM) continue; /* SAEBench has none */
+        golden_values(ctx, file, "weights", dlrn_name(DLRN_NAMES_WEIGHT, i), theirs, 32);
+        for (int j = 0; j < 32; j++) CHECK(fabs((double)each[i][j] - (double)theirs[j]) < 1e-6);
+    }
+    CHECK_CLOSE(mean[DLRN_WEIGHT_MAX_ENCODER],
+                golden_value(ctx, file, "misc", "average_max_encoder_cosine_sim"), 1e-6);
+    CHECK_CLOSE(mean[DLRN_WEIGHT_MAX_DECODER],
+                golden_value(ctx, file, "misc", "average_max_decoder_cosine_sim"), 1e-6);
+    dlrn_dictionary_destroy(dict);
+    dlrn_archive_close(file);
+    dlrn_context_destroy(ctx);
+}
+
+/* ---- Layers ---- */
+
+/* The rows of nine numbers are three layers of three. The layers' figures add up to the whole. */
+TEST(figures_by_layer) {
+    enum { L = 3, w = D / L };
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *dict = make_relu(ctx, D);
+    dlrn_eval_config cfg = config(DLRN_SPARSITY_L1, 0, 50);
+    dlrn_source source;
+    for (int own = 0; own < 2; own++) {
+        dlrn_evaluator *e = NULL;
+        dlrn_metrics m;
+        double mse = 0, l0 = 0;
+        dict->layers = L, dict->feature_layers = own ? L : 1;
+        CHECK_OK(ctx, dlrn_evaluator_create(dict, &cfg, &e));
+        CHECK_OK(ctx, dlrn_evaluator_add(e, rows_x, rows_y, N));
+        CHECK_OK(ctx, dlrn_evaluator_finish(e, &m));
+        CHECK(m.layers == L && m.layer);
+        for (int l = 0; l < L; l++) {
+            double had = 0, lost = 0, square = 0, active = 0;
+            for (int j = l * w; j < (l + 1) * w; j++) {
+                static float x_hat[N * D];
+                for (int i = j; i < N * D; i += D) {
+                    x_hat[i] = rows_x[i] > 0 ? rows_x[i] : 0;
+                    square += pow((double)rows_y[i] - (double)x_hat[i], 2) / N;
+                    active += (rows_x[i] > 0) / (double)N;
+                }
+                had += column_variance(rows_y, NULL, N, D, j);
+                lost += column_variance(rows_y, x_hat, N, D, j);
+            }
+            CHECK_CLOSE(m.layer[l].mse_loss, square, 1e-12);
+            CHECK_CLOSE(m.layer[l].variance_explained, 1 - lost / had, 1e-12);
+            CHECK_CLOSE(m.layer[l].explained_variance, 1 - square / (had * (N - 1) / N), 1e-12);
+            CHECK(own ? fabs(m.layer[l].l0 - active) < 1e-12 && m.layer[l].share_alive == 1
+                      : isnan(m.layer[l].l0) && isnan(m.layer[l].share_alive));
+            mse += m.layer[l].mse_loss, l0 += m.layer[l].l0;
+        }
+        CHECK_CLOSE(mse, m.saelens.mse, 1e-12);
+        if (own) CHECK_CLOSE(l0, m.l0, 1e-12);
+        dlrn_evaluator_destroy(e);
+        CHECK_OK(ctx, dlrn_source_from_array(ctx, rows_x, NULL, N, D, 0, 1, &source));
+        CHECK_OK(ctx, dlrn_evaluate(dict, &cfg, &source, NULL, NULL, NULL, &m));
+        CHECK(m.layers == L && !m.layer); /* ended with its evaluator */
+        dlrn_source_destroy(&source);
+    }
+    dlrn_dictionary_destroy(dict);
+    dlrn_context_destroy(ctx);
+}
+
+/* ---- Weights ---- */
+
+enum { PAIRS = 1100, WIDTH = 5 }; /* more than two squares of pairs */
+
+static double cosine_of(const float *a, const float *b) {
+    double aa = 0, bb = 0, ab = 0;
+    for (int j = 0; j < WIDTH; j++) {
+        aa += pow((double)a[j], 2), bb += pow((double)b[j], 2);
+        ab += (double)a[j] * (double)b[j];
+    }
+    return ab / sqrt(aa) / sqrt(bb);
+}
+
+/* Row i is compared with all others that are not 0. */
+static double nearest(const float *rows, int i) {
+    double best = -HUGE_VAL;
+    for (int j = 0; j < PAIRS; j++) {
+        double cosine = cosine_of(rows + i * WIDTH, rows + j * WIDTH);
+        if (j != i && cosine > best) best = cosine;
+    }
+    return best;
+}
+
+static dlrn_dictionary *weights_dictionary(dlrn_context *ctx, uint64_t seed) {
+    dlrn_dictionary *ae = NULL;
+    CHECK_OK(ctx, new_autoencoder(ctx, WIDTH, PAIRS, seed, &ae));
+    memset(ae->param[DLRN_DECODER] + 700 * WIDTH, 0, WIDTH * sizeof(float)); /* no direction */
+    dlrn_dictionary_changed(ae);
+    return ae;
+}
+
+TEST(figures_of_the_weights_are_the_textbooks) {
+    static float each[DLRN_WEIGHT_COUNT][PAIRS];
+    dlrn_context *ctx = open_context(2);
+    dlrn_dictionary *ae = weights_dictionary(ctx, 5);
+    const float *encoder = ae->param[DLRN_ENCODER], *atoms = ae->param[DLRN_DECODER];
+    double mean[DLRN_WEIGHT_COUNT], again[DLRN_WEIGHT_COUNT], sum = 0;
+    CHECK_OK(ctx, dlrn_weight_figures(ae, mean, each[0]));
+    for (int i = 0; i < PAIRS; i++) {
+        const float *e = encoder + i * WIDTH, *a = atoms + i * WIDTH;
+        double norm = 0;
+        for (int j = 0; j < WIDTH; j++) norm += pow((double)e[j], 2);
+        CHECK_CLOSE((double)each[DLRN_WEIGHT_ENCODER_NORM][i], sqrt(norm), 1e-6);
+        CHECK_CLOSE((double)each[DLRN_WEIGHT_DECODER_NORM][i], i == 700 ? 0 : 1, 1e-6);
+        CHECK_CLOSE((double)each[DLRN_WEIGHT_MAX_ENCODER][i], nearest(encoder, i), 1e-6);
+        sum += (double)each[DLRN_WEIGHT_MAX_ENCODER][i] / PAIRS;
+        if (i == 700) continue;
+        CHECK(fabs((double)each[DLRN_WEIGHT_COSINE][i] - cosine_of(e, a)) < 1e-6);
+        CHECK_CLOSE((double)each[DLRN_WEIGHT_MAX_DECODER][i], nearest(atoms, i), 1e-6);
+    }
+    CHECK(isnan(each[DLRN_WEIGHT_COSINE][700]) && isnan(each[DLRN_WEIGHT_MAX_DECODER][700]));
+    CHECK_CLOSE(mean[DLRN_WEIGHT_MAX_ENCODER], sum, 1e-12);
+    CHECK_CLOSE(mean[DLRN_WEIGHT_DECODER_NORM], (PAIRS - 1.0) / PAIRS, 1e-6);
+    CHECK(mean[DLRN_WEIGHT_MAX_DECODER] > 0.5); /* the feature without direction is left out */
+    CHECK_OK(ctx, dlrn_weight_figures(ae, again, NULL));
+    CHECK(!memcmp(mean, again, sizeof mean));
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(weights_that_are_not_there_have_no_figures) {
+    float each[DLRN_WEIGHT_COUNT][D];
+    double mean[DLRN_WEIGHT_COUNT];
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *id = NULL, *wide = NULL;
+    dlrn_dictionary_desc desc = {NULL, 4, 6, 1, 0, 3}; /* one feature; another width */
+    CHECK_OK(ctx, new_identity(ctx, D, &id));
+    CHECK_OK(ctx, dlrn_weight_figures(id, mean, each[0]));
+    for (int i = 0; i < DLRN_WEIGHT_COUNT; i++)
+        CHECK(isnan(mean[i]) && isnan(each[i][0]) && isnan(each[i][D - 1]));
+    CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &wide));
+    CHECK_OK(ctx, dlrn_weight_figures(wide, mean, NULL));
+    CHECK(mean[DLRN_WEIGHT_ENCODER_NORM] > 0 && isnan(mean[DLRN_WEIGHT_COSINE]) &&
+          isnan(mean[DLRN_WEIGHT_MAX_ENCODER]) && isnan(mean[DLRN_WEIGHT_MAX_DECODER]));
+    CHECK_CLOSE(mean[DLRN_WEIGHT_DECODER_NORM], 1, 1e-6);
+    dlrn_dictionary_destroy(wide);
+    dlrn_dictionary_destroy(id);
+    dlrn_context_destroy(ctx);
+}
+
+/* Two dictionaries as the parts of one: each part's features stand where it says. */
+TEST(figures_of_the_weights_of_parts) {
+    static float each[DLRN_WEIGHT_COUNT][2 * PAIRS], one[DLRN_WEIGHT_COUNT][PAIRS];
+    dlrn_context *ctx = open_context(1);
+    dlrn_dictionary *ae[2] = {weights_dictionary(ctx, 5), weights_dictionary(ctx, 6)};
+    dlrn_part part[2] = {{ae[0], 0, 0, PAIRS}, {ae[1], WIDTH, WIDTH, 0}};
+    double mean[DLRN_WEIGHT_COUNT];
+    dlrn_dictionary whole = *ae[0];
+    memset(whole.param, 0, sizeof whole.param);
+    whole.features = 2 * PAIRS, whole.n_parts = 2, whole.part = part;
+    CHECK_OK(ctx, dlrn_weight_figures(&whole, mean, each[0]));
+    for (int p = 0; p < 2; p++) {
+        CHECK_OK(ctx, dlrn_weight_figures(ae[p], mean, one[0]));
+        for (int i = 0; i < DLRN_WEIGHT_COUNT; i++)
+            CHECK(!memcmp(each[i] + part[p].feature_at, one[i], sizeof one[i]));
+    }
+    dlrn_dictionary_destroy(ae[0]);
+    dlrn_dictionary_destroy(ae[1]);
+    dlrn_context_destroy(ctx);
+}
+
+static int stop_now(void *user) {
+    (void)user;
+    return 1;
+}
+
+/* Without memory for any one of its blocks; and where the host wants it to end. */
+TEST(weights_and_batches_without_memory) {
+    dlrn_context_config how = starve_config(1);
+    dlrn_context *ctx = NULL;
+    double mean[DLRN_WEIGHT_COUNT];
+    dlrn_eval_config cfg = dlrn_eval_defaults();
+    int fails = 0;
+    how.stop = stop_now;
+    CHECK_STATUS(dlrn_context_create(&how, &ctx), DLRN_OK);
+    dlrn_dictionary *ae = make_relu(ctx, D);
+    ae->layers = 3, cfg.saelens_batch = 10;
+    for (dlrn_status s = DLRN_ERR_MEMORY; s != DLRN_STOPPED; fails++) {
+        starve.left = fails;
+        s = dlrn_weight_figures(ae, mean, NULL);
+        CHECK(s == DLRN_ERR_MEMORY || s == DLRN_STOPPED);
+    }
+    CHECK(fails > 2);
+    fails = 0;
+    for (dlrn_status s = DLRN_ERR_MEMORY; s != DLRN_OK; fails++) {
+        dlrn_evaluator *e = NULL;
+        starve.left = fails;
+        s = dlrn_evaluator_create(ae, &cfg, &e);
+        CHECK(s == DLRN_OK || (s == DLRN_ERR_MEMORY && !e));
+        dlrn_evaluator_destroy(e);
+    }
+    CHECK(fails > 6);
+    starve.left = -1;
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+    CHECK(starve.live == 0);
+}
+
 /* ---- Sources ---- */
 
 /* A source that ends, fails, stops or misbehaves after some rows. */
@@ -535,6 +997,13 @@ TEST(a_configuration_out_of_range_is_refused) {
     cfg.rows = 1, cfg.batch_size = INT64_MAX / 2;
     CHECK_STATUS(dlrn_evaluator_create(ae, &cfg, &e), DLRN_ERR_MEMORY);
     CHECK(!e);
+    cfg.batch_size = 1, cfg.saelens_batch = -1;
+    CHECK_STATUS(dlrn_evaluator_create(ae, &cfg, &e), DLRN_ERR_ARGUMENT);
+    for (int64_t rows = INT64_MAX; rows > INT64_MAX / 1000; rows /= D) {
+        cfg.saelens_batch = rows;
+        CHECK_STATUS(dlrn_evaluator_create(ae, &cfg, &e), DLRN_ERR_MEMORY);
+        CHECK(!e);
+    }
     dlrn_dictionary_destroy(ae);
     dlrn_context_destroy(ctx);
 }
@@ -772,6 +1241,15 @@ int main(int argc, char **argv) {
     RUN(what_is_not_finite_is_named);
     RUN(dead_and_dense_are_counted);
     RUN(frequencies_fall_into_log_bins);
+    RUN(figures_of_saelens_and_saebench_are_the_textbooks);
+    RUN(a_batch_of_saelens_goes_on_after_finish);
+    RUN(negative_features_count);
+    RUN(figures_are_those_of_saelens_and_saebench);
+    RUN(figures_by_layer);
+    RUN(figures_of_the_weights_are_the_textbooks);
+    RUN(weights_that_are_not_there_have_no_figures);
+    RUN(figures_of_the_weights_of_parts);
+    RUN(weights_and_batches_without_memory);
     RUN(rows_come_from_a_source);
     RUN(an_evaluation_that_is_stopped);
     RUN(an_evaluator_allocates_nothing_after_its_first_batches);

@@ -29,12 +29,12 @@ typedef struct options {
     int64_t dict_size, expansion, batch_size, epochs;
     int64_t n_ctxs, ctx_len, in_batch_size, rows, threads, seed;
     int64_t layer, documents, tokens, top_k, limit, count, contexts;
-    int64_t skip_first;
+    int64_t skip_first, saelens_batch;
     double temperature, max_norm_ratio, norm_scale, threshold;
     dlrn_train_config train; /* begins as the recipe's defaults; k -1: --k is not given */
     int sparse, json, entropy, no_shuffle, skip_nonfinite, skip_special, resume, compat, quiet,
         help, bos;
-    int skip_bad_lines;
+    int skip_bad_lines, weights;
     int argc; /* the words that these options were parsed from: borrowed */
     const char *const *argv;
 } options;
@@ -208,6 +208,11 @@ static const flag flags[] = {
      "rows to measure, or all (default: eval 8192, features 65536)"},
     {"--histogram", F_TEXT, AT(histogram), C_EVAL, 1, TEXT_MAX, "FILE.csv|.svg",
      "write how many features fire how often, in logarithmic bins from 1e-5 to 1; - prints bars"},
+    {"--weights", F_SWITCH, AT(weights), C_EVAL, 0, 0, "",
+     "also measure the weights alone: norms, and cosines between features (F^2 products)"},
+    {"--saelens-batch", F_INT, AT(saelens_batch), C_EVAL, 1, 0, "N",
+     "rows in one of SAELens' batches (prompts times tokens), for explained_variance_legacy and "
+     "its mean of relative_reconstruction_bias over batches"},
     {"--features", F_TEXT, AT(features), C_FEATURES, 0, TEXT_MAX, "I,J,...",
      "which features (default: some that fire rarely)"},
     {"--count", F_INT, AT(count), C_FEATURES, 1, 0, "N",

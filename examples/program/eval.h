@@ -1,7 +1,96 @@
 /* dictlearn eval: the table, the JSON object, the histogram. */
 
-/* The keys are the reference's, for scripts that read its results. */
-static void print_eval_json(const options *o, const dlrn_metrics *m, double top) {
+/* Figures of other libraries, under their names: SAELens and SAEBench, and of those with a model
+   SAELens' names for the cross-entropies. */
+typedef struct named_figure {
+    const char *name;
+    size_t at; /* offset in dlrn_metrics */
+} named_figure;
+
+#define LENS(field)                                                                                \
+    { #field, offsetof(dlrn_metrics, saelens.field) }
+#define BENCH(field)                                                                               \
+    { #field, offsetof(dlrn_metrics, saebench.field) }
+static const named_figure saelens_figures[] = {
+    LENS(l0),
+    LENS(l1),
+    LENS(l2_norm_in),
+    LENS(l2_norm_out),
+    LENS(l2_ratio),
+    LENS(relative_reconstruction_bias),
+    LENS(mse),
+    LENS(cossim),
+    LENS(explained_variance),
+    LENS(explained_variance_legacy),
+    {"ce_loss_score", offsetof(dlrn_metrics, share_recovered)},
+    {"ce_loss_without_sae", offsetof(dlrn_metrics, loss_original)},
+    {"ce_loss_with_sae", offsetof(dlrn_metrics, loss_reconstructed)},
+    {"ce_loss_with_ablation", offsetof(dlrn_metrics, loss_zero)}};
+static const named_figure saebench_figures[] = {BENCH(frac_alive),
+                                                BENCH(freq_over_1_percent),
+                                                BENCH(freq_over_10_percent),
+                                                BENCH(normalized_freq_over_1_percent),
+                                                BENCH(normalized_freq_over_10_percent),
+                                                BENCH(saebench_explained_variance)};
+#undef LENS
+#undef BENCH
+enum {
+    SAEBENCH_FIGURES = sizeof saebench_figures / sizeof *saebench_figures,
+    SAELENS_FIGURES = sizeof saelens_figures / sizeof *saelens_figures,
+    SAELENS_OF_ROWS = SAELENS_FIGURES - 4 /* those before the cross-entropies */
+};
+
+static double figure_of(const dlrn_metrics *m, const named_figure *f) {
+    double value;
+    memcpy(&value, (const char *)m + f->at, sizeof value);
+    return value;
+}
+
+/* What eval prints. */
+typedef struct eval_result {
+    dlrn_metrics m;
+    double weight[DLRN_WEIGHT_COUNT]; /* with --weights: means over the features        */
+    double top;                       /* the variance's share in the farthest 1 % rows  */
+} eval_result;
+
+static void json_figures(json_writer *j, const char *key, const dlrn_metrics *m,
+                         const named_figure *f, int n) {
+    json_open(j, key, '{');
+    for (int i = 0; i < n; i++) json_real(j, f[i].name, 9, figure_of(m, &f[i]));
+    json_close(j, '}');
+}
+
+/* One object for each layer of a dictionary of several. */
+static void json_layers(json_writer *j, const dlrn_metrics *m) {
+    json_open(j, "layers", '[');
+    for (int64_t l = 0; l < m->layers; l++) {
+        json_open(j, NULL, '{');
+        json_real(j, "mse_loss", 9, m->layer[l].mse_loss);
+        json_real(j, "variance_explained", 9, m->layer[l].variance_explained);
+        json_real(j, "explained_variance", 9, m->layer[l].explained_variance);
+        json_real(j, "l0", 9, m->layer[l].l0);
+        json_real(j, "percent_alive", 9, m->layer[l].share_alive);
+        json_close(j, '}');
+    }
+    json_close(j, ']');
+}
+
+/* The name of a mean of the weights' figures: SAEBench's, which begin with average_. */
+static const char *weight_name(int i, char *name, size_t size) {
+    snprintf(name, size, "average_%s", dlrn_name(DLRN_NAMES_WEIGHT, i));
+    return name;
+}
+
+static void json_weights(json_writer *j, const double *mean) {
+    char name[64];
+    json_open(j, "weights", '{');
+    for (int i = 0; i < DLRN_WEIGHT_COUNT; i++)
+        json_real(j, weight_name(i, name, sizeof name), 9, mean[i]);
+    json_close(j, '}');
+}
+
+/* The keys of the outer object are the reference's, for scripts that read its results. */
+static void json_reference(json_writer *j, const options *o, const dlrn_metrics *m) {
     const struct {
         const char *key;
         double value;
@@ -20,19 +109,28 @@ static void print_eval_json(const options *o, const dlrn_metrics *m, double top)
                     {"loss_zero", m->loss_zero},
                     {"ce_diff", m->ce_diff},
                     {"percent_recovered", m->share_recovered}};
+    for (size_t i = 0; i < sizeof of_rows / sizeof *of_rows; i++)
+        json_real(j, of_rows[i].key, 9, of_rows[i].value);
+    for (size_t i = 0; o->model && i < sizeof of_model / sizeof *of_model; i++)
+        json_real(j, of_model[i].key, 9, of_model[i].value);
+    if (o->model) json_int(j, "tokens", m->tokens);
+}
+
+static void print_eval_json(const options *o, const eval_result *r) {
+    const dlrn_metrics *m = &r->m;
     json_writer j = {stdout, 0};
     json_open(&j, NULL, '{');
     json_text(&j, "mode", o->compat ? "compat" : "default");
     json_int(&j, "rows", m->rows);
     json_int(&j, "documents", m->documents);
-    for (size_t i = 0; i < sizeof of_rows / sizeof *of_rows; i++)
-        json_real(&j, of_rows[i].key, 9, of_rows[i].value);
-    for (size_t i = 0; o->model && i < sizeof of_model / sizeof *of_model; i++)
-        json_real(&j, of_model[i].key, 9, of_model[i].value);
-    if (o->model) json_int(&j, "tokens", m->tokens);
+    json_reference(&j, o, m);
     json_int(&j, "dead", m->dead);
     json_int(&j, "dense", m->dense);
-    json_real(&j, "variance_share_of_top_1_percent", 6, top);
+    json_real(&j, "variance_share_of_top_1_percent", 6, r->top);
+    if (m->layer) json_layers(&j, m);
+    json_figures(&j, "saelens", m, saelens_figures, o->model ? SAELENS_FIGURES : SAELENS_OF_ROWS);
+    json_figures(&j, "saebench", m, saebench_figures, SAEBENCH_FIGURES);
+    if (o->weights) json_weights(&j, r->weight);
     json_close(&j, '}');
     putchar('\n');
 }
@@ -46,8 +144,41 @@ static void put_figure(const char *name, int decimals, double value, const char 
         puts("not measured");
 }
 
+/* A figure under another library's name, which may be long; none if it was not measured. */
+static void put_named(const char *name, double value) {
+    if (value == value) printf("  %-32s  %11.6g\n", name, value);
+}
+
+/* The figures of each layer as columns. */
+static void put_layers(const dlrn_metrics *m) {
+    if (!m->layer) return;
+    puts("  layer   variance explained      MSE        L0     alive");
+    for (int64_t l = 0; l < m->layers; l++) {
+        const dlrn_layer_metrics *a = &m->layer[l];
+        printf("  %5lld   %15.2f %%  %10.4g", (long long)l, 100 * a->variance_explained,
+               a->mse_loss);
+        if (a->l0 == a->l0)
+            printf("  %8.2f  %6.2f %%\n", a->l0, 100 * a->share_alive);
+        else
+            puts("    shared");
+    }
+}
+
+/* The second table: what SAELens and SAEBench would print. */
+static void put_other_libraries(const options *o, const eval_result *r) {
+    char name[64];
+    puts("in SAELens' and SAEBench's terms");
+    for (int i = 0; i < SAELENS_OF_ROWS; i++)
+        put_named(saelens_figures[i].name, figure_of(&r->m, &saelens_figures[i]));
+    for (int i = 0; i < SAEBENCH_FIGURES; i++)
+        put_named(saebench_figures[i].name, figure_of(&r->m, &saebench_figures[i]));
+    for (int i = 0; o->weights && i < DLRN_WEIGHT_COUNT; i++)
+        put_named(weight_name(i, name, sizeof name), r->weight[i]);
+}
+
 /* Prints the figures for people; fractions as percents. */
-static void print_eval_table(const options *o, const dlrn_metrics *m) {
+static void print_eval_table(const options *o, const eval_result *r) {
+    const dlrn_metrics *m = &r->m;
     printf("%lld rows, %s formulas\n", (long long)m->rows,
            o->compat ? "the reference's" : "default");
     put_figure("variance explained", 2, 100 * m->variance_explained, " %");
@@ -58,14 +189,17 @@ static void print_eval_table(const options *o, const dlrn_metrics *m) {
     put_figure("cosine", 4, m->cosine, "");
     put_figure("||x_hat|| / ||x||", 4, m->l2_ratio, "");
     printf("  dead, dense         %lld, %lld\n", (long long)m->dead, (long long)m->dense);
-    if (!o->model) return;
-    printf("%lld documents, %lld next tokens, nats a token\n", (long long)m->documents,
-           (long long)m->tokens);
-    put_figure("CE original", 4, m->loss_original, "");
-    put_figure("CE reconstructed", 4, m->loss_reconstructed, "");
-    put_figure("CE zero ablation", 4, m->loss_zero, "");
-    put_figure("CE diff", 4, m->ce_diff, "");
-    put_figure("CE recovered", 2, 100 * m->share_recovered, " %");
+    put_layers(m);
+    if (o->model) {
+        printf("%lld documents, %lld next tokens, nats a token\n", (long long)m->documents,
+               (long long)m->tokens);
+        put_figure("CE original", 4, m->loss_original, "");
+        put_figure("CE reconstructed", 4, m->loss_reconstructed, "");
+        put_figure("CE zero ablation", 4, m->loss_zero, "");
+        put_figure("CE diff", 4, m->ce_diff, "");
+        put_figure("CE recovered", 2, 100 * m->share_recovered, " %");
+    }
+    put_other_libraries(o, r);
 }
 
 enum { BINS = 50, TEXT_BINS = 15, BAR = 50 };
@@ -302,28 +436,47 @@ static dlrn_status evaluate_array(feed *f, int64_t rows, dlrn_evaluator *e, spre
     return s == DLRN_OK || s == DLRN_END ? dlrn_evaluator_finish(e, m) : feed_failed(f, s);
 }
 
-/* Evaluates on rows of the model or of the array and prints the figures. */
+/* Measures on rows of the model or of the array, and the weights if that is wanted. */
+static dlrn_status measure(const options *o, const dlrn_dictionary *dict, model_text *mt, feed *f,
+                           dlrn_evaluator *e, eval_result *r) {
+    static spread even; /* too large for some stacks */
+    int64_t rows = o->rows > 0 ? o->rows : dlrn_eval_defaults().rows;
+    memset(&even, 0, sizeof even);
+    dlrn_status s = o->model ? evaluate_model(mt, o, dict, rows, e, &even, &r->m)
+                             : evaluate_array(f, rows, e, &even, &r->m);
+    if (s == DLRN_OK && o->weights) s = dlrn_weight_figures(dict, r->weight, NULL);
+    if (s == DLRN_OK) spread_tell(&even);
+    r->top = spread_top(&even);
+    dlrn_free(dict->ctx, even.center);
+    return s;
+}
+
 static dlrn_status evaluate(dlrn_context *ctx, const options *o, const dlrn_dictionary *dict,
                             model_text *mt, feed *f) {
     dlrn_evaluator *e = NULL;
-    dlrn_metrics m;
-    static spread even; /* too large for some stacks */
+    eval_result r;
     dlrn_eval_config cfg = dlrn_eval_defaults();
-    memset(&even, 0, sizeof even);
-    if (o->rows > 0) cfg.rows = o->rows;
     cfg.sparsity = o->entropy ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1;
     cfg.compat = o->compat ? DLRN_ON : DLRN_OFF;
+    cfg.saelens_batch = o->saelens_batch;
     dlrn_status s = dlrn_evaluator_create(dict, &cfg, &e);
-    if (s == DLRN_OK)
-        s = o->model ? evaluate_model(mt, o, dict, cfg.rows, e, &even, &m)
-                     : evaluate_array(f, cfg.rows, e, &even, &m);
-    if (s == DLRN_OK) spread_tell(&even);
-    dlrn_free(ctx, even.center);
-    if (s == DLRN_OK && o->json) print_eval_json(o, &m, spread_top(&even));
-    if (s == DLRN_OK && !o->json) print_eval_table(o, &m);
+    if (s == DLRN_OK) s = measure(o, dict, mt, f, e, &r);
+    if (s == DLRN_OK && o->json) print_eval_json(o, &r);
+    if (s == DLRN_OK && !o->json) print_eval_table(o, &r);
     if (s == DLRN_OK && o->histogram) s = write_histogram(ctx, e, o->histogram);
     dlrn_evaluator_destroy(e);
     return s;
+}
+
+/* A model has one site here. A dictionary of several layers needs as many at once. */
+static dlrn_status check_one_site(const options *o, const dlrn_dictionary *dict) {
+    if (dict->layers == 1) return DLRN_OK;
+    return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
+                     "%s: eval with --model: expected a dictionary of one layer, found one of %lld "
+                     "layers: save their activations and give them as --data X.npy, [rows, %lld, "
+                     "%lld]",
+                     o->dict, (long long)dict->layers, (long long)dict->layers,
+                     (long long)(dict->d_in / dict->layers));
 }
 
 static int run_eval(dlrn_context *ctx, const options *o) {
@@ -339,8 +492,10 @@ static int run_eval(dlrn_context *ctx, const options *o) {
     memset(&mt, 0, sizeof mt);
     feed_init(&f, ctx, o);
     dlrn_status s = load_dictionary(ctx, o->dict, o, &dict);
+    if (s == DLRN_OK && o->model) s = check_one_site(o, dict);
     if (s == DLRN_OK && o->model) s = model_text_open(ctx, o, 1, &mt);
     if (s == DLRN_OK && o->data) s = feed_open(&f, 1);
+    if (s == DLRN_OK && o->data) s = feed_join_layers(&f, dict);
     if (s == DLRN_OK && o->skip_nonfinite) s = feed_keep_finite(&f);
     if (s == DLRN_OK)
         s = o->model ? check_site_width(&mt, o, dict)
