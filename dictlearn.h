@@ -368,8 +368,10 @@
 
    Files are never trusted. Every size, offset, count and shape is checked against the file before
    memory is taken or read, and the memory taken is proportional to the file's size. The pickle
-   reader accepts a whitelist of opcodes and names, enough to describe tensors. It imports, calls
-   and executes nothing; any other opcode or name is an error that names the opcode and its offset.
+   reader imports, calls and executes nothing. It accepts a whitelist of opcodes; any other one is
+   an error that names the opcode and its offset. It knows the few names that describe tensors; an
+   object of any other name, beside the tensors, is passed over, and what it holds is dropped. Where
+   all tensors of a file hang in such objects, as in a pickled module, the file is refused.
    Sizes and shapes of arguments are checked; most pointers are not. Rows from a source are checked,
    too: their count, and that all numbers are finite (an error, unless dlrn_source_finite() filters
    them). Otherwise callbacks are trusted, and so are the pointers in a configuration or a
@@ -643,26 +645,42 @@ typedef enum dlrn_status {
         DLRN_STATUS_COUNT
 } dlrn_status;
 
-/* Element types of files and of the buffer's store: X(name, name in safetensors, bytes, code in
+/* Element types of files and of the buffer's store: X(name, name in safetensors, bits, code in
    .npy, name of torch's storage, name of torch's dtype). "" means that the format has no such type.
-   Rows, codes and parameters in memory are always f32. */
+   The types after DLRN_BOOL are only listed: a file may hold them, but they are not read or
+   written. Rows, codes and parameters in memory are always f32. */
 #define DLRN_DTYPE_LIST(X)                                                                         \
-    X(DLRN_F32, "F32", 4, "f4", "Float", "float32")                                                \
-    X(DLRN_F16, "F16", 2, "f2", "Half", "float16")                                                 \
-    X(DLRN_BF16, "BF16", 2, "", "BFloat16", "bfloat16")                                            \
-    X(DLRN_F64, "F64", 8, "f8", "Double", "float64")                                               \
-    X(DLRN_I64, "I64", 8, "i8", "Long", "int64")                                                   \
-    X(DLRN_I32, "I32", 4, "i4", "Int", "int32")                                                    \
-    X(DLRN_I16, "I16", 2, "i2", "Short", "int16")                                                  \
-    X(DLRN_I8, "I8", 1, "i1", "Char", "int8")                                                      \
-    X(DLRN_U64, "U64", 8, "u8", "", "uint64")                                                      \
-    X(DLRN_U32, "U32", 4, "u4", "", "uint32")                                                      \
-    X(DLRN_U16, "U16", 2, "u2", "", "uint16")                                                      \
-    X(DLRN_U8, "U8", 1, "u1", "Byte", "uint8")                                                     \
-    X(DLRN_BOOL, "BOOL", 1, "b1", "Bool", "bool")
+    X(DLRN_F32, "F32", 32, "f4", "Float", "float32")                                               \
+    X(DLRN_F16, "F16", 16, "f2", "Half", "float16")                                                \
+    X(DLRN_BF16, "BF16", 16, "", "BFloat16", "bfloat16")                                           \
+    X(DLRN_F64, "F64", 64, "f8", "Double", "float64")                                              \
+    X(DLRN_I64, "I64", 64, "i8", "Long", "int64")                                                  \
+    X(DLRN_I32, "I32", 32, "i4", "Int", "int32")                                                   \
+    X(DLRN_I16, "I16", 16, "i2", "Short", "int16")                                                 \
+    X(DLRN_I8, "I8", 8, "i1", "Char", "int8")                                                      \
+    X(DLRN_U64, "U64", 64, "u8", "", "uint64")                                                     \
+    X(DLRN_U32, "U32", 32, "u4", "", "uint32")                                                     \
+    X(DLRN_U16, "U16", 16, "u2", "", "uint16")                                                     \
+    X(DLRN_U8, "U8", 8, "u1", "Byte", "uint8")                                                     \
+    X(DLRN_BOOL, "BOOL", 8, "b1", "Bool", "bool")                                                  \
+    X(DLRN_F8_E4M3, "F8_E4M3", 8, "", "", "float8_e4m3fn")                                         \
+    X(DLRN_F8_E5M2, "F8_E5M2", 8, "", "", "float8_e5m2")                                           \
+    X(DLRN_F8_E4M3FNUZ, "F8_E4M3FNUZ", 8, "", "", "float8_e4m3fnuz")                               \
+    X(DLRN_F8_E5M2FNUZ, "F8_E5M2FNUZ", 8, "", "", "float8_e5m2fnuz")                               \
+    X(DLRN_F8_E8M0, "F8_E8M0", 8, "", "", "float8_e8m0fnu")                                        \
+    X(DLRN_F6_E2M3, "F6_E2M3", 6, "", "", "")                                                      \
+    X(DLRN_F6_E3M2, "F6_E3M2", 6, "", "", "")                                                      \
+    X(DLRN_F4, "F4", 4, "", "", "")                                                                \
+    X(DLRN_F4_PAIR, "F4_PAIR", 8, "", "", "float4_e2m1fn_x2")                                      \
+    X(DLRN_C32, "C32", 32, "", "", "complex32")                                                    \
+    X(DLRN_C64, "C64", 64, "", "ComplexFloat", "complex64")                                        \
+    X(DLRN_C128, "C128", 128, "", "ComplexDouble", "complex128")                                   \
+    X(DLRN_QI8, "QI8", 8, "", "QInt8", "qint8")                                                    \
+    X(DLRN_QU8, "QU8", 8, "", "QUInt8", "quint8")                                                  \
+    X(DLRN_QI32, "QI32", 32, "", "QInt32", "qint32")
 
 typedef enum dlrn_dtype {
-#define DLRN_DTYPE_ENUM(name, text, bytes, npy, storage, torch) name,
+#define DLRN_DTYPE_ENUM(name, text, bits, npy, storage, torch) name,
     DLRN_DTYPE_LIST(DLRN_DTYPE_ENUM)
 #undef DLRN_DTYPE_ENUM
         DLRN_DTYPE_COUNT
@@ -1575,8 +1593,9 @@ typedef struct dlrn_tensor_info {
    open. */
 typedef struct dlrn_archive dlrn_archive;
 
-/* Opens an archive and checks its structure, and the CRCs of a zip. DLRN_ERR_UNSUPPORTED: a type,
-   or an opcode of a pickle, that is not supported. */
+/* Opens an archive and checks its structure, and the CRCs of a zip. Objects beside the tensors of
+   a .pt are passed over. DLRN_ERR_UNSUPPORTED: an opcode of a pickle, or a type of safetensors,
+   that is not known; a pickled module, whose tensors have no names. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_open(dlrn_context *ctx, const char *path,
                                                   dlrn_archive **out);
 /* The same from bytes in memory, which are borrowed until the archive is closed. `name` takes the
@@ -1601,9 +1620,9 @@ DLRN_API int64_t dlrn_archive_find(const dlrn_archive *a, const char *name);
 
 /* Reads rows [first, first + rows) of a tensor, that is, slices of its first dimension, into dst
    [rows][numel / shape[0]]: row-major f32, from f16, bf16, f32 or f64 of any strides and byte
-   order; a single number from any type. rows -1: up to the last row; with first 0, the whole
+   order; a single number from integers, too. rows -1: up to the last row; with first 0, the whole
    tensor. A tensor without dimensions is one row. DLRN_ERR_ARGUMENT: rows out of range;
-   _UNSUPPORTED: integers. */
+   _UNSUPPORTED: integers, or a type after DLRN_BOOL, which is only listed. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index, int64_t first,
                                                   int64_t rows, float *dst);
 
@@ -2126,7 +2145,7 @@ DLRN_API const char *dlrn_error(const dlrn_context *ctx) {
 DLRN_API const char *dlrn_name(dlrn_names which, int value) {
 #define DLRNI_TEXT(name, text) text,
 #define DLRNI_ROLE_TEXT(name, text, rows, cols) text,
-#define DLRNI_DTYPE_TEXT(name, text, bytes, npy, storage, torch) text,
+#define DLRNI_DTYPE_TEXT(name, text, bits, npy, storage, torch) text,
 #define DLRNI_NAMES(names, list)                                                                   \
     case names: {                                                                                  \
         static const char *const texts[] = {list};                                                 \
@@ -2386,12 +2405,17 @@ DLRNI_INTERNAL uint32_t dlrni_crc32(uint32_t crc, const unsigned char *p, uint64
     return ~crc;
 }
 
-/* Bytes of an element; 0 for a number that is no type, which may come from a caller. */
-DLRNI_INTERNAL int64_t dlrni_dtype_size(dlrn_dtype t) {
-#define DLRNI_DTYPE_SIZE(name, text, bytes, npy, storage, torch) bytes,
-    static const signed char sizes[] = {DLRN_DTYPE_LIST(DLRNI_DTYPE_SIZE)};
-#undef DLRNI_DTYPE_SIZE
+/* Bits of an element; 0 for a number that is no type, which may come from a caller. */
+DLRNI_INTERNAL int64_t dlrni_dtype_bits(dlrn_dtype t) {
+#define DLRNI_DTYPE_BITS(name, text, bits, npy, storage, torch) bits,
+    static const unsigned char sizes[] = {DLRN_DTYPE_LIST(DLRNI_DTYPE_BITS)};
+#undef DLRNI_DTYPE_BITS
     return (unsigned)t < DLRN_DTYPE_COUNT ? sizes[t] : 0;
+}
+
+/* Bytes of an element of a type that is read; 0 for the types of less than a byte. */
+DLRNI_INTERNAL int64_t dlrni_dtype_size(dlrn_dtype t) {
+    return dlrni_dtype_bits(t) / 8;
 }
 
 /* Short, because errors need it often. */
@@ -7255,7 +7279,7 @@ typedef struct dlrni_dtype_names {
 } dlrni_dtype_names;
 
 static const dlrni_dtype_names dlrni_dtypes[DLRN_DTYPE_COUNT] = {
-#define DLRNI_DTYPE_ROW(name, text, bytes, npy, storage, torch) {text, npy, storage, torch},
+#define DLRNI_DTYPE_ROW(name, text, bits, npy, storage, torch) {text, npy, storage, torch},
     DLRN_DTYPE_LIST(DLRNI_DTYPE_ROW)
 #undef DLRNI_DTYPE_ROW
 };
@@ -7287,6 +7311,7 @@ struct dlrn_archive {
     int64_t count, cap;
     dlrni_lookup names; /* name -> index of entries                             */
     dlrni_note *notes;  /* [n_notes] what a file holds beside tensors           */
+    const char *object; /* the class of a pickled object that holds tensors; or NULL */
     int64_t n_notes, note_cap;
     void **blocks; /* [n_blocks] names and unpacked members, freed with it */
     int64_t n_blocks, block_cap;
@@ -7404,7 +7429,8 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_add(dlrn_archive *a, const char *name, 
     if (!dlrni_numel(e.info.shape, e.info.ndim, &e.info.numel))
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%.*s': shape [%s] overflows",
                          a->path, len, name, text);
-    uint64_t held = bytes / (uint64_t)dlrni_dtype_size(e.info.dtype);
+    /* a file's bytes are far below 2^61 */
+    uint64_t held = bytes * 8 / (uint64_t)dlrni_dtype_bits(e.info.dtype);
     uint64_t max = held > a->map.size ? held : a->map.size;
     int64_t last = e.info.numel ? dlrni_last_element(&e) : 0;
     if (e.offset < 0 || last < 0 || (e.info.numel && (uint64_t)last >= held) ||
@@ -7435,10 +7461,16 @@ DLRNI_INTERNAL void dlrni_dense_strides(dlrni_entry *e, int first_fastest) {
 DLRNI_COLD_END
 /* ---- Reading elements ---- */
 
-/* All other types are integers or bools, which may stand for an index, or for a weight that was
-   quantised: without its scale the number means nothing. */
+/* All other types that are read are integers or bools, which may stand for an index, or for a
+   weight that was quantised: without its scale the number means nothing. */
 DLRNI_INTERNAL int dlrni_is_float(dlrn_dtype type) {
     return type == DLRN_F32 || type == DLRN_F16 || type == DLRN_BF16 || type == DLRN_F64;
+}
+
+/* The types after BOOL are only listed. Such a tensor may lie beside the ones that are needed, and
+   is an error only when it is read. */
+DLRNI_INTERNAL int dlrni_is_readable(dlrn_dtype type) {
+    return (unsigned)type <= DLRN_BOOL;
 }
 
 /* The bits of one element, which may lie at any address: a zip aligns its members as it likes. */
@@ -7543,7 +7575,8 @@ DLRNI_INTERNAL void dlrni_entry_read(const dlrn_context *ctx, const dlrni_entry 
    an array of uint16, would load as whole numbers without an error. A single number is read from
    any type: k and steps are integers by nature. */
 DLRNI_INTERNAL dlrn_status dlrni_expect_floats(const dlrn_archive *a, const dlrni_entry *e) {
-    if (dlrni_is_float(e->info.dtype) || e->info.numel <= 1) return DLRN_OK;
+    if (dlrni_is_float(e->info.dtype) || (dlrni_is_readable(e->info.dtype) && e->info.numel <= 1))
+        return DLRN_OK;
     return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
                      "%s: tensor '%s': expected F16, BF16, F32 or F64, found %s", a->path,
                      e->info.name, dlrni_type_name(e->info.dtype));
@@ -7569,7 +7602,7 @@ DLRN_API dlrn_status dlrn_archive_read(dlrn_archive *a, int64_t index, int64_t f
 DLRNI_INTERNAL dlrn_status dlrni_archive_read_i64(dlrn_archive *a, int64_t index, int64_t *dst) {
     DLRNI_REQUIRE_IN(a->ctx, a->path, index >= 0 && index < a->count, "no such tensor");
     const dlrni_entry *e = &a->entries[index];
-    if (dlrni_is_float(e->info.dtype))
+    if (dlrni_is_float(e->info.dtype) || !dlrni_is_readable(e->info.dtype))
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT, "%s: tensor '%s': expected integers, found %s",
                          a->path, e->info.name, dlrni_type_name(e->info.dtype));
     if (e->info.numel)
@@ -7586,7 +7619,7 @@ DLRNI_INTERNAL int dlrni_archive_number(const dlrn_archive *a, const char *key, 
     if (index >= 0) {
         const dlrni_entry *e = &a->entries[index];
         const int size = (int)dlrni_dtype_size(e->info.dtype);
-        if (e->info.numel != 1) return 0;
+        if (e->info.numel != 1 || !dlrni_is_readable(e->info.dtype)) return 0;
         *out = dlrni_element_real(dlrni_element_bits(e->data + e->offset * size, size, e->swap),
                                   e->info.dtype);
         return *out >= -DBL_MAX && *out <= DBL_MAX;
@@ -7658,9 +7691,10 @@ DLRN_API int64_t dlrn_archive_find(const dlrn_archive *a, const char *name) {
    from the caller, and become offsets in the file. */
 DLRNI_INTERNAL dlrn_status dlrni_tensor_bytes(dlrn_context *ctx, const dlrn_tensor_out *t,
                                               int64_t *numel, int64_t *bytes) {
-    if ((unsigned)t->dtype >= DLRN_DTYPE_COUNT)
-        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "tensor '%s' to be written: unknown type %d",
-                         t->name, (int)t->dtype);
+    if (!dlrni_is_readable(t->dtype))
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                         "tensor '%s' to be written: type %d (%s) is not one that is written",
+                         t->name, (int)t->dtype, dlrni_type_name(t->dtype));
     if (t->ndim >= 0 && t->ndim <= DLRN_MAX_DIMS && dlrni_numel(t->shape, t->ndim, numel) &&
         dlrni_mul(*numel, dlrni_dtype_size(t->dtype), bytes))
         return DLRN_OK;
@@ -7707,8 +7741,8 @@ DLRNI_INTERNAL void dlrni_sink_elements(dlrni_sink *o, const void *data, int64_t
 enum { DLRNI_SAFETENSORS_MAX = 100 << 20 };
 
 /* Reads dtype, shape and data_offsets of one tensor; messages name it. Sizes go through
-   dlrni_json_size: whole, not negative, and exact in a double. Types that we do not read, such as
-   F8_E4M3, are reported as unsupported, since the file is good. */
+   dlrni_json_size: whole, not negative, and exact in a double. A type that is only listed, such as
+   F8_E4M3, is taken; one that we do not know is reported as unsupported, since the file is good. */
 DLRNI_INTERNAL dlrn_status dlrni_safetensors_parse(dlrn_archive *a, const dlrn_json *t,
                                                    dlrni_entry *e, int64_t *begin, int64_t *end) {
     const char *dtype = dlrn_json_text(t, "dtype", "");
@@ -7736,6 +7770,16 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_parse(dlrn_archive *a, const dlrn_j
                      a->path, t->key);
 }
 
+/* The bytes that a tensor needs. 0: its shape overflows, or its elements, of 4 or 6 bits, end
+   within a byte. */
+DLRNI_INTERNAL int dlrni_safetensors_bytes(const dlrn_tensor_info *info, int64_t *bytes) {
+    if (!dlrni_numel(info->shape, info->ndim, bytes) ||
+        !dlrni_mul(*bytes, dlrni_dtype_bits(info->dtype), bytes) || *bytes % 8)
+        return 0;
+    *bytes /= 8;
+    return 1;
+}
+
 /* Adds a tensor whose bytes must be exactly those that its shape needs. More would be bytes that
    nobody reads, and fewer would be read from the next tensor. need is computed with checks, so a
    shape that overflows cannot come out as the right number. */
@@ -7745,8 +7789,7 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_tensor(dlrn_archive *a, const dlrn_
     int64_t begin = 0, end = 0, need = 0;
     memset(&e, 0, sizeof e);
     DLRNI_TRY(dlrni_safetensors_parse(a, t, &e, &begin, &end));
-    if (!dlrni_numel(e.info.shape, e.info.ndim, &need) ||
-        !dlrni_mul(need, dlrni_dtype_size(e.info.dtype), &need))
+    if (!dlrni_safetensors_bytes(&e.info, &need))
         return dlrn_fail(a->ctx, DLRN_ERR_FORMAT,
                          "%s: tensor '%s': malformed shape or data_offsets", a->path, t->key);
     /* begin <= end was checked, so begin is within the data, too */
@@ -7784,10 +7827,10 @@ DLRNI_INTERNAL dlrn_status dlrni_safetensors_cover(dlrn_archive *a, const unsign
     int64_t at = 0;
     if (!r) return DLRN_ERR_MEMORY;
     for (int64_t i = 0; i < a->count; i++) {
-        /* the entry is checked, so its bytes are numel times the size of its type */
+        int64_t bytes;
+        (void)dlrni_safetensors_bytes(&a->entries[i].info, &bytes); /* was checked */
         r[i].begin = a->entries[i].data - data;
-        r[i].end =
-            r[i].begin + a->entries[i].info.numel * dlrni_dtype_size(a->entries[i].info.dtype);
+        r[i].end = r[i].begin + bytes;
     }
     /* equal ranges may change places: they are both empty, or an overlap */
     qsort(r, (size_t)a->count, sizeof *r, dlrni_range_order);
@@ -9043,6 +9086,17 @@ DLRNI_INTERNAL dlrn_status dlrni_member_bytes(dlrn_archive *a, const dlrni_membe
                      (int)m->name_len, m->name, (unsigned long long)m->size);
 }
 
+/* Unpacks a member for good: from now on it is as if it had been stored. So a storage that many
+   tensors share is unpacked once. */
+DLRNI_INTERNAL dlrn_status dlrni_member_unpack(dlrn_archive *a, dlrni_member *m) {
+    const unsigned char *unpacked;
+    DLRNI_TRY(dlrni_member_bytes(a, m, &unpacked));
+    m->data = unpacked;
+    m->method = DLRNI_ZIP_STORED;
+    m->packed = m->size;
+    return DLRN_OK;
+}
+
 /* ---- Reading .npz ---- */
 
 /* A text without dimensions ("|S3", "<U3"), such as scipy's 'format', is kept as a note: *is_text.
@@ -9307,8 +9361,10 @@ DLRNI_INTERNAL dlrn_status dlrni_arrays_write(dlrni_sink *o, const dlrn_tensor_o
 /* ------------------------------------------------------------------------------------------ */
 // >>pickle
 /* A restricted pickle machine. Python's pickle is a program for a stack machine that can call any
-   function. This one knows the opcodes that files of tensors use, protocols 2 to 5, and the few
-   names below; it calls nothing. What torch's functions would return is built as a plain value.
+   function. This one knows the opcodes of protocols 2 to 5 and the few names below; it imports and
+   calls nothing. What torch's functions would return is built as a plain value. Every other name, a
+   path, a NumPy scalar or os.system, gives an object without content: its arguments and its state
+   are read and dropped, so that the tensors beside it can be read.
 
    A value is a node of an arena, freed as a whole. Each opcode makes at most two nodes, so memory
    stays in proportion to the bytes read.
@@ -9331,7 +9387,7 @@ DLRNI_INTERNAL dlrn_status dlrni_arrays_write(dlrni_sink *o, const dlrn_tensor_o
 
    What Python would do with a hostile file, and what happens here:
 
-      GLOBAL os system, REDUCE         a shell command is run    the name is refused
+      GLOBAL os system, REDUCE         a shell command is run    an object without content
       a list that holds itself         an endless object         the walk has a bound on its depth
       a tuple of a tuple of a ...,     2^n values from n bytes   the walk has a bound on its work
          each twice, by the memo
@@ -9353,19 +9409,20 @@ typedef enum dlrni_py_kind {
     DLRNI_PY_NAME, /* a function or type */
     DLRNI_PY_STORAGE,
     DLRNI_PY_TENSOR,
+    DLRNI_PY_OBJECT, /* anything else: what it holds is not kept */
     DLRNI_PY_MARK
 } dlrni_py_kind;
 
 /* What REDUCE makes of a call of a name. A call is a closed list of cases: no name leads to
    code. */
 typedef enum dlrni_callee {
-    DLRNI_CALL_REFUSED,   /* a type                                          */
-    DLRNI_CALL_TENSOR,    /* (storage, offset, size, stride, ...)            */
-    DLRNI_CALL_TENSOR_V3, /* the same, with the element type at 6            */
-    DLRNI_CALL_TYPED,     /* (function, type, arguments, attributes)         */
-    DLRNI_CALL_FIRST,     /* the first argument                              */
-    DLRNI_CALL_PAIRS,     /* a dictionary of pairs                           */
-    DLRNI_CALL_NONE       /* a value that holds no tensors: replaced by None */
+    DLRNI_CALL_OBJECT,    /* an object of any other name             */
+    DLRNI_CALL_REFUSED,   /* a type                                  */
+    DLRNI_CALL_TENSOR,    /* (storage, offset, size, stride, ...)    */
+    DLRNI_CALL_TENSOR_V3, /* the same, with the element type at 6    */
+    DLRNI_CALL_TYPED,     /* (function, type, arguments, attributes) */
+    DLRNI_CALL_FIRST,     /* the first argument                      */
+    DLRNI_CALL_PAIRS      /* a dictionary of pairs                   */
 } dlrni_callee;
 
 /* A text that is borrowed from the file: strings cost no memory of ours. */
@@ -9391,9 +9448,11 @@ struct dlrni_py_value {
             dlrni_py_value *item, *next;
         } link; /* LINK */
         struct {
+            dlrni_span module, text;
             dlrni_callee callee;
-            dlrn_dtype dtype; /* of a storage type or dtype; else DLRN_DTYPE_COUNT */
-        } name;               /* NAME */
+            dlrn_dtype dtype;         /* of a storage type or dtype; else DLRN_DTYPE_COUNT */
+        } name;                       /* NAME */
+        const dlrni_py_value *called; /* OBJECT: its NAME; NULL: a set, bytes */
         struct {
             dlrni_span key; /* names the member that holds its bytes */
             int64_t elements, view_offset;
@@ -9417,6 +9476,7 @@ typedef struct dlrni_pickle {
     int64_t depth, stack_cap, memos, memo_cap;
     int64_t n_chunks, chunk_cap, in_chunk; /* the arena: chunks, and values used in the last one */
     int64_t pairs;                         /* that were copied from lists into dictionaries      */
+    int64_t tensors;                       /* that were made, wherever they then hang            */
     int done;                              /* STOP was read                                      */
     dlrni_py_value *result;
 } dlrni_pickle;
@@ -9463,6 +9523,14 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_push_empty(dlrni_pickle *p, dlrni_py_kin
     return dlrni_pickle_push(p, dlrni_pickle_new(p, kind));
 }
 
+/* An object of a name. What hangs in it is dropped: only the code of its class would know what it
+   means. */
+DLRNI_INTERNAL dlrn_status dlrni_pickle_push_object(dlrni_pickle *p, const dlrni_py_value *name) {
+    dlrni_py_value *v = dlrni_pickle_new(p, DLRNI_PY_OBJECT);
+    if (v) v->as.called = name && name->kind == DLRNI_PY_OBJECT ? name->as.called : name;
+    return dlrni_pickle_push(p, v);
+}
+
 /* INT or BOOL. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_push_int(dlrni_pickle *p, dlrni_py_kind kind, int64_t n) {
     dlrni_py_value *v = dlrni_pickle_new(p, kind);
@@ -9480,10 +9548,30 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_push_text(dlrni_pickle *p, uint64_t len)
     return dlrni_pickle_push(p, v);
 }
 
+/* The next len bytes, which Python would make a bytes or a bytearray of: not a text. */
+DLRNI_INTERNAL dlrn_status dlrni_pickle_push_bytes(dlrni_pickle *p, uint64_t len) {
+    if (!dlrni_take(&p->c, len)) return dlrni_pickle_error(p, "a string reaches beyond the end");
+    return dlrni_pickle_push_object(p, NULL);
+}
+
 /* NULL: the stack is empty, or a mark is on top, which is no value and must not be taken for
    one. */
 DLRNI_INTERNAL dlrni_py_value *dlrni_pickle_pop(dlrni_pickle *p) {
     return p->depth && p->stack[p->depth - 1]->kind != DLRNI_PY_MARK ? p->stack[--p->depth] : NULL;
+}
+
+/* POP_MARK: drops the values above the mark, and the mark. */
+DLRNI_INTERNAL dlrn_status dlrni_pickle_drop_to_mark(dlrni_pickle *p) {
+    while (p->depth && p->stack[p->depth - 1]->kind != DLRNI_PY_MARK) p->depth--;
+    if (!p->depth) return dlrni_pickle_error(p, "the stack is too short");
+    p->depth--;
+    return DLRN_OK;
+}
+
+/* FROZENSET: a set of the values above the mark. */
+DLRNI_INTERNAL dlrn_status dlrni_pickle_frozenset(dlrni_pickle *p) {
+    DLRNI_TRY(dlrni_pickle_drop_to_mark(p));
+    return dlrni_pickle_push_object(p, NULL);
 }
 
 /* Drops the value on top; below it at least `below` must be left. That is for BUILD, which sets the
@@ -9557,14 +9645,16 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_tuple(dlrni_pickle *p, int64_t count) {
     return dlrni_pickle_push(p, t);
 }
 
-/* APPEND, APPENDS, SETITEM, SETITEMS: the values go into the container below them. They are taken
-   off first: the container is the value below the mark. A dictionary keeps equal keys here,
-   although Python would keep the last: two tensors of one name are refused when they are added. */
+/* APPEND, APPENDS, SETITEM, SETITEMS, ADDITEMS: the values go into the container below them. They
+   are taken off first: the container is the value below the mark. A dictionary keeps equal keys
+   here, although Python would keep the last: two tensors of one name are refused when they are
+   added. An object, such as a list of another class, loses what is put into it. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_extend(dlrni_pickle *p, dlrni_py_kind kind, int64_t count) {
     dlrni_py_value items;
     memset(&items, 0, sizeof items);
     DLRNI_TRY(dlrni_pickle_move(p, &items, count));
     dlrni_py_value *to = p->depth ? p->stack[p->depth - 1] : NULL;
+    if (to && to->kind == DLRNI_PY_OBJECT) return DLRN_OK;
     if (!to || to->kind != kind || (kind == DLRNI_PY_DICT && items.as.items.count % 2))
         return dlrni_pickle_error(p, "expected a container below its items");
     for (const dlrni_py_value *l = items.as.items.first; l; l = l->as.link.next)
@@ -9605,22 +9695,24 @@ DLRNI_INTERNAL dlrn_dtype dlrni_torch_dtype(dlrni_span module, dlrni_span name) 
     for (int i = 0; i < DLRN_DTYPE_COUNT && dlrni_span_is(module, "torch"); i++) {
         const dlrni_dtype_names *d = &dlrni_dtypes[i];
         dlrni_print(storage, sizeof storage, "%sStorage", d->torch_storage);
-        if (dlrni_span_is(name, d->torch) || (*d->torch_storage && dlrni_span_is(name, storage)))
+        if ((*d->torch && dlrni_span_is(name, d->torch)) ||
+            (*d->torch_storage && dlrni_span_is(name, storage)))
             return (dlrn_dtype)i;
     }
     return DLRN_DTYPE_COUNT;
 }
 
-/* Every name that a pickle may use, and what a call of it gives: those that
-   torch.load(weights_only=True) takes and a file of tensors needs. Protocol 2 says __builtin__ for
-   builtins; _codecs.encode is how protocol 2 writes bytes. A type, such as
-   torch.nn.parameter.Parameter, may be an argument, but is not called. */
+/* The names that mean something here, and what a call of them gives: those that files of tensors
+   need. A type, such as torch.nn.parameter.Parameter, may be an argument, but is not called. A
+   defaultdict is called with the type of its values, and SETITEMS follows. */
 static const struct {
     const char *module, *name;
     dlrni_callee callee;
 } dlrni_pickle_known[] = {{"collections", "OrderedDict", DLRNI_CALL_PAIRS},
+                          {"collections", "defaultdict", DLRNI_CALL_PAIRS},
                           {"torch._utils", "_rebuild_tensor", DLRNI_CALL_TENSOR},
                           {"torch._utils", "_rebuild_tensor_v2", DLRNI_CALL_TENSOR},
+                          {"torch._utils", "_rebuild_qtensor", DLRNI_CALL_TENSOR},
                           {"torch._utils", "_rebuild_tensor_v3", DLRNI_CALL_TENSOR_V3},
                           {"torch._utils", "_rebuild_parameter", DLRNI_CALL_FIRST},
                           {"torch._utils", "_rebuild_parameter_with_state", DLRNI_CALL_FIRST},
@@ -9629,36 +9721,24 @@ static const struct {
                           {"torch", "device", DLRNI_CALL_FIRST},
                           {"torch", "Tensor", DLRNI_CALL_REFUSED},
                           {"torch.nn.parameter", "Parameter", DLRNI_CALL_REFUSED},
-                          {"torch.nn.parameter", "Buffer", DLRNI_CALL_REFUSED},
-                          {"__builtin__", "set", DLRNI_CALL_NONE},
-                          {"builtins", "set", DLRNI_CALL_NONE},
-                          {"__builtin__", "complex", DLRNI_CALL_NONE},
-                          {"builtins", "complex", DLRNI_CALL_NONE},
-                          {"__builtin__", "bytes", DLRNI_CALL_NONE},
-                          {"builtins", "bytes", DLRNI_CALL_NONE},
-                          {"_codecs", "encode", DLRNI_CALL_NONE},
-                          {"collections", "Counter", DLRNI_CALL_NONE},
-                          {"torch.serialization", "_get_layout", DLRNI_CALL_NONE}};
+                          {"torch.nn.parameter", "Buffer", DLRNI_CALL_REFUSED}};
 
-/* Pushes a name, if it is one that files of tensors need; every other one is refused. The error
-   shows the name, which tells a harmless file from an attack, and 200 bytes of it at most. */
+/* Pushes a name. Nothing is imported: a name that is not known only gives objects without
+   content. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_name(dlrni_pickle *p, dlrni_span module, dlrni_span name) {
     const size_t count = sizeof dlrni_pickle_known / sizeof *dlrni_pickle_known;
-    const dlrn_dtype dtype = dlrni_torch_dtype(module, name);
+    dlrni_py_value *v = dlrni_pickle_new(p, DLRNI_PY_NAME);
     size_t i = 0;
+    if (!v) return DLRN_ERR_MEMORY;
     while (i < count && !(dlrni_span_is(module, dlrni_pickle_known[i].module) &&
                           dlrni_span_is(name, dlrni_pickle_known[i].name)))
         i++;
-    if (i == count && dtype == DLRN_DTYPE_COUNT)
-        return dlrn_fail(p->a->ctx, DLRN_ERR_UNSUPPORTED,
-                         "%s: pickle, byte %lld: the name '%.*s.%.*s' is not one of those that a "
-                         "file of tensors needs; nothing was executed. A whole module cannot be "
-                         "read: save ae.state_dict() instead",
-                         p->what, (long long)(p->c.p - p->start), (int)dlrni_min(module.len, 200),
-                         module.p, (int)dlrni_min(name.len, 200), name.p);
-    dlrni_py_value *v = dlrni_pickle_new(p, DLRNI_PY_NAME);
-    if (v) v->as.name.callee = i < count ? dlrni_pickle_known[i].callee : DLRNI_CALL_REFUSED;
-    if (v) v->as.name.dtype = dtype;
+    v->as.name.module = module;
+    v->as.name.text = name;
+    v->as.name.dtype = dlrni_torch_dtype(module, name);
+    v->as.name.callee = i < count                              ? dlrni_pickle_known[i].callee
+                        : v->as.name.dtype != DLRN_DTYPE_COUNT ? DLRNI_CALL_REFUSED
+                                                               : DLRNI_CALL_OBJECT;
     return dlrni_pickle_push(p, v);
 }
 
@@ -9721,6 +9801,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_tensor(dlrni_pickle *p, const dlrni_py_v
     int64_t ignored[DLRN_MAX_DIMS];
     int ndim, strides;
     if (!t) return DLRN_ERR_MEMORY;
+    p->tensors++;
+    if (storage && storage->kind == DLRNI_PY_OBJECT) return dlrni_pickle_push_object(p, storage);
     t->as.tensor.shape = dlrni_pickle_item(args, SHAPE);
     t->as.tensor.stride = dlrni_pickle_item(args, STRIDE);
     if (!storage || storage->kind != DLRNI_PY_STORAGE || !offset || offset->kind != DLRNI_PY_INT ||
@@ -9735,10 +9817,11 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_tensor(dlrni_pickle *p, const dlrni_py_v
                          "%s: pickle, byte %lld: a tensor marked as negated or conjugated: save a "
                          "copy of it, made with torch.resolve_neg",
                          p->what, (long long)(p->c.p - p->start));
-    if (is_v3 && extra && extra->kind == DLRNI_PY_NAME) t->as.tensor.dtype = extra->as.name.dtype;
-    if (is_v3 &&
-        (!extra || extra->kind != DLRNI_PY_NAME || extra->as.name.dtype == DLRN_DTYPE_COUNT))
-        return dlrni_pickle_error(p, "a tensor of unknown dtype");
+    if (is_v3 && (!extra || extra->kind != DLRNI_PY_NAME))
+        return dlrni_pickle_error(p, "a tensor without a dtype");
+    if (is_v3) t->as.tensor.dtype = extra->as.name.dtype;
+    /* a type that we cannot name: whoever needs the tensor will find none */
+    if (t->as.tensor.dtype == DLRN_DTYPE_COUNT) return dlrni_pickle_push_object(p, extra);
     return dlrni_pickle_push(p, t);
 }
 
@@ -9762,8 +9845,19 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_pairs(dlrni_pickle *p, const dlrni_py_va
     return dlrni_pickle_push(p, dict);
 }
 
+/* NEWOBJ, and NEWOBJ_EX with a dictionary of arguments: an object of a class. */
+DLRNI_INTERNAL dlrn_status dlrni_pickle_make(dlrni_pickle *p, int has_keywords) {
+    if (has_keywords) DLRNI_TRY(dlrni_pickle_drop(p, 0));
+    const dlrni_py_value *args = dlrni_pickle_pop(p), *name = dlrni_pickle_pop(p);
+    if (!args || args->kind != DLRNI_PY_TUPLE || !name ||
+        (name->kind != DLRNI_PY_NAME && name->kind != DLRNI_PY_OBJECT))
+        return dlrni_pickle_error(p, "expected a class and a tuple to make an object of");
+    return dlrni_pickle_push_object(p, name);
+}
+
 /* REDUCE: the value that a call would return. CALL_FIRST gives its first argument: a parameter is
-   its tensor, torch.Size its sizes, a device its name. */
+   its tensor, torch.Size its sizes, a device its name. An object may be called, too: a part of a
+   module that getattr would have found. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_reduce(dlrni_pickle *p) {
     const dlrni_py_value *args = dlrni_pickle_pop(p), *callee = dlrni_pickle_pop(p);
     if (callee && callee->kind == DLRNI_PY_NAME && callee->as.name.callee == DLRNI_CALL_TYPED &&
@@ -9771,13 +9865,15 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_reduce(dlrni_pickle *p) {
         callee = dlrni_pickle_item(args, 0);
         args = dlrni_pickle_item(args, 2);
     }
+    if (args && args->kind == DLRNI_PY_TUPLE && callee && callee->kind == DLRNI_PY_OBJECT)
+        return dlrni_pickle_push_object(p, callee);
     if (!args || args->kind != DLRNI_PY_TUPLE || !callee || callee->kind != DLRNI_PY_NAME)
         return dlrni_pickle_error(p, "expected a name and a tuple to call it with");
     switch (callee->as.name.callee) {
     case DLRNI_CALL_PAIRS: return dlrni_pickle_pairs(p, args);
     case DLRNI_CALL_TENSOR: return dlrni_pickle_tensor(p, args, 0);
     case DLRNI_CALL_TENSOR_V3: return dlrni_pickle_tensor(p, args, 1);
-    case DLRNI_CALL_NONE: return dlrni_pickle_push_empty(p, DLRNI_PY_NONE);
+    case DLRNI_CALL_OBJECT: return dlrni_pickle_push_object(p, callee);
     case DLRNI_CALL_FIRST: break;
     default: return dlrni_pickle_error(p, "a call of a type");
     }
@@ -9789,7 +9885,9 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_reduce(dlrni_pickle *p) {
 /* BINPERSID: ('storage', type, key, location, elements[, view]). The view of older files is (key,
    offset, elements) of a part of the storage. A persistent id names something outside of the
    pickle, which the reader must bring. Key and number of elements are only claims until the walk
-   finds the storage. The location, "cpu" or "cuda:0", says where it was. */
+   finds the storage. The location, "cpu" or "cuda:0", says where it was. Files from before 1.6 also
+   have ('module', class, file, source) for the class of a pickled module. That, and a storage of a
+   type that is not known, is an object. */
 DLRNI_INTERNAL dlrn_status dlrni_pickle_storage(dlrni_pickle *p) {
     enum { ID_WORD, ID_TYPE, ID_KEY, ID_LOCATION, ID_ELEMENTS, ID_VIEW };
     const dlrni_py_value *id = dlrni_pickle_pop(p), *view = dlrni_pickle_item(id, ID_VIEW);
@@ -9799,6 +9897,10 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_storage(dlrni_pickle *p) {
                          *n = dlrni_pickle_item(id, ID_ELEMENTS);
     dlrni_py_value *s = dlrni_pickle_new(p, DLRNI_PY_STORAGE);
     if (!s) return DLRN_ERR_MEMORY;
+    if (word && word->kind == DLRNI_PY_STRING && type && type->kind == DLRNI_PY_NAME &&
+        (dlrni_span_is(word->as.text, "module") ||
+         (dlrni_span_is(word->as.text, "storage") && type->as.name.callee == DLRNI_CALL_OBJECT)))
+        return dlrni_pickle_push_object(p, type);
     if (!word || word->kind != DLRNI_PY_STRING || !dlrni_span_is(word->as.text, "storage") ||
         !type || type->kind != DLRNI_PY_NAME || type->as.name.dtype == DLRN_DTYPE_COUNT || !key ||
         key->kind != DLRNI_PY_STRING || !n || n->kind != DLRNI_PY_INT)
@@ -9854,15 +9956,16 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_stop(dlrni_pickle *p) {
 
 /* The whole machine: X(name, code, bytes of its argument n, what it does to machine p). BUILD sets
    attributes of an object, such as a state dict's _metadata: they are dropped. FRAME announces how
-   many bytes to read at once, which is of no use in memory. Opcodes that are missing: INST, OBJ,
-   NEWOBJ, EXT, which make objects; LONG4, sets, bytes arrays, which no file of tensors has; and the
-   textual ones of protocols 0 and 1. */
+   many bytes to read at once, which is of no use in memory. Opcodes that are missing: EXT, whose
+   names lie outside of the file; NEXT_BUFFER, whose bytes do; and those that only protocols 0 and 1
+   have. */
 #define DLRNI_OPCODE_LIST(X)                                                                       \
     X(PROTO, 0x80, 1, dlrni_pickle_protocol(p, n))                                                 \
     X(FRAME, 0x95, 8, DLRN_OK)                                                                     \
     X(STOP, '.', 0, dlrni_pickle_stop(p))                                                          \
     X(MARK, '(', 0, dlrni_pickle_push_empty(p, DLRNI_PY_MARK))                                     \
     X(POP, '0', 0, dlrni_pickle_drop(p, 0))                                                        \
+    X(POP_MARK, '1', 0, dlrni_pickle_drop_to_mark(p))                                              \
     X(BUILD, 'b', 0, dlrni_pickle_drop(p, 1))                                                      \
     X(NONE, 'N', 0, dlrni_pickle_push_empty(p, DLRNI_PY_NONE))                                     \
     X(NEWTRUE, 0x88, 0, dlrni_pickle_push_int(p, DLRNI_PY_BOOL, 1))                                \
@@ -9871,15 +9974,22 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_stop(dlrni_pickle *p) {
     X(BININT1, 'K', 1, dlrni_pickle_push_int(p, DLRNI_PY_INT, (int64_t)n))                         \
     X(BININT2, 'M', 2, dlrni_pickle_push_int(p, DLRNI_PY_INT, (int64_t)n))                         \
     X(LONG1, 0x8a, 1, dlrni_pickle_long(p, n))                                                     \
+    X(LONG4, 0x8b, 4, dlrni_pickle_long(p, n))                                                     \
     X(BINFLOAT, 'G', 0, dlrni_pickle_float(p))                                                     \
     X(BINSTRING, 'T', 4, dlrni_pickle_push_text(p, n))                                             \
     X(SHORT_BINSTRING, 'U', 1, dlrni_pickle_push_text(p, n))                                       \
     X(BINUNICODE, 'X', 4, dlrni_pickle_push_text(p, n))                                            \
     X(SHORT_BINUNICODE, 0x8c, 1, dlrni_pickle_push_text(p, n))                                     \
     X(BINUNICODE8, 0x8d, 8, dlrni_pickle_push_text(p, n))                                          \
+    X(BINBYTES, 'B', 4, dlrni_pickle_push_bytes(p, n))                                             \
+    X(SHORT_BINBYTES, 'C', 1, dlrni_pickle_push_bytes(p, n))                                       \
+    X(BINBYTES8, 0x8e, 8, dlrni_pickle_push_bytes(p, n))                                           \
+    X(BYTEARRAY8, 0x96, 8, dlrni_pickle_push_bytes(p, n))                                          \
     X(EMPTY_TUPLE, ')', 0, dlrni_pickle_push_empty(p, DLRNI_PY_TUPLE))                             \
     X(EMPTY_LIST, ']', 0, dlrni_pickle_push_empty(p, DLRNI_PY_LIST))                               \
     X(EMPTY_DICT, '}', 0, dlrni_pickle_push_empty(p, DLRNI_PY_DICT))                               \
+    X(EMPTY_SET, 0x8f, 0, dlrni_pickle_push_object(p, NULL))                                       \
+    X(FROZENSET, 0x91, 0, dlrni_pickle_frozenset(p))                                               \
     X(TUPLE, 't', 0, dlrni_pickle_tuple(p, -1))                                                    \
     X(TUPLE1, 0x85, 0, dlrni_pickle_tuple(p, 1))                                                   \
     X(TUPLE2, 0x86, 0, dlrni_pickle_tuple(p, 2))                                                   \
@@ -9888,6 +9998,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_stop(dlrni_pickle *p) {
     X(APPENDS, 'e', 0, dlrni_pickle_extend(p, DLRNI_PY_LIST, -1))                                  \
     X(SETITEM, 's', 0, dlrni_pickle_extend(p, DLRNI_PY_DICT, 2))                                   \
     X(SETITEMS, 'u', 0, dlrni_pickle_extend(p, DLRNI_PY_DICT, -1))                                 \
+    X(ADDITEMS, 0x90, 0, dlrni_pickle_extend(p, DLRNI_PY_OBJECT, -1))                              \
     X(BINPUT, 'q', 1, dlrni_pickle_memoize(p, n))                                                  \
     X(LONG_BINPUT, 'r', 4, dlrni_pickle_memoize(p, n))                                             \
     X(MEMOIZE, 0x94, 0, dlrni_pickle_memoize(p, (uint64_t)p->memos))                               \
@@ -9896,7 +10007,9 @@ DLRNI_INTERNAL dlrn_status dlrni_pickle_stop(dlrni_pickle *p) {
     X(GLOBAL, 'c', 0, dlrni_pickle_global(p))                                                      \
     X(STACK_GLOBAL, 0x93, 0, dlrni_pickle_stack_global(p))                                         \
     X(BINPERSID, 'Q', 0, dlrni_pickle_storage(p))                                                  \
-    X(REDUCE, 'R', 0, dlrni_pickle_reduce(p))
+    X(REDUCE, 'R', 0, dlrni_pickle_reduce(p))                                                      \
+    X(NEWOBJ, 0x81, 0, dlrni_pickle_make(p, 0))                                                    \
+    X(NEWOBJ_EX, 0x92, 0, dlrni_pickle_make(p, 1))
 
 enum {
 #define DLRNI_OPCODE_ENUM(name, code, bytes, action) DLRNI_OP_##name = code,
@@ -9989,7 +10102,7 @@ DLRNI_INTERNAL void dlrni_pickle_free(dlrni_pickle *p) {
 
 /* Where the bytes of a storage are, in either container: the member named prefix + key. */
 typedef struct dlrni_storages {
-    const dlrni_member *m;
+    dlrni_member *m;
     const dlrni_lookup *names;
     char prefix[512]; /* zip: "STEM/data/" */
     int swap;         /* elements are stored high byte first */
@@ -9998,7 +10111,7 @@ typedef struct dlrni_storages {
 
 /* NULL: not in the file. The key comes from the pickle. It is looked up among the members of this
    file and never used as a path, so "../x" finds nothing. */
-DLRNI_INTERNAL const dlrni_member *dlrni_find_storage(const dlrni_storages *s, dlrni_span key) {
+DLRNI_INTERNAL dlrni_member *dlrni_find_storage(const dlrni_storages *s, dlrni_span key) {
     char name[1024];
     const size_t n = strlen(s->prefix), len = (size_t)key.len;
     /* torch numbers its keys, so a longer one is no name of a member */
@@ -10030,18 +10143,18 @@ typedef struct dlrni_walk {
     const dlrni_storages *storages;
     char name[DLRNI_TORCH_NAME_MAX + 1]; /* path of the value: "layers.0.weight" */
     int depth;
-    int64_t work, work_max; /* see dlrni_walk_value */
-    int64_t numbers;        /* in the tensors so far */
+    int64_t work, work_max;       /* see dlrni_walk_value */
+    int64_t numbers;              /* in the tensors so far */
+    const dlrni_py_value *object; /* the first OBJECT, or NULL */
 } dlrni_walk;
 
 /* Finds the bytes of a tensor's storage, which must hold what the pickle claims: *bytes. The member
    may be longer than the claim: then only what is claimed counts (exact), since torch reads no
-   more. Deflated storages are refused: torch never writes them, and one could unpack to 1032 times
-   the file. */
+   more. torch never deflates a storage, but people pack their files again. */
 DLRNI_INTERNAL dlrn_status dlrni_walk_storage(const dlrni_walk *w, const dlrni_py_value *storage,
                                               int64_t len, const unsigned char **data,
                                               uint64_t *bytes) {
-    const dlrni_member *m = dlrni_find_storage(w->storages, storage->as.storage.key);
+    dlrni_member *m = dlrni_find_storage(w->storages, storage->as.storage.key);
     const int64_t size = dlrni_dtype_size(storage->as.storage.dtype);
     int64_t need = 0;
     if (!m)
@@ -10050,10 +10163,7 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_storage(const dlrni_walk *w, const dlrni_p
                          w->a->path, (int)len, w->name,
                          (int)dlrni_min(storage->as.storage.key.len, 64),
                          storage->as.storage.key.p);
-    if (m->method != DLRNI_ZIP_STORED)
-        return dlrn_fail(w->a->ctx, DLRN_ERR_UNSUPPORTED,
-                         "%s: tensor '%.*s': expected a stored member, found a deflated one",
-                         w->a->path, (int)len, w->name);
+    DLRNI_TRY(dlrni_member_unpack(w->a, m));
     if (!dlrni_mul(storage->as.storage.elements, size, &need) || (uint64_t)need > m->size)
         return dlrn_fail(w->a->ctx, DLRN_ERR_FORMAT,
                          "%s: tensor '%.*s': expected a storage of %lld bytes, found %llu",
@@ -10151,6 +10261,12 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_value(dlrni_walk *w, const dlrni_py_value 
         return dlrn_fail(w->a->ctx, DLRN_ERR_FORMAT,
                          "%s: pickle: values nested too deep or without end", w->a->path);
     switch (v->kind) {
+    case DLRNI_PY_NAME:
+        if (v->as.name.callee != DLRNI_CALL_OBJECT) return DLRN_OK; /* a type of elements */
+        /* fall through */
+    case DLRNI_PY_OBJECT:
+        if (!w->object) w->object = v;
+        return DLRN_OK;
     case DLRNI_PY_TENSOR: return dlrni_walk_tensor(w, v, len);
     case DLRNI_PY_DICT:
     case DLRNI_PY_LIST:
@@ -10171,6 +10287,28 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_value(dlrni_walk *w, const dlrni_py_value 
     return DLRN_OK;
 }
 
+/* Keeps the class of an object that may hold tensors, for whoever misses one, and refuses a file
+   without any other tensor: a pickled module, or a list of them. Only the code of the class knows
+   which weight is which. The error shows the name, 200 bytes of it at most, since that tells a
+   harmless file from an attack. */
+DLRNI_INTERNAL dlrn_status dlrni_walk_object(const dlrni_pickle *p, const dlrni_py_value *object) {
+    const dlrni_py_value *name = object->kind == DLRNI_PY_NAME ? object : object->as.called;
+    const dlrni_span none = {"", 0}, module = name ? name->as.name.module : none,
+                     text = name ? name->as.name.text : none;
+    const int hides = p->tensors > p->a->count;
+    char full[512];
+    dlrni_print(full, sizeof full, "%.*s.%.*s", (int)dlrni_min(module.len, 200), module.p,
+                (int)dlrni_min(text.len, 200), text.p);
+    if (p->a->count) {
+        if (hides) p->a->object = dlrni_archive_text(p->a, full, (int64_t)strlen(full));
+        return hides && !p->a->object ? DLRN_ERR_MEMORY : DLRN_OK;
+    }
+    return dlrn_fail(p->a->ctx, DLRN_ERR_UNSUPPORTED,
+                     "%s: expected tensors by name, found %s '%s'; nothing was executed%s", p->what,
+                     hides ? "a pickled module or another object," : "an object,", full,
+                     hides ? ". Save its state_dict() instead, in Python" : "");
+}
+
 /* Walks the result of a pickle. The work is bounded by 4 for each value read: an honest file
    reaches a value twice or so (shared layers, an optimiser that keeps the weights), never as often
    as a bomb. */
@@ -10180,32 +10318,42 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_pickle(dlrni_pickle *p, const dlrni_storag
     w.a = p->a;
     w.storages = storages;
     w.work_max = 4 * p->n_chunks * DLRNI_PICKLE_CHUNK + (int64_t)p->a->map.size;
-    return dlrni_walk_value(&w, p->result, 0);
+    DLRNI_TRY(dlrni_walk_value(&w, p->result, 0));
+    return w.object ? dlrni_walk_object(p, w.object) : DLRN_OK;
 }
 
 /* ---- The two containers ---- */
 
+/* Unpacks data.pkl and byteorder, of which only a file that was packed again has deflated ones.
+   What is made of a pickle costs many times its bytes, so a deflated one may unpack to no more than
+   twice the file: a bomb would go far beyond, and in an honest file the weights outweigh it. */
+DLRNI_INTERNAL dlrn_status dlrni_pt_unpack(dlrn_archive *a, dlrni_member *pkl,
+                                           dlrni_member *order) {
+    if (order) DLRNI_TRY(dlrni_member_unpack(a, order));
+    if (pkl->size / 2 > a->map.size)
+        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: data.pkl: expected at most twice the file's %llu bytes, found %llu",
+                         a->path, (unsigned long long)a->map.size, (unsigned long long)pkl->size);
+    return dlrni_member_unpack(a, pkl);
+}
+
 /* Runs data.pkl, and finds the storages beside it in the zip. STEM is the folder of data.pkl, and
-   is bounded so that STEM and a member's name fit in prefix. data.pkl must be stored, since strings
-   of the pickle are used where they lie, for as long as the archive is open. byteorder is compared
-   as 3 bytes: anything but "big" is little, as in files that have no such member. */
-DLRNI_INTERNAL dlrn_status dlrni_pt_open(dlrn_archive *a, const dlrni_zip *z,
-                                         const dlrni_member *pkl) {
+   is bounded so that STEM and a member's name fit in prefix. Strings of the pickle are used where
+   they lie, for as long as the archive is open. byteorder is compared as 3 bytes: anything but
+   "big" is little, as in files that have no such member. */
+DLRNI_INTERNAL dlrn_status dlrni_pt_open(dlrn_archive *a, const dlrni_zip *z, dlrni_member *pkl) {
     dlrni_storages s = {z->m, &z->names, "", 0, 1};
     dlrni_pickle p;
     char what[512];
     const int stem = (int)pkl->name_len - (int)strlen("data.pkl");
     a->format = "pt";
-    if (pkl->method != DLRNI_ZIP_STORED)
-        return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED,
-                         "%s: data.pkl: expected a stored member, found a deflated one", a->path);
     if (stem > 400)
         return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "%s: zip: names longer than 400 bytes",
                          a->path);
     dlrni_print(s.prefix, sizeof s.prefix, "%.*sbyteorder", stem, pkl->name);
     int64_t order = dlrni_lookup_find(&z->names, s.prefix, (int64_t)strlen(s.prefix));
-    /* a member of 3 bytes that lies in the file, since compressed ones cannot be compared */
-    s.swap = order >= 0 && z->m[order].packed == 3 && !memcmp(z->m[order].data, "big", 3);
+    DLRNI_TRY(dlrni_pt_unpack(a, pkl, order >= 0 ? &z->m[order] : NULL));
+    s.swap = order >= 0 && z->m[order].size == 3 && !memcmp(z->m[order].data, "big", 3);
     dlrni_print(s.prefix, sizeof s.prefix, "%.*sdata/", stem, pkl->name);
     memset(&p, 0, sizeof p);
     dlrni_print(what, sizeof what, "%.400s: data.pkl", a->path);
@@ -10284,7 +10432,8 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_run(dlrni_legacy *l) {
     dlrni_pickle *p = &l->p;
     DLRNI_TRY(dlrni_pickle_run(p));
     if (p->result->kind != DLRNI_PY_STRING || !dlrni_span_is(p->result->as.text, magic))
-        return dlrni_pickle_error(p, "not torch's magic number");
+        return dlrni_pickle_error(p, "not torch's magic number: expected a file of torch.save, "
+                                     "found another pickle");
     DLRNI_TRY(dlrni_pickle_run(p));
     if (p->result->kind != DLRNI_PY_INT || p->result->as.integer != VERSION)
         return dlrni_pickle_error(p, "not version 1001 of torch's older form");
@@ -10465,7 +10614,8 @@ DLRNI_INTERNAL dlrn_status dlrni_zip_open(dlrn_archive *a) {
     memset(&z, 0, sizeof z);
     dlrn_status s = dlrni_zip_list(a, &z);
     if (s == DLRN_OK) s = dlrni_zip_notes(a);
-    const dlrni_member *pkl = NULL, *npy = NULL;
+    dlrni_member *pkl = NULL;
+    const dlrni_member *npy = NULL;
     for (int64_t i = 0; i < z.n && s == DLRN_OK; i++) {
         /* "/": torch puts everything into a folder */
         if (dlrni_member_ends(&z.m[i], "/data.pkl")) pkl = &z.m[i];

@@ -1215,6 +1215,19 @@ TEST(safetensors_reads) {
         "\"x\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,12]}}",
         4));
     expect_numbers(a, "x", NULL, 3);
+    a = accept(safetensors("{\"f\":{\"dtype\":\"F4\",\"shape\":[3,2],\"data_offsets\":[4,7]},"
+                           "\"e\":{\"dtype\":\"F8_E4M3\",\"shape\":[1],\"data_offsets\":[7,8]},"
+                           "\"x\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}",
+                           2)); /* types that are only listed */
+    static const char *const types[] = {"F4", "F8_E4M3"};
+    for (int64_t i = 0; i < 2; i++) {
+        float number;
+        CHECK_STR(dlrn_name(DLRN_NAMES_DTYPE, (int)dlrn_archive_tensor(a, i)->dtype), types[i]);
+        CHECK_STATUS(dlrn_archive_read(a, i, 0, -1, &number), DLRN_ERR_UNSUPPORTED);
+        CHECK_STR(dlrn_error(ctx), types[i]);
+    }
+    CHECK(dlrn_archive_tensor(a, 0)->numel == 6);
+    expect_numbers(a, "x", NULL, 1);
     a = accept(safetensors("{}", 0));
     CHECK(dlrn_archive_describe(a).count == 0);
     dlrn_archive_close(a);
@@ -1231,8 +1244,12 @@ TEST(safetensors_refuses) {
         {"{" X4 "," X4 "}", DLRN_ERR_FORMAT, "key \"x\": expected once"},
         {"{" X4 ",}", DLRN_ERR_FORMAT, "a comma before the closing bracket"},
         {"{\"x\":3}", DLRN_ERR_UNSUPPORTED, "tensor 'x': unsupported dtype ''"},
-        {"{\"x\":{\"dtype\":\"F8_E4M3\",\"shape\":[16],\"data_offsets\":[0,16]}}",
-         DLRN_ERR_UNSUPPORTED, "tensor 'x': unsupported dtype 'F8_E4M3'"},
+        {"{\"x\":{\"dtype\":\"F8_E4M4\",\"shape\":[16],\"data_offsets\":[0,16]}}",
+         DLRN_ERR_UNSUPPORTED, "tensor 'x': unsupported dtype 'F8_E4M4'"},
+        {"{\"x\":{\"dtype\":\"F8_E4M3\",\"shape\":[15],\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
+         "tensor 'x': expected 15 bytes"},
+        {"{\"x\":{\"dtype\":\"F4\",\"shape\":[31],\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,
+         "tensor 'x': malformed shape or data_offsets"},
         {"{\"x\":{\"dtype\":\"f32\",\"shape\":[4],\"data_offsets\":[0,16]}}", DLRN_ERR_UNSUPPORTED,
          "tensor 'x': unsupported dtype 'f32'"},
         {"{\"x\":{\"dtype\":\"F32\",\"data_offsets\":[0,16]}}", DLRN_ERR_FORMAT,

@@ -311,34 +311,197 @@ TEST(reads_past_others) {
 
 /* ---- What is refused ---- */
 
+/* A name that is not known gives an object without content. Alone it is refused by name. */
 TEST(refuses_names) {
     static const struct {
         const char *pickle, *words;
     } bad[] = {
-        {"cos\nsystem\n(tR.", "the name 'os.system' is not one of those"},
-        {"cposix\nsystem\n.", "the name 'posix.system' is not one of those"},
-        {"c__builtin__\neval\n.", "the name '__builtin__.eval' is not one of those"},
-        {"cbuiltins\ngetattr\n.", "the name 'builtins.getattr' is not one of those"},
-        {"ctorch.nn.modules.linear\nLinear\n.",
-         "the name 'torch.nn.modules.linear.Linear' is not one of those"},
-        {"ctorch\nComplexFloatStorage\n.",
-         "the name 'torch.ComplexFloatStorage' is not one of those"},
-        {"ctorch._utils\n_rebuild_sparse_tensor\n.",
-         "the name 'torch._utils._rebuild_sparse_tensor' is not one"},
-        {"\x8c\x02os\x8c\x06system\x93.", "the name 'os.system' is not one of those"},
-        {"c\n\n.", "the name '.' is not one of those"},
+        {"cos\nsystem\n(tR.", "found an object, 'os.system'; nothing was executed"},
+        {"cposix\nsystem\n.", "found an object, 'posix.system'"},
+        {"c__builtin__\neval\n)\x81.", "found an object, '__builtin__.eval'"},
+        {"cbuiltins\ngetattr\n)R)R}b.", "found an object, 'builtins.getattr'"},
+        {"ctorch.nn.modules.linear\nLinear\n)\x81}b.",
+         "found an object, 'torch.nn.modules.linear.Linear'"},
+        {"ctorch._utils\n_rebuild_sparse_tensor\n)}R.", "expected a name and a tuple"},
+        {"ctorch._utils\n_rebuild_sparse_tensor\n)R.",
+         "found an object, 'torch._utils._rebuild_sparse_tensor'"},
+        {"\x8c\x02os\x8c\x06system\x93)R.", "found an object, 'os.system'"},
+        {"](K\x01"
+         "ca\nB\n)}\x92"
+         "e.",
+         "found an object, 'a.B'"},
+        {"c\n\n.", "found an object, '.'"},
+        {"C\x01x.", "found an object, '.'"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         begin();
         put_text(&b, bad[i].pickle);
-        refuse(pt(), DLRN_ERR_UNSUPPORTED, bad[i].words);
-        CHECK_STR(dlrn_error(ctx), "nothing was executed");
+        refuse(pt(), strstr(bad[i].words, "found") ? DLRN_ERR_UNSUPPORTED : DLRN_ERR_FORMAT,
+               bad[i].words);
+        CHECK(!strstr(dlrn_error(ctx), "state_dict"));
     }
+    begin(); /* such a name may be the class of a value, too: there is nothing in the file */
+    put_text(&b, "ctorch\nfloat32\n.");
+    dlrn_archive *a = accept(pt());
+    CHECK(dlrn_archive_describe(a).count == 0);
+    dlrn_archive_close(a);
+}
+
+/* Objects beside the tensors: made in every way that Python has, and passed over. */
+TEST(passes_over_objects) {
+#define OBJECT(text)                                                                               \
+    { text, sizeof(text) - 1 }
+    static const struct {
+        const char *p;
+        size_t n;
+    } objects[] = {
+        OBJECT("cos\nsystem\nX\4\0\0\0true\x85R"),           /* never called */
+        OBJECT("cnumpy\nscalar\ncnumpy\ndtype\n)R}bN\x86R"), /* NumPy's numbers */
+        OBJECT("cargparse\nNamespace\n)\x81}X\1\0\0\0kK\3sb"),
+        OBJECT("cpathlib\nPosixPath\n)R"),
+        OBJECT("ca\nB\n)}\x92}b"),     /* with keywords */
+        OBJECT("ca\nList\n)\x81(NNe"), /* lists and dictionaries of their own kind */
+        OBJECT("ca\nList\n)\x81Na"),
+        OBJECT("ca\nDict\n)\x81NNs"),
+        OBJECT("ca\nDict\n)\x81(NNu"),
+        OBJECT("cbuiltins\ngetattr\n)R)R"), /* a call of what a call gives */
+        OBJECT("cbuiltins\ngetattr\n"),     /* a function */
+        OBJECT("\x8f(K\1K\2\x90"),          /* a set, a frozenset */
+        OBJECT("(K\1K\2\x91"),
+        OBJECT("N(NN1"), /* what Python drops again */
+        OBJECT("ccollections\ndefaultdict\nca\nB\n\x85R(X\1\0\0\0tX\1\0\0\0ru"),
+        OBJECT("C\3abc"), /* bytes, a bytearray, a long number */
+        OBJECT("B\3\0\0\0abc"),
+        OBJECT("\x8e\3\0\0\0\0\0\0\0abc"),
+        OBJECT("\x96\3\0\0\0\0\0\0\0abc"),
+        OBJECT("\x8b\3\0\0\0abc"),
+    };
+#undef OBJECT
+    for (size_t i = 0; i < sizeof objects / sizeof *objects; i++) {
+        begin();
+        put_text(&b, "}(");
+        text("before");
+        put(&b, objects[i].p, objects[i].n);
+        text("x");
+        tensor(0, 1, six, one);
+        text("behind");
+        put(&b, objects[i].p, objects[i].n);
+        put_text(&b, "u.");
+        dlrn_archive *a = accept(pt());
+        CHECK_MSG(dlrn_archive_describe(a).count == 1 && dlrn_archive_find(a, "x") == 0,
+                  "object %d: %d tensors", (int)i, (int)dlrn_archive_describe(a).count);
+        expect_numbers(a, "x", NULL, 6);
+    }
+}
+
+/* Tensors in an object have no names: only its class knows which is which. */
+TEST(refuses_modules) {
+    begin();
+    put_text(&b, "](cmy.code\nSAE\n)\x81}");
+    text("weight");
+    tensor(0, 1, six, one);
+    put_text(&b, "sb}\x86"
+                 "e.");
+    refuse(pt(), DLRN_ERR_UNSUPPORTED,
+           "data.pkl: expected tensors by name, found a pickled module or another object, "
+           "'my.code.SAE'; nothing was executed. Save its state_dict() instead");
+    begin(); /* a tensor beside it is read, and the class is kept for who misses the others */
+    put_text(&b, "}(");
+    text("model");
+    put_text(&b, "cmy.code\nSAE\n)\x81}");
+    text("weight");
+    tensor(0, 1, six, one);
+    put_text(&b, "sb");
+    text("x");
+    tensor(0, 1, six, one);
+    put_text(&b, "u.");
+    dlrn_archive *a = accept(pt());
+    CHECK_STR(a->object, "my.code.SAE");
+    CHECK(dlrn_archive_describe(a).count == 1);
+    expect_numbers(a, "x", NULL, 6);
+    begin(); /* an object without tensors hides none */
+    put_text(&b, "}(");
+    text("path");
+    put_text(&b, "cpathlib\nPosixPath\n)R");
+    text("x");
+    tensor(0, 1, six, one);
+    put_text(&b, "u.");
+    a = accept(pt());
+    CHECK(a->object == NULL);
+    dlrn_archive_close(a);
+}
+
+/* Types that are only listed: who needs such a tensor is told its type. */
+TEST(lists_types) {
+    static const struct {
+        const char *storage, *dtype, *name;
+        int64_t elements;
+    } types[] = {{"ComplexFloatStorage", NULL, "C64", 3},
+                 {"ComplexDoubleStorage", NULL, "C128", 1},
+                 {"QInt8Storage", NULL, "QI8", 24},
+                 {"UntypedStorage", "float8_e4m3fn", "F8_E4M3", 24},
+                 {"UntypedStorage", "float4_e2m1fn_x2", "F4_PAIR", 24},
+                 {"UntypedStorage", "complex32", "C32", 6}};
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        for (int more = 0; more < 2; more++) {
+            double v;
+            float x[64];
+            int64_t whole[64];
+            begin_x();
+            put_text(&b, types[i].dtype ? "ctorch._utils\n_rebuild_tensor_v3\n((" : REBUILD "((");
+            text("storage");
+            put_text(&b, types[i].dtype ? "ctorch.storage\n" : "ctorch\n");
+            put_text(&b, types[i].storage);
+            put_text(&b, "\n");
+            text("0");
+            text("cpu");
+            number(types[i].dtype ? 24 : types[i].elements);
+            put_text(&b, "tQ");
+            number(0);
+            numbers_tuple(1, &(const int64_t){types[i].elements + more});
+            numbers_tuple(1, one);
+            put_text(&b, "\x89" DICT);
+            if (types[i].dtype) {
+                put_text(&b, "ctorch\n");
+                put_text(&b, types[i].dtype);
+                put_text(&b, "\n");
+            }
+            put_text(&b, "tR");
+            if (more) {
+                refuse(pt_x(), DLRN_ERR_FORMAT, "does not fit its storage");
+                continue;
+            }
+            dlrn_archive *a = accept(pt_x());
+            const dlrn_tensor_info *info = dlrn_archive_tensor(a, 0);
+            CHECK(info && info->numel == types[i].elements);
+            CHECK_STR(dlrn_name(DLRN_NAMES_DTYPE, (int)info->dtype), types[i].name);
+            CHECK_STATUS(dlrn_archive_read(a, 0, 0, -1, x), DLRN_ERR_UNSUPPORTED);
+            CHECK_STR(dlrn_error(ctx), "tensor 'x': expected F16, BF16, F32 or F64, found ");
+            CHECK_STR(dlrn_error(ctx), types[i].name);
+            CHECK_STATUS(dlrni_archive_read_i64(a, 0, whole), DLRN_ERR_FORMAT);
+            CHECK(!dlrni_archive_number(a, "x", &v));
+            dlrn_archive_close(a);
+        }
+    begin_x(); /* a type without a name here: the tensor is passed over */
+    put_text(&b, "ctorch._utils\n_rebuild_tensor_v3\n(");
+    storage("FloatStorage", "0", 6);
+    number(0);
+    numbers_tuple(1, six);
+    numbers_tuple(1, one);
+    put_text(&b, "\x89" DICT "ctorch\nbits8\ntR");
+    refuse(pt_x(), DLRN_ERR_UNSUPPORTED, "found a pickled module or another object, 'torch.bits8'");
+    begin_x(); /* and so is one over a storage of such a type */
+    put_text(&b, REBUILD "(");
+    storage("QUInt4x2Storage", "0", 6);
+    put_text(&b, "NNNtR");
+    refuse(pt_x(), DLRN_ERR_UNSUPPORTED, "another object, 'torch.QUInt4x2Storage'");
 }
 
 TEST(refuses_opcodes) {
     static const char known[] =
-        "\x80\x95KMJ\x8aGN\x88\x89X\x8c\x8dUT()]}\x85\x86\x87taesuqr\x94hjc\x93QRb0.";
+        "\x80\x95KMJ\x8a\x8bGN\x88\x89X\x8c\x8dUT\x42\x43\x8e\x96()]}\x8f\x91\x85\x86\x87taesu\x90"
+        "qr\x94hjc\x93QR\x81\x92\x62"
+        "01.";
     for (int op = 0; op < 256; op++) {
         char words[64];
         if (op && strchr(known, op)) continue;
@@ -387,6 +550,20 @@ TEST(refuses_stacks) {
         {"ctorch._tensor\n_rebuild_from_type_v2\nq\x01(h\x01N)tR", "a call of a type"},
         {"ctorch._tensor\n_rebuild_from_type_v2\n(NN)tR",
          "expected a name and a tuple to call it with"},
+        {"\x81", "expected a class and a tuple to make an object of"},
+        {"N)\x81", "expected a class and a tuple to make an object of"},
+        {"ca\nB\nN\x81", "expected a class and a tuple to make an object of"},
+        {"ca\nB\n(\x81", "expected a class and a tuple to make an object of"},
+        {"ca\nB\n)\x92", "expected a class and a tuple to make an object of"},
+        {"\x92", "the stack is too short"},
+        {"N1", "the stack is too short"},
+        {"N\x91", "the stack is too short"},
+        {"N\x90", "the stack is too short"},
+        {"](N\x90", "expected a container below its items"},
+        {"ca\nB\nN\x86R", "expected a name and a tuple to call it with"},
+        {"ca\nB\n)R}R", "expected a name and a tuple to call it with"},
+        {"C\x05", "a string reaches beyond the end"},
+        {"\x96\xff\xff\xff\xff\xff\xff\xff\xff", "a string reaches beyond the end"},
         {"Q", "expected a persistent id of a storage"},
         {"NQ", "expected a persistent id of a storage"},
         {")Q", "expected a persistent id of a storage"},
@@ -627,7 +804,7 @@ TEST(names_are_only_names) {
     CHECK(!strpbrk(dlrn_error(ctx), "\n\x1b\x7f\x9b"));
     begin();
     put_text(&b, "cos\x1b[2J\nsystem\n.");
-    refuse(pt(), DLRN_ERR_UNSUPPORTED, "the name 'os?[2J.system' is not one of those");
+    refuse(pt(), DLRN_ERR_UNSUPPORTED, "found an object, 'os?[2J.system'");
     static bytes data;
     begin_x();
     tensor(0, 1, six, one);
@@ -708,20 +885,65 @@ TEST(byteorder) {
     }
 }
 
-TEST(compressed) {
+/* Deflate's form for bytes that it cannot shrink: one block, stored. */
+static bytes *packed_of(const bytes *data) {
     static bytes packed;
-    memset(&z, 0, sizeof z);
-    zip_raw(&z, "archive/data.pkl", &b, 8, b.n, 0, 0);
-    refuse(zip_done(&z), DLRN_ERR_UNSUPPORTED,
-           "data.pkl: expected a stored member, found a deflated one");
+    packed.n = 0;
+    put_text(&packed, "\1");
+    put_le(&packed, data->n, 2);
+    put_le(&packed, ~(uint64_t)data->n, 2);
+    put(&packed, data->p, data->n);
+    return &packed;
+}
+
+/* A .pt that was packed again: by a program that deflates every member. */
+TEST(compressed) {
+    static bytes data;
+    for (int big = 0; big < 2; big++) {
+        begin();
+        put_text(&b, "](");
+        for (int i = 0; i < 2; i++) tensor(0, 1, six, one); /* over one storage */
+        put_text(&b, "e.");
+        memset(&z, 0, sizeof z);
+        zip_raw(&z, "archive/data.pkl", packed_of(&b), 8, b.n, crc_of(b.p, b.n), 0);
+        data.n = 0;
+        put_text(&data, big ? "big" : "little");
+        zip_raw(&z, "archive/byteorder", packed_of(&data), 8, data.n, 0, 0);
+        data.n = 0;
+        put_floats(&data, numbers, 6);
+        for (size_t i = 0; big && i < data.n; i += 4)
+            patch(&data, i,
+                  (uint64_t)data.p[i] << 24 | data.p[i + 1] << 16 | data.p[i + 2] << 8 |
+                      data.p[i + 3],
+                  4);
+        zip_raw(&z, "archive/data/0", packed_of(&data), 8, 24, 0, 0);
+        dlrn_archive *a = accept(zip_done(&z));
+        CHECK(dlrn_archive_describe(a).count == 2);
+        CHECK(a->entries[0].data == a->entries[1].data); /* unpacked once */
+        expect_numbers(a, "1", NULL, 6);
+    }
+}
+
+/* What does not unpack, to its size or its sum; and a pickle out of proportion. */
+TEST(compressed_and_damaged) {
+    static bytes data;
     begin_x();
     tensor(0, 1, six, one);
     put_text(&b, "s.");
+    for (int damage = 0; damage < 3; damage++) {
+        memset(&z, 0, sizeof z);
+        zip_raw(&z, "archive/data.pkl", packed_of(&b), 8, b.n + (damage == 0), 0, 0);
+        data.n = 0;
+        put_floats(&data, numbers, 6);
+        zip_raw(&z, "archive/data/0", packed_of(&data), 8, 24 + (damage == 1), damage == 2, 0);
+        refuse(zip_done(&z), DLRN_ERR_FORMAT,
+               damage == 0   ? "zip: member 'archive/data.pkl' does not unpack to the"
+               : damage == 1 ? "zip: member 'archive/data/0' does not unpack to the 25 bytes"
+                             : "zip: member 'archive/data/0' is damaged");
+    }
     memset(&z, 0, sizeof z);
-    zip_raw(&z, "archive/data.pkl", &b, 0, b.n, 0, 0);
-    zip_raw(&z, "archive/data/0", &packed, 8, 24, 0, 0);
-    refuse(zip_done(&z), DLRN_ERR_UNSUPPORTED,
-           "tensor 'x': expected a stored member, found a deflated one");
+    zip_raw(&z, "archive/data.pkl", packed_of(&b), 8, 4096, 0, 0);
+    refuse(zip_done(&z), DLRN_ERR_UNSUPPORTED, "data.pkl: expected at most twice the file's");
 }
 
 /* ---- The older form ---- */
@@ -763,11 +985,29 @@ TEST(legacy_form) {
                file->n < whole - 24 ? "pickle, byte" : "a storage reaches beyond the end");
     file = legacy(&object, "0", 6);
     patch(file, 5, 0x6d, 1);
-    refuse(file, DLRN_ERR_FORMAT, "not torch's magic number");
+    refuse(file, DLRN_ERR_FORMAT, "not torch's magic number: expected a file of torch.save");
     file = legacy(&object, "0", 6);
     patch(file, strlen(MAGIC) + 3, 1000, 2);
     refuse(file, DLRN_ERR_FORMAT, "not version 1001 of torch's older form");
     try_every_byte(legacy(&object, "0", 6), 2, b.n - 24);
+}
+
+/* The class of a pickled module, with its source, which is not looked at. */
+TEST(legacy_modules) {
+    static bytes object;
+    begin();
+    put_text(&b, "((");
+    text("module");
+    put_text(&b, "cmy.code\nSAE\n");
+    text("/code/sae.py");
+    text("import os");
+    put_text(&b, "tQ)\x81}");
+    text("weight");
+    tensor(0, 1, six, one);
+    put_text(&b, "sbt.");
+    object = b;
+    refuse(legacy(&object, "0", 6), DLRN_ERR_UNSUPPORTED,
+           "found a pickled module or another object, 'my.code.SAE'");
 }
 
 /* A storage that is a part of another: (key, offset, elements) behind the number of elements. */
@@ -802,6 +1042,9 @@ int main(int argc, char **argv) {
     RUN(reads_numbers_by_path);
     RUN(reads_past_others);
     RUN(refuses_names);
+    RUN(passes_over_objects);
+    RUN(refuses_modules);
+    RUN(lists_types);
     RUN(refuses_opcodes);
     RUN(refuses_stacks);
     RUN(refuses_views);
@@ -817,7 +1060,9 @@ int main(int argc, char **argv) {
     RUN(any_byte_of_a_pickle);
     RUN(byteorder);
     RUN(compressed);
+    RUN(compressed_and_damaged);
     RUN(legacy_form);
+    RUN(legacy_modules);
     RUN(legacy_views);
     dlrn_context_destroy(ctx);
     return TEST_END();

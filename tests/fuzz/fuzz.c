@@ -4,6 +4,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/targets.h"
+#include "tests/fuzz/layout.h"
 #include "tests/fuzz/mutate.h"
 
 typedef struct fuzz_target {
@@ -22,6 +23,7 @@ static const fuzz_target fuzz_targets[] = {
     {"npz", fuzz_npz, mutate_zip},
     {"json", fuzz_json, NULL},
     {"dictionary", fuzz_dictionary, NULL},
+    {"layout", fuzz_layout, NULL},
     {"tokenizer", fuzz_tokenizer, NULL},
     {"model", fuzz_model, NULL},
     {"documents", fuzz_documents, NULL},
