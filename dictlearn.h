@@ -43,6 +43,7 @@
    >>decode         the sum of active atoms, bias, skip
    >>encode         the encoder object and the easy calls
    >>encoders       families with an encoder of their own
+   >>parts          dictionaries of several layers: their parts' features, joined and selected
    >>bytes          cursor, byte order, UTF-8, growing text, a table of names
    >>files          files of the C library or of the host: reading, atomic writing, spools
    >>json           strict JSON reader, the one writer
@@ -927,7 +928,8 @@ typedef struct dlrn_part {
    A crosscoder's row holds the activations of several layers or models one after another: d_in is
    layers * d. If it has one set of features for all, it is a plain dictionary on such rows. A
    cross-layer transcoder, and a crosscoder with features of its own for each layer, has `parts`:
-   then only DLRN_OUTPUT_BIAS is set here, and the parts hold the rest. */
+   then only DLRN_OUTPUT_BIAS is set here, and the parts hold the rest. Their features follow each
+   other from 0 to F; they have no output bias, and no normalise or scale_out. */
 struct dlrn_dictionary {
     dlrn_context *ctx;             /* borrowed                                           */
     const char *family;            /* "AutoEncoder", "AutoEncoderTopK", ...; static      */
@@ -3373,6 +3375,18 @@ static const dlrni_family dlrni_family_table[] = {
        gate passes negative numbers, too, and no parameter is read. */
     {"IdentityDict", 0, DLRNI_START_TORCH, 0,
      DLRNI_FORMULA(DLRN_CENTER_NONE, DLRN_GATE_IDENTITY, DLRN_SELECT_ALL, 0), NULL},
+    /* Dictionaries of several layers, whose parts hold the parameters. Features of layer l read x_l
+       and write to the layers from l on: x_hat_t = sum over l <= t of W_d,l,t f_l + b_t
+       (Lindsey et al., "Sparse crosscoders", 2024; Ameisen et al., "Circuit tracing", 2025) */
+    {"CrossLayerTranscoder", DLRNI_BIT(DLRN_OUTPUT_BIAS), DLRNI_START_TORCH, 0,
+     DLRNI_FORMULA(DLRN_CENTER_NONE, DLRN_GATE_RELU, DLRN_SELECT_ALL, 0), NULL},
+    /* Each layer has features of its own, which read all layers and write to theirs */
+    {"Crosscoder", DLRNI_BIT(DLRN_OUTPUT_BIAS), DLRNI_START_TORCH, 0,
+     DLRNI_FORMULA(DLRN_CENTER_NONE, DLRN_GATE_RELU, DLRN_SELECT_ALL, 0), NULL},
+    /* A part of one of these: no output bias, which is the whole's */
+    {"Layer", DLRNI_BIT(DLRN_ENCODER) | DLRNI_BIT(DLRN_ENCODER_BIAS) | DLRNI_BIT(DLRN_DECODER),
+     DLRNI_START_TORCH, 0, DLRNI_FORMULA(DLRN_CENTER_NONE, DLRN_GATE_RELU, DLRN_SELECT_ALL, 0),
+     NULL},
 };
 enum { DLRNI_FAMILIES = sizeof dlrni_family_table / sizeof *dlrni_family_table };
 
@@ -3413,8 +3427,9 @@ DLRN_API void dlrn_dictionary_destroy(dlrn_dictionary *dict) {
     dlrn_free(dict->ctx, dict);
 }
 
-/* Encoders compare the count with that of the weights they packed. */
+/* Encoders compare the count with that of the weights they packed; those of parts, the parts'. */
 DLRN_API void dlrn_dictionary_changed(dlrn_dictionary *dict) {
+    for (int64_t i = 0; i < dict->n_parts; i++) dict->part[i].dict->version++;
     dict->version++;
 }
 
@@ -3484,6 +3499,51 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_alloc(dlrn_context *ctx, const dlrni
     dlrn_dictionary_destroy(*out);
     *out = NULL;
     return s;
+}
+
+/* ---- Parts ---- */
+
+/* A composite without parts yet: `n` empty ones, in memory that the dictionary owns. */
+DLRNI_INTERNAL dlrn_status dlrni_parts_alloc(dlrn_dictionary *dict, int64_t n) {
+    dict->part = DLRNI_NEW_ZERO(dict->ctx, dlrn_part, n);
+    dict->n_parts = dict->part ? n : 0;
+    return dict->part ? DLRN_OK : DLRN_ERR_MEMORY;
+}
+
+/* What encoding and decoding need of one part; `at`: the feature that follows those before it. */
+DLRNI_INTERNAL int dlrni_is_part(const dlrn_dictionary *dict, const dlrn_part *part, int64_t at) {
+    const dlrn_dictionary *own = part->dict;
+    const float scale = (float)own->formula.scale_out;
+    return !own->n_parts && own->param[DLRN_ENCODER] && own->param[DLRN_DECODER] &&
+           !own->param[DLRN_OUTPUT_BIAS] && part->feature_at == at && part->in_at >= 0 &&
+           own->d_in <= dict->d_in - part->in_at && part->out_at >= 0 &&
+           own->d_out <= dict->d_out - part->out_at && own->skip_rows <= own->d_out &&
+           own->formula.normalise == DLRN_NORMALISE_NONE && !(scale < 1 || scale > 1);
+}
+
+/* What the formula of the whole may say beside the parts'. */
+DLRNI_INTERNAL int dlrni_is_whole(const dlrn_formula *f) {
+    return f->normalise == DLRN_NORMALISE_NONE && f->center == DLRN_CENTER_NONE &&
+           f->select != DLRN_SELECT_GROUP_MAX && !(f->scale_in < 1 || f->scale_in > 1);
+}
+
+/* Parts may have been set by a caller: their windows must lie within the rows, and their features
+   follow each other, or memory of others would be read. Cheap, so each call checks. */
+DLRNI_INTERNAL dlrn_status dlrni_check_parts(const dlrn_dictionary *dict) {
+    const char *place = "a dictionary of several layers";
+    int64_t at = 0;
+    for (int64_t i = 0; i < dict->n_parts; at += dict->part[i++].dict->features)
+        if (!dict->part[i].dict || !dlrni_is_part(dict, &dict->part[i], at))
+            return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
+                             "%s: part %lld does not fit: expected windows within the rows, "
+                             "features from %lld on, and an encoder and atoms without an output "
+                             "bias, a scale of the output or a part of its own",
+                             place, (long long)i, (long long)at);
+    DLRNI_REQUIRE_IN(dict->ctx, place, at == dict->features && dict->param[DLRN_OUTPUT_BIAS],
+                     "expected an output bias, and as many features as the parts have together");
+    DLRNI_REQUIRE_IN(dict->ctx, place, dlrni_is_whole(&dict->formula),
+                     "expected a formula of selections, and a scale of the output, alone");
+    return DLRN_OK;
 }
 
 /* ---- New weights ---- */
@@ -3562,6 +3622,10 @@ DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictio
     if (!family)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "family: expected a name such as %s, found %.80s",
                          dlrni_family_table[0].name, name);
+    /* several layers, or an encoder of another kind: there is no way to draw it */
+    if (family->roles && (family->roles & DLRNI_AFFINE) != DLRNI_AFFINE)
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                         "family: a %s is loaded from files, not created", name);
     /* k is checked before weights are drawn, which may take seconds */
     int64_t k = desc->k ? desc->k : family->formula.k;
     DLRNI_TRY(dlrni_dictionary_alloc(ctx, family, desc->d_in, desc->d_out, desc->features, out));
@@ -4095,7 +4159,8 @@ typedef struct dlrni_input_job {
 
 /* z [d_in] = scale_in normalise(x). Returns where it is: a row that stays the same is not copied,
    since the copy would be half of the work. */
-DLRNI_INTERNAL const float *dlrni_scale_row(const dlrn_dictionary *dict, const float *x, float *z) {
+DLRNI_INTERNAL const float *dlrni_scaled_row(const dlrn_dictionary *dict, const float *x,
+                                             float *z) {
     const dlrn_formula *formula = &dict->formula;
     const int64_t d = dict->d_in, width = d / dict->layers;
     const float scale = (float)formula->scale_in;
@@ -4121,7 +4186,7 @@ DLRNI_INTERNAL void dlrni_input_block(void *arg, int64_t block, int worker) {
     (void)worker;
     for (int64_t i = block * DLRNI_BLOCK; i < end; i++) {
         float *xc = j->xc + i * d;
-        const float *z = dlrni_scale_row(j->dict, j->x + i * d, xc);
+        const float *z = dlrni_scaled_row(j->dict, j->x + i * d, xc);
         if (j->center)
             j->dict->ctx->k->sub(z, j->center, xc, d);
         else if (z != xc)
@@ -5081,6 +5146,45 @@ DLRNI_INTERNAL void dlrni_add_atoms(const dlrn_dictionary *dict, const dlrn_spar
                                   n);
 }
 
+/* Adds scale * SKIP z [d_in] to x_hat: of a dictionary, or of a part on its own windows. */
+DLRNI_INTERNAL void dlrni_add_skip(const dlrn_dictionary *dict, const float *z, float scale,
+                                   float *x_hat) {
+    const float *skip = dict->param[DLRN_SKIP];
+    for (int64_t o = 0; skip && o < dict->skip_rows; o++)
+        x_hat[o] += scale * dict->ctx->k->dot(skip + o * dict->d_in, z, dict->d_in);
+}
+
+/* One row of a dictionary with parts: the atoms, each added to its part's window, then the parts'
+   skips. A piece of 128 entries at a time gets its columns relative to the part. An element is one
+   chain of multiply-adds, so the pieces change no bit. */
+DLRNI_INTERNAL void dlrni_add_parts(const dlrni_decode_job *j, int64_t i, float *x_hat) {
+    const dlrn_dictionary *dict = j->dict;
+    const dlrn_sparse *c = j->codes;
+    int64_t at = c->row_ptr[i], end = c->row_ptr[i + 1], q = 0;
+    int32_t col[128];
+    while (at < end) {
+        const dlrn_part *part = &dict->part[q];
+        const int64_t first = part->feature_at, d = part->dict->d_out;
+        int64_t n = 0;
+        while (n < 128 && at + n < end && c->col[at + n] >= first &&
+               c->col[at + n] < first + part->dict->features) {
+            col[n] = (int32_t)(c->col[at + n] - first);
+            n++;
+        }
+        if (n)
+            dict->ctx->k->gather_axpy(x_hat + part->out_at, d, part->dict->param[DLRN_DECODER], d,
+                                      col, c->val + at, n);
+        /* features mostly ascend: the next part, and around, as a caller's may be in any order */
+        if (n < 128) q = (q + 1) % dict->n_parts;
+        at += n;
+    }
+    for (q = 0; j->x && q < dict->n_parts; q++) {
+        const dlrn_part *part = &dict->part[q];
+        dlrni_add_skip(part->dict, j->x + i * dict->d_in + part->in_at,
+                       (float)part->dict->formula.scale_in, x_hat + part->out_at);
+    }
+}
+
 /* Task: one row. Tasks write disjoint rows and read shared atoms. */
 DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t i, int worker) {
     const dlrni_decode_job *j = (const dlrni_decode_job *)arg;
@@ -5090,17 +5194,18 @@ DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t i, int worker) {
     int64_t d = dict->d_out;
     float *x_hat = j->x_hat + i * d, scale = (float)dict->formula.scale_out;
     (void)worker;
-    if (!dict->param[DLRN_DECODER]) { /* an identity */
+    if (!dict->param[DLRN_DECODER] && !dict->n_parts) { /* an identity */
         /* its features are the numbers of x: put them back */
         memset(x_hat, 0, (size_t)d * sizeof *x_hat);
         for (int64_t p = c->row_ptr[i]; p < c->row_ptr[i + 1]; p++) x_hat[c->col[p]] = c->val[p];
     } else {
         /* the sum starts with the bias: no separate pass to add it */
         memcpy(x_hat, dict->param[DLRN_OUTPUT_BIAS], (size_t)d * sizeof *x_hat);
-        dlrni_add_atoms(dict, c, i, x_hat);
-        for (int64_t o = 0; j->z && o < dict->skip_rows; o++)
-            x_hat[o] += j->z_scale * k->dot(dict->param[DLRN_SKIP] + o * dict->d_in,
-                                            j->z + i * dict->d_in, dict->d_in);
+        if (dict->n_parts)
+            dlrni_add_parts(j, i, x_hat);
+        else
+            dlrni_add_atoms(dict, c, i, x_hat);
+        if (j->z) dlrni_add_skip(dict, j->z + i * dict->d_in, j->z_scale, x_hat);
         /* not `scale != 1`: compilers warn of comparing floats */
         if (scale < 1 || scale > 1) k->scale(x_hat, scale, d);
     }
@@ -5128,15 +5233,23 @@ DLRNI_INTERNAL int dlrni_decodes_from_z(const dlrn_dictionary *dict) {
     return dict->param[DLRN_SKIP] && dict->formula.normalise;
 }
 
+/* Whether the output has a linear map of x: of the dictionary, or of a part. */
+DLRNI_INTERNAL int dlrni_has_skip(const dlrn_dictionary *dict) {
+    int found = dict->param[DLRN_SKIP] != NULL;
+    for (int64_t i = 0; i < dict->n_parts; i++) found |= dlrni_has_skip(dict->part[i].dict);
+    return found;
+}
+
 /* With a skip or normalised rows, the output also depends on x, which codes do not hold. */
 DLRNI_INTERNAL dlrn_status dlrni_check_decodes(const dlrn_dictionary *dict) {
-    if (!dict->param[DLRN_SKIP] && !dict->formula.normalise) return DLRN_OK;
+    if (dict->n_parts) DLRNI_TRY(dlrni_check_parts(dict));
+    if (!dlrni_has_skip(dict) && !dict->formula.normalise) return DLRN_OK;
     return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
                      "decode: this %s %s: call dlrn_encoder_run, "
                      "which has x",
                      dict->family,
-                     dict->param[DLRN_SKIP] ? "adds a linear map of x to its output"
-                                            : "normalises x, and undoes that on its output");
+                     dlrni_has_skip(dict) ? "adds a linear map of x to its output"
+                                          : "normalises x, and undoes that on its output");
 }
 
 /* Codes come from the caller or from a file: an index out of range would read out of bounds. */
@@ -5200,7 +5313,14 @@ struct dlrn_encoder {
     int64_t xc_cap, f_cap, z_cap;
     dlrni_cut *heap; /* [k], for few rows */
     int64_t heap_cap;
+    struct dlrni_parts *parts; /* of a dictionary of several layers, or NULL */
 };
+
+/* Room parts: what a dictionary of several layers does instead. */
+DLRNI_INTERNAL void dlrni_parts_destroy(dlrn_context *ctx, struct dlrni_parts *p);
+DLRNI_INTERNAL dlrn_status dlrni_parts_prepare(dlrn_encoder *e);
+DLRNI_INTERNAL dlrn_status dlrni_parts_encode(dlrn_encoder *e, const float *x, int64_t n,
+                                              dlrn_sparse *codes);
 
 /* Allocates the object alone: scratch comes with the first rows, when sizes are known. */
 DLRN_API dlrn_status dlrn_encoder_create(const dlrn_dictionary *dict, dlrn_encoder **out) {
@@ -5224,6 +5344,7 @@ DLRNI_INTERNAL void dlrni_encoder_clear(dlrn_encoder *e) {
     dlrn_free(ctx, e->f);
     dlrn_free(ctx, e->z);
     dlrn_free(ctx, e->heap);
+    dlrni_parts_destroy(ctx, e->parts);
 }
 
 /* The dictionary must still be there: its context frees the memory. */
@@ -5241,6 +5362,7 @@ DLRN_API dlrn_status dlrn_encoder_prepare(dlrn_encoder *e) {
     e->version = e->dict->version;
     e->wanted = 1;
     e->prepared = NULL;
+    if (e->dict->n_parts) return dlrni_parts_prepare(e);
     DLRNI_TRY(dlrni_gating_begin(&e->c.gate, e->dict, e->c.unscaled));
     return dlrni_prepare_panels(e->dict, &e->c.gate, &e->prepared);
 }
@@ -5568,16 +5690,20 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_call(dlrn_encoder *e, const float *x, in
     DLRNI_TRY(dlrni_check_formula(dict));
     /* panels of old weights would be wrong */
     if (e->wanted && e->version != dict->version) DLRNI_TRY(dlrn_encoder_prepare(e));
-    if (dlrni_selects_late(dict)) {
+    if (!dict->n_parts && dlrni_selects_late(dict)) {
         if (!codes) codes = &e->codes;
         DLRNI_TRY(dlrni_encode_unscaled(e, x, n, codes));
         dlrni_scale_codes(dict, 0, codes);
         if (f) dlrni_spread_codes(codes, f);
         return DLRN_OK;
     }
+    if (dict->n_parts && !codes) codes = &e->codes;
     /* empties them; their memory is reused */
     if (codes) DLRNI_TRY(dlrni_sparse_begin(dict->ctx, codes, dict->features));
-    return dlrni_encode_rows(e, x, n, f, codes);
+    if (!dict->n_parts) return dlrni_encode_rows(e, x, n, f, codes);
+    DLRNI_TRY(dlrni_parts_encode(e, x, n, codes));
+    if (f) dlrni_spread_codes(codes, f);
+    return DLRN_OK;
 }
 
 /* x_hat is decoded from codes, so without codes from the caller the encoder's own take them. */
@@ -5819,6 +5945,181 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_gated_top_k(const dlrn_dictionary *dict,
     dlrni_each_group(&job, dlrni_gate_logits_group);
     dlrn_parallel_for(dict->ctx, n, dlrni_gated_top_k_row, &job);
     dlrn_free(dict->ctx, job.heap);
+    return DLRN_OK;
+}
+
+/* ------------------------------------------------------------------------------------------ */
+// >>parts
+/* Dictionaries of several layers (cross-layer transcoders, crosscoders with features of their own
+   for each layer). Each part is a dictionary on a window of the row, encoded by an encoder of its
+   own, screens included:
+
+       row x         | layer 0 | layer 1 | layer 2 |
+                          |         |         |          a part reads its window,
+       codes          part 0    part 1    part 2         and has its own features;
+                          '---------+---------'
+       row of codes  | features of 0 | of 1 | of 2 |     joined, then selected over all layers
+
+   No matrix has blocks of zeros: a part's atoms are as wide as the layers that it writes to (room
+   decode). A selection within a layer is the part's own. One over all layers comes after the
+   parts', on codes (room select); to keep these short, loaders also let each part keep what could
+   be chosen. The parts' rows go through in stretches, unless a part compares all rows of a call. */
+
+/* The encoders of the parts, and what passes between them and the whole. */
+struct dlrni_parts {
+    dlrn_encoder **encoder; /* [n] owned              */
+    dlrn_sparse *codes;     /* [n] of the rows in hand */
+    int64_t n;              /* parts                  */
+    float *window;          /* [rows][d_in of a part] */
+    int64_t window_cap;
+};
+typedef struct dlrni_parts dlrni_parts;
+
+DLRNI_INTERNAL void dlrni_parts_destroy(dlrn_context *ctx, dlrni_parts *p) {
+    if (!p) return;
+    for (int64_t i = 0; p->encoder && i < p->n; i++) dlrn_encoder_destroy(p->encoder[i]);
+    for (int64_t i = 0; p->codes && i < p->n; i++) dlrn_sparse_free(&p->codes[i]);
+    dlrn_free(ctx, p->encoder);
+    dlrn_free(ctx, p->codes);
+    dlrn_free(ctx, p->window);
+    dlrn_free(ctx, p);
+}
+
+/* One encoder per part, made when they are first needed. Scratch comes with the first rows. */
+DLRNI_INTERNAL dlrn_status dlrni_parts_begin(dlrn_encoder *e) {
+    const dlrn_dictionary *dict = e->dict;
+    dlrn_status s = DLRN_OK;
+    DLRNI_TRY(dlrni_check_parts(dict));
+    if (e->parts) return DLRN_OK;
+    dlrni_parts *p = DLRNI_NEW_ZERO(dict->ctx, dlrni_parts, 1);
+    if (!p) return DLRN_ERR_MEMORY;
+    p->n = dict->n_parts;
+    p->encoder = DLRNI_NEW_ZERO(dict->ctx, dlrn_encoder *, p->n);
+    p->codes = DLRNI_NEW_ZERO(dict->ctx, dlrn_sparse, p->n);
+    if (!p->encoder || !p->codes) s = DLRN_ERR_MEMORY;
+    for (int64_t i = 0; s == DLRN_OK && i < p->n; i++)
+        s = dlrn_encoder_create(dict->part[i].dict, &p->encoder[i]);
+    if (s == DLRN_OK)
+        e->parts = p;
+    else
+        dlrni_parts_destroy(dict->ctx, p);
+    return s;
+}
+
+/* Packs the panels of every part. */
+DLRNI_INTERNAL dlrn_status dlrni_parts_prepare(dlrn_encoder *e) {
+    DLRNI_TRY(dlrni_parts_begin(e));
+    for (int64_t i = 0; i < e->parts->n; i++) DLRNI_TRY(dlrn_encoder_prepare(e->parts->encoder[i]));
+    return DLRN_OK;
+}
+
+/* Whether the selection of a part compares all rows of a call. */
+DLRNI_INTERNAL int dlrni_parts_compare_rows(const dlrn_dictionary *dict) {
+    int found = 0;
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        const dlrn_formula *own = &dict->part[i].dict->formula;
+        found |= own->select == DLRN_SELECT_BATCH_TOP_K || own->standardise;
+    }
+    return found;
+}
+
+/* The rows in hand. */
+typedef struct dlrni_parts_job {
+    const dlrn_dictionary *dict;
+    dlrni_parts *p;
+    const float *x; /* [n][d_in]                         */
+    int64_t n, part;
+    dlrn_sparse *codes; /* rows `first` .. first + n are set */
+    int64_t first;
+} dlrni_parts_job;
+
+/* Task: one row of a part's window. */
+DLRNI_INTERNAL void dlrni_window_row(void *arg, int64_t i, int worker) {
+    const dlrni_parts_job *j = (const dlrni_parts_job *)arg;
+    const dlrn_part *part = &j->dict->part[j->part];
+    const int64_t d = part->dict->d_in;
+    (void)worker;
+    memcpy(j->p->window + i * d, j->x + i * j->dict->d_in + part->in_at, (size_t)d * sizeof(float));
+}
+
+/* The rows that a part reads: x itself if the window is the whole row, otherwise copies. */
+DLRNI_INTERNAL dlrn_status dlrni_window(dlrni_parts_job *j, int64_t part, const float **x) {
+    const int64_t d = j->dict->part[part].dict->d_in;
+    *x = j->x;
+    if (d == j->dict->d_in) return DLRN_OK;
+    if (!DLRNI_GROW(j->dict->ctx, &j->p->window, &j->p->window_cap, 0, j->n * d))
+        return DLRN_ERR_MEMORY;
+    j->part = part;
+    dlrni_parallel_for(j->dict->ctx, j->n, dlrni_ns(j->n, d) / 16, dlrni_window_row, j);
+    *x = j->p->window;
+    return DLRN_OK;
+}
+
+/* ---- Joining codes ---- */
+
+/* Task: a row of the joined codes, the parts' rows one after another, at the places that row_ptr
+   says. */
+DLRNI_INTERNAL void dlrni_join_row(void *arg, int64_t i, int worker) {
+    const dlrni_parts_job *j = (const dlrni_parts_job *)arg;
+    int64_t to = j->codes->row_ptr[j->first + i];
+    (void)worker;
+    for (int64_t q = 0; q < j->p->n; q++) {
+        const dlrn_sparse *own = &j->p->codes[q];
+        const int32_t shift = (int32_t)j->dict->part[q].feature_at;
+        const int64_t from = own->row_ptr[i], n = own->row_ptr[i + 1] - from;
+        for (int64_t e = 0; e < n; e++) j->codes->col[to + e] = own->col[from + e] + shift;
+        if (n) memcpy(j->codes->val + to, own->val + from, (size_t)n * sizeof(float));
+        to += n;
+    }
+}
+
+/* Appends the parts' codes of the rows in hand to the joined codes. */
+DLRNI_INTERNAL dlrn_status dlrni_join_codes(dlrni_parts_job *j) {
+    dlrn_context *ctx = j->dict->ctx;
+    j->first = j->codes->rows;
+    DLRNI_TRY(dlrni_sparse_reserve(ctx, j->codes, j->first + j->n, j->codes->nnz_cap));
+    /* after growing, which may have moved the array */
+    int64_t *start = j->codes->row_ptr + j->first;
+    for (int64_t i = 0; i < j->n; i++) {
+        start[i + 1] = start[i];
+        for (int64_t q = 0; q < j->p->n; q++)
+            start[i + 1] += j->p->codes[q].row_ptr[i + 1] - j->p->codes[q].row_ptr[i];
+    }
+    const int64_t end = start[j->n];
+    DLRNI_TRY(dlrni_sparse_reserve(ctx, j->codes, j->first + j->n, end));
+    dlrni_parallel_for(ctx, j->n, dlrni_ns(1, end), dlrni_join_row, j);
+    j->codes->rows += j->n;
+    return DLRN_OK;
+}
+
+/* ---- All stages ---- */
+
+/* The rows in hand through the parts, appended to the codes. */
+DLRNI_INTERNAL dlrn_status dlrni_parts_rows(dlrni_parts_job *j) {
+    for (int64_t q = 0; q < j->p->n; q++) {
+        const float *x;
+        DLRNI_TRY(dlrni_window(j, q, &x));
+        DLRNI_TRY(dlrni_encode_unscaled(j->p->encoder[q], x, j->n, &j->p->codes[q]));
+    }
+    return dlrni_join_codes(j);
+}
+
+/* Encodes x [n][d_in] into codes, which are empty: the parts, the selection over all of them, and
+   only then their scales, as selections compare values without them. */
+DLRNI_INTERNAL dlrn_status dlrni_parts_encode(dlrn_encoder *e, const float *x, int64_t n,
+                                              dlrn_sparse *codes) {
+    const dlrn_dictionary *dict = e->dict;
+    DLRNI_TRY(dlrni_parts_begin(e));
+    const int64_t rows = dlrni_parts_compare_rows(dict) ? n : dlrni_min(n, DLRNI_STRETCH);
+    dlrni_parts_job j = {dict, e->parts, x, 0, 0, codes, 0};
+    for (int64_t i = 0; i < n; i += j.n) {
+        j.n = dlrni_min(rows, n - i);
+        j.x = x + i * dict->d_in;
+        DLRNI_TRY(dlrni_parts_rows(&j));
+    }
+    DLRNI_TRY(dlrni_select_codes(dict->ctx, &dict->formula, codes));
+    for (int64_t q = 0; q < dict->n_parts; q++)
+        dlrni_scale_codes(dict->part[q].dict, dict->part[q].feature_at, codes);
     return DLRN_OK;
 }
 
