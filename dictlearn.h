@@ -19102,7 +19102,7 @@ DLRNI_COLD_END
 
 /* The rows of a batch of SAELens, kept until it is complete: explained_variance_legacy needs each
    row's distance from the mean of its batch, which is known only then. */
-typedef struct dlrni_sample {
+typedef struct dlrni_legacy_batch {
     int64_t size, rows; /* rows of a batch, 0: not wanted; rows held                            */
     double *square;     /* [size] ||y - x_hat||^2 of each                                       */
     double *mean;       /* [d_out] scratch                                                      */
@@ -19110,7 +19110,7 @@ typedef struct dlrni_sample {
     double dot, norm2_x_hat;  /* sums over the rows held                                         */
     double legacy, bias;      /* sums over complete batches: 1 - ratio of each row, bias of each */
     int64_t legacies, biases; /* how many are summed                                            */
-} dlrni_sample;
+} dlrni_legacy_batch;
 
 struct dlrn_evaluator {
     dlrn_context *ctx;
@@ -19123,7 +19123,7 @@ struct dlrn_evaluator {
     int64_t *fired;                     /* [F] rows on which each feature is not 0             */
     double squared, norm, sparsity, cosine, ratio, dot, norm2_x_hat; /* sums over rows         */
     double l1, norm_y, norm_x_hat;                                   /* also sums over rows    */
-    dlrni_sample window;
+    dlrni_legacy_batch window;
     dlrn_layer_metrics *layer; /* [layers] filled by dlrn_evaluator_finish; NULL: plain */
     dlrn_sparse codes;         /* features of the last batch */
     float *x_hat;              /* [batch_size][d_out] */
@@ -19149,8 +19149,8 @@ DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e) {
     dlrn_free(e->ctx, e);
 }
 
-DLRNI_INTERNAL dlrn_status dlrni_sample_alloc(dlrn_context *ctx, int64_t size, int64_t d,
-                                              dlrni_sample *w) {
+DLRNI_INTERNAL dlrn_status dlrni_legacy_batch_alloc(dlrn_context *ctx, int64_t size, int64_t d,
+                                                    dlrni_legacy_batch *w) {
     int64_t floats;
     w->size = size;
     if (!size) return DLRN_OK;
@@ -19176,7 +19176,7 @@ DLRNI_INTERNAL dlrn_status dlrni_evaluator_alloc(dlrn_evaluator *e) {
         e->layer = DLRNI_NEW_ZERO(e->ctx, dlrn_layer_metrics, e->dict->layers);
         if (!e->layer) return DLRN_ERR_MEMORY;
     }
-    DLRNI_TRY(dlrni_sample_alloc(e->ctx, e->cfg.saelens_batch, d, &e->window));
+    DLRNI_TRY(dlrni_legacy_batch_alloc(e->ctx, e->cfg.saelens_batch, d, &e->window));
     e->var_y = e->mean_y + d;
     e->mean_r = e->var_y + d;
     e->var_r = e->mean_r + d;
@@ -19244,7 +19244,7 @@ DLRNI_INTERNAL void dlrni_measure_codes(dlrn_evaluator *e, const int32_t *col, c
 
 /* Adds the batch in the window to the sums over batches. A row that is the mean of its batch has
    nothing to explain and is left out, as is the bias of a batch where <y, x_hat> is 0. */
-DLRNI_INTERNAL void dlrni_sample_close(dlrni_sample *w, int64_t d) {
+DLRNI_INTERNAL void dlrni_legacy_batch_close(dlrni_legacy_batch *w, int64_t d) {
     if (!w->rows) return;
     for (int64_t j = 0; j < d; j++) w->mean[j] = 0;
     for (int64_t i = 0; i < w->rows; i++)
@@ -19269,14 +19269,14 @@ DLRNI_INTERNAL void dlrni_sample_close(dlrni_sample *w, int64_t d) {
 }
 
 /* Adds a row y [d] to the window: hh is ||x_hat||^2, yh <y, x_hat>, rr ||y - x_hat||^2. */
-DLRNI_INTERNAL void dlrni_sample_add(dlrni_sample *w, const float *y, int64_t d, double hh,
-                                     double yh, double rr) {
+DLRNI_INTERNAL void dlrni_legacy_batch_add(dlrni_legacy_batch *w, const float *y, int64_t d,
+                                           double hh, double yh, double rr) {
     if (!w->size) return;
     memcpy(w->y + w->rows * d, y, (size_t)d * sizeof *y);
     w->square[w->rows++] = rr;
     w->dot += yh;
     w->norm2_x_hat += hh;
-    if (w->rows == w->size) dlrni_sample_close(w, d);
+    if (w->rows == w->size) dlrni_legacy_batch_close(w, d);
 }
 
 /* Adds one row, y [d_out] and x_hat [d_out], to the sums about the reconstruction. */
@@ -19306,7 +19306,7 @@ DLRNI_INTERNAL void dlrni_measure_row(dlrn_evaluator *e, const float *y, const f
     if (yy > 0 && hh > 0) e->cosine += yh / sqrt(yy * hh);
     e->norm_y += sqrt(yy);
     e->norm_x_hat += sqrt(hh);
-    dlrni_sample_add(&e->window, y, d, hh, yh, rr);
+    dlrni_legacy_batch_add(&e->window, y, d, hh, yh, rr);
 }
 
 /* Measures x [rows][d_in], y [rows][d_out], at most a batch. After an error no row of them is
@@ -19380,7 +19380,7 @@ DLRNI_INTERNAL void dlrni_variance_explained(const dlrn_evaluator *e, dlrn_metri
 DLRNI_INTERNAL void dlrni_saelens_figures(const dlrn_evaluator *e, const dlrn_metrics *m,
                                           dlrn_saelens_metrics *out) {
     double n = (double)e->rows, var = 0;
-    dlrni_sample w = e->window;
+    dlrni_legacy_batch w = e->window;
     for (int64_t j = 0; j < e->dict->d_out; j++) var += e->var_y[j];
     out->l0 = m->l0;
     out->l1 = e->l1 / n;
@@ -19391,7 +19391,7 @@ DLRNI_INTERNAL void dlrni_saelens_figures(const dlrn_evaluator *e, const dlrn_me
     out->cossim = m->cosine;
     /* var is a sum over rows, as is squared */
     out->explained_variance = var > 0 ? 1 - e->squared / var : (double)NAN;
-    dlrni_sample_close(&w, e->dict->d_out);
+    dlrni_legacy_batch_close(&w, e->dict->d_out);
     out->explained_variance_legacy = w.legacies ? w.legacy / (double)w.legacies : (double)NAN;
     out->relative_reconstruction_bias = !w.size    ? m->relative_reconstruction_bias
                                         : w.biases ? w.bias / (double)w.biases
