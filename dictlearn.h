@@ -5057,7 +5057,7 @@ DLRNI_INTERNAL void dlrni_standardise(dlrni_choice *j) {
 DLRNI_INTERNAL dlrn_status dlrni_check_formula(const dlrn_dictionary *dict) {
     const dlrn_formula *f = &dict->formula;
     DLRNI_TRY(dlrni_check_select(dict->ctx, f, dict->features));
-    if (f->gate != DLRN_GATE_IDENTITY && !dlrni_own_encode(dict) &&
+    if (f->gate != DLRN_GATE_IDENTITY && !dlrni_own_encode(dict) && !dict->n_parts &&
         (!dict->param[DLRN_ENCODER] || !dict->param[DLRN_ENCODER_BIAS]))
         return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: expected an encoder, found none",
                          dict->family);
