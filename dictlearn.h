@@ -19252,7 +19252,7 @@ struct dlrn_evaluator {
     int64_t *fired;                     /* [F] rows on which each feature is not 0             */
     double squared, norm, sparsity, cosine, ratio, dot, norm2_x_hat; /* sums over rows         */
     double l1, norm_y, norm_x_hat;                                   /* also sums over rows    */
-    dlrni_legacy_batch window;
+    dlrni_legacy_batch open_batch;
     dlrn_layer_metrics *layer; /* [layers] filled by dlrn_evaluator_finish; NULL: plain */
     dlrn_sparse codes;         /* features of the last batch */
     float *x_hat;              /* [batch_size][d_out] */
@@ -19272,8 +19272,8 @@ DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e) {
     dlrn_free(e->ctx, e->fired);
     dlrn_free(e->ctx, e->x_hat);
     dlrn_free(e->ctx, e->layer);
-    dlrn_free(e->ctx, e->window.square); /* with its mean */
-    dlrn_free(e->ctx, e->window.y);
+    dlrn_free(e->ctx, e->open_batch.square); /* with its mean */
+    dlrn_free(e->ctx, e->open_batch.y);
     dlrn_sparse_free(&e->codes);
     dlrn_free(e->ctx, e);
 }
@@ -19305,7 +19305,7 @@ DLRNI_INTERNAL dlrn_status dlrni_evaluator_alloc(dlrn_evaluator *e) {
         e->layer = DLRNI_NEW_ZERO(e->ctx, dlrn_layer_metrics, e->dict->layers);
         if (!e->layer) return DLRN_ERR_MEMORY;
     }
-    DLRNI_TRY(dlrni_legacy_batch_alloc(e->ctx, e->cfg.saelens_batch, d, &e->window));
+    DLRNI_TRY(dlrni_legacy_batch_alloc(e->ctx, e->cfg.saelens_batch, d, &e->open_batch));
     e->var_y = e->mean_y + d;
     e->mean_r = e->var_y + d;
     e->var_r = e->mean_r + d;
@@ -19371,7 +19371,7 @@ DLRNI_INTERNAL void dlrni_measure_codes(dlrn_evaluator *e, const int32_t *col, c
     e->sparsity += entropy;
 }
 
-/* Adds the batch in the window to the sums over batches. A row that is the mean of its batch has
+/* Adds the open batch to the sums over batches. A row that is the mean of its batch has
    nothing to explain and is left out, as is the bias of a batch where <y, x_hat> is 0. */
 DLRNI_INTERNAL void dlrni_legacy_batch_close(dlrni_legacy_batch *w, int64_t d) {
     if (!w->rows) return;
@@ -19397,7 +19397,7 @@ DLRNI_INTERNAL void dlrni_legacy_batch_close(dlrni_legacy_batch *w, int64_t d) {
     w->rows = 0;
 }
 
-/* Adds a row y [d] to the window: hh is ||x_hat||^2, yh <y, x_hat>, rr ||y - x_hat||^2. */
+/* Adds a row y [d] to the open batch: hh is ||x_hat||^2, yh <y, x_hat>, rr ||y - x_hat||^2. */
 DLRNI_INTERNAL void dlrni_legacy_batch_add(dlrni_legacy_batch *w, const float *y, int64_t d,
                                            double hh, double yh, double rr) {
     if (!w->size) return;
@@ -19435,7 +19435,7 @@ DLRNI_INTERNAL void dlrni_measure_row(dlrn_evaluator *e, const float *y, const f
     if (yy > 0 && hh > 0) e->cosine += yh / sqrt(yy * hh);
     e->norm_y += sqrt(yy);
     e->norm_x_hat += sqrt(hh);
-    dlrni_legacy_batch_add(&e->window, y, d, hh, yh, rr);
+    dlrni_legacy_batch_add(&e->open_batch, y, d, hh, yh, rr);
 }
 
 /* Measures x [rows][d_in], y [rows][d_out], at most a batch. After an error no row of them is
@@ -19509,7 +19509,7 @@ DLRNI_INTERNAL void dlrni_variance_explained(const dlrn_evaluator *e, dlrn_metri
 DLRNI_INTERNAL void dlrni_saelens_figures(const dlrn_evaluator *e, const dlrn_metrics *m,
                                           dlrn_saelens_metrics *out) {
     double n = (double)e->rows, var = 0;
-    dlrni_legacy_batch w = e->window;
+    dlrni_legacy_batch w = e->open_batch;
     for (int64_t j = 0; j < e->dict->d_out; j++) var += e->var_y[j];
     out->l0 = m->l0;
     out->l1 = e->l1 / n;

@@ -278,6 +278,42 @@ npy() { # npy TYPE ROWS WIDTH: the header of a .npy; the rows follow
     printf '\223NUMPY\001\000\166\000%-117s\n' \
         "{'descr': '$1', 'fortran_order': False, 'shape': ($2, $3), }"
 }
+# A crosscoder of two layers of 64: its rows are x.npy's, as [rows, 128] or [rows, 2, 64].
+crosscoder() {
+    head='{"W_enc":{"dtype":"F32","shape":[2,64,4],"data_offsets":[0,2048]},'
+    head=$head'"W_dec":{"dtype":"F32","shape":[4,2,64],"data_offsets":[2048,4096]},'
+    head=$head'"b_enc":{"dtype":"F32","shape":[4],"data_offsets":[4096,4112]},'
+    head=$head'"b_dec":{"dtype":"F32","shape":[2,64],"data_offsets":[4112,4624]}}'
+    printf "\\$(printf %o $((${#head} % 256)))\\$(printf %o $((${#head} / 256)))\0\0\0\0\0\0%s" "$head"
+    head -c 4096 /dev/zero | tr '\000' '<'
+    head -c 528 /dev/zero
+}
+layers() { # layers ROWS LAYERS WIDTH: rows of x.npy, in this shape
+    npy '<f4' "$1, $2" "$3"
+    tail -c +129 "$d/x.npy" | head -c $(($1 * $2 * $3 * 4))
+}
+crosscoder > "$d/cc.safetensors"
+cc="$dl eval --dict $d/cc.safetensors --layout ckkissane --json"
+layers 1 60 128 > "$d/joined.npy"
+layers 60 2 64 > "$d/layers.npy"
+status "a crosscoder's rows, joined" 0 $cc --data "$d/joined.npy"
+says "figures by layer" '"layers": \[{"mse_loss": [^}]*"l0": null, [^}]*}, {"mse_loss": [^}]*}\]' "$d/out"
+cp "$d/out" "$d/joined"
+status "the same by layers" 0 $cc --data "$d/layers.npy"
+same "have the same figures" "$d/joined" "$d/out"
+status "from a pipe" 0 sh -c "cat $d/layers.npy | $cc --data -"
+same "the same again" "$d/joined" "$d/out"
+status "the same as a table" 0 instead --data "$d/layers.npy" $dl eval --layout ckkissane --dict \
+    "$d/cc.safetensors"
+says "has a line for each layer" "^ *1  *[-0-9.]* %  *[0-9.e+-]*  *shared" "$d/out"
+layers 40 3 64 > "$d/three.npy"
+status "rows of three layers" 1 $cc --data "$d/three.npy"
+says "do not fit" "three.npy: wrong width, expected 128, found 64" "$d/err"
+status "rows of layers, some left out" 1 $cc --data "$d/layers.npy" --skip-first 1
+says "are refused" "layers.npy: --skip-first and --max-norm-ratio: expected rows of one layer" "$d/err"
+status "a crosscoder and a model" 1 "$dl" eval --dict "$d/cc.safetensors" --layout ckkissane \
+    --model examples/data/tiny-neox --text "$d/none" --site mlp_out --layer 0
+says "one site is not enough" "expected a dictionary of one layer, found one of 2 layers: save" "$d/err"
 npy '<f4' 0 128 > "$d/empty.npy"
 status "no rows to train on" 1 instead --data "$d/empty.npy" $train --save-dir "$d/none"
 says "are told" "^dictlearn: $d/empty.npy: expected rows, found none" "$d/err"

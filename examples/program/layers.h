@@ -56,8 +56,8 @@ static void joined_destroy(void *user) {
     dlrn_free(j->ctx, j);
 }
 
-/* Joins the rows of an open feed if its array is [.., layers, d] and the dictionary has these layers;
-   other rows stay, so that a width that does not fit is told by the caller. */
+/* Joins the rows of an open feed if its array is [.., layers, d] and the dictionary has as many
+   layers. Other rows stay: if their width does not fit, the caller says so. */
 static dlrn_status feed_join_layers(feed *f, const dlrn_dictionary *dict) {
     dlrn_source *in = &f->inner;
     const int64_t layers = dict->layers;
