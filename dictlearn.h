@@ -946,6 +946,7 @@ struct dlrn_dictionary {
     int64_t *group_sizes;   /* [n_groups] features of each nested group (Matryoshka), or NULL     */
     int64_t n_groups;
     const char *layout; /* the library whose layout it was loaded from (static), or NULL          */
+    const char *class_name; /* that library's name of the class (static), or NULL                 */
     char note[256];     /* what the file leaves open and a reader must know; "": nothing          */
     unsigned borrowed;  /* private: bit r is set if param[r] is borrowed */
     int64_t version;    /* private: counts changes                       */
@@ -13582,6 +13583,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_dictionary(dlrni_loading *l, dlrn_dictiona
                                    l->F, out));
     dlrn_dictionary *dict = *out;
     dict->layout = l->library->name;
+    dict->class_name = l->layout->name;
     dict->layers = dlrni_max(l->M, 1);
     dict->formula.k = 0;
     /* folding writes to parameters */

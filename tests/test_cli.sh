@@ -484,9 +484,15 @@ trained() { # trained RECIPE CLASS FORMULA FLAG...: 30 steps, at once and in two
     same "$recipe: resumed equals uninterrupted" "$r/ae.pt" "$r.half/ae.pt"
     status "$recipe: inspect" 0 "$dl" inspect "$r"
     says "$recipe: family and sizes" "^family $class, activation_dim 128, dict_size 96" "$d/out"
-    says "$recipe: layout and formula" "^layout $class, $formula" "$d/out"
+    says "$recipe: layout and class" "^layout dictionary_learning, class $class$" "$d/out"
+    says "$recipe: formula" "^$formula" "$d/out"
+    says "$recipe: how it was trained" "^recipe: $recipe$" "$d/out"
     status "$recipe: inspect --json" 0 "$dl" inspect "$r" --json
-    says "$recipe: the same as JSON" "\"layout\": \"$class\", \"formula\": {\"center\": " "$d/out"
+    says "$recipe: the same as JSON" "\"layout\": \"dictionary_learning\", \"class\": \"$class\", " \
+        "$d/out"
+    says "$recipe: with its formula" '"formula": {"normalise": "none", "center": ' "$d/out"
+    says "$recipe: in words" '"words": "p = W_enc ' "$d/out"
+    says "$recipe: and its recipe" "\"recipe\": \"$recipe\"" "$d/out"
     status "$recipe: eval" 0 "$dl" eval --dict "$r" --data "$d/few.npy" --json
     status "$recipe: encode" 0 "$dl" encode --dict "$r" --data "$d/few.npy" --out "$r.npy"
     status "$recipe: reconstruct" 0 "$dl" reconstruct --dict "$r" --data "$d/few.npy" \
