@@ -4,7 +4,7 @@
        ./gemma_scope
        ./gemma_scope layer_12/width_16k/average_l0_82 rows.npy
 
-   The dictionary is a file or folder of Gemma Scope 1 or 2, or of any library in the manual's table;
+   The dictionary is a file or folder of Gemma Scope 1 or 2, or of a library that the manual lists;
    a number after the rows is the k of a file that has none (Qwen Scope). Without arguments the
    program first writes a small file of its own, and the rows are its atoms. */
 #include <stdio.h>
