@@ -12622,7 +12622,8 @@ static const dlrni_layout dlrni_goodfire_rows[] = {
     {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
 };
 
-/* ---- e2e_sae ---- 2.1.1 (Braun et al., "End-to-end sparse dictionary learning", 2024):
+/* ---- e2e_sae ---- 2.1.1 (Braun et al., "Identifying functionally important features with
+   end-to-end sparse dictionary learning", 2024):
    f = ReLU(W x + b). Atoms are normalised when they are used. */
 
 DLRNI_INTERNAL dlrn_status dlrni_finish_e2e(dlrni_loading *l, dlrn_dictionary *dict) {
