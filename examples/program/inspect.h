@@ -82,7 +82,7 @@ typedef struct span {
 
 /* Of one number for each row of [rows]: norms of rows [d] that lie `stride` apart, or the numbers
    (d 1). */
-static span measure(dlrn_context *ctx, const float *w, int64_t rows, int64_t d, int64_t stride) {
+static span span_of(dlrn_context *ctx, const float *w, int64_t rows, int64_t d, int64_t stride) {
     span s = {HUGE_VAL, 0, -HUGE_VAL};
     for (int64_t j = 0; j < rows; j++) {
         const float *row = w + j * stride;
@@ -96,7 +96,7 @@ static span measure(dlrn_context *ctx, const float *w, int64_t rows, int64_t d, 
 
 /* Norms of the atoms; they tell whether a dictionary is normalised. */
 static span atom_norms(dlrn_context *ctx, const dlrn_dictionary *dict) {
-    return measure(ctx, dict->param[DLRN_DECODER], dict->features, dict->d_out, dict->d_out);
+    return span_of(ctx, dict->param[DLRN_DECODER], dict->features, dict->d_out, dict->d_out);
 }
 
 /* ---- what a config says of the training */
@@ -164,10 +164,10 @@ static void put_span(const char *label, span s) {
 }
 
 /* The layers of a crosscoder with one set of features: how long the atoms are in each. */
-static void put_layers(dlrn_context *ctx, const dlrn_dictionary *dict) {
+static void put_atoms_by_layer(dlrn_context *ctx, const dlrn_dictionary *dict) {
     const int64_t d = dict->d_out / dict->layers;
     for (int64_t m = 0; m < dict->layers; m++) {
-        span s = measure(ctx, dict->param[DLRN_DECODER] + m * d, dict->features, d, dict->d_out);
+        span s = span_of(ctx, dict->param[DLRN_DECODER] + m * d, dict->features, d, dict->d_out);
         printf("layer %lld: x[%lld..%lld), atom norms: min %.6g, mean %.6g, max %.6g\n",
                (long long)m, (long long)(m * d), (long long)((m + 1) * d), s.min, s.mean, s.max);
     }
@@ -206,10 +206,10 @@ static void print_dictionary(dlrn_context *ctx, const contents *c) {
     if (!dict->n_parts || dict->formula.select) put_formula_words(dict);
     if (!dict->n_parts && dict->param[DLRN_DECODER]) {
         put_span("atom norms", atom_norms(ctx, dict));
-        if (dict->layers > 1) put_layers(ctx, dict);
+        if (dict->layers > 1) put_atoms_by_layer(ctx, dict);
     }
     if (dict->param[DLRN_THRESHOLD])
-        put_span("thresholds", measure(ctx, dict->param[DLRN_THRESHOLD], dict->features, 1, 1));
+        put_span("thresholds", span_of(ctx, dict->param[DLRN_THRESHOLD], dict->features, 1, 1));
     for (int i = 0; i < FACTS; i++)
         if (find_fact(c, &facts[i])) put_labelled(facts[i].label, find_fact(c, &facts[i]));
     if (*dict->note) put_labelled("note", dict->note);
@@ -254,7 +254,7 @@ static void put_plain_json(json_writer *j, dlrn_context *ctx, const dlrn_diction
     if (dict->param[DLRN_DECODER]) put_span_json(j, "atom_norms", atom_norms(ctx, dict));
     if (dict->param[DLRN_THRESHOLD])
         put_span_json(j, "thresholds",
-                      measure(ctx, dict->param[DLRN_THRESHOLD], dict->features, 1, 1));
+                      span_of(ctx, dict->param[DLRN_THRESHOLD], dict->features, 1, 1));
 }
 
 static void put_sizes_json(json_writer *j, const dlrn_dictionary *dict) {
