@@ -13,9 +13,9 @@
    The file is divided into sections called rooms. To jump to one, search for its tag, for example
    >>threads.
 
-   >>manual         this: quick start, words, training, formula, options, memory, threads, speed,
-                    errors, trust, limits, compat, names in Python, words of the code, how to add a
-                    family, layout, recipe or kernel set
+   >>manual         this: quick start, words, training, formula, files of other libraries, options,
+                    memory, threads, speed, errors, trust, limits, compat, names in Python, words of
+                    the code, how to add a family, layout, recipe or kernel set
    >>config         linkage, version
    >>types          status codes, element types, context, tensor, sparse codes
    >>api-context    contexts, errors
@@ -57,7 +57,7 @@
    >>torch          .pt of today and from before 1.6: read, write
    >>formats        opens any format, and sharded models
    >>writers        growing .npy, CSR and plain files; CSR read
-   >>layouts        how dictionaries are stored: one table row per layout
+   >>layouts        how dictionaries are stored: one block per library
    >>load           reads and writes dictionaries
    >>naive          a training step as plain loops: for readers, and as the tests' reference
    >>source         rows of arrays in memory and in files, a filter
@@ -255,6 +255,108 @@
                selection: with the gate linear, all n F of them. A single row has no deviation:
                standardise then compares p.
 
+   ---- FILES OF OTHER LIBRARIES -------------------------------------------------------------------
+
+   dlrn_load opens what these libraries and publishers wrote. Pass the folder as it was downloaded,
+   or the file in it; the config is found beside it. In a folder of several files (layer_0, layer_1,
+   ...) pass one of them.
+
+   library              weights; config             classes
+   dictionary_learning  ae.pt; config.json          AutoEncoder, AutoEncoderNew, AutoEncoderTopK,
+                                                    BatchTopKSAE, MatryoshkaBatchTopKSAE,
+                                                    GatedAutoEncoder, JumpReluAutoEncoder
+   saelens              sae_weights.safetensors;    standard, topk, jumprelu, gated, abstopk,
+                        cfg.json                    matching_pursuit, transcoder, skip_transcoder,
+                                                    jumprelu_transcoder, jumprelu_skip_transcoder;
+                                                    of checkpoints: batchtopk, matryoshka_batchtopk
+   sparsify             sae.safetensors; cfg.json   topk, groupmax: SAEs, transcoders, with a skip
+   latentsae            sae.safetensors; cfg.json   TOPK, MATRYOSHKA, ABSTOPK, BATCHTOPK, JUMPRELU,
+                                                    COSINE, GATED
+   openai               autoencoder.pt              ReLU, TopK; also tied
+   gemma_scope          params.npz                  params.npz: SAEs and transcoders
+   gemma_scope_2        params.safetensors;         jump_relu: SAEs; transcoders, also affine
+                        config.json
+   qwen_scope           layer0.sae.pt, ...          layer.sae.pt: top-k; give k
+   llama_scope          checkpoints/final.          jumprelu
+                        safetensors;
+                        hyperparams.json
+   llama_scope_r1       sae_weights.safetensors;    R1-Distill
+                        config.json
+   llamascopium         sae_weights.safetensors;    relu, topk, batchtopk, jumprelu, each also with
+                        config.json                 a glu encoder
+   circuit-tracer       layer_0.safetensors, ...    relu, jumprelu: transcoders of one layer;
+                                                    mwhanna's are the same
+   ckkissane            cc_weights.pt; cfg.json     CrossCoder
+   crosscoder-fork      model.safetensors or ae.pt; CrossCoder, BatchTopKCrossCoder, BatchTopKSAE
+                        config.json
+   connor_rob           NAME.pt                     hook_z
+   goodfire             NAME.pt                     SAE
+   e2e_sae              NAME.pt                     SAE
+   overcomplete         NAME.pt: a state dict       SAE, TopKSAE, BatchTopKSAE, JumpSAE
+
+   DeepSeek-R1's files (qresearch) are AutoEncoderNew's. A loaded dictionary says where it comes
+   from: dict->layout (the library), dict->class_name (the class as the library calls it) and
+   dict->family (what it computes, see above). `dictlearn inspect` prints them.
+
+   The library is recognised by the name of its config and a key in it, the class by the config, or
+   by a text in the file (dlrn_save and OpenAI write one). Without a config the names of tensors
+   decide, then their shapes, then the format. Nothing is guessed. Where two layouts fit, or a
+   number is missing, the error says which, and what to state in dlrn_load_options:
+
+   field       flag           needed where
+   layout      --layout NAME  two layouts have the same tensors: AutoEncoderTopK and BatchTopKSAE
+                              without their config; W_enc and W_dec without one where d is F, so
+                              that shapes do not tell which way they lie. NAME: a library or a class
+   k           --k N          the file has no k: Qwen Scope (the repository's name says L0_50 or
+                              L0_100), overcomplete's TopKSAE
+   norm_scale  --norm-scale S rows were scaled in training, and the file does not hold the scale:
+                              saelens with normalize_activations expected_average_only_in, unless it
+                              was folded into the weights; llama_scope_r1. S is sqrt(d) / (mean norm
+                              of the rows)
+   threshold   --threshold T  BatchTopK that ended before its threshold was set (-1); overcomplete's
+                              BatchTopKSAE, whose state dict leaves it out
+
+   What can still be computed, but not as its authors meant, is loaded with a note: dict->note,
+   which the program prints on standard error. Read it: the figures depend on it.
+
+   What a library does in its code is folded into parameters and formula, so that all other code
+   knows one record. The result is the library's, up to rounding:
+   - a gate on p ||atom||: its threshold is divided by ||atom||; a selection on p ||atom||
+     multiplies the encoder. SAELens then returns p ||atom|| as the feature, Llamascopium p
+     (LOG_SCALE).
+   - thresholds stored as logarithms; p >= t instead of p > t: the next smaller float.
+   - scales and means of rows: scale_in and scale_out, or for each layer in the weights
+     (crosscoder-fork, where NaN means that none was set); latentsae's input_mean is in the bias.
+   - atoms that are normalised when they are used (e2e_sae, overcomplete); factors of features
+     (finetuning_scaling_factor of SAELens multiplies atoms).
+   dlrn_save writes what is in memory, so after folding. AutoEncoder.from_pretrained of
+   dictionary_learning also multiplies each feature by the norm of its atom (normalize_decoder);
+   this is not done here. Features are those of the stored weights; only the reconstruction is the
+   same.
+
+   Where a library's own code reads a file wrongly, it is read here as it was trained:
+   - Llama Scope: SAELens compares p with the threshold, without the norm of the atom, and rounds
+     the threshold to bf16.
+   - Llamascopium: fold_activation_scale=True leaves the threshold of an SAE unscaled, so the same
+     file has other features. Here they are those of training.
+   - sparsify: b_dec is subtracted unless `transcode` is true. SAELens' converter goes by
+     normalize_decoder.
+   - saelens: files with finetuning_scaling_factor, which SAELens now refuses, load.
+   - openai: TopK files, which OpenAI's strict loader refuses, and tied files load.
+
+   Files in f16 or bf16 are widened to f32, without a change of value; all arithmetic is f32. A
+   library that computes in bf16 rounds after every operation: there p may differ by 1 %, and of
+   features near a threshold, or near rank k, others may be active.
+
+   Refused, each with an error that names it: a class or an option that is not in the table
+   (SAELens' temporal, sparsify's old `signed`); a tensor of the dictionary's own that its layout
+   does not have; a bias or weight that is not finite; sizes of the config that are not those of the
+   tensors. Not files of tensors, and so never opened: a pickled module (torch.save(model) instead
+   of its state_dict), and folders of torch.distributed (.dcp).
+
+   Rows of crosscoders hold their layers or models one after another, [layers][d]: d_in is layers *
+   d.
+
    ---- OPTIONS ------------------------------------------------------------------------------------
 
    macro                     define it    what it does
@@ -376,16 +478,20 @@
    Sizes and shapes of arguments are checked; most pointers are not. Rows from a source are checked,
    too: their count, and that all numbers are finite (an error, unless dlrn_source_finite() filters
    them). Otherwise callbacks are trusted, and so are the pointers in a configuration or a
-   descriptor. Files must not be modified while they are open. SECURITY.md lists the limits and says
-   how to report a bug.
+   descriptor. A config beside a dictionary is a file like others: a key of another type, a size
+   that the tensors do not have, a k or a norm out of range, or an option that is not computed here
+   is an error that names the key. Files must not be modified while they are open. SECURITY.md lists
+   the limits and says how to report a bug.
 
    ---- LIMITS -------------------------------------------------------------------------------------
 
-   One machine, its CPU; no GPU. f32 arithmetic. Up to 2^31 - 1 features. Which families load and
-   train: see FORMULA AND FAMILIES. The header does not run language models: examples/lm/ does, for
-   GPT-NeoX and Pythia. Your own model needs two callbacks: a source of rows, and a cross-entropy
-   with an intervention (examples/03_own_model.c). The library downloads
-   nothing; examples/pretrained_dictionary_downloader.sh is a separate script.
+   One machine, its CPU; no GPU. f32 arithmetic, also on files in bf16. Up to 2^31 - 1 features.
+   What it opens: see FILES OF OTHER LIBRARIES; more is opened than trained (TRAINING has the
+   recipes). Selections that compare rows (batch_top_k, standardise) depend on how many rows a call
+   passes, as they do in their libraries. The header does not run language models: examples/lm/
+   does, for GPT-NeoX and Pythia. Your own model needs two callbacks: a source of rows, and a
+   cross-entropy with an intervention (examples/03_own_model.c). The library downloads nothing;
+   examples/pretrained_dictionary_downloader.sh is a separate script.
 
    ---- COMPAT -------------------------------------------------------------------------------------
 
@@ -420,16 +526,33 @@
    ---- COMING FROM dictionary_learning ------------------------------------------------------------
 
    AutoEncoder(d, F)                   dlrn_dictionary_create(ctx, &desc, &ae)
-   AutoEncoder.from_pretrained(path)   dlrn_load(ctx, path, NULL, &ae)       a file, or its folder
+   AutoEncoderTopK(d, F, k), ...       the same with desc.family and desc.k
+   AutoEncoder.from_pretrained(path)   dlrn_load(ctx, path, NULL, &ae): a file, or its folder; with
+                                       normalize_decoder=False
+   load_dictionary(folder, device)     dlrn_load(ctx, folder, NULL, &ae)
+   BatchTopKSAE.from_pretrained(path)  dlrn_load(ctx, path, &options, &ae), options.layout
+                                       "BatchTopKSAE": a file alone does not name its class
    t.save(ae.state_dict(), path)       dlrn_save(ae, path)                   .pt, .safetensors, .npz
    IdentityDict(d)                     dlrn_dictionary_create, desc.family "IdentityDict"
    ae.encode(x)                        dlrn_encode, dlrn_encode_sparse
+     use_threshold=False               BatchTopKSAE, MatryoshkaBatchTopKSAE: formula.gate =
+                                       DLRN_GATE_RELU, formula.select = DLRN_SELECT_BATCH_TOP_K
+     use_threshold=True                AutoEncoderTopK: formula.gate = DLRN_GATE_JUMP,
+                                       formula.select = DLRN_SELECT_ALL
    ae.decode(f)                        dlrn_decode, dlrn_decode_sparse
    ae(x), ae(x, output_features=True)  dlrn_forward(ae, x, n, x_hat, NULL or &codes)
    ae.encoder.weight                   ae->param[DLRN_ENCODER]       [F][d]
-   ae.encoder.bias                     ae->param[DLRN_ENCODER_BIAS]  [F]
+   ae.W_enc                            the same, transposed
+   ae.encoder.bias, ae.b_enc           ae->param[DLRN_ENCODER_BIAS]  [F]
    ae.decoder.weight                   ae->param[DLRN_DECODER]       [F][d], transposed
-   ae.bias                             ae->param[DLRN_OUTPUT_BIAS]   [d]
+   ae.W_dec                            the same
+   ae.bias, ae.b_dec, ae.decoder_bias  ae->param[DLRN_OUTPUT_BIAS]   [d]
+   ae.gate_bias, ae.mag_bias, ae.r_mag ae->param[DLRN_ENCODER_BIAS], [DLRN_VALUE_BIAS],
+                                       [DLRN_LOG_SCALE]
+   ae.threshold                        JumpReluAutoEncoder: ae->param[DLRN_THRESHOLD]; others:
+                                       ae->formula.threshold
+   ae.k, ae.group_sizes                ae->formula.k, ae->group_sizes [ae->n_groups]
+   TopKTrainer, JumpReluTrainer        cfg = dlrn_train_defaults("dl-top_k" or "dl-jump_relu")
    ActivationBuffer(data, model, ...)  dlrn_source, and cfg.buffer or dlrn_buffer_create
      n_ctxs, ctx_len                   capacity = n_ctxs * ctx_len rows
      in_batch_size, out_batch_size     read_rows = in_batch_size * ctx_len, batch_rows
@@ -515,10 +638,10 @@
 
    ---- HOW TO ADD ---------------------------------------------------------------------------------
 
-   A family of parts that exist: two table rows, dlrni_family_table (room dictionary: roles,
-   formula, first values) and dlrni_layout_table (room layouts: its files). It then loads, saves,
-   encodes, decodes and evaluates. Training needs a recipe (below). What a family may need beyond
-   that:
+   A family of parts that exist: two table rows, one of dlrni_family_table (room dictionary: roles,
+   formula, first values) and one in the block of its library (room layouts: its files). It then
+   loads, saves, encodes, decodes and evaluates. Training needs a recipe (below). What a family may
+   need beyond that:
    - A new parameter: a line of DLRN_ROLE_LIST (room api-dictionary). Allocation, copies, moments,
      checkpoints and the checks of files follow. First values: dlrni_start_feature, or
      dlrn_dictionary_create if it has no row for each feature. Its gradient: if it is one number for
@@ -542,16 +665,27 @@
      lists, too, unless dlrni_few_suffices. For a screen, at most one of a feature's floors may not
      be 0 (dlrni_screenable, dlrni_screen_panel).
    - An encoder of its own: a block in room encoders and `encode` in the family's row.
-   - The program's words for a new center, gate or selection: put_formula in
+   - The program's words for a new center, gate or selection: formula_words in
      examples/program/recipes.h.
 
-   A layout: a row of dlrni_layout_table. Shapes are in the letters of DLRN_ROLE_LIST and say how
-   each tensor is stored ("IF": transposed; with O, files of transcoders fit, too). The first row of
-   a family is the one that dlrn_save writes, unless dict->layout names another. If two rows have
-   the same tensors, files of either state their class, and load with it alone. Where needed: a
-   number that is not a parameter, DLRNI_IS_... with dlrni_read_number and dlrni_number_to_file
-   (room load); a file name, dlrni_folder_files (and no longer in dlrni_other_folder_table); a key
-   of a config, dlrni_config_key_table.
+   A layout: a row in the block of its library (room layouts), one for each class: the class as the
+   library calls it, the family, the formats that the library writes, the center, and the tensors.
+   Shapes are in letters (the head of the room lists them) and say how each tensor is stored: "IF"
+   is transposed, and with O files of transcoders fit, too. That is all for a file whose tensors say
+   everything. Files of two rows with the same tensors load only with their config, or with
+   --layout.
+   Where needed:
+   - what the config says, and what the library computes differently: the row's `finish`, which
+     reads keys with dlrni_config_text, _number, _switch and _k, sets the formula, and folds the
+     rest into parameters. It must refuse (dlrni_config_refuse) what it does not know. A row with a
+     `finish` is not written by dlrn_save, which would have to undo it.
+   - a tensor that is no parameter but that `finish` needs: DLRNI_... of the list of extras; one
+     that is not needed: DLRNI_IS_PASSED.
+   - a size that the config states: dlrni_config_key_table (room load).
+   A library: a block with its rows, and a line of dlrni_library_table: the names of its weights and
+   of its config, a key that tells this config from those of others with the same name, a function
+   that reads the class, and whether a file without its config is refused. Then a line in FILES OF
+   OTHER LIBRARIES, which lint compares with the tables, and a golden file of the library itself.
 
    A recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs from
    the reference: defaults, penalty and its slope, an auxiliary loss (room auxiliary), what happens
@@ -946,9 +1080,10 @@ struct dlrn_dictionary {
     int64_t *group_sizes;   /* [n_groups] features of each nested group (Matryoshka), or NULL     */
     int64_t n_groups;
     const char *layout; /* the library whose layout it was loaded from (static), or NULL          */
-    char note[256];     /* what the file leaves open and a reader must know; "": nothing          */
-    unsigned borrowed;  /* private: bit r is set if param[r] is borrowed */
-    int64_t version;    /* private: counts changes                       */
+    const char *class_name; /* that library's name of the class (static), or NULL                 */
+    char note[256];    /* what the file leaves open and a reader must know; "": nothing          */
+    unsigned borrowed; /* private: bit r is set if param[r] is borrowed */
+    int64_t version;   /* private: counts changes                       */
 };
 
 /* Describes a new dictionary. Zero-initialise it, then set what differs. */
@@ -3321,7 +3456,8 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_gated_top_k(const dlrn_dictionary *dict,
 
 /* Names are those of dictionary_learning's classes, where it has the family. */
 static const dlrni_family dlrni_family_table[] = {
-    /* f = ReLU(W_e (x - b) + b_e), x_hat = W_d f + b */
+    /* f = ReLU(W_e (x - b) + b_e), x_hat = W_d f + b
+       (Bricken et al., "Towards monosemanticity", 2023) */
     {"AutoEncoder", DLRNI_AFFINE, DLRNI_START_TORCH, 0,
      DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_ALL, 0), NULL},
     /* f = the k largest of ReLU(W_e (x - b) + b_e) in each row, x_hat = W_d f + b
@@ -11925,8 +12061,10 @@ DLRNI_INTERNAL void dlrni_say(dlrn_dictionary *dict, const char *text) {
     if (!*dict->note) dlrni_print(dict->note, sizeof dict->note, "%s", text);
 }
 
-/* ---- dictionary_learning ---- 0.1.0; AutoEncoder is the same in the version of March 2024. The
-   file does not tell AutoEncoderTopK from BatchTopKSAE: only the config's dict_class does. */
+/* ---- dictionary_learning ---- 0.1.0 (Marks, Karvonen and Mueller, 2024); AutoEncoder is the same
+   in the version of March 2024. Classes are its own, and so are the names of families.
+   AutoEncoderNew has no center (the April 2024 update of Anthropic's recipe). The file does not
+   tell AutoEncoderTopK from BatchTopKSAE: only the config's dict_class does. */
 
 #define DLRNI_CLASS_KEY "dict_class"
 
@@ -12025,7 +12163,10 @@ static const dlrni_layout dlrni_learning_rows[] = {
     {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
 };
 
-/* ---- SAELens ---- 6.54.12, and configs of versions from 2 on, whose keys have other names. */
+/* ---- SAELens ---- 6.54.12, and configs of versions from 2 on, whose keys have other names. p =
+   W_enc^T (x - b_dec) + b_enc, x_hat = W_dec^T f + b_dec; the config's architecture is the gate,
+   apply_b_dec_to_input says whether b_dec is subtracted. A transcoder subtracts nothing, and a
+   skip_transcoder adds W_skip x. BatchTopK and Matryoshka are exported as jumprelu. */
 
 DLRNI_INTERNAL dlrn_status dlrni_saelens_class(dlrni_loading *l, const char **name) {
     const char *activation = "relu";
@@ -12163,7 +12304,11 @@ static const dlrni_layout dlrni_saelens_rows[] = {
     {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
 };
 
-/* ---- sparsify ---- 1.3.3 (EleutherAI). */
+/* ---- sparsify ---- 1.3.3 (EleutherAI): the k largest of ReLU(W (x - b_dec) + b) in each row (Gao
+   et al., 2024), or the largest of each of k groups. `transcode`: nothing is subtracted (Dunefsky
+   et al., "Transcoders find interpretable LLM feature circuits", 2024); with skip_connection W_skip
+   x is added (Paulo et al., "Transcoders beat sparse autoencoders for interpretability", 2025).
+   normalize_decoder is about training alone. */
 
 DLRNI_INTERNAL dlrn_status dlrni_sparsify_class(dlrni_loading *l, const char **name) {
     *name = "topk";
@@ -12209,7 +12354,8 @@ static const dlrni_layout dlrni_sparsify_rows[] = {
     {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
 };
 
-/* ---- latentsae ---- 0.2.0: sparsify's names, and sae_type in the config. */
+/* ---- latentsae ---- 0.2.0: sparsify's names, and sae_type in the config. Its BatchTopK also keeps
+   at most k of a row, its JumpReLU may; its gated SAE is not that of the paper. */
 
 /* "TOPK", or "SaeType.TOPK". */
 DLRNI_INTERNAL dlrn_status dlrni_latent_class(dlrni_loading *l, const char **name) {
@@ -12281,7 +12427,9 @@ static const dlrni_layout dlrni_latent_rows[] = {
     {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
 };
 
-/* ---- OpenAI ---- sparse_autoencoder@4965b94. The activation is a text in the file, where the
+/* ---- OpenAI ---- sparse_autoencoder@4965b94 (Gao et al., "Scaling and evaluating sparse
+   autoencoders", 2024): f = the k largest of ReLU(W (x~ - pre_bias) + latent_bias), with
+   x~ = (x - mean) / (std + 1e-5), undone on x_hat. The activation is a text in the file, where the
    containers of other formats have none. */
 
 DLRNI_INTERNAL dlrn_status dlrni_openai_class(dlrni_loading *l, const char **name) {
@@ -12321,8 +12469,11 @@ static const dlrni_layout dlrni_openai_rows[] = {
     {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
 };
 
-/* ---- Gemma Scope ---- params.npz of 2024, and params.safetensors of Gemma Scope 2. Nothing is
-   subtracted from x. */
+/* ---- Gemma Scope ---- params.npz of 2024 (Lieberum et al., "Gemma Scope: open sparse autoencoders
+   everywhere all at once on Gemma 2"), and params.safetensors of Gemma Scope 2. f = p where
+   p > threshold, one for each feature (JumpReLU). Nothing is subtracted from x. Transcoders are
+   stored the same way; those of Gemma Scope 2 may add an affine map of x. Most of all dictionaries
+   that have been published are in these two layouts. */
 
 /* The dictionary of embeddings was trained on rows divided by sqrt(d); its path says so. */
 DLRNI_INTERNAL dlrn_status dlrni_finish_gemma(dlrni_loading *l, dlrn_dictionary *dict) {
@@ -12364,8 +12515,8 @@ static const dlrni_layout dlrni_gemma_2_rows[] = {
     {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
 };
 
-/* ---- Qwen Scope ---- Gemma's names with both matrices the other way round; k is in the name of
-   the repository alone. */
+/* ---- Qwen Scope ---- of 2026: the k largest of ReLU(W_enc x + b_enc). Gemma's names with both
+   matrices the other way round; k is in the name of the repository alone. */
 
 static const dlrni_layout dlrni_qwen_rows[] = {
     {"layer.sae.pt",
@@ -12380,7 +12531,9 @@ static const dlrni_layout dlrni_qwen_rows[] = {
     {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
 };
 
-/* ---- Llama Scope ---- the first, with hyperparams.json, and R1-Distill. */
+/* ---- Llama Scope ---- the first, with hyperparams.json (He et al., "Llama Scope: extracting
+   millions of features from Llama-3.1-8B with sparse autoencoders", 2024), and R1-Distill.
+   JumpReLU. */
 
 /* Rows are scaled to a mean norm of sqrt(d); the gate compares p ||atom|| with the threshold of
    unscaled rows (both loaders of its publisher's time do). */
@@ -12441,7 +12594,8 @@ static const dlrni_layout dlrni_llama_r1_rows[] = {
 };
 
 /* ---- Llamascopium ---- 2.0 (OpenMOSS), dictionaries of one layer. Gates compare p ||atom||, in
-   the scale of training; a feature is p. */
+   the scale of training; a feature is p. glu: p = (W_E^T x + b_E) sigmoid(W_E_glu^T x + b_E_glu).
+   */
 
 DLRNI_INTERNAL dlrn_status dlrni_llamascopium_class(dlrni_loading *l, const char **name) {
     const char *type = "sae";
@@ -12538,8 +12692,10 @@ static const dlrni_layout dlrni_llamascopium_rows[] = {
     {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
 };
 
-/* ---- circuit-tracer ---- 0.5.0: a transcoder a layer (layer_N.safetensors; mwhanna's are the
-   same). W_enc is the other way round than SAELens'. A negative threshold passes negatives. */
+/* ---- circuit-tracer ---- 0.5.0: a transcoder for each layer (layer_N.safetensors; mwhanna's are
+   the same), as attribution graphs use them (Ameisen et al., "Circuit tracing", 2025; Dunefsky et
+   al., 2024). p = W_enc x + b_enc: W_enc is the other way round than SAELens'. jumprelu: f = p
+   where p > threshold, so a negative threshold passes negative values. */
 
 DLRNI_INTERNAL dlrn_status dlrni_finish_tracer(dlrni_loading *l, dlrn_dictionary *dict) {
     (void)l;
@@ -12564,7 +12720,8 @@ static const dlrni_layout dlrni_tracer_rows[] = {
     {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
 };
 
-/* ---- Connor and Rob's ---- attention dictionaries (hook_z): NAME.pt with NAME_cfg.json. */
+/* ---- Connor and Rob's ---- attention dictionaries (Kissane et al., 2024), of hook_z, the heads'
+   results: f = ReLU(W_enc^T (x - b_dec) + b_enc). NAME.pt with NAME_cfg.json. */
 
 static const dlrni_layout dlrni_connor_rows[] = {
     {"hook_z",
@@ -12579,7 +12736,7 @@ static const dlrni_layout dlrni_connor_rows[] = {
     {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
 };
 
-/* ---- Goodfire ---- */
+/* ---- Goodfire ---- f = ReLU(W x + b), in bf16. */
 
 static const dlrni_layout dlrni_goodfire_rows[] = {
     {"SAE",
@@ -12594,7 +12751,9 @@ static const dlrni_layout dlrni_goodfire_rows[] = {
     {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
 };
 
-/* ---- e2e_sae ---- 2.1.1 (ApolloResearch): atoms are normalised when they are used. */
+/* ---- e2e_sae ---- 2.1.1 (Braun et al., "Identifying functionally important features with
+   end-to-end sparse dictionary learning", 2024):
+   f = ReLU(W x + b). Atoms are normalised when they are used. */
 
 DLRNI_INTERNAL dlrn_status dlrni_finish_e2e(dlrni_loading *l, dlrn_dictionary *dict) {
     (void)l;
@@ -12617,8 +12776,9 @@ static const dlrni_layout dlrni_e2e_rows[] = {
     {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
 };
 
-/* ---- overcomplete ---- 0.3.0, state dicts. They hold neither the class nor k, nor the threshold
-   of BatchTopKSAE. Atoms are normalised when they are used, and there is no output bias. */
+/* ---- overcomplete ---- 0.3.0, state dicts: p = W x + b, x_hat = the sum of atoms, with no output
+   bias. Atoms are normalised when they are used. A state dict holds neither the class nor k, nor
+   the threshold of BatchTopKSAE. */
 
 DLRNI_INTERNAL dlrn_status dlrni_finish_overcomplete(dlrni_loading *l, dlrn_dictionary *dict) {
     const float *factor = l->extra[DLRNI_FACTOR - DLRNI_IS_EXTRA];
@@ -12662,8 +12822,10 @@ static const dlrni_layout dlrni_overcomplete_rows[] = {
     {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
 };
 
-/* ---- Crosscoders with one set of features ---- ckkissane's, and those of the fork of
-   dictionary_learning (science-of-finetuning). A row holds the layers one after another. */
+/* ---- Crosscoders with one set of features ---- (Lindsey et al., "Sparse crosscoders for
+   cross-layer features and model diffing", 2024): ckkissane's, and those of the fork of
+   dictionary_learning (science-of-finetuning). f = ReLU(sum over layers of W_l x_l + b), x_hat_l =
+   D_l f + b_l: an AutoEncoder, or a BatchTopKSAE, whose row holds the layers one after another. */
 
 static const dlrni_layout dlrni_ckkissane_rows[] = {
     {"CrossCoder",
@@ -13191,11 +13353,11 @@ DLRNI_INTERNAL dlrn_status dlrni_two_layouts(const dlrni_loading *l, const dlrni
     if (!*config && one == other && one->class_of == dlrni_learning_class)
         return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: expected tensors of one layout, found those of %s and of %s: a "
-                         "%s with %s beside it, or the layout's name, must say which",
+                         "%s with %s beside it, or --layout NAME, must say which",
                          l->a->path, first->name, second->name, DLRNI_CONFIG_FILE, DLRNI_CLASS_KEY);
     return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
                      "%s: expected tensors of one layout, found those of %s (%s) and of %s (%s): "
-                     "the layout's name must say which",
+                     "--layout NAME must say which",
                      l->a->path, one->name, first->name, other->name, second->name);
 }
 
@@ -13262,8 +13424,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_others(const dlrni_loading *l) {
         if (ours && sized)
             return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
                              "%s: tensor '%s': expected the tensors of %s (%s), which has none of "
-                             "that name: it may change the result; name the layout to load without "
-                             "it",
+                             "that name: it may change the result; give --layout NAME to load "
+                             "without it",
                              l->a->path, info->name, l->library->name, l->layout->name);
     }
     return DLRN_OK;
@@ -13355,7 +13517,7 @@ DLRNI_INTERNAL dlrn_status dlrni_choose_layout(dlrni_loading *l) {
     if (l->root || !l->library->needs_config) return DLRN_OK;
     return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
                      "%s: found the tensors of %s: expected its %s beside the file, which says "
-                     "what they compute",
+                     "what they compute; for another library give --layout NAME",
                      l->a->path, l->library->name, l->library->config);
 }
 
@@ -13711,6 +13873,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_dictionary(dlrni_loading *l, dlrn_dictiona
                                    l->F, out));
     dlrn_dictionary *dict = *out;
     dict->layout = l->library->name;
+    dict->class_name = l->layout->name;
     dict->layers = dlrni_max(l->M, 1);
     dict->formula.k = 0;
     /* folding writes to parameters */

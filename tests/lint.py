@@ -5,6 +5,7 @@ twins      no two private names are one letter apart
 once       names that stand for themselves (types of numbers, kernel sets, files) are listed once
 phrases    words that make a sentence hard to read are not used
 comments   the share of the implementation's lines that are comments, which may not fall below a bound
+libraries  the manual's table has each library of the code, with its classes
 star       comments continue with three blanks, without a star
 
 Says what it finds, a line each, and exits with 1 if that is anything."""
@@ -134,6 +135,23 @@ def share():
         yield f"expected {COMMENTS:.0%} or more"
 
 
+def libraries():
+    """The manual's table has each library of the code with all of its classes, and no other."""
+    table = re.search(r"---- FILES OF OTHER LIBRARIES -.*?^   library .*?\n(.*?)\n\n", text, re.S | re.M)
+    names = re.search(r"dlrni_library_table\[\] = \{(.*?)\n\};", text, re.S)
+    said = {found[1]: set(re.findall(r"[\w.-]+", found[0].replace(":", " "))) for found in re.finditer(
+        r"^   (\S+) .*(\n {8}.*)*", table[1] if table else "", re.M)}
+    classes = {found[1]: re.findall(r'(?:\{|_ROW\()\s*"([^"]+)",', found[2]) for found in re.finditer(
+        r"static const dlrni_layout (\w+)\[\] = \{\n(.*?)\n\};", text, re.S)}
+    known = {name: rows for name, rows in re.findall(r'\{"([^"]+)",\s*(\w+),', names[1] if names else "")
+             if name != "refused"} # a list of signs
+    for name, rows in known.items():
+        for missing in sorted(set(classes[rows]) - said.get(name, set())):
+            yield f"{HEADER}: FILES OF OTHER LIBRARIES lacks {missing} of {name}"
+    for name in said.keys() - known.keys():
+        yield f"{HEADER}: FILES OF OTHER LIBRARIES has {name}, which the code has not"
+
+
 def star():
     for at, comment in comments():
         for n, line in enumerate(comment.splitlines()):
@@ -142,6 +160,6 @@ def star():
 
 
 found = list({"rooms": rooms, "twins": twins, "once": once, "phrases": phrases, "comments": share,
-              "star": star}[sys.argv[1]]())
+              "libraries": libraries, "star": star}[sys.argv[1]]())
 print(*found, sep="\n")
 sys.exit(bool(found))

@@ -68,6 +68,7 @@ if have python3; then
     reads once "no second list of the same names"
     reads phrases "no words that hide what is meant"
     reads comments "enough of the implementation's lines have comments"
+    reads libraries "the manual's table has the libraries of the code"
     reads star "comments without stars"
 else
     skip "names, rooms and comments" "no python3"

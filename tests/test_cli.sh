@@ -237,8 +237,8 @@ absent "and nothing is made" "$d/none" "$d/e.npz" "$d/e.npy"
 "$BUILD/dictlearn" convert "$D" "$d/r.safetensors"
 mkdir -p "$d/refused" "$d/sae" "$d/sweep/trainer_0" "$d/sweep/trainer_1"
 cp "$D/ae.pt" "$d/refused/ae.pt"
-echo '{"trainer": {"dict_class": "GatedAutoEncoder"}}' > "$d/refused/config.json"
-why="refused/config.json: dict_class: expected .*, found GatedAutoEncoder"
+echo '{"trainer": {"dict_class": "NoSuchClass"}}' > "$d/refused/config.json"
+why="refused/config.json: dict_class: expected .*, found NoSuchClass"
 status "convert of a class that is refused" 1 "$dl" convert "$d/refused" "$d/g.npz"
 says "names the class" "^dictlearn: $d/$why" "$d/err"
 status "inspect of it" 0 "$dl" inspect "$d/refused"
@@ -250,9 +250,9 @@ says "and lists the tensors" '"name": "encoder.weight"' "$d/out"
 status "inspect of an array" 0 "$dl" inspect "$d/x.npy"
 check_fails "which is no dictionary that failed" grep -q "not loaded" "$d/out"
 cp "$d/r.safetensors" "$d/sae/sae_weights.safetensors"
-echo '{}' > "$d/sae/cfg.json"
-why="sae: expected .*, found cfg.json and sae_weights.safetensors, a SAELens dictionary: not supported"
-status "another library's folder" 1 "$dl" convert "$d/sae" "$d/g.npz"
+echo '{"d_sae": 256, "architecture": "switch"}' > "$d/sae/cfg.json"
+why="sae/cfg.json: architecture: expected standard, topk, .*, found switch"
+status "a class of another library" 1 "$dl" convert "$d/sae" "$d/g.npz"
 says "is named" "^dictlearn: $d/$why" "$d/err"
 status "inspect of it" 0 "$dl" inspect "$d/sae"
 says "says the same" "^not loaded: $d/$why" "$d/out"
@@ -520,9 +520,15 @@ trained() { # trained RECIPE CLASS FORMULA FLAG...: 30 steps, at once and in two
     same "$recipe: resumed equals uninterrupted" "$r/ae.pt" "$r.half/ae.pt"
     status "$recipe: inspect" 0 "$dl" inspect "$r"
     says "$recipe: family and sizes" "^family $class, activation_dim 128, dict_size 96" "$d/out"
-    says "$recipe: layout and formula" "^layout $class, $formula" "$d/out"
+    says "$recipe: layout and class" "^layout dictionary_learning, class $class$" "$d/out"
+    says "$recipe: formula" "^$formula" "$d/out"
+    says "$recipe: how it was trained" "^recipe: $recipe$" "$d/out"
     status "$recipe: inspect --json" 0 "$dl" inspect "$r" --json
-    says "$recipe: the same as JSON" "\"layout\": \"$class\", \"formula\": {\"center\": " "$d/out"
+    says "$recipe: the same as JSON" "\"layout\": \"dictionary_learning\", \"class\": \"$class\", " \
+        "$d/out"
+    says "$recipe: with its formula" '"formula": {"normalise": "none", "center": ' "$d/out"
+    says "$recipe: in words" '"words": "p = W_enc ' "$d/out"
+    says "$recipe: and its recipe" "\"recipe\": \"$recipe\"" "$d/out"
     status "$recipe: eval" 0 "$dl" eval --dict "$r" --data "$d/few.npy" --json
     status "$recipe: encode" 0 "$dl" encode --dict "$r" --data "$d/few.npy" --out "$r.npy"
     status "$recipe: reconstruct" 0 "$dl" reconstruct --dict "$r" --data "$d/few.npy" \
@@ -575,6 +581,27 @@ status "their L0" 0 "$dl" eval --dict "$r" --data "$d/few.npy" --json
 l0=$(sed -n 's/.*"l0": \([0-9.]*\),.*/\1/p' "$d/out")
 check "is at most k" awk "BEGIN { exit !($l0 > 0 && $l0 <= 7) }"
 says "with the k of dictionary_learning" '"dict_size": 96, "k": 7}' "$r/config.json"
+# the same tensors as SAELens stores them, whose config says the rest
+"$dl" convert "$d/dl-jump_relu" "$d/sae/sae_weights.safetensors"
+sae() { # sae REST: its config, with these keys beside the sizes
+    echo "{\"d_in\": 128, \"d_sae\": 96, \"architecture\": \"jumprelu\", $1}" > "$d/sae/cfg.json"
+}
+sae '"normalize_activations": "expected_average_only_in", "apply_b_dec_to_input": true,
+     "metadata": {"model_name": "gpt2", "hook_name": "blocks.5.hook_resid_pre"}'
+status "inspect of SAELens' folder" 0 "$dl" inspect "$d/sae"
+says "names library and class" "^layout saelens, class jumprelu$" "$d/out"
+says "the formula, as its config says" "^p = W_enc (x - b) + b_enc, f = p where p > max(threshold" \
+    "$d/out"
+says "the model" "^model: gpt2$" "$d/out"
+says "the site" "^site: blocks.5.hook_resid_pre$" "$d/out"
+says "the thresholds" "^thresholds: min [0-9.e-]*, mean " "$d/out"
+says "and what is missing" "^note: normalize_activations is .*give --norm-scale S$" "$d/out"
+check_equal "once" 0 "$(wc -c < "$d/err" | tr -d ' ')"
+status "encode with it" 0 "$dl" encode --dict "$d/sae" --data "$d/few.npy" --out "$d/g.npy" --quiet
+says "says so, too" "^dictlearn: $d/sae: normalize_activations .*--norm-scale S$" "$d/err"
+status "inspect with a scale" 0 "$dl" inspect "$d/sae" --norm-scale 0.5 --json
+says "which is in the formula" '"words": "z = 0.5 x, p = W_enc (z - b) + .*x_hat = 2 (W_dec f' "$d/out"
+check_fails "and nothing is missing" grep -q '"note"' "$d/out"
 open=$d/open.pt # as dictionary_learning writes it: the class is in its config alone
 cp tests/golden/families/AutoEncoderTopK/ae.pt "$open"
 status "a file of two layouts" 1 "$dl" eval --dict "$open" --data "$d/few.npy"
@@ -587,7 +614,7 @@ says "is told" "expected the tensors of JumpReluAutoEncoder, found those of Auto
     "$d/err"
 status "an unknown layout" 1 "$dl" encode --dict "$r" --layout Topk --data "$d/few.npy" \
     --out "$d/g.npy"
-says "is told" "layout: expected AutoEncoder, .*found Topk" "$d/err"
+says "is told" "layout: expected a class, or dictionary_learning, .*found Topk" "$d/err"
 status "--init of the family" 0 $run --recipe dl-top_k --init "$r.npz" --layout AutoEncoderTopK \
     --steps 3 --save-dir "$d/topk.init"
 says "takes its k" '"k": 7}' "$d/topk.init/config.json"

@@ -90,6 +90,13 @@ breaks "no second list of the same names" body "
     /* three */
     if (x == 7) name = \"F32\";"
 breaks "no words that hide what is meant" body "/* as they stand */"
+breaks "the manual's table has the libraries of the code" interface "
+static const dlrni_layout dlrni_nobodys_rows[] = {
+    {\"SAE\", \"AutoEncoder\"},
+};
+static const dlrni_library dlrni_library_table[] = {
+    {\"nobody\", dlrni_nobodys_rows, NULL},
+};"
 breaks "comments without stars" body "/* one
      * two */"
 breaks "no output, no exit" body "if (x == 7) abort();"

@@ -89,8 +89,19 @@ static const command commands[] = {
      "    --warmup-steps 20 --n-ctxs 300",
      run_train},
     {"inspect", C_INSPECT, 1, "PATH [--json]",
-     "Prints what a file or folder contains: its format, family and tensors; for a dictionary also "
-     "its size and the norms of its atoms, for a model its shape.",
+     "Prints what a file or folder contains: its format and tensors; for a model its shape; for a "
+     "dictionary its family, sizes, library and class, its formula in words, the norms of its "
+     "atoms, "
+     "its thresholds, layers and parts, what its config says of its training, and a note about "
+     "what "
+     "the file leaves open. If a dictionary does not load: why, and which flag helps. JSON has the "
+     "same under path, format, family, layout (the library), class, activation_dim, dict_size, "
+     "d_out, "
+     "skip, layers, feature_layers, formula (normalise, center, gate, select, k, threshold, "
+     "standardise, scale_in, scale_out, words), atom_norms and thresholds (min, mean, max), parts "
+     "(in_at, feature_at, out_at and the keys above), recipe, model, site, target, note, "
+     "not_loaded "
+     "and tensors (name, dtype, shape).",
      "", "build/dictlearn inspect examples/data/tiny-neox", run_inspect},
     {"convert", C_CONVERT, 2, "IN OUT",
      "Rewrites a dictionary in the format of OUT's suffix (.pt, .safetensors, .npz).",

@@ -2,27 +2,26 @@
 
 /* What a path holds. */
 typedef struct contents {
-    char file[4200]; /* with the tensors */
+    char file[4200]; /* with the tensors                                                       */
+    char config[4200];
     dlrn_archive *archive;
-    dlrn_dictionary *dict; /* NULL: it is none, or of a family that is not supported */
+    dlrn_dictionary *dict; /* NULL: it is none, or it does not load                            */
+    char *config_text;     /* of the config, which `root` points into                          */
+    dlrn_json *root;       /* NULL: a dictionary without a config                              */
     lm_config model;
     int is_model;
-    char why[1024]; /* why it is neither a dictionary nor a model that can be loaded; "" */
+    char why[1024]; /* why it is neither a dictionary nor a model that can be loaded; ""       */
 } contents;
 
 /* The file with a path's tensors. A folder may hold a model or a dictionary; the library searches
    for the latter. */
-static dlrn_status find_tensors(dlrn_context *ctx, const char *path, char *file, size_t size,
-                                int *of_model) {
-    char config[4200];
+static dlrn_status find_tensors(dlrn_context *ctx, const char *path, contents *c, int *of_model) {
     *of_model = 0;
-    snprintf(file, size, "%s", path);
-    if (dlrn_file_exists(ctx, path) != 2) return DLRN_OK;
-    dlrn_status s = dlrn_find_dictionary(ctx, path, file, config, size);
+    dlrn_status s = dlrn_find_dictionary(ctx, path, c->file, c->config, sizeof c->file);
     /* another library's folder, whose weights are listed */
-    if (*file && (s == DLRN_OK || s == DLRN_ERR_UNSUPPORTED)) return DLRN_OK;
-    if (s == DLRN_ERR_UNSUPPORTED) return s;
-    *of_model = lm_find_weights(ctx, path, file, size);
+    if (*c->file && (s == DLRN_OK || s == DLRN_ERR_UNSUPPORTED)) return DLRN_OK;
+    if (s == DLRN_ERR_UNSUPPORTED || dlrn_file_exists(ctx, path) != 2) return s;
+    *of_model = lm_find_weights(ctx, path, c->file, sizeof c->file);
     if (*of_model) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_IO,
                      "%s: expected a dictionary (ae.pt) or a model (model.safetensors, "
@@ -33,9 +32,21 @@ static dlrn_status find_tensors(dlrn_context *ctx, const char *path, char *file,
 /* Whether a tensor has the name of an encoder. Activations and other tensors have none: they are no
    dictionary, so nothing is said of one that does not load. */
 static int has_encoder(const dlrn_archive *a) {
-    for (int64_t i = 0; i < dlrn_archive_describe(a).count; i++)
-        if (strstr(dlrn_archive_tensor(a, i)->name, "enc")) return 1;
+    for (int64_t i = 0; i < dlrn_archive_describe(a).count; i++) {
+        const char *name = dlrn_archive_tensor(a, i)->name;
+        if (strstr(name, "enc") || strstr(name, "W_E")) return 1;
+    }
     return 0;
+}
+
+/* The config of a dictionary, for what it says of its training. It has been read by the loader:
+   one that is malformed has been an error there, so here it is no other. */
+static dlrn_status read_config(dlrn_context *ctx, contents *c) {
+    size_t size = 0;
+    if (!*c->config) return DLRN_OK;
+    dlrn_status s = dlrn_file_read(ctx, c->config, &c->config_text, &size);
+    if (s == DLRN_OK) s = dlrn_json_parse(ctx, c->config_text, size, c->config, &c->root);
+    return s == DLRN_ERR_MEMORY ? s : DLRN_OK;
 }
 
 /* Reads what is at a path. What cannot be loaded is no error: then only the tensors are listed,
@@ -46,11 +57,11 @@ static dlrn_status open_contents(dlrn_context *ctx, const char *path, const opti
     dlrn_status tried = DLRN_OK;
     int of_model;
     memset(c, 0, sizeof *c);
-    dlrn_status s = find_tensors(ctx, path, c->file, sizeof c->file, &of_model);
+    dlrn_status s = find_tensors(ctx, path, c, &of_model);
     if (s != DLRN_OK) return s;
     snprintf(config, sizeof config, "%s/config.json", path);
     if (!of_model) {
-        tried = load_dictionary(ctx, path, o, &c->dict);
+        tried = load_quietly(ctx, path, o, &c->dict);
     } else if (dlrn_file_exists(ctx, config) == 1) {
         tried = lm_read_config(ctx, path, &c->model);
         c->is_model = tried == DLRN_OK;
@@ -60,23 +71,66 @@ static dlrn_status open_contents(dlrn_context *ctx, const char *path, const opti
     if (tried != DLRN_OK) snprintf(c->why, sizeof c->why, "%s", dlrn_error(ctx));
     s = dlrn_archive_open(ctx, c->file, &c->archive);
     if (s == DLRN_OK && tried == DLRN_ERR_SHAPE && !has_encoder(c->archive)) *c->why = 0;
+    return s == DLRN_OK && c->dict ? read_config(ctx, c) : s;
+}
+
+/* ---- what is measured */
+
+typedef struct span {
+    double min, mean, max;
+} span;
+
+/* Of one number for each row of [rows]: norms of rows [d] that lie `stride` apart, or the numbers
+   (d 1). */
+static span span_of(dlrn_context *ctx, const float *w, int64_t rows, int64_t d, int64_t stride) {
+    span s = {HUGE_VAL, 0, -HUGE_VAL};
+    for (int64_t j = 0; j < rows; j++) {
+        const float *row = w + j * stride;
+        const double n = d == 1 ? (double)*row : (double)dlrn_norm(ctx, row, d);
+        s.min = n < s.min ? n : s.min;
+        s.max = n > s.max ? n : s.max;
+        s.mean += n / (double)rows;
+    }
     return s;
 }
 
-/* Smallest, mean and largest norm of the atoms; they tell whether a dictionary is normalised. */
-static void atom_norms(dlrn_context *ctx, const dlrn_dictionary *dict, double *min, double *mean,
-                       double *max) {
-    const int64_t width = dict->d_out;
-    double sum = 0;
-    *min = 1e300, *max = 0;
-    for (int64_t j = 0; j < dict->features; j++) {
-        double n = (double)dlrn_norm(ctx, dict->param[DLRN_DECODER] + j * width, width);
-        *min = n < *min ? n : *min;
-        *max = n > *max ? n : *max;
-        sum += n;
-    }
-    *mean = sum / (double)dict->features;
+/* Norms of the atoms; they tell whether a dictionary is normalised. */
+static span atom_norms(dlrn_context *ctx, const dlrn_dictionary *dict) {
+    return span_of(ctx, dict->param[DLRN_DECODER], dict->features, dict->d_out, dict->d_out);
 }
+
+/* ---- what a config says of the training */
+
+typedef struct fact {
+    const char *label;
+    const char *keys[8]; /* the first that the config has as a text */
+} fact;
+
+/* Keys of our own config.json, dictionary_learning, SAELens (and before version 6), Llamascopium,
+   Gemma Scope 2. */
+static const fact facts[] = {
+    {"recipe",
+     {"settings.recipe", "trainer.trainer_class", "metadata.training_architecture", NULL}},
+    {"model",
+     {"model", "trainer.lm_name", "metadata.model_name", "model_name", "model_from_pretrained_path",
+      NULL}},
+    {"site",
+     {"site", "trainer.submodule_name", "metadata.hook_name", "hook_name", "hook_point",
+      "hook_point_in", "hf_hook_point_in", NULL}},
+    {"target", {"metadata.hook_name_out", "hook_point_out", "hf_hook_point_out", NULL}},
+};
+enum { FACTS = (int)(sizeof facts / sizeof *facts) };
+
+/* NULL: the config does not say. */
+static const char *find_fact(const contents *c, const fact *f) {
+    for (int i = 0; c->root && f->keys[i]; i++) {
+        const dlrn_json *v = dlrn_json_get(c->root, f->keys[i]);
+        if (v && v->type == DLRN_JSON_STRING) return v->text;
+    }
+    return NULL;
+}
+
+/* ---- a model */
 
 enum { MODEL_ROWS = 8 };
 typedef struct model_row {
@@ -97,10 +151,73 @@ static void model_rows(const lm_config *c, model_row *rows) {
     memcpy(rows, all, sizeof all);
 }
 
-/* Prints for people. Names come from the file: see put_text. */
+/* ---- for people. Names come from the file: see put_text */
+
+static void put_labelled(const char *label, const char *text) {
+    printf("%s: ", label);
+    put_text(stdout, text, (int64_t)strlen(text));
+    putchar('\n');
+}
+
+static void put_span(const char *label, span s) {
+    printf("%s: min %.6g, mean %.6g, max %.6g\n", label, s.min, s.mean, s.max);
+}
+
+/* The layers of a crosscoder with one set of features: how long the atoms are in each. */
+static void put_atoms_by_layer(dlrn_context *ctx, const dlrn_dictionary *dict) {
+    const int64_t d = dict->d_out / dict->layers;
+    for (int64_t m = 0; m < dict->layers; m++) {
+        span s = span_of(ctx, dict->param[DLRN_DECODER] + m * d, dict->features, d, dict->d_out);
+        printf("layer %lld: x[%lld..%lld), atom norms: min %.6g, mean %.6g, max %.6g\n",
+               (long long)m, (long long)(m * d), (long long)((m + 1) * d), s.min, s.mean, s.max);
+    }
+}
+
+/* The parts of a dictionary of several layers, and the formula that they share. */
+static void put_parts(dlrn_context *ctx, const dlrn_dictionary *dict) {
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        const dlrn_part *p = &dict->part[i];
+        const dlrn_dictionary *own = p->dict;
+        span s = atom_norms(ctx, own);
+        printf("part %lld: x[%lld..%lld) -> features [%lld..%lld) -> x_hat[%lld..%lld), atom "
+               "norms: min %.6g, mean %.6g, max %.6g\n",
+               (long long)i, (long long)p->in_at, (long long)(p->in_at + own->d_in),
+               (long long)p->feature_at, (long long)(p->feature_at + own->features),
+               (long long)p->out_at, (long long)(p->out_at + own->d_out), s.min, s.mean, s.max);
+    }
+    printf("each part: ");
+    put_formula_words(dict->part[0].dict);
+}
+
+/* What it is and what it computes. */
+static void print_dictionary(dlrn_context *ctx, const contents *c) {
+    const dlrn_dictionary *dict = c->dict;
+    printf("family %s, activation_dim %lld, dict_size %lld", dict->family, (long long)dict->d_in,
+           (long long)dict->features);
+    if (dict->d_out != dict->d_in) printf(", d_out %lld", (long long)dict->d_out);
+    if (dict->param[DLRN_SKIP]) printf(", a skip");
+    if (dict->layers > 1) printf(", %lld layers", (long long)dict->layers);
+    if (dict->feature_layers > 1) printf(", features of %lld", (long long)dict->feature_layers);
+    printf("\nlayout %s", dict->layout ? dict->layout : "none");
+    if (dict->class_name) printf(", class %s", dict->class_name);
+    putchar('\n');
+    if (dict->n_parts) put_parts(ctx, dict);
+    if (dict->n_parts && dict->formula.select) printf("all features: ");
+    if (!dict->n_parts || dict->formula.select) put_formula_words(dict);
+    if (!dict->n_parts && dict->param[DLRN_DECODER]) {
+        put_span("atom norms", atom_norms(ctx, dict));
+        if (dict->layers > 1) put_atoms_by_layer(ctx, dict);
+    }
+    if (dict->param[DLRN_THRESHOLD])
+        put_span("thresholds", span_of(ctx, dict->param[DLRN_THRESHOLD], dict->features, 1, 1));
+    for (int i = 0; i < FACTS; i++)
+        if (find_fact(c, &facts[i])) put_labelled(facts[i].label, find_fact(c, &facts[i]));
+    if (*dict->note) put_labelled("note", dict->note);
+}
+
+/* Prints for people. */
 static void print_contents(dlrn_context *ctx, const char *path, const contents *c) {
     model_row rows[MODEL_ROWS];
-    double min, mean, max;
     put_text(stdout, path, (int64_t)strlen(path));
     printf(": %s\n", dlrn_archive_describe(c->archive).format);
     if (c->is_model) {
@@ -109,18 +226,8 @@ static void print_contents(dlrn_context *ctx, const char *path, const contents *
         for (int i = 0; i < MODEL_ROWS; i++)
             printf("%s %lld\n", rows[i].name, (long long)rows[i].value);
     }
-    if (c->dict && c->dict->param[DLRN_DECODER]) {
-        atom_norms(ctx, c->dict, &min, &mean, &max);
-        printf("family %s, activation_dim %lld, dict_size %lld\n", c->dict->family,
-               (long long)c->dict->d_in, (long long)c->dict->features);
-        put_formula_words(c->dict);
-        printf("atom norms: min %.6g, mean %.6g, max %.6g\n", min, mean, max);
-    }
-    if (*c->why) {
-        printf("not loaded: ");
-        put_text(stdout, c->why, (int64_t)strlen(c->why));
-        putchar('\n');
-    }
+    if (c->dict) print_dictionary(ctx, c);
+    if (*c->why) put_labelled("not loaded", c->why);
     for (int64_t i = 0; i < dlrn_archive_describe(c->archive).count; i++) {
         const dlrn_tensor_info *t = dlrn_archive_tensor(c->archive, i);
         int shown = put_text(stdout, t->name, (int64_t)strlen(t->name));
@@ -131,19 +238,61 @@ static void print_contents(dlrn_context *ctx, const char *path, const contents *
     }
 }
 
-/* The keys are those of dictionary_learning's config.json. */
-static void put_dictionary_json(json_writer *j, dlrn_context *ctx, const dlrn_dictionary *dict) {
-    double min, mean, max;
-    atom_norms(ctx, dict, &min, &mean, &max);
-    json_text(j, "family", dict->family);
+/* ---- as JSON */
+
+static void put_span_json(json_writer *j, const char *key, span s) {
+    json_open(j, key, '{');
+    json_real(j, "min", 6, s.min);
+    json_real(j, "mean", 6, s.mean);
+    json_real(j, "max", 6, s.max);
+    json_close(j, '}');
+}
+
+/* What a dictionary and a part have in common. */
+static void put_plain_json(json_writer *j, dlrn_context *ctx, const dlrn_dictionary *dict) {
+    put_formula_json(j, dict);
+    if (dict->param[DLRN_DECODER]) put_span_json(j, "atom_norms", atom_norms(ctx, dict));
+    if (dict->param[DLRN_THRESHOLD])
+        put_span_json(j, "thresholds",
+                      span_of(ctx, dict->param[DLRN_THRESHOLD], dict->features, 1, 1));
+}
+
+static void put_sizes_json(json_writer *j, const dlrn_dictionary *dict) {
     json_int(j, "activation_dim", dict->d_in);
     json_int(j, "dict_size", dict->features);
-    put_formula_json(j, dict);
-    json_open(j, "atom_norms", '{');
-    json_real(j, "min", 6, min);
-    json_real(j, "mean", 6, mean);
-    json_real(j, "max", 6, max);
-    json_close(j, '}');
+    json_int(j, "d_out", dict->d_out);
+    json_bool(j, "skip", dict->param[DLRN_SKIP] != NULL);
+}
+
+static void put_parts_json(json_writer *j, dlrn_context *ctx, const dlrn_dictionary *dict) {
+    json_open(j, "parts", '[');
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        const dlrn_part *p = &dict->part[i];
+        json_open(j, NULL, '{');
+        json_int(j, "in_at", p->in_at);
+        json_int(j, "feature_at", p->feature_at);
+        json_int(j, "out_at", p->out_at);
+        put_sizes_json(j, p->dict);
+        put_plain_json(j, ctx, p->dict);
+        json_close(j, '}');
+    }
+    json_close(j, ']');
+}
+
+/* Sizes have the keys of dictionary_learning's config.json. */
+static void put_dictionary_json(json_writer *j, dlrn_context *ctx, const contents *c) {
+    const dlrn_dictionary *dict = c->dict;
+    json_text(j, "family", dict->family);
+    if (dict->layout) json_text(j, "layout", dict->layout);
+    if (dict->class_name) json_text(j, "class", dict->class_name);
+    put_sizes_json(j, dict);
+    json_int(j, "layers", dict->layers);
+    json_int(j, "feature_layers", dict->feature_layers);
+    put_plain_json(j, ctx, dict);
+    put_parts_json(j, ctx, dict);
+    for (int i = 0; i < FACTS; i++)
+        if (find_fact(c, &facts[i])) json_text(j, facts[i].label, find_fact(c, &facts[i]));
+    if (*dict->note) json_text(j, "note", dict->note);
 }
 
 static void put_contents_json(dlrn_context *ctx, const char *path, const contents *c) {
@@ -157,7 +306,7 @@ static void put_contents_json(dlrn_context *ctx, const char *path, const content
         json_text(&j, "family", c->model.architecture->family);
         for (int i = 0; i < MODEL_ROWS; i++) json_int(&j, rows[i].name, rows[i].value);
     }
-    if (c->dict && c->dict->param[DLRN_DECODER]) put_dictionary_json(&j, ctx, c->dict);
+    if (c->dict) put_dictionary_json(&j, ctx, c);
     if (*c->why) json_text(&j, "not_loaded", c->why);
     json_open(&j, "tensors", '[');
     for (int64_t i = 0; i < dlrn_archive_describe(c->archive).count; i++) {
@@ -182,6 +331,8 @@ static int run_inspect(dlrn_context *ctx, const options *o) {
     if (s == DLRN_OK && !o->json) print_contents(ctx, o->path, &c);
     dlrn_archive_close(c.archive);
     dlrn_dictionary_destroy(c.dict);
+    dlrn_free(ctx, c.root);
+    dlrn_free(ctx, c.config_text);
     return s == DLRN_OK ? 0 : fail(ctx);
 }
 

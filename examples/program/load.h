@@ -1,12 +1,17 @@
 /* Reading the dictionary that the command line names, with the flags that state what its file does
    not. */
 
+static dlrn_status load_quietly(dlrn_context *ctx, const char *path, const options *o,
+                                dlrn_dictionary **out) {
+    const dlrn_load_options how = {o->layout, o->train.k > 0 ? o->train.k : 0, o->norm_scale,
+                                   o->threshold};
+    return dlrn_load(ctx, path, &how, out);
+}
+
 /* What the file leaves open goes to standard error, also with --quiet: it changes the figures. */
 static dlrn_status load_dictionary(dlrn_context *ctx, const char *path, const options *o,
                                    dlrn_dictionary **out) {
-    const dlrn_load_options how = {o->layout, o->train.k > 0 ? o->train.k : 0, o->norm_scale,
-                                   o->threshold};
-    dlrn_status s = dlrn_load(ctx, path, &how, out);
+    dlrn_status s = load_quietly(ctx, path, o, out);
     if (s == DLRN_OK && *(*out)->note) fprintf(stderr, "dictlearn: %s: %s\n", path, (*out)->note);
     return s;
 }

@@ -2,115 +2,163 @@
 
 /* ---- formulas */
 
-/* What is multiplied with the encoder: "x", "(z - b)". */
-static void put_input(const dlrn_formula *m, char text[16]) {
-    static const char *const centers[] = {"", " - b", " - b_in"};
-    const char *z = m->normalise || m->scale_in < 1 || m->scale_in > 1 ? "z" : "x";
-    if (m->center)
-        snprintf(text, 16, "(%s%s)", z, centers[m->center]);
-    else
-        snprintf(text, 16, "%s", z);
+enum { FORMULA_MAX = 640 }; /* bytes of a formula in words: twice the longest */
+
+/* Appends to a text of FORMULA_MAX bytes. */
+static void say(char *text, const char *format, ...) {
+    const size_t at = strlen(text);
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text + at, FORMULA_MAX - at, format, args);
+    va_end(args);
 }
 
-/* z, where it is not x. */
-static void put_scaling(const dlrn_formula *m) {
-    static const char *const rows[] = {"x", "x sqrt(d) / |x|", "(x - mean) / std"};
-    if (m->scale_in < 1 || m->scale_in > 1)
-        printf("z = %g %s, ", m->scale_in, rows[m->normalise]);
-    else if (m->normalise)
-        printf("z = %s, ", rows[m->normalise]);
+/* Whether a scale is not 1. */
+static int scales(double scale) {
+    return scale < 1 || scale > 1;
 }
 
-/* How p comes from the input, by the family where that has an encoder of its own. */
-static void put_encoder(const char *family, const dlrn_formula *m) {
-    char in[16];
-    put_input(m, in);
+/* How x becomes z, the rows that the encoder sees; nothing where z is x. */
+static void say_input(char *text, const dlrn_formula *m) {
+    static const char *const rows[] = {"x", "x sqrt(d) / |x|", "(x - mean) / (std + 1e-5)"};
+    if (!m->normalise && !scales(m->scale_in)) return;
+    say(text, "z = ");
+    if (scales(m->scale_in)) say(text, "%.6g ", m->scale_in);
+    say(text, "%s, ", rows[m->normalise]);
+}
+
+/* Matching pursuit has no pre-activations: its steps. c: what the center leaves of the rows. */
+static void say_pursuit(char *text, const dlrn_formula *m, const char *c) {
+    say(text, "f = what each atom takes of %s: the atom with the largest product with the rest, ",
+        c);
+    if (m->k) say(text, "at most %lld steps", (long long)m->k);
+    if (!m->k) say(text, "at most d steps");
+    if (m->threshold > 0) say(text, ", until the rest's norm is below %.6g", m->threshold);
+    if (!m->repeats) say(text, ", or an atom comes again");
+}
+
+/* The pre-activations. */
+static void say_encoder(char *text, const char *family, const dlrn_formula *m, const char *c) {
     if (!strcmp(family, "Glu"))
-        printf("p = (W_enc %s + b_enc) sigmoid(W_gate %s + b_gate), ", in, in);
+        say(text, "p = (W_enc %s + b_enc) sigmoid(W_gate %s + b_gate)", c, c);
     else if (!strcmp(family, "Cosine"))
-        printf("p = cos(w, %s) |%s|^sigmoid(b_gate) + b_enc, ", in, in);
+        say(text, "p = cos(%s, W_enc) |%s|^sigmoid(b_gate) + b_enc", c, c);
     else if (!strcmp(family, "GatedTopK"))
-        printf("g = W_gate %s + b_gate, p = W_enc %s sigmoid(g) of the %lld largest g, ", in, in,
-               (long long)m->k);
-    else if (!strcmp(family, "MatchingPursuit"))
-        printf("r = %s, p_i += d_i r, r -= (d_i r) d_i for the largest d_i r, step by step, ", in);
+        say(text, "g = W_gate %s + b_gate, p = sigmoid(g) W_enc %s for the %lld largest g", c, c,
+            (long long)m->k);
     else
-        printf("p = W_enc %s + b_enc, ", in);
+        say(text, "p = W_enc %s + b_enc", c);
+}
+
+/* The gate, with its threshold where one number holds for all features. */
+static void say_gate(char *text, const dlrn_formula *m, int has_thresholds) {
+    static const char *const gates[] = {
+        "max(p, 0)", NULL, NULL, "max(e^s (p - b_enc) + b_value, 0) where p > 0", "p", "x"};
+    if (gates[m->gate])
+        say(text, "%s", gates[m->gate]);
+    else if (m->gate == DLRN_GATE_JUMP_SIGNED)
+        say(text, "p where p > threshold");
+    else if (has_thresholds)
+        say(text, "p where p > max(threshold, 0)");
+    else
+        say(text, "p where p > %.6g", m->threshold > 0 ? m->threshold : 0);
 }
 
 /* Which features are kept, up to the gate. */
-static void put_selection(const dlrn_formula *m) {
-    const char *of = m->standardise ? ", by (p - mean) / std of the call's rows, of " : " of ";
-    switch (m->select) {
-    case DLRN_SELECT_TOP_K: printf("the %lld largest%s", (long long)m->k, of); break;
-    case DLRN_SELECT_GROUP_MAX:
-        printf("the largest of each of %lld groups of ", (long long)m->k);
-        break;
-    case DLRN_SELECT_BATCH_TOP_K:
-        printf("the %lld n largest of the n rows of a call%s", (long long)m->k, of);
-        break;
-    default: break;
-    }
+static void say_selection(char *text, const dlrn_formula *m) {
+    const char *by = m->standardise ? ", by (p - mean) / std over the rows of a call," : "";
+    const long long k = (long long)m->k;
+    if (m->select == DLRN_SELECT_TOP_K) say(text, "the %lld largest%s of ", k, by);
+    if (m->select == DLRN_SELECT_ABS_TOP_K) say(text, "the %lld of largest size%s of ", k, by);
+    if (m->select == DLRN_SELECT_GROUP_MAX) say(text, "the largest in each of %lld groups of ", k);
+    if (m->select == DLRN_SELECT_BATCH_TOP_K)
+        say(text, "the %lld n largest of all n rows of a call%s of ", k, by);
 }
 
-/* One line that a person can compute from: "f = ...". */
-static void put_formula(const char *family, const dlrn_formula *m) {
-    static const char *const gates[] = {
-        "max(p, 0)",
-        "p where p > max(threshold, 0)",
-        "p where p > threshold",
-        "max(exp(s) (p - b_enc) + b_value, 0) where p > 0",
-        "p",
-        "x",
-    };
+/* x_hat. A part (b NULL) adds to the windows of the whole, whose bias it is. */
+static void say_output(char *text, const dlrn_formula *m, const char *z, int skips, const char *b) {
+    say(text, ", x_hat = ");
+    if (scales(m->scale_out)) say(text, "%.6g (", m->scale_out);
+    say(text, "W_dec f");
+    if (b) say(text, " + %s", b);
+    if (skips) say(text, " + W_skip %s", z);
+    if (scales(m->scale_out)) say(text, ")");
+    if (m->normalise) say(text, ", scaled back");
+}
+
+/* The formula of a family that a person can compute from, on one line: "f = ...". dict NULL: of new
+   dictionaries. */
+static void formula_words(char text[FORMULA_MAX], const char *family, const dlrn_formula *m,
+                          const dlrn_dictionary *dict) {
+    const char *z = m->normalise || scales(m->scale_in) ? "z" : "x";
+    char c[16];
+    *text = 0;
     if (m->gate == DLRN_GATE_IDENTITY) {
-        puts("f = x, x_hat = f");
+        say(text, "f = x, x_hat = f");
         return;
     }
-    put_scaling(m);
-    put_encoder(family, m);
-    fputs("f = ", stdout);
-    if (strcmp(family, "GatedTopK")) put_selection(m); /* its p is selected */
-    printf("%s", gates[m->gate]);
-    if (m->select == DLRN_SELECT_ABS_TOP_K)
-        printf(" where |p| is among the %lld largest", (long long)m->k);
-    puts(", x_hat = W_dec f + b");
+    if (m->center)
+        snprintf(c, sizeof c, "(%s - %s)", z, m->center == DLRN_CENTER_INPUT_BIAS ? "b_in" : "b");
+    else
+        snprintf(c, sizeof c, "%s", z);
+    say_input(text, m);
+    if (!strcmp(family, "MatchingPursuit")) {
+        say_pursuit(text, m, c);
+    } else {
+        const int scaled = dict && dict->param[DLRN_LOG_SCALE] && m->gate != DLRN_GATE_GATED;
+        say_encoder(text, family, m, c);
+        say(text, scaled ? ", f = e^s times " : ", f = ");
+        /* that family has selected by g */
+        if (strcmp(family, "GatedTopK")) say_selection(text, m);
+        say_gate(text, m, dict ? dict->param[DLRN_THRESHOLD] != NULL : m->threshold < 0);
+    }
+    say_output(text, m, z, dict && dict->param[DLRN_SKIP],
+               dict && !dict->param[DLRN_OUTPUT_BIAS] ? NULL : "b");
 }
 
-/* Whether all features have the threshold of the formula. */
-static int has_one_threshold(const dlrn_dictionary *dict) {
-    const dlrn_gate gate = dict->formula.gate;
-    return (gate == DLRN_GATE_JUMP || gate == DLRN_GATE_JUMP_SIGNED) &&
-           !dict->param[DLRN_THRESHOLD];
-}
-
-/* What inspect prints of a dictionary's layout and formula. */
-static void put_formula_words(const dlrn_dictionary *dict) {
+/* Whether the threshold of the formula is used: in a top-k family it is a figure of training. */
+static int uses_threshold(const dlrn_dictionary *dict) {
     const dlrn_formula *m = &dict->formula;
-    printf("layout %s, center %s, gate %s, select %s", dict->layout ? dict->layout : "none",
-           dlrn_name(DLRN_NAMES_CENTER, (int)m->center), dlrn_name(DLRN_NAMES_GATE, (int)m->gate),
-           dlrn_name(DLRN_NAMES_SELECT, (int)m->select));
-    if (m->normalise) printf(", normalise %s", dlrn_name(DLRN_NAMES_NORMALISE, (int)m->normalise));
-    if (m->select != DLRN_SELECT_ALL) printf(", k %lld", (long long)m->k);
-    if (has_one_threshold(dict)) printf(", threshold %.9g", m->threshold);
+    return m->threshold >= 0 && !dict->param[DLRN_THRESHOLD] &&
+           (m->gate == DLRN_GATE_JUMP || m->gate == DLRN_GATE_JUMP_SIGNED);
+}
+
+/* The fields of a formula; those that most dictionaries have not are left out. */
+static void put_fields(const dlrn_dictionary *dict) {
+    const dlrn_formula *m = &dict->formula;
+    if (m->normalise) printf("normalise %s, ", dlrn_name(DLRN_NAMES_NORMALISE, (int)m->normalise));
+    printf("center %s, gate %s, select %s", dlrn_name(DLRN_NAMES_CENTER, (int)m->center),
+           dlrn_name(DLRN_NAMES_GATE, (int)m->gate), dlrn_name(DLRN_NAMES_SELECT, (int)m->select));
+    if (m->k) printf(", k %lld", (long long)m->k);
+    if (uses_threshold(dict)) printf(", threshold %.6g", m->threshold);
+    if (m->standardise) printf(", standardised");
     putchar('\n');
-    put_formula(dict->family, m);
+}
+
+/* What inspect prints of a formula. */
+static void put_formula_words(const dlrn_dictionary *dict) {
+    char text[FORMULA_MAX];
+    put_fields(dict);
+    formula_words(text, dict->family, &dict->formula, dict);
+    puts(text);
 }
 
 /* The same as JSON. */
 static void put_formula_json(json_writer *j, const dlrn_dictionary *dict) {
     const dlrn_formula *m = &dict->formula;
-    if (dict->layout) json_text(j, "layout", dict->layout);
+    char text[FORMULA_MAX];
+    formula_words(text, dict->family, m, dict);
     json_open(j, "formula", '{');
-    if (m->normalise) json_text(j, "normalise", dlrn_name(DLRN_NAMES_NORMALISE, (int)m->normalise));
+    json_text(j, "normalise", dlrn_name(DLRN_NAMES_NORMALISE, (int)m->normalise));
     json_text(j, "center", dlrn_name(DLRN_NAMES_CENTER, (int)m->center));
     json_text(j, "gate", dlrn_name(DLRN_NAMES_GATE, (int)m->gate));
     json_text(j, "select", dlrn_name(DLRN_NAMES_SELECT, (int)m->select));
-    if (m->select != DLRN_SELECT_ALL) json_int(j, "k", m->k);
-    if (m->standardise) json_bool(j, "standardise", 1);
-    if (m->threshold >= 0 || has_one_threshold(dict)) json_real(j, "threshold", 9, m->threshold);
+    if (m->k) json_int(j, "k", m->k);
+    if (m->threshold >= 0) json_real(j, "threshold", 9, m->threshold);
+    json_bool(j, "standardise", m->standardise == DLRN_ON);
     json_real(j, "scale_in", 9, m->scale_in);
     json_real(j, "scale_out", 9, m->scale_out);
+    json_text(j, "words", text);
     json_close(j, '}');
 }
 
@@ -161,11 +209,13 @@ static int list_recipes(void) {
         const dlrn_recipe_info *recipe = dlrn_recipe(i);
         dlrn_train_config cfg = dlrn_train_defaults(recipe->name);
         dlrn_formula formula = *recipe->formula;
+        char words[FORMULA_MAX];
         int derived = cfg.lr < 0;
         formula.k = cfg.k;
         if (derived) cfg.lr = recipe->lr;
         printf("%s%s: family %s\n  ", i ? "\n" : "", recipe->name, recipe->family);
-        put_formula(recipe->family, &formula);
+        formula_words(words, recipe->family, &formula, NULL);
+        puts(words);
         print_wrapped(recipe->loss, printf("  loss:"), 4);
         put_defaults(recipe, &cfg);
         if (derived) puts("  --lr as for 16384 features: it falls with the root of their number");
