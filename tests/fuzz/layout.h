@@ -67,8 +67,8 @@ static dlrn_status layout_write(void *user, dlrn_context *c, void *file, const v
                                 size_t size) {
     layout_file *f = (layout_file *)file;
     (void)user, (void)c;
-    if (size > f->cap - f->size) {
-        f->cap = 2 * (f->size + size);
+    if (!f->bytes || size > f->cap - f->size) {
+        f->cap = 2 * (f->size + size) + 1;
         f->bytes = (unsigned char *)realloc(f->bytes, f->cap);
         CHECK(f->bytes != NULL);
     }
