@@ -13132,6 +13132,11 @@ DLRNI_INTERNAL dlrn_status dlrni_match_tensor(dlrni_loading *l, const dlrni_stor
     char want[64], found[80] = "no such tensor";
     const int ndim = (int)strlen(t->shape);
     *index = dlrni_find_stored(l, t->name);
+    /* two ways to say one thing, which may differ */
+    if (*index >= 0 && t->optional == DLRNI_OR_NEXT && dlrni_find_stored(l, t[1].name) >= 0)
+        return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE,
+                         "%s: tensors '%s%s' and '%s%s': expected one of the two, found both",
+                         l->a->path, l->prefix, t->name, l->prefix, t[1].name);
     /* absent, and that is allowed */
     if (*index < 0 && (t->optional == DLRNI_OPTIONAL ||
                        (t->optional == DLRNI_OR_NEXT && dlrni_find_stored(l, t[1].name) >= 0)))
@@ -13462,7 +13467,8 @@ DLRNI_INTERNAL const dlrni_library *dlrni_told_by_text(const dlrni_loading *l) {
 /* The class that the caller, the config or the file states. A class that no library has is an
    error; one of another library makes that the library. */
 DLRNI_INTERNAL dlrn_status dlrni_state_class(dlrni_loading *l) {
-    const char *wanted = l->options->layout, *where = l->config, *key = DLRNI_CLASS_KEY;
+    const char *wanted = l->options->layout, *key = DLRNI_CLASS_KEY;
+    const char *where = *l->config ? l->config : l->a->path; /* a text in the file */
     char known[512];
     if (wanted && dlrni_library_named(wanted)) {
         l->library = dlrni_library_named(wanted);
@@ -13778,8 +13784,9 @@ DLRNI_INTERNAL dlrn_status dlrni_read_number(dlrni_loading *l, const dlrni_store
         dict->formula.threshold = (double)value;
         return dlrni_check_weights(l->a, l->a->entries[index].info.name, &value, 0, 1);
     }
-    /* exact in f32 up to 2^24, far beyond any k in use */
-    if (value >= 1 && (double)value <= (double)dict->features && value == floorf(value)) {
+    /* exact in f32 up to 2^24, far beyond any k in use; 0: none, where a threshold is enough */
+    const float min = dlrni_needs_k(dict) ? 1 : 0;
+    if (value >= min && (double)value <= (double)dict->features && value == floorf(value)) {
         dict->formula.k = (int64_t)value;
         return DLRN_OK;
     }
@@ -13834,6 +13841,11 @@ DLRNI_INTERNAL dlrn_status dlrni_settle_k(const dlrni_loading *l, dlrn_dictionar
         DLRNI_TRY(dlrni_check_k(ctx, l->options->k, dict->features));
         dict->formula.k = l->options->k;
     }
+    if (dict->formula.select == DLRN_SELECT_GROUP_MAX && dict->formula.k &&
+        dict->features % dict->formula.k)
+        return dlrn_fail(ctx, DLRN_ERR_VALUE,
+                         "%s: k: expected a divisor of %lld, the number of features, found %lld",
+                         l->a->path, (long long)dict->features, (long long)dict->formula.k);
     if (!dlrni_needs_k(dict) || dict->formula.k) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_VALUE,
                      "%s: k: expected the number of features that a row keeps, found none in a "
@@ -13866,6 +13878,26 @@ DLRNI_INTERNAL dlrn_status dlrni_settle(const dlrni_loading *l, dlrn_dictionary 
     return DLRN_OK;
 }
 
+/* Numbers that were finite in the file may not be once scales are folded in. */
+DLRNI_INTERNAL dlrn_status dlrni_check_folded(const dlrni_loading *l, const dlrn_dictionary *dict) {
+    const double scale = fabs(dict->formula.scale_in) + fabs(dict->formula.scale_out);
+    const double threshold = fabs(dict->formula.threshold);
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        const dlrni_read_job job = {(const unsigned char *)dict->param[role],
+                                    dict->param[role],
+                                    dict->param[role] ? dlrni_role_size(dict, role) : 0,
+                                    0,
+                                    0,
+                                    NULL};
+        if (job.n) DLRNI_TRY(dlrni_read_plain(l->a, dlrni_role_table[role].name, &job));
+    }
+    if (scale <= DBL_MAX && threshold <= DBL_MAX) return DLRN_OK;
+    return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE,
+                     "%s: expected finite scales and thresholds, found "
+                     "%g",
+                     l->a->path, scale <= DBL_MAX ? threshold : scale);
+}
+
 /* The dictionary of an archive in the layout that has been matched. Nothing is left behind if a
    tensor fails. */
 DLRNI_INTERNAL dlrn_status dlrni_read_dictionary(dlrni_loading *l, dlrn_dictionary **out) {
@@ -13885,6 +13917,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_dictionary(dlrni_loading *l, dlrn_dictiona
         if (l->index[i] >= 0) s = dlrni_read_stored(l, &l->layout->tensor[i], l->index[i], dict);
     if (s == DLRN_OK) s = dlrni_zero_biases(dict);
     if (s == DLRN_OK && l->layout->finish) s = l->layout->finish(l, dict);
+    if (s == DLRN_OK && l->layout->finish) s = dlrni_check_folded(l, dict);
     if (s == DLRN_OK) s = dlrni_settle(l, dict);
     if (s == DLRN_OK) dlrn_dictionary_changed(dict);
     for (int i = 0; i < DLRNI_EXTRAS; i++) dlrn_free(l->a->ctx, l->extra[i]);
@@ -14266,7 +14299,9 @@ typedef struct dlrni_saving {
 
 /* Whether a row is written as its tensors alone: loading must not fold anything in. */
 DLRNI_INTERNAL int dlrni_is_written(const dlrni_layout *row) {
-    return dlrni_is_whole_layout(row) && (!row->finish || row->finish == dlrni_finish_batch_top_k);
+    return dlrni_is_whole_layout(row) &&
+           (!row->finish || row->finish == dlrni_finish_batch_top_k) &&
+           !strchr(row->tensor[0].shape, 'M'); /* layers are not written */
 }
 
 /* Refuses a dictionary that would not be the same when it is loaded again: one with a parameter or

@@ -58,7 +58,7 @@ static dlrn_status layout_read(void *user, dlrn_context *c, void *file, void *by
     layout_file *f = (layout_file *)file;
     (void)user, (void)c;
     *got = size < f->size - f->at ? size : f->size - f->at;
-    memcpy(bytes, f->bytes + f->at, *got);
+    if (*got) memcpy(bytes, f->bytes + f->at, *got);
     f->at += *got;
     return DLRN_OK;
 }
@@ -67,12 +67,12 @@ static dlrn_status layout_write(void *user, dlrn_context *c, void *file, const v
                                 size_t size) {
     layout_file *f = (layout_file *)file;
     (void)user, (void)c;
-    if (size > f->cap - f->size) {
-        f->cap = 2 * (f->size + size);
+    if (!f->bytes || size > f->cap - f->size) {
+        f->cap = 2 * (f->size + size) + 1;
         f->bytes = (unsigned char *)realloc(f->bytes, f->cap);
         CHECK(f->bytes != NULL);
     }
-    memcpy(f->bytes + f->size, bytes, size);
+    if (size) memcpy(f->bytes + f->size, bytes, size);
     f->size += size;
     return DLRN_OK;
 }
@@ -484,12 +484,13 @@ static void layout_use(dlrn_dictionary *dict, unsigned choice) {
         layout_sound(back);
         layout_encode(back, &again, x, y);
         CHECK(codes.rows == again.rows && back->d_in == dict->d_in && back->d_out == dict->d_out);
-        if (codes.rows)
-            CHECK_MSG(
-                codes.row_ptr[3] == again.row_ptr[3] &&
-                    !memcmp(codes.col, again.col, (size_t)codes.row_ptr[3] * sizeof(int32_t)) &&
-                    !memcmp(codes.val, again.val, (size_t)codes.row_ptr[3] * sizeof(float)),
-                "%s of %s is another after it was saved", dict->family, dict->layout);
+        const int64_t nnz = codes.rows ? codes.row_ptr[3] : 0;
+        CHECK_MSG(!codes.rows || nnz == again.row_ptr[3], "%s of %s: %d codes, after saving %d",
+                  dict->family, dict->layout, (int)nnz, (int)again.row_ptr[3]);
+        if (nnz)
+            CHECK_MSG(!memcmp(codes.col, again.col, (size_t)nnz * sizeof *codes.col) &&
+                          !memcmp(codes.val, again.val, (size_t)nnz * sizeof *codes.val),
+                      "%s of %s is another after it was saved", dict->family, dict->layout);
     } else {
         CHECK_MSG(s == DLRN_ERR_UNSUPPORTED && *dlrn_error(host), "%s: %s", test_status_name(s),
                   dlrn_error(host));
