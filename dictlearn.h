@@ -13359,10 +13359,12 @@ DLRNI_INTERNAL dlrn_status dlrni_read_strided(dlrn_archive *a, int64_t index, co
 }
 
 /* Whether a tensor is stored transposed relative to memory: its last letter is F, and the role has
-   a row for each feature; or its first is not that of the role's rows. */
+   a row for each feature; or its first is not that of the role's rows. A bias of several layers,
+   "MD", lies as in memory. */
 DLRNI_INTERNAL int dlrni_is_turned(const dlrni_stored *t) {
     const size_t n = strlen(t->shape);
     const char rows = dlrni_role_table[t->is].rows;
+    if (dlrni_role_table[t->is].cols == '1') return 0;
     return n >= 2 && t->shape[0] != rows && (t->shape[n - 1] == rows || n == 2);
 }
 
