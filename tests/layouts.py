@@ -120,7 +120,8 @@ def check_eval(line):
 
 
 def check_convert(line):
-    """What is written computes the same, without a flag. A layout that cannot be written is an error of one line."""
+    """What is written computes the same, without a flag. One that cannot be written is an error, whose line may follow
+    the note on the dictionary; nothing is left then."""
     f, y = (computed(line, command, line.path, *line.flags) for command in ("encode", "reconstruct"))
     for suffix in (".safetensors", ".pt", ".npz"):
         out = OUT / f"converted{suffix}"
@@ -128,8 +129,9 @@ def check_convert(line):
         out.unlink(missing_ok=True)
         command = [BUILD / "dictlearn", "convert", line.path, out, *line.flags]
         done = subprocess.run(command, capture_output=True, timeout=60)
-        if done.returncode == 1 and done.stderr.count(b"\n") == 1 and not out.exists():
-            return f"no: {done.stderr.decode().strip().split(': ', 2)[-1]}", []
+        error = done.stderr.decode().strip().split("\n")
+        if done.returncode == 1 and len(error) <= 2 and not out.exists():
+            return f"no: {error[-1].split(': ', 2)[-1]}", []
         if done.returncode:
             return "", [f"convert: status {done.returncode}: {done.stderr.decode()}"]
         for command, wanted in (("encode", f), ("reconstruct", y)):

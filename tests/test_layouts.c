@@ -1,7 +1,10 @@
 /* Dictionaries as a dozen libraries wrote them (tests/golden/layouts.npz), each opened as a user
    names it and compared with the library's own features and reconstruction. Each line of
    tests/golden/layouts.txt is one test and says what is expected. Lines that do not hold yet have a
-   reason and are skipped; once one holds, it fails until the reason is taken away. */
+   reason and are skipped; once one holds, it fails until the reason is taken away.
+
+       build/test_layouts [FILTER]     the tests
+       build/test_layouts --readme     writes README's table of libraries, which is tested, too */
 #include "dictlearn.h"
 #include "test.h"
 
@@ -310,11 +313,169 @@ TEST(each_folder_has_a_line) {
     }
 }
 
+/* ---- README's table ---- libraries, files and families from the header's tables; what can be done
+   with them, from what happens to the dictionaries above. */
+
+/* Of the dictionaries of one library: how many are right, their families, and the families of those
+   that are not loaded, not written as they were, and not screened. */
+typedef struct deeds {
+    int right;
+    char families[512], unread[512], unwritten[512], unscreened[512];
+} deeds;
+
+/* Adds a name to a list, once. */
+static void list_name(char list[512], const char *name) {
+    char quoted[80];
+    size_t n = strlen(list);
+    snprintf(quoted, sizeof quoted, "`%s`", name);
+    if (!strstr(list, quoted)) snprintf(list + n, 512 - n, "%s%s", n ? ", " : "", quoted);
+}
+
+/* Whether it is the same dictionary, of the same library, after being written and read. */
+static int is_written(const dlrn_dictionary *dict) {
+    static const char *const names[] = {"written.safetensors", "written.pt", "written.npz"};
+    int same = 0;
+    int64_t n = read_array(row.folder, "input", x) / dict->d_in;
+    size_t size = (size_t)(n * dict->features) * sizeof(float);
+    CHECK_OK(ctx, dlrn_encode(dict, x, n, f));
+    for (int i = 0; i < 3 && !same; i++) {
+        dlrn_dictionary *again = NULL;
+        if (dlrn_save(dict, tmp_path(names[i])) != DLRN_OK ||
+            dlrn_load(ctx, tmp_path(names[i]), NULL, &again) != DLRN_OK)
+            continue;
+        same = again->layout && !strcmp(again->layout, dict->layout) &&
+               dlrn_encode(again, x, n, other) == DLRN_OK && !memcmp(other, f, size);
+        dlrn_dictionary_destroy(again);
+    }
+    return same;
+}
+
+/* Whether a screen serves a dictionary, or all parts of one. */
+static int is_screened(const dlrn_dictionary *dict) {
+    if (!dict->n_parts) return dlrni_screenable(dict);
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        if (!dlrni_screenable(dict->part[i].dict)) return 0;
+    return 1;
+}
+
+static void count_line(deeds *all) {
+    char path[256];
+    dlrn_dictionary *dict = NULL;
+    int which = 0;
+    if (!strcmp(row.outcome, "refused")) return;
+    while (which < DLRNI_LIBRARIES && strcmp(dlrni_library_table[which].name, row.layout)) which++;
+    if (which == DLRNI_LIBRARIES) return; /* not in the header yet */
+    deeds *own = &all[which];
+    snprintf(path, sizeof path, "build/tmp/layouts/%s", row.name);
+    if (*row.why || dlrn_load(ctx, path, &row.options, &dict) != DLRN_OK) {
+        list_name(own->unread, row.family);
+        return;
+    }
+    own->right++;
+    list_name(own->families, dict->family);
+    if (!is_written(dict)) list_name(own->unwritten, dict->family);
+    if (!is_screened(dict)) list_name(own->unscreened, dict->family);
+    dlrn_dictionary_destroy(dict);
+}
+
+/* "yes", or what it does not hold for. The lists have the same names if they are as long. */
+static void put_cell(char text[520], const char *not_for, const deeds *own) {
+    int none = !own->right || strlen(not_for) == strlen(own->families);
+    if (none || !*not_for)
+        strcpy(text, *not_for ? "no" : "yes");
+    else
+        snprintf(text, 520, "not %s", not_for);
+}
+
+static int put_library(char *text, size_t size, const dlrni_library *library, const deeds *own) {
+    char families[512] = "", files[128], read[520], written[520], screened[520];
+    const char *mark = library->weights ? strstr(library->weights, "%d") : NULL;
+    for (const dlrni_layout *r = library->rows; r->name; r++)
+        if (r->family) list_name(families, r->family);
+    if (!*families) return 0;
+    if (mark)
+        snprintf(files, sizeof files, "`%.*sN%s`", (int)(mark - library->weights), library->weights,
+                 mark + 2);
+    else
+        snprintf(files, sizeof files, library->weights ? "`%s`" : "any file", library->weights);
+    if (*library->config)
+        snprintf(files + strlen(files), sizeof files - strlen(files), ", `%s`", library->config);
+    put_cell(read, own->unread, own);
+    put_cell(written, own->unwritten, own);
+    put_cell(screened, own->unscreened, own);
+    return snprintf(text, size, "| `%s` | %s | %s | %s | %s | %s | %d |\n", library->name, files,
+                    families, read, written, screened, own->right);
+}
+
+/* Between README's marks. */
+static void put_table(char *text, size_t size) {
+    static deeds all[DLRNI_LIBRARIES];
+    char line_text[512];
+    FILE *file = fopen("tests/golden/layouts.txt", "r");
+    CHECK(file != NULL);
+    memset(all, 0, sizeof all);
+    unpack();
+    while (fgets(line_text, sizeof line_text, file))
+        if (*line_text != '#' && *line_text != '\n' && read_line(line_text)) count_line(all);
+    fclose(file);
+    int at = snprintf(text, size,
+                      "| library | in a folder | families | load | write | screened | checked |\n"
+                      "|---|---|---|---|---|---|---|\n");
+    for (int i = 0; i < DLRNI_LIBRARIES; i++)
+        at += put_library(text + at, size - (size_t)at, &dlrni_library_table[i], &all[i]);
+    at += snprintf(text + at, size - (size_t)at, "\nKnown, and refused by name:");
+    for (int i = 0; i < DLRNI_LIBRARIES; i++)
+        for (const dlrni_layout *r = dlrni_library_table[i].rows; r->name; r++)
+            if (!r->family) at += snprintf(text + at, size - (size_t)at, " %s;", r->name);
+    text[at - 1] = '.';
+    snprintf(text + at, size - (size_t)at, "\n");
+}
+
+#define BEGIN "<!-- libraries: make readme -->\n"
+#define END "<!-- /libraries -->\n"
+
+static char readme[1 << 17], table[1 << 15];
+
+/* README's table: its place in `readme`. */
+static char *find_table(char **end) {
+    FILE *file = fopen("README.md", "rb");
+    CHECK(file != NULL);
+    size_t n = fread(readme, 1, sizeof readme - 1, file);
+    readme[n] = 0;
+    fclose(file);
+    char *begin = strstr(readme, BEGIN);
+    *end = strstr(readme, END);
+    CHECK_MSG(begin && *end > begin, "README.md: the marks of the table are missing");
+    return begin + strlen(BEGIN);
+}
+
+TEST(readme_has_the_table) {
+    char *end, *begin = find_table(&end);
+    put_table(table, sizeof table);
+    CHECK_MSG((size_t)(end - begin) == strlen(table) && !memcmp(begin, table, strlen(table)),
+              "README.md: another table; build/test_layouts --readme writes it");
+}
+
+static void test_write_readme(void) {
+    char *end, *begin = find_table(&end);
+    put_table(table, sizeof table);
+    FILE *file = fopen("README.md", "wb");
+    CHECK(file && fwrite(readme, 1, (size_t)(begin - readme), file) == (size_t)(begin - readme));
+    CHECK(fputs(table, file) >= 0 && fputs(end, file) >= 0 && fclose(file) == 0);
+}
+
 int main(int argc, char **argv) {
+    int write_readme = argc > 1 && !strcmp(argv[1], "--readme");
     TEST_BEGIN(argc, argv);
     if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return 1;
-    run_lines();
-    RUN(each_folder_has_a_line);
+    if (write_readme) {
+        test_state.filter = NULL;
+        test_run("write_readme", test_write_readme);
+    } else {
+        run_lines();
+        RUN(each_folder_has_a_line);
+        RUN(readme_has_the_table);
+    }
     dlrn_context_destroy(ctx);
     return TEST_END();
 }
