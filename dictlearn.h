@@ -1110,12 +1110,13 @@ typedef struct dlrn_source_desc {
     int64_t d_out;      /* the same of y                                                         */
 } dlrn_source_desc;
 
-/* A source of arrays in files: f16, bf16 (in .npy: V2), f32 or f64, of two or more dimensions. The
-   last one is d, unless desc->d_in says more; the others number the rows. If they are [documents, positions, d], `positions` is
-   set. One file is open at a time, mapped where that is possible; otherwise a .npy is read as a
-   stream. Memory does not grow with the files, which must not change while the source is open. A
-   pipe holds a .npy in C order; it is read once (epochs 1), and seek only goes forward.
-   DLRN_ERR_IO, _FORMAT; _UNSUPPORTED: integers; _SHAPE: files that do not agree. */
+/* A source of arrays in files: f16, bf16 (in .npy: V2), f32 or f64, of two or more dimensions.
+   The last one is d, unless desc->d_in says more; the others number the rows. If they are
+   [documents, positions, d], `positions` is set. One file is open at a time, mapped where that is
+   possible; otherwise a .npy is read as a stream. Memory does not grow with the files, which must
+   not change while the source is open. A pipe holds a .npy in C order; it is read once (epochs
+   1), and seek only goes forward. DLRN_ERR_IO, _FORMAT; _UNSUPPORTED: integers; _SHAPE: files
+   that do not agree. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_source_open(dlrn_context *ctx, const dlrn_source_desc *desc,
                                                  dlrn_source *out);
 /* A filter: leaves out the rows of `source` whose x or y holds a number that is not finite.
