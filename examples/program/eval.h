@@ -499,7 +499,6 @@ static int run_eval(dlrn_context *ctx, const options *o) {
         f.d_out = dict->d_out;
     }
     if (s == DLRN_OK && o->data) s = feed_open(&f, 1);
-    if (s == DLRN_OK && o->data) s = feed_join_layers(&f, dict);
     if (s == DLRN_OK && o->skip_nonfinite) s = feed_keep_finite(&f);
     if (s == DLRN_OK)
         s = o->model ? check_site_width(&mt, o, dict)
