@@ -13086,12 +13086,14 @@ DLRNI_INTERNAL dlrn_status dlrni_two_layouts(const dlrni_loading *l, const dlrni
     if (!*config && one == other && one->class_of == dlrni_learning_class)
         return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: expected tensors of one layout, found those of %s and of %s: a "
-                         "%s with %s beside it, or the layout's name, must say which",
+                         "%s with %s beside it, or --layout, must say which",
                          l->a->path, first->name, second->name, DLRNI_CONFIG_FILE, DLRNI_CLASS_KEY);
     return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
                      "%s: expected tensors of one layout, found those of %s (%s) and of %s (%s): "
-                     "the layout's name must say which",
-                     l->a->path, one->name, first->name, other->name, second->name);
+                     "give --layout %s or --layout %s",
+                     l->a->path, one->name, first->name, other->name, second->name,
+                     one == other ? first->name : one->name,
+                     one == other ? second->name : other->name);
 }
 
 /* Chooses the row that describes the file best; l->layout NULL: none does. any = 1: of two equally
