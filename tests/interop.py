@@ -26,6 +26,8 @@ for name, member in (("nnsight", "LanguageModel"), ("datasets", "load_dataset"),
     sys.modules[name] = types.ModuleType(name)
     setattr(sys.modules[name], member, object)
 import dictionary_learning.dictionary as dl  # noqa: E402
+from dictionary_learning.trainers.batch_top_k import BatchTopKSAE  # noqa: E402
+from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE  # noqa: E402
 from dictionary_learning.trainers.top_k import AutoEncoderTopK  # noqa: E402
 from dictionary_learning.utils import load_dictionary  # noqa: E402
 
@@ -493,7 +495,9 @@ def drawn(ae):
 @case
 def dictionary_learning_saves_what_we_read():
     torch.manual_seed(4)
-    for ae in (drawn(dl.AutoEncoder(D, F)), drawn(AutoEncoderTopK(D, F, K)), drawn(dl.JumpReluAutoEncoder(D, F))):
+    made = (dl.AutoEncoder(D, F), AutoEncoderTopK(D, F, K), dl.JumpReluAutoEncoder(D, F), dl.GatedAutoEncoder(D, F),
+            BatchTopKSAE(D, F, K), MatryoshkaBatchTopKSAE(D, F, K, [8, 12, 20]))
+    for ae in map(drawn, made):
         kind = type(ae).__name__
         folder, alone = HERE / "theirs" / kind, HERE / f"{kind}.pt"
         folder.mkdir(parents=True)
