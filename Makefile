@@ -53,7 +53,7 @@ CHECKED  := $(ALL_C:%=$(BUILD)/san/%)
 SAN      := $(CHECKED) $(BUILD)/san/fuzz_replay
 UNDER_A   = $(CHECKED:$(BUILD)/san/%=$(BUILD)/$(1)/%)
 KERNEL_TESTS ?= test_core test_trainer test_golden
-CHECKERS := $(wildcard tests/interop.py tests/hf_check.py tests/tokenizer_check.py tests/twin.py)
+CHECKERS := $(wildcard tests/interop.py tests/layouts.py tests/hf_check.py tests/tokenizer_check.py tests/twin.py)
 PACKAGES := torch==2.13.0 numpy==2.4.6 scipy==1.17.1 safetensors==0.8.0 transformers==5.23.0 \
             tokenizers==0.23.3 einops==0.8.2
 # It would bring nnsight and more, which its dictionaries do not need.
@@ -64,7 +64,7 @@ PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpool
 TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
 .PHONY: all quick install demo test kill test-of-tests mutants interop twin san tsan msan valgrind coverage \
-        analyze matrix lint doctest venv bench bench-peers bench-check bench-readme help clean format \
+        analyze matrix lint doctest venv bench bench-peers bench-check bench-readme readme help clean format \
         fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:
 
@@ -271,6 +271,9 @@ bench-check: $(BUILD)/bench ## fails where a ratio is 25 % worse than on record,
 
 bench-readme: ## writes the table of bench/README.md from bench/results
 	python3 bench/run.py --readme
+
+readme: $(BUILD)/test_layouts ## writes README's table of libraries from the header's tables
+	$(BUILD)/test_layouts --readme
 
 lint: ## style and hygiene: format, columns, function length, contents page, symbols, macros
 	@$(TOOLS) sh tests/lint.sh $(BUILD)

@@ -1240,14 +1240,18 @@ typedef struct dlrn_source_desc {
     const char *tensor; /* its name in each file; NULL: the only one of floats that has rows */
     dlrn_dtype dtype;   /* DLRN_BF16: U16 holds the bits of bf16 numbers. 0: as the files say */
     int64_t epochs;     /* how many times the rows are read; 0: without end */
+    int64_t d_in;       /* width of a row x that may also be the last two dimensions, [layers, d]:
+                           where the last one is not so wide, and both together are. 0: the last */
+    int64_t d_out;      /* the same of y                                                         */
 } dlrn_source_desc;
 
-/* A source of arrays in files: f16, bf16 (in .npy: V2), f32 or f64, of two or more dimensions. The
-   last one is d; the others number the rows. If they are [documents, positions, d], `positions` is
-   set. One file is open at a time, mapped where that is possible; otherwise a .npy is read as a
-   stream. Memory does not grow with the files, which must not change while the source is open. A
-   pipe holds a .npy in C order; it is read once (epochs 1), and seek only goes forward.
-   DLRN_ERR_IO, _FORMAT; _UNSUPPORTED: integers; _SHAPE: files that do not agree. */
+/* A source of arrays in files: f16, bf16 (in .npy: V2), f32 or f64, of two or more dimensions.
+   The last one is d, unless desc->d_in says more; the others number the rows. If they are
+   [documents, positions, d], `positions` is set. One file is open at a time, mapped where that is
+   possible; otherwise a .npy is read as a stream. Memory does not grow with the files, which must
+   not change while the source is open. A pipe holds a .npy in C order; it is read once (epochs
+   1), and seek only goes forward. DLRN_ERR_IO, _FORMAT; _UNSUPPORTED: integers; _SHAPE: files
+   that do not agree. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_source_open(dlrn_context *ctx, const dlrn_source_desc *desc,
                                                  dlrn_source *out);
 /* A filter: leaves out the rows of `source` whose x or y holds a number that is not finite.
@@ -1793,6 +1797,10 @@ typedef struct dlrn_writer dlrn_writer;
    the writer is closed, because the header states their number. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width,
                                                 int64_t rows_total, dlrn_writer **out);
+/* The same as .npy [rows][layers][width / layers]; layers 1: [rows][width]. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_npy_create_layers(dlrn_context *ctx, const char *path,
+                                                       int64_t layers, int64_t width,
+                                                       int64_t rows_total, dlrn_writer **out);
 /* Appends x [rows][width]. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_npy_append(dlrn_writer *w, const float *x, int64_t rows);
 
@@ -11440,6 +11448,7 @@ struct dlrn_writer {
     dlrni_sink o;
     dlrni_writer_kind kind;
     int64_t width, rows, rows_total, nnz; /* rows_total < 0: not known */
+    int64_t layers;                       /* of a .npy; 1: plain rows  */
     dlrni_spool part[DLRNI_CSR_PARTS];    /* .npy: part[0] holds the rows, if it is open */
     char *path;                           /* for errors */
 };
@@ -11463,6 +11472,7 @@ DLRNI_INTERNAL dlrn_status dlrni_writer_new(dlrn_context *ctx, const char *path,
     w->path = copy;
     w->kind = kind;
     w->width = width;
+    w->layers = 1;
     *out = w;
     return DLRN_OK;
 }
@@ -11479,6 +11489,11 @@ DLRNI_INTERNAL void dlrni_writer_free(dlrn_writer *w) {
 DLRNI_INTERNAL void dlrni_writer_header(dlrn_writer *w, int64_t rows) {
     unsigned char head[DLRNI_NPY_HEAD];
     dlrn_tensor_out t = {w->path, DLRN_F32, 2, {rows, w->width}, NULL};
+    if (w->layers > 1) {
+        t.ndim = 3;
+        t.shape[1] = w->layers;
+        t.shape[2] = w->width / w->layers;
+    }
     dlrni_sink_fail(&w->o, dlrni_npy_header(w->ctx, &t, NULL, head));
     dlrni_sink_write(&w->o, head, sizeof head);
 }
@@ -11508,14 +11523,23 @@ DLRNI_INTERNAL dlrn_status dlrni_writer_open(dlrn_writer **out) {
 
 /* A file that can be rewound gets a header of 0 rows now, and its final one when it is closed. If
    the program is killed between, nothing shows: the file has its temporary name. */
-DLRN_API dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width,
-                                     int64_t rows_total, dlrn_writer **out) {
+DLRN_API dlrn_status dlrn_npy_create_layers(dlrn_context *ctx, const char *path, int64_t layers,
+                                            int64_t width, int64_t rows_total, dlrn_writer **out) {
+    *out = NULL;
+    DLRNI_REQUIRE_IN(ctx, path, layers > 0 && width % layers == 0,
+                     "layers must be positive, and all as wide");
     DLRNI_TRY(dlrni_writer_new(ctx, path, DLRNI_WRITES_NPY, width, out));
     (*out)->rows_total = rows_total;
+    (*out)->layers = layers;
     DLRNI_TRY(dlrni_writer_open(out));
     /* a pipe whose number of rows is known gets its header now, and needs no spool */
     if (!(*out)->part[0].is_open) dlrni_writer_header(*out, rows_total < 0 ? 0 : rows_total);
     return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width,
+                                     int64_t rows_total, dlrn_writer **out) {
+    return dlrn_npy_create_layers(ctx, path, 1, width, rows_total, out);
 }
 
 /* Appends to a spool, unless an error came before: the parts must stay of one length. */
@@ -13358,12 +13382,23 @@ DLRNI_INTERNAL dlrn_status dlrni_two_layouts(const dlrni_loading *l, const dlrni
     if (!*config && one == other && one->class_of == dlrni_learning_class)
         return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: expected tensors of one layout, found those of %s and of %s: a "
+<<<<<<< HEAD
                          "%s with %s beside it, or --layout NAME, must say which",
                          l->a->path, first->name, second->name, DLRNI_CONFIG_FILE, DLRNI_CLASS_KEY);
     return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
                      "%s: expected tensors of one layout, found those of %s (%s) and of %s (%s): "
                      "--layout NAME must say which",
                      l->a->path, one->name, first->name, other->name, second->name);
+=======
+                         "%s with %s beside it, or --layout, must say which",
+                         l->a->path, first->name, second->name, DLRNI_CONFIG_FILE, DLRNI_CLASS_KEY);
+    return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
+                     "%s: expected tensors of one layout, found those of %s (%s) and of %s (%s): "
+                     "give --layout %s or --layout %s",
+                     l->a->path, one->name, first->name, other->name, second->name,
+                     one == other ? first->name : one->name,
+                     one == other ? second->name : other->name);
+>>>>>>> goldens
 }
 
 /* Chooses the row that describes the file best; l->layout NULL: none does. any = 1: of two equally
@@ -13656,10 +13691,12 @@ DLRNI_INTERNAL dlrn_status dlrni_read_strided(dlrn_archive *a, int64_t index, co
 }
 
 /* Whether a tensor is stored transposed relative to memory: its last letter is F, and the role has
-   a row for each feature; or its first is not that of the role's rows. */
+   a row for each feature; or its first is not that of the role's rows. A bias of several layers,
+   "MD", lies as in memory. */
 DLRNI_INTERNAL int dlrni_is_turned(const dlrni_stored *t) {
     const size_t n = strlen(t->shape);
     const char rows = dlrni_role_table[t->is].rows;
+    if (dlrni_role_table[t->is].cols == '1') return 0;
     return n >= 2 && t->shape[0] != rows && (t->shape[n - 1] == rows || n == 2);
 }
 
@@ -14668,6 +14705,7 @@ typedef struct dlrni_series {
     char *tensor; /* NULL: the only one of floats     */
     dlrn_dtype dtype;
     int64_t rows, cols, positions;
+    int64_t wanted; /* cols that two dimensions may make up; 0: the last one is cols */
 
     int64_t current;      /* the shard that is open; -1: none                  */
     dlrni_entry entry;    /* its tensor                                        */
@@ -14767,7 +14805,14 @@ DLRNI_INTERNAL dlrn_status dlrni_check_shard(dlrni_series *s, int64_t i, dlrni_e
         return dlrn_fail(s->ctx, DLRN_ERR_SHAPE,
                          "%s: expected an array [rows, width] or [..., width], found [%s]", path,
                          shape);
-    const int64_t cols = t->shape[t->ndim - 1], positions = t->ndim > 2 ? t->shape[t->ndim - 2] : 0;
+    int last = t->ndim - 1; /* the first of the dimensions that are a row */
+    int64_t cols = t->shape[last], joined;
+    if (last > 1 && s->wanted && cols != s->wanted &&
+        dlrni_mul(cols, t->shape[last - 1], &joined) && joined == s->wanted) {
+        cols = joined; /* [layers, d] */
+        last--;
+    }
+    const int64_t positions = last > 1 ? t->shape[last - 1] : 0;
     if (cols < 1 || cols > INT32_MAX)
         return dlrn_fail(s->ctx, DLRN_ERR_SHAPE, "%s: expected rows of 1 to %d numbers, found %lld",
                          path, INT32_MAX, (long long)cols);
@@ -14939,12 +14984,14 @@ DLRNI_INTERNAL void dlrni_series_close(dlrni_series *s) {
 
 /* Copies the names and measures the files. On failure the caller closes the series. */
 DLRNI_INTERNAL dlrn_status dlrni_series_open(dlrn_context *ctx, const dlrn_source_desc *desc,
-                                             const char *const *paths, int64_t n, dlrni_series *s) {
+                                             const char *const *paths, int64_t n, int64_t wanted,
+                                             dlrni_series *s) {
     int64_t bytes = desc->tensor ? (int64_t)strlen(desc->tensor) + 1 : 1;
     for (int64_t i = 0; i < n; i++) bytes += (int64_t)strlen(paths[i]) + 1;
     s->ctx = ctx;
     s->current = -1;
     s->dtype = desc->dtype;
+    s->wanted = wanted;
     s->shard = DLRNI_NEW_ZERO(ctx, dlrni_shard, n);
     s->names = s->shard ? DLRNI_NEW(ctx, char, bytes) : NULL;
     if (!s->names) return DLRN_ERR_MEMORY;
@@ -15020,7 +15067,9 @@ DLRNI_INTERNAL void dlrni_map_rows(dlrni_series *s, int64_t row, int64_t n, floa
     const dlrni_file_map *m = &s->file->map;
     const uintptr_t base = (uintptr_t)m->p, at = (uintptr_t)e->data - base;
     const size_t size = (size_t)s->cols * (size_t)dlrni_dtype_size(e->info.dtype);
-    dlrni_entry_rows(s->ctx, e, row, n, dst, NULL);
+    /* rows of the archive run along the last dimension: one of ours may be several of them */
+    const int64_t lines = s->cols / e->info.shape[e->info.ndim - 1];
+    dlrni_entry_rows(s->ctx, e, row * lines, n * lines, dst, NULL);
     /* unpacked members, the shards of an index and a pipe that was read whole lie elsewhere */
     if (!dlrni_is_dense(e) || at >= m->size || s->file->borrowed) return;
     const size_t begin = at + (size_t)row * size, end = begin + (size_t)n * size;
@@ -15200,10 +15249,10 @@ DLRNI_INTERNAL dlrn_status dlrni_check_pipes(dlrn_context *ctx, const dlrn_sourc
 DLRNI_INTERNAL dlrn_status dlrni_open_files(dlrn_context *ctx, const dlrn_source_desc *desc,
                                             dlrni_array_source *s) {
     DLRNI_TRY(dlrni_check_pipes(ctx, desc));
-    DLRNI_TRY(dlrni_series_open(ctx, desc, desc->paths, desc->n_paths, &s->files));
+    DLRNI_TRY(dlrni_series_open(ctx, desc, desc->paths, desc->n_paths, desc->d_in, &s->files));
     if (desc->n_target_paths)
-        DLRNI_TRY(
-            dlrni_series_open(ctx, desc, desc->target_paths, desc->n_target_paths, &s->target));
+        DLRNI_TRY(dlrni_series_open(ctx, desc, desc->target_paths, desc->n_target_paths,
+                                    desc->d_out, &s->target));
     if (desc->n_target_paths && s->files.rows != s->target.rows)
         /* named by the target: x was opened first and is taken as right */
         return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected %lld rows as in %s, found %lld",
@@ -15222,7 +15271,8 @@ DLRN_API dlrn_status dlrn_source_open(dlrn_context *ctx, const dlrn_source_desc 
     DLRNI_REQUIRE(ctx, desc->target_paths ? desc->n_target_paths > 0 : !desc->n_target_paths,
                   "n_target_paths does not fit target_paths");
     DLRNI_REQUIRE(ctx, !desc->dtype || desc->dtype == DLRN_BF16, "dtype is 0 or DLRN_BF16");
-    DLRNI_REQUIRE(ctx, desc->epochs >= 0, "epochs must not be negative");
+    DLRNI_REQUIRE(ctx, desc->epochs >= 0 && desc->d_in >= 0 && desc->d_out >= 0,
+                  "epochs, d_in and d_out must not be negative");
     dlrni_array_source *s = dlrni_array_source_new(ctx, desc->epochs, out);
     if (!s) return DLRN_ERR_MEMORY;
     dlrn_status st = dlrni_open_files(ctx, desc, s);

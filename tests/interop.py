@@ -26,6 +26,8 @@ for name, member in (("nnsight", "LanguageModel"), ("datasets", "load_dataset"),
     sys.modules[name] = types.ModuleType(name)
     setattr(sys.modules[name], member, object)
 import dictionary_learning.dictionary as dl  # noqa: E402
+from dictionary_learning.trainers.batch_top_k import BatchTopKSAE  # noqa: E402
+from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE  # noqa: E402
 from dictionary_learning.trainers.top_k import AutoEncoderTopK  # noqa: E402
 from dictionary_learning.utils import load_dictionary  # noqa: E402
 
@@ -197,8 +199,8 @@ def torch_without_sums():
 def torch_whole_module_is_refused():
     torch.save(AE, HERE / "pickled.pt")
     said = dictlearn("convert", HERE / "pickled.pt", HERE / "never.pt", status=1)
-    assert "the name 'reference.AutoEncoder' is not one of those" in said and said.count("\n") == 1, said
-    assert "save ae.state_dict() instead" in said, said
+    assert "a pickled module or another object, 'reference.AutoEncoder'" in said and said.count("\n") == 1, said
+    assert "Save its state_dict() instead" in said, said
     assert not (HERE / "never.pt").exists()
 
 
@@ -493,7 +495,9 @@ def drawn(ae):
 @case
 def dictionary_learning_saves_what_we_read():
     torch.manual_seed(4)
-    for ae in (drawn(dl.AutoEncoder(D, F)), drawn(AutoEncoderTopK(D, F, K)), drawn(dl.JumpReluAutoEncoder(D, F))):
+    made = (dl.AutoEncoder(D, F), AutoEncoderTopK(D, F, K), dl.JumpReluAutoEncoder(D, F), dl.GatedAutoEncoder(D, F),
+            BatchTopKSAE(D, F, K), MatryoshkaBatchTopKSAE(D, F, K, [8, 12, 20]))
+    for ae in map(drawn, made):
         kind = type(ae).__name__
         folder, alone = HERE / "theirs" / kind, HERE / f"{kind}.pt"
         folder.mkdir(parents=True)
@@ -504,7 +508,8 @@ def dictionary_learning_saves_what_we_read():
         check_same(folder, ae, kind)
         check_same(alone, ae, f"{kind}, the file alone", "--layout", kind)
         told = json.loads(dictlearn("inspect", folder, "--json"))
-        assert told["family"] == told["layout"] == kind and told["formula"].get("k", K) == K, told
+        assert (told["family"], told["layout"]) == (kind, "dictionary_learning"), told
+        assert told["formula"].get("k", K) == K, told
         dictlearn("convert", folder, HERE / "again.pt")
         again = torch.load(HERE / "again.pt", weights_only=True)
         assert list(again) == list(ae.state_dict()), list(again)

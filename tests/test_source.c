@@ -212,6 +212,59 @@ TEST(fortran_order_of_three_dimensions) {
     }
 }
 
+/* Rows of 2 layers of 2 numbers count as rows of 4 where the reader says so, in every format and
+   order, and not where the last dimension is as wide as a row. */
+TEST(rows_of_several_layers) {
+    static const char *const names[] = {"source.npy", "source.npz", "source.pt",
+                                        "source.safetensors"};
+    static const int64_t shapes[2][4] = {{ROWS, 2, 2}, {2, 3, 2, 2}};
+    float data[ROWS * D];
+    dlrn_source s;
+    for (int i = 0; i < 8; i++) {
+        const char *path = write_as(names[i / 2], "x", DLRN_F32, 0, 3 + i % 2, shapes[i % 2]);
+        dlrn_source_desc desc = desc_of(&path, 1);
+        desc.d_in = D;
+        expect_source(&desc, ROWS, i % 2 ? 3 : 0);
+        desc.d_in = 3; /* neither one dimension nor two: the reader sees the last */
+        CHECK_OK(ctx, dlrn_source_open(ctx, &desc, &s));
+        CHECK(s.d_in == 2 && s.rows == 2 * ROWS);
+        dlrn_source_destroy(&s);
+    }
+    for (int i = 0; i < ROWS * D; i++)
+        data[i / D + ROWS * (i % D / 2) + 2 * ROWS * (i % 2)] = value(i / D, i % D);
+    const char *path = write_npy("source_f.npy", "<f4", "True", "6, 2, 2", data, sizeof data);
+    dlrn_source_desc desc = desc_of(&path, 1);
+    desc.d_in = D;
+    expect_source(&desc, ROWS, 0);
+    path = write_rows("source.npy", 0, ROWS);
+    expect_source(&desc, ROWS, 0);
+    desc.d_in = -1;
+    CHECK_STATUS(dlrn_source_open(ctx, &desc, &s), DLRN_ERR_ARGUMENT);
+}
+
+/* The writer's .npy of several layers is read so. */
+TEST(rows_of_several_layers_are_written) {
+    float data[ROWS * D];
+    dlrn_writer *w = NULL;
+    dlrn_archive *a = NULL;
+    const char *path = tmp_path("source_layers.npy");
+    for (int i = 0; i < ROWS * D; i++) data[i] = value(i / D, i % D);
+    for (int known = 0; known < 2; known++) {
+        CHECK_OK(ctx, dlrn_npy_create_layers(ctx, path, 2, D, known ? ROWS : -1, &w));
+        CHECK_OK(ctx, dlrn_npy_append(w, data, ROWS));
+        CHECK_OK(ctx, dlrn_writer_close(w));
+        CHECK_OK(ctx, dlrn_archive_open(ctx, path, &a));
+        const dlrn_tensor_info *t = dlrn_archive_tensor(a, 0);
+        CHECK(t->ndim == 3 && t->shape[0] == ROWS && t->shape[1] == 2 && t->shape[2] == D / 2);
+        dlrn_archive_close(a);
+        dlrn_source_desc desc = desc_of(&path, 1);
+        desc.d_in = D;
+        expect_source(&desc, ROWS, 0);
+    }
+    CHECK_STATUS(dlrn_npy_create_layers(ctx, path, 3, D, -1, &w), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_npy_create_layers(ctx, path, 0, D, -1, &w), DLRN_ERR_ARGUMENT);
+}
+
 TEST(a_tensor_by_name) {
     float x[ROWS * D];
     const dlrn_tensor_out t[3] = {{"layer.0", DLRN_F32, 2, {ROWS, D}, x},
@@ -358,6 +411,15 @@ TEST(a_pipe_is_read_through) {
         dlrn_source_destroy(&s);
         pipe_done();
     }
+}
+
+TEST(a_pipe_of_several_layers) {
+    static const int64_t shape[4] = {5, 2, 2, 2};
+    const char *path = pipe_of(write_as("source_p.npy", "", DLRN_F16, 0, 4, shape), SIZE_MAX);
+    dlrn_source_desc desc = desc_of(&path, 1);
+    desc.d_in = D;
+    expect_source(&desc, 10, 2);
+    pipe_done();
 }
 
 TEST(a_pipe_that_ends_early) {
@@ -536,11 +598,14 @@ int main(int argc, char **argv) {
     RUN(every_float_and_no_integer);
     RUN(bf16_in_npy);
     RUN(fortran_order_of_three_dimensions);
+    RUN(rows_of_several_layers);
+    RUN(rows_of_several_layers_are_written);
     RUN(a_tensor_by_name);
     RUN(shards_are_one_sequence);
     RUN(shards_that_disagree);
     RUN(a_damaged_shard);
     RUN(a_pipe_is_read_through);
+    RUN(a_pipe_of_several_layers);
     RUN(a_pipe_that_ends_early);
     RUN(a_pipe_that_is_read_whole);
     RUN(pipes_that_are_refused);

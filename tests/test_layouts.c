@@ -1,0 +1,481 @@
+/* Dictionaries as a dozen libraries wrote them (tests/golden/layouts.npz), each opened as a user
+   names it and compared with the library's own features and reconstruction. Each line of
+   tests/golden/layouts.txt is one test and says what is expected. Lines that do not hold yet have a
+   reason and are skipped; once one holds, it fails until the reason is taken away.
+
+       build/test_layouts [FILTER]     the tests
+       build/test_layouts --readme     writes README's table of libraries, which is tested, too */
+#include "dictlearn.h"
+#include "test.h"
+
+enum { MAX = 64 * 3 * 32 }; /* numbers of an array: 64 rows, 3 layers, 32 features */
+
+/* A line of layouts.txt. */
+typedef struct line {
+    char name[128], folder[64], layout[32], family[32], outcome[16];
+    char text[128]; /* of the error, or the folder whose results are expected */
+    char why[128];  /* it does not hold yet; "": it does                        */
+    dlrn_load_options options;
+    char wanted[32]; /* options.layout */
+} line;
+
+static dlrn_context *ctx;
+static line row; /* the one that is tested */
+
+/* ---- The packed files ---- */
+
+/* A member of layouts.npz, as bytes with a 0 after them. */
+static char *read_member(dlrn_archive *a, const char *name) {
+    int64_t at = dlrn_archive_find(a, name);
+    CHECK(at >= 0);
+    int64_t n = dlrn_archive_tensor(a, at)->numel;
+    int64_t *wide = malloc((size_t)n * sizeof *wide);
+    char *bytes = malloc((size_t)n + 1);
+    CHECK(wide && bytes);
+    CHECK_OK(ctx, dlrni_archive_read_i64(a, at, wide));
+    for (int64_t i = 0; i < n; i++) bytes[i] = (char)wide[i];
+    bytes[n] = 0;
+    free(wide);
+    return bytes;
+}
+
+static void write_file(char *path, const char *bytes, size_t size) {
+    for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+        *slash = 0;
+        mkdir(path, 0777);
+        *slash = '/';
+    }
+    FILE *f = fopen(path, "wb");
+    CHECK_MSG(f && fwrite(bytes, 1, size, f) == size, "cannot write %s", path);
+    fclose(f);
+}
+
+static char folders[256][64]; /* of the pack */
+static int n_folders;
+
+/* Notes the folder of a file; those of one folder follow each other. */
+static void note_folder(const char *name) {
+    char folder[64];
+    snprintf(folder, sizeof folder, "%.*s", (int)strcspn(name, "/"), name);
+    if (n_folders && !strcmp(folders[n_folders - 1], folder)) return;
+    CHECK(n_folders < 256);
+    memcpy(folders[n_folders++], folder, sizeof folder);
+}
+
+/* All files, into build/tmp/layouts, before the first line. */
+static void unpack(void) {
+    static int unpacked;
+    dlrn_archive *a = NULL;
+    if (unpacked) return;
+    CHECK_OK(ctx, dlrn_archive_open(ctx, "tests/golden/layouts.npz", &a));
+    char *bytes = read_member(a, "bytes"), *index = read_member(a, "index");
+    for (char *at = index, *end; *at; at = end + 1) {
+        long begin, size;
+        char name[256], path[512];
+        CHECK((end = strchr(at, '\n')) != NULL);
+        CHECK(sscanf(at, "%ld %ld %255[^\n]", &begin, &size, name) == 3);
+        snprintf(path, sizeof path, "build/tmp/layouts/%s", name);
+        write_file(path, bytes + begin, (size_t)size);
+        note_folder(name);
+    }
+    free(bytes);
+    free(index);
+    dlrn_archive_close(a);
+    unpacked = 1;
+}
+
+/* An array of a folder; returns how many numbers it has. */
+static int64_t read_array(const char *folder, const char *name, float *to) {
+    char path[256];
+    dlrn_archive *a = NULL;
+    snprintf(path, sizeof path, "build/tmp/layouts/%s/%s.npy", folder, name);
+    CHECK_OK(ctx, dlrn_archive_open(ctx, path, &a));
+    int64_t n = dlrn_archive_tensor(a, 0)->numel;
+    CHECK(n <= MAX);
+    CHECK_OK(ctx, dlrn_archive_read(a, 0, 0, -1, to));
+    dlrn_archive_close(a);
+    return n;
+}
+
+/* ---- What may be wrong with a line: a text, "" for nothing ---- */
+
+static char wrong[512];
+
+#define WRONG(...)                                                                                 \
+    do {                                                                                           \
+        snprintf(wrong, sizeof wrong, __VA_ARGS__);                                                \
+        return 0;                                                                                  \
+    } while (0)
+
+/* Whether n numbers are those of the library, up to a share of the largest. */
+static int is_near(const char *what, const float *ours, const char *folder, const char *array,
+                   int64_t n) {
+    static float theirs[MAX];
+    double off = 0, max = 0, limit = strcmp(row.outcome, "bf16") ? 3e-6 : 1e-2;
+    int64_t wanted = read_array(folder, array, theirs);
+    if (wanted != n) WRONG("%s: expected %d numbers, found %d", what, (int)wanted, (int)n);
+    for (int64_t i = 0; i < n; i++) {
+        double d = fabs((double)ours[i] - (double)theirs[i]);
+        if (!(d <= off)) off = d; /* a NaN stays */
+        max = fmax(max, fabs((double)theirs[i]));
+    }
+    if (!(off <= limit * max)) WRONG("%s: off by %.1e of the largest", what, off / max);
+    return 1;
+}
+
+/* What a formula, or that of a part, takes from the other rows of a call, or from their order. */
+static int rows_are_apart(const dlrn_dictionary *dict) {
+    if (dict->formula.select == DLRN_SELECT_BATCH_TOP_K || dict->formula.standardise == DLRN_ON ||
+        !strcmp(dict->family, "Temporal"))
+        return 0;
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        if (!rows_are_apart(dict->part[i].dict)) return 0;
+    return 1;
+}
+
+/* The decoder alone needs x where there is a skip or a scale of the row. */
+static int decodes_alone(const dlrn_dictionary *dict) {
+    if (dict->param[DLRN_SKIP] || dict->formula.normalise || !strcmp(dict->family, "Temporal"))
+        return 0;
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        if (!decodes_alone(dict->part[i].dict)) return 0;
+    return 1;
+}
+
+static float x[MAX], f[MAX], x_hat[MAX], other[MAX], many[MAX];
+
+static int results_are_theirs(const dlrn_dictionary *dict) {
+    const char *folder = strcmp(row.outcome, "as") ? row.folder : row.text;
+    int64_t n = read_array(row.folder, "input", x) / dict->d_in;
+    if (!n) WRONG("rows of %d, wider than the input", (int)dict->d_in);
+    CHECK(n * dict->features <= MAX && n * dict->d_out <= MAX);
+    CHECK_OK(ctx, dlrn_encode(dict, x, n, f));
+    CHECK_OK(ctx, dlrn_forward(dict, x, n, x_hat, NULL));
+    if (!is_near("features", f, folder, "features", n * dict->features)) return 0;
+    if (!is_near("reconstruction", x_hat, folder, "reconstruction", n * dict->d_out)) return 0;
+    dlrn_status s = dlrn_decode(dict, f, n, other);
+    if (!decodes_alone(dict)) {
+        if (s != DLRN_ERR_UNSUPPORTED) WRONG("decoded without x");
+        return 1;
+    }
+    if (s != DLRN_OK) WRONG("decode: %s", dlrn_error(ctx));
+    return is_near("decoded features", other, folder, "reconstruction", n * dict->d_out);
+}
+
+/* Few rows and many rows take different paths through the encoder. */
+static int many_rows_are_few_rows(const dlrn_dictionary *dict) {
+    int64_t n = read_array(row.folder, "input", x) / dict->d_in, copies = 48 / n, d = dict->d_in;
+    size_t size = (size_t)(n * dict->features) * sizeof(float);
+    if (!rows_are_apart(dict)) return 1;
+    for (int64_t i = 0; i < copies * n * d; i++) many[i] = x[i % (n * d)];
+    CHECK_OK(ctx, dlrn_encode(dict, x, n, f));
+    CHECK_OK(ctx, dlrn_encode(dict, many, copies * n, other));
+    for (int64_t i = 0; i < copies; i++)
+        if (memcmp(other + i * n * dict->features, f, size)) WRONG("many rows: other features");
+    CHECK_OK(ctx, dlrn_forward(dict, x, n, x_hat, NULL));
+    CHECK_OK(ctx, dlrn_forward(dict, many, copies * n, other, NULL));
+    size = (size_t)(n * dict->d_out) * sizeof(float);
+    for (int64_t i = 0; i < copies; i++)
+        if (memcmp(other + i * n * dict->d_out, x_hat, size)) WRONG("many rows: another x_hat");
+    return 1;
+}
+
+/* x, f and x_hat are those of the best set of kernels. */
+static int kernels_agree(const char *path, const dlrn_dictionary *dict, int64_t n) {
+    const char *name;
+    for (int i = 0; (name = test_kernels(i)) != NULL; i++) {
+        dlrn_context_config config = {0};
+        dlrn_context *with = NULL;
+        dlrn_dictionary *again = NULL;
+        config.kernels = name;
+        CHECK_STATUS(dlrn_context_create(&config, &with), DLRN_OK);
+        CHECK_OK(with, dlrn_load(with, path, &row.options, &again));
+        CHECK_OK(with, dlrn_encode(again, x, n, other));
+        int same = !memcmp(other, f, (size_t)(n * dict->features) * sizeof(float));
+        CHECK_OK(with, dlrn_forward(again, x, n, other, NULL));
+        same = same && !memcmp(other, x_hat, (size_t)(n * dict->d_out) * sizeof(float));
+        dlrn_dictionary_destroy(again);
+        dlrn_context_destroy(with);
+        if (!same) WRONG("kernels %s: other bits", name);
+    }
+    return 1;
+}
+
+static int is_as_expected(const char *path, const dlrn_dictionary *dict) {
+    const char *layout = dict->layout ? dict->layout : "none";
+    if (!results_are_theirs(dict) || !many_rows_are_few_rows(dict)) return 0;
+    if (!kernels_agree(path, dict, read_array(row.folder, "input", x) / dict->d_in)) return 0;
+    if (strcmp(layout, row.layout)) WRONG("layout %s, expected %s", layout, row.layout);
+    if (strcmp(dict->family, row.family)) WRONG("family %s, expected %s", dict->family, row.family);
+    return 1;
+}
+
+/* Whether the line holds; `wrong` says why not. */
+static int holds(void) {
+    char path[256];
+    dlrn_dictionary *dict = NULL;
+    snprintf(path, sizeof path, "build/tmp/layouts/%s", row.name);
+    dlrn_status s = dlrn_load(ctx, path, &row.options, &dict);
+    int refused = !strcmp(row.outcome, "refused"), good;
+    if (s != DLRN_OK) {
+        const char *text = dlrn_error(ctx);
+        snprintf(wrong, sizeof wrong, "%s", text);
+        return refused && !strncmp(text, path, strlen(path)) &&
+               strstr(text + strlen(path), row.text);
+    }
+    if (refused)
+        snprintf(wrong, sizeof wrong, "loaded as %s of %s", dict->family,
+                 dict->layout ? dict->layout : "no layout");
+    good = !refused && is_as_expected(path, dict);
+    dlrn_dictionary_destroy(dict);
+    return good;
+}
+
+/* ---- Lines ---- */
+
+static void test_line(void) {
+    unpack();
+    int good = holds();
+    if (!*row.why && !good) TEST_FAIL("%s", wrong);
+    if (*row.why && good) TEST_FAIL("holds now: take \"# %s\" away", row.why);
+    if (*row.why) test_leave(TEST_SKIPPED, __FILE__, __LINE__, "%s (%s)", row.why, wrong);
+}
+
+/* "k=4,threshold=0.5" into row.options; whether it could be read. */
+static int read_options(char *text) {
+    if (!strcmp(text, "-")) return 1;
+    for (char *word = strtok(text, ","); word; word = strtok(NULL, ",")) {
+        char *value = strchr(word, '=');
+        if (!value) return 0;
+        *value++ = 0;
+        if (!strcmp(word, "layout")) {
+            snprintf(row.wanted, sizeof row.wanted, "%s", value);
+            row.options.layout = row.wanted;
+        } else if (!strcmp(word, "k")) {
+            row.options.k = strtol(value, NULL, 10);
+        } else if (!strcmp(word, "norm_scale")) {
+            row.options.norm_scale = strtod(value, NULL);
+        } else if (!strcmp(word, "threshold")) {
+            row.options.threshold = strtod(value, NULL);
+        } else {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* One line of layouts.txt into row; whether it could be read. */
+static int read_line(char *text) {
+    char options[128];
+    int at = 0;
+    char *why = strstr(text, " # ");
+    memset(&row, 0, sizeof row);
+    text[strcspn(text, "\n")] = 0;
+    if (why) {
+        if (strncmp(why + 3, "program:", 8)) snprintf(row.why, sizeof row.why, "%s", why + 3);
+        *why = 0;
+    }
+    if (sscanf(text, "%127s %31s %31s %127s %15s%n", row.name, row.layout, row.family, options,
+               row.outcome, &at) != 5)
+        return 0;
+    snprintf(row.folder, sizeof row.folder, "%.*s", (int)strcspn(row.name, "/"), row.name);
+    snprintf(row.text, sizeof row.text, "%s", text + at + strspn(text + at, " "));
+    for (size_t n = strlen(row.text); n && row.text[n - 1] == ' '; n--) row.text[n - 1] = 0;
+    return read_options(options);
+}
+
+static void test_bad_line(void) {
+    TEST_FAIL("layouts.txt: expected NAME LAYOUT FAMILY OPTIONS OUTCOME");
+}
+
+static void run_lines(void) {
+    char text[512];
+    FILE *file = fopen("tests/golden/layouts.txt", "r");
+    while (file && fgets(text, sizeof text, file))
+        if (*text != '#' && *text != '\n')
+            test_run(row.name, read_line(text) ? test_line : test_bad_line);
+    if (file) fclose(file);
+}
+
+/* No folder of the pack is without a line. */
+TEST(each_folder_has_a_line) {
+    static char text[1 << 16];
+    FILE *file = fopen("tests/golden/layouts.txt", "r");
+    CHECK(file && fread(text, 1, sizeof text - 1, file) > 0 && fgetc(file) == EOF);
+    fclose(file);
+    unpack();
+    CHECK(n_folders > 100);
+    for (int i = 0; i < n_folders; i++) {
+        char with_path[80], alone[80];
+        snprintf(with_path, sizeof with_path, "\n%s/", folders[i]);
+        snprintf(alone, sizeof alone, "\n%s ", folders[i]);
+        CHECK_MSG(strstr(text, with_path) || strstr(text, alone), "%s has none", folders[i]);
+    }
+}
+
+/* ---- README's table ---- libraries, files and families from the header's tables; what can be done
+   with them, from what happens to the dictionaries above. */
+
+/* Of the dictionaries of one library: how many are right, their families, and the families of those
+   that are not loaded, not written as they were, and not screened. */
+typedef struct deeds {
+    int right;
+    char families[512], unread[512], unwritten[512], unscreened[512];
+} deeds;
+
+/* Adds a name to a list, once. */
+static void list_name(char list[512], const char *name) {
+    char quoted[80];
+    size_t n = strlen(list);
+    snprintf(quoted, sizeof quoted, "`%s`", name);
+    if (!strstr(list, quoted)) snprintf(list + n, 512 - n, "%s%s", n ? ", " : "", quoted);
+}
+
+/* Whether it is the same dictionary, of the same library, after being written and read. */
+static int is_written(const dlrn_dictionary *dict) {
+    static const char *const names[] = {"written.safetensors", "written.pt", "written.npz"};
+    int same = 0;
+    int64_t n = read_array(row.folder, "input", x) / dict->d_in;
+    size_t size = (size_t)(n * dict->features) * sizeof(float);
+    CHECK_OK(ctx, dlrn_encode(dict, x, n, f));
+    for (int i = 0; i < 3 && !same; i++) {
+        dlrn_dictionary *again = NULL;
+        if (dlrn_save(dict, tmp_path(names[i])) != DLRN_OK ||
+            dlrn_load(ctx, tmp_path(names[i]), NULL, &again) != DLRN_OK)
+            continue;
+        same = again->layout && !strcmp(again->layout, dict->layout) &&
+               dlrn_encode(again, x, n, other) == DLRN_OK && !memcmp(other, f, size);
+        dlrn_dictionary_destroy(again);
+    }
+    return same;
+}
+
+/* Whether a screen serves a dictionary, or all parts of one. */
+static int is_screened(const dlrn_dictionary *dict) {
+    if (!dict->n_parts) return dlrni_screenable(dict);
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        if (!dlrni_screenable(dict->part[i].dict)) return 0;
+    return 1;
+}
+
+static void count_line(deeds *all) {
+    char path[256];
+    dlrn_dictionary *dict = NULL;
+    int which = 0;
+    if (!strcmp(row.outcome, "refused")) return;
+    while (which < DLRNI_LIBRARIES && strcmp(dlrni_library_table[which].name, row.layout)) which++;
+    if (which == DLRNI_LIBRARIES) return; /* not in the header yet */
+    deeds *own = &all[which];
+    snprintf(path, sizeof path, "build/tmp/layouts/%s", row.name);
+    if (*row.why || dlrn_load(ctx, path, &row.options, &dict) != DLRN_OK) {
+        list_name(own->unread, row.family);
+        return;
+    }
+    own->right++;
+    list_name(own->families, dict->family);
+    if (!is_written(dict)) list_name(own->unwritten, dict->family);
+    if (!is_screened(dict)) list_name(own->unscreened, dict->family);
+    dlrn_dictionary_destroy(dict);
+}
+
+/* "yes", or what it does not hold for. The lists have the same names if they are as long. */
+static void put_cell(char text[520], const char *not_for, const deeds *own) {
+    int none = !own->right || strlen(not_for) == strlen(own->families);
+    if (none || !*not_for)
+        strcpy(text, *not_for ? "no" : "yes");
+    else
+        snprintf(text, 520, "not %s", not_for);
+}
+
+static int put_library(char *text, size_t size, const dlrni_library *library, const deeds *own) {
+    char families[512] = "", files[128], read[520], written[520], screened[520];
+    const char *mark = library->weights ? strstr(library->weights, "%d") : NULL;
+    for (const dlrni_layout *r = library->rows; r->name; r++)
+        if (r->family) list_name(families, r->family);
+    if (!*families) return 0;
+    if (mark)
+        snprintf(files, sizeof files, "`%.*sN%s`", (int)(mark - library->weights), library->weights,
+                 mark + 2);
+    else
+        snprintf(files, sizeof files, library->weights ? "`%s`" : "any file", library->weights);
+    if (*library->config)
+        snprintf(files + strlen(files), sizeof files - strlen(files), ", `%s`", library->config);
+    put_cell(read, own->unread, own);
+    put_cell(written, own->unwritten, own);
+    put_cell(screened, own->unscreened, own);
+    return snprintf(text, size, "| `%s` | %s | %s | %s | %s | %s | %d |\n", library->name, files,
+                    families, read, written, screened, own->right);
+}
+
+/* Between README's marks. */
+static void put_table(char *text, size_t size) {
+    static deeds all[DLRNI_LIBRARIES];
+    char line_text[512];
+    FILE *file = fopen("tests/golden/layouts.txt", "r");
+    CHECK(file != NULL);
+    memset(all, 0, sizeof all);
+    unpack();
+    while (fgets(line_text, sizeof line_text, file))
+        if (*line_text != '#' && *line_text != '\n' && read_line(line_text)) count_line(all);
+    fclose(file);
+    int at = snprintf(text, size,
+                      "| library | in a folder | families | load | write | screened | checked |\n"
+                      "|---|---|---|---|---|---|---|\n");
+    for (int i = 0; i < DLRNI_LIBRARIES; i++)
+        at += put_library(text + at, size - (size_t)at, &dlrni_library_table[i], &all[i]);
+    at += snprintf(text + at, size - (size_t)at, "\nKnown, and refused by name:");
+    for (int i = 0; i < DLRNI_LIBRARIES; i++)
+        for (const dlrni_layout *r = dlrni_library_table[i].rows; r->name; r++)
+            if (!r->family) at += snprintf(text + at, size - (size_t)at, " %s;", r->name);
+    text[at - 1] = '.';
+    snprintf(text + at, size - (size_t)at, "\n");
+}
+
+#define BEGIN "<!-- libraries: make readme -->\n"
+#define END "<!-- /libraries -->\n"
+
+static char readme[1 << 17], table[1 << 15];
+
+/* README's table: its place in `readme`. */
+static char *find_table(char **end) {
+    FILE *file = fopen("README.md", "rb");
+    CHECK(file != NULL);
+    size_t n = fread(readme, 1, sizeof readme - 1, file);
+    readme[n] = 0;
+    fclose(file);
+    char *begin = strstr(readme, BEGIN);
+    *end = strstr(readme, END);
+    CHECK_MSG(begin && *end > begin, "README.md: the marks of the table are missing");
+    return begin + strlen(BEGIN);
+}
+
+TEST(readme_has_the_table) {
+    char *end, *begin = find_table(&end);
+    put_table(table, sizeof table);
+    CHECK_MSG((size_t)(end - begin) == strlen(table) && !memcmp(begin, table, strlen(table)),
+              "README.md: another table; build/test_layouts --readme writes it");
+}
+
+static void test_write_readme(void) {
+    char *end, *begin = find_table(&end);
+    put_table(table, sizeof table);
+    FILE *file = fopen("README.md", "wb");
+    CHECK(file && fwrite(readme, 1, (size_t)(begin - readme), file) == (size_t)(begin - readme));
+    CHECK(fputs(table, file) >= 0 && fputs(end, file) >= 0 && fclose(file) == 0);
+}
+
+int main(int argc, char **argv) {
+    int write_readme = argc > 1 && !strcmp(argv[1], "--readme");
+    TEST_BEGIN(argc, argv);
+    if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return 1;
+    if (write_readme) {
+        test_state.filter = NULL;
+        test_run("write_readme", test_write_readme);
+    } else {
+        run_lines();
+        RUN(each_folder_has_a_line);
+        RUN(readme_has_the_table);
+    }
+    dlrn_context_destroy(ctx);
+    return TEST_END();
+}
