@@ -1107,10 +1107,13 @@ typedef struct dlrn_source_desc {
     const char *tensor; /* its name in each file; NULL: the only one of floats that has rows */
     dlrn_dtype dtype;   /* DLRN_BF16: U16 holds the bits of bf16 numbers. 0: as the files say */
     int64_t epochs;     /* how many times the rows are read; 0: without end */
+    int64_t width, target_width; /* of a row and of its target, where they are known: if the last
+                                    dimension is not it, but the product of the last two is, these
+                                    make a row ([.., layers, d], [.., heads, d_head]). 0: not known */
 } dlrn_source_desc;
 
 /* A source of arrays in files: f16, bf16 (in .npy: V2), f32 or f64, of two or more dimensions. The
-   last one is d; the others number the rows. If they are [documents, positions, d], `positions` is
+   last one (see desc->width) is d; the others number the rows. If they are [documents, positions, d], `positions` is
    set. One file is open at a time, mapped where that is possible; otherwise a .npy is read as a
    stream. Memory does not grow with the files, which must not change while the source is open. A
    pipe holds a .npy in C order; it is read once (epochs 1), and seek only goes forward.
@@ -1660,6 +1663,10 @@ typedef struct dlrn_writer dlrn_writer;
    the writer is closed, because the header states their number. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width,
                                                 int64_t rows_total, dlrn_writer **out);
+/* The same as [rows][layers][width / layers], for rows of several layers; layers 1: as above. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_npy_create_layers(dlrn_context *ctx, const char *path,
+                                                       int64_t width, int64_t layers,
+                                                       int64_t rows_total, dlrn_writer **out);
 /* Appends x [rows][width]. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_npy_append(dlrn_writer *w, const float *x, int64_t rows);
 
@@ -11187,6 +11194,7 @@ struct dlrn_writer {
     dlrni_sink o;
     dlrni_writer_kind kind;
     int64_t width, rows, rows_total, nnz; /* rows_total < 0: not known */
+    int64_t layers;                       /* .npy: of a row; 1: plain  */
     dlrni_spool part[DLRNI_CSR_PARTS];    /* .npy: part[0] holds the rows, if it is open */
     char *path;                           /* for errors */
 };
@@ -11226,6 +11234,11 @@ DLRNI_INTERNAL void dlrni_writer_free(dlrn_writer *w) {
 DLRNI_INTERNAL void dlrni_writer_header(dlrn_writer *w, int64_t rows) {
     unsigned char head[DLRNI_NPY_HEAD];
     dlrn_tensor_out t = {w->path, DLRN_F32, 2, {rows, w->width}, NULL};
+    if (w->layers > 1) {
+        t.ndim = 3;
+        t.shape[1] = w->layers;
+        t.shape[2] = w->width / w->layers;
+    }
     dlrni_sink_fail(&w->o, dlrni_npy_header(w->ctx, &t, NULL, head));
     dlrni_sink_write(&w->o, head, sizeof head);
 }
@@ -11255,14 +11268,23 @@ DLRNI_INTERNAL dlrn_status dlrni_writer_open(dlrn_writer **out) {
 
 /* A file that can be rewound gets a header of 0 rows now, and its final one when it is closed. If
    the program is killed between, nothing shows: the file has its temporary name. */
-DLRN_API dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width,
-                                     int64_t rows_total, dlrn_writer **out) {
+DLRN_API dlrn_status dlrn_npy_create_layers(dlrn_context *ctx, const char *path, int64_t width,
+                                            int64_t layers, int64_t rows_total, dlrn_writer **out) {
+    *out = NULL;
+    DLRNI_REQUIRE_IN(ctx, path, layers > 0 && width % layers == 0,
+                     "expected layers that divide the width");
     DLRNI_TRY(dlrni_writer_new(ctx, path, DLRNI_WRITES_NPY, width, out));
     (*out)->rows_total = rows_total;
+    (*out)->layers = layers;
     DLRNI_TRY(dlrni_writer_open(out));
     /* a pipe whose number of rows is known gets its header now, and needs no spool */
     if (!(*out)->part[0].is_open) dlrni_writer_header(*out, rows_total < 0 ? 0 : rows_total);
     return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width,
+                                     int64_t rows_total, dlrn_writer **out) {
+    return dlrn_npy_create_layers(ctx, path, width, 1, rows_total, out);
 }
 
 /* Appends to a spool, unless an error came before: the parts must stay of one length. */
@@ -15418,6 +15440,7 @@ typedef struct dlrni_series {
     char *tensor; /* NULL: the only one of floats     */
     dlrn_dtype dtype;
     int64_t rows, cols, positions;
+    int64_t width; /* wanted of a row; 0: any */
 
     int64_t current;      /* the shard that is open; -1: none                  */
     dlrni_entry entry;    /* its tensor                                        */
@@ -15517,7 +15540,14 @@ DLRNI_INTERNAL dlrn_status dlrni_check_shard(dlrni_series *s, int64_t i, dlrni_e
         return dlrn_fail(s->ctx, DLRN_ERR_SHAPE,
                          "%s: expected an array [rows, width] or [..., width], found [%s]", path,
                          shape);
-    const int64_t cols = t->shape[t->ndim - 1], positions = t->ndim > 2 ? t->shape[t->ndim - 2] : 0;
+    int64_t cols = t->shape[t->ndim - 1], joined;
+    int others = t->ndim - 1; /* dimensions that number the rows */
+    if (s->width && cols != s->width && others > 1 &&
+        dlrni_mul(cols, t->shape[others - 1], &joined) && joined == s->width) {
+        cols = joined;
+        others--;
+    }
+    const int64_t positions = others > 1 ? t->shape[others - 1] : 0;
     if (cols < 1 || cols > INT32_MAX)
         return dlrn_fail(s->ctx, DLRN_ERR_SHAPE, "%s: expected rows of 1 to %d numbers, found %lld",
                          path, INT32_MAX, (long long)cols);
@@ -15689,12 +15719,14 @@ DLRNI_INTERNAL void dlrni_series_close(dlrni_series *s) {
 
 /* Copies the names and measures the files. On failure the caller closes the series. */
 DLRNI_INTERNAL dlrn_status dlrni_series_open(dlrn_context *ctx, const dlrn_source_desc *desc,
-                                             const char *const *paths, int64_t n, dlrni_series *s) {
+                                             const char *const *paths, int64_t n, int64_t width,
+                                             dlrni_series *s) {
     int64_t bytes = desc->tensor ? (int64_t)strlen(desc->tensor) + 1 : 1;
     for (int64_t i = 0; i < n; i++) bytes += (int64_t)strlen(paths[i]) + 1;
     s->ctx = ctx;
     s->current = -1;
     s->dtype = desc->dtype;
+    s->width = width;
     s->shard = DLRNI_NEW_ZERO(ctx, dlrni_shard, n);
     s->names = s->shard ? DLRNI_NEW(ctx, char, bytes) : NULL;
     if (!s->names) return DLRN_ERR_MEMORY;
@@ -15770,7 +15802,9 @@ DLRNI_INTERNAL void dlrni_map_rows(dlrni_series *s, int64_t row, int64_t n, floa
     const dlrni_file_map *m = &s->file->map;
     const uintptr_t base = (uintptr_t)m->p, at = (uintptr_t)e->data - base;
     const size_t size = (size_t)s->cols * (size_t)dlrni_dtype_size(e->info.dtype);
-    dlrni_entry_rows(s->ctx, e, row, n, dst, NULL);
+    /* the entry's own rows: several make one, if dimensions were joined */
+    const int64_t each = s->cols / e->info.shape[e->info.ndim - 1];
+    dlrni_entry_rows(s->ctx, e, row * each, n * each, dst, NULL);
     /* unpacked members, the shards of an index and a pipe that was read whole lie elsewhere */
     if (!dlrni_is_dense(e) || at >= m->size || s->file->borrowed) return;
     const size_t begin = at + (size_t)row * size, end = begin + (size_t)n * size;
@@ -15950,10 +15984,10 @@ DLRNI_INTERNAL dlrn_status dlrni_check_pipes(dlrn_context *ctx, const dlrn_sourc
 DLRNI_INTERNAL dlrn_status dlrni_open_files(dlrn_context *ctx, const dlrn_source_desc *desc,
                                             dlrni_array_source *s) {
     DLRNI_TRY(dlrni_check_pipes(ctx, desc));
-    DLRNI_TRY(dlrni_series_open(ctx, desc, desc->paths, desc->n_paths, &s->files));
+    DLRNI_TRY(dlrni_series_open(ctx, desc, desc->paths, desc->n_paths, desc->width, &s->files));
     if (desc->n_target_paths)
-        DLRNI_TRY(
-            dlrni_series_open(ctx, desc, desc->target_paths, desc->n_target_paths, &s->target));
+        DLRNI_TRY(dlrni_series_open(ctx, desc, desc->target_paths, desc->n_target_paths,
+                                    desc->target_width, &s->target));
     if (desc->n_target_paths && s->files.rows != s->target.rows)
         /* named by the target: x was opened first and is taken as right */
         return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected %lld rows as in %s, found %lld",

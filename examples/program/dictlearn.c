@@ -8,8 +8,7 @@
    recipes.h  formulas, train --recipe list model.h    tokenize, generate, activations, logits
    recall.h   the command of a saved run    train.h    train
    paths.h    files, folders, patterns      eval.h     eval
-   choose.h   rows that count               features.h features
-   layers.h   rows of several layers */
+   choose.h   rows that count               features.h features */
 #define _POSIX_C_SOURCE 200809L /* mkdir, sigaction, open_memstream */
 #include <dirent.h>
 #include <errno.h>
@@ -41,7 +40,6 @@
 #include "load.h"
 #include "choose.h"
 #include "source.h"
-#include "layers.h"
 #include "inspect.h"
 #include "rows.h"
 #include "model.h"

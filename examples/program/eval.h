@@ -494,8 +494,11 @@ static int run_eval(dlrn_context *ctx, const options *o) {
     dlrn_status s = load_dictionary(ctx, o->dict, o, &dict);
     if (s == DLRN_OK && o->model) s = check_one_site(o, dict);
     if (s == DLRN_OK && o->model) s = model_text_open(ctx, o, 1, &mt);
+    if (s == DLRN_OK) {
+        f.width = dict->d_in;
+        f.target_width = dict->d_out;
+    }
     if (s == DLRN_OK && o->data) s = feed_open(&f, 1);
-    if (s == DLRN_OK && o->data) s = feed_join_layers(&f, dict);
     if (s == DLRN_OK && o->skip_nonfinite) s = feed_keep_finite(&f);
     if (s == DLRN_OK)
         s = o->model ? check_site_width(&mt, o, dict)
