@@ -13810,6 +13810,9 @@ DLRNI_INTERNAL int dlrni_find_config(dlrn_context *ctx, const char *folder, size
     return *config != 0;
 }
 
+/* Room sets: the first of a folder's files that hold a layer each; "": there are none. */
+DLRNI_INTERNAL void dlrni_first_layer(dlrn_context *ctx, const char *path, char *file, size_t size);
+
 /* Looks in a folder: for our own files, those of trainers, those of other libraries. */
 DLRNI_INTERNAL dlrn_status dlrni_search_folder(dlrn_context *ctx, const char *path, char *file,
                                                size_t size) {
@@ -13824,6 +13827,7 @@ DLRNI_INTERNAL dlrn_status dlrni_search_folder(dlrn_context *ctx, const char *pa
         else if (!dlrni_is_in_folder(ctx, path, weights, file, size))
             *file = 0;
     }
+    if (!*file) dlrni_first_layer(ctx, path, file, size);
     return DLRN_OK;
 }
 
@@ -14072,8 +14076,10 @@ DLRNI_INTERNAL dlrn_status dlrni_layout_of(const dlrn_dictionary *dict, const ch
                 if (!first) first = row;
             }
     if (first) return dlrni_check_layout_holds(dict, path, first);
-    return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: %s %s has no weights to save", path,
-                     dict->n_parts ? "a" : "an", dict->family);
+    return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: not written: a %s %s", path,
+                     dict->family,
+                     dict->n_parts ? "has several layers, and no layout of one file holds them"
+                                   : "has no weights to save");
 }
 
 /* Adds one tensor of the row: borrowed from the dictionary, or a transposed copy. */
@@ -14552,7 +14558,21 @@ DLRNI_INTERNAL int64_t dlrni_count_layers(dlrn_context *ctx, const char *folder,
     return n;
 }
 
-/* One layer of a cross-layer transcoder by itself: it reads its layer, and writes what it adds to
+DLRNI_INTERNAL void dlrni_first_layer(dlrn_context *ctx, const char *path, char *file,
+                                      size_t size) {
+    char name[64];
+    int64_t first = 0;
+    *file = 0;
+    for (int r = 0; r < DLRNI_NUMBEREDS; r++) {
+        const dlrni_numbered *row = &dlrni_numbered_table[r];
+        if (!dlrni_count_layers(ctx, path, row, &first)) continue;
+        dlrni_print(name, sizeof name, "%s%lld%s", row->before, (long long)first, row->after);
+        if (dlrni_is_in_folder(ctx, path, name, file, size)) return;
+    }
+    *file = 0;
+}
+
+/* One layer of a cross-layer transcoder alone: it reads its layer, and writes what it adds to
    the layers from its own on. The output biases of those above are in other files. */
 DLRNI_INTERNAL dlrn_status dlrni_load_one_layer(dlrni_loading *l, dlrn_context *ctx,
                                                 const char *folder, const dlrni_numbered *row,

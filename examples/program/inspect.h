@@ -63,19 +63,33 @@ static dlrn_status open_contents(dlrn_context *ctx, const char *path, const opti
     return s;
 }
 
+/* Adds the norms of a dictionary's atoms; those of parts reach over all layers they write to. */
+static void add_atom_norms(dlrn_context *ctx, const dlrn_dictionary *dict, double *min, double *sum,
+                           double *max) {
+    const int64_t width = dict->d_out;
+    const float *atoms = dict->param[DLRN_DECODER];
+    for (int64_t j = 0; atoms && j < dict->features; j++) {
+        double n = (double)dlrn_norm(ctx, atoms + j * width, width);
+        *min = n < *min ? n : *min;
+        *max = n > *max ? n : *max;
+        *sum += n;
+    }
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        add_atom_norms(ctx, dict->part[i].dict, min, sum, max);
+}
+
 /* Smallest, mean and largest norm of the atoms; they tell whether a dictionary is normalised. */
 static void atom_norms(dlrn_context *ctx, const dlrn_dictionary *dict, double *min, double *mean,
                        double *max) {
-    const int64_t width = dict->d_out;
     double sum = 0;
     *min = 1e300, *max = 0;
-    for (int64_t j = 0; j < dict->features; j++) {
-        double n = (double)dlrn_norm(ctx, dict->param[DLRN_DECODER] + j * width, width);
-        *min = n < *min ? n : *min;
-        *max = n > *max ? n : *max;
-        sum += n;
-    }
+    add_atom_norms(ctx, dict, min, &sum, max);
     *mean = sum / (double)dict->features;
+}
+
+/* Whether there are atoms to tell of: an identity has none. */
+static int has_atoms(const dlrn_dictionary *dict) {
+    return dict && (dict->param[DLRN_DECODER] || dict->n_parts);
 }
 
 enum { MODEL_ROWS = 8 };
@@ -109,10 +123,13 @@ static void print_contents(dlrn_context *ctx, const char *path, const contents *
         for (int i = 0; i < MODEL_ROWS; i++)
             printf("%s %lld\n", rows[i].name, (long long)rows[i].value);
     }
-    if (c->dict && c->dict->param[DLRN_DECODER]) {
+    if (has_atoms(c->dict)) {
         atom_norms(ctx, c->dict, &min, &mean, &max);
         printf("family %s, activation_dim %lld, dict_size %lld\n", c->dict->family,
                (long long)c->dict->d_in, (long long)c->dict->features);
+        if (c->dict->layers > 1)
+            printf("layers %lld, feature_layers %lld\n", (long long)c->dict->layers,
+                   (long long)c->dict->feature_layers);
         put_formula_words(c->dict);
         printf("atom norms: min %.6g, mean %.6g, max %.6g\n", min, mean, max);
     }
@@ -138,7 +155,14 @@ static void put_dictionary_json(json_writer *j, dlrn_context *ctx, const dlrn_di
     json_text(j, "family", dict->family);
     json_int(j, "activation_dim", dict->d_in);
     json_int(j, "dict_size", dict->features);
+    if (dict->layers > 1) json_int(j, "layers", dict->layers);
+    if (dict->layers > 1) json_int(j, "feature_layers", dict->feature_layers);
     put_formula_json(j, dict);
+    if (dict->n_parts) {
+        json_open(j, "part", '{');
+        put_formula_json(j, dict->part[0].dict);
+        json_close(j, '}');
+    }
     json_open(j, "atom_norms", '{');
     json_real(j, "min", 6, min);
     json_real(j, "mean", 6, mean);
@@ -157,7 +181,7 @@ static void put_contents_json(dlrn_context *ctx, const char *path, const content
         json_text(&j, "family", c->model.architecture->family);
         for (int i = 0; i < MODEL_ROWS; i++) json_int(&j, rows[i].name, rows[i].value);
     }
-    if (c->dict && c->dict->param[DLRN_DECODER]) put_dictionary_json(&j, ctx, c->dict);
+    if (has_atoms(c->dict)) put_dictionary_json(&j, ctx, c->dict);
     if (*c->why) json_text(&j, "not_loaded", c->why);
     json_open(&j, "tensors", '[');
     for (int64_t i = 0; i < dlrn_archive_describe(c->archive).count; i++) {

@@ -84,12 +84,22 @@ static int has_one_threshold(const dlrn_dictionary *dict) {
            !dict->param[DLRN_THRESHOLD];
 }
 
-/* What inspect prints of a dictionary's layout and formula. */
+/* What inspect prints of a dictionary's layout and formula; of several parts, which differ in their
+   numbers alone, the first stands for all. */
 static void put_formula_words(const dlrn_dictionary *dict) {
     const dlrn_formula *m = &dict->formula;
-    printf("layout %s, center %s, gate %s, select %s", dict->layout ? dict->layout : "none",
-           dlrn_name(DLRN_NAMES_CENTER, (int)m->center), dlrn_name(DLRN_NAMES_GATE, (int)m->gate),
-           dlrn_name(DLRN_NAMES_SELECT, (int)m->select));
+    printf("layout %s, ", dict->layout ? dict->layout : "none");
+    if (dict->n_parts) {
+        if (m->select != DLRN_SELECT_ALL)
+            printf("select over the layers %s, k %lld, ",
+                   dlrn_name(DLRN_NAMES_SELECT, (int)m->select), (long long)m->k);
+        if (m->standardise) printf("standardised over the rows, ");
+        printf("%lld parts: ", (long long)dict->n_parts);
+        dict = dict->part[0].dict;
+        m = &dict->formula;
+    }
+    printf("center %s, gate %s, select %s", dlrn_name(DLRN_NAMES_CENTER, (int)m->center),
+           dlrn_name(DLRN_NAMES_GATE, (int)m->gate), dlrn_name(DLRN_NAMES_SELECT, (int)m->select));
     if (m->normalise) printf(", normalise %s", dlrn_name(DLRN_NAMES_NORMALISE, (int)m->normalise));
     if (m->select != DLRN_SELECT_ALL) printf(", k %lld", (long long)m->k);
     if (has_one_threshold(dict)) printf(", threshold %.9g", m->threshold);
