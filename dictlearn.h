@@ -59,6 +59,7 @@
    >>writers        growing .npy, CSR and plain files; CSR read
    >>layouts        how dictionaries are stored: one block per library
    >>load           reads and writes dictionaries
+   >>sets           dictionaries of several layers: in several files, or as parts
    >>naive          a training step as plain loops: for readers, and as the tests' reference
    >>source         rows of arrays in memory and in files, a filter
    >>buffer         the activation buffer
@@ -975,7 +976,8 @@ DLRN_API const char *dlrn_name(dlrn_names which, int value);
     X(DLRN_LOG_SCALE, "log_scale", 'F', '1')       /* a value is exp(log_scale) times that   */    \
     X(DLRN_VALUE_BIAS, "value_bias", 'F', '1')     /* gate "gated": added to the value       */    \
     X(DLRN_GATE_ENCODER, "gate_encoder", 'F', 'I') /* a second encoder (few families)     */       \
-    X(DLRN_GATE_BIAS, "gate_bias", 'F', '1')       /* its bias                            */
+    X(DLRN_GATE_BIAS, "gate_bias", 'F', '1')       /* its bias                            */       \
+    X(DLRN_DECODER_OFFSET, "decoder_offset", 'F', 'O') /* added once if a feature is active */
 
 typedef enum dlrn_role {
 #define DLRN_ROLE_ENUM(role, name, rows, cols) role,
@@ -1240,18 +1242,17 @@ typedef struct dlrn_source_desc {
     const char *tensor; /* its name in each file; NULL: the only one of floats that has rows */
     dlrn_dtype dtype;   /* DLRN_BF16: U16 holds the bits of bf16 numbers. 0: as the files say */
     int64_t epochs;     /* how many times the rows are read; 0: without end */
-    int64_t d_in;       /* width of a row x that may also be the last two dimensions, [layers, d]:
-                           where the last one is not so wide, and both together are. 0: the last */
-    int64_t d_out;      /* the same of y                                                         */
+    int64_t width, target_width; /* of a row and of its target, where they are known: if the last
+                                    dimension is not it, but the product of the last two is, these
+                                    make a row ([.., layers, d], [.., heads, d_head]). 0: not known */
 } dlrn_source_desc;
 
-/* A source of arrays in files: f16, bf16 (in .npy: V2), f32 or f64, of two or more dimensions.
-   The last one is d, unless desc->d_in says more; the others number the rows. If they are
-   [documents, positions, d], `positions` is set. One file is open at a time, mapped where that is
-   possible; otherwise a .npy is read as a stream. Memory does not grow with the files, which must
-   not change while the source is open. A pipe holds a .npy in C order; it is read once (epochs
-   1), and seek only goes forward. DLRN_ERR_IO, _FORMAT; _UNSUPPORTED: integers; _SHAPE: files
-   that do not agree. */
+/* A source of arrays in files: f16, bf16 (in .npy: V2), f32 or f64, of two or more dimensions. The
+   last one (see desc->width) is d; the others number the rows. If they are [documents, positions,
+   d], `positions` is set. One file is open at a time, mapped where that is possible; otherwise a
+   .npy is read as a stream. Memory does not grow with the files, which must not change while the source is open. A
+   pipe holds a .npy in C order; it is read once (epochs 1), and seek only goes forward.
+   DLRN_ERR_IO, _FORMAT; _UNSUPPORTED: integers; _SHAPE: files that do not agree. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_source_open(dlrn_context *ctx, const dlrn_source_desc *desc,
                                                  dlrn_source *out);
 /* A filter: leaves out the rows of `source` whose x or y holds a number that is not finite.
@@ -1797,9 +1798,9 @@ typedef struct dlrn_writer dlrn_writer;
    the writer is closed, because the header states their number. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width,
                                                 int64_t rows_total, dlrn_writer **out);
-/* The same as .npy [rows][layers][width / layers]; layers 1: [rows][width]. */
+/* The same as [rows][layers][width / layers], for rows of several layers; layers 1: as above. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_npy_create_layers(dlrn_context *ctx, const char *path,
-                                                       int64_t layers, int64_t width,
+                                                       int64_t width, int64_t layers,
                                                        int64_t rows_total, dlrn_writer **out);
 /* Appends x [rows][width]. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_npy_append(dlrn_writer *w, const float *x, int64_t rows);
@@ -5410,6 +5411,14 @@ DLRNI_INTERNAL void dlrni_undo_normalise(const dlrn_dictionary *dict, const floa
     }
 }
 
+/* What a family adds once for each active feature, whatever its value: few have it. */
+DLRNI_INTERNAL void dlrni_add_offsets(const dlrn_dictionary *dict, const int32_t *col,
+                                      const float *val, int64_t n, float *x_hat) {
+    const float *offset = dict->param[DLRN_DECODER_OFFSET];
+    for (int64_t p = 0; offset && p < n; p++)
+        if (val[p] != 0) dict->ctx->k->axpy(1, offset + col[p] * dict->d_out, x_hat, dict->d_out);
+}
+
 /* The atoms of codes' row i, added to x_hat [d_out]. */
 DLRNI_INTERNAL void dlrni_add_atoms(const dlrn_dictionary *dict, const dlrn_sparse *c, int64_t i,
                                     float *x_hat) {
@@ -5417,6 +5426,7 @@ DLRNI_INTERNAL void dlrni_add_atoms(const dlrn_dictionary *dict, const dlrn_spar
     if (n)
         dict->ctx->k->gather_axpy(x_hat, d, dict->param[DLRN_DECODER], d, c->col + at, c->val + at,
                                   n);
+    dlrni_add_offsets(dict, c->col + at, c->val + at, n, x_hat);
 }
 
 /* Adds scale * SKIP z [d_in] to x_hat: of a dictionary, or of a part on its own windows. */
@@ -5447,6 +5457,7 @@ DLRNI_INTERNAL void dlrni_add_parts(const dlrni_decode_job *j, int64_t i, float 
         if (n)
             dict->ctx->k->gather_axpy(x_hat + part->out_at, d, part->dict->param[DLRN_DECODER], d,
                                       col, c->val + at, n);
+        dlrni_add_offsets(part->dict, col, c->val + at, n, x_hat + part->out_at);
         /* features mostly ascend: the next part, and around, as a caller's may be in any order */
         if (n < 128) q = (q + 1) % dict->n_parts;
         at += n;
@@ -6307,7 +6318,7 @@ typedef struct dlrni_parts_job {
 } dlrni_parts_job;
 
 /* Task: one row of a part's window. */
-DLRNI_INTERNAL void dlrni_window_row(void *arg, int64_t i, int worker) {
+DLRNI_INTERNAL void dlrni_part_input_row(void *arg, int64_t i, int worker) {
     const dlrni_parts_job *j = (const dlrni_parts_job *)arg;
     const dlrn_part *part = &j->dict->part[j->part];
     const int64_t d = part->dict->d_in;
@@ -6316,14 +6327,14 @@ DLRNI_INTERNAL void dlrni_window_row(void *arg, int64_t i, int worker) {
 }
 
 /* The rows that a part reads: x itself if the window is the whole row, otherwise copies. */
-DLRNI_INTERNAL dlrn_status dlrni_window(dlrni_parts_job *j, int64_t part, const float **x) {
+DLRNI_INTERNAL dlrn_status dlrni_part_input(dlrni_parts_job *j, int64_t part, const float **x) {
     const int64_t d = j->dict->part[part].dict->d_in;
     *x = j->x;
     if (d == j->dict->d_in) return DLRN_OK;
     if (!DLRNI_GROW(j->dict->ctx, &j->p->window, &j->p->window_cap, 0, j->n * d))
         return DLRN_ERR_MEMORY;
     j->part = part;
-    dlrni_parallel_for(j->dict->ctx, j->n, dlrni_ns(j->n, d) / 16, dlrni_window_row, j);
+    dlrni_parallel_for(j->dict->ctx, j->n, dlrni_ns(j->n, d) / 16, dlrni_part_input_row, j);
     *x = j->p->window;
     return DLRN_OK;
 }
@@ -6371,7 +6382,7 @@ DLRNI_INTERNAL dlrn_status dlrni_join_codes(dlrni_parts_job *j) {
 DLRNI_INTERNAL dlrn_status dlrni_parts_rows(dlrni_parts_job *j) {
     for (int64_t q = 0; q < j->p->n; q++) {
         const float *x;
-        DLRNI_TRY(dlrni_window(j, q, &x));
+        DLRNI_TRY(dlrni_part_input(j, q, &x));
         DLRNI_TRY(dlrni_encode_unscaled(j->p->encoder[q], x, j->n, &j->p->codes[q]));
     }
     return dlrni_join_codes(j);
@@ -11448,7 +11459,7 @@ struct dlrn_writer {
     dlrni_sink o;
     dlrni_writer_kind kind;
     int64_t width, rows, rows_total, nnz; /* rows_total < 0: not known */
-    int64_t layers;                       /* of a .npy; 1: plain rows  */
+    int64_t layers;                       /* .npy: of a row; 1: plain  */
     dlrni_spool part[DLRNI_CSR_PARTS];    /* .npy: part[0] holds the rows, if it is open */
     char *path;                           /* for errors */
 };
@@ -11523,11 +11534,11 @@ DLRNI_INTERNAL dlrn_status dlrni_writer_open(dlrn_writer **out) {
 
 /* A file that can be rewound gets a header of 0 rows now, and its final one when it is closed. If
    the program is killed between, nothing shows: the file has its temporary name. */
-DLRN_API dlrn_status dlrn_npy_create_layers(dlrn_context *ctx, const char *path, int64_t layers,
-                                            int64_t width, int64_t rows_total, dlrn_writer **out) {
+DLRN_API dlrn_status dlrn_npy_create_layers(dlrn_context *ctx, const char *path, int64_t width,
+                                            int64_t layers, int64_t rows_total, dlrn_writer **out) {
     *out = NULL;
     DLRNI_REQUIRE_IN(ctx, path, layers > 0 && width % layers == 0,
-                     "layers must be positive, and all as wide");
+                     "expected layers that divide the width");
     DLRNI_TRY(dlrni_writer_new(ctx, path, DLRNI_WRITES_NPY, width, out));
     (*out)->rows_total = rows_total;
     (*out)->layers = layers;
@@ -11539,7 +11550,7 @@ DLRN_API dlrn_status dlrn_npy_create_layers(dlrn_context *ctx, const char *path,
 
 DLRN_API dlrn_status dlrn_npy_create(dlrn_context *ctx, const char *path, int64_t width,
                                      int64_t rows_total, dlrn_writer **out) {
-    return dlrn_npy_create_layers(ctx, path, 1, width, rows_total, out);
+    return dlrn_npy_create_layers(ctx, path, width, 1, rows_total, out);
 }
 
 /* Appends to a spool, unless an error came before: the parts must stay of one length. */
@@ -12631,12 +12642,10 @@ DLRNI_INTERNAL dlrn_status dlrni_llamascopium_class(dlrni_loading *l, const char
 
 /* sqrt(d) / (mean norm at a hook). Only files of norm_activation dataset-wise hold one; in the
    others the tensor is memory that was never set. */
-DLRNI_INTERNAL dlrn_status dlrni_hook_scale(const dlrni_loading *l, const char *key, int64_t d,
-                                            double *scale) {
+DLRNI_INTERNAL dlrn_status dlrni_scale_of_hook(const dlrni_loading *l, const char *hook, int64_t d,
+                                               double *scale) {
     char name[512];
-    const char *hook = "";
     float norm = NAN;
-    DLRNI_TRY(dlrni_config_text(l, key, &hook));
     dlrni_print(name, sizeof name, "%sdataset_average_activation_norm.%s", l->prefix, hook);
     int64_t index = dlrn_archive_find(l->a, name);
     if (index >= 0 && dlrn_archive_tensor(l->a, index)->numel == 1)
@@ -12646,6 +12655,14 @@ DLRNI_INTERNAL dlrn_status dlrni_hook_scale(const dlrni_loading *l, const char *
     return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE,
                      "%s: tensor '%s': expected a number above 0, found %s", l->a->path, name,
                      index < 0 ? "no such tensor" : "another");
+}
+
+/* The same of the hook that the config names. */
+DLRNI_INTERNAL dlrn_status dlrni_hook_scale(const dlrni_loading *l, const char *key, int64_t d,
+                                            double *scale) {
+    const char *hook = "";
+    DLRNI_TRY(dlrni_config_text(l, key, &hook));
+    return dlrni_scale_of_hook(l, hook, d, scale);
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_llamascopium_scales(dlrni_loading *l, dlrn_dictionary *dict) {
@@ -13382,14 +13399,6 @@ DLRNI_INTERNAL dlrn_status dlrni_two_layouts(const dlrni_loading *l, const dlrni
     if (!*config && one == other && one->class_of == dlrni_learning_class)
         return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: expected tensors of one layout, found those of %s and of %s: a "
-<<<<<<< HEAD
-                         "%s with %s beside it, or --layout NAME, must say which",
-                         l->a->path, first->name, second->name, DLRNI_CONFIG_FILE, DLRNI_CLASS_KEY);
-    return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
-                     "%s: expected tensors of one layout, found those of %s (%s) and of %s (%s): "
-                     "--layout NAME must say which",
-                     l->a->path, one->name, first->name, other->name, second->name);
-=======
                          "%s with %s beside it, or --layout, must say which",
                          l->a->path, first->name, second->name, DLRNI_CONFIG_FILE, DLRNI_CLASS_KEY);
     return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
@@ -13398,7 +13407,6 @@ DLRNI_INTERNAL dlrn_status dlrni_two_layouts(const dlrni_loading *l, const dlrni
                      l->a->path, one->name, first->name, other->name, second->name,
                      one == other ? first->name : one->name,
                      one == other ? second->name : other->name);
->>>>>>> goldens
 }
 
 /* Chooses the row that describes the file best; l->layout NULL: none does. any = 1: of two equally
@@ -13696,6 +13704,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_strided(dlrn_archive *a, int64_t index, co
 DLRNI_INTERNAL int dlrni_is_turned(const dlrni_stored *t) {
     const size_t n = strlen(t->shape);
     const char rows = dlrni_role_table[t->is].rows;
+    /* a vector of all layers, [M][D], lies as it is in memory */
     if (dlrni_role_table[t->is].cols == '1') return 0;
     return n >= 2 && t->shape[0] != rows && (t->shape[n - 1] == rows || n == 2);
 }
@@ -13964,9 +13973,15 @@ DLRNI_INTERNAL dlrn_status dlrni_read_dictionary(dlrni_loading *l, dlrn_dictiona
     return s;
 }
 
+/* Room sets: dictionaries of several layers, in one archive or in several. *out NULL: it is none. */
+DLRNI_INTERNAL dlrn_status dlrni_load_layers(dlrni_loading *l, dlrn_dictionary **out);
+DLRNI_INTERNAL dlrn_status dlrni_load_numbered(dlrni_loading *l, dlrn_context *ctx,
+                                               const char *path, dlrn_dictionary **out);
+
 /* Loads from an open archive: what the config and the file state decides, or else the tensors. */
 DLRNI_INTERNAL dlrn_status dlrni_load_archive(dlrni_loading *l, dlrn_dictionary **out) {
-    *out = NULL;
+    DLRNI_TRY(dlrni_load_layers(l, out));
+    if (*out) return DLRN_OK;
     /* all checks of names and shapes come before memory is allocated */
     DLRNI_TRY(dlrni_choose_layout(l));
     DLRNI_TRY(dlrni_match_layout(l));
@@ -14019,6 +14034,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config_sizes(dlrn_context *ctx, const cha
         if (!key->extent) continue;
         double have = (double)(key->extent == 'D'   ? dict->d_in / dict->layers
                                : key->extent == 'M' ? dict->layers
+                               : key->extent == 'F' ? dict->features / dict->feature_layers
                                                     : dlrni_extent(dict, key->extent));
         dlrni_print(full, sizeof full, "%s%s", parts[i % 2], key->key);
         /* a key that is absent agrees */
@@ -14123,6 +14139,9 @@ DLRNI_INTERNAL int dlrni_find_config(dlrn_context *ctx, const char *folder, size
     return *config != 0;
 }
 
+/* Room sets: the first of a folder's files that hold a layer each; "": there are none. */
+DLRNI_INTERNAL void dlrni_first_layer(dlrn_context *ctx, const char *path, char *file, size_t size);
+
 /* Looks in a folder: for our own files, those of trainers, those of other libraries. */
 DLRNI_INTERNAL dlrn_status dlrni_search_folder(dlrn_context *ctx, const char *path, char *file,
                                                size_t size) {
@@ -14137,6 +14156,7 @@ DLRNI_INTERNAL dlrn_status dlrni_search_folder(dlrn_context *ctx, const char *pa
         else if (!dlrni_is_in_folder(ctx, path, weights, file, size))
             *file = 0;
     }
+    if (!*file) dlrni_first_layer(ctx, path, file, size);
     return DLRN_OK;
 }
 
@@ -14245,6 +14265,9 @@ DLRN_API dlrn_status dlrn_load(dlrn_context *ctx, const char *path,
     dlrn_json *root = NULL;
     dlrni_loading l;
     *out = NULL;
+    dlrni_loading_begin(&l, options, "");
+    DLRNI_TRY(dlrni_load_numbered(&l, ctx, path, out));
+    if (*out) return DLRN_OK;
     DLRNI_TRY(dlrn_find_dictionary(ctx, path, file, config, sizeof file));
     dlrn_status s = *config ? dlrn_file_read(ctx, config, &text, &size) : DLRN_OK;
     /* a config that is not JSON is an error: it might name the layout */
@@ -14384,8 +14407,10 @@ DLRNI_INTERNAL dlrn_status dlrni_layout_of(const dlrn_dictionary *dict, const ch
                 if (!first) first = row;
             }
     if (first) return dlrni_check_layout_holds(dict, path, first);
-    return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: %s %s has no weights to save", path,
-                     dict->n_parts ? "a" : "an", dict->family);
+    return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: not written: a %s %s", path,
+                     dict->family,
+                     dict->n_parts ? "has several layers, and no layout of one file holds them"
+                                   : "has no weights to save");
 }
 
 /* Adds one tensor of the row: borrowed from the dictionary, or a transposed copy. */
@@ -14450,6 +14475,1067 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
                                dlrni_is_ambiguous(layout) ? stated : NULL);
     for (int i = 0; i < DLRNI_STORED_MAX; i++) dlrn_free(ctx, saving.turned[i]);
     return s;
+}
+
+/* ------------------------------------------------------------------------------------------ */
+// >>sets
+/* Dictionaries whose parameters are spread over several files, or over the parts of a dictionary of
+   several layers. What a row of room layouts cannot say is code here: one block per library, and a
+   line of one of the two tables at the end:
+     dlrni_numbered_table  a file or two for each layer, in one folder;
+     dlrni_set_table       one archive, known by its config or by a tensor.
+   A block checks the shape of each tensor, and reads slices of it to where the parts want them. */
+
+/* ---- Slices ---- */
+
+/* A matrix inside a tensor of up to three dimensions, of any type and strides. */
+typedef struct dlrni_slice {
+    const dlrni_entry *e;
+    int64_t at;                 /* its first element, counted as strides are */
+    int64_t rows, cols;         /* in memory */
+    int64_t row_step, col_step; /* in the file, in elements */
+} dlrni_slice;
+
+/* The tensor PREFIX NAME, of ndim dimensions: sizes of -1 in `shape` are set, the others must
+   agree. None may be 0. */
+DLRNI_INTERNAL dlrn_status dlrni_set_tensor(const dlrni_loading *l, const char *name, int ndim,
+                                            int64_t *shape, const dlrni_entry **e) {
+    char want[64] = "", found[64] = "no such tensor";
+    const int64_t index = dlrni_find_stored(l, name);
+    const dlrn_tensor_info *info = dlrn_archive_tensor(l->a, index);
+    int same = info && info->ndim == ndim;
+    for (int i = 0; same && i < ndim; i++)
+        same = info->shape[i] > 0 && (shape[i] < 0 || info->shape[i] == shape[i]);
+    if (same) {
+        for (int i = 0; i < ndim; i++) shape[i] = info->shape[i];
+        *e = &l->a->entries[index];
+        return dlrni_expect_floats(l->a, *e);
+    }
+    if (info) {
+        dlrni_shape_text(info->shape, info->ndim, want, sizeof want);
+        dlrni_print(found, sizeof found, "[%s]", want);
+    }
+    for (int i = 0, at = 0; i < ndim && at < (int)sizeof want; i++)
+        at += shape[i] < 0 ? dlrni_print(want + at, sizeof want - (size_t)at, "%sN", i ? ", " : "")
+                           : dlrni_print(want + at, sizeof want - (size_t)at, "%s%lld",
+                                         i ? ", " : "", (long long)shape[i]);
+    return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE, "%s: tensor '%s%s': expected shape [%s], found %s",
+                     l->a->path, l->prefix, name, want, found);
+}
+
+/* The slice whose rows run along dimension `row` (-1: a single row) and whose columns along `col`;
+   `first` [ndim] is its first element. */
+DLRNI_INTERNAL dlrni_slice dlrni_slice_of(const dlrni_entry *e, int row, int col, int64_t first0,
+                                          int64_t first1) {
+    dlrni_slice s = {e, e->offset, 1, e->info.shape[col], 0, e->stride[col]};
+    if (row >= 0) {
+        s.rows = e->info.shape[row];
+        s.row_step = e->stride[row];
+    }
+    s.at += first0 * e->stride[0] + (e->info.ndim > 1 ? first1 * e->stride[1] : 0);
+    return s;
+}
+
+/* A slice being read: a task for each DLRNI_BLOCK rows. */
+typedef struct dlrni_slice_job {
+    const dlrn_context *ctx;
+    dlrni_slice s;
+    float *to; /* rows ld apart */
+    int64_t ld;
+    int64_t *bad; /* [tasks] 1: found a number that is not finite */
+} dlrni_slice_job;
+
+/* Task: a block of rows, along whichever direction lies together in the file. */
+DLRNI_INTERNAL void dlrni_read_slice_block(void *arg, int64_t block, int worker) {
+    const dlrni_slice_job *j = (const dlrni_slice_job *)arg;
+    const dlrni_slice *s = &j->s;
+    const int64_t r0 = block * DLRNI_BLOCK, rows = dlrni_min(DLRNI_BLOCK, s->rows - r0);
+    const int64_t at = s->at + r0 * s->row_step;
+    float *to = j->to + r0 * j->ld, column[DLRNI_BLOCK];
+    (void)worker;
+    j->bad[block] = 0;
+    if (s->rows == 1 || s->col_step <= s->row_step)
+        for (int64_t r = 0; r < rows; r++)
+            dlrni_entry_run(j->ctx, s->e, at + r * s->row_step, s->cols, s->col_step,
+                            to + r * j->ld, NULL);
+    else
+        for (int64_t c = 0; c < s->cols; c++) {
+            dlrni_entry_run(j->ctx, s->e, at + c * s->col_step, rows, s->row_step, column, NULL);
+            for (int64_t r = 0; r < rows; r++) to[r * j->ld + c] = column[r];
+        }
+    for (int64_t r = 0; r < rows; r++)
+        j->bad[block] |= dlrni_first_not_finite(to + r * j->ld, s->cols) < s->cols;
+}
+
+/* Reads a slice to rows that are ld apart. All its numbers must be finite; the rest of the tensor
+   may hold anything. */
+DLRNI_INTERNAL dlrn_status dlrni_read_slice(const dlrni_loading *l, dlrni_slice s, float *to,
+                                            int64_t ld) {
+    dlrn_context *ctx = l->a->ctx;
+    const int64_t tasks = dlrni_ceil_div(s.rows, DLRNI_BLOCK);
+    dlrni_slice_job job = {ctx, s, to, ld, DLRNI_NEW(ctx, int64_t, tasks)};
+    if (!job.bad) return DLRN_ERR_MEMORY;
+    dlrni_parallel_for(ctx, tasks, dlrni_ns(s.rows, s.cols), dlrni_read_slice_block, &job);
+    int64_t block = 0, row, col = s.cols;
+    while (block < tasks && !job.bad[block]) block++;
+    dlrn_free(ctx, job.bad);
+    if (block == tasks) return DLRN_OK;
+    for (row = block * DLRNI_BLOCK; col == s.cols; row++)
+        col = dlrni_first_not_finite(to + row * ld, s.cols);
+    return dlrn_fail(ctx, DLRN_ERR_VALUE, "%s: tensor '%s': expected finite numbers, found %g",
+                     l->a->path, s.e->info.name, (double)to[(row - 1) * ld + col]);
+}
+
+/* A tensor of one dimension, or a row of one of two, into a parameter that is allocated for it. */
+DLRNI_INTERNAL dlrn_status dlrni_read_vector(const dlrni_loading *l, const dlrni_entry *e,
+                                             int64_t row, dlrn_dictionary *dict, int role) {
+    if (!dict->param[role]) DLRNI_TRY(dlrni_param_alloc(dict, role));
+    const int last = e->info.ndim - 1;
+    return dlrni_read_slice(l, dlrni_slice_of(e, -1, last, last ? row : 0, 0), dict->param[role],
+                            dlrni_role_size(dict, role));
+}
+
+/* ---- Building ---- */
+
+/* Sizes of a dictionary of several layers while it is read. */
+typedef struct dlrni_layers {
+    int64_t L;           /* layers */
+    int64_t in, out;     /* widths of a layer of x and of x_hat */
+    int64_t F;           /* features of a layer */
+    dlrn_dictionary *to; /* what is being built */
+} dlrni_layers;
+
+/* A dictionary of L layers, each of which is to be a part; biases 0. */
+DLRNI_INTERNAL dlrn_status dlrni_layers_new(const dlrni_loading *l, const char *family,
+                                            const char *library, dlrni_layers *s) {
+    dlrn_context *ctx = l->a->ctx;
+    int64_t in, out, features;
+    if (!dlrni_mul(s->L, s->in, &in) || !dlrni_mul(s->L, s->out, &out) ||
+        !dlrni_mul(s->L, s->F, &features))
+        return dlrn_fail(ctx, DLRN_ERR_MEMORY,
+                         "%s: %lld layers of %lld features do not fit in memory", l->a->path,
+                         (long long)s->L, (long long)s->F);
+    DLRNI_TRY(dlrni_dictionary_new(ctx, dlrni_family_named(family), in, out, features, &s->to));
+    s->to->layout = library;
+    s->to->layers = s->to->feature_layers = s->L;
+    DLRNI_TRY(dlrni_parts_alloc(s->to, s->L));
+    return dlrni_zero_biases(s->to);
+}
+
+/* Part i, which reads d_in numbers from in_at on, and writes d_out from out_at on; its encoder,
+   biases and atoms are allocated. */
+DLRNI_INTERNAL dlrn_status dlrni_layers_part(dlrni_layers *s, int64_t i, int64_t in_at,
+                                             int64_t d_in, int64_t out_at, int64_t d_out) {
+    dlrn_part *part = &s->to->part[i];
+    part->in_at = in_at;
+    part->out_at = out_at;
+    part->feature_at = i * s->F;
+    return dlrni_dictionary_alloc(s->to->ctx, dlrni_family_named("Layer"), d_in, d_out, s->F,
+                                  &part->dict);
+}
+
+/* Multiplies columns first .. first + n of all atoms. */
+DLRNI_INTERNAL void dlrni_scale_window(dlrn_dictionary *dict, int role, int64_t first, int64_t n,
+                                       double scale) {
+    const int64_t width = role == DLRN_ENCODER ? dict->d_in : dict->d_out;
+    if (scale >= 1 && scale <= 1) return;
+    for (int64_t j = 0; j < dict->features; j++)
+        dlrni_scale_numbers(dict->param[role] + j * width + first, n, scale);
+}
+
+/* A part that may keep at most as many of its features as the whole does: exact, and the codes
+   before the selection over the layers stay short. */
+DLRNI_INTERNAL void dlrni_preselect(dlrn_dictionary *whole) {
+    for (int64_t i = 0; i < whole->n_parts; i++) {
+        dlrn_dictionary *part = whole->part[i].dict;
+        if (whole->formula.k >= part->features) continue;
+        part->formula.select = whole->formula.select;
+        part->formula.k = whole->formula.k;
+    }
+}
+
+/* What the options state. k was used before, where there is a selection. */
+DLRNI_INTERNAL dlrn_status dlrni_settle_layers(const dlrni_loading *l, dlrni_layers *s, int takes_k,
+                                               int takes_scale) {
+    const dlrn_load_options *o = l->options;
+    const char *place = l->a->path;
+    dlrn_context *ctx = l->a->ctx;
+    DLRNI_REQUIRE_IN(ctx, place, !o->k || takes_k,
+                     "k: expected none, as these dictionaries keep no fixed number of features");
+    DLRNI_REQUIRE_IN(ctx, place, !(o->threshold > 0), "threshold: these files hold their own");
+    DLRNI_REQUIRE_IN(ctx, place, o->norm_scale >= 0 && o->norm_scale <= FLT_MAX,
+                     "norm_scale must be finite and not negative");
+    DLRNI_REQUIRE_IN(ctx, place, !(o->norm_scale > 0) || takes_scale,
+                     "norm_scale: the file says how rows are scaled");
+    if (!(o->norm_scale > 0)) return DLRN_OK;
+    for (int64_t i = 0; i < s->to->n_parts; i++)
+        s->to->part[i].dict->formula.scale_in = o->norm_scale;
+    if (!s->to->n_parts) s->to->formula.scale_in = o->norm_scale;
+    s->to->formula.scale_out = 1 / o->norm_scale;
+    return DLRN_OK;
+}
+
+/* Two parts whose encoders are equal: the second uses that of the first, which owns it. */
+DLRNI_INTERNAL void dlrni_share_encoder(const dlrn_dictionary *first, dlrn_dictionary *part) {
+    static const int roles[] = {DLRN_ENCODER, DLRN_ENCODER_BIAS};
+    for (int i = 0; i < 2; i++) {
+        dlrn_free(part->ctx, part->param[roles[i]]);
+        part->param[roles[i]] = first->param[roles[i]];
+        part->borrowed |= DLRNI_BIT(roles[i]);
+    }
+}
+
+/* Finds the prefix of all names: what stands before a tensor's name, up to a '.'. 0: there is no
+   such tensor. */
+DLRNI_INTERNAL int dlrni_prefix_before(dlrni_loading *l, const char *name) {
+    const size_t n = strlen(name);
+    for (int64_t i = 0; i < l->a->count; i++) {
+        const char *full = l->a->entries[i].info.name;
+        const size_t len = strlen(full);
+        if (len < n || len - n >= DLRNI_PREFIX_MAX || strcmp(full + len - n, name)) continue;
+        if (len > n && full[len - n - 1] != '.') continue;
+        memcpy(l->prefix, full, len - n);
+        l->prefix[len - n] = 0;
+        return 1;
+    }
+    return 0;
+}
+
+/* k of the options, or a whole number of the config, from 1 to `max`. */
+DLRNI_INTERNAL dlrn_status dlrni_layers_k(const dlrni_loading *l, const char *key, int64_t max,
+                                          int64_t *k) {
+    double value = 0;
+    if (l->options->k) {
+        *k = l->options->k;
+        return dlrni_check_k(l->a->ctx, *k, max);
+    }
+    DLRNI_TRY(dlrni_config_number(l, key, &value));
+    *k = value >= 1 && value <= (double)max ? (int64_t)value : 0;
+    /* below 1: a share of the features (decode-clt) */
+    if (value > 0 && value < 1) *k = (int64_t)ceil(value * (double)max);
+    if (*k && (value < 1 || value <= floor(value))) return DLRN_OK;
+    return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE,
+                     "%s: %s: expected a number from 1 to %lld, found %g: if it is not known, give "
+                     "--k N",
+                     l->config, key, (long long)max, value);
+}
+
+/* ---- circuit-tracer ---- 0.5.0: a cross-layer transcoder in two files a layer. W_enc_<i> [F][d],
+   b_enc_<i>, b_dec_<i>, threshold_<i>; W_dec_<i> [F][L - i][d] writes to the layers from i on.
+   mntss' are the same. A negative threshold passes negatives. */
+
+/* Opens a file of the folder, in place of the one before. */
+DLRNI_INTERNAL dlrn_status dlrni_open_beside(dlrni_loading *l, dlrn_context *ctx,
+                                             const char *folder, const char *name) {
+    char path[4096];
+    dlrn_archive_close(l->a);
+    l->a = NULL;
+    if (dlrni_print(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path)
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: the path is too long", folder);
+    return dlrn_archive_open(ctx, path, &l->a);
+}
+
+/* Layer i: the file that is open holds its encoder. Sizes first, since they make the dictionary:
+   *reach: how many layers it writes to. */
+DLRNI_INTERNAL dlrn_status dlrni_tracer_sizes(dlrni_loading *l, dlrn_context *ctx,
+                                              const char *folder, int64_t i, dlrni_layers *s,
+                                              int64_t *reach) {
+    char name[64];
+    const dlrni_entry *e;
+    int64_t encoder[2] = {-1, -1}, decoder[3] = {-1, -1, -1};
+    dlrni_print(name, sizeof name, "W_enc_%lld.safetensors", (long long)i);
+    DLRNI_TRY(dlrni_open_beside(l, ctx, folder, name));
+    dlrni_print(name, sizeof name, "W_enc_%lld", (long long)i);
+    DLRNI_TRY(dlrni_set_tensor(l, name, 2, encoder, &e));
+    dlrni_print(name, sizeof name, "W_dec_%lld.safetensors", (long long)i);
+    DLRNI_TRY(dlrni_open_beside(l, ctx, folder, name));
+    dlrni_print(name, sizeof name, "W_dec_%lld", (long long)i);
+    decoder[0] = encoder[0];
+    DLRNI_TRY(dlrni_set_tensor(l, name, 3, decoder, &e));
+    s->F = encoder[0];
+    s->in = encoder[1];
+    s->out = decoder[2];
+    *reach = decoder[1];
+    return DLRN_OK;
+}
+
+/* Reads layer i into `part`, whose sizes are known; bias: of the layer's output. */
+DLRNI_INTERNAL dlrn_status dlrni_tracer_layer(dlrni_loading *l, dlrn_context *ctx,
+                                              const char *folder, int64_t i, int64_t out,
+                                              dlrn_dictionary *part, float *bias) {
+    char name[64];
+    const dlrni_entry *e;
+    int64_t F = part->features, encoder[2] = {F, part->d_in}, reach = part->d_out / out;
+    int64_t decoder[3] = {F, reach, out};
+    dlrni_print(name, sizeof name, "W_dec_%lld.safetensors", (long long)i);
+    DLRNI_TRY(dlrni_open_beside(l, ctx, folder, name));
+    dlrni_print(name, sizeof name, "W_dec_%lld", (long long)i);
+    DLRNI_TRY(dlrni_set_tensor(l, name, 3, decoder, &e));
+    for (int64_t t = 0; t < reach; t++)
+        DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 0, 2, 0, t),
+                                   part->param[DLRN_DECODER] + t * out, part->d_out));
+    dlrni_print(name, sizeof name, "W_enc_%lld.safetensors", (long long)i);
+    DLRNI_TRY(dlrni_open_beside(l, ctx, folder, name));
+    dlrni_print(name, sizeof name, "W_enc_%lld", (long long)i);
+    DLRNI_TRY(dlrni_set_tensor(l, name, 2, encoder, &e));
+    DLRNI_TRY(
+        dlrni_read_slice(l, dlrni_slice_of(e, 0, 1, 0, 0), part->param[DLRN_ENCODER], part->d_in));
+    dlrni_print(name, sizeof name, "b_enc_%lld", (long long)i);
+    DLRNI_TRY(dlrni_set_tensor(l, name, 1, &F, &e));
+    DLRNI_TRY(dlrni_read_vector(l, e, 0, part, DLRN_ENCODER_BIAS));
+    dlrni_print(name, sizeof name, "b_dec_%lld", (long long)i);
+    DLRNI_TRY(dlrni_set_tensor(l, name, 1, &out, &e));
+    DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, -1, 0, 0, 0), bias, out));
+    dlrni_print(name, sizeof name, "threshold_%lld", (long long)i);
+    if (dlrni_find_stored(l, name) < 0) return DLRN_OK;
+    DLRNI_TRY(dlrni_set_tensor(l, name, 1, &F, &e));
+    part->formula.gate = DLRN_GATE_JUMP_SIGNED;
+    return dlrni_read_vector(l, e, 0, part, DLRN_THRESHOLD);
+}
+
+/* ---- Gemma Scope 2 ---- a cross-layer transcoder in one file a layer. w_dec [F][L][d] has rows
+   for all layers; those below its own are not used, and may hold anything. The affine skip is
+   [d_in][d_out], and acts within the layer. */
+
+DLRNI_INTERNAL dlrn_status dlrni_gemma_sizes(dlrni_loading *l, dlrn_context *ctx,
+                                             const char *folder, int64_t i, dlrni_layers *s,
+                                             int64_t *reach) {
+    char name[64];
+    const dlrni_entry *e;
+    int64_t encoder[2] = {-1, -1}, decoder[3] = {-1, -1, -1};
+    dlrni_print(name, sizeof name, "params_layer_%lld.safetensors", (long long)i);
+    DLRNI_TRY(dlrni_open_beside(l, ctx, folder, name));
+    DLRNI_TRY(dlrni_set_tensor(l, "w_enc", 2, encoder, &e));
+    decoder[0] = encoder[1];
+    DLRNI_TRY(dlrni_set_tensor(l, "w_dec", 3, decoder, &e));
+    s->in = encoder[0];
+    s->F = encoder[1];
+    s->out = decoder[2];
+    *reach = decoder[1] - i;
+    if (*reach > 0) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                     "%s: tensor 'w_dec': expected more than %lld layers, found %lld", l->a->path,
+                     (long long)i, (long long)decoder[1]);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_gemma_layer(dlrni_loading *l, dlrn_context *ctx,
+                                             const char *folder, int64_t i, int64_t out,
+                                             dlrn_dictionary *part, float *bias) {
+    char name[64];
+    const dlrni_entry *e;
+    int64_t F = part->features, encoder[2] = {part->d_in, F}, reach = part->d_out / out;
+    int64_t decoder[3] = {F, reach + i, out}, skip[2] = {part->d_in, out};
+    dlrni_print(name, sizeof name, "params_layer_%lld.safetensors", (long long)i);
+    DLRNI_TRY(dlrni_open_beside(l, ctx, folder, name));
+    DLRNI_TRY(dlrni_set_tensor(l, "w_enc", 2, encoder, &e));
+    DLRNI_TRY(
+        dlrni_read_slice(l, dlrni_slice_of(e, 1, 0, 0, 0), part->param[DLRN_ENCODER], part->d_in));
+    DLRNI_TRY(dlrni_set_tensor(l, "w_dec", 3, decoder, &e));
+    for (int64_t t = 0; t < reach; t++)
+        DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 0, 2, 0, i + t),
+                                   part->param[DLRN_DECODER] + t * out, part->d_out));
+    DLRNI_TRY(dlrni_set_tensor(l, "b_enc", 1, &F, &e));
+    DLRNI_TRY(dlrni_read_vector(l, e, 0, part, DLRN_ENCODER_BIAS));
+    DLRNI_TRY(dlrni_set_tensor(l, "threshold", 1, &F, &e));
+    DLRNI_TRY(dlrni_read_vector(l, e, 0, part, DLRN_THRESHOLD));
+    part->formula.gate = DLRN_GATE_JUMP_SIGNED;
+    DLRNI_TRY(dlrni_set_tensor(l, "b_dec", 1, &out, &e));
+    DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, -1, 0, 0, 0), bias, out));
+    if (dlrni_find_stored(l, "affine_skip_connection") < 0) return DLRN_OK;
+    DLRNI_TRY(dlrni_set_tensor(l, "affine_skip_connection", 2, skip, &e));
+    part->skip_rows = out;
+    DLRNI_TRY(dlrni_param_alloc(part, DLRN_SKIP));
+    return dlrni_read_slice(l, dlrni_slice_of(e, 1, 0, 0, 0), part->param[DLRN_SKIP], part->d_in);
+}
+
+/* ---- A file or two for each layer ---- */
+
+typedef struct dlrni_numbered {
+    const char *library;
+    const char *before, *after; /* the file of layer i is BEFORE i AFTER       */
+    const char *also;           /* begins its other file's name: a path of either names the layer */
+    dlrn_status (*sizes)(dlrni_loading *l, dlrn_context *ctx, const char *folder, int64_t i,
+                         dlrni_layers *s, int64_t *reach);
+    dlrn_status (*layer)(dlrni_loading *l, dlrn_context *ctx, const char *folder, int64_t i,
+                         int64_t out, dlrn_dictionary *part, float *bias);
+} dlrni_numbered;
+
+static const dlrni_numbered dlrni_numbered_table[] = {
+    {"circuit-tracer", "W_enc_", ".safetensors", "W_dec_", dlrni_tracer_sizes, dlrni_tracer_layer},
+    {"gemma_scope_2", "params_layer_", ".safetensors", "params_layer_", dlrni_gemma_sizes,
+     dlrni_gemma_layer},
+};
+enum { DLRNI_NUMBEREDS = sizeof dlrni_numbered_table / sizeof *dlrni_numbered_table };
+
+/* The number in a file's name BEFORE i AFTER; -1: it has another name. */
+DLRNI_INTERNAL int64_t dlrni_layer_number(const char *name, const char *before, const char *after) {
+    const size_t n = strlen(before);
+    char *end;
+    if (strncmp(name, before, n) || name[n] < '0' || name[n] > '9') return -1;
+    const long i = strtol(name + n, &end, 10);
+    return i < DLRNI_NUMBERED && !strcmp(end, after) ? i : -1;
+}
+
+/* Layers of a folder: how many there are; *first: the first of them. */
+DLRNI_INTERNAL int64_t dlrni_count_layers(dlrn_context *ctx, const char *folder,
+                                          const dlrni_numbered *row, int64_t *first) {
+    char name[64], path[4096];
+    int64_t n = 0;
+    for (int i = 0; i < DLRNI_NUMBERED; i++) {
+        dlrni_print(name, sizeof name, "%s%d%s", row->before, i, row->after);
+        if (!dlrni_is_in_folder(ctx, folder, name, path, sizeof path)) continue;
+        if (!n++) *first = i;
+    }
+    return n;
+}
+
+DLRNI_INTERNAL void dlrni_first_layer(dlrn_context *ctx, const char *path, char *file,
+                                      size_t size) {
+    char name[64];
+    int64_t first = 0;
+    *file = 0;
+    for (int r = 0; r < DLRNI_NUMBEREDS; r++) {
+        const dlrni_numbered *row = &dlrni_numbered_table[r];
+        if (!dlrni_count_layers(ctx, path, row, &first)) continue;
+        dlrni_print(name, sizeof name, "%s%lld%s", row->before, (long long)first, row->after);
+        if (dlrni_is_in_folder(ctx, path, name, file, size)) return;
+    }
+    *file = 0;
+}
+
+/* One layer of a cross-layer transcoder alone: it reads its layer, and writes what it adds to
+   the layers from its own on. The output biases of those above are in other files. */
+DLRNI_INTERNAL dlrn_status dlrni_load_one_layer(dlrni_loading *l, dlrn_context *ctx,
+                                                const char *folder, const dlrni_numbered *row,
+                                                int64_t i, dlrni_layers *s) {
+    int64_t reach, width;
+    DLRNI_TRY(row->sizes(l, ctx, folder, i, s, &reach));
+    if (!dlrni_mul(reach, s->out, &width)) width = -1; /* dlrni_check_sizes says it */
+    DLRNI_TRY(
+        dlrni_dictionary_alloc(ctx, dlrni_family_named("AutoEncoder"), s->in, width, s->F, &s->to));
+    dlrn_dictionary *dict = s->to;
+    dict->layout = row->library;
+    dict->formula.center = DLRN_CENTER_NONE;
+    memset(dict->param[DLRN_OUTPUT_BIAS], 0, (size_t)width * sizeof(float));
+    DLRNI_TRY(row->layer(l, ctx, folder, i, s->out, dict, dict->param[DLRN_OUTPUT_BIAS]));
+    if (dict->param[DLRN_THRESHOLD]) dict->family = "JumpReluAutoEncoder";
+    dlrni_print(dict->note, sizeof dict->note,
+                "layer %lld of a cross-layer transcoder alone: x is that layer, and x_hat what it "
+                "adds to the layers %lld to %lld, with the output bias of the first",
+                (long long)i, (long long)i, (long long)(i + reach - 1));
+    return dlrni_settle_layers(l, s, 0, 1);
+}
+
+/* All layers, 0 to L - 1. */
+DLRNI_INTERNAL dlrn_status dlrni_load_all_layers(dlrni_loading *l, dlrn_context *ctx,
+                                                 const char *folder, const dlrni_numbered *row,
+                                                 int64_t found, dlrni_layers *s) {
+    DLRNI_TRY(row->sizes(l, ctx, folder, 0, s, &s->L));
+    if (found != s->L)
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                         "%s: expected the files of %lld layers, as layer 0 writes to so many, "
+                         "found %lld; to load one layer alone, name its file",
+                         folder, (long long)s->L, (long long)found);
+    DLRNI_TRY(dlrni_layers_new(l, "CrossLayerTranscoder", row->library, s));
+    for (int64_t i = 0; i < s->L; i++) {
+        DLRNI_TRY(dlrni_layers_part(s, i, i * s->in, s->in, i * s->out, (s->L - i) * s->out));
+        DLRNI_TRY(row->layer(l, ctx, folder, i, s->out, s->to->part[i].dict,
+                             s->to->param[DLRN_OUTPUT_BIAS] + i * s->out));
+    }
+    return dlrni_settle_layers(l, s, 0, 1);
+}
+
+/* What dlrn_load does with a dictionary of several layers: *out, or an error. */
+DLRNI_INTERNAL dlrn_status dlrni_finish_layers(dlrni_layers *s, dlrn_status status,
+                                               dlrn_dictionary **out) {
+    if (status == DLRN_OK && s->to->n_parts) status = dlrni_check_parts(s->to);
+    if (status == DLRN_OK)
+        *out = s->to;
+    else
+        dlrn_dictionary_destroy(s->to);
+    return status;
+}
+
+/* Whether the options allow a library. */
+DLRNI_INTERNAL int dlrni_may_be(const dlrni_loading *l, const char *library) {
+    return !l->options->layout || !strcmp(l->options->layout, library);
+}
+
+/* A folder with a file for each layer, or one such file. *out NULL: it is none. */
+DLRNI_INTERNAL dlrn_status dlrni_load_numbered(dlrni_loading *l, dlrn_context *ctx,
+                                               const char *path, dlrn_dictionary **out) {
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    const int kind = dlrn_file_exists(ctx, path);
+    char folder[4096] = ".";
+    dlrni_layers s = {0, 0, 0, 0, NULL};
+    *out = NULL;
+    if (kind == 2)
+        dlrni_print(folder, sizeof folder, "%s", path);
+    else if (slash)
+        dlrni_print(folder, sizeof folder, "%.*s", (int)(slash - path), path);
+    for (int r = 0; r < DLRNI_NUMBEREDS && kind; r++) {
+        const dlrni_numbered *row = &dlrni_numbered_table[r];
+        int64_t i = -1, found = 1;
+        if (!dlrni_may_be(l, row->library)) continue;
+        if (kind == 2)
+            found = dlrni_count_layers(ctx, folder, row, &i);
+        else if ((i = dlrni_layer_number(name, row->before, row->after)) < 0)
+            i = dlrni_layer_number(name, row->also, row->after);
+        if (i < 0) continue;
+        dlrn_status status = found == 1 && (kind == 1 || i > 0)
+                                 ? dlrni_load_one_layer(l, ctx, folder, row, i, &s)
+                                 : dlrni_load_all_layers(l, ctx, folder, row, found, &s);
+        dlrn_archive_close(l->a);
+        l->a = NULL;
+        return dlrni_finish_layers(&s, status, out);
+    }
+    return DLRN_OK;
+}
+
+/* ---- Llamascopium ---- 2.0: cross-layer transcoders and crosscoders in one file. Gates compare
+   p ||atom||, where the atom of a cross-layer transcoder is that of all layers it writes to. Rows
+   and reconstructions are in the scale of training, one scale for each hook: folded. */
+
+/* What its config says. */
+typedef struct dlrni_llama_set {
+    const char *act;  /* "relu", "jumprelu", or one of the selections */
+    int by_norm;      /* gates compare p ||atom||                     */
+    double *in, *out; /* [L] scales of the hooks                      */
+} dlrni_llama_set;
+
+/* Scales of the hooks of one list of the config, [L]. */
+DLRNI_INTERNAL dlrn_status dlrni_llama_scales(const dlrni_loading *l, const char *key, int64_t L,
+                                              int64_t d, double *scale) {
+    const char *norm = "dataset-wise";
+    const dlrn_json *list, *hook;
+    DLRNI_TRY(dlrni_config_get(l, key, DLRN_JSON_ARRAY, &list));
+    if (!list || list->count != L)
+        return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE, "%s: %s: expected %lld hooks, found %lld",
+                         l->config, key, (long long)L, (long long)(list ? list->count : 0));
+    DLRNI_TRY(dlrni_config_text(l, "norm_activation", &norm));
+    /* the scale of a token on the way out is that of its target, which is not known here */
+    if (strcmp(norm, "dataset-wise") && strcmp(norm, "inference"))
+        return dlrni_config_refuse(l, "norm_activation", "dataset-wise or inference", norm);
+    hook = list->first;
+    for (int64_t i = 0; i < L; i++, hook = hook->next) {
+        scale[i] = 1;
+        if (hook->type != DLRN_JSON_STRING)
+            return dlrni_config_refuse(l, key, "a list of texts", "another type");
+        if (!strcmp(norm, "dataset-wise"))
+            DLRNI_TRY(dlrni_scale_of_hook(l, hook->text, d, &scale[i]));
+    }
+    return DLRN_OK;
+}
+
+/* The activation of one part, and then the scale of its hook. The norms are those of the atoms as
+   they are stored. */
+DLRNI_INTERNAL dlrn_status dlrni_llama_gate(const dlrni_loading *l, const dlrni_llama_set *c,
+                                            int64_t layer, dlrn_dictionary *part) {
+    const dlrni_entry *e;
+    const char *name = "activation_function.log_jumprelu_threshold";
+    int64_t F = part->features, both[2] = {-1, F};
+    if (strstr(c->act, "topk")) return c->by_norm ? dlrni_fold_norm_into_encoder(part, 1) : DLRN_OK;
+    if (strcmp(c->act, "jumprelu")) return DLRN_OK;
+    const int64_t index = dlrni_find_stored(l, name);
+    const int ndim = index >= 0 && dlrn_archive_tensor(l->a, index)->ndim == 2 ? 2 : 1;
+    /* a crosscoder's thresholds are those of all its layers */
+    if (ndim == 2)
+        both[0] = dlrn_archive_tensor(l->a, index)->shape[0];
+    else
+        both[0] = F;
+    if (ndim == 2 && both[0] <= layer) both[0] = layer + 1;
+    DLRNI_TRY(dlrni_set_tensor(l, name, ndim, both, &e));
+    DLRNI_TRY(dlrni_read_vector(l, e, layer, part, DLRN_THRESHOLD));
+    for (int64_t j = 0; j < F; j++)
+        part->param[DLRN_THRESHOLD][j] = expf(part->param[DLRN_THRESHOLD][j]);
+    part->formula.gate = DLRN_GATE_JUMP;
+    if (c->by_norm) dlrni_fold_norm_into_threshold(part);
+    return dlrni_check_weights(l->a, name, part->param[DLRN_THRESHOLD], 0, F);
+}
+
+/* The selection, which is a part's or the whole's. */
+DLRNI_INTERNAL dlrn_status dlrni_llama_select(const dlrni_loading *l, const dlrni_llama_set *c,
+                                              dlrni_layers *s, int is_clt) {
+    const int batch = strstr(c->act, "batch") != NULL;
+    int over_layers = strstr(c->act, "layer") != NULL;
+    int64_t k;
+    if (!strstr(c->act, "topk")) return DLRN_OK;
+    DLRNI_TRY(dlrni_layers_k(l, "top_k", over_layers ? s->to->features : s->F, &k));
+    /* a crosscoder's batchtopk flattens rows and layers: k n L of all */
+    if (batch && !is_clt) {
+        over_layers = 1;
+        k *= s->L;
+    }
+    const dlrn_select select = batch ? DLRN_SELECT_BATCH_TOP_K : DLRN_SELECT_TOP_K;
+    for (int64_t i = 0; i < s->L && !over_layers; i++) {
+        s->to->part[i].dict->formula.select = select;
+        s->to->part[i].dict->formula.k = k;
+    }
+    if (over_layers) {
+        s->to->formula.select = select;
+        s->to->formula.k = k;
+        dlrni_preselect(s->to);
+    }
+    if (batch) dlrni_say(s->to, "which features are active depends on all rows of a call");
+    return DLRN_OK;
+}
+
+/* b_D may be left out (use_decoder_bias false). */
+DLRNI_INTERNAL dlrn_status dlrni_llama_bias(const dlrni_loading *l, const char *name, int ndim,
+                                            int64_t layer, const dlrni_layers *s, double scale) {
+    const dlrni_entry *e;
+    int64_t shape[2] = {s->L, s->out};
+    float *bias = s->to->param[DLRN_OUTPUT_BIAS] + layer * s->out;
+    if (dlrni_find_stored(l, name) < 0) return DLRN_OK;
+    DLRNI_TRY(dlrni_set_tensor(l, name, ndim, shape + 2 - ndim, &e));
+    const int64_t row = ndim == 2 ? layer : 0;
+    DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, -1, ndim - 1, row, 0), bias, s->out));
+    dlrni_scale_numbers(bias, s->out, scale);
+    return DLRN_OK;
+}
+
+/* Layer i of a cross-layer transcoder: W_E [L][d][F], b_E [L][F], W_D.<t> [t + 1][F][d]. */
+DLRNI_INTERNAL dlrn_status dlrni_llama_clt_layer(const dlrni_loading *l, const dlrni_llama_set *c,
+                                                 int64_t i, dlrni_layers *s) {
+    const int64_t d = s->in, width = (s->L - i) * d;
+    const dlrni_entry *e;
+    char name[64];
+    int64_t encoder[3] = {s->L, d, s->F}, bias[2] = {s->L, s->F};
+    DLRNI_TRY(dlrni_layers_part(s, i, i * d, d, i * d, width));
+    dlrn_dictionary *part = s->to->part[i].dict;
+    DLRNI_TRY(dlrni_set_tensor(l, "W_E", 3, encoder, &e));
+    DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 2, 1, i, 0), part->param[DLRN_ENCODER], d));
+    DLRNI_TRY(dlrni_set_tensor(l, "b_E", 2, bias, &e));
+    DLRNI_TRY(dlrni_read_vector(l, e, i, part, DLRN_ENCODER_BIAS));
+    for (int64_t t = i; t < s->L; t++) {
+        int64_t atoms[3] = {t + 1, s->F, d};
+        dlrni_print(name, sizeof name, "W_D.%lld", (long long)t);
+        DLRNI_TRY(dlrni_set_tensor(l, name, 3, atoms, &e));
+        DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 1, 2, i, 0),
+                                   part->param[DLRN_DECODER] + (t - i) * d, width));
+    }
+    DLRNI_TRY(dlrni_llama_gate(l, c, i, part));
+    part->formula.scale_in = c->in[i];
+    for (int64_t t = i; t < s->L; t++)
+        dlrni_scale_window(part, DLRN_DECODER, (t - i) * d, d, 1 / c->out[t]);
+    dlrni_print(name, sizeof name, "b_D.%lld", (long long)i);
+    return dlrni_llama_bias(l, name, 1, i, s, 1 / c->out[i]);
+}
+
+/* Layer i of a crosscoder: W_E [L][d][F], b_E [L][F], of which all layers are added up; W_D
+   [L][F][d]. Each layer's features have a part of their own, whose encoder reads all layers. Parts
+   whose encoders are equal share that of the first; by a selection on norms they are not. */
+DLRNI_INTERNAL dlrn_status dlrni_llama_crosscoder_layer(const dlrni_loading *l,
+                                                        const dlrni_llama_set *c, int64_t i,
+                                                        dlrni_layers *s) {
+    const int64_t d = s->in, L = s->L, F = s->F;
+    const dlrni_entry *encoder, *bias, *atoms;
+    int64_t cube[3] = {L, d, F}, flat[2] = {L, F}, turned[3] = {L, F, d};
+    DLRNI_TRY(dlrni_layers_part(s, i, 0, L * d, i * d, d));
+    dlrn_dictionary *part = s->to->part[i].dict;
+    DLRNI_TRY(dlrni_set_tensor(l, "W_E", 3, cube, &encoder));
+    DLRNI_TRY(dlrni_set_tensor(l, "b_E", 2, flat, &bias));
+    DLRNI_TRY(dlrni_set_tensor(l, "W_D", 3, turned, &atoms));
+    DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(atoms, 1, 2, i, 0), part->param[DLRN_DECODER], d));
+    float *row = part->param[DLRN_ENCODER], *sum = part->param[DLRN_ENCODER_BIAS];
+    for (int64_t m = 0; m < L; m++) {
+        DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(encoder, 2, 1, m, 0), row + m * d, L * d));
+        dlrni_scale_window(part, DLRN_ENCODER, m * d, d, c->in[m]);
+    }
+    memset(sum, 0, (size_t)F * sizeof *sum);
+    float *layer = DLRNI_NEW(l->a->ctx, float, F);
+    dlrn_status status = layer ? DLRN_OK : DLRN_ERR_MEMORY;
+    for (int64_t m = 0; m < L && status == DLRN_OK; m++) {
+        status = dlrni_read_slice(l, dlrni_slice_of(bias, -1, 1, m, 0), layer, F);
+        for (int64_t j = 0; j < F && status == DLRN_OK; j++) sum[j] += layer[j];
+    }
+    dlrn_free(l->a->ctx, layer);
+    DLRNI_TRY(status);
+    DLRNI_TRY(dlrni_llama_gate(l, c, i, part));
+    dlrni_scale_window(part, DLRN_DECODER, 0, d, 1 / c->out[i]);
+    if (i && !strstr(c->act, "topk")) dlrni_share_encoder(s->to->part[0].dict, part);
+    return dlrni_llama_bias(l, "b_D", 2, i, s, 1 / c->out[i]);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_llama_fill(const dlrni_loading *l, dlrni_llama_set *c, int is_clt,
+                                            dlrni_layers *s) {
+    DLRNI_TRY(dlrni_llama_scales(l, is_clt ? "hook_points_in" : "hook_points", s->L, s->in, c->in));
+    DLRNI_TRY(
+        dlrni_llama_scales(l, is_clt ? "hook_points_out" : "hook_points", s->L, s->out, c->out));
+    DLRNI_TRY(
+        dlrni_layers_new(l, is_clt ? "CrossLayerTranscoder" : "Crosscoder", "llamascopium", s));
+    for (int64_t i = 0; i < s->L; i++)
+        DLRNI_TRY(is_clt ? dlrni_llama_clt_layer(l, c, i, s)
+                         : dlrni_llama_crosscoder_layer(l, c, i, s));
+    DLRNI_TRY(dlrni_llama_select(l, c, s, is_clt));
+    return dlrni_settle_layers(l, s, s->to->part[0].dict->formula.k || s->to->formula.k, 0);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_load_llama_set(dlrni_loading *l, dlrni_layers *s) {
+    static const char *const acts[] = {"relu",      "jumprelu",  "topk",
+                                       "batchtopk", "layertopk", "batchlayertopk"};
+    const int is_clt = !strcmp(dlrn_json_text(l->root, "sae_type", ""), "clt");
+    dlrni_llama_set c = {"relu", 1, NULL, NULL};
+    const dlrni_entry *e;
+    int64_t encoder[3] = {-1, -1, -1};
+    int known = 0;
+    DLRNI_TRY(dlrni_config_text(l, "act_fn", &c.act));
+    /* those over the layers are for cross-layer transcoders alone */
+    for (int i = 0; i < (is_clt ? 6 : 4); i++) known |= !strcmp(c.act, acts[i]);
+    if (!known)
+        return dlrni_config_refuse(l, "act_fn",
+                                   is_clt ? "relu, jumprelu, topk, batchtopk, layertopk or "
+                                            "batchlayertopk"
+                                          : "relu, jumprelu, topk or batchtopk",
+                                   c.act);
+    DLRNI_TRY(dlrni_config_switch(l, "sparsity_include_decoder_norm", &c.by_norm));
+    DLRNI_TRY(dlrni_set_tensor(l, "W_E", 3, encoder, &e));
+    s->L = encoder[0];
+    s->in = s->out = encoder[1];
+    s->F = encoder[2];
+    /* a layer has a number at least: this bounds the memory */
+    if (!(c.in = DLRNI_NEW(l->a->ctx, double, 2 * s->L))) return DLRN_ERR_MEMORY;
+    c.out = c.in + s->L;
+    dlrn_status status = dlrni_llama_fill(l, &c, is_clt, s);
+    dlrn_free(l->a->ctx, c.in);
+    return status;
+}
+
+/* Whether the config is that of such a file. */
+DLRNI_INTERNAL int dlrni_is_llama_set(dlrni_loading *l) {
+    const char *type = dlrn_json_text(l->root, "sae_type", "");
+    return (!strcmp(type, "clt") || !strcmp(type, "crosscoder")) && dlrni_prefix_before(l, "W_E");
+}
+
+/* ---- The crosscoder fork ---- BatchTopK with DECOUPLED norms: a threshold for each layer, on
+   f ||atom of the layer||. Its other crosscoders have one set of features (room layouts). With a
+   normaliser the library normalises such rows twice; here it is once. */
+
+/* x~ = (x - mean) scale for each layer, undone on x_hat: folded into part i, which reads them all.
+   NaN: not set. `stats`: mean and std of all layers. */
+DLRNI_INTERNAL dlrn_status dlrni_fork_fold(const dlrni_loading *l, dlrni_layers *s, int64_t i,
+                                           const float *stats, double rms) {
+    const int64_t d = s->in, width = s->L * d;
+    dlrn_dictionary *part = s->to->part[i].dict;
+    const float *mean = stats, *std = stats + width;
+    float *bias = s->to->param[DLRN_OUTPUT_BIAS] + i * d;
+    const int64_t unset = dlrni_first_not_finite(stats, 2 * width);
+    if (unset < 2 * width && mean[0] != mean[0]) return DLRN_OK;
+    if (unset < 2 * width || !(rms > 0 && rms <= FLT_MAX))
+        return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE,
+                         "%s: activation_mean, activation_std, target_rms: expected finite "
+                         "numbers, or a mean of NaN for none",
+                         l->a->path);
+    for (int64_t m = 0; m < s->L; m++) {
+        double sum = 1e-8;
+        for (int64_t c = m * d; c < (m + 1) * d; c++) sum += (double)std[c] * (double)std[c];
+        const double scale = rms / sqrt(sum);
+        dlrni_scale_window(part, DLRN_ENCODER, m * d, d, scale);
+        if (m != i) continue;
+        dlrni_scale_window(part, DLRN_DECODER, 0, d, 1 / scale);
+        for (int64_t c = 0; c < d; c++)
+            bias[c] = (float)((double)bias[c] / scale + (double)mean[i * d + c]);
+    }
+    for (int64_t j = 0; j < s->F; j++) {
+        double shift = 0;
+        for (int64_t c = 0; c < width; c++)
+            shift += (double)part->param[DLRN_ENCODER][j * width + c] * (double)mean[c];
+        part->param[DLRN_ENCODER_BIAS][j] -= (float)shift;
+    }
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_fork_layer(const dlrni_loading *l, dlrni_layers *s, int64_t i,
+                                            float threshold, const float *stats, double rms) {
+    const int64_t d = s->in, L = s->L, F = s->F;
+    const dlrni_entry *e;
+    int64_t encoder[3] = {L, d, F}, atoms[3] = {L, F, d}, features = F, bias[2] = {L, d};
+    DLRNI_TRY(dlrni_layers_part(s, i, 0, L * d, i * d, d));
+    dlrn_dictionary *part = s->to->part[i].dict;
+    DLRNI_TRY(dlrni_set_tensor(l, "encoder.weight", 3, encoder, &e));
+    for (int64_t m = 0; m < L; m++)
+        DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 2, 1, m, 0),
+                                   part->param[DLRN_ENCODER] + m * d, L * d));
+    DLRNI_TRY(dlrni_set_tensor(l, "encoder.bias", 1, &features, &e));
+    DLRNI_TRY(dlrni_read_vector(l, e, 0, part, DLRN_ENCODER_BIAS));
+    DLRNI_TRY(dlrni_set_tensor(l, "decoder.weight", 3, atoms, &e));
+    DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 1, 2, i, 0), part->param[DLRN_DECODER], d));
+    DLRNI_TRY(dlrni_set_tensor(l, "decoder.bias", 2, bias, &e));
+    DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, -1, 1, i, 0),
+                               s->to->param[DLRN_OUTPUT_BIAS] + i * d, d));
+    part->formula.gate = DLRN_GATE_JUMP;
+    DLRNI_TRY(dlrni_param_alloc(part, DLRN_THRESHOLD));
+    for (int64_t j = 0; j < F; j++) part->param[DLRN_THRESHOLD][j] = threshold;
+    dlrni_fold_norm_into_threshold(part);
+    DLRNI_TRY(dlrni_fork_fold(l, s, i, stats, rms));
+    if (i) dlrni_share_encoder(s->to->part[0].dict, part);
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_fork_fill(const dlrni_loading *l, dlrni_layers *s, float *block) {
+    const int64_t width = s->L * s->in;
+    float *threshold = block, *stats = block + s->L, rms = 0;
+    const dlrni_entry *e;
+    const char *const names[] = {"activation_mean", "activation_std"};
+    int64_t layers = s->L, shape[2] = {s->L, s->in};
+    stats[0] = NAN; /* without the tensors there is no normaliser */
+    for (int i = 0; i < 2; i++) {
+        if (dlrni_find_stored(l, names[i]) < 0) continue;
+        DLRNI_TRY(dlrni_set_tensor(l, names[i], 2, shape, &e));
+        DLRNI_TRY(
+            dlrn_archive_read(l->a, dlrni_find_stored(l, names[i]), 0, -1, stats + i * width));
+    }
+    const int64_t index = dlrni_find_stored(l, "target_rms");
+    if (index >= 0 && dlrn_archive_tensor(l->a, index)->numel == 1)
+        DLRNI_TRY(dlrn_archive_read(l->a, index, 0, -1, &rms));
+    DLRNI_TRY(dlrni_set_tensor(l, "threshold", 1, &layers, &e));
+    DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, -1, 0, 0, 0), threshold, s->L));
+    DLRNI_TRY(dlrni_layers_new(l, "Crosscoder", "crosscoder-fork", s));
+    for (int64_t i = 0; i < s->L; i++) {
+        DLRNI_TRY(dlrni_fork_layer(l, s, i, threshold[i], stats, (double)rms));
+        if (threshold[i] < 0)
+            dlrni_say(s->to, "a threshold is below 0, so it was never set in training: every "
+                             "positive feature of its layer is active");
+    }
+    return dlrni_settle_layers(l, s, 0, 0);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_load_fork_set(dlrni_loading *l, dlrni_layers *s) {
+    const dlrni_entry *e;
+    int64_t encoder[3] = {-1, -1, -1}, width, size;
+    float id = 0;
+    const int64_t index = dlrni_find_stored(l, "code_normalization_id");
+    DLRNI_TRY(dlrni_set_tensor(l, "encoder.weight", 3, encoder, &e));
+    s->L = encoder[0];
+    s->in = s->out = encoder[1];
+    s->F = encoder[2];
+    if (dlrn_archive_tensor(l->a, index)->numel == 1)
+        DLRNI_TRY(dlrn_archive_read(l->a, index, 0, -1, &id));
+    if (!(id >= 5 && id <= 5))
+        return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: tensor 'code_normalization_id': expected 5 (DECOUPLED), as there is "
+                         "a threshold for each layer, found %g",
+                         l->a->path, (double)id);
+    /* cannot overflow: the encoder is in the file */
+    if (!dlrni_mul(s->L, s->in, &width) || !dlrni_mul(2, width, &size)) return DLRN_ERR_MEMORY;
+    float *block = DLRNI_NEW(l->a->ctx, float, s->L + size);
+    if (!block) return DLRN_ERR_MEMORY;
+    memset(block, 0, (size_t)(s->L + size) * sizeof *block);
+    dlrn_status status = dlrni_fork_fill(l, s, block);
+    dlrn_free(l->a->ctx, block);
+    return status;
+}
+
+DLRNI_INTERNAL int dlrni_is_fork_set(dlrni_loading *l) {
+    if (!dlrni_prefix_before(l, "code_normalization_id")) return 0;
+    const dlrn_tensor_info *encoder =
+        dlrn_archive_tensor(l->a, dlrni_find_stored(l, "encoder.weight"));
+    const dlrn_tensor_info *threshold =
+        dlrn_archive_tensor(l->a, dlrni_find_stored(l, "threshold"));
+    return encoder && encoder->ndim == 3 && threshold && threshold->ndim == 1;
+}
+
+/* ---- decode-clt ---- (curt-tigges/crosslayer-coding). Decoders of their own for each pair of
+   layers, or tied: those of a source to all its targets, or those of a target from all its sources.
+   Tied ones are expanded, since the record has no sharing within a part: L / 2 times the file. The
+   biases of all pairs add up. Selections rank pre-activations that are standardised over the rows
+   of a call, and keep negative ones. */
+
+/* decoder_tying */
+typedef enum dlrni_tying { DLRNI_TIED_NOT, DLRNI_TIED_BY_SOURCE, DLRNI_TIED_BY_TARGET } dlrni_tying;
+
+/* The atoms of part `from` for layer `to`: [F][d] in a window of its own. Where features have an
+   offset and a scale for each target, a feature counts as (f + offset) scale if it is active: the
+   scale is part of the atom, and offset * scale * atom is added once. */
+DLRNI_INTERNAL dlrn_status dlrni_pair_atoms(const dlrni_loading *l, const dlrni_layers *s,
+                                            dlrni_tying tying, int64_t from, int64_t to) {
+    const int64_t d = s->in, F = s->F, at = (to - from) * d, width = (s->L - from) * d;
+    dlrn_dictionary *part = s->to->part[from].dict;
+    const dlrni_entry *e;
+    char name[96];
+    const char *const names[] = {"scale", "offset"};
+    int64_t atoms[2] = {d, F}, features = F;
+    if (tying == DLRNI_TIED_NOT)
+        dlrni_print(name, sizeof name, "decoder_module.decoders.%lld->%lld.weight", (long long)from,
+                    (long long)to);
+    else
+        dlrni_print(name, sizeof name, "decoder_module.decoders.%lld.weight",
+                    (long long)(tying == DLRNI_TIED_BY_SOURCE ? from : to));
+    DLRNI_TRY(dlrni_set_tensor(l, name, 2, atoms, &e));
+    DLRNI_TRY(
+        dlrni_read_slice(l, dlrni_slice_of(e, 1, 0, 0, 0), part->param[DLRN_DECODER] + at, width));
+    for (int i = 0; i < 2; i++) {
+        dlrni_print(name, sizeof name, "decoder_module.feature_%s.%lld", names[i], (long long)to);
+        if (dlrni_find_stored(l, name) < 0) continue;
+        DLRNI_TRY(dlrni_set_tensor(l, name, 1, &features, &e));
+        float *factor = DLRNI_NEW(l->a->ctx, float, F);
+        dlrn_status status = factor ? DLRN_OK : DLRN_ERR_MEMORY;
+        if (status == DLRN_OK)
+            status = dlrni_read_slice(l, dlrni_slice_of(e, -1, 0, 0, 0), factor, F);
+        float *offset = part->param[DLRN_DECODER_OFFSET], *atom = part->param[DLRN_DECODER];
+        if (status == DLRN_OK && i && !offset) {
+            status = dlrni_param_alloc(part, DLRN_DECODER_OFFSET);
+            offset = part->param[DLRN_DECODER_OFFSET];
+            if (offset) memset(offset, 0, (size_t)(F * width) * sizeof *offset);
+        }
+        for (int64_t j = 0; j < F && status == DLRN_OK; j++) {
+            float *row = atom + j * width + at;
+            if (i) memcpy(offset + j * width + at, row, (size_t)d * sizeof *row);
+            dlrni_scale_numbers(i ? offset + j * width + at : row, d, (double)factor[j]);
+        }
+        dlrn_free(l->a->ctx, factor);
+        DLRNI_TRY(status);
+    }
+    return DLRN_OK;
+}
+
+/* Adds the bias of a pair, or of tied decoders, to that of layer `to`. */
+DLRNI_INTERNAL dlrn_status dlrni_pair_bias(const dlrni_loading *l, const dlrni_layers *s,
+                                           dlrni_tying tying, int64_t from, int64_t to) {
+    const dlrni_entry *e;
+    char name[96];
+    int64_t d = s->in;
+    float *bias = s->to->param[DLRN_OUTPUT_BIAS] + to * d;
+    /* a target's decoder is applied once, to the sum of its sources */
+    if (tying == DLRNI_TIED_BY_TARGET && from != to) return DLRN_OK;
+    if (tying == DLRNI_TIED_NOT)
+        dlrni_print(name, sizeof name, "decoder_module.decoders.%lld->%lld.bias_param",
+                    (long long)from, (long long)to);
+    else
+        dlrni_print(name, sizeof name, "decoder_module.decoders.%lld.bias_param", (long long)from);
+    if (dlrni_find_stored(l, name) < 0) return DLRN_OK;
+    DLRNI_TRY(dlrni_set_tensor(l, name, 1, &d, &e));
+    float *own = DLRNI_NEW(l->a->ctx, float, d);
+    dlrn_status status = own ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (status == DLRN_OK) status = dlrni_read_slice(l, dlrni_slice_of(e, -1, 0, 0, 0), own, d);
+    for (int64_t c = 0; c < d && status == DLRN_OK; c++) bias[c] += own[c];
+    dlrn_free(l->a->ctx, own);
+    return status;
+}
+
+/* Layer i: encoder, threshold, skip, and the decoders to all its targets. */
+DLRNI_INTERNAL dlrn_status dlrni_pair_layer(const dlrni_loading *l, dlrni_layers *s,
+                                            dlrni_tying tying, int jump, int64_t i) {
+    const int64_t d = s->in;
+    const dlrni_entry *e;
+    char name[96];
+    int64_t encoder[2] = {s->F, d}, features = s->F, both[2] = {s->L, s->F}, square[2] = {d, d};
+    DLRNI_TRY(dlrni_layers_part(s, i, i * d, d, i * d, (s->L - i) * d));
+    dlrn_dictionary *part = s->to->part[i].dict;
+    dlrni_print(name, sizeof name, "encoder_module.encoders.%lld.weight", (long long)i);
+    DLRNI_TRY(dlrni_set_tensor(l, name, 2, encoder, &e));
+    DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 0, 1, 0, 0), part->param[DLRN_ENCODER], d));
+    dlrni_print(name, sizeof name, "encoder_module.encoders.%lld.bias_param", (long long)i);
+    DLRNI_TRY(dlrni_set_tensor(l, name, 1, &features, &e));
+    DLRNI_TRY(dlrni_read_vector(l, e, 0, part, DLRN_ENCODER_BIAS));
+    for (int64_t t = i; t < s->L; t++) {
+        DLRNI_TRY(dlrni_pair_atoms(l, s, tying, i, t));
+        DLRNI_TRY(dlrni_pair_bias(l, s, tying, i, t));
+    }
+    if (jump) {
+        DLRNI_TRY(dlrni_set_tensor(l, "theta_manager.log_threshold", 2, both, &e));
+        DLRNI_TRY(dlrni_read_vector(l, e, i, part, DLRN_THRESHOLD));
+        float *threshold = part->param[DLRN_THRESHOLD];
+        /* its gate passes a value that equals the threshold */
+        for (int64_t j = 0; j < s->F; j++) threshold[j] = dlrni_just_below(expf(threshold[j]));
+        part->formula.gate = DLRN_GATE_JUMP;
+        DLRNI_TRY(dlrni_check_weights(l->a, e->info.name, threshold, 0, s->F));
+    }
+    dlrni_print(name, sizeof name, "decoder_module.skip_weights.%lld", (long long)i);
+    if (dlrni_find_stored(l, name) < 0) return DLRN_OK;
+    DLRNI_TRY(dlrni_set_tensor(l, name, 2, square, &e));
+    part->skip_rows = d;
+    DLRNI_TRY(dlrni_param_alloc(part, DLRN_SKIP));
+    return dlrni_read_slice(l, dlrni_slice_of(e, 0, 1, 0, 0), part->param[DLRN_SKIP], d);
+}
+
+/* topk and batchtopk, over all layers or within each (topk_mode). */
+DLRNI_INTERNAL dlrn_status dlrni_pair_select(const dlrni_loading *l, dlrni_layers *s, int batch) {
+    const char *mode = "global";
+    int64_t k;
+    DLRNI_TRY(dlrni_config_text(l, "topk_mode", &mode));
+    const int global = !strcmp(mode, "global");
+    if (!global && strcmp(mode, "per_layer"))
+        return dlrni_config_refuse(l, "topk_mode", "global or per_layer", mode);
+    DLRNI_TRY(
+        dlrni_layers_k(l, batch ? "batchtopk_k" : "topk_k", global ? s->to->features : s->F, &k));
+    for (int64_t i = -1; i < s->L; i++) {
+        dlrn_formula *formula = i < 0 ? &s->to->formula : &s->to->part[i].dict->formula;
+        if (i >= 0) formula->gate = DLRN_GATE_LINEAR;
+        if (global != (i < 0)) continue;
+        formula->select = batch ? DLRN_SELECT_BATCH_TOP_K : DLRN_SELECT_TOP_K;
+        formula->standardise = DLRN_ON;
+        formula->k = k;
+    }
+    dlrni_say(s->to, "which features are active depends on all rows of a call");
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_load_pair_set(dlrni_loading *l, dlrni_layers *s) {
+    static const char *const tyings[] = {"none", "per_source", "per_target"};
+    const char *act = "", *tying = tyings[0], *norm = "none";
+    const dlrni_entry *e;
+    char name[64];
+    int64_t encoder[2] = {-1, -1};
+    int tied = 0;
+    if (!l->root)
+        return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: found the tensors of decode-clt: expected its %s beside the file, "
+                         "which says what they compute",
+                         l->a->path, DLRNI_CFG_FILE);
+    DLRNI_TRY(dlrni_config_text(l, "activation_fn", &act));
+    DLRNI_TRY(dlrni_config_text(l, "decoder_tying", &tying));
+    DLRNI_TRY(dlrni_config_text(l, "normalization_method", &norm));
+    while (tied < 3 && strcmp(tying, tyings[tied])) tied++;
+    if (tied == 3)
+        return dlrni_config_refuse(l, "decoder_tying", "none, per_source or per_target", tying);
+    if (strcmp(norm, "none")) return dlrni_config_refuse(l, "normalization_method", "none", norm);
+    const int jump = !strcmp(act, "jumprelu"), batch = !strcmp(act, "batchtopk");
+    const int by_k = batch || !strcmp(act, "topk");
+    if (!jump && !by_k && strcmp(act, "relu"))
+        return dlrni_config_refuse(l, "activation_fn", "relu, jumprelu, topk or batchtopk", act);
+    DLRNI_TRY(dlrni_set_tensor(l, "encoder_module.encoders.0.weight", 2, encoder, &e));
+    do dlrni_print(name, sizeof name, "encoder_module.encoders.%lld.weight", (long long)++s->L);
+    while (dlrni_find_stored(l, name) >= 0);
+    s->F = encoder[0];
+    s->in = s->out = encoder[1];
+    DLRNI_TRY(dlrni_layers_new(l, "CrossLayerTranscoder", "decode-clt", s));
+    for (int64_t i = 0; i < s->L; i++)
+        DLRNI_TRY(dlrni_pair_layer(l, s, (dlrni_tying)tied, jump, i));
+    if (by_k) DLRNI_TRY(dlrni_pair_select(l, s, batch));
+    return dlrni_settle_layers(l, s, by_k, 1);
+}
+
+DLRNI_INTERNAL int dlrni_is_pair_set(dlrni_loading *l) {
+    return dlrni_prefix_before(l, "encoder_module.encoders.0.weight");
+}
+
+/* ---- One archive ---- */
+
+typedef struct dlrni_one_archive {
+    const char *library;
+    int (*fits)(dlrni_loading *l);
+    dlrn_status (*load)(dlrni_loading *l, dlrni_layers *s);
+} dlrni_one_archive;
+
+static const dlrni_one_archive dlrni_set_table[] = {
+    {"llamascopium", dlrni_is_llama_set, dlrni_load_llama_set},
+    {"crosscoder-fork", dlrni_is_fork_set, dlrni_load_fork_set},
+    {"decode-clt", dlrni_is_pair_set, dlrni_load_pair_set},
+};
+enum { DLRNI_SETS_OF_PARTS = sizeof dlrni_set_table / sizeof *dlrni_set_table };
+
+/* An archive that holds all layers. *out NULL: it is another's. */
+DLRNI_INTERNAL dlrn_status dlrni_load_layers(dlrni_loading *l, dlrn_dictionary **out) {
+    dlrni_layers s = {0, 0, 0, 0, NULL};
+    *out = NULL;
+    for (int i = 0; i < DLRNI_SETS_OF_PARTS; i++) {
+        const dlrni_one_archive *row = &dlrni_set_table[i];
+        if (!dlrni_may_be(l, row->library) || !row->fits(l)) continue;
+        return dlrni_finish_layers(&s, row->load(l, &s), out);
+    }
+    *l->prefix = 0;
+    return DLRN_OK;
 }
 
 DLRNI_COLD_END
@@ -14705,7 +15791,7 @@ typedef struct dlrni_series {
     char *tensor; /* NULL: the only one of floats     */
     dlrn_dtype dtype;
     int64_t rows, cols, positions;
-    int64_t wanted; /* cols that two dimensions may make up; 0: the last one is cols */
+    int64_t width; /* wanted of a row; 0: any */
 
     int64_t current;      /* the shard that is open; -1: none                  */
     dlrni_entry entry;    /* its tensor                                        */
@@ -14805,14 +15891,14 @@ DLRNI_INTERNAL dlrn_status dlrni_check_shard(dlrni_series *s, int64_t i, dlrni_e
         return dlrn_fail(s->ctx, DLRN_ERR_SHAPE,
                          "%s: expected an array [rows, width] or [..., width], found [%s]", path,
                          shape);
-    int last = t->ndim - 1; /* the first of the dimensions that are a row */
-    int64_t cols = t->shape[last], joined;
-    if (last > 1 && s->wanted && cols != s->wanted &&
-        dlrni_mul(cols, t->shape[last - 1], &joined) && joined == s->wanted) {
-        cols = joined; /* [layers, d] */
-        last--;
+    int64_t cols = t->shape[t->ndim - 1], joined;
+    int others = t->ndim - 1; /* dimensions that number the rows */
+    if (s->width && cols != s->width && others > 1 &&
+        dlrni_mul(cols, t->shape[others - 1], &joined) && joined == s->width) {
+        cols = joined;
+        others--;
     }
-    const int64_t positions = last > 1 ? t->shape[last - 1] : 0;
+    const int64_t positions = others > 1 ? t->shape[others - 1] : 0;
     if (cols < 1 || cols > INT32_MAX)
         return dlrn_fail(s->ctx, DLRN_ERR_SHAPE, "%s: expected rows of 1 to %d numbers, found %lld",
                          path, INT32_MAX, (long long)cols);
@@ -14984,14 +16070,14 @@ DLRNI_INTERNAL void dlrni_series_close(dlrni_series *s) {
 
 /* Copies the names and measures the files. On failure the caller closes the series. */
 DLRNI_INTERNAL dlrn_status dlrni_series_open(dlrn_context *ctx, const dlrn_source_desc *desc,
-                                             const char *const *paths, int64_t n, int64_t wanted,
+                                             const char *const *paths, int64_t n, int64_t width,
                                              dlrni_series *s) {
     int64_t bytes = desc->tensor ? (int64_t)strlen(desc->tensor) + 1 : 1;
     for (int64_t i = 0; i < n; i++) bytes += (int64_t)strlen(paths[i]) + 1;
     s->ctx = ctx;
     s->current = -1;
     s->dtype = desc->dtype;
-    s->wanted = wanted;
+    s->width = width;
     s->shard = DLRNI_NEW_ZERO(ctx, dlrni_shard, n);
     s->names = s->shard ? DLRNI_NEW(ctx, char, bytes) : NULL;
     if (!s->names) return DLRN_ERR_MEMORY;
@@ -15067,9 +16153,9 @@ DLRNI_INTERNAL void dlrni_map_rows(dlrni_series *s, int64_t row, int64_t n, floa
     const dlrni_file_map *m = &s->file->map;
     const uintptr_t base = (uintptr_t)m->p, at = (uintptr_t)e->data - base;
     const size_t size = (size_t)s->cols * (size_t)dlrni_dtype_size(e->info.dtype);
-    /* rows of the archive run along the last dimension: one of ours may be several of them */
-    const int64_t lines = s->cols / e->info.shape[e->info.ndim - 1];
-    dlrni_entry_rows(s->ctx, e, row * lines, n * lines, dst, NULL);
+    /* the entry's own rows: several make one, if dimensions were joined */
+    const int64_t each = s->cols / e->info.shape[e->info.ndim - 1];
+    dlrni_entry_rows(s->ctx, e, row * each, n * each, dst, NULL);
     /* unpacked members, the shards of an index and a pipe that was read whole lie elsewhere */
     if (!dlrni_is_dense(e) || at >= m->size || s->file->borrowed) return;
     const size_t begin = at + (size_t)row * size, end = begin + (size_t)n * size;
@@ -15249,10 +16335,10 @@ DLRNI_INTERNAL dlrn_status dlrni_check_pipes(dlrn_context *ctx, const dlrn_sourc
 DLRNI_INTERNAL dlrn_status dlrni_open_files(dlrn_context *ctx, const dlrn_source_desc *desc,
                                             dlrni_array_source *s) {
     DLRNI_TRY(dlrni_check_pipes(ctx, desc));
-    DLRNI_TRY(dlrni_series_open(ctx, desc, desc->paths, desc->n_paths, desc->d_in, &s->files));
+    DLRNI_TRY(dlrni_series_open(ctx, desc, desc->paths, desc->n_paths, desc->width, &s->files));
     if (desc->n_target_paths)
         DLRNI_TRY(dlrni_series_open(ctx, desc, desc->target_paths, desc->n_target_paths,
-                                    desc->d_out, &s->target));
+                                    desc->target_width, &s->target));
     if (desc->n_target_paths && s->files.rows != s->target.rows)
         /* named by the target: x was opened first and is taken as right */
         return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected %lld rows as in %s, found %lld",
@@ -15271,8 +16357,8 @@ DLRN_API dlrn_status dlrn_source_open(dlrn_context *ctx, const dlrn_source_desc 
     DLRNI_REQUIRE(ctx, desc->target_paths ? desc->n_target_paths > 0 : !desc->n_target_paths,
                   "n_target_paths does not fit target_paths");
     DLRNI_REQUIRE(ctx, !desc->dtype || desc->dtype == DLRN_BF16, "dtype is 0 or DLRN_BF16");
-    DLRNI_REQUIRE(ctx, desc->epochs >= 0 && desc->d_in >= 0 && desc->d_out >= 0,
-                  "epochs, d_in and d_out must not be negative");
+    DLRNI_REQUIRE(ctx, desc->epochs >= 0 && desc->width >= 0 && desc->target_width >= 0,
+                  "epochs, width and target_width must not be negative");
     dlrni_array_source *s = dlrni_array_source_new(ctx, desc->epochs, out);
     if (!s) return DLRN_ERR_MEMORY;
     dlrn_status st = dlrni_open_files(ctx, desc, s);

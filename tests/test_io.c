@@ -273,7 +273,7 @@ resumed_run(void) { /* four steps, with a checkpoint after two: the bits of four
 
 static dlrn_status a_source(void) {
     const char *path = "run/source.npy";
-    dlrn_source_desc desc = {&path, 1, NULL, 0, NULL, DLRN_F32, 1};
+    dlrn_source_desc desc = {&path, 1, NULL, 0, NULL, DLRN_F32, 1, 0, 0};
     dlrn_source source;
     float x[ROWS * D];
     int64_t n = 0;
@@ -423,7 +423,7 @@ TEST(no_files) {
     dlrn_writer *w = NULL;
     dlrn_stream *stream = NULL;
     const char *path = "f.pt";
-    dlrn_source_desc desc = {&path, 1, NULL, 0, NULL, DLRN_F32, 1};
+    dlrn_source_desc desc = {&path, 1, NULL, 0, NULL, DLRN_F32, 1, 0, 0};
     dlrn_source source;
     dlrn_sparse c;
     char *bytes;

@@ -495,8 +495,8 @@ static int run_eval(dlrn_context *ctx, const options *o) {
     if (s == DLRN_OK && o->model) s = check_one_site(o, dict);
     if (s == DLRN_OK && o->model) s = model_text_open(ctx, o, 1, &mt);
     if (s == DLRN_OK) {
-        f.d_in = dict->d_in;
-        f.d_out = dict->d_out;
+        f.width = dict->d_in;
+        f.target_width = dict->d_out;
     }
     if (s == DLRN_OK && o->data) s = feed_open(&f, 1);
     if (s == DLRN_OK && o->skip_nonfinite) s = feed_keep_finite(&f);

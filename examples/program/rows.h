@@ -70,12 +70,12 @@ static dlrn_status codes_open(dlrn_context *ctx, const char *path, array *a) {
     return s;
 }
 
-/* Opens --data: rows of `width` numbers or, if takes_codes, codes. */
-static dlrn_status array_open(dlrn_context *ctx, const options *o, int64_t width, int takes_codes,
+/* Opens --data: rows of `width` or, if takes_codes, codes. */
+static dlrn_status array_open(dlrn_context *ctx, const options *o, int takes_codes, int64_t width,
                               array *a) {
     memset(a, 0, sizeof *a);
     feed_init(&a->feed, ctx, o);
-    a->feed.d_in = width;
+    a->feed.width = width;
     dlrn_status s = takes_codes ? codes_open(ctx, o->data, a) : DLRN_OK;
     if (s != DLRN_OK || a->is_codes) return s;
     s = feed_open(&a->feed, 1);
@@ -138,9 +138,7 @@ static dlrn_status write_block(const dlrn_dictionary *dict, const array *in, int
 
 /* Reads, transforms and writes block after block. */
 static dlrn_status stream_rows(dlrn_context *ctx, const dlrn_dictionary *dict, const options *o,
-                               array *in, int features_out, row_step step) {
-    const int64_t out_width = features_out ? dict->features : dict->d_out;
-    const int64_t layers = features_out ? dict->feature_layers : dict->layers;
+                               array *in, int64_t out_width, int64_t layers, row_step step) {
     dlrn_tensor x, y;
     dlrn_sparse codes;
     dlrn_writer *w = NULL;
@@ -153,7 +151,7 @@ static dlrn_status stream_rows(dlrn_context *ctx, const dlrn_dictionary *dict, c
     s = dlrn_tensor_alloc(ctx, o->sparse ? 0 : BLOCK, out_width, &y);
     if (s == DLRN_OK)
         s = o->sparse ? dlrn_csr_create(ctx, o->out, out_width, &w)
-                      : dlrn_npy_create_layers(ctx, o->out, layers, out_width, in->rows, &w);
+                      : dlrn_npy_create_layers(ctx, o->out, out_width, layers, in->rows, &w);
     while (s == DLRN_OK) {
         int64_t n = 0;
         s = next_block(in, &source, done, x.data, &n);
@@ -191,9 +189,12 @@ static int run_rows(dlrn_context *ctx, const options *o, const char *name, int f
         return 2;
     dlrn_status s = load_dictionary(ctx, o->dict, o, &dict);
     const int64_t width = s != DLRN_OK ? 0 : features_in ? dict->features : dict->d_in;
-    if (s == DLRN_OK) s = array_open(ctx, o, width, features_in, &in);
+    if (s == DLRN_OK) s = array_open(ctx, o, features_in, width, &in);
     if (s == DLRN_OK) s = expect_width(ctx, in.feed.x_name, width, in.width);
-    if (s == DLRN_OK) s = stream_rows(ctx, dict, o, &in, features_out, step);
+    if (s == DLRN_OK)
+        s = features_out
+                ? stream_rows(ctx, dict, o, &in, dict->features, dict->feature_layers, step)
+                : stream_rows(ctx, dict, o, &in, dict->d_out, dict->layers, step);
     array_close(ctx, &in);
     dlrn_dictionary_destroy(dict);
     return s == DLRN_OK ? 0 : fail(ctx);

@@ -14,6 +14,7 @@ typedef struct feed {
     int from_array;                          /* 1: its position is the number of a row  */
     int64_t rows;                            /* given so far                            */
     int64_t skipped;                         /* with --skip-nonfinite: rows left out    */
+    int64_t width, target_width;             /* of rows, where a dictionary says so     */
     int64_t left_out;                        /* by chooses_rows                         */
     void (*progress)(void *user, int64_t n); /* n rows of a call are there; or NULL */
     void *user;
@@ -21,8 +22,8 @@ typedef struct feed {
     char error[1024];
 } feed;
 
-/* Opens files as a source: one pass or several, or without end (0). d_in: of x. */
-static dlrn_status open_rows(feed *f, const path_list *x, const path_list *y, int64_t d_in,
+/* Opens files as a source: one pass or several, or without end (0). */
+static dlrn_status open_rows(feed *f, const path_list *x, const path_list *y, int64_t width,
                              int64_t epochs, dlrn_source *out) {
     dlrn_source_desc desc;
     memset(&desc, 0, sizeof desc);
@@ -33,8 +34,8 @@ static dlrn_status open_rows(feed *f, const path_list *x, const path_list *y, in
     desc.tensor = f->o->tensor;
     desc.dtype = f->o->dtype ? DLRN_BF16 : DLRN_F32;
     desc.epochs = epochs;
-    desc.d_in = d_in;
-    desc.d_out = f->d_out;
+    desc.width = width;
+    desc.target_width = f->target_width;
     return dlrn_source_open(f->ctx, &desc, out);
 }
 
@@ -44,7 +45,7 @@ static dlrn_status feed_open(feed *f, int64_t epochs) {
     dlrn_status s = paths_expand(f->ctx, o->data, &f->x_paths);
     if (s == DLRN_OK && o->target) s = paths_expand(f->ctx, o->target, &f->y_paths);
     if (s != DLRN_OK) return s;
-    s = open_rows(f, &f->x_paths, o->target ? &f->y_paths : NULL, f->d_in, epochs, &f->inner);
+    s = open_rows(f, &f->x_paths, o->target ? &f->y_paths : NULL, f->width, epochs, &f->inner);
     return s == DLRN_OK && chooses_rows(o)
                ? choose_rows(f->ctx, o, f->x_name, &f->inner, &f->left_out)
                : s;
@@ -63,7 +64,7 @@ static const char *feed_locate(feed *f, const path_list *list, const char *name,
     for (int64_t i = 0; i < list->n && list->n > 1; i++) {
         path_list one = {list->path + i, 1, 1};
         dlrn_source s;
-        int64_t width = list == &f->y_paths ? f->d_out : f->d_in;
+        const int64_t width = list == &f->y_paths ? f->target_width : f->width;
         if (open_rows(f, &one, NULL, width, 1, &s) != DLRN_OK) return name;
         uint64_t rows = (uint64_t)s.rows;
         dlrn_source_destroy(&s);
