@@ -274,7 +274,7 @@
    latentsae            sae.safetensors; cfg.json   TOPK, MATRYOSHKA, ABSTOPK, BATCHTOPK, JUMPRELU,
                                                     COSINE, GATED
    openai               autoencoder.pt              ReLU, TopK; also tied
-   gemma_scope          params.npz                  params.npz: SAEs and transcoders
+   gemma_scope          params.npz                  jump_relu: SAEs and transcoders
    gemma_scope_2        params.safetensors;         jump_relu: SAEs; transcoders, also affine
                         config.json
    qwen_scope           layer0.sae.pt, ...          layer.sae.pt: top-k; give k
@@ -1244,15 +1244,15 @@ typedef struct dlrn_source_desc {
     int64_t epochs;     /* how many times the rows are read; 0: without end */
     int64_t width, target_width; /* of a row and of its target, where they are known: if the last
                                     dimension is not it, but the product of the last two is, these
-                                    make a row ([.., layers, d], [.., heads, d_head]). 0: not known */
+                                    make a row ([.., layers, d], [.., heads, d_head]). 0: unknown */
 } dlrn_source_desc;
 
 /* A source of arrays in files: f16, bf16 (in .npy: V2), f32 or f64, of two or more dimensions. The
    last one (see desc->width) is d; the others number the rows. If they are [documents, positions,
    d], `positions` is set. One file is open at a time, mapped where that is possible; otherwise a
-   .npy is read as a stream. Memory does not grow with the files, which must not change while the source is open. A
-   pipe holds a .npy in C order; it is read once (epochs 1), and seek only goes forward.
-   DLRN_ERR_IO, _FORMAT; _UNSUPPORTED: integers; _SHAPE: files that do not agree. */
+   .npy is read as a stream. Memory does not grow with the files, which must not change while the
+   source is open. A pipe holds a .npy in C order; it is read once (epochs 1), and seek only goes
+   forward. DLRN_ERR_IO, _FORMAT; _UNSUPPORTED: integers; _SHAPE: files that do not agree. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_source_open(dlrn_context *ctx, const dlrn_source_desc *desc,
                                                  dlrn_source *out);
 /* A filter: leaves out the rows of `source` whose x or y holds a number that is not finite.
@@ -5020,8 +5020,8 @@ DLRNI_INTERNAL int64_t dlrni_round_end(const dlrni_encoding *c, int64_t first) {
 
 /* ---- Guesses ---- The first round knows no cut, so half of its features would be candidates. Cuts
    of rows like these, divided by the rows' norms, vary little: most of the smallest one seen serves
-   as a floor from the start. A row that finds k entries above it proves it right; if a row does not,
-   the batch is selected again without it. So a guess changes the time, and no result. */
+   as a floor from the start. A row that finds k entries above it proves it right; if a row does
+   not, the batch is selected again without it. So a guess changes the time, and no result. */
 
 enum { DLRNI_GUESS_ROWS = 32 /* rows of a sample: a 64th of a stretch */ };
 #define DLRNI_GUESS_SHARE                                                                          \
@@ -5439,7 +5439,7 @@ DLRNI_INTERNAL void dlrni_add_skip(const dlrn_dictionary *dict, const float *z, 
 
 /* One row of a dictionary with parts: the atoms, each added to its part's window, then the parts'
    skips. A piece of 128 entries at a time gets its columns relative to the part. An element is one
-   chain of multiply-adds, so the pieces change no bit. */
+   chain of multiply-adds, so the pieces do not change the result. */
 DLRNI_INTERNAL void dlrni_add_parts(const dlrni_decode_job *j, int64_t i, float *x_hat) {
     const dlrn_dictionary *dict = j->dict;
     const dlrn_sparse *c = j->codes;
@@ -11961,9 +11961,9 @@ DLRNI_INTERNAL const dlrn_json *dlrni_config_value(const dlrn_json *root, const 
 }
 
 /* A key of the wrong type is an error, so that none is overlooked. */
-DLRNI_INTERNAL dlrn_status dlrni_check_config_type(dlrn_context *ctx, const char *path,
-                                                   const char *key, const dlrn_json *v,
-                                                   dlrn_json_type type) {
+DLRNI_INTERNAL dlrn_status dlrni_check_key_type(dlrn_context *ctx, const char *path,
+                                                const char *key, const dlrn_json *v,
+                                                dlrn_json_type type) {
     /* in the order of dlrn_json_type */
     static const char *const kinds[] = {"null",   "true or false", "a number",
                                         "a text", "a list",        "an object"};
@@ -11980,7 +11980,7 @@ DLRNI_INTERNAL dlrn_status dlrni_config_get(const dlrni_loading *l, const char *
                                             dlrn_json_type type, const dlrn_json **value) {
     char full[64];
     *value = dlrni_config_value(l->root, key, full);
-    return dlrni_check_config_type(l->a->ctx, l->config, full, *value, type);
+    return dlrni_check_key_type(l->a->ctx, l->config, full, *value, type);
 }
 
 /* The same as a text, a number or a switch; without the key, `value` stays as it is. */
@@ -12522,7 +12522,7 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_gemma(dlrni_loading *l, dlrn_dictionary 
 }
 
 static const dlrni_layout dlrni_gemma_rows[] = {
-    {"params.npz",
+    {"jump_relu",
      "JumpReluAutoEncoder",
      DLRNI_NPZ,
      DLRN_CENTER_NONE,
@@ -13003,7 +13003,7 @@ static const dlrni_layout dlrni_fork_rows[] = {
 #define DLRNI_REFUSED_ROW(name, sign)                                                              \
     { name, NULL, DLRNI_ANY_FORMAT, DLRN_CENTER_NONE, {{DLRNI_IS_SIGN, sign, "", 0}}, NULL }
 
-static const dlrni_layout dlrni_refused_rows[] = {
+static const dlrni_layout dlrni_unread_rows[] = {
     DLRNI_REFUSED_ROW("overcomplete's quantised QSAE", "Q"),
     DLRNI_REFUSED_ROW("overcomplete's archetypal RA-SAE", "dictionary.Relax"),
     DLRNI_REFUSED_ROW("overcomplete's matching pursuit, or no encoder", "dictionary._weights"),
@@ -13016,19 +13016,20 @@ static const dlrni_layout dlrni_refused_rows[] = {
 
 #define DLRNI_CONFIG_FILE "config.json"
 #define DLRNI_CFG_FILE "cfg.json" /* what SAELens, sparsify and others call a config */
+#define DLRNI_SAE_WEIGHTS "sae_weights.safetensors" /* of SAELens and OpenMOSS */
 static const dlrni_library dlrni_library_table[] = {
     {"dictionary_learning", dlrni_learning_rows, "ae.pt", DLRNI_CONFIG_FILE, "trainer",
      dlrni_learning_class, DLRNI_CLASS_KEY, 0},
-    {"saelens", dlrni_saelens_rows, "sae_weights.safetensors", DLRNI_CFG_FILE, "d_sae",
-     dlrni_saelens_class, "architecture", 1},
+    {"saelens", dlrni_saelens_rows, DLRNI_SAE_WEIGHTS, DLRNI_CFG_FILE, "d_sae", dlrni_saelens_class,
+     "architecture", 1},
     {"latentsae", dlrni_latent_rows, "sae.safetensors", DLRNI_CFG_FILE, "sae_type",
      dlrni_latent_class, "sae_type", 1},
     {"sparsify", dlrni_sparsify_rows, "sae.safetensors", DLRNI_CFG_FILE, "expansion_factor",
      dlrni_sparsify_class, "activation", 1},
-    {"llamascopium", dlrni_llamascopium_rows, "sae_weights.safetensors", DLRNI_CONFIG_FILE,
-     "sae_type", dlrni_llamascopium_class, "act_fn", 1},
-    {"llama_scope_r1", dlrni_llama_r1_rows, "sae_weights.safetensors", DLRNI_CONFIG_FILE,
-     "hook_point_in", NULL, DLRNI_CLASS_KEY, 0},
+    {"llamascopium", dlrni_llamascopium_rows, DLRNI_SAE_WEIGHTS, DLRNI_CONFIG_FILE, "sae_type",
+     dlrni_llamascopium_class, "act_fn", 1},
+    {"llama_scope_r1", dlrni_llama_r1_rows, DLRNI_SAE_WEIGHTS, DLRNI_CONFIG_FILE, "hook_point_in",
+     NULL, DLRNI_CLASS_KEY, 0},
     {"llama_scope", dlrni_llama_rows, "checkpoints/final.safetensors", "hyperparams.json",
      "jump_relu_threshold", NULL, DLRNI_CLASS_KEY, 1},
     {"gemma_scope", dlrni_gemma_rows, "params.npz", "", "", NULL, DLRNI_CLASS_KEY, 0},
@@ -13045,7 +13046,7 @@ static const dlrni_library dlrni_library_table[] = {
     {"goodfire", dlrni_goodfire_rows, NULL, "", "", NULL, DLRNI_CLASS_KEY, 0},
     {"e2e_sae", dlrni_e2e_rows, NULL, "", "", NULL, DLRNI_CLASS_KEY, 0},
     {"overcomplete", dlrni_overcomplete_rows, NULL, "", "", NULL, DLRNI_CLASS_KEY, 0},
-    {"refused", dlrni_refused_rows, NULL, "", "", NULL, DLRNI_CLASS_KEY, 0},
+    {"refused", dlrni_unread_rows, NULL, "", "", NULL, DLRNI_CLASS_KEY, 0},
 };
 enum { DLRNI_LIBRARIES = sizeof dlrni_library_table / sizeof *dlrni_library_table };
 
@@ -13973,7 +13974,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_dictionary(dlrni_loading *l, dlrn_dictiona
     return s;
 }
 
-/* Room sets: dictionaries of several layers, in one archive or in several. *out NULL: it is none. */
+/* Room sets: dictionaries of several layers, in one archive or several. *out NULL: it is none. */
 DLRNI_INTERNAL dlrn_status dlrni_load_layers(dlrni_loading *l, dlrn_dictionary **out);
 DLRNI_INTERNAL dlrn_status dlrni_load_numbered(dlrni_loading *l, dlrn_context *ctx,
                                                const char *path, dlrn_dictionary **out);
@@ -14016,7 +14017,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config_types(dlrn_context *ctx, const cha
         const dlrni_config_key *key = &dlrni_config_key_table[i / 2];
         char full[64];
         dlrni_print(full, sizeof full, "%s%s", parts[i % 2], key->key);
-        DLRNI_TRY(dlrni_check_config_type(ctx, path, full, dlrn_json_get(root, full), key->type));
+        DLRNI_TRY(dlrni_check_key_type(ctx, path, full, dlrn_json_get(root, full), key->type));
     }
     return DLRN_OK;
 }
@@ -14068,8 +14069,8 @@ DLRNI_INTERNAL dlrn_status dlrni_load_identity(dlrn_context *ctx, const char *pa
 
 /* ---- Finding and loading ---- */
 
-/* Files of this library's own that a folder may hold in place of ae.pt. */
-static const char *const dlrni_own_files[] = {"ae.pt", "ae.safetensors", "ae.npz"};
+/* Files of this library's own that a folder may hold in place of dictionary_learning's. */
+static const char *const dlrni_own_files[] = {"ae.safetensors", "ae.npz"};
 enum { DLRNI_OWN_FILES = sizeof dlrni_own_files / sizeof *dlrni_own_files };
 
 /* Numbered files, and folders of trainers: tried from 0, since a dlrn_io cannot list them; 128 is
@@ -14079,8 +14080,8 @@ enum { DLRNI_NUMBERED = 128 };
 
 /* "ae.pt, ae.safetensors, ...", for errors, from the tables. */
 DLRNI_INTERNAL void dlrni_file_names(char *text, size_t size) {
-    int at = dlrni_print(text, size, "%s", dlrni_own_files[0]);
-    for (int i = 1; i < DLRNI_OWN_FILES; i++)
+    int at = dlrni_print(text, size, "%s", dlrni_library_table[0].weights);
+    for (int i = 0; i < DLRNI_OWN_FILES; i++)
         at += dlrni_print(text + at, size - (size_t)at, ", %s", dlrni_own_files[i]);
     for (int i = 1; i < DLRNI_LIBRARIES && at < (int)size; i++) {
         const char *weights = dlrni_library_table[i].weights;
@@ -14145,10 +14146,11 @@ DLRNI_INTERNAL void dlrni_first_layer(dlrn_context *ctx, const char *path, char 
 /* Looks in a folder: for our own files, those of trainers, those of other libraries. */
 DLRNI_INTERNAL dlrn_status dlrni_search_folder(dlrn_context *ctx, const char *path, char *file,
                                                size_t size) {
+    if (dlrni_is_in_folder(ctx, path, dlrni_library_table[0].weights, file, size)) return DLRN_OK;
     for (int i = 0; i < DLRNI_OWN_FILES; i++) /* a folder of that name does not count */
         if (dlrni_is_in_folder(ctx, path, dlrni_own_files[i], file, size)) return DLRN_OK;
     DLRNI_TRY(dlrni_find_numbered(ctx, path, DLRNI_TRAINER_FILE, file, size));
-    for (int i = 0; i < DLRNI_LIBRARIES && !*file; i++) {
+    for (int i = 1; i < DLRNI_LIBRARIES && !*file; i++) {
         const char *weights = dlrni_library_table[i].weights;
         if (!weights) continue;
         if (strchr(weights, '%'))
@@ -14407,8 +14409,8 @@ DLRNI_INTERNAL dlrn_status dlrni_layout_of(const dlrn_dictionary *dict, const ch
                 if (!first) first = row;
             }
     if (first) return dlrni_check_layout_holds(dict, path, first);
-    return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: not written: a %s %s", path,
-                     dict->family,
+    return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: not written: %s %s %s", path,
+                     dict->n_parts ? "a" : "an", dict->family,
                      dict->n_parts ? "has several layers, and no layout of one file holds them"
                                    : "has no weights to save");
 }
@@ -14489,12 +14491,12 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
 /* ---- Slices ---- */
 
 /* A matrix inside a tensor of up to three dimensions, of any type and strides. */
-typedef struct dlrni_slice {
+typedef struct dlrni_matrix_part {
     const dlrni_entry *e;
     int64_t at;                 /* its first element, counted as strides are */
     int64_t rows, cols;         /* in memory */
     int64_t row_step, col_step; /* in the file, in elements */
-} dlrni_slice;
+} dlrni_matrix_part;
 
 /* The tensor PREFIX NAME, of ndim dimensions: sizes of -1 in `shape` are set, the others must
    agree. None may be 0. */
@@ -14525,9 +14527,9 @@ DLRNI_INTERNAL dlrn_status dlrni_set_tensor(const dlrni_loading *l, const char *
 
 /* The slice whose rows run along dimension `row` (-1: a single row) and whose columns along `col`;
    `first` [ndim] is its first element. */
-DLRNI_INTERNAL dlrni_slice dlrni_slice_of(const dlrni_entry *e, int row, int col, int64_t first0,
-                                          int64_t first1) {
-    dlrni_slice s = {e, e->offset, 1, e->info.shape[col], 0, e->stride[col]};
+DLRNI_INTERNAL dlrni_matrix_part dlrni_slice_of(const dlrni_entry *e, int row, int col,
+                                                int64_t first0, int64_t first1) {
+    dlrni_matrix_part s = {e, e->offset, 1, e->info.shape[col], 0, e->stride[col]};
     if (row >= 0) {
         s.rows = e->info.shape[row];
         s.row_step = e->stride[row];
@@ -14539,7 +14541,7 @@ DLRNI_INTERNAL dlrni_slice dlrni_slice_of(const dlrni_entry *e, int row, int col
 /* A slice being read: a task for each DLRNI_BLOCK rows. */
 typedef struct dlrni_slice_job {
     const dlrn_context *ctx;
-    dlrni_slice s;
+    dlrni_matrix_part s;
     float *to; /* rows ld apart */
     int64_t ld;
     int64_t *bad; /* [tasks] 1: found a number that is not finite */
@@ -14548,7 +14550,7 @@ typedef struct dlrni_slice_job {
 /* Task: a block of rows, along whichever direction lies together in the file. */
 DLRNI_INTERNAL void dlrni_read_slice_block(void *arg, int64_t block, int worker) {
     const dlrni_slice_job *j = (const dlrni_slice_job *)arg;
-    const dlrni_slice *s = &j->s;
+    const dlrni_matrix_part *s = &j->s;
     const int64_t r0 = block * DLRNI_BLOCK, rows = dlrni_min(DLRNI_BLOCK, s->rows - r0);
     const int64_t at = s->at + r0 * s->row_step;
     float *to = j->to + r0 * j->ld, column[DLRNI_BLOCK];
@@ -14569,7 +14571,7 @@ DLRNI_INTERNAL void dlrni_read_slice_block(void *arg, int64_t block, int worker)
 
 /* Reads a slice to rows that are ld apart. All its numbers must be finite; the rest of the tensor
    may hold anything. */
-DLRNI_INTERNAL dlrn_status dlrni_read_slice(const dlrni_loading *l, dlrni_slice s, float *to,
+DLRNI_INTERNAL dlrn_status dlrni_read_slice(const dlrni_loading *l, dlrni_matrix_part s, float *to,
                                             int64_t ld) {
     dlrn_context *ctx = l->a->ctx;
     const int64_t tasks = dlrni_ceil_div(s.rows, DLRNI_BLOCK);
@@ -14865,7 +14867,7 @@ static const dlrni_numbered dlrni_numbered_table[] = {
     {"gemma_scope_2", "params_layer_", ".safetensors", "params_layer_", dlrni_gemma_sizes,
      dlrni_gemma_layer},
 };
-enum { DLRNI_NUMBEREDS = sizeof dlrni_numbered_table / sizeof *dlrni_numbered_table };
+enum { DLRNI_FILE_SERIES = sizeof dlrni_numbered_table / sizeof *dlrni_numbered_table };
 
 /* The number in a file's name BEFORE i AFTER; -1: it has another name. */
 DLRNI_INTERNAL int64_t dlrni_layer_number(const char *name, const char *before, const char *after) {
@@ -14894,7 +14896,7 @@ DLRNI_INTERNAL void dlrni_first_layer(dlrn_context *ctx, const char *path, char 
     char name[64];
     int64_t first = 0;
     *file = 0;
-    for (int r = 0; r < DLRNI_NUMBEREDS; r++) {
+    for (int r = 0; r < DLRNI_FILE_SERIES; r++) {
         const dlrni_numbered *row = &dlrni_numbered_table[r];
         if (!dlrni_count_layers(ctx, path, row, &first)) continue;
         dlrni_print(name, sizeof name, "%s%lld%s", row->before, (long long)first, row->after);
@@ -14973,7 +14975,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_numbered(dlrni_loading *l, dlrn_context *c
         dlrni_print(folder, sizeof folder, "%s", path);
     else if (slash)
         dlrni_print(folder, sizeof folder, "%.*s", (int)(slash - path), path);
-    for (int r = 0; r < DLRNI_NUMBEREDS && kind; r++) {
+    for (int r = 0; r < DLRNI_FILE_SERIES && kind; r++) {
         const dlrni_numbered *row = &dlrni_numbered_table[r];
         int64_t i = -1, found = 1;
         if (!dlrni_may_be(l, row->library)) continue;
@@ -21288,6 +21290,26 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_KEY_ZERO
 #undef DLRNI_CHECKPOINT_FORMAT
 #undef DLRNI_CLASS_KEY
+#undef DLRNI_SAE_WEIGHTS
+#undef DLRNI_EACH_LAYOUT
+#undef DLRNI_FORK_CROSSCODER
+#undef DLRNI_GUESS_SHARE
+#undef DLRNI_LATENT_ENCODER
+#undef DLRNI_LATENT_ROW
+#undef DLRNI_LLAMASCOPIUM_BIAS
+#undef DLRNI_LLAMASCOPIUM_GLU
+#undef DLRNI_LLAMASCOPIUM_ROW
+#undef DLRNI_LLAMASCOPIUM_THRESHOLD
+#undef DLRNI_LLAMA_TENSORS
+#undef DLRNI_NO_MORE
+#undef DLRNI_OPENAI_ROW
+#undef DLRNI_OVERCOMPLETE_ROW
+#undef DLRNI_REFUSED_ROW
+#undef DLRNI_SAELENS_BASE
+#undef DLRNI_SAELENS_PLAIN
+#undef DLRNI_SAELENS_ROW
+#undef DLRNI_SPARSIFY_TENSORS
+#undef DLRNI_TRACER_TENSORS
 #undef DLRNI_CFG_FILE
 #undef DLRNI_CONFIG_FILE
 #undef DLRNI_TRAINER_FILE
