@@ -240,7 +240,7 @@ TEST(layouts_are_consistent) {
     const dlrni_layout *row;
     int rows = 0;
     for
-        DLRNI_EACH_LAYOUT(row, library) {
+    for (int i = 0; (row = dlrni_layout_at(i, &library)) != NULL; i++) {
             unsigned roles = 0;
             int n = 0;
             rows++;
