@@ -13,7 +13,7 @@ enum { MAX = 64 * 3 * 32 }; /* numbers of an array: 64 rows, 3 layers, 32 featur
 /* A line of layouts.txt. */
 typedef struct line {
     char name[128], folder[64], layout[32], family[32], outcome[16];
-    char text[128]; /* of the error, or the folder whose results are expected */
+    char text[128]; /* of the error or of dict->note, or the folder whose results are expected */
     char why[128];  /* it does not hold yet; "": it does                        */
     dlrn_load_options options;
     char wanted[32]; /* options.layout */
@@ -207,6 +207,10 @@ static int is_as_expected(const char *path, const dlrn_dictionary *dict) {
     if (!kernels_agree(path, dict, read_array(row.folder, "input", x) / dict->d_in)) return 0;
     if (strcmp(layout, row.layout)) WRONG("layout %s, expected %s", layout, row.layout);
     if (strcmp(dict->family, row.family)) WRONG("family %s, expected %s", dict->family, row.family);
+    /* a note where nothing is open would be noise */
+    const char *note = strcmp(row.outcome, "as") ? row.text : "";
+    if (*note ? !strstr(dict->note, note) : *dict->note)
+        WRONG("note \"%s\", expected \"%s\"", dict->note, note);
     return 1;
 }
 

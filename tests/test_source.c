@@ -223,9 +223,9 @@ TEST(rows_of_several_layers) {
     for (int i = 0; i < 8; i++) {
         const char *path = write_as(names[i / 2], "x", DLRN_F32, 0, 3 + i % 2, shapes[i % 2]);
         dlrn_source_desc desc = desc_of(&path, 1);
-        desc.d_in = D;
+        desc.width = D;
         expect_source(&desc, ROWS, i % 2 ? 3 : 0);
-        desc.d_in = 3; /* neither one dimension nor two: the reader sees the last */
+        desc.width = 3; /* neither one dimension nor two: the reader sees the last */
         CHECK_OK(ctx, dlrn_source_open(ctx, &desc, &s));
         CHECK(s.d_in == 2 && s.rows == 2 * ROWS);
         dlrn_source_destroy(&s);
@@ -234,12 +234,10 @@ TEST(rows_of_several_layers) {
         data[i / D + ROWS * (i % D / 2) + 2 * ROWS * (i % 2)] = value(i / D, i % D);
     const char *path = write_npy("source_f.npy", "<f4", "True", "6, 2, 2", data, sizeof data);
     dlrn_source_desc desc = desc_of(&path, 1);
-    desc.d_in = D;
+    desc.width = D;
     expect_source(&desc, ROWS, 0);
     path = write_rows("source.npy", 0, ROWS);
     expect_source(&desc, ROWS, 0);
-    desc.d_in = -1;
-    CHECK_STATUS(dlrn_source_open(ctx, &desc, &s), DLRN_ERR_ARGUMENT);
 }
 
 /* The writer's .npy of several layers is read so. */
@@ -250,7 +248,7 @@ TEST(rows_of_several_layers_are_written) {
     const char *path = tmp_path("source_layers.npy");
     for (int i = 0; i < ROWS * D; i++) data[i] = value(i / D, i % D);
     for (int known = 0; known < 2; known++) {
-        CHECK_OK(ctx, dlrn_npy_create_layers(ctx, path, 2, D, known ? ROWS : -1, &w));
+        CHECK_OK(ctx, dlrn_npy_create_layers(ctx, path, D, 2, known ? ROWS : -1, &w));
         CHECK_OK(ctx, dlrn_npy_append(w, data, ROWS));
         CHECK_OK(ctx, dlrn_writer_close(w));
         CHECK_OK(ctx, dlrn_archive_open(ctx, path, &a));
@@ -258,11 +256,11 @@ TEST(rows_of_several_layers_are_written) {
         CHECK(t->ndim == 3 && t->shape[0] == ROWS && t->shape[1] == 2 && t->shape[2] == D / 2);
         dlrn_archive_close(a);
         dlrn_source_desc desc = desc_of(&path, 1);
-        desc.d_in = D;
+        desc.width = D;
         expect_source(&desc, ROWS, 0);
     }
-    CHECK_STATUS(dlrn_npy_create_layers(ctx, path, 3, D, -1, &w), DLRN_ERR_ARGUMENT);
-    CHECK_STATUS(dlrn_npy_create_layers(ctx, path, 0, D, -1, &w), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_npy_create_layers(ctx, path, D, 3, -1, &w), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(dlrn_npy_create_layers(ctx, path, D, 0, -1, &w), DLRN_ERR_ARGUMENT);
 }
 
 TEST(a_tensor_by_name) {
@@ -417,7 +415,7 @@ TEST(a_pipe_of_several_layers) {
     static const int64_t shape[4] = {5, 2, 2, 2};
     const char *path = pipe_of(write_as("source_p.npy", "", DLRN_F16, 0, 4, shape), SIZE_MAX);
     dlrn_source_desc desc = desc_of(&path, 1);
-    desc.d_in = D;
+    desc.width = D;
     expect_source(&desc, 10, 2);
     pipe_done();
 }
