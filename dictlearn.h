@@ -12091,6 +12091,17 @@ DLRNI_INTERNAL dlrn_status dlrni_fold_norm_into_encoder(dlrn_dictionary *dict, i
     return DLRN_OK;
 }
 
+/* A mean that is subtracted from x and added to x_hat needs both to have one width. */
+DLRNI_INTERNAL dlrn_status dlrni_expect_one_width(const dlrni_loading *l,
+                                                  const dlrn_dictionary *dict) {
+    if (dict->d_in == dict->d_out) return DLRN_OK;
+    return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE,
+                     "%s: expected the same width of x and x_hat in a file of %s (%s), found %lld "
+                     "and %lld",
+                     l->a->path, l->library->name, l->layout->name, (long long)dict->d_in,
+                     (long long)dict->d_out);
+}
+
 /* What must be said with the dictionary; of several notes the first stays. */
 DLRNI_INTERNAL void dlrni_say(dlrn_dictionary *dict, const char *text) {
     if (!*dict->note) dlrni_print(dict->note, sizeof dict->note, "%s", text);
@@ -12404,6 +12415,7 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_latent(dlrni_loading *l, dlrn_dictionary
     const float *mean = l->extra[DLRNI_MEAN - DLRNI_IS_EXTRA];
     const char *list = "";
     int skip = 0;
+    if (mean) DLRNI_TRY(dlrni_expect_one_width(l, dict));
     for (int64_t i = 0; mean && i < dict->d_out; i++) dict->param[DLRN_OUTPUT_BIAS][i] += mean[i];
     DLRNI_TRY(dlrni_config_k(l, "k", dict));
     DLRNI_TRY(dlrni_config_switch(l, "use_skip", &skip));
@@ -12913,6 +12925,7 @@ DLRNI_INTERNAL void dlrni_fork_scales(const dlrni_loading *l, dlrn_dictionary *d
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_finish_fork(dlrni_loading *l, dlrn_dictionary *dict) {
+    DLRNI_TRY(dlrni_expect_one_width(l, dict));
     DLRNI_TRY(dlrni_finish_batch_top_k(l, dict));
     dlrni_fork_scales(l, dict);
     return DLRN_OK;
