@@ -14377,6 +14377,13 @@ DLRNI_INTERNAL int dlrni_is_written(const dlrni_layout *row) {
            !strchr(row->tensor[0].shape, 'M'); /* layers are not written */
 }
 
+/* Whether the files of a row hold k. */
+DLRNI_INTERNAL int dlrni_layout_stores_k(const dlrni_layout *layout) {
+    const dlrni_stored *t = layout->tensor;
+    while (t->name && t->is != DLRNI_IS_K) t++;
+    return t->name != NULL;
+}
+
 /* Refuses a dictionary that would not be the same when it is loaded again: one with a parameter or
    a formula that the layout has no place for. A caller may have set either. */
 DLRNI_INTERNAL dlrn_status dlrni_check_layout_holds(const dlrn_dictionary *dict, const char *path,
@@ -14392,6 +14399,10 @@ DLRNI_INTERNAL dlrn_status dlrni_check_layout_holds(const dlrn_dictionary *dict,
                              "%s: not written: layout %s has no place for parameter '%s'", path,
                              layout->name, dlrni_role_table[role].name);
     }
+    /* a file whose k the caller had to state would have to be told again */
+    if (dlrni_needs_k(dict) && !dlrni_layout_stores_k(layout))
+        return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: not written: layout %s has no place for k", path, layout->name);
     if (f->center == loaded.center && f->gate == loaded.gate && f->select == loaded.select &&
         f->normalise == loaded.normalise && f->standardise == loaded.standardise &&
         dict->layers == 1 && !dict->n_parts &&
