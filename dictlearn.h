@@ -12091,6 +12091,17 @@ DLRNI_INTERNAL dlrn_status dlrni_fold_norm_into_encoder(dlrn_dictionary *dict, i
     return DLRN_OK;
 }
 
+/* A mean that is subtracted from x and added to x_hat needs both to have one width. */
+DLRNI_INTERNAL dlrn_status dlrni_expect_one_width(const dlrni_loading *l,
+                                                  const dlrn_dictionary *dict) {
+    if (dict->d_in == dict->d_out) return DLRN_OK;
+    return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE,
+                     "%s: expected the same width of x and x_hat in a file of %s (%s), found %lld "
+                     "and %lld",
+                     l->a->path, l->library->name, l->layout->name, (long long)dict->d_in,
+                     (long long)dict->d_out);
+}
+
 /* What must be said with the dictionary; of several notes the first stays. */
 DLRNI_INTERNAL void dlrni_say(dlrn_dictionary *dict, const char *text) {
     if (!*dict->note) dlrni_print(dict->note, sizeof dict->note, "%s", text);
@@ -12404,6 +12415,7 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_latent(dlrni_loading *l, dlrn_dictionary
     const float *mean = l->extra[DLRNI_MEAN - DLRNI_IS_EXTRA];
     const char *list = "";
     int skip = 0;
+    if (mean) DLRNI_TRY(dlrni_expect_one_width(l, dict));
     for (int64_t i = 0; mean && i < dict->d_out; i++) dict->param[DLRN_OUTPUT_BIAS][i] += mean[i];
     DLRNI_TRY(dlrni_config_k(l, "k", dict));
     DLRNI_TRY(dlrni_config_switch(l, "use_skip", &skip));
@@ -12913,6 +12925,7 @@ DLRNI_INTERNAL void dlrni_fork_scales(const dlrni_loading *l, dlrn_dictionary *d
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_finish_fork(dlrni_loading *l, dlrn_dictionary *dict) {
+    DLRNI_TRY(dlrni_expect_one_width(l, dict));
     DLRNI_TRY(dlrni_finish_batch_top_k(l, dict));
     dlrni_fork_scales(l, dict);
     return DLRN_OK;
@@ -14366,6 +14379,13 @@ DLRNI_INTERNAL int dlrni_is_written(const dlrni_layout *row) {
            !strchr(row->tensor[0].shape, 'M'); /* layers are not written */
 }
 
+/* Whether the files of a row hold k. */
+DLRNI_INTERNAL int dlrni_layout_stores_k(const dlrni_layout *layout) {
+    const dlrni_stored *t = layout->tensor;
+    while (t->name && t->is != DLRNI_IS_K) t++;
+    return t->name != NULL;
+}
+
 /* Refuses a dictionary that would not be the same when it is loaded again: one with a parameter or
    a formula that the layout has no place for. A caller may have set either. */
 DLRNI_INTERNAL dlrn_status dlrni_check_layout_holds(const dlrn_dictionary *dict, const char *path,
@@ -14381,6 +14401,10 @@ DLRNI_INTERNAL dlrn_status dlrni_check_layout_holds(const dlrn_dictionary *dict,
                              "%s: not written: layout %s has no place for parameter '%s'", path,
                              layout->name, dlrni_role_table[role].name);
     }
+    /* a file whose k the caller had to state would have to be told again */
+    if (dlrni_needs_k(dict) && !dlrni_layout_stores_k(layout))
+        return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: not written: layout %s has no place for k", path, layout->name);
     if (f->center == loaded.center && f->gate == loaded.gate && f->select == loaded.select &&
         f->normalise == loaded.normalise && f->standardise == loaded.standardise &&
         dict->layers == 1 && !dict->n_parts &&

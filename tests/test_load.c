@@ -1160,6 +1160,156 @@ TEST(folders_of_other_libraries) {
     check_dictionary(path_of("", "foreign")); /* ours comes first */
 }
 
+/* ---- Hostile configs and numbers ---- */
+
+/* What a case adds to the encoder, the decoder and the biases of its names. */
+enum { WITH_THRESHOLD = 1, WITH_LOG_THRESHOLD = 2, WITH_NAN = 4, WITH_GROUPS = 8, WITH_MEAN = 16 };
+static int64_t groups[3] = {2, 2, 1};
+
+/* A folder of the library whose weights have this name: SAELens' names, or those of sparsify; with
+   d_out other than d_in where there is a mean. */
+static char *library_folder(const char *weights, const char *config, const char *text, int with) {
+    static const float k = 2, last = 0.5f;
+    static float threshold[F], logs[F], mean[D + 1], wide[F * (D + 1)];
+    const int linear = !strcmp(weights, "sae.safetensors") || strchr(weights, '/') != NULL;
+    const int64_t width = with & WITH_MEAN ? D + 1 : D;
+    dlrn_tensor_out t[10] = {{"W_enc", DLRN_F32, 2, {D, F}, encoder},
+                             {"W_dec", DLRN_F32, 2, {F, width}, wide},
+                             {"b_enc", DLRN_F32, 1, {F}, encoder_bias},
+                             {"b_dec", DLRN_F32, 1, {width}, wide}};
+    const dlrn_tensor_out more[] = {{"threshold", DLRN_F32, 1, {F}, threshold},
+                                    {"log_threshold", DLRN_F32, 1, {F}, logs},
+                                    {"k", DLRN_F32, 0, {0}, &k},
+                                    {"threshold", DLRN_F32, 0, {0}, &last},
+                                    {"group_sizes", DLRN_I64, 1, {3}, groups},
+                                    {"input_mean", DLRN_F32, 1, {D}, mean}};
+    int64_t count = 4;
+    dlrn_tensor_out like[4];
+    reference_tensors(like);
+    if (linear) {
+        t[0] = like[1], t[2] = like[2]; /* encoder.weight, encoder.bias */
+        if (strchr(weights, '/')) {
+            t[1] = like[3], t[3] = like[0];
+            t[3].name = "decoder.bias";
+        }
+    }
+    for (int i = 0; i < F; i++) threshold[i] = with & WITH_NAN && i == 2 ? NAN : 0.5f, logs[i] = 0;
+    if (with & WITH_THRESHOLD) t[count++] = more[0];
+    if (with & WITH_LOG_THRESHOLD) t[count++] = more[1];
+    for (int i = 2; with & WITH_GROUPS && i < 5; i++) t[count++] = more[i];
+    if (with & WITH_MEAN) t[count++] = more[5];
+    make_folder("hostile");
+    mkdir(path_of("hostile", "checkpoints"), 0777);
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("hostile", weights), t, count, NULL));
+    if (text) write_text(path_of("hostile", config), text);
+    return path_of("", "hostile");
+}
+
+#define SAELENS "sae_weights.safetensors", "cfg.json"
+#define SPARSIFY "sae.safetensors", "cfg.json"
+#define LLAMA "checkpoints/final.safetensors", "hyperparams.json"
+#define NORMS "\"dataset_average_activation_norm\": "
+
+/* Numbers of a config that cannot be: each has its line. */
+TEST(hostile_configs) {
+    static const struct {
+        const char *weights, *config, *text;
+        int with;
+        dlrn_status status;
+        const char *words;
+    } bad[] = {
+        {SAELENS, "{\"d_sae\": 5, \"architecture\": \"topk\", \"k\": 6}", 0, DLRN_ERR_VALUE,
+         "cfg.json: k: expected a number from 1 to 5, found 6"},
+        {SAELENS, "{\"d_sae\": 5, \"architecture\": \"topk\", \"k\": -1}", 0, DLRN_ERR_VALUE,
+         "cfg.json: k: expected a number from 1 to 5, found -1"},
+        {SAELENS, "{\"d_sae\": 5, \"architecture\": \"topk\", \"k\": 1.5}", 0, DLRN_ERR_VALUE,
+         "cfg.json: k: expected a number from 1 to 5, found 1.5"},
+        {SAELENS, "{\"d_sae\": 5, \"architecture\": \"topk\", \"k\": 1e300}", 0, DLRN_ERR_VALUE,
+         "cfg.json: k: expected a number from 1 to 5, found 1e+300"},
+        {SAELENS, "{\"d_sae\": 5, \"architecture\": \"topk\", \"k\": NaN}", 0, DLRN_ERR_VALUE,
+         "cfg.json: k: expected a number from 1 to 5, found"},
+        {SAELENS, "{\"d_sae\": 5, \"architecture\": \"topk\", \"k\": \"3\"}", 0, DLRN_ERR_FORMAT,
+         "cfg.json: k: expected a number, found \"3\""},
+        {SAELENS, "{\"d_sae\": 5, \"architecture\": \"topk\", \"k\": null}", 0, DLRN_ERR_VALUE,
+         "k: expected the number of features that a row keeps, found none"},
+        {SAELENS, "{\"d_sae\": 1e300, \"architecture\": \"standard\"}", 0, DLRN_ERR_SHAPE,
+         "cfg.json: d_sae: expected 5 as in the tensors, found 1e+300"},
+        {SAELENS, "{\"d_sae\": 5, \"architecture\": \"jumprelu\"}", WITH_THRESHOLD | WITH_NAN,
+         DLRN_ERR_VALUE, "tensor 'threshold': element 2: expected a finite number, found"},
+        {SAELENS, "{\"d_sae\": 5, \"architecture\": \"jumprelu\"}",
+         WITH_THRESHOLD | WITH_LOG_THRESHOLD, DLRN_ERR_SHAPE,
+         "tensors 'threshold' and 'log_threshold': expected one of the two, found both"},
+        {SAELENS, "{\"d_sae\": 5, \"architecture\": {\"a\": []}}", 0, DLRN_ERR_FORMAT,
+         "cfg.json: architecture: expected a text, found an object"},
+        {SPARSIFY, "{\"expansion_factor\": 2, \"activation\": \"groupmax\", \"k\": 2}", 0,
+         DLRN_ERR_VALUE, "k: expected a divisor of 5, the number of features, found 2"},
+        {SPARSIFY, "{\"expansion_factor\": 2, \"k\": 2, \"skip_connection\": true}", 0,
+         DLRN_ERR_UNSUPPORTED, "cfg.json: skip_connection: expected false, as there is no tensor"},
+        {SPARSIFY, "{\"sae_type\": \"TOPK\", \"k\": 2}", WITH_MEAN, DLRN_ERR_SHAPE,
+         "expected the same width of x and x_hat in a file of latentsae (TOPK), found 3 and 4"},
+        {LLAMA, "{\"jump_relu_threshold\": -0.5, " NORMS "{\"in\": 1, \"out\": 1}}", 0,
+         DLRN_ERR_VALUE, "hyperparams.json: jump_relu_threshold: expected a number above 0"},
+        {LLAMA, "{\"jump_relu_threshold\": NaN, " NORMS "{\"in\": 1, \"out\": 1}}", 0,
+         DLRN_ERR_VALUE, "hyperparams.json: jump_relu_threshold: expected a number above 0"},
+        {LLAMA, "{\"jump_relu_threshold\": 1, " NORMS "{\"in\": 0, \"out\": 1}}", 0, DLRN_ERR_VALUE,
+         "dataset_average_activation_norm.in: expected a number above 0, found 0"},
+        {LLAMA, "{\"jump_relu_threshold\": 1, " NORMS "{\"in\": [1], \"out\": 1}}", 0,
+         DLRN_ERR_FORMAT, "dataset_average_activation_norm.in: expected a number, found a list"},
+        {LLAMA, "{\"jump_relu_threshold\": 1, " NORMS "{\"in\": 1e-320, \"out\": 1}}", 0,
+         DLRN_ERR_VALUE, "expected finite scales and thresholds, found"},
+        {SAELENS, "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", 0, DLRN_ERR_FORMAT,
+         "cfg.json: JSON, line 1, byte 0: expected a value"}, /* YAML, and a bomb of it */
+        {SAELENS, "{\"d_sae\": 5, \"d_sae\": 6}", 0, DLRN_ERR_FORMAT, "expected once"},
+        {SAELENS, "{\"d_sae\": 1e99999}", 0, DLRN_ERR_SHAPE,
+         "cfg.json: d_sae: expected 5 as in the tensors, found inf"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        refuse_dictionary(library_folder(bad[i].weights, bad[i].config, bad[i].text, bad[i].with),
+                          bad[i].status, bad[i].words);
+        CHECK_STR(dlrn_error(ctx), "load/hostile/");
+        CHECK(!strchr(dlrn_error(ctx), '\n'));
+    }
+}
+
+/* Sizes of nested groups that are not those of the features. */
+TEST(hostile_groups) {
+    static const int64_t bad[][3] = {
+        {2, 2, 2},  {1, 1, 1},         {0, 2, 3},         {-1, 3, 3},
+        {5, 1, -1}, {INT64_MAX, 5, 1}, {INT64_MIN, 5, 5}, {INT64_MAX, INT64_MAX, 7}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        memcpy(groups, bad[i], sizeof groups);
+        refuse_dictionary(library_folder("ae.pt", "config.json", NULL, WITH_GROUPS), DLRN_ERR_VALUE,
+                          "tensor 'group_sizes': expected sizes from 1 whose sum is 5");
+    }
+    groups[0] = 2, groups[1] = 2, groups[2] = 1;
+    dlrn_dictionary *dict = NULL;
+    CHECK_OK(ctx, dlrn_load(ctx, library_folder("ae.pt", "config.json", NULL, WITH_GROUPS), NULL,
+                            &dict));
+    CHECK(dict->n_groups == 3 && dict->group_sizes[2] == 1 && dict->formula.k == 2);
+    dlrn_dictionary_destroy(dict);
+}
+
+/* Configs that would cost more than they are long. */
+TEST(config_bombs) {
+    enum { LONG = 1 << 16 };
+    static const char *const parts[] = {"[", "{\"a\":", "[[],", "\"a\":1,"};
+    static char text[LONG + 16];
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        size_t n = 0, len = strlen(parts[i]);
+        text[n++] = '{';
+        text[n] = 0;
+        if (i < 3) n += (size_t)sprintf(text + n, "\"a\":");
+        for (; n + len < LONG; n += len) memcpy(text + n, parts[i], len + 1);
+        refuse_dictionary(library_folder(SAELENS, text, 0), DLRN_ERR_FORMAT,
+                          "cfg.json: JSON, line 1");
+    }
+    size_t n = (size_t)sprintf(text, "{\"d_sae\": 1"); /* a number of 60,000 digits */
+    memset(text + n, '0', LONG - n);
+    strcpy(text + LONG, "}");
+    refuse_dictionary(library_folder(SAELENS, text, 0), DLRN_ERR_SHAPE,
+                      "cfg.json: d_sae: expected 5 as in the tensors, found inf");
+}
+
 /* With d = F only the convention tells decoder.weight's dimensions apart: torch's, atoms in
    columns. */
 TEST(square_dictionary) {
@@ -1385,6 +1535,9 @@ int main(int argc, char **argv) {
     RUN(two_dictionaries_in_a_file);
     RUN(runs_with_trainers);
     RUN(folders_of_other_libraries);
+    RUN(hostile_configs);
+    RUN(hostile_groups);
+    RUN(config_bombs);
     RUN(square_dictionary);
     RUN(narrow_dictionary);
     RUN(saved_dictionaries);
