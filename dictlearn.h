@@ -14623,6 +14623,9 @@ DLRNI_INTERNAL dlrn_status dlrni_read_vector(const dlrni_loading *l, const dlrni
 
 /* ---- Building ---- */
 
+/* No model has more; a small file could claim any number, and each is a part. */
+enum { DLRNI_LAYERS_MAX = 1024 };
+
 /* Sizes of a dictionary of several layers while it is read. */
 typedef struct dlrni_layers {
     int64_t L;           /* layers */
@@ -14636,6 +14639,9 @@ DLRNI_INTERNAL dlrn_status dlrni_layers_new(const dlrni_loading *l, const char *
                                             const char *library, dlrni_layers *s) {
     dlrn_context *ctx = l->a->ctx;
     int64_t in, out, features;
+    if (s->L > DLRNI_LAYERS_MAX)
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: expected at most %d layers, found %lld",
+                         l->a->path, DLRNI_LAYERS_MAX, (long long)s->L);
     if (!dlrni_mul(s->L, s->in, &in) || !dlrni_mul(s->L, s->out, &out) ||
         !dlrni_mul(s->L, s->F, &features))
         return dlrn_fail(ctx, DLRN_ERR_MEMORY,
@@ -15148,38 +15154,52 @@ DLRNI_INTERNAL dlrn_status dlrni_llama_clt_layer(const dlrni_loading *l, const d
     return dlrni_llama_bias(l, name, 1, i, s, 1 / c->out[i]);
 }
 
-/* Layer i of a crosscoder: W_E [L][d][F], b_E [L][F], of which all layers are added up; W_D
-   [L][F][d]. Each layer's features have a part of their own, whose encoder reads all layers. Parts
-   whose encoders are equal share that of the first; by a selection on norms they are not. */
+/* The encoder of a crosscoder, which reads all layers: W_E [L][d][F], and b_E [L][F], whose rows
+   add up. */
+DLRNI_INTERNAL dlrn_status dlrni_llama_encoder(const dlrni_loading *l, const dlrni_llama_set *c,
+                                               const dlrni_layers *s, dlrn_dictionary *part) {
+    const int64_t d = s->in, L = s->L, F = s->F;
+    const dlrni_entry *e;
+    int64_t cube[3] = {L, d, F}, flat[2] = {L, F};
+    float *sum = part->param[DLRN_ENCODER_BIAS];
+    DLRNI_TRY(dlrni_set_tensor(l, "W_E", 3, cube, &e));
+    for (int64_t m = 0; m < L; m++) {
+        DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 2, 1, m, 0),
+                                   part->param[DLRN_ENCODER] + m * d, L * d));
+        dlrni_scale_window(part, DLRN_ENCODER, m * d, d, c->in[m]);
+    }
+    DLRNI_TRY(dlrni_set_tensor(l, "b_E", 2, flat, &e));
+    float *layer = DLRNI_NEW(l->a->ctx, float, F);
+    dlrn_status status = layer ? DLRN_OK : DLRN_ERR_MEMORY;
+    memset(sum, 0, (size_t)F * sizeof *sum);
+    for (int64_t m = 0; m < L && status == DLRN_OK; m++) {
+        status = dlrni_read_slice(l, dlrni_slice_of(e, -1, 1, m, 0), layer, F);
+        for (int64_t j = 0; j < F && status == DLRN_OK; j++) sum[j] += layer[j];
+    }
+    dlrn_free(l->a->ctx, layer);
+    return status;
+}
+
+/* Layer i of a crosscoder: W_D [L][F][d]. Each layer's features have a part of their own, whose
+   encoder reads all layers. Parts share that of the first, except with a selection, which multiplies
+   each by the norms of its layer's atoms. */
 DLRNI_INTERNAL dlrn_status dlrni_llama_crosscoder_layer(const dlrni_loading *l,
                                                         const dlrni_llama_set *c, int64_t i,
                                                         dlrni_layers *s) {
     const int64_t d = s->in, L = s->L, F = s->F;
-    const dlrni_entry *encoder, *bias, *atoms;
-    int64_t cube[3] = {L, d, F}, flat[2] = {L, F}, turned[3] = {L, F, d};
+    const int shared = i > 0 && !strstr(c->act, "topk");
+    const dlrni_entry *e;
+    int64_t turned[3] = {L, F, d};
     DLRNI_TRY(dlrni_layers_part(s, i, 0, L * d, i * d, d));
     dlrn_dictionary *part = s->to->part[i].dict;
-    DLRNI_TRY(dlrni_set_tensor(l, "W_E", 3, cube, &encoder));
-    DLRNI_TRY(dlrni_set_tensor(l, "b_E", 2, flat, &bias));
-    DLRNI_TRY(dlrni_set_tensor(l, "W_D", 3, turned, &atoms));
-    DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(atoms, 1, 2, i, 0), part->param[DLRN_DECODER], d));
-    float *row = part->param[DLRN_ENCODER], *sum = part->param[DLRN_ENCODER_BIAS];
-    for (int64_t m = 0; m < L; m++) {
-        DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(encoder, 2, 1, m, 0), row + m * d, L * d));
-        dlrni_scale_window(part, DLRN_ENCODER, m * d, d, c->in[m]);
-    }
-    memset(sum, 0, (size_t)F * sizeof *sum);
-    float *layer = DLRNI_NEW(l->a->ctx, float, F);
-    dlrn_status status = layer ? DLRN_OK : DLRN_ERR_MEMORY;
-    for (int64_t m = 0; m < L && status == DLRN_OK; m++) {
-        status = dlrni_read_slice(l, dlrni_slice_of(bias, -1, 1, m, 0), layer, F);
-        for (int64_t j = 0; j < F && status == DLRN_OK; j++) sum[j] += layer[j];
-    }
-    dlrn_free(l->a->ctx, layer);
-    DLRNI_TRY(status);
+    if (shared)
+        dlrni_share_encoder(s->to->part[0].dict, part);
+    else
+        DLRNI_TRY(dlrni_llama_encoder(l, c, s, part));
+    DLRNI_TRY(dlrni_set_tensor(l, "W_D", 3, turned, &e));
+    DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 1, 2, i, 0), part->param[DLRN_DECODER], d));
     DLRNI_TRY(dlrni_llama_gate(l, c, i, part));
     dlrni_scale_window(part, DLRN_DECODER, 0, d, 1 / c->out[i]);
-    if (i && !strstr(c->act, "topk")) dlrni_share_encoder(s->to->part[0].dict, part);
     return dlrni_llama_bias(l, "b_D", 2, i, s, 1 / c->out[i]);
 }
 
@@ -15256,13 +15276,14 @@ DLRNI_INTERNAL dlrn_status dlrni_fork_fold(const dlrni_loading *l, dlrni_layers 
         double sum = 1e-8;
         for (int64_t c = m * d; c < (m + 1) * d; c++) sum += (double)std[c] * (double)std[c];
         const double scale = rms / sqrt(sum);
-        dlrni_scale_window(part, DLRN_ENCODER, m * d, d, scale);
+        /* the other parts use the encoder of the first */
+        if (!i) dlrni_scale_window(part, DLRN_ENCODER, m * d, d, scale);
         if (m != i) continue;
         dlrni_scale_window(part, DLRN_DECODER, 0, d, 1 / scale);
         for (int64_t c = 0; c < d; c++)
             bias[c] = (float)((double)bias[c] / scale + (double)mean[i * d + c]);
     }
-    for (int64_t j = 0; j < s->F; j++) {
+    for (int64_t j = 0; j < s->F && !i; j++) {
         double shift = 0;
         for (int64_t c = 0; c < width; c++)
             shift += (double)part->param[DLRN_ENCODER][j * width + c] * (double)mean[c];
@@ -15278,12 +15299,13 @@ DLRNI_INTERNAL dlrn_status dlrni_fork_layer(const dlrni_loading *l, dlrni_layers
     int64_t encoder[3] = {L, d, F}, atoms[3] = {L, F, d}, features = F, bias[2] = {L, d};
     DLRNI_TRY(dlrni_layers_part(s, i, 0, L * d, i * d, d));
     dlrn_dictionary *part = s->to->part[i].dict;
+    if (i) dlrni_share_encoder(s->to->part[0].dict, part);
     DLRNI_TRY(dlrni_set_tensor(l, "encoder.weight", 3, encoder, &e));
-    for (int64_t m = 0; m < L; m++)
+    for (int64_t m = 0; m < L && !i; m++)
         DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 2, 1, m, 0),
                                    part->param[DLRN_ENCODER] + m * d, L * d));
     DLRNI_TRY(dlrni_set_tensor(l, "encoder.bias", 1, &features, &e));
-    DLRNI_TRY(dlrni_read_vector(l, e, 0, part, DLRN_ENCODER_BIAS));
+    if (!i) DLRNI_TRY(dlrni_read_vector(l, e, 0, part, DLRN_ENCODER_BIAS));
     DLRNI_TRY(dlrni_set_tensor(l, "decoder.weight", 3, atoms, &e));
     DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 1, 2, i, 0), part->param[DLRN_DECODER], d));
     DLRNI_TRY(dlrni_set_tensor(l, "decoder.bias", 2, bias, &e));
@@ -15293,9 +15315,7 @@ DLRNI_INTERNAL dlrn_status dlrni_fork_layer(const dlrni_loading *l, dlrni_layers
     DLRNI_TRY(dlrni_param_alloc(part, DLRN_THRESHOLD));
     for (int64_t j = 0; j < F; j++) part->param[DLRN_THRESHOLD][j] = threshold;
     dlrni_fold_norm_into_threshold(part);
-    DLRNI_TRY(dlrni_fork_fold(l, s, i, stats, rms));
-    if (i) dlrni_share_encoder(s->to->part[0].dict, part);
-    return DLRN_OK;
+    return dlrni_fork_fold(l, s, i, stats, rms);
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_fork_fill(const dlrni_loading *l, dlrni_layers *s, float *block) {
