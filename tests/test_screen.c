@@ -85,7 +85,10 @@ static const struct {
                 {"BatchTopKSAE", DLRN_GATE_JUMP, DLRN_SELECT_TOP_K, 0.25},
                 {"GatedAutoEncoder", DLRN_GATE_GATED, DLRN_SELECT_ALL, -1},
                 {"GroupMax", DLRN_GATE_RELU, DLRN_SELECT_GROUP_MAX, -1}};
-enum { FORMULAS = sizeof formulas / sizeof *formulas, K = 7 };
+enum {
+    FORMULAS = sizeof formulas / sizeof *formulas,
+    K = 5
+};                     /* K: so few that rows have several rounds */
 static int formula_of; /* number in formulas */
 
 static dlrn_dictionary *weights(dlrn_context *ctx, int64_t d, int64_t features) {
