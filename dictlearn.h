@@ -14531,6 +14531,8 @@ typedef struct dlrni_target {
     const char *suffix; /* of the weights, in the format of which they are written */
     const char *config; /* "": none                                                */
     unsigned can;       /* DLRNI_TO_...                                            */
+    const char *not_in; /* a word in the names of classes that its loader lacks: they are of
+                           training alone; NULL */
     void (*configure)(const dlrn_dictionary *dict, const dlrni_layout *row, dlrni_json_writer *w);
 } dlrni_target;
 
@@ -14636,16 +14638,17 @@ DLRNI_INTERNAL void dlrni_configure_tracer(const dlrn_dictionary *dict, const dl
 }
 
 static const dlrni_target dlrni_target_table[] = {
-    {"dictionary_learning", ".pt", DLRNI_CONFIG_FILE, DLRNI_TO_ONE_WIDTH, dlrni_configure_learning},
+    {"dictionary_learning", ".pt", DLRNI_CONFIG_FILE, DLRNI_TO_ONE_WIDTH, NULL,
+     dlrni_configure_learning},
     {"saelens", ".safetensors", DLRNI_CFG_FILE,
-     DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH | DLRNI_TO_CENTERS | DLRNI_TO_NORMALISE,
+     DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH | DLRNI_TO_CENTERS | DLRNI_TO_NORMALISE, "batchtopk",
      dlrni_configure_saelens},
     {"sparsify", ".safetensors", DLRNI_CFG_FILE,
-     DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH | DLRNI_TO_CENTERS, dlrni_configure_sparsify},
+     DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH | DLRNI_TO_CENTERS, NULL, dlrni_configure_sparsify},
     {"circuit-tracer", ".safetensors", "config.yaml",
-     DLRNI_TO_ONE_WIDTH | DLRNI_TO_SIGNED | DLRNI_TO_KEEP, dlrni_configure_tracer},
-    {"gemma_scope", ".npz", "", 0, NULL},
-    {"gemma_scope_2", ".safetensors", DLRNI_CONFIG_FILE, 0, dlrni_configure_gemma_2},
+     DLRNI_TO_ONE_WIDTH | DLRNI_TO_SIGNED | DLRNI_TO_KEEP, NULL, dlrni_configure_tracer},
+    {"gemma_scope", ".npz", "", 0, NULL, NULL},
+    {"gemma_scope_2", ".safetensors", DLRNI_CONFIG_FILE, 0, NULL, dlrni_configure_gemma_2},
 };
 enum { DLRNI_TARGETS = sizeof dlrni_target_table / sizeof *dlrni_target_table };
 
@@ -14795,6 +14798,7 @@ DLRNI_INTERNAL dlrn_status dlrni_plan_save(const dlrn_dictionary *dict, const ch
                          name, (long long)dlrni_max(dict->layers, dict->feature_layers));
     for (const dlrni_layout *row = dlrni_library_named(name)->rows; row->name; row++) {
         dlrni_plan p;
+        if (target->not_in && strstr(row->name, target->not_in)) continue;
         const int at = dlrni_plan_row(dict, target, row, &p);
         /* 8: it fits */
         if (at > furthest || (at == 8 && dlrni_plan_cost(dict, &p) < dlrni_plan_cost(dict, best)))
