@@ -14702,7 +14702,8 @@ DLRNI_INTERNAL int dlrni_plan_gate(const dlrn_dictionary *dict, dlrni_plan *p) {
     if (each && !dict->param[DLRN_THRESHOLD]) p->folds |= DLRNI_FOLD_THRESHOLD;
     if (have == want) return 1;
     if (have == DLRN_GATE_JUMP && want == DLRN_GATE_JUMP_SIGNED) {
-        if (dlrni_min_threshold(dict) < 0) p->folds |= DLRNI_FOLD_NEGATIVE;
+        if (dict->param[DLRN_THRESHOLD] && dlrni_min_threshold(dict) < 0)
+            p->folds |= DLRNI_FOLD_NEGATIVE;
         return 1;
     }
     return have == DLRN_GATE_JUMP_SIGNED && want == DLRN_GATE_JUMP &&
@@ -14767,13 +14768,13 @@ DLRNI_INTERNAL int dlrni_plan_row(const dlrn_dictionary *dict, const dlrni_targe
     if (family->formula.select != f->select) return 2;
     dlrni_print(p->why, sizeof p->why, "gate %s", dlrn_name(DLRN_NAMES_GATE, (int)f->gate));
     if (!dlrni_plan_gate(dict, p)) return 3;
+    dlrni_print(p->why, sizeof p->why, "a d_out that is not d_in");
+    if (p->can & DLRNI_TO_ONE_WIDTH && dict->d_in != dict->d_out) return 4;
     dlrni_print(p->why, sizeof p->why, "normaliser %s",
                 dlrn_name(DLRN_NAMES_NORMALISE, (int)f->normalise));
-    if (f->normalise != DLRN_NORMALISE_NONE && !(p->can & DLRNI_TO_NORMALISE)) return 4;
+    if (f->normalise != DLRN_NORMALISE_NONE && !(p->can & DLRNI_TO_NORMALISE)) return 5;
     dlrni_print(p->why, sizeof p->why, "standardised selections");
-    if (f->standardise == DLRN_ON) return 5;
-    dlrni_print(p->why, sizeof p->why, "a d_out that is not d_in");
-    if (p->can & DLRNI_TO_ONE_WIDTH && dict->d_in != dict->d_out) return 6;
+    if (f->standardise == DLRN_ON) return 6;
     *p->why = 0;
     dlrni_plan_tensors(dict, p);
     return *p->why ? 7 : 8;
