@@ -14780,10 +14780,13 @@ DLRNI_INTERNAL int dlrni_plan_row(const dlrn_dictionary *dict, const dlrni_targe
     return *p->why ? 7 : 8;
 }
 
-/* What a plan changes: of two rows the one that changes less is taken. */
+/* What a plan changes, the more the worse: first what is folded, then the family, then the class that
+   a dictionary of this library was of. Of two rows the one that changes less is taken. */
 DLRNI_INTERNAL int dlrni_plan_cost(const dlrn_dictionary *dict, const dlrni_plan *p) {
-    int cost = strcmp(p->row->family, dict->family) != 0;
-    for (unsigned folds = p->folds; folds; folds >>= 1) cost += (int)(2 * (folds & 1));
+    const int ours = dict->layout && !strcmp(dict->layout, p->target->library);
+    int cost = 2 * (strcmp(p->row->family, dict->family) != 0);
+    cost += ours && dict->class_name && strcmp(p->row->name, dict->class_name);
+    for (unsigned folds = p->folds; folds; folds >>= 1) cost += (int)(4 * (folds & 1));
     return cost;
 }
 

@@ -109,7 +109,7 @@ def dl_open(folder):
     if isinstance(ae, dl.AutoEncoder):  # its default is to scale features by their atoms' norms
         ae = dl.AutoEncoder.from_pretrained(folder / "ae.pt", normalize_decoder=False)
     shutil.rmtree(again, ignore_errors=True)
-    dl_save(again, ae, config["trainer"]["dict_class"], **({"k": config["trainer"]["k"]} if "k" in config["trainer"] else {}))
+    dl_save(again, ae, config["trainer"]["dict_class"], k=config["trainer"].get("k"))
     return type(ae).__name__, numbers(ae.encode(torch.tensor(X)), ae(torch.tensor(X))), again
 
 
@@ -157,7 +157,8 @@ def sp_open(folder):
 
 def ct_make(jumps, skip, negative=False):
     act = JumpReLU(torch.zeros(F), 0.1) if jumps else torch.nn.functional.relu
-    made = fill(tracer.SingleLayerTranscoder(D, F, act, 0, skip, device=torch.device("cpu"), dtype=torch.float32), False)
+    made = tracer.SingleLayerTranscoder(D, F, act, 0, skip, device=torch.device("cpu"), dtype=torch.float32)
+    fill(made, unit=False)
     if negative:
         made.activation_function.threshold.neg_()
     return made
@@ -204,7 +205,8 @@ def gemma_open(folder, weights, loader, tracers, repository, place):
 def gemma_1_open(folder):
     kind = "transcoder" if np.load(folder / "params.npz")["b_dec"].shape[0] != D else "sae"
     loader = loaders.gemma_2_transcoder_huggingface_loader if kind != "sae" else loaders.gemma_2_sae_huggingface_loader
-    return gemma_open(folder, "params.npz", loader, tracer.load_gemma_scope_transcoder, "google/gemma-scope-2b-pt-res" if kind == "sae" else "google/gemma-scope-2b-pt-transcoders",
+    return gemma_open(folder, "params.npz", loader, tracer.load_gemma_scope_transcoder,
+                      "google/gemma-scope-2b-pt-" + ("res" if kind == "sae" else "transcoders"),
                       "layer_3/width_16k/average_l0_20")
 
 
@@ -279,8 +281,9 @@ def make_ours():
     """Trained here, for a few steps; and one with scales, which no file here but ours can state."""
     for recipe in ("reference", "dl-top_k", "dl-jump_relu"):
         to = HERE / "from" / f"dictlearn_{recipe}"
+        k = ["--k", K] if recipe == "dl-top_k" else []
         status, error = run("train", "--data", HERE / "x.npy", "--recipe", recipe, "--dict-size", F, "--batch-size", 8,
-                            "--steps", 4, "--save-dir", to, "--lr", "1e-2", *(["--k", K] if recipe == "dl-top_k" else []))
+                            "--steps", 4, "--save-dir", to, "--lr", "1e-2", *k)
         check(status == 0, f"train {recipe}: {error}")
         SOURCES.append((f"dictlearn {recipe}", to, None, ()))
     SOURCES.append(("dictlearn reference --norm-scale", HERE / "from" / "dictlearn_reference", None,
@@ -290,13 +293,12 @@ def make_ours():
 # ---- Each source to each library
 
 # What a library cannot express, by words of the error
-REFUSED = ("has no place for selection", "has no place for gate", "has no place for normaliser", "has no place for family",
-           "has no place for parameter", "has no place for a d_out")
+REFUSED = [f"has no place for {what}" for what in ("selection", "gate", "normaliser", "family", "parameter", "a d_out")]
 
 
 def expected(name, target):
     """Whether a library has the function of a source."""
-    topk = any(word in name for word in ("topk", "TopK ", "AutoEncoderTopK", "top_k", "sparsify")) and "BatchTopK" not in name
+    topk = any(word in name for word in ("saelens topk", "AutoEncoderTopK", "dl-top_k", "sparsify"))
     if "norm_rescale" in name or "layer_norm" in name or "matching_pursuit" in name or "abstopk" in name:
         return target == "saelens"
     if "groupmax" in name:
