@@ -53,11 +53,18 @@ CHECKED  := $(ALL_C:%=$(BUILD)/san/%)
 SAN      := $(CHECKED) $(BUILD)/san/fuzz_replay
 UNDER_A   = $(CHECKED:$(BUILD)/san/%=$(BUILD)/$(1)/%)
 KERNEL_TESTS ?= test_core test_trainer test_golden
-CHECKERS := $(wildcard tests/interop.py tests/layouts.py tests/hf_check.py tests/tokenizer_check.py tests/twin.py)
+CHECKERS := $(wildcard tests/interop.py tests/layouts.py tests/hf_check.py tests/tokenizer_check.py tests/twin.py \
+            tests/libraries.py)
 PACKAGES := torch==2.13.0 numpy==2.4.6 scipy==1.17.1 safetensors==0.8.0 transformers==5.23.0 \
             tokenizers==0.23.3 einops==0.8.2
 # It would bring nnsight and more, which its dictionaries do not need.
 ALONE    := dictionary-learning==0.1.0
+# Libraries that open what is converted for them: in an environment of their own that sees the first one's
+# packages, since sae-lens brings sixty more. What follows is installed without what it would bring.
+LIBRARIES := sae-lens==6.54.12
+PURELIB  := import sysconfig; print(sysconfig.get_path("purelib"))
+THEIRS   := eai-sparsify==1.3.3 circuit-tracer==0.5.0 schedulefree==1.4.1 simple-parsing==0.1.9 natsort==8.4.0 \
+            docstring-parser==0.18.0
 PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpoolctl==3.8.0 \
             transformers==5.23.0
 
@@ -142,7 +149,7 @@ mutants: $(BUILD)/kernel_sets ## changes a copy of the header at random, MUTANTS
 	@$(TOOLS) KERNEL_SETS="$$($(BUILD)/kernel_sets)" MUTANTS='$(MUTANTS)' SEED='$(SEED)' ONLY='$(ONLY)' \
 	  python3 tests/mutants.py $(BUILD)
 
-venv: $(BUILD)/venv/ready ## build/venv with PyTorch and the libraries that we compare with
+venv: $(BUILD)/venv/ready $(BUILD)/libraries/ready ## build/venv and build/libraries: PyTorch, and what we compare with
 
 $(BUILD)/venv/ready:
 	python3 -m venv $(BUILD)/venv
@@ -150,8 +157,16 @@ $(BUILD)/venv/ready:
 	$(BUILD)/venv/bin/pip install --quiet --disable-pip-version-check --no-deps $(ALONE)
 	@touch $@
 
+$(BUILD)/libraries/ready: $(BUILD)/venv/ready
+	python3 -m venv $(BUILD)/libraries
+	$(BUILD)/venv/bin/python -c '$(PURELIB)' > "$$($(BUILD)/libraries/bin/python -c '$(PURELIB)')/venv.pth"
+	$(BUILD)/libraries/bin/pip install --quiet --disable-pip-version-check $(LIBRARIES)
+	$(BUILD)/libraries/bin/pip install --quiet --disable-pip-version-check --no-deps $(THEIRS)
+	@touch $@
+
 ifeq ($(PYTHON),$(BUILD)/venv/bin/python)
-VENV := $(BUILD)/venv/ready
+VENV := $(BUILD)/venv/ready $(BUILD)/libraries/ready
+export PYTHON_OF_libraries := $(BUILD)/libraries/bin/python
 endif
 
 interop: all $(BUILD)/tokenize_lines $(VENV) ## files and numbers against PyTorch and five libraries more
@@ -288,7 +303,7 @@ format: ## rewrites the C files as .clang-format says
 	clang-format -i dictlearn.h examples/*.c examples/*/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] bench/*.[ch]
 
 clean: ## removes build/ but for the virtual environments
-	rm -rf $(filter-out $(BUILD)/venv $(BUILD)/peers,$(wildcard $(BUILD)/*))
+	rm -rf $(filter-out $(BUILD)/venv $(BUILD)/libraries $(BUILD)/peers,$(wildcard $(BUILD)/*))
 
 help: ## this list
 	@sed -n 's/^\([a-z%-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-15s %s\n", $$1, $$2 }'

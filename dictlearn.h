@@ -1152,6 +1152,26 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const ch
    or a formula that the layout cannot hold, or an identity, which has no weights; _IO. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path);
 
+/* For whom a dictionary is written. Zero-initialise it, then set what differs. */
+typedef struct dlrn_save_options {
+    const char *layout; /* the library: "dictionary_learning", "saelens", "sparsify",
+                           "circuit-tracer", "gemma_scope" or "gemma_scope_2"; NULL: dict->layout  */
+    int64_t layer; /* circuit-tracer: N of layer_N.safetensors                                */
+} dlrn_save_options;
+
+/* Writes a dictionary so that a library opens it, under the library's names and with the config
+   that it reads. `path` is an existing folder, or for those that need no config a file of their own
+   format, which then holds the weights alone. Where the library has the same function in other
+   numbers (scales folded into the weights, the center into the encoder bias, a threshold for each
+   feature, ReLU as a jump at 0), those are written; `note` [size] then says so, otherwise it is "".
+   note NULL with size 0: not wanted. Weights come first, the config last, each atomic; a
+   config.yaml that is there stays. DLRN_ERR_ARGUMENT: no folder, or one with another dictionary;
+   _UNSUPPORTED: another library, or a dictionary that it cannot express; _VALUE: a weight that is
+   not finite; _IO. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
+                                             const dlrn_save_options *options, char *note,
+                                             size_t size);
+
 /* ------------------------------------------------------------------------------------------ */
 // >>api-encode
 
@@ -14476,34 +14496,570 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
     return DLRN_OK;
 }
 
-/* All tensors are checked before the file is created. Copies are freed on every way out. */
-DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
+/* Whether a tensor of a row is written: a number, or a parameter that the dictionary has. */
+DLRNI_INTERNAL int dlrni_is_stored(const dlrn_dictionary *dict, const dlrni_stored *t) {
+    if (t->is < DLRN_ROLE_COUNT) return dict->param[t->is] != NULL;
+    return t->is == DLRNI_IS_K || t->is == DLRNI_IS_THRESHOLD_OF_ALL || t->is == DLRNI_IS_GROUPS;
+}
+
+/* Writes the tensors of a row. All are checked before the file is created; copies are freed on every
+   way out. alone: there is no config, so that the file states its class where tensors leave it
+   open. */
+DLRNI_INTERNAL dlrn_status dlrni_write_row(const dlrn_dictionary *dict, const dlrni_layout *row,
+                                           const char *library, const char *path, int alone) {
     dlrn_context *ctx = dict->ctx;
-    const dlrni_library *library;
-    const dlrni_layout *layout = NULL;
+    const char *const stated[] = {DLRNI_CLASS_KEY, row->name, "layout", library, NULL};
     dlrni_saving saving;
-    /* not .npy, which holds a single tensor */
-    if (!dlrni_has_suffix(path, ".pt") && !dlrni_has_suffix(path, ".safetensors") &&
-        !dlrni_has_suffix(path, ".npz"))
-        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
-                         "%s: expected a name ending in .pt, .safetensors or .npz", path);
-    DLRNI_TRY(dlrni_layout_of(dict, path, &library, &layout));
+    dlrn_status s = DLRN_OK;
     /* a copy that was not made is NULL, and may be freed */
     memset(&saving, 0, sizeof saving);
-    const char *const stated[] = {DLRNI_CLASS_KEY, layout->name, "layout", library->name, NULL};
-    dlrn_status s = DLRN_OK;
-    for (int i = 0; layout->tensor[i].name && s == DLRN_OK; i++)
-        /* a parameter that the dictionary may have, and has not */
-        if (layout->tensor[i].is >= DLRN_ROLE_COUNT || dict->param[layout->tensor[i].is])
-            s = dlrni_add_stored(dict, &layout->tensor[i], &saving);
+    for (int i = 0; row->tensor[i].name && s == DLRN_OK; i++)
+        if (dlrni_is_stored(dict, &row->tensor[i]))
+            s = dlrni_add_stored(dict, &row->tensor[i], &saving);
     /* no file is touched before all tensors have passed */
     for (int64_t i = 0; i < saving.count && s == DLRN_OK; i++)
         s = dlrni_check_stored(ctx, path, &saving.tensor[i]);
-    /* the tensors leave the class open, and there may be no config beside the file */
     if (s == DLRN_OK)
         s = dlrn_archive_write(ctx, path, saving.tensor, saving.count,
-                               dlrni_is_ambiguous(layout) ? stated : NULL);
+                               alone && dlrni_is_ambiguous(row) ? stated : NULL);
     for (int i = 0; i < DLRNI_STORED_MAX; i++) dlrn_free(ctx, saving.turned[i]);
+    return s;
+}
+
+DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
+    const dlrni_library *library;
+    const dlrni_layout *row = NULL;
+    /* not .npy, which holds a single tensor */
+    if (!dlrni_has_suffix(path, ".pt") && !dlrni_has_suffix(path, ".safetensors") &&
+        !dlrni_has_suffix(path, ".npz"))
+        return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
+                         "%s: expected a name ending in .pt, .safetensors or .npz", path);
+    DLRNI_TRY(dlrni_layout_of(dict, path, &library, &row));
+    return dlrni_write_row(dict, row, library->name, path, 1);
+}
+
+/* ---- For a library ----
+
+   dlrn_save_as writes what the library's own loader opens: the weights under its names and, where it
+   wants one, the config that says what they compute. A formula that the library lacks may be one
+   that it has, in other numbers: those are folded in, on a copy. Anything else is refused, before a
+   file is touched. */
+
+/* What a library can express beyond the formulas of its rows. */
+enum {
+    DLRNI_TO_FOLDERS = 1,   /* its loader opens folders alone                            */
+    DLRNI_TO_ONE_WIDTH = 2, /* d_out is d_in                                             */
+    DLRNI_TO_CENTERS = 4,   /* its config says whether the output bias is subtracted     */
+    DLRNI_TO_NORMALISE = 8, /* its config says how rows are normalised                   */
+    DLRNI_TO_SIGNED = 16,   /* its jumps pass negative values above a negative threshold */
+    DLRNI_TO_KEEP = 32      /* a config that is there stays: it is of several dictionaries */
+};
+
+/* How a library is written. Weights have the name that dlrni_library_table gives. */
+typedef struct dlrni_target {
+    const char *library;
+    const char *suffix; /* of the weights, in the format of which they are written */
+    const char *config; /* "": none                                                */
+    unsigned can;       /* DLRNI_TO_...                                            */
+    const char *not_in; /* a word in the names of classes that its loader lacks: they are of
+                           training alone; NULL */
+    void (*configure)(const dlrn_dictionary *dict, const dlrni_layout *row, dlrni_json_writer *w);
+} dlrni_target;
+
+/* load_dictionary of the library reads the trainer's part. */
+DLRNI_INTERNAL void dlrni_configure_learning(const dlrn_dictionary *dict, const dlrni_layout *row,
+                                             dlrni_json_writer *w) {
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_open(w, "trainer", "{");
+    dlrni_json_put_text(w, DLRNI_CLASS_KEY, row->name);
+    dlrni_json_put_signed(w, DLRNI_WIDTH_KEY, dict->d_in);
+    dlrni_json_put_signed(w, "dict_size", dict->features);
+    if (dict->formula.k) dlrni_json_put_signed(w, "k", dict->formula.k);
+    dlrni_json_close(w, "}");
+    dlrni_json_put_text(w, "dictlearn_version", DLRN_VERSION_STRING);
+    dlrni_json_close(w, "}");
+}
+
+/* Whether a row maps to another place than it reads: SAELens has classes of their own for that,
+   which neither subtract a bias nor normalise. */
+DLRNI_INTERNAL int dlrni_is_transcoder_row(const dlrni_layout *row) {
+    return strstr(row->name, "transcoder") != NULL;
+}
+
+/* The keys of some classes alone. */
+DLRNI_INTERNAL void dlrni_configure_saelens_class(const dlrn_dictionary *dict,
+                                                  const dlrni_layout *row, dlrni_json_writer *w) {
+    const dlrn_formula *f = &dict->formula;
+    if (dlrni_is_transcoder_row(row)) dlrni_json_put_signed(w, "d_out", dict->d_out);
+    if (f->select != DLRN_SELECT_ALL) {
+        dlrni_json_put_signed(w, "k", f->k);
+        /* atoms are stored with the norms that features have been selected with */
+        dlrni_json_put_bool(w, "rescale_acts_by_decoder_norm", 0);
+    }
+    if (strcmp(row->family, "MatchingPursuit")) return;
+    dlrni_json_put_real(w, "residual_threshold", f->threshold);
+    if (f->k)
+        dlrni_json_put_signed(w, "max_iterations", f->k);
+    else
+        dlrni_json_put(w, "max_iterations", "null");
+    dlrni_json_put_bool(w, "stop_on_duplicate_support", f->repeats != DLRN_ON);
+}
+
+/* A config without the library's version counts as one of before 6.0, with other keys. */
+DLRNI_INTERNAL void dlrni_configure_saelens(const dlrn_dictionary *dict, const dlrni_layout *row,
+                                            dlrni_json_writer *w) {
+    const dlrn_normalise normalise = dict->formula.normalise;
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_text(w, "architecture", row->name);
+    dlrni_json_put_signed(w, "d_in", dict->d_in);
+    dlrni_json_put_signed(w, "d_sae", dict->features);
+    dlrni_json_put_text(w, "dtype", "float32");
+    dlrni_json_put_text(w, "device", "cpu");
+    dlrni_json_put_bool(w, "apply_b_dec_to_input", dict->formula.center != DLRN_CENTER_NONE);
+    dlrni_json_put_text(w, "normalize_activations",
+                        normalise == DLRN_NORMALISE_NORM    ? "constant_norm_rescale"
+                        : normalise == DLRN_NORMALISE_LAYER ? "layer_norm"
+                                                            : "none");
+    dlrni_json_put_text(w, "reshape_activations", "none");
+    dlrni_configure_saelens_class(dict, row, w);
+    dlrni_json_open(w, "metadata", "{");
+    dlrni_json_put_text(w, "sae_lens_version", "6.54.12");
+    dlrni_json_put_text(w, "dictlearn_version", DLRN_VERSION_STRING);
+    dlrni_json_close(w, "}");
+    dlrni_json_close(w, "}");
+}
+
+/* normalize_decoder concerns training alone. */
+DLRNI_INTERNAL void dlrni_configure_sparsify(const dlrn_dictionary *dict, const dlrni_layout *row,
+                                             dlrni_json_writer *w) {
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_text(w, "activation", row->name);
+    dlrni_json_put_signed(w, "expansion_factor", dlrni_max(dict->features / dict->d_in, 1));
+    dlrni_json_put_bool(w, "normalize_decoder", 0);
+    dlrni_json_put_signed(w, "num_latents", dict->features);
+    dlrni_json_put_signed(w, "k", dict->formula.k);
+    dlrni_json_put_bool(w, "multi_topk", 0);
+    dlrni_json_put_bool(w, "skip_connection", dict->param[DLRN_SKIP] != NULL);
+    dlrni_json_put_bool(w, "transcode", dict->formula.center == DLRN_CENTER_NONE);
+    dlrni_json_put_signed(w, "d_in", dict->d_in);
+    dlrni_json_close(w, "}");
+}
+
+/* Its loaders want a name of a model, which a dictionary has not. */
+DLRNI_INTERNAL void dlrni_configure_gemma_2(const dlrn_dictionary *dict, const dlrni_layout *row,
+                                            dlrni_json_writer *w) {
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_text(w, "architecture", row->name);
+    dlrni_json_put_text(w, "model_name", "unknown");
+    dlrni_json_put_bool(w, "affine_connection", dict->param[DLRN_SKIP] != NULL);
+    dlrni_json_close(w, "}");
+}
+
+/* The config of a set of transcoders, one a layer: YAML, with what only the user knows left open. */
+DLRNI_INTERNAL void dlrni_configure_tracer(const dlrn_dictionary *dict, const dlrni_layout *row,
+                                           dlrni_json_writer *w) {
+    (void)dict, (void)row;
+    dlrni_bytes_text(&w->out, "# Fill in the model and the hooks that the transcoders are for.\n"
+                              "model_kind: transcoder_set\n"
+                              "model_name: unknown\n"
+                              "feature_input_hook: unknown\n"
+                              "feature_output_hook: unknown\n"
+                              "scan: unknown");
+}
+
+static const dlrni_target dlrni_target_table[] = {
+    {"dictionary_learning", ".pt", DLRNI_CONFIG_FILE, DLRNI_TO_ONE_WIDTH, NULL,
+     dlrni_configure_learning},
+    {"saelens", ".safetensors", DLRNI_CFG_FILE,
+     DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH | DLRNI_TO_CENTERS | DLRNI_TO_NORMALISE, "batchtopk",
+     dlrni_configure_saelens},
+    {"sparsify", ".safetensors", DLRNI_CFG_FILE,
+     DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH | DLRNI_TO_CENTERS, NULL, dlrni_configure_sparsify},
+    {"circuit-tracer", ".safetensors", "config.yaml",
+     DLRNI_TO_ONE_WIDTH | DLRNI_TO_SIGNED | DLRNI_TO_KEEP, NULL, dlrni_configure_tracer},
+    {"gemma_scope", ".npz", "", 0, NULL, NULL},
+    {"gemma_scope_2", ".safetensors", DLRNI_CONFIG_FILE, 0, NULL, dlrni_configure_gemma_2},
+};
+enum { DLRNI_TARGETS = sizeof dlrni_target_table / sizeof *dlrni_target_table };
+
+/* ---- What must be folded ---- */
+
+enum { /* in the order in which they are done */
+       DLRNI_FOLD_SCALES = 1,
+       DLRNI_FOLD_CENTER = 2,
+       DLRNI_FOLD_THRESHOLD = 4, /* of all features: written for each   */
+       DLRNI_FOLD_RELU = 8,      /* a jump with thresholds 0            */
+       DLRNI_FOLD_NEGATIVE = 16  /* thresholds below 0, which mean 0    */
+};
+
+/* How a dictionary is written: the row, and what is folded. */
+typedef struct dlrni_plan {
+    const dlrni_target *target;
+    const dlrni_layout *row;
+    unsigned can;       /* DLRNI_TO_... of the row                */
+    unsigned folds;     /* DLRNI_FOLD_...                         */
+    dlrn_center center; /* that is written                        */
+    char why[128];      /* what has no place in the row; "": all has */
+} dlrni_plan;
+
+/* Whether a row stores this: a role, or another number. */
+DLRNI_INTERNAL int dlrni_row_stores(const dlrni_layout *row, int is) {
+    for (const dlrni_stored *t = row->tensor; t->name; t++)
+        if (t->is == is) return 1;
+    return 0;
+}
+
+/* The smallest threshold of a jump. */
+DLRNI_INTERNAL double dlrni_min_threshold(const dlrn_dictionary *dict) {
+    const float *t = dict->param[DLRN_THRESHOLD];
+    double min = t ? (double)t[0] : dict->formula.threshold;
+    for (int64_t j = 1; t && j < dict->features; j++) min = fmin(min, (double)t[j]);
+    return min;
+}
+
+/* How the gate is written. 0: the row has no such gate. A plain ReLU is a jump at 0; the jumps of
+   both kinds are the same from a threshold of 0 on. */
+DLRNI_INTERNAL int dlrni_plan_gate(const dlrn_dictionary *dict, dlrni_plan *p) {
+    const dlrn_gate have = dict->formula.gate;
+    dlrn_gate want = dlrni_family_named(p->row->family)->formula.gate;
+    if (want == DLRN_GATE_JUMP && p->can & DLRNI_TO_SIGNED) want = DLRN_GATE_JUMP_SIGNED;
+    const int jumps = want == DLRN_GATE_JUMP || want == DLRN_GATE_JUMP_SIGNED;
+    const int each = jumps && dlrni_row_stores(p->row, DLRN_THRESHOLD);
+    if (each && have == DLRN_GATE_RELU) {
+        p->folds |= DLRNI_FOLD_RELU;
+        return 1;
+    }
+    if (each && !dict->param[DLRN_THRESHOLD]) p->folds |= DLRNI_FOLD_THRESHOLD;
+    if (have == want) return 1;
+    if (have == DLRN_GATE_JUMP && want == DLRN_GATE_JUMP_SIGNED) {
+        if (dict->param[DLRN_THRESHOLD] && dlrni_min_threshold(dict) < 0)
+            p->folds |= DLRNI_FOLD_NEGATIVE;
+        return 1;
+    }
+    return have == DLRN_GATE_JUMP_SIGNED && want == DLRN_GATE_JUMP &&
+           dlrni_min_threshold(dict) >= 0;
+}
+
+/* The center that is written, and whether it is another than the dictionary's. */
+DLRNI_INTERNAL void dlrni_plan_center(const dlrn_dictionary *dict, dlrni_plan *p) {
+    const dlrn_formula *f = &dict->formula;
+    const double both = f->scale_in * f->scale_out;
+    /* with other scales the bias that is subtracted is not the one that is added */
+    const int split = f->center == DLRN_CENTER_OUTPUT_BIAS && fabs(both - 1) > 1e-12;
+    p->center = dlrni_layout_center(p->row, dict);
+    if (dlrni_is_transcoder_row(p->row)) p->center = DLRN_CENTER_NONE;
+    if (p->can & DLRNI_TO_CENTERS)
+        p->center = split || f->center == DLRN_CENTER_INPUT_BIAS ? DLRN_CENTER_NONE : f->center;
+    if (split || p->center != f->center) p->folds |= DLRNI_FOLD_CENTER;
+    if (f->scale_in < 1 || f->scale_in > 1 || f->scale_out < 1 || f->scale_out > 1)
+        p->folds |= DLRNI_FOLD_SCALES;
+}
+
+/* Whether each parameter and number has a place in the row, and the row finds each that it needs;
+   thresholds may be made. */
+DLRNI_INTERNAL void dlrni_plan_tensors(const dlrn_dictionary *dict, dlrni_plan *p) {
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) /* a center that is folded needs no place */
+        if (dict->param[role] && role != DLRN_INPUT_BIAS && !dlrni_row_stores(p->row, role)) {
+            dlrni_print(p->why, sizeof p->why, "parameter '%s'", dlrni_role_table[role].name);
+            return;
+        }
+    for (const dlrni_stored *t = p->row->tensor; t->name; t++)
+        if (!t->optional && t->is < DLRN_ROLE_COUNT && t->is != DLRN_THRESHOLD &&
+            !dict->param[t->is])
+            dlrni_print(p->why, sizeof p->why, "a dictionary without parameter '%s'",
+                        dlrni_role_table[t->is].name);
+    if (dlrni_row_stores(p->row, DLRNI_IS_GROUPS) && !dict->n_groups)
+        dlrni_print(p->why, sizeof p->why, "a dictionary without groups");
+    if ((dlrni_needs_k(dict) || dlrni_row_stores(p->row, DLRNI_IS_K)) &&
+        (dict->formula.k < 1 || dict->formula.k > dict->features))
+        dlrni_print(p->why, sizeof p->why, "a k of %lld", (long long)dict->formula.k);
+    if (dict->param[DLRN_SKIP] && dict->skip_rows != dict->d_out)
+        dlrni_print(p->why, sizeof p->why, "a skip to a part of x_hat");
+}
+
+/* Plans how a dictionary is written in a row. Returns how far it came: the row that came furthest
+   gives the error. */
+DLRNI_INTERNAL int dlrni_plan_row(const dlrn_dictionary *dict, const dlrni_target *target,
+                                  const dlrni_layout *row, dlrni_plan *p) {
+    const dlrni_family *family = dlrni_family_named(row->family);
+    const dlrn_formula *f = &dict->formula;
+    memset(p, 0, sizeof *p);
+    p->target = target;
+    p->row = row;
+    p->can = target->can;
+    if (dlrni_is_transcoder_row(row))
+        p->can &= ~(unsigned)(DLRNI_TO_ONE_WIDTH | DLRNI_TO_CENTERS | DLRNI_TO_NORMALISE);
+    dlrni_plan_center(dict, p);
+    /* an encoder of its own is in no other's numbers */
+    dlrni_print(p->why, sizeof p->why, "family %s", dict->family);
+    if (family->encode != dlrni_own_encode(dict) || (family->encode && p->folds)) return 1;
+    dlrni_print(p->why, sizeof p->why, "selection %s",
+                dlrn_name(DLRN_NAMES_SELECT, (int)f->select));
+    if (family->formula.select != f->select) return 2;
+    dlrni_print(p->why, sizeof p->why, "gate %s", dlrn_name(DLRN_NAMES_GATE, (int)f->gate));
+    if (!dlrni_plan_gate(dict, p)) return 3;
+    dlrni_print(p->why, sizeof p->why, "a d_out that is not d_in");
+    if (p->can & DLRNI_TO_ONE_WIDTH && dict->d_in != dict->d_out) return 4;
+    dlrni_print(p->why, sizeof p->why, "normaliser %s",
+                dlrn_name(DLRN_NAMES_NORMALISE, (int)f->normalise));
+    if (f->normalise != DLRN_NORMALISE_NONE && !(p->can & DLRNI_TO_NORMALISE)) return 5;
+    dlrni_print(p->why, sizeof p->why, "standardised selections");
+    if (f->standardise == DLRN_ON) return 6;
+    *p->why = 0;
+    dlrni_plan_tensors(dict, p);
+    return *p->why ? 7 : 8;
+}
+
+/* What a plan changes, the more the worse: first what is folded, then the family, then the class that
+   a dictionary of this library was of. Of two rows the one that changes less is taken. */
+DLRNI_INTERNAL int dlrni_plan_cost(const dlrn_dictionary *dict, const dlrni_plan *p) {
+    const int ours = dict->layout && !strcmp(dict->layout, p->target->library);
+    int cost = 2 * (strcmp(p->row->family, dict->family) != 0);
+    cost += ours && dict->class_name && strcmp(p->row->name, dict->class_name);
+    for (unsigned folds = p->folds; folds; folds >>= 1) cost += (int)(4 * (folds & 1));
+    return cost;
+}
+
+/* The best plan for a library; an error that says what it has no place for. */
+DLRNI_INTERNAL dlrn_status dlrni_plan_save(const dlrn_dictionary *dict, const char *path,
+                                           const dlrni_target *target, dlrni_plan *best) {
+    const char *name = target->library;
+    dlrn_context *ctx = dict->ctx;
+    int furthest = 0;
+    if (dict->n_parts || dict->layers > 1 || dict->feature_layers > 1)
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: not written: %s has no place for a dictionary of %lld layers", path,
+                         name, (long long)dlrni_max(dict->layers, dict->feature_layers));
+    for (const dlrni_layout *row = dlrni_library_named(name)->rows; row->name; row++) {
+        dlrni_plan p;
+        if (target->not_in && strstr(row->name, target->not_in)) continue;
+        const int at = dlrni_plan_row(dict, target, row, &p);
+        /* 8: it fits */
+        if (at > furthest || (at == 8 && dlrni_plan_cost(dict, &p) < dlrni_plan_cost(dict, best)))
+            *best = p, furthest = at;
+    }
+    if (furthest == 8) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: not written: %s has no place for %s", path,
+                     name, best->why);
+}
+
+/* ---- Folding, on a copy ---- */
+
+/* The bias that a center subtracts; NULL: none. */
+DLRNI_INTERNAL const float *dlrni_subtracted(const dlrn_dictionary *dict, dlrn_center center) {
+    return center == DLRN_CENTER_OUTPUT_BIAS  ? dict->param[DLRN_OUTPUT_BIAS]
+           : center == DLRN_CENTER_INPUT_BIAS ? dict->param[DLRN_INPUT_BIAS]
+                                              : NULL;
+}
+
+/* Another center: p = E (z - c) + be is E (z - c2) + be + E (c2 - c). A gated value does not
+   contain be, and has a bias of its own. */
+DLRNI_INTERNAL void dlrni_fold_center(dlrn_dictionary *dict, dlrn_center center) {
+    const float *from = dlrni_subtracted(dict, dict->formula.center);
+    const float *to = dlrni_subtracted(dict, center);
+    float *value_bias = dict->param[DLRN_VALUE_BIAS];
+    for (int64_t j = 0; j < dict->features; j++) {
+        const float *row = dict->param[DLRN_ENCODER] + j * dict->d_in;
+        float *bias = dict->param[DLRN_ENCODER_BIAS] + j;
+        double shift = 0;
+        for (int64_t i = 0; i < dict->d_in; i++)
+            shift += (double)row[i] * ((to ? (double)to[i] : 0.0) - (from ? (double)from[i] : 0.0));
+        *bias = (float)((double)*bias + shift);
+        if (value_bias)
+            value_bias[j] = (float)((double)value_bias[j] +
+                                    exp((double)dict->param[DLRN_LOG_SCALE][j]) * shift);
+    }
+    dict->formula.center = center;
+}
+
+/* Scales of x and x_hat, into the weights. What is subtracted from scale_in x must be scaled the
+   other way: the output bias is, as it is multiplied with scale_out = 1 / scale_in. */
+DLRNI_INTERNAL void dlrni_fold_scales(dlrn_dictionary *dict) {
+    static const int in[] = {DLRN_ENCODER, DLRN_SKIP};
+    static const int out[] = {DLRN_DECODER, DLRN_OUTPUT_BIAS, DLRN_SKIP};
+    dlrn_formula *f = &dict->formula;
+    for (int i = 0; i < 2; i++)
+        if (dict->param[in[i]])
+            dlrni_scale_numbers(dict->param[in[i]], dlrni_role_size(dict, in[i]), f->scale_in);
+    for (int i = 0; i < 3; i++)
+        if (dict->param[out[i]])
+            dlrni_scale_numbers(dict->param[out[i]], dlrni_role_size(dict, out[i]), f->scale_out);
+    f->scale_in = f->scale_out = 1;
+}
+
+/* Thresholds for each feature: that of all, or 0 for a ReLU. A jump's are not below 0: a smaller one
+   means the same, but may not in the library. */
+DLRNI_INTERNAL dlrn_status dlrni_fold_threshold(dlrn_dictionary *dict, unsigned folds) {
+    const dlrn_formula *f = &dict->formula;
+    float *t = dict->param[DLRN_THRESHOLD];
+    float all = folds & DLRNI_FOLD_RELU ? 0.0f : (float)f->threshold;
+    if (f->gate == DLRN_GATE_JUMP && all < 0) all = 0;
+    if (!t) {
+        DLRNI_TRY(dlrni_param_alloc(dict, DLRN_THRESHOLD));
+        t = dict->param[DLRN_THRESHOLD];
+        for (int64_t j = 0; j < dict->features; j++) t[j] = all;
+    }
+    for (int64_t j = 0; j < dict->features && folds & DLRNI_FOLD_NEGATIVE; j++)
+        if (t[j] < 0) t[j] = 0;
+    return DLRN_OK;
+}
+
+/* Does what a plan folds. The center goes first: its bias is that of the unscaled weights. */
+DLRNI_INTERNAL dlrn_status dlrni_fold_all(dlrn_dictionary *dict, const dlrni_plan *p) {
+    if (p->folds & DLRNI_FOLD_CENTER) {
+        /* with both scales 1 there is one step, and no rounding in between */
+        const int twice = p->folds & DLRNI_FOLD_SCALES && p->center == DLRN_CENTER_OUTPUT_BIAS;
+        dlrni_fold_center(dict, twice ? DLRN_CENTER_NONE : p->center);
+    }
+    if (p->folds & DLRNI_FOLD_SCALES) dlrni_fold_scales(dict);
+    if (dict->formula.center != p->center) dlrni_fold_center(dict, p->center);
+    if (p->folds & (DLRNI_FOLD_THRESHOLD | DLRNI_FOLD_RELU | DLRNI_FOLD_NEGATIVE))
+        return dlrni_fold_threshold(dict, p->folds);
+    return DLRN_OK;
+}
+
+/* What has been folded, for the user. */
+DLRNI_INTERNAL void dlrni_note_folds(unsigned folds, char *note, size_t size) {
+    static const char *const says[] = {
+        "scales are part of the weights", "the center is part of the encoder bias",
+        "the threshold of all features is written for each",
+        "ReLU is written as a jump with thresholds 0", "thresholds below 0 are written as 0"};
+    int at = 0;
+    if (!size) return;
+    *note = 0;
+    for (int i = 0; i < 5; i++)
+        if (folds >> i & 1 && at < (int)size)
+            at += dlrni_print(note + at, size - (size_t)at, "%s%s", at ? "; " : "", says[i]);
+}
+
+/* ---- Files ---- */
+
+/* Where a dictionary is written. */
+typedef struct dlrni_place {
+    char weights[4096], config[4096]; /* config "": none is written */
+} dlrni_place;
+
+/* "A, B or C": the libraries that are written, for errors. */
+DLRNI_INTERNAL dlrn_status dlrni_find_target(const dlrn_dictionary *dict, const char *path,
+                                             const char *library, const dlrni_target **target) {
+    char known[256];
+    int at = 0;
+    for (int i = 0; i < DLRNI_TARGETS; i++) {
+        *target = &dlrni_target_table[i];
+        if (library && !strcmp((*target)->library, library)) return DLRN_OK;
+        at += dlrni_print(known + at, sizeof known - (size_t)at, "%s%s",
+                          !i                      ? ""
+                          : i + 1 < DLRNI_TARGETS ? ", "
+                                                  : " or ",
+                          (*target)->library);
+    }
+    return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
+                     "%s: layout: expected a library to write for (%s), found %.80s", path, known,
+                     library ? library : "none");
+}
+
+/* Refuses a folder in which the new files would be among those of another dictionary or model: a
+   reader could take the wrong ones. */
+DLRNI_INTERNAL dlrn_status dlrni_check_folder(dlrn_context *ctx, const char *path,
+                                              const dlrni_target *target,
+                                              const dlrni_place *place) {
+    char file[4096];
+    for (int i = 0; i < DLRNI_OWN_FILES + DLRNI_LIBRARIES; i++) {
+        const char *name = i < DLRNI_OWN_FILES ? dlrni_own_files[i]
+                                               : dlrni_library_table[i - DLRNI_OWN_FILES].weights;
+        if (!name || strchr(name, '%')) continue;
+        if (dlrni_is_in_folder(ctx, path, name, file, sizeof file) && strcmp(file, place->weights))
+            return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                             "%s: expected a folder without another dictionary, found %s", path,
+                             name);
+    }
+    if (*place->config && !(target->can & DLRNI_TO_KEEP) && dlrn_file_exists(ctx, place->config) &&
+        !dlrn_file_exists(ctx, place->weights))
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                         "%s: expected a folder without another %s, found one", path,
+                         target->config);
+    return DLRN_OK;
+}
+
+/* The names of the files: in a folder those of the library, otherwise the weights alone. */
+DLRNI_INTERNAL dlrn_status dlrni_find_place(const dlrn_dictionary *dict, const char *path,
+                                            const dlrni_target *target, int64_t layer,
+                                            dlrni_place *place) {
+    const char *name = dlrni_library_named(target->library)->weights, *mark = strchr(name, '%');
+    dlrn_context *ctx = dict->ctx;
+    memset(place, 0, sizeof *place);
+    if (strlen(path) + 64 > sizeof place->weights)
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: the path is too long", path);
+    if (dlrn_file_exists(ctx, path) != 2) {
+        dlrni_print(place->weights, sizeof place->weights, "%s", path);
+        if (!(target->can & DLRNI_TO_FOLDERS) && dlrni_has_suffix(path, target->suffix))
+            return DLRN_OK;
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected an existing folder%s%s for %s", path,
+                         target->can & DLRNI_TO_FOLDERS ? "" : ", or a name ending in ",
+                         target->can & DLRNI_TO_FOLDERS ? "" : target->suffix, target->library);
+    }
+    if (mark)
+        dlrni_print(place->weights, sizeof place->weights, "%s/%.*s%lld%s", path,
+                    (int)(mark - name), name, (long long)layer, mark + 2);
+    else
+        dlrni_print(place->weights, sizeof place->weights, "%s/%s", path, name);
+    if (*target->config)
+        dlrni_print(place->config, sizeof place->config, "%s/%s", path, target->config);
+    if (target->can & DLRNI_TO_KEEP && dlrn_file_exists(ctx, place->config)) *place->config = 0;
+    return dlrni_check_folder(ctx, path, target, place);
+}
+
+/* A config, complete but not yet in its place: a full disk shows before the weights are replaced. */
+DLRNI_INTERNAL dlrn_status dlrni_begin_config(const dlrn_dictionary *dict, const dlrni_plan *p,
+                                              const char *path, dlrn_writer **out) {
+    dlrni_json_writer w = dlrni_json_to_memory(dict->ctx);
+    *out = NULL;
+    p->target->configure(dict, p->row, &w);
+    dlrni_bytes_text(&w.out, "\n");
+    dlrn_status s = w.out.failed ? DLRN_ERR_MEMORY : dlrn_file_create(dict->ctx, path, out);
+    if (s == DLRN_OK) s = dlrn_file_append(*out, w.out.p, (size_t)w.out.len);
+    dlrn_free(dict->ctx, w.out.p);
+    if (s == DLRN_OK || !*out) return s;
+    dlrn_writer_abort(*out);
+    *out = NULL;
+    return s;
+}
+
+/* Weights, then the config, which is put in its place last. */
+DLRNI_INTERNAL dlrn_status dlrni_write_place(const dlrn_dictionary *dict, const dlrni_plan *p,
+                                             const dlrni_place *place) {
+    dlrn_writer *config = NULL;
+    if (*place->config) DLRNI_TRY(dlrni_begin_config(dict, p, place->config, &config));
+    dlrn_status s = dlrni_write_row(dict, p->row, p->target->library, place->weights, !config);
+    if (s == DLRN_OK && config) return dlrn_writer_close(config);
+    if (config) dlrn_writer_abort(config);
+    return s;
+}
+
+/* A copy is made only where something is folded. */
+DLRN_API dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
+                                  const dlrn_save_options *options, char *note, size_t size) {
+    const char *library = options && options->layout ? options->layout : dict->layout;
+    const dlrni_target *target;
+    dlrn_dictionary *copy = NULL;
+    dlrni_place place;
+    dlrni_plan plan;
+    memset(&plan, 0, sizeof plan);
+    if (size) *note = 0;
+    DLRNI_TRY(dlrni_find_target(dict, path, library, &target));
+    DLRNI_REQUIRE_IN(dict->ctx, path, !options || options->layer >= 0, "layer: expected from 0");
+    DLRNI_TRY(dlrni_find_place(dict, path, target, options ? options->layer : 0, &place));
+    DLRNI_TRY(dlrni_plan_save(dict, path, target, &plan));
+    /* readers scale the weights of a path with this word in it */
+    if (!strcmp(target->library, "gemma_scope") && strstr(place.weights, "embedding/"))
+        return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
+                         "%s: expected a path without 'embedding/', which means other weights",
+                         path);
+    if (plan.folds) DLRNI_TRY(dlrni_dictionary_copy(dict->ctx, dict, &copy));
+    dlrn_status s = copy ? dlrni_fold_all(copy, &plan) : DLRN_OK;
+    if (s == DLRN_OK) s = dlrni_write_place(copy ? copy : dict, &plan, &place);
+    dlrn_dictionary_destroy(copy);
+    if (s == DLRN_OK) dlrni_note_folds(plan.folds, note, size);
     return s;
 }
 

@@ -85,6 +85,8 @@ for one in $(cut -d' ' -f1 "$dir/list"); do count "$one"; done
 for test in "$@"; do
     number=$((number + 1))
     case $test in
+    */libraries.py) # in an environment of its own
+        run_one $number "$(basename "$test")" "${PYTHON_OF_libraries:-${PYTHON:-python3}}" "$test" "$build" ;;
     *.py) run_one $number "$(basename "$test")" "${PYTHON:-python3}" "$test" "$build" ;;
     *.sh) run_one $number "$(basename "$test")" sh "$test" "$build" ;;
     *) continue ;;

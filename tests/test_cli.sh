@@ -64,6 +64,32 @@ status "convert" 0 "$dl" convert "$D" "$d/ae.safetensors"
 status "convert back" 0 "$dl" convert "$d/ae.safetensors" "$d/ae.pt"
 same "there and back" "$D/ae.pt" "$d/ae.pt"
 status "convert to an unknown form" 2 "$dl" convert "$D" "$d/ae.gguf"
+# For a library: its files in a folder, which is made, and goes again after a failure.
+status "convert for saelens" 0 "$dl" convert "$D" "$d/for/saelens" --layout saelens
+check "prints nothing" test ! -s "$d/out" -a ! -s "$d/err"
+status "inspect of that" 0 "$dl" inspect "$d/for/saelens"
+says "is of saelens" "^layout saelens, " "$d/out"
+status "convert it back" 0 "$dl" convert "$d/for/saelens" "$d/again" --layout dictionary_learning
+says "with its class" '"dict_class":"AutoEncoder"' "$d/again/config.json"
+same "the same weights" "$D/ae.pt" "$d/again/ae.pt"
+status "convert to weights alone" 0 "$dl" convert "$D" "$d/alone.pt" --layout dictionary_learning
+same "the same weights" "$D/ae.pt" "$d/alone.pt"
+status "convert for circuit-tracer" 0 "$dl" convert "$D" "$d/set" --layout circuit-tracer --layer 3
+says "says what is folded" "^dictlearn: $d/set: the same function in other numbers: the center" \
+    "$d/err"
+check "in the layer's file" test -s "$d/set/layer_3.safetensors" -a -s "$d/set/config.yaml"
+status "convert for a library that lacks it" 1 "$dl" convert "$D" "$d/lacks/it" --layout sparsify
+says "says so" "^dictlearn: $d/lacks/it: not written: sparsify has no place for selection all" \
+    "$d/err"
+absent "and leaves no folder" "$d/lacks"
+status "convert for an unknown library" 1 "$dl" convert "$D" "$d/lacks" --layout nobody
+says "names those that there are" "expected a library to write for .dictionary_learning, " "$d/err"
+status "convert into a folder of another" 1 "$dl" convert "$D" "$d/for/saelens" \
+    --layout gemma_scope
+says "says so" "expected a folder without another dictionary, found sae_weights" "$d/err"
+status "convert from a stated library" 0 "$dl" convert "$D/ae.pt" "$d/from.pt" \
+    --from dictionary_learning
+wrong "convert --layer alone" "--layer: goes with --layout" "$dl" convert "$D" "$d/a.pt" --layer 1
 status "encode" 0 "$dl" encode --dict "$D" --data "$d/x.npy" --out "$d/f.npy"
 status "encode --sparse" 0 "$dl" encode --dict "$D" --data "$d/x.npy" --out "$d/f.npz" --sparse
 status "decode" 0 "$dl" decode --dict "$D" --data "$d/f.npy" --out "$d/y.npy"
@@ -189,7 +215,7 @@ says "where it is the same name" 'a.u001b.31m.u0007.u009bz' "$d/out"
 # ---- Wrong usage
 wrong "convert to standard output" "expected a name ending in .pt, .safetensors or .npz" \
     "$dl" convert "$D" -
-wrong "convert to .npy" "expected a name ending in .pt, .safetensors or .npz:" \
+wrong "convert to .npy" "expected a name ending in .pt, .safetensors or .npz, or --layout:" \
     "$dl" convert "$D" "$d/a.npy"
 wrong "dense features to .csv" "ending in .npy" "$dl" encode --dict "$D" --data "$d/x.npy" \
     --out "$d/f.csv"
@@ -537,7 +563,7 @@ trained() { # trained RECIPE CLASS FORMULA FLAG...: 30 steps, at once and in two
     same "$recipe: reconstruct equals decode of encode" "$r.y.npy" "$r.z.npy"
     from=$r
     for form in safetensors npz pt; do
-        status "$recipe: convert to .$form" 0 "$dl" convert "$from" "$r.$form" --layout $class
+        status "$recipe: convert to .$form" 0 "$dl" convert "$from" "$r.$form" --from $class
         status "$recipe: encode with it alone" 0 "$dl" encode --dict "$r.$form" \
             --data "$d/few.npy" --out "$d/f2.npy"
         same "$recipe: the same features" "$r.npy" "$d/f2.npy"

@@ -45,7 +45,7 @@ static stored *stored_as(const char *name) {
 
 static int store_exists(void *user, const char *path) {
     CHECK(user == &store);
-    return stored_as(path) ? 1 : !strcmp(path, "run") ? 2 : 0;
+    return stored_as(path) ? 1 : !strcmp(path, "run") || !strcmp(path, "lib") ? 2 : 0;
 }
 
 static dlrn_status store_open(void *user, dlrn_context *ctx, const char *path, int writing,
@@ -204,6 +204,15 @@ static dlrn_status from_folder(void) { /* config.json is read before the weights
     return s;
 }
 
+static dlrn_status for_a_library(void) { /* weights and config, the config last */
+    const dlrn_save_options how = {"saelens", 0};
+    dlrn_dictionary *back = NULL;
+    dlrn_status s = dlrn_save_as(ae, "lib", &how, NULL, 0);
+    if (s == DLRN_OK) s = dlrn_load(ctx, "lib", NULL, &back);
+    dlrn_dictionary_destroy(back);
+    return s;
+}
+
 static dlrn_status appended(int64_t announced, const char *path) {
     dlrn_writer *w = NULL;
     dlrn_status s = dlrn_npy_create(ctx, path, D, announced, &w), closed = DLRN_OK;
@@ -321,7 +330,8 @@ static const struct {
                   {"run/ae.npz", numpy_form},      {"run/config.json", from_folder},
                   {"run/known.npy", counted_rows}, {"run/rows.npy", uncounted_rows},
                   {"run/codes.npz", codes},        {"run/state.safetensors", resumed_run},
-                  {"run/source.npy", a_source},    {"run/hello", a_stream}};
+                  {"run/source.npy", a_source},    {"run/hello", a_stream},
+                  {"lib/cfg.json", for_a_library}};
 enum { OPERATIONS = sizeof operations / sizeof *operations };
 
 /* ---- Tests ---- */
@@ -398,6 +408,25 @@ TEST(each_call_fails) {
     printf("       %d calls failed\n", faults);
     CHECK(faults > 200);
     end();
+}
+
+/* In an empty folder a config stands for weights that are complete: it is put in its place last,
+   and what was prepared of it is given up when the weights fail. */
+TEST(no_config_without_weights) {
+    const dlrn_io io = io_of_store();
+    const dlrn_save_options how = {"saelens", 0};
+    dlrn_status s = DLRN_ERR_IO;
+    for (int64_t granted = 0; s != DLRN_OK; granted++) {
+        begin(&io);
+        store.left = granted;
+        s = dlrn_save_as(ae, "lib", &how, NULL, 0);
+        store.left = -1;
+        CHECK((s == DLRN_OK) == (dlrn_file_exists(ctx, "lib/cfg.json") == 1));
+        if (s != DLRN_OK) CHECK_STR(dlrn_error(ctx), store.failed);
+        if (s == DLRN_OK) CHECK_OK(ctx, for_a_library());
+        end();
+        CHECK(granted < 1000);
+    }
 }
 
 /* What is given up leaves the store as it was. */
@@ -477,6 +506,7 @@ int main(int argc, char **argv) {
     RUN(everything_through_the_store);
     RUN(same_bytes_from_less);
     RUN(each_call_fails);
+    RUN(no_config_without_weights);
     RUN(given_up);
     RUN(no_files);
     RUN(half_an_io);

@@ -23,7 +23,7 @@ enum { /* commands, as bits of flag.commands */
 
 typedef struct options {
     const char *dict, *data, *target, *out, *save_dir, *init, *loss, *io, *kernels, *histogram;
-    const char *model, *text, *site, *prompt, *features, *layout, *recipe, *tensor, *dtype;
+    const char *model, *text, *site, *prompt, *features, *layout, *from, *recipe, *tensor, *dtype;
     const char *text_key, *tokens_key, *long_documents;
     const char *path, *path2; /* arguments without a flag */
     int64_t dict_size, expansion, batch_size, epochs;
@@ -61,7 +61,10 @@ static const flag flags[] = {
      "the dictionary: a file (.pt, .safetensors, .npz) or a folder"},
     {"--layout", F_TEXT, AT(layout), C_DICTIONARIES, 1, TEXT_MAX, "NAME",
      "the library that wrote the dictionary (saelens, ...) or its class (AutoEncoderTopK, ...), if "
-     "its tensors and config do not say; convert: the library to write for (default: that of IN)"},
+     "its tensors and config do not say; convert: the library to write for: dictionary_learning, "
+     "saelens, sparsify, circuit-tracer, gemma_scope or gemma_scope_2"},
+    {"--from", F_TEXT, AT(from), C_CONVERT, 1, TEXT_MAX, "NAME",
+     "what --layout is elsewhere: the library that wrote IN, or its class"},
     {"--norm-scale", F_REAL, AT(norm_scale), C_DICTIONARIES, 0, 0, "S",
      "what rows were multiplied with before the dictionary saw them, if its file does not say"},
     {"--threshold", F_REAL, AT(threshold), C_DICTIONARIES, 0, 0, "T",
@@ -91,8 +94,9 @@ static const flag flags[] = {
     {"--skip-bad-lines", F_SWITCH, AT(skip_bad_lines), C_TEXTS, 0, 0, "",
      "skip and count lines of --text that are malformed or lack the key (default: an error)"},
     {"--site", F_TEXT, AT(site), C_SITES, 0, TEXT_MAX, "S", LM_KINDS},
-    {"--layer", F_INT, AT(layer), C_SITES, 0, 0, "N",
-     "the layer of the site, from 0 (embed has none)"},
+    {"--layer", F_INT, AT(layer), C_SITES | C_CONVERT, 0, 0, "N",
+     "the layer of the site, from 0 (embed has none); convert: N in circuit-tracer's "
+     "layer_N.safetensors (default 0)"},
     {"--io", F_TEXT, AT(io), C_SITES, 0, TEXT_MAX, "in|out|in_to_out",
      "out: the site itself (default); in: the input of its module; in_to_out: reads that input and "
      "reconstructs the site"},

@@ -101,8 +101,12 @@ static const command commands[] = {
      "not_loaded "
      "and tensors (name, dtype, shape).",
      "", "build/dictlearn inspect examples/data/tiny-neox", run_inspect},
-    {"convert", C_CONVERT, 2, "IN OUT",
-     "Rewrites a dictionary in the format of OUT's suffix (.pt, .safetensors, .npz).",
+    {"convert", C_CONVERT, 2, "IN OUT [--layout NAME] [--from NAME]",
+     "Rewrites a dictionary in the format of OUT's suffix (.pt, .safetensors, .npz). With --layout "
+     "it writes what that library opens: OUT is a folder, which gets the library's files; or, for "
+     "all but saelens and sparsify, a file for the weights alone. A formula that the library lacks "
+     "is written in other numbers where it is the same function, and the program says so; others "
+     "are refused.",
      "build/run: see train --help", "build/dictlearn convert build/run build/ae.safetensors",
      run_convert},
     {"encode", C_ENCODE, 0, "--dict D --data X.npy --out F.npy | --sparse --out F.npz",

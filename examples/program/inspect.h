@@ -336,15 +336,38 @@ static int run_inspect(dlrn_context *ctx, const options *o) {
     return s == DLRN_OK ? 0 : fail(ctx);
 }
 
+static int is_dictionary_file(const char *path) {
+    return ends_with(path, ".pt") || ends_with(path, ".safetensors") || ends_with(path, ".npz");
+}
+
+/* Writes a dictionary so that a library opens it: into a folder, which is made and goes again after
+   a failure, or into a file. What had to be folded goes to standard error. */
+static dlrn_status convert_for(dlrn_context *ctx, const options *o, const dlrn_dictionary *dict) {
+    const dlrn_save_options how = {o->layout, o->layer > 0 ? o->layer : 0};
+    const int in_folder = !is_dictionary_file(o->path2) || dlrn_file_exists(ctx, o->path2) == 2;
+    char note[256];
+    size_t had = strlen(o->path2);
+    dlrn_status s = in_folder ? make_folders(ctx, o->path2, &had) : DLRN_OK;
+    if (s == DLRN_OK) s = dlrn_save_as(dict, o->path2, &how, note, sizeof note);
+    if (s == DLRN_OK && *note)
+        fprintf(stderr, "dictlearn: %s: the same function in other numbers: %s\n", o->path2, note);
+    if (s != DLRN_OK && in_folder) unmake_folders(o->path2, had);
+    return s;
+}
+
+/* Of the flags that say what a dictionary is, --layout is about OUT here; --from takes its place. */
 static int run_convert(dlrn_context *ctx, const options *o) {
     dlrn_dictionary *dict = NULL;
-    if (!ends_with(o->path2, ".pt") && !ends_with(o->path2, ".safetensors") &&
-        !ends_with(o->path2, ".npz"))
-        return usage_error("convert", "expected a name ending in .pt, .safetensors or .npz",
+    options in = *o;
+    in.layout = o->from;
+    if (!o->layout && !is_dictionary_file(o->path2))
+        return usage_error("convert",
+                           "expected a name ending in .pt, .safetensors or .npz, or --layout",
                            o->path2);
-    dlrn_status s = load_dictionary(ctx, o->path, o, &dict);
+    if (o->layer >= 0 && !o->layout) return usage_error("convert", "goes with --layout", "--layer");
+    dlrn_status s = load_dictionary(ctx, o->path, &in, &dict);
     if (s == DLRN_OK && stopping(NULL)) s = DLRN_STOPPED;
-    if (s == DLRN_OK) s = dlrn_save(dict, o->path2);
+    if (s == DLRN_OK) s = o->layout ? convert_for(ctx, o, dict) : dlrn_save(dict, o->path2);
     dlrn_dictionary_destroy(dict);
     return s == DLRN_OK ? 0 : fail(ctx);
 }

@@ -39,42 +39,6 @@ static int run_has(dlrn_context *ctx, const options *o, const char *name) {
 
 /* ---- the folder */
 
-/* Makes a folder and its parents. *had: how many bytes of the path were there before. */
-static dlrn_status make_folders(dlrn_context *ctx, const char *path, size_t *had) {
-    char part[4096];
-    size_t n = strlen(path);
-    *had = n;
-    if (n >= sizeof part - 64)
-        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: the path is too long", path);
-    for (size_t i = 1; i <= n; i++) {
-        if (path[i] != '/' && path[i]) continue;
-        memcpy(part, path, i);
-        part[i] = 0;
-        if (mkdir(part, 0777) == 0) {
-            *had = *had < i ? *had : i - 1;
-            continue;
-        }
-        int why = errno;
-        if (dlrn_file_exists(ctx, part) != 2)
-            return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", part,
-                             strerror(why));
-    }
-    if (access(path, W_OK) == 0) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot write into this folder: %s", path,
-                     strerror(errno));
-}
-
-/* Removes the folders that were made, as far as they are empty. */
-static void unmake_folders(const char *path, size_t had) {
-    char part[4096];
-    for (size_t n = strlen(path); n > had && n < sizeof part; n--) {
-        if (path[n] != '/' && path[n]) continue;
-        memcpy(part, path, n);
-        part[n] = 0;
-        if (rmdir(part) != 0) return;
-    }
-}
-
 /* Locks a file in the folder. The system releases the lock when the process ends, also by a crash.
    A run that finishes removes the file, so after locking it the file must still be the one there.
    */
