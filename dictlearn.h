@@ -13399,7 +13399,7 @@ DLRNI_INTERNAL dlrn_status dlrni_two_layouts(const dlrni_loading *l, const dlrni
     if (!*config && one == other && one->class_of == dlrni_learning_class)
         return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: expected tensors of one layout, found those of %s and of %s: a "
-                         "%s with %s beside it, or --layout, must say which",
+                         "%s with %s beside it, or --layout NAME, must say which",
                          l->a->path, first->name, second->name, DLRNI_CONFIG_FILE, DLRNI_CLASS_KEY);
     return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
                      "%s: expected tensors of one layout, found those of %s (%s) and of %s (%s): "
