@@ -5020,7 +5020,7 @@ DLRNI_INTERNAL int64_t dlrni_round_end(const dlrni_encoding *c, int64_t first) {
 
 /* ---- Guesses ---- The first round knows no cut, so half of its features would be candidates. Cuts
    of rows like these, divided by the rows' norms, vary little: most of the smallest one seen serves
-   as a floor from the start. A row that finds k entries above it proves it right; if a row does not,
+   as a floor from the start. A row that finds k entries above it proves it right; if one does not,
    the batch is selected again without it. So a guess changes the time, and no result. */
 
 enum { DLRNI_GUESS_ROWS = 32 /* rows of a sample: a 64th of a stretch */ };
@@ -5439,7 +5439,7 @@ DLRNI_INTERNAL void dlrni_add_skip(const dlrn_dictionary *dict, const float *z, 
 
 /* One row of a dictionary with parts: the atoms, each added to its part's window, then the parts'
    skips. A piece of 128 entries at a time gets its columns relative to the part. An element is one
-   chain of multiply-adds, so the pieces change no bit. */
+   chain of multiply-adds, so the pieces do not change the result. */
 DLRNI_INTERNAL void dlrni_add_parts(const dlrni_decode_job *j, int64_t i, float *x_hat) {
     const dlrn_dictionary *dict = j->dict;
     const dlrn_sparse *c = j->codes;
@@ -12521,8 +12521,9 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_gemma(dlrni_loading *l, dlrn_dictionary 
     return DLRN_OK;
 }
 
+#define DLRNI_PARAMS_FILE "params.npz"
 static const dlrni_layout dlrni_gemma_rows[] = {
-    {"params.npz",
+    {DLRNI_PARAMS_FILE,
      "JumpReluAutoEncoder",
      DLRNI_NPZ,
      DLRN_CENTER_NONE,
@@ -13003,7 +13004,7 @@ static const dlrni_layout dlrni_fork_rows[] = {
 #define DLRNI_REFUSED_ROW(name, sign)                                                              \
     { name, NULL, DLRNI_ANY_FORMAT, DLRN_CENTER_NONE, {{DLRNI_IS_SIGN, sign, "", 0}}, NULL }
 
-static const dlrni_layout dlrni_refused_rows[] = {
+static const dlrni_layout dlrni_sign_rows[] = {
     DLRNI_REFUSED_ROW("overcomplete's quantised QSAE", "Q"),
     DLRNI_REFUSED_ROW("overcomplete's archetypal RA-SAE", "dictionary.Relax"),
     DLRNI_REFUSED_ROW("overcomplete's matching pursuit, or no encoder", "dictionary._weights"),
@@ -13015,23 +13016,25 @@ static const dlrni_layout dlrni_refused_rows[] = {
    path that names a file is found by the same lines, or else is config.json beside it. */
 
 #define DLRNI_CONFIG_FILE "config.json"
+#define DLRNI_TORCH_FILE "ae.pt"
+#define DLRNI_SAE_FILE "sae_weights.safetensors"
 #define DLRNI_CFG_FILE "cfg.json" /* what SAELens, sparsify and others call a config */
 static const dlrni_library dlrni_library_table[] = {
-    {"dictionary_learning", dlrni_learning_rows, "ae.pt", DLRNI_CONFIG_FILE, "trainer",
+    {"dictionary_learning", dlrni_learning_rows, DLRNI_TORCH_FILE, DLRNI_CONFIG_FILE, "trainer",
      dlrni_learning_class, DLRNI_CLASS_KEY, 0},
-    {"saelens", dlrni_saelens_rows, "sae_weights.safetensors", DLRNI_CFG_FILE, "d_sae",
-     dlrni_saelens_class, "architecture", 1},
+    {"saelens", dlrni_saelens_rows, DLRNI_SAE_FILE, DLRNI_CFG_FILE, "d_sae", dlrni_saelens_class,
+     "architecture", 1},
     {"latentsae", dlrni_latent_rows, "sae.safetensors", DLRNI_CFG_FILE, "sae_type",
      dlrni_latent_class, "sae_type", 1},
     {"sparsify", dlrni_sparsify_rows, "sae.safetensors", DLRNI_CFG_FILE, "expansion_factor",
      dlrni_sparsify_class, "activation", 1},
-    {"llamascopium", dlrni_llamascopium_rows, "sae_weights.safetensors", DLRNI_CONFIG_FILE,
-     "sae_type", dlrni_llamascopium_class, "act_fn", 1},
-    {"llama_scope_r1", dlrni_llama_r1_rows, "sae_weights.safetensors", DLRNI_CONFIG_FILE,
-     "hook_point_in", NULL, DLRNI_CLASS_KEY, 0},
+    {"llamascopium", dlrni_llamascopium_rows, DLRNI_SAE_FILE, DLRNI_CONFIG_FILE, "sae_type",
+     dlrni_llamascopium_class, "act_fn", 1},
+    {"llama_scope_r1", dlrni_llama_r1_rows, DLRNI_SAE_FILE, DLRNI_CONFIG_FILE, "hook_point_in",
+     NULL, DLRNI_CLASS_KEY, 0},
     {"llama_scope", dlrni_llama_rows, "checkpoints/final.safetensors", "hyperparams.json",
      "jump_relu_threshold", NULL, DLRNI_CLASS_KEY, 1},
-    {"gemma_scope", dlrni_gemma_rows, "params.npz", "", "", NULL, DLRNI_CLASS_KEY, 0},
+    {"gemma_scope", dlrni_gemma_rows, DLRNI_PARAMS_FILE, "", "", NULL, DLRNI_CLASS_KEY, 0},
     {"gemma_scope_2", dlrni_gemma_2_rows, "params.safetensors", DLRNI_CONFIG_FILE, "architecture",
      NULL, DLRNI_CLASS_KEY, 0},
     {"ckkissane", dlrni_ckkissane_rows, "cc_weights.pt", DLRNI_CFG_FILE, "dec_init_norm", NULL,
@@ -13045,7 +13048,7 @@ static const dlrni_library dlrni_library_table[] = {
     {"goodfire", dlrni_goodfire_rows, NULL, "", "", NULL, DLRNI_CLASS_KEY, 0},
     {"e2e_sae", dlrni_e2e_rows, NULL, "", "", NULL, DLRNI_CLASS_KEY, 0},
     {"overcomplete", dlrni_overcomplete_rows, NULL, "", "", NULL, DLRNI_CLASS_KEY, 0},
-    {"refused", dlrni_refused_rows, NULL, "", "", NULL, DLRNI_CLASS_KEY, 0},
+    {"refused", dlrni_sign_rows, NULL, "", "", NULL, DLRNI_CLASS_KEY, 0},
 };
 enum { DLRNI_LIBRARIES = sizeof dlrni_library_table / sizeof *dlrni_library_table };
 
@@ -14009,8 +14012,8 @@ static const dlrni_config_key dlrni_config_key_table[] = {
 enum { DLRNI_CONFIG_KEYS = sizeof dlrni_config_key_table / sizeof *dlrni_config_key_table };
 
 /* Keys of the wrong type are errors, in both places, also in the one that is not used. */
-DLRNI_INTERNAL dlrn_status dlrni_check_config_types(dlrn_context *ctx, const char *path,
-                                                    const dlrn_json *root) {
+DLRNI_INTERNAL dlrn_status dlrni_check_config_keys(dlrn_context *ctx, const char *path,
+                                                   const dlrn_json *root) {
     static const char *const parts[] = {"", "trainer."};
     for (int i = 0; i < 2 * DLRNI_CONFIG_KEYS; i++) {
         const dlrni_config_key *key = &dlrni_config_key_table[i / 2];
@@ -14069,7 +14072,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_identity(dlrn_context *ctx, const char *pa
 /* ---- Finding and loading ---- */
 
 /* Files of this library's own that a folder may hold in place of ae.pt. */
-static const char *const dlrni_own_files[] = {"ae.pt", "ae.safetensors", "ae.npz"};
+static const char *const dlrni_own_files[] = {DLRNI_TORCH_FILE, "ae.safetensors", "ae.npz"};
 enum { DLRNI_OWN_FILES = sizeof dlrni_own_files / sizeof *dlrni_own_files };
 
 /* Numbered files, and folders of trainers: tried from 0, since a dlrn_io cannot list them; 128 is
@@ -14222,7 +14225,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrni_loading *l, dlrn_context *ctx, 
                                            dlrn_dictionary **out) {
     char full[64], names[512];
     /* before any of its values is used */
-    if (l->root) DLRNI_TRY(dlrni_check_config_types(ctx, l->config, l->root));
+    if (l->root) DLRNI_TRY(dlrni_check_config_keys(ctx, l->config, l->root));
     const dlrn_json *value = l->root ? dlrni_config_value(l->root, DLRNI_CLASS_KEY, full) : NULL;
     /* the one class without tensors: no layout can recognise it */
     if (value && !strcmp(value->text, "IdentityDict")) {
@@ -21291,6 +21294,28 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_CFG_FILE
 #undef DLRNI_CONFIG_FILE
 #undef DLRNI_TRAINER_FILE
+#undef DLRNI_EACH_LAYOUT
+#undef DLRNI_FORK_CROSSCODER
+#undef DLRNI_GUESS_SHARE
+#undef DLRNI_LATENT_ENCODER
+#undef DLRNI_LATENT_ROW
+#undef DLRNI_LLAMASCOPIUM_BIAS
+#undef DLRNI_LLAMASCOPIUM_GLU
+#undef DLRNI_LLAMASCOPIUM_ROW
+#undef DLRNI_LLAMASCOPIUM_THRESHOLD
+#undef DLRNI_LLAMA_TENSORS
+#undef DLRNI_NO_MORE
+#undef DLRNI_OPENAI_ROW
+#undef DLRNI_OVERCOMPLETE_ROW
+#undef DLRNI_REFUSED_ROW
+#undef DLRNI_SAELENS_BASE
+#undef DLRNI_SAELENS_PLAIN
+#undef DLRNI_SAELENS_ROW
+#undef DLRNI_SPARSIFY_TENSORS
+#undef DLRNI_TRACER_TENSORS
+#undef DLRNI_TORCH_FILE
+#undef DLRNI_SAE_FILE
+#undef DLRNI_PARAMS_FILE
 #undef DLRNI_WIDTH_KEY
 #undef DLRNI_FORMULA_REALS
 #undef DLRNI_FORMULA_INTEGERS
