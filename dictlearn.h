@@ -1155,7 +1155,7 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_save(const dlrn_dictionary *dict, const cha
 /* For whom a dictionary is written. Zero-initialise it, then set what differs. */
 typedef struct dlrn_save_options {
     const char *layout; /* the library: "dictionary_learning", "saelens", "sparsify",
-                           "circuit-tracer", "gemma_scope" or "gemma_scope_2"; NULL: dict->layout  */
+                           "circuit-tracer", "gemma_scope" or "gemma_scope_2"; NULL: dict->layout */
     int64_t layer; /* circuit-tracer: N of layer_N.safetensors                                */
 } dlrn_save_options;
 
@@ -5029,13 +5029,13 @@ DLRNI_INTERNAL dlrn_status dlrni_select_begin(dlrni_encoding *c) {
     return DLRN_OK;
 }
 
-/* One past the last group of the round that begins with `first`. The first round has 8 k features, so
-   that about half of them set a floor for the rest, and each round triples what is done: the floor
-   lets few more through than will be chosen. The last round has at least half of the groups; more
-   rounds would cost more loops over tasks than they save. Of 2048 x 512 x 32768, k 64, int8 screen
-   on a Xeon with AMX, the time of one thread: 320 ms; by a 16th, a quarter and the rest, 390 ms; by
-   doubling or by fours, 320 and 330 ms. To measure elsewhere: `make bench`,
-   encode_sparse.top_k.rows2048. */
+/* One past the last group of the round that begins with `first`. The first round has 8 k
+   features, so that about half of them set a floor for the rest, and each round triples what is
+   done: the floor lets few more through than will be chosen. The last round has at least half of
+   the groups; more rounds would cost more loops over tasks than they save. Of 2048 x 512 x
+   32768, k 64, int8 screen on a Xeon with AMX, the time of one thread: 320 ms; by a 16th, a
+   quarter and the rest, 390 ms; by doubling or by fours, 320 and 330 ms. To measure elsewhere:
+   `make bench`, encode_sparse.top_k.rows2048. */
 DLRNI_INTERNAL int64_t dlrni_round_end(const dlrni_encoding *c, int64_t first) {
     int64_t end = dlrni_ceil_div(8 * c->dict->formula.k, DLRNI_GROUP);
     while (end <= first) end *= 3;
@@ -13437,7 +13437,7 @@ DLRNI_INTERNAL dlrn_status dlrni_two_layouts(const dlrni_loading *l, const dlrni
     if (!*config && one == other && one->class_of == dlrni_learning_class)
         return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: expected tensors of one layout, found those of %s and of %s: a "
-                         "%s with %s beside it, or --layout, must say which",
+                         "%s with %s beside it, or --layout NAME, must say which",
                          l->a->path, first->name, second->name, DLRNI_CONFIG_FILE, DLRNI_CLASS_KEY);
     return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
                      "%s: expected tensors of one layout, found those of %s (%s) and of %s (%s): "
@@ -14047,8 +14047,8 @@ static const dlrni_config_key dlrni_config_key_table[] = {
 enum { DLRNI_CONFIG_KEYS = sizeof dlrni_config_key_table / sizeof *dlrni_config_key_table };
 
 /* Keys of the wrong type are errors, in both places, also in the one that is not used. */
-DLRNI_INTERNAL dlrn_status dlrni_check_config_types(dlrn_context *ctx, const char *path,
-                                                    const dlrn_json *root) {
+DLRNI_INTERNAL dlrn_status dlrni_check_config_keys(dlrn_context *ctx, const char *path,
+                                                   const dlrn_json *root) {
     static const char *const parts[] = {"", "trainer."};
     for (int i = 0; i < 2 * DLRNI_CONFIG_KEYS; i++) {
         const dlrni_config_key *key = &dlrni_config_key_table[i / 2];
@@ -14261,7 +14261,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrni_loading *l, dlrn_context *ctx, 
                                            dlrn_dictionary **out) {
     char full[64], names[512];
     /* before any of its values is used */
-    if (l->root) DLRNI_TRY(dlrni_check_config_types(ctx, l->config, l->root));
+    if (l->root) DLRNI_TRY(dlrni_check_config_keys(ctx, l->config, l->root));
     const dlrn_json *value = l->root ? dlrni_config_value(l->root, DLRNI_CLASS_KEY, full) : NULL;
     /* the one class without tensors: no layout can recognise it */
     if (value && !strcmp(value->text, "IdentityDict")) {
@@ -14502,9 +14502,9 @@ DLRNI_INTERNAL int dlrni_is_stored(const dlrn_dictionary *dict, const dlrni_stor
     return t->is == DLRNI_IS_K || t->is == DLRNI_IS_THRESHOLD_OF_ALL || t->is == DLRNI_IS_GROUPS;
 }
 
-/* Writes the tensors of a row. All are checked before the file is created; copies are freed on every
-   way out. alone: there is no config, so that the file states its class where tensors leave it
-   open. */
+/* Writes the tensors of a row. All are checked before the file is created; copies are freed on
+   every way out. alone: there is no config, so that the file states its class where tensors
+   leave it open. */
 DLRNI_INTERNAL dlrn_status dlrni_write_row(const dlrn_dictionary *dict, const dlrni_layout *row,
                                            const char *library, const char *path, int alone) {
     dlrn_context *ctx = dict->ctx;
@@ -14540,10 +14540,10 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
 
 /* ---- For a library ----
 
-   dlrn_save_as writes what the library's own loader opens: the weights under its names and, where it
-   wants one, the config that says what they compute. A formula that the library lacks may be one
-   that it has, in other numbers: those are folded in, on a copy. Anything else is refused, before a
-   file is touched. */
+   dlrn_save_as writes what the library's own loader opens: the weights under its names and,
+   where it wants one, the config that says what they compute. A formula that the library lacks
+   may be one that it has, in other numbers: those are folded in, on a copy. Anything else is
+   refused, before a file is touched. */
 
 /* What a library can express beyond the formulas of its rows. */
 enum {
@@ -14655,7 +14655,8 @@ DLRNI_INTERNAL void dlrni_configure_gemma_2(const dlrn_dictionary *dict, const d
     dlrni_json_close(w, "}");
 }
 
-/* The config of a set of transcoders, one a layer: YAML, with what only the user knows left open. */
+/* The config of a set of transcoders, one a layer: YAML, with what only the user knows left
+   open. */
 DLRNI_INTERNAL void dlrni_configure_tracer(const dlrn_dictionary *dict, const dlrni_layout *row,
                                            dlrni_json_writer *w) {
     (void)dict, (void)row;
@@ -14810,8 +14811,8 @@ DLRNI_INTERNAL int dlrni_plan_row(const dlrn_dictionary *dict, const dlrni_targe
     return *p->why ? 7 : 8;
 }
 
-/* What a plan changes, the more the worse: first what is folded, then the family, then the class that
-   a dictionary of this library was of. Of two rows the one that changes less is taken. */
+/* What a plan changes, the more the worse: first what is folded, then the family, then the class
+   that a dictionary of this library was of. Of two rows the one that changes less is taken. */
 DLRNI_INTERNAL int dlrni_plan_cost(const dlrn_dictionary *dict, const dlrni_plan *p) {
     const int ours = dict->layout && !strcmp(dict->layout, p->target->library);
     int cost = 2 * (strcmp(p->row->family, dict->family) != 0);
@@ -14887,8 +14888,8 @@ DLRNI_INTERNAL void dlrni_fold_scales(dlrn_dictionary *dict) {
     f->scale_in = f->scale_out = 1;
 }
 
-/* Thresholds for each feature: that of all, or 0 for a ReLU. A jump's are not below 0: a smaller one
-   means the same, but may not in the library. */
+/* Thresholds for each feature: that of all, or 0 for a ReLU. A jump's are not below 0: a smaller
+   one means the same, but may not in the library. */
 DLRNI_INTERNAL dlrn_status dlrni_fold_threshold(dlrn_dictionary *dict, unsigned folds) {
     const dlrn_formula *f = &dict->formula;
     float *t = dict->param[DLRN_THRESHOLD];
@@ -14960,9 +14961,8 @@ DLRNI_INTERNAL dlrn_status dlrni_find_target(const dlrn_dictionary *dict, const 
 
 /* Refuses a folder in which the new files would be among those of another dictionary or model: a
    reader could take the wrong ones. */
-DLRNI_INTERNAL dlrn_status dlrni_check_folder(dlrn_context *ctx, const char *path,
-                                              const dlrni_target *target,
-                                              const dlrni_place *place) {
+DLRNI_INTERNAL dlrn_status dlrni_check_place(dlrn_context *ctx, const char *path,
+                                             const dlrni_target *target, const dlrni_place *place) {
     char file[4096];
     for (int i = 0; i < DLRNI_OWN_FILES + DLRNI_LIBRARIES; i++) {
         const char *name = i < DLRNI_OWN_FILES ? dlrni_own_files[i]
@@ -15006,10 +15006,11 @@ DLRNI_INTERNAL dlrn_status dlrni_find_place(const dlrn_dictionary *dict, const c
     if (*target->config)
         dlrni_print(place->config, sizeof place->config, "%s/%s", path, target->config);
     if (target->can & DLRNI_TO_KEEP && dlrn_file_exists(ctx, place->config)) *place->config = 0;
-    return dlrni_check_folder(ctx, path, target, place);
+    return dlrni_check_place(ctx, path, target, place);
 }
 
-/* A config, complete but not yet in its place: a full disk shows before the weights are replaced. */
+/* A config, complete but not yet in its place: a full disk shows before the weights are
+   replaced. */
 DLRNI_INTERNAL dlrn_status dlrni_begin_config(const dlrn_dictionary *dict, const dlrni_plan *p,
                                               const char *path, dlrn_writer **out) {
     dlrni_json_writer w = dlrni_json_to_memory(dict->ctx);
@@ -15741,8 +15742,8 @@ DLRNI_INTERNAL dlrn_status dlrni_llama_encoder(const dlrni_loading *l, const dlr
 }
 
 /* Layer i of a crosscoder: W_D [L][F][d]. Each layer's features have a part of their own, whose
-   encoder reads all layers. Parts share that of the first, except with a selection, which multiplies
-   each by the norms of its layer's atoms. */
+   encoder reads all layers. Parts share that of the first, except with a selection, which
+   multiplies each by the norms of its layer's atoms. */
 DLRNI_INTERNAL dlrn_status dlrni_llama_crosscoder_layer(const dlrni_loading *l,
                                                         const dlrni_llama_set *c, int64_t i,
                                                         dlrni_layers *s) {

@@ -239,24 +239,23 @@ TEST(layouts_are_consistent) {
     const dlrni_library *library;
     const dlrni_layout *row;
     int rows = 0;
-    for
     for (int i = 0; (row = dlrni_layout_at(i, &library)) != NULL; i++) {
-            unsigned roles = 0;
-            int n = 0;
-            rows++;
-            for (; n < DLRNI_STORED_MAX && row->tensor[n].name; n++) {
-                const dlrni_stored *t = &row->tensor[n];
-                if (t->is >= DLRN_ROLE_COUNT) continue;
-                CHECK_MSG(is_shape_of(t->shape, &dlrni_role_table[t->is]), "%s: %s: %s", row->name,
-                          t->name, t->shape);
-                CHECK(!(roles >> t->is & 1) || t[-1].optional == DLRNI_OR_NEXT);
-                roles |= 1u << t->is;
-            }
-            CHECK(n < DLRNI_STORED_MAX);
-            if (dlrni_is_written(row))
-                CHECK((roles & dlrni_family_named(row->family)->roles) ==
-                      dlrni_family_named(row->family)->roles);
+        unsigned roles = 0;
+        int n = 0;
+        rows++;
+        for (; n < DLRNI_STORED_MAX && row->tensor[n].name; n++) {
+            const dlrni_stored *t = &row->tensor[n];
+            if (t->is >= DLRN_ROLE_COUNT) continue;
+            CHECK_MSG(is_shape_of(t->shape, &dlrni_role_table[t->is]), "%s: %s: %s", row->name,
+                      t->name, t->shape);
+            CHECK(!(roles >> t->is & 1) || t[-1].optional == DLRNI_OR_NEXT);
+            roles |= 1u << t->is;
         }
+        CHECK(n < DLRNI_STORED_MAX);
+        if (dlrni_is_written(row))
+            CHECK((roles & dlrni_family_named(row->family)->roles) ==
+                  dlrni_family_named(row->family)->roles);
+    }
     CHECK(rows > 40);
 }
 
