@@ -218,6 +218,7 @@ TEST(what_a_file_cannot_hold_is_not_saved) {
         CHECK_STR(dlrn_error(ctx), "held.npz: not written: layout AutoEncoder has no place for ");
         CHECK_STR(dlrn_error(ctx), i == 0   ? "parameter 'skip'"
                                    : i == 1 ? "parameter 'input_bias'"
+                                   : i == 5 ? "k"
                                             : "a formula that differs from its family's");
     }
     dlrn_dictionary_destroy(dict);
