@@ -3787,8 +3787,8 @@ DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictio
     if (!family)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "family: expected a name such as %s, found %.80s",
                          dlrni_family_table[0].name, name);
-    /* several layers, or an encoder of another kind: there is no way to draw it */
-    if (family->roles && (family->roles & DLRNI_AFFINE) != DLRNI_AFFINE)
+    /* several layers: its parts come from files */
+    if (family->roles && !(family->roles & DLRNI_BIT(DLRN_DECODER)))
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
                          "family: a %s is loaded from files, not created", name);
     /* k is checked before weights are drawn, which may take seconds */
