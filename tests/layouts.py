@@ -128,7 +128,8 @@ def check_convert(line):
         out = OUT / f"converted{suffix}"
         shutil.rmtree(out, ignore_errors=True)
         out.unlink(missing_ok=True)
-        command = [BUILD / "dictlearn", "convert", line.path, out, *line.flags]
+        flags = ["--from" if flag == "--layout" else flag for flag in line.flags]  # --layout is that of out
+        command = [BUILD / "dictlearn", "convert", line.path, out, *flags]
         done = subprocess.run(command, capture_output=True, timeout=60)
         error = done.stderr.decode().strip().split("\n")
         if done.returncode == 1 and len(error) <= 2 and not out.exists():
