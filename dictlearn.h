@@ -13208,7 +13208,7 @@ DLRNI_INTERNAL void dlrni_wanted_shape(dlrni_loading *l, const char *shape, char
    the others must agree. A single number may also be stored as [1]. */
 DLRNI_INTERNAL dlrn_status dlrni_match_tensor(dlrni_loading *l, const dlrni_stored *t,
                                               int64_t *index) {
-    char want[64], found[80] = "no such tensor";
+    char want[64], found[320] = "no such tensor";
     const int ndim = (int)strlen(t->shape);
     *index = dlrni_find_stored(l, t->name);
     /* two ways to say one thing, which may differ */
@@ -13237,6 +13237,12 @@ DLRNI_INTERNAL dlrn_status dlrni_match_tensor(dlrni_loading *l, const dlrni_stor
         dlrni_shape_text(info->shape, info->ndim, shape, sizeof shape);
         dlrni_print(found, sizeof found, "[%s]", shape);
     }
+    /* the weights may be in a module that was pickled beside other tensors */
+    if (!info && l->a->object)
+        dlrni_print(found, sizeof found,
+                    "no such tensor, but an object '%.200s', which is not read: save its "
+                    "state_dict() instead",
+                    l->a->object);
     /* the error shows both shapes, with the sizes that are known */
     dlrni_wanted_shape(l, t->shape, want, sizeof want);
     return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE, "%s: tensor '%s%s': expected shape %s, found %s",
