@@ -5447,9 +5447,8 @@ DLRNI_INTERNAL void dlrni_add_offsets(const dlrn_dictionary *dict, const int32_t
 DLRNI_INTERNAL void dlrni_add_atoms(const dlrn_dictionary *dict, const dlrn_sparse *c, int64_t i,
                                     float *x_hat) {
     int64_t at = c->row_ptr[i], n = c->row_ptr[i + 1] - at, d = dict->d_out;
-    if (n)
-        dict->ctx->k->gather_axpy(x_hat, d, dict->param[DLRN_DECODER], d, c->col + at, c->val + at,
-                                  n);
+    if (!n) return; /* without any code, col and val may be NULL */
+    dict->ctx->k->gather_axpy(x_hat, d, dict->param[DLRN_DECODER], d, c->col + at, c->val + at, n);
     dlrni_add_offsets(dict, c->col + at, c->val + at, n, x_hat);
 }
 
