@@ -5447,9 +5447,8 @@ DLRNI_INTERNAL void dlrni_add_offsets(const dlrn_dictionary *dict, const int32_t
 DLRNI_INTERNAL void dlrni_add_atoms(const dlrn_dictionary *dict, const dlrn_sparse *c, int64_t i,
                                     float *x_hat) {
     int64_t at = c->row_ptr[i], n = c->row_ptr[i + 1] - at, d = dict->d_out;
-    if (n)
-        dict->ctx->k->gather_axpy(x_hat, d, dict->param[DLRN_DECODER], d, c->col + at, c->val + at,
-                                  n);
+    if (!n) return; /* without any code, col and val may be NULL */
+    dict->ctx->k->gather_axpy(x_hat, d, dict->param[DLRN_DECODER], d, c->col + at, c->val + at, n);
     dlrni_add_offsets(dict, c->col + at, c->val + at, n, x_hat);
 }
 
@@ -11959,6 +11958,7 @@ typedef struct dlrni_loading {
     int borrow;                      /* 1: parameters may stay where they lie              */
     int64_t index[DLRNI_STORED_MAX]; /* of the row's tensors in the archive; -1: not there */
     float *extra[DLRNI_EXTRAS];      /* owned; NULL: not in the file                       */
+    int folded;                      /* 0: `finish` has left all parameters as they were   */
 } dlrni_loading;
 
 /* The index of a tensor of the row in the archive; -1: it is not there. */
@@ -12149,6 +12149,7 @@ DLRNI_INTERNAL dlrn_status dlrni_learning_class(dlrni_loading *l, const char **n
 /* A run that ends before threshold_start_step leaves -1: the class then passes every positive
    feature. */
 DLRNI_INTERNAL dlrn_status dlrni_finish_batch_top_k(dlrni_loading *l, dlrn_dictionary *dict) {
+    l->folded = 0;
     if (dict->formula.threshold < 0 && !(l->options->threshold > 0))
         dlrni_say(dict, "its threshold is below 0, so it was never set in training, and every "
                         "positive feature is active: give --threshold T if you know it");
@@ -12306,6 +12307,7 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_saelens(dlrni_loading *l, dlrn_dictionar
         DLRNI_TRY(dlrni_config_k(l, "activation_fn_kwargs.k", dict));
     }
     DLRNI_TRY(dlrni_config_switch(l, "rescale_acts_by_decoder_norm", &rescale));
+    l->folded = rescale || l->extra[DLRNI_FACTOR - DLRNI_IS_EXTRA];
     return rescale ? dlrni_fold_norm_into_encoder(dict, 0) : DLRN_OK;
 }
 
@@ -12387,6 +12389,7 @@ DLRNI_INTERNAL dlrn_status dlrni_sparsify_class(dlrni_loading *l, const char **n
 
 DLRNI_INTERNAL dlrn_status dlrni_finish_sparsify(dlrni_loading *l, dlrn_dictionary *dict) {
     int transcode = 0, is_signed = 0, skip = 0;
+    l->folded = 0;
     DLRNI_TRY(dlrni_config_k(l, "k", dict));
     DLRNI_TRY(dlrni_config_switch(l, "transcode", &transcode));
     DLRNI_TRY(dlrni_config_switch(l, "signed", &is_signed));
@@ -12548,7 +12551,8 @@ static const dlrni_layout dlrni_openai_rows[] = {
 
 /* The dictionary of embeddings was trained on rows divided by sqrt(d); its path says so. */
 DLRNI_INTERNAL dlrn_status dlrni_finish_gemma(dlrni_loading *l, dlrn_dictionary *dict) {
-    if (!strstr(l->a->path, "embedding/")) return DLRN_OK;
+    l->folded = strstr(l->a->path, "embedding/") != NULL;
+    if (!l->folded) return DLRN_OK;
     const double root = sqrt((double)dict->d_in);
     dlrni_scale_numbers(dict->param[DLRN_ENCODER], dict->features * dict->d_in, 1 / root);
     dlrni_scale_numbers(dict->param[DLRN_DECODER], dict->features * dict->d_out, root);
@@ -12775,7 +12779,7 @@ static const dlrni_layout dlrni_llamascopium_rows[] = {
    where p > threshold, so a negative threshold passes negative values. */
 
 DLRNI_INTERNAL dlrn_status dlrni_finish_tracer(dlrni_loading *l, dlrn_dictionary *dict) {
-    (void)l;
+    l->folded = 0;
     dict->formula.gate = DLRN_GATE_JUMP_SIGNED;
     return DLRN_OK;
 }
@@ -12951,6 +12955,7 @@ DLRNI_INTERNAL void dlrni_fork_scales(const dlrni_loading *l, dlrn_dictionary *d
 DLRNI_INTERNAL dlrn_status dlrni_finish_fork(dlrni_loading *l, dlrn_dictionary *dict) {
     DLRNI_TRY(dlrni_expect_one_width(l, dict));
     DLRNI_TRY(dlrni_finish_batch_top_k(l, dict));
+    l->folded = 1;
     dlrni_fork_scales(l, dict);
     return DLRN_OK;
 }
@@ -12987,6 +12992,7 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_fork_crosscoder(dlrni_loading *l, dlrn_d
                          l->a->path, (double)id[0]);
     if (dict->formula.gate == DLRN_GATE_JUMP) {
         DLRNI_TRY(dlrni_finish_batch_top_k(l, dict));
+        l->folded = 1;
         if (l->options->threshold > 0) dict->formula.threshold = l->options->threshold;
         DLRNI_TRY(dlrni_param_alloc(dict, DLRN_THRESHOLD));
         for (int64_t j = 0; j < dict->features; j++)
@@ -13208,7 +13214,7 @@ DLRNI_INTERNAL void dlrni_wanted_shape(dlrni_loading *l, const char *shape, char
    the others must agree. A single number may also be stored as [1]. */
 DLRNI_INTERNAL dlrn_status dlrni_match_tensor(dlrni_loading *l, const dlrni_stored *t,
                                               int64_t *index) {
-    char want[64], found[80] = "no such tensor";
+    char want[64], found[320] = "no such tensor";
     const int ndim = (int)strlen(t->shape);
     *index = dlrni_find_stored(l, t->name);
     /* two ways to say one thing, which may differ */
@@ -13237,6 +13243,12 @@ DLRNI_INTERNAL dlrn_status dlrni_match_tensor(dlrni_loading *l, const dlrni_stor
         dlrni_shape_text(info->shape, info->ndim, shape, sizeof shape);
         dlrni_print(found, sizeof found, "[%s]", shape);
     }
+    /* the weights may be in a module that was pickled beside other tensors */
+    if (!info && l->a->object)
+        dlrni_print(found, sizeof found,
+                    "no such tensor, but an object '%.200s', which is not read: save its "
+                    "state_dict() instead",
+                    l->a->object);
     /* the error shows both shapes, with the sizes that are known */
     dlrni_wanted_shape(l, t->shape, want, sizeof want);
     return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE, "%s: tensor '%s%s': expected shape %s, found %s",
@@ -13962,7 +13974,8 @@ DLRNI_INTERNAL dlrn_status dlrni_settle(const dlrni_loading *l, dlrn_dictionary 
     return DLRN_OK;
 }
 
-/* Numbers that were finite in the file may not be once scales are folded in. */
+/* Numbers that were finite in the file may not be once scales are folded in. Takes a tenth to a
+   third of the time of loading, so only where something was folded. */
 DLRNI_INTERNAL dlrn_status dlrni_check_folded(const dlrni_loading *l, const dlrn_dictionary *dict) {
     const double scale = fabs(dict->formula.scale_in) + fabs(dict->formula.scale_out);
     const double threshold = fabs(dict->formula.threshold);
@@ -14000,8 +14013,9 @@ DLRNI_INTERNAL dlrn_status dlrni_read_dictionary(dlrni_loading *l, dlrn_dictiona
         /* optional, and not there: the formula's default stays */
         if (l->index[i] >= 0) s = dlrni_read_stored(l, &l->layout->tensor[i], l->index[i], dict);
     if (s == DLRN_OK) s = dlrni_zero_biases(dict);
+    l->folded = l->layout->finish != NULL;
     if (s == DLRN_OK && l->layout->finish) s = l->layout->finish(l, dict);
-    if (s == DLRN_OK && l->layout->finish) s = dlrni_check_folded(l, dict);
+    if (s == DLRN_OK && l->folded) s = dlrni_check_folded(l, dict);
     if (s == DLRN_OK) s = dlrni_settle(l, dict);
     if (s == DLRN_OK) dlrn_dictionary_changed(dict);
     for (int i = 0; i < DLRNI_EXTRAS; i++) dlrn_free(l->a->ctx, l->extra[i]);

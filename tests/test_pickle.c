@@ -419,6 +419,11 @@ TEST(refuses_modules) {
     CHECK_STR(a->object, "my.code.SAE");
     CHECK(dlrn_archive_describe(a).count == 1);
     expect_numbers(a, "x", NULL, 6);
+    dlrn_dictionary *dict = NULL;
+    CHECK_STATUS(dlrn_load_memory(ctx, z.file.p, z.file.n, "hostile.file", NULL, &dict),
+                 DLRN_ERR_SHAPE);
+    CHECK_STR(dlrn_error(ctx), "found no such tensor, but an object 'my.code.SAE', which is not "
+                               "read: save its state_dict() instead");
     begin(); /* an object without tensors hides none */
     put_text(&b, "}(");
     text("path");

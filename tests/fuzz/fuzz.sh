@@ -21,7 +21,7 @@ for target in ${*:-$all}; do
     case $target in
     legacy) words=tests/fuzz/pickle.dict ;;
     shards | documents) words=tests/fuzz/json.dict ;;
-    dictionary | checkpoint) words=tests/fuzz/model.dict ;;
+    dictionary | checkpoint | layout) words=tests/fuzz/model.dict ;;
     esac
     set -- -max_len=4096 -timeout=120 -report_slow_units=120 -rss_limit_mb=3000 -artifact_prefix="$build/fuzz/$target-"
     if [ -f "$words" ]; then set -- "$@" -dict="$words"; fi

@@ -10,7 +10,8 @@
 
 /* ---- A host's files, in memory ---- */
 
-enum { LAYOUT_FILES = 6, LAYOUT_TENSORS = 40, LAYOUT_NUMBERS = 1 << 11, LAYOUT_CONFIG = 1 << 13 };
+enum { LAYOUT_FILES = 12, LAYOUT_TENSORS = 40, LAYOUT_NUMBERS = 1 << 11, LAYOUT_CONFIG = 1 << 13 };
+enum { LAYOUT_FIVE = -5 }; /* a single number that is 5: DECOUPLED */
 
 typedef struct layout_file {
     char name[128]; /* "": none */
@@ -135,6 +136,7 @@ typedef struct layout_case {
     const dlrni_library *library;
     const dlrni_layout *row;
     int64_t F, I, O, M, D, G;
+    int64_t layer; /* of the file in hand, for the letters R and T */
     const char *prefix;
     dlrn_tensor_out tensor[LAYOUT_TENSORS];
     char name[LAYOUT_TENSORS][160];
@@ -151,6 +153,8 @@ static int64_t layout_size_of(const layout_case *c, char letter) {
            : letter == 'M' ? c->M
            : letter == 'D' ? c->D
            : letter == 'G' ? c->G
+           : letter == 'R' ? c->M - c->layer
+           : letter == 'T' ? c->layer + 1
                            : c->O;
 }
 
@@ -158,10 +162,10 @@ static int64_t layout_size_of(const layout_case *c, char letter) {
 static void layout_fill(layout_case *c, int64_t at, int64_t n, int is, unsigned kind) {
     dlrn_tensor_out *t = &c->tensor[at];
     static const double bad[] = {0, 1e30, FLT_MAX, -FLT_MAX, 1e-42, -1, NAN, INFINITY, 1e18, 0.5};
-    const int single = is == DLRNI_IS_K || is == DLRNI_IS_THRESHOLD_OF_ALL;
     unsigned char *raw = (unsigned char *)layout_numbers[at];
     for (int64_t i = 0; i < n; i++) {
-        double v = single                  ? 2
+        double v = is == LAYOUT_FIVE       ? 5
+                   : is == DLRNI_IS_K      ? 2
                    : is == DLRNI_IS_GROUPS ? (double)(c->F / (n ? n : 1))
                                            : (double)((i * 37 + at * 11) % 17 - 8) / 8;
         if (kind >= 200 && (i % (1 + kind % 7) == 0)) v = bad[kind % 10];
@@ -211,7 +215,8 @@ static void layout_add(layout_case *c, layout_input *in, const char *prefix,
     if (change % 16 == 15 && t->ndim > 0 && !t->shape[t->ndim - 1]) t->shape[t->ndim - 1] = 1;
     for (int i = 0; i < t->ndim; i++) n *= t->shape[i];
     if (n > LAYOUT_NUMBERS) return;
-    layout_fill(c, at, n, stored->is, kind);
+    const int is_plain = *stored->shape || stored->is == LAYOUT_FIVE;
+    layout_fill(c, at, n, is_plain ? stored->is : DLRNI_IS_K, kind);
     c->count++;
 }
 
@@ -284,7 +289,7 @@ static const char *const layout_keys[][2] = {
     {"sparsity_include_decoder_norm", NULL},
     {"code_normalization_alpha_sae", NULL},
     {"code_normalization_alpha_cc", NULL},
-    {"trainer", NULL},
+    {"trainer", "{\"dict_class\":\"%N\"}"},
 };
 
 static const char *const layout_values[] = {
@@ -377,9 +382,12 @@ static size_t layout_config(layout_case *c, layout_input *in) {
             value = "\"%N\"";
             if (row) name = row->name;
         }
-        /* two libraries have it */
+        /* few libraries have these */
         if (change % 8 < 5 && !strcmp(layout_keys[i][0], "sae_type") &&
             strcmp(c->library->name, "llamascopium") && strcmp(c->library->name, "latentsae"))
+            continue;
+        if (change % 8 < 5 && !strcmp(layout_keys[i][0], "trainer") &&
+            strcmp(c->library->name, "dictionary_learning"))
             continue;
         if (!value || change % 8 == 5) continue;
         layout_put(c->config, &n, c->config[n - 1] == '{' ? "\"" : ",\"");
@@ -461,6 +469,7 @@ static void layout_sound(const dlrn_dictionary *dict) {
         for (int64_t i = 0; dict->param[role] && i < dlrni_role_size(dict, role); i++)
             CHECK_MSG(isfinite(dict->param[role][i]), "%s holds %g at %d", dict->layout,
                       (double)dict->param[role][i], (int)i);
+    for (int64_t i = 0; i < dict->n_parts; i++) layout_sound(dict->part[i].dict);
 }
 
 /* Runs what was loaded, saves it and loads it again: the same codes. */
@@ -501,6 +510,158 @@ static void layout_use(dlrn_dictionary *dict, unsigned choice) {
     dlrn_dictionary_destroy(back);
 }
 
+/* ---- Dictionaries of several layers ---- */
+
+/* What a library writes: names with the layer for '#' and, after "->", a later one for '@'; R
+   layers from this one on, T up to it. A name of a file with '#' is that of a file for each. */
+typedef struct layout_set {
+    const char *config, *keys[18];          /* key, value; ... NULL         */
+    const char *file[2], *tensor[2][12][2]; /* of each file: name, shape    */
+} layout_set;
+
+static const layout_set layout_sets[] = {
+    {"config.yaml",
+     {NULL},
+     {"W_enc_#.safetensors", "W_dec_#.safetensors"},
+     {{{"W_enc_#", "FD"}, {"b_enc_#", "F"}, {"b_dec_#", "D"}, {"threshold_#", "F"}},
+      {{"W_dec_#", "FRD"}}}},
+    {"config.json",
+     {"architecture", "\"jump_relu\"", "affine_connection", "true", NULL},
+     {"params_layer_#.safetensors", NULL},
+     {{{"w_enc", "DF"},
+       {"w_dec", "FMD"},
+       {"b_enc", "F"},
+       {"b_dec", "D"},
+       {"threshold", "F"},
+       {"affine_skip_connection", "DD"}}}},
+    {"config.json",
+     {"sae_type", "\"clt\"", "act_fn", "\"topk\"", "top_k", "2", "norm_activation",
+      "\"dataset-wise\"", "hook_points_in", "[\"a\",\"a\"]", "hook_points_out", "[\"b\",\"b\"]",
+      "d_model", "%D", NULL},
+     {"sae_weights.safetensors", NULL},
+     {{{"W_E", "MDF"},
+       {"b_E", "MF"},
+       {"W_D.#", "TFD"},
+       {"b_D.#", "D"},
+       {"activation_function.log_jumprelu_threshold", "MF"},
+       {"dataset_average_activation_norm.a", ""},
+       {"dataset_average_activation_norm.b", ""}}}},
+    {"config.json",
+     {"sae_type", "\"crosscoder\"", "act_fn", "\"jumprelu\"", "top_k", "2", "norm_activation",
+      "\"dataset-wise\"", "hook_points", "[\"a\",\"a\"]", "sparsity_include_decoder_norm", "true",
+      NULL},
+     {"sae_weights.safetensors", NULL},
+     {{{"W_E", "MDF"},
+       {"b_E", "MF"},
+       {"W_D", "MFD"},
+       {"b_D", "MD"},
+       {"activation_function.log_jumprelu_threshold", "F"},
+       {"dataset_average_activation_norm.a", ""}}}},
+    {"config.json",
+     {"code_normalization", "\"DECOUPLED\"", NULL},
+     {"ae.pt", NULL},
+     {{{"target_rms", ""},
+       {"activation_mean", "MD"},
+       {"activation_std", "MD"},
+       {"code_normalization_id", ""},
+       {"k", ""},
+       {"threshold", "M"},
+       {"encoder.weight", "MDF"},
+       {"encoder.bias", "F"},
+       {"decoder.bias", "MD"},
+       {"decoder.weight", "MFD"}}}},
+    {"cfg.json",
+     {"num_features", "%F", "num_layers", "%M", "d_model", "%D", "activation_fn", "\"batchtopk\"",
+      "batchtopk_k", "2", "topk_k", "2", "decoder_tying", "\"none\"", "skip_connection", "true",
+      NULL},
+     {"model.safetensors", NULL},
+     {{{"encoder_module.encoders.#.weight", "FD"},
+       {"encoder_module.encoders.#.bias_param", "F"},
+       {"decoder_module.decoders.#->@.weight", "DF"},
+       {"decoder_module.decoders.#->@.bias_param", "D"},
+       {"theta_manager.log_threshold", "MF"},
+       {"decoder_module.skip_weights.#", "DD"}}}},
+    {"cfg.json",
+     {"num_features", "%F", "num_layers", "%M", "d_model", "%D", "activation_fn", "\"jumprelu\"",
+      "decoder_tying", "\"per_target\"", "enable_feature_offset", "true", "enable_feature_scale",
+      "true", NULL},
+     {"model.safetensors", NULL},
+     {{{"encoder_module.encoders.#.weight", "FD"},
+       {"encoder_module.encoders.#.bias_param", "F"},
+       {"decoder_module.decoders.#.weight", "DF"},
+       {"decoder_module.decoders.#.bias_param", "D"},
+       {"decoder_module.feature_offset.#", "F"},
+       {"decoder_module.feature_scale.#", "F"},
+       {"theta_manager.log_threshold", "MF"}}}},
+};
+enum { LAYOUT_SETS = sizeof layout_sets / sizeof *layout_sets };
+
+/* A name with its layers in it. */
+static void layout_name(char name[96], const char *pattern, int64_t layer, int64_t to) {
+    size_t n = 0;
+    for (; *pattern; pattern++)
+        if (*pattern == '#' || *pattern == '@')
+            n += (size_t)snprintf(name + n, 96 - n, "%d", (int)(*pattern == '#' ? layer : to));
+        else
+            name[n++] = *pattern;
+    name[n] = 0;
+}
+
+/* Adds a tensor of a set, for each of the layers that its name and its file leave open. */
+static void layout_set_tensor(layout_case *c, layout_input *in, const char *const pattern[2],
+                              int is_of_layer) {
+    const int64_t first = is_of_layer ? c->layer : 0;
+    const int each = !is_of_layer && strchr(pattern[0], '#'),
+              pairs = strchr(pattern[0], '@') != NULL;
+    const int64_t kept = c->layer;
+    for (int64_t i = first; i < (each ? c->M : first + 1); i++)
+        for (int64_t to = i; to < (pairs ? c->M : i + 1); to++) {
+            char name[96];
+            dlrni_stored t = {0, name, pattern[1], 0};
+            layout_name(name, pattern[0], i, to);
+            if (!strcmp(name, "code_normalization_id")) t.is = LAYOUT_FIVE;
+            c->layer = i;
+            layout_add(c, in, "", &t);
+        }
+    c->layer = kept;
+}
+
+/* Files of a set, and its config with a value that the input changes. */
+static void layout_set_files(dlrn_context *host, layout_case *c, layout_input *in,
+                             const layout_set *set, char path[128]) {
+    char name[96], file[128];
+    size_t n = 0;
+    for (int f = 0; f < 2 && set->file[f]; f++) {
+        const int is_of_layer = strchr(set->file[f], '#') != NULL;
+        for (c->layer = 0; c->layer < (is_of_layer ? c->M : 1); c->layer++) {
+            c->count = 0;
+            for (int i = 0; set->tensor[f][i][0]; i++)
+                layout_set_tensor(c, in, set->tensor[f][i], is_of_layer);
+            layout_name(name, set->file[f], c->layer, 0);
+            snprintf(file, sizeof file, "run/%s", name);
+            if (layout_take(in) % 16 == 15) continue; /* it is missing */
+            dlrn_status s = dlrn_archive_write(host, file, c->tensor, c->count, NULL);
+            CHECK_MSG(s == DLRN_OK || s == DLRN_ERR_UNSUPPORTED, "%s", dlrn_error(host));
+            snprintf(path, 128, "%s", layout_take(in) % 4 == 3 ? file : "run");
+        }
+    }
+    c->layer = 0;
+    layout_put(c->config, &n, "{");
+    for (int i = 0; set->keys[i]; i += 2) {
+        const unsigned change = layout_take(in);
+        if (change % 8 == 5) continue;
+        layout_put(c->config, &n, n > 1 ? ",\"" : "\"");
+        layout_put(c->config, &n, set->keys[i]);
+        layout_put(c->config, &n, "\":");
+        layout_put_value(c, "relu",
+                         change % 8 == 7 ? LAYOUT_PICK(in, layout_values) : set->keys[i + 1], &n,
+                         c->config);
+    }
+    layout_put(c->config, &n, "}");
+    snprintf(file, sizeof file, "run/%s", set->config);
+    if (layout_take(in) % 8 != 7) layout_put_file(file, c->config, n);
+}
+
 static void layout_options(layout_input *in, dlrn_load_options *o) {
     static const double numbers[] = {0, 0, 0, 0.5, 1, 1e30, -1, NAN};
     static const int64_t ks[] = {0, 0, 0, 0, 1, 2, 3, 1000000, -1, INT64_MAX};
@@ -529,7 +690,8 @@ static void fuzz_layout(const unsigned char *data, size_t size) {
     int rows = 0;
     memset(&c, 0, sizeof c);
     while (dlrni_layout_at(rows, &c.library)) rows++;
-    c.row = dlrni_layout_at((int)layout_take(&in) % rows, &c.library);
+    const unsigned which = layout_take(&in);
+    c.row = dlrni_layout_at((int)which % rows, &c.library);
     c.F = LAYOUT_PICK(&in, features);
     c.D = LAYOUT_PICK(&in, widths);
     c.M = 1 + layout_take(&in) % 3;
@@ -539,8 +701,14 @@ static void fuzz_layout(const unsigned char *data, size_t size) {
     layout_options(&in, &options);
     const unsigned choice = layout_take(&in);
     dlrn_context *host = layout_context();
-    layout_tensors(&c, &in);
-    layout_files(host, &c, &in, path);
+    snprintf(path, sizeof path, "run");
+    if (which >= 256 - 4 * LAYOUT_SETS) {
+        c.I = c.O = c.D;
+        layout_set_files(host, &c, &in, &layout_sets[which % LAYOUT_SETS], path);
+    } else {
+        layout_tensors(&c, &in);
+        layout_files(host, &c, &in, path);
+    }
     dlrn_status s = dlrn_load(host, path, &options, &dict);
     CHECK((s == DLRN_OK) == (dict != NULL));
     if (dict) {
