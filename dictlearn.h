@@ -3787,8 +3787,9 @@ DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictio
     if (!family)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "family: expected a name such as %s, found %.80s",
                          dlrni_family_table[0].name, name);
-    /* several layers: its parts come from files */
-    if (family->roles && !(family->roles & DLRNI_BIT(DLRN_DECODER)))
+    /* several layers, or one of them: there is no way to draw parts */
+    const unsigned whole = DLRNI_BIT(DLRN_DECODER) | DLRNI_BIT(DLRN_OUTPUT_BIAS);
+    if (family->roles && (family->roles & whole) != whole)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
                          "family: a %s is loaded from files, not created", name);
     /* k is checked before weights are drawn, which may take seconds */
@@ -5029,17 +5030,14 @@ DLRNI_INTERNAL dlrn_status dlrni_select_begin(dlrni_encoding *c) {
     return DLRN_OK;
 }
 
-/* One past the last group of the round that begins with `first`. The first round has 8 k
-   features, so that about half of them set a floor for the rest, and each round triples what is
-   done: the floor lets few more through than will be chosen. The last round has at least half of
-   the groups; more rounds would cost more loops over tasks than they save. Of 2048 x 512 x
-   32768, k 64, int8 screen on a Xeon with AMX, the time of one thread: 320 ms; by a 16th, a
-   quarter and the rest, 390 ms; by doubling or by fours, 320 and 330 ms. To measure elsewhere:
-   `make bench`, encode_sparse.top_k.rows2048. */
+/* One past the last group of the round that begins with `first`: a 16th, then a quarter, then all.
+   A short first round sets a floor early, where no row has one yet; more rounds would cost more
+   loops over tasks than they save, now that most batches begin with a guess: rounds that triple,
+   from 8 k features on, take a tenth longer. With 512 x 32768 and k 64, 3 % of the first 16th and
+   0.8 % of the rest reach the heaps. */
 DLRNI_INTERNAL int64_t dlrni_round_end(const dlrni_encoding *c, int64_t first) {
-    int64_t end = dlrni_ceil_div(8 * c->dict->formula.k, DLRNI_GROUP);
-    while (end <= first) end *= 3;
-    return end > c->groups / 2 ? c->groups : end;
+    int64_t sixteenth = dlrni_ceil_div(c->groups, 16), quarter = dlrni_ceil_div(c->groups, 4);
+    return first < sixteenth ? sixteenth : first < quarter ? quarter : c->groups;
 }
 
 /* ---- Guesses ---- The first round knows no cut, so half of its features would be candidates. Cuts
