@@ -236,6 +236,8 @@
    GatedTopK               affine less ENCODER_BIAS, OUTPUT_BIAS  relu      top_k      no
                            GATE_ENCODER, GATE_BIAS
    IdentityDict            none (the baseline)       none         identity  all        no
+   CrossLayerTranscoder,   OUTPUT_BIAS; the parts    of parts     of parts  any        by part
+   Crosscoder              have the rest
 
    MatchingPursuit, Glu, Cosine and GatedTopK compute p in their own way: room encoders. Where d_out
    is not d_in, the center is none in every family. All families encode, decode and are evaluated;
@@ -277,6 +279,8 @@
    gemma_scope          params.npz                  jump_relu: SAEs and transcoders
    gemma_scope_2        params.safetensors;         jump_relu: SAEs; transcoders, also affine
                         config.json
+                        params_layer_0.safetensors  cross-layer transcoders: pass the folder
+                        ...; config.json
    qwen_scope           layer0.sae.pt, ...          layer.sae.pt: top-k; give k
    llama_scope          checkpoints/final.          jumprelu
                         safetensors;
@@ -284,12 +288,16 @@
    llama_scope_r1       sae_weights.safetensors;    R1-Distill
                         config.json
    llamascopium         sae_weights.safetensors;    relu, topk, batchtopk, jumprelu, each also with
-                        config.json                 a glu encoder
+                        config.json                 a glu encoder; cross-layer transcoders and
+                                                    crosscoders
    circuit-tracer       layer_0.safetensors, ...    relu, jumprelu: transcoders of one layer;
                                                     mwhanna's are the same
+                        W_enc_0.safetensors,        cross-layer transcoders, mntss' too: pass the
+                        W_dec_0.safetensors, ...    folder
+   decode-clt           model.safetensors; cfg.json cross-layer transcoders (crosslayer-coding)
    ckkissane            cc_weights.pt; cfg.json     CrossCoder
-   crosscoder-fork      model.safetensors or ae.pt; CrossCoder, BatchTopKCrossCoder, BatchTopKSAE
-                        config.json
+   crosscoder-fork      model.safetensors or ae.pt; CrossCoder, BatchTopKCrossCoder, BatchTopKSAE;
+                        config.json                 all five code normalizations
    connor_rob           NAME.pt                     hook_z
    goodfire             NAME.pt                     SAE
    e2e_sae              NAME.pt                     SAE
@@ -336,6 +344,9 @@
    same.
 
    Where a library's own code reads a file wrongly, it is read here as it was trained:
+   - crosscoder-fork: with DECOUPLED codes and a normaliser, its encode normalises the rows twice.
+   - circuit-tracer: its loader of Gemma Scope 2's cross-layer transcoders fails on some numbers of
+     files; its writer drops W_skip, so that such files have no skip.
    - Llama Scope: SAELens compares p with the threshold, without the norm of the atom, and rounds
      the threshold to bf16.
    - Llamascopium: fold_activation_scale=True leaves the threshold of an SAE unscaled, so the same
@@ -355,8 +366,11 @@
    tensors. Not files of tensors, and so never opened: a pickled module (torch.save(model) instead
    of its state_dict), and folders of torch.distributed (.dcp).
 
-   Rows of crosscoders hold their layers or models one after another, [layers][d]: d_in is layers *
-   d.
+   Dictionaries of several layers: a row x holds the layers (or models) one after another, so d_in
+   is layers * d, and arrays in files may have the shape [rows][layers][d]. A crosscoder with one
+   set of features is a plain dictionary on such rows. A cross-layer transcoder, and a crosscoder
+   with features of its own for each layer, has parts: dict->part[i] is a dictionary on windows of x
+   and of x_hat. Features are ordered [layer][feature], and dict->feature_layers is not 1.
 
    ---- OPTIONS ------------------------------------------------------------------------------------
 
@@ -687,6 +701,8 @@
    of its config, a key that tells this config from those of others with the same name, a function
    that reads the class, and whether a file without its config is refused. Then a line in FILES OF
    OTHER LIBRARIES, which lint compares with the tables, and a golden file of the library itself.
+   Parameters that are spread over several files or parts: a block in room sets, and a line of one
+   of its two tables.
 
    A recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs from
    the reference: defaults, penalty and its slope, an auxiliary loss (room auxiliary), what happens
@@ -21757,15 +21773,15 @@ DLRNI_INTERNAL dlrn_status dlrni_check_eval_source(const dlrn_dictionary *dict,
    callback: this library contains none. */
 
 /* The dictionaries of a model's sites (places where it lets activations be replaced). */
-typedef struct dlrni_splice {
+typedef struct dlrni_replacing {
     dlrn_context *ctx;                   /* for errors */
     const dlrn_dictionary *const *dicts; /* [sites] borrowed */
     dlrn_encoder **encoders;             /* [sites] owned: scratch lasts for the whole pass */
     int64_t sites;
-} dlrni_splice;
+} dlrni_replacing;
 
 /* A model must edit only the sites that it has announced: the number becomes an index. */
-DLRNI_INTERNAL dlrn_status dlrni_check_site(const dlrni_splice *s, int site) {
+DLRNI_INTERNAL dlrn_status dlrni_check_site(const dlrni_replacing *s, int site) {
     if (site >= 0 && site < s->sites) return DLRN_OK;
     return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK, "the model edits site %d of %lld", site,
                      (long long)s->sites);
@@ -21774,7 +21790,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_site(const dlrni_splice *s, int site) {
 /* Edit callback: out [n][d_out] = the reconstruction of x [n][d_in] at a site. */
 DLRNI_INTERNAL dlrn_status dlrni_splice_edit(void *user, int site, const float *x, float *out,
                                              int64_t n) {
-    const dlrni_splice *s = (const dlrni_splice *)user;
+    const dlrni_replacing *s = (const dlrni_replacing *)user;
     DLRNI_TRY(dlrni_check_site(s, site));
     return dlrn_encoder_run(s->encoders[site], x, n, NULL, NULL, out);
 }
@@ -21783,7 +21799,7 @@ DLRNI_INTERNAL dlrn_status dlrni_splice_edit(void *user, int site, const float *
    share_recovered. */
 DLRNI_INTERNAL dlrn_status dlrni_zero_edit(void *user, int site, const float *x, float *out,
                                            int64_t n) {
-    const dlrni_splice *s = (const dlrni_splice *)user;
+    const dlrni_replacing *s = (const dlrni_replacing *)user;
     (void)x;
     DLRNI_TRY(dlrni_check_site(s, site));
     /* all bits 0 is 0.0f */
@@ -21809,8 +21825,8 @@ DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrn_context *ctx, const dlrn_lan
 }
 
 /* The three passes of the model: unchanged, with the reconstructions, with zeros. */
-DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_splice *splice, const dlrn_language_model *lm,
-                                              dlrn_metrics *out) {
+DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_replacing *splice,
+                                              const dlrn_language_model *lm, dlrn_metrics *out) {
     dlrn_edit reconstruct = {dlrni_splice_edit, splice}, zero = {dlrni_zero_edit, splice};
     dlrn_context *ctx = splice->ctx;
     int64_t tokens = 0;
@@ -21835,7 +21851,7 @@ DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_splice *splice, const dlrn_l
 
 DLRN_API dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionary *const *dicts,
                                          const dlrn_language_model *lm, dlrn_metrics *out) {
-    dlrni_splice splice = {ctx, dicts, NULL, lm->sites};
+    dlrni_replacing splice = {ctx, dicts, NULL, lm->sites};
     /* defined even after an error; the other metrics stay */
     dlrni_no_cross_entropy(out);
     DLRNI_REQUIRE(ctx, lm->sites > 0, "the language model has no sites");
