@@ -21773,15 +21773,15 @@ DLRNI_INTERNAL dlrn_status dlrni_check_eval_source(const dlrn_dictionary *dict,
    callback: this library contains none. */
 
 /* The dictionaries of a model's sites (places where it lets activations be replaced). */
-typedef struct dlrni_replacing {
+typedef struct dlrni_splice {
     dlrn_context *ctx;                   /* for errors */
     const dlrn_dictionary *const *dicts; /* [sites] borrowed */
     dlrn_encoder **encoders;             /* [sites] owned: scratch lasts for the whole pass */
     int64_t sites;
-} dlrni_replacing;
+} dlrni_splice;
 
 /* A model must edit only the sites that it has announced: the number becomes an index. */
-DLRNI_INTERNAL dlrn_status dlrni_check_site(const dlrni_replacing *s, int site) {
+DLRNI_INTERNAL dlrn_status dlrni_check_site(const dlrni_splice *s, int site) {
     if (site >= 0 && site < s->sites) return DLRN_OK;
     return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK, "the model edits site %d of %lld", site,
                      (long long)s->sites);
@@ -21790,7 +21790,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_site(const dlrni_replacing *s, int site) 
 /* Edit callback: out [n][d_out] = the reconstruction of x [n][d_in] at a site. */
 DLRNI_INTERNAL dlrn_status dlrni_splice_edit(void *user, int site, const float *x, float *out,
                                              int64_t n) {
-    const dlrni_replacing *s = (const dlrni_replacing *)user;
+    const dlrni_splice *s = (const dlrni_splice *)user;
     DLRNI_TRY(dlrni_check_site(s, site));
     return dlrn_encoder_run(s->encoders[site], x, n, NULL, NULL, out);
 }
@@ -21799,7 +21799,7 @@ DLRNI_INTERNAL dlrn_status dlrni_splice_edit(void *user, int site, const float *
    share_recovered. */
 DLRNI_INTERNAL dlrn_status dlrni_zero_edit(void *user, int site, const float *x, float *out,
                                            int64_t n) {
-    const dlrni_replacing *s = (const dlrni_replacing *)user;
+    const dlrni_splice *s = (const dlrni_splice *)user;
     (void)x;
     DLRNI_TRY(dlrni_check_site(s, site));
     /* all bits 0 is 0.0f */
@@ -21825,7 +21825,7 @@ DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrn_context *ctx, const dlrn_lan
 }
 
 /* The three passes of the model: unchanged, with the reconstructions, with zeros. */
-DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_replacing *splice,
+DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_splice *splice,
                                               const dlrn_language_model *lm, dlrn_metrics *out) {
     dlrn_edit reconstruct = {dlrni_splice_edit, splice}, zero = {dlrni_zero_edit, splice};
     dlrn_context *ctx = splice->ctx;
@@ -21851,7 +21851,7 @@ DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_replacing *splice,
 
 DLRN_API dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionary *const *dicts,
                                          const dlrn_language_model *lm, dlrn_metrics *out) {
-    dlrni_replacing splice = {ctx, dicts, NULL, lm->sites};
+    dlrni_splice splice = {ctx, dicts, NULL, lm->sites};
     /* defined even after an error; the other metrics stay */
     dlrni_no_cross_entropy(out);
     DLRNI_REQUIRE(ctx, lm->sites > 0, "the language model has no sites");
