@@ -21825,8 +21825,8 @@ DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrn_context *ctx, const dlrn_lan
 }
 
 /* The three passes of the model: unchanged, with the reconstructions, with zeros. */
-DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_splice *splice,
-                                              const dlrn_language_model *lm, dlrn_metrics *out) {
+DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_splice *splice, const dlrn_language_model *lm,
+                                              dlrn_metrics *out) {
     dlrn_edit reconstruct = {dlrni_splice_edit, splice}, zero = {dlrni_zero_edit, splice};
     dlrn_context *ctx = splice->ctx;
     int64_t tokens = 0;
