@@ -338,10 +338,11 @@
      (crosscoder-fork, where NaN means that none was set); latentsae's input_mean is in the bias.
    - atoms that are normalised when they are used (e2e_sae, overcomplete); factors of features
      (finetuning_scaling_factor of SAELens multiplies atoms).
-   dlrn_save writes what is in memory, so after folding. AutoEncoder.from_pretrained of
-   dictionary_learning also multiplies each feature by the norm of its atom (normalize_decoder);
-   this is not done here. Features are those of the stored weights; only the reconstruction is the
-   same.
+   dlrn_save writes what is in memory, so after folding; dlrn_save_as writes what
+   dictionary_learning, SAELens, sparsify, circuit-tracer or Gemma Scope's readers open, with the
+   config, or refuses. AutoEncoder.from_pretrained of dictionary_learning also multiplies each
+   feature by the norm of its atom (normalize_decoder); this is not done here. Features are those of
+   the stored weights; only the reconstruction is the same.
 
    Where a library's own code reads a file wrongly, it is read here as it was trained:
    - crosscoder-fork: with DECOUPLED codes and a normaliser, its encode normalises the rows twice.
@@ -693,7 +694,8 @@
    - what the config says, and what the library computes differently: the row's `finish`, which
      reads keys with dlrni_config_text, _number, _switch and _k, sets the formula, and folds the
      rest into parameters. It must refuse (dlrni_config_refuse) what it does not know. A row with a
-     `finish` is not written by dlrn_save, which would have to undo it.
+     `finish` is not written by dlrn_save, which would have to undo it; for dlrn_save_as add a line
+     of dlrni_target_table, which says what the library's config can express.
    - a tensor that is no parameter but that `finish` needs: DLRNI_... of the list of extras; one
      that is not needed: DLRNI_IS_PASSED.
    - a size that the config states: dlrni_config_key_table (room load).
