@@ -236,6 +236,8 @@
    GatedTopK               affine less ENCODER_BIAS, OUTPUT_BIAS  relu      top_k      no
                            GATE_ENCODER, GATE_BIAS
    IdentityDict            none (the baseline)       none         identity  all        no
+   CrossLayerTranscoder,   OUTPUT_BIAS; the parts    of parts     of parts  any        by part
+   Crosscoder              have the rest
 
    MatchingPursuit, Glu, Cosine and GatedTopK compute p in their own way: room encoders. Where d_out
    is not d_in, the center is none in every family. All families encode, decode and are evaluated;
@@ -277,6 +279,8 @@
    gemma_scope          params.npz                  jump_relu: SAEs and transcoders
    gemma_scope_2        params.safetensors;         jump_relu: SAEs; transcoders, also affine
                         config.json
+                        params_layer_0.safetensors  cross-layer transcoders: pass the folder
+                        ...; config.json
    qwen_scope           layer0.sae.pt, ...          layer.sae.pt: top-k; give k
    llama_scope          checkpoints/final.          jumprelu
                         safetensors;
@@ -284,12 +288,16 @@
    llama_scope_r1       sae_weights.safetensors;    R1-Distill
                         config.json
    llamascopium         sae_weights.safetensors;    relu, topk, batchtopk, jumprelu, each also with
-                        config.json                 a glu encoder
+                        config.json                 a glu encoder; cross-layer transcoders and
+                                                    crosscoders
    circuit-tracer       layer_0.safetensors, ...    relu, jumprelu: transcoders of one layer;
                                                     mwhanna's are the same
+                        W_enc_0.safetensors,        cross-layer transcoders, mntss' too: pass the
+                        W_dec_0.safetensors, ...    folder
+   decode-clt           model.safetensors; cfg.json cross-layer transcoders (crosslayer-coding)
    ckkissane            cc_weights.pt; cfg.json     CrossCoder
-   crosscoder-fork      model.safetensors or ae.pt; CrossCoder, BatchTopKCrossCoder, BatchTopKSAE
-                        config.json
+   crosscoder-fork      model.safetensors or ae.pt; CrossCoder, BatchTopKCrossCoder, BatchTopKSAE;
+                        config.json                 all five code normalizations
    connor_rob           NAME.pt                     hook_z
    goodfire             NAME.pt                     SAE
    e2e_sae              NAME.pt                     SAE
@@ -330,12 +338,16 @@
      (crosscoder-fork, where NaN means that none was set); latentsae's input_mean is in the bias.
    - atoms that are normalised when they are used (e2e_sae, overcomplete); factors of features
      (finetuning_scaling_factor of SAELens multiplies atoms).
-   dlrn_save writes what is in memory, so after folding. AutoEncoder.from_pretrained of
-   dictionary_learning also multiplies each feature by the norm of its atom (normalize_decoder);
-   this is not done here. Features are those of the stored weights; only the reconstruction is the
-   same.
+   dlrn_save writes what is in memory, so after folding; dlrn_save_as writes what
+   dictionary_learning, SAELens, sparsify, circuit-tracer or Gemma Scope's readers open, with the
+   config, or refuses. AutoEncoder.from_pretrained of dictionary_learning also multiplies each
+   feature by the norm of its atom (normalize_decoder); this is not done here. Features are those of
+   the stored weights; only the reconstruction is the same.
 
    Where a library's own code reads a file wrongly, it is read here as it was trained:
+   - crosscoder-fork: with DECOUPLED codes and a normaliser, its encode normalises the rows twice.
+   - circuit-tracer: its loader of Gemma Scope 2's cross-layer transcoders fails on some numbers of
+     files; its writer drops W_skip, so that such files have no skip.
    - Llama Scope: SAELens compares p with the threshold, without the norm of the atom, and rounds
      the threshold to bf16.
    - Llamascopium: fold_activation_scale=True leaves the threshold of an SAE unscaled, so the same
@@ -355,8 +367,11 @@
    tensors. Not files of tensors, and so never opened: a pickled module (torch.save(model) instead
    of its state_dict), and folders of torch.distributed (.dcp).
 
-   Rows of crosscoders hold their layers or models one after another, [layers][d]: d_in is layers *
-   d.
+   Dictionaries of several layers: a row x holds the layers (or models) one after another, so d_in
+   is layers * d, and arrays in files may have the shape [rows][layers][d]. A crosscoder with one
+   set of features is a plain dictionary on such rows. A cross-layer transcoder, and a crosscoder
+   with features of its own for each layer, has parts: dict->part[i] is a dictionary on windows of x
+   and of x_hat. Features are ordered [layer][feature], and dict->feature_layers is not 1.
 
    ---- OPTIONS ------------------------------------------------------------------------------------
 
@@ -679,7 +694,8 @@
    - what the config says, and what the library computes differently: the row's `finish`, which
      reads keys with dlrni_config_text, _number, _switch and _k, sets the formula, and folds the
      rest into parameters. It must refuse (dlrni_config_refuse) what it does not know. A row with a
-     `finish` is not written by dlrn_save, which would have to undo it.
+     `finish` is not written by dlrn_save, which would have to undo it; for dlrn_save_as add a line
+     of dlrni_target_table, which says what the library's config can express.
    - a tensor that is no parameter but that `finish` needs: DLRNI_... of the list of extras; one
      that is not needed: DLRNI_IS_PASSED.
    - a size that the config states: dlrni_config_key_table (room load).
@@ -687,6 +703,8 @@
    of its config, a key that tells this config from those of others with the same name, a function
    that reads the class, and whether a file without its config is refused. Then a line in FILES OF
    OTHER LIBRARIES, which lint compares with the tables, and a golden file of the library itself.
+   Parameters that are spread over several files or parts: a block in room sets, and a line of one
+   of its two tables.
 
    A recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs from
    the reference: defaults, penalty and its slope, an auxiliary loss (room auxiliary), what happens

@@ -145,8 +145,10 @@ def libraries():
         r"static const dlrni_layout (\w+)\[\] = \{\n(.*?)\n\};", text, re.S)}
     known = {name: rows for name, rows in re.findall(r'\{"([^"]+)",\s*(\w+),', names[1] if names else "")
              if name != "refused"} # a list of signs
+    sets = re.findall(r"static const \w+ dlrni_(?:numbered|set)_table\[\] = \{(.*?)\n\};", text, re.S)
+    known.update((name, None) for rows in sets for name in re.findall(r'\{"([^"]+)",', rows) if name not in known)
     for name, rows in known.items():
-        for missing in sorted(set(classes[rows]) - said.get(name, set())):
+        for missing in sorted(set(classes.get(rows, [name])) - said.get(name, set())):
             yield f"{HEADER}: FILES OF OTHER LIBRARIES lacks {missing} of {name}"
     for name in said.keys() - known.keys():
         yield f"{HEADER}: FILES OF OTHER LIBRARIES has {name}, which the code has not"

@@ -139,11 +139,17 @@ static const command commands[] = {
 };
 enum { COMMANDS = (int)(sizeof commands / sizeof *commands) };
 
+/* A command in its first sentence; its own help has the rest. */
 static void print_commands(void) {
-    printf("dictlearn %s: train, evaluate and inspect sparse autoencoders\n\n",
+    printf("dictlearn %s: opens, trains, evaluates and inspects sparse dictionaries\n\n",
            DLRN_VERSION_STRING);
-    for (int i = 0; i < COMMANDS; i++)
-        print_wrapped(commands[i].what, printf("  dictlearn %-12s ", commands[i].name), 25);
+    for (int i = 0; i < COMMANDS; i++) {
+        const char *what = commands[i].what, *end = strstr(what, ". ");
+        char first[512];
+        snprintf(first, sizeof first, "%.*s", end ? (int)(end - what) + 1 : (int)strlen(what),
+                 what);
+        print_wrapped(first, printf("  dictlearn %-12s ", commands[i].name), 25);
+    }
     printf("\ndictlearn COMMAND --help lists a command's flags. Exit status: 0 done, 1 failed, 2 "
            "wrong usage,\n128 + the signal if interrupted.\n");
 }

@@ -197,13 +197,13 @@ static void print_dictionary(dlrn_context *ctx, const contents *c) {
     if (dict->d_out != dict->d_in) printf(", d_out %lld", (long long)dict->d_out);
     if (dict->param[DLRN_SKIP]) printf(", a skip");
     if (dict->layers > 1) printf(", %lld layers", (long long)dict->layers);
-    if (dict->feature_layers > 1) printf(", features of %lld", (long long)dict->feature_layers);
+    if (dict->feature_layers > 1)
+        printf(", features in %lld layers", (long long)dict->feature_layers);
     printf("\nlayout %s", dict->layout ? dict->layout : "none");
     if (dict->class_name) printf(", class %s", dict->class_name);
     putchar('\n');
     if (dict->n_parts) put_parts(ctx, dict);
-    if (dict->n_parts && dict->formula.select) printf("all features: ");
-    if (!dict->n_parts || dict->formula.select) put_formula_words(dict);
+    put_formula_words(dict);
     if (!dict->n_parts && dict->param[DLRN_DECODER]) {
         put_span("atom norms", atom_norms(ctx, dict));
         if (dict->layers > 1) put_atoms_by_layer(ctx, dict);

@@ -75,13 +75,16 @@ static void say_selection(char *text, const dlrn_formula *m) {
         say(text, "the %lld n largest of all n rows of a call%s of ", k, by);
 }
 
-/* x_hat. A part (b NULL) adds to the windows of the whole, whose bias it is. */
-static void say_output(char *text, const dlrn_formula *m, const char *z, int skips, const char *b) {
+/* x_hat of a dictionary, of a part, or of new dictionaries (NULL). z: what a skip multiplies. */
+static void say_output(char *text, const dlrn_formula *m, const char *z,
+                       const dlrn_dictionary *dict) {
     say(text, ", x_hat = ");
     if (scales(m->scale_out)) say(text, "%.6g (", m->scale_out);
-    say(text, "W_dec f");
-    if (b) say(text, " + %s", b);
-    if (skips) say(text, " + W_skip %s", z);
+    say(text, dict && dict->n_parts ? "the sum of the parts" : "W_dec f");
+    if (dict && dict->param[DLRN_DECODER_OFFSET]) say(text, " + the offset of each active feature");
+    /* the bias of a part is the whole's */
+    if (!dict || dict->param[DLRN_OUTPUT_BIAS]) say(text, " + b");
+    if (dict && dict->param[DLRN_SKIP]) say(text, " + W_skip %s", z);
     if (scales(m->scale_out)) say(text, ")");
     if (m->normalise) say(text, ", scaled back");
 }
@@ -102,7 +105,11 @@ static void formula_words(char text[FORMULA_MAX], const char *family, const dlrn
     else
         snprintf(c, sizeof c, "%s", z);
     say_input(text, m);
-    if (!strcmp(family, "MatchingPursuit")) {
+    if (dict && dict->n_parts) {
+        say(text, "f = ");
+        say_selection(text, m);
+        say(text, "the features of all parts");
+    } else if (!strcmp(family, "MatchingPursuit")) {
         say_pursuit(text, m, c);
     } else {
         const int scaled = dict && dict->param[DLRN_LOG_SCALE] && m->gate != DLRN_GATE_GATED;
@@ -112,8 +119,7 @@ static void formula_words(char text[FORMULA_MAX], const char *family, const dlrn
         if (strcmp(family, "GatedTopK")) say_selection(text, m);
         say_gate(text, m, dict ? dict->param[DLRN_THRESHOLD] != NULL : m->threshold < 0);
     }
-    say_output(text, m, z, dict && dict->param[DLRN_SKIP],
-               dict && !dict->param[DLRN_OUTPUT_BIAS] ? NULL : "b");
+    say_output(text, m, z, dict);
 }
 
 /* Whether the threshold of the formula is used: in a top-k family it is a figure of training. */
@@ -127,8 +133,12 @@ static int uses_threshold(const dlrn_dictionary *dict) {
 static void put_fields(const dlrn_dictionary *dict) {
     const dlrn_formula *m = &dict->formula;
     if (m->normalise) printf("normalise %s, ", dlrn_name(DLRN_NAMES_NORMALISE, (int)m->normalise));
-    printf("center %s, gate %s, select %s", dlrn_name(DLRN_NAMES_CENTER, (int)m->center),
-           dlrn_name(DLRN_NAMES_GATE, (int)m->gate), dlrn_name(DLRN_NAMES_SELECT, (int)m->select));
+    if (dict->n_parts) /* which have the other fields */
+        printf("all parts: ");
+    else
+        printf("center %s, gate %s, ", dlrn_name(DLRN_NAMES_CENTER, (int)m->center),
+               dlrn_name(DLRN_NAMES_GATE, (int)m->gate));
+    printf("select %s", dlrn_name(DLRN_NAMES_SELECT, (int)m->select));
     if (m->k) printf(", k %lld", (long long)m->k);
     if (uses_threshold(dict)) printf(", threshold %.6g", m->threshold);
     if (m->standardise) printf(", standardised");
