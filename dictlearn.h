@@ -1161,7 +1161,8 @@ typedef struct dlrn_save_options {
 
 /* Writes a dictionary so that a library opens it, under the library's names and with the config
    that it reads. `path` is an existing folder, or for those that need no config a file of their own
-   format, which then holds the weights alone. Where the library has the same function in other
+   format, which then holds the weights alone. A cross-layer transcoder goes into a folder of its own
+   (circuit-tracer). Where the library has the same function in other
    numbers (scales folded into the weights, the center into the encoder bias, a threshold for each
    feature, ReLU as a jump at 0), those are written; `note` [size] then says so, otherwise it is "".
    note NULL with size 0: not wanted. Weights come first, the config last, each atomic; a
@@ -14566,7 +14567,8 @@ enum {
     DLRNI_TO_CENTERS = 4,   /* its config says whether the output bias is subtracted     */
     DLRNI_TO_NORMALISE = 8, /* its config says how rows are normalised                   */
     DLRNI_TO_SIGNED = 16,   /* its jumps pass negative values above a negative threshold */
-    DLRNI_TO_KEEP = 32      /* a config that is there stays: it is of several dictionaries */
+    DLRNI_TO_KEEP = 32,     /* a config that is there stays: it is of several dictionaries */
+    DLRNI_TO_SETS = 64      /* it has cross-layer transcoders                            */
 };
 
 /* How a library is written. Weights have the name that dlrni_library_table gives. */
@@ -14669,14 +14671,15 @@ DLRNI_INTERNAL void dlrni_configure_gemma_2(const dlrn_dictionary *dict, const d
     dlrni_json_close(w, "}");
 }
 
-/* The config of a set of transcoders, one a layer: YAML, with what only the user knows left
-   open. */
+/* The config of a set of transcoders, or of a cross-layer transcoder: YAML, with what only the user
+   knows left open. */
 DLRNI_INTERNAL void dlrni_configure_tracer(const dlrn_dictionary *dict, const dlrni_layout *row,
                                            dlrni_json_writer *w) {
-    (void)dict, (void)row;
+    (void)row;
     dlrni_bytes_text(&w->out, "# Fill in the model and the hooks that the transcoders are for.\n"
-                              "model_kind: transcoder_set\n"
-                              "model_name: unknown\n"
+                              "model_kind: ");
+    dlrni_bytes_text(&w->out, dict->n_parts ? "cross_layer_transcoder" : "transcoder_set");
+    dlrni_bytes_text(&w->out, "\nmodel_name: unknown\n"
                               "feature_input_hook: unknown\n"
                               "feature_output_hook: unknown\n"
                               "scan: unknown");
@@ -14691,7 +14694,8 @@ static const dlrni_target dlrni_target_table[] = {
     {"sparsify", ".safetensors", DLRNI_CFG_FILE,
      DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH | DLRNI_TO_CENTERS, NULL, dlrni_configure_sparsify},
     {"circuit-tracer", ".safetensors", "config.yaml",
-     DLRNI_TO_ONE_WIDTH | DLRNI_TO_SIGNED | DLRNI_TO_KEEP, NULL, dlrni_configure_tracer},
+     DLRNI_TO_ONE_WIDTH | DLRNI_TO_SIGNED | DLRNI_TO_KEEP | DLRNI_TO_SETS, NULL,
+     dlrni_configure_tracer},
     {"gemma_scope", ".npz", "", 0, NULL, NULL},
     {"gemma_scope_2", ".safetensors", DLRNI_CONFIG_FILE, 0, NULL, dlrni_configure_gemma_2},
 };
@@ -14841,7 +14845,7 @@ DLRNI_INTERNAL dlrn_status dlrni_plan_save(const dlrn_dictionary *dict, const ch
     const char *name = target->library;
     dlrn_context *ctx = dict->ctx;
     int furthest = 0;
-    if (dict->n_parts || dict->layers > 1 || dict->feature_layers > 1)
+    if (dict->layers > 1 || dict->feature_layers > 1)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: not written: %s has no place for a dictionary of %lld layers", path,
                          name, (long long)dlrni_max(dict->layers, dict->feature_layers));
@@ -15051,6 +15055,151 @@ DLRNI_INTERNAL dlrn_status dlrni_write_place(const dlrn_dictionary *dict, const 
     return s;
 }
 
+/* ---- Cross-layer transcoders ---- for circuit-tracer: two files a layer, W_enc_<i> with W_enc_<i>
+   [F][d], b_enc_<i>, b_dec_<i> and threshold_<i>, W_dec_<i> with [F][L - i][d]. */
+
+/* Whether a part is the layer i of such a set. */
+DLRNI_INTERNAL int dlrni_is_tracer_part(const dlrn_dictionary *dict, int64_t i) {
+    const unsigned roles = DLRNI_BIT(DLRN_ENCODER) | DLRNI_BIT(DLRN_ENCODER_BIAS) |
+                           DLRNI_BIT(DLRN_DECODER) | DLRNI_BIT(DLRN_THRESHOLD);
+    const dlrn_dictionary *part = dict->part[i].dict;
+    const dlrn_formula *f = &part->formula;
+    const int64_t d = dict->d_in / dict->layers, F = dict->features / dict->layers;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        if (part->param[role] && !(roles & DLRNI_BIT(role))) return 0;
+    if (!part->param[DLRN_ENCODER] || dlrni_own_encode(part)) return 0;
+    if (dict->part[i].in_at != i * d || dict->part[i].out_at != i * d || part->d_in != d ||
+        part->d_out != dict->d_out - i * d || part->features != F ||
+        dict->part[i].feature_at != i * F)
+        return 0;
+    if (f->gate != DLRN_GATE_RELU && f->gate != DLRN_GATE_JUMP && f->gate != DLRN_GATE_JUMP_SIGNED)
+        return 0;
+    return f->select == DLRN_SELECT_ALL && f->normalise == DLRN_NORMALISE_NONE &&
+           f->center == DLRN_CENTER_NONE && f->standardise != DLRN_ON && f->scale_out >= 1 &&
+           f->scale_out <= 1;
+}
+
+/* Whether a dictionary of several layers is a cross-layer transcoder as circuit-tracer has them. */
+DLRNI_INTERNAL int dlrni_is_tracer_set(const dlrn_dictionary *dict) {
+    const dlrn_formula *f = &dict->formula;
+    int is = dict->n_parts && dict->n_parts == dict->layers &&
+             dict->feature_layers == dict->layers && dict->d_in == dict->d_out &&
+             dict->param[DLRN_OUTPUT_BIAS] && f->select == DLRN_SELECT_ALL &&
+             f->normalise == DLRN_NORMALISE_NONE && f->standardise != DLRN_ON && f->scale_in >= 1 &&
+             f->scale_in <= 1;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        is = is && (!dict->param[role] || role == DLRN_OUTPUT_BIAS);
+    for (int64_t i = 0; is && i < dict->n_parts; i++) is = dlrni_is_tracer_part(dict, i);
+    return is;
+}
+
+/* What must be folded into one part. Where one has thresholds, all have. */
+DLRNI_INTERNAL unsigned dlrni_part_folds(const dlrn_dictionary *dict, const dlrn_dictionary *part) {
+    const double in = part->formula.scale_in, out = dict->formula.scale_out;
+    unsigned folds = in < 1 || in > 1 || out < 1 || out > 1 ? DLRNI_FOLD_SCALES : 0;
+    int jumps = 0;
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        jumps |= dict->part[i].dict->formula.gate != DLRN_GATE_RELU;
+    if (!jumps) return folds;
+    if (part->formula.gate == DLRN_GATE_RELU) return folds | DLRNI_FOLD_RELU;
+    if (!part->param[DLRN_THRESHOLD]) return folds | DLRNI_FOLD_THRESHOLD;
+    if (part->formula.gate == DLRN_GATE_JUMP && dlrni_min_threshold(part) < 0)
+        folds |= DLRNI_FOLD_NEGATIVE;
+    return folds;
+}
+
+/* Folds all parts of a copy; folds: of any of them. */
+DLRNI_INTERNAL dlrn_status dlrni_fold_set(dlrn_dictionary *copy, unsigned folds) {
+    float *bias = copy->param[DLRN_OUTPUT_BIAS];
+    for (int64_t i = 0; i < copy->n_parts; i++) {
+        dlrn_dictionary *part = copy->part[i].dict;
+        const unsigned own = dlrni_part_folds(copy, part);
+        part->formula.scale_out = copy->formula.scale_out;
+        if (folds & DLRNI_FOLD_SCALES) dlrni_fold_scales(part);
+        if (own & ~(unsigned)DLRNI_FOLD_SCALES) DLRNI_TRY(dlrni_fold_threshold(part, own));
+    }
+    dlrni_scale_numbers(bias, copy->d_out, copy->formula.scale_out);
+    copy->formula.scale_out = 1;
+    return DLRN_OK;
+}
+
+/* Writes a file of layer i: its atoms, or the rest. */
+DLRNI_INTERNAL dlrn_status dlrni_write_layer(const dlrn_dictionary *dict, const char *folder,
+                                             int64_t i, int atoms) {
+    const dlrn_dictionary *part = dict->part[i].dict;
+    const int64_t F = part->features, d = part->d_in;
+    const float *const data[] = {atoms ? part->param[DLRN_DECODER] : part->param[DLRN_ENCODER],
+                                 part->param[DLRN_ENCODER_BIAS],
+                                 dict->param[DLRN_OUTPUT_BIAS] + i * d,
+                                 part->param[DLRN_THRESHOLD]};
+    static const char *const names[] = {"W_enc", "b_enc", "b_dec", "threshold"};
+    const int64_t sizes[] = {F, F, d, F};
+    const int n = atoms ? 1 : part->param[DLRN_THRESHOLD] ? 4 : 3;
+    char path[4096], name[4][32];
+    dlrn_tensor_out t[4];
+    memset(t, 0, sizeof t);
+    for (int k = 0; k < n; k++) {
+        dlrni_print(name[k], sizeof name[k], "%s_%lld", atoms ? "W_dec" : names[k], (long long)i);
+        t[k].name = name[k];
+        t[k].dtype = DLRN_F32;
+        t[k].data = data[k];
+        t[k].ndim = k ? 1 : atoms ? 3 : 2;
+        t[k].shape[0] = sizes[k];
+        t[k].shape[1] = atoms ? part->d_out / d : d;
+        t[k].shape[2] = d;
+    }
+    dlrni_print(path, sizeof path, "%s/%s.safetensors", folder, name[0]);
+    for (int k = 0; k < n; k++) DLRNI_TRY(dlrni_check_stored(dict->ctx, path, &t[k]));
+    return dlrn_archive_write(dict->ctx, path, t, n, NULL);
+}
+
+/* The files of all layers, the first layer's encoder last but for the config: without it a reader
+   sees no such dictionary. */
+DLRNI_INTERNAL dlrn_status dlrni_write_set(const dlrn_dictionary *dict, const dlrni_plan *p,
+                                           const char *folder, const dlrni_place *place) {
+    dlrn_writer *config = NULL;
+    dlrn_status s = DLRN_OK;
+    if (*place->config) DLRNI_TRY(dlrni_begin_config(dict, p, place->config, &config));
+    for (int64_t i = dict->n_parts - 1; i >= 0 && s == DLRN_OK; i--) {
+        s = dlrni_write_layer(dict, folder, i, 1);
+        if (s == DLRN_OK) s = dlrni_write_layer(dict, folder, i, 0);
+    }
+    if (s == DLRN_OK && config) return dlrn_writer_close(config);
+    if (config) dlrn_writer_abort(config);
+    return s;
+}
+
+/* A dictionary of several layers; folds: what was folded. */
+DLRNI_INTERNAL dlrn_status dlrni_save_set(const dlrn_dictionary *dict, const char *path,
+                                          const dlrni_target *target, unsigned *folds) {
+    dlrn_dictionary *copy = NULL;
+    dlrni_place place;
+    dlrni_plan plan;
+    char name[64], file[4096];
+    const int in_folder = dlrn_file_exists(dict->ctx, path) == 2;
+    const int sets = (target->can & DLRNI_TO_SETS) != 0;
+    memset(&plan, 0, sizeof plan);
+    plan.target = target;
+    DLRNI_TRY(dlrni_find_place(dict, path, target, 0, &place));
+    dlrni_print(name, sizeof name, "W_enc_%lld.safetensors", (long long)dict->n_parts);
+    if (!in_folder || !sets || !dlrni_is_tracer_set(dict))
+        return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: not written: %s has no place for this %s of %lld layers%s", path,
+                         target->library, dict->family, (long long)dict->layers,
+                         in_folder ? "" : " in one file");
+    if (dlrni_is_in_folder(dict->ctx, path, name, file, sizeof file))
+        return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
+                         "%s: expected a folder without another dictionary, found %s", path, name);
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        plan.folds |= dlrni_part_folds(dict, dict->part[i].dict);
+    if (plan.folds) DLRNI_TRY(dlrni_dictionary_copy(dict->ctx, dict, &copy));
+    dlrn_status s = copy ? dlrni_fold_set(copy, plan.folds) : DLRN_OK;
+    if (s == DLRN_OK) s = dlrni_write_set(copy ? copy : dict, &plan, path, &place);
+    dlrn_dictionary_destroy(copy);
+    *folds = plan.folds;
+    return s;
+}
+
 /* A copy is made only where something is folded. */
 DLRN_API dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
                                   const dlrn_save_options *options, char *note, size_t size) {
@@ -15063,6 +15212,11 @@ DLRN_API dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
     if (size) *note = 0;
     DLRNI_TRY(dlrni_find_target(dict, path, library, &target));
     DLRNI_REQUIRE_IN(dict->ctx, path, !options || options->layer >= 0, "layer: expected from 0");
+    if (dict->n_parts) {
+        DLRNI_TRY(dlrni_save_set(dict, path, target, &plan.folds));
+        dlrni_note_folds(plan.folds, note, size);
+        return DLRN_OK;
+    }
     DLRNI_TRY(dlrni_find_place(dict, path, target, options ? options->layer : 0, &place));
     DLRNI_TRY(dlrni_plan_save(dict, path, target, &plan));
     /* readers scale the weights of a path with this word in it */
