@@ -1155,20 +1155,20 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_save(const dlrn_dictionary *dict, const cha
 /* For whom a dictionary is written. Zero-initialise it, then set what differs. */
 typedef struct dlrn_save_options {
     const char *layout; /* the library: "dictionary_learning", "saelens", "sparsify",
-                           "circuit-tracer", "gemma_scope" or "gemma_scope_2"; NULL: dict->layout */
-    int64_t layer; /* circuit-tracer: N of layer_N.safetensors                                */
+                           "circuit-tracer", "gemma_scope", "gemma_scope_2"; NULL: dict->layout */
+    int64_t layer;      /* circuit-tracer: N of layer_N.safetensors                             */
 } dlrn_save_options;
 
 /* Writes a dictionary so that a library opens it, under the library's names and with the config
    that it reads. `path` is an existing folder, or for those that need no config a file of their own
-   format, which then holds the weights alone. A cross-layer transcoder goes into a folder of its own
-   (circuit-tracer). Where the library has the same function in other
-   numbers (scales folded into the weights, the center into the encoder bias, a threshold for each
-   feature, ReLU as a jump at 0), those are written; `note` [size] then says so, otherwise it is "".
-   note NULL with size 0: not wanted. Weights come first, the config last, each atomic; a
-   config.yaml that is there stays. DLRN_ERR_ARGUMENT: no folder, or one with another dictionary;
-   _UNSUPPORTED: another library, or a dictionary that it cannot express; _VALUE: a weight that is
-   not finite; _IO. */
+   format, which then holds the weights alone. A cross-layer transcoder goes into a folder of its
+   own (circuit-tracer). Where the library has the same function in other numbers (scales folded
+   into the weights, the center into the encoder bias, a threshold for each feature, ReLU as a jump
+   at 0), those are written; `note` [size] then says so, otherwise it is "". note NULL with size 0:
+   not wanted. Weights come first, the config last, each atomic; a config.yaml that is there stays.
+   options NULL: for the library that it was loaded from. DLRN_ERR_ARGUMENT: no folder, or one with
+   another dictionary; _UNSUPPORTED: another library, or a dictionary that it cannot express;
+   _VALUE: a weight that is not finite; _IO. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
                                              const dlrn_save_options *options, char *note,
                                              size_t size);
@@ -14518,8 +14518,8 @@ DLRNI_INTERNAL int dlrni_is_stored(const dlrn_dictionary *dict, const dlrni_stor
 }
 
 /* Writes the tensors of a row. All are checked before the file is created; copies are freed on
-   every way out. alone: there is no config, so that the file states its class where tensors
-   leave it open. */
+   every way out. alone: there is no config, so the file states its class where tensors leave it
+   open. */
 DLRNI_INTERNAL dlrn_status dlrni_write_row(const dlrn_dictionary *dict, const dlrni_layout *row,
                                            const char *library, const char *path, int alone) {
     dlrn_context *ctx = dict->ctx;
@@ -14555,10 +14555,10 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
 
 /* ---- For a library ----
 
-   dlrn_save_as writes what the library's own loader opens: the weights under its names and,
-   where it wants one, the config that says what they compute. A formula that the library lacks
-   may be one that it has, in other numbers: those are folded in, on a copy. Anything else is
-   refused, before a file is touched. */
+   dlrn_save_as writes what the library's own loader opens: the weights under its names and, where
+   it wants one, the config that says what they compute. A formula that the library lacks may be
+   one that it has, in other numbers: those are folded in, on a copy. Anything else is refused
+   before a file is touched. */
 
 /* What a library can express beyond the formulas of its rows. */
 enum {
@@ -14732,7 +14732,8 @@ DLRNI_INTERNAL int dlrni_row_stores(const dlrni_layout *row, int is) {
 DLRNI_INTERNAL double dlrni_min_threshold(const dlrn_dictionary *dict) {
     const float *t = dict->param[DLRN_THRESHOLD];
     double min = t ? (double)t[0] : dict->formula.threshold;
-    for (int64_t j = 1; t && j < dict->features; j++) min = fmin(min, (double)t[j]);
+    for (int64_t j = 1; t && j < dict->features; j++)
+        if ((double)t[j] < min) min = (double)t[j];
     return min;
 }
 
@@ -14907,7 +14908,7 @@ DLRNI_INTERNAL void dlrni_fold_scales(dlrn_dictionary *dict) {
 }
 
 /* Thresholds for each feature: that of all, or 0 for a ReLU. A jump's are not below 0: a smaller
-   one means the same, but may not in the library. */
+   one means the same here, but may not in the library. */
 DLRNI_INTERNAL dlrn_status dlrni_fold_threshold(dlrn_dictionary *dict, unsigned folds) {
     const dlrn_formula *f = &dict->formula;
     float *t = dict->param[DLRN_THRESHOLD];
@@ -14979,8 +14980,9 @@ DLRNI_INTERNAL dlrn_status dlrni_find_target(const dlrn_dictionary *dict, const 
 
 /* Refuses a folder in which the new files would be among those of another dictionary or model: a
    reader could take the wrong ones. */
-DLRNI_INTERNAL dlrn_status dlrni_check_place(dlrn_context *ctx, const char *path,
-                                             const dlrni_target *target, const dlrni_place *place) {
+DLRNI_INTERNAL dlrn_status dlrni_refuse_others(dlrn_context *ctx, const char *path,
+                                               const dlrni_target *target,
+                                               const dlrni_place *place) {
     char file[4096];
     for (int i = 0; i < DLRNI_OWN_FILES + DLRNI_LIBRARIES; i++) {
         const char *name = i < DLRNI_OWN_FILES ? dlrni_own_files[i]
@@ -15024,11 +15026,10 @@ DLRNI_INTERNAL dlrn_status dlrni_find_place(const dlrn_dictionary *dict, const c
     if (*target->config)
         dlrni_print(place->config, sizeof place->config, "%s/%s", path, target->config);
     if (target->can & DLRNI_TO_KEEP && dlrn_file_exists(ctx, place->config)) *place->config = 0;
-    return dlrni_check_place(ctx, path, target, place);
+    return dlrni_refuse_others(ctx, path, target, place);
 }
 
-/* A config, complete but not yet in its place: a full disk shows before the weights are
-   replaced. */
+/* A config, complete but not yet in its place: a full disk shows before weights are replaced. */
 DLRNI_INTERNAL dlrn_status dlrni_begin_config(const dlrn_dictionary *dict, const dlrni_plan *p,
                                               const char *path, dlrn_writer **out) {
     dlrni_json_writer w = dlrni_json_to_memory(dict->ctx);

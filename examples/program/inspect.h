@@ -367,8 +367,7 @@ static dlrn_status convert_for(dlrn_context *ctx, const options *o, const dlrn_d
     return s;
 }
 
-/* Of the flags that say what a dictionary is, --layout is about OUT here; --from takes its
-   place. */
+/* --layout is about OUT here; --from says what IN is. */
 static int run_convert(dlrn_context *ctx, const options *o) {
     dlrn_dictionary *dict = NULL;
     options in = *o;
