@@ -358,6 +358,37 @@
    Rows of crosscoders hold their layers or models one after another, [layers][d]: d_in is layers *
    d.
 
+   ---- FILES FOR OTHER LIBRARIES ------------------------------------------------------------------
+
+   dlrn_save writes one file, for this library and for dictionary_learning. dlrn_save_as writes what
+   another library's own loader opens, and the features there are the same up to rounding;
+   `dictlearn convert IN OUT --layout NAME` does it from the command line. tests/libraries.py opens
+   each of these with the library itself.
+
+   library              files in the folder        what it has
+   dictionary_learning  ae.pt, config.json         its seven classes; d_out is d_in
+   saelens              sae_weights.safetensors,   relu, jump, gated, top_k, abs_top_k, matching
+                        cfg.json                   pursuit; rows normalised, or not; transcoders
+                                                   of relu and jump, with a skip or without
+   sparsify             sae.safetensors, cfg.json  top_k, group_max, with a skip or without; d_out
+                                                   is d_in
+   circuit-tracer       layer_N.safetensors or     relu, jump_signed, with a skip or without; d_out
+                        W_enc_N and W_dec_N,       is d_in; cross-layer transcoders; config.yaml
+                        config.yaml                lacks the model and the hooks: fill them in
+   gemma_scope          params.npz                 jump
+   gemma_scope_2        params.safetensors,        jump, with a skip or without; config.json lacks
+                        config.json                the model's name
+
+   If a library lacks a formula but has the same function in other numbers, those are written, on a
+   copy, and `note` says so:
+   - scale_in and scale_out become part of the weights;
+   - another center becomes part of the encoder bias: E (z - c) + b = E z + (b - E c);
+   - the threshold of all features (BatchTopKSAE) is written for each, as SAELens itself exports
+     it; a ReLU is a jump with thresholds 0, where there are jumps alone;
+   - a threshold below 0 means 0 in a jump, but not in a jump_signed: circuit-tracer gets 0.
+   All else is refused, with an error that names what has no place. A file does not say which model
+   and which site it is for, so no config here does.
+
    ---- OPTIONS ------------------------------------------------------------------------------------
 
    macro                     define it    what it does
@@ -680,6 +711,9 @@
      reads keys with dlrni_config_text, _number, _switch and _k, sets the formula, and folds the
      rest into parameters. It must refuse (dlrni_config_refuse) what it does not know. A row with a
      `finish` is not written by dlrn_save, which would have to undo it.
+   - files that the library itself opens (dlrn_save_as): a line of dlrni_target_table (room load),
+     with what it can express beyond its rows and a function that writes its config; its loader in
+     tests/libraries.py.
    - a tensor that is no parameter but that `finish` needs: DLRNI_... of the list of extras; one
      that is not needed: DLRNI_IS_PASSED.
    - a size that the config states: dlrni_config_key_table (room load).
