@@ -531,12 +531,18 @@ TEST(cross_layer_transcoders) {
 /* A ReLU layer among layers with thresholds has thresholds of 0 in the file. */
 TEST(layers_of_two_kinds) {
     dlrn_dictionary *dict = make_set(DLRN_GATE_JUMP_SIGNED), *back = NULL;
+    dlrn_archive *a = NULL;
+    char file[600];
     dict->part[1].dict->formula.gate = DLRN_GATE_RELU;
     dlrn_free(ctx, dict->part[1].dict->param[DLRN_THRESHOLD]);
     dict->part[1].dict->param[DLRN_THRESHOLD] = NULL;
     CHECK_OK(ctx, save_to(dict, fresh_folder(), "circuit-tracer", 0));
     CHECK_OK(ctx, dlrn_load(ctx, kept_folder(), NULL, &back));
     check_set("two kinds", dict, back);
+    snprintf(file, sizeof file, "%s/W_enc_1.safetensors", kept_folder());
+    CHECK_OK(ctx, dlrn_archive_open(ctx, file, &a)); /* circuit-tracer reads all or none */
+    CHECK(dlrn_archive_find(a, "threshold_1") >= 0);
+    dlrn_archive_close(a);
     dlrn_dictionary_destroy(back);
     dlrn_dictionary_destroy(dict);
 }
