@@ -373,6 +373,37 @@
    with features of its own for each layer, has parts: dict->part[i] is a dictionary on windows of x
    and of x_hat. Features are ordered [layer][feature], and dict->feature_layers is not 1.
 
+   ---- FILES FOR OTHER LIBRARIES ------------------------------------------------------------------
+
+   dlrn_save writes one file, for this library and for dictionary_learning. dlrn_save_as writes what
+   another library's own loader opens, and the features there are the same up to rounding;
+   `dictlearn convert IN OUT --layout NAME` does it from the command line. tests/libraries.py opens
+   each of these with the library itself.
+
+   library              files in the folder        what it has
+   dictionary_learning  ae.pt, config.json         its seven classes; d_out is d_in
+   saelens              sae_weights.safetensors,   relu, jump, gated, top_k, abs_top_k, matching
+                        cfg.json                   pursuit; rows normalised, or not; transcoders
+                                                   of relu and jump, with a skip or without
+   sparsify             sae.safetensors, cfg.json  top_k, group_max, with a skip or without; d_out
+                                                   is d_in
+   circuit-tracer       layer_N.safetensors or     relu, jump_signed, with a skip or without; d_out
+                        W_enc_N and W_dec_N,       is d_in; cross-layer transcoders; config.yaml
+                        config.yaml                lacks the model and the hooks: fill them in
+   gemma_scope          params.npz                 jump
+   gemma_scope_2        params.safetensors,        jump, with a skip or without; config.json lacks
+                        config.json                the model's name
+
+   If a library lacks a formula but has the same function in other numbers, those are written, on a
+   copy, and `note` says so:
+   - scale_in and scale_out become part of the weights;
+   - another center becomes part of the encoder bias: E (z - c) + b = E z + (b - E c);
+   - the threshold of all features (BatchTopKSAE) is written for each, as SAELens itself exports
+     it; a ReLU is a jump with thresholds 0, where there are jumps alone;
+   - a threshold below 0 means 0 in a jump, but not in a jump_signed: circuit-tracer gets 0.
+   All else is refused, with an error that names what has no place. A file does not say which model
+   and which site it is for, so no config here does.
+
    ---- OPTIONS ------------------------------------------------------------------------------------
 
    macro                     define it    what it does
@@ -694,8 +725,10 @@
    - what the config says, and what the library computes differently: the row's `finish`, which
      reads keys with dlrni_config_text, _number, _switch and _k, sets the formula, and folds the
      rest into parameters. It must refuse (dlrni_config_refuse) what it does not know. A row with a
-     `finish` is not written by dlrn_save, which would have to undo it; for dlrn_save_as add a line
-     of dlrni_target_table, which says what the library's config can express.
+     `finish` is not written by dlrn_save, which would have to undo it.
+   - files that the library itself opens (dlrn_save_as): a line of dlrni_target_table (room load),
+     with what it can express beyond its rows and a function that writes its config; its loader in
+     tests/libraries.py.
    - a tensor that is no parameter but that `finish` needs: DLRNI_... of the list of extras; one
      that is not needed: DLRNI_IS_PASSED.
    - a size that the config states: dlrni_config_key_table (room load).
@@ -1173,19 +1206,20 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_save(const dlrn_dictionary *dict, const cha
 /* For whom a dictionary is written. Zero-initialise it, then set what differs. */
 typedef struct dlrn_save_options {
     const char *layout; /* the library: "dictionary_learning", "saelens", "sparsify",
-                           "circuit-tracer", "gemma_scope" or "gemma_scope_2"; NULL: dict->layout */
-    int64_t layer; /* circuit-tracer: N of layer_N.safetensors                                */
+                           "circuit-tracer", "gemma_scope", "gemma_scope_2"; NULL: dict->layout */
+    int64_t layer;      /* circuit-tracer: N of layer_N.safetensors                             */
 } dlrn_save_options;
 
 /* Writes a dictionary so that a library opens it, under the library's names and with the config
    that it reads. `path` is an existing folder, or for those that need no config a file of their own
-   format, which then holds the weights alone. Where the library has the same function in other
-   numbers (scales folded into the weights, the center into the encoder bias, a threshold for each
-   feature, ReLU as a jump at 0), those are written; `note` [size] then says so, otherwise it is "".
-   note NULL with size 0: not wanted. Weights come first, the config last, each atomic; a
-   config.yaml that is there stays. DLRN_ERR_ARGUMENT: no folder, or one with another dictionary;
-   _UNSUPPORTED: another library, or a dictionary that it cannot express; _VALUE: a weight that is
-   not finite; _IO. */
+   format, which then holds the weights alone. A cross-layer transcoder goes into a folder of its
+   own (circuit-tracer). Where the library has the same function in other numbers (scales folded
+   into the weights, the center into the encoder bias, a threshold for each feature, ReLU as a jump
+   at 0), those are written; `note` [size] then says so, otherwise it is "". note NULL with size 0:
+   not wanted. Weights come first, the config last, each atomic; a config.yaml that is there stays.
+   options NULL: for the library that it was loaded from. DLRN_ERR_ARGUMENT: no folder, or one with
+   another dictionary; _UNSUPPORTED: another library, or a dictionary that it cannot express;
+   _VALUE: a weight that is not finite; _IO. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
                                              const dlrn_save_options *options, char *note,
                                              size_t size);
@@ -14533,8 +14567,8 @@ DLRNI_INTERNAL int dlrni_is_stored(const dlrn_dictionary *dict, const dlrni_stor
 }
 
 /* Writes the tensors of a row. All are checked before the file is created; copies are freed on
-   every way out. alone: there is no config, so that the file states its class where tensors
-   leave it open. */
+   every way out. alone: there is no config, so the file states its class where tensors leave it
+   open. */
 DLRNI_INTERNAL dlrn_status dlrni_write_row(const dlrn_dictionary *dict, const dlrni_layout *row,
                                            const char *library, const char *path, int alone) {
     dlrn_context *ctx = dict->ctx;
@@ -14570,10 +14604,10 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
 
 /* ---- For a library ----
 
-   dlrn_save_as writes what the library's own loader opens: the weights under its names and,
-   where it wants one, the config that says what they compute. A formula that the library lacks
-   may be one that it has, in other numbers: those are folded in, on a copy. Anything else is
-   refused, before a file is touched. */
+   dlrn_save_as writes what the library's own loader opens: the weights under its names and, where
+   it wants one, the config that says what they compute. A formula that the library lacks may be
+   one that it has, in other numbers: those are folded in, on a copy. Anything else is refused
+   before a file is touched. */
 
 /* What a library can express beyond the formulas of its rows. */
 enum {
@@ -14582,7 +14616,8 @@ enum {
     DLRNI_TO_CENTERS = 4,   /* its config says whether the output bias is subtracted     */
     DLRNI_TO_NORMALISE = 8, /* its config says how rows are normalised                   */
     DLRNI_TO_SIGNED = 16,   /* its jumps pass negative values above a negative threshold */
-    DLRNI_TO_KEEP = 32      /* a config that is there stays: it is of several dictionaries */
+    DLRNI_TO_KEEP = 32,     /* a config that is there stays: it is of several dictionaries */
+    DLRNI_TO_SETS = 64      /* it has cross-layer transcoders                            */
 };
 
 /* How a library is written. Weights have the name that dlrni_library_table gives. */
@@ -14685,14 +14720,15 @@ DLRNI_INTERNAL void dlrni_configure_gemma_2(const dlrn_dictionary *dict, const d
     dlrni_json_close(w, "}");
 }
 
-/* The config of a set of transcoders, one a layer: YAML, with what only the user knows left
-   open. */
+/* The config of a set of transcoders, or of a cross-layer transcoder: YAML, with what only the user
+   knows left open. */
 DLRNI_INTERNAL void dlrni_configure_tracer(const dlrn_dictionary *dict, const dlrni_layout *row,
                                            dlrni_json_writer *w) {
-    (void)dict, (void)row;
+    (void)row;
     dlrni_bytes_text(&w->out, "# Fill in the model and the hooks that the transcoders are for.\n"
-                              "model_kind: transcoder_set\n"
-                              "model_name: unknown\n"
+                              "model_kind: ");
+    dlrni_bytes_text(&w->out, dict->n_parts ? "cross_layer_transcoder" : "transcoder_set");
+    dlrni_bytes_text(&w->out, "\nmodel_name: unknown\n"
                               "feature_input_hook: unknown\n"
                               "feature_output_hook: unknown\n"
                               "scan: unknown");
@@ -14707,7 +14743,8 @@ static const dlrni_target dlrni_target_table[] = {
     {"sparsify", ".safetensors", DLRNI_CFG_FILE,
      DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH | DLRNI_TO_CENTERS, NULL, dlrni_configure_sparsify},
     {"circuit-tracer", ".safetensors", "config.yaml",
-     DLRNI_TO_ONE_WIDTH | DLRNI_TO_SIGNED | DLRNI_TO_KEEP, NULL, dlrni_configure_tracer},
+     DLRNI_TO_ONE_WIDTH | DLRNI_TO_SIGNED | DLRNI_TO_KEEP | DLRNI_TO_SETS, NULL,
+     dlrni_configure_tracer},
     {"gemma_scope", ".npz", "", 0, NULL, NULL},
     {"gemma_scope_2", ".safetensors", DLRNI_CONFIG_FILE, 0, NULL, dlrni_configure_gemma_2},
 };
@@ -14744,7 +14781,8 @@ DLRNI_INTERNAL int dlrni_row_stores(const dlrni_layout *row, int is) {
 DLRNI_INTERNAL double dlrni_min_threshold(const dlrn_dictionary *dict) {
     const float *t = dict->param[DLRN_THRESHOLD];
     double min = t ? (double)t[0] : dict->formula.threshold;
-    for (int64_t j = 1; t && j < dict->features; j++) min = fmin(min, (double)t[j]);
+    for (int64_t j = 1; t && j < dict->features; j++)
+        if ((double)t[j] < min) min = (double)t[j];
     return min;
 }
 
@@ -14857,7 +14895,7 @@ DLRNI_INTERNAL dlrn_status dlrni_plan_save(const dlrn_dictionary *dict, const ch
     const char *name = target->library;
     dlrn_context *ctx = dict->ctx;
     int furthest = 0;
-    if (dict->n_parts || dict->layers > 1 || dict->feature_layers > 1)
+    if (dict->layers > 1 || dict->feature_layers > 1)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: not written: %s has no place for a dictionary of %lld layers", path,
                          name, (long long)dlrni_max(dict->layers, dict->feature_layers));
@@ -14919,7 +14957,7 @@ DLRNI_INTERNAL void dlrni_fold_scales(dlrn_dictionary *dict) {
 }
 
 /* Thresholds for each feature: that of all, or 0 for a ReLU. A jump's are not below 0: a smaller
-   one means the same, but may not in the library. */
+   one means the same here, but may not in the library. */
 DLRNI_INTERNAL dlrn_status dlrni_fold_threshold(dlrn_dictionary *dict, unsigned folds) {
     const dlrn_formula *f = &dict->formula;
     float *t = dict->param[DLRN_THRESHOLD];
@@ -14991,8 +15029,9 @@ DLRNI_INTERNAL dlrn_status dlrni_find_target(const dlrn_dictionary *dict, const 
 
 /* Refuses a folder in which the new files would be among those of another dictionary or model: a
    reader could take the wrong ones. */
-DLRNI_INTERNAL dlrn_status dlrni_check_place(dlrn_context *ctx, const char *path,
-                                             const dlrni_target *target, const dlrni_place *place) {
+DLRNI_INTERNAL dlrn_status dlrni_refuse_others(dlrn_context *ctx, const char *path,
+                                               const dlrni_target *target,
+                                               const dlrni_place *place) {
     char file[4096];
     for (int i = 0; i < DLRNI_OWN_FILES + DLRNI_LIBRARIES; i++) {
         const char *name = i < DLRNI_OWN_FILES ? dlrni_own_files[i]
@@ -15036,11 +15075,10 @@ DLRNI_INTERNAL dlrn_status dlrni_find_place(const dlrn_dictionary *dict, const c
     if (*target->config)
         dlrni_print(place->config, sizeof place->config, "%s/%s", path, target->config);
     if (target->can & DLRNI_TO_KEEP && dlrn_file_exists(ctx, place->config)) *place->config = 0;
-    return dlrni_check_place(ctx, path, target, place);
+    return dlrni_refuse_others(ctx, path, target, place);
 }
 
-/* A config, complete but not yet in its place: a full disk shows before the weights are
-   replaced. */
+/* A config, complete but not yet in its place: a full disk shows before weights are replaced. */
 DLRNI_INTERNAL dlrn_status dlrni_begin_config(const dlrn_dictionary *dict, const dlrni_plan *p,
                                               const char *path, dlrn_writer **out) {
     dlrni_json_writer w = dlrni_json_to_memory(dict->ctx);
@@ -15067,6 +15105,151 @@ DLRNI_INTERNAL dlrn_status dlrni_write_place(const dlrn_dictionary *dict, const 
     return s;
 }
 
+/* ---- Cross-layer transcoders ---- for circuit-tracer: two files a layer, W_enc_<i> with W_enc_<i>
+   [F][d], b_enc_<i>, b_dec_<i> and threshold_<i>, W_dec_<i> with [F][L - i][d]. */
+
+/* Whether a part is the layer i of such a set. */
+DLRNI_INTERNAL int dlrni_is_tracer_part(const dlrn_dictionary *dict, int64_t i) {
+    const unsigned roles = DLRNI_BIT(DLRN_ENCODER) | DLRNI_BIT(DLRN_ENCODER_BIAS) |
+                           DLRNI_BIT(DLRN_DECODER) | DLRNI_BIT(DLRN_THRESHOLD);
+    const dlrn_dictionary *part = dict->part[i].dict;
+    const dlrn_formula *f = &part->formula;
+    const int64_t d = dict->d_in / dict->layers, F = dict->features / dict->layers;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        if (part->param[role] && !(roles & DLRNI_BIT(role))) return 0;
+    if (!part->param[DLRN_ENCODER] || dlrni_own_encode(part)) return 0;
+    if (dict->part[i].in_at != i * d || dict->part[i].out_at != i * d || part->d_in != d ||
+        part->d_out != dict->d_out - i * d || part->features != F ||
+        dict->part[i].feature_at != i * F)
+        return 0;
+    if (f->gate != DLRN_GATE_RELU && f->gate != DLRN_GATE_JUMP && f->gate != DLRN_GATE_JUMP_SIGNED)
+        return 0;
+    return f->select == DLRN_SELECT_ALL && f->normalise == DLRN_NORMALISE_NONE &&
+           f->center == DLRN_CENTER_NONE && f->standardise != DLRN_ON && f->scale_out >= 1 &&
+           f->scale_out <= 1;
+}
+
+/* Whether a dictionary of several layers is a cross-layer transcoder as circuit-tracer has them. */
+DLRNI_INTERNAL int dlrni_is_tracer_set(const dlrn_dictionary *dict) {
+    const dlrn_formula *f = &dict->formula;
+    int is = dict->n_parts && dict->n_parts == dict->layers &&
+             dict->feature_layers == dict->layers && dict->d_in == dict->d_out &&
+             dict->param[DLRN_OUTPUT_BIAS] && f->select == DLRN_SELECT_ALL &&
+             f->normalise == DLRN_NORMALISE_NONE && f->standardise != DLRN_ON && f->scale_in >= 1 &&
+             f->scale_in <= 1;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        is = is && (!dict->param[role] || role == DLRN_OUTPUT_BIAS);
+    for (int64_t i = 0; is && i < dict->n_parts; i++) is = dlrni_is_tracer_part(dict, i);
+    return is;
+}
+
+/* What must be folded into one part. Where one has thresholds, all have. */
+DLRNI_INTERNAL unsigned dlrni_part_folds(const dlrn_dictionary *dict, const dlrn_dictionary *part) {
+    const double in = part->formula.scale_in, out = dict->formula.scale_out;
+    unsigned folds = in < 1 || in > 1 || out < 1 || out > 1 ? DLRNI_FOLD_SCALES : 0;
+    int jumps = 0;
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        jumps |= dict->part[i].dict->formula.gate != DLRN_GATE_RELU;
+    if (!jumps) return folds;
+    if (part->formula.gate == DLRN_GATE_RELU) return folds | DLRNI_FOLD_RELU;
+    if (!part->param[DLRN_THRESHOLD]) return folds | DLRNI_FOLD_THRESHOLD;
+    if (part->formula.gate == DLRN_GATE_JUMP && dlrni_min_threshold(part) < 0)
+        folds |= DLRNI_FOLD_NEGATIVE;
+    return folds;
+}
+
+/* Folds all parts of a copy; folds: of any of them. */
+DLRNI_INTERNAL dlrn_status dlrni_fold_set(dlrn_dictionary *copy, unsigned folds) {
+    float *bias = copy->param[DLRN_OUTPUT_BIAS];
+    for (int64_t i = 0; i < copy->n_parts; i++) {
+        dlrn_dictionary *part = copy->part[i].dict;
+        const unsigned own = dlrni_part_folds(copy, part);
+        part->formula.scale_out = copy->formula.scale_out;
+        if (folds & DLRNI_FOLD_SCALES) dlrni_fold_scales(part);
+        if (own & ~(unsigned)DLRNI_FOLD_SCALES) DLRNI_TRY(dlrni_fold_threshold(part, own));
+    }
+    dlrni_scale_numbers(bias, copy->d_out, copy->formula.scale_out);
+    copy->formula.scale_out = 1;
+    return DLRN_OK;
+}
+
+/* Writes a file of layer i: its atoms, or the rest. */
+DLRNI_INTERNAL dlrn_status dlrni_write_layer(const dlrn_dictionary *dict, const char *folder,
+                                             int64_t i, int atoms) {
+    const dlrn_dictionary *part = dict->part[i].dict;
+    const int64_t F = part->features, d = part->d_in;
+    const float *const data[] = {atoms ? part->param[DLRN_DECODER] : part->param[DLRN_ENCODER],
+                                 part->param[DLRN_ENCODER_BIAS],
+                                 dict->param[DLRN_OUTPUT_BIAS] + i * d,
+                                 part->param[DLRN_THRESHOLD]};
+    static const char *const names[] = {"W_enc", "b_enc", "b_dec", "threshold"};
+    const int64_t sizes[] = {F, F, d, F};
+    const int n = atoms ? 1 : part->param[DLRN_THRESHOLD] ? 4 : 3;
+    char path[4096], name[4][32];
+    dlrn_tensor_out t[4];
+    memset(t, 0, sizeof t);
+    for (int k = 0; k < n; k++) {
+        dlrni_print(name[k], sizeof name[k], "%s_%lld", atoms ? "W_dec" : names[k], (long long)i);
+        t[k].name = name[k];
+        t[k].dtype = DLRN_F32;
+        t[k].data = data[k];
+        t[k].ndim = k ? 1 : atoms ? 3 : 2;
+        t[k].shape[0] = sizes[k];
+        t[k].shape[1] = atoms ? part->d_out / d : d;
+        t[k].shape[2] = d;
+    }
+    dlrni_print(path, sizeof path, "%s/%s.safetensors", folder, name[0]);
+    for (int k = 0; k < n; k++) DLRNI_TRY(dlrni_check_stored(dict->ctx, path, &t[k]));
+    return dlrn_archive_write(dict->ctx, path, t, n, NULL);
+}
+
+/* The files of all layers, the first layer's encoder last but for the config: without it a reader
+   sees no such dictionary. */
+DLRNI_INTERNAL dlrn_status dlrni_write_set(const dlrn_dictionary *dict, const dlrni_plan *p,
+                                           const char *folder, const dlrni_place *place) {
+    dlrn_writer *config = NULL;
+    dlrn_status s = DLRN_OK;
+    if (*place->config) DLRNI_TRY(dlrni_begin_config(dict, p, place->config, &config));
+    for (int64_t i = dict->n_parts - 1; i >= 0 && s == DLRN_OK; i--) {
+        s = dlrni_write_layer(dict, folder, i, 1);
+        if (s == DLRN_OK) s = dlrni_write_layer(dict, folder, i, 0);
+    }
+    if (s == DLRN_OK && config) return dlrn_writer_close(config);
+    if (config) dlrn_writer_abort(config);
+    return s;
+}
+
+/* A dictionary of several layers; folds: what was folded. */
+DLRNI_INTERNAL dlrn_status dlrni_save_set(const dlrn_dictionary *dict, const char *path,
+                                          const dlrni_target *target, unsigned *folds) {
+    dlrn_dictionary *copy = NULL;
+    dlrni_place place;
+    dlrni_plan plan;
+    char name[64], file[4096];
+    const int in_folder = dlrn_file_exists(dict->ctx, path) == 2;
+    const int sets = (target->can & DLRNI_TO_SETS) != 0;
+    memset(&plan, 0, sizeof plan);
+    plan.target = target;
+    DLRNI_TRY(dlrni_find_place(dict, path, target, 0, &place));
+    dlrni_print(name, sizeof name, "W_enc_%lld.safetensors", (long long)dict->n_parts);
+    if (!in_folder || !sets || !dlrni_is_tracer_set(dict))
+        return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: not written: %s has no place for this %s of %lld layers%s", path,
+                         target->library, dict->family, (long long)dict->layers,
+                         in_folder ? "" : " in one file");
+    if (dlrni_is_in_folder(dict->ctx, path, name, file, sizeof file))
+        return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
+                         "%s: expected a folder without another dictionary, found %s", path, name);
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        plan.folds |= dlrni_part_folds(dict, dict->part[i].dict);
+    if (plan.folds) DLRNI_TRY(dlrni_dictionary_copy(dict->ctx, dict, &copy));
+    dlrn_status s = copy ? dlrni_fold_set(copy, plan.folds) : DLRN_OK;
+    if (s == DLRN_OK) s = dlrni_write_set(copy ? copy : dict, &plan, path, &place);
+    dlrn_dictionary_destroy(copy);
+    *folds = plan.folds;
+    return s;
+}
+
 /* A copy is made only where something is folded. */
 DLRN_API dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
                                   const dlrn_save_options *options, char *note, size_t size) {
@@ -15079,6 +15262,11 @@ DLRN_API dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
     if (size) *note = 0;
     DLRNI_TRY(dlrni_find_target(dict, path, library, &target));
     DLRNI_REQUIRE_IN(dict->ctx, path, !options || options->layer >= 0, "layer: expected from 0");
+    if (dict->n_parts) {
+        DLRNI_TRY(dlrni_save_set(dict, path, target, &plan.folds));
+        dlrni_note_folds(plan.folds, note, size);
+        return DLRN_OK;
+    }
     DLRNI_TRY(dlrni_find_place(dict, path, target, options ? options->layer : 0, &place));
     DLRNI_TRY(dlrni_plan_save(dict, path, target, &plan));
     /* readers scale the weights of a path with this word in it */

@@ -27,6 +27,7 @@ for name, member in (("nnsight", "LanguageModel"), ("zstandard", "ZstdDecompress
     setattr(sys.modules[name], member, object)
 
 import dictionary_learning.dictionary as dl  # noqa: E402
+from circuit_tracer.transcoder import cross_layer_transcoder as sets  # noqa: E402
 from circuit_tracer.transcoder import single_layer_transcoder as tracer  # noqa: E402
 from circuit_tracer.transcoder.activation_functions import JumpReLU  # noqa: E402
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE  # noqa: E402
@@ -39,9 +40,10 @@ from sparsify import SparseCoder, SparseCoderConfig  # noqa: E402
 
 BUILD = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "build")
 HERE = BUILD / "tmp" / "libraries"
-D, F, ROWS, K, NARROW = 24, 40, 33, 5, 16
+D, F, ROWS, K, NARROW, LAYERS = 24, 40, 33, 5, 16, 3
 LIMIT = 3e-6  # of the largest number of an array
 X = np.random.default_rng(2).standard_normal((ROWS, D)).astype(np.float32)
+X_OF_LAYERS = np.random.default_rng(3).standard_normal((ROWS, LAYERS, D)).astype(np.float32)
 TARGETS = ["dictionary_learning", "saelens", "sparsify", "circuit-tracer", "gemma_scope", "gemma_scope_2"]
 passed, failed = 0, 0
 
@@ -61,12 +63,13 @@ def run(*args):
 
 def ours(path, *flags):
     """Features and reconstruction by the program; None after an error, which counts as a failure."""
+    rows = "layers.npy" if " clt" in str(path).replace("_", " ") else "x.npy"
     for command, out in (("encode", "f.npy"), ("reconstruct", "y.npy")):
-        status, error = run(command, "--dict", path, "--data", HERE / "x.npy", "--out", HERE / out, *flags)
+        status, error = run(command, "--dict", path, "--data", HERE / rows, "--out", HERE / out, *flags)
         check(status == 0, f"{command} of {path}: {error}")
         if status:
             return None
-    return np.load(HERE / "f.npy"), np.load(HERE / "y.npy")
+    return np.load(HERE / "f.npy").reshape(ROWS, -1), np.load(HERE / "y.npy").reshape(ROWS, -1)
 
 
 def distance(found, wanted):
@@ -168,7 +171,34 @@ def ct_numbers(t):
     return numbers(t.encode(torch.tensor(X)), t(torch.tensor(X)))
 
 
+def clt_make(jumps, negative=False):
+    made = sets.CrossLayerTranscoder(LAYERS, F, D, activation_function="jump_relu" if jumps else "relu",
+                                     lazy_decoder=False, device=torch.device("cpu"), dtype=torch.float32)
+    fill(made, unit=False)
+    if negative:
+        made.activation_function.threshold.neg_()
+    return made
+
+
+def clt_numbers(t):
+    """Its rows are by layer; ours hold the layers one after another."""
+    f = t.encode(torch.tensor(X_OF_LAYERS).transpose(0, 1))
+    y = t.decode(f.to_sparse())
+    return numbers(f.transpose(0, 1).reshape(ROWS, -1), y.transpose(0, 1).reshape(ROWS, -1))
+
+
+def clt_open(folder):
+    t = sets.load_clt(str(folder), device=torch.device("cpu"), dtype=torch.float32, lazy_decoder=False)
+    again = folder.parent / (folder.name + ".again")
+    t.to_safetensors(str(again))
+    assert "cross_layer_transcoder" in (folder / "config.yaml").read_text()
+    kind = "jumprelu" if isinstance(t.activation_function, JumpReLU) else "relu"
+    return f"cross-layer {kind}", clt_numbers(t), again
+
+
 def ct_open(folder):
+    if (folder / "W_enc_0.safetensors").exists():
+        return clt_open(folder)
     one = tracer.load_transcoder_set({0: str(folder / "layer_0.safetensors")}, "", "", "", torch.device("cpu"))[0]
     again = folder.parent / (folder.name + ".again")
     again.mkdir(exist_ok=True)
@@ -275,6 +305,9 @@ def make_ct():
             to.mkdir(parents=True)
             t.to_safetensors(str(to / "layer_0.safetensors"))
         source(f"circuit-tracer {label}", save, ct_numbers(t))
+    for label, clt in (("clt relu", clt_make(False)), ("clt jumprelu", clt_make(True)),
+                       ("clt negative thresholds", clt_make(True, True))):
+        source(f"circuit-tracer {label}", lambda to: clt.to_safetensors(str(to)), clt_numbers(clt))
 
 
 def make_ours():
@@ -292,12 +325,15 @@ def make_ours():
 
 # ---- Each source to each library
 
-# What a library cannot express, by words of the error
-REFUSED = [f"has no place for {what}" for what in ("selection", "gate", "normaliser", "family", "parameter", "a d_out")]
+# What a library cannot express, in the words of the error
+REFUSED = [f"has no place for {what}" for what in ("selection", "gate", "normaliser", "family", "parameter", "a d_out",
+                                                   "this CrossLayerTranscoder")]
 
 
 def expected(name, target):
     """Whether a library has the function of a source."""
+    if " clt" in name:
+        return target == "circuit-tracer"
     topk = any(word in name for word in ("saelens topk", "AutoEncoderTopK", "dl-top_k", "sparsify"))
     if "norm_rescale" in name or "layer_norm" in name or "matching_pursuit" in name or "abstopk" in name:
         return target == "saelens"
@@ -347,6 +383,7 @@ def main():
     shutil.rmtree(HERE, ignore_errors=True)
     (HERE / "to").mkdir(parents=True)
     np.save(HERE / "x.npy", X)
+    np.save(HERE / "layers.npy", X_OF_LAYERS)
     for make in (make_dl, make_sl, make_sp, make_ct, make_ours):
         make()
     for name, folder, found, flags in SOURCES:

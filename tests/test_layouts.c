@@ -356,10 +356,24 @@ static int reads_back(const char *path, const dlrn_dictionary *dict, int64_t n) 
 
 /* Writes a dictionary for its own library, to an empty folder or as a file. */
 static int is_written(const dlrn_dictionary *dict) {
-    static const char *const left[] = {
-        "ae.pt",      "config.json",        "cfg.json",    "sae_weights.safetensors",
-        "params.npz", "params.safetensors", "config.yaml", "sae.safetensors",
-        "w.pt",       "w.safetensors",      "w.npz",       "layer_0.safetensors"};
+    static const char *const left[] = {"ae.pt",
+                                       "config.json",
+                                       "cfg.json",
+                                       "sae_weights.safetensors",
+                                       "params.npz",
+                                       "params.safetensors",
+                                       "config.yaml",
+                                       "sae.safetensors",
+                                       "w.pt",
+                                       "w.safetensors",
+                                       "w.npz",
+                                       "layer_0.safetensors",
+                                       "W_enc_0.safetensors",
+                                       "W_enc_1.safetensors",
+                                       "W_enc_2.safetensors",
+                                       "W_dec_0.safetensors",
+                                       "W_dec_1.safetensors",
+                                       "W_dec_2.safetensors"};
     const char *folder = "build/tmp/layouts_written";
     int64_t n = read_array(row.folder, "input", x) / dict->d_in;
     CHECK_OK(ctx, dlrn_encode(dict, x, n, f));
@@ -373,6 +387,15 @@ static int is_written(const dlrn_dictionary *dict) {
         if (dlrn_save(dict, path) == DLRN_OK && reads_back(path, dict, n)) return 1;
     }
     return 0;
+}
+
+static int is_written(const dlrn_dictionary *dict) {
+    char folder[128];
+    int64_t n = read_array(row.folder, "input", x) / dict->d_in;
+    CHECK_OK(ctx, dlrn_encode(dict, x, n, f));
+    snprintf(folder, sizeof folder, "for_%s_%s", dict->layout, dict->family);
+    return is_the_same(dict, folder, n) || is_the_same(dict, "written.safetensors", n) ||
+           is_the_same(dict, "written.pt", n) || is_the_same(dict, "written.npz", n);
 }
 
 /* Whether a screen serves a dictionary, or all parts of one. */

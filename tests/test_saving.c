@@ -25,7 +25,14 @@ static const char *fresh_folder(void) {
                                         "config.yaml",
                                         "params.safetensors",
                                         "layer_0.safetensors",
-                                        "layer_7.safetensors"};
+                                        "layer_7.safetensors",
+                                        "W_enc_0.safetensors",
+                                        "W_enc_1.safetensors",
+                                        "W_enc_2.safetensors",
+                                        "W_enc_3.safetensors",
+                                        "W_dec_0.safetensors",
+                                        "W_dec_1.safetensors",
+                                        "W_dec_2.safetensors"};
     static char path[512];
     char file[600];
     snprintf(path, sizeof path, "%s", kept_folder());
@@ -447,6 +454,128 @@ TEST(folders_of_others) {
     dlrn_dictionary_destroy(dict);
 }
 
+/* ---- Cross-layer transcoders ---- */
+
+enum { LAYERS = 3 };
+
+/* Each layer reads its own D numbers and writes to all layers from it on. */
+static dlrn_dictionary *make_set(dlrn_gate gate) {
+    dlrn_dictionary *dict = NULL;
+    CHECK_OK(ctx, dlrni_dictionary_new(ctx, dlrni_family_named("CrossLayerTranscoder"), LAYERS * D,
+                                       LAYERS * D, LAYERS * F, &dict));
+    dict->layers = dict->feature_layers = LAYERS;
+    CHECK_OK(ctx, dlrni_parts_alloc(dict, LAYERS));
+    CHECK_OK(ctx, dlrni_param_alloc(dict, DLRN_OUTPUT_BIAS));
+    fill(dict->param[DLRN_OUTPUT_BIAS], LAYERS * D, .5f);
+    for (int i = 0; i < LAYERS; i++) {
+        dlrn_part *part = &dict->part[i];
+        part->in_at = part->out_at = i * D;
+        part->feature_at = i * F;
+        CHECK_OK(ctx, dlrni_dictionary_alloc(ctx, dlrni_family_named("Layer"), D, (LAYERS - i) * D,
+                                             F, &part->dict));
+        for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+            if (part->dict->param[role])
+                fill(part->dict->param[role], dlrni_role_size(part->dict, role), .5f);
+        part->dict->formula.gate = gate;
+        if (gate == DLRN_GATE_RELU) continue;
+        CHECK_OK(ctx, dlrni_param_alloc(part->dict, DLRN_THRESHOLD));
+        fill(part->dict->param[DLRN_THRESHOLD], F, .3f); /* of both signs */
+    }
+    return dict;
+}
+
+/* The same features and reconstructions of rows of all layers. */
+static void check_set(const char *what, const dlrn_dictionary *a, const dlrn_dictionary *b) {
+    enum { ROWS = N / LAYERS };
+    static float f[2][ROWS * LAYERS * F], y[2][ROWS * LAYERS * D];
+    CHECK(b->n_parts == LAYERS && a->d_in == b->d_in && a->features == b->features);
+    for (int i = 0; i < 2; i++) {
+        CHECK_OK(ctx, dlrn_encode(i ? b : a, x, ROWS, f[i]));
+        CHECK_OK(ctx, dlrn_forward(i ? b : a, x, ROWS, y[i], NULL));
+    }
+    check_near(what, f[1], f[0], ROWS * LAYERS * F);
+    check_near(what, y[1], y[0], ROWS * LAYERS * D);
+}
+
+TEST(cross_layer_transcoders) {
+    static const struct {
+        dlrn_gate gate;
+        double in, out;
+        const char *note;
+    } sets[] = {{DLRN_GATE_RELU, 1, 1, NONE},
+                {DLRN_GATE_JUMP_SIGNED, 1, 1, NONE},
+                {DLRN_GATE_JUMP, 1, 1, RAISED},
+                {DLRN_GATE_RELU, 1.5, 0.75, SCALED}};
+    const dlrn_save_options how = {"circuit-tracer", 0};
+    char note[256], *bytes = NULL;
+    size_t size = 0;
+    for (int i = 0; i < 4; i++) {
+        dlrn_dictionary *dict = make_set(sets[i].gate), *back = NULL;
+        for (int k = 0; k < LAYERS; k++) dict->part[k].dict->formula.scale_in = sets[i].in;
+        dict->formula.scale_out = sets[i].out;
+        CHECK_OK(ctx, dlrn_save_as(dict, fresh_folder(), &how, note, sizeof note));
+        CHECK_MSG(!strcmp(note, sets[i].note), "noted '%s'", note);
+        CHECK_OK(ctx, dlrn_load(ctx, kept_folder(), NULL, &back));
+        check_set("a set", dict, back);
+        for (int k = 0; k < LAYERS && !*note; k++)
+            check_bits("a layer", dict->part[k].dict, back->part[k].dict);
+        dlrn_dictionary_destroy(back);
+        dlrn_dictionary_destroy(dict);
+    }
+    snprintf(note, sizeof note, "%s/config.yaml", kept_folder());
+    CHECK_OK(ctx, dlrn_file_read(ctx, note, &bytes, &size));
+    CHECK_STR(bytes, "model_kind: cross_layer_transcoder\n");
+    dlrn_free(ctx, bytes);
+}
+
+/* A ReLU layer among layers with thresholds has thresholds of 0 in the file. */
+TEST(layers_of_two_kinds) {
+    dlrn_dictionary *dict = make_set(DLRN_GATE_JUMP_SIGNED), *back = NULL;
+    dlrn_archive *a = NULL;
+    char file[600];
+    dict->part[1].dict->formula.gate = DLRN_GATE_RELU;
+    dlrn_free(ctx, dict->part[1].dict->param[DLRN_THRESHOLD]);
+    dict->part[1].dict->param[DLRN_THRESHOLD] = NULL;
+    CHECK_OK(ctx, save_to(dict, fresh_folder(), "circuit-tracer", 0));
+    CHECK_OK(ctx, dlrn_load(ctx, kept_folder(), NULL, &back));
+    check_set("two kinds", dict, back);
+    snprintf(file, sizeof file, "%s/W_enc_1.safetensors", kept_folder());
+    CHECK_OK(ctx, dlrn_archive_open(ctx, file, &a)); /* circuit-tracer reads all or none */
+    CHECK(dlrn_archive_find(a, "threshold_1") >= 0);
+    dlrn_archive_close(a);
+    dlrn_dictionary_destroy(back);
+    dlrn_dictionary_destroy(dict);
+}
+
+TEST(sets_that_are_refused) {
+    dlrn_dictionary *dict = make_set(DLRN_GATE_RELU);
+    char file[600];
+    refused(dict, "saelens", DLRN_ERR_UNSUPPORTED,
+            "saelens has no place for this CrossLayerTranscoder of 3 layers");
+    CHECK_STATUS(save_to(dict, tmp_path("set.safetensors"), "circuit-tracer", 0),
+                 DLRN_ERR_UNSUPPORTED);
+    CHECK_STR(dlrn_error(ctx), "no place for this CrossLayerTranscoder of 3 layers in one file");
+    CHECK_STATUS(dlrn_save(dict, tmp_path("set.pt")), DLRN_ERR_UNSUPPORTED);
+    CHECK_STR(dlrn_error(ctx), "has several layers");
+    dict->formula.select = DLRN_SELECT_TOP_K, dict->formula.k = K;
+    refused(dict, "circuit-tracer", DLRN_ERR_UNSUPPORTED, "no place for this CrossLayerTranscoder");
+    dict->formula.select = DLRN_SELECT_ALL, dict->formula.k = 0;
+    dict->part[1].out_at = 0;
+    refused(dict, "circuit-tracer", DLRN_ERR_UNSUPPORTED, "no place for this CrossLayerTranscoder");
+    dict->part[1].out_at = D;
+    dict->part[2].dict->param[DLRN_DECODER][4] = (float)INFINITY;
+    CHECK_STATUS(save_to(dict, fresh_folder(), "circuit-tracer", 0), DLRN_ERR_VALUE);
+    CHECK_STR(dlrn_error(ctx), "tensor 'W_dec_2': element 4: expected a finite number");
+    CHECK(!is_there(kept_folder(), "W_enc_0.safetensors") &&
+          !is_there(kept_folder(), "config.yaml"));
+    dict->part[2].dict->param[DLRN_DECODER][4] = 1;
+    snprintf(file, sizeof file, "%s/W_enc_3.safetensors", fresh_folder());
+    CHECK_OK(ctx, dlrn_file_write(ctx, file, "x", 1)); /* of a larger one */
+    CHECK_STATUS(save_to(dict, kept_folder(), "circuit-tracer", 0), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "without another dictionary, found W_enc_3.safetensors");
+    dlrn_dictionary_destroy(dict);
+}
+
 /* ---- Without memory ---- */
 
 TEST(each_allocation_fails) {
@@ -456,12 +585,13 @@ TEST(each_allocation_fails) {
     ctx = starved;
     static const char *const libraries[] = {"dictionary_learning", "saelens",     "sparsify",
                                             "circuit-tracer",      "gemma_scope", "gemma_scope_2"};
-    for (int i = 0; i < 6; i++) {
-        const char *library = libraries[i];
-        dlrn_dictionary *dict = make(i == 2 ? "AutoEncoderTopK" : "AutoEncoder", D);
+    for (int i = 0; i < 7; i++) {
+        const char *library = libraries[i % 6 == i ? i : 3];
+        dlrn_dictionary *dict =
+            i == 6 ? make_set(DLRN_GATE_JUMP) : make(i == 2 ? "AutoEncoderTopK" : "AutoEncoder", D);
         const char *folder = fresh_folder();
         dlrn_dictionary *back = NULL;
-        apply(dict, TWO_SCALES); /* so that it is copied */
+        if (i < 6) apply(dict, TWO_SCALES); /* so that it is copied */
         const int64_t live = starve.live;
         dlrn_status s = DLRN_ERR_MEMORY;
         for (int64_t granted = 0; s != DLRN_OK; granted++) {
@@ -474,7 +604,8 @@ TEST(each_allocation_fails) {
             CHECK(!is_there(folder, "config.json") && !is_there(folder, "cfg.json"));
         }
         CHECK_OK(ctx, dlrn_load(ctx, folder, NULL, &back));
-        check_function(library, dict, back);
+        if (i < 6) check_function(library, dict, back);
+        if (i == 6) check_set(library, dict, back);
         dlrn_dictionary_destroy(back);
         dlrn_dictionary_destroy(dict);
     }
@@ -495,6 +626,9 @@ int main(int argc, char **argv) {
     RUN(files_and_folders);
     RUN(a_set_of_layers);
     RUN(folders_of_others);
+    RUN(cross_layer_transcoders);
+    RUN(layers_of_two_kinds);
+    RUN(sets_that_are_refused);
     RUN(each_allocation_fails);
     dlrn_context_destroy(ctx);
     return TEST_END();

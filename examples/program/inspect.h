@@ -340,6 +340,17 @@ static int is_dictionary_file(const char *path) {
     return ends_with(path, ".pt") || ends_with(path, ".safetensors") || ends_with(path, ".npz");
 }
 
+/* Removes the files of a folder that this command has made. */
+static void remove_files(const char *folder) {
+    char path[4352];
+    DIR *dir = opendir(folder);
+    for (struct dirent *e; dir && (e = readdir(dir)) != NULL;) {
+        snprintf(path, sizeof path, "%s/%s", folder, e->d_name);
+        if (*e->d_name != '.') remove(path);
+    }
+    if (dir) closedir(dir);
+}
+
 /* Writes a dictionary so that a library opens it: into a folder, which is made and goes again after
    a failure, or into a file. What had to be folded goes to standard error. */
 static dlrn_status convert_for(dlrn_context *ctx, const options *o, const dlrn_dictionary *dict) {
@@ -351,12 +362,12 @@ static dlrn_status convert_for(dlrn_context *ctx, const options *o, const dlrn_d
     if (s == DLRN_OK) s = dlrn_save_as(dict, o->path2, &how, note, sizeof note);
     if (s == DLRN_OK && *note)
         fprintf(stderr, "dictlearn: %s: the same function in other numbers: %s\n", o->path2, note);
+    if (s != DLRN_OK && in_folder && had < strlen(o->path2)) remove_files(o->path2);
     if (s != DLRN_OK && in_folder) unmake_folders(o->path2, had);
     return s;
 }
 
-/* Of the flags that say what a dictionary is, --layout is about OUT here; --from takes its
-   place. */
+/* --layout is about OUT here; --from says what IN is. */
 static int run_convert(dlrn_context *ctx, const options *o) {
     dlrn_dictionary *dict = NULL;
     options in = *o;
