@@ -389,15 +389,6 @@ static int is_written(const dlrn_dictionary *dict) {
     return 0;
 }
 
-static int is_written(const dlrn_dictionary *dict) {
-    char folder[128];
-    int64_t n = read_array(row.folder, "input", x) / dict->d_in;
-    CHECK_OK(ctx, dlrn_encode(dict, x, n, f));
-    snprintf(folder, sizeof folder, "for_%s_%s", dict->layout, dict->family);
-    return is_the_same(dict, folder, n) || is_the_same(dict, "written.safetensors", n) ||
-           is_the_same(dict, "written.pt", n) || is_the_same(dict, "written.npz", n);
-}
-
 /* Whether a screen serves a dictionary, or all parts of one. */
 static int is_screened(const dlrn_dictionary *dict) {
     if (!dict->n_parts) return dlrni_screenable(dict);
