@@ -14038,11 +14038,12 @@ DLRNI_INTERNAL dlrn_status dlrni_check_folded(const dlrni_loading *l, const dlrn
                                     NULL};
         if (job.n) DLRNI_TRY(dlrni_read_plain(l->a, dlrni_role_table[role].name, &job));
     }
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        DLRNI_TRY(dlrni_check_folded(l, dict->part[i].dict));
     if (scale <= DBL_MAX && threshold <= DBL_MAX) return DLRN_OK;
     return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE,
-                     "%s: expected finite scales and thresholds, found "
-                     "%g",
-                     l->a->path, scale <= DBL_MAX ? threshold : scale);
+                     "%s: expected finite scales and thresholds, found %g", l->a->path,
+                     scale <= DBL_MAX ? threshold : scale);
 }
 
 /* The dictionary of an archive in the layout that has been matched. Nothing is left behind if a
@@ -16357,7 +16358,9 @@ DLRNI_INTERNAL dlrn_status dlrni_load_layers(dlrni_loading *l, dlrn_dictionary *
     for (int i = 0; i < DLRNI_SETS_OF_PARTS; i++) {
         const dlrni_one_archive *row = &dlrni_set_table[i];
         if (!dlrni_may_be(l, row->library) || !row->fits(l)) continue;
-        return dlrni_finish_layers(&s, row->load(l, &s), out);
+        dlrn_status status = row->load(l, &s);
+        if (status == DLRN_OK) status = dlrni_check_folded(l, s.to);
+        return dlrni_finish_layers(&s, status, out);
     }
     *l->prefix = 0;
     return DLRN_OK;

@@ -75,7 +75,7 @@ static void fuzz_rows(const unsigned char *data, size_t size) {
     const char *path = fuzz_path("x.npy"), *paths[2] = {path, path};
     for (int c = 0; c < 4; c++) {
         dlrn_source source;
-        dlrn_source_desc desc = {paths, 1 + c % 2, NULL, 0, NULL, DLRN_F32, 1};
+        dlrn_source_desc desc = {paths, 1 + c % 2, NULL, 0, NULL, DLRN_F32, 1, 0, 0};
         if (c > 1) desc.dtype = DLRN_BF16;
         dlrn_status s = dlrn_source_open(ctx, &desc, &source);
         if (s == DLRN_OK)
@@ -92,7 +92,7 @@ static void fuzz_stream_rows(const unsigned char *data, size_t size) {
     dlrn_context_config cfg = {0};
     dlrn_context *host = NULL;
     dlrn_source source;
-    dlrn_source_desc desc = {&name, 1, NULL, 0, NULL, DLRN_F32, 1};
+    dlrn_source_desc desc = {&name, 1, NULL, 0, NULL, DLRN_F32, 1, 0, 0};
     cfg.threads = 1;
     cfg.io.open_file = fuzz_stream_open, cfg.io.read_file = fuzz_stream_read;
     cfg.io.write_file = fuzz_stream_write, cfg.io.close_file = fuzz_stream_close;
