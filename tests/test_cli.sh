@@ -336,7 +336,7 @@ layers 40 3 64 > "$d/three.npy"
 status "rows of three layers" 1 $cc --data "$d/three.npy"
 says "do not fit" "three.npy: wrong width, expected 128, found 64" "$d/err"
 status "rows of layers, some left out" 1 $cc --data "$d/layers.npy" --skip-first 1
-says "are refused" "layers.npy: --skip-first and --max-norm-ratio: expected rows of one layer" "$d/err"
+says "are refused" "layers.npy: --skip-first: expected an array .documents, positions, d., found one" "$d/err"
 status "a crosscoder and a model" 1 "$dl" eval --dict "$d/cc.safetensors" --layout ckkissane \
     --model examples/data/tiny-neox --text "$d/none" --site mlp_out --layer 0
 says "one site is not enough" "expected a dictionary of one layer, found one of 2 layers: save" "$d/err"
