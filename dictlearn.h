@@ -258,11 +258,26 @@
                selection: with the gate linear, all n F of them. A single row has no deviation:
                standardise then compares p.
 
+   Layers. A row of a crosscoder or a cross-layer transcoder holds its layers (or models) one after
+   another: x is [n][layers][d], so d_in is layers * d. A crosscoder with one set of features for
+   all layers is a plain dictionary on such rows. The other two have `parts`, a dictionary each:
+   part l reads a window of x (its layer; in a Crosscoder all layers), has its own encoder, gate and
+   selection, and writes to a window of x_hat (the layers from l on; its layer). Features are
+   [feature_layers][F / feature_layers], and so are arrays in files: the program joins the last two
+   dimensions where their product is the width, and writes features as [rows, feature_layers, ..]
+   and reconstructions as [rows, layers, d].
+       f_l     = select_l(gate(p_l)), then formula.select over the features of all parts
+       x_hat_t = OUTPUT_BIAS_t + sum of f_l DECODER_l (its columns for t) + SKIP_t x_t
+   Parts encode like other dictionaries, screened as their formula allows. They are loaded, not
+   created or trained, and no layout of one file holds them. Parts with DECODER_OFFSET (decode-clt's
+   feature_offset) add it once for each active feature. Decoders that a file ties are expanded.
+
    ---- FILES OF OTHER LIBRARIES -------------------------------------------------------------------
 
    dlrn_load opens what these libraries and publishers wrote. Pass the folder as it was downloaded,
-   or the file in it; the config is found beside it. In a folder of several files (layer_0, layer_1,
-   ...) pass one of them.
+   or the file in it; the config is found beside it. In a folder of several transcoders (layer_0,
+   layer_1, ...) pass one of them. A cross-layer transcoder in files for each layer is the folder;
+   one of its files is that layer alone, which writes to the layers from its own on.
 
    library              weights; config             classes
    dictionary_learning  ae.pt; config.json          AutoEncoder, AutoEncoderNew, AutoEncoderTopK,
@@ -355,6 +370,9 @@
    - sparsify: b_dec is subtracted unless `transcode` is true. SAELens' converter goes by
      normalize_decoder.
    - saelens: files with finetuning_scaling_factor, which SAELens now refuses, load.
+   - circuit-tracer: load_gemma_scope_2_clt fails on a folder with a file for each layer. Of mntss'
+     layers SAELens sums the decoders over all layers.
+   - crosscoder-fork: with DECOUPLED norms and a normaliser, the library normalises rows twice.
    - openai: TopK files, which OpenAI's strict loader refuses, and tied files load.
 
    Files in f16 or bf16 are widened to f32, without a change of value; all arithmetic is f32. A
@@ -732,6 +750,10 @@
    - a tensor that is no parameter but that `finish` needs: DLRNI_... of the list of extras; one
      that is not needed: DLRNI_IS_PASSED.
    - a size that the config states: dlrni_config_key_table (room load).
+   Several layers, or several files: a block in room sets. It finds sizes with dlrni_set_tensor,
+   makes the parts (dlrni_layers_new, dlrni_layers_part), and fills them with slices of tensors
+   (dlrni_slice_of, dlrni_read_slice). Then a line of dlrni_numbered_table (a file or two for each
+   layer) or of dlrni_set_table (one archive, which its config or a tensor tells).
    A library: a block with its rows, and a line of dlrni_library_table: the names of its weights and
    of its config, a key that tells this config from those of others with the same name, a function
    that reads the class, and whether a file without its config is refused. Then a line in FILES OF
@@ -15429,6 +15451,7 @@ DLRNI_INTERNAL dlrn_status dlrni_layers_new(const dlrni_loading *l, const char *
                          (long long)s->L, (long long)s->F);
     DLRNI_TRY(dlrni_dictionary_new(ctx, dlrni_family_named(family), in, out, features, &s->to));
     s->to->layout = library;
+    s->to->class_name = s->to->family;
     s->to->layers = s->to->feature_layers = s->L;
     DLRNI_TRY(dlrni_parts_alloc(s->to, s->L));
     return dlrni_zero_biases(s->to);
@@ -15524,7 +15547,7 @@ DLRNI_INTERNAL dlrn_status dlrni_layers_k(const dlrni_loading *l, const char *ke
     DLRNI_TRY(dlrni_config_number(l, key, &value));
     *k = value >= 1 && value <= (double)max ? (int64_t)value : 0;
     /* below 1: a share of the features (decode-clt) */
-    if (value > 0 && value < 1) *k = (int64_t)ceil(value * (double)max);
+    if (value > 0 && value < 1) *k = (int64_t)-floor(-value * (double)max);
     if (*k && (value < 1 || value <= floor(value))) return DLRN_OK;
     return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE,
                      "%s: %s: expected a number from 1 to %lld, found %g: if it is not known, give "
@@ -15726,6 +15749,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_one_layer(dlrni_loading *l, dlrn_context *
     DLRNI_TRY(
         dlrni_dictionary_alloc(ctx, dlrni_family_named("AutoEncoder"), s->in, width, s->F, &s->to));
     dlrn_dictionary *dict = s->to;
+    dict->class_name = "CrossLayerTranscoder";
     dict->layout = row->library;
     dict->formula.center = DLRN_CENTER_NONE;
     memset(dict->param[DLRN_OUTPUT_BIAS], 0, (size_t)width * sizeof(float));
@@ -15990,6 +16014,7 @@ DLRNI_INTERNAL dlrn_status dlrni_llama_fill(const dlrni_loading *l, dlrni_llama_
         dlrni_llama_scales(l, is_clt ? "hook_points_out" : "hook_points", s->L, s->out, c->out));
     DLRNI_TRY(
         dlrni_layers_new(l, is_clt ? "CrossLayerTranscoder" : "Crosscoder", "llamascopium", s));
+    s->to->class_name = is_clt ? "clt" : "crosscoder"; /* as its config calls them */
     for (int64_t i = 0; i < s->L; i++)
         DLRNI_TRY(is_clt ? dlrni_llama_clt_layer(l, c, i, s)
                          : dlrni_llama_crosscoder_layer(l, c, i, s));
@@ -16117,6 +16142,7 @@ DLRNI_INTERNAL dlrn_status dlrni_fork_fill(const dlrni_loading *l, dlrni_layers 
     DLRNI_TRY(dlrni_set_tensor(l, "threshold", 1, &layers, &e));
     DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, -1, 0, 0, 0), threshold, s->L));
     DLRNI_TRY(dlrni_layers_new(l, "Crosscoder", "crosscoder-fork", s));
+    s->to->class_name = "BatchTopKCrossCoder";
     for (int64_t i = 0; i < s->L; i++) {
         DLRNI_TRY(dlrni_fork_layer(l, s, i, threshold[i], stats, (double)rms));
         if (threshold[i] < 0)

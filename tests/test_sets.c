@@ -600,44 +600,63 @@ TEST(a_wrong_decode_clt_file) {
 
 /* ---- The crosscoder fork's decoupled thresholds ---- */
 
+static tensors fork_;
+
 static void fork_write(const char *folder, float mean, int id) {
-    tensors t;
-    memset(&t, 0, sizeof t);
-    add(&t, "encoder.weight", 1, L, D, F);
-    add(&t, "encoder.bias", 1, F, 0, 0);
-    add(&t, "decoder.weight", 1, L, F, D);
-    add(&t, "decoder.bias", 1, L, D, 0);
-    float *threshold = add(&t, "threshold", 1, L, 0, 0);
+    drop(&fork_);
+    tensors *t = &fork_;
+    add(t, "encoder.weight", 1, L, D, F);
+    add(t, "encoder.bias", 1, F, 0, 0);
+    add(t, "decoder.weight", 1, L, F, D);
+    add(t, "decoder.bias", 1, L, D, 0);
+    float *threshold = add(t, "threshold", 1, L, 0, 0);
     for (int l = 0; l < L; l++) threshold[l] = 1;
-    float *m = add(&t, "activation_mean", 1, L, D, 0), *s = add(&t, "activation_std", 1, L, D, 0);
+    float *m = add(t, "activation_mean", 1, L, D, 0), *s = add(t, "activation_std", 1, L, D, 0);
     for (int i = 0; i < L * D; i++) m[i] = mean, s[i] = 0.5f;
-    add(&t, "target_rms", 1, 1, 0, 0)[0] = 2;
-    t.t[t.n - 1].ndim = 0;
-    add(&t, "code_normalization_id", 1, 1, 0, 0)[0] = (float)id;
-    t.t[t.n - 1].ndim = 0;
-    write_tensors(&t, folder, "model.safetensors");
+    add(t, "target_rms", 1, 1, 0, 0)[0] = 2;
+    t->t[t->n - 1].ndim = 0;
+    add(t, "code_normalization_id", 1, 1, 0, 0)[0] = (float)id;
+    t->t[t->n - 1].ndim = 0;
+    write_tensors(t, folder, "model.safetensors");
     write_text(folder, "config.json", "{\"code_normalization\": \"DECOUPLED\"}");
-    drop(&t);
+}
+
+/* x~ = (x - mean) rms / sqrt(sum of std^2 of the layer + 1e-8), or x; one gate for each layer. */
+static void fork_formula(double mean, double *f, double *y) {
+    static float x[ROWS * L * D];
+    const double scale = mean == mean ? 2 / sqrt(D * 0.25 + 1e-8) : 1;
+    const float *w = find(&fork_, "encoder.weight"), *atoms = find(&fork_, "decoder.weight");
+    if (mean != mean) mean = 0;
+    make_rows(x);
+    for (int i = 0; i < ROWS * L * F; i++) {
+        const int r = i / (L * F), l = i / F % L, j = i % F;
+        double p = (double)find(&fork_, "encoder.bias")[j], norm = 0;
+        for (int c = 0; c < L * D; c++)
+            p += ((double)x[r * L * D + c] - mean) * scale * (double)w[c * F + j];
+        for (int c = 0; c < D; c++) norm += pow((double)atoms[(l * F + j) * D + c], 2);
+        f[i] = p > 0 && p * sqrt(norm) > 1 ? p : 0;
+    }
+    for (int i = 0; i < ROWS * L * D; i++) {
+        const int r = i / (L * D), l = i / D % L, c = i % D;
+        y[i] = (double)find(&fork_, "decoder.bias")[l * D + c];
+        for (int j = 0; j < F; j++)
+            y[i] += f[(r * L + l) * F + j] * (double)atoms[(l * F + j) * D + c];
+        y[i] = y[i] / scale + mean;
+    }
 }
 
 TEST(decoupled_crosscoders) {
-    static float x[ROWS * L * D], f[ROWS * L * F];
+    static double f[ROWS * L * F], y[ROWS * L * D];
     dlrn_dictionary *dict = NULL;
-    make_rows(x);
     for (int i = 0; i < 2; i++) {
         fork_write("fork", i ? 0.25f : NAN, 5);
-        CHECK_OK(ctx, dlrn_load(ctx, tmp_path("fork"), NULL, &dict));
-        CHECK(dict->n_parts == L && dict->part[1].dict->d_in == L * D);
-        /* the encoder is one for all */
-        CHECK(dict->part[1].dict->param[DLRN_ENCODER] == dict->part[0].dict->param[DLRN_ENCODER]);
-        CHECK_OK(ctx, dlrn_encode(dict, x, ROWS, f));
-        for (int j = 0; j < ROWS * F; j++) /* a value is that of all layers, or 0 */
-            for (int l = 1; l < L; l++) {
-                float a = f[j / F * L * F + j % F], b = f[(j / F * L + l) * F + j % F];
-                CHECK(a == b || a == 0 || b == 0);
-            }
-        dlrn_dictionary_destroy(dict);
+        fork_formula(i ? 0.25 : NAN, f, y);
+        compare(tmp_path("fork"), f, y);
     }
+    CHECK_OK(ctx, dlrn_load(ctx, tmp_path("fork"), NULL, &dict));
+    /* the encoder is one for all */
+    CHECK(dict->part[1].dict->param[DLRN_ENCODER] == dict->part[0].dict->param[DLRN_ENCODER]);
+    dlrn_dictionary_destroy(dict);
     fork_write("fork", INFINITY, 5);
     refused(tmp_path("fork"), DLRN_ERR_VALUE, "activation_mean");
     fork_write("fork", NAN, 2);
@@ -686,7 +705,7 @@ int main(int argc, char **argv) {
     RUN(decoupled_crosscoders);
     RUN(every_allocation_may_fail);
     dlrn_context_destroy(ctx);
-    drop(&llama), drop(&pairs);
+    drop(&llama), drop(&pairs), drop(&fork_);
     for (int i = 0; i < L; i++) drop(&clt[i][0]), drop(&clt[i][1]);
     return TEST_END();
 }
