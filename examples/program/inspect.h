@@ -13,10 +13,27 @@ typedef struct contents {
     char why[1024]; /* why it is neither a dictionary nor a model that can be loaded; ""       */
 } contents;
 
+/* Whether a folder's config.json is a model's: its weights may be called as a dictionary's are. */
+static int has_model_config(dlrn_context *ctx, const char *path) {
+    char config[4200], *text = NULL;
+    size_t size = 0;
+    dlrn_json *root = NULL;
+    snprintf(config, sizeof config, "%s/config.json", path);
+    if (dlrn_file_exists(ctx, config) != 1) return 0;
+    if (dlrn_file_read(ctx, config, &text, &size) != DLRN_OK ||
+        dlrn_json_parse(ctx, text, size, config, &root) != DLRN_OK)
+        root = NULL;
+    const int found = dlrn_json_get(root, "model_type") != NULL;
+    dlrn_free(ctx, root);
+    dlrn_free(ctx, text);
+    return found;
+}
+
 /* The file with a path's tensors. A folder may hold a model or a dictionary; the library searches
    for the latter. */
 static dlrn_status find_tensors(dlrn_context *ctx, const char *path, contents *c, int *of_model) {
-    *of_model = 0;
+    *of_model = has_model_config(ctx, path) && lm_find_weights(ctx, path, c->file, sizeof c->file);
+    if (*of_model) return DLRN_OK;
     dlrn_status s = dlrn_find_dictionary(ctx, path, c->file, c->config, sizeof c->file);
     /* another library's folder, whose weights are listed */
     if (*c->file && (s == DLRN_OK || s == DLRN_ERR_UNSUPPORTED)) return DLRN_OK;
