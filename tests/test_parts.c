@@ -449,7 +449,7 @@ TEST(every_allocation_may_fail) {
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(as_in_plain_loops);
-    RUN(the_same_bits_for_any_threads_and_kernels);
+    RUN_LONG(the_same_bits_for_any_threads_and_kernels);
     RUN(decode_takes_codes_in_any_order);
     RUN(a_skip_needs_x);
     RUN(copies);
