@@ -359,20 +359,19 @@
    feature by the norm of its atom (normalize_decoder); this is not done here. Features are those of
    the stored weights; only the reconstruction is the same.
 
-   Where a library's own code reads a file wrongly, it is read here as it was trained:
-   - crosscoder-fork: with DECOUPLED codes and a normaliser, its encode normalises the rows twice.
-   - circuit-tracer: its loader of Gemma Scope 2's cross-layer transcoders fails on some numbers of
-     files; its writer drops W_skip, so that such files have no skip.
+   Where a library's own code reads a file wrongly, it is read here as it was trained. `compat` in
+   dlrn_load_options (--compat) does the first two as the library does:
    - Llama Scope: SAELens compares p with the threshold, without the norm of the atom, and rounds
      the threshold to bf16.
    - Llamascopium: fold_activation_scale=True leaves the threshold of an SAE unscaled, so the same
      file has other features. Here they are those of training.
+   - crosscoder-fork: with DECOUPLED norms and a normaliser, the library normalises rows twice.
    - sparsify: b_dec is subtracted unless `transcode` is true. SAELens' converter goes by
      normalize_decoder.
    - saelens: files with finetuning_scaling_factor, which SAELens now refuses, load.
-   - circuit-tracer: load_gemma_scope_2_clt fails on a folder with a file for each layer. Of mntss'
-     layers SAELens sums the decoders over all layers.
-   - crosscoder-fork: with DECOUPLED norms and a normaliser, the library normalises rows twice.
+   - circuit-tracer: load_gemma_scope_2_clt fails on a folder with a file for each layer. Its writer
+     of cross-layer transcoders drops W_skip, so that such files have no skip. Of mntss' layers
+     SAELens sums the decoders over all layers.
    - openai: TopK files, which OpenAI's strict loader refuses, and tied files load.
 
    Files in f16 or bf16 are widened to f32, without a change of value; all arithmetic is f32. A
@@ -1191,6 +1190,8 @@ typedef struct dlrn_load_options {
     int64_t k;         /* features kept per row; 0: as the file says                              */
     double norm_scale; /* what x was multiplied with in training; 0: as the file says             */
     double threshold;  /* of all features, where the file has none; 0: as the file says           */
+    dlrn_switch compat; /* ON: Llama Scope as SAELens reads it, Llamascopium with
+                           fold_activation_scale=True (wrong: see the manual) */
 } dlrn_load_options;
 
 /* Reads a dictionary from a file (.pt, .safetensors, .npz), or from a folder that contains one
@@ -12700,9 +12701,11 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_llama(dlrni_loading *l, dlrn_dictionary 
     dict->formula.scale_in = root / in;
     dict->formula.scale_out = out / root;
     DLRNI_TRY(dlrni_param_alloc(dict, DLRN_THRESHOLD));
-    for (int64_t j = 0; j < dict->features; j++)
-        dict->param[DLRN_THRESHOLD][j] = (float)(threshold * root / in);
-    if (by_norm) dlrni_fold_norm_into_threshold(dict);
+    /* SAELens, read in 6.54.12: neither the norm, nor the threshold as it is */
+    float theta = (float)(threshold * root / in);
+    if (l->options->compat) theta = dlrni_bf16_to_f32(dlrni_f32_to_bf16(theta));
+    for (int64_t j = 0; j < dict->features; j++) dict->param[DLRN_THRESHOLD][j] = theta;
+    if (by_norm && !l->options->compat) dlrni_fold_norm_into_threshold(dict);
     return DLRN_OK;
 }
 
@@ -12794,9 +12797,21 @@ DLRNI_INTERNAL dlrn_status dlrni_llamascopium_scales(dlrni_loading *l, dlrn_dict
     return DLRN_OK;
 }
 
+/* What fold_activation_scale=True does: the scales become part of biases and atoms, but encoder and
+   threshold stay, so a gate compares another number. */
+DLRNI_INTERNAL void dlrni_llamascopium_fold(dlrn_dictionary *dict) {
+    dlrn_formula *f = &dict->formula;
+    dlrni_scale_numbers(dict->param[DLRN_ENCODER_BIAS], dict->features, 1 / f->scale_in);
+    dlrni_scale_numbers(dict->param[DLRN_OUTPUT_BIAS], dict->d_out, f->scale_out);
+    dlrni_scale_numbers(dict->param[DLRN_DECODER], dict->features * dict->d_out,
+                        f->scale_in * f->scale_out);
+    f->scale_in = f->scale_out = 1;
+}
+
 DLRNI_INTERNAL dlrn_status dlrni_finish_llamascopium(dlrni_loading *l, dlrn_dictionary *dict) {
     int by_norm = 1;
     DLRNI_TRY(dlrni_llamascopium_scales(l, dict));
+    if (l->options->compat) dlrni_llamascopium_fold(dict);
     DLRNI_TRY(dlrni_config_switch(l, "sparsity_include_decoder_norm", &by_norm));
     if (dict->param[DLRN_THRESHOLD]) {
         dict->formula.gate = DLRN_GATE_JUMP; /* of a glu, too */
@@ -14377,7 +14392,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrni_loading *l, dlrn_context *ctx, 
 /* A loading that knows nothing yet but its options. */
 DLRNI_INTERNAL void dlrni_loading_begin(dlrni_loading *l, const dlrn_load_options *options,
                                         const char *config) {
-    static const dlrn_load_options none = {NULL, 0, 0, 0};
+    static const dlrn_load_options none = {NULL, 0, 0, 0, DLRN_OFF};
     memset(l, 0, sizeof *l);
     l->options = options ? options : &none;
     l->config = config;

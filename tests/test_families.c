@@ -55,8 +55,8 @@ static void check_family(const char *family) {
     check_numbers(dict, family);
     for (int i = 0; i < 3; i++) {
         CHECK_OK(ctx, dlrn_save(dict, tmp_path(names[i])));
-        CHECK_OK(ctx,
-                 dlrn_load(ctx, tmp_path(names[i]), &(dlrn_load_options){family, 0, 0, 0}, &back));
+        CHECK_OK(ctx, dlrn_load(ctx, tmp_path(names[i]),
+                                &(dlrn_load_options){family, 0, 0, 0, DLRN_OFF}, &back));
         CHECK(back->formula.k == dict->formula.k && !strcmp(back->family, family));
         for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
             CHECK(!back->param[role] == !dict->param[role]);
@@ -107,13 +107,13 @@ TEST(what_the_tensors_leave_open_is_an_error) {
     CHECK_STATUS(dlrn_load(ctx, tmp_path("open.npz"), NULL, &dict), DLRN_ERR_UNSUPPORTED);
     CHECK_STR(dlrn_error(ctx), "found those of AutoEncoderTopK and of BatchTopKSAE");
     CHECK_OK(ctx, dlrn_load(ctx, tmp_path("open.npz"),
-                            &(dlrn_load_options){"BatchTopKSAE", 0, 0, 0}, &dict));
+                            &(dlrn_load_options){"BatchTopKSAE", 0, 0, 0, DLRN_OFF}, &dict));
     CHECK(!strcmp(dict->family, "BatchTopKSAE") && dict->formula.k == 3);
     CHECK(dict->formula.threshold == 0.5 && dict->formula.gate == DLRN_GATE_JUMP);
     dlrn_dictionary_destroy(dict);
-    CHECK_STATUS(
-        dlrn_load(ctx, tmp_path("open.npz"), &(dlrn_load_options){"AutoEncoder", 0, 0, 0}, &dict),
-        DLRN_ERR_SHAPE);
+    CHECK_STATUS(dlrn_load(ctx, tmp_path("open.npz"),
+                           &(dlrn_load_options){"AutoEncoder", 0, 0, 0, DLRN_OFF}, &dict),
+                 DLRN_ERR_SHAPE);
     CHECK_STR(dlrn_error(ctx), "expected the tensors of AutoEncoder");
 }
 
@@ -154,7 +154,7 @@ TEST(a_stated_class_is_checked) {
         CHECK_STATUS(dlrn_load(ctx, tmp_path(names[i]), NULL, &dict), DLRN_ERR_SHAPE);
         CHECK_STR(dlrn_error(ctx), "expected the tensors of JumpReluAutoEncoder, found those of ");
         CHECK_OK(ctx, dlrn_load(ctx, tmp_path(names[i]),
-                                &(dlrn_load_options){"AutoEncoderTopK", 0, 0, 0}, &dict));
+                                &(dlrn_load_options){"AutoEncoderTopK", 0, 0, 0, DLRN_OFF}, &dict));
         dlrn_dictionary_destroy(dict);
         write_top_k(tmp_path(names[i]), other);
         CHECK_STATUS(dlrn_load(ctx, tmp_path(names[i]), NULL, &dict), DLRN_ERR_UNSUPPORTED);

@@ -339,7 +339,7 @@ static void list_name(char list[512], const char *name) {
    changed its last bits. f, x_hat: those of `dict`. */
 static int reads_back(const char *path, const dlrn_dictionary *dict, int64_t n) {
     dlrn_dictionary *again = NULL;
-    const dlrn_load_options options = {NULL, row.options.k, 0, 0};
+    const dlrn_load_options options = {NULL, row.options.k, 0, 0, DLRN_OFF};
     double off = 0;
     if (dlrn_load(ctx, path, dict->formula.k ? &options : NULL, &again) != DLRN_OK) return 0;
     int same = again->layout && !strcmp(again->layout, dict->layout) &&

@@ -981,7 +981,7 @@ TEST(other_dictionaries) {
     for (size_t i = 0; i < sizeof signs / sizeof *signs; i++) {
         char words[192];
         dlrn_dictionary *dict = NULL;
-        const dlrn_load_options named = {"AutoEncoder", 0, 0, 0};
+        const dlrn_load_options named = {"AutoEncoder", 0, 0, 0, DLRN_OFF};
         reference_tensors(t);
         t[4] = t[0];
         t[4].name = signs[i];
@@ -1310,6 +1310,40 @@ TEST(config_bombs) {
                       "cfg.json: d_sae: expected 5 as in the tensors, found inf");
 }
 
+/* Llama Scope: the gate compares p ||atom|| with theta s, s = sqrt(d) / mean norm. SAELens leaves
+   out the norm, and rounds to bf16. */
+TEST(a_library_that_reads_wrongly) {
+    const double s = sqrt((double)D) / 0.75;
+    static const char *const hyper =
+        "{\"act_fn\": \"jumprelu\", \"jump_relu_threshold\": 0.3, "
+        "\"dataset_average_activation_norm\": {\"in\": 0.75, \"out\": 1.5}}";
+    dlrn_tensor_out t[4];
+    dlrn_dictionary *dict = NULL;
+    dlrn_load_options how = {NULL, 0, 0, 0, DLRN_OFF};
+    make_folder("llama");
+    make_folder("llama/checkpoints");
+    reference_tensors(t);
+    t[0].name = "decoder.bias";
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("llama/checkpoints", "final.safetensors"), t, 4,
+                                     NULL));
+    write_text(path_of("llama", "hyperparams.json"), hyper);
+    for (int compat = 0; compat < 2; compat++) {
+        how.compat = compat ? DLRN_ON : DLRN_OFF;
+        CHECK_OK(ctx, dlrn_load(ctx, path_of("", "llama"), &how, &dict));
+        CHECK(fabs(dict->formula.scale_in / s - 1) < 1e-12);
+        CHECK(fabs(dict->formula.scale_out * sqrt((double)D) / 1.5 - 1) < 1e-12);
+        for (int j = 0; j < F; j++) {
+            double norm = 0, theta = 0.3 * s;
+            for (int c = 0; c < D; c++)
+                norm += (double)decoder[c * F + j] * (double)decoder[c * F + j];
+            if (compat) theta = (double)dlrni_bf16_to_f32(dlrni_f32_to_bf16((float)theta));
+            theta /= compat ? 1 : sqrt(norm);
+            CHECK(fabs((double)dict->param[DLRN_THRESHOLD][j] / theta - 1) < 1e-6);
+        }
+        dlrn_dictionary_destroy(dict);
+    }
+}
+
 /* With d = F only the convention tells decoder.weight's dimensions apart: torch's, atoms in
    columns. */
 TEST(square_dictionary) {
@@ -1538,6 +1572,7 @@ int main(int argc, char **argv) {
     RUN(hostile_configs);
     RUN(hostile_groups);
     RUN(config_bombs);
+    RUN(a_library_that_reads_wrongly);
     RUN(square_dictionary);
     RUN(narrow_dictionary);
     RUN(saved_dictionaries);

@@ -184,10 +184,13 @@ TEST(circuit_tracer) {
         tracer_formula(jump, f, y);
         compare(tmp_path(jump ? "ct_jump" : "ct"), f, y);
     }
-    CHECK_OK(ctx, load(tmp_path("ct"), &(dlrn_load_options){"circuit-tracer", 0, 0, 0}));
-    CHECK_STATUS(load(tmp_path("ct"), &(dlrn_load_options){NULL, 3, 0, 0}), DLRN_ERR_ARGUMENT);
-    CHECK_STATUS(load(tmp_path("ct"), &(dlrn_load_options){NULL, 0, 0, 1}), DLRN_ERR_ARGUMENT);
-    CHECK_STATUS(load(tmp_path("ct"), &(dlrn_load_options){NULL, 0, -1, 0}), DLRN_ERR_ARGUMENT);
+    CHECK_OK(ctx, load(tmp_path("ct"), &(dlrn_load_options){"circuit-tracer", 0, 0, 0, DLRN_OFF}));
+    CHECK_STATUS(load(tmp_path("ct"), &(dlrn_load_options){NULL, 3, 0, 0, DLRN_OFF}),
+                 DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(load(tmp_path("ct"), &(dlrn_load_options){NULL, 0, 0, 1, DLRN_OFF}),
+                 DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(load(tmp_path("ct"), &(dlrn_load_options){NULL, 0, -1, 0, DLRN_OFF}),
+                 DLRN_ERR_ARGUMENT);
 }
 
 /* x times a scale of training, and its inverse on x_hat. */
@@ -199,7 +202,8 @@ TEST(a_scale_that_the_caller_states) {
     make_rows(x);
     for (int i = 0; i < ROWS * L * D; i++) scaled[i] = 4 * x[i];
     CHECK_OK(ctx, dlrn_load(ctx, tmp_path("ct_scale"), NULL, &plain));
-    CHECK_OK(ctx, dlrn_load(ctx, tmp_path("ct_scale"), &(dlrn_load_options){NULL, 0, 4, 0}, &dict));
+    CHECK_OK(ctx, dlrn_load(ctx, tmp_path("ct_scale"),
+                            &(dlrn_load_options){NULL, 0, 4, 0, DLRN_OFF}, &dict));
     CHECK_OK(ctx, dlrn_forward(dict, x, ROWS, a, NULL));
     CHECK_OK(ctx, dlrn_forward(plain, scaled, ROWS, b, NULL));
     for (int i = 0; i < ROWS * L * D; i++) CHECK(a[i] == b[i] / 4); /* a power of two: exact */
@@ -262,7 +266,8 @@ TEST(a_wrong_circuit_tracer_folder) {
     tracer_write("ct_bad");
     refused(tmp_path("ct_bad"), DLRN_ERR_VALUE, "tensor 'W_dec_0': expected finite numbers");
     /* not what the caller says */
-    CHECK(load(tmp_path("ct_bad"), &(dlrn_load_options){"gemma_scope_2", 0, 0, 0}) != DLRN_OK);
+    CHECK(load(tmp_path("ct_bad"), &(dlrn_load_options){"gemma_scope_2", 0, 0, 0, DLRN_OFF}) !=
+          DLRN_OK);
 }
 
 /* ---- Gemma Scope 2 ---- */
@@ -459,10 +464,11 @@ TEST(a_wrong_llamascopium_file) {
     llama_write("lc_bad", 1, "gelu", "dataset-wise");
     refused(tmp_path("lc_bad"), DLRN_ERR_UNSUPPORTED, "act_fn");
     llama_write("lc_bad", 1, "topk", "dataset-wise");
-    CHECK_STATUS(load(tmp_path("lc_bad"), &(dlrn_load_options){NULL, F + 1, 0, 0}),
+    CHECK_STATUS(load(tmp_path("lc_bad"), &(dlrn_load_options){NULL, F + 1, 0, 0, DLRN_OFF}),
                  DLRN_ERR_ARGUMENT);
-    CHECK_OK(ctx, load(tmp_path("lc_bad"), &(dlrn_load_options){NULL, 2, 0, 0}));
-    CHECK_STATUS(load(tmp_path("lc_bad"), &(dlrn_load_options){NULL, 0, 2, 0}), DLRN_ERR_ARGUMENT);
+    CHECK_OK(ctx, load(tmp_path("lc_bad"), &(dlrn_load_options){NULL, 2, 0, 0, DLRN_OFF}));
+    CHECK_STATUS(load(tmp_path("lc_bad"), &(dlrn_load_options){NULL, 0, 2, 0, DLRN_OFF}),
+                 DLRN_ERR_ARGUMENT);
     memcpy(llama.data[0], &zero, sizeof zero); /* the norm of a hook */
     write_tensors(&llama, "lc_bad", "sae_weights.safetensors");
     refused(tmp_path("lc_bad"), DLRN_ERR_VALUE, "dataset_average_activation_norm.h00");
@@ -574,7 +580,8 @@ TEST(decode_clt_selections) {
     pairs_write("pairs_k", 0, "topk", ", \"topk_mode\": \"per_layer\"");
     CHECK_STATUS(load(tmp_path("pairs_k"), NULL), DLRN_ERR_VALUE);
     CHECK_STR(dlrn_error(ctx), "--k N");
-    CHECK_OK(ctx, dlrn_load(ctx, tmp_path("pairs_k"), &(dlrn_load_options){NULL, 4, 0, 0}, &dict));
+    CHECK_OK(ctx, dlrn_load(ctx, tmp_path("pairs_k"), &(dlrn_load_options){NULL, 4, 0, 0, DLRN_OFF},
+                            &dict));
     CHECK(dict->formula.select == DLRN_SELECT_ALL);
     CHECK(dict->part[1].dict->formula.select == DLRN_SELECT_TOP_K);
     CHECK(dict->part[1].dict->formula.k == 4 && dict->part[1].dict->formula.standardise);

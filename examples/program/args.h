@@ -205,8 +205,10 @@ static const flag flags[] = {
      "continue the run in --save-dir with the flags that it was started with; no other flag is "
      "needed. You may change --steps, --epochs, --log-steps (not with --compat), --save-steps, "
      "--threads, --kernels and --skip-nonfinite"},
-    {"--compat", F_SWITCH, AT(compat), C_TRAIN | C_EVAL, 0, 0, "",
-     "compute as the reference's code of March 2024 does, number for number"},
+    {"--compat", F_SWITCH, AT(compat), C_DICTIONARIES, 0, 0, "",
+     "train, eval: compute as the reference's code of March 2024 does, number for number; all: "
+     "read "
+     "a dictionary as its library does where that is wrong (Llama Scope, Llamascopium)"},
     /* looking */
     {"--rows", F_COUNT, AT(rows), C_EVAL | C_FEATURES, 1, 0, "N",
      "rows to measure, or all (default: eval 8192, features 65536)"},

@@ -4,7 +4,7 @@
 static dlrn_status load_quietly(dlrn_context *ctx, const char *path, const options *o,
                                 dlrn_dictionary **out) {
     const dlrn_load_options how = {o->layout, o->train.k > 0 ? o->train.k : 0, o->norm_scale,
-                                   o->threshold};
+                                   o->threshold, o->compat ? DLRN_ON : DLRN_OFF};
     return dlrn_load(ctx, path, &how, out);
 }
 
