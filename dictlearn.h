@@ -235,12 +235,17 @@
    Cosine                  affine, GATE_BIAS         OUTPUT_BIAS  relu      top_k      no
    GatedTopK               affine less ENCODER_BIAS, OUTPUT_BIAS  relu      top_k      no
                            GATE_ENCODER, GATE_BIAS
+   Temporal                affine less ENCODER_BIAS, OUTPUT_BIAS  relu      top_k      no
+                           ATTENTION_...
    IdentityDict            none (the baseline)       none         identity  all        no
    CrossLayerTranscoder,   OUTPUT_BIAS; the parts    of parts     of parts  any        by part
    Crosscoder              have the rest
 
-   MatchingPursuit, Glu, Cosine and GatedTopK compute p in their own way: room encoders. Where d_out
-   is not d_in, the center is none in every family. All families encode, decode and are evaluated;
+   MatchingPursuit, Glu, Cosine, GatedTopK and Temporal compute p in their own way: room encoders. In
+   Temporal the rows of one call are one sequence, in order, so give one document a call; attention
+   to earlier rows predicts a part of each, which is added to x_hat. It is loaded and encodes; it is
+   not created, decoded from codes alone, evaluated or saved. Where d_out is not d_in, the center is
+   none in every family. All others encode, decode and are evaluated;
    AutoEncoder, AutoEncoderTopK and JumpReluAutoEncoder are trained. A trainer refuses a dictionary
    whose formula or parameters differ from its family's.
 
@@ -284,8 +289,9 @@
                                                     BatchTopKSAE, MatryoshkaBatchTopKSAE,
                                                     GatedAutoEncoder, JumpReluAutoEncoder
    saelens              sae_weights.safetensors;    standard, topk, jumprelu, gated, abstopk,
-                        cfg.json                    matching_pursuit, transcoder, skip_transcoder,
-                                                    jumprelu_transcoder, jumprelu_skip_transcoder;
+                        cfg.json                    matching_pursuit, temporal, transcoder,
+                                                    skip_transcoder, jumprelu_transcoder,
+                                                    jumprelu_skip_transcoder;
                                                     of checkpoints: batchtopk, matryoshka_batchtopk
    sparsify             sae.safetensors; cfg.json   topk, groupmax: SAEs, transcoders, with a skip
    latentsae            sae.safetensors; cfg.json   TOPK, MATRYOSHKA, ABSTOPK, BATCHTOPK, JUMPRELU,
@@ -379,7 +385,7 @@
    features near a threshold, or near rank k, others may be active.
 
    Refused, each with an error that names it: a class or an option that is not in the table
-   (SAELens' temporal, sparsify's old `signed`); a tensor of the dictionary's own that its layout
+   (temporal with two layers of attention, sparsify's old `signed`); a tensor of the dictionary's own that its layout
    does not have; a bias or weight that is not finite; sizes of the config that are not those of the
    tensors. Not files of tensors, and so never opened: a pickled module (torch.save(model) instead
    of its state_dict), and folders of torch.distributed (.dcp).
@@ -728,7 +734,8 @@
      lists: dlrni_selects, dlrni_select_block and dlrni_stays (room select). Few rows go through
      lists, too, unless dlrni_few_suffices. For a screen, at most one of a feature's floors may not
      be 0 (dlrni_screenable, dlrni_screen_panel).
-   - An encoder of its own: a block in room encoders and `encode` in the family's row.
+   - An encoder of its own: a block in room encoders and `encode` in the family's row. With
+     dict->heads above 0 it gets all rows of a call, and adds to x_hat what it has taken from xc.
    - The program's words for a new center, gate or selection: formula_words in
      examples/program/recipes.h.
 
@@ -1035,8 +1042,8 @@ DLRN_API const char *dlrn_name(dlrn_names which, int value);
 // >>api-dictionary
 
 /* A dictionary's parameters, by role: X(role, name, rows, columns), f32, row by row. F: features,
-   I: d_in, O: d_out, S: skip_rows. Which of them a dictionary has depends on its family; absent
-   ones are NULL. */
+   I: d_in, O: d_out, S: skip_rows, H: heads * head_width, A: F where there are heads. Which of them a
+   dictionary has depends on its family; absent ones are NULL. */
 #define DLRN_ROLE_LIST(X)                                                                          \
     X(DLRN_ENCODER, "encoder_weight", 'F', 'I') /* one row per feature                    */       \
     X(DLRN_ENCODER_BIAS, "encoder_bias", 'F', '1')                                                 \
@@ -1049,7 +1056,14 @@ DLRN_API const char *dlrn_name(dlrn_names which, int value);
     X(DLRN_VALUE_BIAS, "value_bias", 'F', '1')     /* gate "gated": added to the value       */    \
     X(DLRN_GATE_ENCODER, "gate_encoder", 'F', 'I') /* a second encoder (few families)     */       \
     X(DLRN_GATE_BIAS, "gate_bias", 'F', '1')       /* its bias                            */       \
-    X(DLRN_DECODER_OFFSET, "decoder_offset", 'F', 'O') /* added once if a feature is active */
+    X(DLRN_DECODER_OFFSET, "decoder_offset", 'F', 'O') /* added once if a feature is active */     \
+    X(DLRN_ATTENTION_QUERY, "attention_query", 'H',                                                \
+      'F') /* Temporal's attention to earlier rows */                                              \
+    X(DLRN_ATTENTION_QUERY_BIAS, "attention_query_bias", 'H', '1')                                 \
+    X(DLRN_ATTENTION_KEY, "attention_key", 'H', 'F')                                               \
+    X(DLRN_ATTENTION_VALUE, "attention_value", 'F', 'A')                                           \
+    X(DLRN_ATTENTION_OUT, "attention_out", 'F', 'A') /* from values to predicted features */       \
+    X(DLRN_ATTENTION_OUT_BIAS, "attention_out_bias", 'A', '1')
 
 typedef enum dlrn_role {
 #define DLRN_ROLE_ENUM(role, name, rows, cols) role,
@@ -1144,9 +1158,12 @@ struct dlrn_dictionary {
     int64_t d_in, d_out, features; /* features is F                                      */
     float *param[DLRN_ROLE_COUNT]; /* by role, shapes as above; NULL where the family has no
                                       such parameter */
-    dlrn_formula formula;   /* with parts: `select` is over all features of a row; the parts' own
+    dlrn_formula formula; /* with parts: `select` is over all features of a row; the parts' own
                                formulas come first */
-    int64_t skip_rows;      /* SKIP is [skip_rows][d_in] and adds to the first skip_rows of x_hat */
+    int64_t skip_rows;    /* SKIP is [skip_rows][d_in] and adds to the first skip_rows of x_hat */
+    int64_t heads;        /* of attention, each of head_width; above 0: the rows of a call are one
+                               sequence, in order. 0: each row is encoded alone                   */
+    int64_t head_width;
     int64_t layers;         /* of x and x_hat: rows are [layers][d_in / layers]; 1: plain         */
     int64_t feature_layers; /* features are [feature_layers][features / feature_layers]; 1: plain */
     int64_t n_parts;        /* 0: plain                                                           */
@@ -1265,7 +1282,8 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_prepare(dlrn_encoder *e);
 /* Encodes x [n][d_in]. Each result may be NULL if it is not wanted: f [n][F], all features; codes,
    the active ones as CSR (earlier contents are replaced); x_hat [n][d_out], the reconstruction. x
    is not checked: a NaN in a row shows up in the results of that row alone (or of others, where a
-   selection compares rows). */
+   selection compares rows). Where dict->heads is above 0, the n rows are one sequence, in order:
+   give one document a call. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_run(dlrn_encoder *e, const float *x, int64_t n,
                                                  float *f, dlrn_sparse *codes, float *x_hat);
 
@@ -1279,8 +1297,8 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_encode_sparse(const dlrn_dictionary *dict, 
 DLRN_API DLRN_CHECK dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, int64_t n,
                                              float *x_hat, dlrn_sparse *codes);
 /* x_hat [n][d_out] from f [n][F], or x_hat [codes->rows][d_out] from codes with cols = F.
-   DLRN_ERR_UNSUPPORTED: a dictionary with a skip or with normalised rows, whose output also depends
-   on x; _SHAPE or _ARGUMENT: codes that do not fit the dictionary. */
+   DLRN_ERR_UNSUPPORTED: a dictionary with a skip, with normalised rows or with attention, whose
+   output also depends on x; _SHAPE or _ARGUMENT: codes that do not fit the dictionary. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, int64_t n,
                                             float *x_hat);
 DLRN_API DLRN_CHECK dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict,
@@ -3494,13 +3512,15 @@ DLRNI_INTERNAL int64_t dlrni_extent(const dlrn_dictionary *dict, char letter) {
            : letter == 'I' ? dict->d_in
            : letter == 'O' ? dict->d_out
            : letter == 'S' ? dict->skip_rows
+           : letter == 'H' ? dict->heads * dict->head_width
+           : letter == 'A' ? (dict->heads ? dict->features : 0)
                            : 1;
 }
 
 /* A row of DLRN_ROLE_LIST as data, for the loops over roles. */
 typedef struct dlrni_role {
     const char *name; /* in checkpoints and in errors */
-    char rows, cols;  /* F, I, O, S or 1              */
+    char rows, cols;  /* F, I, O, S, H, A or 1        */
 } dlrni_role;
 
 #define DLRNI_ROLE(role, name, rows, cols) {name, rows, cols},
@@ -3557,6 +3577,14 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_cosine(const dlrn_dictionary *dict, floa
                                                float *f);
 DLRNI_INTERNAL dlrn_status dlrni_encode_gated_top_k(const dlrn_dictionary *dict, float *xc,
                                                     int64_t n, float *f);
+DLRNI_INTERNAL dlrn_status dlrni_encode_temporal(const dlrn_dictionary *dict, float *xc, int64_t n,
+                                                 float *f);
+
+/* What attention adds to a dictionary. */
+#define DLRNI_ATTENTION                                                                            \
+    (DLRNI_BIT(DLRN_ATTENTION_QUERY) | DLRNI_BIT(DLRN_ATTENTION_QUERY_BIAS) |                      \
+     DLRNI_BIT(DLRN_ATTENTION_KEY) | DLRNI_BIT(DLRN_ATTENTION_VALUE) |                             \
+     DLRNI_BIT(DLRN_ATTENTION_OUT) | DLRNI_BIT(DLRN_ATTENTION_OUT_BIAS))
 
 /* Names are those of dictionary_learning's classes, where it has the family. */
 static const dlrni_family dlrni_family_table[] = {
@@ -3611,6 +3639,14 @@ static const dlrni_family dlrni_family_table[] = {
      DLRNI_START_TIED, 0,
      DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_TOP_K, 64),
      dlrni_encode_gated_top_k},
+    /* f = the k largest of ReLU(W_e r), r = x - b - what attention to earlier rows predicts;
+       x_hat = W_d f + predicted + b (SAELens; arXiv 2511.01836) */
+    {"Temporal",
+     DLRNI_BIT(DLRN_ENCODER) | DLRNI_BIT(DLRN_DECODER) | DLRNI_BIT(DLRN_OUTPUT_BIAS) |
+         DLRNI_ATTENTION,
+     DLRNI_START_TIED, 0,
+     DLRNI_FORMULA(DLRN_CENTER_OUTPUT_BIAS, DLRN_GATE_RELU, DLRN_SELECT_TOP_K, 64),
+     dlrni_encode_temporal},
     /* f = x, x_hat = f: the baseline, to which evaluations of a language model are compared. The
        gate passes negative numbers, too, and no parameter is read. */
     {"IdentityDict", 0, DLRNI_START_TORCH, 0,
@@ -3754,7 +3790,7 @@ DLRNI_INTERNAL dlrn_status dlrni_parts_alloc(dlrn_dictionary *dict, int64_t n) {
 DLRNI_INTERNAL int dlrni_is_part(const dlrn_dictionary *dict, const dlrn_part *part, int64_t at) {
     const dlrn_dictionary *own = part->dict;
     const float scale = (float)own->formula.scale_out;
-    return !own->n_parts && own->param[DLRN_ENCODER] && own->param[DLRN_DECODER] &&
+    return !own->n_parts && !own->heads && own->param[DLRN_ENCODER] && own->param[DLRN_DECODER] &&
            !own->param[DLRN_OUTPUT_BIAS] && part->feature_at == at && part->in_at >= 0 &&
            own->d_in <= dict->d_in - part->in_at && part->out_at >= 0 &&
            own->d_out <= dict->d_out - part->out_at && own->skip_rows <= own->d_out &&
@@ -3862,9 +3898,9 @@ DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictio
     if (!family)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "family: expected a name such as %s, found %.80s",
                          dlrni_family_table[0].name, name);
-    /* several layers, or one of them: there is no way to draw parts */
+    /* several layers, or one of them, or attention: there is no way to draw those */
     const unsigned whole = DLRNI_BIT(DLRN_DECODER) | DLRNI_BIT(DLRN_OUTPUT_BIAS);
-    if (family->roles && (family->roles & whole) != whole)
+    if ((family->roles && (family->roles & whole) != whole) || family->roles & DLRNI_ATTENTION)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
                          "family: a %s is loaded from files, not created", name);
     /* k is checked before weights are drawn, which may take seconds */
@@ -3928,6 +3964,8 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_d
     /* not the family's: k may have been set since */
     to->formula = dict->formula;
     to->skip_rows = dict->skip_rows;
+    to->heads = dict->heads;
+    to->head_width = dict->head_width;
     to->layers = dict->layers;
     to->feature_layers = dict->feature_layers;
     to->layout = dict->layout;
@@ -5492,7 +5530,8 @@ typedef struct dlrni_decode_job {
     const dlrn_dictionary *dict;
     const dlrn_sparse *codes;
     const float *x; /* [rows][d_in], or NULL: nothing depends on x                        */
-    const float *z; /* [rows][d_in] what the skip multiplies, times z_scale; NULL: no skip */
+    const float *z; /* [rows][d_in] what the skip multiplies, times z_scale, or what attention has
+                       predicted; NULL: neither */
     float z_scale;
     float *x_hat; /* [rows][d_out] */
 } dlrni_decode_job;
@@ -5585,7 +5624,10 @@ DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t i, int worker) {
             dlrni_add_parts(j, i, x_hat);
         else
             dlrni_add_atoms(dict, c, i, x_hat);
-        if (j->z) dlrni_add_skip(dict, j->z + i * dict->d_in, j->z_scale, x_hat);
+        if (j->z && dict->heads)
+            k->axpy(1, j->z + i * dict->d_in, x_hat, d);
+        else if (j->z)
+            dlrni_add_skip(dict, j->z + i * dict->d_in, j->z_scale, x_hat);
         /* not `scale != 1`: compilers warn of comparing floats */
         if (scale < 1 || scale > 1) k->scale(x_hat, scale, d);
     }
@@ -5594,7 +5636,8 @@ DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t i, int worker) {
 
 /* x_hat [rows][d_out] from codes whose indices are known to be in range: they were made here, or
    have been checked. x [rows][d_in] is read if there is a skip or a normalisation; z [rows][d_in]
-   holds the normalised rows if there are both (dlrni_decodes_from_z); otherwise NULL. */
+   holds the normalised rows if there are both, or the predicted rows (dlrni_decodes_from_z);
+   otherwise NULL. */
 DLRNI_INTERNAL void dlrni_decode_rows(const dlrn_dictionary *dict, const dlrn_sparse *codes,
                                       const float *x, const float *z, float *x_hat) {
     dlrni_decode_job job = {dict, codes, x, z, 1, x_hat};
@@ -5608,9 +5651,10 @@ DLRNI_INTERNAL void dlrni_decode_rows(const dlrn_dictionary *dict, const dlrn_sp
                        dlrni_decode_task, &job);
 }
 
-/* Whether decoding needs the normalised rows themselves: a skip multiplies them. */
+/* Whether decoding needs rows that were made of x: normalised ones, which a skip multiplies, or
+   what attention has predicted. */
 DLRNI_INTERNAL int dlrni_decodes_from_z(const dlrn_dictionary *dict) {
-    return dict->param[DLRN_SKIP] && dict->formula.normalise;
+    return dict->heads || (dict->param[DLRN_SKIP] && dict->formula.normalise);
 }
 
 /* Whether the output has a linear map of x: of the dictionary, or of a part. */
@@ -5623,13 +5667,14 @@ DLRNI_INTERNAL int dlrni_has_skip(const dlrn_dictionary *dict) {
 /* With a skip or normalised rows, the output also depends on x, which codes do not hold. */
 DLRNI_INTERNAL dlrn_status dlrni_check_decodes(const dlrn_dictionary *dict) {
     if (dict->n_parts) DLRNI_TRY(dlrni_check_parts(dict));
-    if (!dlrni_has_skip(dict) && !dict->formula.normalise) return DLRN_OK;
+    if (!dlrni_has_skip(dict) && !dict->formula.normalise && !dict->heads) return DLRN_OK;
     return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
                      "decode: this %s %s: call dlrn_encoder_run, "
                      "which has x",
                      dict->family,
-                     dlrni_has_skip(dict) ? "adds a linear map of x to its output"
-                                          : "normalises x, and undoes that on its output");
+                     dict->heads            ? "adds what it predicts from earlier rows of x"
+                     : dlrni_has_skip(dict) ? "adds a linear map of x to its output"
+                                            : "normalises x, and undoes that on its output");
 }
 
 /* Codes come from the caller or from a file: an index out of range would read out of bounds. */
@@ -5688,7 +5733,7 @@ struct dlrn_encoder {
     dlrni_prepared *prepared; /* or NULL                                                  */
     float *xc;                /* [rows][d_in]                                             */
     float *f;                 /* [few rows][F], for few rows when f is not requested      */
-    float *z;                 /* [rows][d_in] normalised rows, for a skip (dlrni_decodes_from_z) */
+    float *z;                 /* [rows][d_in] for the decoder (dlrni_decodes_from_z)      */
     dlrn_sparse codes;        /* when the caller wants none, but x_hat or a selection     */
     int64_t xc_cap, f_cap, z_cap;
     dlrni_cut *heap; /* [k], for few rows */
@@ -5973,12 +6018,12 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_stretch(dlrni_encode_job *j, const float
 
 /* ---- Families with an encoder of their own: dense in f, a block of rows at a time ---- */
 
-/* Rows x [n][d_in]: the family's block computes all features of a few rows; gate and codes follow
-   as for others. The selection comes after all rows (dlrni_selects_late). */
+/* Rows x [n][d_in]: the family's block computes all features of a few rows, or of a sequence; gate
+   and codes follow as for others. The selection comes after all rows (dlrni_selects_late). */
 DLRNI_INTERNAL dlrn_status dlrni_encode_own(dlrni_encode_job *j, const float *x, int64_t n) {
     dlrn_encoder *e = j->e;
     const dlrn_dictionary *dict = e->dict;
-    const int64_t F = dict->features, block = dlrni_min(n, DLRNI_BLOCK);
+    const int64_t F = dict->features, block = dict->heads ? n : dlrni_min(n, DLRNI_BLOCK);
     dlrni_gating *gate = &e->c.gate;
     if (!DLRNI_GROW(dict->ctx, &e->xc, &e->xc_cap, 0, block * dict->d_in) ||
         (!j->f && !DLRNI_GROW(dict->ctx, &e->f, &e->f_cap, 0, block * F)))
@@ -6086,6 +6131,16 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_call(dlrn_encoder *e, const float *x, in
     return DLRN_OK;
 }
 
+/* z [n][d_in] for the decoder. The encoder has left in xc what attention did not predict: the
+   difference to the input is what it did. */
+DLRNI_INTERNAL dlrn_status dlrni_make_z(dlrn_encoder *e, const float *x, int64_t n) {
+    const dlrn_dictionary *dict = e->dict;
+    if (!DLRNI_GROW(dict->ctx, &e->z, &e->z_cap, 0, n * dict->d_in)) return DLRN_ERR_MEMORY;
+    dlrni_input_less(dict, x, dict->heads ? dlrni_center_of(dict) : NULL, n, e->z);
+    if (dict->heads && n) dict->ctx->k->sub(e->z, e->xc, e->z, n * dict->d_in);
+    return DLRN_OK;
+}
+
 /* x_hat is decoded from codes, so without codes from the caller the encoder's own take them. */
 DLRN_API dlrn_status dlrn_encoder_run(dlrn_encoder *e, const float *x, int64_t n, float *f,
                                       dlrn_sparse *codes, float *x_hat) {
@@ -6095,12 +6150,18 @@ DLRN_API dlrn_status dlrn_encoder_run(dlrn_encoder *e, const float *x, int64_t n
     DLRNI_TRY(dlrni_encode_call(e, x, n, f, codes));
     if (!x_hat) return DLRN_OK;
     const int needs_z = dlrni_decodes_from_z(dict);
-    if (needs_z) {
-        if (!DLRNI_GROW(dict->ctx, &e->z, &e->z_cap, 0, n * dict->d_in)) return DLRN_ERR_MEMORY;
-        dlrni_input_less(dict, x, NULL, n, e->z);
-    }
+    if (needs_z) DLRNI_TRY(dlrni_make_z(e, x, n));
     dlrni_decode_rows(dict, codes, x, needs_z ? e->z : NULL, x_hat);
     return DLRN_OK;
+}
+
+/* Callers that cut rows into batches where documents do not end refuse sequences. */
+DLRNI_INTERNAL dlrn_status dlrni_expect_rows_alone(const dlrn_dictionary *dict, const char *what) {
+    if (!dict->heads) return DLRN_OK;
+    return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
+                     "%s: a %s encodes the rows of a document together: expected a dictionary that "
+                     "encodes each row alone",
+                     what, dict->family);
 }
 
 /* One call with an encoder of its own, on the stack. What it learns is lost: many calls want a
@@ -6137,7 +6198,8 @@ DLRN_API dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, i
 // >>encoders
 /* Families with an encoder of their own, one block each. A block computes the pre-activations of
    all features for a few rows, f [n][F]; gate, selection, codes and decoding are those of all
-   families. There is no screen: each is as fast as the dense product. n is at most a block. */
+   families. There is no screen: each is as fast as the dense product. n is at most a block, except
+   where the rows of a call are a sequence. */
 
 /* Rows to encode, one task for each row or for each group of features. */
 typedef struct dlrni_own_job {
@@ -6326,6 +6388,166 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_gated_top_k(const dlrn_dictionary *dict,
     dlrn_parallel_for(dict->ctx, n, dlrni_gated_top_k_row, &job);
     dlrn_free(dict->ctx, job.heap);
     return DLRN_OK;
+}
+
+/* ---- Temporal ----
+   All n rows are one sequence. Attention to the earlier rows predicts a part of each; the features
+   are those of the rest r (SAELens' TemporalSAE with one layer of attention):
+       a_i = ReLU(ENCODER x'_i)
+       q_i = QUERY a_i + QUERY_BIAS, k_i = KEY a_i, v_i = VALUE a_i       cut into heads
+       w_ij = e^(q_i.k_j / sqrt(head_width)), divided by 1 + their sum over j < i
+       g_i = ReLU(OUT (sum over j < i of w_ij v_j) + OUT_BIAS)
+       r_i = x'_i - share g_i DECODER,  share = g_i DECODER . x'_i / (|g_i DECODER| + 1e-6)^2
+       p_i = ENCODER r_i
+   SAELens lets row i attend to rows 0 .. i that are shifted down by one, with zeros first: that is
+   the 1. A bias of the keys adds the same to all scores of a row, so it has no effect; one of the
+   values is in OUT_BIAS. Takes n (F + 2 H) floats, and time in n^2 F beside that of n F^2. */
+
+/* A sequence. Arrays are used twice: see dlrni_encode_temporal. */
+typedef struct dlrni_sequence {
+    const dlrn_dictionary *dict;
+    int64_t n;
+    float *xc;          /* [n][d_in]: x', then r              */
+    float *f;           /* [n][F]: a, then contexts, then p   */
+    float *query, *key; /* [n][H]                             */
+    float *value;       /* [n][F]: v, then g                  */
+    float *scratch;     /* [threads][scratch_size]            */
+    int64_t scratch_size;
+} dlrni_sequence;
+
+/* out [n][rows] = weights [rows][width] times each row of in [n][width], + bias [rows] or NULL,
+   then max(., 0) if `positive`. */
+typedef struct dlrni_affine_job {
+    const dlrni_kernel_table *k;
+    const float *in, *weights, *bias;
+    int64_t n, width, rows;
+    int positive;
+    float *out;
+} dlrni_affine_job;
+
+/* Task: a group of columns of `out`, a block of rows at a time: they stay in the cache. */
+DLRNI_INTERNAL void dlrni_affine_group(void *arg, int64_t group, int worker) {
+    const dlrni_affine_job *j = (const dlrni_affine_job *)arg;
+    const int64_t q0 = group * DLRNI_GROUP, cols = dlrni_min(DLRNI_GROUP, j->rows - q0);
+    (void)worker;
+    for (int64_t i0 = 0; i0 < j->n; i0 += DLRNI_BLOCK) {
+        const int64_t rows = dlrni_min(DLRNI_BLOCK, j->n - i0);
+        float *out = j->out + i0 * j->rows + q0;
+        j->k->dots_nt(rows, cols, j->width, j->in + i0 * j->width, j->width,
+                      j->weights + q0 * j->width, j->width, out, j->rows);
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t q = 0; q < cols; q++) {
+                float *to = out + i * j->rows + q;
+                if (j->bias) *to += j->bias[q0 + q];
+                if (j->positive && *to < 0) *to = 0; /* a NaN stays */
+            }
+    }
+}
+
+DLRNI_INTERNAL void dlrni_affine_rows(const dlrni_sequence *s, int role, const float *in,
+                                      const float *bias, int positive, float *out) {
+    const dlrni_role *shape = &dlrni_role_table[role];
+    const int64_t width = dlrni_extent(s->dict, shape->cols);
+    const int64_t rows = dlrni_extent(s->dict, shape->rows);
+    dlrni_affine_job job = {s->dict->ctx->k, in, s->dict->param[role], bias, s->n, width, rows,
+                            positive,        out};
+    dlrni_parallel_for(s->dict->ctx, dlrni_ceil_div(rows, DLRNI_GROUP),
+                       dlrni_ns(rows, width) * (double)s->n / 4, dlrni_affine_group, &job);
+}
+
+/* Task: the context of row i, head by head. The largest score is subtracted from all, so that no
+   exponential overflows; the 1 is that of a score of 0. */
+DLRNI_INTERNAL void dlrni_attend_row(void *arg, int64_t i, int worker) {
+    const dlrni_sequence *s = (const dlrni_sequence *)arg;
+    const dlrn_dictionary *dict = s->dict;
+    const dlrni_kernel_table *k = dict->ctx->k;
+    const int64_t F = dict->features, width = dict->head_width, H = dict->heads * width;
+    const int64_t cols = F / dict->heads;
+    float *score = s->scratch + worker * s->scratch_size;
+    memset(s->f + i * F, 0, (size_t)F * sizeof *s->f);
+    for (int64_t h = 0; h < dict->heads; h++) {
+        double max = 0, sum;
+        for (int64_t j = 0; j < i; j++) {
+            score[j] = k->dot(s->query + i * H + h * width, s->key + j * H + h * width, width) /
+                       sqrtf((float)width);
+            max = fmax(max, (double)score[j]);
+        }
+        sum = exp(-max);
+        for (int64_t j = 0; j < i; j++) {
+            const double e = exp((double)score[j] - max);
+            score[j] = (float)e;
+            sum += e;
+        }
+        for (int64_t j = 0; j < i; j++)
+            k->axpy((float)((double)score[j] / sum), s->value + j * F + h * cols,
+                    s->f + i * F + h * cols, cols);
+    }
+}
+
+/* Task: takes from row i of xc its share of g DECODER. */
+DLRNI_INTERNAL void dlrni_take_predicted(void *arg, int64_t i, int worker) {
+    const dlrni_sequence *s = (const dlrni_sequence *)arg;
+    const dlrn_dictionary *dict = s->dict;
+    const dlrni_kernel_table *k = dict->ctx->k;
+    const int64_t d = dict->d_in, F = dict->features;
+    const float *g = s->value + i * F, *atoms = dict->param[DLRN_DECODER];
+    float *y = s->scratch + worker * s->scratch_size, *xc = s->xc + i * d;
+    int32_t col[DLRNI_GROUP];
+    memset(y, 0, (size_t)d * sizeof *y);
+    for (int64_t q0 = 0; q0 < F; q0 += DLRNI_GROUP) {
+        float val[DLRNI_GROUP];
+        int64_t count = 0;
+        for (int64_t q = q0; q < dlrni_min(q0 + DLRNI_GROUP, F); q++)
+            if (g[q] != 0) col[count] = (int32_t)q, val[count++] = g[q];
+        if (count) k->gather_axpy(y, d, atoms, d, col, val, count);
+    }
+    const double size = (double)dlrn_norm(dict->ctx, y, d) + 1e-6;
+    k->axpy((float)(-(double)k->dot(y, xc, d) / (size * size)), y, xc, d);
+}
+
+/* What the loops rely on: a caller may have set parameters and sizes. */
+DLRNI_INTERNAL dlrn_status dlrni_check_temporal(const dlrn_dictionary *dict) {
+    const unsigned roles = dlrni_family_named(dict->family)->roles;
+    int whole = dict->d_in == dict->d_out && !dict->param[DLRN_SKIP];
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        whole &= !(roles & DLRNI_BIT(role)) || dict->param[role];
+    if (whole && dict->heads > 0 && dict->head_width > 0 && dict->features % dict->heads == 0)
+        return DLRN_OK;
+    return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
+                     "%s: expected all of its parameters, no skip, d_out as d_in, and heads that "
+                     "divide %lld features, found %lld heads of %lld",
+                     dict->family, (long long)dict->features, (long long)dict->heads,
+                     (long long)dict->head_width);
+}
+
+/* Leaves r in xc: dlrni_make_z needs it. */
+DLRNI_INTERNAL dlrn_status dlrni_encode_temporal(const dlrn_dictionary *dict, float *xc, int64_t n,
+                                                 float *f) {
+    dlrn_context *ctx = dict->ctx;
+    DLRNI_TRY(dlrni_check_temporal(dict));
+    const int64_t H = dict->heads * dict->head_width;
+    dlrni_sequence s = {dict, n, xc, f, NULL, NULL, NULL, NULL, dlrni_max(n, dict->d_in)};
+    s.query = DLRNI_NEW(ctx, float, 2 * n * H);
+    s.value = DLRNI_NEW(ctx, float, n * dict->features);
+    s.scratch = DLRNI_NEW(ctx, float, ctx->threads *s.scratch_size);
+    dlrn_status status = s.query && s.value && s.scratch ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (status == DLRN_OK) {
+        s.key = s.query + n * H;
+        dlrni_affine_rows(&s, DLRN_ENCODER, xc, NULL, 1, f);
+        dlrni_affine_rows(&s, DLRN_ATTENTION_QUERY, f, dict->param[DLRN_ATTENTION_QUERY_BIAS], 0,
+                          s.query);
+        dlrni_affine_rows(&s, DLRN_ATTENTION_KEY, f, NULL, 0, s.key);
+        dlrni_affine_rows(&s, DLRN_ATTENTION_VALUE, f, NULL, 0, s.value);
+        dlrn_parallel_for(ctx, n, dlrni_attend_row, &s);
+        dlrni_affine_rows(&s, DLRN_ATTENTION_OUT, f, dict->param[DLRN_ATTENTION_OUT_BIAS], 1,
+                          s.value);
+        dlrn_parallel_for(ctx, n, dlrni_take_predicted, &s);
+        dlrni_affine_rows(&s, DLRN_ENCODER, xc, NULL, 0, f);
+    }
+    dlrn_free(ctx, s.query);
+    dlrn_free(ctx, s.value);
+    dlrn_free(ctx, s.scratch);
+    return status;
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -11946,7 +12168,7 @@ DLRN_API dlrn_status dlrn_csr_read(dlrn_archive *a, dlrn_sparse *out) {
 /* How dictionaries are stored. Each library is one block: what its config says, its rows (one per
    class: the tensors, and what each of them is), and one line of dlrni_library_table at the end.
    Rows serve for reading and for writing. A shape is given in letters: F features, I d_in, O d_out,
-   S skip_rows; M layers and D = d_in / M for crosscoders; G groups. "FI" is [F][d_in]; "IF" is
+   S skip_rows; M layers and D = d_in / M for crosscoders; G groups; H rows of queries. "FI" is [F][d_in]; "IF" is
    [d_in][F], transposed relative to memory; "" is a single number.
 
    Whatever a library does differently is folded into the parameters and the formula when a file is
@@ -11968,6 +12190,7 @@ enum {
     DLRNI_STD,                     /* of x in training; NaN: not set                            */
     DLRNI_TARGET_RMS,              /* that x was scaled to                                      */
     DLRNI_CODE_NORM,               /* which norms thresholds refer to                           */
+    DLRNI_ATTENTION_BIAS,          /* of the values of attention                                */
     DLRNI_EXTRA_END
 };
 enum { DLRNI_EXTRAS = DLRNI_EXTRA_END - DLRNI_IS_EXTRA };
@@ -12027,7 +12250,7 @@ typedef struct dlrni_loading {
     const char *stated; /* the class that the caller, the config or the file states; NULL */
     const dlrni_layout *layout;
     char prefix[DLRNI_PREFIX_MAX];   /* of all names: dlrni_find_prefix                    */
-    int64_t F, I, O, M, D, G;        /* sizes by letter; -1: not known yet                 */
+    int64_t F, I, O, M, D, G, H;     /* sizes by letter; -1: not known yet                 */
     int borrow;                      /* 1: parameters may stay where they lie              */
     int64_t index[DLRNI_STORED_MAX]; /* of the row's tensors in the archive; -1: not there */
     float *extra[DLRNI_EXTRAS];      /* owned; NULL: not in the file                       */
@@ -12403,6 +12626,80 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_pursuit(dlrni_loading *l, dlrn_dictionar
     return DLRN_OK;
 }
 
+/* n_heads, and what else the config says of attention. */
+DLRNI_INTERNAL dlrn_status dlrni_temporal_heads(const dlrni_loading *l, dlrn_dictionary *dict) {
+    const int64_t H = dict->head_width;
+    double heads = 8, layers = 1;
+    char found[32];
+    DLRNI_TRY(dlrni_config_number(l, "n_heads", &heads));
+    DLRNI_TRY(dlrni_config_number(l, "n_attn_layers", &layers));
+    dlrni_print(found, sizeof found, "%g", layers);
+    if (layers < 1 || layers > 1) return dlrni_config_refuse(l, "n_attn_layers", "1", found);
+    dlrni_print(found, sizeof found, "%g", heads);
+    if (!(heads >= 1 && heads <= (double)H && heads <= floor(heads)) || H % (int64_t)heads ||
+        dict->features % (int64_t)heads)
+        return dlrni_config_refuse(l, "n_heads", "a divisor of d_sae and of the rows of q_target",
+                                   found);
+    dict->heads = (int64_t)heads;
+    dict->head_width = H / dict->heads;
+    return DLRN_OK;
+}
+
+/* What a temporal config says of rows and features. */
+DLRNI_INTERNAL dlrn_status dlrni_temporal_formula(const dlrni_loading *l, dlrn_dictionary *dict) {
+    const char *rows = "none", *select = "topk";
+    dlrn_formula *f = &dict->formula;
+    int center = 1;
+    DLRNI_TRY(dlrni_config_text(l, "normalize_activations", &rows));
+    DLRNI_TRY(dlrni_config_text(l, "sae_diff_type", &select));
+    DLRNI_TRY(dlrni_config_switch(l, "apply_b_dec_to_input", &center));
+    if (!strcmp(rows, "constant_scalar_rescale")) {
+        DLRNI_TRY(dlrni_config_positive(l, "activation_normalization_factor", &f->scale_in));
+        f->scale_out = 1 / f->scale_in;
+    } else if (strcmp(rows, "none"))
+        return dlrni_config_refuse(l, "normalize_activations", "none or constant_scalar_rescale",
+                                   rows);
+    f->center = center ? DLRN_CENTER_OUTPUT_BIAS : DLRN_CENTER_NONE;
+    if (!strcmp(select, "relu"))
+        f->select = DLRN_SELECT_ALL;
+    else if (strcmp(select, "topk"))
+        return dlrni_config_refuse(l, "sae_diff_type", "topk or relu", select);
+    return dlrni_needs_k(dict) ? dlrni_config_k(l, "kval_topk", dict) : DLRN_OK;
+}
+
+/* Temporal: a tied encoder is not in the file. The products with it are divided by 4 d. Tied and
+   without apply_b_dec_to_input, the bias is not used at all. */
+DLRNI_INTERNAL dlrn_status dlrni_finish_temporal(dlrni_loading *l, dlrn_dictionary *dict) {
+    const int64_t F = dict->features, d = dict->d_in;
+    const float *bias = l->extra[DLRNI_ATTENTION_BIAS - DLRNI_IS_EXTRA];
+    int tied = 1;
+    DLRNI_TRY(dlrni_temporal_heads(l, dict));
+    DLRNI_TRY(dlrni_temporal_formula(l, dict));
+    DLRNI_TRY(dlrni_config_switch(l, "tied_weights", &tied));
+    if (tied == (dict->param[DLRN_ENCODER] != NULL))
+        return dlrni_config_refuse(l, "tied_weights",
+                                   tied ? "false, as there is a tensor W_enc"
+                                        : "true, as there is no tensor W_enc",
+                                   tied ? "true" : "false");
+    if (tied) {
+        DLRNI_TRY(dlrni_param_alloc(dict, DLRN_ENCODER));
+        memcpy(dict->param[DLRN_ENCODER], dict->param[DLRN_DECODER],
+               (size_t)(F * d) * sizeof(float));
+    }
+    dlrni_scale_numbers(dict->param[DLRN_ENCODER], F * d, 1 / (4 * (double)d));
+    if (tied && dict->formula.center == DLRN_CENTER_NONE)
+        memset(dict->param[DLRN_OUTPUT_BIAS], 0, (size_t)d * sizeof(float));
+    /* the weights of attention add up to 1: what the values' bias adds is the same in all rows */
+    for (int64_t j = 0; j < F; j++) {
+        const float *row = dict->param[DLRN_ATTENTION_OUT] + j * F;
+        double sum = (double)dict->param[DLRN_ATTENTION_OUT_BIAS][j];
+        for (int64_t i = 0; i < F; i++) sum += (double)row[i] * (double)bias[i];
+        dict->param[DLRN_ATTENTION_OUT_BIAS][j] = (float)sum;
+    }
+    dlrni_say(dict, "the rows of a call are one sequence, in order: encode one document at a time");
+    return DLRN_OK;
+}
+
 /* The tensors of most classes. */
 #define DLRNI_SAELENS_BASE                                                                         \
     {DLRN_OUTPUT_BIAS, "b_dec", "O", 0}, {DLRN_DECODER, "W_dec", "FO", 0}, {                       \
@@ -12439,6 +12736,23 @@ static const dlrni_layout dlrni_saelens_rows[] = {
      DLRN_CENTER_OUTPUT_BIAS,
      {{DLRN_OUTPUT_BIAS, "b_dec", "O", 0}, {DLRN_DECODER, "W_dec", "FO", 0}},
      dlrni_finish_pursuit},
+    /* a bias of the keys has no effect: room encoders */
+    {"temporal",
+     "Temporal",
+     DLRNI_SAFETENSORS,
+     DLRN_CENTER_OUTPUT_BIAS,
+     {{DLRN_OUTPUT_BIAS, "b_dec", "O", 0},
+      {DLRN_DECODER, "W_dec", "FO", 0},
+      {DLRN_ENCODER, "W_enc", "IF", DLRNI_OPTIONAL},
+      {DLRN_ATTENTION_QUERY, "attn_layers.0.q_target.weight", "HF", 0},
+      {DLRN_ATTENTION_QUERY_BIAS, "attn_layers.0.q_target.bias", "H", 0},
+      {DLRN_ATTENTION_KEY, "attn_layers.0.k_ctx.weight", "HF", 0},
+      {DLRNI_IS_PASSED, "attn_layers.0.k_ctx.bias", "H", 0},
+      {DLRN_ATTENTION_VALUE, "attn_layers.0.v_ctx.weight", "FF", 0},
+      {DLRNI_ATTENTION_BIAS, "attn_layers.0.v_ctx.bias", "F", 0},
+      {DLRN_ATTENTION_OUT, "attn_layers.0.c_proj.weight", "FF", 0},
+      {DLRN_ATTENTION_OUT_BIAS, "attn_layers.0.c_proj.bias", "F", 0}},
+     dlrni_finish_temporal},
     DLRNI_SAELENS_ROW("transcoder", "AutoEncoder", DLRNI_SAELENS_PLAIN),
     DLRNI_SAELENS_ROW("skip_transcoder", "AutoEncoder", DLRNI_SAELENS_PLAIN,
                       {DLRN_SKIP, "W_skip", "SI", 0}),
@@ -13264,11 +13578,11 @@ DLRNI_INTERNAL int dlrni_is_ambiguous(const dlrni_layout *layout) {
 
 /* ---- Matching tensors ---- */
 
-/* Whether a name is that of an encoder, or of the decoder of a row without one: what a dictionary
-   is found by. */
+/* Whether a name is that of an encoder, or of the decoder of a row that may lack one: what a
+   dictionary is found by. */
 DLRNI_INTERNAL int dlrni_is_anchor(const dlrni_layout *row, const dlrni_stored *t) {
     const dlrni_stored *e = row->tensor;
-    while (e->name && e->is != DLRN_ENCODER) e++;
+    while (e->name && (e->is != DLRN_ENCODER || e->optional == DLRNI_OPTIONAL)) e++;
     return e->name ? t == e : t->is == DLRN_DECODER;
 }
 
@@ -13279,6 +13593,7 @@ DLRNI_INTERNAL int64_t *dlrni_size_of(dlrni_loading *l, char letter) {
            : letter == 'M' ? &l->M
            : letter == 'D' ? &l->D
            : letter == 'G' ? &l->G
+           : letter == 'H' ? &l->H
                            : &l->O; /* O, S */
 }
 
@@ -13383,7 +13698,7 @@ DLRNI_INTERNAL int64_t dlrni_output_width(const dlrni_loading *l) {
 DLRNI_INTERNAL dlrn_status dlrni_match_layout(dlrni_loading *l) {
     const dlrni_stored *t = l->layout->tensor;
     /* sizes come from the tensors alone */
-    l->F = l->I = l->O = l->M = l->D = l->G = -1;
+    l->F = l->I = l->O = l->M = l->D = l->G = l->H = -1;
     for (int i = 0; t[i].name; i++)
         if (dlrni_is_anchor(l->layout, &t[i]))
             DLRNI_TRY(dlrni_match_anchor(l, &t[i], &l->index[i]));
@@ -14092,6 +14407,8 @@ DLRNI_INTERNAL dlrn_status dlrni_read_dictionary(dlrni_loading *l, dlrn_dictiona
     dict->layout = l->library->name;
     dict->class_name = l->layout->name;
     dict->layers = dlrni_max(l->M, 1);
+    /* `finish` knows how many heads these rows are */
+    if (l->H >= 0) dict->heads = 1, dict->head_width = l->H;
     dict->formula.k = 0;
     /* folding writes to parameters */
     if (l->layout->finish) l->borrow = 0;
@@ -14560,9 +14877,13 @@ DLRNI_INTERNAL dlrn_status dlrni_layout_of(const dlrn_dictionary *dict, const ch
             }
     if (first) return dlrni_check_layout_holds(dict, path, first);
     return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: not written: %s %s %s", path,
-                     dict->n_parts ? "a" : "an", dict->family,
+                     dict->n_parts               ? "a"
+                     : dict->param[DLRN_DECODER] ? "family"
+                                                 : "an",
+                     dict->family,
                      dict->n_parts ? "has several layers, and no layout of one file holds them"
-                                   : "has no weights to save");
+                     : dict->param[DLRN_DECODER] ? "has no layout that is written to one file"
+                                                 : "has no weights to save");
 }
 
 /* Adds one tensor of the row: borrowed from the dictionary, or a transposed copy. */
@@ -14899,7 +15220,8 @@ DLRNI_INTERNAL int dlrni_plan_row(const dlrn_dictionary *dict, const dlrni_targe
     dlrni_plan_center(dict, p);
     /* an encoder of its own is in no other's numbers */
     dlrni_print(p->why, sizeof p->why, "family %s", dict->family);
-    if (family->encode != dlrni_own_encode(dict) || (family->encode && p->folds)) return 1;
+    if (family->encode != dlrni_own_encode(dict) || (family->encode && (p->folds || dict->heads)))
+        return 1;
     dlrni_print(p->why, sizeof p->why, "selection %s",
                 dlrn_name(DLRN_NAMES_SELECT, (int)f->select));
     if (family->formula.select != f->select) return 2;
@@ -21526,6 +21848,7 @@ DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dl
     if (!cfg) cfg = &defaults;
     DLRNI_REQUIRE(ctx, cfg->batch_size > 0 && cfg->rows >= -1 && cfg->saelens_batch >= 0,
                   "batch_size must be positive, rows -1 or more, saelens_batch not negative");
+    DLRNI_TRY(dlrni_expect_rows_alone(dict, "dlrn_evaluator_create"));
     /* the sizes of x, y and x_hat below must not overflow */
     if (!dlrni_mul(cfg->batch_size, dlrni_max(dict->d_in, dict->d_out), &floats))
         return dlrn_fail(ctx, DLRN_ERR_MEMORY, "batches of %lld rows do not fit in memory",
@@ -22103,8 +22426,10 @@ DLRN_API dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionar
     DLRNI_REQUIRE(ctx, lm->sites > 0, "the language model has no sites");
     splice.encoders = DLRNI_NEW_ZERO(ctx, dlrn_encoder *, lm->sites);
     dlrn_status s = splice.encoders ? DLRN_OK : DLRN_ERR_MEMORY;
-    for (int64_t i = 0; s == DLRN_OK && i < lm->sites; i++)
-        s = dlrn_encoder_create(dicts[i], &splice.encoders[i]);
+    for (int64_t i = 0; s == DLRN_OK && i < lm->sites; i++) {
+        s = dlrni_expect_rows_alone(dicts[i], "dlrn_loss_recovered");
+        if (s == DLRN_OK) s = dlrn_encoder_create(dicts[i], &splice.encoders[i]);
+    }
     if (s == DLRN_OK) s = dlrni_three_passes(&splice, lm, out);
     /* those not made are NULL */
     for (int64_t i = 0; splice.encoders && i < lm->sites; i++)
@@ -22152,6 +22477,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 // >>undef
 /* Nothing private is left behind; DLRNI_IMPLEMENTED stays, so that a second inclusion is empty. */
 #undef DLRNI_AFFINE
+#undef DLRNI_ATTENTION
 #undef DLRNI_BIT
 #undef DLRNI_FORMULA
 #undef DLRNI_KEY_ZERO

@@ -225,9 +225,13 @@ TEST(what_a_file_cannot_hold_is_not_saved) {
 }
 
 /* Whether a stored shape is that of a role: as in memory, transposed, or with a crosscoder's layers
-   and widths in place of the row's. */
+   and widths in place of the row's. A dictionary with attention has F where the role says A. */
 static int is_shape_of(const char *shape, const dlrni_role *role) {
-    const char same[] = {role->rows, role->cols == '1' ? '\0' : role->cols, 0};
+    const char same[] = {role->rows == 'A' ? 'F' : role->rows,
+                         role->cols == '1'   ? '\0'
+                         : role->cols == 'A' ? 'F'
+                                             : role->cols,
+                         0};
     const char turned[] = {role->cols, role->rows, 0};
     if (!strcmp(shape, same) || (role->cols != '1' && !strcmp(shape, turned))) return 1;
     if (role->cols == '1') return role->rows == 'O' && !strcmp(shape, "MD");

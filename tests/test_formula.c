@@ -453,6 +453,165 @@ TEST(encoders_of_their_own) {
     check_own("MatchingPursuit", pursue);
 }
 
+/* ---- Temporal: the rows of a call are one sequence */
+
+enum { HEADS = 2, WIDTH = 3, QUERIES = HEADS * WIDTH };
+
+static dlrn_dictionary *temporal(dlrn_context *ctx) {
+    dlrn_dictionary *dict = NULL;
+    dlrn_rng rng = {5, 0, 0};
+    const dlrni_family *family = dlrni_family_named("Temporal");
+    CHECK_OK(ctx, dlrni_dictionary_new(ctx, family, D, D, F, &dict));
+    dict->heads = HEADS;
+    dict->head_width = WIDTH;
+    dict->formula.k = K;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        if (!(family->roles >> role & 1)) continue;
+        CHECK_OK(ctx, dlrni_param_alloc(dict, role));
+        for (int64_t i = 0; i < dlrni_role_size(dict, role); i++)
+            dict->param[role][i] = 0.3f * dlrn_rng_normal(&rng);
+    }
+    dict->formula.scale_in = 0.5;
+    dict->formula.scale_out = 2;
+    return dict;
+}
+
+/* out [rows] = weights [rows][width] in [width] + bias, max(., 0) if positive. */
+static void affine(const float *weights, const float *bias, const double *in, int rows, int width,
+                   int positive, double *out) {
+    for (int r = 0; r < rows; r++) {
+        out[r] = bias ? (double)bias[r] : 0;
+        for (int c = 0; c < width; c++) out[r] += (double)weights[r * width + c] * in[c];
+        if (positive) out[r] = fmax(out[r], 0);
+    }
+}
+
+/* The context of row i from its queries, and keys and values of the rows before it, as SAELens
+   says it: keys and values are shifted by one row, with zeros first. */
+static void attend(const double *query, double key[][QUERIES], double value[][F], int i,
+                   double *context) {
+    for (int h = 0; h < HEADS; h++) {
+        double weight[N], sum = 0;
+        for (int j = 0; j <= i; j++) {
+            double score = 0;
+            for (int c = h * WIDTH; c < (h + 1) * WIDTH && j; c++)
+                score += query[c] * key[j - 1][c];
+            sum += weight[j] = exp(score / sqrt((double)WIDTH));
+        }
+        for (int c = h * F / HEADS; c < (h + 1) * F / HEADS; c++) {
+            context[c] = 0;
+            for (int j = 1; j <= i; j++) context[c] += weight[j] / sum * value[j - 1][c];
+        }
+    }
+}
+
+/* f [N][F] before the selection, and what is predicted [N][D], in double. */
+static void foresee(const dlrn_dictionary *dict, const float *xc, double *f, double *predicted) {
+    static double key[N][QUERIES], value[N][F];
+    float *const *w = dict->param;
+    for (int i = 0; i < N; i++) {
+        double x[D], a[F], query[QUERIES], context[F], g[F], size = 0, along = 0;
+        double *y = predicted + i * D;
+        for (int c = 0; c < D; c++) x[c] = (double)xc[i * D + c];
+        affine(w[DLRN_ENCODER], NULL, x, F, D, 1, a);
+        affine(w[DLRN_ATTENTION_QUERY], w[DLRN_ATTENTION_QUERY_BIAS], a, QUERIES, F, 0, query);
+        affine(w[DLRN_ATTENTION_KEY], NULL, a, QUERIES, F, 0, key[i]);
+        affine(w[DLRN_ATTENTION_VALUE], NULL, a, F, F, 0, value[i]);
+        attend(query, key, value, i, context);
+        affine(w[DLRN_ATTENTION_OUT], w[DLRN_ATTENTION_OUT_BIAS], context, F, F, 1, g);
+        for (int c = 0; c < D; c++) {
+            y[c] = 0;
+            for (int j = 0; j < F; j++) y[c] += g[j] * (double)w[DLRN_DECODER][j * D + c];
+            size += y[c] * y[c];
+            along += y[c] * x[c];
+        }
+        size = sqrt(size) + 1e-6;
+        for (int c = 0; c < D; c++) x[c] -= y[c] *= along / (size * size);
+        affine(w[DLRN_ENCODER], NULL, x, F, D, 1, f + i * F);
+    }
+}
+
+/* f and x_hat of N rows against the statement. */
+static void check_sequence(const dlrn_dictionary *dict, const float *x, const float *got,
+                           const float *x_hat) {
+    static float xc[N * D];
+    static double f[N * F], predicted[N * D];
+    dlrni_input(dict, x, N, xc);
+    foresee(dict, xc, f, predicted);
+    for (int i = 0; i < N; i++) {
+        double y[D];
+        own_select(dict, xc + i * D, f + i * F);
+        for (int c = 0; c < D; c++)
+            y[c] = predicted[i * D + c] + (double)dict->param[DLRN_OUTPUT_BIAS][c];
+        for (int j = 0; j < F; j++) {
+            CHECK_MSG(fabs(f[i * F + j] - (double)got[i * F + j]) < 1e-5,
+                      "row %d, feature %d: expected %g, found %g", i, j, f[i * F + j],
+                      (double)got[i * F + j]);
+            for (int c = 0; c < D; c++)
+                y[c] += f[i * F + j] * (double)dict->param[DLRN_DECODER][j * D + c];
+        }
+        for (int c = 0; c < D; c++)
+            CHECK_MSG(fabs(2 * y[c] - (double)x_hat[i * D + c]) < 2e-5,
+                      "row %d: x_hat[%d]: expected %g, found %g", i, c, 2 * y[c],
+                      (double)x_hat[i * D + c]);
+    }
+}
+
+TEST(rows_of_a_sequence) {
+    static float x[N * D], want[N * F], x_hat[N * D], again[N * D];
+    fill_rows(x, N, 0);
+    for (int set = 0; test_kernels(set); set++)
+        for (int threads = 1; threads <= 2; threads++) {
+            dlrn_context *ctx = open_context(test_kernels(set), threads);
+            dlrn_dictionary *dict = temporal(ctx), *copy = NULL;
+            if (set == 0 && threads == 1) {
+                CHECK_OK(ctx, dlrn_encode(dict, x, N, want));
+                CHECK_OK(ctx, dlrn_forward(dict, x, N, x_hat, NULL));
+                check_sequence(dict, x, want, x_hat);
+            }
+            ask_all_ways(dict, x, want, N, 0, "Temporal");
+            /* later rows do not change earlier ones; a copy is the same */
+            CHECK_OK(ctx, dlrni_dictionary_copy(ctx, dict, &copy));
+            for (int n = 0; n <= N; n += 7) {
+                CHECK_OK(ctx, dlrn_forward(copy, x, n, again, NULL));
+                CHECK(!memcmp(x_hat, again, (size_t)(n * D) * sizeof *again));
+            }
+            dlrn_dictionary_destroy(copy);
+            dlrn_dictionary_destroy(dict);
+            dlrn_context_destroy(ctx);
+        }
+}
+
+/* What needs rows apart, or x, or the whole dictionary, says so. */
+TEST(what_a_sequence_refuses) {
+    static float x[N * D], f[N * F];
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_dictionary *dict = temporal(ctx);
+    dlrn_evaluator *e = NULL;
+    dlrn_language_model lm = {0};
+    dlrn_metrics metrics;
+    fill_rows(x, N, 0);
+    CHECK_OK(ctx, dlrn_encode(dict, x, N, f));
+    CHECK_STATUS(dlrn_decode(dict, f, N, x), DLRN_ERR_UNSUPPORTED);
+    CHECK_STR(dlrn_error(ctx), "predicts from earlier rows of x");
+    CHECK_STATUS(dlrn_evaluator_create(dict, NULL, &e), DLRN_ERR_UNSUPPORTED);
+    CHECK_STR(dlrn_error(ctx), "the rows of a document together");
+    lm.sites = 1;
+    const dlrn_dictionary *dicts[] = {dict};
+    CHECK_STATUS(dlrn_loss_recovered(ctx, dicts, &lm, &metrics), DLRN_ERR_UNSUPPORTED);
+    CHECK_STR(dlrn_error(ctx), "the rows of a document together");
+    CHECK_STATUS(dlrn_save(dict, "build/tmp/temporal.pt"), DLRN_ERR_UNSUPPORTED);
+    CHECK_STR(dlrn_error(ctx), "family Temporal has no layout that is written");
+    dict->heads = 5;
+    CHECK_STATUS(dlrn_encode(dict, x, N, f), DLRN_ERR_SHAPE);
+    CHECK_STR(dlrn_error(ctx), "found 5 heads of 3");
+    dict->heads = HEADS;
+    without(dict, DLRN_ATTENTION_OUT_BIAS);
+    CHECK_STATUS(dlrn_encode(dict, x, N, f), DLRN_ERR_SHAPE);
+    dlrn_dictionary_destroy(dict);
+    dlrn_context_destroy(ctx);
+}
+
 /* ---- Families, and what is refused */
 
 TEST(every_family_can_be_created) {
@@ -464,7 +623,9 @@ TEST(every_family_can_be_created) {
         dlrn_dictionary_desc desc = {family->name, D, 0, F, family->formula.k ? K : 0, 1};
         dlrn_dictionary *dict = NULL;
         const unsigned whole = 1u << DLRN_DECODER | 1u << DLRN_OUTPUT_BIAS;
-        if (family->roles && (family->roles & whole) != whole) { /* of several layers */
+        /* of several layers, or with attention */
+        if ((family->roles && (family->roles & whole) != whole) ||
+            family->roles >> DLRN_ATTENTION_QUERY & 1) {
             CHECK_STATUS(dlrn_dictionary_create(ctx, &desc, &dict), DLRN_ERR_UNSUPPORTED);
             continue;
         }
@@ -561,6 +722,8 @@ int main(int argc, char **argv) {
     RUN(standardised_ranks);
     RUN(rows_are_normalised);
     RUN_LONG(encoders_of_their_own);
+    RUN_LONG(rows_of_a_sequence);
+    RUN(what_a_sequence_refuses);
     RUN(every_family_can_be_created);
     RUN(what_cannot_be_is_refused);
     RUN(trainers_refuse_other_formulas);

@@ -1271,6 +1271,81 @@ TEST(hostile_configs) {
     }
 }
 
+/* A folder of SAELens' temporal class: 4 inputs, 6 features, 4 rows of queries. */
+static char *temporal_folder(const char *text, int with_encoder, int layers) {
+    static float w[36], e[24];
+    dlrn_tensor_out t[12] = {{"b_dec", DLRN_F32, 1, {4}, w},
+                             {"W_dec", DLRN_F32, 2, {6, 4}, w},
+                             {"attn_layers.0.q_target.weight", DLRN_F32, 2, {4, 6}, w},
+                             {"attn_layers.0.q_target.bias", DLRN_F32, 1, {4}, w},
+                             {"attn_layers.0.k_ctx.weight", DLRN_F32, 2, {4, 6}, w},
+                             {"attn_layers.0.k_ctx.bias", DLRN_F32, 1, {4}, w},
+                             {"attn_layers.0.v_ctx.weight", DLRN_F32, 2, {6, 6}, w},
+                             {"attn_layers.0.v_ctx.bias", DLRN_F32, 1, {6}, w},
+                             {"attn_layers.0.c_proj.weight", DLRN_F32, 2, {6, 6}, w},
+                             {"attn_layers.0.c_proj.bias", DLRN_F32, 1, {6}, w}};
+    int64_t count = 10;
+    for (int i = 0; i < 36; i++) w[i] = (float)(i % 5) - 1;
+    for (int i = 0; i < 24; i++) e[i] = (float)i;
+    const dlrn_tensor_out own = {"W_enc", DLRN_F32, 2, {4, 6}, e};
+    const dlrn_tensor_out more = {"attn_layers.1.c_proj.bias", DLRN_F32, 1, {6}, w};
+    if (with_encoder) t[count++] = own;
+    if (layers > 1) t[count++] = more;
+    make_folder("temporal");
+    CHECK_OK(ctx, dlrn_archive_write(ctx, path_of("temporal", "sae_weights.safetensors"), t, count,
+                                     NULL));
+    write_text(path_of("temporal", "cfg.json"), text);
+    return path_of("", "temporal");
+}
+
+#define TEMPORAL "{\"architecture\": \"temporal\", \"d_sae\": 6, \"n_heads\": 2, "
+
+TEST(temporal_configs) {
+    static const struct {
+        const char *text;
+        int with_encoder, layers;
+        const char *words; /* NULL: it loads */
+    } row[] = {
+        {TEMPORAL "\"kval_topk\": 2}", 0, 1, NULL},
+        {TEMPORAL "\"kval_topk\": 2, \"tied_weights\": false}", 1, 1, NULL},
+        {TEMPORAL "\"sae_diff_type\": \"relu\", \"apply_b_dec_to_input\": false}", 0, 1, NULL},
+        {TEMPORAL "\"n_heads\": 2}", 0, 1, "expected once"},
+        {TEMPORAL "\"k\": 2}", 0, 1, "k: expected the number of features that a row keeps"},
+        {TEMPORAL "\"kval_topk\": 7}", 0, 1, "kval_topk: expected a number from 1 to 6"},
+        {TEMPORAL "\"tied_weights\": true}", 1, 1, "false, as there is a tensor W_enc, found true"},
+        {TEMPORAL "\"tied_weights\": false}", 0, 1, "true, as there is no tensor W_enc"},
+        {TEMPORAL "\"n_attn_layers\": 2}", 0, 1, "cfg.json: n_attn_layers: expected 1, found 2"},
+        {TEMPORAL "\"n_attn_layers\": 2}", 0, 2, "tensor 'attn_layers.1.c_proj.bias'"},
+        {TEMPORAL "\"sae_diff_type\": \"jump\"}", 0, 1, "expected topk or relu, found jump"},
+        {TEMPORAL "\"normalize_activations\": \"layer_norm\"}", 0, 1,
+         "expected none or constant_scalar_rescale, found layer_norm"},
+        {TEMPORAL "\"normalize_activations\": \"constant_scalar_rescale\"}", 0, 1,
+         "activation_normalization_factor: expected a number above 0"},
+        {"{\"architecture\": \"temporal\", \"n_heads\": 4}", 0, 1,
+         "n_heads: expected a divisor of d_sae and of the rows of q_target, found 4"},
+        {"{\"architecture\": \"temporal\", \"n_heads\": 3}", 0, 1, "q_target, found 3"},
+        {"{\"architecture\": \"temporal\", \"n_heads\": 0}", 0, 1, "q_target, found 0"},
+        {"{\"architecture\": \"temporal\"}", 0, 1, "q_target, found 8"},
+    };
+    for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
+        const char *path = temporal_folder(row[i].text, row[i].with_encoder, row[i].layers);
+        dlrn_dictionary *dict = NULL;
+        if (row[i].words) {
+            CHECK_MSG(dlrn_load(ctx, path, NULL, &dict) != DLRN_OK, "%s", row[i].text);
+            CHECK_STR(dlrn_error(ctx), row[i].words);
+            continue;
+        }
+        CHECK_OK(ctx, dlrn_load(ctx, path, NULL, &dict));
+        CHECK(dict->heads == 2 && dict->head_width == 2);
+        CHECK(dict->formula.select == (i == 2 ? DLRN_SELECT_ALL : DLRN_SELECT_TOP_K));
+        CHECK(dict->formula.center == (i == 2 ? DLRN_CENTER_NONE : DLRN_CENTER_OUTPUT_BIAS));
+        /* W_dec [0][3], or W_enc [3][0], by 16; a tied bias may be unused */
+        CHECK(dict->param[DLRN_ENCODER][3] == (i == 1 ? 18.0f : 2.0f) / 16);
+        CHECK(dict->param[DLRN_OUTPUT_BIAS][0] == (i == 2 ? 0.0f : -1.0f));
+        dlrn_dictionary_destroy(dict);
+    }
+}
+
 /* Sizes of nested groups that are not those of the features. */
 TEST(hostile_groups) {
     static const int64_t bad[][3] = {
@@ -1570,6 +1645,7 @@ int main(int argc, char **argv) {
     RUN(runs_with_trainers);
     RUN(folders_of_other_libraries);
     RUN(hostile_configs);
+    RUN(temporal_configs);
     RUN(hostile_groups);
     RUN(config_bombs);
     RUN(a_library_that_reads_wrongly);

@@ -316,6 +316,10 @@ static int run_features(dlrn_context *ctx, const options *o) {
     dlrn_status s = model_text_open(ctx, o, 1, &w.mt);
     if (s == DLRN_OK) s = load_dictionary(ctx, o->dict, o, &w.dict);
     if (s == DLRN_OK) s = check_site_width(&w.mt, o, w.dict);
+    if (s == DLRN_OK && w.dict->heads) /* batches of texts are not documents */
+        s = dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                      "%s: a %s encodes the rows of a document together, which features does not",
+                      o->dict, w.dict->family);
     if (s == DLRN_OK) s = show_features(&w);
     model_text_tell(&w.mt, o);
     void *blocks[] = {w.fired, w.max, w.slot, w.best, w.by_token};

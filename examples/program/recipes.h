@@ -46,6 +46,8 @@ static void say_encoder(char *text, const char *family, const dlrn_formula *m, c
     else if (!strcmp(family, "GatedTopK"))
         say(text, "g = W_gate %s + b_gate, p = sigmoid(g) W_enc %s for the %lld largest g", c, c,
             (long long)m->k);
+    else if (!strcmp(family, "Temporal"))
+        say(text, "p = W_enc (%s - what attention to earlier rows predicts)", c);
     else
         say(text, "p = W_enc %s + b_enc", c);
 }
@@ -82,6 +84,7 @@ static void say_output(char *text, const dlrn_formula *m, const char *z,
     if (scales(m->scale_out)) say(text, "%.6g (", m->scale_out);
     say(text, dict && dict->n_parts ? "the sum of the parts" : "W_dec f");
     if (dict && dict->param[DLRN_DECODER_OFFSET]) say(text, " + the offset of each active feature");
+    if (dict && dict->heads) say(text, " + predicted");
     /* the bias of a part is the whole's */
     if (!dict || dict->param[DLRN_OUTPUT_BIAS]) say(text, " + b");
     if (dict && dict->param[DLRN_SKIP]) say(text, " + W_skip %s", z);

@@ -1,5 +1,5 @@
 /* dictlearn encode, decode and reconstruct. Rows are streamed in blocks, so memory does not grow
-   with them; sparse codes to be decoded are read whole. */
+   with them; sparse codes to be decoded, and rows that are one sequence, are read whole. */
 
 enum { BLOCK = 1024 };
 
@@ -115,14 +115,26 @@ static void tell_rows(const options *o, int64_t done, int64_t rows, double start
          time_text((double)(rows - done) / (rate > 1 ? rate : 1), left, sizeof left));
 }
 
-/* The next block of rows or codes of `in`: *n rows, x [*n][width] if they are rows. DLRN_END: there
-   are no more. */
-static dlrn_status next_block(array *in, const dlrn_source *source, int64_t done, float *x,
-                              int64_t *n) {
+/* How many rows x are handled at once: all, where attention makes them one sequence. */
+static int64_t rows_at_once(const dlrn_dictionary *dict, const array *in) {
+    if (in->is_codes) return 0;
+    return dict->heads && in->rows > BLOCK ? in->rows : BLOCK;
+}
+
+/* The next block of rows or codes of `in`: *n rows, x [*n][width] if they are rows, up to max. A
+   source may give fewer, so more than BLOCK are read on. DLRN_END: there are no more. */
+static dlrn_status next_block(array *in, const dlrn_source *source, int64_t done, int64_t max,
+                              float *x, int64_t *n) {
     *n = in->rows - done < BLOCK ? in->rows - done : BLOCK;
     if (stopping(NULL)) return DLRN_STOPPED;
-    if (!in->is_codes) return source->read(source->user, BLOCK, x, NULL, n);
-    return *n > 0 ? DLRN_OK : DLRN_END;
+    if (in->is_codes) return *n > 0 ? DLRN_OK : DLRN_END;
+    dlrn_status s = source->read(source->user, max, x, NULL, n);
+    while (s == DLRN_OK && max > BLOCK && *n < max) {
+        int64_t more = 0;
+        s = source->read(source->user, max - *n, x + *n * in->width, NULL, &more);
+        *n += more;
+    }
+    return s;
 }
 
 /* A row step for a block, or with --sparse the encoding to codes; then writes what came out. */
@@ -144,17 +156,17 @@ static dlrn_status stream_rows(dlrn_context *ctx, const dlrn_dictionary *dict, c
     dlrn_writer *w = NULL;
     dlrn_source source = feed_source(&in->feed);
     double started = seconds(), told = started;
-    int64_t done = 0;
+    int64_t done = 0, max = rows_at_once(dict, in);
     memset(&codes, 0, sizeof codes);
-    dlrn_status s = dlrn_tensor_alloc(ctx, in->is_codes ? 0 : BLOCK, in->width, &x);
+    dlrn_status s = dlrn_tensor_alloc(ctx, max, in->width, &x);
     if (s != DLRN_OK) return s;
-    s = dlrn_tensor_alloc(ctx, o->sparse ? 0 : BLOCK, out_width, &y);
+    s = dlrn_tensor_alloc(ctx, o->sparse ? 0 : max > BLOCK ? max : BLOCK, out_width, &y);
     if (s == DLRN_OK)
         s = o->sparse ? dlrn_csr_create(ctx, o->out, out_width, &w)
                       : dlrn_npy_create_layers(ctx, o->out, out_width, layers, in->rows, &w);
     while (s == DLRN_OK) {
         int64_t n = 0;
-        s = next_block(in, &source, done, x.data, &n);
+        s = next_block(in, &source, done, max, x.data, &n);
         if (s == DLRN_OK)
             s = write_block(dict, in, done, n, step, x.data, y.data, &codes, o->sparse, w);
         done += n;
@@ -191,6 +203,11 @@ static int run_rows(dlrn_context *ctx, const options *o, const char *name, int f
     const int64_t width = s != DLRN_OK ? 0 : features_in ? dict->features : dict->d_in;
     if (s == DLRN_OK) s = array_open(ctx, o, features_in, width, &in);
     if (s == DLRN_OK) s = expect_width(ctx, in.feed.x_name, width, in.width);
+    if (s == DLRN_OK && dict->heads && in.rows < 0)
+        s = dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                      "%s: expected a known number of rows, as this dictionary encodes all of them "
+                      "together",
+                      in.feed.x_name);
     if (s == DLRN_OK)
         s = features_out
                 ? stream_rows(ctx, dict, o, &in, dict->features, dict->feature_layers, step)
