@@ -241,13 +241,13 @@
    CrossLayerTranscoder,   OUTPUT_BIAS; the parts    of parts     of parts  any        by part
    Crosscoder              have the rest
 
-   MatchingPursuit, Glu, Cosine, GatedTopK and Temporal compute p in their own way: room encoders. In
-   Temporal the rows of one call are one sequence, in order, so give one document a call; attention
-   to earlier rows predicts a part of each, which is added to x_hat. It is loaded and encodes; it is
-   not created, decoded from codes alone, evaluated or saved. Where d_out is not d_in, the center is
-   none in every family. All others encode, decode and are evaluated;
-   AutoEncoder, AutoEncoderTopK and JumpReluAutoEncoder are trained. A trainer refuses a dictionary
-   whose formula or parameters differ from its family's.
+   MatchingPursuit, Glu, Cosine, GatedTopK and Temporal compute p in their own way: room encoders.
+   In Temporal the rows of one call are one sequence, in order, so give one document a call;
+   attention to earlier rows predicts a part of each, which is added to x_hat. It is loaded and
+   encodes; it is not created, decoded from codes alone, evaluated or saved. Where d_out is not d_in,
+   the center is none in every family. All others encode, decode and are evaluated; AutoEncoder,
+   AutoEncoderTopK and JumpReluAutoEncoder are trained. A trainer refuses a dictionary whose formula
+   or parameters differ from its family's.
 
    You may set any field of the formula, and any parameter (SKIP, INPUT_BIAS, LOG_SCALE, ...), to
    encode and to decode; dlrn_save refuses what its layout cannot hold. What is screened then: gates
@@ -385,9 +385,9 @@
    features near a threshold, or near rank k, others may be active.
 
    Refused, each with an error that names it: a class or an option that is not in the table
-   (temporal with two layers of attention, sparsify's old `signed`); a tensor of the dictionary's own that its layout
-   does not have; a bias or weight that is not finite; sizes of the config that are not those of the
-   tensors. Not files of tensors, and so never opened: a pickled module (torch.save(model) instead
+   (temporal with two layers of attention, sparsify's old `signed`); a tensor of the dictionary's
+   own that its layout does not have; a bias or weight that is not finite; sizes of the config that
+   are not those of the tensors. Not files of tensors, and so never opened: a pickled module (torch.save(model) instead
    of its state_dict), and folders of torch.distributed (.dcp).
 
    Dictionaries of several layers: a row x holds the layers (or models) one after another, so d_in
@@ -1042,8 +1042,8 @@ DLRN_API const char *dlrn_name(dlrn_names which, int value);
 // >>api-dictionary
 
 /* A dictionary's parameters, by role: X(role, name, rows, columns), f32, row by row. F: features,
-   I: d_in, O: d_out, S: skip_rows, H: heads * head_width, A: F where there are heads. Which of them a
-   dictionary has depends on its family; absent ones are NULL. */
+   I: d_in, O: d_out, S: skip_rows, H: heads * head_width, A: F where there are heads. Which of them
+   a dictionary has depends on its family; absent ones are NULL. */
 #define DLRN_ROLE_LIST(X)                                                                          \
     X(DLRN_ENCODER, "encoder_weight", 'F', 'I') /* one row per feature                    */       \
     X(DLRN_ENCODER_BIAS, "encoder_bias", 'F', '1')                                                 \
@@ -12168,8 +12168,8 @@ DLRN_API dlrn_status dlrn_csr_read(dlrn_archive *a, dlrn_sparse *out) {
 /* How dictionaries are stored. Each library is one block: what its config says, its rows (one per
    class: the tensors, and what each of them is), and one line of dlrni_library_table at the end.
    Rows serve for reading and for writing. A shape is given in letters: F features, I d_in, O d_out,
-   S skip_rows; M layers and D = d_in / M for crosscoders; G groups; H rows of queries. "FI" is [F][d_in]; "IF" is
-   [d_in][F], transposed relative to memory; "" is a single number.
+   S skip_rows; M layers and D = d_in / M for crosscoders; G groups; H rows of queries. "FI" is
+   [F][d_in]; "IF" is [d_in][F], transposed relative to memory; "" is a single number.
 
    Whatever a library does differently is folded into the parameters and the formula when a file is
    read (`finish`), so that the rest of the code knows one record. */
