@@ -242,12 +242,14 @@
    Crosscoder              have the rest
 
    MatchingPursuit, Glu, Cosine, GatedTopK and Temporal compute p in their own way: room encoders.
-   In Temporal the rows of one call are one sequence, in order, so give one document a call;
-   attention to earlier rows predicts a part of each, which is added to x_hat. It is loaded and
-   encodes; it is not created, decoded from codes alone, evaluated or saved. Where d_out is not d_in,
-   the center is none in every family. All others encode, decode and are evaluated; AutoEncoder,
-   AutoEncoderTopK and JumpReluAutoEncoder are trained. A trainer refuses a dictionary whose formula
-   or parameters differ from its family's.
+   Where d_out is not d_in, the center is none in every family. All families but Temporal encode,
+   decode and are evaluated; AutoEncoder, AutoEncoderTopK and JumpReluAutoEncoder are trained. A
+   trainer refuses a dictionary whose formula or parameters differ from its family's.
+
+   In Temporal (SAELens) the rows of one call are one sequence, in order: give one document a call.
+   Attention to earlier rows predicts a part of each row, which is added to x_hat; the features are
+   those of the rest. It is loaded, encodes and reconstructs (dlrn_encoder_run, dlrn_forward). It is
+   not created, decoded from codes alone, evaluated or saved.
 
    You may set any field of the formula, and any parameter (SKIP, INPUT_BIAS, LOG_SCALE, ...), to
    encode and to decode; dlrn_save refuses what its layout cannot hold. What is screened then: gates
@@ -387,8 +389,8 @@
    Refused, each with an error that names it: a class or an option that is not in the table
    (temporal with two layers of attention, sparsify's old `signed`); a tensor of the dictionary's
    own that its layout does not have; a bias or weight that is not finite; sizes of the config that
-   are not those of the tensors. Not files of tensors, and so never opened: a pickled module (torch.save(model) instead
-   of its state_dict), and folders of torch.distributed (.dcp).
+   are not those of the tensors. Not files of tensors, and so never opened: a pickled module
+   (torch.save(model) instead of its state_dict), and folders of torch.distributed (.dcp).
 
    Dictionaries of several layers: a row x holds the layers (or models) one after another, so d_in
    is layers * d, and arrays in files may have the shape [rows][layers][d]. A crosscoder with one
@@ -12168,7 +12170,7 @@ DLRN_API dlrn_status dlrn_csr_read(dlrn_archive *a, dlrn_sparse *out) {
 /* How dictionaries are stored. Each library is one block: what its config says, its rows (one per
    class: the tensors, and what each of them is), and one line of dlrni_library_table at the end.
    Rows serve for reading and for writing. A shape is given in letters: F features, I d_in, O d_out,
-   S skip_rows; M layers and D = d_in / M for crosscoders; G groups; H rows of queries. "FI" is
+   S skip_rows; M layers and D = d_in / M for crosscoders; G groups; H heads * head_width. "FI" is
    [F][d_in]; "IF" is [d_in][F], transposed relative to memory; "" is a single number.
 
    Whatever a library does differently is folded into the parameters and the formula when a file is
