@@ -6393,7 +6393,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_gated_top_k(const dlrn_dictionary *dict,
 }
 
 /* ---- Temporal ----
-   All n rows are one sequence. Attention to the earlier rows predicts a part of each; the features
+   All rows form one sequence. Attention to the earlier rows predicts a part of each; the features
    are those of the rest r (SAELens' TemporalSAE with one layer of attention):
        a_i = ReLU(ENCODER x'_i)
        q_i = QUERY a_i + QUERY_BIAS, k_i = KEY a_i, v_i = VALUE a_i       cut into heads
