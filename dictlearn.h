@@ -242,12 +242,14 @@
    Crosscoder              have the rest
 
    MatchingPursuit, Glu, Cosine, GatedTopK and Temporal compute p in their own way: room encoders.
-   In Temporal the rows of one call are one sequence, in order, so give one document a call;
-   attention to earlier rows predicts a part of each, which is added to x_hat. It is loaded and
-   encodes; it is not created, decoded from codes alone, evaluated or saved. Where d_out is not
-   d_in, the center is none in every family. All others encode, decode and are evaluated;
-   AutoEncoder, AutoEncoderTopK and JumpReluAutoEncoder are trained. A trainer refuses a dictionary
-   whose formula or parameters differ from its family's.
+   Where d_out is not d_in, the center is none in every family. All families but Temporal encode,
+   decode and are evaluated; AutoEncoder, AutoEncoderTopK and JumpReluAutoEncoder are trained. A
+   trainer refuses a dictionary whose formula or parameters differ from its family's.
+
+   In Temporal (SAELens) the rows of one call are one sequence, in order: give one document a call.
+   Attention to earlier rows predicts a part of each row, which is added to x_hat; the features are
+   those of the rest. It is loaded, encodes and reconstructs (dlrn_encoder_run, dlrn_forward). It is
+   not created, decoded from codes alone, evaluated or saved.
 
    You may set any field of the formula, and any parameter (SKIP, INPUT_BIAS, LOG_SCALE, ...), to
    encode and to decode; dlrn_save refuses what its layout cannot hold. What is screened then: gates
@@ -5159,9 +5161,9 @@ DLRNI_INTERNAL int64_t dlrni_round_end(const dlrni_encoding *c, int64_t first) {
    not, the batch is selected again without it. So a guess changes the time, and no result. */
 
 enum { DLRNI_GUESS_ROWS = 32 /* rows of a sample: a 64th of a stretch */ };
-#define DLRNI_GUESS_SHARE                                                                          \
-    0.9 /* of the smallest cut seen: 2 % of the batches fail with normal rows
-                                 of 512; at 0.8 there are 1.5 times as many candidates */
+/* Of the smallest cut seen. The smallest of another 2048 normal rows is above it but once in 10^6
+   batches; with 0.9 there are 1.4 times as many candidates (512 x 32768, k 64, int8). */
+#define DLRNI_GUESS_SHARE 0.95
 
 /* A sample of rows whose cuts are found the plain way, before anything is known. */
 typedef struct dlrni_guess_job {
@@ -6391,7 +6393,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_gated_top_k(const dlrn_dictionary *dict,
 }
 
 /* ---- Temporal ----
-   All n rows are one sequence. Attention to the earlier rows predicts a part of each; the features
+   All rows form one sequence. Attention to the earlier rows predicts a part of each; the features
    are those of the rest r (SAELens' TemporalSAE with one layer of attention):
        a_i = ReLU(ENCODER x'_i)
        q_i = QUERY a_i + QUERY_BIAS, k_i = KEY a_i, v_i = VALUE a_i       cut into heads
@@ -12168,7 +12170,7 @@ DLRN_API dlrn_status dlrn_csr_read(dlrn_archive *a, dlrn_sparse *out) {
 /* How dictionaries are stored. Each library is one block: what its config says, its rows (one per
    class: the tensors, and what each of them is), and one line of dlrni_library_table at the end.
    Rows serve for reading and for writing. A shape is given in letters: F features, I d_in, O d_out,
-   S skip_rows; M layers and D = d_in / M for crosscoders; G groups; H rows of queries. "FI" is
+   S skip_rows; M layers and D = d_in / M for crosscoders; G groups; H heads * head_width. "FI" is
    [F][d_in]; "IF" is [d_in][F], transposed relative to memory; "" is a single number.
 
    Whatever a library does differently is folded into the parameters and the formula when a file is
