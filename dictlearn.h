@@ -154,7 +154,8 @@
                    active
    pre-activation  a feature's value before the gate and the selection (see FORMULA AND FAMILIES)
    dictionary      a sparse autoencoder: the parameters that encode and decode, and its formula
-   atom            what a feature adds to the reconstruction: a row of the decoder, of unit norm
+   atom            what a feature adds to the reconstruction: a row of the decoder. Training keeps
+                   it at unit norm; in files of others it may have any
    codes           the active features of some rows, as dlrn_sparse (CSR)
    x_hat           the reconstruction: bias plus the active atoms, each times its feature
    L0              the mean number of active features per row
@@ -1207,8 +1208,10 @@ typedef struct dlrn_load_options {
     const char *layout; /* the library that wrote the file ("saelens", ...: the manual's table of
                            layouts), or the class ("AutoEncoderTopK"); NULL: recognised           */
     int64_t k;         /* features kept per row; 0: as the file says                              */
-    double norm_scale; /* what x was multiplied with in training; 0: as the file says             */
-    double threshold;  /* of all features, where the file has none; 0: as the file says           */
+    double norm_scale; /* multiplies x and divides x_hat; an error where the file has a scale; 0:
+                          as the file says                                                        */
+    double threshold;  /* of all features; replaces the file's; an error where that has one for
+                          each feature; 0: as the file says                                       */
     dlrn_switch compat; /* ON: Llama Scope as SAELens reads it, Llamascopium with
                            fold_activation_scale=True (wrong: see the manual) */
 } dlrn_load_options;
@@ -3906,7 +3909,7 @@ DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictio
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
                          "family: a %s is loaded from files, not created", name);
     /* k is checked before weights are drawn, which may take seconds */
-    int64_t k = desc->k ? desc->k : family->formula.k;
+    int64_t k = desc->k ? desc->k : dlrni_min(family->formula.k, desc->features);
     DLRNI_TRY(dlrni_dictionary_alloc(ctx, family, desc->d_in, desc->d_out, desc->features, out));
     /* families that keep k; and a pursuit, whose k limits its steps */
     if (family->formula.k || family->encode) (*out)->formula.k = k;
@@ -12250,6 +12253,7 @@ typedef struct dlrni_loading {
     const dlrn_json *root; /* its contents, or NULL                                      */
     const dlrni_library *library;
     const char *stated; /* the class that the caller, the config or the file states; NULL */
+    int only;           /* 1: the caller names the library                                */
     const dlrni_layout *layout;
     char prefix[DLRNI_PREFIX_MAX];   /* of all names: dlrni_find_prefix                    */
     int64_t F, I, O, M, D, G, H;     /* sizes by letter; -1: not known yet                 */
@@ -13022,6 +13026,8 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_llama(dlrni_loading *l, dlrn_dictionary 
     if (l->options->compat) theta = dlrni_bf16_to_f32(dlrni_f32_to_bf16(theta));
     for (int64_t j = 0; j < dict->features; j++) dict->param[DLRN_THRESHOLD][j] = theta;
     if (by_norm && !l->options->compat) dlrni_fold_norm_into_threshold(dict);
+    if (l->options->compat)
+        dlrni_say(dict, "read as SAELens reads it, which is not what was trained");
     return DLRN_OK;
 }
 
@@ -13067,7 +13073,8 @@ DLRNI_INTERNAL dlrn_status dlrni_llamascopium_class(dlrni_loading *l, const char
     const char *type = "sae";
     DLRNI_TRY(dlrni_config_text(l, "sae_type", &type));
     *name = NULL;
-    if (strcmp(type, "sae")) return dlrni_config_refuse(l, "sae_type", "sae", type);
+    if (strcmp(type, "sae"))
+        return dlrni_config_refuse(l, "sae_type", "sae, clt or crosscoder", type);
     return dlrni_config_text(l, "act_fn", name);
 }
 
@@ -13127,7 +13134,10 @@ DLRNI_INTERNAL void dlrni_llamascopium_fold(dlrn_dictionary *dict) {
 DLRNI_INTERNAL dlrn_status dlrni_finish_llamascopium(dlrni_loading *l, dlrn_dictionary *dict) {
     int by_norm = 1;
     DLRNI_TRY(dlrni_llamascopium_scales(l, dict));
-    if (l->options->compat) dlrni_llamascopium_fold(dict);
+    if (l->options->compat) {
+        dlrni_llamascopium_fold(dict);
+        dlrni_say(dict, "read as with fold_activation_scale=True, which is not what was trained");
+    }
     DLRNI_TRY(dlrni_config_switch(l, "sparsity_include_decoder_norm", &by_norm));
     if (dict->param[DLRN_THRESHOLD]) {
         dict->formula.gate = DLRN_GATE_JUMP; /* of a glu, too */
@@ -13828,6 +13838,7 @@ DLRNI_INTERNAL int dlrni_rank_layout(const dlrni_loading *l, const dlrni_library
                                      const dlrni_layout *row) {
     if (!dlrni_is_whole_layout(row) || !dlrni_layout_fits(l, row)) return 0;
     if (l->stated && strcmp(row->name, l->stated)) return 0;
+    if (l->only && library != l->library) return 0;
     /* with nothing stated, the format speaks for or against a library */
     if (!l->library && !l->stated && !(row->formats & dlrni_format_bit(l))) return 0;
     return 1 + (library == l->library) * 1024 + dlrni_shapes_agree(l, row) * 512 +
@@ -13969,6 +13980,7 @@ DLRNI_INTERNAL dlrn_status dlrni_state_class(dlrni_loading *l) {
     char known[512];
     if (wanted && dlrni_library_named(wanted)) {
         l->library = dlrni_library_named(wanted);
+        l->only = 1;
         wanted = NULL;
     } else if (wanted) {
         where = l->a->path;
@@ -14005,23 +14017,29 @@ DLRNI_INTERNAL dlrn_status dlrni_choose_layout(dlrni_loading *l) {
                          "%s: found the tensors of %s (tensor '%s%s'), which is not read",
                          l->a->path, refused->name, l->prefix, refused->tensor[0].name);
     DLRNI_TRY(dlrni_detect_layout(l, 0));
-    if (!l->layout && l->stated) {
+    if (!l->layout && (l->stated || l->only)) {
         /* the file may be sound, but not what it is said to be */
-        const char *stated = l->stated;
+        const char *stated = l->stated ? l->stated : l->library->name;
         l->stated = NULL;
+        l->only = 0;
         DLRNI_TRY(dlrni_detect_layout(l, 1));
-        l->stated = stated;
         if (l->layout)
             return dlrn_fail(l->a->ctx, DLRN_ERR_SHAPE,
                              "%s: expected the tensors of %s, found those of %s (%s)", l->a->path,
                              stated, l->layout->name, l->library->name);
     }
+    const char *model = dlrn_json_text(l->root, "model_type", NULL);
+    if (!l->layout && model)
+        return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: expected a dictionary, found a language model (model_type %.80s)",
+                         l->a->path, model);
     if (!l->layout) dlrni_closest_layout(l);
     if (l->root || !l->library->needs_config) return DLRN_OK;
     return dlrn_fail(l->a->ctx, DLRN_ERR_UNSUPPORTED,
                      "%s: found the tensors of %s: expected its %s beside the file, which says "
-                     "what they compute; for another library give --layout NAME",
-                     l->a->path, l->library->name, l->library->config);
+                     "what they compute%s",
+                     l->a->path, l->library->name, l->library->config,
+                     l->options->layout ? "" : "; for another library give --layout NAME");
 }
 
 /* ---- Reading tensors ---- */
@@ -14338,7 +14356,11 @@ DLRNI_INTERNAL dlrn_status dlrni_settle_k(const dlrni_loading *l, dlrn_dictionar
                              "%s: k: expected none, as a dictionary of %s (%s) keeps no fixed "
                              "number of features",
                              l->a->path, l->library->name, l->layout->name);
-        DLRNI_TRY(dlrni_check_k(ctx, l->options->k, dict->features));
+        if (l->options->k < 1 || l->options->k > dict->features)
+            return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                             "%s: --k: expected a number from 1 to %lld, the number of features, "
+                             "found %lld",
+                             l->a->path, (long long)dict->features, (long long)l->options->k);
         dict->formula.k = l->options->k;
     }
     if (dict->formula.select == DLRN_SELECT_GROUP_MAX && dict->formula.k &&
@@ -14366,13 +14388,16 @@ DLRNI_INTERNAL dlrn_status dlrni_settle(const dlrni_loading *l, dlrn_dictionary 
         DLRNI_REQUIRE_IN(dict->ctx, l->a->path,
                          f->normalise == DLRN_NORMALISE_NONE && !(f->scale_in < 1) &&
                              !(f->scale_in > 1),
-                         "norm_scale: the file says how rows are scaled");
+                         "norm_scale: the file says how rows are scaled: leave it out");
         f->scale_in = o->norm_scale;
         f->scale_out = 1 / o->norm_scale;
     }
-    if (o->threshold > 0 && !dict->param[DLRN_THRESHOLD]) {
+    if (o->threshold > 0) {
         DLRNI_REQUIRE_IN(dict->ctx, l->a->path, f->gate == DLRN_GATE_JUMP,
-                         "threshold: this dictionary has none");
+                         "threshold: this dictionary has none: leave it out");
+        DLRNI_REQUIRE_IN(dict->ctx, l->a->path,
+                         !dict->param[DLRN_THRESHOLD] || l->extra[DLRNI_CODE_NORM - DLRNI_IS_EXTRA],
+                         "threshold: the file has one for each feature: leave it out");
         f->threshold = o->threshold;
     }
     return DLRN_OK;
@@ -14657,7 +14682,10 @@ DLRN_API dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const char *path, c
         *config = 0;
     if (*file || *config) return DLRN_OK;
     dlrni_file_names(names, sizeof names);
-    return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected %s in this folder, found none", path, names);
+    return dlrn_fail(
+        ctx, DLRN_ERR_IO,
+        "%s: expected %s in this folder, found none; name a file of another name itself", path,
+        names);
 }
 
 /* The library of a config: the first line of the table whose config has this name and the key, and
@@ -15840,7 +15868,7 @@ DLRNI_INTERNAL dlrn_status dlrni_settle_layers(const dlrni_loading *l, dlrni_lay
     DLRNI_REQUIRE_IN(ctx, place, o->norm_scale >= 0 && o->norm_scale <= FLT_MAX,
                      "norm_scale must be finite and not negative");
     DLRNI_REQUIRE_IN(ctx, place, !(o->norm_scale > 0) || takes_scale,
-                     "norm_scale: the file says how rows are scaled");
+                     "norm_scale: the file says how rows are scaled: leave it out");
     if (!(o->norm_scale > 0)) return DLRN_OK;
     for (int64_t i = 0; i < s->to->n_parts; i++)
         s->to->part[i].dict->formula.scale_in = o->norm_scale;

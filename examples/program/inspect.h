@@ -13,28 +13,31 @@ typedef struct contents {
     char why[1024]; /* why it is neither a dictionary nor a model that can be loaded; ""       */
 } contents;
 
-/* Whether a folder's config.json is a model's: its weights may be called as a dictionary's are. */
-static int has_model_config(dlrn_context *ctx, const char *path) {
+/* Whether a folder's config.json is a model's: its weights may be called as a dictionary's are. A
+   config that is not JSON is no model's; the loader will say so. */
+static dlrn_status has_model_config(dlrn_context *ctx, const char *path, int *found) {
     char config[4200], *text = NULL;
     size_t size = 0;
     dlrn_json *root = NULL;
+    *found = 0;
     snprintf(config, sizeof config, "%s/config.json", path);
-    if (dlrn_file_exists(ctx, config) != 1) return 0;
-    if (dlrn_file_read(ctx, config, &text, &size) != DLRN_OK ||
-        dlrn_json_parse(ctx, text, size, config, &root) != DLRN_OK)
-        root = NULL;
-    const int found = dlrn_json_get(root, "model_type") != NULL;
+    if (dlrn_file_exists(ctx, config) != 1) return DLRN_OK;
+    dlrn_status s = dlrn_file_read(ctx, config, &text, &size);
+    if (s == DLRN_OK) s = dlrn_json_parse(ctx, text, size, config, &root);
+    *found = dlrn_json_get(root, "model_type") != NULL;
     dlrn_free(ctx, root);
     dlrn_free(ctx, text);
-    return found;
+    return s == DLRN_ERR_FORMAT ? DLRN_OK : s;
 }
 
 /* The file with a path's tensors. A folder may hold a model or a dictionary; the library searches
    for the latter. */
 static dlrn_status find_tensors(dlrn_context *ctx, const char *path, contents *c, int *of_model) {
-    *of_model = has_model_config(ctx, path) && lm_find_weights(ctx, path, c->file, sizeof c->file);
+    dlrn_status s = has_model_config(ctx, path, of_model);
+    if (s != DLRN_OK) return s;
+    *of_model = *of_model && lm_find_weights(ctx, path, c->file, sizeof c->file);
     if (*of_model) return DLRN_OK;
-    dlrn_status s = dlrn_find_dictionary(ctx, path, c->file, c->config, sizeof c->file);
+    s = dlrn_find_dictionary(ctx, path, c->file, c->config, sizeof c->file);
     /* another library's folder, whose weights are listed */
     if (*c->file && (s == DLRN_OK || s == DLRN_ERR_UNSUPPORTED)) return DLRN_OK;
     if (s == DLRN_ERR_UNSUPPORTED || dlrn_file_exists(ctx, path) != 2) return s;
@@ -63,7 +66,7 @@ static dlrn_status read_config(dlrn_context *ctx, contents *c) {
     if (!*c->config) return DLRN_OK;
     dlrn_status s = dlrn_file_read(ctx, c->config, &c->config_text, &size);
     if (s == DLRN_OK) s = dlrn_json_parse(ctx, c->config_text, size, c->config, &c->root);
-    return s == DLRN_ERR_MEMORY ? s : DLRN_OK;
+    return s == DLRN_ERR_FORMAT ? DLRN_OK : s;
 }
 
 /* Reads what is at a path. What cannot be loaded is no error: then only the tensors are listed,
