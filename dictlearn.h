@@ -216,7 +216,8 @@
        x_hat = undo_normalise(scale_out (f DECODER + OUTPUT_BIAS + SKIP z))
 
    Words in capitals are the dictionary's parameters: dict->param[DLRN_ENCODER] and so on. Where one
-   is NULL, its term is left out. The other words are fields of dict->formula, and their values are
+   is NULL, its term is left out. With the gate `gated`, LOG_SCALE is in the gate and not applied
+   again. The other words are fields of dict->formula, and their values are
    listed with comments in room api-dictionary. "affine" stands for ENCODER, ENCODER_BIAS, DECODER
    and OUTPUT_BIAS.
 
@@ -337,9 +338,11 @@
    number is missing, the error says which, and what to state in dlrn_load_options:
 
    field       flag           needed where
-   layout      --layout NAME  two layouts have the same tensors: AutoEncoderTopK and BatchTopKSAE
-                              without their config; W_enc and W_dec without one where d is F, so
-                              that shapes do not tell which way they lie. NAME: a library or a class
+   layout      --layout NAME  two classes have the same tensors: AutoEncoderTopK and BatchTopKSAE
+                              without their config, overcomplete's SAE and TopKSAE: NAME is the
+                              class. W_enc and W_dec of circuit-tracer where d is F, so that shapes
+                              do not tell which way they lie: NAME is the library. Files of saelens,
+                              sparsify, latentsae and llamascopium need their config in any case
    k           --k N          the file has no k: Qwen Scope (the repository's name says L0_50 or
                               L0_100), overcomplete's TopKSAE
    norm_scale  --norm-scale S rows were scaled in training, and the file does not hold the scale:
@@ -393,11 +396,7 @@
    are not those of the tensors. Not files of tensors, and so never opened: a pickled module
    (torch.save(model) instead of its state_dict), and folders of torch.distributed (.dcp).
 
-   Dictionaries of several layers: a row x holds the layers (or models) one after another, so d_in
-   is layers * d, and arrays in files may have the shape [rows][layers][d]. A crosscoder with one
-   set of features is a plain dictionary on such rows. A cross-layer transcoder, and a crosscoder
-   with features of its own for each layer, has parts: dict->part[i] is a dictionary on windows of x
-   and of x_hat. Features are ordered [layer][feature], and dict->feature_layers is not 1.
+   Rows of several layers: see Layers in FORMULA AND FAMILIES.
 
    ---- FILES FOR OTHER LIBRARIES ------------------------------------------------------------------
 
@@ -1182,11 +1181,13 @@ struct dlrn_dictionary {
 
 /* Describes a new dictionary. Zero-initialise it, then set what differs. */
 typedef struct dlrn_dictionary_desc {
-    const char *family;  /* NULL: "AutoEncoder"; any name of the manual's table of families.
+    const char *family;  /* NULL: "AutoEncoder"; a name of the manual's table of families, but not
+                            Temporal, Crosscoder or CrossLayerTranscoder, which are loaded.
                             "IdentityDict" has neither parameters nor `features`                  */
     int64_t d_in, d_out; /* widths of x and x_hat; d_out 0: the same as d_in                      */
     int64_t features;    /* F, from 1 to 2^31 - 1                                                 */
-    int64_t k;           /* families that keep k: from 1 to F; 0: 64. MatchingPursuit: steps      */
+    int64_t k;           /* families that keep k: from 1 to F; 0: 64, or F if that is less.
+                            MatchingPursuit: steps; 0: d_in                                       */
     uint64_t seed;       /* the same seed gives the same bits, for any number of threads          */
 } dlrn_dictionary_desc;
 
@@ -1234,10 +1235,10 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_load_memory(dlrn_context *ctx, const void *
                                                  const char *name, const dlrn_load_options *options,
                                                  dlrn_dictionary **out);
 /* Copies the path of the file that dlrn_load would read for `path` (a file or a folder) into file
-   [size], and that of its config into config [size]; "" for one that does not exist. DLRN_ERR_IO:
-   there is neither; _ARGUMENT: a path longer than `size` allows; _UNSUPPORTED: the folder is
-   another library's, and `file` names its weights, or it holds several dictionaries (trainer_0,
-   trainer_1, ...), and `file` is "". */
+   [size], and that of its config into config [size]; "" for one that does not exist. Of a set in
+   several files: the first. Nothing is opened, so the file need not hold a dictionary. DLRN_ERR_IO:
+   there is neither; _ARGUMENT: a path longer than `size` allows; _UNSUPPORTED: the folder holds
+   several dictionaries (trainer_0, trainer_1, ...), and `file` is "". */
 DLRN_API DLRN_CHECK dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const char *path,
                                                      char *file, char *config, size_t size);
 /* Writes a dictionary, as f32: in the layout that dict->layout names if that is one of its family,
@@ -1252,19 +1253,20 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_save(const dlrn_dictionary *dict, const cha
 typedef struct dlrn_save_options {
     const char *layout; /* the library: "dictionary_learning", "saelens", "sparsify",
                            "circuit-tracer", "gemma_scope", "gemma_scope_2"; NULL: dict->layout */
-    int64_t layer;      /* circuit-tracer: N of layer_N.safetensors                             */
+    int64_t layer;      /* circuit-tracer: N of layer_N.safetensors, whatever file was read      */
 } dlrn_save_options;
 
 /* Writes a dictionary so that a library opens it, under the library's names and with the config
-   that it reads. `path` is an existing folder, or for those that need no config a file of their own
-   format, which then holds the weights alone. A cross-layer transcoder goes into a folder of its
-   own (circuit-tracer). Where the library has the same function in other numbers (scales folded
-   into the weights, the center into the encoder bias, a threshold for each feature, ReLU as a jump
-   at 0), those are written; `note` [size] then says so, otherwise it is "". note NULL with size 0:
-   not wanted. Weights come first, the config last, each atomic; a config.yaml that is there stays.
-   options NULL: for the library that it was loaded from. DLRN_ERR_ARGUMENT: no folder, or one with
-   another dictionary; _UNSUPPORTED: another library, or a dictionary that it cannot express;
-   _VALUE: a weight that is not finite; _IO. */
+   that it reads. `path` is an existing folder, or for those that need no config a file of their
+   own format, which then holds the weights alone. A cross-layer transcoder goes into a folder of
+   its own (circuit-tracer). Where the library has the same function in other numbers (scales
+   folded into the weights, the center into the encoder bias, a threshold for each feature, ReLU
+   as a jump at 0), those are written; `note` [size] then says so, otherwise it is "". It is cut
+   to size - 1 bytes; 256 are enough; NULL with size 0: not wanted. Weights come first, the
+   config last, each atomic; a config.yaml that is there stays, and a dictionary of the same
+   library is replaced. options NULL: for the library that it was loaded from. DLRN_ERR_ARGUMENT:
+   no folder, or one with a dictionary of another library; _UNSUPPORTED: another library, or a
+   dictionary that it cannot express; _VALUE: a weight that is not finite; _IO. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
                                              const dlrn_save_options *options, char *note,
                                              size_t size);
@@ -1669,7 +1671,8 @@ typedef struct dlrn_metrics {
     dlrn_saelens_metrics saelens; /* the same rows, in the terms of these libraries            */
     dlrn_saebench_metrics saebench;
     int64_t layers;                  /* of the dictionary; 1: plain                            */
-    const dlrn_layer_metrics *layer; /* [layers], borrowed like `fired`; NULL: plain           */
+    const dlrn_layer_metrics *layer; /* [layers], borrowed like `fired`; NULL: plain, or after
+                                        dlrn_evaluate */
     /* With a language model: cross-entropy in nats per token, of the unchanged model, with the site
        replaced by its reconstruction, and with the site set to zero. */
     double loss_original, loss_reconstructed, loss_zero;
