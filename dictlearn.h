@@ -5196,7 +5196,7 @@ DLRNI_INTERNAL double dlrni_cut_share(const dlrni_encoding *c, const float *x, i
     const int64_t d = c->dict->d_in;
     const double norm = sqrt((double)c->dict->ctx->k->dot(x, x, d));
     const double share = kept < c->dict->formula.k ? 0 : (double)cut / norm;
-    return share > 0 && share <= FLT_MAX ? share : 0;
+    return share > 0 && share <= (double)FLT_MAX ? share : 0;
 }
 
 /* Task: the cut of one row of the sample. */
@@ -11173,8 +11173,9 @@ DLRNI_INTERNAL dlrn_status dlrni_walk_value(dlrni_walk *w, const dlrni_py_value 
                          "%s: pickle: values nested too deep or without end", w->a->path);
     switch (v->kind) {
     case DLRNI_PY_NAME:
-        if (v->as.name.callee != DLRNI_CALL_OBJECT) return DLRN_OK; /* a type of elements */
-        /* fall through */
+        /* others are types of elements */
+        if (v->as.name.callee == DLRNI_CALL_OBJECT && !w->object) w->object = v;
+        return DLRN_OK;
     case DLRNI_PY_OBJECT:
         if (!w->object) w->object = v;
         return DLRN_OK;
@@ -12184,24 +12185,22 @@ DLRN_API dlrn_status dlrn_csr_read(dlrn_archive *a, dlrn_sparse *out) {
 
 /* Kinds of stored tensor besides the roles. */
 enum {
-    DLRNI_IS_K = DLRN_ROLE_COUNT, /* formula.k                                                  */
-    DLRNI_IS_THRESHOLD_OF_ALL,    /* formula.threshold                                          */
-    DLRNI_IS_LOG_THRESHOLD,       /* logarithm of DLRN_THRESHOLD                                */
-    DLRNI_IS_GROUPS,              /* group_sizes                                                */
-    DLRNI_IS_PASSED,              /* statistics of training: not needed                         */
-    DLRNI_IS_SIGN,                /* the layout is known by this tensor alone, and refused      */
-    DLRNI_IS_EXTRA                /* from here on: kept in dlrni_loading.extra, for `finish`    */
-};
-enum {
+    DLRNI_IS_K = DLRN_ROLE_COUNT,  /* formula.k                                                  */
+    DLRNI_IS_THRESHOLD_OF_ALL,     /* formula.threshold                                          */
+    DLRNI_IS_LOG_THRESHOLD,        /* logarithm of DLRN_THRESHOLD                                */
+    DLRNI_IS_GROUPS,               /* group_sizes                                                */
+    DLRNI_IS_PASSED,               /* statistics of training: not needed                         */
+    DLRNI_IS_SIGN,                 /* the layout is known by this tensor alone, and refused      */
+    DLRNI_IS_EXTRA,                /* from here on: kept in dlrni_loading.extra, for `finish`    */
     DLRNI_FACTOR = DLRNI_IS_EXTRA, /* of each atom                                              */
     DLRNI_MEAN,                    /* of x in training; NaN: not set                            */
     DLRNI_STD,                     /* of x in training; NaN: not set                            */
     DLRNI_TARGET_RMS,              /* that x was scaled to                                      */
     DLRNI_CODE_NORM,               /* which norms thresholds refer to                           */
     DLRNI_ATTENTION_BIAS,          /* of the values of attention                                */
-    DLRNI_EXTRA_END
+    DLRNI_EXTRA_END,
+    DLRNI_EXTRAS = DLRNI_EXTRA_END - DLRNI_IS_EXTRA
 };
-enum { DLRNI_EXTRAS = DLRNI_EXTRA_END - DLRNI_IS_EXTRA };
 
 /* Whether a file must have a tensor. */
 enum { DLRNI_NEEDED, DLRNI_OPTIONAL, DLRNI_OR_NEXT /* this tensor, or the next one of the row */ };
@@ -12340,7 +12339,7 @@ DLRNI_INTERNAL dlrn_status dlrni_config_switch(const dlrni_loading *l, const cha
 /* A number that must be there and above 0, such as a norm. */
 DLRNI_INTERNAL dlrn_status dlrni_config_positive(const dlrni_loading *l, const char *key,
                                                  double *value) {
-    *value = NAN;
+    *value = (double)NAN;
     DLRNI_TRY(dlrni_config_number(l, key, value));
     if (*value > 0 && *value <= DBL_MAX) return DLRN_OK;
     return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE, "%s: %s: expected a number above 0, found %g",
@@ -12392,7 +12391,7 @@ DLRNI_INTERNAL void dlrni_fold_norm_into_threshold(dlrn_dictionary *dict) {
     float *threshold = dict->param[DLRN_THRESHOLD];
     for (int64_t j = 0; j < dict->features; j++) {
         double t = (double)threshold[j] / dlrni_atom_norm(dict, j);
-        threshold[j] = t <= -FLT_MAX ? -FLT_MAX : t < FLT_MAX ? (float)t : FLT_MAX;
+        threshold[j] = t <= -(double)FLT_MAX ? -FLT_MAX : t < (double)FLT_MAX ? (float)t : FLT_MAX;
     }
 }
 
@@ -12626,7 +12625,7 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_pursuit(dlrni_loading *l, dlrn_dictionar
     DLRNI_TRY(dlrni_config_number(l, "max_iterations", &steps));
     DLRNI_TRY(dlrni_config_number(l, "residual_threshold", &threshold));
     DLRNI_TRY(dlrni_config_switch(l, "stop_on_duplicate_support", &stop));
-    if (!(steps >= 0 && steps <= INT32_MAX) || !(threshold >= 0 && threshold <= FLT_MAX))
+    if (!(steps >= 0 && steps <= INT32_MAX) || !(threshold >= 0 && threshold <= (double)FLT_MAX))
         return dlrni_config_refuse(l, "max_iterations, residual_threshold",
                                    "finite numbers from 0 on", "others");
     dict->formula.k = (int64_t)steps;
@@ -13415,7 +13414,7 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_fork_crosscoder(dlrni_loading *l, dlrn_d
             dict->param[DLRN_THRESHOLD][j] =
                 (float)fmin(dict->formula.threshold /
                                 dlrni_fork_code_norm(dict, j, (int)id[0], alpha_sae, alpha_cc),
-                            FLT_MAX);
+                            (double)FLT_MAX);
     }
     dlrni_fork_scales(l, dict);
     return DLRN_OK;
@@ -14384,8 +14383,8 @@ DLRNI_INTERNAL dlrn_status dlrni_settle(const dlrni_loading *l, dlrn_dictionary 
     dlrn_formula *f = &dict->formula;
     DLRNI_TRY(dlrni_settle_k(l, dict));
     DLRNI_REQUIRE_IN(dict->ctx, l->a->path,
-                     o->norm_scale >= 0 && o->norm_scale <= FLT_MAX && o->threshold >= 0 &&
-                         o->threshold <= FLT_MAX,
+                     o->norm_scale >= 0 && o->norm_scale <= (double)FLT_MAX && o->threshold >= 0 &&
+                         o->threshold <= (double)FLT_MAX,
                      "norm_scale and threshold must be finite and not negative");
     if (o->norm_scale > 0) {
         DLRNI_REQUIRE_IN(dict->ctx, l->a->path,
@@ -15426,7 +15425,8 @@ DLRNI_INTERNAL dlrn_status dlrni_refuse_others(dlrn_context *ctx, const char *pa
                                                const dlrni_target *target,
                                                const dlrni_place *place) {
     char file[4096];
-    for (int i = 0; i < DLRNI_OWN_FILES + DLRNI_LIBRARIES; i++) {
+    const int own = DLRNI_OWN_FILES;
+    for (int i = 0; i < own + DLRNI_LIBRARIES; i++) {
         const char *name = i < DLRNI_OWN_FILES ? dlrni_own_files[i]
                                                : dlrni_library_table[i - DLRNI_OWN_FILES].weights;
         if (!name || strchr(name, '%')) continue;
@@ -15868,7 +15868,7 @@ DLRNI_INTERNAL dlrn_status dlrni_settle_layers(const dlrni_loading *l, dlrni_lay
     DLRNI_REQUIRE_IN(ctx, place, !o->k || takes_k,
                      "k: expected none, as these dictionaries keep no fixed number of features");
     DLRNI_REQUIRE_IN(ctx, place, !(o->threshold > 0), "threshold: these files hold their own");
-    DLRNI_REQUIRE_IN(ctx, place, o->norm_scale >= 0 && o->norm_scale <= FLT_MAX,
+    DLRNI_REQUIRE_IN(ctx, place, o->norm_scale >= 0 && o->norm_scale <= (double)FLT_MAX,
                      "norm_scale must be finite and not negative");
     DLRNI_REQUIRE_IN(ctx, place, !(o->norm_scale > 0) || takes_scale,
                      "norm_scale: the file says how rows are scaled: leave it out");
@@ -16442,7 +16442,7 @@ DLRNI_INTERNAL dlrn_status dlrni_fork_fold(const dlrni_loading *l, dlrni_layers 
     float *bias = s->to->param[DLRN_OUTPUT_BIAS] + i * d;
     const int64_t unset = dlrni_first_not_finite(stats, 2 * width);
     if (unset < 2 * width && mean[0] != mean[0]) return DLRN_OK;
-    if (unset < 2 * width || !(rms > 0 && rms <= FLT_MAX))
+    if (unset < 2 * width || !(rms > 0 && rms <= (double)FLT_MAX))
         return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE,
                          "%s: activation_mean, activation_std, target_rms: expected finite "
                          "numbers, or a mean of NaN for none",

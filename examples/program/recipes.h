@@ -5,6 +5,7 @@
 enum { FORMULA_MAX = 640 }; /* bytes of a formula in words: twice the longest */
 
 /* Appends to a text of FORMULA_MAX bytes. */
+static void say(char *text, const char *format, ...) DLRN_PRINTF(2, 3);
 static void say(char *text, const char *format, ...) {
     const size_t at = strlen(text);
     va_list args;
