@@ -15425,10 +15425,10 @@ DLRNI_INTERNAL dlrn_status dlrni_refuse_others(dlrn_context *ctx, const char *pa
                                                const dlrni_target *target,
                                                const dlrni_place *place) {
     char file[4096];
+    /* an int, as C++20 warns of sums of two enumerations */
     const int own = DLRNI_OWN_FILES;
     for (int i = 0; i < own + DLRNI_LIBRARIES; i++) {
-        const char *name = i < DLRNI_OWN_FILES ? dlrni_own_files[i]
-                                               : dlrni_library_table[i - DLRNI_OWN_FILES].weights;
+        const char *name = i < own ? dlrni_own_files[i] : dlrni_library_table[i - own].weights;
         if (!name || strchr(name, '%')) continue;
         if (dlrni_is_in_folder(ctx, path, name, file, sizeof file) && strcmp(file, place->weights))
             return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
