@@ -12598,12 +12598,13 @@ DLRNI_INTERNAL dlrn_status dlrni_saelens_factor(dlrni_loading *l, dlrn_dictionar
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_finish_saelens(dlrni_loading *l, dlrn_dictionary *dict) {
-    int center = dict->d_in == dict->d_out, rescale = 0;
+    const int transcodes = strstr(l->layout->name, "transcoder") != NULL;
+    int center = !transcodes && dict->d_in == dict->d_out, rescale = 0;
     DLRNI_TRY(dlrni_saelens_normalise(l, dict));
     DLRNI_TRY(dlrni_config_switch(l, "apply_b_dec_to_input", &center));
-    if (center && dict->d_in != dict->d_out)
-        return dlrni_config_refuse(l, "apply_b_dec_to_input", "false, as d_out is not d_in",
-                                   "true");
+    /* SAELens refuses a transcoder that says so */
+    if (center && (transcodes || dict->d_in != dict->d_out))
+        return dlrni_config_refuse(l, "apply_b_dec_to_input", "false of a transcoder", "true");
     dict->formula.center = center ? DLRN_CENTER_OUTPUT_BIAS : DLRN_CENTER_NONE;
     DLRNI_TRY(dlrni_saelens_factor(l, dict));
     if (dlrni_needs_k(dict)) {
