@@ -13533,7 +13533,7 @@ DLRNI_INTERNAL const dlrni_layout *dlrni_layout_at(int i, const dlrni_library **
 
 /* Loops over all rows: `row` and `library` are set in each turn. */
 #define DLRNI_EACH_LAYOUT(row, library)                                                            \
-    (int i_##row = 0; (row = dlrni_layout_at(i_##row, &library)) != NULL; i_##row++)
+    for (int i_##row = 0; (row = dlrni_layout_at(i_##row, &library)) != NULL; i_##row++)
 
 DLRNI_INTERNAL const dlrni_library *dlrni_library_named(const char *name) {
     for (int i = 0; i < DLRNI_LIBRARIES; i++)
@@ -13550,9 +13550,9 @@ DLRNI_INTERNAL int dlrni_is_whole_layout(const dlrni_layout *layout) {
 DLRNI_INTERNAL int dlrni_is_class(const dlrni_library *in, const char *name) {
     const dlrni_library *library;
     const dlrni_layout *row;
-    for
-        DLRNI_EACH_LAYOUT(row, library)
-    if (dlrni_is_whole_layout(row) && (!in || in == library) && !strcmp(row->name, name)) return 1;
+    DLRNI_EACH_LAYOUT (row, library)
+        if (dlrni_is_whole_layout(row) && (!in || in == library) && !strcmp(row->name, name))
+            return 1;
     return 0;
 }
 
@@ -13581,13 +13581,12 @@ DLRNI_INTERNAL int dlrni_layout_has(const dlrni_layout *layout, const char *name
 DLRNI_INTERNAL int dlrni_is_ambiguous(const dlrni_layout *layout) {
     const dlrni_library *library;
     const dlrni_layout *row;
-    for
-        DLRNI_EACH_LAYOUT(row, library) {
-            const dlrni_stored *t = row->tensor;
-            if (row == layout || !dlrni_is_whole_layout(row)) continue;
-            while (t->name && (t->optional || dlrni_layout_has(layout, t->name))) t++;
-            if (!t->name) return 1;
-        }
+    DLRNI_EACH_LAYOUT (row, library) {
+        const dlrni_stored *t = row->tensor;
+        if (row == layout || !dlrni_is_whole_layout(row)) continue;
+        while (t->name && (t->optional || dlrni_layout_has(layout, t->name))) t++;
+        if (!t->name) return 1;
+    }
     return 0;
 }
 
@@ -13749,10 +13748,9 @@ DLRNI_INTERNAL int dlrni_layout_covers(const dlrni_loading *l, const dlrni_layou
 DLRNI_INTERNAL int dlrni_has_encoder(const dlrni_loading *l) {
     const dlrni_library *library;
     const dlrni_layout *row;
-    for
-        DLRNI_EACH_LAYOUT(row, library)
-    for (const dlrni_stored *t = row->tensor; t->name; t++)
-        if (dlrni_is_anchor(row, t) && dlrni_find_stored(l, t->name) >= 0) return 1;
+    DLRNI_EACH_LAYOUT (row, library)
+        for (const dlrni_stored *t = row->tensor; t->name; t++)
+            if (dlrni_is_anchor(row, t) && dlrni_find_stored(l, t->name) >= 0) return 1;
     return 0;
 }
 
@@ -13760,9 +13758,8 @@ DLRNI_INTERNAL int dlrni_has_encoder(const dlrni_loading *l) {
 DLRNI_INTERNAL int dlrni_has_dictionary(const dlrni_loading *l) {
     const dlrni_library *library;
     const dlrni_layout *row;
-    for
-        DLRNI_EACH_LAYOUT(row, library)
-    if (dlrni_layout_fits(l, row) && dlrni_has_encoder(l)) return 1;
+    DLRNI_EACH_LAYOUT (row, library)
+        if (dlrni_layout_fits(l, row) && dlrni_has_encoder(l)) return 1;
     return 0;
 }
 
@@ -13772,16 +13769,15 @@ DLRNI_INTERNAL int dlrni_prefix_of(const char *name, char prefix[DLRNI_PREFIX_MA
     const dlrni_library *library;
     const dlrni_layout *row;
     const size_t len = strlen(name);
-    for
-        DLRNI_EACH_LAYOUT(row, library)
-    for (const dlrni_stored *t = row->tensor; t->name; t++) {
-        const size_t n = strlen(t->name);
-        if (!dlrni_is_anchor(row, t) || len <= n || len - n >= DLRNI_PREFIX_MAX) continue;
-        if (name[len - n - 1] != '.' || strcmp(name + len - n, t->name)) continue;
-        memcpy(prefix, name, len - n);
-        prefix[len - n] = 0;
-        return 1;
-    }
+    DLRNI_EACH_LAYOUT (row, library)
+        for (const dlrni_stored *t = row->tensor; t->name; t++) {
+            const size_t n = strlen(t->name);
+            if (!dlrni_is_anchor(row, t) || len <= n || len - n >= DLRNI_PREFIX_MAX) continue;
+            if (name[len - n - 1] != '.' || strcmp(name + len - n, t->name)) continue;
+            memcpy(prefix, name, len - n);
+            prefix[len - n] = 0;
+            return 1;
+        }
     return 0;
 }
 
@@ -13883,14 +13879,13 @@ DLRNI_INTERNAL dlrn_status dlrni_detect_layout(dlrni_loading *l, int any) {
     const dlrni_library *library, *best = NULL, *second = NULL;
     const dlrni_layout *row, *found = NULL, *other = NULL;
     int rank = 0;
-    for
-        DLRNI_EACH_LAYOUT(row, library) {
-            int r = dlrni_rank_layout(l, library, row);
-            if (r > rank) {
-                best = library, found = row, other = NULL, rank = r;
-            } else if (r == rank && r && !other && !dlrni_same_function(found, row))
-                second = library, other = row;
-        }
+    DLRNI_EACH_LAYOUT (row, library) {
+        int r = dlrni_rank_layout(l, library, row);
+        if (r > rank) {
+            best = library, found = row, other = NULL, rank = r;
+        } else if (r == rank && r && !other && !dlrni_same_function(found, row))
+            second = library, other = row;
+    }
     if (other && !any) return dlrni_two_layouts(l, best, found, second, other);
     l->layout = found;
     if (found) l->library = best;
@@ -13901,17 +13896,15 @@ DLRNI_INTERNAL dlrn_status dlrni_detect_layout(dlrni_loading *l, int any) {
 DLRNI_INTERNAL const dlrni_layout *dlrni_refused_layout(const dlrni_loading *l) {
     const dlrni_library *library, *other;
     const dlrni_layout *row, *known;
-    for
-        DLRNI_EACH_LAYOUT(row, library) {
-            const char *sign = row->tensor[0].name;
-            int ours = 0;
-            if (dlrni_is_whole_layout(row) || dlrni_find_stored(l, sign) < 0) continue;
-        for
-            DLRNI_EACH_LAYOUT(known, other)
-        ours |= dlrni_is_whole_layout(known) && dlrni_layout_fits(l, known) &&
-                dlrni_layout_has(known, sign);
+    DLRNI_EACH_LAYOUT (row, library) {
+        const char *sign = row->tensor[0].name;
+        int ours = 0;
+        if (dlrni_is_whole_layout(row) || dlrni_find_stored(l, sign) < 0) continue;
+        DLRNI_EACH_LAYOUT (known, other)
+            ours |= dlrni_is_whole_layout(known) && dlrni_layout_fits(l, known) &&
+                    dlrni_layout_has(known, sign);
         if (!ours) return row;
-        }
+    }
     return NULL;
 }
 
@@ -13953,14 +13946,12 @@ DLRNI_INTERNAL void dlrni_closest_layout(dlrni_loading *l) {
     const dlrni_library *library, *best = NULL;
     const dlrni_layout *row, *found = NULL;
     int most = 0;
-    for
-        DLRNI_EACH_LAYOUT(row, library) {
-            if (!dlrni_is_whole_layout(row)) continue;
-            int n = dlrni_layout_covers(l, row) +
-                    (l->stated && !strcmp(l->stated, row->name)) * 64 +
-                    (l->library == library) * 32;
-            if (n > most || !found) best = library, found = row, most = n;
-        }
+    DLRNI_EACH_LAYOUT (row, library) {
+        if (!dlrni_is_whole_layout(row)) continue;
+        int n = dlrni_layout_covers(l, row) + (l->stated && !strcmp(l->stated, row->name)) * 64 +
+                (l->library == library) * 32;
+        if (n > most || !found) best = library, found = row, most = n;
+    }
     l->library = best;
     l->layout = found;
 }
@@ -14899,15 +14890,14 @@ DLRNI_INTERNAL dlrn_status dlrni_layout_of(const dlrn_dictionary *dict, const ch
                                            const dlrni_layout **layout) {
     const dlrni_layout *row, *first = NULL;
     for (int other = 0; other < 2; other++)
-        for
-            DLRNI_EACH_LAYOUT(row, *library) {
-                const int named = dict->layout && !strcmp((*library)->name, dict->layout);
-                if (named == other || !dlrni_is_written(row) || strcmp(row->family, dict->family))
-                    continue;
-                *layout = row;
-                if (dlrni_check_layout_holds(dict, path, row) == DLRN_OK) return DLRN_OK;
-                if (!first) first = row;
-            }
+        DLRNI_EACH_LAYOUT (row, *library) {
+            const int named = dict->layout && !strcmp((*library)->name, dict->layout);
+            if (named == other || !dlrni_is_written(row) || strcmp(row->family, dict->family))
+                continue;
+            *layout = row;
+            if (dlrni_check_layout_holds(dict, path, row) == DLRN_OK) return DLRN_OK;
+            if (!first) first = row;
+        }
     if (first) return dlrni_check_layout_holds(dict, path, first);
     return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: not written: %s %s %s", path,
                      dict->n_parts               ? "a"
