@@ -7,7 +7,9 @@
 JOBS=${JOBS:-2}
 table=tests/faults.txt
 chosen=${2:-.}
-heads=$(grep '^@ ' $table | grep -E -- "$chosen")
+# FAULTS_SHARE=N plants every Nth of them only, from the FAULTS_TURNth on; all are looked for
+share=${FAULTS_SHARE:-1}
+heads=$(grep '^@ ' $table | grep -E -- "$chosen" | awk -v n="$share" -v at="${FAULTS_TURN:-0}" 'NR % n == at % n')
 root=$(pwd)
 mkdir -p "$BUILD/faults"
 dir=$(cd "$BUILD/faults" && pwd)
@@ -63,7 +65,7 @@ each() { # each COMMAND: with the words of a fault's first line behind it, and $
         "+"*)
             new=${line#+}
             new=${new# }
-            if echo "@ $head" | grep -Eq -- "$chosen"; then "$1" $head; fi
+            "$1" $head
             ;;
         esac
     done < $table
@@ -71,6 +73,7 @@ each() { # each COMMAND: with the words of a fault's first line behind it, and $
 
 # is_there PROGRAM FILTER PLACE NAME...: says so where the text of a fault has gone.
 is_there() {
+    echo "@ $*" | grep -Eq -- "$chosen" || return
     place=$3
     shift 3
     change "$place" "$old" "$new" > /dev/null || fail "$*" "expected once in $place: $old"
@@ -123,6 +126,7 @@ $(cat "$dir/$slot/said" 2> /dev/null)" ;;
 
 # plant PROGRAM FILTER PLACE NAME...: with $old and $new, once there is room.
 plant() {
+    echo "$heads" | grep -qxF -- "@ $*" || return
     program=$1 filter=$2 place=$3
     shift 3
     case $(cat "$dir/base/$program.$filter") in
