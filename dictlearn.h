@@ -12231,6 +12231,9 @@ typedef struct dlrni_layout {
     dlrn_status (*finish)(struct dlrni_loading *l, dlrn_dictionary *dict);
 } dlrni_layout;
 
+#define DLRNI_LAST_ROW                                                                             \
+    { NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL }
+
 /* A library, or a publisher with files of its own. */
 typedef struct dlrni_library {
     const char *name;
@@ -12535,7 +12538,7 @@ static const dlrni_layout dlrni_learning_rows[] = {
       {DLRNI_IS_THRESHOLD_OF_ALL, "threshold", "", 0},
       {DLRNI_IS_GROUPS, "group_sizes", "G", 0}},
      dlrni_finish_batch_top_k},
-    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+    DLRNI_LAST_ROW,
 };
 
 /* ---- SAELens ---- 6.54.12, and configs of versions from 2 on, whose keys have other names. p =
@@ -12769,7 +12772,7 @@ static const dlrni_layout dlrni_saelens_rows[] = {
                       {DLRN_THRESHOLD, "threshold", "F", 0}),
     DLRNI_SAELENS_ROW("jumprelu_skip_transcoder", "JumpReluAutoEncoder", DLRNI_SAELENS_PLAIN,
                       {DLRN_THRESHOLD, "threshold", "F", 0}, {DLRN_SKIP, "W_skip", "SI", 0}),
-    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+    DLRNI_LAST_ROW,
 };
 
 /* ---- sparsify ---- 1.3.3 (EleutherAI): the k largest of ReLU(W (x - b_dec) + b) in each row (Gao
@@ -12820,7 +12823,7 @@ static const dlrni_layout dlrni_sparsify_rows[] = {
      DLRN_CENTER_OUTPUT_BIAS,
      {DLRNI_SPARSIFY_TENSORS, {DLRN_SKIP, "W_skip", "SI", 1}},
      dlrni_finish_sparsify},
-    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+    DLRNI_LAST_ROW,
 };
 
 /* ---- latentsae ---- 0.2.0: sparsify's names, and sae_type in the config. Its BatchTopK also keeps
@@ -12894,7 +12897,7 @@ static const dlrni_layout dlrni_latent_rows[] = {
     DLRNI_LATENT_ROW("GATED", "GatedTopK", {DLRN_GATE_ENCODER, "W_gate.weight", "FI", 0},
                      {DLRN_GATE_BIAS, "W_gate.bias", "F", 0},
                      {DLRN_ENCODER, "W_mag.weight", "FI", 0}, {DLRN_LOG_SCALE, "r_mag", "F", 0}),
-    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+    DLRNI_LAST_ROW,
 };
 
 /* ---- OpenAI ---- sparse_autoencoder@4965b94 (Gao et al., "Scaling and evaluating sparse
@@ -12936,7 +12939,7 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_openai(dlrni_loading *l, dlrn_dictionary
 static const dlrni_layout dlrni_openai_rows[] = {
     DLRNI_OPENAI_ROW("ReLU", "AutoEncoder"),
     DLRNI_OPENAI_ROW("TopK", "AutoEncoderTopK"),
-    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+    DLRNI_LAST_ROW,
 };
 
 /* ---- Gemma Scope ---- params.npz of 2024 (Lieberum et al., "Gemma Scope: open sparse autoencoders
@@ -12968,7 +12971,7 @@ static const dlrni_layout dlrni_gemma_rows[] = {
       {DLRN_OUTPUT_BIAS, "b_dec", "O", 0},
       {DLRN_THRESHOLD, "threshold", "F", 0}},
      dlrni_finish_gemma},
-    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+    DLRNI_LAST_ROW,
 };
 
 static const dlrni_layout dlrni_gemma_2_rows[] = {
@@ -12983,7 +12986,7 @@ static const dlrni_layout dlrni_gemma_2_rows[] = {
       {DLRN_THRESHOLD, "threshold", "F", 0},
       {DLRN_SKIP, "affine_skip_connection", "IS", 1}},
      NULL},
-    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+    DLRNI_LAST_ROW,
 };
 
 /* ---- Qwen Scope ---- of 2026: the k largest of ReLU(W_enc x + b_enc). Gemma's names with both
@@ -12999,7 +13002,7 @@ static const dlrni_layout dlrni_qwen_rows[] = {
       {DLRN_DECODER, "W_dec", "OF", 0},
       {DLRN_OUTPUT_BIAS, "b_dec", "O", 0}},
      NULL},
-    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+    DLRNI_LAST_ROW,
 };
 
 /* ---- Llama Scope ---- the first, with hyperparams.json (He et al., "Llama Scope: extracting
@@ -13055,7 +13058,7 @@ static const dlrni_layout dlrni_llama_rows[] = {
      DLRN_CENTER_NONE,
      {DLRNI_LLAMA_TENSORS},
      dlrni_finish_llama},
-    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+    DLRNI_LAST_ROW,
 };
 
 static const dlrni_layout dlrni_llama_r1_rows[] = {
@@ -13065,7 +13068,7 @@ static const dlrni_layout dlrni_llama_r1_rows[] = {
      DLRN_CENTER_NONE,
      {DLRNI_LLAMA_TENSORS, {DLRNI_IS_LOG_THRESHOLD, "log_jumprelu_threshold", "F", 0}},
      dlrni_finish_llama_r1},
-    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+    DLRNI_LAST_ROW,
 };
 
 /* ---- Llamascopium ---- 2.0 (OpenMOSS), dictionaries of one layer. Gates compare p ||atom||, in
@@ -13186,7 +13189,7 @@ static const dlrni_layout dlrni_llamascopium_rows[] = {
     DLRNI_LLAMASCOPIUM_ROW("topk", "Glu", DLRNI_LLAMASCOPIUM_GLU),
     DLRNI_LLAMASCOPIUM_ROW("batchtopk", "Glu", DLRNI_LLAMASCOPIUM_GLU),
     DLRNI_LLAMASCOPIUM_ROW("jumprelu", "Glu", DLRNI_LLAMASCOPIUM_GLU, DLRNI_LLAMASCOPIUM_THRESHOLD),
-    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+    DLRNI_LAST_ROW,
 };
 
 /* ---- circuit-tracer ---- 0.5.0: a transcoder for each layer (layer_N.safetensors; mwhanna's are
@@ -13214,7 +13217,7 @@ static const dlrni_layout dlrni_tracer_rows[] = {
      DLRN_CENTER_NONE,
      {DLRNI_TRACER_TENSORS, {DLRN_THRESHOLD, "activation_function.threshold", "F", 0}},
      dlrni_finish_tracer},
-    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+    DLRNI_LAST_ROW,
 };
 
 /* ---- Connor and Rob's ---- attention dictionaries (Kissane et al., 2024), of hook_z, the heads'
@@ -13230,7 +13233,7 @@ static const dlrni_layout dlrni_connor_rows[] = {
       {DLRN_ENCODER_BIAS, "b_enc", "F", 0},
       {DLRN_OUTPUT_BIAS, "b_dec", "O", 0}},
      NULL},
-    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+    DLRNI_LAST_ROW,
 };
 
 /* ---- Goodfire ---- f = ReLU(W x + b), in bf16. */
@@ -13245,7 +13248,7 @@ static const dlrni_layout dlrni_goodfire_rows[] = {
       {DLRN_DECODER, "decoder_linear.weight", "OF", 0},
       {DLRN_OUTPUT_BIAS, "decoder_linear.bias", "O", 0}},
      NULL},
-    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+    DLRNI_LAST_ROW,
 };
 
 /* ---- e2e_sae ---- 2.1.1 (Braun et al., "Identifying functionally important features with
@@ -13270,7 +13273,7 @@ static const dlrni_layout dlrni_e2e_rows[] = {
       {DLRN_DECODER, "decoder.weight", "OF", 0},
       {DLRN_OUTPUT_BIAS, "decoder.bias", "O", 0}},
      dlrni_finish_e2e},
-    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+    DLRNI_LAST_ROW,
 };
 
 /* ---- overcomplete ---- 0.3.0, state dicts: p = W x + b, x_hat = the sum of atoms, with no output
@@ -13316,7 +13319,7 @@ static const dlrni_layout dlrni_overcomplete_rows[] = {
     DLRNI_OVERCOMPLETE_ROW("BatchTopKSAE", "BatchTopKSAE", DLRNI_NO_MORE),
     DLRNI_OVERCOMPLETE_ROW("JumpSAE", "JumpReluAutoEncoder",
                            {DLRNI_IS_LOG_THRESHOLD, "thresholds", "F", 0}),
-    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+    DLRNI_LAST_ROW,
 };
 
 /* ---- Crosscoders with one set of features ---- (Lindsey et al., "Sparse crosscoders for
@@ -13334,7 +13337,7 @@ static const dlrni_layout dlrni_ckkissane_rows[] = {
       {DLRN_ENCODER_BIAS, "b_enc", "F", 0},
       {DLRN_OUTPUT_BIAS, "b_dec", "MD", 0}},
      NULL},
-    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+    DLRNI_LAST_ROW,
 };
 
 /* x~ = (x - mean) target_rms / sqrt(sum std^2 + 1e-8) for each layer, undone on x_hat: folded into
@@ -13454,7 +13457,7 @@ static const dlrni_layout dlrni_fork_rows[] = {
       {DLRNI_STD, "activation_std", "I", 0},
       {DLRNI_IS_PASSED, "activation_global_scale", "", 1}},
      dlrni_finish_fork},
-    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+    DLRNI_LAST_ROW,
 };
 
 /* ---- Known, and not read ---- by the name of one tensor. */
@@ -13467,7 +13470,7 @@ static const dlrni_layout dlrni_unread_rows[] = {
     DLRNI_REFUSED_ROW("overcomplete's archetypal RA-SAE", "dictionary.Relax"),
     DLRNI_REFUSED_ROW("overcomplete's matching pursuit, or no encoder", "dictionary._weights"),
     DLRNI_REFUSED_ROW("a Lorsa of Llamascopium", "W_Q"),
-    {NULL, NULL, 0, DLRN_CENTER_NONE, {{0, NULL, NULL, 0}}, NULL},
+    DLRNI_LAST_ROW,
 };
 
 /* ---- All libraries ---- A folder is that of the first line whose files are there. The config of a
@@ -22518,6 +22521,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_LLAMASCOPIUM_ROW
 #undef DLRNI_LLAMASCOPIUM_THRESHOLD
 #undef DLRNI_LLAMA_TENSORS
+#undef DLRNI_LAST_ROW
 #undef DLRNI_NO_MORE
 #undef DLRNI_OPENAI_ROW
 #undef DLRNI_OVERCOMPLETE_ROW

@@ -229,4 +229,14 @@ TEST_UNUSED const char *test_kernels(int index) {
         if (!test_h || !strstr(test_h, test_n))                                                    \
             TEST_FAIL("\"%s\" lacks \"%s\"", test_h ? test_h : "(null)", test_n);                  \
     } while (0)
+
+/* got [n] is want, to 3e-6 of the largest: as near as sums in f32 of another order come. */
+TEST_UNUSED void check_near(const char *what, const float *got, const float *want, int64_t n) {
+    double max = 0;
+    for (int64_t i = 0; i < n; i++) max = fmax(max, fabs((double)want[i]));
+    for (int64_t i = 0; i < n; i++)
+        CHECK_MSG(fabs((double)got[i] - (double)want[i]) <= 3e-6 * max,
+                  "%s [%d]: expected %.9g, found %.9g", what, (int)i, (double)want[i],
+                  (double)got[i]);
+}
 #endif /* DICTLEARN_TEST_H */

@@ -21,15 +21,6 @@ static int64_t read_array(const char *family, const char *name, float *to) {
     return n;
 }
 
-static void check_near(const char *what, const float *got, const float *want, int64_t n) {
-    double max = 0;
-    for (int64_t i = 0; i < n; i++) max = fmax(max, fabs((double)want[i]));
-    for (int64_t i = 0; i < n; i++)
-        CHECK_MSG(fabs((double)got[i] - (double)want[i]) <= 3e-6 * max,
-                  "%s [%d]: expected %.9g, found %.9g", what, (int)i, (double)want[i],
-                  (double)got[i]);
-}
-
 /* Features and reconstruction of one dictionary against the library's. */
 static void check_numbers(const dlrn_dictionary *dict, const char *family) {
     static float x[MAX], f[MAX], want[MAX], x_hat[MAX];

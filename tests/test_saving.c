@@ -90,15 +90,6 @@ static void add_skip(dlrn_dictionary *dict) {
     fill(dict->param[DLRN_SKIP], dlrni_role_size(dict, DLRN_SKIP), .3f);
 }
 
-static void check_near(const char *what, const float *got, const float *want, int64_t n) {
-    double max = 0;
-    for (int64_t i = 0; i < n; i++) max = fmax(max, fabs((double)want[i]));
-    for (int64_t i = 0; i < n; i++)
-        CHECK_MSG(fabs((double)got[i] - (double)want[i]) <= 3e-6 * max,
-                  "%s [%d]: expected %.9g, found %.9g", what, (int)i, (double)want[i],
-                  (double)got[i]);
-}
-
 /* The same features and reconstructions. */
 static void check_function(const char *what, const dlrn_dictionary *a, const dlrn_dictionary *b) {
     static float f[2][N * F], y[2][N * D * 2];
