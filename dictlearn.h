@@ -1030,10 +1030,13 @@ typedef enum dlrn_names {
     DLRN_NAMES_CENTER,    /* "output_bias" */
     DLRN_NAMES_GATE,      /* "relu" */
     DLRN_NAMES_SELECT,    /* "top_k" */
+    DLRN_NAMES_RANK,      /* "value" */
 #ifndef DICTLEARN_NO_TRAINING
-    DLRN_NAMES_LOSS,     /* "norm" */
-    DLRN_NAMES_SPARSITY, /* "l1" */
-    DLRN_NAMES_WEIGHT    /* "encoder_norm" */
+    DLRN_NAMES_LOSS,      /* "norm" */
+    DLRN_NAMES_SPARSITY,  /* "l1" */
+    DLRN_NAMES_OPTIMISER, /* "adam" */
+    DLRN_NAMES_SCHEDULE,  /* "cosine" */
+    DLRN_NAMES_WEIGHT     /* "encoder_norm" */
 #endif
 } dlrn_names;
 /* The name of a value, a string literal: dlrn_name(DLRN_NAMES_DTYPE, DLRN_F32) is "F32". "?" if
@@ -1107,7 +1110,15 @@ typedef enum dlrn_role {
     X(DLRN_SELECT_GROUP_MAX, "group_max") /* the largest of each of k groups of F / k        */    \
     X(DLRN_SELECT_BATCH_TOP_K, "batch_top_k") /* the k n largest of the n rows of one call */
 
+/* What thresholds and selections are compared with. SAELens, Llamascopium and the crosscoders rank
+   features by what they add to x_hat. */
+#define DLRN_RANK_LIST(X)                                                                          \
+    X(DLRN_RANK_VALUE, "value")             /* p                                               */  \
+    X(DLRN_RANK_NORM, "norm")               /* p ||atom||                                      */  \
+    X(DLRN_RANK_LAYER_NORMS, "layer_norms") /* p times the sum over layers of ||atom_l||     */
+
 #define DLRN_VALUE(value, name) value,
+typedef enum dlrn_rank { DLRN_RANK_LIST(DLRN_VALUE) } dlrn_rank;
 typedef enum dlrn_normalise { DLRN_NORMALISE_LIST(DLRN_VALUE) } dlrn_normalise;
 typedef enum dlrn_center { DLRN_CENTER_LIST(DLRN_VALUE) } dlrn_center;
 typedef enum dlrn_gate { DLRN_GATE_LIST(DLRN_VALUE) } dlrn_gate;
@@ -1135,6 +1146,7 @@ typedef struct dlrn_formula {
                                    the rows of one call                                       */
     dlrn_switch repeats;     /* MatchingPursuit: ON: a feature may be picked again; OFF: that ends
                             the row                                                           */
+    dlrn_rank rank;          /* what gates and selections compare; values stay those of p         */
 } dlrn_formula;
 
 typedef struct dlrn_dictionary dlrn_dictionary;
@@ -1435,21 +1447,51 @@ DLRN_API void dlrn_buffer_clear(dlrn_buffer *buffer);
 /* ------------------------------------------------------------------------------------------ */
 // >>api-train
 
-/* The reconstruction loss. The reference calls the norm "MSE"; its published penalties were tuned
-   for it. */
+/* The reconstruction loss of e = x_hat - y, a mean over rows i. The reference calls the norm "MSE";
+   its published penalties were tuned for it. With several layers a row has the errors e_il of its
+   layers l. */
 #define DLRN_LOSS_LIST(X)                                                                          \
-    X(DLRN_LOSS_NORM, "norm")       /* mean_i ||y_i - x_hat_i||   */                               \
-    X(DLRN_LOSS_SQUARED, "squared") /* mean_i ||y_i - x_hat_i||^2 */
+    X(DLRN_LOSS_NORM, "norm")       /* mean_il ||e_il||                                  */        \
+    X(DLRN_LOSS_SQUARED, "squared") /* mean_i ||e_i||^2, all layers together             */        \
+    X(DLRN_LOSS_LAYERS, "layers")   /* mean_il ||e_il||^2                                */        \
+    X(DLRN_LOSS_FVU, "fvu")         /* sum_i ||e_i||^2 / sum_i ||y_i - mean y||^2        */
 
-/* The penalty, a mean over rows i; q_ij = f_ij / (sum_j f_ij + 1e-8). */
+/* The penalty, a mean over rows i. a_ij is the value f_ij of feature j, in some recipes times the
+   norm of its atom; L0_i the number of active features of a row, t cfg.target_l0;
+   q_ij = f_ij / (sum_j f_ij + 1e-8). */
 #define DLRN_SPARSITY_LIST(X)                                                                      \
-    X(DLRN_SPARSITY_L1, "l1")           /* mean_i sum_j f_ij                     */                \
-    X(DLRN_SPARSITY_ENTROPY, "entropy") /* mean_i -sum_j q_ij log(q_ij + 1e-8)   */
+    X(DLRN_SPARSITY_L1, "l1")               /* mean_i sum_j a_ij                     */            \
+    X(DLRN_SPARSITY_ENTROPY, "entropy")     /* mean_i -sum_j q_ij log(q_ij + 1e-8)   */            \
+    X(DLRN_SPARSITY_NONE, "none")           /* 0: a selection limits L0              */            \
+    X(DLRN_SPARSITY_LP, "lp")               /* mean_i (sum_j a_ij^p)^(1/p)           */            \
+    X(DLRN_SPARSITY_POWER, "power")         /* mean_i sum_j a_ij^p                   */            \
+    X(DLRN_SPARSITY_TANH, "tanh")           /* mean_i sum_j tanh(4 a_ij)             */            \
+    X(DLRN_SPARSITY_STEP, "step")           /* mean_i L0_i                           */            \
+    X(DLRN_SPARSITY_QUADRATIC, "quadratic") /* mean_i 2 / t (L0_i - t)^2             */            \
+    X(DLRN_SPARSITY_TARGET, "target")       /* (mean_i L0_i / t - 1)^2               */
+
+/* How an update follows from gradients. */
+#define DLRN_OPTIMISER_LIST(X)                                                                     \
+    X(DLRN_OPTIMISER_ADAM, "adam") /* Kingma and Ba, 2015                                   */     \
+    X(DLRN_OPTIMISER_SIGNUM,                                                                       \
+      "signum") /* sign descent, schedule-free (sparsify): the dictionary   \
+                                          while it trains is y, the one to keep x:              \
+                                          dlrn_trainer_finish                                   */
+
+/* The learning rate between warm-up and decay. */
+#define DLRN_SCHEDULE_LIST(X)                                                                      \
+    X(DLRN_SCHEDULE_CONSTANT, "constant")                                                          \
+    X(DLRN_SCHEDULE_COSINE, "cosine")            /* from lr to lr_end                */            \
+    X(DLRN_SCHEDULE_RESTARTS, "cosine_restarts") /* the same, lr_cycles times        */
 
 #define DLRN_VALUE(value, name) value,
 typedef enum dlrn_loss { DLRN_LOSS_LIST(DLRN_VALUE) } dlrn_loss;
 typedef enum dlrn_sparsity { DLRN_SPARSITY_LIST(DLRN_VALUE) } dlrn_sparsity;
+typedef enum dlrn_optimiser { DLRN_OPTIMISER_LIST(DLRN_VALUE) } dlrn_optimiser;
+typedef enum dlrn_schedule { DLRN_SCHEDULE_LIST(DLRN_VALUE) } dlrn_schedule;
 #undef DLRN_VALUE
+
+enum { DLRN_GROUPS_MAX = 16 }; /* nested groups of a Matryoshka recipe */
 
 /* How to train. Start from dlrn_train_defaults(recipe) and change what you want. The last column
    shows the defaults of the recipe "reference". Periods are in steps; -1 means never. */
@@ -1457,8 +1499,10 @@ typedef struct dlrn_train_config {
     const char *recipe;      /* a name that dlrn_recipe() lists; NULL: "reference"              */
     int64_t d_in;            /* length of a row x; dlrn_train() takes the source's          512 */
     int64_t d_out;           /* length of its target; 0: as d_in                              0 */
-    int64_t features;        /* F                                                      16 * 512 */
-    double lr;               /* Adam's rate. -1: derived from F, if the recipe has a rule
+    int64_t layers;          /* of crosscoders and cross-layer transcoders: x is [n][layers][d],
+                                d_in is layers * d                                            1 */
+    int64_t features;        /* F; of all layers together                              16 * 512 */
+    double lr;               /* the optimiser's rate. -1: derived from F, if the recipe has a rule
                                 (dlrn_recipe_info.lr)                                      3e-4 */
     double sparsity_penalty; /* weight of the penalty                                      1e-3 */
     dlrn_loss loss;          /*                                                            NORM */
@@ -1477,34 +1521,63 @@ typedef struct dlrn_train_config {
     int64_t save_steps;      /* for your progress callback (the program saves then); the library
                                 only stores it                                               -1 */
     uint64_t seed;           /* of the weights and of resampling                              0 */
-    dlrn_switch compat;      /* ON: the reference's code of March 2024, number for number   OFF */
+    dlrn_switch compat;      /* ON: the library's code number for number, defects included  OFF */
     /* Settings that only some recipes use (dlrn_recipe_info.settings); do not change those that
        your recipe does not use. */
     double clip;                   /* largest norm of the whole gradient; 0: no limit         0 */
-    int64_t sparsity_warmup_steps; /* linear ramp of the penalty's weight; 0: no ramp         0 */
+    int64_t sparsity_warmup_steps; /* linear ramp of the penalty's weight; 0: no ramp; -1: a share
+                                      of `steps` that the recipe knows                        0 */
     int64_t k;                     /* features kept per row                                   0 */
+    int64_t k_anneal_steps;        /* k falls to its value over these steps; 0: it is fixed   0 */
+    int64_t k_start;               /* from this k; 0: as the recipe's library does            0 */
     double auxk_alpha;             /* weight of the auxiliary loss of dead features           0 */
     int64_t auxk;                  /* dead features that this loss keeps per row; 0: d_in / 2 0 */
+    dlrn_switch auxk_by_group;     /* ON: one such loss for each nested group               OFF */
+    dlrn_switch multi_top_k;       /* ON: the 4 k best of a row also reconstruct, with weight 1/8
+                                                                                            OFF */
     int64_t dead_rows;             /* a feature is dead after this many rows without firing  -1 */
+    int64_t dead_steps;            /* or after more than this many steps                     -1 */
     double threshold_beta;         /* mean of the smallest kept value: weight of its past     0 */
     int64_t threshold_start_step;  /* mean of the smallest kept value: begins after this step -1 */
-    double target_l0;              /* active features per row that training aims for. dl-jump_relu:
-                                      in the penalty. reference: steers the weight of the penalty
-                                      during the warm-up, at least for 1000 steps; 0: off     0 */
+    double target_l0;              /* active features per row that training aims for: in the
+                                      penalties "quadratic" and "target". reference: steers the
+                                      weight of the penalty during the warm-up, at least for 1000
+                                      steps; 0: off                                           0 */
     double bandwidth;              /* width of the window around a threshold in which its gradient
                                       is estimated                                            0 */
-    dlrn_buffer_config buffer;     /* for dlrn_train(), which creates a buffer of its own       */
+    double pre_act;     /* weight of the loss that lifts inactive features towards their threshold,
+                          mean_i sum_j ReLU(threshold_j - p_ij) |atom_j|: of dead features, or of
+                          all (Llamascopium's)                                                0 */
+    dlrn_switch center; /* ON: the output bias is subtracted from x first; recipes for
+                                 transcoders: OFF                                            ON */
+    dlrn_switch skip;   /* ON: a linear map of x is added to x_hat (transcoders)      OFF */
+    dlrn_switch scale_rows; /* ON: x and y are scaled so that a row of the first batch has a
+                                 mean norm of sqrt(d); the dictionary holds the scales      OFF */
+    int64_t n_groups;       /* nested groups; 0: F/32, F/16, F/8, F/4 and the rest          0 */
+    int64_t groups[DLRN_GROUPS_MAX]; /* their features, sum F; each prefix reconstructs       0 */
+    double group_weights[DLRN_GROUPS_MAX]; /* of their losses; all 0: equal                   0 */
+    double p_start, p_end; /* exponent p of the penalties "lp" and "power"              1, 1 */
+    int64_t anneal_start, anneal_end; /* p falls from p_start to p_end between these steps -1, -1 */
+    int64_t anneal_updates;    /* in so many equal parts                                       0 */
+    dlrn_optimiser optimiser;  /*                                                           ADAM */
+    dlrn_schedule lr_schedule; /*                                                      CONSTANT */
+    double lr_end;             /* last rate of the cosine; -1: lr / 10                       -1 */
+    int64_t lr_cycles;         /* of cosine_restarts                                          1 */
+    double threshold_lr;       /* rate of thresholds, as a multiple of lr                     1 */
+    dlrn_buffer_config buffer; /* for dlrn_train(), which creates a buffer of its own           */
 } dlrn_train_config;
 
 /* The figures of one step. Losses are those of its forward pass, before the update. */
 typedef struct dlrn_train_stats {
     int64_t step;               /* the number of this step, from 0                          */
     int64_t rows;               /* rows of its batch                                        */
-    double loss;                /* what the step minimised: the sum of the three below, with
+    double loss;                /* what the step minimised: the sum of the four below, with
                                    their weights                                            */
     double reconstruction_loss; /* as cfg.loss says                                         */
     double sparsity_loss;       /* as cfg.sparsity or the recipe says, without its weight   */
     double auxiliary_loss;      /* ghosts or AuxK, without its weight; 0: no dead features  */
+    double pre_act_loss;        /* of cfg.pre_act, without its weight                       */
+    int64_t k;                  /* features kept per row in this step; 0: no such limit     */
     double l0;                  /* mean number of active features per row                   */
     double lr;                  /* rate of this step's update                               */
     double penalty;             /* weight of sparsity_loss in this step, steered or ramped  */
@@ -1522,6 +1595,8 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe);
 typedef struct dlrn_recipe_info {
     const char *name;            /* "dl-top_k"                                                   */
     const char *family;          /* of the dictionaries that it trains                           */
+    const char *layout;          /* the library that it is modelled on, for dlrn_save_as; NULL:
+                                    a library that it does not write for                         */
     const char *loss;            /* what a step minimises, and where that comes from             */
     const dlrn_formula *formula; /* of the family; its k is cfg.k                                */
     double lr;                   /* a rate of -1 becomes this / sqrt(features / 16384); 0: the
@@ -1574,6 +1649,10 @@ typedef struct dlrn_trainer_info {
 } dlrn_trainer_info;
 /* The state of a trainer; pointers are valid until it is destroyed. */
 DLRN_API dlrn_trainer_info dlrn_trainer_describe(const dlrn_trainer *trainer);
+/* The dictionary that a run leaves: the trained one, or with the optimiser signum the average that
+   it keeps beside it. A copy, which the caller destroys. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_finish(const dlrn_trainer *trainer,
+                                                    dlrn_dictionary **out);
 /* Writes a checkpoint: all that is needed to go on with the same bits, that is weights, moments,
    counters, configuration, the buffer's unread rows and the source's position (if it has one).
    Writes one file atomically; its name must end in .safetensors. While it runs it takes as much
@@ -2430,9 +2509,12 @@ DLRN_API const char *dlrn_name(dlrn_names which, int value) {
         DLRNI_NAMES(DLRN_NAMES_CENTER, DLRN_CENTER_LIST(DLRNI_TEXT))
         DLRNI_NAMES(DLRN_NAMES_GATE, DLRN_GATE_LIST(DLRNI_TEXT))
         DLRNI_NAMES(DLRN_NAMES_SELECT, DLRN_SELECT_LIST(DLRNI_TEXT))
+        DLRNI_NAMES(DLRN_NAMES_RANK, DLRN_RANK_LIST(DLRNI_TEXT))
 #ifndef DICTLEARN_NO_TRAINING
         DLRNI_NAMES(DLRN_NAMES_LOSS, DLRN_LOSS_LIST(DLRNI_TEXT))
         DLRNI_NAMES(DLRN_NAMES_SPARSITY, DLRN_SPARSITY_LIST(DLRNI_TEXT))
+        DLRNI_NAMES(DLRN_NAMES_OPTIMISER, DLRN_OPTIMISER_LIST(DLRNI_TEXT))
+        DLRNI_NAMES(DLRN_NAMES_SCHEDULE, DLRN_SCHEDULE_LIST(DLRNI_TEXT))
         DLRNI_NAMES(DLRN_NAMES_WEIGHT, DLRN_WEIGHT_LIST(DLRNI_TEXT))
 #endif
     }
@@ -3574,7 +3656,7 @@ typedef struct dlrni_family {
 
 /* A formula as most families have it. */
 #define DLRNI_FORMULA(center, gate, select, k)                                                     \
-    { DLRN_NORMALISE_NONE, center, gate, select, k, -1, 1, 1, DLRN_OFF, DLRN_OFF }
+    { DLRN_NORMALISE_NONE, center, gate, select, k, -1, 1, 1, DLRN_OFF, DLRN_OFF, DLRN_RANK_VALUE }
 
 /* Encoders of families that have their own (room encoders). */
 DLRNI_INTERNAL dlrn_status dlrni_encode_pursuit(const dlrn_dictionary *dict, float *xc, int64_t n,
@@ -18447,6 +18529,7 @@ struct dlrn_trainer {
     dlrn_context *ctx;
     dlrn_train_config cfg;
     const dlrni_recipe *recipe;
+    dlrni_rules rules;     /* the recipe's, for cfg                                       */
     dlrn_dictionary *dict; /* owned                                                       */
     dlrn_buffer *buffer;   /* borrowed, or NULL                                           */
     float *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT];
@@ -18493,25 +18576,120 @@ typedef struct dlrni_auxiliary {
     void (*finish)(dlrn_trainer *t, dlrn_train_stats *stats); /* the loss; every row's factor   */
 } dlrni_auxiliary;
 
-/* A recipe: how a family is trained. One block (room recipes) and one row of the table. In
-   brackets: what a NULL hook means. */
+/* ---- Rules: what a recipe fixes ----
+   Settings (dlrn_train_config) are for users. Rules are the switches in which the libraries differ
+   from one another. A recipe is a function that sets both, and a row of the table (room
+   recipes); the code of a step reads them and knows no recipe. Zero is the reference's. */
+
+/* What keeps atoms at unit norm. */
+typedef enum dlrni_atoms {
+    DLRNI_ATOMS_UNIT,       /* gradient without its part along the atom; scaled after the update */
+    DLRNI_ATOMS_FREE,       /* nothing                                                           */
+    DLRNI_ATOMS_UNIT_FIRST, /* scaled before the loss; then as UNIT, but not scaled again        */
+} dlrni_atoms;
+
+/* Which entries near a threshold count towards its gradient, |u - threshold| < bandwidth / 2. */
+typedef enum dlrni_window {
+    DLRNI_WINDOW_VALUE,   /* u is p for the value, and f for L0 (dictionary_learning)         */
+    DLRNI_WINDOW_PRE,     /* u is p (Gemma Scope, SAELens)                                    */
+    DLRNI_WINDOW_INPUT,   /* the same, and p gets the window's gradient, too (SAELens' tanh)  */
+    DLRNI_WINDOW_POSITIVE /* u is the ranked p, and only where it is above 0 (Llamascopium)   */
+} dlrni_window;
+
+/* Which threshold is averaged over training. */
+typedef enum dlrni_average {
+    DLRNI_AVERAGE_NONE,
+    DLRNI_AVERAGE_ROWS, /* the mean over rows of the smallest kept value */
+    DLRNI_AVERAGE_BATCH /* the smallest kept value of the batch          */
+} dlrni_average;
+
+/* What an AuxK loss is divided by or multiplied with. share: min(dead / (d / 2), 1). */
+typedef enum dlrni_auxk_scale {
+    DLRNI_AUXK_VARIANCE, /* 1 / the variance of the residuals (dictionary_learning) */
+    DLRNI_AUXK_SHARE,    /* share (SAELens)                                         */
+    DLRNI_AUXK_FVU,      /* share / sum_i |y_i - mean y|^2 (sparsify): as the loss "fvu" */
+    DLRNI_AUXK_PLAIN     /* 1 (Llamascopium)                                        */
+} dlrni_auxk_scale;
+
+/* What the first batch sets before the loss of step 0. */
+typedef enum dlrni_first {
+    DLRNI_FIRST_NOTHING,
+    DLRNI_FIRST_MEDIAN, /* output bias: the geometric median of y, by layer                    */
+    DLRNI_FIRST_MEAN    /* output bias: the mean of y; without a center also encoder bias:
+                           - W_e mean x (sparsify)                                             */
+} dlrni_first;
+
+/* How k falls from its start to cfg.k (dlrni_k_at). */
+typedef enum dlrni_k_rule {
+    DLRNI_K_FROM_D,     /* from d, rounded down (dictionary_learning's HEAD)     */
+    DLRNI_K_FROM_10_D,  /* from min(F, 10 d), rounded (sparsify)                 */
+    DLRNI_K_FROM_START, /* from k_start, rounded (the fork of dictionary_learning) */
+    DLRNI_K_CEIL        /* from k_start, rounded up (Llamascopium)               */
+} dlrni_k_rule;
+
+/* Where weights start (dlrni_first_weights). */
+typedef enum dlrni_weights {
+    DLRNI_WEIGHTS_FAMILY,  /* as dlrn_dictionary_create                                         */
+    DLRNI_WEIGHTS_TIED,    /* atoms of norm rules.atom_norm, encoder rows their copies, biases 0 */
+    DLRNI_WEIGHTS_ENCODER, /* encoder as torch.nn.Linear, atoms its copies at norm 1; atoms of
+                              transcoders 0 (sparsify)                                          */
+    DLRNI_WEIGHTS_LAYERS,  /* as TIED, the norm for each layer of an atom                       */
+    DLRNI_WEIGHTS_UNIFORM  /* cross-layer transcoders: encoder within +-1/sqrt(F), decoder within
+                              +-1/sqrt(layers d) (Llamascopium)                                 */
+} dlrni_weights;
+
+typedef struct dlrni_rules {
+    /* In training the view of the dictionary (dlrni_update_view) has this gate and selection. */
+    dlrn_gate gate;
+    dlrn_select select;
+    dlrn_rank rank;   /* of gate and selection, in the formula, too        */
+    dlrn_rank weigh;  /* what f is multiplied with in the penalty          */
+    int weigh_twice;  /* 1: without a center that factor is squared (AutoEncoderNew's defect) */
+    int frozen_norms; /* 1: that factor has no gradient                    */
+    dlrni_window window;
+    int log_threshold;    /* 1: the logarithm of a threshold is trained        */
+    int threshold_from_0; /* 1: a threshold below 0 is set to 0 before the loss */
+    double new_threshold; /* of new features; 0: the family's                 */
+    int gate_frozen; /* gated: 1: the second reconstruction has no gradient by decoder and bias */
+    dlrni_atoms atoms;
+    double atom_norm; /* of new atoms                                      */
+    dlrni_weights weights;
+    dlrni_first first;
+    int zero_picks; /* 1: a feature that is picked with a value of 0 has a gradient (sparsify) */
+    dlrni_average average;
+    double first_threshold; /* average: before its first value: -1 none yet; 0 (SAELens' defect) */
+    int nested;             /* 1: the prefixes of the features reconstruct, too (Matryoshka) */
+    int sum_of_groups;      /* nested groups: 1: the last has weight 1 and the others add theirs
+                           (SAELens); 0: the mean of all, weighted (dictionary_learning)      */
+    dlrni_k_rule k_rule;
+    /* A dead feature: after `dead_rows` rows or `dead_steps` steps. */
+    int counts_rows;     /* since_fired counts rows, not steps                */
+    int dead_before;     /* 1: the auxiliary loss uses counters without this batch */
+    int dead_after_more; /* 1: more than so many; 0: so many                  */
+    const struct dlrni_auxiliary *auxiliary; /* NULL: none                    */
+    int auxk_raw;     /* 1: values are p of either sign, the largest; 0: ReLU(p)  */
+    int auxk_by_size; /* 1: the largest |p|                                */
+    dlrni_auxk_scale auxk_scale;
+    int auxk_attached;     /* 1: the residual has a gradient (Llamascopium)     */
+    int auxk_decoder_only; /* 1: the encoder has none (sparsify's defect)    */
+    int pre_act_of_dead;   /* cfg.pre_act: 1: of dead features; 0: of all      */
+    double penalty_share;  /* sparsity_warmup_steps -1: so much of cfg.steps */
+    double decay_share;    /* decay_start -1: the decay is so much of cfg.steps; 0: there is none */
+    int decays_after_warmup; /* decay_start -1: the decay follows the warm-up */
+    int warmup_from_one;     /* the first rate is lr / warmup_steps, not 0       */
+    double decay_floor;      /* the decay ends at this share of lr                */
+    int clip_rms;  /* the norm is divided by the root of the number of gradients that are not
+                           0; thresholds are not clipped (Llamascopium)      */
+    int steers;    /* target_l0 steers the weight of the penalty        */
+    int anneals_p; /* p falls (anneal_start ...)                        */
+} dlrni_rules;
+
+/* A recipe: how a family is trained. A function (room recipes) and a row of the table. */
 struct dlrni_recipe {
     dlrn_recipe_info info;
-    void (*defaults)(dlrn_train_config *cfg); /* [the reference's]                             */
-    int counts_rows;                          /* since_fired counts rows, not steps            */
-    /* Before the loss of step 0; may set the output bias, and nothing else. [nothing] */
-    dlrn_status (*first_batch)(dlrn_trainer *t, const float *x, const float *y, int64_t n);
-    /* The value of a feature whose pre-activation is in a list. [the pre-activation] */
-    float (*value)(const dlrn_trainer *t, int64_t feature, float pre);
-    /* Sets stats->sparsity_loss and adds it, with its weight, to stats->loss. [no penalty] */
-    dlrn_status (*penalty)(dlrn_trainer *t, dlrn_train_stats *stats);
-    /* For the entries of feature j of a visit: reads val and slope = <e, atom>; sets coef and
-       slope, and adds to the sums of the roles with one number a feature; the penalty included.
-       [dlrni_visit_slopes] */
-    void (*slopes)(const dlrn_trainer *t, dlrni_visit *v, int64_t j);
-    const dlrni_auxiliary *auxiliary; /* [none] */
-    void (*after_step)(
-        dlrn_trainer *t); /* weights are new, lists are those of the step [nothing] */
+    /* Sets what differs from the reference. cfg has the reference's defaults, rules are 0. It is
+       called with the user's settings, too, after the defaults: compat then changes rules. */
+    void (*set)(dlrn_train_config *cfg, dlrni_rules *rules);
 };
 
 /* BROKEN is final: some weights have moved, others have not, and nothing records which. */
@@ -20082,62 +20260,603 @@ DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v
     v->scalar[DLRN_THRESHOLD][j] -= (level * by_f + t->w.penalty_slope * counted) / width;
 }
 
+/* ---- The recipes: what each changes in the reference's settings and rules ----
+   Numbers are the defaults of the libraries' own trainers. */
+
+DLRNI_INTERNAL void dlrni_set_reference(dlrn_train_config *cfg, dlrni_rules *r) {
+    (void)cfg;
+    r->auxiliary = &dlrni_ghosts;
+    r->steers = 1;
+}
+
+/* What dictionary_learning 0.1.0's trainers share. */
+DLRNI_INTERNAL void dlrni_set_dl(dlrn_train_config *cfg, dlrni_rules *r) {
+    (void)r;
+    cfg->loss = DLRN_LOSS_SQUARED;
+    cfg->lr = 1e-3;
+    cfg->sparsity_penalty = 0.1;
+    cfg->sparsity_warmup_steps = 2000; /* keeps features alive until they mean something */
+}
+
+DLRNI_INTERNAL void dlrni_set_dl_april(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_dl(cfg, r);
+    cfg->clip = 1;
+    r->atoms = DLRNI_ATOMS_FREE; /* the penalty holds the norms down */
+    r->weigh = DLRN_RANK_NORM;
+    r->weigh_twice = cfg->compat == DLRN_ON; /* AutoEncoderNew: the norm enters squared */
+}
+
+DLRNI_INTERNAL void dlrni_set_dl_gated(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_dl(cfg, r);
+    cfg->lr = 5e-5;
+    cfg->beta1 = 0;
+    r->gate = DLRN_GATE_GATED;
+    r->gate_frozen = 1;
+}
+
+/* p-anneal: the exponent of the penalty falls. */
+DLRNI_INTERNAL void dlrni_set_anneal(dlrn_train_config *cfg, dlrni_rules *r) {
+    cfg->sparsity = DLRN_SPARSITY_POWER;
+    cfg->p_end = 0;
+    cfg->anneal_start = 15000;
+    cfg->anneal_updates = 10;
+    r->anneals_p = 1;
+}
+
+DLRNI_INTERNAL void dlrni_set_dl_p_anneal(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_dl(cfg, r);
+    dlrni_set_anneal(cfg, r);
+}
+
+DLRNI_INTERNAL void dlrni_set_dl_gated_anneal(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_dl_gated(cfg, r);
+    dlrni_set_anneal(cfg, r);
+}
+
+/* Settings of every recipe with k and AuxK in dictionary_learning and its forks. */
+DLRNI_INTERNAL void dlrni_set_dl_k(dlrn_train_config *cfg, dlrni_rules *r) {
+    cfg->loss = DLRN_LOSS_SQUARED;
+    cfg->sparsity = DLRN_SPARSITY_NONE; /* k limits L0 */
+    cfg->sparsity_penalty = 0;
+    cfg->lr = -1; /* derived from the number of features (dlrn_recipe_info) */
+    cfg->clip = 1;
+    cfg->k = 64;
+    cfg->auxk_alpha = 1.0 / 32; /* Gao et al., 2024 */
+    cfg->dead_rows = 10000000;  /* the same: 10 million tokens */
+    cfg->threshold_beta = 0.999;
+    cfg->threshold_start_step = 1000; /* the first values are not typical */
+    r->first = DLRNI_FIRST_MEDIAN;
+    r->average = DLRNI_AVERAGE_BATCH;
+    r->first_threshold = -1;
+    r->select = DLRN_SELECT_BATCH_TOP_K;
+    r->counts_rows = 1;
+    r->auxiliary = &dlrni_auxk;
+}
+
+DLRNI_INTERNAL void dlrni_set_dl_top_k(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_dl_k(cfg, r);
+    r->select = DLRN_SELECT_TOP_K;
+    r->average = DLRNI_AVERAGE_ROWS;
+}
+
+DLRNI_INTERNAL void dlrni_set_dl_jump_relu(dlrn_train_config *cfg, dlrni_rules *r) {
+    cfg->lr = 7e-5;
+    cfg->beta1 = 0; /* the paper trains without momentum */
+    cfg->loss = DLRN_LOSS_SQUARED;
+    cfg->clip = 1;
+    cfg->sparsity = DLRN_SPARSITY_TARGET;
+    cfg->sparsity_penalty = 1;
+    cfg->sparsity_warmup_steps = 2000;
+    cfg->target_l0 = 20;
+    cfg->bandwidth = 0.001; /* the paper's, for data of unit scale */
+    r->gate = DLRN_GATE_JUMP_SIGNED;
+}
+
+/* What SAELens' trainers share. */
+DLRNI_INTERNAL void dlrni_set_sl(dlrn_train_config *cfg, dlrni_rules *r) {
+    cfg->loss = DLRN_LOSS_SQUARED;
+    cfg->sparsity_penalty = 1;
+    cfg->clip = 1;
+    cfg->warmup_steps = 0;
+    cfg->dead_steps = 1000;
+    cfg->buffer.batch_rows = 4096;
+    r->atoms = DLRNI_ATOMS_FREE;
+    r->weights = DLRNI_WEIGHTS_TIED;
+    r->atom_norm = 0.1;
+    r->warmup_from_one = 1;
+    r->dead_before = r->dead_after_more = 1;
+}
+
+DLRNI_INTERNAL void dlrni_set_sl_standard(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_sl(cfg, r);
+    cfg->sparsity = DLRN_SPARSITY_LP; /* p_start 1: L1 */
+    r->weigh = DLRN_RANK_NORM;
+}
+
+DLRNI_INTERNAL void dlrni_set_sl_gated(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_sl(cfg, r);
+    r->gate = DLRN_GATE_GATED;
+    r->weigh = DLRN_RANK_NORM;
+}
+
+DLRNI_INTERNAL void dlrni_set_sl_jumprelu(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_sl(cfg, r);
+    cfg->sparsity = DLRN_SPARSITY_STEP;
+    cfg->bandwidth = 0.05;
+    r->gate = DLRN_GATE_JUMP_SIGNED;
+    r->window = DLRNI_WINDOW_PRE;
+    r->threshold_from_0 = 1;
+    r->new_threshold = 0.01;
+}
+
+DLRNI_INTERNAL void dlrni_set_sl_jumprelu_tanh(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_sl_jumprelu(cfg, r);
+    cfg->sparsity = DLRN_SPARSITY_TANH;
+    cfg->pre_act = 3e-6;
+    cfg->bandwidth = 2;
+    r->weigh = DLRN_RANK_NORM;
+    r->window = DLRNI_WINDOW_INPUT;
+    r->pre_act_of_dead = 1;
+}
+
+DLRNI_INTERNAL void dlrni_set_sl_jumprelu_quadratic(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_sl_jumprelu(cfg, r);
+    cfg->sparsity = DLRN_SPARSITY_QUADRATIC;
+    cfg->target_l0 = 20;
+}
+
+DLRNI_INTERNAL void dlrni_set_sl_topk(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_sl(cfg, r);
+    cfg->sparsity = DLRN_SPARSITY_NONE;
+    cfg->sparsity_penalty = 0;
+    cfg->k = 100;
+    cfg->auxk_alpha = 1;
+    r->select = DLRN_SELECT_TOP_K;
+    r->rank = DLRN_RANK_NORM;
+    r->auxiliary = &dlrni_auxk;
+    r->auxk_raw = 1;
+    r->auxk_scale = DLRNI_AUXK_SHARE;
+}
+
+DLRNI_INTERNAL void dlrni_set_sl_abstopk(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_sl_topk(cfg, r);
+    r->select = DLRN_SELECT_ABS_TOP_K;
+    r->gate = DLRN_GATE_LINEAR;
+    r->auxk_by_size = 1;
+}
+
+DLRNI_INTERNAL void dlrni_set_sl_batchtopk(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_sl_topk(cfg, r);
+    cfg->threshold_beta = 0.99;
+    cfg->threshold_start_step = 0;
+    r->select = DLRN_SELECT_BATCH_TOP_K;
+    r->average = DLRNI_AVERAGE_BATCH;
+    /* SAELens starts at 0, so that short runs save a threshold that is far too low */
+    r->first_threshold = cfg->compat == DLRN_ON ? 0 : -1;
+}
+
+DLRNI_INTERNAL void dlrni_set_sl_matryoshka(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_sl_batchtopk(cfg, r);
+    r->sum_of_groups = 1;
+    r->nested = 1;
+}
+
+DLRNI_INTERNAL void dlrni_set_dl_matryoshka(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_dl_k(cfg, r);
+    r->nested = 1;
+}
+
+/* What sparsify's trainers share. */
+DLRNI_INTERNAL void dlrni_set_sp(dlrn_train_config *cfg, dlrni_rules *r) {
+    cfg->loss = DLRN_LOSS_FVU;
+    cfg->sparsity = DLRN_SPARSITY_NONE;
+    cfg->sparsity_penalty = 0;
+    cfg->optimiser = DLRN_OPTIMISER_SIGNUM; /* has no warm-up and no decay */
+    cfg->lr = -1;
+    cfg->k = 32;
+    cfg->dead_rows = 10000000;
+    r->atoms = DLRNI_ATOMS_UNIT_FIRST;
+    r->weights = DLRNI_WEIGHTS_ENCODER;
+    r->first = DLRNI_FIRST_MEAN;
+    r->select = DLRN_SELECT_TOP_K;
+    r->k_rule = DLRNI_K_FROM_10_D;
+    r->counts_rows = r->dead_before = r->dead_after_more = 1;
+    r->decays_after_warmup = 1;
+    r->auxiliary = &dlrni_auxk;
+    r->auxk_scale = DLRNI_AUXK_FVU;
+    /* its encoder's own backward pass drops the gradients of both, and feeds picks of 0 */
+    r->auxk_decoder_only = r->zero_picks = cfg->compat == DLRN_ON;
+}
+
+DLRNI_INTERNAL void dlrni_set_sp_groupmax(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_sp(cfg, r);
+    r->select = DLRN_SELECT_GROUP_MAX;
+}
+
+DLRNI_INTERNAL void dlrni_set_sp_transcoder(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_sp(cfg, r);
+    cfg->center = DLRN_OFF;
+    r->atoms = DLRNI_ATOMS_FREE;
+}
+
+DLRNI_INTERNAL void dlrni_set_sp_skip(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_sp_transcoder(cfg, r);
+    cfg->skip = DLRN_ON;
+}
+
+/* Crosscoders: rows of several layers or models, one set of features. */
+DLRNI_INTERNAL void dlrni_set_cc_l1(dlrn_train_config *cfg, dlrni_rules *r) {
+    cfg->loss = DLRN_LOSS_SQUARED;
+    cfg->layers = 2;
+    cfg->center = DLRN_OFF;
+    cfg->lr = 5e-5;
+    cfg->clip = 1;
+    cfg->warmup_steps = 0;
+    cfg->sparsity_penalty = 2;
+    cfg->sparsity_warmup_steps = -1;
+    cfg->buffer.batch_rows = 4096;
+    r->atoms = DLRNI_ATOMS_FREE;
+    r->weigh = DLRN_RANK_LAYER_NORMS;
+    r->weights = DLRNI_WEIGHTS_LAYERS;
+    r->atom_norm = 0.08;
+    r->penalty_share = 0.05;
+    r->decay_share = 0.2;
+}
+
+DLRNI_INTERNAL void dlrni_set_cc_norm(dlrn_train_config *cfg, dlrni_rules *r) {
+    cfg->loss = DLRN_LOSS_NORM;
+    cfg->layers = 2;
+    cfg->center = DLRN_OFF;
+    cfg->lr = 1e-3;
+    cfg->sparsity_penalty = 0.1;
+    r->atoms = DLRNI_ATOMS_FREE;
+    r->weigh = DLRN_RANK_LAYER_NORMS;
+    r->weights = DLRNI_WEIGHTS_LAYERS;
+    r->atom_norm = 1;
+}
+
+DLRNI_INTERNAL void dlrni_set_cc_batch_top_k(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_dl_k(cfg, r);
+    cfg->loss = DLRN_LOSS_NORM;
+    cfg->layers = 2;
+    cfg->center = DLRN_OFF;
+    r->atoms = DLRNI_ATOMS_FREE;
+    r->rank = DLRN_RANK_LAYER_NORMS;
+    r->k_rule = DLRNI_K_FROM_START;
+    r->weights = DLRNI_WEIGHTS_LAYERS;
+    r->atom_norm = 1;
+}
+
+/* What Llamascopium's trainers share. */
+DLRNI_INTERNAL void dlrni_set_lc(dlrn_train_config *cfg, dlrni_rules *r) {
+    cfg->loss = DLRN_LOSS_LAYERS;
+    cfg->center = DLRN_OFF;
+    cfg->scale_rows = DLRN_ON;
+    cfg->lr = 4e-4;
+    cfg->warmup_steps = 5000;
+    cfg->sparsity_penalty = 8e-5;
+    cfg->sparsity_warmup_steps = -1;
+    cfg->dead_rows = 10000000;
+    cfg->buffer.batch_rows = 2048;
+    r->atoms = DLRNI_ATOMS_FREE;
+    r->rank = r->weigh = DLRN_RANK_NORM;
+    r->weights = DLRNI_WEIGHTS_UNIFORM;
+    r->counts_rows = 1;
+    r->penalty_share = 0.1;
+    r->decay_share = 0.2;
+    r->decay_floor = 1.0 / 32;
+    r->warmup_from_one = 1;
+    r->clip_rms = 1;
+}
+
+DLRNI_INTERNAL void dlrni_set_lc_topk(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_lc(cfg, r);
+    cfg->sparsity = DLRN_SPARSITY_NONE;
+    cfg->sparsity_penalty = 0;
+    cfg->sparsity_warmup_steps = 0;
+    cfg->k = 50;
+    cfg->auxk = 512;
+    r->select = DLRN_SELECT_TOP_K;
+    r->k_rule = DLRNI_K_CEIL;
+    r->auxiliary = &dlrni_auxk;
+    r->auxk_scale = DLRNI_AUXK_PLAIN;
+    r->auxk_attached = 1;
+}
+
+DLRNI_INTERNAL void dlrni_set_lc_jumprelu(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_lc(cfg, r);
+    cfg->sparsity = DLRN_SPARSITY_TANH;
+    cfg->bandwidth = 2;
+    r->gate = DLRN_GATE_JUMP_SIGNED;
+    r->window = DLRNI_WINDOW_POSITIVE;
+    r->log_threshold = 1;
+    r->new_threshold = 0.01;
+}
+
+/* Cross-layer transcoders: the same by layer. Their norms have no gradient in Llamascopium. */
+DLRNI_INTERNAL void dlrni_set_clt_topk(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_lc_topk(cfg, r);
+    r->auxiliary = NULL;
+}
+
+DLRNI_INTERNAL void dlrni_set_clt_batch_top_k(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_clt_topk(cfg, r);
+    r->select = DLRN_SELECT_BATCH_TOP_K;
+}
+
+DLRNI_INTERNAL void dlrni_set_clt_jumprelu(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_lc_jumprelu(cfg, r);
+    r->frozen_norms = cfg->compat == DLRN_ON;
+}
+
 /* ---- The table. The first row is the default: version 0.1 had no other ---- */
 
 /* The names of the settings that a recipe uses and some other one does not. */
 static const char *const dlrni_reference_settings[] = {
-    "sparsity_penalty",
-    "sparsity_warmup_steps",
-    "target_l0",
-    "ghost_threshold",
-    "sparsity",
-    "compat",
-    NULL,
+    "sparsity_penalty", "sparsity_warmup_steps",
+    "target_l0",        "ghost_threshold",
+    "sparsity",         "loss",
+    "resample_steps",   NULL,
+};
+static const char *const dlrni_l1_settings[] = {
+    "sparsity_penalty", "sparsity_warmup_steps", "resample_steps", "layers", NULL,
+};
+static const char *const dlrni_anneal_settings[] = {
+    "sparsity_penalty", "sparsity_warmup_steps", "sparsity", "p_start", "p_end", "anneal_start",
+    "anneal_end",       "anneal_updates",        NULL,
 };
 static const char *const dlrni_top_k_settings[] = {
-    "k", "auxk_alpha", "auxk", "dead_rows", "threshold_beta", "threshold_start_step", NULL,
+    "k",
+    "k_anneal_steps",
+    "k_start",
+    "auxk_alpha",
+    "auxk",
+    "dead_rows",
+    "threshold_beta",
+    "threshold_start_step",
+    "layers",
+    NULL,
+};
+static const char *const dlrni_matryoshka_settings[] = {
+    "k",
+    "k_anneal_steps",
+    "auxk_alpha",
+    "auxk",
+    "dead_rows",
+    "threshold_beta",
+    "threshold_start_step",
+    "groups",
+    "group_weights",
+    NULL,
 };
 static const char *const dlrni_jump_relu_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "target_l0", "bandwidth", NULL,
 };
+static const char *const dlrni_sl_settings[] = {
+    "sparsity_penalty",
+    "sparsity_warmup_steps",
+    "p_start",
+    "center",
+    "scale_rows",
+    "lr_schedule",
+    "lr_end",
+    "lr_cycles",
+    NULL,
+};
+static const char *const dlrni_sl_jump_settings[] = {
+    "sparsity_penalty", "sparsity_warmup_steps",
+    "target_l0",        "bandwidth",
+    "pre_act",          "dead_steps",
+    "center",           "scale_rows",
+    "lr_schedule",      "lr_end",
+    "lr_cycles",        NULL,
+};
+static const char *const dlrni_sl_k_settings[] = {
+    "k",      "auxk_alpha", "auxk",        "dead_steps", "threshold_beta", "threshold_start_step",
+    "center", "scale_rows", "lr_schedule", "lr_end",     "lr_cycles",      NULL,
+};
+static const char *const dlrni_sl_nested_settings[] = {
+    "k",
+    "auxk_alpha",
+    "auxk",
+    "auxk_by_group",
+    "dead_steps",
+    "threshold_beta",
+    "threshold_start_step",
+    "groups",
+    "center",
+    "scale_rows",
+    "lr_schedule",
+    "lr_end",
+    "lr_cycles",
+    NULL,
+};
+static const char *const dlrni_sp_settings[] = {
+    "k",           "k_anneal_steps", "k_start",   "auxk_alpha", "auxk",
+    "multi_top_k", "dead_rows",      "optimiser", NULL,
+};
+static const char *const dlrni_lc_settings[] = {
+    "sparsity_penalty", "sparsity_warmup_steps", "sparsity", "p_start", "scale_rows", NULL,
+};
+static const char *const dlrni_lc_k_settings[] = {
+    "k",         "k_anneal_steps", "k_start", "auxk_alpha", "auxk",
+    "dead_rows", "scale_rows",     "layers",  NULL,
+};
+static const char *const dlrni_lc_jump_settings[] = {
+    "sparsity_penalty",
+    "sparsity_warmup_steps",
+    "sparsity",
+    "bandwidth",
+    "pre_act",
+    "threshold_lr",
+    "scale_rows",
+    "layers",
+    NULL,
+};
 
 static const dlrni_recipe dlrni_recipe_table[] = {
-    {{"reference", "AutoEncoder",
+    {{"reference", "AutoEncoder", "dictionary_learning",
       "mean ||x - x_hat|| + sparsity_penalty * mean L1 of f (trainSAE of March 2024)",
       &dlrni_family_table[0].formula, 0, dlrni_reference_settings},
-     NULL,
-     0,
-     NULL,
-     NULL,
-     dlrni_reference_penalty,
-     dlrni_reference_slopes,
-     &dlrni_ghosts,
-     dlrni_steer_penalty},
-    /* the rate: dictionary_learning's scaling law, from Gao et al.: 2e-4 at 2^14 features */
-    {{"dl-top_k", "AutoEncoderTopK",
+     dlrni_set_reference},
+    {{"dl-standard", "AutoEncoder", "dictionary_learning",
+      "mean ||x - x_hat||^2 + sparsity_penalty * mean L1 of f (StandardTrainer of "
+      "dictionary_learning 0.1.0)",
+      &dlrni_family_table[0].formula, 0, dlrni_l1_settings},
+     dlrni_set_dl},
+    {{"dl-april", "AutoEncoder", "dictionary_learning",
+      "mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j |atom_j| "
+      "(StandardTrainerAprilUpdate of dictionary_learning 0.1.0; Conerly et al., April "
+      "2024)",
+      &dlrni_family_table[0].formula, 0, dlrni_l1_settings},
+     dlrni_set_dl_april},
+    {{"dl-gated", "GatedAutoEncoder", "dictionary_learning",
+      "mean ||x - x_hat||^2 + sparsity_penalty * mean L1 of g + mean ||x - (g W_dec + "
+      "b)||^2 by frozen W_dec and b, g = ReLU(gate's pre-activation) (GatedSAETrainer of "
+      "dictionary_learning 0.1.0; Rajamanoharan et al., 2024)",
+      &dlrni_family_table[5].formula, 0, dlrni_l1_settings},
+     dlrni_set_dl_gated},
+    {{"dl-top_k", "AutoEncoderTopK", "dictionary_learning",
       "mean ||x - x_hat||^2 + auxk_alpha * AuxK of dead features (TopKTrainer of "
       "dictionary_learning 0.1.0)",
-      &dlrni_family_table[1].formula, 2e-4, dlrni_top_k_settings},
-     dlrni_top_k_defaults,
-     1,
-     dlrni_top_k_first_batch,
-     NULL,
-     NULL,
-     NULL,
-     &dlrni_auxk,
-     dlrni_top_k_after_step},
-    {{"dl-jump_relu", "JumpReluAutoEncoder",
+      &dlrni_family_table[1].formula, 0.0002, dlrni_top_k_settings},
+     dlrni_set_dl_top_k},
+    {{"dl-batch_top_k", "BatchTopKSAE", "dictionary_learning",
+      "mean ||x - x_hat||^2 by the k n largest of a batch of n rows + auxk_alpha * AuxK of "
+      "dead features (BatchTopKTrainer of dictionary_learning 0.1.0; Bussmann et al., 2024)",
+      &dlrni_family_table[3].formula, 0.0002, dlrni_top_k_settings},
+     dlrni_set_dl_k},
+    {{"dl-matryoshka", "MatryoshkaBatchTopKSAE", "dictionary_learning",
+      "the mean over nested groups g of weight_g * mean ||x - x_hat_g||^2, x_hat_g by the "
+      "features up to g, + auxk_alpha * AuxK (MatryoshkaBatchTopKTrainer of "
+      "dictionary_learning 0.1.0; Bussmann et al., 2025)",
+      &dlrni_family_table[4].formula, 0.0002, dlrni_matryoshka_settings},
+     dlrni_set_dl_matryoshka},
+    {{"dl-jump_relu", "JumpReluAutoEncoder", "dictionary_learning",
       "mean ||x - x_hat||^2 + sparsity_penalty * (L0 / target_l0 - 1)^2 (JumpReluTrainer of "
       "dictionary_learning 0.1.0)",
       &dlrni_family_table[2].formula, 0, dlrni_jump_relu_settings},
-     dlrni_jump_relu_defaults,
-     0,
-     NULL,
-     dlrni_jump_relu_value,
-     dlrni_jump_relu_penalty,
-     dlrni_jump_relu_slopes,
-     NULL,
-     NULL},
+     dlrni_set_dl_jump_relu},
+    {{"dl-p_anneal", "AutoEncoder", "dictionary_learning",
+      "mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j^p, p falling from p_start to "
+      "p_end (PAnnealTrainer of dictionary_learning 0.1.0; Karvonen et al., 2024)",
+      &dlrni_family_table[0].formula, 0, dlrni_anneal_settings},
+     dlrni_set_dl_p_anneal},
+    {{"dl-gated_anneal", "GatedAutoEncoder", "dictionary_learning",
+      "that of dl-gated with sum g_j^p for its L1, p falling (GatedAnnealTrainer of "
+      "dictionary_learning 0.1.0)",
+      &dlrni_family_table[5].formula, 0, dlrni_anneal_settings},
+     dlrni_set_dl_gated_anneal},
+    {{"sl-standard", "AutoEncoder", "saelens",
+      "mean ||x - x_hat||^2 + sparsity_penalty * mean (sum (f_j |atom_j|)^p)^(1/p), p = "
+      "p_start (SAELens 6.54, standard)",
+      &dlrni_family_table[0].formula, 0, dlrni_sl_settings},
+     dlrni_set_sl_standard},
+    {{"sl-gated", "GatedAutoEncoder", "saelens",
+      "mean ||x - x_hat||^2 + sparsity_penalty * mean sum g_j |atom_j| + mean ||x - (g "
+      "W_dec + b)||^2, g = ReLU(gate's pre-activation) (SAELens 6.54, gated)",
+      &dlrni_family_table[5].formula, 0, dlrni_sl_settings},
+     dlrni_set_sl_gated},
+    {{"sl-jumprelu", "JumpReluAutoEncoder", "saelens",
+      "mean ||x - x_hat||^2 + sparsity_penalty * mean L0 (SAELens 6.54, jumprelu, step; "
+      "Rajamanoharan et al., 2024)",
+      &dlrni_family_table[2].formula, 0, dlrni_sl_jump_settings},
+     dlrni_set_sl_jumprelu},
+    {{"sl-jumprelu-tanh", "JumpReluAutoEncoder", "saelens",
+      "mean ||x - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * "
+      "mean sum ReLU(threshold_j - p_j) |atom_j| of dead features (SAELens 6.54, jumprelu, "
+      "tanh)",
+      &dlrni_family_table[2].formula, 0, dlrni_sl_jump_settings},
+     dlrni_set_sl_jumprelu_tanh},
+    {{"sl-jumprelu-quadratic", "JumpReluAutoEncoder", "saelens",
+      "mean ||x - x_hat||^2 + sparsity_penalty * mean 2 / target_l0 (L0 - target_l0)^2 of "
+      "each row (SAELens 6.54, jumprelu, quadratic; Gemma Scope 2)",
+      &dlrni_family_table[2].formula, 0, dlrni_sl_jump_settings},
+     dlrni_set_sl_jumprelu_quadratic},
+    {{"sl-topk", "AutoEncoderTopK", "saelens",
+      "mean ||x - x_hat||^2 + auxk_alpha * min(dead / (d / 2), 1) * mean ||AuxK - (x - "
+      "x_hat)||^2; the k largest f_j |atom_j| (SAELens 6.54, topk)",
+      &dlrni_family_table[1].formula, 0, dlrni_sl_k_settings},
+     dlrni_set_sl_topk},
+    {{"sl-batchtopk", "BatchTopKSAE", "saelens",
+      "that of sl-topk with the k n largest of a batch of n rows (SAELens 6.54, batchtopk)",
+      &dlrni_family_table[3].formula, 0, dlrni_sl_k_settings},
+     dlrni_set_sl_batchtopk},
+    {{"sl-matryoshka", "MatryoshkaBatchTopKSAE", "saelens",
+      "that of sl-batchtopk + mean ||x - x_hat_g||^2 of every nested group g but the last "
+      "(SAELens 6.54, matryoshka_batchtopk)",
+      &dlrni_family_table[4].formula, 0, dlrni_sl_nested_settings},
+     dlrni_set_sl_matryoshka},
+    {{"sl-abstopk", "AbsTopK", "saelens",
+      "that of sl-topk with the k largest |f_j| |atom_j| (SAELens 6.54, abstopk)",
+      &dlrni_family_table[6].formula, 0, dlrni_sl_k_settings},
+     dlrni_set_sl_abstopk},
+    {{"sp-topk", "AutoEncoderTopK", "sparsify",
+      "sum ||x - x_hat||^2 / sum ||x - mean x||^2 + auxk_alpha * AuxK, in the same measure "
+      "(sparsify 1.3)",
+      &dlrni_family_table[1].formula, 0.005, dlrni_sp_settings},
+     dlrni_set_sp},
+    {{"sp-groupmax", "GroupMax", "sparsify",
+      "that of sp-topk with the largest of each of k groups (sparsify 1.3, groupmax)",
+      &dlrni_family_table[7].formula, 0.005, dlrni_sp_settings},
+     dlrni_set_sp_groupmax},
+    {{"sp-transcoder", "AutoEncoderTopK", "sparsify",
+      "that of sp-topk for a target y (sparsify 1.3, transcode)", &dlrni_family_table[1].formula,
+      0.005, dlrni_sp_settings},
+     dlrni_set_sp_transcoder},
+    {{"sp-skip_transcoder", "AutoEncoderTopK", "sparsify",
+      "that of sp-transcoder; x_hat has a linear map of x, too (sparsify 1.3, transcode, "
+      "skip_connection; Paulo et al., 2025)",
+      &dlrni_family_table[1].formula, 0.005, dlrni_sp_settings},
+     dlrni_set_sp_skip},
+    {{"cc-l1", "AutoEncoder", "ckkissane",
+      "mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j (the sum over layers l of "
+      "|atom_jl|) (ckkissane's crosscoder-model-diff-replication)",
+      &dlrni_family_table[0].formula, 0, dlrni_l1_settings},
+     dlrni_set_cc_l1},
+    {{"cc-norm", "AutoEncoder", "crosscoder-fork",
+      "mean over rows and layers of ||x_l - x_hat_l|| + sparsity_penalty * mean sum f_j "
+      "(the sum over layers l of |atom_jl|) (CrossCoderTrainer of science-of- "
+      "finetuning/dictionary_learning)",
+      &dlrni_family_table[0].formula, 0, dlrni_l1_settings},
+     dlrni_set_cc_norm},
+    {{"cc-batch_top_k", "BatchTopKSAE", "crosscoder-fork",
+      "mean over rows and layers of ||x_l - x_hat_l|| by the k n largest f_j (sum over "
+      "layers l of |atom_jl|) of a batch of n rows + auxk_alpha * AuxK "
+      "(BatchTopKCrossCoderTrainer of science-of-finetuning/dictionary_learning)",
+      &dlrni_family_table[3].formula, 0.0002, dlrni_top_k_settings},
+     dlrni_set_cc_batch_top_k},
+    {{"lc-relu", "AutoEncoder", "llamascopium",
+      "mean ||y - x_hat||^2 + sparsity_penalty * mean sum f_j |atom_j| (Llamascopium 2.0, "
+      "relu)",
+      &dlrni_family_table[0].formula, 0, dlrni_lc_settings},
+     dlrni_set_lc},
+    {{"lc-topk", "AutoEncoderTopK", "llamascopium",
+      "mean ||y - x_hat||^2 + auxk_alpha * mean ||AuxK - (y - x_hat)||^2; the k largest f_j "
+      "|atom_j| (Llamascopium 2.0, topk)",
+      &dlrni_family_table[1].formula, 0, dlrni_lc_k_settings},
+     dlrni_set_lc_topk},
+    {{"lc-jumprelu", "JumpReluAutoEncoder", "llamascopium",
+      "mean ||y - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * "
+      "mean sum ReLU(threshold_j - p_j) |atom_j| (Llamascopium 2.0, jumprelu)",
+      &dlrni_family_table[2].formula, 0, dlrni_lc_jump_settings},
+     dlrni_set_lc_jumprelu},
+    {{"clt-topk", "CrossLayerTranscoder", "circuit-tracer",
+      "mean over layers of ||y_l - x_hat_l||^2; in each layer the k largest f_j |atom_j| of "
+      "a row (Llamascopium 2.0, cross-layer transcoder)",
+      &dlrni_family_table[14].formula, 0, dlrni_lc_k_settings},
+     dlrni_set_clt_topk},
+    {{"clt-batch_top_k", "CrossLayerTranscoder", "circuit-tracer",
+      "that of clt-topk with the k n largest f_j |atom_j| of all layers and n rows "
+      "(Llamascopium 2.0)",
+      &dlrni_family_table[14].formula, 0, dlrni_lc_k_settings},
+     dlrni_set_clt_batch_top_k},
+    {{"clt-jumprelu", "CrossLayerTranscoder", "circuit-tracer",
+      "mean over layers of ||y_l - x_hat_l||^2 + sparsity_penalty * mean over layers of sum "
+      "tanh(4 f_j |atom_j|) (Llamascopium 2.0, cross-layer transcoder; Ameisen et al., "
+      "2025)",
+      &dlrni_family_table[14].formula, 0, dlrni_lc_jump_settings},
+     dlrni_set_clt_jumprelu},
 };
 enum { DLRNI_RECIPES = sizeof dlrni_recipe_table / sizeof *dlrni_recipe_table };
 
@@ -20184,10 +20903,19 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     cfg.ghost_threshold = -1; /* off: ghosts take time, and not every run needs them */
     cfg.log_steps = 1000;     /* with compat, logging changes the run (dlrni_stage_logging) */
     cfg.save_steps = -1;      /* for callers: a trainer never saves itself */
-    cfg.dead_rows = -1;
+    cfg.dead_rows = cfg.dead_steps = -1;
     cfg.threshold_start_step = -1;
+    cfg.layers = 1;
+    cfg.center = DLRN_ON;
+    cfg.p_start = cfg.p_end = 1;
+    cfg.anneal_start = cfg.anneal_end = -1;
+    cfg.lr_end = -1;
+    cfg.lr_cycles = 1;
+    cfg.threshold_lr = 1;
     cfg.buffer = dlrn_buffer_defaults();
-    if (r && r->defaults) r->defaults(&cfg); /* last: a recipe overrides */
+    dlrni_rules rules;
+    memset(&rules, 0, sizeof rules);
+    if (r) r->set(&cfg, &rules); /* last: a recipe overrides */
     return cfg;
 }
 
@@ -20220,17 +20948,44 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(d_out, "d_out", v >= 0, "a number from 0")                                                   \
     X(decay_start, "decay_start", v >= -1 && (v < 0 || v < (double)cfg->steps),                    \
       "-1 for never, or a step before the last, `steps`")                                          \
-    X(sparsity_warmup_steps, "sparsity_warmup_steps", v >= 0, "a number from 0")                   \
+    X(layers, "layers", v > 0, "a number from 1")                                                  \
+    X(sparsity_warmup_steps, "sparsity_warmup_steps", v >= -1, "a number from 0, or -1")           \
     X(k, "k", v >= 0, "a number from 0")                                                           \
+    X(k_anneal_steps, "k_anneal_steps", v >= 0, "a number from 0")                                 \
+    X(k_start, "k_start", v >= 0, "a number from 0")                                               \
     X(auxk, "auxk", v >= 0, "a number from 0")                                                     \
     X(dead_rows, "dead_rows", v >= -1, "a number from 0, or -1 for never")                         \
-    X(threshold_start_step, "threshold_start_step", v >= -1, "a number, or -1 for never")
+    X(dead_steps, "dead_steps", v >= -1, "a number from 0, or -1 for never")                       \
+    X(threshold_start_step, "threshold_start_step", v >= -1, "a number, or -1 for never")          \
+    X(n_groups, "n_groups", v >= 0 && v <= DLRN_GROUPS_MAX, "a number from 0 to 16")               \
+    X(anneal_start, "anneal_start", v >= -1, "a number, or -1 for never")                          \
+    X(anneal_end, "anneal_end", v >= -1, "a number, or -1 for never")                              \
+    X(anneal_updates, "anneal_updates", v >= 0, "a number from 0")                                 \
+    X(lr_cycles, "lr_cycles", v > 0, "a number from 1")
 #define DLRNI_CONFIG_MORE_REALS(X)                                                                 \
     X(clip, "clip", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                             \
     X(auxk_alpha, "auxk_alpha", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                 \
     X(threshold_beta, "threshold_beta", v >= 0 && v < 1, "a number from 0 below 1")                \
     X(target_l0, "target_l0", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                   \
-    X(bandwidth, "bandwidth", v >= 0 && DLRNI_REAL(v), "a finite number from 0")
+    X(bandwidth, "bandwidth", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                   \
+    X(pre_act, "pre_act", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                       \
+    X(p_start, "p_start", v > 0 && DLRNI_REAL(v), "a finite number above 0")                       \
+    X(p_end, "p_end", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                           \
+    X(lr_end, "lr_end", v >= -1 && DLRNI_REAL(v), "a finite number from 0, or -1 for lr / 10")     \
+    X(threshold_lr, "threshold_lr", v >= 0 && DLRNI_REAL(v), "a finite number from 0")
+/* X(field, names of its values, how many, of version 0.1) */
+#define DLRNI_CONFIG_CHOICES(X)                                                                    \
+    X(loss, DLRN_NAMES_LOSS, dlrn_loss, 1)                                                         \
+    X(sparsity, DLRN_NAMES_SPARSITY, dlrn_sparsity, 1)                                             \
+    X(optimiser, DLRN_NAMES_OPTIMISER, dlrn_optimiser, 0)                                          \
+    X(lr_schedule, DLRN_NAMES_SCHEDULE, dlrn_schedule, 0)
+#define DLRNI_CONFIG_SWITCHES(X)                                                                   \
+    X(compat, 1)                                                                                   \
+    X(auxk_by_group, 0)                                                                            \
+    X(multi_top_k, 0)                                                                              \
+    X(center, 0)                                                                                   \
+    X(skip, 0)                                                                                     \
+    X(scale_rows, 0)
 
 /* Checks that each setting is within its range. Settings from a checkpoint are checked here as
    well: files are not trusted. */
@@ -20248,18 +21003,27 @@ DLRNI_INTERNAL dlrn_status dlrni_check_numbers(dlrn_context *ctx, const dlrn_tra
     DLRNI_CONFIG_MORE_REALS(DLRNI_CHECK_NUMBER)
 #undef DLRNI_CHECK_NUMBER
     /* enumerations: a C caller may pass any int */
-    if (cfg->loss != DLRN_LOSS_NORM && cfg->loss != DLRN_LOSS_SQUARED)
-        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
-                         "dlrn_train_config: loss: expected a DLRN_LOSS_, found %d",
-                         (int)cfg->loss);
-    if (cfg->sparsity != DLRN_SPARSITY_L1 && cfg->sparsity != DLRN_SPARSITY_ENTROPY)
-        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
-                         "dlrn_train_config: sparsity: expected a DLRN_SPARSITY_, found %d",
-                         (int)cfg->sparsity);
-    if (cfg->compat != DLRN_OFF && cfg->compat != DLRN_ON)
-        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
-                         "dlrn_train_config: compat: expected DLRN_OFF or DLRN_ON, found %d",
-                         (int)cfg->compat);
+#define DLRNI_CHECK_CHOICE(field, names, type, old)                                                \
+    if (*dlrn_name(names, (int)cfg->field) == '?')                                                 \
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,                                                   \
+                         "dlrn_train_config: " #field ": expected one of its names, found %d",     \
+                         (int)cfg->field);
+#define DLRNI_CHECK_SWITCH(field, old)                                                             \
+    if (cfg->field != DLRN_OFF && cfg->field != DLRN_ON)                                           \
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,                                                   \
+                         "dlrn_train_config: " #field ": expected DLRN_OFF or DLRN_ON, found %d",  \
+                         (int)cfg->field);
+    DLRNI_CONFIG_CHOICES(DLRNI_CHECK_CHOICE)
+    DLRNI_CONFIG_SWITCHES(DLRNI_CHECK_SWITCH)
+#undef DLRNI_CHECK_CHOICE
+#undef DLRNI_CHECK_SWITCH
+    for (int64_t g = 0; g < cfg->n_groups; g++)
+        if (cfg->groups[g] < 1 ||
+            !(cfg->group_weights[g] >= 0 && DLRNI_REAL(cfg->group_weights[g])))
+            return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                             "dlrn_train_config: groups: expected sizes from 1 and finite weights "
+                             "from 0, found %lld with %g",
+                             (long long)cfg->groups[g], cfg->group_weights[g]);
     return DLRN_OK;
 }
 
@@ -20309,10 +21073,21 @@ DLRN_API int64_t dlrn_train_config_json(const dlrn_train_config *cfg, char *text
 #undef DLRNI_PUT_REAL
     /* a name and not a number: recipes may be reordered */
     dlrni_json_put_text(&w, "recipe", cfg->recipe ? cfg->recipe : dlrni_recipe_table[0].info.name);
-    dlrni_json_put_text(&w, "loss", dlrn_name(DLRN_NAMES_LOSS, (int)cfg->loss));
-    dlrni_json_put_text(&w, "sparsity", dlrn_name(DLRN_NAMES_SPARSITY, (int)cfg->sparsity));
+#define DLRNI_PUT_CHOICE(field, names, type, old)                                                  \
+    dlrni_json_put_text(&w, #field, dlrn_name(names, (int)cfg->field));
+#define DLRNI_PUT_SWITCH(field, old) dlrni_json_put_bool(&w, #field, cfg->field == DLRN_ON);
+    DLRNI_CONFIG_CHOICES(DLRNI_PUT_CHOICE)
+    DLRNI_CONFIG_SWITCHES(DLRNI_PUT_SWITCH)
+#undef DLRNI_PUT_CHOICE
+#undef DLRNI_PUT_SWITCH
+    dlrni_json_open(&w, "groups", "[");
+    for (int64_t g = 0; g < cfg->n_groups; g++) dlrni_json_put_signed(&w, NULL, cfg->groups[g]);
+    dlrni_json_close(&w, "]");
+    dlrni_json_open(&w, "group_weights", "[");
+    for (int64_t g = 0; g < cfg->n_groups; g++)
+        dlrni_json_put_real(&w, NULL, cfg->group_weights[g]);
+    dlrni_json_close(&w, "]");
     dlrni_json_put_unsigned(&w, "seed", cfg->seed);
-    dlrni_json_put_bool(&w, "compat", cfg->compat == DLRN_ON);
     dlrni_json_close(&w, "}");
     /* of the whole text, even if it was cut: the caller learns what size it needs */
     return w.out.len;
@@ -21233,7 +22008,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_saving(const dlrn_trainer *t, const char 
 
 /* The texts of a checkpoint's metadata. Their lengths are bounded: numbers and short words only. */
 typedef struct dlrni_checkpoint_texts {
-    char config[2048];    /* the settings */
+    char config[6144];    /* the settings */
     char formula[512];    /* room for every number at full precision */
     char step[32];        /* an int64 in decimal */
     char buffer[512];     /* without its rows */
@@ -21327,13 +22102,6 @@ DLRNI_INTERNAL dlrn_status dlrni_fail_in(dlrn_context *ctx, dlrn_status s, const
     return dlrn_fail(ctx, s, "%s: not a checkpoint for this trainer: %s: %s", path, where, text);
 }
 
-/* Which of two words is the value of `key` in a JSON object: 0, 1, or -1 for neither. */
-DLRNI_INTERNAL int dlrni_which_word(const dlrn_json *json, const char *key, const char *first,
-                                    const char *second) {
-    const char *word = dlrn_json_text(json, key, "");
-    return !strcmp(word, first) ? 0 : !strcmp(word, second) ? 1 : -1;
-}
-
 /* The settings that are numbers. Those of version 0.1 must be there: a default in place of a lost
    one would silently change the run. A later one may be missing, from a file that is older than it;
    the recipe's default, which *cfg holds already, then applies. */
@@ -21360,22 +22128,57 @@ DLRNI_INTERNAL dlrn_status dlrni_read_settings(dlrn_context *ctx, dlrn_archive *
     return DLRN_OK;
 }
 
-/* The other settings: words, a boolean, and the seed, which needs all 64 bits. */
+/* The value of an enumeration that a word names; -1: none. */
+DLRNI_INTERNAL int dlrni_value_named(dlrn_names names, const char *word) {
+    for (int i = 0; *dlrn_name(names, i) != '?'; i++)
+        if (!strcmp(dlrn_name(names, i), word)) return i;
+    return -1;
+}
+
+/* The nested groups; a file that is older than they are has none. */
+DLRNI_INTERNAL dlrn_status dlrni_read_groups(dlrn_context *ctx, dlrn_archive *a,
+                                             const dlrn_json *json, dlrn_train_config *cfg) {
+    const dlrn_json *groups = dlrn_json_get(json, "groups");
+    const dlrn_json *weights = dlrn_json_get(json, "group_weights");
+    const int64_t n = cfg->n_groups;
+    if (!groups && !n) return DLRN_OK;
+    if (!groups || groups->type != DLRN_JSON_ARRAY || groups->count != n || !weights ||
+        weights->type != DLRN_JSON_ARRAY || weights->count != n || n > DLRN_GROUPS_MAX)
+        return dlrni_checkpoint_lacks(a, ctx, "config.groups");
+    const dlrn_json *size = groups->first, *weight = weights->first;
+    for (int64_t g = 0; g < n; g++, size = size->next, weight = weight->next) {
+        if (size->type != DLRN_JSON_NUMBER || !(size->number >= 1 && size->number <= INT32_MAX) ||
+            weight->type != DLRN_JSON_NUMBER)
+            return dlrni_checkpoint_lacks(a, ctx, "config.groups");
+        cfg->groups[g] = (int64_t)size->number;
+        cfg->group_weights[g] = weight->number;
+    }
+    return DLRN_OK;
+}
+
+/* The other settings: words, booleans, groups, and the seed, which needs all 64 bits. */
 DLRNI_INTERNAL dlrn_status dlrni_read_choices(dlrn_context *ctx, dlrn_archive *a,
                                               const dlrn_json *json, dlrn_train_config *cfg) {
-    const dlrn_json *compat = dlrn_json_get(json, "compat");
-    int loss = dlrni_which_word(json, "loss", "norm", "squared");
-    int sparsity = dlrni_which_word(json, "sparsity", "l1", "entropy");
-    if (loss < 0) return dlrni_checkpoint_lacks(a, ctx, "config.loss");
-    if (sparsity < 0) return dlrni_checkpoint_lacks(a, ctx, "config.sparsity");
-    if (!compat || compat->type != DLRN_JSON_BOOL)
-        return dlrni_checkpoint_lacks(a, ctx, "config.compat");
+#define DLRNI_READ_CHOICE(field, names, type, old)                                                 \
+    if (old || dlrn_json_get(json, #field)) {                                                      \
+        const int value = dlrni_value_named(names, dlrn_json_text(json, #field, ""));              \
+        if (value < 0) return dlrni_checkpoint_lacks(a, ctx, "config." #field);                    \
+        cfg->field = (type)value;                                                                  \
+    }
+#define DLRNI_READ_SWITCH(field, old)                                                              \
+    if (old || dlrn_json_get(json, #field)) {                                                      \
+        const dlrn_json *value = dlrn_json_get(json, #field);                                      \
+        if (!value || value->type != DLRN_JSON_BOOL)                                               \
+            return dlrni_checkpoint_lacks(a, ctx, "config." #field);                               \
+        cfg->field = value->number > 0 ? DLRN_ON : DLRN_OFF; /* booleans are 0 and 1 there */      \
+    }
+    DLRNI_CONFIG_CHOICES(DLRNI_READ_CHOICE)
+    DLRNI_CONFIG_SWITCHES(DLRNI_READ_SWITCH)
+#undef DLRNI_READ_CHOICE
+#undef DLRNI_READ_SWITCH
     if (!dlrni_json_unsigned(json, "seed", &cfg->seed))
         return dlrni_checkpoint_lacks(a, ctx, "config.seed");
-    cfg->loss = loss ? DLRN_LOSS_SQUARED : DLRN_LOSS_NORM;
-    cfg->sparsity = sparsity ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1;
-    cfg->compat = compat->number > 0 ? DLRN_ON : DLRN_OFF; /* booleans are 0 and 1 there */
-    return DLRN_OK;
+    return dlrni_read_groups(ctx, a, json, cfg);
 }
 
 /* All settings. One out of range is refused as from a caller (dlrni_settle_config), but the error
@@ -22538,6 +23341,8 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_FORMULA_REALS
 #undef DLRNI_FORMULA_INTEGERS
 #undef DLRNI_CONFIG_MORE_REALS
+#undef DLRNI_CONFIG_CHOICES
+#undef DLRNI_CONFIG_SWITCHES
 #undef DLRNI_CONFIG_MORE_INTEGERS
 #undef DLRNI_REAL
 #undef DLRNI_NEVER
