@@ -111,10 +111,12 @@ def start_of(z, names):
     return start
 
 
-def columns_of(z, library):
-    """Per step: the loss that was minimised, the rate, and k where it changes."""
+def columns_of(z, library, has_k):
+    """Per step: the loss that was minimised, the rate, and k where there is one."""
     log = z.get("log", z.get("losses"))
     out = {"loss": z["loss"] if "loss" in z else log[:, 0], "lr": z["lr"] if "lr" in z else log[:, 5]}
+    if not has_k:
+        return out
     if library == "dlhead":
         out["k"] = np.concatenate([z["init.k"].reshape(1), log[:-1, 5]])
     elif library in ("sp", "lc"):
@@ -140,7 +142,7 @@ def pack(out, data, name, trace, names, folder, pack_only):
         if a is not None:
             share_of = np.ascontiguousarray(a[:steps].reshape(steps, a.shape[1], -1), np.float32)
             out[f"{name}.{label}"] = share(share_of)
-    for label, a in columns_of(z, name.split("_")[0]).items():
+    for label, a in columns_of(z, name.split("_")[0], "k" in trace).items():
         out[f"{name}.{label}"] = a[:steps].astype(np.float32)
     checked = [n for n in (CHECKED_IN_PACK if pack_only else CHECKED) if n <= steps]
     init = parameters(z, "init.", ours)
