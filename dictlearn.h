@@ -18486,7 +18486,8 @@ typedef struct dlrni_batch {
     double *error;     /* [n] a row's share of the reconstruction loss              */
     double *total;     /* [n] sum of the row's features                             */
     double *sparse;    /* [n] a row's share of the sparsity loss                    */
-    double *row_slope; /* [n] what the penalty's slope needs of a row (room penalties) */
+    double *row_slope; /* [n] what the penalty's slope needs of a row; before that, with
+                          p-anneal, its sum by the next exponent */
     double *active;    /* [n] number of active features                             */
     double *error2;    /* [n] loss of the second reconstruction                     */
     float *c;          /* [n] the derivative with respect to x_hat_i is c_i e_i     */
@@ -18543,6 +18544,7 @@ typedef struct dlrni_work {
     float *output_grad;   /* [d_out] gradient of the output bias; [d_out] of one run      */
     double weight;        /* of the penalty in this step, divided by the number of rows   */
     double target_slope;  /* the penalty "target": its derivative by the L0 of one row     */
+    double next_penalty;  /* p-anneal: the penalty of this batch by the next exponent      */
     float *norm;          /* [F] of atoms: what f is multiplied with in the penalty; or NULL */
     float *unrank;        /* [F] 1 / that which p is multiplied with in ranks; or NULL     */
     float *lowered;       /* [F] thresholds less half a bandwidth, or NULL                */
@@ -18861,6 +18863,64 @@ DLRNI_INTERNAL void dlrni_steer_penalty(dlrn_trainer *t) {
     change = change > 1 ? 1 : change < -1 ? -1 : change;
     t->steering.off = off;
     t->steering.factor *= exp(gain * change);
+}
+
+/* ---- p-anneal (Karvonen et al., 2024) ----
+   The exponent p of the penalty falls from p_start to p_end in anneal_updates equal parts. A lower
+   p makes another penalty of the same features, so each update multiplies the weight by the ratio
+   of the two, measured over the last steps: the penalty keeps its size. As in dictionary_learning,
+   the first update comes at anneal_start and sets p to p_start, since only from then on the next
+   exponent, and its penalty, are known. */
+
+/* Number j of n equal parts of from .. to, both ends included: torch.linspace, which counts the
+   second half from its end. Steps are rounded down, so the last bit of this matters. */
+DLRNI_INTERNAL double dlrni_part_of(double from, double to, int64_t j, int64_t n) {
+    const double part = n > 1 ? (to - from) / (double)(n - 1) : 0;
+    return j < n / 2 || n == 1 ? from + part * (double)j : to - part * (double)(n - 1 - j);
+}
+
+/* Whether p is updated after this step. The last update is at anneal_end, or where the run ends;
+   without either, p stays. */
+DLRNI_INTERNAL int dlrni_anneals_now(const dlrn_trainer *t) {
+    const dlrn_train_config *cfg = &t->cfg;
+    const int64_t end = cfg->anneal_end >= 0 ? cfg->anneal_end : cfg->steps;
+    const int64_t n = cfg->anneal_updates, start = cfg->anneal_start;
+    if (!t->rules.anneals_p || start < 0 || end < start || t->anneal.updates >= n) return 0;
+    if (t->step < start || t->step > end) return 0;
+    /* about where it should be; rounding can put it one off */
+    const double parts = n > 1 && end > start ? (double)(n - 1) / (double)(end - start) : 0;
+    const int64_t near = (int64_t)((double)(t->step - start) * parts);
+    for (int64_t j = dlrni_max(near - 1, 0); j < dlrni_min(near + 3, n); j++)
+        if ((int64_t)dlrni_part_of((double)start, (double)end, j, n) == t->step) return 1;
+    return 0;
+}
+
+/* After a step with the penalty `now`: the queue, and the update that may be due. */
+DLRNI_INTERNAL void dlrni_anneal_p(dlrn_trainer *t, double now) {
+    const dlrn_train_config *cfg = &t->cfg;
+    dlrni_anneal *a = &t->anneal;
+    double sum = 0, next = 0;
+    if (a->next >= 0) {
+        if (a->queued == DLRNI_ANNEAL_QUEUE) {
+            memmove(a->now, a->now + 1, (DLRNI_ANNEAL_QUEUE - 1) * sizeof *a->now);
+            memmove(a->then, a->then + 1, (DLRNI_ANNEAL_QUEUE - 1) * sizeof *a->then);
+            a->queued--;
+        }
+        a->now[a->queued] = now;
+        a->then[a->queued++] = t->w.next_penalty;
+    }
+    if (!dlrni_anneals_now(t)) return;
+    for (int64_t i = 0; i < a->queued; i++) {
+        sum += a->now[i];
+        next += a->then[i];
+    }
+    /* without active features there is no ratio */
+    if (a->next >= 0 && sum > 0 && next > 0 && a->factor * (sum / next) > 0 &&
+        a->factor * (sum / next) <= DBL_MAX)
+        a->factor *= sum / next;
+    const int64_t j = a->updates++, n = cfg->anneal_updates;
+    a->p = dlrni_part_of(cfg->p_start, cfg->p_end, j, n);
+    a->next = j < n - 1 ? dlrni_part_of(cfg->p_start, cfg->p_end, j + 1, n) : cfg->p_end;
 }
 
 /* grad -= <grad, p> p, where p = atom / |atom|: [d] each. */
@@ -19235,12 +19295,17 @@ DLRNI_INLINE double dlrni_penalised(const dlrn_trainer *t, int64_t f, float val,
     return t->w.norm ? a * (double)t->w.norm[f] : a;
 }
 
+/* a^p, a > 0. p = 1 is common, and pow is slow. */
+DLRNI_INLINE double dlrni_power(double a, double p) {
+    return p < 1 || p > 1 ? pow(a, p) : a;
+}
+
 /* phi(a), a > 0; 0 for penalties that are not such a sum. */
 DLRNI_INTERNAL double dlrni_penalty_of(const dlrn_trainer *t, double a) {
     switch (t->cfg.sparsity) {
     case DLRN_SPARSITY_L1: return a;
     case DLRN_SPARSITY_LP:
-    case DLRN_SPARSITY_POWER: return t->anneal.p < 1 || t->anneal.p > 1 ? pow(a, t->anneal.p) : a;
+    case DLRN_SPARSITY_POWER: return dlrni_power(a, t->anneal.p);
     case DLRN_SPARSITY_TANH: return tanh(dlrni_tanh_scale * a);
     default: return 0;
     }
@@ -19253,6 +19318,8 @@ DLRNI_INTERNAL void dlrni_sum_row(dlrn_trainer *t, const dlrni_slab *b, int64_t 
     double total = first ? 0 : batch->total[b->i0 + i];
     double sparse = first ? 0 : batch->sparse[b->i0 + i];
     double active = first ? 0 : batch->active[b->i0 + i];
+    double next = first ? 0 : batch->row_slope[b->i0 + i];
+    const int anneals = t->anneal.next >= 0;
     const int plain =
         !t->w.norm && t->cfg.sparsity <= DLRN_SPARSITY_NONE && t->rules.gate != DLRN_GATE_GATED;
     for (int64_t p = b->at[i]; p < b->at[i + 1]; p++) {
@@ -19261,7 +19328,9 @@ DLRNI_INTERNAL void dlrni_sum_row(dlrn_trainer *t, const dlrni_slab *b, int64_t 
         if (plain) continue;
         double a = dlrni_penalised(t, b->col[p], b->val[p], b->pre[p]);
         if (a > 0) sparse += dlrni_penalty_of(t, a);
+        if (a > 0 && anneals) next += dlrni_power(a, t->anneal.next);
     }
+    if (anneals) batch->row_slope[b->i0 + i] = next;
     batch->total[b->i0 + i] = total;
     batch->sparse[b->i0 + i] = sparse;
     batch->active[b->i0 + i] = active;
@@ -19315,6 +19384,17 @@ DLRNI_INTERNAL void dlrni_penalty_row(dlrn_trainer *t, int64_t i) {
     }
 }
 
+/* p-anneal: the penalty of the batch by the next exponent, from the sums in row_slope. */
+DLRNI_INTERNAL double dlrni_next_penalty(const dlrn_trainer *t) {
+    const dlrni_batch *b = &t->w.batch;
+    const int root = t->cfg.sparsity == DLRN_SPARSITY_LP;
+    double sum = 0;
+    for (int64_t i = 0; i < b->n; i++)
+        sum += root && b->row_slope[i] > 0 ? pow(b->row_slope[i], 1 / t->anneal.next)
+                                           : b->row_slope[i];
+    return sum / (double)b->n;
+}
+
 /* The penalty of the batch: stats->sparsity_loss, and its share of the loss. L0 over all rows comes
    first, since "target" is a function of it. */
 DLRNI_INTERNAL dlrn_status dlrni_penalty(dlrn_trainer *t, dlrn_train_stats *stats) {
@@ -19330,6 +19410,7 @@ DLRNI_INTERNAL dlrn_status dlrni_penalty(dlrn_trainer *t, dlrn_train_stats *stat
         DLRNI_TRY(dlrni_load_wave(t, first));
         DLRNI_TRY(dlrni_each_slab(t, dlrni_entropy_slab));
     }
+    if (t->anneal.next >= 0) w->next_penalty = dlrni_next_penalty(t);
     for (int64_t i = 0; i < b->n; i++) dlrni_penalty_row(t, i);
     stats->sparsity_loss = dlrni_mean(b->sparse, b->n);
     if (t->cfg.sparsity == DLRN_SPARSITY_TARGET) {
@@ -22262,6 +22343,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_update(dlrn_trainer *t) {
     /* t->step is still the number of this step */
     dlrni_average_threshold(t);
     dlrni_steer_penalty(t);
+    if (t->rules.anneals_p) dlrni_anneal_p(t, stats.sparsity_loss);
     t->last = stats;
     /* only now: error texts before this name this step */
     t->step++;
