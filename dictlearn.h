@@ -1194,20 +1194,24 @@ struct dlrn_dictionary {
 /* Describes a new dictionary. Zero-initialise it, then set what differs. */
 typedef struct dlrn_dictionary_desc {
     const char *family;  /* NULL: "AutoEncoder"; a name of the manual's table of families, but not
-                            Temporal, Crosscoder or CrossLayerTranscoder, which are loaded.
-                            "IdentityDict" has neither parameters nor `features`                  */
+                            Temporal or Crosscoder, which are loaded. "IdentityDict" has neither
+                            parameters nor `features`                                             */
     int64_t d_in, d_out; /* widths of x and x_hat; d_out 0: the same as d_in                      */
     int64_t features;    /* F, from 1 to 2^31 - 1                                                 */
     int64_t k;           /* families that keep k: from 1 to F; 0: 64, or F if that is less.
                             MatchingPursuit: steps; 0: d_in                                       */
     uint64_t seed;       /* the same seed gives the same bits, for any number of threads          */
+    int64_t layers;      /* of x and x_hat, whose rows are [layers][d / layers]; 0: 1. A
+                            CrossLayerTranscoder has features / layers features for each          */
 } dlrn_dictionary_desc;
 
 /* Creates a dictionary with random weights: atoms drawn from a normal distribution and scaled to
    unit norm, output bias 0. In an AutoEncoder, encoder and encoder bias are uniform in
    +-1/sqrt(d_in), as PyTorch draws them. In the other families the encoder starts as a copy of the
    decoder (where d_in = d_out), with biases 0 and thresholds 0.001, as in dictionary_learning
-   0.1.0. DLRN_ERR_ARGUMENT: an unknown family, or a size or k out of range. */
+   0.1.0. A CrossLayerTranscoder gets parts: features of layer l read layer l and write to the
+   layers from l on. DLRN_ERR_ARGUMENT: an unknown family, or a size, a number of layers or a k out
+   of range. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_dictionary_create(dlrn_context *ctx,
                                                        const dlrn_dictionary_desc *desc,
                                                        dlrn_dictionary **out);
@@ -3939,11 +3943,13 @@ DLRNI_INTERNAL dlrn_status dlrni_check_parts(const dlrn_dictionary *dict) {
 
 /* ---- New weights ---- */
 
-/* Drawing all features of a new dictionary, one task each, from the streams 0 .. F - 1 of seed. */
+/* Drawing all features of a new dictionary, or of a part, one task each: feature j from the stream
+   first + j of seed. */
 typedef struct dlrni_start_job {
     dlrn_dictionary *dict;
     const dlrni_family *family;
     uint64_t seed;
+    int64_t first;
 } dlrni_start_job;
 
 /* Task: draws encoder row j, its bias and atom j from a random stream of their own, so that neither
@@ -3957,7 +3963,7 @@ DLRNI_INTERNAL void dlrni_start_feature(void *arg, int64_t j, int worker) {
     int64_t d = dict->d_in, d_out = dict->d_out;
     float *encoder = dict->param[DLRN_ENCODER], *atom = dict->param[DLRN_DECODER] + j * d_out;
     float *second = dict->param[DLRN_GATE_ENCODER], bound = 1.0f / sqrtf((float)d), bias;
-    dlrn_rng rng = {job->seed, (uint64_t)j, 0};
+    dlrn_rng rng = {job->seed, (uint64_t)(job->first + j), 0};
     (void)worker;
     if (encoder) encoder += j * d;
     for (int64_t i = 0; encoder && i < d; i++)
@@ -4005,6 +4011,85 @@ DLRNI_INTERNAL dlrn_status dlrni_check_select(dlrn_context *ctx, const dlrn_form
     return DLRN_OK;
 }
 
+/* Draws all features, of the parts where there are any; the output bias is 0. */
+DLRNI_INTERNAL void dlrni_draw_features(dlrn_dictionary *dict, uint64_t seed,
+                                        void (*draw)(void *job, int64_t j, int worker)) {
+    dlrni_start_job job = {dict, dlrni_family_named(dict->family), seed, 0};
+    /* one row for all features, so no task owns it */
+    memset(dict->param[DLRN_OUTPUT_BIAS], 0, (size_t)dict->d_out * sizeof(float));
+    if (!dict->n_parts) dlrn_parallel_for(dict->ctx, dict->features, draw, &job);
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        job.dict = dict->part[i].dict;
+        job.family = dlrni_family_named(job.dict->family);
+        job.first = dict->part[i].feature_at;
+        dlrn_parallel_for(dict->ctx, job.dict->features, draw, &job);
+    }
+}
+
+/* Whether new dictionaries of a family have parts. */
+DLRNI_INTERNAL int dlrni_has_parts(const dlrni_family *family) {
+    return !strcmp(family->name, "CrossLayerTranscoder");
+}
+
+/* Gives a cross-layer transcoder its parts, with memory for their parameters: part l reads layer l
+   and writes to the layers from l on. */
+DLRNI_INTERNAL dlrn_status dlrni_alloc_layers(dlrn_dictionary *dict) {
+    const dlrni_family *family = dlrni_family_named("Layer");
+    const int64_t L = dict->layers, in = dict->d_in / L, out = dict->d_out / L;
+    const int64_t F = dict->features / L;
+    dict->feature_layers = L;
+    DLRNI_TRY(dlrni_parts_alloc(dict, L));
+    for (int64_t l = 0; l < L; l++) {
+        dlrn_part *part = &dict->part[l];
+        part->in_at = l * in;
+        part->out_at = l * out;
+        part->feature_at = l * F;
+        DLRNI_TRY(
+            dlrni_dictionary_alloc(dict->ctx, family, in, dict->d_out - l * out, F, &part->dict));
+    }
+    return DLRN_OK;
+}
+
+/* No model has more; a small file could claim any number, and each is a part. */
+enum { DLRNI_LAYERS_MAX = 1024 };
+
+/* Whether rows and features can be divided into `layers` layers. */
+DLRNI_INTERNAL dlrn_status dlrni_check_layers(dlrn_context *ctx, const dlrni_family *family,
+                                              const dlrn_dictionary_desc *desc, int64_t layers) {
+    const char *place = "a new dictionary";
+    const int parts = dlrni_has_parts(family);
+    DLRNI_REQUIRE_IN(ctx, place, layers > 0 && (!parts || layers <= DLRNI_LAYERS_MAX),
+                     "layers: expected a number from 1, and at most 1024 of a cross-layer "
+                     "transcoder");
+    DLRNI_REQUIRE_IN(ctx, place, desc->d_in % layers == 0 && desc->d_out % layers == 0,
+                     "layers: expected a divisor of d_in and d_out");
+    DLRNI_REQUIRE_IN(ctx, place, !parts || (desc->features > 0 && desc->features % layers == 0),
+                     "layers: expected a divisor of features");
+    return DLRN_OK;
+}
+
+/* The dictionary that `desc` describes; its numbers are not set. */
+DLRNI_INTERNAL dlrn_status dlrni_dictionary_described(dlrn_context *ctx, const dlrni_family *family,
+                                                      const dlrn_dictionary_desc *desc,
+                                                      dlrn_dictionary **out) {
+    const int64_t layers = desc->layers ? desc->layers : 1;
+    /* k is checked before weights are drawn, which may take seconds */
+    const int64_t k = desc->k ? desc->k : dlrni_min(family->formula.k, desc->features);
+    *out = NULL;
+    DLRNI_TRY(dlrni_check_layers(ctx, family, desc, layers));
+    DLRNI_TRY(dlrni_dictionary_alloc(ctx, family, desc->d_in, desc->d_out, desc->features, out));
+    (*out)->layers = layers;
+    /* families that keep k; and a pursuit, whose k limits its steps */
+    if (family->formula.k || family->encode) (*out)->formula.k = k;
+    dlrn_status s = family->formula.k ? dlrni_check_k(ctx, k, (*out)->features) : DLRN_OK;
+    if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->features);
+    if (s == DLRN_OK && dlrni_has_parts(family)) s = dlrni_alloc_layers(*out);
+    if (s == DLRN_OK) return s;
+    dlrn_dictionary_destroy(*out);
+    *out = NULL;
+    return s;
+}
+
 DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictionary_desc *desc,
                                             dlrn_dictionary **out) {
     const char *name = desc->family ? desc->family : dlrni_family_table[0].name;
@@ -4015,27 +4100,13 @@ DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictio
                          dlrni_family_table[0].name, name);
     /* several layers, or one of them, or attention: there is no way to draw those */
     const unsigned whole = DLRNI_BIT(DLRN_DECODER) | DLRNI_BIT(DLRN_OUTPUT_BIAS);
-    if ((family->roles && (family->roles & whole) != whole) || family->roles & DLRNI_ATTENTION)
+    if ((family->roles && (family->roles & whole) != whole && !dlrni_has_parts(family)) ||
+        family->roles & DLRNI_ATTENTION)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
                          "family: a %s is loaded from files, not created", name);
-    /* k is checked before weights are drawn, which may take seconds */
-    int64_t k = desc->k ? desc->k : dlrni_min(family->formula.k, desc->features);
-    DLRNI_TRY(dlrni_dictionary_alloc(ctx, family, desc->d_in, desc->d_out, desc->features, out));
-    /* families that keep k; and a pursuit, whose k limits its steps */
-    if (family->formula.k || family->encode) (*out)->formula.k = k;
-    dlrn_status s = family->formula.k ? dlrni_check_k(ctx, k, (*out)->features) : DLRN_OK;
-    if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->features);
-    if (s != DLRN_OK) {
-        dlrn_dictionary_destroy(*out);
-        *out = NULL;
-        return s;
-    }
+    DLRNI_TRY(dlrni_dictionary_described(ctx, family, desc, out));
     /* an identity has nothing to draw */
-    if (!family->roles) return DLRN_OK;
-    dlrni_start_job job = {*out, family, desc->seed};
-    /* one row for all features, so no task owns it */
-    memset((*out)->param[DLRN_OUTPUT_BIAS], 0, (size_t)(*out)->d_out * sizeof(float));
-    dlrn_parallel_for(ctx, (*out)->features, dlrni_start_feature, &job);
+    if (family->roles) dlrni_draw_features(*out, desc->seed, dlrni_start_feature);
     return DLRN_OK;
 }
 
@@ -15919,9 +15990,6 @@ DLRNI_INTERNAL dlrn_status dlrni_read_vector(const dlrni_loading *l, const dlrni
 
 /* ---- Building ---- */
 
-/* No model has more; a small file could claim any number, and each is a part. */
-enum { DLRNI_LAYERS_MAX = 1024 };
-
 /* Sizes of a dictionary of several layers while it is read. */
 typedef struct dlrni_layers {
     int64_t L;           /* layers */
@@ -18521,7 +18589,8 @@ typedef struct dlrni_batch {
     const float *y;    /* [n][d_out] borrowed                                       */
     float *xc;         /* [n][d_in] input of the encoder; the block's first array   */
     const float *z;    /* [n][d_in] what a skip sees: xc before the center was subtracted */
-    float *e;          /* [n][d_out] x_hat, then x_hat - y                          */
+    float *e;          /* [n][d_out] x_hat, then x_hat - y; of a part: a window of the whole's */
+    int64_t e_ld;      /* rows of e and of level are so far apart                   */
     double *error;     /* [n] a row's share of the reconstruction loss              */
     double *total;     /* [n] sum of the row's features                             */
     double *sparse;    /* [n] a row's share of the sparsity loss                    */
@@ -18683,8 +18752,9 @@ typedef enum dlrni_weights {
     DLRNI_WEIGHTS_ENCODER, /* encoder as torch.nn.Linear, atoms its copies at norm 1; atoms of
                               transcoders 0 (sparsify)                                          */
     DLRNI_WEIGHTS_LAYERS,  /* as TIED, the norm for each layer of an atom                       */
-    DLRNI_WEIGHTS_UNIFORM  /* cross-layer transcoders: encoder within +-1/sqrt(F), decoder within
-                              +-1/sqrt(layers d) (Llamascopium)                                 */
+    DLRNI_WEIGHTS_UNIFORM  /* Llamascopium: atoms within +-1/sqrt(d_out), encoder rows their
+                              copies; of cross-layer transcoders within +-1/sqrt(features of a
+                              layer)                                                            */
 } dlrni_weights;
 
 typedef struct dlrni_rules {
@@ -18701,7 +18771,9 @@ typedef struct dlrni_rules {
     double new_threshold; /* of new features; 0: the family's                 */
     int gate_frozen; /* gated: 1: the second reconstruction has no gradient by decoder and bias */
     dlrni_atoms atoms;
-    double atom_norm; /* of new atoms                                      */
+    double atom_norm;  /* of new atoms                                      */
+    int atoms_of_cube; /* 1: their directions are drawn from a cube, as kaiming_uniform_ does; 0:
+                          from a sphere */
     dlrni_weights weights;
     dlrni_first first;
     int zero_picks; /* 1: a feature that is picked with a value of 0 has a gradient (sparsify) */
@@ -18755,6 +18827,11 @@ struct dlrn_trainer {
         double off;    /* log of L0 over its target, at the last step                 */
     } steering;
     dlrni_anneal anneal;
+    /* A dictionary with parts has a trainer for each. It encodes its window of a row, and updates
+       its part by a window of the whole's errors; the step as a whole is its owner's. */
+    dlrn_trainer **part; /* [n_parts] owned; NULL: plain  */
+    int64_t n_parts;
+    const dlrn_trainer *whole; /* of a part's trainer: its owner */
     int64_t scaled; /* DLRNI_ATOMS_UNIT_FIRST: 1 + the last step whose atoms were scaled */
 };
 
@@ -19110,6 +19187,7 @@ typedef struct dlrni_sums {
     int64_t first, rows;        /* the rows of base that may occur              */
     const int64_t *start, *end; /* [n_out] an output's entries start .. end  */
     const int32_t *idx;         /* which row of base                         */
+    int64_t base_ld, out_ld;    /* rows of base and of out are so far apart  */
 } dlrni_sums;
 
 /* In how many rows of base an output has `entries` entries, on average: a measure of how much
@@ -19139,7 +19217,7 @@ DLRNI_INTERNAL void dlrni_sums_prefetch(const dlrni_sums *g, const float *base, 
     int64_t part = dlrni_ceil_div(lines, g->n_out);
     for (int64_t i = o * part; i < dlrni_min((o + 1) * part, lines); i++) {
         int64_t r = r0 + i / row, c = col + i % row * DLRNI_LANES;
-        if (r < g->first + g->rows && c < g->d) DLRNI_PREFETCH(base + r * g->d + c);
+        if (r < g->first + g->rows && c < g->d) DLRNI_PREFETCH(base + r * g->base_ld + c);
     }
 }
 
@@ -19155,14 +19233,15 @@ DLRNI_INTERNAL void dlrni_sums_chunk_add(const dlrni_kernel_table *k, const dlrn
     for (int64_t j = 0; j < d; j += DLRNI_SUMS_COLUMNS) {
         int64_t width = dlrni_min(DLRNI_SUMS_COLUMNS, d - j), next = j + DLRNI_SUMS_COLUMNS;
         for (int64_t r = 0; r < rows; r++)
-            memcpy(packed + r * width, base + (r0 + r) * d + j, (size_t)width * sizeof *packed);
+            memcpy(packed + r * width, base + (r0 + r) * g->base_ld + j,
+                   (size_t)width * sizeof *packed);
         for (int64_t o = 0; o < g->n_out; o++) {
             if (next < d)
                 dlrni_sums_prefetch(g, base, r0, next, o);
             else
                 dlrni_sums_prefetch(g, base, r0 + DLRNI_SUMS_ROWS, 0, o);
-            k->gather_near(out + o * d + j, width, packed, width, (int32_t)r0, g->idx + from[o],
-                           coef + from[o], to[o] - from[o]);
+            k->gather_near(out + o * g->out_ld + j, width, packed, width, (int32_t)r0,
+                           g->idx + from[o], coef + from[o], to[o] - from[o]);
         }
     }
 }
@@ -19171,13 +19250,14 @@ DLRNI_INTERNAL void dlrni_sums_chunk_add(const dlrni_kernel_table *k, const dlrn
    Either way an output adds its rows in ascending order. */
 DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums *g,
                                    const float *base, const float *coef, float *out) {
-    int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS], d = g->d;
+    int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
     /* packing pays if an output uses about 4 of the 24 packed rows, on average (Zen 4). To tune it,
        time both ways near the density where they are equal. */
     if (dlrni_sums_chunk(g, 4) > DLRNI_SUMS_ROWS) { /* sparse: every output walks alone */
         for (int64_t o = 0; o < g->n_out; o++) {
             int64_t p = g->start[o];
-            k->gather_axpy(out + o * d, d, base, d, g->idx + p, coef + p, g->end[o] - p);
+            k->gather_axpy(out + o * g->out_ld, g->d, base, g->base_ld, g->idx + p, coef + p,
+                           g->end[o] - p);
         }
         return;
     }
@@ -19589,7 +19669,7 @@ DLRNI_INTERNAL void dlrni_decode_levels(dlrn_trainer *t, const dlrni_slab *slab,
     memcpy(to, slab->at, (size_t)slab->rows * sizeof *to);
     for (int64_t l = 0; l < levels; l++) {
         const int64_t end = b->levels ? dlrni_min(b->level_end[l], f1) : f1;
-        dlrni_sums g = {slab->rows, d, f0, f1 - f0, from, to, slab->col};
+        dlrni_sums g = {slab->rows, d, f0, f1 - f0, from, to, slab->col, d, b->e_ld};
         if (end <= f0) continue; /* in an earlier wave */
         dlrni_sums_advance(slab->rows, slab->at + 1, slab->col, end, from, to);
         dlrni_sums_add(t->ctx->k, &g, t->dict->param[DLRN_DECODER], slab->val, e);
@@ -19637,8 +19717,8 @@ DLRNI_INTERNAL void dlrni_decode_second(dlrn_trainer *t, const dlrni_slab *b, in
     const float *skip = batch->inner && t->cfg.compat ? NULL : t->dict->param[DLRN_SKIP];
     float *e = batch->e2 + b->i0 * d;
     dlrni_sums g = {
-        b->rows, d,         f0,    dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0),
-        b->at,   b->at + 1, b->col};
+        b->rows, d, f0, dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0), b->at, b->at + 1,
+        b->col,  d, d};
     if (first) dlrni_begin_rows(t, skip, b->i0, b->rows, e);
     /* zero_picks: entries that are off */
     for (int64_t p = 0; p < b->at[b->rows]; p++) b->pre[p] = b->pre[p] > 0 ? b->pre[p] : 0;
@@ -19655,20 +19735,21 @@ DLRNI_INTERNAL void dlrni_decode_slab(void *arg, int64_t task, int worker) {
     dlrn_trainer *t = (dlrn_trainer *)arg;
     dlrni_batch *batch = &t->w.batch;
     const dlrni_encoding *c = &t->w.codes;
-    int64_t d = t->dict->d_out, f0 = c->first * DLRNI_GROUP;
+    int64_t f0 = c->first * DLRNI_GROUP;
     /* the last group may be short */
     int64_t features = dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0);
     const int first = c->first == 0, last = c->first + c->wave == c->groups;
     dlrni_slab b = dlrni_slab_of(t, task, worker);
-    float *e = batch->e + b.i0 * d;
-    if (first) dlrni_begin_rows(t, t->dict->param[DLRN_SKIP], b.i0, b.rows, e);
+    float *e = batch->e + b.i0 * batch->e_ld;
+    if (first && !t->whole) dlrni_begin_rows(t, t->dict->param[DLRN_SKIP], b.i0, b.rows, e);
     /* e holds x_hat until the last wave: saves an array */
     dlrni_decode_levels(t, &b, f0, f0 + features, e);
     if (batch->e2) dlrni_decode_second(t, &b, first, last);
     for (int64_t i = 0; i < b.rows; i++) {
         /* the sums of a row are in ascending features, wave by wave: independent of the waves */
         dlrni_sum_row(t, &b, i, first);
-        if (!last) continue;
+        /* of a part: other parts follow */
+        if (!last || t->whole) continue;
         const double levels = batch->levels > 1 ? batch->error[b.i0 + i] : 0;
         dlrni_error_row(t, b.i0 + i);
         if (!batch->levels) continue;
@@ -19783,11 +19864,13 @@ DLRNI_INTERNAL void *dlrni_carve(char *base, int64_t *at, int64_t n, int64_t byt
 DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
     const int64_t arrays = 11;
     dlrni_batch *b = &t->w.batch;
-    const int64_t in = t->dict->d_in * (int64_t)sizeof(float);
-    const int64_t out = t->dict->d_out * (int64_t)sizeof(float);
+    /* the whole has the errors, the parts have the inputs */
+    const int64_t in = t->part ? 0 : t->dict->d_in * (int64_t)sizeof(float);
+    const int64_t out = t->whole ? 0 : t->dict->d_out * (int64_t)sizeof(float);
     const int64_t wide = sizeof(double), narrow = sizeof(float);
     int64_t bytes, at = 0;
     b->n = n;
+    b->e_ld = t->dict->d_out;
     /* batches of a run have one size: it allocates once */
     if (n <= b->cap) return DLRN_OK;
     /* checked, since n comes from the caller */
@@ -20553,15 +20636,15 @@ DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, const dlrni_visit *v
     /* a tile of 32 x 48 floats is 6 KB: it stays in the first cache */
     enum { ROWS = 32 };
     const dlrni_kernel_table *k = t->ctx->k;
-    int64_t d = t->dict->d_out, from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
+    int64_t d = t->dict->d_out, ld = t->w.batch.e_ld, from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
     const float *atom = t->dict->param[DLRN_DECODER] + (v->f0 + j0) * d;
-    const dlrni_sums g = {j1 - j0, d, v->first, v->rows, v->at + j0, v->at + j0 + 1, v->row};
+    const dlrni_sums g = {j1 - j0, d, v->first, v->rows, v->at + j0, v->at + j0 + 1, v->row, ld, d};
     float tile[ROWS * DLRNI_GROUP];
     /* Zen 4: the tile is faster if an output has 4 entries among 12 rows. To tune this, time both
        ways at densities from 0.1 to 0.5. */
     if (dlrni_sums_chunk(&g, 4) > 12) {
         for (int64_t j = 0; j < g.n_out; j++)
-            k->dots(atom + j * d, d, base, d, v->row + g.start[j], g.end[j] - g.start[j],
+            k->dots(atom + j * d, d, base, ld, v->row + g.start[j], g.end[j] - g.start[j],
                     slope + g.start[j]);
         return;
     }
@@ -20571,7 +20654,7 @@ DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, const dlrni_visit *v
         dlrni_sums_advance(g.n_out, g.end, g.idx, r0 + rows, from, to);
         for (int64_t o = 0; o < g.n_out; o += DLRNI_GROUP) {
             int64_t width = dlrni_min(DLRNI_GROUP, g.n_out - o);
-            k->dots_nt(rows, width, d, base + r0 * d, d, atom + o * d, d, tile, DLRNI_GROUP);
+            k->dots_nt(rows, width, d, base + r0 * ld, ld, atom + o * d, d, tile, DLRNI_GROUP);
             for (int64_t j = 0; j < width; j++)
                 for (int64_t p = from[o + j]; p < to[o + j]; p++)
                     /* the entries of output o + j on these rows, from .. to */
@@ -20730,7 +20813,9 @@ DLRNI_INTERNAL int64_t dlrni_level_run(const dlrn_trainer *t, const dlrni_visit 
 DLRNI_INTERNAL void dlrni_visit_level(const dlrn_trainer *t, dlrni_visit *v, int64_t j0, int64_t j1,
                                       int64_t level) {
     const int64_t d = t->dict->d_out;
-    const dlrni_sums out = {j1 - j0, d, v->first, v->rows, v->at + j0, v->at + j0 + 1, v->row};
+    const int64_t ld = t->w.batch.e_ld;
+    const dlrni_sums out = {j1 - j0,        d,      v->first, v->rows, v->at + j0,
+                            v->at + j0 + 1, v->row, ld,       d};
     const float *c, *base = dlrni_level_base(t, level, &c);
     float *atoms = v->run[DLRN_DECODER] + j0 * d;
     dlrni_visit_dots(t, v, j0, j1, base, v->slope);
@@ -20760,7 +20845,8 @@ DLRNI_INTERNAL void dlrni_visit_stretch(const dlrn_trainer *t, dlrni_visit *v, i
         dlrni_visit_level(t, v, j0, j1, level);
     }
     /* atoms are sums of rows of e, encoder rows sums of rows of xc, over the same entries */
-    const dlrni_sums in = {v->width, t->dict->d_in, v->first, v->rows, v->at, v->at + 1, v->row};
+    const int64_t d = t->dict->d_in;
+    const dlrni_sums in = {v->width, d, v->first, v->rows, v->at, v->at + 1, v->row, d, d};
     dlrni_sums_add(t->ctx->k, &in, b->xc, v->slope, v->run[DLRN_ENCODER]);
     /* counted in stretches, so runs do not depend on threads or waves */
     if (stretch % DLRNI_RUN == DLRNI_RUN - 1) dlrni_visit_end_run(t, v);
@@ -20954,24 +21040,39 @@ DLRNI_INTERNAL int64_t dlrni_update_max(const dlrni_update *u) {
     return max;
 }
 
-/* One wave of the step: as many groups at a time as the auxiliary sums have room for.
-   Several groups go through the rows together if the rows do not stay in a cache from one group to
-   the next (several stretches), or if each group uses nearly all of them. */
-DLRNI_INTERNAL dlrn_status dlrni_update_wave(dlrni_update *u, int64_t first) {
+/* The lists of the wave that begins with group `first`, and how many groups a task has. Several go
+   through the rows together if the rows do not stay in a cache from one group to the next (several
+   stretches), or if each group uses nearly all of them. */
+DLRNI_INTERNAL dlrn_status dlrni_update_begin(dlrni_update *u, int64_t first) {
     dlrn_trainer *t = u->t;
-    dlrni_encoding *c = &t->w.codes;
-    dlrni_visit count; /* only measured */
+    const dlrni_encoding *c = &t->w.codes;
     DLRNI_TRY(dlrni_load_wave(t, first));
     /* at least 4 tasks per thread, so that a long one does not leave the others idle */
     int64_t part = dlrni_max(c->wave / (4 * t->ctx->threads), 1);
     int together = c->stretches > 1 || c->active > DLRNI_DENSE;
     u->groups = together ? dlrni_min(DLRNI_VISIT_GROUPS, part) : 1;
+    u->first = first;
+    u->end = first + c->wave;
+    return DLRN_OK;
+}
+
+/* Scratch for the tasks on the groups u->first .. u->end. */
+DLRNI_INTERNAL dlrn_status dlrni_update_scratch(dlrni_update *u) {
+    dlrni_visit count; /* only measured */
+    u->entries = dlrni_update_max(u);
+    return dlrni_need_scratch(&u->t->w.codes, dlrni_visit_carve(u, NULL, &count));
+}
+
+/* One wave of the step: as many groups at a time as the auxiliary sums have room for. */
+DLRNI_INTERNAL dlrn_status dlrni_update_wave(dlrni_update *u, int64_t first) {
+    dlrn_trainer *t = u->t;
+    dlrni_encoding *c = &t->w.codes;
+    DLRNI_TRY(dlrni_update_begin(u, first));
     for (u->first = first; u->first < first + c->wave; u->first = u->end) {
         /* what is wanted; the auxiliary sums may lower it */
         u->end = first + c->wave;
         DLRNI_TRY(dlrni_aux_sums(t, u->first, &u->end));
-        u->entries = dlrni_update_max(u);
-        DLRNI_TRY(dlrni_need_scratch(c, dlrni_visit_carve(u, NULL, &count)));
+        DLRNI_TRY(dlrni_update_scratch(u));
         /* all memory is there. From here on, an interruption would leave the weights half
            updated */
         if (u->adam) t->stage = DLRNI_UPDATING;
@@ -21016,6 +21117,35 @@ DLRNI_INTERNAL void dlrni_bias_gradients(dlrn_trainer *t) {
         k->axpy(1.0f, w->center_part + g * d, center, d);
 }
 
+/* All features: of a plain dictionary, or of one part. Waves come in the same order as in the
+   forward pass. */
+DLRNI_INTERNAL dlrn_status dlrni_backward_features(dlrn_trainer *t, const dlrni_adam *adam,
+                                                   float *const *out) {
+    dlrni_update u = {t, adam, out, 0, 0, 1, 0}; /* each wave sets its own groups and entries */
+    for (int64_t first = 0; first < t->w.codes.groups; first += t->w.wave)
+        DLRNI_TRY(dlrni_update_wave(&u, first));
+    return DLRN_OK;
+}
+
+/* All features of all parts; with `keep`, their gradients go to where each part keeps them. Scratch
+   for all parts comes before any weight is written, so that a lack of memory leaves the step to be
+   repeated (except where the lists of a part take several waves). */
+DLRNI_INTERNAL dlrn_status dlrni_backward_parts(dlrn_trainer *t, const dlrni_adam *adam, int keep) {
+    dlrn_status s = DLRN_OK;
+    for (int64_t i = 0; i < t->n_parts; i++) {
+        dlrni_update u = {t->part[i], adam, NULL, 0, 0, 1, 0};
+        DLRNI_TRY(dlrni_update_begin(&u, 0));
+        DLRNI_TRY(dlrni_update_scratch(&u));
+    }
+    for (int64_t i = 0; i < t->n_parts && s == DLRN_OK; i++) {
+        dlrn_trainer *part = t->part[i];
+        s = dlrni_backward_features(part, adam, keep ? part->w.gradient : NULL);
+        if (part->stage == DLRNI_UPDATING) t->stage = DLRNI_UPDATING;
+        part->stage = DLRNI_READY;
+    }
+    return s;
+}
+
 /* to [skip_rows][d_in] (+)= the sum over n rows from `row` on of c_i e_i z_i^T; e [.][d_out]. */
 DLRNI_INTERNAL dlrn_status dlrni_skip_run(dlrn_trainer *t, const float *e, const float *c,
                                           int64_t row, int64_t n, int beta, float *to) {
@@ -21058,14 +21188,13 @@ DLRNI_INTERNAL dlrn_status dlrni_skip_gradient(dlrn_trainer *t) {
 }
 
 /* Everything after the loss: the update (adam), or the gradients to out (by role; NULL: not
-   wanted). Waves come in the same order as in the forward pass. */
+   wanted). */
 DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *adam,
                                           float *const *out) {
     dlrni_work *w = &t->w;
-    dlrni_update u = {t, adam, out, 0, 0, 1, 0}; /* each wave sets its own groups and entries */
     if (t->dict->param[DLRN_SKIP]) DLRNI_TRY(dlrni_skip_gradient(t));
-    for (int64_t first = 0; first < w->codes.groups; first += w->wave)
-        DLRNI_TRY(dlrni_update_wave(&u, first));
+    DLRNI_TRY(t->part ? dlrni_backward_parts(t, adam, out == t->w.gradient)
+                      : dlrni_backward_features(t, adam, out));
     dlrni_bias_gradients(t);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         /* features were updated in their visit */
@@ -21403,6 +21532,7 @@ DLRNI_INTERNAL void dlrni_set_sl(dlrn_train_config *cfg, dlrni_rules *r) {
     r->atoms = DLRNI_ATOMS_FREE;
     r->weights = DLRNI_WEIGHTS_TIED;
     r->atom_norm = 0.1;
+    r->atoms_of_cube = 1;
     r->warmup_from_one = 1;
     r->dead_before = r->dead_after_more = 1;
 }
@@ -21552,6 +21682,7 @@ DLRNI_INTERNAL void dlrni_set_cc_norm(dlrn_train_config *cfg, dlrni_rules *r) {
     r->weigh = DLRN_RANK_LAYER_NORMS;
     r->weights = DLRNI_WEIGHTS_LAYERS;
     r->atom_norm = 1;
+    r->atoms_of_cube = 1;
 }
 
 DLRNI_INTERNAL void dlrni_set_cc_batch_top_k(dlrn_train_config *cfg, dlrni_rules *r) {
@@ -21564,6 +21695,7 @@ DLRNI_INTERNAL void dlrni_set_cc_batch_top_k(dlrn_train_config *cfg, dlrni_rules
     r->k_rule = DLRNI_K_FROM_START;
     r->weights = DLRNI_WEIGHTS_LAYERS;
     r->atom_norm = 1;
+    r->atoms_of_cube = 1;
 }
 
 /* What Llamascopium's trainers share. */
@@ -22486,6 +22618,383 @@ DLRNI_INTERNAL dlrn_status dlrni_resample(dlrn_trainer *t, const float *x, const
     return s;
 }
 
+DLRNI_INTERNAL void dlrni_update_view(dlrn_trainer *t);
+DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t);
+
+/* ------------------------------------------------------------------------------------------ */
+// >>composite
+/* Training a dictionary with parts, a cross-layer transcoder: a trainer of the whole, and one of
+   each part (dlrn_trainer.part).
+
+       x  | layer 0 | layer 1 | layer 2 |        each part encodes its window of x into its own
+               |         |         |             lists, and adds its atoms to its window of e
+             part 0    part 1    part 2
+               |         |         |
+       e  |-- 0 .. 2 --------------------|       the whole has the rows' targets, errors and losses,
+                    |-- 1 .. 2 ----------|       the output bias, and the counters of all features
+                              |-- 2 -----|
+
+   Backward, the parts' visits read their windows of e as the base of their sums. The gradient is
+   clipped over all parts. */
+
+/* The windows of a part in the rows of a batch. */
+typedef struct dlrni_window_job {
+    dlrn_trainer *t; /* of the part                                            */
+    const float *x;  /* rows of the whole, x_ld apart, from the part's window on */
+    int64_t x_ld;
+} dlrni_window_job;
+
+/* Rows i0 .. the return value: a block. */
+DLRNI_INTERNAL int64_t dlrni_block_end(const dlrn_trainer *t, int64_t block) {
+    return dlrni_min((block + 1) * DLRNI_BLOCK, t->w.batch.n);
+}
+
+/* Task: x_hat of some rows before the parts' atoms. */
+DLRNI_INTERNAL void dlrni_begin_block(void *arg, int64_t block, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    const int64_t i0 = block * DLRNI_BLOCK;
+    (void)worker;
+    dlrni_begin_rows(t, i0, dlrni_block_end(t, block) - i0, t->w.batch.e + i0 * t->dict->d_out);
+}
+
+/* Task: errors and losses of some rows, whose x_hat is complete. */
+DLRNI_INTERNAL void dlrni_error_block(void *arg, int64_t block, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    (void)worker;
+    for (int64_t i = block * DLRNI_BLOCK; i < dlrni_block_end(t, block); i++) dlrni_error_row(t, i);
+}
+
+/* Task: a part's windows of some rows. */
+DLRNI_INTERNAL void dlrni_window_block(void *arg, int64_t block, int worker) {
+    const dlrni_window_job *j = (const dlrni_window_job *)arg;
+    const int64_t d = j->t->dict->d_in;
+    (void)worker;
+    for (int64_t i = block * DLRNI_BLOCK; i < dlrni_block_end(j->t, block); i++)
+        memcpy(j->t->w.batch.xc + i * d, j->x + i * j->x_ld, (size_t)d * sizeof(float));
+}
+
+/* A part before its encoding: its input, its windows of the whole's arrays, and its view. */
+DLRNI_INTERNAL dlrn_status dlrni_begin_part(dlrn_trainer *t, int64_t i, const float *x) {
+    dlrn_trainer *p = t->part[i];
+    dlrni_batch *b = &p->w.batch;
+    const dlrni_batch *all = &t->w.batch;
+    const dlrn_part *part = &t->dict->part[i];
+    dlrni_window_job job = {p, x + part->in_at, t->dict->d_in};
+    p->step = t->step;
+    p->anneal = t->anneal;
+    DLRNI_TRY(dlrni_batch_room(p, all->n));
+    b->e = all->e + part->out_at;
+    b->e_ld = t->dict->d_out;
+    b->level = all->level ? all->level + part->out_at : NULL;
+    b->c = all->c;
+    b->one = all->one;
+    dlrn_parallel_for(t->ctx, dlrni_ceil_div(all->n, DLRNI_BLOCK), dlrni_window_block, &job);
+    dlrni_input(p->dict, b->xc, all->n, b->xc);
+    dlrni_update_view(p);
+    return DLRN_OK;
+}
+
+/* x_hat and errors of all rows: the output bias, then the parts in order, as decoding has them. */
+DLRNI_INTERNAL dlrn_status dlrni_reconstruct_parts(dlrn_trainer *t, const float *x) {
+    const int64_t blocks = dlrni_ceil_div(t->w.batch.n, DLRNI_BLOCK);
+    dlrn_parallel_for(t->ctx, blocks, dlrni_begin_block, t);
+    for (int64_t i = 0; i < t->n_parts; i++) DLRNI_TRY(dlrni_begin_part(t, i, x));
+    t->w.nnz = t->w.candidates = 0;
+    for (int64_t i = 0; i < t->n_parts; i++) {
+        DLRNI_TRY(dlrni_reconstruct(t->part[i]));
+        t->w.nnz += t->part[i]->w.nnz;
+        t->w.candidates += t->part[i]->w.candidates;
+    }
+    dlrn_parallel_for(t->ctx, blocks, dlrni_error_block, t);
+    return DLRN_OK;
+}
+
+/* The penalty: the mean over the parts of theirs. */
+DLRNI_INTERNAL dlrn_status dlrni_penalty_of_parts(dlrn_trainer *t, dlrn_train_stats *stats) {
+    for (int64_t i = 0; i < t->n_parts; i++) {
+        dlrni_work *w = &t->part[i]->w;
+        dlrn_train_stats own;
+        memset(&own, 0, sizeof own);
+        own.l0 = (double)w->nnz / (double)w->batch.n;
+        DLRNI_TRY(dlrni_penalty(t->part[i], &own));
+        w->weight /= (double)t->n_parts;
+        stats->penalty = own.penalty;
+        stats->sparsity_loss += own.sparsity_loss / (double)t->n_parts;
+    }
+    stats->loss += stats->penalty * stats->sparsity_loss;
+    return DLRN_OK;
+}
+
+/* The trainer of part i. Its settings are the whole's, by its sizes. */
+DLRNI_INTERNAL dlrn_status dlrni_part_trainer(dlrn_trainer *t, int64_t i) {
+    const dlrn_part *part = &t->dict->part[i];
+    dlrn_trainer *p = t->part[i] = DLRNI_NEW_ZERO(t->ctx, dlrn_trainer, 1);
+    if (!p) return DLRN_ERR_MEMORY;
+    p->ctx = t->ctx;
+    p->cfg = t->cfg;
+    p->cfg.layers = 1;
+    p->cfg.d_in = part->dict->d_in;
+    p->cfg.d_out = part->dict->d_out;
+    p->cfg.features = part->dict->features;
+    p->rules = t->rules;
+    p->recipe = t->recipe;
+    p->whole = t;
+    p->dict = part->dict;
+    p->steering.factor = 1;
+    p->since_fired = t->since_fired + part->feature_at;
+    p->w.silent = t->w.silent + part->feature_at;
+    DLRNI_TRY(dlrni_trainer_alloc(p));
+    p->w.budget = dlrni_max(t->w.budget / t->n_parts, 1);
+    return DLRN_OK;
+}
+
+/* A trainer for each part, once the whole has its counters. */
+DLRNI_INTERNAL dlrn_status dlrni_part_trainers(dlrn_trainer *t) {
+    t->part = DLRNI_NEW_ZERO(t->ctx, dlrn_trainer *, t->dict->n_parts);
+    if (!t->part) return DLRN_ERR_MEMORY;
+    t->n_parts = t->dict->n_parts;
+    for (int64_t i = 0; i < t->n_parts; i++) DLRNI_TRY(dlrni_part_trainer(t, i));
+    return DLRN_OK;
+}
+
+/* ------------------------------------------------------------------------------------------ */
+// >>starts
+/* What training starts from: new weights as the recipe's library draws them, or those of a
+   dictionary. */
+
+/* How many features are kept per row: k of the whole's selection, or of its parts'. */
+DLRNI_INTERNAL int64_t dlrni_kept(const dlrn_dictionary *dict) {
+    return dict->n_parts && !dict->formula.k ? dict->part[0].dict->formula.k : dict->formula.k;
+}
+
+/* The formulas of a cross-layer transcoder that a recipe trains, all but the scales: each part
+   keeps its k best, or the whole does. */
+DLRNI_INTERNAL void dlrni_set_part_formulas(dlrn_dictionary *dict, const dlrni_rules *rules,
+                                            int64_t k) {
+    const int over_all = rules->select == DLRN_SELECT_BATCH_TOP_K;
+    const int in_each = rules->select != DLRN_SELECT_ALL && !over_all;
+    dict->formula.select = over_all ? rules->select : DLRN_SELECT_ALL;
+    dict->formula.k = over_all ? k : 0;
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        dlrn_formula *f = &dict->part[i].dict->formula;
+        f->gate = rules->gate == DLRN_GATE_JUMP_SIGNED ? DLRN_GATE_JUMP : rules->gate;
+        f->rank = rules->rank;
+        f->select = in_each ? rules->select : DLRN_SELECT_ALL;
+        f->k = in_each ? k : 0;
+    }
+}
+
+/* The thresholds of a dictionary whose ranks were others: they are compared with p times a norm
+   now. The logarithm of one below 0 cannot be trained. */
+DLRNI_INTERNAL void dlrni_adopt_thresholds(dlrn_dictionary *dict, const dlrni_rules *rules) {
+    const dlrn_rank old = dict->formula.rank;
+    float *threshold = dict->param[DLRN_THRESHOLD];
+    const float min = 1e-6f;
+    for (int64_t f = 0; threshold && f < dict->features; f++) {
+        double norm = 1;
+        if (old != rules->rank && rules->rank != DLRN_RANK_VALUE)
+            norm *= dlrni_layered_norm(dict, rules->rank, f);
+        if (old != rules->rank && old != DLRN_RANK_VALUE) norm /= dlrni_layered_norm(dict, old, f);
+        if (norm < 1 || norm > 1) threshold[f] = (float)((double)threshold[f] * norm);
+        if (rules->log_threshold && !(threshold[f] >= min)) threshold[f] = min;
+    }
+    dict->formula.rank = rules->rank;
+}
+
+/* Makes a dictionary one that the recipe trains: ranks, and the formulas of parts. */
+DLRNI_INTERNAL void dlrni_adopt(dlrn_dictionary *dict, const dlrn_train_config *cfg,
+                                const dlrni_rules *rules) {
+    for (int64_t i = 0; i < dict->n_parts; i++) dlrni_adopt_thresholds(dict->part[i].dict, rules);
+    if (dict->n_parts)
+        dlrni_set_part_formulas(dict, rules, cfg->k);
+    else
+        dlrni_adopt_thresholds(dict, rules);
+}
+
+/* Where nested groups end, ends [DLRN_GROUPS_MAX]; returns how many there are. */
+DLRNI_INTERNAL int64_t dlrni_group_ends(const dlrn_train_config *cfg, int64_t *ends) {
+    static const int64_t divisor[4] = {32, 16, 8, 4}; /* of F; dictionary_learning's demo */
+    const int64_t n = cfg->n_groups ? cfg->n_groups : 5, F = cfg->features;
+    int64_t end = 0, count = 0;
+    for (int64_t g = 0; g < n; g++) {
+        end = cfg->n_groups ? end + cfg->groups[g] : g < 4 ? end + F / divisor[g] : F;
+        /* the fractions of a small F may be 0: no group */
+        if (end > (count ? ends[count - 1] : 0)) ends[count++] = end;
+    }
+    return count;
+}
+
+/* The sizes of nested groups, for the files of the dictionary. */
+DLRNI_INTERNAL dlrn_status dlrni_set_group_sizes(dlrn_dictionary *dict,
+                                                 const dlrn_train_config *cfg) {
+    int64_t ends[DLRN_GROUPS_MAX];
+    const int64_t n = dlrni_group_ends(cfg, ends);
+    dlrn_free(dict->ctx, dict->group_sizes);
+    dict->n_groups = 0;
+    dict->group_sizes = DLRNI_NEW(dict->ctx, int64_t, n);
+    if (!dict->group_sizes) return DLRN_ERR_MEMORY;
+    for (int64_t g = 0; g < n; g++) dict->group_sizes[g] = ends[g] - (g ? ends[g - 1] : 0);
+    dict->n_groups = n;
+    return DLRN_OK;
+}
+
+/* What a recipe's dictionary has beside its family's: thresholds of parts, a skip. */
+DLRNI_INTERNAL dlrn_status dlrni_add_parameters(dlrn_dictionary *dict, const dlrn_train_config *cfg,
+                                                const dlrni_rules *rules) {
+    for (int64_t i = 0; i < dict->n_parts && rules->gate == DLRN_GATE_JUMP_SIGNED; i++)
+        DLRNI_TRY(dlrni_param_alloc(dict->part[i].dict, DLRN_THRESHOLD));
+    if (cfg->skip != DLRN_ON) return DLRN_OK;
+    dict->skip_rows = dict->d_out;
+    return dlrni_param_alloc(dict, DLRN_SKIP);
+}
+
+/* A dictionary of the shape and the formula that the recipe trains; its numbers are not set. */
+DLRNI_INTERNAL dlrn_status dlrni_trained_shape(dlrn_context *ctx, const dlrn_train_config *cfg,
+                                               const dlrni_recipe *recipe, const dlrni_rules *rules,
+                                               dlrn_dictionary **out) {
+    dlrn_dictionary_desc desc;
+    memset(&desc, 0, sizeof desc); /* zeroes fields that later versions add */
+    desc.family = recipe->info.family;
+    desc.d_in = cfg->d_in;
+    desc.d_out = cfg->d_out;
+    desc.features = cfg->features;
+    desc.k = cfg->k;
+    desc.layers = cfg->layers;
+    DLRNI_TRY(dlrni_dictionary_described(ctx, dlrni_family_named(desc.family), &desc, out));
+    dlrn_dictionary *dict = *out;
+    dict->formula.center = cfg->center == DLRN_ON && dict->d_in == dict->d_out && !dict->n_parts
+                               ? DLRN_CENTER_OUTPUT_BIAS
+                               : DLRN_CENTER_NONE;
+    dict->formula.rank = dict->n_parts ? DLRN_RANK_VALUE : rules->rank;
+    dict->layout = recipe->info.layout;
+    dlrn_status s = dlrni_add_parameters(dict, cfg, rules);
+    if (dict->n_parts) dlrni_set_part_formulas(dict, rules, cfg->k);
+    /* k of a part: of its own features */
+    if (s == DLRN_OK && dict->n_parts && rules->select != DLRN_SELECT_ALL)
+        s = dlrni_check_k(ctx, cfg->k,
+                          dict->formula.k ? dict->features : dict->part[0].dict->features);
+    if (s == DLRN_OK) return s;
+    dlrn_dictionary_destroy(dict);
+    *out = NULL;
+    return s;
+}
+
+/* What is drawn for each feature (dlrni_weights). */
+typedef struct dlrni_first_job {
+    dlrni_start_job start; /* the first member: tasks get its address */
+    const dlrni_rules *rules;
+    int tied; /* 1: encoder rows are copies of atoms */
+    float in_bound, out_bound;
+} dlrni_first_job;
+
+/* Scales a row [n] to a length; a row of 0 has no direction. */
+DLRNI_INTERNAL void dlrni_set_length(const dlrni_kernel_table *k, float *row, int64_t n,
+                                     double length) {
+    const float norm = sqrtf(k->dot(row, row, n));
+    if (norm > 0) k->scale(row, (float)length / norm, n);
+}
+
+/* Atom j [d_out], after its encoder row. */
+DLRNI_INTERNAL void dlrni_first_atom(const dlrni_first_job *job, dlrn_rng *rng,
+                                     const float *encoder, float *atom) {
+    const dlrni_rules *r = job->rules;
+    const dlrn_dictionary *dict = job->start.dict;
+    const dlrni_kernel_table *k = dict->ctx->k;
+    const int64_t d = dict->d_out;
+    const int64_t layers = r->weights == DLRNI_WEIGHTS_LAYERS ? dict->layers : 1,
+                  width = d / layers;
+    if (r->weights == DLRNI_WEIGHTS_ENCODER) {
+        /* those of transcoders, whose norms are free, start at 0 */
+        memset(atom, 0, (size_t)d * sizeof *atom);
+        if (r->atoms == DLRNI_ATOMS_FREE || d != dict->d_in) return;
+        memcpy(atom, encoder, (size_t)d * sizeof *atom);
+        dlrni_set_length(k, atom, d, 1);
+        return;
+    }
+    const int uniform = r->weights == DLRNI_WEIGHTS_UNIFORM;
+    for (int64_t i = 0; i < d; i++)
+        atom[i] = uniform || r->atoms_of_cube
+                      ? job->out_bound * (2.0f * dlrn_rng_uniform(rng) - 1.0f)
+                      : dlrn_rng_normal(rng);
+    for (int64_t l = 0; l < layers && !uniform; l++)
+        dlrni_set_length(k, atom + l * width, width, r->atom_norm);
+}
+
+/* Task: feature j, from a random stream of its own (dlrni_start_feature). */
+DLRNI_INTERNAL void dlrni_first_feature(void *arg, int64_t j, int worker) {
+    const dlrni_first_job *job = (const dlrni_first_job *)arg;
+    const dlrni_rules *r = job->rules;
+    dlrn_dictionary *dict = job->start.dict;
+    const int64_t d = dict->d_in, d_out = dict->d_out;
+    float *encoder = dict->param[DLRN_ENCODER] + j * d;
+    float *atom = dict->param[DLRN_DECODER] + j * d_out;
+    dlrn_rng rng = {job->start.seed, (uint64_t)(job->start.first + j), 0};
+    (void)worker;
+    for (int64_t i = 0; i < d; i++)
+        encoder[i] = job->in_bound * (2.0f * dlrn_rng_uniform(&rng) - 1.0f);
+    dlrni_first_atom(job, &rng, encoder, atom);
+    if (job->tied) memcpy(encoder, atom, (size_t)d * sizeof *encoder);
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        const dlrni_role *shape = &dlrni_role_table[role];
+        if (!dict->param[role] || shape->rows != 'F' || shape->cols != '1') continue;
+        const double threshold =
+            r->new_threshold > 0 ? r->new_threshold : job->start.family->threshold;
+        dict->param[role][j] = role == DLRN_THRESHOLD ? (float)threshold : 0;
+    }
+}
+
+/* Draws the features of a dictionary, or of a part of a whole whose rows have d_out numbers. */
+DLRNI_INTERNAL void dlrni_draw_first(dlrn_dictionary *dict, const dlrni_rules *rules, uint64_t seed,
+                                     int64_t first, int64_t d_out, int is_part) {
+    const int copies = rules->weights != DLRNI_WEIGHTS_ENCODER && !is_part;
+    const int64_t by = is_part ? dict->features : dict->d_in;
+    dlrni_first_job job = {{dict, dlrni_family_named(dict->family), seed, first},
+                           rules,
+                           copies && dict->d_in == dict->d_out,
+                           1.0f / sqrtf((float)by),
+                           1.0f / sqrtf((float)d_out)};
+    dlrn_parallel_for(dict->ctx, dict->features, dlrni_first_feature, &job);
+}
+
+/* New random weights, as the recipe's library draws them. Skips start at 0. */
+DLRNI_INTERNAL dlrn_status dlrni_new_weights(dlrn_context *ctx, const dlrn_train_config *cfg,
+                                             const dlrni_recipe *recipe, const dlrni_rules *rules,
+                                             dlrn_dictionary **out) {
+    DLRNI_TRY(dlrni_trained_shape(ctx, cfg, recipe, rules, out));
+    dlrn_dictionary *dict = *out;
+    const int64_t d = dict->d_out;
+    if (dict->param[DLRN_SKIP])
+        memset(dict->param[DLRN_SKIP], 0, (size_t)dlrni_role_size(dict, DLRN_SKIP) * sizeof(float));
+    if (rules->weights == DLRNI_WEIGHTS_FAMILY) {
+        dlrni_draw_features(dict, cfg->seed, dlrni_start_feature);
+        return DLRN_OK;
+    }
+    memset(dict->param[DLRN_OUTPUT_BIAS], 0, (size_t)d * sizeof(float));
+    if (!dict->n_parts) dlrni_draw_first(dict, rules, cfg->seed, 0, d, 0);
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        dlrni_draw_first(dict->part[i].dict, rules, cfg->seed, dict->part[i].feature_at, d, 1);
+    return DLRN_OK;
+}
+
+/* The dictionary that training starts from: a copy of `init`, or random weights by the seed. */
+DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_train_config *cfg,
+                                               const dlrni_recipe *recipe, const dlrni_rules *rules,
+                                               const dlrn_dictionary *init, dlrn_dictionary **out) {
+    if (!init) return dlrni_new_weights(ctx, cfg, recipe, rules, out);
+    DLRNI_TRY(dlrni_dictionary_copy(ctx, init, out));
+    const int64_t F =
+        init->n_parts && !init->formula.k ? init->part[0].dict->features : init->features;
+    /* the configuration's k replaces the dictionary's */
+    if ((*out)->n_parts ? rules->select == DLRN_SELECT_ALL : !(*out)->formula.k) return DLRN_OK;
+    if (!(*out)->n_parts) (*out)->formula.k = cfg->k;
+    /* dlrn_dictionary_create checks it for a new one */
+    dlrn_status s = dlrni_check_k(ctx, cfg->k, F);
+    if (s == DLRN_OK) return s;
+    dlrn_dictionary_destroy(*out);
+    *out = NULL;
+    return s;
+}
+
 /* ------------------------------------------------------------------------------------------ */
 // >>trainer
 /* The step as a whole, and the object that performs it. For its states see room training. A trainer
@@ -22495,6 +23004,13 @@ DLRNI_INTERNAL dlrn_status dlrni_resample(dlrn_trainer *t, const float *x, const
 DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
     if (!t) return; /* so that failed creations need no test */
     dlrni_work *w = &t->w;
+    for (int64_t i = 0; t->part && i < t->n_parts; i++) dlrn_trainer_destroy(t->part[i]);
+    dlrn_free(t->ctx, t->part);
+    if (t->whole) { /* windows of its owner's arrays */
+        t->since_fired = w->silent = NULL;
+        w->batch.level = NULL;
+        t->dict = NULL;
+    }
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         dlrn_free(t->ctx, t->m[role]);
         dlrn_free(t->ctx, t->v[role]);
@@ -22541,8 +23057,10 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     /* whatever fails, dlrn_trainer_destroy frees the rest */
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) DLRNI_TRY(dlrni_trainer_alloc_role(t, role));
     /* 0: every feature gets a full period before it counts as dead */
-    t->since_fired = DLRNI_NEW_ZERO(ctx, int64_t, F);
-    w->silent = DLRNI_NEW_ZERO(ctx, int64_t, F);
+    if (!t->whole) {
+        t->since_fired = DLRNI_NEW_ZERO(ctx, int64_t, F);
+        w->silent = DLRNI_NEW_ZERO(ctx, int64_t, F);
+    }
     w->aux.dead = DLRNI_NEW(ctx, int32_t, F);
     /* the gradient, and the sum of one run */
     w->output_grad = DLRNI_NEW(ctx, float, 2 * t->dict->d_out);
@@ -22551,10 +23069,11 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
         !(w->skip_grad = DLRNI_NEW(ctx, float, 2 * dlrni_role_size(t->dict, DLRN_SKIP))))
         return DLRN_ERR_MEMORY;
     /* a part for each group, so that tasks need no lock */
-    w->center_part = DLRNI_NEW(ctx, float, w->codes.groups *d);
-    if (t->rules.weigh != DLRN_RANK_VALUE && !(w->norm = DLRNI_NEW(ctx, float, F)))
+    w->center_part = DLRNI_NEW(ctx, float, (t->dict->n_parts ? 1 : w->codes.groups) * d);
+    const int atoms = t->dict->param[DLRN_DECODER] != NULL; /* none: its parts have them */
+    if (atoms && t->rules.weigh != DLRN_RANK_VALUE && !(w->norm = DLRNI_NEW(ctx, float, F)))
         return DLRN_ERR_MEMORY;
-    if (t->rules.rank != DLRN_RANK_VALUE && !(w->unrank = DLRNI_NEW(ctx, float, F)))
+    if (atoms && t->rules.rank != DLRN_RANK_VALUE && !(w->unrank = DLRNI_NEW(ctx, float, F)))
         return DLRN_ERR_MEMORY;
     /* only families with thresholds have lowered ones */
     if (t->dict->param[DLRN_THRESHOLD] && !(w->lowered = DLRNI_NEW(ctx, float, F)))
@@ -22578,7 +23097,6 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable_formula(dlrn_context *ctx,
                         : f->gate != family->formula.gate     ? "another gate"
                         : f->select != family->formula.select ? "another selection"
                         : f->standardise                      ? "standardised ranks"
-                        : init->n_parts                       ? "parts"
                                                               : NULL;
     const unsigned optional = DLRNI_BIT(DLRN_INPUT_BIAS) | DLRNI_BIT(DLRN_SKIP);
     for (int role = 0; role < DLRN_ROLE_COUNT && !found; role++)
@@ -22592,6 +23110,41 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable_formula(dlrn_context *ctx,
                      init->family, found);
 }
 
+/* Whether part i of `init` is one that dlrni_alloc_layers makes, with thresholds where the recipe has
+   them. */
+DLRNI_INTERNAL int dlrni_is_trainable_part(const dlrn_dictionary *init, int64_t i, int jumps) {
+    const dlrn_part *part = &init->part[i];
+    const dlrn_dictionary *own = part->dict;
+    const int64_t L = init->layers, out = init->d_out / L, F = init->features / L;
+    const unsigned roles =
+        dlrni_family_named("Layer")->roles | (jumps ? DLRNI_BIT(DLRN_THRESHOLD) : 0);
+    const int is_jump =
+        own->formula.gate == DLRN_GATE_JUMP || own->formula.gate == DLRN_GATE_JUMP_SIGNED;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        if (!own->param[role] != !(roles & DLRNI_BIT(role))) return 0;
+    return part->in_at == i * (init->d_in / L) && part->out_at == i * out && own->features == F &&
+           own->d_in == init->d_in / L && own->d_out == init->d_out - i * out && is_jump == jumps &&
+           (is_jump || own->formula.gate == DLRN_GATE_RELU) &&
+           own->formula.center == DLRN_CENTER_NONE && own->formula.standardise == DLRN_OFF;
+}
+
+/* Whether a dictionary with parts is a cross-layer transcoder that this configuration trains. */
+DLRNI_INTERNAL dlrn_status dlrni_check_trainable_parts(dlrn_context *ctx,
+                                                       const dlrn_train_config *cfg,
+                                                       const dlrni_rules *rules,
+                                                       const dlrn_dictionary *init) {
+    const int jumps = rules->gate == DLRN_GATE_JUMP_SIGNED;
+    int64_t i = 0;
+    int good = init->n_parts == cfg->layers && init->layers == cfg->layers;
+    while (good && i < init->n_parts && dlrni_is_trainable_part(init, i, jumps)) i++;
+    if (good && i == init->n_parts) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                     "dlrn_trainer_create: recipe %s: expected a cross-layer transcoder of %lld "
+                     "layers whose parts %s thresholds, found %lld parts%s",
+                     cfg->recipe, (long long)cfg->layers, jumps ? "have" : "have no",
+                     (long long)init->n_parts, good ? " that differ" : "");
+}
+
 /* Whether the dictionary `init` can be trained with this configuration. A recipe's formulas hold
    for one family only. */
 DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_train_config *cfg,
@@ -22603,13 +23156,11 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
                          "dlrn_trainer_create: recipe %s: expected a dictionary of family %s, "
                          "found %s",
                          recipe->info.name, recipe->info.family, init->family);
-    DLRNI_TRY(dlrni_check_trainable_formula(ctx, init));
-    /* dictionaries of other libraries may have either; backward has no gradient for them */
-    double scale = init->formula.scale_out;
-    if (scale < 1 || scale > 1)
-        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                         "dlrn_trainer_create: expected a dictionary with scale_out 1, found %g",
-                         scale);
+    dlrni_rules rules;
+    dlrni_rules_of(recipe, cfg, &rules);
+    DLRNI_TRY(dlrni_has_parts(dlrni_family_named(init->family))
+                  ? dlrni_check_trainable_parts(ctx, cfg, &rules, init)
+                  : dlrni_check_trainable_formula(ctx, init));
     if (init->d_in == cfg->d_in && init->d_out == cfg->d_out && init->features == cfg->features)
         return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_SHAPE,
@@ -22631,53 +23182,6 @@ DLRNI_INTERNAL dlrn_status dlrni_check_buffer(dlrn_context *ctx, const dlrn_trai
                      "buffer of %lld with %lld",
                      (long long)cfg->d_in, (long long)cfg->d_out, (long long)src->d_in,
                      (long long)d_out);
-}
-
-/* New random weights, as the recipe's library draws them. */
-DLRNI_INTERNAL dlrn_status dlrni_new_weights(dlrn_context *ctx, const dlrn_train_config *cfg,
-                                             const dlrni_rules *rules,
-                                             const dlrn_dictionary_desc *desc,
-                                             dlrn_dictionary **out) {
-    DLRNI_TRY(dlrn_dictionary_create(ctx, desc, out));
-    dlrn_dictionary *dict = *out;
-    const int center = cfg->center == DLRN_ON && dict->d_in == dict->d_out;
-    dict->formula.center = center ? DLRN_CENTER_OUTPUT_BIAS : DLRN_CENTER_NONE;
-    dict->layers = cfg->layers;
-    (void)rules;
-    if (cfg->skip != DLRN_ON) return DLRN_OK;
-    dlrn_status s = dlrni_param_alloc(dict, DLRN_SKIP);
-    if (s == DLRN_OK) {
-        memset(dict->param[DLRN_SKIP], 0, (size_t)dlrni_role_size(dict, DLRN_SKIP) * sizeof(float));
-        return s;
-    }
-    dlrn_dictionary_destroy(dict);
-    *out = NULL;
-    return s;
-}
-
-/* The dictionary that training starts from: a copy of `init`, or random weights by the seed. */
-DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_train_config *cfg,
-                                               const dlrni_recipe *recipe, const dlrni_rules *rules,
-                                               const dlrn_dictionary *init, dlrn_dictionary **out) {
-    dlrn_dictionary_desc desc;
-    memset(&desc, 0, sizeof desc); /* zeroes fields that later versions add */
-    desc.family = recipe->info.family;
-    desc.d_in = cfg->d_in;
-    desc.d_out = cfg->d_out;
-    desc.features = cfg->features;
-    desc.k = cfg->k;
-    desc.seed = cfg->seed;
-    if (!init) return dlrni_new_weights(ctx, cfg, rules, &desc, out);
-    DLRNI_TRY(dlrni_dictionary_copy(ctx, init, out));
-    /* the configuration's k replaces the dictionary's */
-    if (!(*out)->formula.k) return DLRN_OK;
-    (*out)->formula.k = cfg->k;
-    /* dlrn_dictionary_create checks it for a new one */
-    dlrn_status s = dlrni_check_k(ctx, cfg->k, cfg->features);
-    if (s == DLRN_OK) return s;
-    dlrn_dictionary_destroy(*out);
-    *out = NULL;
-    return s;
 }
 
 /* Creates a trainer around *dict, which it then owns: *dict becomes NULL. If it fails before that,
@@ -22702,10 +23206,11 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train
     t->anneal.next = -1;
     t->dict = *dict;
     *dict = NULL;
-    t->dict->formula.rank = t->rules.rank;
+    dlrni_adopt(t->dict, &cfg, &t->rules);
     if (t->rules.average != DLRNI_AVERAGE_NONE && t->dict->formula.threshold < 0)
         t->dict->formula.threshold = t->rules.first_threshold;
     dlrn_status s = dlrni_trainer_alloc(t);
+    if (s == DLRN_OK && t->dict->n_parts) s = dlrni_part_trainers(t);
     if (s == DLRN_OK)
         *out = t;
     else
@@ -22728,7 +23233,7 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     dlrni_rules_of(recipe, &cfg, &rules);
     DLRNI_TRY(dlrni_first_weights(ctx, &cfg, recipe, &rules, init, &dict));
     /* a family that does not select has k 0 */
-    cfg.k = dict->formula.k;
+    cfg.k = dlrni_kept(dict);
     cfg.center = dict->formula.center ? DLRN_ON : DLRN_OFF;
     cfg.skip = dict->param[DLRN_SKIP] ? DLRN_ON : DLRN_OFF;
     dlrn_status s = dlrni_trainer_new(ctx, &cfg, &dict, buffer, out);
@@ -22793,22 +23298,18 @@ DLRNI_INTERNAL void dlrni_update_view(dlrn_trainer *t) {
 
 /* Where the nested groups of this configuration end, and what each prefix weighs. */
 DLRNI_INTERNAL void dlrni_set_levels(dlrn_trainer *t) {
-    static const int64_t divisor[4] = {32, 16, 8, 4}; /* of F; dictionary_learning's demo */
     const dlrn_train_config *cfg = &t->cfg;
     dlrni_batch *b = &t->w.batch;
-    const int64_t n = cfg->n_groups ? cfg->n_groups : 5, F = cfg->features;
+    const double n = cfg->n_groups ? (double)cfg->n_groups : 5;
     double sum = 0;
-    int64_t end = 0;
     b->levels = 0;
     if (!t->rules.nested) return;
-    for (int64_t g = 0; g < n; g++) sum += cfg->group_weights[g];
-    for (int64_t g = 0; g < n; g++) {
-        end = cfg->n_groups ? end + cfg->groups[g] : g < 4 ? end + F / divisor[g] : F;
-        /* the fractions of a small F may be 0: no group */
-        if (end == (b->levels ? b->level_end[b->levels - 1] : 0)) continue;
-        double weight = sum > 0 ? cfg->group_weights[g] : 1 / (double)n;
-        b->level_weight[b->levels] = t->rules.sum_of_groups ? 1 : weight / (double)n;
-        b->level_end[b->levels++] = end;
+    b->levels = dlrni_group_ends(cfg, b->level_end);
+    for (int64_t g = 0; g < cfg->n_groups; g++) sum += cfg->group_weights[g];
+    for (int64_t g = 0; g < b->levels; g++) {
+        /* given groups are all there, so their weights are in order */
+        const double weight = sum > 0 ? cfg->group_weights[g] : 1 / n;
+        b->level_weight[g] = t->rules.sum_of_groups ? 1 : weight / n;
     }
 }
 
@@ -22828,9 +23329,9 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     if (t->cfg.loss == DLRN_LOSS_FVU)
         w->batch.total_variance = dlrni_total_variance(w->batch.y, n, t->dict->d_out);
     /* once for all waves, and kept for the gradients */
-    dlrni_input(t->dict, x, n, w->batch.xc);
+    if (!t->part) dlrni_input(t->dict, x, n, w->batch.xc);
     if (w->batch.z != w->batch.xc) dlrni_input_less(t->dict, x, NULL, n, w->batch.own_z);
-    DLRNI_TRY(dlrni_reconstruct(t));
+    DLRNI_TRY(t->part ? dlrni_reconstruct_parts(t, x) : dlrni_reconstruct(t));
     stats->step = t->step; /* counted from 0 */
     stats->rows = n;
     /* for the update, and for the caller */
@@ -22841,7 +23342,7 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     /* active features of a mean row */
     stats->l0 = (double)w->nnz / (double)n;
     /* after l0, of which a penalty may be a function */
-    DLRNI_TRY(dlrni_penalty(t, stats));
+    DLRNI_TRY(t->part ? dlrni_penalty_of_parts(t, stats) : dlrni_penalty(t, stats));
     if (t->rules.gate == DLRN_GATE_GATED) {
         stats->auxiliary_loss = dlrni_mean(w->batch.error2, n);
         stats->loss += stats->auxiliary_loss;

@@ -186,7 +186,7 @@ static void set_l0(const lab *l, dlrn_dictionary *ae, double l0) {
 
 static dlrn_dictionary *dictionary_new(const lab *l, dlrn_context *ctx, const shape *s) {
     dlrn_dictionary *ae = NULL;
-    dlrn_dictionary_desc desc = {s->family, s->d, 0, s->features, s->k, 1};
+    dlrn_dictionary_desc desc = {s->family, s->d, 0, s->features, s->k, 1, 0};
     must(ctx, dlrn_dictionary_create(ctx, &desc, &ae));
     set_l0(l, ae, s->l0);
     return ae;

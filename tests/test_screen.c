@@ -95,7 +95,7 @@ static dlrn_dictionary *weights(dlrn_context *ctx, int64_t d, int64_t features) 
     dlrn_dictionary *ae = NULL;
     const int groups = formulas[formula_of].select == DLRN_SELECT_GROUP_MAX;
     /* groups have one size, and the number of features is a prime */
-    dlrn_dictionary_desc desc = {formulas[formula_of].family, d, 0, features, groups ? 1 : K, 3};
+    dlrn_dictionary_desc desc = {formulas[formula_of].family, d, 0, features, groups ? 1 : K, 3, 0};
     CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &ae));
     ae->formula.gate = formulas[formula_of].gate;
     ae->formula.select = formulas[formula_of].select;
