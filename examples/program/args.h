@@ -168,7 +168,7 @@ static const flag flags[] = {
      "over layers (layers); squared distance as a share of the variance (fvu)"},
     {"--batch-size", F_INT, AT(batch_size), C_TRAIN, 1, 0, "N", "rows per step"},
     {"--steps", F_INT, AT(train.steps), C_TRAIN, -1, 0, "N",
-     "number of steps (default -1: until the data ends)"},
+     "number of steps (-1, the default: until the data ends)"},
     {"--epochs", F_INT, AT(epochs), C_TRAIN, 1, 0, "N",
      "passes over --data (default 1; with --steps, whichever ends first)"},
     {"--warmup-steps", F_INT, AT(train.warmup_steps), C_TRAIN, 0, 0, "N",

@@ -6,10 +6,11 @@
    process.h  threads, streams, signals     inspect.h  inspect, convert
    output.h   progress, JSON, files         rows.h     encode, decode, reconstruct
    recipes.h  formulas, train --recipe list model.h    tokenize, generate, activations, logits
-   config.h   train --config                train.h    train
-   recall.h   words that stand in files     eval.h     eval
-   paths.h    files, folders, patterns      features.h features
-   choose.h   rows that count */
+   config.h   train --config                groups.h   lists of numbers, rows of several layers
+   recall.h   words that stand in files     saved.h    what a run writes of its dictionary
+   paths.h    files, folders, patterns      train.h    train
+   choose.h   rows that count               eval.h     eval
+                                            features.h features */
 #define _POSIX_C_SOURCE 200809L /* mkdir, sigaction, open_memstream */
 #include <dirent.h>
 #include <errno.h>
@@ -45,6 +46,8 @@
 #include "inspect.h"
 #include "rows.h"
 #include "model.h"
+#include "groups.h"
+#include "saved.h"
 #include "train.h"
 #include "eval.h"
 #include "features.h"

@@ -87,7 +87,7 @@ static void read_saved(recalled *r, const options *o, const dlrn_json **words) {
 }
 
 /* Reads the file of --config. */
-static dlrn_status read_config(recalled *r, const options *o) {
+static dlrn_status read_settings(recalled *r, const options *o) {
     dlrn_json *root = NULL;
     dlrn_status s = read_json(r->ctx, o->config, &root);
     if (s == DLRN_OK) s = config_words(r->ctx, o, o->config, root, &r->words);
@@ -109,7 +109,7 @@ static int recall(const command *c, options *o, recalled *r) {
         fputs("dictlearn: out of memory, before anything was done\n", stderr);
         return 1;
     }
-    if (o->config && read_config(r, o) != DLRN_OK) return fail(r->ctx);
+    if (o->config && read_settings(r, o) != DLRN_OK) return fail(r->ctx);
     if (o->resume && o->save_dir) read_saved(r, o, &saved);
     const int64_t count = o->argc + r->words.n + (saved ? saved->count : 0) + 1;
     r->argv = (const char **)dlrn_alloc(r->ctx, count, sizeof *r->argv);

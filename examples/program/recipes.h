@@ -235,7 +235,7 @@ static void put_recipe(const dlrn_recipe_info *recipe) {
     recipe_formula(recipe, &cfg, words);
     printf("%s: family %s, as in %s\n", recipe->name, recipe->family,
            recipe->layout ? recipe->layout : "no library");
-    print_wrapped(words, printf("  "), 4);
+    print_wrapped(words, printf("  formula:"), 4);
     print_wrapped(recipe->loss, printf("  loss:"), 4);
     put_defaults(recipe, &cfg);
     if (derived) puts("  --lr as for 16384 features: it falls with the root of their number");
