@@ -366,7 +366,9 @@ static dlrn_status config_add(const config_reading *r, const char *key, const fl
 static dlrn_status config_add_number(const config_reading *r, const char *key, const flag *f,
                                      double value) {
     char text[64];
-    snprintf(text, sizeof text, "%.17g", value);
+    snprintf(text, sizeof text, "%.15g", value); /* 0.99 and not 0.98999999999999999 */
+    if (strtod(text, NULL) < value || strtod(text, NULL) > value)
+        snprintf(text, sizeof text, "%.17g", value);
     return config_add(r, key, f, text);
 }
 
@@ -427,7 +429,7 @@ static dlrn_status config_decay(const config_reading *r, const config_key *k, co
     if (k->how == TAKE_LAST) {
         dlrn_status s = config_steps(r, k->key, value, &steps);
         if (s != DLRN_OK || steps <= 0) return s;
-        steps = all - steps;
+        steps = all > steps ? all - steps : 0;
     }
     if (all < 0) return config_refuse(r, k->key, "--steps beside it", "none");
     if (steps >= 0 && steps < all) return config_add_number(r, k->key, f, steps);

@@ -82,13 +82,24 @@ static dlrn_status save_for_library(const dlrn_dictionary *dict, const char *fol
     return s;
 }
 
-/* Writes PATH.pt in dictionary_learning's layout where the family has one there, and as its own
-   library does otherwise. What that lacks (a rank by norms, a center) is folded in. A dictionary of
-   several files is a folder PATH. */
-static dlrn_status save_one(const dlrn_dictionary *dict, const char *path) {
+/* Writes PATH.pt for dictionary_learning; what that has in other numbers alone (a center, a rank by
+   norms) is folded in. Its classes have one width, and a dictionary of two is written in their
+   layouts. DLRN_ERR_UNSUPPORTED: it has no such dictionary. */
+static dlrn_status save_learning(const dlrn_dictionary *dict, const char *path) {
     const dlrn_save_options how = {"dictionary_learning", 0};
     char file[4400];
     snprintf(file, sizeof file, "%s.pt", path);
-    dlrn_status s = dlrn_save(dict, file);
-    return s == DLRN_ERR_UNSUPPORTED ? dlrn_save_as(dict, file, &how, NULL, 0) : s;
+    dlrn_status s = dlrn_save_as(dict, file, &how, NULL, 0);
+    return s == DLRN_ERR_UNSUPPORTED && dict->d_in != dict->d_out && !dict->param[DLRN_SKIP] &&
+                   !dict->n_parts
+               ? dlrn_save(dict, file)
+               : s;
+}
+
+/* The class of such a file: dictionary_learning calls an AutoEncoder that subtracts nothing by
+   another name. */
+static const char *learning_class(const dlrn_dictionary *dict) {
+    const int is_new = !strcmp(dict->family, "AutoEncoder") && dict->d_in == dict->d_out &&
+                       dict->formula.center == DLRN_CENTER_NONE;
+    return is_new ? "AutoEncoderNew" : dict->family;
 }

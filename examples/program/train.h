@@ -12,7 +12,8 @@ typedef struct train_run {
     dlrn_trainer *t;
     const dlrn_recipe_info *recipe;
     int64_t layers; /* of the rows */
-    int told_library; /* how the recipe's library is written is told */
+    int told_written; /* how the dictionary is written is told */
+    const char *class_name; /* in dictionary_learning; NULL: not known yet */
     page config;           /* config.json, ready to be written     */
     FILE *log;             /* NULL until the first step is done    */
     int lock;              /* a file that is open; -1: none        */
@@ -183,8 +184,8 @@ static dlrn_status write_config(train_run *r) {
     return dlrn_file_write(r->ctx, path, r->config.text, r->config.size);
 }
 
-/* Keeps the dictionary after this step, as checkpoints/ae_STEP.pt; one of several files as a folder
-   checkpoints/ae_STEP. */
+/* Keeps the dictionary after this step: checkpoints/ae_STEP.pt, or where dictionary_learning has no
+   such dictionary a folder checkpoints/ae_STEP for the recipe's library. */
 static dlrn_status save_snapshot(train_run *r, const dlrn_dictionary *dict, int64_t step) {
     char path[4200], name[64];
     run_path(r->o, "checkpoints", path, sizeof path);
@@ -193,37 +194,49 @@ static dlrn_status save_snapshot(train_run *r, const dlrn_dictionary *dict, int6
                          strerror(errno));
     snprintf(name, sizeof name, "checkpoints/ae_%lld", (long long)step);
     run_path(r->o, name, path, sizeof path);
-    if (!dict->n_parts) return save_one(dict, path);
+    dlrn_status s = save_learning(dict, path);
+    if (s != DLRN_ERR_UNSUPPORTED) return s;
     if (mkdir(path, 0777) != 0 && errno != EEXIST)
         return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", path,
                          strerror(errno));
     return save_for_library(dict, path, r->recipe->layout, NULL, 0);
 }
 
-/* Says once what the recipe's library gets: the same function in other numbers, or nothing. */
-static void tell_library(train_run *r, const char *text) {
-    if (!r->told_library && *text && !r->o->quiet)
-        fprintf(stderr, "dictlearn: %s: for %s: %s\n", r->o->save_dir, r->recipe->layout, text);
-    r->told_library = 1;
+/* Says once how the run's dictionary is written, where that is not as expected. */
+static void tell_written(train_run *r, const char *what, const char *why) {
+    if (!r->told_written && !r->o->quiet)
+        fprintf(stderr, "dictlearn: %s: %s: %s\n", r->o->save_dir, what, why);
+    r->told_written = 1;
 }
 
-/* Writes ae.pt, and the files that the recipe's own library opens. */
+/* Removes what an older run's dictionary is in. It may be for another library than this one's. */
+static void remove_other_dictionary(const options *o) {
+    char path[4200];
+    run_path(o, "ae.pt", path, sizeof path);
+    remove(path);
+    remove_those(o, ".", is_library_file);
+}
+
+/* Writes ae.pt, and the files that the recipe's own library opens; one of them at least. */
 static dlrn_status save_dictionary(train_run *r, const dlrn_dictionary *dict) {
     const char *library = r->recipe->layout;
-    char path[4200], note[256] = "";
+    char path[4200], note[256] = "", why[512];
     run_path(r->o, "ae", path, sizeof path);
-    dlrn_status s = dict->n_parts ? DLRN_OK : save_one(dict, path);
-    if (s == DLRN_OK && r->others) {
-        strcat(path, ".pt");
-        if (dict->n_parts) remove(path);
-        remove_those(r->o, ".", is_library_file); /* which may be of another library */
-    }
-    if (s != DLRN_OK || !library || !strcmp(library, "dictionary_learning")) return s;
+    dlrn_status s = save_learning(dict, path);
+    const int no_file = s == DLRN_ERR_UNSUPPORTED;
+    if (no_file && r->others) remove_other_dictionary(r->o);
+    if (s == DLRN_OK && r->others) remove_those(r->o, ".", is_library_file);
+    snprintf(why, sizeof why, "%s", no_file ? dlrn_error(r->ctx) : "");
+    if ((s != DLRN_OK && !no_file) || !library || !strcmp(library, "dictionary_learning")) return s;
     s = save_for_library(dict, r->o->save_dir, library, note, sizeof note);
-    if (s == DLRN_OK) tell_library(r, note);
-    if (s != DLRN_ERR_UNSUPPORTED || dict->n_parts) return s;
-    tell_library(r, "no files of its own: see convert --help for the libraries that are written");
-    return DLRN_OK;
+    if (s == DLRN_ERR_UNSUPPORTED && !no_file) {
+        tell_written(r, library, "no files of this library: it is not written, or has no such "
+                                 "dictionary; ae.pt is dictionary_learning's");
+        return DLRN_OK;
+    }
+    if (s == DLRN_OK && no_file) tell_written(r, "no ae.pt", why);
+    if (s == DLRN_OK && *note) tell_written(r, library, note);
+    return s;
 }
 
 /* Saves all of the run. The state comes last, so whoever resumes from it finds everything that
@@ -609,7 +622,7 @@ static void put_source(json_writer *j, const options *o, int64_t rows) {
 /* What names the dictionary's class and sizes: dictionary_learning 0.1.0 looks for it in "trainer",
    older scripts at the top. */
 static void put_class(json_writer *j, const train_run *r, const dlrn_train_config *cfg) {
-    json_text(j, "dict_class", r->recipe->family);
+    json_text(j, "dict_class", r->class_name ? r->class_name : r->recipe->family);
     json_int(j, "activation_dim", cfg->d_in);
     json_int(j, "dict_size", cfg->features);
 }
@@ -660,14 +673,15 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
     return page_end(r->ctx, &r->config);
 }
 
-/* Settings that a resumed run may change: skipping what the run has failed on, too. With --compat a
+/* Settings that a resumed run may change: skipping what the run has failed on, too. The trainer's
+   part repeats other members, and the class follows from the recipe. With --compat a
    logged step counts its batch twice, so there log_steps changes the run. */
 static int may_change(const train_run *r, const char *key) {
     if (r->o->compat && !strcmp(key, "log_steps")) return 0;
     static const char *const
         keys[] = {"version",        "command",        "steps",   "epochs",
                   "log_steps",      "save_steps",     "threads", "kernels",
-                  "skip_nonfinite", "skip_bad_lines", "trainer"}; /* which repeats other members */
+                  "skip_nonfinite", "skip_bad_lines", "trainer", "dict_class"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (!strcmp(key, keys[i])) return 1;
     return 0;
@@ -807,7 +821,10 @@ static dlrn_status open_trainer(train_run *r, const dlrn_source *source) {
         s = o->resume ? dlrn_trainer_resume(r->ctx, path, &cfg, r->buffer, &r->t)
                       : dlrn_trainer_create(r->ctx, &cfg, init, r->buffer, &r->t);
     dlrn_dictionary_destroy(init);
-    return s;
+    if (s != DLRN_OK) return s;
+    page_free(&r->config); /* now with the class */
+    r->class_name = learning_class(dlrn_trainer_describe(r->t).dictionary);
+    return make_config(r, &cfg);
 }
 
 /* Trains on the feed's rows, and cleans up whatever happens. */
