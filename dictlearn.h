@@ -18571,41 +18571,53 @@ typedef struct dlrni_naive {
     dlrn_context *ctx;
     dlrn_train_config cfg;
     dlrni_rules rules;
-    int64_t n, d_in, d_out, F; /* rows x [n][d_in], targets y [n][d_out]; F features                */
-    int64_t parts;             /* layers with features of their own (cross-layer transcoders); 1    */
-    int center;                /* role of the bias that is subtracted from x; -1: none              */
+    int64_t n, d_in, d_out,
+        F;         /* rows x [n][d_in], targets y [n][d_out]; F features                */
+    int64_t parts; /* layers with features of their own (cross-layer transcoders); 1    */
+    int center;    /* role of the bias that is subtracted from x; -1: none              */
     /* Parameters, their gradients, Adam's moments, by role; NULL: there is none. signum's z in m. */
     double *p[DLRN_ROLE_COUNT], *g[DLRN_ROLE_COUNT], *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT];
-    int64_t *silent;     /* [F] steps or rows since the feature was last active                     */
-    int64_t step;        /* steps done                                                              */
-    double threshold;    /* running mean of the smallest kept value; below 0: none yet              */
-    double rates;        /* signum: sum of squared rates                                            */
-    double scale_in, scale_out; /* of x, and of x_hat: y is divided by it                           */
+    int64_t *silent;  /* [F] steps or rows since the feature was last active                     */
+    int64_t step;     /* steps done                                                              */
+    double threshold; /* running mean of the smallest kept value; below 0: none yet              */
+    double rates;     /* signum: sum of squared rates                                            */
+    double scale_in,
+        scale_out; /* of x, and of x_hat: y is divided by it                           */
     struct {
-        double p, next, factor; /* exponents now and after the next update (-1: none); of the weight */
-        double now[DLRNI_NAIVE_QUEUE], then[DLRNI_NAIVE_QUEUE]; /* penalties by p and by next       */
+        double p, next,
+            factor; /* exponents now and after the next update (-1: none); of the weight */
+        double now[DLRNI_NAIVE_QUEUE],
+            then[DLRNI_NAIVE_QUEUE]; /* penalties by p and by next       */
         int64_t queued, updates;
     } anneal;
     /* A step's numbers. */
-    double *x, *y;             /* scaled; x less the center                                         */
-    double *norm, *weigh;      /* [F] of ranks and of the penalty                                   */
-    double *pre, *q;           /* [n][F] pre-activations; what gate and selection compare           */
-    double *kept, *f;          /* [n][F] 1: selected; values                                        */
-    double *kept_more;         /* [n][F] 1: among the 4 k best (multi_top_k)                        */
-    double *df, *slope, *lift; /* [n][F] derivatives by f, by pre, by pre without its bias (gated)  */
-    double *by_l0;             /* [n] derivative of the penalty by a row's L0                       */
-    double *e, *toward;        /* [levels][n][d_out] x_hat - y of each prefix; derivatives by x_hat */
-    double *mask, *extra, *by_extra; /* [n][F] of a second reconstruction: picks, values, derivatives */
-    double *e2, *toward2;      /* [n][d_out] its error, its derivatives                             */
-    double *residual;          /* [levels][n][d_out] what AuxK and ghosts aim at                    */
-    double *frozen_decoder, *frozen_bias; /* constants of the gradient (dlrni_naive_loss)           */
-    double *scale, ratio, variance[DLRN_GROUPS_MAX]; /* constants of ghosts and of AuxK             */
-    double *array[DLRNI_NAIVE_ARRAYS];               /* all that is allocated                       */
+    double *x, *y; /* scaled; x less the center                                         */
+    double *norm, *weigh,
+        *lifts;        /* [F] of ranks, of the penalty and of pre_act                     */
+    double *pre, *q;   /* [n][F] pre-activations; what gate and selection compare           */
+    double *kept, *f;  /* [n][F] 1: selected; values                                        */
+    double *kept_more; /* [n][F] 1: among the 4 k best (multi_top_k)                        */
+    double *df, *slope,
+        *lift;          /* [n][F] derivatives by f, by pre, by pre without its bias (gated)  */
+    double *by_l0;      /* [n] derivative of the penalty by a row's L0                       */
+    double *e, *toward; /* [levels][n][d_out] x_hat - y of each prefix; derivatives by x_hat */
+    double *mask, *extra,
+        *by_extra; /* [n][F] of a second reconstruction: picks, values, derivatives */
+    double *values_more,
+        *values_auxk;     /* [n][F] values of the 4 k best; of AuxK                    */
+    double *e2, *toward2; /* [n][d_out] its error, its derivatives                             */
+    double *residual;     /* [levels][n][d_out] what AuxK and ghosts aim at                    */
+    double *frozen_decoder,
+        *frozen_bias; /* constants of the gradient (dlrni_naive_loss)           */
+    double *scale, ratio,
+        variance[DLRN_GROUPS_MAX];     /* constants of ghosts and of AuxK             */
+    double *array[DLRNI_NAIVE_ARRAYS]; /* all that is allocated                       */
     int arrays;
     /* The terms of the loss, without their weights. */
     double loss, reconstruction, second, sparsity, auxiliary, pre_act, l0;
-    int64_t k, dead;      /* kept per row; features with an auxiliary loss                          */
-    double rate, penalty; /* of this step                                                           */
+    int64_t k, dead; /* kept per row; features with an auxiliary loss                          */
+    double rate,
+        penalty; /* of this step                                                           */
 } dlrni_naive;
 
 /* ---- Sizes and memory ---- */
@@ -18666,8 +18678,9 @@ DLRNI_INTERNAL dlrni_naive *dlrni_naive_open(dlrn_context *ctx, const dlrn_train
             *of[i] = dlrni_naive_array(s, dlrni_naive_size(s, role));
     }
     const int64_t F = s->F, out = n * s->d_out, levels = dlrni_naive_levels(s);
-    double **const matrix[] = {&s->pre, &s->q, &s->kept, &s->kept_more, &s->f, &s->df,
-                               &s->slope, &s->lift, &s->mask, &s->extra, &s->by_extra};
+    double **const matrix[] = {
+        &s->pre,  &s->q,    &s->kept,  &s->kept_more, &s->f,           &s->df,         &s->slope,
+        &s->lift, &s->mask, &s->extra, &s->by_extra,  &s->values_more, &s->values_auxk};
     for (size_t i = 0; i < sizeof matrix / sizeof *matrix; i++)
         *matrix[i] = dlrni_naive_array(s, n * F);
     s->x = dlrni_naive_array(s, n * s->d_in), s->y = dlrni_naive_array(s, out);
@@ -18675,6 +18688,7 @@ DLRNI_INTERNAL dlrni_naive *dlrni_naive_open(dlrn_context *ctx, const dlrn_train
     s->residual = dlrni_naive_array(s, levels * out);
     s->e2 = dlrni_naive_array(s, out), s->toward2 = dlrni_naive_array(s, out);
     s->norm = dlrni_naive_array(s, F), s->weigh = dlrni_naive_array(s, F);
+    s->lifts = dlrni_naive_array(s, F);
     s->by_l0 = dlrni_naive_array(s, n), s->scale = dlrni_naive_array(s, n);
     s->frozen_decoder = dlrni_naive_array(s, F * s->d_out);
     s->frozen_bias = dlrni_naive_array(s, s->d_out);
@@ -19091,15 +19105,17 @@ DLRNI_INTERNAL void dlrni_naive_multi_top_k(dlrni_naive *s, int again) {
     if (!s->cfg.multi_top_k) return;
     dlrni_naive_select(s, k, s->kept_more);
     for (int64_t i = 0; i < size && !(again && decoder_only); i++)
-        s->extra[i] = s->kept_more[i] > 0 && s->pre[i] > 0 ? s->pre[i] : 0;
+        s->values_more[i] = s->kept_more[i] > 0 && s->pre[i] > 0 ? s->pre[i] : 0;
     dlrni_naive_again(s);
     dlrni_naive_begin(s, s->p[DLRN_OUTPUT_BIAS], skip, s->e2);
-    dlrni_naive_decode(s, s->extra, s->p[DLRN_DECODER], 0, s->F, s->e2);
+    dlrni_naive_decode(s, s->values_more, s->p[DLRN_DECODER], 0, s->F, s->e2);
     s->second += dlrni_naive_distance(s, s->e2, 0.125, s->toward2) / 8;
     dlrni_naive_begin_back(s, s->toward2, skip);
-    dlrni_naive_decode_back(s, s->extra, s->toward2, 0, s->F, 1, decoder_only ? NULL : s->by_extra);
+    dlrni_naive_decode_back(s, s->values_more, s->toward2, 0, s->F, 1,
+                            decoder_only ? NULL : s->by_extra);
     for (int64_t i = 0; i < size; i++)
-        if (s->kept_more[i] > 0 && (s->pre[i] > 0 || s->rules.zero_picks)) s->slope[i] += s->by_extra[i];
+        if (s->kept_more[i] > 0 && (s->pre[i] > 0 || s->rules.zero_picks))
+            s->slope[i] += s->by_extra[i];
 }
 
 /* ---- Dead features ---- */
@@ -19153,7 +19169,7 @@ DLRNI_INTERNAL int64_t dlrni_naive_auxk_values(dlrni_naive *s, int64_t from, int
     for (int64_t i = 0; i < s->n; i++)
         dlrni_naive_keep(s, s->q, s->rules.auxk_by_size, i * s->F, s->F, *k, s->mask);
     for (int64_t i = 0; i < s->n * s->F && !(again && s->rules.auxk_decoder_only); i++)
-        s->extra[i] = s->mask[i] > 0 ? s->pre[i] : 0;
+        s->values_auxk[i] = s->mask[i] > 0 ? s->pre[i] : 0;
     return dead;
 }
 
@@ -19186,7 +19202,7 @@ DLRNI_INTERNAL void dlrni_naive_auxk(dlrni_naive *s, int64_t g, int64_t from, in
     if (!again) s->variance[g] = dlrni_naive_variance(s, r);
     const double scale = dlrni_naive_auxk_scale(s, share, s->variance[g]);
     dlrni_naive_again(s);
-    dlrni_naive_decode(s, s->extra, s->p[DLRN_DECODER], 0, s->F, s->e2);
+    dlrni_naive_decode(s, s->values_auxk, s->p[DLRN_DECODER], 0, s->F, s->e2);
     for (int64_t i = 0; i < size; i++) {
         const double off = s->e2[i] - r[i];
         sum += scale * off * off;
@@ -19196,7 +19212,7 @@ DLRNI_INTERNAL void dlrni_naive_auxk(dlrni_naive *s, int64_t g, int64_t from, in
     }
     s->auxiliary += sum;
     s->loss += s->cfg.auxk_alpha * sum;
-    dlrni_naive_decode_back(s, s->extra, s->toward2, 0, s->F, 1, s->by_extra);
+    dlrni_naive_decode_back(s, s->values_auxk, s->toward2, 0, s->F, 1, s->by_extra);
     for (int64_t i = 0; i < s->n * s->F && !s->rules.auxk_decoder_only; i++)
         if (s->mask[i] > 0) s->slope[i] += s->by_extra[i];
 }
@@ -19210,8 +19226,8 @@ DLRNI_INTERNAL void dlrni_naive_auxiliary(dlrni_naive *s, int again) {
     if (!(s->cfg.auxk_alpha > 0)) return;
     if (!s->cfg.auxk_by_group) dlrni_naive_auxk(s, last, 0, s->F, again);
     for (int64_t g = 0; g < levels && s->cfg.auxk_by_group; g++)
-        dlrni_naive_auxk(s, g, g ? dlrni_naive_level_end(s, g - 1) : 0,
-                         dlrni_naive_level_end(s, g), again);
+        dlrni_naive_auxk(s, g, g ? dlrni_naive_level_end(s, g - 1) : 0, dlrni_naive_level_end(s, g),
+                         again);
 }
 
 /* ---- Penalties ---- */
@@ -19361,13 +19377,14 @@ DLRNI_INTERNAL void dlrni_naive_sparsity(dlrni_naive *s, int again) {
 }
 
 /* pre_act times mean_i sum_j ReLU(threshold_j - p_ij) |atom_j|, over dead features (SAELens) or all
-   (Llamascopium, whose thresholds are compared with p |atom|, but not here). */
-DLRNI_INTERNAL void dlrni_naive_pre_act(dlrni_naive *s) {
+   (Llamascopium, whose thresholds are compared with p |atom|, but not here). `again` keeps frozen norms. */
+DLRNI_INTERNAL void dlrni_naive_pre_act(dlrni_naive *s, int again) {
     const double by = s->cfg.pre_act / (double)s->n;
     const int64_t F = s->F;
     if (!(s->cfg.pre_act > 0)) return;
     for (int64_t j = 0; j < F; j++) {
-        const double norm = dlrni_naive_norm(s, DLRN_RANK_NORM, j);
+        if (!(again && s->rules.frozen_norms)) s->lifts[j] = dlrni_naive_norm(s, DLRN_RANK_NORM, j);
+        const double norm = s->lifts[j];
         if (s->rules.pre_act_of_dead && !dlrni_naive_is_dead(s, j)) continue;
         for (int64_t i = 0; i < s->n; i++) {
             const double below = s->p[DLRN_THRESHOLD][j] - s->pre[i * F + j];
@@ -19484,7 +19501,7 @@ DLRNI_INTERNAL double dlrni_naive_loss(dlrni_naive *s, const double *x, const do
     s->loss = s->reconstruction + s->second;
     dlrni_naive_auxiliary(s, again);
     dlrni_naive_sparsity(s, again);
-    dlrni_naive_pre_act(s);
+    dlrni_naive_pre_act(s, again);
     dlrni_naive_reconstruct_back(s);
     dlrni_naive_gate_back(s);
     dlrni_naive_threshold_back(s);
@@ -19498,7 +19515,8 @@ DLRNI_INTERNAL double dlrni_naive_loss(dlrni_naive *s, const double *x, const do
 /* atom /= |atom|. A zero atom stays 0. */
 DLRNI_INTERNAL void dlrni_naive_unit_atoms(dlrni_naive *s) {
     for (int64_t j = 0; j < s->F; j++) {
-        double *atom = s->p[DLRN_DECODER] + j * s->d_out, length = dlrni_naive_length(atom, s->d_out);
+        double *atom = s->p[DLRN_DECODER] + j * s->d_out,
+               length = dlrni_naive_length(atom, s->d_out);
         for (int64_t c = 0; c < s->d_out && length > 0; c++) atom[c] /= length;
     }
 }
@@ -19507,7 +19525,8 @@ DLRNI_INTERNAL void dlrni_naive_unit_atoms(dlrni_naive *s) {
 DLRNI_INTERNAL void dlrni_naive_project(dlrni_naive *s) {
     for (int64_t j = 0; j < s->F; j++) {
         const double *atom = s->p[DLRN_DECODER] + j * s->d_out;
-        double *g = s->g[DLRN_DECODER] + j * s->d_out, square = dlrni_naive_dot(atom, atom, s->d_out);
+        double *g = s->g[DLRN_DECODER] + j * s->d_out,
+               square = dlrni_naive_dot(atom, atom, s->d_out);
         const double along = square > 0 ? dlrni_naive_dot(g, atom, s->d_out) / square : 0;
         for (int64_t c = 0; c < s->d_out; c++) g[c] -= along * atom[c];
     }
