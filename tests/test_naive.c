@@ -206,8 +206,7 @@ TEST(gradients_of_auxiliary_losses_are_differences) {
         rules.auxk_raw = c / 12 & 1;
         rules.auxk_attached = c / 12 >> 1 & 1;
         /* an attached residual and constant values do not occur together */
-        rules.auxk_decoder_only =
-            !rules.auxk_attached && !cfg.auxk_by_group && (c / 12 >> 2 & 1);
+        rules.auxk_decoder_only = !rules.auxk_attached && !cfg.auxk_by_group && (c / 12 >> 2 & 1);
         rules.auxk_by_size = rules.auxk_raw && c % 5 == 0;
         dlrni_naive *s = small_scene(ctx, &cfg, &rules, DLRN_OUTPUT_BIAS, 1, (uint64_t)(c + 500));
         /* among the dead some with p > 0 on some rows */
@@ -342,6 +341,380 @@ TEST(picks_of_zero_pass_a_gradient) {
     dlrn_context_destroy(ctx);
 }
 
+/* ---- A naive step of a trainer ---- */
+
+static double *rows_x, *rows_y; /* of the naive step, in double */
+
+static void use_rows(const dlrni_naive *s, const float *x, const float *y) {
+    const int64_t in = s->n * s->d_in, out = s->n * s->d_out;
+    free(rows_x);
+    free(rows_y);
+    rows_x = malloc((size_t)in * sizeof *rows_x);
+    rows_y = malloc((size_t)out * sizeof *rows_y);
+    CHECK(rows_x && rows_y);
+    for (int64_t i = 0; i < in; i++) rows_x[i] = (double)x[i];
+    for (int64_t i = 0; i < out; i++) rows_y[i] = (double)y[i];
+}
+
+/* The weights of a trainer into a naive one. */
+static void copy_weights(dlrni_naive *s, const dlrn_trainer *t) {
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        for (int64_t i = 0; s->p[role] && i < dlrni_naive_size(s, role); i++)
+            s->p[role][i] = (double)t->dict->param[role][i];
+}
+
+/* A naive trainer on n rows with the state of a trainer; moments are 0. */
+static dlrni_naive *naive_of(const dlrn_trainer *t, int64_t n) {
+    unsigned roles = 0;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        if (t->dict->param[role]) roles |= 1u << role;
+    dlrni_naive *s = dlrni_naive_open(t->ctx, &t->cfg, &t->rules, n, roles);
+    CHECK(s != NULL);
+    const dlrn_center center = t->dict->formula.center;
+    s->center = center == DLRN_CENTER_OUTPUT_BIAS  ? (int)DLRN_OUTPUT_BIAS
+                : center == DLRN_CENTER_INPUT_BIAS ? (int)DLRN_INPUT_BIAS
+                                                   : -1;
+    s->step = t->step;
+    s->threshold = t->dict->formula.threshold;
+    memcpy(s->silent, t->since_fired, (size_t)s->F * sizeof *s->silent);
+    copy_weights(s, t);
+    return s;
+}
+
+/* Numbers [n] as they should be, to a part of the largest. */
+static void check_close(const double *want, const float *found, int64_t n, double part,
+                        const char *name) {
+    double top = 0;
+    for (int64_t i = 0; i < n; i++) top = fmax(top, fabs(want[i]));
+    for (int64_t i = 0; i < n; i++)
+        CHECK_MSG(fabs(want[i] - (double)found[i]) <= part * top,
+                  "%s[%d]: expected %.9g, found %.9g", name, (int)i, want[i], (double)found[i]);
+}
+
+/* ---- PyTorch's numbers of the recipe reference ---- */
+
+/* An array of a file of golden numbers; its name may begin with that of a case. Lives until the
+   next. */
+static const float *golden(dlrn_context *ctx, dlrn_archive *a, const char *name) {
+    static float data[50 * 32 * 19];
+    int64_t at = dlrn_archive_find(a, name);
+    CHECK_MSG(at >= 0, "%s is missing", name);
+    CHECK(dlrn_archive_tensor(a, at)->numel <= (int64_t)(sizeof data / sizeof *data));
+    CHECK_OK(ctx, dlrn_archive_read(a, at, 0, -1, data));
+    return data;
+}
+
+static const dlrn_role trained[4] = {DLRN_ENCODER, DLRN_ENCODER_BIAS, DLRN_DECODER,
+                                     DLRN_OUTPUT_BIAS};
+static const char *const golden_names[4] = {"encoder_weight", "encoder_bias", "decoder_weight",
+                                            "bias"};
+
+/* A naive trainer with the weights of golden numbers, whose names begin with `prefix`. */
+static dlrni_naive *golden_naive(dlrn_context *ctx, dlrn_archive *a, const char *prefix,
+                                 dlrn_train_config cfg, int64_t n) {
+    char name[64];
+    dlrni_rules rules;
+    snprintf(name, sizeof name, "%sencoder_weight", prefix);
+    const dlrn_tensor_info *info = dlrn_archive_tensor(a, dlrn_archive_find(a, name));
+    cfg.features = info->shape[0], cfg.d_in = info->shape[1];
+    settle(ctx, "reference", 0, &cfg, &rules);
+    dlrni_naive *s = dlrni_naive_open(ctx, &cfg, &rules, n, roles_of(&cfg, &rules, 0));
+    CHECK(s != NULL);
+    s->center = DLRN_OUTPUT_BIAS;
+    for (int k = 0; k < 4; k++) {
+        snprintf(name, sizeof name, "%s%s", prefix, golden_names[k]);
+        const float *from = golden(ctx, a, name);
+        for (int64_t i = 0; i < dlrni_naive_size(s, trained[k]); i++)
+            s->p[trained[k]][i] = (double)from[i];
+    }
+    return s;
+}
+
+static dlrn_train_config golden_config(void) {
+    dlrn_train_config cfg = dlrn_train_defaults(NULL);
+    cfg.warmup_steps = 0;
+    cfg.log_steps = -1;
+    return cfg;
+}
+
+/* Losses and gradients of the naive step are those of PyTorch, for each loss, penalty and target,
+   and with ghosts. */
+TEST(gradients_are_those_of_pytorch) {
+    static const char *const kinds[3] = {"plain", "target", "ghost"};
+    static float x[40 * 19], y[40 * 19];
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_archive *a = NULL;
+    char name[64];
+    CHECK_OK(ctx, dlrn_archive_open(ctx, "tests/golden/gradients.npz", &a));
+    memcpy(x, golden(ctx, a, "x"), sizeof x);
+    memcpy(y, golden(ctx, a, "y"), sizeof y);
+    for (int c = 0; c < 12; c++) {
+        dlrn_train_config cfg = golden_config();
+        cfg.loss = (dlrn_loss)(c / 6);
+        cfg.sparsity = (dlrn_sparsity)(c / 3 % 2);
+        cfg.ghost_threshold = c % 3 == 2 ? 8 : -1;
+        cfg.sparsity_penalty = (double)*golden(ctx, a, "penalty");
+        dlrni_naive *s = golden_naive(ctx, a, "", cfg, 40);
+        CHECK_OK(ctx,
+                 dlrni_archive_read_i64(a, dlrn_archive_find(a, "steps_since_fired"), s->silent));
+        use_rows(s, x, c % 3 == 1 ? y : x);
+        double loss = dlrni_naive_loss(s, rows_x, rows_y, 0);
+        int at = snprintf(name, sizeof name, "%s_%s_%s.", c / 6 ? "squared" : "norm",
+                          c / 3 % 2 ? "entropy" : "l1", kinds[c % 3]);
+        snprintf(name + at, sizeof name - (size_t)at, "terms");
+        const float *terms = golden(ctx, a, name);
+        const double want[4] = {loss, s->reconstruction, s->sparsity, s->auxiliary};
+        for (int k = 0; k < 4; k++) CHECK_CLOSE(want[k], terms[k], 1e-6);
+        for (int k = 0; k < 4; k++) {
+            snprintf(name + at, sizeof name - (size_t)at, "%s", golden_names[k]);
+            check_close(s->g[trained[k]], golden(ctx, a, name), dlrni_naive_size(s, trained[k]),
+                        5e-6, name);
+        }
+        dlrni_naive_close(s);
+    }
+    dlrn_archive_close(a);
+    dlrn_context_destroy(ctx);
+}
+
+/* Fifty naive steps are fifty of PyTorch: weights, moments and counters. */
+TEST(steps_are_those_of_pytorch) {
+    static const char *const cases[] = {"l1.", "squared.", "entropy.", "ghost."};
+    static float x[5 * 32 * 19];
+    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_archive *a = NULL;
+    char name[64];
+    CHECK_OK(ctx, dlrn_archive_open(ctx, "tests/golden/train.npz", &a));
+    for (int c = 0; c < 4; c++) {
+        int64_t order[50], silent[256];
+        dlrn_train_config cfg = golden_config();
+        snprintf(name, sizeof name, "%ssettings", cases[c]);
+        const float *how = golden(ctx, a, name);
+        cfg.lr = (double)how[0], cfg.sparsity_penalty = (double)how[1];
+        cfg.ghost_threshold = (int64_t)how[4];
+        cfg.loss = how[6] > 0 ? DLRN_LOSS_SQUARED : DLRN_LOSS_NORM;
+        cfg.sparsity = how[7] > 0 ? DLRN_SPARSITY_ENTROPY : DLRN_SPARSITY_L1;
+        dlrni_naive *s = golden_naive(ctx, a, cases[c], cfg, 32);
+        const int64_t batch = 32 * s->d_in;
+        snprintf(name, sizeof name, "%sorder", cases[c]);
+        CHECK_OK(ctx, dlrni_archive_read_i64(a, dlrn_archive_find(a, name), order));
+        snprintf(name, sizeof name, "%sx", cases[c]);
+        memcpy(x, golden(ctx, a, name), (size_t)(5 * batch) * sizeof *x);
+        for (int step = 0; step < 50; step++) {
+            use_rows(s, x + order[step] * batch, x + order[step] * batch);
+            dlrni_naive_step(s, rows_x, rows_y);
+        }
+        for (int k = 0; k < 4; k++) {
+            const dlrn_role role = trained[k];
+            const double *of[3] = {s->p[role], s->m[role], s->v[role]};
+            for (int part = 0; part < 3; part++) {
+                static const char *const prefix[3] = {"", "m_", "v_"};
+                snprintf(name, sizeof name, "%s50.%s%s", cases[c], prefix[part], golden_names[k]);
+                check_close(of[part], golden(ctx, a, name), dlrni_naive_size(s, role), 1e-4, name);
+            }
+        }
+        snprintf(name, sizeof name, "%s50.steps_since_fired", cases[c]);
+        CHECK(s->F <= (int64_t)(sizeof silent / sizeof *silent));
+        CHECK_OK(ctx, dlrni_archive_read_i64(a, dlrn_archive_find(a, name), silent));
+        CHECK(!memcmp(silent, s->silent, (size_t)s->F * sizeof *silent));
+        dlrni_naive_close(s);
+    }
+    dlrn_archive_close(a);
+    dlrn_context_destroy(ctx);
+}
+
+/* ---- The trainer against the naive step ---- */
+
+/* A case: a recipe with settings that reach each of its pieces, on rows that make several stretches
+   or runs, with a short last group and dead features. */
+enum { WIDE = 24, FEATURES = 130 };
+
+typedef struct scene {
+    const char *recipe;
+    int compat;
+    int64_t n, budget; /* rows; entries per wave; 0: as usual */
+    int variant;       /* 0: as the recipe is; others: more of what it may be set to */
+} scene;
+
+static dlrn_train_config scene_config(const scene *c) {
+    dlrn_train_config cfg = small_config(c->recipe, c->compat);
+    cfg.d_in = WIDE * cfg.layers;
+    cfg.d_out = cfg.center == DLRN_OFF && cfg.layers == 1 ? WIDE - 5 : cfg.d_in;
+    cfg.features = strstr(c->recipe, "group") ? 132 : FEATURES;
+    if (cfg.layers > 2) cfg.features = 3 * 50;
+    if (cfg.k) cfg.k = strstr(c->recipe, "group") ? 12 : 8;
+    cfg.eps = 1e-3; /* a gradient of 1e-9 must not move a weight as one of 1 does */
+    if (cfg.bandwidth > 0) cfg.bandwidth = 0.3;
+    if (!c->variant) return cfg;
+    if (strstr(c->recipe, "reference")) cfg.ghost_threshold = 500, cfg.loss = DLRN_LOSS_SQUARED;
+    if (strstr(c->recipe, "reference")) cfg.sparsity = DLRN_SPARSITY_ENTROPY;
+    if (strstr(c->recipe, "sp-")) cfg.multi_top_k = DLRN_ON, cfg.optimiser = DLRN_OPTIMISER_ADAM;
+    if (strstr(c->recipe, "sl-matryoshka")) cfg.auxk_by_group = DLRN_ON;
+    if (strstr(c->recipe, "sl-standard")) cfg.p_start = 2;
+    if (strstr(c->recipe, "lc-relu")) cfg.sparsity = DLRN_SPARSITY_POWER, cfg.p_start = 1.5;
+    if (strstr(c->recipe, "lc-jumprelu")) cfg.clip = 0.01, cfg.threshold_lr = 2;
+    if (strstr(c->recipe, "topk") || strstr(c->recipe, "top_k")) cfg.auxk = 5;
+    return cfg;
+}
+
+/* The trainer of a case, with weights of norms that are not 1 unless its rules demand it. */
+static dlrn_trainer *scene_trainer(dlrn_context *ctx, const scene *c) {
+    dlrn_train_config cfg = scene_config(c);
+    dlrn_trainer *t = NULL;
+    dlrn_rng rng = {31, 7, 0};
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
+    dlrn_dictionary *dict = t->dict;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        for (int64_t i = 0; dict->param[role] && i < dlrni_role_size(dict, role); i++)
+            dict->param[role][i] = 0.2f * dlrn_rng_normal(&rng);
+    for (int64_t j = 0; j < dict->features; j++) {
+        const int dead = j % 11 == 3;
+        if (dict->param[DLRN_THRESHOLD])
+            dict->param[DLRN_THRESHOLD][j] = 0.1f + fabsf(dict->param[DLRN_THRESHOLD][j]);
+        /* the dead of AuxK: some never fire, some do on a few rows, one fires */
+        if (dead) dict->param[DLRN_ENCODER_BIAS][j] = j % 2 ? -9.0f : -2.5f;
+        if (dead || j == 100) t->since_fired[j] = 100000;
+    }
+    if (t->rules.atoms != DLRNI_ATOMS_FREE)
+        for (int64_t j = 0; j < dict->features; j++)
+            dlrni_normalise(ctx->k, dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out);
+    dlrn_dictionary_changed(dict);
+    if (c->budget) t->w.budget = c->budget;
+    return t;
+}
+
+enum { MOST_ROWS = 9000 };
+
+static float scene_x[MOST_ROWS * 3 * WIDE], scene_y[MOST_ROWS * 3 * WIDE];
+
+static void scene_rows(void) {
+    dlrn_rng rng = {5, 3, 0};
+    for (int64_t i = 0; i < MOST_ROWS * 3 * WIDE; i++) {
+        scene_x[i] = dlrn_rng_normal(&rng);
+        scene_y[i] = 0.5f * scene_x[i] + dlrn_rng_normal(&rng);
+    }
+}
+
+static void name_scene(const scene *c, const char *what, char *name, size_t size) {
+    snprintf(name, size, "%s%s, %d rows%s%s, %s", c->recipe, c->compat ? ", compat" : "", (int)c->n,
+             c->budget ? ", in waves" : "", c->variant ? ", variant" : "", what);
+}
+
+/* The terms of the loss, and the gradients of all parameters. */
+static void check_gradients(dlrn_context *ctx, const scene *c) {
+    char name[160];
+    dlrn_train_stats stats;
+    float *out[DLRN_ROLE_COUNT] = {0};
+    dlrn_trainer *t = scene_trainer(ctx, c);
+    dlrni_naive *s = naive_of(t, c->n);
+    const float *y = t->dict->d_out != t->dict->d_in || c->variant ? scene_y : scene_x;
+    use_rows(s, scene_x, y);
+    t->step = s->step = 1; /* what the first batch sets is not part of the loss */
+    const double loss = dlrni_naive_loss(s, rows_x, rows_y, 0);
+    CHECK_OK(ctx, dlrni_forward_loss(t, scene_x, y, c->n, &stats));
+    const struct {
+        const char *what;
+        double want, found;
+    } terms[] = {{"loss", loss, stats.loss},
+                 {"reconstruction_loss", s->reconstruction, stats.reconstruction_loss},
+                 {"sparsity_loss", s->sparsity, stats.sparsity_loss},
+                 {"pre_act_loss", s->pre_act, stats.pre_act_loss},
+                 {"l0", s->l0, stats.l0}};
+    for (size_t i = 0; i < sizeof terms / sizeof *terms; i++) {
+        name_scene(c, terms[i].what, name, sizeof name);
+        CHECK_MSG(test_close(terms[i].want, terms[i].found, 1e-5), "%s: expected %.9g, found %.9g",
+                  name, terms[i].want, terms[i].found);
+    }
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        if (t->dict->param[role])
+            out[role] = calloc((size_t)dlrni_role_size(t->dict, role), sizeof(float));
+    CHECK_OK(ctx, dlrni_trainer_gradients(t, scene_x, y, c->n, out));
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        name_scene(c, dlrn_name(DLRN_NAMES_ROLE, role), name, sizeof name);
+        if (out[role]) check_close(s->g[role], out[role], dlrni_naive_size(s, role), 2e-5, name);
+        free(out[role]);
+    }
+    dlrni_naive_close(s);
+    dlrn_trainer_destroy(t);
+}
+
+/* Five steps: weights, moments, counters, the mean threshold. Moments of a recipe that trains log
+   thresholds are those of the logarithms, in both. */
+static void check_steps(dlrn_context *ctx, const scene *c) {
+    char name[160];
+    dlrn_trainer *t = scene_trainer(ctx, c);
+    dlrni_naive *s = naive_of(t, c->n);
+    const float *y = t->dict->d_out != t->dict->d_in || c->variant ? scene_y : scene_x;
+    for (int step = 0; step < 5; step++) {
+        dlrn_train_stats stats;
+        const int64_t at = step % 2 ? 0 : (MOST_ROWS - c->n) * s->d_in;
+        use_rows(s, scene_x + at, y + at);
+        const double loss = dlrni_naive_step(s, rows_x, rows_y);
+        CHECK_OK(ctx, dlrn_trainer_step_on(t, scene_x + at, y + at, c->n, &stats));
+        name_scene(c, "step", name, sizeof name);
+        CHECK_MSG(test_close(stats.loss, loss, 3e-5), "%s %d: loss %.9g, expected %.9g", name, step,
+                  stats.loss, loss);
+        CHECK_MSG(test_close(stats.lr, s->rate, 1e-12) &&
+                      test_close(stats.penalty, s->penalty, 1e-9) && stats.k == s->k,
+                  "%s %d: rate %g, penalty %g, k %d; expected %g, %g, %d", name, step, stats.lr,
+                  stats.penalty, (int)stats.k, s->rate, s->penalty, (int)s->k);
+        for (int64_t j = 0; j < s->F; j++)
+            CHECK_MSG(s->silent[j] == t->since_fired[j],
+                      "%s %d: feature %d has been silent for %d, expected %d", name, step, (int)j,
+                      (int)t->since_fired[j], (int)s->silent[j]);
+        if (t->rules.average)
+            CHECK_MSG(test_close(s->threshold, t->dict->formula.threshold, 1e-5),
+                      "%s %d: threshold %.9g, expected %.9g", name, step,
+                      t->dict->formula.threshold, s->threshold);
+        for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+            const int64_t size = dlrni_naive_size(s, role);
+            char what[64];
+            if (!s->p[role]) continue;
+            snprintf(what, sizeof what, "step %d, %s", step, dlrn_name(DLRN_NAMES_ROLE, role));
+            name_scene(c, what, name, sizeof name);
+            check_close(s->p[role], t->dict->param[role], size, 2e-4, name);
+            snprintf(what, sizeof what, "step %d, m of %s", step, dlrn_name(DLRN_NAMES_ROLE, role));
+            name_scene(c, what, name, sizeof name);
+            check_close(s->m[role], t->m[role], size, step ? 1e-3 : 3e-5, name);
+        }
+    }
+    dlrni_naive_close(s);
+    dlrn_trainer_destroy(t);
+}
+
+static scene current;
+
+static void check_current(void) {
+    /* all kernel sets, the last with two threads; long batches with the best one */
+    for (int set = 0; test_kernels(set); set++) {
+        const int last = !test_kernels(set + 1);
+        if (!last && current.n > 300) continue;
+        dlrn_context *ctx = open_context(test_kernels(set), last ? 2 : 1);
+        scene waves = current;
+        check_gradients(ctx, &current);
+        waves.budget = 4 * 48 * 2048; /* a few groups */
+        if (last) check_gradients(ctx, &waves);
+        if (last) check_steps(ctx, &current);
+        dlrn_context_destroy(ctx);
+    }
+}
+
+/* Every recipe: as it is, with compat, and with more settings. */
+static void run_scenes(int64_t n) {
+    for (int r = 0; dlrn_recipe(r); r++)
+        for (int variant = 0; variant < 3; variant++) {
+            char name[96];
+            current.recipe = dlrn_recipe(r)->name;
+            current.n = n;
+            current.compat = variant == 1;
+            current.variant = variant == 2;
+            snprintf(name, sizeof name, "%s_on_%d_rows%s", current.recipe, (int)n,
+                     variant == 2   ? "_with_more"
+                     : variant == 1 ? "_compat"
+                                    : "");
+            test_run(name, check_current);
+        }
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(gradients_of_recipes_are_differences);
@@ -350,5 +723,10 @@ int main(int argc, char **argv) {
     RUN(gradients_of_more_picks_are_differences);
     RUN(windows_are_as_stated);
     RUN(picks_of_zero_pass_a_gradient);
+    RUN(gradients_are_those_of_pytorch);
+    RUN(steps_are_those_of_pytorch);
+    scene_rows();
+    run_scenes(300);
+    if (!test_brief()) run_scenes(8500); /* more than a run of sums */
     return TEST_END();
 }
