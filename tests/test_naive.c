@@ -107,6 +107,14 @@ static void check_differences(dlrni_naive *s, const char *name) {
     }
 }
 
+/* Whether a recipe uses a setting, by its table. */
+static int uses(const char *recipe, const char *setting) {
+    const dlrn_recipe_info *info = &dlrni_recipe_named(recipe)->info;
+    for (int i = 0; info->settings[i]; i++)
+        if (!strcmp(info->settings[i], setting)) return 1;
+    return 0;
+}
+
 /* Settings of a recipe on the widths above. */
 static dlrn_train_config small_config(const char *recipe, int compat) {
     dlrn_train_config cfg = dlrn_train_defaults(recipe);
@@ -121,12 +129,12 @@ static dlrn_train_config small_config(const char *recipe, int compat) {
     if (cfg.sparsity != DLRN_SPARSITY_NONE) cfg.sparsity_penalty = 0.3;
     cfg.warmup_steps = cfg.sparsity_warmup_steps = 0;
     if (cfg.k) cfg.k = 4;
-    if (cfg.auxk_alpha > 0 || strstr(recipe, "sp-")) cfg.auxk_alpha = 0.5;
+    if (uses(recipe, "auxk_alpha")) cfg.auxk_alpha = 0.5;
     if (cfg.dead_rows > 0) cfg.dead_rows = 500;
     if (cfg.dead_steps > 0) cfg.dead_steps = 500;
     if (cfg.target_l0 > 0 || cfg.sparsity == DLRN_SPARSITY_TARGET) cfg.target_l0 = 5;
-    if (cfg.bandwidth > 0) cfg.pre_act = 0.1;
-    if (strstr(recipe, "ghost")) cfg.ghost_threshold = 500;
+    if (uses(recipe, "pre_act")) cfg.pre_act = 0.1;
+    cfg.scale_rows = DLRN_OFF;
     return cfg;
 }
 
