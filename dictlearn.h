@@ -1642,7 +1642,8 @@ typedef struct dlrn_trainer_info {
     dlrn_dictionary *dictionary;     /* being trained. Between steps you may read it, encode with
                                         it and save it                                         */
     int64_t steps;                   /* number of steps done                                   */
-    float *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT]; /* Adam's moments, by role                */
+    float *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT]; /* Adam's moments, by role; with signum m
+                        holds the z of sign descent, and v is NULL                            */
     int64_t *since_fired; /* [F] steps since the feature was last active, or rows if the recipe
                              counts rows (cfg.dead_rows)                                     */
     int broken; /* 1: a step failed while it was writing the weights. Some have moved, others have
@@ -2195,6 +2196,21 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #include <immintrin.h>
 #else
 #define DLRNI_X86 0
+#endif
+/* The matrix registers of Intel's AMX: where the compiler knows them, and Linux hands them out.
+   MemorySanitizer cannot see what they write. */
+#define DLRNI_AMX 0
+#if DLRNI_X86 && defined(__x86_64__) && defined(__linux__) && !defined(__ILP32__)
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+#undef DLRNI_AMX
+#define DLRNI_AMX 1
+#endif
+#endif
+#if defined(__has_feature)
+#if __has_feature(memory_sanitizer)
+#undef DLRNI_AMX
+#define DLRNI_AMX 0
+#endif
 #endif
 #if DICTLEARN_SIMD && defined(__aarch64__)
 #define DLRNI_NEON 1
@@ -2932,6 +2948,7 @@ typedef struct dlrni_rounding {
                         int8   bf16   int16 (AVX-512)   int16 (AVX2)   f32
      in the table       0.27   0.53   0.72              0.72           1.00   measured on Zen 4
      another processor  0.26   1.99   1.01              0.71           1.01   a Xeon with AMX
+     its set amx        0.06   0.09   -                 -              -      the same
 
    int8 does 4 multiply-adds per instruction, at 94 % of its peak: 1 / (4 x 0.94). bf16 does 2,
    which gives 0.53 likewise. int16 needs two instructions for two. On that Xeon vdpbf16ps is slow,
@@ -2960,7 +2977,7 @@ struct dlrni_screen {
    room. Macros, because C++20 deprecates arithmetic between two enumerations. */
 #define DLRNI_LANES 16
 #define DLRNI_GROUP 48
-#define DLRNI_SCREEN_ROWS 8
+#define DLRNI_SCREEN_ROWS 32
 
 /* Compiles the functions between the two for a processor with these features. The rest of the file
    keeps the compiler's own target, so that a plain build has all sets. clang takes an attribute,
@@ -3017,6 +3034,12 @@ static const dlrni_set_row dlrni_sets[] = {
      {{&dlrni_avx512vnni_screen, NULL},
       {&dlrni_avx512bf16_screen, dlrni_avx512bf16_runs},
       {&dlrni_avx512_screen_int16, NULL}}},
+#endif
+#if DLRNI_AMX
+    {"amx",
+     dlrni_amx_runs,
+     &dlrni_avx512_kernels,
+     {{&dlrni_amx_screen_int8, NULL}, {&dlrni_amx_screen_bf16, NULL}}},
 #endif
 #if DLRNI_NEON
     {"neon", dlrni_neon_runs, &dlrni_neon_kernels, {{&dlrni_neon_screen_f32, NULL}}},
@@ -18267,11 +18290,13 @@ typedef struct dlrni_batch {
     int64_t n, cap;    /* rows; capacity in rows                                    */
     const float *y;    /* [n][d_out] borrowed                                       */
     float *xc;         /* [n][d_in] input of the encoder; the block's first array   */
+    const float *z;    /* [n][d_in] what a skip sees: xc before the center was subtracted */
     float *e;          /* [n][d_out] x_hat, then x_hat - y                          */
     double *error;     /* [n] a row's share of the reconstruction loss              */
     double *total;     /* [n] sum of the row's features                             */
     double *sparse;    /* [n] a row's share of the sparsity loss                    */
-    double *row_slope; /* [n] what the penalty's slope needs of a row (room penalties) */
+    double *row_slope; /* [n] what the penalty's slope needs of a row; before that, with
+                          p-anneal, its sum by the next exponent */
     double *active;    /* [n] number of active features                             */
     double *error2;    /* [n] loss of the second reconstruction                     */
     float *c;          /* [n] the derivative with respect to x_hat_i is c_i e_i     */
@@ -18287,6 +18312,9 @@ typedef struct dlrni_batch {
     float *e2, *c2;        /* [n][d_out] its error; [n]                                          */
     double total_variance; /* sum_i ||y_i - mean y||^2, for the loss fvu                     */
     int64_t level_cap, e2_cap;
+    /* Of a skip: z where it is not xc, and c_i e_i of one run of rows. */
+    float *own_z, *slopes;
+    int64_t own_z_cap, slopes_cap;
 } dlrni_batch;
 
 /* What the auxiliary pass (room auxiliary) keeps per row. */
@@ -18326,8 +18354,10 @@ typedef struct dlrni_work {
                              that is subtracted                                           */
     float *center_grad;   /* [d_in]                                                       */
     float *output_grad;   /* [d_out] gradient of the output bias; [d_out] of one run      */
+    float *skip_grad;     /* [skip_rows][d_in] gradient of the skip; that of one run      */
     double weight;        /* of the penalty in this step, divided by the number of rows   */
     double target_slope;  /* the penalty "target": its derivative by the L0 of one row     */
+    double next_penalty;  /* p-anneal: the penalty of this batch by the next exponent      */
     float *norm;          /* [F] of atoms: what f is multiplied with in the penalty; or NULL */
     float *unrank;        /* [F] 1 / that which p is multiplied with in ranks; or NULL     */
     float *lowered;       /* [F] thresholds less half a bandwidth, or NULL                */
@@ -18451,6 +18481,7 @@ typedef struct dlrni_rules {
     int decays_after_warmup; /* decay_start -1: the decay follows the warm-up */
     int warmup_from_one;     /* the first rate is lr / warmup_steps, not 0       */
     double decay_floor;      /* the decay ends at this share of lr                */
+    int logs_again; /* compat: a logged step is counted twice (dlrni_stage_logging) */
     int clip_rms;  /* the norm is divided by the root of the number of gradients that are not
                            0; thresholds are not clipped (Llamascopium)      */
     int steers;    /* target_l0 steers the weight of the penalty        */
@@ -18478,6 +18509,7 @@ struct dlrn_trainer {
         double off;    /* log of L0 over its target, at the last step                 */
     } steering;
     dlrni_anneal anneal;
+    int64_t scaled; /* DLRNI_ATOMS_UNIT_FIRST: 1 + the last step whose atoms were scaled */
 };
 
 /* The features of a few groups during a visit: their sums so far, and their entries on the present
@@ -19764,6 +19796,64 @@ DLRNI_INTERNAL void dlrni_steer_penalty(dlrn_trainer *t) {
     t->steering.factor *= exp(gain * change);
 }
 
+/* ---- p-anneal (Karvonen et al., 2024) ----
+   The exponent p of the penalty falls from p_start to p_end in anneal_updates equal parts. A lower
+   p makes another penalty of the same features, so each update multiplies the weight by the ratio
+   of the two, measured over the last steps: the penalty keeps its size. As in dictionary_learning,
+   the first update comes at anneal_start and sets p to p_start, since only from then on the next
+   exponent, and its penalty, are known. */
+
+/* Number j of n equal parts of from .. to, both ends included: torch.linspace, which counts the
+   second half from its end. Steps are rounded down, so the last bit of this matters. */
+DLRNI_INTERNAL double dlrni_part_of(double from, double to, int64_t j, int64_t n) {
+    const double part = n > 1 ? (to - from) / (double)(n - 1) : 0;
+    return j < n / 2 || n == 1 ? from + part * (double)j : to - part * (double)(n - 1 - j);
+}
+
+/* Whether p is updated after this step. The last update is at anneal_end, or where the run ends;
+   without either, p stays. */
+DLRNI_INTERNAL int dlrni_anneals_now(const dlrn_trainer *t) {
+    const dlrn_train_config *cfg = &t->cfg;
+    const int64_t end = cfg->anneal_end >= 0 ? cfg->anneal_end : cfg->steps;
+    const int64_t n = cfg->anneal_updates, start = cfg->anneal_start;
+    if (!t->rules.anneals_p || start < 0 || end < start || t->anneal.updates >= n) return 0;
+    if (t->step < start || t->step > end) return 0;
+    /* about where it should be; rounding can put it one off */
+    const double parts = n > 1 && end > start ? (double)(n - 1) / (double)(end - start) : 0;
+    const int64_t near = (int64_t)((double)(t->step - start) * parts);
+    for (int64_t j = dlrni_max(near - 1, 0); j < dlrni_min(near + 3, n); j++)
+        if ((int64_t)dlrni_part_of((double)start, (double)end, j, n) == t->step) return 1;
+    return 0;
+}
+
+/* After a step with the penalty `now`: the queue, and the update that may be due. */
+DLRNI_INTERNAL void dlrni_anneal_p(dlrn_trainer *t, double now) {
+    const dlrn_train_config *cfg = &t->cfg;
+    dlrni_anneal *a = &t->anneal;
+    double sum = 0, next = 0;
+    if (a->next >= 0) {
+        if (a->queued == DLRNI_ANNEAL_QUEUE) {
+            memmove(a->now, a->now + 1, (DLRNI_ANNEAL_QUEUE - 1) * sizeof *a->now);
+            memmove(a->then, a->then + 1, (DLRNI_ANNEAL_QUEUE - 1) * sizeof *a->then);
+            a->queued--;
+        }
+        a->now[a->queued] = now;
+        a->then[a->queued++] = t->w.next_penalty;
+    }
+    if (!dlrni_anneals_now(t)) return;
+    for (int64_t i = 0; i < a->queued; i++) {
+        sum += a->now[i];
+        next += a->then[i];
+    }
+    /* without active features there is no ratio */
+    if (a->next >= 0 && sum > 0 && next > 0 && a->factor * (sum / next) > 0 &&
+        a->factor * (sum / next) <= DBL_MAX)
+        a->factor *= sum / next;
+    const int64_t j = a->updates++, n = cfg->anneal_updates;
+    a->p = dlrni_part_of(cfg->p_start, cfg->p_end, j, n);
+    a->next = j < n - 1 ? dlrni_part_of(cfg->p_start, cfg->p_end, j + 1, n) : cfg->p_end;
+}
+
 /* grad -= <grad, p> p, where p = atom / |atom|: [d] each. */
 DLRNI_INTERNAL void dlrni_project(const dlrni_kernel_table *k, const float *atom, float *grad,
                                   int64_t d) {
@@ -19788,20 +19878,62 @@ DLRNI_INTERNAL int64_t dlrni_role_width(const dlrn_dictionary *dict, int role) {
     return dlrni_extent(dict, dlrni_role_table[role].cols);
 }
 
+/* ---- Signum: sign descent, schedule-free (Defazio et al., 2024; sparsify) ----
+   z descends by the signs of gradients, x is the mean of all z, and gradients are taken at
+   y = z + 0.95 (x - z), between the two. The dictionary holds y and the array of the first moments
+   z; x follows from both. With one rate, as here, the newest z counts 1 / updates in the mean. */
+
+static const float dlrni_signum_beta = 0.95F;
+
+/* One number of x. torch.lerp from y to z, by 1 - 1 / beta, which is below 0. */
+DLRNI_INLINE float dlrni_signum_mean(float y, float z) {
+    return y + (1 - 1 / dlrni_signum_beta) * (z - y);
+}
+
+/* Plain C: without multiply-adds in kernels, every kernel set has the same bits. `first`: z starts
+   where the dictionary is, whatever set that: an init, or the first batch. */
+DLRNI_INTERNAL void dlrni_signum(float *y, float *z, const float *grad, int64_t n, float lr,
+                                 int64_t updates) {
+    const float newest = 1 / (float)updates;
+    if (updates == 1) memcpy(z, y, (size_t)n * sizeof *z);
+    for (int64_t i = 0; i < n; i++) {
+        const float sign = (float)((grad[i] > 0) - (grad[i] < 0));
+        float x = dlrni_signum_mean(y[i], z[i]);
+        z[i] -= lr * sign;
+        x += newest * (z[i] - x);
+        y[i] = x + (1 - dlrni_signum_beta) * (z[i] - x);
+    }
+}
+
+/* The dictionary that a run leaves: y becomes x. */
+DLRNI_INTERNAL void dlrni_leave_mean(const dlrn_trainer *t, dlrn_dictionary *dict) {
+    if (t->cfg.optimiser != DLRN_OPTIMISER_SIGNUM || !t->step) return;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        float *w = dict->param[role];
+        for (int64_t i = 0; w && i < dlrni_role_size(dict, role); i++)
+            w[i] = dlrni_signum_mean(w[i], t->m[role][i]);
+    }
+    dlrn_dictionary_changed(dict);
+}
+
 /* The optimiser's update of n numbers of a role, from number `at` on; grad [n] is overwritten. The
-   logarithm of a threshold moves, if the rules say so: grad is by the threshold. */
+   logarithm of a threshold moves, if the rules say so: grad is by the threshold. Taking it anew
+   rounds by 6e-8 of a threshold in a step; an update is hundreds of times that. */
 DLRNI_INTERNAL void dlrni_move(dlrn_trainer *t, const dlrni_adam *adam, int role, int64_t at,
                                float *grad, int64_t n) {
-    const dlrni_kernel_table *k = t->ctx->k;
-    float *w = t->dict->param[role] + at, *m = t->m[role] + at, *v = t->v[role] + at;
-    const int is_threshold = role == DLRN_THRESHOLD, logs = is_threshold && t->rules.log_threshold;
+    float *w = t->dict->param[role] + at, *m = t->m[role] + at;
+    const int logs = role == DLRN_THRESHOLD && t->rules.log_threshold;
+    const double rate = role == DLRN_THRESHOLD ? t->cfg.threshold_lr : 1;
     dlrni_adam own = *adam;
-    if (is_threshold) own.step_size *= (float)t->cfg.threshold_lr;
+    own.step_size *= (float)rate;
     for (int64_t i = 0; logs && i < n; i++) {
         grad[i] *= w[i];
         w[i] = logf(w[i]);
     }
-    k->adam(w, m, v, grad, n, &own);
+    if (t->cfg.optimiser == DLRN_OPTIMISER_SIGNUM)
+        dlrni_signum(w, m, grad, n, (float)(t->cfg.lr * rate), t->step + 1);
+    else
+        t->ctx->k->adam(w, m, t->v[role] + at, grad, n, &own);
     for (int64_t i = 0; logs && i < n; i++) w[i] = expf(w[i]);
 }
 
@@ -20136,12 +20268,17 @@ DLRNI_INLINE double dlrni_penalised(const dlrn_trainer *t, int64_t f, float val,
     return t->w.norm ? a * (double)t->w.norm[f] : a;
 }
 
+/* a^p, a > 0. p = 1 is common, and pow is slow. */
+DLRNI_INLINE double dlrni_power(double a, double p) {
+    return p < 1 || p > 1 ? pow(a, p) : a;
+}
+
 /* phi(a), a > 0; 0 for penalties that are not such a sum. */
 DLRNI_INTERNAL double dlrni_penalty_of(const dlrn_trainer *t, double a) {
     switch (t->cfg.sparsity) {
     case DLRN_SPARSITY_L1: return a;
     case DLRN_SPARSITY_LP:
-    case DLRN_SPARSITY_POWER: return t->anneal.p < 1 || t->anneal.p > 1 ? pow(a, t->anneal.p) : a;
+    case DLRN_SPARSITY_POWER: return dlrni_power(a, t->anneal.p);
     case DLRN_SPARSITY_TANH: return tanh(dlrni_tanh_scale * a);
     default: return 0;
     }
@@ -20154,6 +20291,8 @@ DLRNI_INTERNAL void dlrni_sum_row(dlrn_trainer *t, const dlrni_slab *b, int64_t 
     double total = first ? 0 : batch->total[b->i0 + i];
     double sparse = first ? 0 : batch->sparse[b->i0 + i];
     double active = first ? 0 : batch->active[b->i0 + i];
+    double next = first ? 0 : batch->row_slope[b->i0 + i];
+    const int anneals = t->anneal.next >= 0;
     const int plain =
         !t->w.norm && t->cfg.sparsity <= DLRN_SPARSITY_NONE && t->rules.gate != DLRN_GATE_GATED;
     for (int64_t p = b->at[i]; p < b->at[i + 1]; p++) {
@@ -20162,7 +20301,9 @@ DLRNI_INTERNAL void dlrni_sum_row(dlrn_trainer *t, const dlrni_slab *b, int64_t 
         if (plain) continue;
         double a = dlrni_penalised(t, b->col[p], b->val[p], b->pre[p]);
         if (a > 0) sparse += dlrni_penalty_of(t, a);
+        if (a > 0 && anneals) next += dlrni_power(a, t->anneal.next);
     }
+    if (anneals) batch->row_slope[b->i0 + i] = next;
     batch->total[b->i0 + i] = total;
     batch->sparse[b->i0 + i] = sparse;
     batch->active[b->i0 + i] = active;
@@ -20216,6 +20357,17 @@ DLRNI_INTERNAL void dlrni_penalty_row(dlrn_trainer *t, int64_t i) {
     }
 }
 
+/* p-anneal: the penalty of the batch by the next exponent, from the sums in row_slope. */
+DLRNI_INTERNAL double dlrni_next_penalty(const dlrn_trainer *t) {
+    const dlrni_batch *b = &t->w.batch;
+    const int root = t->cfg.sparsity == DLRN_SPARSITY_LP;
+    double sum = 0;
+    for (int64_t i = 0; i < b->n; i++)
+        sum += root && b->row_slope[i] > 0 ? pow(b->row_slope[i], 1 / t->anneal.next)
+                                           : b->row_slope[i];
+    return sum / (double)b->n;
+}
+
 /* The penalty of the batch: stats->sparsity_loss, and its share of the loss. L0 over all rows comes
    first, since "target" is a function of it. */
 DLRNI_INTERNAL dlrn_status dlrni_penalty(dlrn_trainer *t, dlrn_train_stats *stats) {
@@ -20231,6 +20383,7 @@ DLRNI_INTERNAL dlrn_status dlrni_penalty(dlrn_trainer *t, dlrn_train_stats *stat
         DLRNI_TRY(dlrni_load_wave(t, first));
         DLRNI_TRY(dlrni_each_slab(t, dlrni_entropy_slab));
     }
+    if (t->anneal.next >= 0) w->next_penalty = dlrni_next_penalty(t);
     for (int64_t i = 0; i < b->n; i++) dlrni_penalty_row(t, i);
     stats->sparsity_loss = dlrni_mean(b->sparse, b->n);
     if (t->cfg.sparsity == DLRN_SPARSITY_TARGET) {
@@ -20301,15 +20454,14 @@ DLRNI_INTERNAL void dlrni_decode_levels(dlrn_trainer *t, const dlrni_slab *slab,
 DLRNI_INTERNAL void dlrni_begin_rows(dlrn_trainer *t, int64_t i0, int64_t rows, float *e) {
     const dlrn_dictionary *dict = t->dict;
     const float *skip = dict->param[DLRN_SKIP], *bias = dict->param[DLRN_OUTPUT_BIAS];
-    const int64_t d = dict->d_out, in = dict->d_in;
-    for (int64_t o = 0; skip && o < d; o += DLRNI_GROUP)
-        t->ctx->k->dots_nt(rows, dlrni_min(DLRNI_GROUP, d - o), in, t->w.batch.xc + i0 * in, in,
+    const int64_t d = dict->d_out, in = dict->d_in, to = skip ? dict->skip_rows : 0;
+    for (int64_t o = 0; o < to; o += DLRNI_GROUP)
+        t->ctx->k->dots_nt(rows, dlrni_min(DLRNI_GROUP, to - o), in, t->w.batch.z + i0 * in, in,
                            skip + o * in, in, e + o, d);
-    for (int64_t i = 0; i < rows; i++)
-        if (skip)
-            t->ctx->k->axpy(1, bias, e + i * d, d);
-        else
-            memcpy(e + i * d, bias, (size_t)d * sizeof *e);
+    for (int64_t i = 0; i < rows; i++, e += d) {
+        t->ctx->k->axpy(1, bias, e, to);
+        memcpy(e + to, bias + to, (size_t)(d - to) * sizeof *e);
+    }
 }
 
 /* The second reconstruction of gated features: by the values of the gate, ReLU(pre). Its loss is a
@@ -20493,6 +20645,13 @@ DLRNI_INTERNAL dlrn_status dlrni_level_room(dlrn_trainer *t, int64_t n) {
         (second && !DLRNI_GROW(t->ctx, &b->e2, &b->e2_cap, 0, n * (d + 1))))
         return DLRN_ERR_MEMORY;
     if (second) b->c2 = b->e2 + n * d;
+    b->z = b->xc;
+    if (!t->dict->param[DLRN_SKIP]) return DLRN_OK;
+    const int64_t run = dlrni_min(n, (int64_t)DLRNI_RUN * DLRNI_STRETCH);
+    if (!DLRNI_GROW(t->ctx, &b->slopes, &b->slopes_cap, 0, run * d)) return DLRN_ERR_MEMORY;
+    if (!dlrni_center_of(t->dict)) return DLRN_OK;
+    if (!DLRNI_GROW(t->ctx, &b->own_z, &b->own_z_cap, 0, n * t->dict->d_in)) return DLRN_ERR_MEMORY;
+    b->z = b->own_z;
     return DLRN_OK;
 }
 
@@ -21440,21 +21599,64 @@ DLRNI_INTERNAL void dlrni_bias_gradients(dlrn_trainer *t) {
         k->axpy(1.0f, w->center_part + g * d, center, d);
 }
 
+/* to [skip_rows][d_in] (+)= the sum over n rows from `row` on of c_i e_i z_i^T; e [.][d_out]. */
+DLRNI_INTERNAL dlrn_status dlrni_skip_run(dlrn_trainer *t, const float *e, const float *c,
+                                          int64_t row, int64_t n, int beta, float *to) {
+    const dlrn_dictionary *dict = t->dict;
+    dlrni_gemm_job job;
+    float *slopes = t->w.batch.slopes;
+    memcpy(slopes, e + row * dict->d_out, (size_t)(n * dict->d_out) * sizeof *slopes);
+    for (int64_t i = 0; i < n; i++)
+        t->ctx->k->scale(slopes + i * dict->d_out, c[row + i], dict->d_out);
+    memset(&job, 0, sizeof job);
+    job.k = t->ctx->k;
+    job.op = DLRN_TN;
+    job.m = dict->skip_rows;
+    job.n = job.ldb = job.ldc = dict->d_in;
+    job.depth = n;
+    job.a = slopes;
+    job.lda = dict->d_out;
+    job.b = t->w.batch.z + row * dict->d_in;
+    job.c = to;
+    job.beta = beta;
+    return dlrni_gemm_parallel(t->ctx, &job);
+}
+
+/* The gradient of the skip, run by run. It comes before any update, since products take memory. */
+DLRNI_INTERNAL dlrn_status dlrni_skip_gradient(dlrn_trainer *t) {
+    const dlrni_batch *b = &t->w.batch;
+    const int64_t size = dlrni_role_size(t->dict, DLRN_SKIP);
+    const int64_t run = (int64_t)DLRNI_RUN * DLRNI_STRETCH;
+    const float *c, *base = dlrni_level_base(t, 0, &c);
+    const int second = t->rules.gate == DLRN_GATE_GATED && !t->rules.gate_frozen;
+    float *sum = t->w.skip_grad, *part = sum + size;
+    for (int64_t i = 0; i < b->n; i += run) {
+        const int64_t n = dlrni_min(run, b->n - i);
+        float *to = i ? part : sum;
+        DLRNI_TRY(dlrni_skip_run(t, base, c, i, n, 0, to));
+        if (second) DLRNI_TRY(dlrni_skip_run(t, b->e2, b->c2, i, n, 1, to));
+        if (i) t->ctx->k->axpy(1.0f, part, sum, size);
+    }
+    return DLRN_OK;
+}
+
 /* Everything after the loss: the update (adam), or the gradients to out (by role; NULL: not
    wanted). Waves come in the same order as in the forward pass. */
 DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *adam,
                                           float *const *out) {
     dlrni_work *w = &t->w;
     dlrni_update u = {t, adam, out, 0, 0, 1, 0}; /* each wave sets its own groups and entries */
+    if (t->dict->param[DLRN_SKIP]) DLRNI_TRY(dlrni_skip_gradient(t));
     for (int64_t first = 0; first < w->codes.groups; first += w->wave)
         DLRNI_TRY(dlrni_update_wave(&u, first));
     dlrni_bias_gradients(t);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         /* features were updated in their visit */
         if (!t->dict->param[role] || dlrni_is_by_feature(role)) continue;
-        /* of the roles that are not by feature, output and input bias are trained; a skip is
-           refused (dlrni_check_trainable) */
-        float *grad = role == DLRN_OUTPUT_BIAS ? w->output_grad : w->center_grad;
+        /* of the roles that are not by feature, these three are trained */
+        float *grad = role == DLRN_OUTPUT_BIAS ? w->output_grad
+                      : role == DLRN_SKIP      ? w->skip_grad
+                                               : w->center_grad;
         int64_t n = dlrni_role_size(t->dict, role);
         if (adam) dlrni_move(t, adam, role, 0, grad, n);
         if (out && out[role]) memcpy(out[role], grad, (size_t)n * sizeof *grad);
@@ -21471,9 +21673,35 @@ DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *ada
 typedef struct dlrni_apply {
     dlrn_trainer *t;
     const dlrni_adam *adam;
-    float factor;   /* of all gradients                                                     */
+    float factor;   /* of all gradients that count                                          */
     double *square; /* [features] squared length of a feature's gradients; NULL: the update */
+    double *count;  /* [features] how many of them are not 0, for clip_rms                  */
 } dlrni_apply;
+
+/* Whether the gradients of a role count in the norm, and are clipped. */
+DLRNI_INTERNAL int dlrni_is_clipped(const dlrn_trainer *t, int role) {
+    return !t->rules.clip_rms || role != DLRN_THRESHOLD;
+}
+
+/* Adds a vector to the norm: *square, and *count if the rules divide by it. */
+DLRNI_INTERNAL void dlrni_measure_gradient(const dlrn_trainer *t, const float *grad, int64_t n,
+                                           double *square, double *count) {
+    *square += (double)t->ctx->k->dot(grad, grad, n);
+    /* -0 is 0, NaN is not */
+    for (int64_t i = 0; t->rules.clip_rms && i < n; i++) *count += !(grad[i] >= 0 && grad[i] <= 0);
+}
+
+/* What gradients are scaled by, from their squared norm: at most 1. */
+DLRNI_INTERNAL float dlrni_clip_factor(const dlrn_trainer *t, double square, double count) {
+    const double norm = sqrt(square), clip = t->cfg.clip;
+    if (t->rules.clip_rms) {
+        const double rms = count > 0 ? norm / sqrt(count) : 0;
+        return rms > clip ? (float)(clip / (rms + 1e-6)) : 1;
+    }
+    /* 1e-6 as in torch */
+    const double factor = clip / (norm + 1e-6);
+    return factor < 1 ? (float)factor : 1;
+}
 
 /* Task, one group of features: with `square`, projects the atoms' gradients and measures all;
    without it, updates the weights. */
@@ -21493,9 +21721,10 @@ DLRNI_INTERNAL void dlrni_apply_group(void *arg, int64_t group, int worker) {
                    limit */
                 if (role == DLRN_DECODER && t->rules.atoms != DLRNI_ATOMS_FREE)
                     dlrni_project(k, t->dict->param[role] + f * d, grad, d);
-                a->square[f] += (double)k->dot(grad, grad, d);
+                if (dlrni_is_clipped(t, role))
+                    dlrni_measure_gradient(t, grad, d, &a->square[f], &a->count[f]);
             } else {
-                k->scale(grad, a->factor, d);
+                if (dlrni_is_clipped(t, role)) k->scale(grad, a->factor, d);
                 /* projected by the first pass */
                 dlrni_update_role(t, a->adam, role, f, grad, 1);
             }
@@ -21508,22 +21737,23 @@ DLRNI_INTERNAL void dlrni_apply_group(void *arg, int64_t group, int worker) {
 DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_adam *adam) {
     int64_t F = t->dict->features, groups = dlrni_ceil_div(F, DLRNI_GROUP);
     /* one per feature, not per thread: summed in order below */
-    double *square = DLRNI_NEW_ZERO(t->ctx, double, F), sum = 0;
-    dlrni_apply job = {t, adam, 1, square};
+    double *square = DLRNI_NEW_ZERO(t->ctx, double, 2 * F), sum = 0, count = 0;
+    dlrni_apply job = {t, adam, 1, square, square ? square + F : NULL};
     dlrn_status s = square ? dlrni_backward(t, NULL, t->w.gradient) : DLRN_ERR_MEMORY;
     if (s == DLRN_OK) dlrn_parallel_for(t->ctx, groups, dlrni_apply_group, &job);
     /* feature by feature, in order: the same norm for any number of threads */
-    for (int64_t f = 0; s == DLRN_OK && f < F; f++) sum += square[f];
+    for (int64_t f = 0; s == DLRN_OK && f < F; f++) {
+        sum += square[f];
+        count += job.count[f];
+    }
     dlrn_free(t->ctx, square);
     if (s != DLRN_OK) return s;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         if (!t->dict->param[role] || dlrni_is_by_feature(role)) continue;
         int64_t n = dlrni_role_size(t->dict, role);
-        sum += (double)t->ctx->k->dot(t->w.gradient[role], t->w.gradient[role], n);
+        dlrni_measure_gradient(t, t->w.gradient[role], n, &sum, &count);
     }
-    /* 1e-6 as in torch */
-    const double factor = t->cfg.clip / (sqrt(sum) + 1e-6);
-    job.factor = factor < 1 ? (float)factor : 1;
+    job.factor = dlrni_clip_factor(t, sum, count);
     /* the second pass updates */
     job.square = NULL;
     t->stage = DLRNI_UPDATING;
@@ -21540,20 +21770,27 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_a
 
 /* ---- Before and after a step ---- */
 
-/* One round of Weiszfeld's algorithm (1937): to [d] = the mean of y [n][d], weighted by 1 /
-   distance from `from` [d]. Returns how far the median moved. A row at distance 0 is left out,
-   since its weight would be infinite. */
-DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t n, int64_t d, const double *from,
-                                         double *to) {
+/* mean [d] of x [n][d]. */
+DLRNI_INTERNAL void dlrni_mean_row(const float *x, int64_t n, int64_t d, double *mean) {
+    memset(mean, 0, (size_t)d * sizeof *mean);
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 0; c < d; c++) mean[c] += (double)x[i * d + c] / (double)n;
+}
+
+/* One round of Weiszfeld's algorithm (1937): to [d] = the mean of y [n][d], whose rows are ld apart,
+   weighted by 1 / distance from `from` [d]. Returns how far the median moved. A row at distance 0 is
+   left out, since its weight would be infinite. */
+DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t ld, int64_t n, int64_t d,
+                                         const double *from, double *to) {
     double all = 0, moved = 0;
     memset(to, 0, (size_t)d * sizeof *to);
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++, y += ld) {
         double square = 0;
         for (int64_t c = 0; c < d; c++)
-            square += ((double)y[i * d + c] - from[c]) * ((double)y[i * d + c] - from[c]);
+            square += ((double)y[c] - from[c]) * ((double)y[c] - from[c]);
         if (!(square > 0)) continue;
         all += 1 / sqrt(square);
-        for (int64_t c = 0; c < d; c++) to[c] += (double)y[i * d + c] / sqrt(square);
+        for (int64_t c = 0; c < d; c++) to[c] += (double)y[c] / sqrt(square);
     }
     for (int64_t c = 0; c < d; c++) {
         to[c] = all > 0 ? to[c] / all : from[c];
@@ -21562,28 +21799,54 @@ DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t n, int64_t d, c
     return sqrt(moved);
 }
 
-/* The geometric median: unlike the mean, a few huge rows do not move it far. At most 100 rounds, or
-   until it moves by less than 1e-5: dictionary_learning's numbers. */
-DLRNI_INTERNAL dlrn_status dlrni_first_median(dlrn_trainer *t, const float *x, const float *y,
-                                              int64_t n) {
-    int64_t d = t->dict->d_out;
-    /* this comes before the loss, which also checks it */
-    DLRNI_TRY(dlrni_check_batch(t, x, y, n));
-    double *at = DLRNI_NEW_ZERO(t->ctx, double, 2 * d);
-    if (!at) return DLRN_ERR_MEMORY;
-    double *next = at + d; /* only now: NULL + d is undefined */
-    if (!y) y = x;
-    /* starts from the mean */
-    for (int64_t i = 0; i < n * d; i++) at[i % d] += (double)y[i] / (double)n;
+/* The geometric median: unlike the mean, a few huge rows do not move it far. Each layer has its own
+   distances. At most 100 rounds, or until all layers move by less than 1e-5: the numbers of
+   dictionary_learning and its fork. at [d] is the mean, and becomes the median; next [d] is
+   scratch. */
+DLRNI_INTERNAL void dlrni_median(const float *y, int64_t n, int64_t d, int64_t layers, double *at,
+                                 double *next) {
+    const int64_t width = d / layers;
     for (int round = 0; round < 100; round++) {
-        double moved = dlrni_median_round(y, n, d, at, next);
+        double moved = 0;
+        for (int64_t l = 0; l < d; l += width) {
+            double by = dlrni_median_round(y + l, d, n, width, at + l, next + l);
+            moved = by > moved ? by : moved;
+        }
         memcpy(at, next, (size_t)d * sizeof *at);
         if (moved < 1e-5) break;
     }
-    for (int64_t c = 0; c < d; c++) t->dict->param[DLRN_OUTPUT_BIAS][c] = (float)at[c];
+}
+
+/* What the first batch sets (rules.first): the output bias; sparsify without a center also shifts
+   the pre-activations by their mean, which centers them, too. */
+DLRNI_INTERNAL dlrn_status dlrni_first_batch(dlrn_trainer *t, const float *x, const float *y,
+                                             int64_t n) {
+    const dlrn_dictionary *dict = t->dict;
+    const int64_t d = dict->d_out, in = dict->d_in;
+    const int shifts = t->rules.first == DLRNI_FIRST_MEAN && !dlrni_center_of(dict);
+    /* this comes before the loss, which also checks it */
+    DLRNI_TRY(dlrni_check_batch(t, x, y, n));
+    double *at = DLRNI_NEW(t->ctx, double, 2 * d + in);
+    float *z = DLRNI_NEW(t->ctx, float, in);
+    const dlrn_status s = at && z ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (s == DLRN_OK) {
+        dlrni_mean_row(y ? y : x, n, d, at);
+        if (t->rules.first == DLRNI_FIRST_MEDIAN)
+            dlrni_median(y ? y : x, n, d, dict->layers, at, at + d);
+        for (int64_t c = 0; c < d; c++) dict->param[DLRN_OUTPUT_BIAS][c] = (float)at[c];
+    }
+    if (s == DLRN_OK && shifts) {
+        dlrni_mean_row(x, n, in, at);
+        for (int64_t c = 0; c < in; c++) z[c] = (float)at[c];
+        dlrni_input_less(dict, z, NULL, 1, z); /* scaled, as rows are */
+        for (int64_t f = 0; f < dict->features; f++)
+            dict->param[DLRN_ENCODER_BIAS][f] =
+                -t->ctx->k->dot(dict->param[DLRN_ENCODER] + f * in, z, in);
+    }
     dlrn_dictionary_changed(t->dict);
     dlrn_free(t->ctx, at);
-    return DLRN_OK;
+    dlrn_free(t->ctx, z);
+    return s;
 }
 
 /* The smallest kept values of this batch, or their mean over rows; below 0: there are none. A row
@@ -21623,9 +21886,9 @@ DLRNI_INTERNAL void dlrni_average_threshold(dlrn_trainer *t) {
    Numbers are the defaults of the libraries' own trainers. */
 
 DLRNI_INTERNAL void dlrni_set_reference(dlrn_train_config *cfg, dlrni_rules *r) {
-    (void)cfg;
     r->auxiliary = &dlrni_ghosts;
     r->steers = 1;
+    r->logs_again = cfg->compat == DLRN_ON;
 }
 
 /* What dictionary_learning 0.1.0's trainers share. */
@@ -22402,6 +22665,21 @@ DLRNI_INTERNAL double dlrni_settled_rate(const dlrn_train_config *cfg, const dlr
            sqrt((double)cfg->features / 16384);
 }
 
+/* The settings of p-anneal. */
+DLRNI_INTERNAL dlrn_status dlrni_check_anneal(dlrn_context *ctx, const dlrn_train_config *cfg,
+                                              const dlrni_rules *rules) {
+    const char *place = "dlrn_train_config";
+    const int root = cfg->sparsity == DLRN_SPARSITY_LP;
+    if (!rules->anneals_p) return DLRN_OK;
+    DLRNI_REQUIRE_IN(ctx, place, root || cfg->sparsity == DLRN_SPARSITY_POWER,
+                     "sparsity: expected lp or power for a recipe in which p falls");
+    DLRNI_REQUIRE_IN(ctx, place, !root || cfg->p_end > 0,
+                     "p_end: expected a number above 0 for the penalty lp");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->anneal_end < 0 || cfg->anneal_end >= cfg->anneal_start,
+                     "anneal_end: expected a step from anneal_start on");
+    return DLRN_OK;
+}
+
 /* Settings that must fit each other. */
 DLRNI_INTERNAL dlrn_status dlrni_check_settings(dlrn_context *ctx, const dlrn_train_config *cfg,
                                                 const dlrni_rules *rules) {
@@ -22420,6 +22698,10 @@ DLRNI_INTERNAL dlrn_status dlrni_check_settings(dlrn_context *ctx, const dlrn_tr
                      "layers: expected a divisor of d_in and d_out");
     DLRNI_REQUIRE_IN(ctx, place, !rules->nested || cfg->loss == DLRN_LOSS_SQUARED,
                      "loss: nested groups need squared");
+    DLRNI_REQUIRE_IN(ctx, place,
+                     !rules->log_threshold || cfg->optimiser != DLRN_OPTIMISER_SIGNUM,
+                     "optimiser: expected adam for a recipe that trains logarithms of thresholds");
+    DLRNI_TRY(dlrni_check_anneal(ctx, cfg, rules));
     for (int64_t g = 0; g < cfg->n_groups; g++) sum += cfg->groups[g];
     if (cfg->n_groups && sum != cfg->features)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
@@ -22698,6 +22980,10 @@ DLRNI_INTERNAL void dlrni_zero_moments(dlrn_trainer *t, int64_t j, int atom_too)
         int64_t d = dlrni_role_width(t->dict, role);
         if (!t->m[role] || !dlrni_is_by_feature(role)) continue;
         if (role == DLRN_DECODER && !atom_too) continue;
+        if (!t->v[role]) { /* signum: z starts again where the feature is */
+            memcpy(t->m[role] + j * d, t->dict->param[role] + j * d, (size_t)d * sizeof(float));
+            continue;
+        }
         memset(t->m[role] + j * d, 0, (size_t)d * sizeof(float));
         memset(t->v[role] + j * d, 0, (size_t)d * sizeof(float));
     }
@@ -22799,6 +23085,7 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
     /* every pointer is NULL until it is allocated, so that a half-made trainer can be destroyed */
     void *blocks[] = {t->since_fired, w->silent,      w->center_part, w->center_grad,
                       w->output_grad, w->lowered,     w->norm,        w->unrank,
+                      w->skip_grad,   w->batch.own_z, w->batch.slopes,
                       w->batch.xc,    w->batch.level, w->batch.e2,    w->aux.dead,
                       w->aux.e,       w->aux.row,     w->aux.grad,    w->aux.bias_grad};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
@@ -22813,7 +23100,10 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc_role(dlrn_trainer *t, int role) {
     int64_t n = dlrni_role_size(t->dict, role);
     if (!t->dict->param[role]) return DLRN_OK; /* the family has no such parameter */
     if (!(t->m[role] = DLRNI_NEW_ZERO(t->ctx, float, n))) return DLRN_ERR_MEMORY;
-    if (!(t->v[role] = DLRNI_NEW_ZERO(t->ctx, float, n))) return DLRN_ERR_MEMORY;
+    /* signum has no second moments */
+    if (t->cfg.optimiser == DLRN_OPTIMISER_ADAM &&
+        !(t->v[role] = DLRNI_NEW_ZERO(t->ctx, float, n)))
+        return DLRN_ERR_MEMORY;
     if (!(t->cfg.clip > 0)) return DLRN_OK;
     t->w.gradient[role] = DLRNI_NEW(t->ctx, float, n);
     return t->w.gradient[role] ? DLRN_OK : DLRN_ERR_MEMORY;
@@ -22840,6 +23130,9 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     /* the gradient, and the sum of one run */
     w->output_grad = DLRNI_NEW(ctx, float, 2 * t->dict->d_out);
     w->center_grad = DLRNI_NEW(ctx, float, d);
+    if (t->dict->param[DLRN_SKIP] &&
+        !(w->skip_grad = DLRNI_NEW(ctx, float, 2 * dlrni_role_size(t->dict, DLRN_SKIP))))
+        return DLRN_ERR_MEMORY;
     /* a part for each group, so that tasks need no lock */
     w->center_part = DLRNI_NEW(ctx, float, w->codes.groups *d);
     if (t->rules.weigh != DLRN_RANK_VALUE && !(w->norm = DLRNI_NEW(ctx, float, F)))
@@ -22931,7 +23224,16 @@ DLRNI_INTERNAL dlrn_status dlrni_new_weights(dlrn_context *ctx, const dlrn_train
     dict->formula.center = center ? DLRN_CENTER_OUTPUT_BIAS : DLRN_CENTER_NONE;
     dict->layers = cfg->layers;
     (void)rules;
-    return DLRN_OK;
+    if (cfg->skip != DLRN_ON) return DLRN_OK;
+    dlrn_status s = dlrni_param_alloc(dict, DLRN_SKIP);
+    if (s == DLRN_OK) {
+        memset(dict->param[DLRN_SKIP], 0,
+               (size_t)dlrni_role_size(dict, DLRN_SKIP) * sizeof(float));
+        return s;
+    }
+    dlrn_dictionary_destroy(dict);
+    *out = NULL;
+    return s;
 }
 
 /* The dictionary that training starts from: a copy of `init`, or random weights by the seed. */
@@ -23009,6 +23311,7 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     /* a family that does not select has k 0 */
     cfg.k = dict->formula.k;
     cfg.center = dict->formula.center ? DLRN_ON : DLRN_OFF;
+    cfg.skip = dict->param[DLRN_SKIP] ? DLRN_ON : DLRN_OFF;
     dlrn_status s = dlrni_trainer_new(ctx, &cfg, &dict, buffer, out);
     /* NULL unless dlrni_trainer_new failed before it took it */
     dlrn_dictionary_destroy(dict);
@@ -23098,6 +23401,7 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
         w->batch.total_variance = dlrni_total_variance(w->batch.y, n, t->dict->d_out);
     /* once for all waves, and kept for the gradients */
     dlrni_input(t->dict, x, n, w->batch.xc);
+    if (w->batch.z != w->batch.xc) dlrni_input_less(t->dict, x, NULL, n, w->batch.own_z);
     DLRNI_TRY(dlrni_reconstruct(t));
     stats->step = t->step; /* counted from 0 */
     stats->rows = n;
@@ -23131,20 +23435,52 @@ DLRNI_INTERNAL void dlrni_count_batch(dlrn_trainer *t) {
     memcpy(t->since_fired, t->w.silent, (size_t)t->dict->features * sizeof *t->since_fired);
 }
 
-/* The losses of the step's batch, after the recipe's preparation in step 0. If either fails, the
-   output bias is restored: a failed step changes nothing. */
+/* Task: scales a group of atoms to norm 1. */
+DLRNI_INTERNAL void dlrni_scale_group(void *arg, int64_t group, int worker) {
+    dlrn_dictionary *dict = ((dlrn_trainer *)arg)->dict;
+    const int64_t end = dlrni_min((group + 1) * DLRNI_GROUP, dict->features), d = dict->d_out;
+    (void)worker;
+    for (int64_t f = group * DLRNI_GROUP; f < end; f++)
+        dlrni_normalise(dict->ctx->k, dict->param[DLRN_DECODER] + f * d, d);
+}
+
+/* What some libraries do to weights before the loss. A step may fail after it, and the next one
+   comes here again: thresholds stay the same then; of atoms a second division could change the last
+   bits, so `scaled` remembers the first, also in checkpoints. */
+DLRNI_INTERNAL void dlrni_constrain(dlrn_trainer *t) {
+    float *threshold = t->rules.threshold_from_0 ? t->dict->param[DLRN_THRESHOLD] : NULL;
+    int changed = 0;
+    for (int64_t f = 0; threshold && f < t->dict->features; f++)
+        if (threshold[f] < 0) threshold[f] = 0, changed = 1;
+    if (t->rules.atoms == DLRNI_ATOMS_UNIT_FIRST && t->scaled != t->step + 1) {
+        dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->features, DLRNI_GROUP),
+                          dlrni_scale_group, t);
+        t->scaled = t->step + 1;
+        changed = 1;
+    }
+    if (changed) dlrn_dictionary_changed(t->dict);
+}
+
+/* The losses of the step's batch, after what comes before them. If the first step fails, the biases
+   that its batch has set are restored: it was not the first. */
 DLRNI_INTERNAL dlrn_status dlrni_stage_loss(dlrn_trainer *t, dlrn_train_stats *stats) {
-    /* gradients come later: their room is free until then */
-    float *bias = t->dict->param[DLRN_OUTPUT_BIAS], *before = t->w.output_grad;
-    const size_t size = (size_t)t->dict->d_out * sizeof *bias;
+    const int64_t d = t->dict->d_out, F = t->dict->features;
+    float *const *param = t->dict->param;
+    dlrni_constrain(t);
     if (t->step > 0 || t->rules.first == DLRNI_FIRST_NOTHING)
         return dlrni_forward_loss(t, t->x, t->y, t->n, stats);
-    memcpy(before, bias, size);
-    dlrn_status s = dlrni_first_median(t, t->x, t->y, t->n);
+    float *kept = DLRNI_NEW(t->ctx, float, d + F);
+    if (!kept) return DLRN_ERR_MEMORY;
+    memcpy(kept, param[DLRN_OUTPUT_BIAS], (size_t)d * sizeof *kept);
+    memcpy(kept + d, param[DLRN_ENCODER_BIAS], (size_t)F * sizeof *kept);
+    dlrn_status s = dlrni_first_batch(t, t->x, t->y, t->n);
     if (s == DLRN_OK) s = dlrni_forward_loss(t, t->x, t->y, t->n, stats);
-    if (s == DLRN_OK) return s;
-    memcpy(bias, before, size);
-    dlrn_dictionary_changed(t->dict);
+    if (s != DLRN_OK) {
+        memcpy(param[DLRN_OUTPUT_BIAS], kept, (size_t)d * sizeof *kept);
+        memcpy(param[DLRN_ENCODER_BIAS], kept + d, (size_t)F * sizeof *kept);
+        dlrn_dictionary_changed(t->dict);
+    }
+    dlrn_free(t->ctx, kept);
     return s;
 }
 
@@ -23163,6 +23499,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_update(dlrn_trainer *t) {
     /* t->step is still the number of this step */
     dlrni_average_threshold(t);
     dlrni_steer_penalty(t);
+    if (t->rules.anneals_p) dlrni_anneal_p(t, stats.sparsity_loss);
     t->last = stats;
     /* only now: error texts before this name this step */
     t->step++;
@@ -23199,7 +23536,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_resampling(dlrn_trainer *t) {
    dead. */
 DLRNI_INTERNAL dlrn_status dlrni_stage_logging(dlrn_trainer *t) {
     /* a resumed step has no rows in memory: it is not logged */
-    if (t->cfg.compat && t->n && dlrni_is_due(t->step - 1, t->cfg.log_steps)) {
+    if (t->rules.logs_again && t->n && dlrni_is_due(t->step - 1, t->cfg.log_steps)) {
         dlrn_train_stats now;
         DLRNI_TRY(dlrni_forward_loss(t, t->x, t->y, t->n, &now));
         dlrni_count_batch(t);
@@ -23290,7 +23627,9 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_gradients(dlrn_trainer *t, const float 
 }
 
 DLRN_API dlrn_status dlrn_trainer_finish(const dlrn_trainer *t, dlrn_dictionary **out) {
-    return dlrni_dictionary_copy(t->ctx, t->dict, out);
+    DLRNI_TRY(dlrni_dictionary_copy(t->ctx, t->dict, out));
+    dlrni_leave_mean(t, *out);
+    return DLRN_OK;
 }
 
 DLRN_API dlrn_trainer_info dlrn_trainer_describe(const dlrn_trainer *t) {
@@ -23338,6 +23677,7 @@ DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *conf
     /* a run that was stopped has a usable dictionary */
     if (s == DLRN_OK || (s == DLRN_STOPPED && t)) {
         /* no copy, which would double the memory */
+        dlrni_leave_mean(t, t->dict);
         *out = t->dict; /* handed over */
         t->dict = NULL;
     }
@@ -23378,8 +23718,8 @@ DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoin
     memset(out, 0, sizeof *out);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         float *data[3] = {t->dict->param[role], t->m[role], t->v[role]};
-        /* no parameter, no moments */
         for (int part = 0; part < 3 && data[0]; part++) {
+            if (!data[part]) continue; /* signum has no second moments */
             int i = out->count++;
             dlrni_print(out->name[i], sizeof out->name[i], "%s%s", prefix[part],
                         dlrni_role_table[role].name);
@@ -24873,6 +25213,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_REQUIRE
 #undef DLRNI_REQUIRE_IN
 #undef DLRNI_SCREEN_ROWS
+#undef DLRNI_AMX
 #undef DLRNI_STATS_INTEGERS
 #undef DLRNI_STATS_REALS
 #undef DLRNI_SERIAL_NS
@@ -25714,6 +26055,120 @@ DLRNI_INTERNAL void dlrni_avx512vnni_tile(const void *panel, const void *x, int6
 static const dlrni_screen dlrni_avx512vnni_screen = {
     "int8", 8, 1, 4, 0, 0.27f, dlrni_avx512vnni_round, dlrni_avx512vnni_tile};
 DLRNI_TARGET_END
+
+#if DLRNI_AMX
+/* ---- amx: the kernels of avx512 and two screens ----
+
+   A tile register holds 16 rows of 64 bytes. One instruction multiplies a tile of x, 16 rows by 16
+   words, with 16 words of 16 features, and adds to 16 x 16 sums. A panel has that layout already:
+   the words of a feature are 192 bytes apart. Two tiles of rows by three of features take six
+   registers for sums, one for x and one for the panel. */
+
+/* Sapphire Rapids was the first to have it. Linux gives a process the registers if it asks:
+   arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), from 5.16 on; older kernels refuse. Called
+   without libc's syscall(), which strict C does not declare. */
+DLRNI_INTERNAL int dlrni_amx_runs(void) {
+    const unsigned int8_bf16_tile = 1u << 25 | 1u << 22 | 1u << 24; /* of leaf 7, in edx */
+    unsigned a = 7, b, c = 0, d;
+    long request = 158; /* the number of arch_prctl; then its result */
+    if (!dlrni_avx512vnni_runs() || !dlrni_avx512bf16_runs()) return 0;
+    __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    if ((d & int8_bf16_tile) != int8_bf16_tile) return 0;
+    __asm__ volatile("syscall" : "+a"(request) : "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
+    return request == 0;
+}
+
+/* The shape of the eight registers, as ldtilecfg reads it: palette 1; bytes a row; rows. */
+typedef struct dlrni_amx_shape {
+    uint8_t palette, start, zero[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} dlrni_amx_shape;
+static const dlrni_amx_shape dlrni_amx_full = {
+    1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
+DLRNI_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,fma,pclmul,avx512vnni,avx512bf16,amx-tile,"
+                   "amx-int8,amx-bf16")
+/* The sums of 32 rows and 48 features, out [32][48], by the instruction `dp`. The registers are
+   configured and released in each call: whoever else uses them in this thread finds them free, and
+   a switch of threads need not save them. A panel that lies in the second cache is read once for 32
+   rows. */
+#define DLRNI_AMX_SUMS(dp)                                                                         \
+    do {                                                                                           \
+        const size_t row = 4 * DLRNI_GROUP;                                                        \
+        _tile_loadconfig(&dlrni_amx_full);                                                         \
+        _tile_zero(0);                                                                             \
+        _tile_zero(1);                                                                             \
+        _tile_zero(2);                                                                             \
+        _tile_zero(3);                                                                             \
+        _tile_zero(4);                                                                             \
+        _tile_zero(5);                                                                             \
+        for (int64_t p = 0; p < steps; p += 16, w += 16 * row, at += 64) {                         \
+            _tile_loadd(6, at, ld);                                                                \
+            _tile_loadd(7, w, row);                                                                \
+            dp(0, 6, 7);                                                                           \
+            _tile_loadd(7, w + 64, row);                                                           \
+            dp(1, 6, 7);                                                                           \
+            _tile_loadd(7, w + 128, row);                                                          \
+            dp(2, 6, 7);                                                                           \
+            _tile_loadd(6, at + 16 * ld, ld);                                                      \
+            dp(5, 6, 7);                                                                           \
+            _tile_loadd(7, w + 64, row);                                                           \
+            dp(4, 6, 7);                                                                           \
+            _tile_loadd(7, w, row);                                                                \
+            dp(3, 6, 7);                                                                           \
+        }                                                                                          \
+        _tile_stored(0, out, row);                                                                 \
+        _tile_stored(1, out + 16, row);                                                            \
+        _tile_stored(2, out + 32, row);                                                            \
+        _tile_stored(3, out + 16 * DLRNI_GROUP, row);                                              \
+        _tile_stored(4, out + 16 * DLRNI_GROUP + 16, row);                                         \
+        _tile_stored(5, out + 16 * DLRNI_GROUP + 32, row);                                         \
+        _tile_release();                                                                           \
+    } while (0)
+
+/* Bytes as in avx512vnni: the features are the unsigned side. */
+DLRNI_INTERNAL void dlrni_amx_tile_int8(const void *panel, const void *x, int64_t ld, int64_t steps,
+                                        const float *coef, const dlrni_screen_row *row_of,
+                                        uint64_t *mask) {
+    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
+    int32_t out[32 * DLRNI_GROUP];
+    DLRNI_AMX_SUMS(_tile_dpbsud);
+    for (int i = 0; i < 32; i++) {
+        const __m512i shift = _mm512_set1_epi32(row_of[i].shift);
+        __m512 sum[3];
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++)
+            sum[v] = _mm512_maskz_cvtepi32_ps(
+                (__mmask16)0xFFFF,
+                _mm512_add_epi32(_mm512_loadu_si512(out + i * DLRNI_GROUP + 16 * v), shift));
+        mask[i] = dlrni_avx512_screen_mask(sum, coef, row_of + i);
+    }
+}
+
+/* Numbers as in avx512bf16. */
+DLRNI_INTERNAL void dlrni_amx_tile_bf16(const void *panel, const void *x, int64_t ld, int64_t steps,
+                                        const float *coef, const dlrni_screen_row *row_of,
+                                        uint64_t *mask) {
+    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
+    float out[32 * DLRNI_GROUP];
+    DLRNI_AMX_SUMS(_tile_dpbf16ps);
+    for (int i = 0; i < 32; i++) {
+        __m512 sum[3];
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++) sum[v] = _mm512_loadu_ps(out + i * DLRNI_GROUP + 16 * v);
+        mask[i] = dlrni_avx512_screen_mask(sum, coef, row_of + i);
+    }
+}
+#undef DLRNI_AMX_SUMS
+
+/* 32 rows; for their costs see struct dlrni_screen. */
+static const dlrni_screen dlrni_amx_screen_int8 = {
+    "int8", 32, 1, 4, 0, 0.06f, dlrni_avx512vnni_round, dlrni_amx_tile_int8};
+static const dlrni_screen dlrni_amx_screen_bf16 = {
+    "bf16", 32, 2, 2, 1, 0.09f, dlrni_avx512bf16_round, dlrni_amx_tile_bf16};
+DLRNI_TARGET_END
+#endif /* DLRNI_AMX */
 
 #endif /* DLRNI_X86 */
 
