@@ -60,10 +60,10 @@
    >>layouts        how dictionaries are stored: one block per library
    >>load           reads and writes dictionaries
    >>sets           dictionaries of several layers: in several files, or as parts
-   >>naive          a training step as plain loops: for readers, and as the tests' reference
    >>source         rows of arrays in memory and in files, a filter
    >>buffer         the activation buffer
    >>training       states of a trainer, work space, what a recipe is
+   >>naive          a training step as plain loops: for readers, and as the tests' reference
    >>optimiser      Adam with unit-norm atoms, rates
    >>sums           sums of gathered rows
    >>loss           lists, reconstruction, errors
@@ -16957,221 +16957,6 @@ DLRNI_INTERNAL dlrn_status dlrni_load_layers(dlrni_loading *l, dlrn_dictionary *
 DLRNI_COLD_END
 #ifndef DICTLEARN_NO_TRAINING
 /* ------------------------------------------------------------------------------------------ */
-// >>naive
-/* The algorithm, written to be read: a step of the recipe reference, in double, with plain loops
-   and every number in memory. The rooms after this one do the same with lists of active features,
-   in f32, and in parallel. Compiled for the tests only: they compare this step with finite
-   differences and with PyTorch, and the trainer with this step. */
-#ifdef DICTLEARN_NAIVE_STEP
-
-/* trainSAE's constant, which avoids 0 / 0 and log(0). */
-static const double dlrni_naive_eps = 1e-8;
-
-/* Parameters, gradients and moments by role. The caller owns all arrays. */
-typedef struct dlrni_naive {
-    int64_t n, d_in, d_out, F;  /* rows x [n][d_in], targets y [n][d_out]; F features          */
-    double *p[DLRN_ROLE_COUNT]; /* encoder [F][d_in], decoder [F][d_out], and the biases       */
-    double *g[DLRN_ROLE_COUNT], *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT];
-    int center;              /* role of the bias that is subtracted from x; -1: none        */
-    int squared, entropy;    /* 1: the squared distance; entropy in place of the L1 norm    */
-    double penalty, lr;      /* weight of the sparsity loss; Adam's rate at this step       */
-    int64_t ghost_threshold; /* features silent for more steps are dead; -1: none           */
-    int64_t *silent;         /* [F] steps since the feature was last active                 */
-    int64_t step;            /* steps done                                                  */
-    double *pre, *f, *e;     /* [n][F] pre-activations, features; [n][d_out] x_hat - y      */
-    double *ghost, *r;       /* [n][d_out] output of the dead, and the residual they aim at */
-    double *scale, ratio;    /* [n] of the output of the dead; weight of their loss         */
-    double reconstruction, sparsity, auxiliary; /* the terms of the loss, without weights      */
-} dlrni_naive;
-
-/* Uses the counters before this step, as the reference does. */
-DLRNI_INTERNAL int dlrni_naive_is_dead(const dlrni_naive *s, int64_t j) {
-    return s->ghost_threshold >= 0 && s->silent[j] > s->ghost_threshold;
-}
-
-DLRNI_INTERNAL double dlrni_naive_length(const double *a, int64_t d) {
-    double square = 0;
-    for (int64_t c = 0; c < d; c++) square += a[c] * a[c];
-    return sqrt(square);
-}
-
-/* Row i: f = ReLU(W_e (x - b) + b_e), e = f W_d + bias - y. The output of the dead
-   features is exp(pre) W_d. */
-DLRNI_INTERNAL void dlrni_naive_forward(dlrni_naive *s, int64_t i, const double *x,
-                                        const double *y) {
-    const double *b = s->center < 0 ? NULL : s->p[s->center];
-    double *e = s->e + i * s->d_out, *ghost = s->ghost + i * s->d_out;
-    for (int64_t c = 0; c < s->d_out; c++) {
-        e[c] = s->p[DLRN_OUTPUT_BIAS][c] - y[c];
-        ghost[c] = 0;
-    }
-    for (int64_t j = 0; j < s->F; j++) {
-        const double *row = s->p[DLRN_ENCODER] + j * s->d_in;
-        const double *atom = s->p[DLRN_DECODER] + j * s->d_out;
-        double pre = s->p[DLRN_ENCODER_BIAS][j];
-        for (int64_t c = 0; c < s->d_in; c++) pre += row[c] * (x[c] - (b ? b[c] : 0));
-        double f = pre > 0 ? pre : 0, dead = dlrni_naive_is_dead(s, j) ? exp(pre) : 0;
-        for (int64_t c = 0; c < s->d_out; c++) {
-            e[c] += f * atom[c];
-            ghost[c] += dead * atom[c];
-        }
-        s->pre[i * s->F + j] = pre;
-        s->f[i * s->F + j] = f;
-    }
-}
-
-/* L1 norm of the features f [F] of a row, or the entropy of q = f / (sum f + eps). */
-DLRNI_INTERNAL double dlrni_naive_sparsity(const dlrni_naive *s, const double *f) {
-    double sum = 0, entropy = 0;
-    for (int64_t j = 0; j < s->F; j++) sum += f[j];
-    for (int64_t j = 0; j < s->F; j++) {
-        double q = f[j] / (sum + dlrni_naive_eps);
-        entropy -= q * log(q + dlrni_naive_eps);
-    }
-    return s->entropy ? entropy : sum;
-}
-
-/* The loss of x and y, and its terms. `again` 1 keeps the ghosts' residual, scale and ratio of the
-   last call: the gradient treats them as constants, so finite differences must do so too. */
-DLRNI_INTERNAL double dlrni_naive_loss(dlrni_naive *s, const double *x, const double *y,
-                                       int again) {
-    const int64_t d = s->d_out;
-    int dead = 0;
-    s->reconstruction = s->sparsity = s->auxiliary = 0;
-    for (int64_t j = 0; j < s->F; j++) dead |= dlrni_naive_is_dead(s, j);
-    for (int64_t i = 0; i < s->n; i++) {
-        dlrni_naive_forward(s, i, x + i * s->d_in, y + i * d);
-        double norm = dlrni_naive_length(s->e + i * d, d), square = 0;
-        s->reconstruction += (s->squared ? norm * norm : norm) / (double)s->n;
-        s->sparsity += dlrni_naive_sparsity(s, s->f + i * s->F) / (double)s->n;
-        if (!again) { /* scales the output to half of the residual's length */
-            double own = dlrni_naive_length(s->ghost + i * d, d);
-            s->scale[i] = norm / (2 * own + dlrni_naive_eps);
-            for (int64_t c = 0; c < d; c++) s->r[i * d + c] = -s->e[i * d + c];
-        }
-        for (int64_t c = i * d; c < (i + 1) * d; c++)
-            square += pow(s->scale[i] * s->ghost[c] - s->r[c], 2);
-        if (dead) s->auxiliary += sqrt(square) / (double)s->n;
-    }
-    /* makes it as large as the reconstruction loss */
-    if (!again) s->ratio = s->reconstruction / (s->auxiliary + dlrni_naive_eps);
-    return s->reconstruction + s->penalty * s->sparsity + s->ratio * s->auxiliary;
-}
-
-/* The derivative of dlrni_naive_sparsity with respect to an active feature j. With h(q) = -log(q +
-   eps) - q / (q + eps) and the mean H = sum_k q_k h(q_k): (h(q_j) - H) / (sum f + eps). */
-DLRNI_INTERNAL double dlrni_naive_slope(const dlrni_naive *s, const double *f, int64_t j) {
-    double sum = dlrni_naive_eps, mean = 0, own = 0;
-    for (int64_t k = 0; k < s->F; k++) sum += f[k];
-    for (int64_t k = 0; k < s->F; k++) {
-        double q = f[k] / sum, h = -log(q + dlrni_naive_eps) - q / (q + dlrni_naive_eps);
-        mean += q * h;
-        if (k == j) own = h;
-    }
-    return s->entropy ? (own - mean) / sum : 1;
-}
-
-/* Adds what row i and feature j contribute to the gradients. `toward` [d_out] is the derivative of
-   the loss with respect to x_hat, `dead` [d_out] that with respect to the output of the dead
-   features. */
-DLRNI_INTERNAL void dlrni_naive_chain(dlrni_naive *s, int64_t i, int64_t j, const double *x,
-                                      const double *toward, const double *dead) {
-    const double *atom = s->p[DLRN_DECODER] + j * s->d_out, *f = s->f + i * s->F;
-    double ghost = dlrni_naive_is_dead(s, j) ? exp(s->pre[i * s->F + j]) : 0;
-    double slope = f[j] > 0 ? s->penalty * dlrni_naive_slope(s, f, j) / (double)s->n : 0;
-    for (int64_t c = 0; c < s->d_out; c++) {
-        s->g[DLRN_DECODER][j * s->d_out + c] += f[j] * toward[c] + ghost * dead[c];
-        /* ReLU passes no gradient to a feature that is off; exp is its own derivative */
-        slope += (f[j] > 0 ? toward[c] * atom[c] : 0) + ghost * dead[c] * atom[c];
-    }
-    s->g[DLRN_ENCODER_BIAS][j] += slope;
-    for (int64_t c = 0; c < s->d_in; c++) {
-        const double b = s->center < 0 ? 0 : s->p[s->center][c];
-        s->g[DLRN_ENCODER][j * s->d_in + c] += slope * (x[c] - b);
-        if (s->center >= 0) s->g[s->center][c] -= slope * s->p[DLRN_ENCODER][j * s->d_in + c];
-    }
-}
-
-/* How many numbers a role has. */
-DLRNI_INTERNAL int64_t dlrni_naive_size(const dlrni_naive *s, int role) {
-    return role == DLRN_ENCODER        ? s->F * s->d_in
-           : role == DLRN_DECODER      ? s->F * s->d_out
-           : role == DLRN_ENCODER_BIAS ? s->F
-           : role == DLRN_OUTPUT_BIAS  ? s->d_out
-                                       : s->d_in;
-}
-
-/* The gradients of dlrni_naive_loss, which must have been called. toward, dead [d_out] are
-   scratch. */
-DLRNI_INTERNAL void dlrni_naive_gradients(dlrni_naive *s, const double *x, double *toward,
-                                          double *dead) {
-    const int64_t d = s->d_out;
-    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
-        for (int64_t c = 0; s->g[role] && c < dlrni_naive_size(s, role); c++) s->g[role][c] = 0;
-    for (int64_t i = 0; i < s->n; i++) {
-        double norm = dlrni_naive_length(s->e + i * d, d), length;
-        for (int64_t c = 0; c < d; c++)
-            dead[c] = s->scale[i] * s->ghost[i * d + c] - s->r[i * d + c];
-        length = dlrni_naive_length(dead, d);
-        for (int64_t c = 0; c < d; c++) {
-            /* the derivative of |e| is e / |e|; at 0 it has none */
-            double by = s->squared ? 2 : norm > 0 ? 1 / norm : 0;
-            toward[c] = by * s->e[i * d + c] / (double)s->n;
-            by = length > 0 ? s->ratio * s->scale[i] / length : 0;
-            dead[c] *= by / (double)s->n;
-            s->g[DLRN_OUTPUT_BIAS][c] += toward[c];
-        }
-        for (int64_t j = 0; j < s->F; j++)
-            dlrni_naive_chain(s, i, j, x + i * s->d_in, toward, dead);
-    }
-}
-
-/* An atom's gradient without its part along the atom, before Adam; afterwards (g NULL) the atom is
-   scaled to length 1. A zero atom stays 0. */
-DLRNI_INTERNAL void dlrni_naive_atom(double *atom, double *g, int64_t d) {
-    double length = dlrni_naive_length(atom, d), dot = 0;
-    for (int64_t c = 0; c < d && g; c++) dot += atom[c] * g[c];
-    for (int64_t c = 0; c < d && length > 0; c++) {
-        if (g)
-            g[c] -= dot / (length * length) * atom[c];
-        else
-            atom[c] /= length;
-    }
-}
-
-/* Adam's update of number i of a role. Its corrections count steps from 1. */
-DLRNI_INTERNAL void dlrni_naive_adam(dlrni_naive *s, int role, int64_t i) {
-    double g = s->g[role][i], *m = &s->m[role][i], *v = &s->v[role][i];
-    *m = 0.9 * *m + 0.1 * g;
-    *v = 0.999 * *v + 0.001 * g * g;
-    double mean = *m / (1 - pow(0.9, (double)s->step));
-    double square = *v / (1 - pow(0.999, (double)s->step));
-    s->p[role][i] -= s->lr * mean / (sqrt(square) + 1e-8);
-}
-
-/* One step; returns the loss before it. toward, dead [d_out] are scratch. */
-DLRNI_INTERNAL double dlrni_naive_step(dlrni_naive *s, const double *x, const double *y,
-                                       double *toward, double *dead) {
-    const int64_t d = s->d_out;
-    double loss = dlrni_naive_loss(s, x, y, 0);
-    dlrni_naive_gradients(s, x, toward, dead);
-    for (int64_t j = 0; j < s->F; j++)
-        dlrni_naive_atom(s->p[DLRN_DECODER] + j * d, s->g[DLRN_DECODER] + j * d, d);
-    s->step++;
-    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
-        for (int64_t i = 0; s->g[role] && i < dlrni_naive_size(s, role); i++)
-            dlrni_naive_adam(s, role, i);
-    for (int64_t j = 0; j < s->F; j++) {
-        dlrni_naive_atom(s->p[DLRN_DECODER] + j * d, NULL, d);
-        s->silent[j]++;
-        for (int64_t i = 0; i < s->n; i++)
-            if (s->f[i * s->F + j] > 0) s->silent[j] = 0;
-    }
-    return loss;
-}
-#endif /* DICTLEARN_NAIVE_STEP */
-
-/* ------------------------------------------------------------------------------------------ */
 // >>source
 /* Sources of rows: arrays in memory or in files, and a filter for rows that are not finite. A
    source is a struct of callbacks, so that the buffer and the evaluator need not know where rows
@@ -18897,6 +18682,1122 @@ DLRNI_INTERNAL const char *dlrni_finishing_call(const dlrn_trainer *t) {
     return t->from_buffer ? "a call of dlrn_trainer_step"
                           : "a call of dlrn_trainer_step_on with the same rows";
 }
+
+/* ------------------------------------------------------------------------------------------ */
+// >>naive
+/* A step of every recipe, written to be read: in double, with plain loops and with every number of
+   the matrices [n][F]. The rooms after this one do the same with lists of active features, in f32
+   and in parallel. It reads settings and rules, and knows no recipe. Compiled for the tests only:
+   they compare this step with finite differences and with the libraries' own steps, and the
+   trainer with this step. So it calls nothing of the trainer.
+
+   A cross-layer transcoder is one matrix here: a feature of layer l reads the columns of layer l of
+   x, and writes to those of layers l, l + 1, ... of x_hat. Its other weights are 0 and stay 0.
+
+   Each piece of the loss adds its value and its derivatives in one function, so that a formula and
+   its derivative stand together. Derivatives go two ways: by x_hat (`toward`), and by values and
+   pre-activations (`df`, `slope`). The chain rule ends in dlrni_naive_encoder_gradients.
+
+   Resampling, and the penalty that target_l0 steers, are not part of this step. */
+#ifdef DICTLEARN_NAIVE_STEP
+
+enum {
+    DLRNI_NAIVE_ARRAYS = 96, /* most arrays of a step             */
+    DLRNI_NAIVE_QUEUE = 10   /* PAnnealTrainer's queue of penalties */
+};
+
+/* trainSAE's constant, which avoids 0 / 0 and log(0). */
+static const double dlrni_naive_eps = 1e-8;
+
+/* A trainer and the numbers of its last step. dlrni_naive_open allocates all arrays. */
+typedef struct dlrni_naive {
+    dlrn_context *ctx;
+    dlrn_train_config cfg;
+    dlrni_rules rules;
+    int64_t n, d_in, d_out,
+        F;         /* rows x [n][d_in], targets y [n][d_out]; F features                */
+    int64_t parts; /* layers with features of their own (cross-layer transcoders); 1    */
+    int center;    /* role of the bias that is subtracted from x; -1: none              */
+    /* Parameters, their gradients, Adam's moments, by role; NULL: there is none. signum's z in m. */
+    double *p[DLRN_ROLE_COUNT], *g[DLRN_ROLE_COUNT], *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT];
+    int64_t *silent;  /* [F] steps or rows since the feature was last active                     */
+    int64_t step;     /* steps done                                                              */
+    double threshold; /* running mean of the smallest kept value; below 0: none yet              */
+    double rates;     /* signum: sum of squared rates                                            */
+    double scale_in,
+        scale_out; /* of x, and of x_hat: y is divided by it                           */
+    struct {
+        double p, next,
+            factor; /* exponents now and after the next update (-1: none); of the weight */
+        double now[DLRNI_NAIVE_QUEUE],
+            then[DLRNI_NAIVE_QUEUE]; /* penalties by p and by next       */
+        int64_t queued, updates;
+    } anneal;
+    /* A step's numbers. */
+    double *x, *y; /* scaled; x less the center                                         */
+    double *norm, *weigh,
+        *lifts;        /* [F] of ranks, of the penalty and of pre_act                     */
+    double *pre, *q;   /* [n][F] pre-activations; what gate and selection compare           */
+    double *kept, *f;  /* [n][F] 1: selected; values                                        */
+    double *kept_more; /* [n][F] 1: among the 4 k best (multi_top_k)                        */
+    double *df, *slope,
+        *lift;          /* [n][F] derivatives by f, by pre, by pre without its bias (gated)  */
+    double *by_l0;      /* [n] derivative of the penalty by a row's L0                       */
+    double *e, *toward; /* [levels][n][d_out] x_hat - y of each prefix; derivatives by x_hat */
+    double *mask, *extra,
+        *by_extra; /* [n][F] of a second reconstruction: picks, values, derivatives */
+    double *values_more,
+        *values_auxk;     /* [n][F] values of the 4 k best; of AuxK                    */
+    double *e2, *toward2; /* [n][d_out] its error, its derivatives                             */
+    double *residual;     /* [levels][n][d_out] what AuxK and ghosts aim at                    */
+    double *frozen_decoder,
+        *frozen_bias; /* constants of the gradient (dlrni_naive_loss)           */
+    double *scale, ratio,
+        variance[DLRN_GROUPS_MAX];     /* constants of ghosts and of AuxK             */
+    double *array[DLRNI_NAIVE_ARRAYS]; /* all that is allocated                       */
+    int arrays;
+    /* The terms of the loss, without their weights. */
+    double loss, reconstruction, second, sparsity, auxiliary, pre_act, l0;
+    int64_t k, dead; /* kept per row; features with an auxiliary loss                          */
+    double rate,
+        penalty; /* of this step                                                           */
+} dlrni_naive;
+
+/* ---- Sizes and memory ---- */
+
+/* How many numbers a role has; the letters are those of DLRN_ROLE_LIST. */
+DLRNI_INTERNAL int64_t dlrni_naive_size(const dlrni_naive *s, int role) {
+    static const char shape[DLRN_ROLE_COUNT][2] = {
+#define DLRNI_NAIVE_SHAPE(role, name, rows, cols) {rows, cols},
+        DLRN_ROLE_LIST(DLRNI_NAIVE_SHAPE)
+#undef DLRNI_NAIVE_SHAPE
+    };
+    int64_t size = 1;
+    for (int i = 0; i < 2; i++) {
+        const char c = shape[role][i];
+        size *= c == 'F' ? s->F : c == 'I' ? s->d_in : c == 'O' || c == 'S' ? s->d_out : 1;
+    }
+    return size;
+}
+
+/* count zeros. After a failure NULL, and s->arrays is -1. */
+DLRNI_INTERNAL double *dlrni_naive_array(dlrni_naive *s, int64_t count) {
+    if (s->arrays < 0) return NULL;
+    double *a = s->arrays < DLRNI_NAIVE_ARRAYS ? DLRNI_NEW_ZERO(s->ctx, double, count) : NULL;
+    if (a)
+        s->array[s->arrays++] = a;
+    else
+        s->arrays = -1;
+    return a;
+}
+
+DLRNI_INTERNAL void dlrni_naive_close(dlrni_naive *s) {
+    if (!s) return;
+    for (int i = 0; i < DLRNI_NAIVE_ARRAYS; i++) dlrn_free(s->ctx, s->array[i]);
+    dlrn_free(s->ctx, s->silent);
+    dlrn_free(s->ctx, s);
+}
+
+/* The number of nested groups; 1: plain. */
+DLRNI_INTERNAL int64_t dlrni_naive_levels(const dlrni_naive *s) {
+    return !s->rules.nested ? 1 : s->cfg.n_groups ? s->cfg.n_groups : 5;
+}
+
+/* A trainer of steps on n rows, with the given roles (bits), all weights 0. */
+DLRNI_INTERNAL dlrni_naive *dlrni_naive_open(dlrn_context *ctx, const dlrn_train_config *cfg,
+                                             const dlrni_rules *rules, int64_t n, unsigned roles) {
+    dlrni_naive *s = DLRNI_NEW_ZERO(ctx, dlrni_naive, 1);
+    if (!s) return NULL;
+    s->ctx = ctx, s->cfg = *cfg, s->rules = *rules;
+    s->n = n, s->d_in = cfg->d_in, s->F = cfg->features, s->parts = 1;
+    s->d_out = cfg->d_out ? cfg->d_out : cfg->d_in;
+    s->center = -1;
+    s->threshold = rules->first_threshold;
+    s->scale_in = s->scale_out = 1;
+    s->anneal.p = cfg->p_start, s->anneal.next = -1, s->anneal.factor = 1;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        double **const of[4] = {&s->p[role], &s->g[role], &s->m[role], &s->v[role]};
+        for (int i = 0; i < 4 && roles >> role & 1; i++)
+            *of[i] = dlrni_naive_array(s, dlrni_naive_size(s, role));
+    }
+    const int64_t F = s->F, out = n * s->d_out, levels = dlrni_naive_levels(s);
+    double **const matrix[] = {
+        &s->pre,  &s->q,    &s->kept,  &s->kept_more, &s->f,           &s->df,         &s->slope,
+        &s->lift, &s->mask, &s->extra, &s->by_extra,  &s->values_more, &s->values_auxk};
+    for (size_t i = 0; i < sizeof matrix / sizeof *matrix; i++)
+        *matrix[i] = dlrni_naive_array(s, n * F);
+    s->x = dlrni_naive_array(s, n * s->d_in), s->y = dlrni_naive_array(s, out);
+    s->e = dlrni_naive_array(s, levels * out), s->toward = dlrni_naive_array(s, levels * out);
+    s->residual = dlrni_naive_array(s, levels * out);
+    s->e2 = dlrni_naive_array(s, out), s->toward2 = dlrni_naive_array(s, out);
+    s->norm = dlrni_naive_array(s, F), s->weigh = dlrni_naive_array(s, F);
+    s->lifts = dlrni_naive_array(s, F);
+    s->by_l0 = dlrni_naive_array(s, n), s->scale = dlrni_naive_array(s, n);
+    s->frozen_decoder = dlrni_naive_array(s, F * s->d_out);
+    s->frozen_bias = dlrni_naive_array(s, s->d_out);
+    s->silent = DLRNI_NEW_ZERO(ctx, int64_t, F);
+    if (s->arrays > 0 && s->silent) return s;
+    dlrni_naive_close(s);
+    return NULL;
+}
+
+DLRNI_INTERNAL void dlrni_naive_zero(double *a, int64_t count) {
+    for (int64_t i = 0; i < count; i++) a[i] = 0;
+}
+
+DLRNI_INTERNAL double dlrni_naive_dot(const double *a, const double *b, int64_t d) {
+    double sum = 0;
+    for (int64_t c = 0; c < d; c++) sum += a[c] * b[c];
+    return sum;
+}
+
+DLRNI_INTERNAL double dlrni_naive_length(const double *a, int64_t d) {
+    return sqrt(dlrni_naive_dot(a, a, d));
+}
+
+/* Whether x's column c is read by feature j, and whether j writes to column c of x_hat. */
+DLRNI_INTERNAL int dlrni_naive_reads(const dlrni_naive *s, int64_t j, int64_t c) {
+    return c / (s->d_in / s->parts) == j / (s->F / s->parts);
+}
+
+DLRNI_INTERNAL int dlrni_naive_writes(const dlrni_naive *s, int64_t j, int64_t c) {
+    return c / (s->d_out / s->parts) >= j / (s->F / s->parts);
+}
+
+/* ---- Schedules ---- */
+
+/* k in step n. Over K = k_anneal_steps it falls from k_0 to k: k_0 (1 - r) + k r, r = min(n / K, 1).
+   dictionary_learning's HEAD and sparsify set it at the end of a step, by that step's number: so
+   step n + 1 uses r of step n; before, HEAD's step 0 uses the last k (compat), sparsify's k_0. */
+DLRNI_INTERNAL int64_t dlrni_naive_k(const dlrni_naive *s, int64_t n) {
+    const dlrn_train_config *cfg = &s->cfg;
+    const dlrni_k_rule rule = s->rules.k_rule;
+    const double K = (double)cfg->k_anneal_steps, d = (double)(s->d_in / cfg->layers);
+    double from = cfg->k_start ? (double)cfg->k_start : rule == DLRNI_K_FROM_10_D ? 10 * d : d;
+    if (!(K > 0) || (rule == DLRNI_K_FROM_D && cfg->compat && n == 0)) return cfg->k;
+    if (n > 0 && (rule == DLRNI_K_FROM_10_D || (rule == DLRNI_K_FROM_D && cfg->compat))) n--;
+    from = fmin(from, (double)s->F);
+    const double r = fmin((double)n / K, 1), k = from * (1 - r) + (double)cfg->k * r;
+    double whole = rule == DLRNI_K_FROM_D ? floor(k) : rule == DLRNI_K_CEIL ? ceil(k) : rint(k);
+    return (int64_t)fmax(whole, 1);
+}
+
+/* The rate in step n: lr times a ramp up, (n or n + 1) / w; then 1, or a cosine down to lr_end
+   (cycles times); then a line from there to 0, or to decay_floor, at the last step. */
+DLRNI_INTERNAL double dlrni_naive_rate(const dlrni_naive *s, int64_t n) {
+    const dlrn_train_config *cfg = &s->cfg;
+    const double w = (double)cfg->warmup_steps, T = (double)cfg->steps, at = (double)n;
+    const double decay = cfg->decay_start >= 0 ? (double)cfg->decay_start : T;
+    const double since = cfg->resample_steps > 0 ? (double)(n % cfg->resample_steps) : at;
+    const double end = cfg->lr_end < 0 ? cfg->lr / 10 : cfg->lr_end, pi = 3.14159265358979323846;
+    const int cosine = cfg->lr_schedule != DLRN_SCHEDULE_CONSTANT;
+    double lr = cfg->lr;
+    if (cfg->optimiser == DLRN_OPTIMISER_SIGNUM) return lr; /* schedule-free */
+    if (cosine && at >= w) {
+        double cycles = cfg->lr_schedule == DLRN_SCHEDULE_RESTARTS ? (double)cfg->lr_cycles : 1;
+        double period = floor((decay - w) / cycles);
+        lr = end + (cfg->lr - end) * (1 + cos(pi * fmod(at - w, period) / period)) / 2;
+        if (at - w >= period * cycles) lr = end;
+    }
+    if (since < w) lr = cfg->lr * (since + (s->rules.warmup_from_one ? 1 : 0)) / w;
+    if (cfg->decay_start < 0 || at < decay) return lr;
+    double left = fmax(T - at, s->rules.decay_floor > 0 ? 1 : 0) / (T - decay);
+    double line = s->rules.decay_floor + (1 - s->rules.decay_floor) * left;
+    return fmin(lr, (cosine ? end : cfg->lr) * line);
+}
+
+/* The weight of the penalty: a ramp over sparsity_warmup_steps. */
+DLRNI_INTERNAL double dlrni_naive_penalty_weight(const dlrni_naive *s) {
+    const int64_t w = s->cfg.sparsity_warmup_steps;
+    double ramp = s->step < w ? (double)s->step / (double)w : 1;
+    return s->cfg.sparsity_penalty * s->anneal.factor * ramp;
+}
+
+/* ---- The first batch ---- */
+
+/* The geometric median of rows a [n][d], ld apart, by Weiszfeld's rounds: the mean weighted by 1 /
+   distance, from the mean on, at most 100 times, until it moves by less than 1e-5
+   (dictionary_learning). to, next [d]. */
+DLRNI_INTERNAL void dlrni_naive_median(const double *a, int64_t n, int64_t d, int64_t ld,
+                                       double *to, double *next) {
+    double moved = 1;
+    for (int round = -1; round < 100 && moved >= 1e-5; round++) {
+        double all = 0;
+        dlrni_naive_zero(next, d);
+        for (int64_t i = 0; i < n; i++) {
+            double square = 0;
+            for (int64_t c = 0; c < d; c++) square += pow(a[i * ld + c] - to[c], 2);
+            /* round -1 is the mean; a row at the median has no direction */
+            double w = round < 0 ? 1 : square > 0 ? 1 / sqrt(square) : 0;
+            for (int64_t c = 0; c < d; c++) next[c] += w * a[i * ld + c];
+            all += w;
+        }
+        moved = 0;
+        for (int64_t c = 0; c < d; c++) {
+            double value = all > 0 ? next[c] / all : to[c];
+            moved += pow(value - to[c], 2);
+            to[c] = value;
+        }
+        moved = round < 0 ? 1 : sqrt(moved);
+    }
+}
+
+/* What the first batch sets: the output bias, and sparsify's encoder bias of transcoders,
+   - W_e mean x. s->x is not yet less the center. */
+DLRNI_INTERNAL void dlrni_naive_first_batch(dlrni_naive *s) {
+    double *bias = s->p[DLRN_OUTPUT_BIAS], *mean = s->e2; /* e2: not in use yet */
+    const int64_t layers = s->cfg.layers, d = s->d_out / layers;
+    if (s->rules.first == DLRNI_FIRST_MEDIAN)
+        for (int64_t l = 0; l < layers; l++)
+            dlrni_naive_median(s->y + l * d, s->n, d, s->d_out, bias + l * d, mean);
+    if (s->rules.first != DLRNI_FIRST_MEAN) return;
+    dlrni_naive_zero(bias, s->d_out);
+    for (int64_t i = 0; i < s->n * s->d_out; i++) bias[i % s->d_out] += s->y[i] / (double)s->n;
+    if (s->center >= 0) return;
+    for (int64_t j = 0; j < s->F; j++) {
+        double sum = 0;
+        for (int64_t i = 0; i < s->n; i++)
+            sum += dlrni_naive_dot(s->p[DLRN_ENCODER] + j * s->d_in, s->x + i * s->d_in, s->d_in);
+        s->p[DLRN_ENCODER_BIAS][j] = -sum / (double)s->n;
+    }
+}
+
+/* ---- Features ---- */
+
+/* What p or f of feature j is multiplied with: 1, |atom|, or the sum of |atom_l| over layers l. */
+DLRNI_INTERNAL double dlrni_naive_norm(const dlrni_naive *s, dlrn_rank rank, int64_t j) {
+    const int64_t layers = rank == DLRN_RANK_LAYER_NORMS ? s->cfg.layers : 1, d = s->d_out / layers;
+    double sum = 0;
+    if (rank == DLRN_RANK_VALUE) return 1;
+    for (int64_t l = 0; l < layers; l++)
+        sum += dlrni_naive_length(s->p[DLRN_DECODER] + j * s->d_out + l * d, d);
+    return sum;
+}
+
+/* p = W_e (x - center) + b_e, and q = p times the norm of the rank. */
+DLRNI_INTERNAL void dlrni_naive_encode(dlrni_naive *s) {
+    for (int64_t j = 0; j < s->F; j++) {
+        const double *row = s->p[DLRN_ENCODER] + j * s->d_in;
+        s->norm[j] = dlrni_naive_norm(s, s->rules.rank, j);
+        for (int64_t i = 0; i < s->n; i++) {
+            double p = dlrni_naive_dot(row, s->x + i * s->d_in, s->d_in);
+            s->pre[i * s->F + j] = p + s->p[DLRN_ENCODER_BIAS][j];
+            s->q[i * s->F + j] = s->pre[i * s->F + j] * s->norm[j];
+        }
+    }
+}
+
+/* The value that the gate lets through, by pre-activation p and rank q; 0: closed. */
+DLRNI_INTERNAL double dlrni_naive_gate(const dlrni_naive *s, int64_t j, double p, double q) {
+    switch (s->rules.gate) {
+    case DLRN_GATE_JUMP_SIGNED: return q > s->p[DLRN_THRESHOLD][j] ? p : 0;
+    case DLRN_GATE_LINEAR: return p;
+    case DLRN_GATE_GATED: {
+        double u = p - s->p[DLRN_ENCODER_BIAS][j];
+        double v = exp(s->p[DLRN_LOG_SCALE][j]) * u + s->p[DLRN_VALUE_BIAS][j];
+        return p > 0 && v > 0 ? v : 0;
+    }
+    default: return p > 0 ? p : 0;
+    }
+}
+
+/* A number of a matrix and where it stands; the larger first, then the lower index. */
+typedef struct dlrni_naive_entry {
+    double key;
+    int64_t at;
+} dlrni_naive_entry;
+
+DLRNI_INTERNAL int dlrni_naive_compare(const void *a, const void *b) {
+    const dlrni_naive_entry *p = (const dlrni_naive_entry *)a, *q = (const dlrni_naive_entry *)b;
+    if (p->key > q->key || p->key < q->key) return p->key < q->key ? 1 : -1;
+    return p->at < q->at ? -1 : p->at > q->at;
+}
+
+/* Of the entries from .. from + count whose mask is 1, those with the k largest keys keep it.
+   by_size: the largest |key|. */
+DLRNI_INTERNAL void dlrni_naive_keep(dlrni_naive *s, const double *key, int by_size, int64_t from,
+                                     int64_t count, int64_t k, double *mask) {
+    dlrni_naive_entry *list = DLRNI_NEW(s->ctx, dlrni_naive_entry, count);
+    int64_t held = 0;
+    for (int64_t i = from; i < from + count && list; i++) {
+        if (!(mask[i] > 0)) continue;
+        list[held].key = by_size ? fabs(key[i]) : key[i];
+        list[held++].at = i;
+    }
+    if (held) qsort(list, (size_t)held, sizeof *list, dlrni_naive_compare);
+    for (int64_t i = k; i < held; i++) mask[list[i].at] = 0;
+    dlrn_free(s->ctx, list);
+}
+
+/* mask [n][F]: which features gate and selection by k keep. With zero_picks (sparsify) those with
+   p < 0 can be kept, too: they rank as 0. Selections are within a layer that has features of its
+   own, but batch top-k is over all layers and rows. */
+DLRNI_INTERNAL void dlrni_naive_select(dlrni_naive *s, int64_t k, double *mask) {
+    const int64_t F = s->F, n = s->n, width = F / s->parts;
+    const dlrn_select select = s->rules.select;
+    double *key = s->extra; /* not in use yet */
+    for (int64_t i = 0; i < n * F; i++) {
+        double value = dlrni_naive_gate(s, i % F, s->pre[i], s->q[i]);
+        mask[i] = s->rules.zero_picks || value < 0 || value > 0;
+        key[i] = s->rules.zero_picks ? fmax(s->q[i], 0) : s->q[i];
+    }
+    if (select == DLRN_SELECT_BATCH_TOP_K) dlrni_naive_keep(s, key, 0, 0, n * F, k * n, mask);
+    for (int64_t at = 0; at < n * F; at += width)
+        if (select == DLRN_SELECT_TOP_K || select == DLRN_SELECT_ABS_TOP_K)
+            dlrni_naive_keep(s, key, select == DLRN_SELECT_ABS_TOP_K, at, width, k, mask);
+    for (int64_t at = 0; at < n * F && select == DLRN_SELECT_GROUP_MAX; at += F / k)
+        dlrni_naive_keep(s, key, 0, at, F / k, 1, mask);
+}
+
+/* The features f, and which of them have been active: their counters as after this batch. */
+DLRNI_INTERNAL void dlrni_naive_features(dlrni_naive *s) {
+    s->k = s->rules.select == DLRN_SELECT_ALL ? 0 : dlrni_naive_k(s, s->step);
+    dlrni_naive_encode(s);
+    dlrni_naive_select(s, s->k, s->kept);
+    s->l0 = 0;
+    for (int64_t i = 0; i < s->n * s->F; i++) {
+        double value = dlrni_naive_gate(s, i % s->F, s->pre[i], s->q[i]);
+        s->f[i] = s->kept[i] > 0 ? value : 0;
+        s->l0 += (s->f[i] < 0 || s->f[i] > 0) / (double)s->n;
+    }
+}
+
+/* Whether feature j is active on some row. sparsify counts its picks, those with value 0, too; with
+   multi_top_k those of 4 k (its returned indices; compat). */
+DLRNI_INTERNAL int dlrni_naive_fires(const dlrni_naive *s, int64_t j) {
+    for (int64_t i = 0; i < s->n; i++) {
+        const double f = s->f[i * s->F + j];
+        if (f < 0 || f > 0 || (s->rules.zero_picks && s->kept[i * s->F + j] > 0)) return 1;
+        if (s->cfg.multi_top_k && s->cfg.compat && s->kept_more[i * s->F + j] > 0) return 1;
+    }
+    return 0;
+}
+
+/* The counter of feature j after this batch. */
+DLRNI_INTERNAL int64_t dlrni_naive_silent(const dlrni_naive *s, int64_t j) {
+    return dlrni_naive_fires(s, j) ? 0 : s->silent[j] + (s->rules.counts_rows ? s->n : 1);
+}
+
+/* Whether AuxK and pre_act take feature j for dead: SAELens and sparsify by the counters before
+   this batch, and by more than the limit; the others from the limit on. */
+DLRNI_INTERNAL int dlrni_naive_is_dead(const dlrni_naive *s, int64_t j) {
+    const int64_t limit = s->rules.counts_rows ? s->cfg.dead_rows : s->cfg.dead_steps;
+    const int64_t silent = s->rules.dead_before ? s->silent[j] : dlrni_naive_silent(s, j);
+    return limit >= 0 && (s->rules.dead_after_more ? silent > limit : silent >= limit);
+}
+
+/* ---- Reconstructions ---- */
+
+/* out [n][d_out] += values [n][F] of the features from .. to, times their atoms. */
+DLRNI_INTERNAL void dlrni_naive_decode(const dlrni_naive *s, const double *values,
+                                       const double *atoms, int64_t from, int64_t to, double *out) {
+    for (int64_t i = 0; i < s->n; i++)
+        for (int64_t j = from; j < to; j++)
+            for (int64_t c = 0; c < s->d_out; c++)
+                out[i * s->d_out + c] += values[i * s->F + j] * atoms[j * s->d_out + c];
+}
+
+/* Its derivatives: atoms get the sum of values times toward (unless `atoms` is 0), values <toward,
+   atom> (unless by_values is NULL). */
+DLRNI_INTERNAL void dlrni_naive_decode_back(dlrni_naive *s, const double *values,
+                                            const double *toward, int64_t from, int64_t to,
+                                            int atoms, double *by_values) {
+    const int64_t d = s->d_out;
+    for (int64_t i = 0; i < s->n; i++)
+        for (int64_t j = from; j < to; j++) {
+            const double *t = toward + i * d, *atom = s->p[DLRN_DECODER] + j * d;
+            for (int64_t c = 0; c < d && atoms; c++)
+                s->g[DLRN_DECODER][j * d + c] += values[i * s->F + j] * t[c];
+            if (by_values) by_values[i * s->F + j] += dlrni_naive_dot(t, atom, d);
+        }
+}
+
+/* sum_i |a_i - mean a|^2 of a [n][d_out]. */
+DLRNI_INTERNAL double dlrni_naive_variance(const dlrni_naive *s, const double *a) {
+    double sum = 0;
+    for (int64_t c = 0; c < s->d_out; c++) {
+        double mean = 0;
+        for (int64_t i = 0; i < s->n; i++) mean += a[i * s->d_out + c] / (double)s->n;
+        for (int64_t i = 0; i < s->n; i++) sum += pow(a[i * s->d_out + c] - mean, 2);
+    }
+    return sum;
+}
+
+/* The reconstruction loss of errors e [n][d_out], by cfg.loss; adds weight times its derivative to
+   toward. With L layers: norm: mean_il |e_il|; squared: mean_i |e_i|^2; layers: mean_il |e_il|^2;
+   fvu: sum_i |e_i|^2 / sum_i |y_i - mean y|^2. */
+DLRNI_INTERNAL double dlrni_naive_distance(const dlrni_naive *s, const double *e, double weight,
+                                           double *toward) {
+    const int distance = s->cfg.loss == DLRN_LOSS_NORM;
+    const int64_t layers = distance || s->cfg.loss == DLRN_LOSS_LAYERS ? s->cfg.layers : 1;
+    const int64_t d = s->d_out / layers;
+    double sum = 0, by = 1 / (double)(s->n * layers);
+    if (s->cfg.loss == DLRN_LOSS_FVU) {
+        const double variance = dlrni_naive_variance(s, s->y);
+        by = variance > 0 ? 1 / variance : 0;
+    }
+    for (int64_t at = 0; at < s->n * s->d_out; at += d) {
+        double length = dlrni_naive_length(e + at, d);
+        sum += by * (distance ? length : length * length);
+        /* the derivative of |e| is e / |e|; at 0 it has none */
+        double slope = !distance ? 2 * by : length > 0 ? by / length : 0;
+        for (int64_t c = at; c < at + d; c++) toward[c] += weight * slope * e[c];
+    }
+    return sum;
+}
+
+/* e [n][d_out] = bias + skip x - y. The skip sees x before the center. */
+DLRNI_INTERNAL void dlrni_naive_begin(const dlrni_naive *s, const double *bias, int skip,
+                                      double *e) {
+    const double *b = s->center < 0 ? NULL : s->p[s->center], *W = s->p[DLRN_SKIP];
+    for (int64_t i = 0; i < s->n; i++)
+        for (int64_t o = 0; o < s->d_out; o++) {
+            double sum = bias[o] - s->y[i * s->d_out + o];
+            for (int64_t c = 0; c < s->d_in && W && skip; c++)
+                sum += W[o * s->d_in + c] * (s->x[i * s->d_in + c] + (b ? b[c] : 0));
+            e[i * s->d_out + o] = sum;
+        }
+}
+
+/* Its derivatives: output bias and skip. */
+DLRNI_INTERNAL void dlrni_naive_begin_back(dlrni_naive *s, const double *toward, int skip) {
+    const double *b = s->center < 0 ? NULL : s->p[s->center], *W = s->g[DLRN_SKIP];
+    for (int64_t i = 0; i < s->n; i++)
+        for (int64_t o = 0; o < s->d_out; o++) {
+            const double t = toward[i * s->d_out + o];
+            s->g[DLRN_OUTPUT_BIAS][o] += t;
+            for (int64_t c = 0; c < s->d_in && W && skip; c++)
+                s->g[DLRN_SKIP][o * s->d_in + c] += t * (s->x[i * s->d_in + c] + (b ? b[c] : 0));
+        }
+}
+
+/* Where the features of level g end. Without sizes: F/32, F/16, F/8, F/4 and the rest. */
+DLRNI_INTERNAL int64_t dlrni_naive_level_end(const dlrni_naive *s, int64_t g) {
+    int64_t end = 0;
+    if (g == dlrni_naive_levels(s) - 1) return s->F;
+    for (int64_t h = 0; h <= g; h++)
+        end += s->cfg.n_groups ? s->cfg.groups[h] : s->F / ((int64_t)32 >> h);
+    return end;
+}
+
+/* The weight of level g's loss. dictionary_learning: the mean over G groups of w_g times the loss,
+   w_g 1 / G if none is given; SAELens: the sum of all. */
+DLRNI_INTERNAL double dlrni_naive_level_weight(const dlrni_naive *s, int64_t g) {
+    const double G = (double)dlrni_naive_levels(s);
+    double all = 0;
+    for (int64_t h = 0; h < s->cfg.n_groups; h++) all += s->cfg.group_weights[h];
+    if (!s->rules.nested || s->rules.sum_of_groups) return 1;
+    return (all > 0 ? s->cfg.group_weights[g] : 1 / G) / G;
+}
+
+/* x_hat of each prefix, its error and its loss. */
+DLRNI_INTERNAL void dlrni_naive_reconstruct(dlrni_naive *s) {
+    const int64_t size = s->n * s->d_out, levels = dlrni_naive_levels(s);
+    for (int64_t g = 0; g < levels; g++) {
+        double *e = s->e + g * size, weight = dlrni_naive_level_weight(s, g);
+        const int64_t from = g ? dlrni_naive_level_end(s, g - 1) : 0;
+        if (g)
+            memcpy(e, e - size, (size_t)size * sizeof *e);
+        else
+            dlrni_naive_begin(s, s->p[DLRN_OUTPUT_BIAS], 1, e);
+        dlrni_naive_decode(s, s->f, s->p[DLRN_DECODER], from, dlrni_naive_level_end(s, g), e);
+        s->reconstruction += weight * dlrni_naive_distance(s, e, weight, s->toward + g * size);
+    }
+}
+
+/* Its derivatives, when all terms have added theirs to `toward`. */
+DLRNI_INTERNAL void dlrni_naive_reconstruct_back(dlrni_naive *s) {
+    for (int64_t g = 0; g < dlrni_naive_levels(s); g++) {
+        const double *toward = s->toward + g * s->n * s->d_out;
+        dlrni_naive_begin_back(s, toward, 1);
+        dlrni_naive_decode_back(s, s->f, toward, 0, dlrni_naive_level_end(s, g), 1, s->df);
+    }
+}
+
+/* ---- Second reconstructions ---- */
+
+/* Clears what they share. */
+DLRNI_INTERNAL void dlrni_naive_again(dlrni_naive *s) {
+    dlrni_naive_zero(s->e2, s->n * s->d_out);
+    dlrni_naive_zero(s->toward2, s->n * s->d_out);
+    dlrni_naive_zero(s->by_extra, s->n * s->F);
+}
+
+/* Gated: g = ReLU(p) reconstructs, too: loss |bias + g W_d - y|^2. dictionary_learning and the paper
+   (Rajamanoharan et al., 2024) take decoder and bias for constants there; SAELens does not. */
+DLRNI_INTERNAL void dlrni_naive_gate_loss(dlrni_naive *s) {
+    const int frozen = s->rules.gate_frozen;
+    const double *atoms = frozen ? s->frozen_decoder : s->p[DLRN_DECODER];
+    if (s->rules.gate != DLRN_GATE_GATED) return;
+    dlrni_naive_again(s);
+    for (int64_t i = 0; i < s->n * s->F; i++) s->extra[i] = s->pre[i] > 0 ? s->pre[i] : 0;
+    dlrni_naive_begin(s, frozen ? s->frozen_bias : s->p[DLRN_OUTPUT_BIAS], 0, s->e2);
+    dlrni_naive_decode(s, s->extra, atoms, 0, s->F, s->e2);
+    s->second += dlrni_naive_distance(s, s->e2, 1, s->toward2);
+    if (!frozen) dlrni_naive_begin_back(s, s->toward2, 0);
+    dlrni_naive_decode_back(s, s->extra, s->toward2, 0, s->F, !frozen, s->by_extra);
+    for (int64_t i = 0; i < s->n * s->F; i++)
+        if (s->pre[i] > 0) s->slope[i] += s->by_extra[i];
+}
+
+/* sparsify: the 4 k best of a row reconstruct, too; weight 1/8. In its code the encoder gets no
+   gradient from that, and the skip is left out (compat). `again`: see dlrni_naive_loss. */
+DLRNI_INTERNAL void dlrni_naive_multi_top_k(dlrni_naive *s, int again) {
+    const int64_t k = dlrni_min(4 * s->k, s->F), size = s->n * s->F;
+    const int decoder_only = s->rules.auxk_decoder_only, skip = !s->cfg.compat;
+    if (!s->cfg.multi_top_k) return;
+    dlrni_naive_select(s, k, s->kept_more);
+    for (int64_t i = 0; i < size && !(again && decoder_only); i++)
+        s->values_more[i] = s->kept_more[i] > 0 && s->pre[i] > 0 ? s->pre[i] : 0;
+    dlrni_naive_again(s);
+    dlrni_naive_begin(s, s->p[DLRN_OUTPUT_BIAS], skip, s->e2);
+    dlrni_naive_decode(s, s->values_more, s->p[DLRN_DECODER], 0, s->F, s->e2);
+    s->second += dlrni_naive_distance(s, s->e2, 0.125, s->toward2) / 8;
+    dlrni_naive_begin_back(s, s->toward2, skip);
+    dlrni_naive_decode_back(s, s->values_more, s->toward2, 0, s->F, 1,
+                            decoder_only ? NULL : s->by_extra);
+    for (int64_t i = 0; i < size; i++)
+        if (s->kept_more[i] > 0 && (s->pre[i] > 0 || s->rules.zero_picks))
+            s->slope[i] += s->by_extra[i];
+}
+
+/* ---- Dead features ---- */
+
+/* Ghost gradients (Jermyn and Templeton, 2024; trainSAE of March 2024): the dead, those silent for
+   more than ghost_threshold steps before this batch, predict the residual r = y - x_hat through
+   exp(p). The output is scaled to half of r's length, and the mean distance from r is scaled to the
+   reconstruction loss. Scale, r and ratio are constants of the gradient. */
+DLRNI_INTERNAL void dlrni_naive_ghosts(dlrni_naive *s, int again) {
+    const int64_t F = s->F, d = s->d_out, n = s->n;
+    for (int64_t j = 0; j < F; j++) {
+        int dead = s->cfg.ghost_threshold >= 0 && s->silent[j] > s->cfg.ghost_threshold;
+        s->dead += dead;
+        for (int64_t i = 0; i < n; i++) s->extra[i * F + j] = dead ? exp(s->pre[i * F + j]) : 0;
+    }
+    if (!s->dead) return;
+    dlrni_naive_again(s);
+    dlrni_naive_decode(s, s->extra, s->p[DLRN_DECODER], 0, F, s->e2);
+    for (int64_t i = 0; i < n; i++) {
+        const double *r = s->residual + i * d;
+        double *v = s->e2 + i * d, own = dlrni_naive_length(v, d);
+        if (!again) s->scale[i] = dlrni_naive_length(r, d) / (2 * own + dlrni_naive_eps);
+        for (int64_t c = 0; c < d; c++) v[c] = s->scale[i] * v[c] - r[c];
+        s->auxiliary += dlrni_naive_length(v, d) / (double)n;
+    }
+    if (!again) s->ratio = s->reconstruction / (s->auxiliary + dlrni_naive_eps);
+    s->loss += s->ratio * s->auxiliary;
+    for (int64_t i = 0; i < n; i++) {
+        double length = dlrni_naive_length(s->e2 + i * d, d);
+        double by = length > 0 ? s->ratio * s->scale[i] / (length * (double)n) : 0;
+        for (int64_t c = i * d; c < (i + 1) * d; c++) s->toward2[c] = by * s->e2[c];
+    }
+    dlrni_naive_decode_back(s, s->extra, s->toward2, 0, F, 1, s->by_extra);
+    /* exp is its own derivative */
+    for (int64_t i = 0; i < n * F; i++) s->slope[i] += s->by_extra[i] * s->extra[i];
+}
+
+/* AuxK's values of the dead features from .. to: the k best of a row by rank (by |rank|), as p
+   (raw), or as ReLU(p). Returns how many are dead; *k is lowered to that. */
+DLRNI_INTERNAL int64_t dlrni_naive_auxk_values(dlrni_naive *s, int64_t from, int64_t to, int64_t *k,
+                                               int again) {
+    int64_t dead = 0;
+    dlrni_naive_zero(s->mask, s->n * s->F);
+    for (int64_t j = from; j < to; j++) {
+        const int is_dead = dlrni_naive_is_dead(s, j);
+        dead += is_dead;
+        for (int64_t at = j; at < s->n * s->F && is_dead; at += s->F)
+            s->mask[at] = s->rules.auxk_raw || s->pre[at] > 0;
+    }
+    *k = dlrni_min(*k, dead);
+    for (int64_t i = 0; i < s->n; i++)
+        dlrni_naive_keep(s, s->q, s->rules.auxk_by_size, i * s->F, s->F, *k, s->mask);
+    for (int64_t i = 0; i < s->n * s->F && !(again && s->rules.auxk_decoder_only); i++)
+        s->values_auxk[i] = s->mask[i] > 0 ? s->pre[i] : 0;
+    return dead;
+}
+
+/* What the sum of squared distances of AuxK is multiplied with. variance: of the residuals. */
+DLRNI_INTERNAL double dlrni_naive_auxk_scale(const dlrni_naive *s, double share, double variance) {
+    switch (s->rules.auxk_scale) {
+    case DLRNI_AUXK_VARIANCE: return variance > 0 ? 1 / variance : 0;
+    case DLRNI_AUXK_SHARE: return share / (double)s->n;
+    case DLRNI_AUXK_FVU:
+        variance = dlrni_naive_variance(s, s->y);
+        return variance > 0 ? share / variance : 0;
+    case DLRNI_AUXK_PLAIN:
+    default: return 1 / (double)s->n;
+    }
+}
+
+/* AuxK (Gao et al., 2024): the k best of the dead features from .. to predict the residual of level
+   g, y - x_hat_g: sum_i |z_i W_d - r_i|^2 times auxk_alpha and a scale. k: auxk, or half of the
+   width; share: min(dead / k, 1). The residual is a constant of the gradient, unless `attached`
+   (Llamascopium); with decoder_only (sparsify) the values are, too. */
+DLRNI_INTERNAL void dlrni_naive_auxk(dlrni_naive *s, int64_t g, int64_t from, int64_t to,
+                                     int again) {
+    const int64_t size = s->n * s->d_out, half = s->d_in / s->cfg.layers / 2;
+    const double *r = s->residual + g * size;
+    int64_t want = s->cfg.auxk ? s->cfg.auxk : dlrni_max(half, 1), k = want;
+    const int64_t dead = dlrni_naive_auxk_values(s, from, to, &k, again);
+    double sum = 0, share = fmin((double)dead / (double)want, 1);
+    s->dead += dead;
+    if (!dead) return;
+    if (!again) s->variance[g] = dlrni_naive_variance(s, r);
+    const double scale = dlrni_naive_auxk_scale(s, share, s->variance[g]);
+    dlrni_naive_again(s);
+    dlrni_naive_decode(s, s->values_auxk, s->p[DLRN_DECODER], 0, s->F, s->e2);
+    for (int64_t i = 0; i < size; i++) {
+        const double off = s->e2[i] - r[i];
+        sum += scale * off * off;
+        s->toward2[i] = s->cfg.auxk_alpha * 2 * scale * off;
+        /* r = - e */
+        if (s->rules.auxk_attached) s->toward[g * size + i] += s->toward2[i];
+    }
+    s->auxiliary += sum;
+    s->loss += s->cfg.auxk_alpha * sum;
+    dlrni_naive_decode_back(s, s->values_auxk, s->toward2, 0, s->F, 1, s->by_extra);
+    for (int64_t i = 0; i < s->n * s->F && !s->rules.auxk_decoder_only; i++)
+        if (s->mask[i] > 0) s->slope[i] += s->by_extra[i];
+}
+
+/* The auxiliary losses, after the reconstruction. Its residuals are constants: kept if `again`. */
+DLRNI_INTERNAL void dlrni_naive_auxiliary(dlrni_naive *s, int again) {
+    const int64_t levels = dlrni_naive_levels(s), last = levels - 1;
+    for (int64_t i = 0; i < levels * s->n * s->d_out; i++)
+        if (!again || s->rules.auxk_attached) s->residual[i] = -s->e[i];
+    dlrni_naive_ghosts(s, again);
+    if (!(s->cfg.auxk_alpha > 0)) return;
+    if (!s->cfg.auxk_by_group) dlrni_naive_auxk(s, last, 0, s->F, again);
+    for (int64_t g = 0; g < levels && s->cfg.auxk_by_group; g++)
+        dlrni_naive_auxk(s, g, g ? dlrni_naive_level_end(s, g - 1) : 0, dlrni_naive_level_end(s, g),
+                         again);
+}
+
+/* ---- Penalties ---- */
+
+/* Adds by times the derivative of the norm (or the sum of the layers' norms) to atom j. */
+DLRNI_INTERNAL void dlrni_naive_norm_back(dlrni_naive *s, dlrn_rank rank, int64_t j, double by) {
+    const int64_t layers = rank == DLRN_RANK_LAYER_NORMS ? s->cfg.layers : 1, d = s->d_out / layers;
+    if (rank == DLRN_RANK_VALUE) return;
+    for (int64_t at = j * s->d_out; at < (j + 1) * s->d_out; at += d) {
+        const double *atom = s->p[DLRN_DECODER] + at, length = dlrni_naive_length(atom, d);
+        for (int64_t c = 0; c < d && length > 0; c++)
+            s->g[DLRN_DECODER][at + c] += by * atom[c] / length;
+    }
+}
+
+/* A penalty of the values a [F] of a row, and its derivatives da [F]; those that count active
+   features are in dlrni_naive_l0_penalty. Derivatives at 0 matter within a threshold's window.
+   entropy: q = a / (sum a + eps), -sum q log(q + eps); with h(q) = -log(q + eps) - q / (q + eps)
+   and the mean H = sum q h(q) its derivative is (h(q_j) - H) / (sum a + eps). */
+DLRNI_INTERNAL double dlrni_naive_row_penalty(const dlrni_naive *s, const double *a, double *da) {
+    const double p = s->anneal.p, eps = dlrni_naive_eps;
+    const dlrn_sparsity kind = s->cfg.sparsity;
+    double sum = 0, powers = 0, mean = 0, value = 0;
+    for (int64_t j = 0; j < s->F; j++) {
+        sum += a[j];
+        if (a[j] > 0) powers += pow(a[j], p);
+    }
+    for (int64_t j = 0; j < s->F; j++) {
+        const double q = a[j] / (sum + eps), h = -log(q + eps) - q / (q + eps);
+        const double t = tanh(4 * a[j]);
+        mean += q * h;
+        value += kind == DLRN_SPARSITY_ENTROPY ? -q * log(q + eps)
+                 : kind == DLRN_SPARSITY_TANH  ? t
+                 : kind == DLRN_SPARSITY_L1    ? a[j]
+                                               : 0;
+        da[j] = kind == DLRN_SPARSITY_ENTROPY ? h
+                : kind == DLRN_SPARSITY_TANH  ? 4 * (1 - t * t)
+                                              : 1;
+        /* 0 where p a^(p - 1) is infinite */
+        const double power = a[j] > 0 ? pow(a[j], p - 1) : 0;
+        if (kind == DLRN_SPARSITY_LP) da[j] = power > 0 ? pow(powers, 1 / p - 1) * power : 0;
+        if (kind == DLRN_SPARSITY_POWER) da[j] = p * power;
+    }
+    for (int64_t j = 0; j < s->F && kind == DLRN_SPARSITY_ENTROPY; j++)
+        da[j] = (da[j] - mean) / (sum + eps);
+    if (kind == DLRN_SPARSITY_LP) return powers > 0 ? pow(powers, 1 / p) : 0;
+    return kind == DLRN_SPARSITY_POWER ? powers : value;
+}
+
+/* Whether a feature counts in the penalties of L0: dictionary_learning asks the value (0 is above a
+   threshold below 0), the others what the gate compares. */
+DLRNI_INTERNAL double dlrni_naive_counted(const dlrni_naive *s, int64_t at) {
+    return s->rules.window == DLRNI_WINDOW_VALUE ? s->f[at] : s->q[at];
+}
+
+/* Penalties of L0, the number of active features of a row, and their derivatives by L0; t is
+   target_l0. step: mean L0; quadratic: mean 2 / t (L0 - t)^2; target: (mean L0 / t - 1)^2. */
+DLRNI_INTERNAL double dlrni_naive_l0_penalty(dlrni_naive *s) {
+    const double t = s->cfg.target_l0, n = (double)s->n;
+    double mean = 0, value = 0;
+    for (int64_t i = 0; i < s->n; i++) {
+        double l0 = 0;
+        for (int64_t j = 0; j < s->F; j++)
+            l0 += dlrni_naive_counted(s, i * s->F + j) > s->p[DLRN_THRESHOLD][j];
+        mean += l0 / n;
+        if (s->cfg.sparsity == DLRN_SPARSITY_QUADRATIC) {
+            value += 2 / t * (l0 - t) * (l0 - t) / n;
+            s->by_l0[i] = 4 / t * (l0 - t) / n;
+        }
+    }
+    if (s->cfg.sparsity == DLRN_SPARSITY_QUADRATIC) return value;
+    const int target = s->cfg.sparsity == DLRN_SPARSITY_TARGET;
+    for (int64_t i = 0; i < s->n; i++) s->by_l0[i] = target ? 2 * (mean / t - 1) / t / n : 1 / n;
+    return target ? (mean / t - 1) * (mean / t - 1) : mean;
+}
+
+/* p-anneal: remembers the penalties by the present exponent and by the next. */
+DLRNI_INTERNAL void dlrni_naive_anneal_note(dlrni_naive *s, double now, double then) {
+    const int64_t last = DLRNI_NAIVE_QUEUE - 1;
+    if (s->anneal.queued == DLRNI_NAIVE_QUEUE)
+        for (int64_t i = 0; i < last; i++) {
+            s->anneal.now[i] = s->anneal.now[i + 1];
+            s->anneal.then[i] = s->anneal.then[i + 1];
+        }
+    else
+        s->anneal.queued++;
+    s->anneal.now[s->anneal.queued - 1] = now;
+    s->anneal.then[s->anneal.queued - 1] = then;
+}
+
+/* Penalties of values: a = f w (gated: ReLU(p) w) with the atom's norm, its square, or 1 as w; the
+   mean over rows (and over layers with features of their own). by_values [n][F] and the atoms get
+   the derivatives. */
+DLRNI_INTERNAL double dlrni_naive_value_penalty(dlrni_naive *s, double weight, double *by_values) {
+    const int64_t F = s->F;
+    const int twice = s->rules.weigh_twice && s->center < 0, frozen = s->rules.frozen_norms;
+    const double rows = (double)(s->n * s->parts);
+    const dlrn_rank weigh = s->rules.weigh;
+    double sum = 0, *a = s->extra, *da = s->mask;
+    for (int64_t i = 0; i < s->n; i++) {
+        for (int64_t j = 0; j < F; j++) {
+            const double p = s->pre[i * F + j];
+            const double f = s->rules.gate != DLRN_GATE_GATED ? s->f[i * F + j] : p > 0 ? p : 0;
+            a[j] = f * s->weigh[j];
+        }
+        sum += dlrni_naive_row_penalty(s, a, da) / rows;
+        for (int64_t j = 0; j < F && by_values; j++) {
+            const double by = weight * da[j] / rows, w = s->weigh[j];
+            by_values[i * F + j] += by * w;
+            /* twice: w is the square of the norm, its derivative by that 2 norm */
+            if (!frozen && w > 0)
+                dlrni_naive_norm_back(s, weigh, j, by * a[j] / w * (twice ? 2 * sqrt(w) : 1));
+        }
+    }
+    return sum;
+}
+
+/* The penalty. The norms of its weights are constants if frozen (`again` keeps them). */
+DLRNI_INTERNAL void dlrni_naive_sparsity(dlrni_naive *s, int again) {
+    const double weight = s->penalty;
+    const dlrn_sparsity kind = s->cfg.sparsity;
+    const int gated = s->rules.gate == DLRN_GATE_GATED;
+    double *by = gated ? s->by_extra : s->df;
+    for (int64_t j = 0; j < s->F && !(again && s->rules.frozen_norms); j++) {
+        double w = dlrni_naive_norm(s, s->rules.weigh, j);
+        s->weigh[j] = s->rules.weigh_twice && s->center < 0 ? w * w : w;
+    }
+    if (kind == DLRN_SPARSITY_NONE) return;
+    if (kind == DLRN_SPARSITY_STEP || kind == DLRN_SPARSITY_QUADRATIC ||
+        kind == DLRN_SPARSITY_TARGET) {
+        s->sparsity = dlrni_naive_l0_penalty(s);
+        for (int64_t i = 0; i < s->n; i++) s->by_l0[i] *= weight;
+    } else {
+        dlrni_naive_zero(s->by_extra, s->n * s->F);
+        s->sparsity = dlrni_naive_value_penalty(s, weight, by);
+        for (int64_t i = 0; i < s->n * s->F && gated; i++)
+            if (s->pre[i] > 0) s->slope[i] += s->by_extra[i];
+        if (s->rules.anneals_p && s->anneal.next > 0 && !again) {
+            const double p = s->anneal.p;
+            s->anneal.p = s->anneal.next;
+            double then = dlrni_naive_value_penalty(s, 0, NULL);
+            s->anneal.p = p;
+            dlrni_naive_anneal_note(s, s->sparsity, then);
+        }
+    }
+    s->loss += weight * s->sparsity;
+}
+
+/* pre_act times mean_i sum_j ReLU(threshold_j - p_ij) |atom_j|, over dead features (SAELens) or all
+   (Llamascopium, whose thresholds are compared with p |atom|, but not here). `again` keeps frozen norms. */
+DLRNI_INTERNAL void dlrni_naive_pre_act(dlrni_naive *s, int again) {
+    const double by = s->cfg.pre_act / (double)s->n;
+    const int64_t F = s->F;
+    if (!(s->cfg.pre_act > 0)) return;
+    for (int64_t j = 0; j < F; j++) {
+        if (!(again && s->rules.frozen_norms)) s->lifts[j] = dlrni_naive_norm(s, DLRN_RANK_NORM, j);
+        const double norm = s->lifts[j];
+        if (s->rules.pre_act_of_dead && !dlrni_naive_is_dead(s, j)) continue;
+        for (int64_t i = 0; i < s->n; i++) {
+            const double below = s->p[DLRN_THRESHOLD][j] - s->pre[i * F + j];
+            if (!(below > 0)) continue;
+            s->pre_act += below * norm / (double)s->n;
+            s->slope[i * F + j] -= by * norm;
+            s->g[DLRN_THRESHOLD][j] += by * norm;
+            if (!s->rules.frozen_norms) dlrni_naive_norm_back(s, DLRN_RANK_NORM, j, by * below);
+        }
+    }
+    s->loss += s->cfg.pre_act * s->pre_act;
+}
+
+/* ---- The chain rule ---- */
+
+/* From values to pre-activations: a kept feature whose gate is open passes df. With zero_picks a
+   kept one does that is closed, too: sparsify's encoder passes the gradient of every pick. */
+DLRNI_INTERNAL void dlrni_naive_gate_back(dlrni_naive *s) {
+    const int64_t F = s->F;
+    for (int64_t i = 0; i < s->n * F; i++) {
+        const int64_t j = i % F;
+        const double value = dlrni_naive_gate(s, j, s->pre[i], s->q[i]);
+        if (!(s->kept[i] > 0) || !(value < 0 || value > 0 || s->rules.zero_picks)) continue;
+        if (s->rules.gate != DLRN_GATE_GATED) {
+            s->slope[i] += s->df[i];
+            continue;
+        }
+        /* v = exp(r) u + value bias, u = p - encoder bias */
+        const double r = exp(s->p[DLRN_LOG_SCALE][j]), u = s->pre[i] - s->p[DLRN_ENCODER_BIAS][j];
+        s->lift[i] += s->df[i] * r;
+        s->g[DLRN_LOG_SCALE][j] += s->df[i] * r * u;
+        s->g[DLRN_VALUE_BIAS][j] += s->df[i];
+    }
+}
+
+/* Straight-through estimates of the derivatives by a threshold t, with a bandwidth b (Rajamanoharan
+   et al., "Jumping ahead", 2024). A value that jumps from 0 to q at t: - t / b where |q - t| < b /
+   2; a count: - 1 / b. For p = q / norm the value's derivative by q is df / norm. dictionary_learning
+   looks for f, not p, in the window of a count; Llamascopium only at q > 0; SAELens' tanh (INPUT)
+   gives the pre-activation the same with the other sign. */
+DLRNI_INTERNAL void dlrni_naive_threshold_back(dlrni_naive *s) {
+    const double b = s->cfg.bandwidth;
+    const int64_t F = s->F;
+    if (s->rules.gate != DLRN_GATE_JUMP_SIGNED) return;
+    for (int64_t i = 0; i < s->n * F; i++) {
+        const double t = s->p[DLRN_THRESHOLD][i % F], q = s->q[i];
+        const int at_all = s->rules.window != DLRNI_WINDOW_POSITIVE || q > 0;
+        double by = 0;
+        if (fabs(q - t) < b / 2 && at_all) by += t / b * s->df[i] / s->norm[i % F];
+        if (fabs(dlrni_naive_counted(s, i) - t) < b / 2 && at_all) by += s->by_l0[i / F] / b;
+        s->g[DLRN_THRESHOLD][i % F] -= by;
+        if (s->rules.window == DLRNI_WINDOW_INPUT) s->slope[i] += by;
+    }
+}
+
+/* From pre-activations to encoder rows, biases and center. What is subtracted gets - W_e^T slope. */
+DLRNI_INTERNAL void dlrni_naive_encoder_gradients(dlrni_naive *s) {
+    const int64_t d = s->d_in;
+    for (int64_t i = 0; i < s->n; i++)
+        for (int64_t j = 0; j < s->F; j++) {
+            const double slope = s->slope[i * s->F + j], all = slope + s->lift[i * s->F + j];
+            s->g[DLRN_ENCODER_BIAS][j] += slope;
+            for (int64_t c = 0; c < d; c++) {
+                s->g[DLRN_ENCODER][j * d + c] += all * s->x[i * d + c];
+                if (s->center >= 0) s->g[s->center][c] -= all * s->p[DLRN_ENCODER][j * d + c];
+            }
+        }
+}
+
+/* Weights that a cross-layer transcoder does not have stay 0; a threshold that is trained by its
+   logarithm has that one's derivative. */
+DLRNI_INTERNAL void dlrni_naive_mask_gradients(dlrni_naive *s) {
+    for (int64_t j = 0; j < s->F; j++) {
+        for (int64_t c = 0; c < s->d_in; c++)
+            if (!dlrni_naive_reads(s, j, c)) s->g[DLRN_ENCODER][j * s->d_in + c] = 0;
+        for (int64_t c = 0; c < s->d_out; c++)
+            if (s->parts > 1 && !dlrni_naive_writes(s, j, c))
+                s->g[DLRN_DECODER][j * s->d_out + c] = 0;
+        if (s->rules.log_threshold) s->g[DLRN_THRESHOLD][j] *= s->p[DLRN_THRESHOLD][j];
+    }
+}
+
+/* The rows as the loss sees them: scaled, x less the center. */
+DLRNI_INTERNAL void dlrni_naive_rows(dlrni_naive *s, const double *x, const double *y) {
+    const double *b = s->center < 0 ? NULL : s->p[s->center];
+    for (int64_t i = 0; i < s->n * s->d_in; i++)
+        s->x[i] = s->scale_in * x[i] - (b ? b[i % s->d_in] : 0);
+    for (int64_t i = 0; i < s->n * s->d_out; i++) s->y[i] = y[i] / s->scale_out;
+}
+
+/* The loss of x and y and its gradients. `again` 1 keeps the numbers of the last call that the
+   gradient takes for constants, so that finite differences can be taken. */
+DLRNI_INTERNAL double dlrni_naive_loss(dlrni_naive *s, const double *x, const double *y,
+                                       int again) {
+    const int64_t matrix = s->n * s->F, levels = dlrni_naive_levels(s);
+    double *const zero[] = {s->df, s->slope, s->lift, s->kept_more};
+    s->loss = s->reconstruction = s->second = s->sparsity = s->auxiliary = s->pre_act = 0;
+    s->dead = 0;
+    s->penalty = dlrni_naive_penalty_weight(s);
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        if (s->g[role]) dlrni_naive_zero(s->g[role], dlrni_naive_size(s, role));
+    for (size_t i = 0; i < sizeof zero / sizeof *zero; i++) dlrni_naive_zero(zero[i], matrix);
+    dlrni_naive_zero(s->toward, levels * s->n * s->d_out);
+    dlrni_naive_zero(s->by_l0, s->n);
+    if (!again) {
+        memcpy(s->frozen_decoder, s->p[DLRN_DECODER], (size_t)(s->F * s->d_out) * sizeof(double));
+        memcpy(s->frozen_bias, s->p[DLRN_OUTPUT_BIAS], (size_t)s->d_out * sizeof(double));
+    }
+    dlrni_naive_rows(s, x, y);
+    dlrni_naive_features(s);
+    dlrni_naive_reconstruct(s);
+    dlrni_naive_gate_loss(s);
+    dlrni_naive_multi_top_k(s, again);
+    s->loss = s->reconstruction + s->second;
+    dlrni_naive_auxiliary(s, again);
+    dlrni_naive_sparsity(s, again);
+    dlrni_naive_pre_act(s, again);
+    dlrni_naive_reconstruct_back(s);
+    dlrni_naive_gate_back(s);
+    dlrni_naive_threshold_back(s);
+    dlrni_naive_encoder_gradients(s);
+    dlrni_naive_mask_gradients(s);
+    return s->loss;
+}
+
+/* ---- The update ---- */
+
+/* atom /= |atom|. A zero atom stays 0. */
+DLRNI_INTERNAL void dlrni_naive_unit_atoms(dlrni_naive *s) {
+    for (int64_t j = 0; j < s->F; j++) {
+        double *atom = s->p[DLRN_DECODER] + j * s->d_out,
+               length = dlrni_naive_length(atom, s->d_out);
+        for (int64_t c = 0; c < s->d_out && length > 0; c++) atom[c] /= length;
+    }
+}
+
+/* An atom's gradient without its part along the atom: g - <g, u> u. */
+DLRNI_INTERNAL void dlrni_naive_project(dlrni_naive *s) {
+    for (int64_t j = 0; j < s->F; j++) {
+        const double *atom = s->p[DLRN_DECODER] + j * s->d_out;
+        double *g = s->g[DLRN_DECODER] + j * s->d_out,
+               square = dlrni_naive_dot(atom, atom, s->d_out);
+        const double along = square > 0 ? dlrni_naive_dot(g, atom, s->d_out) / square : 0;
+        for (int64_t c = 0; c < s->d_out; c++) g[c] -= along * atom[c];
+    }
+}
+
+/* clip_grad_norm_: gradients times min(1, clip / (norm of all + 1e-6)). rms (Llamascopium): the norm
+   is divided by the root of the number of gradients that are not 0; thresholds are left out. */
+DLRNI_INTERNAL void dlrni_naive_clip(dlrni_naive *s) {
+    double square = 0, count = 0;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        for (int64_t i = 0; s->g[role] && i < dlrni_naive_size(s, role); i++) {
+            const double g = s->g[role][i];
+            if (s->rules.clip_rms && role == DLRN_THRESHOLD) continue;
+            square += g * g;
+            count += g < 0 || g > 0;
+        }
+    const double norm = sqrt(s->rules.clip_rms && count > 0 ? square / count : square);
+    const double factor = s->cfg.clip > 0 ? fmin(s->cfg.clip / (norm + 1e-6), 1) : 1;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        for (int64_t i = 0; s->g[role] && i < dlrni_naive_size(s, role); i++)
+            if (!(s->rules.clip_rms && role == DLRN_THRESHOLD)) s->g[role][i] *= factor;
+}
+
+/* Adam's move of number i of a role (Kingma and Ba, 2015). Its corrections count steps from 1. */
+DLRNI_INTERNAL double dlrni_naive_adam(dlrni_naive *s, int role, int64_t i) {
+    const dlrn_train_config *cfg = &s->cfg;
+    const double g = s->g[role][i], n = (double)(s->step + 1);
+    double *m = &s->m[role][i], *v = &s->v[role][i];
+    *m = cfg->beta1 * *m + (1 - cfg->beta1) * g;
+    *v = cfg->beta2 * *v + (1 - cfg->beta2) * g * g;
+    return *m / (1 - pow(cfg->beta1, n)) / (sqrt(*v / (1 - pow(cfg->beta2, n))) + cfg->eps);
+}
+
+/* Sign descent, schedule-free (Defazio et al., 2024; sparsify): z -= rate sign(g); x = (1 - c) x +
+   c z; y = 0.05 z + 0.95 x, with c = rate^2 over the sum of all squared rates. The parameter is y, m
+   is z, and x = z + (y - z) / 0.95. */
+DLRNI_INTERNAL void dlrni_naive_signum(dlrni_naive *s, int role, int64_t i) {
+    const double g = s->g[role][i], c = s->rate * s->rate / s->rates;
+    double *y = &s->p[role][i], *z = &s->m[role][i];
+    if (!s->step) *z = *y;
+    double x = *z + (*y - *z) / 0.95;
+    *z -= s->rate * (g > 0 ? 1 : g < 0 ? -1 : 0);
+    x = (1 - c) * x + c * *z;
+    *y = 0.05 * *z + 0.95 * x;
+}
+
+DLRNI_INTERNAL void dlrni_naive_update(dlrni_naive *s) {
+    s->rate = dlrni_naive_rate(s, s->step);
+    s->rates += s->rate * s->rate;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        for (int64_t i = 0; s->g[role] && i < dlrni_naive_size(s, role); i++) {
+            double *p = &s->p[role][i];
+            if (s->cfg.optimiser == DLRN_OPTIMISER_SIGNUM) {
+                dlrni_naive_signum(s, role, i);
+                continue;
+            }
+            double move = s->rate * dlrni_naive_adam(s, role, i);
+            if (role == DLRN_THRESHOLD) move *= s->cfg.threshold_lr;
+            if (role == DLRN_THRESHOLD && s->rules.log_threshold)
+                *p = exp(log(*p) - move);
+            else
+                *p -= move;
+        }
+}
+
+/* The smallest kept value of row i, by rank; infinite: there is none above 0. */
+DLRNI_INTERNAL double dlrni_naive_smallest(const dlrni_naive *s, int64_t i) {
+    double min = HUGE_VAL;
+    for (int64_t at = i * s->F; at < (i + 1) * s->F; at++)
+        if (s->f[at] > 0) min = fmin(min, s->q[at]);
+    return min;
+}
+
+/* The running mean of the smallest kept value: of a row, averaged over those that have one, or of
+   the batch. */
+DLRNI_INTERNAL void dlrni_naive_average(dlrni_naive *s) {
+    const double beta = s->cfg.threshold_beta;
+    double sum = 0, min = HUGE_VAL, rows = 0;
+    for (int64_t i = 0; i < s->n; i++) {
+        double own = dlrni_naive_smallest(s, i);
+        min = fmin(min, own);
+        if (own < HUGE_VAL) sum += own, rows++;
+    }
+    if (s->rules.average == DLRNI_AVERAGE_NONE || !(rows > 0)) return;
+    if (s->step <= s->cfg.threshold_start_step) return;
+    const double now = s->rules.average == DLRNI_AVERAGE_ROWS ? sum / rows : min;
+    s->threshold = s->threshold < 0 ? now : beta * s->threshold + (1 - beta) * now;
+}
+
+/* p-anneal (PAnnealTrainer): U updates, at steps evenly from anneal_start to anneal_end. Update u
+   sets p to value u of as many evenly from p_start to p_end; the weight changes so that the penalty
+   of the last ten steps keeps its mean. */
+DLRNI_INTERNAL void dlrni_naive_anneal(dlrni_naive *s) {
+    const dlrn_train_config *cfg = &s->cfg;
+    const double U = (double)cfg->anneal_updates, parts = fmax(U - 1, 1);
+    const double u = (double)s->anneal.updates, end = (double)cfg->anneal_end;
+    const double first = (double)cfg->anneal_start, by = (cfg->p_end - cfg->p_start) / parts;
+    double now = 0, then = 0;
+    if (!s->rules.anneals_p || cfg->anneal_start < 0 || !(u < U)) return;
+    if (s->step != (int64_t)(first + (end - first) * u / parts)) return;
+    for (int64_t i = 0; i < s->anneal.queued; i++)
+        now += s->anneal.now[i], then += s->anneal.then[i];
+    if (s->anneal.next > 0) s->anneal.factor *= now / then;
+    s->anneal.p = cfg->p_start + u * by;
+    s->anneal.next = u + 1 < U ? cfg->p_start + (u + 1) * by : cfg->p_end;
+    s->anneal.updates++;
+}
+
+/* One step; returns the loss before it. */
+DLRNI_INTERNAL double dlrni_naive_step(dlrni_naive *s, const double *x, const double *y) {
+    const int unit = s->rules.atoms == DLRNI_ATOMS_UNIT;
+    dlrni_naive_rows(s, x, y);
+    if (!s->step && s->rules.first != DLRNI_FIRST_NOTHING) dlrni_naive_first_batch(s);
+    if (s->rules.atoms == DLRNI_ATOMS_UNIT_FIRST) dlrni_naive_unit_atoms(s);
+    for (int64_t j = 0; j < s->F && s->rules.threshold_from_0; j++)
+        s->p[DLRN_THRESHOLD][j] = fmax(s->p[DLRN_THRESHOLD][j], 0);
+    dlrni_naive_loss(s, x, y, 0);
+    if (s->rules.atoms != DLRNI_ATOMS_FREE) dlrni_naive_project(s);
+    dlrni_naive_clip(s);
+    dlrni_naive_update(s);
+    if (unit) dlrni_naive_unit_atoms(s);
+    for (int64_t j = 0; j < s->F; j++) s->silent[j] = dlrni_naive_silent(s, j);
+    dlrni_naive_average(s);
+    dlrni_naive_anneal(s);
+    s->step++;
+    return s->loss;
+}
+#endif /* DICTLEARN_NAIVE_STEP */
 
 /* ------------------------------------------------------------------------------------------ */
 // >>optimiser
